@@ -1,0 +1,142 @@
+"""What every experiment has: the sections of a config, their defaults, variants and smoke mode.
+
+A section names a choice and holds options for it. A section may hold options of several choices,
+so `--config.schedule.name=cosine` works by itself; options nobody knows are errors.
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """DDPM's defaults; every config starts from here."""
+    return ConfigDict(
+        {
+            "task": "diffusion",
+            "seed": 0,
+            "data": {
+                "name": "digits",
+                "split": "train",
+                "dir": "",  # where the data set is; empty: the usual places
+                "image_size": 8,
+                "channels": 1,
+                "levels": 256,  # grey values, for the discretised decoder
+                "num_classes": 0,
+                "batch_size": 128,
+                "flip": False,
+            },
+            "network": {
+                "name": "unet",
+                "channels": 128,
+                "multipliers": (1, 2, 2, 2),
+                "blocks": 2,
+                "attention_levels": (1,),
+                "heads": 1,
+                "head_channels": 0,
+                "dropout": 0.0,
+                "scale_shift": False,
+                "resblock_updown": False,
+                "conditional": False,
+                "flip_sin_to_cos": False,
+                "freq_shift": 1.0,
+                "time_scale": 1.0,
+                "downsample_padding": 0,
+                "norm_groups": 32,
+                "norm_eps": 1e-6,
+                "patch": 1,
+                "remat": False,
+                "dtype": "float32",  # computation; parameters stay float32
+            },
+            "schedule": {
+                "name": "linear",
+                "steps": 1000,
+                "beta_start": 1e-4,
+                "beta_end": 0.02,
+                "zero_snr": False,
+            },
+            "parameterization": {"name": "eps", "learned_variance": False, "sigma_data": 0.5},
+            "loss": {
+                "name": "simple",  # simple, vlb, hybrid
+                "weight": "simple",  # simple, snr, p2, min_snr, edm
+                "variance": "fixedsmall",  # of the bound
+                "vlb_weight": 1e-3,
+                "gamma": 5.0,
+            },
+            "times": {"name": "uniform"},
+            "optim": {
+                "name": "adam",
+                "lr": 2e-4,
+                "warmup": 5000,
+                "decay": "constant",
+                "lr_end": 0.0,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "weight_decay": 0.0,
+                "clip": 1.0,
+            },
+            "ema": {"decay": 0.9999, "warmup": False},
+            "train": {
+                "steps": 800_000,
+                "minutes": 0.0,  # stop and save after this wall-clock; 0: no limit
+                "accumulate": 1,
+                "log_every": 100,
+                "checkpoint_every": 5000,
+                "sample_every": 10_000,
+                "keep": 2,
+            },
+            "sample": {
+                "sampler": "ddpm",
+                "variance": "fixedsmall",
+                "eta": 0.0,
+                "grid": "leading",
+                "steps": 1000,
+                "clip": True,
+                "num": 64,
+                "batch_size": 64,
+            },
+            "eval": {
+                "num": 50_000,
+                "features": "",  # frozen classifier for distances; empty: none for this data
+                "bits_images": 1000,
+            },
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        }
+    )
+
+
+def select(
+    arg: str | None, variants: dict[str, Callable[[], ConfigDict]], default: str
+) -> ConfigDict:
+    """The config of ``"variant"`` or ``"variant,smoke"``.
+
+    Raises:
+        ValueError: unknown variant or mode, listing the choices.
+    """
+    name, *modes = (arg or default).split(",")
+    if name not in variants or set(modes) - {"smoke"}:
+        raise ValueError(
+            f"unknown config argument {arg!r}; choose one of {', '.join(variants)}, "
+            "each optionally followed by ',smoke'"
+        )
+    config = variants[name]()
+    return smoke(config) if modes else config
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """The same code path at the smallest size: random images, two steps, a checkpoint, a sample."""
+    net, levels = config.network, len(config.network.multipliers)
+    net.channels = 8
+    net.blocks = 1
+    net.multipliers = tuple(2 * m if m < 1 else 1 for m in net.multipliers)
+    net.head_channels = 4 if net.head_channels else 0
+    config.data.update(name="noise", image_size=net.patch * 2**levels, batch_size=4)
+    config.train.update(
+        steps=2, minutes=0.0, log_every=1, checkpoint_every=1, sample_every=2, accumulate=1
+    )
+    if config.optim.decay != "constant":
+        config.optim.warmup = 0
+    config.sample.update(num=4, batch_size=4, steps=min(config.sample.steps, 4))
+    config.eval.update(num=8, bits_images=4, features="")
+    return config

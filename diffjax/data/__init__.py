@@ -1,0 +1,17 @@
+"""Data sets by name, and batches that are a function of (seed, step)."""
+
+from diffjax.data.datasets import Source, from_arrays, load, names
+from diffjax.data.pipeline import batch_at, batches, dataset, device_prefetch, to_float, to_levels
+
+__all__ = [
+    "Source",
+    "batch_at",
+    "batches",
+    "dataset",
+    "device_prefetch",
+    "from_arrays",
+    "load",
+    "names",
+    "to_float",
+    "to_levels",
+]

@@ -1,0 +1,385 @@
+"""Image data sets by name, as random-access sources of grey levels and labels.
+
+| name | images | where they come from |
+|---|---|---|
+| digits | 1,797 of 8x8x1, 17 grey levels | inside scikit-learn |
+| fashion_mnist | 70,000 of 28x28x1 | idx files, Debian's `dataset-fashion-mnist`, or TFDS |
+| cifar10 | 60,000 of 32x32x3 | its binary archive, or TFDS |
+| celeb_a_hq, lsun_*, imagenet* | 30,000 and up | prepared by TFDS as array_record |
+| image_folder | any | a folder of image files |
+
+Without `data_dir`, the folder in the environment variable DIFFJAX_DATA_DIR is searched first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from diffjax.data import formats, tfds_builders
+
+ENV_DIR = "DIFFJAX_DATA_DIR"
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+_DIGITS_TRAIN = 1500
+_FASHION_HINT = (
+    "Fashion-MNIST comes with `apt-get install dataset-fashion-mnist`; or put its four idx files "
+    "(train|t10k-images-idx3-ubyte, train|t10k-labels-idx1-ubyte, plain or .gz) in a folder and "
+    f"pass it as data_dir or {ENV_DIR}."
+)
+_CIFAR10_HINT = (
+    "Get cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html and pass its "
+    f"folder as data_dir or {ENV_DIR}."
+)
+_TFDS = {
+    "celeb_a_hq": "celeb_a_hq/256",
+    "lsun_bedroom": "lsun/bedroom",
+    "lsun_church": "lsun/church_outdoor",
+    "lsun_cat": "lsun/cat",
+    **{f"imagenet{s}": f"imagenet_resized/{s}x{s}" for s in (8, 16, 32, 64)},
+}
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Random access to labelled images: `source[i]`, or `source.take(indices)` for many at once.
+
+    Attributes:
+      shape: (H, W, C) of every image.
+      num_classes: labels are 0 to num_classes - 1; 0 says unlabelled, and every label is 0.
+      levels: images hold 0 to levels - 1 (uint8).
+      length: number of images.
+      read: indices -> (images uint8 (B, H, W, C), labels (B,)).
+      images: all of them, if they are in memory (read-only), else None.
+      labels: as images, int32 (N,).
+    """
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    levels: int
+    length: int
+    read: Callable[[Sequence[int] | np.ndarray], Arrays]
+    images: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """{"image": uint8 (B, H, W, C), "label": int32 (B,)} of indices in 0 to len - 1."""
+        images, labels = self.read(indices)
+        return {"image": images, "label": labels}
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        i = operator.index(index)
+        if not -self.length <= i < self.length:
+            raise IndexError(f"index {i} is out of range: the source has {self.length} images")
+        return {k: v[0] for k, v in self.take([i % self.length]).items()}
+
+
+def from_arrays(
+    images: np.ndarray, labels: np.ndarray | None = None, *, num_classes: int = 0, levels: int = 256
+) -> Source:
+    """Source of images in memory.
+
+    Args:
+      images: uint8 (N, H, W, C), values 0 to levels - 1.
+      labels: (N,), 0 to num_classes - 1; None for unlabelled images.
+      num_classes: 0 for unlabelled images.
+      levels: number of grey levels, 2 to 256.
+
+    Raises:
+      ValueError: another type, shape or range.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images are {images.dtype} {images.shape}: expected uint8 (N, H, W, C)")
+    if not 2 <= levels <= 256:
+        raise ValueError(f"levels={levels}: choose from 2 to 256")
+    if images.max(initial=0) >= levels:
+        raise ValueError(f"images reach {images.max()}: levels={levels} allows 0 to {levels - 1}")
+    labels = np.zeros(len(images), np.int32) if labels is None else labels.astype(np.int32)
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"{len(images)} images but labels of shape {labels.shape}")
+    if labels.min(initial=0) < 0 or labels.max(initial=0) >= max(num_classes, 1):
+        raise ValueError(f"labels {labels.min()} to {labels.max()} with num_classes={num_classes}")
+    images, labels = images.view(), labels.view()
+    images.flags.writeable = labels.flags.writeable = False
+
+    def read(indices: Sequence[int] | np.ndarray) -> Arrays:
+        return images[indices], labels[indices]
+
+    height, width, channels = images.shape[1:]
+    shape = (height, width, channels)
+    return Source(shape, num_classes, levels, len(images), read, images, labels)
+
+
+def names() -> tuple[str, ...]:
+    """The names that `load` knows."""
+    return (*_LOADERS, *_TFDS, "image_folder")
+
+
+def load(
+    name: str, *, split: str = "train", data_dir: str | None = None, image_size: int | None = None
+) -> Source:
+    """Load a data set by name.
+
+    Args:
+      name: one of `names()`.
+      split: `train`, `test` or `all`; for the TFDS sets the splits that TFDS gives them. digits
+        has its first 1,500 images in train and the other 297 in test. An image folder has the
+        sub-folder of that name, or if there is none, everything in `train` and `all`.
+      data_dir: folder of the original files, or TFDS folder; see the table above. With it, no
+        other place is searched and nothing is downloaded.
+      image_size: crop to the central square and resize to this; None keeps the size.
+
+    Returns:
+      The source. TFDS stores its rows in its own shuffled order, so a set read from TFDS and the
+      same set read from the original files differ in order (not in content).
+
+    Raises:
+      ValueError: unknown name or split, images of different sizes without image_size, or damaged
+        files.
+      FileNotFoundError: the data are not there; the message says how to get them.
+    """
+    if name not in names():
+        raise ValueError(f"unknown data set {name!r}: choose from {', '.join(names())}")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size={image_size}: it must be at least 1")
+    root = _given_dir(data_dir)
+    if name in _TFDS:
+        return _load_prepared(name, split, _places(root, data_dir is not None), image_size)
+    if name == "image_folder":
+        return _load_folder(split, root, image_size)
+    arrays, num_classes, levels = _LOADERS[name](split, root, data_dir is not None)
+    return from_arrays(
+        _resize_all(arrays[0], image_size, levels),
+        arrays[1],
+        num_classes=num_classes,
+        levels=levels,
+    )
+
+
+def _given_dir(data_dir: str | None) -> Path | None:
+    """data_dir, else the folder in the environment, else None."""
+    origin = "data_dir" if data_dir is not None else ENV_DIR
+    given = data_dir if data_dir is not None else os.environ.get(ENV_DIR) or None
+    if given is None:
+        return None
+    root = Path(given).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"{origin}={given} is no folder")
+    return root
+
+
+def _places(root: Path | None, strict: bool, system: Sequence[Path] = ()) -> list[Path]:
+    """Folders to search, in order: only the given one if it was asked for by argument."""
+    given = [] if root is None else [root]
+    return given if strict else [*given, *system, tfds_builders.default_dir()]
+
+
+def _resize_all(images: np.ndarray, size: int | None, levels: int) -> np.ndarray:
+    if size is None or images.shape[1:3] == (size, size):
+        return images
+    resized = np.stack([formats.center_crop_resize(image, size) for image in images])
+    return np.minimum(resized, np.uint8(levels - 1))  # the filter overshoots
+
+
+def _check_split(name: str, split: str, choices: Sequence[str]) -> None:
+    if split not in choices:
+        raise ValueError(f"unknown split {split!r} of {name}: choose from {', '.join(choices)}")
+
+
+def _digits(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
+    from sklearn.datasets import load_digits  # slow to import
+
+    _check_split("digits", split, ("train", "test", "all"))
+    bunch = load_digits()
+    images = bunch.images.astype(np.uint8)[..., None]
+    part = {"train": slice(_DIGITS_TRAIN), "test": slice(_DIGITS_TRAIN, None), "all": slice(None)}
+    return (images[part[split]], bunch.target[part[split]]), 10, 17
+
+
+def _idx_reader(root: Path) -> Callable[[str], Arrays] | None:
+    """split -> arrays, if one of the idx files is in this folder or in its fashion-mnist."""
+
+    def locate(folder: Path, name: str) -> Path:
+        plain, packed = folder / name, folder / f"{name}.gz"
+        return packed if packed.is_file() and not plain.is_file() else plain
+
+    every = [name for files in tfds_builders.FASHION_FILES.values() for name in files.values()]
+    for folder in (root, root / "fashion-mnist", root / "fashion_mnist"):
+        if any(locate(folder, name).is_file() for name in every):
+            break
+    else:
+        return None
+
+    def read(split: str) -> Arrays:
+        paths = {k: locate(folder, v) for k, v in tfds_builders.FASHION_FILES[split].items()}
+        return tfds_builders.read_fashion_mnist(**paths, hint=_FASHION_HINT)
+
+    return read
+
+
+def _cifar_reader(root: Path) -> Callable[[str], Arrays] | None:
+    """split -> arrays, if the archive or the files unpacked from it are in this folder."""
+    for path in (root / tfds_builders.CIFAR10_ARCHIVE, root / "cifar-10-batches-bin", root):
+        if path.is_file() or (path / "test_batch.bin").is_file():
+            return lambda split: formats.read_cifar10(path, split, hint=_CIFAR10_HINT)
+    return None
+
+
+def _find(
+    name: str,
+    split: str,
+    root: Path | None,
+    strict: bool,
+    *,
+    reader: Callable[[Path], Callable[[str], Arrays] | None],
+    system: Sequence[Path],
+    hint: str,
+) -> Arrays:
+    """Read a small set from the first place that has it, or download it.
+
+    Original files win over a prepared TFDS folder in the same place.
+    """
+    _check_split(name, split, ("train", "test", "all"))
+    for place in _places(root, strict, system):
+        read = reader(place)
+        if read is not None:
+            logging.info("%s: reading the files in %s", name, place)
+            return _read_split(read, split)
+        prepared = tfds_builders.find_prepared(name, place)
+        if prepared is not None:
+            logging.info("%s: reading %s", name, prepared)
+            return _read_prepared(prepared, split)
+    if strict:
+        raise FileNotFoundError(f"{root} holds no {name}, neither files nor TFDS. {hint}")
+    try:
+        return _read_prepared(tfds_builders.prepare(name, tfds_builders.default_dir()), split)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name} is not on this machine; {error}. {hint}") from error
+
+
+def _read_split(read: Callable[[str], Arrays], split: str) -> Arrays:
+    if split != "all":
+        return read(split)
+    train, test = read("train"), read("test")
+    return np.concatenate([train[0], test[0]]), np.concatenate([train[1], test[1]])
+
+
+def _read_prepared(folder: Path, split: str) -> Arrays:
+    rows, _ = tfds_builders.open_prepared(folder, split)
+    images, labels = [], []
+    for row in rows:
+        images.append(row["image"])
+        labels.append(row["label"])
+    return np.stack(images), np.asarray(labels, np.int32)
+
+
+def _fashion_mnist(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
+    system, hint = (DEBIAN_FASHION,), _FASHION_HINT
+    found = _find(
+        "fashion_mnist", split, root, strict, reader=_idx_reader, system=system, hint=hint
+    )
+    return found, 10, 256
+
+
+def _cifar10(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
+    found = _find(
+        "cifar10", split, root, strict, reader=_cifar_reader, system=(), hint=_CIFAR10_HINT
+    )
+    return found, 10, 256
+
+
+def _load_prepared(name: str, split: str, places: list[Path], size: int | None) -> Source:
+    """A large set, prepared by TFDS beforehand; rows are decoded when they are asked for."""
+    found = (tfds_builders.find_prepared(_TFDS[name], place) for place in places)
+    folder = next((f for f in found if f is not None), None)
+    if folder is None:
+        expected = " or ".join(str(place / _TFDS[name] / "<version>") for place in places)
+        raise FileNotFoundError(
+            f"{name} is not prepared: expected {expected}. Prepare it once where TensorFlow is "
+            f"installed, with `tfds build {_TFDS[name]} --file_format=array_record "
+            f"--data_dir={places[0]}` (reading needs no TensorFlow), or read a folder of its "
+            "images as `image_folder`."
+        )
+    rows, features = tfds_builders.open_prepared(folder, split)
+    num_classes = features["label"].num_classes if "label" in features else 0
+    native = features["image"].shape
+    if size is None and None in native:
+        raise ValueError(f"images of {name} differ in size: image_size is needed")
+    shape = native if size is None else (size, size, native[-1])
+    fetch = getattr(rows, "__getitems__", lambda indices: [rows[i] for i in indices])
+
+    def read(indices: Sequence[int] | np.ndarray) -> Arrays:
+        found = fetch([int(i) for i in indices])
+        images = [_fit(row["image"], size) for row in found]
+        return np.stack(images), np.asarray([row.get("label", 0) for row in found], np.int32)
+
+    return Source(shape, num_classes, 256, len(rows), read)
+
+
+def _fit(image: np.ndarray, size: int | None) -> np.ndarray:
+    return image if size is None else formats.center_crop_resize(image, size)
+
+
+def _list_images(root: Path) -> list[Path]:
+    found = (p for p in root.rglob("*") if p.suffix.lower() in formats.IMAGE_SUFFIXES)
+    return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
+
+
+def _folder_labels(root: Path, paths: list[Path]) -> tuple[np.ndarray, int]:
+    """Labels from the first sub-folder of each path, in alphabetical order."""
+    parts = [path.relative_to(root).parts for path in paths]
+    loose = [p[0] for p in parts if len(p) == 1]
+    if len(loose) == len(parts):
+        return np.zeros(len(parts), np.int32), 0
+    if loose:
+        raise ValueError(
+            f"{root} has images both in sub-folders (classes) and outside, such as {loose[0]}"
+        )
+    classes = {c: i for i, c in enumerate(sorted({p[0] for p in parts}))}
+    return np.asarray([classes[p[0]] for p in parts], np.int32), len(classes)
+
+
+def _load_folder(split: str, root: Path | None, size: int | None) -> Source:
+    """Every image file below a folder, as RGB; the class is the first sub-folder, if any."""
+    if root is None:
+        raise ValueError(f"image_folder needs the folder: pass data_dir or set {ENV_DIR}")
+    if (root / split).is_dir():
+        root = root / split
+    else:
+        _check_split(f"image_folder without a {root / split}", split, ("train", "all"))
+    paths = _list_images(root)
+    if not paths:
+        raise FileNotFoundError(f"{root} holds no image ({' '.join(formats.IMAGE_SUFFIXES)})")
+    labels, num_classes = _folder_labels(root, paths)
+    height, width, channels = _fit(formats.read_image(paths[0]), size).shape
+    shape = (height, width, channels)
+
+    def read_one(path: Path) -> np.ndarray:
+        image = _fit(formats.read_image(path), size)
+        if image.shape != shape:
+            raise ValueError(
+                f"{path} is {image.shape} but {paths[0]} {shape}: image_size is needed"
+            )
+        return image
+
+    def read(indices: Sequence[int] | np.ndarray) -> Arrays:
+        return np.stack([read_one(paths[i]) for i in indices]), labels[indices]
+
+    return Source(shape, num_classes, 256, len(paths), read)
+
+
+_LOADERS: dict[str, Callable[[str, Path | None, bool], tuple[Arrays, int, int]]] = {
+    "digits": _digits,
+    "fashion_mnist": _fashion_mnist,
+    "cifar10": _cifar10,
+}

@@ -1,0 +1,177 @@
+"""Readers of files on disk: idx (MNIST family), CIFAR-10's binary records, image files.
+
+Every reader checks what it reads completely before it returns: a file is whole, or it raises.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_GZIP_MAGIC = b"\x1f\x8b"
+_IDX_UBYTE = 0x08
+_CIFAR_RECORD = 1 + 3 * 32 * 32  # a label byte, then the red, green and blue planes
+_CIFAR_PER_FILE = 10_000
+_CIFAR_FILES = {
+    "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    "test": ("test_batch.bin",),
+}
+
+
+def _inflate(path: Path, hint: str) -> bytes:
+    raw = path.read_bytes()
+    if not raw.startswith(_GZIP_MAGIC):
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (EOFError, zlib.error, gzip.BadGzipFile, struct.error) as error:
+        raise ValueError(
+            f"{path} is a truncated or damaged gzip file ({error}; {len(raw)} bytes). {hint}"
+        ) from error
+
+
+def read_idx(path: str | Path, *, ndim: int, hint: str = "") -> np.ndarray:
+    """Read an idx file of unsigned bytes, compressed by gzip or not (told by its content).
+
+    Layout (big-endian; Y. LeCun, the MNIST database): two zero bytes, the type 0x08, the number of
+    dimensions, one uint32 per dimension, then exactly prod(dims) bytes.
+
+    Args:
+      path: the file.
+      ndim: number of dimensions expected, 3 for images (N, H, W) and 1 for labels (N,).
+      hint: said at the end of every error, how to get a good file.
+
+    Returns:
+      Read-only uint8 array.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: damaged gzip, wrong magic number, or more or fewer bytes than the header says.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: expected an idx file. {hint}")
+    raw = _inflate(path, hint)
+    magic = bytes((0, 0, _IDX_UBYTE, ndim))
+    if raw[:4] != magic:
+        raise ValueError(
+            f"{path} has magic number 0x{raw[:4].hex()}, expected 0x{magic.hex()} "
+            f"(idx, unsigned bytes, {ndim} dimension(s)). {hint}"
+        )
+    start = 4 + 4 * ndim
+    if len(raw) < start:
+        raise ValueError(f"{path} ends inside its header, after {len(raw)} bytes. {hint}")
+    dims = struct.unpack(f">{ndim}I", raw[4:start])
+    expected = int(np.prod(dims, dtype=object))  # Python integers: a damaged header cannot wrap
+    if len(raw) - start != expected:
+        raise ValueError(
+            f"{path} holds {len(raw) - start} bytes of data where its header {dims} promises "
+            f"{expected}: it is truncated or damaged. {hint}"
+        )
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(dims)
+
+
+def _cifar_chunks(path: Path, names: tuple[str, ...], hint: str) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of each of the files, from the archive or from a folder."""
+    if path.is_dir():
+        for name in names:
+            file = path / name
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} not found. {hint}")
+            yield name, file.read_bytes()
+        return
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found. {hint}")
+    try:
+        with tarfile.open(path) as archive:
+            members = {Path(m.name).name: m for m in archive.getmembers() if m.isfile()}
+            for name in names:
+                member = archive.extractfile(members[name]) if name in members else None
+                if member is None:
+                    raise ValueError(f"{path} holds no {name}. {hint}")
+                yield name, member.read()
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is truncated or no tar archive ({error}). {hint}") from error
+
+
+def read_cifar10(
+    path: str | Path, split: str, *, hint: str = "", per_file: int = _CIFAR_PER_FILE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read CIFAR-10's binary version: records of one label byte and 3 planes of 32x32 bytes.
+
+    Args:
+      path: `cifar-10-binary.tar.gz`, or a folder with `data_batch_1.bin`, ..., `test_batch.bin`.
+      split: `train` or `test`.
+      hint: said at the end of every error.
+      per_file: records in each file, 10,000.
+
+    Returns:
+      (images uint8 (N, 32, 32, 3), labels int32 (N,)).
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: damaged archive, wrong length, or a label above 9.
+    """
+    records = []
+    for name, raw in _cifar_chunks(Path(path), _CIFAR_FILES[split], hint):
+        if len(raw) != per_file * _CIFAR_RECORD:
+            raise ValueError(
+                f"{name} of {path} has {len(raw)} bytes, expected {per_file * _CIFAR_RECORD}. "
+                f"{hint}"
+            )
+        records.append(np.frombuffer(raw, np.uint8).reshape(per_file, _CIFAR_RECORD))
+    table = np.concatenate(records)
+    labels = table[:, 0].astype(np.int32)
+    if labels.max(initial=0) > 9:
+        raise ValueError(f"{path} has label {labels.max()}, expected 0 to 9. {hint}")
+    images = table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), labels
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """PNG bytes of a uint8 image (H, W, 1) or (H, W, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image file as RGB, upright as its EXIF orientation says: uint8 (H, W, 3).
+
+    Raises:
+      ValueError: the file is truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError: broken PNG
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def center_crop_resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Largest central square, resized to (size, size, C) by Pillow's bicubic filter.
+
+    Pillow widens the filter when it shrinks an image, so there is no aliasing (Parmar et al. 2022,
+    "On Aliased Resizing and Surprising Subtleties in GAN Evaluation"). uint8 in, uint8 out.
+    """
+    height, width, channels = image.shape
+    if height == width == size:
+        return image
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+    resized = picture.resize(
+        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+    )
+    return np.asarray(resized).reshape(size, size, channels)

@@ -1,0 +1,227 @@
+"""Batches as a function of (seed, step).
+
+Global position p = step * batch_size + row runs through epoch after epoch: p = epoch * N + offset.
+Every epoch is its own permutation of the N images (grain's index shuffle) and a batch may lie
+across two epochs, so nothing is dropped. What a position holds depends on (seed, p) alone: not on
+the number of processes or threads, nor on where the iteration began.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from diffjax.data.datasets import Source
+
+Batch = dict[str, np.ndarray]
+
+
+def to_float(images: np.ndarray, levels: int) -> np.ndarray:
+    """Grey levels to [-1, 1]: x = 2 u / (levels - 1) - 1, float32 correctly rounded.
+
+    Args:
+      images: integers 0 to levels - 1, any shape.
+      levels: number of grey levels.
+    """
+    table = (2.0 * np.arange(levels) / (levels - 1) - 1.0).astype(np.float32)
+    return table[images]
+
+
+def to_levels(x: np.ndarray, levels: int) -> np.ndarray:
+    """Nearest grey level, uint8: the inverse of `to_float`, clipped to 0 to levels - 1."""
+    u = np.rint((np.asarray(x, np.float64) + 1.0) * (0.5 * (levels - 1)))
+    return np.clip(u, 0, levels - 1).astype(np.uint8)
+
+
+def _fair_bits(seed: int, positions: np.ndarray) -> np.ndarray:
+    """One fair bit per position by the SplitMix64 finaliser (Steele et al. 2014), bool (B,)."""
+    start = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    z = start + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(63)).astype(bool)
+
+
+def _check(
+    source: Source, batch_size: int, seed: int, process_index: int, process_count: int
+) -> None:
+    if len(source) == 0:
+        raise ValueError("the source is empty: there is nothing to batch")
+    if process_count < 1 or not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} with process_count={process_count}")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size={batch_size} (over all processes) must be a positive multiple of "
+            f"process_count={process_count}"
+        )
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}: choose from 0 to 2**32 - 1")
+
+
+def dataset(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    flip: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset:
+    """Endless random-access data set of batches: element k is the batch of step k.
+
+    Args:
+      source: where the images are.
+      batch_size: images per step over all processes. It may exceed len(source): a batch then
+        spans several epochs and repeats images.
+      seed: of the order and of the flips, 0 to 2**32 - 1.
+      flip: mirror each image left to right with probability 1/2, by (seed, position).
+      process_index: this process gets the contiguous rows process_index * B, ... of the global
+        batch, B = batch_size / process_count. Concatenated, they are the batch of one process.
+      process_count: number of processes.
+
+    Returns:
+      MapDataset of {"image": float32 (B, H, W, C) in [-1, 1], "label": int32 (B,)}.
+
+    Raises:
+      ValueError: empty source, or an argument out of range.
+    """
+    _check(source, batch_size, seed, process_index, process_count)
+    rows = batch_size // process_count
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+
+    def read(step: int, indices: np.ndarray) -> Batch:
+        batch = source.take(indices)
+        images = batch["image"]
+        if flip:
+            first = step * batch_size + process_index * rows
+            mirrored = _fair_bits(seed, first + np.arange(rows))[:, None, None, None]
+            images = np.where(mirrored, images[:, :, ::-1], images)
+        return {"image": to_float(images, source.levels), "label": batch["label"]}
+
+    return order.batch(rows)[process_index::process_count].map_with_index(read)
+
+
+def _check_step(step: int) -> None:
+    if step < 0:
+        raise ValueError(f"step={step}: steps count from 0")
+
+
+def batch_at(
+    source: Source,
+    step: int,
+    *,
+    batch_size: int,
+    seed: int,
+    flip: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batch:
+    """The batch of one step; arguments, result and errors as `dataset`, and step >= 0."""
+    _check_step(step)
+    batches_of_steps = dataset(
+        source,
+        batch_size=batch_size,
+        seed=seed,
+        flip=flip,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    return batches_of_steps[step]
+
+
+def batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    step: int = 0,
+    flip: bool = False,
+    num_threads: int = 2,
+    prefetch: int = 2,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Yield the batches of step, step + 1, ... for ever; arguments and errors as `dataset`.
+
+    Args are checked at the call. Closing the iterator, or dropping it, ends its threads.
+
+    Args:
+      step: first step, 0 or more.
+      num_threads: threads that read ahead; 0 reads in the caller's.
+      prefetch: batches read ahead; 0 reads none.
+    """
+    _check_step(step)
+    if num_threads < 0 or prefetch < 0:
+        raise ValueError(f"num_threads={num_threads}, prefetch={prefetch}: neither may be negative")
+    endless = dataset(
+        source,
+        batch_size=batch_size,
+        seed=seed,
+        flip=flip,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    options = grain.ReadOptions(
+        num_threads=num_threads if prefetch else 0, prefetch_buffer_size=prefetch
+    )
+    return _iterate(endless[step:], options)
+
+
+def _iterate(steps: grain.MapDataset, options: grain.ReadOptions) -> Iterator[Batch]:
+    iterator = iter(steps.to_iter_dataset(options))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def steps_per_epoch(source: Source, batch_size: int) -> int:
+    """Steps after which every image has been seen at least once: ceil(N / batch_size)."""
+    return math.ceil(len(source) / batch_size)
+
+
+def device_prefetch(
+    iterator: Iterable[Any], sharding: jax.sharding.Sharding | None = None, size: int = 2
+) -> Iterator[Any]:
+    """Put batches on the devices `size` steps before they are used.
+
+    Args:
+      iterator: of pytrees of host arrays; with several processes, each gives its own rows.
+      sharding: of the global arrays, for every leaf (a spec such as P("data") shards the leading
+        axis); None puts them whole on the default device.
+      size: batches in flight, at least 1.
+
+    Returns:
+      Iterator of pytrees of jax.Array, with global shapes. Closing it closes `iterator`.
+    """
+    if size < 1:
+        raise ValueError(f"size={size}: at least 1 batch must be in flight")
+    return _prefetch(iter(iterator), sharding, size)
+
+
+def _prefetch(
+    iterator: Iterator[Any], sharding: jax.sharding.Sharding | None, size: int
+) -> Iterator[Any]:
+    def put(x: np.ndarray) -> jax.Array:
+        if sharding is None:
+            return jax.device_put(x)
+        return jax.make_array_from_process_local_data(sharding, x)
+
+    queue: collections.deque = collections.deque()
+    try:
+        for batch in iterator:
+            queue.append(jax.tree.map(put, batch))
+            if len(queue) > size:
+                yield queue.popleft()
+        while queue:
+            yield queue.popleft()
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()

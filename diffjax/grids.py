@@ -1,0 +1,171 @@
+"""Grids: which noise levels a sampler visits. Host float64 throughout, never traced.
+
+A grid of N steps holds N+1 levels. On a discrete schedule the steps start at chosen timesteps and
+the last level is the data itself (``alpha = 1, sigma = 0``); on a continuous one it ends at the
+clean side of the span, or at the data with ``final="clean"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from diffjax.schedules import logsnr
+from diffjax.types import Grid, Level, Schedule, build
+
+
+def from_times(schedule: Schedule, times: Any, *, final: str = "clean") -> Grid:
+    """Grid that visits ``times`` (N,), noisiest first.
+
+    Args:
+        final: ``clean`` ends at the data, ``last`` makes the last of ``times`` the end (N-1 steps).
+
+    Raises:
+        ValueError: the times do not fall strictly, or lie outside the schedule's table.
+    """
+    times = np.asarray(times, np.float64)
+    if times.ndim != 1 or len(times) < 1 or not (np.diff(times) < 0).all():
+        raise ValueError(f"times must be one falling sequence, got {times}")
+    low, high = schedule.span
+    if schedule.steps is not None and not (low <= times[-1] and times[0] <= high):
+        raise ValueError(f"timesteps must lie in {low:g} .. {high:g}, got {times[-1]} .. {times[0]}")
+    alpha, sigma = (np.asarray(v, np.float64) for v in schedule.at(times))
+    if final == "clean":
+        clean_t = low if schedule.steps is None else -1.0
+        times, alpha, sigma = (
+            np.append(times, clean_t),
+            np.append(alpha, 1.0),
+            np.append(sigma, 0.0),
+        )
+    elif final != "last" or len(times) < 2:
+        raise ValueError(f"final must be 'clean' or 'last' (with two times), got {final!r}")
+    levels = Level(times, alpha, sigma, np.arange(len(times)))
+
+    def at(lam: Any) -> Level:
+        t = schedule.t_of(lam)
+        return Level(t, *schedule.at(np.asarray(t, np.float64)))
+
+    # Prior: N(0, alpha^2 * 1 + sigma^2) is 1 when variance preserving and sigma_max when exploding.
+    init_std = 1.0 if alpha[0] ** 2 + sigma[0] ** 2 < 1 + 1e-6 else float(sigma[0])
+    return Grid(levels, at, init_std, len(times) - 1)
+
+
+def full(schedule: Schedule) -> Grid:
+    """Every timestep of a discrete schedule."""
+    return from_times(schedule, np.arange(_table(schedule, "full"))[::-1])
+
+
+def _table(schedule: Schedule, name: str) -> int:
+    if schedule.steps is None:
+        raise ValueError(f"grid {name!r} needs a discrete schedule; use uniform, logsnr or karras")
+    return schedule.steps
+
+
+def _steps(steps: int, most: int | None = None) -> int:
+    if not (1 <= steps and (most is None or steps <= most)):
+        raise ValueError(f"steps must lie in 1 .. {most or 'any'}, got {steps}")
+    return steps
+
+
+def leading(schedule: Schedule, steps: int, *, offset: int = 0) -> Grid:
+    """Timesteps ``offset + range(0, T, T // S)``, the first S of them (Song et al. 2020, D.2)."""
+    total = _table(schedule, "leading")
+    stride = total // _steps(steps, total)
+    return from_times(schedule, (np.arange(steps) * stride + offset)[::-1])
+
+
+def trailing(schedule: Schedule, steps: int) -> Grid:
+    """Timesteps ``round(T - k T/S) - 1``, so the noisiest is always visited (Lin et al. 2023)."""
+    total = _table(schedule, "trailing")
+    _steps(steps, total)
+    return from_times(schedule, np.round(total - np.arange(steps) * total / steps) - 1)
+
+
+def linspace(schedule: Schedule, steps: int) -> Grid:
+    """S timesteps evenly from T-1 to 0, rounded (Nichol & Dhariwal 2021, section 4)."""
+    total = _table(schedule, "linspace")
+    return from_times(schedule, np.round(np.linspace(total - 1, 0, _steps(steps, total))))
+
+
+def quadratic(schedule: Schedule, steps: int, *, fraction: float = 0.8) -> Grid:
+    """Timesteps ``int(linspace(0, sqrt(0.8 T), S)^2)`` (Song et al. 2020, D.2).
+
+    Raises:
+        ValueError: so many steps that two of them coincide.
+    """
+    total = _table(schedule, "quadratic")
+    times = (np.linspace(0, np.sqrt(fraction * total), _steps(steps, total)) ** 2).astype(int)
+    if (np.diff(times) < 1).any():
+        most = int(np.sqrt(fraction * total))
+        raise ValueError(f"{steps} quadratic steps repeat a timestep; use at most about {most}")
+    return from_times(schedule, times[::-1])
+
+
+def uniform(schedule: Schedule, steps: int, *, final: str = "last") -> Grid:
+    """N steps at equal distances in t over the span of a continuous schedule."""
+    low, high = schedule.span
+    count = _steps(steps) + (final == "last")
+    return from_times(schedule, np.linspace(high, low, count), final=final)
+
+
+def _of_logsnr(schedule: Schedule, lams: np.ndarray, final: str) -> Grid:
+    return from_times(schedule, schedule.t_of(lams), final=final)
+
+
+def _ends(schedule: Schedule) -> tuple[float, float]:
+    """Log-SNR of the noisiest and the cleanest level."""
+    low, high = (float(logsnr(*schedule.at(np.float64(t)))) for t in schedule.span)
+    if not np.isfinite([low, high]).all():
+        raise ValueError(
+            "this schedule ends at zero or infinite log-SNR; use a grid in t (trailing, uniform)"
+        )
+    return high, low
+
+
+def uniform_logsnr(schedule: Schedule, steps: int, *, final: str = "clean") -> Grid:
+    """N levels at equal distances in log-SNR (Lu et al. 2022, section 3.4)."""
+    count = _steps(steps) + (final == "last")
+    return _of_logsnr(schedule, np.linspace(*_ends(schedule), count), final)
+
+
+def karras(
+    schedule: Schedule,
+    steps: int,
+    *,
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    final: str = "clean",
+) -> Grid:
+    """``(smax^(1/rho) + i/(N-1) (smin^(1/rho) - smax^(1/rho)))^rho`` in ``sigma/alpha`` (Karras et al. 2022, eq. 5)."""
+    first, last = (np.exp(-0.5 * lam) for lam in _ends(schedule))
+    top, bottom = (sigma_max or first) ** (1 / rho), (sigma_min or last) ** (1 / rho)
+    ratio = np.linspace(top, bottom, _steps(steps) + (final == "last")) ** rho
+    return _of_logsnr(schedule, -2 * np.log(ratio), final)
+
+
+GRIDS: dict[str, Callable[..., Grid]] = {
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+    "quadratic": quadratic,
+    "uniform": uniform,
+    "logsnr": uniform_logsnr,
+    "karras": karras,
+    "full": lambda schedule, steps: full(schedule),
+}
+
+
+def make(name: str, schedule: Schedule, steps: int | None = None, options: Any = None) -> Grid:
+    """The named grid with ``steps`` steps (None: all timesteps of a discrete schedule).
+
+    Raises:
+        ValueError: unknown name or option, or a grid the schedule does not have.
+    """
+    if steps is None or steps == schedule.steps:
+        if schedule.steps is None:
+            raise ValueError("a continuous schedule needs a number of steps")
+        return full(schedule)
+    return build("grid", name, GRIDS, {"schedule": schedule, "steps": steps, **dict(options or {})})

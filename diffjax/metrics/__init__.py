@@ -1,0 +1,107 @@
+"""How close generated images are to real ones, by the features of one frozen classifier.
+
+The formulas are those of FID, Inception score and improved precision and recall; the features are
+those of *our own* small classifier, one per data set, trained by `experiments.train_classifier`.
+The numbers are therefore **not** FID or IS: they cannot be set beside those of papers, only beside
+each other, for the same network version and the same numbers of images. Give the `floor`, the
+distance between two disjoint sets of real images, next to every distance.
+
+    network = feature_network("fashion_mnist")
+    evaluate_images(network, samples, test_images)["distance"]
+    floor(network, train_images[:5000], train_images[5000:10000])
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import logging
+
+from diffjax.metrics.features import (
+    FeatureNetwork,
+    extract,
+    feature_network,
+    load_network,
+    save_network,
+)
+from diffjax.metrics.frechet import frechet_distance
+from diffjax.metrics.inception_score import inception_score
+from diffjax.metrics.precision_recall import PrecisionRecall, precision_recall
+from diffjax.metrics.statistics import Moments, empty, merge, moments, update
+
+__all__ = [
+    "FeatureNetwork",
+    "Moments",
+    "PrecisionRecall",
+    "empty",
+    "evaluate_images",
+    "extract",
+    "feature_network",
+    "floor",
+    "frechet_distance",
+    "inception_score",
+    "load_network",
+    "merge",
+    "moments",
+    "precision_recall",
+    "save_network",
+    "update",
+]
+
+
+def evaluate_images(
+    network: FeatureNetwork,
+    images: Any,
+    reference_images: Any,
+    *,
+    k: int = 3,
+    splits: int = 10,
+) -> dict[str, Any]:
+    """All image metrics of ``images`` against ``reference_images``, ready for JSON.
+
+    Both are (N, H, W, C), uint8 levels or float in [-1, 1]. The numbers use the features of
+    ``network`` and are not the FID and IS of papers (see the module's docstring).
+
+    Returns:
+        ``distance`` (Fréchet; 0 is best), ``inception_score`` and ``inception_score_std`` (1 to
+        the number of classes), ``precision``, ``recall``, ``density``, ``coverage`` (with ``k``
+        neighbours), as floats; ``num`` and ``num_reference``, the numbers of images;
+        ``features``, the ``name-version`` of the network.
+
+    Raises:
+        ValueError: images of the wrong shape or range, or too few of them.
+    """
+    fake, probs = extract(network, images)
+    real, _ = extract(network, reference_images)
+    if min(len(fake), len(real)) <= network.dim:
+        logging.warning(
+            "%d against %d images do not determine the covariance of %d features: "
+            "the distance is biased upwards",
+            *(len(fake), len(real), network.dim),
+        )
+    score, score_std = inception_score(probs, splits=splits)
+    return {
+        "distance": frechet_distance(moments(fake), moments(real)),
+        "inception_score": score,
+        "inception_score_std": score_std,
+        **precision_recall(real, fake, k=k)._asdict(),
+        "num": len(fake),
+        "num_reference": len(real),
+        "features": network.id,
+    }
+
+
+def floor(network: FeatureNetwork, reference: Any, reference2: Any) -> float:
+    """Fréchet distance between two disjoint sets of real images of the same size.
+
+    What a perfect generator would score at this number of images; it falls like 1/N.
+
+    Raises:
+        ValueError: the sets differ in size, or as in `evaluate_images`.
+    """
+    if len(reference) != len(reference2):
+        raise ValueError(
+            f"the floor needs sets of equal size, got {len(reference)} and {len(reference2)}"
+        )
+    a, b = (moments(extract(network, images)[0]) for images in (reference, reference2))
+    return frechet_distance(a, b)

@@ -1,0 +1,178 @@
+"""Frozen feature networks: one small classifier per data set, shipped with the package."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from diffjax.nets.classifier import Classifier
+
+VERSIONS = {"fashion_mnist": "v1", "digits": "v1"}  # data set -> weights in use
+FORMAT = "diffjax-classifier"
+
+
+class FeatureNetwork(NamedTuple):
+    """A frozen classifier.
+
+    Attributes:
+        name: data set it was trained on.
+        version: of the weights; distances under different versions cannot be compared.
+        dim: number of features ``F``.
+        apply: images (B, H, W, C), uint8 levels or float in [-1, 1], -> (features (B, F),
+            probabilities (B, K)), jitted. Does no checks; see `extract`.
+        shape: ``(H, W, C)`` of one image.
+        accuracy: on the test split, in [0, 1], as measured after training.
+        levels: grey levels ``L`` of the data; uint8 ``u`` means ``2 u / (L - 1) - 1``.
+    """
+
+    name: str
+    version: str
+    dim: int
+    apply: Callable[[Any], tuple[jax.Array, jax.Array]]
+    shape: tuple[int, int, int]
+    accuracy: float
+    levels: int
+
+    @property
+    def id(self) -> str:
+        """``name-version``, to be written beside every number."""
+        return f"{self.name}-{self.version}"
+
+
+@functools.cache
+def feature_network(name: str) -> FeatureNetwork:
+    """The feature network of a data set: the current version of the weights in this package.
+
+    Raises:
+        ValueError: no network for ``name``, or its weights are missing or damaged.
+    """
+    if name not in VERSIONS:
+        raise ValueError(f"no feature network for {name!r}; choose one of {sorted(VERSIONS)}")
+    weights = importlib.resources.files("diffjax.metrics") / "weights"
+    with importlib.resources.as_file(weights / f"{name}-{VERSIONS[name]}.safetensors") as path:
+        return load_network(path)
+
+
+def load_network(path: str | os.PathLike[str]) -> FeatureNetwork:
+    """The network in a file written by `save_network`.
+
+    Raises:
+        ValueError: the file is missing, damaged, or holds something else.
+    """
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            meta = file.metadata() or {}
+            flat = {key: file.get_tensor(key) for key in file.keys()}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"cannot read the feature network {path}: {error}") from error
+    if meta.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a feature network: its format is {meta.get('format')!r}")
+    config = json.loads(meta["config"])
+    model = Classifier(**config["model"])
+    shape, levels = tuple(config["shape"]), int(config["levels"])
+    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+    wanted = {key: leaf.shape for key, leaf in flatten_dict(expected, sep=".").items()}
+    found = {key: leaf.shape for key, leaf in flat.items()}
+    if wanted != found:
+        raise ValueError(f"the weights in {path} do not fit its config: {wanted} != {found}")
+    params = jax.tree.map(jnp.asarray, unflatten_dict(flat, sep="."))
+    return FeatureNetwork(
+        name=meta["dataset"],
+        version=meta["version"],
+        dim=model.features,
+        apply=functools.partial(_apply, model, levels, params),
+        shape=shape,
+        accuracy=float(meta["accuracy"]),
+        levels=levels,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(
+    model: Classifier, levels: int, params: Any, images: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) * (2 / (levels - 1)) - 1
+    features, logits = model.apply({"params": params}, images.astype(jnp.float32))
+    return features, jax.nn.softmax(logits)
+
+
+def save_network(
+    path: str | os.PathLike[str],
+    params: Any,
+    model: Classifier,
+    *,
+    dataset: str,
+    version: str,
+    shape: tuple[int, ...],
+    levels: int,
+    accuracy: float,
+    recipe: dict[str, Any],
+) -> None:
+    """Write parameters and everything needed to use them as one safetensors file.
+
+    ``recipe`` is free text about the training, kept for the record.
+    """
+    size = {"num_classes": model.num_classes, "width": model.width, "features": model.features}
+    meta = {
+        "format": FORMAT,
+        "dataset": dataset,
+        "version": version,
+        "accuracy": f"{accuracy:.6f}",
+        "config": json.dumps({"model": size, "shape": list(shape), "levels": levels}),
+        "recipe": json.dumps(recipe),
+    }
+    flat = {key: np.asarray(leaf) for key, leaf in flatten_dict(params, sep=".").items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file(flat, path, metadata=meta)
+
+
+def extract(
+    network: FeatureNetwork, images: Any, *, batch_size: int = 500
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, F) and class probabilities (N, K), float32, of images (N, H, W, C).
+
+    The last batch is padded, so that one shape is compiled whatever ``N``.
+
+    Raises:
+        ValueError: no images, wrong shape, or values outside the range of `FeatureNetwork.apply`.
+    """
+    images = _checked(network, images)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    features, probs = [], []
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        padding = [(0, batch_size - len(part))] + [(0, 0)] * 3
+        f, p = network.apply(np.pad(part, padding))
+        features.append(np.asarray(f)[: len(part)])
+        probs.append(np.asarray(p)[: len(part)])
+    return np.concatenate(features), np.concatenate(probs)
+
+
+def _checked(network: FeatureNetwork, images: Any) -> np.ndarray:
+    """``images`` as uint8 or float32, after checking shape and range."""
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1:] != network.shape or not len(images):
+        h, w, c = network.shape
+        raise ValueError(f"{network.id} takes images (N, {h}, {w}, {c}), got {images.shape}")
+    is_levels = images.dtype == np.uint8
+    if not is_levels:
+        images = images.astype(np.float32)
+    low, high = (0, network.levels - 1) if is_levels else (-1 - 1e-4, 1 + 1e-4)
+    if not (images.min() >= low and images.max() <= high):  # also catches NaN
+        kind = f"uint8 images must be levels 0 .. {high}" if is_levels else "must lie in [-1, 1]"
+        raise ValueError(f"{network.id}: images {kind}, got {images.min()} .. {images.max()}")
+    return images

@@ -1,0 +1,89 @@
+"""Mean and covariance of a stream of feature vectors, in float64."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Moments(NamedTuple):
+    """Sufficient statistics of the vectors seen so far.
+
+    Attributes:
+        count: number of vectors ``n``.
+        mean: their mean, (F,), float64.
+        scatter: ``sum_i (x_i - mean)(x_i - mean)^T``, (F, F), float64.
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased covariance ``scatter / (n - 1)``, (F, F).
+
+        Raises:
+            ValueError: fewer than two vectors were seen.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 samples, got {self.count}")
+        return self.scatter / (self.count - 1)
+
+
+def empty(dim: int) -> Moments:
+    """Moments of no vectors of size ``dim``: the neutral element of `merge`."""
+    return Moments(0, np.zeros(dim), np.zeros((dim, dim)))
+
+
+def as_features(features: Any, name: str = "features") -> np.ndarray:
+    """``features`` as a float64 matrix (N, F).
+
+    Raises:
+        ValueError: not a matrix, or some value is not finite.
+    """
+    values = np.asarray(features, np.float64)
+    if values.ndim != 2:
+        raise ValueError(f"{name} must have shape (N, F), got {values.shape}")
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"{name} must be finite: {bad.sum()} of {len(values)} rows are not, "
+            f"the first is row {bad.argmax()}"
+        )
+    return values
+
+
+def moments(features: Any) -> Moments:
+    """Moments of the rows of ``features`` (N, F)."""
+    values = as_features(features)
+    if not len(values):
+        return empty(values.shape[1])
+    mean = values.mean(axis=0)
+    centred = values - mean
+    return Moments(len(values), mean, centred.T @ centred)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Moments of the union of two disjoint streams (Chan, Golub & LeVeque 1983).
+
+    ``scatter = S_a + S_b + (n_a n_b / n) d d^T`` with ``d = mean_b - mean_a``. Nothing cancels,
+    unlike in ``E[x x^T] - mean mean^T``.
+
+    Raises:
+        ValueError: the vectors have different sizes.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"feature sizes differ: {a.mean.shape[0]} and {b.mean.shape[0]}")
+    count = a.count + b.count
+    if count == 0:
+        return a
+    delta = b.mean - a.mean
+    scatter = a.scatter + b.scatter + np.outer(delta, delta) * (a.count * b.count / count)
+    return Moments(count, a.mean + delta * (b.count / count), scatter)
+
+
+def update(state: Moments, features: Any) -> Moments:
+    """``state`` after also seeing the rows of ``features`` (N, F)."""
+    return merge(state, moments(features))

@@ -1,0 +1,1 @@
+"""Flax Linen modules; the only place that imports flax."""

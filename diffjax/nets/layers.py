@@ -1,0 +1,203 @@
+"""Layers shared by the networks, with diffusers' names and PyTorch's defaults where they differ.
+
+Submodules carry dotted names, so the joined path of a parameter is its diffusers state-dict name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# DDPM's initialisation (Ho et al. 2020, released code): fan-average uniform, and a scale of
+# 1e-10 for the last layer of every residual branch so that blocks start as the identity.
+default_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
+
+
+def timestep_embedding(
+    t: Array, dim: int, *, flip_sin_to_cos: bool = False, freq_shift: float = 1.0
+) -> Array:
+    """Sinusoidal embedding (B, dim) of times (B,), frequencies ``10000^(-k / (dim/2 - freq_shift))``.
+
+    Args:
+        flip_sin_to_cos: order [cos, sin] (OpenAI, LDM) instead of [sin, cos] (DDPM).
+        freq_shift: 1 for DDPM, 0 for OpenAI and LDM.
+    """
+    half = dim // 2
+    freqs = jnp.exp(-math.log(10000.0) * jnp.arange(half) / (half - freq_shift))
+    angles = t.astype(jnp.float32)[:, None] * freqs
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    out = jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=-1)
+    return jnp.pad(out, ((0, 0), (0, dim % 2)))
+
+
+class TimestepMLP(nn.Module):
+    """Two dense layers with SiLU between them: diffusers' ``time_embedding``."""
+
+    features: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = nn.Dense(self.features, dtype=self.dtype, kernel_init=default_init, name="linear_1")(x)
+        x = nn.silu(x)
+        return nn.Dense(self.features, dtype=self.dtype, kernel_init=default_init, name="linear_2")(
+            x
+        )
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with at most ``groups`` groups, statistics in float32.
+
+    The number of groups is the largest divisor of the channels that is not above ``groups``, so
+    that small networks need no setting of their own.
+    """
+
+    groups: int = 32
+    eps: float = 1e-6
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        groups = max(g for g in range(1, self.groups + 1) if channels % g == 0)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        pixels = tuple(range(1, x.ndim - 1))
+        y = x.astype(jnp.float32)
+
+        def group_mean(value: Array) -> Array:
+            # Per-channel sums first: reducing over pixels and groups at once is 7 times slower
+            # on CPUs, where XLA does not vectorise over the short group axis.
+            sums = value.mean(pixels).reshape(-1, groups, channels // groups).mean(-1)
+            return jnp.repeat(sums, channels // groups, axis=-1)
+
+        def spread(value: Array) -> Array:
+            return jnp.expand_dims(value, pixels)
+
+        y = y - spread(group_mean(y))
+        y = y * spread(jax.lax.rsqrt(group_mean(y * y) + self.eps) * scale) + bias
+        return y.astype(self.dtype or x.dtype)
+
+
+def conv(
+    features: int,
+    *,
+    name: str,
+    size: int = 3,
+    stride: int = 1,
+    padding: Any = 1,
+    dtype: Any = None,
+    init: Any = default_init,
+) -> nn.Conv:
+    """Convolution with symmetric padding given as in PyTorch."""
+    pads = padding if isinstance(padding, Sequence) else [(padding, padding)] * 2
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=pads,
+        dtype=dtype,
+        kernel_init=init,
+        name=name,
+    )
+
+
+def upsample2(x: Array) -> Array:
+    """Nearest-neighbour upsampling by 2."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def downsample2(x: Array) -> Array:
+    """Average pooling by 2."""
+    return nn.avg_pool(x, (2, 2), (2, 2))
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution; ``padding`` 0 pads right and bottom only, as TensorFlow's SAME does."""
+
+    padding: int = 1
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        pads = [(self.padding, 1)] * 2
+        return conv(x.shape[-1], name="conv", stride=2, padding=pads, dtype=self.dtype)(x)
+
+
+class Upsample(nn.Module):
+    """Nearest upsampling by 2 and a convolution."""
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return conv(x.shape[-1], name="conv", dtype=self.dtype)(upsample2(x))
+
+
+class ResBlock(nn.Module):
+    """Residual block: norm, SiLU, conv, time embedding, norm, SiLU, dropout, conv.
+
+    Attributes:
+        scale_shift: the embedding scales and shifts the second norm (Nichol & Dhariwal 2021)
+            instead of being added before it.
+        resample: ``None``, ``"up"`` or ``"down"`` on both branches (BigGAN blocks of ADM).
+    """
+
+    features: int
+    dropout: float = 0.0
+    scale_shift: bool = False
+    resample: str | None = None
+    groups: int = 32
+    eps: float = 1e-6
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, temb: Array | None, train: bool = False) -> Array:
+        def norm(name: str) -> GroupNorm:
+            return GroupNorm(self.groups, self.eps, self.dtype, name=name)
+
+        h = nn.silu(norm("norm1")(x))
+        if self.resample:
+            move = upsample2 if self.resample == "up" else downsample2
+            x, h = move(x), move(h)
+        h = conv(self.features, name="conv1", dtype=self.dtype)(h)
+        shift = None
+        if temb is not None:
+            width = self.features * (2 if self.scale_shift else 1)
+            proj = nn.Dense(
+                width, dtype=self.dtype, kernel_init=default_init, name="time_emb_proj"
+            )(nn.silu(temb))[:, None, None, :]
+            if self.scale_shift:
+                scale, shift = jnp.split(proj, 2, axis=-1)
+            else:
+                h = h + proj
+        h = norm("norm2")(h)
+        if shift is not None:
+            h = h * (1 + scale) + shift
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+        h = conv(self.features, name="conv2", dtype=self.dtype, init=zero_init)(h)
+        if x.shape[-1] != self.features:
+            x = conv(self.features, name="conv_shortcut", size=1, padding=0, dtype=self.dtype)(x)
+        return x + h
+
+
+def space_to_depth(x: Array, block: int) -> Array:
+    """(B, H, W, C) -> (B, H/block, W/block, block^2 C)."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // block, block, w // block, block, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // block, w // block, block * block * c)
+
+
+def depth_to_space(x: Array, block: int) -> Array:
+    """Inverse of `space_to_depth`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, block, block, c // block**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h * block, w * block, c // block**2)

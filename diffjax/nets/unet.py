@@ -1,0 +1,158 @@
+"""One UNet for DDPM, improved DDPM and ADM, with the state-dict names of diffusers' UNet2DModel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffjax.nets.attention import AttentionBlock
+from diffjax.nets.layers import (
+    Downsample,
+    GroupNorm,
+    ResBlock,
+    TimestepMLP,
+    Upsample,
+    conv,
+    depth_to_space,
+    space_to_depth,
+    timestep_embedding,
+    zero_init,
+)
+
+Array = jax.Array
+
+
+class UNet(nn.Module):
+    """``(z, t, cond) -> raw``: residual UNet with attention at chosen levels (Ho et al. 2020, appendix B).
+
+    Attributes:
+        channels: width of the first level.
+        multipliers: width of each level over ``channels``; each level halves the resolution.
+        blocks: residual blocks per level (one more on the way up).
+        attention_levels: indices of the levels that have attention; the middle always has it.
+        heads, head_channels: number of heads, or channels of each (which wins if given).
+        out_channels: channels of the output; twice the data's with a learned variance.
+        dropout: rate inside residual blocks when ``train``.
+        scale_shift: embedding as scale and shift of the second norm.
+        resblock_updown: residual blocks resample (ADM) instead of a strided convolution.
+        num_classes: rows of the class embedding, 0 for none; ``cond["label"]`` (B,) int.
+        flip_sin_to_cos, freq_shift: order and spacing of the timestep embedding: (False, 1) is
+            DDPM's, (True, 0) OpenAI's.
+        time_scale: factor on t, 1000 for continuous time in [0, 1].
+        downsample_padding: 0 pads like TensorFlow's SAME (DDPM), 1 like PyTorch.
+        patch: side of the pixel patches folded into channels (Hoogeboom et al. 2023), 1 for none.
+        remat: recompute blocks in the backward pass instead of keeping their activations.
+        dtype: computation type; parameters stay float32.
+    """
+
+    channels: int = 128
+    multipliers: tuple[float, ...] = (1, 2, 2, 2)
+    blocks: int = 2
+    attention_levels: tuple[int, ...] = (1,)
+    heads: int = 1
+    head_channels: int | None = None
+    out_channels: int = 3
+    dropout: float = 0.0
+    scale_shift: bool = False
+    resblock_updown: bool = False
+    num_classes: int = 0
+    flip_sin_to_cos: bool = False
+    freq_shift: float = 1.0
+    time_scale: float = 1.0
+    downsample_padding: int = 0
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+    patch: int = 1
+    remat: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, z: Array, t: Array, cond: Any = None, train: bool = False) -> Array:
+        self._check(z)
+        last = len(self.multipliers) - 1
+        temb = self._embed(z, t, cond)
+
+        def res(features: int, name: str, resample: str | None = None) -> Any:
+            block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+            module = block(
+                features,
+                self.dropout,
+                self.scale_shift,
+                resample,
+                self.norm_groups,
+                self.norm_eps,
+                self.dtype,
+                name=name,
+            )
+            return lambda h: module(h, temb, train)
+
+        def attend(h: Array, name: str) -> Array:
+            heads = h.shape[-1] // self.head_channels if self.head_channels else self.heads
+            return AttentionBlock(heads, self.norm_groups, self.norm_eps, self.dtype, name=name)(h)
+
+        h = space_to_depth(z, self.patch) if self.patch > 1 else z
+        h = conv(self.channels, name="conv_in", dtype=self.dtype)(h)
+        skips = [h]
+        for i, multiplier in enumerate(self.multipliers):
+            for j in range(self.blocks):
+                h = res(int(self.channels * multiplier), f"down_blocks.{i}.resnets.{j}")(h)
+                if i in self.attention_levels:
+                    h = attend(h, f"down_blocks.{i}.attentions.{j}")
+                skips.append(h)
+            if i != last:
+                name = f"down_blocks.{i}.downsamplers.0"
+                if self.resblock_updown:
+                    h = res(h.shape[-1], name, "down")(h)
+                else:
+                    h = Downsample(self.downsample_padding, self.dtype, name=name)(h)
+                skips.append(h)
+
+        h = res(h.shape[-1], "mid_block.resnets.0")(h)
+        h = attend(h, "mid_block.attentions.0")
+        h = res(h.shape[-1], "mid_block.resnets.1")(h)
+
+        for k, i in enumerate(range(last, -1, -1)):
+            for j in range(self.blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = res(int(self.channels * self.multipliers[i]), f"up_blocks.{k}.resnets.{j}")(h)
+                if i in self.attention_levels:
+                    h = attend(h, f"up_blocks.{k}.attentions.{j}")
+            if i:
+                name = f"up_blocks.{k}.upsamplers.0"
+                if self.resblock_updown:
+                    h = res(h.shape[-1], name, "up")(h)
+                else:
+                    h = Upsample(self.dtype, name=name)(h)
+
+        h = nn.silu(
+            GroupNorm(self.norm_groups, self.norm_eps, self.dtype, name="conv_norm_out")(h)
+        )
+        # The output, and all sampler arithmetic after it, stays float32 under bf16 networks.
+        h = conv(
+            self.out_channels * self.patch**2, name="conv_out", dtype=jnp.float32, init=zero_init
+        )(h)
+        return depth_to_space(h, self.patch) if self.patch > 1 else h
+
+    def _embed(self, z: Array, t: Array, cond: Any) -> Array:
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * self.time_scale, z.shape[:1])
+        waves = timestep_embedding(
+            t, self.channels, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift
+        )
+        temb = TimestepMLP(4 * self.channels, self.dtype, name="time_embedding")(waves)
+        if self.num_classes:
+            label = None if cond is None else cond.get("label")
+            if label is None:
+                raise ValueError(f"this network needs cond['label'] in 0 .. {self.num_classes - 1}")
+            embed = nn.Embed(self.num_classes, 4 * self.channels, name="class_embedding")
+            temb = temb + embed(label)
+        return temb
+
+    def _check(self, z: Array) -> None:
+        factor = self.patch * 2 ** (len(self.multipliers) - 1)
+        if z.ndim != 4 or z.shape[1] % factor or z.shape[2] % factor:
+            raise ValueError(
+                f"images must be (B, H, W, C) with H and W multiples of {factor}, got {z.shape}"
+            )

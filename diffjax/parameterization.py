@@ -1,0 +1,176 @@
+r"""What a network's raw output means, decoded to the canonical pair ``(x, eps)``.
+
+Every target is affine in ``(x, eps)`` for given level, so one decoder per format replaces
+converters between all pairs. ``gain`` is ``d x / d raw`` at fixed ``z``:
+``w_x |x - x_hat|^2 = w_x gain^2 |raw - raw_hat|^2``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.types import Array, Grid, Level, Parameterization, Prediction, build, expand
+
+
+def _one(level: Level) -> Any:
+    return 1.0
+
+
+def _scales(level: Level, like: Array) -> tuple[Any, Any]:
+    return expand(level.alpha, like), expand(level.sigma, like)
+
+
+def _from_x(x: Array, z: Array, level: Level) -> Prediction:
+    a, s = _scales(level, z)
+    return Prediction(x, (z - a * x) / s)
+
+
+def eps() -> Parameterization:
+    """Noise prediction, ``x = (z - sigma eps) / alpha`` (Ho et al. 2020, eq. 11)."""
+
+    def decode(raw: Array, z: Array, level: Level) -> Prediction:
+        a, s = _scales(level, z)
+        return Prediction((z - s * raw) / a, raw)
+
+    return Parameterization(lambda x, e, level: e, decode, _one, lambda lv: -lv.sigma / lv.alpha)
+
+
+def x0() -> Parameterization:
+    """Data prediction, ``eps = (z - alpha x) / sigma``."""
+    return Parameterization(lambda x, e, level: x, _from_x, _one, _one)
+
+
+def v() -> Parameterization:
+    """``v = alpha eps - sigma x`` (Salimans & Ho 2022, appendix D), for any ``alpha, sigma``."""
+
+    def target(x: Array, e: Array, level: Level) -> Array:
+        a, s = _scales(level, x)
+        return a * e - s * x
+
+    def decode(raw: Array, z: Array, level: Level) -> Prediction:
+        a, s = _scales(level, z)
+        norm = a**2 + s**2
+        return Prediction((a * z - s * raw) / norm, (s * z + a * raw) / norm)
+
+    def gain(level: Level) -> Any:
+        return -level.sigma / (level.alpha**2 + level.sigma**2)
+
+    return Parameterization(target, decode, _one, gain)
+
+
+def score() -> Parameterization:
+    """Score prediction, ``score = grad log q(z) = -eps / sigma`` (Song & Ermon 2019)."""
+
+    def target(x: Array, e: Array, level: Level) -> Array:
+        return -e / expand(level.sigma, x)
+
+    def decode(raw: Array, z: Array, level: Level) -> Prediction:
+        a, s = _scales(level, z)
+        return Prediction((z + s**2 * raw) / a, -s * raw)
+
+    return Parameterization(target, decode, _one, lambda lv: lv.sigma**2 / lv.alpha)
+
+
+def velocity() -> Parameterization:
+    """Flow velocity ``eps - x`` along ``z = (1 - t) x + t eps`` (Lipman et al. 2022)."""
+
+    def decode(raw: Array, z: Array, level: Level) -> Prediction:
+        a, s = _scales(level, z)
+        return Prediction((z - s * raw) / (a + s), (z + a * raw) / (a + s))
+
+    return Parameterization(
+        lambda x, e, level: e - x, decode, _one, lambda lv: -lv.sigma / (lv.alpha + lv.sigma)
+    )
+
+
+def mean(grid: Grid) -> Parameterization:
+    """Posterior-mean prediction ``mu = c1 x + c2 z`` on a full discrete grid (Ho et al. 2020, eq. 7).
+
+    ``c2 = (sigma_s^2 / sigma_t^2)(alpha_t / alpha_s)``, ``c1 = alpha_s - c2 alpha_t`` with the level
+    s before t. ``level.t`` must hold whole timesteps.
+    """
+    a, s = grid.levels.alpha[::-1], grid.levels.sigma[::-1]  # index t+1 holds timestep t
+    c2 = (s[:-1] / s[1:]) ** 2 * a[1:] / a[:-1]
+    table = np.stack([a[:-1] - c2 * a[1:], c2], -1).astype(np.float32)
+
+    def coefs(level: Level) -> tuple[Any, Any]:
+        pair = jnp.asarray(table)[jnp.asarray(level.t).astype(jnp.int32)]
+        return pair[..., 0], pair[..., 1]
+
+    def target(x: Array, e: Array, level: Level) -> Array:
+        a, s = _scales(level, x)
+        c1, c2 = (expand(c, x) for c in coefs(level))
+        return c1 * x + c2 * (a * x + s * e)
+
+    def decode(raw: Array, z: Array, level: Level) -> Prediction:
+        c1, c2 = (expand(c, z) for c in coefs(level))
+        return _from_x((raw - c2 * z) / c1, z, level)
+
+    return Parameterization(target, decode, _one, lambda level: 1 / coefs(level)[0])
+
+
+def edm(sigma_data: float = 0.5) -> Parameterization:
+    """EDM preconditioning ``x = c_skip z' + c_out raw``, ``z' = z / alpha`` (Karras et al. 2022, eq. 7).
+
+    With ``sigma' = sigma / alpha``: ``c_skip = sd^2/(sigma'^2 + sd^2)``,
+    ``c_out = sigma' sd / sqrt(sigma'^2 + sd^2)``, ``c_in = 1/sqrt(sigma'^2 + sd^2)``.
+    """
+
+    def scales(level: Level) -> tuple[Any, Any]:
+        ratio = level.sigma / level.alpha
+        return ratio, ratio**2 + sigma_data**2
+
+    def c_out(level: Level) -> Any:
+        ratio, norm = scales(level)
+        return ratio * sigma_data / norm**0.5
+
+    def skip(z: Array, level: Level) -> Array:
+        _, norm = scales(level)
+        return expand(sigma_data**2 / norm, z) * z / expand(level.alpha, z)
+
+    def target(x: Array, e: Array, level: Level) -> Array:
+        a, s = _scales(level, x)
+        return (x - skip(a * x + s * e, level)) / expand(c_out(level), x)
+
+    def decode(raw: Array, z: Array, level: Level) -> Prediction:
+        return _from_x(skip(z, level) + expand(c_out(level), z) * raw, z, level)
+
+    def scale_in(level: Level) -> Any:
+        return 1 / (level.alpha * scales(level)[1] ** 0.5)
+
+    return Parameterization(target, decode, scale_in, c_out)
+
+
+def learned_range(inner: Parameterization) -> Parameterization:
+    """Add a variance output ``v``: the last channels give the fraction ``(v + 1) / 2``.
+
+    The sampler's variance is ``exp(f log beta + (1 - f) log posterior)``
+    (Nichol & Dhariwal 2021, eq. 15). ``raw`` has twice the data's channels.
+    """
+
+    def decode(raw: Array, z: Array, level: Level) -> Prediction:
+        value, var = jnp.split(raw, 2, axis=-1)
+        return inner.decode(value, z, level)._replace(var=(var + 1) / 2)
+
+    return inner._replace(decode=decode, channels=2)
+
+
+PARAMETERIZATIONS = {"eps": eps, "x0": x0, "v": v, "score": score, "velocity": velocity, "edm": edm}
+
+
+def make(
+    name: str, options: Any = None, *, learned_variance: bool = False, grid: Grid | None = None
+) -> Parameterization:
+    """The named parameterization; ``mean`` needs the full discrete grid.
+
+    Raises:
+        ValueError: unknown name or option, or ``mean`` without a grid.
+    """
+    table = {**PARAMETERIZATIONS, "mean": lambda: mean(grid)}  # type: ignore[arg-type]
+    if name == "mean" and grid is None:
+        raise ValueError("the mean parameterization needs a discrete schedule")
+    inner = build("parameterization", name, table, options)
+    return learned_range(inner) if learned_variance else inner

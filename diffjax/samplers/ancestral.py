@@ -1,0 +1,143 @@
+r"""The DDPM/DDIM family: every reverse process that keeps the forward marginals.
+
+From level t to a cleaner level s,
+
+    forward variance    beta = sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2
+    posterior variance  post = beta sigma_s^2 / sigma_t^2
+
+    z_s = alpha_s x + sqrt(sigma_s^2 - var) eps + sqrt(noise_var) noise
+
+DDIM takes ``var = noise_var = eta^2 post`` (Song et al. 2020, eq. 12 and 16); ``eta = 1`` is DDPM with its
+posterior variance (fixedsmall, and Euler-ancestral), ``eta = 0`` the probability-flow Euler step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.samplers.affine import Entry, affine, to_rows
+from diffjax.types import Array, Denoiser, Grid, Noise, Rows, Sampler
+
+
+def variances(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Forward and posterior variance (N,) of every step of a grid, in float64.
+
+    Formed from log-SNR differences, ``beta = -sigma_t^2 expm1(lam_t - lam_s)``, because the
+    difference of squares above cancels where steps are small.
+    """
+    alpha, sigma = grid.levels.alpha, grid.levels.sigma
+    with np.errstate(divide="ignore"):
+        lam = 2 * (np.log(alpha) - np.log(sigma))
+        beta = -(sigma[:-1] ** 2) * np.expm1(lam[:-1] - lam[1:])
+    return beta, beta * (sigma[1:] / sigma[:-1]) ** 2
+
+
+def log_variances(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """``(log beta, log posterior)``; the last posterior, which is 0, takes the value before it.
+
+    This is the clipped log-variance of Nichol & Dhariwal 2021; DDPM's fixedlarge table
+    ``[post_2, beta_2, ..., beta_T]`` has its first entry from the same rule.
+    """
+    beta, post = variances(grid)
+    if post[-1] == 0:
+        post = np.append(post[:-1], post[-2] if len(post) > 1 else beta[-1])
+    return np.log(beta), np.log(post)
+
+
+def ddim(eta: float = 0.0) -> Sampler:
+    """DDIM with stochasticity ``eta`` >= 0: 0 is deterministic, 1 is DDPM (Song et al. 2020, eq. 16).
+
+    Raises:
+        ValueError: ``eta`` is so large that the direction to ``z`` would have negative variance.
+    """
+    if eta < 0:
+        raise ValueError(f"eta must not be negative, got {eta}")
+
+    def table(grid: Grid) -> Sequence[Entry]:
+        sigma = grid.levels.sigma
+        var = eta**2 * variances(grid)[1]
+        left = sigma[1:] ** 2 - var
+        if (left < -1e-12).any():
+            raise ValueError(f"eta={eta} makes the noise exceed the level's on this grid")
+        return _entries(grid, np.maximum(left, 0.0), var)
+
+    return affine(table)
+
+
+def _entries(grid: Grid, left: np.ndarray, noise_var: np.ndarray) -> Sequence[Entry]:
+    x, eps, noise = grid.levels.alpha[1:], np.sqrt(left), np.sqrt(noise_var)
+    return [
+        (i, {0: {"x": x[i], "eps": eps[i], "noise": noise[i]}}) for i in range(len(x))
+    ]
+
+
+def ancestral(variance: float | str = "fixedsmall") -> Sampler:
+    """DDPM's reverse process: posterior mean, and noise of a chosen variance.
+
+    Args:
+        variance: ``fixedsmall`` (posterior), ``fixedlarge`` (forward beta, DDIM's sigma-hat),
+            ``learned`` (the network's fraction), or a number v in [0, 1] for
+            ``post^(1-v) beta^v`` (Ho & Salimans 2022, section 2). No noise is added in the last step
+            of a grid that ends at the data.
+
+    Raises:
+        ValueError: unknown variance.
+    """
+    if variance == "learned":
+        return Sampler(reverse_rows, _no_state, _learned_step)
+    v = {"fixedsmall": 0.0, "fixedlarge": 1.0}.get(str(variance), variance)
+    if isinstance(v, str) or not 0 <= v <= 1:
+        raise ValueError(
+            f"variance must be fixedsmall, fixedlarge, learned or a number in [0, 1], got {variance!r}"
+        )
+
+    def table(grid: Grid) -> Sequence[Entry]:
+        log_beta, log_post = log_variances(grid)
+        noise_var = np.exp(v * log_beta + (1 - v) * log_post)
+        return _entries(grid, mean_eps(grid) ** 2, np.where(grid.levels.sigma[1:] > 0, noise_var, 0))
+
+    return affine(table)
+
+
+def mean_eps(grid: Grid) -> np.ndarray:
+    """Coefficient of eps in the posterior mean, ``(alpha_t/alpha_s) sigma_s^2 / sigma_t`` (N,)."""
+    alpha, sigma = grid.levels.alpha, grid.levels.sigma
+    return alpha[:-1] / alpha[1:] * sigma[1:] ** 2 / sigma[:-1]
+
+
+def reverse_rows(grid: Grid) -> Rows:
+    """Rows holding posterior mean coefficients and log variances; also what the bound needs."""
+    log_beta, log_post = log_variances(grid)
+    coef = {
+        "x": grid.levels.alpha[1:],
+        "eps": mean_eps(grid),
+        "log_beta": log_beta,
+        "log_post": log_post,
+        "noisy": grid.levels.sigma[1:] > 0,
+    }
+    return to_rows(grid, range(len(log_beta)), coef)
+
+
+def mix_log_variance(coef: Any, fraction: Any) -> Any:
+    """``f log beta + (1 - f) log posterior`` (Nichol & Dhariwal 2021, eq. 15)."""
+    return fraction * coef["log_beta"] + (1 - fraction) * coef["log_post"]
+
+
+def _no_state(z: Array, rows: Rows) -> tuple[()]:
+    return ()
+
+
+def _learned_step(
+    noise: Noise, denoise: Denoiser, z: Array, state: Any, row: Rows
+) -> tuple[Array, Any]:
+    """Not affine: the variance depends on the network's output."""
+    prediction, coef = denoise(z, row.level), row.coef
+    if prediction.var is None:
+        raise ValueError("variance 'learned' needs a network that predicts a variance")
+    scale = coef["noisy"] * jnp.exp(0.5 * mix_log_variance(coef, prediction.var))
+    mean = coef["x"] * prediction.x + coef["eps"] * prediction.eps
+    return mean + scale * noise(row.level.i), state

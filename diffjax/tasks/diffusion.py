@@ -1,0 +1,254 @@
+r"""Diffusion in pixel space: schedule, parameterization, loss and network joined into a `Task`.
+
+Config sections read here: ``network``, ``schedule``, ``parameterization``, ``loss``, ``times`` and
+``sample.clip``. Each is a name and its options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffjax import grids, likelihood, losses, parameterization, samplers, schedules
+from diffjax.nets.unet import UNet
+from diffjax.samplers.ancestral import reverse_rows
+from diffjax.types import (
+    Array,
+    Cond,
+    Denoiser,
+    Grid,
+    Level,
+    Noise,
+    Parameterization,
+    Prediction,
+    PyTree,
+    Rows,
+    Sampler,
+    Schedule,
+    Task,
+    build,
+    expand,
+)
+
+NETWORKS = {"unet": UNet}
+OBJECTIVES = ("simple", "vlb", "hybrid")
+
+
+class Diffusion(NamedTuple):
+    """The assembled model of a config.
+
+    Attributes:
+        schedule: how noise grows.
+        grid: every timestep of a discrete schedule, else None.
+        parameterization: what the network predicts.
+        network: Linen module.
+        denoiser: ``(params, cond, *, clip=None) -> Denoiser`` for sampling and likelihood.
+        levels: grey values of the data, for the discretised decoder.
+        image_shape: (H, W, C).
+        num_classes: classes the network is conditioned on, 0 for none.
+    """
+
+    schedule: Schedule
+    grid: Grid | None
+    parameterization: Parameterization
+    network: Any
+    denoiser: Callable[..., Denoiser]
+    levels: int
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+
+def _section(section: Any) -> tuple[str, dict[str, Any]]:
+    """(name, options) of a config section."""
+    options = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in section.items()
+    }
+    return options.pop("name"), options
+
+
+def make_diffusion(
+    config: Any, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+) -> Diffusion:
+    """Assemble the model that a config describes.
+
+    Args:
+        image_shape: (H, W, C) of the data.
+        levels: grey values of the data.
+        num_classes: classes of the data; the network uses them if ``config.network`` says
+            ``conditional``.
+
+    Raises:
+        ValueError: unknown names or options, listing the choices.
+    """
+    schedule = schedules.make(*_section(config.schedule))
+    grid = grids.full(schedule) if schedule.steps is not None else None
+    name, options = _section(config.parameterization)
+    learned = options.pop("learned_variance", False)
+    param = parameterization.make(name, options, learned_variance=learned, grid=grid)
+
+    name, options = _section(config.network)
+    classes = num_classes if options.pop("conditional", False) else 0
+    dtype = jnp.dtype(options.pop("dtype", "float32"))
+    network = build(
+        "network",
+        name,
+        NETWORKS,
+        {
+            **options,
+            "num_classes": classes,
+            "out_channels": image_shape[-1] * param.channels,
+            "dtype": None if dtype == jnp.float32 else dtype,
+        },
+    )
+
+    def denoiser(params: PyTree, cond: Cond = None, *, clip: bool = False) -> Denoiser:
+        def apply(z: Array, level: Level) -> Prediction:
+            return _predict(network, param, params, z, level, cond)[1]
+
+        return samplers.clip(apply) if clip else apply
+
+    return Diffusion(schedule, grid, param, network, denoiser, levels, image_shape, classes)
+
+
+def _predict(
+    network: Any,
+    param: Parameterization,
+    params: PyTree,
+    z: Array,
+    level: Level,
+    cond: Cond,
+    **apply: Any,
+) -> tuple[Array, Prediction]:
+    """Raw output, and its decoding; all scheduler arithmetic in float32."""
+    scaled = z * expand(jnp.asarray(param.scale_in(level)), z)
+    t = jnp.broadcast_to(jnp.asarray(level.t, jnp.float32), z.shape[:1])
+    raw = network.apply({"params": params}, scaled, t, cond, **apply)
+    return raw, param.decode(raw, z, level)
+
+
+def make_task(
+    config: Any, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+) -> Task:
+    """The diffusion task of a config; see `make_diffusion` for the arguments.
+
+    The loss is ``E_{t, eps} [w(t) |raw - target|^2]`` (simple), the variational bound (vlb), or both
+    (hybrid: ``simple + vlb_weight * bound`` with no gradient of the bound through the mean).
+    """
+    model = make_diffusion(config, image_shape, levels, num_classes)
+    times = losses.make_time_sampler(*_with_schedule(config.times, model.schedule))
+    objective = _make_objective(config.loss, model)
+
+    def cond_of(batch: Mapping[str, Array]) -> Cond:
+        return {"label": batch["label"]} if model.num_classes else None
+
+    def init(key: jax.Array, frozen: PyTree, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
+        image = batch["image"]
+        if tuple(image.shape[1:]) != tuple(image_shape):
+            raise ValueError(f"images of shape {image_shape} expected, got {image.shape[1:]}")
+        params = model.network.init(key, image, jnp.zeros(image.shape[0]), cond_of(batch))["params"]
+        return params, {"times": times.init()}
+
+    def loss(
+        params: PyTree,
+        frozen: PyTree,
+        extra: PyTree,
+        key: jax.Array,
+        step: Array,
+        batch: Mapping[str, Array],
+    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+        x = batch["image"]
+        time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        t, importance = times.draw(time_key, extra["times"], x.shape[0])
+        level = Level(t, *model.schedule.at(t))
+        eps = jax.random.normal(noise_key, x.shape)
+        z = expand(level.alpha, x) * x + expand(level.sigma, x) * eps
+        raw, prediction = _predict(
+            model.network,
+            model.parameterization,
+            params,
+            z,
+            level,
+            cond_of(batch),
+            train=True,
+            rngs={"dropout": dropout_key},
+        )
+        values, metrics = objective(raw, prediction, x, eps, level)
+        history = times.update(extra["times"], t, jax.lax.stop_gradient(values))
+        total = (importance * values).mean()
+        return total, ({**extra, "times": history}, {"loss": total, **metrics})
+
+    def sample(
+        params: PyTree,
+        frozen: PyTree,
+        extra: PyTree,
+        noise: Noise,
+        cond: Cond,
+        sampler: Sampler,
+        rows: Rows,
+        n: Any = None,
+    ) -> Array:
+        denoise = model.denoiser(params, cond, clip=config.sample.clip)
+        z = samplers.prior(noise, rows)
+        return jnp.clip(samplers.sample(noise, denoise, sampler, z, rows, n=n), -1, 1)
+
+    return Task(init, loss, sample)
+
+
+def _with_schedule(section: Any, schedule: Schedule) -> tuple[str, Schedule, dict[str, Any]]:
+    name, options = _section(section)
+    return name, schedule, options
+
+
+def _make_objective(section: Any, model: Diffusion) -> Callable[..., tuple[Array, dict[str, Any]]]:
+    """``(raw, prediction, x, eps, level) -> (losses (B,), metrics)``.
+
+    Raises:
+        ValueError: unknown objective, or a bound on a continuous schedule.
+    """
+    name, options = _section(section)
+    if name not in OBJECTIVES:
+        raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(OBJECTIVES)}")
+    variance = options.pop("variance", "fixedsmall")
+    vlb_weight = options.pop("vlb_weight", 1e-3)
+    weight = losses.make_weight(options.pop("weight", "simple"), options)
+    if name != "simple" and model.grid is None:
+        raise ValueError(f"the {name} loss needs a discrete schedule")
+    if name == "simple":
+        rows = None
+    else:
+        rows = jax.tree.map(lambda leaf: leaf[::-1], reverse_rows(model.grid))  # row t: timestep t
+
+    def simple(raw: Array, x: Array, eps: Array, level: Level) -> Array:
+        target = model.parameterization.target(x, eps, level)
+        value = losses.squared_error(raw[..., : x.shape[-1]], target)
+        return weight(level, model.parameterization) * value
+
+    def bound(prediction: Prediction, x: Array, eps: Array, level: Level) -> Array:
+        index = level.t.astype(jnp.int32)
+        row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], rows)
+        term = likelihood.bound_term(
+            prediction,
+            x,
+            eps,
+            row,
+            variance=variance,
+            levels=model.levels,
+            stop_mean=name == "hybrid",
+        )
+        return term * model.schedule.steps  # a uniform t makes its mean the whole bound
+
+    def objective(
+        raw: Array, prediction: Prediction, x: Array, eps: Array, level: Level
+    ) -> tuple[Array, dict[str, Any]]:
+        if name == "simple":
+            return simple(raw, x, eps, level), {}
+        bits = bound(prediction, x, eps, level)
+        if name == "vlb":
+            return bits, {}
+        mse = simple(raw, x, eps, level)
+        return mse + vlb_weight * bits, {"mse": mse.mean(), "bound": bits.mean()}
+
+    return objective

@@ -1,0 +1,18 @@
+"""The one trainer: state, step, loop, optimizer, checkpoints, sharding. It knows only `Task`."""
+
+from diffjax.train.checkpoint import Checkpoints
+from diffjax.train.loop import Preempted, Reporter, train
+from diffjax.train.optimizer import learning_rate, make_optimizer
+from diffjax.train.step import State, init_state, make_step
+
+__all__ = [
+    "Checkpoints",
+    "Preempted",
+    "Reporter",
+    "State",
+    "init_state",
+    "learning_rate",
+    "make_optimizer",
+    "make_step",
+    "train",
+]

@@ -1,0 +1,114 @@
+"""The compiled training step: a pure function of (state, frozen, batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffjax.types import Array, PyTree, Task
+
+
+class State(NamedTuple):
+    """All that training changes; donated to the step and checkpointed.
+
+    Attributes:
+        step: optimiser steps done.
+        params: trained parameters.
+        ema: their exponential moving average.
+        opt: optimiser state.
+        extra: the task's own statistics.
+    """
+
+    step: Array
+    params: PyTree
+    ema: PyTree
+    opt: PyTree
+    extra: PyTree
+
+
+def ema_decay(step: Any, decay: float, warmup: bool) -> Any:
+    """``min(decay, (1 + n) / (10 + n))`` with warm-up (n: steps done before this one), else ``decay``."""
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
+
+
+def init_state(
+    task: Task, optimizer: optax.GradientTransformation, key: jax.Array, frozen: PyTree, batch: Any
+) -> State:
+    """Fresh state; traceable, so `jax.eval_shape` gives shapes without memory."""
+    params, extra = task.init(key, frozen, batch)
+    # The average starts at the parameters; a copy, since both are donated.
+    ema = jax.tree.map(jnp.copy, params)
+    return State(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), extra)
+
+
+def make_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    decay: float = 0.9999,
+    ema_warmup: bool = False,
+    accumulate: int = 1,
+    seed: int = 0,
+) -> Callable[[State, PyTree, Any], tuple[State, dict[str, Array]]]:
+    """One optimiser step; everything random is a function of (seed, step).
+
+    Gradients of ``accumulate`` equal parts of the batch are averaged by a scan, so step counters,
+    schedules and the EMA count optimiser steps. If the loss or the gradient is not finite, the
+    state keeps its values and the metric ``finite`` is 0.
+
+    Raises:
+        ValueError: at trace time, if the batch does not divide into ``accumulate`` parts.
+    """
+
+    def grads_of(state: State, frozen: PyTree, key: jax.Array, batch: Any) -> Any:
+        def loss(params: PyTree) -> Any:
+            return task.loss(params, frozen, state.extra, key, state.step, batch)
+
+        (_, (extra, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        return grads, extra, metrics
+
+    def accumulated(state: State, frozen: PyTree, key: jax.Array, batch: Any) -> Any:
+        if accumulate == 1:
+            return grads_of(state, frozen, key, batch)
+        parts = jax.tree.map(lambda leaf: _split(leaf, accumulate), batch)
+
+        def body(carry: Any, item: Any) -> Any:
+            total, extra = carry
+            index, part = item
+            part_key = jax.random.fold_in(key, index)
+            grads, extra, metrics = grads_of(state._replace(extra=extra), frozen, part_key, part)
+            return (jax.tree.map(jnp.add, total, grads), extra), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (total, extra), metrics = jax.lax.scan(
+            body, (zeros, state.extra), (jnp.arange(accumulate), parts)
+        )
+        mean = jax.tree.map(lambda leaf: leaf / accumulate, total)
+        return mean, extra, jax.tree.map(lambda leaf: leaf.mean(0), metrics)
+
+    def step(state: State, frozen: PyTree, batch: Any) -> tuple[State, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grads, extra, metrics = accumulated(state, frozen, key, batch)
+        norm = optax.global_norm(grads)
+        updates, opt = optimizer.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        rate = ema_decay(state.step, decay, ema_warmup)
+        ema = jax.tree.map(lambda a, p: a + (1 - rate) * (p - a), state.ema, params)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        new = State(state.step, params, ema, opt, extra)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        metrics = {**metrics, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
+        return new._replace(step=state.step + 1), metrics
+
+    return step
+
+
+def _split(leaf: Array, parts: int) -> Array:
+    if leaf.shape[0] % parts:
+        raise ValueError(f"a batch of {leaf.shape[0]} does not divide into {parts} parts")
+    # Strided, so that every part is spread over all devices as the batch was.
+    return leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)

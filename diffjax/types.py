@@ -1,0 +1,188 @@
+"""The contracts that every part of the library shares.
+
+A diffusion system is five independent choices: how noise grows (`Schedule`), what the network
+predicts (`Parameterization`), which network (`Network`), how it is steered (`Denoiser -> Denoiser`)
+and which noise levels are visited how (`Grid` and `Sampler`). They meet only in the types below.
+
+Throughout, a noisy sample is ``z = alpha x + sigma eps`` with data ``x`` and ``eps ~ N(0, I)``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+ArrayLike = Array | float
+Cond = Any  # any pytree of conditions, or None
+PyTree = Any
+
+
+class Level(NamedTuple):
+    """One noise level. Leaves have shape () or (B,) and broadcast over the right axes.
+
+    Attributes:
+        t: what the network is told (a timestep, ``log sigma / 4``, a log-SNR, ...).
+        alpha: signal scale.
+        sigma: noise scale.
+        i: index of the network evaluation; per-step values are arrays indexed by it.
+    """
+
+    t: Any
+    alpha: Any
+    sigma: Any
+    i: Any = 0
+
+
+class Prediction(NamedTuple):
+    """What a denoiser believes about ``z``: the canonical pair every parameterization decodes to.
+
+    Attributes:
+        x: estimate of the data, shape of ``z``.
+        eps: estimate of the noise, shape of ``z``.
+        var: learned log-variance fraction in [0, 1] (0: posterior variance, 1: forward variance),
+            or None. The sampler forms the variance because only it knows both levels.
+    """
+
+    x: Array
+    eps: Array
+    var: Array | None = None
+
+
+class Schedule(NamedTuple):
+    """How noise grows with time.
+
+    Attributes:
+        at: ``t -> (alpha, sigma)``, for NumPy float64 or traced arrays.
+        t_of: ``log-SNR -> t`` on the host, fractional for tabulated schedules.
+        span: times ``(cleanest, noisiest)``.
+        steps: number of tabulated times (``t = 0..steps-1``), or None for continuous time.
+    """
+
+    at: Callable[[Any], tuple[Any, Any]]
+    t_of: Callable[[Any], Any]
+    span: tuple[float, float]
+    steps: int | None = None
+
+
+class Parameterization(NamedTuple):
+    """What the raw network output means. Every target is affine in ``(x, eps)``.
+
+    Attributes:
+        target: ``(x, eps, level) -> raw`` the loss compares with.
+        decode: ``(raw, z, level) -> Prediction``.
+        scale_in: ``level -> `` factor on ``z`` before the network (1 except EDM).
+        gain: ``level -> d x / d raw`` at fixed ``z``; turns weights on x into weights on raw.
+        channels: raw channels per data channel (2 with a learned variance).
+    """
+
+    target: Callable[[Array, Array, Level], Array]
+    decode: Callable[[Array, Array, Level], Prediction]
+    scale_in: Callable[[Level], Any]
+    gain: Callable[[Level], Any]
+    channels: int = 1
+
+
+Network = Callable[[Array, Array, Cond], Array]  # (z, t, cond) -> raw output
+Denoiser = Callable[[Array, Level], Prediction]  # a condition is closed over, or passed as third
+Noise = Callable[..., Array]  # (i, k=0) -> noise of the shape of z
+
+
+class Grid(NamedTuple):
+    """The noise levels a sampler visits, host float64, never traced.
+
+    Attributes:
+        levels: N+1 levels from noisiest to cleanest; the last one is where sampling ends.
+        at: ``log-SNR -> Level`` for evaluations off the grid.
+        init_std: standard deviation of the initial noise.
+        steps: nominal N before truncation.
+    """
+
+    levels: Level
+    at: Callable[[Any], Level]
+    init_std: float
+    steps: int
+
+
+class Rows(NamedTuple):
+    """A sampler's plan in float32: one row per network evaluation on the leading axis.
+
+    Attributes:
+        level: where the network is evaluated.
+        next: the level of the state after the row.
+        coef: the solver's own pytree of coefficients.
+    """
+
+    level: Level
+    next: Level
+    coef: Any
+
+
+class Sampler(NamedTuple):
+    """A solver: a host-side plan and one network evaluation per row.
+
+    Attributes:
+        plan: ``Grid -> Rows``, on the host in float64.
+        init: ``(z, rows) -> state``.
+        step: ``(noise, denoise, z, state, row) -> (z, state)``.
+    """
+
+    plan: Callable[[Grid], Rows]
+    init: Callable[[Array, Rows], Any]
+    step: Callable[[Noise, Denoiser, Array, Any, Rows], tuple[Array, Any]]
+
+
+class Task(NamedTuple):
+    """All that the trainer knows of an experiment.
+
+    Attributes:
+        init: ``(key, frozen, batch) -> (params, extra)``, traceable.
+        loss: ``(params, frozen, extra, key, step, batch) -> (loss, (extra, metrics))``.
+        sample: ``(params, frozen, extra, noise, cond, sampler, rows) -> images`` in [-1, 1].
+    """
+
+    init: Callable[..., tuple[PyTree, PyTree]]
+    loss: Callable[..., tuple[Array, tuple[PyTree, dict[str, Array]]]]
+    sample: Callable[..., Array]
+
+
+def expand(value: Any, like: Any) -> Any:
+    """Append axes to a () or (B,) value until it broadcasts against ``like``."""
+    ndim = getattr(value, "ndim", 0)
+    return value.reshape(value.shape + (1,) * (like.ndim - ndim)) if ndim else value
+
+
+def choose(kind: str, name: str, table: dict[str, Any]) -> Any:
+    """Look a name up.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the choices.
+    """
+    if name not in table:
+        raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(sorted(table))}")
+    return table[name]
+
+
+def build(kind: str, name: str, table: dict[str, Any], options: Any = None) -> Any:
+    """Call the named constructor with the options of a config section.
+
+    A section may hold options of several constructors, so that overriding the name alone works:
+    those that only belong to another entry of the table are left out.
+
+    Raises:
+        ValueError: the name is unknown, or an option belongs to no entry.
+    """
+    maker = choose(kind, name, table)
+    takes = {key: inspect.signature(entry).parameters for key, entry in table.items()}
+    options = dict(options or {})
+    unknown = sorted(k for k in options if not any(k in names for names in takes.values()))
+    if unknown:
+        raise ValueError(
+            f"unknown {kind} option {', '.join(map(repr, unknown))}; "
+            f"{name!r} takes {', '.join(takes[name]) or 'none'}"
+        )
+    return maker(**{key: value for key, value in options.items() if key in takes[name]})

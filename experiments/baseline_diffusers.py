@@ -1,0 +1,244 @@
+"""Train diffusers' UNet2DModel on Fashion-MNIST for a given time: the PyTorch baseline.
+
+    taskset -c 1 .venv-parity/bin/python -m experiments.baseline_diffusers \\
+        --workdir=runs/baseline --minutes=60 --threads=1 --num=10000 --sample_steps=50
+
+Needs torch and diffusers (`make parity` installs them into .venv-parity). Recipes, both with the
+28x28 network of the Hugging Face diffusion course and with an exponential moving average that
+the course does without:
+
+    course   Adam 1e-3, batch 128, cosine betas, no clipping
+    script   AdamW 1e-4, batch 16, linear betas, clipping at 1, 500 steps of warm-up, cosine decay,
+             as in diffusers' examples/unconditional_image_generation
+
+Writes to the workdir: unet/ (averaged weights) and scheduler/ every 5 minutes and at the end,
+summary.json, and samples-STEPS.npz (uint8 ``images``) with a grid of pictures beside it
+(samples-ddpm-STEPS with --sampler=ddpm). --minutes=0 only samples, from the unet/ that is there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+import numpy as np
+import torch
+from absl import flags, logging
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
+
+from diffjax import data
+from experiments import common
+
+MINUTES = flags.DEFINE_float("minutes", 60.0, "Wall-clock budget of training; 0 only samples.", 0)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the weights, batches, noise and samples.")
+BATCH = flags.DEFINE_integer("batch_size", None, "Training batch; the recipe's if not given.", 1)
+RECIPE = flags.DEFINE_enum("recipe", "course", ["course", "script"], "How to train.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data set, if not a usual place.")
+NUM = flags.DEFINE_integer("num", 100, "Images to sample at the end.", 0)
+STEPS = flags.DEFINE_list("sample_steps", ["50"], "Numbers of sampling steps, comma-separated.")
+SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How to sample; ddim with eta 0.")
+SAMPLE_BATCH = flags.DEFINE_integer("sample_batch_size", 250, "Images sampled at once.", 1)
+THREADS = flags.DEFINE_integer("threads", 1, "CPU threads of torch.", 1)
+
+SAVE_SECONDS = 300
+CURVE_STEPS = 50
+WARM_UP = 500
+
+
+class Recipe(NamedTuple):
+    """Options of one way to train."""
+
+    batch: int
+    betas: str
+    lr: float
+    adamw: bool
+    clip: float | None
+    decay: bool
+
+
+RECIPES = {
+    "course": Recipe(128, "squaredcos_cap_v2", 1e-3, False, None, False),
+    "script": Recipe(16, "linear", 1e-4, True, 1.0, True),
+}
+
+
+def _network() -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=2,
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )
+
+
+def _optimizer(recipe: Recipe, net: UNet2DModel) -> torch.optim.Optimizer:
+    if recipe.adamw:
+        return torch.optim.AdamW(
+            net.parameters(), lr=recipe.lr, betas=(0.95, 0.999), weight_decay=1e-6
+        )
+    return torch.optim.Adam(net.parameters(), lr=recipe.lr)
+
+
+def _batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Shuffled batches (B, 1, 28, 28) in [-1, 1], epoch after epoch."""
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(len(images))
+        for start in range(0, len(order) - size + 1, size):
+            some = torch.from_numpy(images[order[start : start + size]])
+            yield some.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _decayed(recipe: Recipe, step: int, progress: float) -> float:
+    """Learning rate; the steps that fit are estimated from the progress so far."""
+    if not recipe.decay:
+        return recipe.lr
+    total = step / max(progress, 1e-6)
+    done = min(max(step - WARM_UP, 0) / max(total - WARM_UP, 1), 1)
+    return recipe.lr * min((step + 1) / WARM_UP, 1) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _save_json(value: dict[str, Any], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1))
+    partial.replace(path)
+
+
+def _save_average(ema: EMAModel, net: UNet2DModel, folder: Path) -> None:
+    ema.store(net.parameters())
+    ema.copy_to(net.parameters())
+    net.save_pretrained(folder / "unet")
+    ema.restore(net.parameters())
+
+
+def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
+    recipe = RECIPES[RECIPE.value]
+    size = BATCH.value or recipe.batch
+    net, scheduler = _network(), DDPMScheduler(1000, beta_schedule=recipe.betas)
+    optimizer = _optimizer(recipe, net)
+    # Without use_ema_warmup, inv_gamma and power would have no effect.
+    ema = EMAModel(
+        net.parameters(), 0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=True
+    )
+    scheduler.save_pretrained(folder / "scheduler")
+    summary: dict[str, Any] = {
+        "recipe": RECIPE.value,
+        **recipe._asdict(),
+        "batch": size,
+        "seed": SEED.value,
+        "threads": THREADS.value,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
+    curve, recent, step = [], [], 0
+    batches = _batches(images, size, SEED.value)
+    net.train()
+    started, cpu, saved = time.monotonic(), _cpu_seconds(), 0.0
+
+    def save(elapsed: float) -> None:
+        _save_average(ema, net, folder)
+        progress = {"steps": step, "images": step * size, "wall_seconds": elapsed}
+        summary.update(progress, cpu_seconds=_cpu_seconds() - cpu, loss_every_50_steps=curve)
+        _save_json(summary, folder / "summary.json")
+
+    while (elapsed := time.monotonic() - started) < seconds:
+        if elapsed - saved > SAVE_SECONDS:
+            saved = elapsed
+            save(elapsed)
+        for group in optimizer.param_groups:
+            group["lr"] = _decayed(recipe, step, elapsed / seconds)
+        x = next(batches)
+        noise = torch.randn_like(x)
+        t = torch.randint(0, 1000, (size,))
+        loss = torch.nn.functional.mse_loss(net(scheduler.add_noise(x, noise, t), t).sample, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        if recipe.clip:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+        optimizer.step()
+        ema.step(net.parameters())
+        step += 1
+        recent.append(loss.item())
+        if len(recent) == CURVE_STEPS:
+            curve.append(round(float(np.mean(recent)), 6))
+            recent = []
+            logging.info("step %d, loss %.4f, %.0f s", step, curve[-1], time.monotonic() - started)
+    save(elapsed)
+    logging.info("%d steps of %d images in %.0f s", step, size, elapsed)
+
+
+@torch.no_grad()
+def _sample(folder: Path, steps: int) -> np.ndarray:
+    """``--num`` images (num, 28, 28, 1) in [-1, 1] from the saved averaged weights."""
+    net = UNet2DModel.from_pretrained(folder / "unet").eval()
+    kind = DDIMScheduler if SAMPLER.value == "ddim" else DDPMScheduler
+    scheduler = kind.from_pretrained(folder / "scheduler")
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(SEED.value)
+    done = []
+    for start in range(0, NUM.value, SAMPLE_BATCH.value):
+        count = min(SAMPLE_BATCH.value, NUM.value - start)
+        z = torch.randn(count, 1, 28, 28, generator=generator)
+        for t in scheduler.timesteps:
+            z = scheduler.step(net(z, t).sample, t, z, generator=generator).prev_sample
+        done.append(z.permute(0, 2, 3, 1).numpy())
+        logging.info("sampled %d of %d images", start + count, NUM.value)
+    return np.concatenate(done)
+
+
+def _write_samples(folder: Path, steps: int) -> None:
+    started, cpu = time.monotonic(), _cpu_seconds()
+    images = _sample(folder, steps)
+    taken = {"wall_seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds() - cpu}
+    name = f"samples-{steps}" if SAMPLER.value == "ddim" else f"samples-ddpm-{steps}"
+    np.savez_compressed(folder / f"{name}.npz", images=common.to_uint8(images))
+    common.save_png(common.tile(images[:100]), folder / f"{name}.png")
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    made = {"num": NUM.value, "seed": SEED.value, **taken}
+    summary["samples"] = {**summary.get("samples", {}), name: made}
+    _save_json(summary, path)
+
+
+def _sample_steps() -> list[int]:
+    try:
+        steps = [int(value) for value in STEPS.value]
+    except ValueError:
+        steps = [0]
+    if not all(1 <= n <= 1000 for n in steps):
+        raise common.UsageError(f"--sample_steps are numbers in 1 .. 1000, got {STEPS.value}")
+    return steps
+
+
+def main() -> None:
+    folder, steps = common.workdir(), _sample_steps()
+    torch.set_num_threads(THREADS.value)
+    torch.manual_seed(SEED.value)
+    if MINUTES.value:
+        images = data.load("fashion_mnist", data_dir=DATA_DIR.value).images
+        folder.mkdir(parents=True, exist_ok=True)
+        _train(folder, images, 60 * MINUTES.value)
+    elif not (folder / "unet").is_dir():
+        raise common.UsageError(f"there is no {folder / 'unet'} to sample from; give --minutes")
+    for count in steps if NUM.value else []:
+        _write_samples(folder, count)
+
+
+if __name__ == "__main__":
+    common.run(main)

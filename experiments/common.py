@@ -1,0 +1,370 @@
+"""What the entry points share: flags, configs, data, checkpoints and image generation."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging as std_logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from PIL import Image
+from tqdm import tqdm
+
+from diffjax import data, grids, samplers
+from diffjax.tasks import Diffusion, make_diffusion, make_task
+from diffjax.train import Checkpoints, State, init_state, make_optimizer
+from diffjax.train.checkpoint import write_atomically
+from diffjax.train.sharding import batch_sharding, make_mesh, tree_sharding
+from diffjax.types import Rows, Sampler, Task
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Config file and variant, e.g. configs/ddpm.py:cifar10 or configs/ddpm.py:cifar10,smoke. Single "
+    "values are overridden by --config.section.key=value.",
+    lock_config=True,
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
+
+SIGTERM_EXIT = 143  # 128 + SIGTERM: stopped by a signal, state saved, start again to go on
+
+
+class UsageError(ValueError):
+    """Wrong flags or config; shown without a traceback."""
+
+
+def define_sampling_flags() -> None:
+    """Short forms of ``--config.sample.*``."""
+    flags.DEFINE_string("sampler", None, "Override config.sample.sampler (ddpm, ddim, ...).")
+    flags.DEFINE_integer("steps", None, "Override config.sample.steps.")
+    flags.DEFINE_string("grid", None, "Override config.sample.grid (leading, quadratic, ...).")
+    flags.DEFINE_float("eta", None, "Override config.sample.eta, DDIM's stochasticity.")
+    flags.DEFINE_string(
+        "variance", None, "Override config.sample.variance (fixedsmall, fixedlarge, learned)."
+    )
+    flags.DEFINE_integer("num", None, "How many images to make.")
+    flags.DEFINE_integer("seed", 0, "Seed of the samples.")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Start an entry point: flags, then ``main``; expected errors print one message."""
+
+    def wrapped(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+        _quiet_libraries()
+        try:
+            main()
+        except (ValueError, OSError, RuntimeError) as error:
+            if os.environ.get("DIFFJAX_TRACEBACK"):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            print("(set DIFFJAX_TRACEBACK=1 to see where)", file=sys.stderr)
+            sys.exit(1)
+
+    try:
+        app.run(wrapped)
+    except (AttributeError, KeyError, ValueError, TypeError) as error:  # while flags are parsed
+        if os.environ.get("DIFFJAX_TRACEBACK"):
+            raise
+        print(f"error: {_explain(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _quiet_libraries() -> None:
+    """Our messages and everybody's warnings; Orbax alone logs dozens of lines a checkpoint."""
+
+    def ours(record: Any) -> bool:
+        return record.levelno >= std_logging.WARNING or "diffjax" in record.pathname or (
+            Path(record.pathname).parent.name == "experiments"
+        )
+
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    logging.get_absl_handler().addFilter(ours)
+
+
+def _explain(error: Exception) -> str:
+    """An override of an unknown key, with the keys there are."""
+    text = str(error.args[0] if error.args else error).strip()
+    name = next((a for a in sys.argv[1:] if a.startswith("--config=")), "").partition("=")[2]
+    for argument in sys.argv[1:]:
+        if not argument.startswith("--config.") or not name:
+            continue
+        path = argument[len("--config.") :].partition("=")[0].split(".")
+        section: Any = load_config(name)
+        for depth, key in enumerate(path):
+            if not isinstance(section, ConfigDict) or key not in section:
+                known = ", ".join(section) if isinstance(section, ConfigDict) else "no keys"
+                where = "config" + "".join(f".{k}" for k in path[:depth])
+                return f"unknown config key {'.'.join(path)!r}; {where} has {known}"
+            section = section[key]
+    return text
+
+
+def load_config(name: str) -> ConfigDict:
+    """The config of ``path:variant`` outside of flag parsing."""
+    path, _, variant = name.partition(":")
+    spec = importlib.util.spec_from_file_location("diffjax_config", path)
+    if spec is None or spec.loader is None or not Path(path).exists():
+        raise UsageError(f"there is no config file {path!r}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant or None)
+
+
+def workdir() -> Path:
+    """The --workdir flag.
+
+    Raises:
+        UsageError: it was not given.
+    """
+    if not WORKDIR.value:
+        raise UsageError("--workdir=FOLDER is needed: where the run's files are or go")
+    return Path(WORKDIR.value)
+
+
+def config() -> ConfigDict:
+    """The --config flag, or else the config that the workdir was trained with."""
+    chosen = CONFIG.value
+    if chosen is None:
+        stored = workdir() / "config.json"
+        if not stored.exists():
+            raise UsageError(f"--config=FILE:VARIANT is needed; there is no {stored} to use instead")
+        chosen = ConfigDict(_tuples(json.loads(stored.read_text())))
+    values = flags.FLAGS.flag_values_dict()
+    for key in ("sampler", "steps", "grid", "eta", "variance"):
+        if values.get(key) is not None:
+            chosen.sample[key] = values[key]
+    return chosen
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def describe(cfg: ConfigDict) -> str:
+    """The resolved config as indented JSON."""
+    return json.dumps(cfg.to_dict(), indent=2)
+
+
+def image_shape(cfg: ConfigDict) -> tuple[int, int, int]:
+    """(H, W, C) of a config's data."""
+    return cfg.data.image_size, cfg.data.image_size, cfg.data.channels
+
+
+def task_of(cfg: ConfigDict) -> Task:
+    """The task of a config."""
+    if cfg.task != "diffusion":
+        raise UsageError(f"unknown task {cfg.task!r}; choose one of diffusion")
+    return make_task(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+
+
+def diffusion_of(cfg: ConfigDict) -> Diffusion:
+    """The assembled diffusion model of a config."""
+    return make_diffusion(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+
+
+def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
+    """The data set of a config, checked against what the config says of it.
+
+    Raises:
+        UsageError: shape, grey levels or classes differ.
+    """
+    if cfg.data.name == "noise":
+        return _noise_images(cfg)
+    source = data.load(
+        cfg.data.name,
+        split=split or cfg.data.split,
+        data_dir=cfg.data.dir or None,
+        image_size=cfg.data.image_size,
+    )
+    found, wanted = tuple(source.shape), image_shape(cfg)
+    if found != wanted:
+        raise UsageError(
+            f"the images of {cfg.data.name} are {found}, but the config says {wanted}; set "
+            "--config.data.image_size and --config.data.channels"
+        )
+    if source.levels != cfg.data.levels:
+        raise UsageError(f"{cfg.data.name} has {source.levels} grey levels, not {cfg.data.levels}")
+    return source
+
+
+def _noise_images(cfg: ConfigDict, count: int = 64) -> data.Source:
+    """Random images of a config's shape, for smoke runs that need no data set."""
+    rng, classes = np.random.default_rng(0), cfg.data.num_classes
+    return data.from_arrays(
+        rng.integers(0, cfg.data.levels, (count, *image_shape(cfg)), np.uint8),
+        rng.integers(0, max(classes, 1), count),
+        num_classes=classes,
+        levels=cfg.data.levels,
+    )
+
+
+def batches_of(cfg: ConfigDict, source: data.Source) -> Callable[[int], Iterator[dict[str, Any]]]:
+    """``step -> iterator`` of training batches of this process."""
+
+    def start(step: int) -> Iterator[dict[str, Any]]:
+        return data.batches(
+            source,
+            batch_size=cfg.data.batch_size,
+            seed=cfg.seed,
+            step=step,
+            flip=cfg.data.flip,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    return start
+
+
+def abstract_state(cfg: ConfigDict, task: Task) -> State:
+    """Shapes of the training state, without memory."""
+    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
+    batch = {
+        "image": jax.ShapeDtypeStruct((1, *image_shape(cfg)), jnp.float32),
+        "label": jax.ShapeDtypeStruct((1,), jnp.int32),
+    }
+    return jax.eval_shape(
+        lambda b: init_state(task, optimizer, jax.random.key(0), None, b), batch
+    )
+
+
+def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
+    """The newest valid checkpoint of a workdir.
+
+    Raises:
+        UsageError: there is none.
+    """
+    mesh = make_mesh(cfg.mesh)
+    shapes = abstract_state(cfg, task)
+    abstract = jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
+        shapes,
+        tree_sharding(shapes, mesh),
+    )
+    steps = folder / "checkpoints"
+    found = Checkpoints(steps).restore(abstract) if steps.is_dir() else None
+    if found is None:
+        raise UsageError(f"there is no checkpoint in {steps}; train first with experiments.train")
+    logging.info("using the checkpoint of step %d", found[0])
+    return found[1]
+
+
+class ImageMaker(NamedTuple):
+    """Compiled generation for one model; see `image_maker`."""
+
+    make: Callable[..., np.ndarray]
+    model: Diffusion
+
+
+def _bucket(count: int) -> int:
+    """Padded number of rows, so that few lengths are compiled."""
+    return max(64, 1 << (count - 1).bit_length())
+
+
+def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
+    """A function that makes images with any sampler; solvers of equal memory compile once."""
+    model = diffusion_of(cfg)
+    mesh = make_mesh(cfg.mesh)
+    params, extra = state.ema, state.extra
+
+    compiled: dict[Any, Any] = {}
+
+    def executable(sampler: Sampler) -> Any:
+        key = (sampler.init, sampler.step)
+        if key not in compiled:
+
+            def generate(params: Any, extra: Any, keys: Any, cond: Any, rows: Rows, n: Any) -> Any:
+                noise = samplers.image_noise(keys, model.image_shape)
+                return task.sample(params, None, extra, noise, cond, sampler, rows, n=n)
+
+            compiled[key] = jax.jit(generate)
+        return compiled[key]
+
+    def make(
+        *,
+        num: int,
+        seed: int = 0,
+        sampler: Sampler | None = None,
+        rows: Rows | None = None,
+        batch_size: int | None = None,
+        labels: np.ndarray | None = None,
+        progress: str = "sampling",
+    ) -> np.ndarray:
+        """``num`` images (num, H, W, C) float32 in [-1, 1]; image k depends on (seed, k) only."""
+        if sampler is None or rows is None:
+            sampler, rows = sampler_of(cfg, model)
+        size = min(batch_size or cfg.sample.batch_size, num)
+        size += -size % mesh.size  # the devices share a batch equally
+        count = len(rows.level.t)
+        padded = samplers.pad(rows, _bucket(count))
+        run = executable(sampler)
+        base = jax.random.key(seed)
+        keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.arange(-(-num // size) * size))
+        place = batch_sharding(mesh)
+        done = []
+        for start in tqdm(range(0, num, size), desc=progress, unit="batch", leave=False):
+            index = np.arange(start, start + size)
+            cond = None
+            if model.num_classes:
+                chosen = index % model.num_classes if labels is None else labels[index % len(labels)]
+                cond = {"label": jax.device_put(jnp.asarray(chosen, jnp.int32), place)}
+            some = jax.device_put(keys[start : start + size], place)
+            done.append(np.asarray(run(params, extra, some, cond, padded, count)))
+        return np.concatenate(done)[:num]
+
+    return ImageMaker(make, model)
+
+
+def sampler_of(cfg: ConfigDict, model: Diffusion) -> tuple[Sampler, Rows]:
+    """Sampler and plan of ``config.sample``."""
+    section = cfg.sample
+    sampler = samplers.make(
+        section.sampler, {"eta": section.eta, "variance": section.variance}
+    )
+    grid = grids.make(section.grid, model.schedule, section.steps)
+    return sampler, sampler.plan(grid)
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """[-1, 1] floats to 0..255."""
+    return np.clip(np.rint((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def tile(images: np.ndarray, *, columns: int | None = None, scale: int | None = None) -> np.ndarray:
+    """Images (N, H, W, C) in [-1, 1] as one (H', W', 3) uint8 picture, small ones enlarged."""
+    count, height, width, channels = images.shape
+    columns = columns or int(np.ceil(np.sqrt(count)))
+    scale = scale or max(1, 56 // height)
+    rows = -(-count // columns)
+    canvas = np.zeros((rows * columns, height, width, channels), np.uint8)
+    canvas[:count] = to_uint8(images)
+    canvas = canvas.repeat(scale, 1).repeat(scale, 2)
+    canvas = np.pad(canvas, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+    canvas = canvas.reshape(rows, columns, *canvas.shape[1:]).swapaxes(1, 2)
+    picture = canvas.reshape(canvas.shape[0] * canvas.shape[1], -1, channels)
+    return picture.repeat(3, -1) if channels == 1 else picture[..., :3]
+
+
+def save_png(picture: np.ndarray, path: Path) -> None:
+    """Write a uint8 (H, W, 3) picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
+def save_json(value: Any, path: Path) -> None:
+    """Write JSON, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,66 @@
+"""Packaging of diffjax. Tool settings are in pyproject.toml, tested versions in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "diffjax/__init__.py").read_text())[1]
+
+# Lower bounds name the oldest release series the tests have run with. constraints.txt pins every
+# package exactly; `make venv` installs those.
+REQUIRES = [
+    "absl-py>=2.5",
+    "array_record>=0.8.6",
+    "chex>=0.1.92",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    "jax>=0.10.2",
+    "matplotlib>=3.11",
+    "ml-collections>=1.1",
+    "numpy>=2.4",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "pillow>=13.0",
+    "safetensors>=0.8",
+    "scikit-learn>=1.9",
+    "scipy>=1.17",
+    "tensorboardX>=2.6.5",
+    "tensorflow-datasets>=4.9.10",
+    "tqdm>=4.70",
+]
+
+EXTRAS = {
+    "test": [
+        "hypothesis>=6.170",
+        "import-linter>=2.16",
+        "mypy>=2.4",
+        "pytest>=9.2",
+        "pytest-xdist>=3.8",
+        "ruff>=0.17.6",
+    ],
+    "parity": ["diffusers>=0.42", "torch==2.13.0"],
+    "cuda": ["jax[cuda13]"],
+    "tpu": ["jax[tpu]"],
+}
+
+setup(
+    name="diffjax",
+    version=VERSION,
+    description="Diffusion models in JAX: small pure functions that compose",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(
+        include=["diffjax", "diffjax.*", "configs", "configs.*", "experiments", "experiments.*"]
+    ),
+    package_data={"diffjax": ["py.typed", "metrics/weights/*.safetensors"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    zip_safe=False,
+)

@@ -1,0 +1,103 @@
+"""Rules of the project that hold for files, not for functions."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import diffjax
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
+LIBRARY = sorted((ROOT / "diffjax").rglob("*.py"))
+# Absolute paths of somebody's machine.
+MACHINE_PATH = re.compile(r"(?<![\w./-])/(?:work|root|home/\w+)/")
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _imported_names(source: str) -> set[str]:
+    """Dotted names that a module imports, anywhere in it; relative ones are left out."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _imported(source: str) -> set[str]:
+    return {name.partition(".")[0] for name in _imported_names(source)}
+
+
+def _text_files() -> list[Path]:
+    """Files that git tracks or would add."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        out = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in out.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = "import a.b, c\ndef f():\n    from d.e import g\n    from . import h\n"
+    assert _imported_names(source) == {"a.b", "c", "d.e.g"}
+    assert _imported(source) == {"a", "c", "d"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=_relative)
+def test_configs_import_only_ml_collections_and_siblings(path):
+    allowed = {"ml_collections", "configs"} | set(sys.stdlib_module_names)
+    assert _imported(path.read_text("utf-8")) <= allowed
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=_relative)
+def test_configs_start_with_a_docstring(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    docstring = ast.get_docstring(tree)
+    assert docstring
+    if any(isinstance(n, ast.FunctionDef) and n.name == "get_config" for n in tree.body):
+        assert f"--config={_relative(path)}" in docstring, "the docstring gives the command"
+
+
+@pytest.mark.parametrize("path", CONFIGS + LIBRARY, ids=_relative)
+def test_nothing_imports_experiments(path):
+    assert "experiments" not in _imported(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=_relative)
+def test_linen_stays_in_nets(path):
+    linen = {n for n in _imported_names(path.read_text("utf-8")) if n.startswith("flax.linen")}
+    assert not linen or path.is_relative_to(ROOT / "diffjax/nets")
+
+
+def test_no_paths_of_one_machine():
+    found = []
+    for path in _text_files():
+        try:
+            lines = path.read_text("utf-8").splitlines()
+        except UnicodeDecodeError:
+            continue
+        found += [
+            f"{_relative(path)}:{i}" for i, x in enumerate(lines, 1) if MACHINE_PATH.search(x)
+        ]
+    assert not found
+
+
+def test_importing_diffjax_loads_nothing_heavy():
+    code = "import sys, diffjax; print(*{'jax', 'flax', 'numpy'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert not out.stdout.split()
+
+
+def test_version_is_the_changelogs_or_newer():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", diffjax.__version__)
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert not released or released[0] == diffjax.__version__
