@@ -74,7 +74,8 @@ smoke: venv ## train, save and sample every variant of every config for two step
 parity: .venv-parity/.installed ## compare with torch and diffusers, in .venv-parity
 	.venv-parity/bin/python -m pytest -m parity
 
-# With Python 3.11, the oldest supported: what it can install, 3.12 and 3.13 can too.
+# With Python 3.11, the oldest supported. Then try the others: with a pip of 3.12 and of 3.13,
+# pip install --dry-run -c constraints.txt -e '.[test]'
 lock: ## renew constraints.txt from a fresh environment (Python 3.11)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "make lock needs Python 3.11, the oldest supported: PYTHON=python3.11" >&2; exit 1; }

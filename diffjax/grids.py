@@ -92,15 +92,11 @@ def linspace(schedule: Schedule, steps: int) -> Grid:
 def quadratic(schedule: Schedule, steps: int, *, fraction: float = 0.8) -> Grid:
     """Timesteps ``int(linspace(0, sqrt(0.8 T), S)^2)`` (Song et al. 2020, D.2).
 
-    Raises:
-        ValueError: so many steps that two of them coincide.
+    From about 30 of 1000 on some coincide; each is visited once, so the grid has fewer steps.
     """
     total = _table(schedule, "quadratic")
     times = (np.linspace(0, np.sqrt(fraction * total), _steps(steps, total)) ** 2).astype(int)
-    if (np.diff(times) < 1).any():
-        most = int(np.sqrt(fraction * total))
-        raise ValueError(f"{steps} quadratic steps repeat a timestep; use at most about {most}")
-    return from_times(schedule, times[::-1])
+    return from_times(schedule, np.unique(times)[::-1])
 
 
 def uniform(schedule: Schedule, steps: int, *, final: str = "last") -> Grid:

@@ -186,7 +186,7 @@ def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
 @torch.no_grad()
 def _sample(folder: Path, steps: int) -> np.ndarray:
     """``--num`` images (num, 28, 28, 1) in [-1, 1] from the saved averaged weights."""
-    net = UNet2DModel.from_pretrained(folder / "unet").eval()
+    net = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False).eval()
     kind = DDIMScheduler if SAMPLER.value == "ddim" else DDPMScheduler
     scheduler = kind.from_pretrained(folder / "scheduler")
     scheduler.set_timesteps(steps)

@@ -23,6 +23,7 @@ from diffjax import data, grids, samplers
 from diffjax.tasks import Diffusion, make_diffusion, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.checkpoint import write_atomically
+from diffjax.train.loop import Batches
 from diffjax.train.sharding import batch_sharding, make_mesh, tree_sharding
 from diffjax.types import Rows, Sampler, Task
 
@@ -35,6 +36,7 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
 
+SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "num", "seed")
 SIGTERM_EXIT = 143  # 128 + SIGTERM: stopped by a signal, state saved, start again to go on
 
 
@@ -71,13 +73,37 @@ def run(main: Callable[[], None]) -> None:
             print("(set DIFFJAX_TRACEBACK=1 to see where)", file=sys.stderr)
             sys.exit(1)
 
+    for name in ("config", "workdir", *SAMPLING_FLAGS):  # so that --help shows them
+        if name in flags.FLAGS:
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     try:
+        sys.argv = _with_config(sys.argv)
         app.run(wrapped)
-    except (AttributeError, KeyError, ValueError, TypeError) as error:  # while flags are parsed
+    except (OSError, AttributeError, KeyError, ValueError, TypeError) as error:  # in flag parsing
         if os.environ.get("DIFFJAX_TRACEBACK"):
             raise
         print(f"error: {_explain(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _flag(argv: list[str], name: str) -> str | None:
+    """The value of --name=VALUE or --name VALUE."""
+    for argument, after in zip(argv, [*argv[1:], ""], strict=True):
+        key, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and key == name:
+            return value if equals else after
+    return None
+
+
+def _with_config(argv: list[str]) -> list[str]:
+    """Fall back on the config stored in the workdir; load it once to report its errors plainly."""
+    chosen, folder = _flag(argv, "config"), _flag(argv, "workdir")
+    if chosen is None and folder and (Path(folder) / "config.json").exists():
+        chosen = f"{Path(__file__).with_name('stored_config.py')}:{Path(folder) / 'config.json'}"
+        argv = [argv[0], f"--config={chosen}", *argv[1:]]
+    if chosen:
+        load_config(chosen)
+    return argv
 
 
 def _quiet_libraries() -> None:
@@ -96,7 +122,7 @@ def _quiet_libraries() -> None:
 def _explain(error: Exception) -> str:
     """An override of an unknown key, with the keys there are."""
     text = str(error.args[0] if error.args else error).strip()
-    name = next((a for a in sys.argv[1:] if a.startswith("--config=")), "").partition("=")[2]
+    name = _flag(sys.argv, "config")
     for argument in sys.argv[1:]:
         if not argument.startswith("--config.") or not name:
             continue
@@ -116,7 +142,7 @@ def load_config(name: str) -> ConfigDict:
     path, _, variant = name.partition(":")
     spec = importlib.util.spec_from_file_location("diffjax_config", path)
     if spec is None or spec.loader is None or not Path(path).exists():
-        raise UsageError(f"there is no config file {path!r}")
+        raise UsageError(f"there is no config file {path!r}; a config is FILE.py:VARIANT")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variant or None)
@@ -134,24 +160,17 @@ def workdir() -> Path:
 
 
 def config() -> ConfigDict:
-    """The --config flag, or else the config that the workdir was trained with."""
+    """The --config flag (or the config of the workdir) with the short sampling flags applied."""
     chosen = CONFIG.value
     if chosen is None:
-        stored = workdir() / "config.json"
-        if not stored.exists():
-            raise UsageError(f"--config=FILE:VARIANT is needed; there is no {stored} to use instead")
-        chosen = ConfigDict(_tuples(json.loads(stored.read_text())))
+        raise UsageError(
+            "--config=FILE:VARIANT is needed, or a --workdir that holds the config.json of a run"
+        )
     values = flags.FLAGS.flag_values_dict()
-    for key in ("sampler", "steps", "grid", "eta", "variance"):
+    for key in SAMPLING_FLAGS[:5]:
         if values.get(key) is not None:
             chosen.sample[key] = values[key]
     return chosen
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def describe(cfg: ConfigDict) -> str:
@@ -212,11 +231,11 @@ def _noise_images(cfg: ConfigDict, count: int = 64) -> data.Source:
     )
 
 
-def batches_of(cfg: ConfigDict, source: data.Source) -> Callable[[int], Iterator[dict[str, Any]]]:
-    """``step -> iterator`` of training batches of this process."""
+def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
+    """``(step, sharding) -> iterator`` of training batches, placed on the devices ahead of use."""
 
-    def start(step: int) -> Iterator[dict[str, Any]]:
-        return data.batches(
+    def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
+        host = data.batches(
             source,
             batch_size=cfg.data.batch_size,
             seed=cfg.seed,
@@ -225,6 +244,7 @@ def batches_of(cfg: ConfigDict, source: data.Source) -> Callable[[int], Iterator
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        return data.device_prefetch(host, sharding)
 
     return start
 
@@ -336,6 +356,13 @@ def sampler_of(cfg: ConfigDict, model: Diffusion) -> tuple[Sampler, Rows]:
     )
     grid = grids.make(section.grid, model.schedule, section.steps)
     return sampler, sampler.plan(grid)
+
+
+def with_sample(cfg: ConfigDict, **sample: Any) -> ConfigDict:
+    """A copy of a config with other values in ``config.sample``."""
+    copy = ConfigDict(cfg.to_dict())
+    copy.sample.update(sample)
+    return copy
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

@@ -26,11 +26,8 @@ PREVIEW_STEPS = 50
 
 def _preview(cfg: Any, task: Any, folder: Any) -> Any:
     """Callback that writes a grid of DDIM samples from the averaged parameters."""
-    preview = cfg.copy_and_resolve_references()
-    preview.unlock()
-    total = cfg.schedule.steps if preview.sample.grid != "uniform" else preview.sample.steps
-    steps = min(PREVIEW_STEPS, total, cfg.sample.steps)
-    preview.sample.update(sampler="ddim", eta=0.0, steps=steps)
+    steps = min(PREVIEW_STEPS, cfg.sample.steps)
+    preview = common.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
 
     def write(state: State, step: int, reporter: Reporter) -> None:
         num = min(cfg.sample.num, 64)

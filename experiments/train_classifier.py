@@ -34,6 +34,7 @@ flags.DEFINE_string("data_dir", None, "Folder of the data; by default where it i
 
 STEPS = {"fashion_mnist": 3600, "digits": 2000}
 MIXUP = {"fashion_mnist": 0.2, "digits": 1.0}  # parameter of the Beta distribution
+JITTER = {"fashion_mnist": 0.0, "digits": 0.3}  # standard deviation of noise on the images
 BATCH_SIZE = 128
 PEAK_RATE = 2e-3
 WEIGHT_DECAY = 0.02
@@ -44,9 +45,8 @@ def mix(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixup (Zhang et al. 2018): each example blended with its neighbour, weight ~ Beta(b, b).
 
-    Without it the features of a class collapse to a point. With it they spread over about twice
-    as many directions, a change of the images stands out further above the floor, and the few
-    digits are fitted better.
+    Without it the features of a class shrink towards a point; on the few digits it nearly doubles
+    the effective number of directions they fill, and the test accuracy rises.
     """
     weight = jax.random.beta(key, beta, beta, (len(image),))
     w = weight[:, None, None, None]
@@ -55,11 +55,13 @@ def mix(
     return blended, v * target + (1 - v) * jnp.roll(target, 1, axis=0)
 
 
-def train(source: Any, model: Classifier, *, steps: int, seed: int, mixup: float) -> Any:
+def train(
+    source: data.Source, model: Classifier, *, steps: int, seed: int, mixup: float, jitter: float
+) -> Any:
     """Parameters of ``model`` after ``steps`` of AdamW with warm-up and cosine decay."""
     rate = optax.warmup_cosine_decay_schedule(0.0, PEAK_RATE, steps // 20, steps)
     optimizer = optax.adamw(rate, weight_decay=WEIGHT_DECAY)
-    shape = (1, *source.images.shape[1:])
+    shape = (1, *source.shape)
     key, init_key = jax.random.split(jax.random.key(seed))
     params = jax.jit(model.init)(init_key, jnp.zeros(shape))["params"]
     opt = optimizer.init(params)
@@ -73,7 +75,9 @@ def train(source: Any, model: Classifier, *, steps: int, seed: int, mixup: float
         params: Any, opt: Any, i: jax.Array, image: jax.Array, label: jax.Array
     ) -> tuple[Any, Any, jax.Array]:
         target = jax.nn.one_hot(label, model.num_classes)
-        image, target = mix(jax.random.fold_in(key, i), image, target, mixup)
+        step_key = jax.random.fold_in(key, i)
+        image, target = mix(step_key, image, target, mixup)
+        image += jitter * jax.random.normal(jax.random.fold_in(step_key, 1), image.shape)
         value, grads = jax.value_and_grad(loss)(params, image, target)
         updates, opt = optimizer.update(grads, opt, params)
         return optax.apply_updates(params, updates), opt, value
@@ -87,7 +91,7 @@ def train(source: Any, model: Classifier, *, steps: int, seed: int, mixup: float
     return params
 
 
-def test_accuracy(network: metrics.FeatureNetwork, source: Any) -> float:
+def test_accuracy(network: metrics.FeatureNetwork, source: data.Source) -> float:
     """Fraction of ``source`` that ``network`` labels correctly."""
     _, probs = metrics.extract(network, source.images)
     return float(np.mean(probs.argmax(axis=1) == np.asarray(source.labels)))
@@ -102,18 +106,11 @@ def main(argv: list[str]) -> None:
     source, test = (
         data.load(name, split=split, data_dir=FLAGS.data_dir) for split in ("train", "test")
     )
-    model = Classifier(num_classes=int(source.labels.max()) + 1)
-    params = train(source, model, steps=steps, seed=FLAGS.seed, mixup=MIXUP[name])
+    model = Classifier(num_classes=source.num_classes)
+    recipe = {"steps": steps, "seed": FLAGS.seed, "mixup": MIXUP[name], "jitter": JITTER[name]}
+    params = train(source, model, **recipe)
 
     path = Path(FLAGS.out) / f"{name}-{VERSIONS[name]}.safetensors"
-    recipe = {
-        "steps": steps,
-        "seed": FLAGS.seed,
-        "batch_size": BATCH_SIZE,
-        "mixup": MIXUP[name],
-        "peak_rate": PEAK_RATE,
-        "weight_decay": WEIGHT_DECAY,
-    }
 
     def save(accuracy: float) -> metrics.FeatureNetwork:
         metrics.save_network(
@@ -122,10 +119,10 @@ def main(argv: list[str]) -> None:
             model,
             dataset=name,
             version=VERSIONS[name],
-            shape=source.images.shape[1:],
+            shape=source.shape,
             levels=source.levels,
             accuracy=accuracy,
-            recipe=recipe,
+            recipe={**recipe, "batch_size": BATCH_SIZE},
         )
         return metrics.load_network(path)
 

@@ -275,12 +275,9 @@ def _read_split(read: Callable[[str], Arrays], split: str) -> Arrays:
 
 
 def _read_prepared(folder: Path, split: str) -> Arrays:
-    rows, _ = tfds_builders.open_prepared(folder, split)
-    images, labels = [], []
-    for row in rows:
-        images.append(row["image"])
-        labels.append(row["label"])
-    return np.stack(images), np.asarray(labels, np.int32)
+    fetch, length, _ = tfds_builders.open_prepared(folder, split)
+    rows = fetch(range(length))
+    return np.stack([r["image"] for r in rows]), np.asarray([r["label"] for r in rows], np.int32)
 
 
 def _fashion_mnist(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
@@ -310,20 +307,19 @@ def _load_prepared(name: str, split: str, places: list[Path], size: int | None) 
             f"--data_dir={places[0]}` (reading needs no TensorFlow), or read a folder of its "
             "images as `image_folder`."
         )
-    rows, features = tfds_builders.open_prepared(folder, split)
+    fetch, length, features = tfds_builders.open_prepared(folder, split)
     num_classes = features["label"].num_classes if "label" in features else 0
     native = features["image"].shape
     if size is None and None in native:
         raise ValueError(f"images of {name} differ in size: image_size is needed")
     shape = native if size is None else (size, size, native[-1])
-    fetch = getattr(rows, "__getitems__", lambda indices: [rows[i] for i in indices])
 
     def read(indices: Sequence[int] | np.ndarray) -> Arrays:
-        found = fetch([int(i) for i in indices])
-        images = [_fit(row["image"], size) for row in found]
-        return np.stack(images), np.asarray([row.get("label", 0) for row in found], np.int32)
+        rows = fetch([int(i) for i in indices])
+        images = [_fit(row["image"], size) for row in rows]
+        return np.stack(images), np.asarray([row.get("label", 0) for row in rows], np.int32)
 
-    return Source(shape, num_classes, 256, len(rows), read)
+    return Source(shape, num_classes, 256, length, read)
 
 
 def _fit(image: np.ndarray, size: int | None) -> np.ndarray:

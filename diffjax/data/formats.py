@@ -170,8 +170,8 @@ def center_crop_resize(image: np.ndarray, size: int) -> np.ndarray:
         return image
     side = min(height, width)
     left, top = (width - side) // 2, (height - side) // 2
-    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-    resized = picture.resize(
-        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-    )
+    # Cropped first: given a box, Pillow's filter would reach for the pixels outside it.
+    square = image[top : top + side, left : left + side]
+    picture = Image.fromarray(np.ascontiguousarray(square[..., 0] if channels == 1 else square))
+    resized = picture.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(resized).reshape(size, size, channels)

@@ -25,8 +25,8 @@ from diffjax.metrics.features import (
     save_network,
 )
 from diffjax.metrics.frechet import frechet_distance
-from diffjax.metrics.inception_score import inception_score
-from diffjax.metrics.precision_recall import PrecisionRecall, precision_recall
+from diffjax.metrics.neighbours import PrecisionRecall, precision_recall
+from diffjax.metrics.scores import inception_score
 from diffjax.metrics.statistics import Moments, empty, merge, moments, update
 
 __all__ = [

@@ -74,7 +74,7 @@ def load_network(path: str | os.PathLike[str]) -> FeatureNetwork:
     try:
         with safetensors.safe_open(path, "numpy") as file:
             meta = file.metadata() or {}
-            flat = {key: file.get_tensor(key) for key in file.keys()}
+        flat = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"cannot read the feature network {path}: {error}") from error
     if meta.get("format") != FORMAT:
@@ -136,7 +136,7 @@ def save_network(
     }
     flat = {key: np.asarray(leaf) for key, leaf in flatten_dict(params, sep=".").items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(flat, path, metadata=meta)
+    Path(path).write_bytes(safetensors.numpy.save(flat, metadata=meta))
 
 
 def extract(

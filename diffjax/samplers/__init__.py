@@ -1,6 +1,6 @@
 """Samplers: host-side plans and one compiled loop."""
 
-from diffjax.samplers.ancestral import ancestral, ddim
+from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
 from diffjax.samplers.affine import affine, to_rows
 from diffjax.samplers.loop import image_noise, pad, prior, sample
 from diffjax.samplers.registry import SAMPLERS, make
@@ -12,6 +12,7 @@ __all__ = [
     "ancestral",
     "clip",
     "ddim",
+    "ddim_inverse",
     "dynamic_threshold",
     "image_noise",
     "make",

@@ -19,8 +19,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.samplers.affine import Entry, affine, to_rows
-from diffjax.types import Array, Denoiser, Grid, Noise, Rows, Sampler
+from diffjax.samplers.affine import Entry, affine, matrices, to_rows
+from diffjax.types import Array, Denoiser, Grid, Level, Noise, Rows, Sampler
 
 
 def variances(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -66,6 +66,24 @@ def ddim(eta: float = 0.0) -> Sampler:
         return _entries(grid, np.maximum(left, 0.0), var)
 
     return affine(table)
+
+
+def ddim_inverse() -> Sampler:
+    """Deterministic DDIM from data to noise over a grid's levels (Song et al. 2020, section 4.3).
+
+    The same Euler step as ``ddim(0)`` with time reversed; at the data the network is told the
+    first timestep.
+    """
+
+    def plan(grid: Grid) -> Rows:
+        t, alpha, sigma, _ = (np.asarray(leaf)[::-1] for leaf in grid.levels)
+        t = np.append(t[1], t[1:])
+        upward = grid._replace(levels=Level(t, alpha, sigma, np.arange(len(t))))
+        zeros = np.zeros(len(t) - 1)
+        entries = _entries(upward, sigma[1:] ** 2, zeros)
+        return to_rows(upward, range(len(zeros)), matrices(entries))
+
+    return affine(lambda grid: ())._replace(plan=plan)
 
 
 def _entries(grid: Grid, left: np.ndarray, noise_var: np.ndarray) -> Sequence[Entry]:

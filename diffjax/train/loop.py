@@ -18,7 +18,6 @@ import jax
 from absl import logging
 from tqdm import tqdm
 
-from diffjax.data.pipeline import device_prefetch
 from diffjax.train.checkpoint import Checkpoints, write_atomically
 from diffjax.train.optimizer import learning_rate, make_optimizer
 from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
@@ -26,6 +25,7 @@ from diffjax.train.step import State, init_state, make_step
 from diffjax.types import Array, PyTree, Task
 
 METRICS = "metrics.jsonl"
+Batches = Callable[[int, jax.sharding.Sharding], Iterator[dict[str, Any]]]
 LOOK_AHEAD = 2  # steps queued beyond the running one: enough to hide the host, and clocks stay true
 
 
@@ -118,7 +118,7 @@ def train(
     task: Task,
     config: Any,
     workdir: str | Path,
-    batches: Callable[[int], Iterator[dict[str, Any]]],
+    batches: Batches,
     *,
     frozen: PyTree = None,
     on_sample: Callable[[State, int, Reporter], None] | None = None,
@@ -131,7 +131,7 @@ def train(
     Args:
         task: what to train.
         config: sections ``train``, ``optim``, ``ema``, ``mesh`` and ``seed``.
-        batches: ``step -> iterator`` of host batches from that step on.
+        batches: ``(step, sharding) -> iterator`` of device batches from that step on.
         frozen: parameters that the task reads but does not train.
         on_sample: called every ``train.sample_every`` steps.
 
@@ -152,7 +152,7 @@ def train(
         accumulate=cfg.accumulate,
         seed=config.seed,
     )
-    first = next(batches(0))
+    first = next(batches(0, batch_sharding(mesh)))
     key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)
 
     def init() -> State:
@@ -194,7 +194,7 @@ def _run(
     step: int,
     config: Any,
     mesh: Any,
-    batches: Callable[[int], Iterator[dict[str, Any]]],
+    batches: Batches,
     frozen: PyTree,
     checkpoints: Checkpoints,
     reporter: Reporter,
@@ -205,7 +205,7 @@ def _run(
     rate = learning_rate(config.optim, cfg.steps)
     stored = json.loads(config.to_json_best_effort()) if hasattr(config, "to_json_best_effort") else None
     started, pending = time.monotonic(), []
-    iterator = device_prefetch(batches(step), batch_sharding(mesh))
+    iterator = batches(step, batch_sharding(mesh))
     bar = tqdm(total=cfg.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
     last_time, last_step = time.monotonic(), step
 
@@ -250,7 +250,8 @@ def _run(
         raise
     finally:
         bar.close()
-        iterator.close()
+        if hasattr(iterator, "close"):
+            iterator.close()
     if stop.received:
         raise Preempted(f"stopped by SIGTERM; the state of step {step} has been saved")
     return state

@@ -100,14 +100,14 @@ def test_processes_share_the_batch_of_one(process_count):
     for step in (0, 3, 4):
         whole = data.batch_at(source, step, **options)
         parts = [
-            next(data.batches(source, step=step, process_index=i, process_count=4, **options))
-            for i in range(4)
+            data.batch_at(source, step, process_index=i, process_count=process_count, **options)
+            for i in range(process_count)
         ]
-        if process_count == 2:
-            parts = [
-                data.batch_at(source, step, process_index=i, process_count=2, **options)
-                for i in range(2)
-            ]
+        resumed = data.batches(
+            source, step=step, process_index=1, process_count=process_count, **options
+        )
+        assert_same(next(resumed), parts[1])
+        assert len(parts[0]["label"]) == 8 // process_count
         assert_same(
             {k: np.concatenate([p[k] for p in parts]) for k in whole},
             whole,
@@ -187,29 +187,32 @@ def test_reader_errors_arrive():
         next(data.batches(source, batch_size=2, seed=0))
 
 
-def wait_for_threads(count):
+def readers():
+    return [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
+
+
+def assert_readers_end():
+    gc.collect()
     deadline = time.monotonic() + 5
-    while threading.active_count() > count and time.monotonic() < deadline:
+    while readers() and time.monotonic() < deadline:
         time.sleep(0.01)
-    return threading.active_count()
+    assert not readers()
 
 
 @pytest.mark.parametrize("how", ["close", "drop", "unused"])
 def test_no_threads_are_left(how):
-    before = threading.active_count()
+    assert_readers_end()
     iterator = data.batches(make_source(), batch_size=4, seed=0)
     if how != "unused":
         next(iterator)
-        assert threading.active_count() > before
+        assert readers()
     if how == "close":
         iterator.close()
     del iterator
-    gc.collect()
-    assert wait_for_threads(before) == before
+    assert_readers_end()
 
 
 def test_device_prefetch_keeps_order_and_closes():
-    before = threading.active_count()
     source = make_source()
     iterator = data.device_prefetch(data.batches(source, batch_size=4, seed=0), size=2)
     for k in range(5):
@@ -217,7 +220,7 @@ def test_device_prefetch_keeps_order_and_closes():
         assert all(isinstance(x, jax.Array) for x in batch.values())
         assert_same(batch, data.batch_at(source, k, batch_size=4, seed=0))
     iterator.close()
-    assert wait_for_threads(before) == before
+    assert_readers_end()
 
 
 def test_device_prefetch_runs_ahead_and_drains():

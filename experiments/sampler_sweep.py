@@ -1,0 +1,142 @@
+"""Sweeps over ``config.sample``: distance of every combination, resumable, as table and plot."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from experiments import common
+
+
+def parse(axes: list[str], cfg: Any) -> dict[str, list[Any]]:
+    """``["eta=0,1", "steps=5,10"]`` to values of the config's types.
+
+    Raises:
+        UsageError: not of that form, or not a key of config.sample.
+    """
+    out: dict[str, list[Any]] = {}
+    for axis in axes:
+        key, equals, values = axis.partition("=")
+        if not equals or key not in cfg.sample:
+            raise common.UsageError(
+                f"--sweep={axis} must be KEY=VALUE,... with KEY one of {', '.join(cfg.sample)}"
+            )
+        out[key] = [type(cfg.sample[key])(v) for v in values.split(",")]
+    return out
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            logging.warning("dropping a cut line of %s", path)
+    return rows
+
+
+def run(
+    cfg: Any,
+    maker: common.ImageMaker,
+    judge: Callable[[np.ndarray, np.ndarray], dict[str, Any]],
+    real: np.ndarray,
+    out: Path,
+    *,
+    axes: list[str],
+    seeds: int,
+    num: int,
+) -> None:
+    """Run what is missing of a sweep and write OUT.jsonl, OUT.md and OUT.png."""
+    grid = parse(axes, cfg)
+    lines = out.with_name(out.name + ".jsonl")
+    lines.parent.mkdir(parents=True, exist_ok=True)
+    rows = _read(lines)
+    done = {_key(row, grid) for row in rows}
+    cells = [
+        {**dict(zip(grid, values, strict=True)), "seed": seed, "num": num}
+        for seed in range(seeds)
+        for values in itertools.product(*grid.values())
+    ]
+    with lines.open("a") as stream:
+        for cell in tqdm([c for c in cells if _key(c, grid) not in done], desc=out.name):
+            chosen = common.with_sample(cfg, **{k: cell[k] for k in grid})
+            sampler, plan = common.sampler_of(chosen, maker.model)
+            started = time.monotonic()
+            images = maker.make(num=num, seed=cell["seed"], sampler=sampler, rows=plan)
+            result = {
+                **cell,
+                "evaluations": len(plan.level.t),
+                "seconds": time.monotonic() - started,
+                **judge(images, real),
+            }
+            rows.append(result)
+            stream.write(json.dumps(result) + "\n")
+            stream.flush()
+    wanted = {_key(c, grid) for c in cells}
+    rows = [row for row in rows if _key(row, grid) in wanted]
+    out.with_name(out.name + ".md").write_text(table(rows, list(grid)))
+    plot(rows, list(grid), out.with_name(out.name + ".png"))
+    logging.info("written to %s, .md and .png", lines)
+
+
+def _key(row: dict[str, Any], grid: dict[str, Any]) -> tuple[Any, ...]:
+    return (*(row.get(k) for k in grid), row["seed"], row["num"])
+
+
+def curves(rows: list[dict[str, Any]], keys: list[str]) -> dict[str, dict[int, np.ndarray]]:
+    """``label -> steps -> distances over seeds``; labels name the swept keys other than steps."""
+    names = [k for k in keys if k != "steps" and len({row[k] for row in rows}) > 1]
+    out: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        label = ", ".join(f"{k} {row[k]}" for k in names) or "distance"
+        out.setdefault(label, {}).setdefault(row["evaluations"], []).append(row["distance"])
+    return {a: {s: np.asarray(v) for s, v in sorted(c.items())} for a, c in out.items()}
+
+
+def _cell(values: np.ndarray | None) -> str:
+    if values is None:
+        return "-"
+    spread = f" ± {values.std(ddof=1):.2g}" if len(values) > 1 else ""
+    return f"{values.mean():.4g}{spread}"
+
+
+def table(rows: list[dict[str, Any]], keys: list[str]) -> str:
+    """Markdown: one row a curve, one column a number of network evaluations; mean and s.d."""
+    data = curves(rows, keys)
+    steps = sorted({s for curve in data.values() for s in curve})
+    head = [f"| distance at evaluations | {' | '.join(map(str, steps))} |", "|---" * (len(steps) + 1) + "|"]
+    body = [
+        f"| {label} | {' | '.join(_cell(curve.get(s)) for s in steps)} |"
+        for label, curve in data.items()
+    ]
+    seeds, num = len({row["seed"] for row in rows}), rows[0]["num"]
+    note = f"{num} images per cell, {seeds} sampling seed(s), features {rows[0]['features']}."
+    return "\n".join([*head, *body, "", note]) + "\n"
+
+
+def plot(rows: list[dict[str, Any]], keys: list[str], path: Path) -> None:
+    """Distance against evaluations on log axes, bars of one s.d."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.5))
+    for label, curve in curves(rows, keys).items():
+        steps = list(curve)
+        spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in curve.values()]
+        axis.errorbar(steps, [v.mean() for v in curve.values()], spread, marker="o", label=label)
+    axis.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="Frechet distance")
+    axis.set_title(f"{rows[0]['num']} images, features {rows[0]['features']}", fontsize=10)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)

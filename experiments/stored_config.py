@@ -1,0 +1,28 @@
+"""The config a run was trained with: ``--config=experiments/stored_config.py:WORKDIR/config.json``.
+
+Entry points use it by themselves when --workdir is given without --config.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def get_config(path: str) -> ConfigDict:
+    """The config in a JSON file.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    try:
+        return ConfigDict(_tuples(json.loads(Path(path).read_text())))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not a config: {error}") from error
