@@ -78,9 +78,7 @@ def fashion_mnist() -> ConfigDict:
         name="fashion_mnist", image_size=28, channels=1, num_classes=10, batch_size=64
     )
     config.times.name = "low_discrepancy"
-    config.network.update(
-        channels=32, multipliers=(1, 2), blocks=2, attention_levels=(1,), patch=2
-    )
+    config.network.update(channels=32, multipliers=(1, 2), blocks=2, attention_levels=(1,), patch=2)
     config.optim.update(lr=1e-3, warmup=200)
     config.ema.update(decay=0.999, warmup=True)
     config.train.update(

@@ -30,7 +30,9 @@ def from_times(schedule: Schedule, times: Any, *, final: str = "clean") -> Grid:
         raise ValueError(f"times must be one falling sequence, got {times}")
     low, high = schedule.span
     if schedule.steps is not None and not (low <= times[-1] and times[0] <= high):
-        raise ValueError(f"timesteps must lie in {low:g} .. {high:g}, got {times[-1]} .. {times[0]}")
+        raise ValueError(
+            f"timesteps must lie in {low:g} .. {high:g}, got {times[-1]} .. {times[0]}"
+        )
     alpha, sigma = (np.asarray(v, np.float64) for v in schedule.at(times))
     if final == "clean":
         clean_t = low if schedule.steps is None else -1.0

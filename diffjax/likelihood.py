@@ -37,10 +37,7 @@ def discretized_gaussian(x: Array, mean: Array, log_scale: Array, *, levels: int
 def normal_kl(mean1: Any, logvar1: Any, mean2: Any, logvar2: Any) -> Any:
     """``KL(N(mean1, var1) || N(mean2, var2))`` elementwise, in nats."""
     return 0.5 * (
-        logvar2
-        - logvar1
-        + jnp.expm1(logvar1 - logvar2)
-        + (mean1 - mean2) ** 2 * jnp.exp(-logvar2)
+        logvar2 - logvar1 + jnp.expm1(logvar1 - logvar2) + (mean1 - mean2) ** 2 * jnp.exp(-logvar2)
     )
 
 

@@ -110,8 +110,10 @@ def _quiet_libraries() -> None:
     """Our messages and everybody's warnings; Orbax alone logs dozens of lines a checkpoint."""
 
     def ours(record: Any) -> bool:
-        return record.levelno >= std_logging.WARNING or "diffjax" in record.pathname or (
-            Path(record.pathname).parent.name == "experiments"
+        return (
+            record.levelno >= std_logging.WARNING
+            or "diffjax" in record.pathname
+            or (Path(record.pathname).parent.name == "experiments")
         )
 
     logging.set_verbosity(logging.INFO)
@@ -256,9 +258,7 @@ def abstract_state(cfg: ConfigDict, task: Task) -> State:
         "image": jax.ShapeDtypeStruct((1, *image_shape(cfg)), jnp.float32),
         "label": jax.ShapeDtypeStruct((1,), jnp.int32),
     }
-    return jax.eval_shape(
-        lambda b: init_state(task, optimizer, jax.random.key(0), None, b), batch
-    )
+    return jax.eval_shape(lambda b: init_state(task, optimizer, jax.random.key(0), None, b), batch)
 
 
 def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
@@ -339,7 +339,9 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
             index = np.arange(start, start + size)
             cond = None
             if model.num_classes:
-                chosen = index % model.num_classes if labels is None else labels[index % len(labels)]
+                chosen = (
+                    index % model.num_classes if labels is None else labels[index % len(labels)]
+                )
                 cond = {"label": jax.device_put(jnp.asarray(chosen, jnp.int32), place)}
             some = jax.device_put(keys[start : start + size], place)
             done.append(np.asarray(run(params, extra, some, cond, padded, count)))
@@ -351,9 +353,7 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
 def sampler_of(cfg: ConfigDict, model: Diffusion) -> tuple[Sampler, Rows]:
     """Sampler and plan of ``config.sample``."""
     section = cfg.sample
-    sampler = samplers.make(
-        section.sampler, {"eta": section.eta, "variance": section.variance}
-    )
+    sampler = samplers.make(section.sampler, {"eta": section.eta, "variance": section.variance})
     grid = grids.make(section.grid, model.schedule, section.steps)
     return sampler, sampler.plan(grid)
 

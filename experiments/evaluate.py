@@ -164,7 +164,9 @@ def judge(cfg: Any, network: Any, images: np.ndarray, real: np.ndarray) -> dict[
 
 def main() -> None:
     if unknown := set(METRICS.value) - set(KNOWN):
-        raise common.UsageError(f"unknown metrics {sorted(unknown)}; choose from {', '.join(KNOWN)}")
+        raise common.UsageError(
+            f"unknown metrics {sorted(unknown)}; choose from {', '.join(KNOWN)}"
+        )
     cfg, folder = common.config(), common.workdir()
     num = flags.FLAGS.num or cfg.eval.num
     network = metrics.feature_network(cfg.eval.features) if cfg.eval.features else None

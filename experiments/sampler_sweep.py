@@ -112,7 +112,10 @@ def table(rows: list[dict[str, Any]], keys: list[str]) -> str:
     """Markdown: one row a curve, one column a number of network evaluations; mean and s.d."""
     data = curves(rows, keys)
     steps = sorted({s for curve in data.values() for s in curve})
-    head = [f"| distance at evaluations | {' | '.join(map(str, steps))} |", "|---" * (len(steps) + 1) + "|"]
+    head = [
+        f"| distance at evaluations | {' | '.join(map(str, steps))} |",
+        "|---" * (len(steps) + 1) + "|",
+    ]
     body = [
         f"| {label} | {' | '.join(_cell(curve.get(s)) for s in steps)} |"
         for label, curve in data.items()

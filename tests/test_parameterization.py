@@ -111,7 +111,9 @@ def test_learned_range_splits_channels():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match=r"unknown parameterization 'epsilon'; choose one of edm, eps"):
+    with pytest.raises(
+        ValueError, match=r"unknown parameterization 'epsilon'; choose one of edm, eps"
+    ):
         parameterization.make("epsilon")
     with pytest.raises(ValueError, match="needs a discrete schedule"):
         parameterization.make("mean")

@@ -105,7 +105,8 @@ def _apply(
 ) -> tuple[jax.Array, jax.Array]:
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) * (2 / (levels - 1)) - 1
-    features, logits = model.apply({"params": params}, images.astype(jnp.float32))
+    output: Any = model.apply({"params": params}, images.astype(jnp.float32))
+    features, logits = output
     return features, jax.nn.softmax(logits)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True, eq=False)  # not a tuple, whose `count` is a method
+class Moments:
     """Sufficient statistics of the vectors seen so far.
 
     Attributes:

@@ -32,9 +32,9 @@ class Attention(nn.Module):
         source = x if context is None else context
 
         def project(name: str, value: Array) -> Array:
-            out = nn.Dense(
-                width, self.bias, dtype=self.dtype, kernel_init=default_init, name=name
-            )(value)
+            out = nn.Dense(width, self.bias, dtype=self.dtype, kernel_init=default_init, name=name)(
+                value
+            )
             return out.reshape(*out.shape[:2], self.heads, width // self.heads)
 
         q, k, v = project("to_q", x), project("to_k", source), project("to_v", source)

@@ -127,9 +127,7 @@ class UNet(nn.Module):
                 else:
                     h = Upsample(self.dtype, name=name)(h)
 
-        h = nn.silu(
-            GroupNorm(self.norm_groups, self.norm_eps, self.dtype, name="conv_norm_out")(h)
-        )
+        h = nn.silu(GroupNorm(self.norm_groups, self.norm_eps, self.dtype, name="conv_norm_out")(h))
         # The output, and all sampler arithmetic after it, stays float32 under bf16 networks.
         h = conv(
             self.out_channels * self.patch**2, name="conv_out", dtype=jnp.float32, init=zero_init

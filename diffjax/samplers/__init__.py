@@ -1,7 +1,7 @@
 """Samplers: host-side plans and one compiled loop."""
 
-from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
 from diffjax.samplers.affine import affine, to_rows
+from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
 from diffjax.samplers.loop import image_noise, pad, prior, sample
 from diffjax.samplers.registry import SAMPLERS, make
 from diffjax.samplers.thresholding import clip, dynamic_threshold

@@ -37,12 +37,13 @@ def to_rows(grid: Grid, indices: Sequence[int], coef: Any) -> Rows:
 def matrices(entries: Sequence[Entry]) -> np.ndarray:
     """Dense (rows, K, K + 3) matrices of a table, K = 1 + the largest slot."""
     size = 1 + max(slot for _, update in entries for slot in update)
-    column: dict[int | str, int] = {"x": size, "eps": size + 1, "noise": size + 2}
+    column = {"x": size, "eps": size + 1, "noise": size + 2}
     out = np.zeros((len(entries), size, size + 3))
     for row, (_, update) in enumerate(entries):
         for slot, terms in update.items():
             for source, value in terms.items():
-                out[row, slot, column.get(source, source)] += value  # type: ignore[call-overload]
+                where = source if isinstance(source, int) else column[source]
+                out[row, slot, where] += value
     return out
 
 

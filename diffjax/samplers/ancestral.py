@@ -88,9 +88,7 @@ def ddim_inverse() -> Sampler:
 
 def _entries(grid: Grid, left: np.ndarray, noise_var: np.ndarray) -> Sequence[Entry]:
     x, eps, noise = grid.levels.alpha[1:], np.sqrt(left), np.sqrt(noise_var)
-    return [
-        (i, {0: {"x": x[i], "eps": eps[i], "noise": noise[i]}}) for i in range(len(x))
-    ]
+    return [(i, {0: {"x": x[i], "eps": eps[i], "noise": noise[i]}}) for i in range(len(x))]
 
 
 def ancestral(variance: float | str = "fixedsmall") -> Sampler:
@@ -116,7 +114,9 @@ def ancestral(variance: float | str = "fixedsmall") -> Sampler:
     def table(grid: Grid) -> Sequence[Entry]:
         log_beta, log_post = log_variances(grid)
         noise_var = np.exp(v * log_beta + (1 - v) * log_post)
-        return _entries(grid, mean_eps(grid) ** 2, np.where(grid.levels.sigma[1:] > 0, noise_var, 0))
+        return _entries(
+            grid, mean_eps(grid) ** 2, np.where(grid.levels.sigma[1:] > 0, noise_var, 0)
+        )
 
     return affine(table)
 

@@ -24,7 +24,9 @@ def image_noise(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float3
 
     def noise(i: Any, k: int = 0) -> Array:
         def one(key: jax.Array) -> jax.Array:
-            return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), k), shape, dtype)
+            return jax.random.normal(
+                jax.random.fold_in(jax.random.fold_in(key, i), k), shape, dtype
+            )
 
         return jax.vmap(one)(keys)
 

@@ -8,7 +8,11 @@ from typing import Any
 from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
 from diffjax.types import Sampler, build
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {"ddim": ddim, "ddim_inverse": ddim_inverse, "ddpm": ancestral}
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ddim": ddim,
+    "ddim_inverse": ddim_inverse,
+    "ddpm": ancestral,
+}
 
 
 def make(name: str, options: Any = None) -> Sampler:

@@ -109,7 +109,9 @@ def check_workdir(workdir: Path) -> None:
         probe.write_text("x")
         probe.unlink()
     except OSError as error:
-        raise OSError(error.errno, f"cannot write to workdir {workdir}: {error.strerror}") from error
+        raise OSError(
+            error.errno, f"cannot write to workdir {workdir}: {error.strerror}"
+        ) from error
     if shutil.disk_usage(workdir).free < 100 * 2**20:
         logging.warning("less than 100 MiB are free in workdir %s", workdir)
 
@@ -203,7 +205,9 @@ def _run(
 ) -> State:
     cfg = config.train
     rate = learning_rate(config.optim, cfg.steps)
-    stored = json.loads(config.to_json_best_effort()) if hasattr(config, "to_json_best_effort") else None
+    stored = (
+        json.loads(config.to_json_best_effort()) if hasattr(config, "to_json_best_effort") else None
+    )
     started, pending = time.monotonic(), []
     iterator = batches(step, batch_sharding(mesh))
     bar = tqdm(total=cfg.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)

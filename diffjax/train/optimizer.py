@@ -51,4 +51,8 @@ def make_optimizer(section: Any, steps: int) -> optax.GradientTransformation:
         "sgd": lambda: optax.sgd(schedule),
     }
     optimizer = build("optimizer", section.name, table)
-    return optax.chain(optax.clip_by_global_norm(section.clip), optimizer) if section.clip else optimizer
+    return (
+        optax.chain(optax.clip_by_global_norm(section.clip), optimizer)
+        if section.clip
+        else optimizer
+    )

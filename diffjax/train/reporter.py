@@ -1,0 +1,92 @@
+"""Metrics of a run: JSON lines for programs, TensorBoard for the eye."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from diffjax.train.checkpoint import write_atomically
+
+METRICS = "metrics.jsonl"
+
+
+class Reporter:
+    """Metrics to JSON lines and TensorBoard; lines past the resumed step are dropped first.
+
+    Everything is written by the calling thread, so that a full disk is an error at once.
+
+    Args:
+        workdir: where metrics.jsonl and tensorboard/ are.
+        resumed: the last step whose lines stay.
+
+    Raises:
+        OSError: the files cannot be written.
+    """
+
+    def __init__(self, workdir: Path, *, resumed: int = 0):
+        self._path = workdir / METRICS
+        if self._path.exists():
+            write_atomically(self._path, "".join(_lines_up_to(self._path, resumed)))
+        self._stream = self._path.open("ab", buffering=0)
+        board = workdir / "tensorboard"
+        board.mkdir(exist_ok=True)
+        self._board = EventsWriter(str(board / "events"), f".{os.getpid()}")
+        if resumed:  # TensorBoard hides the steps from here on that an earlier run has written
+            self._event(resumed + 1, session_log=SessionLog(status=SessionLog.START))
+        self._flush()
+
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        """Append one line of scalars.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        try:
+            line = (json.dumps({"step": step, **values}) + "\n").encode()
+            while line:
+                line = line[self._stream.write(line) :]
+        except OSError as error:
+            raise self._failure(error) from error
+        for name, value in values.items():
+            self._event(step, summary=summary.scalar(name, value))
+        self._flush()
+
+    def image(self, name: str, step: int, image: Any) -> None:
+        """Add an (H, W, C) uint8 image to TensorBoard."""
+        self._event(step, summary=summary.image(name, image, dataformats="HWC"))
+        self._flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stream.close()
+        self._board.close()
+
+    def _event(self, step: int, **content: Any) -> None:
+        self._board.write_event(Event(step=step, wall_time=time.time(), **content))
+
+    def _flush(self) -> None:
+        try:
+            self._board.flush()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> OSError:
+        reason = f"cannot write metrics under {self._path.parent}: {error.strerror}"
+        return OSError(error.errno, reason)
+
+
+def _lines_up_to(path: Path, step: int) -> Iterator[str]:
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                yield line + "\n"  # a killed run may have left the last one without
+        except (ValueError, TypeError, KeyError):
+            continue  # cut or garbled

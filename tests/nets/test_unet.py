@@ -1,0 +1,219 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from diffjax.nets.layers import (
+    GroupNorm,
+    depth_to_space,
+    space_to_depth,
+    timestep_embedding,
+)
+from diffjax.nets.unet import UNet
+
+TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "out_channels": 1}
+
+
+def shapes(size, depth=3, /, **options):
+    net = UNet(**options)
+    batch = jnp.zeros((1, size, size, depth))
+    label = {"label": jnp.zeros(1, int)}
+    return jax.eval_shape(lambda: net.init(jax.random.key(0), batch, jnp.zeros(1), label))["params"]
+
+
+def count(size, options):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(size, **options)))
+
+
+IDDPM = {"scale_shift": True, "heads": 4, "out_channels": 6, "blocks": 3}
+ADM = {"scale_shift": True, "resblock_updown": True, "out_channels": 6, "num_classes": 1000}
+# name: (size, options, parameters); integers exact, floats in millions to the digit given
+COUNTS = {
+    "ddpm cifar10": (32, {}, 35_746_307),
+    "ddpm 256": (256, {"multipliers": (1, 1, 2, 2, 4, 4), "attention_levels": (4,)}, 113_673_219),
+    "ddpm 256 large": (
+        256,
+        {"channels": 192, "multipliers": (1, 1, 2, 2, 4, 4), "attention_levels": (4,)},
+        255_677_955,
+    ),
+    "ddim celeba64": (64, {"multipliers": (1, 2, 2, 2, 4), "attention_levels": (2,)}, 78.7),
+    "iddpm cifar10": (32, {"attention_levels": (1, 2), **IDDPM}, 52.5),
+    "iddpm imagenet64": (
+        64,
+        {"multipliers": (1, 2, 3, 4), "attention_levels": (2, 3), **IDDPM},
+        121.1,
+    ),
+    "iddpm imagenet64 conditional": (
+        64,
+        {
+            "channels": 192,
+            "multipliers": (1, 2, 3, 4),
+            "attention_levels": (2, 3),
+            "num_classes": 1000,
+            **IDDPM,
+        },
+        273.0,
+    ),
+    "adm 64": (
+        64,
+        {
+            "channels": 192,
+            "blocks": 3,
+            "multipliers": (1, 2, 3, 4),
+            "attention_levels": (1, 2, 3),
+            "head_channels": 64,
+            **ADM,
+        },
+        295.9,
+    ),
+    "adm 128": (
+        128,
+        {
+            "channels": 256,
+            "multipliers": (1, 1, 2, 3, 4),
+            "attention_levels": (2, 3, 4),
+            "heads": 4,
+            **ADM,
+        },
+        421.5,
+    ),
+    "adm 256": (
+        256,
+        {
+            "channels": 256,
+            "multipliers": (1, 1, 2, 2, 4, 4),
+            "attention_levels": (3, 4, 5),
+            "head_channels": 64,
+            **ADM,
+        },
+        553.8,
+    ),
+    "adm 512": (
+        512,
+        {
+            "channels": 256,
+            "multipliers": (0.5, 1, 1, 2, 2, 4, 4),
+            "attention_levels": (4, 5, 6),
+            "head_channels": 64,
+            **ADM,
+        },
+        559.3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts(name):
+    size, options, expected = COUNTS[name]
+    found = count(size, options)
+    assert found == expected if isinstance(expected, int) else round(found / 1e6, 1) == expected
+
+
+def test_names_are_those_of_diffusers():
+    names = set(flatten_dict(shapes(8, 1, attention_levels=(1,), **TINY), sep="."))
+    assert {
+        "conv_in.kernel",
+        "time_embedding.linear_1.kernel",
+        "down_blocks.0.resnets.0.norm1.scale",
+        "down_blocks.0.resnets.0.time_emb_proj.bias",
+        "down_blocks.0.downsamplers.0.conv.kernel",
+        "down_blocks.1.resnets.0.conv_shortcut.kernel",
+        "down_blocks.1.attentions.0.group_norm.scale",
+        "down_blocks.1.attentions.0.to_q.kernel",
+        "mid_block.attentions.0.to_out.0.bias",
+        "up_blocks.0.upsamplers.0.conv.bias",
+        "up_blocks.1.resnets.1.conv2.kernel",
+        "conv_norm_out.bias",
+        "conv_out.kernel",
+    } <= names
+    updown = set(flatten_dict(shapes(8, 1, resblock_updown=True, **TINY), sep="."))
+    assert "down_blocks.0.downsamplers.0.norm1.scale" in updown
+    assert "up_blocks.0.upsamplers.0.conv2.kernel" in updown
+
+
+def test_starts_near_zero_and_trains_on_every_parameter():
+    net = UNet(attention_levels=(1,), scale_shift=True, **TINY)
+    z = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    params = net.init(jax.random.key(0), z, jnp.zeros(2))["params"]
+    out = net.apply({"params": params}, z, jnp.array([3.0, 900.0]))
+    assert out.shape == z.shape
+    assert float(jnp.abs(out).max()) < 1e-3
+    lively = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(2), p.shape), params)
+    grads = jax.grad(lambda p: (net.apply({"params": p}, z, jnp.array([3.0, 900.0])) ** 2).sum())(
+        lively
+    )
+    dead = [k for k, g in flatten_dict(grads, sep=".").items() if not float(jnp.abs(g).max()) > 0]
+    # A key's bias shifts all logits of a query alike, which softmax does not see.
+    assert [k for k in dead if not k.endswith("to_k.bias")] == []
+
+
+def test_remat_changes_nothing():
+    z = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    plain, remat = (UNet(attention_levels=(), remat=r, **TINY) for r in (False, True))
+    params = plain.init(jax.random.key(0), z, jnp.zeros(2))["params"]
+    params = jax.tree.map(lambda p: p + 0.1, params)
+
+    def gradient(net):
+        return jax.grad(lambda p: (net.apply({"params": p}, z, jnp.ones(2)) ** 2).mean())(params)
+
+    for a, b in zip(*map(jax.tree.leaves, (gradient(plain), gradient(remat))), strict=True):
+        assert np.asarray(a) == pytest.approx(np.asarray(b), rel=1e-4, abs=1e-6)
+
+
+def test_bf16_computes_in_bf16_and_returns_float32():
+    net = UNet(attention_levels=(1,), dtype=jnp.bfloat16, **TINY)
+    z = jax.random.normal(jax.random.key(1), (1, 8, 8, 1))
+    variables = net.init(jax.random.key(0), z, jnp.zeros(1))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    out, state = net.apply(variables, z, jnp.zeros(1), capture_intermediates=True)
+    assert out.dtype == jnp.float32
+    inner = state["intermediates"]["down_blocks.0.resnets.0"]["__call__"][0]
+    assert inner.dtype == jnp.bfloat16
+
+
+def test_patches_fold_and_unfold():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
+    folded = space_to_depth(x, 2)
+    assert folded.shape == (2, 3, 2, 12)
+    assert np.array_equal(folded[0, 0, 0], x[0, :2, :2].reshape(-1))
+    assert np.array_equal(depth_to_space(folded, 2), x)
+    assert shapes(16, 1, patch=2, **TINY)["conv_out"]["kernel"].shape[-1] == 4
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_timestep_embedding(flip, shift):
+    t = np.array([0.0, 1.0, 999.0])
+    freqs = 10000.0 ** (-np.arange(4) / (4 - shift))
+    waves = [np.sin(t[:, None] * freqs), np.cos(t[:, None] * freqs)]
+    expected = np.concatenate(waves[::-1] if flip else waves, 1)
+    out = timestep_embedding(jnp.asarray(t), 8, flip_sin_to_cos=flip, freq_shift=shift)
+    assert np.asarray(out) == pytest.approx(expected, abs=2e-4)
+
+
+def test_group_norm_matches_its_definition():
+    x = np.random.default_rng(0).normal(3.0, 2.0, (2, 5, 5, 12)).astype(np.float32)
+    norm = GroupNorm(groups=4, eps=1e-6)
+    out = np.asarray(norm.apply(norm.init(jax.random.key(0), x), x))
+    grouped = x.reshape(2, 25, 4, 3).astype(np.float64)
+    mean, var = grouped.mean((1, 3), keepdims=True), grouped.var((1, 3), keepdims=True)
+    expected = ((grouped - mean) / np.sqrt(var + 1e-6)).reshape(x.shape)
+    assert out == pytest.approx(expected, abs=1e-5)
+
+
+def test_group_norm_takes_the_largest_fitting_number_of_groups():
+    x = jax.random.normal(jax.random.key(0), (1, 2, 2, 12))
+    norm = GroupNorm(groups=32)
+    out = np.asarray(norm.apply(norm.init(jax.random.key(0), x), x))
+    assert out.mean((1, 2)) == pytest.approx(np.zeros((1, 12)), abs=1e-5)  # 12 groups of 1
+
+
+def test_bad_input():
+    net = UNet(**TINY)
+    with pytest.raises(ValueError, match=r"multiples of 2, got \(1, 7, 8, 1\)"):
+        net.init(jax.random.key(0), jnp.zeros((1, 7, 8, 1)), jnp.zeros(1))
+    with pytest.raises(ValueError, match="needs cond"):
+        UNet(num_classes=3, **TINY).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1))
