@@ -137,7 +137,10 @@ def karras(
     sigma_max: float | None = None,
     final: str = "clean",
 ) -> Grid:
-    """``(smax^(1/rho) + i/(N-1) (smin^(1/rho) - smax^(1/rho)))^rho`` in ``sigma/alpha`` (Karras et al. 2022, eq. 5)."""
+    """``(smax^(1/rho) + i/(N-1) (smin^(1/rho) - smax^(1/rho)))^rho`` in ``sigma / alpha``.
+
+    Karras et al. 2022, eq. 5.
+    """
     first, last = (np.exp(-0.5 * lam) for lam in _ends(schedule))
     top, bottom = (sigma_max or first) ** (1 / rho), (sigma_min or last) ** (1 / rho)
     ratio = np.linspace(top, bottom, _steps(steps) + (final == "last")) ** rho

@@ -70,7 +70,9 @@ def bound_term(
     levels: int = 256,
     stop_mean: bool = False,
 ) -> Array:
-    """One term of the bound (B,), bits per dimension: a KL, or the decoder where the row ends at data.
+    """One term of the bound (B,), bits per dimension.
+
+    A KL, or the decoder's negative log-likelihood where the row ends at the data.
 
     Args:
         row: from `reverse_rows`, leaves () or (B,).
@@ -150,9 +152,9 @@ def ode_bits(
 ) -> Array:
     """Probability-flow likelihood (B,), bits per dimension, with uniform dequantization.
 
-    In ``y = z / alpha`` and ``s = sigma / alpha`` the flow is ``dy/ds = eps(z, t)`` (Song et al. 2021,
-    eq. 39), so ``log p(y_0) = log p(y_T) + int div eps ds``. Heun steps on a grid even in log-SNR
-    and Hutchinson's estimate of the divergence with Rademacher probes.
+    In ``y = z / alpha`` and ``s = sigma / alpha`` the flow is ``dy/ds = eps(z, t)``
+    (Song et al. 2021, eq. 39), so ``log p(y_0) = log p(y_T) + int div eps ds``. Heun steps on a
+    grid even in log-SNR, and Hutchinson's estimate of the divergence with Rademacher probes.
 
     Args:
         lam_max: log-SNR at which the data side of the flow starts, at most the schedule's own.
@@ -176,7 +178,8 @@ def ode_bits(
             return value, (probe * pushed).reshape(y.shape[0], -1).sum(1)
 
         drawn = [divergence(j) for j in range(probes)]
-        return drawn[0][0], sum(d for _, d in drawn) / probes
+        total = jnp.stack([d for _, d in drawn]).mean(0)
+        return drawn[0][0], total
 
     def body(k: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         y, logdet = carry

@@ -53,7 +53,7 @@ def min_snr(gamma: float = 5.0) -> Weight:
 
 
 def edm_weight(sigma_data: float = 0.5) -> Weight:
-    """``w_x = (sigma^2 + sd^2)/(sigma sd)^2`` with ``sigma^2 = 1/SNR`` (Karras et al. 2022, table 1)."""
+    """``w_x = (sigma^2 + sd^2)/(sigma sd)^2``, sigma^2 = 1/SNR (Karras et al. 2022, table 1)."""
     return _on_x(lambda r: r + 1 / sigma_data**2)
 
 

@@ -87,10 +87,10 @@ def velocity() -> Parameterization:
 
 
 def mean(grid: Grid) -> Parameterization:
-    """Posterior-mean prediction ``mu = c1 x + c2 z`` on a full discrete grid (Ho et al. 2020, eq. 7).
+    """Posterior-mean prediction ``mu = c1 x + c2 z`` (Ho et al. 2020, eq. 7).
 
-    ``c2 = (sigma_s^2 / sigma_t^2)(alpha_t / alpha_s)``, ``c1 = alpha_s - c2 alpha_t`` with the level
-    s before t. ``level.t`` must hold whole timesteps.
+    ``c2 = (sigma_s^2 / sigma_t^2)(alpha_t / alpha_s)`` and ``c1 = alpha_s - c2 alpha_t`` with the
+    level s before t of a full discrete grid. ``level.t`` must hold whole timesteps.
     """
     a, s = grid.levels.alpha[::-1], grid.levels.sigma[::-1]  # index t+1 holds timestep t
     c2 = (s[:-1] / s[1:]) ** 2 * a[1:] / a[:-1]
@@ -113,9 +113,10 @@ def mean(grid: Grid) -> Parameterization:
 
 
 def edm(sigma_data: float = 0.5) -> Parameterization:
-    """EDM preconditioning ``x = c_skip z' + c_out raw``, ``z' = z / alpha`` (Karras et al. 2022, eq. 7).
+    """EDM preconditioning ``x = c_skip z' + c_out raw``, ``z' = z / alpha``.
 
-    With ``sigma' = sigma / alpha``: ``c_skip = sd^2/(sigma'^2 + sd^2)``,
+    Karras et al. 2022, eq. 7 and table 1. With ``sigma' = sigma / alpha``:
+    ``c_skip = sd^2/(sigma'^2 + sd^2)``,
     ``c_out = sigma' sd / sqrt(sigma'^2 + sd^2)``, ``c_in = 1/sqrt(sigma'^2 + sd^2)``.
     """
 

@@ -129,7 +129,7 @@ def sigmoid(
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
-    """Shift and scale ``sqrt(abar)`` so that the last step holds no signal (Lin et al. 2023, alg. 1).
+    """Shift and scale ``sqrt(abar)`` so that the last step has no signal (Lin et al. 2023, alg. 1).
 
     Raises:
         ValueError: the schedule is not discrete.
@@ -144,9 +144,10 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 
 def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5) -> Schedule:
-    """``alpha = exp(-B(t)/2)``, ``sigma^2 = 1 - alpha^2``, ``B = t beta_min + t^2 (beta_max - beta_min)/2``.
+    """``alpha = exp(-B(t)/2)``, ``sigma^2 = 1 - alpha^2``, variance preserving.
 
-    Time in [t_min, 1] (Song et al. 2021, eq. 33).
+    ``B(t) = t beta_min + t^2 (beta_max - beta_min) / 2``; time in [t_min, 1].
+    Song et al. 2021, eq. 33.
     """
     spread = beta_max - beta_min
 
@@ -180,7 +181,10 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5) -
 
 
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
-    """``alpha = 1``, ``sigma = sigma_min (sigma_max/sigma_min)^t``, t in [0, 1] (Song et al. 2021)."""
+    """``alpha = 1``, ``sigma = sigma_min (sigma_max/sigma_min)^t``, t in [0, 1].
+
+    Variance exploding (Song et al. 2021, eq. 31).
+    """
     log_range = math.log(sigma_max / sigma_min)
 
     def at(t: Any) -> tuple[Any, Any]:
@@ -194,7 +198,7 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
-    """``alpha = 1``, ``t = log(sigma) / 4``, what the network is told (Karras et al. 2022, table 1)."""
+    """``alpha = 1``, ``t = log(sigma) / 4``, what EDM networks are told (Karras et al. 2022)."""
 
     def at(t: Any) -> tuple[Any, Any]:
         sigma = _xp(t).exp(4.0 * t)

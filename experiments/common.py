@@ -30,14 +30,13 @@ from diffjax.types import Rows, Sampler, Task
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Config file and variant, e.g. configs/ddpm.py:cifar10 or configs/ddpm.py:cifar10,smoke. Single "
-    "values are overridden by --config.section.key=value.",
+    "Config file and variant, e.g. configs/ddpm.py:cifar10 or configs/ddpm.py:cifar10,smoke. "
+    "Single values are overridden by --config.section.key=value.",
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
 
 SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "num", "seed")
-SIGTERM_EXIT = 143  # 128 + SIGTERM: stopped by a signal, state saved, start again to go on
 
 
 class UsageError(ValueError):
@@ -139,15 +138,24 @@ def _explain(error: Exception) -> str:
     return text
 
 
-def load_config(name: str) -> ConfigDict:
-    """The config of ``path:variant`` outside of flag parsing."""
-    path, _, variant = name.partition(":")
+def load_config_module(path: str) -> Any:
+    """A config file as a module.
+
+    Raises:
+        UsageError: there is no such file.
+    """
     spec = importlib.util.spec_from_file_location("diffjax_config", path)
     if spec is None or spec.loader is None or not Path(path).exists():
         raise UsageError(f"there is no config file {path!r}; a config is FILE.py:VARIANT")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(variant or None)
+    return module
+
+
+def load_config(name: str) -> ConfigDict:
+    """The config of ``path:variant`` outside of flag parsing."""
+    path, _, variant = name.partition(":")
+    return load_config_module(path).get_config(variant or None)
 
 
 def workdir() -> Path:

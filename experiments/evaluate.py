@@ -65,7 +65,7 @@ def load_images(path: str) -> np.ndarray:
 
 
 def gaussian_images(real: np.ndarray, num: int) -> np.ndarray:
-    """Samples of the Gaussian with the pixel mean and covariance of ``real``, clipped to [-1, 1]."""
+    """Samples of the Gaussian with the pixel mean and covariance of ``real``, clipped."""
     flat = real.reshape(len(real), -1).astype(np.float64)
     values, vectors = np.linalg.eigh(np.cov(flat, rowvar=False))
     noise = np.random.default_rng(1).standard_normal((num, flat.shape[1]))
@@ -81,7 +81,7 @@ def untrained(cfg: Any, task: Any) -> State:
 
 
 def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> dict[str, float]:
-    """Bits per dimension of test images: the variational bound, or the probability-flow estimate."""
+    """Bits per dimension of test images: variational bound, or probability-flow estimate."""
     images = reference_images(cfg, num, "test")
     size = min(len(images), cfg.sample.batch_size)
     variance = "learned" if model.parameterization.channels == 2 else cfg.sample.variance
@@ -188,9 +188,15 @@ def main() -> None:
     maker = common.image_maker(cfg, task, state)
     if SWEEP.value:
         sampler_sweep.run(
-            cfg, maker, functools.partial(judge, cfg, network), real, folder / "sweeps" / NAME.value,
-            axes=SWEEP.value, seeds=SEEDS.value, num=num,
-        )  # fmt: skip
+            cfg,
+            maker,
+            functools.partial(judge, cfg, network),
+            real,
+            folder / "sweeps" / NAME.value,
+            axes=SWEEP.value,
+            seeds=SEEDS.value,
+            num=num,
+        )
         return
     result = {
         "step": int(state.step),

@@ -94,8 +94,8 @@ def _evaluation(folder: Path) -> str:
     flat = {k: v for k, v in result.items() if isinstance(v, int | float | str)}
     baselines = {f"distance of: {k}": v for k, v in result.get("baselines", {}).items()}
     note = (
-        "Distances and scores use the features of a small classifier of our own: they are not FID or "
-        "IS and compare only with each other."
+        "Distances and scores use the features of a small classifier of our own: they are not "
+        "FID or IS and compare only with each other."
     )
     return f"<p>{note}</p>{_table(flat | baselines)}"
 

@@ -2,21 +2,26 @@
 
     python -m experiments.train --config=configs/ddpm.py:digits --workdir=runs/digits
 
-Writes to the workdir: config.json, checkpoints/, metrics.jsonl, tensorboard/, and samples/ with a
-grid of images at intervals. Exit codes: 0 done, 1 error, 143 stopped by SIGTERM with the state saved.
+Writes to the workdir: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ with a grid
+of images at intervals, and summary.json with sizes and times. Exit codes: 0 done, 1 error;
+stopped with the state saved: 130 by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags, logging
 
-from diffjax.train import Preempted, Reporter, State, train
+from diffjax.train import Checkpoints, Preempted, Reporter, State, train
 from diffjax.train.loop import check_workdir
 from experiments import common
 
@@ -41,6 +46,45 @@ def _preview(cfg: Any, task: Any, folder: Any) -> Any:
     return write
 
 
+class _Record:
+    """summary.json: what was trained, on what machine, and the time of every session of the run."""
+
+    def __init__(self, folder: Path, cfg: Any, parameters: int):
+        self._path, self._cfg, self._parameters = folder / "summary.json", cfg, parameters
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+        stored = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._sessions = stored.get("sessions", [])
+
+    def minutes(self) -> float:
+        return (time.monotonic() - self._wall) / 60
+
+    def finish(self, step: int | None = None) -> None:
+        """Append this session; the step is that of the newest checkpoint if not given."""
+        if step is None:
+            step = max(Checkpoints(self._path.parent / "checkpoints").steps())
+        session = {
+            "to_step": step,
+            "wall_seconds": time.monotonic() - self._wall,
+            "cpu_seconds": time.process_time() - self._cpu,
+            "cpu_cores": len(os.sched_getaffinity(0)),
+        }
+        self._sessions.append(session)
+        summary = {
+            "parameters": self._parameters,
+            "steps": step,
+            "images": step * self._cfg.data.batch_size,
+            "wall_seconds": sum(s["wall_seconds"] for s in self._sessions),
+            "cpu_seconds": sum(s["cpu_seconds"] for s in self._sessions),
+            "seed": self._cfg.seed,
+            "devices": [d.device_kind for d in jax.devices()],
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "sessions": self._sessions,
+        }
+        common.save_json(summary, self._path)
+
+
 def main() -> None:
     cfg = common.config()
     if DRY_RUN.value:
@@ -57,7 +101,7 @@ def main() -> None:
         "training %s parameters on %d images of %s, %d device(s)",
         f"{count:,}", len(source), cfg.data.name, jax.device_count(),
     )  # fmt: skip
-    started = time.monotonic()
+    record = _Record(folder, cfg, count)
     try:
         state = train(
             task,
@@ -66,12 +110,14 @@ def main() -> None:
             common.batches_of(cfg, source),
             on_sample=_preview(cfg, task, folder),
         )
+        record.finish(int(state.step))
     except Preempted as stopped:
+        record.finish()
         logging.warning("%s", stopped)
-        sys.exit(common.SIGTERM_EXIT)
+        sys.exit(stopped.exit_code)
     logging.info(
         "trained to step %d in %.1f minutes; next: python -m experiments.sample --workdir=%s",
-        int(state.step), (time.monotonic() - started) / 60, folder,
+        int(state.step), record.minutes(), folder,
     )  # fmt: skip
 
 

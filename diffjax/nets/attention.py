@@ -13,7 +13,9 @@ Array = jax.Array
 
 
 class Attention(nn.Module):
-    """Multi-head attention ``softmax(Q K^T / sqrt(d)) V``; keys and values from ``context`` if given.
+    """Multi-head attention ``softmax(Q K^T / sqrt(d)) V``.
+
+    Keys and values come from ``context`` (B, M, D) if it is given.
 
     Attributes:
         heads: number of heads.

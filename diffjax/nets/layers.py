@@ -24,7 +24,9 @@ zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
 def timestep_embedding(
     t: Array, dim: int, *, flip_sin_to_cos: bool = False, freq_shift: float = 1.0
 ) -> Array:
-    """Sinusoidal embedding (B, dim) of times (B,), frequencies ``10000^(-k / (dim/2 - freq_shift))``.
+    """Sinusoidal embedding (B, dim) of times (B,).
+
+    Frequencies ``10000^(-k / (dim/2 - freq_shift))``, k = 0 .. dim/2 - 1.
 
     Args:
         flip_sin_to_cos: order [cos, sin] (OpenAI, LDM) instead of [sin, cos] (DDPM).

@@ -26,7 +26,9 @@ Array = jax.Array
 
 
 class UNet(nn.Module):
-    """``(z, t, cond) -> raw``: residual UNet with attention at chosen levels (Ho et al. 2020, appendix B).
+    """``(z, t, cond) -> raw``: residual UNet with attention at chosen levels.
+
+    Ho et al. 2020, appendix B; options of Nichol & Dhariwal 2021 and Dhariwal & Nichol 2021.
 
     Attributes:
         channels: width of the first level.

@@ -7,8 +7,9 @@ From level t to a cleaner level s,
 
     z_s = alpha_s x + sqrt(sigma_s^2 - var) eps + sqrt(noise_var) noise
 
-DDIM takes ``var = noise_var = eta^2 post`` (Song et al. 2020, eq. 12 and 16); ``eta = 1`` is DDPM with its
-posterior variance (fixedsmall, and Euler-ancestral), ``eta = 0`` the probability-flow Euler step.
+DDIM takes ``var = noise_var = eta^2 post`` (Song et al. 2020, eq. 12 and 16). ``eta = 1`` is DDPM
+with its posterior variance (fixedsmall, also called Euler-ancestral), ``eta = 0`` the Euler step of
+the probability flow.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def log_variances(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ddim(eta: float = 0.0) -> Sampler:
-    """DDIM with stochasticity ``eta`` >= 0: 0 is deterministic, 1 is DDPM (Song et al. 2020, eq. 16).
+    """DDIM (Song et al. 2020, eq. 16) with stochasticity ``eta``: 0 deterministic, 1 DDPM.
 
     Raises:
         ValueError: ``eta`` is so large that the direction to ``z`` would have negative variance.
@@ -97,8 +98,8 @@ def ancestral(variance: float | str = "fixedsmall") -> Sampler:
     Args:
         variance: ``fixedsmall`` (posterior), ``fixedlarge`` (forward beta, DDIM's sigma-hat),
             ``learned`` (the network's fraction), or a number v in [0, 1] for
-            ``post^(1-v) beta^v`` (Ho & Salimans 2022, section 2). No noise is added in the last step
-            of a grid that ends at the data.
+            ``post^(1-v) beta^v`` (Ho & Salimans 2022, section 2). No noise is added in the last
+            step of a grid that ends at the data.
 
     Raises:
         ValueError: unknown variance.
@@ -108,7 +109,8 @@ def ancestral(variance: float | str = "fixedsmall") -> Sampler:
     v = {"fixedsmall": 0.0, "fixedlarge": 1.0}.get(str(variance), variance)
     if isinstance(v, str) or not 0 <= v <= 1:
         raise ValueError(
-            f"variance must be fixedsmall, fixedlarge, learned or a number in [0, 1], got {variance!r}"
+            "variance must be fixedsmall, fixedlarge, learned or a number in [0, 1], "
+            f"got {variance!r}"
         )
 
     def table(grid: Grid) -> Sequence[Entry]:

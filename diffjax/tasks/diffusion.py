@@ -63,10 +63,8 @@ class Diffusion(NamedTuple):
 
 def _section(section: Any) -> tuple[str, dict[str, Any]]:
     """(name, options) of a config section."""
-    options = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in section.items()
-    }
-    return options.pop("name"), options
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+    return str(options.pop("name")), options
 
 
 def make_diffusion(
@@ -134,8 +132,8 @@ def make_task(
 ) -> Task:
     """The diffusion task of a config; see `make_diffusion` for the arguments.
 
-    The loss is ``E_{t, eps} [w(t) |raw - target|^2]`` (simple), the variational bound (vlb), or both
-    (hybrid: ``simple + vlb_weight * bound`` with no gradient of the bound through the mean).
+    The loss is ``E_{t, eps} [w(t) |raw - target|^2]`` (simple), the variational bound (vlb), or
+    ``simple + vlb_weight * bound`` with no gradient of the bound through the mean (hybrid).
     """
     model = make_diffusion(config, image_shape, levels, num_classes)
     times = losses.make_time_sampler(*_with_schedule(config.times, model.schedule))
@@ -216,10 +214,9 @@ def _make_objective(section: Any, model: Diffusion) -> Callable[..., tuple[Array
     weight = losses.make_weight(options.pop("weight", "simple"), options)
     if name != "simple" and model.grid is None:
         raise ValueError(f"the {name} loss needs a discrete schedule")
-    if name == "simple":
-        rows = None
-    else:
-        rows = jax.tree.map(lambda leaf: leaf[::-1], reverse_rows(model.grid))  # row t: timestep t
+    rows: Any = None
+    if model.grid is not None:  # row t is timestep t
+        rows = jax.tree.map(lambda leaf: leaf[::-1], reverse_rows(model.grid))
 
     def simple(raw: Array, x: Array, eps: Array, level: Level) -> Array:
         target = model.parameterization.target(x, eps, level)
@@ -238,7 +235,7 @@ def _make_objective(section: Any, model: Diffusion) -> Callable[..., tuple[Array
             levels=model.levels,
             stop_mean=name == "hybrid",
         )
-        return term * model.schedule.steps  # a uniform t makes its mean the whole bound
+        return term * len(rows.coef["noisy"])  # a uniform t makes its mean the whole bound
 
     def objective(
         raw: Array, prediction: Prediction, x: Array, eps: Array, level: Level

@@ -81,7 +81,7 @@ def verify(folder: Path) -> None:
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:
-    """Leaves by dotted name; the writer turns named tuples into dictionaries, so kinds are dropped."""
+    """Leaves by dotted name, whatever the containers: stored named tuples are dictionaries."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -228,7 +228,8 @@ class Checkpoints:
         self._damaged.clear()
 
     def _failure(self, step: int, error: Exception) -> CheckpointError:
-        shutil.rmtree(self._partial(step), ignore_errors=True)  # a full disk needs the room
+        for partial in self.folder.glob(f"{self._partial(step).name}*"):
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
         left = [s for s in self.steps() if s != step]
         kept = f"the newest complete one is step {left[-1]}" if left else "there is no earlier one"
         return CheckpointError(
@@ -245,7 +246,7 @@ class Checkpoints:
         return dict(ocp.checkpointables_metadata(self.folder / str(step)).custom_metadata or {})
 
     def restore(self, abstract: PyTree, *, step: int | None = None) -> tuple[int, PyTree] | None:
-        """The newest intact step (or the one asked for) and its state; None if there is none at all.
+        """The newest intact step (or the one asked for) and its state; None if there is none.
 
         Args:
             abstract: tree of `jax.ShapeDtypeStruct`, with shardings.

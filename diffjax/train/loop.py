@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -9,92 +10,124 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
+import optax
 from absl import logging
 from tqdm import tqdm
 
-from diffjax.train.checkpoint import Checkpoints, write_atomically
+from diffjax.train.checkpoint import Checkpoints
 from diffjax.train.optimizer import learning_rate, make_optimizer
-from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
+from diffjax.train.reporter import Reporter
+from diffjax.train.sharding import (
+    batch_sharding,
+    make_mesh,
+    replicated,
+    tree_sharding,
+    with_sharding,
+)
 from diffjax.train.step import State, init_state, make_step
-from diffjax.types import Array, PyTree, Task
+from diffjax.types import PyTree, Task
 
-METRICS = "metrics.jsonl"
 Batches = Callable[[int, jax.sharding.Sharding], Iterator[dict[str, Any]]]
+OnSample = Callable[[State, int, Reporter], None]
 LOOK_AHEAD = 2  # steps queued beyond the running one: enough to hide the host, and clocks stay true
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient became NaN or infinite."""
+    """The loss, its gradient or the updated parameters became NaN or infinite."""
 
 
 class Preempted(RuntimeError):
     """A signal asked the run to stop; its state has been saved."""
 
-
-class Reporter:
-    """Metrics to JSON lines and TensorBoard; lines past the resumed step are dropped first."""
-
-    def __init__(self, workdir: Path, *, resumed: int = 0):
-        from tensorboardX import SummaryWriter
-
-        self._path = workdir / METRICS
-        if self._path.exists():
-            write_atomically(self._path, "".join(_lines_up_to(self._path, resumed)))
-        self._stream = self._path.open("a")
-        self._board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=resumed + 1 if resumed else None
-        )
-
-    def __call__(self, step: int, values: dict[str, float]) -> None:
-        """Append one line of scalars."""
-        self._stream.write(json.dumps({"step": step, **values}) + "\n")
-        self._stream.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def image(self, name: str, step: int, image: Any) -> None:
-        """Add an (H, W, C) uint8 image to TensorBoard."""
-        self._board.add_image(name, image, step, dataformats="HWC")
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._stream.close()
-        self._board.close()
-
-
-def _lines_up_to(path: Path, step: int) -> Iterator[str]:
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step:
-                yield line
-        except ValueError:
-            continue  # the last line of a killed run may be cut
+    def __init__(self, signum: int, step: int):
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name}; the state of step {step} has been saved")
+        self.exit_code = 128 + signum
 
 
 class _StopSignal:
-    """Remembers SIGTERM so that the loop can save and leave; a second one changes nothing."""
+    """Remembers SIGTERM or Ctrl-C for the loop to save and leave; a second one changes nothing."""
 
     def __init__(self) -> None:
-        self.received = False
-        self._old: Any = None
+        self.received = 0
+        self._old: dict[int, Any] = {}
 
     def __enter__(self) -> _StopSignal:
         if threading.current_thread() is threading.main_thread():
-            self._old = signal.signal(signal.SIGTERM, self._handle)
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(signum) != signal.SIG_IGN:  # as in `nohup command &`
+                    self._old[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *unused: Any) -> None:
-        if self._old is not None:
-            signal.signal(signal.SIGTERM, self._old)
+        for signum, handler in self._old.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.received = True
+        self.received = self.received or signum
+
+
+class _Window:
+    """Metrics of the steps since the last line of the log."""
+
+    def __init__(self, reporter: Reporter, rate: optax.Schedule, step: int, values: list[Any]):
+        self._reporter, self._rate, self._values = reporter, rate, values
+        self.restart_clock(step)
+
+    def restart_clock(self, step: int) -> None:
+        """Leave the time since the last line out of the next one's speed."""
+        self._clock = time.monotonic(), step
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        """Take a step's metrics, waiting while more than LOOK_AHEAD steps are queued."""
+        self._values.append(metrics)
+        if len(self._values) > LOOK_AHEAD:
+            jax.block_until_ready(self._values[-1 - LOOK_AHEAD]["loss"])
+
+    def fetch(self, step: int) -> list[dict[str, float]]:
+        """The values so far; ``step`` is the last one's.
+
+        Raises:
+            NonFiniteLoss: naming the first bad step.
+        """
+        host = jax.device_get(self._values)
+        self._values = [{k: float(v) for k, v in value.items()} for value in host]
+        for offset, value in enumerate(self._values, 1 - len(self._values)):
+            _check_finite(value, step + offset)
+        return list(self._values)  # a copy: `add` goes on while a checkpoint is written
+
+    def report(self, step: int) -> float:
+        """Write the means as the line of ``step``, start over, and give the mean loss.
+
+        Raises:
+            NonFiniteLoss: naming the first bad step.
+        """
+        values = self.fetch(step)
+        means = {k: math.fsum(v[k] for v in values) / len(values) for k in values[0]}
+        means.pop("finite")
+        since, first = self._clock
+        speed = (step - first) / max(time.monotonic() - since, 1e-9)
+        self._reporter(
+            step, {**means, "lr": float(self._rate(step - 1)), "steps_per_second": speed}
+        )
+        self._values = []
+        self.restart_clock(step)
+        return means["loss"]
+
+
+def _check_finite(value: dict[str, float], step: int) -> None:
+    if not value["finite"]:
+        raise NonFiniteLoss(
+            f"the loss, its gradient or the updated parameters are not finite at step {step} "
+            f"(loss {value['loss']}, gradient norm {value['grad_norm']}); the last good checkpoint "
+            "is kept. Lower optim.lr, or set optim.clip"
+        )
 
 
 def check_workdir(workdir: Path) -> None:
@@ -123,12 +156,12 @@ def train(
     batches: Batches,
     *,
     frozen: PyTree = None,
-    on_sample: Callable[[State, int, Reporter], None] | None = None,
+    on_sample: OnSample | None = None,
 ) -> State:
     """Train to ``config.train.steps``, or to ``config.train.minutes`` of wall-clock.
 
-    Stopping and resuming gives bit-identical results to not stopping: randomness and data are
-    functions of (seed, step).
+    Stopping and resuming gives bit-identical results to not stopping, in the state and in the log:
+    randomness and data are functions of (seed, step).
 
     Args:
         task: what to train.
@@ -138,134 +171,109 @@ def train(
         on_sample: called every ``train.sample_every`` steps.
 
     Raises:
+        ValueError: a wrong value in the config, naming it.
         NonFiniteLoss: naming the step; the last good checkpoint is kept.
-        Preempted: after SIGTERM, when the state has been saved.
+        Preempted: after SIGTERM or SIGINT, when the state has been saved.
         CheckpointError: a checkpoint could not be written, or none of those there can be read.
+        OSError: the workdir cannot be written.
     """
-    workdir = Path(workdir)
+    workdir, cfg = Path(workdir), config.train
+    _check_intervals(cfg)
     check_workdir(workdir)
-    cfg, mesh = config.train, make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
+    place = batch_sharding(mesh)
     optimizer = make_optimizer(config.optim, cfg.steps)
-    step_fn = make_step(
+    init = _initializer(task, optimizer, config.seed, frozen, batches(0, place))
+    shapes = jax.eval_shape(init)
+    shardings = tree_sharding(shapes, mesh)
+    update = _compiled(task, optimizer, config, shardings, mesh)
+    as_json = getattr(config, "to_json_best_effort", lambda: "null")
+    stored = {"config": json.loads(as_json())}
+    with contextlib.ExitStack() as closing:
+        stop = closing.enter_context(_StopSignal())
+        checkpoints = closing.enter_context(Checkpoints(workdir / "checkpoints", keep=cfg.keep))
+        restored = checkpoints.restore(with_sharding(shapes, shardings))
+        step, values = 0, []
+        if restored is None:
+            state = jax.jit(init, out_shardings=shardings)()
+        else:
+            step, state = restored
+            values = checkpoints.metadata(step).get("window", [])
+            logging.info("resumed at step %d", step)
+        reporter = closing.enter_context(Reporter(workdir, resumed=step - len(values)))
+        window = _Window(reporter, learning_rate(config.optim, cfg.steps), step, values)
+        stream = closing.enter_context(_closing(batches(step, place)))
+        bar = closing.enter_context(_progress(cfg.steps, step))
+        end = time.monotonic() + 60 * cfg.minutes if cfg.minutes else math.inf
+        while step < cfg.steps and not stop.received and time.monotonic() < end:
+            state, metrics = update(state, frozen, next(stream))
+            step += 1
+            window.add(metrics)
+            bar.update()
+            if step % cfg.log_every == 0:
+                bar.set_postfix(loss=f"{window.report(step):.4f}", refresh=False)
+            if step % cfg.checkpoint_every == 0:
+                checkpoints.save(step, state, {**stored, "window": window.fetch(step)})
+            due = cfg.sample_every and step % cfg.sample_every == 0
+            if on_sample and due and not stop.received:
+                on_sample(state, step, reporter)
+                window.restart_clock(step)
+        if stop.received:
+            logging.info("stopping at step %d", step)
+        if unfinished := window.fetch(step):
+            window.report(step)
+        checkpoints.save(step, state, {**stored, "window": unfinished})
+        checkpoints.wait()
+        if stop.received:
+            raise Preempted(stop.received, step)
+    return state
+
+
+def _initializer(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    frozen: PyTree,
+    stream: Iterator[Any],
+) -> Callable[[], State]:
+    with _closing(stream):
+        # One example is enough: parameters do not depend on the batch size.
+        example = jax.tree.map(lambda leaf: leaf[:1], next(stream))
+    key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
+    return lambda: init_state(task, optimizer, key, frozen, example)
+
+
+def _compiled(
+    task: Task, optimizer: optax.GradientTransformation, config: Any, shardings: PyTree, mesh: Any
+) -> Callable[..., tuple[State, dict[str, Any]]]:
+    step = make_step(
         task,
         optimizer,
         decay=config.ema.decay,
         ema_warmup=config.ema.warmup,
-        accumulate=cfg.accumulate,
+        accumulate=config.train.accumulate,
         seed=config.seed,
     )
-    first = next(batches(0, batch_sharding(mesh)))
-    key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)
-
-    def init() -> State:
-        # One example is enough: parameters do not depend on the batch size.
-        return init_state(task, optimizer, key, frozen, jax.tree.map(lambda a: a[:1], first))
-
-    shapes = jax.eval_shape(init)
-    shardings = tree_sharding(shapes, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=cfg.keep)
-    abstract = jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings
-    )
-    restored = checkpoints.restore(abstract)
-    if restored is None:
-        start, state = 0, jax.jit(init, out_shardings=shardings)()
-    else:
-        start, state = restored
-        logging.info("resumed at step %d", start)
-    compiled = jax.jit(
-        step_fn,
+    return jax.jit(
+        step,
         in_shardings=(shardings, None, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    reporter = Reporter(workdir, resumed=start)
-    with _StopSignal() as stop:
-        try:
-            return _run(
-                compiled, state, start, config, mesh, batches, frozen, checkpoints, reporter, stop,
-                on_sample,
-            )  # fmt: skip
-        finally:
-            reporter.close()
 
 
-def _run(
-    compiled: Any,
-    state: State,
-    step: int,
-    config: Any,
-    mesh: Any,
-    batches: Batches,
-    frozen: PyTree,
-    checkpoints: Checkpoints,
-    reporter: Reporter,
-    stop: _StopSignal,
-    on_sample: Callable[[State, int, Reporter], None] | None,
-) -> State:
-    cfg = config.train
-    rate = learning_rate(config.optim, cfg.steps)
-    stored = (
-        json.loads(config.to_json_best_effort()) if hasattr(config, "to_json_best_effort") else None
-    )
-    started, pending = time.monotonic(), []
-    iterator = batches(step, batch_sharding(mesh))
-    bar = tqdm(total=cfg.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
-    last_time, last_step = time.monotonic(), step
-
-    def out_of_time() -> bool:
-        return bool(cfg.minutes) and time.monotonic() - started > 60 * cfg.minutes
-
-    def flush() -> None:
-        nonlocal pending, last_time, last_step
-        values = jax.device_get(pending)
-        pending = []
-        _check_finite(values, step - len(values))
-        now = time.monotonic()
-        speed = (step - last_step) / max(now - last_time, 1e-9)
-        last_time, last_step = now, step
-        means = {k: math.fsum(float(v[k]) for v in values) / len(values) for k in values[0]}
-        means.pop("finite")
-        reporter(step, {**means, "lr": float(rate(step - 1)), "steps_per_second": speed})
-        bar.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
-
-    try:
-        while step < cfg.steps and not stop.received and not out_of_time():
-            state, metrics = compiled(state, frozen, next(iterator))
-            pending.append(metrics)
-            step += 1
-            if len(pending) > LOOK_AHEAD:
-                jax.block_until_ready(pending[-1 - LOOK_AHEAD]["loss"])
-            bar.update()
-            due = step == cfg.steps or stop.received
-            if step % cfg.log_every == 0 or step % cfg.checkpoint_every == 0 or due:
-                flush()
-            if step % cfg.checkpoint_every == 0 and step < cfg.steps:
-                checkpoints.save(step, state, stored)
-            if on_sample and cfg.sample_every and step % cfg.sample_every == 0:
-                on_sample(state, step, reporter)
-                last_time, last_step = time.monotonic(), step
-        if pending:
-            flush()
-        checkpoints.save(step, state, stored)
-        checkpoints.close()
-    except NonFiniteLoss:
-        checkpoints.close()
-        raise
-    finally:
-        bar.close()
-        if hasattr(iterator, "close"):
-            iterator.close()
-    if stop.received:
-        raise Preempted(f"stopped by SIGTERM; the state of step {step} has been saved")
-    return state
+def _check_intervals(section: Any) -> None:
+    for name in ("log_every", "checkpoint_every"):
+        if section[name] < 1:
+            raise ValueError(f"train.{name}={section[name]}: an interval is at least 1 step")
 
 
-def _check_finite(values: list[dict[str, Array]], first: int) -> None:
-    for offset, value in enumerate(values):
-        if not value["finite"]:
-            raise NonFiniteLoss(
-                f"the loss or its gradient is not finite at step {first + offset + 1} "
-                f"(loss {float(value['loss'])}, gradient norm {float(value['grad_norm'])}); "
-                "the last good checkpoint is kept. Lower optim.lr, or set optim.clip"
-            )
+def _closing(stream: Iterator[Any]) -> contextlib.AbstractContextManager[Any]:
+    """Ends the threads of a stream that has any."""
+    if isinstance(stream, Generator):
+        return contextlib.closing(stream)
+    return contextlib.nullcontext(stream)
+
+
+def _progress(steps: int, start: int) -> Any:
+    return tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, mininterval=1.0)

@@ -10,7 +10,7 @@ from diffjax.types import build
 
 
 def learning_rate(section: Any, steps: int) -> optax.Schedule:
-    """Linear warm-up over ``warmup`` optimiser steps, then ``constant``, ``cosine`` or ``linear`` decay.
+    """Linear warm-up over ``warmup`` steps, then ``constant``, ``cosine`` or ``linear`` decay.
 
     Args:
         section: ``lr``, ``warmup``, ``decay`` and ``lr_end`` (a fraction of lr).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -16,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from diffjax.train.checkpoint import write_atomically
 
 METRICS = "metrics.jsonl"
+FLUSH_SECONDS = 30  # TensorBoard's file is synced to the disk, which takes time
 
 
 class Reporter:
@@ -39,8 +42,8 @@ class Reporter:
         board = workdir / "tensorboard"
         board.mkdir(exist_ok=True)
         self._board = EventsWriter(str(board / "events"), f".{os.getpid()}")
-        if resumed:  # TensorBoard hides the steps from here on that an earlier run has written
-            self._event(resumed + 1, session_log=SessionLog(status=SessionLog.START))
+        # TensorBoard hides the steps from here on that an earlier run has written.
+        self._event(resumed + 1, session_log=SessionLog(status=SessionLog.START))
         self._flush()
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
@@ -49,15 +52,14 @@ class Reporter:
         Raises:
             OSError: it cannot be written.
         """
-        try:
-            line = (json.dumps({"step": step, **values}) + "\n").encode()
-            while line:
+        line = (json.dumps({"step": step, **values}) + "\n").encode()
+        with self._explained():
+            while line:  # unbuffered: a write may take a part
                 line = line[self._stream.write(line) :]
-        except OSError as error:
-            raise self._failure(error) from error
         for name, value in values.items():
             self._event(step, summary=summary.scalar(name, value))
-        self._flush()
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._flush()
 
     def image(self, name: str, step: int, image: Any) -> None:
         """Add an (H, W, C) uint8 image to TensorBoard."""
@@ -65,22 +67,43 @@ class Reporter:
         self._flush()
 
     def close(self) -> None:
-        """Close the files."""
-        self._stream.close()
-        self._board.close()
+        """Flush and close.
+
+        Raises:
+            OSError: the last lines could not be written.
+        """
+        try:
+            self._flush()
+        finally:
+            self._stream.close()
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            self.close()
+        except OSError as failure:
+            if error is None:
+                raise
+            logging.error("%s", failure)  # what went wrong first is what the caller should see
 
     def _event(self, step: int, **content: Any) -> None:
-        self._board.write_event(Event(step=step, wall_time=time.time(), **content))
+        with self._explained():
+            self._board.write_event(Event(step=step, wall_time=time.time(), **content))
 
     def _flush(self) -> None:
-        try:
+        with self._explained():
             self._board.flush()
-        except OSError as error:
-            raise self._failure(error) from error
+        self._flushed = time.monotonic()
 
-    def _failure(self, error: OSError) -> OSError:
-        reason = f"cannot write metrics under {self._path.parent}: {error.strerror}"
-        return OSError(error.errno, reason)
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = f"cannot write metrics under {self._path.parent}: {error.strerror}"
+            raise OSError(error.errno, reason) from error
 
 
 def _lines_up_to(path: Path, step: int) -> Iterator[str]:

@@ -17,12 +17,16 @@ def make_mesh(section: Any = None) -> Mesh:
     """Mesh of all devices; one axis may be -1 and takes what the others leave.
 
     Raises:
-        ValueError: the axes do not multiply to the number of devices.
+        ValueError: the axes do not multiply to the number of devices, or a size is not one.
     """
     sizes = [int((section or {}).get(axis, -1 if axis == "data" else 1)) for axis in AXES]
     devices = np.asarray(jax.devices())
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise ValueError(
+            f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, and one may be -1"
+        )
     known = int(np.prod([s for s in sizes if s != -1]))
-    if sizes.count(-1) == 1 and len(devices) % known == 0:
+    if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if -1 in sizes or int(np.prod(sizes)) != len(devices):
         raise ValueError(
@@ -56,3 +60,12 @@ def tree_sharding(tree: PyTree, mesh: Mesh, *, min_size: int = 2**16) -> PyTree:
         )
 
     return jax.tree.map(place, tree)
+
+
+def with_sharding(shapes: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes and where they go, as `Checkpoints.restore` takes them."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings,
+    )

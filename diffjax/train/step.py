@@ -31,7 +31,7 @@ class State(NamedTuple):
 
 
 def ema_decay(step: Any, decay: float, warmup: bool) -> Any:
-    """``min(decay, (1 + n) / (10 + n))`` with warm-up (n: steps done before this one), else ``decay``."""
+    """``decay``, with warm-up ``min(decay, (1 + n) / (10 + n))`` after n steps."""
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
 
 
@@ -57,12 +57,14 @@ def make_step(
     """One optimiser step; everything random is a function of (seed, step).
 
     Gradients of ``accumulate`` equal parts of the batch are averaged by a scan, so step counters,
-    schedules and the EMA count optimiser steps. If the loss or the gradient is not finite, the
-    state keeps its values and the metric ``finite`` is 0.
+    schedules and the EMA count optimiser steps. If the loss, the gradient or the parameters it
+    leads to are not finite, the state keeps its values and the metric ``finite`` is 0.
 
     Raises:
-        ValueError: at trace time, if the batch does not divide into ``accumulate`` parts.
+        ValueError: accumulate is not positive, or (at trace time) the batch does not divide by it.
     """
+    if accumulate < 1:
+        raise ValueError(f"accumulate={accumulate}: a step needs at least 1 part")
 
     def grads_of(state: State, frozen: PyTree, key: jax.Array, batch: Any) -> Any:
         def loss(params: PyTree) -> Any:
@@ -93,12 +95,13 @@ def make_step(
     def step(state: State, frozen: PyTree, batch: Any) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, extra, metrics = accumulated(state, frozen, key, batch)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         rate = ema_decay(state.step, decay, ema_warmup)
         ema = jax.tree.map(lambda a, p: a + (1 - rate) * (p - a), state.ema, params)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        size = optax.tree.norm(params)  # a finite gradient can still overflow the parameters
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & jnp.isfinite(size)
         new = State(state.step, params, ema, opt, extra)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         metrics = {**metrics, "grad_norm": norm, "finite": finite.astype(jnp.float32)}

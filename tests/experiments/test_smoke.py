@@ -1,0 +1,143 @@
+"""The entry points as a user runs them, at the smallest size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import common
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if "def get_config" in p.read_text())
+# Parameters of every variant: exact integers, or millions to the digit the papers give.
+PARAMETERS = {
+    "ddpm:cifar10": 35_746_307,
+    "ddpm:celeba_hq": 113_673_219,
+    "ddpm:lsun_bedroom": 113_673_219,
+    "ddpm:lsun_bedroom_large": 255_677_955,
+    "ddpm:lsun_church": 113_673_219,
+    "ddpm:lsun_cat": 113_673_219,
+    "ddpm:digits": 556_353,
+    "ddpm:fashion_mnist": 686_769,
+    "ddim:cifar10": 35_746_307,
+    "ddim:celeba64": 78_700_803,
+    "ddim:lsun_bedroom": 113_673_219,
+    "ddim:lsun_church": 113_673_219,
+    "ddim:digits": 556_353,
+    "ddim:fashion_mnist": 686_769,
+    "improved_ddpm:digits": 0,
+    "improved_ddpm:digits_vlb": 0,
+    "improved_ddpm:cifar10": 52.5,
+    "improved_ddpm:cifar10_vlb": 52.5,
+    "improved_ddpm:imagenet64": 121.1,
+    "improved_ddpm:imagenet64_vlb": 121.1,
+    "improved_ddpm:imagenet64_cond": 273.0,
+}
+
+
+def variants():
+    for path in CONFIGS:
+        module = common.load_config_module(str(path))
+        yield from (f"{path.stem}:{name}" for name in module.VARIANTS)
+
+
+def smoke(execute, config, folder):
+    execute("train", f"--config=configs/{config},smoke", f"--workdir={folder}")
+    assert (folder / "checkpoints" / "2").is_dir()
+    picture = Image.open(folder / "samples" / "00000002.png")
+    assert picture.mode == "RGB"
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines] == [1, 2]
+    assert all(np.isfinite(x["loss"]) for x in lines)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_one_smoke_run_per_config_file(execute, path, tmp_path):
+    first = next(iter(common.load_config_module(str(path)).VARIANTS))
+    smoke(execute, f"{path.name}:{first}", tmp_path)
+
+
+@pytest.mark.smoke_all
+@pytest.mark.parametrize("name", list(variants()))
+def test_smoke_run_of_every_variant(execute, name, tmp_path):
+    stem, _, variant = name.partition(":")
+    smoke(execute, f"{stem}.py:{variant}", tmp_path)
+
+
+def test_every_variant_has_its_parameter_count_below():
+    assert set(variants()) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+def test_parameters_and_shapes_of_every_variant(name):
+    from experiments.plan import plan
+
+    stem, _, variant = name.partition(":")
+    cfg = common.load_config(f"configs/{stem}.py:{variant}")
+    found, expected = plan(cfg, flops=False)["parameters"], PARAMETERS[name]
+    assert found == expected if isinstance(expected, int) else round(found / 1e6, 1) == expected
+
+
+def test_sample_evaluate_and_report_from_a_workdir(execute, tmp_path):
+    smoke(execute, "ddpm.py:digits", tmp_path)
+    execute("sample", f"--workdir={tmp_path}", "--sampler=ddim", "--steps=3", "--num=5")
+    npz = next((tmp_path / "samples").glob("ddim-3-*.npz"))
+    images = np.load(npz)["images"]
+    assert (images.shape[0], images.dtype) == (5, np.uint8)
+    assert npz.with_suffix(".png").exists()
+    execute("evaluate", f"--workdir={tmp_path}", "--metrics=bits")
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert result["bits_per_dim"] > 0
+    execute("report", f"--workdir={tmp_path}")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 3
+    assert "bits_per_dim" in page
+    assert "http" not in page.replace("https://arxiv.org", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--config.optim.lrr=1"], 2, "unknown config key 'optim.lrr'; config.optim has "),
+        (["--config.optimm.lr=1"], 2, "unknown config key 'optimm.lr'; config has "),
+        (["--config.schedule.name=foo"], 1, "unknown schedule 'foo'; choose one of cosine"),
+        (["--config.data.name=cifar11"], 1, "cifar11"),
+        (["--config.data.image_size=9"], 1, "(1, 9, 9, 1)"),
+        (["--config.data.name=fashion_mnist", "--config.data.dir=/nowhere/x"], 1, "/nowhere/x"),
+        (["--config.train.steps=many"], 1, "many"),
+    ],
+)
+def test_bad_input_is_one_clear_message(execute, arguments, code, message, tmp_path):
+    config = "--config=configs/ddpm.py:digits"
+    out = execute("train", config, f"--workdir={tmp_path}", *arguments, code=code)
+    assert message in out
+    assert "Traceback" not in out
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_unknown_variant_lists_the_choices(execute, tmp_path):
+    out = execute("train", "--config=configs/ddpm.py:nope", f"--workdir={tmp_path}", code=2)
+    assert "choose one of digits, fashion_mnist, cifar10" in out
+    assert "Traceback" not in out
+
+
+def test_sampling_without_a_checkpoint_says_what_to_do(execute, tmp_path):
+    out = execute("sample", "--config=configs/ddpm.py:digits", f"--workdir={tmp_path}", code=1)
+    assert "train first" in out
+
+
+def test_dry_run_prints_the_resolved_config(execute):
+    out = execute(
+        "train", "--config=configs/ddpm.py:cifar10,smoke", "--config.optim.lr=0.5", "--dry_run"
+    )
+    shown = json.loads(out[out.index("{") : out.rindex("}") + 1])
+    assert shown["optim"]["lr"] == 0.5
+    assert shown["train"]["steps"] == 2
+
+
+def test_help_names_the_flags(execute):
+    out = execute("sample", "--help", code=1)
+    assert "--sampler" in out
+    assert "--config" in out

@@ -1,0 +1,241 @@
+"""The loop: stopping changes nothing, errors are loud, and the host stays out of the way."""
+
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from diffjax.train import CheckpointError, NonFiniteLoss, Preempted, Reporter, loop, train
+from diffjax.train.checkpoint import CheckpointMismatch
+from tests.train.test_checkpoint import small_disk
+from tests.train.tiny import assert_same, batches, batches_that, make_config, make_task, send
+
+
+def _log(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line.pop("steps_per_second") >= 0
+    return lines
+
+
+def _steps(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run of 12 steps: its state and its log."""
+    workdir = tmp_path_factory.mktemp("unbroken")
+    state = train(make_task(), make_config(), workdir, batches)
+    return state, _log(workdir), workdir
+
+
+def test_a_run_writes_what_it_promises(unbroken):
+    state, log, workdir = unbroken
+    assert int(state.step) == 12 and int(state.extra["seen"]) == 12 * 8
+    assert [line["step"] for line in log] == [3, 6, 9, 12]
+    assert set(log[0]) == {"step", "loss", "bias", "grad_norm", "lr"}
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert log[0]["lr"] == pytest.approx(0.05)  # the warm-up ends with step 3
+    assert _steps(workdir) == [8, 12]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at", [6, 7])
+def test_stop_and_resume_is_bit_identical(unbroken, tmp_path, at, signum):
+    # 6 is where a line is due, 7 is in the middle of a line and of a checkpoint interval.
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(Preempted, match=f"{signal.Signals(signum).name}; .*step {at} has") as stop:
+        train(make_task(), make_config(), tmp_path, batches_that(send(signum), at=at))
+    assert stop.value.exit_code == 128 + signum
+    assert handlers == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+    assert _steps(tmp_path) == [4, at]
+    assert _log(tmp_path)[-1]["step"] == at  # nothing that was measured is missing meanwhile
+    state = train(make_task(), make_config(), tmp_path, batches)
+    assert_same(state, unbroken[0])
+    assert _log(tmp_path) == unbroken[1]
+
+
+def test_a_second_signal_during_the_final_save_changes_nothing(unbroken, tmp_path, monkeypatch):
+    def save(self, step, *args, original=loop.Checkpoints.save):
+        original(self, step, *args)
+        if step == 7:
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                send(signum)()
+
+    monkeypatch.setattr(loop.Checkpoints, "save", save)
+    with pytest.raises(Preempted, match="SIGTERM; the state of step 7"):
+        train(make_task(), make_config(), tmp_path, batches_that(send(signal.SIGTERM), at=7))
+    assert_same(train(make_task(), make_config(), tmp_path, batches), unbroken[0])
+
+
+def test_a_finished_run_is_left_alone(unbroken, tmp_path):
+    workdir = shutil.copytree(unbroken[2], tmp_path / "copy")
+    assert_same(train(make_task(), make_config(), workdir, batches), unbroken[0])
+    assert _log(workdir) == unbroken[1]
+
+
+def test_time_limit_saves_and_goes_on_later(unbroken, tmp_path):
+    config = make_config(minutes=1e-9)
+    assert int(train(make_task(), config, tmp_path, batches).step) == 0
+    assert_same(train(make_task(), make_config(), tmp_path, batches), unbroken[0])
+
+
+def test_log_is_cut_to_the_resumed_step(unbroken, tmp_path):
+    # Killed after the line of step 9, while writing another; the newest checkpoint is of step 8.
+    workdir = shutil.copytree(unbroken[2], tmp_path / "copy")
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3]) + '{"step": 12, "lo')
+    assert_same(train(make_task(), make_config(), workdir, batches), unbroken[0])
+    assert _log(workdir) == unbroken[1]
+
+
+@pytest.mark.parametrize(
+    "tail", ['{"step": 5, "loss": 1.0}', '{"step": 5,', "5\n", "\xff\x00\n", "[]\n"]
+)
+def test_log_with_a_cut_last_line(tmp_path, tail):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 4, "loss": 2.0}\n' + tail.encode("latin-1"))
+    reporter = Reporter(tmp_path, resumed=5)
+    reporter(6, {"loss": 0.5})
+    reporter.close()
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == ([4, 5, 6] if tail.endswith("}") else [4, 6])
+
+
+def test_tensorboard_gets_scalars_and_images(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    with Reporter(tmp_path, resumed=3) as reporter:
+        reporter(4, {"loss": 0.25})
+        reporter.image("samples", 4, np.zeros((2, 2, 3), np.uint8))
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    content, events = path.read_bytes(), []
+    while content:  # length, checksum, event, checksum
+        size = int.from_bytes(content[:8], "little")
+        events.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    assert [(e.step, e.session_log.status) for e in events if e.HasField("session_log")] == [(4, 1)]
+    values = {v.tag: v for e in events for v in e.summary.value if e.step == 4}
+    assert values["loss"].simple_value == 0.25
+    assert values["samples"].image.height == 2
+
+
+@pytest.mark.parametrize("bad", [5, 7])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, bad):
+    with pytest.raises(NonFiniteLoss, match=rf"not finite at step {bad} \(loss nan.*optim.lr"):
+        train(make_task(nan_at=bad), make_config(), tmp_path, batches)
+    assert _steps(tmp_path) == [4]
+    assert [line["step"] for line in _log(tmp_path)] == [3] + [6] * (bad > 6)
+    # What is left is good: the same run without the fault goes on from it, to the same end.
+    state = train(make_task(), make_config(), tmp_path, batches)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_a_loss_that_is_not_finite_before_any_checkpoint_saves_nothing(tmp_path):
+    with pytest.raises(NonFiniteLoss, match="at step 1 "):
+        train(make_task(nan_at=1), make_config(), tmp_path, batches)
+    assert _steps(tmp_path) == []
+
+
+def test_a_damaged_newest_checkpoint_costs_its_interval_only(unbroken, tmp_path):
+    workdir = shutil.copytree(unbroken[2], tmp_path / "copy")
+    (workdir / "checkpoints" / "12" / "state" / "_METADATA").unlink()
+    assert_same(train(make_task(), make_config(), workdir, batches), unbroken[0])
+    assert _log(workdir) == unbroken[1]
+    # Step 12 has been written anew: it is what the next start finds.
+    assert_same(train(make_task(), make_config(), workdir, batches_that(pytest.fail, at=2)),
+                unbroken[0])  # fmt: skip
+
+
+def test_checkpoints_of_another_config_or_all_damaged_stop_the_run(unbroken, tmp_path):
+    workdir = shutil.copytree(unbroken[2], tmp_path / "copy")
+    with pytest.raises(CheckpointMismatch, match=r"params\.net\.w is stored as \(4, 3\)"):
+        train(make_task(width=5), make_config(), workdir, batches)
+    for step in (workdir / "checkpoints").iterdir():
+        (step / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match="no checkpoint under"):
+        train(make_task(), make_config(), workdir, batches)
+    assert _log(workdir) == unbroken[1]
+
+
+def test_a_workdir_that_cannot_be_written_fails_first(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write to workdir .*file/run: Not a directory"):
+        train(make_task(), make_config(), tmp_path / "file" / "run", pytest.fail)
+
+
+@pytest.mark.parametrize("name", ["log_every", "checkpoint_every"])
+def test_intervals_are_positive(tmp_path, name):
+    with pytest.raises(ValueError, match=f"train.{name}=0"):
+        train(make_task(), make_config(**{name: 0}), tmp_path / "run", pytest.fail)
+
+
+def test_full_disk_stops_the_log_loudly(tmp_path):
+    with small_disk(tmp_path / "disk", "1M") as disk:
+        reporter = Reporter(disk)
+        reporter(1, {"loss": 1.0})
+        with open(disk / "ballast", "wb", buffering=0) as ballast, pytest.raises(OSError):
+            while True:
+                ballast.write(bytes(4096))
+        with pytest.raises(OSError, match=f"cannot write metrics under {disk}: No space left"):
+            for step in range(2, 200):
+                reporter(step, {"loss": 1.0})
+        (disk / "ballast").unlink()
+        with Reporter(disk, resumed=1) as reporter:
+            reporter(2, {"loss": 0.5})
+        lines = [json.loads(line) for line in (disk / "metrics.jsonl").read_text().splitlines()]
+        assert lines == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+
+
+def test_previews_come_on_time_and_not_after_a_signal(tmp_path):
+    seen = []
+    config = make_config(sample_every=2, steps=6)
+    with pytest.raises(Preempted):
+        train(
+            make_task(),
+            config,
+            tmp_path,
+            batches_that(send(signal.SIGTERM), at=4),
+            on_sample=lambda state, step, reporter: seen.append((int(state.step), step)),
+        )
+    assert seen == [(2, 2)]
+
+
+def test_nothing_is_compiled_after_the_first_line(tmp_path):
+    times = []
+    counts = {}
+
+    def listen(name, *_, **__):
+        if name == "/jax/core/compile/backend_compile_duration":
+            times.append(name)
+
+    def counting(step, sharding):
+        for number, batch in enumerate(batches(step, sharding), step):
+            counts[number] = len(times)
+            yield batch
+
+    config = make_config(steps=30, log_every=2, checkpoint_every=6)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(make_task(), config, tmp_path, counting)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert counts[1] > 0
+    # The learning rate of a line is computed eagerly: its few scalars compile until the warm-up
+    # has ended; the step itself was compiled once.
+    assert counts[8] == counts[29]
+
+
+def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
+    waited = []
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(x))
+    window = loop._Window(None, None, 0, [])
+    for step in range(6):
+        window.add({"loss": step})
+        assert waited == list(range(step - loop.LOOK_AHEAD + 1))

@@ -1,0 +1,115 @@
+"""Meshes and placement; four devices in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from diffjax.train import train
+from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
+from tests.train.tiny import assert_same, batches, make_config, make_task
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_one_device_is_a_mesh():
+    mesh = make_mesh()
+    assert mesh.shape == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
+    assert batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))
+    assert replicated(mesh).spec == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    "section, reason",
+    [
+        ({"data": 3}, "'data': 3, .* does not match 1 devices"),
+        ({"data": -1, "fsdp": 2}, "'fsdp': 2, .* does not match 1 devices"),
+        ({"data": -1, "fsdp": -1}, "one may be -1"),
+        ({"data": -1, "fsdp": 0}, "'fsdp': 0, .* sizes are positive"),
+        ({"data": -2}, "'data': -2, .* sizes are positive"),
+    ],
+)
+def test_wrong_mesh_sizes(section, reason):
+    with pytest.raises(ValueError, match=reason):
+        make_mesh(section)
+
+
+def test_large_leaves_are_cut_along_their_largest_dimension():
+    mesh = AbstractMesh((2, 4, 1), ("data", "fsdp", "tensor"))
+    shapes = {
+        "conv": (3, 3, 64, 128),
+        "odd": (257, 512),
+        "small": (16, 16),
+        "indivisible": (257, 259),
+        "scalar": (),
+    }
+    tree = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in shapes.items()}
+    specs = {k: place.spec for k, place in tree_sharding(tree, mesh).items()}
+    assert specs["conv"] == PartitionSpec(None, None, None, "fsdp")
+    assert specs["odd"] == PartitionSpec(None, "fsdp")
+    assert specs["small"] == specs["indivisible"] == specs["scalar"] == PartitionSpec()
+
+
+FOUR = """
+    import json, sys
+    from pathlib import Path
+    import jax
+    from diffjax.train import loop, sharding, train
+    from tests.train.tiny import batches, make_config, make_task
+
+    # The model is tiny: call its leaves large, so that they are sharded.
+    whole = sharding.tree_sharding
+    loop.tree_sharding = lambda tree, mesh: whole(tree, mesh, min_size=8)
+    config = make_config()
+    config.mesh.update(data=2, fsdp=2)
+    state = train(make_task(), config, Path(sys.argv[1]), batches)
+    w = state.params["net"]["w"]
+    local = [shard.data.shape for shard in w.addressable_shards]
+    moment = [leaf for leaf in jax.tree.leaves(state.opt) if leaf.shape == w.shape][0]
+    try:
+        sharding.make_mesh({"data": 3, "fsdp": 1})
+    except ValueError as error:
+        refused = str(error)
+    values = [x.tolist() for x in jax.tree.leaves(jax.device_get(state))]
+    spec = lambda leaf: str(list(leaf.sharding.spec))
+    print(json.dumps({
+        "local": local, "specs": [spec(w), spec(state.ema["net"]["w"]), spec(moment)],
+        "refused": refused, "values": values,
+    }))
+"""
+
+
+def test_four_devices_train_as_one_and_one_goes_on(tmp_path):
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FOUR), str(tmp_path / "four")],
+        env=env, cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    four = json.loads(done.stdout.splitlines()[-1])
+    assert four["local"] == [[2, 3]] * 4  # of (4, 3)
+    assert four["specs"] == ["['fsdp', None]"] * 3  # parameters, average, optimiser
+    assert "does not match 4 devices" in four["refused"]
+
+    train(make_task(), make_config(), tmp_path / "one", batches)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / run / "metrics.jsonl").open()]
+        for run in ("one", "four")
+    ]
+    assert len(losses[0]) == 4
+    np.testing.assert_allclose(*losses, atol=1e-5)
+
+    # Four devices wrote it, one reads it: bit-equal, without a step of training.
+    state = train(make_task(), make_config(), tmp_path / "four", batches)
+    values = [np.asarray(v, leaf.dtype) for v, leaf in zip(
+        four["values"], jax.tree.leaves(state), strict=True)]  # fmt: skip
+    assert_same(values, [np.asarray(leaf) for leaf in jax.tree.leaves(state)])
