@@ -37,6 +37,7 @@ _CIFAR10_HINT = (
     f"folder as data_dir or {ENV_DIR}."
 )
 _TFDS = {
+    "celeb_a": "celeb_a",
     "celeb_a_hq": "celeb_a_hq/256",
     "lsun_bedroom": "lsun/bedroom",
     "lsun_church": "lsun/church_outdoor",

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def execute():
-    """``execute("train", "--config=...", code=0) -> output`` of an entry point in its own process."""
+    """``execute("train", "--config=...", code=0) -> output``, each in a process of its own."""
     driver = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("driver.py"))],
         cwd=ROOT,

@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 
-from experiments import common  # noqa: F401  imports everything heavy
+from experiments import common
 
 
 def child(command: list[str], out: int) -> None:

@@ -1,0 +1,192 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import ddpm, improved_ddpm
+from configs.base import smoke
+from diffjax import likelihood, samplers
+from diffjax.tasks import make_diffusion, make_task
+from diffjax.types import Level
+
+SHAPE = (8, 8, 1)
+
+
+def config(module=ddpm, variant="digits", **sections):
+    cfg = smoke(module.VARIANTS[variant]())
+    for name, values in sections.items():
+        cfg[name].update(values)
+    return cfg
+
+
+def start(cfg, classes=10):
+    task = make_task(cfg, SHAPE, cfg.data.levels, classes)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.asarray(rng.uniform(-1, 1, (4, *SHAPE)), jnp.float32),
+        "label": jnp.asarray([0, 1, 2, 3]),
+    }
+    params, extra = task.init(jax.random.key(0), None, batch)
+    params = jax.tree.map(
+        lambda p: p + 0.05 * jax.random.normal(jax.random.key(1), p.shape), params
+    )
+    return task, params, extra, batch
+
+
+def loss(task, params, extra, batch, step=0):
+    return task.loss(params, None, extra, jax.random.key(5), jnp.asarray(step), batch)
+
+
+def test_simple_loss_is_the_mean_squared_error_of_the_noise():
+    cfg = config()
+    task, params, extra, batch = start(cfg)
+    value, (_, metrics) = loss(task, params, extra, batch)
+    model = make_diffusion(cfg, SHAPE, 17, 10)
+    t_key, noise_key, _ = jax.random.split(jax.random.key(5), 3)
+    t = jnp.floor(jax.random.uniform(t_key, (4,)) * 1000)
+    a, s = (v[:, None, None, None] for v in model.schedule.at(t))
+    eps = jax.random.normal(noise_key, batch["image"].shape)
+    out = model.network.apply({"params": params}, a * batch["image"] + s * eps, t)
+    assert float(value) == pytest.approx(float(((out - eps) ** 2).mean()), rel=1e-5)
+    assert float(metrics["loss"]) == float(value)
+
+
+def gradients(cfg):
+    task, params, extra, batch = start(cfg)
+    return jax.grad(lambda p: loss(task, p, extra, batch)[0])(params)["conv_out"]["kernel"]
+
+
+def test_hybrid_trains_the_mean_by_the_simple_loss_only():
+    hybrid = gradients(config(improved_ddpm))
+    plain = gradients(config(improved_ddpm, loss={"name": "simple"}))
+    mean, var = np.asarray(hybrid[..., :1]), np.asarray(hybrid[..., 1:])
+    assert mean == pytest.approx(np.asarray(plain[..., :1]), rel=1e-4, abs=1e-7)
+    assert np.abs(var).max() > 0
+    assert np.abs(np.asarray(plain[..., 1:])).max() == 0
+
+
+def test_vlb_trains_both():
+    grad = np.asarray(gradients(config(improved_ddpm, loss={"name": "vlb"})))
+    assert np.abs(grad[..., 0]).max() > 0
+    assert np.abs(grad[..., 1]).max() > 0
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_vlb_loss_averages_to_the_whole_bound(learned):
+    # A uniform timestep makes the expected loss the sum of all terms but the prior's.
+    cfg = config(
+        improved_ddpm if learned else ddpm,
+        schedule={"name": "linear", "steps": 4, "beta_start": 0.05, "beta_end": 0.6},
+        loss={"name": "vlb"},
+        times={"name": "low_discrepancy"},
+    )
+    task, params, extra, batch = start(cfg)
+    model = make_diffusion(cfg, SHAPE, 17, 10)
+    value = jax.jit(lambda key: task.loss(params, None, extra, key, jnp.asarray(0), batch)[0])
+    mean = np.mean([float(value(jax.random.key(k))) for k in range(300)])
+    variance = "learned" if learned else "fixedsmall"
+    whole = []
+    for k in range(40):
+        noise = samplers.image_noise(jax.random.split(jax.random.key(k), 4), SHAPE)
+        out = likelihood.vlb_bits(
+            model.denoiser(params), batch["image"], noise, model.grid, variance=variance, levels=17
+        )
+        whole.append(float(out["terms"].sum(0).mean()))
+    assert mean == pytest.approx(np.mean(whole), rel=0.03)
+
+
+def test_labels_reach_a_conditional_network():
+    cfg = config(network={"conditional": True})
+    task, params, extra, batch = start(cfg)
+    other = {**batch, "label": batch["label"][::-1]}
+    assert float(loss(task, params, extra, batch)[0]) != float(loss(task, params, extra, other)[0])
+    unconditional = start(config())
+    same = [float(loss(*unconditional[:3], b)[0]) for b in (batch, other)]
+    assert same[0] == same[1]
+
+
+def test_importance_sampler_keeps_its_history_in_extra():
+    cfg = config(improved_ddpm, "digits_vlb")
+    task, params, extra, batch = start(cfg)
+    _, (after, _) = loss(task, params, extra, batch)
+    assert int(after["times"]["counts"].sum()) == 4
+    assert float(jnp.abs(after["times"]["losses"]).sum()) > 0
+
+
+RECIPES = {
+    "edm": {
+        "schedule": {"name": "edm"},
+        "parameterization": {"name": "edm"},
+        "loss": {"weight": "edm"},
+        "times": {"name": "log_normal"},
+        "sample": {"grid": "karras", "steps": 3},
+    },
+    "flow": {
+        "schedule": {"name": "flow"},
+        "parameterization": {"name": "velocity"},
+        "times": {"name": "logit_normal"},
+        "sample": {"grid": "uniform", "steps": 3},
+    },
+    "vp_sde v min_snr": {
+        "schedule": {"name": "vp_sde"},
+        "parameterization": {"name": "v"},
+        "loss": {"weight": "min_snr"},
+        "sample": {"grid": "logsnr", "steps": 3},
+    },
+    "mean": {"parameterization": {"name": "mean"}, "sample": {"steps": 3}},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_other_papers_are_rows_of_choices(name):
+    from experiments import common
+
+    cfg = config(**RECIPES[name])
+    task, params, extra, batch = start(cfg)
+    value, _ = loss(task, params, extra, batch)
+    model = make_diffusion(cfg, SHAPE, 17, 10)
+    sampler, rows = common.sampler_of(cfg, model)
+    noise = samplers.image_noise(jax.random.split(jax.random.key(0), 2), SHAPE)
+    images = task.sample(params, None, extra, noise, None, sampler, rows)
+    assert np.isfinite(float(value))
+    assert images.shape == (2, *SHAPE)
+    assert np.isfinite(np.asarray(images)).all()
+    assert float(jnp.abs(images).max()) <= 1
+
+
+def test_bf16_networks_keep_scheduler_arithmetic_in_float32():
+    cfg = config(network={"dtype": "bfloat16"})
+    _, params, *_ = start(cfg)
+    model = make_diffusion(cfg, SHAPE, 17, 10)
+    z = jax.random.normal(jax.random.key(0), (2, *SHAPE))
+    level = Level(jnp.asarray(500.0), *model.schedule.at(jnp.asarray(500.0)))
+    p = model.denoiser(params)(z, level)
+    assert p.x.dtype == p.eps.dtype == jnp.float32
+    assert np.asarray(level.alpha * p.x + level.sigma * p.eps) == pytest.approx(
+        np.asarray(z), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"loss": {"name": "elbo"}}, "unknown loss 'elbo'; choose one of simple, vlb, hybrid"),
+        ({"loss": {"weight": "snrs"}}, "unknown loss weight 'snrs'"),
+        ({"network": {"name": "dit"}}, "unknown network 'dit'; choose one of unet"),
+        ({"times": {"name": "gauss"}}, "unknown time sampler 'gauss'"),
+        (
+            {"loss": {"name": "vlb"}, "schedule": {"name": "vp_sde"}},
+            "vlb loss needs a discrete schedule",
+        ),
+        ({"parameterization": {"name": "noise"}}, "unknown parameterization 'noise'"),
+    ],
+)
+def test_bad_config(sections, message):
+    with pytest.raises(ValueError, match=message):
+        make_task(config(**sections), SHAPE, 17, 10)
+
+
+def test_wrong_image_shape():
+    task, *_ = start(config())
+    with pytest.raises(ValueError, match=r"\(8, 8, 1\) expected, got \(16, 16, 1\)"):
+        task.init(jax.random.key(0), None, {"image": jnp.zeros((1, 16, 16, 1))})
