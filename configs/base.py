@@ -127,7 +127,7 @@ def select(
 def smoke(config: ConfigDict) -> ConfigDict:
     """The same code path at the smallest size: random images, two steps, a checkpoint, a sample."""
     net, levels = config.network, len(config.network.multipliers)
-    net.channels = 8
+    net.channels, net.norm_groups = 8, 2
     net.blocks = 1
     net.multipliers = tuple(2 * m if m < 1 else 1 for m in net.multipliers)
     net.head_channels = 4 if net.head_channels else 0

@@ -66,12 +66,14 @@ def digits() -> ConfigDict:
     config.data.update(
         name="digits", image_size=8, channels=1, levels=17, num_classes=10, batch_size=128
     )
-    config.network.update(channels=32, multipliers=(1, 2), blocks=1, attention_levels=(1,))
+    config.network.update(
+        channels=32, multipliers=(1, 2), blocks=1, attention_levels=(1,), norm_groups=8
+    )
     config.optim.update(lr=2e-3, warmup=100, decay="cosine")
     config.ema.update(decay=0.995, warmup=True)
-    config.train.update(steps=1500, log_every=50, checkpoint_every=500, sample_every=500)
-    config.sample.update(steps=1000, num=100, batch_size=500)
-    config.eval.update(num=1000, features="digits", bits_images=297)
+    config.train.update(steps=1200, log_every=50, checkpoint_every=400, sample_every=400)
+    config.sample.update(steps=100, num=100, batch_size=500)
+    config.eval.update(num=1000, features="digits", bits_images=100)
     return config
 
 
@@ -81,7 +83,9 @@ def fashion_mnist() -> ConfigDict:
         name="fashion_mnist", image_size=28, channels=1, num_classes=10, batch_size=64
     )
     config.times.name = "low_discrepancy"
-    config.network.update(channels=16, multipliers=(1, 2, 4), blocks=1, attention_levels=(2,))
+    config.network.update(
+        channels=16, multipliers=(1, 2, 4), blocks=1, attention_levels=(2,), norm_groups=4
+    )
     config.optim.update(lr=1e-3, warmup=200)
     config.ema.update(decay=0.999, warmup=True)
     config.train.update(

@@ -116,8 +116,9 @@ def _training(summary: dict[str, Any]) -> dict[str, str]:
 
 
 NOTE = """Distances are Frechet distances between features of a small frozen classifier of ours
-(`{features}`, {num} generated against {num_reference} real training images). They are **not FID** and
-compare only with each other. Two disjoint real sets of {floor_num} images are {floor:.3g} apart.
+(`{features}`, {num} generated against {num_reference} real training images). They are
+**not FID** and compare only with each other. Two disjoint real sets of {floor_num} images are
+{floor:.3g} apart.
 """
 
 
@@ -170,7 +171,8 @@ Both networks were trained at the same time on one machine, each pinned to one o
 diffusers' side is its UNet2DModel and DDPMScheduler with the network and the recipe of the Hugging
 Face course for 28x28 grey images (Adam 1e-3, batch {theirs["batch"]}, cosine betas), and an
 exponential moving average that the course does without. Other work shared the machine; CPU minutes
-are what each process really got. Both are sampled with {sampler["steps"]} DDIM steps (eta {sampler["eta"]:g}).
+are what each process really got. Both are sampled with {sampler["steps"]} DDIM steps
+(eta {sampler["eta"]:g}).
 
 {compare(columns)}
 

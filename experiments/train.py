@@ -52,8 +52,8 @@ class _Record:
     def __init__(self, folder: Path, cfg: Any, parameters: int):
         self._path, self._cfg, self._parameters = folder / "summary.json", cfg, parameters
         self._wall, self._cpu = time.monotonic(), time.process_time()
-        stored = json.loads(self._path.read_text()) if self._path.exists() else {}
-        self._sessions = stored.get("sessions", [])
+        earlier = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._sessions = earlier.get("sessions", [])
 
     def minutes(self) -> float:
         return (time.monotonic() - self._wall) / 60
@@ -83,6 +83,7 @@ class _Record:
             "sessions": self._sessions,
         }
         common.save_json(summary, self._path)
+        common.save_json(self._cfg.to_dict(), self._path.with_name("config.json"))
 
 
 def main() -> None:
@@ -94,7 +95,9 @@ def main() -> None:
     task = common.task_of(cfg)
     source = common.source_of(cfg)
     check_workdir(folder)
-    common.save_json(cfg.to_dict(), folder / "config.json")
+    stored = folder / "config.json"
+    if not stored.exists():  # else only once the checkpoint has been found to fit
+        common.save_json(cfg.to_dict(), stored)
     shapes = common.abstract_state(cfg, task)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
     logging.info(

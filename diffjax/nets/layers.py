@@ -56,10 +56,13 @@ class TimestepMLP(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with at most ``groups`` groups, statistics in float32.
+    """Group normalisation, statistics in float32.
 
-    The number of groups is the largest divisor of the channels that is not above ``groups``, so
-    that small networks need no setting of their own.
+    With one channel per group it removes whatever is constant over the pixels of a channel, the
+    added time embedding included: give small networks few groups.
+
+    Raises:
+        ValueError: the groups do not divide the channels.
     """
 
     groups: int = 32
@@ -69,7 +72,9 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
-        groups = max(g for g in range(1, self.groups + 1) if channels % g == 0)
+        groups = self.groups
+        if channels % groups:
+            raise ValueError(f"norm_groups={groups} does not divide {channels} channels")
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         pixels = tuple(range(1, x.ndim - 1))

@@ -45,6 +45,7 @@ class UNet(nn.Module):
             DDPM's, (True, 0) OpenAI's.
         time_scale: factor on t, 1000 for continuous time in [0, 1].
         downsample_padding: 0 pads like TensorFlow's SAME (DDPM), 1 like PyTorch.
+        norm_groups: groups of every norm; well below the narrowest width, see `GroupNorm`.
         patch: side of the pixel patches folded into channels (Hoogeboom et al. 2023), 1 for none.
         remat: recompute blocks in the backward pass instead of keeping their activations.
         dtype: computation type; parameters stay float32.

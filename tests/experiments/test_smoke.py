@@ -19,16 +19,16 @@ PARAMETERS = {
     "ddpm:lsun_bedroom_large": 255_677_955,
     "ddpm:lsun_church": 113_673_219,
     "ddpm:lsun_cat": 113_673_219,
-    "ddpm:digits": 556_353,
+    "ddpm:digits": 701_345,
     "ddpm:fashion_mnist": 686_769,
     "ddim:cifar10": 35_746_307,
     "ddim:celeba64": 78_700_803,
     "ddim:lsun_bedroom": 113_673_219,
     "ddim:lsun_church": 113_673_219,
-    "ddim:digits": 556_353,
+    "ddim:digits": 701_345,
     "ddim:fashion_mnist": 686_769,
-    "improved_ddpm:digits": 0,
-    "improved_ddpm:digits_vlb": 0,
+    "improved_ddpm:digits": 755_298,
+    "improved_ddpm:digits_vlb": 755_298,
     "improved_ddpm:cifar10": 52.5,
     "improved_ddpm:cifar10_vlb": 52.5,
     "improved_ddpm:imagenet64": 121.1,
@@ -64,6 +64,14 @@ def test_one_smoke_run_per_config_file(execute, path, tmp_path):
 def test_smoke_run_of_every_variant(execute, name, tmp_path):
     stem, _, variant = name.partition(":")
     smoke(execute, f"{stem}.py:{variant}", tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+def test_the_time_embedding_survives_every_norm(name):
+    # One channel per group would remove it, wherever it is added before the norm.
+    stem, _, variant = name.partition(":")
+    net = common.load_config(f"configs/{stem}.py:{variant}").network
+    assert net.scale_shift or min(net.multipliers) * net.channels >= 4 * net.norm_groups
 
 
 def test_every_variant_has_its_parameter_count_below():

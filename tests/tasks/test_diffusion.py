@@ -26,7 +26,7 @@ def start(cfg, classes=10):
         "image": jnp.asarray(rng.uniform(-1, 1, (4, *SHAPE)), jnp.float32),
         "label": jnp.asarray([0, 1, 2, 3]),
     }
-    params, extra = task.init(jax.random.key(0), None, batch)
+    params, extra = jax.jit(lambda b: task.init(jax.random.key(0), None, b))(batch)
     params = jax.tree.map(
         lambda p: p + 0.05 * jax.random.normal(jax.random.key(1), p.shape), params
     )
@@ -34,7 +34,10 @@ def start(cfg, classes=10):
 
 
 def loss(task, params, extra, batch, step=0):
-    return task.loss(params, None, extra, jax.random.key(5), jnp.asarray(step), batch)
+    def call(params, extra, batch):
+        return task.loss(params, None, extra, jax.random.key(5), jnp.asarray(step), batch)
+
+    return jax.jit(call)(params, extra, batch)
 
 
 def test_simple_loss_is_the_mean_squared_error_of_the_noise():
@@ -85,14 +88,17 @@ def test_vlb_loss_averages_to_the_whole_bound(learned):
     value = jax.jit(lambda key: task.loss(params, None, extra, key, jnp.asarray(0), batch)[0])
     mean = np.mean([float(value(jax.random.key(k))) for k in range(300)])
     variance = "learned" if learned else "fixedsmall"
-    whole = []
-    for k in range(40):
-        noise = samplers.image_noise(jax.random.split(jax.random.key(k), 4), SHAPE)
+
+    @jax.jit
+    def bound(key):
+        noise = samplers.image_noise(jax.random.split(key, 4), SHAPE)
         out = likelihood.vlb_bits(
             model.denoiser(params), batch["image"], noise, model.grid, variance=variance, levels=17
         )
-        whole.append(float(out["terms"].sum(0).mean()))
-    assert mean == pytest.approx(np.mean(whole), rel=0.03)
+        return out["terms"].sum(0).mean()
+
+    whole = np.mean([float(bound(jax.random.key(k))) for k in range(40)])
+    assert mean == pytest.approx(whole, rel=0.03)
 
 
 def test_labels_reach_a_conditional_network():
@@ -147,7 +153,9 @@ def test_other_papers_are_rows_of_choices(name):
     model = make_diffusion(cfg, SHAPE, 17, 10)
     sampler, rows = common.sampler_of(cfg, model)
     noise = samplers.image_noise(jax.random.split(jax.random.key(0), 2), SHAPE)
-    images = task.sample(params, None, extra, noise, None, sampler, rows)
+    images = jax.jit(lambda p, r: task.sample(p, None, extra, noise, None, sampler, r))(
+        params, rows
+    )
     assert np.isfinite(float(value))
     assert images.shape == (2, *SHAPE)
     assert np.isfinite(np.asarray(images)).all()
