@@ -399,6 +399,17 @@ def save_png(picture: np.ndarray, path: Path) -> None:
     Image.fromarray(picture).save(path)
 
 
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; a cut last line, as a killed run leaves it, is dropped."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            logging.warning("dropping a cut line of %s", path)
+    return rows
+
+
 def save_json(value: Any, path: Path) -> None:
     """Write JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)

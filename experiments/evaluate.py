@@ -39,11 +39,17 @@ SEEDS = flags.DEFINE_integer("seeds", 1, "Sampling seeds per cell of a sweep.", 
 NAME = flags.DEFINE_string("name", "sweep", "Name of the sweep's files.")
 
 
-def reference_images(cfg: Any, num: int, split: str = "train") -> np.ndarray:
-    """``num`` real images in [-1, 1], spread over the split by a fixed permutation."""
-    source = common.source_of(cfg, None if cfg.data.name == "noise" else split)
+def reference(cfg: Any, num: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """``num`` real images in [-1, 1] and their labels, by a fixed permutation of the split."""
+    source = common.source_of(cfg, split)
     index = np.random.default_rng(0).permutation(len(source))[:num]
-    return data.to_float(source.take(index)["image"], source.levels)
+    batch = source.take(index)
+    return data.to_float(batch["image"], source.levels), batch["label"]
+
+
+def reference_images(cfg: Any, num: int, split: str = "train") -> np.ndarray:
+    """The images of `reference`."""
+    return reference(cfg, num, split)[0]
 
 
 def load_images(path: str) -> np.ndarray:
@@ -82,7 +88,7 @@ def untrained(cfg: Any, task: Any) -> State:
 
 def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> dict[str, float]:
     """Bits per dimension of test images: variational bound, or probability-flow estimate."""
-    images = reference_images(cfg, num, "test")
+    images, labels = reference(cfg, num, "test")
     size = min(len(images), cfg.sample.batch_size)
     variance = "learned" if model.parameterization.channels == 2 else cfg.sample.variance
 
@@ -102,9 +108,9 @@ def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> 
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(2)))(
             jnp.arange(start, start + size)
         )
-        labels = np.arange(size) % max(model.num_classes, 1)
-        cond = {"label": jnp.asarray(labels)} if model.num_classes else None
-        parts.append(jax.device_get(measure(state.ema, images[start : start + size], keys, cond)))
+        some = slice(start, start + size)
+        cond = {"label": jnp.asarray(labels[some])} if model.num_classes else None
+        parts.append(jax.device_get(measure(state.ema, images[some], keys, cond)))
     total = np.concatenate([p["total"] for p in parts]).astype(np.float64)
     name = "ode_bits" if ode else "bits"
     out = {
@@ -187,6 +193,8 @@ def main() -> None:
     state = common.restore(cfg, task, folder)
     maker = common.image_maker(cfg, task, state)
     if SWEEP.value:
+        if network is None:
+            raise common.UsageError("--sweep measures distances: it needs config.eval.features")
         sampler_sweep.run(
             cfg,
             maker,

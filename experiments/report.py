@@ -36,17 +36,6 @@ overflow:auto;max-height:24em}
 """
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Lines of metrics.jsonl; a cut last line is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            logging.warning("dropping a cut line of %s", path)
-    return rows
-
-
 def _image(data: bytes, caption: str) -> str:
     encoded = base64.b64encode(data).decode()
     text = html.escape(caption)
@@ -103,7 +92,7 @@ def _evaluation(folder: Path) -> str:
 def page(cfg: Any, folder: Path) -> str:
     """The whole page as HTML."""
     title = f"{cfg.data.name}: {cfg.parameterization.name} prediction, {cfg.schedule.name} schedule"
-    rows = read_metrics(folder / "metrics.jsonl")
+    rows = common.read_jsonl(folder / "metrics.jsonl")
     parts = [f"<h1>{html.escape(title)}</h1>"]
     if rows:
         last = rows[-1]

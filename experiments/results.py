@@ -31,9 +31,7 @@ class Claim(NamedTuple):
 
 def read(path: Path) -> Any:
     """JSON, or the list of rows of a .jsonl file."""
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    return json.loads(path.read_text())
+    return common.read_jsonl(path) if path.suffix == ".jsonl" else json.loads(path.read_text())
 
 
 def values(rows: Iterable[dict[str, Any]], **wanted: Any) -> np.ndarray:

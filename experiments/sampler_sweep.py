@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from diffjax.train.checkpoint import write_atomically
 from experiments import common
 
 
@@ -33,16 +34,6 @@ def parse(axes: list[str], cfg: Any) -> dict[str, list[Any]]:
     return out
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            logging.warning("dropping a cut line of %s", path)
-    return rows
-
-
 def run(
     cfg: Any,
     maker: common.ImageMaker,
@@ -58,7 +49,9 @@ def run(
     grid = parse(axes, cfg)
     lines = out.with_name(out.name + ".jsonl")
     lines.parent.mkdir(parents=True, exist_ok=True)
-    rows = _read(lines)
+    rows = common.read_jsonl(lines)
+    # Rewritten first: a cut last line would swallow the row appended after it.
+    write_atomically(lines, "".join(json.dumps(row) + "\n" for row in rows))
     done = {_key(row, grid) for row in rows}
     cells = [
         {**dict(zip(grid, values, strict=True)), "seed": seed, "num": num}

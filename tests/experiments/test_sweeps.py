@@ -1,0 +1,115 @@
+"""Sweeps, and the verdicts on claims, from made-up measurements."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from configs import ddpm
+from diffjax import grids, samplers, schedules
+from experiments import common, results, sampler_sweep
+
+
+def rows(**shift):
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "eta": eta,
+            "steps": steps,
+            "seed": seed,
+            "num": 100,
+            "evaluations": steps,
+            "features": "fake-v1",
+            "distance": 100 / steps + 10 * eta + shift.get("all", 0) + 0.01 * rng.standard_normal(),
+        }
+        for eta in (0.0, 1.0)
+        for steps in (5, 10, 20, 50)
+        for seed in range(3)
+    ]
+
+
+def test_a_claim_needs_three_standard_deviations():
+    rng = np.random.default_rng(0)
+    low, high = 1 + 0.1 * rng.standard_normal(5), 2 + 0.1 * rng.standard_normal(5)
+    assert results.above(high, low) is True
+    assert results.above(low, high) is False
+    assert results.above(low + 0.05, low) is False
+    assert results.above(high, low, factor=2) is False
+    assert results.above(high, low[:1]) is None  # one seed says nothing
+
+
+def test_verdicts_follow_the_measurements():
+    claims = results.ddim_claims(rows(), [])
+    assert [c.held for c in claims] == [True, True, True, None]
+    flipped = [{**r, "eta": 1.0 - r["eta"]} for r in rows()]
+    assert [c.held for c in results.ddim_claims(flipped, [])][:2] == [False, False]
+    assert "| not run |" in results.verdicts(claims)
+
+
+def test_table_has_mean_and_spread():
+    text = sampler_sweep.table(rows(), ["eta", "steps"])
+    assert text.splitlines()[0] == "| distance at evaluations | 5 | 10 | 20 | 50 |"
+    assert "eta 0.0" in text
+    assert "±" in text
+    assert "3 sampling seed(s)" in text
+
+
+def test_axes_are_checked_against_the_config():
+    cfg = ddpm.digits()
+    assert sampler_sweep.parse(["eta=0,0.5", "steps=5,10"], cfg) == {
+        "eta": [0.0, 0.5],
+        "steps": [5, 10],
+    }
+    with pytest.raises(common.UsageError, match=r"KEY one of .*eta.*sampler"):
+        sampler_sweep.parse(["etta=1"], cfg)
+
+
+def test_a_sweep_goes_on_where_it_stopped(tmp_path):
+    cfg, made = ddpm.digits(), []
+    model = SimpleNamespace(schedule=schedules.linear())
+
+    def make(*, num, seed, sampler, rows):
+        made.append((len(rows.level.t), seed))
+        return np.full((num, 8, 8, 1), 0.0, np.float32)
+
+    maker = common.ImageMaker(make, model)
+
+    def judge(images, real):
+        return {"distance": float(len(made)), "features": "fake-v1"}
+
+    out = tmp_path / "sweeps" / "x"
+
+    def run(steps):
+        sampler_sweep.run(
+            cfg, maker, judge, None, out, axes=["sampler=ddim", f"steps={steps}"], seeds=2, num=4
+        )
+
+    run("5,10")
+    assert made == [(5, 0), (10, 0), (5, 1), (10, 1)]
+    lines = out.with_name("x.jsonl")
+    lines.write_text(lines.read_text() + '{"cut": ')
+    run("5,10,20")
+    assert made[4:] == [(20, 0), (20, 1)]
+    assert out.with_name("x.png").exists()
+    assert "| 5 | 10 | 20 |" in out.with_name("x.md").read_text()
+    stored = common.read_jsonl(lines)
+    assert len(stored) == 6
+    assert json.dumps(stored[0])
+
+
+def test_sampler_of_a_config():
+    cfg = common.with_sample(ddpm.digits(), sampler="ddim", steps=7, eta=0.5)
+    sampler, plan = common.sampler_of(cfg, SimpleNamespace(schedule=schedules.linear()))
+    expected = samplers.ddim(0.5).plan(grids.leading(schedules.linear(), 7))
+    assert np.array_equal(plan.coef, expected.coef)
+    assert sampler.step is samplers.ddim().step
+
+
+def test_tile_lays_out_rows_and_enlarges():
+    images = np.stack([np.full((8, 8, 1), v, np.float32) for v in (-1, 0, 1)])
+    picture = common.tile(images, columns=2, scale=2)
+    assert picture.shape == (36, 36, 3)
+    assert picture[5, 5].tolist() == [0, 0, 0]
+    assert picture[5, 23].tolist() == [128, 128, 128]
+    assert picture[23, 5].tolist() == [255, 255, 255]
