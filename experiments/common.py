@@ -7,6 +7,7 @@ import json
 import logging as std_logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from PIL import Image
 from tqdm import tqdm
 
+import diffjax
 from diffjax import data, grids, samplers
 from diffjax.tasks import Diffusion, make_diffusion, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
@@ -71,6 +73,9 @@ def run(main: Callable[[], None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             print("(set DIFFJAX_TRACEBACK=1 to see where)", file=sys.stderr)
             sys.exit(1)
+        except Exception:  # not expected: the reader of the report needs the traceback
+            traceback.print_exc()
+            sys.exit(1)
 
     for name in ("config", "workdir", *SAMPLING_FLAGS):  # so that --help shows them
         if name in flags.FLAGS:
@@ -108,12 +113,10 @@ def _with_config(argv: list[str]) -> list[str]:
 def _quiet_libraries() -> None:
     """Our messages and everybody's warnings; Orbax alone logs dozens of lines a checkpoint."""
 
+    ours_are = tuple(str(Path(module).parent) + os.sep for module in (diffjax.__file__, __file__))
+
     def ours(record: Any) -> bool:
-        return (
-            record.levelno >= std_logging.WARNING
-            or "diffjax" in record.pathname
-            or (Path(record.pathname).parent.name == "experiments")
-        )
+        return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours_are)
 
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
