@@ -57,7 +57,7 @@ def test_round_trip_is_exact():
 
 
 def test_keys_of_the_unet():
-    net = UNet(channels=8, multipliers=(1, 2), blocks=1, num_classes=3)
+    net = UNet(channels=8, multipliers=(1, 2), blocks=1, num_classes=3, norm_groups=2)
     z = jnp.zeros((1, 4, 4, 3))
     like = jax.eval_shape(
         net.init, jax.random.key(0), z, jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32)}
