@@ -62,8 +62,9 @@ def ddim_claims(rows: list[dict[str, Any]], hat: list[dict[str, Any]]) -> list[C
         most, least = values(rows, eta=1.0, steps=steps), values(rows, eta=0.0, steps=steps)
         text = f"eta 1 is worse than eta 0 at {steps} steps"
         out.append(Claim(text, above(most, least), _pair(most, least)))
-    few, many = values(rows, eta=0.0, steps=5), values(rows, eta=0.0, steps=50)
-    text = "at eta 0 the distance falls from 5 to 50 steps"
+    most_steps = max(r["steps"] for r in rows)
+    few, many = values(rows, eta=0.0, steps=5), values(rows, eta=0.0, steps=most_steps)
+    text = f"at eta 0 the distance falls from 5 to {most_steps} steps"
     out.append(Claim(text, above(few, many), _pair(few, many)))
     large, zero = values(hat, variance="fixedlarge", steps=10), values(rows, eta=0.0, steps=10)
     text = "sigma-hat at 10 steps is at least 5 times worse than eta 0"
@@ -164,7 +165,8 @@ Both networks were trained at the same time on one machine, each pinned to one o
     taskset -c 0 python -m experiments.train --config=configs/ddpm.py:fashion_mnist \\
         --workdir=runs/fashion --config.train.minutes={summary["wall_seconds"] / 60:.0f}
     taskset -c 1 python -m experiments.baseline_diffusers --workdir=runs/baseline \\
-        --minutes={theirs["wall_seconds"] / 60:.0f} --num=5000 --sample_steps=50
+        --minutes={theirs["wall_seconds"] / 60:.0f} --num={ours["num"]} \\
+        --sample_steps={sampler["steps"]}
 
 diffusers' side is its UNet2DModel and DDPMScheduler with the network and the recipe of the Hugging
 Face course for 28x28 grey images (Adam 1e-3, batch {theirs["batch"]}, cosine betas), and an
@@ -184,6 +186,15 @@ The same distance for other sets of images:
 
 ![samples](fashion_mnist-ddpm.png)
 """
+
+
+def _command(name: str, rows: list[dict[str, Any]], keys: list[str]) -> str:
+    """The command that measured these rows."""
+    axes = {k: ",".join(str(v) for v in dict.fromkeys(r[k] for r in rows)) for k in keys}
+    parts = [f"--sweep={k}={v}" for k, v in axes.items()]
+    tail = [f"--seeds={len({r['seed'] for r in rows})}", f"--num={rows[0]['num']}"]
+    head = f"    python -m experiments.evaluate --workdir=runs/fashion --name={name}"
+    return " \\\n        ".join([head, " ".join(parts), " ".join(tail)])
 
 
 def ddim_page(data: Path) -> str:
@@ -211,12 +222,8 @@ Written by `python -m experiments.results` from `docs/results/data`, for the che
 standard deviations over sampling seeds. The claims are the papers' on CIFAR-10; the distances are
 not FID.
 
-    python -m experiments.evaluate --workdir=runs/fashion --name=ddim --sweep=sampler=ddim \\
-        --sweep=grid=leading,quadratic --sweep=eta=0,0.2,0.5,1 --sweep=steps=5,10,20,50 \\
-        --seeds={len({r["seed"] for r in ddim})} --num={ddim[0]["num"]}
-    python -m experiments.evaluate --workdir=runs/fashion --name=variances --sweep=sampler=ddpm \\
-        --sweep=variance=fixedsmall,fixedlarge --sweep=steps=10,20,50 \\
-        --seeds={len({r["seed"] for r in ddpm})} --num={ddpm[0]["num"]}
+{_command("ddim", ddim, ["sampler", "grid", "eta", "steps"])}
+{_command("variances", ddpm, ["sampler", "variance", "steps"])}
 
 ## Claims
 
