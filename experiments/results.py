@@ -176,8 +176,8 @@ are what each process really got. Both are sampled with {sampler["steps"]} DDIM 
 
 {compare(columns)}
 
-At this length of training many samples of both are over-exposed: at high noise an error of eps counts
-1/alpha times in x, and clipping then drives pixels to white or black.
+At this length of training many samples of both are over-exposed: at high noise an error of eps
+counts 1/alpha times in x, and clipping then drives pixels to white or black.
 
 The same distance for other sets of images:
 
