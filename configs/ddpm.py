@@ -71,7 +71,7 @@ def digits() -> ConfigDict:
     )
     config.optim.update(lr=2e-3, warmup=100, decay="cosine")
     config.ema.update(decay=0.995, warmup=True)
-    config.train.update(steps=900, log_every=50, checkpoint_every=300, sample_every=300)
+    config.train.update(steps=800, log_every=50, checkpoint_every=400, sample_every=400)
     config.sample.update(steps=100, num=100, batch_size=500)
     config.eval.update(num=1000, features="digits", bits_images=100)
     return config
