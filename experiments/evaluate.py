@@ -104,9 +104,9 @@ def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> 
         )
 
     parts = []
-    for start in tqdm(range(0, len(images) - size + 1, size), desc="bits/dim", leave=False):
+    for start in tqdm(range(0, len(images), size), desc="bits/dim", leave=False):
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(2)))(
-            jnp.arange(start, start + size)
+            jnp.arange(start, min(start + size, len(images)))
         )
         some = slice(start, start + size)
         cond = {"label": jnp.asarray(labels[some])} if model.num_classes else None
@@ -163,7 +163,7 @@ def reconstruction(cfg: Any, model: Any, state: State, num: int) -> dict[str, An
     return {"reconstruction_mse": out, "reconstruction_slope": float(np.polyfit(*logs.T, 1)[0])}
 
 
-def judge(cfg: Any, network: Any, images: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+def judge(network: Any, images: np.ndarray, real: np.ndarray) -> dict[str, Any]:
     """Image metrics after rounding to 8 bits, as saved images are."""
     return metrics.evaluate_images(network, data.to_float(common.to_uint8(images), 256), real)
 
@@ -186,7 +186,7 @@ def main() -> None:
         if network is None:
             raise common.UsageError("--images needs config.eval.features")
         images = load_images(IMAGES.value)[:num]
-        result = {"images": IMAGES.value, **judge(cfg, network, images, real)}
+        result = {"images": IMAGES.value, **judge(network, images, real)}
         _finish(result, out)
         return
     task = common.task_of(cfg)
@@ -198,7 +198,7 @@ def main() -> None:
         sampler_sweep.run(
             cfg,
             maker,
-            functools.partial(judge, cfg, network),
+            functools.partial(judge, network),
             real,
             folder / "sweeps" / NAME.value,
             axes=SWEEP.value,
@@ -215,7 +215,7 @@ def main() -> None:
         started = time.monotonic()
         images = maker.make(num=num, seed=flags.FLAGS.seed)
         result["sampling_seconds"] = time.monotonic() - started
-        result.update(judge(cfg, network, images, real))
+        result.update(judge(network, images, real))
     if "baselines" in wanted:
         result["baselines"] = baselines(cfg, task, network, num, real)
     if "bits" in wanted and maker.model.grid is not None:
@@ -236,8 +236,8 @@ def baselines(cfg: Any, task: Any, network: Any, num: int, real: np.ndarray) -> 
     return {
         "real_floor": metrics.floor(network, both[:half], both[half:]),
         "real_floor_num": half,
-        "matched_gaussian": judge(cfg, network, gaussian_images(real, num), real)["distance"],
-        "untrained_network": judge(cfg, network, raw, real)["distance"],
+        "matched_gaussian": judge(network, gaussian_images(real, num), real)["distance"],
+        "untrained_network": judge(network, raw, real)["distance"],
     }
 
 

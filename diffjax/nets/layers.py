@@ -81,8 +81,8 @@ class GroupNorm(nn.Module):
         y = x.astype(jnp.float32)
 
         def group_mean(value: Array) -> Array:
-            # Per-channel sums first: reducing over pixels and groups at once is 7 times slower
-            # on CPUs, where XLA does not vectorise over the short group axis.
+            # Per-channel sums first: reducing over pixels and groups at once is several times
+            # slower on CPUs, where XLA does not vectorise over the short group axis.
             sums = value.mean(pixels).reshape(-1, groups, channels // groups).mean(-1)
             return jnp.repeat(sums, channels // groups, axis=-1)
 
