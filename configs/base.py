@@ -88,10 +88,23 @@ def base() -> ConfigDict:
             },
             "sample": {
                 "sampler": "ddpm",
-                "variance": "fixedsmall",
-                "eta": 0.0,
+                "variance": "fixedsmall",  # ddpm: fixedsmall, fixedlarge, learned, or a number
+                "eta": 0.0,  # ddim
+                "gamma": 0.3,  # tcd
+                "s_churn": 0.0,  # heun, with s_tmin, s_tmax and s_noise
+                "s_tmin": 0.0,
+                "s_tmax": 1e9,
+                "s_noise": 1.0,
+                "snr": 0.16,  # pc, with corrections
+                "corrections": 1,
+                "steps_per_level": 100,  # langevin, with step_size
+                "step_size": 2e-5,
+                "lower_order_final": True,  # dpmpp_2m and its like, unipc, deis
                 "grid": "leading",
                 "steps": 1000,
+                "rho": 7.0,  # karras
+                "offset": 0,  # leading
+                "final": "",  # where grids end: clean, first, last; empty: as the grid does
                 "clip": True,
                 "num": 64,
                 "batch_size": 64,

@@ -20,7 +20,8 @@ def from_times(schedule: Schedule, times: Any, *, final: str = "clean") -> Grid:
     """Grid that visits ``times`` (N,), noisiest first.
 
     Args:
-        final: ``clean`` ends at the data, ``last`` makes the last of ``times`` the end (N-1 steps).
+        final: ``clean`` ends at the data, ``first`` at the schedule's cleanest level, ``last``
+            makes the last of ``times`` the end (N-1 steps).
 
     Raises:
         ValueError: the times do not fall strictly, or lie outside the schedule's table.
@@ -35,23 +36,29 @@ def from_times(schedule: Schedule, times: Any, *, final: str = "clean") -> Grid:
         )
     alpha, sigma = (np.asarray(v, np.float64) for v in schedule.at(times))
     if final == "clean":
-        clean_t = low if schedule.steps is None else -1.0
-        times, alpha, sigma = (
-            np.append(times, clean_t),
-            np.append(alpha, 1.0),
-            np.append(sigma, 0.0),
-        )
+        end = (low if schedule.steps is None else -1.0, 1.0, 0.0)
+    elif final == "first":
+        cleanest = schedule.at(np.float64(low))
+        end = (low, float(cleanest[0]), float(cleanest[1]))
+    if final in ("clean", "first"):
+        times, alpha, sigma = map(np.append, (times, alpha, sigma), end)
     elif final != "last" or len(times) < 2:
-        raise ValueError(f"final must be 'clean' or 'last' (with two times), got {final!r}")
+        raise ValueError(
+            f"final must be 'clean', 'first' or 'last' (with two times), got {final!r}"
+        )
+    return of_levels(schedule, times, alpha, sigma)
+
+
+def of_levels(schedule: Schedule, times: Any, alpha: Any, sigma: Any) -> Grid:
+    """Grid of given levels (N+1,), which need not lie on the schedule."""
     levels = Level(times, alpha, sigma, np.arange(len(times)))
 
-    def at(lam: Any) -> Level:
-        t = schedule.t_of(lam)
+    def at_time(t: Any) -> Level:
         return Level(t, *schedule.at(np.asarray(t, np.float64)))
 
     # Prior: N(0, alpha^2 * 1 + sigma^2) is 1 when variance preserving and sigma_max when exploding.
     init_std = 1.0 if alpha[0] ** 2 + sigma[0] ** 2 < 1 + 1e-6 else float(sigma[0])
-    return Grid(levels, at, init_std, len(times) - 1)
+    return Grid(levels, lambda lam: at_time(schedule.t_of(lam)), at_time, init_std, len(times) - 1)
 
 
 def full(schedule: Schedule) -> Grid:
@@ -71,11 +78,15 @@ def _steps(steps: int, most: int | None = None) -> int:
     return steps
 
 
-def leading(schedule: Schedule, steps: int, *, offset: int = 0) -> Grid:
-    """Timesteps ``offset + range(0, T, T // S)``, the first S of them (Song et al. 2020, D.2)."""
+def leading(schedule: Schedule, steps: int, *, offset: int = 0, final: str = "clean") -> Grid:
+    """Timesteps ``offset + range(0, T, T // S)``, the first S of them (Song et al. 2020, D.2).
+
+    LDM's and Stable Diffusion's DDIM have offset 1 and end at the first timestep
+    (``final="first"``) instead of the data.
+    """
     total = _table(schedule, "leading")
     stride = total // _steps(steps, total)
-    return from_times(schedule, (np.arange(steps) * stride + offset)[::-1])
+    return from_times(schedule, (np.arange(steps) * stride + offset)[::-1], final=final)
 
 
 def trailing(schedule: Schedule, steps: int) -> Grid:
@@ -147,6 +158,95 @@ def karras(
     return _of_logsnr(schedule, -2 * np.log(ratio), final)
 
 
+def beta(
+    schedule: Schedule, steps: int, *, a: float = 0.6, b: float = 0.6, final: str = "clean"
+) -> Grid:
+    """Log ratios ``sigma / alpha`` at quantiles of Beta(a, b): more steps near both ends.
+
+    Lee et al. 2024 (beta sampling), with the parametrisation of diffusers.
+    """
+    from scipy.stats import beta as distribution
+
+    high, low = (np.exp(-0.5 * lam) for lam in _ends(schedule))
+    count = _steps(steps) + (final == "last")
+    quantiles = distribution.ppf(1 - np.linspace(0, 1, count), a, b)
+    return _of_logsnr(schedule, -2 * np.log(low + quantiles * (high - low)), final)
+
+
+def from_sigmas(schedule: Schedule, sigmas: Any, *, final: str = "clean") -> Grid:
+    """Grid that visits given ratios ``sigma / alpha``, noisiest first; a last 0 is the data.
+
+    Raises:
+        ValueError: a ratio is not positive, or they do not fall.
+    """
+    sigmas = np.asarray(sigmas, np.float64)
+    if sigmas.ndim == 1 and len(sigmas) > 1 and sigmas[-1] == 0:
+        sigmas = sigmas[:-1]
+    if sigmas.ndim != 1 or not (sigmas > 0).all():
+        raise ValueError(f"sigmas must be one sequence of positive numbers, got {sigmas}")
+    return _of_logsnr(schedule, -2 * np.log(sigmas), final)
+
+
+def lcm(schedule: Schedule, steps: int, *, original_steps: int = 50) -> Grid:
+    """S of the timesteps ``k T/original_steps - 1`` a consistency model was distilled on.
+
+    Luo et al. 2023, section 4.3: ``floor(linspace(0, original_steps, S, endpoint=False))`` of them,
+    noisiest first.
+    """
+    total = _table(schedule, "lcm")
+    origin = np.arange(1, original_steps + 1)[::-1] * (total // original_steps) - 1
+    index = np.linspace(0, original_steps, _steps(steps, original_steps), endpoint=False)
+    return from_times(schedule, origin[np.floor(index).astype(int)])
+
+
+def truncate(grid: Grid, *, strength: float = 1.0) -> Grid:
+    """The last ``min(int(steps strength), steps)`` steps, for starting from a noised image.
+
+    Raises:
+        ValueError: strength outside (0, 1], or so small that no step is left.
+    """
+    count = min(int(grid.steps * strength), grid.steps)
+    if not 0 < strength <= 1 or count < 1:
+        raise ValueError(
+            f"strength must lie in (0, 1] and leave a step of {grid.steps}, got {strength}"
+        )
+    return _slice(grid, grid.steps - count, len(grid.levels.t))
+
+
+def window(grid: Grid, *, start: float = 0.0, end: float = 1.0, total: int = 1000) -> Grid:
+    """The part of a discrete grid between two fractions of the denoising.
+
+    A cut at fraction f is the timestep ``round(T - f T)``: steps from timesteps at or above the
+    cut of ``end`` belong to the first model, those below that of ``start`` to the next (SDXL's base
+    and refiner).
+
+    Raises:
+        ValueError: not 0 <= start < end <= 1, or no step is left.
+    """
+    if not 0 <= start < end <= 1:
+        raise ValueError(f"need 0 <= start < end <= 1, got {start} and {end}")
+    t = np.asarray(grid.levels.t)[:-1]
+    first = 0 if start == 0 else int((t >= round(total - start * total)).sum())
+    last = len(t) if end == 1 else int((t >= round(total - end * total)).sum())
+    if last <= first:
+        raise ValueError(f"no step of this grid lies between {start} and {end}")
+    return _slice(grid, first, last + 1)
+
+
+def _slice(grid: Grid, first: int, last: int) -> Grid:
+    t, alpha, sigma = (leaf[first:last] for leaf in grid.levels[:3])
+    init_std = 1.0 if alpha[0] ** 2 + sigma[0] ** 2 < 1 + 1e-6 else float(sigma[0])
+    return grid._replace(levels=Level(t, alpha, sigma, np.arange(len(t))), init_std=init_std)
+
+
+def flow_shift(tokens: int, *, base: float = 0.5, maximum: float = 1.15) -> float:
+    """Shift ``exp(mu)`` of the flow schedule for a number of image tokens (Esser et al. 2024).
+
+    mu is linear in the tokens, ``base`` at 256 and ``maximum`` at 4096, as in Flux.
+    """
+    return float(np.exp(base + (maximum - base) * (tokens - 256) / (4096 - 256)))
+
+
 GRIDS: dict[str, Callable[..., Grid]] = {
     "leading": leading,
     "trailing": trailing,
@@ -154,7 +254,10 @@ GRIDS: dict[str, Callable[..., Grid]] = {
     "quadratic": quadratic,
     "uniform": uniform,
     "logsnr": uniform_logsnr,
+    "exponential": uniform_logsnr,  # equal steps in log sigma / alpha: the same levels
     "karras": karras,
+    "beta": beta,
+    "lcm": lcm,
     "full": lambda schedule, steps: full(schedule),
 }
 

@@ -98,12 +98,14 @@ class Grid(NamedTuple):
     Attributes:
         levels: N+1 levels from noisiest to cleanest; the last one is where sampling ends.
         at: ``log-SNR -> Level`` for evaluations off the grid.
+        at_time: ``t -> Level``, likewise.
         init_std: standard deviation of the initial noise.
         steps: nominal N before truncation.
     """
 
     levels: Level
     at: Callable[[Any], Level]
+    at_time: Callable[[Any], Level]
     init_std: float
     steps: int
 
@@ -165,6 +167,12 @@ def choose(kind: str, name: str, table: dict[str, Any]) -> Any:
     if name not in table:
         raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(sorted(table))}")
     return table[name]
+
+
+def taken(table: dict[str, Any], options: Any) -> dict[str, Any]:
+    """Those of the options that some entry of a table takes; an empty string means its default."""
+    names = {name for entry in table.values() for name in inspect.signature(entry).parameters}
+    return {k: v for k, v in dict(options).items() if k in names and v != ""}
 
 
 def build(kind: str, name: str, table: dict[str, Any], options: Any = None) -> Any:

@@ -27,7 +27,7 @@ from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.checkpoint import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import batch_sharding, make_mesh, tree_sharding
-from diffjax.types import Rows, Sampler, Task
+from diffjax.types import Rows, Sampler, Task, taken
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -47,9 +47,10 @@ class UsageError(ValueError):
 
 def define_sampling_flags() -> None:
     """Short forms of ``--config.sample.*``."""
-    flags.DEFINE_string("sampler", None, "Override config.sample.sampler (ddpm, ddim, ...).")
+    names, spacings = ", ".join(samplers.SAMPLERS), ", ".join(grids.GRIDS)
+    flags.DEFINE_string("sampler", None, f"Override config.sample.sampler: {names}.")
     flags.DEFINE_integer("steps", None, "Override config.sample.steps.")
-    flags.DEFINE_string("grid", None, "Override config.sample.grid (leading, quadratic, ...).")
+    flags.DEFINE_string("grid", None, f"Override config.sample.grid: {spacings}.")
     flags.DEFINE_float("eta", None, "Override config.sample.eta, DDIM's stochasticity.")
     flags.DEFINE_string(
         "variance", None, "Override config.sample.variance (fixedsmall, fixedlarge, learned)."
@@ -364,9 +365,10 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
 def sampler_of(cfg: ConfigDict, model: Diffusion) -> tuple[Sampler, Rows]:
     """Sampler and plan of ``config.sample``."""
     section = cfg.sample
-    sampler = samplers.make(section.sampler, {"eta": section.eta, "variance": section.variance})
-    grid = grids.make(section.grid, model.schedule, section.steps)
-    return sampler, sampler.plan(grid)
+    sampler = samplers.make(section.sampler, taken(samplers.SAMPLERS, section))
+    options = taken(grids.GRIDS, section)
+    options.pop("steps")
+    return sampler, sampler.plan(grids.make(section.grid, model.schedule, section.steps, options))
 
 
 def with_sample(cfg: ConfigDict, **sample: Any) -> ConfigDict:

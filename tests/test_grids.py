@@ -58,7 +58,7 @@ def test_levels_off_the_grid():
         (lambda: grids.leading(LINEAR, 0), "steps must lie in 1 .. 1000"),
         (lambda: grids.leading(LINEAR, 1001), "steps must lie in 1 .. 1000"),
         (lambda: grids.leading(schedules.ve(), 10), "needs a discrete schedule"),
-        (lambda: grids.make("lead", LINEAR, 10), "unknown grid 'lead'; choose one of full"),
+        (lambda: grids.make("lead", LINEAR, 10), "unknown grid 'lead'; choose one of beta"),
         (lambda: grids.from_times(LINEAR, [1, 2]), "falling"),
         (lambda: grids.from_times(LINEAR, [1000.0]), "must lie in 0 .. 999"),
         (lambda: grids.make("uniform", schedules.ve(), None), "needs a number of steps"),

@@ -16,22 +16,29 @@ import numpy as np
 
 from diffjax.types import Array, Denoiser, Grid, Level, Noise, Rows, Sampler
 
-# One row of a table: (level index evaluated at, {slot: {source: coefficient}}). Slot 0 is z, the
-# others are the solver's memory; sources are slots, or "x", "eps", "noise".
-Entry = tuple[int, Mapping[int, Mapping[int | str, float]]]
+# One row of a table: (where the network is evaluated, {slot: {source: coefficient}}). The place is
+# an index of the grid's levels, or a level off the grid. Slot 0 is z, the others are the solver's
+# memory; sources are slots, or "x", "eps", "noise". Slots that are not listed become 0.
+Update = Mapping[int, Mapping[Any, float]]
+Entry = tuple[int | Level, Update]
 Table = Callable[[Grid], Sequence[Entry]]
+ROW_DTYPE: Any = np.float32  # of everything that enters the compiled loop
 
 
-def to_rows(grid: Grid, indices: Sequence[int], coef: Any) -> Rows:
-    """Rows that evaluate the network at ``grid.levels[indices]``, in float32."""
-    index = np.asarray(indices, int)
-    after = np.append(index[1:], len(grid.levels.t) - 1)
+def to_rows(grid: Grid, places: Sequence[int | Level], coef: Any) -> Rows:
+    """Rows that evaluate the network at places: indices of ``grid.levels``, or levels; float32."""
+    levels = [at(grid, place) for place in (*places, -1)]
 
-    def pick(j: np.ndarray) -> Level:
-        t, alpha, sigma = (np.float32(leaf[j]) for leaf in grid.levels[:3])
-        return Level(t, alpha, sigma, np.arange(len(j), dtype=np.int32))
+    def stack(chosen: Sequence[Level]) -> Level:
+        t, alpha, sigma = (np.asarray([level[k] for level in chosen], ROW_DTYPE) for k in range(3))
+        return Level(t, alpha, sigma, np.arange(len(chosen), dtype=np.int32))
 
-    return Rows(pick(index), pick(after), jax.tree.map(np.float32, coef))
+    return Rows(stack(levels[:-1]), stack(levels[1:]), jax.tree.map(ROW_DTYPE, coef))
+
+
+def at(grid: Grid, place: int | Level) -> Level:
+    """One level of a grid; a level stands for itself."""
+    return place if isinstance(place, Level) else Level(*(leaf[place] for leaf in grid.levels))
 
 
 def matrices(entries: Sequence[Entry]) -> np.ndarray:

@@ -106,8 +106,11 @@ def ancestral(variance: float | str = "fixedsmall") -> Sampler:
     """
     if variance == "learned":
         return Sampler(reverse_rows, _no_state, _learned_step)
-    v = {"fixedsmall": 0.0, "fixedlarge": 1.0}.get(str(variance), variance)
-    if isinstance(v, str) or not 0 <= v <= 1:
+    try:
+        v = float({"fixedsmall": 0.0, "fixedlarge": 1.0}.get(str(variance), variance))
+    except ValueError:
+        v = -1.0
+    if not 0 <= v <= 1:
         raise ValueError(
             "variance must be fixedsmall, fixedlarge, learned or a number in [0, 1], "
             f"got {variance!r}"

@@ -6,12 +6,65 @@ from collections.abc import Callable
 from typing import Any
 
 from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
+from diffjax.samplers.consistency import lcm, tcd
+from diffjax.samplers.exponential import dpm_solver, dpm_solver_single, unipc
+from diffjax.samplers.langevin import annealed_langevin, predictor_corrector
+from diffjax.samplers.ode import deis, dpm2, flow_heun, heun, ipndm, lms, plms
 from diffjax.types import Sampler, build
+
+
+def _dpmpp(order: int, algorithm: str = "dpmsolver++") -> Callable[..., Sampler]:
+    def make_it(
+        *,
+        solver_type: str = "midpoint",
+        lower_order_final: bool = True,
+        euler_at_final: bool = False,
+    ) -> Sampler:
+        return dpm_solver(
+            order=order,
+            algorithm=algorithm,
+            solver_type=solver_type,
+            lower_order_final=lower_order_final,
+            euler_at_final=euler_at_final,
+        )
+
+    return make_it
+
+
+def _pc(*, eta: float = 1.0, snr: float = 0.16, corrections: int = 1) -> Sampler:
+    return predictor_corrector(ddim(eta), snr=snr, corrections=corrections)
+
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ddim": ddim,
     "ddim_inverse": ddim_inverse,
     "ddpm": ancestral,
+    "euler": lambda: ddim(0.0),
+    "euler_ancestral": lambda: ddim(1.0),
+    "heun": heun,
+    "flow_heun": flow_heun,
+    "dpm2": dpm2,
+    "dpm2_ancestral": lambda: dpm2(ancestral=True),
+    "lms": lms,
+    "plms": plms,
+    "ipndm": ipndm,
+    "deis": deis,
+    "dpm_solver_2m": _dpmpp(2, "dpmsolver"),
+    "dpm_solver_3m": _dpmpp(3, "dpmsolver"),
+    "dpmpp_2m": _dpmpp(2),
+    "dpmpp_3m": _dpmpp(3),
+    "dpmpp_2m_sde": _dpmpp(2, "sde-dpmsolver++"),
+    "dpmpp_3m_sde": _dpmpp(3, "sde-dpmsolver++"),
+    "dpmpp_2s": lambda: dpm_solver_single(order=2),
+    "dpmpp_3s": lambda: dpm_solver_single(order=3),
+    "unipc": lambda *, lower_order_final=True: unipc(lower_order_final=lower_order_final),
+    "unipc_3": lambda *, lower_order_final=True: unipc(
+        order=3, lower_order_final=lower_order_final
+    ),
+    "lcm": lcm,
+    "tcd": tcd,
+    "langevin": annealed_langevin,
+    "pc": _pc,
 }
 
 

@@ -1,0 +1,59 @@
+"""Few-step samplers of consistency-distilled networks: predict the data, add noise again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffjax.samplers.affine import Entry, affine
+from diffjax.types import Grid, Sampler
+
+
+def lcm(*, sigma_data: float = 0.5, timestep_scaling: float = 10.0) -> Sampler:
+    """Multistep latent consistency sampling (Luo et al. 2023, algorithm 3).
+
+    ``f = c_skip z + c_out x``, then ``z' = alpha' f + sigma' noise``, with
+    ``c_skip = sd^2 / (s^2 + sd^2)`` and ``c_out = s / sqrt(s^2 + sd^2)``, s the scaled timestep.
+    """
+
+    def table(grid: Grid) -> Sequence[Entry]:
+        t, alpha, sigma, _ = grid.levels
+        scaled = np.asarray(t) * timestep_scaling
+        skip = sigma_data**2 / (scaled**2 + sigma_data**2)
+        out = scaled / np.sqrt(scaled**2 + sigma_data**2)
+        last = len(t) - 2
+        return [
+            (i, {0: {0: a * skip[i], "x": a * out[i], "noise": sigma[i + 1] * (i < last)}})
+            for i, a in ((i, alpha[i + 1] if i < last else 1.0) for i in range(last + 1))
+        ]
+
+    return affine(table)
+
+
+def tcd(*, gamma: float = 0.3) -> Sampler:
+    """Trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
+
+    DDIM to the timestep ``floor((1 - gamma) t')``, then noise up to t'; ``gamma`` 0 is DDIM.
+
+    Raises:
+        ValueError: gamma outside [0, 1].
+    """
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+
+    def table(grid: Grid) -> Sequence[Entry]:
+        t, alpha, sigma, _ = grid.levels
+        entries: list[Entry] = []
+        for i in range(len(t) - 1):
+            if i == len(t) - 2 or gamma == 0:
+                entries.append((i, {0: {"x": alpha[i + 1], "eps": sigma[i + 1]}}))
+                continue
+            goal = grid.at_time(np.floor((1 - gamma) * t[i + 1]))
+            ratio = alpha[i + 1] / goal.alpha
+            noise = np.sqrt(max(sigma[i + 1] ** 2 - (ratio * goal.sigma) ** 2, 0.0))
+            update = {"x": alpha[i + 1], "eps": ratio * goal.sigma, "noise": noise}
+            entries.append((i, {0: update}))
+        return entries
+
+    return affine(table)

@@ -1,0 +1,72 @@
+"""Langevin dynamics: annealed, and as the corrector of another sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffjax.samplers.affine import Entry, affine
+from diffjax.types import Array, Denoiser, Grid, Noise, Rows, Sampler, expand
+
+
+def annealed_langevin(
+    *, steps_per_level: int = 100, step_size: float = 2e-5, denoise: bool = False
+) -> Sampler:
+    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1), ``steps_per_level`` rows each.
+
+    At each level ``z' = z + a/2 score + sqrt(a) noise`` with ``a = step_size sigma_i^2/sigma_L^2``
+    and ``score = -eps / sigma_i``; sigma_L is the smallest noise of the grid.
+
+    Args:
+        denoise: end with the predicted data (Song & Ermon 2020; Jolicoeur-Martineau et al. 2020).
+
+    Raises:
+        ValueError: no steps, a step size that is not positive, or levels that scale the data.
+    """
+    if steps_per_level < 1 or step_size <= 0:
+        raise ValueError(
+            f"steps_per_level and step_size must be positive, got {steps_per_level} and {step_size}"
+        )
+
+    def table(grid: Grid) -> Sequence[Entry]:
+        sigma, alpha = grid.levels.sigma, grid.levels.alpha
+        if (alpha != 1).any():
+            raise ValueError("annealed Langevin needs a variance-exploding schedule (alpha = 1)")
+        levels = [i for i in range(len(sigma)) if sigma[i] > 0]
+        smallest = sigma[levels[-1]]
+        entries: list[Entry] = []
+        for i in levels:
+            size = step_size * (sigma[i] / smallest) ** 2
+            move = {0: {0: 1.0, "eps": -size / 2 / sigma[i], "noise": size**0.5}}
+            entries += [(i, move)] * steps_per_level
+        return [*entries, (levels[-1], {0: {"x": 1.0}})] if denoise else entries
+
+    return affine(table)
+
+
+def predictor_corrector(inner: Sampler, *, snr: float = 0.16, corrections: int = 1) -> Sampler:
+    """Langevin corrections before each row of another sampler (Song et al. 2021, algorithms 2-5).
+
+    ``z' = z + e score + sqrt(2 e) noise``, ``e = 2 alpha^2 (snr |noise| / |score|)^2`` with norms
+    per image; ``corrections`` network evaluations more a row.
+
+    Raises:
+        ValueError: negative snr, or no corrections.
+    """
+    if snr < 0 or corrections < 1:
+        raise ValueError(f"need snr >= 0 and corrections >= 1, got {snr} and {corrections}")
+
+    def norm(value: Array) -> Any:
+        return jnp.sqrt(jnp.square(value).sum(tuple(range(1, value.ndim)), keepdims=True))
+
+    def step(noise: Noise, denoise: Denoiser, z: Array, state: Any, row: Rows) -> tuple[Array, Any]:
+        for k in range(1, corrections + 1):
+            drawn = noise(row.level.i, k + 1)  # 0 is the row's own noise, 1 the prior's
+            score = -denoise(z, row.level).eps / expand(row.level.sigma, z)
+            size = 2 * jnp.square(expand(row.level.alpha, z) * snr * norm(drawn) / norm(score))
+            z = z + size * score + jnp.sqrt(2 * size) * drawn
+        return inner.step(noise, denoise, z, state, row)
+
+    return Sampler(inner.plan, inner.init, step)

@@ -1,0 +1,256 @@
+r"""Solvers of the probability flow in the noise prediction.
+
+With ``rho = sigma / alpha`` and ``y = z / alpha`` the flow is ``dy/drho = eps`` (Song et al. 2020,
+eq. 14), so any solver of ordinary differential equations gives a sampler; Euler's is ``ddim(0)``.
+Between levels s and t a slope ``e`` moves the state by
+
+    z_t = r z_s + c e,    r = alpha_t / alpha_s,    c = alpha_t (rho_t - rho_s)
+
+A level of pure noise (alpha = 0) has no finite rho: the step that leaves it is Euler's, written
+``alpha_t x + sigma_t eps``, and it does not enter the memory of a multistep method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.polynomial import Polynomial
+
+from diffjax.samplers.affine import Entry, affine, at
+from diffjax.samplers.ancestral import variances
+from diffjax.types import Grid, Level, Sampler
+
+
+def _move(start: Level, end: Level) -> tuple[Any, Any]:
+    """(r, c) of the equation above."""
+    ratio = end.alpha / start.alpha
+    return ratio, end.sigma - ratio * start.sigma
+
+
+def _euler(end: Level) -> dict[Any, float]:
+    return {"x": end.alpha, "eps": end.sigma}
+
+
+def _rho(grid: Grid) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return grid.levels.sigma / grid.levels.alpha
+
+
+def heun(
+    *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
+) -> Sampler:
+    """EDM's sampler: Heun's method with churn (Karras et al. 2022, algorithm 2); 2N - 1 rows.
+
+    Churn raises rho to ``rho (1 + gamma)``, ``gamma = min(s_churn / N, sqrt(2) - 1)`` where
+    ``s_tmin <= rho <= s_tmax``. Its noise is added by the row before, and at the first level by the
+    initial noise, which is drawn for the raised level.
+
+    Raises:
+        ValueError: negative churn or noise.
+    """
+    if s_churn < 0 or s_noise < 0:
+        raise ValueError(f"s_churn and s_noise must not be negative, got {s_churn} and {s_noise}")
+
+    def table(grid: Grid) -> Sequence[Entry]:
+        rho, count = _rho(grid), len(grid.levels.t) - 1
+        gamma = np.where((s_tmin <= rho) & (rho <= s_tmax), min(s_churn / count, 2**0.5 - 1), 0)
+        gamma[~np.isfinite(rho) | (rho == 0)] = 0
+        levels = [at(grid, k) for k in range(count + 1)]
+        raised = [
+            grid.at(-2 * np.log(r * (1 + g))) if g else level
+            for level, r, g in zip(levels, rho, gamma, strict=True)
+        ]
+        entries: list[Entry] = []
+        for start, goal, end in zip(raised, levels[1:], raised[1:], strict=False):
+            lift = end.alpha / goal.alpha
+            added = max(end.sigma**2 - (lift * goal.sigma) ** 2, 0.0)
+            entries += _heun_step(start, goal, lift, s_noise * math.sqrt(added))
+        return entries
+
+    return affine(table)
+
+
+def _heun_step(start: Level, goal: Level, lift: float, extra: float) -> list[Entry]:
+    """Rows from one level to the next, whose result is scaled by ``lift`` and gets noise."""
+    if start.alpha == 0 or goal.sigma == 0:
+        last = {key: lift * value for key, value in _euler(goal).items()}
+        return [(start, {0: {**last, "noise": extra}, 2: {}})]
+    r, c = _move(start, goal)
+    half = lift * c / 2
+    return [
+        (start, {0: {0: r, "eps": c}, 1: {0: 1}, 2: {"eps": 1}}),
+        (goal, {0: {1: lift * r, 2: half, "eps": half, "noise": extra}, 2: {}}),
+    ]
+
+
+def flow_heun() -> Sampler:
+    """Heun's method in z itself, ``dz = x dalpha + eps dsigma``; 2N - 1 rows.
+
+    On the flow schedule that is Heun's method in t for the velocity ``eps - x``
+    (Esser et al. 2024).
+    """
+
+    def table(grid: Grid) -> Sequence[Entry]:
+        entries: list[Entry] = []
+        for i in range(len(grid.levels.t) - 1):
+            start, end = at(grid, i), at(grid, i + 1)
+            x, eps = end.alpha - start.alpha, end.sigma - start.sigma
+            if end.sigma == 0:
+                entries.append((i, {0: {0: 1, "x": x, "eps": eps}, 1: {}}))
+                continue
+            half: dict[Any, float] = {"x": x / 2, "eps": eps / 2}
+            entries.append((i, {0: {0: 1, "x": x, "eps": eps}, 1: {0: 1, **half}}))
+            entries.append((i + 1, {0: {1: 1, **half}, 1: {}}))
+        return entries
+
+    return affine(table)
+
+
+def dpm2(*, ancestral: bool = False) -> Sampler:
+    """The midpoint rule with the midpoint in log rho, DPM-Solver-2 of Karras et al. 2022.
+
+    The last step to the data, which has no midpoint, is Euler's. ``ancestral`` steps down to
+    ``rho_t sqrt(1 - rho_t^2 / rho_s^2)`` and adds noise up to rho_t.
+    """
+
+    def table(grid: Grid) -> Sequence[Entry]:
+        rho, post = _rho(grid), variances(grid)[1]
+        entries: list[Entry] = []
+        for i in range(len(rho) - 1):
+            start, end = at(grid, i), at(grid, i + 1)
+            noise = math.sqrt(post[i]) if ancestral and end.sigma > 0 else 0.0
+            down = end._replace(sigma=math.sqrt(max(end.sigma**2 - noise**2, 0.0)))
+            if start.alpha == 0 or end.sigma == 0:
+                entries.append((i, {0: {**_euler(down), "noise": noise}, 1: {}}))
+                continue
+            middle = grid.at(-np.log(rho[i] * down.sigma / down.alpha))
+            (r, c), (r2, c2) = _move(start, middle), _move(start, down)
+            entries.append((i, {0: {0: r, "eps": c}, 1: {0: 1}}))
+            entries.append((middle, {0: {1: r2, "eps": c2, "noise": noise}, 1: {}}))
+        return entries
+
+    return affine(table)
+
+
+# Adams-Bashforth weights of equal steps, newest slope first.
+_ADAMS = ([1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
+_ORDERS = (1, 2, 3, 4)
+
+
+def _multistep(
+    weights: Callable[[np.ndarray, int, int], Sequence[float]], order: int, *, final: int = 0
+) -> Sampler:
+    """Slopes of the last ``order`` levels, with weights that sum to 1.
+
+    Args:
+        weights: ``(rho, step, order of the step) -> weights``, newest first.
+        final: the last steps of grids shorter than this have orders ..., 2, 1.
+
+    Raises:
+        ValueError: the order is not 1 to 4.
+    """
+    if order not in _ORDERS:
+        raise ValueError(f"order must be one of {_ORDERS}, got {order}")
+
+    def table(grid: Grid) -> Sequence[Entry]:
+        rho, count, known = _rho(grid), len(grid.levels.t) - 1, 0
+        memory: dict[int, dict[Any, float]]
+        memory = {k: {"eps" if k == 1 else k - 1: 1} for k in range(1, order)}
+        entries: list[Entry] = []
+        for i in range(count):
+            if not np.isfinite(rho[i]):
+                entries.append((i, {0: _euler(at(grid, i + 1)), **{k: {} for k in memory}}))
+                continue
+            known = min(known + 1, order, count - i if count < final else order)
+            r, c = _move(at(grid, i), at(grid, i + 1))
+            w = weights(rho, i, known)
+            update: dict[Any, float] = {k: c * w[k] for k in range(1, known)}
+            update |= {0: r, "eps": c * w[0]}
+            entries.append((i, {0: update, **memory}))
+        return entries
+
+    return affine(table)
+
+
+def ipndm(*, order: int = 4) -> Sampler:
+    """Adams-Bashforth with weights of equal steps, orders 1, 2, 3, ... at the start.
+
+    Liu et al. 2022 (PNDM) without its warm-up; Zhang & Chen 2022, iPNDM.
+    """
+    return _multistep(lambda rho, i, known: _ADAMS[known - 1], order)
+
+
+def plms() -> Sampler:
+    """PLMS: Adams-Bashforth whose first step is Heun's (Liu et al. 2022, eq. 12, 13); N + 1 rows.
+
+    The warm-up is that of Stable Diffusion: the second row evaluates at level 1 and repeats the
+    first step with the mean of both slopes.
+    """
+    inner = ipndm(order=4)
+
+    def table(grid: Grid) -> Sequence[Entry]:
+        rho = _rho(grid)
+        rows: list[Entry] = []
+        keep: dict[int, dict[Any, float]] = {k: {k: 1} for k in range(1, 5)}
+        for i in range(len(rho) - 1):
+            if not np.isfinite(rho[i]):
+                rows.append((i, {0: _euler(at(grid, i + 1)), **keep}))
+                continue
+            r, c = _move(at(grid, i), at(grid, i + 1))
+            known = len([v for v in rho[: i + 1] if np.isfinite(v)])
+            w = _ADAMS[min(known, 4) - 1]
+            slopes: dict[Any, float] = {k: c * w[k] for k in range(1, len(w))}
+            slopes |= {0: r, "eps": c * w[0]}
+            memory: dict[int, dict[Any, float]] = {1: {"eps": 1}, 2: {1: 1}, 3: {2: 1}, 4: {0: 1}}
+            rows.append((i, {0: slopes, **memory}))
+            if known == 1 and rho[i + 1] > 0:
+                rows.append((i + 1, {0: {4: r, "eps": c / 2, 1: c / 2}, **keep}))
+        return rows
+
+    return inner._replace(plan=affine(table).plan)
+
+
+def _lagrange(nodes: np.ndarray, j: int) -> Polynomial:
+    """Polynomial that is 1 at node j and 0 at the others."""
+    others = np.delete(nodes, j)
+    out = Polynomial.fromroots(others) if len(others) else Polynomial([1.0])
+    return out / np.prod(nodes[j] - others)
+
+
+def lms(*, order: int = 4) -> Sampler:
+    """Linear multistep: exact integrals of the polynomial in rho through the last slopes.
+
+    Adams-Bashforth for unequal steps, as in k-diffusion (Crowson 2022).
+    """
+
+    def weights(rho: np.ndarray, i: int, known: int) -> list[float]:
+        # Relative to the newest node: powers of large rho would cancel.
+        nodes, end = rho[i - np.arange(known)] - rho[i], rho[i + 1] - rho[i]
+        return [float(_lagrange(nodes, j).integ()(end) / end) for j in range(known)]
+
+    return _multistep(weights, order)
+
+
+def deis(*, order: int = 3, lower_order_final: bool = True) -> Sampler:
+    """tAB-DEIS: exact integrals of the polynomial in log rho through the last slopes.
+
+    Zhang & Chen 2022, eq. 15, in rho. ``lower_order_final`` lowers the order at the end of grids of
+    fewer than 15 steps.
+    """
+
+    def weights(rho: np.ndarray, i: int, known: int) -> list[float]:
+        # With u = log(rho / rho_i) the integral of P drho is that of P(u) e^u, whose antiderivative
+        # is e^u (P - P' + P'' - ...); it vanishes at rho = 0.
+        nodes, end = np.log(rho[i - np.arange(known)] / rho[i]), rho[i + 1] / rho[i]
+        out = []
+        for j in range(known):
+            p = _lagrange(nodes, j)
+            total = sum(((-1) ** k * p.deriv(k) for k in range(1, known)), p)
+            top = end * total(np.log(end)) if end > 0 else 0.0
+            out.append(float((top - total(0.0)) / (end - 1)))
+        return out
+
+    return _multistep(weights, order, final=15 if lower_order_final else 0)

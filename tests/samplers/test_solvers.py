@@ -1,0 +1,184 @@
+"""Every named sampler on every kind of schedule, at its limits, and statistics of noisy ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import grids, samplers, schedules
+from diffjax.types import Level, Prediction
+from tests import oracle
+
+MEANS, STD = np.array([-0.7, 0.1, 0.8]), 0.1
+SCHEDULES = {
+    "vp": schedules.linear(),
+    "ve": schedules.ve(0.01, 20.0),
+    "edm": schedules.edm(0.01, 20.0),
+    "flow": schedules.flow(),
+}
+# Consistency samplers need a distilled network, the Langevin ones their own step sizes.
+NAMES = sorted(set(samplers.SAMPLERS) - {"ddim_inverse", "lcm", "tcd", "langevin", "pc"})
+COMPILED = {}
+
+
+def draw(sampler, grid, denoise, *, batch=64, seed=0):
+    """Samples (batch,), compiled once per step function and denoiser."""
+
+    def run(key, rows, n):
+        def noise(i, k=0):
+            return jax.random.normal(
+                jax.random.fold_in(jax.random.fold_in(key, i), k), (batch, 1), jnp.float32
+            )
+
+        return samplers.sample(noise, denoise, sampler, samplers.prior(noise, rows), rows, n=n)
+
+    call = COMPILED.setdefault((sampler.step, denoise, batch), jax.jit(run))
+    rows = sampler.plan(grid)
+    count = len(rows.level.t)
+    return np.asarray(call(jax.random.key(seed), samplers.pad(rows, 128), count))[:, 0]
+
+
+def options(name):
+    return {"variance": 0.5} if name == "ddpm" else {}
+
+
+MIXTURE = oracle.mixture(MEANS, STD)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_samples_fall_on_the_data(kind, name):
+    schedule = SCHEDULES[kind]
+    grid = grids.uniform_logsnr(schedule, 24)
+    out = draw(samplers.make(name, options(name)), grid, MIXTURE)
+    assert np.isfinite(out).all()
+    assert np.abs(out[:, None] - MEANS).min(-1).mean() < 0.15
+    assert len(set(np.abs(out[:, None] - MEANS).argmin(-1))) == 3
+
+
+def test_solvers_of_equal_memory_share_one_compilation():
+    traces = []
+
+    @jax.jit
+    def run(z, rows, n):
+        traces.append(rows.coef.shape)
+        sampler = samplers.ddim()
+        return samplers.sample(lambda i, k=0: jnp.zeros_like(z), MIXTURE, sampler, z, rows, n=n)
+
+    z = jnp.ones((4, 1))
+    grid = grids.karras(schedules.edm(), 10)
+    for sampler in (
+        samplers.dpm_solver(order=3),
+        samplers.dpm_solver(order=3, algorithm="sde-dpmsolver++"),
+        samplers.heun(),
+        samplers.heun(s_churn=30.0),
+        samplers.dpm_solver_single(),
+        samplers.deis(order=3),
+        samplers.unipc(order=1),
+    ):
+        rows = sampler.plan(grid)
+        run(z, samplers.pad(rows, 64), len(rows.level.t))
+    assert len(traces) == len(set(traces)) <= 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_step_is_the_predicted_data(name):
+    grid = grids.trailing(schedules.linear(), 1)
+    sampler = samplers.make(name)
+    rows = sampler.plan(grid)
+    assert len(rows.level.t) == 1
+    z = jnp.linspace(-2, 2, 5)[:, None]
+    out = samplers.sample(lambda i, k=0: jnp.ones_like(z), MIXTURE, sampler, z, rows)
+    level = Level(*(leaf[0] for leaf in rows.level))
+    assert out == pytest.approx(np.asarray(MIXTURE(z, level).x), abs=2e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["zero_snr", "flow"])
+def test_levels_without_signal_and_without_noise(kind, name):
+    """alpha(1) = 0 at the start, sigma = 0 at the end."""
+    if kind == "zero_snr":
+        grid = grids.trailing(schedules.zero_terminal_snr(schedules.linear()), 20)
+    else:
+        schedule = schedules.flow(t_min=0.0, t_max=1.0)
+        grid = grids.from_times(schedule, np.linspace(1, 0, 21), final="last")
+    assert grid.levels.alpha[0] == pytest.approx(0, abs=1e-12) and grid.levels.sigma[-1] == 0
+    grid.levels.alpha[0] = 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rows = samplers.make(name, options(name)).plan(grid)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rows))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out = draw(samplers.make(name, options(name)), grid, MIXTURE)
+    assert np.abs(out[:, None] - MEANS).min(-1).mean() < 0.2
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_3m_sde", "dpm2_ancestral", "heun", "ddim"])
+def test_noisy_solvers_keep_the_gaussian(name):
+    """Moments of 20,000 samples of N(0.4, 0.3^2) within the CLT bound and a small bias."""
+    given = {"heun": {"s_churn": 20.0}, "ddim": {"eta": 1.0}}.get(name, {})
+    grid = grids.uniform_logsnr(SCHEDULES["edm"], 60)
+    sampler = samplers.make(name, given)
+    out = draw(sampler, grid, GAUSSIAN, batch=20_000)
+    assert out.mean() == pytest.approx(0.4, abs=4 * 0.3 / np.sqrt(20_000) + 0.004)
+    bias = {"ddim": 0.08, "dpm2_ancestral": 0.03}.get(name, 0.012)  # of 60 steps
+    assert out.std() == pytest.approx(0.3, rel=4 / np.sqrt(40_000) + bias)
+
+
+GAUSSIAN = oracle.gaussian(0.4, 0.3)
+
+
+def test_predictor_corrector_keeps_the_gaussian():
+    grid = grids.uniform_logsnr(SCHEDULES["ve"], 100)
+    images = 400
+
+    def denoise(z, level):
+        return GAUSSIAN(z, level)
+
+    sampler = samplers.predictor_corrector(samplers.ddim(1.0), snr=0.16)
+
+    @jax.jit
+    def run(key, rows):
+        def noise(i, k=0):
+            key_i = jax.random.fold_in(jax.random.fold_in(key, i), k)
+            return jax.random.normal(key_i, (images, 64))
+
+        return samplers.sample(noise, denoise, sampler, samplers.prior(noise, rows), rows)
+
+    out = np.asarray(run(jax.random.key(0), sampler.plan(grid)))
+    assert out.mean() == pytest.approx(0.4, abs=0.02)
+    assert out.std() == pytest.approx(0.3, rel=0.05)
+
+
+def test_bf16_networks_leave_the_arithmetic_in_float32():
+    def rough(z, level):
+        p = MIXTURE(z, level)
+        rounded = (v.astype(jnp.bfloat16).astype(jnp.float32) for v in (p.x, p.eps))
+        return Prediction(*rounded)
+
+    grid = grids.uniform_logsnr(schedules.linear(), 20)
+    for name in ("dpmpp_2m", "unipc", "lms", "heun"):
+        exact, out = (draw(samplers.make(name), grid, d) for d in (MIXTURE, rough))
+        assert out.dtype == np.float32 and np.abs(out - exact).max() < 0.1, name
+
+
+@pytest.mark.parametrize(
+    "make, text",
+    [
+        (lambda: samplers.dpm_solver(order=4), "order must be one of 1, 2, 3, got 4"),
+        (lambda: samplers.dpm_solver(algorithm="dpm"), "unknown algorithm 'dpm'"),
+        (lambda: samplers.dpm_solver(solver_type="bh2"), "solver_type"),
+        (lambda: samplers.unipc(order=5), "order"),
+        (lambda: samplers.lms(order=5), "order"),
+        (lambda: samplers.heun(s_churn=-1.0), "must not be negative"),
+        (lambda: samplers.tcd(gamma=2.0), "gamma"),
+        (lambda: samplers.annealed_langevin(steps_per_level=0), "steps_per_level"),
+        (lambda: samplers.predictor_corrector(samplers.ddim(), corrections=0), "corrections"),
+        (
+            lambda: samplers.annealed_langevin().plan(grids.leading(schedules.linear(), 4)),
+            "variance-exploding",
+        ),
+    ],
+)
+def test_bad_options(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()
