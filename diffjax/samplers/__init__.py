@@ -5,16 +5,32 @@ from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
 from diffjax.samplers.consistency import lcm, tcd
 from diffjax.samplers.exponential import dpm_solver, dpm_solver_single, unipc
 from diffjax.samplers.langevin import annealed_langevin, predictor_corrector
-from diffjax.samplers.loop import image_noise, pad, prior, sample
+from diffjax.samplers.loop import (
+    Run,
+    Step,
+    advance,
+    begin,
+    given_noise,
+    image_noise,
+    pad,
+    prior,
+    sample,
+    steps,
+    trajectory,
+)
 from diffjax.samplers.ode import deis, dpm2, flow_heun, heun, ipndm, lms, plms
 from diffjax.samplers.registry import SAMPLERS, make
 from diffjax.samplers.thresholding import clip, dynamic_threshold
 
 __all__ = [
     "SAMPLERS",
+    "Run",
+    "Step",
+    "advance",
     "affine",
     "ancestral",
     "annealed_langevin",
+    "begin",
     "clip",
     "ddim",
     "ddim_inverse",
@@ -24,6 +40,7 @@ __all__ = [
     "dpm_solver_single",
     "dynamic_threshold",
     "flow_heun",
+    "given_noise",
     "heun",
     "image_noise",
     "ipndm",
@@ -35,7 +52,9 @@ __all__ = [
     "predictor_corrector",
     "prior",
     "sample",
+    "steps",
     "tcd",
     "to_rows",
+    "trajectory",
     "unipc",
 ]

@@ -1,14 +1,20 @@
-"""The one sampling loop, and the noise it draws."""
+"""The one sampling loop, and the noise it draws.
+
+`sample` runs a plan in one compiled loop. `steps` runs the same compiled loop a row at a time, for
+hosts that look, edit or stop in between; `trajectory` keeps what the loop passes through.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.types import Array, Denoiser, Noise, Rows, Sampler
+from diffjax.types import Array, Denoiser, Level, Noise, Prediction, Rows, Sampler
 
 
 def image_noise(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Noise:
@@ -29,6 +35,24 @@ def image_noise(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float3
             )
 
         return jax.vmap(one)(keys)
+
+    return noise
+
+
+def given_noise(*draws: Array) -> Noise:
+    """Noise that was drawn beforehand; ``draws[k][i]`` is draw k of evaluation i.
+
+    Args:
+        draws: arrays (rows, B, ...), one for each draw that a row makes.
+
+    Raises:
+        ValueError: (when called) a row makes more draws than there are.
+    """
+
+    def noise(i: Any, k: int = 0) -> Array:
+        if k >= len(draws):
+            raise ValueError(f"draw {k} of a row asked for, but the noise given has {len(draws)}")
+        return jnp.asarray(draws[k])[i]
 
     return noise
 
@@ -55,6 +79,69 @@ def pad(rows: Rows, size: int) -> Rows:
     return jax.tree.map(lambda leaf: leaf[index], rows)
 
 
+class Run(NamedTuple):
+    """What the loop carries.
+
+    Attributes:
+        z: the state.
+        state: the solver's memory.
+        x: what the network last predicted, or None if that is not watched.
+    """
+
+    z: Array
+    state: Any
+    x: Array | None = None
+
+
+OnStep = Callable[[Array, Rows], Array]
+
+
+def begin(sampler: Sampler, z: Array, rows: Rows, *, watch: bool = False) -> Run:
+    """The start of a run from ``z``; with ``watch`` it keeps the predictions of x."""
+    return Run(z, sampler.init(z, rows), jnp.zeros_like(z) if watch else None)
+
+
+def advance(
+    noise: Noise,
+    denoise: Denoiser,
+    sampler: Sampler,
+    run: Run,
+    rows: Rows,
+    first: Any,
+    last: Any,
+    *,
+    on_step: OnStep | None = None,
+    progress: Callable[[Any], None] | None = None,
+) -> Run:
+    """Run rows ``first`` to ``last - 1``; traceable, and both ends may be traced.
+
+    Args:
+        on_step: ``(z, row) -> z``, traced; changes the state after each row, which is then at
+            ``row.next`` (blending in the known part of an image, for instance).
+        progress: called on the host with the index of each row that is done, in order. Without
+            it the compiled loop holds no callback.
+    """
+    rows = jax.tree.map(jnp.asarray, rows)
+
+    def body(k: Any, run: Run) -> Run:
+        row = jax.tree.map(lambda leaf: leaf[k], rows)
+        seen: list[Array] = []
+
+        def watched(z: Array, level: Level) -> Prediction:
+            prediction = denoise(z, level)
+            seen.append(prediction.x)
+            return prediction
+
+        z, state = sampler.step(noise, denoise if run.x is None else watched, *run[:2], row)
+        if on_step is not None:
+            z = on_step(z, row)
+        if progress is not None:
+            jax.debug.callback(progress, k, ordered=True)
+        return Run(z, state, None if run.x is None else seen[-1])
+
+    return jax.lax.fori_loop(first, last, body, run)
+
+
 def sample(
     noise: Noise,
     denoise: Denoiser,
@@ -63,18 +150,85 @@ def sample(
     rows: Rows,
     *,
     n: Any = None,
+    on_step: OnStep | None = None,
+    progress: Callable[[Any], None] | None = None,
 ) -> Array:
     """Run a sampler from ``z`` over its rows; one ``fori_loop``, traceable.
 
     Args:
         n: rows to run (traced); None for all. With padded rows, plans of different lengths share
             one compilation.
+        on_step: see `advance`.
+        progress: see `advance`.
     """
+    last = len(rows.level.t) if n is None else n
+    run = begin(sampler, z, rows)
+    return advance(
+        noise, denoise, sampler, run, rows, 0, last, on_step=on_step, progress=progress
+    ).z
+
+
+def trajectory(
+    noise: Noise, denoise: Denoiser, sampler: Sampler, z: Array, rows: Rows, *, n: Any = None
+) -> tuple[Array, Array]:
+    """The state after every row and the x predicted in it, both (rows, B, ...); traceable.
+
+    Rows from ``n`` on are zero. A state between the evaluations of a two-stage solver is what
+    the next evaluation sees.
+    """
+    count = len(rows.level.t)
+
+    def body(k: Any, carry: tuple[Run, Array, Array]) -> tuple[Run, Array, Array]:
+        run, states, predictions = carry
+        run = advance(noise, denoise, sampler, run, rows, k, k + 1)
+        return run, states.at[k].set(run.z), predictions.at[k].set(run.x)
+
+    empty = jnp.zeros((count, *z.shape), z.dtype)
+    start = begin(sampler, z, rows, watch=True)
+    return jax.lax.fori_loop(0, count if n is None else n, body, (start, empty, empty))[1:]
+
+
+@dataclasses.dataclass
+class Step:
+    """What `steps` yields after each row; assigning ``run`` or calling `edit` changes what follows.
+
+    Attributes:
+        i: index of the row that is done.
+        count: how many rows there are.
+        run: state, solver memory and (if watched) the prediction of x.
+    """
+
+    i: int
+    count: int
+    run: Run
+
+    def edit(self, z: Array) -> None:
+        """Go on from ``z``; the solver keeps its memory."""
+        self.run = self.run._replace(z=z)
+
+
+def steps(
+    advance: Callable[[Run, Rows, Any, Any], Run], run: Run, rows: Rows, *, n: int | None = None
+) -> Iterator[Step]:
+    """Run row by row under the host's eyes; leave the loop to stop.
+
+    ::
+
+        go = jax.jit(lambda run, rows, first, last: advance(noise, denoise, sampler, run, ...))
+        for step in steps(go, begin(sampler, z, rows), rows):
+            step.edit(better(step.run.z))
+
+    Args:
+        advance: `advance` compiled, with all but its last four arguments given. Large parameters
+            should be arguments of the compiled function, bound with `functools.partial`. Since
+            the ends of the range are arguments, ``advance(run, rows, 0, n)`` is the same
+            program, and both give the same bits.
+        run: where to begin; the ``run`` of an earlier step resumes together with sliced rows.
+        n: rows to run, None for all.
+    """
+    count = len(rows.level.t) if n is None else n
     rows = jax.tree.map(jnp.asarray, rows)
-
-    def body(k: Any, carry: tuple[Array, Any]) -> tuple[Array, Any]:
-        row = jax.tree.map(lambda leaf: leaf[k], rows)
-        return sampler.step(noise, denoise, *carry, row)
-
-    count = rows.level.t.shape[0] if n is None else n
-    return jax.lax.fori_loop(0, count, body, (z, sampler.init(z, rows)))[0]
+    for k in range(count):
+        step = Step(k, count, advance(run, rows, k, k + 1))
+        yield step
+        run = step.run

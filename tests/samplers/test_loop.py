@@ -81,3 +81,110 @@ def test_dynamic_threshold_scales_by_the_quantile():
 def test_dynamic_threshold_refuses_bad_options():
     with pytest.raises(ValueError, match="quantile"):
         samplers.dynamic_threshold(lambda z, lv: None, quantile=0.0)
+
+
+def setting(steps=8, eta=0.7):
+    """Sampler, plan, start, noise and denoiser of a small stochastic run."""
+    sampler = samplers.ddim(eta)
+    rows = sampler.plan(grids.leading(schedules.linear(), steps))
+    z = jax.random.normal(jax.random.key(0), (2, 3))
+    noise = samplers.image_noise(jax.random.split(jax.random.key(1), 2), (3,))
+    return sampler, rows, z, noise, oracle.gaussian(0.1, 0.5)
+
+
+def compiled(sampler, noise, denoise):
+    traces = []
+
+    @jax.jit
+    def go(run, rows, first, last):
+        traces.append(1)
+        return samplers.advance(noise, denoise, sampler, run, rows, first, last)
+
+    return go, traces
+
+
+def test_steps_are_the_loop_bit_for_bit_and_one_program():
+    sampler, rows, z, noise, denoise = setting()
+    go, traces = compiled(sampler, noise, denoise)
+    run = samplers.begin(sampler, z, rows, watch=True)
+    seen = list(samplers.steps(go, run, rows))
+    whole = go(run, jax.tree.map(jnp.asarray, rows), 0, 8)
+    assert np.array_equal(seen[-1].run.z, whole.z)
+    assert np.array_equal(seen[-1].run.x, whole.x)
+    assert (seen[-1].i, seen[-1].count, len(seen), len(traces)) == (7, 8, 8, 1)
+    plain = jax.jit(lambda z: samplers.sample(noise, denoise, sampler, z, rows))(z)
+    assert np.asarray(plain) == pytest.approx(np.asarray(whole.z), rel=1e-6)
+
+
+def test_an_edit_changes_the_rest_and_leaving_stops():
+    sampler, rows, z, noise, denoise = setting(eta=0.0)
+    go, _ = compiled(sampler, noise, denoise)
+    done = 0
+    for step in samplers.steps(go, samplers.begin(sampler, z, rows), rows):
+        done += 1
+        if step.i == 3:
+            step.edit(jnp.ones_like(z))
+        if step.i == 5:
+            break
+    rest = jax.tree.map(lambda leaf: leaf[4:6], rows)
+    expected = samplers.sample(noise, denoise, sampler, jnp.ones_like(z), rest)
+    assert done == 6
+    assert np.asarray(step.run.z) == pytest.approx(np.asarray(expected), rel=1e-6)
+
+
+def test_a_traced_edit_equals_an_edit_by_the_host():
+    sampler, rows, z, noise, denoise = setting()
+
+    def on_step(z, row):  # keep the first value where it would be without noise
+        return z.at[:, 0].set(row.next.alpha * 0.5)
+
+    inside = samplers.sample(noise, denoise, sampler, z, rows, on_step=on_step)
+    go, _ = compiled(sampler, noise, denoise)
+    for step in samplers.steps(go, samplers.begin(sampler, z, rows), rows):
+        step.edit(on_step(step.run.z, jax.tree.map(lambda leaf, k=step.i: leaf[k], rows)))
+    assert np.asarray(inside) == pytest.approx(np.asarray(step.run.z), rel=1e-6)
+    assert inside[:, 0].tolist() == [0.5, 0.5]
+
+
+def test_trajectory_holds_states_and_predictions():
+    sampler, rows, z, noise, denoise = setting()
+    states, predictions = jax.jit(
+        lambda z, rows, n: samplers.trajectory(noise, denoise, sampler, z, rows, n=n)
+    )(z, samplers.pad(rows, 10), 8)
+    assert states.shape == predictions.shape == (10, 2, 3)
+    assert not states[8:].any()
+    end = samplers.sample(noise, denoise, sampler, z, rows)
+    assert np.asarray(states[7]) == pytest.approx(np.asarray(end), rel=1e-6)
+    before = jnp.concatenate([z[None], states[:7]])
+    for k in range(8):
+        level = jax.tree.map(lambda leaf, k=k: jnp.asarray(leaf[k]), rows.level)
+        assert np.asarray(predictions[k]) == pytest.approx(
+            np.asarray(denoise(before[k], level).x), rel=1e-5
+        )
+
+
+def test_given_noise_replaces_the_keys():
+    sampler, rows, z, noise, denoise = setting()
+    draws = jnp.stack([noise(i) for i in range(8)])
+    given = samplers.sample(samplers.given_noise(draws), denoise, sampler, z, rows)
+    drawn = samplers.sample(noise, denoise, sampler, z, rows)
+    assert np.asarray(given) == pytest.approx(np.asarray(drawn), rel=1e-6)
+    assert np.array_equal(samplers.given_noise(draws, 2 * draws)(3, 1), 2 * draws[3])
+    with pytest.raises(ValueError, match="draw 1 of a row"):
+        samplers.given_noise(draws)(0, 1)
+
+
+def test_progress_is_reported_in_order_and_costs_nothing_unused():
+    sampler, rows, z, noise, denoise = setting()
+    seen = []
+    run = jax.jit(
+        lambda z: samplers.sample(
+            noise, denoise, sampler, z, rows, progress=lambda k: seen.append(int(k))
+        )
+    )
+    run(z).block_until_ready()
+    jax.effects_barrier()
+    assert seen == list(range(8))
+    plain = jax.jit(lambda z: samplers.sample(noise, denoise, sampler, z, rows))
+    assert "callback" in run.lower(z).as_text()
+    assert "callback" not in plain.lower(z).as_text()
