@@ -64,6 +64,10 @@ def base() -> ConfigDict:
                 "gamma": 5.0,
             },
             "times": {"name": "uniform"},
+            "cond": {
+                "drop": 0.0,  # probability of training without the condition (p_uncond)
+                "null": "learned",  # embedding of no condition: learned, zero
+            },
             "optim": {
                 "name": "adam",
                 "lr": 2e-4,
@@ -106,6 +110,11 @@ def base() -> ConfigDict:
                 "offset": 0,  # leading
                 "final": "",  # where grids end: clean, first, last; empty: as the grid does
                 "clip": True,
+                "guidance": 1.0,  # s = 1 + w; 1: none
+                "guidance_low": 0.0,  # only at sigma / alpha from here
+                "guidance_high": 1e9,  # to here
+                "guidance_rescale": 0.0,
+                "guidance_sequential": False,  # two passes: slower, half the memory
                 "num": 64,
                 "batch_size": 64,
             },

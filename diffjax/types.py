@@ -144,7 +144,8 @@ class Task(NamedTuple):
     Attributes:
         init: ``(key, frozen, batch) -> (params, extra)``, traceable.
         loss: ``(params, frozen, extra, key, step, batch) -> (loss, (extra, metrics))``.
-        sample: ``(params, frozen, extra, noise, cond, sampler, rows) -> images`` in [-1, 1].
+        sample: ``(params, frozen, extra, noise, cond, sampler, rows, n=None, scale=None) ->
+            images`` in [-1, 1]; ``n`` rows are run, ``scale`` (rows,) is the guidance by row.
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]

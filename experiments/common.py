@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import diffjax
-from diffjax import data, grids, samplers
+from diffjax import data, grids, guidance, samplers
 from diffjax.tasks import Diffusion, make_diffusion, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.checkpoint import write_atomically
@@ -38,7 +38,7 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
 
-SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "num", "seed")
+SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "num", "seed")
 
 
 class UsageError(ValueError):
@@ -55,6 +55,7 @@ def define_sampling_flags() -> None:
     flags.DEFINE_string(
         "variance", None, "Override config.sample.variance (fixedsmall, fixedlarge, learned)."
     )
+    flags.DEFINE_float("guidance", None, "Override config.sample.guidance, s = 1 + w; 1: none.")
     flags.DEFINE_integer("num", None, "How many images to make.")
     flags.DEFINE_integer("seed", 0, "Seed of the samples.")
 
@@ -181,7 +182,7 @@ def config() -> ConfigDict:
             "--config=FILE:VARIANT is needed, or a --workdir that holds the config.json of a run"
         )
     values = flags.FLAGS.flag_values_dict()
-    for key in SAMPLING_FLAGS[:5]:
+    for key in SAMPLING_FLAGS[:-2]:
         if values.get(key) is not None:
             chosen.sample[key] = values[key]
     return chosen
@@ -318,9 +319,13 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
         key = (sampler.init, sampler.step)
         if key not in compiled:
 
-            def generate(params: Any, extra: Any, keys: Any, cond: Any, rows: Rows, n: Any) -> Any:
+            def generate(
+                params: Any, extra: Any, keys: Any, cond: Any, rows: Rows, n: Any, scale: Any
+            ) -> Any:
                 noise = samplers.image_noise(keys, model.image_shape)
-                return task.sample(params, None, extra, noise, cond, sampler, rows, n=n)
+                return task.sample(
+                    params, None, extra, noise, cond, sampler, rows, n=n, scale=scale
+                )
 
             compiled[key] = jax.jit(generate)
         return compiled[key]
@@ -331,6 +336,7 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
         seed: int = 0,
         sampler: Sampler | None = None,
         rows: Rows | None = None,
+        scale: float | None = None,
         batch_size: int | None = None,
         labels: np.ndarray | None = None,
         progress: str = "sampling",
@@ -343,6 +349,8 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
         count = len(rows.level.t)
         padded = samplers.pad(rows, _bucket(count))
         run = executable(sampler)
+        scales = _guidance(cfg, model, padded, scale)
+        _check_labels(labels, model)
         base = jax.random.key(seed)
         keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.arange(-(-num // size) * size))
         place = batch_sharding(mesh)
@@ -356,10 +364,51 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
                 )
                 cond = {"label": jax.device_put(jnp.asarray(chosen, jnp.int32), place)}
             some = jax.device_put(keys[start : start + size], place)
-            done.append(np.asarray(run(params, extra, some, cond, padded, count)))
+            done.append(np.asarray(run(params, extra, some, cond, padded, count, scales)))
         return np.concatenate(done)[:num]
 
     return ImageMaker(make, model)
+
+
+def _guidance(
+    cfg: ConfigDict, model: Diffusion, rows: Rows, scale: float | None
+) -> np.ndarray | None:
+    """Guidance by row, or None for models without a condition and for unguided sampling.
+
+    Raises:
+        UsageError: guidance of a model without a condition.
+    """
+    section = cfg.sample
+    scale = section.get("guidance", 1.0) if scale is None else scale
+    if not model.num_classes:
+        if scale != 1:
+            raise UsageError(f"guidance {scale:g} needs a model with a condition")
+        return None
+    if scale == 1 and not model.drop:
+        return None
+    if scale != 1 and not model.drop:
+        logging.warning(
+            "guidance %g on a model trained with config.cond.drop=0: it has never seen the null "
+            "condition, so what it predicts without one means nothing",
+            scale,
+        )
+    low, high = section.get("guidance_low", 0.0), section.get("guidance_high", np.inf)
+    return guidance.interval(rows, scale, low=low, high=high)
+
+
+def _check_labels(labels: np.ndarray | None, model: Diffusion) -> None:
+    """Labels are classes, or ``num_classes`` for none of them.
+
+    Raises:
+        UsageError: a label outside that range, or labels of a model without classes.
+    """
+    if labels is None:
+        return
+    if not model.num_classes or labels.min() < 0 or labels.max() > model.num_classes:
+        raise UsageError(
+            f"labels must lie in 0 .. {model.num_classes} (the last: no class), got "
+            f"{labels.min()} .. {labels.max()}"
+        )
 
 
 def sampler_of(cfg: ConfigDict, model: Diffusion) -> tuple[Sampler, Rows]:

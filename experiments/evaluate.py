@@ -163,9 +163,18 @@ def reconstruction(cfg: Any, model: Any, state: State, num: int) -> dict[str, An
     return {"reconstruction_mse": out, "reconstruction_slope": float(np.polyfit(*logs.T, 1)[0])}
 
 
-def judge(network: Any, images: np.ndarray, real: np.ndarray) -> dict[str, Any]:
-    """Image metrics after rounding to 8 bits, as saved images are."""
-    return metrics.evaluate_images(network, data.to_float(common.to_uint8(images), 256), real)
+def judge(network: Any, images: np.ndarray, real: np.ndarray, classes: int = 0) -> dict[str, Any]:
+    """Image metrics after rounding to 8 bits, as saved images are.
+
+    With ``classes``, image k was made as class ``k % classes``, and ``class_accuracy`` is the share
+    that the frozen classifier sees so.
+    """
+    rounded = data.to_float(common.to_uint8(images), 256)
+    result = metrics.evaluate_images(network, rounded, real)
+    if classes:
+        seen = metrics.extract(network, rounded)[1].argmax(1)
+        result["class_accuracy"] = float((seen == np.arange(len(seen)) % classes).mean())
+    return result
 
 
 def main() -> None:
@@ -198,7 +207,7 @@ def main() -> None:
         sampler_sweep.run(
             cfg,
             maker,
-            functools.partial(judge, network),
+            functools.partial(judge, network, classes=maker.model.num_classes),
             real,
             folder / "sweeps" / NAME.value,
             axes=SWEEP.value,
@@ -215,7 +224,7 @@ def main() -> None:
         started = time.monotonic()
         images = maker.make(num=num, seed=flags.FLAGS.seed)
         result["sampling_seconds"] = time.monotonic() - started
-        result.update(judge(network, images, real))
+        result.update(judge(network, images, real, maker.model.num_classes))
     if "baselines" in wanted:
         result["baselines"] = baselines(cfg, task, network, num, real)
     if "bits" in wanted and maker.model.grid is not None:

@@ -63,10 +63,11 @@ def run(
             chosen = common.with_sample(cfg, **{k: cell[k] for k in grid})
             sampler, plan = common.sampler_of(chosen, maker.model)
             started = time.monotonic()
-            images = maker.make(num=num, seed=cell["seed"], sampler=sampler, rows=plan)
+            scale = chosen.sample.get("guidance", 1.0)
+            images = maker.make(num=num, seed=cell["seed"], sampler=sampler, rows=plan, scale=scale)
             result = {
                 **cell,
-                "evaluations": len(plan.level.t),
+                "evaluations": len(plan.level.t) * (1 + (scale != 1)),
                 "seconds": time.monotonic() - started,
                 **judge(images, real),
             }

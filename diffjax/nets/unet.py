@@ -148,7 +148,8 @@ class UNet(nn.Module):
             if label is None:
                 raise ValueError(f"this network needs cond['label'] in 0 .. {self.num_classes - 1}")
             embed = nn.Embed(self.num_classes, 4 * self.channels, name="class_embedding")
-            temb = temb + embed(label)
+            known = label[:, None] < self.num_classes  # beyond: the zero embedding, for "no class"
+            temb = temb + jnp.where(known, embed(jnp.minimum(label, self.num_classes - 1)), 0)
         return temb
 
     def _check(self, z: Array) -> None:

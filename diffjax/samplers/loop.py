@@ -178,12 +178,12 @@ def trajectory(
     """
     count = len(rows.level.t)
 
-    def body(k: Any, carry: tuple[Run, Array, Array]) -> tuple[Run, Array, Array]:
+    def body(k: Any, carry: tuple[Run, Any, Any]) -> tuple[Run, Any, Any]:
         run, states, predictions = carry
         run = advance(noise, denoise, sampler, run, rows, k, k + 1)
         return run, states.at[k].set(run.z), predictions.at[k].set(run.x)
 
-    empty = jnp.zeros((count, *z.shape), z.dtype)
+    empty: Any = jnp.zeros((count, *z.shape), z.dtype)
     start = begin(sampler, z, rows, watch=True)
     return jax.lax.fori_loop(0, count if n is None else n, body, (start, empty, empty))[1:]
 

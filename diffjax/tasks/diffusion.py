@@ -1,7 +1,7 @@
 r"""Diffusion in pixel space: schedule, parameterization, loss and network joined into a `Task`.
 
-Config sections read here: ``network``, ``schedule``, ``parameterization``, ``loss``, ``times`` and
-``sample.clip``. Each is a name and its options.
+Config sections read here: ``network``, ``schedule``, ``parameterization``, ``loss``, ``times``,
+``cond`` and ``sample``'s clipping and guidance.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffjax import grids, likelihood, losses, parameterization, samplers, schedules
+from diffjax import grids, guidance, likelihood, losses, parameterization, samplers, schedules
 from diffjax.nets.unet import UNet
 from diffjax.samplers.ancestral import reverse_rows
 from diffjax.types import (
@@ -30,6 +30,7 @@ from diffjax.types import (
     Schedule,
     Task,
     build,
+    choose,
     expand,
 )
 
@@ -48,7 +49,9 @@ class Diffusion(NamedTuple):
         denoiser: ``(params, cond, *, clip=None) -> Denoiser`` for sampling and likelihood.
         levels: grey values of the data, for the discretised decoder.
         image_shape: (H, W, C).
-        num_classes: classes the network is conditioned on, 0 for none.
+        num_classes: classes the network is conditioned on, 0 for none; the label ``num_classes``
+            means none of them.
+        drop: probability with which training drops the condition.
     """
 
     schedule: Schedule
@@ -59,6 +62,7 @@ class Diffusion(NamedTuple):
     levels: int
     image_shape: tuple[int, int, int]
     num_classes: int
+    drop: float = 0.0
 
 
 def _section(section: Any) -> tuple[str, dict[str, Any]]:
@@ -89,6 +93,7 @@ def make_diffusion(
 
     name, options = _section(config.network)
     classes = num_classes if options.pop("conditional", False) else 0
+    dropped, row = _dropping(config, classes)
     dtype = jnp.dtype(options.pop("dtype", "float32"))
     network = build(
         "network",
@@ -96,7 +101,7 @@ def make_diffusion(
         NETWORKS,
         {
             **options,
-            "num_classes": classes,
+            "num_classes": classes + row,
             "out_channels": image_shape[-1] * param.channels,
             "dtype": None if dtype == jnp.float32 else dtype,
         },
@@ -108,7 +113,24 @@ def make_diffusion(
 
         return samplers.clip(apply) if clip else apply
 
-    return Diffusion(schedule, grid, param, network, denoiser, levels, image_shape, classes)
+    return Diffusion(
+        schedule, grid, param, network, denoiser, levels, image_shape, classes, dropped
+    )
+
+
+def _dropping(config: Any, classes: int) -> tuple[float, int]:
+    """(probability of dropping the condition, rows of the embedding for the null condition).
+
+    Raises:
+        ValueError: probability outside [0, 1), or an unknown kind of null condition.
+    """
+    section = config.get("cond", None)
+    if section is None:
+        return 0.0, 0
+    choose("null condition", section.null, {"learned": 0, "zero": 0})
+    if not 0 <= section.drop < 1:
+        raise ValueError(f"config.cond.drop must lie in [0, 1), got {section.drop}")
+    return section.drop, int(classes > 0 and section.drop > 0 and section.null == "learned")
 
 
 def _predict(
@@ -142,6 +164,9 @@ def make_task(
     def cond_of(batch: Mapping[str, Array]) -> Cond:
         return {"label": batch["label"]} if model.num_classes else None
 
+    def null_of(cond: Cond) -> Cond:
+        return {"label": jnp.full_like(cond["label"], model.num_classes)}
+
     def init(key: jax.Array, frozen: PyTree, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
         image = batch["image"]
         if tuple(image.shape[1:]) != tuple(image_shape):
@@ -163,13 +188,17 @@ def make_task(
         level = Level(t, *model.schedule.at(t))
         eps = jax.random.normal(noise_key, x.shape)
         z = expand(level.alpha, x) * x + expand(level.sigma, x) * eps
+        cond = cond_of(batch)
+        if cond is not None and model.drop:
+            drop_key = jax.random.fold_in(dropout_key, 1)
+            cond = guidance.drop(drop_key, cond, null_of(cond), model.drop)
         raw, prediction = _predict(
             model.network,
             model.parameterization,
             params,
             z,
             level,
-            cond_of(batch),
+            cond,
             train=True,
             rngs={"dropout": dropout_key},
         )
@@ -177,6 +206,20 @@ def make_task(
         history = times.update(extra["times"], t, jax.lax.stop_gradient(values))
         total = (importance * values).mean()
         return total, ({**extra, "times": history}, {"loss": total, **metrics})
+
+    def guided(params: PyTree, cond: Cond, scale: Any) -> Denoiser:
+        if cond is None:
+            raise ValueError("guidance needs a condition; this network is unconditional")
+        phi = config.sample.get("guidance_rescale", 0.0)
+        combine = guidance.rescaled(model.parameterization, phi) if phi else guidance.cfg
+        return guidance.guide(
+            lambda z, level, cond: model.denoiser(params, cond)(z, level),
+            cond,
+            null_of(cond),
+            guidance.per_evaluation(scale),
+            combine=combine,
+            sequential=config.sample.get("guidance_sequential", False),
+        )
 
     def sample(
         params: PyTree,
@@ -187,8 +230,13 @@ def make_task(
         sampler: Sampler,
         rows: Rows,
         n: Any = None,
+        scale: Any = None,
     ) -> Array:
-        denoise = model.denoiser(params, cond, clip=config.sample.clip)
+        denoise = model.denoiser(params, cond)
+        if scale is not None:
+            denoise = guided(params, cond, scale)
+        if config.sample.clip:
+            denoise = samplers.clip(denoise)
         z = samplers.prior(noise, rows)
         return jnp.clip(samplers.sample(noise, denoise, sampler, z, rows, n=n), -1, 1)
 

@@ -34,6 +34,10 @@ PARAMETERS = {
     "improved_ddpm:imagenet64": 121.1,
     "improved_ddpm:imagenet64_vlb": 121.1,
     "improved_ddpm:imagenet64_cond": 273.0,
+    "cfg:digits": 702_753,
+    "cfg:fashion_mnist": 687_473,
+    "cfg:imagenet64": 295.9,
+    "cfg:imagenet128": 421.5,
 }
 
 

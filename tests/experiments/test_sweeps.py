@@ -69,7 +69,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
     cfg, made = ddpm.digits(), []
     model = SimpleNamespace(schedule=schedules.linear())
 
-    def make(*, num, seed, sampler, rows):
+    def make(*, num, seed, sampler, rows, scale):
         made.append((len(rows.level.t), seed))
         return np.full((num, 8, 8, 1), 0.0, np.float32)
 
