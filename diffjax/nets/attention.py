@@ -66,8 +66,8 @@ def attend(q: Array, k: Array, v: Array, *, mask: Array | None = None, kind: str
         q: queries (B, N, heads, d).
         k, v: keys and values (B, M, heads, d).
         mask: bool, broadcasts against (B, heads, N, M); False is left out.
-        kind: ``xla`` (what `jax.nn.dot_product_attention` chooses), ``cudnn`` (fused, on GPUs in
-            half precision), ``plain`` (softmax in float32) or ``chunked`` (the same in less memory).
+        kind: ``xla`` (`jax.nn.dot_product_attention`), ``cudnn`` (the same fused, on GPUs in half
+            precision), ``plain`` (softmax in float32) or ``chunked`` (plain in less memory).
 
     Raises:
         ValueError: the kind is unknown.

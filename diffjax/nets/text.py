@@ -59,7 +59,9 @@ class TextLayer(nn.Module):
         h = _norm("layer_norm1", self.eps, self.dtype)(x)
         x = x + self._attention(h, mask)
         h = _norm("layer_norm2", self.eps, self.dtype)(x)
-        h = choose("activation", self.activation, ACTIVATIONS)(self._dense(self.width, "mlp.fc1")(h))
+        h = choose("activation", self.activation, ACTIVATIONS)(
+            self._dense(self.width, "mlp.fc1")(h)
+        )
         x = x + self._dense(x.shape[-1], "mlp.fc2")(h)
         return x, x
 
@@ -169,4 +171,4 @@ class CLIPText(nn.Module):
     def normalise(self, params: Any, hidden: Array) -> Array:
         """The final norm applied to a layer of ``hidden``, for CLIP skip."""
         norm = nn.LayerNorm(self.eps, dtype=self.dtype, use_fast_variance=False)
-        return norm.apply({"params": params["text_model.final_layer_norm"]}, hidden)
+        return jnp.asarray(norm.apply({"params": params["text_model.final_layer_norm"]}, hidden))
