@@ -1,6 +1,15 @@
-"""Parameters to and from the file formats of other libraries."""
+"""Networks and parameters to and from the file formats of other libraries."""
 
 from diffjax.pretrained.files import load_safetensors
+from diffjax.pretrained.models import Model, load_model, save_model
 from diffjax.pretrained.state_dict import from_state_dict, save_safetensors, to_state_dict
 
-__all__ = ["from_state_dict", "load_safetensors", "save_safetensors", "to_state_dict"]
+__all__ = [
+    "Model",
+    "from_state_dict",
+    "load_model",
+    "load_safetensors",
+    "save_model",
+    "save_safetensors",
+    "to_state_dict",
+]
