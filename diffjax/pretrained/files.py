@@ -53,10 +53,13 @@ class Tensor(NamedTuple):
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """A state dict whose arrays are read when asked for and not kept."""
+    """A state dict whose arrays are read when asked for and not kept, and a file's metadata."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    ) -> None:
         self.tensors = dict(tensors)
+        self.metadata = dict(metadata or {})
 
     def __getitem__(self, key: str) -> np.ndarray:
         return self.tensors[key].read()
@@ -107,11 +110,13 @@ def open_safetensors(path: StrPath) -> Weights:
         with safe_open(source, "numpy"):  # checks that the header and the size agree
             pass
         header, start = _header(source)
+        metadata = header.pop("__metadata__", None)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{source} is no complete safetensors file ({error}); copy or download it again"
         ) from error
-    return Weights({key: _tensor(source, key, entry, start) for key, entry in header.items()})
+    tensors = {key: _tensor(source, key, entry, start) for key, entry in header.items()}
+    return Weights(tensors, metadata)
 
 
 def _header(source: Path) -> tuple[dict[str, Any], int]:
@@ -126,7 +131,6 @@ def _header(source: Path) -> tuple[dict[str, Any], int]:
     with source.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size), object_pairs_hook=unique)
-    header.pop("__metadata__", None)
     return header, 8 + size
 
 

@@ -180,3 +180,26 @@ def save_safetensors(
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def add_to(params: PyTree, changes: Mapping[str, Callable[[], np.ndarray]]) -> PyTree:
+    """Parameters with arrays added to some of them, in float32.
+
+    Args:
+        params: tree of arrays; leaves that do not change are not copied.
+        changes: what gives the array to add, by key of the state dict and in its axes.
+    """
+    named, structure = _named(params)
+    return jax.tree_util.tree_unflatten(structure, [_added(leaf, changes) for leaf in named])
+
+
+def _added(leaf: _Leaf, changes: Mapping[str, Callable[[], np.ndarray]]) -> Any:
+    if not any(key in changes for key in leaf.keys):
+        return leaf.value
+    out = np.array(leaf.value)
+    for key, layer in zip(leaf.keys, out if leaf.stacked else out[None], strict=True):
+        if key in changes:
+            part = layer.transpose(leaf.outward())
+            part[...] = part.astype(np.float32) + changes[key]()
+    sharding = getattr(leaf.value, "sharding", None)
+    return out if sharding is None else jax.device_put(out, sharding)
