@@ -1,35 +1,101 @@
-"""Attention over the pixels of a feature map."""
+"""Attention over the pixels of a feature map, and from pixels to the tokens of a context."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from diffjax.nets.layers import GroupNorm, default_init, zero_init
+from diffjax.types import choose
 
 Array = jax.Array
+CHUNK = 1024  # queries at a time of chunked attention
+
+
+def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """``softmax(Q K^T / sqrt(d)) V`` as written, the softmax in float32."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    scores = scores / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
+
+
+def chunked(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """`plain` for `CHUNK` queries at a time: scores take (B, heads, CHUNK, M) instead of N rows.
+
+    The backward pass computes the scores again instead of keeping them.
+    """
+    b, n, heads, d = q.shape
+    if n <= CHUNK:
+        return plain(q, k, v, mask)
+    count = -(-n // CHUNK)
+    extra = count * CHUNK - n
+
+    def split(value: Array, axis: int) -> Array:
+        pads = [(0, extra if i == axis else 0) for i in range(value.ndim)]
+        shape = (*value.shape[:axis], count, CHUNK, *value.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.pad(value, pads).reshape(shape), axis, 0)
+
+    if mask is None or mask.shape[2] == 1:
+        some = jax.checkpoint(lambda part: plain(part, k, v, mask))
+        out = jax.lax.map(some, split(q, 1))
+    else:
+        some = jax.checkpoint(lambda part: plain(part[0], k, v, part[1]))
+        out = jax.lax.map(some, (split(q, 1), split(mask, 2)))
+    return jnp.moveaxis(out, 0, 1).reshape(b, n + extra, heads, d)[:, :n]
+
+
+ATTENTIONS: dict[str, Callable[..., Array]] = {
+    "xla": jax.nn.dot_product_attention,
+    "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
+    "plain": plain,
+    "chunked": chunked,
+}
+
+
+def attend(q: Array, k: Array, v: Array, *, mask: Array | None = None, kind: str = "xla") -> Array:
+    """``softmax(Q K^T / sqrt(d)) V`` (Vaswani et al. 2017, eq. 1), per head.
+
+    Args:
+        q: queries (B, N, heads, d).
+        k, v: keys and values (B, M, heads, d).
+        mask: bool, broadcasts against (B, heads, N, M); False is left out.
+        kind: ``xla`` (`jax.nn.dot_product_attention`), ``cudnn`` (the same fused, on GPUs in half
+            precision), ``plain`` (softmax in float32) or ``chunked`` (plain in less memory).
+
+    Raises:
+        ValueError: the kind is unknown.
+    """
+    return choose("attention", kind, ATTENTIONS)(q, k, v, mask=mask)
 
 
 class Attention(nn.Module):
     """Multi-head attention ``softmax(Q K^T / sqrt(d)) V``.
 
-    Keys and values come from ``context`` (B, M, D) if it is given.
+    Keys and values come from ``context`` (B, M, D) if it is given; ``mask`` (B, M) leaves tokens
+    out.
 
     Attributes:
         heads: number of heads.
         width: total width of the heads; the input's channels if None.
         bias: biases on the q, k, v projections.
+        kind: see `attend`.
     """
 
     heads: int = 1
     width: int | None = None
     bias: bool = True
     dtype: Any = None
+    kind: str = "xla"
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None = None) -> Array:
+    def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
         width = self.width or x.shape[-1]
         source = x if context is None else context
 
@@ -40,7 +106,8 @@ class Attention(nn.Module):
             return out.reshape(*out.shape[:2], self.heads, width // self.heads)
 
         q, k, v = project("to_q", x), project("to_k", source), project("to_v", source)
-        out = jax.nn.dot_product_attention(q, k, v).reshape(*x.shape[:2], width)
+        kept = None if mask is None else mask[:, None, None, :]
+        out = attend(q, k, v, mask=kept, kind=self.kind).reshape(*x.shape[:2], width)
         return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=zero_init, name="to_out.0")(out)
 
 
@@ -51,11 +118,12 @@ class AttentionBlock(nn.Module):
     groups: int = 32
     eps: float = 1e-6
     dtype: Any = None
+    kind: str = "xla"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, self.eps, self.dtype, name="group_norm")(x)
-        attention = Attention(self.heads, dtype=self.dtype)
+        attention = Attention(self.heads, dtype=self.dtype, kind=self.kind)
         nn.share_scope(self, attention)  # to_q, ... sit beside group_norm, as in diffusers
         return x + attention(y.reshape(b, h * w, c)).reshape(b, h, w, c)

@@ -1,4 +1,8 @@
-"""One UNet for DDPM, improved DDPM and ADM, with the state-dict names of diffusers' UNet2DModel."""
+"""One UNet for DDPM, improved DDPM, ADM, latent diffusion and Stable Diffusion.
+
+Its state-dict names are those of diffusers' UNet2DModel, and with a context those of
+UNet2DConditionModel.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ from diffjax.nets.layers import (
     timestep_embedding,
     zero_init,
 )
+from diffjax.nets.transformer import SpatialTransformer
 
 Array = jax.Array
 
@@ -28,14 +33,17 @@ Array = jax.Array
 class UNet(nn.Module):
     """``(z, t, cond) -> raw``: residual UNet with attention at chosen levels.
 
-    Ho et al. 2020, appendix B; options of Nichol & Dhariwal 2021 and Dhariwal & Nichol 2021.
+    Ho et al. 2020, appendix B; options of Nichol & Dhariwal 2021, Dhariwal & Nichol 2021, Rombach
+    et al. 2022 and Podell et al. 2023. ``cond["concat"]`` (B, H, W, C) joins the channels of z;
+    ``cond["control"]``, residuals of every skip and of the middle, is added to them.
 
     Attributes:
         channels: width of the first level.
         multipliers: width of each level over ``channels``; each level halves the resolution.
         blocks: residual blocks per level (one more on the way up).
         attention_levels: indices of the levels that have attention; the middle always has it.
-        heads, head_channels: number of heads, or channels of each (which wins if given).
+        heads, head_channels: number of heads (one, or one per level; the middle has the last), or
+            channels of each (which wins if given).
         out_channels: channels of the output; twice the data's with a learned variance.
         dropout: rate inside residual blocks when ``train``.
         scale_shift: embedding as scale and shift of the second norm.
@@ -48,6 +56,15 @@ class UNet(nn.Module):
         norm_groups: groups of every norm; well below the narrowest width, see `GroupNorm`.
         patch: side of the pixel patches folded into channels (Hoogeboom et al. 2023), 1 for none.
         remat: recompute blocks in the backward pass instead of keeping their activations.
+        context_dim: width D of the tokens ``cond["context"]`` (B, M, D) that transformer blocks
+            attend to in place of DDPM's attention, 0 for none. ``cond["mask"]`` (B, M) bool, if
+            given, leaves tokens out.
+        depth: transformer blocks per attention (one, or one per level; the middle has the last).
+        linear_projection: dense layers around the transformer blocks instead of 1x1 convolutions.
+        added_dim: size of the added condition of SDXL, 0 for none: ``cond["added"]`` with
+            "text_embeds" (B, P) and "time_ids" (B, K) where ``P + K added_time_dim = added_dim``.
+        added_time_dim: size of the embedding of each of the "time_ids".
+        attention: see `diffjax.nets.attention.attend`.
         dtype: computation type; parameters stay float32.
     """
 
@@ -55,7 +72,7 @@ class UNet(nn.Module):
     multipliers: tuple[float, ...] = (1, 2, 2, 2)
     blocks: int = 2
     attention_levels: tuple[int, ...] = (1,)
-    heads: int = 1
+    heads: int | tuple[int, ...] = 1
     head_channels: int | None = None
     out_channels: int = 3
     dropout: float = 0.0
@@ -71,10 +88,17 @@ class UNet(nn.Module):
     patch: int = 1
     remat: bool = False
     dtype: Any = None
+    context_dim: int = 0
+    depth: int | tuple[int, ...] = 1
+    linear_projection: bool = False
+    added_dim: int = 0
+    added_time_dim: int = 256
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, z: Array, t: Array, cond: Any = None, train: bool = False) -> Array:
-        self._check(z)
+        cond = cond or {}
+        self._check(z, cond)
         last = len(self.multipliers) - 1
         temb = self._embed(z, t, cond)
 
@@ -92,10 +116,24 @@ class UNet(nn.Module):
             )
             return lambda h: module(h, temb, train)
 
-        def attend(h: Array, name: str) -> Array:
-            heads = h.shape[-1] // self.head_channels if self.head_channels else self.heads
-            return AttentionBlock(heads, self.norm_groups, self.norm_eps, self.dtype, name=name)(h)
+        def attend(h: Array, name: str, level: int) -> Array:
+            heads = h.shape[-1] // self.head_channels if self.head_channels else None
+            heads = heads or _at(self.heads, level)
+            if not self.context_dim:
+                norm = (self.norm_groups, self.norm_eps)
+                return AttentionBlock(heads, *norm, self.dtype, self.attention, name=name)(h)
+            return SpatialTransformer(
+                heads,
+                _at(self.depth, level),
+                self.linear_projection,
+                self.norm_groups,
+                self.attention,
+                self.remat,
+                self.dtype,
+                name=name,
+            )(h, cond["context"], cond.get("mask"))
 
+        z = jnp.concatenate([z, cond["concat"]], axis=-1) if "concat" in cond else z
         h = space_to_depth(z, self.patch) if self.patch > 1 else z
         h = conv(self.channels, name="conv_in", dtype=self.dtype)(h)
         skips = [h]
@@ -103,7 +141,7 @@ class UNet(nn.Module):
             for j in range(self.blocks):
                 h = res(int(self.channels * multiplier), f"down_blocks.{i}.resnets.{j}")(h)
                 if i in self.attention_levels:
-                    h = attend(h, f"down_blocks.{i}.attentions.{j}")
+                    h = attend(h, f"down_blocks.{i}.attentions.{j}", i)
                 skips.append(h)
             if i != last:
                 name = f"down_blocks.{i}.downsamplers.0"
@@ -114,15 +152,19 @@ class UNet(nn.Module):
                 skips.append(h)
 
         h = res(h.shape[-1], "mid_block.resnets.0")(h)
-        h = attend(h, "mid_block.attentions.0")
+        h = attend(h, "mid_block.attentions.0", last)
         h = res(h.shape[-1], "mid_block.resnets.1")(h)
+        if "control" in cond:
+            residuals, middle = cond["control"]
+            skips = [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
+            h = h + middle
 
         for k, i in enumerate(range(last, -1, -1)):
             for j in range(self.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = res(int(self.channels * self.multipliers[i]), f"up_blocks.{k}.resnets.{j}")(h)
                 if i in self.attention_levels:
-                    h = attend(h, f"up_blocks.{k}.attentions.{j}")
+                    h = attend(h, f"up_blocks.{k}.attentions.{j}", i)
             if i:
                 name = f"up_blocks.{k}.upsamplers.0"
                 if self.resblock_updown:
@@ -144,17 +186,54 @@ class UNet(nn.Module):
         )
         temb = TimestepMLP(4 * self.channels, self.dtype, name="time_embedding")(waves)
         if self.num_classes:
-            label = None if cond is None else cond.get("label")
+            label = cond.get("label")
             if label is None:
                 raise ValueError(f"this network needs cond['label'] in 0 .. {self.num_classes - 1}")
             embed = nn.Embed(self.num_classes, 4 * self.channels, name="class_embedding")
             known = label[:, None] < self.num_classes  # beyond: the zero embedding, for "no class"
             temb = temb + jnp.where(known, embed(jnp.minimum(label, self.num_classes - 1)), 0)
+        if self.added_dim:
+            mlp = TimestepMLP(4 * self.channels, self.dtype, name="add_embedding")
+            temb = temb + mlp(self._added(cond["added"]))
         return temb
 
-    def _check(self, z: Array) -> None:
+    def _added(self, added: Any) -> Array:
+        """The vector (B, added_dim): pooled text, and the embedding of every one of the time_ids.
+
+        Podell et al. 2023, section 2.2.
+        """
+        ids = jnp.asarray(added["time_ids"], jnp.float32)
+        waves = timestep_embedding(
+            ids.reshape(-1),
+            self.added_time_dim,
+            flip_sin_to_cos=self.flip_sin_to_cos,
+            freq_shift=self.freq_shift,
+        )
+        pooled = added["text_embeds"]
+        out = jnp.concatenate([pooled, waves.reshape(len(ids), -1).astype(pooled.dtype)], axis=-1)
+        if out.shape[-1] != self.added_dim:
+            raise ValueError(
+                f"text_embeds {pooled.shape} and time_ids {ids.shape} make {out.shape[-1]} "
+                f"numbers, but this network needs added_dim={self.added_dim}"
+            )
+        return out
+
+    def _check(self, z: Array, cond: Any) -> None:
         factor = self.patch * 2 ** (len(self.multipliers) - 1)
         if z.ndim != 4 or z.shape[1] % factor or z.shape[2] % factor:
             raise ValueError(
                 f"images must be (B, H, W, C) with H and W multiples of {factor}, got {z.shape}"
             )
+        if self.context_dim:
+            found = getattr(cond.get("context"), "shape", None)
+            if found is None or len(found) != 3 or found[-1] != self.context_dim:
+                raise ValueError(
+                    f"this network needs cond['context'] (B, M, {self.context_dim}), got {found}"
+                )
+        if self.added_dim and "added" not in cond:
+            raise ValueError("this network needs cond['added'] with 'text_embeds' and 'time_ids'")
+
+
+def _at(value: int | tuple[int, ...], level: int) -> int:
+    """The value of a level; one number is for all of them."""
+    return value if isinstance(value, int) else value[level]

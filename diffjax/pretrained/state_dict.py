@@ -9,62 +9,98 @@ parameter *is* its key in the state dict. Only the leaves differ:
 | kernel of a dense layer (I, O) | weight | (O, I) |
 | scale of a norm, rows of an embedding | weight | the same |
 | bias and everything else | the same | the same |
+
+Layers that are scanned here are stacked on a first axis; in a state dict each has its own keys,
+``transformer_blocks.0.`` and so on.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from diffjax.types import PyTree
 
 _RENAMED = ("kernel", "scale", "embedding")
-_SHOWN = 5
-_PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
-_HEADER = 9  # length of the header in 8 bytes, then its opening brace
+# Modules whose layers are scanned: the first axis of their parameters counts the layers, whose
+# number follows the name of the module in the key.
+_STACKED = ("transformer_blocks", "encoder.layers")
+# Constants that other libraries store beside the parameters.
+_BUFFERS = ("position_ids",)
+
+Place = Callable[[str, np.ndarray], Any]
 
 
-def _name(path: tuple[Any, ...]) -> tuple[str, bool]:
-    """(key in the state dict, whether the leaf is a kernel) of a path in a tree."""
+class _Leaf(NamedTuple):
+    """A leaf of a tree and its keys in the state dict, one per layer if it is a stack."""
+
+    keys: tuple[str, ...]
+    stacked: bool
+    kernel: bool
+    value: Any
+
+    def outward(self) -> tuple[int, ...]:
+        """Axes that turn one layer's (..., I, O) into (O, I, ...)."""
+        axes = len(self.value.shape) - self.stacked
+        return (axes - 1, axes - 2, *range(axes - 2)) if self.kernel else tuple(range(axes))
+
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one layer in the state dict."""
+        shape = self.value.shape[1:] if self.stacked else self.value.shape
+        return tuple(shape[axis] for axis in self.outward())
+
+
+def _leaf(path: tuple[Any, ...], value: Any) -> _Leaf:
     if not path or not all(isinstance(part, jax.tree_util.DictKey) for part in path):
         raise ValueError(
             f"parameters must be nested dicts, but there is one at {jax.tree_util.keystr(path)!r}"
         )
     *modules, leaf = (str(part.key) for part in path)
-    return ".".join([*modules, "weight" if leaf in _RENAMED else leaf]), leaf == "kernel"
+    name = "weight" if leaf in _RENAMED else leaf
+    stacks = [i for i, module in enumerate(modules) if module.endswith(_STACKED)]
+    if not stacks:
+        return _Leaf((".".join([*modules, name]),), False, leaf == "kernel", value)
+    head, tail = ".".join(modules[: stacks[0] + 1]), ".".join([*modules[stacks[0] + 1 :], name])
+    keys = tuple(f"{head}.{k}.{tail}" for k in range(value.shape[0]))
+    return _Leaf(keys, True, leaf == "kernel", value)
 
 
-def _named(params: PyTree) -> tuple[list[tuple[str, bool, Any]], Any]:
-    """[(key, whether a kernel, leaf)] in the order of the tree, and its structure."""
+def _named(params: PyTree) -> tuple[list[_Leaf], Any]:
+    """The leaves in the order of the tree, and its structure."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    named = [(*_name(path), leaf) for path, leaf in leaves]
-    counts = Counter(key for key, _, _ in named)
+    named = [_leaf(path, value) for path, value in leaves]
+    counts = Counter(key for leaf in named for key in leaf.keys)
     if twice := [key for key, count in counts.items() if count > 1]:
-        raise ValueError(f"several parameters would have the same key: {_some(twice)}")
+        raise ValueError(f"several parameters would have the same key: {', '.join(sorted(twice))}")
     return named, structure
 
 
-def _some(keys: Iterable[str]) -> str:
-    keys = sorted(keys)
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return ", ".join(keys[:_SHOWN]) + more
+def state_shapes(like: PyTree) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes of the state dict of a tree of arrays or ``jax.ShapeDtypeStruct``.
+
+    Raises:
+        ValueError: as `to_state_dict`.
+    """
+    return {key: leaf.shape() for leaf in _named(like)[0] for key in leaf.keys}
 
 
-def _outward(axes: int) -> tuple[int, ...]:
-    """Axes that turn (..., I, O) into (O, I, ...)."""
-    return (axes - 1, axes - 2, *range(axes - 2))
+def iterate_state(params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
+    """`to_state_dict` one array at a time.
 
-
-def _inward(axes: int) -> tuple[int, ...]:
-    return (*range(2, axes), 1, 0)
+    Raises:
+        ValueError: as `to_state_dict`.
+    """
+    for leaf in _named(params)[0]:
+        value = np.asarray(leaf.value)
+        for key, layer in zip(leaf.keys, value if leaf.stacked else value[None], strict=True):
+            yield key, np.ascontiguousarray(layer.transpose(leaf.outward()))
 
 
 def to_state_dict(params: PyTree) -> dict[str, np.ndarray]:
@@ -73,49 +109,57 @@ def to_state_dict(params: PyTree) -> dict[str, np.ndarray]:
     Raises:
         ValueError: two parameters have the same joined path, as in {a: {b}} and {a.b}.
     """
-    state = {}
-    for key, kernel, leaf in _named(params)[0]:
-        value = np.asarray(leaf)
-        if kernel:
-            value = value.transpose(_outward(value.ndim))
-        state[key] = np.ascontiguousarray(value)
-    return state
+    return dict(iterate_state(params))
 
 
-def from_state_dict(state: Mapping[str, Any], like: PyTree) -> PyTree:
+def from_state_dict(
+    state: Mapping[str, Any], like: PyTree, *, place: Place | None = None
+) -> PyTree:
     """The tree shaped and typed as ``like`` that a state dict describes.
 
+    Arrays are asked for one by one, so that a mapping which reads a file streams it.
+
     Args:
-        state: arrays (or CPU tensors) by key; half precision is converted to the type of ``like``.
+        state: arrays (or CPU tensors) by key, converted to the types of ``like``. Constants that
+            are no parameters (``position_ids``) are passed over.
         like: tree of arrays or ``jax.ShapeDtypeStruct``.
+        place: ``(key, array) -> leaf``, as to put it on devices at once; stacked layers come under
+            the key of the first.
 
     Raises:
-        ValueError: keys are missing or unexpected, a shape differs, or joined paths of ``like``
-            are not unique.
+        ValueError: keys are missing or unexpected, a shape differs, a weight is not finite, or
+            joined paths of ``like`` are not unique.
     """
     named, structure = _named(like)
-    _check_keys(set(state), {key for key, _, _ in named})
+    found = {key for key in state if not key.endswith(_BUFFERS)}
+    _check_keys(found, {key for leaf in named for key in leaf.keys})
     leaves = []
-    for key, kernel, leaf in named:
-        value = np.asarray(state[key])
-        wanted = tuple(leaf.shape)
-        if kernel:
-            wanted = tuple(wanted[axis] for axis in _outward(len(wanted)))
-        if value.shape != wanted:
-            raise ValueError(f"{key} has shape {value.shape}, but the network needs {wanted}")
-        if kernel:
-            value = value.transpose(_inward(value.ndim))
-        leaves.append(np.array(value, leaf.dtype, order="C"))
+    for leaf in named:
+        value = _filled(leaf, state)
+        leaves.append(value if place is None else place(leaf.keys[0], value))
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
+def _filled(leaf: _Leaf, state: Mapping[str, Any]) -> np.ndarray:
+    """The array of a leaf, cast layer by layer."""
+    out = np.empty(leaf.value.shape, leaf.value.dtype)
+    for key, layer in zip(leaf.keys, out if leaf.stacked else out[None], strict=True):
+        value = np.asarray(state[key])
+        if value.shape != leaf.shape():
+            raise ValueError(f"{key} has shape {value.shape}, but the network needs {leaf.shape()}")
+        if not np.isfinite(value).all():
+            raise ValueError(f"{key} holds values that are not finite; the weights are damaged")
+        layer.transpose(leaf.outward())[...] = value
+    return out
+
+
 def _check_keys(found: set[str], wanted: set[str]) -> None:
-    missing, unexpected = wanted - found, found - wanted
+    missing, unexpected = sorted(wanted - found), sorted(found - wanted)
     problems = []
     if missing:
-        problems.append(f"{len(missing)} keys are missing: {_some(missing)}")
+        problems.append(f"{len(missing)} keys are missing: {', '.join(missing)}")
     if unexpected:
-        problems.append(f"{len(unexpected)} keys are unexpected: {_some(unexpected)}")
+        problems.append(f"{len(unexpected)} keys are unexpected: {', '.join(unexpected)}")
     if problems:
         raise ValueError(f"the weights do not fit this network; {'; '.join(problems)}")
 
@@ -138,33 +182,24 @@ def save_safetensors(
         partial.unlink(missing_ok=True)
 
 
-def load_safetensors(path: str | os.PathLike[str], like: PyTree) -> PyTree:
-    """The tree shaped and typed as ``like`` in a safetensors file.
+def add_to(params: PyTree, changes: Mapping[str, Callable[[], np.ndarray]]) -> PyTree:
+    """Parameters with arrays added to some of them, in float32.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is a pickle, or damaged, or does not fit ``like``.
+    Args:
+        params: tree of arrays; leaves that do not change are not copied.
+        changes: what gives the array to add, by key of the state dict and in its axes.
     """
-    source = Path(path)
-    if not source.is_file():
-        raise FileNotFoundError(f"there is no file {source}")
-    _refuse_pickle(source)
-    try:
-        state = load_file(source)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{source} is no complete safetensors file ({error}); copy or download it again"
-        ) from error
-    return from_state_dict(state, like)
+    named, structure = _named(params)
+    return jax.tree_util.tree_unflatten(structure, [_added(leaf, changes) for leaf in named])
 
 
-def _refuse_pickle(source: Path) -> None:
-    """Reading a pickle can run any code, so no file that looks like one is opened as weights."""
-    with source.open("rb") as file:
-        head = file.read(_HEADER)
-    pickled = head.startswith((b"PK\x03\x04", b"\x80")) and not head.endswith(b"{")
-    if pickled or source.suffix in _PICKLE_SUFFIXES:
-        raise ValueError(
-            f"{source} is a pickle, which can run code when it is read; use the .safetensors file "
-            "of the same weights, or convert it once with the safetensors library"
-        )
+def _added(leaf: _Leaf, changes: Mapping[str, Callable[[], np.ndarray]]) -> Any:
+    if not any(key in changes for key in leaf.keys):
+        return leaf.value
+    out = np.array(leaf.value)
+    for key, layer in zip(leaf.keys, out if leaf.stacked else out[None], strict=True):
+        if key in changes:
+            part = layer.transpose(leaf.outward())
+            part[...] = part.astype(np.float32) + changes[key]()
+    sharding = getattr(leaf.value, "sharding", None)
+    return out if sharding is None else jax.device_put(out, sharding)

@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from diffjax.nets.unet import UNet
 from diffjax.pretrained import from_state_dict, load_safetensors, save_safetensors, to_state_dict
+from diffjax.pretrained.state_dict import state_shapes
 
 
 def _params():
@@ -88,15 +89,55 @@ def test_the_type_is_that_of_like():
     _assert_equal(back, jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), params))
 
 
-def test_missing_and_unexpected_keys_are_counted_and_listed():
+def test_missing_and_unexpected_keys_are_all_named():
     state = {f"other.{i}": np.zeros(1) for i in range(7)}
     state["blocks.0.conv.bias"] = np.zeros(6)
     with pytest.raises(ValueError) as error:
         from_state_dict(state, _params())
     text = str(error.value)
-    assert "6 keys are missing: blocks.0.conv.weight" in text and "and 1 more" in text
-    assert "7 keys are unexpected: other.0, other.1, other.2, other.3, other.4 and 2 more" in text
-    assert "other.5" not in text and "blocks.0.conv.bias" not in text
+    assert "6 keys are missing: blocks.0.conv.weight, blocks.0.norm.bias" in text
+    assert all(f"other.{i}" in text for i in range(7)) and "7 keys are unexpected" in text
+    assert "blocks.0.conv.bias" not in text
+
+
+def test_scanned_layers_have_keys_of_their_own():
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((3, 4, 5)).astype(np.float32)
+    params = {"a.0": {"transformer_blocks": {"to_q": {"kernel": kernel}}}}
+    state = to_state_dict(params)
+    assert list(state) == [f"a.0.transformer_blocks.{k}.to_q.weight" for k in range(3)]
+    np.testing.assert_array_equal(state["a.0.transformer_blocks.2.to_q.weight"], kernel[2].T)
+    assert state_shapes(params) == dict.fromkeys(state, (5, 4))
+    _assert_equal(from_state_dict(state, params), params)
+    del state["a.0.transformer_blocks.1.to_q.weight"]
+    with pytest.raises(ValueError, match=r"missing: a\.0\.transformer_blocks\.1\.to_q\.weight"):
+        from_state_dict(state, params)
+
+
+def test_arrays_are_placed_one_by_one():
+    params, seen = _params(), []
+
+    def place(key, value):
+        seen.append(key)
+        return jnp.asarray(value)
+
+    placed = from_state_dict(to_state_dict(params), params, place=place)
+    assert sorted(seen) == sorted(to_state_dict(params))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(placed))
+    _assert_equal(placed, params)
+
+
+def test_position_ids_are_passed_over():
+    state = {**to_state_dict(_params()), "text_model.embeddings.position_ids": np.arange(77)}
+    _assert_equal(from_state_dict(state, _params()), _params())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(value):
+    state = to_state_dict(_params())
+    state["blocks.0.conv.bias"][3] = value
+    with pytest.raises(ValueError, match=r"blocks\.0\.conv\.bias.*not finite"):
+        from_state_dict(state, _params())
 
 
 def test_a_wrong_shape_names_the_key_and_both_shapes():

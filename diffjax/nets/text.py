@@ -1,0 +1,174 @@
+"""CLIP text encoders, with the state-dict names of transformers' CLIPTextModel."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffjax.nets.attention import attend
+from diffjax.nets.layers import default_init
+from diffjax.types import choose
+
+Array = jax.Array
+
+embedding_init = nn.initializers.normal(0.02)
+
+
+def quick_gelu(x: Array) -> Array:
+    """``x sigmoid(1.702 x)``, OpenAI's approximation of GELU."""
+    return x * nn.sigmoid(1.702 * x)
+
+
+def gelu(x: Array) -> Array:
+    """``x Phi(x)`` with the exact normal distribution function."""
+    return nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+
+
+class TextFeatures(NamedTuple):
+    """What a text encoder says of token ids (B, M).
+
+    Attributes:
+        last: output (B, M, D) of the last layer, normalised.
+        hidden: (L+1, B, M, D), the embeddings and the output of every layer, not normalised.
+        pooled: (B, D) of ``last`` at the end token, or (B, P) with a projection.
+    """
+
+    last: Array
+    hidden: Array
+    pooled: Array
+
+
+class TextLayer(nn.Module):
+    """Pre-norm transformer layer with causal attention; a scan body, so it returns its output."""
+
+    heads: int
+    width: int
+    activation: str = "quick_gelu"
+    eps: float = 1e-5
+    attention: str = "xla"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array) -> tuple[Array, Array]:
+        h = _norm("layer_norm1", self.eps, self.dtype)(x)
+        x = x + self._attention(h, mask)
+        h = _norm("layer_norm2", self.eps, self.dtype)(x)
+        h = choose("activation", self.activation, ACTIVATIONS)(
+            self._dense(self.width, "mlp.fc1")(h)
+        )
+        x = x + self._dense(x.shape[-1], "mlp.fc2")(h)
+        return x, x
+
+    def _dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(features, dtype=self.dtype, kernel_init=default_init, name=name)
+
+    def _attention(self, x: Array, mask: Array) -> Array:
+        def project(name: str) -> Array:
+            out = self._dense(x.shape[-1], f"self_attn.{name}")(x)
+            return out.reshape(*x.shape[:2], self.heads, -1)
+
+        out = attend(
+            project("q_proj"), project("k_proj"), project("v_proj"), mask=mask, kind=self.attention
+        )
+        return self._dense(x.shape[-1], "self_attn.out_proj")(out.reshape(x.shape))
+
+
+def _norm(name: str, eps: float, dtype: Any) -> nn.LayerNorm:
+    return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False, name=name)
+
+
+class CLIPText(nn.Module):
+    """``ids (B, M) int -> TextFeatures``: Radford et al. 2021, text half.
+
+    The layers are scanned: their parameters are stacked and compile time does not grow with depth.
+
+    Attributes:
+        vocabulary: rows of the token embedding.
+        positions: longest sequence.
+        features: width D of the residual stream.
+        width: width of the MLPs.
+        layers, heads: depth and attention heads.
+        projection: size P of the projected pooled output, 0 for none.
+        activation: ``quick_gelu`` (OpenAI) or ``gelu`` (OpenCLIP).
+        end: id of the end token, whose first place is pooled. 2 stands for the largest id of the
+            text, as in the configurations of older models, where 2 is not the true id.
+        attention: see `diffjax.nets.attention.attend`.
+
+    Raises:
+        ValueError: there are more tokens than positions.
+    """
+
+    vocabulary: int = 49408
+    positions: int = 77
+    features: int = 768
+    width: int = 3072
+    layers: int = 12
+    heads: int = 12
+    projection: int = 0
+    activation: str = "quick_gelu"
+    eps: float = 1e-5
+    end: int = 2
+    attention: str = "xla"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, ids: Array) -> TextFeatures:
+        length = ids.shape[-1]
+        if length > self.positions:
+            raise ValueError(f"{length} tokens are more than the {self.positions} of this encoder")
+        x = self._embed("token_embedding", self.vocabulary)(ids)
+        x = x + self._embed("position_embedding", self.positions)(jnp.arange(length))
+        mask = jnp.tril(jnp.ones((1, 1, length, length), bool))
+        stack = nn.scan(
+            TextLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.layers,
+        )(
+            self.heads,
+            self.width,
+            self.activation,
+            self.eps,
+            self.attention,
+            self.dtype,
+            name="text_model.encoder.layers",
+        )
+        out, hidden = stack(x, mask)
+        last = _norm("text_model.final_layer_norm", self.eps, self.dtype)(out)
+        hidden = jnp.concatenate([x[None], hidden])
+        return TextFeatures(last, hidden, self._pool(ids, last))
+
+    @nn.nowrap
+    def _embed(self, name: str, rows: int) -> nn.Embed:
+        return nn.Embed(
+            rows,
+            self.features,
+            dtype=self.dtype,
+            embedding_init=embedding_init,
+            name=f"text_model.embeddings.{name}",
+        )
+
+    def _pool(self, ids: Array, last: Array) -> Array:
+        where = ids if self.end == 2 else ids == self.end
+        pooled = last[jnp.arange(len(ids)), where.argmax(-1)]
+        if not self.projection:
+            return pooled
+        return nn.Dense(
+            self.projection,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=default_init,
+            name="text_projection",
+        )(pooled)
+
+    def normalise(self, params: Any, hidden: Array) -> Array:
+        """The final norm applied to a layer of ``hidden``, for CLIP skip."""
+        norm = nn.LayerNorm(self.eps, dtype=self.dtype, use_fast_variance=False)
+        return jnp.asarray(norm.apply({"params": params["text_model.final_layer_norm"]}, hidden))

@@ -1,0 +1,104 @@
+"""Transformer blocks that let the pixels of a UNet attend to a text.
+
+Rombach et al. 2022, appendix E.2.1, with the state-dict names of diffusers' Transformer2DModel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffjax.nets.attention import Attention
+from diffjax.nets.layers import GroupNorm, conv, default_init, zero_init
+
+Array = jax.Array
+
+
+class GEGLU(nn.Module):
+    """Feed-forward ``W_2 (h * gelu(g))`` with ``[h, g] = W_1 x`` (Shazeer 2020), exact GELU."""
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = x.shape[-1]
+        h = nn.Dense(8 * width, dtype=self.dtype, kernel_init=default_init, name="net.0.proj")(x)
+        h, gate = jnp.split(h, 2, axis=-1)
+        h = h * nn.gelu(gate, approximate=False)
+        return nn.Dense(width, dtype=self.dtype, kernel_init=default_init, name="net.2")(h)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the context, feed-forward, each ``x + f(norm(x))``.
+
+    A scan body: returns ``(x, None)``.
+    """
+
+    heads: int
+    kind: str = "xla"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, context: Array | None, mask: Array | None = None
+    ) -> tuple[Array, None]:
+        def norm(name: str, value: Array) -> Array:
+            return nn.LayerNorm(1e-5, dtype=self.dtype, use_fast_variance=False, name=name)(value)
+
+        def attention(name: str) -> Attention:
+            return Attention(self.heads, None, False, self.dtype, self.kind, name=name)
+
+        x = x + attention("attn1")(norm("norm1", x))
+        x = x + attention("attn2")(norm("norm2", x), context, mask)
+        x = x + GEGLU(self.dtype, name="ff")(norm("norm3", x))
+        return x, None
+
+
+class SpatialTransformer(nn.Module):
+    """``x + proj_out(blocks(proj_in(norm(x))))`` over all pixels of x (B, H, W, C).
+
+    The blocks are scanned even if there is one: their parameters are stacked, and compile time
+    does not grow with depth.
+
+    Attributes:
+        depth: number of blocks.
+        linear: dense projections (SD 2, XL) instead of 1x1 convolutions.
+        kind: see `diffjax.nets.attention.attend`.
+        remat: recompute blocks in the backward pass.
+    """
+
+    heads: int = 1
+    depth: int = 1
+    linear: bool = False
+    groups: int = 32
+    kind: str = "xla"
+    remat: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array | None, mask: Array | None = None) -> Array:
+        b, h, w, c = x.shape
+        y = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
+        y = self._project(y, "proj_in", default_init).reshape(b, h * w, c)
+        y, _ = self._blocks()(y, context, mask)
+        return x + self._project(y.reshape(b, h, w, c), "proj_out", zero_init)
+
+    def _blocks(self) -> nn.Module:
+        block = nn.remat(TransformerBlock, prevent_cse=False) if self.remat else TransformerBlock
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.depth,
+        )
+        return stack(self.heads, self.kind, self.dtype, name="transformer_blocks")
+
+    def _project(self, x: Array, name: str, init: Any) -> Array:
+        c = x.shape[-1]
+        if self.linear:
+            return nn.Dense(c, dtype=self.dtype, kernel_init=init, name=name)(x)
+        return conv(c, name=name, size=1, padding=0, dtype=self.dtype, init=init)(x)

@@ -1,0 +1,378 @@
+"""Networks to and from the config.json files of diffusers and transformers.
+
+Every key of a config is either turned into an option, or must have the value that our networks
+implement, or is known to be irrelevant. Anything else is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffjax.nets.text import CLIPText
+from diffjax.nets.unet import UNet
+from diffjax.types import PyTree, choose
+
+Config = Mapping[str, Any]
+
+
+class Kind(NamedTuple):
+    """A class of network of another library.
+
+    Attributes:
+        library: where the class is from, as in model_index.json.
+        build: ``config -> Linen module``.
+        describe: ``(module, channels) -> config``; channels are those of the input.
+        inputs: ``(module, config) ->`` small arguments of the module, for its initialisation.
+        defaults: values of the keys that a config leaves out.
+        fixed: keys that may only have one of these values.
+        ignored: keys that change nothing here.
+    """
+
+    library: str
+    build: Callable[[Config], Any]
+    describe: Callable[[Any, int], dict[str, Any]]
+    inputs: Callable[[Any, Config], tuple[Any, ...]]
+    defaults: dict[str, Any]
+    fixed: dict[str, tuple[Any, ...]]
+    ignored: tuple[str, ...]
+
+
+def class_name(config: Config) -> str:
+    """The class that a config describes.
+
+    Raises:
+        ValueError: it names none.
+    """
+    names = [config["_class_name"]] if "_class_name" in config else config.get("architectures")
+    if not names:
+        raise ValueError("this config names neither _class_name nor architectures")
+    return names[0]
+
+
+def build(config: Config) -> Any:
+    """The Linen module that a config.json describes.
+
+    Raises:
+        ValueError: the class or a key is unknown, or a value is not implemented; all are named.
+    """
+    name = class_name(config)
+    kind = choose("class", name, KINDS)
+    return kind.build(_checked(name, kind, config))
+
+
+def shapes(net: Any, config: Config) -> PyTree:
+    """The parameters of a network as ``jax.ShapeDtypeStruct``, float32."""
+    inputs = KINDS[class_name(config)].inputs(net, config)
+    return jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs))["params"]
+
+
+def describe(net: Any, *, in_channels: int = 0) -> dict[str, Any]:
+    """The config.json of a network, for diffusers or transformers to read.
+
+    Args:
+        in_channels: channels of the input of a UNet; those of its output if 0.
+
+    Raises:
+        ValueError: the other library has no such network.
+    """
+    return KINDS[kind_of(net)].describe(net, in_channels)
+
+
+def kind_of(net: Any) -> str:
+    """Name of the class that a network has in the other library.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if isinstance(net, CLIPText):
+        return "CLIPTextModelWithProjection" if net.projection else "CLIPTextModel"
+    if isinstance(net, UNet) and net.context_dim:
+        return "UNet2DConditionModel"
+    raise ValueError(f"networks of type {type(net).__name__} like this one have no class elsewhere")
+
+
+def _checked(name: str, kind: Kind, config: Config) -> dict[str, Any]:
+    """The config with defaults, without what is fixed or irrelevant."""
+    problems, out = [], dict(kind.defaults)
+    for key, value in config.items():
+        value = tuple(value) if isinstance(value, list) else value
+        if key in kind.defaults:
+            out[key] = value
+        elif key in kind.fixed:
+            if value not in kind.fixed[key]:
+                allowed = " or ".join(map(repr, kind.fixed[key]))
+                problems.append(f"{key}={value!r} (only {allowed})")
+        elif key not in kind.ignored and not key.startswith("_"):
+            problems.append(f"{key}={value!r} (unknown)")
+    if problems:
+        raise ValueError(f"this {name} is not supported: {', '.join(problems)}")
+    return out
+
+
+def _one(name: str, value: Any) -> Any:
+    """The number in a tuple of equal ones."""
+    if isinstance(value, tuple):
+        if len(set(value)) != 1:
+            raise ValueError(f"{name}={value!r} is not supported: it must be the same everywhere")
+        return value[0]
+    return value
+
+
+# ---- UNet -------------------------------------------------------------------------------------
+
+_DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
+_UP = ("UpBlock2D", "CrossAttnUpBlock2D")
+_RESAMPLING = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+_UNET_DEFAULTS: dict[str, Any] = dict(
+    in_channels=4,
+    out_channels=4,
+    flip_sin_to_cos=True,
+    freq_shift=0,
+    down_block_types=(_DOWN[1], _DOWN[1], _DOWN[1], _DOWN[0]),
+    up_block_types=(_UP[0], _UP[1], _UP[1], _UP[1]),
+    block_out_channels=(320, 640, 1280, 1280),
+    layers_per_block=2,
+    downsample_padding=1,
+    dropout=0.0,
+    norm_num_groups=32,
+    norm_eps=1e-5,
+    cross_attention_dim=1280,
+    transformer_layers_per_block=1,
+    attention_head_dim=8,
+    use_linear_projection=False,
+    addition_embed_type=None,
+    addition_time_embed_dim=None,
+    projection_class_embeddings_input_dim=None,
+    num_class_embeds=None,
+    resnet_time_scale_shift="default",
+    time_embedding_dim=None,
+)
+_UNET_FIXED: dict[str, tuple[Any, ...]] = dict(
+    act_fn=("silu", "swish"),
+    attention_type=("default",),
+    center_input_sample=(False,),
+    class_embed_type=(None,),
+    class_embeddings_concat=(False,),
+    conv_in_kernel=(3,),
+    conv_out_kernel=(3,),
+    cross_attention_norm=(None,),
+    dual_cross_attention=(False,),
+    encoder_hid_dim=(None,),
+    encoder_hid_dim_type=(None,),
+    mid_block_only_cross_attention=(None, False),
+    mid_block_scale_factor=(1,),
+    mid_block_type=("UNetMidBlock2DCrossAttn",),
+    num_attention_heads=(None,),
+    only_cross_attention=(False, (False,) * 2, (False,) * 3, (False,) * 4),
+    resnet_out_scale_factor=(1,),
+    resnet_skip_time_act=(False,),
+    reverse_transformer_layers_per_block=(None,),
+    time_cond_proj_dim=(None,),
+    time_embedding_act_fn=(None,),
+    time_embedding_type=("positional",),
+    timestep_post_act=(None,),
+)
+# Attention is summed in float32 whatever upcast_attention says.
+_UNET_IGNORED = ("sample_size", "upcast_attention", "addition_embed_type_num_heads")
+
+
+def _unet(config: Config) -> UNet:
+    widths, added = config["block_out_channels"], config["addition_embed_type"]
+    down, up = config["down_block_types"], config["up_block_types"]
+    unknown = sorted(set(down) - set(_DOWN)) + sorted(set(up) - set(_UP))
+    attention = tuple(i for i, block in enumerate(down) if block == _DOWN[1])
+    mirrored = tuple(_UP[_DOWN.index(block)] for block in reversed(down) if block in _DOWN)
+    if unknown or up != mirrored or len(down) != len(widths):
+        raise ValueError(
+            f"down_block_types={down!r} with up_block_types={up!r} is not supported: there must be "
+            f"one of {', '.join(_DOWN)} per level, and its counterpart of {', '.join(_UP)} on the "
+            "way up"
+        )
+    if config["time_embedding_dim"] not in (None, 4 * widths[0]):
+        raise ValueError(
+            f"time_embedding_dim={config['time_embedding_dim']} is not {4 * widths[0]}"
+        )
+    if added not in (None, "text_time"):
+        raise ValueError(f"addition_embed_type={added!r} is not supported; use 'text_time' or None")
+    scale = choose(
+        "resnet_time_scale_shift",
+        config["resnet_time_scale_shift"],
+        {"default": False, "scale_shift": True},
+    )
+    return UNet(
+        channels=widths[0],
+        multipliers=tuple(_ratio(width, widths[0]) for width in widths),
+        blocks=_one("layers_per_block", config["layers_per_block"]),
+        attention_levels=attention,
+        # In these configs, attention_head_dim is the number of heads.
+        heads=config["attention_head_dim"],
+        out_channels=config["out_channels"],
+        dropout=config["dropout"],
+        scale_shift=scale,
+        num_classes=config["num_class_embeds"] or 0,
+        flip_sin_to_cos=config["flip_sin_to_cos"],
+        freq_shift=config["freq_shift"],
+        downsample_padding=config["downsample_padding"],
+        norm_groups=config["norm_num_groups"],
+        norm_eps=config["norm_eps"],
+        context_dim=_one("cross_attention_dim", config["cross_attention_dim"]),
+        depth=config["transformer_layers_per_block"],
+        linear_projection=config["use_linear_projection"],
+        added_dim=config["projection_class_embeddings_input_dim"] if added else 0,
+        added_time_dim=config["addition_time_embed_dim"] or 256,
+    )
+
+
+def _ratio(width: int, base: int) -> float:
+    return width // base if width % base == 0 else width / base
+
+
+def _unet_inputs(net: UNet, config: Config) -> tuple[Any, ...]:
+    size = 2 ** (len(net.multipliers) - 1)
+    z = jnp.zeros((1, size, size, config.get("in_channels", 4)))
+    cond: dict[str, Any] = {"context": jnp.zeros((1, 1, net.context_dim))}
+    if net.num_classes:
+        cond["label"] = jnp.zeros(1, jnp.int32)
+    if net.added_dim:
+        pooled = jnp.zeros((1, net.added_dim % net.added_time_dim))
+        times = jnp.zeros((1, net.added_dim // net.added_time_dim))
+        cond["added"] = {"text_embeds": pooled, "time_ids": times}
+    return z, jnp.zeros(1), cond
+
+
+def _describe_unet(net: UNet, in_channels: int) -> dict[str, Any]:
+    if net.resblock_updown or net.patch > 1 or net.time_scale != 1:
+        raise ValueError("resblock_updown, patch and time_scale have no counterpart in diffusers")
+    levels = len(net.multipliers)
+    widths = [int(net.channels * m) for m in net.multipliers]
+    kinds = [int(i in net.attention_levels) for i in range(levels)]
+    heads = [width // net.head_channels for width in widths] if net.head_channels else net.heads
+    added = dict(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=net.added_time_dim,
+        projection_class_embeddings_input_dim=net.added_dim,
+    )
+    return dict(
+        _class_name="UNet2DConditionModel",
+        in_channels=in_channels or net.out_channels,
+        out_channels=net.out_channels,
+        flip_sin_to_cos=net.flip_sin_to_cos,
+        freq_shift=int(net.freq_shift),
+        down_block_types=[_DOWN[k] for k in kinds],
+        up_block_types=[_UP[k] for k in reversed(kinds)],
+        block_out_channels=widths,
+        layers_per_block=net.blocks,
+        downsample_padding=net.downsample_padding,
+        dropout=net.dropout,
+        norm_num_groups=net.norm_groups,
+        norm_eps=net.norm_eps,
+        cross_attention_dim=net.context_dim,
+        transformer_layers_per_block=_listed(net.depth),
+        attention_head_dim=_listed(heads),
+        use_linear_projection=net.linear_projection,
+        num_class_embeds=net.num_classes or None,
+        resnet_time_scale_shift="scale_shift" if net.scale_shift else "default",
+        **(added if net.added_dim else {}),
+    )
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+# ---- text -------------------------------------------------------------------------------------
+
+_TEXT_DEFAULTS: dict[str, Any] = dict(
+    vocab_size=49408,
+    max_position_embeddings=77,
+    hidden_size=512,
+    intermediate_size=2048,
+    num_hidden_layers=12,
+    num_attention_heads=8,
+    projection_dim=512,
+    hidden_act="quick_gelu",
+    layer_norm_eps=1e-5,
+    eos_token_id=49407,
+)
+_TEXT_FIXED: dict[str, tuple[Any, ...]] = dict(
+    model_type=("clip_text_model",),
+    is_decoder=(False,),
+    add_cross_attention=(False,),
+    cross_attention_hidden_size=(None,),
+    pruned_heads=({},),
+    use_attention_mask=(False, None),
+    tie_encoder_decoder=(False,),
+)
+# Training, generation and bookkeeping of transformers.
+_TEXT_IGNORED = (
+    *("architectures", "attention_dropout", "bos_token_id", "pad_token_id", "dropout", "dtype"),
+    *("torch_dtype", "initializer_factor", "initializer_range", "transformers_version"),
+    *("use_bfloat16", "id2label", "label2id", "output_attentions", "output_hidden_states"),
+    *("return_dict", "torchscript", "use_cache", "chunk_size_feed_forward", "problem_type"),
+    *("gradient_checkpointing", "tie_word_embeddings", "sep_token_id", "decoder_start_token_id"),
+    *("is_encoder_decoder", "finetuning_task", "prefix", "tokenizer_class", "num_labels"),
+    *("task_specific_params", "tf_legacy_loss", "typical_p", "temperature", "top_k", "top_p"),
+    *("length_penalty", "max_length", "min_length", "num_beams", "num_beam_groups"),
+    *("diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size"),
+    *("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id"),
+    *("no_repeat_ngram_size", "num_return_sequences", "output_scores", "repetition_penalty"),
+    *("remove_invalid_values", "return_dict_in_generate", "suppress_tokens", "bad_words_ids"),
+    "begin_suppress_tokens",
+)
+
+
+def _text(config: Config) -> CLIPText:
+    return CLIPText(
+        vocabulary=config["vocab_size"],
+        positions=config["max_position_embeddings"],
+        features=config["hidden_size"],
+        width=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        activation=config["hidden_act"],
+        eps=config["layer_norm_eps"],
+        end=config["eos_token_id"],
+    )
+
+
+def _projected(config: Config) -> CLIPText:
+    return _text(config).clone(projection=config["projection_dim"])
+
+
+def _text_inputs(net: CLIPText, config: Config) -> tuple[Any, ...]:
+    return (jnp.zeros((1, 1), jnp.int32),)
+
+
+def _describe_text(net: CLIPText, in_channels: int) -> dict[str, Any]:
+    return dict(
+        architectures=[kind_of(net)],
+        model_type="clip_text_model",
+        vocab_size=net.vocabulary,
+        max_position_embeddings=net.positions,
+        hidden_size=net.features,
+        intermediate_size=net.width,
+        num_hidden_layers=net.layers,
+        num_attention_heads=net.heads,
+        projection_dim=net.projection or net.features,
+        hidden_act=net.activation,
+        layer_norm_eps=net.eps,
+        eos_token_id=net.end,
+    )
+
+
+def _text_kind(make: Callable[[Config], CLIPText]) -> Kind:
+    tables = (_TEXT_DEFAULTS, _TEXT_FIXED, _TEXT_IGNORED)
+    return Kind("transformers", make, _describe_text, _text_inputs, *tables)
+
+
+KINDS: dict[str, Kind] = {
+    "UNet2DConditionModel": Kind(
+        "diffusers", _unet, _describe_unet, _unet_inputs, _UNET_DEFAULTS, _UNET_FIXED, _UNET_IGNORED
+    ),
+    "CLIPTextModel": _text_kind(_text),
+    "CLIPTextModelWithProjection": _text_kind(_projected),
+}

@@ -1,0 +1,290 @@
+"""Safetensors files and folders of them, read tensor by tensor.
+
+Weights of other people are input like any other: pickles are refused, shard names must stay in
+their folder, and so must the targets of links.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from diffjax.pretrained.state_dict import Place, from_state_dict
+from diffjax.types import PyTree
+
+StrPath = str | os.PathLike[str]
+WEIGHTS = ("diffusion_pytorch_model", "model")  # names of diffusers and of transformers
+_PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+_HEADER = 9  # length of the header in 8 bytes, then its opening brace
+_DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+class Tensor(NamedTuple):
+    """A tensor that is read when asked for; the shape is what the file holds."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    def then(self, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+        """The tensor changed after reading."""
+        return Tensor(self.shape, lambda: change(self.read()))
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """A state dict whose arrays are read when asked for and not kept, and a file's metadata."""
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self.tensors = dict(tensors)
+        self.metadata = dict(metadata or {})
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.tensors[key].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.tensors
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return self.tensors[key].shape
+
+    def renamed(self, rename: Callable[[str], str]) -> Weights:
+        """The same tensors under other keys.
+
+        Raises:
+            ValueError: two keys become one.
+        """
+        out: dict[str, Tensor] = {}
+        for key, tensor in self.tensors.items():
+            _add(out, rename(key), tensor)
+        return Weights(out)
+
+
+def _add(tensors: dict[str, Tensor], key: str, tensor: Tensor) -> None:
+    if key in tensors:
+        raise ValueError(f"the weights hold {key} twice")
+    tensors[key] = tensor
+
+
+def open_safetensors(path: StrPath) -> Weights:
+    """The tensors of one file; only its header is read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is a pickle, or damaged, or has a key twice.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"there is no file {source}")
+    _refuse_pickle(source)
+    try:
+        with safe_open(source, "numpy"):  # checks that the header and the size agree
+            pass
+        header, start = _header(source)
+        metadata = header.pop("__metadata__", None)
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{source} is no complete safetensors file ({error}); copy or download it again"
+        ) from error
+    tensors = {key: _tensor(source, key, entry, start) for key, entry in header.items()}
+    return Weights(tensors, metadata)
+
+
+def _header(source: Path) -> tuple[dict[str, Any], int]:
+    """What the header says of every tensor, and where the data start."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}) if _repeats(keys) else []:
+            raise ValueError(f"{source} holds {', '.join(twice)} twice")
+        return dict(pairs)
+
+    with source.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size), object_pairs_hook=unique)
+    return header, 8 + size
+
+
+def _repeats(keys: list[str]) -> bool:
+    return len(set(keys)) < len(keys)
+
+
+def _tensor(source: Path, key: str, entry: dict[str, Any], start: int) -> Tensor:
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(
+            f"{key} in {source} has type {entry['dtype']}; known are {', '.join(sorted(_DTYPES))}"
+        )
+    shape = tuple(entry["shape"])
+    return Tensor(
+        shape,
+        partial(_read, source, _DTYPES[entry["dtype"]], shape, start + entry["data_offsets"][0]),
+    )
+
+
+def _read(source: Path, dtype: Any, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    # Not mapped: pages of a mapped file count as memory until it is closed.
+    return np.fromfile(source, dtype, math.prod(shape), offset=offset).reshape(shape)
+
+
+def _refuse_pickle(source: Path) -> None:
+    """Reading a pickle can run any code, so no file that looks like one is opened as weights."""
+    with source.open("rb") as file:
+        head = file.read(_HEADER)
+    pickled = head.startswith((b"PK\x03\x04", b"\x80")) and not head.endswith(b"{")
+    if pickled or source.suffix in _PICKLE_SUFFIXES:
+        raise ValueError(
+            f"{source} is a pickle, which can run code when it is read; use the .safetensors file "
+            "of the same weights, or convert it once with the safetensors library"
+        )
+
+
+def load_safetensors(path: StrPath, like: PyTree, *, place: Place | None = None) -> PyTree:
+    """The tree shaped and typed as ``like`` in a safetensors file.
+
+    Args:
+        place: see `from_state_dict`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is a pickle, or damaged, or does not fit ``like``.
+    """
+    return from_state_dict(open_safetensors(path), like, place=place)
+
+
+# ---- folders ----------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return value
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file of a folder, given by a name from elsewhere.
+
+    The blobs of a Hugging Face cache count as part of the folders that link to them.
+
+    Raises:
+        ValueError: the name, or the target of a link, leaves the folder.
+    """
+    path, roots = folder / name, [folder.resolve()]
+    cached = [p.parent for p in folder.absolute().parents if p.name == "snapshots"]
+    roots += [(p / "blobs").resolve() for p in cached if (p / "blobs").is_dir()]
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise ValueError(f"{name!r} is not the name of a file in {folder}")
+    if not any(path.resolve().is_relative_to(root) for root in roots):
+        raise ValueError(f"{path} is a link that leaves its folder, to {path.resolve()}")
+    return path
+
+
+def open_folder(folder: StrPath, *, variant: str | None = None) -> Weights:
+    """The weights in a component's folder: one file, or shards that an index lists.
+
+    Args:
+        variant: part of the file names, such as ``"fp16"``.
+
+    Raises:
+        FileNotFoundError: there are no weights of that variant; those there are are named.
+        ValueError: the weights are pickles or damaged, a shard's name or link leaves the folder, or
+            a key is in two shards.
+    """
+    source = Path(folder)
+    dot = f".{variant}" if variant else ""
+    for base in WEIGHTS:
+        if (source / f"{base}{dot}.safetensors").exists():
+            return open_safetensors(inside(source, f"{base}{dot}.safetensors"))
+        index = f"{base}.safetensors.index{dot}.json"
+        if (source / index).exists():
+            return _open_shards(source, inside(source, index))
+    raise _no_weights(source, variant)
+
+
+def _open_shards(folder: Path, index: Path) -> Weights:
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
+        raise ValueError(f"{index} has no weight_map of file names")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(listed.values())):
+        for key, tensor in open_safetensors(inside(folder, name)).tensors.items():
+            _add(tensors, key, tensor)
+    if absent := sorted(set(listed) - set(tensors)):
+        raise ValueError(f"{index} lists keys that no shard holds: {', '.join(absent)}")
+    return Weights(tensors)
+
+
+def _no_weights(folder: Path, variant: str | None) -> Exception:
+    """The error of a folder without the weights that were asked for."""
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if any(name.endswith(".safetensors") for name in names):
+        there = ", ".join(name for name in names if name.endswith(".safetensors"))
+        return FileNotFoundError(f"{folder} has no weights of variant {variant!r}; it has {there}")
+    for name in names:
+        if name.endswith(_PICKLE_SUFFIXES):
+            return ValueError(
+                f"{folder / name} is a pickle, which can run code when it is read; use the "
+                ".safetensors file of the same weights"
+            )
+    return FileNotFoundError(f"{folder} has no .safetensors weights")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object as diffusers does."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def shards(
+    tensors: Iterable[tuple[str, np.ndarray]], limit: int
+) -> Iterator[list[tuple[str, np.ndarray]]]:
+    """Tensors in their order, in groups of at most ``limit`` bytes (or one tensor)."""
+    group: list[tuple[str, np.ndarray]] = []
+    size = 0
+    for key, value in tensors:
+        if group and size + value.nbytes > limit:
+            yield group
+            group, size = [], 0
+        group.append((key, value))
+        size += value.nbytes
+    if group:
+        yield group

@@ -1,0 +1,158 @@
+"""Networks from and to the folders of diffusers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from safetensors.numpy import save_file
+
+from diffjax.pretrained import configs
+from diffjax.pretrained.files import (
+    StrPath,
+    Weights,
+    inside,
+    open_folder,
+    read_json,
+    shards,
+    write_json,
+)
+from diffjax.pretrained.state_dict import from_state_dict, iterate_state
+from diffjax.types import PyTree
+
+SHARD = 5 * 10**9  # bytes of one file, as in diffusers' repositories
+Sharding = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+
+_LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_LEGACY_ATTENTION = re.compile(rf"(attentions\.\d+)\.({'|'.join(_LEGACY)})\.")
+_BARE_TEXT = ("embeddings.", "encoder.layers.", "final_layer_norm.")
+
+
+class Model(NamedTuple):
+    """A network with its weights.
+
+    Attributes:
+        net: Linen module.
+        params: its parameters.
+        config: its config.json.
+    """
+
+    net: Any
+    params: PyTree
+    config: dict[str, Any]
+
+
+def load_model(
+    folder: StrPath,
+    *,
+    variant: str | None = None,
+    dtype: Any = jnp.float32,
+    sharding: Sharding | None = None,
+) -> Model:
+    """A network of diffusers or transformers from its folder: config.json and safetensors.
+
+    Tensors are read, cast and put on devices one by one, so that host memory holds little more
+    than one of them beside the result.
+
+    Args:
+        variant: part of the file names, such as ``"fp16"``.
+        dtype: type of the parameters and of the computation.
+        sharding: of all parameters, or ``(key, shape) -> sharding``; the default device if None.
+
+    Raises:
+        FileNotFoundError: the folder lacks config.json or the weights of that variant.
+        ValueError: the config is not supported, or the weights do not fit it, are damaged, or are
+            pickles.
+    """
+    path = Path(folder)
+    return fill(
+        read_json(inside(path, "config.json")), open_folder(path, variant=variant), dtype, sharding
+    )
+
+
+def fill(
+    config: dict[str, Any], weights: Weights, dtype: Any, sharding: Sharding | None = None
+) -> Model:
+    """The network of a config with weights under diffusers' names, old ones included.
+
+    Raises:
+        ValueError: as `load_model`.
+    """
+    net = configs.build(config)
+    net = net if dtype == jnp.float32 else net.clone(dtype=dtype)
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), configs.shapes(net, config)
+    )
+    weights = weights.renamed(modern_name)
+    return Model(net, from_state_dict(weights, like, place=_placer(sharding)), config)
+
+
+def modern_name(key: str) -> str:
+    """Today's name of a weight that older or newer files call something else.
+
+    Attention of early autoencoders had other names; text encoders have come with and without the
+    prefix ``text_model.``.
+    """
+    if key.startswith(_BARE_TEXT):
+        return f"text_model.{key}"
+    return _LEGACY_ATTENTION.sub(lambda m: f"{m[1]}.{_LEGACY[m[2]]}.", key)
+
+
+def _placer(sharding: Sharding | None) -> Callable[[str, Any], jax.Array]:
+    def place(key: str, value: Any) -> jax.Array:
+        if callable(sharding):
+            return jax.device_put(value, sharding(key, value.shape))
+        return jax.device_put(value, sharding)
+
+    return place
+
+
+def save_model(
+    folder: StrPath,
+    net: Any,
+    params: PyTree,
+    *,
+    in_channels: int = 0,
+    config: dict[str, Any] | None = None,
+    shard: int = SHARD,
+) -> None:
+    """Write a network as a folder that diffusers or transformers loads.
+
+    Args:
+        in_channels: channels of the input of a UNet; those of its output if 0.
+        config: the config.json that the network came with, if it did.
+        shard: bytes of one file, beyond which there are several and an index.
+
+    Raises:
+        ValueError: the other library has no such network.
+    """
+    path = Path(folder)
+    config = config or configs.describe(net, in_channels=in_channels)
+    path.mkdir(parents=True, exist_ok=True)
+    library = configs.KINDS[configs.class_name(config)].library
+    base = "model" if library == "transformers" else "diffusion_pytorch_model"
+    _save_shards(path, base, params, shard)
+    write_json(path / "config.json", config)
+
+
+def _save_shards(path: Path, base: str, params: PyTree, limit: int) -> None:
+    sizes = [sum(v.nbytes for _, v in group) for group in shards(iterate_state(params), limit)]
+    names, where = _shard_names(base, len(sizes)), {}
+    for name, group in zip(names, shards(iterate_state(params), limit), strict=True):
+        partial = path / f".{name}.partial"
+        save_file(dict(group), partial, {"format": "pt"})
+        partial.replace(path / name)
+        where.update({key: name for key, _ in group})
+    if len(names) > 1:
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": where}
+        write_json(path / f"{base}.safetensors.index.json", index)
+
+
+def _shard_names(base: str, count: int) -> list[str]:
+    if count == 1:
+        return [f"{base}.safetensors"]
+    return [f"{base}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]

@@ -1,0 +1,396 @@
+"""Single-file checkpoints in the layout of the CompVis and Stability AI code.
+
+Stable Diffusion 1 and 2, XL base and refiner, and those that inpaint, as .safetensors. What is in
+a file is read off its keys and shapes; the parts are then described and named as in a diffusers
+folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.pretrained.files import StrPath, Tensor, Weights, open_safetensors
+from diffjax.pretrained.models import Model, Sharding, fill
+from diffjax.types import choose
+
+UNET = "model.diffusion_model."
+AUTOENCODER = "first_stage_model."
+EMA = "model_ema."
+HEAD = 64  # channels of a head, but in the UNet of version 1, which has 8 heads
+GROUPS = 32
+
+
+class Family(NamedTuple):
+    """What the keys of a file cannot tell: where the text encoders are, and constants.
+
+    Attributes:
+        clip, open_clip: prefix of the text encoder of that kind, or None.
+        projected: the pooled output of OpenCLIP is used, and all of its layers are.
+        heads: heads of the UNet everywhere, or None for heads of 64 channels.
+        scale: factor of the latents.
+    """
+
+    clip: str | None
+    open_clip: str | None
+    projected: bool
+    heads: int | None
+    scale: float
+
+
+FAMILIES = {
+    "v1": Family("cond_stage_model.transformer.", None, False, 8, 0.18215),
+    "v2": Family(None, "cond_stage_model.model.", False, None, 0.18215),
+    "xl": Family(
+        "conditioner.embedders.0.transformer.",
+        "conditioner.embedders.1.model.",
+        True,
+        None,
+        0.13025,
+    ),
+    "refiner": Family(None, "conditioner.embedders.0.model.", True, None, 0.13025),
+}
+
+
+class Part(NamedTuple):
+    """A network of a file: config.json and weights as a diffusers folder would have them."""
+
+    config: dict[str, Any]
+    weights: Weights
+
+
+def family_of(keys: Iterable[str]) -> str:
+    """Which of `FAMILIES` a file's keys are of.
+
+    Raises:
+        ValueError: none of them.
+    """
+    keys = list(keys)
+    if any(key.startswith(UNET) for key in keys):
+        for name in ("v1", "v2", "xl", "refiner"):
+            prefixes = [p for p in (FAMILIES[name].clip, FAMILIES[name].open_clip) if p]
+            if all(any(key.startswith(prefix) for key in keys) for prefix in prefixes):
+                return name
+    some = ", ".join(sorted(keys)[:3]) or "no keys"
+    raise ValueError(
+        f"this file is no checkpoint of {', '.join(FAMILIES)} with all of its parts; it has {some}"
+    )
+
+
+def open_single_file(path: StrPath, *, ema: bool = False) -> tuple[str, dict[str, Part]]:
+    """The family of a checkpoint, and its parts by the names of a diffusers folder.
+
+    Only the header is read.
+
+    Args:
+        ema: use the averaged weights of the UNet, which training checkpoints also have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is a pickle or damaged, or not of a known family, or lacks what was
+            asked for.
+    """
+    weights = open_safetensors(path)
+    name = family_of(weights)
+    family = FAMILIES[name]
+    parts = {
+        "unet": _unet_part(_averaged(weights) if ema else _below(weights, UNET), family),
+        "vae": _autoencoder_part(_below(weights, AUTOENCODER), family),
+    }
+    if family.clip:
+        parts["text_encoder"] = _clip_part(_below(weights, family.clip))
+    if family.open_clip:
+        slot = "text_encoder_2" if family.projected else "text_encoder"
+        parts[slot] = _open_clip_part(_below(weights, family.open_clip), family.projected)
+    return name, parts
+
+
+def load_single_file(
+    path: StrPath,
+    *,
+    parts: Iterable[str] | None = None,
+    ema: bool = False,
+    dtype: Any = jnp.float32,
+    sharding: Sharding | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Model]:
+    """The networks of a checkpoint, by the names of a diffusers folder.
+
+    Args:
+        parts: those wanted (unet, vae, text_encoder, text_encoder_2); all of them if None.
+        ema: see `open_single_file`.
+        dtype, sharding: see `load_model`.
+        overrides: entries of a part's config that its weights cannot tell, such as the number of
+            heads of a model that is none of the published ones.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_single_file` and `load_model`.
+    """
+    found = open_single_file(path, ema=ema)[1]
+    out = {}
+    for name in found if parts is None else parts:
+        part = choose("part", name, found)
+        config = {**part.config, **(overrides or {}).get(name, {})}
+        out[name] = fill(config, part.weights, dtype, sharding)
+    return out
+
+
+def _below(weights: Weights, prefix: str) -> Weights:
+    """The tensors under a prefix, without it."""
+    size = len(prefix)
+    return Weights({k[size:]: v for k, v in weights.tensors.items() if k.startswith(prefix)})
+
+
+def _averaged(weights: Weights) -> Weights:
+    """The averaged weights of the UNet, whose keys have lost their dots."""
+    names = {f"{EMA}diffusion_model{key.replace('.', '')}": key for key in _below(weights, UNET)}
+    if absent := sorted(set(names) - set(weights)):
+        raise ValueError(f"this file has no averaged weights: {', '.join(absent)} are missing")
+    return Weights({key: weights.tensors[name] for name, key in names.items()})
+
+
+def _count(weights: Weights, pattern: str) -> int:
+    """How many numbers the group of a pattern takes at the beginning of keys."""
+    found = {int(m[1]) for key in weights if (m := re.match(pattern, key))}
+    return max(found) + 1 if found else 0
+
+
+# ---- UNet ---------------------------------------------------------------------------------------
+
+_RES = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_OUTER = {
+    "input_blocks.0.0": "conv_in",
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+    "label_emb": "class_embedding",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+_MIDDLE = ("resnets.0", "attentions.0", "resnets.1")
+
+
+def unet_name(key: str, blocks: int) -> str:
+    """diffusers' name of a UNet weight, given the residual blocks per level; others stay as is."""
+    module, _, leaf = key.rpartition(".")
+    if module in _OUTER:
+        return f"{_OUTER[module]}.{leaf}"
+    if m := re.fullmatch(r"middle_block\.([012])\.(.+)", module):
+        return f"mid_block.{_MIDDLE[int(m[1])]}.{_RES.get(m[2], m[2])}.{leaf}"
+    if m := re.fullmatch(r"(in|out)put_blocks\.(\d+)\.(\d)\.(.+)", module):
+        down, rest = m[1] == "in", m[4]
+        level, place = divmod(int(m[2]) - down, blocks + 1)
+        side = f"{'down' if down else 'up'}_blocks.{level}"
+        resamples = place == blocks if down else m[3] != "0"
+        if rest in ("op", "conv"):
+            return f"{side}.{'down' if down else 'up'}samplers.0.conv.{leaf}"
+        if rest not in _RES:
+            return f"{side}.attentions.{place}.{rest}.{leaf}"
+        part = f"{'down' if down else 'up'}samplers.0" if resamples else f"resnets.{place}"
+        return f"{side}.{part}.{_RES[rest]}.{leaf}"
+    return key
+
+
+def _unet_part(weights: Weights, family: Family) -> Part:
+    config = unet_config(weights, heads=family.heads)
+    return Part(config, weights.renamed(lambda key: unet_name(key, config["layers_per_block"])))
+
+
+def unet_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
+    """The config of the UNet with these weights.
+
+    Args:
+        heads: number of heads everywhere, or None for heads of 64 channels.
+
+    Raises:
+        ValueError: this is no UNet of the family.
+    """
+    downs = sorted(
+        int(m[1]) for k in weights if (m := re.match(r"input_blocks\.(\d+)\.0\.op\.w", k))
+    )
+    if not downs or "input_blocks.0.0.weight" not in weights:
+        raise ValueError("the UNet of this file has no input_blocks that halve the resolution")
+    blocks, levels = downs[0] - 1, len(downs) + 1
+    starts = [f"input_blocks.{1 + i * (blocks + 1)}" for i in range(levels)]
+    widths = [weights.shape(f"{start}.0.in_layers.2.weight")[0] for start in starts]
+    depths = [_depth(weights, f"{start}.1") for start in starts]
+    crossed = [("CrossAttn" if depth else "") for depth in depths]
+    middle = "middle_block.1"
+    context = weights.shape(f"{middle}.transformer_blocks.0.attn2.to_k.weight")[1]
+    added = "label_emb.0.0.weight"
+    vectors = dict(addition_embed_type="text_time", addition_time_embed_dim=256)
+    if added in weights:
+        vectors["projection_class_embeddings_input_dim"] = weights.shape(added)[1]
+    return dict(
+        _class_name="UNet2DConditionModel",
+        in_channels=weights.shape("input_blocks.0.0.weight")[1],
+        out_channels=weights.shape("out.2.weight")[0],
+        block_out_channels=widths,
+        layers_per_block=blocks,
+        down_block_types=[f"{cross}DownBlock2D" for cross in crossed],
+        up_block_types=[f"{cross}UpBlock2D" for cross in reversed(crossed)],
+        # The last depth is that of the middle too.
+        transformer_layers_per_block=[*(d or 1 for d in depths[:-1]), _depth(weights, middle)],
+        attention_head_dim=heads or [width // HEAD for width in widths],
+        cross_attention_dim=context,
+        use_linear_projection=len(weights.shape(f"{middle}.proj_in.weight")) == 2,
+        **(vectors if added in weights else {}),
+    )
+
+
+def _depth(weights: Weights, attention: str) -> int:
+    return _count(weights, rf"{re.escape(attention)}\.transformer_blocks\.(\d+)\.")
+
+
+# ---- autoencoder --------------------------------------------------------------------------------
+
+_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+
+
+def autoencoder_name(key: str, levels: int) -> str:
+    """diffusers' name of a weight of the autoencoder; others stay as is."""
+    key = re.sub(r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out.", key)
+    key = re.sub(r"\.nin_shortcut\.", ".conv_shortcut.", key)
+    key = re.sub(r"\.mid\.block_([12])\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}.", key)
+    key = re.sub(
+        r"\.mid\.attn_1\.(norm|q|k|v|proj_out)\.",
+        lambda m: f".mid_block.attentions.0.{_ATTENTION[m[1]]}.",
+        key,
+    )
+
+    def level(m: re.Match[str]) -> str:
+        # Levels of the decoder are counted from the finest there, from the coarsest here.
+        i = int(m[2]) if m[1] == "down" else levels - 1 - int(m[2])
+        return f".{m[1]}_blocks.{i}."
+
+    key = re.sub(r"\.(down|up)\.(\d+)\.", level, key)
+    key = re.sub(r"(_blocks\.\d+)\.block\.", r"\1.resnets.", key)
+    return re.sub(r"(_blocks\.\d+)\.(down|up)sample\.conv\.", r"\1.\2samplers.0.conv.", key)
+
+
+def _autoencoder_part(weights: Weights, family: Family) -> Part:
+    weights = Weights({k: v for k, v in weights.tensors.items() if not k.startswith("loss.")})
+    config = autoencoder_config(weights, scale=family.scale)
+    levels = len(config["block_out_channels"])
+    named = weights.renamed(lambda key: autoencoder_name(key, levels))
+    square = {k: t.then(_flat) if ".attentions." in k else t for k, t in named.tensors.items()}
+    return Part(config, Weights(square))
+
+
+def _flat(value: np.ndarray) -> np.ndarray:
+    """A 1x1 convolution as the matrix it is."""
+    return value.reshape(value.shape[:2]) if value.ndim == 4 else value
+
+
+def autoencoder_config(weights: Weights, *, scale: float) -> dict[str, Any]:
+    """The config of the autoencoder with these weights.
+
+    Raises:
+        ValueError: there is no autoencoder.
+    """
+    levels = _count(weights, r"encoder\.down\.(\d+)\.")
+    if not levels:
+        raise ValueError("this file has no autoencoder (first_stage_model.)")
+    first = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
+    return dict(
+        _class_name="AutoencoderKL",
+        in_channels=weights.shape("encoder.conv_in.weight")[1],
+        out_channels=weights.shape("decoder.conv_out.weight")[0],
+        latent_channels=weights.shape("decoder.conv_in.weight")[1],
+        block_out_channels=[weights.shape(key)[0] for key in first],
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        layers_per_block=_count(weights, r"encoder\.down\.0\.block\.(\d+)\."),
+        norm_num_groups=GROUPS,
+        act_fn="silu",
+        scaling_factor=scale,
+    )
+
+
+# ---- text ---------------------------------------------------------------------------------------
+
+_OPEN_CLIP = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+_OPEN_CLIP_OUTER = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+}
+_FC1 = "text_model.encoder.layers.0.mlp.fc1.weight"
+
+
+def _text_config(weights: Weights, layers: int, **options: Any) -> dict[str, Any]:
+    rows, width = weights.shape("text_model.embeddings.token_embedding.weight")
+    return dict(
+        model_type="clip_text_model",
+        vocab_size=rows,
+        max_position_embeddings=weights.shape("text_model.embeddings.position_embedding.weight")[0],
+        hidden_size=width,
+        intermediate_size=weights.shape(_FC1)[0],
+        num_hidden_layers=layers,
+        num_attention_heads=width // HEAD,
+        eos_token_id=rows - 1,
+        **options,
+    )
+
+
+def _clip_part(weights: Weights) -> Part:
+    layers = _count(weights, r"text_model\.encoder\.layers\.(\d+)\.")
+    options = dict(architectures=["CLIPTextModel"], hidden_act="quick_gelu")
+    return Part(_text_config(weights, layers, **options), weights)
+
+
+def _open_clip_part(weights: Weights, projected: bool) -> Part:
+    # Without projection, the output of the last layer but one is what the UNet sees.
+    layers = _count(weights, r"transformer\.resblocks\.(\d+)\.") - (not projected)
+    out: dict[str, Tensor] = {}
+    for key, tensor in weights.tensors.items():
+        out.update(_open_clip(key, tensor, layers, projected))
+    named = Weights(out)
+    options: dict[str, Any] = dict(architectures=["CLIPTextModel"], hidden_act="gelu")
+    if projected:
+        options["architectures"] = ["CLIPTextModelWithProjection"]
+        options["projection_dim"] = weights.shape("text_projection")[1]
+    return Part(_text_config(named, layers, **options), named)
+
+
+def _open_clip(key: str, tensor: Tensor, layers: int, projected: bool) -> dict[str, Tensor]:
+    """The weights that one of OpenCLIP becomes: none, one, or three if it is fused."""
+    if key in ("logit_scale", "attn_mask") or (key == "text_projection" and not projected):
+        return {}
+    if key == "text_projection":
+        return {"text_projection.weight": tensor.then(np.transpose)}
+    m = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", key)
+    if not m:
+        return {_OPEN_CLIP_OUTER.get(key, key): tensor}
+    if int(m[1]) >= layers:
+        return {}
+    head, leaf = f"text_model.encoder.layers.{m[1]}", m[3]
+    if m[2] != "attn.in_proj":
+        return {f"{head}.{_OPEN_CLIP.get(m[2], m[2])}.{leaf}": tensor}
+    return {
+        f"{head}.self_attn.{name}_proj.{leaf}": tensor.then(_third(i))
+        for i, name in enumerate("qkv")
+    }
+
+
+def _third(i: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda value: np.split(value, 3)[i]

@@ -1,0 +1,166 @@
+"""Networks of the Stable Diffusion family in small, as the config.json of either library.
+
+Nothing here needs torch; record.py has the other side. Weights are `cases.random_state`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffjax.pretrained import configs
+from diffjax.pretrained.state_dict import from_state_dict, state_shapes
+from tests.parity import cases
+
+Config = dict[str, Any]
+
+
+def _unet(**options: Any) -> Config:
+    return dict(
+        _class_name="UNet2DConditionModel",
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=12,
+        **options,
+    )
+
+
+def _levels(kinds: str) -> Config:
+    """Block types; a letter per level, ``x`` with attention to the text."""
+    names = {"-": "", "x": "CrossAttn"}
+    return dict(
+        down_block_types=[f"{names[k]}DownBlock2D" for k in kinds],
+        up_block_types=[f"{names[k]}UpBlock2D" for k in reversed(kinds)],
+    )
+
+
+_SD1 = dict(block_out_channels=[8, 16], attention_head_dim=2, **_levels("x-"))
+UNETS = {
+    "sd1": _unet(**_SD1),
+    "sd1-inpainting": {**_unet(**_SD1), "in_channels": 9},
+    "sd2": _unet(
+        block_out_channels=[8, 16],
+        attention_head_dim=[1, 2],
+        use_linear_projection=True,
+        upcast_attention=True,
+        **_levels("x-"),
+    ),
+    "xl": _unet(
+        block_out_channels=[8, 16, 16],
+        attention_head_dim=[1, 2, 4],
+        use_linear_projection=True,
+        transformer_layers_per_block=[1, 2, 3],
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 + 6 * 8,
+        **_levels("-xx"),
+    ),
+    "refiner": _unet(
+        block_out_channels=[8, 16, 16, 16],
+        attention_head_dim=[1, 2, 2, 2],
+        use_linear_projection=True,
+        transformer_layers_per_block=2,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 + 5 * 8,
+        **_levels("-xx-"),
+    ),
+}
+
+
+def _text(name: str, **options: Any) -> Config:
+    return dict(
+        architectures=[name],
+        model_type="clip_text_model",
+        vocab_size=40,
+        max_position_embeddings=9,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        projection_dim=10,
+        bos_token_id=38,
+        pad_token_id=1,
+        **options,
+    )
+
+
+TEXTS = {
+    "clip": _text("CLIPTextModel", hidden_act="quick_gelu", eos_token_id=2),
+    "openclip": _text("CLIPTextModelWithProjection", hidden_act="gelu", eos_token_id=39),
+}
+
+
+def unet_inputs(config: Config) -> dict[str, np.ndarray]:
+    """z (2, H, W, C), t (2,), context (2, 5, 12), mask, added vectors, and residuals by shape."""
+    rng = np.random.RandomState(1)
+    vectors = config.get("projection_class_embeddings_input_dim")
+    out = {
+        "z": rng.standard_normal((2, 16, 8, config["in_channels"])).astype(np.float32),
+        "t": np.array([3, 702]),
+        "context": rng.standard_normal((2, 5, 12)).astype(np.float32),
+        "mask": np.array([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0]], bool),
+    }
+    if vectors:
+        out["text_embeds"] = rng.standard_normal((2, 6)).astype(np.float32)
+        out["time_ids"] = rng.randint(0, 1024, (2, (vectors - 6) // 8)).astype(np.float32)
+    return out
+
+
+def control(shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+    """Residuals (B, H, W, C) of the shapes of all skips, and of the middle."""
+    rng = np.random.RandomState(2)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def control_shapes(config: Config) -> list[tuple[int, ...]]:
+    """Shapes of the skips of a network with one block per level, and of the middle."""
+    widths, (h, w) = config["block_out_channels"], (16, 8)
+    shapes = [(2, h, w, widths[0])]
+    for i, width in enumerate(widths):
+        shapes.append((2, h >> i, w >> i, width))
+        if i < len(widths) - 1:
+            shapes.append((2, h >> i + 1, w >> i + 1, width))
+    return [*shapes, shapes[-1]]
+
+
+def text_ids() -> np.ndarray:
+    """Tokens (2, 7): the end token, also the largest id, comes once and twice."""
+    return np.array([[38, 5, 7, 39, 1, 1, 1], [38, 4, 39, 3, 2, 39, 0]])
+
+
+def random_params(config: Config) -> tuple[Any, Any]:
+    """The network of a config and random weights."""
+    net = configs.build(config)
+    like = configs.shapes(net, config)
+    return net, from_state_dict(cases.random_state(state_shapes(like)), like)
+
+
+def our_unet(config: Config, *, masked: bool = False, controlled: bool = False) -> np.ndarray:
+    """Output (2, 16, 8, 4) of our network."""
+    net, params = random_params(config)
+    given = unet_inputs(config)
+    cond: dict[str, Any] = {"context": given["context"]}
+    if masked:
+        cond["mask"] = given["mask"]
+    if "time_ids" in given:
+        cond["added"] = {key: given[key] for key in ("text_embeds", "time_ids")}
+    if controlled:
+        *residuals, middle = control(control_shapes(config))
+        cond["control"] = (residuals, middle)
+    z = given["z"]
+    if config["in_channels"] > 4:
+        z, cond["concat"] = z[..., :4], z[..., 4:]
+    return np.asarray(jax.jit(net.apply)({"params": params}, z, given["t"], cond))
+
+
+def our_text(config: Config) -> dict[str, np.ndarray]:
+    """last, hidden and pooled of our text encoder."""
+    net, params = random_params(config)
+    out = jax.jit(net.apply)({"params": params}, text_ids())
+    return {key: np.asarray(value) for key, value in out._asdict().items()}

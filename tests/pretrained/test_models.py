@@ -1,0 +1,250 @@
+"""Folders of diffusers, made here: what they may hold, and what is refused."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from diffjax.pretrained import configs, load_model, save_model
+from diffjax.pretrained.files import open_folder, open_safetensors
+from diffjax.pretrained.state_dict import to_state_dict
+from tests.parity import sd_cases
+
+UNET = sd_cases.UNETS["sd1"]
+TEXT = sd_cases.TEXTS["clip"]
+FILE = "diffusion_pytorch_model.safetensors"
+
+
+def _assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return sd_cases.random_params(TEXT)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return sd_cases.random_params(UNET)
+
+
+@pytest.fixture
+def folder(tmp_path, unet):
+    save_model(tmp_path / "unet", *unet)
+    return tmp_path / "unet"
+
+
+@pytest.mark.parametrize("name", [*sd_cases.UNETS, *sd_cases.TEXTS])
+def test_a_described_network_is_built_again(name):
+    config = {**sd_cases.UNETS, **sd_cases.TEXTS}[name]
+    net = configs.build(config)
+    described = configs.describe(net, in_channels=config.get("in_channels", 0))
+    assert configs.build(described) == net
+    assert described.get("in_channels") == config.get("in_channels")
+
+
+def test_folder_round_trip(folder, unet):
+    model = load_model(folder)
+    assert model.net == unet[0]
+    _assert_equal(model.params, unet[1])
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", FILE]
+
+
+@pytest.mark.parametrize("shard", [1, 20_000])
+def test_shards(tmp_path, unet, shard):
+    save_model(tmp_path, *unet, shard=shard)
+    assert not (tmp_path / FILE).exists()
+    index = json.loads((tmp_path / f"{FILE}.index.json").read_text())
+    assert set(index["weight_map"]) == set(to_state_dict(unet[1]))
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in jax.tree.leaves(unet[1]))
+    if shard > 1:
+        sizes = [sum(v.nbytes for v in load_file(p).values()) for p in tmp_path.glob("*-of-*")]
+        assert len(sizes) > 2 and max(sizes) <= shard
+    _assert_equal(load_model(tmp_path).params, unet[1])
+
+
+def test_variants_are_chosen_by_name(tmp_path, text):
+    save_model(tmp_path, *text)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.fp16.safetensors")
+    _assert_equal(load_model(tmp_path, variant="fp16").params, text[1])
+    with pytest.raises(FileNotFoundError, match=r"variant None; it has model\.fp16\.safetensors"):
+        load_model(tmp_path)
+
+
+def test_sharded_variant(tmp_path, text):
+    save_model(tmp_path, *text, shard=4000)
+    index = tmp_path / "model.safetensors.index.json"
+    index.rename(tmp_path / "model.safetensors.index.fp16.json")
+    _assert_equal(load_model(tmp_path, variant="fp16").params, text[1])
+
+
+def test_type_and_placement(folder):
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    asked = []
+
+    def sharding(key, shape):
+        asked.append((key, shape))
+        return device
+
+    model = load_model(folder, dtype=jnp.bfloat16, sharding=sharding)
+    leaves = jax.tree.leaves(model.params)
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
+    assert model.net.dtype == jnp.bfloat16
+    assert len(asked) == len(leaves) and ("conv_in.weight", (3, 3, 4, 8)) in asked
+
+
+def test_reading_holds_one_tensor_at_a_time(folder, monkeypatch):
+    """Opening reads no tensor, and every one is read once."""
+    reads = []
+    real = np.fromfile
+
+    def counted(path, dtype, count, offset):
+        reads.append(count)
+        return real(path, dtype, count, offset=offset)
+
+    monkeypatch.setattr(np, "fromfile", counted)
+    weights = open_folder(folder)
+    assert not reads
+    model = load_model(folder)
+    assert len(reads) == len(weights)
+    assert sum(reads) == sum(leaf.size for leaf in jax.tree.leaves(model.params))
+
+
+@pytest.mark.parametrize("style", ["bare", "buffer"])
+def test_styles_of_text_encoders(tmp_path, text, style):
+    save_model(tmp_path, *text)
+    state = load_file(tmp_path / "model.safetensors")
+    if style == "bare":
+        state = {key.removeprefix("text_model."): value for key, value in state.items()}
+    else:
+        state["text_model.embeddings.position_ids"] = np.arange(9)[None]
+    save_file(state, tmp_path / "model.safetensors")
+    _assert_equal(load_model(tmp_path).params, text[1])
+
+
+# ---- what is refused ----------------------------------------------------------------------------
+
+
+def _edit(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frobnicate": 3}, r"frobnicate=3 \(unknown\)"),
+        ({"act_fn": "gelu", "spin": 1}, r"act_fn='gelu' \(only 'silu' or 'swish'\), spin=1"),
+        ({"num_attention_heads": 4}, "num_attention_heads=4"),
+        ({"down_block_types": ["DownBlock2D", "SkipDownBlock2D"]}, "SkipDownBlock2D"),
+        ({"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}, "counterpart"),
+        ({"cross_attention_dim": [12, 13]}, r"cross_attention_dim=\(12, 13\)"),
+        ({"addition_embed_type": "image"}, "addition_embed_type='image'"),
+        ({"_class_name": "UNet3DConditionModel"}, "unknown class 'UNet3DConditionModel'"),
+    ],
+)
+def test_unsupported_configs_are_explained(folder, changes, message):
+    _edit(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
+
+
+def test_a_config_that_names_no_class(tmp_path, text):
+    save_model(tmp_path, *text)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="neither _class_name nor architectures"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "model.ckpt"])
+def test_folders_of_pickles_are_refused(folder, name):
+    (folder / FILE).rename(folder / name)
+    with pytest.raises(ValueError, match=r"is a pickle.*\.safetensors"):
+        load_model(folder)
+
+
+def test_an_empty_folder_is_named(folder):
+    (folder / FILE).unlink()
+    with pytest.raises(FileNotFoundError, match=r"unet has no \.safetensors weights"):
+        load_model(folder)
+
+
+@pytest.fixture
+def sharded(tmp_path, text):
+    save_model(tmp_path / "text", *text, shard=4000)
+    return tmp_path / "text"
+
+
+def _index(folder, edit):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    edit(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/passwd", "a/b.safetensors", ".."])
+def test_shard_names_stay_in_their_folder(sharded, name):
+    _index(sharded, lambda where: where.update({"text_projection.weight": name}))
+    with pytest.raises(ValueError, match="is not the name of a file"):
+        load_model(sharded)
+
+
+def test_an_absent_shard_is_named(sharded):
+    next(iter(sorted(sharded.glob("*-of-*")))).unlink()
+    with pytest.raises(FileNotFoundError, match=r"model-00001-of-"):
+        load_model(sharded)
+
+
+def test_keys_of_the_index_are_in_the_shards(sharded):
+    some = sorted(sharded.glob("*-of-*"))[0].name
+    _index(sharded, lambda where: where.update({"nowhere.weight": some}))
+    with pytest.raises(ValueError, match=r"no shard holds: nowhere\.weight"):
+        load_model(sharded)
+
+
+def test_a_key_in_two_shards_is_refused(sharded):
+    first, second, *_ = sorted(sharded.glob("*-of-*"))
+    key, value = next(iter(load_file(second).items()))
+    save_file({**load_file(first), key: value}, first)
+    with pytest.raises(ValueError, match=f"hold {key} twice"):
+        load_model(sharded)
+
+
+def test_an_index_without_a_map(sharded):
+    (sharded / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+    with pytest.raises(ValueError, match="weight_map of file names"):
+        load_model(sharded)
+
+
+def test_links_may_not_leave_the_folder(folder, tmp_path):
+    (folder / FILE).rename(tmp_path / "elsewhere.safetensors")
+    os.symlink(tmp_path / "elsewhere.safetensors", folder / FILE)
+    with pytest.raises(ValueError, match="link that leaves its folder"):
+        load_model(folder)
+
+
+def test_links_into_the_blobs_of_a_cache_are_fine(tmp_path, unet):
+    blobs, snapshot = tmp_path / "repo/blobs", tmp_path / "repo/snapshots/abc/unet"
+    save_model(snapshot, *unet)
+    blobs.mkdir()
+    (snapshot / FILE).rename(blobs / "0123")
+    os.symlink("../../../blobs/0123", snapshot / FILE)
+    _assert_equal(load_model(snapshot).params, unet[1])
+
+
+def test_a_key_that_the_header_has_twice(tmp_path):
+    path = tmp_path / "twice.safetensors"
+    entry = '"dtype":"F32","shape":[1],"data_offsets":'
+    header = f'{{"a":{{{entry}[0,4]}},"a":{{{entry}[0,4]}}}}'.encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    with pytest.raises(ValueError, match=r"twice\.safetensors"):
+        open_safetensors(path)
