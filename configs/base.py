@@ -25,6 +25,7 @@ def base() -> ConfigDict:
                 "num_classes": 0,
                 "batch_size": 128,
                 "flip": False,
+                "augment": 0.0,  # probability of each of EDM's augmentations
             },
             "network": {
                 "name": "unet",
@@ -45,6 +46,14 @@ def base() -> ConfigDict:
                 "norm_groups": 32,
                 "norm_eps": 1e-6,
                 "patch": 1,
+                "attention": "xla",  # or plain, chunked, cudnn
+                "decoder_attention": "all",  # or last, of each level on the way up
+                "fir": False,
+                "rescale": False,
+                "project": False,
+                "fourier_scale": 0.0,
+                "progressive_input": False,
+                "augment_dim": 0,
                 "remat": False,
                 "dtype": "float32",  # computation; parameters stay float32
             },
@@ -80,7 +89,12 @@ def base() -> ConfigDict:
                 "weight_decay": 0.0,
                 "clip": 1.0,
             },
-            "ema": {"decay": 0.9999, "warmup": False},
+            "ema": {
+                "decay": 0.9999,
+                "warmup": False,
+                "half_life": 0,  # in images, instead of decay
+                "ramp": 0.05,  # the half-life is at most this share of the images seen
+            },
             "train": {
                 "steps": 800_000,
                 "minutes": 0.0,  # stop and save after this wall-clock; 0: no limit
@@ -103,6 +117,7 @@ def base() -> ConfigDict:
                 "corrections": 1,
                 "steps_per_level": 100,  # langevin, with step_size
                 "step_size": 2e-5,
+                "denoise": False,
                 "lower_order_final": True,  # dpmpp_2m and its like, unipc, deis
                 "grid": "leading",
                 "steps": 1000,

@@ -197,6 +197,18 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
     return Schedule(at, t_of, (0.0, 1.0))
 
 
+def ve_discrete(sigma_min: float = 0.01, sigma_max: float = 50.0, *, steps: int = 1000) -> Schedule:
+    """`ve` at ``t = 0 .. steps - 1``, from sigma_min to sigma_max: the levels of NCSN.
+
+    Song & Ermon 2019, section 4.2: a geometric sequence.
+    """
+    inner = ve(sigma_min, sigma_max)
+    last = steps - 1
+    return Schedule(
+        lambda t: inner.at(t / last), lambda lam: last * inner.t_of(lam), (0.0, float(last)), steps
+    )
+
+
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
     """``alpha = 1``, ``t = log(sigma) / 4``, what EDM networks are told (Karras et al. 2022)."""
 
@@ -255,6 +267,7 @@ SCHEDULES = {
     "vp_sde": vp_sde,
     "sub_vp": sub_vp,
     "ve": ve,
+    "ve_discrete": ve_discrete,
     "edm": edm,
     "log_snr": log_snr,
     "flow": flow,

@@ -255,7 +255,8 @@ def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
             batch_size=cfg.data.batch_size,
             seed=cfg.seed,
             step=step,
-            flip=cfg.data.flip,
+            # An augmentation flips by itself, and says so to the network.
+            flip=cfg.data.flip and not cfg.data.get("augment", 0.0),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

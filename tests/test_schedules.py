@@ -113,3 +113,11 @@ def test_bad_input_lists_the_choices():
 def test_sections_may_hold_options_of_another_schedule():
     s = schedules.make("cosine", {"steps": 10, "beta_start": 1e-4})
     assert s.steps == 10
+
+
+def test_discrete_ve_is_a_geometric_sequence():
+    schedule = schedules.ve_discrete(0.01, 1.0, steps=10)
+    _, sigma = schedule.at(np.arange(10))
+    assert sigma == pytest.approx(np.geomspace(0.01, 1.0, 10))
+    assert schedule.t_of(-2 * np.log(sigma)) == pytest.approx(np.arange(10))
+    assert schedule.steps == 10

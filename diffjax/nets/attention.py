@@ -119,6 +119,7 @@ class AttentionBlock(nn.Module):
     eps: float = 1e-6
     dtype: Any = None
     kind: str = "xla"
+    rescale: bool = False  # divide the sum by sqrt(2)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -126,4 +127,5 @@ class AttentionBlock(nn.Module):
         y = GroupNorm(self.groups, self.eps, self.dtype, name="group_norm")(x)
         attention = Attention(self.heads, dtype=self.dtype, kind=self.kind)
         nn.share_scope(self, attention)  # to_q, ... sit beside group_norm, as in diffusers
-        return x + attention(y.reshape(b, h * w, c)).reshape(b, h, w, c)
+        out = x + attention(y.reshape(b, h * w, c)).reshape(b, h, w, c)
+        return out * 2**-0.5 if self.rescale else out

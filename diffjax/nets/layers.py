@@ -127,6 +127,64 @@ def downsample2(x: Array) -> Array:
     return nn.avg_pool(x, (2, 2), (2, 2))
 
 
+FIR = (1.0, 3.0, 3.0, 1.0)  # binomial filter of StyleGAN 2 and NCSN++
+
+
+def _fir(x: Array, *, gain: float, **convolution: Any) -> Array:
+    """Every channel with the separable filter of sum ``gain``, as in `jax.lax.conv`."""
+    taps = jnp.asarray(FIR, x.dtype) / sum(FIR)
+    kernel = jnp.broadcast_to(
+        (gain * jnp.outer(taps, taps))[:, :, None, None], (4, 4, 1, x.shape[-1])
+    )
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        **{"window_strides": (1, 1), **convolution},
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def fir_downsample2(x: Array) -> Array:
+    """Low-pass filtering by `FIR`, then every second pixel (Song et al. 2021, appendix H)."""
+    return _fir(x, gain=1.0, window_strides=(2, 2), padding=[(1, 1)] * 2)
+
+
+def fir_upsample2(x: Array) -> Array:
+    """Zeros between the pixels, then `FIR` with gain 4."""
+    return _fir(x, gain=4.0, lhs_dilation=(2, 2), padding=[(2, 2)] * 2)
+
+
+class FIRDownsample(nn.Module):
+    """3x3 convolution of the filtered image at every second pixel; pads as NCSN++ does."""
+
+    features: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = _fir(x, gain=1.0, padding=[(2, 2)] * 2)
+        return conv(self.features, name="conv", stride=2, padding=0, dtype=self.dtype)(x)
+
+
+class FourierEmbedding(nn.Module):
+    """``[sin, cos](2 pi W t)`` (B, dim) with fixed ``W ~ N(0, scale^2)`` (Tancik et al. 2020)."""
+
+    dim: int
+    scale: float = 16.0
+
+    @nn.compact
+    def __call__(self, t: Array) -> Array:
+        init = nn.initializers.normal(self.scale)
+        angles = (
+            2
+            * jnp.pi
+            * t[:, None]
+            * jax.lax.stop_gradient(self.param("weight", init, (self.dim // 2,)))
+        )
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 class Downsample(nn.Module):
     """Stride-2 convolution; ``padding`` 0 pads right and bottom only, as TensorFlow's SAME does."""
 
@@ -156,6 +214,9 @@ class ResBlock(nn.Module):
         scale_shift: the embedding scales and shifts the second norm (Nichol & Dhariwal 2021)
             instead of being added before it.
         resample: ``None``, ``"up"`` or ``"down"`` on both branches (BigGAN blocks of ADM).
+        fir: resample with `FIR` instead of repeating and averaging.
+        rescale: divide the sum of both branches by sqrt(2) (Song et al. 2021, appendix H).
+        project: a 1x1 convolution on the shortcut of resampling blocks too.
     """
 
     features: int
@@ -165,6 +226,9 @@ class ResBlock(nn.Module):
     groups: int = 32
     eps: float = 1e-6
     dtype: Any = None
+    fir: bool = False
+    rescale: bool = False
+    project: bool = False
 
     @nn.compact
     def __call__(self, x: Array, temb: Array | None, train: bool = False) -> Array:
@@ -173,7 +237,8 @@ class ResBlock(nn.Module):
 
         h = nn.silu(norm("norm1")(x))
         if self.resample:
-            move = upsample2 if self.resample == "up" else downsample2
+            ways = (fir_upsample2, fir_downsample2) if self.fir else (upsample2, downsample2)
+            move = ways[self.resample == "down"]
             x, h = move(x), move(h)
         h = conv(self.features, name="conv1", dtype=self.dtype)(h)
         shift = None
@@ -191,9 +256,9 @@ class ResBlock(nn.Module):
             h = h * (1 + scale) + shift
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
         h = conv(self.features, name="conv2", dtype=self.dtype, init=zero_init)(h)
-        if x.shape[-1] != self.features:
+        if x.shape[-1] != self.features or (self.project and self.resample):
             x = conv(self.features, name="conv_shortcut", size=1, padding=0, dtype=self.dtype)(x)
-        return x + h
+        return (x + h) * 2**-0.5 if self.rescale else x + h
 
 
 def space_to_depth(x: Array, block: int) -> Array:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from diffjax.nets.attention import AttentionBlock
 from diffjax.nets.layers import (
     Downsample,
+    FIRDownsample,
+    FourierEmbedding,
     GroupNorm,
     ResBlock,
     TimestepMLP,
@@ -26,6 +28,7 @@ from diffjax.nets.layers import (
     zero_init,
 )
 from diffjax.nets.transformer import SpatialTransformer
+from diffjax.types import choose
 
 Array = jax.Array
 
@@ -65,6 +68,14 @@ class UNet(nn.Module):
             "text_embeds" (B, P) and "time_ids" (B, K) where ``P + K added_time_dim = added_dim``.
         added_time_dim: size of the embedding of each of the "time_ids".
         attention: see `diffjax.nets.attention.attend`.
+        decoder_attention: on the way up after ``all`` blocks of a level, or the ``last`` (Song
+            et al. 2021).
+        fir, rescale, project: of the residual blocks, see `ResBlock`.
+        fourier_scale: random Fourier features of t with this scale, 0 for sinusoids.
+        progressive_input: add the image, shrunk by filtered convolutions, to every level (the
+            residual form of Song et al. 2021).
+        augment_dim: size of EDM's augmentation labels ``cond["augment"]`` (B, A), 0 for none; an
+            absent label is zero.
         dtype: computation type; parameters stay float32.
     """
 
@@ -94,6 +105,13 @@ class UNet(nn.Module):
     added_dim: int = 0
     added_time_dim: int = 256
     attention: str = "xla"
+    decoder_attention: str = "all"
+    fir: bool = False
+    rescale: bool = False
+    project: bool = False
+    fourier_scale: float = 0.0
+    progressive_input: bool = False
+    augment_dim: int = 0
 
     @nn.compact
     def __call__(self, z: Array, t: Array, cond: Any = None, train: bool = False) -> Array:
@@ -112,6 +130,9 @@ class UNet(nn.Module):
                 self.norm_groups,
                 self.norm_eps,
                 self.dtype,
+                self.fir,
+                self.rescale,
+                self.project,
                 name=name,
             )
             return lambda h: module(h, temb, train)
@@ -120,8 +141,15 @@ class UNet(nn.Module):
             heads = h.shape[-1] // self.head_channels if self.head_channels else None
             heads = heads or _at(self.heads, level)
             if not self.context_dim:
-                norm = (self.norm_groups, self.norm_eps)
-                return AttentionBlock(heads, *norm, self.dtype, self.attention, name=name)(h)
+                return AttentionBlock(
+                    heads,
+                    self.norm_groups,
+                    self.norm_eps,
+                    self.dtype,
+                    self.attention,
+                    self.rescale,
+                    name=name,
+                )(h)
             return SpatialTransformer(
                 heads,
                 _at(self.depth, level),
@@ -135,6 +163,7 @@ class UNet(nn.Module):
 
         z = jnp.concatenate([z, cond["concat"]], axis=-1) if "concat" in cond else z
         h = space_to_depth(z, self.patch) if self.patch > 1 else z
+        image = h
         h = conv(self.channels, name="conv_in", dtype=self.dtype)(h)
         skips = [h]
         for i, multiplier in enumerate(self.multipliers):
@@ -149,6 +178,10 @@ class UNet(nn.Module):
                     h = res(h.shape[-1], name, "down")(h)
                 else:
                     h = Downsample(self.downsample_padding, self.dtype, name=name)(h)
+                if self.progressive_input:
+                    name = f"down_blocks.{i}.input_downsamplers.0"
+                    image = FIRDownsample(h.shape[-1], self.dtype, name=name)(image)
+                    h = image = (image + h) * (2**-0.5 if self.rescale else 1.0)
                 skips.append(h)
 
         h = res(h.shape[-1], "mid_block.resnets.0")(h)
@@ -163,7 +196,8 @@ class UNet(nn.Module):
             for j in range(self.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = res(int(self.channels * self.multipliers[i]), f"up_blocks.{k}.resnets.{j}")(h)
-                if i in self.attention_levels:
+                wanted = self.decoder_attention == "all" or j == self.blocks
+                if i in self.attention_levels and wanted:
                     h = attend(h, f"up_blocks.{k}.attentions.{j}", i)
             if i:
                 name = f"up_blocks.{k}.upsamplers.0"
@@ -181,9 +215,10 @@ class UNet(nn.Module):
 
     def _embed(self, z: Array, t: Array, cond: Any) -> Array:
         t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * self.time_scale, z.shape[:1])
-        waves = timestep_embedding(
-            t, self.channels, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift
-        )
+        waves = self._waves(t)
+        if self.augment_dim:
+            label = cond.get("augment", jnp.zeros((z.shape[0], self.augment_dim)))
+            waves = waves + nn.Dense(waves.shape[-1], False, name="augment_embedding")(label)
         temb = TimestepMLP(4 * self.channels, self.dtype, name="time_embedding")(waves)
         if self.num_classes:
             label = cond.get("label")
@@ -196,6 +231,13 @@ class UNet(nn.Module):
             mlp = TimestepMLP(4 * self.channels, self.dtype, name="add_embedding")
             temb = temb + mlp(self._added(cond["added"]))
         return temb
+
+    def _waves(self, t: Array) -> Array:
+        if self.fourier_scale:
+            return FourierEmbedding(2 * self.channels, self.fourier_scale, name="time_proj")(t)
+        return timestep_embedding(
+            t, self.channels, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift
+        )
 
     def _added(self, added: Any) -> Array:
         """The vector (B, added_dim): pooled text, and the embedding of every one of the time_ids.
@@ -219,6 +261,7 @@ class UNet(nn.Module):
         return out
 
     def _check(self, z: Array, cond: Any) -> None:
+        choose("decoder_attention", self.decoder_attention, {"all": 0, "last": 0})
         factor = self.patch * 2 ** (len(self.multipliers) - 1)
         if z.ndim != 4 or z.shape[1] % factor or z.shape[2] % factor:
             raise ValueError(

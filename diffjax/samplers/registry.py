@@ -31,8 +31,11 @@ def _dpmpp(order: int, algorithm: str = "dpmsolver++") -> Callable[..., Sampler]
     return make_it
 
 
-def _pc(*, eta: float = 1.0, snr: float = 0.16, corrections: int = 1) -> Sampler:
-    return predictor_corrector(ddim(eta), snr=snr, corrections=corrections)
+def _pc(
+    *, variance: float | str = "fixedlarge", snr: float = 0.16, corrections: int = 1
+) -> Sampler:
+    """The forward variance makes the predictor that of reverse diffusion (Song et al. 2021, E)."""
+    return predictor_corrector(ancestral(variance), snr=snr, corrections=corrections)
 
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {

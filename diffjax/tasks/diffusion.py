@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from diffjax import grids, guidance, likelihood, losses, parameterization, samplers, schedules
 from diffjax.nets.unet import UNet
 from diffjax.samplers.ancestral import reverse_rows
+from diffjax.tasks.augment import augment
 from diffjax.types import (
     Array,
     Cond,
@@ -160,6 +161,7 @@ def make_task(
     model = make_diffusion(config, image_shape, levels, num_classes)
     times = losses.make_time_sampler(*_with_schedule(config.times, model.schedule))
     objective = _make_objective(config.loss, model)
+    augment_rate, flip = config.data.get("augment", 0.0), config.data.flip
 
     def cond_of(batch: Mapping[str, Array]) -> Cond:
         return {"label": batch["label"]} if model.num_classes else None
@@ -182,16 +184,18 @@ def make_task(
         step: Array,
         batch: Mapping[str, Array],
     ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
-        x = batch["image"]
+        x, cond = batch["image"], cond_of(batch)
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        if cond is not None and model.drop:
+            drop_key = jax.random.fold_in(dropout_key, 1)
+            cond = guidance.drop(drop_key, cond, null_of(cond), model.drop)
+        if augment_rate:
+            x, moved = augment(jax.random.fold_in(dropout_key, 2), x, augment_rate, flip=flip)
+            cond = {**(cond or {}), "augment": moved}
         t, importance = times.draw(time_key, extra["times"], x.shape[0])
         level = Level(t, *model.schedule.at(t))
         eps = jax.random.normal(noise_key, x.shape)
         z = expand(level.alpha, x) * x + expand(level.sigma, x) * eps
-        cond = cond_of(batch)
-        if cond is not None and model.drop:
-            drop_key = jax.random.fold_in(dropout_key, 1)
-            cond = guidance.drop(drop_key, cond, null_of(cond), model.drop)
         raw, prediction = _predict(
             model.network,
             model.parameterization,

@@ -30,7 +30,14 @@ from diffjax.train.sharding import (
     tree_sharding,
     with_sharding,
 )
-from diffjax.train.step import State, init_state, make_step
+from diffjax.train.step import (
+    EMADecay,
+    State,
+    ema_decay,
+    ema_half_life,
+    init_state,
+    make_step,
+)
 from diffjax.types import PyTree, Task
 
 Batches = Callable[[int, jax.sharding.Sharding], Iterator[dict[str, Any]]]
@@ -71,6 +78,14 @@ class _StopSignal:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.received = self.received or signum
+
+
+def _average(config: Any) -> EMADecay:
+    """The decay of the parameter average that ``config.ema`` describes."""
+    section = config.ema
+    if half_life := section.get("half_life", 0):
+        return ema_half_life(half_life, config.data.batch_size, ramp=section.ramp)
+    return ema_decay(section.decay, warmup=section.warmup)
 
 
 class _Window:
@@ -249,8 +264,7 @@ def _compiled(
     step = make_step(
         task,
         optimizer,
-        decay=config.ema.decay,
-        ema_warmup=config.ema.warmup,
+        decay=_average(config),
         accumulate=config.train.accumulate,
         seed=config.seed,
     )

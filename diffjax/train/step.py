@@ -30,9 +30,28 @@ class State(NamedTuple):
     extra: PyTree
 
 
-def ema_decay(step: Any, decay: float, warmup: bool) -> Any:
+EMADecay = Callable[[Any], Any]  # optimiser steps done -> decay
+
+
+def ema_decay(decay: float = 0.9999, *, warmup: bool = False) -> EMADecay:
     """``decay``, with warm-up ``min(decay, (1 + n) / (10 + n))`` after n steps."""
-    return jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
+    return lambda step: jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
+
+
+def ema_half_life(images: float, batch_size: int, *, ramp: float = 0.05) -> EMADecay:
+    """``0.5^(batch/H)`` with ``H = min(images, ramp * images seen)`` (Karras et al. 2022, F.2).
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+    if min(images, batch_size, ramp) <= 0:
+        raise ValueError(f"half-life {images}, batch {batch_size} and ramp {ramp} must be positive")
+
+    def decay(step: Any) -> Any:
+        life = jnp.minimum(images, ramp * step * batch_size)
+        return 0.5 ** (batch_size / jnp.maximum(life, 1e-8))
+
+    return decay
 
 
 def init_state(
@@ -49,8 +68,7 @@ def make_step(
     task: Task,
     optimizer: optax.GradientTransformation,
     *,
-    decay: float = 0.9999,
-    ema_warmup: bool = False,
+    decay: EMADecay | None = None,
     accumulate: int = 1,
     seed: int = 0,
 ) -> Callable[[State, PyTree, Any], tuple[State, dict[str, Array]]]:
@@ -65,6 +83,7 @@ def make_step(
     """
     if accumulate < 1:
         raise ValueError(f"accumulate={accumulate}: a step needs at least 1 part")
+    average = decay or ema_decay()
 
     def grads_of(state: State, frozen: PyTree, key: jax.Array, batch: Any) -> Any:
         def loss(params: PyTree) -> Any:
@@ -98,7 +117,7 @@ def make_step(
         norm = optax.tree.norm(grads)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        rate = ema_decay(state.step, decay, ema_warmup)
+        rate = average(state.step)
         ema = jax.tree.map(lambda a, p: a + (1 - rate) * (p - a), state.ema, params)
         size = optax.tree.norm(params)  # a finite gradient can still overflow the parameters
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & jnp.isfinite(size)

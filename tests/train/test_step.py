@@ -8,6 +8,7 @@ import pytest
 
 from diffjax.train import init_state, make_step
 from diffjax.train.optimizer import learning_rate
+from diffjax.train.step import ema_decay, ema_half_life
 from diffjax.types import Task
 from tests.train.tiny import assert_same, batch_at, make_config, make_task
 
@@ -25,7 +26,7 @@ def _run(task, optimizer, steps, **options):
 
 @pytest.mark.parametrize("warmup", [False, True])
 def test_average_follows_its_recurrence(warmup):
-    states, _ = _run(make_task(), optax.sgd(0.1), 30, decay=0.6, ema_warmup=warmup)
+    states, _ = _run(make_task(), optax.sgd(0.1), 30, decay=ema_decay(0.6, warmup=warmup))
     average = np.asarray(states[0].params["net"]["w"], np.float64)
     for n, state in enumerate(states[1:]):
         rate = min(0.6, (1 + n) / (10 + n)) if warmup else 0.6  # the warm-up ends at n = 13
@@ -37,9 +38,9 @@ def test_average_follows_its_recurrence(warmup):
 def test_accumulation_equals_the_whole_batch(parts):
     section = make_config().optim
     optimizer = optax.sgd(learning_rate(section, 6))
-    whole, logs = _run(make_task(random=False), optimizer, 5, decay=0.5, ema_warmup=True)
+    whole, logs = _run(make_task(random=False), optimizer, 5, decay=ema_decay(0.5, warmup=True))
     split, split_logs = _run(
-        make_task(random=False), optimizer, 5, decay=0.5, ema_warmup=True, accumulate=parts
+        make_task(random=False), optimizer, 5, decay=ema_decay(0.5, warmup=True), accumulate=parts
     )
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731
     jax.tree.map(close, whole[-1], split[-1])
@@ -115,3 +116,14 @@ def test_parameters_that_overflow_are_not_taken():
     states, logs = _run(make_task(), optax.sgd(3e38), 1)
     assert np.isfinite(float(logs[0]["grad_norm"])) and float(logs[0]["finite"]) == 0
     assert_same(states[0].params, states[1].params)
+
+
+def test_half_life_halves_the_memory_of_the_past():
+    decay = ema_half_life(1000, 10, ramp=0.5)
+    late = float(decay(jnp.asarray(10_000)))
+    assert late ** (1000 / 10) == pytest.approx(0.5, rel=1e-4)
+    early = float(decay(jnp.asarray(20)))  # 200 images seen: a half-life of 100
+    assert early ** (100 / 10) == pytest.approx(0.5, rel=1e-4)
+    assert float(decay(jnp.asarray(0))) == 0
+    with pytest.raises(ValueError, match="must be positive"):
+        ema_half_life(0, 10)
