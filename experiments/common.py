@@ -106,7 +106,7 @@ def _flag(argv: list[str], name: str) -> str | None:
 
 
 def _with_config(argv: list[str]) -> list[str]:
-    """Fall back on the config stored with the weights; load it once to report its errors plainly."""
+    """Fall back on the config stored with the weights; load it once, for plain errors."""
     chosen, stored = _flag(argv, "config"), _flag(argv, "weights")
     if stored is None and (folder := _flag(argv, "workdir")):
         stored = str(Path(folder) / "config.json")
