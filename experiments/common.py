@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import logging as std_logging
@@ -22,12 +23,13 @@ from tqdm import tqdm
 
 import diffjax
 from diffjax import data, grids, guidance, samplers
-from diffjax.tasks import Diffusion, make_diffusion, make_task
+from diffjax.tasks import Diffusion, make_autoencoder_task, make_diffusion, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.checkpoint import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import batch_sharding, make_mesh, tree_sharding
 from diffjax.types import Rows, Sampler, Task, taken
+from experiments import stored_config as stored_config_module
 from experiments import weights
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -169,6 +171,11 @@ def load_config(name: str) -> ConfigDict:
     return load_config_module(path).get_config(variant or None)
 
 
+def stored_config(folder: Path) -> ConfigDict:
+    """The config that the run in a workdir was started with."""
+    return stored_config_module.get_config(str(folder / "config.json"))
+
+
 def workdir() -> Path:
     """The --workdir flag.
 
@@ -206,13 +213,21 @@ def image_shape(cfg: ConfigDict) -> tuple[int, int, int]:
 
 def task_of(cfg: ConfigDict) -> Task:
     """The task of a config."""
+    if cfg.task == "autoencoder":
+        return make_autoencoder_task(cfg, image_shape(cfg))
     if cfg.task != "diffusion":
-        raise UsageError(f"unknown task {cfg.task!r}; choose one of diffusion")
+        raise UsageError(f"unknown task {cfg.task!r}; choose one of autoencoder, diffusion")
     return make_task(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
 def diffusion_of(cfg: ConfigDict) -> Diffusion:
-    """The assembled diffusion model of a config."""
+    """The assembled diffusion model of a config.
+
+    Raises:
+        UsageError: the config is of another task.
+    """
+    if cfg.task != "diffusion":
+        raise UsageError(f"this needs a diffusion model, but the task is {cfg.task!r}")
     return make_diffusion(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
@@ -244,12 +259,13 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
 def _noise_images(cfg: ConfigDict, count: int = 64) -> data.Source:
     """Random images of a config's shape, for smoke runs that need no data set."""
     rng, classes = np.random.default_rng(0), cfg.data.num_classes
-    return data.from_arrays(
-        rng.integers(0, cfg.data.levels, (count, *image_shape(cfg)), np.uint8),
-        rng.integers(0, max(classes, 1), count),
-        num_classes=classes,
-        levels=cfg.data.levels,
-    )
+    images = rng.integers(0, cfg.data.levels, (count, *image_shape(cfg)), np.uint8)
+    labels = rng.integers(0, max(classes, 1), count)
+    source = data.from_arrays(images, labels, num_classes=classes, levels=cfg.data.levels)
+    if text := cfg.get("cond", {}).get("text"):
+        ids = rng.integers(0, text.vocabulary, (count, text.positions), np.int32)
+        source = dataclasses.replace(source, more=lambda indices: {"text": ids[indices]})
+    return source
 
 
 def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
@@ -287,9 +303,18 @@ def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
     Raises:
         UsageError: there is none.
     """
-    shapes = abstract_state(cfg, task)
     if WEIGHTS.value:
-        return weights.read(Path(WEIGHTS.value), shapes)
+        return weights.read(Path(WEIGHTS.value), abstract_state(cfg, task))
+    return restore_folder(cfg, task, folder)
+
+
+def restore_folder(cfg: ConfigDict, task: Task, folder: Path) -> State:
+    """The newest valid checkpoint of a workdir.
+
+    Raises:
+        UsageError: there is none.
+    """
+    shapes = abstract_state(cfg, task)
     mesh = make_mesh(cfg.mesh)
     abstract = jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
@@ -316,9 +341,14 @@ def _bucket(count: int) -> int:
     return max(64, 1 << (count - 1).bit_length())
 
 
-def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
-    """A function that makes images with any sampler; solvers of equal memory compile once."""
+def image_maker(cfg: ConfigDict, task: Task, state: State, frozen: Any = None) -> ImageMaker:
+    """A function that makes images with any sampler; solvers of equal memory compile once.
+
+    Args:
+        frozen: what the task reads but does not train, see `experiments.frozen`.
+    """
     model = diffusion_of(cfg)
+    given = _conditions(cfg, model)
     mesh = make_mesh(cfg.mesh)
     params, extra = state.ema, state.extra
 
@@ -329,11 +359,12 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
         if key not in compiled:
 
             def generate(
-                params: Any, extra: Any, keys: Any, cond: Any, rows: Rows, n: Any, scale: Any
-            ) -> Any:
+                params: Any, frozen: Any, extra: Any, keys: Any, cond: Any,
+                rows: Rows, n: Any, scale: Any,
+            ) -> Any:  # fmt: skip
                 noise = samplers.image_noise(keys, model.image_shape)
                 return task.sample(
-                    params, None, extra, noise, cond, sampler, rows, n=n, scale=scale
+                    params, frozen, extra, noise, cond, sampler, rows, n=n, scale=scale
                 )
 
             compiled[key] = jax.jit(generate)
@@ -348,9 +379,14 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
         scale: float | None = None,
         batch_size: int | None = None,
         labels: np.ndarray | None = None,
+        text: np.ndarray | None = None,
         progress: str = "sampling",
     ) -> np.ndarray:
-        """``num`` images (num, H, W, C) float32 in [-1, 1]; image k depends on (seed, k) only."""
+        """``num`` images (num, H, W, C) float32 in [-1, 1]; image k depends on (seed, k) only.
+
+        Conditions are ``labels`` (N,) or ``text`` (N, M), used in turn; or, without them, all
+        classes in turn and whatever else is in the test images.
+        """
         if sampler is None or rows is None:
             sampler, rows = sampler_of(cfg, model)
         size = min(batch_size or cfg.sample.batch_size, num)
@@ -366,17 +402,32 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
         done = []
         for start in tqdm(range(0, num, size), desc=progress, unit="batch", leave=False):
             index = np.arange(start, start + size)
-            cond = None
-            if model.num_classes:
-                chosen = (
-                    index % model.num_classes if labels is None else labels[index % len(labels)]
-                )
-                cond = {"label": jax.device_put(jnp.asarray(chosen, jnp.int32), place)}
+            cond = jax.device_put(given(index, labels, text), place)
             some = jax.device_put(keys[start : start + size], place)
-            done.append(np.asarray(run(params, extra, some, cond, padded, count, scales)))
+            done.append(np.asarray(run(params, frozen, extra, some, cond, padded, count, scales)))
         return np.concatenate(done)[:num]
 
     return ImageMaker(make, model)
+
+
+def _conditions(cfg: ConfigDict, model: Diffusion) -> Callable[..., Any]:
+    """``(index, labels, text) -> `` raw condition of images number ``index``, or None."""
+    source = source_of(cfg, "test") if model.condition.needs else None
+
+    def make(index: np.ndarray, labels: np.ndarray | None, text: np.ndarray | None) -> Any:
+        batch: dict[str, Any] = {}
+        if source is not None:
+            batch = data.batch_of(source, index % len(source))
+        if model.num_classes:
+            batch["label"] = (
+                index % model.num_classes if labels is None else labels[index % len(labels)]
+            )
+            batch["label"] = batch["label"].astype(np.int32)
+        if text is not None:
+            batch["text"] = text[index % len(text)]
+        return model.condition.take(batch, jax.random.key(int(index[0])))
+
+    return make
 
 
 def _guidance(
@@ -389,7 +440,7 @@ def _guidance(
     """
     section = cfg.sample
     scale = section.get("guidance", 1.0) if scale is None else scale
-    if not model.num_classes:
+    if not model.condition.guided:
         if scale != 1:
             raise UsageError(f"guidance {scale:g} needs a model with a condition")
         return None

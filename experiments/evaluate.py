@@ -24,11 +24,13 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from diffjax import data, grids, likelihood, metrics, samplers
+from diffjax.data import shapes
 from diffjax.train import State, init_state, make_optimizer
-from experiments import common, sampler_sweep
+from experiments import common, first_stage, frozen, sampler_sweep
 
 common.define_sampling_flags()
-KNOWN = ("distance", "baselines", "bits", "ode_bits", "reconstruction")
+KNOWN = ("distance", "baselines", "bits", "ode_bits", "reconstruction", "captions")
+_PIXELS = {"bits", "ode_bits", "reconstruction"}
 METRICS = flags.DEFINE_list(
     "metrics", ["distance", "baselines", "bits"], f"What to measure: {', '.join(KNOWN)}."
 )
@@ -163,6 +165,21 @@ def reconstruction(cfg: Any, model: Any, state: State, num: int) -> dict[str, An
     return {"reconstruction_mse": out, "reconstruction_slope": float(np.polyfit(*logs.T, 1)[0])}
 
 
+def captions(cfg: Any, maker: Any, num: int, seed: int) -> dict[str, float]:
+    """Share of pictures that obey the captions of test images, as a program judges them.
+
+    Raises:
+        UsageError: the data are not `shapes`.
+    """
+    if cfg.data.name != "shapes":
+        raise common.UsageError(f"captions are judged for data set shapes, not {cfg.data.name!r}")
+    things = [shapes.scene("test", i).things for i in range(num)]
+    pictures = common.to_uint8(maker.make(num=num, seed=seed))
+    verdicts = [shapes.judge(p, t) for p, t in zip(pictures, things, strict=True)]
+    means = map(float, np.mean(verdicts, axis=0))
+    return dict(zip(shapes.Verdict._fields, means, strict=True), num=num)
+
+
 def judge(network: Any, images: np.ndarray, real: np.ndarray, classes: int = 0) -> dict[str, Any]:
     """Image metrics after rounding to 8 bits, as saved images are.
 
@@ -200,7 +217,14 @@ def main() -> None:
         return
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
-    maker = common.image_maker(cfg, task, state)
+    if cfg.task == "autoencoder":
+        _finish(first_stage.measure(cfg, state, num), out)
+        return
+    given = frozen.load(cfg, folder)
+    maker = common.image_maker(cfg, task, state, given)
+    if maker.model.space.net is not None and (left := wanted & _PIXELS):
+        logging.warning("%s: only for diffusion on pixels", ", ".join(sorted(left)))
+        wanted -= _PIXELS
     if SWEEP.value:
         if network is None:
             raise common.UsageError("--sweep measures distances: it needs config.eval.features")
@@ -226,22 +250,26 @@ def main() -> None:
         result["sampling_seconds"] = time.monotonic() - started
         result.update(judge(network, images, real, maker.model.num_classes))
     if "baselines" in wanted:
-        result["baselines"] = baselines(cfg, task, network, num, real)
+        result["baselines"] = baselines(cfg, task, network, num, real, given)
     if "bits" in wanted and maker.model.grid is not None:
         result.update(bits(cfg, maker.model, state, cfg.eval.bits_images))
     if "ode_bits" in wanted:
         result.update(bits(cfg, maker.model, state, cfg.eval.bits_images, ode=True))
+    if "captions" in wanted:
+        result["captions"] = captions(cfg, maker, num, flags.FLAGS.seed)
     if "reconstruction" in wanted:
         result.update(reconstruction(cfg, maker.model, state, 64))
     _finish(result, out)
 
 
-def baselines(cfg: Any, task: Any, network: Any, num: int, real: np.ndarray) -> dict[str, float]:
+def baselines(
+    cfg: Any, task: Any, network: Any, num: int, real: np.ndarray, given: Any = None
+) -> dict[str, float]:
     """Distances that give the scale: real images, matched Gaussian, an untrained network."""
     half = min(num, len(common.source_of(cfg)) // 2)
     both = reference_images(cfg, 2 * half)
     few = common.with_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
-    raw = common.image_maker(few, task, untrained(cfg, task)).make(num=num)
+    raw = common.image_maker(few, task, untrained(cfg, task), given).make(num=num)
     return {
         "real_floor": metrics.floor(network, both[:half], both[half:]),
         "real_floor_num": half,

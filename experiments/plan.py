@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from diffjax.train import State, make_optimizer, make_step
-from experiments import common
+from experiments import common, frozen
 
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 FLOPS = flags.DEFINE_bool("flops", True, "Compile a step for one image to count its FLOPs.")
@@ -38,19 +38,24 @@ def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
         "image": jax.ShapeDtypeStruct((1, *common.image_shape(cfg)), jnp.float32),
         "label": jax.ShapeDtypeStruct((1,), jnp.int32),
     }
-    network = common.diffusion_of(cfg).network
-
-    def forward(params: Any, b: Any) -> Any:
-        return network.apply({"params": params}, b["image"], jnp.zeros(1), {"label": b["label"]})
+    given = frozen.abstract(cfg)
+    if text := cfg.get("cond", {}).get("text"):
+        batch["text"] = jax.ShapeDtypeStruct((1, text.positions), jnp.int32)
 
     def count(f: Any, *args: Any) -> float:
         # Counted before optimisation: the number does not depend on the machine.
         return float(jax.jit(f).lower(*args).cost_analysis()["flops"])
 
-    return {
-        "training_flops_per_image": count(step, state, None, batch),
-        "forward_flops_per_image": count(forward, state.params, batch),
-    }
+    training = {"training_flops_per_image": count(step, state, given, batch)}
+    if cfg.task == "autoencoder":  # without the perceptual network, which is the user's
+        return training
+    model = common.diffusion_of(cfg)
+
+    def forward(params: Any) -> Any:
+        z = jnp.zeros((1, *model.image_shape))
+        return model.network.apply({"params": params}, z, jnp.zeros(1), model.condition.example)
+
+    return {**training, "forward_flops_per_image": count(forward, state.params)}
 
 
 def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
@@ -69,12 +74,9 @@ def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
     if flops:
         out |= flops_per_image(cfg, task, state)
         step = out["training_flops_per_image"] * cfg.data.batch_size
-        evaluations = cfg.sample.steps * out["forward_flops_per_image"]
-        out |= {
-            "flops_per_step": step,
-            "training_flops": step * cfg.train.steps,
-            "sampling_flops_per_image": evaluations,
-        }
+        out |= {"flops_per_step": step, "training_flops": step * cfg.train.steps}
+        if forward := out.get("forward_flops_per_image"):
+            out["sampling_flops_per_image"] = cfg.sample.steps * forward
     return out
 
 

@@ -23,20 +23,22 @@ from absl import flags, logging
 
 from diffjax.train import Checkpoints, Preempted, Reporter, State, train
 from diffjax.train.loop import check_workdir
-from experiments import common
+from experiments import common, first_stage, frozen
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 PREVIEW_STEPS = 50
 
 
-def _preview(cfg: Any, task: Any, folder: Any) -> Any:
+def _preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
     """Callback that writes a grid of DDIM samples from the averaged parameters."""
+    if cfg.task == "autoencoder":
+        return first_stage.preview(cfg, folder)
     steps = min(PREVIEW_STEPS, cfg.sample.steps)
     preview = common.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
 
     def write(state: State, step: int, reporter: Reporter) -> None:
         num = min(cfg.sample.num, 64)
-        images = common.image_maker(preview, task, state).make(
+        images = common.image_maker(preview, task, state, given).make(
             num=num, batch_size=num, progress=f"preview at step {step}"
         )
         picture = common.tile(images)
@@ -95,6 +97,7 @@ def main() -> None:
     task = common.task_of(cfg)
     source = common.source_of(cfg)
     check_workdir(folder)
+    given = frozen.load(cfg, folder)
     stored = folder / "config.json"
     if not stored.exists():  # else only once the checkpoint has been found to fit
         common.save_json(cfg.to_dict(), stored)
@@ -111,7 +114,8 @@ def main() -> None:
             cfg,
             folder,
             common.batches_of(cfg, source),
-            on_sample=_preview(cfg, task, folder),
+            frozen=given,
+            on_sample=_preview(cfg, task, folder, given),
         )
         record.finish(int(state.step))
     except Preempted as stopped:

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffjax.nets.classifier import Classifier
 
-VERSIONS = {"fashion_mnist": "v1", "digits": "v1"}  # data set -> weights in use
+VERSIONS = {"fashion_mnist": "v1", "digits": "v1", "shapes_single": "v1"}  # data set -> weights
 FORMAT = "diffjax-classifier"
 
 
@@ -35,6 +35,7 @@ class FeatureNetwork(NamedTuple):
         shape: ``(H, W, C)`` of one image.
         accuracy: on the test split, in [0, 1], as measured after training.
         levels: grey levels ``L`` of the data; uint8 ``u`` means ``2 u / (L - 1) - 1``.
+        params: of the classifier.
     """
 
     name: str
@@ -44,6 +45,7 @@ class FeatureNetwork(NamedTuple):
     shape: tuple[int, int, int]
     accuracy: float
     levels: int
+    params: Any = None
 
     @property
     def id(self) -> str:
@@ -96,6 +98,7 @@ def load_network(path: str | os.PathLike[str]) -> FeatureNetwork:
         shape=shape,
         accuracy=float(meta["accuracy"]),
         levels=levels,
+        params=params,
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
@@ -41,6 +42,19 @@ def _digest(path: Path) -> str:
 def _digests(folder: Path) -> dict[str, str]:
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST)
     return {str(path.relative_to(folder)): _digest(path) for path in files}
+
+
+def fingerprint(tree: PyTree) -> str:
+    """SHA-256 of a tree's names, shapes, types and values; empty for an empty tree."""
+    leaves = _leaves(tree)
+    if not leaves:
+        return ""
+    digest = hashlib.sha256()
+    for name in sorted(leaves):
+        value = np.asarray(leaves[name])
+        digest.update(f"{name} {_describe(value)}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ import optax
 from absl import logging
 from tqdm import tqdm
 
-from diffjax.train.checkpoint import Checkpoints
+from diffjax.train.checkpoint import CheckpointMismatch, Checkpoints, fingerprint
 from diffjax.train.optimizer import learning_rate, make_optimizer
 from diffjax.train.reporter import Reporter
 from diffjax.train.sharding import (
@@ -182,14 +182,16 @@ def train(
         task: what to train.
         config: sections ``train``, ``optim``, ``ema``, ``mesh`` and ``seed``.
         batches: ``(step, sharding) -> iterator`` of device batches from that step on.
-        frozen: parameters that the task reads but does not train.
+        frozen: parameters that the task reads but does not train. A checkpoint stores their
+            fingerprint, and does not resume with others.
         on_sample: called every ``train.sample_every`` steps.
 
     Raises:
         ValueError: a wrong value in the config, naming it.
         NonFiniteLoss: naming the step; the last good checkpoint is kept.
         Preempted: after SIGTERM or SIGINT, when the state has been saved.
-        CheckpointError: a checkpoint could not be written, or none of those there can be read.
+        CheckpointError: a checkpoint could not be written, or none of those there can be read, or
+            it was trained with other frozen parameters.
         OSError: the workdir cannot be written.
     """
     workdir, cfg = Path(workdir), config.train
@@ -203,7 +205,7 @@ def train(
     shardings = tree_sharding(shapes, mesh)
     update = _compiled(task, optimizer, config, shardings, mesh)
     as_json = getattr(config, "to_json_best_effort", lambda: "null")
-    stored = {"config": json.loads(as_json())}
+    stored = {"config": json.loads(as_json()), "frozen": fingerprint(frozen)}
     with contextlib.ExitStack() as closing:
         stop = closing.enter_context(_StopSignal())
         checkpoints = closing.enter_context(Checkpoints(workdir / "checkpoints", keep=cfg.keep))
@@ -213,6 +215,7 @@ def train(
             state = jax.jit(init, out_shardings=shardings)()
         else:
             step, state = restored
+            _check_frozen(checkpoints.metadata(step), stored["frozen"], workdir)
             values = checkpoints.metadata(step).get("window", [])
             logging.info("resumed at step %d", step)
         reporter = closing.enter_context(Reporter(workdir, resumed=step - len(values)))
@@ -242,6 +245,14 @@ def train(
         if stop.received:
             raise Preempted(stop.received, step)
     return state
+
+
+def _check_frozen(metadata: dict[str, Any], found: str, workdir: Path) -> None:
+    if (known := metadata.get("frozen", found)) != found:
+        raise CheckpointMismatch(
+            f"the checkpoint in {workdir} was trained with other frozen parameters ({known[:12]}, "
+            f"not {found[:12]}): use those, or another workdir"
+        )
 
 
 def _initializer(
