@@ -92,7 +92,7 @@ def fashion_mnist() -> ConfigDict:
     config.train.update(
         steps=3600, minutes=45.0, log_every=50, checkpoint_every=500, sample_every=1000
     )
-    config.sample.update(grid="leading", steps=1000, num=100, batch_size=250)
+    config.sample.update(grid="leading", steps=1000, num=100, batch_size=50)
     config.eval.update(num=5000, features="fashion_mnist", bits_images=250)
     return config
 
