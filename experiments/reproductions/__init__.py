@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from experiments.reproductions import ddim, ddpm
+from experiments.reproductions import cfg, ddim, ddpm, edm
 
-PAPERS: dict[str, ModuleType] = {"ddpm": ddpm, "ddim": ddim}
+PAPERS: dict[str, ModuleType] = {"ddpm": ddpm, "ddim": ddim, "cfg": cfg, "edm": edm}
