@@ -182,7 +182,7 @@ def test_bad_input_is_one_clear_message(execute, arguments, code, message, tmp_p
 
 def test_unknown_variant_lists_the_choices(execute, tmp_path):
     out = execute("train", "--config=configs/ddpm.py:nope", f"--workdir={tmp_path}", code=2)
-    assert "choose one of digits, fashion_mnist, cifar10" in out
+    assert "choose one of digits, fashion_mnist, fashion_mnist14" in out
     assert "Traceback" not in out
 
 
