@@ -41,7 +41,7 @@ JITTER = {
     "fashion_mnist": 0.0,
     "fashion_mnist14": 0.0,
     "digits": 0.3,
-}  # standard deviation of noise on the images
+}  # s.d. of noise on images
 BATCH_SIZE = 128
 PEAK_RATE = 2e-3
 WEIGHT_DECAY = 0.02

@@ -81,8 +81,8 @@ def page(data: Path) -> str:
     rows, best = _rows(data), read(data / "edm-evaluation.json")
     plot(rows, ["sampler", "steps"], data.parent / "edm.png")
     scale = best["baselines"]
-    return f"""Images are Fashion-MNIST with 2x2 pixels averaged; one model, trained with EDM's recipe; grids of
-Karras et al. with rho 7 that end at zero noise.
+    return f"""Images are Fashion-MNIST with 2x2 pixels averaged; one model, trained with EDM's
+recipe; grids of Karras et al. with rho 7 that end at zero noise.
 
 {NOTE.format(**rows[0])}
 With {best["num"]} images the distance of 18 Heun steps is {best["distance"]:.4g}; of other real
