@@ -158,7 +158,8 @@ def page(data: Path) -> str:
         f"## p = {PROBABILITIES[p]}\n\n{_table(_rows(data, f'cfg14-p{p}'))}" for p in PROBABILITIES
     ]
     return f"""Images are Fashion-MNIST with 2x2 pixels averaged. Every cell is 5,000 images, three
-sampling seeds, {STEPS} deterministic steps uniform in log-SNR; guided steps cost two network evaluations.
+sampling seeds, {STEPS} deterministic steps uniform in log-SNR; guided steps cost two network
+evaluations.
 
 {NOTE.format(**rows[0])}
 ![distance against score](cfg.png)
