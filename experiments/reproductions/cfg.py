@@ -54,7 +54,21 @@ _PICTURE = Piece(
     3,
 )
 
+_COST = Piece(
+    "guidance-cost",
+    (
+        (
+            "guidance_cost",
+            "--config=configs/cfg.py:fashion_mnist",
+            "--json={runs}/guidance-cost.json",
+        ),
+    ),
+    {"guidance-cost.json": "data/guidance-cost.json"},
+    2,
+)
+
 PIECES = (
+    _COST,
     _train("10", 0),
     _sweep("cfg14-p10", SCALES, 60),
     _PICTURE,
@@ -95,7 +109,18 @@ def claims(data: Path) -> list[Claim]:
     out.append(Claim(text, best <= 2.0, f"{at(best).mean():.4g} at w = {best - 1:g}"))
     text = "the distance at w = 4 is at least 3 times the smallest"
     out.append(Claim(text, above(worst, at(best), 3), pair(worst, at(best))))
-    return [*out, _drops(data)]
+    return [*out, _drops(data), _cost(data)]
+
+
+def _cost(data: Path) -> Claim:
+    cost = read(data / "guidance-cost.json")
+    ratio, memory = cost["time_ratio"], cost["memory_ratio"]
+    text = "a guided step takes at most 2.0 times the time of an unguided one at the same batch"
+    figures = (
+        f"{ratio['guided']:.2f} (one pass), {ratio['guided_sequential']:.2f} (two passes); memory "
+        f"{memory['guided']:.2f} and {memory['guided_sequential']:.2f}"
+    )
+    return Claim(text, min(ratio["guided"], ratio["guided_sequential"]) <= 2.0, figures)
 
 
 def _drops(data: Path) -> Claim:
