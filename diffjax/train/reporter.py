@@ -15,7 +15,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from diffjax.train.checkpoint import write_atomically
+from diffjax.train.files import write_atomically
 
 METRICS = "metrics.jsonl"
 FLUSH_SECONDS = 30  # TensorBoard's file is synced to the disk, which takes time
