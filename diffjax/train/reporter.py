@@ -106,6 +106,22 @@ class Reporter:
             raise OSError(error.errno, reason) from error
 
 
+class NoReporter(Reporter):
+    """Takes everything and writes nothing: of the processes that are not the first."""
+
+    def __init__(self, workdir: Path, *, resumed: int = 0):
+        pass
+
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def image(self, name: str, step: int, image: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _lines_up_to(path: Path, step: int) -> Iterator[str]:
     for line in path.read_text(errors="replace").splitlines():
         try:
