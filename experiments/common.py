@@ -24,7 +24,7 @@ import diffjax
 from diffjax import data, grids, guidance, samplers
 from diffjax.tasks import Diffusion, make_diffusion, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
-from diffjax.train.checkpoint import write_atomically
+from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import batch_sharding, make_mesh, tree_sharding
 from diffjax.types import Rows, Sampler, Task, taken
