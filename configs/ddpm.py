@@ -18,9 +18,13 @@ Steps of the 256-pixel models are those of the paper's appendix B. CIFAR-10 samp
 variance (fixedlarge), the 256-pixel models with the small one.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.base import base, select
+from configs.sweeps import grid
 
 
 def cifar10() -> ConfigDict:
@@ -121,6 +125,16 @@ VARIANTS = {
         lsun_cat,
     )
 }
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """Learning rate and averaging of the small models."""
+    yield from grid({"optim.lr": (5e-4, 1e-3, 2e-3), "ema.decay": (0.99, 0.995)})
+
+
+def space() -> dict[str, Any]:
+    """The same, to draw from: ``experiments.sweep --trials=N``."""
+    return {"optim.lr": (1e-4, 1e-2, "log"), "ema.decay": [0.99, 0.995, 0.999]}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -68,7 +68,7 @@ class _Record:
     def minutes(self) -> float:
         return (time.monotonic() - self._wall) / 60
 
-    def finish(self, step: int | None = None) -> None:
+    def finish(self, step: int | None = None, *, finished: bool = False) -> None:
         """Append this session; the step is that of the newest checkpoint if not given."""
         if not hosts.is_writer():
             return
@@ -84,6 +84,7 @@ class _Record:
         summary = {
             "parameters": self._parameters,
             "steps": step,
+            "finished": finished,
             "images": step * self._cfg.data.batch_size,
             "wall_seconds": sum(s["wall_seconds"] for s in self._sessions),
             "cpu_seconds": sum(s["cpu_seconds"] for s in self._sessions),
@@ -134,7 +135,7 @@ def main() -> None:
             common.batches_of(cfg, source),
             on_sample=_preview(cfg, task, folder),
         )
-        record.finish(int(state.step))
+        record.finish(int(state.step), finished=True)
     except Preempted as stopped:
         record.finish()
         logging.warning("%s", stopped)
