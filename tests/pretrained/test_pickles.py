@@ -69,7 +69,7 @@ def test_code_is_not_run(tmp_path):
         open_pickle(path)
     assert not victim.exists()
     path.write_bytes(pickle.dumps(Evil(eval, "1/0"), protocol=2))
-    with pytest.raises(ValueError, match="refused: it asks for __builtin__.eval"):
+    with pytest.raises(ValueError, match=r"refused: it asks for __builtin__\.eval"):
         open_pickle(path)
 
 
