@@ -316,6 +316,13 @@ def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
     return found[1]
 
 
+def untrained(cfg: ConfigDict, task: Task) -> State:
+    """The state before the first step, with weights from another seed."""
+    batch = {"image": jnp.zeros((1, *image_shape(cfg))), "label": jnp.zeros(1, jnp.int32)}
+    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
+    return jax.jit(lambda b: init_state(task, optimizer, jax.random.key(1), None, b))(batch)
+
+
 class ImageMaker(NamedTuple):
     """Compiled generation for one model; see `image_maker`."""
 

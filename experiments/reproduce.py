@@ -22,6 +22,8 @@ from experiments import common, plan
 from experiments.reproductions import PAPERS, pieces
 from experiments.reproductions.claims import Claim, verdicts
 
+SMALL = ("digits", "fashion_mnist", "fashion_mnist14", "shapes")  # data of no paper
+
 PAPER = flags.DEFINE_list("paper", [], f"Which, of {', '.join(PAPERS)}; default: all.")
 SCALE = flags.DEFINE_enum("scale", "machine", ["machine", "paper"], "Whose settings.")
 RUNS = flags.DEFINE_string("runs", "runs/reproduce", "Folder of the runs.")
@@ -64,7 +66,7 @@ def paper_scale(name: str) -> str:
     lines = [(module.__doc__ or "").strip(), ""]
     for variant, make in module.VARIANTS.items():
         cfg = make()
-        if cfg.data.name in ("digits", "fashion_mnist"):
+        if cfg.data.name in SMALL:
             continue
         found = plan.plan(cfg, flops=False)
         images = cfg.train.steps * cfg.data.batch_size

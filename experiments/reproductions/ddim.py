@@ -9,6 +9,18 @@ from experiments.reproductions.ddpm import MODEL
 from experiments.reproductions.pieces import measuring, sweeping
 from experiments.sampler_sweep import plot, table
 
+PAPER = """FID of the paper on CIFAR-10 (table 1; quadratic spacing):
+
+| steps | 10 | 20 | 50 | 100 | 1000 |
+|---|---|---|---|---|---|
+| eta 0 | 13.36 | 6.84 | 4.67 | 4.16 | 4.04 |
+| eta 0.2 | 14.04 | 7.11 | 4.77 | 4.25 | 4.09 |
+| eta 0.5 | 16.66 | 8.35 | 5.25 | 4.46 | 4.29 |
+| eta 1 | 41.07 | 18.36 | 8.01 | 5.78 | 4.73 |
+
+Its reconstruction error at 10, 20, 50, 100, 200 steps: .014, .0065, .0023, .0009, .0004.
+"""
+
 PIECES = (
     sweeping(
         "ddim",
@@ -79,4 +91,7 @@ def page(data: Path) -> str:
 
 {table(quadratic, ["eta", "steps"])}
 ![spacings](ddim-grids.png)
-"""
+
+## The paper's figures
+
+{PAPER}"""

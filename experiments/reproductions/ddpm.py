@@ -20,6 +20,15 @@ from experiments.reproductions.pieces import Piece, measuring, sweeping
 from experiments.reproductions.pieces import training as train
 from experiments.sampler_sweep import plot, table
 
+PAPER = """FID of the paper on CIFAR-10 with 1000 steps: 3.17 (IS 9.46, at most 3.75 bits/dim: rate
+1.78 + distortion 1.97, more than half of the rate in the last tenth of the steps). FID of
+fixedlarge and fixedsmall (sigma-hat and eta 1 in Song et al. 2020, table 1):
+
+| steps | 10 | 20 | 50 | 100 | 1000 |
+|---|---|---|---|---|---|
+| fixedlarge | 367.43 | 133.37 | 32.72 | 9.99 | 3.17 |
+| fixedsmall | 41.07 | 18.36 | 8.01 | 5.78 | 4.73 |
+"""
 MODEL = "fashion_mnist-ddpm"
 STEPS = 20
 VARIANCE_STEPS = "10,20,50"
@@ -148,4 +157,7 @@ The same distance for other sets of images:
 
 {table(rows, ["variance", "steps"])}
 ![variances](variances.png)
-"""
+
+## The papers' figures
+
+{PAPER}"""

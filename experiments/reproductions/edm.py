@@ -91,4 +91,6 @@ untrained network {scale["untrained_network"]:.4g}.
 
 {table(rows, ["sampler", "steps"])}
 ![samplers](edm.png)
+
+The paper on CIFAR-10, 35 evaluations of Heun: FID 1.97 (conditional: 1.79).
 """

@@ -180,6 +180,14 @@ def test_bad_input_is_one_clear_message(execute, arguments, code, message, tmp_p
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_guidance_cost_prints_ratios(execute):
+    config = "--config=configs/cfg.py:digits,smoke"
+    out = execute("guidance_cost", config, "--batch=2", "--repeats=1")
+    assert "guided_sequential" in out
+    out = execute("guidance_cost", "--config=configs/ddpm.py:digits,smoke", code=1)
+    assert "needs a model with a condition" in out
+
+
 def test_unknown_variant_lists_the_choices(execute, tmp_path):
     out = execute("train", "--config=configs/ddpm.py:nope", f"--workdir={tmp_path}", code=2)
     assert "choose one of digits, fashion_mnist, fashion_mnist14" in out
