@@ -21,6 +21,7 @@ from tests.train.test_faults import _log, _state, _steps, _wait_for
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"{ROOT}/configs/ddpm.py:digits,smoke"
+TRAIN_COMMAND = executors.train_command
 ENV = {"TINY_TASK": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 pytestmark = [
@@ -48,13 +49,13 @@ def cluster(tmp_path_factory):
 def _command(config, folder, overrides):
     options = {"train.steps": 40, "train.checkpoint_every": 5, "train.log_every": 5}
     options = {**options, "train.sample_every": 0, **overrides}
-    real = executors.train_command(config, folder, options)
+    real = TRAIN_COMMAND(config, folder, options)
     return (sys.executable, "-m", "tests.train.entry", *real[3:])
 
 
 def test_a_sweep_finishes_with_one_job_killed_and_one_preempted(cluster, tmp_path, monkeypatch):
     pytest.importorskip("submitit")
-    monkeypatch.setattr(executors, "train_command", lambda *a: _command(*a))
+    monkeypatch.setattr(executors, "train_command", _command)
     monkeypatch.setenv("STEP_SECONDS", "0.2")
     manifest = Manifest(tmp_path, CONFIG)
     for seed in range(6):
