@@ -54,7 +54,7 @@ def base() -> ConfigDict:
                 "fourier_scale": 0.0,
                 "progressive_input": False,
                 "augment_dim": 0,
-                "remat": False,
+                "remat": "none",  # or blocks, products: what is computed again to save memory
                 "dtype": "float32",  # computation; parameters stay float32
             },
             "schedule": {
@@ -103,6 +103,8 @@ def base() -> ConfigDict:
                 "checkpoint_every": 5000,
                 "sample_every": 10_000,
                 "keep": 2,
+                "nonfinite": "stop",  # a loss that is: stop, skip the step, or rollback
+                "override": False,  # resume although config, shapes or frozen weights differ
             },
             "sample": {
                 "sampler": "ddpm",

@@ -24,10 +24,11 @@ import diffjax
 from diffjax import data, grids, guidance, samplers
 from diffjax.tasks import Diffusion, make_diffusion, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
-from diffjax.train.checkpoint import write_atomically
+from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
-from diffjax.train.sharding import batch_sharding, make_mesh, tree_sharding
+from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
 from diffjax.types import Rows, Sampler, Task, taken
+from experiments import weights
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -37,6 +38,9 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "File of experiments.export to use instead of the workdir's checkpoint."
+)
 
 SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "num", "seed")
 
@@ -79,7 +83,7 @@ def run(main: Callable[[], None]) -> None:
             traceback.print_exc()
             sys.exit(1)
 
-    for name in ("config", "workdir", *SAMPLING_FLAGS):  # so that --help shows them
+    for name in ("config", "workdir", "weights", *SAMPLING_FLAGS):  # so that --help shows them
         if name in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     try:
@@ -102,10 +106,12 @@ def _flag(argv: list[str], name: str) -> str | None:
 
 
 def _with_config(argv: list[str]) -> list[str]:
-    """Fall back on the config stored in the workdir; load it once to report its errors plainly."""
-    chosen, folder = _flag(argv, "config"), _flag(argv, "workdir")
-    if chosen is None and folder and (Path(folder) / "config.json").exists():
-        chosen = f"{Path(__file__).with_name('stored_config.py')}:{Path(folder) / 'config.json'}"
+    """Fall back on the config stored with the weights; load it once, for plain errors."""
+    chosen, stored = _flag(argv, "config"), _flag(argv, "weights")
+    if stored is None and (folder := _flag(argv, "workdir")):
+        stored = str(Path(folder) / "config.json")
+    if chosen is None and stored and Path(stored).exists():
+        chosen = f"{Path(__file__).with_name('stored_config.py')}:{stored}"
         argv = [argv[0], f"--config={chosen}", *argv[1:]]
     if chosen:
         load_config(chosen)
@@ -179,13 +185,25 @@ def config() -> ConfigDict:
     chosen = CONFIG.value
     if chosen is None:
         raise UsageError(
-            "--config=FILE:VARIANT is needed, or a --workdir that holds the config.json of a run"
+            "--config=FILE:VARIANT is needed, or --weights, or a --workdir with a run's config.json"
         )
     values = flags.FLAGS.flag_values_dict()
     for key in SAMPLING_FLAGS[:-2]:
         if values.get(key) is not None:
             chosen.sample[key] = values[key]
     return chosen
+
+
+def config_name() -> str:
+    """What --config was given as: FILE:VARIANT.
+
+    Raises:
+        UsageError: it was not given.
+    """
+    name = _flag(sys.argv, "config")
+    if not name:
+        raise UsageError("--config=FILE:VARIANT is needed")
+    return name
 
 
 def describe(cfg: ConfigDict) -> str:
@@ -276,13 +294,15 @@ def abstract_state(cfg: ConfigDict, task: Task) -> State:
 
 
 def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
-    """The newest valid checkpoint of a workdir.
+    """The model of --weights, or the newest valid checkpoint of a workdir.
 
     Raises:
         UsageError: there is none.
     """
-    mesh = make_mesh(cfg.mesh)
     shapes = abstract_state(cfg, task)
+    if WEIGHTS.value:
+        return weights.read(Path(WEIGHTS.value), shapes)
+    mesh = make_mesh(cfg.mesh)
     abstract = jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
         shapes,
@@ -294,6 +314,13 @@ def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
         raise UsageError(f"there is no checkpoint in {steps}; train first with experiments.train")
     logging.info("using the checkpoint of step %d", found[0])
     return found[1]
+
+
+def untrained(cfg: ConfigDict, task: Task) -> State:
+    """The state before the first step, with weights from another seed."""
+    batch = {"image": jnp.zeros((1, *image_shape(cfg))), "label": jnp.zeros(1, jnp.int32)}
+    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
+    return jax.jit(lambda b: init_state(task, optimizer, jax.random.key(1), None, b))(batch)
 
 
 class ImageMaker(NamedTuple):
@@ -312,6 +339,7 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
     """A function that makes images with any sampler; solvers of equal memory compile once."""
     model = diffusion_of(cfg)
     mesh = make_mesh(cfg.mesh)
+    place = batch_sharding(mesh)
     params, extra = state.ema, state.extra
 
     compiled: dict[Any, Any] = {}
@@ -323,12 +351,17 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
             def generate(
                 params: Any, extra: Any, keys: Any, cond: Any, rows: Rows, n: Any, scale: Any
             ) -> Any:
-                noise = samplers.image_noise(keys, model.image_shape)
+                noise = samplers.image_noise(jax.random.wrap_key_data(keys), model.image_shape)
                 return task.sample(
                     params, None, extra, noise, cond, sampler, rows, n=n, scale=scale
                 )
 
-            compiled[key] = jax.jit(generate)
+            # Host arrays go in and whole images come out, so that several processes can take part.
+            compiled[key] = jax.jit(
+                generate,
+                in_shardings=(None, None, place, place, None, None, None),
+                out_shardings=replicated(mesh),
+            )
         return compiled[key]
 
     def make(
@@ -354,7 +387,7 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
         _check_labels(labels, model)
         base = jax.random.key(seed)
         keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.arange(-(-num // size) * size))
-        place = batch_sharding(mesh)
+        keys = np.asarray(jax.random.key_data(keys))
         done = []
         for start in tqdm(range(0, num, size), desc=progress, unit="batch", leave=False):
             index = np.arange(start, start + size)
@@ -363,8 +396,8 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
                 chosen = (
                     index % model.num_classes if labels is None else labels[index % len(labels)]
                 )
-                cond = {"label": jax.device_put(jnp.asarray(chosen, jnp.int32), place)}
-            some = jax.device_put(keys[start : start + size], place)
+                cond = {"label": np.asarray(chosen, np.int32)}
+            some = keys[start : start + size]
             done.append(np.asarray(run(params, extra, some, cond, padded, count, scales)))
         return np.concatenate(done)[:num]
 

@@ -1,5 +1,6 @@
 """Networks and parameters to and from the file formats of other libraries."""
 
+from diffjax.pretrained.control_file import save_control_file
 from diffjax.pretrained.files import load_safetensors
 from diffjax.pretrained.lora import merge_lora
 from diffjax.pretrained.models import Model, load_model, save_model
@@ -23,6 +24,7 @@ __all__ = [
     "load_single_file",
     "merge_lora",
     "open_single_file",
+    "save_control_file",
     "save_model",
     "save_safetensors",
     "save_scheduler",
