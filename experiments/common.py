@@ -28,6 +28,7 @@ from diffjax.train.checkpoint import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import batch_sharding, make_mesh, tree_sharding
 from diffjax.types import Rows, Sampler, Task, taken
+from experiments import weights
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -37,6 +38,9 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "File of experiments.export to use instead of the workdir's checkpoint."
+)
 
 SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "num", "seed")
 
@@ -79,7 +83,7 @@ def run(main: Callable[[], None]) -> None:
             traceback.print_exc()
             sys.exit(1)
 
-    for name in ("config", "workdir", *SAMPLING_FLAGS):  # so that --help shows them
+    for name in ("config", "workdir", "weights", *SAMPLING_FLAGS):  # so that --help shows them
         if name in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     try:
@@ -102,10 +106,12 @@ def _flag(argv: list[str], name: str) -> str | None:
 
 
 def _with_config(argv: list[str]) -> list[str]:
-    """Fall back on the config stored in the workdir; load it once to report its errors plainly."""
-    chosen, folder = _flag(argv, "config"), _flag(argv, "workdir")
-    if chosen is None and folder and (Path(folder) / "config.json").exists():
-        chosen = f"{Path(__file__).with_name('stored_config.py')}:{Path(folder) / 'config.json'}"
+    """Fall back on the config stored with the weights; load it once, for plain errors."""
+    chosen, stored = _flag(argv, "config"), _flag(argv, "weights")
+    if stored is None and (folder := _flag(argv, "workdir")):
+        stored = str(Path(folder) / "config.json")
+    if chosen is None and stored and Path(stored).exists():
+        chosen = f"{Path(__file__).with_name('stored_config.py')}:{stored}"
         argv = [argv[0], f"--config={chosen}", *argv[1:]]
     if chosen:
         load_config(chosen)
@@ -179,7 +185,7 @@ def config() -> ConfigDict:
     chosen = CONFIG.value
     if chosen is None:
         raise UsageError(
-            "--config=FILE:VARIANT is needed, or a --workdir that holds the config.json of a run"
+            "--config=FILE:VARIANT is needed, or --weights, or a --workdir with a run's config.json"
         )
     values = flags.FLAGS.flag_values_dict()
     for key in SAMPLING_FLAGS[:-2]:
@@ -276,13 +282,15 @@ def abstract_state(cfg: ConfigDict, task: Task) -> State:
 
 
 def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
-    """The newest valid checkpoint of a workdir.
+    """The model of --weights, or the newest valid checkpoint of a workdir.
 
     Raises:
         UsageError: there is none.
     """
-    mesh = make_mesh(cfg.mesh)
     shapes = abstract_state(cfg, task)
+    if WEIGHTS.value:
+        return weights.read(Path(WEIGHTS.value), shapes)
+    mesh = make_mesh(cfg.mesh)
     abstract = jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
         shapes,

@@ -1,6 +1,6 @@
 """The config a run was trained with: ``--config=experiments/stored_config.py:WORKDIR/config.json``.
 
-Entry points use it by themselves when --workdir is given without --config.
+Entry points use it by themselves when --workdir or --weights is given without --config.
 """
 
 import json
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from experiments import weights
 
 
 def _tuples(value: Any) -> Any:
@@ -17,11 +19,13 @@ def _tuples(value: Any) -> Any:
 
 
 def get_config(path: str) -> ConfigDict:
-    """The config in a JSON file.
+    """The config in a JSON file, or in a file of experiments.export.
 
     Raises:
-        ValueError: the file is not JSON.
+        ValueError: the file is not JSON, or holds no config.
     """
+    if path.endswith(".safetensors"):
+        return ConfigDict(_tuples(weights.config_of(Path(path))))
     try:
         return ConfigDict(_tuples(json.loads(Path(path).read_text())))
     except json.JSONDecodeError as error:

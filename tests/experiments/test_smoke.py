@@ -128,6 +128,30 @@ def test_sample_evaluate_and_report_from_a_workdir(execute, tmp_path):
     assert "http" not in page.replace("https://arxiv.org", "")
 
 
+def test_an_exported_model_samples_as_its_run_does(execute, tmp_path):
+    run, away, file = tmp_path / "run", tmp_path / "away", tmp_path / "model.safetensors"
+    smoke(execute, "ddpm.py:digits", run)
+    execute("export", f"--workdir={run}", f"--out={file}")
+    options = ("--sampler=ddim", "--steps=3", "--num=5")
+    execute("sample", f"--workdir={run}", f"--out={run / 'images'}", *options)
+    execute("sample", f"--weights={file}", f"--workdir={away}", *options)
+    ours, theirs = run / "images.npz", next((away / "samples").glob("*.npz"))
+    assert np.array_equal(np.load(ours)["images"], np.load(theirs)["images"])
+
+
+def test_weights_that_do_not_fit_are_refused(execute, tmp_path):
+    file = tmp_path / "model.safetensors"
+    smoke(execute, "ddpm.py:digits", tmp_path)
+    execute("export", f"--workdir={tmp_path}", f"--out={file}")
+    other = ["--config=configs/ddpm.py:digits", f"--workdir={tmp_path}"]
+    out = execute("sample", *other, f"--weights={file}", code=1)
+    assert "2 keys are missing" in out
+    file.write_bytes(file.read_bytes()[:-50])
+    out = execute("sample", f"--workdir={tmp_path}", f"--weights={file}", code=2)
+    assert "no complete safetensors file" in out
+    assert "Traceback" not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -1,0 +1,31 @@
+"""Write a trained model as one safetensors file that every entry point accepts as --weights.
+
+    python -m experiments.export --workdir=runs/digits --out=digits.safetensors
+    python -m experiments.sample --weights=digits.safetensors --workdir=runs/elsewhere
+
+The file holds the averaged weights under diffusers' names, and the config; no optimiser state.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags, logging
+
+from experiments import common, weights
+
+OUT = flags.DEFINE_string("out", None, "File to write; default: weights.safetensors in --workdir.")
+
+
+def main() -> None:
+    cfg, folder = common.config(), common.workdir()
+    out = Path(OUT.value) if OUT.value else folder / "weights.safetensors"
+    if out.suffix != ".safetensors":
+        raise common.UsageError(f"--out={out} must end in .safetensors")
+    state = common.restore(cfg, common.task_of(cfg), folder)
+    weights.write(out, cfg, state)
+    logging.info("%.1f MB in %s", out.stat().st_size / 1e6, out)
+
+
+if __name__ == "__main__":
+    common.run(main)

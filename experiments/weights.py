@@ -1,0 +1,74 @@
+"""A trained model in one file: averaged weights as safetensors, with the config that made them.
+
+The weights carry diffusers' names. The task's own statistics (a measured latent scale, batch-norm
+averages) follow under ``extra`` keys; optimiser state is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+from diffjax.pretrained.files import open_safetensors
+from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
+from diffjax.train import State
+
+_CONFIG, _STEP = "diffjax.config", "diffjax.step"
+
+
+def _extra_keys(extra: Any) -> list[str]:
+    paths = jax.tree_util.tree_flatten_with_path(extra)[0]
+    return ["extra" + jax.tree_util.keystr(path) for path, _ in paths]
+
+
+def write(path: Path, cfg: ConfigDict, state: State) -> None:
+    """Write the averaged weights and the config, all of it or nothing."""
+    extra = dict(zip(_extra_keys(state.extra), jax.tree.leaves(state.extra), strict=True))
+    tensors = {**to_state_dict(state.ema), **{k: np.asarray(v) for k, v in extra.items()}}
+    notes = {"format": "pt", _CONFIG: json.dumps(cfg.to_dict()), _STEP: str(int(state.step))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(tensors, partial, notes)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """The config in a file that `write` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or not one of ours.
+    """
+    notes = open_safetensors(path).metadata
+    if _CONFIG not in notes:
+        raise ValueError(f"{path} holds no config; experiments.export writes files that do")
+    return dict(json.loads(notes[_CONFIG]))
+
+
+def read(path: Path, like: State) -> State:
+    """The state in a file of `write`, without optimiser state.
+
+    Args:
+        like: shapes of the state that the config asks for.
+
+    Raises:
+        ValueError: weights are missing, unexpected or of another shape.
+    """
+    file = open_safetensors(path)
+    keys = _extra_keys(like.extra)
+    if missing := [key for key in keys if key not in file]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}, which the config asks for")
+    leaves = [jax.numpy.asarray(file[key]) for key in keys]
+    extra = jax.tree.unflatten(jax.tree.structure(like.extra), leaves)
+    params = {key: file[key] for key in file if not key.startswith("extra")}
+    ema = jax.tree.map(jax.numpy.asarray, from_state_dict(params, like.ema))
+    step = np.int32(file.metadata.get(_STEP, 0))
+    return State(step, ema, ema, None, extra)
