@@ -22,9 +22,10 @@ import numpy as np
 import tokenizers as hf
 from tokenizers import models, normalizers, pre_tokenizers
 
-from diffjax.pretrained.files import StrPath, inside, read_json
+from diffjax.pretrained.files import StrPath, inside, read_json, write_json
 
 EMPHASIS = 1.1
+OPEN_CLIP_PAD = "!"  # in place of the end token, in SD 2 and the second encoder of XL
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 # Radford et al. 2021: special tokens, English contractions, words, single digits, other signs.
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -94,8 +95,11 @@ class Tokenizer(NamedTuple):
         return Tokens(ids, weights)
 
 
-def load_tokenizer(folder: StrPath) -> Tokenizer:
+def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
     """The tokenizer in a folder: tokenizer.json, or vocab.json with merges.txt.
+
+    Args:
+        pad: padding token, if it is not to be that of the files.
 
     Raises:
         FileNotFoundError: the folder has neither.
@@ -105,7 +109,7 @@ def load_tokenizer(folder: StrPath) -> Tokenizer:
     config = _special(path)
     backend = _backend(path)
     names = [_content(config.get(f"{k}_token"), d) for k, d in (("bos", _START), ("eos", _END))]
-    names.append(_content(config.get("pad_token"), names[1]))
+    names.append(pad or _content(config.get("pad_token"), names[1]))
     if absent := [name for name in names if backend.token_to_id(name) is None]:
         raise ValueError(f"the vocabulary in {path} lacks {', '.join(absent)}")
     # A prompt may hold them: then they are one token, as in transformers.
@@ -114,6 +118,18 @@ def load_tokenizer(folder: StrPath) -> Tokenizer:
     vocabulary = backend.get_vocab()
     start, end, pad = (vocabulary[name] for name in names)
     return Tokenizer(backend, length if length < _UNBOUNDED else _LENGTH, start, end, pad)
+
+
+def save_tokenizer(folder: StrPath, tokenizer: Tokenizer) -> None:
+    """Write tokenizer.json and tokenizer_config.json, for transformers or `load_tokenizer`."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer.backend.save(str(path / "tokenizer.json"))
+    names = {"bos": tokenizer.start, "eos": tokenizer.end, "unk": tokenizer.end}
+    tokens = {**names, "pad": tokenizer.pad}
+    config = {f"{k}_token": tokenizer.backend.id_to_token(v) for k, v in tokens.items()}
+    config |= {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length}
+    write_json(path / "tokenizer_config.json", config)
 
 
 def _special(path: Path) -> dict[str, Any]:
