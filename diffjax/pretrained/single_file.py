@@ -270,6 +270,12 @@ def autoencoder_name(key: str, levels: int) -> str:
         key,
     )
 
+    key = re.sub(
+        r"\.attn\.(\d+)\.(norm|q|k|v|proj_out)\.",
+        lambda m: f".attentions.{m[1]}.{_ATTENTION[m[2]]}.",
+        key,
+    )
+
     def level(m: re.Match[str]) -> str:
         # Levels of the decoder are counted from the finest there, from the coarsest here.
         i = int(m[2]) if m[1] == "down" else levels - 1 - int(m[2])
@@ -304,14 +310,20 @@ def autoencoder_config(weights: Weights, *, scale: float) -> dict[str, Any]:
     if not levels:
         raise ValueError("this file has no autoencoder (first_stage_model.)")
     first = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
+    attends = [f"encoder.down.{i}.attn.0.q.weight" in weights for i in range(levels)]
+    blocks = ["Attn" if attention else "" for attention in attends]
+    codebook: dict[str, Any] = dict(_class_name="AutoencoderKL")
+    if "quantize.embedding.weight" in weights:
+        codes, width = weights.shape("quantize.embedding.weight")
+        codebook = dict(_class_name="VQModel", num_vq_embeddings=codes, vq_embed_dim=width)
     return dict(
-        _class_name="AutoencoderKL",
+        **codebook,
         in_channels=weights.shape("encoder.conv_in.weight")[1],
         out_channels=weights.shape("decoder.conv_out.weight")[0],
         latent_channels=weights.shape("decoder.conv_in.weight")[1],
         block_out_channels=[weights.shape(key)[0] for key in first],
-        down_block_types=["DownEncoderBlock2D"] * levels,
-        up_block_types=["UpDecoderBlock2D"] * levels,
+        down_block_types=[f"{attn}DownEncoderBlock2D" for attn in blocks],
+        up_block_types=[f"{attn}UpDecoderBlock2D" for attn in reversed(blocks)],
         layers_per_block=_count(weights, r"encoder\.down\.0\.block\.(\d+)\."),
         norm_num_groups=GROUPS,
         act_fn="silu",

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from diffjax.pretrained import configs, load_model, save_model
 from diffjax.pretrained.files import open_folder, open_safetensors
 from diffjax.pretrained.state_dict import to_state_dict
-from tests.parity import sd_cases
+from tests.parity import ae_cases, sd_cases
 
 UNET = sd_cases.UNETS["sd1"]
 TEXT = sd_cases.TEXTS["clip"]
@@ -40,9 +40,9 @@ def folder(tmp_path, unet):
     return tmp_path / "unet"
 
 
-@pytest.mark.parametrize("name", [*sd_cases.UNETS, *sd_cases.TEXTS])
+@pytest.mark.parametrize("name", [*sd_cases.UNETS, *sd_cases.TEXTS, *ae_cases.AUTOENCODERS])
 def test_a_described_network_is_built_again(name):
-    config = {**sd_cases.UNETS, **sd_cases.TEXTS}[name]
+    config = {**sd_cases.UNETS, **sd_cases.TEXTS, **ae_cases.AUTOENCODERS}[name]
     net = configs.build(config)
     described = configs.describe(net, in_channels=config.get("in_channels", 0))
     assert configs.build(described) == net
@@ -248,3 +248,33 @@ def test_a_key_that_the_header_has_twice(tmp_path):
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
     with pytest.raises(ValueError, match=r"twice\.safetensors"):
         open_safetensors(path)
+
+
+def test_attention_of_early_autoencoders(tmp_path):
+    """It had other names."""
+    net, params = sd_cases.random_params(ae_cases.AUTOENCODERS["kl"])
+    save_model(tmp_path, net, params)
+    state, old = load_file(tmp_path / FILE), {}
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for key, value in state.items():
+        for new, legacy in names.items():
+            key = key.replace(f"attentions.0.{new}.", f"attentions.0.{legacy}.")
+        old[key] = value
+    assert sum("proj_attn" in key for key in old) == 4
+    save_file(old, tmp_path / FILE)
+    _assert_equal(load_model(tmp_path).params, params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"in_channels": 4}, "in_channels=4 with out_channels=3"),
+        ({"latents_mean": [0.0]}, r"latents_mean=\(0\.0,\) \(only None\)"),
+        ({"up_block_types": ["UpDecoderBlock2D"]}, "counterpart of UpDecoderBlock2D"),
+    ],
+)
+def test_unsupported_autoencoders_are_explained(tmp_path, changes, message):
+    save_model(tmp_path, *sd_cases.random_params(ae_cases.AUTOENCODERS["kl"]))
+    _edit(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path)

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from diffjax.pretrained import load_single_file, open_single_file
 from diffjax.pretrained.state_dict import to_state_dict
-from tests.parity import cases, sd_cases
+from tests.parity import ae_cases, sd_cases
 from tests.pretrained import ldm
 
 CONTEXT = {"v1": ("sd1", "sd1-inpainting"), "v2": ("sd2",), "xl": ("xl",), "refiner": ("refiner",)}
@@ -18,53 +18,10 @@ OPEN = sd_cases.TEXTS["openclip"]
 PLAIN = {**OPEN, "architectures": ["CLIPTextModel"]}  # as SD 2 uses it, without projection
 
 
-def _autoencoder_shapes(widths=(8, 16), blocks=1, latent=4):
-    """Keys and shapes of a diffusers autoencoder."""
-    shapes = {}
-
-    def conv(name, out, into, size=3):
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into, size, size), (out,)
-
-    def norm(name, width):
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
-
-    def res(name, into, out):
-        norm(f"{name}.norm1", into), conv(f"{name}.conv1", out, into)
-        norm(f"{name}.norm2", out), conv(f"{name}.conv2", out, out)
-        if into != out:
-            conv(f"{name}.conv_shortcut", out, into, 1)
-
-    def mid(name, width):
-        res(f"{name}.resnets.0", width, width), res(f"{name}.resnets.1", width, width)
-        norm(f"{name}.attentions.0.group_norm", width)
-        for part in ("to_q", "to_k", "to_v", "to_out.0"):
-            shapes[f"{name}.attentions.0.{part}.weight"] = (width, width)
-            shapes[f"{name}.attentions.0.{part}.bias"] = (width,)
-
-    def side(name, order, count, kind):
-        into = order[0]
-        for i, width in enumerate(order):
-            for j in range(count):
-                res(f"{name}.{kind}_blocks.{i}.resnets.{j}", into, width)
-                into = width
-            if i < len(order) - 1:
-                conv(f"{name}.{kind}_blocks.{i}.{kind}samplers.0.conv", width, width)
-        norm(f"{name}.conv_norm_out", order[-1])
-
-    conv("encoder.conv_in", widths[0], 3), side("encoder", widths, blocks, "down")
-    mid("encoder.mid_block", widths[-1]), conv("encoder.conv_out", 2 * latent, widths[-1])
-    conv("decoder.conv_in", widths[-1], latent), mid("decoder.mid_block", widths[-1])
-    side("decoder", widths[::-1], blocks + 1, "up"), conv("decoder.conv_out", 3, widths[0])
-    conv("quant_conv", 2 * latent, 2 * latent, 1), conv("post_quant_conv", latent, latent, 1)
-    return shapes
-
-
-AUTOENCODER = cases.random_state(_autoencoder_shapes(), seed=3)
-
-
 @functools.cache
 def _made(kind):
-    config = {"open": OPEN, "plain": PLAIN, **sd_cases.UNETS, **sd_cases.TEXTS}[kind]
+    several = {**sd_cases.UNETS, **sd_cases.TEXTS, **ae_cases.AUTOENCODERS}
+    config = {"open": OPEN, "plain": PLAIN, **several}[kind]
     return sd_cases.random_params(config)
 
 
@@ -72,11 +29,11 @@ def _state(kind):
     return to_state_dict(_made(kind)[1])
 
 
-def checkpoint(family, unet):
+def checkpoint(family, unet, vae="kl"):
     """A single file's state dict, and the parts it is made of."""
-    parts = {"unet": _state(unet), "vae": AUTOENCODER}
+    parts = {"unet": _state(unet), "vae": _state(vae)}
     file = ldm.under("model.diffusion_model.", ldm.unet(parts["unet"], 1))
-    file |= ldm.under("first_stage_model.", ldm.autoencoder(AUTOENCODER, 2))
+    file |= ldm.under("first_stage_model.", ldm.autoencoder(parts["vae"], 2))
     if family in ("v1", "xl"):
         parts["text_encoder"] = _state("clip")
         prefix = "cond_stage_model" if family == "v1" else "conditioner.embedders.0"
@@ -138,15 +95,27 @@ def test_networks_compute_the_same(saved):
     theirs = sd_cases.UNETS[unet]
     keys = ("attention_head_dim", "norm_num_groups", "addition_time_embed_dim")
     overrides = {"unet": {key: theirs[key] for key in keys if key in theirs}}
+    overrides |= {"vae": {"norm_num_groups": 4}}
     overrides |= {f"text_encoder{i}": {"num_attention_heads": 2} for i in ("", "_2")}
-    wanted = [part for part in parts if part != "vae"]
-    models = load_single_file(path, parts=wanted, overrides=overrides)
-    assert list(models) == wanted
+    models = load_single_file(path, overrides=overrides)
+    assert set(models) == set(parts)
     for part, model in models.items():
         jax.tree.map(np.testing.assert_array_equal, to_state_dict(model.params), parts[part])
+    scale = models["vae"].config["scaling_factor"]
+    assert models["vae"].net == _made("kl")[0].clone(scaling_factor=scale)
     assert models["unet"].net == _made(unet)[0].clone(
         depth=models["unet"].net.depth, heads=models["unet"].net.heads
     )
+
+
+@pytest.mark.parametrize("kind", ["kl-attention", "vq"])
+def test_other_autoencoders_of_latent_diffusion(tmp_path, kind):
+    file, parts = checkpoint("v1", "sd1", kind)
+    save_file(file, tmp_path / "model.safetensors")
+    overrides = {"vae": {"norm_num_groups": 4}}
+    model = load_single_file(tmp_path / "model.safetensors", parts=["vae"], overrides=overrides)
+    assert model["vae"].net == _made(kind)[0]
+    jax.tree.map(np.testing.assert_array_equal, to_state_dict(model["vae"].params), parts["vae"])
 
 
 def test_averaged_weights(tmp_path):

@@ -1,0 +1,361 @@
+"""Autoencoders of latent diffusion, with the state-dict names of diffusers.
+
+Rombach et al. 2022, section 3.1 and appendix G: `AutoencoderKL` has a Gaussian posterior,
+`VQModel` a codebook. Both shrink an image by ``2^(levels - 1)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffjax.nets.attention import AttentionBlock
+from diffjax.nets.layers import Downsample, GroupNorm, ResBlock, Upsample, conv
+
+Array = jax.Array
+LOGVAR = (-30.0, 20.0)  # bounds of the posterior's log-variance
+
+
+class Posterior(NamedTuple):
+    """``q(z|x) = N(mean, exp(logvar))``, both (B, h, w, C)."""
+
+    mean: Array
+    logvar: Array
+
+    def sample(self, key: jax.Array) -> Array:
+        """``z = mean + std eps``."""
+        return self.with_noise(jax.random.normal(key, self.mean.shape))
+
+    def with_noise(self, eps: Array) -> Array:
+        """The sample of given standard noise."""
+        return self.mean + jnp.exp(0.5 * self.logvar) * eps
+
+    def kl(self) -> Array:
+        """``KL(q(z|x) || N(0, I))`` (B,) in nats, summed over the latent."""
+        value = 0.5 * (self.mean**2 + jnp.exp(self.logvar) - 1 - self.logvar)
+        return value.sum(axis=(1, 2, 3))
+
+
+class Quantized(NamedTuple):
+    """Latents replaced by their nearest codes.
+
+    Attributes:
+        z: codes (B, h, w, D); the gradient passes straight through to the encoder.
+        indices: which code (B, h, w), int32.
+        codebook: ``|e - sg[z]|^2`` (B,), mean over the latent: moves the codes.
+        commitment: ``|sg[e] - z|^2`` (B,), likewise: moves the encoder.
+        anchors: (K, D), for every code the latent of the batch that is nearest to it.
+    """
+
+    z: Array
+    indices: Array
+    codebook: Array
+    commitment: Array
+    anchors: Array
+
+
+class _Coder(nn.Module):
+    """What encoder and decoder share: fields of `AutoencoderKL`."""
+
+    channels: int
+    multipliers: tuple[float, ...]
+    blocks: int
+    attention_levels: tuple[int, ...]
+    out_channels: int
+    norm_groups: int
+    middle_attention: bool
+    attention: str
+    remat: bool
+    dtype: Any
+
+    @nn.nowrap
+    def _res(self, features: int, name: str) -> Callable[[Array], Array]:
+        kind = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        block = kind(features, groups=self.norm_groups, dtype=self.dtype, name=name)
+        return lambda h: block(h, None, False)
+
+    @nn.nowrap
+    def _attend(self, name: str) -> AttentionBlock:
+        return AttentionBlock(1, self.norm_groups, dtype=self.dtype, kind=self.attention, name=name)
+
+    @nn.nowrap
+    def _middle(self, h: Array) -> Array:
+        h = self._res(h.shape[-1], "mid_block.resnets.0")(h)
+        if self.middle_attention:
+            h = self._attend("mid_block.attentions.0")(h)
+        return self._res(h.shape[-1], "mid_block.resnets.1")(h)
+
+    @nn.nowrap
+    def _out(self, h: Array) -> Array:
+        h = nn.silu(GroupNorm(self.norm_groups, dtype=self.dtype, name="conv_norm_out")(h))
+        return conv(self.out_channels, name="conv_out", dtype=jnp.float32)(h)
+
+
+class Encoder(_Coder):
+    """``(B, H, W, C) -> (B, H/f, W/f, out_channels)``."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = conv(self.channels, name="conv_in", dtype=self.dtype)(x)
+        for i, multiplier in enumerate(self.multipliers):
+            for j in range(self.blocks):
+                h = self._res(int(self.channels * multiplier), f"down_blocks.{i}.resnets.{j}")(h)
+                if i in self.attention_levels:
+                    h = self._attend(f"down_blocks.{i}.attentions.{j}")(h)
+            if i < len(self.multipliers) - 1:
+                h = Downsample(0, self.dtype, name=f"down_blocks.{i}.downsamplers.0")(h)
+        return self._out(self._middle(h))
+
+
+class Decoder(_Coder):
+    """``(B, h, w, C) -> (B, h f, w f, out_channels)``."""
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        levels = len(self.multipliers)
+        width = int(self.channels * self.multipliers[-1])
+        h = self._middle(conv(width, name="conv_in", dtype=self.dtype)(z))
+        for k, i in enumerate(reversed(range(levels))):
+            for j in range(self.blocks + 1):
+                h = self._res(
+                    int(self.channels * self.multipliers[i]), f"up_blocks.{k}.resnets.{j}"
+                )(h)
+                if i in self.attention_levels:
+                    h = self._attend(f"up_blocks.{k}.attentions.{j}")(h)
+            if i:
+                h = Upsample(self.dtype, name=f"up_blocks.{k}.upsamplers.0")(h)
+        return self._out(h)
+
+
+class Autoencoder(nn.Module):
+    """Fields and parts that `AutoencoderKL` and `VQModel` share.
+
+    Attributes:
+        channels: width of the finest level.
+        multipliers: width of each level over ``channels``; the shrinking is ``2^(levels - 1)``.
+        blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention_levels: indices of the levels with attention beside the middle.
+        latent_channels: channels of the encoder's output.
+        out_channels: channels of the image.
+        scaling_factor, shift_factor: a diffusion model sees ``(z - shift) * scale``; kept here,
+            applied by whoever joins the two.
+        attention: see `diffjax.nets.attention.attend`.
+        remat: recompute blocks in the backward pass.
+        dtype: computation type; parameters and outputs stay float32.
+    """
+
+    channels: int = 128
+    multipliers: tuple[float, ...] = (1, 2, 4, 4)
+    blocks: int = 2
+    attention_levels: tuple[int, ...] = ()
+    latent_channels: int = 4
+    out_channels: int = 3
+    norm_groups: int = 32
+    middle_attention: bool = True
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+    attention: str = "xla"
+    remat: bool = False
+    dtype: Any = None
+
+    @property
+    def factor(self) -> int:
+        """How many pixels of the image lie along one side of a pixel of the latent."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @nn.nowrap
+    def _coder(self, kind: Any, out_channels: int) -> Any:
+        return kind(
+            self.channels,
+            self.multipliers,
+            self.blocks,
+            self.attention_levels,
+            out_channels,
+            self.norm_groups,
+            self.middle_attention,
+            self.attention,
+            self.remat,
+            self.dtype,
+        )
+
+    @nn.nowrap
+    def _check(self, x: Array) -> None:
+        f = self.factor
+        if x.ndim != 4 or x.shape[1] % f or x.shape[2] % f or x.shape[3] != self.out_channels:
+            raise ValueError(
+                f"images must be (B, H, W, {self.out_channels}) with H and W multiples of {f}, "
+                f"got {x.shape}"
+            )
+
+
+def _pointwise(features: int, name: str) -> nn.Conv:
+    return conv(features, name=name, size=1, padding=0)
+
+
+class AutoencoderKL(Autoencoder):
+    """``x -> q(z|x) -> x_hat`` with a slight pull of q to N(0, I).
+
+    Attributes:
+        quant_conv, post_quant_conv: 1x1 convolutions after the encoder and before the decoder.
+    """
+
+    quant_conv: bool = True
+    post_quant_conv: bool = True
+
+    def setup(self) -> None:
+        c = self.latent_channels
+        self.encoder = self._coder(Encoder, 2 * c)
+        self.decoder = self._coder(Decoder, self.out_channels)
+        self._after = _pointwise(2 * c, "quant_conv") if self.quant_conv else None
+        self._before = _pointwise(c, "post_quant_conv") if self.post_quant_conv else None
+
+    @property
+    def embed_channels(self) -> int:
+        """Channels of the latent."""
+        return self.latent_channels
+
+    def encode(self, x: Array) -> Posterior:
+        """Posterior of images (B, H, W, C) in [-1, 1].
+
+        Raises:
+            ValueError: the shape does not fit.
+        """
+        self._check(x)
+        h = self.encoder(x)
+        mean, logvar = jnp.split(h if self._after is None else self._after(h), 2, axis=-1)
+        return Posterior(mean, jnp.clip(logvar, *LOGVAR))
+
+    def decode(self, z: Array) -> Array:
+        """Images of latents (B, h, w, C)."""
+        return self.decoder(z if self._before is None else self._before(z))
+
+    def __call__(self, x: Array, eps: Array | None = None) -> tuple[Array, Posterior]:
+        """Reconstruction and posterior; of the mean, or of the sample with noise ``eps``."""
+        posterior = self.encode(x)
+        z = posterior.mean if eps is None else posterior.with_noise(eps)
+        return self.decode(z), posterior
+
+
+def _codes(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Uniform in ±1/K for K codes, as released with the paper."""
+    return jax.random.uniform(key, shape, dtype, -1 / shape[0], 1 / shape[0])
+
+
+class Codebook(nn.Module):
+    """Nearest code of every latent pixel (van den Oord et al. 2017, eq. 1-3)."""
+
+    codes: int
+    features: int
+
+    def setup(self) -> None:
+        self.embedding = nn.Embed(self.codes, self.features, embedding_init=_codes)
+
+    def __call__(self, z: Array) -> Quantized:
+        table = self.embedding.embedding
+        flat = z.reshape(-1, self.features)
+        distance = (table**2).sum(-1) - 2 * flat @ table.T  # + |z|^2, the same for all codes
+        index = distance.argmin(-1).reshape(z.shape[:3]).astype(jnp.int32)
+        near = (distance + (flat**2).sum(-1, keepdims=True)).argmin(0)
+        e = self.embedding(index)
+        stop = jax.lax.stop_gradient
+        return Quantized(
+            z + stop(e - z),
+            index,
+            ((e - stop(z)) ** 2).mean((1, 2, 3)),
+            ((stop(e) - z) ** 2).mean((1, 2, 3)),
+            stop(flat[near]),
+        )
+
+
+class VQModel(Autoencoder):
+    """``x -> nearest codes -> x_hat``.
+
+    Attributes:
+        codes: size K of the codebook.
+        code_channels: channels D of a code; those of the encoder's output if 0.
+    """
+
+    latent_channels: int = 3
+    codes: int = 256
+    code_channels: int = 0
+
+    def setup(self) -> None:
+        self.encoder = self._coder(Encoder, self.latent_channels)
+        self.decoder = self._coder(Decoder, self.out_channels)
+        self._after = _pointwise(self.embed_channels, "quant_conv")
+        self.quantize = Codebook(self.codes, self.embed_channels)
+        self._before = _pointwise(self.latent_channels, "post_quant_conv")
+
+    @property
+    def embed_channels(self) -> int:
+        """Channels of the latent."""
+        return self.code_channels or self.latent_channels
+
+    def encode(self, x: Array) -> Array:
+        """Latents (B, h, w, D) of images in [-1, 1], not yet quantised.
+
+        Raises:
+            ValueError: the shape does not fit.
+        """
+        self._check(x)
+        return self._after(self.encoder(x))
+
+    def decode(self, z: Array, *, quantize: bool = True) -> Array:
+        """Images of latents (B, h, w, D), each pixel replaced by its nearest code first."""
+        z = self.quantize(z).z if quantize else z
+        return self.decoder(self._before(z))
+
+    def __call__(self, x: Array) -> tuple[Array, Quantized]:
+        """Reconstruction and what the codebook made of the latent."""
+        quantized = self.quantize(self.encode(x))
+        return self.decode(quantized.z, quantize=False), quantized
+
+
+def tiled(apply: Callable[[Array], Array], x: Array, *, tile: int, overlap: float = 0.25) -> Array:
+    """``apply`` on overlapping square tiles, blended linearly: large images in little memory.
+
+    The result is not that of the whole image: norms and attention see one tile at a time. Every
+    tile is one call, so pass a compiled function.
+
+    Args:
+        apply: (B, h, w, C) -> (B, h s, w s, C'); an encoder has ``s < 1``.
+        tile: side of a tile of ``x``.
+        overlap: share of a tile that the next one covers again.
+
+    Raises:
+        ValueError: the overlap leaves no step between tiles.
+    """
+    step = int(tile * (1 - overlap))
+    if not 0 < step <= tile:
+        raise ValueError(f"overlap={overlap} of tiles of {tile} must lie in [0, 1)")
+    if max(x.shape[1:3]) <= tile:
+        return apply(x)
+    tops, lefts = (range(0, size, step) for size in x.shape[1:3])
+    rows = [[apply(x[:, i : i + tile, j : j + tile]) for j in lefts] for i in tops]
+    side = rows[0][0].shape[1]
+    kept = side * step // tile
+    for i, row in enumerate(rows):
+        for j in range(len(row)):
+            if i:
+                row[j] = _blend(rows[i - 1][j], row[j], side - kept, axis=1)
+            if j:
+                row[j] = _blend(row[j - 1], row[j], side - kept, axis=2)
+    joined = [jnp.concatenate([part[:, :kept, :kept] for part in row], axis=2) for row in rows]
+    return jnp.concatenate(joined, axis=1)
+
+
+def _blend(before: Array, after: Array, extent: int, *, axis: int) -> Array:
+    """``after`` with its first ``extent`` lines faded in from the last ones of ``before``."""
+    n = min(before.shape[axis], after.shape[axis], extent)
+    if not n:
+        return after
+    shape = [1] * after.ndim
+    shape[axis] = n
+    rate = (jnp.arange(n) / n).reshape(shape)
+    old = jax.lax.slice_in_dim(before, before.shape[axis] - n, before.shape[axis], axis=axis)
+    new, rest = jnp.split(after, [n], axis=axis)
+    return jnp.concatenate([old * (1 - rate) + new * rate, rest], axis=axis)
