@@ -103,6 +103,8 @@ def base() -> ConfigDict:
                 "checkpoint_every": 5000,
                 "sample_every": 10_000,
                 "keep": 2,
+                "nonfinite": "stop",  # a loss that is: stop, skip the step, or rollback
+                "override": False,  # resume although config, shapes or frozen weights differ
             },
             "sample": {
                 "sampler": "ddpm",

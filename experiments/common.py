@@ -24,9 +24,9 @@ import diffjax
 from diffjax import data, grids, guidance, samplers
 from diffjax.tasks import Diffusion, make_diffusion, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
-from diffjax.train.checkpoint import write_atomically
+from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
-from diffjax.train.sharding import batch_sharding, make_mesh, tree_sharding
+from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
 from diffjax.types import Rows, Sampler, Task, taken
 from experiments import weights
 
@@ -194,6 +194,18 @@ def config() -> ConfigDict:
     return chosen
 
 
+def config_name() -> str:
+    """What --config was given as: FILE:VARIANT.
+
+    Raises:
+        UsageError: it was not given.
+    """
+    name = _flag(sys.argv, "config")
+    if not name:
+        raise UsageError("--config=FILE:VARIANT is needed")
+    return name
+
+
 def describe(cfg: ConfigDict) -> str:
     """The resolved config as indented JSON."""
     return json.dumps(cfg.to_dict(), indent=2)
@@ -304,6 +316,13 @@ def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
     return found[1]
 
 
+def untrained(cfg: ConfigDict, task: Task) -> State:
+    """The state before the first step, with weights from another seed."""
+    batch = {"image": jnp.zeros((1, *image_shape(cfg))), "label": jnp.zeros(1, jnp.int32)}
+    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
+    return jax.jit(lambda b: init_state(task, optimizer, jax.random.key(1), None, b))(batch)
+
+
 class ImageMaker(NamedTuple):
     """Compiled generation for one model; see `image_maker`."""
 
@@ -320,6 +339,7 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
     """A function that makes images with any sampler; solvers of equal memory compile once."""
     model = diffusion_of(cfg)
     mesh = make_mesh(cfg.mesh)
+    place = batch_sharding(mesh)
     params, extra = state.ema, state.extra
 
     compiled: dict[Any, Any] = {}
@@ -331,12 +351,17 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
             def generate(
                 params: Any, extra: Any, keys: Any, cond: Any, rows: Rows, n: Any, scale: Any
             ) -> Any:
-                noise = samplers.image_noise(keys, model.image_shape)
+                noise = samplers.image_noise(jax.random.wrap_key_data(keys), model.image_shape)
                 return task.sample(
                     params, None, extra, noise, cond, sampler, rows, n=n, scale=scale
                 )
 
-            compiled[key] = jax.jit(generate)
+            # Host arrays go in and whole images come out, so that several processes can take part.
+            compiled[key] = jax.jit(
+                generate,
+                in_shardings=(None, None, place, place, None, None, None),
+                out_shardings=replicated(mesh),
+            )
         return compiled[key]
 
     def make(
@@ -362,7 +387,7 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
         _check_labels(labels, model)
         base = jax.random.key(seed)
         keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.arange(-(-num // size) * size))
-        place = batch_sharding(mesh)
+        keys = np.asarray(jax.random.key_data(keys))
         done = []
         for start in tqdm(range(0, num, size), desc=progress, unit="batch", leave=False):
             index = np.arange(start, start + size)
@@ -371,8 +396,8 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
                 chosen = (
                     index % model.num_classes if labels is None else labels[index % len(labels)]
                 )
-                cond = {"label": jax.device_put(jnp.asarray(chosen, jnp.int32), place)}
-            some = jax.device_put(keys[start : start + size], place)
+                cond = {"label": np.asarray(chosen, np.int32)}
+            some = keys[start : start + size]
             done.append(np.asarray(run(params, extra, some, cond, padded, count, scales)))
         return np.concatenate(done)[:num]
 

@@ -24,7 +24,7 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from diffjax import data, grids, likelihood, metrics, samplers
-from diffjax.train import State, init_state, make_optimizer
+from diffjax.train import State
 from experiments import common, sampler_sweep
 
 common.define_sampling_flags()
@@ -77,13 +77,6 @@ def gaussian_images(real: np.ndarray, num: int) -> np.ndarray:
     noise = np.random.default_rng(1).standard_normal((num, flat.shape[1]))
     drawn = flat.mean(0) + noise * np.sqrt(np.maximum(values, 0)) @ vectors.T
     return np.clip(drawn, -1, 1).reshape(num, *real.shape[1:]).astype(np.float32)
-
-
-def untrained(cfg: Any, task: Any) -> State:
-    """The state before the first step, with weights from another seed."""
-    batch = {"image": jnp.zeros((1, *common.image_shape(cfg))), "label": jnp.zeros(1, jnp.int32)}
-    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    return jax.jit(lambda b: init_state(task, optimizer, jax.random.key(1), None, b))(batch)
 
 
 def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> dict[str, float]:
@@ -241,7 +234,7 @@ def baselines(cfg: Any, task: Any, network: Any, num: int, real: np.ndarray) -> 
     half = min(num, len(common.source_of(cfg)) // 2)
     both = reference_images(cfg, 2 * half)
     few = common.with_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
-    raw = common.image_maker(few, task, untrained(cfg, task)).make(num=num)
+    raw = common.image_maker(few, task, common.untrained(cfg, task)).make(num=num)
     return {
         "real_floor": metrics.floor(network, both[:half], both[half:]),
         "real_floor_num": half,

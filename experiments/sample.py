@@ -1,19 +1,37 @@
 """Draw images from a checkpoint with any sampler.
 
     python -m experiments.sample --workdir=runs/digits --sampler=ddim --steps=20 --num=100
+    python -m experiments.sample --workdir=runs/digits --rows=steps=2,5,10,50 --num=12
 
-Writes samples/NAME.npz (uint8 ``images``) and samples/NAME.png (a grid) into the workdir.
+Writes samples/NAME.npz (uint8 ``images``) and samples/NAME.png (a grid) into the workdir. With
+--rows, every row of the grid is one value, and every column one seed (and class).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from absl import flags, logging
 
-from experiments import common
+from experiments import common, sampler_sweep
 
 common.define_sampling_flags()
 OUT = flags.DEFINE_string("out", None, "Path without suffix; default: samples/ in the workdir.")
+
+ROWS = flags.DEFINE_string("rows", None, "KEY=VALUE,... of config.sample: a row of images each.")
+
+
+def rows(cfg: Any, maker: common.ImageMaker, num: int, seed: int) -> np.ndarray:
+    """``num`` images for every value of --rows, one value after the other."""
+    ((key, values),) = sampler_sweep.parse([ROWS.value], cfg).items()
+    done = []
+    for value in values:
+        chosen = common.with_sample(cfg, **{key: value})
+        sampler, plan = common.sampler_of(chosen, maker.model)
+        scale = chosen.sample.get("guidance", 1.0)
+        done.append(maker.make(num=num, seed=seed, sampler=sampler, rows=plan, scale=scale))
+    return np.concatenate(done)
 
 
 def main() -> None:
@@ -21,14 +39,16 @@ def main() -> None:
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
     num, seed = flags.FLAGS.num or cfg.sample.num, flags.FLAGS.seed
-    images = common.image_maker(cfg, task, state).make(num=num, seed=seed)
+    maker = common.image_maker(cfg, task, state)
+    images = rows(cfg, maker, num, seed) if ROWS.value else maker.make(num=num, seed=seed)
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(state.step)}-seed{seed}"
     out = common.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out.with_name(out.name + ".npz"), images=common.to_uint8(images))
     picture = out.with_name(out.name + ".png")
-    common.save_png(common.tile(images[:100]), picture)
-    logging.info("%d images in %s.npz, the first of them in %s", num, out, picture)
+    grid = common.tile(images, columns=num) if ROWS.value else common.tile(images[:100])
+    common.save_png(grid, picture)
+    logging.info("%d images in %s.npz, shown in %s", len(images), out, picture)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
     python -m experiments.train --config=configs/ddpm.py:digits --workdir=runs/digits
 
 Writes to the workdir: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ with a grid
-of images at intervals, and summary.json with sizes and times. Exit codes: 0 done, 1 error;
-stopped with the state saved: 130 by Ctrl-C, 143 by SIGTERM.
+of images at intervals, and summary.json with sizes and times. Exit codes: 0 done, 1 error, 2 wrong
+flags; stopped with the state saved: 130 by Ctrl-C, 140 by SIGUSR2, 143 by SIGTERM.
+
+Under Slurm and on TPU pods the processes of a run find each other. Elsewhere, start each with
+--coordinator=HOST:PORT --num_processes=N --process_id=I.
 """
 
 from __future__ import annotations
@@ -21,11 +24,16 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from diffjax.train import Checkpoints, Preempted, Reporter, State, train
+from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
 from experiments import common
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
+PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
+PROCESS = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.")
+WAIT = flags.DEFINE_float("wait", 300.0, "Seconds to wait for the other processes at the start.")
+HEARTBEAT = flags.DEFINE_float("heartbeat", 100.0, "Seconds until a silent process counts as dead.")
 PREVIEW_STEPS = 50
 
 
@@ -39,6 +47,8 @@ def _preview(cfg: Any, task: Any, folder: Any) -> Any:
         images = common.image_maker(preview, task, state).make(
             num=num, batch_size=num, progress=f"preview at step {step}"
         )
+        if not hosts.is_writer():
+            return
         picture = common.tile(images)
         common.save_png(picture, folder / "samples" / f"{step:08d}.png")
         reporter.image("samples", step, picture)
@@ -58,8 +68,10 @@ class _Record:
     def minutes(self) -> float:
         return (time.monotonic() - self._wall) / 60
 
-    def finish(self, step: int | None = None) -> None:
+    def finish(self, step: int | None = None, *, finished: bool = False) -> None:
         """Append this session; the step is that of the newest checkpoint if not given."""
+        if not hosts.is_writer():
+            return
         if step is None:
             step = max(Checkpoints(self._path.parent / "checkpoints").steps())
         session = {
@@ -72,6 +84,7 @@ class _Record:
         summary = {
             "parameters": self._parameters,
             "steps": step,
+            "finished": finished,
             "images": step * self._cfg.data.batch_size,
             "wall_seconds": sum(s["wall_seconds"] for s in self._sessions),
             "cpu_seconds": sum(s["cpu_seconds"] for s in self._sessions),
@@ -92,11 +105,20 @@ def main() -> None:
         print(common.describe(cfg))
         return
     folder = common.workdir()
+    hosts.start(
+        COORDINATOR.value,
+        PROCESSES.value,
+        PROCESS.value,
+        seconds=WAIT.value,
+        heartbeat=HEARTBEAT.value,
+    )
     task = common.task_of(cfg)
     source = common.source_of(cfg)
     check_workdir(folder)
     stored = folder / "config.json"
-    if not stored.exists():  # else only once the checkpoint has been found to fit
+    if (
+        hosts.is_writer() and not stored.exists()
+    ):  # else only once the checkpoint has been found to fit
         common.save_json(cfg.to_dict(), stored)
     shapes = common.abstract_state(cfg, task)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
@@ -113,7 +135,7 @@ def main() -> None:
             common.batches_of(cfg, source),
             on_sample=_preview(cfg, task, folder),
         )
-        record.finish(int(state.step))
+        record.finish(int(state.step), finished=True)
     except Preempted as stopped:
         record.finish()
         logging.warning("%s", stopped)

@@ -19,7 +19,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffjax.nets.classifier import Classifier
 
-VERSIONS = {"fashion_mnist": "v1", "digits": "v1"}  # data set -> weights in use
+# data set -> weights in use
+VERSIONS = {"fashion_mnist": "v1", "fashion_mnist14": "v1", "digits": "v1"}
 FORMAT = "diffjax-classifier"
 
 

@@ -33,7 +33,7 @@ def test_tiles_are_blended_as_by_diffusers(recorded):
         assert cases.relative_error(value, recorded[f"tiled.{key}"]) < 2e-5, key
 
 
-@pytest.mark.parametrize("size", [(7, 9), (16, 16), (40, 23)])
+@pytest.mark.parametrize("size", [(7, 9), (30, 23)])
 def test_tiling_what_is_local_changes_nothing(size):
     x = np.random.RandomState(0).standard_normal((1, *size, 2))
     out = tiled(lambda part: 2 * part.repeat(2, 1).repeat(2, 2), x, tile=12, overlap=0.34)

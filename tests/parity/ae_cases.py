@@ -77,14 +77,14 @@ def ours(config: Config) -> dict[str, np.ndarray]:
     return {key: np.asarray(value) for key, value in out.items()}
 
 
-def ours_tiled(config: Config) -> dict[str, np.ndarray]:
+def ours_tiled(config: Config, size: tuple[int, int] = (28, 12)) -> dict[str, np.ndarray]:
     """Means of a large image, and the image of a large latent, tile by tile."""
     net, params = sd_cases.random_params(config)
     given = {"params": params}
     encode = jax.jit(lambda x: net.apply(given, x, method=net.encode).mean)
     decode = jax.jit(lambda z: net.apply(given, z, method=net.decode))
-    z = latents(config, (20, 12))
+    z = latents(config, (size[0] // 2, size[1] // 2))
     return {
-        "mean": np.asarray(tiled(encode, images((40, 24)), tile=TILE)),
+        "mean": np.asarray(tiled(encode, images(size), tile=TILE)),
         "decoded": np.asarray(tiled(decode, z, tile=TILE // net.factor)),
     }

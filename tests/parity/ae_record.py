@@ -35,12 +35,14 @@ def theirs(config: ae_cases.Config) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def theirs_tiled(config: ae_cases.Config) -> dict[str, np.ndarray]:
+def theirs_tiled(
+    config: ae_cases.Config, size: tuple[int, int] = (28, 12)
+) -> dict[str, np.ndarray]:
     """Large images tile by tile."""
     net = sd_record.network({**config, "sample_size": ae_cases.TILE})
     net.enable_tiling()
-    x = sd_record._nchw(ae_cases.images((40, 24)))
-    z = sd_record._nchw(ae_cases.latents(config, (20, 12)))
+    x = sd_record._nchw(ae_cases.images(size))
+    z = sd_record._nchw(ae_cases.latents(config, (size[0] // 2, size[1] // 2)))
     return {
         "mean": _nhwc(net.encode(x).latent_dist.mean),
         "decoded": _nhwc(net.decode(z).sample),

@@ -21,6 +21,13 @@ def test_outputs(name):
         assert cases.relative_error(ours[key], value) < 2e-5, key
 
 
+def test_tiles():
+    config, size = ae_cases.AUTOENCODERS["kl"], (28, 40)
+    ours, theirs = ae_cases.ours_tiled(config, size), ae_record.theirs_tiled(config, size)
+    for key, value in theirs.items():
+        assert cases.relative_error(ours[key], value) < 2e-5, key
+
+
 @pytest.mark.parametrize("name", ae_cases.AUTOENCODERS)
 def test_folders_are_read_by_either_library(tmp_path, name):
     config = ae_cases.AUTOENCODERS[name]

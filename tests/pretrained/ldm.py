@@ -71,6 +71,7 @@ def autoencoder(state: State, levels: int) -> State:
             ("mid_block.resnets.0", "mid.block_1"),
             ("mid_block.resnets.1", "mid.block_2"),
             ("mid_block.attentions.0", "mid.attn_1"),
+            ("attentions", "attn"),
             ("conv_shortcut", "nin_shortcut"),
             ("downsamplers.0", "downsample"),
             ("upsamplers.0", "upsample"),

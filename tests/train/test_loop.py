@@ -235,7 +235,7 @@ def test_nothing_is_compiled_after_the_first_line(tmp_path):
 def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
     waited = []
     monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(x))
-    window = loop._Window(None, None, 0, [])
+    window = loop._Window(None, make_config(), 0, [])
     for step in range(6):
         window.add({"loss": step})
         assert waited == list(range(step - loop.LOOK_AHEAD + 1))
