@@ -73,12 +73,13 @@ def read_mask(value: Any) -> np.ndarray:
     return (read(value, channels=1, latents=0)[0] >= 0.5).astype(np.float32)
 
 
-def spread(array: Array, prompts: int, images: int, name: str) -> Array:
-    """One array for all images, one per prompt, or one per image, as one per image.
+def spread(array: np.ndarray, num: int, images: int, name: str) -> np.ndarray:
+    """One array for all images, one per prompt with ``num`` images each, or one per image.
 
     Raises:
         ValueError: there is another number of them.
     """
+    prompts = images // num
     if len(array) not in (1, prompts, images):
         raise ValueError(
             f"give one {name}, or one for each of {prompts} prompts or {images} images, "

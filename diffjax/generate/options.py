@@ -111,6 +111,7 @@ class Control(NamedTuple):
         image: PIL image(s), uint8 or floats in [0, 1], of the size of the output.
         scale: factor of its residuals.
         start, end: the part of the evaluations in which it acts.
+        balance: one of `diffjax.control.BALANCES`, such as ``guess``.
     """
 
     net: Model
@@ -118,6 +119,7 @@ class Control(NamedTuple):
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    balance: str = "balanced"
 
 
 class Refiner(NamedTuple):
@@ -208,6 +210,28 @@ class Request:
     clip_skip: int = 0
     weighted: bool = False
 
+    def prompts(self) -> Sequence[str] | Embedding:
+        """The prompts as a list.
+
+        Raises:
+            ValueError: there is none.
+        """
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if not prompts:
+            raise ValueError("there is no prompt")
+        return prompts
+
+    def count(self) -> int:
+        """Number of images.
+
+        Raises:
+            ValueError: none are asked for.
+        """
+        prompts = self.prompts()
+        if self.num < 1:
+            raise ValueError(f"num must be at least 1, got {self.num}")
+        return self.num * len(prompts.context if isinstance(prompts, Embedding) else prompts)
+
     def sampling(self) -> Sampling:
         """The sampler in full."""
         if isinstance(self.sampler, str):
@@ -238,7 +262,7 @@ def make_scheduler(config: Mapping[str, Any], sampling: Sampling) -> Scheduler:
         ValueError: the name, the grid or an option is unknown, or of no use to this scheduler.
     """
     name = sampling.name or config["_class_name"]
-    changes = {}
+    changes: dict[str, Any] = {}
     if name in SAMPLERS:
         name, changes = SAMPLERS[name]
     elif name.removesuffix("Scheduler") + "Scheduler" not in KINDS:
@@ -247,11 +271,11 @@ def make_scheduler(config: Mapping[str, Any], sampling: Sampling) -> Scheduler:
             f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}, or a class of "
             f"diffusers: {classes}"
         )
-    asked = dict(sampling.options)
-    if sampling.grid is not None:
-        asked |= choose("grid", sampling.grid, GRIDS)
     known = KINDS[name.removesuffix("Scheduler") + "Scheduler"].defaults
+    spaced = choose("grid", sampling.grid, GRIDS) if sampling.grid else {}
+    asked = {**{key: v for key, v in spaced.items() if v or key in known}, **sampling.options}
     if wrong := sorted(key for key in asked if key not in known):
         raise ValueError(f"the sampler {name} has no {', '.join(wrong)}; it has {', '.join(known)}")
-    scheduler = load_scheduler(config, eta=None if sampling.name else sampling.eta)
-    return with_class(scheduler, name, {**changes, **asked}, eta=sampling.eta)
+    if not sampling.name and not asked:
+        return load_scheduler(config, eta=sampling.eta)
+    return with_class(load_scheduler(config), name, {**changes, **asked}, eta=sampling.eta)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.generate import images, program
+from diffjax import guidance as guiding
+from diffjax.generate import conditions, images, program, scene
 from diffjax.generate.options import (
     Control,
     Guidance,
@@ -36,8 +35,7 @@ from diffjax.types import Array, PyTree, Rows
 
 ROWS = 1024  # plans are padded to multiples of it, so that their length is no part of a program
 CACHED = 256  # embeddings and encoded images that a pipeline keeps
-# Draws of a key beside those of the sampler, see `diffjax.samplers.loop.image_noise`.
-PRIOR, POSTERIOR, MASKED = 1, 2, 3
+REFINER = 2**31 - 1  # folded into the keys of a refiner
 
 
 def load(
@@ -60,7 +58,7 @@ def load(
     Raises:
         FileNotFoundError, ValueError: see `load_components`.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "diffjax"))
     parts = load_components(
@@ -81,14 +79,14 @@ class Stage(NamedTuple):
         program: what is compiled.
         inputs: its arrays.
         rows: padded plan.
-        count: rows to run.
+        length: rows to run.
         z: where to begin, unless another stage went before.
     """
 
     program: Program
     inputs: PyTree
     rows: Rows
-    count: int
+    length: int
     z: Array
 
     def begin(self, before: Array | None) -> loop.Run:
@@ -102,7 +100,7 @@ class Stage(NamedTuple):
 
     def end(self, run: loop.Run) -> Array:
         """What the next stage begins from: a state and its noise over the scale of the signal."""
-        return run.z / self.rows.next.alpha[self.count - 1]
+        return run.z / self.rows.next.alpha[self.length - 1]
 
 
 @dataclasses.dataclass
@@ -127,7 +125,8 @@ class Progress:
 
     def images(self, output: str = "pil") -> Any:
         """What the model takes the images to be at this point."""
-        return self.pipe.decode(self.step.run.x, output)
+        run = self.step.run
+        return self.pipe.decode(run.z if run.x is None else run.x, output)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,15 +186,18 @@ class Pipeline:
         )
         images.check_output(output)
         if callback is None:
-            before: Array | None = None
-            for _, stage in self._stages(request):
-                run = stage.advance(stage.begin(before), stage.rows, 0, stage.count)
-                before = stage.end(run)
-            return self.decode(run.z, output)
+            return self.decode(self._run(request), output)
         for progress in self.steps(request):
             if callback(progress):
                 break
         return self.decode(progress.step.run.z, output)
+
+    def _run(self, request: Request) -> Array:
+        before = None
+        for _, stage in self._stages(request):
+            run = stage.advance(stage.begin(before), stage.rows, 0, stage.length)
+            z, before = run.z, stage.end(run)
+        return z
 
     def steps(self, request: Request) -> Iterator[Progress]:
         """Run evaluation by evaluation; edit in between, or leave the loop to stop.
@@ -206,10 +208,10 @@ class Pipeline:
             ValueError: see `__call__`.
         """
         stages = self._stages(request)
-        total, done, before = sum(stage.count for _, stage in stages), 0, None
+        total, done, before = sum(stage.length for _, stage in stages), 0, None
         for pipe, stage in stages:
             run = stage.begin(before)
-            for step in loop.steps(stage.advance, run, stage.rows, n=stage.count):
+            for step in loop.steps(stage.advance, run, stage.rows, n=stage.length):
                 progress = Progress(done, total, step, pipe)
                 yield progress
                 done += 1
@@ -244,12 +246,12 @@ class Pipeline:
             chunks = max(chunks, *(count_chunks(encoders, prompt) for prompt in prompts))
 
         def one(prompt: str) -> Embedding:
-            return self._remember(
+            return self.remember(
                 ("prompt", prompt, clip_skip, weighted, chunks),
                 lambda: encode(
                     encoders,
                     prompt,
-                    penultimate=self._is_xl,
+                    penultimate=self.is_xl,
                     skip=clip_skip,
                     weighted=weighted,
                     chunks=chunks,
@@ -279,15 +281,29 @@ class Pipeline:
     # ---- the model --------------------------------------------------------------------------
 
     @property
-    def _is_xl(self) -> bool:
+    def is_xl(self) -> bool:
+        """Whether the network is told sizes."""
         return bool(self.parts.unet.net.added_dim)
 
     @property
-    def _extra(self) -> int:
-        """Channels of the input beside the latents."""
+    def extra_channels(self) -> int:
+        """Channels of the network's input beside the latents; those of models that fill in."""
         return self.parts.unet.config.get("in_channels", 4) - self.parts.vae.net.latent_channels
 
-    def _remember(self, key: Any, make: Callable[[], Any]) -> Any:
+    def native_size(self) -> tuple[int, int]:
+        """Height and width of the images that the model was made for.
+
+        Raises:
+            ValueError: its config does not say.
+        """
+        side = self.parts.unet.config.get("sample_size")
+        if not side:
+            raise ValueError("the model does not say its size: give size=(height, width)")
+        height, width = side if isinstance(side, list | tuple) else (side, side)
+        return self.parts.vae.net.factor * height, self.parts.vae.net.factor * width
+
+    def remember(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made before, or is made now."""
         if key not in self._kept:
             while len(self._kept) >= CACHED:
                 self._kept.pop(next(iter(self._kept)))
@@ -302,228 +318,43 @@ class Pipeline:
             return [(self, self._stage(request))]
         if not 0 < refiner.start < 1:
             raise ValueError(f"a refiner starts between 0 and 1, got {refiner.start}")
-        # Other noise than that of the base model.
-        keys = program.fold(_keys(request.key, self._count(request)), 2**31 - 1)
-        second = dataclasses.replace(request, key=keys, control=(), refiner=None, latents=None)
         first = self._stage(request, end=refiner.start)
-        return [
-            (self, first),
-            (refiner.pipe, refiner.pipe._stage(second, first.z.shape[1:3], start=refiner.start)),
-        ]
-
-    def _count(self, request: Request) -> int:
-        """Number of images."""
-        prompt = request.prompt
-        if isinstance(prompt, Embedding):
-            return len(prompt.context) * request.num
-        count = request.num * (1 if isinstance(prompt, str) else len(prompt))
-        if count < 1:
-            raise ValueError(f"there is nothing to make: {prompt!r}, num={request.num}")
-        return count
+        # Other noise than that of the base model.
+        keys = program.fold(scene.make_keys(request.key, request.count()), REFINER)
+        rest = dataclasses.replace(request, key=keys, control=(), refiner=None, latents=None)
+        shape = first.z.shape[1:3]
+        return [(self, first), (refiner.pipe, refiner.pipe._stage(rest, shape, refiner.start))]
 
     def _stage(
         self,
         request: Request,
         shape: tuple[int, ...] | None = None,
-        *,
         start: float | None = None,
         end: float | None = None,
     ) -> Stage:
-        count = self._count(request)
-        scene = self._scene(request, count, shape)
-        sampling, guidance = request.sampling(), request.guiding()
-        scheduler = self._remember(
+        """A run of the loop for a request, or for the part of it between two fractions."""
+        view = scene.make(self, request, shape)
+        sampling, guidance, unet = request.sampling(), request.guiding(), self.parts.unet
+        scheduler = self.remember(
             ("scheduler", repr(sampling._replace(steps=0))),
             lambda: make_scheduler(self.parts.scheduler, sampling),
         )
-        grid = scheduler.grid(sampling.steps, strength=scene.strength, start=start)
+        grid = scheduler.grid(sampling.steps, strength=view.strength, start=start)
         rows = scheduler.rows(grid, end)
-        steps = len(rows.level.t)
-        padded = loop.pad(rows, -(-steps // ROWS) * ROWS)
-        scale = guidance.scale if guidance.scale is not None else 5.0 if self._is_xl else 7.5
-        scales = program.scales(padded, scale, guidance.low, guidance.high)
-        guided = program.how_guided(scales[:steps], scale)
-        cond, null = self._conditions(request, scene.size, guided != "no")
-        for one in (cond, null):
-            one.update({"concat": scene.concat} if scene.concat is not None else {})
-        inputs = {"params": self.parts.unet.params, "keys": scene.keys, "cond": cond}
+        length = len(rows.level.t)
+        padded = loop.pad(rows, -(-length // ROWS) * ROWS)
+        scale = (5.0 if self.is_xl else 7.5) if guidance.scale is None else guidance.scale
+        scales = guiding.interval(padded, scale, low=guidance.low, high=guidance.high)
+        guided = program.how_guided(scales[:length], scale)
+        cond, null = conditions.make(self, request, view.size, guided=guided != "no")
+        inputs: dict[str, Any] = {"params": unet.params, "keys": view.keys, "cond": cond}
         if guided != "no":
             inputs |= {"null": null, "scale": scales}
-        if scene.known is not None:
-            inputs["known"] = {**scene.known, **program.known_levels(padded, steps, end is None)}
-        made = Program(
-            self.parts.unet.net, scheduler, guided, guidance.rescale if guided != "no" else 0.0
-        )
-        return Stage(made, inputs, padded, steps, scene.begin(rows, grid.init_std))
-
-    def _scene(self, request: Request, count: int, shape: tuple[int, ...] | None) -> Scene:
-        """Where the images are to begin, and what is known of them."""
-        vae = self.parts.vae.net
-        keys, image = _keys(request.key, count), request.image
-        given = None if image is None else images.read(image.pixels, latents=vae.latent_channels)
-        size = self._size(request, given, shape)
-        latent = (size.height // vae.factor, size.width // vae.factor, vae.latent_channels)
-        noise = program.draw(keys, latent, PRIOR)
-        if request.latents is not None:
-            noise = jnp.asarray(request.latents, jnp.float32)
-            if noise.shape != (count, *latent):
-                raise ValueError(f"latents must be {(count, *latent)}, got {noise.shape}")
-        mask = None if image is None or image.mask is None else images.read_mask(image.mask)
-        if self._extra and (mask is None or given is None or given[1]):
-            raise ValueError("this model fills in images: give image=Image(pixels, mask=mask)")
-        if given is None or image is None:
-            return Scene(size, keys, noise, 1.0)
-        prompts = count // request.num
-        pixels = images.spread(given[0], prompts, count, "image")
-        x = pixels if given[1] else self._encode(pixels, program.draw(keys, latent, POSTERIOR))
-        strength = image.strength if image.strength is not None else self._strength(mask)
-        scene = Scene(size, keys, noise, strength, jnp.asarray(x))
-        if mask is None:
-            return scene
-        mask = images.spread(mask, prompts, count, "mask")
-        if mask.shape[1:3] != (size.height, size.width):
-            raise ValueError(
-                f"the mask is {mask.shape[1:3]}, the image {(size.height, size.width)}"
-            )
-        small = jnp.asarray(mask[:, :: vae.factor, :: vae.factor])
-        scene = scene._replace(pure=strength == 1)
-        if not self._extra:
-            return scene._replace(known={"x": x, "eps": noise, "mask": small})
-        # Where the mask is white the image is grey, 0 in [-1, 1].
-        hidden = np.where(mask >= 0.5, np.float32(0.5), pixels)
-        hidden = self._encode(hidden, program.draw(keys, latent, MASKED))
-        return scene._replace(concat=jnp.concatenate([small, hidden], -1))
-
-    def _strength(self, mask: Any) -> float:
-        if self._is_xl:
-            return 0.3 if mask is None else 0.9999
-        return 0.8 if mask is None else 1.0
-
-    def _size(self, request: Request, given: tuple[np.ndarray, bool] | None, shape: Any) -> Size:
-        """The size of the output, and that the network can have it."""
-        net, factor = self.parts.unet.net, self.parts.vae.net.factor
-        asked = request.sizes()
-        found: Any = shape and tuple(factor * side for side in shape)
-        if given is not None:
-            found = tuple(side * (factor if given[1] else 1) for side in given[0].shape[1:3])
-        elif request.latents is not None:
-            found = tuple(factor * side for side in np.shape(request.latents)[1:3])
-        if not (asked.height or found):
-            side = self.parts.unet.config.get("sample_size") or 0
-            found = tuple(factor * s for s in (side if isinstance(side, list) else (side, side)))
-        height, width = asked[:2] if asked.height else found
-        unit = factor * 2 ** (len(net.multipliers) - 1)
-        if found and (height, width) != found:
-            raise ValueError(f"size {(height, width)} is not that of what is given, {found}")
-        if height < 1 or width < 1 or height % unit or width % unit:
-            raise ValueError(f"height and width must be multiples of {unit}, got {(height, width)}")
-        return asked._replace(height=height, width=width)
-
-    def _encode(self, pixels: np.ndarray, eps: Array) -> Array:
-        """Latents of pixels (B, H, W, 3) in [0, 1], drawn from their posterior."""
-        net, params, _ = self.parts.vae
-
-        def one(image: np.ndarray) -> Any:
-            digest = hashlib.sha256(image.tobytes()).hexdigest()
-            return self._remember(
-                ("image", image.shape, digest),
-                lambda: program.posterior(net, params, 2 * image[None] - 1),
-            )
-
-        posterior = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(one, pixels))
-        return (posterior.with_noise(eps) - net.shift_factor) * net.scaling_factor
-
-    def _conditions(
-        self, request: Request, size: Size, guided: bool
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the network is given for prompts, and for negative ones (empty if not guided)."""
-        prompt, guidance = request.prompt, request.guiding()
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        negative = guidance.negative
-        weighted, tokens = request.weighted, next(iter(self.parts.texts.values())).tokenizer
-        chunks = 1
-        if weighted and guided and isinstance(negative, str):
-            chunks = self.embed([negative], weighted=True).context.shape[1] // tokens.length
-        if not isinstance(prompts, Embedding):
-            skip = request.clip_skip
-            prompts = self.embed(prompts, clip_skip=skip, weighted=weighted, chunks=chunks)
-        cond = self._condition(prompts, request.num, size)
-        if not guided:
-            return cond, {}
-        count = len(prompts.context)
-        if negative is None and self.parts.index.get("force_zeros_for_empty_prompt", False):
-            nothing: Embedding = jax.tree.map(jnp.zeros_like, prompts)
-        elif isinstance(negative, Embedding):
-            nothing = negative
-        else:
-            same = not negative or isinstance(negative, str)
-            texts = [negative or ""] * count if same else negative
-            chunks = prompts.context.shape[1] // tokens.length
-            nothing = self.embed(texts, weighted=weighted, chunks=chunks)
-        if len(nothing.context) != count:
-            raise ValueError(f"{count} prompts have {len(nothing.context)} negative prompts")
-        return cond, self._condition(nothing, request.num, size.negated())
-
-    def _condition(self, embedding: Embedding, num: int, size: Size) -> dict[str, Any]:
-        context, pooled = (
-            None if leaf is None else jnp.repeat(jnp.asarray(leaf), num, axis=0)
-            for leaf in embedding
-        )
-        cond = {"context": context}
-        net = self.parts.unet.net
-        if net.added_dim:
-            if pooled is None:
-                raise ValueError("this model needs pooled embeddings beside the context")
-            ids = size.ids((net.added_dim - pooled.shape[-1]) // net.added_time_dim)
-            times = jnp.broadcast_to(jnp.asarray(ids, jnp.float32), (len(pooled), len(ids)))
-            cond["added"] = {"text_embeds": pooled, "time_ids": times}
-        return cond
-
-
-class Scene(NamedTuple):
-    """What a stage begins with.
-
-    Attributes:
-        size: of the output.
-        keys: of the images.
-        noise: initial noise, standard normal.
-        strength: share of the steps to run.
-        x: latents of the image, if there is one.
-        pure: begin from noise alone even so.
-        known: x, eps and mask to put back after every step, or None.
-        concat: what the network is given beside z, or None.
-    """
-
-    size: Size
-    keys: Array
-    noise: Array
-    strength: float
-    x: Array | None = None
-    pure: bool = False
-    known: dict[str, Array] | None = None
-    concat: Array | None = None
-
-    def begin(self, rows: Rows, std: float) -> Array:
-        """The state at the first row."""
-        if self.x is None or self.pure:
-            return std * self.noise
-        return rows.level.alpha[0] * self.x + rows.level.sigma[0] * self.noise
-
-
-def _keys(key: Any, count: int) -> Array:
-    """One key per image: from a seed or a key by the image's number, or as they are given.
-
-    Raises:
-        ValueError: there are keys, but not one per image.
-    """
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        keys = key
-    elif np.ndim(key):
-        keys = jnp.stack([jax.random.key(int(seed)) for seed in key])
-    else:
-        keys = jax.random.key(int(key))
-    if not keys.ndim:
-        return jax.vmap(partial(jax.random.fold_in, keys))(jnp.arange(count))
-    if len(keys) != count:
-        raise ValueError(f"there are {count} images, but {len(keys)} keys or seeds")
-    return keys
+        if view.concat is not None:
+            cond["concat"] = null["concat"] = view.concat
+        if view.known is not None:
+            inputs["known"] = view.known | program.known_levels(padded, length, end is None)
+        nets, inputs["controls"] = program.controls(request, padded, length, view.size[:2])
+        rescale = guidance.rescale if guided != "no" else 0.0
+        made = Program(unet.net, scheduler, guided, rescale, nets)
+        return Stage(made, inputs, padded, length, view.begin(rows, grid.init_std))

@@ -10,10 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax import guidance
+from diffjax import control, guidance
+from diffjax.generate import images
+from diffjax.generate.options import Request
 from diffjax.pretrained.schedulers import Scheduler, to_config
 from diffjax.samplers import loop
-from diffjax.types import Array, Cond, Denoiser, Level, Prediction, PyTree, Rows, Sampler, expand
+from diffjax.types import (
+    Array,
+    Cond,
+    Denoiser,
+    Level,
+    Prediction,
+    PyTree,
+    Rows,
+    Sampler,
+    choose,
+    expand,
+)
 
 # Options of a scheduler that change what is compiled; all others are in the rows.
 _DECODING = ("prediction_type", "variance_type", "sigma_data")
@@ -32,12 +45,14 @@ class Program:
         scheduler: compared by what of it is compiled only.
         guided: ``no``, ``always``, or ``sometimes`` (see `how_guided`).
         rescale: of the guidance.
+        nets: ControlNets and how each is balanced with the prompt.
     """
 
     net: Any
     scheduler: Scheduler = dataclasses.field(compare=False)
     guided: str
     rescale: float
+    nets: tuple[tuple[Any, str], ...]
     compiled: Any = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,7 +76,8 @@ def advance(
     """`loop.advance` of a program; ``inputs`` are the arrays that it is given.
 
     Args:
-        inputs: params, keys and cond; with guidance null and scale (rows,); for inpainting known.
+        inputs: params, keys and cond; with guidance null and scale (rows,); for inpainting known;
+            with ControlNets their params, hints and strengths, see `controls`.
     """
     noise = loop.image_noise(inputs["keys"], run.z.shape[1:])
     known = inputs.get("known")
@@ -94,13 +110,16 @@ def denoiser(program: Program, inputs: PyTree) -> Denoiser:
         raw = program.net.apply({"params": inputs["params"]}, scaled, t, cond)
         return parameterization.decode(raw, z, level)
 
+    at_work = _controls(program, inputs)
     if program.guided == "no":
-        return program.scheduler.bound(lambda z, level: conditional(z, level, inputs["cond"]))
-    combine = guidance.cfg
+        steered = control.control(conditional, at_work)
+        return program.scheduler.bound(lambda z, level: steered(z, level, inputs["cond"]))
+    combine: guidance.Combine = guidance.cfg
     if program.rescale:
         combine = guidance.rescaled(parameterization, program.rescale)
-    guided = guidance.guide(
+    guided = control.guide(
         conditional,
+        at_work,
         inputs["cond"],
         inputs["null"],
         guidance.per_evaluation(inputs["scale"]),
@@ -110,9 +129,45 @@ def denoiser(program: Program, inputs: PyTree) -> Denoiser:
     return program.scheduler.bound(guided)
 
 
-def scales(rows: Rows, scale: float, low: float, high: float) -> np.ndarray:
-    """Guidance by row."""
-    return guidance.interval(rows, scale, low=low, high=high)
+def _controls(program: Program, inputs: PyTree) -> list[control.Control]:
+    def at_work(net: Any, balance: str, given: PyTree) -> control.Control:
+        def residuals(z: Array, level: Level, cond: Cond) -> control.Residuals:
+            t = jnp.broadcast_to(level.t, z.shape[:1])
+            return net.apply({"params": given["params"]}, z, t, cond)
+
+        strength = guidance.per_evaluation(given["strength"])
+        return control.Control(residuals, given["hint"], strength, control.BALANCES[balance])
+
+    given = inputs.get("controls", ())
+    return [at_work(*net, one) for net, one in zip(program.nets, given, strict=True)]
+
+
+def controls(
+    request: Request, rows: Rows, count: int, size: tuple[int, ...]
+) -> tuple[tuple[tuple[Any, str], ...], list[PyTree]]:
+    """ControlNets with their balances, and their params, hints and strengths by row.
+
+    Args:
+        rows: padded plan.
+        count: rows that are run.
+        size: of the images.
+
+    Raises:
+        ValueError: an image of another size, an empty window, or an unknown balance.
+    """
+    nets, given = [], []
+    for one in request.control:
+        choose("balance", one.balance, control.BALANCES)
+        hint = images.read(one.image, channels=one.net.net.hint_channels, latents=0)[0]
+        if hint.shape[1:3] != size:
+            raise ValueError(f"a control image is {hint.shape[1:3]}, but the output {size}")
+        if len(hint) > 1:
+            hint = images.spread(hint, request.num, request.count(), "control image")
+        strength = np.zeros(len(rows.level.t), np.float32)
+        strength[:count] = one.scale * control.window(count, one.start, one.end)
+        nets.append((one.net.net, one.balance))
+        given.append({"params": one.net.params, "hint": hint, "strength": strength})
+    return tuple(nets), given
 
 
 def how_guided(scales: np.ndarray, scale: float) -> str:
@@ -131,13 +186,13 @@ def known_levels(rows: Rows, count: int, to_the_end: bool) -> dict[str, np.ndarr
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def draw(keys: Array, shape: tuple[int, ...], k: int) -> Array:
+def draw(keys: jax.Array, shape: tuple[int, ...], k: int) -> Array:
     """Draw k of the first evaluation, one image per key."""
     return loop.image_noise(keys, shape)(0, k)
 
 
 @jax.jit
-def fold(keys: Array, data: Any) -> Array:
+def fold(keys: jax.Array, data: Any) -> jax.Array:
     """Other keys, one for each."""
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
 

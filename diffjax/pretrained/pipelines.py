@@ -42,14 +42,14 @@ class Components(NamedTuple):
         unet, vae: networks.
         texts: text encoders with their tokenizers, by the name of the folder.
         scheduler: scheduler_config.json.
-        index: model_index.json.
+        manifest: model_index.json.
     """
 
     unet: Model
     vae: Model
     texts: dict[str, TextEncoder]
     scheduler: dict[str, Any]
-    index: dict[str, Any]
+    manifest: dict[str, Any]
 
 
 def load_components(
@@ -89,8 +89,8 @@ def load_components(
 def _from_folder(
     path: Path, dtype: Any, variant: str | None, sharding: Sharding | None
 ) -> Components:
-    index = read_json(inside(path, "model_index.json"))
-    there = [k for k, v in index.items() if isinstance(v, list) and v[0] is not None]
+    manifest = read_json(inside(path, "model_index.json"))
+    there = [k for k, v in manifest.items() if isinstance(v, list) and v[0] is not None]
     texts = [name for name in TEXTS if name in there]
     absent = [name for name in ("unet", "vae", "scheduler") if name not in there]
     if absent or not texts:
@@ -111,7 +111,7 @@ def _from_folder(
         model("vae", _vae_dtype(vae_config, dtype)),
         {name: text(name) for name in texts},
         read_json(inside(inside(path, "scheduler"), "scheduler_config.json")),
-        index,
+        manifest,
     )
 
 
@@ -123,12 +123,12 @@ def _vae_dtype(config: Mapping[str, Any], dtype: Any) -> Any:
 def _from_file(
     path: Path, dtype: Any, tokenizer: StrPath | None, sharding: Sharding | None
 ) -> Components:
-    if tokenizer is None and path.exists():
+    family, found = open_single_file(path)
+    if tokenizer is None:
         raise ValueError(
             f"{path.name} holds no tokenizer: say where one is (tokenizer=FOLDER, with "
             "tokenizer.json or vocab.json and merges.txt)"
         )
-    family, found = open_single_file(path)
     names = [name for name in found if name != "vae"]
     models = load_single_file(path, parts=names, dtype=dtype, sharding=sharding)
     vae_dtype = _vae_dtype(found["vae"].config, dtype)
@@ -147,32 +147,35 @@ def _from_file(
         "prediction_type": "v_prediction" if guess else "epsilon",
     }
     parts = Components(unet, models["vae"], texts, scheduler, {})
-    return parts._replace(index=make_index(parts))
+    return parts._replace(manifest=make_manifest(parts))
 
 
-def make_index(parts: Components) -> dict[str, Any]:
+def make_manifest(parts: Components) -> dict[str, Any]:
     """The model_index.json of parts."""
     names = list(parts.texts)
     inpaints = parts.unet.config["in_channels"] > parts.vae.net.latent_channels
     kind = "Inpaint" if inpaints else "Img2Img" if names == [TEXTS[1]] else ""
     family = "StableDiffusionXL" if TEXTS[1] in names else "StableDiffusion"
-    index: dict[str, Any] = {
+    manifest: dict[str, Any] = {
         "_class_name": f"{family}{kind}Pipeline",
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", parts.scheduler["_class_name"]],
     }
     for name in names:
-        index[name] = ["transformers", class_name(parts.texts[name].model.config)]
-        index[name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
+        manifest[name] = ["transformers", class_name(parts.texts[name].model.config)]
+        manifest[name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
     if TEXTS[1] in names:
         scores = names == [TEXTS[1]]
-        index |= {"force_zeros_for_empty_prompt": not scores, "requires_aesthetics_score": scores}
+        manifest |= {
+            "force_zeros_for_empty_prompt": not scores,
+            "requires_aesthetics_score": scores,
+        }
     else:
-        index |= {"requires_safety_checker": False}
+        manifest["requires_safety_checker"] = False
     absent = ["safety_checker", "feature_extractor", "image_encoder"]
     absent += [name for text in TEXTS for name in (text, text.replace("text_encoder", "tokenizer"))]
-    return {**{name: [None, None] for name in absent if name not in index}, **index}
+    return {**{name: [None, None] for name in absent if name not in manifest}, **manifest}
 
 
 def save_components(folder: StrPath, parts: Components) -> None:
@@ -189,4 +192,4 @@ def save_components(folder: StrPath, parts: Components) -> None:
         save_tokenizer(path / name.replace("text_encoder", "tokenizer"), text.tokenizer)
     (path / "scheduler").mkdir(exist_ok=True)
     write_json(path / "scheduler" / "scheduler_config.json", parts.scheduler)
-    write_json(path / "model_index.json", parts.index or make_index(parts))
+    write_json(path / "model_index.json", parts.manifest or make_manifest(parts))

@@ -116,8 +116,8 @@ def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
     backend.add_special_tokens(list(dict.fromkeys(names)))
     length = config.get("model_max_length") or _LENGTH
     vocabulary = backend.get_vocab()
-    start, end, pad = (vocabulary[name] for name in names)
-    return Tokenizer(backend, length if length < _UNBOUNDED else _LENGTH, start, end, pad)
+    start, end, padding = (vocabulary[name] for name in names)
+    return Tokenizer(backend, length if length < _UNBOUNDED else _LENGTH, start, end, padding)
 
 
 def save_tokenizer(folder: StrPath, tokenizer: Tokenizer) -> None:
@@ -125,9 +125,11 @@ def save_tokenizer(folder: StrPath, tokenizer: Tokenizer) -> None:
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.backend.save(str(path / "tokenizer.json"))
-    names = {"bos": tokenizer.start, "eos": tokenizer.end, "unk": tokenizer.end}
-    tokens = {**names, "pad": tokenizer.pad}
-    config = {f"{k}_token": tokenizer.backend.id_to_token(v) for k, v in tokens.items()}
+    tokens = {"bos": tokenizer.start, "eos": tokenizer.end, "unk": tokenizer.end}
+    tokens["pad"] = tokenizer.pad
+    config: dict[str, Any] = {
+        f"{name}_token": tokenizer.backend.id_to_token(i) for name, i in tokens.items()
+    }
     config |= {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length}
     write_json(path / "tokenizer_config.json", config)
 
