@@ -168,7 +168,8 @@ class CLIPText(nn.Module):
             name="text_projection",
         )(pooled)
 
+    @nn.nowrap
     def normalise(self, params: Any, hidden: Array) -> Array:
         """The final norm applied to a layer of ``hidden``, for CLIP skip."""
-        norm = nn.LayerNorm(self.eps, dtype=self.dtype, use_fast_variance=False)
+        norm = nn.LayerNorm(self.eps, dtype=self.dtype, use_fast_variance=False, parent=None)
         return jnp.asarray(norm.apply({"params": params["text_model.final_layer_norm"]}, hidden))
