@@ -54,7 +54,7 @@ def base() -> ConfigDict:
                 "fourier_scale": 0.0,
                 "progressive_input": False,
                 "augment_dim": 0,
-                "remat": False,
+                "remat": "none",  # or blocks, products: what is computed again to save memory
                 "dtype": "float32",  # computation; parameters stay float32
             },
             "schedule": {

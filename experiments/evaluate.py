@@ -165,7 +165,7 @@ def judge(network: Any, images: np.ndarray, real: np.ndarray, classes: int = 0) 
     rounded = data.to_float(common.to_uint8(images), 256)
     result = metrics.evaluate_images(network, rounded, real)
     if classes:
-        seen = metrics.extract(network, rounded)[1].argmax(1)
+        seen = metrics.extract(network, rounded).probs.argmax(1)
         result["class_accuracy"] = float((seen == np.arange(len(seen)) % classes).mean())
     return result
 

@@ -100,7 +100,7 @@ def train(
 
 def test_accuracy(network: metrics.FeatureNetwork, source: data.Source) -> float:
     """Fraction of ``source`` that ``network`` labels correctly."""
-    _, probs = metrics.extract(network, source.images)
+    probs = metrics.extract(network, source.images).probs
     return float(np.mean(probs.argmax(axis=1) == np.asarray(source.labels)))
 
 

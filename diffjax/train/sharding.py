@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import jax
@@ -45,21 +47,56 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+# Which dimension of a kernel the tensor axis cuts, by the end of its path (Shoeybi et al. 2019):
+# the outputs of the first product of a pair, the inputs of the second, so that one sum joins them.
+OUTPUTS = re.compile(
+    r"(to_q|to_k|to_v|[qkv]_proj|net\.0\.proj|fc1|conv1|linear_1|time_emb_proj)/(kernel|bias)$"
+)
+INPUTS = re.compile(r"(to_out\.0|out_proj|net\.2|fc2|conv2|linear_2)/kernel$")
+
+
 def tree_sharding(tree: PyTree, mesh: Mesh, *, min_size: int = 2**16) -> PyTree:
-    """Shard each large leaf over fsdp along its largest divisible dimension; replicate the rest."""
-    parts = mesh.shape["fsdp"]
+    """Placement of parameters, their average and their optimiser state, by path and shape.
 
-    def place(leaf: Any) -> NamedSharding:
-        shape = leaf.shape
-        divisible = [d for d, n in enumerate(shape) if n % parts == 0]
-        if parts == 1 or leaf.size < min_size or not divisible:
-            return replicated(mesh)
-        largest = max(divisible, key=lambda d: shape[d])
-        return NamedSharding(
-            mesh, PartitionSpec(*("fsdp" if d == largest else None for d in range(len(shape))))
-        )
+    Over tensor as the path says; over fsdp along the largest remaining dimension that divides.
+    Leaves of less than ``min_size`` numbers stay whole: splitting costs more than it saves.
+    """
 
-    return jax.tree.map(place, tree)
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, _spec(name, tuple(leaf.shape), mesh, min_size))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> PartitionSpec:
+    axes: list[str | None] = [None] * len(shape)
+    if OUTPUTS.search(name):
+        _cut(axes, shape, [len(shape) - 1], "tensor", mesh)
+    elif INPUTS.search(name):
+        _cut(axes, shape, [len(shape) - 2], "tensor", mesh)
+    if math.prod(shape) >= min_size:
+        longest_first = sorted(range(len(shape)), key=lambda d: (-shape[d], d))
+        _cut(axes, shape, longest_first, "fsdp", mesh)
+    return PartitionSpec(*axes) if any(axes) else PartitionSpec()
+
+
+def _cut(
+    axes: list[str | None], shape: tuple[int, ...], choices: list[int], axis: str, mesh: Mesh
+) -> None:
+    """Cut the first of the dimensions that is free and divides."""
+    parts = mesh.shape[axis]
+    for d in choices if parts > 1 else []:
+        if axes[d] is None and shape[d] % parts == 0:
+            axes[d] = axis
+            return
+
+
+def sharded_fraction(tree: PyTree, shardings: PyTree) -> float:
+    """The share of a tree's numbers that is not replicated on every device."""
+    sizes = jax.tree.leaves(jax.tree.map(lambda leaf: math.prod(leaf.shape), tree))
+    cut = [any(place.spec) for place in jax.tree.leaves(shardings)]
+    return sum(size for size, c in zip(sizes, cut, strict=True) if c) / max(sum(sizes), 1)
 
 
 def with_sharding(shapes: PyTree, shardings: PyTree) -> PyTree:

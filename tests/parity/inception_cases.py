@@ -1,0 +1,46 @@
+"""Random weights and images of the Inception cases, the same for every framework."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.nets.inception import Inception
+from diffjax.pretrained.state_dict import state_shapes
+
+
+def like():
+    """The shapes of Inception's parameters."""
+    start = jnp.zeros((1, 75, 75, 3))
+    return jax.eval_shape(Inception().init, jax.random.key(0), start)["params"]
+
+
+@functools.cache
+def state():
+    """A state dict under which neither signal nor differences between images die out.
+
+    Kernels are N(0, 2 / fan-in) and the statistics near those of such activations.
+    """
+    rng = np.random.RandomState(0)
+    out = {}
+    for key, shape in sorted(state_shapes(like()).items()):
+        value = rng.standard_normal(shape)
+        if key.endswith(("bias", "running_mean")):
+            value = 0.1 * value
+        elif len(shape) == 1:
+            value = 1 + 0.1 * np.abs(value)
+        else:
+            value *= (2 / np.prod(shape[1:])) ** 0.5
+        out[key] = value.astype(np.float32)
+    return out
+
+
+def images(num, *, seed=0, height=40, width=56):
+    """uint8 (num, H, W, 3): smooth shapes of different colours, with noise."""
+    rng = np.random.RandomState(seed)
+    y, x = np.mgrid[:height, :width] / 16.0
+    phase = rng.uniform(0, 6, (2, num, 1, 1, 3))
+    waves = np.sin(y[..., None] * phase[0]) + np.cos(x[..., None] * phase[1])
+    values = 127 + 50 * waves + 10 * rng.standard_normal((num, height, width, 3))
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
