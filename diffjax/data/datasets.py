@@ -61,6 +61,8 @@ class Source:
       read: indices -> (images uint8 (B, H, W, C), labels (B,)).
       images: all of them, if they are in memory (read-only), else None.
       labels: as images, int32 (N,).
+      more: indices -> further arrays by name, such as "text" (token ids), "mask", "edges"; or
+        "moments", latents that stand for the images. None if there are none.
     """
 
     shape: tuple[int, int, int]
@@ -70,14 +72,17 @@ class Source:
     read: Callable[[Sequence[int] | np.ndarray], Arrays]
     images: np.ndarray | None = None
     labels: np.ndarray | None = None
+    more: Callable[[Sequence[int] | np.ndarray], dict[str, np.ndarray]] | None = None
 
     def __len__(self) -> int:
         return self.length
 
     def take(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """{"image": uint8 (B, H, W, C), "label": int32 (B,)} of indices in 0 to len - 1."""
+        """{"image": uint8 (B, H, W, C), "label": int32 (B,), ...} of indices in 0 to len - 1."""
         images, labels = self.read(indices)
-        return {"image": images, "label": labels}
+        more = self.more(indices) if self.more else {}
+        pictures = {} if "moments" in more else {"image": images}
+        return {**pictures, "label": labels, **more}
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         i = operator.index(index)
@@ -335,7 +340,7 @@ def _fit(image: np.ndarray, size: int | None) -> np.ndarray:
     return image if size is None else formats.center_crop_resize(image, size)
 
 
-def _list_images(root: Path) -> list[Path]:
+def list_images(root: Path) -> list[Path]:
     found = (p for p in root.rglob("*") if p.suffix.lower() in formats.IMAGE_SUFFIXES)
     return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
 
@@ -362,7 +367,7 @@ def _load_folder(split: str, root: Path | None, size: int | None) -> Source:
         root = root / split
     else:
         _check_split(f"image_folder without a {root / split}", split, ("train", "all"))
-    paths = _list_images(root)
+    paths = list_images(root)
     if not paths:
         raise FileNotFoundError(f"{root} holds no image ({' '.join(formats.IMAGE_SUFFIXES)})")
     labels, num_classes = _folder_labels(root, paths)
