@@ -347,6 +347,8 @@ def exponential_grid(
     _refuse(asked, *listed, *shifting)
     if o["use_flow_sigmas"]:
         return _flow_grid(o, asked, repeat)
+    if asked.sigmas is not None:
+        raise ValueError("sigmas cannot be given without use_flow_sigmas")
     table, name = _ratios(o), respaced(o)
     if asked.timesteps is not None:
         if name:
