@@ -102,6 +102,7 @@ def base() -> ConfigDict:
                 "log_every": 100,
                 "checkpoint_every": 5000,
                 "sample_every": 10_000,
+                "evaluate_every": 0,  # a multiple of log_every; 0: never
                 "keep": 2,
                 "nonfinite": "stop",  # a loss that is: stop, skip the step, or rollback
                 "override": False,  # resume although config, shapes or frozen weights differ
@@ -139,6 +140,9 @@ def base() -> ConfigDict:
                 "num": 50_000,
                 "features": "",  # frozen classifier for distances; empty: none for this data
                 "bits_images": 1000,
+                "loop_num": 1000,  # images of an evaluation in training
+                "best": "distance",  # which of its measures best/ goes by; empty: keep none
+                "best_mode": "min",
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import logging as std_logging
@@ -41,6 +42,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, 
 WEIGHTS = flags.DEFINE_string(
     "weights", None, "File of experiments.export to use instead of the workdir's checkpoint."
 )
+
+BEST = flags.DEFINE_bool("best", False, "Use the best state of the run instead of the last one.")
 
 SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "num", "seed")
 
@@ -236,11 +239,8 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
     """
     if cfg.data.name == "noise":
         return _noise_images(cfg)
-    source = data.load(
-        cfg.data.name,
-        split=split or cfg.data.split,
-        data_dir=cfg.data.dir or None,
-        image_size=cfg.data.image_size,
+    source = _loaded(
+        cfg.data.name, split or cfg.data.split, cfg.data.dir or None, cfg.data.image_size
     )
     found, wanted = tuple(source.shape), image_shape(cfg)
     if found != wanted:
@@ -251,6 +251,11 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
     if source.levels != cfg.data.levels:
         raise UsageError(f"{cfg.data.name} has {source.levels} grey levels, not {cfg.data.levels}")
     return source
+
+
+@functools.lru_cache(maxsize=2)  # training and test split; their images are read-only
+def _loaded(name: str, split: str, folder: str | None, image_size: int) -> data.Source:
+    return data.load(name, split=split, data_dir=folder, image_size=image_size)
 
 
 def _noise_images(cfg: ConfigDict, count: int = 64) -> data.Source:
@@ -294,7 +299,7 @@ def abstract_state(cfg: ConfigDict, task: Task) -> State:
 
 
 def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
-    """The model of --weights, or the newest valid checkpoint of a workdir.
+    """The model of --weights, or the newest valid checkpoint of a workdir, or with --best its best.
 
     Raises:
         UsageError: there is none.
@@ -308,7 +313,7 @@ def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
         shapes,
         tree_sharding(shapes, mesh),
     )
-    steps = folder / "checkpoints"
+    steps = folder / ("best" if BEST.value else "checkpoints")
     found = Checkpoints(steps).restore(abstract) if steps.is_dir() else None
     if found is None:
         raise UsageError(f"there is no checkpoint in {steps}; train first with experiments.train")
@@ -335,14 +340,20 @@ def _bucket(count: int) -> int:
     return max(64, 1 << (count - 1).bit_length())
 
 
-def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
-    """A function that makes images with any sampler; solvers of equal memory compile once."""
+def image_maker(
+    cfg: ConfigDict, task: Task, state: State, *, compiled: dict[Any, Any] | None = None
+) -> ImageMaker:
+    """A function that makes images with any sampler; solvers of equal memory compile once.
+
+    Args:
+        compiled: what was compiled for other states of the same config; added to.
+    """
     model = diffusion_of(cfg)
     mesh = make_mesh(cfg.mesh)
     place = batch_sharding(mesh)
     params, extra = state.ema, state.extra
 
-    compiled: dict[Any, Any] = {}
+    compiled = {} if compiled is None else compiled
 
     def executable(sampler: Sampler) -> Any:
         key = (sampler.init, sampler.step)
@@ -367,6 +378,7 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
     def make(
         *,
         num: int,
+        first: int = 0,
         seed: int = 0,
         sampler: Sampler | None = None,
         rows: Rows | None = None,
@@ -375,7 +387,10 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
         labels: np.ndarray | None = None,
         progress: str = "sampling",
     ) -> np.ndarray:
-        """``num`` images (num, H, W, C) float32 in [-1, 1]; image k depends on (seed, k) only."""
+        """Images ``first`` to ``first + num``, (num, H, W, C) float32 in [-1, 1].
+
+        Image k depends on (seed, k) only.
+        """
         if sampler is None or rows is None:
             sampler, rows = sampler_of(cfg, model)
         size = min(batch_size or cfg.sample.batch_size, num)
@@ -386,11 +401,13 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
         scales = _guidance(cfg, model, padded, scale)
         _check_labels(labels, model)
         base = jax.random.key(seed)
-        keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.arange(-(-num // size) * size))
+        keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(
+            first + jnp.arange(-(-num // size) * size)
+        )
         keys = np.asarray(jax.random.key_data(keys))
         done = []
         for start in tqdm(range(0, num, size), desc=progress, unit="batch", leave=False):
-            index = np.arange(start, start + size)
+            index = first + np.arange(start, start + size)
             cond = None
             if model.num_classes:
                 chosen = (
