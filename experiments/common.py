@@ -288,13 +288,18 @@ def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
     return start
 
 
+def abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a training batch of ``size`` examples."""
+    return {
+        "image": jax.ShapeDtypeStruct((size, *image_shape(cfg)), jnp.float32),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+
+
 def abstract_state(cfg: ConfigDict, task: Task) -> State:
     """Shapes of the training state, without memory."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    batch = {
-        "image": jax.ShapeDtypeStruct((1, *image_shape(cfg)), jnp.float32),
-        "label": jax.ShapeDtypeStruct((1,), jnp.int32),
-    }
+    batch = abstract_batch(cfg, 1)
     return jax.eval_shape(lambda b: init_state(task, optimizer, jax.random.key(0), None, b), batch)
 
 
