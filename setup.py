@@ -30,6 +30,7 @@ REQUIRES = [
     "scipy>=1.17",
     "tensorboardX>=2.6.5",
     "tensorflow-datasets>=4.9.10",
+    "tokenizers>=0.23",
     "tqdm>=4.70",
 ]
 
@@ -43,6 +44,7 @@ EXTRAS = {
         "ruff>=0.17.6",
     ],
     "parity": ["diffusers>=0.42", "torch==2.13.0"],
+    "sweep": ["optuna>=5.0", "submitit>=1.5.4"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
 }

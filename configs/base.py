@@ -54,7 +54,7 @@ def base() -> ConfigDict:
                 "fourier_scale": 0.0,
                 "progressive_input": False,
                 "augment_dim": 0,
-                "remat": False,
+                "remat": "none",  # or blocks, products: what is computed again to save memory
                 "dtype": "float32",  # computation; parameters stay float32
             },
             "schedule": {
@@ -107,7 +107,10 @@ def base() -> ConfigDict:
                 "log_every": 100,
                 "checkpoint_every": 5000,
                 "sample_every": 10_000,
+                "evaluate_every": 0,  # a multiple of log_every; 0: never
                 "keep": 2,
+                "nonfinite": "stop",  # a loss that is: stop, skip the step, or rollback
+                "override": False,  # resume although config, shapes or frozen weights differ
             },
             "sample": {
                 "sampler": "ddpm",
@@ -142,6 +145,9 @@ def base() -> ConfigDict:
                 "num": 50_000,
                 "features": "",  # frozen classifier for distances; empty: none for this data
                 "bits_images": 1000,
+                "loop_num": 1000,  # images of an evaluation in training
+                "best": "distance",  # which of its measures best/ goes by; empty: keep none
+                "best_mode": "min",
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         }

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.special import betaincinv
 
 from diffjax.schedules import logsnr
 from diffjax.types import Grid, Level, Schedule, build
@@ -165,11 +166,9 @@ def beta(
 
     Lee et al. 2024 (beta sampling), with the parametrisation of diffusers.
     """
-    from scipy.stats import beta as distribution
-
     high, low = (np.exp(-0.5 * lam) for lam in _ends(schedule))
     count = _steps(steps) + (final == "last")
-    quantiles = distribution.ppf(1 - np.linspace(0, 1, count), a, b)
+    quantiles = betaincinv(a, b, 1 - np.linspace(0, 1, count))
     return _of_logsnr(schedule, -2 * np.log(low + quantiles * (high - low)), final)
 
 
@@ -233,18 +232,34 @@ def window(grid: Grid, *, start: float = 0.0, end: float = 1.0, total: int = 100
     return _slice(grid, first, last + 1)
 
 
+def skip(grid: Grid, count: int) -> Grid:
+    """The grid without its first ``count`` levels."""
+    return _slice(grid, count, len(grid.levels.t)) if count else grid
+
+
 def _slice(grid: Grid, first: int, last: int) -> Grid:
     t, alpha, sigma = (leaf[first:last] for leaf in grid.levels[:3])
     init_std = 1.0 if alpha[0] ** 2 + sigma[0] ** 2 < 1 + 1e-6 else float(sigma[0])
-    return grid._replace(levels=Level(t, alpha, sigma, np.arange(len(t))), init_std=init_std)
+    return grid._replace(
+        levels=Level(t, alpha, sigma, np.arange(len(t))),
+        init_std=init_std,
+        first=grid.first + first,
+    )
 
 
-def flow_shift(tokens: int, *, base: float = 0.5, maximum: float = 1.15) -> float:
+def flow_shift(
+    tokens: int,
+    *,
+    base: float = 0.5,
+    maximum: float = 1.15,
+    fewest: int = 256,
+    most: int = 4096,
+) -> float:
     """Shift ``exp(mu)`` of the flow schedule for a number of image tokens (Esser et al. 2024).
 
-    mu is linear in the tokens, ``base`` at 256 and ``maximum`` at 4096, as in Flux.
+    mu is linear in the tokens, ``base`` at ``fewest`` and ``maximum`` at ``most``, as in Flux.
     """
-    return float(np.exp(base + (maximum - base) * (tokens - 256) / (4096 - 256)))
+    return float(np.exp(base + (maximum - base) * (tokens - fewest) / (most - fewest)))
 
 
 GRIDS: dict[str, Callable[..., Grid]] = {

@@ -101,6 +101,8 @@ class Grid(NamedTuple):
         at_time: ``t -> Level``, likewise.
         init_std: standard deviation of the initial noise.
         steps: nominal N before truncation.
+        first: index of the first level before truncation; solvers that lower their order at the
+            end, or act at given steps, count in the whole grid.
     """
 
     levels: Level
@@ -108,6 +110,11 @@ class Grid(NamedTuple):
     at_time: Callable[[Any], Level]
     init_std: float
     steps: int
+    first: int = 0
+
+    def remaining(self, i: int) -> int:
+        """Steps of the whole grid that are left at level i, this one included."""
+        return self.steps - self.first - i
 
 
 class Rows(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import logging as std_logging
@@ -25,9 +26,9 @@ import diffjax
 from diffjax import data, grids, guidance, samplers
 from diffjax.tasks import Diffusion, make_autoencoder_task, make_diffusion, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
-from diffjax.train.checkpoint import write_atomically
+from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
-from diffjax.train.sharding import batch_sharding, make_mesh, tree_sharding
+from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
 from diffjax.types import Rows, Sampler, Task, taken
 from experiments import stored_config as stored_config_module
 from experiments import weights
@@ -43,6 +44,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, 
 WEIGHTS = flags.DEFINE_string(
     "weights", None, "File of experiments.export to use instead of the workdir's checkpoint."
 )
+
+BEST = flags.DEFINE_bool("best", False, "Use the best state of the run instead of the last one.")
 
 SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "num", "seed")
 
@@ -201,6 +204,18 @@ def config() -> ConfigDict:
     return chosen
 
 
+def config_name() -> str:
+    """What --config was given as: FILE:VARIANT.
+
+    Raises:
+        UsageError: it was not given.
+    """
+    name = _flag(sys.argv, "config")
+    if not name:
+        raise UsageError("--config=FILE:VARIANT is needed")
+    return name
+
+
 def describe(cfg: ConfigDict) -> str:
     """The resolved config as indented JSON."""
     return json.dumps(cfg.to_dict(), indent=2)
@@ -239,11 +254,8 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
     """
     if cfg.data.name == "noise":
         return _noise_images(cfg)
-    source = data.load(
-        cfg.data.name,
-        split=split or cfg.data.split,
-        data_dir=cfg.data.dir or None,
-        image_size=cfg.data.image_size,
+    source = _loaded(
+        cfg.data.name, split or cfg.data.split, cfg.data.dir or None, cfg.data.image_size
     )
     found, wanted = tuple(source.shape), image_shape(cfg)
     if found != wanted:
@@ -256,12 +268,20 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
     return source
 
 
+@functools.lru_cache(maxsize=2)  # training and test split; their images are read-only
+def _loaded(name: str, split: str, folder: str | None, image_size: int) -> data.Source:
+    return data.load(name, split=split, data_dir=folder, image_size=image_size)
+
+
 def _noise_images(cfg: ConfigDict, count: int = 64) -> data.Source:
     """Random images of a config's shape, for smoke runs that need no data set."""
     rng, classes = np.random.default_rng(0), cfg.data.num_classes
-    images = rng.integers(0, cfg.data.levels, (count, *image_shape(cfg)), np.uint8)
-    labels = rng.integers(0, max(classes, 1), count)
-    source = data.from_arrays(images, labels, num_classes=classes, levels=cfg.data.levels)
+    source = data.from_arrays(
+        rng.integers(0, cfg.data.levels, (count, *image_shape(cfg)), np.uint8),
+        rng.integers(0, max(classes, 1), count),
+        num_classes=classes,
+        levels=cfg.data.levels,
+    )
     if text := cfg.get("cond", {}).get("text"):
         ids = rng.integers(0, text.vocabulary, (count, text.positions), np.int32)
         source = dataclasses.replace(source, more=lambda indices: {"text": ids[indices]})
@@ -287,29 +307,37 @@ def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
     return start
 
 
+def abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a training batch of ``size`` examples."""
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, *image_shape(cfg)), jnp.float32),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+    if text := cfg.get("cond", {}).get("text"):
+        batch["text"] = jax.ShapeDtypeStruct((size, text.positions), jnp.int32)
+    return batch
+
+
 def abstract_state(cfg: ConfigDict, task: Task) -> State:
     """Shapes of the training state, without memory."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    batch = {
-        "image": jax.ShapeDtypeStruct((1, *image_shape(cfg)), jnp.float32),
-        "label": jax.ShapeDtypeStruct((1,), jnp.int32),
-    }
+    batch = abstract_batch(cfg, 1)
     return jax.eval_shape(lambda b: init_state(task, optimizer, jax.random.key(0), None, b), batch)
 
 
 def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
-    """The model of --weights, or the newest valid checkpoint of a workdir.
+    """The model of --weights, or the newest valid checkpoint of a workdir, or with --best its best.
 
     Raises:
         UsageError: there is none.
     """
     if WEIGHTS.value:
         return weights.read(Path(WEIGHTS.value), abstract_state(cfg, task))
-    return restore_folder(cfg, task, folder)
+    return restore_from(cfg, task, folder / ("best" if BEST.value else "checkpoints"))
 
 
-def restore_folder(cfg: ConfigDict, task: Task, folder: Path) -> State:
-    """The newest valid checkpoint of a workdir.
+def restore_from(cfg: ConfigDict, task: Task, steps: Path) -> State:
+    """The newest valid checkpoint of a folder of checkpoints.
 
     Raises:
         UsageError: there is none.
@@ -321,12 +349,18 @@ def restore_folder(cfg: ConfigDict, task: Task, folder: Path) -> State:
         shapes,
         tree_sharding(shapes, mesh),
     )
-    steps = folder / "checkpoints"
     found = Checkpoints(steps).restore(abstract) if steps.is_dir() else None
     if found is None:
         raise UsageError(f"there is no checkpoint in {steps}; train first with experiments.train")
     logging.info("using the checkpoint of step %d", found[0])
     return found[1]
+
+
+def untrained(cfg: ConfigDict, task: Task) -> State:
+    """The state before the first step, with weights from another seed."""
+    batch = {"image": jnp.zeros((1, *image_shape(cfg))), "label": jnp.zeros(1, jnp.int32)}
+    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
+    return jax.jit(lambda b: init_state(task, optimizer, jax.random.key(1), None, b))(batch)
 
 
 class ImageMaker(NamedTuple):
@@ -341,18 +375,27 @@ def _bucket(count: int) -> int:
     return max(64, 1 << (count - 1).bit_length())
 
 
-def image_maker(cfg: ConfigDict, task: Task, state: State, frozen: Any = None) -> ImageMaker:
+def image_maker(
+    cfg: ConfigDict,
+    task: Task,
+    state: State,
+    frozen: Any = None,
+    *,
+    compiled: dict[Any, Any] | None = None,
+) -> ImageMaker:
     """A function that makes images with any sampler; solvers of equal memory compile once.
 
     Args:
         frozen: what the task reads but does not train, see `experiments.frozen`.
+        compiled: what was compiled for other states of the same config; added to.
     """
     model = diffusion_of(cfg)
     given = _conditions(cfg, model)
     mesh = make_mesh(cfg.mesh)
+    place = batch_sharding(mesh)
     params, extra = state.ema, state.extra
 
-    compiled: dict[Any, Any] = {}
+    compiled = {} if compiled is None else compiled
 
     def executable(sampler: Sampler) -> Any:
         key = (sampler.init, sampler.step)
@@ -362,17 +405,23 @@ def image_maker(cfg: ConfigDict, task: Task, state: State, frozen: Any = None) -
                 params: Any, frozen: Any, extra: Any, keys: Any, cond: Any,
                 rows: Rows, n: Any, scale: Any,
             ) -> Any:  # fmt: skip
-                noise = samplers.image_noise(keys, model.image_shape)
+                noise = samplers.image_noise(jax.random.wrap_key_data(keys), model.image_shape)
                 return task.sample(
                     params, frozen, extra, noise, cond, sampler, rows, n=n, scale=scale
                 )
 
-            compiled[key] = jax.jit(generate)
+            # Host arrays go in and whole images come out, so that several processes can take part.
+            compiled[key] = jax.jit(
+                generate,
+                in_shardings=(None, None, None, place, place, None, None, None),
+                out_shardings=replicated(mesh),
+            )
         return compiled[key]
 
     def make(
         *,
         num: int,
+        first: int = 0,
         seed: int = 0,
         sampler: Sampler | None = None,
         rows: Rows | None = None,
@@ -382,10 +431,10 @@ def image_maker(cfg: ConfigDict, task: Task, state: State, frozen: Any = None) -
         text: np.ndarray | None = None,
         progress: str = "sampling",
     ) -> np.ndarray:
-        """``num`` images (num, H, W, C) float32 in [-1, 1]; image k depends on (seed, k) only.
+        """Images ``first`` to ``first + num``, (num, H, W, C) float32 in [-1, 1].
 
-        Conditions are ``labels`` (N,) or ``text`` (N, M), used in turn; or, without them, all
-        classes in turn and whatever else is in the test images.
+        Image k depends on (seed, k) only. Conditions are ``labels`` (N,) or ``text`` (N, M), used
+        in turn; without them all classes in turn, and whatever else comes with the test images.
         """
         if sampler is None or rows is None:
             sampler, rows = sampler_of(cfg, model)
@@ -397,13 +446,15 @@ def image_maker(cfg: ConfigDict, task: Task, state: State, frozen: Any = None) -
         scales = _guidance(cfg, model, padded, scale)
         _check_labels(labels, model)
         base = jax.random.key(seed)
-        keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.arange(-(-num // size) * size))
-        place = batch_sharding(mesh)
+        keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(
+            first + jnp.arange(-(-num // size) * size)
+        )
+        keys = np.asarray(jax.random.key_data(keys))
         done = []
         for start in tqdm(range(0, num, size), desc=progress, unit="batch", leave=False):
-            index = np.arange(start, start + size)
-            cond = jax.device_put(given(index, labels, text), place)
-            some = jax.device_put(keys[start : start + size], place)
+            index = first + np.arange(start, start + size)
+            cond = given(index, labels, text)
+            some = keys[start : start + size]
             done.append(np.asarray(run(params, frozen, extra, some, cond, padded, count, scales)))
         return np.concatenate(done)[:num]
 
@@ -411,7 +462,7 @@ def image_maker(cfg: ConfigDict, task: Task, state: State, frozen: Any = None) -
 
 
 def _conditions(cfg: ConfigDict, model: Diffusion) -> Callable[..., Any]:
-    """``(index, labels, text) -> `` raw condition of images number ``index``, or None."""
+    """``(index, labels, text) -> `` raw condition of images number ``index``, on the host."""
     source = source_of(cfg, "test") if model.condition.needs else None
 
     def make(index: np.ndarray, labels: np.ndarray | None, text: np.ndarray | None) -> Any:
@@ -419,13 +470,12 @@ def _conditions(cfg: ConfigDict, model: Diffusion) -> Callable[..., Any]:
         if source is not None:
             batch = data.batch_of(source, index % len(source))
         if model.num_classes:
-            batch["label"] = (
-                index % model.num_classes if labels is None else labels[index % len(labels)]
-            )
-            batch["label"] = batch["label"].astype(np.int32)
+            chosen = index % model.num_classes if labels is None else labels[index % len(labels)]
+            batch["label"] = np.asarray(chosen, np.int32)
         if text is not None:
             batch["text"] = text[index % len(text)]
-        return model.condition.take(batch, jax.random.key(int(index[0])))
+        raw = model.condition.take(batch, jax.random.key(int(index[0])))
+        return jax.tree.map(np.asarray, raw)
 
     return make
 

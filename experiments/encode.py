@@ -24,7 +24,7 @@ from tqdm import tqdm
 from diffjax import data
 from diffjax.data import latents
 from diffjax.tasks.latents import moments
-from diffjax.train.checkpoint import fingerprint
+from diffjax.train.frozen import content_hash
 from experiments import common, frozen
 
 OUT = flags.DEFINE_string("out", None, "Folder for the latents; a sub-folder per split.")
@@ -52,7 +52,7 @@ def main() -> None:
     if not cfg.get("autoencoder", None):
         raise common.UsageError("this config has no section autoencoder; use one of configs/ldm.py")
     out = Path(OUT.value)
-    params = frozen.load(cfg, out)["autoencoder"]
+    params = frozen.load(cfg, out, fresh=True)["autoencoder"]
     for split in SPLITS.value:
         source = common.source_of(cfg, split)
         latents.write(
@@ -62,7 +62,7 @@ def main() -> None:
             image_shape=common.image_shape(cfg),
             num_classes=source.num_classes,
             levels=source.levels,
-            encoder=fingerprint(params),
+            encoder=content_hash(params),
         )
         logging.info("%d latents in %s", len(source), out / split)
 

@@ -24,7 +24,7 @@ def main() -> None:
         raise common.UsageError(f"--out={out} must end in .safetensors")
     state = common.restore(cfg, common.task_of(cfg), folder)
     given = frozen.load(cfg, folder) if cfg.get("autoencoder", None) else None
-    weights.write(out, cfg, state, given and given["autoencoder"])
+    weights.write(out, cfg, state, given)
     logging.info("%.1f MB in %s", out.stat().st_size / 1e6, out)
 
 

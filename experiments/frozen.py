@@ -12,26 +12,33 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax import metrics
-from diffjax.pretrained import load_model, load_safetensors, save_safetensors
+from diffjax.pretrained import load_model
 from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.perceptual import load_lpips
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
 from diffjax.tasks import make_autoencoder
+from diffjax.tasks.conditions import make_clip
+from diffjax.train import Checkpoints
+from diffjax.train.frozen import read
+from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
 from experiments import common, weights
 
-COPY = "frozen.safetensors"  # in the workdir of a run with an autoencoder
 RANDOM = "random"  # in place of weights: untrained, for tests
 
 
 def abstract(cfg: ConfigDict) -> Any:
-    """Shapes of what the loss reads; a perceptual network is left out."""
-    section = cfg.get("autoencoder", None)
-    if not section:
-        return None
-    net = autoencoder_of(cfg)
-    size, channels = net.factor, cfg.data.channels
-    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    return {"autoencoder": jax.eval_shape(net.init, jax.random.key(0), image)["params"]}
+    """Shapes of what diffusion reads, or None; a perceptual network is left out."""
+    out: dict[str, Any] = {}
+    if cfg.get("autoencoder", None):
+        net = autoencoder_of(cfg)
+        size, channels = net.factor, cfg.data.channels
+        image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+        out["autoencoder"] = jax.eval_shape(net.init, jax.random.key(0), image)["params"]
+    if cfg.get("cond", {}).get("context", "") == "clip":
+        net = make_clip(cfg)
+        ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        out["text_encoder"] = jax.eval_shape(net.init, jax.random.key(0), ids)["params"]
+    return out or None
 
 
 def autoencoder_of(cfg: ConfigDict) -> Any:
@@ -40,19 +47,28 @@ def autoencoder_of(cfg: ConfigDict) -> Any:
     return make_autoencoder(options, cfg.data.channels)
 
 
-def load(cfg: ConfigDict, folder: Path) -> Any:
+def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
     """Everything frozen that a config asks for, or None.
 
-    An autoencoder is copied into the workdir when a run starts, and read from there afterwards.
+    A run stores what it was trained with in its workdir, from where it is read afterwards; the
+    folders that the config names need not exist any more.
+
+    Args:
+        fresh: read what the config names, for training; the trainer compares it with what is
+            stored.
 
     Raises:
         UsageError: weights are needed and not given, or do not fit the config.
     """
     if cfg.task == "autoencoder":
         return _perceptual(cfg)
+    if common.WEIGHTS.value and cfg.get("autoencoder", None):
+        return weights.read_frozen(Path(common.WEIGHTS.value), abstract(cfg))
+    if not fresh and (stored := _stored(cfg, folder)):
+        return stored
     out: dict[str, Any] = {}
     if cfg.get("autoencoder", None):
-        out["autoencoder"] = _autoencoder(cfg, folder)
+        out["autoencoder"] = _autoencoder(cfg)
     if cfg.get("cond", {}).get("context", "") == "clip":
         out["text_encoder"] = _text_encoder(cfg)
     return out or None
@@ -79,25 +95,37 @@ def _text_encoder(cfg: ConfigDict) -> Any:
         raise common.UsageError(
             "cond.context=clip needs --config.cond.weights=FOLDER: a text_encoder of transformers"
         )
-    return load_model(cfg.cond.weights).params
+    params = load_model(cfg.cond.weights).params
+    try:
+        return _on_device(from_state_dict(to_state_dict(params), abstract(cfg)["text_encoder"]))
+    except ValueError as error:
+        raise common.UsageError(
+            f"the text encoder in {cfg.cond.weights} is not the one of config.cond.text: {error}"
+        ) from error
 
 
-def _autoencoder(cfg: ConfigDict, folder: Path) -> Any:
+def _stored(cfg: ConfigDict, folder: Path) -> Any:
+    """What the newest checkpoint of a workdir was trained with; None if there is none."""
+    shapes, steps = abstract(cfg), folder / "checkpoints"
+    if shapes is None or not steps.is_dir():
+        return None
+    checkpoints = Checkpoints(steps)
+    newest = checkpoints.newest()
+    if newest is None:
+        return None
+    placed = with_sharding(shapes, tree_sharding(shapes, make_mesh(cfg.mesh)))
+    return read(folder / "frozen", checkpoints.metadata(newest)["frozen"], placed)
+
+
+def _autoencoder(cfg: ConfigDict) -> Any:
     like = abstract(cfg)["autoencoder"]
-    if common.WEIGHTS.value:
-        return weights.read_frozen(Path(common.WEIGHTS.value), like)
-    if (folder / COPY).is_file():
-        return _on_device(load_safetensors(folder / COPY, like))
     where = cfg.autoencoder.weights
     if not where:
         raise common.UsageError(
             "--config.autoencoder.weights is needed: the workdir of a trained autoencoder, its "
             "exported .safetensors, or the vae folder of a diffusers model"
         )
-    params = _random(cfg) if where == RANDOM else _fitting(Path(where), like)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_safetensors(folder / COPY, params)
-    return params
+    return _random(cfg) if where == RANDOM else _fitting(Path(where), like)
 
 
 def _random(cfg: ConfigDict) -> Any:
@@ -134,7 +162,8 @@ def _state(where: Path) -> dict[str, Any]:
     if config.get("task") != "autoencoder":
         raise common.UsageError(f"{where} holds a run of task {config.get('task')!r}")
     stored = common.stored_config(where)
-    return to_state_dict(common.restore_folder(stored, common.task_of(stored), where).ema)
+    state = common.restore_from(stored, common.task_of(stored), where / "checkpoints")
+    return to_state_dict(state.ema)
 
 
 def _on_device(params: Any) -> Any:

@@ -2,6 +2,11 @@
 
     python -m experiments.report --workdir=runs/digits
 
+Of several runs, a comparison: table, curves, and the best by a metric.
+
+    python -m experiments.report --workdir=runs/lr --metric=loss         # a sweep's runs
+    python -m experiments.report --workdir=out --runs=runs/a,runs/b --metric=fid
+
 Reads what the run wrote (metrics.jsonl, samples/, evaluation.json, sweeps/) and computes nothing.
 """
 
@@ -14,9 +19,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from absl import logging
+from absl import flags, logging
 
-from experiments import common
+from experiments import common, compare
+
+RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to compare; default: those of a sweep.")
+METRIC = flags.DEFINE_string("metric", "loss", "What the best run is best in.")
+MODE = flags.DEFINE_enum("mode", "min", ["min", "max"], "Whether small or large is better.")
 
 # Values of the papers, on their data and with Inception features: for orientation, not comparison.
 PAPERS = {
@@ -113,12 +122,49 @@ def page(cfg: Any, folder: Path) -> str:
     return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>"
 
 
+def comparison(folders: list[Path], metric: str, mode: str) -> str:
+    """A page on several runs.
+
+    Raises:
+        UsageError: none of them has the metric.
+    """
+    rows = compare.collect(folders)
+    winner = compare.best(rows, metric, mode)
+    if winner is None:
+        known = sorted({key for row in rows for key in row})
+        raise common.UsageError(f"no run has a finite {metric!r}; there are {', '.join(known)}")
+    print(compare.text_table(rows))
+    print(f"best by {metric} ({mode}): {winner['run']} with {compare.cell(winner[metric])}")
+    title = html.escape(f"{len(rows)} runs by {metric}")
+    drawn = [m for m in dict.fromkeys(("loss", metric)) if any(m in row for row in rows)]
+    pictures = "".join(_image(compare.curves(folders, m), m) for m in drawn)
+    best = f"<p>Best by {html.escape(metric)} ({mode}): <b>{html.escape(winner['run'])}</b></p>"
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    body = f"<h1>{title}</h1>{best}{compare.html_table(rows, winner)}{pictures}"
+    return f"<!doctype html><html><head>{head}</head><body>{body}</body></html>"
+
+
+def _runs_of(folder: Path) -> list[Path]:
+    """The runs to compare: those named, or those of a sweep that have begun."""
+    if RUNS.value:
+        return [Path(name) for name in RUNS.value]
+    stored = folder / "sweep.json"
+    if not stored.exists():
+        return []
+    names = [run["name"] for run in json.loads(stored.read_text())["runs"]]
+    return [folder / name for name in names if (folder / name / "config.json").exists()]
+
+
 def main() -> None:
-    cfg, folder = common.config(), common.workdir()
-    if not (folder / "metrics.jsonl").exists():
-        raise common.UsageError(f"there is no metrics.jsonl in {folder}: train first")
+    folder = common.workdir()
     out = folder / "report.html"
-    out.write_text(page(cfg, folder))
+    if runs := _runs_of(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        out.write_text(comparison(runs, METRIC.value, MODE.value))
+    elif (folder / "metrics.jsonl").exists():
+        out.write_text(page(common.config(), folder))
+    else:
+        raise common.UsageError(f"there is no metrics.jsonl in {folder}: train first")
     logging.info("open %s", out)
 
 

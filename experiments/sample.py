@@ -1,9 +1,11 @@
 """Draw images from a checkpoint with any sampler.
 
     python -m experiments.sample --workdir=runs/digits --sampler=ddim --steps=20 --num=100
+    python -m experiments.sample --workdir=runs/digits --rows=steps=2,5,10,50 --num=12
     python -m experiments.sample --workdir=runs/shapes --prompt="a large red circle at the left"
 
-Writes samples/NAME.npz (uint8 ``images``) and samples/NAME.png (a grid) into the workdir.
+Writes samples/NAME.npz (uint8 ``images``) and samples/NAME.png (a grid) into the workdir. With
+--rows, every row of the grid is one value, and every column one seed (and class).
 """
 
 from __future__ import annotations
@@ -14,16 +16,34 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax.data import shapes
-from experiments import common, frozen
+from experiments import common, frozen, sampler_sweep
 
 common.define_sampling_flags()
 OUT = flags.DEFINE_string("out", None, "Path without suffix; default: samples/ in the workdir.")
+
+ROWS = flags.DEFINE_string("rows", None, "KEY=VALUE,... of config.sample: a row of images each.")
+
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "Captions, in the words of data set shapes; default: those of the test images."
 )
 
 
+def rows(cfg: Any, maker: common.ImageMaker, num: int, seed: int) -> np.ndarray:
+    """``num`` images for every value of --rows, one value after the other."""
+    ((key, values),) = sampler_sweep.parse([ROWS.value], cfg).items()
+    done = []
+    for value in values:
+        chosen = common.with_sample(cfg, **{key: value})
+        sampler, plan = common.sampler_of(chosen, maker.model)
+        scale = chosen.sample.get("guidance", 1.0)
+        done.append(
+            maker.make(num=num, seed=seed, sampler=sampler, rows=plan, scale=scale, text=_text())
+        )
+    return np.concatenate(done)
+
+
 def _text() -> Any:
+    """Tokens of the prompts, or None for the captions of the data."""
     return shapes.tokenize(PROMPT.value) if PROMPT.value else None
 
 
@@ -33,14 +53,18 @@ def main() -> None:
     state = common.restore(cfg, task, folder)
     num, seed = flags.FLAGS.num or cfg.sample.num, flags.FLAGS.seed
     maker = common.image_maker(cfg, task, state, frozen.load(cfg, folder))
-    images = maker.make(num=num, seed=seed, text=_text())
+    if ROWS.value:
+        images = rows(cfg, maker, num, seed)
+    else:
+        images = maker.make(num=num, seed=seed, text=_text())
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(state.step)}-seed{seed}"
     out = common.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out.with_name(out.name + ".npz"), images=common.to_uint8(images))
     picture = out.with_name(out.name + ".png")
-    common.save_png(common.tile(images[:100]), picture)
-    logging.info("%d images in %s.npz, the first of them in %s", num, out, picture)
+    grid = common.tile(images, columns=num) if ROWS.value else common.tile(images[:100])
+    common.save_png(grid, picture)
+    logging.info("%d images in %s.npz, shown in %s", len(images), out, picture)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from diffjax.train.checkpoint import write_atomically
+from diffjax.train.files import write_atomically
 from experiments import common
 
 

@@ -3,8 +3,12 @@
     python -m experiments.train --config=configs/ddpm.py:digits --workdir=runs/digits
 
 Writes to the workdir: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ with a grid
-of images at intervals, and summary.json with sizes and times. Exit codes: 0 done, 1 error;
-stopped with the state saved: 130 by Ctrl-C, 143 by SIGTERM.
+of images at intervals, summary.json with sizes and times, and with --config.train.evaluate_every
+the measures in the log and the best state in best/. Exit codes: 0 done, 1 error, 2 wrong
+flags; stopped with the state saved: 130 by Ctrl-C, 140 by SIGUSR2, 143 by SIGTERM.
+
+Under Slurm and on TPU pods the processes of a run find each other. Elsewhere, start each with
+--coordinator=HOST:PORT --num_processes=N --process_id=I.
 """
 
 from __future__ import annotations
@@ -21,31 +25,73 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from diffjax.train import Checkpoints, Preempted, Reporter, State, train
+from diffjax import metrics
+from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
-from experiments import common, first_stage, frozen
+from experiments import common, first_stage, frozen, judging
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
+PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
+PROCESS = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.")
+WAIT = flags.DEFINE_float("wait", 300.0, "Seconds to wait for the other processes at the start.")
+HEARTBEAT = flags.DEFINE_float("heartbeat", 100.0, "Seconds until a silent process counts as dead.")
 PREVIEW_STEPS = 50
+
+
+def _quick(cfg: Any) -> Any:
+    """The config with few steps of DDIM, for looks at a model in training."""
+    steps = min(PREVIEW_STEPS, cfg.sample.steps)
+    return common.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
 
 
 def _preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
     """Callback that writes a grid of DDIM samples from the averaged parameters."""
     if cfg.task == "autoencoder":
         return first_stage.preview(cfg, folder)
-    steps = min(PREVIEW_STEPS, cfg.sample.steps)
-    preview = common.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
+    preview, compiled = _quick(cfg), {}
 
     def write(state: State, step: int, reporter: Reporter) -> None:
         num = min(cfg.sample.num, 64)
-        images = common.image_maker(preview, task, state, given).make(
+        images = common.image_maker(preview, task, state, given, compiled=compiled).make(
             num=num, batch_size=num, progress=f"preview at step {step}"
         )
+        if not hosts.is_writer():
+            return
         picture = common.tile(images)
         common.save_png(picture, folder / "samples" / f"{step:08d}.png")
         reporter.image("samples", step, picture)
 
     return write
+
+
+def _evaluator(cfg: Any, task: Any, given: Any) -> Any:
+    """Callback that measures DDIM samples of the averaged parameters; None if not asked for.
+
+    Distances are those of our own small classifier, with every image seed the same, so that the
+    values of a run compare with each other.
+
+    Raises:
+        UsageError: there is no classifier for this data set.
+    """
+    if not cfg.train.get("evaluate_every", 0):
+        return None
+    if cfg.task == "autoencoder":
+        return lambda state, step: first_stage.measure(cfg, state, cfg.eval.loop_num)
+    if not cfg.eval.features:
+        raise common.UsageError("train.evaluate_every needs a classifier: config.eval.features")
+    network = metrics.feature_network(cfg.eval.features)
+    num = cfg.eval.loop_num
+    real, quick = judging.reference_images(cfg, num), _quick(cfg)
+    compiled: dict[Any, Any] = {}
+
+    def measure(state: State, step: int) -> dict[str, float]:
+        maker = common.image_maker(quick, task, state, given, compiled=compiled)
+        images = maker.make(num=num, progress=f"evaluation at step {step}")
+        found = judging.judge(network, images, real, maker.model.num_classes)
+        return {k: v for k, v in found.items() if isinstance(v, float)}
+
+    return measure
 
 
 class _Record:
@@ -60,8 +106,10 @@ class _Record:
     def minutes(self) -> float:
         return (time.monotonic() - self._wall) / 60
 
-    def finish(self, step: int | None = None) -> None:
+    def finish(self, step: int | None = None, *, finished: bool = False) -> None:
         """Append this session; the step is that of the newest checkpoint if not given."""
+        if not hosts.is_writer():
+            return
         if step is None:
             step = max(Checkpoints(self._path.parent / "checkpoints").steps())
         session = {
@@ -74,6 +122,7 @@ class _Record:
         summary = {
             "parameters": self._parameters,
             "steps": step,
+            "finished": finished,
             "images": step * self._cfg.data.batch_size,
             "wall_seconds": sum(s["wall_seconds"] for s in self._sessions),
             "cpu_seconds": sum(s["cpu_seconds"] for s in self._sessions),
@@ -94,12 +143,21 @@ def main() -> None:
         print(common.describe(cfg))
         return
     folder = common.workdir()
+    hosts.start(
+        COORDINATOR.value,
+        PROCESSES.value,
+        PROCESS.value,
+        seconds=WAIT.value,
+        heartbeat=HEARTBEAT.value,
+    )
     task = common.task_of(cfg)
     source = common.source_of(cfg)
     check_workdir(folder)
-    given = frozen.load(cfg, folder)
+    given = frozen.load(cfg, folder, fresh=True)
     stored = folder / "config.json"
-    if not stored.exists():  # else only once the checkpoint has been found to fit
+    if (
+        hosts.is_writer() and not stored.exists()
+    ):  # else only once the checkpoint has been found to fit
         common.save_json(cfg.to_dict(), stored)
     shapes = common.abstract_state(cfg, task)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
@@ -116,8 +174,9 @@ def main() -> None:
             common.batches_of(cfg, source),
             frozen=given,
             on_sample=_preview(cfg, task, folder, given),
+            on_evaluate=_evaluator(cfg, task, given),
         )
-        record.finish(int(state.step))
+        record.finish(int(state.step), finished=True)
     except Preempted as stopped:
         record.finish()
         logging.warning("%s", stopped)

@@ -32,7 +32,7 @@ def write(path: Path, cfg: ConfigDict, state: State, frozen: Any = None) -> None
     """Write the averaged weights and the config, all of it or nothing.
 
     Args:
-        frozen: parameters of the autoencoder, if the model has one.
+        frozen: what the model reads but does not train, if anything.
     """
     extra = dict(zip(_extra_keys(state.extra), jax.tree.leaves(state.extra), strict=True))
     tensors = {**to_state_dict(state.ema), **{k: np.asarray(v) for k, v in extra.items()}}
@@ -81,7 +81,7 @@ def read(path: Path, like: State) -> State:
 
 
 def read_frozen(path: Path, like: Any) -> Any:
-    """The autoencoder in a file of `write`.
+    """What was frozen, in a file of `write`.
 
     Raises:
         ValueError: weights are missing, unexpected or of another shape.

@@ -1,5 +1,6 @@
 """Data sets by name, and batches that are a function of (seed, step)."""
 
+from diffjax.data.conditions import make_hints, paired, with_hints
 from diffjax.data.datasets import Source, from_arrays, load, names
 from diffjax.data.pipeline import (
     batch_at,
@@ -20,7 +21,10 @@ __all__ = [
     "device_prefetch",
     "from_arrays",
     "load",
+    "make_hints",
     "names",
+    "paired",
     "to_float",
     "to_levels",
+    "with_hints",
 ]

@@ -45,7 +45,7 @@ class TextFeatures(NamedTuple):
 
 
 class TextLayer(nn.Module):
-    """Pre-norm transformer layer with causal attention; a scan body, so it returns its output."""
+    """Pre-norm transformer layer, masked or not; a scan body, so it returns its output."""
 
     heads: int
     width: int
@@ -55,7 +55,7 @@ class TextLayer(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array) -> tuple[Array, Array]:
+    def __call__(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
         h = _norm("layer_norm1", self.eps, self.dtype)(x)
         x = x + self._attention(h, mask)
         h = _norm("layer_norm2", self.eps, self.dtype)(x)
@@ -68,7 +68,7 @@ class TextLayer(nn.Module):
     def _dense(self, features: int, name: str) -> nn.Dense:
         return nn.Dense(features, dtype=self.dtype, kernel_init=default_init, name=name)
 
-    def _attention(self, x: Array, mask: Array) -> Array:
+    def _attention(self, x: Array, mask: Array | None) -> Array:
         def project(name: str) -> Array:
             out = self._dense(x.shape[-1], f"self_attn.{name}")(x)
             return out.reshape(*x.shape[:2], self.heads, -1)
@@ -168,9 +168,10 @@ class CLIPText(nn.Module):
             name="text_projection",
         )(pooled)
 
+    @nn.nowrap
     def normalise(self, params: Any, hidden: Array) -> Array:
         """The final norm applied to a layer of ``hidden``, for CLIP skip."""
-        norm = nn.LayerNorm(self.eps, dtype=self.dtype, use_fast_variance=False)
+        norm = nn.LayerNorm(self.eps, dtype=self.dtype, use_fast_variance=False, parent=None)
         return jnp.asarray(norm.apply({"params": params["text_model.final_layer_norm"]}, hidden))
 
 

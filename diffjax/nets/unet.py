@@ -23,6 +23,7 @@ from diffjax.nets.layers import (
     Upsample,
     conv,
     depth_to_space,
+    rematerialised,
     space_to_depth,
     timestep_embedding,
     zero_init,
@@ -38,7 +39,7 @@ class UNet(nn.Module):
 
     Ho et al. 2020, appendix B; options of Nichol & Dhariwal 2021, Dhariwal & Nichol 2021, Rombach
     et al. 2022 and Podell et al. 2023. ``cond["concat"]`` (B, H, W, C) joins the channels of z;
-    ``cond["control"]``, residuals of every skip and of the middle, is added to them.
+    ``cond["control"]``, residuals of every skip (or None) and of the middle, is added to them.
 
     Attributes:
         channels: width of the first level.
@@ -58,7 +59,7 @@ class UNet(nn.Module):
         downsample_padding: 0 pads like TensorFlow's SAME (DDPM), 1 like PyTorch.
         norm_groups: groups of every norm; well below the narrowest width, see `GroupNorm`.
         patch: side of the pixel patches folded into channels (Hoogeboom et al. 2023), 1 for none.
-        remat: recompute blocks in the backward pass instead of keeping their activations.
+        remat: what the backward pass computes again, see `diffjax.nets.layers.REMAT`.
         context_dim: width D of the tokens ``cond["context"]`` (B, M, D) that transformer blocks
             attend to in place of DDPM's attention, 0 for none. ``cond["mask"]`` (B, M) bool, if
             given, leaves tokens out.
@@ -97,7 +98,7 @@ class UNet(nn.Module):
     norm_groups: int = 32
     norm_eps: float = 1e-6
     patch: int = 1
-    remat: bool = False
+    remat: str | bool = False
     dtype: Any = None
     context_dim: int = 0
     depth: int | tuple[int, ...] = 1
@@ -116,165 +117,212 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, z: Array, t: Array, cond: Any = None, train: bool = False) -> Array:
         cond = cond or {}
-        self._check(z, cond)
-        last = len(self.multipliers) - 1
-        temb = self._embed(z, t, cond)
-
-        def res(features: int, name: str, resample: str | None = None) -> Any:
-            block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-            module = block(
-                features,
-                self.dropout,
-                self.scale_shift,
-                resample,
-                self.norm_groups,
-                self.norm_eps,
-                self.dtype,
-                self.fir,
-                self.rescale,
-                self.project,
-                name=name,
-            )
-            return lambda h: module(h, temb, train)
-
-        def attend(h: Array, name: str, level: int) -> Array:
-            heads = h.shape[-1] // self.head_channels if self.head_channels else None
-            heads = heads or _at(self.heads, level)
-            if not self.context_dim:
-                return AttentionBlock(
-                    heads,
-                    self.norm_groups,
-                    self.norm_eps,
-                    self.dtype,
-                    self.attention,
-                    self.rescale,
-                    name=name,
-                )(h)
-            return SpatialTransformer(
-                heads,
-                _at(self.depth, level),
-                self.linear_projection,
-                self.norm_groups,
-                self.attention,
-                self.remat,
-                self.dtype,
-                name=name,
-            )(h, cond["context"], cond.get("mask"))
-
-        z = jnp.concatenate([z, cond["concat"]], axis=-1) if "concat" in cond else z
-        h = space_to_depth(z, self.patch) if self.patch > 1 else z
-        image = h
-        h = conv(self.channels, name="conv_in", dtype=self.dtype)(h)
-        skips = [h]
-        for i, multiplier in enumerate(self.multipliers):
-            for j in range(self.blocks):
-                h = res(int(self.channels * multiplier), f"down_blocks.{i}.resnets.{j}")(h)
-                if i in self.attention_levels:
-                    h = attend(h, f"down_blocks.{i}.attentions.{j}", i)
-                skips.append(h)
-            if i != last:
-                name = f"down_blocks.{i}.downsamplers.0"
-                if self.resblock_updown:
-                    h = res(h.shape[-1], name, "down")(h)
-                else:
-                    h = Downsample(self.downsample_padding, self.dtype, name=name)(h)
-                if self.progressive_input:
-                    name = f"down_blocks.{i}.input_downsamplers.0"
-                    image = FIRDownsample(h.shape[-1], self.dtype, name=name)(image)
-                    h = image = (image + h) * (2**-0.5 if self.rescale else 1.0)
-                skips.append(h)
-
-        h = res(h.shape[-1], "mid_block.resnets.0")(h)
-        h = attend(h, "mid_block.attentions.0", last)
-        h = res(h.shape[-1], "mid_block.resnets.1")(h)
+        concat = cond.get("concat")
+        z = z if concat is None else jnp.concatenate([z, concat], axis=-1)
+        temb = embed(self, z, t, cond)
+        h, skips = encode(self, z, temb, cond, train)
         if "control" in cond:
-            residuals, middle = cond["control"]
-            skips = [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
-            h = h + middle
+            h, skips = _controlled(h, skips, *cond["control"])
+        return _decode(self, h, skips, temb, cond, train)
 
-        for k, i in enumerate(range(last, -1, -1)):
-            for j in range(self.blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = res(int(self.channels * self.multipliers[i]), f"up_blocks.{k}.resnets.{j}")(h)
-                wanted = self.decoder_attention == "all" or j == self.blocks
-                if i in self.attention_levels and wanted:
-                    h = attend(h, f"up_blocks.{k}.attentions.{j}", i)
-            if i:
-                name = f"up_blocks.{k}.upsamplers.0"
-                if self.resblock_updown:
-                    h = res(h.shape[-1], name, "up")(h)
-                else:
-                    h = Upsample(self.dtype, name=name)(h)
 
-        h = nn.silu(GroupNorm(self.norm_groups, self.norm_eps, self.dtype, name="conv_norm_out")(h))
-        # The output, and all sampler arithmetic after it, stays float32 under bf16 networks.
-        h = conv(
-            self.out_channels * self.patch**2, name="conv_out", dtype=jnp.float32, init=zero_init
-        )(h)
-        return depth_to_space(h, self.patch) if self.patch > 1 else h
+def embed(net: UNet, z: Array, t: Array, cond: Any) -> Array:
+    """The embedding (B, 4 channels) of time, label and other vectors, in the current module.
 
-    def _embed(self, z: Array, t: Array, cond: Any) -> Array:
-        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * self.time_scale, z.shape[:1])
-        waves = self._waves(t)
-        if self.augment_dim:
-            label = cond.get("augment", jnp.zeros((z.shape[0], self.augment_dim)))
-            waves = waves + nn.Dense(waves.shape[-1], False, name="augment_embedding")(label)
-        temb = TimestepMLP(4 * self.channels, self.dtype, name="time_embedding")(waves)
-        if self.num_classes:
-            label = cond.get("label")
-            if label is None:
-                raise ValueError(f"this network needs cond['label'] in 0 .. {self.num_classes - 1}")
-            embed = nn.Embed(self.num_classes, 4 * self.channels, name="class_embedding")
-            known = label[:, None] < self.num_classes  # beyond: the zero embedding, for "no class"
-            temb = temb + jnp.where(known, embed(jnp.minimum(label, self.num_classes - 1)), 0)
-        if self.added_dim:
-            mlp = TimestepMLP(4 * self.channels, self.dtype, name="add_embedding")
-            temb = temb + mlp(self._added(cond["added"]))
-        return temb
+    Raises:
+        ValueError: the network has no use for these shapes, or needs a condition that is absent.
+    """
+    _check(net, z, cond)
+    t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * net.time_scale, z.shape[:1])
+    waves = _waves(net, t)
+    if net.augment_dim:
+        label = cond.get("augment", jnp.zeros((z.shape[0], net.augment_dim)))
+        waves = waves + nn.Dense(waves.shape[-1], False, name="augment_embedding")(label)
+    temb = TimestepMLP(4 * net.channels, net.dtype, name="time_embedding")(waves)
+    if net.num_classes:
+        label = cond.get("label")
+        if label is None:
+            raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
+        table = nn.Embed(net.num_classes, 4 * net.channels, name="class_embedding")
+        known = label[:, None] < net.num_classes  # beyond: the zero embedding, for "no class"
+        temb = temb + jnp.where(known, table(jnp.minimum(label, net.num_classes - 1)), 0)
+    if net.added_dim:
+        mlp = TimestepMLP(4 * net.channels, net.dtype, name="add_embedding")
+        temb = temb + mlp(_added(net, cond["added"]))
+    return temb
 
-    def _waves(self, t: Array) -> Array:
-        if self.fourier_scale:
-            return FourierEmbedding(2 * self.channels, self.fourier_scale, name="time_proj")(t)
-        return timestep_embedding(
-            t, self.channels, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift
+
+def encode(
+    net: UNet, z: Array, temb: Array, cond: Any, train: bool = False, *, shift: Any = None
+) -> tuple[Array, list[Array]]:
+    """The way down and the middle of a UNet, its submodules made in the current module.
+
+    Args:
+        temb: from `embed`.
+        shift: added to the output of the first convolution: an encoded hint, see `ControlNet`.
+
+    Returns:
+        (output of the middle, the skips from the finest to the coarsest).
+    """
+    last = len(net.multipliers) - 1
+    res, attend = _blocks(net, temb, cond, train)
+    h = image = space_to_depth(z, net.patch) if net.patch > 1 else z
+    h = conv(net.channels, name="conv_in", dtype=net.dtype)(h)
+    h = h if shift is None else h + shift
+    skips = [h]
+    for i, multiplier in enumerate(net.multipliers):
+        for j in range(net.blocks):
+            h = res(int(net.channels * multiplier), f"down_blocks.{i}.resnets.{j}")(h)
+            if i in net.attention_levels:
+                h = attend(h, f"down_blocks.{i}.attentions.{j}", i)
+            skips.append(h)
+        if i != last:
+            name = f"down_blocks.{i}.downsamplers.0"
+            if net.resblock_updown:
+                h = res(h.shape[-1], name, "down")(h)
+            else:
+                h = Downsample(net.downsample_padding, net.dtype, name=name)(h)
+            if net.progressive_input:
+                name = f"down_blocks.{i}.input_downsamplers.0"
+                image = FIRDownsample(h.shape[-1], net.dtype, name=name)(image)
+                h = image = (image + h) * (2**-0.5 if net.rescale else 1.0)
+            skips.append(h)
+    h = res(h.shape[-1], "mid_block.resnets.0")(h)
+    h = attend(h, "mid_block.attentions.0", last)
+    return res(h.shape[-1], "mid_block.resnets.1")(h), skips
+
+
+def _controlled(
+    h: Array, skips: list[Array], residuals: list[Array] | None, middle: Array
+) -> tuple[Array, list[Array]]:
+    """Middle and skips with residuals added; without those of the skips, the middle alone."""
+    if residuals is None:
+        return h + middle, skips
+    if len(residuals) != len(skips):
+        raise ValueError(
+            f"{len(residuals)} control residuals for {len(skips)} skips: they are of another base"
         )
+    for skip, residual in zip((*skips, h), (*residuals, middle), strict=True):
+        if any(r not in (1, n) for r, n in zip(residual.shape, skip.shape, strict=True)):
+            raise ValueError(
+                f"a control residual {residual.shape} does not fit the features {skip.shape}"
+            )
+    return h + middle, [skip + r for skip, r in zip(skips, residuals, strict=True)]
 
-    def _added(self, added: Any) -> Array:
-        """The vector (B, added_dim): pooled text, and the embedding of every one of the time_ids.
 
-        Podell et al. 2023, section 2.2.
-        """
-        ids = jnp.asarray(added["time_ids"], jnp.float32)
-        waves = timestep_embedding(
-            ids.reshape(-1),
-            self.added_time_dim,
-            flip_sin_to_cos=self.flip_sin_to_cos,
-            freq_shift=self.freq_shift,
+def _decode(net: UNet, h: Array, skips: list[Array], temb: Array, cond: Any, train: bool) -> Array:
+    res, attend = _blocks(net, temb, cond, train)
+    for k, i in enumerate(range(len(net.multipliers) - 1, -1, -1)):
+        for j in range(net.blocks + 1):
+            h = jnp.concatenate([h, skips.pop()], axis=-1)
+            h = res(int(net.channels * net.multipliers[i]), f"up_blocks.{k}.resnets.{j}")(h)
+            wanted = net.decoder_attention == "all" or j == net.blocks
+            if i in net.attention_levels and wanted:
+                h = attend(h, f"up_blocks.{k}.attentions.{j}", i)
+        if i:
+            name = f"up_blocks.{k}.upsamplers.0"
+            if net.resblock_updown:
+                h = res(h.shape[-1], name, "up")(h)
+            else:
+                h = Upsample(net.dtype, name=name)(h)
+    h = nn.silu(GroupNorm(net.norm_groups, net.norm_eps, net.dtype, name="conv_norm_out")(h))
+    # The output, and all sampler arithmetic after it, stays float32 under bf16 networks.
+    h = conv(net.out_channels * net.patch**2, name="conv_out", dtype=jnp.float32, init=zero_init)(h)
+    return depth_to_space(h, net.patch) if net.patch > 1 else h
+
+
+def _blocks(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
+    """``res(features, name, resample)``, which makes a block, and ``attend(h, name, level)``."""
+
+    def res(features: int, name: str, resample: str | None = None) -> Any:
+        block = rematerialised(ResBlock, net.remat, static_argnums=(3,))
+        module = block(
+            features,
+            net.dropout,
+            net.scale_shift,
+            resample,
+            net.norm_groups,
+            net.norm_eps,
+            net.dtype,
+            net.fir,
+            net.rescale,
+            net.project,
+            name=name,
         )
-        pooled = added["text_embeds"]
-        out = jnp.concatenate([pooled, waves.reshape(len(ids), -1).astype(pooled.dtype)], axis=-1)
-        if out.shape[-1] != self.added_dim:
-            raise ValueError(
-                f"text_embeds {pooled.shape} and time_ids {ids.shape} make {out.shape[-1]} "
-                f"numbers, but this network needs added_dim={self.added_dim}"
-            )
-        return out
+        return lambda h: module(h, temb, train)
 
-    def _check(self, z: Array, cond: Any) -> None:
-        choose("decoder_attention", self.decoder_attention, {"all": 0, "last": 0})
-        factor = self.patch * 2 ** (len(self.multipliers) - 1)
-        if z.ndim != 4 or z.shape[1] % factor or z.shape[2] % factor:
+    def attend(h: Array, name: str, level: int) -> Array:
+        heads = h.shape[-1] // net.head_channels if net.head_channels else None
+        heads = heads or _at(net.heads, level)
+        if not net.context_dim:
+            return AttentionBlock(
+                heads,
+                net.norm_groups,
+                net.norm_eps,
+                net.dtype,
+                net.attention,
+                net.rescale,
+                name=name,
+            )(h)
+        return SpatialTransformer(
+            heads,
+            _at(net.depth, level),
+            net.linear_projection,
+            net.norm_groups,
+            net.attention,
+            net.remat,
+            net.dtype,
+            name=name,
+        )(h, cond["context"], cond.get("mask"))
+
+    return res, attend
+
+
+def _waves(net: UNet, t: Array) -> Array:
+    if net.fourier_scale:
+        return FourierEmbedding(2 * net.channels, net.fourier_scale, name="time_proj")(t)
+    return timestep_embedding(
+        t, net.channels, flip_sin_to_cos=net.flip_sin_to_cos, freq_shift=net.freq_shift
+    )
+
+
+def _added(net: UNet, added: Any) -> Array:
+    """The vector (B, added_dim): pooled text, and the embedding of every one of the time_ids.
+
+    Podell et al. 2023, section 2.2.
+    """
+    ids = jnp.asarray(added["time_ids"], jnp.float32)
+    waves = timestep_embedding(
+        ids.reshape(-1),
+        net.added_time_dim,
+        flip_sin_to_cos=net.flip_sin_to_cos,
+        freq_shift=net.freq_shift,
+    )
+    pooled = added["text_embeds"]
+    out = jnp.concatenate([pooled, waves.reshape(len(ids), -1).astype(pooled.dtype)], axis=-1)
+    if out.shape[-1] != net.added_dim:
+        raise ValueError(
+            f"text_embeds {pooled.shape} and time_ids {ids.shape} make {out.shape[-1]} "
+            f"numbers, but this network needs added_dim={net.added_dim}"
+        )
+    return out
+
+
+def _check(net: UNet, z: Array, cond: Any) -> None:
+    choose("decoder_attention", net.decoder_attention, {"all": 0, "last": 0})
+    factor = net.patch * 2 ** (len(net.multipliers) - 1)
+    if z.ndim != 4 or z.shape[1] % factor or z.shape[2] % factor:
+        raise ValueError(
+            f"images must be (B, H, W, C) with H and W multiples of {factor}, got {z.shape}"
+        )
+    if net.context_dim:
+        found = getattr(cond.get("context"), "shape", None)
+        if found is None or len(found) != 3 or found[-1] != net.context_dim:
             raise ValueError(
-                f"images must be (B, H, W, C) with H and W multiples of {factor}, got {z.shape}"
+                f"this network needs cond['context'] (B, M, {net.context_dim}), got {found}"
             )
-        if self.context_dim:
-            found = getattr(cond.get("context"), "shape", None)
-            if found is None or len(found) != 3 or found[-1] != self.context_dim:
-                raise ValueError(
-                    f"this network needs cond['context'] (B, M, {self.context_dim}), got {found}"
-                )
-        if self.added_dim and "added" not in cond:
-            raise ValueError("this network needs cond['added'] with 'text_embeds' and 'time_ids'")
+    if net.added_dim and "added" not in cond:
+        raise ValueError("this network needs cond['added'] with 'text_embeds' and 'time_ids'")
 
 
 def _at(value: int | tuple[int, ...], level: int) -> int:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, VQModel
+from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.text import CLIPText
 from diffjax.nets.unet import UNet
 from diffjax.types import PyTree, choose
@@ -95,6 +96,8 @@ def kind_of(net: Any) -> str:
         return type(net).__name__
     if isinstance(net, UNet) and net.context_dim:
         return "UNet2DConditionModel"
+    if isinstance(net, ControlNet) and net.base.context_dim:
+        return "ControlNetModel"
     raise ValueError(f"networks of type {type(net).__name__} like this one have no class elsewhere")
 
 
@@ -285,6 +288,56 @@ def _describe_unet(net: UNet, in_channels: int) -> dict[str, Any]:
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+# ---- ControlNet -------------------------------------------------------------------------------
+
+# A ControlNet has the keys of its base but for those of the way up.
+_WAY_UP = ("out_channels", "up_block_types", "dropout", "time_embedding_dim")
+_CONTROL_OWN: dict[str, Any] = dict(
+    conditioning_channels=3,
+    conditioning_embedding_out_channels=(16, 32, 96, 256),
+    global_pool_conditions=False,
+)
+_CONTROL_DEFAULTS = {k: v for k, v in _UNET_DEFAULTS.items() if k not in _WAY_UP} | _CONTROL_OWN
+_CONTROL_FIXED = {**_UNET_FIXED, "controlnet_conditioning_channel_order": ("rgb",)}
+
+
+def _controlnet(config: Config) -> ControlNet:
+    own = {key: config[key] for key in _CONTROL_OWN}
+    down = config["down_block_types"]
+    up = tuple(_UP[_DOWN.index(block)] for block in reversed(down) if block in _DOWN)
+    base = {**_UNET_DEFAULTS, **config, "up_block_types": up, "out_channels": config["in_channels"]}
+    widths = own["conditioning_embedding_out_channels"]
+    return ControlNet(
+        _unet(base),
+        hint_channels=own["conditioning_channels"],
+        hint_widths=widths,
+        hint_factor=2 ** (len(widths) - 1),
+        pool=own["global_pool_conditions"],
+    )
+
+
+def _controlnet_inputs(net: ControlNet, config: Config) -> tuple[Any, ...]:
+    z, t, cond = _unet_inputs(net.base, config)
+    sides = [side * net.hint_factor for side in z.shape[1:3]]
+    return z, t, {**cond, "hint": jnp.zeros((1, *sides, net.hint_channels))}
+
+
+def _describe_controlnet(net: ControlNet, in_channels: int) -> dict[str, Any]:
+    known = net.hint_factor == 2 ** (len(net.hint_widths) - 1) and net.hint_encoder == "released"
+    if net.lite or not known:
+        raise ValueError(
+            "diffusers has neither ControlNet-lite nor hint encoders other than the released one, "
+            "which halves once for each width beyond the first"
+        )
+    base = _describe_unet(net.base, in_channels)
+    return {k: v for k, v in base.items() if k not in _WAY_UP} | dict(
+        _class_name="ControlNetModel",
+        conditioning_channels=net.hint_channels,
+        conditioning_embedding_out_channels=list(net.hint_widths),
+        global_pool_conditions=net.pool,
+    )
 
 
 # ---- text -------------------------------------------------------------------------------------
@@ -501,6 +554,15 @@ KINDS: dict[str, Kind] = {
     ),
     "UNet2DConditionModel": Kind(
         "diffusers", _unet, _describe_unet, _unet_inputs, _UNET_DEFAULTS, _UNET_FIXED, _UNET_IGNORED
+    ),
+    "ControlNetModel": Kind(
+        "diffusers",
+        _controlnet,
+        _describe_controlnet,
+        _controlnet_inputs,
+        _CONTROL_DEFAULTS,
+        _CONTROL_FIXED,
+        _UNET_IGNORED,
     ),
     "CLIPTextModel": _text_kind(_text),
     "CLIPTextModelWithProjection": _text_kind(_projected),

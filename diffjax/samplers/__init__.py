@@ -2,7 +2,7 @@
 
 from diffjax.samplers.affine import affine, to_rows
 from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
-from diffjax.samplers.consistency import lcm, tcd
+from diffjax.samplers.consistency import consistency, lcm, tcd
 from diffjax.samplers.exponential import dpm_solver, dpm_solver_single, unipc
 from diffjax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffjax.samplers.loop import (
@@ -32,6 +32,7 @@ __all__ = [
     "annealed_langevin",
     "begin",
     "clip",
+    "consistency",
     "ddim",
     "ddim_inverse",
     "deis",

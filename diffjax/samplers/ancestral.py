@@ -30,11 +30,27 @@ def variances(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     Formed from log-SNR differences, ``beta = -sigma_t^2 expm1(lam_t - lam_s)``, because the
     difference of squares above cancels where steps are small.
     """
-    alpha, sigma = grid.levels.alpha, grid.levels.sigma
+    return _variances(grid, ends(grid))
+
+
+def _variances(grid: Grid, goals: Level) -> tuple[np.ndarray, np.ndarray]:
+    sigma = grid.levels.sigma[:-1]
     with np.errstate(divide="ignore"):
-        lam = 2 * (np.log(alpha) - np.log(sigma))
-        beta = -(sigma[:-1] ** 2) * np.expm1(lam[:-1] - lam[1:])
-    return beta, beta * (sigma[1:] / sigma[:-1]) ** 2
+        lam = 2 * (np.log(grid.levels.alpha[:-1]) - np.log(sigma))
+        beta = -(sigma**2) * np.expm1(lam - 2 * (np.log(goals.alpha) - np.log(goals.sigma)))
+    return beta, beta * (goals.sigma / sigma) ** 2
+
+
+def ends(grid: Grid, total: int | None = None) -> Level:
+    """Where the steps of a grid end (N,): at the next level, or as ``total`` says in `ddim`."""
+    end = Level(*(np.asarray(leaf)[1:] for leaf in grid.levels))
+    if total is None:
+        return end
+    times = np.asarray(grid.levels.t)[:-1] - total // grid.steps
+    inside, level = times >= 0, grid.at_time(np.maximum(times, 0))
+    pairs = zip(level[:3], end[:3], strict=True)
+    t, alpha, sigma = (np.where(inside, here, there[-1]) for here, there in pairs)
+    return Level(t, alpha, sigma, end.i)
 
 
 def log_variances(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -49,8 +65,13 @@ def log_variances(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     return np.log(beta), np.log(post)
 
 
-def ddim(eta: float = 0.0) -> Sampler:
+def ddim(eta: float = 0.0, *, total: int | None = None) -> Sampler:
     """DDIM (Song et al. 2020, eq. 16) with stochasticity ``eta``: 0 deterministic, 1 DDPM.
+
+    Args:
+        total: number of timesteps T of a discrete schedule, to step from t to ``t - T // N``
+            (the last level below 0) as diffusers does on any grid, wherever the next row starts;
+            None to step to the next level.
 
     Raises:
         ValueError: ``eta`` is so large that the direction to ``z`` would have negative variance.
@@ -59,12 +80,12 @@ def ddim(eta: float = 0.0) -> Sampler:
         raise ValueError(f"eta must not be negative, got {eta}")
 
     def table(grid: Grid) -> Sequence[Entry]:
-        sigma = grid.levels.sigma
-        var = eta**2 * variances(grid)[1]
-        left = sigma[1:] ** 2 - var
+        goals = ends(grid, total)
+        var = eta**2 * _variances(grid, goals)[1]
+        left = goals.sigma**2 - var
         if (left < -1e-12).any():
             raise ValueError(f"eta={eta} makes the noise exceed the level's on this grid")
-        return _entries(grid, np.maximum(left, 0.0), var)
+        return _entries(goals, np.maximum(left, 0.0), var)
 
     return affine(table)
 
@@ -81,14 +102,14 @@ def ddim_inverse() -> Sampler:
         t = np.append(t[1], t[1:])
         upward = grid._replace(levels=Level(t, alpha, sigma, np.arange(len(t))))
         zeros = np.zeros(len(t) - 1)
-        entries = _entries(upward, sigma[1:] ** 2, zeros)
+        entries = _entries(ends(upward), sigma[1:] ** 2, zeros)
         return to_rows(upward, range(len(zeros)), matrices(entries))
 
     return affine(lambda grid: ())._replace(plan=plan)
 
 
-def _entries(grid: Grid, left: np.ndarray, noise_var: np.ndarray) -> Sequence[Entry]:
-    x, eps, noise = grid.levels.alpha[1:], np.sqrt(left), np.sqrt(noise_var)
+def _entries(goals: Level, left: np.ndarray, noise_var: np.ndarray) -> Sequence[Entry]:
+    x, eps, noise = goals.alpha, np.sqrt(left), np.sqrt(noise_var)
     return [(i, {0: {"x": x[i], "eps": eps[i], "noise": noise[i]}}) for i in range(len(x))]
 
 
@@ -120,7 +141,7 @@ def ancestral(variance: float | str = "fixedsmall") -> Sampler:
         log_beta, log_post = log_variances(grid)
         noise_var = np.exp(v * log_beta + (1 - v) * log_post)
         return _entries(
-            grid, mean_eps(grid) ** 2, np.where(grid.levels.sigma[1:] > 0, noise_var, 0)
+            ends(grid), mean_eps(grid) ** 2, np.where(grid.levels.sigma[1:] > 0, noise_var, 0)
         )
 
     return affine(table)

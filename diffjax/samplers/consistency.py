@@ -10,6 +10,16 @@ from diffjax.samplers.affine import Entry, affine
 from diffjax.types import Grid, Sampler
 
 
+def consistency() -> Sampler:
+    """Predict the data and add fresh noise of the next level (Song et al. 2023, algorithm 1)."""
+
+    def table(grid: Grid) -> Sequence[Entry]:
+        _, alpha, sigma, _ = grid.levels
+        return [(i, {0: {"x": alpha[i + 1], "noise": sigma[i + 1]}}) for i in range(len(alpha) - 1)]
+
+    return affine(table)
+
+
 def lcm(*, sigma_data: float = 0.5, timestep_scaling: float = 10.0) -> Sampler:
     """Multistep latent consistency sampling (Luo et al. 2023, algorithm 3).
 

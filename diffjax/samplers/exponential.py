@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffjax.samplers.affine import Entry, affine
+from diffjax.samplers.affine import Entry, affine, at
 from diffjax.types import Grid, Sampler, choose
 
 ALGORITHMS = {
@@ -62,7 +62,15 @@ def _step(grid: Grid, start: int, end: int, output: str, noisy: bool) -> _Step:
 
 
 def _first_order_only(grid: Grid, start: int, end: int, output: str) -> bool:
-    return grid.levels.sigma[end] == 0 or (output == "eps" and grid.levels.alpha[start] == 0)
+    alpha, sigma = grid.levels.alpha, grid.levels.sigma
+    if sigma[end] == 0 or _repeated(grid, start, end):
+        return True
+    return output == "eps" and alpha[start] == 0
+
+
+def _repeated(grid: Grid, start: int, end: int) -> bool:
+    """A step of no length, with which some grids of diffusers end."""
+    return bool(at(grid, start)[1:3] == at(grid, end)[1:3])
 
 
 def _ddim(grid: Grid, end: int) -> dict[Any, float]:
@@ -132,9 +140,9 @@ def dpm_solver(
         entries: list[Entry] = []
         for i in range(count):
             p = min(i + 1, order)
-            if lower_order_final and count < _FEW:
-                p = min(p, count - i)
-            if i == count - 1 and euler_at_final:
+            if lower_order_final and grid.steps < _FEW:
+                p = min(p, grid.remaining(i))
+            if grid.remaining(i) == 1 and euler_at_final:
                 p = 1
             if _first_order_only(grid, i, i + 1, output):
                 entries.append((i, {0: _ddim(grid, i + 1), **memory}))
@@ -188,20 +196,21 @@ def dpm_solver_single(
 
     def table(grid: Grid) -> Sequence[Entry]:
         lam, noiseless = _lam(grid), int(grid.levels.alpha[0] == 0)
-        count = len(lam) - 1 - noiseless  # the step from pure noise is of order 1
+        # The step from pure noise is of order 1; the others are grouped over the whole grid.
+        count = max(grid.steps, grid.first + len(lam) - 1) - noiseless
         clean = bool(grid.levels.sigma[-1] == 0)
-        orders = [1] * noiseless + (
-            _single_orders(count, order, lower_order_final, clean) if count else []
-        )
+        whole = _single_orders(count, order, lower_order_final, clean) if count else []
+        rest = whole[grid.first : grid.first + len(lam) - 1 - noiseless]
+        orders = [1] * noiseless + [min(p, i + 1) for i, p in enumerate(rest)]
         memory: dict[int, dict[Any, float]]
         memory = {k: {output if k == 2 else k - 1: 1} for k in range(2, order + 1)}
         entries: list[Entry] = []
         for i, p in enumerate(orders):
             anchor = {1: {min(p - 1, 1): 1}} if order > 1 else {}
-            if _first_order_only(grid, i, i + 1, output):
+            base = i - p + 1
+            if _first_order_only(grid, base, i + 1, output):
                 entries.append((i, {0: _ddim(grid, i + 1), **anchor, **memory}))
                 continue
-            base = i - p + 1
             step = _step(grid, base, i + 1, output, noisy)
             spans = [(lam[k] - lam[base]) / (lam[i + 1] - lam[base]) for k in range(i, base, -1)]
             w = [-step.scale * v for v in _single_weights(step.signed, spans, p, solver_type)]
@@ -266,14 +275,17 @@ def unipc(
         )
         for i in range(count):
             base: dict[Any, float] = {0: 1.0}  # z at level i, corrected
-            if previous and corrector and i - 1 not in disable_corrector:
+            if previous and corrector and grid.first + i - 1 not in disable_corrector:
                 ratio, w, new = _unipc(grid, i - 1, i, previous, output, solver_type, True)
                 base = {1: ratio, output: new, **{2 + k: v for k, v in enumerate(w)}}
             known = known + 1 if np.isfinite(lam[i]) else 0
-            most = min(order, count - i) if lower_order_final else order
+            most = min(order, grid.remaining(i)) if lower_order_final else order
             p = min(most, max(known, 1))
             slots: dict[int, dict[Any, float]]
             slots = {1: base, 2: {output: 1}, **{2 + k: {1 + k: 1} for k in range(1, order)}}
+            if _repeated(grid, i, i + 1):
+                entries.append((i, {0: base, **slots}))
+                continue
             if _first_order_only(grid, i, i + 1, output) or not known:
                 entries.append((i, {0: _ddim(grid, i + 1), **slots}))
                 previous = 0

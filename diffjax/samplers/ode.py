@@ -20,7 +20,7 @@ import numpy as np
 from numpy.polynomial import Polynomial
 
 from diffjax.samplers.affine import Entry, affine, at
-from diffjax.samplers.ancestral import variances
+from diffjax.samplers.ancestral import ends, variances
 from diffjax.types import Grid, Level, Sampler
 
 
@@ -141,13 +141,18 @@ _ORDERS = (1, 2, 3, 4)
 
 
 def _multistep(
-    weights: Callable[[np.ndarray, int, int], Sequence[float]], order: int, *, final: int = 0
+    weights: Callable[[np.ndarray, int, int], Sequence[float]],
+    order: int,
+    *,
+    final: int = 0,
+    blind: bool = False,
 ) -> Sampler:
     """Slopes of the last ``order`` levels, with weights that sum to 1.
 
     Args:
         weights: ``(rho, step, order of the step) -> weights``, newest first.
         final: the last steps of grids shorter than this have orders ..., 2, 1.
+        blind: leave pure noise without its x.
 
     Raises:
         ValueError: the order is not 1 to 4.
@@ -161,12 +166,16 @@ def _multistep(
         memory = {k: {"eps" if k == 1 else k - 1: 1} for k in range(1, order)}
         entries: list[Entry] = []
         for i in range(count):
+            if blind and not np.isfinite(rho[i]):
+                entries.append((i, {0: {"eps": grid.levels.sigma[i + 1]}, **memory}))
+                known = 1
+                continue
             if not np.isfinite(rho[i]):
                 entries.append((i, {0: _euler(at(grid, i + 1)), **{k: {} for k in memory}}))
                 continue
-            known = min(known + 1, order, count - i if count < final else order)
+            known = min(known + 1, order, grid.remaining(i) if grid.steps < final else order)
             r, c = _move(at(grid, i), at(grid, i + 1))
-            w = weights(rho, i, known)
+            w = weights(rho, i, known) if c else [0.0] * known  # a repeated level is left alone
             update: dict[Any, float] = {k: c * w[k] for k in range(1, known)}
             update |= {0: r, "eps": c * w[0]}
             entries.append((i, {0: update, **memory}))
@@ -175,42 +184,103 @@ def _multistep(
     return affine(table)
 
 
-def ipndm(*, order: int = 4) -> Sampler:
+def ipndm(*, order: int = 4, blind: bool = False) -> Sampler:
     """Adams-Bashforth with weights of equal steps, orders 1, 2, 3, ... at the start.
 
     Liu et al. 2022 (PNDM) without its warm-up; Zhang & Chen 2022, iPNDM.
+
+    Args:
+        blind: leave a level of pure noise along eps alone, and remember that eps, as diffusers
+            does; the x predicted there is lost.
     """
-    return _multistep(lambda rho, i, known: _ADAMS[known - 1], order)
+    return _multistep(lambda rho, i, known: _ADAMS[known - 1], order, blind=blind)
 
 
-def plms() -> Sampler:
-    """PLMS: Adams-Bashforth whose first step is Heun's (Liu et al. 2022, eq. 12, 13); N + 1 rows.
+def plms(*, runge_kutta: bool = False, output: str = "eps", total: int | None = None) -> Sampler:
+    """PLMS: Adams-Bashforth after a warm-up (Liu et al. 2022, eq. 12, 13).
 
-    The warm-up is that of Stable Diffusion: the second row evaluates at level 1 and repeats the
-    first step with the mean of both slopes.
+    Stable Diffusion's warm-up is one step of Heun's, N + 1 rows: the second row evaluates at level
+    1 and repeats the first step with the mean of both slopes. ``runge_kutta`` is the paper's,
+    three steps of order 4, N + 9 rows.
+
+    Args:
+        output: what the multistep rule combines: slopes ``eps``, or ``v = alpha eps - sigma x``
+            as diffusers does with networks that predict v, which leaves a method of order 1.
+        total: see `ddim`.
+
+    Raises:
+        ValueError: the output has another name.
     """
-    inner = ipndm(order=4)
+    if output not in ("eps", "v"):
+        raise ValueError(f"output must be 'eps' or 'v', got {output!r}")
 
     def table(grid: Grid) -> Sequence[Entry]:
-        rho = _rho(grid)
+        rho, goals = _rho(grid), ends(grid, total)
+        warm = min(3, len(rho) - 2) if runge_kutta else 0
         rows: list[Entry] = []
-        keep: dict[int, dict[Any, float]] = {k: {k: 1} for k in range(1, 5)}
         for i in range(len(rho) - 1):
+            start, goal = at(grid, i), Level(*(leaf[i] for leaf in goals))
             if not np.isfinite(rho[i]):
-                rows.append((i, {0: _euler(at(grid, i + 1)), **keep}))
+                rows.append((i, {0: _euler(goal), **{k: {k: 1} for k in range(1, 5)}}))
                 continue
-            r, c = _move(at(grid, i), at(grid, i + 1))
-            known = len([v for v in rho[: i + 1] if np.isfinite(v)])
-            w = _ADAMS[min(known, 4) - 1]
-            slopes: dict[Any, float] = {k: c * w[k] for k in range(1, len(w))}
-            slopes |= {0: r, "eps": c * w[0]}
-            memory: dict[int, dict[Any, float]] = {1: {"eps": 1}, 2: {1: 1}, 3: {2: 1}, 4: {0: 1}}
-            rows.append((i, {0: slopes, **memory}))
+            known = int(np.isfinite(rho[: i + 1]).sum())
+            new = _output(start, output)
+            memory: dict[int, dict[Any, float]] = {1: new, 2: {1: 1}, 3: {2: 1}, 4: {0: 1}}
+            if known <= warm:
+                rows += _runge_kutta(grid, i, total, output, memory)
+                continue
+            slope = _combine(new, _ADAMS[min(known, 4) - 1])
+            rows.append((i, {0: _along(start, goal, slope, output), **memory}))
             if known == 1 and rho[i + 1] > 0:
-                rows.append((i + 1, {0: {4: r, "eps": c / 2, 1: c / 2}, **keep}))
+                other = at(grid, i + 1)
+                if total is not None:  # from where diffusers says that the step started
+                    start = grid.at_time(other.t + total // grid.steps)
+                mean = {k: v / 2 for k, v in _output(other, output).items()} | {1: 0.5}
+                keep: dict[int, dict[Any, float]] = {k: {k: 1} for k in range(1, 5)}
+                rows.append((i + 1, {0: _along(start, other, mean, output, 4), **keep}))
         return rows
 
-    return inner._replace(plan=affine(table).plan)
+    return affine(table)
+
+
+def _output(level: Level, output: str) -> dict[Any, float]:
+    """What the network's prediction at a level adds to the memory."""
+    return {"eps": level.alpha, "x": -level.sigma} if output == "v" else {"eps": 1.0}
+
+
+def _combine(new: dict[Any, float], weights: Sequence[float]) -> dict[Any, float]:
+    """The newest output and those in slots 1, 2, ... with their weights."""
+    older: dict[Any, float] = {k: weights[k] for k in range(1, len(weights))}
+    return older | {key: value * weights[0] for key, value in new.items()}
+
+
+def _along(
+    start: Level, end: Level, slope: dict[Any, float], output: str, slot: int = 0
+) -> dict[Any, float]:
+    """Move the state in a slot along a slope; a slope in v is ``eps = alpha v + sigma z``."""
+    r, c = _move(start, end)
+    scale, lift = (c * start.alpha, c * start.sigma) if output == "v" else (c, 0.0)
+    return {key: scale * value for key, value in slope.items()} | {slot: r + lift}
+
+
+def _runge_kutta(
+    grid: Grid, i: int, total: int | None, output: str, memory: dict[int, dict[Any, float]]
+) -> list[Entry]:
+    """The four rows of a step of order 4; slot 5 collects the slope."""
+    start, end = at(grid, i), at(grid, i + 1)
+    stride = start.t - end.t if total is None else total // grid.steps
+    half = stride / 2 if total is None else stride // 2
+    first, middle = grid.at_time(start.t - half), grid.at_time(end.t + half)
+    out, keep = _output(middle, output), {k: {k: 1.0} for k in range(1, 5)}
+    third: dict[Any, float] = {5: 1} | {k: v / 3 for k, v in out.items()}
+    sixth = {k: v / 6 for k, v in memory[1].items()}
+    last: dict[Any, float] = {5: 1} | {k: v / 6 for k, v in _output(end, output).items()}
+    return [
+        (i, {0: _along(start, first, memory[1], output), **memory, 5: sixth}),
+        (middle, {0: _along(start, middle, out, output, 4), **keep, 5: third}),
+        (middle, {0: _along(start, end, out, output, 4), **keep, 5: third}),
+        (i + 1, {0: _along(start, end, last, output, 4), **keep, 5: {}}),
+    ]
 
 
 def _lagrange(nodes: np.ndarray, j: int) -> Polynomial:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
-from diffjax.samplers.consistency import lcm, tcd
+from diffjax.samplers.consistency import consistency, lcm, tcd
 from diffjax.samplers.exponential import dpm_solver, dpm_solver_single, unipc
 from diffjax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffjax.samplers.ode import deis, dpm2, flow_heun, heun, ipndm, lms, plms
@@ -64,6 +64,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "unipc_3": lambda *, lower_order_final=True: unipc(
         order=3, lower_order_final=lower_order_final
     ),
+    "consistency": consistency,
     "lcm": lcm,
     "tcd": tcd,
     "langevin": annealed_langevin,

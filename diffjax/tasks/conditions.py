@@ -159,14 +159,23 @@ def _text(config: Any, classes: int) -> _Part:
     return _tokens(width, encode)._replace(init=init)
 
 
+def make_clip(config: Any) -> CLIPText:
+    """The frozen text encoder of a config; its width is that of the network's context.
+
+    Raises:
+        ValueError: unknown options in ``cond.text``.
+    """
+    options = dict(config.cond.get("text", None) or {})
+    options["features"] = config.network.context_dim
+    return build("text encoder", "clip", {"clip": CLIPText}, options)
+
+
 def _clip(config: Any, classes: int) -> _Part:
-    width = config.network.context_dim
-    options = {**dict(config.cond.get("text", None) or {}), "features": width}
-    net = build("text encoder", "clip", {"clip": CLIPText}, options)
+    width, net = config.network.context_dim, make_clip(config)
 
     def encode(params: PyTree, frozen: PyTree, extra: PyTree, ids: Array) -> dict[str, Array]:
-        out = net.apply({"params": frozen["text_encoder"]}, ids).last
-        return {"context": jax.lax.stop_gradient(out)}
+        out: Any = net.apply({"params": frozen["text_encoder"]}, ids)
+        return {"context": jax.lax.stop_gradient(out.last)}
 
     return _tokens(width, encode)
 

@@ -1,13 +1,17 @@
 """The one trainer: state, step, loop, optimizer, checkpoints, sharding. It knows only `Task`."""
 
-from diffjax.train.checkpoint import CheckpointError, Checkpoints
-from diffjax.train.loop import NonFiniteLoss, Preempted, train
+from diffjax.train.checkpoint import Best, CheckpointMismatch, Checkpoints
+from diffjax.train.files import CheckpointError
+from diffjax.train.loop import NonFiniteLoss, train
 from diffjax.train.optimizer import learning_rate, make_optimizer
+from diffjax.train.preempt import Preempted
 from diffjax.train.reporter import Reporter
 from diffjax.train.step import State, init_state, make_step
 
 __all__ = [
+    "Best",
     "CheckpointError",
+    "CheckpointMismatch",
     "Checkpoints",
     "NonFiniteLoss",
     "Preempted",

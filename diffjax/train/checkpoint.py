@@ -6,92 +6,28 @@ is renamed to ``N``: a crash at any moment leaves whole checkpoints and leftover
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import math
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from diffjax.types import PyTree
+from diffjax.train import hosts
+from diffjax.train.files import CheckpointError, seal, verify
+from diffjax.types import PyTree, choose
 
-MANIFEST = "manifest.json"
 STATE = "state"
 SHOWN = 5  # differing leaves named in a message
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or none could be read."""
-
-
 class CheckpointMismatch(CheckpointError):
     """An intact checkpoint holds another state than the one asked for."""
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST)
-    return {str(path.relative_to(folder)): _digest(path) for path in files}
-
-
-def fingerprint(tree: PyTree) -> str:
-    """SHA-256 of a tree's names, shapes, types and values; empty for an empty tree."""
-    leaves = _leaves(tree)
-    if not leaves:
-        return ""
-    digest = hashlib.sha256()
-    for name in sorted(leaves):
-        value = np.asarray(leaves[name])
-        digest.update(f"{name} {_describe(value)}".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a crash leaves the old or the new one, never a part.
-
-    Raises:
-        OSError: it cannot be written; the old one is untouched.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
-
-
-def verify(folder: Path) -> None:
-    """Compare a step with its manifest.
-
-    Raises:
-        CheckpointError: a file is missing or differs, or there is no manifest.
-    """
-    if not (folder / MANIFEST).exists():
-        raise CheckpointError(f"{folder / MANIFEST} is missing")
-    try:
-        wanted = json.loads((folder / MANIFEST).read_text()).items()
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} is damaged: {error}") from error
-    for name, digest in wanted:
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} is missing")
-        if _digest(folder / name) != digest:
-            raise CheckpointError(f"{folder / name} is damaged: its checksum differs")
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:
@@ -121,22 +57,44 @@ def _differences(stored: PyTree, wanted: PyTree) -> list[str]:
     return found
 
 
-def _read(folder: Path, abstract: PyTree) -> PyTree:
-    """The state in a step folder.
+def _check(folder: Path, abstract: PyTree) -> None:
+    """See that a step holds the state that is wanted.
 
     Raises:
-        CheckpointMismatch: it is intact and has other leaves, shapes or types.
-        Exception: anything that damage leads to.
+        CheckpointMismatch: it has other leaves, shapes or types.
     """
-    verify(folder)
     stored = ocp.checkpointables_metadata(folder).metadata[STATE]
     if found := _differences(stored, abstract):
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise CheckpointMismatch(
             f"the checkpoint {folder} belongs to another config: {'; '.join(found[:SHOWN])}{more}. "
-            "Use the config it was made with, or another workdir"
+            "Use the config it was made with, or another workdir; config.train.override=true "
+            "starts the leaves that differ afresh"
         )
-    return ocp.load_checkpointables(folder, {STATE: abstract})[STATE]
+
+
+def _read_matching(folder: Path, fresh: PyTree) -> PyTree:
+    """``fresh`` with every stored leaf of the same name and shape, cast to the type wanted."""
+    stored = ocp.checkpointables_metadata(folder).metadata[STATE]
+    want = _leaves(fresh)
+    anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def place(path: Any, leaf: Any) -> Any:
+        same = want.get(jax.tree_util.keystr(path, simple=True, separator="."))
+        fits = same is not None and tuple(same.shape) == tuple(leaf.shape)
+        sharding = same.sharding if same is not None and fits else anywhere
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    abstract = jax.tree_util.tree_map_with_path(place, stored)
+    have = _leaves(ocp.load_checkpointables(folder, {STATE: abstract})[STATE])
+
+    def choose(path: Any, leaf: Any) -> Any:
+        found = have.get(jax.tree_util.keystr(path, simple=True, separator="."))
+        if found is None or tuple(found.shape) != tuple(leaf.shape):
+            return leaf
+        return found if found.dtype == leaf.dtype else found.astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(choose, fresh)
 
 
 class Checkpoints:
@@ -185,7 +143,8 @@ class Checkpoints:
             CheckpointError: this or the previous step could not be written.
         """
         self.wait()
-        if step in set(self.steps()) - self._damaged:
+        there = step in set(self.steps()) - self._damaged
+        if hosts.agree("checkpoint is there", str(there)) == "True":
             return
         try:
             self._clear()
@@ -205,10 +164,16 @@ class Checkpoints:
         if self._pending is None:
             return
         (step, written), self._pending = self._pending, None
+        failure = None
         try:
             written.result()
         except Exception as error:
-            raise self._failure(step, error) from error
+            failure = self._failure(step, error)
+            failure.__cause__ = error
+        # Process 0 seals and names the step for all, and says here how that went.
+        elsewhere = hosts.agree(f"checkpoint {step}", str(failure or ""))
+        if failure or elsewhere:
+            raise failure or CheckpointError(elsewhere)
 
     def _partial(self, step: int) -> Path:
         return self.folder / f"{step}.partial"
@@ -216,10 +181,10 @@ class Checkpoints:
     def _commit(self, step: int, response: Any) -> None:
         """Runs beside the training: seal the written step, name it, drop the oldest ones."""
         response.result()
-        if jax.process_index():
+        if not hosts.is_writer():
             return
         partial = self._partial(step)
-        write_atomically(partial / MANIFEST, json.dumps(_digests(partial), indent=1))
+        seal(partial)
         partial.rename(self.folder / str(step))
         for old in self.steps()[: -self._keep]:
             self._remove(old)
@@ -231,7 +196,7 @@ class Checkpoints:
 
     def _clear(self) -> None:
         """Remove what crashed runs have left and what `restore` found damaged."""
-        if jax.process_index():
+        if not hosts.is_writer():
             return
         for leftover in self.folder.iterdir():
             if leftover.is_dir() and not leftover.name.isdigit():
@@ -259,40 +224,71 @@ class Checkpoints:
         """What was given to `save` beside the state."""
         return dict(ocp.checkpointables_metadata(self.folder / str(step)).custom_metadata or {})
 
-    def restore(self, abstract: PyTree, *, step: int | None = None) -> tuple[int, PyTree] | None:
+    def newest(self, *, step: int | None = None) -> int | None:
+        """The newest intact step (or the one asked for); None if there is none.
+
+        Damaged ones are named in warnings, and left to be removed by `save`. With several processes
+        the first one looks.
+
+        Raises:
+            CheckpointError: there are checkpoints but all are damaged.
+        """
+        found, problems = self._look(step) if hosts.is_writer() else (None, [])
+        found, problems = json.loads(hosts.agree("newest step", json.dumps([found, problems])))
+        if found is None and problems:
+            raise CheckpointError(
+                f"no checkpoint under {self.folder} can be used: " + "; ".join(problems)
+            )
+        return found
+
+    def _look(self, step: int | None) -> tuple[int | None, list[str]]:
+        problems: list[str] = []
+        for candidate in reversed(self.steps() if step is None else [step]):
+            folder = self.folder / str(candidate)
+            try:
+                if not folder.is_dir():
+                    raise CheckpointError(f"there is no such step; found {self.steps()}")
+                verify(folder)
+            except (CheckpointError, OSError) as error:  # any damage: the step before
+                logging.warning("checkpoint %s cannot be used: %s", folder, _first_line(error))
+                problems.append(f"step {candidate}: {_first_line(error)}")
+                self._damaged.add(candidate)
+                continue
+            if problems:
+                logging.warning("falling back to the checkpoint of step %d", candidate)
+            return candidate, problems
+        return None, problems
+
+    def restore(
+        self,
+        abstract: PyTree,
+        *,
+        step: int | None = None,
+        fresh: Callable[[], PyTree] | None = None,
+    ) -> tuple[int, PyTree] | None:
         """The newest intact step (or the one asked for) and its state; None if there is none.
 
         Args:
-            abstract: tree of `jax.ShapeDtypeStruct`, with shardings.
+            abstract: tree of `jax.ShapeDtypeStruct`, with shardings of any number of devices.
+            fresh: gives the values of leaves that are not stored, or have another shape; types are
+                cast. Without it, leaves that differ are errors.
 
         Raises:
             CheckpointError: there are checkpoints but none is readable.
             CheckpointMismatch: one is intact, but its leaves have other names, shapes or types.
         """
-        candidates = self.steps() if step is None else [step]
-        problems = []
-        for candidate in reversed(candidates):
-            folder = self.folder / str(candidate)
-            try:
-                if not folder.is_dir():
-                    raise CheckpointError(f"there is no such step; found {self.steps()}")
-                loaded = _read(folder, abstract)
-            except CheckpointMismatch:
+        found = self.newest(step=step)
+        if found is None:
+            return None
+        folder = self.folder / str(found)
+        try:
+            _check(folder, abstract)
+        except CheckpointMismatch as difference:
+            if fresh is None:
                 raise
-            except Exception as error:  # any damage: fall back to the step before
-                reason = _first_line(error)
-                logging.warning("checkpoint %s cannot be used: %s", folder, reason)
-                problems.append(f"step {candidate}: {reason}")
-                self._damaged.add(candidate)
-                continue
-            if problems:
-                logging.warning("falling back to the checkpoint of step %d", candidate)
-            return candidate, loaded
-        if problems:
-            raise CheckpointError(
-                f"no checkpoint under {self.folder} can be used: " + "; ".join(problems)
-            )
-        return None
+            logging.warning("overridden: %s", difference)
+            return found, _read_matching(folder, fresh())
+        return found, ocp.load_checkpointables(folder, {STATE: abstract})[STATE]
 
     def close(self) -> None:
         """Finish pending writes.
@@ -304,6 +300,70 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
+
+
+class Best:
+    """The one step with the best value of a metric, in a folder apart from the latest ones.
+
+    So neither can crowd out the other: the latest steps are there to resume, the best to be used.
+
+    Args:
+        folder: where that step is written.
+        metric: its name; a folder keeps to one.
+        mode: whether the smallest (min) or the largest (max) value is the best.
+
+    Raises:
+        ValueError: unknown mode, or the folder holds the best of another metric.
+    """
+
+    def __init__(self, folder: str | Path, metric: str, *, mode: str = "min"):
+        sign = choose("mode", mode, {"min": 1, "max": -1})
+        self._steps = Checkpoints(folder, keep=1)
+        self._key = {"metric": metric, "mode": mode}
+        self._better: Callable[[float, float], bool] = lambda a, b: sign * a < sign * b
+        self.step: int | None = None
+        self.value = math.inf * sign
+        try:
+            self.step = self._steps.newest()
+        except CheckpointError as error:
+            logging.warning("the best step is lost: %s", error)
+        if self.step is not None:
+            stored = self._steps.metadata(self.step)
+            if {k: stored[k] for k in self._key} != self._key:
+                raise ValueError(
+                    f"{folder} holds the best by {stored['metric']} ({stored['mode']}), not by "
+                    f"{metric} ({mode}); move it away or choose another workdir"
+                )
+            self.value = stored["value"]
+
+    def offer(
+        self, step: int, value: float, state: PyTree, metadata: dict[str, Any] | None = None
+    ) -> bool:
+        """Keep a state if its value is better than all before; a NaN never is.
+
+        Raises:
+            CheckpointError: this or the previous best could not be written.
+        """
+        if not self._better(value, self.value):
+            return False
+        self._steps.save(step, state, {**(metadata or {}), **self._key, "value": value})
+        self.step, self.value = step, value
+        return True
+
+    def restore(self, abstract: PyTree) -> tuple[int, PyTree] | None:
+        """The best step and its state; as `Checkpoints.restore`."""
+        self._steps.wait()
+        return self._steps.restore(abstract)
+
+    def close(self) -> None:
+        """Finish the pending write; as `Checkpoints.close`."""
+        self._steps.close()
+
+    def __enter__(self) -> Best:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._steps.__exit__(kind, error, trace)
 
 
 def _first_line(error: Exception) -> str:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import math
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from absl import logging
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from diffjax.train.checkpoint import CheckpointMismatch, Checkpoints, fingerprint
+from diffjax.train import hosts, resume
+from diffjax.train.checkpoint import Best, Checkpoints
+from diffjax.train.files import sole_writer
+from diffjax.train.frozen import content_hash, place, write_once
 from diffjax.train.optimizer import learning_rate, make_optimizer
-from diffjax.train.reporter import Reporter
+from diffjax.train.preempt import OUT_OF_TIME, Preempted, Stop
+from diffjax.train.reporter import NoReporter, Reporter
 from diffjax.train.sharding import (
     batch_sharding,
     make_mesh,
@@ -38,46 +42,25 @@ from diffjax.train.step import (
     init_state,
     make_step,
 )
-from diffjax.types import PyTree, Task
+from diffjax.types import PyTree, Task, choose
 
 Batches = Callable[[int, jax.sharding.Sharding], Iterator[dict[str, Any]]]
 OnSample = Callable[[State, int, Reporter], None]
+OnEvaluate = Callable[[State, int], dict[str, float]]
 LOOK_AHEAD = 2  # steps queued beyond the running one: enough to hide the host, and clocks stay true
+ROLLBACKS = 3  # from one checkpoint, before giving up
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss, its gradient or the updated parameters became NaN or infinite."""
+    """The loss, its gradient or the updated parameters became NaN or infinite.
 
+    Attributes:
+        step: the first bad step.
+    """
 
-class Preempted(RuntimeError):
-    """A signal asked the run to stop; its state has been saved."""
-
-    def __init__(self, signum: int, step: int):
-        name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name}; the state of step {step} has been saved")
-        self.exit_code = 128 + signum
-
-
-class _StopSignal:
-    """Remembers SIGTERM or Ctrl-C for the loop to save and leave; a second one changes nothing."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                if signal.getsignal(signum) != signal.SIG_IGN:  # as in `nohup command &`
-                    self._old[signum] = signal.signal(signum, self._handle)
-        return self
-
-    def __exit__(self, *unused: Any) -> None:
-        for signum, handler in self._old.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.received = self.received or signum
+    def __init__(self, text: str, step: int):
+        super().__init__(text)
+        self.step = step
 
 
 def _average(config: Any) -> EMADecay:
@@ -91,8 +74,10 @@ def _average(config: Any) -> EMADecay:
 class _Window:
     """Metrics of the steps since the last line of the log."""
 
-    def __init__(self, reporter: Reporter, rate: optax.Schedule, step: int, values: list[Any]):
-        self._reporter, self._rate, self._values = reporter, rate, values
+    def __init__(self, reporter: Reporter, config: Any, step: int, values: list[Any]):
+        self._reporter, self._values = reporter, values
+        self._rate = learning_rate(config.optim, config.train.steps)
+        self._skip = config.train.nonfinite == "skip"
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
@@ -109,40 +94,48 @@ class _Window:
         """The values so far; ``step`` is the last one's.
 
         Raises:
-            NonFiniteLoss: naming the first bad step.
+            NonFiniteLoss: naming the first bad step, unless such steps are skipped.
         """
         host = jax.device_get(self._values)
         self._values = [{k: float(v) for k, v in value.items()} for value in host]
         for offset, value in enumerate(self._values, 1 - len(self._values)):
-            _check_finite(value, step + offset)
+            if not value["finite"] and not self._skip:
+                raise _not_finite(value, step + offset)
         return list(self._values)  # a copy: `add` goes on while a checkpoint is written
 
-    def report(self, step: int) -> float:
+    def report(self, step: int, measure: Callable[[], dict[str, float]] = dict) -> float:
         """Write the means as the line of ``step``, start over, and give the mean loss.
 
+        Steps that were skipped are counted beside the means of the others; ``measure`` is called
+        when the steps are done, and what it gives is written in the same line.
+
         Raises:
-            NonFiniteLoss: naming the first bad step.
+            NonFiniteLoss: naming the first bad step; of skipped ones, if there are no others.
         """
         values = self.fetch(step)
-        means = {k: math.fsum(v[k] for v in values) / len(values) for k in values[0]}
+        good = [value for value in values if value["finite"]]
+        if not good:
+            raise _not_finite(values[0], step + 1 - len(values))
+        means = {k: math.fsum(v[k] for v in good) / len(good) for k in good[0]}
         means.pop("finite")
+        if self._skip:
+            means["skipped"] = float(len(values) - len(good))
         since, first = self._clock
         speed = (step - first) / max(time.monotonic() - since, 1e-9)
-        self._reporter(
-            step, {**means, "lr": float(self._rate(step - 1)), "steps_per_second": speed}
-        )
+        line = {**means, "lr": float(self._rate(step - 1)), "steps_per_second": speed}
+        self._reporter(step, {**line, **measure()})
         self._values = []
         self.restart_clock(step)
         return means["loss"]
 
 
-def _check_finite(value: dict[str, float], step: int) -> None:
-    if not value["finite"]:
-        raise NonFiniteLoss(
-            f"the loss, its gradient or the updated parameters are not finite at step {step} "
-            f"(loss {value['loss']}, gradient norm {value['grad_norm']}); the last good checkpoint "
-            "is kept. Lower optim.lr, or set optim.clip"
-        )
+def _not_finite(value: dict[str, float], step: int) -> NonFiniteLoss:
+    return NonFiniteLoss(
+        f"the loss, its gradient or the updated parameters are not finite at step {step} "
+        f"(loss {value['loss']}, gradient norm {value['grad_norm']}); the last good checkpoint "
+        "is kept. Lower optim.lr, or set optim.clip, or train.nonfinite to skip or rollback",
+        step,
+    )
 
 
 def check_workdir(workdir: Path) -> None:
@@ -172,106 +165,226 @@ def train(
     *,
     frozen: PyTree = None,
     on_sample: OnSample | None = None,
+    on_evaluate: OnEvaluate | None = None,
 ) -> State:
     """Train to ``config.train.steps``, or to ``config.train.minutes`` of wall-clock.
 
     Stopping and resuming gives bit-identical results to not stopping, in the state and in the log:
-    randomness and data are functions of (seed, step).
+    randomness and data are functions of (seed, step). A run of several processes (`hosts.start`)
+    calls this in each of them; the first one writes.
 
     Args:
         task: what to train.
         config: sections ``train``, ``optim``, ``ema``, ``mesh`` and ``seed``.
         batches: ``(step, sharding) -> iterator`` of device batches from that step on.
-        frozen: parameters that the task reads but does not train. A checkpoint stores their
-            fingerprint, and does not resume with others.
-        on_sample: called every ``train.sample_every`` steps.
+        frozen: parameters that the task reads but does not train, whole in every process. They are
+            sharded as the others, and written once, by their content's hash.
+        on_sample: called every ``train.sample_every`` steps, in every process.
+        on_evaluate: the same every ``train.evaluate_every`` steps; what it measures is written to
+            the log, and ``best/`` keeps the state with the best value of ``eval.best``.
 
     Raises:
         ValueError: a wrong value in the config, naming it.
         NonFiniteLoss: naming the step; the last good checkpoint is kept.
-        Preempted: after SIGTERM or SIGINT, when the state has been saved.
-        CheckpointError: a checkpoint could not be written, or none of those there can be read, or
-            it was trained with other frozen parameters.
-        OSError: the workdir cannot be written.
+        Preempted: after SIGTERM, SIGUSR2 or SIGINT, when the state has been saved.
+        CheckpointError: a checkpoint could not be written, or none of those there can be read.
+        CheckpointMismatch: those there belong to another config or to other frozen weights.
+        OSError: the workdir cannot be written, or another process is writing it.
     """
     workdir, cfg = Path(workdir), config.train
-    _check_intervals(cfg)
+    _check_section(cfg)
     check_workdir(workdir)
     mesh = make_mesh(config.mesh)
-    place = batch_sharding(mesh)
-    optimizer = make_optimizer(config.optim, cfg.steps)
-    init = _initializer(task, optimizer, config.seed, frozen, batches(0, place))
-    shapes = jax.eval_shape(init)
-    shardings = tree_sharding(shapes, mesh)
-    update = _compiled(task, optimizer, config, shardings, mesh)
-    as_json = getattr(config, "to_json_best_effort", lambda: "null")
-    stored = {"config": json.loads(as_json()), "frozen": fingerprint(frozen)}
     with contextlib.ExitStack() as closing:
-        stop = closing.enter_context(_StopSignal())
+        closing.enter_context(_claimed(workdir))
+        run = _Run(task, config, workdir, batches, frozen, mesh)
+        stop = closing.enter_context(Stop(mesh, minutes=cfg.minutes))
         checkpoints = closing.enter_context(Checkpoints(workdir / "checkpoints", keep=cfg.keep))
-        restored = checkpoints.restore(with_sharding(shapes, shardings))
-        step, values = 0, []
-        if restored is None:
-            state = jax.jit(init, out_shardings=shardings)()
-        else:
-            step, state = restored
-            _check_frozen(checkpoints.metadata(step), stored["frozen"], workdir)
-            values = checkpoints.metadata(step).get("window", [])
-            logging.info("resumed at step %d", step)
-        reporter = closing.enter_context(Reporter(workdir, resumed=step - len(values)))
-        window = _Window(reporter, learning_rate(config.optim, cfg.steps), step, values)
-        stream = closing.enter_context(_closing(batches(step, place)))
+        offset, tries, last = 0, 0, -1
+        while True:
+            begun = run.begin(checkpoints, offset)
+            try:
+                return _advance(run, begun, checkpoints, stop, on_sample, on_evaluate)
+            except NonFiniteLoss as error:
+                checkpoints.wait()
+                newest = checkpoints.newest() or 0
+                tries, last = (tries + 1 if newest == last else 1), newest
+                if cfg.nonfinite != "rollback" or tries > ROLLBACKS:
+                    raise
+                left_out = error.step - newest
+                offset = begun.offset + left_out
+                logging.warning(
+                    "%s; back to step %d, leaving out %d batches", error, newest, left_out
+                )
+
+
+class _Begun(NamedTuple):
+    """Where training begins: values are the metrics since the last line of the log.
+
+    ``offset`` is how many batches rollbacks have left out so far.
+    """
+
+    step: int
+    state: State
+    values: list[Any]
+    offset: int
+
+
+class _Run:
+    """What stays the same however often the training of a workdir begins."""
+
+    def __init__(
+        self, task: Task, config: Any, workdir: Path, batches: Batches, frozen: PyTree, mesh: Any
+    ):
+        optimizer = make_optimizer(config.optim, config.train.steps)
+        self.config, self.workdir, self.batches = config, workdir, batches
+        self.place = batch_sharding(mesh)
+        init = _initializer(task, optimizer, config.seed, batches(0, self.place))
+        frozen_shardings = tree_sharding(frozen, mesh)
+        self._hash = content_hash(frozen)
+        self.frozen = place(frozen, frozen_shardings)
+        write_once(workdir / "frozen", self._hash, self.frozen)
+        shapes = jax.eval_shape(init, self.frozen)
+        shardings = tree_sharding(shapes, mesh)
+        self._abstract = with_sharding(shapes, shardings)
+        self._fresh = jax.jit(init, out_shardings=shardings)
+        self.update = compiled_step(task, optimizer, config, (shardings, frozen_shardings), mesh)
+
+    def begin(self, checkpoints: Checkpoints, offset: int) -> _Begun:
+        """The newest checkpoint, or a fresh state."""
+        step, override = checkpoints.newest(), self.config.train.override
+        if step is None:
+            return _Begun(0, self._fresh(self.frozen), [], offset)
+        stored = checkpoints.metadata(step)
+        resume.check(stored, self.config, self._hash, override=override)
+        fresh = (lambda: self._fresh(self.frozen)) if override else None
+        restored = checkpoints.restore(self._abstract, step=step, fresh=fresh)
+        assert restored is not None
+        logging.info("resumed at step %d", step)
+        offset = max(offset, stored.get("offset", 0))
+        return _Begun(step, restored[1], stored.get("window", []), offset)
+
+    def metadata(self, window: list[Any], offset: int) -> dict[str, Any]:
+        """What a checkpoint says of itself."""
+        config = resume.as_json(self.config)
+        return {"config": config, "frozen": self._hash, "window": window, "offset": offset}
+
+
+def _advance(
+    run: _Run,
+    begun: _Begun,
+    checkpoints: Checkpoints,
+    stop: Stop,
+    on_sample: OnSample | None,
+    on_evaluate: OnEvaluate | None,
+) -> State:
+    """Train from there to the end, or to a reason to stop."""
+    cfg = run.config.train
+    every = cfg.get("evaluate_every", 0) if on_evaluate else 0
+    step, state, values, offset = begun
+    with contextlib.ExitStack() as closing:
+        make_reporter = Reporter if hosts.is_writer() else NoReporter
+        reporter = closing.enter_context(make_reporter(run.workdir, resumed=step - len(values)))
+        window = _Window(reporter, run.config, step, values)
+        stream = closing.enter_context(_closing(run.batches(step + offset, run.place)))
         bar = closing.enter_context(_progress(cfg.steps, step))
-        end = time.monotonic() + 60 * cfg.minutes if cfg.minutes else math.inf
-        while step < cfg.steps and not stop.received and time.monotonic() < end:
-            state, metrics = update(state, frozen, next(stream))
+        judge = closing.enter_context(_judge(run, on_evaluate)) if on_evaluate and every else None
+        reason = 0
+        while step < cfg.steps and not (reason := stop.reason()):
+            state, metrics = run.update(state, run.frozen, next(stream))
             step += 1
             window.add(metrics)
             bar.update()
             if step % cfg.log_every == 0:
-                bar.set_postfix(loss=f"{window.report(step):.4f}", refresh=False)
+                due = judge and step % every == 0
+                loss = window.report(step, partial(judge, state, step) if judge and due else dict)
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             if step % cfg.checkpoint_every == 0:
-                checkpoints.save(step, state, {**stored, "window": window.fetch(step)})
+                checkpoints.save(step, state, run.metadata(window.fetch(step), offset))
             due = cfg.sample_every and step % cfg.sample_every == 0
-            if on_sample and due and not stop.received:
+            if on_sample and due and not stop.hurried:
                 on_sample(state, step, reporter)
                 window.restart_clock(step)
-        if stop.received:
+        if reason:
             logging.info("stopping at step %d", step)
         if unfinished := window.fetch(step):
             window.report(step)
-        checkpoints.save(step, state, {**stored, "window": unfinished})
+        checkpoints.save(step, state, run.metadata(unfinished, offset))
         checkpoints.wait()
-        if stop.received:
-            raise Preempted(stop.received, step)
+    if reason > OUT_OF_TIME:
+        raise Preempted(reason, step)
     return state
 
 
-def _check_frozen(metadata: dict[str, Any], found: str, workdir: Path) -> None:
-    if (known := metadata.get("frozen", found)) != found:
-        raise CheckpointMismatch(
-            f"the checkpoint in {workdir} was trained with other frozen parameters ({known[:12]}, "
-            f"not {found[:12]}): use those, or another workdir"
-        )
+@contextlib.contextmanager
+def _judge(run: _Run, on_evaluate: OnEvaluate) -> Iterator[OnEvaluate]:
+    """``on_evaluate``, after which the state is offered to the best."""
+    section = run.config.eval
+    name, mode = section.get("best", ""), section.get("best_mode", "min")
+    if not name:
+        yield on_evaluate
+        return
+    with Best(run.workdir / "best", name, mode=mode) as best:
+
+        def judge(state: State, step: int) -> dict[str, float]:
+            found = on_evaluate(state, step)
+            if name not in found:
+                raise ValueError(f"eval.best={name!r} was not measured, but {', '.join(found)}")
+            best.offer(step, found[name], state, run.metadata([], 0))
+            return found
+
+        yield judge
+
+
+@contextlib.contextmanager
+def _claimed(workdir: Path) -> Iterator[None]:
+    """The workdir is this run's alone.
+
+    Raises:
+        OSError: another run has it.
+    """
+    with contextlib.ExitStack() as held:
+        problem = ""
+        try:
+            if hosts.is_writer():
+                held.enter_context(sole_writer(workdir))
+        except OSError as error:
+            problem = str(error.strerror)
+        if problem := hosts.agree("workdir", problem):
+            raise BlockingIOError(errno.EAGAIN, problem)
+        yield
 
 
 def _initializer(
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    frozen: PyTree,
-    stream: Iterator[Any],
-) -> Callable[[], State]:
+    task: Task, optimizer: optax.GradientTransformation, seed: int, stream: Iterator[Any]
+) -> Callable[[PyTree], State]:
     with _closing(stream):
         # One example is enough: parameters do not depend on the batch size.
-        example = jax.tree.map(lambda leaf: leaf[:1], next(stream))
+        example = jax.tree.map(_first, next(stream))
+    if jax.process_count() > 1:
+        example = multihost_utils.broadcast_one_to_all(example)
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
-    return lambda: init_state(task, optimizer, key, frozen, example)
+    return lambda frozen: init_state(task, optimizer, key, frozen, example)
 
 
-def _compiled(
-    task: Task, optimizer: optax.GradientTransformation, config: Any, shardings: PyTree, mesh: Any
-) -> Callable[..., tuple[State, dict[str, Any]]]:
+def _first(leaf: Any) -> Any:
+    """The first row; of what this process has, where an array spans several."""
+    whole = getattr(leaf, "is_fully_addressable", True)
+    return leaf[:1] if whole else np.asarray(leaf.addressable_data(0))[:1]
+
+
+def compiled_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    config: Any,
+    shardings: tuple[PyTree, PyTree],
+    mesh: Any,
+) -> Any:
+    """The jitted step of a config: ``(state, frozen, batch) -> (state, metrics)``, state donated.
+
+    Args:
+        shardings: of the state, and of the frozen weights.
+    """
     step = make_step(
         task,
         optimizer,
@@ -281,16 +394,22 @@ def _compiled(
     )
     return jax.jit(
         step,
-        in_shardings=(shardings, None, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
+        in_shardings=(*shardings, batch_sharding(mesh)),
+        out_shardings=(shardings[0], replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def _check_intervals(section: Any) -> None:
+def _check_section(section: Any) -> None:
     for name in ("log_every", "checkpoint_every"):
         if section[name] < 1:
             raise ValueError(f"train.{name}={section[name]}: an interval is at least 1 step")
+    if section.get("evaluate_every", 0) % section.log_every:
+        raise ValueError(
+            f"train.evaluate_every={section.evaluate_every} must be a multiple of "
+            f"train.log_every={section.log_every}: the measures stand in the log's lines"
+        )
+    choose("train.nonfinite", section.nonfinite, dict.fromkeys(("stop", "skip", "rollback")))
 
 
 def _closing(stream: Iterator[Any]) -> contextlib.AbstractContextManager[Any]:
@@ -301,4 +420,11 @@ def _closing(stream: Iterator[Any]) -> contextlib.AbstractContextManager[Any]:
 
 
 def _progress(steps: int, start: int) -> Any:
-    return tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, mininterval=1.0)
+    return tqdm(
+        total=steps,
+        initial=start,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=1.0,
+        disable=not hosts.is_writer(),
+    )

@@ -15,7 +15,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from diffjax.train.checkpoint import write_atomically
+from diffjax.train.files import write_atomically
 
 METRICS = "metrics.jsonl"
 FLUSH_SECONDS = 30  # TensorBoard's file is synced to the disk, which takes time
@@ -104,6 +104,22 @@ class Reporter:
         except OSError as error:
             reason = f"cannot write metrics under {self._path.parent}: {error.strerror}"
             raise OSError(error.errno, reason) from error
+
+
+class NoReporter(Reporter):
+    """Takes everything and writes nothing: of the processes that are not the first."""
+
+    def __init__(self, workdir: Path, *, resumed: int = 0):
+        pass
+
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def image(self, name: str, step: int, image: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _lines_up_to(path: Path, step: int) -> Iterator[str]:

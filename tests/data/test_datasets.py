@@ -127,6 +127,15 @@ def test_idx_round_trip(tmp_path, packed):
     np.testing.assert_array_equal(every.labels[30:], written["test"][1])
 
 
+def test_pooled_pixels_are_means_of_four(tmp_path):
+    images, labels = make_fashion(tmp_path, packed=False)["test"]
+    pooled = data.load("fashion_mnist14", split="test", data_dir=str(tmp_path))
+    assert pooled.shape == (14, 14, 1)
+    corner = images[0, 2:4, 4:6, 0].astype(float).mean()
+    assert pooled.images[0, 1, 2, 0] == np.rint(corner)
+    np.testing.assert_array_equal(pooled.labels, labels)
+
+
 def spoil_image(folder, change):
     path = folder / TRAIN["images"]
     path.write_bytes(change(path.read_bytes()))

@@ -21,6 +21,7 @@ PARAMETERS = {
     "ddpm:lsun_cat": 113_673_219,
     "ddpm:digits": 701_345,
     "ddpm:fashion_mnist": 686_769,
+    "ddpm:fashion_mnist14": 701_345,
     "ddim:cifar10": 35_746_307,
     "ddim:celeba64": 78_700_803,
     "ddim:lsun_bedroom": 113_673_219,
@@ -36,6 +37,7 @@ PARAMETERS = {
     "improved_ddpm:imagenet64_cond": 273.0,
     "edm:digits": 701_345,
     "edm:fashion_mnist": 686_769,
+    "edm:fashion_mnist14": 701_345,
     "edm:cifar10": 55_733_891,
     "edm:cifar10_cond": 55_739_011,
     "edm:imagenet64": 295.9,
@@ -83,6 +85,7 @@ PARAMETERS = {
     "ldm:superres": 113_622_563,
     "cfg:digits": 702_753,
     "cfg:fashion_mnist": 687_473,
+    "cfg:fashion_mnist14": 702_753,
     "cfg:imagenet64": 295.9,
     "cfg:imagenet128": 421.5,
 }
@@ -148,6 +151,11 @@ def test_sample_evaluate_and_report_from_a_workdir(execute, tmp_path):
     images = np.load(npz)["images"]
     assert (images.shape[0], images.dtype) == (5, np.uint8)
     assert npz.with_suffix(".png").exists()
+    options = ("--rows=steps=2,3", "--num=5", f"--out={tmp_path / 'rows'}")
+    execute("sample", f"--workdir={tmp_path}", "--sampler=ddim", *options)
+    by_steps = np.load(tmp_path / "rows.npz")["images"]
+    assert len(by_steps) == 10
+    assert np.array_equal(by_steps[5:], images)  # the same seeds
     execute("evaluate", f"--workdir={tmp_path}", "--metrics=bits")
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert result["bits_per_dim"] > 0
@@ -202,9 +210,17 @@ def test_bad_input_is_one_clear_message(execute, arguments, code, message, tmp_p
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_guidance_cost_prints_ratios(execute):
+    config = "--config=configs/cfg.py:digits,smoke"
+    out = execute("guidance_cost", config, "--batch=2", "--repeats=1")
+    assert "guided_sequential" in out
+    out = execute("guidance_cost", "--config=configs/ddpm.py:digits,smoke", code=1)
+    assert "needs a model with a condition" in out
+
+
 def test_unknown_variant_lists_the_choices(execute, tmp_path):
     out = execute("train", "--config=configs/ddpm.py:nope", f"--workdir={tmp_path}", code=2)
-    assert "choose one of digits, fashion_mnist, cifar10" in out
+    assert "choose one of digits, fashion_mnist, fashion_mnist14" in out
     assert "Traceback" not in out
 
 

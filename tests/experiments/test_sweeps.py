@@ -8,7 +8,8 @@ import pytest
 
 from configs import ddpm
 from diffjax import grids, samplers, schedules
-from experiments import common, results, sampler_sweep
+from experiments import common, sampler_sweep
+from experiments.reproductions import claims, ddim
 
 
 def rows(**shift):
@@ -32,19 +33,38 @@ def rows(**shift):
 def test_a_claim_needs_three_standard_deviations():
     rng = np.random.default_rng(0)
     low, high = 1 + 0.1 * rng.standard_normal(5), 2 + 0.1 * rng.standard_normal(5)
-    assert results.above(high, low) is True
-    assert results.above(low, high) is False
-    assert results.above(low + 0.05, low) is False
-    assert results.above(high, low, factor=2) is False
-    assert results.above(high, low[:1]) is None  # one seed says nothing
+    assert claims.above(high, low) is True
+    assert claims.above(low, high) is False
+    assert claims.above(low + 0.05, low) is False
+    assert claims.above(high, low, factor=2) is False
+    assert claims.above(high, low[:1]) is None  # one seed says nothing
 
 
-def test_verdicts_follow_the_measurements():
-    claims = results.ddim_claims(rows(), [])
-    assert [c.held for c in claims] == [True, True, True, None]
-    flipped = [{**r, "eta": 1.0 - r["eta"]} for r in rows()]
-    assert [c.held for c in results.ddim_claims(flipped, [])][:2] == [False, False]
-    assert "| not run |" in results.verdicts(claims)
+def write(path, found):
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """The files of the DDIM page, as a run might have left them."""
+
+    def leave(found):
+        write(tmp_path / "ddim.jsonl", found)
+        write(tmp_path / "ddim-100.jsonl", [{**r, "steps": 100} for r in found if r["steps"] == 50])
+        write(tmp_path / "variances.jsonl", [])
+        errors = {"reconstruction_slope": -1.0, "reconstruction_mse": {"10": 0.1, "100": 0.01}}
+        (tmp_path / "reconstruction.json").write_text(json.dumps(errors))
+        return ddim.claims(tmp_path)
+
+    return leave
+
+
+def test_verdicts_follow_the_measurements(measured):
+    found = measured(rows())
+    assert [c.held for c in found] == [True, True, True, True, None, True]
+    flipped = measured([{**r, "eta": 1.0 - r["eta"]} for r in rows()])
+    assert [c.held for c in flipped][:3] == [False, False, False]
+    assert "| not run |" in claims.verdicts(found)
 
 
 def test_table_has_mean_and_spread():

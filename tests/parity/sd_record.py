@@ -18,7 +18,7 @@ from tests.parity import cases, sd_cases
 GOLDEN = Path(__file__).parents[1] / "golden" / "sd.npz"
 
 
-def _nchw(value: np.ndarray) -> torch.Tensor:
+def nchw(value: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(value).permute(0, 3, 1, 2).contiguous()
 
 
@@ -51,10 +51,10 @@ def unet(config: sd_cases.Config, *, masked: bool = False, controlled: bool = Fa
         extra["added_cond_kwargs"] = added
     if controlled:
         *residuals, middle = sd_cases.control(sd_cases.control_shapes(config))
-        extra["down_block_additional_residuals"] = [_nchw(value) for value in residuals]
-        extra["mid_block_additional_residual"] = _nchw(middle)
+        extra["down_block_additional_residuals"] = [nchw(value) for value in residuals]
+        extra["mid_block_additional_residual"] = nchw(middle)
     out = network(config)(
-        _nchw(given["z"]), torch.from_numpy(given["t"]), torch.from_numpy(given["context"]), **extra
+        nchw(given["z"]), torch.from_numpy(given["t"]), torch.from_numpy(given["context"]), **extra
     ).sample
     return out.permute(0, 2, 3, 1).numpy()
 

@@ -209,7 +209,7 @@ def test_bad_input():
         samplers.ddim(3.0).plan(grid_of("linear"))
     with pytest.raises(ValueError, match="fixedsmall, fixedlarge, learned"):
         samplers.ancestral("large")
-    with pytest.raises(ValueError, match="unknown sampler 'plm'; choose one of ddim"):
+    with pytest.raises(ValueError, match="unknown sampler 'plm'; choose one of consistency"):
         samplers.make("plm")
     z = jnp.zeros((1, 2))
     learned = samplers.ancestral("learned")

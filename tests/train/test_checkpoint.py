@@ -14,7 +14,8 @@ import optax
 import pytest
 
 from diffjax.train import Checkpoints, State
-from diffjax.train.checkpoint import MANIFEST, CheckpointError, CheckpointMismatch, write_atomically
+from diffjax.train.checkpoint import Best, CheckpointMismatch
+from diffjax.train.files import MANIFEST, CheckpointError, write_atomically
 from diffjax.train.sharding import with_sharding
 from tests.train.tiny import assert_same
 
@@ -119,6 +120,51 @@ def test_a_save_keeps_its_values_while_training_goes_on(tmp_path):
     assert float(jnp.abs(loaded["w"]).max()) == 0
 
 
+def _offer(folder: Path, *values: float, mode: str = "min", start: int = 1) -> Best:
+    with Best(folder, "fid", mode=mode) as best:
+        for step, value in enumerate(values, start):
+            best.offer(step, value, _state(step), {"made at": step})
+    return best
+
+
+@pytest.mark.parametrize(
+    "values, mode, kept",
+    [
+        ((5.0, 3.0, 4.0, 9.0), "min", 2),
+        ((5.0, 3.0, 4.0, 9.0), "max", 4),
+        ((3.0, 3.0, float("nan")), "min", 1),  # equal is not better, and a NaN is nothing
+    ],
+)
+def test_the_best_stays_however_much_comes_after(tmp_path, values, mode, kept):
+    best = _offer(tmp_path, *values, mode=mode)
+    assert (best.step, best.value) == (kept, values[kept - 1])
+    assert os.listdir(tmp_path) == [str(kept)]
+    again = Best(tmp_path, "fid", mode=mode)
+    assert (again.step, again.value) == (kept, values[kept - 1])
+    assert not again.offer(9, values[kept - 1], _state(9))
+    step, state = again.restore(ABSTRACT)
+    assert step == kept
+    _same(state, _state(kept))
+    again.close()
+
+
+def test_a_best_of_another_metric_is_refused(tmp_path):
+    _offer(tmp_path, 5.0)
+    with pytest.raises(ValueError, match=r"best by fid \(min\), not by kid \(min\)"):
+        Best(tmp_path, "kid")
+    with pytest.raises(ValueError, match="unknown mode 'least'"):
+        Best(tmp_path, "fid", mode="least")
+
+
+def test_a_damaged_best_is_replaced(tmp_path, warnings):
+    _offer(tmp_path, 5.0)
+    (tmp_path / "1" / MANIFEST).unlink()
+    best = _offer(tmp_path, 8.0, start=1)
+    assert (best.step, best.value) == (1, 8.0)
+    assert any("the best step is lost" in line for line in warnings)
+    assert Best(tmp_path, "fid").value == 8.0
+
+
 def _flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
@@ -193,6 +239,26 @@ def test_no_silent_restart_when_all_are_damaged(folder):
     assert Checkpoints(folder).steps() == [1, 2]
 
 
+def test_overridden_what_fits_is_kept(two_steps):
+    # Overridden, what has the same name and shape is kept, cast if need be; the rest is new.
+    other = _state(7, width=5, dtype=jnp.bfloat16, optimizer=optax.sgd(0.1, 0.9))
+    step, state = Checkpoints(two_steps).restore(_abstract(other), fresh=lambda: other)
+    assert step == 2 and int(state.step) == 2
+    np.testing.assert_array_equal(state.params["bias"], _state(2).params["bias"])
+    np.testing.assert_array_equal(  # of another shape
+        np.asarray(state.params["to_out.0"]["kernel"]),
+        np.asarray(other.params["to_out.0"]["kernel"]),
+    )
+    cast = _state(7, dtype=jnp.bfloat16)
+    _, state = Checkpoints(two_steps).restore(_abstract(cast), fresh=lambda: cast)
+    kernel = state.params["to_out.0"]["kernel"]
+    assert kernel.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(
+        np.asarray(kernel),
+        np.asarray(_state(2).params["to_out.0"]["kernel"].astype(jnp.bfloat16)),
+    )
+
+
 def test_another_shape_names_the_leaf(two_steps):
     with pytest.raises(CheckpointMismatch) as caught:
         Checkpoints(two_steps).restore(_abstract(_state(0, width=5)))
@@ -233,7 +299,7 @@ def test_a_failed_write_is_loud_and_leaves_the_old_ones(folder, monkeypatch):
 
     checkpoints = Checkpoints(folder)
     checkpoints.restore(ABSTRACT)
-    monkeypatch.setattr("diffjax.train.checkpoint.write_atomically", full)
+    monkeypatch.setattr("diffjax.train.files.write_atomically", full)
     checkpoints.save(3, _state(3))
     reason = rf"step 3 could not be written to {folder}: .*No space left.*complete one is step 2"
     with pytest.raises(CheckpointError, match=reason):

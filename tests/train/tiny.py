@@ -11,7 +11,9 @@ from configs.base import base
 from diffjax.types import Task
 
 
-def make_task(*, random: bool = True, nan_at: int | None = None, width: int = 3) -> Task:
+def make_task(
+    *, random: bool = True, nan_at: int | None = None, width: int = 3, until: int = 0
+) -> Task:
     """A linear map of images to themselves, with noise; ``extra`` counts the images seen."""
 
     def init(key, frozen, batch):
@@ -22,10 +24,13 @@ def make_task(*, random: bool = True, nan_at: int | None = None, width: int = 3)
     def loss(params, frozen, extra, key, step, batch):
         x = batch["image"].reshape(batch["image"].shape[0], -1)
         z = x + random * 0.1 * jax.random.normal(key, x.shape)
+        if frozen is not None:
+            z = z + frozen["base"]["shift"]
         w, b = params["net"]["w"], params["net"]["b"]
         value = jnp.mean((z @ w @ w.T + b - x) ** 2)
         if nan_at is not None:
-            value = jnp.where(step == nan_at - 1, jnp.nan, value)
+            bad = (step >= nan_at - 1) & (step < max(until, nan_at))
+            value = jnp.where(bad, jnp.nan, value)
         seen = extra["seen"] + x.shape[0]
         return value, ({"seen": seen}, {"loss": value, "bias": jnp.mean(b)})
 

@@ -1,0 +1,198 @@
+r"""ControlNet (Zhang et al. 2023): a trainable copy of a UNet's way down that reads a picture.
+
+    y = F(x; theta) + Z(F(x + Z(c; theta_z1); theta_c); theta_z2)          (eq. 2)
+
+with zero convolutions Z around the copy. Here F is the encoder and the middle of a UNet, the hint c
+enters after the first convolution, and the outputs of Z are what ``cond["control"]`` of `UNet` is.
+State-dict names are those of diffusers' ControlNetModel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffjax.nets.layers import conv, space_to_depth
+from diffjax.nets.unet import UNet, embed, encode
+from diffjax.types import PyTree, choose
+
+Array = jax.Array
+
+zeros = nn.initializers.zeros
+gaussian = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+INITS = {"zero": zeros, "gaussian": gaussian}
+CONV = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's for convolutions
+
+
+class HintEncoder(nn.Module):
+    """Convolutions that bring a hint (B, f H, f W, C) to the features (B, H, W, features).
+
+    ``released`` is the published network: 3x3 convolutions with SiLU, a pair for each width beyond
+    the first, whose second one halves the resolution in the first ``log2 f`` pairs. ``paper`` is
+    the text's: 4x4 convolutions of 16, 32, 64 and 128 channels with ReLU and Gaussian weights. Its
+    four strides of 2 would turn 512 pixels into 32 where 64 are needed: only the first ``log2 f``
+    halve here. Either ends in a 3x3 convolution that starts at zero.
+    """
+
+    features: int
+    widths: tuple[int, ...] = (16, 32, 96, 256)
+    factor: int = 8
+    kind: str = "released"
+    last: str = "zero"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, hint: Array) -> Array:
+        h = choose("hint encoder", self.kind, {"released": self._released, "paper": self._paper})(
+            hint
+        )
+        init = INITS[self.last]
+        return conv(self.features, name="conv_out", dtype=self.dtype, init=init)(h)
+
+    def _released(self, h: Array) -> Array:
+        def layer(features: int, name: str, stride: int = 1) -> Array:
+            return nn.silu(conv(features, name=name, stride=stride, dtype=self.dtype, init=CONV)(h))
+
+        h = layer(self.widths[0], "conv_in")
+        for i, (narrow, wide) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
+            h = layer(narrow, f"blocks.{2 * i}")
+            h = layer(wide, f"blocks.{2 * i + 1}", 1 + (2**i < self.factor))
+        return h
+
+    def _paper(self, h: Array) -> Array:
+        for i, width in enumerate((16, 32, 64, 128)):
+            halves = 2**i < self.factor
+            h = nn.relu(
+                conv(
+                    width,
+                    name=f"blocks.{i}",
+                    size=4,
+                    stride=1 + halves,
+                    padding=[(1, 1 + (not halves))] * 2,
+                    dtype=self.dtype,
+                    init=gaussian,
+                )(h)
+            )
+        return h
+
+
+class ControlNet(nn.Module):
+    """``(z, t, cond) -> (residuals of the skips, residual of the middle)`` for ``cond["control"]``.
+
+    Reads the conditions of its base and ``cond["hint"]`` (B, f H, f W, C) in [0, 1] for z
+    (B, H, W, ...) of a base without patches; channels that join z are the base's alone.
+
+    Attributes:
+        base: the UNet whose encoder and middle this is a copy of.
+        hint_channels: C.
+        hint_widths, hint_factor, hint_encoder: see `HintEncoder`; f is ``hint_factor``.
+        connections: convolutions around the copy: ``zero``, or ``gaussian`` (figure 8 b).
+        lite: one 3x3 convolution in place of every block of the copy (figure 8 c); it sees
+            neither time nor text.
+        pool: means of the residuals over all pixels.
+    """
+
+    base: UNet
+    hint_channels: int = 3
+    hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+    hint_factor: int = 8
+    hint_encoder: str = "released"
+    connections: str = "zero"
+    lite: bool = False
+    pool: bool = False
+
+    @nn.compact
+    def __call__(
+        self, z: Array, t: Array, cond: Any, train: bool = False
+    ) -> tuple[list[Array], Array]:
+        base, cond = self.base, cond or {}
+        init = choose("initialisation", self.connections, INITS)
+        self._check(z, cond.get("hint"))
+        shift = HintEncoder(
+            base.channels,
+            self.hint_widths,
+            self.hint_factor,
+            self.hint_encoder,
+            self.connections,
+            base.dtype,
+            name="controlnet_cond_embedding",
+        )(cond["hint"])
+        if self.lite:
+            h, skips = _encode_lite(base, z, shift)
+        else:
+            h, skips = encode(base, z, embed(base, z, t, cond), cond, train, shift=shift)
+
+        def out(value: Array, name: str) -> Array:
+            layer = conv(value.shape[-1], name=name, size=1, padding=0, dtype=base.dtype, init=init)
+            value = layer(value)
+            return value.mean((1, 2), keepdims=True) if self.pool else value
+
+        residuals = [out(s, f"controlnet_down_blocks.{i}") for i, s in enumerate(skips)]
+        return residuals, out(h, "controlnet_mid_block")
+
+    def _check(self, z: Array, hint: Any) -> None:
+        side = self.hint_factor / self.base.patch
+        wanted = (
+            z.shape[0],
+            round(z.shape[1] * side),
+            round(z.shape[2] * side),
+            self.hint_channels,
+        )
+        found = getattr(hint, "shape", None)
+        if found != wanted:
+            raise ValueError(
+                f"this ControlNet needs cond['hint'] of shape {wanted} for z {z.shape}, got {found}"
+            )
+
+
+def _encode_lite(base: UNet, z: Array, shift: Array) -> tuple[Array, list[Array]]:
+    """`diffjax.nets.unet.encode` with one convolution for every block."""
+
+    def layer(h: Array, features: int, name: str, stride: int = 1) -> Array:
+        return conv(features, name=name, stride=stride, dtype=base.dtype)(nn.silu(h))
+
+    h = conv(base.channels, name="conv_in", dtype=base.dtype)(space_to_depth(z, base.patch)) + shift
+    skips = [h]
+    for i, multiplier in enumerate(base.multipliers):
+        width = int(base.channels * multiplier)
+        for j in range(base.blocks):
+            h = layer(h, width, f"down_blocks.{i}.convs.{j}")
+            skips.append(h)
+        if i < len(base.multipliers) - 1:
+            h = layer(h, width, f"down_blocks.{i}.downsamplers.0.conv", 2)
+            skips.append(h)
+    return layer(h, h.shape[-1], "mid_block.conv"), skips
+
+
+def copy_base(params: PyTree, base: PyTree) -> PyTree:
+    """Parameters of a ControlNet whose copy of the encoder and of the middle is that of its base.
+
+    Args:
+        params: of a `ControlNet`, as initialised.
+        base: of the `UNet`. If its first convolution reads more channels than z, because others
+            are joined, those of z come first and are the ones copied.
+
+    Raises:
+        ValueError: a parameter has another shape: this is not the ControlNet's base.
+    """
+    path = jax.tree_util.keystr
+
+    def copied(where: Any, fresh: Array, given: Array) -> Array:
+        if path(where) == "['kernel']" and given.shape[2:3] > fresh.shape[2:3]:
+            given = given[:, :, : fresh.shape[2]]
+        if given.shape != fresh.shape:
+            raise ValueError(
+                f"{path(where)} is {given.shape} in the base and {fresh.shape} in the ControlNet: "
+                "it is of another base"
+            )
+        return jnp.asarray(given, fresh.dtype)
+
+    return {
+        name: jax.tree_util.tree_map_with_path(copied, leaves, base[name])
+        if name in base
+        else leaves
+        for name, leaves in params.items()
+    }

@@ -1,0 +1,413 @@
+"""The scheduler classes of diffusers: their options, and the grid and solver that these mean."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from diffjax import samplers
+from diffjax.pretrained import scheduler_levels as levels
+from diffjax.pretrained.scheduler_levels import Asked, Options
+from diffjax.types import Grid, Sampler, Schedule
+
+
+class Kind(NamedTuple):
+    """A class of scheduler.
+
+    Attributes:
+        defaults: its options.
+        schedule: ``options -> Schedule``.
+        grid: ``(options, asked) -> Grid``.
+        sampler: ``(options, eta) -> Sampler``.
+        rederive: whether eps follows a clipped x; None if the class never clips.
+        order: evaluations of a step.
+        repeats: whether level 1 has two rows.
+        fixed: the values of options that have only these.
+        aliases: values of other classes that stand for ours, by option.
+        prediction: what the network predicts where that is no option.
+    """
+
+    defaults: dict[str, Any]
+    schedule: Callable[[Options], Schedule]
+    grid: Callable[[Options, Asked], Grid]
+    sampler: Callable[[Options, float | None], Sampler]
+    rederive: bool | None = None
+    order: int = 1
+    repeats: bool = False
+    fixed: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
+    aliases: Mapping[str, Mapping[Any, Any]] = MappingProxyType({})
+    prediction: str = "epsilon"
+
+
+_BETAS = dict(
+    num_train_timesteps=1000,
+    beta_start=0.0001,
+    beta_end=0.02,
+    beta_schedule="linear",
+    trained_betas=None,
+    prediction_type="epsilon",
+)
+_SD_BETAS = {**_BETAS, "beta_start": 0.00085, "beta_end": 0.012}
+_LEADING = dict(timestep_spacing="leading", steps_offset=0)
+_LINSPACE = dict(timestep_spacing="linspace", steps_offset=0)
+_ZERO_SNR = dict(rescale_betas_zero_snr=False)
+_CLIP = dict(clip_sample=True, clip_sample_range=1.0)
+_THRESHOLD = dict(thresholding=False, dynamic_thresholding_ratio=0.995, sample_max_value=1.0)
+_RESPACED = dict(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False)
+_FLOW = dict(
+    use_flow_sigmas=False,
+    flow_shift=1.0,
+    use_dynamic_shifting=False,
+    time_shift_type="exponential",
+)
+_DPM = dict(
+    solver_order=2,
+    algorithm_type="dpmsolver++",
+    solver_type="midpoint",
+    final_sigmas_type="zero",
+    lambda_min_clipped=-math.inf,
+    variance_type=None,
+)
+_CONSISTENCY = {
+    **_SD_BETAS,
+    "beta_schedule": "scaled_linear",
+    **_LEADING,
+    **_ZERO_SNR,
+    **_CLIP,
+    **_THRESHOLD,
+    "clip_sample": False,
+    "original_inference_steps": 50,
+    "timestep_scaling": 10.0,
+    "set_alpha_to_one": True,
+}
+_EDM = dict(
+    sigma_min=0.002,
+    sigma_max=80.0,
+    sigma_data=0.5,
+    sigma_schedule="karras",
+    num_train_timesteps=1000,
+    prediction_type="epsilon",
+    rho=7.0,
+    final_sigmas_type="zero",
+)
+_VARIANCES = {
+    "fixed_small": "fixedsmall",
+    "fixed_small_log": "fixedsmall",
+    "fixed_large": "fixedlarge",
+    "fixed_large_log": "fixedlarge",
+    "learned_range": "learned",
+}
+
+
+def _final(o: Options) -> str:
+    return "clean" if o["set_alpha_to_one"] else "first"
+
+
+def _pndm(o: Options, eta: float | None) -> Sampler:
+    output = "v" if o["prediction_type"] == "v_prediction" else "eps"
+    rest = {"output": output, "total": o["num_train_timesteps"]}
+    return samplers.plms(runge_kutta=not o["skip_prk_steps"], **rest)
+
+
+def _dpm(o: Options, eta: float | None) -> Sampler:
+    return samplers.dpm_solver(
+        order=o["solver_order"],
+        algorithm=o["algorithm_type"],
+        solver_type=o["solver_type"],
+        lower_order_final=o["lower_order_final"],
+        euler_at_final=o["euler_at_final"],
+    )
+
+
+def _dpm_single(o: Options, eta: float | None) -> Sampler:
+    return samplers.dpm_solver_single(
+        order=o["solver_order"],
+        algorithm=o["algorithm_type"],
+        solver_type=o["solver_type"],
+        lower_order_final=o["lower_order_final"],
+    )
+
+
+def _unipc(o: Options, eta: float | None) -> Sampler:
+    return samplers.unipc(
+        order=o["solver_order"],
+        solver_type=o["solver_type"],
+        predict_x=o["predict_x0"],
+        disable_corrector=o["disable_corrector"],
+        lower_order_final=o["lower_order_final"],
+    )
+
+
+def _euler(o: Options, eta: float | None) -> Sampler:
+    return samplers.ddim(0.0)
+
+
+def _flow_or_table(o: Options) -> Schedule:
+    return levels.flow(o) if o["use_flow_sigmas"] else levels.floored(o)
+
+
+def _table(final: str | None = None, *, listed: bool = False) -> Callable[[Options, Asked], Grid]:
+    return lambda o, asked: levels.table_grid(o, asked, final=final or _final(o), listed=listed)
+
+
+def _part(final: str) -> Callable[[Options, Asked], Grid]:
+    return lambda o, asked: levels.consistency_grid(o, asked, final=final)
+
+
+_ENDS = {"final_sigmas_type": ("zero", "sigma_min")}
+_EXPONENTIAL = {"time_shift_type": ("exponential",)}
+_TO_DPM = {
+    "algorithm_type": {"deis": "dpmsolver++"},
+    "solver_type": dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"),
+}
+_RATIO = levels.ratio_grid
+_SPACED_OUT = levels.exponential_grid
+_KDPM2 = {**_SD_BETAS, **_LINSPACE, **_RESPACED}
+
+KINDS: dict[str, Kind] = {
+    "DDPMScheduler": Kind(
+        {**_BETAS, **_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, "variance_type": "fixed_small"},
+        levels.discrete,
+        _table("clean", listed=True),
+        lambda o, eta: samplers.ancestral(_VARIANCES[o["variance_type"]]),
+        rederive=True,
+        fixed={"variance_type": tuple(_VARIANCES)},
+    ),
+    "DDIMScheduler": Kind(
+        {**_BETAS, **_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, "set_alpha_to_one": True},
+        levels.discrete,
+        _table(),
+        lambda o, eta: samplers.ddim(eta or 0.0, total=o["num_train_timesteps"]),
+        rederive=False,
+    ),
+    "PNDMScheduler": Kind(
+        {**_BETAS, **_LEADING, "set_alpha_to_one": False, "skip_prk_steps": False},
+        levels.discrete,
+        _table(),
+        _pndm,
+        repeats=True,
+        fixed={"prediction_type": ("epsilon", "v_prediction")},
+    ),
+    "LMSDiscreteScheduler": Kind(
+        {**_BETAS, **_LINSPACE, **_RESPACED}, levels.floored, _RATIO, lambda o, eta: samplers.lms()
+    ),
+    "EulerDiscreteScheduler": Kind(
+        {
+            **_BETAS,
+            **_LINSPACE,
+            **_RESPACED,
+            **_ZERO_SNR,
+            "interpolation_type": "linear",
+            "sigma_min": None,
+            "sigma_max": None,
+            "timestep_type": "discrete",
+            "final_sigmas_type": "zero",
+        },
+        levels.floored,
+        functools.partial(_RATIO, listed=("timesteps", "sigmas")),
+        _euler,
+        fixed={
+            **_ENDS,
+            "interpolation_type": ("linear", "log_linear"),
+            "timestep_type": ("discrete", "continuous"),
+        },
+    ),
+    "EulerAncestralDiscreteScheduler": Kind(
+        {**_BETAS, **_LINSPACE, **_ZERO_SNR},
+        levels.floored,
+        _RATIO,
+        lambda o, eta: samplers.ddim(1.0),
+    ),
+    "HeunDiscreteScheduler": Kind(
+        {**_SD_BETAS, **_LINSPACE, **_RESPACED, **_CLIP, "clip_sample": False},
+        levels.floored,
+        functools.partial(_RATIO, listed=("timesteps",)),
+        lambda o, eta: samplers.heun(),
+        rederive=True,
+        order=2,
+    ),
+    "KDPM2DiscreteScheduler": Kind(
+        _KDPM2,
+        levels.floored,
+        functools.partial(_RATIO, whole=True),
+        lambda o, eta: samplers.dpm2(),
+        order=2,
+    ),
+    "KDPM2AncestralDiscreteScheduler": Kind(
+        _KDPM2,
+        levels.floored,
+        functools.partial(_RATIO, whole=True),
+        lambda o, eta: samplers.dpm2(ancestral=True),
+        order=2,
+    ),
+    "DPMSolverMultistepScheduler": Kind(
+        {
+            **_BETAS,
+            **_LINSPACE,
+            **_RESPACED,
+            **_ZERO_SNR,
+            **_THRESHOLD,
+            **_FLOW,
+            **_DPM,
+            "lower_order_final": True,
+            "euler_at_final": False,
+            "use_lu_lambdas": False,
+        },
+        _flow_or_table,
+        functools.partial(_SPACED_OUT, listed=("timesteps",)),
+        _dpm,
+        rederive=True,
+        fixed={**_ENDS, **_EXPONENTIAL},
+        aliases=_TO_DPM,
+    ),
+    "DPMSolverSinglestepScheduler": Kind(
+        {**_BETAS, **_RESPACED, **_THRESHOLD, **_FLOW, **_DPM, "lower_order_final": False},
+        _flow_or_table,
+        functools.partial(_SPACED_OUT, listed=("timesteps",)),
+        _dpm_single,
+        rederive=True,
+        fixed={**_ENDS, **_EXPONENTIAL},
+        aliases=_TO_DPM,
+    ),
+    "DEISMultistepScheduler": Kind(
+        {
+            **_BETAS,
+            **_LINSPACE,
+            **_RESPACED,
+            **_THRESHOLD,
+            **_FLOW,
+            "solver_order": 2,
+            "algorithm_type": "deis",
+            "solver_type": "logrho",
+            "lower_order_final": True,
+        },
+        _flow_or_table,
+        functools.partial(_SPACED_OUT, repeat=True),
+        lambda o, eta: samplers.deis(
+            order=o["solver_order"], lower_order_final=o["lower_order_final"]
+        ),
+        rederive=True,
+        fixed={**_EXPONENTIAL, "algorithm_type": ("deis",), "solver_type": ("logrho",)},
+        aliases={
+            "algorithm_type": dict.fromkeys(("dpmsolver", "dpmsolver++"), "deis"),
+            "solver_type": dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho"),
+        },
+    ),
+    "UniPCMultistepScheduler": Kind(
+        {
+            **_BETAS,
+            **_LINSPACE,
+            **_RESPACED,
+            **_ZERO_SNR,
+            **_THRESHOLD,
+            **_FLOW,
+            "solver_order": 2,
+            "predict_x0": True,
+            "solver_type": "bh2",
+            "lower_order_final": True,
+            "disable_corrector": [],
+            "solver_p": None,
+            "final_sigmas_type": "zero",
+            "sigma_min": None,
+            "sigma_max": None,
+            "shift_terminal": None,
+        },
+        _flow_or_table,
+        functools.partial(_SPACED_OUT, listed=("sigmas",), repeat=True),
+        _unipc,
+        rederive=True,
+        fixed={**_ENDS, "solver_p": (None,), "time_shift_type": ("exponential", "linear")},
+        aliases={"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")},
+    ),
+    "IPNDMScheduler": Kind(
+        {"num_train_timesteps": 1000, "trained_betas": None},
+        levels.angle,
+        levels.angle_grid,
+        lambda o, eta: samplers.ipndm(blind=True),
+        fixed={"trained_betas": (None,)},
+        prediction="v_prediction",
+    ),
+    "LCMScheduler": Kind(
+        _CONSISTENCY,
+        levels.discrete,
+        _part("clean"),
+        lambda o, eta: samplers.lcm(timestep_scaling=o["timestep_scaling"]),
+        rederive=True,
+    ),
+    "TCDScheduler": Kind(
+        _CONSISTENCY,
+        levels.discrete,
+        _part("first"),
+        lambda o, eta: samplers.tcd(gamma=0.3 if eta is None else eta),
+    ),
+    "FlowMatchEulerDiscreteScheduler": Kind(
+        {
+            "num_train_timesteps": 1000,
+            "shift": 1.0,
+            "use_dynamic_shifting": False,
+            "base_shift": 0.5,
+            "max_shift": 1.15,
+            "base_image_seq_len": 256,
+            "max_image_seq_len": 4096,
+            "invert_sigmas": False,
+            "shift_terminal": None,
+            **_RESPACED,
+            "time_shift_type": "exponential",
+            "stochastic_sampling": False,
+        },
+        levels.flow,
+        functools.partial(levels.flow_match_grid, listed=("timesteps", "sigmas")),
+        lambda o, eta: samplers.consistency() if o["stochastic_sampling"] else samplers.ddim(0.0),
+        fixed={"invert_sigmas": (False,), "time_shift_type": ("exponential", "linear")},
+        prediction="flow_prediction",
+    ),
+    "FlowMatchHeunDiscreteScheduler": Kind(
+        {"num_train_timesteps": 1000, "shift": 1.0},
+        levels.flow,
+        levels.flow_match_grid,
+        lambda o, eta: samplers.flow_heun(),
+        order=2,
+        prediction="flow_prediction",
+    ),
+    "EDMEulerScheduler": Kind(
+        _EDM,
+        levels.edm,
+        levels.edm_grid,
+        _euler,
+        fixed={**_ENDS, "prediction_type": ("epsilon", "v_prediction")},
+    ),
+    "EDMDPMSolverMultistepScheduler": Kind(
+        {
+            **_EDM,
+            **_THRESHOLD,
+            "solver_order": 2,
+            "algorithm_type": "dpmsolver++",
+            "solver_type": "midpoint",
+            "lower_order_final": True,
+            "euler_at_final": False,
+        },
+        levels.edm,
+        levels.edm_grid,
+        _dpm,
+        rederive=True,
+        fixed={**_ENDS, "prediction_type": ("epsilon", "v_prediction")},
+        aliases=_TO_DPM,
+    ),
+}
+# Classes that we do not read, and what to use.
+INSTEAD = {
+    "DPMSolverSDEScheduler": (
+        "it draws Brownian paths; use DPMSolverMultistepScheduler with "
+        "algorithm_type='sde-dpmsolver++' (our sampler dpmpp_2m_sde), or KDPM2AncestralDiscrete"
+    ),
+    "ScoreSdeVeScheduler": (
+        "use our sampler 'pc' on the schedule 've' of the same sigma_min and sigma_max"
+    ),
+    "ScoreSdeVpScheduler": "use our sampler 'pc' or 'ddpm' on the schedule 'vp_sde'",
+}
+# Options of these classes and of old versions, which some configs still carry.
+_OTHERS = {"noise_sampler_seed", "tensor_format", "timestep_values", "snr", "correct_steps"}
+KNOWN = {key for kind in KINDS.values() for key in kind.defaults} | _OTHERS

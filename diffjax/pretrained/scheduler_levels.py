@@ -1,0 +1,496 @@
+r"""The noise levels that diffusers' schedulers visit, reproduced to the rounding of float32.
+
+Betas, their products and tables of ``sigma / alpha`` are formed in float32 as torch does, because
+rounded timesteps of Karras' levels would flip otherwise; the rest is float64. Timesteps and levels
+of the schedulers differ in small ways (linspace of N or of N + 1 points, bounds from the whole
+table or from the spaced timesteps, rounding, truncation), which are options of the functions here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import betaincinv
+
+from diffjax import grids, schedules
+from diffjax.types import Grid, Schedule, choose
+
+F32 = np.float32
+Options = Mapping[str, Any]
+
+
+class Asked(NamedTuple):
+    """What a caller asks of a grid.
+
+    Attributes:
+        steps: number of steps N, or None with a list of them.
+        timesteps: to be visited instead, falling.
+        sigmas: levels in the scheduler's own measure, falling.
+        mu: logarithm of the shift of schedulers with dynamic shifting.
+    """
+
+    steps: int | None = None
+    timesteps: Any = None
+    sigmas: Any = None
+    mu: float | None = None
+
+
+# ---- torch's float32 tables -----------------------------------------------------------------
+
+
+def linspace(start: float, end: float, count: int) -> np.ndarray:
+    """``torch.linspace`` of float32, bit by bit."""
+    low, high = F32(start), F32(end)
+    if count == 1:
+        return np.array([low])
+    step, i = F32((high - low) / F32(count - 1)), np.arange(count)
+    up = np.float64(low) + np.float64(step) * i
+    down = np.float64(high) - np.float64(step) * (count - 1 - i)
+    return np.where(i < count // 2, up, down).astype(F32)
+
+
+def _product(betas: np.ndarray) -> np.ndarray:
+    """``torch.cumprod(1 - betas)``: float32, accumulated in float64."""
+    return np.cumprod((F32(1) - betas).astype(np.float64)).astype(F32)
+
+
+def _capped(abar: Callable[[float], float], count: int) -> np.ndarray:
+    values = [abar(i / count) for i in range(count + 1)]
+    return np.array([min(1 - b / a, 0.999) for a, b in itertools.pairwise(values)], F32)
+
+
+def _laplace(t: float) -> float:
+    size = math.log(1 - 2 * abs(0.5 - t) + 1e-6)
+    snr = math.exp(-0.5 * math.copysign(1, 0.5 - t) * size)
+    return math.sqrt(snr / (1 + snr))
+
+
+BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
+    "linear": linspace,
+    "scaled_linear": lambda low, high, n: linspace(low**0.5, high**0.5, n) ** 2,
+    "squaredcos_cap_v2": lambda low, high, n: _capped(
+        lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2, n
+    ),
+    "exp": lambda low, high, n: _capped(lambda t: math.exp(-12.0 * t), n),
+    "laplace": lambda low, high, n: _capped(_laplace, n),
+    "sigmoid": lambda low, high, n: (
+        F32(1) / (F32(1) + np.exp(-linspace(-6, 6, n))) * F32(high - low) + F32(low)
+    ),
+}
+
+
+def abar_table(o: Options, *, floor: bool = False) -> np.ndarray:
+    """``alphas_cumprod`` (T,) in float32.
+
+    Args:
+        floor: with zero terminal SNR, end at ``2^-24`` instead of 0, for solvers in sigma / alpha.
+
+    Raises:
+        ValueError: the beta schedule is unknown.
+    """
+    if o["trained_betas"] is not None:
+        betas = np.asarray(o["trained_betas"], F32)
+    else:
+        make = choose("beta_schedule", o["beta_schedule"], BETAS)
+        betas = make(o["beta_start"], o["beta_end"], o["num_train_timesteps"])
+    if not o.get("rescale_betas_zero_snr"):
+        return _product(betas)
+    root = np.sqrt(_product(betas))
+    abar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+    out = _product(F32(1) - np.append(abar[:1], abar[1:] / abar[:-1]))
+    if floor:
+        out[-1] = 2.0**-24
+    return out
+
+
+def _ratios(o: Options) -> np.ndarray:
+    """Table of ``sigma / alpha`` in float32, rising."""
+    abar = abar_table(o, floor=True)
+    return np.sqrt((F32(1) - abar) / abar)
+
+
+# ---- schedules ------------------------------------------------------------------------------
+
+
+def discrete(o: Options) -> Schedule:
+    """The table of a beta schedule."""
+    return schedules.from_abar(abar_table(o))
+
+
+def floored(o: Options) -> Schedule:
+    """`discrete`, but a last level of zero SNR has ``abar = 2^-24``."""
+    return schedules.from_abar(abar_table(o, floor=True))
+
+
+def flow(o: Options) -> Schedule:
+    """``alpha = 1 - t/T``, ``sigma = t/T``; shifts are a matter of the grid."""
+    inner, total = schedules.flow(t_min=0.0, t_max=1.0), o["num_train_timesteps"]
+    return Schedule(
+        lambda t: inner.at(t / total), lambda lam: total * inner.t_of(lam), (0.0, float(total))
+    )
+
+
+def edm(o: Options) -> Schedule:
+    """``alpha = 1``, ``t = log(sigma) / 4``."""
+    return schedules.edm(o["sigma_min"], o["sigma_max"])
+
+
+def angle(o: Options) -> Schedule:
+    """``alpha = cos(pi t / 2)``, ``sigma = sin(pi t / 2)``."""
+    quarter = math.pi / 2
+    return Schedule(
+        lambda t: (np.cos(quarter * t), np.sin(quarter * t)),
+        lambda lam: np.arctan(np.exp(-0.5 * np.asarray(lam, np.float64))) / quarter,
+        (0.0, 1.0),
+    )
+
+
+# ---- timesteps and ratios -------------------------------------------------------------------
+
+
+def spaced(
+    o: Options, steps: int, *, extra: bool = False, whole: bool = True, last: int | None = None
+) -> np.ndarray:
+    """Timesteps (N,), falling, by the ``timestep_spacing`` of a config.
+
+    Args:
+        extra: space N + 1 points and drop the last.
+        whole: round linspace to whole timesteps.
+        last: number of timesteps that are left after clipping.
+
+    Raises:
+        ValueError: unknown spacing, or more steps than timesteps.
+    """
+    total = o["num_train_timesteps"]
+    if not 1 <= steps <= total:
+        raise ValueError(f"steps must lie in 1 .. {total}, got {steps}")
+    last, count, offset = last or total, steps + extra, o.get("steps_offset", 0)
+    makers: dict[str, Callable[[], np.ndarray]] = {
+        "linspace": lambda: np.linspace(0, last - 1, count)[::-1],
+        "leading": lambda: (np.arange(count) * (last // count))[::-1] + offset,
+        "trailing": lambda: np.round(np.arange(last, 0, -total / steps)) - 1,
+    }
+    spacing = o.get("timestep_spacing", "linspace")
+    times = choose("timestep_spacing", spacing, makers)().astype(np.float64)
+    if spacing == "linspace":
+        times = np.round(times) if whole else times.astype(F32).astype(np.float64)
+    return times[:-1] if extra and spacing != "trailing" else times
+
+
+def time_of(ratios: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Fractional timesteps at which a table of ``sigma / alpha`` has given values."""
+    logs = np.log(table).astype(np.float64)
+    return np.interp(np.log(np.maximum(ratios, 1e-10)), logs, np.arange(len(table)))
+
+
+def _karras(low: float, high: float, count: int, rho: float = 7.0) -> np.ndarray:
+    ends = high ** (1 / rho), low ** (1 / rho)
+    return (ends[0] + np.linspace(0, 1, count) * (ends[1] - ends[0])) ** rho
+
+
+def _exponential(low: float, high: float, count: int) -> np.ndarray:
+    return np.exp(np.linspace(math.log(high), math.log(low), count))
+
+
+def _beta(low: float, high: float, count: int) -> np.ndarray:
+    return low + betaincinv(0.6, 0.6, 1 - np.linspace(0, 1, count)) * (high - low)
+
+
+SPACINGS: dict[str, Callable[[float, float, int], np.ndarray]] = {
+    "use_karras_sigmas": _karras,
+    "use_lu_lambdas": _exponential,  # equal steps in log sigma / alpha, what rho = 1 makes of them
+    "use_exponential_sigmas": _exponential,
+    "use_beta_sigmas": _beta,
+}
+
+
+def respaced(o: Options) -> str:
+    """Which of `SPACINGS` a config asks for, or "".
+
+    Raises:
+        ValueError: more than one.
+    """
+    chosen = [name for name in SPACINGS if o.get(name)]
+    if len(chosen) > 1:
+        raise ValueError(f"only one of {', '.join(chosen)} can be set")
+    return chosen[0] if chosen else ""
+
+
+def _bounded(o: Options, name: str, bounds: tuple[float, float], count: int) -> np.ndarray:
+    low, high = o.get("sigma_min"), o.get("sigma_max")
+    low, high = bounds[0] if low is None else low, bounds[1] if high is None else high
+    return SPACINGS[name](float(low), float(high), count)
+
+
+def _variance_preserving(ratios: Any) -> tuple[Any, Any]:
+    alpha = 1 / np.sqrt(np.float64(ratios) ** 2 + 1)
+    return alpha, ratios * alpha
+
+
+def _refuse(asked: Asked, *allowed: str) -> None:
+    """
+    Raises:
+        ValueError: something else than the number of steps and what is allowed was asked for.
+    """
+    for name, value in asked._asdict().items():
+        if value is not None and name not in ("steps", *allowed):
+            takes = " or ".join(("steps", *allowed))
+            raise ValueError(f"this scheduler takes {takes}, but {name} is given")
+    names = [name for name in ("steps", "timesteps", "sigmas") if getattr(asked, name) is not None]
+    if len(names) != 1 and names != ["timesteps", "sigmas"]:
+        raise ValueError(
+            f"give one of steps, timesteps and sigmas, got {' and '.join(names) or 'none'}"
+        )
+
+
+def _grid(schedule: Schedule, t: Any, levels: tuple[Any, Any], init_std: float) -> Grid:
+    alpha, sigma = (np.asarray(leaf, np.float64) for leaf in levels)
+    return grids.of_levels(schedule, np.asarray(t, np.float64), alpha, sigma)._replace(
+        init_std=float(init_std)
+    )
+
+
+# ---- grids ----------------------------------------------------------------------------------
+
+
+def table_grid(o: Options, asked: Asked, *, final: str, listed: bool = False) -> Grid:
+    """DDPM, DDIM and PNDM: whole timesteps of the table.
+
+    Args:
+        final: ``clean`` or ``first``, see `grids.from_times`.
+        listed: timesteps may be given.
+    """
+    _refuse(asked, *(("timesteps",) if listed else ()))
+    times = asked.timesteps if asked.steps is None else spaced(o, asked.steps)
+    grid = grids.from_times(discrete(o), times, final=final)
+    return grid._replace(init_std=1.0)
+
+
+def consistency_grid(o: Options, asked: Asked, *, final: str) -> Grid:
+    """LCM and TCD: a part of the timesteps of their distillation."""
+    _refuse(asked, "timesteps")
+    schedule = discrete(o)
+    if asked.timesteps is not None:
+        return grids.from_times(schedule, asked.timesteps, final=final)._replace(init_std=1.0)
+    assert asked.steps is not None
+    grid = grids.lcm(schedule, asked.steps, original_steps=o["original_inference_steps"])
+    return grids.from_times(schedule, grid.levels.t[:-1], final=final)._replace(init_std=1.0)
+
+
+def ratio_grid(
+    o: Options, asked: Asked, *, whole: bool = False, listed: tuple[str, ...] = ()
+) -> Grid:
+    """Euler, LMS, Heun and DPM2, which work in sigma / alpha.
+
+    The last level is in that measure (alpha = 1), so that samples end as theirs do.
+
+    Args:
+        whole: round timesteps of Karras' levels.
+        listed: what may be given instead of a number of steps.
+    """
+    _refuse(asked, *listed)
+    table, name = _ratios(o), respaced(o)
+    if asked.sigmas is not None:
+        ratios = np.asarray(asked.sigmas, F32).astype(np.float64)
+        times = time_of(ratios[:-1], table)
+    else:
+        times, ratios = _spaced_ratios(o, asked, table, whole, name)
+    ratios = ratios.astype(F32).astype(np.float64)
+    if o.get("timestep_type") == "continuous" and o["prediction_type"] == "v_prediction":
+        times = 0.25 * np.log(ratios[:-1])
+    alpha, sigma = _variance_preserving(ratios)
+    alpha[-1], sigma[-1] = 1.0, ratios[-1]
+    spread = o.get("timestep_spacing") in ("linspace", "trailing")
+    schedule = floored(o)
+    return _grid(schedule, np.append(times, 0.0), (alpha, sigma), sigma[0] if spread else 1.0)
+
+
+def _spaced_ratios(
+    o: Options, asked: Asked, table: np.ndarray, whole: bool, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Timesteps (N,) and ratios (N + 1,)."""
+    if asked.timesteps is not None:
+        if name:
+            raise ValueError(f"timesteps cannot be given with {name}")
+        times = np.asarray(asked.timesteps, np.float64)
+    else:
+        assert asked.steps is not None
+        times = spaced(o, asked.steps, whole=False)
+    final = float(table[0]) if o.get("final_sigmas_type") == "sigma_min" else 0.0
+    ratios = np.interp(times, np.arange(len(table)), table)
+    if name:
+        ratios = _bounded(o, name, (ratios[-1], ratios[0]), len(times))
+        times = time_of(ratios, table)
+        if whole and name == "use_karras_sigmas":
+            times = np.round(times)
+    elif o.get("interpolation_type") == "log_linear":
+        ends = math.log(table[-1]), math.log(table[0])
+        return times, np.exp(linspace(*ends, len(times) + 1))
+    return times, np.append(ratios, final)
+
+
+def exponential_grid(
+    o: Options, asked: Asked, *, listed: tuple[str, ...] = (), repeat: bool = False
+) -> Grid:
+    """DPM-Solver, DEIS and UniPC, which work in (alpha, sigma) and space N + 1 points.
+
+    Args:
+        listed: what may be given instead of a number of steps.
+        repeat: a final ``sigma_min`` is the last of respaced and flow levels again, instead of
+            the table's.
+    """
+    shifting = ("mu",) if o.get("use_dynamic_shifting") else ()
+    _refuse(asked, *listed, *shifting)
+    if o["use_flow_sigmas"]:
+        return _flow_grid(o, asked, repeat)
+    if asked.sigmas is not None:
+        raise ValueError("sigmas cannot be given without use_flow_sigmas")
+    table, name = _ratios(o), respaced(o)
+    if asked.timesteps is not None:
+        if name:
+            raise ValueError(f"timesteps cannot be given with {name}")
+        times = np.asarray(asked.timesteps, np.float64)
+    else:
+        assert asked.steps is not None
+        times = spaced(o, asked.steps, extra=True, last=_clipped(o))
+    ratios = np.interp(times, np.arange(len(table)), table)
+    final = o.get("final_sigmas_type", "sigma_min")
+    last = {"sigma_min": float(table[0]), "zero": 0.0}[final]
+    if name:
+        assert asked.steps is not None
+        ratios = _bounded(o, name, (table[0], table[-1]), asked.steps)
+        last = ratios[-1] if repeat and final == "sigma_min" else last
+        times = _whole(o, time_of(ratios, table), name)
+    ratios = np.append(ratios, last).astype(F32).astype(np.float64)
+    return _grid(floored(o), np.append(times, 0.0), _variance_preserving(ratios), 1.0)
+
+
+def _clipped(o: Options) -> int:
+    """Timesteps whose half log-SNR is not below ``lambda_min_clipped``."""
+    abar = abar_table(o, floor=True)
+    lam = np.log(np.sqrt(abar)) - np.log(np.sqrt(F32(1) - abar))
+    least = o.get("lambda_min_clipped", -math.inf)
+    return len(abar) - int(np.searchsorted(lam[::-1], F32(least)))
+
+
+def _whole(o: Options, times: np.ndarray, name: str) -> np.ndarray:
+    """Whole timesteps: rounded for some spacings, cut for the others."""
+    rounded = name in ("use_karras_sigmas", "use_lu_lambdas")
+    if rounded and not (o.get("use_lu_lambdas") is not None and _is_cosine(o)):
+        times = np.round(times)
+    return np.trunc(times)
+
+
+def _is_cosine(o: Options) -> bool:
+    return o["beta_schedule"] == "squaredcos_cap_v2"
+
+
+def _shift(sigmas: np.ndarray, shift: float) -> np.ndarray:
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def _shifted(o: Options, sigmas: np.ndarray, mu: float | None, shift: float) -> np.ndarray:
+    """Flow levels shifted by ``shift``, or by the caller's with dynamic shifting.
+
+    Raises:
+        ValueError: dynamic shifting without mu.
+    """
+    if o.get("use_dynamic_shifting"):
+        if mu is None:
+            raise ValueError("this scheduler shifts dynamically: give mu, see grids.flow_shift")
+        shift = mu if o["time_shift_type"] == "linear" else math.exp(mu)
+        return shift / (shift + (1 / sigmas - 1))
+    return _shift(sigmas, shift)
+
+
+def _to_terminal(o: Options, sigmas: np.ndarray) -> np.ndarray:
+    """Stretched so that the last level is ``shift_terminal``."""
+    if not o.get("shift_terminal"):
+        return sigmas
+    return 1 - (1 - sigmas) * (1 - o["shift_terminal"]) / (1 - sigmas[-1])
+
+
+def _flow_grid(o: Options, asked: Asked, repeat: bool) -> Grid:
+    total = o["num_train_timesteps"]
+    if asked.timesteps is not None:
+        raise ValueError("timesteps cannot be given with use_flow_sigmas")
+    if "shift_terminal" in o:
+        sigmas = _unipc_flow(o, asked)
+    else:
+        assert asked.steps is not None
+        plain = 1 - np.linspace(1, 1 / total, asked.steps + 1)
+        shift = o["flow_shift"] if asked.mu is None else math.exp(asked.mu)
+        sigmas = _shift(plain, shift)[::-1][:-1]
+    times, final = np.trunc(sigmas * total), o.get("final_sigmas_type", "sigma_min")
+    last = sigmas[-1] if repeat else float(_ratios(o)[0])
+    sigmas = np.append(sigmas, 0.0 if final == "zero" else last).astype(F32).astype(np.float64)
+    return _grid(flow(o), np.append(times, 0.0), (1 - sigmas, sigmas), 1.0)
+
+
+def _unipc_flow(o: Options, asked: Asked) -> np.ndarray:
+    if o["use_karras_sigmas"]:
+        assert asked.steps is not None
+        table = _ratios(o)
+        ratios = _bounded(o, "use_karras_sigmas", (table[0], table[-1]), asked.steps)
+        return ratios / (ratios + 1)
+    if asked.sigmas is not None:
+        sigmas = np.asarray(asked.sigmas, np.float64)
+    else:
+        assert asked.steps is not None
+        sigmas = np.linspace(1, 1 / o["num_train_timesteps"], asked.steps + 1)[:-1]
+    sigmas = _to_terminal(o, _shifted(o, sigmas, asked.mu, o["flow_shift"]))
+    if abs(sigmas[0] - 1) < 1e-6:
+        sigmas[0] -= 1e-6
+    return sigmas
+
+
+def flow_match_grid(o: Options, asked: Asked, *, listed: tuple[str, ...] = ()) -> Grid:
+    """Flow matching: ``alpha = 1 - sigma``, ``t = T sigma``, ending at the data."""
+    total, dynamic = o["num_train_timesteps"], o.get("use_dynamic_shifting")
+    _refuse(asked, *listed, *(("mu",) if dynamic else ()))
+    times = asked.timesteps if asked.timesteps is None else np.asarray(asked.timesteps, F32)
+    if asked.sigmas is not None:
+        sigmas = np.asarray(asked.sigmas, F32).astype(np.float64)
+    elif times is not None:
+        sigmas = times.astype(np.float64) / total
+    else:
+        ends = np.array([total, 1], F32) / F32(total)
+        high, low = ends if dynamic else _shift(ends, o["shift"]).astype(F32)
+        assert asked.steps is not None
+        sigmas = np.linspace(float(high) * total, float(low) * total, asked.steps) / total
+    sigmas = _to_terminal(o, _shifted(o, sigmas, asked.mu, o["shift"]))
+    name = respaced(o)
+    if name:
+        sigmas = _bounded(o, name, (sigmas[-1], sigmas[0]), len(sigmas))
+    sigmas = sigmas.astype(F32).astype(np.float64)
+    times = sigmas * total if times is None else times
+    sigmas = np.append(sigmas, 0.0)
+    return _grid(flow(o), np.append(times, 0.0), (1 - sigmas, sigmas), 1.0)
+
+
+def edm_grid(o: Options, asked: Asked) -> Grid:
+    """EDM: ``alpha = 1``, ``t = log(sigma) / 4``; a last ``sigma_min`` is there twice."""
+    _refuse(asked)
+    assert asked.steps is not None
+    makers = {
+        "karras": lambda: _karras(o["sigma_min"], o["sigma_max"], asked.steps, o["rho"]),
+        "exponential": lambda: _exponential(o["sigma_min"], o["sigma_max"], asked.steps),
+    }
+    sigmas = choose("sigma_schedule", o["sigma_schedule"], makers)().astype(F32).astype(np.float64)
+    last = {"zero": 0.0, "sigma_min": sigmas[-1]}[o["final_sigmas_type"]]
+    levels = np.ones(len(sigmas) + 1), np.append(sigmas, last)
+    times = np.append(0.25 * np.log(sigmas), math.log(o["sigma_min"]) / 4)
+    return _grid(edm(o), times, levels, math.sqrt(o["sigma_max"] ** 2 + 1))
+
+
+def angle_grid(o: Options, asked: Asked) -> Grid:
+    """iPNDM: ``sigma = sin(pi u / 2)^2`` at N + 1 equal distances in u."""
+    _refuse(asked)
+    assert asked.steps is not None
+    sigma = np.sin(linspace(1, 0, asked.steps + 1).astype(np.float64) * math.pi / 2) ** 2
+    alpha = np.sqrt(1 - sigma**2)
+    return _grid(angle(o), np.arctan2(sigma, alpha) / math.pi * 2, (alpha, sigma), 1.0)

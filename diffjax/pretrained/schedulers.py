@@ -1,0 +1,296 @@
+"""Schedulers of diffusers: scheduler_config.json to a schedule, grids and a sampler, and back.
+
+Every option of a class is used, or refused with a message that names it. Keys that belong to other
+classes are kept but change nothing, as in diffusers, so that `with_class` finds them again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffjax import grids, parameterization, samplers
+from diffjax.pretrained import scheduler_levels as levels
+from diffjax.pretrained.files import StrPath, read_json, write_json
+from diffjax.pretrained.scheduler_kinds import INSTEAD, KINDS, KNOWN, Kind
+from diffjax.pretrained.scheduler_levels import Asked, Options
+from diffjax.types import Denoiser, Grid, Parameterization, Rows, Sampler, Schedule, choose
+
+FILE = "scheduler_config.json"
+PREDICTIONS = {
+    "epsilon": "eps",
+    "sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "velocity",
+    "original_sample": "x0",
+}
+
+
+class Scheduler(NamedTuple):
+    """What a composition needs of a scheduler.
+
+    Attributes:
+        name: its class in diffusers.
+        schedule: how noise grows.
+        parameterization: what the network predicts.
+        sampler: the solver.
+        grid: ``(steps=None, *, timesteps=None, sigmas=None, mu=None, strength=1.0, start=None)``
+            to a `Grid`; see `make_grid`. Multiply initial noise by its ``init_std``.
+        rows: ``(grid, end=None) -> Rows``, those before a fraction of the denoising.
+        bound: wraps a denoiser with the clipping or thresholding of the config; goes outside
+            guidance.
+        config: the keys that were read.
+    """
+
+    name: str
+    schedule: Schedule
+    parameterization: Parameterization
+    sampler: Sampler
+    grid: Callable[..., Grid]
+    rows: Callable[..., Rows]
+    bound: Callable[[Denoiser], Denoiser]
+    config: dict[str, Any]
+
+
+# ---- reading and writing --------------------------------------------------------------------
+
+
+def load_scheduler(source: Mapping[str, Any] | StrPath, *, eta: float | None = None) -> Scheduler:
+    """The scheduler of a config: a dict, a scheduler_config.json, or the folder that holds it.
+
+    Args:
+        eta: of DDIM (0 by default) or TCD (gamma; 0.3), which diffusers gives to each step.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the class or an option is unknown, or a value is not supported; all are named.
+    """
+    config = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    if "_class_name" not in config:
+        raise ValueError("this scheduler config has no _class_name")
+    name = config["_class_name"]
+    if name in INSTEAD:
+        raise ValueError(f"{name} is not supported: {INSTEAD[name]}")
+    kind = choose("scheduler class", name, KINDS)
+    o = _checked(name, kind, config)
+    if eta is not None and name not in ("DDIMScheduler", "TCDScheduler"):
+        raise ValueError(f"{name} takes no eta; DDIMScheduler and TCDScheduler do")
+    return Scheduler(
+        name,
+        kind.schedule(o),
+        _parameterization(kind, o),
+        kind.sampler(o, eta),
+        functools.partial(make_grid, kind, o),
+        functools.partial(_rows, kind.sampler(o, eta), o["num_train_timesteps"]),
+        functools.partial(_bound, kind, o),
+        config,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path / FILE if path.is_dir() else path)
+
+
+def save_scheduler(scheduler: Scheduler, folder: StrPath) -> None:
+    """Write scheduler_config.json into a folder, which is made if need be."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_json(Path(folder) / FILE, to_config(scheduler))
+
+
+def to_config(scheduler: Scheduler) -> dict[str, Any]:
+    """The scheduler_config.json of a scheduler: all options of its class, and what was read."""
+    own = {"_class_name": scheduler.name, **KINDS[scheduler.name].defaults}
+    return json.loads(json.dumps({**own, **scheduler.config}, default=np.ndarray.tolist))
+
+
+def with_class(
+    scheduler: Scheduler,
+    name: str,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    eta: float | None = None,
+) -> Scheduler:
+    """Another scheduler for the same model, as ``from_config`` of diffusers makes it.
+
+    Keys that were read carry over; options that were left out take the new class's defaults.
+
+    Args:
+        name: of the class; ``Scheduler`` at its end may be left out.
+        changes: options to set.
+        eta: see `load_scheduler`.
+
+    Raises:
+        ValueError: the class or an option is unknown or not supported.
+    """
+    name = name if name.endswith("Scheduler") else f"{name}Scheduler"
+    config = {**scheduler.config, **(changes or {}), "_class_name": name}
+    return load_scheduler(config, eta=eta)
+
+
+def flow_mu(scheduler: Scheduler, tokens: int) -> float:
+    """The mu of flow matching with dynamic shifting for a number of image tokens.
+
+    Linear between ``base_shift`` at ``base_image_seq_len`` and ``max_shift`` at
+    ``max_image_seq_len``.
+    """
+    o = {**KINDS["FlowMatchEulerDiscreteScheduler"].defaults, **scheduler.config}
+    shift = grids.flow_shift(
+        tokens,
+        base=o["base_shift"],
+        maximum=o["max_shift"],
+        fewest=o["base_image_seq_len"],
+        most=o["max_image_seq_len"],
+    )
+    return math.log(shift)
+
+
+def _checked(name: str, kind: Kind, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a class with those given.
+
+    Raises:
+        ValueError: an option is unknown to all classes, or a value is not supported.
+    """
+    problems, out = [], dict(kind.defaults)
+    for key, value in config.items():
+        if key in kind.aliases:
+            value = kind.aliases[key].get(value, value)
+        if key in kind.fixed and value not in kind.fixed[key]:
+            allowed = " or ".join(map(repr, kind.fixed[key]))
+            problems.append(f"{key}={value!r} (only {allowed})")
+        elif key in kind.defaults:
+            out[key] = value
+        elif key not in KNOWN and not key.startswith("_"):
+            problems.append(f"{key}={value!r} (unknown)")
+    if problems:
+        raise ValueError(f"this {name} is not supported: {', '.join(problems)}")
+    levels.respaced(out)
+    _check_flow(name, out)
+    return out
+
+
+def _check_flow(name: str, o: Options) -> None:
+    """
+    Raises:
+        ValueError: flow levels and the prediction, or their spacing, do not fit each other.
+    """
+    if "use_flow_sigmas" not in o:
+        return
+    prediction, spacing = o["prediction_type"], levels.respaced(o)
+    if o["use_flow_sigmas"] and prediction == "v_prediction":
+        raise ValueError(f"{name} with use_flow_sigmas does not support v_prediction")
+    if prediction == "flow_prediction" and not o["use_flow_sigmas"]:
+        raise ValueError(f"{name} with flow_prediction needs use_flow_sigmas")
+    karras = name == "UniPCMultistepScheduler" and spacing == "use_karras_sigmas"
+    if o["use_flow_sigmas"] and spacing and not karras:
+        raise ValueError(f"{name} does not support use_flow_sigmas with {spacing}")
+    if o.get("shift_terminal") is not None and not o["use_flow_sigmas"]:
+        raise ValueError(f"{name} with shift_terminal needs use_flow_sigmas")
+
+
+# ---- what a config means --------------------------------------------------------------------
+
+
+def _parameterization(kind: Kind, o: Options) -> Parameterization:
+    prediction = o.get("prediction_type", kind.prediction)
+    if "sigma_data" in o:
+        inner = parameterization.edm(o["sigma_data"])
+        return _negated(inner) if prediction == "v_prediction" else inner
+    inner = parameterization.make(choose("prediction_type", prediction, PREDICTIONS))
+    learned = o.get("variance_type") in ("learned", "learned_range")
+    return parameterization.learned_range(inner) if learned else inner
+
+
+def _negated(inner: Parameterization) -> Parameterization:
+    """The same with the sign of the network's output changed."""
+    return inner._replace(
+        target=lambda x, eps, level: -inner.target(x, eps, level),
+        decode=lambda raw, z, level: inner.decode(-raw, z, level),
+        gain=lambda level: -inner.gain(level),
+    )
+
+
+def _bound(kind: Kind, o: Options, denoise: Denoiser) -> Denoiser:
+    if kind.rederive is None or not o.get("predict_x0", True):
+        return denoise
+    if o.get("thresholding"):
+        quantile, most = o["dynamic_thresholding_ratio"], o["sample_max_value"]
+        return samplers.dynamic_threshold(
+            denoise, quantile=quantile, maximum=most, rederive_eps=kind.rederive
+        )
+    if o.get("clip_sample"):
+        limit = o["clip_sample_range"]
+        return samplers.clip(denoise, limit=limit, rederive_eps=kind.rederive)
+    return denoise
+
+
+def make_grid(
+    kind: Kind,
+    o: Options,
+    steps: int | None = None,
+    *,
+    timesteps: Any = None,
+    sigmas: Any = None,
+    mu: float | None = None,
+    strength: float = 1.0,
+    start: float | None = None,
+) -> Grid:
+    """The levels that the scheduler visits.
+
+    Args:
+        steps: number of steps, or None with a list of timesteps or sigmas.
+        timesteps: to be visited instead, falling, for the classes that take them.
+        sigmas: levels in the class's own measure, likewise.
+        mu: logarithm of the shift, for flow matching with dynamic shifting.
+        strength: of image-to-image; the last ``min(int(N strength), N)`` steps.
+        start: fraction of the denoising that was done by another model (SDXL's refiner); the steps
+            from timesteps below ``round(T - start T)``. Strength is of no consequence then.
+
+    Raises:
+        ValueError: the class does not take what is given, or no step is left.
+    """
+    grid = kind.grid(o, Asked(steps, timesteps, sigmas, mu))
+    if start is not None and 0 < start < 1:
+        first = _first_row(kind, o, grid, start) // kind.order
+    else:
+        first = grids.truncate(grid, strength=strength).first
+    return grids.skip(grid, first - (kind.repeats and first > 1))
+
+
+def _first_row(kind: Kind, o: Options, grid: Grid, start: float) -> int:
+    """Row of the first evaluation below the cut, at the beginning of a step."""
+    times = kind.sampler(o, None).plan(grid).level.t
+    count = int((times < _cut(o["num_train_timesteps"], start)).sum())
+    count += kind.order == 2 and count % 2 == 0
+    if count == 0:
+        raise ValueError(f"no step of this grid lies behind start={start}")
+    return len(times) - count
+
+
+def _cut(total: int, fraction: float) -> int:
+    return round(total - fraction * total)
+
+
+def _rows(sampler: Sampler, total: int, grid: Grid, end: float | None = None) -> Rows:
+    """The plan of a grid, up to a fraction of the denoising.
+
+    Args:
+        end: the rows at timesteps not below ``round(T - end T)`` (SDXL's base model); only
+            fractions in (0, 1) count.
+
+    Raises:
+        ValueError: no row is left.
+    """
+    rows = sampler.plan(grid)
+    if end is None or not 0 < end < 1:
+        return rows
+    count = int((rows.level.t >= _cut(total, end)).sum())
+    if count == 0:
+        raise ValueError(f"no step of this grid lies before end={end}")
+    return jax.tree.map(lambda leaf: leaf[:count], rows)

@@ -1,0 +1,90 @@
+"""Files that can be trusted: written whole or not at all, sealed with checksums, one writer."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+LOCK = ".writer"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or none could be read."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a crash leaves the old or the new one, never a part.
+
+    Raises:
+        OSError: it cannot be written; the old one is untouched.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest: a SHA-256 of every file in a folder."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST)
+    digests = {str(path.relative_to(folder)): _digest(path) for path in files}
+    write_atomically(folder / MANIFEST, json.dumps(digests, indent=1))
+
+
+def verify(folder: Path) -> None:
+    """Compare a folder with its manifest.
+
+    Raises:
+        CheckpointError: a file is missing or differs, or there is no manifest.
+    """
+    if not (folder / MANIFEST).exists():
+        raise CheckpointError(f"{folder / MANIFEST} is missing")
+    try:
+        wanted = json.loads((folder / MANIFEST).read_text()).items()
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} is damaged: {error}") from error
+    for name, digest in wanted:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing")
+        if _digest(folder / name) != digest:
+            raise CheckpointError(f"{folder / name} is damaged: its checksum differs")
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; the system drops it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds it, with who that is.
+    """
+    with (folder / LOCK).open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise BlockingIOError(
+                error.errno, f"{folder} is being written by {holder}; choose another workdir"
+            ) from error
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        yield

@@ -1,0 +1,103 @@
+"""Weights that a task reads but does not train: written once, by the hash of what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+from diffjax.train import hosts
+from diffjax.train.files import CheckpointError, seal, verify
+from diffjax.types import PyTree
+
+WEIGHTS = "weights"
+
+
+def content_hash(tree: PyTree) -> str:
+    """SHA-256 of names, shapes, types and bits of a tree's leaves; "" for a tree without any.
+
+    It does not depend on where the leaves are, nor on the order of dictionaries.
+    """
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    if not flat:
+        return ""
+    digest = hashlib.sha256()
+    for path, leaf in flat:
+        value = np.asarray(leaf)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        digest.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Put a tree that every process holds whole onto the devices of all of them."""
+
+    def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        if jax.process_count() == 1:
+            return jax.device_put(leaf, sharding)
+        value = np.asarray(leaf)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def write_once(folder: Path, digest: str, tree: PyTree) -> None:
+    """Store a placed tree under its hash, unless it is there intact.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    target = folder / digest
+    if not digest or hosts.agree("frozen weights", str(_intact(target))) == "True":
+        return
+    partial = folder / f"{digest}.partial"
+    try:
+        if hosts.is_writer():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+        hosts.barrier("room for frozen weights")
+        ocp.save_checkpointables(partial, {WEIGHTS: tree})
+        if hosts.is_writer():
+            seal(partial)
+            partial.rename(target)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
+        raise CheckpointError(
+            f"the frozen weights could not be written to {folder}: {reason}"
+        ) from error
+
+
+def _intact(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    try:
+        verify(folder)
+    except CheckpointError as error:
+        logging.warning("writing the frozen weights again: %s", error)
+        return False
+    return True
+
+
+def read(folder: Path, digest: str, abstract: PyTree) -> PyTree:
+    """The weights stored under a hash.
+
+    Args:
+        abstract: tree of `jax.ShapeDtypeStruct`, with shardings.
+
+    Raises:
+        CheckpointError: they are missing or damaged.
+    """
+    if not (folder / digest).is_dir():
+        raise CheckpointError(f"{folder} has no frozen weights {digest}")
+    verify(folder / digest)
+    return ocp.load_checkpointables(folder / digest, {WEIGHTS: abstract})[WEIGHTS]

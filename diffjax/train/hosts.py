@@ -1,0 +1,179 @@
+"""Several processes of one run: they start together, decide together and wait within bounds.
+
+With one process everything here returns at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import re
+import selectors
+import socket
+import time
+from typing import Any
+
+import jax
+from absl import logging
+
+WAIT_SECONDS = 900.0  # of barriers and decisions: longer than the slowest checkpoint
+_numbers = itertools.count()  # every process asks the same questions in the same order
+
+
+class MissingProcess(RuntimeError):
+    """A process of the run did not come in time."""
+
+
+def start(
+    coordinator: str = "",
+    processes: int = 0,
+    process: int = -1,
+    *,
+    seconds: float = 300.0,
+    heartbeat: float = 100.0,
+) -> None:
+    """Join the other processes; to be called before anything touches a device.
+
+    Without a coordinator, Slurm steps of several tasks and TPU pods are detected by JAX, and
+    everything else is a single process.
+
+    Args:
+        coordinator: host:port of process 0.
+        processes: how many there are; 0 in a Slurm step: as many as it has tasks.
+        process: number of this one, from 0; -1 in a Slurm step: that of its task.
+        seconds: how long to wait for the others.
+        heartbeat: after how many seconds of silence a process counts as dead; the others exit.
+
+    Raises:
+        MissingProcess: naming those that did not come.
+        ValueError: incomplete or wrong arguments.
+    """
+    initialize = functools.partial(
+        jax.distributed.initialize,
+        initialization_timeout=int(seconds),
+        heartbeat_timeout_seconds=int(heartbeat),
+    )
+    if coordinator:
+        processes = processes or int(os.environ.get("SLURM_STEP_NUM_TASKS", 0))
+        process = int(os.environ.get("SLURM_PROCID", -1)) if process < 0 else process
+        if not 0 <= process < processes or ":" not in coordinator:
+            raise ValueError(
+                f"coordinator {coordinator!r}, process {process} of {processes}: needed are "
+                "HOST:PORT, the number of processes, and a process from 0 to one less"
+            )
+        _rendezvous(coordinator, processes, process, seconds)
+        initialize(coordinator, processes, process)
+    elif _in_cluster():
+        initialize()
+    else:
+        return
+    logging.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+def _in_cluster() -> bool:
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    pod = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return int(tasks) > 1 or "," in pod or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+
+
+def _rendezvous(address: str, processes: int, process: int, seconds: float) -> None:
+    """Meet at the coordinator's port first: JAX aborts when somebody is missing and cannot say who.
+
+    Raises:
+        MissingProcess: naming them.
+    """
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + seconds
+    if process:
+        _call((host, int(port)), process, end, seconds)
+    else:
+        _receive(int(port), processes, end, seconds)
+
+
+def _receive(port: int, processes: int, end: float, seconds: float) -> None:
+    """Process 0: collect a greeting from each of the others, then let all go."""
+    arrived: dict[int, socket.socket] = {}
+    with socket.create_server(("", port), reuse_port=False) as server:
+        server.setblocking(False)
+        waiting = selectors.DefaultSelector()
+        waiting.register(server, selectors.EVENT_READ)
+        while len(arrived) < processes - 1:
+            if not waiting.select(max(0.0, end - time.monotonic())):
+                missing = sorted(set(range(1, processes)) - set(arrived))
+                for peer in arrived.values():
+                    peer.close()
+                raise MissingProcess(_late(missing, "start", seconds))
+            peer, _ = server.accept()
+            peer.settimeout(10)
+            arrived[int(peer.recv(16) or b"0")] = peer
+    for peer in arrived.values():
+        peer.sendall(b"go")
+        peer.close()
+
+
+def _call(address: tuple[str, int], process: int, end: float, seconds: float) -> None:
+    while time.monotonic() < end:
+        try:
+            with socket.create_connection(address, timeout=5) as server:
+                server.sendall(str(process).encode())
+                server.settimeout(max(1.0, end - time.monotonic()))
+                if server.recv(2) == b"go":
+                    return
+                raise MissingProcess("process 0 gave up: another process is missing")
+        except OSError:
+            time.sleep(0.2)
+    raise MissingProcess(_late([0], "start", seconds))
+
+
+def _late(missing: list[int], name: str, seconds: float) -> str:
+    who = f"process {missing[0]}" if len(missing) == 1 else f"processes {missing}"
+    return f"{who} did not reach {name!r} within {seconds:g} s; see what it logged"
+
+
+def is_writer() -> bool:
+    """Whether this process writes what there is one of: logs, pictures, manifests."""
+    return jax.process_index() == 0
+
+
+def _client() -> Any:
+    # JAX has a barrier with a time-out, and its key-value store, in this place only.
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def barrier(name: str, *, seconds: float = WAIT_SECONDS) -> None:
+    """Wait until every process is here.
+
+    Raises:
+        MissingProcess: naming those that did not come in time.
+    """
+    if jax.process_count() == 1:
+        return
+    try:
+        _client().wait_at_barrier(f"{name}/{next(_numbers)}", int(1000 * seconds))
+    except jax.errors.JaxRuntimeError as error:
+        found = re.search(r"task names:\s*([\d\s]+)", str(error))
+        if not found:
+            raise
+        missing = sorted(map(int, found[1].split()))
+        raise MissingProcess(_late(missing, name, seconds)) from error
+
+
+def agree(name: str, value: str, *, seconds: float = WAIT_SECONDS) -> str:
+    """The value that process 0 gives, on every process.
+
+    Raises:
+        MissingProcess: process 0 did not answer in time.
+    """
+    if jax.process_count() == 1:
+        return value
+    key = f"{name}/{next(_numbers)}"
+    if is_writer():
+        _client().key_value_set(key, value)
+        return value
+    try:
+        return str(_client().blocking_key_value_get(key, int(1000 * seconds)))
+    except jax.errors.JaxRuntimeError as error:
+        raise MissingProcess(_late([0], name, seconds)) from error

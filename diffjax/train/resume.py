@@ -1,0 +1,70 @@
+"""What may change between two parts of a run: the rest is refused with a diff, or overridden."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from absl import logging
+
+from diffjax.train.checkpoint import CheckpointMismatch
+
+# What does not change the values that a step computes.
+FREE = ("train", "sample", "eval", "mesh", "data.dir", "network.remat", "network.attention")
+BOUND = ("train.accumulate",)  # of those, what does
+SHOWN = 8
+
+
+def as_json(config: Any) -> Any:
+    """A config as checkpoints hold it; None of objects that are not configs."""
+    text = getattr(config, "to_json_best_effort", lambda: "null")()
+    return json.loads(text)
+
+
+def check(stored: dict[str, Any], config: Any, frozen: str, *, override: bool = False) -> None:
+    """Compare what a checkpoint was made with and what it is to go on with.
+
+    Args:
+        stored: the checkpoint's metadata.
+        frozen: hash of the frozen weights.
+        override: warn instead.
+
+    Raises:
+        CheckpointMismatch: with the values that differ.
+    """
+    found = differences(stored.get("config"), as_json(config))
+    if stored.get("frozen", "") != frozen:
+        old, new = (value[:12] or "none" for value in (stored.get("frozen", ""), frozen))
+        found.append(f"frozen weights: {old} -> {new}")
+    if not found:
+        return
+    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    text = f"the run was started with another config: {'; '.join(found[:SHOWN])}{more}"
+    if not override:
+        raise CheckpointMismatch(
+            f"{text}. Use that config, or another workdir, or --config.train.override=true"
+        )
+    logging.warning("overridden: %s", text)
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """``key: old -> new`` for every value of two configs that differs and is not free to."""
+    if old is None or new is None:
+        return []
+    have, want = _flat(old), _flat(new)
+    return [
+        f"{key}: {have.get(key, 'absent')!r} -> {want.get(key, 'absent')!r}"
+        for key in sorted({*have, *want})
+        if have.get(key, "absent") != want.get(key, "absent") and not _is_free(key)
+    ]
+
+
+def _is_free(key: str) -> bool:
+    return key not in BOUND and any(key == name or key.startswith(f"{name}.") for name in FREE)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat = [_flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in tree.items()]
+    return {key: value for part in flat for key, value in part.items()}

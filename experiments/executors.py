@@ -1,0 +1,213 @@
+"""Where the runs of a sweep happen: here, on a Slurm cluster, or described for Kubernetes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from experiments import common
+
+LOG = "log.txt"
+STOPPED = (140, 143)  # exit codes of a run that has saved its state and wants to be started again
+
+
+class Job(NamedTuple):
+    """One run to be made: a command, and the folder that it works in."""
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+
+
+class Executor(Protocol):
+    """Starts jobs, and says which have ended."""
+
+    def start(self, job: Job) -> str:
+        """Start or submit it; what it is called there."""
+
+    def ended(self) -> dict[str, int | None]:
+        """Those that ended since the last call, with their exit codes where they are known."""
+
+    def stop(self) -> None:
+        """Have all of them save and leave; wait for that."""
+
+
+class Local:
+    """Processes of this machine; their output goes to log.txt in their folders."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, job: Job) -> str:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with (job.folder / LOG).open("ab") as log:
+            # A session of its own: Ctrl-C reaches the sweep alone, which passes it on.
+            process = subprocess.Popen(job.command, stdout=log, stderr=log, start_new_session=True)
+        self._running[job.name] = process
+        return str(process.pid)
+
+    def ended(self) -> dict[str, int | None]:
+        done = {n: p.returncode for n, p in self._running.items() if p.poll() is not None}
+        self._running = {n: p for n, p in self._running.items() if n not in done}
+        return dict(done)
+
+    def stop(self) -> None:
+        for process in self._running.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self._running.values():
+            process.wait()
+
+
+class _Command:
+    """Runs a command under submitit; told to stop, it lets the run save and asks for a requeue."""
+
+    def __init__(self, job: Job):
+        self._job = job
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> int:
+        self._process = subprocess.Popen(self._job.command)
+        code = self._process.wait()
+        if code in STOPPED:
+            time.sleep(2)  # Slurm signals both: leave submitit's handler the time to come
+        return code
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        if self._process is not None:
+            # This interrupts `wait` above, whose lock Popen's own methods would wait for.
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._process.pid, signal.SIGUSR2)
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(_Command(self._job), *arguments)
+
+
+class Slurm:
+    """Jobs of a Slurm cluster, through submitit; squeue alone is asked how they are.
+
+    Args:
+        folder: of submitit's scripts and of the jobs' logs.
+        options: submitit's parameters, such as ``slurm_partition`` or ``timeout_min``.
+
+    Raises:
+        UsageError: submitit is not installed.
+    """
+
+    def __init__(self, folder: Path, options: Mapping[str, Any]):
+        try:
+            import submitit
+        except ImportError as error:
+            raise common.UsageError(
+                "--executor=slurm needs submitit: pip install 'diffjax[sweep]'"
+            ) from error
+        self._executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=100)
+        # USR2 comes this long before the end of the time: enough to save, and less than short jobs.
+        defaults = {"slurm_signal_delay_s": 60, "timeout_min": 24 * 60}
+        self._executor.update_parameters(**{**defaults, **options})
+        self._running: dict[str, str] = {}
+
+    def start(self, job: Job) -> str:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        self._executor.update_parameters(name=job.name[:40])
+        number = self._executor.submit(_Command(job)).job_id
+        self._running[job.name] = number
+        return number
+
+    def adopt(self, name: str, number: str) -> bool:
+        """Look after a job of an earlier invocation; False if it is no longer there."""
+        self._running[name] = number
+        if name in self.ended():
+            return False
+        return name in self._running
+
+    def ended(self) -> dict[str, int | None]:
+        command = [
+            "squeue",
+            "--noheader",
+            "--format=%A",
+            f"--user={os.environ.get('USER', 'root')}",
+        ]
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if listed.returncode:  # the controller is busy or away: ask again
+            return {}
+        there = set(listed.stdout.split())
+        done = [name for name, number in self._running.items() if number not in there]
+        for name in done:
+            del self._running[name]
+        return dict.fromkeys(done)
+
+    def stop(self) -> None:
+        """Jobs go on without the sweep; the next invocation finds them again."""
+
+
+def kubernetes(jobs: Sequence[Job], *, image: str, claim: str, workdir: Path) -> str:
+    """A list of Kubernetes Jobs as JSON, for ``kubectl apply -f``.
+
+    A run that a preemption stops, having saved, starts again and is not counted as a failure.
+    """
+    return json.dumps(
+        {
+            "apiVersion": "v1",
+            "kind": "List",
+            "items": [_kubernetes_job(job, image, claim, workdir) for job in jobs],
+        },
+        indent=1,
+    )
+
+
+def _kubernetes_job(job: Job, image: str, claim: str, workdir: Path) -> dict[str, Any]:
+    name = "".join(c if c.isalnum() else "-" for c in job.name.lower()).strip("-")[:52].strip("-")
+    container = {
+        "name": "train",
+        "image": image,
+        "command": ["python", *job.command[1:]],
+        "volumeMounts": [{"name": "runs", "mountPath": str(workdir)}],
+    }
+    ignored = [
+        {"onExitCodes": {"containerName": "train", "operator": "In", "values": list(STOPPED)}},
+        {"onPodConditions": [{"type": "DisruptionTarget"}]},
+    ]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "labels": {"app": "diffjax-sweep"}},
+        "spec": {
+            "backoffLimit": 2,
+            "podFailurePolicy": {"rules": [{"action": "Ignore", **rule} for rule in ignored]},
+            "template": {
+                "spec": {
+                    "restartPolicy": "Never",
+                    "terminationGracePeriodSeconds": 300,
+                    "containers": [container],
+                    "volumes": [
+                        {"name": "runs", "persistentVolumeClaim": {"claimName": claim}},
+                    ],
+                }
+            },
+        },
+    }
+
+
+def train_command(config: str, folder: Path, overrides: Mapping[str, Any]) -> tuple[str, ...]:
+    """``python -m experiments.train`` with overrides."""
+    changes = [
+        f"--config.{key}={tuple(value) if isinstance(value, list) else value}"
+        for key, value in overrides.items()
+    ]
+    return (
+        sys.executable,
+        "-m",
+        "experiments.train",
+        f"--config={config}",
+        f"--workdir={folder}",
+        *changes,
+    )

@@ -1,0 +1,89 @@
+"""What guidance costs: time and memory of a sampling step, guided against unguided.
+
+    python -m experiments.guidance_cost --config=configs/cfg.py:fashion_mnist --batch=32
+
+Times are medians over repeats that take turns, so that a machine which slows down does so for
+all; memory is what the compiled step needs beside its arguments. Weights are random.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from diffjax import samplers
+from experiments import common
+
+BATCH = flags.DEFINE_integer("batch", 32, "Images in a batch.", 1)
+REPEATS = flags.DEFINE_integer("repeats", 9, "Measurements of each mode.", 1)
+JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+
+STEPS = 4  # of a run: enough that its fixed cost does not count
+
+
+MODES = {"unguided": (False, None), "guided": (False, 2.0), "guided_sequential": (True, 2.0)}
+
+
+def compiled(cfg: Any, batch: int, *, sequential: bool, scale: float | None) -> tuple[Any, Any]:
+    """Compiled sampling of a few steps, and its arguments."""
+    cfg = common.with_sample(cfg, sampler="ddim", steps=STEPS, guidance_sequential=sequential)
+    task = common.task_of(cfg)
+    sampler, rows = common.sampler_of(cfg, common.diffusion_of(cfg))
+    cond = {"label": np.arange(batch, dtype=np.int32) % cfg.data.num_classes}
+    keys = jax.random.split(jax.random.key(0), batch)
+    noise = samplers.image_noise(keys, common.image_shape(cfg))
+
+    def run(params: Any, scales: Any) -> Any:
+        return task.sample(params, None, {}, noise, cond, sampler, rows, scale=scales)
+
+    scales = None if scale is None else np.full(STEPS, scale, np.float32)
+    arguments = common.untrained(cfg, task).params, scales
+    return jax.jit(run).lower(*arguments).compile(), arguments
+
+
+def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
+    """Seconds and bytes of every mode, and their ratios to unguided."""
+    modes = {
+        mode: compiled(cfg, batch, sequential=sequential, scale=scale)
+        for mode, (sequential, scale) in MODES.items()
+    }
+    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
+    for _ in range(repeats + 1):  # the first round warms up
+        for mode, (run, arguments) in modes.items():
+            started = time.perf_counter()
+            jax.block_until_ready(run(*arguments))
+            seconds[mode].append((time.perf_counter() - started) / STEPS)
+    step = {mode: float(np.median(times[1:])) for mode, times in seconds.items()}
+    memory = {m: int(run.memory_analysis().temp_size_in_bytes) for m, (run, _) in modes.items()}
+    return {
+        "batch": batch,
+        "repeats": repeats,
+        "step_seconds": step,
+        "temporary_bytes": memory,
+        "time_ratio": {m: step[m] / step["unguided"] for m in step},
+        "memory_ratio": {m: memory[m] / memory["unguided"] for m in memory},
+    }
+
+
+def main() -> None:
+    cfg = common.config()
+    if not (cfg.network.conditional and cfg.data.num_classes):
+        raise common.UsageError("guidance needs a model with a condition, such as configs/cfg.py")
+    found = measure(cfg, BATCH.value, REPEATS.value)
+    for mode in found["step_seconds"]:
+        print(
+            f"{mode:>18}: {1e3 * found['step_seconds'][mode]:.1f} ms a step "
+            f"(x {found['time_ratio'][mode]:.2f}), {found['temporary_bytes'][mode] / 1e6:.1f} MB "
+            f"(x {found['memory_ratio'][mode]:.2f})"
+        )
+    if JSON.value:
+        common.save_json(found, Path(JSON.value))
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,124 @@
+"""Reproduce a paper's results at the scale of one machine, or print how to at the paper's.
+
+    python -m experiments.reproduce --paper=ddim --list
+    python -m experiments.reproduce --paper=ddim
+    python -m experiments.reproduce --paper=ddim --only=ddim,reconstruction
+    python -m experiments.reproduce --pages
+    python -m experiments.reproduce --paper=ddpm --scale=paper
+
+Pieces that are done are not run again; interrupted ones go on. Everything worth keeping is copied
+to docs/results, from which the pages are written: PAPER.md and README.md, every claim with its
+verdict.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from absl import flags, logging
+
+from experiments import common, plan
+from experiments.reproductions import PAPERS, pieces
+from experiments.reproductions.claims import Claim, verdicts
+
+SMALL = ("digits", "fashion_mnist", "fashion_mnist14", "shapes")  # data of no paper
+
+PAPER = flags.DEFINE_list("paper", [], f"Which, of {', '.join(PAPERS)}; default: all.")
+SCALE = flags.DEFINE_enum("scale", "machine", ["machine", "paper"], "Whose settings.")
+RUNS = flags.DEFINE_string("runs", "runs/reproduce", "Folder of the runs.")
+RESULTS = flags.DEFINE_string("results", "docs/results", "Folder of pages, data and models.")
+ONLY = flags.DEFINE_list("only", [], "Names of the pieces to run; default: all that are not done.")
+LIST = flags.DEFINE_bool("list", False, "List the pieces, what they run and whether they are done.")
+PAGES = flags.DEFINE_bool("pages", False, "Only write the pages from what there is.")
+
+
+def chosen() -> dict[str, ModuleType]:
+    """The papers asked for.
+
+    Raises:
+        UsageError: an unknown paper or piece, listing the choices.
+    """
+    if unknown := set(PAPER.value) - set(PAPERS):
+        raise common.UsageError(f"unknown papers {sorted(unknown)}; choose from {list(PAPERS)}")
+    papers = {name: PAPERS[name] for name in PAPER.value or PAPERS}
+    known = [piece.name for paper in papers.values() for piece in paper.PIECES]
+    if unknown := set(ONLY.value) - set(known):
+        raise common.UsageError(f"unknown pieces {sorted(unknown)}; choose from {known}")
+    return papers
+
+
+def listing(papers: dict[str, ModuleType], runs: Path, results: Path) -> str:
+    """Every piece, its minutes, whether it is done, and its commands."""
+    lines = []
+    for name, paper in papers.items():
+        for piece in paper.PIECES:
+            state = "done" if pieces.done(piece, results) else f"about {piece.minutes:g} minutes"
+            lines.append(f"{name}: {piece.name} ({state})")
+            lines += [f"    {line}" for line in pieces.shown(piece, runs, results)]
+    return "\n".join(lines)
+
+
+def paper_scale(name: str) -> str:
+    """Commands, size and cost of a paper's own settings; the expected numbers are in its config."""
+    path = Path("configs") / f"{name}.py"
+    module = common.load_config_module(str(path))
+    lines = [(module.__doc__ or "").strip(), ""]
+    for variant, make in module.VARIANTS.items():
+        cfg = make()
+        if cfg.data.name in SMALL:
+            continue
+        found = plan.plan(cfg, flops=False)
+        images = cfg.train.steps * cfg.data.batch_size
+        lines += [
+            f"{variant}: {found['parameters']:,} parameters, {images / 1e6:.1f}M images",
+            f"    python -m experiments.train --config={path}:{variant} --workdir=runs/{variant}",
+            f"    python -m experiments.evaluate --workdir=runs/{variant}",
+            f"    python -m experiments.plan --config={path}:{variant}",
+        ]
+    return "\n".join(lines)
+
+
+def write_pages(results: Path) -> None:
+    """PAPER.md for every paper whose files are all there, and README.md with every claim."""
+    sections = []
+    for name, paper in PAPERS.items():
+        missing = [p.name for p in paper.PIECES if not pieces.done(p, results)]
+        title = (paper.__doc__ or name).strip()
+        if missing:
+            sections.append(f"## {name}\n\n{title}\n\nNot run: {', '.join(missing)}.")
+            continue
+        found: list[Claim] = paper.claims(results / "data")
+        body = paper.page(results / "data")
+        command = f"    python -m experiments.reproduce --paper={name}"
+        heading = title.partition("\n")[0].rstrip(".")
+        (results / f"{name}.md").write_text(
+            f"# {heading}\n\nWritten from `data/` by\n\n{command}\n\n"
+            f"A claim holds if its effect exceeds three standard deviations over seeds.\n\n"
+            f"{verdicts(found)}\n\n{body}"
+        )
+        sections.append(f"## [{name}]({name}.md)\n\n{title}\n\n{verdicts(found)}")
+    head = "# Results\n\nWritten by `python -m experiments.reproduce --pages`.\n\n"
+    (results / "README.md").write_text(head + "\n\n".join(sections) + "\n")
+    logging.info("pages written to %s", results)
+
+
+def main() -> None:
+    papers = chosen()
+    runs, results = Path(RUNS.value), Path(RESULTS.value)
+    if SCALE.value == "paper":
+        print("\n\n".join(paper_scale(name) for name in papers))
+        return
+    if LIST.value:
+        print(listing(papers, runs, results))
+        return
+    for paper in papers.values():
+        for piece in paper.PIECES:
+            wanted = piece.name in ONLY.value if ONLY.value else not PAGES.value
+            if wanted and not pieces.done(piece, results):
+                pieces.run(piece, runs, results)
+    write_pages(results)
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,92 @@
+"""Claims of papers, judged on what sweeps measured, and the tables they are shown in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import common
+
+
+class Claim(NamedTuple):
+    """One claim of a paper, and whether the effect exceeds three standard deviations."""
+
+    text: str
+    held: bool | None
+    figures: str
+
+
+def read(path: Path) -> Any:
+    """JSON, or the list of rows of a .jsonl file."""
+    return common.read_jsonl(path) if path.suffix == ".jsonl" else json.loads(path.read_text())
+
+
+def values(rows: Iterable[dict[str, Any]], metric: str = "distance", **wanted: Any) -> np.ndarray:
+    """A metric over seeds, of the rows with these values."""
+    found = [r[metric] for r in rows if all(r[k] == v for k, v in wanted.items())]
+    return np.asarray(found, np.float64)
+
+
+def above(high: np.ndarray, low: np.ndarray, factor: float = 1.0) -> bool | None:
+    """Whether ``mean(high) > factor mean(low)`` by more than three pooled standard deviations."""
+    if len(high) < 2 or len(low) < 2:
+        return None
+    spread = np.sqrt(high.var(ddof=1) + factor**2 * low.var(ddof=1))
+    return bool(high.mean() - factor * low.mean() > 3 * spread)
+
+
+def pair(a: np.ndarray, b: np.ndarray) -> str:
+    """Two sets of values as "mean ± s.d. against mean ± s.d."."""
+
+    def show(v: np.ndarray) -> str:
+        return f"{v.mean():.4g} ± {v.std(ddof=1):.2g}" if len(v) > 1 else "missing"
+
+    return f"{show(a)} against {show(b)}"
+
+
+def falls(curve: list[np.ndarray]) -> bool | None:
+    """Whether a curve ends below where it starts, by three standard deviations."""
+    return above(curve[0], curve[-1]) if len(curve) > 1 else None
+
+
+def verdicts(claims: list[Claim]) -> str:
+    """Markdown table of claims."""
+    words = {True: "held", False: "not held", None: "not run"}
+    lines = ["| claim | verdict | measured: mean ± s.d. over seeds |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {c.text} | {words[c.held]} | {c.figures} |" for c in claims])
+
+
+def figures(evaluation: dict[str, Any]) -> dict[str, str]:
+    """The image metrics of an evaluation, for `compare`."""
+    keys = ("distance", "inception_score", "precision", "recall", "density", "coverage")
+    return {k: f"{evaluation[k]:.4g}" for k in keys if k in evaluation}
+
+
+def compare(columns: dict[str, dict[str, str]]) -> str:
+    """Markdown table, one column a system, one row a figure."""
+    rows = list(dict.fromkeys(key for column in columns.values() for key in column))
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for key in rows:
+        lines.append(f"| {key} | {' | '.join(c.get(key, '-') for c in columns.values())} |")
+    return "\n".join(lines)
+
+
+def training(summary: dict[str, Any]) -> dict[str, str]:
+    """What a summary.json says of a training, for `compare`."""
+    return {
+        "parameters": f"{summary['parameters']:,}",
+        "optimiser steps": f"{summary['steps']:,}",
+        "images seen": f"{summary['images']:,}",
+        "wall-clock minutes": f"{summary['wall_seconds'] / 60:.1f}",
+        "CPU minutes": f"{summary['cpu_seconds'] / 60:.1f}",
+    }
+
+
+NOTE = """Distances are Frechet distances between features of a small frozen classifier of ours
+(`{features}`, {num} generated against {num_reference} real training images). They are **not FID**
+and compare only with each other.
+"""

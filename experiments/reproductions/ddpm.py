@@ -1,0 +1,163 @@
+"""DDPM on Fashion-MNIST beside diffusers, and its two variances at few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.reproductions.claims import (
+    NOTE,
+    Claim,
+    above,
+    compare,
+    figures,
+    pair,
+    read,
+    training,
+    values,
+)
+from experiments.reproductions.pieces import Piece, measuring, sweeping
+from experiments.reproductions.pieces import training as train
+from experiments.sampler_sweep import plot, table
+
+PAPER = """FID of the paper on CIFAR-10 with 1000 steps: 3.17 (IS 9.46, at most 3.75 bits/dim: rate
+1.78 + distortion 1.97, more than half of the rate in the last tenth of the steps). FID of
+fixedlarge and fixedsmall (sigma-hat and eta 1 in Song et al. 2020, table 1):
+
+| steps | 10 | 20 | 50 | 100 | 1000 |
+|---|---|---|---|---|---|
+| fixedlarge | 367.43 | 133.37 | 32.72 | 9.99 | 3.17 |
+| fixedsmall | 41.07 | 18.36 | 8.01 | 5.78 | 4.73 |
+"""
+MODEL = "fashion_mnist-ddpm"
+STEPS = 20
+VARIANCE_STEPS = "10,20,50"
+
+_BASELINE = ("--workdir={runs}/fashion_mnist-diffusers", f"--sample_steps={STEPS}")
+
+PIECES = (
+    train("ddpm.py:fashion_mnist", MODEL, 45),
+    Piece(
+        "train-diffusers",
+        (("baseline_diffusers", *_BASELINE, "--minutes=45", "--num=5000"),),
+        {
+            "fashion_mnist-diffusers/summary.json": "data/diffusers-summary.json",
+            f"fashion_mnist-diffusers/samples-{STEPS}.png": "fashion_mnist-diffusers.png",
+        },
+        60,
+        torch=True,
+        one_core=True,
+    ),
+    measuring(
+        "ddpm-evaluation",
+        MODEL,
+        8,
+        "--metrics=distance,baselines",
+        "--sampler=ddim",
+        f"--steps={STEPS}",
+    ),
+    measuring(
+        "diffusers-evaluation",
+        MODEL,
+        1,
+        f"--images={{runs}}/fashion_mnist-diffusers/samples-{STEPS}.npz",
+    ),
+    measuring("ddpm-bits", MODEL, 15, "--metrics=bits", "--config.eval.bits_images=100"),
+    Piece(
+        "ddpm-picture",
+        (
+            (
+                "sample",
+                f"--weights={{results}}/models/{MODEL}.safetensors",
+                f"--workdir={{runs}}/{MODEL}",
+                "--steps=250",
+                "--num=100",
+                f"--out={{runs}}/{MODEL}/picture",
+            ),
+        ),
+        {f"{MODEL}/picture.png": "fashion_mnist-ddpm.png"},
+        3,
+    ),
+    sweeping(
+        "variances",
+        MODEL,
+        15,
+        {"sampler": "ddpm", "variance": "fixedsmall,fixedlarge", "steps": VARIANCE_STEPS},
+        num=500,
+    ),
+)
+
+
+def claims(data: Path) -> list[Claim]:
+    """fixedlarge against fixedsmall at few steps (Ho et al. 2020; Song et al. 2020, table 1)."""
+    rows, out = read(data / "variances.jsonl"), []
+    for steps in map(int, VARIANCE_STEPS.split(",")):
+        large = values(rows, variance="fixedlarge", steps=steps)
+        small = values(rows, variance="fixedsmall", steps=steps)
+        text = f"fixedlarge is at least 2 times worse than fixedsmall at {steps} steps"
+        out.append(Claim(text, above(large, small, 2), pair(large, small)))
+    return out
+
+
+def _likelihood(bits: dict[str, Any]) -> str:
+    return (
+        f"Variational bound on {bits['bits_images']} test images, all 1000 steps, "
+        f"{bits['bits_variance']}: **{bits['bits_per_dim']:.3f} ± {bits['bits_per_dim_se']:.3f} "
+        f"bits/dim** (rate {bits['rate']:.3f} + distortion {bits['distortion_bits']:.3f}; the last "
+        f"tenth of the reverse steps takes {100 * bits['rate_in_last_tenth']:.0f} % of the rate)."
+    )
+
+
+def page(data: Path) -> str:
+    """Markdown without the claims."""
+    ours, base = read(data / "ddpm-evaluation.json"), read(data / "diffusers-evaluation.json")
+    summary, theirs = read(data / f"{MODEL}-summary.json"), read(data / "diffusers-summary.json")
+    scale, sampler = ours["baselines"], ours["sampler"]
+    columns = {
+        "diffjax": training(summary) | figures(ours),
+        "diffusers": training(theirs) | figures(base),
+    }
+    levels = "\n".join(
+        f"| {name} | {scale[key]:.4g} |"
+        for name, key in (
+            (f"other real images, {scale['real_floor_num']} of each (floor)", "real_floor"),
+            ("Gaussian of the same pixel mean and covariance", "matched_gaussian"),
+            ("untrained network", "untrained_network"),
+        )
+    )
+    rows = read(data / "variances.jsonl")
+    plot(rows, ["variance", "steps"], data.parent / "variances.png")
+    return f"""{NOTE.format(**ours)}
+## Beside diffusers
+
+Each network was trained on one core of one machine ({summary["machine"]}, no accelerator, Python
+{summary["python"]}, JAX {summary["jax"]}, torch {theirs["torch"]}, diffusers
+{theirs["diffusers"]}), seed {summary["seed"]} each, one training run; other work shared the
+machine, and CPU minutes are what each process really got. diffusers' side is its UNet2DModel and
+DDPMScheduler with the network and the recipe of the Hugging Face course for 28x28 grey images
+(Adam 1e-3, batch {theirs["batch"]}, cosine betas), and an exponential moving average that the
+course does without. Both are sampled with {sampler["steps"]} DDIM steps (eta {sampler["eta"]:g}).
+
+{compare(columns)}
+
+The same distance for other sets of images:
+
+| images | distance |
+|---|---|
+{levels}
+
+{_likelihood(read(data / "ddpm-bits.json"))}
+
+250 DDPM steps, fixedsmall, of diffjax, and {STEPS} DDIM steps of diffusers:
+
+![samples of diffjax](fashion_mnist-ddpm.png)
+![samples of diffusers](fashion_mnist-diffusers.png)
+
+## fixedsmall and fixedlarge
+
+{table(rows, ["variance", "steps"])}
+![variances](variances.png)
+
+## The papers' figures
+
+{PAPER}"""

@@ -1,0 +1,150 @@
+"""Pieces of a reproduction: commands that leave files, run once, resumed, and kept.
+
+What a piece leaves is copied under docs/results. A piece whose files are there is done, so a clone
+of the repository goes on where its results end, and a trained model needs no training to be
+measured again: delete a file to measure it anew.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import logging
+
+from experiments import common
+
+PARITY = Path(".venv-parity/bin/python")  # has torch and diffusers; make parity installs it
+
+
+class Piece(NamedTuple):
+    """Commands, and what to keep of what they leave.
+
+    Attributes:
+        name: how to ask for it, unique in its paper.
+        commands: each a module of ``experiments`` and its arguments, in which ``{runs}`` stands
+            for the folder of the runs and ``{results}`` for docs/results.
+        keep: file below the runs -> file below docs/results; empty if a command writes there.
+        minutes: about what it takes on one core of a 2-core machine.
+        rows: lines that its .jsonl file has when it is complete, 0 for pieces without one.
+        torch: whether it needs torch and diffusers.
+        one_core: run on one core, as in comparisons at equal time.
+    """
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    keep: dict[str, str]
+    minutes: float
+    rows: int = 0
+    torch: bool = False
+    one_core: bool = False
+
+
+def training(config: str, name: str, minutes: float, *overrides: str) -> Piece:
+    """Train a config and keep its weights and summary under a name."""
+    where = f"--workdir={{runs}}/{name}"
+    commands = (
+        ("train", f"--config=configs/{config}", where, *overrides),
+        ("export", where, f"--out={{runs}}/{name}/weights.safetensors"),
+    )
+    keep = {
+        f"{name}/weights.safetensors": f"models/{name}.safetensors",
+        f"{name}/summary.json": f"data/{name}-summary.json",
+    }
+    return Piece(f"train-{name}", commands, keep, minutes, one_core=True)
+
+
+def measuring(name: str, model: str, minutes: float, *options: str) -> Piece:
+    """``experiments.evaluate`` of a kept model, to data/NAME.json."""
+    command = ("evaluate", *_of(model), f"--out={{runs}}/{model}/{name}.json", *options)
+    return Piece(name, (command,), {f"{model}/{name}.json": f"data/{name}.json"}, minutes)
+
+
+def sweeping(
+    name: str, model: str, minutes: float, axes: dict[str, str], *, num: int, seeds: int = 3
+) -> Piece:
+    """A sweep over ``config.sample`` of a kept model, to data/NAME.jsonl."""
+    command = (
+        "evaluate",
+        *_of(model),
+        f"--name={name}",
+        *(f"--sweep={key}={values}" for key, values in axes.items()),
+        f"--seeds={seeds}",
+        f"--num={num}",
+    )
+    rows = seeds * math.prod(len(values.split(",")) for values in axes.values())
+    keep = {f"{model}/sweeps/{name}.jsonl": f"data/{name}.jsonl"}
+    return Piece(name, (command,), keep, minutes, rows)
+
+
+def _of(model: str) -> tuple[str, str]:
+    return f"--weights={{results}}/models/{model}.safetensors", f"--workdir={{runs}}/{model}"
+
+
+def shown(piece: Piece, runs: Path, results: Path) -> list[str]:
+    """The commands of a piece, to read or to type."""
+    places = {"runs": runs, "results": results}
+    lines = [[part.format(**places) for part in command] for command in piece.commands]
+    return [f"python -m experiments.{' '.join(line)}" for line in lines]
+
+
+def done(piece: Piece, results: Path) -> bool:
+    """Whether docs/results has all that the piece leaves."""
+    files = [results / saved for saved in piece.keep.values()]
+    if not all(file.exists() for file in files):
+        return False
+    return len(common.read_jsonl(files[0])) >= piece.rows if piece.rows else True
+
+
+def run(piece: Piece, runs: Path, results: Path) -> bool:
+    """Run a piece that is not done; False if this machine lacks what it needs.
+
+    Sweeps are kept as far as they came, also when a command fails.
+
+    Raises:
+        RuntimeError: a command failed.
+    """
+    python = _python(piece)
+    if python is None:
+        logging.warning("%s needs torch and diffusers: make parity installs them", piece.name)
+        return False
+    if piece.rows:
+        _copy(piece, results, runs, back=True)
+    try:
+        for command, text in zip(piece.commands, shown(piece, runs, results), strict=True):
+            logging.info("%s (about %g minutes): %s", piece.name, piece.minutes, text)
+            arguments = text.split()[3:]
+            line = [*_pinned(piece), python, "-m", f"experiments.{command[0]}", *arguments]
+            if code := subprocess.run(line, check=False).returncode:
+                raise RuntimeError(f"{piece.name}: {text} ended with exit code {code}")
+    finally:
+        if piece.rows:
+            _copy(piece, runs, results)
+    _copy(piece, runs, results)
+    return True
+
+
+def _python(piece: Piece) -> str | None:
+    if not piece.torch or find_spec("diffusers"):
+        return sys.executable
+    return str(PARITY) if PARITY.exists() else None
+
+
+def _pinned(piece: Piece) -> list[str]:
+    if not piece.one_core or not shutil.which("taskset"):
+        return []
+    return ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
+
+
+def _copy(piece: Piece, source: Path, target: Path, *, back: bool = False) -> None:
+    for worked, saved in piece.keep.items():
+        a, b = (saved, worked) if back else (worked, saved)
+        if (source / a).exists():
+            (target / b).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / a, target / b)

@@ -1,0 +1,199 @@
+"""Pieces of reproductions: run once, kept, resumed, and listed."""
+
+import itertools
+import json
+import re
+import subprocess
+
+import pytest
+
+from experiments import reproduce
+from experiments.reproductions import PAPERS, pieces
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Commands that would run; each is handed to ``commands.act``."""
+
+    class Commands(list):
+        act = staticmethod(lambda line: 0)
+
+    seen = Commands()
+
+    def run(line, check):
+        seen.append(line)
+        return subprocess.CompletedProcess(line, seen.act(line))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return seen
+
+
+SWEEP = pieces.sweeping("swept", "model", 1, {"steps": "5,10", "eta": "0,1"}, num=7, seeds=2)
+
+
+def test_a_sweep_asks_for_every_cell_of_the_kept_model(tmp_path):
+    (text,) = pieces.shown(SWEEP, tmp_path / "runs", tmp_path)
+    assert f"--weights={tmp_path}/models/model.safetensors" in text
+    assert "--sweep=steps=5,10 --sweep=eta=0,1 --seeds=2 --num=7" in text
+    assert SWEEP.rows == 8
+
+
+def test_what_a_failed_sweep_measured_is_kept_and_given_back(tmp_path, commands):
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    file = runs / "model" / "sweeps" / "swept.jsonl"
+    file.parent.mkdir(parents=True)
+
+    def rows(count):
+        return "".join(json.dumps({"distance": k}) + "\n" for k in range(count))
+
+    def cut(line):
+        file.write_text(rows(3))
+        return 1
+
+    commands.act = cut
+    with pytest.raises(RuntimeError, match=r"swept: python -m experiments.evaluate .* exit code 1"):
+        pieces.run(SWEEP, runs, results)
+    assert not pieces.done(SWEEP, results)
+    file.unlink()
+
+    def finish(line):
+        assert file.read_text() == rows(3)  # a fresh machine goes on from what was kept
+        file.write_text(rows(8))
+        return 0
+
+    commands.act = finish
+    assert pieces.run(SWEEP, runs, results)
+    assert pieces.done(SWEEP, results)
+
+
+def test_a_training_is_kept_as_weights_and_summary(tmp_path, commands):
+    piece = pieces.training("ddpm.py:digits", "small", 1, "--config.seed=1")
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    (runs / "small").mkdir(parents=True)
+    for name in ("weights.safetensors", "summary.json"):
+        (runs / "small" / name).write_text(name)
+    assert not pieces.done(piece, results)
+    assert pieces.run(piece, runs, results)
+    assert pieces.done(piece, results)
+    assert (results / "models" / "small.safetensors").read_text() == "weights.safetensors"
+    assert [line[line.index("-m") + 1] for line in commands] == [
+        "experiments.train",
+        "experiments.export",
+    ]
+    assert "--config.seed=1" in commands[0]
+
+
+def test_pieces_have_names_of_their_own_and_files_of_their_own():
+    every = [piece for paper in PAPERS.values() for piece in paper.PIECES]
+    names = [piece.name for piece in every]
+    kept = [saved for piece in every for saved in piece.keep.values()]
+    assert len(set(names)) == len(names)
+    assert len(set(kept)) == len(kept)
+    assert all(0 < piece.minutes <= 60 for piece in every)
+
+
+def test_pages_say_what_was_not_run(tmp_path):
+    reproduce.write_pages(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "Not run: train-fashion_mnist-ddpm, train-diffusers" in text
+
+
+def test_papers_at_their_own_scale_are_commands(tmp_path):
+    text = reproduce.paper_scale("ddpm")
+    assert "cifar10: 35,746,307 parameters, 102.4M images" in text
+    assert "--config=configs/ddpm.py:cifar10 --workdir=runs/cifar10" in text
+    assert "FID 3.17" in text
+
+
+def test_unknown_papers_and_pieces_list_the_choices(execute):
+    out = execute("reproduce", "--paper=dpm", "--list", code=1)
+    assert "choose from ['ddpm'" in out
+    out = execute("reproduce", "--paper=ddim", "--only=dim", "--list", code=1)
+    assert "choose from ['ddim', 'reconstruction'" in out
+    assert "ddim: reconstruction (" in execute("reproduce", "--paper=ddim", "--list")
+
+
+IMAGE_METRICS = {
+    "distance": 10.0,
+    "inception_score": 5.0,
+    "class_accuracy": 0.5,
+    "precision": 0.5,
+    "recall": 0.5,
+    "density": 0.5,
+    "coverage": 0.5,
+    "features": "fake-v1",
+    "num": 100,
+    "num_reference": 100,
+}
+MADE = {
+    "summary": {
+        "parameters": 10, "steps": 2, "images": 4, "wall_seconds": 60.0, "cpu_seconds": 50.0,
+        "seed": 0, "machine": "none", "python": "3", "jax": "0", "torch": "0", "diffusers": "0",
+        "batch": 2,
+    },
+    "evaluation": {
+        **IMAGE_METRICS,
+        "baselines": {"real_floor": 1.0, "real_floor_num": 50, "matched_gaussian": 90.0,
+                      "untrained_network": 900.0},
+        "sampler": {"steps": 20, "eta": 0.0},
+    },
+    "bits": {
+        "bits_images": 10, "bits_variance": "fixedsmall", "bits_per_dim": 3.0,
+        "bits_per_dim_se": 0.1, "rate": 2.0, "distortion_bits": 1.0, "rate_in_last_tenth": 0.7,
+    },
+    "reconstruction": {
+        "reconstruction_slope": -1.0, "reconstruction_mse": {"10": 0.1, "100": 0.01},
+    },
+    "guidance-cost": {
+        "time_ratio": {"guided": 1.9, "guided_sequential": 2.1},
+        "memory_ratio": {"guided": 2.0, "guided_sequential": 1.0},
+    },
+}  # fmt: skip
+
+
+def number(text):
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        return text
+
+
+def sweep_rows(piece):
+    """Rows of all cells of a sweep; distances fall with the steps and differ by seed."""
+    axes = [part.removeprefix("--sweep=") for part in piece.commands[0] if "--sweep" in part]
+    names = [axis.partition("=")[0] for axis in axes]
+    values = [[number(v) for v in axis.partition("=")[2].split(",")] for axis in axes]
+    for seed, *cell in itertools.product(range(3), *values):
+        row = dict(zip(names, cell, strict=True))
+        steps = row.get("steps", 10)
+        count = 2 * steps - 1 if row.get("sampler") in ("heun", "dpm2", "dpm2_ancestral") else steps
+        shift = {"distance": 100 / steps + 0.01 * seed, "seed": seed, "evaluations": count}
+        yield {**IMAGE_METRICS, **row, **shift}
+
+
+def leave(piece, results):
+    """The files of a piece, made up."""
+    for saved in piece.keep.values():
+        path = results / saved
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in sweep_rows(piece)))
+        elif path.suffix == ".json":
+            kind = next(kind for kind in MADE if path.stem.endswith(kind))
+            path.write_text(json.dumps(MADE[kind]))
+        else:
+            path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("name", list(PAPERS))
+def test_every_page_is_written_once_its_pieces_are_done(name, tmp_path):
+    needed = PAPERS[name].PIECES
+    for piece in needed:
+        leave(piece, tmp_path)
+        assert pieces.done(piece, tmp_path)
+    reproduce.write_pages(tmp_path)
+    page = (tmp_path / f"{name}.md").read_text()
+    assert "held | " in page
+    for picture in re.findall(r"!\[.*\]\((.*)\)", page):
+        assert (tmp_path / picture).exists()
+    assert f"## [{name}]({name}.md)" in (tmp_path / "README.md").read_text()

@@ -1,0 +1,36 @@
+"""The cases of control_cases.py as diffusers computes them; renews tests/golden/controlnet.npz.
+
+python -m tests.parity.control_record
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.parity import control_cases, sd_cases, sd_record
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "controlnet.npz"
+
+
+@torch.no_grad()
+def theirs(config: sd_cases.Config) -> list[np.ndarray]:
+    """Residuals of the skips and of the middle, NHWC."""
+    given, cond = sd_cases.unet_inputs(config), control_cases.conditions(config)
+    added = {key: torch.from_numpy(value) for key, value in cond.get("added", {}).items()}
+    out = sd_record.network(config)(
+        sd_record.nchw(given["z"]),
+        torch.from_numpy(given["t"]),
+        torch.from_numpy(cond["context"]),
+        sd_record.nchw(cond["hint"]),
+        added_cond_kwargs=added or None,
+    )
+    values = (*out.down_block_res_samples, out.mid_block_res_sample)
+    return [value.permute(0, 2, 3, 1).numpy() for value in values]
+
+
+if __name__ == "__main__":
+    found = {name: control_cases.digest(theirs(c)) for name, c in control_cases.NETS.items()}
+    np.savez_compressed(GOLDEN, **found)
