@@ -36,6 +36,7 @@ from diffjax.train.sharding import (
 )
 from diffjax.types import Task
 from experiments import common
+from experiments import frozen as frozen_weights
 
 GIB = 2**30
 CACHE = Path(os.environ.get("DIFFJAX_CACHE", "~/.cache/diffjax")).expanduser() / "plan"
@@ -190,7 +191,7 @@ def _utilisation(flops: float, cost: Mapping[str, Any], chip: Chip | None, text:
 def _abstract_step(cfg: Any, task: Task, mesh: Any) -> tuple[Any, tuple[Any, ...], State]:
     """The jitted step, its arguments as shapes with placements, and the state's placements."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    frozen = None
+    frozen = frozen_weights.abstract(cfg)
     state = common.abstract_state(cfg, task)
     batch = common.abstract_batch(cfg, cfg.data.batch_size)
     placed, cold = tree_sharding(state, mesh), tree_sharding(frozen, mesh)
