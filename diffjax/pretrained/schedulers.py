@@ -257,20 +257,23 @@ def make_grid(
     """
     grid = kind.grid(o, Asked(steps, timesteps, sigmas, mu))
     if start is not None and 0 < start < 1:
-        first = _first_row(kind, o, grid, start) // kind.order
-    else:
-        first = grids.truncate(grid, strength=strength).first
-    return grids.skip(grid, first - (kind.repeats and first > 1))
+        return grids.skip(grid, _handed_over(kind, o, grid, start))
+    first = grids.truncate(grid, strength=strength).first
+    # diffusers skips rows, and its PLMS visits level 1 twice.
+    return grids.skip(grid, first - (first > 1 and bool(o.get("skip_prk_steps"))))
 
 
-def _first_row(kind: Kind, o: Options, grid: Grid, start: float) -> int:
-    """Row of the first evaluation below the cut, at the beginning of a step."""
+def _handed_over(kind: Kind, o: Options, grid: Grid, start: float) -> int:
+    """The first level of a second model.
+
+    With two evaluations a step it is that of the first step which has an evaluation below the cut.
+    """
+    total = o["num_train_timesteps"]
+    first = grids.window(grid, start=start, total=total).first
+    if kind.order == 1:
+        return first
     times = kind.sampler(o, None).plan(grid).level.t
-    count = int((times < _cut(o["num_train_timesteps"], start)).sum())
-    count += kind.order == 2 and count % 2 == 0
-    if count == 0:
-        raise ValueError(f"no step of this grid lies behind start={start}")
-    return len(times) - count
+    return int((times >= _cut(total, start)).sum()) // kind.order
 
 
 def _cut(total: int, fraction: float) -> int:
