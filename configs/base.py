@@ -171,6 +171,9 @@ def smoke(config: ConfigDict) -> ConfigDict:
     net.multipliers = tuple(2 * m if m < 1 else 1 for m in net.multipliers)
     net.head_channels = 4 if net.head_channels else 0
     config.data.update(name="noise", image_size=net.patch * 2**levels, batch_size=4)
+    if "control" in config:
+        config.control.base = "random"
+        config.control.net.hint_widths = (4, 8)
     config.train.update(
         steps=2, minutes=0.0, log_every=1, checkpoint_every=1, sample_every=2, accumulate=1
     )

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +23,13 @@ from tqdm import tqdm
 
 import diffjax
 from diffjax import data, grids, guidance, samplers
-from diffjax.tasks import Diffusion, make_diffusion, make_task
+from diffjax.tasks import Diffusion, make_controlnet_task, make_diffusion, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
 from diffjax.types import Rows, Sampler, Task, taken
-from experiments import weights
+from experiments import controlled, weights
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -218,9 +219,10 @@ def image_shape(cfg: ConfigDict) -> tuple[int, int, int]:
 
 def task_of(cfg: ConfigDict) -> Task:
     """The task of a config."""
-    if cfg.task != "diffusion":
-        raise UsageError(f"unknown task {cfg.task!r}; choose one of diffusion")
-    return make_task(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+    if cfg.task not in ("diffusion", "controlnet"):
+        raise UsageError(f"unknown task {cfg.task!r}; choose one of controlnet, diffusion")
+    make = make_controlnet_task if cfg.task == "controlnet" else make_task
+    return make(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
 def diffusion_of(cfg: ConfigDict) -> Diffusion:
@@ -264,8 +266,12 @@ def _noise_images(cfg: ConfigDict, count: int = 64) -> data.Source:
     )
 
 
-def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
-    """``(step, sharding) -> iterator`` of training batches, placed on the devices ahead of use."""
+def batches_of(cfg: ConfigDict, source: data.Source, hints: data.Hints | None = None) -> Batches:
+    """``(step, sharding) -> iterator`` of training batches, placed on the devices ahead of use.
+
+    Args:
+        hints: what makes the hints of a ControlNet.
+    """
 
     def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
         host = data.batches(
@@ -278,6 +284,7 @@ def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        host = host if hints is None else data.with_hints(host, hints)
         return data.device_prefetch(host, sharding)
 
     return start
@@ -286,11 +293,13 @@ def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
 def abstract_state(cfg: ConfigDict, task: Task) -> State:
     """Shapes of the training state, without memory."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
+    frozen = controlled.abstract(cfg) if cfg.task == "controlnet" else None
     batch = {
         "image": jax.ShapeDtypeStruct((1, *image_shape(cfg)), jnp.float32),
         "label": jax.ShapeDtypeStruct((1,), jnp.int32),
     }
-    return jax.eval_shape(lambda b: init_state(task, optimizer, jax.random.key(0), None, b), batch)
+    init = partial(init_state, task, optimizer)
+    return jax.eval_shape(init, jax.random.key(0), frozen, batch)
 
 
 def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from diffjax.tasks.controlnet import make_controlled
 from diffjax.train import State, make_optimizer, make_step
-from experiments import common
+from experiments import common, controlled
 
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 FLOPS = flags.DEFINE_bool("flops", True, "Compile a step for one image to count its FLOPs.")
@@ -38,7 +39,12 @@ def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
         "image": jax.ShapeDtypeStruct((1, *common.image_shape(cfg)), jnp.float32),
         "label": jax.ShapeDtypeStruct((1,), jnp.int32),
     }
-    network = common.diffusion_of(cfg).network
+    model = common.diffusion_of(cfg)
+    network, params, frozen = model.network, state.params, None
+    if cfg.task == "controlnet":
+        network, frozen = make_controlled(cfg.control, model), controlled.abstract(cfg)
+        hint = jax.ShapeDtypeStruct((1, *controlled.hint_shape(cfg)), jnp.float32)
+        batch, params = {**batch, "hint": hint}, {**frozen["base"], **params, "hint": hint}
 
     def forward(params: Any, b: Any) -> Any:
         return network.apply({"params": params}, b["image"], jnp.zeros(1), {"label": b["label"]})
@@ -48,8 +54,8 @@ def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
         return float(jax.jit(f).lower(*args).cost_analysis()["flops"])
 
     return {
-        "training_flops_per_image": count(step, state, None, batch),
-        "forward_flops_per_image": count(forward, state.params, batch),
+        "training_flops_per_image": count(step, state, frozen, batch),
+        "forward_flops_per_image": count(forward, params, batch),
     }
 
 

@@ -26,7 +26,7 @@ from absl import flags, logging
 
 from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
-from experiments import common
+from experiments import common, controlled
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
@@ -50,6 +50,26 @@ def _preview(cfg: Any, task: Any, folder: Any) -> Any:
         if not hosts.is_writer():
             return
         picture = common.tile(images)
+        common.save_png(picture, folder / "samples" / f"{step:08d}.png")
+        reporter.image("samples", step, picture)
+
+    return write
+
+
+def _control_preview(cfg: Any, frozen: Any, folder: Any) -> Any:
+    """Callback that writes hints of test images above samples that are controlled by them."""
+    steps = min(PREVIEW_STEPS, cfg.sample.steps)
+    painter_cfg = common.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
+    given = controlled.examples(cfg, min(cfg.sample.num, 16))
+
+    def write(state: State, step: int, reporter: Reporter) -> None:
+        paint = controlled.Painter(painter_cfg, controlled.unlocked(frozen, state.ema))
+        request = controlled.Request([given["hint"]], given["label"])
+        images = paint([controlled.Net(cfg, state.ema["control"])], request)
+        if not hosts.is_writer():
+            return
+        hints = controlled.as_pictures(given["hint"], cfg.data.channels)
+        picture = common.tile(np.concatenate([hints, images]), columns=len(images))
         common.save_png(picture, folder / "samples" / f"{step:08d}.png")
         reporter.image("samples", step, picture)
 
@@ -114,6 +134,10 @@ def main() -> None:
     )
     task = common.task_of(cfg)
     source = common.source_of(cfg)
+    frozen, hints, preview = None, None, _preview(cfg, task, folder)
+    if cfg.task == "controlnet":
+        frozen, hints = controlled.load_base(cfg), controlled.hints_of(cfg)
+        preview = _control_preview(cfg, frozen, folder)
     check_workdir(folder)
     stored = folder / "config.json"
     if (
@@ -132,8 +156,9 @@ def main() -> None:
             task,
             cfg,
             folder,
-            common.batches_of(cfg, source),
-            on_sample=_preview(cfg, task, folder),
+            common.batches_of(cfg, source, hints),
+            frozen=frozen,
+            on_sample=preview,
         )
         record.finish(int(state.step), finished=True)
     except Preempted as stopped:
@@ -141,8 +166,8 @@ def main() -> None:
         logging.warning("%s", stopped)
         sys.exit(stopped.exit_code)
     logging.info(
-        "trained to step %d in %.1f minutes; next: python -m experiments.sample --workdir=%s",
-        int(state.step), record.minutes(), folder,
+        "trained to step %d in %.1f minutes; next: python -m experiments.%s --workdir=%s",
+        int(state.step), record.minutes(), "control" if hints else "sample", folder,
     )  # fmt: skip
 
 

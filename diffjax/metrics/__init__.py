@@ -26,6 +26,7 @@ from diffjax.metrics.features import (
     load_network,
     save_network,
 )
+from diffjax.metrics.fidelity import edge_f1, mask_iou
 from diffjax.metrics.frechet import frechet_distance
 from diffjax.metrics.inception import inception_network, inception_shapes
 from diffjax.metrics.kernel import kernel_distance
@@ -48,6 +49,7 @@ __all__ = [
     "PrecisionRecall",
     "Statistics",
     "collect",
+    "edge_f1",
     "empty",
     "evaluate_images",
     "extract",
@@ -61,6 +63,7 @@ __all__ = [
     "load_array",
     "load_network",
     "load_statistics",
+    "mask_iou",
     "merge",
     "moments",
     "precision_recall",
