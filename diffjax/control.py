@@ -173,6 +173,7 @@ def guide(
     *,
     combine: Combine = guidance.cfg,
     sequential: bool = False,
+    always: bool = False,
 ) -> Denoiser:
     """`diffjax.guidance.guide` with controls, each on both halves or on the conditional one alone.
 
@@ -191,7 +192,9 @@ def guide(
             added = total(single, z, level, cond)
             ours = {**(cond or {}), "control": added}
             theirs = {**(null or {}), "control": jax.tree.map(jnp.zeros_like, added)}
-        whole = guidance.guide(both, ours, theirs, scale, combine=combine, sequential=sequential)
+        whole = guidance.guide(
+            both, ours, theirs, scale, combine=combine, sequential=sequential, always=always
+        )
         return whole(z, level)
 
     return guided

@@ -50,12 +50,12 @@ def batch_of(cfg: Any, size: int) -> dict[str, np.ndarray]:
     }
 
 
-def compiled(cfg: Any, task: Any, frozen: Any, batch: Any) -> Any:
+def compiled(cfg: Any, task: Any, fixed: Any, batch: Any) -> Any:
     """The compiled training step, from shapes alone."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    state = jax.eval_shape(partial(init_state, task, optimizer), jax.random.key(0), frozen, batch)
+    state = jax.eval_shape(partial(init_state, task, optimizer), jax.random.key(0), fixed, batch)
     step = jax.jit(make_step(task, optimizer), donate_argnums=0)
-    return step.lower(state, frozen, batch).compile(), state
+    return step.lower(state, fixed, batch).compile(), state
 
 
 def peak_bytes(program: Any) -> int:
@@ -80,9 +80,9 @@ def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
     """Seconds and bytes of a step of either, and the ratios of ControlNet to fine-tuning."""
     given = batch_of(cfg, batch)
     programs, states, bases = {}, {}, {}
-    for name, (task, frozen) in tasks(cfg).items():
-        programs[name], state = compiled(cfg, task, frozen, given)
-        states[name], bases[name] = _filled(state), _filled(frozen)
+    for name, (task, fixed) in tasks(cfg).items():
+        programs[name], state = compiled(cfg, task, fixed, given)
+        states[name], bases[name] = _filled(state), _filled(fixed)
         states[name] = states[name]._replace(opt=jax.tree.map(jnp.zeros_like, states[name].opt))
     clocks = {"wall": time.perf_counter, "cpu": time.process_time}
     seconds: dict[str, dict[str, list[float]]] = {c: {n: [] for n in programs} for c in clocks}

@@ -3,7 +3,8 @@
     python -m experiments.train --config=configs/ddpm.py:digits --workdir=runs/digits
 
 Writes to the workdir: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ with a grid
-of images at intervals, and summary.json with sizes and times. Exit codes: 0 done, 1 error, 2 wrong
+of images at intervals, summary.json with sizes and times, and with --config.train.evaluate_every
+the measures in the log and the best state in best/. Exit codes: 0 done, 1 error, 2 wrong
 flags; stopped with the state saved: 130 by Ctrl-C, 140 by SIGUSR2, 143 by SIGTERM.
 
 Under Slurm and on TPU pods the processes of a run find each other. Elsewhere, start each with
@@ -24,9 +25,10 @@ import jax
 import numpy as np
 from absl import flags, logging
 
+from diffjax import metrics
 from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
-from experiments import common, controlled
+from experiments import common, controlled, first_stage, frozen, judging
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
@@ -37,14 +39,23 @@ HEARTBEAT = flags.DEFINE_float("heartbeat", 100.0, "Seconds until a silent proce
 PREVIEW_STEPS = 50
 
 
-def _preview(cfg: Any, task: Any, folder: Any) -> Any:
-    """Callback that writes a grid of DDIM samples from the averaged parameters."""
+def _quick(cfg: Any) -> Any:
+    """The config with few steps of DDIM, for looks at a model in training."""
     steps = min(PREVIEW_STEPS, cfg.sample.steps)
-    preview = common.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
+    return common.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
+
+
+def _preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
+    """Callback that writes a grid of DDIM samples from the averaged parameters."""
+    if cfg.task == "autoencoder":
+        return first_stage.preview(cfg, folder)
+    if cfg.task == "controlnet":
+        return _control_preview(cfg, task, folder, given)
+    preview, compiled = _quick(cfg), {}
 
     def write(state: State, step: int, reporter: Reporter) -> None:
         num = min(cfg.sample.num, 64)
-        images = common.image_maker(preview, task, state).make(
+        images = common.image_maker(preview, task, state, given, compiled=compiled).make(
             num=num, batch_size=num, progress=f"preview at step {step}"
         )
         if not hosts.is_writer():
@@ -56,24 +67,51 @@ def _preview(cfg: Any, task: Any, folder: Any) -> Any:
     return write
 
 
-def _control_preview(cfg: Any, frozen: Any, folder: Any) -> Any:
-    """Callback that writes hints of test images above samples that are controlled by them."""
-    steps = min(PREVIEW_STEPS, cfg.sample.steps)
-    painter_cfg = common.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
-    given = controlled.examples(cfg, min(cfg.sample.num, 16))
+def _control_preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
+    """Callback that writes hints of test images above samples that they control."""
+    preview, compiled, num = _quick(cfg), {}, min(cfg.sample.num, 16)
+    hints = controlled.as_pictures(controlled.examples(cfg, num)["hint"], cfg.data.channels)
 
     def write(state: State, step: int, reporter: Reporter) -> None:
-        paint = controlled.Painter(painter_cfg, controlled.unlocked(frozen, state.ema))
-        request = controlled.Request([given["hint"]], given["label"])
-        images = paint([controlled.Net(cfg, state.ema["control"])], request)
+        images = common.image_maker(preview, task, state, given, compiled=compiled).make(
+            num=num, batch_size=num, progress=f"preview at step {step}"
+        )
         if not hosts.is_writer():
             return
-        hints = controlled.as_pictures(given["hint"], cfg.data.channels)
-        picture = common.tile(np.concatenate([hints, images]), columns=len(images))
+        picture = common.tile(np.concatenate([hints, images]), columns=num)
         common.save_png(picture, folder / "samples" / f"{step:08d}.png")
         reporter.image("samples", step, picture)
 
     return write
+
+
+def _evaluator(cfg: Any, task: Any, given: Any) -> Any:
+    """Callback that measures DDIM samples of the averaged parameters; None if not asked for.
+
+    Distances are those of our own small classifier, with every image seed the same, so that the
+    values of a run compare with each other.
+
+    Raises:
+        UsageError: there is no classifier for this data set.
+    """
+    if not cfg.train.get("evaluate_every", 0):
+        return None
+    if cfg.task == "autoencoder":
+        return lambda state, step: first_stage.measure(cfg, state, cfg.eval.loop_num)
+    if not cfg.eval.features:
+        raise common.UsageError("train.evaluate_every needs a classifier: config.eval.features")
+    network = metrics.feature_network(cfg.eval.features)
+    num = cfg.eval.loop_num
+    real, quick = judging.reference_images(cfg, num), _quick(cfg)
+    compiled: dict[Any, Any] = {}
+
+    def measure(state: State, step: int) -> dict[str, float]:
+        maker = common.image_maker(quick, task, state, given, compiled=compiled)
+        images = maker.make(num=num, progress=f"evaluation at step {step}")
+        found = judging.judge(network, images, real, maker.model.num_classes)
+        return {k: v for k, v in found.items() if isinstance(v, float)}
+
+    return measure
 
 
 class _Record:
@@ -134,11 +172,8 @@ def main() -> None:
     )
     task = common.task_of(cfg)
     source = common.source_of(cfg)
-    frozen, hints, preview = None, None, _preview(cfg, task, folder)
-    if cfg.task == "controlnet":
-        frozen, hints = controlled.load_base(cfg), controlled.hints_of(cfg)
-        preview = _control_preview(cfg, frozen, folder)
     check_workdir(folder)
+    given = frozen.load(cfg, folder, fresh=True)
     stored = folder / "config.json"
     if (
         hosts.is_writer() and not stored.exists()
@@ -156,18 +191,20 @@ def main() -> None:
             task,
             cfg,
             folder,
-            common.batches_of(cfg, source, hints),
-            frozen=frozen,
-            on_sample=preview,
+            common.batches_of(cfg, source),
+            frozen=given,
+            on_sample=_preview(cfg, task, folder, given),
+            on_evaluate=_evaluator(cfg, task, given),
         )
         record.finish(int(state.step), finished=True)
     except Preempted as stopped:
         record.finish()
         logging.warning("%s", stopped)
         sys.exit(stopped.exit_code)
+    after = "control" if cfg.task == "controlnet" else "sample"
     logging.info(
         "trained to step %d in %.1f minutes; next: python -m experiments.%s --workdir=%s",
-        int(state.step), record.minutes(), "control" if hints else "sample", folder,
+        int(state.step), record.minutes(), after, folder,
     )  # fmt: skip
 
 

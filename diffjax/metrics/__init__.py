@@ -17,6 +17,7 @@ from typing import Any
 
 from absl import logging
 
+from diffjax.metrics.clip import clip_score
 from diffjax.metrics.collection import collect
 from diffjax.metrics.features import (
     FeatureNetwork,
@@ -28,9 +29,11 @@ from diffjax.metrics.features import (
 )
 from diffjax.metrics.fidelity import edge_f1, mask_iou
 from diffjax.metrics.frechet import frechet_distance
+from diffjax.metrics.inception import SOURCE as INCEPTION_SOURCE
 from diffjax.metrics.inception import inception_network, inception_shapes
 from diffjax.metrics.kernel import kernel_distance
 from diffjax.metrics.neighbours import PrecisionRecall, precision_recall
+from diffjax.metrics.pairs import diversity, psnr, ssim
 from diffjax.metrics.reference import (
     Statistics,
     load_array,
@@ -42,13 +45,16 @@ from diffjax.metrics.scores import inception_score
 from diffjax.metrics.statistics import Gaussian, Moments, empty, merge, moments, update
 
 __all__ = [
+    "INCEPTION_SOURCE",
     "FeatureNetwork",
     "Features",
     "Gaussian",
     "Moments",
     "PrecisionRecall",
     "Statistics",
+    "clip_score",
     "collect",
+    "diversity",
     "edge_f1",
     "empty",
     "evaluate_images",
@@ -67,8 +73,10 @@ __all__ = [
     "merge",
     "moments",
     "precision_recall",
+    "psnr",
     "save_network",
     "save_statistics",
+    "ssim",
     "statistics_of",
     "update",
 ]

@@ -20,7 +20,8 @@ def squared_mmd(real: np.ndarray, fake: np.ndarray) -> float:
     """
 
     def mean(x: np.ndarray, y: np.ndarray, *, same: bool = False) -> float:
-        values = (x @ y.T / x.shape[1] + 1) ** 3
+        values = x @ y.T / x.shape[1] + 1
+        values *= values * values  # ten times faster than a power
         total = values.sum() - (np.trace(values) if same else 0)
         return float(total / (values.size - same * len(x)))
 
@@ -38,7 +39,7 @@ def kernel_distance(
     Args:
         real: features (N, F).
         fake: features (M, F).
-        subsets: how many pairs of subsets.
+        subsets: how many pairs of subsets; where these are the whole of both sets, 1 is enough.
         size: of a subset, at most N and M.
         seed: of the choice.
 
@@ -52,6 +53,8 @@ def kernel_distance(
             f"{subsets} subsets of {size}: a subset needs at least 2 and at most the "
             f"{len(real)} and {len(fake)} images there are"
         )
+    if size == len(real) == len(fake):
+        subsets = 1
     rng = np.random.default_rng(seed)
 
     def chosen(features: Any, name: str) -> np.ndarray:

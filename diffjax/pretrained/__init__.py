@@ -6,6 +6,7 @@ from diffjax.pretrained.lora import merge_lora
 from diffjax.pretrained.models import Model, load_model, save_model
 from diffjax.pretrained.schedulers import (
     Scheduler,
+    flow_mu,
     load_scheduler,
     save_scheduler,
     to_config,
@@ -17,6 +18,7 @@ from diffjax.pretrained.state_dict import from_state_dict, save_safetensors, to_
 __all__ = [
     "Model",
     "Scheduler",
+    "flow_mu",
     "from_state_dict",
     "load_model",
     "load_safetensors",

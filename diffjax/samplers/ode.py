@@ -205,7 +205,7 @@ def plms(*, runge_kutta: bool = False, output: str = "eps", total: int | None = 
 
     Args:
         output: what the multistep rule combines: slopes ``eps``, or ``v = alpha eps - sigma x``
-            as diffusers does with networks that predict v.
+            as diffusers does with networks that predict v, which leaves a method of order 1.
         total: see `ddim`.
 
     Raises:

@@ -3,9 +3,11 @@ r"""Training a ControlNet on a frozen base (Zhang et al. 2023, section 3.3).
 The loss is that of the base, ``E |raw(z, t, cond, hint) - target|^2``; half of the conditions are
 dropped (``cond.drop``), so that the network learns to read the hint in place of a prompt.
 
-``frozen["base"]`` holds the parameters of the base. They are no argument of the gradient, so that
-nothing is kept of the base's encoder for the backward pass, and of its decoder only what the
-gradient of the features needs: neither gradients, nor optimiser state, nor inputs of its layers.
+``frozen["base"]`` holds the parameters of the base, with those that were trained beside it, and
+``frozen["statistics"]`` what it measured of its data. The parameters are no argument of the
+gradient, so that nothing is kept of the base's encoder for the backward pass, and of its decoder
+only what the gradient of the features needs: neither gradients, nor optimiser state, nor inputs of
+its layers.
 """
 
 from __future__ import annotations
@@ -126,7 +128,7 @@ def make_controlnet_task(
         params = {NET: copy_base(fresh[NET], base)}
         if section.train_decoder:
             params["decoder"] = jax.tree.map(jnp.copy, decoder_of(base))
-        return params, extra
+        return params, {**extra, **frozen.get("statistics", {})}
 
     def base_of(params: PyTree, frozen: PyTree) -> PyTree:
         return {**frozen["base"], **params.get("decoder", {})}
@@ -161,23 +163,31 @@ def make_controlnet_task(
             guidance.per_evaluation(strength) if jnp.ndim(strength) else strength,
             choose("balance", section.balance, control.BALANCES),
         )
-        denoise = controlled(plain, base_of(params, frozen), [one], cond, scale)
+        base = base_of(params, frozen)
+        encode = partial(plain.condition.encode, base, frozen, extra)
+        null = None if scale is None else encode(plain.condition.null(cond))
+        denoise = controlled(plain, base, [one], encode(cond), null, scale)
         if config.sample.clip:
             denoise = samplers.clip(denoise)
-        z = samplers.prior(noise, rows)
-        return jnp.clip(samplers.sample(noise, denoise, sampler, z, rows, n=n), -1, 1)
+        x = samplers.sample(noise, denoise, sampler, samplers.prior(noise, rows), rows, n=n)
+        return jnp.clip(plain.space.leave(frozen, extra, x), -1, 1)
 
     return Task(init, loss, sample)
 
 
 def controlled(
-    model: Diffusion, base: PyTree, controls: Sequence[control.Control], cond: Cond, scale: Any
+    model: Diffusion,
+    base: PyTree,
+    controls: Sequence[control.Control],
+    cond: Cond,
+    null: Cond,
+    scale: Any,
 ) -> Denoiser:
     """The denoiser of a base with any number of ControlNets.
 
     Args:
         base: its parameters.
-        cond: ``label`` (B,), if the base has classes.
+        cond, null: encoded conditions.
         scale: guidance by row, or None for none.
     """
 
@@ -186,7 +196,6 @@ def controlled(
 
     if scale is None:
         return partial(_given, control.control(conditional, controls), cond)
-    null = {**cond, "label": jnp.full_like(cond["label"], model.num_classes)}
     return control.guide(conditional, controls, cond, null, guidance.per_evaluation(scale))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,26 +16,26 @@ from diffjax.types import PyTree
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(section: Any = None) -> Mesh:
-    """Mesh of all devices; one axis may be -1 and takes what the others leave.
+def make_mesh(section: Any = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh of all devices, or of those given; one axis may be -1 and takes what the others leave.
 
     Raises:
         ValueError: the axes do not multiply to the number of devices, or a size is not one.
     """
     sizes = [int((section or {}).get(axis, -1 if axis == "data" else 1)) for axis in AXES]
-    devices = np.asarray(jax.devices())
+    chosen = np.asarray(jax.devices() if devices is None else devices)
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise ValueError(
             f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, and one may be -1"
         )
     known = int(np.prod([s for s in sizes if s != -1]))
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if -1 in sizes or int(np.prod(sizes)) != len(devices):
+    if -1 in sizes and chosen.size % known == 0:
+        sizes[sizes.index(-1)] = chosen.size // known
+    if -1 in sizes or int(np.prod(sizes)) != chosen.size:
         raise ValueError(
-            f"mesh {dict(zip(AXES, sizes, strict=True))} does not match {len(devices)} devices"
+            f"mesh {dict(zip(AXES, sizes, strict=True))} does not match {chosen.size} devices"
         )
-    return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(chosen.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

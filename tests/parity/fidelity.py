@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from tests.parity import inception_cases
+from tests.parity import cases, inception_cases
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 _OPERATORS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -76,6 +76,18 @@ def pytorch_fid_features(images: np.ndarray) -> np.ndarray:
     return pytorch_fid()(nchw(images).float() / 255)[0][..., 0, 0].numpy()
 
 
+@torch.no_grad()
+def clip_vision(x: np.ndarray) -> np.ndarray:
+    """Embeddings of transformers' small image encoder with `cases.random_state`."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    net = CLIPVisionModelWithProjection(CLIPVisionConfig(**inception_cases.CLIP)).eval()
+    state = {key: value for key, value in net.state_dict().items() if "position_ids" not in key}
+    drawn = cases.random_state({key: tuple(value.shape) for key, value in state.items()})
+    net.load_state_dict({k: torch.from_numpy(v) for k, v in drawn.items()}, strict=False)
+    return net(nchw(x)).image_embeds.numpy()
+
+
 def state_dict() -> dict[str, torch.Tensor]:
     """Tensors of several types, one of them a transposed view, one a slice, and a scalar."""
     module = torch.nn.BatchNorm1d(2)
@@ -93,6 +105,8 @@ def _record() -> None:
     images = inception_cases.images(2)
     other = pytorch_fid_features(images)
     np.savez_compressed(GOLDEN / "inception.npz", **features(images), pytorch_fid=other)
+    embeds = clip_vision(inception_cases.clip_images())
+    np.savez_compressed(GOLDEN / "clip_vision.npz", image_embeds=embeds)
     torch.save(state_dict(), GOLDEN / "new.pth")
     torch.save(
         {"state_dict": state_dict()}, GOLDEN / "old.pth", _use_new_zipfile_serialization=False
