@@ -1,4 +1,4 @@
-"""Parameters that a run reads but does not train: autoencoder, text encoder, perceptual network."""
+"""What a run reads but does not train: autoencoder, text encoder, a ControlNet's base."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from diffjax.tasks.conditions import make_clip
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
 from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
-from experiments import common, weights
+from experiments import common, controlled, weights
 
 RANDOM = "random"  # in place of weights: untrained, for tests
 
@@ -38,6 +38,8 @@ def abstract(cfg: ConfigDict) -> Any:
         net = make_clip(cfg)
         ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
         out["text_encoder"] = jax.eval_shape(net.init, jax.random.key(0), ids)["params"]
+    if cfg.task == "controlnet":
+        out |= controlled.abstract(cfg)
     return out or None
 
 
@@ -62,7 +64,7 @@ def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
     """
     if cfg.task == "autoencoder":
         return _perceptual(cfg)
-    if common.WEIGHTS.value and cfg.get("autoencoder", None):
+    if common.WEIGHTS.value and abstract(cfg):
         return weights.read_frozen(Path(common.WEIGHTS.value), abstract(cfg))
     if not fresh and (stored := _stored(cfg, folder)):
         return stored
@@ -71,6 +73,8 @@ def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
         out["autoencoder"] = _autoencoder(cfg)
     if cfg.get("cond", {}).get("context", "") == "clip":
         out["text_encoder"] = _text_encoder(cfg)
+    if cfg.task == "controlnet":
+        out |= controlled.load_base(cfg)
     return out or None
 
 

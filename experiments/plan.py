@@ -49,7 +49,7 @@ def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
     step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
     batch = common.abstract_batch(cfg, 1)
     training = topology.count_flops(step, state, frozen.abstract(cfg), batch)
-    if cfg.task == "autoencoder":  # without the perceptual network, which is the user's
+    if cfg.task != "diffusion":  # without a perceptual network, which is the user's
         return {"training_flops_per_image": training}
     model = common.diffusion_of(cfg)
 

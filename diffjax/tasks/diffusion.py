@@ -81,7 +81,12 @@ def _section(section: Any) -> tuple[str, dict[str, Any]]:
 
 
 def make_diffusion(
-    config: Any, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+    config: Any,
+    image_shape: tuple[int, int, int],
+    levels: int = 256,
+    num_classes: int = 0,
+    *,
+    wrap: Callable[[UNet], Any] = lambda network: network,
 ) -> Diffusion:
     """Assemble the model that a config describes.
 
@@ -90,6 +95,7 @@ def make_diffusion(
         levels: grey values of the data.
         num_classes: classes of the data; the network uses them if ``config.network`` says
             ``conditional`` or ``config.cond.context`` says ``label``.
+        wrap: makes another network around that of the config.
 
     Raises:
         ValueError: unknown names or options, listing the choices.
@@ -117,6 +123,7 @@ def make_diffusion(
             "dtype": None if dtype == jnp.float32 else dtype,
         },
     )
+    network = wrap(network)
 
     def denoiser(params: PyTree, cond: Cond = None, *, clip: bool = False) -> Denoiser:
         def apply(z: Array, level: Level) -> Prediction:
@@ -172,14 +179,19 @@ def _predict(
 
 
 def make_task(
-    config: Any, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+    config: Any,
+    image_shape: tuple[int, int, int],
+    levels: int = 256,
+    num_classes: int = 0,
+    *,
+    wrap: Callable[[UNet], Any] = lambda network: network,
 ) -> Task:
     """The diffusion task of a config; see `make_diffusion` for the arguments.
 
     The loss is ``E_{t, eps} [w(t) |raw - target|^2]`` (simple), the variational bound (vlb), or
     ``simple + vlb_weight * bound`` with no gradient of the bound through the mean (hybrid).
     """
-    model = make_diffusion(config, image_shape, levels, num_classes)
+    model = make_diffusion(config, image_shape, levels, num_classes, wrap=wrap)
     times = losses.make_time_sampler(*_with_schedule(config.times, model.schedule))
     objective = _make_objective(config.loss, model)
     augment_rate, flip = config.data.get("augment", 0.0), config.data.flip

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if "def get_config" in p.read_text())
 # Parameters of every variant: exact integers, or millions to the digit the papers give.
 PARAMETERS = {
+    "controlnet:fashion_mnist_edges": 305_664,
+    "controlnet:fashion_mnist_base": 687_473,
     "ddpm:cifar10": 35_746_307,
     "ddpm:celeba_hq": 113_673_219,
     "ddpm:lsun_bedroom": 113_673_219,
