@@ -106,7 +106,7 @@ def fashion_mnist14() -> ConfigDict:
     config = fashion_mnist()
     config.data.update(name="fashion_mnist14", image_size=14)
     config.network.update(channels=32, multipliers=(1, 2), attention_levels=(1,), norm_groups=8)
-    config.train.update(minutes=20.0)
+    config.train.update(steps=3000, minutes=0.0)
     config.eval.features = "fashion_mnist14"
     return config
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.util
 import json
 import logging as std_logging
@@ -22,12 +24,13 @@ from tqdm import tqdm
 
 import diffjax
 from diffjax import data, grids, guidance, samplers
-from diffjax.tasks import Diffusion, make_diffusion, make_task
+from diffjax.tasks import Diffusion, make_autoencoder_task, make_diffusion, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
 from diffjax.types import Rows, Sampler, Task, taken
+from experiments import stored_config as stored_config_module
 from experiments import weights
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -41,6 +44,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, 
 WEIGHTS = flags.DEFINE_string(
     "weights", None, "File of experiments.export to use instead of the workdir's checkpoint."
 )
+
+BEST = flags.DEFINE_bool("best", False, "Use the best state of the run instead of the last one.")
 
 SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "num", "seed")
 
@@ -169,6 +174,11 @@ def load_config(name: str) -> ConfigDict:
     return load_config_module(path).get_config(variant or None)
 
 
+def stored_config(folder: Path) -> ConfigDict:
+    """The config that the run in a workdir was started with."""
+    return stored_config_module.get_config(str(folder / "config.json"))
+
+
 def workdir() -> Path:
     """The --workdir flag.
 
@@ -218,13 +228,21 @@ def image_shape(cfg: ConfigDict) -> tuple[int, int, int]:
 
 def task_of(cfg: ConfigDict) -> Task:
     """The task of a config."""
+    if cfg.task == "autoencoder":
+        return make_autoencoder_task(cfg, image_shape(cfg))
     if cfg.task != "diffusion":
-        raise UsageError(f"unknown task {cfg.task!r}; choose one of diffusion")
+        raise UsageError(f"unknown task {cfg.task!r}; choose one of autoencoder, diffusion")
     return make_task(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
 def diffusion_of(cfg: ConfigDict) -> Diffusion:
-    """The assembled diffusion model of a config."""
+    """The assembled diffusion model of a config.
+
+    Raises:
+        UsageError: the config is of another task.
+    """
+    if cfg.task != "diffusion":
+        raise UsageError(f"this needs a diffusion model, but the task is {cfg.task!r}")
     return make_diffusion(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
@@ -236,11 +254,8 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
     """
     if cfg.data.name == "noise":
         return _noise_images(cfg)
-    source = data.load(
-        cfg.data.name,
-        split=split or cfg.data.split,
-        data_dir=cfg.data.dir or None,
-        image_size=cfg.data.image_size,
+    source = _loaded(
+        cfg.data.name, split or cfg.data.split, cfg.data.dir or None, cfg.data.image_size
     )
     found, wanted = tuple(source.shape), image_shape(cfg)
     if found != wanted:
@@ -253,15 +268,24 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
     return source
 
 
+@functools.lru_cache(maxsize=2)  # training and test split; their images are read-only
+def _loaded(name: str, split: str, folder: str | None, image_size: int) -> data.Source:
+    return data.load(name, split=split, data_dir=folder, image_size=image_size)
+
+
 def _noise_images(cfg: ConfigDict, count: int = 64) -> data.Source:
     """Random images of a config's shape, for smoke runs that need no data set."""
     rng, classes = np.random.default_rng(0), cfg.data.num_classes
-    return data.from_arrays(
+    source = data.from_arrays(
         rng.integers(0, cfg.data.levels, (count, *image_shape(cfg)), np.uint8),
         rng.integers(0, max(classes, 1), count),
         num_classes=classes,
         levels=cfg.data.levels,
     )
+    if text := cfg.get("cond", {}).get("text"):
+        ids = rng.integers(0, text.vocabulary, (count, text.positions), np.int32)
+        source = dataclasses.replace(source, more=lambda indices: {"text": ids[indices]})
+    return source
 
 
 def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
@@ -283,32 +307,48 @@ def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
     return start
 
 
+def abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a training batch of ``size`` examples."""
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, *image_shape(cfg)), jnp.float32),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+    if text := cfg.get("cond", {}).get("text"):
+        batch["text"] = jax.ShapeDtypeStruct((size, text.positions), jnp.int32)
+    return batch
+
+
 def abstract_state(cfg: ConfigDict, task: Task) -> State:
     """Shapes of the training state, without memory."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    batch = {
-        "image": jax.ShapeDtypeStruct((1, *image_shape(cfg)), jnp.float32),
-        "label": jax.ShapeDtypeStruct((1,), jnp.int32),
-    }
+    batch = abstract_batch(cfg, 1)
     return jax.eval_shape(lambda b: init_state(task, optimizer, jax.random.key(0), None, b), batch)
 
 
 def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
-    """The model of --weights, or the newest valid checkpoint of a workdir.
+    """The model of --weights, or the newest valid checkpoint of a workdir, or with --best its best.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if WEIGHTS.value:
+        return weights.read(Path(WEIGHTS.value), abstract_state(cfg, task))
+    return restore_from(cfg, task, folder / ("best" if BEST.value else "checkpoints"))
+
+
+def restore_from(cfg: ConfigDict, task: Task, steps: Path) -> State:
+    """The newest valid checkpoint of a folder of checkpoints.
 
     Raises:
         UsageError: there is none.
     """
     shapes = abstract_state(cfg, task)
-    if WEIGHTS.value:
-        return weights.read(Path(WEIGHTS.value), shapes)
     mesh = make_mesh(cfg.mesh)
     abstract = jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
         shapes,
         tree_sharding(shapes, mesh),
     )
-    steps = folder / "checkpoints"
     found = Checkpoints(steps).restore(abstract) if steps.is_dir() else None
     if found is None:
         raise UsageError(f"there is no checkpoint in {steps}; train first with experiments.train")
@@ -335,31 +375,45 @@ def _bucket(count: int) -> int:
     return max(64, 1 << (count - 1).bit_length())
 
 
-def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
-    """A function that makes images with any sampler; solvers of equal memory compile once."""
+def image_maker(
+    cfg: ConfigDict,
+    task: Task,
+    state: State,
+    frozen: Any = None,
+    *,
+    compiled: dict[Any, Any] | None = None,
+) -> ImageMaker:
+    """A function that makes images with any sampler; solvers of equal memory compile once.
+
+    Args:
+        frozen: what the task reads but does not train, see `experiments.frozen`.
+        compiled: what was compiled for other states of the same config; added to.
+    """
     model = diffusion_of(cfg)
+    given = _conditions(cfg, model)
     mesh = make_mesh(cfg.mesh)
     place = batch_sharding(mesh)
     params, extra = state.ema, state.extra
 
-    compiled: dict[Any, Any] = {}
+    compiled = {} if compiled is None else compiled
 
     def executable(sampler: Sampler) -> Any:
         key = (sampler.init, sampler.step)
         if key not in compiled:
 
             def generate(
-                params: Any, extra: Any, keys: Any, cond: Any, rows: Rows, n: Any, scale: Any
-            ) -> Any:
+                params: Any, frozen: Any, extra: Any, keys: Any, cond: Any,
+                rows: Rows, n: Any, scale: Any,
+            ) -> Any:  # fmt: skip
                 noise = samplers.image_noise(jax.random.wrap_key_data(keys), model.image_shape)
                 return task.sample(
-                    params, None, extra, noise, cond, sampler, rows, n=n, scale=scale
+                    params, frozen, extra, noise, cond, sampler, rows, n=n, scale=scale
                 )
 
             # Host arrays go in and whole images come out, so that several processes can take part.
             compiled[key] = jax.jit(
                 generate,
-                in_shardings=(None, None, place, place, None, None, None),
+                in_shardings=(None, None, None, place, place, None, None, None),
                 out_shardings=replicated(mesh),
             )
         return compiled[key]
@@ -367,15 +421,21 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
     def make(
         *,
         num: int,
+        first: int = 0,
         seed: int = 0,
         sampler: Sampler | None = None,
         rows: Rows | None = None,
         scale: float | None = None,
         batch_size: int | None = None,
         labels: np.ndarray | None = None,
+        text: np.ndarray | None = None,
         progress: str = "sampling",
     ) -> np.ndarray:
-        """``num`` images (num, H, W, C) float32 in [-1, 1]; image k depends on (seed, k) only."""
+        """Images ``first`` to ``first + num``, (num, H, W, C) float32 in [-1, 1].
+
+        Image k depends on (seed, k) only. Conditions are ``labels`` (N,) or ``text`` (N, M), used
+        in turn; without them all classes in turn, and whatever else comes with the test images.
+        """
         if sampler is None or rows is None:
             sampler, rows = sampler_of(cfg, model)
         size = min(batch_size or cfg.sample.batch_size, num)
@@ -386,22 +446,38 @@ def image_maker(cfg: ConfigDict, task: Task, state: State) -> ImageMaker:
         scales = _guidance(cfg, model, padded, scale)
         _check_labels(labels, model)
         base = jax.random.key(seed)
-        keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.arange(-(-num // size) * size))
+        keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(
+            first + jnp.arange(-(-num // size) * size)
+        )
         keys = np.asarray(jax.random.key_data(keys))
         done = []
         for start in tqdm(range(0, num, size), desc=progress, unit="batch", leave=False):
-            index = np.arange(start, start + size)
-            cond = None
-            if model.num_classes:
-                chosen = (
-                    index % model.num_classes if labels is None else labels[index % len(labels)]
-                )
-                cond = {"label": np.asarray(chosen, np.int32)}
+            index = first + np.arange(start, start + size)
+            cond = given(index, labels, text)
             some = keys[start : start + size]
-            done.append(np.asarray(run(params, extra, some, cond, padded, count, scales)))
+            done.append(np.asarray(run(params, frozen, extra, some, cond, padded, count, scales)))
         return np.concatenate(done)[:num]
 
     return ImageMaker(make, model)
+
+
+def _conditions(cfg: ConfigDict, model: Diffusion) -> Callable[..., Any]:
+    """``(index, labels, text) -> `` raw condition of images number ``index``, on the host."""
+    source = source_of(cfg, "test") if model.condition.needs else None
+
+    def make(index: np.ndarray, labels: np.ndarray | None, text: np.ndarray | None) -> Any:
+        batch: dict[str, Any] = {}
+        if source is not None:
+            batch = data.batch_of(source, index % len(source))
+        if model.num_classes:
+            chosen = index % model.num_classes if labels is None else labels[index % len(labels)]
+            batch["label"] = np.asarray(chosen, np.int32)
+        if text is not None:
+            batch["text"] = text[index % len(text)]
+        raw = model.condition.take(batch, jax.random.key(int(index[0])))
+        return jax.tree.map(np.asarray, raw)
+
+    return make
 
 
 def _guidance(
@@ -414,7 +490,7 @@ def _guidance(
     """
     section = cfg.sample
     scale = section.get("guidance", 1.0) if scale is None else scale
-    if not model.num_classes:
+    if not model.condition.guided:
         if scale != 1:
             raise UsageError(f"guidance {scale:g} needs a model with a condition")
         return None

@@ -2,10 +2,17 @@
 
     python -m experiments.evaluate --workdir=runs/digits
     python -m experiments.evaluate --workdir=runs/digits --images=some/samples.npz
+    python -m experiments.evaluate --workdir=runs/digits --metrics=fid,is,kid,prdc --num=50000 \\
+        --inception=pt_inception-2015-12-05-6726825d.pth --allow_legacy_pickle
+    python -m experiments.evaluate --images=FOLDER --reference=stats.npz --metrics=fid \\
+        --workdir=runs/judged --inception=...
     python -m experiments.evaluate --workdir=runs/digits --sweep=sampler=ddim --sweep=eta=0,0.5,1 \\
         --sweep=steps=5,10,20,50 --seeds=3 --name=ddim
 
 Distances are Frechet distances on the features of a small frozen classifier of ours, never FID.
+fid, sfid, is, kid, prdc (precision, recall, density, coverage) and rfid need Inception's weights;
+psnr, ssim and rfid compare --images with their originals, --reference. An evaluation with Inception
+that was interrupted goes on where it stopped.
 Writes evaluation.json (or --out), and for sweeps sweeps/NAME.jsonl, .md and .png in the workdir; a
 sweep that was interrupted goes on where it stopped.
 """
@@ -24,50 +31,39 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from diffjax import data, grids, likelihood, metrics, samplers
+from diffjax.data import shapes
 from diffjax.train import State
-from experiments import common, sampler_sweep
+from experiments import common, first_stage, frozen, judging, sampler_sweep
 
 common.define_sampling_flags()
-KNOWN = ("distance", "baselines", "bits", "ode_bits", "reconstruction")
+OURS = ("distance", "baselines", "bits", "ode_bits", "reconstruction", "captions")
+KNOWN = (*OURS, *judging.INCEPTION, "psnr", "ssim")
 METRICS = flags.DEFINE_list(
     "metrics", ["distance", "baselines", "bits"], f"What to measure: {', '.join(KNOWN)}."
 )
-IMAGES = flags.DEFINE_string("images", None, "Judge the `images` of this npz instead of sampling.")
+IMAGES = flags.DEFINE_string(
+    "images", None, "Judge these instead of sampling: an npz with `images` or `arr_0`, or a folder."
+)
+REFERENCE = flags.DEFINE_string(
+    "reference", None, "npz of statistics or images, or a folder. Default: the training images."
+)
+REFERENCE_NUM = flags.DEFINE_integer(
+    "reference_num", None, "How many reference images Inception sees. Default: all.", 1
+)
+SAVE_REFERENCE = flags.DEFINE_string(
+    "save_reference", None, "Write the reference's statistics to this npz and stop."
+)
+INCEPTION = flags.DEFINE_string("inception", None, "Weights of Inception, .pth or .safetensors.")
+LEGACY = flags.DEFINE_bool(
+    "allow_legacy_pickle", False, "Read --inception from a pickle, without running its code."
+)
+RESIZE = flags.DEFINE_enum(
+    "resize", "tensorflow", ["tensorflow", "pytorch_fid"], "How Inception's input is resized."
+)
 OUT = flags.DEFINE_string("out", None, "Where to write; default: evaluation.json in the workdir.")
 SWEEP = flags.DEFINE_multi_string("sweep", [], "key=value,value,... of config.sample; repeatable.")
 SEEDS = flags.DEFINE_integer("seeds", 1, "Sampling seeds per cell of a sweep.", 1)
 NAME = flags.DEFINE_string("name", "sweep", "Name of the sweep's files.")
-
-
-def reference(cfg: Any, num: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
-    """``num`` real images in [-1, 1] and their labels, by a fixed permutation of the split."""
-    source = common.source_of(cfg, split)
-    index = np.random.default_rng(0).permutation(len(source))[:num]
-    batch = source.take(index)
-    return data.to_float(batch["image"], source.levels), batch["label"]
-
-
-def reference_images(cfg: Any, num: int, split: str = "train") -> np.ndarray:
-    """The images of `reference`."""
-    return reference(cfg, num, split)[0]
-
-
-def load_images(path: str) -> np.ndarray:
-    """``images`` (N, H, W, C) uint8 0..255 of an npz, as floats in [-1, 1].
-
-    Raises:
-        ValueError: the file is missing, damaged, or holds something else.
-    """
-    try:
-        with np.load(path) as file:
-            images = file["images"]
-    except (OSError, KeyError, ValueError) as error:
-        raise common.UsageError(f"cannot read images from {path}: {error}") from error
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise common.UsageError(
-            f"{path} must hold uint8 images (N, H, W, C), got {images.dtype} {images.shape}"
-        )
-    return data.to_float(images, 256)
 
 
 def gaussian_images(real: np.ndarray, num: int) -> np.ndarray:
@@ -81,7 +77,7 @@ def gaussian_images(real: np.ndarray, num: int) -> np.ndarray:
 
 def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> dict[str, float]:
     """Bits per dimension of test images: variational bound, or probability-flow estimate."""
-    images, labels = reference(cfg, num, "test")
+    images, labels = judging.reference(cfg, num, "test")
     size = min(len(images), cfg.sample.batch_size)
     variance = "learned" if model.parameterization.channels == 2 else cfg.sample.variance
 
@@ -135,7 +131,7 @@ def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> 
 
 def reconstruction(cfg: Any, model: Any, state: State, num: int) -> dict[str, Any]:
     """Mean squared error, images in [0, 1], of encoding and decoding with S deterministic steps."""
-    images = reference_images(cfg, num, "test")
+    images = judging.reference_images(cfg, num, "test")
     up, down = samplers.make("ddim_inverse"), samplers.make("ddim", {"eta": 0.0})
 
     @jax.jit
@@ -156,90 +152,190 @@ def reconstruction(cfg: Any, model: Any, state: State, num: int) -> dict[str, An
     return {"reconstruction_mse": out, "reconstruction_slope": float(np.polyfit(*logs.T, 1)[0])}
 
 
-def judge(network: Any, images: np.ndarray, real: np.ndarray, classes: int = 0) -> dict[str, Any]:
-    """Image metrics after rounding to 8 bits, as saved images are.
-
-    With ``classes``, image k was made as class ``k % classes``, and ``class_accuracy`` is the share
-    that the frozen classifier sees so.
-    """
-    rounded = data.to_float(common.to_uint8(images), 256)
-    result = metrics.evaluate_images(network, rounded, real)
-    if classes:
-        seen = metrics.extract(network, rounded)[1].argmax(1)
-        result["class_accuracy"] = float((seen == np.arange(len(seen)) % classes).mean())
-    return result
-
-
 def main() -> None:
     if unknown := set(METRICS.value) - set(KNOWN):
         raise common.UsageError(
             f"unknown metrics {sorted(unknown)}; choose from {', '.join(KNOWN)}"
         )
-    cfg, folder = common.config(), common.workdir()
-    num = flags.FLAGS.num or cfg.eval.num
-    network = metrics.feature_network(cfg.eval.features) if cfg.eval.features else None
-    wanted = set(METRICS.value)
-    if network is None and wanted & {"distance", "baselines"}:
-        logging.warning("no feature network for %s: no distances", cfg.data.name)
-        wanted -= {"distance", "baselines"}
-    real = reference_images(cfg, num) if network else None
+    folder, wanted = common.workdir(), set(METRICS.value)
     out = Path(OUT.value) if OUT.value else folder / "evaluation.json"
-    if IMAGES.value:
-        if network is None:
-            raise common.UsageError("--images needs config.eval.features")
-        images = load_images(IMAGES.value)[:num]
-        result = {"images": IMAGES.value, **judge(network, images, real)}
-        _finish(result, out)
-        return
+    if SAVE_REFERENCE.value:
+        save_reference(folder, Path(SAVE_REFERENCE.value))
+    elif IMAGES.value:
+        _finish(given(folder, wanted), out)
+    elif SWEEP.value:
+        sweep(folder)
+    else:
+        _finish(sampled(folder, wanted), out)
+
+
+def _network(cfg: Any, asker: str) -> Any:
+    """The small classifier of the config's data."""
+    if not cfg.eval.features:
+        raise common.UsageError(f"{asker} needs config.eval.features, or metrics of Inception")
+    return metrics.feature_network(cfg.eval.features)
+
+
+def _config_if_needed() -> Any:
+    """None where the images and what to compare them with are both files."""
+    return None if REFERENCE.value and common.CONFIG.value is None else common.config()
+
+
+def _collector(folder: Path, wanted: set[str]) -> judging.Collector:
+    network = judging.inception(
+        INCEPTION.value, allow_legacy_pickle=LEGACY.value, resize=RESIZE.value
+    )
+    return judging.Collector(network, folder / "features", spatial="sfid" in wanted)
+
+
+def with_inception(folder: Path, images: Any, real: Any, wanted: set[str]) -> dict[str, Any]:
+    """Metrics of Inception's features, under one key that keeps them apart from ours."""
+    collector = _collector(folder, wanted)
+    found = judging.inception_metrics(collector, images, real, wanted)
+    collector.clear()
+    return {"inception": {**found, "resize": RESIZE.value}}
+
+
+def save_reference(folder: Path, out: Path) -> None:
+    """Write the statistics of the reference images, with those of spatial features."""
+    real = judging.read_reference(REFERENCE.value, _config_if_needed(), REFERENCE_NUM.value)
+    if isinstance(real, metrics.Statistics):
+        raise common.UsageError(f"{REFERENCE.value} holds statistics already")
+    collector = _collector(folder, {"sfid"})
+    metrics.save_statistics(out, metrics.statistics_of(collector(real)))
+    collector.clear()
+    logging.info("statistics of %d images written to %s", real.num, out)
+
+
+def given(folder: Path, wanted: set[str]) -> dict[str, Any]:
+    """Measure the images of --images."""
+    images = judging.from_file(IMAGES.value).first(flags.FLAGS.num)
+    result: dict[str, Any] = {"images": IMAGES.value}
+    cfg = _config_if_needed()
+    if not wanted & {*judging.INCEPTION, *judging.PAIRED}:
+        network, num = _network(cfg or common.config(), "--images"), images.num
+        if flags.FLAGS.num is None:
+            num = min(num, cfg.eval.num)
+        real = judging.reference_images(cfg, num)
+        return {**result, **judging.judge(network, _floats(images.read(0, num)), real)}
+    real = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
+    if wanted & set(judging.PAIRED):
+        result.update(judging.paired_metrics(images, real, wanted))
+    if some := wanted & set(judging.INCEPTION):
+        result.update(with_inception(folder, images, real, some))
+    return result
+
+
+def _floats(images: np.ndarray) -> np.ndarray:
+    return data.to_float(images, 256)
+
+
+def sweep(folder: Path) -> None:
+    """Measure our distance over combinations of sampler options."""
+    cfg = common.config()
+    network, num = _network(cfg, "--sweep"), flags.FLAGS.num or cfg.eval.num
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
-    maker = common.image_maker(cfg, task, state)
-    if SWEEP.value:
-        if network is None:
-            raise common.UsageError("--sweep measures distances: it needs config.eval.features")
-        sampler_sweep.run(
-            cfg,
-            maker,
-            functools.partial(judge, network, classes=maker.model.num_classes),
-            real,
-            folder / "sweeps" / NAME.value,
-            axes=SWEEP.value,
-            seeds=SEEDS.value,
-            num=num,
-        )
-        return
-    result = {
+    maker = common.image_maker(cfg, task, state, frozen.load(cfg, folder))
+    sampler_sweep.run(
+        cfg,
+        maker,
+        functools.partial(judging.judge, network, classes=maker.model.num_classes),
+        judging.reference_images(cfg, num),
+        folder / "sweeps" / NAME.value,
+        axes=SWEEP.value,
+        seeds=SEEDS.value,
+        num=num,
+    )
+
+
+def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
+    """Measure what the model makes, and its likelihood."""
+    cfg = common.config()
+    if needless := wanted & set(judging.PAIRED):
+        raise common.UsageError(f"{', '.join(sorted(needless))} need --images and --reference")
+    num, seed = flags.FLAGS.num or cfg.eval.num, flags.FLAGS.seed
+    if not cfg.eval.features and wanted & {"distance", "baselines"}:
+        logging.warning("no feature network for %s: no distances", cfg.data.name)
+        wanted = wanted - {"distance", "baselines"}
+    task = common.task_of(cfg)
+    state = common.restore(cfg, task, folder)
+    if cfg.task == "autoencoder":
+        return first_stage.measure(cfg, state, num)
+    weights = frozen.load(cfg, folder)
+    maker = common.image_maker(cfg, task, state, weights)
+    result: dict[str, Any] = {
         "step": int(state.step),
         "sampler": {k: v for k, v in cfg.sample.items() if k not in ("num", "batch_size")},
-        "seed": flags.FLAGS.seed,
+        "seed": seed,
     }
+    if some := wanted & set(judging.INCEPTION):
+        settings = {
+            "step": result["step"],
+            "sampler": result["sampler"],
+            "run": str(common.WEIGHTS.value or folder),
+        }
+        images = judging.generated(maker, num, seed=seed, settings=settings)
+        real = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
+        result.update(with_inception(folder, images, real, some))
+    if wanted & {"distance", "baselines"}:
+        network, real = _network(cfg, "distance"), judging.reference_images(cfg, num)
     if "distance" in wanted:
         started = time.monotonic()
-        images = maker.make(num=num, seed=flags.FLAGS.seed)
+        made = maker.make(num=num, seed=seed)
         result["sampling_seconds"] = time.monotonic() - started
-        result.update(judge(network, images, real, maker.model.num_classes))
+        result.update(judging.judge(network, made, real, maker.model.num_classes))
     if "baselines" in wanted:
-        result["baselines"] = baselines(cfg, task, network, num, real)
-    if "bits" in wanted and maker.model.grid is not None:
-        result.update(bits(cfg, maker.model, state, cfg.eval.bits_images))
+        result["baselines"] = baselines(cfg, task, network, num, real, weights)
+    if "captions" in wanted:
+        result["captions"] = captions(cfg, maker, num, seed)
+    result.update(_likelihoods(cfg, maker.model, state, wanted))
+    return result
+
+
+def _likelihoods(cfg: Any, model: Any, state: State, wanted: set[str]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    if model.space.net is not None:
+        if left := wanted & {"bits", "ode_bits", "reconstruction"}:
+            logging.warning("%s: only for diffusion on pixels", ", ".join(sorted(left)))
+        return result
+    if "bits" in wanted and model.grid is not None:
+        result.update(bits(cfg, model, state, cfg.eval.bits_images))
     if "ode_bits" in wanted:
-        result.update(bits(cfg, maker.model, state, cfg.eval.bits_images, ode=True))
+        result.update(bits(cfg, model, state, cfg.eval.bits_images, ode=True))
     if "reconstruction" in wanted:
-        result.update(reconstruction(cfg, maker.model, state, 64))
-    _finish(result, out)
+        result.update(reconstruction(cfg, model, state, 64))
+    return result
 
 
-def baselines(cfg: Any, task: Any, network: Any, num: int, real: np.ndarray) -> dict[str, float]:
+def captions(cfg: Any, maker: Any, num: int, seed: int) -> dict[str, float]:
+    """Share of pictures that obey the captions of test images, as a program judges them.
+
+    Raises:
+        UsageError: the data are not `shapes`.
+    """
+    if cfg.data.name != "shapes":
+        raise common.UsageError(f"captions are judged for data set shapes, not {cfg.data.name!r}")
+    things = [shapes.scene("test", i).things for i in range(num)]
+    pictures = common.to_uint8(maker.make(num=num, seed=seed))
+    verdicts = [shapes.judge(p, t) for p, t in zip(pictures, things, strict=True)]
+    means = map(float, np.mean(verdicts, axis=0))
+    return dict(zip(shapes.Verdict._fields, means, strict=True), num=num)
+
+
+def baselines(
+    cfg: Any, task: Any, network: Any, num: int, real: np.ndarray, weights: Any
+) -> dict[str, float]:
     """Distances that give the scale: real images, matched Gaussian, an untrained network."""
     half = min(num, len(common.source_of(cfg)) // 2)
-    both = reference_images(cfg, 2 * half)
+    both = judging.reference_images(cfg, 2 * half)
     few = common.with_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
-    raw = common.image_maker(few, task, common.untrained(cfg, task)).make(num=num)
+    raw = common.image_maker(few, task, common.untrained(cfg, task), weights).make(num=num)
     return {
         "real_floor": metrics.floor(network, both[:half], both[half:]),
         "real_floor_num": half,
-        "matched_gaussian": judge(network, gaussian_images(real, num), real)["distance"],
-        "untrained_network": judge(network, raw, real)["distance"],
+        "matched_gaussian": judging.judge(network, gaussian_images(real, num), real)["distance"],
+        "untrained_network": judging.judge(network, raw, real)["distance"],
     }
 
 
@@ -248,8 +344,9 @@ def _finish(result: dict[str, Any], out: Path) -> None:
     shown = {k: v for k, v in result.items() if isinstance(v, int | float | str)}
     for key, value in shown.items():
         print(f"{key:>24}: {value:.5g}" if isinstance(value, float) else f"{key:>24}: {value}")
-    for key, value in result.get("baselines", {}).items():
-        print(f"{key:>24}: {value:.5g}")
+    for section in ("baselines", "inception"):
+        for key, value in result.get(section, {}).items():
+            print(f"{key:>24}: {value:.5g}" if isinstance(value, float) else f"{key:>24}: {value}")
     logging.info("written to %s", out)
 
 

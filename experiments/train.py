@@ -3,7 +3,8 @@
     python -m experiments.train --config=configs/ddpm.py:digits --workdir=runs/digits
 
 Writes to the workdir: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ with a grid
-of images at intervals, and summary.json with sizes and times. Exit codes: 0 done, 1 error, 2 wrong
+of images at intervals, summary.json with sizes and times, and with --config.train.evaluate_every
+the measures in the log and the best state in best/. Exit codes: 0 done, 1 error, 2 wrong
 flags; stopped with the state saved: 130 by Ctrl-C, 140 by SIGUSR2, 143 by SIGTERM.
 
 Under Slurm and on TPU pods the processes of a run find each other. Elsewhere, start each with
@@ -24,9 +25,10 @@ import jax
 import numpy as np
 from absl import flags, logging
 
+from diffjax import metrics
 from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
-from experiments import common
+from experiments import common, first_stage, frozen, judging
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
@@ -37,14 +39,21 @@ HEARTBEAT = flags.DEFINE_float("heartbeat", 100.0, "Seconds until a silent proce
 PREVIEW_STEPS = 50
 
 
-def _preview(cfg: Any, task: Any, folder: Any) -> Any:
-    """Callback that writes a grid of DDIM samples from the averaged parameters."""
+def _quick(cfg: Any) -> Any:
+    """The config with few steps of DDIM, for looks at a model in training."""
     steps = min(PREVIEW_STEPS, cfg.sample.steps)
-    preview = common.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
+    return common.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
+
+
+def _preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
+    """Callback that writes a grid of DDIM samples from the averaged parameters."""
+    if cfg.task == "autoencoder":
+        return first_stage.preview(cfg, folder)
+    preview, compiled = _quick(cfg), {}
 
     def write(state: State, step: int, reporter: Reporter) -> None:
         num = min(cfg.sample.num, 64)
-        images = common.image_maker(preview, task, state).make(
+        images = common.image_maker(preview, task, state, given, compiled=compiled).make(
             num=num, batch_size=num, progress=f"preview at step {step}"
         )
         if not hosts.is_writer():
@@ -54,6 +63,35 @@ def _preview(cfg: Any, task: Any, folder: Any) -> Any:
         reporter.image("samples", step, picture)
 
     return write
+
+
+def _evaluator(cfg: Any, task: Any, given: Any) -> Any:
+    """Callback that measures DDIM samples of the averaged parameters; None if not asked for.
+
+    Distances are those of our own small classifier, with every image seed the same, so that the
+    values of a run compare with each other.
+
+    Raises:
+        UsageError: there is no classifier for this data set.
+    """
+    if not cfg.train.get("evaluate_every", 0):
+        return None
+    if cfg.task == "autoencoder":
+        return lambda state, step: first_stage.measure(cfg, state, cfg.eval.loop_num)
+    if not cfg.eval.features:
+        raise common.UsageError("train.evaluate_every needs a classifier: config.eval.features")
+    network = metrics.feature_network(cfg.eval.features)
+    num = cfg.eval.loop_num
+    real, quick = judging.reference_images(cfg, num), _quick(cfg)
+    compiled: dict[Any, Any] = {}
+
+    def measure(state: State, step: int) -> dict[str, float]:
+        maker = common.image_maker(quick, task, state, given, compiled=compiled)
+        images = maker.make(num=num, progress=f"evaluation at step {step}")
+        found = judging.judge(network, images, real, maker.model.num_classes)
+        return {k: v for k, v in found.items() if isinstance(v, float)}
+
+    return measure
 
 
 class _Record:
@@ -115,6 +153,7 @@ def main() -> None:
     task = common.task_of(cfg)
     source = common.source_of(cfg)
     check_workdir(folder)
+    given = frozen.load(cfg, folder, fresh=True)
     stored = folder / "config.json"
     if (
         hosts.is_writer() and not stored.exists()
@@ -133,7 +172,9 @@ def main() -> None:
             cfg,
             folder,
             common.batches_of(cfg, source),
-            on_sample=_preview(cfg, task, folder),
+            frozen=given,
+            on_sample=_preview(cfg, task, folder, given),
+            on_evaluate=_evaluator(cfg, task, given),
         )
         record.finish(int(state.step), finished=True)
     except Preempted as stopped:

@@ -17,34 +17,64 @@ from typing import Any
 
 from absl import logging
 
+from diffjax.metrics.clip import clip_score
+from diffjax.metrics.collection import collect
 from diffjax.metrics.features import (
     FeatureNetwork,
+    Features,
     extract,
     feature_network,
     load_network,
     save_network,
 )
 from diffjax.metrics.frechet import frechet_distance
+from diffjax.metrics.inception import SOURCE as INCEPTION_SOURCE
+from diffjax.metrics.inception import inception_network, inception_shapes
+from diffjax.metrics.kernel import kernel_distance
 from diffjax.metrics.neighbours import PrecisionRecall, precision_recall
+from diffjax.metrics.pairs import diversity, psnr, ssim
+from diffjax.metrics.reference import (
+    Statistics,
+    load_array,
+    load_statistics,
+    save_statistics,
+    statistics_of,
+)
 from diffjax.metrics.scores import inception_score
-from diffjax.metrics.statistics import Moments, empty, merge, moments, update
+from diffjax.metrics.statistics import Gaussian, Moments, empty, merge, moments, update
 
 __all__ = [
+    "INCEPTION_SOURCE",
     "FeatureNetwork",
+    "Features",
+    "Gaussian",
     "Moments",
     "PrecisionRecall",
+    "Statistics",
+    "clip_score",
+    "collect",
+    "diversity",
     "empty",
     "evaluate_images",
     "extract",
     "feature_network",
     "floor",
     "frechet_distance",
+    "inception_network",
     "inception_score",
+    "inception_shapes",
+    "kernel_distance",
+    "load_array",
     "load_network",
+    "load_statistics",
     "merge",
     "moments",
     "precision_recall",
+    "psnr",
     "save_network",
+    "save_statistics",
+    "ssim",
+    "statistics_of",
     "update",
 ]
 
@@ -71,8 +101,8 @@ def evaluate_images(
     Raises:
         ValueError: images of the wrong shape or range, or too few of them.
     """
-    fake, probs = extract(network, images)
-    real, _ = extract(network, reference_images)
+    fake, probs, _ = extract(network, images)
+    real = extract(network, reference_images).features
     if min(len(fake), len(real)) <= network.dim:
         logging.warning(
             "%d against %d images do not determine the covariance of %d features: "
@@ -103,5 +133,5 @@ def floor(network: FeatureNetwork, reference: Any, reference2: Any) -> float:
         raise ValueError(
             f"the floor needs sets of equal size, got {len(reference)} and {len(reference2)}"
         )
-    a, b = (moments(extract(network, images)[0]) for images in (reference, reference2))
+    a, b = (moments(extract(network, images).features) for images in (reference, reference2))
     return frechet_distance(a, b)

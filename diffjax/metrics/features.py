@@ -20,8 +20,22 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from diffjax.nets.classifier import Classifier
 
 # data set -> weights in use
-VERSIONS = {"fashion_mnist": "v1", "fashion_mnist14": "v1", "digits": "v1"}
+VERSIONS = {"fashion_mnist": "v1", "fashion_mnist14": "v1", "digits": "v1", "shapes_single": "v1"}
 FORMAT = "diffjax-classifier"
+
+
+class Features(NamedTuple):
+    """What a frozen network says of N images.
+
+    Attributes:
+        features: (N, F).
+        probs: class probabilities (N, K).
+        spatial: features (N, S) that keep positions, for spatial FID; None if it has none.
+    """
+
+    features: Any
+    probs: Any
+    spatial: Any = None
 
 
 class FeatureNetwork(NamedTuple):
@@ -31,20 +45,24 @@ class FeatureNetwork(NamedTuple):
         name: data set it was trained on.
         version: of the weights; distances under different versions cannot be compared.
         dim: number of features ``F``.
-        apply: images (B, H, W, C), uint8 levels or float in [-1, 1], -> (features (B, F),
-            probabilities (B, K)), jitted. Does no checks; see `extract`.
-        shape: ``(H, W, C)`` of one image.
-        accuracy: on the test split, in [0, 1], as measured after training.
+        apply: images (B, H, W, C), uint8 levels or float in [-1, 1], -> `Features`, jitted. Does
+            no checks; see `extract`.
+        shape: ``(H, W, C)`` of one image; None for any size, grey or RGB.
+        accuracy: on the test split, in [0, 1], as measured after training; None if unknown.
         levels: grey levels ``L`` of the data; uint8 ``u`` means ``2 u / (L - 1) - 1``.
+        batch_size: images at a time.
+        params: of the classifier, if it is one of ours.
     """
 
     name: str
     version: str
     dim: int
-    apply: Callable[[Any], tuple[jax.Array, jax.Array]]
-    shape: tuple[int, int, int]
-    accuracy: float
+    apply: Callable[[Any], Features]
+    shape: tuple[int, int, int] | None
+    accuracy: float | None
     levels: int
+    batch_size: int = 500
+    params: Any = None
 
     @property
     def id(self) -> str:
@@ -97,18 +115,17 @@ def load_network(path: str | os.PathLike[str]) -> FeatureNetwork:
         shape=shape,
         accuracy=float(meta["accuracy"]),
         levels=levels,
+        params=params,
     )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(
-    model: Classifier, levels: int, params: Any, images: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _apply(model: Classifier, levels: int, params: Any, images: jax.Array) -> Features:
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) * (2 / (levels - 1)) - 1
     output: Any = model.apply({"params": params}, images.astype(jnp.float32))
     features, logits = output
-    return features, jax.nn.softmax(logits)
+    return Features(features, jax.nn.softmax(logits))
 
 
 def save_network(
@@ -141,35 +158,49 @@ def save_network(
     Path(path).write_bytes(safetensors.numpy.save(flat, metadata=meta))
 
 
-def extract(
-    network: FeatureNetwork, images: Any, *, batch_size: int = 500
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, F) and class probabilities (N, K), float32, of images (N, H, W, C).
+def extract(network: FeatureNetwork, images: Any, *, batch_size: int | None = None) -> Features:
+    """What a network says of images (N, H, W, C), as NumPy arrays in float32.
 
-    The last batch is padded, so that one shape is compiled whatever ``N``.
+    The last batch is padded, so that one shape is compiled whatever ``N``; the devices share every
+    batch.
 
     Raises:
         ValueError: no images, wrong shape, or values outside the range of `FeatureNetwork.apply`.
     """
     images = _checked(network, images)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    features, probs = [], []
-    for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size]
-        padding = [(0, batch_size - len(part))] + [(0, 0)] * 3
-        f, p = network.apply(np.pad(part, padding))
-        features.append(np.asarray(f)[: len(part)])
-        probs.append(np.asarray(p)[: len(part)])
-    return np.concatenate(features), np.concatenate(probs)
+    size = network.batch_size if batch_size is None else batch_size
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {size}")
+    place = _shared()
+    size += -size % len(place.device_set)
+    parts = []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        padding = [(0, size - len(part))] + [(0, 0)] * 3
+        found = network.apply(jax.device_put(np.pad(part, padding), place))
+        parts.append(jax.device_get(found))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *parts)
+
+
+def _shared() -> jax.sharding.NamedSharding:
+    """A batch split over the devices of this process."""
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), ("batch",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
 
 
 def _checked(network: FeatureNetwork, images: Any) -> np.ndarray:
     """``images`` as uint8 or float32, after checking shape and range."""
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1:] != network.shape or not len(images):
-        h, w, c = network.shape
-        raise ValueError(f"{network.id} takes images (N, {h}, {w}, {c}), got {images.shape}")
+    fits = images.ndim == 4 and len(images) > 0
+    if network.shape is None:
+        fits, wanted = fits and images.shape[-1] in (1, 3), "H, W, 1 or 3"
+    else:
+        fits, wanted = (
+            fits and images.shape[1:] == network.shape,
+            ", ".join(map(str, network.shape)),
+        )
+    if not fits:
+        raise ValueError(f"{network.id} takes images (N, {wanted}), got {images.shape}")
     is_levels = images.dtype == np.uint8
     if not is_levels:
         images = images.astype(np.float32)

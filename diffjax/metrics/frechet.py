@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffjax.metrics.statistics import Moments
+from diffjax.metrics.statistics import Gaussian, Moments
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
@@ -14,7 +14,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(np.where(values > tiny, values, 0.0))) @ vectors.T
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
     """Squared 2-Wasserstein distance of two Gaussians (Dowson & Landau 1982).
 
     ``|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^{1/2})``
@@ -32,15 +32,18 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"feature sizes differ: {a.mean.shape[0]} and {b.mean.shape[0]}")
-    for name, m in (("first", a), ("second", b)):
-        if m.count < 2:
-            raise ValueError(
-                f"the {name} set has {m.count} samples; a Fréchet distance needs at least 2"
-            )
-        if not (np.isfinite(m.mean).all() and np.isfinite(m.scatter).all()):
-            raise ValueError(f"the moments of the {name} set are not finite")
+    cov_a, cov_b = _covariance(a, "first"), _covariance(b, "second")
     delta = a.mean - b.mean
-    cov_a, cov_b = a.covariance, b.covariance
     cross = np.linalg.svd(_root(cov_a) @ _root(cov_b), compute_uv=False).sum()
     distance = delta @ delta + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
     return max(float(distance), 0.0)  # rounding may leave -1e-15 for equal sets
+
+
+def _covariance(a: Moments | Gaussian, name: str) -> np.ndarray:
+    if isinstance(a, Moments) and a.count < 2:
+        raise ValueError(
+            f"the {name} set has {a.count} samples; a Fréchet distance needs at least 2"
+        )
+    if not (np.isfinite(a.mean).all() and np.isfinite(a.covariance).all()):
+        raise ValueError(f"the moments of the {name} set are not finite")
+    return a.covariance

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+BLOCK = 4096  # rows turned to float64 at a time
+
+
+class Gaussian(NamedTuple):
+    """A mean (F,) and a covariance (F, F), float64, as published statistics give them."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)  # not a tuple, whose `count` is a method
@@ -58,13 +67,21 @@ def as_features(features: Any, name: str = "features") -> np.ndarray:
 
 
 def moments(features: Any) -> Moments:
-    """Moments of the rows of ``features`` (N, F)."""
-    values = as_features(features)
-    if not len(values):
-        return empty(values.shape[1])
-    mean = values.mean(axis=0)
-    centred = values - mean
-    return Moments(len(values), mean, centred.T @ centred)
+    """Moments of the rows of ``features`` (N, F), a block of rows at a time.
+
+    ``features`` may be a memory map: what is held is `BLOCK` rows. The sums depend on the rows
+    only, not on how they came together.
+    """
+    shape = np.shape(features)
+    if len(shape) != 2:
+        raise ValueError(f"features must have shape (N, F), got {shape}")
+    state = empty(shape[1])
+    for start in range(0, shape[0], BLOCK):
+        values = as_features(features[start : start + BLOCK])
+        mean = values.mean(axis=0)
+        centred = values - mean
+        state = merge(state, Moments(len(values), mean, centred.T @ centred))
+    return state
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -79,8 +96,8 @@ def merge(a: Moments, b: Moments) -> Moments:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"feature sizes differ: {a.mean.shape[0]} and {b.mean.shape[0]}")
     count = a.count + b.count
-    if count == 0:
-        return a
+    if not a.count or not b.count:
+        return a if a.count else b
     delta = b.mean - a.mean
     scatter = a.scatter + b.scatter + np.outer(delta, delta) * (a.count * b.count / count)
     return Moments(count, a.mean + delta * (b.count / count), scatter)

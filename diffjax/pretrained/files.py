@@ -163,7 +163,7 @@ def _refuse_pickle(source: Path) -> None:
     if pickled or source.suffix in _PICKLE_SUFFIXES:
         raise ValueError(
             f"{source} is a pickle, which can run code when it is read; use the .safetensors file "
-            "of the same weights, or convert it once with the safetensors library"
+            "of the same weights, or allow it with --allow_legacy_pickle where there is that flag"
         )
 
 

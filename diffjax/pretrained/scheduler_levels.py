@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import betaincinv
 
 from diffjax import grids, schedules
 from diffjax.types import Grid, Schedule, choose
@@ -196,9 +197,7 @@ def _exponential(low: float, high: float, count: int) -> np.ndarray:
 
 
 def _beta(low: float, high: float, count: int) -> np.ndarray:
-    from scipy.stats import beta
-
-    return low + beta.ppf(1 - np.linspace(0, 1, count), 0.6, 0.6) * (high - low)
+    return low + betaincinv(0.6, 0.6, 1 - np.linspace(0, 1, count)) * (high - low)
 
 
 SPACINGS: dict[str, Callable[[float, float, int], np.ndarray]] = {
@@ -348,6 +347,8 @@ def exponential_grid(
     _refuse(asked, *listed, *shifting)
     if o["use_flow_sigmas"]:
         return _flow_grid(o, asked, repeat)
+    if asked.sigmas is not None:
+        raise ValueError("sigmas cannot be given without use_flow_sigmas")
     table, name = _ratios(o), respaced(o)
     if asked.timesteps is not None:
         if name:

@@ -33,7 +33,7 @@ _RENAMED = ("kernel", "scale", "embedding")
 # number follows the name of the module in the key.
 _STACKED = ("transformer_blocks", "encoder.layers")
 # Constants that other libraries store beside the parameters.
-_BUFFERS = ("position_ids",)
+_BUFFERS = ("position_ids", "num_batches_tracked")
 
 Place = Callable[[str, np.ndarray], Any]
 
@@ -121,7 +121,7 @@ def from_state_dict(
 
     Args:
         state: arrays (or CPU tensors) by key, converted to the types of ``like``. Constants that
-            are no parameters (``position_ids``) are passed over.
+            are no parameters (``position_ids``, ``num_batches_tracked``) are passed over.
         like: tree of arrays or ``jax.ShapeDtypeStruct``.
         place: ``(key, array) -> leaf``, as to put it on devices at once; stacked layers come under
             the key of the first.

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from diffjax.train import hosts, resume
-from diffjax.train.checkpoint import Checkpoints
+from diffjax.train.checkpoint import Best, Checkpoints
 from diffjax.train.files import sole_writer
 from diffjax.train.frozen import content_hash, place, write_once
 from diffjax.train.optimizer import learning_rate, make_optimizer
@@ -45,6 +46,7 @@ from diffjax.types import PyTree, Task, choose
 
 Batches = Callable[[int, jax.sharding.Sharding], Iterator[dict[str, Any]]]
 OnSample = Callable[[State, int, Reporter], None]
+OnEvaluate = Callable[[State, int], dict[str, float]]
 LOOK_AHEAD = 2  # steps queued beyond the running one: enough to hide the host, and clocks stay true
 ROLLBACKS = 3  # from one checkpoint, before giving up
 
@@ -101,10 +103,11 @@ class _Window:
                 raise _not_finite(value, step + offset)
         return list(self._values)  # a copy: `add` goes on while a checkpoint is written
 
-    def report(self, step: int) -> float:
+    def report(self, step: int, measure: Callable[[], dict[str, float]] = dict) -> float:
         """Write the means as the line of ``step``, start over, and give the mean loss.
 
-        Steps that were skipped are counted beside the means of the others.
+        Steps that were skipped are counted beside the means of the others; ``measure`` is called
+        when the steps are done, and what it gives is written in the same line.
 
         Raises:
             NonFiniteLoss: naming the first bad step; of skipped ones, if there are no others.
@@ -119,9 +122,8 @@ class _Window:
             means["skipped"] = float(len(values) - len(good))
         since, first = self._clock
         speed = (step - first) / max(time.monotonic() - since, 1e-9)
-        self._reporter(
-            step, {**means, "lr": float(self._rate(step - 1)), "steps_per_second": speed}
-        )
+        line = {**means, "lr": float(self._rate(step - 1)), "steps_per_second": speed}
+        self._reporter(step, {**line, **measure()})
         self._values = []
         self.restart_clock(step)
         return means["loss"]
@@ -163,6 +165,7 @@ def train(
     *,
     frozen: PyTree = None,
     on_sample: OnSample | None = None,
+    on_evaluate: OnEvaluate | None = None,
 ) -> State:
     """Train to ``config.train.steps``, or to ``config.train.minutes`` of wall-clock.
 
@@ -177,6 +180,8 @@ def train(
         frozen: parameters that the task reads but does not train, whole in every process. They are
             sharded as the others, and written once, by their content's hash.
         on_sample: called every ``train.sample_every`` steps, in every process.
+        on_evaluate: the same every ``train.evaluate_every`` steps; what it measures is written to
+            the log, and ``best/`` keeps the state with the best value of ``eval.best``.
 
     Raises:
         ValueError: a wrong value in the config, naming it.
@@ -199,7 +204,7 @@ def train(
         while True:
             begun = run.begin(checkpoints, offset)
             try:
-                return _advance(run, begun, checkpoints, stop, on_sample)
+                return _advance(run, begun, checkpoints, stop, on_sample, on_evaluate)
             except NonFiniteLoss as error:
                 checkpoints.wait()
                 newest = checkpoints.newest() or 0
@@ -243,7 +248,7 @@ class _Run:
         shardings = tree_sharding(shapes, mesh)
         self._abstract = with_sharding(shapes, shardings)
         self._fresh = jax.jit(init, out_shardings=shardings)
-        self.update = _compiled(task, optimizer, config, (shardings, frozen_shardings), mesh)
+        self.update = compiled_step(task, optimizer, config, (shardings, frozen_shardings), mesh)
 
     def begin(self, checkpoints: Checkpoints, offset: int) -> _Begun:
         """The newest checkpoint, or a fresh state."""
@@ -271,9 +276,11 @@ def _advance(
     checkpoints: Checkpoints,
     stop: Stop,
     on_sample: OnSample | None,
+    on_evaluate: OnEvaluate | None,
 ) -> State:
     """Train from there to the end, or to a reason to stop."""
     cfg = run.config.train
+    every = cfg.get("evaluate_every", 0) if on_evaluate else 0
     step, state, values, offset = begun
     with contextlib.ExitStack() as closing:
         make_reporter = Reporter if hosts.is_writer() else NoReporter
@@ -281,6 +288,7 @@ def _advance(
         window = _Window(reporter, run.config, step, values)
         stream = closing.enter_context(_closing(run.batches(step + offset, run.place)))
         bar = closing.enter_context(_progress(cfg.steps, step))
+        judge = closing.enter_context(_judge(run, on_evaluate)) if on_evaluate and every else None
         reason = 0
         while step < cfg.steps and not (reason := stop.reason()):
             state, metrics = run.update(state, run.frozen, next(stream))
@@ -288,7 +296,9 @@ def _advance(
             window.add(metrics)
             bar.update()
             if step % cfg.log_every == 0:
-                bar.set_postfix(loss=f"{window.report(step):.4f}", refresh=False)
+                due = judge and step % every == 0
+                loss = window.report(step, partial(judge, state, step) if judge and due else dict)
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             if step % cfg.checkpoint_every == 0:
                 checkpoints.save(step, state, run.metadata(window.fetch(step), offset))
             due = cfg.sample_every and step % cfg.sample_every == 0
@@ -304,6 +314,26 @@ def _advance(
     if reason > OUT_OF_TIME:
         raise Preempted(reason, step)
     return state
+
+
+@contextlib.contextmanager
+def _judge(run: _Run, on_evaluate: OnEvaluate) -> Iterator[OnEvaluate]:
+    """``on_evaluate``, after which the state is offered to the best."""
+    section = run.config.eval
+    name, mode = section.get("best", ""), section.get("best_mode", "min")
+    if not name:
+        yield on_evaluate
+        return
+    with Best(run.workdir / "best", name, mode=mode) as best:
+
+        def judge(state: State, step: int) -> dict[str, float]:
+            found = on_evaluate(state, step)
+            if name not in found:
+                raise ValueError(f"eval.best={name!r} was not measured, but {', '.join(found)}")
+            best.offer(step, found[name], state, run.metadata([], 0))
+            return found
+
+        yield judge
 
 
 @contextlib.contextmanager
@@ -343,13 +373,18 @@ def _first(leaf: Any) -> Any:
     return leaf[:1] if whole else np.asarray(leaf.addressable_data(0))[:1]
 
 
-def _compiled(
+def compiled_step(
     task: Task,
     optimizer: optax.GradientTransformation,
     config: Any,
     shardings: tuple[PyTree, PyTree],
     mesh: Any,
-) -> Callable[..., tuple[State, dict[str, Any]]]:
+) -> Any:
+    """The jitted step of a config: ``(state, frozen, batch) -> (state, metrics)``, state donated.
+
+    Args:
+        shardings: of the state, and of the frozen weights.
+    """
     step = make_step(
         task,
         optimizer,
@@ -369,6 +404,11 @@ def _check_section(section: Any) -> None:
     for name in ("log_every", "checkpoint_every"):
         if section[name] < 1:
             raise ValueError(f"train.{name}={section[name]}: an interval is at least 1 step")
+    if section.get("evaluate_every", 0) % section.log_every:
+        raise ValueError(
+            f"train.evaluate_every={section.evaluate_every} must be a multiple of "
+            f"train.log_every={section.log_every}: the measures stand in the log's lines"
+        )
     choose("train.nonfinite", section.nonfinite, dict.fromkeys(("stop", "skip", "rollback")))
 
 

@@ -66,7 +66,7 @@ def test_shipped_weights_reach_their_stated_accuracy(name):
     if folder is not None and not folder.is_dir():  # never download in a test
         pytest.skip("dataset-fashion-mnist is not installed")
     source = data.load(name, split="test", data_dir=folder and str(folder))
-    _, probs = extract(network, source.images)
+    probs = extract(network, source.images).probs
     # Rounding on another machine may move an image or two across a boundary.
     accuracy = np.mean(probs.argmax(axis=1) == source.labels)
     assert accuracy == pytest.approx(network.accuracy, abs=2 / len(source.images))
@@ -76,15 +76,15 @@ def test_uint8_levels_and_floats_are_the_same_images():
     images = digits()
     from_levels = extract(feature_network("digits"), images)
     from_floats = extract(feature_network("digits"), images / 8.0 - 1)
-    for a, b in zip(from_levels, from_floats, strict=True):
+    for a, b in zip(from_levels[:2], from_floats[:2], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 6, 20, 64])
 def test_padding_does_not_change_the_features(batch_size):
     network, images = feature_network("digits"), digits()
-    features, probs = extract(network, images, batch_size=batch_size)
-    direct_features, direct_probs = network.apply(images)
+    features, probs, _ = extract(network, images, batch_size=batch_size)
+    direct_features, direct_probs, _ = network.apply(images)
     assert features.dtype == probs.dtype == np.float32
     np.testing.assert_allclose(features, direct_features, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(probs, direct_probs, rtol=1e-4, atol=1e-5)
@@ -104,7 +104,7 @@ def test_any_number_of_images_compiles_once():
 
 
 def test_features_are_full_rank_with_a_thousand_samples():
-    features, _ = extract(feature_network("digits"), data.load("digits").images[:1000])
+    features = extract(feature_network("digits"), data.load("digits").images[:1000]).features
     assert np.linalg.matrix_rank(np.cov(features.T.astype(np.float64))) == 64
 
 

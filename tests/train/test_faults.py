@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -29,7 +30,7 @@ TINY = {"TINY_TASK": "1"}
 class Runs:
     """Runs of the entry point, one after the other."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **env: str):
         self._folder = folder
         cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
         cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
@@ -39,16 +40,16 @@ class Runs:
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.train.runner"],
             cwd=ROOT,
-            env={**os.environ, **cache, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **cache, **env, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def start(self, workdir: Path, *overrides: str, **env: str) -> int:
+    def start(self, workdir: Path, *overrides: str, flags: Sequence[str] = (), **env: str) -> int:
         """Start a run of the smoke config; its process id."""
         argv = [f"--config={ROOT}/configs/ddpm.py:digits,smoke", f"--workdir={workdir}"]
-        argv += [f"--config.train.{item}" for item in ("sample_every=0", *overrides)]
+        argv += [f"--config.train.{item}" for item in ("sample_every=0", *overrides)] + [*flags]
         job = {"argv": argv, "env": env, "output": str(self._folder / "output")}
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()

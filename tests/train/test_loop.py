@@ -239,3 +239,49 @@ def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
     for step in range(6):
         window.add({"loss": step})
         assert waited == list(range(step - loop.LOOK_AHEAD + 1))
+
+
+# ---- evaluation ----------------------------------------------------------------------------
+
+
+def _measure(state, step):
+    """A value that is best in the middle of the run."""
+    return {"distance": abs(step - 6.5) + float(state.step) * 0, "precision": 0.5}
+
+
+def test_evaluations_stand_in_the_log_and_the_best_state_is_kept(unbroken, tmp_path):
+    config = make_config(evaluate_every=3)
+    state = train(make_task(), config, tmp_path, batches, on_evaluate=_measure)
+    assert_same(state, unbroken[0])  # looking changes nothing
+    log = _log(tmp_path)
+    assert [line["distance"] for line in log] == [3.5, 0.5, 2.5, 5.5]
+    assert [{k: line[k] for k in line if k not in ("distance", "precision")} for line in log] == (
+        unbroken[1]
+    )
+    assert [p.name for p in (tmp_path / "best").iterdir()] == ["6"]
+    assert _steps(tmp_path) == [8, 12]
+
+
+def test_evaluations_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path):
+    config = make_config(evaluate_every=6)
+    logs = []
+    for name, at in (("whole", None), ("stopped", 7)):
+        folder = tmp_path / name
+        if at:
+            with pytest.raises(Preempted):
+                stopping = batches_that(send(signal.SIGTERM), at=at)
+                train(make_task(), config, folder, stopping, on_evaluate=_measure)
+        train(make_task(), config, folder, batches, on_evaluate=_measure)
+        logs.append(_log(folder))
+        assert [p.name for p in (folder / "best").iterdir()] == ["6"]
+    assert logs[0] == logs[1]
+    assert [line["step"] for line in logs[0] if "distance" in line] == [6, 12]
+
+
+def test_wrong_evaluation_settings(tmp_path):
+    with pytest.raises(ValueError, match="evaluate_every=4 must be a multiple"):
+        train(make_task(), make_config(evaluate_every=4), tmp_path, batches, on_evaluate=_measure)
+    config = make_config(evaluate_every=3)
+    config.eval.best = "fid"
+    with pytest.raises(ValueError, match="'fid' was not measured, but distance, precision"):
+        train(make_task(), config, tmp_path, batches, on_evaluate=_measure)

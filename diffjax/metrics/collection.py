@@ -1,0 +1,113 @@
+"""Features of many images, chunk by chunk, in memory or in a folder that can be gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from diffjax.metrics.features import FeatureNetwork, Features, extract
+
+Read = Callable[[int, int], np.ndarray]  # (start, stop) -> images (stop - start, H, W, C)
+_PROGRESS = "progress.json"
+
+
+def collect(
+    network: FeatureNetwork,
+    read: Read,
+    num: int,
+    *,
+    folder: Path | None = None,
+    source: str = "",
+    chunk: int = 1000,
+    spatial: bool = True,
+) -> Features:
+    """What a network says of ``num`` images that are made or read a chunk at a time.
+
+    With a folder, arrays live in files there and a finished chunk is not asked for again: memory is
+    that of one chunk, and a run that was interrupted goes on where it stopped, with the same result
+    to the bit.
+
+    Args:
+        network: the feature network.
+        read: ``(start, stop) -> images``; must depend on its arguments only.
+        num: number of images.
+        folder: where the arrays are kept; None keeps them in memory.
+        source: what the images are, compared with what the folder holds.
+        chunk: images at a time.
+        spatial: whether to keep the spatial features too.
+
+    Raises:
+        ValueError: the folder holds the features of other images, or as `extract`.
+    """
+    what = {"network": network.id, "num": num, "source": source, "spatial": spatial}
+    done = _progress(folder, what) if folder else 0
+    kept = _opened(folder) if folder and done else None
+    for start in range(done, num, chunk):
+        stop = min(start + chunk, num)
+        found = extract(network, read(start, stop))
+        if not spatial:
+            found = found._replace(spatial=None)
+        if kept is None:
+            kept = _created(folder, found, num)
+        _write(kept, found, start, stop)
+        if folder:
+            _commit(folder, kept, {**what, "done": stop})
+    if kept is None:
+        raise ValueError(f"features of {num} images were asked for; at least 1 is needed")
+    return kept
+
+
+def _progress(folder: Path, what: dict[str, object]) -> int:
+    """Images that the folder has the features of."""
+    path = folder / _PROGRESS
+    if not path.exists():
+        return 0
+    found = json.loads(path.read_text())
+    done = found.pop("done")
+    if found != what:
+        raise ValueError(
+            f"{folder} holds the features of {found}, not of {what}: remove it or choose another"
+        )
+    return int(done)
+
+
+def _created(folder: Path | None, found: Features, num: int) -> Features:
+    def make(name: str, part: np.ndarray | None) -> np.ndarray | None:
+        if part is None:
+            return None
+        shape = (num, *part.shape[1:])
+        if folder is None:
+            return np.empty(shape, part.dtype)
+        folder.mkdir(parents=True, exist_ok=True)
+        return np.lib.format.open_memmap(
+            folder / f"{name}.npy", mode="w+", dtype=part.dtype, shape=shape
+        )
+
+    return Features(*(make(name, part) for name, part in found._asdict().items()))
+
+
+def _opened(folder: Path) -> Features:
+    def load(name: str) -> np.ndarray | None:
+        path = folder / f"{name}.npy"
+        return np.load(path, mmap_mode="r+") if path.exists() else None
+
+    return Features(*map(load, Features._fields))
+
+
+def _write(kept: Features, found: Features, start: int, stop: int) -> None:
+    for array, part in zip(kept, found, strict=True):
+        if array is not None:
+            array[start:stop] = part
+
+
+def _commit(folder: Path, kept: Features, progress: dict[str, object]) -> None:
+    """Arrays first, then the count that makes them valid."""
+    for array in kept:
+        if array is not None:
+            array.flush()
+    partial = folder / f"{_PROGRESS}.tmp"
+    partial.write_text(json.dumps(progress))
+    partial.replace(folder / _PROGRESS)

@@ -1,0 +1,68 @@
+"""The feature network of FID, KID, Inception score and spatial FID, from a user's weights."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffjax.metrics.features import FeatureNetwork, Features
+from diffjax.nets.inception import SIZE, Inception, inception_input
+
+SOURCE = (
+    "the Inception weights of FID are not part of this package. Download "
+    "pt_inception-2015-12-05-6726825d.pth (91 MB) from the release fid_weights of "
+    "https://github.com/mseitzer/pytorch-fid and pass --inception=FILE --allow_legacy_pickle, or "
+    "a safetensors file of the same keys as --inception=FILE"
+)
+
+
+def inception_shapes() -> Any:
+    """Names and shapes of Inception's parameters, without memory."""
+    images = jnp.zeros((1, SIZE, SIZE, 3))
+    return jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]
+
+
+def inception_network(
+    params: Any, *, resize: str = "tensorflow", batch_size: int = 32
+) -> FeatureNetwork:
+    """Inception as a feature network for images of any size.
+
+    Images in [-1, 1] are rounded to 8 bits first, as saved images are. Probabilities are the
+    softmax of the logits without their bias, as in every published Inception score.
+
+    Args:
+        params: parameters as `inception_shapes` has them.
+        resize: ``tensorflow`` or ``pytorch_fid``, see `diffjax.nets.inception.inception_input`.
+        batch_size: images at a time; 32 take about 0.6 GB.
+    """
+    # What is passed at every call has to be on every device that takes part.
+    mesh = jax.sharding.Mesh(jax.local_devices(), ("batch",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return FeatureNetwork(
+        name="inception",
+        version=f"2015-12-05-{resize}",
+        dim=2048,
+        apply=functools.partial(_apply, resize, jax.device_put(params, everywhere)),
+        shape=None,
+        accuracy=None,
+        levels=256,
+        batch_size=batch_size,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(resize: str, params: Any, images: jax.Array) -> Features:
+    x = inception_input(_levels(images), resize=resize)
+    out: Any = Inception().apply({"params": params}, x)
+    return Features(out.pool, jax.nn.softmax(out.logits), out.spatial)
+
+
+def _levels(images: jax.Array) -> jax.Array:
+    """uint8, or [-1, 1] rounded to the 256 levels, as float32 0 to 255."""
+    levels = images.astype(jnp.float32)
+    if images.dtype == jnp.uint8:
+        return levels
+    return jnp.clip(jnp.rint((levels + 1) * 127.5), 0, 255)

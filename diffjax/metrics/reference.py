@@ -1,0 +1,115 @@
+"""Means and covariances of reference images, in the layouts in which they are published.
+
+| layout | keys |
+|---|---|
+| pytorch-fid (TTUR) | ``mu`` (F,), ``sigma`` (F, F) |
+| ADM | the same, ``mu_s`` and ``sigma_s`` of the spatial features, and often ``arr_0``, images |
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from diffjax.metrics.features import Features
+from diffjax.metrics.statistics import Gaussian, Moments, moments
+
+StrPath = str | os.PathLike[str]
+_LOCAL_HEADER = 30  # bytes of a zip member's header before its name
+
+
+class Statistics(NamedTuple):
+    """Moments of the features of a set, and of its spatial features if they are known."""
+
+    features: Moments | Gaussian
+    spatial: Moments | Gaussian | None = None
+
+
+def statistics_of(found: Features) -> Statistics:
+    """The moments of collected features."""
+    spatial = None if found.spatial is None else moments(found.spatial)
+    return Statistics(moments(found.features), spatial)
+
+
+def load_statistics(path: StrPath) -> Statistics:
+    """The statistics in an npz file of the ADM or the pytorch-fid layout.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, has no statistics, or they have the wrong shape.
+    """
+    try:
+        with np.load(path) as file:
+            values = {k: file[k] for k in ("mu", "sigma", "mu_s", "sigma_s") if k in file}
+    except (EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no complete npz file: {error}") from error
+    if not {"mu", "sigma"} <= set(values):
+        raise ValueError(f"{path} holds no statistics: it needs the arrays mu and sigma")
+    spatial = None
+    if {"mu_s", "sigma_s"} <= set(values):
+        spatial = _gaussian(path, values["mu_s"], values["sigma_s"])
+    return Statistics(_gaussian(path, values["mu"], values["sigma"]), spatial)
+
+
+def _gaussian(path: StrPath, mean: np.ndarray, covariance: np.ndarray) -> Gaussian:
+    if mean.ndim != 1 or covariance.shape != (*mean.shape, *mean.shape):
+        raise ValueError(
+            f"{path} holds a mean {mean.shape} with a covariance {covariance.shape}; "
+            "they must be (F,) and (F, F)"
+        )
+    return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))
+
+
+def save_statistics(path: StrPath, statistics: Statistics) -> None:
+    """Write statistics in the layout of `load_statistics`, all of the file or nothing."""
+    arrays = {"mu": statistics.features.mean, "sigma": statistics.features.covariance}
+    if statistics.spatial is not None:
+        arrays |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.covariance}
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.npz")
+    try:
+        np.savez(partial, **arrays)  # type: ignore[arg-type]
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_array(path: StrPath, names: tuple[str, ...]) -> np.ndarray:
+    """The first of the named arrays in an npz file; mapped, not read, if it is not compressed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or has none of the names.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            have = {Path(info.filename).stem: info for info in archive.infolist()}
+            found = next((have[name] for name in names if name in have), None)
+            if found is None:
+                raise ValueError(f"it has {', '.join(have)}, none of {', '.join(names)}")
+            if found.compress_type != zipfile.ZIP_STORED:
+                with np.load(path) as file:
+                    return np.asarray(file[Path(found.filename).stem])
+            return _mapped(Path(path), found.header_offset)
+    except (EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"cannot read an array of {path}: {error}") from error
+
+
+def _mapped(path: Path, member: int) -> np.ndarray:
+    with path.open("rb") as file:
+        file.seek(member)
+        header = file.read(_LOCAL_HEADER)
+        file.seek(sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28)), 1)
+        version = np.lib.format.read_magic(file)
+        reader = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+            version, np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = reader(file)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        order = "F" if fortran else "C"
+        return np.memmap(path, dtype, "r", file.tell(), shape, order)  # type: ignore[call-overload]

@@ -1,0 +1,134 @@
+"""CLIP image encoders, with the state-dict names of transformers' CLIPVisionModelWithProjection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffjax.nets.layers import default_init
+from diffjax.nets.text import TextLayer
+
+Array = jax.Array
+
+# Channel means and deviations that all CLIP models were trained with, of pixels in [0, 1].
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class _ClassToken(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self) -> Array:
+        init = nn.initializers.normal(0.02)
+        return jnp.asarray(self.param("class_embedding", init, (self.features,)))
+
+
+class CLIPVision(nn.Module):
+    """``x (B, size, size, 3) -> embeddings (B, P)``: Radford et al. 2021, vision transformer.
+
+    The layers are those of the text half without its mask, and scanned as there.
+
+    Attributes:
+        size: pixels on a side.
+        patch: pixels on a side of a patch.
+        features: width of the residual stream.
+        width: width of the MLPs.
+        layers, heads: depth and attention heads.
+        projection: size P of the joint space.
+        activation: ``quick_gelu`` (OpenAI) or ``gelu`` (OpenCLIP).
+
+    Raises:
+        ValueError: images of another size.
+    """
+
+    size: int = 224
+    patch: int = 32
+    features: int = 768
+    width: int = 3072
+    layers: int = 12
+    heads: int = 12
+    projection: int = 512
+    activation: str = "quick_gelu"
+    eps: float = 1e-5
+    attention: str = "xla"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if x.shape[1:] != (self.size, self.size, 3):
+            raise ValueError(f"this encoder takes images of {self.size} pixels, got {x.shape}")
+        x = self._embedded(x)
+        x = self._norm("pre_layrnorm")(x)  # spelled so in every published file
+        stack = nn.scan(
+            TextLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.layers,
+        )(
+            self.heads,
+            self.width,
+            self.activation,
+            self.eps,
+            self.attention,
+            self.dtype,
+            name="vision_model.encoder.layers",
+        )
+        x, _ = stack(x, None)
+        pooled = self._norm("post_layernorm")(x[:, 0])
+        return nn.Dense(
+            self.projection,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=default_init,
+            name="visual_projection",
+        )(pooled)
+
+    @nn.nowrap
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return nn.LayerNorm(
+            self.eps, dtype=self.dtype, use_fast_variance=False, name=f"vision_model.{name}"
+        )
+
+    @nn.nowrap
+    def _embedded(self, x: Array) -> Array:
+        """Class token and patches, with their positions."""
+        patches = nn.Conv(
+            self.features,
+            (self.patch, self.patch),
+            strides=self.patch,
+            padding="VALID",
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=default_init,
+            name="vision_model.embeddings.patch_embedding",
+        )(x)
+        patches = patches.reshape(len(x), -1, self.features)
+        token = _ClassToken(self.features, name="vision_model.embeddings")()
+        token = jnp.broadcast_to(token.astype(patches.dtype), (len(x), 1, self.features))
+        positions = nn.Embed(
+            patches.shape[1] + 1,
+            self.features,
+            dtype=self.dtype,
+            embedding_init=nn.initializers.normal(0.02),
+            name="vision_model.embeddings.position_embedding",
+        )(jnp.arange(patches.shape[1] + 1))
+        return jnp.concatenate([token, patches], 1) + positions
+
+
+def clip_input(images: Array, size: int = 224) -> Array:
+    """Images (B, H, W, 3) in [-1, 1] as CLIP takes them: resized, cropped to the centre, scaled.
+
+    The shorter side becomes ``size`` by PIL's bicubic filter (a = -0.5, anti-aliased).
+    """
+    height, width = images.shape[1:3]
+    scale = size / min(height, width)
+    shape = (len(images), max(size, int(height * scale)), max(size, int(width * scale)), 3)
+    x = jax.image.resize((images + 1) / 2, shape, "bicubic", antialias=True)
+    top, left = (shape[1] - size) // 2, (shape[2] - size) // 2
+    x = jnp.clip(x[:, top : top + size, left : left + size], 0, 1)
+    return (x - jnp.asarray(MEAN)) / jnp.asarray(STD)

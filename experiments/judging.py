@@ -1,0 +1,259 @@
+"""What evaluation and training share: real images, sets of images, and measures of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffjax import data, metrics
+from diffjax.pretrained import from_state_dict
+from diffjax.pretrained.pickles import open_weights
+from experiments import common
+
+INCEPTION = ("fid", "sfid", "is", "kid", "prdc", "rfid")  # metrics that need its weights
+PAIRED = ("psnr", "ssim", "rfid")  # metrics of images and their originals, in the same order
+CHUNK = 1000  # images in memory at a time
+KID_SUBSET = 1000
+
+
+def reference(cfg: Any, num: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """``num`` real images in [-1, 1] and their labels, by a fixed permutation of the split."""
+    source = common.source_of(cfg, split)
+    batch = source.take(_shuffled(source)[:num])
+    return data.to_float(batch["image"], source.levels), batch["label"]
+
+
+def reference_images(cfg: Any, num: int, split: str = "train") -> np.ndarray:
+    """The images of `reference`."""
+    return reference(cfg, num, split)[0]
+
+
+def _shuffled(source: data.Source) -> np.ndarray:
+    return np.random.default_rng(0).permutation(len(source))
+
+
+def judge(network: Any, images: np.ndarray, real: np.ndarray, classes: int = 0) -> dict[str, Any]:
+    """Image metrics after rounding to 8 bits, as saved images are.
+
+    With ``classes``, image k was made as class ``k % classes``, and ``class_accuracy`` is the share
+    that the frozen classifier sees so.
+    """
+    rounded = data.to_float(common.to_uint8(images), 256)
+    result = metrics.evaluate_images(network, rounded, real)
+    if classes:
+        seen = metrics.extract(network, rounded).probs.argmax(1)
+        result["class_accuracy"] = float((seen == np.arange(len(seen)) % classes).mean())
+    return result
+
+
+# ---- sets of images ---------------------------------------------------------------------------
+
+
+class ImageSet(NamedTuple):
+    """Images that are read or made when asked for.
+
+    Attributes:
+        name: what they are; equal names mean equal images.
+        num: how many.
+        read: (start, stop) -> uint8 0..255 or float in [-1, 1], (N, H, W, C).
+    """
+
+    name: str
+    num: int
+    read: Callable[[int, int], np.ndarray]
+
+    def first(self, num: int | None) -> ImageSet:
+        """At most ``num`` of them."""
+        return self._replace(num=min(self.num, num or self.num))
+
+
+def from_file(path: str) -> ImageSet:
+    """The images of an npz file (``images`` or ADM's ``arr_0``), or of a folder.
+
+    Raises:
+        UsageError: there is neither, or it holds something else.
+    """
+    try:
+        if Path(path).is_dir():
+            source = data.load("image_folder", split="all", data_dir=path)
+            name = f"{Path(path).resolve()} ({len(source)} images)"
+            return ImageSet(name, len(source), lambda a, b: source.take(np.arange(a, b))["image"])
+        images = metrics.load_array(path, ("images", "arr_0"))
+    except (OSError, ValueError) as error:
+        raise common.UsageError(f"cannot read images from {path}: {error}") from error
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise common.UsageError(
+            f"{path} must hold uint8 images (N, H, W, C), got {images.dtype} {images.shape}"
+        )
+    stamp = Path(path).stat()
+    name = f"{Path(path).resolve()} ({stamp.st_size} bytes of {stamp.st_mtime_ns})"
+    return ImageSet(name, len(images), lambda a, b: np.asarray(images[a:b]))
+
+
+def from_data(cfg: Any, split: str) -> ImageSet:
+    """A split of the config's data set, in a fixed random order."""
+    source = common.source_of(cfg, split)
+    order = _shuffled(source)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return data.to_float(source.take(order[start:stop])["image"], source.levels)
+
+    return ImageSet(f"{cfg.data.name} {split} {source.shape}", len(source), read)
+
+
+def generated(maker: common.ImageMaker, num: int, *, seed: int, settings: Any) -> ImageSet:
+    """Samples of a model; ``settings`` tell it and its sampler from others."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return maker.make(num=stop - start, first=start, seed=seed)
+
+    return ImageSet(json.dumps({**settings, "seed": seed}, sort_keys=True), num, read)
+
+
+# ---- Inception --------------------------------------------------------------------------------
+
+
+def inception(
+    path: str | None, *, allow_legacy_pickle: bool, resize: str
+) -> metrics.FeatureNetwork:
+    """Inception with the weights of a file.
+
+    Raises:
+        UsageError: no file was given; says where to get it.
+        ValueError: the file is damaged, refused, or not Inception.
+    """
+    if not path:
+        raise common.UsageError(f"these metrics need Inception: {metrics.INCEPTION_SOURCE}")
+    weights = open_weights(path, allow_legacy_pickle=allow_legacy_pickle)
+    shapes = metrics.inception_shapes()
+    return metrics.inception_network(
+        jax.tree.map(np.asarray, from_state_dict(weights, shapes)), resize=resize
+    )
+
+
+class Collector:
+    """Features of sets of images, kept in a folder so that a run can go on where it stopped."""
+
+    def __init__(self, network: metrics.FeatureNetwork, folder: Path, *, spatial: bool):
+        self._network, self._folder, self._spatial = network, folder, spatial
+
+    def __call__(self, images: ImageSet) -> metrics.Features:
+        """The features of a set."""
+        what = f"{images.name} {images.num} {self._network.id} {self._spatial}"
+        return metrics.collect(
+            self._network,
+            images.read,
+            images.num,
+            folder=self._folder / hashlib.sha256(what.encode()).hexdigest()[:12],
+            source=images.name,
+            chunk=CHUNK,
+            spatial=self._spatial,
+        )
+
+    def clear(self) -> None:
+        """Remove what was kept."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+Reference = ImageSet | metrics.Statistics
+
+
+def read_reference(path: str | None, cfg: Any, num: int | None) -> Reference:
+    """An npz of statistics, images in a file or folder, or the data set's training split.
+
+    Raises:
+        UsageError: the file holds neither.
+    """
+    if not path:
+        return from_data(cfg, "train").first(num)
+    if path.endswith(".npz") and Path(path).is_file():
+        with np.load(path) as file:
+            if "mu" in file:
+                return metrics.load_statistics(path)
+    return from_file(path).first(num)
+
+
+def inception_metrics(
+    collector: Collector, images: ImageSet, real: Reference, wanted: set[str]
+) -> dict[str, Any]:
+    """The wanted ones of `INCEPTION` for a set of images.
+
+    Raises:
+        UsageError: a metric needs what the reference does not have.
+    """
+    if isinstance(real, metrics.Statistics) and wanted & {"kid", "prdc"}:
+        raise common.UsageError("kid and prdc need reference images, not only their statistics")
+    fake = collector(images)
+    out: dict[str, Any] = {"num": images.num}
+    if "is" in wanted:
+        splits = min(10, images.num)
+        mean, spread = metrics.inception_score(fake.probs, splits=splits)
+        out |= {"inception_score": mean, "inception_score_std": spread}
+    if wanted <= {"is"}:
+        return out
+    if isinstance(real, metrics.Statistics):
+        theirs = real
+    else:
+        found = collector(real)
+        theirs = metrics.statistics_of(found)
+        out |= {"num_reference": real.num, **_neighbours(found, fake, wanted)}
+    return out | _distances(metrics.statistics_of(fake), theirs, wanted)
+
+
+def _distances(
+    fake: metrics.Statistics, real: metrics.Statistics, wanted: set[str]
+) -> dict[str, float]:
+    out = {}
+    for name in sorted(wanted & {"fid", "rfid"}):
+        out[name] = metrics.frechet_distance(fake.features, real.features)
+    if "sfid" in wanted:
+        if real.spatial is None or fake.spatial is None:
+            raise common.UsageError("sfid needs a reference with mu_s and sigma_s, or images")
+        out["sfid"] = metrics.frechet_distance(fake.spatial, real.spatial)
+    return out
+
+
+def _neighbours(
+    real: metrics.Features, fake: metrics.Features, wanted: set[str]
+) -> dict[str, float]:
+    out: dict[str, float] = {}
+    if "kid" in wanted:
+        size = min(KID_SUBSET, len(real.features), len(fake.features))
+        mean, spread = metrics.kernel_distance(real.features, fake.features, size=size)
+        out |= {"kid": mean, "kid_std": spread, "kid_subset": size}
+    if "prdc" in wanted:
+        out |= metrics.precision_recall(real.features, fake.features)._asdict()
+    return out
+
+
+def paired_metrics(images: ImageSet, originals: Reference, wanted: set[str]) -> dict[str, float]:
+    """PSNR and SSIM of images and originals in the same order, means over the images.
+
+    Raises:
+        UsageError: there are no originals, or not as many.
+    """
+    if not isinstance(originals, ImageSet) or originals.num != images.num:
+        have = "statistics" if not isinstance(originals, ImageSet) else f"{originals.num} images"
+        raise common.UsageError(
+            f"{', '.join(PAIRED)} compare image k with original k: {images.num} images need as "
+            f"many originals in --reference, which has {have}"
+        )
+    measures = {"psnr": metrics.psnr, "ssim": metrics.ssim}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in measures if name in wanted}
+    for start in range(0, images.num, CHUNK):
+        stop = min(start + CHUNK, images.num)
+        pair = [_levels(one.read(start, stop)) for one in (images, originals)]
+        for name, values in found.items():
+            values.append(np.asarray(measures[name](*pair, span=255.0), np.float64))
+    return {name: float(np.concatenate(values).mean()) for name, values in found.items()}
+
+
+def _levels(images: np.ndarray) -> np.ndarray:
+    return images if images.dtype == np.uint8 else common.to_uint8(images)

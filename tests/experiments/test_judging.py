@@ -1,0 +1,129 @@
+"""Sets of images and their measures, with the classifier of the digits in Inception's place."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffjax import data, metrics
+from experiments import common, judging
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Features and spatial features, of the classifier with the digits' levels spread to 256."""
+    net = metrics.feature_network("digits")
+
+    def apply(images):
+        found = net.apply(images / np.float32(127.5) - 1)
+        spatial = images[:, ::4, :, 0].reshape(len(images), -1) / np.float32(255)
+        return found._replace(spatial=jax.numpy.asarray(spatial))
+
+    return net._replace(apply=apply, levels=256, batch_size=100)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return common.to_uint8(data.to_float(data.load("digits").images, 17))
+
+
+def image_set(images, name="set"):
+    return judging.ImageSet(name, len(images), lambda a, b: images[a:b])
+
+
+@pytest.fixture
+def collector(network, tmp_path):
+    return judging.Collector(network, tmp_path / "features", spatial=True)
+
+
+def test_a_set_against_itself(collector, digits):
+    same = image_set(digits[:300])
+    found = judging.inception_metrics(collector, same, same, {"fid", "sfid", "kid", "is", "prdc"})
+    assert found["fid"] == pytest.approx(0, abs=1e-8)
+    assert found["sfid"] == pytest.approx(0, abs=1e-8)
+    assert found["precision"] == found["recall"] == found["coverage"] == 1
+    assert found["inception_score"] > 5  # ten digits
+    assert (found["num"], found["num_reference"], found["kid_subset"]) == (300, 300, 300)
+
+
+def test_worse_images_are_worse_and_statistics_do_instead_of_images(collector, digits, tmp_path):
+    rng = np.random.default_rng(0)
+    noisy = np.clip(digits[:300] + rng.normal(0, 90, digits[:300].shape), 0, 255).astype(np.uint8)
+    wanted = {"fid", "sfid", "kid"}
+    real, fakes = image_set(digits[600:900], "real"), (digits[300:600], noisy)
+    good, bad = (
+        judging.inception_metrics(collector, image_set(fake, str(k)), real, wanted)
+        for k, fake in enumerate(fakes)
+    )
+    assert all(bad[name] > 1.5 * good[name] for name in wanted)
+    path = tmp_path / "statistics.npz"
+    metrics.save_statistics(path, metrics.statistics_of(collector(real)))
+    again = judging.inception_metrics(
+        collector, image_set(noisy, "1"), judging.read_reference(str(path), None, None), {"fid"}
+    )
+    assert again["fid"] == pytest.approx(bad["fid"], rel=1e-9)
+    with pytest.raises(common.UsageError, match="need reference images, not only their stat"):
+        judging.inception_metrics(
+            collector, image_set(noisy), metrics.load_statistics(path), {"kid", "fid"}
+        )
+    assert any((tmp_path / "features").iterdir())
+    collector.clear()
+    assert not (tmp_path / "features").exists()
+
+
+def test_sfid_needs_spatial_statistics(collector, digits):
+    some = image_set(digits[:100])
+    flat = metrics.statistics_of(collector(some))._replace(spatial=None)
+    with pytest.raises(common.UsageError, match="mu_s"):
+        judging.inception_metrics(collector, some, flat, {"sfid"})
+
+
+def test_images_of_files_and_folders(digits, tmp_path):
+    np.savez(tmp_path / "ours.npz", images=digits[:5])
+    np.savez_compressed(tmp_path / "adm.npz", arr_0=digits[:5])
+    for name in ("ours.npz", "adm.npz"):
+        found = judging.from_file(str(tmp_path / name))
+        assert found.num == 5
+        np.testing.assert_array_equal(found.read(1, 3), digits[1:3])
+        assert found.first(3).num == 3
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for k in range(3):
+        Image.fromarray(digits[k, ..., 0]).save(folder / f"{k}.png")
+    found = judging.from_file(str(folder))
+    np.testing.assert_array_equal(found.read(0, 3), digits[:3].repeat(3, -1))
+    np.savez(tmp_path / "bad.npz", images=digits[0])
+    for bad, message in (("bad.npz", "must hold uint8 images"), ("none.npz", "none.npz")):
+        with pytest.raises(common.UsageError, match=message):
+            judging.from_file(str(tmp_path / bad))
+
+
+def test_data_come_in_a_fixed_random_order():
+    cfg = common.load_config(f"{ROOT}/configs/ddpm.py:digits")
+    found = judging.from_data(cfg, "train")
+    np.testing.assert_array_equal(found.read(3, 9), judging.reference_images(cfg, 9)[3:])
+    assert found.num == 1500
+    assert common.source_of(cfg) is common.source_of(cfg)  # read once
+
+
+def test_pairs_are_compared_in_their_order():
+    images = np.random.default_rng(0).integers(0, 240, (4, 16, 16, 3), np.uint8)
+    found = judging.paired_metrics(image_set(images + 10), image_set(images), {"psnr", "ssim"})
+    assert found["psnr"] == pytest.approx(20 * np.log10(255 / 10), rel=1e-5)
+    assert 0.9 < found["ssim"] < 1
+    with pytest.raises(common.UsageError, match=r"4 images need as many .* which has 3 images"):
+        judging.paired_metrics(image_set(images), image_set(images[:3]), {"psnr"})
+
+
+def test_inception_says_where_its_weights_are():
+    with pytest.raises(common.UsageError, match=r"pt_inception-2015-12-05-6726825d\.pth"):
+        judging.inception(None, allow_legacy_pickle=False, resize="tensorflow")
+    golden = ROOT / "tests/golden/new.pth"
+    with pytest.raises(ValueError, match="--allow_legacy_pickle"):
+        judging.inception(str(golden), allow_legacy_pickle=False, resize="tensorflow")
+    with pytest.raises(ValueError, match=r"keys are missing: Conv2d_1a_3x3\.bn\.bias"):
+        judging.inception(str(golden), allow_legacy_pickle=True, resize="tensorflow")
