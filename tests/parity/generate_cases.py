@@ -79,8 +79,17 @@ SCHEDULER = dict(
 )
 
 
-def _unet(name: str, context: int) -> dict[str, Any]:
-    return {**sd_cases.UNETS[name], "cross_attention_dim": context}
+def _unet(name: str, context: int, **options: Any) -> dict[str, Any]:
+    return {**sd_cases.UNETS[name], "cross_attention_dim": context, **options}
+
+
+_TWO_LEVELS: dict[str, Any] = dict(
+    block_out_channels=[8, 16],
+    attention_head_dim=[1, 2],
+    transformer_layers_per_block=[1, 2],
+    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+    up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+)
 
 
 # Networks, and what differs in the scheduler.
@@ -88,8 +97,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "sd1": dict(unet=_unet("sd1", 6), text_encoder=CLIP),
     "sd1-inpainting": dict(unet=_unet("sd1-inpainting", 6), text_encoder=CLIP),
     "sd2": dict(unet=_unet("sd2", 6), text_encoder=OPEN_CLIP, prediction="v_prediction"),
-    "xl": dict(unet=_unet("xl", 12), text_encoder=CLIP, text_encoder_2=PROJECTED),
-    "refiner": dict(unet=_unet("refiner", 6), text_encoder_2=PROJECTED),
+    "xl": dict(unet=_unet("xl", 12, **_TWO_LEVELS), text_encoder=CLIP, text_encoder_2=PROJECTED),
+    "refiner": dict(unet=_unet("refiner", 6, **_TWO_LEVELS), text_encoder_2=PROJECTED),
 }
 
 

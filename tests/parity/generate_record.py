@@ -164,7 +164,9 @@ def _run(case: g.Case, pipe: Any, mode: str, options: dict[str, Any]) -> np.ndar
 def _our_noise(case: g.Case, pipe: Any, refined: bool) -> Iterator[None]:
     """Replace every draw by that of our keys: by who asks, and for steps by the evaluation."""
     noise, evaluations = g.draws(case), 0
-    encoded = iter(("posterior", "masked"))
+    # A network that fills in sees the whole image only if it starts from it.
+    hidden_only = "inpainting" in case.family and case.option("strength", 1.0) == 1
+    encoded = iter(("posterior", "masked")[hidden_only:])
 
     def count(*_: Any) -> None:
         nonlocal evaluations
