@@ -21,7 +21,7 @@ from diffjax.tasks.conditions import make_clip
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
 from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
-from experiments import common, controlled, weights
+from experiments import classifying, common, controlled, weights
 
 RANDOM = "random"  # in place of weights: untrained, for tests
 
@@ -53,7 +53,8 @@ def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
     """Everything frozen that a config asks for, or None.
 
     A run stores what it was trained with in its workdir, from where it is read afterwards; the
-    folders that the config names need not exist any more.
+    folders that the config names need not exist any more. The classifier of classifier guidance
+    joins it for sampling.
 
     Args:
         fresh: read what the config names, for training; the trainer compares it with what is
@@ -62,6 +63,13 @@ def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
     Raises:
         UsageError: weights are needed and not given, or do not fit the config.
     """
+    found = _trained_with(cfg, folder, fresh)
+    if fresh or not cfg.sample.get("classifier", ""):
+        return found
+    return {**(found or {}), "classifier": classifying.params_of(cfg)}
+
+
+def _trained_with(cfg: ConfigDict, folder: Path, fresh: bool) -> Any:
     if cfg.task == "autoencoder":
         return _perceptual(cfg)
     if common.WEIGHTS.value and abstract(cfg):
