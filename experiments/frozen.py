@@ -12,6 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax import metrics
+from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import load_model
 from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.perceptual import load_lpips
@@ -27,7 +28,9 @@ RANDOM = "random"  # in place of weights: untrained, for tests
 
 
 def abstract(cfg: ConfigDict) -> Any:
-    """Shapes of what diffusion reads, or None; a perceptual network is left out."""
+    """Shapes of what `load` gives, without reading anything large."""
+    if cfg.task == "autoencoder":
+        return _abstract_perceptual(cfg)
     out: dict[str, Any] = {}
     if cfg.get("autoencoder", None):
         net = autoencoder_of(cfg)
@@ -41,6 +44,13 @@ def abstract(cfg: ConfigDict) -> Any:
     if cfg.task == "controlnet":
         out |= controlled.abstract(cfg)
     return out or None
+
+
+def _abstract_perceptual(cfg: ConfigDict) -> Any:
+    if cfg.loss.perceptual != "lpips":
+        return jax.eval_shape(lambda tree: tree, _perceptual(cfg))
+    image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    return {"lpips": jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"]}
 
 
 def autoencoder_of(cfg: ConfigDict) -> Any:

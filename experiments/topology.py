@@ -37,6 +37,7 @@ from diffjax.train.sharding import (
 )
 from diffjax.types import Task
 from experiments import common
+from experiments import frozen as frozen_weights
 
 GIB = 2**30
 CACHE = Path(os.environ.get("DIFFJAX_CACHE", "~/.cache/diffjax")).expanduser() / "plan"
