@@ -30,6 +30,7 @@ REQUIRES = [
     "scipy>=1.17",
     "tensorboardX>=2.6.5",
     "tensorflow-datasets>=4.9.10",
+    "tokenizers>=0.23",
     "tqdm>=4.70",
 ]
 

@@ -54,7 +54,7 @@ def base() -> ConfigDict:
                 "fourier_scale": 0.0,
                 "progressive_input": False,
                 "augment_dim": 0,
-                "remat": False,
+                "remat": "none",  # or blocks, products: what is computed again to save memory
                 "dtype": "float32",  # computation; parameters stay float32
             },
             "schedule": {
@@ -71,11 +71,16 @@ def base() -> ConfigDict:
                 "variance": "fixedsmall",  # of the bound
                 "vlb_weight": 1e-3,
                 "gamma": 5.0,
+                "distance": "l2",  # or l1, of the simple loss
             },
             "times": {"name": "uniform"},
             "cond": {
                 "drop": 0.0,  # probability of training without the condition (p_uncond)
                 "null": "learned",  # embedding of no condition: learned, zero
+                "context": "",  # tokens to attend to: label, text, clip
+                "concat": "",  # channels joined to z: superres, inpaint, map
+                "map_classes": 0,  # of the semantic map
+                "weights": "",  # of a frozen text encoder, as a folder of transformers
             },
             "optim": {
                 "name": "adam",
@@ -169,12 +174,24 @@ def select(
 
 def smoke(config: ConfigDict) -> ConfigDict:
     """The same code path at the smallest size: random images, two steps, a checkpoint, a sample."""
-    net, levels = config.network, len(config.network.multipliers)
-    net.channels, net.norm_groups = 8, 2
-    net.blocks = 1
-    net.multipliers = tuple(2 * m if m < 1 else 1 for m in net.multipliers)
-    net.head_channels = 4 if net.head_channels else 0
-    config.data.update(name="noise", image_size=net.patch * 2**levels, batch_size=4)
+    net = config.network
+    factor = _shrink(net) * net.get("patch", 1)
+    if config.task == "autoencoder":
+        factor = max(factor, 8)
+        config.loss.update(perceptual="none", disc_channels=4, disc_layers=1, disc_start=1)
+    elif net.get("context_dim", 0):
+        net.context_dim = 8
+    if "autoencoder" in config:
+        factor *= _shrink(config.autoencoder) // 2
+        config.autoencoder.weights = "random"
+    if config.get("cond", {}).get("text"):
+        config.cond.text.update(vocabulary=22, positions=18, layers=1, heads=2, head_channels=4)
+    if "control" in config:
+        config.control.base = "random"
+        config.control.net.hint_widths = config.control.net.hint_widths[:1] * len(
+            config.control.net.hint_widths
+        )
+    config.data.update(name="noise", image_size=factor, batch_size=4)
     config.train.update(
         steps=2, minutes=0.0, log_every=1, checkpoint_every=1, sample_every=2, accumulate=1
     )
@@ -183,3 +200,14 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.sample.update(num=4, batch_size=4, steps=min(config.sample.steps, 4))
     config.eval.update(num=8, bits_images=4, features="")
     return config
+
+
+def _shrink(net: ConfigDict) -> int:
+    """Make a network as small as it can be; gives 2^levels."""
+    net.update(channels=8, norm_groups=2, blocks=1)
+    net.multipliers = tuple(2 * m if m < 1 else 1 for m in net.multipliers)
+    if net.get("head_channels", 0):
+        net.head_channels = 4
+    if "codes" in net:
+        net.codes = 8
+    return 2 ** len(net.multipliers)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.special import betaincinv
 
 from diffjax.schedules import logsnr
 from diffjax.types import Grid, Level, Schedule, build
@@ -165,11 +166,9 @@ def beta(
 
     Lee et al. 2024 (beta sampling), with the parametrisation of diffusers.
     """
-    from scipy.stats import beta as distribution
-
     high, low = (np.exp(-0.5 * lam) for lam in _ends(schedule))
     count = _steps(steps) + (final == "last")
-    quantiles = distribution.ppf(1 - np.linspace(0, 1, count), a, b)
+    quantiles = betaincinv(a, b, 1 - np.linspace(0, 1, count))
     return _of_logsnr(schedule, -2 * np.log(low + quantiles * (high - low)), final)
 
 

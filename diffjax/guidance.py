@@ -127,6 +127,7 @@ def guide(
     *,
     combine: Combine = cfg,
     sequential: bool = False,
+    always: bool = False,
 ) -> Denoiser:
     """Classifier-free guidance of ``denoise(z, level, cond)`` by the pair (cond, null).
 
@@ -135,6 +136,7 @@ def guide(
         scale: s; traced, so that another one does not recompile. Wherever it is 1 only the
             conditional pass runs.
         sequential: two passes of one batch instead of one of twice the size: half the memory.
+        always: the scale is never 1; the network is compiled once instead of twice.
 
     Raises:
         ValueError: cond and null differ in structure or shapes.
@@ -160,6 +162,8 @@ def guide(
 
     def guided(z: Array, level: Level) -> Prediction:
         s = jnp.asarray(scale(level) if callable(scale) else scale, jnp.float32)
+        if always:
+            return both(z, level, s)
         return jax.lax.cond(
             jnp.all(s == 1), lambda: denoise(z, level, cond), lambda: both(z, level, s)
         )

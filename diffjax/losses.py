@@ -195,4 +195,11 @@ def squared_error(raw: Array, target: Array) -> Array:
     return per_image(jnp.square(raw.astype(jnp.float32) - target.astype(jnp.float32)))
 
 
+def absolute_error(raw: Array, target: Array) -> Array:
+    """Absolute error (B,), mean over the image, in float32."""
+    return per_image(jnp.abs(raw.astype(jnp.float32) - target.astype(jnp.float32)))
+
+
+ERRORS = {"l1": absolute_error, "l2": squared_error}
+
 LOG2 = float(np.log(2.0))

@@ -152,12 +152,13 @@ class Task(NamedTuple):
         init: ``(key, frozen, batch) -> (params, extra)``, traceable.
         loss: ``(params, frozen, extra, key, step, batch) -> (loss, (extra, metrics))``.
         sample: ``(params, frozen, extra, noise, cond, sampler, rows, n=None, scale=None) ->
-            images`` in [-1, 1]; ``n`` rows are run, ``scale`` (rows,) is the guidance by row.
+            images`` in [-1, 1]; ``n`` rows are run, ``scale`` (rows,) is the guidance by row. None
+            if the task generates nothing.
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     loss: Callable[..., tuple[Array, tuple[PyTree, dict[str, Array]]]]
-    sample: Callable[..., Array]
+    sample: Callable[..., Array] | None
 
 
 def expand(value: Any, like: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -10,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +25,20 @@ from tqdm import tqdm
 
 import diffjax
 from diffjax import data, grids, guidance, samplers
-from diffjax.tasks import Diffusion, make_diffusion, make_task
+from diffjax.tasks import (
+    Diffusion,
+    make_autoencoder_task,
+    make_controlnet_task,
+    make_diffusion,
+    make_task,
+)
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
 from diffjax.types import Rows, Sampler, Task, taken
-from experiments import weights
+from experiments import controlled, weights
+from experiments import stored_config as stored_config_module
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -172,6 +181,11 @@ def load_config(name: str) -> ConfigDict:
     return load_config_module(path).get_config(variant or None)
 
 
+def stored_config(folder: Path) -> ConfigDict:
+    """The config that the run in a workdir was started with."""
+    return stored_config_module.get_config(str(folder / "config.json"))
+
+
 def workdir() -> Path:
     """The --workdir flag.
 
@@ -221,13 +235,23 @@ def image_shape(cfg: ConfigDict) -> tuple[int, int, int]:
 
 def task_of(cfg: ConfigDict) -> Task:
     """The task of a config."""
-    if cfg.task != "diffusion":
-        raise UsageError(f"unknown task {cfg.task!r}; choose one of diffusion")
-    return make_task(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+    if cfg.task == "autoencoder":
+        return make_autoencoder_task(cfg, image_shape(cfg))
+    makers = {"controlnet": make_controlnet_task, "diffusion": make_task}
+    if cfg.task not in makers:
+        known = ", ".join(["autoencoder", *makers])
+        raise UsageError(f"unknown task {cfg.task!r}; choose one of {known}")
+    return makers[cfg.task](cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
 def diffusion_of(cfg: ConfigDict) -> Diffusion:
-    """The assembled diffusion model of a config."""
+    """The assembled diffusion model of a config.
+
+    Raises:
+        UsageError: the config is of another task.
+    """
+    if cfg.task not in ("diffusion", "controlnet"):
+        raise UsageError(f"this needs a diffusion model, but the task is {cfg.task!r}")
     return make_diffusion(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
@@ -261,16 +285,21 @@ def _loaded(name: str, split: str, folder: str | None, image_size: int) -> data.
 def _noise_images(cfg: ConfigDict, count: int = 64) -> data.Source:
     """Random images of a config's shape, for smoke runs that need no data set."""
     rng, classes = np.random.default_rng(0), cfg.data.num_classes
-    return data.from_arrays(
+    source = data.from_arrays(
         rng.integers(0, cfg.data.levels, (count, *image_shape(cfg)), np.uint8),
         rng.integers(0, max(classes, 1), count),
         num_classes=classes,
         levels=cfg.data.levels,
     )
+    if text := cfg.get("cond", {}).get("text"):
+        ids = rng.integers(0, text.vocabulary, (count, text.positions), np.int32)
+        source = dataclasses.replace(source, more=lambda indices: {"text": ids[indices]})
+    return source
 
 
 def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
     """``(step, sharding) -> iterator`` of training batches, placed on the devices ahead of use."""
+    hints = controlled.hints_of(cfg) if cfg.task == "controlnet" else None
 
     def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
         host = data.batches(
@@ -283,19 +312,31 @@ def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        host = host if hints is None else data.with_hints(host, hints)
         return data.device_prefetch(host, sharding)
 
     return start
 
 
+def abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a training batch of ``size`` examples."""
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, *image_shape(cfg)), jnp.float32),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+    if text := cfg.get("cond", {}).get("text"):
+        batch["text"] = jax.ShapeDtypeStruct((size, text.positions), jnp.int32)
+    if cfg.task == "controlnet":
+        batch["hint"] = jax.ShapeDtypeStruct((size, *controlled.hint_shape(cfg)), jnp.float32)
+    return batch
+
+
 def abstract_state(cfg: ConfigDict, task: Task) -> State:
     """Shapes of the training state, without memory."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    batch = {
-        "image": jax.ShapeDtypeStruct((1, *image_shape(cfg)), jnp.float32),
-        "label": jax.ShapeDtypeStruct((1,), jnp.int32),
-    }
-    return jax.eval_shape(lambda b: init_state(task, optimizer, jax.random.key(0), None, b), batch)
+    base = controlled.abstract(cfg) if cfg.task == "controlnet" else None
+    init = partial(init_state, task, optimizer)
+    return jax.eval_shape(init, jax.random.key(0), base, abstract_batch(cfg, 1))
 
 
 def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
@@ -304,16 +345,24 @@ def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
     Raises:
         UsageError: there is none.
     """
-    shapes = abstract_state(cfg, task)
     if WEIGHTS.value:
-        return weights.read(Path(WEIGHTS.value), shapes)
+        return weights.read(Path(WEIGHTS.value), abstract_state(cfg, task))
+    return restore_from(cfg, task, folder / ("best" if BEST.value else "checkpoints"))
+
+
+def restore_from(cfg: ConfigDict, task: Task, steps: Path) -> State:
+    """The newest valid checkpoint of a folder of checkpoints.
+
+    Raises:
+        UsageError: there is none.
+    """
+    shapes = abstract_state(cfg, task)
     mesh = make_mesh(cfg.mesh)
     abstract = jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
         shapes,
         tree_sharding(shapes, mesh),
     )
-    steps = folder / ("best" if BEST.value else "checkpoints")
     found = Checkpoints(steps).restore(abstract) if steps.is_dir() else None
     if found is None:
         raise UsageError(f"there is no checkpoint in {steps}; train first with experiments.train")
@@ -341,14 +390,21 @@ def _bucket(count: int) -> int:
 
 
 def image_maker(
-    cfg: ConfigDict, task: Task, state: State, *, compiled: dict[Any, Any] | None = None
+    cfg: ConfigDict,
+    task: Task,
+    state: State,
+    frozen: Any = None,
+    *,
+    compiled: dict[Any, Any] | None = None,
 ) -> ImageMaker:
     """A function that makes images with any sampler; solvers of equal memory compile once.
 
     Args:
+        frozen: what the task reads but does not train, see `experiments.frozen`.
         compiled: what was compiled for other states of the same config; added to.
     """
     model = diffusion_of(cfg)
+    given = _conditions(cfg, model)
     mesh = make_mesh(cfg.mesh)
     place = batch_sharding(mesh)
     params, extra = state.ema, state.extra
@@ -360,17 +416,18 @@ def image_maker(
         if key not in compiled:
 
             def generate(
-                params: Any, extra: Any, keys: Any, cond: Any, rows: Rows, n: Any, scale: Any
-            ) -> Any:
+                params: Any, frozen: Any, extra: Any, keys: Any, cond: Any,
+                rows: Rows, n: Any, scale: Any,
+            ) -> Any:  # fmt: skip
                 noise = samplers.image_noise(jax.random.wrap_key_data(keys), model.image_shape)
                 return task.sample(
-                    params, None, extra, noise, cond, sampler, rows, n=n, scale=scale
+                    params, frozen, extra, noise, cond, sampler, rows, n=n, scale=scale
                 )
 
             # Host arrays go in and whole images come out, so that several processes can take part.
             compiled[key] = jax.jit(
                 generate,
-                in_shardings=(None, None, place, place, None, None, None),
+                in_shardings=(None, None, None, place, place, None, None, None),
                 out_shardings=replicated(mesh),
             )
         return compiled[key]
@@ -385,11 +442,13 @@ def image_maker(
         scale: float | None = None,
         batch_size: int | None = None,
         labels: np.ndarray | None = None,
+        text: np.ndarray | None = None,
         progress: str = "sampling",
     ) -> np.ndarray:
         """Images ``first`` to ``first + num``, (num, H, W, C) float32 in [-1, 1].
 
-        Image k depends on (seed, k) only.
+        Image k depends on (seed, k) only. Conditions are ``labels`` (N,) or ``text`` (N, M), used
+        in turn; without them all classes in turn, and whatever else comes with the test images.
         """
         if sampler is None or rows is None:
             sampler, rows = sampler_of(cfg, model)
@@ -408,17 +467,34 @@ def image_maker(
         done = []
         for start in tqdm(range(0, num, size), desc=progress, unit="batch", leave=False):
             index = first + np.arange(start, start + size)
-            cond = None
-            if model.num_classes:
-                chosen = (
-                    index % model.num_classes if labels is None else labels[index % len(labels)]
-                )
-                cond = {"label": np.asarray(chosen, np.int32)}
+            cond = given(index, labels, text)
             some = keys[start : start + size]
-            done.append(np.asarray(run(params, extra, some, cond, padded, count, scales)))
+            done.append(np.asarray(run(params, frozen, extra, some, cond, padded, count, scales)))
         return np.concatenate(done)[:num]
 
     return ImageMaker(make, model)
+
+
+def _conditions(cfg: ConfigDict, model: Diffusion) -> Callable[..., Any]:
+    """``(index, labels, text) -> `` raw condition of images number ``index``, on the host."""
+    hints = controlled.hints_of(cfg) if cfg.task == "controlnet" else None
+    source = source_of(cfg, "test") if model.condition.needs or hints else None
+
+    def make(index: np.ndarray, labels: np.ndarray | None, text: np.ndarray | None) -> Any:
+        batch: dict[str, Any] = {}
+        if source is not None:
+            batch = data.batch_of(source, index % len(source))
+        if model.num_classes and (hints is None or labels is not None):  # a hint has its own
+            chosen = index % model.num_classes if labels is None else labels[index % len(labels)]
+            batch["label"] = np.asarray(chosen, np.int32)
+        if text is not None:
+            batch["text"] = text[index % len(text)]
+        raw = model.condition.take(batch, jax.random.key(int(index[0])))
+        if hints is not None:
+            raw = {**(raw or {}), "hint": hints(batch)}
+        return jax.tree.map(np.asarray, raw)
+
+    return make
 
 
 def _guidance(
@@ -431,7 +507,7 @@ def _guidance(
     """
     section = cfg.sample
     scale = section.get("guidance", 1.0) if scale is None else scale
-    if not model.num_classes:
+    if not model.condition.guided:
         if scale != 1:
             raise UsageError(f"guidance {scale:g} needs a model with a condition")
         return None

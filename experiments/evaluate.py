@@ -31,11 +31,12 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from diffjax import data, grids, likelihood, metrics, samplers
+from diffjax.data import shapes
 from diffjax.train import State
-from experiments import common, judging, sampler_sweep
+from experiments import common, first_stage, frozen, judging, sampler_sweep
 
 common.define_sampling_flags()
-OURS = ("distance", "baselines", "bits", "ode_bits", "reconstruction")
+OURS = ("distance", "baselines", "bits", "ode_bits", "reconstruction", "captions")
 KNOWN = (*OURS, *judging.INCEPTION, "psnr", "ssim")
 METRICS = flags.DEFINE_list(
     "metrics", ["distance", "baselines", "bits"], f"What to measure: {', '.join(KNOWN)}."
@@ -234,7 +235,8 @@ def sweep(folder: Path) -> None:
     cfg = common.config()
     network, num = _network(cfg, "--sweep"), flags.FLAGS.num or cfg.eval.num
     task = common.task_of(cfg)
-    maker = common.image_maker(cfg, task, common.restore(cfg, task, folder))
+    state = common.restore(cfg, task, folder)
+    maker = common.image_maker(cfg, task, state, frozen.load(cfg, folder))
     sampler_sweep.run(
         cfg,
         maker,
@@ -258,7 +260,10 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
         wanted = wanted - {"distance", "baselines"}
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
-    maker = common.image_maker(cfg, task, state)
+    if cfg.task == "autoencoder":
+        return first_stage.measure(cfg, state, num)
+    weights = frozen.load(cfg, folder)
+    maker = common.image_maker(cfg, task, state, weights)
     result: dict[str, Any] = {
         "step": int(state.step),
         "sampler": {k: v for k, v in cfg.sample.items() if k not in ("num", "batch_size")},
@@ -281,13 +286,19 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
         result["sampling_seconds"] = time.monotonic() - started
         result.update(judging.judge(network, made, real, maker.model.num_classes))
     if "baselines" in wanted:
-        result["baselines"] = baselines(cfg, task, network, num, real)
+        result["baselines"] = baselines(cfg, task, network, num, real, weights)
+    if "captions" in wanted:
+        result["captions"] = captions(cfg, maker, num, seed)
     result.update(_likelihoods(cfg, maker.model, state, wanted))
     return result
 
 
 def _likelihoods(cfg: Any, model: Any, state: State, wanted: set[str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
+    if model.space.net is not None:
+        if left := wanted & {"bits", "ode_bits", "reconstruction"}:
+            logging.warning("%s: only for diffusion on pixels", ", ".join(sorted(left)))
+        return result
     if "bits" in wanted and model.grid is not None:
         result.update(bits(cfg, model, state, cfg.eval.bits_images))
     if "ode_bits" in wanted:
@@ -297,12 +308,29 @@ def _likelihoods(cfg: Any, model: Any, state: State, wanted: set[str]) -> dict[s
     return result
 
 
-def baselines(cfg: Any, task: Any, network: Any, num: int, real: np.ndarray) -> dict[str, float]:
+def captions(cfg: Any, maker: Any, num: int, seed: int) -> dict[str, float]:
+    """Share of pictures that obey the captions of test images, as a program judges them.
+
+    Raises:
+        UsageError: the data are not `shapes`.
+    """
+    if cfg.data.name != "shapes":
+        raise common.UsageError(f"captions are judged for data set shapes, not {cfg.data.name!r}")
+    things = [shapes.scene("test", i).things for i in range(num)]
+    pictures = common.to_uint8(maker.make(num=num, seed=seed))
+    verdicts = [shapes.judge(p, t) for p, t in zip(pictures, things, strict=True)]
+    means = map(float, np.mean(verdicts, axis=0))
+    return dict(zip(shapes.Verdict._fields, means, strict=True), num=num)
+
+
+def baselines(
+    cfg: Any, task: Any, network: Any, num: int, real: np.ndarray, weights: Any
+) -> dict[str, float]:
     """Distances that give the scale: real images, matched Gaussian, an untrained network."""
     half = min(num, len(common.source_of(cfg)) // 2)
     both = judging.reference_images(cfg, 2 * half)
     few = common.with_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
-    raw = common.image_maker(few, task, common.untrained(cfg, task)).make(num=num)
+    raw = common.image_maker(few, task, common.untrained(cfg, task), weights).make(num=num)
     return {
         "real_floor": metrics.floor(network, both[:half], both[half:]),
         "real_floor_num": half,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -74,16 +76,18 @@ class _Command:
     def __call__(self) -> int:
         self._process = subprocess.Popen(self._job.command)
         code = self._process.wait()
-        if code in STOPPED:  # the signal came to both: be here when submitit's handler runs
-            signal.sigtimedwait([signal.SIGUSR2], 1)
+        if code in STOPPED:
+            time.sleep(2)  # Slurm signals both: leave submitit's handler the time to come
         return code
 
     def checkpoint(self, *arguments: Any) -> Any:
         from submitit.helpers import DelayedSubmission
 
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGUSR2)
-            self._process.wait()
+        if self._process is not None:
+            # This interrupts `wait` above, whose lock Popen's own methods would wait for.
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._process.pid, signal.SIGUSR2)
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(_Command(self._job), *arguments)
 
 

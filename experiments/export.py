@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from experiments import common, weights
+from experiments import common, frozen, weights
 
 OUT = flags.DEFINE_string("out", None, "File to write; default: weights.safetensors in --workdir.")
 
@@ -23,7 +23,8 @@ def main() -> None:
     if out.suffix != ".safetensors":
         raise common.UsageError(f"--out={out} must end in .safetensors")
     state = common.restore(cfg, common.task_of(cfg), folder)
-    weights.write(out, cfg, state)
+    given = frozen.load(cfg, folder) if cfg.get("autoencoder", None) else None
+    weights.write(out, cfg, state, given)
     logging.info("%.1f MB in %s", out.stat().st_size / 1e6, out)
 
 

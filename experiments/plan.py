@@ -1,26 +1,39 @@
-"""Size and cost of a config before running it: parameters, memory, FLOPs.
+"""Size and cost of a config before running it, on this machine or on chips that are not there.
 
     python -m experiments.plan --config=configs/ddpm.py:cifar10 --json=plan.json
+    python -m experiments.plan --config=configs/ddpm.py:cifar10 --topology=v5e:2x4
+    python -m experiments.plan --config=configs/ddpm.py:cifar10 --topology=v5e:2x4 --fit
 
-Nothing is materialised. FLOPs are counted by XLA in the compiled step for one image
-(--flops=false skips that compilation, a minute for large networks).
+Nothing is materialised. Without a topology: parameters, bytes and FLOPs, at once. With one: the
+training step is compiled for it, and memory, FLOPs, traffic and XLA's estimate of its time are
+given per chip (experiments/topology.py says what that needs). --fit tries meshes and batches, and
+prints the largest batch that fits each mesh, best first.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
+from absl import flags, logging
+from ml_collections import ConfigDict
 
 from diffjax.train import State, make_optimizer, make_step
-from experiments import common
+from experiments import common, frozen, topology
+from experiments.compare import text_table
 
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
-FLOPS = flags.DEFINE_bool("flops", True, "Compile a step for one image to count its FLOPs.")
+FLOPS = flags.DEFINE_bool("flops", True, "Count the FLOPs of a training step.")
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Compile for these chips: v5e:2x4, v5e:16x16, v5p:2x2x2, v6e:2x4, cpu:N."
+)
+FIT = flags.DEFINE_bool("fit", False, "Find the largest batch, and the mesh with the best time.")
+
+GIB = topology.GIB
 
 
 def _count(tree: Any) -> int:
@@ -34,22 +47,19 @@ def _bytes(tree: Any) -> int:
 def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
     """FLOPs of a training step and of one network evaluation, per image."""
     step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
-    batch = {
-        "image": jax.ShapeDtypeStruct((1, *common.image_shape(cfg)), jnp.float32),
-        "label": jax.ShapeDtypeStruct((1,), jnp.int32),
-    }
-    network = common.diffusion_of(cfg).network
+    batch = common.abstract_batch(cfg, 1)
+    training = topology.count_flops(step, state, frozen.abstract(cfg), batch)
+    if cfg.task != "diffusion":  # without a perceptual network, which is the user's
+        return {"training_flops_per_image": training}
+    model = common.diffusion_of(cfg)
 
-    def forward(params: Any, b: Any) -> Any:
-        return network.apply({"params": params}, b["image"], jnp.zeros(1), {"label": b["label"]})
-
-    def count(f: Any, *args: Any) -> float:
-        # Counted before optimisation: the number does not depend on the machine.
-        return float(jax.jit(f).lower(*args).cost_analysis()["flops"])
+    def forward(params: Any) -> Any:
+        z = jnp.zeros((1, *model.image_shape))
+        return model.network.apply({"params": params}, z, jnp.zeros(1), model.condition.example)
 
     return {
-        "training_flops_per_image": count(step, state, None, batch),
-        "forward_flops_per_image": count(forward, state.params, batch),
+        "training_flops_per_image": training,
+        "forward_flops_per_image": topology.count_flops(forward, state.params),
     }
 
 
@@ -78,11 +88,163 @@ def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
     return out
 
 
+# ---- the largest batch and the best mesh --------------------------------------------------------
+
+
+def with_mesh(cfg: ConfigDict, batch: int, data: int, fsdp: int) -> ConfigDict:
+    """A copy of a config with another global batch and mesh."""
+    copy = ConfigDict(cfg.to_dict())
+    copy.data.batch_size = batch
+    copy.mesh.update(data=data, fsdp=fsdp, tensor=1)
+    return copy
+
+
+def meshes(chips: int) -> Iterator[tuple[int, int]]:
+    """(data, fsdp): all sharded, none, and what lies between by factors of four."""
+    fsdp = chips
+    while fsdp >= 1:
+        yield chips // fsdp, fsdp
+        fsdp = 1 if 1 < fsdp <= 4 else fsdp // 4 if fsdp % 4 == 0 else 0
+
+
+def largest(peak: Callable[[int], float | None], limit: float, *, most: int = 4096) -> int:
+    """The largest batch per chip whose peak memory is within the limit; 0 if none is.
+
+    Args:
+        peak: bytes that a batch needs; None if it does not fit and nobody knows how much it needs.
+    """
+    fits, fails, seen = 0, most + 1, {}
+    guess = 1
+    while fits + 1 < fails:
+        seen[guess] = peak(guess)
+        needed = seen[guess]
+        if needed is not None and needed <= limit:
+            fits = guess
+        else:
+            fails = guess
+        guess = _next(seen, limit, fits, fails)
+    return fits
+
+
+def _next(seen: dict[int, float | None], limit: float, fits: int, fails: int) -> int:
+    """Where the line through the last two known peaks meets the limit; double or halve without."""
+    known = sorted((batch, needed) for batch, needed in seen.items() if needed)[-2:]
+    guess = 2 * fits if fails > 2 * fits else (fits + fails) // 2
+    if len(known) == 2 and known[1][1] > known[0][1]:
+        slope = (known[1][1] - known[0][1]) / (known[1][0] - known[0][0])
+        guess = int(known[1][0] + (limit - known[1][1]) / slope)
+        guess = guess + 1 if guess == fits else guess
+    return min(max(guess, fits + 1), fails - 1)
+
+
+def fit(cfg: ConfigDict, name: str, case: topology.Case | None = None) -> list[dict[str, Any]]:
+    """The largest batch of each mesh, those with the most images a second first.
+
+    Raises:
+        UsageError: the topology has no known limit.
+    """
+    devices, chip = topology.devices_of(name)
+    if chip is None:
+        raise common.UsageError(f"--fit needs a topology with a limit, not {name}")
+    chips, rows = len(devices), []
+    for data, fsdp in meshes(chips):
+        figures: dict[int, dict[str, Any]] = {}
+
+        def peak(batch: int, data: int = data, fsdp: int = fsdp, figures: Any = figures) -> Any:
+            logging.info("data=%d fsdp=%d: %d images per chip", data, fsdp, batch)
+            try:
+                changed = with_mesh(cfg, batch * chips, data, fsdp)
+                figures[batch] = topology.compile_plan(changed, name, case)
+            except topology.DoesNotFit as failure:
+                return failure.needed or None
+            return figures[batch]["peak_bytes"]
+
+        if best := largest(peak, chip.bytes):
+            rows.append(figures[best])
+        else:
+            logging.info("data=%d fsdp=%d: one image per chip does not fit", data, fsdp)
+    return sorted(rows, key=lambda row: -images_per_second(row))
+
+
+def images_per_second(figures: dict[str, Any]) -> float:
+    """Of all chips, in XLA's estimate; without one, by the batch."""
+    seconds = figures["xla_seconds"]
+    return figures["batch"] / seconds if seconds and seconds > 0 else figures["batch"] * 1e-9
+
+
+# ---- output -------------------------------------------------------------------------------------
+
+
+def readable(figures: dict[str, Any]) -> dict[str, str]:
+    """Figures per chip as a person reads them."""
+    limit = figures["limit_bytes"]
+    of = f" of {limit / GIB:.2f}" if limit else ""
+    out = {
+        "topology": f"{figures['topology']}: {figures['chips']} chips",
+        "mesh": " x ".join(f"{k} {v}" for k, v in figures["mesh"].items()),
+        "batch": f"{figures['batch']}: {figures['batch_per_chip']:g} per chip",
+        "parameters sharded": f"{100 * figures['sharded']:.2f}%",
+    }
+    for part in ("parameter", "ema", "optimizer", "frozen", "activation"):
+        out[f"{part} memory"] = f"{figures[f'{part}_bytes'] / GIB:.3f} GiB"
+    out["peak memory"] = f"{figures['peak_bytes'] / GIB:.3f}{of} GiB"
+    out["FLOPs"] = f"{figures['flops'] / 1e12:.4g} T"
+    if figures["bytes_accessed"]:
+        out["memory traffic"] = f"{figures['bytes_accessed'] / GIB:.3f} GiB"
+    for kind, entry in sorted(figures["collectives"].items()):
+        out[kind] = f"{entry['bytes'] / GIB:.3f} GiB in {entry['count']:g}"
+    if figures["xla_seconds"] and figures["xla_seconds"] > 0:
+        note = f" ({figures['loops']} loops counted once)" if figures["loops"] else ""
+        out["XLA's estimate"] = f"{1e3 * figures['xla_seconds']:.4g} ms a step{note}"
+    if figures["utilisation"]:
+        out["implied utilisation"] = f"{100 * figures['utilisation']:.1f}% of bfloat16 peak"
+    out["compilation"] = f"{figures['compile_seconds']:.0f} s"
+    return out
+
+
+def _show(rows: dict[str, str]) -> None:
+    for key, value in rows.items():
+        print(f"{key:>26}: {value}")
+
+
+def _on_topology(cfg: Any) -> Any:
+    name = TOPOLOGY.value
+    if not FIT.value:
+        figures = topology.compile_plan(cfg, name)
+        _show(readable(figures))
+        return figures
+    rows = fit(cfg, name)
+    if not rows:
+        raise common.UsageError(f"not one image per chip fits {name}, on any mesh")
+    table = [
+        {
+            "data": row["mesh"]["data"],
+            "fsdp": row["mesh"]["fsdp"],
+            "batch per chip": f"{row['batch_per_chip']:g}",
+            "peak GiB": f"{row['peak_bytes'] / GIB:.2f}",
+            "XLA ms": f"{1e3 * (row['xla_seconds'] or 0):.4g}",
+            "images/s": f"{images_per_second(row):.4g}",
+        }
+        for row in rows
+    ]
+    print(text_table(table))
+    return rows
+
+
 def main() -> None:
-    figures = plan(common.config(), flops=FLOPS.value)
-    for key, value in figures.items():
-        shown = f"{value:,}" if isinstance(value, int) else value
-        print(f"{key:>26}: {f'{value:.4g}' if isinstance(value, float) else shown}")
+    cfg = common.config()
+    if FIT.value and not TOPOLOGY.value:
+        raise common.UsageError("--fit needs --topology")
+    if TOPOLOGY.value:
+        topology.prepare(TOPOLOGY.value)
+        figures = _on_topology(cfg)
+    else:
+        figures = plan(cfg, flops=FLOPS.value)
+        _show({
+            key: f"{value:,}" if isinstance(value, int)
+            else f"{value:.4g}" if isinstance(value, float) else str(value)
+            for key, value in figures.items()
+        })  # fmt: skip
     if JSON.value:
         common.save_json(figures, Path(JSON.value))
 

@@ -2,6 +2,7 @@
 
     python -m experiments.sample --workdir=runs/digits --sampler=ddim --steps=20 --num=100
     python -m experiments.sample --workdir=runs/digits --rows=steps=2,5,10,50 --num=12
+    python -m experiments.sample --workdir=runs/shapes --prompt="a large red circle at the left"
 
 Writes samples/NAME.npz (uint8 ``images``) and samples/NAME.png (a grid) into the workdir. With
 --rows, every row of the grid is one value, and every column one seed (and class).
@@ -14,12 +15,17 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
-from experiments import common, sampler_sweep
+from diffjax.data import shapes
+from experiments import common, frozen, sampler_sweep
 
 common.define_sampling_flags()
 OUT = flags.DEFINE_string("out", None, "Path without suffix; default: samples/ in the workdir.")
 
 ROWS = flags.DEFINE_string("rows", None, "KEY=VALUE,... of config.sample: a row of images each.")
+
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", [], "Captions, in the words of data set shapes; default: those of the test images."
+)
 
 
 def rows(cfg: Any, maker: common.ImageMaker, num: int, seed: int) -> np.ndarray:
@@ -30,8 +36,15 @@ def rows(cfg: Any, maker: common.ImageMaker, num: int, seed: int) -> np.ndarray:
         chosen = common.with_sample(cfg, **{key: value})
         sampler, plan = common.sampler_of(chosen, maker.model)
         scale = chosen.sample.get("guidance", 1.0)
-        done.append(maker.make(num=num, seed=seed, sampler=sampler, rows=plan, scale=scale))
+        done.append(
+            maker.make(num=num, seed=seed, sampler=sampler, rows=plan, scale=scale, text=_text())
+        )
     return np.concatenate(done)
+
+
+def _text() -> Any:
+    """Tokens of the prompts, or None for the captions of the data."""
+    return shapes.tokenize(PROMPT.value) if PROMPT.value else None
 
 
 def main() -> None:
@@ -39,8 +52,11 @@ def main() -> None:
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
     num, seed = flags.FLAGS.num or cfg.sample.num, flags.FLAGS.seed
-    maker = common.image_maker(cfg, task, state)
-    images = rows(cfg, maker, num, seed) if ROWS.value else maker.make(num=num, seed=seed)
+    maker = common.image_maker(cfg, task, state, frozen.load(cfg, folder))
+    if ROWS.value:
+        images = rows(cfg, maker, num, seed)
+    else:
+        images = maker.make(num=num, seed=seed, text=_text())
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(state.step)}-seed{seed}"
     out = common.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from absl import flags, logging
 from diffjax import metrics
 from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
-from experiments import common, judging
+from experiments import common, controlled, first_stage, frozen, judging
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
@@ -45,13 +45,17 @@ def _quick(cfg: Any) -> Any:
     return common.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
 
 
-def _preview(cfg: Any, task: Any, folder: Any) -> Any:
+def _preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
     """Callback that writes a grid of DDIM samples from the averaged parameters."""
+    if cfg.task == "autoencoder":
+        return first_stage.preview(cfg, folder)
+    if cfg.task == "controlnet":
+        return _control_preview(cfg, task, folder, given)
     preview, compiled = _quick(cfg), {}
 
     def write(state: State, step: int, reporter: Reporter) -> None:
         num = min(cfg.sample.num, 64)
-        images = common.image_maker(preview, task, state, compiled=compiled).make(
+        images = common.image_maker(preview, task, state, given, compiled=compiled).make(
             num=num, batch_size=num, progress=f"preview at step {step}"
         )
         if not hosts.is_writer():
@@ -63,7 +67,25 @@ def _preview(cfg: Any, task: Any, folder: Any) -> Any:
     return write
 
 
-def _evaluator(cfg: Any, task: Any) -> Any:
+def _control_preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
+    """Callback that writes hints of test images above samples that they control."""
+    preview, compiled, num = _quick(cfg), {}, min(cfg.sample.num, 16)
+    hints = controlled.as_pictures(controlled.examples(cfg, num)["hint"], cfg.data.channels)
+
+    def write(state: State, step: int, reporter: Reporter) -> None:
+        images = common.image_maker(preview, task, state, given, compiled=compiled).make(
+            num=num, batch_size=num, progress=f"preview at step {step}"
+        )
+        if not hosts.is_writer():
+            return
+        picture = common.tile(np.concatenate([hints, images]), columns=num)
+        common.save_png(picture, folder / "samples" / f"{step:08d}.png")
+        reporter.image("samples", step, picture)
+
+    return write
+
+
+def _evaluator(cfg: Any, task: Any, given: Any) -> Any:
     """Callback that measures DDIM samples of the averaged parameters; None if not asked for.
 
     Distances are those of our own small classifier, with every image seed the same, so that the
@@ -74,6 +96,8 @@ def _evaluator(cfg: Any, task: Any) -> Any:
     """
     if not cfg.train.get("evaluate_every", 0):
         return None
+    if cfg.task == "autoencoder":
+        return lambda state, step: first_stage.measure(cfg, state, cfg.eval.loop_num)
     if not cfg.eval.features:
         raise common.UsageError("train.evaluate_every needs a classifier: config.eval.features")
     network = metrics.feature_network(cfg.eval.features)
@@ -82,7 +106,7 @@ def _evaluator(cfg: Any, task: Any) -> Any:
     compiled: dict[Any, Any] = {}
 
     def measure(state: State, step: int) -> dict[str, float]:
-        maker = common.image_maker(quick, task, state, compiled=compiled)
+        maker = common.image_maker(quick, task, state, given, compiled=compiled)
         images = maker.make(num=num, progress=f"evaluation at step {step}")
         found = judging.judge(network, images, real, maker.model.num_classes)
         return {k: v for k, v in found.items() if isinstance(v, float)}
@@ -149,6 +173,7 @@ def main() -> None:
     task = common.task_of(cfg)
     source = common.source_of(cfg)
     check_workdir(folder)
+    given = frozen.load(cfg, folder, fresh=True)
     stored = folder / "config.json"
     if (
         hosts.is_writer() and not stored.exists()
@@ -167,17 +192,19 @@ def main() -> None:
             cfg,
             folder,
             common.batches_of(cfg, source),
-            on_sample=_preview(cfg, task, folder),
-            on_evaluate=_evaluator(cfg, task),
+            frozen=given,
+            on_sample=_preview(cfg, task, folder, given),
+            on_evaluate=_evaluator(cfg, task, given),
         )
         record.finish(int(state.step), finished=True)
     except Preempted as stopped:
         record.finish()
         logging.warning("%s", stopped)
         sys.exit(stopped.exit_code)
+    after = "control" if cfg.task == "controlnet" else "sample"
     logging.info(
-        "trained to step %d in %.1f minutes; next: python -m experiments.sample --workdir=%s",
-        int(state.step), record.minutes(), folder,
+        "trained to step %d in %.1f minutes; next: python -m experiments.%s --workdir=%s",
+        int(state.step), record.minutes(), after, folder,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """A trained model in one file: averaged weights as safetensors, with the config that made them.
 
 The weights carry diffusers' names. The task's own statistics (a measured latent scale, batch-norm
-averages) follow under ``extra`` keys; optimiser state is left out.
+averages) follow under ``extra`` keys, and the autoencoder of latent diffusion under ``frozen.``;
+optimiser state is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
 from diffjax.train import State
 
-_CONFIG, _STEP = "diffjax.config", "diffjax.step"
+_CONFIG, _STEP, _FROZEN = "diffjax.config", "diffjax.step", "frozen."
 
 
 def _extra_keys(extra: Any) -> list[str]:
@@ -27,10 +28,15 @@ def _extra_keys(extra: Any) -> list[str]:
     return ["extra" + jax.tree_util.keystr(path) for path, _ in paths]
 
 
-def write(path: Path, cfg: ConfigDict, state: State) -> None:
-    """Write the averaged weights and the config, all of it or nothing."""
+def write(path: Path, cfg: ConfigDict, state: State, frozen: Any = None) -> None:
+    """Write the averaged weights and the config, all of it or nothing.
+
+    Args:
+        frozen: what the model reads but does not train, if anything.
+    """
     extra = dict(zip(_extra_keys(state.extra), jax.tree.leaves(state.extra), strict=True))
     tensors = {**to_state_dict(state.ema), **{k: np.asarray(v) for k, v in extra.items()}}
+    tensors |= {f"{_FROZEN}{key}": value for key, value in to_state_dict(frozen or {}).items()}
     notes = {"format": "pt", _CONFIG: json.dumps(cfg.to_dict()), _STEP: str(int(state.step))}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -68,7 +74,18 @@ def read(path: Path, like: State) -> State:
         raise ValueError(f"{path} lacks {', '.join(missing)}, which the config asks for")
     leaves = [jax.numpy.asarray(file[key]) for key in keys]
     extra = jax.tree.unflatten(jax.tree.structure(like.extra), leaves)
-    params = {key: file[key] for key in file if not key.startswith("extra")}
+    params = {key: file[key] for key in file if not key.startswith(("extra", _FROZEN))}
     ema = jax.tree.map(jax.numpy.asarray, from_state_dict(params, like.ema))
     step = np.int32(file.metadata.get(_STEP, 0))
     return State(step, ema, ema, None, extra)
+
+
+def read_frozen(path: Path, like: Any) -> Any:
+    """What was frozen, in a file of `write`.
+
+    Raises:
+        ValueError: weights are missing, unexpected or of another shape.
+    """
+    file = open_safetensors(path)
+    state = {k.removeprefix(_FROZEN): file[k] for k in file if k.startswith(_FROZEN)}
+    return jax.tree.map(jax.numpy.asarray, from_state_dict(state, like))

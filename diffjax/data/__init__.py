@@ -1,17 +1,31 @@
 """Data sets by name, and batches that are a function of (seed, step)."""
 
+from diffjax.data.conditions import Hints, make_hints, paired, with_hints
 from diffjax.data.datasets import Source, from_arrays, load, names
-from diffjax.data.pipeline import batch_at, batches, dataset, device_prefetch, to_float, to_levels
+from diffjax.data.pipeline import (
+    batch_at,
+    batch_of,
+    batches,
+    dataset,
+    device_prefetch,
+    to_float,
+    to_levels,
+)
 
 __all__ = [
+    "Hints",
     "Source",
     "batch_at",
+    "batch_of",
     "batches",
     "dataset",
     "device_prefetch",
     "from_arrays",
     "load",
+    "make_hints",
     "names",
+    "paired",
     "to_float",
     "to_levels",
+    "with_hints",
 ]

@@ -8,6 +8,8 @@
 | cifar10 | 60,000 of 32x32x3 | its binary archive, or TFDS |
 | celeb_a_hq, lsun_*, imagenet* | 30,000 and up | prepared by TFDS as array_record |
 | image_folder | any | a folder of image files |
+| shapes, shapes_single | 25,000 of any size | drawn by a program, with captions, masks and edges |
+| latents | any | latents of another set, written by `experiments.encode` |
 
 Without `data_dir`, the folder in the environment variable DIFFJAX_DATA_DIR is searched first.
 """
@@ -23,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from diffjax.data import formats, tfds_builders
+from diffjax.data import formats, latents, shapes, tfds_builders
 
 ENV_DIR = "DIFFJAX_DATA_DIR"
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -61,6 +63,8 @@ class Source:
       read: indices -> (images uint8 (B, H, W, C), labels (B,)).
       images: all of them, if they are in memory (read-only), else None.
       labels: as images, int32 (N,).
+      more: indices -> further arrays by name, such as "text" (token ids), "mask", "edges"; or
+        "moments", latents that stand for the images. None if there are none.
     """
 
     shape: tuple[int, int, int]
@@ -70,14 +74,17 @@ class Source:
     read: Callable[[Sequence[int] | np.ndarray], Arrays]
     images: np.ndarray | None = None
     labels: np.ndarray | None = None
+    more: Callable[[Sequence[int] | np.ndarray], dict[str, np.ndarray]] | None = None
 
     def __len__(self) -> int:
         return self.length
 
     def take(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """{"image": uint8 (B, H, W, C), "label": int32 (B,)} of indices in 0 to len - 1."""
+        """{"image": uint8 (B, H, W, C), "label": int32 (B,), ...} of indices in 0 to len - 1."""
         images, labels = self.read(indices)
-        return {"image": images, "label": labels}
+        more = self.more(indices) if self.more else {}
+        pictures = {} if "moments" in more else {"image": images}
+        return {**pictures, "label": labels, **more}
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         i = operator.index(index)
@@ -124,7 +131,7 @@ def from_arrays(
 
 def names() -> tuple[str, ...]:
     """The names that `load` knows."""
-    return (*_LOADERS, *_TFDS, "image_folder")
+    return (*_LOADERS, *_TFDS, *_DRAWN, "image_folder", "latents")
 
 
 def load(
@@ -159,6 +166,10 @@ def load(
         return _load_prepared(name, split, _places(root, data_dir is not None), image_size)
     if name == "image_folder":
         return _load_folder(split, root, image_size)
+    if name in _DRAWN:
+        return _draw_shapes(split, image_size or shapes.SIZE, single=name == "shapes_single")
+    if name == "latents":
+        return _load_latents(split, root)
     arrays, num_classes, levels = _LOADERS[name](split, root, data_dir is not None)
     return from_arrays(
         _resize_all(arrays[0], image_size, levels),
@@ -335,7 +346,7 @@ def _fit(image: np.ndarray, size: int | None) -> np.ndarray:
     return image if size is None else formats.center_crop_resize(image, size)
 
 
-def _list_images(root: Path) -> list[Path]:
+def list_images(root: Path) -> list[Path]:
     found = (p for p in root.rglob("*") if p.suffix.lower() in formats.IMAGE_SUFFIXES)
     return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
 
@@ -362,7 +373,7 @@ def _load_folder(split: str, root: Path | None, size: int | None) -> Source:
         root = root / split
     else:
         _check_split(f"image_folder without a {root / split}", split, ("train", "all"))
-    paths = _list_images(root)
+    paths = list_images(root)
     if not paths:
         raise FileNotFoundError(f"{root} holds no image ({' '.join(formats.IMAGE_SUFFIXES)})")
     labels, num_classes = _folder_labels(root, paths)
@@ -381,6 +392,54 @@ def _load_folder(split: str, root: Path | None, size: int | None) -> Source:
         return np.stack([read_one(paths[i]) for i in indices]), labels[indices]
 
     return Source(shape, num_classes, 256, len(paths), read)
+
+
+_DRAWN = ("shapes", "shapes_single")
+
+
+def _draw_shapes(split: str, size: int, *, single: bool) -> Source:
+    """Captioned shapes, each drawn when it is first asked for."""
+    _check_split("shapes", split, tuple(shapes.COUNTS))
+    count = shapes.COUNTS[split]
+    images, masks = np.zeros((count, size, size, 3), np.uint8), np.zeros((count, size, size), "i1")
+    labels, text = np.full(count, -1, np.int32), np.zeros((count, shapes.LENGTH), np.int32)
+
+    def ensure(indices: Sequence[int] | np.ndarray) -> None:
+        for i in (int(i) for i in indices if labels[i] < 0):
+            drawn = shapes.scene(split, i, single=single)
+            images[i], masks[i] = shapes.draw(drawn, size)
+            text[i] = shapes.tokenize([drawn.caption()])[0]
+            labels[i] = drawn.label() if single else 0  # last: what says that it is all there
+
+    def read(indices: Sequence[int] | np.ndarray) -> Arrays:
+        ensure(indices)
+        return images[indices], labels[indices]
+
+    def more(indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        ensure(indices)
+        mask = masks[indices].astype(np.int32)
+        return {"text": text[indices], "mask": mask, "edges": shapes.edges(mask)}
+
+    classes = shapes.CLASSES if single else 0
+    return Source((size, size, 3), classes, 256, count, read, more=more)
+
+
+def _load_latents(split: str, root: Path | None) -> Source:
+    """Latents that `latents.write` wrote, in the sub-folder of the split."""
+    if root is None:
+        raise FileNotFoundError(f"latents need data_dir, or {ENV_DIR}: where they were written")
+    stored = latents.open_folder(root / split)
+
+    def read(indices: Sequence[int] | np.ndarray) -> Arrays:
+        labels = stored.read(indices)["label"]
+        return np.zeros((len(labels), 0, 0, 0), np.uint8), labels
+
+    def more(indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        return {k: v for k, v in stored.read(indices).items() if k != "label"}
+
+    height, width, channels = stored.image_shape
+    shape = (height, width, channels)
+    return Source(shape, stored.num_classes, stored.levels, len(stored), read, more=more)
 
 
 _LOADERS: dict[str, Callable[[str, Path | None, bool], tuple[Arrays, int, int]]] = {

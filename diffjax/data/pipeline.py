@@ -86,25 +86,39 @@ def dataset(
       process_count: number of processes.
 
     Returns:
-      MapDataset of {"image": float32 (B, H, W, C) in [-1, 1], "label": int32 (B,)}.
+      MapDataset of {"image": float32 (B, H, W, C) in [-1, 1], "label": int32 (B,)}, and whatever
+      else the source has.
 
     Raises:
-      ValueError: empty source, or an argument out of range.
+      ValueError: empty source, an argument out of range, or flips of images that come with a text
+        or a mask.
     """
     _check(source, batch_size, seed, process_index, process_count)
+    if flip and source.more:
+        raise ValueError("flip=True: the texts and masks of these images would no longer fit")
     rows = batch_size // process_count
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
 
     def read(step: int, indices: np.ndarray) -> Batch:
         batch = source.take(indices)
+        if "image" not in batch:  # latents stand for the images
+            return batch
         images = batch["image"]
         if flip:
             first = step * batch_size + process_index * rows
             mirrored = _fair_bits(seed, first + np.arange(rows))[:, None, None, None]
             images = np.where(mirrored, images[:, :, ::-1], images)
-        return {"image": to_float(images, source.levels), "label": batch["label"]}
+        return {**batch, "image": to_float(images, source.levels)}
 
     return order.batch(rows)[process_index::process_count].map_with_index(read)
+
+
+def batch_of(source: Source, indices: np.ndarray) -> Batch:
+    """Images of a source by index, as training sees them."""
+    batch = source.take(indices)
+    if "image" not in batch:
+        return batch
+    return {**batch, "image": to_float(batch["image"], source.levels)}
 
 
 def _check_step(step: int) -> None:

@@ -28,6 +28,7 @@ from diffjax.metrics.features import (
     load_network,
     save_network,
 )
+from diffjax.metrics.fidelity import edge_f1, mask_iou
 from diffjax.metrics.frechet import frechet_distance
 from diffjax.metrics.inception import SOURCE as INCEPTION_SOURCE
 from diffjax.metrics.inception import inception_network, inception_shapes
@@ -55,6 +56,7 @@ __all__ = [
     "clip_score",
     "collect",
     "diversity",
+    "edge_f1",
     "empty",
     "evaluate_images",
     "extract",
@@ -68,6 +70,7 @@ __all__ = [
     "load_array",
     "load_network",
     "load_statistics",
+    "mask_iou",
     "merge",
     "moments",
     "precision_recall",

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from diffjax.nets.classifier import Classifier
 
 # data set -> weights in use
-VERSIONS = {"fashion_mnist": "v1", "fashion_mnist14": "v1", "digits": "v1"}
+VERSIONS = {"fashion_mnist": "v1", "fashion_mnist14": "v1", "digits": "v1", "shapes_single": "v1"}
 FORMAT = "diffjax-classifier"
 
 
@@ -51,6 +51,7 @@ class FeatureNetwork(NamedTuple):
         accuracy: on the test split, in [0, 1], as measured after training; None if unknown.
         levels: grey levels ``L`` of the data; uint8 ``u`` means ``2 u / (L - 1) - 1``.
         batch_size: images at a time.
+        params: of the classifier, if it is one of ours.
     """
 
     name: str
@@ -61,6 +62,7 @@ class FeatureNetwork(NamedTuple):
     accuracy: float | None
     levels: int
     batch_size: int = 500
+    params: Any = None
 
     @property
     def id(self) -> str:
@@ -113,6 +115,7 @@ def load_network(path: str | os.PathLike[str]) -> FeatureNetwork:
         shape=shape,
         accuracy=float(meta["accuracy"]),
         levels=levels,
+        params=params,
     )
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.nets.attention import AttentionBlock
-from diffjax.nets.layers import Downsample, GroupNorm, ResBlock, Upsample, conv
+from diffjax.nets.layers import Downsample, GroupNorm, ResBlock, Upsample, conv, rematerialised
 
 Array = jax.Array
 LOGVAR = (-30.0, 20.0)  # bounds of the posterior's log-variance
@@ -69,12 +69,12 @@ class _Coder(nn.Module):
     norm_groups: int
     middle_attention: bool
     attention: str
-    remat: bool
+    remat: str | bool
     dtype: Any
 
     @nn.nowrap
     def _res(self, features: int, name: str) -> Callable[[Array], Array]:
-        kind = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        kind = rematerialised(ResBlock, self.remat, static_argnums=(3,))
         block = kind(features, groups=self.norm_groups, dtype=self.dtype, name=name)
         return lambda h: block(h, None, False)
 
@@ -144,7 +144,7 @@ class Autoencoder(nn.Module):
         scaling_factor, shift_factor: a diffusion model sees ``(z - shift) * scale``; kept here,
             applied by whoever joins the two.
         attention: see `diffjax.nets.attention.attend`.
-        remat: recompute blocks in the backward pass.
+        remat: see `diffjax.nets.layers.REMAT`.
         dtype: computation type; parameters and outputs stay float32.
     """
 
@@ -159,7 +159,7 @@ class Autoencoder(nn.Module):
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
     attention: str = "xla"
-    remat: bool = False
+    remat: str | bool = False
     dtype: Any = None
 
     @property

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffjax.types import choose
+
 Array = jax.Array
 
 # DDPM's initialisation (Ho et al. 2020, released code): fan-average uniform, and a scale of
@@ -38,6 +40,31 @@ def timestep_embedding(
     waves = [jnp.sin(angles), jnp.cos(angles)]
     out = jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=-1)
     return jnp.pad(out, ((0, 0), (0, dim % 2)))
+
+
+def _products(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in ("dot_general", "conv_general_dilated")
+
+
+REMAT: dict[str, Any] = {
+    "none": None,  # everything is kept
+    "blocks": jax.checkpoint_policies.nothing_saveable,  # a block's input is kept, no more
+    "products": _products,  # norms, activations and softmax are computed again
+}
+
+
+def rematerialised(module: Any, policy: str | bool, **options: Any) -> Any:
+    """A block's class, keeping for the backward pass what the policy says; True means ``blocks``.
+
+    Args:
+        options: of `flax.linen.remat`.
+
+    Raises:
+        ValueError: unknown policy.
+    """
+    name = policy if isinstance(policy, str) else "blocks" if policy else "none"
+    keep = choose("remat", name, REMAT)
+    return module if keep is None else nn.remat(module, policy=keep, **options)
 
 
 class TimestepMLP(nn.Module):

@@ -1,4 +1,4 @@
-"""CLIP text encoders, with the state-dict names of transformers' CLIPTextModel."""
+"""Text encoders: CLIP, with the names of transformers' CLIPTextModel, and a plain transformer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffjax.nets.attention import attend
+from diffjax.nets.attention import Attention, attend
 from diffjax.nets.layers import default_init
 from diffjax.types import choose
 
@@ -168,7 +168,74 @@ class CLIPText(nn.Module):
             name="text_projection",
         )(pooled)
 
+    @nn.nowrap
     def normalise(self, params: Any, hidden: Array) -> Array:
         """The final norm applied to a layer of ``hidden``, for CLIP skip."""
-        norm = nn.LayerNorm(self.eps, dtype=self.dtype, use_fast_variance=False)
+        norm = nn.LayerNorm(self.eps, dtype=self.dtype, use_fast_variance=False, parent=None)
         return jnp.asarray(norm.apply({"params": params["text_model.final_layer_norm"]}, hidden))
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm layer that looks both ways; a scan body, so it returns ``(x, None)``."""
+
+    heads: int
+    head_channels: int
+    attention: str = "xla"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, None]:
+        width = self.heads * self.head_channels
+        attention = Attention(self.heads, width, False, self.dtype, self.attention, name="attn")
+        x = x + attention(_norm("norm1", 1e-5, self.dtype)(x))
+        h = self._dense(4 * x.shape[-1], "fc1")(_norm("norm2", 1e-5, self.dtype)(x))
+        return x + self._dense(x.shape[-1], "fc2")(gelu(h)), None
+
+    def _dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(features, dtype=self.dtype, kernel_init=default_init, name=name)
+
+
+class TextTransformer(nn.Module):
+    """``ids (B, M) int -> (B, M, D)``: BERT-style, trained with the diffusion model.
+
+    tau_theta of Rombach et al. 2022, appendix E.2.1; the defaults are those of the 1.45B model.
+
+    Attributes:
+        vocabulary: rows of the token embedding.
+        positions: longest sequence.
+        features: width D.
+        layers, heads, head_channels: depth, attention heads and width of each.
+        attention: see `diffjax.nets.attention.attend`.
+
+    Raises:
+        ValueError: there are more tokens than positions.
+    """
+
+    vocabulary: int = 30522
+    positions: int = 77
+    features: int = 1280
+    layers: int = 32
+    heads: int = 8
+    head_channels: int = 64
+    attention: str = "xla"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, ids: Array) -> Array:
+        length = ids.shape[-1]
+        if length > self.positions:
+            raise ValueError(f"{length} tokens are more than the {self.positions} of this encoder")
+        x = self._embed("token_embedding", self.vocabulary)(ids)
+        x = x + self._embed("position_embedding", self.positions)(jnp.arange(length))
+        stack = nn.scan(
+            TransformerLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.layers,
+        )(self.heads, self.head_channels, self.attention, self.dtype, name="encoder.layers")
+        return _norm("final_norm", 1e-5, self.dtype)(stack(x)[0])
+
+    @nn.nowrap
+    def _embed(self, name: str, rows: int) -> nn.Embed:
+        init = embedding_init
+        return nn.Embed(rows, self.features, dtype=self.dtype, embedding_init=init, name=name)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.nets.attention import Attention
-from diffjax.nets.layers import GroupNorm, conv, default_init, zero_init
+from diffjax.nets.layers import GroupNorm, conv, default_init, rematerialised, zero_init
 
 Array = jax.Array
 
@@ -67,7 +67,7 @@ class SpatialTransformer(nn.Module):
         depth: number of blocks.
         linear: dense projections (SD 2, XL) instead of 1x1 convolutions.
         kind: see `diffjax.nets.attention.attend`.
-        remat: recompute blocks in the backward pass.
+        remat: see `diffjax.nets.layers.REMAT`.
     """
 
     heads: int = 1
@@ -75,7 +75,7 @@ class SpatialTransformer(nn.Module):
     linear: bool = False
     groups: int = 32
     kind: str = "xla"
-    remat: bool = False
+    remat: str | bool = False
     dtype: Any = None
 
     @nn.compact
@@ -87,7 +87,7 @@ class SpatialTransformer(nn.Module):
         return x + self._project(y.reshape(b, h, w, c), "proj_out", zero_init)
 
     def _blocks(self) -> nn.Module:
-        block = nn.remat(TransformerBlock, prevent_cse=False) if self.remat else TransformerBlock
+        block = rematerialised(TransformerBlock, self.remat, prevent_cse=False)
         stack = nn.scan(
             block,
             variable_axes={"params": 0},

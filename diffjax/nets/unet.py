@@ -23,6 +23,7 @@ from diffjax.nets.layers import (
     Upsample,
     conv,
     depth_to_space,
+    rematerialised,
     space_to_depth,
     timestep_embedding,
     zero_init,
@@ -58,7 +59,7 @@ class UNet(nn.Module):
         downsample_padding: 0 pads like TensorFlow's SAME (DDPM), 1 like PyTorch.
         norm_groups: groups of every norm; well below the narrowest width, see `GroupNorm`.
         patch: side of the pixel patches folded into channels (Hoogeboom et al. 2023), 1 for none.
-        remat: recompute blocks in the backward pass instead of keeping their activations.
+        remat: what the backward pass computes again, see `diffjax.nets.layers.REMAT`.
         context_dim: width D of the tokens ``cond["context"]`` (B, M, D) that transformer blocks
             attend to in place of DDPM's attention, 0 for none. ``cond["mask"]`` (B, M) bool, if
             given, leaves tokens out.
@@ -97,7 +98,7 @@ class UNet(nn.Module):
     norm_groups: int = 32
     norm_eps: float = 1e-6
     patch: int = 1
-    remat: bool = False
+    remat: str | bool = False
     dtype: Any = None
     context_dim: int = 0
     depth: int | tuple[int, ...] = 1
@@ -234,7 +235,7 @@ def _blocks(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
     """``res(features, name, resample)``, which makes a block, and ``attend(h, name, level)``."""
 
     def res(features: int, name: str, resample: str | None = None) -> Any:
-        block = nn.remat(ResBlock, static_argnums=(3,)) if net.remat else ResBlock
+        block = rematerialised(ResBlock, net.remat, static_argnums=(3,))
         module = block(
             features,
             net.dropout,

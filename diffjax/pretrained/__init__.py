@@ -1,10 +1,12 @@
 """Networks and parameters to and from the file formats of other libraries."""
 
-from diffjax.pretrained.files import load_safetensors
+from diffjax.pretrained.control_file import save_control_file
+from diffjax.pretrained.files import load_safetensors, open_safetensors
 from diffjax.pretrained.lora import merge_lora
 from diffjax.pretrained.models import Model, load_model, save_model
 from diffjax.pretrained.schedulers import (
     Scheduler,
+    flow_mu,
     load_scheduler,
     save_scheduler,
     to_config,
@@ -16,13 +18,16 @@ from diffjax.pretrained.state_dict import from_state_dict, save_safetensors, to_
 __all__ = [
     "Model",
     "Scheduler",
+    "flow_mu",
     "from_state_dict",
     "load_model",
     "load_safetensors",
     "load_scheduler",
     "load_single_file",
     "merge_lora",
+    "open_safetensors",
     "open_single_file",
+    "save_control_file",
     "save_model",
     "save_safetensors",
     "save_scheduler",

@@ -1,8 +1,8 @@
 """Single-file checkpoints in the layout of the CompVis and Stability AI code.
 
-Stable Diffusion 1 and 2, XL base and refiner, and those that inpaint, as .safetensors. What is in
-a file is read off its keys and shapes; the parts are then described and named as in a diffusers
-folder.
+Stable Diffusion 1 and 2, XL base and refiner, those that inpaint, and ControlNets, as .safetensors.
+What is in a file is read off its keys and shapes; the parts are then described and named as in a
+diffusers folder.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from diffjax.types import choose
 
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
+CONTROL = "control_model."
 EMA = "model_ema."
 HEAD = 64  # channels of a head, but in the UNet of version 1, which has 8 heads
 GROUPS = 32
@@ -77,14 +78,15 @@ def family_of(keys: Iterable[str]) -> str:
                 return name
     some = ", ".join(sorted(keys)[:3]) or "no keys"
     raise ValueError(
-        f"this file is no checkpoint of {', '.join(FAMILIES)} with all of its parts; it has {some}"
+        f"this file is no checkpoint of {', '.join(FAMILIES)} with all of its parts, and no "
+        f"ControlNet; it has {some}"
     )
 
 
 def open_single_file(path: StrPath, *, ema: bool = False) -> tuple[str, dict[str, Part]]:
     """The family of a checkpoint, and its parts by the names of a diffusers folder.
 
-    Only the header is read.
+    Only the header is read. The family of a ControlNet by itself is ``controlnet``.
 
     Args:
         ema: use the averaged weights of the UNet, which training checkpoints also have.
@@ -95,6 +97,9 @@ def open_single_file(path: StrPath, *, ema: bool = False) -> tuple[str, dict[str
             asked for.
     """
     weights = open_safetensors(path)
+    control = _control_weights(weights)
+    if control and not any(key.startswith(UNET) for key in weights):
+        return "controlnet", {"controlnet": _control_part(control)}
     name = family_of(weights)
     family = FAMILIES[name]
     parts = {
@@ -106,6 +111,8 @@ def open_single_file(path: StrPath, *, ema: bool = False) -> tuple[str, dict[str
     if family.open_clip:
         slot = "text_encoder_2" if family.projected else "text_encoder"
         parts[slot] = _open_clip_part(_below(weights, family.open_clip), family.projected)
+    if control:
+        parts["controlnet"] = _control_part(control)
     return name, parts
 
 
@@ -121,7 +128,8 @@ def load_single_file(
     """The networks of a checkpoint, by the names of a diffusers folder.
 
     Args:
-        parts: those wanted (unet, vae, text_encoder, text_encoder_2); all of them if None.
+        parts: those wanted (unet, vae, text_encoder, text_encoder_2, controlnet); all of them if
+            None.
         ema: see `open_single_file`.
         dtype, sharding: see `load_model`.
         overrides: entries of a part's config that its weights cannot tell, such as the number of
@@ -161,7 +169,7 @@ def _count(weights: Weights, pattern: str) -> int:
 
 # ---- UNet ---------------------------------------------------------------------------------------
 
-_RES = {
+RES = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -169,7 +177,7 @@ _RES = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-_OUTER = {
+OUTER = {
     "input_blocks.0.0": "conv_in",
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
@@ -179,16 +187,16 @@ _OUTER = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-_MIDDLE = ("resnets.0", "attentions.0", "resnets.1")
+MIDDLE = ("resnets.0", "attentions.0", "resnets.1")
 
 
 def unet_name(key: str, blocks: int) -> str:
     """diffusers' name of a UNet weight, given the residual blocks per level; others stay as is."""
     module, _, leaf = key.rpartition(".")
-    if module in _OUTER:
-        return f"{_OUTER[module]}.{leaf}"
+    if module in OUTER:
+        return f"{OUTER[module]}.{leaf}"
     if m := re.fullmatch(r"middle_block\.([012])\.(.+)", module):
-        return f"mid_block.{_MIDDLE[int(m[1])]}.{_RES.get(m[2], m[2])}.{leaf}"
+        return f"mid_block.{MIDDLE[int(m[1])]}.{RES.get(m[2], m[2])}.{leaf}"
     if m := re.fullmatch(r"(in|out)put_blocks\.(\d+)\.(\d)\.(.+)", module):
         down, rest = m[1] == "in", m[4]
         level, place = divmod(int(m[2]) - down, blocks + 1)
@@ -196,10 +204,10 @@ def unet_name(key: str, blocks: int) -> str:
         resamples = place == blocks if down else m[3] != "0"
         if rest in ("op", "conv"):
             return f"{side}.{'down' if down else 'up'}samplers.0.conv.{leaf}"
-        if rest not in _RES:
+        if rest not in RES:
             return f"{side}.attentions.{place}.{rest}.{leaf}"
         part = f"{'down' if down else 'up'}samplers.0" if resamples else f"resnets.{place}"
-        return f"{side}.{part}.{_RES[rest]}.{leaf}"
+        return f"{side}.{part}.{RES[rest]}.{leaf}"
     return key
 
 
@@ -217,34 +225,40 @@ def unet_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
     Raises:
         ValueError: this is no UNet of the family.
     """
+    config = encoder_config(weights, heads=heads)
+    ups = [kind.replace("Down", "Up") for kind in reversed(config["down_block_types"])]
+    return config | dict(
+        _class_name="UNet2DConditionModel",
+        out_channels=weights.shape("out.2.weight")[0],
+        up_block_types=ups,
+    )
+
+
+def encoder_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
+    """The part of `unet_config` that the way down tells."""
     downs = sorted(
         int(m[1]) for k in weights if (m := re.match(r"input_blocks\.(\d+)\.0\.op\.w", k))
     )
     if not downs or "input_blocks.0.0.weight" not in weights:
-        raise ValueError("the UNet of this file has no input_blocks that halve the resolution")
+        raise ValueError("the network of this file has no input_blocks that halve the resolution")
     blocks, levels = downs[0] - 1, len(downs) + 1
     starts = [f"input_blocks.{1 + i * (blocks + 1)}" for i in range(levels)]
     widths = [weights.shape(f"{start}.0.in_layers.2.weight")[0] for start in starts]
     depths = [_depth(weights, f"{start}.1") for start in starts]
-    crossed = [("CrossAttn" if depth else "") for depth in depths]
     middle = "middle_block.1"
-    context = weights.shape(f"{middle}.transformer_blocks.0.attn2.to_k.weight")[1]
     added = "label_emb.0.0.weight"
     vectors = dict(addition_embed_type="text_time", addition_time_embed_dim=256)
     if added in weights:
         vectors["projection_class_embeddings_input_dim"] = weights.shape(added)[1]
     return dict(
-        _class_name="UNet2DConditionModel",
         in_channels=weights.shape("input_blocks.0.0.weight")[1],
-        out_channels=weights.shape("out.2.weight")[0],
         block_out_channels=widths,
         layers_per_block=blocks,
-        down_block_types=[f"{cross}DownBlock2D" for cross in crossed],
-        up_block_types=[f"{cross}UpBlock2D" for cross in reversed(crossed)],
+        down_block_types=[f"{'CrossAttn' if depth else ''}DownBlock2D" for depth in depths],
         # The last depth is that of the middle too.
         transformer_layers_per_block=[*(d or 1 for d in depths[:-1]), _depth(weights, middle)],
         attention_head_dim=heads or [width // HEAD for width in widths],
-        cross_attention_dim=context,
+        cross_attention_dim=weights.shape(f"{middle}.transformer_blocks.0.attn2.to_k.weight")[1],
         use_linear_projection=len(weights.shape(f"{middle}.proj_in.weight")) == 2,
         **(vectors if added in weights else {}),
     )
@@ -252,6 +266,47 @@ def unet_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
 
 def _depth(weights: Weights, attention: str) -> int:
     return _count(weights, rf"{re.escape(attention)}\.transformer_blocks\.(\d+)\.")
+
+
+# ---- ControlNet ---------------------------------------------------------------------------------
+
+HINT = "input_hint_block"
+_CLIP_WIDTH = 768  # of the text that version 1 attends to
+
+
+def _control_weights(weights: Weights) -> Weights:
+    """The weights of a ControlNet, with or without the prefix of the training code; maybe none."""
+    below = _below(weights, CONTROL)
+    if not below and f"{HINT}.0.weight" in weights:
+        return weights
+    return below
+
+
+def control_name(key: str, blocks: int, last: int) -> str:
+    """diffusers' name of a ControlNet's weight; ``last`` is the number of the hint's last layer."""
+    if m := re.fullmatch(r"(zero_convs\.\d+|middle_block_out)\.0\.(\w+)", key):
+        return f"{m[1].replace('zero_convs', 'controlnet_down_blocks')}.{m[2]}".replace(
+            "middle_block_out", "controlnet_mid_block"
+        )
+    if m := re.fullmatch(rf"{HINT}\.(\d+)\.(\w+)", key):
+        number = int(m[1])
+        ends = {0: "conv_in", last: "conv_out"}
+        return f"controlnet_cond_embedding.{ends.get(number, f'blocks.{number // 2 - 1}')}.{m[2]}"
+    return unet_name(key, blocks)
+
+
+def _control_part(weights: Weights) -> Part:
+    last = _count(weights, rf"{HINT}\.(\d+)\.") - 1
+    v1 = weights.shape("middle_block.1.transformer_blocks.0.attn2.to_k.weight")[1] == _CLIP_WIDTH
+    # Layers come in pairs, a SiLU after each; the second of a pair widens.
+    widths = [weights.shape(f"{HINT}.{i}.weight")[0] for i in range(0, last, 4)]
+    config = encoder_config(weights, heads=FAMILIES["v1"].heads if v1 else None) | dict(
+        _class_name="ControlNetModel",
+        conditioning_channels=weights.shape(f"{HINT}.0.weight")[1],
+        conditioning_embedding_out_channels=widths,
+    )
+    blocks = config["layers_per_block"]
+    return Part(config, weights.renamed(lambda key: control_name(key, blocks, last)))
 
 
 # ---- autoencoder --------------------------------------------------------------------------------

@@ -207,10 +207,10 @@ def dpm_solver_single(
         entries: list[Entry] = []
         for i, p in enumerate(orders):
             anchor = {1: {min(p - 1, 1): 1}} if order > 1 else {}
-            if _first_order_only(grid, i, i + 1, output):
+            base = i - p + 1
+            if _first_order_only(grid, base, i + 1, output):
                 entries.append((i, {0: _ddim(grid, i + 1), **anchor, **memory}))
                 continue
-            base = i - p + 1
             step = _step(grid, base, i + 1, output, noisy)
             spans = [(lam[k] - lam[base]) / (lam[i + 1] - lam[base]) for k in range(i, base, -1)]
             w = [-step.scale * v for v in _single_weights(step.signed, spans, p, solver_type)]

@@ -1,7 +1,8 @@
-r"""Diffusion in pixel space: schedule, parameterization, loss and network joined into a `Task`.
+r"""Diffusion: schedule, parameterization, loss, network and condition joined into a `Task`.
 
-Config sections read here: ``network``, ``schedule``, ``parameterization``, ``loss``, ``times``,
-``cond`` and ``sample``'s clipping and guidance.
+It happens on pixels, or on latents if the config has a section ``autoencoder``. Config sections
+read here: ``network``, ``schedule``, ``parameterization``, ``loss``, ``times``, ``cond``,
+``autoencoder`` and ``sample``'s clipping and guidance.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from diffjax import grids, guidance, likelihood, losses, parameterization, sampl
 from diffjax.nets.unet import UNet
 from diffjax.samplers.ancestral import reverse_rows
 from diffjax.tasks.augment import augment
+from diffjax.tasks.conditions import Condition, make_condition
+from diffjax.tasks.latents import Space, make_space
 from diffjax.types import (
     Array,
     Cond,
@@ -47,12 +50,15 @@ class Diffusion(NamedTuple):
         grid: every timestep of a discrete schedule, else None.
         parameterization: what the network predicts.
         network: Linen module.
-        denoiser: ``(params, cond, *, clip=None) -> Denoiser`` for sampling and likelihood.
+        denoiser: ``(params, cond, *, clip=None) -> Denoiser`` for sampling and likelihood; an
+            encoded condition, see `Condition`.
         levels: grey values of the data, for the discretised decoder.
-        image_shape: (H, W, C).
+        image_shape: (H, W, C) of z.
         num_classes: classes the network is conditioned on, 0 for none; the label ``num_classes``
             means none of them.
         drop: probability with which training drops the condition.
+        condition: how conditions are made and encoded.
+        space: pixels, or the latents of an autoencoder.
     """
 
     schedule: Schedule
@@ -63,7 +69,9 @@ class Diffusion(NamedTuple):
     levels: int
     image_shape: tuple[int, int, int]
     num_classes: int
-    drop: float = 0.0
+    drop: float
+    condition: Condition
+    space: Space
 
 
 def _section(section: Any) -> tuple[str, dict[str, Any]]:
@@ -73,7 +81,12 @@ def _section(section: Any) -> tuple[str, dict[str, Any]]:
 
 
 def make_diffusion(
-    config: Any, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+    config: Any,
+    image_shape: tuple[int, int, int],
+    levels: int = 256,
+    num_classes: int = 0,
+    *,
+    wrap: Callable[[UNet], Any] = lambda network: network,
 ) -> Diffusion:
     """Assemble the model that a config describes.
 
@@ -81,7 +94,8 @@ def make_diffusion(
         image_shape: (H, W, C) of the data.
         levels: grey values of the data.
         num_classes: classes of the data; the network uses them if ``config.network`` says
-            ``conditional``.
+            ``conditional`` or ``config.cond.context`` says ``label``.
+        wrap: makes another network around that of the config.
 
     Raises:
         ValueError: unknown names or options, listing the choices.
@@ -92,6 +106,8 @@ def make_diffusion(
     learned = options.pop("learned_variance", False)
     param = parameterization.make(name, options, learned_variance=learned, grid=grid)
 
+    space = make_space(config, image_shape)
+    condition = make_condition(config, space, num_classes)
     name, options = _section(config.network)
     classes = num_classes if options.pop("conditional", False) else 0
     dropped, row = _dropping(config, classes)
@@ -103,10 +119,11 @@ def make_diffusion(
         {
             **options,
             "num_classes": classes + row,
-            "out_channels": image_shape[-1] * param.channels,
+            "out_channels": space.shape[-1] * param.channels,
             "dtype": None if dtype == jnp.float32 else dtype,
         },
     )
+    network = wrap(network)
 
     def denoiser(params: PyTree, cond: Cond = None, *, clip: bool = False) -> Denoiser:
         def apply(z: Array, level: Level) -> Prediction:
@@ -114,8 +131,19 @@ def make_diffusion(
 
         return samplers.clip(apply) if clip else apply
 
+    labels = classes or (num_classes if "label" in condition.names else 0)
     return Diffusion(
-        schedule, grid, param, network, denoiser, levels, image_shape, classes, dropped
+        schedule=schedule,
+        grid=grid,
+        parameterization=param,
+        network=network,
+        denoiser=denoiser,
+        levels=levels,
+        image_shape=space.shape,
+        num_classes=labels,
+        drop=dropped,
+        condition=condition,
+        space=space,
     )
 
 
@@ -151,30 +179,34 @@ def _predict(
 
 
 def make_task(
-    config: Any, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+    config: Any,
+    image_shape: tuple[int, int, int],
+    levels: int = 256,
+    num_classes: int = 0,
+    *,
+    wrap: Callable[[UNet], Any] = lambda network: network,
 ) -> Task:
     """The diffusion task of a config; see `make_diffusion` for the arguments.
 
     The loss is ``E_{t, eps} [w(t) |raw - target|^2]`` (simple), the variational bound (vlb), or
     ``simple + vlb_weight * bound`` with no gradient of the bound through the mean (hybrid).
     """
-    model = make_diffusion(config, image_shape, levels, num_classes)
+    model = make_diffusion(config, image_shape, levels, num_classes, wrap=wrap)
     times = losses.make_time_sampler(*_with_schedule(config.times, model.schedule))
     objective = _make_objective(config.loss, model)
     augment_rate, flip = config.data.get("augment", 0.0), config.data.flip
 
-    def cond_of(batch: Mapping[str, Array]) -> Cond:
-        return {"label": batch["label"]} if model.num_classes else None
-
-    def null_of(cond: Cond) -> Cond:
-        return {"label": jnp.full_like(cond["label"], model.num_classes)}
+    condition, space = model.condition, model.space
+    if space.net is not None and config.sample.clip:
+        raise ValueError("sample.clip bounds pixels, and these are latents: set sample.clip=False")
 
     def init(key: jax.Array, frozen: PyTree, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
-        image = batch["image"]
-        if tuple(image.shape[1:]) != tuple(image_shape):
-            raise ValueError(f"images of shape {image_shape} expected, got {image.shape[1:]}")
-        params = model.network.init(key, image, jnp.zeros(image.shape[0]), cond_of(batch))["params"]
-        return params, {"times": times.init()}
+        found = batch["image"].shape[1:] if "image" in batch else image_shape
+        if tuple(found) != tuple(image_shape):
+            raise ValueError(f"images of shape {image_shape} expected, got {found}")
+        z, cond = jnp.zeros((1, *space.shape)), condition.example
+        params = model.network.init(key, z, jnp.zeros(1), cond)["params"]
+        return {**params, **condition.init(key)}, {"times": times.init(), **space.extra}
 
     def loss(
         params: PyTree,
@@ -184,11 +216,13 @@ def make_task(
         step: Array,
         batch: Mapping[str, Array],
     ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
-        x, cond = batch["image"], cond_of(batch)
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        x, extra = space.enter(frozen, extra, jax.random.fold_in(key, 5), batch)
+        cond = condition.take(batch, key)
         if cond is not None and model.drop:
             drop_key = jax.random.fold_in(dropout_key, 1)
-            cond = guidance.drop(drop_key, cond, null_of(cond), model.drop)
+            cond = guidance.drop(drop_key, cond, condition.null(cond), model.drop)
+        cond = condition.encode(params, frozen, extra, cond)
         if augment_rate:
             x, moved = augment(jax.random.fold_in(dropout_key, 2), x, augment_rate, flip=flip)
             cond = {**(cond or {}), "augment": moved}
@@ -211,15 +245,13 @@ def make_task(
         total = (importance * values).mean()
         return total, ({**extra, "times": history}, {"loss": total, **metrics})
 
-    def guided(params: PyTree, cond: Cond, scale: Any) -> Denoiser:
-        if cond is None:
-            raise ValueError("guidance needs a condition; this network is unconditional")
+    def guided(params: PyTree, cond: Cond, null: Cond, scale: Any) -> Denoiser:
         phi = config.sample.get("guidance_rescale", 0.0)
         combine = guidance.rescaled(model.parameterization, phi) if phi else guidance.cfg
         return guidance.guide(
             lambda z, level, cond: model.denoiser(params, cond)(z, level),
             cond,
-            null_of(cond),
+            null,
             guidance.per_evaluation(scale),
             combine=combine,
             sequential=config.sample.get("guidance_sequential", False),
@@ -236,13 +268,18 @@ def make_task(
         n: Any = None,
         scale: Any = None,
     ) -> Array:
-        denoise = model.denoiser(params, cond)
+        if scale is not None and (cond is None or not condition.guided):
+            raise ValueError("guidance needs a condition; this network is unconditional")
+        encoded = None if cond is None else condition.encode(params, frozen, extra, cond)
+        denoise = model.denoiser(params, encoded)
         if scale is not None:
-            denoise = guided(params, cond, scale)
+            null = condition.encode(params, frozen, extra, condition.null(cond))
+            denoise = guided(params, encoded, null, scale)
         if config.sample.clip:
             denoise = samplers.clip(denoise)
         z = samplers.prior(noise, rows)
-        return jnp.clip(samplers.sample(noise, denoise, sampler, z, rows, n=n), -1, 1)
+        x = samplers.sample(noise, denoise, sampler, z, rows, n=n)
+        return jnp.clip(space.leave(frozen, extra, x), -1, 1)
 
     return Task(init, loss, sample)
 
@@ -263,6 +300,7 @@ def _make_objective(section: Any, model: Diffusion) -> Callable[..., tuple[Array
         raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(OBJECTIVES)}")
     variance = options.pop("variance", "fixedsmall")
     vlb_weight = options.pop("vlb_weight", 1e-3)
+    error = choose("loss distance", options.pop("distance", "l2"), losses.ERRORS)
     weight = losses.make_weight(options.pop("weight", "simple"), options)
     if name != "simple" and model.grid is None:
         raise ValueError(f"the {name} loss needs a discrete schedule")
@@ -272,7 +310,7 @@ def _make_objective(section: Any, model: Diffusion) -> Callable[..., tuple[Array
 
     def simple(raw: Array, x: Array, eps: Array, level: Level) -> Array:
         target = model.parameterization.target(x, eps, level)
-        value = losses.squared_error(raw[..., : x.shape[-1]], target)
+        value = error(raw[..., : x.shape[-1]], target)
         return weight(level, model.parameterization) * value
 
     def bound(prediction: Prediction, x: Array, eps: Array, level: Level) -> Array:

@@ -40,8 +40,8 @@ def start(
 
     Args:
         coordinator: host:port of process 0.
-        processes: how many there are.
-        process: number of this one, from 0.
+        processes: how many there are; 0 in a Slurm step: as many as it has tasks.
+        process: number of this one, from 0; -1 in a Slurm step: that of its task.
         seconds: how long to wait for the others.
         heartbeat: after how many seconds of silence a process counts as dead; the others exit.
 
@@ -55,6 +55,8 @@ def start(
         heartbeat_timeout_seconds=int(heartbeat),
     )
     if coordinator:
+        processes = processes or int(os.environ.get("SLURM_STEP_NUM_TASKS", 0))
+        process = int(os.environ.get("SLURM_PROCID", -1)) if process < 0 else process
         if not 0 <= process < processes or ":" not in coordinator:
             raise ValueError(
                 f"coordinator {coordinator!r}, process {process} of {processes}: needed are "

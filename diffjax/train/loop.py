@@ -248,7 +248,7 @@ class _Run:
         shardings = tree_sharding(shapes, mesh)
         self._abstract = with_sharding(shapes, shardings)
         self._fresh = jax.jit(init, out_shardings=shardings)
-        self.update = _compiled(task, optimizer, config, (shardings, frozen_shardings), mesh)
+        self.update = compiled_step(task, optimizer, config, (shardings, frozen_shardings), mesh)
 
     def begin(self, checkpoints: Checkpoints, offset: int) -> _Begun:
         """The newest checkpoint, or a fresh state."""
@@ -295,6 +295,7 @@ def _advance(
             step += 1
             window.add(metrics)
             bar.update()
+            checkpoints.check()
             if step % cfg.log_every == 0:
                 due = judge and step % every == 0
                 loss = window.report(step, partial(judge, state, step) if judge and due else dict)
@@ -373,13 +374,18 @@ def _first(leaf: Any) -> Any:
     return leaf[:1] if whole else np.asarray(leaf.addressable_data(0))[:1]
 
 
-def _compiled(
+def compiled_step(
     task: Task,
     optimizer: optax.GradientTransformation,
     config: Any,
     shardings: tuple[PyTree, PyTree],
     mesh: Any,
-) -> Callable[..., tuple[State, dict[str, Any]]]:
+) -> Any:
+    """The jitted step of a config: ``(state, frozen, batch) -> (state, metrics)``, state donated.
+
+    Args:
+        shardings: of the state, and of the frozen weights.
+    """
     step = make_step(
         task,
         optimizer,

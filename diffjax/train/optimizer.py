@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import optax
 
-from diffjax.types import build
+from diffjax.types import PyTree, build
 
 
 def learning_rate(section: Any, steps: int) -> optax.Schedule:
@@ -38,11 +41,47 @@ def learning_rate(section: Any, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(section: Any, steps: int) -> optax.GradientTransformation:
-    """Global-norm clip (``clip``, 0 for none) and Adam, AdamW or SGD.
+    """Global-norm clip (``clip``, 0 for none) and Adam, AdamW or SGD; several of them by group.
+
+    ``section.groups``, if there, maps a name to ``match``, a regular expression for the beginning
+    of dotted parameter paths, and to options that differ from the section's. A parameter belongs
+    to the first group that matches, or to none; each group is clipped by its own norm.
 
     Raises:
-        ValueError: unknown optimizer.
+        ValueError: unknown optimizer, or (when it meets the parameters) a group without any.
     """
+    groups = dict(section.get("groups", None) or {})
+    if not groups:
+        return _one_optimizer(section, steps)
+    merged = {
+        name: _one_optimizer(SimpleNamespace(**{**dict(section), **dict(own)}), steps)
+        for name, own in groups.items()
+    }
+    patterns = {name: re.compile(own["match"]) for name, own in groups.items()}
+    return optax.multi_transform(
+        {_REST: _one_optimizer(section, steps), **merged}, lambda tree: _labels(tree, patterns)
+    )
+
+
+_REST = ""  # parameters of no group
+
+
+def _labels(tree: PyTree, patterns: dict[str, re.Pattern[str]]) -> PyTree:
+    """The group of every leaf."""
+
+    def group(path: Any, leaf: Any) -> str:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return next((g for g, pattern in patterns.items() if pattern.match(name)), _REST)
+
+    labels = jax.tree_util.tree_map_with_path(group, tree)
+    for name in sorted(set(patterns) - set(jax.tree.leaves(labels))):
+        raise ValueError(
+            f"optim.groups.{name}: no parameter path begins like {patterns[name].pattern!r}"
+        )
+    return labels
+
+
+def _one_optimizer(section: Any, steps: int) -> optax.GradientTransformation:
     schedule = learning_rate(section, steps)
     moments = {"b1": section.b1, "b2": section.b2, "eps": section.eps}
     table = {

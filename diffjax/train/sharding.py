@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,26 +16,26 @@ from diffjax.types import PyTree
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(section: Any = None) -> Mesh:
-    """Mesh of all devices; one axis may be -1 and takes what the others leave.
+def make_mesh(section: Any = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh of all devices, or of those given; one axis may be -1 and takes what the others leave.
 
     Raises:
         ValueError: the axes do not multiply to the number of devices, or a size is not one.
     """
     sizes = [int((section or {}).get(axis, -1 if axis == "data" else 1)) for axis in AXES]
-    devices = np.asarray(jax.devices())
+    chosen = np.asarray(jax.devices() if devices is None else devices)
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise ValueError(
             f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, and one may be -1"
         )
     known = int(np.prod([s for s in sizes if s != -1]))
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if -1 in sizes or int(np.prod(sizes)) != len(devices):
+    if -1 in sizes and chosen.size % known == 0:
+        sizes[sizes.index(-1)] = chosen.size // known
+    if -1 in sizes or int(np.prod(sizes)) != chosen.size:
         raise ValueError(
-            f"mesh {dict(zip(AXES, sizes, strict=True))} does not match {len(devices)} devices"
+            f"mesh {dict(zip(AXES, sizes, strict=True))} does not match {chosen.size} devices"
         )
-    return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(chosen.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -45,21 +48,56 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+# Which dimension of a kernel the tensor axis cuts, by the end of its path (Shoeybi et al. 2019):
+# the outputs of the first product of a pair, the inputs of the second, so that one sum joins them.
+OUTPUTS = re.compile(
+    r"(to_q|to_k|to_v|[qkv]_proj|net\.0\.proj|fc1|conv1|linear_1|time_emb_proj)/(kernel|bias)$"
+)
+INPUTS = re.compile(r"(to_out\.0|out_proj|net\.2|fc2|conv2|linear_2)/kernel$")
+
+
 def tree_sharding(tree: PyTree, mesh: Mesh, *, min_size: int = 2**16) -> PyTree:
-    """Shard each large leaf over fsdp along its largest divisible dimension; replicate the rest."""
-    parts = mesh.shape["fsdp"]
+    """Placement of parameters, their average and their optimiser state, by path and shape.
 
-    def place(leaf: Any) -> NamedSharding:
-        shape = leaf.shape
-        divisible = [d for d, n in enumerate(shape) if n % parts == 0]
-        if parts == 1 or leaf.size < min_size or not divisible:
-            return replicated(mesh)
-        largest = max(divisible, key=lambda d: shape[d])
-        return NamedSharding(
-            mesh, PartitionSpec(*("fsdp" if d == largest else None for d in range(len(shape))))
-        )
+    Over tensor as the path says; over fsdp along the largest remaining dimension that divides.
+    Leaves of less than ``min_size`` numbers stay whole: splitting costs more than it saves.
+    """
 
-    return jax.tree.map(place, tree)
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, _spec(name, tuple(leaf.shape), mesh, min_size))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> PartitionSpec:
+    axes: list[str | None] = [None] * len(shape)
+    if OUTPUTS.search(name):
+        _cut(axes, shape, [len(shape) - 1], "tensor", mesh)
+    elif INPUTS.search(name):
+        _cut(axes, shape, [len(shape) - 2], "tensor", mesh)
+    if math.prod(shape) >= min_size:
+        longest_first = sorted(range(len(shape)), key=lambda d: (-shape[d], d))
+        _cut(axes, shape, longest_first, "fsdp", mesh)
+    return PartitionSpec(*axes) if any(axes) else PartitionSpec()
+
+
+def _cut(
+    axes: list[str | None], shape: tuple[int, ...], choices: list[int], axis: str, mesh: Mesh
+) -> None:
+    """Cut the first of the dimensions that is free and divides."""
+    parts = mesh.shape[axis]
+    for d in choices if parts > 1 else []:
+        if axes[d] is None and shape[d] % parts == 0:
+            axes[d] = axis
+            return
+
+
+def sharded_fraction(tree: PyTree, shardings: PyTree) -> float:
+    """The share of a tree's numbers that is not replicated on every device."""
+    sizes = jax.tree.leaves(jax.tree.map(lambda leaf: math.prod(leaf.shape), tree))
+    cut = [any(place.spec) for place in jax.tree.leaves(shardings)]
+    return sum(size for size, c in zip(sizes, cut, strict=True) if c) / max(sum(sizes), 1)
 
 
 def with_sharding(shapes: PyTree, shardings: PyTree) -> PyTree:

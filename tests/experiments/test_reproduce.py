@@ -1,6 +1,8 @@
 """Pieces of reproductions: run once, kept, resumed, and listed."""
 
+import itertools
 import json
+import re
 import subprocess
 
 import pytest
@@ -109,3 +111,89 @@ def test_unknown_papers_and_pieces_list_the_choices(execute):
     out = execute("reproduce", "--paper=ddim", "--only=dim", "--list", code=1)
     assert "choose from ['ddim', 'reconstruction'" in out
     assert "ddim: reconstruction (" in execute("reproduce", "--paper=ddim", "--list")
+
+
+IMAGE_METRICS = {
+    "distance": 10.0,
+    "inception_score": 5.0,
+    "class_accuracy": 0.5,
+    "precision": 0.5,
+    "recall": 0.5,
+    "density": 0.5,
+    "coverage": 0.5,
+    "features": "fake-v1",
+    "num": 100,
+    "num_reference": 100,
+}
+MADE = {
+    "summary": {
+        "parameters": 10, "steps": 2, "images": 4, "wall_seconds": 60.0, "cpu_seconds": 50.0,
+        "seed": 0, "machine": "none", "python": "3", "jax": "0", "torch": "0", "diffusers": "0",
+        "batch": 2,
+    },
+    "evaluation": {
+        **IMAGE_METRICS,
+        "baselines": {"real_floor": 1.0, "real_floor_num": 50, "matched_gaussian": 90.0,
+                      "untrained_network": 900.0},
+        "sampler": {"steps": 20, "eta": 0.0},
+    },
+    "bits": {
+        "bits_images": 10, "bits_variance": "fixedsmall", "bits_per_dim": 3.0,
+        "bits_per_dim_se": 0.1, "rate": 2.0, "distortion_bits": 1.0, "rate_in_last_tenth": 0.7,
+    },
+    "reconstruction": {
+        "reconstruction_slope": -1.0, "reconstruction_mse": {"10": 0.1, "100": 0.01},
+    },
+    "guidance-cost": {
+        "time_ratio": {"guided": 1.9, "guided_sequential": 2.1},
+        "memory_ratio": {"guided": 2.0, "guided_sequential": 1.0},
+    },
+}  # fmt: skip
+
+
+def number(text):
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        return text
+
+
+def sweep_rows(piece):
+    """Rows of all cells of a sweep; distances fall with the steps and differ by seed."""
+    axes = [part.removeprefix("--sweep=") for part in piece.commands[0] if "--sweep" in part]
+    names = [axis.partition("=")[0] for axis in axes]
+    values = [[number(v) for v in axis.partition("=")[2].split(",")] for axis in axes]
+    for seed, *cell in itertools.product(range(3), *values):
+        row = dict(zip(names, cell, strict=True))
+        steps = row.get("steps", 10)
+        count = 2 * steps - 1 if row.get("sampler") in ("heun", "dpm2", "dpm2_ancestral") else steps
+        shift = {"distance": 100 / steps + 0.01 * seed, "seed": seed, "evaluations": count}
+        yield {**IMAGE_METRICS, **row, **shift}
+
+
+def leave(piece, results):
+    """The files of a piece, made up."""
+    for saved in piece.keep.values():
+        path = results / saved
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in sweep_rows(piece)))
+        elif path.suffix == ".json":
+            kind = next(kind for kind in MADE if path.stem.endswith(kind))
+            path.write_text(json.dumps(MADE[kind]))
+        else:
+            path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("name", list(PAPERS))
+def test_every_page_is_written_once_its_pieces_are_done(name, tmp_path):
+    needed = PAPERS[name].PIECES
+    for piece in needed:
+        leave(piece, tmp_path)
+        assert pieces.done(piece, tmp_path)
+    reproduce.write_pages(tmp_path)
+    page = (tmp_path / f"{name}.md").read_text()
+    assert "held | " in page
+    for picture in re.findall(r"!\[.*\]\((.*)\)", page):
+        assert (tmp_path / picture).exists()
+    assert f"## [{name}]({name}.md)" in (tmp_path / "README.md").read_text()

@@ -156,17 +156,28 @@ def test_starts_near_zero_and_trains_on_every_parameter():
     assert [k for k in dead if not k.endswith("to_k.bias")] == []
 
 
-def test_remat_changes_nothing():
+def test_remat_computes_again_what_it_says_and_changes_nothing():
     z = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
-    plain, remat = (UNet(attention_levels=(), remat=r, **TINY) for r in (False, True))
-    params = plain.init(jax.random.key(0), z, jnp.zeros(2))["params"]
+    nets = {r: UNet(attention_levels=(), remat=r, **TINY) for r in ("none", "products", "blocks")}
+    params = nets["none"].init(jax.random.key(0), z, jnp.zeros(2))["params"]
     params = jax.tree.map(lambda p: p + 0.1, params)
 
     def gradient(net):
-        return jax.grad(lambda p: (net.apply({"params": p}, z, jnp.ones(2)) ** 2).mean())(params)
+        return jax.grad(lambda p: (net.apply({"params": p}, z, jnp.ones(2)) ** 2).mean())
 
-    for a, b in zip(*map(jax.tree.leaves, (gradient(plain), gradient(remat))), strict=True):
-        assert np.asarray(a) == pytest.approx(np.asarray(b), rel=1e-4, abs=1e-6)
+    values = {name: jax.tree.leaves(jax.jit(gradient(net))(params)) for name, net in nets.items()}
+    for name in ("products", "blocks"):
+        for a, b in zip(values["none"], values[name], strict=True):
+            assert np.asarray(a) == pytest.approx(np.asarray(b), rel=1e-4, abs=1e-6)
+    texts = {name: str(jax.make_jaxpr(gradient(net))(params)) for name, net in nets.items()}
+    products = {
+        k: t.count("conv_general_dilated[") + t.count("dot_general[") for k, t in texts.items()
+    }
+    norms = {k: t.count(" rsqrt ") for k, t in texts.items()}
+    assert products["none"] == products["products"] < products["blocks"]
+    assert norms["none"] < norms["products"] <= norms["blocks"]
+    with pytest.raises(ValueError, match="unknown remat 'most'; choose one of blocks, none"):
+        UNet(remat="most", **TINY).init(jax.random.key(0), z, jnp.zeros(2))
 
 
 def test_bf16_computes_in_bf16_and_returns_float32():

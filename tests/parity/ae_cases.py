@@ -8,10 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffjax.nets.autoencoder import tiled
-from tests.parity import sd_cases
+from diffjax.nets.discriminator import PatchGAN
+from diffjax.nets.perceptual import LPIPS
+from diffjax.pretrained.state_dict import from_state_dict, state_shapes, to_state_dict
+from tests.parity import cases, sd_cases
 
 Config = dict[str, Any]
 
@@ -88,3 +92,61 @@ def ours_tiled(config: Config, size: tuple[int, int] = (28, 12)) -> dict[str, np
         "mean": np.asarray(tiled(encode, images(size), tile=TILE)),
         "decoded": np.asarray(tiled(decode, z, tile=TILE // net.factor)),
     }
+
+
+PATCHES = dict(channels=4, layers=2)
+WIDTHS = (2, 3, 4, 5, 6)  # of VGG16's stages, in small
+
+
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    """Two batches (2, 20, 16, 3) in [-1, 1], one grey pixel of them equal."""
+    x, y = (images((20, 16)) * s for s in (1.0, -0.7))
+    y[0, 0, 0] = x[0, 0, 0]
+    return x, y
+
+
+def our_patches() -> dict[str, np.ndarray]:
+    """Logits of PatchGAN while training, their gradient at the images, and those at rest."""
+    net, x = PatchGAN(**PATCHES), pair()[0]
+    like = jax.eval_shape(net.init, jax.random.key(0), x)
+    params = from_state_dict(cases.random_state(state_shapes(like["params"])), like["params"])
+    stats = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), like["batch_stats"])
+    given = {"params": params, "batch_stats": stats}
+
+    def train(x: Any) -> Any:
+        out, changed = net.apply(given, x, mutable=["batch_stats"])
+        return (out**2).sum(), (out, changed)
+
+    gradient, (out, changed) = jax.grad(train, has_aux=True)(x)
+    return {
+        "train": np.asarray(out),
+        "gradient": np.asarray(gradient),
+        "mean": np.asarray(changed["batch_stats"]["main.3"]["mean"]),
+        "rest": np.asarray(net.apply(given, x, train=False)),
+    }
+
+
+def lpips_params(widths: tuple[int, ...]) -> Any:
+    """Random weights; those of the last layers are positive, as in the published ones."""
+    x = jnp.zeros((1, 16, 16, 3))
+    like = jax.eval_shape(LPIPS(widths).init, jax.random.key(0), x, x)["params"]
+    state = cases.random_state(state_shapes(like))
+    positive = {k: np.abs(v) if k.startswith("lin") else v for k, v in state.items()}
+    return from_state_dict(positive, like)
+
+
+def our_lpips(widths: tuple[int, ...] = WIDTHS) -> dict[str, np.ndarray]:
+    """Distances (2,), and the gradient of their sum at the second images."""
+    params, (x, y) = lpips_params(widths), pair()
+
+    def total(y: Any) -> Any:
+        value = LPIPS(widths).apply({"params": params}, x, y)
+        return value.sum(), value
+
+    gradient, value = jax.jit(jax.grad(total, has_aux=True))(y)
+    return {"value": np.asarray(value), "gradient": np.asarray(gradient)}
+
+
+def lpips_state(widths: tuple[int, ...] = WIDTHS) -> dict[str, np.ndarray]:
+    """The same weights for torch."""
+    return to_state_dict(lpips_params(widths))

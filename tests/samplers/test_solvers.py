@@ -1,5 +1,7 @@
 """Every named sampler on every kind of schedule, at its limits, and statistics of noisy ones."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +114,45 @@ def test_levels_without_signal_and_without_noise(kind, name):
     assert np.abs(out[:, None] - MEANS).min(-1).mean() < 0.2
 
 
+def walk(rows, dtype=np.float32):
+    """The end of an affine plan in NumPy, which compiles nothing; the network has a dtype."""
+    rng = np.random.default_rng(0)
+    stack = np.zeros((rows.coef.shape[1], 64), np.float32)
+    stack[0] = rng.standard_normal(64)
+    for k, coef in enumerate(rows.coef):
+        level = Level(*(leaf[k] for leaf in rows.level))
+        x, eps, _ = (v if v is None else v.astype(dtype) for v in exact(stack[0], level))
+        x, eps = x.astype(np.float32), eps.astype(np.float32)
+        drawn = rng.standard_normal(64).astype(np.float32)
+        stack = np.tensordot(coef, np.concatenate([stack, np.stack([x, eps, drawn])]), 1)
+    return stack[0]
+
+
+def exact(z, level):
+    """`oracle.mixture` in NumPy."""
+    var, gap = level.alpha**2 * STD**2 + level.sigma**2, z[..., None] - level.alpha * MEANS
+    weight = np.exp(-(gap**2 - (gap**2).min(-1, keepdims=True)) / (2 * var))
+    weight /= weight.sum(-1, keepdims=True)
+    x = (weight * (MEANS + level.alpha * STD**2 / var * gap)).sum(-1)
+    return Prediction(x, (weight * gap).sum(-1) * level.sigma / var)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_timestep(name):
+    """T steps: no solver loses its coefficients to the smallness of the steps."""
+    schedule = schedules.linear(300, 1e-3 / 3, 0.2 / 3)  # as much noise as in 1000 steps
+    rows = samplers.make(name, options(name)).plan(grids.full(schedule))
+    out = walk(rows)
+    assert len(rows.level.t) >= 300 and np.abs(out[:, None] - MEANS).min(-1).mean() < 0.15
+    assert len(set(np.abs(out[:, None] - MEANS).argmin(-1))) == 3
+
+
+def test_no_solver_chooses_its_levels():
+    words = {"steps", "spacing", "grid", "schedule", "rho", "sigma_min", "sigma_max", "karras"}
+    for name, make in samplers.SAMPLERS.items():
+        assert not words & set(inspect.signature(make).parameters), name
+
+
 @pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_3m_sde", "dpm2_ancestral", "heun", "ddim"])
 def test_noisy_solvers_keep_the_gaussian(name):
     """Moments of 20,000 samples of N(0.4, 0.3^2) within the CLT bound and a small bias."""
@@ -157,8 +198,17 @@ def test_bf16_networks_leave_the_arithmetic_in_float32():
 
     grid = grids.uniform_logsnr(schedules.linear(), 20)
     for name in ("dpmpp_2m", "unipc", "lms", "heun"):
-        exact, out = (draw(samplers.make(name), grid, d) for d in (MIXTURE, rough))
-        assert out.dtype == np.float32 and np.abs(out - exact).max() < 0.1, name
+        sharp, out = (draw(samplers.make(name), grid, d) for d in (MIXTURE, rough))
+        assert out.dtype == np.float32 and np.abs(out - sharp).max() < 0.1, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_solver_bears_bf16_networks(name):
+    rows = samplers.make(name, options(name)).plan(grids.uniform_logsnr(schedules.linear(), 20))
+    sharp, out = walk(rows), walk(rows, jnp.bfloat16)
+    # Where the ways to two means part, a rounding decides; the rest stays together.
+    assert np.mean(np.abs(out - sharp) < 0.1) > 0.9
+    assert np.abs(out[:, None] - MEANS).min(-1).mean() < 0.15
 
 
 @pytest.mark.parametrize(
@@ -169,6 +219,7 @@ def test_bf16_networks_leave_the_arithmetic_in_float32():
         (lambda: samplers.dpm_solver(solver_type="bh2"), "solver_type"),
         (lambda: samplers.unipc(order=5), "order"),
         (lambda: samplers.lms(order=5), "order"),
+        (lambda: samplers.plms(output="x"), "output must be 'eps' or 'v', got 'x'"),
         (lambda: samplers.heun(s_churn=-1.0), "must not be negative"),
         (lambda: samplers.tcd(gamma=2.0), "gamma"),
         (lambda: samplers.annealed_langevin(steps_per_level=0), "steps_per_level"),

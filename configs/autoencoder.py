@@ -1,0 +1,193 @@
+"""First stage of latent diffusion (Rombach et al. 2022), https://arxiv.org/abs/2112.10752.
+
+    python -m experiments.train --config=configs/autoencoder.py:kl_f8 --workdir=runs/kl-f8 \\
+        --config.data.name=image_folder --config.data.dir=IMAGES \\
+        --config.loss.perceptual_weights=lpips_vgg.safetensors
+
+| variant | latent of a 256x256 image | discriminator from step | batch | expected rFID; PSNR |
+|---|---|---|---|---|
+| kl_f4 | 64x64x3 | 50,001 | 10 | 0.27; 27.53 |
+| kl_f8 | 32x32x4 | 50,001 | 4 | 0.90; 24.19 |
+| kl_f16 | 16x16x16 | 50,001 | 6 | 0.87; 24.08 |
+| kl_f32 | 8x8x64 | 50,001 | 6 | 2.04; 22.27 |
+| vq_f4 | 64x64x3, 8192 codes | 0 | 8 | 0.58; 27.43 |
+| vq_f4_noattn | 64x64x3, 8192 codes | 11 | 8 | 1.06; 25.21 |
+| vq_f8 | 32x32x4, 16384 codes | 1 | 10 | 1.14; 23.07 |
+| vq_f16 | 16x16x8, 16384 codes | 250,001 | 14 | 5.15; 20.83 |
+| fashion_mnist (default) | 14x14x4 of 28x28 | 1000 | 64 | docs/latent_diffusion.md |
+| fashion_mnist_f4, fashion_mnist_vq | 7x7x4 | 1000 | 64 | docs/latent_diffusion.md |
+| shapes, shapes_vq | 8x8x4 of 32x32 | 1000 | 32 | docs/latent_diffusion.md |
+
+Batches are those of one GPU; the learning rate is 4.5e-6 times the whole batch. docs/
+latent_diffusion.md says how to get the weights of LPIPS; the small variants use a classifier of
+ours instead and need no download. Crops of 256 pixels, as in the paper, are whole pictures here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import base, select
+
+RATE = 4.5e-6  # per image of a batch
+
+
+def _first_stage(name: str, multipliers: tuple[int, ...], channels: int) -> ConfigDict:
+    """Sections of an autoencoder in place of those of a diffusion model."""
+    config = base()
+    config.task = "autoencoder"
+    for key in ("schedule", "parameterization", "times", "cond"):
+        del config[key]
+    config.network = ConfigDict(
+        {
+            "name": name,  # kl, vq
+            "channels": 128,
+            "multipliers": multipliers,  # each level after the first halves the resolution
+            "blocks": 2,
+            "attention_levels": (),
+            "latent_channels": channels,
+            "norm_groups": 32,
+            "middle_attention": True,
+            "codes": 8192,  # vq: size of the codebook
+            "code_channels": 0,  # vq: of a code; 0: latent_channels
+            "attention": "xla",
+            "remat": False,
+            "dtype": "float32",
+        }
+    )
+    config.loss = ConfigDict(
+        {
+            "pixel": "l1",  # or l2
+            "perceptual": "lpips",  # or classifier (of diffjax.metrics), none
+            "perceptual_weight": 1.0,
+            "perceptual_weights": "",  # lpips: safetensors file; classifier: data set, if another
+            "kl_weight": 1e-6,
+            "codebook_weight": 1.0,
+            "commitment_weight": 0.25,
+            "dead": 0.1,  # codes used less than this share of the mean move to a latent; 0: none
+            "disc_weight": 0.5,  # 0: no discriminator
+            "disc_start": 50_001,
+            "disc_channels": 64,
+            "disc_layers": 3,
+            "adaptive": True,  # balance by gradients at the last layer
+        }
+    )
+    return config
+
+
+def _paper(
+    name: str, multipliers: tuple[int, ...], channels: int, batch: int, start: int
+) -> ConfigDict:
+    config = _first_stage(name, multipliers, channels)
+    config.data.update(name="image_folder", image_size=256, channels=3, batch_size=batch, flip=True)
+    config.loss.disc_start = start
+    lr = RATE * batch
+    config.optim.update(name="adam", lr=lr, warmup=0, b1=0.5, b2=0.9, clip=0.0)
+    config.optim.groups = ConfigDict({"discriminator": {"match": r"discriminator\.", "lr": lr}})
+    config.ema.decay = 0.0  # the paper does not average
+    return config
+
+
+def kl_f8() -> ConfigDict:
+    return _paper("kl", (1, 2, 4, 4), 4, 4, 50_001)
+
+
+def kl_f4() -> ConfigDict:
+    return _paper("kl", (1, 2, 4), 3, 10, 50_001)
+
+
+def kl_f16() -> ConfigDict:
+    config = _paper("kl", (1, 1, 2, 2, 4), 16, 6, 50_001)
+    config.network.attention_levels = (4,)
+    return config
+
+
+def kl_f32() -> ConfigDict:
+    config = _paper("kl", (1, 1, 2, 2, 4, 4), 64, 6, 50_001)
+    config.network.attention_levels = (4, 5)
+    return config
+
+
+def vq_f4() -> ConfigDict:
+    config = _paper("vq", (1, 2, 4), 3, 8, 0)
+    config.loss.disc_weight = 0.75
+    return config
+
+
+def vq_f4_noattn() -> ConfigDict:
+    config = vq_f4()
+    config.network.middle_attention = False
+    config.loss.disc_start = 11
+    return config
+
+
+def vq_f8() -> ConfigDict:
+    config = _paper("vq", (1, 2, 2, 4), 4, 10, 1)
+    config.network.update(attention_levels=(3,), codes=16_384)
+    config.loss.update(disc_weight=0.6, disc_layers=2)
+    return config
+
+
+def vq_f16() -> ConfigDict:
+    config = _paper("vq", (1, 1, 2, 2, 4), 8, 14, 250_001)
+    config.network.update(attention_levels=(4,), codes=16_384)
+    config.loss.update(disc_weight=0.75, disc_layers=2)
+    return config
+
+
+def _small(multipliers: tuple[int, ...], channels: int, name: str = "kl") -> ConfigDict:
+    config = _first_stage(name, multipliers, channels)
+    config.network.update(channels=24, blocks=1, norm_groups=4, middle_attention=False, codes=256)
+    # The classifier's distances are ten times those of pixels; LPIPS is as large as they are.
+    config.loss.update(perceptual="classifier", perceptual_weight=0.1, kl_weight=1e-4)
+    config.loss.update(disc_start=1000, disc_channels=16, disc_layers=2, disc_weight=0.25)
+    config.optim.update(lr=1e-3, warmup=100, decay="cosine", lr_end=0.05, b1=0.5, b2=0.9, clip=0.0)
+    config.optim.groups = ConfigDict({"discriminator": {"match": r"discriminator\.", "lr": 2e-4}})
+    config.ema.update(decay=0.999, warmup=True)
+    config.train.update(steps=3000, minutes=15.0, checkpoint_every=500, sample_every=500)
+    return config
+
+
+def fashion_mnist() -> ConfigDict:
+    config = _small((1, 2), 4)
+    config.data.update(name="fashion_mnist", image_size=28, channels=1, batch_size=64)
+    config.eval.update(num=5000, features="fashion_mnist")
+    return config
+
+
+def fashion_mnist_f4() -> ConfigDict:
+    config = fashion_mnist()
+    config.network.multipliers = (1, 2, 2)
+    return config
+
+
+def fashion_mnist_vq() -> ConfigDict:
+    config = fashion_mnist_f4()
+    config.network.name = "vq"
+    return config
+
+
+def shapes() -> ConfigDict:
+    config = _small((1, 2, 2), 4)
+    config.data.update(name="shapes", image_size=32, channels=3, batch_size=32)
+    config.eval.update(num=5000, features="shapes_single")
+    config.loss.perceptual_weights = "shapes_single"
+    return config
+
+
+def shapes_vq() -> ConfigDict:
+    config = shapes()
+    config.network.name = "vq"
+    return config
+
+
+VARIANTS = {
+    f.__name__: f
+    for f in (
+        *(fashion_mnist, fashion_mnist_f4, fashion_mnist_vq, shapes, shapes_vq),
+        *(kl_f4, kl_f8, kl_f16, kl_f32, vq_f4, vq_f4_noattn, vq_f8, vq_f16),
+    )
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """A variant of the table above, optionally followed by ``,smoke``."""
+    return select(arg, VARIANTS, "fashion_mnist")

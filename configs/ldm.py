@@ -1,0 +1,214 @@
+"""Latent diffusion (Rombach et al. 2022), https://arxiv.org/abs/2112.10752.
+
+    python -m experiments.train --config=configs/autoencoder.py:fashion_mnist --workdir=runs/ae
+    python -m experiments.train --config=configs/ldm.py:fashion_mnist --workdir=runs/ldm \\
+        --config.autoencoder.weights=runs/ae
+    python -m experiments.sample --workdir=runs/ldm --guidance=1.5
+
+| variant | autoencoder | network, parameters | batch, steps | expected |
+|---|---|---|---|---|
+| celebahq | vq_f4 | 274.06M | 48, 410k | FID 5.11 |
+| ffhq | vq_f4 | 274.06M | 42, 635k | FID 4.98 |
+| lsun_churches | kl_f8 | 294.97M, L1 | 96, 500k | FID 4.02 |
+| lsun_beds | vq_f4 | 274.06M | 48, 1.9M | FID 2.95 |
+| cin256 | vq_f4 | 400.92M, class tokens | 1200, 178k | FID 10.56, guided (1.5) 3.60 |
+| cin_vq8 | vq_f8 | 394.98M, class tokens | 64, 2.9M | |
+| text2img | kl_f8 | 872.3M + 542.9M of the text | 680, 390k | COCO 23.31, guided (1.5) 12.63 |
+| inpainting | vq_f4_noattn | 387.2M, L1 | 128, 360k | |
+| superres | vq_f4 | 113.6M, 64x64 to 256x256 | 64, - | |
+| fashion_mnist (default), _f4, _f1 | our KL, f = 2, 4; pixels | 0.7M | 64, 12 minutes | docs |
+| shapes | our KL, f = 4 | 2.5M, captions | 64, 20 minutes | docs |
+
+Whatever `autoencoder.weights` points to is checked against the section `autoencoder`, copied into
+the workdir and identified in every checkpoint. docs/latent_diffusion.md has the whole story.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import autoencoder, ddpm
+from configs.base import base, select
+
+
+def _latents(config: ConfigDict, first_stage: ConfigDict, *, scale: float = 0.0) -> ConfigDict:
+    """Diffusion in the latents of an autoencoder; scale 0: measured on the first batch."""
+    config.autoencoder = ConfigDict(first_stage.network.to_dict())
+    config.autoencoder.update(weights="", scale=scale)
+    config.sample.clip = False  # latents have no bounds
+    return config
+
+
+def _paper(first_stage: ConfigDict, *, beta_start: float, beta_end: float) -> ConfigDict:
+    """What all of the paper's models share."""
+    config = base()
+    codebook = first_stage.network.name == "vq"
+    _latents(config, first_stage, scale=1.0 if codebook else 0.0)
+    config.data.update(image_size=256, channels=3, flip=True)
+    config.network.update(flip_sin_to_cos=True, freq_shift=0.0, downsample_padding=1)
+    config.network.update(norm_eps=1e-5, blocks=2)
+    config.schedule.update(name="scaled_linear", beta_start=beta_start, beta_end=beta_end)
+    config.optim.update(name="adamw", weight_decay=0.01, warmup=0, clip=0.0)
+    config.ema.warmup = True
+    config.sample.update(sampler="ddim", eta=1.0, steps=200, grid="leading")
+    return config
+
+
+def celebahq() -> ConfigDict:
+    config = _paper(autoencoder.vq_f4(), beta_start=0.0015, beta_end=0.0195)
+    config.data.update(name="celeb_a_hq", batch_size=48)
+    config.network.update(channels=224, multipliers=(1, 2, 3, 4), attention_levels=(1, 2, 3))
+    config.network.head_channels = 32
+    config.optim.lr = 9.6e-5
+    config.train.steps = 410_000
+    return config
+
+
+def ffhq() -> ConfigDict:
+    config = celebahq()
+    config.data.update(name="image_folder", batch_size=42)
+    config.optim.lr = 8.4e-5
+    config.train.steps = 635_000
+    return config
+
+
+def lsun_beds() -> ConfigDict:
+    config = celebahq()
+    config.data.name = "lsun_bedroom"
+    config.train.steps = 1_900_000
+    return config
+
+
+def lsun_churches() -> ConfigDict:
+    config = _paper(autoencoder.kl_f8(), beta_start=0.0015, beta_end=0.0155)
+    config.data.update(name="lsun_church", batch_size=96)
+    config.network.update(channels=192, multipliers=(1, 2, 2, 4, 4), attention_levels=(0, 1, 2, 3))
+    config.network.update(heads=8, scale_shift=True, resblock_updown=True)
+    config.loss.distance = "l1"
+    config.optim.update(lr=5e-5, warmup=10_000)
+    config.train.steps = 500_000
+    return config
+
+
+def _imagenet(first_stage: ConfigDict) -> ConfigDict:
+    config = _paper(first_stage, beta_start=0.0015, beta_end=0.0195)
+    config.data.update(name="image_folder", num_classes=1000)
+    config.network.context_dim = 512
+    config.cond.update(context="label", drop=0.1)
+    config.sample.guidance = 1.5
+    return config
+
+
+def cin256() -> ConfigDict:
+    config = _imagenet(autoencoder.vq_f4())
+    config.data.batch_size = 1200
+    config.network.update(channels=192, multipliers=(1, 2, 3, 5), attention_levels=(1, 2, 3))
+    config.optim.lr = 1e-4
+    config.train.steps = 178_000
+    return config
+
+
+def cin_vq8() -> ConfigDict:
+    config = _imagenet(autoencoder.vq_f8())
+    config.data.batch_size = 64
+    config.network.update(channels=256, multipliers=(1, 2, 4), attention_levels=(0, 1, 2))
+    config.network.head_channels = 32
+    config.optim.lr = 6.4e-5
+    config.train.steps = 2_900_000
+    return config
+
+
+def text2img() -> ConfigDict:
+    config = _paper(autoencoder.kl_f8(), beta_start=0.00085, beta_end=0.012)
+    config.autoencoder.scale = 0.18215
+    config.data.update(name="latents", batch_size=680, flip=False)
+    config.network.update(channels=320, multipliers=(1, 2, 4, 4), attention_levels=(0, 1, 2))
+    config.network.update(heads=8, context_dim=1280)
+    config.cond.update(context="text", drop=0.1)
+    config.cond.text = ConfigDict(
+        {"vocabulary": 30522, "positions": 77, "layers": 32, "heads": 8, "head_channels": 64}
+    )
+    config.optim.lr = 1e-4
+    config.train.steps = 390_000
+    config.sample.guidance = 5.0
+    return config
+
+
+def inpainting() -> ConfigDict:
+    config = _paper(autoencoder.vq_f4_noattn(), beta_start=0.0015, beta_end=0.0205)
+    config.data.update(name="image_folder", batch_size=128)
+    config.network.update(channels=256, multipliers=(1, 2, 3, 4), attention_levels=(1, 2, 3))
+    config.network.update(heads=8, resblock_updown=True)
+    config.cond.concat = "inpaint"
+    config.loss.distance = "l1"
+    config.optim.update(lr=6.4e-5, warmup=10_000, decay="cosine")
+    config.train.steps = 360_000
+    return config
+
+
+def superres() -> ConfigDict:
+    config = _paper(autoencoder.vq_f4(), beta_start=0.0015, beta_end=0.0155)
+    config.data.update(name="image_folder", batch_size=64)
+    config.network.update(channels=160, multipliers=(1, 2, 2, 4), attention_levels=(3,))
+    config.network.head_channels = 32
+    config.cond.concat = "superres"
+    config.optim.lr = 6.4e-5
+    return config
+
+
+def _small(config: ConfigDict, *, lr: float) -> ConfigDict:
+    config.schedule.update(name="scaled_linear", beta_start=0.0015, beta_end=0.0195)
+    config.network.update(norm_groups=4, flip_sin_to_cos=True, freq_shift=0.0)
+    config.cond.drop = 0.1
+    config.optim.update(lr=lr, warmup=100, clip=1.0, decay="cosine", lr_end=0.05)
+    config.ema.update(decay=0.999, warmup=True)
+    config.train.update(log_every=50, checkpoint_every=500, sample_every=1000)
+    config.sample.update(sampler="ddim", eta=0.0, steps=50, num=64)
+    return config
+
+
+def fashion_mnist_f1() -> ConfigDict:
+    """The same network on pixels, for comparison at equal time."""
+    config = _small(ddpm.fashion_mnist(), lr=1e-3)
+    config.network.update(channels=32, multipliers=(1, 2), blocks=1, attention_levels=(1,))
+    config.network.conditional = True
+    config.train.update(steps=4000, minutes=12.0)
+    return config
+
+
+def fashion_mnist() -> ConfigDict:
+    return _latents(fashion_mnist_f1(), autoencoder.fashion_mnist())
+
+
+def fashion_mnist_f4() -> ConfigDict:
+    config = _latents(fashion_mnist_f1(), autoencoder.fashion_mnist_f4())
+    config.network.multipliers = (2,)  # 7x7 does not halve
+    return config
+
+
+def shapes() -> ConfigDict:
+    config = _latents(_small(base(), lr=1e-3), autoencoder.shapes())
+    config.data.update(name="shapes", image_size=32, channels=3, batch_size=64)
+    config.network.update(channels=48, multipliers=(1, 2), blocks=1, attention_levels=(0, 1))
+    config.network.update(heads=4, context_dim=64)
+    config.cond.context = "text"
+    config.cond.text = ConfigDict(
+        {"vocabulary": 22, "positions": 18, "layers": 2, "heads": 4, "head_channels": 16}
+    )
+    config.train.update(steps=6000, minutes=20.0)
+    config.sample.guidance = 3.0
+    config.eval.update(num=1000, features="shapes_single")
+    return config
+
+
+VARIANTS = {
+    f.__name__: f
+    for f in (
+        *(fashion_mnist, fashion_mnist_f1, fashion_mnist_f4, shapes),
+        *(celebahq, ffhq, lsun_churches, lsun_beds, cin256, cin_vq8),
+        *(text2img, inpainting, superres),
+    )
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """A variant of the table above, optionally followed by ``,smoke``."""
+    return select(arg, VARIANTS, "fashion_mnist")

@@ -1,0 +1,261 @@
+"""Hints for control: pictures in [0, 1] made from images on the fly, or read from a folder.
+
+| hint | from |
+|---|---|
+| canny | the image: thin edges, by non-maximum suppression and hysteresis (Canny 1986) |
+| sobel | the image: the size of its gradient |
+| soft | the image: gradients at three scales, blurred, as the soft edges of a network (HED) look |
+| scribble | the image: thick strokes where `soft` is strong |
+| mask | ``batch["mask"]`` (B, H, W) int: a channel per class |
+| edges | ``batch["edges"]`` (B, H, W) in [0, 1], as the data set gives them |
+| depth | ``batch["depth"]`` (B, H, W): near 1, far 0, per image |
+| given | ``batch["hint"]`` (B, H, W, C) in [0, 1]: a paired folder |
+
+Everything is NumPy, a function of the batch alone, and runs in the threads that read data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from diffjax.data import formats
+from diffjax.data.datasets import Source, list_images, load
+from diffjax.types import build
+
+Batch = Mapping[str, np.ndarray]
+Hints = Callable[[Batch], np.ndarray]  # batch -> (B, H, W, C) float32 in [0, 1]
+
+_EIGHT = np.ones((1, 3, 3), bool)  # neighbours within an image of a batch
+
+
+def make_hints(name: str, options: Mapping[str, Any] | None = None, *, channels: int = 1) -> Hints:
+    """The hint of a table entry.
+
+    Args:
+        options: keyword arguments of the entry.
+        channels: C. A single channel is repeated to make it.
+
+    Raises:
+        ValueError: an unknown name or option, listing the choices; (when called) a batch without
+            what the hint is made of, or a hint of another number of channels.
+    """
+    make = build("hint", name, KINDS, options)
+
+    def hints(batch: Batch) -> np.ndarray:
+        out = make(batch).astype(np.float32)
+        out = out[..., None] if out.ndim == 3 else out
+        out = out.repeat(channels, -1) if out.shape[-1] == 1 else out
+        if out.shape[-1] != channels:
+            raise ValueError(f"the hint {name!r} has {out.shape[-1]} channels, not {channels}")
+        return out
+
+    return hints
+
+
+def with_hints(batches: Iterable[Batch], hints: Hints) -> Iterator[dict[str, np.ndarray]]:
+    """Batches with ``hint``; closing the iterator closes ``batches``."""
+    try:
+        for batch in batches:
+            yield {**batch, "hint": hints(batch)}
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+
+
+def grey(images: np.ndarray) -> np.ndarray:
+    """Mean over channels (B, H, W) in [0, 1] of images (B, H, W, C) in [-1, 1]."""
+    return (np.asarray(images, np.float32).mean(-1) + 1) / 2
+
+
+def gradient(images: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sobel derivatives (dy, dx) per pixel of (B, H, W), after a Gaussian of ``sigma`` pixels."""
+    smooth = ndimage.gaussian_filter(images, (0, sigma, sigma), mode="nearest")
+
+    def derivative(along: int, across: int) -> np.ndarray:
+        slope = ndimage.correlate1d(smooth, [-0.5, 0, 0.5], along, mode="nearest")
+        return ndimage.correlate1d(slope, [0.25, 0.5, 0.25], across, mode="nearest")
+
+    return derivative(1, 2), derivative(2, 1)
+
+
+def sobel(images: np.ndarray, *, sigma: float = 0.0) -> np.ndarray:
+    """Size of the gradient (B, H, W), over its largest value in each image."""
+    size = np.hypot(*gradient(grey(images), sigma))
+    return _normalised(size)
+
+
+def canny(
+    images: np.ndarray, *, low: float = 0.05, high: float = 0.1, sigma: float = 1.0
+) -> np.ndarray:
+    """Edges (B, H, W), 0 or 1, by Canny's algorithm.
+
+    Gradients that are largest across the edge and above ``high``, and those above ``low`` that
+    are connected with them.
+
+    Args:
+        low, high: sizes of the gradient per pixel, for grey levels in [0, 1].
+
+    Raises:
+        ValueError: not 0 <= low <= high.
+    """
+    if not 0 <= low <= high:
+        raise ValueError(f"canny needs 0 <= low <= high, got {low} and {high}")
+    dy, dx = gradient(grey(images), sigma)
+    size = np.hypot(dy, dx)
+    thin = np.where(_is_ridge(size, dy, dx), size, 0)
+    labels, _ = ndimage.label(thin > low, _stacked(_EIGHT))
+    strong = np.unique(labels[thin > high])
+    return np.isin(labels, strong[strong > 0]).astype(np.float32)
+
+
+def _is_ridge(size: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
+    """Where the gradient is at least its two neighbours along its direction, rounded to 45."""
+    padded = np.pad(size, ((0, 0), (1, 1), (1, 1)))
+    height, width = size.shape[1:]
+
+    def at(y: int, x: int) -> np.ndarray:
+        return padded[:, 1 + y : 1 + y + height, 1 + x : 1 + x + width]
+
+    octant = np.round(np.arctan2(dy, dx) / (np.pi / 4)).astype(int) % 4
+    steps = [(0, 1), (1, 1), (1, 0), (1, -1)]
+    # A plateau of two equal values keeps one of them.
+    kept = [(size > at(-y, -x)) & (size >= at(y, x)) for y, x in steps]
+    return np.choose(octant, kept)
+
+
+def _stacked(neighbours: np.ndarray) -> np.ndarray:
+    """Neighbours within one image of a batch."""
+    none = np.zeros_like(neighbours)
+    return np.concatenate([none, neighbours, none])
+
+
+def soft(images: np.ndarray, *, sigmas: Sequence[float] = (0.5, 1.0, 2.0)) -> np.ndarray:
+    """Soft edges (B, H, W): mean of normalised gradients at several scales, slightly blurred."""
+    parts = [_normalised(np.hypot(*gradient(grey(images), sigma))) for sigma in sigmas]
+    return _normalised(ndimage.gaussian_filter(np.mean(parts, 0), (0, 0.5, 0.5)))
+
+
+def scribble(images: np.ndarray, *, threshold: float = 0.4, width: int = 1) -> np.ndarray:
+    """Strokes (B, H, W), 0 or 1: `soft` above a threshold, thickened by ``width`` pixels."""
+    strokes = soft(images) > threshold
+    if width:
+        strokes = ndimage.binary_dilation(strokes, _stacked(_EIGHT), width)
+    return strokes.astype(np.float32)
+
+
+def mask(classes: np.ndarray, *, num_classes: int) -> np.ndarray:
+    """A channel per class (B, H, W, num_classes), 0 or 1.
+
+    Raises:
+        ValueError: a class outside 0 .. num_classes - 1.
+    """
+    classes = np.asarray(classes, np.int64)
+    if classes.min(initial=0) < 0 or classes.max(initial=0) >= num_classes:
+        raise ValueError(
+            f"mask of classes {classes.min()} to {classes.max()}, but num_classes={num_classes}"
+        )
+    return np.eye(num_classes, dtype=np.float32)[classes]
+
+
+def depth(values: np.ndarray) -> np.ndarray:
+    """Depth (B, H, W) as nearness: 1 where an image is nearest, 0 where it is farthest."""
+    values = np.asarray(values, np.float32)
+    low, high = (f(values, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+    return (high - values) / np.maximum(high - low, 1e-8)
+
+
+def _normalised(values: np.ndarray) -> np.ndarray:
+    """Over the largest value of each image; what is flat but for rounding stays near 0."""
+    return values / np.maximum(values.max((1, 2), keepdims=True), 1e-3)
+
+
+def _of(key: str, batch: Batch) -> np.ndarray:
+    if key not in batch:
+        raise ValueError(f"this hint needs {key!r}, but the data have {', '.join(batch)}")
+    return batch[key]
+
+
+def _canny(low: float = 0.05, high: float = 0.1, sigma: float = 1.0) -> Hints:
+    return lambda batch: canny(_of("image", batch), low=low, high=high, sigma=sigma)
+
+
+def _sobel(sigma: float = 1.0) -> Hints:
+    return lambda batch: sobel(_of("image", batch), sigma=sigma)
+
+
+def _soft() -> Hints:
+    return lambda batch: soft(_of("image", batch))
+
+
+def _scribble(threshold: float = 0.4, width: int = 1) -> Hints:
+    return lambda batch: scribble(_of("image", batch), threshold=threshold, width=width)
+
+
+def _mask(num_classes: int) -> Hints:
+    return lambda batch: mask(_of("mask", batch), num_classes=num_classes)
+
+
+def _edges() -> Hints:
+    return lambda batch: np.asarray(_of("edges", batch), np.float32)
+
+
+def _depth() -> Hints:
+    return lambda batch: depth(_of("depth", batch))
+
+
+def _given() -> Hints:
+    return lambda batch: _of("hint", batch)
+
+
+KINDS: dict[str, Callable[..., Hints]] = {
+    "canny": _canny,
+    "sobel": _sobel,
+    "soft": _soft,
+    "scribble": _scribble,
+    "mask": _mask,
+    "edges": _edges,
+    "depth": _depth,
+    "given": _given,
+}
+
+
+def paired(root: str | Path, *, split: str = "train", image_size: int | None = None) -> Source:
+    """A folder ``root/images`` with a folder ``root/hints`` of pictures with the same names.
+
+    The hint ``a/b.png`` belongs to the image ``a/b.jpg``; it is cropped and resized like it.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no images.
+        ValueError: an image has no hint, or a hint no image; some are named.
+    """
+    images, hints = Path(root) / "images", Path(root) / "hints"
+    source = load("image_folder", split=split, data_dir=str(images), image_size=image_size)
+    folders = [f / split if (f / split).is_dir() else f for f in (images, hints)]
+    names, pictures = (
+        {p.relative_to(f).with_suffix("").as_posix(): p for p in list_images(f)} for f in folders
+    )
+    if alone := sorted(set(names) ^ set(pictures)):
+        raise ValueError(
+            f"{len(alone)} files in {root} are either an image without a hint or a hint without an "
+            f"image, such as {', '.join(alone[:3])}"
+        )
+    if len(names) != len(source):
+        raise ValueError(f"{images} has several images of one name, with different suffixes")
+    paths = [pictures[name] for name in names]
+
+    def read(path: Path) -> np.ndarray:
+        picture = formats.read_image(path)
+        return picture if image_size is None else formats.center_crop_resize(picture, image_size)
+
+    def more(indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        hints = np.stack([read(paths[i]) for i in indices])
+        return {"hint": hints.astype(np.float32) / 255}
+
+    return dataclasses.replace(source, more=more)

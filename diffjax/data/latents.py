@@ -1,0 +1,148 @@
+"""Latents on disk: sharded array_record with checksums, so that training need not encode again.
+
+A folder holds shards ``latents-00000-of-00004.array_record`` and manifest.json: how a record is
+laid out, what encoded it, and the SHA-256 of every shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MANIFEST = "manifest.json"
+SHARD = 256 * 2**20  # bytes, about
+Rows = dict[str, np.ndarray]
+
+
+class Stored:
+    """Latents in a folder; `read` gives arrays by name.
+
+    Attributes:
+        manifest: what manifest.json says.
+        image_shape: (H, W, C) of the images that were encoded.
+        num_classes, levels: of their data set.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self.manifest = manifest
+        self.image_shape = tuple(manifest["image_shape"])
+        self.num_classes, self.levels = manifest["num_classes"], manifest["levels"]
+        self._fields = [
+            (name, np.dtype(kind), tuple(shape)) for name, kind, shape in manifest["fields"]
+        ]
+        self._source = ArrayRecordDataSource([str(folder / name) for name in manifest["shards"]])
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self.manifest["count"])
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> Rows:
+        """Arrays (B, ...) by name."""
+        with self._lock:
+            records = self._source.__getitems__([int(i) for i in indices])
+        out: Rows = {}
+        start = 0
+        for name, kind, shape in self._fields:
+            end = start + kind.itemsize * math.prod(shape)
+            part = b"".join(record[start:end] for record in records)
+            out[name] = np.frombuffer(part, kind).reshape(len(records), *shape).copy()
+            start = end
+        return out
+
+
+def open_folder(folder: Path) -> Stored:
+    """Latents that `write` wrote, after comparing every shard with its checksum.
+
+    Raises:
+        FileNotFoundError: there are none, or a shard is missing.
+        ValueError: a shard or the manifest is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no latents in {folder}; experiments.encode writes them")
+    try:
+        manifest = json.loads(path.read_text())
+        wanted = manifest["shards"].items()
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    for name, digest in wanted:
+        shard = folder / Path(name).name
+        if not shard.is_file():
+            raise FileNotFoundError(f"the shard {shard} is missing")
+        if _digest(shard) != digest:
+            raise ValueError(f"the shard {shard} is damaged: its checksum differs; encode again")
+    return Stored(folder, manifest)
+
+
+def write(
+    folder: Path,
+    parts: Iterable[Rows],
+    *,
+    count: int,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    levels: int,
+    encoder: str,
+) -> None:
+    """Write latents; the manifest comes last, so that an interrupted folder is no folder.
+
+    Args:
+        parts: arrays by name, "label" among them, in batches that add up to ``count`` rows.
+        encoder: identifies the autoencoder, see `Stored.manifest`.
+
+    Raises:
+        ValueError: there are other than ``count`` rows.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    fields: list[Any] = []
+    writers: list[tuple[Path, Any]] = []
+    per_shard = done = 0
+    for rows in parts:
+        if not fields:
+            fields = [[k, v.dtype.str, list(v.shape[1:])] for k, v in rows.items()]
+            size = sum(v[0].nbytes for v in rows.values())
+            shards = -(-count * size // SHARD)
+            per_shard = -(-count // shards)
+        for i in range(len(rows["label"])):
+            if done % per_shard == 0:
+                if writers:
+                    writers[-1][1].close()
+                path = folder / f"latents-{len(writers):05d}-of-{shards:05d}.array_record"
+                writers.append((path, ArrayRecordWriter(str(path), "group_size:1")))
+            writers[-1][1].write(
+                b"".join(np.ascontiguousarray(v[i]).tobytes() for v in rows.values())
+            )
+            done += 1
+    if writers:
+        writers[-1][1].close()
+    if done != count:
+        raise ValueError(f"{done} rows were given, not {count}")
+    manifest = dict(
+        count=count,
+        fields=fields,
+        image_shape=list(image_shape),
+        num_classes=num_classes,
+        levels=levels,
+        encoder=encoder,
+        shards={path.name: _digest(path) for path, _ in writers},
+    )
+    partial = folder / f"{MANIFEST}.partial"
+    partial.write_text(json.dumps(manifest, indent=1))
+    partial.replace(folder / MANIFEST)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,38 @@
+"""Prompts to images: one composition for every use of a Stable Diffusion model.
+
+    pipe = diffjax.load("stable-diffusion-v1-5")
+    images = pipe("a red cat", key=0, sampler="dpmpp_2m", guidance=7.5)
+
+Text-to-image, image-to-image, inpainting, ControlNet and base with refiner differ in where the
+loop starts, what the network is given beside z, and whether a step puts known pixels back.
+"""
+
+from diffjax.generate.options import (
+    GRIDS,
+    SAMPLERS,
+    Control,
+    Guidance,
+    Image,
+    Refiner,
+    Request,
+    Sampling,
+    Size,
+)
+from diffjax.generate.pipeline import Pipeline, Progress, load
+from diffjax.pretrained.prompts import Embedding
+
+__all__ = [
+    "GRIDS",
+    "SAMPLERS",
+    "Control",
+    "Embedding",
+    "Guidance",
+    "Image",
+    "Pipeline",
+    "Progress",
+    "Refiner",
+    "Request",
+    "Sampling",
+    "Size",
+    "load",
+]

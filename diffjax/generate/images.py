@@ -1,0 +1,107 @@
+"""Images and masks as people have them, to arrays and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from diffjax.types import Array, choose
+
+
+def read(value: Any, *, channels: int = 3, latents: int = 4) -> tuple[np.ndarray, bool]:
+    """Images as (N, H, W, C) float32 in [0, 1], or latents as they are; and whether they are.
+
+    Args:
+        value: PIL image(s), uint8 or floats in [0, 1] of shape ([N,] H, W, C), or float latents
+            ([N,] h, w, latents).
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(value, PIL.Image.Image):
+        value = [value]
+    if isinstance(value, list | tuple):
+        value = np.stack([_array(one, channels) for one in value])
+    array = np.asarray(value)
+    array = array[None] if array.ndim == 3 else array
+    floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    if array.ndim == 4 and floating and array.shape[-1] == latents != channels:
+        return np.asarray(array, np.float32), True
+    if array.ndim != 4 or array.shape[-1] != channels or not array.size:
+        raise ValueError(
+            f"images must be PIL images, or arrays ([N,] H, W, {channels}), or latents ([N,] h, w, "
+            f"{latents}) of floats; got an array of {array.dtype} {array.shape}"
+        )
+    return _unit(array, "images"), False
+
+
+def _array(one: Any, channels: int) -> np.ndarray:
+    if isinstance(one, PIL.Image.Image):
+        one = np.asarray(one.convert("RGB" if channels == 3 else "L"))
+        return one if one.ndim == 3 else one[..., None]
+    return np.asarray(one)
+
+
+def _unit(array: np.ndarray, name: str) -> np.ndarray:
+    """uint8, bool or floats as float32 in [0, 1].
+
+    Raises:
+        ValueError: another type, or values outside.
+    """
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / np.float32(255)
+    if array.dtype.kind not in "fb":
+        raise ValueError(f"{name} must be uint8 or floats in [0, 1], got {array.dtype}")
+    array = array.astype(np.float32)
+    if not (array.min() >= 0 and array.max() <= 1):
+        raise ValueError(f"{name} must lie in [0, 1], got {array.min()} .. {array.max()}")
+    return array
+
+
+def read_mask(value: Any) -> np.ndarray:
+    """A mask as (N, H, W, 1) float32, 1 where it is at least one half.
+
+    Raises:
+        ValueError: it is no mask.
+    """
+    if not isinstance(value, PIL.Image.Image | list | tuple):
+        value = np.asarray(value)
+        flat = value.ndim == 2 or (value.ndim == 3 and value.shape[-1] != 1)
+        value = value[..., None] if flat else value
+    return (read(value, channels=1, latents=0)[0] >= 0.5).astype(np.float32)
+
+
+def spread(array: np.ndarray, num: int, images: int, name: str) -> np.ndarray:
+    """One array for all images, one per prompt with ``num`` images each, or one per image.
+
+    Raises:
+        ValueError: there is another number of them.
+    """
+    prompts = images // num
+    if len(array) not in (1, prompts, images):
+        raise ValueError(
+            f"give one {name}, or one for each of {prompts} prompts or {images} images, "
+            f"not {len(array)}"
+        )
+    return np.repeat(array, images // len(array), axis=0)
+
+
+OUTPUTS = ("pil", "np", "latent")
+
+
+def check_output(output: str) -> None:
+    """
+    Raises:
+        ValueError: there is no such output.
+    """
+    choose("output", output, dict.fromkeys(OUTPUTS))
+
+
+def to_output(pixels: Array, output: str) -> Any:
+    """Pixels (B, H, W, 3) in [-1, 1] as asked for: ``np`` in [0, 1], or ``pil``."""
+    unit = np.clip(np.asarray(pixels, np.float32) / 2 + np.float32(0.5), 0, 1)
+    if output == "pil":
+        return [PIL.Image.fromarray(one) for one in np.rint(unit * 255).astype(np.uint8)]
+    return unit

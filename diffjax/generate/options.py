@@ -1,0 +1,281 @@
+"""What can be asked of a pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from diffjax.pretrained.models import Model
+from diffjax.pretrained.prompts import Embedding
+from diffjax.pretrained.schedulers import KINDS, Scheduler, load_scheduler, with_class
+from diffjax.types import Array, choose
+
+if TYPE_CHECKING:
+    from diffjax.generate.pipeline import Pipeline
+
+# Short names of diffusers' schedulers: (class, options).
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIM", {}),
+    "ddpm": ("DDPM", {}),
+    "pndm": ("PNDM", {"skip_prk_steps": True}),
+    "lms": ("LMSDiscrete", {}),
+    "euler": ("EulerDiscrete", {}),
+    "euler_ancestral": ("EulerAncestralDiscrete", {}),
+    "heun": ("HeunDiscrete", {}),
+    "dpm2": ("KDPM2Discrete", {}),
+    "dpm2_ancestral": ("KDPM2AncestralDiscrete", {}),
+    "dpmpp_2m": ("DPMSolverMultistep", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "dpmpp_3m": ("DPMSolverMultistep", {"algorithm_type": "dpmsolver++", "solver_order": 3}),
+    "dpmpp_2m_sde": (
+        "DPMSolverMultistep",
+        {"algorithm_type": "sde-dpmsolver++", "solver_order": 2},
+    ),
+    "dpmpp_2s": ("DPMSolverSinglestep", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "deis": ("DEISMultistep", {"algorithm_type": "deis"}),
+    "unipc": ("UniPCMultistep", {}),
+    "lcm": ("LCM", {}),
+    "tcd": ("TCD", {}),
+}
+GRIDS: dict[str, dict[str, Any]] = {
+    **{
+        name: {f"use_{other}_sigmas": other == name for other in ("karras", "exponential", "beta")}
+        for name in ("karras", "exponential", "beta")
+    },
+    **{name: {"timestep_spacing": name} for name in ("leading", "trailing", "linspace")},
+}
+
+
+# ---- what can be asked for ----------------------------------------------------------------------
+
+
+class Sampling(NamedTuple):
+    """How the noise is removed.
+
+    Attributes:
+        name: one of `SAMPLERS`, or a scheduler class of diffusers; the model's own if None.
+        steps: number of steps.
+        grid: one of `GRIDS`, where they lie; the model's own if None.
+        options: options of the scheduler config.
+        eta: of DDIM, or gamma of TCD.
+    """
+
+    name: str | None = None
+    steps: int = 50
+    grid: str | None = None
+    options: Mapping[str, Any] = {}
+    eta: float | None = None
+
+
+class Guidance(NamedTuple):
+    """Classifier-free guidance ``u + scale (c - u)``.
+
+    Attributes:
+        scale: 1 or less: none. 5 for XL and 7.5 for others if None.
+        negative: the prompt of u, one or as many as prompts, or its embedding. None is an empty
+            prompt, or for XL a zero embedding.
+        rescale: share of the conditional spread brought back (Lin et al. 2023), in [0, 1].
+        low, high: guide only where ``low <= sigma / alpha <= high`` (Kynkaanniemi et al. 2024).
+    """
+
+    scale: float | None = None
+    negative: str | Sequence[str] | Embedding | None = None
+    rescale: float = 0.0
+    low: float = 0.0
+    high: float = np.inf
+
+
+class Image(NamedTuple):
+    """An image to start from, or to fill in.
+
+    Attributes:
+        pixels: PIL image(s), uint8 or floats in [0, 1] of shape ([N,] H, W, 3), or latents
+            ([N,] h, w, 4).
+        strength: share of the steps that are run. If None: 0.8, with a mask 1; for XL 0.3 and
+            0.9999.
+        mask: PIL image(s) or array ([N,] H, W), white where the image is to be filled in.
+    """
+
+    pixels: Any
+    strength: float | None = None
+    mask: Any = None
+
+
+class Control(NamedTuple):
+    """A ControlNet and its image.
+
+    Attributes:
+        net: the network.
+        image: PIL image(s), uint8 or floats in [0, 1], of the size of the output.
+        scale: factor of its residuals.
+        start, end: the part of the evaluations in which it acts.
+        balance: one of `diffjax.control.BALANCES`, such as ``guess``.
+    """
+
+    net: Model
+    image: Any
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    balance: str = "balanced"
+
+
+class Refiner(NamedTuple):
+    """A second model that does the last part of the denoising (Podell et al. 2023).
+
+    Attributes:
+        pipe: its pipeline.
+        start: fraction of the denoising after which it takes over.
+    """
+
+    pipe: Pipeline
+    start: float = 0.8
+
+
+class Size(NamedTuple):
+    """Size of the output, and what XL is told about sizes (its micro-conditioning).
+
+    Attributes:
+        height, width: of the output, in pixels; the model's own if 0.
+        original, target: (height, width); that of the output if None.
+        crop: (top, left).
+        aesthetic: score told to a refiner.
+        negative_*: the same for the negative prompt; as for the prompt if None.
+    """
+
+    height: int = 0
+    width: int = 0
+    original: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+    target: tuple[int, int] | None = None
+    aesthetic: float = 6.0
+    negative_original: tuple[int, int] | None = None
+    negative_crop: tuple[int, int] | None = None
+    negative_target: tuple[int, int] | None = None
+    negative_aesthetic: float = 2.5
+
+    def negated(self) -> Size:
+        """What is told with the negative prompt."""
+        return self._replace(
+            original=self.negative_original or self.original,
+            crop=self.negative_crop or self.crop,
+            target=self.negative_target or self.target,
+            aesthetic=self.negative_aesthetic,
+        )
+
+    def ids(self, count: int) -> tuple[float, ...]:
+        """The numbers that the network is told: 6 of XL's base, 5 of its refiner.
+
+        Raises:
+            ValueError: it wants another number of them.
+        """
+        if count not in (5, 6):
+            raise ValueError(f"networks that are told {count} numbers are not known")
+        here = (self.height, self.width)
+        last = (self.aesthetic,) if count == 5 else self.target or here
+        return (*(self.original or here), *self.crop, *last)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Everything about a generation but what becomes of it.
+
+    Attributes:
+        prompt: one, several, or embeddings.
+        key: seed or key, from which every image has its own by its number; or one per image.
+        sampler: a `Sampling`, or a name, or a number of steps.
+        guidance: a `Guidance`, or its scale.
+        image: what to start from, or to fill in.
+        control: ControlNets, whose residuals are added up.
+        refiner: a second model for the last part.
+        size: a `Size`, or (height, width), or one number.
+        num: images per prompt.
+        latents: initial noise (B, h, w, 4) in place of that of the key.
+        clip_skip: layers of the text encoder left out; the negative prompt takes them all.
+        weighted: prompts have weights, and may be long; see `diffjax.pretrained.tokenizers`.
+    """
+
+    prompt: str | Sequence[str] | Embedding
+    key: Any = 0
+    sampler: Sampling | str | int | None = None
+    guidance: Guidance | float | None = None
+    image: Image | None = None
+    control: Sequence[Control] = ()
+    refiner: Refiner | None = None
+    size: Size | tuple[int, int] | int | None = None
+    num: int = 1
+    latents: Array | None = None
+    clip_skip: int = 0
+    weighted: bool = False
+
+    def prompts(self) -> Sequence[str] | Embedding:
+        """The prompts as a list.
+
+        Raises:
+            ValueError: there is none.
+        """
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if not prompts:
+            raise ValueError("there is no prompt")
+        return prompts
+
+    def count(self) -> int:
+        """Number of images.
+
+        Raises:
+            ValueError: none are asked for.
+        """
+        prompts = self.prompts()
+        if self.num < 1:
+            raise ValueError(f"num must be at least 1, got {self.num}")
+        return self.num * len(prompts.context if isinstance(prompts, Embedding) else prompts)
+
+    def sampling(self) -> Sampling:
+        """The sampler in full."""
+        if isinstance(self.sampler, str):
+            return Sampling(self.sampler)
+        if isinstance(self.sampler, int):
+            return Sampling(steps=self.sampler)
+        return self.sampler or Sampling()
+
+    def guiding(self) -> Guidance:
+        """The guidance in full."""
+        if isinstance(self.guidance, Guidance):
+            return self.guidance
+        return Guidance(self.guidance)
+
+    def sizes(self) -> Size:
+        """The size in full."""
+        if isinstance(self.size, Size):
+            return self.size
+        if isinstance(self.size, tuple):
+            return Size(*self.size)
+        return Size(self.size or 0, self.size or 0)
+
+
+def make_scheduler(config: Mapping[str, Any], sampling: Sampling) -> Scheduler:
+    """The scheduler of a model, or another one in its place.
+
+    Raises:
+        ValueError: the name, the grid or an option is unknown, or of no use to this scheduler.
+    """
+    name = sampling.name or config["_class_name"]
+    changes: dict[str, Any] = {}
+    if name in SAMPLERS:
+        name, changes = SAMPLERS[name]
+    elif name.removesuffix("Scheduler") + "Scheduler" not in KINDS:
+        classes = ", ".join(kind.removesuffix("Scheduler") for kind in KINDS)
+        raise ValueError(
+            f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}, or a class of "
+            f"diffusers: {classes}"
+        )
+    known = KINDS[name.removesuffix("Scheduler") + "Scheduler"].defaults
+    spaced = choose("grid", sampling.grid, GRIDS) if sampling.grid else {}
+    asked = {**{key: v for key, v in spaced.items() if v or key in known}, **sampling.options}
+    if wrong := sorted(key for key in asked if key not in known):
+        raise ValueError(f"the sampler {name} has no {', '.join(wrong)}; it has {', '.join(known)}")
+    if not sampling.name and not asked:
+        return load_scheduler(config, eta=sampling.eta)
+    return with_class(load_scheduler(config), name, {**changes, **asked}, eta=sampling.eta)

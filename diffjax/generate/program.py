@@ -1,0 +1,209 @@
+"""What of a generation is compiled: the loop with its denoiser, and the autoencoder's halves."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax import control, guidance
+from diffjax.generate import images
+from diffjax.generate.options import Request
+from diffjax.pretrained.schedulers import Scheduler, to_config
+from diffjax.samplers import loop
+from diffjax.types import (
+    Array,
+    Cond,
+    Denoiser,
+    Level,
+    Prediction,
+    PyTree,
+    Rows,
+    Sampler,
+    choose,
+    expand,
+)
+
+# Options of a scheduler that change what is compiled; all others are in the rows.
+_DECODING = ("prediction_type", "variance_type", "sigma_data")
+_BOUNDS = (
+    *("clip_sample", "clip_sample_range"),
+    *("thresholding", "dynamic_thresholding_ratio", "sample_max_value"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is fixed when the loop is compiled; equal programs with arrays of equal shapes share it.
+
+    Attributes:
+        net: the UNet.
+        scheduler: compared by what of it is compiled only.
+        guided: ``no``, ``always``, or ``sometimes`` (see `how_guided`).
+        rescale: of the guidance.
+        nets: ControlNets and how each is balanced with the prompt.
+    """
+
+    net: Any
+    scheduler: Scheduler = dataclasses.field(compare=False)
+    guided: str
+    rescale: float
+    nets: tuple[tuple[Any, str], ...]
+    compiled: Any = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        config, sampler = to_config(self.scheduler), self.scheduler.sampler
+        bounded = config.get("clip_sample") or config.get("thresholding")
+        keys = _DECODING + (_BOUNDS if bounded else ())
+        name = self.scheduler.name if bounded else ""
+        options = tuple((key, config.get(key)) for key in keys)
+        object.__setattr__(self, "compiled", (sampler.init, sampler.step, name, options))
+
+    @property
+    def sampler(self) -> Sampler:
+        """The solver."""
+        return self.scheduler.sampler
+
+
+@partial(jax.jit, static_argnums=0)
+def advance(
+    program: Program, inputs: PyTree, run: loop.Run, rows: Rows, first: Any, last: Any
+) -> loop.Run:
+    """`loop.advance` of a program; ``inputs`` are the arrays that it is given.
+
+    Args:
+        inputs: params, keys and cond; with guidance null and scale (rows,); for inpainting known;
+            with ControlNets their params, hints and strengths, see `controls`.
+    """
+    noise = loop.image_noise(inputs["keys"], run.z.shape[1:])
+    known = inputs.get("known")
+
+    def put_back(z: Array, row: Rows) -> Array:
+        """Known pixels, as noisy as the state is now."""
+        i, mask = row.level.i, known["mask"]
+        there = known["alpha"][i] * known["x"] + known["sigma"][i] * known["eps"]
+        return (1 - mask) * there + mask * z
+
+    return loop.advance(
+        noise,
+        denoiser(program, inputs),
+        program.sampler,
+        run,
+        rows,
+        first,
+        last,
+        on_step=None if known is None else put_back,
+    )
+
+
+def denoiser(program: Program, inputs: PyTree) -> Denoiser:
+    """The network, guided and bounded."""
+    parameterization = program.scheduler.parameterization
+
+    def conditional(z: Array, level: Level, cond: Cond) -> Prediction:
+        scaled = z * expand(jnp.asarray(parameterization.scale_in(level)), z)
+        t = jnp.broadcast_to(level.t, z.shape[:1])
+        raw = program.net.apply({"params": inputs["params"]}, scaled, t, cond)
+        return parameterization.decode(raw, z, level)
+
+    at_work = _controls(program, inputs)
+    if program.guided == "no":
+        steered = control.control(conditional, at_work)
+        return program.scheduler.bound(lambda z, level: steered(z, level, inputs["cond"]))
+    combine: guidance.Combine = guidance.cfg
+    if program.rescale:
+        combine = guidance.rescaled(parameterization, program.rescale)
+    guided = control.guide(
+        conditional,
+        at_work,
+        inputs["cond"],
+        inputs["null"],
+        guidance.per_evaluation(inputs["scale"]),
+        combine=combine,
+        always=program.guided == "always",
+    )
+    return program.scheduler.bound(guided)
+
+
+def _controls(program: Program, inputs: PyTree) -> list[control.Control]:
+    def at_work(net: Any, balance: str, given: PyTree) -> control.Control:
+        def residuals(z: Array, level: Level, cond: Cond) -> control.Residuals:
+            t = jnp.broadcast_to(level.t, z.shape[:1])
+            return net.apply({"params": given["params"]}, z, t, cond)
+
+        strength = guidance.per_evaluation(given["strength"])
+        return control.Control(residuals, given["hint"], strength, control.BALANCES[balance])
+
+    given = inputs.get("controls", ())
+    return [at_work(*net, one) for net, one in zip(program.nets, given, strict=True)]
+
+
+def controls(
+    request: Request, rows: Rows, count: int, size: tuple[int, ...]
+) -> tuple[tuple[tuple[Any, str], ...], list[PyTree]]:
+    """ControlNets with their balances, and their params, hints and strengths by row.
+
+    Args:
+        rows: padded plan.
+        count: rows that are run.
+        size: of the images.
+
+    Raises:
+        ValueError: an image of another size, an empty window, or an unknown balance.
+    """
+    nets, given = [], []
+    for one in request.control:
+        choose("balance", one.balance, control.BALANCES)
+        hint = images.read(one.image, channels=one.net.net.hint_channels, latents=0)[0]
+        if hint.shape[1:3] != size:
+            raise ValueError(f"a control image is {hint.shape[1:3]}, but the output {size}")
+        if len(hint) > 1:
+            hint = images.spread(hint, request.num, request.count(), "control image")
+        strength = np.zeros(len(rows.level.t), np.float32)
+        strength[:count] = one.scale * control.window(count, one.start, one.end)
+        nets.append((one.net.net, one.balance))
+        given.append({"params": one.net.params, "hint": hint, "strength": strength})
+    return tuple(nets), given
+
+
+def how_guided(scales: np.ndarray, scale: float) -> str:
+    """``no`` for a scale of at most 1, else whether guidance acts ``always`` or ``sometimes``."""
+    if scale <= 1 or (scales == 1).all():
+        return "no"
+    return "sometimes" if (scales == 1).any() else "always"
+
+
+def known_levels(rows: Rows, count: int, to_the_end: bool) -> dict[str, np.ndarray]:
+    """(alpha, sigma) of known pixels after every row: those of the next one, at last clean."""
+    alpha, sigma = np.array(rows.next.alpha), np.array(rows.next.sigma)
+    if to_the_end:
+        alpha[count - 1], sigma[count - 1] = 1, 0
+    return {"alpha": alpha, "sigma": sigma}
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def draw(keys: jax.Array, shape: tuple[int, ...], k: int) -> Array:
+    """Draw k of the first evaluation, one image per key."""
+    return loop.image_noise(keys, shape)(0, k)
+
+
+@jax.jit
+def fold(keys: jax.Array, data: Any) -> jax.Array:
+    """Other keys, one for each."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
+
+
+@partial(jax.jit, static_argnums=0)
+def posterior(net: Any, params: PyTree, pixels: Array) -> Any:
+    """What an autoencoder makes of images in [-1, 1]."""
+    return net.apply({"params": params}, pixels, method="encode")
+
+
+@partial(jax.jit, static_argnums=0)
+def decode(net: Any, params: PyTree, z: Array) -> Array:
+    """Images of latents."""
+    return net.apply({"params": params}, z, method="decode")

@@ -1,0 +1,63 @@
+"""PatchGAN: a discriminator that judges overlapping patches (Isola et al. 2017)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def _scale_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    return 1 + 0.02 * jax.random.normal(key, shape, dtype)
+
+
+class PatchGAN(nn.Module):
+    """``images (B, H, W, C) -> logits (B, h, w, 1)``, one per patch, with pix2pix's names.
+
+    Convolutions of 4x4: ``layers`` of stride 2, two of stride 1; batch norms between them.
+
+    Attributes:
+        channels: width of the first convolution; the next are 2, 4, 8, 8, ... times as wide.
+        layers: convolutions of stride 2; a patch is 34, 70, 142 pixels wide for 2, 3, 4.
+
+    Raises:
+        ValueError: nothing is left of so small an image.
+    """
+
+    channels: int = 64
+    layers: int = 3
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = True) -> Array:
+        if min(x.shape[1:3]) >> self.layers < 3:
+            raise ValueError(
+                f"a discriminator of {self.layers} layers needs images of at least "
+                f"{3 << self.layers} pixels, got {x.shape[1:3]}; set loss.disc_layers"
+            )
+        h = nn.leaky_relu(self._conv(self.channels, 2, 0)(x), 0.2)
+        for i in range(1, self.layers + 1):
+            width, index = self.channels * min(2**i, 8), 3 * i - 1
+            h = self._conv(width, 2 if i < self.layers else 1, index, bias=False)(h)
+            norm = nn.BatchNorm(
+                not train, momentum=0.9, epsilon=1e-5, scale_init=_scale_init,
+                name=f"main.{index + 1}",
+            )  # fmt: skip
+            h = nn.leaky_relu(norm(h), 0.2)
+        return self._conv(1, 1, 3 * self.layers + 2)(h).astype(jnp.float32)
+
+    def _conv(self, features: int, stride: int, index: int, *, bias: bool = True) -> nn.Conv:
+        return nn.Conv(
+            features,
+            (4, 4),
+            strides=stride,
+            padding=[(1, 1)] * 2,
+            use_bias=bias,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(0.02),
+            name=f"main.{index}",
+        )

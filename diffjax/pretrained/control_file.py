@@ -1,0 +1,52 @@
+"""ControlNets written as a single file in the layout of the published code."""
+
+from __future__ import annotations
+
+import re
+
+from safetensors.numpy import save_file
+
+from diffjax.nets.controlnet import ControlNet
+from diffjax.pretrained import configs
+from diffjax.pretrained.files import StrPath
+from diffjax.pretrained.single_file import CONTROL, HINT, MIDDLE, OUTER, RES
+from diffjax.pretrained.state_dict import to_state_dict
+from diffjax.types import PyTree
+
+_OUTER = {theirs: original for original, theirs in OUTER.items()}
+_RES = {theirs: original for original, theirs in RES.items()}
+
+
+def original_name(key: str, blocks: int, last: int) -> str:
+    """The published code's name of a ControlNet's weight, the inverse of `control_name`."""
+    module, _, leaf = key.rpartition(".")
+    if module in _OUTER:
+        return f"{_OUTER[module]}.{leaf}"
+    if m := re.fullmatch(r"controlnet_down_blocks\.(\d+)", module):
+        return f"zero_convs.{m[1]}.0.{leaf}"
+    if module == "controlnet_mid_block":
+        return f"middle_block_out.0.{leaf}"
+    if m := re.fullmatch(r"controlnet_cond_embedding\.(conv_in|conv_out|blocks\.(\d+))", module):
+        number = 2 * int(m[2]) + 2 if m[2] else {"conv_in": 0, "conv_out": last}[m[1]]
+        return f"{HINT}.{number}.{leaf}"
+    if m := re.fullmatch(r"mid_block\.(\w+\.\d)\.(.+)", module):
+        return f"middle_block.{MIDDLE.index(m[1])}.{_RES.get(m[2], m[2])}.{leaf}"
+    m = re.fullmatch(r"down_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", module)
+    if m is None:
+        raise ValueError(f"{key} has no name in the published layout")
+    resamples = m[2] == "downsamplers"
+    number = 1 + int(m[1]) * (blocks + 1) + (blocks if resamples else int(m[3]))
+    rest = "op" if resamples else _RES.get(m[4], m[4])
+    return f"input_blocks.{number}.{int(m[2] == 'attentions')}.{rest}.{leaf}"
+
+
+def save_control_file(path: StrPath, net: ControlNet, params: PyTree) -> None:
+    """Write a ControlNet as `load_single_file`, and the published code, reads it.
+
+    Raises:
+        ValueError: the published code has no such network.
+    """
+    configs.describe(net)
+    state, last = to_state_dict(params), 4 * len(net.hint_widths) - 2
+    named = {CONTROL + original_name(k, net.base.blocks, last): v for k, v in state.items()}
+    save_file(named, path)

@@ -1,0 +1,35 @@
+"""The weights of LPIPS from a file of the user."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from diffjax.nets.perceptual import LPIPS
+from diffjax.pretrained.files import StrPath, open_safetensors
+from diffjax.pretrained.state_dict import from_state_dict
+from diffjax.types import PyTree
+
+# Constants, and a second name of the same weights.
+_SURPLUS = ("scaling_layer.", "lins.")
+
+
+def load_lpips(path: StrPath) -> PyTree:
+    """Parameters of `LPIPS` from the lpips package's state dict, saved as safetensors.
+
+    The file is made once, where torch is installed::
+
+        import lpips, safetensors.torch
+        state = lpips.LPIPS(net="vgg").state_dict()
+        state = {k: v.contiguous() for k, v in state.items() if not k.startswith("lins.")}
+        safetensors.torch.save_file(state, "lpips_vgg.safetensors")
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is a pickle or damaged, or holds something else.
+    """
+    weights = open_safetensors(path)
+    kept = {key: weights.tensors[key] for key in weights if not key.startswith(_SURPLUS)}
+    image = jnp.zeros((1, 16, 16, 3))
+    like = jax.eval_shape(lambda: LPIPS().init(jax.random.key(0), image, image))["params"]
+    return jax.tree.map(jnp.asarray, from_state_dict(type(weights)(kept), like))

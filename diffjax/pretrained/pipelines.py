@@ -1,0 +1,195 @@
+"""All parts of a text-to-image model, from and to diffusers folders and single files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from diffjax.pretrained.configs import class_name
+from diffjax.pretrained.files import StrPath, inside, read_json, write_json
+from diffjax.pretrained.models import Model, Sharding, load_model, save_model
+from diffjax.pretrained.prompts import TextEncoder
+from diffjax.pretrained.single_file import load_single_file, open_single_file
+from diffjax.pretrained.tokenizers import OPEN_CLIP_PAD, load_tokenizer, save_tokenizer
+
+TEXTS = ("text_encoder", "text_encoder_2")
+_SCHEDULE = dict(
+    num_train_timesteps=1000,
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.012,
+    timestep_spacing="leading",
+    steps_offset=1,
+    clip_sample=False,
+)
+# What the repository of each family has, since single files hold no scheduler.
+_SCHEDULERS: dict[str, dict[str, Any]] = {
+    "v1": dict(_class_name="PNDMScheduler", skip_prk_steps=True, set_alpha_to_one=False),
+    "v2": dict(_class_name="DDIMScheduler", set_alpha_to_one=False),
+    "xl": dict(_class_name="EulerDiscreteScheduler"),
+    "refiner": dict(_class_name="EulerDiscreteScheduler"),
+}
+_SAMPLE_SIZES = {"v1": 64, "v2": 96, "xl": 128, "refiner": 128}
+
+
+class Components(NamedTuple):
+    """The parts of a text-to-image model.
+
+    Attributes:
+        unet, vae: networks.
+        texts: text encoders with their tokenizers, by the name of the folder.
+        scheduler: scheduler_config.json.
+        manifest: model_index.json.
+    """
+
+    unet: Model
+    vae: Model
+    texts: dict[str, TextEncoder]
+    scheduler: dict[str, Any]
+    manifest: dict[str, Any]
+
+
+def load_components(
+    path: StrPath,
+    *,
+    dtype: Any = jnp.float32,
+    variant: str | None = None,
+    tokenizer: StrPath | None = None,
+    prediction: str | None = None,
+    sharding: Sharding | None = None,
+) -> Components:
+    """Read a diffusers folder, or a checkpoint in a single .safetensors file.
+
+    Args:
+        dtype: of weights and computation. The autoencoder stays float32 where its config says that
+            it overflows in float16.
+        variant: part of the file names in a folder, such as ``"fp16"``.
+        tokenizer: folder of the CLIP tokenizer; single files hold none.
+        prediction: ``epsilon`` or ``v_prediction``, if the scheduler's config is to be overruled;
+            single files of SD 2 do not say, and count as v_prediction (512-base is epsilon).
+        sharding: see `load_model`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a part is missing, or not supported, or its weights do not fit.
+    """
+    source = Path(path)
+    if source.is_dir():
+        parts = _from_folder(source, dtype, variant, sharding)
+    else:
+        parts = _from_file(source, dtype, tokenizer, sharding)
+    if prediction:
+        parts = parts._replace(scheduler={**parts.scheduler, "prediction_type": prediction})
+    return parts
+
+
+def _from_folder(
+    path: Path, dtype: Any, variant: str | None, sharding: Sharding | None
+) -> Components:
+    manifest = read_json(inside(path, "model_index.json"))
+    there = [k for k, v in manifest.items() if isinstance(v, list) and v[0] is not None]
+    texts = [name for name in TEXTS if name in there]
+    absent = [name for name in ("unet", "vae", "scheduler") if name not in there]
+    if absent or not texts:
+        raise ValueError(
+            f"{path} is no text-to-image model: it lacks {', '.join(absent or TEXTS[:1])}"
+        )
+
+    def model(name: str, kind: Any = dtype) -> Model:
+        return load_model(inside(path, name), variant=variant, dtype=kind, sharding=sharding)
+
+    def text(name: str) -> TextEncoder:
+        folder = inside(path, name.replace("text_encoder", "tokenizer"))
+        return TextEncoder(load_tokenizer(folder), model(name))
+
+    vae_config = read_json(inside(inside(path, "vae"), "config.json"))
+    return Components(
+        model("unet"),
+        model("vae", _vae_dtype(vae_config, dtype)),
+        {name: text(name) for name in texts},
+        read_json(inside(inside(path, "scheduler"), "scheduler_config.json")),
+        manifest,
+    )
+
+
+def _vae_dtype(config: Mapping[str, Any], dtype: Any) -> Any:
+    overflows = config.get("force_upcast", True) and dtype == jnp.float16
+    return jnp.float32 if overflows else dtype
+
+
+def _from_file(
+    path: Path, dtype: Any, tokenizer: StrPath | None, sharding: Sharding | None
+) -> Components:
+    family, found = open_single_file(path)
+    if tokenizer is None:
+        raise ValueError(
+            f"{path.name} holds no tokenizer: say where one is (tokenizer=FOLDER, with "
+            "tokenizer.json or vocab.json and merges.txt)"
+        )
+    names = [name for name in found if name != "vae"]
+    models = load_single_file(path, parts=names, dtype=dtype, sharding=sharding)
+    vae_dtype = _vae_dtype(found["vae"].config, dtype)
+    models |= load_single_file(path, parts=["vae"], dtype=vae_dtype, sharding=sharding)
+    texts = {}
+    for name in (name for name in TEXTS if name in models):
+        open_clip = models[name].net.activation == "gelu"
+        pad = OPEN_CLIP_PAD if open_clip else None
+        texts[name] = TextEncoder(load_tokenizer(tokenizer, pad=pad), models[name])
+    unet = models["unet"]
+    unet.config["sample_size"] = _SAMPLE_SIZES[family]
+    guess = family == "v2" and unet.config["in_channels"] == 4
+    scheduler = {
+        **_SCHEDULE,
+        **_SCHEDULERS[family],
+        "prediction_type": "v_prediction" if guess else "epsilon",
+    }
+    parts = Components(unet, models["vae"], texts, scheduler, {})
+    return parts._replace(manifest=make_manifest(parts))
+
+
+def make_manifest(parts: Components) -> dict[str, Any]:
+    """The model_index.json of parts."""
+    names = list(parts.texts)
+    inpaints = parts.unet.config["in_channels"] > parts.vae.net.latent_channels
+    kind = "Inpaint" if inpaints else "Img2Img" if names == [TEXTS[1]] else ""
+    family = "StableDiffusionXL" if TEXTS[1] in names else "StableDiffusion"
+    manifest: dict[str, Any] = {
+        "_class_name": f"{family}{kind}Pipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", parts.scheduler["_class_name"]],
+    }
+    for name in names:
+        manifest[name] = ["transformers", class_name(parts.texts[name].model.config)]
+        manifest[name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
+    if TEXTS[1] in names:
+        scores = names == [TEXTS[1]]
+        manifest |= {
+            "force_zeros_for_empty_prompt": not scores,
+            "requires_aesthetics_score": scores,
+        }
+    else:
+        manifest["requires_safety_checker"] = False
+    absent = ["safety_checker", "feature_extractor", "image_encoder"]
+    absent += [name for text in TEXTS for name in (text, text.replace("text_encoder", "tokenizer"))]
+    return {**{name: [None, None] for name in absent if name not in manifest}, **manifest}
+
+
+def save_components(folder: StrPath, parts: Components) -> None:
+    """Write a folder that diffusers loads and runs.
+
+    Raises:
+        ValueError: diffusers has no such network.
+    """
+    path = Path(folder)
+    save_model(path / "unet", *parts.unet[:2], config=parts.unet.config)
+    save_model(path / "vae", *parts.vae[:2], config=parts.vae.config)
+    for name, text in parts.texts.items():
+        save_model(path / name, *text.model[:2], config=text.model.config)
+        save_tokenizer(path / name.replace("text_encoder", "tokenizer"), text.tokenizer)
+    (path / "scheduler").mkdir(exist_ok=True)
+    write_json(path / "scheduler" / "scheduler_config.json", parts.scheduler)
+    write_json(path / "model_index.json", parts.manifest or make_manifest(parts))

@@ -1,0 +1,261 @@
+"""CLIP tokenizers from the files of transformers, and prompts with weights.
+
+A prompt may weight its parts, in the syntax of most web pages for Stable Diffusion:
+
+| text | weight |
+|---|---|
+| ``(word)``, ``((word))`` | 1.1, 1.21 |
+| ``[word]`` | 1 / 1.1 |
+| ``(word:1.4)`` | 1.4 |
+| ``\\(``, ``\\)``, ``\\[``, ``\\]`` | the sign itself |
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers as hf
+from tokenizers import models, normalizers, pre_tokenizers
+
+from diffjax.pretrained.files import StrPath, inside, read_json, write_json
+
+EMPHASIS = 1.1
+OPEN_CLIP_PAD = "!"  # in place of the end token, in SD 2 and the second encoder of XL
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+# Radford et al. 2021: special tokens, English contractions, words, single digits, other signs.
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_LENGTH = 77
+_UNBOUNDED = 10**6  # transformers writes about 1e30 where no length was set
+
+
+class Tokens(NamedTuple):
+    """A prompt in chunks of M tokens.
+
+    Attributes:
+        ids: (chunks, M) int32, each chunk with its start, end and padding.
+        weights: (chunks, M) float32; 1 unless the prompt says otherwise.
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+
+
+class Tokenizer(NamedTuple):
+    """``text -> ids``.
+
+    Attributes:
+        backend: of the tokenizers library, with neither padding nor truncation.
+        length: M, tokens of a chunk with start and end.
+        start, end, pad: ids.
+        concepts: names that stand for several tokens, and these.
+    """
+
+    backend: hf.Tokenizer
+    length: int
+    start: int
+    end: int
+    pad: int
+    concepts: Mapping[str, str] = {}
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a text, without start, end and padding."""
+        for name, tokens in self.concepts.items():
+            text = text.replace(name, tokens)
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def plain(self, text: str) -> Tokens:
+        """One chunk, as transformers makes it; what does not fit is cut off with a warning."""
+        ids = self.ids(text)
+        room = self.length - 2
+        if len(ids) > room:
+            lost = self.backend.decode(ids[room:]).replace("</w>", " ").strip()
+            warnings.warn(
+                f"the prompt has {len(ids)} tokens, {room} fit; cut off: {lost!r}", stacklevel=2
+            )
+        return self._chunked([(i, 1.0) for i in ids[:room]])
+
+    def weighted(self, text: str) -> Tokens:
+        """As many chunks as the text needs, with the weights of its parts; see the module."""
+        return self._chunked([(i, w) for part, w in parse_weights(text) for i in self.ids(part)])
+
+    def _chunked(self, tokens: list[tuple[int, float]]) -> Tokens:
+        room = self.length - 2
+        count = max(1, -(-len(tokens) // room))
+        ids = np.full((count, self.length), self.pad, np.int32)
+        weights = np.ones((count, self.length), np.float32)
+        for k in range(count):
+            some = tokens[k * room : (k + 1) * room]
+            ids[k, : len(some) + 2] = [self.start, *(i for i, _ in some), self.end]
+            weights[k, 1 : len(some) + 1] = [w for _, w in some]
+        return Tokens(ids, weights)
+
+
+def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
+    """The tokenizer in a folder: tokenizer.json, or vocab.json with merges.txt.
+
+    Args:
+        pad: padding token, if it is not to be that of the files.
+
+    Raises:
+        FileNotFoundError: the folder has neither.
+        ValueError: a file is damaged, or the special tokens are not in the vocabulary.
+    """
+    path = Path(folder)
+    config = _special(path)
+    backend = _backend(path)
+    names = [_content(config.get(f"{k}_token"), d) for k, d in (("bos", _START), ("eos", _END))]
+    names.append(pad or _content(config.get("pad_token"), names[1]))
+    if absent := [name for name in names if backend.token_to_id(name) is None]:
+        raise ValueError(f"the vocabulary in {path} lacks {', '.join(absent)}")
+    # A prompt may hold them: then they are one token, as in transformers.
+    backend.add_special_tokens(list(dict.fromkeys(names)))
+    length = config.get("model_max_length") or _LENGTH
+    vocabulary = backend.get_vocab()
+    start, end, padding = (vocabulary[name] for name in names)
+    return Tokenizer(backend, length if length < _UNBOUNDED else _LENGTH, start, end, padding)
+
+
+def save_tokenizer(folder: StrPath, tokenizer: Tokenizer) -> None:
+    """Write tokenizer.json and tokenizer_config.json, for transformers or `load_tokenizer`."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer.backend.save(str(path / "tokenizer.json"))
+    tokens = {"bos": tokenizer.start, "eos": tokenizer.end, "unk": tokenizer.end}
+    tokens["pad"] = tokenizer.pad
+    config: dict[str, Any] = {
+        f"{name}_token": tokenizer.backend.id_to_token(i) for name, i in tokens.items()
+    }
+    config |= {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length}
+    write_json(path / "tokenizer_config.json", config)
+
+
+def _special(path: Path) -> dict[str, Any]:
+    """Special tokens and length; special_tokens_map.json counts where files are older."""
+    config = _optional(path, "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config.update(_optional(path, "special_tokens_map.json"))
+    return config
+
+
+def _optional(path: Path, name: str) -> dict[str, Any]:
+    return read_json(inside(path, name)) if (path / name).exists() else {}
+
+
+def _content(token: Any, default: str) -> str:
+    return (token["content"] if isinstance(token, dict) else token) or default
+
+
+def _backend(path: Path) -> hf.Tokenizer:
+    if (path / "tokenizer.json").exists():
+        source = inside(path, "tokenizer.json")
+        read_json(source)  # for an error that names the file
+        backend = hf.Tokenizer.from_file(str(source))
+        backend.no_padding()
+        backend.no_truncation()
+        return backend
+    if not ((path / "vocab.json").exists() and (path / "merges.txt").exists()):
+        raise FileNotFoundError(f"{path} has neither tokenizer.json nor vocab.json and merges.txt")
+    vocabulary = read_json(inside(path, "vocab.json"))
+    lines = inside(path, "merges.txt").read_text("utf-8").splitlines()
+    pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
+    if wrong := [pair for pair in pairs if len(pair) != 2]:
+        raise ValueError(f"{path / 'merges.txt'} has a line that is no pair: {wrong[0]}")
+    return build(vocabulary, [(a, b) for a, b in pairs])
+
+
+def build(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> hf.Tokenizer:
+    """CLIP's lower-case byte-pair encoding of a vocabulary (Radford et al. 2021, section 2.4)."""
+    backend = hf.Tokenizer(
+        models.BPE(
+            vocabulary,
+            merges,
+            unk_token=_END,
+            end_of_word_suffix="</w>",
+            continuing_subword_prefix="",
+        )
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(hf.Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(hf.Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = hf.decoders.ByteLevel()
+    return backend
+
+
+def with_concept(tokenizer: Tokenizer, name: str, count: int) -> tuple[Tokenizer, list[int]]:
+    """The tokenizer with a name for ``count`` new tokens, and their ids.
+
+    Raises:
+        ValueError: the name is a token already, or there is no token to add.
+    """
+    if not name.strip() or count < 1:
+        raise ValueError(f"a concept needs a name and a token, got {name!r} and {count}")
+    backend = hf.Tokenizer.from_str(tokenizer.backend.to_str())
+    tokens = [name, *(f"{name}_{k}" for k in range(1, count))]
+    if taken := [token for token in tokens if backend.token_to_id(token) is not None]:
+        raise ValueError(f"the tokenizer knows {', '.join(taken)} already")
+    backend.add_tokens([hf.AddedToken(token) for token in tokens])
+    concepts = {**tokenizer.concepts, **({name: " ".join(tokens)} if count > 1 else {})}
+    vocabulary = backend.get_vocab()
+    ids = [vocabulary[token] for token in tokens]
+    return tokenizer._replace(backend=backend, concepts=concepts), ids
+
+
+# ---- weights ------------------------------------------------------------------------------------
+
+_PIECES = re.compile(
+    r"\\[()\[\]\\]|[(\[]|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|[)\]]|[^\\()\[\]:]+|[\\:]"
+)
+
+
+def parse_weights(text: str) -> list[tuple[str, float]]:
+    """The parts of a prompt and their weights; brackets that are not closed count all the same.
+
+    ``parse_weights("a (red:1.5) cat") == [("a ", 1.0), ("red", 1.5), (" cat", 1.0)]``
+    """
+    parts: list[tuple[str, float]] = []
+    opened: list[tuple[str, int]] = []  # bracket, and the first part inside it
+
+    def weigh(factor: float, bracket: str) -> bool:
+        if not opened or opened[-1][0] != bracket:
+            return False
+        start = opened.pop()[1]
+        parts[start:] = [(part, weight * factor) for part, weight in parts[start:]]
+        return True
+
+    for piece in _PIECES.findall(text):
+        if piece in ("(", "["):
+            opened.append((piece, len(parts)))
+        elif piece.startswith(":") and piece.endswith(")"):
+            if not weigh(float(piece[1:-1]), "("):
+                parts.append((piece, 1.0))
+        elif piece in (")", "]"):
+            factor, bracket = (EMPHASIS, "(") if piece == ")" else (1 / EMPHASIS, "[")
+            if not weigh(factor, bracket):
+                parts.append((piece, 1.0))
+        else:
+            parts.append((piece[1:] if len(piece) == 2 and piece[0] == "\\" else piece, 1.0))
+    for bracket in [bracket for bracket, _ in reversed(opened)]:
+        weigh(EMPHASIS if bracket == "(" else 1 / EMPHASIS, bracket)
+    return _joined(parts) or [("", 1.0)]
+
+
+def _joined(parts: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Neighbours of equal weight in one, so that words are not cut at signs."""
+    out: list[tuple[str, float]] = []
+    for part, weight in parts:
+        if out and out[-1][1] == weight:
+            out[-1] = (out[-1][0] + part, weight)
+        else:
+            out.append((part, weight))
+    return out

@@ -1,0 +1,226 @@
+r"""The first stage of latent diffusion as a `Task`: an autoencoder against a discriminator.
+
+Rombach et al. 2022, appendix G; Esser et al. 2021, eq. 5-7. Two players share one loss: each
+term stops the gradient at the other player's parameters, so that one backward pass serves both.
+LDM alternates instead: its discriminator sees the reconstruction of the updated autoencoder.
+
+Config sections read here: ``network`` and ``loss``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, Posterior, Quantized, VQModel
+from diffjax.nets.discriminator import PatchGAN
+from diffjax.nets.perceptual import LPIPS, classifier_distance
+from diffjax.types import Array, PyTree, Task, build, choose
+
+AUTOENCODERS = {"kl": AutoencoderKL, "vq": VQModel}
+PIXEL_LOSSES = {"l1": jnp.abs, "l2": jnp.square}
+PERCEPTUAL = ("lpips", "classifier", "none")
+USAGE_DECAY = 0.99  # of the average that says which codes are dead
+
+Frozen = Mapping[str, PyTree]
+
+
+def make_autoencoder(section: Any, channels: int) -> Autoencoder:
+    """The network of a config section ``{"name": "kl" | "vq", ...}``.
+
+    Args:
+        channels: of the images.
+
+    Raises:
+        ValueError: unknown name or options, listing the choices.
+    """
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()}
+    name = str(options.pop("name"))
+    dtype = jnp.dtype(options.pop("dtype", "float32"))
+    options |= {"out_channels": channels, "dtype": None if dtype == jnp.float32 else dtype}
+    return build("autoencoder", name, AUTOENCODERS, options)
+
+
+def perceptual_distance(frozen: Frozen | None, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Distance (B,) by whichever network there is: ``lpips``, ``classifier``, or none (0)."""
+    frozen = frozen or {}
+    if "lpips" in frozen:
+        widths = tuple(frozen["lpips"][f"lin{i}.model.1"]["kernel"].shape[2] for i in range(5))
+        out: Any = LPIPS(widths).apply({"params": frozen["lpips"]}, x, y)
+        return out
+    if "classifier" in frozen:
+        return classifier_distance(frozen["classifier"], x, y)
+    return jnp.zeros(len(x))
+
+
+def adaptive_weight(nll: Array, adversarial: Array, limit: float = 1e4) -> Array:
+    """``|grad nll| / (|grad adversarial| + 1e-4)``, at most ``limit`` (Esser et al. 2021, eq. 7).
+
+    Args:
+        nll, adversarial: gradients of both terms at the last layer.
+    """
+    norms = jnp.sqrt((nll**2).sum()), jnp.sqrt((adversarial**2).sum())
+    return jax.lax.stop_gradient(jnp.clip(norms[0] / (norms[1] + 1e-4), 0.0, limit))
+
+
+def hinge(real: Array, fake: Array) -> Array:
+    """``(mean relu(1 - real) + mean relu(1 + fake)) / 2`` of logits."""
+    return 0.5 * (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean())
+
+
+def make_autoencoder_task(config: Any, image_shape: tuple[int, int, int]) -> Task:
+    """The first-stage task of a config.
+
+    The loss is ``nll + on w adversarial + regularizer + on hinge`` with ``on = step >=
+    disc_start`` and ``w = disc_weight * adaptive_weight``. ``nll`` is ``|x - x_hat|`` (or its
+    square) plus the weighted perceptual distance, summed over an image for a KL autoencoder and
+    averaged for a codebook, as released with the papers.
+
+    Parameters are those of the autoencoder and, under ``discriminator``, those of the other
+    player. ``frozen`` may hold a perceptual network, see `perceptual_distance`. ``extra`` holds
+    the batch statistics of the discriminator and, for a codebook, the running share of latents
+    that fall to each code. There is no `sample`: latents have no model yet.
+
+    Raises:
+        ValueError: unknown names or options.
+    """
+    net, section = make_autoencoder(config.network, image_shape[-1]), config.loss
+    choose("perceptual network", section.perceptual, dict.fromkeys(PERCEPTUAL))
+    pixel = choose("pixel loss", section.pixel, PIXEL_LOSSES)
+    judge = PatchGAN(section.disc_channels, section.disc_layers) if section.disc_weight else None
+
+    def init(key: jax.Array, frozen: Any, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
+        image = batch["image"]
+        if tuple(image.shape[1:]) != tuple(image_shape):
+            raise ValueError(f"images of shape {image_shape} expected, got {image.shape[1:]}")
+        params, extra = dict(net.init(key, image)["params"]), {}
+        if isinstance(net, VQModel):
+            extra["usage"] = jnp.full(net.codes, 1 / net.codes)
+        if judge is not None:
+            made = judge.init(jax.random.fold_in(key, 1), image)
+            params["discriminator"], extra["statistics"] = made["params"], made["batch_stats"]
+        return params, extra
+
+    def nll(frozen: Any, x: jax.Array, x_hat: jax.Array) -> Array:
+        distance = section.perceptual_weight * perceptual_distance(frozen, x, x_hat)
+        each = pixel(x - x_hat) + distance[:, None, None, None]
+        return each.mean() if isinstance(net, VQModel) else each.sum() / len(x)
+
+    def loss(
+        params: PyTree,
+        frozen: Any,
+        extra: PyTree,
+        key: jax.Array,
+        step: Array,
+        batch: Mapping[str, Array],
+    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+        x, stop = batch["image"], jax.lax.stop_gradient
+        own = {k: v for k, v in params.items() if k != "discriminator"}
+        x_hat, code = _forward(net, own, key, x)
+        fixed = stop(x_hat)
+        value, pull = jax.value_and_grad(nll, argnums=2)(frozen, x, fixed)
+        metrics = {"nll": value, "psnr": _psnr(x, fixed)}
+        total: Array = jnp.zeros(())
+        if judge is not None:
+            on = jnp.where(step >= section.disc_start, 1.0, 0.0)
+            hinged, statistics, shown = _judged(judge, params, extra, x, fixed)
+            gain, gain_pull = _adversarial(judge, params, extra, fixed)
+            weight = on * section.disc_weight
+            if section.adaptive:
+                last = _last_layer(net, own, key, x)
+                weight = weight * adaptive_weight(last(pull), last(gain_pull))
+            value, pull = value + weight * gain, pull + weight * gain_pull
+            total = on * hinged
+            extra = {**extra, "statistics": statistics}
+            metrics |= {"adversarial": gain, "weight": weight, "discriminator": hinged, **shown}
+        # Both terms have been taken back to x_hat already, for the weight: go on from there.
+        carried = (pull * x_hat).sum()
+        total = total + value + carried - stop(carried)
+        regular, extra, shown = _regularizer(section, own, extra, code)
+        return total + regular, (extra, {"loss": total + regular, **metrics, **shown})
+
+    return Task(init, loss, None)
+
+
+def _forward(net: Any, own: PyTree, key: jax.Array, x: Array) -> tuple[Array, Any]:
+    """Reconstruction, and its posterior (sampled from) or codes."""
+    if isinstance(net, VQModel):
+        return net.apply({"params": own}, x)
+    b, h, w, _ = x.shape
+    eps = jax.random.normal(key, (b, h // net.factor, w // net.factor, net.latent_channels))
+    return net.apply({"params": own}, x, eps)
+
+
+def _last_layer(net: Any, own: PyTree, key: jax.Array, x: Array) -> Any:
+    """What takes a gradient at the reconstruction back to the kernel of the last convolution."""
+    own = jax.lax.stop_gradient(own)
+    decoder = own["decoder"]
+    bias = decoder["conv_out"]["bias"]
+
+    def apply(kernel: Array) -> Array:
+        changed = {**decoder, "conv_out": {"kernel": kernel, "bias": bias}}
+        return _forward(net, {**own, "decoder": changed}, key, x)[0]
+
+    pull = jax.vjp(apply, decoder["conv_out"]["kernel"])[1]
+    return lambda gradient: pull(gradient)[0]
+
+
+def _judged(
+    judge: PatchGAN, params: PyTree, extra: PyTree, x: Array, x_hat: Array
+) -> tuple[Array, PyTree, dict[str, Array]]:
+    """Hinge loss of the discriminator, its new statistics, and mean logits."""
+    given, statistics = {"params": params["discriminator"]}, extra["statistics"]
+    logits = []
+    for images in (x, x_hat):
+        out, changed = judge.apply({**given, "batch_stats": statistics}, images, mutable=True)
+        statistics = changed["batch_stats"]
+        logits.append(out)
+    real, fake = logits
+    return hinge(real, fake), statistics, {"real": real.mean(), "fake": fake.mean()}
+
+
+def _adversarial(
+    judge: PatchGAN, params: PyTree, extra: PyTree, x_hat: Array
+) -> tuple[Array, Array]:
+    """``-mean D(x_hat)`` and its gradient; the discriminator stays as it is."""
+    given = {"params": params["discriminator"], "batch_stats": extra["statistics"]}
+    fixed = jax.lax.stop_gradient(given)
+
+    def value(images: Array) -> Array:
+        return -judge.apply(fixed, images, mutable=["batch_stats"])[0].mean()
+
+    return jax.value_and_grad(value)(x_hat)
+
+
+def _regularizer(
+    section: Any, own: PyTree, extra: PyTree, code: Posterior | Quantized
+) -> tuple[Array, PyTree, dict[str, Array]]:
+    """What keeps the latents in bounds, with the statistics it changes."""
+    if isinstance(code, Posterior):
+        kl = code.kl().mean()
+        return section.kl_weight * kl, extra, {"kl": kl}
+    codebook, commitment = code.codebook.mean(), code.commitment.mean()
+    counts = jnp.zeros_like(extra["usage"]).at[code.indices].add(1.0)
+    share = counts / code.indices.size
+    usage = USAGE_DECAY * extra["usage"] + (1 - USAGE_DECAY) * share
+    dead = usage * len(usage) < section.dead
+    table = own["quantize"]["embedding"]["embedding"]
+    far = (dead[:, None] * (table - code.anchors) ** 2).mean(-1).sum() / jnp.maximum(dead.sum(), 1)
+    value = section.codebook_weight * (codebook + far) + section.commitment_weight * commitment
+    entropy = -(share * jnp.log(jnp.maximum(share, 1e-10))).sum()
+    shown = {
+        "codebook": codebook,
+        "commitment": commitment,
+        "codes_alive": 1 - dead.mean(),
+        "perplexity": jnp.exp(entropy),
+    }
+    return value, {**extra, "usage": usage}, shown
+
+
+def _psnr(x: Array, x_hat: Array) -> Array:
+    """Peak signal-to-noise ratio in dB of images in [-1, 1], mean over the batch."""
+    square = ((x - jnp.clip(x_hat, -1, 1)) ** 2).mean((1, 2, 3))
+    return (10 * jnp.log10(4 / jnp.maximum(square, 1e-10))).mean()

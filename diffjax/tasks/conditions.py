@@ -1,0 +1,259 @@
+"""What a diffusion model is told: made from a batch, dropped for guidance, encoded for the network.
+
+| ``cond.context`` | the network sees |
+|---|---|
+| (empty) | the label, if ``network.conditional``, as part of the time embedding |
+| label | a learned token per class that it attends to (LDM's class-conditional ImageNet) |
+| text | the tokens of a transformer trained with it (LDM's text-to-image) |
+| clip | the tokens of a frozen CLIP text encoder, ``frozen["text_encoder"]`` |
+
+| ``cond.concat`` | joined to the channels of z |
+|---|---|
+| superres | the image shrunk to the size of z (area average) |
+| inpaint | the image with a hole, encoded, and the hole |
+| map | one channel per class of ``batch["mask"]``, its share of each pixel of z |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffjax.nets.text import CLIPText, TextTransformer
+from diffjax.tasks.latents import Space
+from diffjax.types import Array, Cond, PyTree, build, choose
+
+Batch = Mapping[str, Array]
+HOLE = (0.25, 0.75)  # sides of the rectangles that inpainting is trained on, of the image's
+
+
+class Condition(NamedTuple):
+    """How a model is conditioned. A raw condition is a dict of (B, ...) arrays, or None.
+
+    Attributes:
+        take: ``(batch, key) -> raw condition``; None if there is no condition at all.
+        null: ``raw -> raw`` that says nothing; what is joined to the channels stays.
+        init: ``key -> `` parameters to train beside those of the network.
+        encode: ``(params, frozen, extra, raw) -> `` what the network reads.
+        example: what the network reads, of batch size 1, for its initialisation.
+        guided: whether `null` says less than the condition.
+        names: entries of a raw condition.
+        needs: entries of a batch beside ``label`` that `take` reads.
+    """
+
+    take: Callable[[Batch, jax.Array], Cond]
+    null: Callable[[Cond], Cond]
+    init: Callable[[jax.Array], dict[str, PyTree]]
+    encode: Callable[[PyTree, PyTree, PyTree, Cond], Cond]
+    example: Cond
+    guided: bool
+    names: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+class _Part(NamedTuple):
+    """One entry of a raw condition, and what it becomes."""
+
+    name: str
+    take: Callable[[Batch, jax.Array], Any]
+    null: Callable[[Any], Any]
+    encode: Callable[[PyTree, PyTree, PyTree, Any], dict[str, Array]]
+    example: Mapping[str, Array]
+    needs: tuple[str, ...]
+    init: Callable[[jax.Array], dict[str, PyTree]] = lambda key: {}
+
+
+def make_condition(config: Any, space: Space, num_classes: int) -> Condition:
+    """The condition that a config describes; see the tables above.
+
+    Args:
+        num_classes: classes of the data.
+
+    Raises:
+        ValueError: an unknown kind, or one that these data cannot have.
+    """
+    section = config.get("cond", None) or {}
+    context, concat = section.get("context", ""), section.get("concat", "")
+    choose("context", context, {"": 0, **_CONTEXTS})
+    choose("concatenation", concat, {"": 0, **_CONCATS})
+    parts = []
+    if config.network.get("conditional", False) and num_classes:
+        parts.append(_label(num_classes))
+    if context:
+        parts.append(_CONTEXTS[context](config, num_classes))
+    guided = bool(parts)
+    if concat:
+        parts.append(_CONCATS[concat](config, space))
+    return _joined(parts, guided)
+
+
+def _joined(parts: list[_Part], guided: bool) -> Condition:
+    def take(batch: Batch, key: jax.Array) -> Cond:
+        return {p.name: p.take(batch, key) for p in parts} or None
+
+    def null(raw: Cond) -> Cond:
+        return {p.name: p.null(raw[p.name]) for p in parts} or None
+
+    def init(key: jax.Array) -> dict[str, PyTree]:
+        return {k: v for p in parts for k, v in p.init(key).items()}
+
+    def encode(params: PyTree, frozen: PyTree, extra: PyTree, raw: Cond) -> Cond:
+        encoded = [p.encode(params, frozen, extra, raw[p.name]) for p in parts]
+        return {k: v for part in encoded for k, v in part.items()} or None
+
+    example = {k: v for p in parts for k, v in p.example.items()} or None
+    needs = tuple(n for p in parts for n in p.needs)
+    names = tuple(p.name for p in parts)
+    return Condition(take, null, init, encode, example, guided, names, needs)
+
+
+def _same(name: str) -> Callable[..., dict[str, Array]]:
+    return lambda params, frozen, extra, value: {name: value}
+
+
+def _label(classes: int) -> _Part:
+    return _Part(
+        "label",
+        lambda batch, key: batch["label"],
+        lambda label: jnp.full_like(label, classes),
+        _same("label"),
+        {"label": jnp.zeros(1, jnp.int32)},
+        (),
+    )
+
+
+# ---- tokens -------------------------------------------------------------------------------------
+
+
+def _label_token(config: Any, classes: int) -> _Part:
+    if not classes:
+        raise ValueError("cond.context=label needs data with classes: set data.num_classes")
+    width = config.network.context_dim
+
+    def init(key: jax.Array) -> dict[str, PyTree]:
+        table = jax.random.normal(jax.random.fold_in(key, 3), (classes + 1, width))
+        return {"label_encoder": {"embedding": table}}
+
+    def encode(params: PyTree, frozen: PyTree, extra: PyTree, label: Array) -> dict[str, Array]:
+        return {"context": params["label_encoder"]["embedding"][label][:, None]}
+
+    example = {"context": jnp.zeros((1, 1, width))}
+    return _label(classes)._replace(encode=encode, example=example, init=init)
+
+
+def _text(config: Any, classes: int) -> _Part:
+    section, width = config.cond, config.network.context_dim
+    options = dict(section.get("text", None) or {})
+    net = build("text encoder", "text", {"text": TextTransformer}, {**options, "features": width})
+
+    def init(key: jax.Array) -> dict[str, PyTree]:
+        ids = jnp.zeros((1, net.positions), jnp.int32)
+        return {"text_encoder": net.init(jax.random.fold_in(key, 3), ids)["params"]}
+
+    def encode(params: PyTree, frozen: PyTree, extra: PyTree, ids: Array) -> dict[str, Array]:
+        return {"context": net.apply({"params": params["text_encoder"]}, ids)}
+
+    return _tokens(width, encode)._replace(init=init)
+
+
+def make_clip(config: Any) -> CLIPText:
+    """The frozen text encoder of a config; its width is that of the network's context.
+
+    Raises:
+        ValueError: unknown options in ``cond.text``.
+    """
+    options = dict(config.cond.get("text", None) or {})
+    options["features"] = config.network.context_dim
+    return build("text encoder", "clip", {"clip": CLIPText}, options)
+
+
+def _clip(config: Any, classes: int) -> _Part:
+    width, net = config.network.context_dim, make_clip(config)
+
+    def encode(params: PyTree, frozen: PyTree, extra: PyTree, ids: Array) -> dict[str, Array]:
+        out: Any = net.apply({"params": frozen["text_encoder"]}, ids)
+        return {"context": jax.lax.stop_gradient(out.last)}
+
+    return _tokens(width, encode)
+
+
+def _tokens(width: int, encode: Callable[..., dict[str, Array]]) -> _Part:
+    """Token ids ``batch["text"]`` (B, M); zeros, the empty text, say nothing."""
+    return _Part(
+        "text",
+        lambda batch, key: batch["text"],
+        jnp.zeros_like,
+        encode,
+        {"context": jnp.zeros((1, 1, width))},
+        ("text",),
+    )
+
+
+_CONTEXTS = {"label": _label_token, "text": _text, "clip": _clip}
+
+
+# ---- channels -----------------------------------------------------------------------------------
+
+
+def area(images: Array, shape: tuple[int, int, int]) -> Array:
+    """Images (B, H, W, C) averaged to the height and width of ``shape``."""
+    b, height, width, c = images.shape
+    h, w, _ = shape
+    return images.reshape(b, h, height // h, w, width // w, c).mean((2, 4))
+
+
+def _superres(config: Any, space: Space) -> _Part:
+    channels = config.data.channels
+    return _Part(
+        "low",
+        lambda batch, key: area(batch["image"], space.shape),
+        lambda low: low,
+        _same("concat"),
+        {"concat": jnp.zeros((1, *space.shape[:2], channels))},
+        ("image",),
+    )
+
+
+def holes(key: jax.Array, images: Array) -> Array:
+    """Rectangles (B, H, W, 1) of ones in images' shape, sides and places at random."""
+    b, height, width, _ = images.shape
+    u = jax.random.uniform(key, (4, b, 1, 1))
+    sides = HOLE[0] + (HOLE[1] - HOLE[0]) * u[:2]
+    starts = u[2:] * (1 - sides)
+    y, x = (jnp.arange(height) + 0.5) / height, (jnp.arange(width) + 0.5) / width
+    rows = (y[:, None] >= starts[0]) & (y[:, None] < starts[0] + sides[0])
+    columns = (x >= starts[1]) & (x < starts[1] + sides[1])
+    return (rows & columns)[..., None].astype(jnp.float32)
+
+
+def _inpaint(config: Any, space: Space) -> _Part:
+    def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
+        hole = holes(jax.random.fold_in(key, 4), batch["image"])
+        return {"image": batch["image"] * (1 - hole), "hole": hole}
+
+    def encode(params: PyTree, frozen: PyTree, extra: PyTree, raw: Any) -> dict[str, Array]:
+        seen = space.encode(frozen, extra, raw["image"])
+        return {"concat": jnp.concatenate([seen, area(raw["hole"], space.shape)], axis=-1)}
+
+    h, w, c = space.shape
+    return _Part(
+        "hole", take, lambda raw: raw, encode, {"concat": jnp.zeros((1, h, w, c + 1))}, ("image",)
+    )
+
+
+def _map(config: Any, space: Space) -> _Part:
+    classes = config.cond.map_classes
+
+    def take(batch: Batch, key: jax.Array) -> Array:
+        return area(jax.nn.one_hot(batch["mask"], classes), space.shape)
+
+    shape = (1, *space.shape[:2], classes)
+    return _Part(
+        "map", take, lambda value: value, _same("concat"), {"concat": jnp.zeros(shape)}, ("mask",)
+    )
+
+
+_CONCATS = {"superres": _superres, "inpaint": _inpaint, "map": _map}

@@ -1,0 +1,120 @@
+"""Where diffusion happens: on pixels, or on the latents of a frozen autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffjax.nets.autoencoder import Autoencoder, VQModel
+from diffjax.tasks.autoencoder import make_autoencoder
+from diffjax.types import Array, PyTree
+
+Frozen = Mapping[str, PyTree]
+
+
+class Space(NamedTuple):
+    """What a diffusion model sees instead of images.
+
+    Attributes:
+        shape: (h, w, c).
+        extra: initial statistics.
+        enter: ``(frozen, extra, key, batch) -> (x, extra)``, no gradient.
+        encode: ``(frozen, extra, images) -> x`` without noise, for conditions.
+        leave: ``(frozen, extra, x) -> images``.
+        net: the autoencoder, or None for pixels.
+    """
+
+    shape: tuple[int, int, int]
+    extra: dict[str, Array]
+    enter: Callable[..., tuple[Array, PyTree]]
+    encode: Callable[..., Array]
+    leave: Callable[..., Array]
+    net: Autoencoder | None = None
+
+
+def pixels(image_shape: tuple[int, int, int]) -> Space:
+    """Images as they are."""
+    return Space(
+        image_shape,
+        {},
+        lambda frozen, extra, key, batch: (batch["image"], extra),
+        lambda frozen, extra, images: images,
+        lambda frozen, extra, x: x,
+    )
+
+
+def make_space(config: Any, image_shape: tuple[int, int, int]) -> Space:
+    """The space of a config: latents if it has a section ``autoencoder``.
+
+    ``frozen["autoencoder"]`` holds the parameters. The diffusion model sees ``scale * z``. With
+    ``autoencoder.scale`` 0 the scale is measured once, ``1 / std(z)`` of the first batch (Rombach
+    et al. 2022, appendix G), and kept in ``extra["latent_scale"]``.
+
+    A batch has either ``image``, or ``moments`` from `moments`, written to disk beforehand: the
+    same key draws the same posterior sample from either.
+
+    Raises:
+        ValueError: unknown options, or images that the autoencoder cannot halve so often.
+    """
+    section = config.get("autoencoder", None)
+    if not section:
+        return pixels(image_shape)
+    options = {k: v for k, v in dict(section).items() if k not in ("weights", "scale")}
+    net = make_autoencoder(options, image_shape[-1])
+    height, width, _ = image_shape
+    if height % net.factor or width % net.factor:
+        raise ValueError(
+            f"images of {height}x{width} do not divide by the factor {net.factor} of the "
+            "autoencoder; set --config.data.image_size"
+        )
+    shape = (height // net.factor, width // net.factor, net.embed_channels)
+    stop = jax.lax.stop_gradient
+
+    def enter(
+        frozen: Frozen, extra: PyTree, key: jax.Array, batch: Mapping[str, Array]
+    ) -> tuple[Array, PyTree]:
+        stored = batch.get("moments")
+        if stored is None:
+            stored = moments(net, frozen["autoencoder"], batch["image"])
+        z = stop(draw(net, stored, key))
+        scale = extra["latent_scale"]
+        scale = jnp.where(scale > 0, scale, 1 / z.std())
+        return z * scale, {**extra, "latent_scale": scale}
+
+    def encode(frozen: Frozen, extra: PyTree, images: Array) -> Array:
+        stored = moments(net, frozen["autoencoder"], images)
+        return stop(stored[..., : shape[-1]]) * extra["latent_scale"]
+
+    def leave(frozen: Frozen, extra: PyTree, x: Array) -> Array:
+        z = x / extra["latent_scale"]
+        return _run(net, frozen["autoencoder"], z, net.decode)
+
+    scale = jnp.asarray(section.get("scale", 0.0), jnp.float32)
+    return Space(shape, {"latent_scale": scale}, enter, encode, leave, net)
+
+
+def moments(net: Autoencoder, params: PyTree, images: Array) -> Array:
+    """What is worth storing of the latents: (B, h, w, 2C) mean and log-variance, or (B, h, w, C).
+
+    A codebook's latents are not yet quantised: a diffusion model learns those, and the decoder
+    quantises what it makes.
+    """
+    code = _run(net, params, images, net.encode)
+    if isinstance(net, VQModel):
+        return code
+    return jnp.concatenate([code.mean, code.logvar], axis=-1)
+
+
+def draw(net: Autoencoder, stored: Array, key: jax.Array) -> Array:
+    """A sample (B, h, w, C) of `moments`."""
+    if isinstance(net, VQModel):
+        return stored
+    mean, logvar = jnp.split(stored, 2, axis=-1)
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+
+
+def _run(net: Autoencoder, params: PyTree, value: Array, method: Any) -> Any:
+    return net.apply({"params": params}, value, method=method)

@@ -1,0 +1,71 @@
+"""Write the latents of a data set once, so that training on them need not encode again.
+
+    python -m experiments.encode --config=configs/ldm.py:fashion_mnist \\
+        --config.autoencoder.weights=runs/ae --out=runs/latents
+    python -m experiments.train --config=configs/ldm.py:fashion_mnist --workdir=runs/ldm \\
+        --config.autoencoder.weights=runs/ae \\
+        --config.data.name=latents --config.data.dir=runs/latents
+
+Mean and log-variance are stored, in float32: with the same seed, training draws the same posterior
+samples, and its losses are those of encoding on the fly. Images are not flipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags, logging
+from tqdm import tqdm
+
+from diffjax import data
+from diffjax.data import latents
+from diffjax.tasks.latents import moments
+from diffjax.train.frozen import content_hash
+from experiments import common, frozen
+
+OUT = flags.DEFINE_string("out", None, "Folder for the latents; a sub-folder per split.")
+SPLITS = flags.DEFINE_list("splits", ["train"], "Splits to encode.")
+BATCH = 64
+
+
+def encoded(cfg: Any, source: data.Source, params: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of latents, labels and texts in the order of the source."""
+    net = frozen.autoencoder_of(cfg)
+    run = jax.jit(lambda params, images: moments(net, params, images))
+    for start in tqdm(range(0, len(source), BATCH), desc="encoding", unit="batch"):
+        batch = data.batch_of(source, np.arange(start, min(start + BATCH, len(source))))
+        images = batch.pop("image")
+        padding = [(0, BATCH - len(images))] + [(0, 0)] * 3
+        stored = np.asarray(run(params, np.pad(images, padding)))[: len(images)]
+        kept = {k: v for k, v in batch.items() if k in ("label", "text")}
+        yield {"moments": stored, **kept}
+
+
+def main() -> None:
+    cfg = common.config()
+    if not OUT.value:
+        raise common.UsageError("--out=FOLDER is needed: where the latents go")
+    if not cfg.get("autoencoder", None):
+        raise common.UsageError("this config has no section autoencoder; use one of configs/ldm.py")
+    out = Path(OUT.value)
+    params = frozen.load(cfg, out, fresh=True)["autoencoder"]
+    for split in SPLITS.value:
+        source = common.source_of(cfg, split)
+        latents.write(
+            out / split,
+            encoded(cfg, source, params),
+            count=len(source),
+            image_shape=common.image_shape(cfg),
+            num_classes=source.num_classes,
+            levels=source.levels,
+            encoder=content_hash(params),
+        )
+        logging.info("%d latents in %s", len(source), out / split)
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,174 @@
+"""What a run reads but does not train: autoencoder, text encoder, a ControlNet's base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from ml_collections import ConfigDict
+
+from diffjax import metrics
+from diffjax.pretrained import load_model
+from diffjax.pretrained.files import open_safetensors
+from diffjax.pretrained.perceptual import load_lpips
+from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
+from diffjax.tasks import make_autoencoder
+from diffjax.tasks.conditions import make_clip
+from diffjax.train import Checkpoints
+from diffjax.train.frozen import read
+from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
+from experiments import common, controlled, weights
+
+RANDOM = "random"  # in place of weights: untrained, for tests
+
+
+def abstract(cfg: ConfigDict) -> Any:
+    """Shapes of what diffusion reads, or None; a perceptual network is left out."""
+    out: dict[str, Any] = {}
+    if cfg.get("autoencoder", None):
+        net = autoencoder_of(cfg)
+        size, channels = net.factor, cfg.data.channels
+        image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+        out["autoencoder"] = jax.eval_shape(net.init, jax.random.key(0), image)["params"]
+    if cfg.get("cond", {}).get("context", "") == "clip":
+        net = make_clip(cfg)
+        ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        out["text_encoder"] = jax.eval_shape(net.init, jax.random.key(0), ids)["params"]
+    if cfg.task == "controlnet":
+        out |= controlled.abstract(cfg)
+    return out or None
+
+
+def autoencoder_of(cfg: ConfigDict) -> Any:
+    """The autoencoder that a latent diffusion config describes."""
+    options = {k: v for k, v in cfg.autoencoder.items() if k not in ("weights", "scale")}
+    return make_autoencoder(options, cfg.data.channels)
+
+
+def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
+    """Everything frozen that a config asks for, or None.
+
+    A run stores what it was trained with in its workdir, from where it is read afterwards; the
+    folders that the config names need not exist any more.
+
+    Args:
+        fresh: read what the config names, for training; the trainer compares it with what is
+            stored.
+
+    Raises:
+        UsageError: weights are needed and not given, or do not fit the config.
+    """
+    if cfg.task == "autoencoder":
+        return _perceptual(cfg)
+    if common.WEIGHTS.value and abstract(cfg):
+        return weights.read_frozen(Path(common.WEIGHTS.value), abstract(cfg))
+    if not fresh and (stored := _stored(cfg, folder)):
+        return stored
+    out: dict[str, Any] = {}
+    if cfg.get("autoencoder", None):
+        out["autoencoder"] = _autoencoder(cfg)
+    if cfg.get("cond", {}).get("context", "") == "clip":
+        out["text_encoder"] = _text_encoder(cfg)
+    if cfg.task == "controlnet":
+        out |= controlled.load_base(cfg)
+    return out or None
+
+
+def _perceptual(cfg: ConfigDict) -> Any:
+    kind, where = cfg.loss.perceptual, cfg.loss.perceptual_weights
+    if kind == "lpips":
+        if not where:
+            raise common.UsageError(
+                "loss.perceptual=lpips needs --config.loss.perceptual_weights=FILE: LPIPS as "
+                "safetensors, which docs/latent_diffusion.md says how to make. Without it, use "
+                "--config.loss.perceptual=classifier (for data sets with a classifier of ours: "
+                f"{', '.join(metrics.features.VERSIONS)}) or none"
+            )
+        return {"lpips": load_lpips(where)}
+    if kind == "classifier":
+        return {"classifier": metrics.feature_network(where or cfg.data.name).params}
+    return None
+
+
+def _text_encoder(cfg: ConfigDict) -> Any:
+    if not cfg.cond.weights:
+        raise common.UsageError(
+            "cond.context=clip needs --config.cond.weights=FOLDER: a text_encoder of transformers"
+        )
+    params = load_model(cfg.cond.weights).params
+    try:
+        return _on_device(from_state_dict(to_state_dict(params), abstract(cfg)["text_encoder"]))
+    except ValueError as error:
+        raise common.UsageError(
+            f"the text encoder in {cfg.cond.weights} is not the one of config.cond.text: {error}"
+        ) from error
+
+
+def _stored(cfg: ConfigDict, folder: Path) -> Any:
+    """What the newest checkpoint of a workdir was trained with; None if there is none."""
+    shapes, steps = abstract(cfg), folder / "checkpoints"
+    if shapes is None or not steps.is_dir():
+        return None
+    checkpoints = Checkpoints(steps)
+    newest = checkpoints.newest()
+    if newest is None:
+        return None
+    placed = with_sharding(shapes, tree_sharding(shapes, make_mesh(cfg.mesh)))
+    return read(folder / "frozen", checkpoints.metadata(newest)["frozen"], placed)
+
+
+def _autoencoder(cfg: ConfigDict) -> Any:
+    like = abstract(cfg)["autoencoder"]
+    where = cfg.autoencoder.weights
+    if not where:
+        raise common.UsageError(
+            "--config.autoencoder.weights is needed: the workdir of a trained autoencoder, its "
+            "exported .safetensors, or the vae folder of a diffusers model"
+        )
+    return _random(cfg) if where == RANDOM else _fitting(Path(where), like)
+
+
+def _random(cfg: ConfigDict) -> Any:
+    logging.warning("the autoencoder is untrained: autoencoder.weights=%s is for tests", RANDOM)
+    net = autoencoder_of(cfg)
+    image = jnp.zeros((1, net.factor, net.factor, cfg.data.channels))
+    return jax.jit(net.init)(jax.random.key(0), image)["params"]
+
+
+def _fitting(where: Path, like: Any) -> Any:
+    """The autoencoder in a workdir, exported file or diffusers folder, as the config describes it.
+
+    Raises:
+        UsageError: there is none, or one of another shape; both shapes are named.
+    """
+    try:
+        state = {k: v for k, v in _state(where).items() if not k.startswith("discriminator.")}
+        return _on_device(from_state_dict(state, like))
+    except ValueError as error:
+        raise common.UsageError(
+            f"the autoencoder in {where} is not the one of config.autoencoder: {error}"
+        ) from error
+
+
+def _state(where: Path) -> dict[str, Any]:
+    if where.suffix == ".safetensors":
+        file = open_safetensors(where)
+        return {key: file[key] for key in file if not key.startswith("extra")}
+    if not (where / "config.json").is_file():
+        raise common.UsageError(f"{where} is no workdir, diffusers folder or .safetensors file")
+    config = json.loads((where / "config.json").read_text())
+    if "_class_name" in config:
+        return to_state_dict(load_model(where).params)
+    if config.get("task") != "autoencoder":
+        raise common.UsageError(f"{where} holds a run of task {config.get('task')!r}")
+    stored = common.stored_config(where)
+    state = common.restore_from(stored, common.task_of(stored), where / "checkpoints")
+    return to_state_dict(state.ema)
+
+
+def _on_device(params: Any) -> Any:
+    return jax.tree.map(jnp.asarray, params)

@@ -1,0 +1,251 @@
+"""Images of prompts, from the published weights of a Stable Diffusion model.
+
+    python -m experiments.generate --model=FOLDER --prompt="a red cat" --num=4 --out=cats
+
+Writes OUT/00000.png and so on. Image k has the seed SEED + k and does not depend on how many are
+made at once. Every file holds its settings, and ``--from_image=FILE`` takes them from there; flags
+that are given besides count more. The same command again makes what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from absl import flags, logging
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+import diffjax
+from diffjax import generate
+from diffjax.pretrained import load_model
+from experiments import common
+
+ENTRY = "diffjax"  # of a PNG's text, as JSON
+_SAMPLERS, _GRIDS = ", ".join(generate.SAMPLERS), ", ".join(generate.GRIDS)
+
+flags.DEFINE_string("model", None, "diffusers folder, or a single .safetensors file.")
+flags.DEFINE_string("tokenizer", None, "Folder of a CLIP tokenizer; single files hold none.")
+flags.DEFINE_string("variant", None, "Part of the weights' file names, such as fp16.")
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Of the computation.")
+flags.DEFINE_enum(
+    "prediction",
+    None,
+    ["epsilon", "v_prediction"],
+    "Of a single file of SD 2; v_prediction if not set.",
+)
+flags.DEFINE_multi_string("lora", [], "Low-rank adapter, FILE or FILE:SCALE; several add up.")
+flags.DEFINE_multi_string("concept", [], "Textual inversion, FILE or FILE:WORD.")
+flags.DEFINE_multi_string("prompt", [], "What to show; several make --num images each.")
+flags.DEFINE_string("negative", None, "What not to show.")
+flags.DEFINE_bool("weighted", False, "Prompts with weights, as in (word:1.3), of any length.")
+flags.DEFINE_integer("clip_skip", 0, "Layers of the text encoder left out.")
+flags.DEFINE_string("sampler", None, f"The model's own if not set; or {_SAMPLERS}.")
+flags.DEFINE_integer("steps", 50, "Number of steps.")
+flags.DEFINE_string("grid", None, f"Where the steps lie: {_GRIDS}.")
+flags.DEFINE_float("eta", None, "Of the samplers ddim and tcd.")
+flags.DEFINE_float("guidance", None, "Scale; 7.5, or 5 for XL, if not set; 1: none.")
+flags.DEFINE_float("rescale", 0.0, "Guidance rescale in [0, 1].")
+flags.DEFINE_integer("height", 0, "In pixels; the model's own if 0.")
+flags.DEFINE_integer("width", 0, "Likewise.")
+flags.DEFINE_string("init_image", None, "Image to start from, or to fill in.")
+flags.DEFINE_string("mask", None, "White where --init_image is to be filled in.")
+flags.DEFINE_float("strength", None, "Share of the steps run from --init_image.")
+flags.DEFINE_multi_string("control", [], "Folder of a ControlNet.")
+flags.DEFINE_multi_string("control_image", [], "Its image; as many as --control.")
+flags.DEFINE_float("control_scale", 1.0, "Factor of what ControlNets add.")
+flags.DEFINE_string("refiner", None, "Folder or file of XL's refiner.")
+flags.DEFINE_float("refiner_start", 0.8, "Share of the denoising done before it.")
+flags.DEFINE_integer("seed", 0, "Seed of the first image.")
+flags.DEFINE_integer("num", 1, "Images per prompt.")
+flags.DEFINE_integer("batch_size", 1, "Images made at once.")
+flags.DEFINE_string("out", "generated", "Folder of the images.")
+flags.DEFINE_string("from_image", None, "Take the settings of an image that was made here.")
+
+# What an image depends on; the other flags say where, and how many at once.
+SETTINGS = (
+    *("model", "tokenizer", "variant", "dtype", "prediction", "lora", "concept", "prompt"),
+    *("negative", "weighted", "clip_skip", "sampler", "steps", "grid", "eta", "guidance"),
+    *("rescale", "height", "width", "init_image", "mask", "strength", "control"),
+    *("control_image", "control_scale", "refiner", "refiner_start", "seed"),
+)
+Settings = dict[str, Any]
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in a PNG.
+
+    Raises:
+        UsageError: there are none.
+    """
+    with PIL.Image.open(path) as picture:
+        text = getattr(picture, "text", {}).get(ENTRY)
+    if text is None:
+        raise common.UsageError(f"{path} holds no settings of experiments.generate")
+    found = json.loads(text)
+    return {name: found[name] for name in SETTINGS if name in found}
+
+
+def settings() -> Settings:
+    """The flags, and for those that were not given what --from_image holds."""
+    values = flags.FLAGS.flag_values_dict()
+    out = {name: values[name] for name in SETTINGS}
+    if values["from_image"]:
+        stored = read_settings(Path(values["from_image"]))
+        out |= {name: v for name, v in stored.items() if not flags.FLAGS[name].present}
+    for name in ("model", "prompt"):
+        if not out[name]:
+            raise common.UsageError(f"--{name} is needed, or --from_image")
+    if len(out["control"]) != len(out["control_image"]):
+        raise common.UsageError("there must be as many --control_image as --control")
+    return out
+
+
+def _split(text: str) -> tuple[str, str | None]:
+    """PATH:REST, where the path may hold colons if it exists as it is."""
+    head, colon, tail = text.rpartition(":")
+    return (head, tail) if colon and not Path(text).exists() else (text, None)
+
+
+def load(chosen: Settings, path: str) -> generate.Pipeline:
+    """The pipeline with adapters and words."""
+    pipe = generate.load(
+        path,
+        dtype=jnp.dtype(chosen["dtype"]),
+        variant=chosen["variant"],
+        tokenizer=chosen["tokenizer"],
+        prediction=chosen["prediction"],
+    )
+    for file, scale in map(_split, chosen["lora"]):
+        pipe = pipe.with_lora(file, scale=float(scale or 1))
+    for file, word in map(_split, chosen["concept"]):
+        pipe = pipe.with_concept(file, name=word)
+    return pipe
+
+
+def _open(path: str) -> PIL.Image.Image:
+    with PIL.Image.open(path) as picture:
+        picture.load()
+        return picture
+
+
+def make_request(chosen: Settings) -> generate.Request:
+    """What is asked for, without prompts and seeds."""
+    image, refiner = None, None
+    if chosen["init_image"]:
+        mask = _open(chosen["mask"]) if chosen["mask"] else None
+        image = generate.Image(_open(chosen["init_image"]), chosen["strength"], mask)
+    elif chosen["mask"]:
+        raise common.UsageError("--mask needs --init_image")
+    if chosen["refiner"]:
+        plain = {**chosen, "lora": [], "concept": []}
+        refiner = generate.Refiner(load(plain, chosen["refiner"]), chosen["refiner_start"])
+    dtype = jnp.dtype(chosen["dtype"])
+    nets = [
+        generate.Control(load_model(folder, dtype=dtype), _open(file), chosen["control_scale"])
+        for folder, file in zip(chosen["control"], chosen["control_image"], strict=True)
+    ]
+    return generate.Request(
+        "",
+        sampler=generate.Sampling(
+            chosen["sampler"], chosen["steps"], chosen["grid"], eta=chosen["eta"]
+        ),
+        guidance=generate.Guidance(chosen["guidance"], chosen["negative"], chosen["rescale"]),
+        image=image,
+        control=nets,
+        refiner=refiner,
+        size=generate.Size(chosen["height"], chosen["width"]),
+        clip_skip=chosen["clip_skip"],
+        weighted=chosen["weighted"],
+    )
+
+
+def each(chosen: Settings, num: int) -> list[Settings]:
+    """The settings of every image: one prompt and its seed."""
+    prompts = [prompt for prompt in chosen["prompt"] for _ in range(num)]
+    return [
+        {**chosen, "prompt": [prompt], "seed": chosen["seed"] + k}
+        for k, prompt in enumerate(prompts)
+    ]
+
+
+def missing(wanted: Sequence[Settings], folder: Path) -> list[int]:
+    """Which images are not there yet.
+
+    Raises:
+        UsageError: there is one of other settings.
+    """
+    out = []
+    for k, one in enumerate(wanted):
+        path = folder / f"{k:05d}.png"
+        if not path.exists():
+            out.append(k)
+        elif read_settings(path) != one:
+            raise common.UsageError(f"{path} has other settings; choose another --out")
+    return out
+
+
+def save(picture: PIL.Image.Image, path: Path, chosen: Settings) -> None:
+    """Write a PNG with its settings, all of it or nothing."""
+    info = PngInfo()
+    info.add_text(ENTRY, json.dumps({**chosen, "version": diffjax.__version__}))
+    partial = path.with_suffix(".partial")
+    picture.save(partial, "PNG", pnginfo=info)
+    partial.replace(path)
+
+
+def batches(todo: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Groups of one size, so that one program makes them; the last one is filled up."""
+    for start in range(0, len(todo), size):
+        some = list(todo[start : start + size])
+        yield some + some[-1:] * (size - len(some))
+
+
+def main() -> None:
+    chosen, values = settings(), flags.FLAGS
+    folder = Path(values.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if values.num < 1 or values.batch_size < 1:
+        raise common.UsageError("--num and --batch_size must be at least 1")
+    wanted = each(chosen, values.num)
+    todo = missing(wanted, folder)
+    if len(todo) < len(wanted):
+        logging.info("%d of %d images are there already", len(wanted) - len(todo), len(wanted))
+    if not todo:
+        return
+    pipe, request = load(chosen, chosen["model"]), make_request(chosen)
+    size = min(values.batch_size, len(wanted))
+    groups = math.ceil(len(todo) / size)
+    for some in tqdm(batches(todo, size), total=groups, desc="images", unit="batch"):
+        pictures = run(pipe, request, [wanted[k] for k in some])
+        for k, picture in dict(zip(some, pictures, strict=True)).items():
+            save(picture, folder / f"{k:05d}.png", wanted[k])
+    logging.info("%d images in %s", len(wanted), folder)
+
+
+def run(
+    pipe: generate.Pipeline, request: generate.Request, some: Sequence[Settings]
+) -> list[PIL.Image.Image]:
+    """The images of a batch, with a progress bar of its steps."""
+    fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
+    fields |= {
+        "prompt": [one["prompt"][0] for one in some],
+        "key": np.array([one["seed"] for one in some]),
+    }
+    with tqdm(desc="steps", leave=False) as bar:
+
+        def show(progress: generate.Progress) -> None:
+            bar.total = progress.count
+            bar.update()
+
+        return pipe(fields.pop("prompt"), **fields, callback=show)
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,265 @@
+"""Generations by a model in small: what depends on what, what is compiled, what is refused."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+import diffjax
+from diffjax import generate
+from diffjax.generate import program
+from tests.parity import generate_cases as g
+
+SIZE, KEYS = g.SIZE, (3, 4)
+STEPS = generate.Sampling(steps=4)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return g.pipeline("sd1")
+
+
+def _make(pipe, prompts=g.PROMPTS, **options):
+    options = {"key": KEYS, "sampler": STEPS, "size": SIZE, "output": "np", **options}
+    return pipe(prompts, **options)
+
+
+@pytest.fixture(scope="module")
+def made(pipe):
+    return _make(pipe)
+
+
+@pytest.fixture
+def compiled(made):
+    """What compiles the sampling loop during a test."""
+    seen = []
+
+    def listen(event, seconds, fun_name="", **rest):
+        if event.endswith("backend_compile_duration") and fun_name == "jit(advance)":
+            seen.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_an_image_depends_on_its_prompt_and_seed_alone(pipe, made):
+    assert made.shape == (2, SIZE, SIZE, 3)
+    assert made.dtype == np.float32 and made.min() >= 0 and made.max() <= 1
+    swapped = _make(pipe, g.PROMPTS[::-1], key=KEYS[::-1])
+    np.testing.assert_array_equal(swapped[::-1], made)
+    other = _make(pipe, key=(KEYS[0], 99))
+    np.testing.assert_array_equal(other[0], made[0])
+    assert np.abs(other[1] - made[1]).max() > 0.05
+
+
+def test_one_seed_gives_every_image_its_own(pipe):
+    keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.key(7), k))(np.arange(2))
+    wanted = _make(pipe, key=keys)
+    for key in (7, np.int64(7), jax.random.key(7)):
+        np.testing.assert_array_equal(_make(pipe, key=key), wanted)
+    several = _make(pipe, g.PROMPTS[0], num=2, key=7)
+    np.testing.assert_array_equal(several[0], wanted[0])
+
+
+def test_what_changes_compiles_nothing(pipe, made, compiled):
+    for change in (
+        dict(prompts=("dog", "!")),
+        dict(key=0),
+        dict(guidance=2.5),
+        dict(guidance=generate.Guidance(4, negative="red")),
+        dict(sampler=9),
+        dict(sampler=generate.Sampling("euler", 5, "karras")),
+        dict(sampler=generate.Sampling("euler_ancestral", 3)),
+        dict(sampler=generate.Sampling("ddim", 4, eta=0.5)),
+        dict(clip_skip=1),
+    ):
+        assert np.abs(_make(pipe, **change) - made).max() > 1e-3, change
+    assert not compiled
+    _make(pipe, guidance=1)  # one pass of the network instead of two
+    assert len(compiled) == 1
+
+
+def test_step_by_step_gives_the_same_bits(pipe, made, compiled):
+    request = generate.Request(g.PROMPTS, KEYS, STEPS, size=SIZE)
+    seen = list(pipe.steps(request))
+    assert [(p.i, p.count) for p in seen] == [(k, 4) for k in range(4)]
+    np.testing.assert_array_equal(pipe.decode(seen[-1].step.run.z, "np"), made)
+    assert not compiled
+    assert isinstance(seen[0].images()[0], PIL.Image.Image)
+
+
+def test_callbacks_edit_and_interrupt(pipe, made):
+    calls = []
+
+    def stop(progress):
+        calls.append(progress.i)
+        return progress.i == 1
+
+    early = _make(pipe, callback=stop)
+    assert calls == [0, 1]
+    assert np.abs(early - made).max() > 1e-3
+
+    def scale(progress):
+        if progress.i == 1:
+            progress.edit(progress.step.run.z * 1.5)
+
+    assert np.abs(_make(pipe, callback=scale) - made).max() > 1e-3
+    np.testing.assert_array_equal(_make(pipe, callback=lambda progress: None), made)
+
+
+def test_given_latents_and_embeddings(pipe, made):
+    noise = program.draw(generate.scene.make_keys(KEYS, 2), (SIZE // 2, SIZE // 2, 4), 1)
+    np.testing.assert_array_equal(_make(pipe, latents=noise, size=None), made)
+    embedding = pipe.embed(g.PROMPTS)
+    np.testing.assert_array_equal(_make(pipe, embedding), made)
+    negative = generate.Guidance(negative=pipe.embed([""]))
+    np.testing.assert_array_equal(_make(pipe, guidance=negative), made)
+
+
+def test_outputs(pipe, made):
+    latents = _make(pipe, output="latent")
+    assert latents.shape == (2, SIZE // 2, SIZE // 2, 4)
+    np.testing.assert_array_equal(pipe.decode(latents, "np"), made)
+    pictures = _make(pipe, output="pil")
+    np.testing.assert_array_equal(np.asarray(pictures[1]), np.rint(made[1] * 255))
+
+
+def test_embeddings_and_images_are_encoded_once(pipe, monkeypatch):
+    calls = []
+    monkeypatch.setattr(generate.pipeline, "encode", lambda *a, **k: calls.append(a[1]) or 1 / 0)
+    pipe.embed(g.PROMPTS)  # known by now
+    with pytest.raises(ZeroDivisionError):
+        pipe.embed(["a new one"])
+    assert calls == ["a new one"]
+
+
+def test_a_folder_holds_all_of_it(pipe, made, compiled, tmp_path):
+    pipe.save(tmp_path)
+    loaded = diffjax.load(tmp_path)
+    np.testing.assert_array_equal(_make(loaded), made)
+    assert not compiled
+    assert loaded.parts.manifest["_class_name"] == "StableDiffusionPipeline"
+
+
+def test_the_compilation_cache_is_on(pipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pipe.save(tmp_path / "model")
+    chosen = jax.config.values["jax_compilation_cache_dir"]
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        diffjax.load(tmp_path / "model")
+        assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "diffjax")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", chosen)
+
+
+def test_weights_in_prompts_and_long_prompts(pipe):
+    plain = pipe.embed(["red cat"])
+    same = pipe.embed(["red cat"], weighted=True)
+    np.testing.assert_array_equal(same.context, plain.context)
+    weighted = pipe.embed(["(red:1.5) cat"], weighted=True)
+    assert weighted.context.shape == plain.context.shape
+    np.testing.assert_allclose(weighted.context.mean(), plain.context.mean(), rtol=1e-4)
+    assert np.abs(weighted.context - plain.context).max() > 0.01
+    long = pipe.embed(["red cat " * 8, "dog"], weighted=True)
+    assert long.context.shape == (2, 2 * g.LENGTH, 6)
+    empty = pipe.embed([""])
+    np.testing.assert_array_equal(long.context[1, g.LENGTH :], empty.context[0])
+
+
+def test_a_new_word(pipe, tmp_path):
+    from safetensors.numpy import save_file
+
+    rows = np.random.RandomState(0).standard_normal((2, 6)).astype(np.float32)
+    save_file({"emb_params": rows}, tmp_path / "my-cat.safetensors")
+    more = pipe.with_concept(tmp_path / "my-cat.safetensors")
+    text = more.parts.texts["text_encoder"]
+    assert text.tokenizer.ids("my-cat") == [len(g.VOCABULARY), len(g.VOCABULARY) + 1]
+    table = text.model.params["text_model.embeddings.token_embedding"]["embedding"]
+    np.testing.assert_array_equal(table[-2:], rows)
+    assert np.abs(more.embed(["my-cat"]).context - pipe.embed(["my-cat"]).context).max() > 0.01
+    save_file({"emb_params": rows[:, :5]}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"width 6; there are emb_params \(2, 5\)"):
+        pipe.with_concept(tmp_path / "other.safetensors")
+
+
+def test_micro_conditioning():
+    size = generate.Size(8, 16, crop=(1, 2), negative_original=(4, 4))
+    assert size.ids(6) == (8, 16, 1, 2, 8, 16)
+    assert size.negated().ids(6) == (4, 4, 1, 2, 8, 16)
+    assert size.ids(5) == (8, 16, 1, 2, 6.0)
+    assert size.negated().ids(5) == (4, 4, 1, 2, 2.5)
+    with pytest.raises(ValueError, match="told 4 numbers"):
+        size.ids(4)
+
+
+def _picture(*shape):
+    return np.zeros(shape, np.uint8)
+
+
+WRONG = {
+    "no prompt": (dict(prompts=[]), "no prompt"),
+    "num": (dict(num=0), "num must be at least 1"),
+    "size": (dict(size=SIZE + 2), r"multiples of 4, got \(18, 18\)"),
+    "keys": (dict(key=(1, 2, 3)), "2 images, but 3 keys"),
+    "latents": (dict(latents=np.zeros((1, 8, 8, 4))), "latents must be"),
+    "output": (dict(output="jpg"), "unknown output 'jpg'"),
+    "sampler": (dict(sampler="ddum"), "unknown sampler 'ddum'; choose one of ddim"),
+    "grid": (dict(sampler=generate.Sampling(grid="log")), "unknown grid 'log'"),
+    "grid of another": (
+        dict(sampler=generate.Sampling("ddim", grid="karras")),
+        "ddim.* has no use_beta_sigmas, .*use_karras_sigmas|DDIM has no",
+    ),
+    "option": (dict(sampler=generate.Sampling(options={"rho": 7})), "has no rho"),
+    "steps": (dict(sampler=0), "steps"),
+    "negatives": (
+        dict(guidance=generate.Guidance(negative=["a", "b", "c"])),
+        "2 prompts have 3 negative prompts",
+    ),
+    "rescale": (dict(guidance=generate.Guidance(rescale=2)), "rescale must lie in"),
+    "clip_skip": (dict(clip_skip=3), "must leave a layer of 3"),
+    "mask": (
+        dict(image=generate.Image(_picture(SIZE, SIZE, 3), mask=_picture(8, 8))),
+        r"mask is \(8, 8\), but the image \(16, 16\)",
+    ),
+    "image": (dict(image=generate.Image(_picture(8, 8, 3))), "not that of what is given"),
+    "channels": (dict(image=generate.Image(_picture(SIZE, SIZE, 2))), "images must be"),
+    "range": (dict(image=generate.Image(np.full((SIZE, SIZE, 3), 2.0))), r"lie in \[0, 1\]"),
+    "images": (dict(image=generate.Image(_picture(3, SIZE, SIZE, 3))), "one image, or one for"),
+    "strength": (dict(image=generate.Image(_picture(SIZE, SIZE, 3), 0.1)), "strength"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_input_is_named(pipe, name):
+    options, message = WRONG[name]
+    with pytest.raises(ValueError, match=message):
+        _make(pipe, **options)
+
+
+def test_a_model_that_fills_in_needs_a_mask():
+    with pytest.raises(ValueError, match="fills in images"):
+        _make(g.pipeline("sd1-inpainting"))
+
+
+def test_a_refiner_starts_in_between(pipe):
+    with pytest.raises(ValueError, match="between 0 and 1, got 1"):
+        _make(pipe, refiner=generate.Refiner(pipe, 1.0))
+
+
+def test_folders_that_lack_a_part(pipe, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model_index\.json"):
+        diffjax.load(tmp_path)
+    manifest = {**pipe.parts.manifest, "vae": [None, None]}
+    generate.Pipeline(pipe.parts._replace(manifest=manifest)).save(tmp_path)
+    with pytest.raises(ValueError, match="it lacks vae"):
+        diffjax.load(tmp_path)
+
+
+def test_all_that_is_asked_for_is_described():
+    names = [field.name for field in dataclasses.fields(generate.Request)]
+    for name in names:
+        assert f"{name}: " in generate.Request.__doc__, name

@@ -1,0 +1,293 @@
+"""Whole generations that are compared with diffusers: models in small, and what is asked of them.
+
+Nothing here needs torch; generate_record.py has the other side. Weights are `cases.random_state`;
+all noise is that of our keys.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tokenizers as hf
+
+from diffjax import generate
+from diffjax.pretrained import configs, tokenizers
+from diffjax.pretrained.models import Model
+from diffjax.pretrained.pipelines import Components, make_manifest
+from diffjax.pretrained.prompts import TextEncoder
+from diffjax.pretrained.state_dict import from_state_dict, state_shapes
+from tests.parity import cases, sd_cases
+from tests.pretrained import words
+
+LENGTH = 12  # tokens of a prompt
+VOCABULARY = words.vocabulary()
+SIZE = 16  # of the images
+KEY = 5
+PROMPTS = ("a red cat", "the dog and a cat !")
+NEGATIVE = "red"
+
+
+def _text(name: str, **options: Any) -> dict[str, Any]:
+    return dict(
+        architectures=[name],
+        model_type="clip_text_model",
+        vocab_size=len(VOCABULARY),
+        max_position_embeddings=LENGTH,
+        hidden_size=6,
+        intermediate_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        projection_dim=6,
+        bos_token_id=len(VOCABULARY) - 2,
+        eos_token_id=len(VOCABULARY) - 1,
+        pad_token_id=len(VOCABULARY) - 1,
+        **options,
+    )
+
+
+CLIP = _text("CLIPTextModel", hidden_act="quick_gelu")
+OPEN_CLIP = _text("CLIPTextModel", hidden_act="gelu")
+PROJECTED = _text("CLIPTextModelWithProjection", hidden_act="gelu")
+VAE = dict(
+    _class_name="AutoencoderKL",
+    in_channels=3,
+    out_channels=3,
+    latent_channels=4,
+    block_out_channels=[4, 8],
+    layers_per_block=1,
+    norm_num_groups=2,
+    down_block_types=["DownEncoderBlock2D"] * 2,
+    up_block_types=["UpDecoderBlock2D"] * 2,
+    act_fn="silu",
+    sample_size=SIZE,
+    scaling_factor=0.3,
+)
+SCHEDULER = dict(
+    _class_name="DDIMScheduler",
+    num_train_timesteps=1000,
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.004,  # not .012: an untrained network sees no noise, and 1 / alpha would grow
+    timestep_spacing="leading",
+    steps_offset=1,
+    clip_sample=False,
+    set_alpha_to_one=False,
+    prediction_type="epsilon",
+)
+
+
+def _unet(name: str, context: int, **options: Any) -> dict[str, Any]:
+    return {**sd_cases.UNETS[name], "cross_attention_dim": context, **options}
+
+
+_TWO_LEVELS: dict[str, Any] = dict(
+    block_out_channels=[8, 16],
+    attention_head_dim=[1, 2],
+    transformer_layers_per_block=[1, 2],
+    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+    up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+)
+
+
+# Networks, and what differs in the scheduler.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "sd1": dict(unet=_unet("sd1", 6), text_encoder=CLIP),
+    "sd1-inpainting": dict(unet=_unet("sd1-inpainting", 6), text_encoder=CLIP),
+    "sd2": dict(unet=_unet("sd2", 6), text_encoder=OPEN_CLIP, prediction="v_prediction"),
+    "xl": dict(unet=_unet("xl", 12, **_TWO_LEVELS), text_encoder=CLIP, text_encoder_2=PROJECTED),
+    "refiner": dict(unet=_unet("refiner", 6, **_TWO_LEVELS), text_encoder_2=PROJECTED),
+}
+
+
+class Case(NamedTuple):
+    """One generation.
+
+    Attributes:
+        sampler: of `generate.SAMPLERS`, with ``karras`` after a blank.
+        family: of `FAMILIES`.
+        mode: ``text``, ``image``, ``mask``, or ``refined``.
+        options: what else is asked for, see `request`.
+    """
+
+    sampler: str
+    family: str = "sd1"
+    mode: str = "text"
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Unique among the cases."""
+        rest = [f"{key}={value}" for key, value in self.options]
+        return "-".join([self.family, self.mode, self.sampler.replace(" ", "-"), *rest])
+
+    def option(self, name: str, default: Any) -> Any:
+        """A value of ``options``."""
+        return dict(self.options).get(name, default)
+
+
+SIX = ("ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m karras", "unipc")
+OTHERS = ("pndm", "lms", "dpmpp_2s", "deis", "lcm")
+CASES = [
+    *(Case(sampler) for sampler in SIX + OTHERS),
+    *(Case(sampler, "sd2") for sampler in SIX),
+    *(Case(sampler, "xl") for sampler in SIX),
+    *(Case(sampler, mode="image") for sampler in SIX),
+    *(Case(sampler, "sd2", "image") for sampler in SIX),
+    *(Case(sampler, "xl", "image") for sampler in SIX),
+    *(Case(sampler, "refiner", "image") for sampler in SIX),
+    *(Case(sampler, mode="mask") for sampler in SIX),
+    *(Case(sampler, "sd1-inpainting", "mask") for sampler in SIX),
+    *(Case(sampler, "xl", "refined") for sampler in SIX),
+    Case("ddim", options=(("eta", 0.7),)),
+    Case("euler", options=(("grid", "trailing"),)),
+    Case("euler karras"),
+    Case("dpmpp_2m_sde"),
+    Case("ddim", options=(("rescale", 0.7),)),
+    Case("ddim", "sd2", options=(("rescale", 0.7),)),
+    Case("ddim", options=(("guidance", 1.0),)),
+    Case("ddim", options=(("negative", NEGATIVE),)),
+    Case("ddim", "xl", options=(("negative", NEGATIVE),)),
+    Case("ddim", "xl", options=(("negative", ""),)),
+    Case("ddim", options=(("clip_skip", 1),)),
+    Case("ddim", "xl", options=(("clip_skip", 1), ("negative", NEGATIVE))),
+    Case("ddim", options=(("num", 2),)),
+    Case("ddim", "xl", options=(("crop", (2, 4)), ("original", (20, 24)))),
+    Case("ddim", mode="mask", options=(("strength", 0.6),)),
+    Case("euler", "sd1-inpainting", "mask", options=(("strength", 0.6),)),
+    Case("ddim", mode="image", options=(("strength", 1.0),)),
+]
+GOLDEN = [
+    Case("euler_ancestral"),
+    Case("dpmpp_2m karras", "sd2"),
+    Case("euler", "sd1-inpainting", "mask"),
+    Case("ddim", mode="mask"),
+    Case("euler", "xl", "refined"),
+]
+
+
+# ---- what is given ----------------------------------------------------------------------------
+
+
+def picture() -> np.ndarray:
+    """Image (SIZE, SIZE, 3), uint8: smooth, and different everywhere."""
+    y, x = np.mgrid[:SIZE, :SIZE] / SIZE
+    return (255 * np.stack([x, y, (x + y) / 2], -1)).astype(np.uint8)
+
+
+def mask() -> np.ndarray:
+    """Mask (SIZE, SIZE), uint8: odd borders, so that it matters how it is shrunk."""
+    out = np.zeros((SIZE, SIZE), np.uint8)
+    out[3:11, 5:12] = 255
+    return out
+
+
+def state(name: str, shapes: Any) -> dict[str, np.ndarray]:
+    """Weights of a network."""
+    return cases.random_state(shapes, seed=len(name))
+
+
+def steps(case: Case) -> int:
+    """Number of steps."""
+    return case.option("steps", 6 if case.mode in ("text", "image") else 8)
+
+
+# ---- our side ---------------------------------------------------------------------------------
+
+
+def _model(name: str, config: dict[str, Any]) -> Model:
+    net = configs.build(config)
+    like = configs.shapes(net, config)
+    return Model(net, from_state_dict(state(name, state_shapes(like)), like), config)
+
+
+def tokenizer(pad: str) -> tokenizers.Tokenizer:
+    """The tokenizer of tests/pretrained/words.py."""
+    backend: hf.Tokenizer = tokenizers.build(VOCABULARY, words.MERGES)
+    backend.add_special_tokens(list(dict.fromkeys([*words.SPECIAL, pad])))
+    start, end = (VOCABULARY[token] for token in words.SPECIAL)
+    return tokenizers.Tokenizer(backend, LENGTH, start, end, VOCABULARY[pad])
+
+
+def components(family: str) -> Components:
+    """A model in small."""
+    given = dict(FAMILIES[family])
+    scheduler = {**SCHEDULER, "prediction_type": given.pop("prediction", "epsilon")}
+    models = {name: _model(name, config) for name, config in {**given, "vae": VAE}.items()}
+    texts = {}
+    for name in ("text_encoder", "text_encoder_2"):
+        if name in models:
+            pad = words.SPECIAL[1] if given[name] is CLIP else "!"
+            texts[name] = TextEncoder(tokenizer(pad), models[name])
+    parts = Components(models["unet"], models["vae"], texts, scheduler, {})
+    return parts._replace(manifest=make_manifest(parts))
+
+
+@functools.cache
+def pipeline(family: str) -> generate.Pipeline:
+    """A pipeline in small."""
+    return generate.Pipeline(components(family))
+
+
+def request(case: Case) -> generate.Request:
+    """What is asked for."""
+    name, _, grid = case.sampler.partition(" ")
+    grid = grid or case.option("grid", None)
+    image = None
+    if case.mode in ("image", "mask"):
+        strength = case.option("strength", 0.7 if case.mode == "image" else 1.0)
+        image = generate.Image(picture(), strength, mask() if case.mode == "mask" else None)
+    refiner = None
+    if case.mode == "refined":
+        refiner = generate.Refiner(pipeline("refiner"), 0.6)
+    prompts = case.option("prompts", PROMPTS)
+    return generate.Request(
+        prompts,
+        key=KEY,
+        sampler=generate.Sampling(name, steps(case), grid, eta=case.option("eta", None)),
+        guidance=generate.Guidance(
+            case.option("guidance", 3.0),
+            case.option("negative", None),
+            case.option("rescale", 0.0),
+        ),
+        image=image,
+        refiner=refiner,
+        size=generate.Size(
+            SIZE, SIZE, original=case.option("original", None), crop=case.option("crop", (0, 0))
+        ),
+        num=case.option("num", 1),
+        clip_skip=case.option("clip_skip", 0),
+    )
+
+
+def ours(case: Case) -> np.ndarray:
+    """Images (B, SIZE, SIZE, 3) in [0, 1]."""
+    asked = request(case)
+    fields = {name: getattr(asked, name) for name in asked.__dataclass_fields__}
+    return pipeline(case.family)(fields.pop("prompt"), **fields, output="np")
+
+
+def draws(case: Case) -> dict[str, Any]:
+    """The noise of our keys as (B, h, w, 4) arrays, by what it is for; ``step`` is a function."""
+    from diffjax.generate import program
+    from diffjax.generate.pipeline import REFINER
+    from diffjax.generate.scene import MASKED, POSTERIOR, PRIOR, make_keys
+
+    count = len(PROMPTS) * case.option("num", 1)
+    keys, shape = make_keys(KEY, count), (SIZE // 2, SIZE // 2, 4)
+    second = program.fold(keys, REFINER)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def step(i: Any, refined: bool = False) -> Any:
+        from diffjax.samplers import image_noise
+
+        return image_noise(second if refined else keys, shape)(i)
+
+    return {
+        "prior": np.asarray(program.draw(keys, shape, PRIOR)),
+        "posterior": np.asarray(program.draw(keys, shape, POSTERIOR)),
+        "masked": np.asarray(program.draw(keys, shape, MASKED)),
+        "step": lambda i, refined=False: np.asarray(step(i, refined)),
+    }

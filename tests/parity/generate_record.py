@@ -1,0 +1,201 @@
+"""The cases of generate_cases.py as diffusers makes them; renews tests/golden/generate.npz.
+
+python -m tests.parity.generate_record
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import PIL.Image
+import torch
+
+try:  # of no use here, but one that was built for another torch breaks transformers' imports
+    import torchvision  # noqa: F401
+except (ImportError, RuntimeError):
+    sys.modules["torchvision"] = None  # type: ignore[assignment]
+
+import diffusers
+import transformers
+from diffusers.utils import torch_utils
+
+from diffjax.generate import GRIDS, SAMPLERS
+from tests.parity import generate_cases as g
+from tests.pretrained import words
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "generate.npz"
+
+
+def _network(name: str, config: dict[str, Any]) -> Any:
+    if "architectures" in config:
+        kind = getattr(transformers, config["architectures"][0])
+        net = kind(transformers.CLIPTextConfig(**config)).eval()
+    else:
+        net = getattr(diffusers, config["_class_name"]).from_config(config).eval()
+    # The keys of transformers have come with and without this prefix.
+    text = "architectures" in config
+    names = {
+        f"text_model.{key}" if text and not key.startswith("text_") else key: key
+        for key in net.state_dict()
+    }
+    shapes = {key: tuple(net.state_dict()[theirs].shape) for key, theirs in names.items()}
+    state = g.state(name, shapes)
+    net.load_state_dict({names[key]: torch.from_numpy(value) for key, value in state.items()})
+    return net
+
+
+def _tokenizer(pad: str) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        words.write(Path(folder), pad=pad, length=g.LENGTH)
+        return transformers.CLIPTokenizer.from_pretrained(folder)
+
+
+@functools.cache
+def parts(family: str) -> dict[str, Any]:
+    """The components of a family."""
+    given = dict(g.FAMILIES[family])
+    prediction = given.pop("prediction", "epsilon")
+    out = {name: _network(name, config) for name, config in {**given, "vae": g.VAE}.items()}
+    for name in list(out):
+        if name.startswith("text_encoder"):
+            pad = words.SPECIAL[1] if given[name] is g.CLIP else "!"
+            out[name.replace("text_encoder", "tokenizer")] = _tokenizer(pad)
+    config = {**g.SCHEDULER, "prediction_type": prediction}
+    out["scheduler"] = diffusers.DDIMScheduler.from_config(config)
+    return out
+
+
+def pipeline(family: str, mode: str = "text") -> Any:
+    """A pipeline of diffusers."""
+    suffix = {"image": "Img2Img", "mask": "Inpaint"}.get(mode, "")
+    if family in ("xl", "refiner"):
+        kind = getattr(diffusers, f"StableDiffusionXL{suffix}Pipeline")
+        refines = family == "refiner"
+        absent = {"text_encoder": None, "tokenizer": None} if refines else {}
+        options = {"force_zeros_for_empty_prompt": not refines, "add_watermarker": False}
+        if mode in ("image", "mask"):
+            options["requires_aesthetics_score"] = refines
+    else:
+        kind = getattr(diffusers, f"StableDiffusion{suffix}Pipeline")
+        absent = {"safety_checker": None, "feature_extractor": None}
+        options = {"requires_safety_checker": False}
+    made = kind(**parts(family), **absent, **options)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def scheduler(case: g.Case, config: Any) -> Any:
+    """The scheduler of a case, made from the config of another."""
+    name, _, grid = case.sampler.partition(" ")
+    kind, options = SAMPLERS[name]
+    grid = grid or case.option("grid", "")
+    return getattr(diffusers, f"{kind}Scheduler").from_config(
+        config, **options, **(GRIDS[grid] if grid else {})
+    )
+
+
+def images(case: g.Case) -> np.ndarray:
+    """Images (B, H, W, 3) in [0, 1] with our noise."""
+    if case.mode == "refined":
+        return _refined(case)
+    return _run(case, pipeline(case.family, case.mode), case.mode, _options(case))
+
+
+def _options(case: g.Case) -> dict[str, Any]:
+    options: dict[str, Any] = dict(
+        prompt=list(g.PROMPTS),
+        num_inference_steps=g.steps(case),
+        guidance_scale=case.option("guidance", 3.0),
+        num_images_per_prompt=case.option("num", 1),
+        clip_skip=case.option("clip_skip", None),
+        eta=case.option("eta", 0.0),
+        output_type="np",
+    )
+    if case.option("negative", None) is not None:
+        options["negative_prompt"] = [case.option("negative", None)] * len(g.PROMPTS)
+    if case.mode in ("text", "refined"):
+        options |= dict(height=g.SIZE, width=g.SIZE, guidance_rescale=case.option("rescale", 0.0))
+    if case.option("crop", None):
+        options |= dict(
+            crops_coords_top_left=case.option("crop", None),
+            original_size=case.option("original", None),
+        )
+    if case.mode in ("image", "mask"):
+        options |= dict(
+            image=[PIL.Image.fromarray(g.picture())] * len(g.PROMPTS),
+            strength=case.option("strength", 0.7 if case.mode == "image" else 1.0),
+        )
+    if case.mode == "mask":
+        options["mask_image"] = [PIL.Image.fromarray(g.mask())] * len(g.PROMPTS)
+    return options
+
+
+def _refined(case: g.Case) -> np.ndarray:
+    options = _options(case)
+    latents = _run(
+        case,
+        pipeline(case.family),
+        "text",
+        {**options, "denoising_end": 0.6, "output_type": "latent"},
+    )
+    for name in ("height", "width", "guidance_rescale"):
+        del options[name]
+    options |= dict(image=torch.from_numpy(latents), denoising_start=0.6)
+    return _run(case, pipeline("refiner", "image"), "refine", options)
+
+
+@torch.no_grad()
+def _run(case: g.Case, pipe: Any, mode: str, options: dict[str, Any]) -> np.ndarray:
+    pipe.scheduler = scheduler(case, pipe.scheduler.config)
+    with _our_noise(case, pipe, mode == "refine"):
+        out = pipe(**options).images
+    return np.asarray(out)
+
+
+@contextlib.contextmanager
+def _our_noise(case: g.Case, pipe: Any, refined: bool) -> Iterator[None]:
+    """Replace every draw by that of our keys: by who asks, and for steps by the evaluation."""
+    noise, evaluations = g.draws(case), 0
+    # A network that fills in sees the whole image only if it starts from it.
+    hidden_only = "inpainting" in case.family and case.option("strength", 1.0) == 1
+    encoded = iter(("posterior", "masked")[hidden_only:])
+
+    def count(*_: Any) -> None:
+        nonlocal evaluations
+        evaluations += 1
+
+    def draw(shape: Any, *_: Any, **__: Any) -> torch.Tensor:
+        asker = sys._getframe(1).f_code.co_filename
+        if "schedulers" in asker:
+            value = noise["step"](evaluations - 1, refined)
+        else:
+            value = noise["prior" if "pipelines" in asker else next(encoded)]
+        value = torch.from_numpy(value).permute(0, 3, 1, 2)
+        assert tuple(shape) == tuple(value.shape)
+        return value
+
+    hook = pipe.unet.register_forward_hook(count)
+    original = torch_utils.randn_tensor
+    with contextlib.ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("diffusers.") and vars(module).get("randn_tensor") is original:
+                stack.enter_context(mock.patch.object(module, "randn_tensor", draw))
+        yield
+    hook.remove()
+
+
+def _record() -> None:
+    made = {case.name: images(case).astype(np.float16) for case in g.GOLDEN}
+    np.savez_compressed(GOLDEN, **made)
+
+
+if __name__ == "__main__":
+    _record()

@@ -1,0 +1,192 @@
+"""Diffusion in latents: scale, stored moments, conditions, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import ldm
+from configs.base import smoke
+from diffjax import samplers
+from diffjax.tasks import make_diffusion, make_task
+from diffjax.tasks.conditions import area, holes
+from diffjax.tasks.latents import make_space, moments
+from experiments import common
+
+SHAPE = (4, 4, 1)
+
+
+def config(variant="fashion_mnist", *, first=None, **cond):
+    cfg = smoke(ldm.VARIANTS[variant]())
+    cfg.network.update(multipliers=(1,), attention_levels=())
+    cfg.autoencoder.update(multipliers=(1, 1), **(first or {}))
+    cfg.cond.update(cond)
+    return cfg
+
+
+def frozen_of(cfg, seed=1):
+    net = make_space(cfg, SHAPE).net
+    params = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))["params"]
+    keys = iter(jax.random.split(jax.random.key(seed), 1000))
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
+    return net, {"autoencoder": params}
+
+
+@pytest.fixture(scope="module")
+def made():
+    cfg = config()
+    net, frozen = frozen_of(cfg)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.asarray(rng.uniform(-1, 1, (4, *SHAPE)), jnp.float32),
+        "label": jnp.arange(4),
+    }
+    return cfg, net, frozen, batch
+
+
+def test_the_scale_is_measured_once(made):
+    cfg, net, frozen, batch = made
+    space = make_space(cfg, SHAPE)
+    enter = jax.jit(space.enter)
+    z, extra = enter(frozen, space.extra, jax.random.key(0), batch)
+    assert float(z.std()) == pytest.approx(1, rel=1e-5)
+    _, same = enter(frozen, extra, jax.random.key(1), {"image": 0.1 * batch["image"]})
+    assert float(same["latent_scale"]) == float(extra["latent_scale"])
+    given = cfg.copy_and_resolve_references()
+    given.autoencoder.scale = 0.5
+    fixed = make_space(given, SHAPE)
+    z, extra = fixed.enter(frozen, fixed.extra, jax.random.key(0), batch)
+    assert float(extra["latent_scale"]) == 0.5
+    mean = fixed.encode(frozen, extra, batch["image"])
+    back = fixed.leave(frozen, extra, mean)
+    straight = net.apply({"params": frozen["autoencoder"]}, batch["image"])[0]
+    np.testing.assert_allclose(back, straight, atol=1e-5)
+
+
+def test_stored_moments_give_the_loss_of_encoding_on_the_fly(made):
+    cfg, net, frozen, batch = made
+    task = make_task(cfg, SHAPE, 256, 10)
+    params, extra = jax.jit(lambda: task.init(jax.random.key(0), None, batch))()
+    stored = np.asarray(moments(net, frozen["autoencoder"], batch["image"]))
+    assert stored.shape == (4, 2, 2, 8)
+
+    def call(batch):
+        return task.loss(params, frozen, extra, jax.random.key(5), jnp.asarray(0), batch)
+
+    direct, (_, metrics) = jax.jit(call)(batch)
+    again, _ = jax.jit(call)({"moments": stored, "label": batch["label"]})
+    assert float(direct) == pytest.approx(float(again), rel=1e-6)
+    assert float(metrics["loss"]) == float(direct)
+
+
+def test_samples_are_decoded_and_guided(made):
+    cfg, net, frozen, _ = made
+    task, model = make_task(cfg, SHAPE, 256, 10), make_diffusion(cfg, SHAPE, 256, 10)
+    assert model.image_shape == (2, 2, 4)
+    params, _ = jax.jit(
+        lambda: task.init(jax.random.key(0), None, {"image": jnp.zeros((1, *SHAPE))})
+    )()
+
+    sampler, rows = common.sampler_of(cfg, model)
+    noise = samplers.image_noise(jax.random.split(jax.random.key(0), 2), model.image_shape)
+    extra = {"latent_scale": jnp.asarray(2.0)}
+    cond = {"label": jnp.array([1, 2])}
+    scale = np.ones(len(rows.level.t), np.float32)
+    images = jax.jit(
+        lambda p: task.sample(p, frozen, extra, noise, cond, sampler, rows, scale=scale)
+    )(params)
+    assert images.shape == (2, *SHAPE)
+    # An untrained network predicts no noise: DDIM then only rescales the first one.
+    last = samplers.prior(noise, rows) / rows.level.alpha[0]
+    expected = net.apply({"params": frozen["autoencoder"]}, last / 2.0, method=net.decode)
+    np.testing.assert_allclose(images, np.clip(expected, -1, 1), atol=2e-3)
+
+
+def test_clipping_latents_is_refused(made):
+    cfg = made[0].copy_and_resolve_references()
+    cfg.sample.clip = True
+    with pytest.raises(ValueError, match=r"bounds pixels.*set sample\.clip=False"):
+        make_task(cfg, SHAPE, 256, 10)
+
+
+def test_images_must_divide_by_the_factor():
+    with pytest.raises(ValueError, match="5x5 do not divide by the factor 2"):
+        make_space(config(), (5, 5, 1))
+
+
+# ---- conditions ---------------------------------------------------------------------------------
+
+
+def condition_of(cfg, classes=3):
+    return make_diffusion(cfg, SHAPE, 256, classes).condition
+
+
+def test_text_is_encoded_by_trained_tokens():
+    cfg = config("shapes", first={"latent_channels": 2})
+    cfg.data.channels = 1
+    condition = condition_of(cfg, 0)
+    params = condition.init(jax.random.key(0))
+    assert set(params) == {"text_encoder"}
+    raw = condition.take({"text": jnp.array([[1, 2, 0], [0, 0, 0]])}, jax.random.key(0))
+    encoded = condition.encode(params, None, {}, raw)["context"]
+    null = condition.encode(params, None, {}, condition.null(raw))["context"]
+    assert encoded.shape == (2, 3, 8)
+    np.testing.assert_allclose(encoded[1], null[1], atol=1e-6)
+    assert np.abs(encoded[0] - null[0]).max() > 1e-3
+    assert condition.guided and condition.needs == ("text",)
+
+
+def test_labels_can_be_tokens():
+    cfg = config(context="label")
+    cfg.network.update(conditional=False, context_dim=8)
+    condition = condition_of(cfg)
+    params = condition.init(jax.random.key(0))
+    assert params["label_encoder"]["embedding"].shape == (4, 8)
+    raw = {"label": jnp.array([0, 2])}
+    assert condition.null(raw)["label"].tolist() == [3, 3]
+    encoded = condition.encode(params, None, {}, raw)["context"]
+    np.testing.assert_array_equal(encoded[1, 0], params["label_encoder"]["embedding"][2])
+    with pytest.raises(ValueError, match="needs data with classes"):
+        condition_of(cfg, 0)
+
+
+def test_channels_to_join(made):
+    _, net, frozen, batch = made
+    extra = {"latent_scale": jnp.asarray(2.0)}
+    key = jax.random.key(0)
+
+    low = condition_of(config(concat="superres"))
+    raw = low.take(batch, key)
+    joined = low.encode({}, frozen, extra, raw)["concat"]
+    np.testing.assert_allclose(joined, area(batch["image"], (2, 2, 4)))
+    np.testing.assert_allclose(low.null(raw)["low"], raw["low"])
+
+    hole = condition_of(config(concat="inpaint"))
+    raw = hole.take(batch, key)
+    joined = hole.encode({}, frozen, extra, raw)["concat"]
+    assert joined.shape == (4, 2, 2, 5)
+    assert not np.any(raw["hole"]["image"] * raw["hole"]["hole"])
+    seen = moments(net, frozen["autoencoder"], raw["hole"]["image"])[..., :4]
+    np.testing.assert_allclose(joined[..., :4], 2 * seen, atol=1e-5)
+
+    cfg = config(concat="map", map_classes=3)
+    mask = jnp.asarray(np.random.default_rng(0).integers(0, 3, (4, 4, 4)))
+    raw = condition_of(cfg).take({**batch, "mask": mask}, key)
+    assert raw["map"].shape == (4, 2, 2, 3)
+    np.testing.assert_allclose(raw["map"].sum(-1), 1, rtol=1e-6)
+    assert float(raw["map"][0, 0, 0, 1]) == (mask[0, :2, :2] == 1).mean()
+
+
+def test_holes_are_rectangles_of_the_sizes_asked_for():
+    hole = np.asarray(holes(jax.random.key(0), jnp.zeros((50, 32, 32, 1))))[..., 0]
+    rows, columns = hole.any(2), hole.any(1)
+    np.testing.assert_array_equal(hole, rows[:, :, None] * columns[:, None])
+    sides = np.stack([rows.sum(1), columns.sum(1)]) / 32
+    assert sides.min() >= 0.2 and sides.max() <= 0.8 and sides.std() > 0.1
+
+
+def test_unknown_kinds_are_named():
+    with pytest.raises(ValueError, match="unknown context 'image'; choose one of , clip, label"):
+        condition_of(config(context="image"))
+    with pytest.raises(ValueError, match="unknown concatenation 'depth'"):
+        condition_of(config(concat="depth"))

@@ -1,0 +1,47 @@
+"""`experiments.train` with the tiny task: python -m tests.train.entry --config=... --workdir=...
+
+TINY_TASK in the environment asks for it, NAN_AT and STEP_SECONDS for its faults, and KILL_IN for
+the end of the process in a method of `Checkpoints`; data and all the rest stay real.
+"""
+
+import os
+import signal
+import time
+
+from diffjax.train import Checkpoints
+from experiments import common, train
+from tests.train.tiny import make_task
+
+REAL_TASK, REAL_BATCHES = common.task_of, common.batches_of
+
+
+def _tiny_task(cfg):
+    if "TINY_TASK" not in os.environ:
+        return REAL_TASK(cfg)
+    bad = os.environ.get("NAN_AT")
+    return make_task(nan_at=int(bad) if bad else None)
+
+
+def _slower(start):
+    def batches(step, sharding):
+        for batch in start(step, sharding):
+            time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
+            yield batch
+
+    return batches
+
+
+def _die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main():
+    if "KILL_IN" in os.environ:
+        setattr(Checkpoints, os.environ["KILL_IN"], _die)
+    common.task_of = _tiny_task
+    common.batches_of = lambda cfg, source: _slower(REAL_BATCHES(cfg, source))
+    common.run(train.main)
+
+
+if __name__ == "__main__":
+    main()
