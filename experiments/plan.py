@@ -49,7 +49,7 @@ def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
     step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
     batch = common.abstract_batch(cfg, 1)
     training = topology.count_flops(step, state, frozen.abstract(cfg), batch)
-    if cfg.task == "autoencoder":
+    if cfg.task != "diffusion":  # without a perceptual network, which is the user's
         return {"training_flops_per_image": training}
     model = common.diffusion_of(cfg)
 
@@ -134,7 +134,7 @@ def _next(seen: dict[int, float | None], limit: float, fits: int, fails: int) ->
     return min(max(guess, fits + 1), fails - 1)
 
 
-def fit(cfg: ConfigDict, name: str) -> list[dict[str, Any]]:
+def fit(cfg: ConfigDict, name: str, case: topology.Case | None = None) -> list[dict[str, Any]]:
     """The largest batch of each mesh, those with the most images a second first.
 
     Raises:
@@ -151,7 +151,7 @@ def fit(cfg: ConfigDict, name: str) -> list[dict[str, Any]]:
             logging.info("data=%d fsdp=%d: %d images per chip", data, fsdp, batch)
             try:
                 changed = with_mesh(cfg, batch * chips, data, fsdp)
-                figures[batch] = topology.compile_plan(changed, name)
+                figures[batch] = topology.compile_plan(changed, name, case)
             except topology.DoesNotFit as failure:
                 return failure.needed or None
             return figures[batch]["peak_bytes"]
