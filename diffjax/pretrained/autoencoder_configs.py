@@ -1,0 +1,167 @@
+"""Autoencoders to and from the config.json files of diffusers, and what a class of network is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, VQModel
+
+Config = Mapping[str, Any]
+
+
+class Kind(NamedTuple):
+    """A class of network of another library.
+
+    Attributes:
+        library: where the class is from, as in model_index.json.
+        build: ``config -> Linen module``.
+        describe: ``(module, channels) -> config``; channels are those of the input.
+        inputs: ``(module, config) ->`` small arguments of the module, for its initialisation.
+        defaults: values of the keys that a config leaves out.
+        fixed: keys that may only have one of these values.
+        ignored: keys that change nothing here.
+    """
+
+    library: str
+    build: Callable[[Config], Any]
+    describe: Callable[[Any, int], dict[str, Any]]
+    inputs: Callable[[Any, Config], tuple[Any, ...]]
+    defaults: dict[str, Any]
+    fixed: dict[str, tuple[Any, ...]]
+    ignored: tuple[str, ...]
+
+
+def ratio(width: int, base: int) -> float:
+    """Width over base, an int if it is one."""
+    return width // base if width % base == 0 else width / base
+
+
+_ENCODER = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
+_DECODER = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+_AE_DEFAULTS: dict[str, Any] = dict(
+    in_channels=3,
+    out_channels=3,
+    down_block_types=_ENCODER[:1],
+    up_block_types=_DECODER[:1],
+    block_out_channels=(64,),
+    layers_per_block=1,
+    norm_num_groups=32,
+    scaling_factor=0.18215,
+    mid_block_add_attention=True,
+)
+_KL_DEFAULTS = dict(
+    _AE_DEFAULTS,
+    latent_channels=4,
+    shift_factor=None,
+    use_quant_conv=True,
+    use_post_quant_conv=True,
+)
+_VQ_DEFAULTS = dict(_AE_DEFAULTS, latent_channels=3, num_vq_embeddings=256, vq_embed_dim=None)
+_KL_FIXED: dict[str, tuple[Any, ...]] = dict(
+    act_fn=("silu",), latents_mean=(None,), latents_std=(None,)
+)
+_VQ_FIXED: dict[str, tuple[Any, ...]] = dict(
+    act_fn=("silu",), norm_type=("group",), lookup_from_codebook=(False,)
+)
+# Half precision is for the caller to choose; norms are in float32 anyway.
+_AE_IGNORED = ("sample_size", "force_upcast")
+
+
+def _autoencoder_fields(config: Config) -> dict[str, Any]:
+    """Fields that both autoencoders have."""
+    widths, down, up = (
+        config[key] for key in ("block_out_channels", "down_block_types", "up_block_types")
+    )
+    known = set(down) <= set(_ENCODER)
+    mirrored = tuple(_DECODER[_ENCODER.index(b)] for b in reversed(down)) if known else None
+    if up != mirrored or len(down) != len(widths):
+        raise ValueError(
+            f"down_block_types={down!r} with up_block_types={up!r} is not supported: there must be "
+            f"one of {', '.join(_ENCODER)} per level, and its counterpart of "
+            f"{', '.join(_DECODER)} on the way up"
+        )
+    if config["in_channels"] != config["out_channels"]:
+        raise ValueError(
+            f"in_channels={config['in_channels']} with out_channels={config['out_channels']} is "
+            "not supported: an autoencoder gives back what it was given"
+        )
+    return dict(
+        channels=widths[0],
+        multipliers=tuple(ratio(width, widths[0]) for width in widths),
+        blocks=config["layers_per_block"],
+        attention_levels=tuple(i for i, block in enumerate(down) if block == _ENCODER[1]),
+        latent_channels=config["latent_channels"],
+        out_channels=config["out_channels"],
+        norm_groups=config["norm_num_groups"],
+        middle_attention=config["mid_block_add_attention"],
+        scaling_factor=config["scaling_factor"],
+    )
+
+
+def _kl(config: Config) -> AutoencoderKL:
+    return AutoencoderKL(
+        **_autoencoder_fields(config),
+        shift_factor=config["shift_factor"] or 0.0,
+        quant_conv=config["use_quant_conv"],
+        post_quant_conv=config["use_post_quant_conv"],
+    )
+
+
+def _vq(config: Config) -> VQModel:
+    return VQModel(
+        **_autoencoder_fields(config),
+        codes=config["num_vq_embeddings"],
+        code_channels=config["vq_embed_dim"] or 0,
+    )
+
+
+def _autoencoder_inputs(net: Autoencoder, config: Config) -> tuple[Any, ...]:
+    return (jnp.zeros((1, net.factor, net.factor, net.out_channels)),)
+
+
+def _describe_autoencoder(net: Autoencoder, in_channels: int) -> dict[str, Any]:
+    kinds = [int(i in net.attention_levels) for i in range(len(net.multipliers))]
+    return dict(
+        _class_name=type(net).__name__,
+        in_channels=net.out_channels,
+        out_channels=net.out_channels,
+        down_block_types=[_ENCODER[k] for k in kinds],
+        up_block_types=[_DECODER[k] for k in reversed(kinds)],
+        block_out_channels=[int(net.channels * m) for m in net.multipliers],
+        layers_per_block=net.blocks,
+        latent_channels=net.latent_channels,
+        norm_num_groups=net.norm_groups,
+        scaling_factor=net.scaling_factor,
+        mid_block_add_attention=net.middle_attention,
+        act_fn="silu",
+    )
+
+
+def _describe_kl(net: AutoencoderKL, in_channels: int) -> dict[str, Any]:
+    return dict(
+        _describe_autoencoder(net, in_channels),
+        shift_factor=net.shift_factor or None,
+        use_quant_conv=net.quant_conv,
+        use_post_quant_conv=net.post_quant_conv,
+    )
+
+
+def _describe_vq(net: VQModel, in_channels: int) -> dict[str, Any]:
+    return dict(
+        _describe_autoencoder(net, in_channels),
+        num_vq_embeddings=net.codes,
+        vq_embed_dim=net.code_channels or None,
+    )
+
+
+AUTOENCODERS = {
+    "AutoencoderKL": Kind(
+        "diffusers", _kl, _describe_kl, _autoencoder_inputs, _KL_DEFAULTS, _KL_FIXED, _AE_IGNORED
+    ),
+    "VQModel": Kind(
+        "diffusers", _vq, _describe_vq, _autoencoder_inputs, _VQ_DEFAULTS, _VQ_FIXED, _AE_IGNORED
+    ),
+}
