@@ -134,6 +134,7 @@ def base() -> ConfigDict:
                 "final": "",  # where grids end: clean, first, last; empty: as the grid does
                 "clip": True,
                 "guidance": 1.0,  # s = 1 + w; 1: none
+                "classifier": "",  # file of experiments.export that guides instead, with that scale
                 "guidance_low": 0.0,  # only at sigma / alpha from here
                 "guidance_high": 1e9,  # to here
                 "guidance_rescale": 0.0,
@@ -186,6 +187,11 @@ def smoke(config: ConfigDict) -> ConfigDict:
         config.autoencoder.weights = "random"
     if config.get("cond", {}).get("text"):
         config.cond.text.update(vocabulary=22, positions=18, layers=1, heads=2, head_channels=4)
+    if "control" in config:
+        config.control.base = "random"
+        config.control.net.hint_widths = config.control.net.hint_widths[:1] * len(
+            config.control.net.hint_widths
+        )
     config.data.update(name="noise", image_size=factor, batch_size=4)
     config.train.update(
         steps=2, minutes=0.0, log_every=1, checkpoint_every=1, sample_every=2, accumulate=1
