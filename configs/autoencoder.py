@@ -58,7 +58,7 @@ def _first_stage(name: str, multipliers: tuple[int, ...], channels: int) -> Conf
             "pixel": "l1",  # or l2
             "perceptual": "lpips",  # or classifier (of diffjax.metrics), none
             "perceptual_weight": 1.0,
-            "perceptual_weights": "",  # lpips: safetensors file; classifier: data set, if another
+            "perceptual_weights": "",  # lpips: file; classifier: file, or data set if another
             "kl_weight": 1e-6,
             "codebook_weight": 1.0,
             "commitment_weight": 0.25,
@@ -169,8 +169,8 @@ def fashion_mnist_vq() -> ConfigDict:
 def shapes() -> ConfigDict:
     config = _small((1, 2, 2), 4)
     config.data.update(name="shapes", image_size=32, channels=3, batch_size=32)
-    config.eval.update(num=5000, features="shapes_single")
-    config.loss.perceptual_weights = "shapes_single"
+    config.eval.num = 5000
+    config.loss.perceptual = "none"  # or a classifier: see docs/latent_diffusion.md
     return config
 
 

@@ -199,7 +199,7 @@ def shapes() -> ConfigDict:
     )
     config.train.update(steps=4000, minutes=20.0)
     config.sample.guidance = 3.0
-    config.eval.update(num=1000, features="shapes_single")
+    config.eval.num = 1000
     return config
 
 

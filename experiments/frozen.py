@@ -104,12 +104,19 @@ def _perceptual(cfg: ConfigDict) -> Any:
                 "loss.perceptual=lpips needs --config.loss.perceptual_weights=FILE: LPIPS as "
                 "safetensors, which docs/latent_diffusion.md says how to make. Without it, use "
                 "--config.loss.perceptual=classifier (for data sets with a classifier of ours: "
-                f"{', '.join(metrics.features.VERSIONS)}) or none"
+                f"{', '.join(metrics.features.VERSIONS)}), or none"
             )
         return {"lpips": load_lpips(where)}
     if kind == "classifier":
-        return {"classifier": metrics.feature_network(where or cfg.data.name).params}
+        return {"classifier": _classifier(where or cfg.data.name).params}
     return None
+
+
+def _classifier(name: str) -> metrics.FeatureNetwork:
+    """One of the package by its data set's name, or that of a file of train_classifier."""
+    if name.endswith(".safetensors"):
+        return metrics.load_network(name)
+    return metrics.feature_network(name)
 
 
 def _text_encoder(cfg: ConfigDict) -> Any:
