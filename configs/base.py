@@ -134,6 +134,7 @@ def base() -> ConfigDict:
                 "final": "",  # where grids end: clean, first, last; empty: as the grid does
                 "clip": True,
                 "guidance": 1.0,  # s = 1 + w; 1: none
+                "classifier": "",  # file of experiments.export that guides instead, with that scale
                 "guidance_low": 0.0,  # only at sigma / alpha from here
                 "guidance_high": 1e9,  # to here
                 "guidance_rescale": 0.0,

@@ -30,6 +30,7 @@ from diffjax.tasks import (
     make_autoencoder_task,
     make_controlnet_task,
     make_diffusion,
+    make_noisy_classifier_task,
     make_task,
 )
 from diffjax.tasks.conditions import embedding_shapes
@@ -38,7 +39,7 @@ from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
 from diffjax.types import Rows, Sampler, Task, taken
-from experiments import controlled, weights
+from experiments import classifying, controlled, weights
 from experiments import stored_config as stored_config_module
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -238,7 +239,11 @@ def task_of(cfg: ConfigDict) -> Task:
     """The task of a config."""
     if cfg.task == "autoencoder":
         return make_autoencoder_task(cfg, image_shape(cfg))
-    makers = {"controlnet": make_controlnet_task, "diffusion": make_task}
+    makers = {
+        "classifier": make_noisy_classifier_task,
+        "controlnet": make_controlnet_task,
+        "diffusion": partial(make_task, classifier=classifying.log_prob_of(cfg)),
+    }
     if cfg.task not in makers:
         known = ", ".join(["autoencoder", *makers])
         raise UsageError(f"unknown task {cfg.task!r}; choose one of {known}")
@@ -521,6 +526,9 @@ def _guidance(
     """
     section = cfg.sample
     scale = section.get("guidance", 1.0) if scale is None else scale
+    low, high = section.get("guidance_low", 0.0), section.get("guidance_high", np.inf)
+    if section.get("classifier", ""):
+        return guidance.interval(rows, scale, low=low, high=high)
     if not model.condition.guided:
         if scale != 1:
             raise UsageError(f"guidance {scale:g} needs a model with a condition")
@@ -533,7 +541,6 @@ def _guidance(
             "condition, so what it predicts without one means nothing",
             scale,
         )
-    low, high = section.get("guidance_low", 0.0), section.get("guidance_high", np.inf)
     return guidance.interval(rows, scale, low=low, high=high)
 
 

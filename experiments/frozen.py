@@ -13,6 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax import metrics
+from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import load_model
 from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.perceptual import load_lpips
@@ -22,13 +23,15 @@ from diffjax.tasks.conditions import make_clip
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
 from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
-from experiments import common, controlled, weights
+from experiments import classifying, common, controlled, weights
 
 RANDOM = "random"  # in place of weights: untrained, for tests
 
 
 def abstract(cfg: ConfigDict) -> Any:
-    """Shapes of what diffusion reads, or None; a perceptual network is left out."""
+    """Shapes of what `load` gives, without reading anything large."""
+    if cfg.task == "autoencoder":
+        return _abstract_perceptual(cfg)
     out: dict[str, Any] = {}
     if cfg.get("autoencoder", None):
         net = autoencoder_of(cfg)
@@ -44,6 +47,13 @@ def abstract(cfg: ConfigDict) -> Any:
     return out or None
 
 
+def _abstract_perceptual(cfg: ConfigDict) -> Any:
+    if cfg.loss.perceptual != "lpips":
+        return jax.eval_shape(lambda tree: tree, _perceptual(cfg))
+    image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    return {"lpips": jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"]}
+
+
 def autoencoder_of(cfg: ConfigDict) -> Any:
     """The autoencoder that a latent diffusion config describes."""
     options = {k: v for k, v in cfg.autoencoder.items() if k not in ("weights", "scale")}
@@ -54,7 +64,8 @@ def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
     """Everything frozen that a config asks for, or None.
 
     A run stores what it was trained with in its workdir, from where it is read afterwards; the
-    folders that the config names need not exist any more.
+    folders that the config names need not exist any more. The classifier of classifier guidance
+    joins it for sampling.
 
     Args:
         fresh: read what the config names, for training; the trainer compares it with what is
@@ -63,6 +74,13 @@ def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
     Raises:
         UsageError: weights are needed and not given, or do not fit the config.
     """
+    found = _trained_with(cfg, folder, fresh)
+    if fresh or not cfg.sample.get("classifier", ""):
+        return found
+    return {**(found or {}), "classifier": classifying.params_of(cfg)}
+
+
+def _trained_with(cfg: ConfigDict, folder: Path, fresh: bool) -> Any:
     if cfg.task == "autoencoder":
         return _perceptual(cfg)
     if common.WEIGHTS.value and abstract(cfg):

@@ -220,7 +220,7 @@ def main() -> None:
     if not todo:
         return
     pipe, request = load(chosen, chosen["model"]), make_request(chosen)
-    size = min(values.batch_size, len(todo))
+    size = min(values.batch_size, len(wanted))
     groups = math.ceil(len(todo) / size)
     for some in tqdm(batches(todo, size), total=groups, desc="images", unit="batch"):
         pictures = run(pipe, request, [wanted[k] for k in some])

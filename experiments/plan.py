@@ -79,12 +79,9 @@ def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
     if flops:
         out |= flops_per_image(cfg, task, state)
         step = out["training_flops_per_image"] * cfg.data.batch_size
-        evaluations = cfg.sample.steps * out["forward_flops_per_image"]
-        out |= {
-            "flops_per_step": step,
-            "training_flops": step * cfg.train.steps,
-            "sampling_flops_per_image": evaluations,
-        }
+        out |= {"flops_per_step": step, "training_flops": step * cfg.train.steps}
+        if forward := out.get("forward_flops_per_image"):
+            out["sampling_flops_per_image"] = cfg.sample.steps * forward
     return out
 
 
@@ -137,7 +134,7 @@ def _next(seen: dict[int, float | None], limit: float, fits: int, fails: int) ->
     return min(max(guess, fits + 1), fails - 1)
 
 
-def fit(cfg: ConfigDict, name: str) -> list[dict[str, Any]]:
+def fit(cfg: ConfigDict, name: str, case: topology.Case | None = None) -> list[dict[str, Any]]:
     """The largest batch of each mesh, those with the most images a second first.
 
     Raises:
@@ -154,7 +151,7 @@ def fit(cfg: ConfigDict, name: str) -> list[dict[str, Any]]:
             logging.info("data=%d fsdp=%d: %d images per chip", data, fsdp, batch)
             try:
                 changed = with_mesh(cfg, batch * chips, data, fsdp)
-                figures[batch] = topology.compile_plan(changed, name)
+                figures[batch] = topology.compile_plan(changed, name, case)
             except topology.DoesNotFit as failure:
                 return failure.needed or None
             return figures[batch]["peak_bytes"]

@@ -11,6 +11,7 @@ less. Results are cached by config, source and versions.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 
 import diffjax
-from diffjax.train import State, make_optimizer
+from diffjax.train import State, init_state, make_optimizer
 from diffjax.train.loop import compiled_step
 from diffjax.train.sharding import (
     batch_sharding,
@@ -35,7 +36,7 @@ from diffjax.train.sharding import (
     with_sharding,
 )
 from diffjax.types import Task
-from experiments import common
+from experiments import common, frozen
 
 GIB = 2**30
 CACHE = Path(os.environ.get("DIFFJAX_CACHE", "~/.cache/diffjax")).expanduser() / "plan"
@@ -53,6 +54,28 @@ CHIPS = {
     "v6e": Chip(31.25 * GIB, 918e12),
     "v5p": Chip(95.74 * GIB, 459e12),
 }
+
+
+class Case(NamedTuple):
+    """What is compiled.
+
+    Attributes:
+        task: whose step it is.
+        frozen: shapes of the weights that it reads.
+        batch: global batch size to shapes of a batch.
+    """
+
+    task: Task
+    frozen: Any
+    batch: Callable[[int], Any]
+
+
+def case_of(cfg: Any) -> Case:
+    """The case of a config."""
+    weights = frozen.abstract(cfg)
+    return Case(common.task_of(cfg), weights, lambda size: common.abstract_batch(cfg, size))
+
+
 # Asked by libtpu when it starts; any slice can be described afterwards.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -116,8 +139,12 @@ def prepare(name: str) -> None:
         jax.config.update("jax_optimization_level", "O0")
 
 
-def compile_plan(cfg: Any, name: str) -> dict[str, Any]:
+def compile_plan(cfg: Any, name: str, case: Case | None = None) -> dict[str, Any]:
     """Figures per chip of a config's training step on a topology.
+
+    Args:
+        case: what to compile, if it does not follow from the config alone; the config, by which
+            figures are cached, must tell cases apart.
 
     Raises:
         DoesNotFit: by how much.
@@ -132,7 +159,7 @@ def compile_plan(cfg: Any, name: str) -> dict[str, Any]:
             raise DoesNotFit(stored["text"], stored["needed"])
         return dict(stored)
     try:
-        figures = _compile(cfg, devices, chip)
+        figures = _compile(cfg, devices, chip, case or case_of(cfg))
     except DoesNotFit as failure:
         common.save_json({"text": str(failure), "needed": failure.needed}, path)
         raise
@@ -141,9 +168,9 @@ def compile_plan(cfg: Any, name: str) -> dict[str, Any]:
     return figures
 
 
-def _compile(cfg: Any, devices: list[Any], chip: Chip | None) -> dict[str, Any]:
-    task, mesh = common.task_of(cfg), make_mesh(cfg.mesh, devices)
-    step, arguments, placed = _abstract_step(cfg, task, mesh)
+def _compile(cfg: Any, devices: list[Any], chip: Chip | None, case: Case) -> dict[str, Any]:
+    mesh = make_mesh(cfg.mesh, devices)
+    step, arguments, placed = _abstract_step(cfg, case, mesh)
     state, frozen, _ = arguments
     begun = time.monotonic()
     compiled = _fitting(lambda: step.lower(*arguments).compile())
@@ -187,17 +214,17 @@ def _utilisation(flops: float, cost: Mapping[str, Any], chip: Chip | None, text:
     return flops / seconds / chip.flops
 
 
-def _abstract_step(cfg: Any, task: Task, mesh: Any) -> tuple[Any, tuple[Any, ...], State]:
+def _abstract_step(cfg: Any, case: Case, mesh: Any) -> tuple[Any, tuple[Any, ...], State]:
     """The jitted step, its arguments as shapes with placements, and the state's placements."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    frozen = None
-    state = common.abstract_state(cfg, task)
-    batch = common.abstract_batch(cfg, cfg.data.batch_size)
-    placed, cold = tree_sharding(state, mesh), tree_sharding(frozen, mesh)
-    step = compiled_step(task, optimizer, cfg, (placed, cold), mesh)
+    init = functools.partial(init_state, case.task, optimizer)
+    state = jax.eval_shape(init, jax.random.key(0), case.frozen, case.batch(1))
+    batch = case.batch(cfg.data.batch_size)
+    placed, cold = tree_sharding(state, mesh), tree_sharding(case.frozen, mesh)
+    step = compiled_step(case.task, optimizer, cfg, (placed, cold), mesh)
     spread = jax.tree.map(lambda _: batch_sharding(mesh), batch)
-    arguments = tuple(map(with_sharding, (state, frozen, batch), (placed, cold, spread)))
-    return step, arguments, placed
+    trees = zip((state, case.frozen, batch), (placed, cold, spread), strict=True)
+    return step, tuple(with_sharding(*pair) for pair in trees), placed
 
 
 def _fitting(compile: Callable[[], Any]) -> Any:

@@ -16,7 +16,15 @@ def recorded():
         return dict(file)
 
 
-@pytest.mark.parametrize("case", g.GOLDEN, ids=lambda case: case.name)
+# Each compiles a network or two. Those of `make test` differ in all but the solver.
+QUICK = ("sd1-text-euler_ancestral", "sd1-inpainting-mask-euler", "xl-refined-euler")
+CASES = [
+    pytest.param(case, id=case.name, marks=[] if case.name in QUICK else [pytest.mark.slow])
+    for case in g.GOLDEN
+]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_images(recorded, case):
     # Recorded in half precision: 2^-11 at most.
     np.testing.assert_allclose(g.ours(case), recorded[case.name], rtol=0, atol=1e-3)

@@ -1,10 +1,11 @@
-"""How close generated images are to real ones, by the features of one frozen classifier.
+"""How good generated images are: measures of papers, and the same formulas on features of our own.
 
-The formulas are those of FID, Inception score and improved precision and recall; the features are
-those of *our own* small classifier, one per data set, trained by `experiments.train_classifier`.
-The numbers are therefore **not** FID or IS: they cannot be set beside those of papers, only beside
-each other, for the same network version and the same numbers of images. Give the `floor`, the
-distance between two disjoint sets of real images, next to every distance.
+With Inception (`inception_network`, weights from the user) the Fréchet distance is FID, the kernel
+distance KID, and so on: see docs/metrics.md. With *our own* small classifiers, one per data set,
+trained by `experiments.train_classifier` and shipped here, the numbers are **not** FID or IS: they
+cannot be set beside those of papers, only beside each other, for the same network version and the
+same numbers of images. Give the `floor`, the distance between two disjoint sets of real images,
+next to every distance.
 
     network = feature_network("fashion_mnist")
     evaluate_images(network, samples, test_images)["distance"]

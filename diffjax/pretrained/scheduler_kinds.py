@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from diffjax import samplers
 from diffjax.pretrained import scheduler_levels as levels
-from diffjax.pretrained.scheduler_levels import Asked, Options
+from diffjax.pretrained.betas import Options
+from diffjax.pretrained.scheduler_levels import Asked
 from diffjax.types import Grid, Sampler, Schedule
 
 
@@ -24,7 +25,6 @@ class Kind(NamedTuple):
         sampler: ``(options, eta) -> Sampler``.
         rederive: whether eps follows a clipped x; None if the class never clips.
         order: evaluations of a step.
-        repeats: whether level 1 has two rows.
         fixed: the values of options that have only these.
         aliases: values of other classes that stand for ours, by option.
         prediction: what the network predicts where that is no option.
@@ -36,7 +36,6 @@ class Kind(NamedTuple):
     sampler: Callable[[Options, float | None], Sampler]
     rederive: bool | None = None
     order: int = 1
-    repeats: bool = False
     fixed: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
     aliases: Mapping[str, Mapping[Any, Any]] = MappingProxyType({})
     prediction: str = "epsilon"
@@ -188,7 +187,6 @@ KINDS: dict[str, Kind] = {
         levels.discrete,
         _table(),
         _pndm,
-        repeats=True,
         fixed={"prediction_type": ("epsilon", "v_prediction")},
     ),
     "LMSDiscreteScheduler": Kind(

@@ -18,9 +18,10 @@ import numpy as np
 
 from diffjax import grids, parameterization, samplers
 from diffjax.pretrained import scheduler_levels as levels
+from diffjax.pretrained.betas import Options
 from diffjax.pretrained.files import StrPath, read_json, write_json
 from diffjax.pretrained.scheduler_kinds import INSTEAD, KINDS, KNOWN, Kind
-from diffjax.pretrained.scheduler_levels import Asked, Options
+from diffjax.pretrained.scheduler_levels import Asked
 from diffjax.types import Denoiser, Grid, Parameterization, Rows, Sampler, Schedule, choose
 
 FILE = "scheduler_config.json"
@@ -246,7 +247,7 @@ def make_grid(
     Args:
         steps: number of steps, or None with a list of timesteps or sigmas.
         timesteps: to be visited instead, falling, for the classes that take them.
-        sigmas: levels in the class's own measure, likewise.
+        sigmas: levels in the class's own measure, likewise; Euler's hold the last level too.
         mu: logarithm of the shift, for flow matching with dynamic shifting.
         strength: of image-to-image; the last ``min(int(N strength), N)`` steps.
         start: fraction of the denoising that was done by another model (SDXL's refiner); the steps
@@ -257,20 +258,23 @@ def make_grid(
     """
     grid = kind.grid(o, Asked(steps, timesteps, sigmas, mu))
     if start is not None and 0 < start < 1:
-        first = _first_row(kind, o, grid, start) // kind.order
-    else:
-        first = grids.truncate(grid, strength=strength).first
-    return grids.skip(grid, first - (kind.repeats and first > 1))
+        return grids.skip(grid, _handed_over(kind, o, grid, start))
+    first = grids.truncate(grid, strength=strength).first
+    # diffusers skips rows, and its PLMS visits level 1 twice.
+    return grids.skip(grid, first - (first > 1 and bool(o.get("skip_prk_steps"))))
 
 
-def _first_row(kind: Kind, o: Options, grid: Grid, start: float) -> int:
-    """Row of the first evaluation below the cut, at the beginning of a step."""
+def _handed_over(kind: Kind, o: Options, grid: Grid, start: float) -> int:
+    """The first level of a second model.
+
+    With two evaluations a step it is that of the first step which has an evaluation below the cut.
+    """
+    total = o["num_train_timesteps"]
+    first = grids.window(grid, start=start, total=total).first
+    if kind.order == 1:
+        return first
     times = kind.sampler(o, None).plan(grid).level.t
-    count = int((times < _cut(o["num_train_timesteps"], start)).sum())
-    count += kind.order == 2 and count % 2 == 0
-    if count == 0:
-        raise ValueError(f"no step of this grid lies behind start={start}")
-    return len(times) - count
+    return int((times >= _cut(total, start)).sum()) // kind.order
 
 
 def _cut(total: int, fraction: float) -> int:

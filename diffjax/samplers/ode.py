@@ -231,7 +231,7 @@ def plms(*, runge_kutta: bool = False, output: str = "eps", total: int | None = 
                 continue
             slope = _combine(new, _ADAMS[min(known, 4) - 1])
             rows.append((i, {0: _along(start, goal, slope, output), **memory}))
-            if known == 1 and rho[i + 1] > 0:
+            if known == 1 and i < len(rho) - 2:
                 other = at(grid, i + 1)
                 if total is not None:  # from where diffusers says that the step started
                     start = grid.at_time(other.t + total // grid.steps)

@@ -9,7 +9,12 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from diffjax.pretrained import load_scheduler, scheduler_levels, to_config  # noqa: E402
+from diffjax.pretrained import (  # noqa: E402
+    load_scheduler,
+    to_config,
+    with_class,
+)
+from diffjax.pretrained.betas import BETAS, abar_table  # noqa: E402
 from diffjax.pretrained.scheduler_kinds import KINDS  # noqa: E402
 from tests.parity import scheduler_cases as cases  # noqa: E402
 from tests.parity import scheduler_record as record  # noqa: E402
@@ -49,7 +54,7 @@ def test_part(name):
         assert cases.error(end, theirs[2]) < part.case.tolerance
 
 
-@pytest.mark.parametrize("betas", scheduler_levels.BETAS)
+@pytest.mark.parametrize("betas", BETAS)
 def test_betas_are_the_same_to_the_bit(betas):
     made = {"exp": diffusers.HeunDiscreteScheduler, "laplace": diffusers.DDPMScheduler}
     for bounds in ((0.0001, 0.02), (0.00085, 0.012)):
@@ -63,7 +68,7 @@ def test_betas_are_the_same_to_the_bit(betas):
             num_train_timesteps=1000,
             trained_betas=None,
         )
-        ours = scheduler_levels.abar_table(options)
+        ours = abar_table(options)
         if betas == "sigmoid":  # of their exponential in float32
             np.testing.assert_allclose(ours, theirs.alphas_cumprod.numpy(), rtol=3e-7)
         else:
@@ -102,3 +107,74 @@ def test_options_and_defaults_are_those_of_diffusers(kind):
         if table.get("disable_corrector") is not None:
             table["disable_corrector"] = list(table["disable_corrector"])
     assert ours == theirs
+
+
+SOURCES = {
+    "stable diffusion 1": (
+        "PNDM",
+        {"skip_prk_steps": True, "steps_offset": 1, "clip_sample": False},
+    ),
+    "stable diffusion xl": (
+        "EulerDiscrete",
+        {
+            "timestep_spacing": "leading",
+            "steps_offset": 1,
+            "interpolation_type": "linear",
+            "set_alpha_to_one": False,
+            "skip_prk_steps": True,
+            "clip_sample": False,
+            "sample_max_value": 1.0,
+        },
+    ),
+    "zero snr": (
+        "DDIM",
+        {**cases.ZERO_SNR, "prediction_type": "v_prediction", "clip_sample": False},
+    ),
+    "karras": ("DPMSolverMultistep", {"use_karras_sigmas": True, "solver_type": "heun"}),
+    "unipc": ("UniPCMultistep", {"solver_type": "bh1", "solver_order": 3}),
+}
+TARGETS = sorted({case.kind for case in cases.CASES.values()} - {"IPNDM"})
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("source", SOURCES)
+def test_swapping_classes(source, target):
+    """As ``target.from_config(source.config)``, and back."""
+    kind, options = SOURCES[source]
+    config = {"_class_name": f"{kind}Scheduler", **cases.SD, **options}
+    theirs = getattr(diffusers, f"{kind}Scheduler").from_config(config)
+    theirs = getattr(diffusers, f"{target}Scheduler").from_config(theirs.config)
+    made = with_class(load_scheduler(config), target)
+    options = made.grid.args[1]  # of the partial: those of the class, with its defaults
+    for key, value in options.items():
+        assert theirs.config[key] == value or [value] == [None] == [theirs.config[key]], key
+    steps = 8 if target in ("LCM", "TCD") else 20
+    theirs.set_timesteps(steps)
+    times = made.rows(made.grid(steps)).level.t
+    np.testing.assert_allclose(times, theirs.timesteps.numpy(), rtol=1e-6, atol=2e-4)
+    back = with_class(made, kind)
+    assert back.config == load_scheduler(config).config
+
+
+KINDS_AND_STEPS = [
+    (kind, steps)
+    for kind in TARGETS
+    for steps in (1, 2, 3, 50)
+    if steps <= 8 or kind not in ("LCM", "TCD")
+]
+
+
+@pytest.mark.parametrize(("kind", "steps"), KINDS_AND_STEPS)
+def test_few_and_many_steps(kind, steps):
+    table = "beta_start" in KINDS[f"{kind}Scheduler"].defaults
+    options = {"skip_prk_steps": True} if kind == "PNDM" else {}
+    if kind.startswith("UniPC"):
+        options = {"final_sigmas_type": "sigma_min"}
+    case = cases.Case(kind, {**(cases.SD if table else {}), **options}, steps)
+    made, rows = record.scheduler(case), cases.ours(case)[2]
+    # A point between levels that all but coincide is where rounding puts it.
+    atol = 0.02 if (kind, steps) == ("KDPM2AncestralDiscrete", 2) else 2e-4
+    np.testing.assert_allclose(rows.level.t, made.timesteps.numpy(), rtol=1e-6, atol=atol)
+    if len(rows.level.t) <= cases.ROWS:
+        theirs = record.states(case)
+        assert cases.error(cases.our_states(case), theirs) < case.tolerance

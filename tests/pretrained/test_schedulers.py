@@ -57,6 +57,104 @@ def of(kind, **options):
     return load_scheduler({"_class_name": f"{kind}Scheduler", **options})
 
 
+_FAMILY = {
+    **{key: SD[key] for key in ("beta_start", "beta_end", "beta_schedule", "trained_betas")},
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}
+# As model repositories have them, with keys of the classes that they were converted from.
+PUBLISHED = {
+    "sd 2.1": (
+        {**_FAMILY, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
+        50,
+        [981, 961, 941],
+    ),
+    "sdxl": (
+        {
+            **_FAMILY,
+            "_class_name": "EulerDiscreteScheduler",
+            "interpolation_type": "linear",
+            "prediction_type": "epsilon",
+            "sample_max_value": 1.0,
+            "timestep_spacing": "leading",
+            "use_karras_sigmas": False,
+        },
+        30,
+        [958, 925, 892],
+    ),
+    "sdxl turbo": (
+        {
+            **_FAMILY,
+            "_class_name": "EulerAncestralDiscreteScheduler",
+            "timestep_spacing": "trailing",
+            "rescale_betas_zero_snr": False,
+        },
+        4,
+        [999, 749, 499],
+    ),
+    "deepfloyd": (
+        {
+            "_class_name": "DDPMScheduler",
+            "beta_schedule": "squaredcos_cap_v2",
+            "clip_sample": True,
+            "clip_sample_range": 1.0,
+            "dynamic_thresholding_ratio": 0.95,
+            "sample_max_value": 1.5,
+            "thresholding": True,
+            "variance_type": "learned_range",
+        },
+        100,
+        [990, 980, 970],
+    ),
+    "playground 2.5": (
+        {
+            "_class_name": "EDMDPMSolverMultistepScheduler",
+            "algorithm_type": "dpmsolver++",
+            "rho": 7.0,
+            "sigma_data": 0.5,
+            "sigma_max": 80.0,
+            "sigma_min": 0.002,
+            "solver_order": 2,
+        },
+        3,
+        np.log([80.0, ((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7, 0.002]) / 4,
+    ),
+    "sd 3": ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, 2, [1000, 8.92857]),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs(name):
+    config, steps, times = PUBLISHED[name]
+    scheduler = load_scheduler(config)
+    assert scheduler.rows(scheduler.grid(steps)).level.t[: len(times)] == pytest.approx(
+        np.asarray(times, float), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{"solver_type": "bh1"}, {"predict_x0": False}, {"lower_order_final": False}]
+)
+def test_unipc_ends_at_the_data(options):
+    """Where diffusers' formulas are infinite times zero."""
+    unipc = of("UniPCMultistep", solver_order=3, **options)
+    grid = unipc.grid(10)
+    assert grid.levels.sigma[-1] == 0
+    assert np.isfinite(unipc.rows(grid).coef).all()
+
+
+@pytest.mark.parametrize("kind", ["DPMSolverMultistep", "DEISMultistep", "UniPCMultistep"])
+def test_as_many_steps_as_timesteps(kind):
+    """N + 1 points on N timesteps: the one that would be visited twice is visited once."""
+    scheduler = of(kind)
+    grid = scheduler.grid(1000)
+    assert (np.diff(grid.levels.t[:-1]) < 0).all() and grid.steps > 990
+    assert np.isfinite(scheduler.rows(grid).coef).all()
+
+
 def test_options_that_other_classes_write_mean_the_same_here():
     """As from_config of diffusers: a name of another class's solver stands for the default."""
     unipc = of("UniPCMultistep", solver_type="bh1", final_sigmas_type="sigma_min")
@@ -204,6 +302,18 @@ def test_options_of_a_class_that_are_refused(kind, options, message):
         ("UniPCMultistep", {}, {"sigmas": [1.0, 0.5]}, "sigmas cannot be given without"),
         ("DPMSolverMultistep", FLOW, {"timesteps": [3, 1]}, "cannot be given with use_flow_sigmas"),
         ("FlowMatchEulerDiscrete", {"use_dynamic_shifting": True}, {"steps": 4}, "give mu"),
+        ("EulerDiscrete", {}, {"timesteps": [5, 5]}, "timesteps must be one falling sequence"),
+        ("EulerDiscrete", {}, {"timesteps": [1000, 5]}, "timesteps must lie in 0 .. 999"),
+        ("EulerDiscrete", {}, {"sigmas": [3.0]}, "must hold the last level too"),
+        ("EulerDiscrete", {}, {"sigmas": [3.0, -1.0]}, "sigmas must lie in 0 .. inf, got 3 .. -1"),
+        ("FlowMatchEulerDiscrete", {}, {"sigmas": [1.5, 1.0]}, "sigmas must lie in 0 .. 1"),
+        (
+            "FlowMatchEulerDiscrete",
+            {},
+            {"sigmas": [1.0, 0.5], "timesteps": [9.0]},
+            "1 timesteps and 2 sigmas",
+        ),
+        ("DPMSolverMultistep", {"lambda_min_clipped": 9.0}, {"steps": 1}, "steps must lie in"),
         ("DDIM", {}, {"steps": 10, "strength": 0.05}, "strength must lie in"),
         ("DDIM", {}, {"steps": 10, "strength": 1.5}, "strength must lie in"),
         (

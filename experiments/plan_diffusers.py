@@ -1,0 +1,204 @@
+"""What training the published latent models costs on TPU slices, compiled without any.
+
+    python -m experiments.plan_diffusers --out=docs/results/scaling.json
+    python -m experiments.plan_diffusers --only=sd15/v5e:2x4 --out=docs/results/scaling.json
+
+The step is that of the trainer (AdamW in float32, average, bfloat16 computation, clipping) on
+latents and text features that were stored beforehand. A compilation takes minutes; figures are
+cached, and rows that are in the file already are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from configs.base import base
+from diffjax import losses, schedules
+from diffjax.nets.controlnet import ControlNet, copy_base
+from diffjax.nets.unet import UNet
+from diffjax.types import Array, PyTree, Task, expand
+from experiments import common, topology
+from experiments.compare import text_table
+
+OUT = flags.DEFINE_string("out", "docs/results/scaling.json", "File of figures, kept and extended.")
+ONLY = flags.DEFINE_list("only", [], "Rows to compile, as NAME/TOPOLOGY/MESH; a prefix will do.")
+
+SD = dict(
+    channels=320, blocks=2, out_channels=4, flip_sin_to_cos=True, freq_shift=0.0,
+    downsample_padding=1, norm_eps=1e-5, dtype=jnp.bfloat16, remat="blocks", attention="chunked",
+)  # fmt: skip
+SD15 = UNet(multipliers=(1, 2, 4, 4), attention_levels=(0, 1, 2), heads=8, context_dim=768, **SD)
+SDXL = UNet(
+    multipliers=(1, 2, 4), attention_levels=(1, 2), heads=(5, 10, 20), depth=(1, 2, 10),
+    linear_projection=True, context_dim=2048, added_dim=2816, **SD,
+)  # fmt: skip
+Batch = Callable[[int], dict[str, Any]]
+
+
+def _shape(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _batch(side: int, width: int, *, added: bool = False, hint: bool = False) -> Batch:
+    """Latents, text features of 77 tokens, and what else a model is told."""
+
+    def make(size: int) -> dict[str, Any]:
+        batch: dict[str, Any] = {
+            "image": _shape(size, side, side, 4),
+            "context": _shape(size, 77, width),
+        }
+        if added:
+            batch["added"] = {"text_embeds": _shape(size, 1280), "time_ids": _shape(size, 6)}
+        if hint:
+            batch["hint"] = _shape(size, 8 * side, 8 * side, 3)
+        return batch
+
+    return make
+
+
+def _loss(
+    predict: Callable[..., Array], key: jax.Array, batch: dict[str, Any]
+) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+    """``E |eps_hat(z_t, t, cond) - eps|^2`` with SD's schedule."""
+    schedule = schedules.make(
+        "scaled_linear", {"steps": 1000, "beta_start": 0.00085, "beta_end": 0.012}
+    )
+    x, cond = batch["image"], {k: v for k, v in batch.items() if k != "image"}
+    t = jax.random.randint(key, x.shape[:1], 0, 1000)
+    alpha, sigma = (expand(value, x) for value in schedule.at(t))
+    eps = jax.random.normal(jax.random.fold_in(key, 1), x.shape)
+    value = losses.squared_error(predict(alpha * x + sigma * eps, t, cond), eps).mean()
+    return value, ({}, {"loss": value})
+
+
+def _unet_task(net: UNet) -> Task:
+    def init(key: jax.Array, frozen: PyTree, batch: Any) -> tuple[PyTree, PyTree]:
+        cond = {k: v for k, v in batch.items() if k != "image"}
+        return net.init(key, batch["image"], jnp.zeros(1), cond)["params"], {}
+
+    def loss(params: PyTree, frozen: PyTree, extra: PyTree, key: Any, step: Any, batch: Any) -> Any:
+        return _loss(lambda *inputs: net.apply({"params": params}, *inputs), key, batch)
+
+    return Task(init, loss, lambda *_: None)
+
+
+def _control_task(base_net: UNet) -> Task:
+    net = ControlNet(base_net)
+
+    def init(key: jax.Array, frozen: PyTree, batch: Any) -> tuple[PyTree, PyTree]:
+        cond = {k: v for k, v in batch.items() if k != "image"}
+        fresh = net.init(key, batch["image"], jnp.zeros(1), cond)["params"]
+        return copy_base(fresh, frozen["base"]), {}
+
+    def loss(params: PyTree, frozen: PyTree, extra: PyTree, key: Any, step: Any, batch: Any) -> Any:
+        def predict(z: Array, t: Array, cond: dict[str, Any]) -> Any:
+            added = net.apply({"params": params}, z, t, cond)
+            return base_net.apply({"params": frozen["base"]}, z, t, {**cond, "control": added})
+
+        return _loss(predict, key, batch)
+
+    return Task(init, loss, lambda *_: None)
+
+
+def case_of(name: str) -> topology.Case:
+    """The step that a row compiles."""
+    if name == "sd15":
+        return topology.Case(_unet_task(SD15), None, _batch(64, 768))
+    if name == "sdxl":
+        return topology.Case(_unet_task(SDXL), None, _batch(128, 2048, added=True))
+    batch, plain = _batch(64, 768, hint=True), _batch(64, 768)
+    base_params = jax.eval_shape(
+        lambda b: _unet_task(SD15).init(jax.random.key(0), None, b)[0], plain(1)
+    )
+    return topology.Case(_control_task(SD15), {"base": base_params}, batch)
+
+
+# (case, topology, images per chip, fsdp): the rest of the chips is the data axis.
+ROWS = [
+    ("sd15", "v5e:2x4", 4, 8),
+    ("sd15", "v5e:2x4", 4, 1),
+    ("sdxl", "v5e:2x4", 1, 8),
+    ("controlnet_sd15", "v5e:2x4", 4, 8),
+    ("sd15", "v5e:8x8", 4, 64),
+    ("sd15", "v5e:16x16", 4, 64),
+    ("sdxl", "v5e:8x8", 1, 64),
+    ("sdxl", "v5e:16x16", 1, 64),
+    ("controlnet_sd15", "v5e:8x8", 4, 64),
+    ("controlnet_sd15", "v5e:16x16", 4, 64),
+]
+
+
+def config_of(name: str, chips: int, per_chip: int, fsdp: int) -> ConfigDict:
+    """The trainer's config of a row."""
+    config = base()
+    config.planned = name
+    config.data.update(batch_size=chips * per_chip)
+    config.optim.update(name="adamw", lr=1e-5, warmup=0, weight_decay=0.01, clip=1.0)
+    config.mesh.update(data=chips // fsdp, fsdp=fsdp)
+    return config
+
+
+def row_name(case: str, where: str, per_chip: int, fsdp: int) -> str:
+    return f"{case}/{where}/fsdp{fsdp}/batch{per_chip}"
+
+
+def compile_row(case: str, where: str, per_chip: int, fsdp: int) -> dict[str, Any]:
+    """Figures of a row, or what it lacks."""
+    chips = len(topology.devices_of(where)[0])
+    config = config_of(case, chips, per_chip, fsdp)
+    try:
+        return topology.compile_plan(config, where, case_of(case))
+    except topology.DoesNotFit as failure:
+        return {"topology": where, "does_not_fit": str(failure), "needed_bytes": failure.needed}
+
+
+def table(rows: dict[str, Any]) -> str:
+    """The figures as text."""
+    shown = []
+    for name, row in rows.items():
+        if "does_not_fit" in row:
+            shown.append({"row": name, "peak GiB": row["does_not_fit"]})
+            continue
+        traffic = sum(entry["bytes"] for entry in row["collectives"].values())
+        shown.append({
+            "row": name,
+            "peak GiB": f"{row['peak_bytes'] / topology.GIB:.2f}",
+            "state GiB": f"{_state_bytes(row) / topology.GIB:.2f}",
+            "TFLOP": f"{row['flops'] / 1e12:.2f}",
+            "collectives GiB": f"{traffic / topology.GIB:.2f}",
+            "sharded": f"{100 * row['sharded']:.2f}%",
+            "compile s": f"{row['compile_seconds']:.0f}",
+        })  # fmt: skip
+    return text_table(shown)
+
+
+def _state_bytes(row: dict[str, Any]) -> int:
+    parts = ("parameter", "ema", "optimizer", "frozen")
+    return sum(row[f"{part}_bytes"] for part in parts)
+
+
+def main() -> None:
+    path = Path(OUT.value)
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    topology.prepare("v5e:2x4")
+    for row in ROWS:
+        name = row_name(*row)
+        if ONLY.value and not any(name.startswith(prefix) for prefix in ONLY.value):
+            continue
+        if name not in rows:
+            logging.info("compiling %s", name)
+            rows[name] = compile_row(*row)
+            common.save_json(rows, path)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,62 @@
+"""experiments.generate: images with their settings, read back, and made again where they miss."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.parity import generate_cases as g
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    g.pipeline("sd1").save(folder)
+    return folder
+
+
+def _read(path):
+    with PIL.Image.open(path) as picture:
+        return np.asarray(picture), json.loads(picture.text["diffjax"])
+
+
+def test_images_settings_and_resumption(execute, model, tmp_path):
+    out = tmp_path / "out"
+    flags = [f"--model={model}", "--prompt=a red cat", "--prompt=dog", "--steps=3", "--seed=7"]
+    flags += ["--sampler=euler_ancestral", "--num=2", "--batch_size=2"]
+    execute("generate", *flags, f"--out={out}")
+    files = sorted(p.name for p in out.iterdir())
+    assert files == [f"{k:05d}.png" for k in range(4)]
+    pixels, settings = _read(out / files[2])
+    assert pixels.shape == (g.SIZE, g.SIZE, 3)
+    assert settings["prompt"] == ["dog"] and settings["seed"] == 9
+    assert settings["sampler"] == "euler_ancestral" and settings["guidance"] is None
+
+    # What is missing is made again, in a batch with another neighbour, to the same bytes.
+    (out / files[2]).unlink()
+    said = execute("generate", *flags, f"--out={out}")
+    assert "3 of 4 images are there already" in said
+    np.testing.assert_array_equal(_read(out / files[2])[0], pixels)
+
+    # An image gives its settings; flags that are given besides count more.
+    again = tmp_path / "again"
+    more = [f"--from_image={out / files[2]}", f"--out={again}", "--num=2", "--batch_size=2"]
+    execute("generate", *more)
+    same, stored = _read(again / "00000.png")
+    assert stored == settings
+    np.testing.assert_array_equal(same, pixels)
+    said = execute("generate", *more, "--steps=4", code=1)
+    assert "has other settings; choose another --out" in said
+
+
+def test_missing_flags_are_named(execute, model, tmp_path):
+    assert "--model is needed" in execute("generate", "--prompt=a", code=1)
+    assert "--prompt is needed" in execute("generate", f"--model={model}", code=1)
+    asked = [f"--model={model}", "--prompt=a", f"--out={tmp_path}"]
+    assert "--mask needs --init_image" in execute("generate", *asked, "--mask=m.png", code=1)
+    assert "as many --control_image" in execute("generate", *asked, "--control=x", code=1)
+    plain = tmp_path / "plain.png"
+    PIL.Image.new("RGB", (8, 8)).save(plain)
+    said = execute("generate", f"--from_image={plain}", code=1)
+    assert "holds no settings" in said and "Traceback" not in said
