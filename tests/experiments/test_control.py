@@ -41,8 +41,8 @@ def test_fidelity_of_drawn_images():
     one_hot[..., 0] = 1 - one_hot[..., 1]
     cfg = ConfigDict({"control": {"hint": {"name": "mask"}}, "data": {"name": "shapes"}})
     assert control.fidelity(cfg, one_hot, square) == {"mask_iou": 1.0}
-    assert control.fidelity(cfg, one_hot, -square)["mask_iou"] < 0.9
-    options = {"name": "canny", "low": 0.05, "high": 0.1, "sigma": 1.0}
+    assert control.fidelity(cfg, one_hot, np.roll(square, 4, 2))["mask_iou"] < 0.9
+    options = {"name": "canny", "low": 0.02, "high": 0.05, "sigma": 1.0}
     cfg = ConfigDict({"control": {"hint": options}, "data": {"name": "fashion_mnist"}})
     outline = np.zeros((1, 16, 16, 1), np.float32)
     outline[:, 4:12, 4:12] = 1
