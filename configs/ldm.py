@@ -17,7 +17,7 @@
 | inpainting | vq_f4_noattn | 387.2M, L1 | 128, 360k | |
 | superres | vq_f4 | 113.6M, 64x64 to 256x256 | 64, - | |
 | fashion_mnist (default), _f4, _f1 | our KL, f = 2, 4; pixels | 0.7M | 64, 18 minutes | docs |
-| shapes | our KL, f = 4 | 1.7M, captions | 32, 20 minutes | docs |
+| shapes | our KL, f = 4 | 1.8M, captions | 32, 20 minutes | docs |
 
 Whatever `autoencoder.weights` points to is checked against the section `autoencoder`, copied into
 the workdir and identified in every checkpoint. docs/latent_diffusion.md has the whole story.
