@@ -30,14 +30,16 @@ from diffjax.tasks import (
     make_autoencoder_task,
     make_controlnet_task,
     make_diffusion,
+    make_noisy_classifier_task,
     make_task,
 )
+from diffjax.tasks.conditions import embedding_shapes
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
 from diffjax.types import Rows, Sampler, Task, taken
-from experiments import controlled, weights
+from experiments import classifying, controlled, weights
 from experiments import stored_config as stored_config_module
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -237,7 +239,11 @@ def task_of(cfg: ConfigDict) -> Task:
     """The task of a config."""
     if cfg.task == "autoencoder":
         return make_autoencoder_task(cfg, image_shape(cfg))
-    makers = {"controlnet": make_controlnet_task, "diffusion": make_task}
+    makers = {
+        "classifier": make_noisy_classifier_task,
+        "controlnet": make_controlnet_task,
+        "diffusion": partial(make_task, classifier=classifying.log_prob_of(cfg)),
+    }
     if cfg.task not in makers:
         known = ", ".join(["autoencoder", *makers])
         raise UsageError(f"unknown task {cfg.task!r}; choose one of {known}")
@@ -294,7 +300,18 @@ def _noise_images(cfg: ConfigDict, count: int = 64) -> data.Source:
     if text := cfg.get("cond", {}).get("text"):
         ids = rng.integers(0, text.vocabulary, (count, text.positions), np.int32)
         source = dataclasses.replace(source, more=lambda indices: {"text": ids[indices]})
+    if shapes := _embeddings(cfg):
+        drawn = {k: rng.standard_normal((count, *v)).astype("f4") for k, v in shapes.items()}
+        source = dataclasses.replace(
+            source, more=lambda indices: {k: v[indices] for k, v in drawn.items()}
+        )
     return source
+
+
+def _embeddings(cfg: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """Shapes of the embeddings that the data bring along."""
+    given = cfg.get("cond", {}).get("context", "") == "given"
+    return embedding_shapes(cfg) if given else {}
 
 
 def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
@@ -326,6 +343,8 @@ def abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct
     }
     if text := cfg.get("cond", {}).get("text"):
         batch["text"] = jax.ShapeDtypeStruct((size, text.positions), jnp.int32)
+    for name, shape in _embeddings(cfg).items():
+        batch[name] = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
     if cfg.task == "controlnet":
         batch["hint"] = jax.ShapeDtypeStruct((size, *controlled.hint_shape(cfg)), jnp.float32)
     return batch
@@ -507,6 +526,9 @@ def _guidance(
     """
     section = cfg.sample
     scale = section.get("guidance", 1.0) if scale is None else scale
+    low, high = section.get("guidance_low", 0.0), section.get("guidance_high", np.inf)
+    if section.get("classifier", ""):
+        return guidance.interval(rows, scale, low=low, high=high)
     if not model.condition.guided:
         if scale != 1:
             raise UsageError(f"guidance {scale:g} needs a model with a condition")
@@ -519,7 +541,6 @@ def _guidance(
             "condition, so what it predicts without one means nothing",
             scale,
         )
-    low, high = section.get("guidance_low", 0.0), section.get("guidance_high", np.inf)
     return guidance.interval(rows, scale, low=low, high=high)
 
 

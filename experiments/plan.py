@@ -79,12 +79,9 @@ def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
     if flops:
         out |= flops_per_image(cfg, task, state)
         step = out["training_flops_per_image"] * cfg.data.batch_size
-        evaluations = cfg.sample.steps * out["forward_flops_per_image"]
-        out |= {
-            "flops_per_step": step,
-            "training_flops": step * cfg.train.steps,
-            "sampling_flops_per_image": evaluations,
-        }
+        out |= {"flops_per_step": step, "training_flops": step * cfg.train.steps}
+        if forward := out.get("forward_flops_per_image"):
+            out["sampling_flops_per_image"] = cfg.sample.steps * forward
     return out
 
 

@@ -49,6 +49,8 @@ def _preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
     """Callback that writes a grid of DDIM samples from the averaged parameters."""
     if cfg.task == "autoencoder":
         return first_stage.preview(cfg, folder)
+    if cfg.task == "classifier":
+        return None
     if cfg.task == "controlnet":
         return _control_preview(cfg, task, folder, given)
     preview, compiled = _quick(cfg), {}

@@ -28,6 +28,7 @@ SIZE = 16  # of the images
 KEY = 5
 PROMPTS = ("a red cat", "the dog and a cat !")
 NEGATIVE = "red"
+CONTROL_SCALES = (0.7, 0.4)
 
 
 def _text(name: str, **options: Any) -> dict[str, Any]:
@@ -102,13 +103,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+# Ways up that a ControlNet does not have.
+_WAY_UP = ("out_channels", "up_block_types", "sample_size")
+CONTROLS = {
+    family: {key: v for key, v in FAMILIES[family]["unet"].items() if key not in _WAY_UP}
+    | dict(_class_name="ControlNetModel", conditioning_embedding_out_channels=[4, 6])
+    for family in ("sd1", "xl")
+}
+
+
 class Case(NamedTuple):
     """One generation.
 
     Attributes:
         sampler: of `generate.SAMPLERS`, with ``karras`` after a blank.
         family: of `FAMILIES`.
-        mode: ``text``, ``image``, ``mask``, or ``refined``.
+        mode: ``text``, ``image``, ``mask``, ``refined``, or ``control``.
         options: what else is asked for, see `request`.
     """
 
@@ -158,6 +168,10 @@ CASES = [
     Case("ddim", mode="mask", options=(("strength", 0.6),)),
     Case("euler", "sd1-inpainting", "mask", options=(("strength", 0.6),)),
     Case("ddim", mode="image", options=(("strength", 1.0),)),
+    Case("euler", mode="control"),
+    Case("heun", mode="control", options=(("end", 0.6),)),
+    Case("ddim", mode="control", options=(("balance", "guess"),)),
+    Case("euler", "xl", "control", options=(("start", 0.3),)),
 ]
 GOLDEN = [
     Case("euler_ancestral"),
@@ -182,6 +196,11 @@ def mask() -> np.ndarray:
     out = np.zeros((SIZE, SIZE), np.uint8)
     out[3:11, 5:12] = 255
     return out
+
+
+def hints() -> list[np.ndarray]:
+    """Control images of two networks."""
+    return [picture(), picture()[::-1].copy()]
 
 
 def state(name: str, shapes: Any) -> dict[str, np.ndarray]:
@@ -226,6 +245,12 @@ def components(family: str) -> Components:
 
 
 @functools.cache
+def controls(family: str) -> list[Model]:
+    """Two ControlNets in small, with the same weights."""
+    return [_model("controlnet", CONTROLS[family])] * 2
+
+
+@functools.cache
 def pipeline(family: str) -> generate.Pipeline:
     """A pipeline in small."""
     return generate.Pipeline(components(family))
@@ -242,9 +267,15 @@ def request(case: Case) -> generate.Request:
     refiner = None
     if case.mode == "refined":
         refiner = generate.Refiner(pipeline("refiner"), 0.6)
-    prompts = case.option("prompts", PROMPTS)
+    control = []
+    if case.mode == "control":
+        window = case.option("start", 0.0), case.option("end", 1.0)
+        control = [
+            generate.Control(net, hint, scale, *window, case.option("balance", "balanced"))
+            for net, hint, scale in zip(controls(case.family), hints(), CONTROL_SCALES, strict=True)
+        ]
     return generate.Request(
-        prompts,
+        PROMPTS,
         key=KEY,
         sampler=generate.Sampling(name, steps(case), grid, eta=case.option("eta", None)),
         guidance=generate.Guidance(
@@ -254,6 +285,7 @@ def request(case: Case) -> generate.Request:
         ),
         image=image,
         refiner=refiner,
+        control=control,
         size=generate.Size(
             SIZE, SIZE, original=case.option("original", None), crop=case.option("crop", (0, 0))
         ),

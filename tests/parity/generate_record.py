@@ -75,7 +75,7 @@ def parts(family: str) -> dict[str, Any]:
 
 def pipeline(family: str, mode: str = "text") -> Any:
     """A pipeline of diffusers."""
-    suffix = {"image": "Img2Img", "mask": "Inpaint"}.get(mode, "")
+    suffix = {"image": "Img2Img", "mask": "Inpaint", "control": "ControlNet"}.get(mode, "")
     if family in ("xl", "refiner"):
         kind = getattr(diffusers, f"StableDiffusionXL{suffix}Pipeline")
         refines = family == "refiner"
@@ -87,6 +87,8 @@ def pipeline(family: str, mode: str = "text") -> Any:
         kind = getattr(diffusers, f"StableDiffusion{suffix}Pipeline")
         absent = {"safety_checker": None, "feature_extractor": None}
         options = {"requires_safety_checker": False}
+    if mode == "control":
+        options["controlnet"] = [_network("controlnet", g.CONTROLS[family]) for _ in range(2)]
     made = kind(**parts(family), **absent, **options)
     made.set_progress_bar_config(disable=True)
     return made
@@ -121,8 +123,10 @@ def _options(case: g.Case) -> dict[str, Any]:
     )
     if case.option("negative", None) is not None:
         options["negative_prompt"] = [case.option("negative", None)] * len(g.PROMPTS)
+    if case.mode in ("text", "refined", "control"):
+        options |= dict(height=g.SIZE, width=g.SIZE)
     if case.mode in ("text", "refined"):
-        options |= dict(height=g.SIZE, width=g.SIZE, guidance_rescale=case.option("rescale", 0.0))
+        options["guidance_rescale"] = case.option("rescale", 0.0)
     if case.option("crop", None):
         options |= dict(
             crops_coords_top_left=case.option("crop", None),
@@ -132,6 +136,14 @@ def _options(case: g.Case) -> dict[str, Any]:
         options |= dict(
             image=[PIL.Image.fromarray(g.picture())] * len(g.PROMPTS),
             strength=case.option("strength", 0.7 if case.mode == "image" else 1.0),
+        )
+    if case.mode == "control":
+        options |= dict(
+            image=[PIL.Image.fromarray(hint) for hint in g.hints()],
+            controlnet_conditioning_scale=list(g.CONTROL_SCALES),
+            control_guidance_start=case.option("start", 0.0),
+            control_guidance_end=case.option("end", 1.0),
+            guess_mode=case.option("balance", "") == "guess",
         )
     if case.mode == "mask":
         options["mask_image"] = [PIL.Image.fromarray(g.mask())] * len(g.PROMPTS)
