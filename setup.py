@@ -43,7 +43,12 @@ EXTRAS = {
         "pytest-xdist>=3.8",
         "ruff>=0.17.6",
     ],
-    "parity": ["diffusers>=0.42", "torch==2.13.0"],
+    "parity": [
+        "diffusers>=0.42",
+        "pytorch-fid>=0.3",
+        "torch-fidelity>=0.4",
+        "torch==2.13.0",
+    ],
     "sweep": ["optuna>=5.0", "submitit>=1.5.4"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],

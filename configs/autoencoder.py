@@ -14,9 +14,9 @@
 | vq_f4_noattn | 64x64x3, 8192 codes | 11 | 8 | 1.06; 25.21 |
 | vq_f8 | 32x32x4, 16384 codes | 1 | 10 | 1.14; 23.07 |
 | vq_f16 | 16x16x8, 16384 codes | 250,001 | 14 | 5.15; 20.83 |
-| fashion_mnist (default) | 14x14x4 of 28x28 | 1000 | 64 | docs/latent_diffusion.md |
-| fashion_mnist_f4, fashion_mnist_vq | 7x7x4 | 1000 | 64 | docs/latent_diffusion.md |
-| shapes, shapes_vq | 8x8x4 of 32x32 | 1000 | 32 | docs/latent_diffusion.md |
+| fashion_mnist (default) | 14x14x4 of 28x28 | 500 | 32 | docs/latent_diffusion.md |
+| fashion_mnist_f4, fashion_mnist_vq | 7x7x4 | 500 | 32 | docs/latent_diffusion.md |
+| shapes, shapes_vq | 8x8x4 of 32x32 | 500 | 32 | docs/latent_diffusion.md |
 
 Batches are those of one GPU; the learning rate is 4.5e-6 times the whole batch. docs/
 latent_diffusion.md says how to get the weights of LPIPS; the small variants use a classifier of
@@ -58,7 +58,7 @@ def _first_stage(name: str, multipliers: tuple[int, ...], channels: int) -> Conf
             "pixel": "l1",  # or l2
             "perceptual": "lpips",  # or classifier (of diffjax.metrics), none
             "perceptual_weight": 1.0,
-            "perceptual_weights": "",  # lpips: safetensors file; classifier: data set, if another
+            "perceptual_weights": "",  # lpips: file; classifier: file, or data set if another
             "kl_weight": 1e-6,
             "codebook_weight": 1.0,
             "commitment_weight": 0.25,
@@ -135,20 +135,21 @@ def vq_f16() -> ConfigDict:
 
 def _small(multipliers: tuple[int, ...], channels: int, name: str = "kl") -> ConfigDict:
     config = _first_stage(name, multipliers, channels)
-    config.network.update(channels=24, blocks=1, norm_groups=4, middle_attention=False, codes=256)
+    config.network.update(channels=16, blocks=1, norm_groups=4, middle_attention=False, codes=256)
     # The classifier's distances are ten times those of pixels; LPIPS is as large as they are.
     config.loss.update(perceptual="classifier", perceptual_weight=0.1, kl_weight=1e-4)
-    config.loss.update(disc_start=1000, disc_channels=16, disc_layers=2, disc_weight=0.25)
+    config.loss.update(disc_start=500, disc_channels=16, disc_layers=2, disc_weight=0.25)
     config.optim.update(lr=1e-3, warmup=100, decay="cosine", lr_end=0.05, b1=0.5, b2=0.9, clip=0.0)
     config.optim.groups = ConfigDict({"discriminator": {"match": r"discriminator\.", "lr": 2e-4}})
     config.ema.update(decay=0.999, warmup=True)
-    config.train.update(steps=3000, minutes=15.0, checkpoint_every=500, sample_every=500)
+    config.train.update(steps=1200, minutes=20.0, log_every=50)
+    config.train.update(checkpoint_every=500, sample_every=500)
     return config
 
 
 def fashion_mnist() -> ConfigDict:
     config = _small((1, 2), 4)
-    config.data.update(name="fashion_mnist", image_size=28, channels=1, batch_size=64)
+    config.data.update(name="fashion_mnist", image_size=28, channels=1, batch_size=32)
     config.eval.update(num=5000, features="fashion_mnist")
     return config
 
@@ -168,8 +169,8 @@ def fashion_mnist_vq() -> ConfigDict:
 def shapes() -> ConfigDict:
     config = _small((1, 2, 2), 4)
     config.data.update(name="shapes", image_size=32, channels=3, batch_size=32)
-    config.eval.update(num=5000, features="shapes_single")
-    config.loss.perceptual_weights = "shapes_single"
+    config.eval.num = 5000
+    config.loss.perceptual = "none"  # or a classifier: see docs/latent_diffusion.md
     return config
 
 

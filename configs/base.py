@@ -77,7 +77,7 @@ def base() -> ConfigDict:
             "cond": {
                 "drop": 0.0,  # probability of training without the condition (p_uncond)
                 "null": "learned",  # embedding of no condition: learned, zero
-                "context": "",  # tokens to attend to: label, text, clip
+                "context": "",  # tokens to attend to: label, text, clip, given
                 "concat": "",  # channels joined to z: superres, inpaint, map
                 "map_classes": 0,  # of the semantic map
                 "weights": "",  # of a frozen text encoder, as a folder of transformers
@@ -134,6 +134,7 @@ def base() -> ConfigDict:
                 "final": "",  # where grids end: clean, first, last; empty: as the grid does
                 "clip": True,
                 "guidance": 1.0,  # s = 1 + w; 1: none
+                "classifier": "",  # file of experiments.export that guides instead, with that scale
                 "guidance_low": 0.0,  # only at sigma / alpha from here
                 "guidance_high": 1e9,  # to here
                 "guidance_rescale": 0.0,
@@ -185,7 +186,19 @@ def smoke(config: ConfigDict) -> ConfigDict:
         factor *= _shrink(config.autoencoder) // 2
         config.autoencoder.weights = "random"
     if config.get("cond", {}).get("text"):
-        config.cond.text.update(vocabulary=22, positions=18, layers=1, heads=2, head_channels=4)
+        config.cond.text.update(vocabulary=22, positions=18, layers=1, heads=2)
+        if config.cond.context == "clip":
+            config.cond.text.width, config.cond.weights = 16, "random"
+        else:
+            config.cond.text.head_channels = 4
+    if config.get("cond", {}).get("given"):
+        config.cond.given.update(tokens=3, pooled=4)
+        net.update(added_dim=4 + 6 * 8, added_time_dim=8)
+    if "control" in config:
+        config.control.base, config.control.hint.name = "random", "sobel"
+        config.control.net.hint_widths = config.control.net.hint_widths[:1] * len(
+            config.control.net.hint_widths
+        )
     config.data.update(name="noise", image_size=factor, batch_size=4)
     config.train.update(
         steps=2, minutes=0.0, log_every=1, checkpoint_every=1, sample_every=2, accumulate=1

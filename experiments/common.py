@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,14 +25,22 @@ from tqdm import tqdm
 
 import diffjax
 from diffjax import data, grids, guidance, samplers
-from diffjax.tasks import Diffusion, make_autoencoder_task, make_diffusion, make_task
+from diffjax.tasks import (
+    Diffusion,
+    make_autoencoder_task,
+    make_controlnet_task,
+    make_diffusion,
+    make_noisy_classifier_task,
+    make_task,
+)
+from diffjax.tasks.conditions import embedding_shapes
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
 from diffjax.types import Rows, Sampler, Task, taken
+from experiments import classifying, controlled, weights
 from experiments import stored_config as stored_config_module
-from experiments import weights
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -230,9 +239,15 @@ def task_of(cfg: ConfigDict) -> Task:
     """The task of a config."""
     if cfg.task == "autoencoder":
         return make_autoencoder_task(cfg, image_shape(cfg))
-    if cfg.task != "diffusion":
-        raise UsageError(f"unknown task {cfg.task!r}; choose one of autoencoder, diffusion")
-    return make_task(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+    makers = {
+        "classifier": make_noisy_classifier_task,
+        "controlnet": make_controlnet_task,
+        "diffusion": partial(make_task, classifier=classifying.log_prob_of(cfg)),
+    }
+    if cfg.task not in makers:
+        known = ", ".join(["autoencoder", *makers])
+        raise UsageError(f"unknown task {cfg.task!r}; choose one of {known}")
+    return makers[cfg.task](cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
 def diffusion_of(cfg: ConfigDict) -> Diffusion:
@@ -241,7 +256,7 @@ def diffusion_of(cfg: ConfigDict) -> Diffusion:
     Raises:
         UsageError: the config is of another task.
     """
-    if cfg.task != "diffusion":
+    if cfg.task not in ("diffusion", "controlnet"):
         raise UsageError(f"this needs a diffusion model, but the task is {cfg.task!r}")
     return make_diffusion(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
@@ -285,11 +300,23 @@ def _noise_images(cfg: ConfigDict, count: int = 64) -> data.Source:
     if text := cfg.get("cond", {}).get("text"):
         ids = rng.integers(0, text.vocabulary, (count, text.positions), np.int32)
         source = dataclasses.replace(source, more=lambda indices: {"text": ids[indices]})
+    if shapes := _embeddings(cfg):
+        drawn = {k: rng.standard_normal((count, *v)).astype("f4") for k, v in shapes.items()}
+        source = dataclasses.replace(
+            source, more=lambda indices: {k: v[indices] for k, v in drawn.items()}
+        )
     return source
+
+
+def _embeddings(cfg: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """Shapes of the embeddings that the data bring along."""
+    given = cfg.get("cond", {}).get("context", "") == "given"
+    return embedding_shapes(cfg) if given else {}
 
 
 def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
     """``(step, sharding) -> iterator`` of training batches, placed on the devices ahead of use."""
+    hints = controlled.hints_of(cfg) if cfg.task == "controlnet" else None
 
     def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
         host = data.batches(
@@ -302,6 +329,7 @@ def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        host = host if hints is None else data.with_hints(host, hints)
         return data.device_prefetch(host, sharding)
 
     return start
@@ -315,14 +343,19 @@ def abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct
     }
     if text := cfg.get("cond", {}).get("text"):
         batch["text"] = jax.ShapeDtypeStruct((size, text.positions), jnp.int32)
+    for name, shape in _embeddings(cfg).items():
+        batch[name] = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
+    if cfg.task == "controlnet":
+        batch["hint"] = jax.ShapeDtypeStruct((size, *controlled.hint_shape(cfg)), jnp.float32)
     return batch
 
 
 def abstract_state(cfg: ConfigDict, task: Task) -> State:
     """Shapes of the training state, without memory."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    batch = abstract_batch(cfg, 1)
-    return jax.eval_shape(lambda b: init_state(task, optimizer, jax.random.key(0), None, b), batch)
+    base = controlled.abstract(cfg) if cfg.task == "controlnet" else None
+    init = partial(init_state, task, optimizer)
+    return jax.eval_shape(init, jax.random.key(0), base, abstract_batch(cfg, 1))
 
 
 def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
@@ -463,18 +496,21 @@ def image_maker(
 
 def _conditions(cfg: ConfigDict, model: Diffusion) -> Callable[..., Any]:
     """``(index, labels, text) -> `` raw condition of images number ``index``, on the host."""
-    source = source_of(cfg, "test") if model.condition.needs else None
+    hints = controlled.hints_of(cfg) if cfg.task == "controlnet" else None
+    source = source_of(cfg, "test") if model.condition.needs or hints else None
 
     def make(index: np.ndarray, labels: np.ndarray | None, text: np.ndarray | None) -> Any:
         batch: dict[str, Any] = {}
         if source is not None:
             batch = data.batch_of(source, index % len(source))
-        if model.num_classes:
+        if model.num_classes and (hints is None or labels is not None):  # a hint has its own
             chosen = index % model.num_classes if labels is None else labels[index % len(labels)]
             batch["label"] = np.asarray(chosen, np.int32)
         if text is not None:
             batch["text"] = text[index % len(text)]
         raw = model.condition.take(batch, jax.random.key(int(index[0])))
+        if hints is not None:
+            raw = {**(raw or {}), "hint": hints(batch)}
         return jax.tree.map(np.asarray, raw)
 
     return make
@@ -490,6 +526,9 @@ def _guidance(
     """
     section = cfg.sample
     scale = section.get("guidance", 1.0) if scale is None else scale
+    low, high = section.get("guidance_low", 0.0), section.get("guidance_high", np.inf)
+    if section.get("classifier", ""):
+        return guidance.interval(rows, scale, low=low, high=high)
     if not model.condition.guided:
         if scale != 1:
             raise UsageError(f"guidance {scale:g} needs a model with a condition")
@@ -502,7 +541,6 @@ def _guidance(
             "condition, so what it predicts without one means nothing",
             scale,
         )
-    low, high = section.get("guidance_low", 0.0), section.get("guidance_high", np.inf)
     return guidance.interval(rows, scale, low=low, high=high)
 
 

@@ -1,4 +1,4 @@
-"""Parameters that a run reads but does not train: autoencoder, text encoder, perceptual network."""
+"""What a run reads but does not train: autoencoder, text encoder, a ControlNet's base."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax import metrics
+from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import load_model
 from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.perceptual import load_lpips
@@ -21,13 +23,15 @@ from diffjax.tasks.conditions import make_clip
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
 from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
-from experiments import common, weights
+from experiments import classifying, common, controlled, weights
 
 RANDOM = "random"  # in place of weights: untrained, for tests
 
 
 def abstract(cfg: ConfigDict) -> Any:
-    """Shapes of what diffusion reads, or None; a perceptual network is left out."""
+    """Shapes of what `load` gives, without reading anything large."""
+    if cfg.task == "autoencoder":
+        return _abstract_perceptual(cfg)
     out: dict[str, Any] = {}
     if cfg.get("autoencoder", None):
         net = autoencoder_of(cfg)
@@ -38,7 +42,16 @@ def abstract(cfg: ConfigDict) -> Any:
         net = make_clip(cfg)
         ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
         out["text_encoder"] = jax.eval_shape(net.init, jax.random.key(0), ids)["params"]
+    if cfg.task == "controlnet":
+        out |= controlled.abstract(cfg)
     return out or None
+
+
+def _abstract_perceptual(cfg: ConfigDict) -> Any:
+    if cfg.loss.perceptual != "lpips":
+        return jax.eval_shape(lambda tree: tree, _perceptual(cfg))
+    image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    return {"lpips": jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"]}
 
 
 def autoencoder_of(cfg: ConfigDict) -> Any:
@@ -51,7 +64,8 @@ def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
     """Everything frozen that a config asks for, or None.
 
     A run stores what it was trained with in its workdir, from where it is read afterwards; the
-    folders that the config names need not exist any more.
+    folders that the config names need not exist any more. The classifier of classifier guidance
+    joins it for sampling.
 
     Args:
         fresh: read what the config names, for training; the trainer compares it with what is
@@ -60,9 +74,16 @@ def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
     Raises:
         UsageError: weights are needed and not given, or do not fit the config.
     """
+    found = _trained_with(cfg, folder, fresh)
+    if fresh or not cfg.sample.get("classifier", ""):
+        return found
+    return {**(found or {}), "classifier": classifying.params_of(cfg)}
+
+
+def _trained_with(cfg: ConfigDict, folder: Path, fresh: bool) -> Any:
     if cfg.task == "autoencoder":
         return _perceptual(cfg)
-    if common.WEIGHTS.value and cfg.get("autoencoder", None):
+    if common.WEIGHTS.value and abstract(cfg):
         return weights.read_frozen(Path(common.WEIGHTS.value), abstract(cfg))
     if not fresh and (stored := _stored(cfg, folder)):
         return stored
@@ -71,6 +92,8 @@ def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
         out["autoencoder"] = _autoencoder(cfg)
     if cfg.get("cond", {}).get("context", "") == "clip":
         out["text_encoder"] = _text_encoder(cfg)
+    if cfg.task == "controlnet":
+        out |= controlled.load_base(cfg)
     return out or None
 
 
@@ -82,12 +105,19 @@ def _perceptual(cfg: ConfigDict) -> Any:
                 "loss.perceptual=lpips needs --config.loss.perceptual_weights=FILE: LPIPS as "
                 "safetensors, which docs/latent_diffusion.md says how to make. Without it, use "
                 "--config.loss.perceptual=classifier (for data sets with a classifier of ours: "
-                f"{', '.join(metrics.features.VERSIONS)}) or none"
+                f"{', '.join(metrics.features.VERSIONS)}), or none"
             )
         return {"lpips": load_lpips(where)}
     if kind == "classifier":
-        return {"classifier": metrics.feature_network(where or cfg.data.name).params}
+        return {"classifier": _classifier(where or cfg.data.name).params}
     return None
+
+
+def _classifier(name: str) -> metrics.FeatureNetwork:
+    """One of the package by its data set's name, or that of a file of train_classifier."""
+    if name.endswith(".safetensors"):
+        return metrics.load_network(name)
+    return metrics.feature_network(name)
 
 
 def _text_encoder(cfg: ConfigDict) -> Any:
@@ -95,6 +125,8 @@ def _text_encoder(cfg: ConfigDict) -> Any:
         raise common.UsageError(
             "cond.context=clip needs --config.cond.weights=FOLDER: a text_encoder of transformers"
         )
+    if cfg.cond.weights == RANDOM:
+        return random_like(abstract(cfg)["text_encoder"])
     params = load_model(cfg.cond.weights).params
     try:
         return _on_device(from_state_dict(to_state_dict(params), abstract(cfg)["text_encoder"]))
@@ -102,6 +134,14 @@ def _text_encoder(cfg: ConfigDict) -> Any:
         raise common.UsageError(
             f"the text encoder in {cfg.cond.weights} is not the one of config.cond.text: {error}"
         ) from error
+
+
+def random_like(shapes: Any) -> Any:
+    """Untrained parameters, for tests."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
+    )
 
 
 def _stored(cfg: ConfigDict, folder: Path) -> Any:

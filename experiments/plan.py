@@ -49,7 +49,7 @@ def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
     step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
     batch = common.abstract_batch(cfg, 1)
     training = topology.count_flops(step, state, frozen.abstract(cfg), batch)
-    if cfg.task == "autoencoder":  # without the perceptual network, which is the user's
+    if cfg.task != "diffusion":  # without a perceptual network, which is the user's
         return {"training_flops_per_image": training}
     model = common.diffusion_of(cfg)
 
@@ -79,12 +79,9 @@ def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
     if flops:
         out |= flops_per_image(cfg, task, state)
         step = out["training_flops_per_image"] * cfg.data.batch_size
-        evaluations = cfg.sample.steps * out["forward_flops_per_image"]
-        out |= {
-            "flops_per_step": step,
-            "training_flops": step * cfg.train.steps,
-            "sampling_flops_per_image": evaluations,
-        }
+        out |= {"flops_per_step": step, "training_flops": step * cfg.train.steps}
+        if forward := out.get("forward_flops_per_image"):
+            out["sampling_flops_per_image"] = cfg.sample.steps * forward
     return out
 
 

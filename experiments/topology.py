@@ -36,7 +36,7 @@ from diffjax.train.sharding import (
     with_sharding,
 )
 from diffjax.types import Task
-from experiments import common
+from experiments import common, frozen
 
 GIB = 2**30
 CACHE = Path(os.environ.get("DIFFJAX_CACHE", "~/.cache/diffjax")).expanduser() / "plan"
@@ -72,7 +72,8 @@ class Case(NamedTuple):
 
 def case_of(cfg: Any) -> Case:
     """The case of a config."""
-    return Case(common.task_of(cfg), None, lambda size: common.abstract_batch(cfg, size))
+    weights = frozen.abstract(cfg)
+    return Case(common.task_of(cfg), weights, lambda size: common.abstract_batch(cfg, size))
 
 
 # Asked by libtpu when it starts; any slice can be described afterwards.

@@ -28,7 +28,7 @@ from absl import flags, logging
 from diffjax import metrics
 from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
-from experiments import common, first_stage, frozen, judging
+from experiments import common, controlled, first_stage, frozen, judging
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
@@ -49,6 +49,10 @@ def _preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
     """Callback that writes a grid of DDIM samples from the averaged parameters."""
     if cfg.task == "autoencoder":
         return first_stage.preview(cfg, folder)
+    if cfg.task == "classifier":
+        return None
+    if cfg.task == "controlnet":
+        return _control_preview(cfg, task, folder, given)
     preview, compiled = _quick(cfg), {}
 
     def write(state: State, step: int, reporter: Reporter) -> None:
@@ -59,6 +63,24 @@ def _preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
         if not hosts.is_writer():
             return
         picture = common.tile(images)
+        common.save_png(picture, folder / "samples" / f"{step:08d}.png")
+        reporter.image("samples", step, picture)
+
+    return write
+
+
+def _control_preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
+    """Callback that writes hints of test images above samples that they control."""
+    preview, compiled, num = _quick(cfg), {}, min(cfg.sample.num, 16)
+    hints = controlled.as_pictures(controlled.examples(cfg, num)["hint"], cfg.data.channels)
+
+    def write(state: State, step: int, reporter: Reporter) -> None:
+        images = common.image_maker(preview, task, state, given, compiled=compiled).make(
+            num=num, batch_size=num, progress=f"preview at step {step}"
+        )
+        if not hosts.is_writer():
+            return
+        picture = common.tile(np.concatenate([hints, images]), columns=num)
         common.save_png(picture, folder / "samples" / f"{step:08d}.png")
         reporter.image("samples", step, picture)
 
@@ -181,9 +203,10 @@ def main() -> None:
         record.finish()
         logging.warning("%s", stopped)
         sys.exit(stopped.exit_code)
+    after = "control" if cfg.task == "controlnet" else "sample"
     logging.info(
-        "trained to step %d in %.1f minutes; next: python -m experiments.sample --workdir=%s",
-        int(state.step), record.minutes(), folder,
+        "trained to step %d in %.1f minutes; next: python -m experiments.%s --workdir=%s",
+        int(state.step), record.minutes(), after, folder,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Data sets by name, and batches that are a function of (seed, step)."""
 
-from diffjax.data.conditions import make_hints, paired, with_hints
+from diffjax.data.conditions import Hints, make_hints, paired, with_hints
 from diffjax.data.datasets import Source, from_arrays, load, names
 from diffjax.data.pipeline import (
     batch_at,
@@ -13,6 +13,7 @@ from diffjax.data.pipeline import (
 )
 
 __all__ = [
+    "Hints",
     "Source",
     "batch_at",
     "batch_of",

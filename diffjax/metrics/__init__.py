@@ -1,10 +1,11 @@
-"""How close generated images are to real ones, by the features of one frozen classifier.
+"""How good generated images are: measures of papers, and the same formulas on features of our own.
 
-The formulas are those of FID, Inception score and improved precision and recall; the features are
-those of *our own* small classifier, one per data set, trained by `experiments.train_classifier`.
-The numbers are therefore **not** FID or IS: they cannot be set beside those of papers, only beside
-each other, for the same network version and the same numbers of images. Give the `floor`, the
-distance between two disjoint sets of real images, next to every distance.
+With Inception (`inception_network`, weights from the user) the Fréchet distance is FID, the kernel
+distance KID, and so on: see docs/metrics.md. With *our own* small classifiers, one per data set,
+trained by `experiments.train_classifier` and shipped here, the numbers are **not** FID or IS: they
+cannot be set beside those of papers, only beside each other, for the same network version and the
+same numbers of images. Give the `floor`, the distance between two disjoint sets of real images,
+next to every distance.
 
     network = feature_network("fashion_mnist")
     evaluate_images(network, samples, test_images)["distance"]
@@ -27,6 +28,7 @@ from diffjax.metrics.features import (
     load_network,
     save_network,
 )
+from diffjax.metrics.fidelity import edge_f1, mask_iou
 from diffjax.metrics.frechet import frechet_distance
 from diffjax.metrics.inception import SOURCE as INCEPTION_SOURCE
 from diffjax.metrics.inception import inception_network, inception_shapes
@@ -54,6 +56,7 @@ __all__ = [
     "clip_score",
     "collect",
     "diversity",
+    "edge_f1",
     "empty",
     "evaluate_images",
     "extract",
@@ -67,6 +70,7 @@ __all__ = [
     "load_array",
     "load_network",
     "load_statistics",
+    "mask_iou",
     "merge",
     "moments",
     "precision_recall",

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from diffjax.nets.classifier import Classifier
 
 # data set -> weights in use
-VERSIONS = {"fashion_mnist": "v1", "fashion_mnist14": "v1", "digits": "v1", "shapes_single": "v1"}
+VERSIONS = {"fashion_mnist": "v1", "fashion_mnist14": "v1", "digits": "v1"}
 FORMAT = "diffjax-classifier"
 
 

@@ -7,11 +7,11 @@ import numpy as np
 from diffjax.metrics.statistics import Gaussian, Moments
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
-    """Symmetric square root; eigenvalues that rounding made negative or non-zero become 0."""
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """``A`` (F, rank) with ``A A^T = covariance``; eigenvalues of rounding are left out."""
     values, vectors = np.linalg.eigh(covariance)
     tiny = max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
-    return (vectors * np.sqrt(np.where(values > tiny, values, 0.0))) @ vectors.T
+    return vectors[:, values > tiny] * np.sqrt(values[values > tiny])
 
 
 def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
@@ -20,9 +20,9 @@ def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
     ``|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^{1/2})``
 
     This is the formula of FID (Heusel et al. 2017), which applies it to Inception features; on
-    any other features the number is not an FID. With symmetric roots ``A``, ``B`` of the
-    covariances, ``tr (C_a C_b)^{1/2} = tr (A C_b A)^{1/2}`` is the sum of the singular values of
-    ``A B``: no root of a rounded eigenvalue is taken, so singular covariances lose no digits.
+    any other features the number is not an FID. With factors ``C_a = A A^T`` and ``C_b = B B^T``
+    by eigh, ``tr (C_a C_b)^{1/2}`` is the sum of the singular values of ``A^T B``: no root of a
+    rounded eigenvalue is taken, so singular covariances lose no digits.
 
     The estimate is biased upwards by about ``1/count``, and more when ``count`` is not larger
     than the number of features: compare only sets of equal size, beside their floor.
@@ -34,7 +34,7 @@ def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
         raise ValueError(f"feature sizes differ: {a.mean.shape[0]} and {b.mean.shape[0]}")
     cov_a, cov_b = _covariance(a, "first"), _covariance(b, "second")
     delta = a.mean - b.mean
-    cross = np.linalg.svd(_root(cov_a) @ _root(cov_b), compute_uv=False).sum()
+    cross = np.linalg.svd(_factor(cov_a).T @ _factor(cov_b), compute_uv=False).sum()
     distance = delta @ delta + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
     return max(float(distance), 0.0)  # rounding may leave -1e-15 for equal sets
 

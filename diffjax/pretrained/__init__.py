@@ -1,7 +1,7 @@
 """Networks and parameters to and from the file formats of other libraries."""
 
 from diffjax.pretrained.control_file import save_control_file
-from diffjax.pretrained.files import load_safetensors
+from diffjax.pretrained.files import load_safetensors, open_safetensors
 from diffjax.pretrained.lora import merge_lora
 from diffjax.pretrained.models import Model, load_model, save_model
 from diffjax.pretrained.schedulers import (
@@ -25,6 +25,7 @@ __all__ = [
     "load_scheduler",
     "load_single_file",
     "merge_lora",
+    "open_safetensors",
     "open_single_file",
     "save_control_file",
     "save_model",

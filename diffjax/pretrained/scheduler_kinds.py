@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from diffjax import samplers
 from diffjax.pretrained import scheduler_levels as levels
-from diffjax.pretrained.scheduler_levels import Asked, Options
+from diffjax.pretrained.betas import Options
+from diffjax.pretrained.scheduler_levels import Asked
 from diffjax.types import Grid, Sampler, Schedule
 
 

@@ -1,26 +1,22 @@
-r"""The noise levels that diffusers' schedulers visit, reproduced to the rounding of float32.
+"""The noise levels that diffusers' schedulers visit, reproduced to the rounding of float32.
 
-Betas, their products and tables of ``sigma / alpha`` are formed in float32 as torch does, because
-rounded timesteps of Karras' levels would flip otherwise; the rest is float64. Timesteps and levels
-of the schedulers differ in small ways (linspace of N or of N + 1 points, bounds from the whole
-table or from the spaced timesteps, rounding, truncation), which are options of the functions here.
+The tables are float32, see `betas`; the rest is float64. Timesteps and levels of the schedulers
+differ in small ways (linspace of N or of N + 1 points, bounds from the whole table or from the
+spaced timesteps, rounding, truncation), which are options of the functions here.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import betaincinv
 
 from diffjax import grids, schedules
+from diffjax.pretrained.betas import F32, Options, abar_table, linspace, ratio_table
 from diffjax.types import Grid, Schedule, choose
-
-F32 = np.float32
-Options = Mapping[str, Any]
 
 
 class Asked(NamedTuple):
@@ -37,80 +33,6 @@ class Asked(NamedTuple):
     timesteps: Any = None
     sigmas: Any = None
     mu: float | None = None
-
-
-# ---- torch's float32 tables -----------------------------------------------------------------
-
-
-def linspace(start: float, end: float, count: int) -> np.ndarray:
-    """``torch.linspace`` of float32, bit by bit."""
-    low, high = F32(start), F32(end)
-    if count == 1:
-        return np.array([low])
-    step, i = F32((high - low) / F32(count - 1)), np.arange(count)
-    up = np.float64(low) + np.float64(step) * i
-    down = np.float64(high) - np.float64(step) * (count - 1 - i)
-    return np.where(i < count // 2, up, down).astype(F32)
-
-
-def _product(betas: np.ndarray) -> np.ndarray:
-    """``torch.cumprod(1 - betas)``: float32, accumulated in float64."""
-    return np.cumprod((F32(1) - betas).astype(np.float64)).astype(F32)
-
-
-def _capped(abar: Callable[[float], float], count: int) -> np.ndarray:
-    values = [abar(i / count) for i in range(count + 1)]
-    return np.array([min(1 - b / a, 0.999) for a, b in itertools.pairwise(values)], F32)
-
-
-def _laplace(t: float) -> float:
-    size = math.log(1 - 2 * abs(0.5 - t) + 1e-6)
-    snr = math.exp(-0.5 * math.copysign(1, 0.5 - t) * size)
-    return math.sqrt(snr / (1 + snr))
-
-
-BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
-    "linear": linspace,
-    "scaled_linear": lambda low, high, n: linspace(low**0.5, high**0.5, n) ** 2,
-    "squaredcos_cap_v2": lambda low, high, n: _capped(
-        lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2, n
-    ),
-    "exp": lambda low, high, n: _capped(lambda t: math.exp(-12.0 * t), n),
-    "laplace": lambda low, high, n: _capped(_laplace, n),
-    "sigmoid": lambda low, high, n: (
-        F32(1) / (F32(1) + np.exp(-linspace(-6, 6, n))) * F32(high - low) + F32(low)
-    ),
-}
-
-
-def abar_table(o: Options, *, floor: bool = False) -> np.ndarray:
-    """``alphas_cumprod`` (T,) in float32.
-
-    Args:
-        floor: with zero terminal SNR, end at ``2^-24`` instead of 0, for solvers in sigma / alpha.
-
-    Raises:
-        ValueError: the beta schedule is unknown.
-    """
-    if o["trained_betas"] is not None:
-        betas = np.asarray(o["trained_betas"], F32)
-    else:
-        make = choose("beta_schedule", o["beta_schedule"], BETAS)
-        betas = make(o["beta_start"], o["beta_end"], o["num_train_timesteps"])
-    if not o.get("rescale_betas_zero_snr"):
-        return _product(betas)
-    root = np.sqrt(_product(betas))
-    abar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-    out = _product(F32(1) - np.append(abar[:1], abar[1:] / abar[:-1]))
-    if floor:
-        out[-1] = 2.0**-24
-    return out
-
-
-def _ratios(o: Options) -> np.ndarray:
-    """Table of ``sigma / alpha`` in float32, rising."""
-    abar = abar_table(o, floor=True)
-    return np.sqrt((F32(1) - abar) / abar)
 
 
 # ---- schedules ------------------------------------------------------------------------------
@@ -165,16 +87,16 @@ def spaced(
     Raises:
         ValueError: unknown spacing, or more steps than timesteps.
     """
-    total = o["num_train_timesteps"]
-    if not 1 <= steps <= total:
-        raise ValueError(f"steps must lie in 1 .. {total}, got {steps}")
-    last, count, offset = last or total, steps + extra, o.get("steps_offset", 0)
+    total, spacing = o["num_train_timesteps"], o.get("timestep_spacing", "linspace")
+    last, count, offset = total if last is None else last, steps + extra, o.get("steps_offset", 0)
+    most = last - (extra and spacing == "leading")
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps must lie in 1 .. {most}, got {steps}")
     makers: dict[str, Callable[[], np.ndarray]] = {
         "linspace": lambda: np.linspace(0, last - 1, count)[::-1],
         "leading": lambda: (np.arange(count) * (last // count))[::-1] + offset,
         "trailing": lambda: np.round(np.arange(last, 0, -total / steps)) - 1,
     }
-    spacing = o.get("timestep_spacing", "linspace")
     times = choose("timestep_spacing", spacing, makers)().astype(np.float64)
     if spacing == "linspace":
         times = np.round(times) if whole else times.astype(F32).astype(np.float64)
@@ -247,6 +169,31 @@ def _refuse(asked: Asked, *allowed: str) -> None:
         )
 
 
+def _falling(name: str, values: Any, most: float) -> np.ndarray:
+    """A given list in float64.
+
+    Raises:
+        ValueError: it is empty, does not fall, or leaves 0 .. most.
+    """
+    out = np.asarray(values, np.float64)
+    if out.ndim != 1 or not len(out) or not (np.diff(out) < 0).all():
+        raise ValueError(f"{name} must be one falling sequence, got {values}")
+    if not (0 <= out[-1] and out[0] <= most):
+        raise ValueError(f"{name} must lie in 0 .. {most:g}, got {out[0]:g} .. {out[-1]:g}")
+    return out
+
+
+def _listed(o: Options, asked: Asked, name: str) -> np.ndarray:
+    """Given timesteps of a table.
+
+    Raises:
+        ValueError: they are bad, or the config spaces levels by itself.
+    """
+    if name:
+        raise ValueError(f"timesteps cannot be given with {name}")
+    return _falling("timesteps", asked.timesteps, o["num_train_timesteps"] - 1)
+
+
 def _grid(schedule: Schedule, t: Any, levels: tuple[Any, Any], init_std: float) -> Grid:
     alpha, sigma = (np.asarray(leaf, np.float64) for leaf in levels)
     return grids.of_levels(schedule, np.asarray(t, np.float64), alpha, sigma)._replace(
@@ -293,12 +240,14 @@ def ratio_grid(
         listed: what may be given instead of a number of steps.
     """
     _refuse(asked, *listed)
-    table, name = _ratios(o), respaced(o)
+    table, name = ratio_table(o), respaced(o)
     if asked.sigmas is not None:
-        ratios = np.asarray(asked.sigmas, F32).astype(np.float64)
+        ratios = _falling("sigmas", asked.sigmas, math.inf)
+        if len(ratios) < 2:
+            raise ValueError(f"sigmas must hold the last level too, got {asked.sigmas}")
         times = time_of(ratios[:-1], table)
     else:
-        times, ratios = _spaced_ratios(o, asked, table, whole, name)
+        times, ratios = _spacedratio_table(o, asked, table, whole, name)
     ratios = ratios.astype(F32).astype(np.float64)
     if o.get("timestep_type") == "continuous" and o["prediction_type"] == "v_prediction":
         times = 0.25 * np.log(ratios[:-1])
@@ -309,14 +258,12 @@ def ratio_grid(
     return _grid(schedule, np.append(times, 0.0), (alpha, sigma), sigma[0] if spread else 1.0)
 
 
-def _spaced_ratios(
+def _spacedratio_table(
     o: Options, asked: Asked, table: np.ndarray, whole: bool, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Timesteps (N,) and ratios (N + 1,)."""
     if asked.timesteps is not None:
-        if name:
-            raise ValueError(f"timesteps cannot be given with {name}")
-        times = np.asarray(asked.timesteps, np.float64)
+        times = _listed(o, asked, name)
     else:
         assert asked.steps is not None
         times = spaced(o, asked.steps, whole=False)
@@ -349,14 +296,13 @@ def exponential_grid(
         return _flow_grid(o, asked, repeat)
     if asked.sigmas is not None:
         raise ValueError("sigmas cannot be given without use_flow_sigmas")
-    table, name = _ratios(o), respaced(o)
+    table, name = ratio_table(o), respaced(o)
     if asked.timesteps is not None:
-        if name:
-            raise ValueError(f"timesteps cannot be given with {name}")
-        times = np.asarray(asked.timesteps, np.float64)
+        times = _listed(o, asked, name)
     else:
         assert asked.steps is not None
-        times = spaced(o, asked.steps, extra=True, last=_clipped(o))
+        # As many steps as timesteps would visit one of them twice.
+        times = np.unique(spaced(o, asked.steps, extra=True, last=_clipped(o)))[::-1]
     ratios = np.interp(times, np.arange(len(table)), table)
     final = o.get("final_sigmas_type", "sigma_min")
     last = {"sigma_min": float(table[0]), "zero": 0.0}[final]
@@ -426,7 +372,7 @@ def _flow_grid(o: Options, asked: Asked, repeat: bool) -> Grid:
         shift = o["flow_shift"] if asked.mu is None else math.exp(asked.mu)
         sigmas = _shift(plain, shift)[::-1][:-1]
     times, final = np.trunc(sigmas * total), o.get("final_sigmas_type", "sigma_min")
-    last = sigmas[-1] if repeat else float(_ratios(o)[0])
+    last = sigmas[-1] if repeat else float(ratio_table(o)[0])
     sigmas = np.append(sigmas, 0.0 if final == "zero" else last).astype(F32).astype(np.float64)
     return _grid(flow(o), np.append(times, 0.0), (1 - sigmas, sigmas), 1.0)
 
@@ -434,11 +380,11 @@ def _flow_grid(o: Options, asked: Asked, repeat: bool) -> Grid:
 def _unipc_flow(o: Options, asked: Asked) -> np.ndarray:
     if o["use_karras_sigmas"]:
         assert asked.steps is not None
-        table = _ratios(o)
+        table = ratio_table(o)
         ratios = _bounded(o, "use_karras_sigmas", (table[0], table[-1]), asked.steps)
         return ratios / (ratios + 1)
     if asked.sigmas is not None:
-        sigmas = np.asarray(asked.sigmas, np.float64)
+        sigmas = _falling("sigmas", asked.sigmas, 1.0)
     else:
         assert asked.steps is not None
         sigmas = np.linspace(1, 1 / o["num_train_timesteps"], asked.steps + 1)[:-1]
@@ -452,11 +398,14 @@ def flow_match_grid(o: Options, asked: Asked, *, listed: tuple[str, ...] = ()) -
     """Flow matching: ``alpha = 1 - sigma``, ``t = T sigma``, ending at the data."""
     total, dynamic = o["num_train_timesteps"], o.get("use_dynamic_shifting")
     _refuse(asked, *listed, *(("mu",) if dynamic else ()))
-    times = asked.timesteps if asked.timesteps is None else np.asarray(asked.timesteps, F32)
+    times = None if asked.timesteps is None else _falling("timesteps", asked.timesteps, total)
     if asked.sigmas is not None:
-        sigmas = np.asarray(asked.sigmas, F32).astype(np.float64)
+        sigmas = _falling("sigmas", asked.sigmas, 1.0)
+        if times is not None and len(times) != len(sigmas):
+            raise ValueError(f"{len(times)} timesteps and {len(sigmas)} sigmas are given")
+        sigmas = sigmas.astype(F32).astype(np.float64)
     elif times is not None:
-        sigmas = times.astype(np.float64) / total
+        sigmas = times / total
     else:
         ends = np.array([total, 1], F32) / F32(total)
         high, low = ends if dynamic else _shift(ends, o["shift"]).astype(F32)

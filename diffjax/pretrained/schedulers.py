@@ -18,9 +18,10 @@ import numpy as np
 
 from diffjax import grids, parameterization, samplers
 from diffjax.pretrained import scheduler_levels as levels
+from diffjax.pretrained.betas import Options
 from diffjax.pretrained.files import StrPath, read_json, write_json
 from diffjax.pretrained.scheduler_kinds import INSTEAD, KINDS, KNOWN, Kind
-from diffjax.pretrained.scheduler_levels import Asked, Options
+from diffjax.pretrained.scheduler_levels import Asked
 from diffjax.types import Denoiser, Grid, Parameterization, Rows, Sampler, Schedule, choose
 
 FILE = "scheduler_config.json"
@@ -246,7 +247,7 @@ def make_grid(
     Args:
         steps: number of steps, or None with a list of timesteps or sigmas.
         timesteps: to be visited instead, falling, for the classes that take them.
-        sigmas: levels in the class's own measure, likewise.
+        sigmas: levels in the class's own measure, likewise; Euler's hold the last level too.
         mu: logarithm of the shift, for flow matching with dynamic shifting.
         strength: of image-to-image; the last ``min(int(N strength), N)`` steps.
         start: fraction of the denoising that was done by another model (SDXL's refiner); the steps

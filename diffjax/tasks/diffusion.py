@@ -8,7 +8,7 @@ read here: ``network``, ``schedule``, ``parameterization``, ``loss``, ``times``,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,8 @@ from diffjax.types import (
 )
 
 NETWORKS = {"unet": UNet}
+# (parameters, z, level, label (B,)) -> log p(label | z) (B,)
+LogProb = Callable[[PyTree, Array, Level, Array], Array]
 OBJECTIVES = ("simple", "vlb", "hybrid")
 
 
@@ -74,14 +76,36 @@ class Diffusion(NamedTuple):
     space: Space
 
 
-def _section(section: Any) -> tuple[str, dict[str, Any]]:
+def section(part: Any) -> tuple[str, dict[str, Any]]:
     """(name, options) of a config section."""
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
     return str(options.pop("name")), options
 
 
+def make_network(config: Any, out_channels: int, num_classes: int = 0) -> Any:
+    """The Linen module that a config describes.
+
+    Args:
+        num_classes: rows of the class embedding.
+
+    Raises:
+        ValueError: unknown names or options, listing the choices.
+    """
+    name, options = section(config.network)
+    options.pop("conditional", None)
+    dtype = jnp.dtype(options.pop("dtype", "float32"))
+    options.update(out_channels=out_channels, num_classes=num_classes)
+    options["dtype"] = None if dtype == jnp.float32 else dtype
+    return build("network", name, NETWORKS, options)
+
+
 def make_diffusion(
-    config: Any, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+    config: Any,
+    image_shape: tuple[int, int, int],
+    levels: int = 256,
+    num_classes: int = 0,
+    *,
+    wrap: Callable[[UNet], Any] = lambda network: network,
 ) -> Diffusion:
     """Assemble the model that a config describes.
 
@@ -90,33 +114,22 @@ def make_diffusion(
         levels: grey values of the data.
         num_classes: classes of the data; the network uses them if ``config.network`` says
             ``conditional`` or ``config.cond.context`` says ``label``.
+        wrap: makes another network around that of the config.
 
     Raises:
         ValueError: unknown names or options, listing the choices.
     """
-    schedule = schedules.make(*_section(config.schedule))
+    schedule = schedules.make(*section(config.schedule))
     grid = grids.full(schedule) if schedule.steps is not None else None
-    name, options = _section(config.parameterization)
+    name, options = section(config.parameterization)
     learned = options.pop("learned_variance", False)
     param = parameterization.make(name, options, learned_variance=learned, grid=grid)
 
     space = make_space(config, image_shape)
     condition = make_condition(config, space, num_classes)
-    name, options = _section(config.network)
-    classes = num_classes if options.pop("conditional", False) else 0
+    classes = num_classes if config.network.get("conditional", False) else 0
     dropped, row = _dropping(config, classes)
-    dtype = jnp.dtype(options.pop("dtype", "float32"))
-    network = build(
-        "network",
-        name,
-        NETWORKS,
-        {
-            **options,
-            "num_classes": classes + row,
-            "out_channels": space.shape[-1] * param.channels,
-            "dtype": None if dtype == jnp.float32 else dtype,
-        },
-    )
+    network = wrap(make_network(config, space.shape[-1] * param.channels, classes + row))
 
     def denoiser(params: PyTree, cond: Cond = None, *, clip: bool = False) -> Denoiser:
         def apply(z: Array, level: Level) -> Prediction:
@@ -146,13 +159,13 @@ def _dropping(config: Any, classes: int) -> tuple[float, int]:
     Raises:
         ValueError: probability outside [0, 1), or an unknown kind of null condition.
     """
-    section = config.get("cond", None)
-    if section is None:
+    part = config.get("cond", None)
+    if part is None:
         return 0.0, 0
-    choose("null condition", section.null, {"learned": 0, "zero": 0})
-    if not 0 <= section.drop < 1:
-        raise ValueError(f"config.cond.drop must lie in [0, 1), got {section.drop}")
-    return section.drop, int(classes > 0 and section.drop > 0 and section.null == "learned")
+    choose("null condition", part.null, {"learned": 0, "zero": 0})
+    if not 0 <= part.drop < 1:
+        raise ValueError(f"config.cond.drop must lie in [0, 1), got {part.drop}")
+    return part.drop, int(classes > 0 and part.drop > 0 and part.null == "learned")
 
 
 def _predict(
@@ -172,14 +185,24 @@ def _predict(
 
 
 def make_task(
-    config: Any, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+    config: Any,
+    image_shape: tuple[int, int, int],
+    levels: int = 256,
+    num_classes: int = 0,
+    *,
+    wrap: Callable[[UNet], Any] = lambda network: network,
+    classifier: LogProb | None = None,
 ) -> Task:
     """The diffusion task of a config; see `make_diffusion` for the arguments.
 
     The loss is ``E_{t, eps} [w(t) |raw - target|^2]`` (simple), the variational bound (vlb), or
     ``simple + vlb_weight * bound`` with no gradient of the bound through the mean (hybrid).
+
+    Args:
+        classifier: guides sampling in place of the null condition, towards ``cond["label"]``; its
+            parameters are ``frozen["classifier"]``.
     """
-    model = make_diffusion(config, image_shape, levels, num_classes)
+    model = make_diffusion(config, image_shape, levels, num_classes, wrap=wrap)
     times = losses.make_time_sampler(*_with_schedule(config.times, model.schedule))
     objective = _make_objective(config.loss, model)
     augment_rate, flip = config.data.get("augment", 0.0), config.data.flip
@@ -233,6 +256,12 @@ def make_task(
         total = (importance * values).mean()
         return total, ({**extra, "times": history}, {"loss": total, **metrics})
 
+    def judged(denoise: Denoiser, frozen: PyTree, label: Array, scale: Any) -> Denoiser:
+        def log_prob(z: Array, level: Level) -> Array:
+            return cast(LogProb, classifier)(frozen["classifier"], z, level, label)
+
+        return guidance.classifier(denoise, log_prob, guidance.per_evaluation(scale))
+
     def guided(params: PyTree, cond: Cond, null: Cond, scale: Any) -> Denoiser:
         phi = config.sample.get("guidance_rescale", 0.0)
         combine = guidance.rescaled(model.parameterization, phi) if phi else guidance.cfg
@@ -260,7 +289,9 @@ def make_task(
             raise ValueError("guidance needs a condition; this network is unconditional")
         encoded = None if cond is None else condition.encode(params, frozen, extra, cond)
         denoise = model.denoiser(params, encoded)
-        if scale is not None:
+        if scale is not None and classifier is not None:
+            denoise = judged(denoise, frozen, cond["label"], scale)
+        elif scale is not None:
             null = condition.encode(params, frozen, extra, condition.null(cond))
             denoise = guided(params, encoded, null, scale)
         if config.sample.clip:
@@ -272,18 +303,18 @@ def make_task(
     return Task(init, loss, sample)
 
 
-def _with_schedule(section: Any, schedule: Schedule) -> tuple[str, Schedule, dict[str, Any]]:
-    name, options = _section(section)
+def _with_schedule(part: Any, schedule: Schedule) -> tuple[str, Schedule, dict[str, Any]]:
+    name, options = section(part)
     return name, schedule, options
 
 
-def _make_objective(section: Any, model: Diffusion) -> Callable[..., tuple[Array, dict[str, Any]]]:
+def _make_objective(part: Any, model: Diffusion) -> Callable[..., tuple[Array, dict[str, Any]]]:
     """``(raw, prediction, x, eps, level) -> (losses (B,), metrics)``.
 
     Raises:
         ValueError: unknown objective, or a bound on a continuous schedule.
     """
-    name, options = _section(section)
+    name, options = section(part)
     if name not in OBJECTIVES:
         raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(OBJECTIVES)}")
     variance = options.pop("variance", "fixedsmall")

@@ -155,6 +155,18 @@ class Checkpoints:
             raise self._failure(step, error) from error
         self._pending = (step, self._thread.submit(self._commit, step, response))
 
+    def check(self) -> None:
+        """See that the pending write has not failed so far; takes no time.
+
+        Raises:
+            CheckpointError: it has.
+        """
+        if self._pending is None or not self._pending[1].done():
+            return
+        if failure := self._pending[1].exception():
+            (step, _), self._pending = self._pending, None
+            raise self._failure(step, failure) from failure
+
     def wait(self) -> None:
         """Finish the pending write.
 
@@ -206,7 +218,7 @@ class Checkpoints:
             self._remove(step)
         self._damaged.clear()
 
-    def _failure(self, step: int, error: Exception) -> CheckpointError:
+    def _failure(self, step: int, error: BaseException) -> CheckpointError:
         for partial in self.folder.glob(f"{self._partial(step).name}*"):
             shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
         left = [s for s in self.steps() if s != step]
@@ -366,5 +378,5 @@ class Best:
         self._steps.__exit__(kind, error, trace)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0][:300]

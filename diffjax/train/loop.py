@@ -295,6 +295,7 @@ def _advance(
             step += 1
             window.add(metrics)
             bar.update()
+            checkpoints.check()
             if step % cfg.log_every == 0:
                 due = judge and step % every == 0
                 loss = window.report(step, partial(judge, state, step) if judge and due else dict)

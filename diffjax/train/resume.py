@@ -10,7 +10,10 @@ from absl import logging
 from diffjax.train.checkpoint import CheckpointMismatch
 
 # What does not change the values that a step computes.
-FREE = ("train", "sample", "eval", "mesh", "data.dir", "network.remat", "network.attention")
+FREE = (
+    *("train", "sample", "eval", "mesh", "data.dir", "network.remat", "network.attention"),
+    *("autoencoder.weights", "control.base"),  # where frozen weights are; their hash is compared
+)
 BOUND = ("train.accumulate",)  # of those, what does
 SHOWN = 8
 
@@ -48,14 +51,17 @@ def check(stored: dict[str, Any], config: Any, frozen: str, *, override: bool = 
 
 
 def differences(old: Any, new: Any) -> list[str]:
-    """``key: old -> new`` for every value of two configs that differs and is not free to."""
+    """``key: old -> new`` for every value of two configs that differs and is not free to.
+
+    Keys that only one of them has are left out: they come with newer versions of diffjax.
+    """
     if old is None or new is None:
         return []
     have, want = _flat(old), _flat(new)
     return [
-        f"{key}: {have.get(key, 'absent')!r} -> {want.get(key, 'absent')!r}"
-        for key in sorted({*have, *want})
-        if have.get(key, "absent") != want.get(key, "absent") and not _is_free(key)
+        f"{key}: {have[key]!r} -> {want[key]!r}"
+        for key in sorted(have.keys() & want.keys())
+        if have[key] != want[key] and not _is_free(key)
     ]
 
 

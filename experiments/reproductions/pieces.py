@@ -67,7 +67,13 @@ def measuring(name: str, model: str, minutes: float, *options: str) -> Piece:
 
 
 def sweeping(
-    name: str, model: str, minutes: float, axes: dict[str, str], *, num: int, seeds: int = 3
+    name: str,
+    model: str,
+    minutes: float,
+    axes: dict[str, str],
+    *options: str,
+    num: int,
+    seeds: int = 3,
 ) -> Piece:
     """A sweep over ``config.sample`` of a kept model, to data/NAME.jsonl."""
     command = (
@@ -77,6 +83,7 @@ def sweeping(
         *(f"--sweep={key}={values}" for key, values in axes.items()),
         f"--seeds={seeds}",
         f"--num={num}",
+        *options,
     )
     rows = seeds * math.prod(len(values.split(",")) for values in axes.values())
     keep = {f"{model}/sweeps/{name}.jsonl": f"data/{name}.jsonl"}

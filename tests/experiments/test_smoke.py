@@ -13,6 +13,15 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if "def get_config" in p.read_text())
 # Parameters of every variant: exact integers, or millions to the digit the papers give.
 PARAMETERS = {
+    "controlnet:fashion_mnist_edges": 305_664,
+    "controlnet:fashion_mnist_base": 687_473,
+    "controlnet:shapes_mask": 792_040,
+    "controlnet:shapes_edges": 791_752,
+    "controlnet:sd15_canny": 361_279_120,
+    "controlnet:sd15_canny_unlocked": 872_087_124,
+    "controlnet:sd15_seg": 361_279_120,
+    "controlnet:sd21_canny": 364_228_240,
+    "controlnet:sdxl_canny": 1_251_014_160,
     "ddpm:cifar10": 35_746_307,
     "ddpm:celeba_hq": 113_673_219,
     "ddpm:lsun_bedroom": 113_673_219,
@@ -55,11 +64,11 @@ PARAMETERS = {
     "smld:fashion_mnist": 686_769,
     "smld:ncsn": 35_746_307,
     "smld:ncsnv2": 35_746_307,
-    "autoencoder:fashion_mnist": 395_422,
-    "autoencoder:fashion_mnist_f4": 562_270,
-    "autoencoder:fashion_mnist_vq": 561_510,
-    "autoencoder:shapes": 563_648,
-    "autoencoder:shapes_vq": 562_888,
+    "autoencoder:fashion_mnist": 201_254,
+    "autoencoder:fashion_mnist_f4": 275_622,
+    "autoencoder:fashion_mnist_vq": 275_438,
+    "autoencoder:shapes": 276_712,
+    "autoencoder:shapes_vq": 276_528,
     # Of these, 2,765,633 (with 2 layers 663,361) are the discriminator's.
     "autoencoder:kl_f4": 55_312_063 + 2_765_633,
     "autoencoder:kl_f8": 83_653_863 + 2_765_633,
@@ -72,7 +81,7 @@ PARAMETERS = {
     "ldm:fashion_mnist": 704_484,
     "ldm:fashion_mnist_f1": 702_753,
     "ldm:fashion_mnist_f4": 507_940,
-    "ldm:shapes": 2_482_788,
+    "ldm:shapes": 1_767_636,
     "ldm:celebahq": 274_056_163,
     "ldm:ffhq": 274_056_163,
     "ldm:lsun_churches": 294_966_916,
@@ -88,6 +97,15 @@ PARAMETERS = {
     "cfg:fashion_mnist14": 702_753,
     "cfg:imagenet64": 295.9,
     "cfg:imagenet128": 421.5,
+    "adm:imagenet64": 295.9,
+    "adm:imagenet128": 421.5,
+    "adm:imagenet256": 553.8,
+    "adm:imagenet512": 559.3,
+    "adm:imagenet64_classifier": 65.7,
+    "adm:imagenet128_classifier": 42.8,
+    "adm:imagenet256_classifier": 54.4,
+    "adm:fashion_mnist14_classifier": 337_930,
+    "adm:digits_classifier": 335_818,
 }
 
 
@@ -100,8 +118,8 @@ def variants():
 def smoke(execute, config, folder):
     execute("train", f"--config=configs/{config},smoke", f"--workdir={folder}")
     assert (folder / "checkpoints" / "2").is_dir()
-    picture = Image.open(folder / "samples" / "00000002.png")
-    assert picture.mode == "RGB"
+    if "classifier" not in config:  # which makes no images
+        assert Image.open(folder / "samples" / "00000002.png").mode == "RGB"
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [1, 2]
     assert all(np.isfinite(x["loss"]) for x in lines)
@@ -208,6 +226,27 @@ def test_bad_input_is_one_clear_message(execute, arguments, code, message, tmp_p
     assert message in out
     assert "Traceback" not in out
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_classifier_guides_the_model_whose_noise_it_knows(execute, tmp_path):
+    judge, file = tmp_path / "judge", tmp_path / "judge.safetensors"
+    model, images = tmp_path / "model", {}
+    smoke(execute, "adm.py:digits_classifier", judge)
+    execute("export", f"--workdir={judge}", f"--out={file}")
+    smoke(execute, "cfg.py:digits", model)
+    for scale in (0, 1000):
+        out = model / f"images-{scale}"
+        options = (f"--config.sample.classifier={file}", f"--guidance={scale}", "--num=4")
+        execute("sample", f"--workdir={model}", *options, f"--out={out}")
+        images[scale] = np.load(out.with_name(out.name + ".npz"))["images"]
+    assert not np.array_equal(images[0], images[1000])
+    execute("sample", f"--workdir={model}", "--guidance=1", "--num=4", f"--out={model / 'alone'}")
+    assert np.array_equal(np.load(model / "alone.npz")["images"], images[0])
+    other = tmp_path / "other"
+    smoke(execute, "ddpm.py:digits", other)
+    options = (f"--config.sample.classifier={file}", "--num=4")
+    out = execute("sample", f"--workdir={other}", *options, code=1)
+    assert "was trained with another noise schedule" in out
 
 
 def test_guidance_cost_prints_ratios(execute):

@@ -1,5 +1,9 @@
 """Published statistics in and out, and the spread of a collection over chunks and runs."""
 
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -120,3 +124,50 @@ def test_an_interrupted_collection_goes_on(digits, tmp_path):
 def test_nothing_to_collect(digits):
     with pytest.raises(ValueError, match="features of 0 images"):
         metrics.collect(metrics.feature_network("digits"), reader(digits)[0], 0)
+
+
+PIXELS = 512
+
+
+def numbered(start, stop):
+    """Images whose pixels are a hash of their number."""
+    k = np.arange(start, stop, dtype=np.uint64)[:, None] * np.uint64(PIXELS)
+    k = k + np.arange(PIXELS, dtype=np.uint64)
+    k = (k * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
+    return ((k ^ (k >> np.uint64(9))) % np.uint64(256)).astype(np.uint8).reshape(-1, 8, 8, 8)
+
+
+@pytest.mark.slow
+def test_fifty_thousand_images_in_bounded_memory_with_exact_sums(tmp_path):
+    num, chunk = 50_000, 1000
+    pixels = jax.jit(lambda x: metrics.Features(x.reshape(len(x), -1).astype(jnp.float32), x[:, 0]))
+    network = metrics.FeatureNetwork("pixels", "v1", PIXELS, pixels, (8, 8, 8), None, 256)
+    read, seen = numbered, []
+
+    def broken(start, stop):
+        if start in (17_000, 32_000) and start not in seen:
+            seen.append(start)
+            raise KeyboardInterrupt
+        seen.append(start)
+        return read(start, stop)
+
+    tracemalloc.start()
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            metrics.collect(network, broken, num, folder=tmp_path, source="n", chunk=chunk)
+    found = metrics.collect(network, broken, num, folder=tmp_path, source="n", chunk=chunk)
+    moments = metrics.moments(found.features)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(seen) == num // chunk + 2  # nothing was made twice
+    assert peak < 64e6 < found.features.nbytes == 102_400_000
+    total, products = np.zeros(PIXELS, np.int64), np.zeros((PIXELS, PIXELS), np.int64)
+    for start in range(0, num, chunk):  # integers: sums without rounding
+        x = read(start, start + chunk).reshape(chunk, -1)
+        total += x.sum(0, dtype=np.int64)
+        floats = x.astype(np.float64)
+        products += (floats.T @ floats).astype(np.int64)  # below 2^53: exact
+    assert moments.count == num
+    np.testing.assert_allclose(moments.mean, total / num, rtol=1e-14)
+    scatter = products - np.outer(total, total) / num
+    np.testing.assert_allclose(moments.scatter, scatter, rtol=1e-12, atol=1e-9 * scatter.max())

@@ -22,7 +22,7 @@ diffusers.logging.set_verbosity_error()
 def scheduler(case: cases.Case) -> diffusers.SchedulerMixin:
     """The scheduler of a case, ready to step."""
     made = getattr(diffusers, f"{case.kind}Scheduler")(**case.options)
-    ask = {k: v if k == "mu" else np.array(v, np.float32) for k, v in case.ask.items()}
+    ask = {k: v if k == "mu" else np.array(v, float) for k, v in case.ask.items()}
     listed = ask.keys() & {"timesteps", "sigmas"}
     made.set_timesteps(*(() if listed else (case.steps,)), **ask)
     return made

@@ -11,10 +11,10 @@ diffusers = pytest.importorskip("diffusers")
 
 from diffjax.pretrained import (  # noqa: E402
     load_scheduler,
-    scheduler_levels,
     to_config,
     with_class,
 )
+from diffjax.pretrained.betas import BETAS, abar_table  # noqa: E402
 from diffjax.pretrained.scheduler_kinds import KINDS  # noqa: E402
 from tests.parity import scheduler_cases as cases  # noqa: E402
 from tests.parity import scheduler_record as record  # noqa: E402
@@ -54,7 +54,7 @@ def test_part(name):
         assert cases.error(end, theirs[2]) < part.case.tolerance
 
 
-@pytest.mark.parametrize("betas", scheduler_levels.BETAS)
+@pytest.mark.parametrize("betas", BETAS)
 def test_betas_are_the_same_to_the_bit(betas):
     made = {"exp": diffusers.HeunDiscreteScheduler, "laplace": diffusers.DDPMScheduler}
     for bounds in ((0.0001, 0.02), (0.00085, 0.012)):
@@ -68,7 +68,7 @@ def test_betas_are_the_same_to_the_bit(betas):
             num_train_timesteps=1000,
             trained_betas=None,
         )
-        ours = scheduler_levels.abar_table(options)
+        ours = abar_table(options)
         if betas == "sigmoid":  # of their exponential in float32
             np.testing.assert_allclose(ours, theirs.alphas_cumprod.numpy(), rtol=3e-7)
         else:

@@ -146,6 +146,15 @@ def test_unipc_ends_at_the_data(options):
     assert np.isfinite(unipc.rows(grid).coef).all()
 
 
+@pytest.mark.parametrize("kind", ["DPMSolverMultistep", "DEISMultistep", "UniPCMultistep"])
+def test_as_many_steps_as_timesteps(kind):
+    """N + 1 points on N timesteps: the one that would be visited twice is visited once."""
+    scheduler = of(kind)
+    grid = scheduler.grid(1000)
+    assert (np.diff(grid.levels.t[:-1]) < 0).all() and grid.steps > 990
+    assert np.isfinite(scheduler.rows(grid).coef).all()
+
+
 def test_options_that_other_classes_write_mean_the_same_here():
     """As from_config of diffusers: a name of another class's solver stands for the default."""
     unipc = of("UniPCMultistep", solver_type="bh1", final_sigmas_type="sigma_min")
@@ -293,6 +302,18 @@ def test_options_of_a_class_that_are_refused(kind, options, message):
         ("UniPCMultistep", {}, {"sigmas": [1.0, 0.5]}, "sigmas cannot be given without"),
         ("DPMSolverMultistep", FLOW, {"timesteps": [3, 1]}, "cannot be given with use_flow_sigmas"),
         ("FlowMatchEulerDiscrete", {"use_dynamic_shifting": True}, {"steps": 4}, "give mu"),
+        ("EulerDiscrete", {}, {"timesteps": [5, 5]}, "timesteps must be one falling sequence"),
+        ("EulerDiscrete", {}, {"timesteps": [1000, 5]}, "timesteps must lie in 0 .. 999"),
+        ("EulerDiscrete", {}, {"sigmas": [3.0]}, "must hold the last level too"),
+        ("EulerDiscrete", {}, {"sigmas": [3.0, -1.0]}, "sigmas must lie in 0 .. inf, got 3 .. -1"),
+        ("FlowMatchEulerDiscrete", {}, {"sigmas": [1.5, 1.0]}, "sigmas must lie in 0 .. 1"),
+        (
+            "FlowMatchEulerDiscrete",
+            {},
+            {"sigmas": [1.0, 0.5], "timesteps": [9.0]},
+            "1 timesteps and 2 sigmas",
+        ),
+        ("DPMSolverMultistep", {"lambda_min_clipped": 9.0}, {"steps": 1}, "steps must lie in"),
         ("DDIM", {}, {"steps": 10, "strength": 0.05}, "strength must lie in"),
         ("DDIM", {}, {"steps": 10, "strength": 1.5}, "strength must lie in"),
         (

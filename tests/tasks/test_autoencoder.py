@@ -8,7 +8,8 @@ import pytest
 from configs import autoencoder as configs
 from configs.base import smoke
 from diffjax.nets.autoencoder import Quantized
-from diffjax.tasks import make_autoencoder_task
+from diffjax.nets.discriminator import PatchGAN
+from diffjax.tasks import make_autoencoder, make_autoencoder_task
 from diffjax.tasks.autoencoder import _regularizer, adaptive_weight, hinge
 from diffjax.train import init_state, make_optimizer, make_step
 from tests.train.tiny import assert_same
@@ -64,6 +65,36 @@ def test_the_discriminator_rests_until_its_step(run):
     assert first["loss"] == pytest.approx(first["nll"] + 1e-4 * first["kl"], rel=1e-5)
     total = last["nll"] + last["weight"] * last["adversarial"] + 1e-4 * last["kl"]
     assert last["loss"] == pytest.approx(total + last["discriminator"], rel=1e-5)
+
+
+def test_gradients_are_those_of_the_loss_as_written(run):
+    """The reconstruction's gradient is carried over by hand; the weight is a constant."""
+    task, _, state = run
+    x, key = batch()["image"], jax.random.key(2)
+    net, judge = make_autoencoder(config().network, 1), PatchGAN(4, 1)
+
+    def ours(params):
+        return task.loss(params, None, state.extra, key, jnp.asarray(2), batch())
+
+    def plain(params, weight):
+        own = {k: v for k, v in params.items() if k != "discriminator"}
+        other = {"params": params["discriminator"], "batch_stats": state.extra["statistics"]}
+        fixed = jax.lax.stop_gradient(other)
+        eps = jax.random.normal(key, (2, 8, 8, 4))
+        x_hat, posterior = net.apply({"params": own}, x, eps)
+        real, _ = judge.apply(other, x, mutable=["batch_stats"])
+        fake, _ = judge.apply(other, jax.lax.stop_gradient(x_hat), mutable=["batch_stats"])
+        gain = -judge.apply(fixed, x_hat, mutable=["batch_stats"])[0].mean()
+        nll = jnp.abs(x - x_hat).sum() / 2
+        return nll + weight * gain + 1e-4 * posterior.kl().mean() + hinge(real, fake)
+
+    (value, (_, metrics)), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(state.params)
+    expected, wanted = jax.jit(jax.value_and_grad(plain))(state.params, metrics["weight"])
+    assert float(metrics["weight"]) > 0
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * scale)
 
 
 def test_stopping_and_resuming_is_bit_identical_with_both_optimizers(run, tmp_path):

@@ -80,7 +80,8 @@ def test_stored_moments_give_the_loss_of_encoding_on_the_fly(made):
 
 
 def test_samples_are_decoded_and_guided(made):
-    cfg, net, frozen, _ = made
+    cfg, net, frozen = made[0].copy_and_resolve_references(), *made[1:3]
+    cfg.parameterization.name = "eps"
     task, model = make_task(cfg, SHAPE, 256, 10), make_diffusion(cfg, SHAPE, 256, 10)
     assert model.image_shape == (2, 2, 4)
     params, _ = jax.jit(

@@ -1,12 +1,14 @@
 """`experiments.train` with the tiny task: python -m tests.train.entry --config=... --workdir=...
 
-TINY_TASK in the environment asks for it, NAN_AT and STEP_SECONDS for its faults; data and all the
-rest stay real.
+TINY_TASK in the environment asks for it, NAN_AT and STEP_SECONDS for its faults, and KILL_IN for
+the end of the process in a method of `Checkpoints`; data and all the rest stay real.
 """
 
 import os
+import signal
 import time
 
+from diffjax.train import Checkpoints
 from experiments import common, train
 from tests.train.tiny import make_task
 
@@ -29,7 +31,13 @@ def _slower(start):
     return batches
 
 
+def _die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main():
+    if "KILL_IN" in os.environ:
+        setattr(Checkpoints, os.environ["KILL_IN"], _die)
     common.task_of = _tiny_task
     common.batches_of = lambda cfg, source: _slower(REAL_BATCHES(cfg, source))
     common.run(train.main)

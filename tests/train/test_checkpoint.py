@@ -148,6 +148,16 @@ def test_the_best_stays_however_much_comes_after(tmp_path, values, mode, kept):
     again.close()
 
 
+def test_the_newest_can_be_resumed_however_the_metric_worsens(tmp_path):
+    with Checkpoints(tmp_path / "latest", keep=2) as latest, Best(tmp_path / "best", "fid") as best:
+        for step in range(1, 8):
+            latest.save(step, _state(step))
+            best.offer(step, 10.0 + step, _state(step))
+        latest.wait()
+        assert latest.steps() == [6, 7] and best.step == 1
+        assert latest.restore(ABSTRACT)[0] == 7 and best.restore(ABSTRACT)[0] == 1
+
+
 def test_a_best_of_another_metric_is_refused(tmp_path):
     _offer(tmp_path, 5.0)
     with pytest.raises(ValueError, match=r"best by fid \(min\), not by kid \(min\)"):

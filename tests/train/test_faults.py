@@ -106,13 +106,14 @@ def _readable(output: str) -> str:
     return " ".join(output.split())
 
 
-def test_killed_at_random_moments_of_a_save(runs, tmp_path):
-    options, broken = ("steps=40", "log_every=4"), tmp_path / "broken"
+@pytest.mark.parametrize("kills, total", [(4, 40), pytest.param(12, 240, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_of_a_save(runs, tmp_path, kills, total):
+    options, broken = (f"steps={total}", "log_every=4"), tmp_path / "broken"
     steps = *options, "checkpoint_every=1"
-    code, output = runs.run(tmp_path / "whole", *options, "checkpoint_every=40", **TINY)
+    code, output = runs.run(tmp_path / "whole", *options, f"checkpoint_every={total}", **TINY)
     assert code == 0, output
     rng, reached = random.Random(0), 0
-    for _ in range(4):
+    for _ in range(kills):
         pid = runs.start(broken, *steps, STEP_SECONDS="0.02", **TINY)
         _wait_for(lambda past=reached + 1: max(_steps(broken), default=0) > past)
         time.sleep(rng.uniform(0, 0.12))  # about one save: anywhere in writing, sealing, deleting
@@ -120,15 +121,32 @@ def test_killed_at_random_moments_of_a_save(runs, tmp_path):
         code, output = runs.end()
         assert code == -signal.SIGKILL
         newest = max(_steps(broken))
-        assert reached < newest < 40
+        assert reached < newest < total
         step, _ = _state(broken)
         assert step == newest, "a committed step did not come back"
         reached = newest
     code, output = runs.run(broken, *steps, **TINY)
     assert code == 0 and f"resumed at step {reached}" in output
-    assert sorted(p.name for p in (broken / "checkpoints").iterdir()) == ["39", "40"]
+    assert sorted(p.name for p in (broken / "checkpoints").iterdir()) == [
+        str(total - 1),
+        str(total),
+    ]
     assert_same(_state(broken)[1], _state(tmp_path / "whole")[1])
     assert _log(broken) == _log(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", ["_remove", "_clear", "_commit"])
+def test_killed_between_the_parts_of_a_save(runs, tmp_path, method):
+    # _commit: written, not named; _remove: named, the oldest not yet deleted; _clear: on the way in
+    options = "steps=6", "checkpoint_every=1", "log_every=1", "keep=1"
+    assert runs.run(tmp_path, *options, "steps=2", **TINY)[0] == 0
+    code, output = runs.run(tmp_path, *options, KILL_IN=method, **TINY)
+    assert code == -signal.SIGKILL, output
+    assert _steps(tmp_path) == ([2, 3] if method == "_remove" else [2])
+    code, output = runs.run(tmp_path, *options, **TINY)
+    assert code == 0 and f"resumed at step {3 if method == '_remove' else 2}" in output
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["6"]
+    assert [line["step"] for line in _log(tmp_path)] == list(range(1, 7))
 
 
 @pytest.mark.parametrize("signum, expected", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -194,6 +212,16 @@ def test_a_workdir_that_cannot_be_written_ends_with_a_message(runs, tmp_path):
     (tmp_path / "file").write_text("")
     code, output = runs.run(tmp_path / "file" / "run", **TINY)
     assert code == 1 and f"cannot write to workdir {tmp_path}/file/run" in _readable(output)
+
+
+def test_a_read_only_workdir_ends_with_a_message(runs, tmp_path):
+    with small_disk(tmp_path / "disk", "1M") as disk:
+        remounted = ["mount", "-o", "remount,ro", str(disk)]
+        if subprocess.run(remounted, capture_output=True).returncode:
+            pytest.skip("remounting is not permitted")
+        code, output = runs.run(disk / "run", **TINY)
+        assert code == 1 and f"cannot write to workdir {disk}/run: Read-only" in _readable(output)
+        assert "step/s" not in output
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")  # where it was saved is fine

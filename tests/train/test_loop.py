@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
@@ -191,6 +192,29 @@ def test_full_disk_stops_the_log_loudly(tmp_path):
             reporter(2, {"loss": 0.5})
         lines = [json.loads(line) for line in (disk / "metrics.jsonl").read_text().splitlines()]
         assert lines == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+
+
+def test_a_failed_save_stops_the_run_at_once(tmp_path, monkeypatch):
+    done = []
+
+    def commit(self, step, response):
+        response.result()
+        done.append(step)
+        raise OSError(28, "No space left on device")
+
+    def start(step, sharding):
+        for number, batch in enumerate(batches(step, sharding), step + 1):
+            end = time.monotonic() + 20
+            while number > 5 and not done and time.monotonic() < end:
+                time.sleep(0.01)
+            asked.append(number)
+            yield batch
+
+    asked = []
+    monkeypatch.setattr(loop.Checkpoints, "_commit", commit)
+    with pytest.raises(CheckpointError, match=r"step 4 could not be written.*No space left"):
+        train(make_task(), make_config(steps=500), tmp_path, start)
+    assert max(asked) < 10  # not at the next save, nor at the end
 
 
 def test_previews_come_on_time_and_not_after_a_signal(tmp_path):

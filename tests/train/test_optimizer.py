@@ -69,3 +69,21 @@ def test_warmup_must_leave_steps_to_decay_in():
     with pytest.raises(ValueError, match=r"warmup=10.*steps=10"):
         learning_rate(_section(warmup=10, decay="linear"), 10)
     learning_rate(_section(warmup=10, decay="constant"), 10)
+
+
+def test_groups_have_their_own_options_and_norms():
+    tree = {"own": {"w": jnp.array([3.0])}, "judge": {"w": jnp.array([8.0])}}
+    options = dict(name="sgd", lr=1.0, warmup=0, decay="constant", clip=2.0)
+    groups = {"judge": {"match": r"judge\.", "lr": 0.5, "clip": 4.0}}
+    optimizer = make_optimizer(_section(**options, groups=groups), 10)
+    update, _ = optimizer.update(tree, optimizer.init(tree), tree)
+    # Clipped by their own norms, 3 and 8; then each has its rate.
+    assert float(update["own"]["w"][0]) == pytest.approx(-2.0)
+    assert float(update["judge"]["w"][0]) == pytest.approx(-0.5 * 4.0)
+
+
+def test_a_group_without_parameters_is_an_error():
+    groups = {"judge": {"match": "critic"}}
+    optimizer = make_optimizer(_section(groups=groups), 10)
+    with pytest.raises(ValueError, match=r"optim\.groups\.judge: no parameter.*'critic'"):
+        optimizer.init({"own": jnp.zeros(1)})

@@ -13,8 +13,16 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from diffjax.nets.text import CLIPText
+from diffjax.nets.unet import UNet
 from diffjax.train import train
-from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
+from diffjax.train.sharding import (
+    batch_sharding,
+    make_mesh,
+    replicated,
+    sharded_fraction,
+    tree_sharding,
+)
 from tests.train.tiny import assert_same, batches, make_config, make_task
 
 ROOT = Path(__file__).parents[2]
@@ -113,3 +121,100 @@ def test_four_devices_train_as_one_and_one_goes_on(tmp_path):
     values = [np.asarray(v, leaf.dtype) for v, leaf in zip(
         four["values"], jax.tree.leaves(state), strict=True)]  # fmt: skip
     assert_same(values, [np.asarray(leaf) for leaf in jax.tree.leaves(state)])
+
+
+EIGHT = """
+    import sys
+    from pathlib import Path
+    import jax, numpy as np
+    from diffjax.train import Checkpoints
+    from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
+
+    rng = np.random.default_rng(0)
+    host = {"conv1": {"kernel": rng.normal(size=(3, 3, 64, 128)).astype(np.float32)},
+            "norm": {"scale": rng.normal(size=128).astype(np.float32)}}
+    shapes = jax.eval_shape(lambda: host)
+    for step, (data, fsdp, tensor) in enumerate([(1, 8, 1), (2, 2, 1), (1, 1, 1), (1, 2, 4)]):
+        sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+        mesh = make_mesh(sizes, jax.devices()[: data * fsdp * tensor])
+        placed = tree_sharding(shapes, mesh)
+        with Checkpoints(Path(sys.argv[1])) as checkpoints:
+            if step:
+                found, state = checkpoints.restore(with_sharding(shapes, placed))
+                assert found == step - 1
+            else:
+                state = jax.device_put(host, placed)
+            kernel = state["conv1"]["kernel"]
+            assert len(kernel.addressable_shards) == data * fsdp * tensor
+            assert kernel.addressable_shards[0].data.size == kernel.size // (fsdp * tensor)
+            for a, b in zip(jax.tree.leaves(host), jax.tree.leaves(state), strict=True):
+                np.testing.assert_array_equal(a, np.asarray(b))
+            checkpoints.save(step, state)
+"""
+
+
+def test_checkpoints_go_from_eight_devices_to_four_to_one_to_eight(tmp_path):
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(EIGHT), str(tmp_path)],
+        env=env, cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_tensor_axis_follows_the_paths():
+    mesh = AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
+    shapes = {
+        "down_blocks.0.attentions.0/attn1/to_q/kernel": (1, 640, 640),
+        "attn1/to_out.0/kernel": (1, 640, 640),
+        "ff/net.0.proj/kernel": (640, 5120),
+        "ff/net.0.proj/bias": (5120,),
+        "text_model.encoder.layers/mlp.fc2/kernel": (12, 3072, 768),
+        "resnets.0/conv1/kernel": (3, 3, 320, 640),
+        "conv_in/kernel": (3, 3, 320, 320),
+        "attn1/to_q/odd/kernel": (641, 641),
+    }
+    tree: dict = {}
+    for name, shape in shapes.items():
+        *folders, leaf = name.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[leaf] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    placed = tree_sharding({"opt": {"mu": tree}}, mesh)["opt"]["mu"]  # as in optimiser state
+
+    def spec(name):
+        place = placed
+        for folder in name.split("/"):
+            place = place[folder]
+        return tuple(place.spec)
+
+    assert [spec(name) for name in shapes] == [
+        (None, "fsdp", "tensor"),
+        (None, "tensor", "fsdp"),
+        ("fsdp", "tensor"),
+        ("tensor",),
+        (None, "tensor", "fsdp"),
+        (None, None, "fsdp", "tensor"),
+        (None, None, "fsdp", None),
+        (),
+    ]
+
+
+def test_nearly_all_of_stable_diffusion_is_sharded():
+    # And of its text encoder, which is frozen. 256 chips train as 4 x 64.
+    unet = UNet(
+        channels=320, multipliers=(1, 2, 4, 4), attention_levels=(0, 1, 2), heads=8,
+        out_channels=4, context_dim=768,
+    )  # fmt: skip
+    z, context = jnp.zeros((1, 64, 64, 4)), {"context": jnp.zeros((1, 77, 768))}
+    key = jax.random.key(0)
+    for init in (
+        lambda: unet.init(key, z, jnp.zeros(1), context),
+        lambda: CLIPText().init(key, jnp.zeros((1, 77), jnp.int32)),
+    ):
+        shapes = jax.eval_shape(init)["params"]
+        for fsdp in (8, 64):
+            mesh = AbstractMesh((1, fsdp, 1), ("data", "fsdp", "tensor"))
+            assert sharded_fraction(shapes, tree_sharding(shapes, mesh)) > 0.998

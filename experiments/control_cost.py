@@ -1,0 +1,135 @@
+"""What training a ControlNet costs against fine-tuning its base: time and memory of a step.
+
+    python -m experiments.control_cost --config=configs/controlnet.py:fashion_mnist_edges --batch=32
+
+Both train with the same optimiser and average. They take turns, and the ratio of times is the
+median of those of the turns, so that a machine which slows down does so for both; processor time is
+given beside it, since other work does not add to that. Memory is what the compiled step holds at
+its peak: state, frozen weights and temporaries. Weights are random. The paper has +34% and +23%.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from diffjax.tasks import make_task
+from diffjax.train import init_state, make_optimizer, make_step
+from experiments import common, controlled
+
+BATCH = flags.DEFINE_integer("batch", 32, "Images in a batch.", 1)
+REPEATS = flags.DEFINE_integer("repeats", 9, "Measurements of each.", 1)
+JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+ALL_ARGUMENTS = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+
+
+def tasks(cfg: Any) -> dict[str, tuple[Any, Any]]:
+    """(task, shapes of what is frozen) of fine-tuning the base and of training the ControlNet."""
+    shape = common.image_shape(cfg)
+    fine = make_task(cfg, shape, cfg.data.levels, cfg.data.num_classes)
+    return {
+        "fine_tuning": (fine, None),
+        "controlnet": (common.task_of(cfg), controlled.abstract(cfg)),
+    }
+
+
+def batch_of(cfg: Any, size: int) -> dict[str, np.ndarray]:
+    """Random images, labels and hints."""
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.uniform(-1, 1, (size, *common.image_shape(cfg))).astype(np.float32),
+        "label": rng.integers(0, max(cfg.data.num_classes, 1), size).astype(np.int32),
+        "hint": rng.uniform(0, 1, (size, *controlled.hint_shape(cfg))).astype(np.float32),
+    }
+
+
+def compiled(cfg: Any, task: Any, fixed: Any, batch: Any) -> Any:
+    """The compiled training step, from shapes alone."""
+    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
+    state = jax.eval_shape(partial(init_state, task, optimizer), jax.random.key(0), fixed, batch)
+    step = jax.jit(make_step(task, optimizer), donate_argnums=0)
+    return step.lower(state, fixed, batch).compile(), state
+
+
+def peak_bytes(program: Any) -> int:
+    """Arguments, results that are no arguments given away, and temporaries."""
+    sizes = program.memory_analysis()
+    total = sum(getattr(sizes, name) for name in ALL_ARGUMENTS)
+    return int(total - sizes.alias_size_in_bytes)
+
+
+def _filled(shapes: Any) -> Any:
+    rng = np.random.default_rng(0)
+
+    def fill(leaf: Any) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        return jnp.asarray(0.05 * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree.map(fill, shapes)
+
+
+def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
+    """Seconds and bytes of a step of either, and the ratios of ControlNet to fine-tuning."""
+    given = batch_of(cfg, batch)
+    programs, states, bases = {}, {}, {}
+    for name, (task, fixed) in tasks(cfg).items():
+        programs[name], state = compiled(cfg, task, fixed, given)
+        states[name], bases[name] = _filled(state), _filled(fixed)
+        states[name] = states[name]._replace(opt=jax.tree.map(jnp.zeros_like, states[name].opt))
+    clocks = {"wall": time.perf_counter, "cpu": time.process_time}
+    seconds: dict[str, dict[str, list[float]]] = {c: {n: [] for n in programs} for c in clocks}
+    for _ in range(repeats + 1):  # the first round warms up
+        for name, program in programs.items():
+            started = {clock: now() for clock, now in clocks.items()}
+            states[name], metrics = program(states[name], bases[name], given)
+            jax.block_until_ready((states[name], metrics))
+            for clock, now in clocks.items():
+                seconds[clock][name].append(now() - started[clock])
+    step = {c: {n: float(np.median(v[1:])) for n, v in s.items()} for c, s in seconds.items()}
+    turns = {c: np.divide(s["controlnet"], s["fine_tuning"])[1:] for c, s in seconds.items()}
+    peak = {name: peak_bytes(program) for name, program in programs.items()}
+    temporary = {n: int(p.memory_analysis().temp_size_in_bytes) for n, p in programs.items()}
+    return {
+        "batch": batch,
+        "repeats": repeats,
+        "step_seconds": step["wall"],
+        "step_cpu_seconds": step["cpu"],
+        "peak_bytes": peak,
+        "temporary_bytes": temporary,
+        "time_ratio": float(np.median(turns["wall"])),
+        "cpu_ratio": float(np.median(turns["cpu"])),
+        "memory_ratio": peak["controlnet"] / peak["fine_tuning"],
+        "temporary_ratio": temporary["controlnet"] / temporary["fine_tuning"],
+    }
+
+
+def main() -> None:
+    cfg = common.config()
+    if cfg.task != "controlnet":
+        raise common.UsageError("this needs a config of a ControlNet, as in configs/controlnet.py")
+    found = measure(cfg, BATCH.value, REPEATS.value)
+    for name in found["step_seconds"]:
+        print(
+            f"{name:>12}: {1e3 * found['step_seconds'][name]:.1f} ms a step, "
+            f"{found['peak_bytes'][name] / 1e6:.1f} MB at the peak, "
+            f"{found['temporary_bytes'][name] / 1e6:.1f} MB of it temporary"
+        )
+    print(
+        f"ControlNet / fine-tuning: time {found['time_ratio']:.3f}, processor time "
+        f"{found['cpu_ratio']:.3f}, memory {found['memory_ratio']:.3f}, "
+        f"temporaries {found['temporary_ratio']:.3f}"
+    )
+    if JSON.value:
+        common.save_json(found, Path(JSON.value))
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,230 @@
+"""What experiments with ControlNets share: the frozen base, hints, and images with control."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from diffjax import control, data, guidance, samplers
+from diffjax.pretrained import from_state_dict, load_model, to_state_dict
+from diffjax.tasks import make_task
+from diffjax.tasks.controlnet import NET, controlled, controller, make_controlled
+from diffjax.types import choose
+from experiments import common, stored_config, weights
+
+RANDOM = "random"  # in place of a base: untrained, for tests
+
+
+def _plain(cfg: ConfigDict) -> Any:
+    """The task of the base."""
+    return make_task(cfg, common.image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+
+
+def abstract(cfg: ConfigDict) -> dict[str, Any]:
+    """Shapes of the frozen base, and of what it measured of its data."""
+    key, batch = jax.random.key(0), common.abstract_batch(cfg, 1)
+    params, extra = jax.eval_shape(lambda k, b: _plain(cfg).init(k, None, b), key, batch)
+    return {"base": params, "statistics": {k: v for k, v in extra.items() if k != "times"}}
+
+
+def hint_shape(cfg: ConfigDict) -> tuple[int, int, int]:
+    """(H, W, C) of a hint, which has the size of the images."""
+    return (*common.image_shape(cfg)[:2], cfg.control.net.hint_channels)
+
+
+def hints_of(cfg: ConfigDict) -> data.Hints:
+    """How batches get their hints."""
+    options = dict(cfg.control.hint)
+    return data.make_hints(options.pop("name"), options, channels=cfg.control.net.hint_channels)
+
+
+def load_base(cfg: ConfigDict) -> dict[str, Any]:
+    """The frozen base, from a workdir, an exported file or a diffusers folder.
+
+    Raises:
+        UsageError: there is none, or one of another shape.
+    """
+    like, where = abstract(cfg), cfg.control.base
+    if not where:
+        raise common.UsageError(
+            "--config.control.base is needed: the workdir of a trained model, its exported "
+            ".safetensors, or the unet folder of a diffusers model"
+        )
+    if where == RANDOM:
+        return _random(cfg)
+    try:
+        state, found = _state(Path(where))
+        params = jax.tree.map(jnp.asarray, from_state_dict(state, like["base"]))
+    except ValueError as error:
+        raise common.UsageError(
+            f"{where} is not the base that config.network describes: {error}"
+        ) from error
+    default = _statistics(cfg)
+    statistics = {k: jnp.asarray(found.get(k, v)) for k, v in default.items()}
+    return {"base": params, "statistics": statistics}
+
+
+def _statistics(cfg: ConfigDict) -> dict[str, Any]:
+    """What a base without statistics of its own goes by: the config's."""
+    space = common.diffusion_of(cfg).space
+    return dict(space.extra)
+
+
+def _random(cfg: ConfigDict) -> dict[str, Any]:
+    logging.warning("the base is untrained: control.base=%s is for tests", RANDOM)
+    rng = np.random.default_rng(0)
+
+    def draw(leaf: Any) -> jax.Array:
+        return jnp.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return {"base": jax.tree.map(draw, abstract(cfg)["base"]), "statistics": _statistics(cfg)}
+
+
+def _state(where: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State dict and statistics."""
+    if where.suffix == ".safetensors":
+        stored = stored_config.get_config(str(where))
+        state = weights.read(where, common.abstract_state(stored, common.task_of(stored)))
+        return to_state_dict(state.ema), state.extra
+    if not (where / "config.json").is_file():
+        raise common.UsageError(f"{where} is no workdir, diffusers folder or .safetensors file")
+    if "_class_name" in json.loads((where / "config.json").read_text()):
+        return to_state_dict(load_model(where).params), {}
+    stored = stored_config.get_config(str(where / "config.json"))
+    state = common.restore_from(stored, common.task_of(stored), where / "checkpoints")
+    return to_state_dict(state.ema), state.extra
+
+
+class Net(NamedTuple):
+    """A trained ControlNet.
+
+    Attributes:
+        cfg: its config.
+        params: what was trained: "control", and "decoder" if that was unlocked.
+    """
+
+    cfg: ConfigDict
+    params: Any
+
+
+class Request(NamedTuple):
+    """What to draw; noise is by (seed, image).
+
+    Attributes:
+        batch: what the condition is made of (num, ...), see `examples`.
+        hints: one array (num, H, W, C) per network.
+        scales, starts, ends: one per network, see `diffjax.control`.
+        balance: a name in `diffjax.control.BALANCES`.
+        guidance: scale of classifier-free guidance, 1 for none.
+    """
+
+    batch: dict[str, np.ndarray]
+    hints: Sequence[np.ndarray]
+    seed: int = 0
+    scales: Sequence[float] = (1.0,)
+    starts: Sequence[float] = (0.0,)
+    ends: Sequence[float] = (1.0,)
+    balance: str = "balanced"
+    guidance: float = 1.0
+
+
+class Painter:
+    """Images of a base under any number of ControlNets; compiles once per number and balance.
+
+    Args:
+        cfg: config of the first network, whose base and sampler are used.
+        frozen: see `experiments.frozen`.
+        extra: statistics of the run.
+    """
+
+    def __init__(self, cfg: ConfigDict, frozen: Any, extra: Any):
+        self._cfg, self._model = cfg, common.diffusion_of(cfg)
+        self._given = frozen, extra
+        self._sampler, self._rows = common.sampler_of(cfg, self._model)
+        self._compiled: dict[Any, Any] = {}
+
+    def __call__(self, nets: Sequence[Net], request: Request) -> np.ndarray:
+        """(num, H, W, C) in [-1, 1].
+
+        Raises:
+            ValueError: an empty window, or another number of hints or scales than of networks.
+        """
+        key = (len(nets), request.balance)
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(self._program(nets, request.balance))
+        strengths = [
+            scale * control.window(len(self._rows.level.t), start, end)
+            for _, scale, start, end in zip(
+                nets, request.scales, request.starts, request.ends, strict=True
+            )
+        ]
+        count, size = len(request.hints[0]), self._cfg.sample.batch_size
+        seed, done = jax.random.key(request.seed), []
+        keys = jax.vmap(lambda k: jax.random.fold_in(seed, k))(jnp.arange(count))
+        raw = self._model.condition.take(request.batch, seed)
+        scale = guidance.interval(self._rows, request.guidance)
+        for first in range(0, count, size):
+            hints, cond = jax.tree.map(
+                lambda leaf, part=slice(first, first + size): leaf[part],
+                (list(request.hints), raw),
+            )
+            params = [net.params for net in nets]
+            given = (keys[first : first + size], cond, hints, strengths, scale)
+            done.append(np.asarray(self._compiled[key](self._given, params, *given)))
+        return np.concatenate(done)
+
+    def _program(self, nets: Sequence[Net], balance: str) -> Any:
+        model, rows = self._model, self._rows
+        networks = [make_controlled(net.cfg.control, model) for net in nets]
+        chosen = choose("balance", balance, control.BALANCES)
+
+        def run(
+            given: Any, params: Any, keys: Any, raw: Any, hints: Any, strengths: Any, scale: Any
+        ) -> Any:
+            (frozen, extra), noise = given, samplers.image_noise(keys, model.image_shape)
+            base = {**frozen["base"], **params[0].get("decoder", {})}
+            each = zip(networks, params, hints, strengths, strict=True)
+            controls = [
+                control.Control(
+                    controller(model, network, own[NET]),
+                    hint,
+                    guidance.per_evaluation(strength),
+                    chosen,
+                )
+                for network, own, hint, strength in each
+            ]
+            encode = partial(model.condition.encode, base, frozen, extra)
+            null = encode(model.condition.null(raw)) if raw else None
+            by_row = scale if model.condition.guided else None
+            denoise = controlled(model, base, controls, encode(raw) if raw else {}, null, by_row)
+            if self._cfg.sample.clip:
+                denoise = samplers.clip(denoise)
+            z = samplers.prior(noise, rows)
+            x = samplers.sample(noise, denoise, self._sampler, z, rows)
+            return jnp.clip(model.space.leave(frozen, extra, x), -1, 1)
+
+        return run
+
+
+def examples(cfg: ConfigDict, count: int) -> dict[str, np.ndarray]:
+    """Image, label and hint of the first test images."""
+    source = common.source_of(cfg, "test")
+    batch = data.batch_of(source, np.arange(count) % len(source))
+    return {**batch, "hint": hints_of(cfg)(batch)}
+
+
+def as_pictures(hints: np.ndarray, channels: int) -> np.ndarray:
+    """Hints as images in [-1, 1]; of several channels, the largest one's number as a grey level."""
+    if hints.shape[-1] not in (1, 3):
+        hints = hints.argmax(-1, keepdims=True) / max(hints.shape[-1] - 1, 1)
+    hints = hints if hints.shape[-1] == channels else hints.mean(-1, keepdims=True)
+    return (2 * hints - 1).repeat(channels // hints.shape[-1], -1).astype(np.float32)

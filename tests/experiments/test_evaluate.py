@@ -1,0 +1,79 @@
+"""The commands of docs/metrics.md as a user runs them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from diffjax import metrics
+from tests.parity import inception_cases
+
+
+def folder(path, images):
+    path.mkdir()
+    for k, image in enumerate(images):
+        Image.fromarray(image).save(path / f"{k:03d}.png")
+    return path
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Originals and worse copies, as folders."""
+    originals = inception_cases.images(4, height=16, width=16)
+    copies = np.clip(originals.astype(int) + 10, 0, 255).astype(np.uint8)
+    return folder(tmp_path / "originals", originals), folder(tmp_path / "copies", copies)
+
+
+def result(path):
+    return json.loads((path / "evaluation.json").read_text())
+
+
+def test_pairs_in_folders_need_no_config(execute, images, tmp_path):
+    originals, copies = images
+    execute(
+        "evaluate",
+        *(f"--workdir={tmp_path}", "--metrics=psnr,ssim"),
+        *(f"--images={copies}", f"--reference={originals}"),
+    )
+    found = result(tmp_path)
+    assert 20 * np.log10(255 / 10) <= found["psnr"] < 35  # a little better where white is white
+    assert 0.9 < found["ssim"] < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metrics=fid"], "need Inception: the Inception weights of FID are not part of"),
+        (["--metrics=fid,foo"], "unknown metrics ['foo']; choose from distance"),
+        (["--metrics=psnr", "--num=3"], "3 images need as many originals"),
+        (["--metrics=fid", "--inception=nowhere.pth"], "there is no file nowhere.pth"),
+    ],
+)
+def test_wrong_use_is_one_clear_message(execute, images, tmp_path, arguments, message):
+    given = [f"--workdir={tmp_path}", f"--images={images[1]}", f"--reference={images[0]}"]
+    out = execute("evaluate", *given, *arguments, code=1)
+    assert message in out
+    assert "Traceback" not in out
+
+
+@pytest.mark.slow
+def test_inception_on_folders_and_statistics(execute, images, tmp_path):
+    weights, stats = tmp_path / "inception.safetensors", tmp_path / "stats.npz"
+    save_file(inception_cases.state(), weights)
+    given = [f"--workdir={tmp_path}", f"--inception={weights}"]
+    execute("evaluate", *given, f"--reference={images[0]}", f"--save_reference={stats}")
+    assert set(np.load(stats)) == {"mu", "sigma", "mu_s", "sigma_s"}
+    chosen = [*given, f"--images={images[1]}", "--metrics=fid,sfid,is"]
+    found = {}
+    for reference in (images[0], stats):
+        execute("evaluate", *chosen, f"--reference={reference}")
+        found[reference] = result(tmp_path)["inception"]
+    a, b = found.values()
+    assert a["fid"] == pytest.approx(b["fid"], rel=1e-6)
+    assert a["fid"] > 0 and a["sfid"] == pytest.approx(b["sfid"], rel=1e-6)
+    assert (a["num"], a["num_reference"], a["resize"]) == (4, 4, "tensorflow")
+    assert not (tmp_path / "features").exists()
+    theirs = metrics.load_statistics(stats)
+    assert metrics.frechet_distance(theirs.spatial, theirs.spatial) < 1e-6

@@ -1,0 +1,96 @@
+"""An autoencoder trained in one workdir is what a diffusion model of another runs on."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from configs import autoencoder, ldm
+from configs.base import smoke
+from diffjax.nets.autoencoder import AutoencoderKL
+from diffjax.pretrained import save_model
+from diffjax.pretrained.state_dict import to_state_dict
+from experiments import common, first_stage, frozen
+
+
+@pytest.fixture(autouse=True)
+def no_flags(monkeypatch):
+    monkeypatch.setattr(common, "WEIGHTS", SimpleNamespace(value=None))
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return smoke(ldm.fashion_mnist())
+
+
+@pytest.fixture(scope="module")
+def params(cfg):
+    like = frozen.abstract(cfg)["autoencoder"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), like)
+
+
+def pointing(cfg, where, **section):
+    cfg = cfg.copy_and_resolve_references()
+    cfg.autoencoder.update(weights=str(where), **section)
+    return cfg
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_from_a_file_and_from_a_folder_of_diffusers(cfg, params, tmp_path):
+    judge = {"discriminator.main.0.bias": np.zeros(4, np.float32)}
+    state = {**to_state_dict(params), **judge, "extra['statistics']": np.zeros(1, np.float32)}
+    save_file(state, tmp_path / "ae.safetensors")
+    given = frozen.load(pointing(cfg, tmp_path / "ae.safetensors"), tmp_path, fresh=True)
+    same(given["autoencoder"], params)
+    net = frozen.autoencoder_of(cfg)
+    assert isinstance(net, AutoencoderKL)
+    save_model(tmp_path / "vae", net, params)
+    given = frozen.load(pointing(cfg, tmp_path / "vae"), tmp_path, fresh=True)
+    same(given["autoencoder"], params)
+
+
+def test_another_autoencoder_is_refused_with_both_shapes(cfg, params, tmp_path):
+    save_file(to_state_dict(params), tmp_path / "ae.safetensors")
+    other = pointing(cfg, tmp_path / "ae.safetensors", latent_channels=5)
+    message = (
+        r"is not the one of config\.autoencoder: .* has shape \(\d.*but the network needs \(\d"
+    )
+    with pytest.raises(common.UsageError, match=message):
+        frozen.load(other, tmp_path, fresh=True)
+
+
+def test_weights_are_asked_for(cfg, tmp_path):
+    with pytest.raises(common.UsageError, match=r"autoencoder\.weights is needed"):
+        frozen.load(pointing(cfg, ""), tmp_path, fresh=True)
+    (tmp_path / "config.json").write_text(json.dumps({"task": "diffusion"}))
+    with pytest.raises(common.UsageError, match="holds a run of task 'diffusion'"):
+        frozen.load(pointing(cfg, tmp_path), tmp_path, fresh=True)
+    with pytest.raises(common.UsageError, match="is no workdir, diffusers folder or"):
+        frozen.load(pointing(cfg, tmp_path / "nowhere"), tmp_path, fresh=True)
+
+
+def test_missing_perceptual_weights_say_what_to_do(tmp_path):
+    paper = autoencoder.kl_f8()
+    with pytest.raises(common.UsageError, match=r"latent_diffusion\.md.*perceptual=classifier"):
+        frozen.load(paper, tmp_path)
+    small = autoencoder.fashion_mnist()
+    assert set(frozen.load(small, tmp_path)) == {"classifier"}
+    small.loss.perceptual = "none"
+    assert frozen.load(small, tmp_path) is None
+
+
+def test_a_collapsed_codebook_is_said(caplog):
+    usage = np.zeros(64)
+    usage[0] = 1
+    with caplog.at_level("WARNING"):
+        first_stage._warn_of_collapse(np.full(64, 1 / 64))
+        assert not caplog.records
+        first_stage._warn_of_collapse(usage)
+    assert "collapsed: 1.6% of 64 codes are in use" in caplog.text

@@ -1,0 +1,55 @@
+"""Both stages from the command line: train, encode once, train on that, export, sample."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def first(execute, tmp_path_factory):
+    """The workdir of an autoencoder."""
+    folder = tmp_path_factory.mktemp("first")
+    execute("train", "--config=configs/autoencoder.py:fashion_mnist,smoke", f"--workdir={folder}")
+    return folder
+
+
+def test_two_stages(execute, first, tmp_path):
+    direct, stored, latents = tmp_path / "direct", tmp_path / "stored", tmp_path / "latents"
+    config = "--config=configs/ldm.py:fashion_mnist,smoke"
+    weights = f"--config.autoencoder.weights={first}"
+    execute("train", config, weights, f"--workdir={direct}")
+    execute("encode", config, weights, f"--out={latents}")
+    data = ["--config.data.name=latents", f"--config.data.dir={latents}"]
+    execute("train", config, weights, *data, f"--workdir={stored}")
+    np.testing.assert_allclose(losses(direct), losses(stored), rtol=1e-4)
+
+    # Sampling needs the workdir alone, and an exported file nothing else.
+    (first / "config.json").rename(first / "moved.json")
+    execute("sample", f"--workdir={direct}", "--num=3")
+    file = tmp_path / "model.safetensors"
+    execute("export", f"--workdir={direct}", f"--out={file}")
+    (first / "moved.json").rename(first / "config.json")
+    execute("sample", f"--weights={file}", f"--workdir={tmp_path / 'new'}", "--num=3")
+    made = [np.load(next(f.glob("samples/*.npz")))["images"] for f in (direct, tmp_path / "new")]
+    np.testing.assert_array_equal(*made)
+
+    other = tmp_path / "other"
+    message = execute(
+        "train", config, weights, "--config.autoencoder.latent_channels=5", f"--workdir={other}",
+        code=1,
+    )  # fmt: skip
+    assert "is not the one of config.autoencoder" in message and "has shape" in message
+
+
+def test_measuring_an_autoencoder(execute, first):
+    execute("evaluate", f"--workdir={first}", "--num=8")
+    found = json.loads((first / "evaluation.json").read_text())
+    assert found["psnr"] > 0 and found["images"] == 8

@@ -1,0 +1,74 @@
+"""Every task trains alike on 1, 2, 4 and 8 devices, whatever the mesh."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Three steps of a config on meshes of some of the eight devices; losses and a digest of the state.
+STEPS = """
+    import json, sys
+    import jax, numpy as np
+    from diffjax.train import init_state, make_optimizer
+    from diffjax.train.loop import compiled_step
+    from diffjax.train.sharding import make_mesh, sharded_fraction, tree_sharding
+    from experiments import common
+
+    cfg = common.load_config(sys.argv[1])
+    cfg.data.batch_size = 8
+    cfg.optim.update(lr=1e-3, warmup=0, decay="constant")
+    task, source = common.task_of(cfg), common.source_of(cfg)
+    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
+    rows = []
+    for data, fsdp, tensor in json.loads(sys.argv[2]):
+        count = data * fsdp * tensor
+        sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+        mesh = make_mesh(sizes, jax.devices()[:count])
+        batches = common.batches_of(cfg, source)(
+            0, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+        )
+        example = jax.tree.map(lambda x: np.asarray(x)[:1], next(batches))
+        init = lambda: init_state(task, optimizer, jax.random.key(0), None, example)
+        placed = tree_sharding(jax.eval_shape(init), mesh, min_size=64)
+        state = jax.jit(init, out_shardings=placed)()
+        step = compiled_step(task, optimizer, cfg, (placed, None), mesh)
+        losses = []
+        for _ in range(3):
+            state, metrics = step(state, None, next(batches))
+            losses.append(float(metrics["loss"]))
+        leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.params)]
+        rows.append({
+            "losses": losses,
+            "sharded": sharded_fraction(state.params, placed.params),
+            "sums": [[float(x.sum()), float((x * x).sum())] for x in leaves],
+        })
+    print(json.dumps(rows))
+"""
+MESHES = [(1, 1, 1), (1, 2, 1), (2, 1, 2), (2, 2, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config", ["configs/ddpm.py:digits,smoke", "configs/cfg.py:fashion_mnist,smoke"]
+)
+def test_devices_agree(config):
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    env = {**os.environ, "XLA_FLAGS": f"{flags} --xla_llvm_disable_expensive_passes=true"}
+    env |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STEPS), f"{ROOT}/{config}", json.dumps(MESHES)],
+        env=env, cwd=ROOT, capture_output=True, text=True, timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, *others = json.loads(done.stdout.splitlines()[-1])
+    for mesh, row in zip(MESHES[1:], others, strict=True):
+        np.testing.assert_allclose(row["losses"], one["losses"], rtol=2e-5, err_msg=str(mesh))
+        np.testing.assert_allclose(row["sums"], one["sums"], rtol=2e-3, atol=2e-4)
+        assert (row["sharded"] > 0.5) == (mesh[1] * mesh[2] > 1), mesh
