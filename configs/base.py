@@ -77,7 +77,7 @@ def base() -> ConfigDict:
             "cond": {
                 "drop": 0.0,  # probability of training without the condition (p_uncond)
                 "null": "learned",  # embedding of no condition: learned, zero
-                "context": "",  # tokens to attend to: label, text, clip
+                "context": "",  # tokens to attend to: label, text, clip, given
                 "concat": "",  # channels joined to z: superres, inpaint, map
                 "map_classes": 0,  # of the semantic map
                 "weights": "",  # of a frozen text encoder, as a folder of transformers
@@ -186,9 +186,16 @@ def smoke(config: ConfigDict) -> ConfigDict:
         factor *= _shrink(config.autoencoder) // 2
         config.autoencoder.weights = "random"
     if config.get("cond", {}).get("text"):
-        config.cond.text.update(vocabulary=22, positions=18, layers=1, heads=2, head_channels=4)
+        config.cond.text.update(vocabulary=22, positions=18, layers=1, heads=2)
+        if config.cond.context == "clip":
+            config.cond.text.width, config.cond.weights = 16, "random"
+        else:
+            config.cond.text.head_channels = 4
+    if config.get("cond", {}).get("given"):
+        config.cond.given.update(tokens=3, pooled=4)
+        net.update(added_dim=4 + 6 * 8, added_time_dim=8)
     if "control" in config:
-        config.control.base = "random"
+        config.control.base, config.control.hint.name = "random", "sobel"
         config.control.net.hint_widths = config.control.net.hint_widths[:1] * len(
             config.control.net.hint_widths
         )

@@ -5,20 +5,30 @@
     python -m experiments.train --config=configs/controlnet.py:fashion_mnist_edges \\
         --workdir=runs/fashion-edges --config.control.base=runs/fashion-base
 
-| variant | base | parameters trained | cost |
+| variant | base | trained | batch, steps |
 |---|---|---|---|
-| fashion_mnist_edges (default) | fashion_mnist_base | 0.31M | 15 minutes on one core |
-| fashion_mnist_base | none: labels, v prediction | 0.69M | 15 minutes on one core |
+| fashion_mnist_edges (default) | fashion_mnist_base | 0.31M | 32, 15 minutes on one core |
+| fashion_mnist_base | none: labels, v prediction | 0.69M | 32, 15 minutes on one core |
+| shapes_mask, shapes_edges | configs/ldm.py:shapes | 1.13M | 32, 15 minutes on one core |
+| sd15_canny | Stable Diffusion 1.5 | 361,279,120 | 32 of 512 pixels, 8k |
+| sd15_canny_unlocked | the same, its decoder at lr 2e-6 | 872.1M | 32 of 512 pixels, 8k |
+| sd15_seg | Stable Diffusion 1.5 | 361,279,120 | 32 of 512 pixels, 40k |
+| sd21_canny | Stable Diffusion 2.1 base | 364,228,240 | 32 of 512 pixels, 8k |
+| sdxl_canny | Stable Diffusion XL | 1,251,014,160 | 64 of 1024 pixels, 20k |
 
 AdamW at 1e-5 with a locked base and float32, half of the prompts dropped and no average of the
-weights is the paper's recipe. It sees the hint suddenly, after 3k to 7k steps. The small ones take
-larger steps.
+weights is the paper's recipe; it sees the hint suddenly, after 3k to 7k steps. The small ones take
+larger steps. Where the weights of a base go, and what a folder of images holds beside them:
+docs/controlnet.md.
 """
 
 from ml_collections import ConfigDict
 
-from configs import cfg
-from configs.base import select
+from configs import autoencoder, cfg, ldm
+from configs.base import base, select
+
+CLIP = {"vocabulary": 49408, "positions": 77, "width": 3072, "layers": 12, "heads": 12}
+OPEN_CLIP = {"width": 4096, "layers": 23, "heads": 16, "activation": "gelu"}
 
 
 def _control(config: ConfigDict, *, hint: str, channels: int, factor: int) -> ConfigDict:
@@ -63,7 +73,86 @@ def fashion_mnist_edges() -> ConfigDict:
     return config
 
 
-VARIANTS = {f.__name__: f for f in (fashion_mnist_edges, fashion_mnist_base)}
+def _stable_diffusion(*, hint: str, scale: float = 0.18215) -> ConfigDict:
+    config = base()
+    config.autoencoder = ConfigDict(autoencoder.kl_f8().network.to_dict())
+    config.autoencoder.update(weights="", scale=scale)  # the vae folder of a diffusers model
+    config.data.update(name="paired_folder", image_size=512, channels=3, batch_size=32)
+    config.network.update(channels=320, multipliers=(1, 2, 4, 4), attention_levels=(0, 1, 2))
+    config.network.update(heads=8, context_dim=768, linear_projection=False, depth=(1,) * 4)
+    config.network.update(flip_sin_to_cos=True, freq_shift=0.0, downsample_padding=1)
+    config.network.norm_eps = 1e-5
+    config.cond.update(context="clip", text=ConfigDict(CLIP))
+    config.schedule.update(name="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    config.train.steps = 8000
+    config.sample.update(sampler="ddim", grid="leading", steps=50, guidance=7.5, clip=False)
+    return _control(config, hint=hint, channels=3, factor=8)
+
+
+def sd15_canny() -> ConfigDict:
+    return _stable_diffusion(hint="canny")
+
+
+def sd15_canny_unlocked() -> ConfigDict:
+    config = sd15_canny()
+    config.control.train_decoder = True
+    config.optim.groups = ConfigDict({"decoder": {"match": "decoder", "lr": 2e-6}})
+    return config
+
+
+def sd15_seg() -> ConfigDict:
+    config = _stable_diffusion(hint="given")  # masks in colours, in the folder `hints`
+    config.train.steps = 40_000
+    return config
+
+
+def sd21_canny() -> ConfigDict:
+    config = sd15_canny()
+    config.network.update(head_channels=64, context_dim=1024, linear_projection=True)
+    config.cond.text.update(OPEN_CLIP)
+    return config
+
+
+def sdxl_canny() -> ConfigDict:
+    config = _stable_diffusion(hint="canny", scale=0.13025)
+    config.data.update(image_size=1024, batch_size=64)
+    config.network.update(multipliers=(1, 2, 4), attention_levels=(1, 2), head_channels=64)
+    config.network.update(context_dim=2048, linear_projection=True, depth=(1, 2, 10))
+    config.network.update(added_dim=2816, added_time_dim=256)
+    config.cond.context = "given"  # two text encoders, run beforehand
+    config.cond.given = ConfigDict({"tokens": 77, "pooled": 1280})
+    del config.cond.text
+    config.train.steps = 20_000
+    config.sample.guidance = 5.0
+    return config
+
+
+def _shapes(*, hint: str, channels: int) -> ConfigDict:
+    config = _control(ldm.shapes(), hint=hint, channels=channels, factor=4)
+    config.control.hint.num_classes = 5  # the background and four shapes
+    config.control.net.hint_widths = (8, 16, 16)
+    config.data.batch_size = 32
+    config.optim.update(lr=5e-4, warmup=50, clip=1.0, weight_decay=0.0)
+    config.ema.update(decay=0.99, warmup=True)
+    config.train.update(steps=2400, minutes=15.0)
+    return config
+
+
+def shapes_mask() -> ConfigDict:
+    return _shapes(hint="mask", channels=5)
+
+
+def shapes_edges() -> ConfigDict:
+    return _shapes(hint="edges", channels=1)
+
+
+VARIANTS = {
+    f.__name__: f
+    for f in (
+        *(fashion_mnist_edges, fashion_mnist_base, shapes_mask, shapes_edges),
+        *(sd15_canny, sd15_canny_unlocked, sd15_seg, sd21_canny, sdxl_canny),
+    )
+}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

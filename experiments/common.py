@@ -33,6 +33,7 @@ from diffjax.tasks import (
     make_noisy_classifier_task,
     make_task,
 )
+from diffjax.tasks.conditions import embedding_shapes
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
@@ -299,7 +300,18 @@ def _noise_images(cfg: ConfigDict, count: int = 64) -> data.Source:
     if text := cfg.get("cond", {}).get("text"):
         ids = rng.integers(0, text.vocabulary, (count, text.positions), np.int32)
         source = dataclasses.replace(source, more=lambda indices: {"text": ids[indices]})
+    if shapes := _embeddings(cfg):
+        drawn = {k: rng.standard_normal((count, *v)).astype("f4") for k, v in shapes.items()}
+        source = dataclasses.replace(
+            source, more=lambda indices: {k: v[indices] for k, v in drawn.items()}
+        )
     return source
+
+
+def _embeddings(cfg: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """Shapes of the embeddings that the data bring along."""
+    given = cfg.get("cond", {}).get("context", "") == "given"
+    return embedding_shapes(cfg) if given else {}
 
 
 def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
@@ -331,6 +343,8 @@ def abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct
     }
     if text := cfg.get("cond", {}).get("text"):
         batch["text"] = jax.ShapeDtypeStruct((size, text.positions), jnp.int32)
+    for name, shape in _embeddings(cfg).items():
+        batch[name] = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
     if cfg.task == "controlnet":
         batch["hint"] = jax.ShapeDtypeStruct((size, *controlled.hint_shape(cfg)), jnp.float32)
     return batch

@@ -33,7 +33,11 @@ def abstract(cfg: ConfigDict) -> dict[str, Any]:
     """Shapes of the frozen base, and of what it measured of its data."""
     key, batch = jax.random.key(0), common.abstract_batch(cfg, 1)
     params, extra = jax.eval_shape(lambda k, b: _plain(cfg).init(k, None, b), key, batch)
-    return {"base": params, "statistics": {k: v for k, v in extra.items() if k != "times"}}
+    return _joined(params, {k: v for k, v in extra.items() if k != "times"})
+
+
+def _joined(params: Any, statistics: dict[str, Any]) -> dict[str, Any]:
+    return {"base": params, **({"statistics": statistics} if statistics else {})}
 
 
 def hint_shape(cfg: ConfigDict) -> tuple[int, int, int]:
@@ -69,8 +73,7 @@ def load_base(cfg: ConfigDict) -> dict[str, Any]:
             f"{where} is not the base that config.network describes: {error}"
         ) from error
     default = _statistics(cfg)
-    statistics = {k: jnp.asarray(found.get(k, v)) for k, v in default.items()}
-    return {"base": params, "statistics": statistics}
+    return _joined(params, {k: jnp.asarray(found.get(k, v)) for k, v in default.items()})
 
 
 def _statistics(cfg: ConfigDict) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def _random(cfg: ConfigDict) -> dict[str, Any]:
     def draw(leaf: Any) -> jax.Array:
         return jnp.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype)
 
-    return {"base": jax.tree.map(draw, abstract(cfg)["base"]), "statistics": _statistics(cfg)}
+    return _joined(jax.tree.map(draw, abstract(cfg)["base"]), _statistics(cfg))
 
 
 def _state(where: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -37,7 +37,7 @@ from experiments import common, first_stage, frozen, judging, sampler_sweep
 
 common.define_sampling_flags()
 OURS = ("distance", "baselines", "bits", "ode_bits", "reconstruction", "captions")
-KNOWN = (*OURS, *judging.INCEPTION, "psnr", "ssim")
+KNOWN = (*OURS, *judging.INCEPTION, "psnr", "ssim", "clip", "diversity")
 METRICS = flags.DEFINE_list(
     "metrics", ["distance", "baselines", "bits"], f"What to measure: {', '.join(KNOWN)}."
 )
@@ -57,6 +57,10 @@ INCEPTION = flags.DEFINE_string("inception", None, "Weights of Inception, .pth o
 LEGACY = flags.DEFINE_bool(
     "allow_legacy_pickle", False, "Read --inception from a pickle, without running its code."
 )
+CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIPModel, for clip.")
+PROMPTS = flags.DEFINE_string("prompts", None, "File of texts, a line per image, for clip.")
+LPIPS = flags.DEFINE_string("lpips", None, "Weights of LPIPS (VGG16), for diversity.")
+PAIRS = flags.DEFINE_integer("pairs", 1000, "Pairs of images that diversity compares.", 2)
 RESIZE = flags.DEFINE_enum(
     "resize", "tensorflow", ["tensorflow", "pytorch_fid"], "How Inception's input is resized."
 )
@@ -176,9 +180,20 @@ def _network(cfg: Any, asker: str) -> Any:
     return metrics.feature_network(cfg.eval.features)
 
 
-def _config_if_needed() -> Any:
-    """None where the images and what to compare them with are both files."""
-    return None if REFERENCE.value and common.CONFIG.value is None else common.config()
+def _config_if_needed(wanted: set[str]) -> Any:
+    """None where the images and what to compare them with are files, or no reference is needed."""
+    alone = REFERENCE.value or wanted <= set(judging.ALONE)
+    return None if alone and common.CONFIG.value is None else common.config()
+
+
+def _others(images: judging.ImageSet, wanted: set[str]) -> dict[str, Any]:
+    """What needs CLIP or LPIPS."""
+    out: dict[str, Any] = {}
+    if "clip" in wanted:
+        out.update(judging.clip_metrics(images, CLIP.value, PROMPTS.value))
+    if "diversity" in wanted:
+        out.update(judging.lpips_diversity(images, LPIPS.value, PAIRS.value))
+    return out
 
 
 def _collector(folder: Path, wanted: set[str]) -> judging.Collector:
@@ -198,7 +213,7 @@ def with_inception(folder: Path, images: Any, real: Any, wanted: set[str]) -> di
 
 def save_reference(folder: Path, out: Path) -> None:
     """Write the statistics of the reference images, with those of spatial features."""
-    real = judging.read_reference(REFERENCE.value, _config_if_needed(), REFERENCE_NUM.value)
+    real = judging.read_reference(REFERENCE.value, _config_if_needed({"fid"}), REFERENCE_NUM.value)
     if isinstance(real, metrics.Statistics):
         raise common.UsageError(f"{REFERENCE.value} holds statistics already")
     collector = _collector(folder, {"sfid"})
@@ -211,14 +226,17 @@ def given(folder: Path, wanted: set[str]) -> dict[str, Any]:
     """Measure the images of --images."""
     images = judging.from_file(IMAGES.value).first(flags.FLAGS.num)
     result: dict[str, Any] = {"images": IMAGES.value}
-    cfg = _config_if_needed()
-    if not wanted & {*judging.INCEPTION, *judging.PAIRED}:
+    cfg = _config_if_needed(wanted)
+    if wanted <= set(OURS):
         network, num = _network(cfg or common.config(), "--images"), images.num
         if flags.FLAGS.num is None:
             num = min(num, cfg.eval.num)
         real = judging.reference_images(cfg, num)
         return {**result, **judging.judge(network, _floats(images.read(0, num)), real)}
-    real = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
+    result.update(_others(images, wanted))
+    real = None
+    if not wanted <= set(judging.ALONE):
+        real = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
     if wanted & set(judging.PAIRED):
         result.update(judging.paired_metrics(images, real, wanted))
     if some := wanted & set(judging.INCEPTION):
@@ -269,13 +287,11 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
         "sampler": {k: v for k, v in cfg.sample.items() if k not in ("num", "batch_size")},
         "seed": seed,
     }
+    origin = str(common.WEIGHTS.value or folder)
+    settings = {"step": result["step"], "sampler": result["sampler"], "origin": origin}
+    images = judging.generated(maker, num, seed=seed, settings=settings)
+    result.update(_others(images, wanted))
     if some := wanted & set(judging.INCEPTION):
-        settings = {
-            "step": result["step"],
-            "sampler": result["sampler"],
-            "run": str(common.WEIGHTS.value or folder),
-        }
-        images = judging.generated(maker, num, seed=seed, settings=settings)
         real = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
         result.update(with_inception(folder, images, real, some))
     if wanted & {"distance", "baselines"}:

@@ -124,22 +124,16 @@ class Slurm:
 
     def adopt(self, name: str, number: str) -> bool:
         """Look after a job of an earlier invocation; False if it is no longer there."""
-        self._running[name] = number
-        if name in self.ended():
+        there = _queue()
+        if there is not None and number not in there:
             return False
-        return name in self._running
+        self._running[name] = number
+        return True
 
     def ended(self) -> dict[str, int | None]:
-        command = [
-            "squeue",
-            "--noheader",
-            "--format=%A",
-            f"--user={os.environ.get('USER', 'root')}",
-        ]
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        if listed.returncode:  # the controller is busy or away: ask again
+        there = _queue()
+        if there is None:
             return {}
-        there = set(listed.stdout.split())
         done = [name for name, number in self._running.items() if number not in there]
         for name in done:
             del self._running[name]
@@ -147,6 +141,14 @@ class Slurm:
 
     def stop(self) -> None:
         """Jobs go on without the sweep; the next invocation finds them again."""
+
+
+def _queue() -> set[str] | None:
+    """Numbers of the jobs that Slurm has, waiting or running; None if it does not answer now."""
+    listed = subprocess.run(
+        ["squeue", "--noheader", "--format=%A", "--me"], capture_output=True, text=True, timeout=60
+    )
+    return None if listed.returncode else set(listed.stdout.split())
 
 
 def kubernetes(jobs: Sequence[Job], *, image: str, claim: str, workdir: Path) -> str:

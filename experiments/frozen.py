@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -124,6 +125,8 @@ def _text_encoder(cfg: ConfigDict) -> Any:
         raise common.UsageError(
             "cond.context=clip needs --config.cond.weights=FOLDER: a text_encoder of transformers"
         )
+    if cfg.cond.weights == RANDOM:
+        return random_like(abstract(cfg)["text_encoder"])
     params = load_model(cfg.cond.weights).params
     try:
         return _on_device(from_state_dict(to_state_dict(params), abstract(cfg)["text_encoder"]))
@@ -131,6 +134,14 @@ def _text_encoder(cfg: ConfigDict) -> Any:
         raise common.UsageError(
             f"the text encoder in {cfg.cond.weights} is not the one of config.cond.text: {error}"
         ) from error
+
+
+def random_like(shapes: Any) -> Any:
+    """Untrained parameters, for tests."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
+    )
 
 
 def _stored(cfg: ConfigDict, folder: Path) -> Any:

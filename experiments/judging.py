@@ -13,14 +13,20 @@ import jax
 import numpy as np
 
 from diffjax import data, metrics
+from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import from_state_dict
+from diffjax.pretrained.clip import load_clip
+from diffjax.pretrained.perceptual import load_lpips
 from diffjax.pretrained.pickles import open_weights
+from diffjax.pretrained.tokenizers import load_tokenizer
 from experiments import common
 
 INCEPTION = ("fid", "sfid", "is", "kid", "prdc", "rfid")  # metrics that need its weights
 PAIRED = ("psnr", "ssim", "rfid")  # metrics of images and their originals, in the same order
+ALONE = ("is", "clip", "diversity")  # metrics that need no reference
 CHUNK = 1000  # images in memory at a time
 KID_SUBSET = 1000
+BATCH = 32  # of CLIP
 
 
 def reference(cfg: Any, num: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
@@ -162,7 +168,7 @@ class Collector:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-Reference = ImageSet | metrics.Statistics
+Reference = ImageSet | metrics.Statistics | None
 
 
 def read_reference(path: str | None, cfg: Any, num: int | None) -> Reference:
@@ -257,3 +263,54 @@ def paired_metrics(images: ImageSet, originals: Reference, wanted: set[str]) -> 
 
 def _levels(images: np.ndarray) -> np.ndarray:
     return images if images.dtype == np.uint8 else common.to_uint8(images)
+
+
+# ---- other networks of the user's -------------------------------------------------------------
+
+
+def clip_metrics(images: ImageSet, folder: str | None, prompts: str | None) -> dict[str, float]:
+    """CLIP score in percent: image k against line k of the prompts, which start over at the end.
+
+    Raises:
+        UsageError: the folder of the weights or the file of prompts is missing.
+    """
+    if not folder or not prompts:
+        raise common.UsageError(
+            "clip needs --clip=FOLDER, a CLIPModel of transformers with its tokenizer, and "
+            "--prompts=FILE, a text a line"
+        )
+    lines = [line for line in Path(prompts).read_text("utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise common.UsageError(f"{prompts} holds no text")
+    clip, tokenizer = load_clip(folder), load_tokenizer(folder)
+    ids = np.concatenate([tokenizer.plain(line).ids for line in lines])
+    texts = np.concatenate([clip.texts(ids[k : k + BATCH]) for k in range(0, len(ids), BATCH)])
+    parts = []
+    for start in range(0, images.num, BATCH):
+        levels = _levels(images.read(start, min(start + BATCH, images.num)))
+        parts.append(clip.images(data.to_float(_rgb(levels), 256)))
+    found = np.concatenate(parts)
+    mean, error = metrics.clip_score(found, texts[np.arange(len(found)) % len(texts)])
+    return {"clip_score": mean, "clip_score_se": error}
+
+
+def lpips_diversity(images: ImageSet, path: str | None, pairs: int) -> dict[str, float]:
+    """Mean LPIPS of random pairs of the images, which have to fit in memory.
+
+    Raises:
+        UsageError: no weights were given.
+    """
+    if not path:
+        raise common.UsageError(
+            "diversity needs --lpips=FILE, the weights of LPIPS (VGG16) as safetensors: see "
+            "diffjax.pretrained.perceptual.load_lpips"
+        )
+    params = load_lpips(path)
+    distance = jax.jit(lambda x, y: LPIPS().apply({"params": params}, x, y))
+    x = data.to_float(_levels(images.read(0, images.num)), 256)
+    mean, error = metrics.diversity(distance, x, pairs=pairs)
+    return {"lpips_diversity": mean, "lpips_diversity_se": error, "lpips_pairs": pairs}
+
+
+def _rgb(images: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(images, (*images.shape[:3], 3))

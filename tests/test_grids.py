@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,61 @@ def test_log_snr_grids_are_even_on_every_schedule(schedule):
     assert np.diff(lam) == pytest.approx(np.full(11, lam[1] - lam[0]), rel=1e-6)
 
 
+def test_truncated_grids_know_the_whole():
+    g = grids.truncate(grids.leading(LINEAR, 10), strength=0.35)
+    assert g.levels.t.tolist() == [200, 100, 0, -1]
+    assert (g.steps, g.first, [g.remaining(i) for i in range(3)]) == (10, 7, [3, 2, 1])
+    again = grids.skip(g, 1)
+    assert (again.first, again.remaining(0), again.levels.t[0]) == (8, 2, 100)
+
+
+def test_truncation_keeps_or_drops_the_scale_of_the_prior():
+    g = grids.karras(schedules.edm(), 10)
+    assert grids.truncate(g, strength=0.5).init_std == pytest.approx(g.levels.sigma[5])
+    assert grids.skip(g, 0) is g
+    assert grids.truncate(grids.leading(LINEAR, 10), strength=0.5).init_std == 1
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.5, 0.8])
+def test_windows_share_their_cut(cut):
+    g = grids.trailing(LINEAR, 30)
+    base, rest = grids.window(g, end=cut), grids.window(g, start=cut)
+    assert base.levels.t[-1] == rest.levels.t[0] < 1000 - 1000 * cut <= base.levels.t[-2]
+    assert len(base.levels.t) + len(rest.levels.t) == 32
+    assert (rest.first, base.remaining(0)) == (len(base.levels.t) - 1, 30)
+
+
+def test_given_ratios():
+    g = grids.from_sigmas(schedules.edm(), [20.0, 3.0, 0.5, 0.0])
+    assert g.levels.sigma.tolist() == pytest.approx([20, 3, 0.5, 0])
+    vp = grids.from_sigmas(LINEAR, [20.0, 3.0, 0.5])
+    assert vp.levels.sigma[:-1] / vp.levels.alpha[:-1] == pytest.approx([20, 3, 0.5], rel=1e-6)
+    assert (vp.levels.alpha[-1], vp.levels.sigma[-1]) == (1, 0)
+
+
+def test_beta_levels_are_quantiles():
+    g = grids.beta(schedules.ve(0.01, 50.0), 9, a=0.6, b=0.6)
+    share = (g.levels.sigma[:-1] - 0.01) / (50 - 0.01)
+    assert share[[0, 4, 8]] == pytest.approx([1, 0.5, 0], abs=1e-9)  # symmetric
+    # The density of Beta(0.6, 0.6) integrates to 1/8 between neighbours.
+    x = np.linspace(share[3], share[2], 20_001)
+    density = (x * (1 - x)) ** -0.4 * math.gamma(1.2) / math.gamma(0.6) ** 2
+    assert np.trapezoid(density, x) == pytest.approx(1 / 8, rel=1e-5)
+
+
+def test_shift_of_flow_grows_with_the_image():
+    assert grids.flow_shift(256) == pytest.approx(math.exp(0.5))
+    assert grids.flow_shift(4096) == pytest.approx(math.exp(1.15))
+    assert grids.flow_shift(10, base=0.0, maximum=1.0, fewest=10, most=20) == 1
+
+
+def test_ends_of_given_times():
+    for final, end in (("clean", (-1, 1, 0)), ("first", (0, *map(float, LINEAR.at(0.0))))):
+        levels = grids.from_times(LINEAR, [900, 300], final=final).levels
+        assert (levels.t[-1], levels.alpha[-1], levels.sigma[-1]) == pytest.approx(end)
+    assert grids.from_times(LINEAR, [900, 300], final="last").levels.t.tolist() == [900, 300]
+
+
 def test_levels_off_the_grid():
     g = grids.leading(LINEAR, 10)
     level = g.at(0.0)
@@ -61,6 +118,11 @@ def test_levels_off_the_grid():
         (lambda: grids.make("lead", LINEAR, 10), "unknown grid 'lead'; choose one of beta"),
         (lambda: grids.from_times(LINEAR, [1, 2]), "falling"),
         (lambda: grids.from_times(LINEAR, [1000.0]), "must lie in 0 .. 999"),
+        (lambda: grids.from_times(LINEAR, [9, 1], final="end"), "final must be 'clean'"),
+        (lambda: grids.from_sigmas(LINEAR, [3.0, -1.0]), "positive numbers"),
+        (lambda: grids.truncate(grids.leading(LINEAR, 10), strength=0.05), "strength must lie in"),
+        (lambda: grids.window(grids.leading(LINEAR, 10), start=0.9, end=0.2), "need 0 <= start"),
+        (lambda: grids.window(grids.leading(LINEAR, 4), start=0.9, end=0.95), "no step of this"),
         (lambda: grids.make("uniform", schedules.ve(), None), "needs a number of steps"),
     ],
 )

@@ -227,35 +227,51 @@ KINDS: dict[str, Callable[..., Hints]] = {
 
 
 def paired(root: str | Path, *, split: str = "train", image_size: int | None = None) -> Source:
-    """A folder ``root/images`` with a folder ``root/hints`` of pictures with the same names.
+    """``root/images`` with what belongs to each: ``root/hints``, and ``root/NAME.npy``.
 
-    The hint ``a/b.png`` belongs to the image ``a/b.jpg``; it is cropped and resized like it.
+    The hint ``a/b.png`` belongs to the image ``a/b.jpg``; it is cropped and resized like it. Row i
+    of an array belongs to image i in alphabetical order, and is what a batch has as NAME: token ids
+    ``text``, or the embeddings that Stable Diffusion XL is told (`diffjax.tasks.conditions`).
 
     Raises:
         FileNotFoundError: there is no such folder, or it holds no images.
-        ValueError: an image has no hint, or a hint no image; some are named.
+        ValueError: an image has no hint, or a hint no image (some are named); or an array has
+            another number of rows.
     """
-    images, hints = Path(root) / "images", Path(root) / "hints"
-    source = load("image_folder", split=split, data_dir=str(images), image_size=image_size)
-    folders = [f / split if (f / split).is_dir() else f for f in (images, hints)]
-    names, pictures = (
-        {p.relative_to(f).with_suffix("").as_posix(): p for p in list_images(f)} for f in folders
-    )
-    if alone := sorted(set(names) ^ set(pictures)):
-        raise ValueError(
-            f"{len(alone)} files in {root} are either an image without a hint or a hint without an "
-            f"image, such as {', '.join(alone[:3])}"
-        )
-    if len(names) != len(source):
-        raise ValueError(f"{images} has several images of one name, with different suffixes")
-    paths = [pictures[name] for name in names]
+    root = Path(root)
+    source = load("image_folder", split=split, data_dir=str(root / "images"), image_size=image_size)
+    pictures = _pictures(root, split, len(source)) if (root / "hints").is_dir() else []
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(root.glob("*.npy"))}
+    for name, array in arrays.items():
+        if len(array) != len(source):
+            raise ValueError(f"{root / name}.npy has {len(array)} rows for {len(source)} images")
 
     def read(path: Path) -> np.ndarray:
         picture = formats.read_image(path)
         return picture if image_size is None else formats.center_crop_resize(picture, image_size)
 
     def more(indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        hints = np.stack([read(paths[i]) for i in indices])
-        return {"hint": hints.astype(np.float32) / 255}
+        out = {name: np.asarray(array[np.asarray(indices)]) for name, array in arrays.items()}
+        if pictures:
+            hints = np.stack([read(pictures[i]) for i in indices])
+            out["hint"] = hints.astype(np.float32) / 255
+        return out
 
     return dataclasses.replace(source, more=more)
+
+
+def _pictures(root: Path, split: str, count: int) -> list[Path]:
+    """The hint of every image."""
+    folders = [root / "images", root / "hints"]
+    folders = [f / split if (f / split).is_dir() else f for f in folders]
+    names, hints = (
+        {p.relative_to(f).with_suffix("").as_posix(): p for p in list_images(f)} for f in folders
+    )
+    if alone := sorted(set(names) ^ set(hints)):
+        raise ValueError(
+            f"{len(alone)} files in {root} are either an image without a hint or a hint without an "
+            f"image, such as {', '.join(alone[:3])}"
+        )
+    if len(names) != count:
+        raise ValueError(f"{folders[0]} has several images of one name, with different suffixes")
+    return [hints[name] for name in names]

@@ -8,6 +8,7 @@
 | cifar10 | 60,000 of 32x32x3 | its binary archive, or TFDS |
 | celeb_a_hq, lsun_*, imagenet* | 30,000 and up | prepared by TFDS as array_record |
 | image_folder | any | a folder of image files |
+| paired_folder | any | image files with hints and arrays, see `diffjax.data.conditions.paired` |
 | shapes, shapes_single | 25,000 of any size | drawn by a program, with captions, masks and edges |
 | latents | any | latents of another set, written by `experiments.encode` |
 
@@ -131,7 +132,7 @@ def from_arrays(
 
 def names() -> tuple[str, ...]:
     """The names that `load` knows."""
-    return (*_LOADERS, *_TFDS, *_DRAWN, "image_folder", "latents")
+    return (*_LOADERS, *_TFDS, *_DRAWN, "image_folder", "paired_folder", "latents")
 
 
 def load(
@@ -166,6 +167,10 @@ def load(
         return _load_prepared(name, split, _places(root, data_dir is not None), image_size)
     if name == "image_folder":
         return _load_folder(split, root, image_size)
+    if name == "paired_folder":
+        from diffjax.data.conditions import paired  # which loads the images by this function
+
+        return paired(_needed(name, root), split=split, image_size=image_size)
     if name in _DRAWN:
         return _draw_shapes(split, image_size or shapes.SIZE, single=name == "shapes_single")
     if name == "latents":
@@ -365,10 +370,15 @@ def _folder_labels(root: Path, paths: list[Path]) -> tuple[np.ndarray, int]:
     return np.asarray([classes[p[0]] for p in parts], np.int32), len(classes)
 
 
+def _needed(name: str, root: Path | None) -> Path:
+    if root is None:
+        raise ValueError(f"{name} needs the folder: pass data_dir or set {ENV_DIR}")
+    return root
+
+
 def _load_folder(split: str, root: Path | None, size: int | None) -> Source:
     """Every image file below a folder, as RGB; the class is the first sub-folder, if any."""
-    if root is None:
-        raise ValueError(f"image_folder needs the folder: pass data_dir or set {ENV_DIR}")
+    root = _needed("image_folder", root)
     if (root / split).is_dir():
         root = root / split
     else:

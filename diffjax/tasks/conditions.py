@@ -6,6 +6,7 @@
 | label | a learned token per class that it attends to (LDM's class-conditional ImageNet) |
 | text | the tokens of a transformer trained with it (LDM's text-to-image) |
 | clip | the tokens of a frozen CLIP text encoder, ``frozen["text_encoder"]`` |
+| given | embeddings made beforehand: tokens ``batch["context"]``, and for XL more (`EMBEDDINGS`) |
 
 | ``cond.concat`` | joined to the channels of z |
 |---|---|
@@ -192,7 +193,42 @@ def _tokens(width: int, encode: Callable[..., dict[str, Array]]) -> _Part:
     )
 
 
-_CONTEXTS = {"label": _label_token, "text": _text, "clip": _clip}
+EMBEDDINGS = ("context", "text_embeds", "time_ids")  # the last two of Stable Diffusion XL
+
+
+def embedding_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of the `EMBEDDINGS` of one image that ``cond.context=given`` asks for."""
+    section, added = config.cond.given, config.network.get("added_dim", 0)
+    shapes: dict[str, tuple[int, ...]] = {"context": (section.tokens, config.network.context_dim)}
+    if added:
+        ids = (added - section.pooled) // config.network.get("added_time_dim", 256)
+        shapes |= {"text_embeds": (section.pooled,), "time_ids": (ids,)}
+    return shapes
+
+
+def _given(config: Any, classes: int) -> _Part:
+    """Embeddings made beforehand; zeros, as XL has them for the empty text, say nothing."""
+    shapes = embedding_shapes(config)
+
+    def null(raw: dict[str, Array]) -> dict[str, Array]:
+        return {k: v if k == "time_ids" else jnp.zeros_like(v) for k, v in raw.items()}
+
+    def read(raw: Mapping[str, Array]) -> dict[str, Any]:
+        added = {k: v for k, v in raw.items() if k != "context"}
+        return {"context": raw["context"], **({"added": added} if added else {})}
+
+    example = read({k: jnp.zeros((1, *shape)) for k, shape in shapes.items()})
+    return _Part(
+        "embedding",
+        lambda batch, key: {k: batch[k] for k in shapes},
+        null,
+        lambda params, frozen, extra, raw: read(raw),
+        example,
+        tuple(shapes),
+    )
+
+
+_CONTEXTS = {"label": _label_token, "text": _text, "clip": _clip, "given": _given}
 
 
 # ---- channels -----------------------------------------------------------------------------------

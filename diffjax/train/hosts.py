@@ -106,7 +106,11 @@ def _receive(port: int, processes: int, end: float, seconds: float) -> None:
                 raise MissingProcess(_late(missing, "start", seconds))
             peer, _ = server.accept()
             peer.settimeout(10)
-            arrived[int(peer.recv(16) or b"0")] = peer
+            greeting = peer.recv(16)
+            if greeting.isdigit():
+                arrived[int(greeting)] = peer
+            else:
+                peer.close()  # somebody else
     for peer in arrived.values():
         peer.sendall(b"go")
         peer.close()

@@ -160,6 +160,15 @@ def test_paired_folders(folder):
         data.batch_at(source, 0, batch_size=2, seed=0, flip=True)
 
 
+def test_arrays_beside_the_images(folder):
+    np.save(folder / "text.npy", np.arange(6).reshape(3, 2))
+    source = data.load("paired_folder", data_dir=str(folder), image_size=8)
+    assert source.take([2, 0])["text"].tolist() == [[4, 5], [0, 1]]
+    np.save(folder / "text.npy", np.arange(2))
+    with pytest.raises(ValueError, match=r"text.npy has 2 rows for 3 images"):
+        paired(folder, image_size=8)
+
+
 def test_pairs_that_are_not(folder):
     (folder / "hints/a/y.bmp").rename(folder / "hints/a/w.bmp")
     with pytest.raises(ValueError, match=r"2 files .* such as a/w, a/y"):

@@ -48,6 +48,8 @@ def test_pairs_in_folders_need_no_config(execute, images, tmp_path):
         (["--metrics=fid"], "need Inception: the Inception weights of FID are not part of"),
         (["--metrics=fid,foo"], "unknown metrics ['foo']; choose from distance"),
         (["--metrics=psnr", "--num=3"], "3 images need as many originals"),
+        (["--metrics=clip"], "clip needs --clip=FOLDER, a CLIPModel"),
+        (["--metrics=diversity"], "diversity needs --lpips=FILE"),
         (["--metrics=fid", "--inception=nowhere.pth"], "there is no file nowhere.pth"),
     ],
 )

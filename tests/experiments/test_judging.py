@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 from diffjax import data, metrics
+from diffjax.pretrained.clip import CLIP
+from diffjax.pretrained.tokenizers import Tokenizer, build, save_tokenizer
 from experiments import common, judging
+from tests.parity import inception_cases
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,3 +130,25 @@ def test_inception_says_where_its_weights_are():
         judging.inception(str(golden), allow_legacy_pickle=False, resize="tensorflow")
     with pytest.raises(ValueError, match=r"keys are missing: Conv2d_1a_3x3\.bn\.bias"):
         judging.inception(str(golden), allow_legacy_pickle=True, resize="tensorflow")
+
+
+def test_clip_score_of_prompts_and_lpips_of_pairs(tmp_path, monkeypatch):
+    images = inception_cases.images(5, height=16, width=16)
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    vocabulary = {"a": 0, "a</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}
+    save_tokenizer(folder, Tokenizer(build(vocabulary, []), 77, 2, 3, 3))
+    by_mean = CLIP(  # the mean colour, and the direction that a prompt's first letter asks for
+        lambda x: jax.numpy.asarray(x).mean((1, 2)),
+        lambda ids: jax.numpy.asarray(ids[:, 1:2] * np.array([[1.0, 0.0, 0.0]])),
+    )
+    monkeypatch.setattr(judging, "load_clip", lambda _: by_mean)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a\n\na\n")
+    found = judging.clip_metrics(image_set(images), str(folder), str(prompts))
+    means = data.to_float(images, 256).mean((1, 2))
+    cosines = means[:, 0] / np.linalg.norm(means, axis=1)
+    assert found["clip_score"] == pytest.approx(100 * np.maximum(cosines, 0).mean(), rel=1e-4)
+    prompts.write_text("\n")
+    with pytest.raises(common.UsageError, match="holds no text"):
+        judging.clip_metrics(image_set(images), str(folder), str(prompts))

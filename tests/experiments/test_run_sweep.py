@@ -163,6 +163,35 @@ def test_stopping_lets_the_runs_save(tmp_path, fake):
     assert local.ended() == {"a": 143}
 
 
+def test_jobs_of_an_earlier_sweep_are_found_again(tmp_path, flag, monkeypatch):
+    # Of two jobs that were running, Slurm still has one; the other ended in the meantime.
+    flag(parallel=2)
+    queue, submitted = [{"41"}, {"41"}, set(), set()], []
+
+    class Cluster(executors.Slurm):
+        def __init__(self):
+            self._running = {}
+
+        def start(self, job):
+            submitted.append(job.name)
+            (tmp_path / job.name).mkdir(exist_ok=True)
+            (tmp_path / job.name / "summary.json").write_text('{"finished": true}')
+            return "43"
+
+    monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
+    monkeypatch.setattr(executors, "_queue", lambda: queue.pop(0) if queue else None)
+    manifest = Manifest(tmp_path, CONFIG)
+    for lr, number in ((0.1, "41"), (0.2, "42")):
+        run = manifest.add({"optim.lr": lr})
+        run.status, run.job = "running", number
+    kept, lost = manifest.runs
+    (tmp_path / kept.name).mkdir()
+    (tmp_path / kept.name / "summary.json").write_text('{"finished": true}')
+    Sweep(manifest, CONFIG, Cluster(), {}).run_all(iter(manifest.runs), lambda: None)
+    assert submitted == [lost.name]
+    assert [run.status for run in manifest.runs] == ["done", "done"]
+
+
 def test_random_trials_are_a_function_of_their_number():
     space = {"a": (1e-4, 1e-1, "log"), "b": [1, "x"], "c": (2, 5), "d": (0.0, 1.0)}
     trials = [sweeps.draw(space, i) for i in range(200)]

@@ -15,6 +15,13 @@ CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if "def get_config" 
 PARAMETERS = {
     "controlnet:fashion_mnist_edges": 305_664,
     "controlnet:fashion_mnist_base": 687_473,
+    "controlnet:shapes_mask": 792_040,
+    "controlnet:shapes_edges": 791_752,
+    "controlnet:sd15_canny": 361_279_120,
+    "controlnet:sd15_canny_unlocked": 872_087_124,
+    "controlnet:sd15_seg": 361_279_120,
+    "controlnet:sd21_canny": 364_228_240,
+    "controlnet:sdxl_canny": 1_251_014_160,
     "ddpm:cifar10": 35_746_307,
     "ddpm:celeba_hq": 113_673_219,
     "ddpm:lsun_bedroom": 113_673_219,

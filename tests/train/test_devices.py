@@ -51,7 +51,7 @@ STEPS = """
         })
     print(json.dumps(rows))
 """
-MESHES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 1, 2), (2, 2, 2), (1, 8, 1)]
+MESHES = [(1, 1, 1), (1, 2, 1), (2, 1, 2), (2, 2, 2)]
 
 
 @pytest.mark.slow
@@ -59,7 +59,8 @@ MESHES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 1, 2), (2, 2, 2), (1, 
     "config", ["configs/ddpm.py:digits,smoke", "configs/cfg.py:fashion_mnist,smoke"]
 )
 def test_devices_agree(config):
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    env = {**os.environ, "XLA_FLAGS": f"{flags} --xla_llvm_disable_expensive_passes=true"}
     env |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(STEPS), f"{ROOT}/{config}", json.dumps(MESHES)],

@@ -106,11 +106,11 @@ def _readable(output: str) -> str:
     return " ".join(output.split())
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(12, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_of_a_save(runs, tmp_path, kills):
-    options, broken = ("steps=40", "log_every=4"), tmp_path / "broken"
+@pytest.mark.parametrize("kills, total", [(4, 40), pytest.param(12, 240, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_of_a_save(runs, tmp_path, kills, total):
+    options, broken = (f"steps={total}", "log_every=4"), tmp_path / "broken"
     steps = *options, "checkpoint_every=1"
-    code, output = runs.run(tmp_path / "whole", *options, "checkpoint_every=40", **TINY)
+    code, output = runs.run(tmp_path / "whole", *options, f"checkpoint_every={total}", **TINY)
     assert code == 0, output
     rng, reached = random.Random(0), 0
     for _ in range(kills):
@@ -121,13 +121,16 @@ def test_killed_at_random_moments_of_a_save(runs, tmp_path, kills):
         code, output = runs.end()
         assert code == -signal.SIGKILL
         newest = max(_steps(broken))
-        assert reached < newest < 40
+        assert reached < newest < total
         step, _ = _state(broken)
         assert step == newest, "a committed step did not come back"
         reached = newest
     code, output = runs.run(broken, *steps, **TINY)
     assert code == 0 and f"resumed at step {reached}" in output
-    assert sorted(p.name for p in (broken / "checkpoints").iterdir()) == ["39", "40"]
+    assert sorted(p.name for p in (broken / "checkpoints").iterdir()) == [
+        str(total - 1),
+        str(total),
+    ]
     assert_same(_state(broken)[1], _state(tmp_path / "whole")[1])
     assert _log(broken) == _log(tmp_path / "whole")
 

@@ -1,0 +1,99 @@
+"""Both halves of CLIP from a folder of transformers' CLIPModel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.nets.text import CLIPText
+from diffjax.nets.vision import CLIPVision, clip_input
+from diffjax.pretrained.files import StrPath, Weights, inside, open_folder, read_json
+from diffjax.pretrained.state_dict import from_state_dict
+
+_TEXT = ("text_model.", "text_projection.")
+_VISION = ("vision_model.", "visual_projection.")
+
+
+class CLIP(NamedTuple):
+    """Embeddings of images and texts in one space.
+
+    Attributes:
+        images: (B, H, W, 3) in [-1, 1], of any size -> (B, P), jitted.
+        texts: token ids (B, M) -> (B, P), jitted.
+    """
+
+    images: Callable[[Any], jax.Array]
+    texts: Callable[[Any], jax.Array]
+
+
+def load_clip(folder: StrPath) -> CLIP:
+    """The two encoders of a folder with config.json and safetensors, as transformers writes it.
+
+    Raises:
+        FileNotFoundError: the folder lacks config.json or weights.
+        ValueError: it is not CLIP, or the weights do not fit, are damaged, or are pickles.
+    """
+    path = Path(folder)
+    config = read_json(inside(path, "config.json"))
+    if not {"text_config", "vision_config"} <= set(config):
+        raise ValueError(
+            f"{path} is not CLIP: its config.json has no text_config and vision_config"
+        )
+    weights = open_folder(path)
+    text, vision = _text(config), _vision(config)
+    image = jnp.zeros((1, vision.size, vision.size, 3))
+    text_params = _params(weights, _TEXT, text, jnp.zeros((1, 2), jnp.int32))
+    vision_params = _params(weights, _VISION, vision, image)
+
+    @jax.jit
+    def texts(params: Any, ids: Any) -> Any:
+        return text.apply({"params": params}, ids).pooled  # type: ignore[union-attr]
+
+    @jax.jit
+    def images(params: Any, x: Any) -> Any:
+        return vision.apply({"params": params}, clip_input(x, vision.size))
+
+    return CLIP(lambda x: images(vision_params, x), lambda ids: texts(text_params, ids))
+
+
+def _text(config: Mapping[str, Any]) -> CLIPText:
+    """The text encoder; what the config leaves out is as in transformers."""
+    part: Mapping[str, Any] = config["text_config"]
+    return CLIPText(
+        vocabulary=part.get("vocab_size", 49408),
+        positions=part.get("max_position_embeddings", 77),
+        features=part.get("hidden_size", 512),
+        width=part.get("intermediate_size", 2048),
+        layers=part.get("num_hidden_layers", 12),
+        heads=part.get("num_attention_heads", 8),
+        projection=config.get("projection_dim", 512),
+        activation=part.get("hidden_act", "quick_gelu"),
+        eps=part.get("layer_norm_eps", 1e-5),
+        end=part.get("eos_token_id", 49407),
+    )
+
+
+def _vision(config: Mapping[str, Any]) -> CLIPVision:
+    part: Mapping[str, Any] = config["vision_config"]
+    return CLIPVision(
+        size=part.get("image_size", 224),
+        patch=part.get("patch_size", 32),
+        features=part.get("hidden_size", 768),
+        width=part.get("intermediate_size", 3072),
+        layers=part.get("num_hidden_layers", 12),
+        heads=part.get("num_attention_heads", 12),
+        projection=config.get("projection_dim", 512),
+        activation=part.get("hidden_act", "quick_gelu"),
+        eps=part.get("layer_norm_eps", 1e-5),
+    )
+
+
+def _params(weights: Weights, prefixes: tuple[str, ...], net: Any, example: Any) -> Any:
+    kept = Weights({k: v for k, v in weights.tensors.items() if k.startswith(prefixes)})
+    like = jax.eval_shape(net.init, jax.random.key(0), example)["params"]
+    return jax.tree.map(np.asarray, from_state_dict(kept, like))

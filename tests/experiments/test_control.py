@@ -1,0 +1,51 @@
+"""experiments.control on a ControlNet that was trained for two steps."""
+
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from experiments import control
+
+CONFIG = "configs/controlnet.py:fashion_mnist_edges,smoke"
+
+
+def test_settings_side_by_side(execute, tmp_path):
+    execute("train", f"--config={CONFIG}", f"--workdir={tmp_path}")
+    execute("control", f"--workdir={tmp_path}", "--num=3", "--scale=0,1", "--guidance=2")
+    settings = json.loads((tmp_path / "control/control.json").read_text())["settings"]
+    assert [s["scale"] for s in settings] == [0, 0, 1]
+    assert settings[0] == settings[1]  # no control, twice
+    # Hints, no control, two settings and the test images, of 8 pixels and a frame each.
+    width, height = Image.open(tmp_path / "control/control.png").size
+    assert width / height == pytest.approx(3 / 5, rel=0.1)
+
+
+def test_a_base_is_needed(execute, tmp_path):
+    config = "--config=configs/controlnet.py:fashion_mnist_edges,smoke"
+    out = execute("train", config, f"--workdir={tmp_path}", "--config.control.base=", code=1)
+    assert "--config.control.base is needed" in out
+    out = execute(
+        "train", config, f"--workdir={tmp_path}", "--config.control.base=/nowhere", code=1
+    )
+    assert "/nowhere is no workdir, diffusers folder or .safetensors file" in out
+
+
+def test_fidelity_of_drawn_images():
+    square = np.full((1, 16, 16, 3), -0.8, np.float32)
+    square[:, 4:12, 4:12] = np.array([230, 40, 40]) / 127.5 - 1
+    one_hot = np.zeros((1, 16, 16, 2), np.float32)
+    one_hot[:, 4:12, 4:12, 1] = 1
+    one_hot[..., 0] = 1 - one_hot[..., 1]
+    cfg = ConfigDict({"control": {"hint": {"name": "mask"}}, "data": {"name": "shapes"}})
+    assert control.fidelity(cfg, one_hot, square) == {"mask_iou": 1.0}
+    assert control.fidelity(cfg, one_hot, np.roll(square, 4, 2))["mask_iou"] < 0.9
+    options = {"name": "canny", "low": 0.02, "high": 0.05, "sigma": 1.0}
+    cfg = ConfigDict({"control": {"hint": options}, "data": {"name": "fashion_mnist"}})
+    outline = np.zeros((1, 16, 16, 1), np.float32)
+    outline[:, 4:12, 4:12] = 1
+    outline[:, 5:11, 5:11] = 0
+    assert control.fidelity(cfg, outline, square)["edge_f1"] > 0.95
+    assert control.fidelity(cfg, np.roll(outline, 5, 2), square)["edge_f1"] < 0.6

@@ -1,0 +1,91 @@
+"""A single file becomes the parts that a folder of the same model has."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import diffjax
+from diffjax.pretrained import pipelines
+from diffjax.pretrained.single_file import load_single_file
+from diffjax.pretrained.state_dict import to_state_dict
+from tests.parity import generate_cases as g
+from tests.pretrained import ldm, words
+
+CLASSES = {
+    "sd1": "StableDiffusionPipeline",
+    "sd1-inpainting": "StableDiffusionInpaintPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "xl": "StableDiffusionXLPipeline",
+    "refiner": "StableDiffusionXLImg2ImgPipeline",
+}
+
+
+def _checkpoint(family, parts):
+    """The state dict of a single file."""
+    file = ldm.under("model.diffusion_model.", ldm.unet(to_state_dict(parts.unet.params), 1))
+    vae = ldm.autoencoder(to_state_dict(parts.vae.params), 2)
+    file |= ldm.under("first_stage_model.", vae)
+    for name, text in parts.texts.items():
+        state, place = to_state_dict(text.model.params), "conditioner.embedders"
+        if family in ("sd1", "sd1-inpainting"):
+            file |= ldm.under("cond_stage_model.transformer.", state)
+        elif family == "sd2":
+            file |= ldm.under("cond_stage_model.model.", ldm.open_clip(state, extra=True))
+        elif name == "text_encoder":
+            file |= ldm.under(f"{place}.0.transformer.", state)
+        else:
+            last = f"{place}.{len(parts.texts) - 1}.model."
+            file |= ldm.under(last, ldm.open_clip(state, extra=False))
+    return file
+
+
+SLOW = ("sd1", "sd1-inpainting", "refiner")
+FAMILIES = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CLASSES
+]
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, monkeypatch):
+    """The constants of a family are those of large models; here, of small ones."""
+    given = g.FAMILIES[request.param]
+    keys = ("attention_head_dim", "norm_num_groups", "addition_time_embed_dim")
+    overrides = {"unet": {key: given["unet"][key] for key in keys if key in given["unet"]}}
+    overrides |= {"vae": {"norm_num_groups": 2}}
+    overrides |= {name: {"num_attention_heads": 2} for name in ("text_encoder", "text_encoder_2")}
+    patched = functools.partial(load_single_file, overrides=overrides)
+    monkeypatch.setattr(pipelines, "load_single_file", patched)
+    return request.param
+
+
+def test_parts_are_those_of_a_folder(family, tmp_path):
+    wanted = g.pipeline(family).parts
+    save_file(_checkpoint(family, wanted), tmp_path / "model.safetensors")
+    tokenizer = words.write(tmp_path / "tokenizer", length=g.LENGTH)
+    with pytest.raises(ValueError, match=r"model\.safetensors holds no tokenizer"):
+        diffjax.load(tmp_path / "model.safetensors")
+    pipe = diffjax.load(tmp_path / "model.safetensors", tokenizer=tokenizer)
+    found = pipe.parts
+    for ours, theirs in ((found.unet, wanted.unet), (found.vae, wanted.vae)):
+        jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    assert list(found.texts) == list(wanted.texts)
+    for name, text in found.texts.items():
+        other = wanted.texts[name]
+        jax.tree.map(np.testing.assert_array_equal, text.model.params, other.model.params)
+        assert text.tokenizer.plain("a red cat").ids.tolist() == (
+            other.tokenizer.plain("a red cat").ids.tolist()
+        )
+    assert found.manifest["_class_name"] == CLASSES[family]
+    predicts = "v_prediction" if family == "sd2" else "epsilon"
+    assert found.scheduler["prediction_type"] == predicts
+    side = {"sd1": 64, "sd1-inpainting": 64, "sd2": 96}.get(family, 128)
+    assert pipe.native_size() == (2 * side, 2 * side)
+
+
+def test_what_is_predicted_can_be_said(tmp_path):
+    g.pipeline("sd2").save(tmp_path)
+    loaded = diffjax.load(tmp_path, prediction="epsilon")
+    assert loaded.parts.scheduler["prediction_type"] == "epsilon"

@@ -1,0 +1,80 @@
+"""What the trainer adds to its steps, on the smallest real config: measured, not estimated.
+
+CPU time of the loop's thread stands for the host's share, so that other work on the machine does
+not matter.
+"""
+
+import itertools
+import json
+import os
+import time
+
+import pytest
+
+from diffjax.train import loop, train
+from experiments import common
+
+STEPS, EVERY = 120, 60
+
+
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory):
+    cfg = common.load_config("configs/ddpm.py:digits")
+    cfg.train.update(steps=STEPS, log_every=20, checkpoint_every=EVERY, sample_every=0)
+    source, marks, saves = common.source_of(cfg), [], []
+    start = common.batches_of(cfg, source)
+
+    def batches(step, sharding):
+        for batch in start(step, sharding):
+            marks.append((time.thread_time(), time.process_time(), time.monotonic()))
+            yield batch
+
+    save = loop.Checkpoints.save
+
+    def timed(self, *arguments):
+        begun = time.monotonic()
+        save(self, *arguments)
+        saves.append(time.monotonic() - begun)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Checkpoints, "save", timed)
+        train(common.task_of(cfg), cfg, tmp_path_factory.mktemp("run"), batches)
+    # From step 20 (everything compiled) up to the first checkpoint.
+    thread, process, wall = (b - a for a, b in zip(marks[21], marks[EVERY], strict=True))
+    steps = EVERY - 21
+    cores = min(2, len(os.sched_getaffinity(0)))
+    found = {
+        "host_ms": 1e3 * thread / steps,
+        "step_ms": 1e3 * process / steps / cores,  # if it had the cores to itself
+        "wall_ms": 1e3 * wall / steps,
+        "save_ms": 1e3 * saves[0],
+    }
+    host = source_batches(cfg, source)
+    begun = time.process_time()
+    count = sum(1 for _ in itertools.islice(host, 200))
+    found["batch_ms"] = 1e3 * (time.process_time() - begun) / count
+    host.close()
+    print(json.dumps(found))
+    return found
+
+
+def source_batches(cfg, source):
+    from diffjax import data
+
+    return data.batches(source, batch_size=cfg.data.batch_size, seed=0, step=0)
+
+
+@pytest.mark.slow
+def test_the_host_takes_little_of_a_step(costs):
+    assert costs["host_ms"] < 0.02 * costs["step_ms"]
+
+
+@pytest.mark.slow
+def test_a_save_blocks_little_of_its_interval(costs):
+    interval = common.load_config("configs/ddpm.py:digits").train.checkpoint_every
+    assert costs["save_ms"] < 0.05 * interval * costs["wall_ms"]
+
+
+@pytest.mark.slow
+def test_the_pipeline_is_far_faster_than_the_step(costs):
+    assert 10 * costs["batch_ms"] < costs["step_ms"]
