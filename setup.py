@@ -48,6 +48,7 @@ EXTRAS = {
         "pytorch-fid>=0.3",
         "torch-fidelity>=0.4",
         "torch==2.13.0",
+        "transformers>=5.23",
     ],
     "sweep": ["optuna>=5.0", "submitit>=1.5.4"],
     "cuda": ["jax[cuda13]"],
