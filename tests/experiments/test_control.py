@@ -42,7 +42,7 @@ def test_fidelity_of_drawn_images():
     cfg = ConfigDict({"control": {"hint": {"name": "mask"}}, "data": {"name": "shapes"}})
     assert control.fidelity(cfg, one_hot, square) == {"mask_iou": 1.0}
     assert control.fidelity(cfg, one_hot, 0 * square)["mask_iou"] < 0.5
-    options = {"name": "canny", "low": 0.05, "high": 0.1, "sigma": 1.0}
+    options = {"name": "canny", "low": 0.02, "high": 0.05, "sigma": 1.0}
     cfg = ConfigDict({"control": {"hint": options}, "data": {"name": "fashion_mnist"}})
     outline = np.zeros((1, 16, 16, 1), np.float32)
     outline[:, 4:12, 4:12] = 1
