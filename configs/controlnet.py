@@ -130,6 +130,7 @@ def sdxl_canny() -> ConfigDict:
 def _shapes(*, hint: str, channels: int) -> ConfigDict:
     config = _control(ldm.shapes(), hint=hint, channels=channels, factor=4)
     config.control.hint.num_classes = 5  # the background and four shapes
+    config.control.hint.update(low=0.02, high=0.05)  # red on grey differs little in brightness
     config.control.net.hint_widths = (8, 16, 16)
     config.data.batch_size = 32
     config.optim.update(lr=5e-4, warmup=50, clip=1.0, weight_decay=0.0)

@@ -24,7 +24,7 @@ def test_settings_side_by_side(execute, tmp_path):
 
 
 def test_a_base_is_needed(execute, tmp_path):
-    config = "--config=configs/controlnet.py:fashion_mnist_edges,smoke"
+    config = f"--config={CONFIG}"
     out = execute("train", config, f"--workdir={tmp_path}", "--config.control.base=", code=1)
     assert "--config.control.base is needed" in out
     out = execute(
@@ -41,7 +41,7 @@ def test_fidelity_of_drawn_images():
     one_hot[..., 0] = 1 - one_hot[..., 1]
     cfg = ConfigDict({"control": {"hint": {"name": "mask"}}, "data": {"name": "shapes"}})
     assert control.fidelity(cfg, one_hot, square) == {"mask_iou": 1.0}
-    assert control.fidelity(cfg, one_hot, np.roll(square, 4, 2))["mask_iou"] < 0.9
+    assert control.fidelity(cfg, one_hot, 0 * square)["mask_iou"] < 0.5
     options = {"name": "canny", "low": 0.02, "high": 0.05, "sigma": 1.0}
     cfg = ConfigDict({"control": {"hint": options}, "data": {"name": "fashion_mnist"}})
     outline = np.zeros((1, 16, 16, 1), np.float32)
