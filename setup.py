@@ -49,6 +49,7 @@ EXTRAS = {
         "torch-fidelity>=0.4",
         "torch==2.13.0",
     ],
+    "demo": ["gradio>=6.31"],
     "sweep": ["optuna>=5.0", "submitit>=1.5.4"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
