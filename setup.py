@@ -50,6 +50,7 @@ EXTRAS = {
         "torch==2.13.0",
         "transformers>=5.23",
     ],
+    "demo": ["gradio>=6.31"],
     "sweep": ["optuna>=5.0", "submitit>=1.5.4"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],

@@ -1,0 +1,126 @@
+"""The web page: what its fields become, what it says to bad input, and the whole in a browser."""
+
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.parity import generate_cases as g
+
+gr = pytest.importorskip("gradio")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def web():
+    from experiments import web
+
+    return web
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return g.pipeline("sd1")
+
+
+def _fields(web, **changes):
+    import dataclasses
+
+    form = web.Form(prompt="a red cat", steps=3, height=g.SIZE, width=g.SIZE)
+    return list(vars(dataclasses.replace(form, **changes)).values())
+
+
+def _run(web, pipe, shown=(), net=None, **changes):
+    return list(web.run(pipe, net, list(shown), *_fields(web, **changes)))
+
+
+def test_steps_are_shown_and_the_image_is_that_of_the_library(web, pipe):
+    seen = _run(web, pipe, [("old", "before")], seed=4)
+    assert [s for s, _ in seen] == ["preparing", *(f"step {k} of 3" for k in (1, 2, 3)), "done"]
+    (picture, caption), old = seen[-1][1]
+    assert old == ("old", "before")
+    assert caption.startswith("a red cat | seed 4, 3 steps, guidance 7.5")
+    wanted = pipe("a red cat", key=np.array([4]), sampler=3, guidance=7.5, size=g.SIZE)[0]
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(wanted))
+
+
+def test_every_field_reaches_the_request(web):
+    image = PIL.Image.fromarray(g.picture())
+    mask, net = PIL.Image.fromarray(g.mask()), object()
+    form = web.Form(
+        *("cat", "dog", 7, 9, 2.5, "euler", 16, 24, image, 0.3, mask, image, 0.6),
+    )
+    asked = form.request(net)
+    assert asked.prompt == ["cat"] and asked.key.tolist() == [7]
+    assert asked.sampler[:2] == ("euler", 9) and asked.guidance[:2] == (2.5, "dog")
+    assert asked.size[:2] == (16, 24) and asked.image == (image, 0.3, mask)
+    assert asked.control[0][:3] == (net, image, 0.6)
+    for word in ("cat", "seed 7", "9 steps", "2.5", "euler", "dog", "0.3", "mask", "0.6"):
+        assert word in form.caption()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(prompt=" "), "prompt is empty"),
+        (dict(seed=None), "seed is empty"),
+        (dict(seed=-1), "seed must be in .* got -1"),
+        (dict(height=17), "multiples of"),
+        (dict(sampler="best"), "unknown sampler 'best'"),
+        (dict(mask=PIL.Image.new("L", (16, 16))), "mask needs an image"),
+        (dict(net=object()), "ControlNet needs its image"),
+    ],
+)
+def test_bad_input_is_said(web, pipe, changes, message):
+    with pytest.raises(gr.Error, match=message):
+        _run(web, pipe, **changes)
+
+
+def _wait(find, text):
+    from playwright.sync_api import expect
+
+    expect(find).to_have_value(text, timeout=60_000)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+def test_in_a_browser(web, pipe, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    pipe.save(tmp_path / "model")
+    page_of = web.build(web.generate.load(tmp_path / "model"))
+    _, url, _ = page_of.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    try:
+        with playwright.sync_playwright() as p:
+            browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1300, "height": 900})
+            page.goto(url)
+            _drive(page, tmp_path)
+            browser.close()
+    finally:
+        page_of.close()
+
+
+def _drive(page, folder):
+    status, start = page.get_by_label("Status"), page.get_by_role("button", name="Generate")
+    start.click()
+    page.get_by_text("the prompt is empty").wait_for(timeout=30_000)
+    page.get_by_label("Prompt", exact=True).fill("a red cat")
+    for name in ("Height", "Width"):
+        page.get_by_label(name).fill(str(g.SIZE))
+    page.get_by_label("number input for Steps").fill("4")
+    start.click()
+    _wait(status, "done")
+    page.get_by_text("seed 0, 4 steps").first.wait_for(timeout=30_000)
+    page.screenshot(path=folder / "page.png")
+    page.get_by_label("number input for Steps").fill("150")
+    start.click()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('textarea,input')].some(e => /^step /.test(e.value))",
+        timeout=60_000,
+    )
+    page.get_by_role("button", name="Stop").click()
+    _wait(status, "stopped")
+    page.wait_for_timeout(2000)
+    assert status.input_value() == "stopped"
+    assert page.get_by_text("150 steps").count() == 0
