@@ -14,26 +14,13 @@ from unittest import mock
 import numpy as np
 import torch
 
-from tests.parity import cases, inception_cases
+from tests.parity import (
+    cases,
+    inception_cases,
+    operators,  # noqa: F401 first: both libraries import torchvision
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-_OPERATORS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-
-
-def _torchvision() -> None:
-    """Import torchvision; a build for another torch lacks its operators, which nobody here uses."""
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        _KEPT.append(library)
-        for name in ("nms", "qnms"):
-            library.define(name + _OPERATORS)
-        importlib.import_module("torchvision")
-
-
-_KEPT: list[torch.library.Library] = []
-_torchvision()  # both libraries import it
 
 
 def weights() -> dict[str, torch.Tensor]:

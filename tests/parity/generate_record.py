@@ -14,21 +14,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import diffusers
 import numpy as np
 import PIL.Image
 import torch
-
-try:  # of no use here, but one that was built for another torch breaks transformers' imports
-    import torchvision  # noqa: F401
-except (ImportError, RuntimeError):
-    sys.modules["torchvision"] = None  # type: ignore[assignment]
-
-import diffusers
 import transformers
 from diffusers.utils import torch_utils
 
 from diffjax.generate import GRIDS, SAMPLERS
 from tests.parity import generate_cases as g
+from tests.parity import operators  # noqa: F401 before transformers
 from tests.pretrained import words
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "generate.npz"

@@ -187,7 +187,9 @@ def test_holes_are_rectangles_of_the_sizes_asked_for():
 
 
 def test_unknown_kinds_are_named():
-    with pytest.raises(ValueError, match="unknown context 'image'; choose one of , clip, label"):
+    with pytest.raises(
+        ValueError, match="unknown context 'image'; choose one of , clip, given, label"
+    ):
         condition_of(config(context="image"))
     with pytest.raises(ValueError, match="unknown concatenation 'depth'"):
         condition_of(config(concat="depth"))
