@@ -14,11 +14,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from tests.parity import (
-    cases,
-    inception_cases,
-    operators,  # noqa: F401 first: both libraries import torchvision
-)
+from tests.parity import cases, inception_cases, operators  # noqa: F401
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import diffusers
 import numpy as np
 import PIL.Image
 import torch
+
+from tests.parity import operators  # noqa: F401
+
+# isort: split
+import diffusers
 import transformers
 from diffusers.utils import torch_utils
 
 from diffjax.generate import GRIDS, SAMPLERS
 from tests.parity import generate_cases as g
-from tests.parity import operators  # noqa: F401 before transformers
 from tests.pretrained import words
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "generate.npz"
