@@ -174,7 +174,7 @@ def build(pipe: generate.Pipeline, net: Model | None = None) -> gr.Blocks:
             make, [gallery, *fields], [status, gallery], show_progress="minimal", api_name="make"
         )
         # The generator is left at its next step. Of other pages nothing is stopped.
-        stop.click(lambda: "stopped", None, status, cancels=[going], queue=False)
+        stop.click(None, cancels=[going]).then(lambda: "stopped", None, status, queue=False)
     return page.queue(default_concurrency_limit=1)
 
 
