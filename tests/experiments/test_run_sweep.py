@@ -166,7 +166,7 @@ def test_stopping_lets_the_runs_save(tmp_path, fake):
 def test_jobs_of_an_earlier_sweep_are_found_again(tmp_path, flag, monkeypatch):
     # Of two jobs that were running, Slurm still has one; the other ended in the meantime.
     flag(parallel=2)
-    queue, submitted = [{"41"}, {"41"}, set(), set()], []
+    queue, submitted = [{"41"}, {"41"}, {"43"}, None], []
 
     class Cluster(executors.Slurm):
         def __init__(self):
@@ -176,10 +176,11 @@ def test_jobs_of_an_earlier_sweep_are_found_again(tmp_path, flag, monkeypatch):
             submitted.append(job.name)
             (tmp_path / job.name).mkdir(exist_ok=True)
             (tmp_path / job.name / "summary.json").write_text('{"finished": true}')
+            self._running[job.name] = "43"
             return "43"
 
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
-    monkeypatch.setattr(executors, "_queue", lambda: queue.pop(0) if queue else None)
+    monkeypatch.setattr(executors, "_queue", lambda: queue.pop(0) if queue else set())
     manifest = Manifest(tmp_path, CONFIG)
     for lr, number in ((0.1, "41"), (0.2, "42")):
         run = manifest.add({"optim.lr": lr})
