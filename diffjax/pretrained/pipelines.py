@@ -32,6 +32,7 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
     "xl": dict(_class_name="EulerDiscreteScheduler"),
     "refiner": dict(_class_name="EulerDiscreteScheduler"),
 }
+DIFFUSERS = "0.42.1"  # whose layout we write; loading an inpainting model asks for it
 _SAMPLE_SIZES = {"v1": 64, "v2": 96, "xl": 128, "refiner": 128}
 
 
@@ -158,6 +159,7 @@ def make_manifest(parts: Components) -> dict[str, Any]:
     family = "StableDiffusionXL" if TEXTS[1] in names else "StableDiffusion"
     manifest: dict[str, Any] = {
         "_class_name": f"{family}{kind}Pipeline",
+        "_diffusers_version": DIFFUSERS,
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", parts.scheduler["_class_name"]],
