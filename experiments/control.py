@@ -1,7 +1,7 @@
 """Draw images under the control of hints, and measure how well they keep to them.
 
     python -m experiments.control --workdir=runs/fashion-edges --num=64
-    python -m experiments.control --workdir=runs/fashion-edges --scale=0,0.5,1,1.5 --num=8
+    python -m experiments.control --workdir=runs/fashion-edges --scales=0,0.5,1,1.5 --num=8
     python -m experiments.control --workdir=runs/fashion-edges --balance=balanced,guess,resolution \
         --guidance=3
     python -m experiments.control --workdir=runs/shapes-mask --also=runs/shapes-edges
@@ -28,7 +28,7 @@ from diffjax.data import shapes
 from experiments import common, controlled, frozen, judging
 
 common.define_sampling_flags()
-SCALE = flags.DEFINE_list("scale", ["1"], "Factors of the residuals, a setting each.")
+SCALES = flags.DEFINE_list("scales", ["1"], "Factors of the residuals, a setting each.")
 BALANCE = flags.DEFINE_list("balance", None, "Names of diffjax.control.BALANCES, a setting each.")
 START = flags.DEFINE_float("start", 0.0, "Where control begins, as a share of the evaluations.")
 END = flags.DEFINE_float("end", 1.0, "Where it ends.")
@@ -94,7 +94,7 @@ def requests(
     cfg: Any, batch: dict[str, np.ndarray], hints: list[np.ndarray]
 ) -> Iterator[controlled.Request]:
     """No control, then every setting of the flags."""
-    given = itertools.product(map(float, SCALE.value), BALANCE.value or [cfg.control.balance])
+    given = itertools.product(map(float, SCALES.value), BALANCE.value or [cfg.control.balance])
     for scale, balance in ((0.0, "balanced"), *given):
         yield controlled.Request(
             batch,

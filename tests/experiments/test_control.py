@@ -14,7 +14,7 @@ CONFIG = "configs/controlnet.py:fashion_mnist_edges,smoke"
 
 def test_settings_side_by_side(execute, tmp_path):
     execute("train", f"--config={CONFIG}", f"--workdir={tmp_path}")
-    execute("control", f"--workdir={tmp_path}", "--num=3", "--scale=0,1", "--guidance=2")
+    execute("control", f"--workdir={tmp_path}", "--num=3", "--scales=0,1", "--guidance=2")
     settings = json.loads((tmp_path / "control/control.json").read_text())["settings"]
     assert [s["scale"] for s in settings] == [0, 0, 1]
     assert settings[0] == settings[1]  # no control, twice
