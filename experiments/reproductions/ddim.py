@@ -1,4 +1,7 @@
-"""DDIM's steps, eta and spacings, on the model of the DDPM page (Song et al. 2020, table 1)."""
+"""DDIM's steps, eta and spacings, and DDPM's variances (Song et al. 2020, table 1).
+
+On the model of the DDPM page.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,21 @@ PAPER = """FID of the paper on CIFAR-10 (table 1; quadratic spacing):
 | eta 0.2 | 14.04 | 7.11 | 4.77 | 4.25 | 4.09 |
 | eta 0.5 | 16.66 | 8.35 | 5.25 | 4.46 | 4.29 |
 | eta 1 | 41.07 | 18.36 | 8.01 | 5.78 | 4.73 |
+| sigma-hat | 367.43 | 133.37 | 32.72 | 9.99 | 3.17 |
 
 Its reconstruction error at 10, 20, 50, 100, 200 steps: .014, .0065, .0023, .0009, .0004.
 """
 
+VARIANCE_STEPS = "10,20,50"
+
 PIECES = (
+    sweeping(
+        "variances",
+        MODEL,
+        15,
+        {"sampler": "ddpm", "variance": "fixedsmall,fixedlarge", "steps": VARIANCE_STEPS},
+        num=500,
+    ),
     sweeping(
         "ddim",
         MODEL,
@@ -61,7 +74,18 @@ def claims(data: Path) -> list[Claim]:
     zero = values(rows, eta=0.0, steps=10)
     text = "sigma-hat at 10 steps is at least 5 times worse than eta 0"
     out.append(Claim(text, above(large, zero, 5), pair(large, zero)))
-    return [*out, _reconstruction(data)]
+    return [*out, *_variances(data), _reconstruction(data)]
+
+
+def _variances(data: Path) -> list[Claim]:
+    """fixedlarge against fixedsmall at few steps (Ho et al. 2020; Song et al. 2020, table 1)."""
+    rows, out = read(data / "variances.jsonl"), []
+    for steps in map(int, VARIANCE_STEPS.split(",")):
+        large = values(rows, variance="fixedlarge", steps=steps)
+        small = values(rows, variance="fixedsmall", steps=steps)
+        text = f"fixedlarge is at least 2 times worse than fixedsmall at {steps} steps"
+        out.append(Claim(text, above(large, small, 2), pair(large, small)))
+    return out
 
 
 def _reconstruction(data: Path) -> Claim:
@@ -78,6 +102,8 @@ def page(data: Path) -> str:
     quadratic = read(data / "ddim-quadratic.jsonl")
     plot(rows, ["eta", "steps"], data.parent / "ddim.png")
     plot([*rows, *quadratic], ["grid", "eta", "steps"], data.parent / "ddim-grids.png")
+    variances = read(data / "variances.jsonl")
+    plot(variances, ["variance", "steps"], data.parent / "variances.png")
     num = f"{NOTE.format(**rows[0])}"
     return f"""The model is that of [ddpm.md](ddpm.md).
 
@@ -91,6 +117,11 @@ def page(data: Path) -> str:
 
 {table(quadratic, ["eta", "steps"])}
 ![spacings](ddim-grids.png)
+
+## DDPM's fixedsmall and fixedlarge (sigma-hat)
+
+{table(variances, ["variance", "steps"])}
+![variances](variances.png)
 
 ## The paper's figures
 

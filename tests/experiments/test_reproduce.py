@@ -109,7 +109,7 @@ def test_unknown_papers_and_pieces_list_the_choices(execute):
     out = execute("reproduce", "--paper=dpm", "--list", code=1)
     assert "choose from ['ddpm'" in out
     out = execute("reproduce", "--paper=ddim", "--only=dim", "--list", code=1)
-    assert "choose from ['ddim', 'reconstruction'" in out
+    assert "choose from ['variances', 'ddim', 'reconstruction'" in out
     assert "ddim: reconstruction (" in execute("reproduce", "--paper=ddim", "--list")
 
 
