@@ -8,7 +8,7 @@
 | imagenet64 | 0.1 (also 0.2, 0.5) | 0.3, 256 | 400k | 1.80 at 0, 1.55 at 0.1, 12.6 at 1 |
 | imagenet128 | 0.1 | 0.2, 256 (also 128, 1024) | 2.7M | 7.27 at 0, 2.43 at 0.3, 7.86 at 1 |
 | fashion_mnist | 0.1 | 0.3, 64 | 30 minutes on one CPU core | docs/results |
-| fashion_mnist14 | 0.1 | 0.3, 64 | 20 minutes on one CPU core | docs/results/cfg.md |
+| fashion_mnist14 | 0.1 | 0.3, 64 | 20 minutes on one CPU core | docs/results |
 | digits (default) | 0.1 | 0.3, 64 | 3 minutes on two CPU cores | readable 8x8 digits |
 
 The paper's w list: 0, 0.1, 0.2, 0.3, 0.4 (128 only), 0.5, ..., 4. Networks and hyper-parameters are

@@ -26,10 +26,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import diffusers
 import numpy as np
 import torch
 from absl import flags, logging
+
+from experiments import torch_operators  # noqa: F401
+
+# isort: split
+import diffusers
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 

@@ -61,6 +61,10 @@ def ours(weights: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], np.
 def theirs(weights: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], np.ndarray]:
     """The same by torch-fidelity."""
     import torch
+
+    from experiments import torch_operators  # noqa: F401
+
+    # isort: split
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     with tempfile.NamedTemporaryFile(suffix=".pth") as file:

@@ -94,7 +94,7 @@ def write_pages(results: Path) -> None:
         heading = title.partition("\n")[0].rstrip(".")
         (results / f"{name}.md").write_text(
             f"# {heading}\n\nWritten from `data/` by\n\n{command}\n\n"
-            f"A claim holds if its effect exceeds three standard deviations over seeds.\n\n"
+            f"Measured over seeds, an effect holds if it exceeds three standard deviations.\n\n"
             f"{verdicts(found)}\n\n{body}"
         )
         sections.append(f"## [{name}]({name}.md)\n\n{title}\n\n{verdicts(found)}")

@@ -56,7 +56,7 @@ def falls(curve: list[np.ndarray]) -> bool | None:
 def verdicts(claims: list[Claim]) -> str:
     """Markdown table of claims."""
     words = {True: "held", False: "not held", None: "not run"}
-    lines = ["| claim | verdict | measured: mean ± s.d. over seeds |", "|---|---|---|"]
+    lines = ["| claim | verdict | measured: mean ± s.d. where over seeds |", "|---|---|---|"]
     return "\n".join(lines + [f"| {c.text} | {words[c.held]} | {c.figures} |" for c in claims])
 
 

@@ -14,7 +14,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from tests.parity import cases, inception_cases, operators  # noqa: F401
+from experiments import torch_operators  # noqa: F401
+from tests.parity import cases, inception_cases
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

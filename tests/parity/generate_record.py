@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from tests.parity import operators  # noqa: F401
+from experiments import torch_operators  # noqa: F401
 
 # isort: split
 import diffusers
