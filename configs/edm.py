@@ -9,7 +9,7 @@
 | cifar10_cond | 55,739,011 | the same | FID 1.79, 35 evaluations |
 | imagenet64 | 295.9M | 2500M images; the paper: 13 days on 32 A100 | FID 1.36, 511 evaluations |
 | fashion_mnist | 0.69M | 30 minutes on one CPU core | docs/results |
-| fashion_mnist14 | 0.70M | 20 minutes on one CPU core | docs/results |
+| fashion_mnist14 | 0.70M | 10 minutes on one CPU core | docs/results |
 | digits (default) | 0.70M | 3 minutes on two CPU cores | readable 8x8 digits |
 
 CIFAR-10 uses the DDPM++ network (the paper's VP configuration), ImageNet ADM's. Two deviations:

@@ -37,7 +37,7 @@ def _train(probability: str, seed: int) -> Piece:
     name = f"cfg14-p{probability}" + (f"-seed{seed}" if seed else "")
     drop = PROBABILITIES[probability]
     overrides = (f"--config.cond.drop={drop}", f"--config.seed={seed}")
-    return training("cfg.py:fashion_mnist14", name, 20, *overrides)
+    return training("cfg.py:fashion_mnist14", name, 10, *overrides)
 
 
 def _sweep(model: str, scales: tuple[float, ...], minutes: float) -> Piece:

@@ -40,11 +40,11 @@ def _grid(samplers: tuple[str, ...], steps: list[int]) -> dict[str, str]:
 
 
 PIECES = (
-    training("edm.py:fashion_mnist14", MODEL, 20),
+    training("edm.py:fashion_mnist14", MODEL, 10),
     measuring("edm-evaluation", MODEL, 3, "--metrics=distance,baselines"),
-    sweeping("edm-once", MODEL, 45, _grid(ONCE, list(EVALUATIONS)), num=NUM),
+    sweeping("edm-once", MODEL, 30, _grid(ONCE, list(EVALUATIONS)), num=NUM),
     # The last step of a two-evaluation solver ends at zero noise and costs one.
-    sweeping("edm-twice", MODEL, 15, _grid(TWICE, [(n + 1) // 2 for n in EVALUATIONS]), num=NUM),
+    sweeping("edm-twice", MODEL, 10, _grid(TWICE, [(n + 1) // 2 for n in EVALUATIONS]), num=NUM),
 )
 
 
