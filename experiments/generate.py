@@ -23,8 +23,9 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 import diffjax
-from diffjax import generate
-from diffjax.pretrained import load_model
+from diffjax import control, generate
+from diffjax.pretrained import load_model, load_single_file
+from diffjax.pretrained.models import Model
 from experiments import common
 
 ENTRY = "diffjax"  # of a PNG's text, as JSON
@@ -57,9 +58,15 @@ flags.DEFINE_integer("width", 0, "Likewise.")
 flags.DEFINE_string("init_image", None, "Image to start from, or to fill in.")
 flags.DEFINE_string("mask", None, "White where --init_image is to be filled in.")
 flags.DEFINE_float("strength", None, "Share of the steps run from --init_image.")
-flags.DEFINE_multi_string("control", [], "Folder of a ControlNet.")
-flags.DEFINE_multi_string("control_image", [], "Its image; as many as --control.")
-flags.DEFINE_float("control_scale", 1.0, "Factor of what ControlNets add.")
+flags.DEFINE_multi_string(
+    "control",
+    [],
+    "NET:IMAGE[:SCALE[:START:END]]: folder or file of a ControlNet, its image, its scale, "
+    "and the shares of the steps between which it acts; several add up.",
+)
+flags.DEFINE_enum(
+    "balance", "balanced", sorted(control.BALANCES), "How ControlNets and guidance go together."
+)
 flags.DEFINE_string("refiner", None, "Folder or file of XL's refiner.")
 flags.DEFINE_float("refiner_start", 0.8, "Share of the denoising done before it.")
 flags.DEFINE_integer("seed", 0, "Seed of the first image.")
@@ -73,7 +80,7 @@ SETTINGS = (
     *("model", "tokenizer", "variant", "dtype", "prediction", "lora", "concept", "prompt"),
     *("negative", "weighted", "clip_skip", "sampler", "steps", "grid", "eta", "guidance"),
     *("rescale", "height", "width", "init_image", "mask", "strength", "control"),
-    *("control_image", "control_scale", "refiner", "refiner_start", "seed"),
+    *("balance", "refiner", "refiner_start", "seed"),
 )
 Settings = dict[str, Any]
 
@@ -102,8 +109,6 @@ def settings() -> Settings:
     for name in ("model", "prompt"):
         if not out[name]:
             raise common.UsageError(f"--{name} is needed, or --from_image")
-    if len(out["control"]) != len(out["control_image"]):
-        raise common.UsageError("there must be as many --control_image as --control")
     return out
 
 
@@ -111,6 +116,32 @@ def _split(text: str) -> tuple[str, str | None]:
     """PATH:REST, where the path may hold colons if it exists as it is."""
     head, colon, tail = text.rpartition(":")
     return (head, tail) if colon and not Path(text).exists() else (text, None)
+
+
+def read_control(text: str) -> tuple[str, str, tuple[float, ...]]:
+    """(net, image, (scale, start, end) as far as given) of a --control; paths may hold colons.
+
+    Raises:
+        UsageError: it does not name two that exist.
+    """
+    parts = text.split(":")
+    for count in (3, 1, 0):
+        paths, numbers = parts[: len(parts) - count], parts[len(parts) - count :]
+        for k in range(1, len(paths)):
+            net, image = ":".join(paths[:k]), ":".join(paths[k:])
+            if Path(net).exists() and Path(image).is_file() and all(map(_is_number, numbers)):
+                return net, image, tuple(map(float, numbers))
+    raise common.UsageError(
+        f"--control={text}: must be NET:IMAGE[:SCALE[:START:END]], with a ControlNet and an image "
+        "that exist"
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def load(chosen: Settings, path: str) -> generate.Pipeline:
@@ -135,6 +166,13 @@ def _open(path: str) -> PIL.Image.Image:
         return picture
 
 
+def _controlnet(path: str, dtype: Any) -> Model:
+    """A ControlNet from a diffusers folder or a single file."""
+    if Path(path).is_dir():
+        return load_model(path, dtype=dtype)
+    return load_single_file(path, parts=["controlnet"], dtype=dtype)["controlnet"]
+
+
 def make_request(chosen: Settings) -> generate.Request:
     """What is asked for, without prompts and seeds."""
     image, refiner = None, None
@@ -148,8 +186,8 @@ def make_request(chosen: Settings) -> generate.Request:
         refiner = generate.Refiner(load(plain, chosen["refiner"]), chosen["refiner_start"])
     dtype = jnp.dtype(chosen["dtype"])
     nets = [
-        generate.Control(load_model(folder, dtype=dtype), _open(file), chosen["control_scale"])
-        for folder, file in zip(chosen["control"], chosen["control_image"], strict=True)
+        generate.Control(_controlnet(net, dtype), _open(file), *numbers, balance=chosen["balance"])
+        for net, file, numbers in map(read_control, chosen["control"])
     ]
     return generate.Request(
         "",

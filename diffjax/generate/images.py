@@ -9,13 +9,18 @@ import PIL.Image
 
 from diffjax.types import Array, choose
 
+Side = tuple[int, int]  # height and width
 
-def read(value: Any, *, channels: int = 3, latents: int = 4) -> tuple[np.ndarray, bool]:
+
+def read(
+    value: Any, *, channels: int = 3, latents: int = 4, size: Side | None = None
+) -> tuple[np.ndarray, bool]:
     """Images as (N, H, W, C) float32 in [0, 1], or latents as they are; and whether they are.
 
     Args:
         value: PIL image(s), uint8 or floats in [0, 1] of shape ([N,] H, W, C), or float latents
             ([N,] h, w, latents).
+        size: (H, W) that images are brought to, by Lanczos' filter as in diffusers.
 
     Raises:
         ValueError: it is none of these.
@@ -23,7 +28,7 @@ def read(value: Any, *, channels: int = 3, latents: int = 4) -> tuple[np.ndarray
     if isinstance(value, PIL.Image.Image):
         value = [value]
     if isinstance(value, list | tuple):
-        value = np.stack([_array(one, channels) for one in value])
+        value = np.stack([_array(one, channels, size) for one in value])
     array = np.asarray(value)
     array = array[None] if array.ndim == 3 else array
     floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
@@ -34,14 +39,30 @@ def read(value: Any, *, channels: int = 3, latents: int = 4) -> tuple[np.ndarray
             f"images must be PIL images, or arrays ([N,] H, W, {channels}), or latents ([N,] h, w, "
             f"{latents}) of floats; got an array of {array.dtype} {array.shape}"
         )
-    return _unit(array, "images"), False
+    array = array if array.dtype == np.uint8 else _unit(array, "images")
+    return _unit(array if size is None else _resized(array, size), "images"), False
 
 
-def _array(one: Any, channels: int) -> np.ndarray:
+def _array(one: Any, channels: int, size: Side | None) -> np.ndarray:
     if isinstance(one, PIL.Image.Image):
-        one = np.asarray(one.convert("RGB" if channels == 3 else "L"))
+        one = one.convert("RGB" if channels == 3 else "L")
+        one = np.asarray(one if size is None else _lanczos(one, size))
         return one if one.ndim == 3 else one[..., None]
     return np.asarray(one)
+
+
+def _resized(array: np.ndarray, size: Side) -> np.ndarray:
+    """Images (N, H, W, C), uint8 or float32 in [0, 1], of another size."""
+    if array.shape[1:3] == size:
+        return array
+    planes = np.moveaxis(array, -1, 1).reshape(-1, *array.shape[1:3])
+    planes = np.stack([np.asarray(_lanczos(PIL.Image.fromarray(one), size)) for one in planes])
+    out = np.moveaxis(planes.reshape(len(array), array.shape[-1], *size), 1, -1)
+    return out if out.dtype == np.uint8 else np.clip(out, 0, 1)  # the filter overshoots
+
+
+def _lanczos(image: PIL.Image.Image, size: Side) -> PIL.Image.Image:
+    return image.resize(size[::-1], PIL.Image.Resampling.LANCZOS)
 
 
 def _unit(array: np.ndarray, name: str) -> np.ndarray:
@@ -60,8 +81,8 @@ def _unit(array: np.ndarray, name: str) -> np.ndarray:
     return array
 
 
-def read_mask(value: Any) -> np.ndarray:
-    """A mask as (N, H, W, 1) float32, 1 where it is at least one half.
+def read_mask(value: Any, size: Side | None = None) -> np.ndarray:
+    """A mask as (N, H, W, 1) float32, 1 where it is at least one half; ``size`` as for `read`.
 
     Raises:
         ValueError: it is no mask.
@@ -70,7 +91,7 @@ def read_mask(value: Any) -> np.ndarray:
         value = np.asarray(value)
         flat = value.ndim == 2 or (value.ndim == 3 and value.shape[-1] != 1)
         value = value[..., None] if flat else value
-    return (read(value, channels=1, latents=0)[0] >= 0.5).astype(np.float32)
+    return (read(value, channels=1, latents=0, size=size)[0] >= 0.5).astype(np.float32)
 
 
 def spread(array: np.ndarray, num: int, images: int, name: str) -> np.ndarray:

@@ -143,7 +143,7 @@ def _controls(program: Program, inputs: PyTree) -> list[control.Control]:
 
 
 def controls(
-    request: Request, rows: Rows, count: int, size: tuple[int, ...]
+    request: Request, rows: Rows, count: int, size: tuple[int, int]
 ) -> tuple[tuple[tuple[Any, str], ...], list[PyTree]]:
     """ControlNets with their balances, and their params, hints and strengths by row.
 
@@ -153,14 +153,13 @@ def controls(
         size: of the images.
 
     Raises:
-        ValueError: an image of another size, an empty window, or an unknown balance.
+        ValueError: something that is no image, an empty window, or an unknown balance.
     """
     nets, given = [], []
     for one in request.control:
         choose("balance", one.balance, control.BALANCES)
-        hint = images.read(one.image, channels=one.net.net.hint_channels, latents=0)[0]
-        if hint.shape[1:3] != size:
-            raise ValueError(f"a control image is {hint.shape[1:3]}, but the output {size}")
+        channels = one.net.net.hint_channels
+        hint = images.read(one.image, channels=channels, latents=0, size=size)[0]
         if len(hint) > 1:
             hint = images.spread(hint, request.num, request.count(), "control image")
         strength = np.zeros(len(rows.level.t), np.float32)

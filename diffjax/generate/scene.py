@@ -61,8 +61,10 @@ def make(pipe: Pipeline, request: Request, shape: tuple[int, ...] | None = None)
         ValueError: image, mask, latents, keys and size do not fit together, or not the model.
     """
     vae, image, count = pipe.parts.vae.net, request.image, request.count()
-    given = None if image is None else images.read(image.pixels, latents=vae.latent_channels)
+    given, mask = _given(request, vae.latent_channels, vae.factor)
     size = _size(pipe, request, given, shape)
+    if given is not None and not given[1] and given[0].shape[1:3] != size[:2]:
+        given, mask = _given(request, vae.latent_channels, vae.factor, size[:2])
     keys = make_keys(request.key, count)
     latent = (size.height // vae.factor, size.width // vae.factor, vae.latent_channels)
     noise: Array = program.draw(keys, latent, PRIOR)
@@ -71,7 +73,7 @@ def make(pipe: Pipeline, request: Request, shape: tuple[int, ...] | None = None)
         if noise.shape != (count, *latent):
             raise ValueError(f"latents must be {(count, *latent)}, got {noise.shape}")
     fills_in = pipe.extra_channels > 0
-    if fills_in and (image is None or image.mask is None or given is None or given[1]):
+    if fills_in and (mask is None or given is None or given[1]):
         raise ValueError("this model fills in images: give image=Image(pixels, mask=mask)")
     scene = Scene(size, keys, noise)
     if image is None or given is None:
@@ -80,13 +82,11 @@ def make(pipe: Pipeline, request: Request, shape: tuple[int, ...] | None = None)
     x = pixels if given[1] else encode(pipe, pixels, program.draw(keys, latent, POSTERIOR))
     strength = image.strength
     if strength is None:
-        strength = default_strength(pipe.is_xl, image.mask is not None)
+        strength = default_strength(pipe.is_xl, mask is not None)
     scene = scene._replace(x=x, strength=strength)
-    if image.mask is None:
+    if mask is None:
         return scene
-    mask = images.spread(images.read_mask(image.mask), request.num, count, "mask")
-    if mask.shape[1:3] != size[:2]:
-        raise ValueError(f"the mask is {mask.shape[1:3]}, but the image {size[:2]}")
+    mask = images.spread(mask, request.num, count, "mask")
     small = jnp.asarray(mask[:, :: vae.factor, :: vae.factor])
     scene = scene._replace(pure=strength == 1)
     if not fills_in:
@@ -94,6 +94,29 @@ def make(pipe: Pipeline, request: Request, shape: tuple[int, ...] | None = None)
     hidden = np.where(mask == 1, np.float32(0.5), pixels)  # 0 in [-1, 1]
     hidden_x = encode(pipe, hidden, program.draw(keys, latent, MASKED))
     return scene._replace(concat=jnp.concatenate([small, hidden_x], -1))
+
+
+Given = tuple[np.ndarray, bool]  # see `images.read`
+
+
+def _given(
+    request: Request, latents: int, factor: int, size: tuple[int, int] | None = None
+) -> tuple[Given | None, np.ndarray | None]:
+    """The image of a request, its mask, or None.
+
+    Raises:
+        ValueError: the mask has not the size of the image.
+    """
+    if request.image is None:
+        return None, None
+    given = images.read(request.image.pixels, latents=latents, size=size)
+    if request.image.mask is None:
+        return given, None
+    mask = images.read_mask(request.image.mask, size)
+    here = tuple(side * (factor if given[1] else 1) for side in given[0].shape[1:3])
+    if mask.shape[1:3] != here:
+        raise ValueError(f"the mask is {mask.shape[1:3]}, but the image {here}")
+    return given, mask
 
 
 def default_strength(xl: bool, masked: bool) -> float:
@@ -121,21 +144,24 @@ def encode(pipe: Pipeline, pixels: np.ndarray, eps: Array) -> Array:
 def _size(
     pipe: Pipeline,
     request: Request,
-    given: tuple[np.ndarray, bool] | None,
+    given: Given | None,
     shape: tuple[int, ...] | None,
 ) -> Size:
-    """The size of the output, which the network can have and what is given has."""
-    net, factor, asked = pipe.parts.unet.net, pipe.parts.vae.net.factor, request.sizes()
-    if given is not None:
-        shape = given[0].shape[1:3]
-        shape = shape if given[1] else tuple(side / factor for side in shape)
-    elif request.latents is not None:
-        shape = np.shape(request.latents)[1:3]
-    found = None if shape is None else tuple(round(factor * side) for side in shape)
-    height, width = asked[:2] if asked.height else found or pipe.native_size()
+    """The size of the output, which the network can have; that of pixels is rounded down."""
+    factor, asked = pipe.parts.vae.net.factor, request.sizes()
+    unit, found = factor * pipe.parts.unet.net.divisor, None
+    if given is not None and not given[1]:
+        default = tuple(side - side % unit for side in given[0].shape[1:3])
+    else:
+        if given is not None:
+            shape = given[0].shape[1:3]
+        elif request.latents is not None:
+            shape = np.shape(request.latents)[1:3]
+        found = None if shape is None else tuple(factor * side for side in shape)
+        default = found or pipe.native_size()
+    height, width = asked[:2] if asked.height else default
     if found and (height, width) != found:
         raise ValueError(f"size {(height, width)} is not that of what is given, {found}")
-    unit = factor * 2 ** (len(net.multipliers) - 1)
     if height < 1 or width < 1 or height % unit or width % unit:
         raise ValueError(f"height and width must be multiples of {unit}, got {(height, width)}")
     return asked._replace(height=height, width=width)

@@ -225,13 +225,16 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest upsampling by 2 and a convolution."""
+    """Nearest upsampling by 2, cut to ``size`` (H, W) if given, and a convolution."""
 
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return conv(x.shape[-1], name="conv", dtype=self.dtype)(upsample2(x))
+    def __call__(self, x: Array, size: tuple[int, int] | None = None) -> Array:
+        x = upsample2(x)
+        if size is not None:
+            x = x[:, : size[0], : size[1]]
+        return conv(x.shape[-1], name="conv", dtype=self.dtype)(x)
 
 
 class ResBlock(nn.Module):

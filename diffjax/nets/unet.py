@@ -114,6 +114,17 @@ class UNet(nn.Module):
     progressive_input: bool = False
     augment_dim: int = 0
 
+    @property
+    def divisor(self) -> int:
+        """What height and width must be multiples of.
+
+        With padding 1 an odd side halves to its larger half, which the way up cuts to the skip.
+        """
+        halves_any = self.downsample_padding == 1 and not (
+            self.resblock_updown or self.progressive_input
+        )
+        return self.patch * (1 if halves_any else 2 ** (len(self.multipliers) - 1))
+
     @nn.compact
     def __call__(self, z: Array, t: Array, cond: Any = None, train: bool = False) -> Array:
         cond = cond or {}
@@ -224,7 +235,7 @@ def _decode(net: UNet, h: Array, skips: list[Array], temb: Array, cond: Any, tra
             if net.resblock_updown:
                 h = res(h.shape[-1], name, "up")(h)
             else:
-                h = Upsample(net.dtype, name=name)(h)
+                h = Upsample(net.dtype, name=name)(h, (skips[-1].shape[1], skips[-1].shape[2]))
     h = nn.silu(GroupNorm(net.norm_groups, net.norm_eps, net.dtype, name="conv_norm_out")(h))
     # The output, and all sampler arithmetic after it, stays float32 under bf16 networks.
     h = conv(net.out_channels * net.patch**2, name="conv_out", dtype=jnp.float32, init=zero_init)(h)
@@ -310,10 +321,9 @@ def _added(net: UNet, added: Any) -> Array:
 
 def _check(net: UNet, z: Array, cond: Any) -> None:
     choose("decoder_attention", net.decoder_attention, {"all": 0, "last": 0})
-    factor = net.patch * 2 ** (len(net.multipliers) - 1)
-    if z.ndim != 4 or z.shape[1] % factor or z.shape[2] % factor:
+    if z.ndim != 4 or z.shape[1] % net.divisor or z.shape[2] % net.divisor:
         raise ValueError(
-            f"images must be (B, H, W, C) with H and W multiples of {factor}, got {z.shape}"
+            f"images must be (B, H, W, C) with H and W multiples of {net.divisor}, got {z.shape}"
         )
     if net.context_dim:
         found = getattr(cond.get("context"), "shape", None)

@@ -50,12 +50,36 @@ def test_images_settings_and_resumption(execute, model, tmp_path):
     assert "has other settings; choose another --out" in said
 
 
+def test_controls(execute, model, tmp_path):
+    from diffjax.pretrained import save_model
+
+    net = g.controls("sd1")[0]
+    save_model(tmp_path / "net:work", net.net, net.params, config=net.config)
+    PIL.Image.fromarray(g.picture()).resize((24, 24)).save(tmp_path / "edges.png")
+    asked = [f"--model={model}", "--prompt=dog", "--steps=3", "--sampler=ddim"]
+    given = f"--control={tmp_path}/net:work:{tmp_path}/edges.png"
+
+    def make(name, *flags):
+        execute("generate", *asked, *flags, f"--out={tmp_path / name}")
+        return _read(tmp_path / name / "00000.png")
+
+    plain, _ = make("plain")
+    none, _ = make("none", f"{given}:0")
+    np.testing.assert_array_equal(none, plain)
+    controlled, settings = make("controlled", f"{given}:0.5:0:0.7", f"{given}", "--balance=guess")
+    assert (controlled != plain).any()
+    assert settings["control"][0].endswith(":0.5:0:0.7") and settings["balance"] == "guess"
+    said = execute("generate", *asked, f"{given}:1:0.7:0.2", f"--out={tmp_path / 'no'}", code=1)
+    assert "0.7" in said and "0.2" in said and "Traceback" not in said
+
+
 def test_missing_flags_are_named(execute, model, tmp_path):
     assert "--model is needed" in execute("generate", "--prompt=a", code=1)
     assert "--prompt is needed" in execute("generate", f"--model={model}", code=1)
     asked = [f"--model={model}", "--prompt=a", f"--out={tmp_path}"]
     assert "--mask needs --init_image" in execute("generate", *asked, "--mask=m.png", code=1)
-    assert "as many --control_image" in execute("generate", *asked, "--control=x", code=1)
+    said = execute("generate", *asked, "--control=x:y.png:1", code=1)
+    assert "--control=x:y.png:1: must be NET:IMAGE[:SCALE[:START:END]]" in said
     plain = tmp_path / "plain.png"
     PIL.Image.new("RGB", (8, 8)).save(plain)
     said = execute("generate", f"--from_image={plain}", code=1)

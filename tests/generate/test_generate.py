@@ -9,7 +9,7 @@ import pytest
 
 import diffjax
 from diffjax import generate
-from diffjax.generate import program
+from diffjax.generate import images, program
 from tests.parity import generate_cases as g
 
 SIZE, KEYS = g.SIZE, (3, 4)
@@ -203,7 +203,7 @@ def _picture(*shape):
 WRONG = {
     "no prompt": (dict(prompts=[]), "no prompt"),
     "num": (dict(num=0), "num must be at least 1"),
-    "size": (dict(size=SIZE + 2), r"multiples of 4, got \(18, 18\)"),
+    "size": (dict(size=SIZE + 1), r"multiples of 2, got \(17, 17\)"),
     "keys": (dict(key=(1, 2, 3)), "2 images, but 3 keys"),
     "latents": (dict(latents=np.zeros((1, 8, 8, 4))), "latents must be"),
     "output": (dict(output="jpg"), "unknown output 'jpg'"),
@@ -225,7 +225,11 @@ WRONG = {
         dict(image=generate.Image(_picture(SIZE, SIZE, 3), mask=_picture(8, 8))),
         r"mask is \(8, 8\), but the image \(16, 16\)",
     ),
-    "image": (dict(image=generate.Image(_picture(8, 8, 3))), "not that of what is given"),
+    "latents of an image": (
+        dict(image=generate.Image(np.zeros((4, 4, 4), np.float32))),
+        r"size \(16, 16\) is not that of what is given, \(8, 8\)",
+    ),
+    "small image": (dict(image=generate.Image(_picture(1, 8, 3)), size=None), r"got \(0, 8\)"),
     "channels": (dict(image=generate.Image(_picture(SIZE, SIZE, 2))), "images must be"),
     "range": (dict(image=generate.Image(np.full((SIZE, SIZE, 3), 2.0))), r"lie in \[0, 1\]"),
     "images": (dict(image=generate.Image(_picture(3, SIZE, SIZE, 3))), "one image, or one for"),
@@ -238,6 +242,26 @@ def test_bad_input_is_named(pipe, name):
     options, message = WRONG[name]
     with pytest.raises(ValueError, match=message):
         _make(pipe, **options)
+
+
+def test_images_and_masks_are_brought_to_the_size(pipe):
+    smooth = np.linspace(0, 255, 24 * 20 * 3).reshape(24, 20, 3).astype(np.uint8)
+    mask = np.zeros((24, 20), np.uint8)
+    mask[6:] = 255
+    asked = PIL.Image.fromarray(smooth).resize((SIZE, SIZE), PIL.Image.Resampling.LANCZOS)
+    small = PIL.Image.fromarray(mask).resize((SIZE, SIZE), PIL.Image.Resampling.LANCZOS)
+    expected = _make(pipe, image=generate.Image(asked, 0.5, small))
+    for image, hole in ((smooth, mask), (PIL.Image.fromarray(smooth), PIL.Image.fromarray(mask))):
+        made = _make(pipe, image=generate.Image(image, 0.5, hole))
+        np.testing.assert_array_equal(made, expected)
+    levels, unit = (images.read(x, size=(SIZE, SIZE))[0] for x in (smooth, smooth / 255))
+    np.testing.assert_allclose(unit, levels, atol=1.01 / 255)
+    uneven = _make(pipe, image=generate.Image(smooth[:, :19], 0.5), size=None)
+    assert uneven.shape == (2, 24, 18, 3)
+
+
+def test_sides_that_do_not_halve(pipe):
+    assert _make(pipe, size=(SIZE + 2, SIZE)).shape == (2, SIZE + 2, SIZE, 3)
 
 
 def test_a_model_that_fills_in_needs_a_mask():

@@ -11,26 +11,23 @@ import numpy as np
 import torch
 
 from tests.parity import ae_cases, cases, sd_record
+from tests.parity.layout import nchw, nhwc
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "autoencoder.npz"
-
-
-def _nhwc(value: torch.Tensor) -> np.ndarray:
-    return value.permute(0, 2, 3, 1).numpy()
 
 
 @torch.no_grad()
 def theirs(config: ae_cases.Config) -> dict[str, np.ndarray]:
     """What diffusers' network makes of the same."""
     net = sd_record.network(config)
-    x, z = sd_record._nchw(ae_cases.images()), sd_record._nchw(ae_cases.latents(config))
-    encoded, out = net.encode(x), {"decoded": _nhwc(net.decode(z).sample)}
+    x, z = nchw(ae_cases.images()), nchw(ae_cases.latents(config))
+    encoded, out = net.encode(x), {"decoded": nhwc(net.decode(z).sample)}
     if config["_class_name"] == "AutoencoderKL":
         q = encoded.latent_dist
-        return out | {"mean": _nhwc(q.mean), "logvar": _nhwc(q.logvar), "kl": q.kl().numpy()}
+        return out | {"mean": nhwc(q.mean), "logvar": nhwc(q.logvar), "kl": q.kl().numpy()}
     quantized, _, (_, _, index) = net.quantize(encoded.latents)
     both = ((quantized - encoded.latents) ** 2).mean((1, 2, 3)).numpy()
-    out |= {"encoded": _nhwc(encoded.latents), "codebook": both, "commitment": both}
+    out |= {"encoded": nhwc(encoded.latents), "codebook": both, "commitment": both}
     return out | {"index": index.numpy().reshape(len(x), *quantized.shape[2:])}
 
 
@@ -41,11 +38,11 @@ def theirs_tiled(
     """Large images tile by tile."""
     net = sd_record.network({**config, "sample_size": ae_cases.TILE})
     net.enable_tiling()
-    x = sd_record._nchw(ae_cases.images(size))
-    z = sd_record._nchw(ae_cases.latents(config, (size[0] // 2, size[1] // 2)))
+    x = nchw(ae_cases.images(size))
+    z = nchw(ae_cases.latents(config, (size[0] // 2, size[1] // 2)))
     return {
-        "mean": _nhwc(net.encode(x).latent_dist.mean),
-        "decoded": _nhwc(net.decode(z).sample),
+        "mean": nhwc(net.encode(x).latent_dist.mean),
+        "decoded": nhwc(net.decode(z).sample),
     }
 
 
@@ -66,23 +63,23 @@ def patches() -> dict[str, np.ndarray]:
     stats = {k: torch.full_like(v, 0.5) for k, v in net.state_dict().items() if "running" in k}
     given = {**stats, **{k: torch.from_numpy(v) for k, v in state.items()}}
     net.load_state_dict(given, strict=False)
-    x = sd_record._nchw(ae_cases.pair()[0]).requires_grad_()
+    x = nchw(ae_cases.pair()[0]).requires_grad_()
     with torch.no_grad():
         rest = net.eval().main(x)
     out = net.train().main(x)
     (out**2).sum().backward()
     return {
-        "train": _nhwc(out.detach()),
-        "gradient": _nhwc(x.grad),
+        "train": nhwc(out.detach()),
+        "gradient": nhwc(x.grad),
         "mean": net.state_dict()["main.3.running_mean"].numpy(),
-        "rest": _nhwc(rest),
+        "rest": nhwc(rest),
     }
 
 
 def lpips(widths: tuple[int, ...] = ae_cases.WIDTHS) -> dict[str, np.ndarray]:
     """LPIPS written with torch's functions; tests/parity has the package itself."""
     state = {k: torch.from_numpy(v) for k, v in ae_cases.lpips_state(widths).items()}
-    x, y = (sd_record._nchw(value) for value in ae_cases.pair())
+    x, y = (nchw(value) for value in ae_cases.pair())
     y.requires_grad_()
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     a, b = ((v - shift[:, None, None]) / scale[:, None, None] for v in (x, y))
@@ -101,7 +98,7 @@ def lpips(widths: tuple[int, ...] = ae_cases.WIDTHS) -> dict[str, np.ndarray]:
         weighted = torch.nn.functional.conv2d(square, state[f"lin{stage}.model.1.weight"])
         total = total + weighted.mean((1, 2, 3))
     total.sum().backward()
-    return {"value": total.detach().numpy(), "gradient": _nhwc(y.grad)}
+    return {"value": total.detach().numpy(), "gradient": nhwc(y.grad)}
 
 
 def _record() -> None:

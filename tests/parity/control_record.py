@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tests.parity import control_cases, sd_cases, sd_record
+from tests.parity.layout import nchw, nhwc
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "controlnet.npz"
 
@@ -21,14 +22,14 @@ def theirs(config: sd_cases.Config) -> list[np.ndarray]:
     given, cond = sd_cases.unet_inputs(config), control_cases.conditions(config)
     added = {key: torch.from_numpy(value) for key, value in cond.get("added", {}).items()}
     out = sd_record.network(config)(
-        sd_record.nchw(given["z"]),
+        nchw(given["z"]),
         torch.from_numpy(given["t"]),
         torch.from_numpy(cond["context"]),
-        sd_record.nchw(cond["hint"]),
+        nchw(cond["hint"]),
         added_cond_kwargs=added or None,
     )
     values = (*out.down_block_res_samples, out.mid_block_res_sample)
-    return [value.permute(0, 2, 3, 1).numpy() for value in values]
+    return [nhwc(value) for value in values]
 
 
 if __name__ == "__main__":

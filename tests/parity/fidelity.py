@@ -16,16 +16,13 @@ import torch
 
 from experiments import torch_operators  # noqa: F401
 from tests.parity import cases, inception_cases
+from tests.parity.layout import nchw
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def weights() -> dict[str, torch.Tensor]:
     return {key: torch.from_numpy(value) for key, value in inception_cases.state().items()}
-
-
-def nchw(images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def torch_fidelity() -> torch.nn.Module:

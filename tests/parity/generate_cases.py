@@ -169,6 +169,9 @@ CASES = [
     Case("euler", "sd1-inpainting", "mask", options=(("strength", 0.6),)),
     Case("ddim", mode="image", options=(("strength", 1.0),)),
     Case("euler", mode="control"),
+    # Latents of 9, halved to 5; control images are resized.
+    Case("euler", mode="control", options=(("size", 18),)),
+    Case("euler", "xl", "control", options=(("size", 18),)),
     Case("heun", mode="control", options=(("end", 0.6),)),
     Case("ddim", mode="control", options=(("balance", "guess"),)),
     Case("euler", "xl", "control", options=(("start", 0.3),)),
@@ -206,6 +209,11 @@ def hints() -> list[np.ndarray]:
 def state(name: str, shapes: Any) -> dict[str, np.ndarray]:
     """Weights of a network."""
     return cases.random_state(shapes, seed=len(name))
+
+
+def size(case: Case) -> int:
+    """Side of the images."""
+    return case.option("size", SIZE)
 
 
 def steps(case: Case) -> int:
@@ -287,7 +295,10 @@ def request(case: Case) -> generate.Request:
         refiner=refiner,
         control=control,
         size=generate.Size(
-            SIZE, SIZE, original=case.option("original", None), crop=case.option("crop", (0, 0))
+            size(case),
+            size(case),
+            original=case.option("original", None),
+            crop=case.option("crop", (0, 0)),
         ),
         num=case.option("num", 1),
         clip_skip=case.option("clip_skip", 0),
@@ -308,7 +319,7 @@ def draws(case: Case) -> dict[str, Any]:
     from diffjax.generate.scene import MASKED, POSTERIOR, PRIOR, make_keys
 
     count = len(PROMPTS) * case.option("num", 1)
-    keys, shape = make_keys(KEY, count), (SIZE // 2, SIZE // 2, 4)
+    keys, shape = make_keys(KEY, count), (size(case) // 2, size(case) // 2, 4)
     second = program.fold(keys, REFINER)
 
     @functools.partial(jax.jit, static_argnums=1)

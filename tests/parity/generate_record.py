@@ -126,7 +126,7 @@ def _options(case: g.Case) -> dict[str, Any]:
     if case.option("negative", None) is not None:
         options["negative_prompt"] = [case.option("negative", None)] * len(g.PROMPTS)
     if case.mode in ("text", "refined", "control"):
-        options |= dict(height=g.SIZE, width=g.SIZE)
+        options |= dict(height=g.size(case), width=g.size(case))
     if case.mode in ("text", "refined"):
         options["guidance_rescale"] = case.option("rescale", 0.0)
     if case.option("crop", None):

@@ -16,16 +16,9 @@ import torch
 from diffusers.schedulers import scheduling_ddpm
 
 from tests.parity import cases
+from tests.parity.layout import nchw, nhwc
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def _nchw(value: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(value).permute(0, 3, 1, 2).contiguous()
-
-
-def _nhwc(value: torch.Tensor) -> np.ndarray:
-    return value.detach().permute(0, 2, 3, 1).numpy()
 
 
 def unet(case: cases.UNetCase) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -35,9 +28,9 @@ def unet(case: cases.UNetCase) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     net.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
     given = cases.unet_inputs(case)
     labels = torch.from_numpy(given["label"]) if case.classes else None
-    out = net(_nchw(given["z"]), torch.from_numpy(given["t"]), class_labels=labels).sample
-    (out * _nchw(given["cotangent"])).sum().backward()
-    return _nhwc(out), {key: value.grad.numpy() for key, value in net.named_parameters()}
+    out = net(nchw(given["z"]), torch.from_numpy(given["t"]), class_labels=labels).sample
+    (out * nchw(given["cotangent"])).sum().backward()
+    return nhwc(out), {key: value.grad.numpy() for key, value in net.named_parameters()}
 
 
 def scheduler(case: cases.SamplerCase) -> diffusers.SchedulerMixin:
@@ -68,8 +61,8 @@ def sample(case: cases.SamplerCase, dtype: torch.dtype = torch.float32) -> np.nd
     """Where a case ends; in float64, the float32 abar are kept and the arithmetic is exact."""
     made = scheduler(case)
     made.alphas_cumprod = made.alphas_cumprod.to(dtype)
-    z = _nchw(cases.start()).to(dtype)
-    drawn = [_nchw(noise).to(dtype) for noise in cases.noises(case.steps)]
+    z = nchw(cases.start()).to(dtype)
+    drawn = [nchw(noise).to(dtype) for noise in cases.noises(case.steps)]
     for noise, t in zip(drawn, made.timesteps, strict=True):
         raw = cases.model(torch, z, t.to(dtype))
         if case.kind == "ddim":
@@ -80,7 +73,7 @@ def sample(case: cases.SamplerCase, dtype: torch.dtype = torch.float32) -> np.nd
                 raw = torch.cat([raw, cases.variance_model(torch, z, t.to(dtype))], dim=1)
         with mock.patch.object(scheduling_ddpm, "randn_tensor", lambda *_, _n=noise, **__: _n):
             z = made.step(raw, t, z, **given).prev_sample
-    return _nhwc(z)
+    return nhwc(z)
 
 
 def _record() -> None:

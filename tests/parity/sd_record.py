@@ -14,12 +14,9 @@ import torch
 import transformers
 
 from tests.parity import cases, sd_cases
+from tests.parity.layout import nchw, nhwc
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sd.npz"
-
-
-def nchw(value: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(value).permute(0, 3, 1, 2).contiguous()
 
 
 def network(config: sd_cases.Config) -> Any:
@@ -56,7 +53,7 @@ def unet(config: sd_cases.Config, *, masked: bool = False, controlled: bool = Fa
     out = network(config)(
         nchw(given["z"]), torch.from_numpy(given["t"]), torch.from_numpy(given["context"]), **extra
     ).sample
-    return out.permute(0, 2, 3, 1).numpy()
+    return nhwc(out)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from tests.parity import ae_cases, cases, sd_cases
 pytestmark = pytest.mark.parity
 diffusers = pytest.importorskip("diffusers")
 ae_record = pytest.importorskip("tests.parity.ae_record")
+layout = pytest.importorskip("tests.parity.layout")
 
 
 @pytest.mark.parametrize("name", ae_cases.AUTOENCODERS)
@@ -70,6 +71,6 @@ def test_the_lpips_package(tmp_path):
     save_file(state, tmp_path / "lpips.safetensors")
     x, y = ae_cases.pair()
     with torch.no_grad():
-        expected = net(ae_record.sd_record._nchw(x), ae_record.sd_record._nchw(y)).ravel().numpy()
+        expected = net(layout.nchw(x), layout.nchw(y)).ravel().numpy()
     params = load_lpips(tmp_path / "lpips.safetensors")
     assert cases.relative_error(LPIPS().apply({"params": params}, x, y), expected) < 1e-4
