@@ -166,7 +166,7 @@ def _open(path: str) -> PIL.Image.Image:
         return picture
 
 
-def _controlnet(path: str, dtype: Any) -> Model:
+def load_controlnet(path: str, dtype: Any) -> Model:
     """A ControlNet from a diffusers folder or a single file."""
     if Path(path).is_dir():
         return load_model(path, dtype=dtype)
@@ -186,7 +186,9 @@ def make_request(chosen: Settings) -> generate.Request:
         refiner = generate.Refiner(load(plain, chosen["refiner"]), chosen["refiner_start"])
     dtype = jnp.dtype(chosen["dtype"])
     nets = [
-        generate.Control(_controlnet(net, dtype), _open(file), *numbers, balance=chosen["balance"])
+        generate.Control(
+            load_controlnet(net, dtype), _open(file), *numbers, balance=chosen["balance"]
+        )
         for net, file, numbers in map(read_control, chosen["control"])
     ]
     return generate.Request(

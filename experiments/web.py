@@ -3,8 +3,8 @@
     python -m experiments.web --model=FOLDER
 
 Takes the flags of experiments.generate that say what is loaded: --model, --dtype, --tokenizer,
---variant, --prediction, --lora, --concept and one --control. The same settings give the same image
-there.
+--variant, --prediction, --lora and --concept; and --controlnet. The same settings give the same
+image there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import PIL.Image
 from absl import flags, logging
 
 from diffjax import generate
-from diffjax.pretrained import load_model
 from diffjax.pretrained.models import Model
 from experiments import common
 from experiments import generate as command
@@ -30,6 +29,7 @@ except ImportError as error:
     raise SystemExit(f"{error}: the page needs pip install 'diffjax[demo]'") from error
 
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.")
+flags.DEFINE_string("controlnet", None, "Folder or file of a ControlNet.")
 flags.DEFINE_integer("port", 7860, "Port to listen on.")
 
 OWN = "the model's own"
@@ -183,12 +183,11 @@ def main() -> None:
     chosen = {name: values[name].value for name in command.SETTINGS}
     if not chosen["model"]:
         raise common.UsageError("--model is needed")
-    if len(chosen["control"]) > 1:
-        raise common.UsageError("the page has room for one --control")
     pipe = command.load(chosen, chosen["model"])
-    nets = [load_model(folder, dtype=jnp.dtype(chosen["dtype"])) for folder in chosen["control"]]
+    path, dtype = flags.FLAGS.controlnet, jnp.dtype(chosen["dtype"])
+    net = command.load_controlnet(path, dtype) if path else None
     logging.info("http://%s:%d", values.host, values.port)
-    build(pipe, *nets).launch(
+    build(pipe, net).launch(
         server_name=values.host, server_port=values.port, share=False, quiet=True
     )
 
