@@ -79,6 +79,19 @@ class TextLayer(nn.Module):
         return self._dense(x.shape[-1], "self_attn.out_proj")(out.reshape(x.shape))
 
 
+def stacked_layers(net: Any, name: str) -> Any:
+    """``(x, mask) -> (x, output of every layer)``: the scanned layers of a CLIP encoder."""
+    stack = nn.scan(
+        TextLayer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=net.layers,
+    )
+    options = (net.heads, net.width, net.activation, net.eps, net.attention, net.dtype)
+    return stack(*options, name=name)
+
+
 def _norm(name: str, eps: float, dtype: Any) -> nn.LayerNorm:
     return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False, name=name)
 
@@ -125,21 +138,7 @@ class CLIPText(nn.Module):
         x = self._embed("token_embedding", self.vocabulary)(ids)
         x = x + self._embed("position_embedding", self.positions)(jnp.arange(length))
         mask = jnp.tril(jnp.ones((1, 1, length, length), bool))
-        stack = nn.scan(
-            TextLayer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.layers,
-        )(
-            self.heads,
-            self.width,
-            self.activation,
-            self.eps,
-            self.attention,
-            self.dtype,
-            name="text_model.encoder.layers",
-        )
+        stack = stacked_layers(self, "text_model.encoder.layers")
         out, hidden = stack(x, mask)
         last = _norm("text_model.final_layer_norm", self.eps, self.dtype)(out)
         hidden = jnp.concatenate([x[None], hidden])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.nets.layers import default_init
-from diffjax.nets.text import TextLayer
+from diffjax.nets.text import stacked_layers
 
 Array = jax.Array
 
@@ -63,22 +63,7 @@ class CLIPVision(nn.Module):
             raise ValueError(f"this encoder takes images of {self.size} pixels, got {x.shape}")
         x = self._embedded(x)
         x = self._norm("pre_layrnorm")(x)  # spelled so in every published file
-        stack = nn.scan(
-            TextLayer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.layers,
-        )(
-            self.heads,
-            self.width,
-            self.activation,
-            self.eps,
-            self.attention,
-            self.dtype,
-            name="vision_model.encoder.layers",
-        )
-        x, _ = stack(x, None)
+        x, _ = stacked_layers(self, "vision_model.encoder.layers")(x, None)
         pooled = self._norm("post_layernorm")(x[:, 0])
         return nn.Dense(
             self.projection,
