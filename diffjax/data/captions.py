@@ -1,7 +1,7 @@
 """Folders of images with captions, and the shapes to which images of any aspect ratio are cropped.
 
 Captions stand in ``metadata.jsonl``, one ``{"file_name": ..., "text": ...}`` a line, as for
-diffusers; or beside each image, in ``a.txt`` or ``a.caption`` for ``a.jpg``, as for kohya's scripts.
+diffusers; or beside each image, in ``a.txt`` or ``a.caption`` for ``a.jpg``, as for kohya's.
 """
 
 from __future__ import annotations

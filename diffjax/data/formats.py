@@ -218,7 +218,7 @@ def list_images(root: Path) -> list[Path]:
 
 
 def folder_labels(root: Path, paths: list[Path]) -> tuple[np.ndarray, int]:
-    """Labels (N,) and number of classes, from the first sub-folder of each path, in alphabetical order.
+    """Labels (N,) from the first sub-folder of each path, in alphabetical order, and their number.
 
     Raises:
       ValueError: there are images both in sub-folders and outside.
