@@ -11,12 +11,12 @@
 | sd15 | SD 1.5, 512 pixels | 859,520,964 | 32, 10k | 13.8 GB |
 | sd15_lora | the same | 3,188,736 | 4, 2k | 3.5 GB |
 | sd21_base | SD 2.1 base, 512 pixels | 865,910,724 | 32, 10k | 13.9 GB |
-| sd21_base_lora | the same | 3,332,096 | 4, 2k | 3.5 GB |
+| sd21_base_lora | the same | 3,319,808 | 4, 2k | 3.5 GB |
 | sd21, sd21_lora | SD 2.1, 768 pixels, v prediction | the same | the same | the same |
 | sdxl | SD XL base, 1024 pixels | 2,567,463,684 | 32, 10k | 41.1 GB |
 | sdxl_lora | the same | 23,224,320 | 4, 2k | 10.6 GB |
-| shapes (default) | nothing: a small model of one's own | 1.76M | 32, 20 minutes | |
-| shapes_lora | the folder that shapes exports | 28k | 32, 5 minutes | |
+| shapes (default) | nothing: a small model of one's own | 1,665,364 | 32, 20 minutes | |
+| shapes_lora | the folder that shapes exports | 28,224 | 32, 5 minutes | |
 
 The state is parameters, their average and the moments of AdamW, or of LoRA the frozen UNet and
 little besides; all in float32, without activations (network.remat), autoencoder and text encoders.

@@ -7,8 +7,8 @@ The file holds the averaged weights under diffusers' names, and the config; no o
 
     python -m experiments.export --workdir=runs/cats --out=cats
 
-Of fine-tuning, an --out without suffix is a folder that diffusers and `diffjax.load` read: the whole
-model, or of LoRA the file pytorch_lora_weights.safetensors.
+Of fine-tuning, an --out without suffix is a folder that diffusers and `diffjax.load` read: the
+whole model, or of LoRA the file pytorch_lora_weights.safetensors.
 """
 
 from __future__ import annotations

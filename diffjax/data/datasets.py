@@ -167,8 +167,8 @@ def load(
       same set read from the original files differ in order (not in content).
 
     Raises:
-      ValueError: unknown name or split, buckets of data that have none, images of different sizes without image_size, or damaged
-        files.
+      ValueError: unknown name or split, buckets of data that have none, images of different sizes
+        without image_size, or damaged files.
       FileNotFoundError: the data are not there; the message says how to get them.
     """
     if name not in names():

@@ -212,8 +212,8 @@ def train_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
     tokens += [_START, _END]
     backend = build({token: i for i, token in enumerate(dict.fromkeys(tokens))}, list(merges))
     backend.add_special_tokens([_START, _END])
-    start, end = (backend.token_to_id(name) for name in (_START, _END))
-    return Tokenizer(backend, length, start, end, end)
+    vocabulary = backend.get_vocab()
+    return Tokenizer(backend, length, vocabulary[_START], vocabulary[_END], vocabulary[_END])
 
 
 def _pieces(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
