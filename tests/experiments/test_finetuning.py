@@ -1,0 +1,222 @@
+"""Fine-tuning of a small model of the Stable Diffusion family, from its folder to another one."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffjax
+from configs import stable_diffusion
+from diffjax import lora
+from diffjax.pretrained import load_lora, load_model
+from experiments import common, finetuning, frozen
+from tests.parity import generate_cases as g
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+TINY = """
+from configs import stable_diffusion
+from ml_collections import ConfigDict
+
+def get_config(name):
+    config = getattr(stable_diffusion, name)()
+    config.network.update(channels=8, multipliers=(1, 2), blocks=1, attention_levels=(0,), heads=2)
+    config.network.update(context_dim=6, depth=(1, 1), norm_groups=4)
+    config.autoencoder.update(channels=4, multipliers=(1, 2), blocks=1, norm_groups=2, scale=0.0)
+    text = {text}
+    config.cond.update(text=ConfigDict(text), empty={empty})
+    config.schedule.beta_end = 0.004
+    config.data.update(image_size=16, batch_size=2, bucket_step=4)
+    config.optim.warmup = 0
+    config.train.update(steps=2, log_every=1, checkpoint_every=1, sample_every=0)
+    return config
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_flags(monkeypatch):
+    for flag in ("WEIGHTS", "WORKDIR"):
+        monkeypatch.setattr(common, flag, SimpleNamespace(value=None))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with a model, its config, and images with captions."""
+    root = tmp_path_factory.mktemp("finetuning")
+    pipe = g.pipeline("sd1")
+    pipe.save(root / "model")
+    net, one = (
+        pipe.parts.texts["text_encoder"].model.net,
+        pipe.parts.texts["text_encoder"].tokenizer,
+    )
+    names = ("vocabulary", "positions", "width", "layers", "heads")
+    text = {name: getattr(net, name) for name in names}
+    config = TINY.replace("{text}", repr(text)).replace(
+        "{empty}", repr((one.start, one.end, one.pad))
+    )
+    (root / "tiny.py").write_text(config)
+    (root / "images").mkdir()
+    for k, size in enumerate([(16, 16), (30, 16), (16, 30), (17, 17)]):
+        pixels = np.random.default_rng(k).integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"{k}.png")
+        (root / "images" / f"{k}.txt").write_text(g.PROMPTS[k % 2])
+    return root
+
+
+@pytest.fixture(scope="module")
+def train(execute, root):
+    def run(variant, workdir, *options, code=0):
+        given = (f"--config.model.path={root / 'model'}", f"--config.data.dir={root / 'images'}")
+        config = f"--config={root / 'tiny.py'}:{variant}"
+        return execute("train", config, f"--workdir={workdir}", *given, *options, code=code)
+
+    return run
+
+
+def config_of(root, variant, path="model"):
+    cfg = common.load_config(f"{root / 'tiny.py'}:{variant}")
+    cfg.model.path = str(root / path)
+    return cfg
+
+
+def outputs(net, params):
+    z = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype("f4")
+    return np.asarray(jax.jit(net.apply)({"params": params}, z, 3, {"context": np.ones((1, 5, 6))}))
+
+
+def restored(workdir):
+    cfg = common.stored_config(workdir)
+    return common.restore_from(cfg, common.task_of(cfg), workdir / "checkpoints")
+
+
+def test_full_fine_tuning_ends_as_a_folder(execute, train, root):
+    run, out = root / "full", root / "full-model"
+    train("sd15", run)
+    execute("export", f"--workdir={run}", f"--out={out}")
+    before, after = load_model(root / "model" / "unet"), diffjax.load(out).parts
+    state = restored(run)
+    jax.tree.map(np.testing.assert_array_equal, after.unet.params, state.ema)
+    assert not np.array_equal(outputs(*before[:2]), outputs(*after.unet[:2]))
+    np.testing.assert_allclose(outputs(*before[:2]), outputs(*after.unet[:2]), atol=1e-2)
+    assert outputs(*after.unet[:2]).tobytes() == outputs(before.net, state.ema).tobytes()
+    assert after.unet.config == before.config
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler", "model_index.json"):
+        files = [root / "model" / part]
+        files = [f for f in files[0].rglob("*") if f.is_file()] if files[0].is_dir() else files
+        for file in files:
+            assert file.read_bytes() == (out / file.relative_to(root / "model")).read_bytes()
+    # The scale of the latents was the model's.
+    assert json.loads((run / "config.json").read_text())["autoencoder"]["scale"] == 0.3
+
+
+def test_adapters_resume_bit_for_bit_and_are_loaded(execute, train, root):
+    runs, out = [root / "lora-2", root / "lora-1"], root / "adapter"
+    train("sd15_lora", runs[0])
+    train("sd15_lora", runs[1], "--config.train.steps=1")
+    shutil.move(root / "lora-1", root / "moved")
+    train("sd15_lora", root / "moved")
+    states = [restored(runs[0]), restored(root / "moved")]
+    jax.tree.map(np.testing.assert_array_equal, *(s.params for s in states))
+    # What is frozen was written once, and is the model as it was.
+    base, kept = load_model(root / "model" / "unet"), list((runs[0] / "frozen").iterdir())
+    assert len(kept) == 1 and [p.name for p in (root / "moved" / "frozen").iterdir()] == [
+        kept[0].name
+    ]
+    stored = frozen.load(common.stored_config(runs[0]), runs[0])
+    jax.tree.map(np.testing.assert_array_equal, stored["base"], base.params)
+    execute("export", f"--workdir={runs[0]}", f"--out={out}")
+    merged = lora.merge(base.params, load_lora(base, out / LORA_FILE), 1.0)
+    wanted = lora.merge(base.params, states[0].ema, 1.0)
+    np.testing.assert_allclose(outputs(base.net, merged), outputs(base.net, wanted), atol=1e-6)
+    assert not np.array_equal(outputs(base.net, wanted), outputs(*base[:2]))
+    diffjax.load(root / "model").with_lora(out / LORA_FILE)
+
+
+def test_a_model_of_ones_own_becomes_a_folder(tmp_path):
+    cfg = stable_diffusion.get_config("shapes")
+    cfg.model.path = "random"
+    cfg.network.update(channels=8, norm_groups=2)
+    rng = np.random.default_rng(0)
+    shapes = common.abstract_state(cfg, common.task_of(cfg)), frozen.abstract(cfg)
+    state, given = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), shapes)
+    finetuning.save(cfg, state._replace(extra={"latent_scale": np.float32(0.7)}), given, tmp_path)
+    pipe = diffjax.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, pipe.parts.unet.params, state.ema)
+    jax.tree.map(np.testing.assert_array_equal, pipe.parts.vae.params, given["autoencoder"])
+    assert pipe.native_size() == (32, 32)
+    assert pipe.parts.scheduler["prediction_type"] == "v_prediction"
+    assert pipe.parts.vae.net.scaling_factor == pytest.approx(0.7)
+    text, caption = pipe.parts.texts["text_encoder"], "a small red circle at the top left"
+    assert len(text.tokenizer.ids(caption)) == len(caption.split())
+    # Another run can begin from it.
+    other = stable_diffusion.get_config("shapes_lora")
+    other.network.update(channels=8, norm_groups=2)
+    other.model.path = str(tmp_path)
+    found = frozen.load(other, tmp_path, fresh=True)
+    jax.tree.map(np.testing.assert_array_equal, found["base"], state.ema)
+    assert float(found["statistics"]["latent_scale"]) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "message"),
+    [
+        ("sd15", {"model.path": ""}, r"config\.model\.path is needed: a diffusers folder"),
+        ("sd15", {"model.path": "/nowhere/x"}, "there is no /nowhere/x"),
+        ("sd15", {"network.channels": 16}, r"conv_in.*\(8,\), but .* needs \(16,\)"),
+        ("sd15_lora", {"network.heads": 4}, r"attention_head_dim is \[2, 2\], and \[4, 4\]"),
+        (
+            "sd15_lora",
+            {"parameterization.name": "v"},
+            "'epsilon', and 'v_prediction'",
+        ),
+        ("sd15_lora", {"autoencoder.scale": 0.5}, r"scaling_factor is 0\.3, and 0\.5"),
+        ("sd15_lora", {"cond.text.layers": 2}, "text_encoder of .* is not the one"),
+        ("sd15_lora", {"lora.rank": 0}, "rank must be at least 1, got 0"),
+        ("sd15_lora", {"lora.targets": ("to_x",)}, "'to_x'; choose from conv, .*to_q"),
+    ],
+)
+def test_what_does_not_fit_is_named(root, tmp_path, variant, options, message):
+    cfg = config_of(root, variant)
+    cfg.update_from_flattened_dict(options)
+    with pytest.raises(ValueError, match=message):
+        frozen.load(cfg, tmp_path, fresh=True)
+        shapes = common.abstract_state(cfg, common.task_of(cfg)).params
+        start = finetuning.initial(cfg, shapes)
+        assert start is not None
+        start()
+
+
+def test_tokenizers_and_captions_are_checked(root):
+    cfg = config_of(root, "sd15")
+    cfg.data.update(name="captioned_folder", dir=str(root / "images"))
+    batch = common.source_of(cfg).take([0])
+    np.testing.assert_array_equal(
+        batch["text"][0], g.tokenizer("<|endoftext|>").plain(g.PROMPTS[0]).ids[0]
+    )
+    cfg.cond.empty = (1, 2)
+    with pytest.raises(common.UsageError, match=r"empty text .* but config\.cond\.empty=\(1, 2\)"):
+        common.source_of(cfg)
+    cfg.cond.text.positions = 7
+    with pytest.raises(common.UsageError, match=r"texts of 12, but .* 7 positions"):
+        common.source_of(cfg)
+    cfg.data.name = "digits"
+    cfg.data.update(image_size=8, channels=1, levels=17, bucket_step=0)
+    with pytest.raises(common.UsageError, match="digits has no captions"):
+        common.source_of(cfg)
+
+
+def test_no_folder_for_other_configs(execute, tmp_path):
+    options = ("--config=configs/ddpm.py:digits", f"--workdir={tmp_path}")
+    assert "must end in .safetensors" in execute("export", *options, "--out=x", code=1)
+
+
+def test_a_run_is_no_model(root):
+    (root / "run").mkdir()
+    (root / "run" / "config.json").write_text("{}")
+    cfg = config_of(root, "sd15", "run")
+    with pytest.raises(common.UsageError, match=r"has no model_index\.json.*experiments\.export"):
+        frozen.load(cfg, Path(root), fresh=True)
