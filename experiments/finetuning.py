@@ -264,6 +264,21 @@ def with_tokens(cfg: ConfigDict, source: data.Source) -> data.Source:
     return dataclasses.replace(source, more=read)
 
 
+def tokens(cfg: ConfigDict, prompts: Sequence[str]) -> np.ndarray:
+    """Prompts (N, M) as ids.
+
+    Raises:
+        UsageError: the model has two text encoders.
+    """
+    by_entry = tokenizers(cfg)
+    if len(by_entry) > 1:
+        raise common.UsageError(
+            "--prompt is for models of one text encoder; use experiments.export --out=FOLDER and "
+            "experiments.generate"
+        )
+    return np.concatenate([by_entry["text"].plain(prompt).ids for prompt in prompts])
+
+
 # ---- the result ----------------------------------------------------------------------------------
 
 

@@ -402,7 +402,9 @@ def _load_paired(split: str, root: Path, size: int | None, buckets: Buckets | No
 
 
 def _load_captioned(split: str, root: Path, size: int | None, buckets: Buckets | None) -> Source:
-    paths, texts = captions.read_folder(root / split if (root / split).is_dir() else root)
+    # Of data that are one folder, or training data alone, the test images are the same.
+    parts = [root / name for name in (split, "train") if (root / name).is_dir()]
+    paths, texts = captions.read_folder(parts[0] if parts else root)
     if size is None:
         raise ValueError("captioned_folder needs image_size")
     layout = captions.lay_out([formats.image_size(path) for path in paths], size, buckets)

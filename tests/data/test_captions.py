@@ -44,6 +44,15 @@ def test_captions_beside_the_images_and_in_one_file(folder, tmp_path):
     assert load(tmp_path).captions([0, 1]) == ["first", "second"]
 
 
+def test_test_images_are_those_there_are(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        picture(tmp_path / split / "a.png", 8, 8)
+        (tmp_path / split / "a.txt").write_text(split)
+        assert load(tmp_path, split="test").captions([0]) == [split]
+        assert load(tmp_path).captions([0]) == ["train"]
+
+
 def test_shapes_say_what_they_are():
     source = data.load("shapes", split="test")
     assert source.captions([0])[0].startswith("a ")
