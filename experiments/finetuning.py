@@ -90,7 +90,7 @@ def part(cfg: ConfigDict, name: str, net: Any, like: Any) -> Any:
         raise common.UsageError(
             f"the {name} of {where} is not the one that the config describes: {error}"
         ) from error
-    _refuse(where, name, _differences(name, net, found))
+    _refuse(where, name, differences(name, net, found.net))
     return jax.tree.map(jnp.asarray, found_params)
 
 
@@ -120,9 +120,10 @@ def _refuse(where: Path, name: str, differences: Sequence[str]) -> None:
         )
 
 
-def _differences(name: str, net: Any, found: Model) -> list[str]:
+def differences(name: str, net: Any, found: Any) -> list[str]:
+    """What differs between the network of a config and one that was found, for a message."""
     free = _FREE + (_FREE_OF_VAE if name == "vae" else ())
-    ours, theirs = (_comparable(configs.describe(one)) for one in (net, found.net))
+    ours, theirs = (_comparable(configs.describe(one)) for one in (net, found))
     return [
         f"{key} is {theirs.get(key)!r}, and {ours.get(key)!r} in the config"
         for key in sorted(ours.keys() | theirs.keys())

@@ -1,5 +1,6 @@
 """Fine-tuning of a small model of the Stable Diffusion family, from its folder to another one."""
 
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,13 +9,17 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import diffjax
 from configs import stable_diffusion
 from diffjax import lora
-from diffjax.pretrained import load_lora, load_model
+from diffjax.pretrained import configs, load_lora, load_model
+from diffjax.pretrained.state_dict import to_state_dict
+from diffjax.tasks.conditions import make_clips
 from experiments import common, finetuning, frozen
 from tests.parity import generate_cases as g
+from tests.pretrained import ldm
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 TINY = """
@@ -183,6 +188,79 @@ def test_what_does_not_fit_is_named(root, tmp_path, variant, options, message):
         start()
 
 
+CROSS, DOWN, UP = "CrossAttnDownBlock2D", "DownBlock2D", "UpBlock2D"
+UNET = dict(
+    _class_name="UNet2DConditionModel",
+    block_out_channels=[320, 640, 1280, 1280],
+    attention_head_dim=8,
+    cross_attention_dim=768,
+    down_block_types=[CROSS, CROSS, CROSS, DOWN],
+    up_block_types=[UP, "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    sample_size=64,
+)
+UNET_21 = UNET | dict(
+    attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True
+)
+UNET_XL = UNET | dict(
+    block_out_channels=[320, 640, 1280],
+    attention_head_dim=[5, 10, 20],
+    cross_attention_dim=2048,
+    transformer_layers_per_block=[1, 2, 10],
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+    down_block_types=[DOWN, CROSS, CROSS],
+    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", UP],
+)
+VAE = dict(
+    _class_name="AutoencoderKL",
+    block_out_channels=[128, 256, 512, 512],
+    layers_per_block=2,
+    down_block_types=["DownEncoderBlock2D"] * 4,
+    up_block_types=["UpDecoderBlock2D"] * 4,
+)
+CLIP = dict(
+    architectures=["CLIPTextModel"],
+    hidden_size=768,
+    intermediate_size=3072,
+    num_attention_heads=12,
+    projection_dim=768,
+)
+OPEN_CLIP = CLIP | dict(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=23,
+    num_attention_heads=16,
+    hidden_act="gelu",
+)
+BIG = CLIP | dict(
+    architectures=["CLIPTextModelWithProjection"],
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    projection_dim=1280,
+    hidden_act="gelu",
+)
+PUBLISHED = {
+    "sd15": {"unet": UNET, "vae": VAE, "text_encoder": CLIP},
+    "sd21": {"unet": UNET_21, "vae": VAE, "text_encoder": OPEN_CLIP},
+    "sdxl": {"unet": UNET_XL, "vae": VAE, "text_encoder": CLIP, "text_encoder_2": BIG},
+}
+
+
+@pytest.mark.parametrize("variant", PUBLISHED)
+def test_configs_describe_the_published_models(variant):
+    cfg = stable_diffusion.get_config(variant)
+    nets = {"unet": common.diffusion_of(cfg).network, "vae": frozen.autoencoder_of(cfg)}
+    nets |= make_clips(cfg)
+    assert nets.keys() == PUBLISHED[variant].keys()
+    for name, config in PUBLISHED[variant].items():
+        assert finetuning.differences(name, nets[name], configs.build(config)) == []
+    assert finetuning.differences("vae", nets["vae"], nets["vae"].clone(blocks=1))
+
+
 def test_tokenizers_and_captions_are_checked(root):
     cfg = config_of(root, "sd15")
     cfg.data.update(name="captioned_folder", dir=str(root / "images"))
@@ -213,3 +291,25 @@ def test_a_run_is_no_model(root):
     cfg = config_of(root, "sd15", "run")
     with pytest.raises(common.UsageError, match=r"has no model_index\.json.*experiments\.export"):
         frozen.load(cfg, Path(root), fresh=True)
+
+
+def test_parts_of_a_single_file(root, monkeypatch):
+    parts = g.components("sd1")
+    file = ldm.under("model.diffusion_model.", ldm.unet(to_state_dict(parts.unet.params), 1))
+    file |= ldm.under("first_stage_model.", ldm.autoencoder(to_state_dict(parts.vae.params), 2))
+    text = to_state_dict(parts.texts["text_encoder"].model.params)
+    file |= ldm.under("cond_stage_model.transformer.", text)
+    save_file(file, root / "model.safetensors")
+    overrides = {"unet": {"attention_head_dim": 2, "norm_num_groups": 4}}
+    overrides |= {"vae": {"norm_num_groups": 2}, "text_encoder": {"num_attention_heads": 2}}
+    patched = functools.partial(finetuning.load_single_file, overrides=overrides)
+    monkeypatch.setattr(finetuning, "load_single_file", patched)
+    cfg = config_of(root, "sd15_lora", "model.safetensors")
+    cfg.autoencoder.scale = 0.3
+    found = frozen.load(cfg, root, fresh=True)
+    jax.tree.map(np.testing.assert_array_equal, found["base"], parts.unet.params)
+    jax.tree.map(np.testing.assert_array_equal, found["autoencoder"], parts.vae.params)
+    with pytest.raises(common.UsageError, match="no tokenizer: --config"):
+        finetuning.tokenizers(cfg)
+    cfg.model.tokenizer = str(root / "model" / "tokenizer")
+    assert finetuning.tokens(cfg, ["a red cat"]).shape == (1, g.LENGTH)
