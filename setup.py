@@ -46,6 +46,7 @@ EXTRAS = {
     "parity": [
         "diffusers>=0.42",
         "lpips>=0.1.4",
+        "peft>=0.21",
         "pytorch-fid>=0.3",
         "torch-fidelity>=0.4",
         "torch==2.13.0",

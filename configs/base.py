@@ -81,6 +81,7 @@ def base() -> ConfigDict:
                 "concat": "",  # channels joined to z: superres, inpaint, map
                 "map_classes": 0,  # of the semantic map
                 "weights": "",  # of a frozen text encoder, as a folder of transformers
+                "empty": (),  # ids of the empty text, the last one fills up; none: zeros
             },
             "optim": {
                 "name": "adam",
@@ -182,6 +183,9 @@ def smoke(config: ConfigDict) -> ConfigDict:
         config.loss.update(perceptual="none", disc_channels=4, disc_layers=1, disc_start=1)
     elif net.get("context_dim", 0):
         net.context_dim = 8
+    if "model" in config:
+        config.model.path = "random"
+        config.data.bucket_step = 0
     if "autoencoder" in config:
         factor *= _shrink(config.autoencoder) // 2
         config.autoencoder.weights = "random"
@@ -189,6 +193,12 @@ def smoke(config: ConfigDict) -> ConfigDict:
         config.cond.text.update(vocabulary=22, positions=18, layers=1, heads=2)
         if config.cond.context == "clip":
             config.cond.text.width, config.cond.weights = 16, "random"
+            config.cond.empty = config.cond.empty and (20, 21)
+        elif config.cond.context == "clip_xl":
+            small = {"vocabulary": 22, "positions": 18, "layers": 1, "heads": 2, "width": 16}
+            config.cond.text.update(small, features=4)
+            config.cond.text_2.update(small, features=4, projection=4)
+            net.update(added_dim=4 + 6 * 8, added_time_dim=8)
         else:
             config.cond.text.head_channels = 4
     if config.get("cond", {}).get("given"):

@@ -24,11 +24,8 @@ docs/controlnet.md.
 
 from ml_collections import ConfigDict
 
-from configs import autoencoder, cfg, ldm
-from configs.base import base, select
-
-CLIP = {"vocabulary": 49408, "positions": 77, "width": 3072, "layers": 12, "heads": 12}
-OPEN_CLIP = {"width": 4096, "layers": 23, "heads": 16, "activation": "gelu"}
+from configs import cfg, ldm, stable_diffusion
+from configs.base import select
 
 
 def _control(config: ConfigDict, *, hint: str, channels: int, factor: int) -> ConfigDict:
@@ -73,24 +70,14 @@ def fashion_mnist_edges() -> ConfigDict:
     return config
 
 
-def _stable_diffusion(*, hint: str, scale: float = 0.18215) -> ConfigDict:
-    config = base()
-    config.autoencoder = ConfigDict(autoencoder.kl_f8().network.to_dict())
-    config.autoencoder.update(weights="", scale=scale)  # the vae folder of a diffusers model
-    config.data.update(name="paired_folder", image_size=512, channels=3, batch_size=32)
-    config.network.update(channels=320, multipliers=(1, 2, 4, 4), attention_levels=(0, 1, 2))
-    config.network.update(heads=8, context_dim=768, linear_projection=False, depth=(1,) * 4)
-    config.network.update(flip_sin_to_cos=True, freq_shift=0.0, downsample_padding=1)
-    config.network.norm_eps = 1e-5
-    config.cond.update(context="clip", text=ConfigDict(CLIP))
-    config.schedule.update(name="scaled_linear", beta_start=0.00085, beta_end=0.012)
+def _of_stable_diffusion(config: ConfigDict, *, hint: str) -> ConfigDict:
+    config.data.update(name="paired_folder", batch_size=32)
     config.train.steps = 8000
-    config.sample.update(sampler="ddim", grid="leading", steps=50, guidance=7.5, clip=False)
     return _control(config, hint=hint, channels=3, factor=8)
 
 
 def sd15_canny() -> ConfigDict:
-    return _stable_diffusion(hint="canny")
+    return _of_stable_diffusion(stable_diffusion.model15(), hint="canny")
 
 
 def sd15_canny_unlocked() -> ConfigDict:
@@ -101,29 +88,23 @@ def sd15_canny_unlocked() -> ConfigDict:
 
 
 def sd15_seg() -> ConfigDict:
-    config = _stable_diffusion(hint="given")  # masks in colours, in the folder `hints`
+    # Masks in colours, in the folder `hints`.
+    config = _of_stable_diffusion(stable_diffusion.model15(), hint="given")
     config.train.steps = 40_000
     return config
 
 
 def sd21_canny() -> ConfigDict:
-    config = sd15_canny()
-    config.network.update(head_channels=64, context_dim=1024, linear_projection=True)
-    config.cond.text.update(OPEN_CLIP)
-    return config
+    return _of_stable_diffusion(stable_diffusion.model21(), hint="canny")
 
 
 def sdxl_canny() -> ConfigDict:
-    config = _stable_diffusion(hint="canny", scale=0.13025)
-    config.data.update(image_size=1024, batch_size=64)
-    config.network.update(multipliers=(1, 2, 4), attention_levels=(1, 2), head_channels=64)
-    config.network.update(context_dim=2048, linear_projection=True, depth=(1, 2, 10))
-    config.network.update(added_dim=2816, added_time_dim=256)
+    config = _of_stable_diffusion(stable_diffusion.model_xl(), hint="canny")
+    config.data.batch_size = 64
     config.cond.context = "given"  # two text encoders, run beforehand
     config.cond.given = ConfigDict({"tokens": 77, "pooled": 1280})
-    del config.cond.text
+    del config.cond.text, config.cond.text_2
     config.train.steps = 20_000
-    config.sample.guidance = 5.0
     return config
 
 

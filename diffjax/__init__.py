@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _GENERATE = (
-    *("load", "Control", "Guidance", "Image", "Refiner", "Request", "Sampling", "Size"),
+    *("load", "Control", "Guidance", "Image", "Lora", "Refiner", "Request", "Sampling", "Size"),
     *("Embedding", "Pipeline"),
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.util
 import json
@@ -30,16 +29,16 @@ from diffjax.tasks import (
     make_autoencoder_task,
     make_controlnet_task,
     make_diffusion,
+    make_lora_task,
     make_noisy_classifier_task,
     make_task,
 )
-from diffjax.tasks.conditions import embedding_shapes
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
 from diffjax.types import Rows, Sampler, Task, taken
-from experiments import classifying, controlled, weights
+from experiments import classifying, controlled, finetuning, inputs, weights
 from experiments import stored_config as stored_config_module
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -242,6 +241,7 @@ def task_of(cfg: ConfigDict) -> Task:
     makers = {
         "classifier": make_noisy_classifier_task,
         "controlnet": make_controlnet_task,
+        "lora": make_lora_task,
         "diffusion": partial(make_task, classifier=classifying.log_prob_of(cfg)),
     }
     if cfg.task not in makers:
@@ -256,7 +256,7 @@ def diffusion_of(cfg: ConfigDict) -> Diffusion:
     Raises:
         UsageError: the config is of another task.
     """
-    if cfg.task not in ("diffusion", "controlnet"):
+    if cfg.task not in ("diffusion", "controlnet", "lora"):
         raise UsageError(f"this needs a diffusion model, but the task is {cfg.task!r}")
     return make_diffusion(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
@@ -264,13 +264,20 @@ def diffusion_of(cfg: ConfigDict) -> Diffusion:
 def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
     """The data set of a config, checked against what the config says of it.
 
+    Args:
+        split: another one than that of training, whose buckets of aspect ratios it has not.
+
     Raises:
         UsageError: shape, grey levels or classes differ.
     """
     if cfg.data.name == "noise":
-        return _noise_images(cfg)
+        return inputs.noise(cfg)
     source = _loaded(
-        cfg.data.name, split or cfg.data.split, cfg.data.dir or None, cfg.data.image_size
+        cfg.data.name,
+        split or cfg.data.split,
+        cfg.data.dir or None,
+        cfg.data.image_size,
+        None if split else inputs.buckets_of(cfg),
     )
     found, wanted = tuple(source.shape), image_shape(cfg)
     if found != wanted:
@@ -280,38 +287,14 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
         )
     if source.levels != cfg.data.levels:
         raise UsageError(f"{cfg.data.name} has {source.levels} grey levels, not {cfg.data.levels}")
-    return source
+    return finetuning.with_tokens(cfg, source) if "model" in cfg else source
 
 
 @functools.lru_cache(maxsize=2)  # training and test split; their images are read-only
-def _loaded(name: str, split: str, folder: str | None, image_size: int) -> data.Source:
-    return data.load(name, split=split, data_dir=folder, image_size=image_size)
-
-
-def _noise_images(cfg: ConfigDict, count: int = 64) -> data.Source:
-    """Random images of a config's shape, for smoke runs that need no data set."""
-    rng, classes = np.random.default_rng(0), cfg.data.num_classes
-    source = data.from_arrays(
-        rng.integers(0, cfg.data.levels, (count, *image_shape(cfg)), np.uint8),
-        rng.integers(0, max(classes, 1), count),
-        num_classes=classes,
-        levels=cfg.data.levels,
-    )
-    if text := cfg.get("cond", {}).get("text"):
-        ids = rng.integers(0, text.vocabulary, (count, text.positions), np.int32)
-        source = dataclasses.replace(source, more=lambda indices: {"text": ids[indices]})
-    if shapes := _embeddings(cfg):
-        drawn = {k: rng.standard_normal((count, *v)).astype("f4") for k, v in shapes.items()}
-        source = dataclasses.replace(
-            source, more=lambda indices: {k: v[indices] for k, v in drawn.items()}
-        )
-    return source
-
-
-def _embeddings(cfg: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Shapes of the embeddings that the data bring along."""
-    given = cfg.get("cond", {}).get("context", "") == "given"
-    return embedding_shapes(cfg) if given else {}
+def _loaded(
+    name: str, split: str, folder: str | None, image_size: int, buckets: data.Buckets | None
+) -> data.Source:
+    return data.load(name, split=split, data_dir=folder, image_size=image_size, buckets=buckets)
 
 
 def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
@@ -335,27 +318,12 @@ def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
     return start
 
 
-def abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a training batch of ``size`` examples."""
-    batch = {
-        "image": jax.ShapeDtypeStruct((size, *image_shape(cfg)), jnp.float32),
-        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-    }
-    if text := cfg.get("cond", {}).get("text"):
-        batch["text"] = jax.ShapeDtypeStruct((size, text.positions), jnp.int32)
-    for name, shape in _embeddings(cfg).items():
-        batch[name] = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
-    if cfg.task == "controlnet":
-        batch["hint"] = jax.ShapeDtypeStruct((size, *controlled.hint_shape(cfg)), jnp.float32)
-    return batch
-
-
 def abstract_state(cfg: ConfigDict, task: Task) -> State:
     """Shapes of the training state, without memory."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    base = controlled.abstract(cfg) if cfg.task == "controlnet" else None
+    base = controlled.abstract(cfg) if cfg.task in ("controlnet", "lora") else None
     init = partial(init_state, task, optimizer)
-    return jax.eval_shape(init, jax.random.key(0), base, abstract_batch(cfg, 1))
+    return jax.eval_shape(init, jax.random.key(0), base, inputs.abstract_batch(cfg, 1))
 
 
 def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:

@@ -19,7 +19,7 @@ from diffjax.pretrained import from_state_dict, load_model, to_state_dict
 from diffjax.tasks import make_task
 from diffjax.tasks.controlnet import NET, controlled, controller, make_controlled
 from diffjax.types import choose
-from experiments import common, stored_config, weights
+from experiments import common, finetuning, inputs, stored_config, weights
 
 RANDOM = "random"  # in place of a base: untrained, for tests
 
@@ -31,7 +31,7 @@ def _plain(cfg: ConfigDict) -> Any:
 
 def abstract(cfg: ConfigDict) -> dict[str, Any]:
     """Shapes of the frozen base, and of what it measured of its data."""
-    key, batch = jax.random.key(0), common.abstract_batch(cfg, 1)
+    key, batch = jax.random.key(0), inputs.abstract_batch(cfg, 1)
     params, extra = jax.eval_shape(lambda k, b: _plain(cfg).init(k, None, b), key, batch)
     return _joined(params, {k: v for k, v in extra.items() if k != "times"})
 
@@ -54,10 +54,16 @@ def hints_of(cfg: ConfigDict) -> data.Hints:
 def load_base(cfg: ConfigDict) -> dict[str, Any]:
     """The frozen base, from a workdir, an exported file or a diffusers folder.
 
+    That of a low-rank adapter is the UNet of its model.
+
     Raises:
         UsageError: there is none, or one of another shape.
     """
-    like, where = abstract(cfg), cfg.control.base
+    like = abstract(cfg)
+    if cfg.task == "lora" and finetuning.model_path(cfg) != RANDOM:
+        net = common.diffusion_of(cfg).network
+        return _joined(finetuning.part(cfg, "unet", net, like["base"]), _statistics(cfg))
+    where = finetuning.model_path(cfg) or cfg.control.base
     if not where:
         raise common.UsageError(
             "--config.control.base is needed: the workdir of a trained model, its exported "
@@ -83,7 +89,7 @@ def _statistics(cfg: ConfigDict) -> dict[str, Any]:
 
 
 def _random(cfg: ConfigDict) -> dict[str, Any]:
-    logging.warning("the base is untrained: control.base=%s is for tests", RANDOM)
+    logging.warning("the base is untrained: %s weights are for tests", RANDOM)
     rng = np.random.default_rng(0)
 
     def draw(leaf: Any) -> jax.Array:

@@ -4,6 +4,11 @@
     python -m experiments.sample --weights=digits.safetensors --workdir=runs/elsewhere
 
 The file holds the averaged weights under diffusers' names, and the config; no optimiser state.
+
+    python -m experiments.export --workdir=runs/cats --out=cats
+
+Of fine-tuning, an --out without suffix is a folder that diffusers and `diffjax.load` read: the
+whole model, or of LoRA the file pytorch_lora_weights.safetensors.
 """
 
 from __future__ import annotations
@@ -12,18 +17,29 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from experiments import common, frozen, weights
+from experiments import common, finetuning, frozen, weights
 
-OUT = flags.DEFINE_string("out", None, "File to write; default: weights.safetensors in --workdir.")
+OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "File to write, or of fine-tuning a folder; default: weights.safetensors in --workdir.",
+)
 
 
 def main() -> None:
     cfg, folder = common.config(), common.workdir()
     out = Path(OUT.value) if OUT.value else folder / "weights.safetensors"
-    if out.suffix != ".safetensors":
-        raise common.UsageError(f"--out={out} must end in .safetensors")
+    whole = "model" in cfg and not out.suffix
+    if out.suffix != ".safetensors" and not whole:
+        raise common.UsageError(
+            f"--out={out} must end in .safetensors; folders are for configs of fine-tuning"
+        )
     state = common.restore(cfg, common.task_of(cfg), folder)
     given = frozen.load(cfg, folder) if cfg.get("autoencoder", None) else None
+    if whole:
+        finetuning.save(cfg, state, given, out)
+        finetuning.summary(cfg, out)
+        return
     weights.write(out, cfg, state, given)
     logging.info("%.1f MB in %s", out.stat().st_size / 1e6, out)
 

@@ -1,4 +1,4 @@
-"""What a run reads but does not train: autoencoder, text encoder, a ControlNet's base."""
+"""What a run reads but does not train: autoencoder, text encoders, the base of an adapter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -19,11 +18,11 @@ from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.perceptual import load_lpips
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
 from diffjax.tasks import make_autoencoder
-from diffjax.tasks.conditions import make_clip
+from diffjax.tasks.conditions import make_clips
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
 from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
-from experiments import classifying, common, controlled, weights
+from experiments import classifying, common, controlled, finetuning, weights
 
 RANDOM = "random"  # in place of weights: untrained, for tests
 
@@ -38,11 +37,10 @@ def abstract(cfg: ConfigDict) -> Any:
         size, channels = net.factor, cfg.data.channels
         image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
         out["autoencoder"] = jax.eval_shape(net.init, jax.random.key(0), image)["params"]
-    if cfg.get("cond", {}).get("context", "") == "clip":
-        net = make_clip(cfg)
-        ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        out["text_encoder"] = jax.eval_shape(net.init, jax.random.key(0), ids)["params"]
-    if cfg.task == "controlnet":
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    for name, net in make_clips(cfg).items():
+        out[name] = jax.eval_shape(net.init, jax.random.key(0), ids)["params"]
+    if cfg.task in ("controlnet", "lora"):
         out |= controlled.abstract(cfg)
     return out or None
 
@@ -88,11 +86,13 @@ def _trained_with(cfg: ConfigDict, folder: Path, fresh: bool) -> Any:
     if not fresh and (stored := _stored(cfg, folder)):
         return stored
     out: dict[str, Any] = {}
+    if finetuning.model_path(cfg):
+        finetuning.check(cfg)
     if cfg.get("autoencoder", None):
         out["autoencoder"] = _autoencoder(cfg)
-    if cfg.get("cond", {}).get("context", "") == "clip":
-        out["text_encoder"] = _text_encoder(cfg)
-    if cfg.task == "controlnet":
+    for name, net in make_clips(cfg).items():
+        out[name] = _text_encoder(cfg, name, net)
+    if cfg.task in ("controlnet", "lora"):
         out |= controlled.load_base(cfg)
     return out or None
 
@@ -120,28 +120,23 @@ def _classifier(name: str) -> metrics.FeatureNetwork:
     return metrics.feature_network(name)
 
 
-def _text_encoder(cfg: ConfigDict) -> Any:
-    if not cfg.cond.weights:
+def _text_encoder(cfg: ConfigDict, name: str, net: Any) -> Any:
+    like, model = abstract(cfg)[name], finetuning.model_path(cfg)
+    where = cfg.cond.weights or model
+    if not where:
         raise common.UsageError(
             "cond.context=clip needs --config.cond.weights=FOLDER: a text_encoder of transformers"
         )
-    if cfg.cond.weights == RANDOM:
-        return random_like(abstract(cfg)["text_encoder"])
-    params = load_model(cfg.cond.weights).params
+    if where == RANDOM:
+        return jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    if where == model:
+        return finetuning.part(cfg, name, net, like)
     try:
-        return _on_device(from_state_dict(to_state_dict(params), abstract(cfg)["text_encoder"]))
+        return _on_device(from_state_dict(to_state_dict(load_model(where).params), like))
     except ValueError as error:
         raise common.UsageError(
             f"the text encoder in {cfg.cond.weights} is not the one of config.cond.text: {error}"
         ) from error
-
-
-def random_like(shapes: Any) -> Any:
-    """Untrained parameters, for tests."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
-    )
 
 
 def _stored(cfg: ConfigDict, folder: Path) -> Any:
@@ -159,13 +154,18 @@ def _stored(cfg: ConfigDict, folder: Path) -> Any:
 
 def _autoencoder(cfg: ConfigDict) -> Any:
     like = abstract(cfg)["autoencoder"]
-    where = cfg.autoencoder.weights
+    model = finetuning.model_path(cfg)
+    where = cfg.autoencoder.weights or model
     if not where:
         raise common.UsageError(
             "--config.autoencoder.weights is needed: the workdir of a trained autoencoder, its "
             "exported .safetensors, or the vae folder of a diffusers model"
         )
-    return _random(cfg) if where == RANDOM else _fitting(Path(where), like)
+    if where == RANDOM:
+        return _random(cfg)
+    if where == model:
+        return finetuning.part(cfg, "vae", autoencoder_of(cfg), like)
+    return _fitting(Path(where), like)
 
 
 def _random(cfg: ConfigDict) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax.data import shapes
-from experiments import common, frozen, sampler_sweep
+from experiments import common, finetuning, frozen, sampler_sweep
 
 common.define_sampling_flags()
 OUT = flags.DEFINE_string("out", None, "Path without suffix; default: samples/ in the workdir.")
@@ -24,7 +24,7 @@ OUT = flags.DEFINE_string("out", None, "Path without suffix; default: samples/ i
 ROWS = flags.DEFINE_string("rows", None, "KEY=VALUE,... of config.sample: a row of images each.")
 
 PROMPT = flags.DEFINE_multi_string(
-    "prompt", [], "Captions, in the words of data set shapes; default: those of the test images."
+    "prompt", [], "Captions, of most models in the words of data set shapes; default: the data's."
 )
 
 
@@ -37,14 +37,16 @@ def rows(cfg: Any, maker: common.ImageMaker, num: int, seed: int) -> np.ndarray:
         sampler, plan = common.sampler_of(chosen, maker.model)
         scale = chosen.sample.get("guidance", 1.0)
         done.append(
-            maker.make(num=num, seed=seed, sampler=sampler, rows=plan, scale=scale, text=_text())
+            maker.make(num=num, seed=seed, sampler=sampler, rows=plan, scale=scale, text=_text(cfg))
         )
     return np.concatenate(done)
 
 
-def _text() -> Any:
+def _text(cfg: Any) -> Any:
     """Tokens of the prompts, or None for the captions of the data."""
-    return shapes.tokenize(PROMPT.value) if PROMPT.value else None
+    if not PROMPT.value:
+        return None
+    return finetuning.tokens(cfg, PROMPT.value) if "model" in cfg else shapes.tokenize(PROMPT.value)
 
 
 def main() -> None:
@@ -56,7 +58,7 @@ def main() -> None:
     if ROWS.value:
         images = rows(cfg, maker, num, seed)
     else:
-        images = maker.make(num=num, seed=seed, text=_text())
+        images = maker.make(num=num, seed=seed, text=_text(cfg))
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(state.step)}-seed{seed}"
     out = common.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)

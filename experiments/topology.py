@@ -36,7 +36,7 @@ from diffjax.train.sharding import (
     with_sharding,
 )
 from diffjax.types import Task
-from experiments import common, frozen
+from experiments import common, frozen, inputs
 
 GIB = 2**30
 CACHE = Path(os.environ.get("DIFFJAX_CACHE", "~/.cache/diffjax")).expanduser() / "plan"
@@ -73,7 +73,7 @@ class Case(NamedTuple):
 def case_of(cfg: Any) -> Case:
     """The case of a config."""
     weights = frozen.abstract(cfg)
-    return Case(common.task_of(cfg), weights, lambda size: common.abstract_batch(cfg, size))
+    return Case(common.task_of(cfg), weights, lambda size: inputs.abstract_batch(cfg, size))
 
 
 # Asked by libtpu when it starts; any slice can be described afterwards.

@@ -28,7 +28,7 @@ from absl import flags, logging
 from diffjax import metrics
 from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
-from experiments import common, controlled, first_stage, frozen, judging
+from experiments import common, controlled, finetuning, first_stage, frozen, judging
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
@@ -173,8 +173,9 @@ def main() -> None:
         heartbeat=HEARTBEAT.value,
     )
     task = common.task_of(cfg)
-    source = common.source_of(cfg)
     check_workdir(folder)
+    source = common.source_of(cfg)
+    finetuning.keep_tokenizers(cfg, folder)
     given = frozen.load(cfg, folder, fresh=True)
     stored = folder / "config.json"
     if (
@@ -195,6 +196,7 @@ def main() -> None:
             folder,
             common.batches_of(cfg, source),
             frozen=given,
+            initial=finetuning.initial(cfg, shapes.params),
             on_sample=_preview(cfg, task, folder, given),
             on_evaluate=_evaluator(cfg, task, given),
         )

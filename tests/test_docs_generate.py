@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from configs import stable_diffusion
 from diffjax import generate
 from tests.parity import generate_cases as g
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs/stable_diffusion.md").read_text("utf-8")
+PAGE = (ROOT / "docs/stable_diffusion.md").read_text("utf-8")
+TRAINING = PAGE[PAGE.index("## Fine-tuning") : PAGE.index("## Differences")]
+TEXT = PAGE.replace(TRAINING, "")
 
 
 def test_flags_exist():
@@ -17,6 +20,17 @@ def test_flags_exist():
     flags = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
     used = set(re.findall(r"--(\w+)", TEXT))
     assert used and used <= flags, used - flags
+
+
+def test_values_of_configs_exist():
+    known = stable_diffusion.get_config("sd15_lora")
+    keys = set(re.findall(r"--config\.([a-z_.]+)=", TRAINING))
+    keys |= set(re.findall(r"`((?:data|cond|lora)\.[a-z_]+)", TRAINING))
+    for key in keys:
+        section, _, name = key.partition(".")
+        assert name in known[section], key
+    variants = re.findall(r"configs/stable_diffusion\.py:(\w+)", TRAINING)
+    assert variants and set(variants) <= set(stable_diffusion.VARIANTS)
 
 
 def test_names_exist():

@@ -1,5 +1,6 @@
 """Data sets by name, and batches that are a function of (seed, step)."""
 
+from diffjax.data.captions import Buckets
 from diffjax.data.conditions import Hints, make_hints, paired, with_hints
 from diffjax.data.datasets import Source, from_arrays, load, names
 from diffjax.data.pipeline import (
@@ -13,6 +14,7 @@ from diffjax.data.pipeline import (
 )
 
 __all__ = [
+    "Buckets",
     "Hints",
     "Source",
     "batch_at",

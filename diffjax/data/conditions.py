@@ -25,7 +25,7 @@ import numpy as np
 from scipy import ndimage
 
 from diffjax.data import formats
-from diffjax.data.datasets import Source, list_images, load
+from diffjax.data.datasets import Source, load
 from diffjax.types import build
 
 Batch = Mapping[str, np.ndarray]
@@ -265,7 +265,8 @@ def _pictures(root: Path, split: str, count: int) -> list[Path]:
     folders = [root / "images", root / "hints"]
     folders = [f / split if (f / split).is_dir() else f for f in folders]
     names, hints = (
-        {p.relative_to(f).with_suffix("").as_posix(): p for p in list_images(f)} for f in folders
+        {p.relative_to(f).with_suffix("").as_posix(): p for p in formats.list_images(f)}
+        for f in folders
     )
     if alone := sorted(set(names) ^ set(hints)):
         raise ValueError(

@@ -8,6 +8,7 @@
 | cifar10 | 60,000 of 32x32x3 | its binary archive, or TFDS |
 | celeb_a_hq, lsun_*, imagenet* | 30,000 and up | prepared by TFDS as array_record |
 | image_folder | any | a folder of image files |
+| captioned_folder | any | image files with captions, see `diffjax.data.captions` |
 | paired_folder | any | image files with hints and arrays, see `diffjax.data.conditions.paired` |
 | shapes, shapes_single | 25,000 of any size | drawn by a program, with captions, masks and edges |
 | latents | any | latents of another set, written by `experiments.encode` |
@@ -26,7 +27,8 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from diffjax.data import formats, latents, shapes, tfds_builders
+from diffjax.data import captions, formats, latents, shapes, tfds_builders
+from diffjax.data.captions import Buckets
 
 ENV_DIR = "DIFFJAX_DATA_DIR"
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -66,6 +68,9 @@ class Source:
       labels: as images, int32 (N,).
       more: indices -> further arrays by name, such as "text" (token ids), "mask", "edges"; or
         "moments", latents that stand for the images. None if there are none.
+      captions: indices -> what the images show; None if nobody says.
+      groups: (N,) int, if images differ in shape: those of one group have one, and batches are
+        made of one group. ``shape`` is that of none in particular.
     """
 
     shape: tuple[int, int, int]
@@ -76,6 +81,8 @@ class Source:
     images: np.ndarray | None = None
     labels: np.ndarray | None = None
     more: Callable[[Sequence[int] | np.ndarray], dict[str, np.ndarray]] | None = None
+    captions: Callable[[Sequence[int] | np.ndarray], list[str]] | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -132,11 +139,16 @@ def from_arrays(
 
 def names() -> tuple[str, ...]:
     """The names that `load` knows."""
-    return (*_LOADERS, *_TFDS, *_DRAWN, "image_folder", "paired_folder", "latents")
+    return (*_LOADERS, *_TFDS, *_DRAWN, *_FOLDERS, "latents")
 
 
 def load(
-    name: str, *, split: str = "train", data_dir: str | None = None, image_size: int | None = None
+    name: str,
+    *,
+    split: str = "train",
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    buckets: Buckets | None = None,
 ) -> Source:
     """Load a data set by name.
 
@@ -148,29 +160,28 @@ def load(
       data_dir: folder of the original files, or TFDS folder; see the table above. With it, no
         other place is searched and nothing is downloaded.
       image_size: crop to the central square and resize to this; None keeps the size.
+      buckets: of captioned_folder, crop to the nearest of these shapes instead.
 
     Returns:
       The source. TFDS stores its rows in its own shuffled order, so a set read from TFDS and the
       same set read from the original files differ in order (not in content).
 
     Raises:
-      ValueError: unknown name or split, images of different sizes without image_size, or damaged
-        files.
+      ValueError: unknown name or split, buckets of data that have none, images of different sizes
+        without image_size, or damaged files.
       FileNotFoundError: the data are not there; the message says how to get them.
     """
     if name not in names():
         raise ValueError(f"unknown data set {name!r}: choose from {', '.join(names())}")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size={image_size}: it must be at least 1")
+    if buckets and name != "captioned_folder":
+        raise ValueError(f"{name} has no buckets of aspect ratios; captioned_folder has")
     root = _given_dir(data_dir)
     if name in _TFDS:
         return _load_prepared(name, split, _places(root, data_dir is not None), image_size)
-    if name == "image_folder":
-        return _load_folder(split, root, image_size)
-    if name == "paired_folder":
-        from diffjax.data.conditions import paired  # which loads the images by this function
-
-        return paired(_needed(name, root), split=split, image_size=image_size)
+    if name in _FOLDERS:
+        return _FOLDERS[name](split, _needed(name, root), image_size, buckets)
     if name in _DRAWN:
         return _draw_shapes(split, image_size or shapes.SIZE, single=name == "shapes_single")
     if name == "latents":
@@ -351,42 +362,22 @@ def _fit(image: np.ndarray, size: int | None) -> np.ndarray:
     return image if size is None else formats.center_crop_resize(image, size)
 
 
-def list_images(root: Path) -> list[Path]:
-    found = (p for p in root.rglob("*") if p.suffix.lower() in formats.IMAGE_SUFFIXES)
-    return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
-
-
-def _folder_labels(root: Path, paths: list[Path]) -> tuple[np.ndarray, int]:
-    """Labels from the first sub-folder of each path, in alphabetical order."""
-    parts = [path.relative_to(root).parts for path in paths]
-    loose = [p[0] for p in parts if len(p) == 1]
-    if len(loose) == len(parts):
-        return np.zeros(len(parts), np.int32), 0
-    if loose:
-        raise ValueError(
-            f"{root} has images both in sub-folders (classes) and outside, such as {loose[0]}"
-        )
-    classes = {c: i for i, c in enumerate(sorted({p[0] for p in parts}))}
-    return np.asarray([classes[p[0]] for p in parts], np.int32), len(classes)
-
-
 def _needed(name: str, root: Path | None) -> Path:
     if root is None:
         raise ValueError(f"{name} needs the folder: pass data_dir or set {ENV_DIR}")
     return root
 
 
-def _load_folder(split: str, root: Path | None, size: int | None) -> Source:
+def _load_folder(split: str, root: Path, size: int | None, buckets: Buckets | None) -> Source:
     """Every image file below a folder, as RGB; the class is the first sub-folder, if any."""
-    root = _needed("image_folder", root)
     if (root / split).is_dir():
         root = root / split
     else:
         _check_split(f"image_folder without a {root / split}", split, ("train", "all"))
-    paths = list_images(root)
+    paths = formats.list_images(root)
     if not paths:
         raise FileNotFoundError(f"{root} holds no image ({' '.join(formats.IMAGE_SUFFIXES)})")
-    labels, num_classes = _folder_labels(root, paths)
+    labels, num_classes = formats.folder_labels(root, paths)
     height, width, channels = _fit(formats.read_image(paths[0]), size).shape
     shape = (height, width, channels)
 
@@ -404,6 +395,39 @@ def _load_folder(split: str, root: Path | None, size: int | None) -> Source:
     return Source(shape, num_classes, 256, len(paths), read)
 
 
+def _load_paired(split: str, root: Path, size: int | None, buckets: Buckets | None) -> Source:
+    from diffjax.data.conditions import paired  # which loads the images by `load`
+
+    return paired(root, split=split, image_size=size)
+
+
+def _load_captioned(split: str, root: Path, size: int | None, buckets: Buckets | None) -> Source:
+    # Of data that are one folder, or training data alone, the test images are the same.
+    parts = [root / name for name in (split, "train") if (root / name).is_dir()]
+    paths, texts = captions.read_folder(parts[0] if parts else root)
+    if size is None:
+        raise ValueError("captioned_folder needs image_size")
+    layout = captions.lay_out([formats.image_size(path) for path in paths], size, buckets)
+
+    def read(indices: Sequence[int] | np.ndarray) -> Arrays:
+        fit = formats.center_crop_resize
+        images = [fit(formats.read_image(paths[i]), layout.target(i)) for i in indices]
+        return np.stack(images), np.zeros(len(images), np.int32)
+
+    return Source(
+        (size, size, 3),
+        *(0, 256, len(paths), read),
+        more=lambda indices: {"time_ids": layout.time_ids[np.asarray(indices)]},
+        captions=lambda indices: [texts[i] for i in indices],
+        groups=layout.groups if buckets else None,
+    )
+
+
+_FOLDERS = {
+    "image_folder": _load_folder,
+    "captioned_folder": _load_captioned,
+    "paired_folder": _load_paired,
+}
 _DRAWN = ("shapes", "shapes_single")
 
 
@@ -430,8 +454,12 @@ def _draw_shapes(split: str, size: int, *, single: bool) -> Source:
         mask = masks[indices].astype(np.int32)
         return {"text": text[indices], "mask": mask, "edges": shapes.edges(mask)}
 
+    def told(indices: Sequence[int] | np.ndarray) -> list[str]:
+        return [shapes.scene(split, int(i), single=single).caption() for i in indices]
+
     classes = shapes.CLASSES if single else 0
-    return Source((size, size, 3), classes, 256, count, read, more=more)
+    shape = (size, size, 3)
+    return Source(shape, classes, 256, count, read, more=more, captions=told)
 
 
 def _load_latents(split: str, root: Path | None) -> Source:

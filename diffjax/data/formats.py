@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -159,19 +159,77 @@ def read_image(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
-def center_crop_resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Largest central square, resized to (size, size, C) by Pillow's bicubic filter.
+def center_crop_resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Largest central square, or rectangle, resized to (size, size, C) by Pillow's bicubic filter.
 
     Pillow widens the filter when it shrinks an image, so there is no aliasing (Parmar et al. 2022,
     "On Aliased Resizing and Surprising Subtleties in GAN Evaluation"). uint8 in, uint8 out.
+
+    Args:
+      size: of the square, or (height, width).
     """
     height, width, channels = image.shape
-    if height == width == size:
+    h, w = (size, size) if isinstance(size, int) else size
+    if (height, width) == (h, w):
         return image
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
+    _, (top, left), (rows, columns) = central((height, width), (h, w))
     # Cropped first: given a box, Pillow's filter would reach for the pixels outside it.
-    square = image[top : top + side, left : left + side]
-    picture = Image.fromarray(np.ascontiguousarray(square[..., 0] if channels == 1 else square))
-    resized = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(resized).reshape(size, size, channels)
+    part = image[top : top + rows, left : left + columns]
+    picture = Image.fromarray(np.ascontiguousarray(part[..., 0] if channels == 1 else part))
+    resized = picture.resize((w, h), Image.Resampling.BICUBIC)
+    return np.asarray(resized).reshape(h, w, channels)
+
+
+def central(
+    found: tuple[int, int], wanted: tuple[int, int]
+) -> tuple[float, tuple[int, int], tuple[int, int]]:
+    """(factor, corner, size) of the largest central rectangle with the ratio of another.
+
+    All are (height, width) in pixels of what is found, which is ``factor`` times the wanted size.
+    """
+    factor = min(found[0] / wanted[0], found[1] / wanted[1])
+    size = max(1, round(wanted[0] * factor)), max(1, round(wanted[1] * factor))
+    corner = (found[0] - size[0]) // 2, (found[1] - size[1]) // 2
+    return factor, corner, size
+
+
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of an image file, upright as `read_image` gives it, from its header.
+
+    Raises:
+      ValueError: the file is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    return (width, height) if turned else (height, width)
+
+
+def list_images(root: Path) -> list[Path]:
+    """Image files below a folder, in alphabetical order; hidden ones are left out."""
+    found = (p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
+
+
+def folder_labels(root: Path, paths: list[Path]) -> tuple[np.ndarray, int]:
+    """Labels (N,) from the first sub-folder of each path, in alphabetical order, and their number.
+
+    Raises:
+      ValueError: there are images both in sub-folders and outside.
+    """
+    parts = [path.relative_to(root).parts for path in paths]
+    loose = [p[0] for p in parts if len(p) == 1]
+    if len(loose) == len(parts):
+        return np.zeros(len(parts), np.int32), 0
+    if loose:
+        raise ValueError(
+            f"{root} has images both in sub-folders (classes) and outside, such as {loose[0]}"
+        )
+    classes = {c: i for i, c in enumerate(sorted({p[0] for p in parts}))}
+    return np.asarray([classes[p[0]] for p in parts], np.int32), len(classes)

@@ -4,13 +4,20 @@ Global position p = step * batch_size + row runs through epoch after epoch: p = 
 Every epoch is its own permutation of the N images (grain's index shuffle) and a batch may lie
 across two epochs, so nothing is dropped. What a position holds depends on (seed, p) alone: not on
 the number of processes or threads, nor on where the iteration began.
+
+Images in groups (buckets of aspect ratios) are batched within them. Steps go in rounds of N: each
+round is a permutation of the N images, and image k of it says that step k takes its batch from the
+group of that image. So every round has as many steps of a group as it has images, whatever its
+size; the rows of those steps run through the group's own permutations, and every image is seen
+exactly batch_size times a round.
 """
 
 from __future__ import annotations
 
 import collections
+import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grain
@@ -97,7 +104,7 @@ def dataset(
     if flip and source.more:
         raise ValueError("flip=True: the texts and masks of these images would no longer fit")
     rows = batch_size // process_count
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    own = process_index * rows + np.arange(rows)
 
     def read(step: int, indices: np.ndarray) -> Batch:
         batch = source.take(indices)
@@ -105,12 +112,43 @@ def dataset(
             return batch
         images = batch["image"]
         if flip:
-            first = step * batch_size + process_index * rows
-            mirrored = _fair_bits(seed, first + np.arange(rows))[:, None, None, None]
+            mirrored = _fair_bits(seed, step * batch_size + own)[:, None, None, None]
             images = np.where(mirrored, images[:, :, ::-1], images)
         return {**batch, "image": to_float(images, source.levels)}
 
+    if source.groups is not None:
+        chosen = _within_groups(source.groups, seed)
+        steps = grain.MapDataset.range(1).repeat()
+        order = steps.map_with_index(lambda step, _: chosen(step, batch_size)[own])
+        return order.map_with_index(read)
+    order = _shuffled(len(source), seed)
     return order.batch(rows)[process_index::process_count].map_with_index(read)
+
+
+def _shuffled(count: int, seed: int) -> grain.MapDataset:
+    """Endless epochs of 0 to count - 1, each its own permutation."""
+    return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+
+
+def _within_groups(groups: np.ndarray, seed: int) -> Callable[[int, int], np.ndarray]:
+    """``(step, batch_size) -> indices`` of one group; see the module."""
+    members = {int(g): np.flatnonzero(groups == g) for g in np.unique(groups)}
+    seeds = {g: int(np.random.SeedSequence([seed, g]).generate_state(1)[0]) for g in members}
+    orders = {g: _shuffled(len(some), seeds[g]) for g, some in members.items()}
+
+    @functools.lru_cache(maxsize=2)
+    def leaders(number: int) -> np.ndarray:
+        return np.random.default_rng([seed, number]).permutation(groups)
+
+    def indices(step: int, batch_size: int) -> np.ndarray:
+        number, k = divmod(step, len(groups))
+        round_ = leaders(number)
+        group = int(round_[k])
+        before = number * len(members[group]) + int((round_[:k] == group).sum())
+        positions = range(before * batch_size, (before + 1) * batch_size)
+        return members[group][[int(orders[group][p]) for p in positions]]
+
+    return indices
 
 
 def batch_of(source: Source, indices: np.ndarray) -> Batch:

@@ -11,7 +11,7 @@ import numpy as np
 from diffjax.pretrained.models import Model
 from diffjax.pretrained.prompts import Embedding
 from diffjax.pretrained.schedulers import KINDS, Scheduler, load_scheduler, with_class
-from diffjax.types import Array, choose
+from diffjax.types import Array, PyTree, choose
 
 if TYPE_CHECKING:
     from diffjax.generate.pipeline import Pipeline
@@ -122,6 +122,18 @@ class Control(NamedTuple):
     balance: str = "balanced"
 
 
+class Lora(NamedTuple):
+    """Low-rank adapters of the UNet, added when the program runs.
+
+    Attributes:
+        weights: from `diffjax.pretrained.load_lora`.
+        scale: 1 as they were trained, 0 for none of them.
+    """
+
+    weights: PyTree
+    scale: float = 1.0
+
+
 class Refiner(NamedTuple):
     """A second model that does the last part of the denoising (Podell et al. 2023).
 
@@ -190,6 +202,7 @@ class Request:
         guidance: a `Guidance`, or its scale.
         image: what to start from, or to fill in.
         control: ControlNets, whose residuals are added up.
+        lora: low-rank adapters, which are added up; a refiner gets none.
         refiner: a second model for the last part.
         size: a `Size`, or (height, width), or one number.
         num: images per prompt.
@@ -204,6 +217,7 @@ class Request:
     guidance: Guidance | float | None = None
     image: Image | None = None
     control: Sequence[Control] = ()
+    lora: Sequence[Lora] = ()
     refiner: Refiner | None = None
     size: Size | tuple[int, int] | int | None = None
     num: int = 1

@@ -18,6 +18,7 @@ from diffjax.generate.options import (
     Control,
     Guidance,
     Image,
+    Lora,
     Refiner,
     Request,
     Sampling,
@@ -26,7 +27,7 @@ from diffjax.generate.options import (
 )
 from diffjax.generate.program import Program
 from diffjax.pretrained.files import StrPath
-from diffjax.pretrained.lora import merge_lora
+from diffjax.pretrained.lora import load_lora, merge_lora
 from diffjax.pretrained.models import Sharding
 from diffjax.pretrained.pipelines import Components, load_components, save_components
 from diffjax.pretrained.prompts import Embedding, add_concept, count_chunks, encode
@@ -149,6 +150,7 @@ class Pipeline:
         guidance: Guidance | float | None = None,
         image: Image | None = None,
         control: Sequence[Control] = (),
+        lora: Sequence[Lora] = (),
         refiner: Refiner | None = None,
         size: Size | tuple[int, int] | int | None = None,
         num: int = 1,
@@ -177,6 +179,7 @@ class Pipeline:
             guidance=guidance,
             image=image,
             control=control,
+            lora=lora,
             refiner=refiner,
             size=size,
             num=num,
@@ -261,12 +264,19 @@ class Pipeline:
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(one, prompts))
 
     def with_lora(self, path: StrPath, *, scale: float = 1.0) -> Pipeline:
-        """The pipeline with a low-rank adapter merged in; see `merge_lora`."""
+        """The pipeline with a low-rank adapter merged in; see `merge_lora`.
+
+        ``lora`` of a call adds adapters of the UNet without another copy of its weights.
+        """
         texts = self.parts.texts
         models = {"unet": self.parts.unet} | {name: text.model for name, text in texts.items()}
         models = merge_lora(models, path, scale=scale)
         changed = {name: text._replace(model=models[name]) for name, text in texts.items()}
         return Pipeline(self.parts._replace(unet=models["unet"], texts=changed))
+
+    def load_lora(self, path: StrPath) -> PyTree:
+        """Adapters for `Lora`; see `diffjax.pretrained.load_lora`."""
+        return load_lora(self.parts.unet, path)
 
     def with_concept(self, path: StrPath, *, name: str | None = None) -> Pipeline:
         """The pipeline with a word more, by textual inversion; see `add_concept`."""
@@ -321,7 +331,9 @@ class Pipeline:
         first = self._stage(request, end=refiner.start)
         # Other noise than that of the base model.
         keys = program.fold(scene.make_keys(request.key, request.count()), REFINER)
-        rest = dataclasses.replace(request, key=keys, control=(), refiner=None, latents=None)
+        rest = dataclasses.replace(
+            request, key=keys, control=(), lora=(), refiner=None, latents=None
+        )
         shape = first.z.shape[1:3]
         return [(self, first), (refiner.pipe, refiner.pipe._stage(rest, shape, refiner.start))]
 
@@ -348,6 +360,8 @@ class Pipeline:
         guided = program.how_guided(scales[:length], scale)
         cond, null = conditions.make(self, request, view.size, guided=guided != "no")
         inputs: dict[str, Any] = {"params": unet.params, "keys": view.keys, "cond": cond}
+        if request.lora:
+            inputs["lora"] = [(one.weights, float(one.scale)) for one in request.lora]
         if guided != "no":
             inputs |= {"null": null, "scale": scales}
         if view.concat is not None:

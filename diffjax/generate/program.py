@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax import control, guidance
+from diffjax import control, guidance, lora
 from diffjax.generate import images
 from diffjax.generate.options import Request
 from diffjax.pretrained.schedulers import Scheduler, to_config
@@ -77,8 +77,11 @@ def advance(
 
     Args:
         inputs: params, keys and cond; with guidance null and scale (rows,); for inpainting known;
-            with ControlNets their params, hints and strengths, see `controls`.
+            with ControlNets their params, hints and strengths, see `controls`; with low-rank
+            adapters lora, pairs of these and their scales.
     """
+    for adapters, scale in inputs.get("lora", ()):
+        inputs = {**inputs, "params": lora.merge(inputs["params"], adapters, scale)}
     noise = loop.image_noise(inputs["keys"], run.z.shape[1:])
     known = inputs.get("known")
 

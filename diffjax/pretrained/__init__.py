@@ -2,7 +2,7 @@
 
 from diffjax.pretrained.control_file import save_control_file
 from diffjax.pretrained.files import load_safetensors, open_safetensors
-from diffjax.pretrained.lora import merge_lora
+from diffjax.pretrained.lora import load_lora, merge_lora, save_lora
 from diffjax.pretrained.models import Model, load_model, save_model
 from diffjax.pretrained.schedulers import (
     Scheduler,
@@ -20,6 +20,7 @@ __all__ = [
     "Scheduler",
     "flow_mu",
     "from_state_dict",
+    "load_lora",
     "load_model",
     "load_safetensors",
     "load_scheduler",
@@ -28,6 +29,7 @@ __all__ = [
     "open_safetensors",
     "open_single_file",
     "save_control_file",
+    "save_lora",
     "save_model",
     "save_safetensors",
     "save_scheduler",

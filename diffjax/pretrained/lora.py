@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021) merged into the networks they were trained for.
+"""Low-rank adapters (Hu et al. 2021) from and to files, and merged into their networks.
 
 Files of kohya's scripts (``lora_unet_..._to_q.lora_down.weight`` with an ``alpha``, in the names of
 diffusers or of the single-file layout) and of diffusers and peft (``unet....to_q.lora_A.weight``).
@@ -12,12 +12,21 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from diffjax import lora
 from diffjax.pretrained.files import StrPath, Weights, open_safetensors
 from diffjax.pretrained.models import Model
 from diffjax.pretrained.single_file import unet_name
-from diffjax.pretrained.state_dict import add_to, state_shapes
+from diffjax.pretrained.state_dict import (
+    add_to,
+    from_state_dict,
+    save_safetensors,
+    state_shapes,
+)
+from diffjax.types import PyTree
 
 _ROLES = [
     (re.compile(r"^(.*?)[._]lora(?:_linear_layer)?[._](?:down|A)(?:\.default)?\.weight$"), "down"),
@@ -36,6 +45,7 @@ _PARTS = {
     "unet_": "unet",
 }
 _METADATA = "lora_adapter_metadata"
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 
 
 class Adapter(NamedTuple):
@@ -78,6 +88,70 @@ def merge_lora(
         name: model._replace(params=add_to(model.params, changes[name]))
         for name, model in models.items()
     }
+
+
+def save_lora(path: StrPath, adapters: PyTree, *, scale: float) -> None:
+    """Write the adapters of a UNet for diffusers (``unet....to_q.lora_A.weight``).
+
+    Files in these names hold no alpha, and readers take it to be the rank: ``scale`` goes into B.
+
+    Args:
+        adapters: see `diffjax.lora`.
+        scale: ``alpha / r`` that they were trained with.
+    """
+    save_safetensors(path, {"unet": lora.fold(adapters, scale)})
+
+
+def load_lora(model: Model, path: StrPath) -> PyTree:
+    """The adapters of a UNet in a file, to be added with `diffjax.lora.merge`; 1 as trained.
+
+    Layers that are scanned get adapters of one rank: smaller ones are filled up with zeros, and so
+    are those of layers that the file leaves out.
+
+    Raises:
+        FileNotFoundError, ValueError: see `merge_lora`; or the file has adapters of text encoders.
+    """
+    names, found = _Names(model), {}
+    modules = _adapters(open_safetensors(path))
+    others = [module for module in modules if _part(module)[0] != "unet"]
+    if others:
+        raise ValueError(f"{path} is also for text encoders ({others[0]}): it can only be merged")
+    keys = {module: names.find(_part(module)[1]) for module in modules}
+    if unknown := sorted(module for module, key in keys.items() if key is None):
+        raise ValueError(f"the networks have no weights for {', '.join(unknown)}")
+    for module, key in keys.items():
+        found[str(key)] = _factors(str(key), modules[module], 1.0, names.shapes[str(key)])
+    return jax.tree.map(jnp.asarray, _tree(model.params, found))
+
+
+def _tree(params: PyTree, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> PyTree:
+    """Adapters from (r, I, ...) and (O, r) by key of the state dict."""
+    state: dict[str, np.ndarray] = {}
+    made: dict[lora.Path, PyTree] = {}
+    for path, layer in lora.layers(params):
+        keys = list(state_shapes(lora.nested({path: {lora.KERNEL: layer[lora.KERNEL]}})))
+        if not (there := [found[key] for key in keys if key in found]):
+            continue
+        rank = max(len(down) for down, _ in there)
+        shapes = lora.factor_shapes(layer[lora.KERNEL].shape, rank)
+        like = {
+            name: {lora.KERNEL: jax.ShapeDtypeStruct(shape, np.float32)}
+            for name, shape in zip((lora.DOWN, lora.UP), shapes, strict=True)
+        }
+        made[path] = like
+        for key, shape in state_shapes(lora.nested({path: like})).items():
+            stem, _, which = key.removesuffix(".weight").rpartition(".")
+            pair = found.get(f"{stem}.weight")
+            state[key] = _padded(None if pair is None else pair[which == lora.UP], shape)
+    return from_state_dict(state, lora.nested(made))
+
+
+def _padded(factor: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """A factor with zeros up to another rank."""
+    out = np.zeros(shape, np.float32)
+    if factor is not None:
+        out[tuple(slice(size) for size in factor.shape)] = factor
+    return out
 
 
 class _Names:
@@ -153,14 +227,23 @@ def _delta(
     key: str, adapter: Adapter, scale: float, shape: tuple[int, ...]
 ) -> Callable[[], np.ndarray]:
     def make() -> np.ndarray:
-        down, up = (np.asarray(a(), np.float32) for a in (adapter.down, adapter.up))
-        rank = down.shape[0]
-        if up.size != shape[0] * rank or down.size != rank * math.prod(shape[1:]):
-            raise ValueError(
-                f"{key} has shape {shape}, but the adapter has shapes {down.shape} and {up.shape}"
-            )
-        factor = scale * (1.0 if adapter.alpha is None else adapter.alpha / rank)
-        product = up.reshape(-1, rank) @ down.reshape(rank, -1)
-        return (factor * product).reshape(shape)
+        down, up = _factors(key, adapter, scale, shape)
+        rank = len(down)
+        return (up.reshape(-1, rank) @ down.reshape(rank, -1)).reshape(shape)
 
     return make
+
+
+def _factors(
+    key: str, adapter: Adapter, scale: float, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(r, I, ...) and (O, r, 1, ...) of a weight (O, I, ...), the second with all that scales."""
+    down, up = (np.asarray(a(), np.float32) for a in (adapter.down, adapter.up))
+    rank = down.shape[0]
+    if up.size != shape[0] * rank or down.size != rank * math.prod(shape[1:]):
+        raise ValueError(
+            f"{key} has shape {shape}, but the adapter has shapes {down.shape} and {up.shape}"
+        )
+    factor = scale * (1.0 if adapter.alpha is None else adapter.alpha / rank)
+    ones = (1,) * (len(shape) - 2)
+    return down.reshape(rank, *shape[1:]), factor * up.reshape(shape[0], rank, *ones)

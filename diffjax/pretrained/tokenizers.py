@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,6 +190,41 @@ def build(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> hf.Token
     )
     backend.decoder = hf.decoders.ByteLevel()
     return backend
+
+
+def train_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
+    """A tokenizer that has a token for each of some words, for small models of one's own.
+
+    Args:
+        length: tokens of a chunk with start and end.
+    """
+    letters = sorted({letter for word in words for letter in word.lower()})
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    merges: dict[tuple[str, str], None] = {}
+    for word in words:
+        # The longest part that is known grows by a letter at a time; a merge that another word
+        # makes first would stop that, so words are joined from what merges make of them.
+        pieces = _pieces([*word[:-1], f"{word[-1]}</w>"], list(merges))
+        while len(pieces) > 1:
+            merges[pieces[0], pieces[1]] = None
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+    tokens += list(dict.fromkeys(a + b for a, b in merges))
+    tokens += [_START, _END]
+    backend = build({token: i for i, token in enumerate(dict.fromkeys(tokens))}, list(merges))
+    backend.add_special_tokens([_START, _END])
+    vocabulary = backend.get_vocab()
+    return Tokenizer(backend, length, vocabulary[_START], vocabulary[_END], vocabulary[_END])
+
+
+def _pieces(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
+    """What merges, the first ones first, make of the letters of a word."""
+    for a, b in merges:
+        k = 0
+        while k < len(pieces) - 1:
+            if (pieces[k], pieces[k + 1]) == (a, b):
+                pieces[k : k + 2] = [a + b]
+            k += 1
+    return pieces
 
 
 def with_concept(tokenizer: Tokenizer, name: str, count: int) -> tuple[Tokenizer, list[int]]:

@@ -3,6 +3,7 @@
 from diffjax.tasks.autoencoder import make_autoencoder, make_autoencoder_task
 from diffjax.tasks.controlnet import make_controlnet_task
 from diffjax.tasks.diffusion import Diffusion, make_diffusion, make_task
+from diffjax.tasks.lora import make_lora_task
 from diffjax.tasks.noisy_classifier import make_noisy_classifier_task
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "make_autoencoder_task",
     "make_controlnet_task",
     "make_diffusion",
+    "make_lora_task",
     "make_noisy_classifier_task",
     "make_task",
 ]

@@ -6,6 +6,7 @@
 | label | a learned token per class that it attends to (LDM's class-conditional ImageNet) |
 | text | the tokens of a transformer trained with it (LDM's text-to-image) |
 | clip | the tokens of a frozen CLIP text encoder, ``frozen["text_encoder"]`` |
+| clip_xl | those of two (``frozen["text_encoder_2"]``), and XL's added vectors |
 | given | embeddings made beforehand: tokens ``batch["context"]``, and for XL more (`EMBEDDINGS`) |
 
 | ``cond.concat`` | joined to the channels of z |
@@ -160,25 +161,75 @@ def _text(config: Any, classes: int) -> _Part:
     return _tokens(width, encode)._replace(init=init)
 
 
-def make_clip(config: Any) -> CLIPText:
-    """The frozen text encoder of a config; its width is that of the network's context.
+ENCODERS = {"text": "text_encoder", "text_2": "text_encoder_2"}  # by section and entry of a batch
+
+
+def make_clips(config: Any) -> dict[str, CLIPText]:
+    """The frozen text encoders of a config, by their names in diffusers' folders.
+
+    ``cond.text`` describes the first and ``cond.text_2`` that of XL. One alone is as wide as the
+    network's context.
 
     Raises:
-        ValueError: unknown options in ``cond.text``.
+        ValueError: unknown options.
     """
-    options = dict(config.cond.get("text", None) or {})
-    options["features"] = config.network.context_dim
-    return build("text encoder", "clip", {"clip": CLIPText}, options)
+    kind = config.get("cond", {}).get("context", "")
+    if kind not in ("clip", "clip_xl"):
+        return {}
+    made = {}
+    for section in ("text",) if kind == "clip" else ENCODERS:
+        options = dict(config.cond.get(section, None) or {})
+        if kind == "clip":
+            options["features"] = config.network.context_dim
+        made[ENCODERS[section]] = build("text encoder", "clip", {"clip": CLIPText}, options)
+    return made
 
 
 def _clip(config: Any, classes: int) -> _Part:
-    width, net = config.network.context_dim, make_clip(config)
+    width, net = config.network.context_dim, make_clips(config)["text_encoder"]
+    empty = tuple(config.cond.get("empty", ())) or (0,)
+
+    def null(ids: Array) -> Array:
+        some = jnp.arange(ids.shape[1])
+        row = jnp.asarray(empty, ids.dtype)[jnp.minimum(some, len(empty) - 1)]
+        return jnp.broadcast_to(row, ids.shape)
 
     def encode(params: PyTree, frozen: PyTree, extra: PyTree, ids: Array) -> dict[str, Array]:
         out: Any = net.apply({"params": frozen["text_encoder"]}, ids)
         return {"context": jax.lax.stop_gradient(out.last)}
 
-    return _tokens(width, encode)
+    return _tokens(width, encode)._replace(null=null)
+
+
+def _clip_xl(config: Any, classes: int) -> _Part:
+    """Two encoders' last layer but one, and the second's pooled text (Podell et al. 2023, 2.1).
+
+    Zeros in place of both say nothing.
+    """
+    nets, shapes = make_clips(config), added_shapes(config)
+
+    def take(batch: Batch, key: jax.Array) -> dict[str, Any]:
+        said = jnp.ones(len(batch["text"]))
+        return {"said": said, **{k: batch[k] for k in (*ENCODERS, "time_ids")}}
+
+    def null(raw: dict[str, Any]) -> dict[str, Any]:
+        return {**raw, "said": jnp.zeros_like(raw["said"])}
+
+    def encode(params: PyTree, frozen: PyTree, extra: PyTree, raw: Any) -> dict[str, Any]:
+        found: list[Any] = [
+            nets[name].apply({"params": frozen[name]}, raw[text]) for text, name in ENCODERS.items()
+        ]
+        context = jnp.concatenate([out.hidden[-2] for out in found], axis=-1)
+        said = raw["said"][:, None]
+        pooled = {"text_embeds": found[-1].pooled * said, "time_ids": raw["time_ids"]}
+        return jax.lax.stop_gradient({"context": context * said[..., None], "added": pooled})
+
+    added = {k: jnp.zeros((1, *shape)) for k, shape in shapes.items()}
+    example: dict[str, Any] = {
+        "context": jnp.zeros((1, 1, config.network.context_dim)),
+        "added": added,
+    }
+    return _Part("prompt", take, null, encode, example, (*ENCODERS, "time_ids"))
 
 
 def _tokens(width: int, encode: Callable[..., dict[str, Array]]) -> _Part:
@@ -196,14 +247,20 @@ def _tokens(width: int, encode: Callable[..., dict[str, Array]]) -> _Part:
 EMBEDDINGS = ("context", "text_embeds", "time_ids")  # the last two of Stable Diffusion XL
 
 
+def added_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of what XL's networks are told of one image beside the context; empty for others."""
+    section, added = config.cond, config.network.get("added_dim", 0)
+    if not added:
+        return {}
+    pooled = section.text_2.projection if section.context == "clip_xl" else section.given.pooled
+    ids = (added - pooled) // config.network.get("added_time_dim", 256)
+    return {"text_embeds": (pooled,), "time_ids": (ids,)}
+
+
 def embedding_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of the `EMBEDDINGS` of one image that ``cond.context=given`` asks for."""
-    section, added = config.cond.given, config.network.get("added_dim", 0)
-    shapes: dict[str, tuple[int, ...]] = {"context": (section.tokens, config.network.context_dim)}
-    if added:
-        ids = (added - section.pooled) // config.network.get("added_time_dim", 256)
-        shapes |= {"text_embeds": (section.pooled,), "time_ids": (ids,)}
-    return shapes
+    tokens = (config.cond.given.tokens, config.network.context_dim)
+    return {"context": tokens, **added_shapes(config)}
 
 
 def _given(config: Any, classes: int) -> _Part:
@@ -228,7 +285,13 @@ def _given(config: Any, classes: int) -> _Part:
     )
 
 
-_CONTEXTS = {"label": _label_token, "text": _text, "clip": _clip, "given": _given}
+_CONTEXTS = {
+    "label": _label_token,
+    "text": _text,
+    "clip": _clip,
+    "clip_xl": _clip_xl,
+    "given": _given,
+}
 
 
 # ---- channels -----------------------------------------------------------------------------------

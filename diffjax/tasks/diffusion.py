@@ -213,7 +213,8 @@ def make_task(
 
     def init(key: jax.Array, frozen: PyTree, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
         found = batch["image"].shape[1:] if "image" in batch else image_shape
-        if tuple(found) != tuple(image_shape):
+        bucketed = config.data.get("bucket_step", 0)  # other shapes, and none in particular
+        if tuple(found) != tuple(image_shape) and not bucketed:
             raise ValueError(f"images of shape {image_shape} expected, got {found}")
         z, cond = jnp.zeros((1, *space.shape)), condition.example
         params = model.network.init(key, z, jnp.zeros(1), cond)["params"]

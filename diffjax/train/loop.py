@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
@@ -164,6 +165,7 @@ def train(
     batches: Batches,
     *,
     frozen: PyTree = None,
+    initial: Callable[[], PyTree] | None = None,
     on_sample: OnSample | None = None,
     on_evaluate: OnEvaluate | None = None,
 ) -> State:
@@ -179,6 +181,8 @@ def train(
         batches: ``(step, sharding) -> iterator`` of device batches from that step on.
         frozen: parameters that the task reads but does not train, whole in every process. They are
             sharded as the others, and written once, by their content's hash.
+        initial: parameters to begin with instead of those of ``task.init``, whole in every
+            process; asked for only if there is no checkpoint.
         on_sample: called every ``train.sample_every`` steps, in every process.
         on_evaluate: the same every ``train.evaluate_every`` steps; what it measures is written to
             the log, and ``best/`` keeps the state with the best value of ``eval.best``.
@@ -197,7 +201,7 @@ def train(
     mesh = make_mesh(config.mesh)
     with contextlib.ExitStack() as closing:
         closing.enter_context(_claimed(workdir))
-        run = _Run(task, config, workdir, batches, frozen, mesh)
+        run = _Run(task, config, workdir, batches, (frozen, initial), mesh)
         stop = closing.enter_context(Stop(mesh, minutes=cfg.minutes))
         checkpoints = closing.enter_context(Checkpoints(workdir / "checkpoints", keep=cfg.keep))
         offset, tries, last = 0, 0, -1
@@ -234,8 +238,15 @@ class _Run:
     """What stays the same however often the training of a workdir begins."""
 
     def __init__(
-        self, task: Task, config: Any, workdir: Path, batches: Batches, frozen: PyTree, mesh: Any
+        self,
+        task: Task,
+        config: Any,
+        workdir: Path,
+        batches: Batches,
+        given: tuple[PyTree, Callable[[], PyTree] | None],
+        mesh: Any,
     ):
+        frozen, self._initial = given
         optimizer = make_optimizer(config.optim, config.train.steps)
         self.config, self.workdir, self.batches = config, workdir, batches
         self.place = batch_sharding(mesh)
@@ -254,15 +265,28 @@ class _Run:
         """The newest checkpoint, or a fresh state."""
         step, override = checkpoints.newest(), self.config.train.override
         if step is None:
-            return _Begun(0, self._fresh(self.frozen), [], offset)
+            return _Begun(0, self._start(), [], offset)
         stored = checkpoints.metadata(step)
         resume.check(stored, self.config, self._hash, override=override)
-        fresh = (lambda: self._fresh(self.frozen)) if override else None
+        fresh = self._start if override else None
         restored = checkpoints.restore(self._abstract, step=step, fresh=fresh)
         assert restored is not None
         logging.info("resumed at step %d", step)
         offset = max(offset, stored.get("offset", 0))
         return _Begun(step, restored[1], stored.get("window", []), offset)
+
+    def _start(self) -> State:
+        """A fresh state."""
+        state = self._fresh(self.frozen)
+        if self._initial is None:
+            return state
+        given = self._initial()
+        check_shapes(given, state.params)
+        where = jax.tree.map(lambda leaf: leaf.sharding, (state.params, state.ema))
+        # Copied: both are donated, and placing need not copy.
+        twice = jax.jit(lambda tree: jax.tree.map(jnp.copy, (tree, tree)), out_shardings=where)
+        params, ema = twice(place(given, where[0]))
+        return state._replace(params=params, ema=ema)
 
     def metadata(self, window: list[Any], offset: int) -> dict[str, Any]:
         """What a checkpoint says of itself."""
@@ -366,6 +390,25 @@ def _initializer(
         example = multihost_utils.broadcast_one_to_all(example)
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
     return lambda frozen: init_state(task, optimizer, key, frozen, example)
+
+
+def check_shapes(given: PyTree, wanted: PyTree) -> None:
+    """See that parameters to begin with are those of the task.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    found, needed = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in flat}
+        for flat in (jax.tree_util.tree_leaves_with_path(tree) for tree in (given, wanted))
+    )
+    wrong = [k for k in found.keys() | needed.keys() if found.get(k) != needed.get(k)]
+    if wrong:
+        name = min(wrong)
+        raise ValueError(
+            f"{len(wrong)} of the parameters to begin with do not fit, such as {name}: "
+            f"{found.get(name, 'none')} where the task has {needed.get(name, 'none')}"
+        )
 
 
 def _first(leaf: Any) -> Any:

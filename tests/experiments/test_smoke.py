@@ -106,6 +106,16 @@ PARAMETERS = {
     "adm:imagenet256_classifier": 54.4,
     "adm:fashion_mnist14_classifier": 410_634,
     "adm:digits_classifier": 335_818,
+    "stable_diffusion:shapes": 1_665_364,
+    "stable_diffusion:shapes_lora": 28_224,
+    "stable_diffusion:sd15": 859_520_964,
+    "stable_diffusion:sd15_lora": 3_188_736,
+    "stable_diffusion:sd21": 865_910_724,
+    "stable_diffusion:sd21_lora": 3_319_808,
+    "stable_diffusion:sd21_base": 865_910_724,
+    "stable_diffusion:sd21_base_lora": 3_319_808,
+    "stable_diffusion:sdxl": 2_567_463_684,
+    "stable_diffusion:sdxl_lora": 23_224_320,
 }
 
 

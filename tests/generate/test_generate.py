@@ -8,8 +8,9 @@ import PIL.Image
 import pytest
 
 import diffjax
-from diffjax import generate
+from diffjax import generate, lora
 from diffjax.generate import images, program
+from diffjax.pretrained import save_lora
 from tests.parity import generate_cases as g
 
 SIZE, KEYS = g.SIZE, (3, 4)
@@ -79,6 +80,20 @@ def test_what_changes_compiles_nothing(pipe, made, compiled):
         assert np.abs(_make(pipe, **change) - made).max() > 1e-3, change
     assert not compiled
     _make(pipe, guidance=1)  # one pass of the network instead of two
+    assert len(compiled) == 1
+
+
+def test_adapters_are_added_at_run_time(pipe, made, compiled, tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "lora.safetensors"
+    fresh = lora.init(jax.random.key(0), pipe.parts.unet.params, rank=2)
+    adapters = jax.tree.map(lambda x: 0.5 * rng.normal(size=x.shape).astype("f4"), fresh)
+    save_lora(path, adapters, scale=1.0)
+    weights = pipe.load_lora(path)
+    added = _make(pipe, lora=[generate.Lora(weights, 0.8)])
+    assert len(compiled) == 1
+    np.testing.assert_allclose(_make(pipe.with_lora(path, scale=0.8)), added, atol=1e-5)
+    assert np.abs(added - made).max() > 1e-3
+    np.testing.assert_allclose(_make(pipe, lora=[generate.Lora(weights, 0.0)]), made, atol=1e-6)
     assert len(compiled) == 1
 
 

@@ -1,10 +1,12 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from diffjax.pretrained import Model, merge_lora
+from diffjax import lora
+from diffjax.pretrained import Model, load_lora, merge_lora, open_safetensors, save_lora
 from diffjax.pretrained.state_dict import to_state_dict
 from tests.parity import sd_cases
 
@@ -136,3 +138,73 @@ def test_other_shapes_and_other_adapters_are_refused(tmp_path, models):
         _merged(tmp_path, models, {**pair, "lora_unet_x.hada_w1_a": down})
     with pytest.raises(ValueError, match="not a low-rank adapter"):
         _merged(tmp_path, models, {f"unet.{Q}.lora_A.weight": down})
+
+
+# ---- adapters as trees ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """A UNet with stacks of one, two and three blocks, and adapters for it."""
+    net, params = sd_cases.random_params(sd_cases.UNETS["xl"])
+    targets = (*lora.ATTENTION, "conv1", "proj_in")
+    made = lora.init(jax.random.key(0), params, rank=RANK, targets=targets)
+    rng = np.random.default_rng(0)
+    made = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), made)
+    return Model(net, params, {}), made
+
+
+def _near(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, other)
+
+
+def test_what_is_saved_is_loaded_and_merged_as_it_was_trained(tmp_path, deep):
+    model, made = deep
+    save_lora(tmp_path / "lora.safetensors", made, scale=0.5)
+    back = load_lora(model, tmp_path / "lora.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, back, lora.fold(made, 0.5))
+    wanted = lora.merge(model.params, made, 0.5 * 0.8)
+    _near(lora.merge(model.params, back, 0.8), wanted)
+    merged = merge_lora({"unet": model}, tmp_path / "lora.safetensors", scale=0.8)
+    _near(merged["unet"].params, wanted)
+
+
+def test_files_have_the_names_and_axes_of_peft(tmp_path, deep):
+    save_lora(tmp_path / "lora.safetensors", deep[1], scale=1.0)
+    file = open_safetensors(tmp_path / "lora.safetensors")
+    block = "unet.mid_block.attentions.0.transformer_blocks.2.attn2.to_k"
+    assert file[f"{block}.lora_A.weight"].shape == (RANK, 12)
+    assert file[f"{block}.lora_B.weight"].shape == (16, RANK)
+    conv = "unet.down_blocks.0.resnets.0.conv1"
+    assert file[f"{conv}.lora_A.weight"].shape == (RANK, 8, 3, 3)
+    assert file[f"{conv}.lora_B.weight"].shape == (8, RANK, 1, 1)
+    assert all(key.startswith("unet.") for key in file)
+
+
+def test_layers_of_a_stack_may_differ_in_rank_or_have_no_adapter(tmp_path, deep):
+    model, tensors = deep[0], {}
+    rng = np.random.default_rng(1)
+    for block, rank in ((0, 1), (2, 3)):
+        name = f"lora_unet_mid_block_attentions_0_transformer_blocks_{block}_attn1_to_q"
+        tensors[f"{name}.lora_down.weight"] = rng.normal(size=(rank, 16)).astype("f4")
+        tensors[f"{name}.lora_up.weight"] = rng.normal(size=(16, rank)).astype("f4")
+        tensors[f"{name}.alpha"] = np.array(2.0, np.float32)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    found = lora.merge(model.params, load_lora(model, tmp_path / "lora.safetensors"), 0.7)
+    merged = merge_lora({"unet": model}, tmp_path / "lora.safetensors", scale=0.7)
+    _near(found, merged["unet"].params)
+
+
+def test_adapters_that_do_not_fit_are_refused(tmp_path, deep, models):
+    path = tmp_path / "lora.safetensors"
+    save_lora(path, deep[1], scale=1.0)
+    with pytest.raises(ValueError, match="the networks have no weights for unet"):
+        load_lora(models["unet"], path)
+    down, up = _factors((8, 9))
+    save_file({f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up}, path)
+    with pytest.raises(ValueError, match=r"\(8, 8\), but the adapter has shapes \(2, 9\)"):
+        load_lora(models["unet"], path)
+    pair = {f"text_encoder.{TEXT}.lora_A.weight": down, f"text_encoder.{TEXT}.lora_B.weight": up}
+    save_file(pair, path)
+    with pytest.raises(ValueError, match=r"also for text encoders.*only be merged"):
+        load_lora(models["unet"], path)

@@ -157,7 +157,7 @@ def test_remat_and_bfloat16():
     params = trained()[-1].params
     plain, again, half = (
         gradients(config(network=changes), params)
-        for changes in ({}, {"remat": True}, {"dtype": "bfloat16"})
+        for changes in ({}, {"remat": "blocks"}, {"dtype": "bfloat16"})
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), plain, again)
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}

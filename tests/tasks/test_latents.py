@@ -188,7 +188,7 @@ def test_holes_are_rectangles_of_the_sizes_asked_for():
 
 def test_unknown_kinds_are_named():
     with pytest.raises(
-        ValueError, match="unknown context 'image'; choose one of , clip, given, label"
+        ValueError, match="unknown context 'image'; choose one of , clip, clip_xl, given, label"
     ):
         condition_of(config(context="image"))
     with pytest.raises(ValueError, match="unknown concatenation 'depth'"):

@@ -73,6 +73,26 @@ def test_a_second_signal_during_the_final_save_changes_nothing(unbroken, tmp_pat
     assert_same(train(make_task(), make_config(), tmp_path, batches), unbroken[0])
 
 
+def test_parameters_to_begin_with_are_asked_for_once(tmp_path):
+    calls, width = [], 3
+
+    def given(width=width):
+        calls.append(width)
+        return {"net": {"w": np.full((4, width), 0.3, "f4"), "b": np.zeros(4, "f4")}}
+
+    config = make_config(steps=0)
+    config.optim.decay = "constant"
+    state = train(make_task(), config, tmp_path / "run", batches, initial=given)
+    assert_same(state.params, jax.tree.map(jax.numpy.asarray, given()))
+    assert_same(state.params, state.ema)
+    calls.clear()
+    config.train.steps = 3
+    state = train(make_task(), config, tmp_path / "run", batches, initial=given)
+    assert int(state.step) == 3 and not calls
+    with pytest.raises(ValueError, match=r"\['w'\]: \(4, 2\) where the task has \(4, 3\)"):
+        train(make_task(), config, tmp_path / "other", batches, initial=lambda: given(2))
+
+
 def test_a_finished_run_is_left_alone(unbroken, tmp_path):
     workdir = shutil.copytree(unbroken[2], tmp_path / "copy")
     assert_same(train(make_task(), make_config(), workdir, batches), unbroken[0])

@@ -1,0 +1,187 @@
+"""Fine-tuning of Stable Diffusion 1.5, 2.1 and XL on a folder of images with captions.
+
+    python -m experiments.train --config=configs/stable_diffusion.py:sd15_lora \\
+        --workdir=runs/cats --config.model.path=MODEL --config.data.dir=IMAGES
+    python -m experiments.export --workdir=runs/cats --out=cats
+    python -m experiments.generate --model=MODEL --lora=cats/pytorch_lora_weights.safetensors \\
+        --prompt="a cat"
+
+| variant | begins from | trained | batch, steps | state of one device |
+|---|---|---|---|---|
+| sd15 | SD 1.5, 512 pixels | 859,520,964 | 32, 10k | 13.8 GB |
+| sd15_lora | the same | 3,188,736 | 4, 2k | 3.5 GB |
+| sd21_base | SD 2.1 base, 512 pixels | 865,910,724 | 32, 10k | 13.9 GB |
+| sd21_base_lora | the same | 3,319,808 | 4, 2k | 3.5 GB |
+| sd21, sd21_lora | SD 2.1, 768 pixels, v prediction | the same | the same | the same |
+| sdxl | SD XL base, 1024 pixels | 2,567,463,684 | 32, 10k | 41.1 GB |
+| sdxl_lora | the same | 23,224,320 | 4, 2k | 10.6 GB |
+| shapes (default) | nothing: a small model of one's own | 1,665,364 | 32, 20 minutes | |
+| shapes_lora | the folder that shapes exports | 28,224 | 32, 5 minutes | |
+
+The state is parameters, their average and the moments of AdamW, or of LoRA the frozen UNet and
+little besides; all in float32, without activations (network.remat), autoencoder and text encoders.
+LoRA is of rank 16 on the projections of all attentions. Full fine-tuning at 1e-5 with 10% of the
+captions dropped and min-SNR weights (Hang et al. 2023) is customary rather than a paper's; there is
+no published number to expect. docs/stable_diffusion.md has the whole story.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import autoencoder, ldm
+from configs.base import base, select
+
+CLIP = {"vocabulary": 49408, "positions": 77, "width": 3072, "layers": 12, "heads": 12}
+OPEN_CLIP = {"width": 4096, "layers": 23, "heads": 16, "activation": "gelu"}
+START, END = 49406, 49407  # of CLIP's tokens
+
+
+# ---- the models, which configs/controlnet.py controls -------------------------------------------
+
+
+def model15(*, scale: float = 0.18215) -> ConfigDict:
+    """Stable Diffusion 1.5."""
+    config = base()
+    config.autoencoder = ConfigDict(autoencoder.kl_f8().network.to_dict())
+    config.autoencoder.update(weights="", scale=scale)  # the vae folder of a diffusers model
+    config.data.update(image_size=512, channels=3)
+    config.network.update(channels=320, multipliers=(1, 2, 4, 4), attention_levels=(0, 1, 2))
+    config.network.update(heads=8, context_dim=768, linear_projection=False, depth=(1,) * 4)
+    config.network.update(flip_sin_to_cos=True, freq_shift=0.0, downsample_padding=1)
+    config.network.norm_eps = 1e-5
+    config.cond.update(context="clip", text=ConfigDict(CLIP), empty=(START, END, END))
+    config.schedule.update(name="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    config.sample.update(sampler="ddim", grid="leading", steps=50, guidance=7.5, clip=False)
+    return config
+
+
+def model21() -> ConfigDict:
+    """Stable Diffusion 2.1 base."""
+    config = model15()
+    config.network.update(head_channels=64, context_dim=1024, linear_projection=True)
+    config.cond.text.update(OPEN_CLIP)
+    config.cond.empty = (START, END, 0)
+    return config
+
+
+def model_xl() -> ConfigDict:
+    """Stable Diffusion XL base, with both of its text encoders."""
+    config = model15(scale=0.13025)
+    config.data.image_size = 1024
+    config.network.update(multipliers=(1, 2, 4), attention_levels=(1, 2), head_channels=64)
+    config.network.update(context_dim=2048, linear_projection=True, depth=(1, 2, 10))
+    config.network.update(added_dim=2816, added_time_dim=256)
+    config.cond.update(context="clip_xl", empty=())  # of which XL is told nothing: zeros
+    config.cond.text.features = 768
+    second = {"features": 1280, "width": 5120, "layers": 32, "heads": 20, "activation": "gelu"}
+    config.cond.text_2 = ConfigDict({**CLIP, **second, "projection": 1280})
+    config.sample.guidance = 5.0
+    return config
+
+
+# ---- fine-tuning ---------------------------------------------------------------------------------
+
+
+def _full(config: ConfigDict) -> ConfigDict:
+    config.model = ConfigDict(
+        {
+            "path": "",  # diffusers folder, single .safetensors file, or random
+            "tokenizer": "",  # folder; needed beside a single file
+        }
+    )
+    config.data.update(name="captioned_folder", batch_size=32)
+    config.data.update(bucket_step=64, bucket_ratio=2.0)  # 0: squares
+    config.cond.drop = 0.1
+    config.loss.weight = "min_snr"
+    config.optim.update(name="adamw", lr=1e-5, weight_decay=0.01, warmup=500, clip=1.0)
+    config.ema.update(decay=0.9999, warmup=True)
+    config.train.update(steps=10_000, checkpoint_every=1000, sample_every=1000)
+    config.sample.update(num=4, batch_size=4)
+    return config
+
+
+def _lora(config: ConfigDict, *, rank: int = 16) -> ConfigDict:
+    """The same with the UNet frozen but for adapters."""
+    config.task = "lora"
+    config.lora = ConfigDict(
+        {
+            "rank": rank,
+            "alpha": float(rank),  # what is added is alpha / rank B A
+            "targets": ("to_q", "to_k", "to_v", "to_out.0"),  # ends of dotted names of layers
+        }
+    )
+    config.data.batch_size = 4
+    config.optim.update(lr=1e-4, weight_decay=0.0, warmup=100)
+    config.ema.update(decay=0.0, warmup=False)
+    config.train.update(steps=2000, checkpoint_every=500, sample_every=500)
+    return config
+
+
+def sd15() -> ConfigDict:
+    return _full(model15())
+
+
+def sd15_lora() -> ConfigDict:
+    return _lora(sd15())
+
+
+def sd21_base() -> ConfigDict:
+    return _full(model21())
+
+
+def sd21_base_lora() -> ConfigDict:
+    return _lora(sd21_base())
+
+
+def sd21() -> ConfigDict:
+    config = sd21_base()
+    config.data.image_size = 768
+    config.parameterization.name = "v"
+    return config
+
+
+def sd21_lora() -> ConfigDict:
+    return _lora(sd21())
+
+
+def sdxl() -> ConfigDict:
+    config = _full(model_xl())
+    config.network.remat = "blocks"
+    return config
+
+
+def sdxl_lora() -> ConfigDict:
+    return _lora(sdxl())
+
+
+def shapes() -> ConfigDict:
+    """A small model with all the parts of a large one, which other variants begin from."""
+    config = ldm.shapes()
+    config.model = ConfigDict({"path": "", "tokenizer": "shapes"})
+    config.autoencoder.scale = 0.0  # measured, or that of the model
+    del config.cond.text  # which was trained with the network
+    text = {"vocabulary": 116, "positions": 20, "width": 128, "layers": 2, "heads": 4}
+    config.cond.update(context="clip", text=ConfigDict(text), empty=(114, 115, 115))
+    return config
+
+
+def shapes_lora() -> ConfigDict:
+    """The same model on pictures of one shape."""
+    config = _lora(shapes(), rank=4)
+    config.data.update(name="shapes_single", batch_size=32)
+    config.optim.update(lr=1e-3, decay="constant")
+    config.train.update(steps=1000, minutes=5.0)
+    return config
+
+
+VARIANTS = {
+    f.__name__: f
+    for f in (
+        *(shapes, shapes_lora, sd15, sd15_lora, sd21, sd21_lora),
+        *(sd21_base, sd21_base_lora, sdxl, sdxl_lora),
+    )
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """A variant of the table above, optionally followed by ``,smoke``."""
+    return select(arg, VARIANTS, "shapes")

@@ -1,0 +1,77 @@
+"""Fine-tuning by low-rank adapters: a network that is frozen but for ``(alpha / r) B A``.
+
+``frozen["base"]`` holds the network's parameters, which are no argument of the gradient; the
+parameters trained, averaged and kept in checkpoints are the adapters alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from diffjax import lora
+from diffjax.tasks.diffusion import make_task
+from diffjax.types import Array, Cond, Noise, PyTree, Rows, Sampler, Task
+
+
+def scale_of(section: Any) -> float:
+    """``alpha / r`` of a section ``lora``.
+
+    Raises:
+        ValueError: the rank is not positive.
+    """
+    if section.rank < 1:
+        raise ValueError(f"config.lora.rank must be at least 1, got {section.rank}")
+    return section.alpha / section.rank
+
+
+def make_lora_task(
+    config: Any, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+) -> Task:
+    """The task of adapters; ``config.lora`` has ``rank``, ``alpha`` and ``targets``.
+
+    The other sections are those of the network, see `make_task`. ``frozen["statistics"]``, if
+    there, is what the base measured of its data.
+
+    Raises:
+        ValueError: as `make_task`, a rank below 1, or (by ``init``) unknown targets, listing those
+            there are.
+    """
+    section, factor = config.lora, scale_of(config.lora)
+    inner = make_task(config, image_shape, levels, num_classes)
+
+    def init(key: jax.Array, frozen: PyTree, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
+        _, extra = inner.init(key, frozen, batch)  # whose parameters nobody computes under jit
+        targets = tuple(section.targets)
+        adapters = lora.init(key, frozen["base"], rank=section.rank, targets=targets)
+        return adapters, {**extra, **frozen.get("statistics", {})}
+
+    def loss(
+        params: PyTree,
+        frozen: PyTree,
+        extra: PyTree,
+        key: jax.Array,
+        step: Array,
+        batch: Mapping[str, Array],
+    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+        joined = lora.merge(frozen["base"], params, factor)
+        return inner.loss(joined, frozen, extra, key, step, batch)
+
+    def sample(
+        params: PyTree,
+        frozen: PyTree,
+        extra: PyTree,
+        noise: Noise,
+        cond: Cond,
+        sampler: Sampler,
+        rows: Rows,
+        n: Any = None,
+        scale: Any = None,
+    ) -> Array:
+        assert inner.sample is not None
+        joined = lora.merge(frozen["base"], params, factor)
+        return inner.sample(joined, frozen, extra, noise, cond, sampler, rows, n=n, scale=scale)
+
+    return Task(init, loss, sample)

@@ -1,0 +1,361 @@
+"""Fine-tuning of published text-to-image models: their parts, captions as tokens, and the result.
+
+A config with a section ``model`` begins from ``model.path``: a diffusers folder, a single
+.safetensors file (with ``model.tokenizer``), or "random" for none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from diffjax import data
+from diffjax.pretrained import configs, load_model, load_single_file, save_model
+from diffjax.pretrained.files import read_json
+from diffjax.pretrained.lora import LORA_FILE, save_lora
+from diffjax.pretrained.models import Model
+from diffjax.pretrained.pipelines import (
+    Components,
+    load_components,
+    make_manifest,
+    save_components,
+)
+from diffjax.pretrained.prompts import TextEncoder
+from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
+from diffjax.pretrained.tokenizers import (
+    OPEN_CLIP_PAD,
+    Tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
+from diffjax.tasks.conditions import ENCODERS, make_clips
+from diffjax.tasks.lora import scale_of
+from diffjax.train.step import State
+from experiments import common
+
+RANDOM = "random"  # in place of a model: untrained
+SHAPES = "shapes"  # in place of a tokenizer: one for the captions of that data set
+INDEX = "model_index.json"
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+# Of configs of networks: what does not change what is computed, or is compared elsewhere.
+_FREE = ("dropout", "in_channels", "eos_token_id", "architectures", "projection_dim")
+_FREE_OF_VAE = ("scaling_factor", "shift_factor", "sample_size", "force_upcast")
+
+
+def model_path(cfg: ConfigDict) -> str:
+    """What a config begins from; empty if it is no fine-tuning.
+
+    Raises:
+        UsageError: it is, but does not say from what.
+    """
+    if "model" not in cfg:
+        return ""
+    if not cfg.model.path:
+        raise common.UsageError(
+            "--config.model.path is needed: a diffusers folder of a text-to-image model, its "
+            f"single .safetensors file (with --config.model.tokenizer), or {RANDOM!r}"
+        )
+    return str(cfg.model.path)
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+def part(cfg: ConfigDict, name: str, net: Any, like: Any) -> Any:
+    """Parameters of a part of the model, as the config describes it.
+
+    Args:
+        name: its folder: unet, vae, text_encoder or text_encoder_2.
+        net: the network that the config describes.
+        like: shapes of its parameters.
+
+    Raises:
+        UsageError: there is no such model, or it is another one; what differs is named.
+    """
+    where = Path(model_path(cfg))
+    found = _read(where, name)
+    try:
+        found_params = from_state_dict(to_state_dict(found.params), like)
+    except ValueError as error:
+        raise common.UsageError(
+            f"the {name} of {where} is not the one that the config describes: {error}"
+        ) from error
+    _refuse(where, name, differences(name, net, found.net))
+    return jax.tree.map(jnp.asarray, found_params)
+
+
+def _read(where: Path, name: str) -> Model:
+    if where.is_dir() and not (where / INDEX).is_file():
+        raise common.UsageError(
+            f"{where} has no {INDEX}: it is no diffusers folder of a whole model. A run of "
+            "fine-tuning becomes one by experiments.export --out=FOLDER"
+        )
+    if not where.exists():
+        raise common.UsageError(f"there is no {where} (config.model.path)")
+    return load_model(where / name) if where.is_dir() else _from_file(where, name)
+
+
+def _from_file(where: Path, name: str) -> Model:
+    try:
+        return load_single_file(where, parts=[name])[name]
+    except ValueError as error:
+        raise common.UsageError(f"{where} holds no {name} that can be used: {error}") from error
+
+
+def _refuse(where: Path, name: str, differences: Sequence[str]) -> None:
+    if differences:
+        raise common.UsageError(
+            f"the {name} of {where} is not the one that the config describes: "
+            f"{'; '.join(differences)}"
+        )
+
+
+def differences(name: str, net: Any, found: Any) -> list[str]:
+    """What differs between the network of a config and one that was found, for a message."""
+    free = _FREE + (_FREE_OF_VAE if name == "vae" else ())
+    ours, theirs = (_comparable(configs.describe(one)) for one in (net, found))
+    return [
+        f"{key} is {theirs.get(key)!r}, and {ours.get(key)!r} in the config"
+        for key in sorted(ours.keys() | theirs.keys())
+        if key not in free and ours.get(key) != theirs.get(key)
+    ]
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """With one value per level, where a config may have one for all of them."""
+    levels, out = len(config.get("block_out_channels", ())), dict(config)
+    for key in ("attention_head_dim", "transformer_layers_per_block"):
+        if isinstance(out.get(key), int):
+            out[key] = [out[key]] * levels
+    return out
+
+
+def check(cfg: ConfigDict) -> None:
+    """See that noise and latents are those that the model was trained with.
+
+    A scale of latents that the config leaves open (0) becomes the model's.
+
+    Raises:
+        UsageError: they are not; what differs is named.
+    """
+    where = Path(model_path(cfg))
+    if not (where / INDEX).is_file():
+        return  # single files, and runs that begin with nothing, do not say
+    scheduler = read_json(where / "scheduler" / "scheduler_config.json")
+    vae = read_json(where / "vae" / "config.json")
+    wanted = {
+        "prediction_type": PREDICTIONS.get(cfg.parameterization.name, cfg.parameterization.name),
+        "num_train_timesteps": cfg.schedule.steps,
+        "beta_schedule": cfg.schedule.name,
+        "beta_start": cfg.schedule.beta_start,
+        "beta_end": cfg.schedule.beta_end,
+        "rescale_betas_zero_snr": cfg.schedule.zero_snr,
+    }
+    defaults = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+    found = {key: scheduler.get(key, defaults.get(key)) for key in wanted}
+    found["scaling_factor"] = vae.get("scaling_factor", 0.18215)
+    cfg.autoencoder.scale = cfg.autoencoder.scale or found["scaling_factor"]
+    wanted["scaling_factor"] = cfg.autoencoder.scale
+    differ = [f"{k} is {found[k]!r}, and {wanted[k]!r} in the config" for k in wanted
+              if found[k] is not None and found[k] != wanted[k]]  # fmt: skip
+    _refuse(where, "noise", differ)
+
+
+def initial(cfg: ConfigDict, like: Any) -> Callable[[], Any] | None:
+    """What full fine-tuning begins with; None if the task has a beginning of its own.
+
+    Args:
+        like: shapes of the parameters.
+    """
+    path = model_path(cfg)
+    if not path or path == RANDOM or cfg.task == "lora":
+        return None
+    return lambda: part(cfg, "unet", common.diffusion_of(cfg).network, like)
+
+
+# ---- captions ------------------------------------------------------------------------------------
+
+
+def _folder_of(entry: str) -> str:
+    return ENCODERS[entry].replace("text_encoder", "tokenizer")
+
+
+def tokenizers(cfg: ConfigDict) -> dict[str, Tokenizer]:
+    """Tokenizers by the entry of a batch; the workdir's, if a run there kept its own.
+
+    Raises:
+        UsageError: there are none, or they do not fit the text encoders of the config.
+    """
+    nets = make_clips(cfg)
+    entries = [entry for entry, name in ENCODERS.items() if name in nets]
+    found = {entry: _tokenizer(cfg, entry, nets[ENCODERS[entry]]) for entry in entries}
+    for entry, one in found.items():
+        _check_tokenizer(cfg, entry, one)
+    return found
+
+
+def _tokenizer(cfg: ConfigDict, entry: str, net: Any) -> Tokenizer:
+    kept = Path(common.WORKDIR.value or "") / _folder_of(entry)
+    if common.WORKDIR.value and kept.is_dir():
+        return load_tokenizer(kept)
+    given, path = cfg.model.tokenizer, Path(model_path(cfg))
+    if given == SHAPES:
+        return train_tokenizer(data.shapes.VOCABULARY[1:], length=net.positions)
+    if given:
+        return load_tokenizer(given, pad=OPEN_CLIP_PAD if net.activation == "gelu" else None)
+    if not (path / _folder_of(entry)).is_dir():
+        raise common.UsageError(
+            f"{path} has no {_folder_of(entry)}: --config.model.tokenizer is needed, a folder with "
+            f"tokenizer.json or vocab.json and merges.txt (or {SHAPES!r} for that data set)"
+        )
+    return load_tokenizer(path / _folder_of(entry))
+
+
+def _check_tokenizer(cfg: ConfigDict, entry: str, found: Tokenizer) -> None:
+    section, size = cfg.cond[entry], found.backend.get_vocab_size()
+    if found.length != section.positions or size > section.vocabulary:
+        raise common.UsageError(
+            f"the tokenizer has {size} tokens and texts of {found.length}, but config.cond.{entry} "
+            f"a vocabulary of {section.vocabulary} and {section.positions} positions"
+        )
+    empty = (found.start, found.end, found.pad)
+    if cfg.cond.context == "clip" and tuple(cfg.cond.empty) != empty:
+        raise common.UsageError(
+            f"the empty text of the tokenizer is {empty}, but config.cond.empty={cfg.cond.empty}"
+        )
+
+
+def keep_tokenizers(cfg: ConfigDict, folder: Path) -> None:
+    """Store them in a workdir, so that its runs do not need the model's folder."""
+    if "model" not in cfg or cfg.data.name == "noise":
+        return
+    for entry, one in tokenizers(cfg).items():
+        save_tokenizer(folder / _folder_of(entry), one)
+
+
+def with_tokens(cfg: ConfigDict, source: data.Source) -> data.Source:
+    """The data with captions as tokens, and for XL the sizes of images.
+
+    Raises:
+        UsageError: these data have no captions.
+    """
+    if source.captions is None:
+        raise common.UsageError(f"{cfg.data.name} has no captions; captioned_folder and shapes do")
+    told, more, by_entry = source.captions, source.more, tokenizers(cfg)
+    size = cfg.data.image_size
+    plain = np.array([size, size, 0, 0, size, size], np.float32)
+
+    def read(indices: Any) -> dict[str, np.ndarray]:
+        texts, rest = told(indices), more(indices) if more else {}
+        ids = {k: np.concatenate([t.plain(s).ids for s in texts]) for k, t in by_entry.items()}
+        if len(by_entry) == 1:
+            return {**{k: v for k, v in rest.items() if k != "time_ids"}, **ids}
+        return {"time_ids": np.tile(plain, (len(texts), 1)), **rest, **ids}
+
+    return dataclasses.replace(source, more=read)
+
+
+def tokens(cfg: ConfigDict, prompts: Sequence[str]) -> np.ndarray:
+    """Prompts (N, M) as ids.
+
+    Raises:
+        UsageError: the model has two text encoders.
+    """
+    by_entry = tokenizers(cfg)
+    if len(by_entry) > 1:
+        raise common.UsageError(
+            "--prompt is for models of one text encoder; use experiments.export --out=FOLDER and "
+            "experiments.generate"
+        )
+    return np.concatenate([by_entry["text"].plain(prompt).ids for prompt in prompts])
+
+
+# ---- the result ----------------------------------------------------------------------------------
+
+
+def save(cfg: ConfigDict, state: State, given: Mapping[str, Any], out: Path) -> None:
+    """Write what was trained for diffusers: a whole model, or the file of an adapter.
+
+    Args:
+        given: what was frozen.
+        out: folder.
+
+    Raises:
+        UsageError: the model that the other parts come from is not there any more.
+    """
+    if cfg.task == "lora":
+        out.mkdir(parents=True, exist_ok=True)
+        save_lora(out / LORA_FILE, state.ema, scale=scale_of(cfg.lora))
+        return
+    where = model_path(cfg)
+    if where == RANDOM:
+        save_components(out, _own(cfg, state, given))
+    elif not Path(where).exists():
+        raise common.UsageError(f"{where} (config.model.path) is needed for the other parts")
+    elif Path(where).is_dir():
+        _copy_with(Path(where), state.ema, out)
+    else:
+        parts = load_components(where, tokenizer=cfg.model.tokenizer or None)
+        save_components(out, parts._replace(unet=parts.unet._replace(params=state.ema)))
+
+
+def _copy_with(where: Path, unet: Any, out: Path) -> None:
+    """A folder of diffusers with another UNet; the other parts are copied as they are."""
+    if out.resolve() == where.resolve():
+        raise common.UsageError(f"{out} is the folder that the model came from")
+    parts = [name for name in read_json(where / INDEX) if (where / name).is_dir()]
+    for name in parts:
+        if name != "unet":
+            shutil.copytree(where / name, out / name, dirs_exist_ok=True)
+    config = read_json(where / "unet" / "config.json")
+    save_model(out / "unet", configs.build(config), unet, config=config)
+    shutil.copy(where / INDEX, out / INDEX)
+
+
+def _own(cfg: ConfigDict, state: State, given: Mapping[str, Any]) -> Components:
+    """The parts of a model that began here."""
+    diffusion, nets = common.diffusion_of(cfg), make_clips(cfg)
+    vae = diffusion.space.net.clone(scaling_factor=float(state.extra["latent_scale"]))
+    side = diffusion.image_shape[0]
+    texts = {
+        ENCODERS[entry]: TextEncoder(one, _model(nets[ENCODERS[entry]], given[ENCODERS[entry]]))
+        for entry, one in tokenizers(cfg).items()
+    }
+    unet = _model(diffusion.network, state.ema)
+    unet.config["sample_size"] = side
+    scheduler = dict(
+        _class_name="DDIMScheduler",
+        num_train_timesteps=cfg.schedule.steps,
+        beta_schedule=cfg.schedule.name,
+        beta_start=cfg.schedule.beta_start,
+        beta_end=cfg.schedule.beta_end,
+        prediction_type=PREDICTIONS[cfg.parameterization.name],
+        timestep_spacing="leading",
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=False,
+    )
+    parts = Components(unet, _model(vae, given["autoencoder"]), texts, scheduler, {})
+    return parts._replace(manifest=make_manifest(parts))
+
+
+def _model(net: Any, params: Any) -> Model:
+    return Model(net, params, configs.describe(net))
+
+
+def summary(cfg: ConfigDict, out: Path) -> None:
+    """Say how the result is used."""
+    if cfg.task == "lora":
+        logging.info("an adapter in %s; experiments.generate --lora=%s", out, out / LORA_FILE)
+    else:
+        logging.info("a model in %s; experiments.generate --model=%s", out, out)

@@ -1,0 +1,315 @@
+"""Fine-tuning of a small model of the Stable Diffusion family, from its folder to another one."""
+
+import functools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+import diffjax
+from configs import stable_diffusion
+from diffjax import lora
+from diffjax.pretrained import configs, load_lora, load_model
+from diffjax.pretrained.state_dict import to_state_dict
+from diffjax.tasks.conditions import make_clips
+from experiments import common, finetuning, frozen
+from tests.parity import generate_cases as g
+from tests.pretrained import ldm
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+TINY = """
+from configs import stable_diffusion
+from ml_collections import ConfigDict
+
+def get_config(name):
+    config = getattr(stable_diffusion, name)()
+    config.network.update(channels=8, multipliers=(1, 2), blocks=1, attention_levels=(0,), heads=2)
+    config.network.update(context_dim=6, depth=(1, 1), norm_groups=4)
+    config.autoencoder.update(channels=4, multipliers=(1, 2), blocks=1, norm_groups=2, scale=0.0)
+    text = {text}
+    config.cond.update(text=ConfigDict(text), empty={empty})
+    config.schedule.beta_end = 0.004
+    config.data.update(image_size=16, batch_size=2, bucket_step=4)
+    config.optim.warmup = 0
+    config.train.update(steps=2, log_every=1, checkpoint_every=1, sample_every=0)
+    return config
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_flags(monkeypatch):
+    for flag in ("WEIGHTS", "WORKDIR"):
+        monkeypatch.setattr(common, flag, SimpleNamespace(value=None))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with a model, its config, and images with captions."""
+    root = tmp_path_factory.mktemp("finetuning")
+    pipe = g.pipeline("sd1")
+    pipe.save(root / "model")
+    net, one = (
+        pipe.parts.texts["text_encoder"].model.net,
+        pipe.parts.texts["text_encoder"].tokenizer,
+    )
+    names = ("vocabulary", "positions", "width", "layers", "heads")
+    text = {name: getattr(net, name) for name in names}
+    config = TINY.replace("{text}", repr(text)).replace(
+        "{empty}", repr((one.start, one.end, one.pad))
+    )
+    (root / "tiny.py").write_text(config)
+    (root / "images").mkdir()
+    for k, size in enumerate([(16, 16), (30, 16), (16, 30), (17, 17)]):
+        pixels = np.random.default_rng(k).integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"{k}.png")
+        (root / "images" / f"{k}.txt").write_text(g.PROMPTS[k % 2])
+    return root
+
+
+@pytest.fixture(scope="module")
+def train(execute, root):
+    def run(variant, workdir, *options, code=0):
+        given = (f"--config.model.path={root / 'model'}", f"--config.data.dir={root / 'images'}")
+        config = f"--config={root / 'tiny.py'}:{variant}"
+        return execute("train", config, f"--workdir={workdir}", *given, *options, code=code)
+
+    return run
+
+
+def config_of(root, variant, path="model"):
+    cfg = common.load_config(f"{root / 'tiny.py'}:{variant}")
+    cfg.model.path = str(root / path)
+    return cfg
+
+
+def outputs(net, params):
+    z = np.random.default_rng(0).normal(size=(1, 8, 8, 4)).astype("f4")
+    return np.asarray(jax.jit(net.apply)({"params": params}, z, 3, {"context": np.ones((1, 5, 6))}))
+
+
+def restored(workdir):
+    cfg = common.stored_config(workdir)
+    return common.restore_from(cfg, common.task_of(cfg), workdir / "checkpoints")
+
+
+def test_full_fine_tuning_begins_with_the_model_and_ends_as_a_folder(execute, train, root):
+    run, out = root / "full", root / "full-model"
+    train("sd15", run, "--config.train.steps=0")
+    execute("export", f"--workdir={run}", f"--out={out}")
+    before, after = load_model(root / "model" / "unet"), diffjax.load(out).parts
+    jax.tree.map(np.testing.assert_array_equal, restored(run).params, before.params)
+    np.testing.assert_array_equal(outputs(*after.unet[:2]), outputs(*before[:2]))
+    for file in (root / "model").rglob("*.*"):
+        there = out / file.relative_to(root / "model")
+        assert file.read_bytes() == there.read_bytes()
+    # The scale of the latents was the model's.
+    assert json.loads((run / "config.json").read_text())["autoencoder"]["scale"] == 0.3
+    # What was trained is what is written.
+    state = restored(run)
+    state = state._replace(ema=jax.tree.map(lambda x: x + 0.01, state.ema))
+    finetuning.save(common.stored_config(run), state, {}, out)
+    after = diffjax.load(out).parts
+    jax.tree.map(np.testing.assert_array_equal, after.unet.params, state.ema)
+
+
+def test_adapters_are_trained_on_the_model_as_it_is(execute, train, root):
+    run, out = root / "lora", root / "adapter"
+    train("sd15_lora", run)  # two steps, of two shapes
+    base, state = load_model(root / "model" / "unet"), restored(run)
+    assert len(list((run / "frozen").iterdir())) == 1
+    stored = frozen.load(common.stored_config(run), run)
+    jax.tree.map(np.testing.assert_array_equal, stored["base"], base.params)
+    sizes = sum(x.size for x in jax.tree.leaves(state.params))
+    assert sizes < 0.3 * sum(x.size for x in jax.tree.leaves(base.params))
+    execute("export", f"--workdir={run}", f"--out={out}")
+    merged = lora.merge(base.params, load_lora(base, out / LORA_FILE), 1.0)
+    wanted = lora.merge(base.params, state.ema, 1.0)
+    np.testing.assert_allclose(outputs(base.net, merged), outputs(base.net, wanted), atol=1e-6)
+    assert not np.array_equal(outputs(base.net, wanted), outputs(*base[:2]))
+    diffjax.load(root / "model").with_lora(out / LORA_FILE)
+
+
+def test_a_model_of_ones_own_becomes_a_folder(tmp_path):
+    cfg = stable_diffusion.get_config("shapes")
+    cfg.model.path = "random"
+    cfg.network.update(channels=8, norm_groups=2)
+    rng = np.random.default_rng(0)
+    shapes = common.abstract_state(cfg, common.task_of(cfg)), frozen.abstract(cfg)
+    state, given = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), shapes)
+    finetuning.save(cfg, state._replace(extra={"latent_scale": np.float32(0.7)}), given, tmp_path)
+    pipe = diffjax.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, pipe.parts.unet.params, state.ema)
+    jax.tree.map(np.testing.assert_array_equal, pipe.parts.vae.params, given["autoencoder"])
+    assert pipe.native_size() == (32, 32)
+    assert pipe.parts.scheduler["prediction_type"] == "v_prediction"
+    assert pipe.parts.vae.net.scaling_factor == pytest.approx(0.7)
+    text, caption = pipe.parts.texts["text_encoder"], "a small red circle at the top left"
+    assert len(text.tokenizer.ids(caption)) == len(caption.split())
+    # Another run can begin from it.
+    other = stable_diffusion.get_config("shapes_lora")
+    other.network.update(channels=8, norm_groups=2)
+    other.model.path = str(tmp_path)
+    found = frozen.load(other, tmp_path, fresh=True)
+    jax.tree.map(np.testing.assert_array_equal, found["base"], state.ema)
+    assert float(found["statistics"]["latent_scale"]) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "message"),
+    [
+        ("sd15", {"model.path": ""}, r"config\.model\.path is needed: a diffusers folder"),
+        ("sd15", {"model.path": "/nowhere/x"}, "there is no /nowhere/x"),
+        ("sd15", {"network.channels": 16}, r"conv_in.*\(8,\), but .* needs \(16,\)"),
+        ("sd15_lora", {"network.heads": 4}, r"attention_head_dim is \[2, 2\], and \[4, 4\]"),
+        (
+            "sd15_lora",
+            {"parameterization.name": "v"},
+            "'epsilon', and 'v_prediction'",
+        ),
+        ("sd15_lora", {"autoencoder.scale": 0.5}, r"scaling_factor is 0\.3, and 0\.5"),
+        ("sd15_lora", {"cond.text.layers": 2}, "text_encoder of .* is not the one"),
+        ("sd15_lora", {"lora.rank": 0}, "rank must be at least 1, got 0"),
+        ("sd15_lora", {"lora.targets": ("to_x",)}, "'to_x'; choose from conv, .*to_q"),
+    ],
+)
+def test_what_does_not_fit_is_named(root, tmp_path, variant, options, message):
+    cfg = config_of(root, variant)
+    cfg.update_from_flattened_dict(options)
+    with pytest.raises(ValueError, match=message):
+        frozen.load(cfg, tmp_path, fresh=True)
+        shapes = common.abstract_state(cfg, common.task_of(cfg)).params
+        start = finetuning.initial(cfg, shapes)
+        assert start is not None
+        start()
+
+
+CROSS, DOWN, UP = "CrossAttnDownBlock2D", "DownBlock2D", "UpBlock2D"
+UNET = dict(
+    _class_name="UNet2DConditionModel",
+    block_out_channels=[320, 640, 1280, 1280],
+    attention_head_dim=8,
+    cross_attention_dim=768,
+    down_block_types=[CROSS, CROSS, CROSS, DOWN],
+    up_block_types=[UP, "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    sample_size=64,
+)
+UNET_21 = UNET | dict(
+    attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True
+)
+UNET_XL = UNET | dict(
+    block_out_channels=[320, 640, 1280],
+    attention_head_dim=[5, 10, 20],
+    cross_attention_dim=2048,
+    transformer_layers_per_block=[1, 2, 10],
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+    down_block_types=[DOWN, CROSS, CROSS],
+    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", UP],
+)
+VAE = dict(
+    _class_name="AutoencoderKL",
+    block_out_channels=[128, 256, 512, 512],
+    layers_per_block=2,
+    down_block_types=["DownEncoderBlock2D"] * 4,
+    up_block_types=["UpDecoderBlock2D"] * 4,
+)
+CLIP = dict(
+    architectures=["CLIPTextModel"],
+    hidden_size=768,
+    intermediate_size=3072,
+    num_attention_heads=12,
+    projection_dim=768,
+)
+OPEN_CLIP = CLIP | dict(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=23,
+    num_attention_heads=16,
+    hidden_act="gelu",
+)
+BIG = CLIP | dict(
+    architectures=["CLIPTextModelWithProjection"],
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    projection_dim=1280,
+    hidden_act="gelu",
+)
+PUBLISHED = {
+    "sd15": {"unet": UNET, "vae": VAE, "text_encoder": CLIP},
+    "sd21": {"unet": UNET_21, "vae": VAE, "text_encoder": OPEN_CLIP},
+    "sdxl": {"unet": UNET_XL, "vae": VAE, "text_encoder": CLIP, "text_encoder_2": BIG},
+}
+
+
+@pytest.mark.parametrize("variant", PUBLISHED)
+def test_configs_describe_the_published_models(variant):
+    cfg = stable_diffusion.get_config(variant)
+    nets = {"unet": common.diffusion_of(cfg).network, "vae": frozen.autoencoder_of(cfg)}
+    nets |= make_clips(cfg)
+    assert nets.keys() == PUBLISHED[variant].keys()
+    for name, config in PUBLISHED[variant].items():
+        assert finetuning.differences(name, nets[name], configs.build(config)) == []
+    assert finetuning.differences("vae", nets["vae"], nets["vae"].clone(blocks=1))
+
+
+def test_tokenizers_and_captions_are_checked(root):
+    cfg = config_of(root, "sd15")
+    cfg.data.update(name="captioned_folder", dir=str(root / "images"))
+    batch = common.source_of(cfg).take([0])
+    np.testing.assert_array_equal(
+        batch["text"][0], g.tokenizer("<|endoftext|>").plain(g.PROMPTS[0]).ids[0]
+    )
+    cfg.cond.empty = (1, 2)
+    with pytest.raises(common.UsageError, match=r"empty text .* but config\.cond\.empty=\(1, 2\)"):
+        common.source_of(cfg)
+    cfg.cond.text.positions = 7
+    with pytest.raises(common.UsageError, match=r"texts of 12, but .* 7 positions"):
+        common.source_of(cfg)
+    cfg.data.name = "digits"
+    cfg.data.update(image_size=8, channels=1, levels=17, bucket_step=0)
+    with pytest.raises(common.UsageError, match="digits has no captions"):
+        common.source_of(cfg)
+
+
+def test_no_folder_for_other_configs(execute, tmp_path):
+    options = ("--config=configs/ddpm.py:digits", f"--workdir={tmp_path}")
+    assert "must end in .safetensors" in execute("export", *options, "--out=x", code=1)
+
+
+def test_a_run_is_no_model(root):
+    (root / "run").mkdir()
+    (root / "run" / "config.json").write_text("{}")
+    cfg = config_of(root, "sd15", "run")
+    with pytest.raises(common.UsageError, match=r"has no model_index\.json.*experiments\.export"):
+        frozen.load(cfg, Path(root), fresh=True)
+
+
+def test_parts_of_a_single_file(root, monkeypatch):
+    parts = g.components("sd1")
+    file = ldm.under("model.diffusion_model.", ldm.unet(to_state_dict(parts.unet.params), 1))
+    file |= ldm.under("first_stage_model.", ldm.autoencoder(to_state_dict(parts.vae.params), 2))
+    text = to_state_dict(parts.texts["text_encoder"].model.params)
+    file |= ldm.under("cond_stage_model.transformer.", text)
+    save_file(file, root / "model.safetensors")
+    overrides = {"unet": {"attention_head_dim": 2, "norm_num_groups": 4}}
+    overrides |= {"vae": {"norm_num_groups": 2}, "text_encoder": {"num_attention_heads": 2}}
+    patched = functools.partial(finetuning.load_single_file, overrides=overrides)
+    monkeypatch.setattr(finetuning, "load_single_file", patched)
+    cfg = config_of(root, "sd15_lora", "model.safetensors")
+    cfg.autoencoder.scale = 0.3
+    found = frozen.load(cfg, root, fresh=True)
+    jax.tree.map(np.testing.assert_array_equal, found["base"], parts.unet.params)
+    jax.tree.map(np.testing.assert_array_equal, found["autoencoder"], parts.vae.params)
+    with pytest.raises(common.UsageError, match="no tokenizer: --config"):
+        finetuning.tokenizers(cfg)
+    cfg.model.tokenizer = str(root / "model" / "tokenizer")
+    assert finetuning.tokens(cfg, ["a red cat"]).shape == (1, g.LENGTH)
