@@ -3,7 +3,9 @@
     python -m experiments.export --workdir=runs/digits --out=digits.safetensors
     python -m experiments.sample --weights=digits.safetensors --workdir=runs/elsewhere
 
-The file holds the averaged weights under diffusers' names, and the config; no optimiser state.
+The file holds the averaged weights under diffusers' names, and the config; no optimiser state. An
+autoencoder comes with the diffusion model in its latents; what a ControlNet controls does not, and
+is read from where its config says.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def main() -> None:
     if out.suffix != ".safetensors":
         raise common.UsageError(f"--out={out} must end in .safetensors")
     state = common.restore(cfg, common.task_of(cfg), folder)
-    given = frozen.load(cfg, folder) if cfg.get("autoencoder", None) else None
+    whole = cfg.get("autoencoder", None) and cfg.task != "controlnet"
+    given = frozen.load(cfg, folder) if whole else None
     weights.write(out, cfg, state, given)
     logging.info("%.1f MB in %s", out.stat().st_size / 1e6, out)
 

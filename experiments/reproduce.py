@@ -61,7 +61,7 @@ def listing(papers: dict[str, ModuleType], runs: Path, results: Path) -> str:
 
 def paper_scale(name: str) -> str:
     """Commands, size and cost of a paper's own settings; the expected numbers are in its config."""
-    path = Path("configs") / f"{name}.py"
+    path = Path("configs") / f"{getattr(PAPERS[name], 'CONFIG', name)}.py"
     module = common.load_config_module(str(path))
     lines = [(module.__doc__ or "").strip(), ""]
     for variant, make in module.VARIANTS.items():
