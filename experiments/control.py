@@ -36,7 +36,7 @@ ALSO = flags.DEFINE_multi_string("also", [], "Workdir or exported file of anothe
 PROMPT = flags.DEFINE_bool("prompt", True, "Tell the base the class or caption of the image.")
 NAME = flags.DEFINE_string("name", "control", "Name of the files.")
 SHOWN = 12  # columns of the picture
-ENOUGH = 250  # images, for distances
+ENOUGH = 100  # images, for distances
 
 
 def load(where: Path) -> tuple[controlled.Net, Any]:

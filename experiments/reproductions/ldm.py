@@ -54,7 +54,11 @@ PROMPTS = (
     "a small cyan circle at the left and a large purple square at the right",
 )
 _ENCODED = ("f2", "f4")
-_SHORT = ("--config.train.steps=600", "--config.loss.disc_start=300")
+_SHORT = (
+    "--config.train.steps=600",
+    "--config.train.minutes=0.0",
+    "--config.loss.disc_start=300",
+)
 SHAPES = "--config.network.channels=32"  # of the UNet that draws them
 
 
@@ -141,6 +145,7 @@ PIECES = (
         SHAPES,
         _stored("shapes"),
         "--config.train.steps=3000",
+        "--config.train.minutes=0.0",
     ),
     sweeping(
         "ldm-captions",

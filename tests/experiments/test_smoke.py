@@ -178,9 +178,11 @@ def test_sample_evaluate_and_report_from_a_workdir(execute, tmp_path):
     by_steps = np.load(tmp_path / "rows.npz")["images"]
     assert len(by_steps) == 10
     assert np.array_equal(by_steps[5:], images)  # the same seeds
-    execute("evaluate", f"--workdir={tmp_path}", "--metrics=bits")
+    execute("evaluate", f"--workdir={tmp_path}", "--metrics=bits", "--bits_steps=5,1000")
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert result["bits_per_dim"] > 0
+    assert result["bits_by_steps"]["1000"]["bits_per_dim"] == result["bits_per_dim"]
+    assert result["bits_by_steps"]["5"]["bits_per_dim"] > 0
     execute("report", f"--workdir={tmp_path}")
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 3
