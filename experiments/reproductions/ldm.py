@@ -44,6 +44,7 @@ by 1.25 3.95, by 1.5 3.60. Text to image on COCO: FID 23.31, guided by 1.5 12.63
 SEEDS = (0, 1)
 # Steps that take about as long on one core, and how many autoencoders halve the sides.
 FACTORS = {"f1": 320, "f2": 1400, "f4": 3600}
+MINUTES = {"f1": 7.0, "f2": 5.0, "f4": 5.0}
 CONFIGS = {"f1": "_f1", "f2": "", "f4": "_f4"}
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
 TEXT = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
@@ -55,9 +56,9 @@ PROMPTS = (
 )
 _ENCODED = ("f2", "f4")
 _SHORT = (
-    "--config.train.steps=600",
+    "--config.train.steps=500",
     "--config.train.minutes=0.0",
-    "--config.loss.disc_start=300",
+    "--config.loss.disc_start=250",
 )
 SHAPES = "--config.network.channels=32"  # of the UNet that draws them
 
@@ -68,7 +69,7 @@ def _seeded(name: str, seed: int) -> str:
 
 def _autoencoder(config: str, name: str, minutes: float) -> tuple[Piece, Piece]:
     train = training(f"autoencoder.py:{config}", f"autoencoder-{name}", minutes, *_SHORT)
-    return train, measuring(f"reconstruction-{name}", f"autoencoder-{name}", 2, picture=True)
+    return train, measuring(f"reconstruction-{name}", f"autoencoder-{name}", 1.5, picture=True)
 
 
 def _again(config: str, name: str, minutes: float) -> Piece:
@@ -98,14 +99,13 @@ def _latent(factor: str, seed: int) -> Piece:
     )
     config = f"ldm.py:fashion_mnist{CONFIGS[factor]}"
     name = _seeded(f"ldm-{factor}", seed)
-    return training(config, name, 7, *overrides, model=not seed, log=True)
+    return training(config, name, MINUTES[factor], *overrides, model=not seed, log=True)
 
 
 def _sampling(factor: str) -> Piece:
     """Four seeds, of which the first also compiles."""
     name, axes = f"ldm-{factor}", {"steps": "16", "guidance": "1"}
-    minutes = {"f1": 3.0}.get(factor, 1.5)
-    return sweeping(f"{name}-sampling", name, minutes, axes, num=192, seeds=4)
+    return sweeping(f"{name}-sampling", name, 2 if factor == "f1" else 1, axes, num=192, seeds=4)
 
 
 _PICTURE = Piece(
@@ -125,7 +125,7 @@ _PICTURE = Piece(
 )
 
 PIECES = (
-    *_autoencoder("fashion_mnist", "f2", 5),
+    *_autoencoder("fashion_mnist", "f2", 4),
     *_autoencoder("fashion_mnist_f4", "f4", 3),
     *_autoencoder("fashion_mnist_vq", "vq", 3),
     *(_latent(factor, 0) for factor in FACTORS),
@@ -133,15 +133,15 @@ PIECES = (
     sweeping(
         "ldm-guidance",
         "ldm-f4",
-        6,
+        3,
         {"steps": "16", "guidance": ",".join(f"{scale:g}" for scale in GUIDANCE)},
         num=500,
     ),
-    *_autoencoder("shapes", "shapes", 4),
+    *_autoencoder("shapes", "shapes", 5),
     training(
         "ldm.py:shapes",
         "ldm-shapes",
-        20,
+        9,
         SHAPES,
         _stored("shapes"),
         "--config.train.steps=3000",
@@ -150,7 +150,7 @@ PIECES = (
     sweeping(
         "ldm-captions",
         "ldm-shapes",
-        6,
+        2,
         {"steps": "16", "guidance": ",".join(f"{scale:g}" for scale in TEXT)},
         "--metrics=captions",
         num=200,
@@ -296,7 +296,7 @@ def page(data: Path) -> str:
     prompts = "; ".join(PROMPTS)
     return f"""## Autoencoders
 
-600 steps each, on 28x28 Fashion-MNIST (KL with f = 2 and 4, 256 codes with f = 4) and on shapes;
+500 steps each, on 28x28 Fashion-MNIST (KL with f = 2 and 4, 256 codes with f = 4) and on shapes;
 measured on test images. Of each pair of rows, the upper are images and the lower reconstructions:
 
 {_stage_table(data)}
