@@ -125,7 +125,8 @@ def _control_evaluator(cfg: Any, given: Any) -> Any:
 
     def measure(state: State, step: int) -> dict[str, float]:
         nonlocal paint
-        paint = paint or controlled.Painter(_quick(cfg), given, state.extra)
+        # The state's own arrays are given to the next step.
+        paint = paint or controlled.Painter(_quick(cfg), given, jax.device_get(state.extra))
         net, found = controlled.Net(cfg, state.ema), {}
         for prompt, suffix in ((True, ""), (False, "_without_prompt")):
             images = paint([net], controlled.Request(batch, [hints], prompt=prompt))
