@@ -71,3 +71,10 @@ def test_fidelity_of_drawn_images():
     outline[:, 5:11, 5:11] = 0
     assert controlled.fidelity(cfg, outline, square)["edge_f1"] > 0.95
     assert controlled.fidelity(cfg, np.roll(outline, 5, 2), square)["edge_f1"] < 0.6
+
+
+@pytest.mark.slow
+def test_a_net_of_latents_is_measured_while_it_trains(execute, tmp_path):
+    options = ("--config.train.evaluate_every=1", "--config.eval.best=", "--config.eval.loop_num=4")
+    config = "--config=configs/controlnet.py:shapes_edges,smoke"
+    execute("train", config, f"--workdir={tmp_path}", *options)  # twice: the state is given away
