@@ -192,10 +192,10 @@ def _sudden(data: Path) -> Claim:
     """The largest share of the rise of the F1 between two measurements."""
     curves = np.asarray(_curve(data, "zero", "edge_f1")).T
     start = read(data / "control-initial.json")["settings"][1]["edge_f1"]
-    shares = []
-    for run in curves:
-        rise = np.diff([start, *run])
-        shares.append(rise.max() / max(run.max() - start, 1e-9))
+    shares = [
+        np.diff([start, *run]).max() / (run.max() - start) if run.max() > start else 0.0
+        for run in curves
+    ]
     found = np.asarray(shares)
     text = f"over half of the rise of the F1 falls in one eighth of the steps ({EVERY})"
     held = bool(found.mean() - 3 * found.std(ddof=1) > 0.5)
