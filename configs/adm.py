@@ -15,7 +15,7 @@
 | imagenet64_classifier | 65M | 300k steps, batch 1024 | - |
 | imagenet128_classifier | 43M | 300k steps, batch 1024 | - |
 | imagenet256_classifier | 54M | 500k steps, batch 256 | - |
-| fashion_mnist14_classifier | 0.3M | 5 minutes on one CPU core | docs/results |
+| fashion_mnist14_classifier | 0.4M | 5 minutes on one CPU core | docs/results |
 | digits_classifier | 0.3M | 1 minute on two CPU cores | - |
 
 The networks of both kinds learn from the same noise; the classifier is the way down of a UNet. The

@@ -98,7 +98,7 @@ PARAMETERS = {
     "ldm:superres": 113_622_563,
     "cfg:digits": 702_753,
     "cfg:fashion_mnist": 687_473,
-    "cfg:fashion_mnist14": 702_753,
+    "cfg:fashion_mnist14": 700_420,
     "cfg:imagenet64": 295.9,
     "cfg:imagenet128": 421.5,
     "adm:imagenet64": 295.9,
@@ -108,7 +108,7 @@ PARAMETERS = {
     "adm:imagenet64_classifier": 65.7,
     "adm:imagenet128_classifier": 42.8,
     "adm:imagenet256_classifier": 54.4,
-    "adm:fashion_mnist14_classifier": 337_930,
+    "adm:fashion_mnist14_classifier": 410_634,
     "adm:digits_classifier": 335_818,
 }
 
