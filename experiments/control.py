@@ -8,9 +8,10 @@
 
 Hints are those of the first test images, and every setting draws with the same noise. Writes to the
 workdir: control/NAME.png, whose rows are the hints, the base alone, a row per setting and the test
-images; and control/NAME.json with the edge F1 or mask IoU between hints and images, and, where
-there is a classifier and --num is large, the distance to real images. --also adds the ControlNet of
-another run of the same base, with the hints that it was trained on.
+images; and control/NAME.json with the edge F1 or mask IoU between hints and images, the largest
+change of a pixel that control makes and, where there is a classifier and --num is large, the
+distance to real images. --also adds the ControlNet of another run of the same base, with the hints
+that it was trained on.
 """
 
 from __future__ import annotations
@@ -23,44 +24,30 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
-from diffjax import data, metrics
-from diffjax.data import shapes
-from experiments import common, controlled, frozen, judging
+from diffjax import metrics
+from experiments import common, controlled, frozen, judging, stored_config, weights
 
 common.define_sampling_flags()
 SCALES = flags.DEFINE_list("scales", ["1"], "Factors of the residuals, a setting each.")
 BALANCE = flags.DEFINE_list("balance", None, "Names of diffjax.control.BALANCES, a setting each.")
 START = flags.DEFINE_float("start", 0.0, "Where control begins, as a share of the evaluations.")
 END = flags.DEFINE_float("end", 1.0, "Where it ends.")
-ALSO = flags.DEFINE_multi_string("also", [], "Workdir of another ControlNet; repeatable.")
+ALSO = flags.DEFINE_multi_string("also", [], "Workdir or exported file of another one; repeatable.")
+PROMPT = flags.DEFINE_bool("prompt", True, "Tell the base the class or caption of the image.")
 NAME = flags.DEFINE_string("name", "control", "Name of the files.")
 SHOWN = 12  # columns of the picture
-ENOUGH = 500  # images, for distances
+ENOUGH = 100  # images, for distances
 
 
-def fidelity(cfg: Any, hints: np.ndarray, images: np.ndarray) -> dict[str, float]:
-    """Edge F1 or mask IoU between hints and images in [-1, 1], mean over images.
-
-    Edges are those that Canny finds in the image. Masks are judged by what has any colour of the
-    shapes, and only there.
-    """
-    kind = cfg.control.hint.name
-    if kind == "mask" and cfg.data.name.startswith("shapes"):
-        found = np.stack([shapes.colours(image) >= 0 for image in common.to_uint8(images)])
-        wanted = hints.argmax(-1) > 0
-        iou = metrics.mask_iou(found.astype(int), wanted.astype(int), 2)
-        return {"mask_iou": float(iou.mean())}
-    if kind in ("canny", "edges"):
-        options = {k: cfg.control.hint[k] for k in ("low", "high", "sigma")}
-        found = data.make_hints("canny", options)({"image": images})[..., 0]
-        return {"edge_f1": float(metrics.edge_f1(found, hints[..., 0]).mean())}
-    return {}
-
-
-def load(folder: Path) -> tuple[controlled.Net, Any]:
-    """The ControlNet of a run, and its statistics."""
-    cfg = common.stored_config(folder)
-    state = common.restore_from(cfg, common.task_of(cfg), folder / "checkpoints")
+def load(where: Path) -> tuple[controlled.Net, Any]:
+    """The ControlNet of a run or an exported file, and its statistics."""
+    exported = where.suffix == ".safetensors"
+    cfg = stored_config.get_config(str(where if exported else where / "config.json"))
+    task = common.task_of(cfg)
+    if exported:
+        state = weights.read(where, common.abstract_state(cfg, task))
+    else:
+        state = common.restore_from(cfg, task, where / "checkpoints")
     return controlled.Net(cfg, state.ema), state.extra
 
 
@@ -78,7 +65,8 @@ def main() -> None:
         rows.append(paint(nets, request))
         found = {"scale": request.scales[0], "balance": request.balance, "num": len(hints[0])}
         for net, hint in zip(nets, hints, strict=True):
-            found |= fidelity(net.cfg, hint, rows[-1])
+            found |= controlled.fidelity(net.cfg, hint, rows[-1])
+        found["change"] = float(np.abs(rows[-1] - rows[1]).max())
         report.append(found | distance(cfg, rows[-1], batch["image"]))
         logging.info("%s", report[-1])
     rows.append(batch["image"])
@@ -105,6 +93,7 @@ def requests(
             ends=[END.value] * len(hints),
             balance=balance,
             guidance=cfg.sample.get("guidance", 1.0),
+            prompt=PROMPT.value,
         )
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from diffjax import control, data, guidance, samplers
+from diffjax import control, data, guidance, metrics, samplers
+from diffjax.data import shapes
 from diffjax.pretrained import from_state_dict, load_model, to_state_dict
 from diffjax.tasks import make_task
 from diffjax.tasks.controlnet import NET, controlled, controller, make_controlled
@@ -134,6 +135,7 @@ class Request(NamedTuple):
         scales, starts, ends: one per network, see `diffjax.control`.
         balance: a name in `diffjax.control.BALANCES`.
         guidance: scale of classifier-free guidance, 1 for none.
+        prompt: whether the base is told the condition.
     """
 
     batch: dict[str, np.ndarray]
@@ -144,6 +146,7 @@ class Request(NamedTuple):
     ends: Sequence[float] = (1.0,)
     balance: str = "balanced"
     guidance: float = 1.0
+    prompt: bool = True
 
 
 class Painter:
@@ -180,6 +183,7 @@ class Painter:
         seed, done = jax.random.key(request.seed), []
         keys = jax.vmap(lambda k: jax.random.fold_in(seed, k))(jnp.arange(count))
         raw = self._model.condition.take(request.batch, seed)
+        raw = raw if request.prompt or not raw else self._model.condition.null(raw)
         scale = guidance.interval(self._rows, request.guidance)
         for first in range(0, count, size):
             hints, cond = jax.tree.map(
@@ -229,6 +233,25 @@ def examples(cfg: ConfigDict, count: int) -> dict[str, np.ndarray]:
     source = common.source_of(cfg, "test")
     batch = data.batch_of(source, np.arange(count) % len(source))
     return {**batch, "hint": hints_of(cfg)(batch)}
+
+
+def fidelity(cfg: Any, hints: np.ndarray, images: np.ndarray) -> dict[str, float]:
+    """Edge F1 or mask IoU between hints and images in [-1, 1], mean over images.
+
+    Edges are those that Canny finds in the image. Masks are judged by what has any colour of the
+    shapes, and only there.
+    """
+    kind = cfg.control.hint.name
+    if kind == "mask" and cfg.data.name.startswith("shapes"):
+        found = np.stack([shapes.colours(image) >= 0 for image in common.to_uint8(images)])
+        wanted = hints.argmax(-1) > 0
+        iou = metrics.mask_iou(found.astype(int), wanted.astype(int), 2)
+        return {"mask_iou": float(iou.mean())}
+    if kind in ("canny", "edges"):
+        options = {k: cfg.control.hint[k] for k in ("low", "high", "sigma")}
+        found = data.make_hints("canny", options)({"image": images})[..., 0]
+        return {"edge_f1": float(metrics.edge_f1(found, hints[..., 0]).mean())}
+    return {}
 
 
 def as_pictures(hints: np.ndarray, channels: int) -> np.ndarray:

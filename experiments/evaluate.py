@@ -13,8 +13,9 @@ Distances are Frechet distances on the features of a small frozen classifier of 
 fid, sfid, is, kid, prdc (precision, recall, density, coverage) and rfid need Inception's weights;
 psnr, ssim and rfid compare --images with their originals, --reference. An evaluation with Inception
 that was interrupted goes on where it stopped.
-Writes evaluation.json (or --out), and for sweeps sweeps/NAME.jsonl, .md and .png in the workdir; a
-sweep that was interrupted goes on where it stopped.
+Writes evaluation.json (or --out), beside it a picture of an autoencoder's reconstructions, and for
+sweeps sweeps/NAME.jsonl, .md and .png in the workdir (of captions with --metrics=captions); a sweep
+that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ RESIZE = flags.DEFINE_enum(
 )
 OUT = flags.DEFINE_string("out", None, "Where to write; default: evaluation.json in the workdir.")
 SWEEP = flags.DEFINE_multi_string("sweep", [], "key=value,value,... of config.sample; repeatable.")
-SEEDS = flags.DEFINE_integer("seeds", 1, "Sampling seeds per cell of a sweep.", 1)
+SEEDS = flags.DEFINE_integer("seeds", 1, "Sampling seeds of the distance, or per cell.", 1)
+BITS_STEPS = flags.DEFINE_list("bits_steps", [], "Also the bound with so many steps each.")
 NAME = flags.DEFINE_string("name", "sweep", "Name of the sweep's files.")
 
 
@@ -133,6 +135,16 @@ def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> 
     }
 
 
+def bits_by_steps(cfg: Any, model: Any, state: State, num: int) -> dict[str, Any]:
+    """The bound on grids of --bits_steps evenly spaced steps."""
+    found = {}
+    for steps in BITS_STEPS.value:
+        grid = grids.make("linspace", model.schedule, int(steps))
+        whole = bits(cfg, model._replace(grid=grid), state, num)
+        found[steps] = {k: v for k, v in whole.items() if isinstance(v, float)}
+    return {"bits_by_steps": found} if found else {}
+
+
 def reconstruction(cfg: Any, model: Any, state: State, num: int) -> dict[str, Any]:
     """Mean squared error, images in [0, 1], of encoding and decoding with S deterministic steps."""
     images = judging.reference_images(cfg, num, "test")
@@ -162,7 +174,7 @@ def main() -> None:
             f"unknown metrics {sorted(unknown)}; choose from {', '.join(KNOWN)}"
         )
     folder, wanted = common.workdir(), set(METRICS.value)
-    out = Path(OUT.value) if OUT.value else folder / "evaluation.json"
+    out = _out(folder)
     if SAVE_REFERENCE.value:
         save_reference(folder, Path(SAVE_REFERENCE.value))
     elif IMAGES.value:
@@ -171,6 +183,10 @@ def main() -> None:
         sweep(folder)
     else:
         _finish(sampled(folder, wanted), out)
+
+
+def _out(folder: Path) -> Path:
+    return Path(OUT.value) if OUT.value else folder / "evaluation.json"
 
 
 def _network(cfg: Any, asker: str) -> Any:
@@ -249,21 +265,26 @@ def _floats(images: np.ndarray) -> np.ndarray:
 
 
 def sweep(folder: Path) -> None:
-    """Measure our distance over combinations of sampler options."""
+    """Measure our distance, or obedience to captions, over combinations of sampler options."""
     cfg = common.config()
-    network, num = _network(cfg, "--sweep"), flags.FLAGS.num or cfg.eval.num
+    num, told = flags.FLAGS.num or cfg.eval.num, METRICS.value == ["captions"]
+    network = None if told else _network(cfg, "--sweep")
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
     maker = common.image_maker(cfg, task, state, frozen.load(cfg, folder))
+    judge = functools.partial(obeyed, cfg)
+    if not told:
+        real, classes = judging.reference_images(cfg, num), maker.model.num_classes
+        judge = functools.partial(judging.judge, network, real=real, classes=classes)
     sampler_sweep.run(
         cfg,
         maker,
-        functools.partial(judging.judge, network, classes=maker.model.num_classes),
-        judging.reference_images(cfg, num),
+        judge,
         folder / "sweeps" / NAME.value,
         axes=SWEEP.value,
         seeds=SEEDS.value,
         num=num,
+        metric="all" if told else "distance",
     )
 
 
@@ -279,6 +300,7 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
     if cfg.task == "autoencoder":
+        _picture(cfg, state)
         return first_stage.measure(cfg, state, num)
     weights = frozen.load(cfg, folder)
     maker = common.image_maker(cfg, task, state, weights)
@@ -300,13 +322,23 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
         started = time.monotonic()
         made = maker.make(num=num, seed=seed)
         result["sampling_seconds"] = time.monotonic() - started
-        result.update(judging.judge(network, made, real, maker.model.num_classes))
+        classes = maker.model.num_classes
+        result.update(judging.judge(network, made, real, classes))
+        others = [maker.make(num=num, seed=seed + k) for k in range(1, SEEDS.value)]
+        more = [judging.judge(network, images, real, classes)["distance"] for images in others]
+        result["distance_by_seed"] = [result["distance"], *more]
     if "baselines" in wanted:
         result["baselines"] = baselines(cfg, task, network, num, real, weights)
     if "captions" in wanted:
-        result["captions"] = captions(cfg, maker, num, seed)
+        result["captions"] = obeyed(cfg, maker.make(num=num, seed=seed))
     result.update(_likelihoods(cfg, maker.model, state, wanted))
     return result
+
+
+def _picture(cfg: Any, state: State) -> None:
+    """Test images above their reconstructions, beside the figures."""
+    out = _out(common.workdir()).with_suffix(".png")
+    common.save_png(first_stage.pictures(cfg, state.ema), out)
 
 
 def _likelihoods(cfg: Any, model: Any, state: State, wanted: set[str]) -> dict[str, Any]:
@@ -317,6 +349,7 @@ def _likelihoods(cfg: Any, model: Any, state: State, wanted: set[str]) -> dict[s
         return result
     if "bits" in wanted and model.grid is not None:
         result.update(bits(cfg, model, state, cfg.eval.bits_images))
+        result.update(bits_by_steps(cfg, model, state, cfg.eval.bits_images))
     if "ode_bits" in wanted:
         result.update(bits(cfg, model, state, cfg.eval.bits_images, ode=True))
     if "reconstruction" in wanted:
@@ -324,7 +357,7 @@ def _likelihoods(cfg: Any, model: Any, state: State, wanted: set[str]) -> dict[s
     return result
 
 
-def captions(cfg: Any, maker: Any, num: int, seed: int) -> dict[str, float]:
+def obeyed(cfg: Any, images: np.ndarray) -> dict[str, float]:
     """Share of pictures that obey the captions of test images, as a program judges them.
 
     Raises:
@@ -332,11 +365,11 @@ def captions(cfg: Any, maker: Any, num: int, seed: int) -> dict[str, float]:
     """
     if cfg.data.name != "shapes":
         raise common.UsageError(f"captions are judged for data set shapes, not {cfg.data.name!r}")
-    things = [shapes.scene("test", i).things for i in range(num)]
-    pictures = common.to_uint8(maker.make(num=num, seed=seed))
+    things = [shapes.scene("test", i).things for i in range(len(images))]
+    pictures = common.to_uint8(images)
     verdicts = [shapes.judge(p, t) for p, t in zip(pictures, things, strict=True)]
     means = map(float, np.mean(verdicts, axis=0))
-    return dict(zip(shapes.Verdict._fields, means, strict=True), num=num)
+    return dict(zip(shapes.Verdict._fields, means, strict=True), num=len(images))
 
 
 def baselines(

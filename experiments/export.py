@@ -3,7 +3,9 @@
     python -m experiments.export --workdir=runs/digits --out=digits.safetensors
     python -m experiments.sample --weights=digits.safetensors --workdir=runs/elsewhere
 
-The file holds the averaged weights under diffusers' names, and the config; no optimiser state.
+The file holds the averaged weights under diffusers' names, and the config; no optimiser state. An
+autoencoder comes with the diffusion model in its latents; what a ControlNet controls does not, and
+is read from where its config says.
 
     python -m experiments.export --workdir=runs/cats --out=cats
 
@@ -35,7 +37,8 @@ def main() -> None:
             f"--out={out} must end in .safetensors; folders are for configs of fine-tuning"
         )
     state = common.restore(cfg, common.task_of(cfg), folder)
-    given = frozen.load(cfg, folder) if cfg.get("autoencoder", None) else None
+    latent = cfg.get("autoencoder", None) and cfg.task != "controlnet"
+    given = frozen.load(cfg, folder) if latent else None
     if whole:
         finetuning.save(cfg, state, given, out)
         finetuning.summary(cfg, out)

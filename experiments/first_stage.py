@@ -37,13 +37,17 @@ def reconstruct(cfg: Any, params: Any, images: np.ndarray) -> tuple[np.ndarray, 
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
-def preview(cfg: Any, folder: Any, num: int = 32) -> Any:
-    """Callback that writes test images above their reconstructions, and warns of a collapse."""
+def pictures(cfg: Any, params: Any, num: int = 32) -> np.ndarray:
+    """Test images above their reconstructions."""
     images = _test_images(cfg, num)
+    return side_by_side(images, reconstruct(cfg, params, images)[0])
+
+
+def preview(cfg: Any, folder: Any) -> Any:
+    """Callback that writes test images above their reconstructions, and warns of a collapse."""
 
     def write(state: Any, step: int, reporter: Any) -> None:
-        again, _ = reconstruct(cfg, state.ema, images)
-        picture = side_by_side(images, again)
+        picture = pictures(cfg, state.ema)
         common.save_png(picture, folder / "samples" / f"{step:08d}.png")
         reporter.image("reconstructions", step, picture)
         if "usage" in state.extra:

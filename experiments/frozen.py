@@ -62,8 +62,9 @@ def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
     """Everything frozen that a config asks for, or None.
 
     A run stores what it was trained with in its workdir, from where it is read afterwards; the
-    folders that the config names need not exist any more. The classifier of classifier guidance
-    joins it for sampling.
+    folders that the config names need not exist any more. An exported file holds it too, but for a
+    ControlNet, whose base and autoencoder are read from where the config says. The classifier of
+    classifier guidance joins it for sampling.
 
     Args:
         fresh: read what the config names, for training; the trainer compares it with what is
@@ -81,9 +82,9 @@ def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
 def _trained_with(cfg: ConfigDict, folder: Path, fresh: bool) -> Any:
     if cfg.task == "autoencoder":
         return _perceptual(cfg)
-    if common.WEIGHTS.value and abstract(cfg):
+    if common.WEIGHTS.value and cfg.task != "controlnet" and abstract(cfg):
         return weights.read_frozen(Path(common.WEIGHTS.value), abstract(cfg))
-    if not fresh and (stored := _stored(cfg, folder)):
+    if not fresh and not common.WEIGHTS.value and (stored := _stored(cfg, folder)):
         return stored
     out: dict[str, Any] = {}
     if finetuning.model_path(cfg):

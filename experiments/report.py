@@ -7,6 +7,10 @@ Of several runs, a comparison: table, curves, and the best by a metric.
     python -m experiments.report --workdir=runs/lr --metric=loss         # a sweep's runs
     python -m experiments.report --workdir=out --runs=runs/a,runs/b --metric=fid
 
+The table of results in README.md, from the files under docs/results.
+
+    python -m experiments.report --results
+
 Reads what the run wrote (metrics.jsonl, samples/, evaluation.json, sweeps/) and computes nothing.
 """
 
@@ -22,9 +26,11 @@ from typing import Any
 from absl import flags, logging
 
 from experiments import common, compare
+from experiments.reproductions import results
 
 RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to compare; default: those of a sweep.")
 METRIC = flags.DEFINE_string("metric", "loss", "What the best run is best in.")
+RESULTS = flags.DEFINE_bool("results", False, "Write the table of results in README.md anew.")
 MODE = flags.DEFINE_enum("mode", "min", ["min", "max"], "Whether small or large is better.")
 
 # Values of the papers, on their data and with Inception features: for orientation, not comparison.
@@ -156,6 +162,11 @@ def _runs_of(folder: Path) -> list[Path]:
 
 
 def main() -> None:
+    if RESULTS.value:
+        readme = Path("README.md")
+        readme.write_text(results.with_table(readme.read_text(), Path("docs/results")))
+        logging.info("the table in %s is up to date", readme)
+        return
     folder = common.workdir()
     out = folder / "report.html"
     if runs := _runs_of(folder):

@@ -19,8 +19,8 @@ from types import ModuleType
 from absl import flags, logging
 
 from experiments import common, plan
-from experiments.reproductions import PAPERS, pieces
-from experiments.reproductions.claims import Claim, verdicts
+from experiments.reproductions import PAPERS, pieces, results
+from experiments.reproductions.claims import verdicts
 
 SMALL = ("digits", "fashion_mnist", "fashion_mnist14", "shapes")  # data of no paper
 
@@ -48,20 +48,20 @@ def chosen() -> dict[str, ModuleType]:
     return papers
 
 
-def listing(papers: dict[str, ModuleType], runs: Path, results: Path) -> str:
+def listing(papers: dict[str, ModuleType], runs: Path, folder: Path) -> str:
     """Every piece, its minutes, whether it is done, and its commands."""
     lines = []
     for name, paper in papers.items():
         for piece in paper.PIECES:
-            state = "done" if pieces.done(piece, results) else f"about {piece.minutes:g} minutes"
+            state = "done" if pieces.done(piece, folder) else f"about {piece.minutes:g} minutes"
             lines.append(f"{name}: {piece.name} ({state})")
-            lines += [f"    {line}" for line in pieces.shown(piece, runs, results)]
+            lines += [f"    {line}" for line in pieces.shown(piece, runs, folder)]
     return "\n".join(lines)
 
 
 def paper_scale(name: str) -> str:
     """Commands, size and cost of a paper's own settings; the expected numbers are in its config."""
-    path = Path("configs") / f"{name}.py"
+    path = Path("configs") / f"{getattr(PAPERS[name], 'CONFIG', name)}.py"
     module = common.load_config_module(str(path))
     lines = [(module.__doc__ or "").strip(), ""]
     for variant, make in module.VARIANTS.items():
@@ -79,45 +79,42 @@ def paper_scale(name: str) -> str:
     return "\n".join(lines)
 
 
-def write_pages(results: Path) -> None:
+def write_pages(folder: Path) -> None:
     """PAPER.md for every paper whose files are all there, and README.md with every claim."""
     sections = []
     for name, paper in PAPERS.items():
-        missing = [p.name for p in paper.PIECES if not pieces.done(p, results)]
-        title = (paper.__doc__ or name).strip()
-        if missing:
-            sections.append(f"## {name}\n\n{title}\n\nNot run: {', '.join(missing)}.")
+        found = results.found(name, folder)
+        if found.missing:
+            sections.append(f"## {name}\n\n{found.title}\n\nNot run: {', '.join(found.missing)}.")
             continue
-        found: list[Claim] = paper.claims(results / "data")
-        body = paper.page(results / "data")
+        body = paper.page(folder / "data")
         command = f"    python -m experiments.reproduce --paper={name}"
-        heading = title.partition("\n")[0].rstrip(".")
-        (results / f"{name}.md").write_text(
-            f"# {heading}\n\nWritten from `data/` by\n\n{command}\n\n"
+        (folder / f"{name}.md").write_text(
+            f"# {found.heading}\n\nWritten from `data/` by\n\n{command}\n\n"
             f"Measured over seeds, an effect holds if it exceeds three standard deviations.\n\n"
-            f"{verdicts(found)}\n\n{body}"
+            f"{verdicts(found.claims)}\n\n{body}"
         )
-        sections.append(f"## [{name}]({name}.md)\n\n{title}\n\n{verdicts(found)}")
+        sections.append(f"## [{name}]({name}.md)\n\n{found.title}\n\n{verdicts(found.claims)}")
     head = "# Results\n\nWritten by `python -m experiments.reproduce --pages`.\n\n"
-    (results / "README.md").write_text(head + "\n\n".join(sections) + "\n")
-    logging.info("pages written to %s", results)
+    (folder / "README.md").write_text(head + "\n\n".join(sections) + "\n")
+    logging.info("pages written to %s", folder)
 
 
 def main() -> None:
     papers = chosen()
-    runs, results = Path(RUNS.value), Path(RESULTS.value)
+    runs, folder = Path(RUNS.value), Path(RESULTS.value)
     if SCALE.value == "paper":
         print("\n\n".join(paper_scale(name) for name in papers))
         return
     if LIST.value:
-        print(listing(papers, runs, results))
+        print(listing(papers, runs, folder))
         return
     for paper in papers.values():
         for piece in paper.PIECES:
             wanted = piece.name in ONLY.value if ONLY.value else not PAGES.value
-            if wanted and not pieces.done(piece, results):
-                pieces.run(piece, runs, results)
-    write_pages(results)
+            if wanted and not pieces.done(piece, folder):
+                pieces.run(piece, runs, folder)
+    write_pages(folder)
 
 
 if __name__ == "__main__":

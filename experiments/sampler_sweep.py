@@ -1,4 +1,4 @@
-"""Sweeps over ``config.sample``: distance of every combination, resumable, as table and plot."""
+"""Sweeps over ``config.sample``: measures of every combination, resumable, as table and plot."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from diffjax.train.files import write_atomically
 from experiments import common
+
+NAMES = {"distance": "Frechet distance", "all": "share of obeyed captions"}
 
 
 def parse(axes: list[str], cfg: Any) -> dict[str, list[Any]]:
@@ -37,15 +39,19 @@ def parse(axes: list[str], cfg: Any) -> dict[str, list[Any]]:
 def run(
     cfg: Any,
     maker: common.ImageMaker,
-    judge: Callable[[np.ndarray, np.ndarray], dict[str, Any]],
-    real: np.ndarray,
+    judge: Callable[[np.ndarray], dict[str, Any]],
     out: Path,
     *,
     axes: list[str],
     seeds: int,
     num: int,
+    metric: str = "distance",
 ) -> None:
-    """Run what is missing of a sweep and write OUT.jsonl, OUT.md and OUT.png."""
+    """Run what is missing of a sweep and write OUT.jsonl, OUT.md and OUT.png, which show a metric.
+
+    Args:
+        judge: what is measured of the images of a cell.
+    """
     grid = parse(axes, cfg)
     lines = out.with_name(out.name + ".jsonl")
     lines.parent.mkdir(parents=True, exist_ok=True)
@@ -69,15 +75,15 @@ def run(
                 **cell,
                 "evaluations": len(plan.level.t) * (1 + (scale != 1)),
                 "seconds": time.monotonic() - started,
-                **judge(images, real),
+                **judge(images),
             }
             rows.append(result)
             stream.write(json.dumps(result) + "\n")
             stream.flush()
     wanted = {_key(c, grid) for c in cells}
     rows = [row for row in rows if _key(row, grid) in wanted]
-    out.with_name(out.name + ".md").write_text(table(rows, list(grid)))
-    plot(rows, list(grid), out.with_name(out.name + ".png"))
+    out.with_name(out.name + ".md").write_text(table(rows, list(grid), metric))
+    plot(rows, list(grid), out.with_name(out.name + ".png"), metric)
     logging.info("written to %s, .md and .png", lines)
 
 
@@ -85,13 +91,15 @@ def _key(row: dict[str, Any], grid: dict[str, Any]) -> tuple[Any, ...]:
     return (*(row.get(k) for k in grid), row["seed"], row["num"])
 
 
-def curves(rows: list[dict[str, Any]], keys: list[str]) -> dict[str, dict[int, np.ndarray]]:
-    """``label -> steps -> distances over seeds``; labels name the swept keys other than steps."""
+def curves(
+    rows: list[dict[str, Any]], keys: list[str], metric: str = "distance"
+) -> dict[str, dict[int, np.ndarray]]:
+    """``label -> steps -> metric over seeds``; labels name the swept keys other than steps."""
     names = [k for k in keys if k != "steps" and len({row[k] for row in rows}) > 1]
     out: dict[str, dict[int, list[float]]] = {}
     for row in rows:
-        label = ", ".join(f"{k} {row[k]}" for k in names) or "distance"
-        out.setdefault(label, {}).setdefault(row["evaluations"], []).append(row["distance"])
+        label = ", ".join(f"{k} {row[k]}" for k in names) or metric
+        out.setdefault(label, {}).setdefault(row["evaluations"], []).append(row[metric])
     return {a: {s: np.asarray(v) for s, v in sorted(c.items())} for a, c in out.items()}
 
 
@@ -102,12 +110,12 @@ def _cell(values: np.ndarray | None) -> str:
     return f"{values.mean():.4g}{spread}"
 
 
-def table(rows: list[dict[str, Any]], keys: list[str]) -> str:
+def table(rows: list[dict[str, Any]], keys: list[str], metric: str = "distance") -> str:
     """Markdown: one row a curve, one column a number of network evaluations; mean and s.d."""
-    data = curves(rows, keys)
+    data = curves(rows, keys, metric)
     steps = sorted({s for curve in data.values() for s in curve})
     head = [
-        f"| distance at evaluations | {' | '.join(map(str, steps))} |",
+        f"| {metric} at evaluations | {' | '.join(map(str, steps))} |",
         "|---" * (len(steps) + 1) + "|",
     ]
     body = [
@@ -115,24 +123,30 @@ def table(rows: list[dict[str, Any]], keys: list[str]) -> str:
         for label, curve in data.items()
     ]
     seeds, num = len({row["seed"] for row in rows}), rows[0]["num"]
-    note = f"{num} images per cell, {seeds} sampling seed(s), features {rows[0]['features']}."
+    note = f"{num} images per cell, {seeds} sampling seed(s){_judge_of(rows)}."
     return "\n".join([*head, *body, "", note]) + "\n"
 
 
-def plot(rows: list[dict[str, Any]], keys: list[str], path: Path) -> None:
-    """Distance against evaluations on log axes, bars of one s.d."""
+def _judge_of(rows: list[dict[str, Any]]) -> str:
+    return f", features {rows[0]['features']}" if "features" in rows[0] else ""
+
+
+def plot(rows: list[dict[str, Any]], keys: list[str], path: Path, metric: str = "distance") -> None:
+    """A metric against evaluations on log axes, bars of one s.d."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4.5))
-    for label, curve in curves(rows, keys).items():
+    for label, curve in curves(rows, keys, metric).items():
         steps = list(curve)
         spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in curve.values()]
         axis.errorbar(steps, [v.mean() for v in curve.values()], spread, marker="o", label=label)
-    axis.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="Frechet distance")
-    axis.set_title(f"{rows[0]['num']} images, features {rows[0]['features']}", fontsize=10)
+    axis.set(
+        xscale="log", yscale="log", xlabel="network evaluations", ylabel=NAMES.get(metric, metric)
+    )
+    axis.set_title(f"{rows[0]['num']} images{_judge_of(rows)}", fontsize=10)
     ticks = sorted({row["evaluations"] for row in rows})
     axis.set_xticks(ticks, [str(t) for t in ticks])
     axis.set_xticks([], minor=True)

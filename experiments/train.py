@@ -100,6 +100,8 @@ def _evaluator(cfg: Any, task: Any, given: Any) -> Any:
         return None
     if cfg.task == "autoencoder":
         return lambda state, step: first_stage.measure(cfg, state, cfg.eval.loop_num)
+    if cfg.task == "controlnet":
+        return _control_evaluator(cfg, given)
     if not cfg.eval.features:
         raise common.UsageError("train.evaluate_every needs a classifier: config.eval.features")
     network = metrics.feature_network(cfg.eval.features)
@@ -111,6 +113,28 @@ def _evaluator(cfg: Any, task: Any, given: Any) -> Any:
         maker = common.image_maker(quick, task, state, given, compiled=compiled)
         images = maker.make(num=num, progress=f"evaluation at step {step}")
         found = judging.judge(network, images, real, maker.model.num_classes)
+        return {k: v for k, v in found.items() if isinstance(v, float)}
+
+    return measure
+
+
+def _control_evaluator(cfg: Any, given: Any) -> Any:
+    """Callback that measures how hints of test images are kept to, with and without the prompt."""
+    batch, paint = controlled.examples(cfg, cfg.eval.loop_num), None
+    hints = batch["hint"]
+
+    def measure(state: State, step: int) -> dict[str, float]:
+        nonlocal paint
+        # The state's own arrays are given to the next step.
+        paint = paint or controlled.Painter(_quick(cfg), given, jax.device_get(state.extra))
+        net, found = controlled.Net(cfg, state.ema), {}
+        for prompt, suffix in ((True, ""), (False, "_without_prompt")):
+            images = paint([net], controlled.Request(batch, [hints], prompt=prompt))
+            kept = controlled.fidelity(cfg, hints, images)
+            found |= {key + suffix: value for key, value in kept.items()}
+            if prompt and cfg.eval.features:
+                network = metrics.feature_network(cfg.eval.features)
+                found |= judging.judge(network, images, batch["image"])
         return {k: v for k, v in found.items() if isinstance(v, float)}
 
     return measure

@@ -2,7 +2,7 @@
 
 The weights carry diffusers' names. The task's own statistics (a measured latent scale, batch-norm
 averages) follow under ``extra`` keys, and the autoencoder of latent diffusion under ``frozen.``;
-optimiser state is left out.
+optimiser state and the base of a ControlNet are left out.
 """
 
 from __future__ import annotations

@@ -1,13 +1,32 @@
 """The papers whose results are reproduced at the scale of one machine, and how.
 
 A module here has ``PIECES`` (what to run), ``claims(data)`` (what the paper says, judged on the
-files that the pieces left) and ``page(data)`` (tables and plots in Markdown).
+files that the pieces left) and ``page(data)`` (tables and plots in Markdown); ``CONFIG`` if its
+config file has another name.
 """
 
 from __future__ import annotations
 
 from types import ModuleType
 
-from experiments.reproductions import cfg, ddim, ddpm, edm
+from experiments.reproductions import (
+    ablation,
+    cfg,
+    controlnet,
+    ddim,
+    ddpm,
+    edm,
+    improved_ddpm,
+    ldm,
+)
 
-PAPERS: dict[str, ModuleType] = {"ddpm": ddpm, "ddim": ddim, "cfg": cfg, "edm": edm}
+PAPERS: dict[str, ModuleType] = {
+    "ddpm": ddpm,
+    "ablation": ablation,
+    "ddim": ddim,
+    "improved_ddpm": improved_ddpm,
+    "cfg": cfg,
+    "edm": edm,
+    "ldm": ldm,
+    "controlnet": controlnet,
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,10 +42,12 @@ def above(high: np.ndarray, low: np.ndarray, factor: float = 1.0) -> bool | None
 def pair(a: np.ndarray, b: np.ndarray) -> str:
     """Two sets of values as "mean ± s.d. against mean ± s.d."."""
 
-    def show(v: np.ndarray) -> str:
-        return f"{v.mean():.4g} ± {v.std(ddof=1):.2g}" if len(v) > 1 else "missing"
+    return f"{spread(a)} against {spread(b)}"
 
-    return f"{show(a)} against {show(b)}"
+
+def spread(v: np.ndarray) -> str:
+    """Mean ± s.d."""
+    return f"{v.mean():.4g} ± {v.std(ddof=1):.2g}" if len(v) > 1 else "missing"
 
 
 def falls(curve: list[np.ndarray]) -> bool | None:
@@ -90,3 +92,58 @@ NOTE = """Distances are Frechet distances between features of a small frozen cla
 (`{features}`, {num} generated against {num_reference} real training images). They are **not FID**
 and compare only with each other.
 """
+
+
+# ---- plots --------------------------------------------------------------------------------------
+
+Curve = tuple[Sequence[float], Sequence[Any]]  # x, and y or y over seeds
+
+
+def lines(
+    curves: dict[str, Curve], axes: tuple[str, str], path: Path, *, log: bool = False
+) -> None:
+    """Curves with bars of one s.d. where there are seeds.
+
+    Args:
+        axes: names of x and y.
+        log: whether both axes are logarithmic.
+    """
+    figure, axis = _figure()
+    for label, (x, y) in curves.items():
+        drawn = [np.atleast_1d(v) for v in y]
+        bar = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in drawn]
+        axis.errorbar(x, [v.mean() for v in drawn], bar, marker=".", label=label)
+    scale = "log" if log else "linear"
+    axis.set(xlabel=axes[0], ylabel=axes[1], xscale=scale, yscale=scale)
+    _finish(figure, axis, path)
+
+
+def bars(groups: dict[str, list[np.ndarray]], names: Sequence[str], axis: str, path: Path) -> None:
+    """A bar of the mean, with its s.d., for every name in every group; logarithmic."""
+    figure, plot = _figure()
+    width = 0.8 / len(groups)
+    for k, (label, cells) in enumerate(groups.items()):
+        place = np.arange(len(names)) + width * (k - (len(groups) - 1) / 2)
+        error = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in cells]
+        plot.bar(place, [v.mean() for v in cells], width, yerr=error, label=label)
+    plot.set_xticks(range(len(names)), names)
+    plot.set(ylabel=axis, yscale="log")
+    _finish(figure, plot, path)
+
+
+def _figure() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(6.5, 4))
+
+
+def _finish(figure: Any, axis: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)

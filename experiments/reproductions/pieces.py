@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,24 +47,40 @@ class Piece(NamedTuple):
     one_core: bool = False
 
 
-def training(config: str, name: str, minutes: float, *overrides: str) -> Piece:
-    """Train a config and keep its weights and summary under a name."""
+def training(
+    config: str, name: str, minutes: float, *overrides: str, model: bool = True, log: bool = False
+) -> Piece:
+    """Train a config and keep its summary under a name, and by choice its weights and its log."""
     where = f"--workdir={{runs}}/{name}"
-    commands = (
-        ("train", f"--config=configs/{config}", where, *overrides),
-        ("export", where, f"--out={{runs}}/{name}/weights.safetensors"),
-    )
-    keep = {
-        f"{name}/weights.safetensors": f"models/{name}.safetensors",
-        f"{name}/summary.json": f"data/{name}-summary.json",
-    }
+    train = ("train", f"--config=configs/{config}", where, *overrides)
+    export = ("export", where, f"--out={{runs}}/{name}/weights.safetensors")
+    keep = {f"{name}/summary.json": f"data/{name}-summary.json"}
+    if model:
+        keep |= {f"{name}/weights.safetensors": f"models/{name}.safetensors"}
+    if log:
+        keep |= {f"{name}/metrics.jsonl": f"data/{name}-log.jsonl"}
+    commands = (train, export) if model else (train,)
     return Piece(f"train-{name}", commands, keep, minutes, one_core=True)
 
 
-def measuring(name: str, model: str, minutes: float, *options: str) -> Piece:
+def trying(
+    config: str, name: str, minutes: float, overrides: tuple[str, ...], *options: str
+) -> Piece:
+    """Train a config and measure it, to data/NAME.json; its weights are not kept."""
+    where = f"--workdir={{runs}}/{name}"
+    train = ("train", f"--config=configs/{config}", where, *overrides)
+    evaluate = ("evaluate", where, f"--out={{runs}}/{name}/{name}.json", *options)
+    keep = {f"{name}/{name}.json": f"data/{name}.json"}
+    return Piece(f"try-{name}", (train, evaluate), keep, minutes, one_core=True)
+
+
+def measuring(name: str, model: str, minutes: float, *options: str, picture: bool = False) -> Piece:
     """``experiments.evaluate`` of a kept model, to data/NAME.json."""
-    command = ("evaluate", *_of(model), f"--out={{runs}}/{model}/{name}.json", *options)
-    return Piece(name, (command,), {f"{model}/{name}.json": f"data/{name}.json"}, minutes)
+    command = ("evaluate", *of(model), f"--out={{runs}}/{model}/{name}.json", *options)
+    keep = {f"{model}/{name}.json": f"data/{name}.json"}
+    if picture:
+        keep |= {f"{model}/{name}.png": f"{name}.png"}
+    return Piece(name, (command,), keep, minutes)
 
 
 def sweeping(
@@ -78,7 +95,7 @@ def sweeping(
     """A sweep over ``config.sample`` of a kept model, to data/NAME.jsonl."""
     command = (
         "evaluate",
-        *_of(model),
+        *of(model),
         f"--name={name}",
         *(f"--sweep={key}={values}" for key, values in axes.items()),
         f"--seeds={seeds}",
@@ -90,15 +107,21 @@ def sweeping(
     return Piece(name, (command,), keep, minutes, rows)
 
 
-def _of(model: str) -> tuple[str, str]:
+def of(model: str) -> tuple[str, str]:
+    """Flags that name a kept model and a folder for what is made with it."""
     return f"--weights={{results}}/models/{model}.safetensors", f"--workdir={{runs}}/{model}"
+
+
+def filled(piece: Piece, runs: Path, results: Path) -> list[list[str]]:
+    """The commands of a piece with the names of the folders."""
+    places = {"runs": runs, "results": results}
+    return [[part.format(**places) for part in command] for command in piece.commands]
 
 
 def shown(piece: Piece, runs: Path, results: Path) -> list[str]:
     """The commands of a piece, to read or to type."""
-    places = {"runs": runs, "results": results}
-    lines = [[part.format(**places) for part in command] for command in piece.commands]
-    return [f"python -m experiments.{' '.join(line)}" for line in lines]
+    lines = filled(piece, runs, results)
+    return [f"python -m experiments.{shlex.join(line)}" for line in lines]
 
 
 def done(piece: Piece, results: Path) -> bool:
@@ -124,17 +147,22 @@ def run(piece: Piece, runs: Path, results: Path) -> bool:
     if piece.rows:
         _copy(piece, results, runs, back=True)
     try:
-        for command, text in zip(piece.commands, shown(piece, runs, results), strict=True):
+        texts = shown(piece, runs, results)
+        for command, text in zip(filled(piece, runs, results), texts, strict=True):
             logging.info("%s (about %g minutes): %s", piece.name, piece.minutes, text)
-            arguments = text.split()[3:]
-            line = [*_pinned(piece), python, "-m", f"experiments.{command[0]}", *arguments]
-            if code := subprocess.run(line, check=False).returncode:
+            line = [*_pinned(piece), python, "-m", f"experiments.{command[0]}", *command[1:]]
+            if code := subprocess.run(line, check=False, env=_environment(runs)).returncode:
                 raise RuntimeError(f"{piece.name}: {text} ended with exit code {code}")
     finally:
         if piece.rows:
             _copy(piece, runs, results)
     _copy(piece, runs, results)
     return True
+
+
+def _environment(runs: Path) -> dict[str, str]:
+    """This one, and a folder in which JAX keeps what it has compiled for other pieces."""
+    return {"JAX_COMPILATION_CACHE_DIR": str(runs.absolute() / "compiled"), **os.environ}
 
 
 def _python(piece: Piece) -> str | None:

@@ -7,9 +7,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import control
+from experiments import controlled
 
 CONFIG = "configs/controlnet.py:fashion_mnist_edges,smoke"
+BASE = "configs/controlnet.py:fashion_mnist_base,smoke"
 
 
 def test_settings_side_by_side(execute, tmp_path):
@@ -21,6 +22,27 @@ def test_settings_side_by_side(execute, tmp_path):
     # Hints, no control, two settings and the test images, of 8 pixels and a frame each.
     width, height = Image.open(tmp_path / "control/control.png").size
     assert width / height == pytest.approx(3 / 5, rel=0.1)
+
+
+def test_an_exported_net_reads_its_base_from_where_its_config_says(execute, tmp_path):
+    base, run, file = tmp_path / "base", tmp_path / "run", tmp_path / "net.safetensors"
+    execute("train", f"--config={BASE}", f"--workdir={base}")
+    execute("export", f"--workdir={base}", f"--out={tmp_path / 'base.safetensors'}")
+    given = f"--config.control.base={tmp_path / 'base.safetensors'}"
+    tried = ("--config.train.evaluate_every=1", "--config.eval.best=", "--config.eval.loop_num=4")
+    hint = "--config.control.hint.name=canny"  # whose fidelity is known
+    execute("train", f"--config={CONFIG}", f"--workdir={run}", given, hint, *tried)
+    line, _ = (run / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["edge_f1_without_prompt"] >= 0
+    execute("export", f"--workdir={run}", f"--out={file}")
+    assert file.stat().st_size < (tmp_path / "base.safetensors").stat().st_size
+    away = tmp_path / "away"
+    execute("control", f"--workdir={run}", "--num=3", "--noprompt")
+    execute("control", f"--weights={file}", f"--workdir={away}", "--num=3", "--noprompt")
+    ours, theirs = ((f / "control/control.json").read_text() for f in (run, away))
+    assert ours == theirs
+    assert json.loads(ours)["settings"][1]["change"] > 0
+    execute("control", f"--weights={file}", f"--workdir={away}", "--num=3", f"--also={file}")
 
 
 def test_a_base_is_needed(execute, tmp_path):
@@ -40,12 +62,19 @@ def test_fidelity_of_drawn_images():
     one_hot[:, 4:12, 4:12, 1] = 1
     one_hot[..., 0] = 1 - one_hot[..., 1]
     cfg = ConfigDict({"control": {"hint": {"name": "mask"}}, "data": {"name": "shapes"}})
-    assert control.fidelity(cfg, one_hot, square) == {"mask_iou": 1.0}
-    assert control.fidelity(cfg, one_hot, 0 * square)["mask_iou"] < 0.5
+    assert controlled.fidelity(cfg, one_hot, square) == {"mask_iou": 1.0}
+    assert controlled.fidelity(cfg, one_hot, 0 * square)["mask_iou"] < 0.5
     options = {"name": "canny", "low": 0.02, "high": 0.05, "sigma": 1.0}
     cfg = ConfigDict({"control": {"hint": options}, "data": {"name": "fashion_mnist"}})
     outline = np.zeros((1, 16, 16, 1), np.float32)
     outline[:, 4:12, 4:12] = 1
     outline[:, 5:11, 5:11] = 0
-    assert control.fidelity(cfg, outline, square)["edge_f1"] > 0.95
-    assert control.fidelity(cfg, np.roll(outline, 5, 2), square)["edge_f1"] < 0.6
+    assert controlled.fidelity(cfg, outline, square)["edge_f1"] > 0.95
+    assert controlled.fidelity(cfg, np.roll(outline, 5, 2), square)["edge_f1"] < 0.6
+
+
+@pytest.mark.slow
+def test_a_net_of_latents_is_measured_while_it_trains(execute, tmp_path):
+    options = ("--config.train.evaluate_every=1", "--config.eval.best=", "--config.eval.loop_num=4")
+    config = "--config=configs/controlnet.py:shapes_edges,smoke"
+    execute("train", config, f"--workdir={tmp_path}", *options)  # twice: the state is given away

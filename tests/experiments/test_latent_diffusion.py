@@ -53,3 +53,14 @@ def test_measuring_an_autoencoder(execute, first):
     execute("evaluate", f"--workdir={first}", "--num=8")
     found = json.loads((first / "evaluation.json").read_text())
     assert found["psnr"] > 0 and found["images"] == 8
+
+
+def test_captions_are_judged_for_every_scale(execute, tmp_path):
+    shapes = ("--config.data.name=shapes", "--config.data.image_size=32")
+    execute("train", "--config=configs/ldm.py:shapes,smoke", *shapes, f"--workdir={tmp_path}")
+    options = ("--metrics=captions", "--sweep=guidance=1,2", "--num=4")
+    execute("evaluate", f"--workdir={tmp_path}", *options)
+    rows = [json.loads(x) for x in (tmp_path / "sweeps/sweep.jsonl").read_text().splitlines()]
+    assert [row["guidance"] for row in rows] == [1, 2]
+    assert all(0 <= row["all"] <= row["colour"] <= 1 for row in rows)
+    assert (tmp_path / "sweeps/sweep.png").exists()

@@ -4,11 +4,15 @@ import itertools
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from experiments import reproduce
 from experiments.reproductions import PAPERS, pieces
+from experiments.reproductions import results as results_module
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -20,7 +24,8 @@ def commands(monkeypatch):
 
     seen = Commands()
 
-    def run(line, check):
+    def run(line, check, env):
+        assert env["JAX_COMPILATION_CACHE_DIR"]
         seen.append(line)
         return subprocess.CompletedProcess(line, seen.act(line))
 
@@ -83,6 +88,44 @@ def test_a_training_is_kept_as_weights_and_summary(tmp_path, commands):
     assert "--config.seed=1" in commands[0]
 
 
+def test_a_try_keeps_what_was_measured_but_no_weights(tmp_path, commands):
+    piece = pieces.trying("ddpm.py:digits", "tried", 1, ("--config.seed=1",), "--seeds=3")
+    runs = tmp_path / "runs"
+    (runs / "tried").mkdir(parents=True)
+    (runs / "tried" / "tried.json").write_text("{}")
+    assert pieces.run(piece, runs, tmp_path)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["tried.json", "tried.json"]
+    assert "--config.seed=1" in commands[0] and "--seeds=3" in commands[1]
+
+
+def test_prompts_stay_whole(tmp_path, commands):
+    piece = pieces.Piece("drawn", (("sample", "--prompt=a red circle"),), {}, 1)
+    assert pieces.run(piece, tmp_path, tmp_path)
+    assert commands[0][-1] == "--prompt=a red circle"
+    (shown,) = pieces.shown(piece, tmp_path, tmp_path)
+    assert shown == "python -m experiments.sample '--prompt=a red circle'"
+
+
+def test_trainings_begin_from_models_that_earlier_pieces_leave():
+    for paper in PAPERS.values():
+        made = {saved for other in PAPERS.values() if other is not paper for saved in kept(other)}
+        for piece in paper.PIECES:
+            named = re.findall(r"{results}/(models/[\w-]+\.safetensors)", str(piece.commands))
+            assert set(named) <= made, piece.name
+            made |= set(piece.keep.values())
+
+
+def kept(paper):
+    return [saved for piece in paper.PIECES for saved in piece.keep.values()]
+
+
+def test_the_readme_has_the_table_of_the_results():
+    text = (ROOT / "README.md").read_text()
+    assert results_module.with_table(text, ROOT / "docs/results") == text
+    with pytest.raises(ValueError, match="must stand around the table"):
+        results_module.with_table("no table", ROOT / "docs/results")
+
+
 def test_pieces_have_names_of_their_own_and_files_of_their_own():
     every = [piece for paper in PAPERS.values() for piece in paper.PIECES]
     names = [piece.name for piece in every]
@@ -125,6 +168,33 @@ IMAGE_METRICS = {
     "num": 100,
     "num_reference": 100,
 }
+BITS = {
+    "bits_images": 10, "bits_variance": "fixedsmall", "bits_per_dim": 3.0,
+    "bits_per_dim_se": 0.1, "rate": 2.0, "distortion_bits": 1.0, "rate_in_last_tenth": 0.7,
+    "rate_distortion": {"rate": [0.0, 1.0], "distortion": [80.0, 2.0]},
+}  # fmt: skip
+TRIED = {
+    **IMAGE_METRICS, **BITS, "step": 2, "distance_by_seed": [9.0, 10.0, 11.0],
+    "ode_bits_per_dim": 3.0, "sampler": {"steps": 20},
+    "bits_by_steps": {steps: {"bits_per_dim": 5.0} for steps in ("50", "100", "250")},
+}  # fmt: skip
+FOLLOWED = {"edge_f1": 0.5, "mask_iou": 0.5}
+SETTINGS = [{"scale": 1.0, "balance": "guess", "change": 0.0, "distance": 9.0, **FOLLOWED}] * 3
+OBEYED = dict.fromkeys(("all", "colour", "shape", "size", "place"), 0.5)
+LOG = [
+    {"step": 50 * k, "steps_per_second": 2.0, **IMAGE_METRICS, **FOLLOWED,
+     **{f"{key}_without_prompt": value for key, value in FOLLOWED.items()}}
+    for k in range(1, 5)
+]  # fmt: skip
+# By the beginning of a file's name, then by its end.
+BEGINNINGS = {
+    "ablation-": TRIED,
+    "improved-": TRIED,
+    "reconstruction-": {"distance": 9.0, "psnr": 20.0, "l1": 0.1, "codes_used": 0.9},
+    "control-cost": {"time_ratio": 0.9, "memory_ratio": 0.8},
+    **{f"control-{k}": {"settings": SETTINGS}
+       for k in ("initial", "scales", "balances", "composed")},
+}  # fmt: skip
 MADE = {
     "summary": {
         "parameters": 10, "steps": 2, "images": 4, "wall_seconds": 60.0, "cpu_seconds": 50.0,
@@ -137,10 +207,7 @@ MADE = {
                       "untrained_network": 900.0},
         "sampler": {"steps": 20, "eta": 0.0},
     },
-    "bits": {
-        "bits_images": 10, "bits_variance": "fixedsmall", "bits_per_dim": 3.0,
-        "bits_per_dim_se": 0.1, "rate": 2.0, "distortion_bits": 1.0, "rate_in_last_tenth": 0.7,
-    },
+    "bits": BITS,
     "reconstruction": {
         "reconstruction_slope": -1.0, "reconstruction_mse": {"10": 0.1, "100": 0.01},
     },
@@ -163,12 +230,24 @@ def sweep_rows(piece):
     axes = [part.removeprefix("--sweep=") for part in piece.commands[0] if "--sweep" in part]
     names = [axis.partition("=")[0] for axis in axes]
     values = [[number(v) for v in axis.partition("=")[2].split(",")] for axis in axes]
-    for seed, *cell in itertools.product(range(3), *values):
+    seeds = next(int(p.partition("=")[2]) for p in piece.commands[0] if p.startswith("--seeds"))
+    for seed, *cell in itertools.product(range(seeds), *values):
         row = dict(zip(names, cell, strict=True))
         steps = row.get("steps", 10)
         count = 2 * steps - 1 if row.get("sampler") in ("heun", "dpm2", "dpm2_ancestral") else steps
         shift = {"distance": 100 / steps + 0.01 * seed, "seed": seed, "evaluations": count}
-        yield {**IMAGE_METRICS, **row, **shift}
+        yield {**IMAGE_METRICS, **OBEYED, **row, **shift, "seconds": 1.0 + 0.01 * seed}
+
+
+def content(piece, path):
+    """Text of a .json or .jsonl file, made up."""
+    if path.suffix == ".jsonl":
+        rows = sweep_rows(piece) if piece.rows else LOG
+        return "".join(json.dumps(row) + "\n" for row in rows)
+    for beginning, value in BEGINNINGS.items():
+        if path.stem.startswith(beginning) and not path.stem.endswith("summary"):
+            return json.dumps(value)
+    return json.dumps(MADE[next(kind for kind in MADE if path.stem.endswith(kind))])
 
 
 def leave(piece, results):
@@ -176,11 +255,8 @@ def leave(piece, results):
     for saved in piece.keep.values():
         path = results / saved
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".jsonl":
-            path.write_text("".join(json.dumps(row) + "\n" for row in sweep_rows(piece)))
-        elif path.suffix == ".json":
-            kind = next(kind for kind in MADE if path.stem.endswith(kind))
-            path.write_text(json.dumps(MADE[kind]))
+        if path.suffix in (".json", ".jsonl"):
+            path.write_text(content(piece, path))
         else:
             path.write_bytes(b"")
 

@@ -31,6 +31,7 @@ PARAMETERS = {
     "ddpm:digits": 701_345,
     "ddpm:fashion_mnist": 686_769,
     "ddpm:fashion_mnist14": 697_604,
+    "ddpm:fashion_mnist14_small": 394_180,
     "ddim:cifar10": 35_746_307,
     "ddim:celeba64": 78_700_803,
     "ddim:lsun_bedroom": 113_673_219,
@@ -39,6 +40,9 @@ PARAMETERS = {
     "ddim:fashion_mnist": 686_769,
     "improved_ddpm:digits": 755_298,
     "improved_ddpm:digits_vlb": 755_298,
+    "improved_ddpm:fashion_mnist14": 442_232,
+    "improved_ddpm:fashion_mnist14_vlb": 442_232,
+    "improved_ddpm:fashion_mnist14_simple": 440_500,
     "improved_ddpm:cifar10": 52.5,
     "improved_ddpm:cifar10_vlb": 52.5,
     "improved_ddpm:imagenet64": 121.1,
@@ -184,9 +188,11 @@ def test_sample_evaluate_and_report_from_a_workdir(execute, tmp_path):
     by_steps = np.load(tmp_path / "rows.npz")["images"]
     assert len(by_steps) == 10
     assert np.array_equal(by_steps[5:], images)  # the same seeds
-    execute("evaluate", f"--workdir={tmp_path}", "--metrics=bits")
+    execute("evaluate", f"--workdir={tmp_path}", "--metrics=bits", "--bits_steps=5,1000")
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert result["bits_per_dim"] > 0
+    assert result["bits_by_steps"]["1000"]["bits_per_dim"] == result["bits_per_dim"]
+    assert result["bits_by_steps"]["5"]["bits_per_dim"] > 0
     execute("report", f"--workdir={tmp_path}")
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 3

@@ -75,6 +75,13 @@ def test_table_has_mean_and_spread():
     assert "3 sampling seed(s)" in text
 
 
+def test_other_metrics_than_the_distance_are_shown():
+    obeyed = [{"steps": 5, "evaluations": 5, "seed": k, "num": 9, "all": 0.5} for k in range(2)]
+    text = sampler_sweep.table(obeyed, ["steps"], "all")
+    assert text.splitlines()[0] == "| all at evaluations | 5 |"
+    assert "9 images per cell, 2 sampling seed(s)." in text
+
+
 def test_axes_are_checked_against_the_config():
     cfg = ddpm.digits()
     assert sampler_sweep.parse(["eta=0,0.5", "steps=5,10"], cfg) == {
@@ -95,14 +102,14 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
 
     maker = common.ImageMaker(make, model)
 
-    def judge(images, real):
+    def judge(images):
         return {"distance": float(len(made)), "features": "fake-v1"}
 
     out = tmp_path / "sweeps" / "x"
 
     def run(steps):
         sampler_sweep.run(
-            cfg, maker, judge, None, out, axes=["sampler=ddim", f"steps={steps}"], seeds=2, num=4
+            cfg, maker, judge, out, axes=["sampler=ddim", f"steps={steps}"], seeds=2, num=4
         )
 
     run("5,10")

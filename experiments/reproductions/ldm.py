@@ -1,0 +1,343 @@
+"""Latent diffusion on Fashion-MNIST and on captioned shapes (Rombach et al. 2022).
+
+KL autoencoders of factor 1 (pixels), 2 and 4 after the same time, guidance by class and by text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.reproductions.claims import (
+    NOTE,
+    Claim,
+    above,
+    lines,
+    pair,
+    read,
+    spread,
+    values,
+)
+from experiments.reproductions.pieces import (
+    Piece,
+    measuring,
+    of,
+    sweeping,
+    training,
+    trying,
+)
+
+PAPER = """Inpainting on one V100 (table 6; samples a second in training, then in sampling):
+
+| | train | sample at 256 | sample at 512 | hours an epoch |
+|---|---|---|---|---|
+| LDM-1 (pixels) | .11 | .26 | .07 | 20.66 |
+| LDM-4, KL | .32 | .97 | .34 | 7.66 |
+| LDM-4, VQ | .33 | .97 | .34 | 7.04 |
+
+Autoencoders on ImageNet, rFID and PSNR: KL-f4 .27 and 27.53, KL-f8 .90 and 24.19, KL-f16 .87 and
+24.08, KL-f32 2.04 and 22.27, VQ-f4 .58 and 27.43. ImageNet with classes (LDM-4): FID 10.56, guided
+by 1.25 3.95, by 1.5 3.60. Text to image on COCO: FID 23.31, guided by 1.5 12.63.
+"""
+SEEDS = (0, 1)
+# Steps that take about as long on one core, and how many autoencoders halve the sides.
+FACTORS = {"f1": 320, "f2": 1400, "f4": 3600}
+MINUTES = {"f1": 7.0, "f2": 5.0, "f4": 5.0}
+CONFIGS = {"f1": "_f1", "f2": "", "f4": "_f4"}
+GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
+TEXT = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+PROMPTS = (
+    "a large red circle at the top left",
+    "a small yellow cross at the center",
+    "a large blue triangle at the bottom and a small green square at the top right",
+    "a small cyan circle at the left and a large purple square at the right",
+)
+_ENCODED = ("f2", "f4")
+_SHORT = (
+    "--config.train.steps=500",
+    "--config.train.minutes=0.0",
+    "--config.loss.disc_start=250",
+)
+SHAPES = "--config.network.channels=32"  # of the UNet that draws them
+
+
+def _seeded(name: str, seed: int) -> str:
+    return name + (f"-seed{seed}" if seed else "")
+
+
+def _autoencoder(config: str, name: str, minutes: float) -> tuple[Piece, Piece]:
+    train = training(f"autoencoder.py:{config}", f"autoencoder-{name}", minutes, *_SHORT)
+    return train, measuring(f"reconstruction-{name}", f"autoencoder-{name}", 1.5, picture=True)
+
+
+def _again(config: str, name: str, minutes: float) -> Piece:
+    """Another training of an autoencoder, for the spread of its figures."""
+    name = _seeded(f"reconstruction-{name}", 1)
+    return trying(f"autoencoder.py:{config}", name, minutes, (*_SHORT, "--config.seed=1"))
+
+
+def _stored(name: str) -> str:
+    return f"--config.autoencoder.weights={{results}}/models/autoencoder-{name}.safetensors"
+
+
+def _latent(factor: str, seed: int) -> Piece:
+    steps = FACTORS[factor]
+    overrides = (
+        f"--config.seed={seed}",
+        "--config.network.channels=24",
+        "--config.data.batch_size=32",
+        f"--config.train.steps={steps}",
+        "--config.train.minutes=0.0",
+        f"--config.train.log_every={steps // 8}",
+        f"--config.train.evaluate_every={steps // 4}",
+        "--config.train.sample_every=0",
+        "--config.eval.loop_num=256",
+        "--config.sample.steps=16",
+        *((_stored(factor),) if factor in _ENCODED else ()),
+    )
+    config = f"ldm.py:fashion_mnist{CONFIGS[factor]}"
+    name = _seeded(f"ldm-{factor}", seed)
+    return training(config, name, MINUTES[factor], *overrides, model=not seed, log=True)
+
+
+def _sampling(factor: str) -> Piece:
+    """Four seeds, of which the first also compiles."""
+    name, axes = f"ldm-{factor}", {"steps": "16", "guidance": "1"}
+    return sweeping(f"{name}-sampling", name, 2 if factor == "f1" else 1, axes, num=192, seeds=4)
+
+
+_PICTURE = Piece(
+    "ldm-shapes-picture",
+    (
+        (
+            "sample",
+            *of("ldm-shapes"),
+            *(f"--prompt={prompt}" for prompt in PROMPTS),
+            "--rows=guidance=" + ",".join(f"{scale:g}" for scale in TEXT),
+            "--num=12",
+            "--out={runs}/ldm-shapes/picture",
+        ),
+    ),
+    {"ldm-shapes/picture.png": "ldm-shapes.png"},
+    1,
+)
+
+PIECES = (
+    *_autoencoder("fashion_mnist", "f2", 4),
+    *_autoencoder("fashion_mnist_f4", "f4", 3),
+    *_autoencoder("fashion_mnist_vq", "vq", 3),
+    *(_latent(factor, 0) for factor in FACTORS),
+    *(_sampling(factor) for factor in FACTORS),
+    sweeping(
+        "ldm-guidance",
+        "ldm-f4",
+        3,
+        {"steps": "16", "guidance": ",".join(f"{scale:g}" for scale in GUIDANCE)},
+        num=500,
+    ),
+    *_autoencoder("shapes", "shapes", 5),
+    training(
+        "ldm.py:shapes",
+        "ldm-shapes",
+        9,
+        SHAPES,
+        _stored("shapes"),
+        "--config.train.steps=3000",
+        "--config.train.minutes=0.0",
+    ),
+    sweeping(
+        "ldm-captions",
+        "ldm-shapes",
+        2,
+        {"steps": "16", "guidance": ",".join(f"{scale:g}" for scale in TEXT)},
+        "--metrics=captions",
+        num=200,
+    ),
+    _PICTURE,
+    *(_latent(factor, 1) for factor in FACTORS),
+    _again("fashion_mnist", "f2", 5),
+    _again("fashion_mnist_f4", "f4", 3),
+)
+
+
+def _logs(data: Path, factor: str) -> list[list[dict[str, Any]]]:
+    return [read(data / f"{_seeded(f'ldm-{factor}', seed)}-log.jsonl") for seed in SEEDS]
+
+
+def _speeds(log: list[dict[str, Any]], batch: int = 32) -> np.ndarray:
+    """Images a second in every line of a log but the first, which compiles."""
+    return batch * np.asarray([row["steps_per_second"] for row in log[1:]])
+
+
+def _curve(log: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """(seconds of training at the run's median speed, distance), where it was measured."""
+    measured = [row for row in log if "distance" in row]
+    images = 32 * np.asarray([row["step"] for row in measured])
+    return images / np.median(_speeds(log)), np.asarray([row["distance"] for row in measured])
+
+
+def _training(data: Path, factor: str) -> np.ndarray:
+    """Images a second in training, of each run."""
+    return np.asarray([np.median(_speeds(log)) for log in _logs(data, factor)])
+
+
+def _sampled(data: Path, factor: str) -> np.ndarray:
+    """Images a second in sampling, of all seeds but the one that compiles."""
+    rows = read(data / f"ldm-{factor}-sampling.jsonl")
+    return np.asarray([row["num"] / row["seconds"] for row in rows if row["seed"]])
+
+
+def _at(data: Path, factor: str, seconds: float) -> np.ndarray:
+    """Distance after so many seconds of training, between two measurements by interpolation."""
+    return np.asarray([np.interp(seconds, *_curve(log)) for log in _logs(data, factor)])
+
+
+def _times(data: Path) -> tuple[float, float]:
+    """(early, late): when pixels were measured first, and when the first of all runs ended."""
+    curves = {f: [_curve(log)[0] for log in _logs(data, f)] for f in FACTORS}
+    late = min(times[-1] for runs in curves.values() for times in runs)
+    return min(float(times[0]) for times in curves["f1"]), float(late)
+
+
+def _reconstructions(data: Path, name: str, key: str) -> np.ndarray:
+    files = [data / f"{_seeded(f'reconstruction-{name}', seed)}.json" for seed in SEEDS]
+    return np.asarray([read(file)[key] for file in files])
+
+
+def claims(data: Path) -> list[Claim]:
+    """What smaller latents give and cost, and what guidance does."""
+    out = []
+    for kind, measure in (("training", _training), ("sampling", _sampled)):
+        for slow, fast in (("f1", "f2"), ("f2", "f4")):
+            a, b = measure(data, fast), measure(data, slow)
+            text = f"{kind}: more images a second with {fast} than with {slow}"
+            out.append(Claim(text, above(a, b), pair(a, b)))
+    early, _ = _times(data)
+    for factor in _ENCODED:
+        a, b = _at(data, factor, early), _at(data, "f1", early)
+        text = f"after the same {early:.0f} seconds {factor} is nearer to the data than pixels"
+        out.append(Claim(text, above(b, a), pair(a, b)))
+    f2, f4 = (_reconstructions(data, name, "distance") for name in _ENCODED)
+    text = "the distance of reconstructions is larger with f4 than with f2"
+    out.append(Claim(text, above(f4, f2), pair(f4, f2)))
+    return [*out, *_guided(data)]
+
+
+def _guided(data: Path) -> list[Claim]:
+    classes, texts = read(data / "ldm-guidance.jsonl"), read(data / "ldm-captions.jsonl")
+    high, low = (values(classes, "class_accuracy", guidance=scale) for scale in (3.0, 1.0))
+    text = "class accuracy is higher at guidance 3 than unguided"
+    out = [Claim(text, above(high, low), pair(high, low))]
+    high, low = (values(texts, "all", guidance=scale) for scale in (3.0, 1.0))
+    text = "more captions are obeyed at guidance 3 than unguided"
+    return [*out, Claim(text, above(high, low), pair(high, low))]
+
+
+def _speed_table(data: Path) -> str:
+    early, late = _times(data)
+    heads = ("training, images/s", "sampling, images/s", *(
+        f"distance after {seconds:.0f} s" for seconds in (early, late)
+    ))  # fmt: skip
+    rows = [f"| | {' | '.join(heads)} |", "|---" * 5 + "|"]
+    for factor in FACTORS:
+        cells = (
+            _training(data, factor),
+            _sampled(data, factor),
+            _at(data, factor, early),
+            _at(data, factor, late),
+        )
+        rows.append(f"| {factor} | {' | '.join(map(spread, cells))} |")
+    return "\n".join(rows)
+
+
+def _stage_table(data: Path) -> str:
+    rows = ["| autoencoder | distance | PSNR | l1 | codes in use |", "|---" * 5 + "|"]
+    for name in ("f2", "f4", "vq", "shapes"):
+        found = read(data / f"reconstruction-{name}.json")
+        distance = f"{found['distance']:.4g}" if "distance" in found else "-"
+        codes = f"{100 * found['codes_used']:.0f} %" if "codes_used" in found else "-"
+        rows.append(f"| {name} | {distance} | {found['psnr']:.2f} | {found['l1']:.3f} | {codes} |")
+    return "\n".join(rows)
+
+
+def _guidance_table(rows: list[dict[str, Any]], metrics: tuple[str, ...]) -> str:
+    out = [f"| guidance | {' | '.join(m.replace('_', ' ') for m in metrics)} |"]
+    out.append("|---" * (len(metrics) + 1) + "|")
+    for scale in sorted({row["guidance"] for row in rows}):
+        cells = [spread(values(rows, metric, guidance=scale)) for metric in metrics]
+        out.append(f"| {scale:g} | {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def _plots(data: Path) -> None:
+    folder = data.parent
+    curves = {
+        f"{factor}, seed {seed}": _curve(log)
+        for factor in FACTORS
+        for seed, log in enumerate(_logs(data, factor))
+    }
+    axes = ("seconds of training", "Frechet distance")
+    lines({k: (list(x), list(y)) for k, (x, y) in curves.items()}, axes, folder / "ldm.png",
+          log=True)  # fmt: skip
+    rows = read(data / "ldm-captions.jsonl")
+    kinds = ("all", "colour", "shape", "size", "place")
+    shares = {
+        kind: (list(TEXT), [values(rows, kind, guidance=scale) for scale in TEXT]) for kind in kinds
+    }
+    lines(shares, ("guidance", "share that is right"), folder / "ldm-captions.png")
+
+
+def page(data: Path) -> str:
+    """Markdown without the claims."""
+    _plots(data)
+    guided, told = read(data / "ldm-guidance.jsonl"), read(data / "ldm-captions.jsonl")
+    prompts = "; ".join(PROMPTS)
+    return f"""## Autoencoders
+
+500 steps each, on 28x28 Fashion-MNIST (KL with f = 2 and 4, 256 codes with f = 4) and on shapes;
+measured on test images. Of each pair of rows, the upper are images and the lower reconstructions:
+
+{_stage_table(data)}
+
+f = 2, f = 4, 256 codes with f = 4, and shapes:
+
+![f2](reconstruction-f2.png)
+![f4](reconstruction-f4.png)
+![codes](reconstruction-vq.png)
+![shapes](reconstruction-shapes.png)
+
+## The same network at three resolutions
+
+f1 are pixels. Two trainings each on one core; time is that of the training steps alone, at the
+median speed of each run, without measurements, compilation and the autoencoder's own training.
+Sampling takes 16 DDIM steps, decoding included. Distances over time are of 256 images.
+
+{NOTE.format(**guided[0])}
+{_speed_table(data)}
+
+![distance over time](ldm.png)
+
+## Guided by classes (f4)
+
+{_guidance_table(guided, ("distance", "class_accuracy", "precision", "recall"))}
+
+## Guided by text
+
+Captions of test images, {told[0]["num"]} pictures a cell and three sampling seeds; the program that
+draws the shapes also judges the share of shapes with the right colour, shape, size and place, and
+of pictures in which everything is right.
+
+{_guidance_table(told, ("all", "colour", "shape", "size", "place"))}
+
+![captions](ldm-captions.png)
+
+A row each for guidance {", ".join(f"{scale:g}" for scale in TEXT)}; the captions in turn:
+{prompts}.
+
+![shapes](ldm-shapes.png)
+
+## The paper's figures
+
+{PAPER}"""
