@@ -55,6 +55,7 @@ def write_once(folder: Path, digest: str, tree: PyTree) -> None:
     Raises:
         CheckpointError: it cannot be written.
     """
+    folder = folder.absolute()  # Orbax wants it so
     target = folder / digest
     if not digest or hosts.agree("frozen weights", str(_intact(target))) == "True":
         return
@@ -97,6 +98,7 @@ def read(folder: Path, digest: str, abstract: PyTree) -> PyTree:
     Raises:
         CheckpointError: they are missing or damaged.
     """
+    folder = folder.absolute()
     if not (folder / digest).is_dir():
         raise CheckpointError(f"{folder} has no frozen weights {digest}")
     verify(folder / digest)

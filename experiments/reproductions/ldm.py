@@ -67,8 +67,10 @@ def _seeded(name: str, seed: int) -> str:
     return name + (f"-seed{seed}" if seed else "")
 
 
-def _autoencoder(config: str, name: str, minutes: float) -> tuple[Piece, Piece]:
-    train = training(f"autoencoder.py:{config}", f"autoencoder-{name}", minutes, *_SHORT)
+def _autoencoder(
+    config: str, name: str, minutes: float, overrides: tuple[str, ...] = _SHORT
+) -> tuple[Piece, Piece]:
+    train = training(f"autoencoder.py:{config}", f"autoencoder-{name}", minutes, *overrides)
     return train, measuring(f"reconstruction-{name}", f"autoencoder-{name}", 1.5, picture=True)
 
 
@@ -137,7 +139,7 @@ PIECES = (
         {"steps": "16", "guidance": ",".join(f"{scale:g}" for scale in GUIDANCE)},
         num=500,
     ),
-    *_autoencoder("shapes", "shapes", 5),
+    *_autoencoder("shapes", "shapes", 11, ("--config.train.minutes=0.0",)),  # edges are sharp
     training(
         "ldm.py:shapes",
         "ldm-shapes",

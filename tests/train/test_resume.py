@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -102,6 +103,14 @@ def test_frozen_weights_are_written_once_by_content(workdir):
     assert_same(frozen_weights.read(workdir / "frozen", stored.name, abstract), FROZEN)
     with pytest.raises(CheckpointError, match="no frozen weights beef"):
         frozen_weights.read(workdir / "frozen", "beef", abstract)
+
+
+def test_a_relative_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, digest = Path("run/frozen"), frozen_weights.content_hash(FROZEN)
+    frozen_weights.write_once(folder, digest, jax.device_put(FROZEN))
+    abstract = jax.eval_shape(lambda: FROZEN)
+    assert_same(frozen_weights.read(folder, digest, abstract), FROZEN)
 
 
 def test_damaged_frozen_weights_are_noticed_and_written_again(workdir, whole):
