@@ -18,6 +18,7 @@ from experiments.reproductions import (
     edm,
     improved_ddpm,
     ldm,
+    pipelines,
 )
 
 PAPERS: dict[str, ModuleType] = {
@@ -28,5 +29,6 @@ PAPERS: dict[str, ModuleType] = {
     "cfg": cfg,
     "edm": edm,
     "ldm": ldm,
+    "pipelines": pipelines,
     "controlnet": controlnet,
 }

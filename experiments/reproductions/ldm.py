@@ -298,7 +298,7 @@ def page(data: Path) -> str:
     prompts = "; ".join(PROMPTS)
     return f"""## Autoencoders
 
-500 steps each, on 28x28 Fashion-MNIST (KL with f = 2 and 4, 256 codes with f = 4) and on shapes;
+500 steps each on 28x28 Fashion-MNIST (KL with f = 2 and 4, 256 codes with f = 4), 1,200 on shapes;
 measured on test images. Of each pair of rows, the upper are images and the lower reconstructions:
 
 {_stage_table(data)}
