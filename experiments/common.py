@@ -1,4 +1,4 @@
-"""What the entry points share: flags, configs, data, checkpoints and image generation."""
+"""What the entry points share: flags, configs, data and checkpoints."""
 
 from __future__ import annotations
 
@@ -12,18 +12,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
-from PIL import Image
-from tqdm import tqdm
 
 import diffjax
-from diffjax import data, grids, guidance, samplers
+from diffjax import data, grids, samplers
 from diffjax.tasks import (
     Diffusion,
     make_autoencoder_task,
@@ -36,8 +33,8 @@ from diffjax.tasks import (
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
-from diffjax.train.sharding import batch_sharding, make_mesh, replicated, tree_sharding
-from diffjax.types import Rows, Sampler, Task, taken
+from diffjax.train.sharding import make_mesh, tree_sharding
+from diffjax.types import Task
 from experiments import classifying, controlled, finetuning, inputs, weights
 from experiments import stored_config as stored_config_module
 
@@ -362,211 +359,6 @@ def untrained(cfg: ConfigDict, task: Task) -> State:
     batch = {"image": jnp.zeros((1, *image_shape(cfg))), "label": jnp.zeros(1, jnp.int32)}
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
     return jax.jit(lambda b: init_state(task, optimizer, jax.random.key(1), None, b))(batch)
-
-
-class ImageMaker(NamedTuple):
-    """Compiled generation for one model; see `image_maker`."""
-
-    make: Callable[..., np.ndarray]
-    model: Diffusion
-
-
-def _bucket(count: int) -> int:
-    """Padded number of rows, so that few lengths are compiled."""
-    return max(64, 1 << (count - 1).bit_length())
-
-
-def image_maker(
-    cfg: ConfigDict,
-    task: Task,
-    state: State,
-    frozen: Any = None,
-    *,
-    compiled: dict[Any, Any] | None = None,
-) -> ImageMaker:
-    """A function that makes images with any sampler; solvers of equal memory compile once.
-
-    Args:
-        frozen: what the task reads but does not train, see `experiments.frozen`.
-        compiled: what was compiled for other states of the same config; added to.
-    """
-    model = diffusion_of(cfg)
-    given = _conditions(cfg, model)
-    mesh = make_mesh(cfg.mesh)
-    place = batch_sharding(mesh)
-    params, extra = state.ema, state.extra
-
-    compiled = {} if compiled is None else compiled
-
-    def executable(sampler: Sampler) -> Any:
-        key = (sampler.init, sampler.step)
-        if key not in compiled:
-
-            def generate(
-                params: Any, frozen: Any, extra: Any, keys: Any, cond: Any,
-                rows: Rows, n: Any, scale: Any,
-            ) -> Any:  # fmt: skip
-                noise = samplers.image_noise(jax.random.wrap_key_data(keys), model.image_shape)
-                return task.sample(
-                    params, frozen, extra, noise, cond, sampler, rows, n=n, scale=scale
-                )
-
-            # Host arrays go in and whole images come out, so that several processes can take part.
-            compiled[key] = jax.jit(
-                generate,
-                in_shardings=(None, None, None, place, place, None, None, None),
-                out_shardings=replicated(mesh),
-            )
-        return compiled[key]
-
-    def make(
-        *,
-        num: int,
-        first: int = 0,
-        seed: int = 0,
-        sampler: Sampler | None = None,
-        rows: Rows | None = None,
-        scale: float | None = None,
-        batch_size: int | None = None,
-        labels: np.ndarray | None = None,
-        text: np.ndarray | None = None,
-        progress: str = "sampling",
-    ) -> np.ndarray:
-        """Images ``first`` to ``first + num``, (num, H, W, C) float32 in [-1, 1].
-
-        Image k depends on (seed, k) only. Conditions are ``labels`` (N,) or ``text`` (N, M), used
-        in turn; without them all classes in turn, and whatever else comes with the test images.
-        """
-        if sampler is None or rows is None:
-            sampler, rows = sampler_of(cfg, model)
-        size = min(batch_size or cfg.sample.batch_size, num)
-        size += -size % mesh.size  # the devices share a batch equally
-        count = len(rows.level.t)
-        padded = samplers.pad(rows, _bucket(count))
-        run = executable(sampler)
-        scales = _guidance(cfg, model, padded, scale)
-        _check_labels(labels, model)
-        base = jax.random.key(seed)
-        keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(
-            first + jnp.arange(-(-num // size) * size)
-        )
-        keys = np.asarray(jax.random.key_data(keys))
-        done = []
-        for start in tqdm(range(0, num, size), desc=progress, unit="batch", leave=False):
-            index = first + np.arange(start, start + size)
-            cond = given(index, labels, text)
-            some = keys[start : start + size]
-            done.append(np.asarray(run(params, frozen, extra, some, cond, padded, count, scales)))
-        return np.concatenate(done)[:num]
-
-    return ImageMaker(make, model)
-
-
-def _conditions(cfg: ConfigDict, model: Diffusion) -> Callable[..., Any]:
-    """``(index, labels, text) -> `` raw condition of images number ``index``, on the host."""
-    hints = controlled.hints_of(cfg) if cfg.task == "controlnet" else None
-    source = source_of(cfg, "test") if model.condition.needs or hints else None
-
-    def make(index: np.ndarray, labels: np.ndarray | None, text: np.ndarray | None) -> Any:
-        batch: dict[str, Any] = {}
-        if source is not None:
-            batch = data.batch_of(source, index % len(source))
-        if model.num_classes and (hints is None or labels is not None):  # a hint has its own
-            chosen = index % model.num_classes if labels is None else labels[index % len(labels)]
-            batch["label"] = np.asarray(chosen, np.int32)
-        if text is not None:
-            batch["text"] = text[index % len(text)]
-        raw = model.condition.take(batch, jax.random.key(int(index[0])))
-        if hints is not None:
-            raw = {**(raw or {}), "hint": hints(batch)}
-        return jax.tree.map(np.asarray, raw)
-
-    return make
-
-
-def _guidance(
-    cfg: ConfigDict, model: Diffusion, rows: Rows, scale: float | None
-) -> np.ndarray | None:
-    """Guidance by row, or None for models without a condition and for unguided sampling.
-
-    Raises:
-        UsageError: guidance of a model without a condition.
-    """
-    section = cfg.sample
-    scale = section.get("guidance", 1.0) if scale is None else scale
-    low, high = section.get("guidance_low", 0.0), section.get("guidance_high", np.inf)
-    if section.get("classifier", ""):
-        return guidance.interval(rows, scale, low=low, high=high)
-    if not model.condition.guided:
-        if scale != 1:
-            raise UsageError(f"guidance {scale:g} needs a model with a condition")
-        return None
-    if scale == 1 and not model.drop:
-        return None
-    if scale != 1 and not model.drop:
-        logging.warning(
-            "guidance %g on a model trained with config.cond.drop=0: it has never seen the null "
-            "condition, so what it predicts without one means nothing",
-            scale,
-        )
-    return guidance.interval(rows, scale, low=low, high=high)
-
-
-def _check_labels(labels: np.ndarray | None, model: Diffusion) -> None:
-    """Labels are classes, or ``num_classes`` for none of them.
-
-    Raises:
-        UsageError: a label outside that range, or labels of a model without classes.
-    """
-    if labels is None:
-        return
-    if not model.num_classes or labels.min() < 0 or labels.max() > model.num_classes:
-        raise UsageError(
-            f"labels must lie in 0 .. {model.num_classes} (the last: no class), got "
-            f"{labels.min()} .. {labels.max()}"
-        )
-
-
-def sampler_of(cfg: ConfigDict, model: Diffusion) -> tuple[Sampler, Rows]:
-    """Sampler and plan of ``config.sample``."""
-    section = cfg.sample
-    sampler = samplers.make(section.sampler, taken(samplers.SAMPLERS, section))
-    options = taken(grids.GRIDS, section)
-    options.pop("steps")
-    return sampler, sampler.plan(grids.make(section.grid, model.schedule, section.steps, options))
-
-
-def with_sample(cfg: ConfigDict, **sample: Any) -> ConfigDict:
-    """A copy of a config with other values in ``config.sample``."""
-    copy = ConfigDict(cfg.to_dict())
-    copy.sample.update(sample)
-    return copy
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] floats to 0..255."""
-    return np.clip(np.rint((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
-def tile(images: np.ndarray, *, columns: int | None = None, scale: int | None = None) -> np.ndarray:
-    """Images (N, H, W, C) in [-1, 1] as one (H', W', 3) uint8 picture, small ones enlarged."""
-    count, height, width, channels = images.shape
-    columns = columns or int(np.ceil(np.sqrt(count)))
-    scale = scale or max(1, 56 // height)
-    rows = -(-count // columns)
-    canvas = np.zeros((rows * columns, height, width, channels), np.uint8)
-    canvas[:count] = to_uint8(images)
-    canvas = canvas.repeat(scale, 1).repeat(scale, 2)
-    canvas = np.pad(canvas, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
-    canvas = canvas.reshape(rows, columns, *canvas.shape[1:]).swapaxes(1, 2)
-    picture = canvas.reshape(canvas.shape[0] * canvas.shape[1], -1, channels)
-    return picture.repeat(3, -1) if channels == 1 else picture[..., :3]
-
-
-def save_png(picture: np.ndarray, path: Path) -> None:
-    """Write a uint8 (H, W, 3) picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

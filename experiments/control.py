@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax import metrics
-from experiments import common, controlled, frozen, judging, stored_config, weights
+from experiments import common, controlled, frozen, generation, judging, stored_config, weights
 
 common.define_sampling_flags()
 SCALES = flags.DEFINE_list("scales", ["1"], "Factors of the residuals, a setting each.")
@@ -72,8 +72,8 @@ def main() -> None:
     rows.append(batch["image"])
     columns = min(len(hints[0]), SHOWN)
     out = folder / "control" / NAME.value
-    picture = common.tile(np.concatenate([row[:columns] for row in rows]), columns=columns)
-    common.save_png(picture, out.with_suffix(".png"))
+    picture = generation.tile(np.concatenate([row[:columns] for row in rows]), columns=columns)
+    generation.save_png(picture, out.with_suffix(".png"))
     common.save_json({"step": int(state.step), "settings": report}, out.with_suffix(".json"))
     logging.info("written to %s.png and .json", out)
 

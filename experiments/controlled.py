@@ -20,7 +20,7 @@ from diffjax.pretrained import from_state_dict, load_model, to_state_dict
 from diffjax.tasks import make_task
 from diffjax.tasks.controlnet import NET, controlled, controller, make_controlled
 from diffjax.types import choose
-from experiments import common, finetuning, inputs, stored_config, weights
+from experiments import common, finetuning, generation, inputs, stored_config, weights
 
 RANDOM = "random"  # in place of a base: untrained, for tests
 
@@ -161,7 +161,7 @@ class Painter:
     def __init__(self, cfg: ConfigDict, frozen: Any, extra: Any):
         self._cfg, self._model = cfg, common.diffusion_of(cfg)
         self._given = frozen, extra
-        self._sampler, self._rows = common.sampler_of(cfg, self._model)
+        self._sampler, self._rows = generation.sampler_of(cfg, self._model)
         self._compiled: dict[Any, Any] = {}
 
     def __call__(self, nets: Sequence[Net], request: Request) -> np.ndarray:
@@ -243,7 +243,7 @@ def fidelity(cfg: Any, hints: np.ndarray, images: np.ndarray) -> dict[str, float
     """
     kind = cfg.control.hint.name
     if kind == "mask" and cfg.data.name.startswith("shapes"):
-        found = np.stack([shapes.colours(image) >= 0 for image in common.to_uint8(images)])
+        found = np.stack([shapes.colours(image) >= 0 for image in generation.to_uint8(images)])
         wanted = hints.argmax(-1) > 0
         iou = metrics.mask_iou(found.astype(int), wanted.astype(int), 2)
         return {"mask_iou": float(iou.mean())}

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from diffjax import data, grids, likelihood, metrics, samplers
 from diffjax.data import shapes
 from diffjax.train import State
-from experiments import common, first_stage, frozen, judging, sampler_sweep
+from experiments import common, first_stage, frozen, generation, judging, sampler_sweep
 
 common.define_sampling_flags()
 OURS = ("distance", "baselines", "bits", "ode_bits", "reconstruction", "captions")
@@ -271,7 +271,7 @@ def sweep(folder: Path) -> None:
     network = None if told else _network(cfg, "--sweep")
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
-    maker = common.image_maker(cfg, task, state, frozen.load(cfg, folder))
+    maker = generation.image_maker(cfg, task, state, frozen.load(cfg, folder))
     judge = functools.partial(obeyed, cfg)
     if not told:
         real, classes = judging.reference_images(cfg, num), maker.model.num_classes
@@ -303,7 +303,7 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
         _picture(cfg, state)
         return first_stage.measure(cfg, state, num)
     weights = frozen.load(cfg, folder)
-    maker = common.image_maker(cfg, task, state, weights)
+    maker = generation.image_maker(cfg, task, state, weights)
     result: dict[str, Any] = {
         "step": int(state.step),
         "sampler": {k: v for k, v in cfg.sample.items() if k not in ("num", "batch_size")},
@@ -338,7 +338,7 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
 def _picture(cfg: Any, state: State) -> None:
     """Test images above their reconstructions, beside the figures."""
     out = _out(common.workdir()).with_suffix(".png")
-    common.save_png(first_stage.pictures(cfg, state.ema), out)
+    generation.save_png(first_stage.pictures(cfg, state.ema), out)
 
 
 def _likelihoods(cfg: Any, model: Any, state: State, wanted: set[str]) -> dict[str, Any]:
@@ -366,7 +366,7 @@ def obeyed(cfg: Any, images: np.ndarray) -> dict[str, float]:
     if cfg.data.name != "shapes":
         raise common.UsageError(f"captions are judged for data set shapes, not {cfg.data.name!r}")
     things = [shapes.scene("test", i).things for i in range(len(images))]
-    pictures = common.to_uint8(images)
+    pictures = generation.to_uint8(images)
     verdicts = [shapes.judge(p, t) for p, t in zip(pictures, things, strict=True)]
     means = map(float, np.mean(verdicts, axis=0))
     return dict(zip(shapes.Verdict._fields, means, strict=True), num=len(images))
@@ -378,8 +378,8 @@ def baselines(
     """Distances that give the scale: real images, matched Gaussian, an untrained network."""
     half = min(num, len(common.source_of(cfg)) // 2)
     both = judging.reference_images(cfg, 2 * half)
-    few = common.with_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
-    raw = common.image_maker(few, task, common.untrained(cfg, task), weights).make(num=num)
+    few = generation.with_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
+    raw = generation.image_maker(few, task, common.untrained(cfg, task), weights).make(num=num)
     return {
         "real_floor": metrics.floor(network, both[:half], both[half:]),
         "real_floor_num": half,

@@ -12,7 +12,7 @@ from absl import logging
 from diffjax import data, metrics
 from diffjax.nets.autoencoder import VQModel
 from diffjax.tasks import make_autoencoder
-from experiments import common
+from experiments import common, generation
 
 BATCH = 64
 COLLAPSED = 0.1  # share of codes in use below which a warning is due
@@ -48,7 +48,7 @@ def preview(cfg: Any, folder: Any) -> Any:
 
     def write(state: Any, step: int, reporter: Any) -> None:
         picture = pictures(cfg, state.ema)
-        common.save_png(picture, folder / "samples" / f"{step:08d}.png")
+        generation.save_png(picture, folder / "samples" / f"{step:08d}.png")
         reporter.image("reconstructions", step, picture)
         if "usage" in state.extra:
             _warn_of_collapse(np.asarray(state.extra["usage"]))
@@ -73,7 +73,7 @@ def side_by_side(images: np.ndarray, again: np.ndarray, columns: int = 16) -> np
         for start in range(0, len(images) - len(images) % columns or len(images), columns)
         for part in (images[start : start + columns], again[start : start + columns])
     ]
-    return common.tile(np.concatenate(rows), columns=min(columns, len(images)))
+    return generation.tile(np.concatenate(rows), columns=min(columns, len(images)))
 
 
 def _test_images(cfg: Any, num: int) -> np.ndarray:
@@ -95,7 +95,7 @@ def measure(cfg: Any, state: Any, num: int) -> dict[str, Any]:
     }
     if cfg.eval.features:
         network = metrics.feature_network(cfg.eval.features)
-        rounded = data.to_float(common.to_uint8(again), 256)
+        rounded = data.to_float(generation.to_uint8(again), 256)
         out |= metrics.evaluate_images(network, rounded, images)
         half = len(images) // 2
         out["floor"] = metrics.floor(network, images[:half], images[half : 2 * half])

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from diffjax import samplers
-from experiments import common
+from experiments import common, generation
 
 BATCH = flags.DEFINE_integer("batch", 32, "Images in a batch.", 1)
 REPEATS = flags.DEFINE_integer("repeats", 9, "Measurements of each mode.", 1)
@@ -31,9 +31,9 @@ MODES = {"unguided": (False, None), "guided": (False, 2.0), "guided_sequential":
 
 def compiled(cfg: Any, batch: int, *, sequential: bool, scale: float | None) -> tuple[Any, Any]:
     """Compiled sampling of a few steps, and its arguments."""
-    cfg = common.with_sample(cfg, sampler="ddim", steps=STEPS, guidance_sequential=sequential)
+    cfg = generation.with_sample(cfg, sampler="ddim", steps=STEPS, guidance_sequential=sequential)
     task = common.task_of(cfg)
-    sampler, rows = common.sampler_of(cfg, common.diffusion_of(cfg))
+    sampler, rows = generation.sampler_of(cfg, common.diffusion_of(cfg))
     cond = {"label": np.arange(batch, dtype=np.int32) % cfg.data.num_classes}
     keys = jax.random.split(jax.random.key(0), batch)
     noise = samplers.image_noise(keys, common.image_shape(cfg))

@@ -19,7 +19,7 @@ from diffjax.pretrained.clip import load_clip
 from diffjax.pretrained.perceptual import load_lpips
 from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.tokenizers import load_tokenizer
-from experiments import common
+from experiments import common, generation
 
 INCEPTION = ("fid", "sfid", "is", "kid", "prdc", "rfid")  # metrics that need its weights
 PAIRED = ("psnr", "ssim", "rfid")  # metrics of images and their originals, in the same order
@@ -51,7 +51,7 @@ def judge(network: Any, images: np.ndarray, real: np.ndarray, classes: int = 0) 
     With ``classes``, image k was made as class ``k % classes``, and ``class_accuracy`` is the share
     that the frozen classifier sees so.
     """
-    rounded = data.to_float(common.to_uint8(images), 256)
+    rounded = data.to_float(generation.to_uint8(images), 256)
     result = metrics.evaluate_images(network, rounded, real)
     if classes:
         seen = metrics.extract(network, rounded).probs.argmax(1)
@@ -114,7 +114,7 @@ def from_data(cfg: Any, split: str) -> ImageSet:
     return ImageSet(f"{cfg.data.name} {split} {source.shape}", len(source), read)
 
 
-def generated(maker: common.ImageMaker, num: int, *, seed: int, settings: Any) -> ImageSet:
+def generated(maker: generation.ImageMaker, num: int, *, seed: int, settings: Any) -> ImageSet:
     """Samples of a model; ``settings`` tell it and its sampler from others."""
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -262,7 +262,7 @@ def paired_metrics(images: ImageSet, originals: Reference, wanted: set[str]) -> 
 
 
 def _levels(images: np.ndarray) -> np.ndarray:
-    return images if images.dtype == np.uint8 else common.to_uint8(images)
+    return images if images.dtype == np.uint8 else generation.to_uint8(images)
 
 
 # ---- other networks of the user's -------------------------------------------------------------

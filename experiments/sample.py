@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax.data import shapes
-from experiments import common, finetuning, frozen, sampler_sweep
+from experiments import common, finetuning, frozen, generation, sampler_sweep
 
 common.define_sampling_flags()
 OUT = flags.DEFINE_string("out", None, "Path without suffix; default: samples/ in the workdir.")
@@ -28,13 +28,13 @@ PROMPT = flags.DEFINE_multi_string(
 )
 
 
-def rows(cfg: Any, maker: common.ImageMaker, num: int, seed: int) -> np.ndarray:
+def rows(cfg: Any, maker: generation.ImageMaker, num: int, seed: int) -> np.ndarray:
     """``num`` images for every value of --rows, one value after the other."""
     ((key, values),) = sampler_sweep.parse([ROWS.value], cfg).items()
     done = []
     for value in values:
-        chosen = common.with_sample(cfg, **{key: value})
-        sampler, plan = common.sampler_of(chosen, maker.model)
+        chosen = generation.with_sample(cfg, **{key: value})
+        sampler, plan = generation.sampler_of(chosen, maker.model)
         scale = chosen.sample.get("guidance", 1.0)
         done.append(
             maker.make(num=num, seed=seed, sampler=sampler, rows=plan, scale=scale, text=_text(cfg))
@@ -54,7 +54,7 @@ def main() -> None:
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
     num, seed = flags.FLAGS.num or cfg.sample.num, flags.FLAGS.seed
-    maker = common.image_maker(cfg, task, state, frozen.load(cfg, folder))
+    maker = generation.image_maker(cfg, task, state, frozen.load(cfg, folder))
     if ROWS.value:
         images = rows(cfg, maker, num, seed)
     else:
@@ -62,10 +62,10 @@ def main() -> None:
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(state.step)}-seed{seed}"
     out = common.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out.with_name(out.name + ".npz"), images=common.to_uint8(images))
+    np.savez_compressed(out.with_name(out.name + ".npz"), images=generation.to_uint8(images))
     picture = out.with_name(out.name + ".png")
-    grid = common.tile(images, columns=num) if ROWS.value else common.tile(images[:100])
-    common.save_png(grid, picture)
+    grid = generation.tile(images, columns=num) if ROWS.value else generation.tile(images[:100])
+    generation.save_png(grid, picture)
     logging.info("%d images in %s.npz, shown in %s", len(images), out, picture)
 
 

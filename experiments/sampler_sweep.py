@@ -14,7 +14,7 @@ from absl import logging
 from tqdm import tqdm
 
 from diffjax.train.files import write_atomically
-from experiments import common
+from experiments import common, generation
 
 NAMES = {"distance": "Frechet distance", "all": "share of obeyed captions"}
 
@@ -38,7 +38,7 @@ def parse(axes: list[str], cfg: Any) -> dict[str, list[Any]]:
 
 def run(
     cfg: Any,
-    maker: common.ImageMaker,
+    maker: generation.ImageMaker,
     judge: Callable[[np.ndarray], dict[str, Any]],
     out: Path,
     *,
@@ -66,8 +66,8 @@ def run(
     ]
     with lines.open("a") as stream:
         for cell in tqdm([c for c in cells if _key(c, grid) not in done], desc=out.name):
-            chosen = common.with_sample(cfg, **{k: cell[k] for k in grid})
-            sampler, plan = common.sampler_of(chosen, maker.model)
+            chosen = generation.with_sample(cfg, **{k: cell[k] for k in grid})
+            sampler, plan = generation.sampler_of(chosen, maker.model)
             started = time.monotonic()
             scale = chosen.sample.get("guidance", 1.0)
             images = maker.make(num=num, seed=cell["seed"], sampler=sampler, rows=plan, scale=scale)

@@ -28,7 +28,7 @@ from absl import flags, logging
 from diffjax import metrics
 from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
-from experiments import common, controlled, finetuning, first_stage, frozen, judging
+from experiments import common, controlled, finetuning, first_stage, frozen, generation, judging
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
@@ -42,7 +42,7 @@ PREVIEW_STEPS = 50
 def _quick(cfg: Any) -> Any:
     """The config with few steps of DDIM, for looks at a model in training."""
     steps = min(PREVIEW_STEPS, cfg.sample.steps)
-    return common.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
+    return generation.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
 
 
 def _preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
@@ -57,13 +57,13 @@ def _preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
 
     def write(state: State, step: int, reporter: Reporter) -> None:
         num = min(cfg.sample.num, 64)
-        images = common.image_maker(preview, task, state, given, compiled=compiled).make(
+        images = generation.image_maker(preview, task, state, given, compiled=compiled).make(
             num=num, batch_size=num, progress=f"preview at step {step}"
         )
         if not hosts.is_writer():
             return
-        picture = common.tile(images)
-        common.save_png(picture, folder / "samples" / f"{step:08d}.png")
+        picture = generation.tile(images)
+        generation.save_png(picture, folder / "samples" / f"{step:08d}.png")
         reporter.image("samples", step, picture)
 
     return write
@@ -75,13 +75,13 @@ def _control_preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
     hints = controlled.as_pictures(controlled.examples(cfg, num)["hint"], cfg.data.channels)
 
     def write(state: State, step: int, reporter: Reporter) -> None:
-        images = common.image_maker(preview, task, state, given, compiled=compiled).make(
+        images = generation.image_maker(preview, task, state, given, compiled=compiled).make(
             num=num, batch_size=num, progress=f"preview at step {step}"
         )
         if not hosts.is_writer():
             return
-        picture = common.tile(np.concatenate([hints, images]), columns=num)
-        common.save_png(picture, folder / "samples" / f"{step:08d}.png")
+        picture = generation.tile(np.concatenate([hints, images]), columns=num)
+        generation.save_png(picture, folder / "samples" / f"{step:08d}.png")
         reporter.image("samples", step, picture)
 
     return write
@@ -110,7 +110,7 @@ def _evaluator(cfg: Any, task: Any, given: Any) -> Any:
     compiled: dict[Any, Any] = {}
 
     def measure(state: State, step: int) -> dict[str, float]:
-        maker = common.image_maker(quick, task, state, given, compiled=compiled)
+        maker = generation.image_maker(quick, task, state, given, compiled=compiled)
         images = maker.make(num=num, progress=f"evaluation at step {step}")
         found = judging.judge(network, images, real, maker.model.num_classes)
         return {k: v for k, v in found.items() if isinstance(v, float)}

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffjax.data import shapes
+from experiments import generation
 from experiments.reproductions.claims import Claim, read, training
 from experiments.reproductions.ldm import PROMPTS
 from experiments.reproductions.pieces import Piece
@@ -87,13 +88,9 @@ def claims(data: Path) -> list[Claim]:
 
 def _sheet(data: Path, name: str) -> None:
     """One row a prompt, one column a seed."""
-    pictures = np.stack(_pictures(data, name))
-    rows = pictures.reshape(-1, COLUMNS, *pictures.shape[1:])
-    gap = np.pad(rows, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
-    sheet = np.concatenate([np.concatenate(list(row), 1) for row in gap])
-    size = (sheet.shape[1] * SCALE, sheet.shape[0] * SCALE)
-    image = Image.fromarray(sheet).resize(size, Image.Resampling.NEAREST)
-    image.save(data.parent / f"pipelines-{name}.png")
+    pictures = np.stack(_pictures(data, name)) / 127.5 - 1
+    sheet = generation.tile(pictures, columns=COLUMNS, scale=SCALE)
+    generation.save_png(sheet, data.parent / f"pipelines-{name}.png")
 
 
 def page(data: Path) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 from diffjax import data, metrics
 from diffjax.pretrained.clip import CLIP
 from diffjax.pretrained.tokenizers import Tokenizer, build, save_tokenizer
-from experiments import common, judging
+from experiments import common, generation, judging
 from tests.parity import inception_cases
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def digits():
-    return common.to_uint8(data.to_float(data.load("digits").images, 17))
+    return generation.to_uint8(data.to_float(data.load("digits").images, 17))
 
 
 def image_set(images, name="set"):

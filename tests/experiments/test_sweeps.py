@@ -8,7 +8,7 @@ import pytest
 
 from configs import ddpm
 from diffjax import grids, samplers, schedules
-from experiments import common, sampler_sweep
+from experiments import common, generation, sampler_sweep
 from experiments.reproductions import claims, ddim
 
 
@@ -100,7 +100,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
         made.append((len(rows.level.t), seed))
         return np.full((num, 8, 8, 1), 0.0, np.float32)
 
-    maker = common.ImageMaker(make, model)
+    maker = generation.ImageMaker(make, model)
 
     def judge(images):
         return {"distance": float(len(made)), "features": "fake-v1"}
@@ -126,8 +126,8 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
 
 
 def test_sampler_of_a_config():
-    cfg = common.with_sample(ddpm.digits(), sampler="ddim", steps=7, eta=0.5)
-    sampler, plan = common.sampler_of(cfg, SimpleNamespace(schedule=schedules.linear()))
+    cfg = generation.with_sample(ddpm.digits(), sampler="ddim", steps=7, eta=0.5)
+    sampler, plan = generation.sampler_of(cfg, SimpleNamespace(schedule=schedules.linear()))
     expected = samplers.ddim(0.5).plan(grids.leading(schedules.linear(), 7))
     assert np.array_equal(plan.coef, expected.coef)
     assert sampler.step is samplers.ddim().step
@@ -135,7 +135,7 @@ def test_sampler_of_a_config():
 
 def test_tile_lays_out_rows_and_enlarges():
     images = np.stack([np.full((8, 8, 1), v, np.float32) for v in (-1, 0, 1)])
-    picture = common.tile(images, columns=2, scale=2)
+    picture = generation.tile(images, columns=2, scale=2)
     assert picture.shape == (36, 36, 3)
     assert picture[5, 5].tolist() == [0, 0, 0]
     assert picture[5, 23].tolist() == [128, 128, 128]

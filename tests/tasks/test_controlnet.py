@@ -13,7 +13,7 @@ from diffjax import samplers
 from diffjax.tasks import make_controlnet_task, make_diffusion, make_task
 from diffjax.tasks.controlnet import decoder_of, make_controlnet
 from diffjax.train import init_state, make_optimizer, make_step
-from experiments import common
+from experiments import generation
 from tests.train.tiny import assert_same
 
 SHAPE, CLASSES = (4, 4, 1), 3
@@ -170,7 +170,7 @@ def test_remat_and_bfloat16():
 def drawn(cfg, params, scale=None, **cond):
     task = task_of(cfg)
     model = make_diffusion(cfg, SHAPE, 256, CLASSES)
-    sampler, rows = common.sampler_of(cfg, model)
+    sampler, rows = generation.sampler_of(cfg, model)
     noise = samplers.image_noise(jax.random.split(jax.random.key(0), 2), SHAPE)
     extra = {}
     given = {"label": jnp.array([0, 1]), "hint": batch_of(5, 2)["hint"], **cond}

@@ -145,13 +145,13 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_other_papers_are_rows_of_choices(name):
-    from experiments import common
+    from experiments import generation
 
     cfg = config(**RECIPES[name])
     task, params, extra, batch = start(cfg)
     value, _ = loss(task, params, extra, batch)
     model = make_diffusion(cfg, SHAPE, 17, 10)
-    sampler, rows = common.sampler_of(cfg, model)
+    sampler, rows = generation.sampler_of(cfg, model)
     noise = samplers.image_noise(jax.random.split(jax.random.key(0), 2), SHAPE)
     images = jax.jit(lambda p, r: task.sample(p, None, extra, noise, None, sampler, r))(
         params, rows

@@ -8,7 +8,7 @@ import pytest
 from configs import cfg as cfg_config
 from diffjax import grids, guidance, samplers
 from diffjax.tasks import make_diffusion
-from experiments import common
+from experiments import common, generation
 from tests.tasks.test_diffusion import SHAPE, config, loss, start
 
 
@@ -76,13 +76,13 @@ def test_guidance_is_checked_against_the_model(caplog):
     cfg = config(cfg_config, cond={"drop": 0.0})
     model = make_diffusion(cfg, SHAPE, 17, 10)
     _, rows = rows_of(cfg, model)
-    assert common._guidance(cfg, model, rows, 1.0) is None
+    assert generation._guidance(cfg, model, rows, 1.0) is None
     with caplog.at_level("WARNING"):
-        assert common._guidance(cfg, model, rows, 2.0).tolist() == [2.0] * 4
+        assert generation._guidance(cfg, model, rows, 2.0).tolist() == [2.0] * 4
     assert "never seen the null" in caplog.text
     plain = make_diffusion(config(), SHAPE, 17, 10)
     with pytest.raises(common.UsageError, match="needs a model with a condition"):
-        common._guidance(cfg, plain, rows, 2.0)
+        generation._guidance(cfg, plain, rows, 2.0)
     for labels in (np.array([-1, 2]), np.array([0, 11])):
         with pytest.raises(common.UsageError, match=r"labels must lie in 0 \.\. 10"):
-            common._check_labels(labels, model)
+            generation._check_labels(labels, model)

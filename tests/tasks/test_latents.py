@@ -11,7 +11,7 @@ from diffjax import samplers
 from diffjax.tasks import make_diffusion, make_task
 from diffjax.tasks.conditions import area, holes
 from diffjax.tasks.latents import make_space, moments
-from experiments import common
+from experiments import generation
 
 SHAPE = (4, 4, 1)
 
@@ -88,7 +88,7 @@ def test_samples_are_decoded_and_guided(made):
         lambda: task.init(jax.random.key(0), None, {"image": jnp.zeros((1, *SHAPE))})
     )()
 
-    sampler, rows = common.sampler_of(cfg, model)
+    sampler, rows = generation.sampler_of(cfg, model)
     noise = samplers.image_noise(jax.random.split(jax.random.key(0), 2), model.image_shape)
     extra = {"latent_scale": jnp.asarray(2.0)}
     cond = {"label": jnp.array([1, 2])}
