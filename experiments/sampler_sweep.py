@@ -139,7 +139,9 @@ def plot(rows: list[dict[str, Any]], keys: list[str], path: Path, metric: str = 
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4.5))
-    for label, curve in curves(rows, keys, metric).items():
+    data = curves(rows, keys, metric)
+    axis.set_prop_cycle(color=plt.get_cmap("tab10" if len(data) <= 10 else "tab20").colors)
+    for label, curve in data.items():
         steps = list(curve)
         spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in curve.values()]
         axis.errorbar(steps, [v.mean() for v in curve.values()], spread, marker="o", label=label)
@@ -147,12 +149,15 @@ def plot(rows: list[dict[str, Any]], keys: list[str], path: Path, metric: str = 
         xscale="log", yscale="log", xlabel="network evaluations", ylabel=NAMES.get(metric, metric)
     )
     axis.set_title(f"{rows[0]['num']} images{_judge_of(rows)}", fontsize=10)
-    ticks = sorted({row["evaluations"] for row in rows})
+    ticks: list[int] = []
+    for count in sorted({row["evaluations"] for row in rows}):
+        if not ticks or count > 1.15 * ticks[-1]:  # labels of closer ones would overlap
+            ticks.append(count)
     axis.set_xticks(ticks, [str(t) for t in ticks])
     axis.set_xticks([], minor=True)
     axis.yaxis.set_minor_formatter("{x:g}")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)

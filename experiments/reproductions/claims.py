@@ -88,6 +88,16 @@ def training(summary: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def floor(path: Path) -> str:
+    """What the distance is of other sets of images, as many as a cell has."""
+    scale = read(path)["baselines"]
+    return (
+        f"With {scale['real_floor_num']} images the distance of other real images (the floor) is "
+        f"{scale['real_floor']:.4g}, of the matched Gaussian {scale['matched_gaussian']:.4g}, of "
+        f"an untrained network {scale['untrained_network']:.4g}."
+    )
+
+
 NOTE = """Distances are Frechet distances between features of a small frozen classifier of ours
 (`{features}`, {num} generated against {num_reference} real training images). They are **not FID**
 and compare only with each other.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.reproductions.claims import NOTE, Claim, above, falls, pair, read, values
+from experiments.reproductions.claims import NOTE, Claim, above, falls, floor, pair, read, values
 from experiments.reproductions.ddpm import MODEL
 from experiments.reproductions.pieces import measuring, sweeping
 from experiments.sampler_sweep import plot, table
@@ -41,6 +41,9 @@ PIECES = (
         35,
         {"sampler": "ddim", "grid": "leading", "eta": "0,0.2,0.5,1", "steps": "5,10,20,50"},
         num=500,
+    ),
+    measuring(
+        "ddim-floor", MODEL, 1, "--metrics=baselines", "--num=500", "--sampler=ddim", "--steps=20"
     ),
     measuring("reconstruction", MODEL, 3, "--metrics=reconstruction"),
     sweeping(
@@ -104,10 +107,11 @@ def page(data: Path) -> str:
     plot([*rows, *quadratic], ["grid", "eta", "steps"], data.parent / "ddim-grids.png")
     variances = read(data / "variances.jsonl")
     plot(variances, ["variance", "steps"], data.parent / "variances.png")
-    num = f"{NOTE.format(**rows[0])}"
     return f"""The model is that of [ddpm.md](ddpm.md).
 
-{num}
+{NOTE.format(**rows[0])}
+{floor(data / "ddim-floor.json")}
+
 ## Linear spacing
 
 {table(rows, ["eta", "steps"])}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.reproductions.claims import NOTE, Claim, above, pair, read, values
+from experiments.reproductions.claims import NOTE, Claim, above, floor, pair, read, values
 from experiments.reproductions.pieces import measuring, sweeping, training
 from experiments.sampler_sweep import plot, table
 
@@ -42,6 +42,7 @@ def _grid(samplers: tuple[str, ...], steps: list[int]) -> dict[str, str]:
 PIECES = (
     training("edm.py:fashion_mnist14", MODEL, 10),
     measuring("edm-evaluation", MODEL, 3, "--metrics=distance,baselines"),
+    measuring("edm-floor", MODEL, 1, "--metrics=baselines", f"--num={NUM}"),
     sweeping("edm-once", MODEL, 30, _grid(ONCE, list(EVALUATIONS)), num=NUM),
     # The last step of a two-evaluation solver ends at zero noise and costs one.
     sweeping("edm-twice", MODEL, 10, _grid(TWICE, [(n + 1) // 2 for n in EVALUATIONS]), num=NUM),
@@ -85,6 +86,7 @@ def page(data: Path) -> str:
 recipe; grids of Karras et al. with rho 7 that end at zero noise.
 
 {NOTE.format(**rows[0])}
+{floor(data / "edm-floor.json")}
 With {best["num"]} images the distance of 18 Heun steps is {best["distance"]:.4g}; of other real
 images {scale["real_floor"]:.4g}; of the matched Gaussian {scale["matched_gaussian"]:.4g}; of an
 untrained network {scale["untrained_network"]:.4g}.

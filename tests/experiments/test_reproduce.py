@@ -208,6 +208,10 @@ MADE = {
                       "untrained_network": 900.0},
         "sampler": {"steps": 20, "eta": 0.0},
     },
+    "floor": {
+        "baselines": {"real_floor": 1.0, "real_floor_num": 50, "matched_gaussian": 90.0,
+                      "untrained_network": 900.0},
+    },
     "bits": BITS,
     "reconstruction": {
         "reconstruction_slope": -1.0, "reconstruction_mse": {"10": 0.1, "100": 0.01},
