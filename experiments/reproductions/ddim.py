@@ -42,9 +42,6 @@ PIECES = (
         {"sampler": "ddim", "grid": "leading", "eta": "0,0.2,0.5,1", "steps": "5,10,20,50"},
         num=500,
     ),
-    measuring(
-        "ddim-floor", MODEL, 1, "--metrics=baselines", "--num=500", "--sampler=ddim", "--steps=20"
-    ),
     measuring("reconstruction", MODEL, 3, "--metrics=reconstruction"),
     sweeping(
         "ddim-quadratic",
@@ -59,6 +56,9 @@ PIECES = (
         20,
         {"sampler": "ddim", "grid": "leading", "eta": "0,1", "steps": "100"},
         num=500,
+    ),
+    measuring(
+        "ddim-floor", MODEL, 1, "--metrics=baselines", "--num=500", "--sampler=ddim", "--steps=20"
     ),
 )
 
