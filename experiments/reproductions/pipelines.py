@@ -79,11 +79,16 @@ def _pictures(data: Path, name: str) -> list[np.ndarray]:
 def claims(data: Path) -> list[Claim]:
     """That the pictures show what is asked for, as the program of the shapes sees it."""
     found = [
-        shapes.judge(picture, shapes.parse(PROMPTS[k // COLUMNS])).all
+        shapes.judge(picture, shapes.parse(PROMPTS[k // COLUMNS]))
         for k, picture in enumerate(_pictures(data, "text"))
     ]
     text = "most pictures show size, colour, shape and place of all that their prompt names"
-    return [Claim(text, 2 * sum(found) > len(found), f"{sum(found)} of {len(found)}")]
+    right = sum(int(verdict.all) for verdict in found)
+    shares = ", ".join(
+        f"{name} {np.mean([getattr(verdict, name) for verdict in found]):.2f}"
+        for name in ("size", "colour", "shape", "place")
+    )
+    return [Claim(text, 2 * right > len(found), f"{right} of {len(found)}; shares: {shares}")]
 
 
 def _sheet(data: Path, name: str) -> None:
@@ -100,10 +105,10 @@ def page(data: Path) -> str:
     summary = training(read(data / f"{NAME}-summary.json"))
     trained = ", ".join(f"{value} {name}" for name, value in summary.items())
     prompts = "\n".join(f"- {prompt}" for prompt in PROMPTS)
-    return f"""A UNet with cross-attention, a CLIP text encoder (random and frozen: its words are
-few), and an autoencoder, trained by `configs/stable_diffusion.py:shapes` ({trained}), written as a
-folder of diffusers, and used by `experiments.generate --model=FOLDER`. Pictures have 32x32 pixels;
-a column is a seed.
+    return f"""A UNet with cross-attention, a CLIP text encoder (random and frozen: its words are few), and an
+autoencoder, trained by `configs/stable_diffusion.py:shapes` ({trained}), written as a folder of
+diffusers, and used by `experiments.generate --model=FOLDER`. Pictures have 32x32 pixels; a column is
+a seed. A program looks for the shapes of a caption and is strict: a bluish purple is blue to it.
 
 ## Text to image
 
