@@ -105,10 +105,11 @@ def page(data: Path) -> str:
     summary = training(read(data / f"{NAME}-summary.json"))
     trained = ", ".join(f"{value} {name}" for name, value in summary.items())
     prompts = "\n".join(f"- {prompt}" for prompt in PROMPTS)
-    return f"""A UNet with cross-attention, a CLIP text encoder (random and frozen: its words are few), and an
-autoencoder, trained by `configs/stable_diffusion.py:shapes` ({trained}), written as a folder of
-diffusers, and used by `experiments.generate --model=FOLDER`. Pictures have 32x32 pixels; a column is
-a seed. A program looks for the shapes of a caption and is strict: a bluish purple is blue to it.
+    return f"""A UNet with cross-attention, a CLIP text encoder (random and frozen: its words are
+few), and an autoencoder, trained by `configs/stable_diffusion.py:shapes` ({trained}),
+written as a folder of diffusers, and used by `experiments.generate --model=FOLDER`. Pictures have
+32x32 pixels; a column is a seed. A program looks for the shapes of a caption and is strict: a
+bluish purple is blue to it, and a circle with corners is none.
 
 ## Text to image
 
