@@ -59,7 +59,7 @@ demo: venv ## train, sample, evaluate and report on small digits (about 5 minute
 	$(BIN)/python -m experiments.report $(RUN)
 	@echo "Done. Open $(WORKDIR)/report.html in a browser."
 
-test: venv ## run the tests (about 12 minutes on 2 cores)
+test: venv ## run the tests (about 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 -m "not slow and not parity and not smoke_all"
 
 check: venv ## ruff, mypy, and who may import whom
