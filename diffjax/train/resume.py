@@ -12,12 +12,8 @@ from diffjax.train.checkpoint import CheckpointMismatch
 # What does not change the values that a step computes.
 FREE = (
     *("train", "sample", "eval", "mesh", "data.dir", "network.remat", "network.attention"),
-    *(
-        "autoencoder.weights",
-        "control.base",
-        "model.path",
-        "model.tokenizer",
-    ),  # where frozen weights are; their hash is compared
+    # Where frozen weights are; their hash is compared.
+    *("autoencoder.weights", "control.base", "model.path", "model.tokenizer"),
 )
 BOUND = ("train.accumulate",)  # of those, what does
 SHOWN = 8
