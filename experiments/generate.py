@@ -44,7 +44,9 @@ flags.DEFINE_enum(
 flags.DEFINE_multi_string("lora", [], "Low-rank adapter, FILE or FILE:SCALE; several add up.")
 flags.DEFINE_multi_string("concept", [], "Textual inversion, FILE or FILE:WORD.")
 flags.DEFINE_multi_string("prompt", [], "What to show; several make --num images each.")
+flags.DEFINE_string("prompt_2", None, "What XL's second text encoder is told; --prompt if not set.")
 flags.DEFINE_string("negative", None, "What not to show.")
+flags.DEFINE_string("negative_2", None, "Likewise for XL's second text encoder.")
 flags.DEFINE_bool("weighted", False, "Prompts with weights, as in (word:1.3), of any length.")
 flags.DEFINE_integer("clip_skip", 0, "Layers of the text encoder left out.")
 flags.DEFINE_string("sampler", None, f"The model's own if not set; or {_SAMPLERS}.")
@@ -80,13 +82,13 @@ SETTINGS = (
     *("model", "tokenizer", "variant", "dtype", "prediction", "lora", "concept", "prompt"),
     *("negative", "weighted", "clip_skip", "sampler", "steps", "grid", "eta", "guidance"),
     *("rescale", "height", "width", "init_image", "mask", "strength", "control"),
-    *("balance", "refiner", "refiner_start", "seed"),
+    *("balance", "refiner", "refiner_start", "seed", "prompt_2", "negative_2"),
 )
 Settings = dict[str, Any]
 
 
 def read_settings(path: Path) -> Settings:
-    """The settings in a PNG.
+    """The settings in a PNG; what came later than it has its default.
 
     Raises:
         UsageError: there are none.
@@ -96,7 +98,7 @@ def read_settings(path: Path) -> Settings:
     if text is None:
         raise common.UsageError(f"{path} holds no settings of experiments.generate")
     found = json.loads(text)
-    return {name: found[name] for name in SETTINGS if name in found}
+    return {name: found.get(name, flags.FLAGS[name].default) for name in SETTINGS}
 
 
 def settings() -> Settings:
@@ -173,6 +175,11 @@ def load_controlnet(path: str, dtype: Any) -> Model:
     return load_single_file(path, parts=["controlnet"], dtype=dtype)["controlnet"]
 
 
+def _told(first: str | None, second: str | None) -> str | generate.Prompt | None:
+    """A prompt, in two parts if XL's encoders are told different texts."""
+    return first if second is None else generate.Prompt(first or "", second)
+
+
 def make_request(chosen: Settings) -> generate.Request:
     """What is asked for, without prompts and seeds."""
     image, refiner = None, None
@@ -196,7 +203,11 @@ def make_request(chosen: Settings) -> generate.Request:
         sampler=generate.Sampling(
             chosen["sampler"], chosen["steps"], chosen["grid"], eta=chosen["eta"]
         ),
-        guidance=generate.Guidance(chosen["guidance"], chosen["negative"], chosen["rescale"]),
+        guidance=generate.Guidance(
+            chosen["guidance"],
+            _told(chosen["negative"], chosen["negative_2"]),
+            chosen["rescale"],
+        ),
         image=image,
         control=nets,
         refiner=refiner,
@@ -275,7 +286,7 @@ def run(
     """The images of a batch, with a progress bar of its steps."""
     fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
     fields |= {
-        "prompt": [one["prompt"][0] for one in some],
+        "prompt": [_told(one["prompt"][0], one["prompt_2"]) for one in some],
         "key": np.array([one["seed"] for one in some]),
     }
     with tqdm(desc="steps", leave=False) as bar:

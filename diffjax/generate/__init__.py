@@ -20,7 +20,7 @@ from diffjax.generate.options import (
     Size,
 )
 from diffjax.generate.pipeline import Pipeline, Progress, load
-from diffjax.pretrained.prompts import Embedding
+from diffjax.pretrained.prompts import Embedding, Prompt
 
 __all__ = [
     "GRIDS",
@@ -32,6 +32,7 @@ __all__ = [
     "Lora",
     "Pipeline",
     "Progress",
+    "Prompt",
     "Refiner",
     "Request",
     "Sampling",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.generate.options import Request, Size
-from diffjax.pretrained.prompts import Embedding
+from diffjax.pretrained.prompts import Embedding, Prompt
 
 if TYPE_CHECKING:
     from diffjax.generate.pipeline import Pipeline
@@ -23,7 +23,7 @@ def make(pipe: Pipeline, request: Request, size: Size, *, guided: bool) -> tuple
         ValueError: there are not as many negative prompts as prompts, or embeddings do not fit.
     """
     prompt, negative = request.prompts(), request.guiding().negative
-    listed = [negative] if isinstance(negative, str) else negative
+    listed = [negative] if isinstance(negative, str | Prompt) else negative
     length = next(iter(pipe.parts.texts.values())).tokenizer.length
     chunks = 1
     if guided and request.weighted and listed and not isinstance(listed, Embedding):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from diffjax.pretrained.models import Model
-from diffjax.pretrained.prompts import Embedding
+from diffjax.pretrained.prompts import Embedding, Prompt
 from diffjax.pretrained.schedulers import KINDS, Scheduler, load_scheduler, with_class
 from diffjax.types import Array, PyTree, choose
 
@@ -50,6 +50,8 @@ GRIDS: dict[str, dict[str, Any]] = {
 
 # ---- what can be asked for ----------------------------------------------------------------------
 
+Texts = str | Prompt | Sequence[str | Prompt]
+
 
 class Sampling(NamedTuple):
     """How the noise is removed.
@@ -81,7 +83,7 @@ class Guidance(NamedTuple):
     """
 
     scale: float | None = None
-    negative: str | Sequence[str] | Embedding | None = None
+    negative: Texts | Embedding | None = None
     rescale: float = 0.0
     low: float = 0.0
     high: float = np.inf
@@ -196,7 +198,7 @@ class Request:
     """Everything about a generation but what becomes of it.
 
     Attributes:
-        prompt: one, several, or embeddings.
+        prompt: one, several, or embeddings; a `Prompt` tells XL's two encoders different texts.
         key: seed or key, from which every image has its own by its number; or one per image.
         sampler: a `Sampling`, or a name, or a number of steps.
         guidance: a `Guidance`, or its scale.
@@ -211,7 +213,7 @@ class Request:
         weighted: prompts have weights, and may be long; see `diffjax.pretrained.tokenizers`.
     """
 
-    prompt: str | Sequence[str] | Embedding
+    prompt: Texts | Embedding
     key: Any = 0
     sampler: Sampling | str | int | None = None
     guidance: Guidance | float | None = None
@@ -225,13 +227,13 @@ class Request:
     clip_skip: int = 0
     weighted: bool = False
 
-    def prompts(self) -> Sequence[str] | Embedding:
+    def prompts(self) -> Sequence[str | Prompt] | Embedding:
         """The prompts as a list.
 
         Raises:
             ValueError: there is none.
         """
-        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        prompts = [self.prompt] if isinstance(self.prompt, str | Prompt) else self.prompt
         if not prompts:
             raise ValueError("there is no prompt")
         return prompts

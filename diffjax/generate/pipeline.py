@@ -23,6 +23,7 @@ from diffjax.generate.options import (
     Request,
     Sampling,
     Size,
+    Texts,
     make_scheduler,
 )
 from diffjax.generate.program import Program
@@ -30,7 +31,7 @@ from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.lora import load_lora, merge_lora
 from diffjax.pretrained.models import Sharding
 from diffjax.pretrained.pipelines import Components, load_components, save_components
-from diffjax.pretrained.prompts import Embedding, add_concept, count_chunks, encode
+from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks, encode
 from diffjax.samplers import loop
 from diffjax.types import Array, PyTree, Rows
 
@@ -143,7 +144,7 @@ class Pipeline:
 
     def __call__(
         self,
-        prompt: str | Sequence[str] | Embedding,
+        prompt: Texts | Embedding,
         *,
         key: Any = 0,
         sampler: Sampling | str | int | None = None,
@@ -231,7 +232,7 @@ class Pipeline:
 
     def embed(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Prompt],
         *,
         clip_skip: int = 0,
         weighted: bool = False,
@@ -240,15 +241,17 @@ class Pipeline:
         """Embeddings of prompts, for use in their place; see `diffjax.pretrained.prompts.encode`.
 
         Raises:
-            ValueError: there is no prompt.
+            ValueError: there is no prompt, or one for two encoders that the model does not have.
         """
         encoders = tuple(self.parts.texts.values())
         if not prompts:
             raise ValueError("there is no prompt")
+        if not self.is_xl and any(isinstance(prompt, Prompt) for prompt in prompts):
+            raise ValueError("this model has one text encoder: a prompt for two is for XL")
         if weighted:
             chunks = max(chunks, *(count_chunks(encoders, prompt) for prompt in prompts))
 
-        def one(prompt: str) -> Embedding:
+        def one(prompt: str | Prompt) -> Embedding:
             return self.remember(
                 ("prompt", prompt, clip_skip, weighted, chunks),
                 lambda: encode(

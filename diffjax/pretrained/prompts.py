@@ -26,6 +26,18 @@ class TextEncoder(NamedTuple):
     model: Model
 
 
+class Prompt(NamedTuple):
+    """What XL's two text encoders are told, where that is not the same.
+
+    Attributes:
+        first: of the first encoder, or of the only one (that of a refiner).
+        second: of the second encoder, which gives the pooled embedding too.
+    """
+
+    first: str
+    second: str
+
+
 class Embedding(NamedTuple):
     """What text encoders say of prompts.
 
@@ -40,7 +52,7 @@ class Embedding(NamedTuple):
 
 def encode(
     encoders: Sequence[TextEncoder],
-    text: str,
+    prompt: str | Prompt,
     *,
     penultimate: bool = False,
     skip: int = 0,
@@ -50,6 +62,7 @@ def encode(
     """The embedding of one prompt, those of several encoders side by side.
 
     Args:
+        prompt: a text, or a `Prompt` if encoders are told different ones.
         penultimate: take the output of the last layer but one as it is (XL) instead of that of the
             last with its norm.
         skip: layers left out beyond that.
@@ -60,7 +73,7 @@ def encode(
         ValueError: an encoder does not have so many layers to skip.
     """
     parts = []
-    for encoder in encoders:
+    for encoder, text in zip(encoders, _texts(encoders, prompt), strict=True):
         layers = encoder.model.net.layers
         if not 0 <= skip + penultimate < layers:
             raise ValueError(f"clip_skip must leave a layer of {layers}, got {skip}")
@@ -84,9 +97,16 @@ def encode(
     return Embedding(jnp.concatenate([context for context, _ in parts], -1), pooled)
 
 
-def count_chunks(encoders: Sequence[TextEncoder], text: str) -> int:
+def count_chunks(encoders: Sequence[TextEncoder], prompt: str | Prompt) -> int:
     """How many chunks a weighted prompt needs."""
-    return max(len(encoder.tokenizer.weighted(text).ids) for encoder in encoders)
+    told = zip(encoders, _texts(encoders, prompt), strict=True)
+    return max(len(encoder.tokenizer.weighted(text).ids) for encoder, text in told)
+
+
+def _texts(encoders: Sequence[TextEncoder], prompt: str | Prompt) -> Sequence[str]:
+    """What each encoder is told."""
+    texts = prompt if isinstance(prompt, Prompt) else (prompt,) * len(encoders)
+    return texts[: len(encoders)]
 
 
 def _filled(tokens: Tokens, empty: Tokens, chunks: int) -> Tokens:

@@ -78,6 +78,8 @@ def test_missing_flags_are_named(execute, model, tmp_path):
     assert "--prompt is needed" in execute("generate", f"--model={model}", code=1)
     asked = [f"--model={model}", "--prompt=a", f"--out={tmp_path}"]
     assert "--mask needs --init_image" in execute("generate", *asked, "--mask=m.png", code=1)
+    said = execute("generate", *asked, "--prompt_2=b", code=1)
+    assert "one text encoder" in said and "Traceback" not in said
     said = execute("generate", *asked, "--control=x:y.png:1", code=1)
     assert "--control=x:y.png:1: must be NET:IMAGE[:SCALE[:START:END]]" in said
     plain = tmp_path / "plain.png"

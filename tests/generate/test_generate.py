@@ -185,6 +185,20 @@ def test_weights_in_prompts_and_long_prompts(pipe):
     np.testing.assert_array_equal(long.context[1, g.LENGTH :], empty.context[0])
 
 
+def test_a_prompt_for_each_encoder(pipe):
+    xl = g.pipeline("xl")
+    first, second = (xl.embed([text]) for text in g.PROMPTS)
+    both = xl.embed([generate.Prompt(*g.PROMPTS)])
+    np.testing.assert_array_equal(both.context[..., :6], first.context[..., :6])
+    np.testing.assert_array_equal(both.context[..., 6:], second.context[..., 6:])
+    np.testing.assert_array_equal(both.pooled, second.pooled)
+    assert np.abs(second.context - first.context).max(axis=(0, 1)).all()
+    long = xl.embed([generate.Prompt("red", "red cat " * 8)], weighted=True)
+    assert long.context.shape == (1, 2 * g.LENGTH, 12)
+    with pytest.raises(ValueError, match="one text encoder: a prompt for two is for XL"):
+        pipe.embed([generate.Prompt("red", "cat")])
+
+
 def test_a_new_word(pipe, tmp_path):
     from safetensors.numpy import save_file
 

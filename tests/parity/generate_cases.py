@@ -27,6 +27,7 @@ VOCABULARY = words.vocabulary()
 SIZE = 16  # of the images
 KEY = 5
 PROMPTS = ("a red cat", "the dog and a cat !")
+SECONDS = ("the cat", "a red dog !")
 NEGATIVE = "red"
 CONTROL_SCALES = (0.7, 0.4)
 
@@ -163,6 +164,8 @@ CASES = [
     Case("ddim", "xl", options=(("negative", ""),)),
     Case("ddim", options=(("clip_skip", 1),)),
     Case("ddim", "xl", options=(("clip_skip", 1), ("negative", NEGATIVE))),
+    Case("ddim", "xl", options=(("seconds", SECONDS), ("negative", NEGATIVE))),
+    Case("euler", "xl", "refined", options=(("seconds", SECONDS),)),
     Case("ddim", options=(("num", 2),)),
     Case("ddim", "xl", options=(("crop", (2, 4)), ("original", (20, 24)))),
     Case("ddim", mode="mask", options=(("strength", 0.6),)),
@@ -282,13 +285,17 @@ def request(case: Case) -> generate.Request:
             generate.Control(net, hint, scale, *window, case.option("balance", "balanced"))
             for net, hint, scale in zip(controls(case.family), hints(), CONTROL_SCALES, strict=True)
         ]
+    prompts, negative = list(PROMPTS), case.option("negative", None)
+    if seconds := case.option("seconds", None):  # what the second encoder is told
+        prompts = [generate.Prompt(*both) for both in zip(prompts, seconds, strict=True)]
+        negative = negative and generate.Prompt(negative, seconds[0])
     return generate.Request(
-        PROMPTS,
+        prompts,
         key=KEY,
         sampler=generate.Sampling(name, steps(case), grid, eta=case.option("eta", None)),
         guidance=generate.Guidance(
             case.option("guidance", 3.0),
-            case.option("negative", None),
+            negative,
             case.option("rescale", 0.0),
         ),
         image=image,

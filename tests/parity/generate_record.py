@@ -125,6 +125,10 @@ def _options(case: g.Case) -> dict[str, Any]:
     )
     if case.option("negative", None) is not None:
         options["negative_prompt"] = [case.option("negative", None)] * len(g.PROMPTS)
+    if seconds := case.option("seconds", None):
+        options["prompt_2"] = list(seconds)
+        if "negative_prompt" in options:
+            options["negative_prompt_2"] = [seconds[0]] * len(g.PROMPTS)
     if case.mode in ("text", "refined", "control"):
         options |= dict(height=g.size(case), width=g.size(case))
     if case.mode in ("text", "refined"):
