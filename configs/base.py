@@ -78,7 +78,7 @@ def base() -> ConfigDict:
                 "drop": 0.0,  # probability of training without the condition (p_uncond)
                 "null": "learned",  # embedding of no condition: learned, zero
                 "context": "",  # tokens to attend to: label, text, clip, given
-                "concat": "",  # channels joined to z: superres, inpaint, map
+                "concat": "",  # channels joined to z: superres, inpaint, fill, map
                 "map_classes": 0,  # of the semantic map
                 "weights": "",  # of a frozen text encoder, as a folder of transformers
                 "empty": (),  # ids of the empty text, the last one fills up; none: zeros

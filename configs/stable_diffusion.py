@@ -13,9 +13,11 @@
 | sd21_base | SD 2.1 base, 512 pixels | 865,910,724 | 32, 10k | 13.9 GB |
 | sd21_base_lora | the same | 3,319,808 | 4, 2k | 3.5 GB |
 | sd21, sd21_lora | SD 2.1, 768 pixels, v prediction | the same | the same | the same |
+| sd15_inpainting | SD 1.5, or its inpainting model | 859,535,364 | 32, 10k | 13.8 GB |
 | sdxl | SD XL base, 1024 pixels | 2,567,463,684 | 32, 10k | 41.1 GB |
 | sdxl_lora | the same | 23,224,320 | 4, 2k | 10.6 GB |
 | shapes (default) | nothing: a small model of one's own | 1,665,364 | 32, 20 minutes | |
+| shapes_inpainting | the folder that shapes exports | 1,667,164 | 32, 1k | |
 | shapes_lora | the folder that shapes exports | 28,224 | 32, 5 minutes | |
 
 The state is parameters, their average and the moments of AdamW, or of LoRA the frozen UNet and
@@ -124,6 +126,16 @@ def sd15_lora() -> ConfigDict:
     return _lora(sd15())
 
 
+def _fills_in(config: ConfigDict) -> ConfigDict:
+    """The same given a mask and what is left of the image; that of 4 channels gets 5 zero ones."""
+    config.cond.concat = "fill"
+    return config
+
+
+def sd15_inpainting() -> ConfigDict:
+    return _fills_in(sd15())
+
+
 def sd21_base() -> ConfigDict:
     return _full(model21())
 
@@ -173,10 +185,17 @@ def shapes_lora() -> ConfigDict:
     return config
 
 
+def shapes_inpainting() -> ConfigDict:
+    config = _fills_in(shapes())
+    config.train.update(steps=1000, minutes=10.0)
+    return config
+
+
 VARIANTS = {
     f.__name__: f
     for f in (
-        *(shapes, shapes_lora, sd15, sd15_lora, sd21, sd21_lora),
+        *(shapes, shapes_inpainting, shapes_lora),
+        *(sd15, sd15_inpainting, sd15_lora, sd21, sd21_lora),
         *(sd21_base, sd21_base_lora, sdxl, sdxl_lora),
     )
 }

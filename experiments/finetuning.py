@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from diffjax import data
 from diffjax.pretrained import configs, load_model, load_single_file, save_model
-from diffjax.pretrained.files import read_json
+from diffjax.pretrained.files import read_json, write_json
 from diffjax.pretrained.lora import LORA_FILE, save_lora
 from diffjax.pretrained.models import Model
 from diffjax.pretrained.pipelines import (
@@ -46,6 +46,7 @@ from experiments import common
 RANDOM = "random"  # in place of a model: untrained
 SHAPES = "shapes"  # in place of a tokenizer: one for the captions of that data set
 INDEX = "model_index.json"
+FIRST = "conv_in.weight"
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 # Of configs of networks: what does not change what is computed, or is compared elsewhere.
 _FREE = ("dropout", "in_channels", "eos_token_id", "architectures", "projection_dim")
@@ -84,14 +85,23 @@ def part(cfg: ConfigDict, name: str, net: Any, like: Any) -> Any:
     """
     where = Path(model_path(cfg))
     found = _read(where, name)
+    state = to_state_dict(found.params)
+    if name == "unet" and cfg.cond.concat:
+        state[FIRST] = _widened(state[FIRST], like["conv_in"]["kernel"].shape[2])
     try:
-        found_params = from_state_dict(to_state_dict(found.params), like)
+        found_params = from_state_dict(state, like)
     except ValueError as error:
         raise common.UsageError(
             f"the {name} of {where} is not the one that the config describes: {error}"
         ) from error
     _refuse(where, name, differences(name, net, found.net))
     return jax.tree.map(jnp.asarray, found_params)
+
+
+def _widened(weight: np.ndarray, channels: int) -> np.ndarray:
+    """The first convolution (out, in, 3, 3), told more channels that it does not mind yet."""
+    absent = max(0, channels - weight.shape[1])
+    return np.pad(np.asarray(weight), ((0, 0), (0, absent), (0, 0), (0, 0)))
 
 
 def _read(where: Path, name: str) -> Model:
@@ -306,7 +316,14 @@ def save(cfg: ConfigDict, state: State, given: Mapping[str, Any], out: Path) -> 
         _copy_with(Path(where), state.ema, out)
     else:
         parts = load_components(where, tokenizer=cfg.model.tokenizer or None)
-        save_components(out, parts._replace(unet=parts.unet._replace(params=state.ema)))
+        config = parts.unet.config | {"in_channels": _channels(state.ema)}
+        parts = parts._replace(unet=parts.unet._replace(params=state.ema, config=config))
+        save_components(out, parts._replace(manifest=make_manifest(parts)))
+
+
+def _channels(unet: Any) -> int:
+    """How many a UNet is given: the latents', and those of what it fills in."""
+    return int(unet["conv_in"]["kernel"].shape[2])
 
 
 def _copy_with(where: Path, unet: Any, out: Path) -> None:
@@ -317,9 +334,15 @@ def _copy_with(where: Path, unet: Any, out: Path) -> None:
     for name in parts:
         if name != "unet":
             shutil.copytree(where / name, out / name, dirs_exist_ok=True)
-    config = read_json(where / "unet" / "config.json")
+    config, channels = read_json(where / "unet" / "config.json"), _channels(unet)
+    widened = channels != config.get("in_channels", 4)
+    config |= {"in_channels": channels} if widened else {}
     save_model(out / "unet", configs.build(config), unet, config=config)
     shutil.copy(where / INDEX, out / INDEX)
+    if widened:
+        index = read_json(where / INDEX)
+        kind = index["_class_name"].removesuffix("Pipeline")
+        write_json(out / INDEX, {**index, "_class_name": f"{kind}InpaintPipeline"})
 
 
 def _own(cfg: ConfigDict, state: State, given: Mapping[str, Any]) -> Components:
@@ -332,7 +355,7 @@ def _own(cfg: ConfigDict, state: State, given: Mapping[str, Any]) -> Components:
         for entry, one in tokenizers(cfg).items()
     }
     unet = _model(diffusion.network, state.ema)
-    unet.config["sample_size"] = side
+    unet.config.update(sample_size=side, in_channels=_channels(state.ema))
     scheduler = dict(
         _class_name="DDIMScheduler",
         num_train_timesteps=cfg.schedule.steps,

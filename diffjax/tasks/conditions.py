@@ -13,6 +13,7 @@
 |---|---|
 | superres | the image shrunk to the size of z (area average) |
 | inpaint | the image with a hole, encoded, and the hole |
+| fill | the hole, and the image with it, encoded: as Stable Diffusion's inpainting has them |
 | map | one channel per class of ``batch["mask"]``, its share of each pixel of z |
 """
 
@@ -30,6 +31,7 @@ from diffjax.types import Array, Cond, PyTree, build, choose
 
 Batch = Mapping[str, Array]
 HOLE = (0.25, 0.75)  # sides of the rectangles that inpainting is trained on, of the image's
+WHOLE = 0.25  # share of the images that are all hole, in the training of Stable Diffusion's
 
 
 class Condition(NamedTuple):
@@ -343,6 +345,23 @@ def _inpaint(config: Any, space: Space) -> _Part:
     )
 
 
+def _fill(config: Any, space: Space) -> _Part:
+    """Mask first, its pixels those at the corners of the latents', and some images all hole."""
+    factor = space.net.factor if space.net else 1
+
+    def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
+        hole = holes(jax.random.fold_in(key, 4), batch["image"])
+        whole = jax.random.bernoulli(jax.random.fold_in(key, 6), WHOLE, (len(hole), 1, 1, 1))
+        hole = jnp.maximum(hole, whole)
+        return {"image": batch["image"] * (1 - hole), "hole": hole}
+
+    def encode(params: PyTree, frozen: PyTree, extra: PyTree, raw: Any) -> dict[str, Array]:
+        seen = space.encode(frozen, extra, raw["image"])
+        return {"concat": jnp.concatenate([raw["hole"][:, ::factor, ::factor], seen], axis=-1)}
+
+    return _inpaint(config, space)._replace(take=take, encode=encode)
+
+
 def _map(config: Any, space: Space) -> _Part:
     classes = config.cond.map_classes
 
@@ -355,4 +374,4 @@ def _map(config: Any, space: Space) -> _Part:
     )
 
 
-_CONCATS = {"superres": _superres, "inpaint": _inpaint, "map": _map}
+_CONCATS = {"superres": _superres, "inpaint": _inpaint, "fill": _fill, "map": _map}

@@ -117,6 +117,27 @@ def test_full_fine_tuning_begins_with_the_model_and_ends_as_a_folder(execute, tr
     jax.tree.map(np.testing.assert_array_equal, after.unet.params, state.ema)
 
 
+def test_a_model_learns_to_fill_in(execute, train, root):
+    run, out = root / "filling", root / "filling-model"
+    said = train("sd15_inpainting", run, "--config.train.steps=1", "--config.optim.lr=0.01")
+    assert "trained to step 1" in said
+    execute("export", f"--workdir={run}", f"--out={out}")
+    before, pipe = load_model(root / "model" / "unet"), diffjax.load(out)
+    first = pipe.parts.unet.params["conv_in"]["kernel"]
+    assert first.shape[2] == 9 and pipe.extra_channels == 5
+    moved = first[:, :, :4] - before.params["conv_in"]["kernel"]
+    assert 0 < abs(moved).max() < 0.02 and 0 < abs(first[:, :, 4:]).max() < 0.02
+    assert pipe.parts.manifest["_class_name"] == "StableDiffusionInpaintPipeline"
+    # It goes on from there, as it is.
+    cfg = config_of(root, "sd15_inpainting", "filling-model")
+    start = finetuning.initial(cfg, common.abstract_state(cfg, common.task_of(cfg)).params)
+    jax.tree.map(np.testing.assert_array_equal, start(), pipe.parts.unet.params)
+    finetuning.save(cfg, restored(run), {}, root / "filling-again")
+    assert (root / "filling-again" / "model_index.json").read_bytes() == (
+        out / "model_index.json"
+    ).read_bytes()
+
+
 def test_adapters_are_trained_on_the_model_as_it_is(execute, train, root):
     run, out = root / "lora", root / "adapter"
     train("sd15_lora", run)  # two steps, of two shapes

@@ -113,6 +113,8 @@ PARAMETERS = {
     "stable_diffusion:shapes": 1_665_364,
     "stable_diffusion:shapes_lora": 28_224,
     "stable_diffusion:sd15": 859_520_964,
+    "stable_diffusion:shapes_inpainting": 1_667_164,
+    "stable_diffusion:sd15_inpainting": 859_535_364,
     "stable_diffusion:sd15_lora": 3_188_736,
     "stable_diffusion:sd21": 865_910_724,
     "stable_diffusion:sd21_lora": 3_319_808,

@@ -170,6 +170,16 @@ def test_channels_to_join(made):
     seen = moments(net, frozen["autoencoder"], raw["hole"]["image"])[..., :4]
     np.testing.assert_allclose(joined[..., :4], 2 * seen, atol=1e-5)
 
+    fill = condition_of(config(concat="fill"))
+    many = {k: jnp.concatenate([v] * 16) for k, v in batch.items()}
+    raw = fill.take(many, key)
+    mask = raw["hole"]["hole"]
+    assert 0.1 < float((mask.mean((1, 2, 3)) == 1).mean()) < 0.4
+    joined = fill.encode({}, frozen, extra, raw)["concat"]
+    np.testing.assert_array_equal(joined[..., :1], mask[:, ::2, ::2])
+    seen = moments(net, frozen["autoencoder"], many["image"] * (1 - mask))[..., :4]
+    np.testing.assert_allclose(joined[..., 1:], 2 * seen, atol=1e-5)
+
     cfg = config(concat="map", map_classes=3)
     mask = jnp.asarray(np.random.default_rng(0).integers(0, 3, (4, 4, 4)))
     raw = condition_of(cfg).take({**batch, "mask": mask}, key)
