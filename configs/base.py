@@ -73,7 +73,7 @@ def base() -> ConfigDict:
                 "gamma": 5.0,
                 "distance": "l2",  # or l1, of the simple loss
             },
-            "times": {"name": "uniform"},
+            "times": {"name": "uniform", "share": 1.0},  # of all times, those with the least noise
             "cond": {
                 "drop": 0.0,  # probability of training without the condition (p_uncond)
                 "null": "learned",  # embedding of no condition: learned, zero

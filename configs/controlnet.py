@@ -9,7 +9,8 @@
 |---|---|---|---|
 | fashion_mnist_edges (default) | fashion_mnist_base | 0.31M | 32, 15 minutes on one core |
 | fashion_mnist_base | none: labels, v prediction | 0.69M | 32, 15 minutes on one core |
-| shapes_mask, shapes_edges | configs/ldm.py:shapes | 1.13M | 32, 15 minutes on one core |
+| shapes_mask, shapes_edges | configs/ldm.py:shapes | 0.79M | 32, 15 minutes on one core |
+| small_edges | configs/stable_diffusion.py:shapes | 0.79M | 32, 15 minutes on one core |
 | sd15_canny | Stable Diffusion 1.5 | 361,279,120 | 32 of 512 pixels, 8k |
 | sd15_canny_unlocked | the same, its decoder at lr 2e-6 | 872.1M | 32 of 512 pixels, 8k |
 | sd15_seg | Stable Diffusion 1.5 | 361,279,120 | 32 of 512 pixels, 40k |
@@ -18,8 +19,8 @@
 
 AdamW at 1e-5 with a locked base and float32, half of the prompts dropped and no average of the
 weights is the paper's recipe; it sees the hint suddenly, after 3k to 7k steps. The small ones take
-larger steps. Where the weights of a base go, and what a folder of images holds beside them:
-docs/controlnet.md.
+larger steps. Bases of Stable Diffusion are a folder of diffusers, --config.model.path; those of
+others --config.control.base. docs/controlnet.md has the whole story.
 """
 
 from ml_collections import ConfigDict
@@ -32,7 +33,7 @@ def _control(config: ConfigDict, *, hint: str, channels: int, factor: int) -> Co
     """The recipe of the paper on top of a base."""
     config.task = "controlnet"
     config.control = ConfigDict({
-        "base": "",  # workdir, exported .safetensors, or unet folder of diffusers
+        "base": "",  # workdir, or exported .safetensors; unless there is a section model
         "hint": {"name": hint, "low": 0.05, "high": 0.1, "sigma": 1.0},  # options of canny
         "net": {
             "hint_channels": channels,
@@ -71,7 +72,8 @@ def fashion_mnist_edges() -> ConfigDict:
 
 
 def _of_stable_diffusion(config: ConfigDict, *, hint: str) -> ConfigDict:
-    config.data.update(name="paired_folder", batch_size=32)
+    stable_diffusion.begun(config)
+    config.data.update(name="captioned_folder", batch_size=32)
     config.train.steps = 8000
     return _control(config, hint=hint, channels=3, factor=8)
 
@@ -88,8 +90,8 @@ def sd15_canny_unlocked() -> ConfigDict:
 
 
 def sd15_seg() -> ConfigDict:
-    # Masks in colours, in the folder `hints`.
     config = _of_stable_diffusion(stable_diffusion.model15(), hint="given")
+    config.data.name = "paired_folder"  # masks in colours, in the folder `hints`
     config.train.steps = 40_000
     return config
 
@@ -101,15 +103,12 @@ def sd21_canny() -> ConfigDict:
 def sdxl_canny() -> ConfigDict:
     config = _of_stable_diffusion(stable_diffusion.model_xl(), hint="canny")
     config.data.batch_size = 64
-    config.cond.context = "given"  # two text encoders, run beforehand
-    config.cond.given = ConfigDict({"tokens": 77, "pooled": 1280})
-    del config.cond.text, config.cond.text_2
     config.train.steps = 20_000
     return config
 
 
-def _shapes(*, hint: str, channels: int) -> ConfigDict:
-    config = _control(ldm.shapes(), hint=hint, channels=channels, factor=4)
+def _shapes(base: ConfigDict, *, hint: str, channels: int) -> ConfigDict:
+    config = _control(base, hint=hint, channels=channels, factor=4)
     config.control.hint.num_classes = 5  # the background and four shapes
     config.control.hint.update(low=0.02, high=0.05)  # red on grey differs little in brightness
     config.control.net.hint_widths = (8, 16, 16)
@@ -121,17 +120,22 @@ def _shapes(*, hint: str, channels: int) -> ConfigDict:
 
 
 def shapes_mask() -> ConfigDict:
-    return _shapes(hint="mask", channels=5)
+    return _shapes(ldm.shapes(), hint="mask", channels=5)
 
 
 def shapes_edges() -> ConfigDict:
-    return _shapes(hint="edges", channels=1)
+    return _shapes(ldm.shapes(), hint="edges", channels=1)
+
+
+def small_edges() -> ConfigDict:
+    """As sd15_canny, of a small model of the same parts."""
+    return _shapes(stable_diffusion.shapes(), hint="edges", channels=3)
 
 
 VARIANTS = {
     f.__name__: f
     for f in (
-        *(fashion_mnist_edges, fashion_mnist_base, shapes_mask, shapes_edges),
+        *(fashion_mnist_edges, fashion_mnist_base, shapes_mask, shapes_edges, small_edges),
         *(sd15_canny, sd15_canny_unlocked, sd15_seg, sd21_canny, sdxl_canny),
     )
 }

@@ -17,6 +17,8 @@
 | sdxl | SD XL base, 1024 pixels | 2,567,463,684 | 32, 10k | 41.1 GB |
 | sdxl_lora | the same | 23,224,320 | 4, 2k | 10.6 GB |
 | shapes (default) | nothing: a small model of one's own | 1,665,364 | 32, 20 minutes | |
+| shapes_xl | nothing, with two text encoders | 1,704,084 | 32, 20 minutes | |
+| shapes_refiner | the folder that shapes_xl exports | 1,704,084 | 32, 1k | |
 | shapes_inpainting | the folder that shapes exports | 1,667,164 | 32, 1k | |
 | shapes_lora | the folder that shapes exports | 28,224 | 32, 5 minutes | |
 
@@ -83,13 +85,19 @@ def model_xl() -> ConfigDict:
 # ---- fine-tuning ---------------------------------------------------------------------------------
 
 
-def _full(config: ConfigDict) -> ConfigDict:
+def begun(config: ConfigDict, *, tokenizer: str = "") -> ConfigDict:
+    """The same with its parts read from a model."""
     config.model = ConfigDict(
         {
             "path": "",  # diffusers folder, single .safetensors file, or random
-            "tokenizer": "",  # folder; needed beside a single file
+            "tokenizer": tokenizer,  # folder; needed beside a single file
         }
     )
+    return config
+
+
+def _full(config: ConfigDict) -> ConfigDict:
+    begun(config)
     config.data.update(name="captioned_folder", batch_size=32)
     config.data.update(bucket_step=64, bucket_ratio=2.0)  # 0: squares
     config.cond.drop = 0.1
@@ -167,8 +175,7 @@ def sdxl_lora() -> ConfigDict:
 
 def shapes() -> ConfigDict:
     """A small model with all the parts of a large one, which other variants begin from."""
-    config = ldm.shapes()
-    config.model = ConfigDict({"path": "", "tokenizer": "shapes"})
+    config = begun(ldm.shapes(), tokenizer="shapes")
     config.autoencoder.scale = 0.0  # measured, or that of the model
     del config.cond.text  # which was trained with the network
     text = {"vocabulary": 116, "positions": 20, "width": 128, "layers": 2, "heads": 4}
@@ -185,6 +192,26 @@ def shapes_lora() -> ConfigDict:
     return config
 
 
+def shapes_xl() -> ConfigDict:
+    """The same with two text encoders, and told the sizes of images."""
+    config = shapes()
+    config.network.update(added_dim=32 + 6 * 8, added_time_dim=8)
+    config.cond.update(context="clip_xl", empty=())
+    config.cond.text.features = 32
+    config.cond.text_2 = ConfigDict(
+        {**config.cond.text.to_dict(), "activation": "gelu", "projection": 32}
+    )
+    return config
+
+
+def shapes_refiner() -> ConfigDict:
+    """One that does only the last fifth of the denoising, as XL's refiner."""
+    config = shapes_xl()
+    config.times.share = 0.2
+    config.train.update(steps=1000, minutes=10.0)
+    return config
+
+
 def shapes_inpainting() -> ConfigDict:
     config = _fills_in(shapes())
     config.train.update(steps=1000, minutes=10.0)
@@ -194,7 +221,7 @@ def shapes_inpainting() -> ConfigDict:
 VARIANTS = {
     f.__name__: f
     for f in (
-        *(shapes, shapes_inpainting, shapes_lora),
+        *(shapes, shapes_xl, shapes_refiner, shapes_inpainting, shapes_lora),
         *(sd15, sd15_inpainting, sd15_lora, sd21, sd21_lora),
         *(sd21_base, sd21_base_lora, sdxl, sdxl_lora),
     )

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from diffjax import control, data, guidance, metrics, samplers
 from diffjax.data import shapes
-from diffjax.pretrained import from_state_dict, load_model, to_state_dict
+from diffjax.pretrained import configs, from_state_dict, load_model, save_model, to_state_dict
 from diffjax.tasks import make_task
 from diffjax.tasks.controlnet import NET, controlled, controller, make_controlled
 from diffjax.types import choose
@@ -53,18 +53,19 @@ def hints_of(cfg: ConfigDict) -> data.Hints:
 
 
 def load_base(cfg: ConfigDict) -> dict[str, Any]:
-    """The frozen base, from a workdir, an exported file or a diffusers folder.
+    """The frozen base: the UNet of ``config.model``, or what ``config.control.base`` names.
 
-    That of a low-rank adapter is the UNet of its model.
+    That is a workdir, an exported file or the unet folder of a diffusers model.
 
     Raises:
         UsageError: there is none, or one of another shape.
     """
     like = abstract(cfg)
-    if cfg.task == "lora" and finetuning.model_path(cfg) != RANDOM:
+    path = finetuning.model_path(cfg)
+    if path not in ("", RANDOM):
         net = common.diffusion_of(cfg).network
         return _joined(finetuning.part(cfg, "unet", net, like["base"]), _statistics(cfg))
-    where = finetuning.model_path(cfg) or cfg.control.base
+    where = path or cfg.control.base
     if not where:
         raise common.UsageError(
             "--config.control.base is needed: the workdir of a trained model, its exported "
@@ -112,6 +113,27 @@ def _state(where: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     stored = stored_config.get_config(str(where / "config.json"))
     state = common.restore_from(stored, common.task_of(stored), where / "checkpoints")
     return to_state_dict(state.ema), state.extra
+
+
+def save(cfg: ConfigDict, params: Any, out: Path) -> None:
+    """Write a trained ControlNet as a folder of diffusers.
+
+    Args:
+        params: what was trained.
+
+    Raises:
+        UsageError: diffusers has no such ControlNet.
+    """
+    model = common.diffusion_of(cfg)
+    net = make_controlled(cfg.control, model).net
+    try:
+        described = configs.describe(net, in_channels=model.image_shape[-1])
+    except ValueError as error:
+        raise common.UsageError(f"{error}; an --out=FILE.safetensors keeps it") from error
+    if "decoder" in params:
+        logging.warning("the base's decoder, which was trained too, is not in %s", out)
+    save_model(out, net, params[NET], config=described)
+    logging.info("a ControlNet in %s; experiments.generate --control=%s:IMAGE", out, out)
 
 
 class Net(NamedTuple):

@@ -10,7 +10,8 @@ is read from where its config says.
     python -m experiments.export --workdir=runs/cats --out=cats
 
 Of fine-tuning, an --out without suffix is a folder that diffusers and `diffjax.load` read: the
-whole model, or of LoRA the file pytorch_lora_weights.safetensors.
+whole model, or of LoRA the file pytorch_lora_weights.safetensors. Of a ControlNet it is a folder
+that diffusers and `experiments.generate --control` read.
 """
 
 from __future__ import annotations
@@ -19,25 +20,30 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from experiments import common, finetuning, frozen, weights
+from experiments import common, controlled, finetuning, frozen, weights
 
 OUT = flags.DEFINE_string(
     "out",
     None,
-    "File to write, or of fine-tuning a folder; default: weights.safetensors in --workdir.",
+    "File to write, or of fine-tuning and ControlNets a folder; default: weights.safetensors in "
+    "--workdir.",
 )
 
 
 def main() -> None:
     cfg, folder = common.config(), common.workdir()
     out = Path(OUT.value) if OUT.value else folder / "weights.safetensors"
-    whole = "model" in cfg and not out.suffix
+    control = cfg.task == "controlnet"
+    whole = not out.suffix and (control or "model" in cfg)
     if out.suffix != ".safetensors" and not whole:
         raise common.UsageError(
-            f"--out={out} must end in .safetensors; folders are for configs of fine-tuning"
+            f"--out={out} must end in .safetensors; folders are for fine-tuning and ControlNets"
         )
     state = common.restore(cfg, common.task_of(cfg), folder)
-    latent = cfg.get("autoencoder", None) and cfg.task != "controlnet"
+    if whole and control:
+        controlled.save(cfg, state.ema, out)
+        return
+    latent = cfg.get("autoencoder", None) and not control
     given = frozen.load(cfg, folder) if latent else None
     if whole:
         finetuning.save(cfg, state, given, out)

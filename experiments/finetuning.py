@@ -188,7 +188,7 @@ def initial(cfg: ConfigDict, like: Any) -> Callable[[], Any] | None:
         like: shapes of the parameters.
     """
     path = model_path(cfg)
-    if not path or path == RANDOM or cfg.task == "lora":
+    if not path or path == RANDOM or cfg.task != "diffusion":
         return None
     return lambda: part(cfg, "unet", common.diffusion_of(cfg).network, like)
 

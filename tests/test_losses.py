@@ -66,6 +66,15 @@ def test_low_discrepancy_hits_every_stratum():
     assert np.diff(np.sort(np.asarray(t))) == pytest.approx(np.full(63, 1 / 64), abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["uniform", "low_discrepancy"])
+def test_a_share_of_the_times_is_that_with_the_least_noise(name):
+    sampler = losses.make_time_sampler(name, LINEAR, {"share": 0.2})
+    t, _ = sampler.draw(jax.random.key(0), (), 4000)
+    assert t.min() == 0 and t.max() == 199
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got 0"):
+        losses.make_time_sampler(name, LINEAR, {"share": 0})
+
+
 def test_log_normal_of_edm():
     s = schedules.edm()
     t, _ = losses.make_time_sampler("log_normal", s).draw(jax.random.key(0), (), 20_000)

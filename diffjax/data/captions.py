@@ -86,6 +86,12 @@ def _time_ids(found: tuple[int, int], target: tuple[int, int]) -> tuple[float, .
     return (*found, round(top / factor), round(left / factor), *target)
 
 
+def has_captions(root: Path) -> bool:
+    """Whether any stand in a folder or below it."""
+    names = (METADATA, *(f"*{suffix}" for suffix in _SUFFIXES))
+    return any(next(root.rglob(name), None) for name in names)
+
+
 def read_folder(root: Path) -> tuple[list[Path], list[str]]:
     """The images below a folder in alphabetical order, and their captions.
 

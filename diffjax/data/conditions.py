@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from diffjax.data import formats
+from diffjax.data import captions, formats
 from diffjax.data.datasets import Source, load
 from diffjax.types import build
 
@@ -227,11 +227,12 @@ KINDS: dict[str, Callable[..., Hints]] = {
 
 
 def paired(root: str | Path, *, split: str = "train", image_size: int | None = None) -> Source:
-    """``root/images`` with what belongs to each: ``root/hints``, and ``root/NAME.npy``.
+    """``root/images`` with what belongs to each: ``root/hints``, captions, ``root/NAME.npy``.
 
-    The hint ``a/b.png`` belongs to the image ``a/b.jpg``; it is cropped and resized like it. Row i
-    of an array belongs to image i in alphabetical order, and is what a batch has as NAME: token ids
-    ``text``, or the embeddings that Stable Diffusion XL is told (`diffjax.tasks.conditions`).
+    Captions stand among the images as `diffjax.data.captions` says. The hint ``a/b.png`` belongs
+    to the image ``a/b.jpg``; it is cropped and resized like it. Row i of an array belongs to image
+    i in alphabetical order, and is what a batch has as NAME: token ids ``text``, or the embeddings
+    that Stable Diffusion XL is told (`diffjax.tasks.conditions`).
 
     Raises:
         FileNotFoundError: there is no such folder, or it holds no images.
@@ -239,7 +240,9 @@ def paired(root: str | Path, *, split: str = "train", image_size: int | None = N
             another number of rows.
     """
     root = Path(root)
-    source = load("image_folder", split=split, data_dir=str(root / "images"), image_size=image_size)
+    images = root / "images"
+    kind = "captioned_folder" if captions.has_captions(images) else "image_folder"
+    source = load(kind, split=split, data_dir=str(images), image_size=image_size)
     pictures = _pictures(root, split, len(source)) if (root / "hints").is_dir() else []
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(root.glob("*.npy"))}
     for name, array in arrays.items():
@@ -251,7 +254,8 @@ def paired(root: str | Path, *, split: str = "train", image_size: int | None = N
         return picture if image_size is None else formats.center_crop_resize(picture, image_size)
 
     def more(indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        out = {name: np.asarray(array[np.asarray(indices)]) for name, array in arrays.items()}
+        out = source.more(indices) if source.more else {}
+        out |= {name: np.asarray(array[np.asarray(indices)]) for name, array in arrays.items()}
         if pictures:
             hints = np.stack([read(pictures[i]) for i in indices])
             out["hint"] = hints.astype(np.float32) / 255

@@ -31,7 +31,8 @@ class Piece(NamedTuple):
         name: how to ask for it, unique in its paper.
         commands: each a module of ``experiments`` and its arguments, in which ``{runs}`` stands
             for the folder of the runs and ``{results}`` for docs/results.
-        keep: file below the runs -> file below docs/results; empty if a command writes there.
+        keep: file or folder below the runs -> the same below docs/results; empty if a command
+            writes there.
         minutes: about what it takes on one core of a 2-core machine.
         rows: lines that its .jsonl file has when it is complete, 0 for pieces without one.
         torch: whether it needs torch and diffusers.
@@ -180,6 +181,8 @@ def _pinned(piece: Piece) -> list[str]:
 def _copy(piece: Piece, source: Path, target: Path, *, back: bool = False) -> None:
     for worked, saved in piece.keep.items():
         a, b = (saved, worked) if back else (worked, saved)
-        if (source / a).exists():
-            (target / b).parent.mkdir(parents=True, exist_ok=True)
+        (target / b).parent.mkdir(parents=True, exist_ok=True)
+        if (source / a).is_dir():
+            shutil.copytree(source / a, target / b, dirs_exist_ok=True)
+        elif (source / a).exists():
             shutil.copyfile(source / a, target / b)

@@ -1,16 +1,18 @@
-"""Every pipeline of Stable Diffusion on a small model of the same parts, trained on shapes.
+"""Every pipeline of Stable Diffusion on small models of the same parts, trained on shapes.
 
-The model is saved as a folder of diffusers and loaded as a published one would be.
+The models are saved as folders of diffusers and loaded as published ones would be.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from diffjax.data import shapes
+from diffjax import metrics
+from diffjax.data import make_hints, shapes
 from experiments import generation
 from experiments.reproductions.claims import Claim, read, training
 from experiments.reproductions.ldm import PROMPTS
@@ -18,102 +20,224 @@ from experiments.reproductions.pieces import Piece
 
 CONFIG = "stable_diffusion"
 NAME = "small-model"
-FOLDER = f"{{runs}}/{NAME}/folder"
+KEPT = f"{{results}}/models/{NAME}"
 MASK = "data/pipelines-mask.png"  # white on the right half
+EDGES = "data/pipelines-edges.png"  # of a picture of the data set
 COLUMNS = 4
 SCALE = 3  # of the pictures in the sheets
 CHANGED = "a large cyan square at the right"
 SINGLE = "a large red circle at the center"
-_FIRST = f"{{runs}}/{NAME}/text/00000.png"
-_COMMON = ("--steps=25", f"--num={COLUMNS}", f"--batch_size={COLUMNS}", "--guidance=3")
+DRAWN = "a large red triangle at the top and a small cyan triangle at the bottom right"
+_FIRST = "{results}/data/pipelines/text/00000.png"
+_CANNY = {"low": 0.02, "high": 0.05}  # red on grey differs little in brightness
 
 
-def _generate(name: str, *options: str) -> tuple[str, ...]:
-    out = f"--out={{runs}}/{NAME}/{name}"
-    return ("generate", f"--model={FOLDER}", *_COMMON, *options, out)
+class Row(NamedTuple):
+    """Pictures of one request.
+
+    Attributes:
+        prompts: of each, `COLUMNS` pictures.
+        options: of ``experiments.generate``.
+        model: its folder.
+    """
+
+    prompts: tuple[str, ...]
+    options: tuple[str, ...]
+    model: str = KEPT
 
 
-# What is made, and how: the name of a row, or of several, and its options.
-RUNS: dict[str, tuple[str, ...]] = {
-    "text": ("--sampler=dpmpp_2m", *(f"--prompt={prompt}" for prompt in PROMPTS)),
-    "samplers": ("--sampler=euler_ancestral", f"--prompt={PROMPTS[0]}"),
-    "image": (f"--init_image={_FIRST}", "--strength=0.6", f"--prompt={CHANGED}"),
-    "inpainting": (f"--init_image={_FIRST}", f"--mask={{results}}/{MASK}", f"--prompt={CHANGED}"),
-    "negative": ("--sampler=unipc", f"--prompt={SINGLE}", "--negative=a small red circle"),
+def _model(name: str) -> str:
+    return f"{{runs}}/{name}/folder"
+
+
+_IMAGE, _MASK = f"--init_image={_FIRST}", f"--mask={{results}}/{MASK}"
+_CONTROL = f"--control={_model('small-edges')}:{{results}}/{EDGES}"
+_XL = "--sampler=dpmpp_2m"
+ROWS = {
+    "text": Row(PROMPTS, ("--sampler=dpmpp_2m",)),
+    "samplers": Row(PROMPTS[:1], ("--sampler=euler_ancestral",)),
+    "image": Row((CHANGED,), (_IMAGE, "--strength=0.6")),
+    "inpainting": Row((CHANGED,), (_IMAGE, _MASK)),
+    "negative": Row((SINGLE,), ("--sampler=unipc", "--negative=a small red circle")),
+    "filling": Row((CHANGED,), (_IMAGE, _MASK), _model("small-inpainting")),
+    "uncontrolled": Row((DRAWN,), ()),
+    "controlled": Row((DRAWN,), (_CONTROL,)),
+    "controlled-half": Row((DRAWN,), (f"{_CONTROL}:0.5",)),
+    "xl": Row(PROMPTS, (_XL,), _model("small-xl")),
+    "refined": Row(PROMPTS, (_XL, f"--refiner={_model('small-refiner')}"), _model("small-xl")),
 }
 
 
-def _kept() -> dict[str, str]:
-    rows = {name: len(PROMPTS) if name == "text" else 1 for name in RUNS}
-    files = [f"{name}/{k:05d}.png" for name, n in rows.items() for k in range(n * COLUMNS)]
-    return {f"{NAME}/{file}": f"data/pipelines/{file}" for file in files}
+def _trained(variant: str, name: str, *options: str) -> tuple[tuple[str, ...], ...]:
+    """Train a config and write a folder."""
+    where = f"--workdir={{runs}}/{name}"
+    train = ("train", f"--config=configs/{variant}", where, *options, "--config.train.minutes=0.0")
+    return train, ("export", where, f"--out={_model(name)}")
 
 
+def _generate(name: str) -> tuple[str, ...]:
+    row = ROWS[name]
+    prompts = (f"--prompt={prompt}" for prompt in row.prompts)
+    common = ("--steps=25", f"--num={COLUMNS}", f"--batch_size={COLUMNS}", "--guidance=3")
+    out = f"--out={{runs}}/{NAME}/{name}"
+    return ("generate", f"--model={row.model}", *common, *row.options, *prompts, out)
+
+
+def _drawing(
+    name: str,
+    minutes: float,
+    trained: tuple[tuple[str, ...], ...],
+    models: tuple[str, ...],
+    *rows: str,
+) -> Piece:
+    """Train, draw some rows, and keep them beside the summaries of the models."""
+    files = [f"{row}/{k:05d}.png" for row in rows for k in range(COLUMNS * len(ROWS[row].prompts))]
+    keep = {f"{one}/summary.json": f"data/{one}-summary.json" for one in models}
+    keep |= {f"{NAME}/{file}": f"data/pipelines/{file}" for file in files}
+    return Piece(name, (*trained, *map(_generate, rows)), keep, minutes)
+
+
+_WEIGHTS = "--config.autoencoder.weights={results}/models/autoencoder-shapes.safetensors"
+_BEGUN = ("--config.model.path=random", _WEIGHTS)
 PIECES = (
     Piece(
-        "pipelines",
-        (
-            (
-                "train",
-                "--config=configs/stable_diffusion.py:shapes",
-                f"--workdir={{runs}}/{NAME}",
-                "--config.model.path=random",
-                "--config.autoencoder.weights={results}/models/autoencoder-shapes.safetensors",
-                "--config.train.steps=3000",
-                "--config.train.minutes=0.0",
-            ),
-            ("export", f"--workdir={{runs}}/{NAME}", f"--out={FOLDER}"),
-            *(_generate(name, *options) for name, options in RUNS.items()),
-        ),
-        {f"{NAME}/summary.json": f"data/{NAME}-summary.json", **_kept()},
+        "train-small-model",
+        _trained("stable_diffusion.py:shapes", NAME, *_BEGUN, "--config.train.steps=3000"),
+        {
+            f"{NAME}/summary.json": f"data/{NAME}-summary.json",
+            f"{NAME}/folder": f"models/{NAME}",
+        },
         15,
+    ),
+    _drawing("pipelines-text", 1, (), (), "text"),
+    _drawing("pipelines", 2, (), (), "samplers", "image", "inpainting", "negative"),
+    _drawing(
+        "pipelines-filling",
+        7,
+        _trained(
+            "stable_diffusion.py:shapes_inpainting",
+            "small-inpainting",
+            f"--config.model.path={KEPT}",
+        ),
+        ("small-inpainting",),
+        "filling",
+    ),
+    _drawing(
+        "pipelines-control",
+        7,
+        _trained(
+            "controlnet.py:small_edges",
+            "small-edges",
+            f"--config.model.path={KEPT}",
+            "--config.train.steps=600",
+        ),
+        ("small-edges",),
+        *("uncontrolled", "controlled", "controlled-half"),
+    ),
+    _drawing(
+        "pipelines-xl",
+        17,
+        (
+            *_trained(
+                "stable_diffusion.py:shapes_xl", "small-xl", *_BEGUN, "--config.train.steps=2000"
+            ),
+            *_trained(
+                "stable_diffusion.py:shapes_refiner",
+                "small-refiner",
+                f"--config.model.path={_model('small-xl')}",
+                "--config.train.steps=600",
+            ),
+        ),
+        ("small-xl", "small-refiner"),
+        *("xl", "refined"),
     ),
 )
 
 
-def _pictures(data: Path, name: str) -> list[np.ndarray]:
+def _pictures(data: Path, name: str) -> np.ndarray:
+    """(N, H, W, 3), uint8."""
     files = sorted((data / "pipelines" / name).glob("*.png"))
-    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+
+
+def _verdicts(data: Path, name: str) -> list[shapes.Verdict]:
+    """Whether each picture shows what its prompt says."""
+    prompts = ROWS[name].prompts
+    pictures = enumerate(_pictures(data, name))
+    return [shapes.judge(one, shapes.parse(prompts[k // COLUMNS])) for k, one in pictures]
+
+
+def _kept_to(data: Path, name: str) -> float:
+    """Edge F1 between the pictures of a row and the control image."""
+    with Image.open(data / Path(EDGES).name) as picture:
+        edges = np.asarray(picture.convert("L"), np.float32) / 255
+    pictures = _pictures(data, name).astype(np.float32) / 127.5 - 1
+    found = make_hints("canny", _CANNY)({"image": pictures})[..., 0]
+    return float(metrics.edge_f1(found, np.tile(edges, (len(found), 1, 1))).mean())
 
 
 def claims(data: Path) -> list[Claim]:
-    """That the pictures show what is asked for, as the program of the shapes sees it."""
-    found = [
-        shapes.judge(picture, shapes.parse(PROMPTS[k // COLUMNS]))
-        for k, picture in enumerate(_pictures(data, "text"))
-    ]
+    """That the pictures show what is asked for, as programs see it."""
+    found = _verdicts(data, "text")
     text = "most pictures show size, colour, shape and place of all that their prompt names"
     right = sum(int(verdict.all) for verdict in found)
-    shares = ", ".join(
-        f"{name} {np.mean([getattr(verdict, name) for verdict in found]):.2f}"
-        for name in ("size", "colour", "shape", "place")
-    )
-    return [Claim(text, 2 * right > len(found), f"{right} of {len(found)}; shares: {shares}")]
+    out = [Claim(text, 2 * right > len(found), f"{right} of {len(found)}")]
+    with_net, without = _kept_to(data, "controlled"), _kept_to(data, "uncontrolled")
+    text = "with the ControlNet the edges are at least twice as much those of its image"
+    return [*out, Claim(text, with_net >= 2 * without, f"F1 {with_net:.2f} against {without:.2f}")]
+
+
+def _table(data: Path) -> str:
+    keys = ("size", "colour", "shape", "place", "all")
+    lines = [f"| | {' | '.join(keys)} | pictures |", "|---" * (len(keys) + 2) + "|"]
+    for name in ROWS:
+        found = _verdicts(data, name)
+        shares = [f"{np.mean([getattr(verdict, key) for verdict in found]):.2f}" for key in keys]
+        lines.append(f"| {name} | {' | '.join(shares)} | {len(found)} |")
+    return "\n".join(lines)
 
 
 def _sheet(data: Path, name: str) -> None:
     """One row a prompt, one column a seed."""
-    pictures = np.stack(_pictures(data, name)) / 127.5 - 1
-    sheet = generation.tile(pictures, columns=COLUMNS, scale=SCALE)
+    sheet = generation.tile(
+        _pictures(data, name) / 127.5 - 1,
+        columns=COLUMNS,
+        scale=SCALE,
+    )
     generation.save_png(sheet, data.parent / f"pipelines-{name}.png")
+
+
+def _told(data: Path, name: str) -> str:
+    """How a model was trained."""
+    summary = training(read(data / f"{name}-summary.json"))
+    return ", ".join(f"{value} {key}" for key, value in summary.items())
 
 
 def page(data: Path) -> str:
     """Markdown without the claims."""
-    for name in RUNS:
+    for name in ROWS:
         _sheet(data, name)
-    summary = training(read(data / f"{NAME}-summary.json"))
-    trained = ", ".join(f"{value} {name}" for name, value in summary.items())
+    with Image.open(data / Path(EDGES).name) as picture:
+        side = SCALE * picture.width
+        picture.resize((side, side), Image.Resampling.NEAREST).save(
+            data.parent / "pipelines-edges.png"
+        )
     prompts = "\n".join(f"- {prompt}" for prompt in PROMPTS)
     return f"""A UNet with cross-attention, a CLIP text encoder (random and frozen: its words are
-few), and an autoencoder, trained by `configs/stable_diffusion.py:shapes` ({trained}),
-written as a folder of diffusers, and used by `experiments.generate --model=FOLDER`. Pictures have
-32x32 pixels; a column is a seed. A program looks for the shapes of a caption and is strict: a
-bluish purple is blue to it, and a circle with corners is none.
+few), and an autoencoder, trained by `configs/stable_diffusion.py:shapes` ({_told(data, NAME)}).
+It is a folder of diffusers, [models/{NAME}](models/{NAME}), and anybody can use it:
+
+    python -m experiments.generate --model=docs/results/models/{NAME} --prompt="{SINGLE}"
+
+Pictures have 32x32 pixels; a column is a seed. Guidance is 3, steps are 25. A program looks for the
+shapes of a caption; the table has the share of pictures in which it finds them as they should be.
+It is strict: a bluish purple is blue to it, and a circle with corners is none.
+
+{_table(data)}
 
 ## Text to image
 
-DPM-Solver++ (2M), 25 steps, guidance 3. From the top:
+DPM-Solver++ (2M). From the top:
 
 {prompts}
 
@@ -135,9 +259,40 @@ The right half of the first picture filled in, with the same prompt:
 
 ![inpainting](pipelines-inpainting.png)
 
+By a model of 9 channels, which `shapes_inpainting` made of the first one
+({_told(data, "small-inpainting")}):
+
+![filling](pipelines-filling.png)
+
 ## Negative prompt
 
 "{SINGLE}" and not "a small red circle", UniPC:
 
 ![negative](pipelines-negative.png)
+
+## ControlNet
+
+"{DRAWN}" without, and with a ControlNet
+(`configs/controlnet.py:small_edges`, {_told(data, "small-edges")})
+that is given these edges, at scale 1 and 0.5:
+
+![edges](pipelines-edges.png)
+
+![uncontrolled](pipelines-uncontrolled.png)
+
+![controlled](pipelines-controlled.png)
+
+![half](pipelines-controlled-half.png)
+
+## XL, with its refiner
+
+The same prompts by a model with two text encoders that is told sizes (`shapes_xl`:
+{_told(data, "small-xl")}):
+
+![xl](pipelines-xl.png)
+
+The last fifth of the denoising done by a model that was trained on nothing else (`shapes_refiner`:
+{_told(data, "small-refiner")}):
+
+![refined](pipelines-refined.png)
 """

@@ -169,6 +169,16 @@ def test_arrays_beside_the_images(folder):
         paired(folder, image_size=8)
 
 
+def test_captions_beside_paired_images(folder):
+    for k, name in enumerate("xyz"):
+        (folder / "images" / "a" / f"{name}.txt").write_text(f"caption {k}")
+    source = data.load("paired_folder", data_dir=str(folder), image_size=8)
+    assert source.captions([2, 0]) == ["caption 2", "caption 0"]
+    batch = source.take([1])
+    assert batch["hint"].shape == (1, 8, 8, 3)
+    assert batch["time_ids"].tolist() == [[10, 9, 0, 0, 8, 8]]
+
+
 def test_pairs_that_are_not(folder):
     (folder / "hints/a/y.bmp").rename(folder / "hints/a/w.bmp")
     with pytest.raises(ValueError, match=r"2 files .* such as a/w, a/y"):

@@ -23,11 +23,11 @@ from tests.pretrained import ldm
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 TINY = """
-from configs import stable_diffusion
+from configs import controlnet, stable_diffusion
 from ml_collections import ConfigDict
 
 def get_config(name):
-    config = getattr(stable_diffusion, name)()
+    config = getattr(controlnet if "canny" in name else stable_diffusion, name)()
     config.network.update(channels=8, multipliers=(1, 2), blocks=1, attention_levels=(0,), heads=2)
     config.network.update(context_dim=6, depth=(1, 1), norm_groups=4)
     config.autoencoder.update(channels=4, multipliers=(1, 2), blocks=1, norm_groups=2, scale=0.0)
@@ -36,6 +36,9 @@ def get_config(name):
     config.schedule.beta_end = 0.004
     config.data.update(image_size=16, batch_size=2, bucket_step=4)
     config.optim.warmup = 0
+    if "control" in config:
+        config.data.bucket_step = 0
+        config.control.net.update(hint_widths=(4, 6), hint_factor=2)
     config.train.update(steps=2, log_every=1, checkpoint_every=1, sample_every=0)
     return config
 """
@@ -136,6 +139,25 @@ def test_a_model_learns_to_fill_in(execute, train, root):
     assert (root / "filling-again" / "model_index.json").read_bytes() == (
         out / "model_index.json"
     ).read_bytes()
+
+
+def test_a_controlnet_of_the_model(execute, train, root):
+    run, out = root / "canny", root / "canny-net"
+    train("sd15_canny", run, "--config.optim.lr=0.01")
+    base, state = load_model(root / "model" / "unet"), restored(run)
+    stored = frozen.load(common.stored_config(run), run)
+    jax.tree.map(np.testing.assert_array_equal, stored["base"], base.params)
+    said = execute("export", f"--workdir={run}", f"--out={out}")
+    assert f"experiments.generate --control={out}:IMAGE" in said
+    net, pipe = load_model(out), diffjax.load(root / "model")
+    jax.tree.map(np.testing.assert_array_equal, net.params, state.ema["control"])
+
+    def draw(*control):
+        return pipe("a red cat", sampler=2, size=16, output="np", control=control)
+
+    hint = np.eye(16)[..., None].repeat(3, -1)
+    assert (draw(diffjax.Control(net, hint)) != draw()).any()
+    np.testing.assert_array_equal(draw(diffjax.Control(net, hint, scale=0.0)), draw())
 
 
 def test_adapters_are_trained_on_the_model_as_it_is(execute, train, root):
