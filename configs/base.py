@@ -77,7 +77,8 @@ def base() -> ConfigDict:
             "cond": {
                 "drop": 0.0,  # probability of training without the condition (p_uncond)
                 "null": "learned",  # embedding of no condition: learned, zero
-                "context": "",  # tokens to attend to: label, text, clip, given
+                "context": "",  # tokens to attend to: label, text, clip, clip_xl, given
+                "given": {"tokens": 77, "pooled": 1280},  # sizes of embeddings made beforehand
                 "concat": "",  # channels joined to z: superres, inpaint, fill, map
                 "map_classes": 0,  # of the semantic map
                 "weights": "",  # of a frozen text encoder, as a folder of transformers
@@ -201,9 +202,6 @@ def smoke(config: ConfigDict) -> ConfigDict:
             net.update(added_dim=4 + 6 * 8, added_time_dim=8)
         else:
             config.cond.text.head_channels = 4
-    if config.get("cond", {}).get("given"):
-        config.cond.given.update(tokens=3, pooled=4)
-        net.update(added_dim=4 + 6 * 8, added_time_dim=8)
     if "control" in config:
         config.control.base, config.control.hint.name = "random", "sobel"
         config.control.net.hint_widths = config.control.net.hint_widths[:1] * len(

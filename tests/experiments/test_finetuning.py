@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import diffjax
 from configs import stable_diffusion
-from diffjax import lora
+from diffjax import data, lora
 from diffjax.pretrained import configs, load_lora, load_model
 from diffjax.pretrained.state_dict import to_state_dict
 from diffjax.tasks.conditions import make_clips
@@ -88,6 +88,14 @@ def config_of(root, variant, path="model"):
     cfg = common.load_config(f"{root / 'tiny.py'}:{variant}")
     cfg.model.path = str(root / path)
     return cfg
+
+
+def batches_of(root):
+    """Those of the two steps."""
+    cfg = config_of(root, "sd15_lora")
+    cfg.data.dir = str(root / "images")
+    source = common.source_of(cfg)
+    return [data.batch_at(source, step, batch_size=2, seed=cfg.seed) for step in range(2)]
 
 
 def outputs(net, params):
@@ -175,6 +183,12 @@ def test_adapters_are_trained_on_the_model_as_it_is(execute, train, root):
     np.testing.assert_allclose(outputs(base.net, merged), outputs(base.net, wanted), atol=1e-6)
     assert not np.array_equal(outputs(base.net, wanted), outputs(*base[:2]))
     diffjax.load(root / "model").with_lora(out / LORA_FILE)
+    # Stopped in between, it sees the same buckets and ends with the same bits.
+    again = root / "lora-again"
+    train("sd15_lora", again, "--config.train.steps=1")
+    train("sd15_lora", again)
+    assert {len(one["image"][0]) for one in batches_of(root)} > {16}
+    jax.tree.map(np.testing.assert_array_equal, restored(again), state)
 
 
 def test_a_model_of_ones_own_becomes_a_folder(tmp_path):

@@ -151,6 +151,24 @@ def test_labels_can_be_tokens():
         condition_of(cfg, 0)
 
 
+@pytest.mark.parametrize("xl", [False, True])
+def test_embeddings_made_beforehand(xl):
+    cfg = config(context="given", given={"tokens": 3, "pooled": 4})
+    cfg.network.update(conditional=False, context_dim=8)
+    cfg.network.update({"added_dim": 4 + 6 * 2, "added_time_dim": 2} if xl else {})
+    condition = condition_of(cfg)
+    shapes = {"context": (3, 8), **({"text_embeds": (4,), "time_ids": (6,)} if xl else {})}
+    assert condition.needs == tuple(shapes)
+    batch = {k: jnp.ones((2, *shape)) for k, shape in shapes.items()}
+    raw = condition.take(batch, jax.random.key(0))
+    found, null = (condition.encode({}, {}, {}, x) for x in (raw, condition.null(raw)))
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, null)
+    assert found["context"].all() and not null["context"].any()
+    if xl:
+        assert not null["added"]["text_embeds"].any()
+        assert null["added"]["time_ids"].all()
+
+
 def test_channels_to_join(made):
     _, net, frozen, batch = made
     extra = {"latent_scale": jnp.asarray(2.0)}
