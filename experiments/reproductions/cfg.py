@@ -90,8 +90,8 @@ PIECES = (
     sweeping(
         "cfg14-classifier-guidance",
         "cfg14-p10",
-        12,
-        {"sampler": "ddim", "grid": "uniform", "steps": str(STEPS), "guidance": "1,2,5,10"},
+        18,
+        {"sampler": "ddim", "grid": "uniform", "steps": str(STEPS), "guidance": "1,2,5"},
         "--config.sample.classifier={results}/models/cfg14-classifier.safetensors",
         num=5000,
     ),
