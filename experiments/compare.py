@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffjax.types import choose
-from experiments import common
+from experiments import common, plots
 
 SECONDS = 10.0  # between two tables where output is not a terminal
 
@@ -140,21 +140,13 @@ def progress_table(folder: Path, runs: Sequence[Any]) -> Callable[..., None]:
 
 def curves(folders: Sequence[Path], metric: str) -> bytes:
     """PNG of a logged metric of every run against the step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 4.5))
+    figure, axis = plots.start(8, 4.5)
     for folder in folders:
         rows = [r for r in common.read_jsonl(folder / "metrics.jsonl") if metric in r]
         axis.plot([r["step"] for r in rows], [r[metric] for r in rows], label=folder.name)
     axis.set(xlabel="step", ylabel=metric)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize="x-small")
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100, bbox_inches="tight")
-    plt.close(figure)
+    plots.finish(figure, axis, buffer)
     return buffer.getvalue()
 
 

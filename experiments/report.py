@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from experiments import common, compare
+from experiments import common, compare, plots
 from experiments.reproductions import results
 
 RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to compare; default: those of a sweep.")
@@ -62,21 +62,13 @@ def _image(data: bytes, caption: str) -> str:
 
 def loss_curve(rows: list[dict[str, float]]) -> bytes:
     """PNG of the logged losses against the step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 3.5))
+    figure, axis = plots.start(7, 3.5)
     names = [k for k in ("loss", "mse", "bound") if k in rows[0]]
     for name in names:
         axis.plot([r["step"] for r in rows], [r[name] for r in rows], label=name)
     axis.set(xlabel="step", yscale="log", ylabel="mean over the logging interval")
-    axis.grid(alpha=0.3, which="both")
-    axis.legend()
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100, bbox_inches="tight")
-    plt.close(figure)
+    plots.finish(figure, axis, buffer)
     return buffer.getvalue()
 
 

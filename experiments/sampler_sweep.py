@@ -14,7 +14,7 @@ from absl import logging
 from tqdm import tqdm
 
 from diffjax.train.files import write_atomically
-from experiments import common, generation
+from experiments import common, generation, plots
 
 NAMES = {"distance": "Frechet distance", "all": "share of obeyed captions"}
 
@@ -133,14 +133,9 @@ def _judge_of(rows: list[dict[str, Any]]) -> str:
 
 def plot(rows: list[dict[str, Any]], keys: list[str], path: Path, metric: str = "distance") -> None:
     """A metric against evaluations on log axes, bars of one s.d."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4.5))
+    figure, axis = plots.start(7, 4.5)
     data = curves(rows, keys, metric)
-    axis.set_prop_cycle(color=plt.get_cmap("tab10" if len(data) <= 10 else "tab20").colors)
+    axis.set_prop_cycle(color=plots.colours(len(data)))
     for label, curve in data.items():
         steps = list(curve)
         spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in curve.values()]
@@ -153,11 +148,6 @@ def plot(rows: list[dict[str, Any]], keys: list[str], path: Path, metric: str = 
     for count in sorted({row["evaluations"] for row in rows}):
         if not ticks or count > 1.15 * ticks[-1]:  # labels of closer ones would overlap
             ticks.append(count)
-    axis.set_xticks(ticks, [str(t) for t in ticks])
+    axis.set_xticks(ticks)
     axis.set_xticks([], minor=True)
-    axis.yaxis.set_minor_formatter("{x:g}")
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    plots.finish(figure, axis, path, beside=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import plots
 from experiments.reproductions.claims import NOTE, Claim, above, pair, read, values
 from experiments.reproductions.pieces import Piece, sweeping, training
 
@@ -175,12 +176,7 @@ def _table(rows: list[dict[str, Any]], name: str = "w") -> str:
 
 def _plot(data: Path, path: Path) -> None:
     """Distance against score, one curve a probability, one point a weight."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6.5, 4.5))
+    figure, axis = plots.start(6.5, 4.5)
     for name, drop in PROBABILITIES.items():
         rows = _rows(data, f"cfg14-p{name}")
         scales = sorted({row["guidance"] for row in rows})
@@ -192,10 +188,7 @@ def _plot(data: Path, path: Path) -> None:
                           textcoords="offset points")  # fmt: skip
     axis.set(xlabel="Inception-style score", ylabel="Frechet distance", yscale="log")
     axis.set_title("points: guidance weight w; features fashion_mnist14", fontsize=10)
-    axis.grid(alpha=0.3, which="both")
-    axis.legend()
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    plots.finish(figure, axis, path)
 
 
 def page(data: Path) -> str:

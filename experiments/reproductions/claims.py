@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import common
+from experiments import common, plots
 
 
 class Claim(NamedTuple):
@@ -118,19 +118,19 @@ def lines(
         axes: names of x and y.
         log: whether both axes are logarithmic.
     """
-    figure, axis = _figure()
+    figure, axis = plots.start()
     for label, (x, y) in curves.items():
         drawn = [np.atleast_1d(v) for v in y]
         bar = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in drawn]
         axis.errorbar(x, [v.mean() for v in drawn], bar, marker=".", label=label)
     scale = "log" if log else "linear"
     axis.set(xlabel=axes[0], ylabel=axes[1], xscale=scale, yscale=scale)
-    _finish(figure, axis, path)
+    plots.finish(figure, axis, path)
 
 
 def bars(groups: dict[str, list[np.ndarray]], names: Sequence[str], axis: str, path: Path) -> None:
     """A bar of the mean, with its s.d., for every name in every group; logarithmic."""
-    figure, plot = _figure()
+    figure, plot = plots.start()
     width = 0.8 / len(groups)
     for k, (label, cells) in enumerate(groups.items()):
         place = np.arange(len(names)) + width * (k - (len(groups) - 1) / 2)
@@ -138,22 +138,4 @@ def bars(groups: dict[str, list[np.ndarray]], names: Sequence[str], axis: str, p
         plot.bar(place, [v.mean() for v in cells], width, yerr=error, label=label)
     plot.set_xticks(range(len(names)), names)
     plot.set(ylabel=axis, yscale="log")
-    _finish(figure, plot, path)
-
-
-def _figure() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=(6.5, 4))
-
-
-def _finish(figure: Any, axis: Any, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    plots.finish(figure, plot, path)
