@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _GENERATE = (
     *("load", "Control", "Guidance", "Image", "Lora", "Refiner", "Request", "Sampling", "Size"),
-    *("Embedding", "Pipeline"),
+    *("Embedding", "Pipeline", "Prompt"),
 )
 
 

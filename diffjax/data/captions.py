@@ -87,9 +87,8 @@ def _time_ids(found: tuple[int, int], target: tuple[int, int]) -> tuple[float, .
 
 
 def has_captions(root: Path) -> bool:
-    """Whether any stand in a folder or below it."""
-    names = (METADATA, *(f"*{suffix}" for suffix in _SUFFIXES))
-    return any(next(root.rglob(name), None) for name in names)
+    """Whether any image in a folder or below it has one."""
+    return any(root.rglob(METADATA)) or any(map(_beside, formats.list_images(root)))
 
 
 def read_folder(root: Path) -> tuple[list[Path], list[str]]:

@@ -170,6 +170,8 @@ def test_arrays_beside_the_images(folder):
 
 
 def test_captions_beside_paired_images(folder):
+    (folder / "images" / "notes.txt").write_text("of no image")
+    assert paired(folder, image_size=8).captions is None
     for k, name in enumerate("xyz"):
         (folder / "images" / "a" / f"{name}.txt").write_text(f"caption {k}")
     source = data.load("paired_folder", data_dir=str(folder), image_size=8)
