@@ -29,7 +29,6 @@ PAPER = """ImageNet 64x64, 50,000 images, 256 ancestral steps (table 1):
 """
 PROBABILITIES = {"10": 0.1, "20": 0.2, "50": 0.5}
 SCALES = (1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0)
-SOME = (1.0, 1.1, 1.3, 2.0, 5.0)
 FEW = (1.0, 1.1, 1.3)  # around the best, for comparing trainings
 METRICS = ("distance", "inception_score", "class_accuracy", "precision", "recall")
 STEPS = 10
@@ -97,9 +96,9 @@ PIECES = (
         num=5000,
     ),
     _train("20", 0),
-    _sweep("cfg14-p20", SOME, 17),
+    _sweep("cfg14-p20", SCALES, 28),
     _train("50", 0),
-    _sweep("cfg14-p50", SOME, 17),
+    _sweep("cfg14-p50", SCALES, 28),
     _train("10", 1),
     _sweep("cfg14-p10-seed1", FEW, 3, seeds=1),
     _train("20", 1),
