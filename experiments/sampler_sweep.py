@@ -70,10 +70,11 @@ def run(
             sampler, plan = generation.sampler_of(chosen, maker.model)
             started = time.monotonic()
             scale = chosen.sample.get("guidance", 1.0)
+            twice = scale != 1 and not chosen.sample.get("classifier", "")
             images = maker.make(num=num, seed=cell["seed"], sampler=sampler, rows=plan, scale=scale)
             result = {
                 **cell,
-                "evaluations": len(plan.level.t) * (1 + (scale != 1)),
+                "evaluations": len(plan.level.t) * (1 + twice),
                 "seconds": time.monotonic() - started,
                 **judge(images),
             }
