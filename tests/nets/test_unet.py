@@ -233,3 +233,13 @@ def test_bad_input():
         net.init(jax.random.key(0), jnp.zeros((1, 7, 8, 1)), jnp.zeros(1))
     with pytest.raises(ValueError, match="needs cond"):
         UNet(num_classes=3, **TINY).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1))
+
+
+def test_the_program_does_not_grow_with_the_depth_of_transformers():
+    def size(depth):
+        net = UNet(**TINY | {"attention_levels": (1,), "context_dim": 4, "depth": (1, depth)})
+        z, t, cond = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1), {"context": jnp.zeros((1, 2, 4))}
+        params = jax.eval_shape(net.init, jax.random.key(0), z, t, cond)
+        return len(jax.jit(net.apply).lower(params, z, t, cond).as_text())
+
+    assert size(10) < 1.02 * size(2)

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +117,37 @@ def test_reading_holds_one_tensor_at_a_time(folder, monkeypatch):
     model = load_model(folder)
     assert len(reads) == len(weights)
     assert sum(reads) == sum(leaf.size for leaf in jax.tree.leaves(model.params))
+
+
+MEMORY = """
+import sys
+import jax, jax.numpy as jnp
+from diffjax.pretrained import load_model
+
+def status(key):
+    lines = open("/proc/self/status")
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+
+jax.block_until_ready(jnp.zeros(3) + 1)
+before = status("VmRSS")
+params = jax.block_until_ready(load_model(sys.argv[1]).params)
+weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+print(weights, status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_loading_needs_little_more_memory_than_the_weights(tmp_path):
+    config = UNET | dict(block_out_channels=[320, 640], norm_num_groups=32, attention_head_dim=8)
+    net = configs.build(config)
+    shapes = configs.shapes(net, config)
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+    save_model(tmp_path, net, params, config=config)
+    command = [sys.executable, "-c", MEMORY, str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    weights, peak = map(int, said.split())
+    assert weights > 250e6
+    assert peak < 1.2 * weights
 
 
 @pytest.mark.parametrize("style", ["bare", "buffer"])
