@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from experiments import plots
-from experiments.reproductions.claims import NOTE, Claim, above, pair, read, values
-from experiments.reproductions.pieces import Piece, sweeping, training
+from experiments.reproductions.claims import NOTE, Claim, above, floor, pair, read, values
+from experiments.reproductions.pieces import Piece, measuring, sweeping, training
 
 PAPER = """ImageNet 64x64, 50,000 images, 256 ancestral steps (table 1):
 
@@ -103,6 +103,12 @@ PIECES = (
     _sweep("cfg14-p10-seed1", FEW, 3, seeds=1),
     _train("20", 1),
     _sweep("cfg14-p20-seed1", FEW, 3, seeds=1),
+    measuring(
+        "cfg-floor",
+        "cfg14-p10",
+        2,
+        *("--metrics=baselines", "--num=5000", "--sampler=ddim", f"--steps={STEPS}"),
+    ),
 )
 
 
@@ -205,6 +211,8 @@ sampling seeds, {STEPS} deterministic steps of equal width in t; guided steps co
 evaluations.
 
 {NOTE.format(**rows[0])}
+{floor(data / "cfg-floor.json")}
+
 ![distance against score](cfg.png)
 
 One row a weight ({", ".join(f"{s - 1:.3g}" for s in SCALES)} from the top), one column a seed and a
