@@ -330,10 +330,13 @@ def holes(key: jax.Array, images: Array) -> Array:
     return (rows & columns)[..., None].astype(jnp.float32)
 
 
+def _cut(images: Array, hole: Array) -> dict[str, Array]:
+    return {"image": images * (1 - hole), "hole": hole}
+
+
 def _inpaint(config: Any, space: Space) -> _Part:
     def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
-        hole = holes(jax.random.fold_in(key, 4), batch["image"])
-        return {"image": batch["image"] * (1 - hole), "hole": hole}
+        return _cut(batch["image"], holes(jax.random.fold_in(key, 4), batch["image"]))
 
     def encode(params: PyTree, frozen: PyTree, extra: PyTree, raw: Any) -> dict[str, Array]:
         seen = space.encode(frozen, extra, raw["image"])
@@ -352,8 +355,7 @@ def _fill(config: Any, space: Space) -> _Part:
     def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
         hole = holes(jax.random.fold_in(key, 4), batch["image"])
         whole = jax.random.bernoulli(jax.random.fold_in(key, 6), WHOLE, (len(hole), 1, 1, 1))
-        hole = jnp.maximum(hole, whole)
-        return {"image": batch["image"] * (1 - hole), "hole": hole}
+        return _cut(batch["image"], jnp.maximum(hole, whole))
 
     def encode(params: PyTree, frozen: PyTree, extra: PyTree, raw: Any) -> dict[str, Array]:
         seen = space.encode(frozen, extra, raw["image"])

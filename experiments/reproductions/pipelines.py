@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from diffjax import metrics
-from diffjax.data import make_hints, shapes
-from experiments import generation
+from configs import controlnet
+from diffjax.data import shapes
+from experiments import controlled, generation
 from experiments.reproductions.claims import Claim, read, training
 from experiments.reproductions.ldm import PROMPTS
 from experiments.reproductions.pieces import Piece
@@ -30,7 +30,6 @@ WHOLE = f"{PROMPTS[0]} and {CHANGED}"
 SINGLE = "a large red circle at the center"
 DRAWN = "a large red triangle at the top and a small cyan triangle at the bottom right"
 _FIRST = "{results}/data/pipelines/text/00000.png"
-_CANNY = {"low": 0.02, "high": 0.05}  # red on grey differs little in brightness
 
 
 class Row(NamedTuple):
@@ -173,8 +172,8 @@ def _kept_to(data: Path, name: str) -> float:
     with Image.open(data / Path(EDGES).name) as picture:
         edges = np.asarray(picture.convert("L"), np.float32) / 255
     pictures = _pictures(data, name).astype(np.float32) / 127.5 - 1
-    found = make_hints("canny", _CANNY)({"image": pictures})[..., 0]
-    return float(metrics.edge_f1(found, np.tile(edges, (len(found), 1, 1))).mean())
+    hints = np.tile(edges[..., None], (len(pictures), 1, 1, 1))
+    return controlled.fidelity(controlnet.small_edges(), hints, pictures)["edge_f1"]
 
 
 def claims(data: Path) -> list[Claim]:
@@ -275,8 +274,9 @@ It is told the whole picture, as in its training, "{WHOLE}":
 ## ControlNet
 
 One was trained by `configs/controlnet.py:small_edges`
-({_told(data, "small-edges")}). These are the edges that it is given, pictures without a prompt and
-without it, with it, and with it and a prompt, "{DRAWN}":
+({_told(data, "small-edges")}). In turn: the edges that it is given; pictures without a prompt,
+first without the ControlNet, then with it; pictures with it and with the prompt
+"{DRAWN}":
 
 ![edges](pipelines-edges.png)
 
