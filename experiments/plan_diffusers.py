@@ -1,7 +1,7 @@
 """What training the published latent models costs on TPU slices, compiled without any.
 
-    python -m experiments.plan_diffusers --out=docs/results/scaling.json
-    python -m experiments.plan_diffusers --only=sd15/v5e:2x4 --out=docs/results/scaling.json
+    python -m experiments.plan_diffusers --out=runs/scaling.json
+    python -m experiments.plan_diffusers --only=sd15/v5e:2x4 --out=runs/scaling.json
 
 The step is that of the trainer (AdamW in float32, average, bfloat16 computation, clipping) on
 latents and text features that were stored beforehand. A compilation takes minutes; figures are
@@ -157,32 +157,26 @@ def compile_row(case: str, where: str, per_chip: int, fsdp: int) -> dict[str, An
     try:
         return topology.compile_plan(config, where, case_of(case))
     except topology.DoesNotFit as failure:
-        return {"topology": where, "does_not_fit": str(failure), "needed_bytes": failure.needed}
+        return {"topology": where, "needed_bytes": failure.needed, **failure.sizes}
 
 
 def table(rows: dict[str, Any]) -> str:
     """The figures as text."""
     shown = []
     for name, row in rows.items():
-        if "does_not_fit" in row:
-            shown.append({"row": name, "peak GiB": row["does_not_fit"]})
+        state = {"row": name, "state GiB": f"{row['state_bytes'] / topology.GIB:.2f}"}
+        if "needed_bytes" in row:
+            shown.append(state | {"peak GiB": "does not fit"})
             continue
         traffic = sum(entry["bytes"] for entry in row["collectives"].values())
-        shown.append({
-            "row": name,
+        shown.append(state | {
             "peak GiB": f"{row['peak_bytes'] / topology.GIB:.2f}",
-            "state GiB": f"{_state_bytes(row) / topology.GIB:.2f}",
             "TFLOP": f"{row['flops'] / 1e12:.2f}",
             "collectives GiB": f"{traffic / topology.GIB:.2f}",
             "sharded": f"{100 * row['sharded']:.2f}%",
             "compile s": f"{row['compile_seconds']:.0f}",
         })  # fmt: skip
     return text_table(shown)
-
-
-def _state_bytes(row: dict[str, Any]) -> int:
-    parts = ("parameter", "ema", "optimizer", "frozen")
-    return sum(row[f"{part}_bytes"] for part in parts)
 
 
 def main() -> None:

@@ -87,17 +87,25 @@ ENVIRONMENT = {
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8}
 
+NEEDED = r"([Uu]sed |temporaries \()(?P<used>[\d.]+)(?P<unit>[KMGT])"  # in XLA's messages
+
 
 class DoesNotFit(RuntimeError):
     """The compiled step needs more memory than a chip has.
 
     Attributes:
         needed: bytes, 0 if the compiler does not say.
+        sizes: what is known without compiling, state_bytes among it.
     """
 
-    def __init__(self, text: str, needed: float):
-        super().__init__(text)
+    def __init__(self, needed: float, sizes: Mapping[str, Any]):
+        size = f"{needed / GIB:.2f} GiB" if needed else "more than there is"
+        state = sizes["state_bytes"] / GIB
+        super().__init__(
+            f"the step does not fit: XLA needs {size}; the state takes {state:.2f} GiB"
+        )
         self.needed = needed
+        self.sizes = dict(sizes)
 
 
 def devices_of(name: str) -> tuple[list[Any], Chip | None]:
@@ -156,12 +164,12 @@ def compile_plan(cfg: Any, name: str, case: Case | None = None) -> dict[str, Any
     if path.exists():
         stored = json.loads(path.read_text())
         if "needed" in stored:
-            raise DoesNotFit(stored["text"], stored["needed"])
+            raise DoesNotFit(stored["needed"], stored["sizes"])
         return dict(stored)
     try:
         figures = _compile(cfg, devices, chip, case or case_of(cfg))
     except DoesNotFit as failure:
-        common.save_json({"text": str(failure), "needed": failure.needed}, path)
+        common.save_json({"needed": failure.needed, "sizes": failure.sizes}, path)
         raise
     figures = {"topology": name, **figures}
     common.save_json(figures, path)
@@ -173,7 +181,14 @@ def _compile(cfg: Any, devices: list[Any], chip: Chip | None, case: Case) -> dic
     step, arguments, placed = _abstract_step(cfg, case, mesh)
     state, frozen, _ = arguments
     begun = time.monotonic()
-    compiled = _fitting(lambda: step.lower(*arguments).compile())
+    sizes = {
+        "parameter_bytes": _local(state.params),
+        "ema_bytes": _local(state.ema),
+        "optimizer_bytes": _local(state.opt),
+        "frozen_bytes": _local(frozen),
+    }
+    sizes["state_bytes"] = sum(sizes.values())
+    compiled = fitting(lambda: step.lower(*arguments).compile(), sizes)
     seconds = time.monotonic() - begun
     memory = compiled.memory_analysis()
     text = compiled.as_text()
@@ -188,10 +203,7 @@ def _compile(cfg: Any, devices: list[Any], chip: Chip | None, case: Case) -> dic
         "batch": cfg.data.batch_size,
         "batch_per_chip": cfg.data.batch_size / len(devices),
         "sharded": sharded_fraction(state.params, placed.params),
-        "parameter_bytes": _local(state.params),
-        "ema_bytes": _local(state.ema),
-        "optimizer_bytes": _local(state.opt),
-        "frozen_bytes": _local(frozen),
+        **sizes,
         "activation_bytes": int(memory.temp_size_in_bytes),
         "peak_bytes": int(peak),
         "limit_bytes": chip.bytes if chip else None,
@@ -227,18 +239,21 @@ def _abstract_step(cfg: Any, case: Case, mesh: Any) -> tuple[Any, tuple[Any, ...
     return step, tuple(with_sharding(*pair) for pair in trees), placed
 
 
-def _fitting(compile: Callable[[], Any]) -> Any:
+def fitting(compile: Callable[[], Any], sizes: Mapping[str, Any]) -> Any:
+    """What a compilation gives.
+
+    Raises:
+        DoesNotFit: with these sizes, and by how much.
+    """
     try:
         return compile()
     except jax.errors.JaxRuntimeError as error:
-        text = str(error)
-        found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", text)
-        if "RESOURCE_EXHAUSTED" not in text and not found:
+        found = re.search(NEEDED, str(error))
+        if not found and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-        needed = float(found[1]) * scale[found[2]] if found else 0.0
-        size = f"{needed / GIB:.2f} GiB of memory a chip" if found else "more memory than there is"
-        raise DoesNotFit(f"the step needs {size}", needed) from error
+        needed = float(found["used"]) * scale[found["unit"]] if found else 0.0
+        raise DoesNotFit(needed, sizes) from error
 
 
 def _local(tree: Any) -> int:

@@ -19,6 +19,7 @@ from experiments.reproductions import (
     improved_ddpm,
     ldm,
     pipelines,
+    scaling,
 )
 
 PAPERS: dict[str, ModuleType] = {
@@ -31,4 +32,5 @@ PAPERS: dict[str, ModuleType] = {
     "ldm": ldm,
     "pipelines": pipelines,
     "controlnet": controlnet,
+    "scaling": scaling,
 }

@@ -34,7 +34,7 @@ PIECES = (
             f"fashion_mnist-diffusers/samples-{STEPS}.png": "fashion_mnist-diffusers.png",
         },
         60,
-        torch=True,
+        needs="diffusers",
         one_core=True,
     ),
     measuring(

@@ -22,6 +22,10 @@ from absl import logging
 from experiments import common
 
 PARITY = Path(".venv-parity/bin/python")  # has torch and diffusers; make parity installs it
+HOW = {  # to get what a piece may need
+    "diffusers": "torch and diffusers: make parity installs them",
+    "libtpu": "libtpu: pip install --no-deps, in the version that docs/scaling.md says",
+}
 
 
 class Piece(NamedTuple):
@@ -35,7 +39,7 @@ class Piece(NamedTuple):
             writes there.
         minutes: about what it takes on one core of a 2-core machine.
         rows: lines that its .jsonl file has when it is complete, 0 for pieces without one.
-        torch: whether it needs torch and diffusers.
+        needs: a package that is not among ours, of `HOW`.
         one_core: run on one core, as in comparisons at equal time.
     """
 
@@ -44,7 +48,7 @@ class Piece(NamedTuple):
     keep: dict[str, str]
     minutes: float
     rows: int = 0
-    torch: bool = False
+    needs: str = ""
     one_core: bool = False
 
 
@@ -143,7 +147,7 @@ def run(piece: Piece, runs: Path, results: Path) -> bool:
     """
     python = _python(piece)
     if python is None:
-        logging.warning("%s needs torch and diffusers: make parity installs them", piece.name)
+        logging.warning("%s needs %s", piece.name, HOW[piece.needs])
         return False
     if piece.rows:
         _copy(piece, results, runs, back=True)
@@ -167,9 +171,9 @@ def _environment(runs: Path) -> dict[str, str]:
 
 
 def _python(piece: Piece) -> str | None:
-    if not piece.torch or find_spec("diffusers"):
+    if not piece.needs or find_spec(piece.needs):
         return sys.executable
-    return str(PARITY) if PARITY.exists() else None
+    return str(PARITY) if piece.needs == "diffusers" and PARITY.exists() else None
 
 
 def _pinned(piece: Piece) -> list[str]:

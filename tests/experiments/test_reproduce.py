@@ -198,12 +198,22 @@ LOG = [
      **{f"{key}_without_prompt": value for key, value in FOLLOWED.items()}}
     for k in range(1, 5)
 ]  # fmt: skip
+PLANNED = {
+    "peak_bytes": 2**30, "state_bytes": 2**29, "parameter_bytes": 2**28, "flops": 1e12,
+    "bytes_accessed": 2**30, "sharded": 1.0, "compile_seconds": 9.0,
+    "collectives": {"all-gather": {"count": 2, "bytes": 2**20}},
+}  # fmt: skip
 # By the beginning of a file's name, then by its end.
 BEGINNINGS = {
     "ablation-": TRIED,
     "improved-": TRIED,
     "reconstruction-": {"distance": 9.0, "psnr": 20.0, "l1": 0.1, "codes_used": 0.9},
     "control-cost": {"time_ratio": 0.9, "memory_ratio": 0.8},
+    **{f"scaling-{case}": dict.fromkeys(rows, PLANNED) for case, rows in {
+        "sd15": ("sd15/v5e:2x4/fsdp8/batch4", "sd15/v5e:2x4/fsdp1/batch4"),
+        "sdxl": ("sdxl/v5e:2x4/fsdp8/batch1",),
+        "controlnet_sd15": ("controlnet_sd15/v5e:8x8/fsdp64/batch4",),
+    }.items()},
     **{f"control-{k}": {"settings": SETTINGS}
        for k in ("initial", "scales", "balances", "composed")},
 }  # fmt: skip

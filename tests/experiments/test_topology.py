@@ -124,7 +124,7 @@ def test_fit_prefers_the_mesh_with_the_most_images_a_second(monkeypatch):
         per_chip, fsdp = cfg.data.batch_size // 8, cfg.mesh.fsdp
         needed = 8 / fsdp + per_chip
         if needed > 10:
-            raise topology.DoesNotFit("too much", needed)
+            raise topology.DoesNotFit(needed, {"state_bytes": 0})
         seconds = 1.0 + 0.1 * per_chip + 0.01 * fsdp
         figures = {"batch": cfg.data.batch_size, "mesh": cfg.mesh.to_dict()}
         return {**figures, "peak_bytes": needed, "xla_seconds": seconds}
@@ -132,6 +132,32 @@ def test_fit_prefers_the_mesh_with_the_most_images_a_second(monkeypatch):
     monkeypatch.setattr(topology, "compile_plan", compile_plan)
     rows = plan.fit(cfg, "v5e:2x4")
     assert [(r["mesh"]["fsdp"], r["batch"] // 8) for r in rows] == [(8, 9), (2, 6), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    "text, needed",
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in hbm. Used 16.93G of 15.75G hbm.", 16.93),
+        ("RESOURCE_EXHAUSTED: required for HLO temporaries (17.72G) exceeds (15.75G).", 17.72),
+        ("RESOURCE_EXHAUSTED: no more", 0),
+    ],
+)
+def test_what_does_not_fit_says_by_how_much(text, needed):
+    def compile():
+        raise jax.errors.JaxRuntimeError(text)
+
+    with pytest.raises(topology.DoesNotFit, match=r"the state takes 2\.00 GiB") as caught:
+        topology.fitting(compile, {"state_bytes": 2 * 2**30})
+    assert caught.value.needed == pytest.approx(needed * 2**30)
+    assert f"{needed:.2f} GiB" in str(caught.value) or not needed
+
+
+def test_other_failures_of_the_compiler_are_not_taken_for_memory():
+    def compile():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        topology.fitting(compile, {"state_bytes": 0})
 
 
 def test_unknown_topologies_are_named():

@@ -15,16 +15,20 @@ ROOT = Path(__file__).parents[2]
 # Three steps of a config on meshes of some of the eight devices; losses and a digest of the state.
 STEPS = """
     import json, sys
+    from pathlib import Path
     import jax, numpy as np
     from diffjax.train import init_state, make_optimizer
     from diffjax.train.loop import compiled_step
     from diffjax.train.sharding import make_mesh, sharded_fraction, tree_sharding
-    from experiments import common
+    from absl import flags
+    from experiments import common, frozen
 
+    flags.FLAGS.mark_as_parsed()
     cfg = common.load_config(sys.argv[1])
     cfg.data.batch_size = 8
     cfg.optim.update(lr=1e-3, warmup=0, decay="constant")
     task, source = common.task_of(cfg), common.source_of(cfg)
+    given = frozen.load(cfg, Path("nowhere"), fresh=True)
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
     rows = []
     for data, fsdp, tensor in json.loads(sys.argv[2]):
@@ -35,13 +39,15 @@ STEPS = """
             0, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
         )
         example = jax.tree.map(lambda x: np.asarray(x)[:1], next(batches))
-        init = lambda: init_state(task, optimizer, jax.random.key(0), None, example)
-        placed = tree_sharding(jax.eval_shape(init), mesh, min_size=64)
-        state = jax.jit(init, out_shardings=placed)()
-        step = compiled_step(task, optimizer, cfg, (placed, None), mesh)
+        init = lambda given: init_state(task, optimizer, jax.random.key(0), given, example)
+        shapes = jax.eval_shape(init, given)
+        placed, cold = (tree_sharding(t, mesh, min_size=64) for t in (shapes, given))
+        there = jax.device_put(given, cold)
+        state = jax.jit(init, in_shardings=(cold,), out_shardings=placed)(there)
+        step = compiled_step(task, optimizer, cfg, (placed, cold), mesh)
         losses = []
         for _ in range(3):
-            state, metrics = step(state, None, next(batches))
+            state, metrics = step(state, there, next(batches))
             losses.append(float(metrics["loss"]))
         leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.params)]
         rows.append({
@@ -56,14 +62,27 @@ MESHES = [(1, 1, 1), (1, 2, 1), (2, 1, 2), (2, 2, 2)]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "config", ["configs/ddpm.py:digits,smoke", "configs/cfg.py:fashion_mnist,smoke"]
+    "config",
+    [
+        "ddpm.py:digits",
+        "improved_ddpm.py:digits_vlb",
+        "cfg.py:fashion_mnist",
+        "adm.py:digits_classifier",
+        "autoencoder.py:shapes",
+        "autoencoder.py:shapes_vq",
+        "ldm.py:shapes",
+        "controlnet.py:shapes_edges",
+        "stable_diffusion.py:shapes",
+        "stable_diffusion.py:shapes_lora",
+    ],
 )
 def test_devices_agree(config):
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     env = {**os.environ, "XLA_FLAGS": f"{flags} --xla_llvm_disable_expensive_passes=true"}
     env |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    given = (f"{ROOT}/configs/{config},smoke", json.dumps(MESHES))
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(STEPS), f"{ROOT}/{config}", json.dumps(MESHES)],
+        [sys.executable, "-c", textwrap.dedent(STEPS), *given],
         env=env, cwd=ROOT, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,176 @@
+"""Memory of maxdiffusion's training step of Stable Diffusion 1.5, compiled as ours is.
+
+    git clone https://github.com/AI-Hypercomputer/maxdiffusion
+    python -m experiments.baseline_maxdiffusion --source=maxdiffusion \
+        --out=docs/results/data/scaling-maxdiffusion.json
+
+Its configuration, sharding rules, optimiser and step function, on stored latents and text features,
+for absent chips at effort O0. It needs an environment of its own: maxdiffusion's requirements with
+the jax and libtpu of experiments/topology.py, flax, transformers<5, torch and ml_collections;
+TensorFlow, which only its input pipeline uses, is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from experiments import topology
+
+SOURCE = flags.DEFINE_string("source", None, "Folder of its repository.", required=True)
+OUT = flags.DEFINE_string("out", None, "File of the figures; its rows are kept.", required=True)
+WHERE = flags.DEFINE_string("topology", "v5e:2x4", "Compile for these chips.")
+INPUT = "maxdiffusion.input_pipeline"
+ABSENT = ("tensorflow", "tensorflow_datasets", INPUT, f"{INPUT}.input_pipeline_interface")
+
+# (sharded over all chips, images per chip, attention).
+ROWS = ((True, 4, "dot_product"), (True, 4, "flash"), (False, 4, "flash"), (False, 1, "flash"))
+
+
+def config_of(source: Path, chips: int, sharded: bool, batch: int, attention: str) -> Any:
+    """Its configuration of Stable Diffusion 1.5."""
+    from maxdiffusion import pyconfig
+
+    axes = {"fsdp": chips if sharded else 1, "data": 1 if sharded else chips}
+    pyconfig.initialize(
+        [
+            "",
+            str(source / "src/maxdiffusion/configs/base15.yml"),
+            "run_name=plan",
+            "output_dir=/tmp/plan",
+            f"attention={attention}",
+            f"per_device_batch_size={batch}",
+            *(f"ici_{name}_parallelism={size}" for name, size in axes.items()),
+        ],
+        unittest=True,
+    )
+    return pyconfig.config
+
+
+def lowered(config: Any, devices: list[Any]) -> tuple[Any, Any]:
+    """Its step for these chips, and the shapes of its state."""
+    from flax.linen import partitioning
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    from maxdiffusion import FlaxDDPMScheduler, max_utils
+    from maxdiffusion.models.unet_2d_condition_flax import FlaxUNet2DConditionModel
+    from maxdiffusion.trainers.stable_diffusion_trainer import _train_step
+
+    mesh = Mesh(max_utils.create_device_mesh(config, devices), config.mesh_axes)
+    net = FlaxUNet2DConditionModel(
+        sample_size=64,
+        cross_attention_dim=768,
+        dtype=config.activations_dtype,
+        weights_dtype=config.weights_dtype,
+        split_head_dim=config.split_head_dim,
+        norm_num_groups=config.norm_num_groups,
+        attention_kernel=config.attention,
+        flash_min_seq_length=config.flash_min_seq_length,
+        flash_block_sizes=max_utils.get_flash_block_sizes(config),
+        precision=max_utils.get_precision(config),
+        mesh=mesh,
+    )
+    scheduler = FlaxDDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon"
+    )
+    optimizer = max_utils.create_optimizer(config, lambda step: config.learning_rate)
+    weights = lambda **given: net.init_weights(rng=jax.random.key(0), **given)  # noqa: E731
+    with mesh, partitioning.axis_rules(config.logical_axis_rules):
+        state, _, placed = max_utils.get_abstract_state(net, optimizer, config, mesh, weights)
+        state, placed = (max_utils.unbox_logicallypartioned_trainstate(t) for t in (state, placed))
+        state = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            state,
+            placed,
+        )
+        spread = NamedSharding(mesh, PartitionSpec(*config.data_sharding))
+        images = config.per_device_batch_size * len(devices)
+        shapes = {"pixel_values": (images, 4, 64, 64), "input_ids": (images, 77, 768)}
+        batch = {
+            name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=spread)
+            for name, shape in shapes.items()
+        }
+        parts = SimpleNamespace(unet=net, scheduler=scheduler)
+        made = {"scheduler": scheduler.create_state()}
+        step = max_utils.get_train_step_partial_with_signature(_train_step, parts, made, config)
+        places = (placed, None, None, dict.fromkeys(batch, spread), None)
+        jitted = jax.jit(
+            step,
+            in_shardings=places,
+            out_shardings=(placed, None, None, None),
+            donate_argnums=(0,),
+        )
+        key = jax.eval_shape(lambda: jax.random.PRNGKey(0))
+        return jitted.lower(state, None, None, batch, key), state
+
+
+def commit(source: Path) -> str:
+    """Of the repository; "unknown" of files alone."""
+    command = ["git", "-C", str(source), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def figures(source: Path, where: str, sharded: bool, batch: int, attention: str) -> dict[str, Any]:
+    """Bytes per chip, or what is missing."""
+    devices = topology.devices_of(where)[0]
+    config = config_of(source, len(devices), sharded, batch, attention)
+    program, state = lowered(config, devices)
+    local = lambda leaf: leaf.sharding.shard_shape(leaf.shape)  # noqa: E731
+    leaves = jax.tree.leaves(state.params)
+    whole = sum(leaf.size for leaf in leaves if local(leaf) == leaf.shape)
+    total = sum(leaf.size for leaf in leaves)
+    found: dict[str, Any] = {
+        "commit": commit(source),
+        "topology": where,
+        "chips": len(devices),
+        "data": 1 if sharded else len(devices),
+        "batch_per_chip": batch,
+        "attention": attention,
+        "parameters": total,
+        "sharded": 1 - whole / total,
+        "state_bytes": sum(
+            math.prod(local(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
+        ),
+    }
+    started = time.monotonic()
+    try:
+        memory = topology.fitting(program.compile, found).memory_analysis()
+    except topology.DoesNotFit as failure:
+        return found | {"needed_bytes": failure.needed}
+    return found | {
+        "peak_bytes": int(memory.peak_memory_in_bytes),
+        "compile_seconds": time.monotonic() - started,
+    }
+
+
+def main(argv: list[str]) -> None:
+    topology.prepare(WHERE.value)
+    jax.config.update("jax_num_cpu_devices", math.prod(map(int, WHERE.value[4:].split("x"))))
+    source, path = Path(SOURCE.value).absolute(), Path(OUT.value)
+    sys.path.insert(0, str(source / "src"))
+    __import__("maxdiffusion.utils")  # asks what is installed, before there are substitutes
+    for name in ABSENT:
+        sys.modules.setdefault(name, mock.MagicMock(__spec__=ModuleSpec(name, None)))
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    for sharded, batch, attention in ROWS:
+        name = f"{'fsdp' if sharded else 'data'}/batch{batch}/{attention}"
+        if name not in rows:
+            rows[name] = figures(source, WHERE.value, sharded, batch, attention)
+            print(name, rows[name], flush=True)
+            path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
