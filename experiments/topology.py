@@ -249,8 +249,8 @@ def fitting(compile: Callable[[], Any], sizes: Mapping[str, Any]) -> Any:
         return compile()
     except jax.errors.JaxRuntimeError as error:
         found = re.search(NEEDED, str(error))
-        if not found and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+        if not found and ("RESOURCE_EXHAUSTED" not in str(error) or "Vmem" in str(error)):
+            raise  # not of memory, or of a kernel's
         scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
         needed = float(found["used"]) * scale[found["unit"]] if found else 0.0
         raise DoesNotFit(needed, sizes) from error
