@@ -11,11 +11,14 @@
 | fashion_mnist_base | none: labels, v prediction | 0.69M | 32, 15 minutes on one core |
 | shapes_mask, shapes_edges | configs/ldm.py:shapes | 0.79M | 32, 15 minutes on one core |
 | small_edges | configs/stable_diffusion.py:shapes | 0.79M | 32, 15 minutes on one core |
+| shapes_adapter | as shapes_edges, a T2I-Adapter | 0.17M | 32, 15 minutes on one core |
 | sd15_canny | Stable Diffusion 1.5 | 361,279,120 | 32 of 512 pixels, 8k |
 | sd15_canny_unlocked | the same, its decoder at lr 2e-6 | 872.1M | 32 of 512 pixels, 8k |
 | sd15_seg | Stable Diffusion 1.5 | 361,279,120 | 32 of 512 pixels, 40k |
 | sd21_canny | Stable Diffusion 2.1 base | 364,228,240 | 32 of 512 pixels, 8k |
 | sdxl_canny | Stable Diffusion XL | 1,251,014,160 | 64 of 1024 pixels, 20k |
+| sd15_canny_adapter | a T2I-Adapter of version 1.5 | 77,369,280 | 8 of 512 pixels, 8k |
+| sdxl_canny_adapter | a T2I-Adapter of XL | 79,028,160 | 64 of 1024 pixels, 20k |
 
 AdamW at 1e-5 with a locked base and float32, half of the prompts dropped and no average of the
 weights is the paper's recipe; it sees the hint suddenly, after 3k to 7k steps. The small ones take
@@ -36,12 +39,15 @@ def _control(config: ConfigDict, *, hint: str, channels: int, factor: int) -> Co
         "base": "",  # workdir, or exported .safetensors; unless there is a section model
         "hint": {"name": hint, "low": 0.05, "high": 0.1, "sigma": 1.0},  # options of canny
         "net": {
+            "name": "controlnet",  # or t2i_adapter
             "hint_channels": channels,
             "hint_widths": (16, 32, 96, 256),
             "hint_factor": factor,  # pixels of the hint per pixel of z
             "hint_encoder": "released",  # or paper
             "connections": "zero",  # or gaussian
             "lite": False,
+            "kind": "full",  # and these of t2i_adapter: full, full_xl, light
+            "blocks": 2,
         },
         "only_middle": False,  # no residuals on the skips
         "train_decoder": False,  # train the base's decoder too
@@ -107,6 +113,22 @@ def sdxl_canny() -> ConfigDict:
     return config
 
 
+def sd15_canny_adapter() -> ConfigDict:
+    """T2I-Adapter (Mou et al. 2023, section 3.5 and 4.1)."""
+    config = sd15_canny()
+    config.control.net.name = "t2i_adapter"
+    config.times.name = "cubic"
+    config.data.batch_size = 8
+    return config
+
+
+def sdxl_canny_adapter() -> ConfigDict:
+    config = sdxl_canny()
+    config.control.net.update(name="t2i_adapter", kind="full_xl", hint_factor=16)
+    config.times.name = "cubic"
+    return config
+
+
 def _shapes(base: ConfigDict, *, hint: str, channels: int) -> ConfigDict:
     config = _control(base, hint=hint, channels=channels, factor=4)
     config.control.hint.num_classes = 5  # the background and four shapes
@@ -127,6 +149,14 @@ def shapes_edges() -> ConfigDict:
     return _shapes(ldm.shapes(), hint="edges", channels=1)
 
 
+def shapes_adapter() -> ConfigDict:
+    """Edges by a T2I-Adapter."""
+    config = shapes_edges()
+    config.control.net.name = "t2i_adapter"
+    config.times.name = "cubic"
+    return config
+
+
 def small_edges() -> ConfigDict:
     """As sd15_canny, of a small model of the same parts."""
     return _shapes(stable_diffusion.shapes(), hint="edges", channels=3)
@@ -137,6 +167,7 @@ VARIANTS = {
     for f in (
         *(fashion_mnist_edges, fashion_mnist_base, shapes_mask, shapes_edges, small_edges),
         *(sd15_canny, sd15_canny_unlocked, sd15_seg, sd21_canny, sdxl_canny),
+        *(shapes_adapter, sd15_canny_adapter, sdxl_canny_adapter),
     )
 }
 

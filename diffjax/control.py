@@ -5,6 +5,9 @@ Those of several networks add, each times its strength at this evaluation and a 
 
     cond["control"] = sum_k s_k(i) w_kj r_kj(z, t, cond, hint_k)
 
+A T2I-Adapter (Mou et al. 2023) makes features for the way down, ``cond["adapter"]``, from the hint
+alone: they are made once, and its control only hands them on (`made`).
+
 `control` wraps a conditional denoiser, so that ordinary control is ``guide(control(denoise))``.
 `guide` here is for balances that leave the null half of guidance without control, too.
 """
@@ -12,7 +15,7 @@ Those of several networks add, each times its strength at this evaluation and a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +23,11 @@ import numpy as np
 
 from diffjax import guidance
 from diffjax.guidance import Combine, Conditional, Scale
-from diffjax.types import Array, Cond, Denoiser, Level, Prediction, choose, expand
+from diffjax.types import Array, Cond, Denoiser, Level, Prediction, PyTree, choose, expand
 
 Residuals = tuple[list[Array] | None, Array]  # of the skips (None: the middle alone), of the middle
-Controller = Callable[[Array, Level, Cond], Residuals]  # the hint is cond["hint"]
+Features = list[Array]  # of an adapter, the finest first
+Controller = Callable[[Array, Level, Cond], Residuals | Features]  # the hint is cond["hint"]
 Weights = Callable[[np.ndarray], np.ndarray]  # heights of the residuals -> weights
 
 
@@ -73,15 +77,25 @@ class Control(NamedTuple):
 
     Attributes:
         residuals: ``(z, level, cond) -> residuals``.
-        hint: (B, ...), or (1, ...) for all images.
+        hint: (B, ...), or (1, ...) for all images; of an adapter, the features made of it.
         strength: number, (B,) array, or ``level -> `` either; 0 leaves the network out.
         balance: see `BALANCES`.
+        entry: of the condition, where the residuals go: ``control`` or ``adapter``.
     """
 
     residuals: Controller
-    hint: Array
+    hint: PyTree
     strength: Scale = 1.0
     balance: Balance = BALANCES["balanced"]
+    entry: str = "control"
+
+
+ENTRIES = ("control", "adapter")
+
+
+def made(z: Array, level: Level, cond: Cond) -> Features:
+    """The controller of an adapter, whose features are the hint already."""
+    return cast(Features, cast(Any, cond)["hint"])
 
 
 def make_controls(
@@ -155,11 +169,11 @@ def control(denoise: Conditional, controls: Sequence[Control]) -> Conditional:
     """The denoiser with residuals added to those its condition may already hold."""
 
     def controlled(z: Array, level: Level, cond: Cond) -> Prediction:
-        added = total(controls, z, level, cond)
-        before = (cond or {}).get("control")
-        if before is not None:
-            added = jax.tree.map(jnp.add, before, added)
-        return denoise(z, level, {**(cond or {}), "control": added})
+        out = dict(cond or {})
+        for entry, added in totals(controls, z, level, cond).items():
+            before = out.get(entry)
+            out[entry] = added if before is None else jax.tree.map(jnp.add, before, added)
+        return denoise(z, level, out)
 
     return controlled if controls else denoise
 
@@ -189,9 +203,9 @@ def guide(
     def guided(z: Array, level: Level) -> Prediction:
         ours, theirs = cond, null
         if single:
-            added = total(single, z, level, cond)
-            ours = {**(cond or {}), "control": added}
-            theirs = {**(null or {}), "control": jax.tree.map(jnp.zeros_like, added)}
+            added = totals(single, z, level, cond)
+            ours = {**(cond or {}), **added}
+            theirs = {**(null or {}), **jax.tree.map(jnp.zeros_like, added)}
         whole = guidance.guide(
             both, ours, theirs, scale, combine=combine, sequential=sequential, always=always
         )
@@ -200,37 +214,42 @@ def guide(
     return guided
 
 
-def total(controls: Sequence[Control], z: Array, level: Level, cond: Cond) -> Residuals:
-    """The sum of the residuals of all controls, weighted.
+def totals(controls: Sequence[Control], z: Array, level: Level, cond: Cond) -> dict[str, PyTree]:
+    """The sums of the residuals of all controls, weighted, by the entry of the condition.
 
     Raises:
         ValueError: networks that are not of the same base, or a hint of another batch size.
     """
-    parts = [_weighted(c, z, level, cond) for c in controls]
+    parts: dict[str, list[PyTree]] = {}
+    for one in controls:
+        parts.setdefault(one.entry, []).append(_weighted(one, z, level, cond))
+    return {entry: _sum(found) for entry, found in parts.items()}
+
+
+def _sum(parts: list[PyTree]) -> PyTree:
     shapes = {str(jax.tree.map(jnp.shape, part)) for part in parts}
     if len({jax.tree.structure(part) for part in parts}) > 1 or len(shapes) > 1:
         raise ValueError(f"these networks are not of one base; residuals are {sorted(shapes)}")
     return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *parts)
 
 
-def _weighted(one: Control, z: Array, level: Level, cond: Cond) -> Residuals:
+def _weighted(one: Control, z: Array, level: Level, cond: Cond) -> PyTree:
     """Weighted residuals of one control; the network runs only where its strength is not zero."""
     s = jnp.asarray(one.strength(level) if callable(one.strength) else one.strength, jnp.float32)
-    own = {k: v for k, v in (cond or {}).items() if k not in ("control", "concat")}
-    own["hint"] = _repeated(one.hint, z.shape[0])
+    own = {k: v for k, v in (cond or {}).items() if k not in (*ENTRIES, "concat")}
+    own["hint"] = jax.tree.map(lambda leaf: _repeated(leaf, z.shape[0]), one.hint)
 
-    def run() -> Residuals:
-        skips, middle = one.residuals(z, level, own)
-        layers = [*(skips or ()), middle]
+    def run() -> PyTree:
+        layers, structure = jax.tree.flatten(one.residuals(z, level, own))  # the middle comes last
         sides = np.asarray([layer.shape[1] for layer in layers], np.float64)
         pooled = len(layers) > 1 and bool((sides == 1).all())
         weights = flat(sides) if pooled else one.balance.weights(sides)
         factor = _repeated(s, z.shape[0]) if s.ndim else s
-        *scaled, last = (
+        scaled = [
             expand(factor, layer) * (np.float32(w) * layer)
             for w, layer in zip(weights, layers, strict=True)
-        )
-        return (None if skips is None else scaled), last
+        ]
+        return jax.tree.unflatten(structure, scaled)
 
     shapes = jax.eval_shape(run)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

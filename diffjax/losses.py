@@ -129,6 +129,11 @@ def low_discrepancy(schedule: Schedule, share: float = 1.0) -> TimeSampler:
     return _stateless(draw)
 
 
+def cubic(schedule: Schedule) -> TimeSampler:
+    """``t = (1 - u^3) T``: mostly much noise, where structure forms (Mou et al. 2023, 3.5)."""
+    return _stateless(lambda key, n: _scaled(schedule, 1 - jax.random.uniform(key, (n,)) ** 3))
+
+
 def log_normal(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
     """``log(sigma/alpha) ~ N(mean, std^2)`` (Karras et al. 2022, table 1), for the EDM schedule."""
     if schedule.span[0] >= 0 or schedule.steps is not None:
@@ -188,6 +193,7 @@ def loss_second_moment(
 TIME_SAMPLERS = {
     "uniform": uniform,
     "low_discrepancy": low_discrepancy,
+    "cubic": cubic,
     "log_normal": log_normal,
     "logit_normal": logit_normal,
     "loss_second_moment": loss_second_moment,

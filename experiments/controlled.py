@@ -18,7 +18,7 @@ from diffjax import control, data, guidance, metrics, samplers
 from diffjax.data import shapes
 from diffjax.pretrained import configs, from_state_dict, load_model, save_model, to_state_dict
 from diffjax.tasks import make_task
-from diffjax.tasks.controlnet import NET, controlled, controller, make_controlled
+from diffjax.tasks.controlnet import NET, at_work, controlled, make_controlled
 from diffjax.types import choose
 from experiments import common, finetuning, generation, inputs, stored_config, weights
 
@@ -116,7 +116,7 @@ def _state(where: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def save(cfg: ConfigDict, params: Any, out: Path) -> None:
-    """Write a trained ControlNet as a folder of diffusers.
+    """Write a trained ControlNet or adapter as a folder of diffusers.
 
     Args:
         params: what was trained.
@@ -133,7 +133,8 @@ def save(cfg: ConfigDict, params: Any, out: Path) -> None:
     if "decoder" in params:
         logging.warning("the base's decoder, which was trained too, is not in %s", out)
     save_model(out, net, params[NET], config=described)
-    logging.info("a ControlNet in %s; experiments.generate --control=%s:IMAGE", out, out)
+    kind = described["_class_name"]
+    logging.info("a %s in %s; experiments.generate --control=%s:IMAGE", kind, out, out)
 
 
 class Net(NamedTuple):
@@ -229,12 +230,7 @@ class Painter:
             base = {**frozen["base"], **params[0].get("decoder", {})}
             each = zip(networks, params, hints, strengths, strict=True)
             controls = [
-                control.Control(
-                    controller(model, network, own[NET]),
-                    hint,
-                    guidance.per_evaluation(strength),
-                    chosen,
-                )
+                at_work(model, network, own[NET], hint, guidance.per_evaluation(strength), chosen)
                 for network, own, hint, strength in each
             ]
             encode = partial(model.condition.encode, base, frozen, extra)

@@ -63,8 +63,8 @@ flags.DEFINE_float("strength", None, "Share of the steps run from --init_image."
 flags.DEFINE_multi_string(
     "control",
     [],
-    "NET:IMAGE[:SCALE[:START:END]]: folder or file of a ControlNet, its image, its scale, "
-    "and the shares of the steps between which it acts; several add up.",
+    "NET:IMAGE[:SCALE[:START:END]]: folder or file of a ControlNet, or folder of a T2I-Adapter, "
+    "its image, its scale, and the shares of the steps between which it acts; several add up.",
 )
 flags.DEFINE_enum(
     "balance", "balanced", sorted(control.BALANCES), "How ControlNets and guidance go together."
@@ -169,7 +169,7 @@ def _open(path: str) -> PIL.Image.Image:
 
 
 def load_controlnet(path: str, dtype: Any) -> Model:
-    """A ControlNet from a diffusers folder or a single file."""
+    """A ControlNet or T2I-Adapter from a diffusers folder, or the former from a single file."""
     if Path(path).is_dir():
         return load_model(path, dtype=dtype)
     return load_single_file(path, parts=["controlnet"], dtype=dtype)["controlnet"]

@@ -40,6 +40,10 @@ def means(prediction):
     return np.asarray(prediction.x[:, 0, 0, 0])
 
 
+def _total(controls):
+    return control.totals(controls, Z, LEVEL, COND)["control"]
+
+
 def run(controls, scale=None, **options):
     if scale is None:
         return means(control.control(denoise, controls)(Z, LEVEL, COND))
@@ -54,12 +58,31 @@ def test_residuals_are_scaled_and_added():
     assert run([one, two]) == pytest.approx([1 + 7.5 * ONE, 2 + 4 * ONE])
 
 
+def test_features_of_an_adapter_are_handed_on_beside_residuals():
+    features = [jnp.ones((2, 8, 8, 1)), 3 * jnp.ones((1, 4, 4, 1))]
+    adapter = Control(control.made, features, 0.5, entry="adapter")
+    found = control.totals([adapter, Control(net(), HINT), adapter], Z, LEVEL, COND)
+    assert set(found) == {"adapter", "control"}
+    assert [f.shape for f in found["adapter"]] == [(2, 8, 8, 1), (2, 4, 4, 1)]
+    assert [float(f.mean()) for f in found["adapter"]] == [1, 3]
+
+    def seen(z, level, cond):
+        return Prediction(z, jnp.stack([sum(f.sum() for f in cond["adapter"])] * len(z)))
+
+    given = {**COND, "adapter": [jnp.ones((2, 8, 8, 1)), jnp.zeros((2, 4, 4, 1))]}
+    assert float(control.control(seen, [adapter])(Z, LEVEL, given).eps[0]) == 128 + 64 + 48
+    alone = Control(control.made, features, 1.0, BALANCES["control"], "adapter")
+    both = control.guide(seen, [alone], COND, NULL, 2.0, sequential=True)(Z, LEVEL)
+    # The null half sees none: guidance of 2 doubles what the other sees.
+    assert float(both.eps[0]) == 2 * (128 + 96)
+
+
 def test_two_networks_are_their_sum_and_scale_zero_is_no_control_bit_by_bit():
     @jax.jit
     def compare(a, b):
         controls = [Control(net(1.0), HINT, a), Control(net(3.0), HINT, b)]
-        parts = [control.total([one], Z, LEVEL, COND) for one in controls]
-        both = control.total(controls, Z, LEVEL, COND)
+        parts = [_total([one]) for one in controls]
+        both = _total(controls)
         controlled = control.control(denoise, [Control(net(), HINT, a)])(Z, LEVEL, COND)
         return jax.tree.map(jnp.add, *parts), both, controlled, denoise(Z, LEVEL, COND)
 
@@ -108,7 +131,7 @@ def test_balances_of_one_run_may_differ():
     ],
 )
 def test_layers_are_weighted(name, weights):
-    skips, middle = control.total([Control(net(), HINT, 2.0, BALANCES[name])], Z, LEVEL, COND)
+    skips, middle = _total([Control(net(), HINT, 2.0, BALANCES[name])])
     found = [float(r[0, 0, 0, 0]) for r in (*skips, middle)]
     assert found == pytest.approx([6 * w for w in weights], rel=1e-6)
 
@@ -124,13 +147,13 @@ def test_pooled_residuals_keep_their_weight_and_the_middle_may_be_alone():
     def pooled(z, level, cond):
         return [jnp.ones((z.shape[0], 1, 1, 1))] * 2, jnp.ones((z.shape[0], 1, 1, 1))
 
-    skips, _ = control.total([Control(pooled, HINT, 1.0, BALANCES["guess"])], Z, LEVEL, COND)
+    skips, _ = _total([Control(pooled, HINT, 1.0, BALANCES["guess"])])
     assert float(skips[0][0, 0, 0, 0]) == 1
 
     def middle_only(z, level, cond):
         return None, jnp.ones((z.shape[0], 2, 2, 1))
 
-    nothing, middle = control.total([Control(middle_only, HINT, 3.0)], Z, LEVEL, COND)
+    nothing, middle = _total([Control(middle_only, HINT, 3.0)])
     assert nothing is None and float(middle[0, 0, 0, 0]) == 3
 
 
@@ -142,7 +165,7 @@ def test_networks_see_their_own_condition_only():
         return net()(z, level, cond)
 
     cond = {**COND, "concat": Z, "context": Z}
-    control.total([Control(spy, HINT)], Z, LEVEL, cond)
+    control.totals([Control(spy, HINT)], Z, LEVEL, cond)
     assert all(names == {"mean", "context", "hint"} for names in seen)
 
 
@@ -214,9 +237,9 @@ def test_wrong_networks_and_hints_are_named():
         return skips[:1], middle
 
     with pytest.raises(ValueError, match="not of one base"):
-        control.total([Control(net(), HINT), Control(other, HINT)], Z, LEVEL, COND)
+        _total([Control(net(), HINT), Control(other, HINT)])
     with pytest.raises(ValueError, match="3 hints or strengths for a batch of 2"):
-        control.total([Control(net(), jnp.zeros((3, 8, 8, 1)))], Z, LEVEL, COND)
+        _total([Control(net(), jnp.zeros((3, 8, 8, 1)))])
 
 
 def test_in_the_sampling_loop_the_index_is_that_of_the_evaluation():

@@ -75,6 +75,15 @@ def test_a_share_of_the_times_is_that_with_the_least_noise(name):
         losses.make_time_sampler(name, LINEAR, {"share": 0})
 
 
+def test_cubic_times_are_mostly_late():
+    t, importance = losses.make_time_sampler("cubic", LINEAR).draw(jax.random.key(0), (), 50_000)
+    assert float(t.min()) >= 0 and float(t.max()) == LINEAR.steps - 1
+    u = 1 - np.asarray(t) / LINEAR.steps  # = u^3, whose mean is 1/4 and whose median 1/8
+    assert u.mean() == pytest.approx(0.25, abs=0.01)
+    assert np.median(u) == pytest.approx(0.125, abs=0.01)
+    assert np.all(np.asarray(importance) == 1)
+
+
 def test_log_normal_of_edm():
     s = schedules.edm()
     t, _ = losses.make_time_sampler("log_normal", s).draw(jax.random.key(0), (), 20_000)

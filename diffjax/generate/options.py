@@ -106,7 +106,7 @@ class Image(NamedTuple):
 
 
 class Control(NamedTuple):
-    """A ControlNet and its image.
+    """A ControlNet or T2I-Adapter, and its image.
 
     Attributes:
         net: the network.

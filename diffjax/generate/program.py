@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from diffjax import control, guidance, lora
 from diffjax.generate import images
 from diffjax.generate.options import Request
+from diffjax.nets.adapter import T2IAdapter
 from diffjax.pretrained.schedulers import Scheduler, to_config
 from diffjax.samplers import loop
 from diffjax.types import (
@@ -45,7 +46,7 @@ class Program:
         scheduler: compared by what of it is compiled only.
         guided: ``no``, ``always``, or ``sometimes`` (see `how_guided`).
         rescale: of the guidance.
-        nets: ControlNets and how each is balanced with the prompt.
+        nets: ControlNets and adapters, and how each is balanced with the prompt.
     """
 
     net: Any
@@ -134,12 +135,16 @@ def denoiser(program: Program, inputs: PyTree) -> Denoiser:
 
 def _controls(program: Program, inputs: PyTree) -> list[control.Control]:
     def at_work(net: Any, balance: str, given: PyTree) -> control.Control:
+        strength = guidance.per_evaluation(given["strength"])
+        chosen = control.BALANCES[balance]
+        if isinstance(net, T2IAdapter):
+            return control.Control(control.made, given["hint"], strength, chosen, "adapter")
+
         def residuals(z: Array, level: Level, cond: Cond) -> control.Residuals:
             t = jnp.broadcast_to(level.t, z.shape[:1])
             return net.apply({"params": given["params"]}, z, t, cond)
 
-        strength = guidance.per_evaluation(given["strength"])
-        return control.Control(residuals, given["hint"], strength, control.BALANCES[balance])
+        return control.Control(residuals, given["hint"], strength, chosen)
 
     given = inputs.get("controls", ())
     return [at_work(*net, one) for net, one in zip(program.nets, given, strict=True)]
@@ -149,6 +154,8 @@ def controls(
     request: Request, rows: Rows, count: int, size: tuple[int, int]
 ) -> tuple[tuple[tuple[Any, str], ...], list[PyTree]]:
     """ControlNets with their balances, and their params, hints and strengths by row.
+
+    The hint of an adapter is the features that it makes of it, without params.
 
     Args:
         rows: padded plan.
@@ -168,8 +175,17 @@ def controls(
         strength = np.zeros(len(rows.level.t), np.float32)
         strength[:count] = one.scale * control.window(count, one.start, one.end)
         nets.append((one.net.net, one.balance))
-        given.append({"params": one.net.params, "hint": hint, "strength": strength})
+        if isinstance(one.net.net, T2IAdapter):
+            features = _features(one.net.net, one.net.params, hint)
+            given.append({"hint": features, "strength": strength})
+        else:
+            given.append({"params": one.net.params, "hint": hint, "strength": strength})
     return tuple(nets), given
+
+
+@partial(jax.jit, static_argnums=0)
+def _features(net: T2IAdapter, params: PyTree, hint: Array) -> list[Array]:
+    return cast(list[Array], net.apply({"params": params}, hint))
 
 
 def how_guided(scales: np.ndarray, scale: float) -> str:

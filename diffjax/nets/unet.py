@@ -6,6 +6,7 @@ UNet2DConditionModel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -39,7 +40,8 @@ class UNet(nn.Module):
 
     Ho et al. 2020, appendix B; options of Nichol & Dhariwal 2021, Dhariwal & Nichol 2021, Rombach
     et al. 2022 and Podell et al. 2023. ``cond["concat"]`` (B, H, W, C) joins the channels of z;
-    ``cond["control"]``, residuals of every skip (or None) and of the middle, is added to them.
+    ``cond["control"]``, residuals of every skip (or None) and of the middle, is added to them, and
+    ``cond["adapter"]``, features for every level (and maybe the middle), on the way down.
 
     Attributes:
         channels: width of the first level.
@@ -177,6 +179,7 @@ def encode(
     """
     last = len(net.multipliers) - 1
     res, attend = _blocks(net, temb, cond, train)
+    add = _Features(cond.get("adapter", ()))
     h = image = space_to_depth(z, net.patch) if net.patch > 1 else z
     h = conv(net.channels, name="conv_in", dtype=net.dtype)(h)
     h = h if shift is None else h + shift
@@ -186,6 +189,7 @@ def encode(
             h = res(int(net.channels * multiplier), f"down_blocks.{i}.resnets.{j}")(h)
             if i in net.attention_levels:
                 h = attend(h, f"down_blocks.{i}.attentions.{j}", i)
+            h = add(h, i) if j == net.blocks - 1 else h
             skips.append(h)
         if i != last:
             name = f"down_blocks.{i}.downsamplers.0"
@@ -197,10 +201,38 @@ def encode(
                 name = f"down_blocks.{i}.input_downsamplers.0"
                 image = FIRDownsample(h.shape[-1], net.dtype, name=name)(image)
                 h = image = (image + h) * (2**-0.5 if net.rescale else 1.0)
+            h = add(h, i)
             skips.append(h)
     h = res(h.shape[-1], "mid_block.resnets.0")(h)
     h = attend(h, "mid_block.attentions.0", last)
-    return res(h.shape[-1], "mid_block.resnets.1")(h), skips
+    h = add(res(h.shape[-1], "mid_block.resnets.1")(h), last + 1)
+    add.check()
+    return h, skips
+
+
+class _Features:
+    """Adds the features of an adapter, one a level: where it ends, or after halving if that fits.
+
+    The former is what adapters of Stable Diffusion 1.5 are made for, the latter those of XL, whose
+    last features are the middle's.
+    """
+
+    def __init__(self, features: Sequence[Array]):
+        self._left, self._done = list(features), -1
+
+    def __call__(self, h: Array, level: int) -> Array:
+        if not self._left or self._done == level or self._left[0].shape != h.shape:
+            return h
+        self._done = level
+        return h + self._left.pop(0).astype(h.dtype)
+
+    def check(self) -> None:
+        if self._left:
+            shapes = ", ".join(str(f.shape) for f in self._left)
+            raise ValueError(
+                f"features {shapes} of an adapter fit no level of this network: the adapter is of "
+                "another base, or its hint of another size"
+            )
 
 
 def _controlled(

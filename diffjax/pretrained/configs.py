@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.autoencoder import Autoencoder
 from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.text import CLIPText
@@ -75,6 +76,8 @@ def kind_of(net: Any) -> str:
         return "UNet2DConditionModel"
     if isinstance(net, ControlNet) and net.base.context_dim:
         return "ControlNetModel"
+    if isinstance(net, T2IAdapter):
+        return "T2IAdapter"
     raise ValueError(f"networks of type {type(net).__name__} like this one have no class elsewhere")
 
 
@@ -313,6 +316,47 @@ def _describe_controlnet(net: ControlNet, in_channels: int) -> dict[str, Any]:
     )
 
 
+# ---- T2I-Adapter ------------------------------------------------------------------------------
+
+_ADAPTER_DEFAULTS: dict[str, Any] = dict(
+    in_channels=3,
+    channels=(320, 640, 1280, 1280),
+    num_res_blocks=2,
+    downscale_factor=8,
+    adapter_type="full_adapter",
+)
+_ADAPTERS = {"full": "full_adapter", "full_xl": "full_adapter_xl", "light": "light_adapter"}
+
+
+def _adapter(config: Config) -> T2IAdapter:
+    named = {theirs: ours for ours, theirs in _ADAPTERS.items()}
+    kind, widths = choose("adapter_type", config["adapter_type"], named), config["channels"]
+    return T2IAdapter(
+        hint_channels=config["in_channels"],
+        widths=(*widths, widths[-1]) if kind == "light" else widths,
+        blocks=config["num_res_blocks"],
+        hint_factor=config["downscale_factor"],
+        kind=kind,
+    )
+
+
+def _adapter_inputs(net: T2IAdapter, config: Config) -> tuple[Any, ...]:
+    return (jnp.zeros((1, net.hint_factor, net.hint_factor, net.hint_channels)),)
+
+
+def _describe_adapter(net: T2IAdapter, in_channels: int) -> dict[str, Any]:
+    if net.kind == "light" and net.widths[-1] != net.widths[-2]:
+        raise ValueError("diffusers' light adapters have the same width twice at the end")
+    return dict(
+        _class_name="T2IAdapter",
+        in_channels=net.hint_channels,
+        channels=list(net.widths[:-1] if net.kind == "light" else net.widths),
+        num_res_blocks=net.blocks,
+        downscale_factor=net.hint_factor,
+        adapter_type=_ADAPTERS[net.kind],
+    )
+
+
 # ---- text -------------------------------------------------------------------------------------
 
 _TEXT_DEFAULTS: dict[str, Any] = dict(
@@ -411,6 +455,9 @@ KINDS: dict[str, Kind] = {
         _CONTROL_DEFAULTS,
         _CONTROL_FIXED,
         _UNET_IGNORED,
+    ),
+    "T2IAdapter": Kind(
+        "diffusers", _adapter, _describe_adapter, _adapter_inputs, _ADAPTER_DEFAULTS, {}, ()
     ),
     "CLIPTextModel": _text_kind(_text),
     "CLIPTextModelWithProjection": _text_kind(_projected),

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from diffjax import control, guidance, samplers
-from diffjax.control import Residuals
+from diffjax.control import Features, Residuals
+from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.controlnet import ControlNet, copy_base
 from diffjax.nets.unet import UNet
 from diffjax.tasks.diffusion import Diffusion, make_diffusion, make_task
@@ -45,18 +46,27 @@ NET, HINT, STRENGTH = "control", "hint", "strength"
 
 
 class Controlled(NamedTuple):
-    """A base and its ControlNet as one network.
+    """A base and its ControlNet, or T2I-Adapter, as one network.
 
     Its parameters are those of the base and two entries: "control", the parameters of the
     ControlNet, and "hint", the pictures that it reads.
     """
 
     base: UNet
-    net: ControlNet
+    net: ControlNet | T2IAdapter
     only_middle: bool = False
+
+    @property
+    def entry(self) -> str:
+        """Of the condition of the base, where the residuals go."""
+        return "adapter" if isinstance(self.net, T2IAdapter) else "control"
 
     def init(self, key: jax.Array, z: Array, t: Array, cond: Cond = None) -> dict[str, PyTree]:
         """Parameters of the ControlNet."""
+        if isinstance(self.net, T2IAdapter):
+            side = self.net.hint_factor
+            params = self.net.init(key, jnp.zeros((1, side, side, self.net.hint_channels)))
+            return {"params": {NET: params["params"]}}
         f, (height, width) = self.net.hint_factor // self.base.patch, z.shape[1:3]
         hint = jnp.zeros((z.shape[0], height * f, width * f, self.net.hint_channels))
         params = self.net.init(key, z, t, {**(cond or {}), HINT: hint})["params"]
@@ -64,10 +74,16 @@ class Controlled(NamedTuple):
 
     def residuals(
         self, params: PyTree, z: Array, t: Array, cond: Cond, **options: Any
-    ) -> Residuals:
+    ) -> Residuals | Features:
         """What the ControlNet adds to the features of the base; the condition has the hint."""
+        if isinstance(self.net, T2IAdapter):
+            return self.features(params, cast(Any, cond)[HINT])
         out: Any = self.net.apply({"params": params}, z, t, cond, **options)
         return (None, out[1]) if self.only_middle else out
+
+    def features(self, params: PyTree, hint: Array) -> Features:
+        """Of an adapter, which sees nothing but the hint."""
+        return cast(Features, self.net.apply({"params": params}, hint))
 
     def apply(
         self, variables: Mapping[str, PyTree], z: Array, t: Array, cond: Cond = None, **options: Any
@@ -77,22 +93,33 @@ class Controlled(NamedTuple):
         net, hint = params.pop(NET), params.pop(HINT)
         cond = cond or {}
         added = self.residuals(net, z, t, {**cond, HINT: hint}, **options)
-        return cast(Array, self.base.apply({"params": params}, z, t, {**cond, "control": added}))
+        return cast(Array, self.base.apply({"params": params}, z, t, {**cond, self.entry: added}))
 
 
-def make_controlnet(section: Any, base: UNet) -> ControlNet:
-    """The ControlNet that ``config.control.net`` describes.
+def make_controlnet(section: Any, base: UNet) -> ControlNet | T2IAdapter:
+    """The network that ``config.control.net`` describes: a controlnet, or a t2i_adapter.
 
     Raises:
-        ValueError: unknown options, listing those there are.
+        ValueError: unknown name or options, listing those there are.
     """
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()}
-    return build("network", "controlnet", {"controlnet": partial(ControlNet, base)}, options)
+    widths = tuple(int(base.channels * m) for m in base.multipliers)
+    known = {
+        "controlnet": partial(ControlNet, base),
+        "t2i_adapter": partial(T2IAdapter, widths=widths, dtype=base.dtype),
+    }
+    return build("network", options.pop("name", "controlnet"), known, options)
 
 
 def make_controlled(section: Any, model: Diffusion) -> Controlled:
-    """The base of a config and the ControlNet that its ``control`` section describes."""
+    """The base of a config and the network beside it that its ``control`` section describes.
+
+    Raises:
+        ValueError: as `make_controlnet`, and if an adapter is to act on the middle only.
+    """
     net = make_controlnet(section.net, model.network)
+    if section.only_middle and isinstance(net, T2IAdapter):
+        raise ValueError("control.only_middle is of ControlNets; an adapter acts on the way down")
     return Controlled(model.network, net, section.only_middle)
 
 
@@ -157,8 +184,10 @@ def make_controlnet_task(
     ) -> Array:
         cond = dict(cond)
         hint, strength = cond.pop(HINT), cond.pop(STRENGTH, 1.0)
-        one = control.Control(
-            controller(plain, network, params[NET]),
+        one = at_work(
+            plain,
+            network,
+            params[NET],
             hint,
             guidance.per_evaluation(strength) if jnp.ndim(strength) else strength,
             choose("balance", section.balance, control.BALANCES),
@@ -203,12 +232,22 @@ def _given(denoise: guidance.Conditional, cond: Cond, z: Array, level: Level) ->
     return denoise(z, level, cond)
 
 
-def controller(model: Diffusion, network: Controlled, params: PyTree) -> control.Controller:
-    """A ControlNet with its parameters as `diffjax.control` wants it."""
+def at_work(
+    model: Diffusion,
+    network: Controlled,
+    params: PyTree,
+    hint: Array,
+    strength: guidance.Scale,
+    balance: control.Balance,
+) -> control.Control:
+    """A ControlNet or an adapter with its parameters and a hint, as `diffjax.control` wants it."""
+    if network.entry == "adapter":
+        features = network.features(params, hint)
+        return control.Control(control.made, features, strength, balance, network.entry)
 
-    def residuals(z: Array, level: Level, cond: Cond) -> Residuals:
+    def residuals(z: Array, level: Level, cond: Cond) -> Residuals | Features:
         scaled = z * expand(jnp.asarray(model.parameterization.scale_in(level)), z)
         t = jnp.broadcast_to(jnp.asarray(level.t, jnp.float32), z.shape[:1])
         return network.residuals(params, scaled, t, cond)
 
-    return residuals
+    return control.Control(residuals, hint, strength, balance)

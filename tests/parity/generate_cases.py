@@ -113,13 +113,26 @@ CONTROLS = {
 }
 
 
+def _adapter(kind: str, factor: int) -> dict[str, Any]:
+    return dict(
+        _class_name="T2IAdapter",
+        channels=[8, 16],
+        num_res_blocks=1,
+        downscale_factor=factor,
+        adapter_type=kind,
+    )
+
+
+ADAPTERS = {"sd1": _adapter("full_adapter", 2), "xl": _adapter("full_adapter_xl", 4)}
+
+
 class Case(NamedTuple):
     """One generation.
 
     Attributes:
         sampler: of `generate.SAMPLERS`, with ``karras`` after a blank.
         family: of `FAMILIES`.
-        mode: ``text``, ``image``, ``mask``, ``refined``, or ``control``.
+        mode: ``text``, ``image``, ``mask``, ``refined``, ``control``, or ``adapter``.
         options: what else is asked for, see `request`.
     """
 
@@ -178,6 +191,9 @@ CASES = [
     Case("heun", mode="control", options=(("end", 0.6),)),
     Case("ddim", mode="control", options=(("balance", "guess"),)),
     Case("euler", "xl", "control", options=(("start", 0.3),)),
+    Case("euler", mode="adapter"),
+    Case("heun", mode="adapter", options=(("guidance", 1.0),)),
+    Case("euler", "xl", "adapter", options=(("end", 0.6),)),
 ]
 GOLDEN = [
     Case("euler_ancestral"),
@@ -262,6 +278,12 @@ def controls(family: str) -> list[Model]:
 
 
 @functools.cache
+def adapters(family: str) -> list[Model]:
+    """Two T2I-Adapters in small, with the same weights."""
+    return [_model("adapter", ADAPTERS[family])] * 2
+
+
+@functools.cache
 def pipeline(family: str) -> generate.Pipeline:
     """A pipeline in small."""
     return generate.Pipeline(components(family))
@@ -279,11 +301,12 @@ def request(case: Case) -> generate.Request:
     if case.mode == "refined":
         refiner = generate.Refiner(pipeline("refiner"), 0.6)
     control = []
-    if case.mode == "control":
+    if case.mode in ("control", "adapter"):
+        nets = {"control": controls, "adapter": adapters}[case.mode](case.family)
         window = case.option("start", 0.0), case.option("end", 1.0)
         control = [
             generate.Control(net, hint, scale, *window, case.option("balance", "balanced"))
-            for net, hint, scale in zip(controls(case.family), hints(), CONTROL_SCALES, strict=True)
+            for net, hint, scale in zip(nets, hints(), CONTROL_SCALES, strict=True)
         ]
     prompts, negative = list(PROMPTS), case.option("negative", None)
     if seconds := case.option("seconds", None):  # what the second encoder is told

@@ -73,7 +73,8 @@ def parts(family: str) -> dict[str, Any]:
 
 def pipeline(family: str, mode: str = "text") -> Any:
     """A pipeline of diffusers."""
-    suffix = {"image": "Img2Img", "mask": "Inpaint", "control": "ControlNet"}.get(mode, "")
+    suffixes = {"image": "Img2Img", "mask": "Inpaint", "control": "ControlNet"}
+    suffix = {**suffixes, "adapter": "Adapter"}.get(mode, "")
     if family in ("xl", "refiner"):
         kind = getattr(diffusers, f"StableDiffusionXL{suffix}Pipeline")
         refines = family == "refiner"
@@ -87,6 +88,10 @@ def pipeline(family: str, mode: str = "text") -> Any:
         options = {"requires_safety_checker": False}
     if mode == "control":
         options["controlnet"] = [_network("controlnet", g.CONTROLS[family]) for _ in range(2)]
+    if mode == "adapter":
+        options.pop("add_watermarker", None)
+        both = [_network("adapter", g.ADAPTERS[family]) for _ in range(2)]
+        options["adapter"] = diffusers.MultiAdapter(both)
     made = kind(**parts(family), **absent, **options)
     encoder = getattr(made, "text_encoder", None)
     if encoder is not None and not hasattr(encoder, "text_model"):
@@ -129,7 +134,7 @@ def _options(case: g.Case) -> dict[str, Any]:
         options["prompt_2"] = list(seconds)
         if "negative_prompt" in options:
             options["negative_prompt_2"] = [seconds[0]] * len(g.PROMPTS)
-    if case.mode in ("text", "refined", "control"):
+    if case.mode in ("text", "refined", "control", "adapter"):
         options |= dict(height=g.size(case), width=g.size(case))
     if case.mode in ("text", "refined"):
         options["guidance_rescale"] = case.option("rescale", 0.0)
@@ -151,6 +156,14 @@ def _options(case: g.Case) -> dict[str, Any]:
             control_guidance_end=case.option("end", 1.0),
             guess_mode=case.option("balance", "") == "guess",
         )
+    if case.mode == "adapter":
+        pictures = [PIL.Image.fromarray(hint) for hint in g.hints()]
+        options |= dict(
+            image=[[picture] * len(g.PROMPTS) for picture in pictures],
+            adapter_conditioning_scale=list(g.CONTROL_SCALES),
+        )
+        if case.family == "xl":
+            options["adapter_conditioning_factor"] = case.option("end", 1.0)
     if case.mode == "mask":
         options["mask_image"] = [PIL.Image.fromarray(g.mask())] * len(g.PROMPTS)
     return options

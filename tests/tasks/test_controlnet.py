@@ -112,6 +112,33 @@ def test_at_the_start_the_loss_is_that_of_the_base():
     assert float(ours) == pytest.approx(float(theirs), rel=1e-6)
 
 
+def test_an_adapter_is_trained_beside_a_base_that_stays_and_draws_with_its_features():
+    cfg = config(control={"net": {"name": "t2i_adapter", "blocks": 1}}, times={"name": "cubic"})
+    task, frozen = task_of(cfg), frozen_base()
+    before = jax.tree.map(np.array, frozen)
+    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
+    state = init_state(task, optimizer, jax.random.key(0), frozen, batch_of())
+    assert all(name.startswith("adapter.") for name in state.params["control"])
+    after, metrics = jax.jit(make_step(task, optimizer))(state, frozen, batch_of())
+    assert metrics["finite"] == 1
+    assert moved(state.params["control"], after.params["control"]) == set(state.params["control"])
+    assert_same(before, jax.tree.map(np.array, frozen))
+    model = make_diffusion(cfg, SHAPE, 256, CLASSES)
+    sampler, rows = generation.sampler_of(cfg, model)
+
+    @jax.jit
+    def draw(strength):
+        cond = {k: batch_of()[k] for k in ("label", "hint")} | {"strength": strength}
+        noise = samplers.image_noise(jax.random.split(jax.random.key(1), 4), SHAPE)
+        return task.sample(after.params, frozen, after.extra, noise, cond, sampler, rows)
+
+    images = [np.asarray(draw(strength)) for strength in (0.0, 1.0)]
+    assert np.isfinite(images).all() and np.abs(images[1] - images[0]).max() > 1e-4
+    cfg.control.only_middle = True
+    with pytest.raises(ValueError, match="an adapter acts on the way down"):
+        task_of(cfg)
+
+
 def test_half_of_the_labels_are_dropped_and_no_hint():
     assert controlnet_config.fashion_mnist_edges().cond.drop == 0.5
     cfg = config(cond={"drop": 0.999})

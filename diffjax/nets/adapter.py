@@ -1,0 +1,98 @@
+"""T2I-Adapter (Mou et al. 2023, arXiv:2302.08453): features of a picture for a frozen UNet.
+
+    F_c = adapter(hint),    F_enc,i <- F_enc,i + F_c,i                       (eq. 2 and 3)
+
+One feature map for every level of the way down, which `UNet` takes as ``cond["adapter"]``. Nothing
+depends on z or t, so that sampling makes them once. State-dict names are those of diffusers'
+T2IAdapter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from diffjax.nets.layers import conv
+from diffjax.types import choose
+
+Array = jax.Array
+
+
+class T2IAdapter(nn.Module):
+    """``hint (B, H, W, C) in [0, 1] -> [(B, h, w, width), ...]``, the finest first.
+
+    Attributes:
+        hint_channels: C.
+        widths: channels of the features.
+        blocks: residual blocks for each.
+        hint_factor: side of the pixel patches that are folded into channels.
+        kind: ``full`` halves the resolution before every feature map but the first; ``full_xl``
+            before the third alone; ``light`` as ``full``, in a quarter of the channels.
+    """
+
+    hint_channels: int = 3
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    blocks: int = 2
+    hint_factor: int = 8
+    kind: str = "full"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, hint: Array) -> list[Array]:
+        halved = choose(
+            "adapter",
+            self.kind,
+            {"full": lambda i: i > 0, "light": lambda i: i > 0, "full_xl": lambda i: i == 2},
+        )
+        self._check(hint)
+        light, features = self.kind == "light", []
+        h = _unshuffle(hint, self.hint_factor)
+        if not light:
+            h = self._conv(self.widths[0], "conv_in")(h)
+        for i, width in enumerate(self.widths):
+            if halved(i):
+                pad = [(0, side % 2) for side in h.shape[1:3]]
+                h = nn.avg_pool(h, (2, 2), (2, 2), pad, count_include_pad=False)
+            inner = width // 4 if light else width
+            if light or h.shape[-1] != width:
+                h = self._conv(inner, f"body.{i}.in_conv", 1)(h)
+            for j in range(self.blocks):
+                name = f"body.{i}.resnets.{j}"
+                r = nn.relu(self._conv(inner, f"{name}.block1")(h))
+                h = h + self._conv(inner, f"{name}.block2", 3 if light else 1)(r)
+            if light:
+                h = self._conv(width, f"body.{i}.out_conv", 1)(h)
+            features.append(h)
+        return features
+
+    def _conv(self, features: int, name: str, size: int = 3) -> Any:
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's
+        return conv(
+            features,
+            name=f"adapter.{name}",
+            size=size,
+            padding=size // 2,
+            dtype=self.dtype,
+            init=init,
+        )
+
+    def _check(self, hint: Array) -> None:
+        f = self.hint_factor
+        if (
+            hint.ndim != 4
+            or hint.shape[-1] != self.hint_channels
+            or any(side % f for side in hint.shape[1:3])
+        ):
+            raise ValueError(
+                f"this adapter needs hints (B, H, W, {self.hint_channels}) with H and W multiples "
+                f"of {f}, got {hint.shape}"
+            )
+
+
+def _unshuffle(x: Array, f: int) -> Array:
+    """Patches of f x f pixels as channels, in PyTorch's order: (C, f, f)."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // f, f, w // f, f, c).transpose(0, 1, 3, 5, 2, 4)
+    return x.reshape(b, h // f, w // f, c * f * f)

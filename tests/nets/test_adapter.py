@@ -1,0 +1,76 @@
+"""T2I-Adapter: sizes of the published networks, and where a UNet adds its features."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.nets.adapter import T2IAdapter
+from diffjax.nets.unet import UNet
+
+PUBLISHED = {
+    "full": (T2IAdapter(), 77_369_280),
+    "full_xl": (T2IAdapter(kind="full_xl", hint_factor=16), 79_028_160),
+    "light": (T2IAdapter(kind="light", blocks=4), 18_689_200),
+}
+Z, T = jnp.ones((2, 8, 8, 1)), jnp.zeros(2)
+NET = UNet(channels=4, multipliers=(1, 2, 2), attention_levels=(), norm_groups=2, out_channels=1)
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_parameters_of_the_published_networks(kind):
+    net, count = PUBLISHED[kind]
+    side = 8 * net.hint_factor
+    found = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(found)) == count
+    sides = (8, 4, 2, 1) if kind != "full_xl" else (8, 8, 4, 4)
+    features = jax.eval_shape(net.apply, {"params": found}, jnp.zeros((1, side, side, 3)))
+    assert [f.shape for f in features] == [
+        (1, s, s, width) for s, width in zip(sides, (320, 640, 1280, 1280), strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def params():
+    fresh = NET.init(jax.random.key(0), Z, T)["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), fresh)
+
+
+def run(params, features):
+    return np.asarray(jax.jit(NET.apply)({"params": params}, Z, T, {"adapter": features}))
+
+
+def zeros(*shapes):
+    return [jnp.zeros((2, side, side, width)) for side, width in shapes]
+
+
+def test_features_of_nothing_are_no_control_and_any_level_takes_some(params):
+    plain = np.asarray(jax.jit(NET.apply)({"params": params}, Z, T))
+    levels = zeros((8, 4), (4, 8), (2, 8))  # where each of the levels ends
+    np.testing.assert_array_equal(run(params, levels), plain)
+    for k in range(len(levels)):
+        changed = [f + (i == k) for i, f in enumerate(levels)]
+        assert np.abs(run(params, changed) - plain).max() > 1e-3
+    # After halving, as those of XL, and in the middle: different places, and all of them used.
+    halved = zeros((4, 4), (2, 8), (2, 8), (2, 8))
+    np.testing.assert_array_equal(run(params, halved), plain)
+    places = [run(params, [f + (i == k) for i, f in enumerate(halved)]) for k in range(4)]
+    assert all(np.abs(a - b).max() > 1e-3 for a in places for b in [plain, *places] if a is not b)
+
+
+def test_features_of_another_base_or_size_are_refused(params):
+    for wrong in (zeros((8, 5)), zeros((16, 4)), zeros((8, 4), (8, 4))):
+        with pytest.raises(ValueError, match="fit no level of this network"):
+            run(params, wrong)
+
+
+def test_hints_that_do_not_fit_are_refused():
+    net = T2IAdapter(widths=(4,), hint_factor=4)
+    for shape in ((1, 8, 8, 1), (1, 10, 8, 3), (8, 8, 3)):
+        with pytest.raises(ValueError, match=r"hints \(B, H, W, 3\) with H and W multiples of 4"):
+            net.init(jax.random.key(0), jnp.zeros(shape))
+    with pytest.raises(ValueError, match="choose one of full, full_xl, light"):
+        T2IAdapter(kind="heavy").init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
