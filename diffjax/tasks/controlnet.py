@@ -102,7 +102,9 @@ def make_controlnet(section: Any, base: UNet) -> ControlNet | T2IAdapter:
     Raises:
         ValueError: unknown name or options, listing those there are.
     """
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()}
+    options: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()
+    }
     widths = tuple(int(base.channels * m) for m in base.multipliers)
     known = {
         "controlnet": partial(ControlNet, base),
