@@ -1,6 +1,7 @@
 """T2I-Adapter: sizes of the published networks, and where a UNet adds its features."""
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import pytest
 
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.unet import UNet
+from tests.parity import adapter_cases, cases, control_cases
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "adapter.npz"
 PUBLISHED = {
     "full": (T2IAdapter(), 77_369_280),
     "full_xl": (T2IAdapter(kind="full_xl", hint_factor=16), 79_028_160),
@@ -30,6 +33,20 @@ def test_parameters_of_the_published_networks(kind):
     assert [f.shape for f in features] == [
         (1, s, s, width) for s, width in zip(sides, (320, 640, 1280, 1280), strict=True)
     ]
+
+
+@pytest.mark.parametrize("kind", adapter_cases.KINDS)
+def test_recorded_features_of_diffusers(kind):
+    with np.load(GOLDEN) as recorded:
+        ours = control_cases.digest(adapter_cases.ours(kind))
+        assert cases.relative_error(ours, recorded[kind]) < 1e-5
+
+
+@pytest.mark.parametrize("name", adapter_cases.UNETS)
+def test_recorded_unets_of_diffusers_with_features(name):
+    with np.load(GOLDEN) as recorded:
+        ours = adapter_cases.our_unet(name)
+        assert cases.relative_error(ours, recorded[f"unet-{name}"]) < 1e-5
 
 
 @pytest.fixture(scope="module")

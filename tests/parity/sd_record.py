@@ -8,9 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
+
+from experiments import torch_operators  # noqa: F401
+
+# isort: split
+import diffusers
 import transformers
 
 from tests.parity import cases, sd_cases
