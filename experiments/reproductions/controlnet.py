@@ -152,6 +152,7 @@ PIECES = (
     ),
     *(_masks(net, 0) for net in MASKS),
     _shapes("shapes_edges", "control-shapes-edges", 3, kept=True),
+    _shapes("shapes_adapter", "control-shapes-adapter", 3, kept=False),
     _looking(
         "control-composed",
         _MASKED,
@@ -285,6 +286,16 @@ def _mask_table(data: Path) -> str:
     return "\n".join(rows)
 
 
+def _adapter_table(data: Path) -> str:
+    rows = ["| edges of shapes | parameters | F1 | F1 without prompt |", "|---|---|---|---|"]
+    for name, text in (("edges", "ControlNet"), ("adapter", "T2I-Adapter")):
+        *_, last = (r for r in read(data / f"control-shapes-{name}-log.jsonl") if "edge_f1" in r)
+        found = (f"{last[key]:.4g}" for key in ("edge_f1", "edge_f1_without_prompt"))
+        size = read(data / f"control-shapes-{name}-summary.json")["parameters"]
+        rows.append(f"| {text} | {size:,} | {' | '.join(found)} |")
+    return "\n".join(rows)
+
+
 def _settings(data: Path, name: str, keys: tuple[str, ...]) -> str:
     heads = ("scale", "balance", *keys)
     rows = [f"| {' | '.join(h.replace('_', ' ') for h in heads)} |", "|---" * len(heads) + "|"]
@@ -364,7 +375,15 @@ and what has in the mask.
 
 ![IoU](control-iou.png)
 
-Two ControlNets at once, of masks and of edges; rows are hints, the base alone, both at the scales
+### A T2I-Adapter beside a ControlNet
+
+One training of {STEPS} steps each, of the same base with the same hints:
+
+{_adapter_table(data)}
+
+### Two at once
+
+Two ControlNets, of masks and of edges; rows are hints, the base alone, both at the scales
 below, and the test images:
 
 {_settings(data, "control-composed", ("mask_iou", "edge_f1"))}

@@ -52,7 +52,7 @@ STEPS = """
         leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.params)]
         rows.append({
             "losses": losses,
-            "sharded": sharded_fraction(state.params, placed.params),
+            "sharded": sharded_fraction((state.params, given), (placed.params, cold)),
             "sums": [[float(x.sum()), float((x * x).sum())] for x in leaves],
         })
     print(json.dumps(rows))
