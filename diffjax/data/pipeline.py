@@ -260,15 +260,17 @@ def device_prefetch(
 def _prefetch(
     iterator: Iterator[Any], sharding: jax.sharding.Sharding | None, size: int
 ) -> Iterator[Any]:
-    def put(x: np.ndarray) -> jax.Array:
-        if sharding is None:
-            return jax.device_put(x)
-        return jax.make_array_from_process_local_data(sharding, x)
+    def put(batch: Any) -> Any:
+        if sharding is None or jax.process_count() == 1:
+            return jax.device_put(batch, sharding)  # in one call: the training loop waits for it
+        return jax.tree.map(
+            functools.partial(jax.make_array_from_process_local_data, sharding), batch
+        )
 
     queue: collections.deque = collections.deque()
     try:
         for batch in iterator:
-            queue.append(jax.tree.map(put, batch))
+            queue.append(put(batch))
             if len(queue) > size:
                 yield queue.popleft()
         while queue:
