@@ -82,7 +82,11 @@ def gaussian_images(real: np.ndarray, num: int) -> np.ndarray:
 
 
 def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> dict[str, float]:
-    """Bits per dimension of test images: variational bound, or probability-flow estimate."""
+    """Bits per dimension of test images: variational bound, or probability-flow estimate.
+
+    The bound is of the model that is sampled: if ``sample.clip``, with its x clipped, as in the
+    code of both DDPM papers. Else an error of eps near pure noise is one of eps / alpha in x.
+    """
     images, labels = judging.reference(cfg, num, "test")
     size = min(len(images), cfg.sample.batch_size)
     variance = "learned" if model.parameterization.channels == 2 else cfg.sample.variance
@@ -94,6 +98,7 @@ def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> 
         if ode:
             flow = likelihood.ode_bits(denoise, x, noise, model.schedule, levels=model.levels)
             return {"total": flow}
+        denoise = samplers.clip(denoise) if cfg.sample.clip else denoise
         return likelihood.vlb_bits(
             denoise, x, noise, model.grid, variance=variance, levels=model.levels
         )
@@ -128,6 +133,7 @@ def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> 
     return {
         **out,
         "bits_variance": variance,
+        "bits_clip": bool(cfg.sample.clip),
         "rate": rate,
         "distortion_bits": float(terms[-1].mean()),
         "rate_in_last_tenth": float(tail / rate),

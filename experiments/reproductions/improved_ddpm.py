@@ -112,7 +112,8 @@ def page(data: Path) -> str:
     lines(drawn, axes, folder / "rate-distortion.png")
     return f"""Images are Fashion-MNIST with 2x2 pixels averaged. Two trainings of {one["step"]:,}
 steps each; bits/dim on {one["bits_images"]} test images: the bound with so many evenly spaced
-steps, and the probability flow (ODE). Distances are of {one["num"]} images of
+steps, of the model that is sampled, which clips x; and the probability flow (ODE), which does not.
+Distances are of {one["num"]} images of
 {one["sampler"]["steps"]} DDIM steps, three sampling seeds for each training. Simple is measured
 with the posterior's variance, the others with what they learned.
 

@@ -42,6 +42,18 @@ def test_pairs_in_folders_need_no_config(execute, images, tmp_path):
     assert 0.9 < found["ssim"] < 1
 
 
+def test_the_bound_is_that_of_the_model_that_is_sampled(execute, tmp_path):
+    config = "--config=configs/ddpm.py:digits,smoke"
+    execute("train", config, f"--workdir={tmp_path}", "--config.train.sample_every=0")
+    for clip in (True, False):
+        where = f"--workdir={tmp_path}", f"--out={tmp_path / str(clip)}.json"
+        execute("evaluate", *where, "--metrics=bits", f"--config.sample.clip={clip}")
+    bound, loose = (json.loads((tmp_path / f"{c}.json").read_text()) for c in (True, False))
+    assert bound["bits_clip"] and not loose["bits_clip"]
+    # Near pure noise the x of an untrained network is far out of bounds.
+    assert 0 < bound["bits_per_dim"] < loose["bits_per_dim"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
