@@ -106,6 +106,8 @@ def make_controlnet(section: Any, base: UNet) -> ControlNet | T2IAdapter:
         k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()
     }
     widths = tuple(int(base.channels * m) for m in base.multipliers)
+    if options.get("kind") == "full_xl":  # whose last features are the middle's
+        widths += widths[-1:]
     known = {
         "controlnet": partial(ControlNet, base),
         "t2i_adapter": partial(T2IAdapter, widths=widths, dtype=base.dtype),
