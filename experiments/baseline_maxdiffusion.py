@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from experiments import topology
+from diffjax.train.sharding import with_sharding
+from experiments import common, topology
 
 SOURCE = flags.DEFINE_string("source", None, "Folder of its repository.", required=True)
 OUT = flags.DEFINE_string("out", None, "File of the figures; its rows are kept.", required=True)
@@ -93,11 +94,7 @@ def lowered(config: Any, devices: list[Any]) -> tuple[Any, Any]:
     with mesh, partitioning.axis_rules(config.logical_axis_rules):
         state, _, placed = max_utils.get_abstract_state(net, optimizer, config, mesh, weights)
         state, placed = (max_utils.unbox_logicallypartioned_trainstate(t) for t in (state, placed))
-        state = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            state,
-            placed,
-        )
+        state = with_sharding(state, placed)
         spread = NamedSharding(mesh, PartitionSpec(*config.data_sharding))
         images = config.per_device_batch_size * len(devices)
         shapes = {"pixel_values": (images, 4, 64, 64), "input_ids": (images, 77, 768)}
@@ -144,9 +141,7 @@ def figures(source: Path, where: str, sharded: bool, batch: int, attention: str)
         "attention": attention,
         "parameters": total,
         "sharded": 1 - whole / total,
-        "state_bytes": sum(
-            math.prod(local(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
-        ),
+        "state_bytes": topology.local_bytes(state),
     }
     started = time.monotonic()
     try:
@@ -177,7 +172,7 @@ def main(argv: list[str]) -> None:
         if name not in rows:
             rows[name] = figures(source, WHERE.value, sharded, batch, attention)
             print(name, rows[name], flush=True)
-            path.write_text(json.dumps(rows, indent=1) + "\n")
+            common.save_json(rows, path)
 
 
 if __name__ == "__main__":

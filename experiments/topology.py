@@ -182,10 +182,10 @@ def _compile(cfg: Any, devices: list[Any], chip: Chip | None, case: Case) -> dic
     state, frozen, _ = arguments
     begun = time.monotonic()
     sizes = {
-        "parameter_bytes": _local(state.params),
-        "ema_bytes": _local(state.ema),
-        "optimizer_bytes": _local(state.opt),
-        "frozen_bytes": _local(frozen),
+        "parameter_bytes": local_bytes(state.params),
+        "ema_bytes": local_bytes(state.ema),
+        "optimizer_bytes": local_bytes(state.opt),
+        "frozen_bytes": local_bytes(frozen),
     }
     sizes["state_bytes"] = sum(sizes.values())
     compiled = fitting(lambda: step.lower(*arguments).compile(), sizes)
@@ -256,7 +256,7 @@ def fitting(compile: Callable[[], Any], sizes: Mapping[str, Any]) -> Any:
         raise DoesNotFit(needed, sizes) from error
 
 
-def _local(tree: Any) -> int:
+def local_bytes(tree: Any) -> int:
     """Bytes of a placed tree on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

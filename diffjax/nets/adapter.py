@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from diffjax.nets.layers import conv
+from diffjax.nets.layers import conv, torch_init
 from diffjax.types import choose
 
 Array = jax.Array
@@ -68,14 +68,13 @@ class T2IAdapter(nn.Module):
         return features
 
     def _conv(self, features: int, name: str, size: int = 3) -> Any:
-        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's
         return conv(
             features,
             name=f"adapter.{name}",
             size=size,
             padding=size // 2,
             dtype=self.dtype,
-            init=init,
+            init=torch_init,
         )
 
     def _check(self, hint: Array) -> None:

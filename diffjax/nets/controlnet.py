@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffjax.nets.layers import conv, space_to_depth
+from diffjax.nets.layers import conv, space_to_depth, torch_init
 from diffjax.nets.unet import UNet, embed, encode
 from diffjax.types import PyTree, choose
 
@@ -24,7 +24,6 @@ Array = jax.Array
 zeros = nn.initializers.zeros
 gaussian = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 INITS = {"zero": zeros, "gaussian": gaussian}
-CONV = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's for convolutions
 
 
 class HintEncoder(nn.Module):
@@ -54,7 +53,9 @@ class HintEncoder(nn.Module):
 
     def _released(self, h: Array) -> Array:
         def layer(features: int, name: str, stride: int = 1) -> Array:
-            return nn.silu(conv(features, name=name, stride=stride, dtype=self.dtype, init=CONV)(h))
+            return nn.silu(
+                conv(features, name=name, stride=stride, dtype=self.dtype, init=torch_init)(h)
+            )
 
         h = layer(self.widths[0], "conv_in")
         for i, (narrow, wide) in enumerate(zip(self.widths, self.widths[1:], strict=False)):

@@ -21,6 +21,7 @@ Array = jax.Array
 # 1e-10 for the last layer of every residual branch so that blocks start as the identity.
 default_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
+torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of convolutions
 
 
 def timestep_embedding(

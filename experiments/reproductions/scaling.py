@@ -74,10 +74,7 @@ def _spread_flops(rows: dict[str, dict[str, Any]], case: str) -> list[float]:
 def claims(data: Path) -> list[Claim]:
     """Memory and what is sharded, and that a chip does the same work in a larger slice."""
     rows = _rows(data)
-    first, xl = (
-        rows[FIRST],
-        next(row for name, row in rows.items() if name.startswith("sdxl/v5e:2x4")),
-    )
+    first, xl = rows[FIRST], rows[XL]
     sharded = [row["sharded"] for name, row in rows.items() if _fits(row) and name != WHOLE]
     ratios = [max(found) / min(found) for case in CASES if (found := _spread_flops(rows, case))]
     found = [
