@@ -83,6 +83,10 @@ def run(main: Callable[[], None]) -> None:
         _quiet_libraries()
         try:
             main()
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except (ValueError, OSError, RuntimeError) as error:
             if os.environ.get("DIFFJAX_TRACEBACK"):
                 raise

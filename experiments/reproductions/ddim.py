@@ -1,15 +1,15 @@
 """DDIM's steps, eta and spacings, and DDPM's variances (Song et al. 2020, table 1).
 
-On the model of the DDPM page.
+On Fashion-MNIST at 14x14.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from experiments.reproductions.claims import NOTE, Claim, above, falls, floor, pair, read, values
-from experiments.reproductions.ddpm import MODEL
-from experiments.reproductions.pieces import measuring, sweeping
+from experiments.reproductions.pieces import Piece, measuring, sweeping, training
 from experiments.sampler_sweep import plot, table
 
 PAPER = """FID of the paper on CIFAR-10 (table 1; quadratic spacing):
@@ -25,70 +25,85 @@ PAPER = """FID of the paper on CIFAR-10 (table 1; quadratic spacing):
 Its reconstruction error at 10, 20, 50, 100, 200 steps: .014, .0065, .0023, .0009, .0004.
 """
 
-VARIANCE_STEPS = "10,20,50"
+MODEL = "ddpm14"
+NUM, NUM_FULL = 2000, 400  # images of a cell: of up to 100 steps, of 1000
+SIGMA_HAT = "sigma-hat"
+FEW = "5,10,20,50"
+
+
+def _sweep(name: str, minutes: float, num: int = NUM, **axes: str) -> Piece:
+    return sweeping(name, MODEL, minutes, axes, num=num)
+
+
+def _full(variance: str) -> Piece:
+    axes = {"sampler": "ddpm", "variance": variance, "steps": "1000"}
+    return _sweep(f"ddim-1000-{variance}", 25, NUM_FULL, **axes)
+
 
 PIECES = (
-    sweeping(
-        "variances",
-        MODEL,
-        15,
-        {"sampler": "ddpm", "variance": "fixedsmall,fixedlarge", "steps": VARIANCE_STEPS},
-        num=500,
+    training("ddpm.py:fashion_mnist14", MODEL, 30, "--config.train.steps=6000"),
+    _sweep("ddim", 40, sampler="ddim", grid="leading", eta="0,0.2,0.5,1", steps=FEW),
+    _sweep("ddim-100", 25, sampler="ddim", grid="leading", eta="0,1", steps="100"),
+    _sweep(
+        "ddim-sigma-hat",
+        22,
+        sampler="ddpm",
+        grid="leading",
+        variance="fixedlarge",
+        steps=f"{FEW},100",
     ),
-    sweeping(
-        "ddim",
-        MODEL,
-        35,
-        {"sampler": "ddim", "grid": "leading", "eta": "0,0.2,0.5,1", "steps": "5,10,20,50"},
-        num=500,
-    ),
+    _sweep("ddim-quadratic", 20, sampler="ddim", grid="quadratic", eta="0,1", steps=FEW),
+    _full("fixedlarge"),
+    _full("fixedsmall"),
     measuring("reconstruction", MODEL, 3, "--metrics=reconstruction"),
-    sweeping(
-        "ddim-quadratic",
-        MODEL,
-        18,
-        {"sampler": "ddim", "grid": "quadratic", "eta": "0,1", "steps": "5,10,20,50"},
-        num=500,
-    ),
-    sweeping(
-        "ddim-100",
-        MODEL,
-        20,
-        {"sampler": "ddim", "grid": "leading", "eta": "0,1", "steps": "100"},
-        num=500,
-    ),
     measuring(
-        "ddim-floor", MODEL, 1, "--metrics=baselines", "--num=500", "--sampler=ddim", "--steps=20"
+        "ddim-floor",
+        MODEL,
+        1,
+        "--metrics=baselines",
+        f"--num={NUM}",
+        "--sampler=ddim",
+        "--steps=20",
     ),
 )
 
 
+def _linear(data: Path) -> list[dict[str, Any]]:
+    """All rows of linear spacing; sigma-hat is a value of eta, as in the paper's table."""
+    large = [{**row, "eta": SIGMA_HAT} for row in read(data / "ddim-sigma-hat.jsonl")]
+    return [*read(data / "ddim.jsonl"), *read(data / "ddim-100.jsonl"), *large]
+
+
 def claims(data: Path) -> list[Claim]:
     """DDIM's table 1 in its shape."""
-    rows, out = [*read(data / "ddim.jsonl"), *read(data / "ddim-100.jsonl")], []
+    rows, out = _linear(data), []
+
+    def at(eta: float | str, steps: int) -> Any:
+        return values(rows, eta=eta, steps=steps)
+
     for steps in (5, 10, 20):
-        most, least = values(rows, eta=1.0, steps=steps), values(rows, eta=0.0, steps=steps)
+        most, least = at(1.0, steps), at(0.0, steps)
         text = f"eta 1 is worse than eta 0 at {steps} steps"
         out.append(Claim(text, above(most, least), pair(most, least)))
-    curve = [values(rows, eta=0.0, steps=s) for s in sorted({r["steps"] for r in rows})]
-    text = f"at eta 0 the distance falls from 5 to {max(r['steps'] for r in rows)} steps"
+    curve = [at(0.0, steps) for steps in (5, 10, 20, 50, 100)]
+    text = "at eta 0 the distance falls from 5 to 100 steps"
     out.append(Claim(text, falls(curve), pair(curve[0], curve[-1])))
-    large = values(read(data / "variances.jsonl"), variance="fixedlarge", steps=10)
-    zero = values(rows, eta=0.0, steps=10)
+    large, zero = at(SIGMA_HAT, 10), at(0.0, 10)
     text = "sigma-hat at 10 steps is at least 5 times worse than eta 0"
     out.append(Claim(text, above(large, zero, 5), pair(large, zero)))
-    return [*out, *_variances(data), _reconstruction(data)]
-
-
-def _variances(data: Path) -> list[Claim]:
-    """fixedlarge against fixedsmall at few steps (Ho et al. 2020; Song et al. 2020, table 1)."""
-    rows, out = read(data / "variances.jsonl"), []
-    for steps in map(int, VARIANCE_STEPS.split(",")):
-        large = values(rows, variance="fixedlarge", steps=steps)
-        small = values(rows, variance="fixedsmall", steps=steps)
+    for steps in (10, 20, 50, 100):
+        # eta = 1 has the posterior variance of the steps taken: DDPM's fixedsmall.
+        large, small = at(SIGMA_HAT, steps), at(1.0, steps)
         text = f"fixedlarge is at least 2 times worse than fixedsmall at {steps} steps"
         out.append(Claim(text, above(large, small, 2), pair(large, small)))
-    return [*out, Claim("fixedlarge is no worse than fixedsmall at 1000 steps", None, "-")]
+    large, small = (values(_whole(data, v)) for v in ("fixedlarge", "fixedsmall"))
+    text = "fixedlarge is better than fixedsmall at 1000 steps"
+    out.append(Claim(text, above(small, large), pair(large, small)))
+    return [*out, _reconstruction(data)]
+
+
+def _whole(data: Path, variance: str) -> list[dict[str, Any]]:
+    return list(read(data / f"ddim-1000-{variance}.jsonl"))
 
 
 def _reconstruction(data: Path) -> Claim:
@@ -101,20 +116,23 @@ def _reconstruction(data: Path) -> Claim:
 
 def page(data: Path) -> str:
     """Markdown without the claims."""
-    rows = [*read(data / "ddim.jsonl"), *read(data / "ddim-100.jsonl")]
-    quadratic = read(data / "ddim-quadratic.jsonl")
+    rows, quadratic = _linear(data), read(data / "ddim-quadratic.jsonl")
     plot(rows, ["eta", "steps"], data.parent / "ddim.png")
-    plot([*rows, *quadratic], ["grid", "eta", "steps"], data.parent / "ddim-grids.png")
-    variances = read(data / "variances.jsonl")
-    plot(variances, ["variance", "steps"], data.parent / "variances.png")
-    return f"""The model is that of [ddpm.md](ddpm.md).
+    zero_one = [row for row in rows if row["eta"] in (0.0, 1.0)]
+    plot([*zero_one, *quadratic], ["grid", "eta", "steps"], data.parent / "ddim-grids.png")
+    whole = [*_whole(data, "fixedlarge"), *_whole(data, "fixedsmall")]
+    trained = read(data / f"{MODEL}-summary.json")
+    return f"""Images are Fashion-MNIST with 2x2 pixels averaged; one model of
+{trained["parameters"]:,} parameters, trained for {trained["steps"]:,} steps of 64 images.
 
 {NOTE.format(**rows[0])}
 {floor(data / "ddim-floor.json")}
-The model was trained for 45 minutes of one core: what it does wrong at any number of steps is part
-of all distances, and the floor too, so ratios are smaller here than those of the paper.
+What the model does wrong at any number of steps is part of all distances, and so is the floor:
+ratios are smaller here than those of the paper.
 
 ## Linear spacing
+
+Sigma-hat is DDPM's fixedlarge, eta 1 its fixedsmall.
 
 {table(rows, ["eta", "steps"])}
 ![ddim](ddim.png)
@@ -124,11 +142,11 @@ of all distances, and the floor too, so ratios are smaller here than those of th
 {table(quadratic, ["eta", "steps"])}
 ![spacings](ddim-grids.png)
 
-## DDPM's fixedsmall and fixedlarge (sigma-hat)
+## All 1000 steps of DDPM
 
-{table(variances, ["variance", "steps"])}
-![variances](variances.png)
+Fewer images, so more of these distances is the floor.
 
+{table(whole, ["variance", "steps"])}
 ## The paper's figures
 
 {PAPER}"""

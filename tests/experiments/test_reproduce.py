@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,8 +165,18 @@ def test_unknown_papers_and_pieces_list_the_choices(execute):
     out = execute("reproduce", "--paper=dpm", "--list", code=1)
     assert "choose from ['ddpm'" in out
     out = execute("reproduce", "--paper=ddim", "--only=dim", "--list", code=1)
-    assert "choose from ['variances', 'ddim', 'reconstruction'" in out
+    assert "choose from ['train-ddpm14', 'ddim', 'ddim-100'" in out
     assert "ddim: reconstruction (" in execute("reproduce", "--paper=ddim", "--list")
+
+
+def test_a_reader_that_stops_early_sees_no_error():
+    line = [sys.executable, "-m", "experiments.reproduce", "--paper=ddim", "--list"]
+    with subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as listing:
+        listing.stdout.close()
+        message = listing.stderr.read()
+    assert "rror" not in message and "Traceback" not in message
 
 
 IMAGE_METRICS = {

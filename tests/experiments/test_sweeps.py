@@ -51,7 +51,11 @@ def measured(tmp_path):
     def leave(found):
         write(tmp_path / "ddim.jsonl", found)
         write(tmp_path / "ddim-100.jsonl", [{**r, "steps": 100} for r in found if r["steps"] == 50])
-        write(tmp_path / "variances.jsonl", [])
+        most = [r for r in found if r["eta"] == 1.0]
+        large = [{**r, "distance": 7 * r["distance"]} for r in most]
+        write(tmp_path / "ddim-sigma-hat.jsonl", large)
+        write(tmp_path / "ddim-1000-fixedlarge.jsonl", [r for r in most if r["steps"] == 50])
+        write(tmp_path / "ddim-1000-fixedsmall.jsonl", [])
         errors = {"reconstruction_slope": -1.0, "reconstruction_mse": {"10": 0.1, "100": 0.01}}
         (tmp_path / "reconstruction.json").write_text(json.dumps(errors))
         return ddim.claims(tmp_path)
@@ -61,7 +65,7 @@ def measured(tmp_path):
 
 def test_verdicts_follow_the_measurements(measured):
     found = measured(rows())
-    assert [c.held for c in found] == [True, True, True, True, None, None, None, None, None, True]
+    assert [c.held for c in found] == [True, True, True, True, True, True, True, True, None, None, True]
     flipped = measured([{**r, "eta": 1.0 - r["eta"]} for r in rows()])
     assert [c.held for c in flipped][:3] == [False, False, False]
     assert "| not run |" in claims.verdicts(found)
