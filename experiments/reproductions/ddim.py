@@ -128,7 +128,8 @@ def page(data: Path) -> str:
 {NOTE.format(**rows[0])}
 {floor(data / "ddim-floor.json")}
 What the model does wrong at any number of steps is part of all distances, and so is the floor:
-ratios are smaller here than those of the paper.
+ratios are smaller here than those of the paper. Deterministic steps are of first order, so their
+squared error can fall as steps to the power -2.
 
 ## Linear spacing
 
