@@ -81,10 +81,11 @@ def claims(data: Path) -> list[Claim]:
     def at(eta: float | str, steps: int) -> Any:
         return values(rows, eta=eta, steps=steps)
 
-    for steps in (5, 10, 20):
-        most, least = at(1.0, steps), at(0.0, steps)
-        text = f"eta 1 is worse than eta 0 at {steps} steps"
-        out.append(Claim(text, above(most, least), pair(most, least)))
+    for spacing, found in (("linear", rows), ("quadratic", read(data / "ddim-quadratic.jsonl"))):
+        for steps in (5, 10, 20):
+            most, least = (values(found, eta=eta, steps=steps) for eta in (1.0, 0.0))
+            text = f"eta 1 is worse than eta 0 at {steps} steps, {spacing} spacing"
+            out.append(Claim(text, above(most, least), pair(most, least)))
     curve = [at(0.0, steps) for steps in (5, 10, 20, 50, 100)]
     text = "at eta 0 the distance falls from 5 to 100 steps"
     out.append(Claim(text, falls(curve), pair(curve[0], curve[-1])))

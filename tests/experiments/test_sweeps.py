@@ -51,6 +51,7 @@ def measured(tmp_path):
     def leave(found):
         write(tmp_path / "ddim.jsonl", found)
         write(tmp_path / "ddim-100.jsonl", [{**r, "steps": 100} for r in found if r["steps"] == 50])
+        write(tmp_path / "ddim-quadratic.jsonl", found)
         most = [r for r in found if r["eta"] == 1.0]
         large = [{**r, "distance": 7 * r["distance"]} for r in most]
         write(tmp_path / "ddim-sigma-hat.jsonl", large)
@@ -65,9 +66,9 @@ def measured(tmp_path):
 
 def test_verdicts_follow_the_measurements(measured):
     found = measured(rows())
-    assert [c.held for c in found] == [True] * 8 + [None, None, True]
+    assert [c.held for c in found] == [True] * 11 + [None, None, True]
     flipped = measured([{**r, "eta": 1.0 - r["eta"]} for r in rows()])
-    assert [c.held for c in flipped][:3] == [False, False, False]
+    assert [c.held for c in flipped][:6] == [False] * 6
     assert "| not run |" in claims.verdicts(found)
 
 
