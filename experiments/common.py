@@ -358,11 +358,16 @@ def restore_from(cfg: ConfigDict, task: Task, steps: Path) -> State:
     return found[1]
 
 
-def untrained(cfg: ConfigDict, task: Task) -> State:
-    """The state before the first step, with weights from another seed."""
+def untrained(cfg: ConfigDict, task: Task, frozen: Any = None) -> State:
+    """The state before the first step, with weights from another seed.
+
+    Args:
+        frozen: what the task reads but does not train, see `experiments.frozen`.
+    """
     batch = {"image": jnp.zeros((1, *image_shape(cfg))), "label": jnp.zeros(1, jnp.int32)}
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    return jax.jit(lambda b: init_state(task, optimizer, jax.random.key(1), None, b))(batch)
+    key = jax.random.key(1)
+    return jax.jit(lambda b, f: init_state(task, optimizer, key, f, b))(batch, frozen)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -34,11 +34,22 @@ def last_metrics(folder: Path) -> dict[str, Any]:
     return {}
 
 
+INCEPTIONS_OWN = ("fid", "rfid", "sfid", "kid")  # that our networks' measures do not share
+
+
 def values_of(folder: Path) -> dict[str, float]:
-    """Every number a run has: its evaluation's, else its log's last."""
+    """Every number a run has: its evaluation's, else its log's last.
+
+    Inception's are ``fid``, ``rfid``, ``sfid``, ``kid`` and, where our own networks have the same,
+    ``inception.precision`` and so on.
+    """
     path = folder / "evaluation.json"
     evaluated = json.loads(path.read_text()) if path.exists() else {}
-    found = {**last_metrics(folder), **evaluated}
+    inception = {
+        key if key in INCEPTIONS_OWN else f"inception.{key}": value
+        for key, value in evaluated.get("inception", {}).items()
+    }
+    found = {**last_metrics(folder), **evaluated, **inception}
     return {k: v for k, v in found.items() if isinstance(v, int | float)}
 
 

@@ -245,19 +245,34 @@ def save_reference(folder: Path, out: Path) -> None:
 
 
 def given(folder: Path, wanted: set[str]) -> dict[str, Any]:
-    """Measure the images of --images."""
+    """Measure the images of --images.
+
+    Raises:
+        UsageError: metrics of a model, or a reference that would not be used.
+    """
+    ours, chosen = wanted & set(OURS), flags.FLAGS["metrics"].present
+    if chosen and (models := ours - {"distance"}):
+        raise common.UsageError(f"{', '.join(sorted(models))} are of a model, not of --images")
+    if ours == wanted and REFERENCE.value:
+        raise common.UsageError(
+            "the distance is to the config's training images; --reference is for "
+            + ", ".join((*judging.INCEPTION, *judging.PAIRED))
+        )
+    if not REFERENCE.value and (paired := wanted & set(judging.PAIRED)):
+        raise common.UsageError(f"{', '.join(sorted(paired))} need --reference, the originals")
     images = judging.from_file(IMAGES.value).first(flags.FLAGS.num)
     result: dict[str, Any] = {"images": IMAGES.value}
     cfg = _config_if_needed(wanted)
-    if wanted <= set(OURS):
-        network, num = _network(cfg or common.config(), "--images"), images.num
+    if ours:
+        cfg = cfg or common.config()
+        network, num = _network(cfg, "--images"), images.num
         if flags.FLAGS.num is None:
             num = min(num, cfg.eval.num)
         real = judging.reference_images(cfg, num)
-        return {**result, **judging.judge(network, _floats(images.read(0, num)), real)}
+        result.update(judging.judge(network, _floats(images.read(0, num)), real))
     result.update(_others(images, wanted))
     real = None
-    if not wanted <= set(judging.ALONE):
+    if not wanted <= {*judging.ALONE, *OURS}:
         real = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
     if wanted & set(judging.PAIRED):
         result.update(judging.paired_metrics(images, real, wanted))
@@ -280,7 +295,7 @@ def sweep(folder: Path) -> None:
     maker = generation.image_maker(cfg, task, state, frozen.load(cfg, folder))
     judge = functools.partial(obeyed, cfg)
     if not told:
-        real, classes = judging.reference_images(cfg, num), maker.model.num_classes
+        real, classes = judging.reference_images(cfg, num), judging.classes_of(cfg, maker.model)
         judge = functools.partial(judging.judge, network, real=real, classes=classes)
     sampler_sweep.run(
         cfg,
@@ -297,8 +312,9 @@ def sweep(folder: Path) -> None:
 def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
     """Measure what the model makes, and its likelihood."""
     cfg = common.config()
-    if needless := wanted & set(judging.PAIRED):
-        raise common.UsageError(f"{', '.join(sorted(needless))} need --images and --reference")
+    if needless := wanted & {*judging.PAIRED, "clip"}:
+        other = "--reference" if needless - {"clip"} else "--prompts"
+        raise common.UsageError(f"{', '.join(sorted(needless))} need --images and {other}")
     num, seed = flags.FLAGS.num or cfg.eval.num, flags.FLAGS.seed
     if not cfg.eval.features and wanted & {"distance", "baselines"}:
         logging.warning("no feature network for %s: no distances", cfg.data.name)
@@ -328,7 +344,7 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
         started = time.monotonic()
         made = maker.make(num=num, seed=seed)
         result["sampling_seconds"] = time.monotonic() - started
-        classes = maker.model.num_classes
+        classes = judging.classes_of(cfg, maker.model)
         result.update(judging.judge(network, made, real, classes))
         others = [maker.make(num=num, seed=seed + k) for k in range(1, SEEDS.value)]
         more = [judging.judge(network, images, real, classes)["distance"] for images in others]
@@ -349,9 +365,11 @@ def _picture(cfg: Any, state: State) -> None:
 
 def _likelihoods(cfg: Any, model: Any, state: State, wanted: set[str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    if model.space.net is not None:
+    if model.space.net is not None or cfg.task == "controlnet":
         if left := wanted & {"bits", "ode_bits", "reconstruction"}:
-            logging.warning("%s: only for diffusion on pixels", ", ".join(sorted(left)))
+            logging.warning(
+                "%s: only for diffusion on pixels, without a ControlNet", ", ".join(sorted(left))
+            )
         return result
     if "bits" in wanted and model.grid is not None:
         result.update(bits(cfg, model, state, cfg.eval.bits_images))
@@ -385,7 +403,8 @@ def baselines(
     half = min(num, len(common.source_of(cfg)) // 2)
     both = judging.reference_images(cfg, 2 * half)
     few = generation.with_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
-    raw = generation.image_maker(few, task, common.untrained(cfg, task), weights).make(num=num)
+    state = common.untrained(cfg, task, weights)
+    raw = generation.image_maker(few, task, state, weights).make(num=num)
     return {
         "real_floor": metrics.floor(network, both[:half], both[half:]),
         "real_floor_num": half,

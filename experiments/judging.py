@@ -19,6 +19,7 @@ from diffjax.pretrained.clip import load_clip
 from diffjax.pretrained.perceptual import load_lpips
 from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.tokenizers import load_tokenizer
+from diffjax.tasks import Diffusion
 from experiments import common, generation
 
 INCEPTION = ("fid", "sfid", "is", "kid", "prdc", "rfid")  # metrics that need its weights
@@ -43,6 +44,11 @@ def reference_images(cfg: Any, num: int, split: str = "train") -> np.ndarray:
 
 def _shuffled(source: data.Source) -> np.ndarray:
     return np.random.default_rng(0).permutation(len(source))
+
+
+def classes_of(cfg: Any, model: Diffusion) -> int:
+    """Classes that generated images take in turn; 0 if none, or as a ControlNet's hints have it."""
+    return 0 if cfg.task == "controlnet" else model.num_classes
 
 
 def judge(network: Any, images: np.ndarray, real: np.ndarray, classes: int = 0) -> dict[str, Any]:
@@ -89,7 +95,7 @@ def from_file(path: str) -> ImageSet:
     try:
         if Path(path).is_dir():
             source = data.load("image_folder", split="all", data_dir=path)
-            name = f"{Path(path).resolve()} ({len(source)} images)"
+            name = f"{Path(path).resolve()} ({len(source)} images, {_stamp(Path(path))})"
             return ImageSet(name, len(source), lambda a, b: source.take(np.arange(a, b))["image"])
         images = metrics.load_array(path, ("images", "arr_0"))
     except (OSError, ValueError) as error:
@@ -103,6 +109,15 @@ def from_file(path: str) -> ImageSet:
     return ImageSet(name, len(images), lambda a, b: np.asarray(images[a:b]))
 
 
+def _stamp(folder: Path) -> str:
+    """A digest of names, sizes and times of the files below a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        stat = file.stat()
+        digest.update(f"{file.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def from_data(cfg: Any, split: str) -> ImageSet:
     """A split of the config's data set, in a fixed random order."""
     source = common.source_of(cfg, split)
@@ -111,7 +126,8 @@ def from_data(cfg: Any, split: str) -> ImageSet:
     def read(start: int, stop: int) -> np.ndarray:
         return data.to_float(source.take(order[start:stop])["image"], source.levels)
 
-    return ImageSet(f"{cfg.data.name} {split} {source.shape}", len(source), read)
+    name = f"{cfg.data.name} {cfg.data.dir} {split} {source.shape}"
+    return ImageSet(name, len(source), read)
 
 
 def generated(maker: generation.ImageMaker, num: int, *, seed: int, settings: Any) -> ImageSet:

@@ -93,7 +93,9 @@ def _evaluation(folder: Path) -> str:
         "Distances and scores use the features of a small classifier of our own: they are not "
         "FID or IS and compare only with each other."
     )
-    return f"<p>{note}</p>{_table(flat | baselines)}"
+    inception = result.get("inception")
+    more = f"<p>With Inception's features:</p>{_table(inception)}" if inception else ""
+    return f"<p>{note}</p>{_table(flat | baselines)}{more}"
 
 
 def page(cfg: Any, folder: Path) -> str:

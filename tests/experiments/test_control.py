@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import controlled
+from experiments import common, controlled, frozen
 
 CONFIG = "configs/controlnet.py:fashion_mnist_edges,smoke"
 BASE = "configs/controlnet.py:fashion_mnist_base,smoke"
@@ -19,6 +20,7 @@ def test_settings_side_by_side(execute, tmp_path):
     settings = json.loads((tmp_path / "control/control.json").read_text())["settings"]
     assert [s["scale"] for s in settings] == [0, 0, 1]
     assert settings[0] == settings[1]  # no control, twice
+    execute("evaluate", f"--workdir={tmp_path}", "--num=2")  # leaves out what needs no net
     # Hints, no control, two settings and the test images, of 8 pixels and a frame each.
     width, height = Image.open(tmp_path / "control/control.png").size
     assert width / height == pytest.approx(3 / 5, rel=0.1)
@@ -43,6 +45,15 @@ def test_an_exported_net_reads_its_base_from_where_its_config_says(execute, tmp_
     assert ours == theirs
     assert json.loads(ours)["settings"][1]["change"] > 0
     execute("control", f"--weights={file}", f"--workdir={away}", "--num=3", f"--also={file}")
+
+
+def test_an_untrained_net_starts_from_its_base(tmp_path):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
+    cfg = common.load_config(CONFIG)
+    task = common.task_of(cfg)
+    state = common.untrained(cfg, task, frozen.load(cfg, tmp_path))
+    assert int(state.step) == 0
 
 
 def test_a_base_is_needed(execute, tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from diffjax import metrics
+from experiments import report
 from tests.parity import inception_cases
 
 
@@ -42,6 +43,12 @@ def test_pairs_in_folders_need_no_config(execute, images, tmp_path):
     assert 0.9 < found["ssim"] < 1
 
 
+def test_the_report_shows_inceptions_figures(tmp_path):
+    found = {"distance": 3.0, "inception": {"fid": 7.5, "precision": 0.6}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    assert "<td>fid</td>" in report._evaluation(tmp_path)
+
+
 def test_the_bound_is_that_of_the_model_that_is_sampled(execute, tmp_path):
     config = "--config=configs/ddpm.py:digits,smoke"
     execute("train", config, f"--workdir={tmp_path}", "--config.train.sample_every=0")
@@ -61,6 +68,9 @@ def test_the_bound_is_that_of_the_model_that_is_sampled(execute, tmp_path):
         (["--metrics=fid,foo"], "unknown metrics ['foo']; choose from distance"),
         (["--metrics=psnr", "--num=3"], "3 images need as many originals"),
         (["--metrics=clip"], "clip needs --clip=FOLDER, a CLIPModel"),
+        (["--metrics=bits,distance"], "bits are of a model, not of --images"),
+        (["--metrics=distance"], "--reference is for fid, sfid"),
+        (["--metrics=psnr", "--reference="], "psnr need --reference, the originals"),
         (["--metrics=diversity"], "diversity needs --lpips=FILE"),
         (["--metrics=fid", "--inception=nowhere.pth"], "there is no file nowhere.pth"),
     ],

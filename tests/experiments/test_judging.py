@@ -99,6 +99,8 @@ def test_images_of_files_and_folders(digits, tmp_path):
         Image.fromarray(digits[k, ..., 0]).save(folder / f"{k}.png")
     found = judging.from_file(str(folder))
     np.testing.assert_array_equal(found.read(0, 3), digits[:3].repeat(3, -1))
+    Image.fromarray(digits[3, ..., 0]).save(folder / "2.png")
+    assert judging.from_file(str(folder)).name != found.name  # kept features are of other images
     np.savez(tmp_path / "bad.npz", images=digits[0])
     for bad, message in (("bad.npz", "must hold uint8 images"), ("none.npz", "none.npz")):
         with pytest.raises(common.UsageError, match=message):

@@ -266,9 +266,11 @@ def _made_up(folder: Path, **losses: float) -> list[Path]:
 
 def test_runs_are_compared_by_what_differs(tmp_path):
     runs = _made_up(tmp_path, a=3.0, b=1.0, c=float("nan"))
-    (runs[0] / "evaluation.json").write_text('{"fid": 7.5, "note": "text"}')
+    measured = {"precision": 0.5, "note": "text", "inception": {"fid": 7.5, "precision": 0.6}}
+    (runs[0] / "evaluation.json").write_text(json.dumps(measured))
     rows = compare.collect(runs)
-    assert list(rows[0]) == ["run", "optim.lr", "step", "loss", "steps_per_second", "fid"]
+    numbers = ["precision", "fid", "inception.precision"]
+    assert list(rows[0]) == ["run", "optim.lr", "step", "loss", "steps_per_second", *numbers]
     assert compare.best(rows, "loss", "min")["run"] == "b"
     assert compare.best(rows, "loss", "max")["run"] == "a"
     assert compare.best(rows, "fid", "min")["run"] == "a"
