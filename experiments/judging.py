@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from diffjax import data, metrics
+from diffjax.data.formats import list_images
 from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.clip import load_clip
@@ -110,9 +111,9 @@ def from_file(path: str) -> ImageSet:
 
 
 def _stamp(folder: Path) -> str:
-    """A digest of names, sizes and times of the files below a folder."""
+    """A digest of names, sizes and times of the images below a folder."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
+    for file in list_images(folder):
         stat = file.stat()
         digest.update(f"{file.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
