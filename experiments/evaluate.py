@@ -286,7 +286,13 @@ def _floats(images: np.ndarray) -> np.ndarray:
 
 
 def sweep(folder: Path) -> None:
-    """Measure our distance, or obedience to captions, over combinations of sampler options."""
+    """Measure our distance, or obedience to captions, over combinations of sampler options.
+
+    Raises:
+        UsageError: other metrics are asked for.
+    """
+    if flags.FLAGS["metrics"].present and METRICS.value not in (["distance"], ["captions"]):
+        raise common.UsageError("--sweep measures --metrics=distance or --metrics=captions")
     cfg = common.config()
     num, told = flags.FLAGS.num or cfg.eval.num, METRICS.value == ["captions"]
     network = None if told else _network(cfg, "--sweep")

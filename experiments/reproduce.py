@@ -70,10 +70,11 @@ def paper_scale(name: str) -> str:
             continue
         found = plan.plan(cfg, flops=False)
         images = cfg.train.steps * cfg.data.batch_size
+        measures = " --metrics=fid,is --inception=FILE" if cfg.task == "diffusion" else ""
         lines += [
             f"{variant}: {found['parameters']:,} parameters, {images / 1e6:.1f}M images",
             f"    python -m experiments.train --config={path}:{variant} --workdir=runs/{variant}",
-            f"    python -m experiments.evaluate --workdir=runs/{variant}",
+            f"    python -m experiments.evaluate --workdir=runs/{variant}{measures}",
             f"    python -m experiments.plan --config={path}:{variant}",
         ]
     return "\n".join(lines)

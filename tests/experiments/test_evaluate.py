@@ -8,7 +8,6 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from diffjax import metrics
-from experiments import report
 from tests.parity import inception_cases
 
 
@@ -43,10 +42,19 @@ def test_pairs_in_folders_need_no_config(execute, images, tmp_path):
     assert 0.9 < found["ssim"] < 1
 
 
-def test_the_report_shows_inceptions_figures(tmp_path):
+def test_sweeps_say_what_they_measure(execute, tmp_path):
+    axis = ("--sweep=steps=2", "--metrics=fid")
+    out = execute("evaluate", f"--workdir={tmp_path}", *axis, code=1)
+    assert "--sweep measures --metrics=distance or --metrics=captions" in out
+
+
+def test_the_report_shows_inceptions_figures(execute, tmp_path):
+    config = "--config=configs/ddpm.py:digits,smoke"
+    execute("train", config, f"--workdir={tmp_path}", "--config.train.sample_every=0")
     found = {"distance": 3.0, "inception": {"fid": 7.5, "precision": 0.6}}
     (tmp_path / "evaluation.json").write_text(json.dumps(found))
-    assert "<td>fid</td>" in report._evaluation(tmp_path)
+    execute("report", f"--workdir={tmp_path}")
+    assert "<td>fid</td>" in (tmp_path / "report.html").read_text()
 
 
 def test_the_bound_is_that_of_the_model_that_is_sampled(execute, tmp_path):

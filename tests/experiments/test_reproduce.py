@@ -158,6 +158,7 @@ def test_papers_at_their_own_scale_are_commands(tmp_path):
     text = reproduce.paper_scale("ddpm")
     assert "cifar10: 35,746,307 parameters, 102.4M images" in text
     assert "--config=configs/ddpm.py:cifar10 --workdir=runs/cifar10" in text
+    assert "experiments.evaluate --workdir=runs/cifar10 --metrics=fid,is" in text
     assert "FID 3.17" in text
 
 
