@@ -7,7 +7,7 @@ checkpoint is sampled by
 
 | variant | parameters | expected at S = 10/20/50/100 steps, eta = 0 |
 |---|---|---|
-| digits (default), fashion_mnist | as in ddpm.py | docs/results/ddim.md |
+| digits (default), fashion_mnist | as in ddpm.py | at 14x14: docs/results/ddim.md |
 | cifar10 | 35,746,307 | FID 13.36/6.84/4.67/4.16 |
 | celeba64 | 78,700,803 | FID 17.33/13.73/9.17/6.53 |
 | lsun_bedroom, lsun_church | 113,673,219 | - |

@@ -16,6 +16,7 @@ from diffjax.types import choose
 from experiments import common, plots
 
 SECONDS = 10.0  # between two tables where output is not a terminal
+INCEPTIONS_OWN = ("fid", "rfid", "sfid", "kid")  # names that no other network's measures have
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:
@@ -34,14 +35,11 @@ def last_metrics(folder: Path) -> dict[str, Any]:
     return {}
 
 
-INCEPTIONS_OWN = ("fid", "rfid", "sfid", "kid")  # that our networks' measures do not share
-
-
 def values_of(folder: Path) -> dict[str, float]:
     """Every number a run has: its evaluation's, else its log's last.
 
-    Inception's are ``fid``, ``rfid``, ``sfid``, ``kid`` and, where our own networks have the same,
-    ``inception.precision`` and so on.
+    Inception's are ``fid``, ``rfid``, ``sfid``, ``kid``, and the others ``inception.precision`` and
+    so on, because our own networks' have the same names.
     """
     path = folder / "evaluation.json"
     evaluated = json.loads(path.read_text()) if path.exists() else {}

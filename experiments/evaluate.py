@@ -205,7 +205,8 @@ def _network(cfg: Any, asker: str) -> Any:
 def _config_if_needed(wanted: set[str]) -> Any:
     """None where the images and what to compare them with are files, or no reference is needed."""
     alone = REFERENCE.value or wanted <= set(judging.ALONE)
-    return None if alone and common.CONFIG.value is None else common.config()
+    needless = alone and not wanted & set(OURS) and common.CONFIG.value is None
+    return None if needless else common.config()
 
 
 def _others(images: judging.ImageSet, wanted: set[str]) -> dict[str, Any]:
@@ -264,7 +265,6 @@ def given(folder: Path, wanted: set[str]) -> dict[str, Any]:
     result: dict[str, Any] = {"images": IMAGES.value}
     cfg = _config_if_needed(wanted)
     if ours:
-        cfg = cfg or common.config()
         network, num = _network(cfg, "--images"), images.num
         if flags.FLAGS.num is None:
             num = min(num, cfg.eval.num)

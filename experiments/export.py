@@ -1,4 +1,4 @@
-"""Write a trained model as one safetensors file that every entry point accepts as --weights.
+"""Write a trained model as one safetensors file, the --weights of sample, evaluate and control.
 
     python -m experiments.export --workdir=runs/digits --out=digits.safetensors
     python -m experiments.sample --weights=digits.safetensors --workdir=runs/elsewhere

@@ -96,8 +96,9 @@ def from_file(path: str) -> ImageSet:
     try:
         if Path(path).is_dir():
             source = data.load("image_folder", split="all", data_dir=path)
-            name = f"{Path(path).resolve()} ({len(source)} images, {_stamp(Path(path))})"
-            return ImageSet(name, len(source), lambda a, b: source.take(np.arange(a, b))["image"])
+            return ImageSet(
+                _stamp(path), len(source), lambda a, b: source.take(np.arange(a, b))["image"]
+            )
         images = metrics.load_array(path, ("images", "arr_0"))
     except (OSError, ValueError) as error:
         raise common.UsageError(f"cannot read images from {path}: {error}") from error
@@ -105,18 +106,17 @@ def from_file(path: str) -> ImageSet:
         raise common.UsageError(
             f"{path} must hold uint8 images (N, H, W, C), got {images.dtype} {images.shape}"
         )
-    stamp = Path(path).stat()
-    name = f"{Path(path).resolve()} ({stamp.st_size} bytes of {stamp.st_mtime_ns})"
-    return ImageSet(name, len(images), lambda a, b: np.asarray(images[a:b]))
+    return ImageSet(_stamp(path), len(images), lambda a, b: np.asarray(images[a:b]))
 
 
-def _stamp(folder: Path) -> str:
-    """A digest of names, sizes and times of the images below a folder."""
+def _stamp(path: str) -> str:
+    """A path, and a digest of names, sizes and times of the file or of the images below it."""
+    root = Path(path).resolve()
     digest = hashlib.sha256()
-    for file in list_images(folder):
+    for file in list_images(root) if root.is_dir() else [root]:
         stat = file.stat()
-        digest.update(f"{file.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+        digest.update(f"{file.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return f"{root} {digest.hexdigest()}"
 
 
 def from_data(cfg: Any, split: str) -> ImageSet:

@@ -41,7 +41,7 @@ def _full(variance: str) -> Piece:
 
 
 PIECES = (
-    training("ddpm.py:fashion_mnist14", MODEL, 30, "--config.train.steps=6000"),
+    training("ddpm.py:fashion_mnist14", MODEL, 35, "--config.train.steps=6000"),
     _sweep("ddim", 40, sampler="ddim", grid="leading", eta="0,0.2,0.5,1", steps=FEW),
     _sweep("ddim-100", 25, sampler="ddim", grid="leading", eta="0,1", steps="100"),
     _sweep(
