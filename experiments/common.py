@@ -33,7 +33,7 @@ from diffjax.tasks import (
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
-from diffjax.train.sharding import make_mesh, tree_sharding
+from diffjax.train.sharding import host_share, make_mesh, tree_sharding, with_sharding
 from diffjax.types import Task
 from experiments import classifying, controlled, finetuning, inputs, weights
 from experiments import stored_config as stored_config_module
@@ -97,7 +97,13 @@ def run(main: Callable[[], None]) -> None:
             traceback.print_exc()
             sys.exit(1)
 
-    for name in ("config", "workdir", "weights", *SAMPLING_FLAGS):  # so that --help shows them
+    for name in (
+        "config",
+        "workdir",
+        "weights",
+        "best",
+        *SAMPLING_FLAGS,
+    ):  # so that --help shows them
         if name in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     try:
@@ -291,6 +297,15 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
     return finetuning.with_tokens(cfg, source) if "model" in cfg else source
 
 
+def test_source(cfg: ConfigDict) -> data.Source:
+    """Test images to look at; of data that have no others, the training images."""
+    try:
+        return source_of(cfg, "test")
+    except (ValueError, OSError) as error:
+        logging.warning("there are no test images, training images take their place: %s", error)
+        return source_of(cfg)
+
+
 @functools.lru_cache(maxsize=2)  # training and test split; their images are read-only
 def _loaded(
     name: str, split: str, folder: str | None, image_size: int, buckets: data.Buckets | None
@@ -303,6 +318,7 @@ def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
     hints = controlled.hints_of(cfg) if cfg.task == "controlnet" else None
 
     def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
+        part, parts = host_share(sharding, cfg.data.batch_size)
         host = data.batches(
             source,
             batch_size=cfg.data.batch_size,
@@ -310,13 +326,22 @@ def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
             step=step,
             # An augmentation flips by itself, and says so to the network.
             flip=cfg.data.flip and not cfg.data.get("augment", 0.0),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
         )
         host = host if hints is None else data.with_hints(host, hints)
         return data.device_prefetch(host, sharding)
 
     return start
+
+
+def mesh_of(cfg: ConfigDict) -> jax.sharding.Mesh:
+    """The mesh of a config; all devices hold a share of the images where it was for other ones."""
+    try:
+        return make_mesh(cfg.mesh)
+    except ValueError as error:
+        logging.warning("%s; the batch is split over all of them instead", error)
+        return make_mesh()
 
 
 def abstract_state(cfg: ConfigDict, task: Task) -> State:
@@ -345,12 +370,7 @@ def restore_from(cfg: ConfigDict, task: Task, steps: Path) -> State:
         UsageError: there is none.
     """
     shapes = abstract_state(cfg, task)
-    mesh = make_mesh(cfg.mesh)
-    abstract = jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
-        shapes,
-        tree_sharding(shapes, mesh),
-    )
+    abstract = with_sharding(shapes, tree_sharding(shapes, mesh_of(cfg)))
     found = Checkpoints(steps).restore(abstract) if steps.is_dir() else None
     if found is None:
         raise UsageError(f"there is no checkpoint in {steps}; train first with experiments.train")

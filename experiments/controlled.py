@@ -19,6 +19,7 @@ from diffjax.data import shapes
 from diffjax.pretrained import configs, from_state_dict, load_model, save_model, to_state_dict
 from diffjax.tasks import make_task
 from diffjax.tasks.controlnet import NET, at_work, controlled, make_controlled
+from diffjax.train.sharding import replicated
 from diffjax.types import choose
 from experiments import common, finetuning, generation, inputs, stored_config, weights
 
@@ -75,7 +76,7 @@ def load_base(cfg: ConfigDict) -> dict[str, Any]:
         return _random(cfg)
     try:
         state, found = _state(Path(where))
-        params = jax.tree.map(jnp.asarray, from_state_dict(state, like["base"]))
+        params = jax.tree.map(np.asarray, from_state_dict(state, like["base"]))
     except ValueError as error:
         raise common.UsageError(
             f"{where} is not the base that config.network describes: {error}"
@@ -195,7 +196,9 @@ class Painter:
         """
         key = (len(nets), request.balance)
         if key not in self._compiled:
-            self._compiled[key] = jax.jit(self._program(nets, request.balance))
+            whole = replicated(common.mesh_of(self._cfg))  # every process has all images
+            run = self._program(nets, request.balance)
+            self._compiled[key] = jax.jit(run, out_shardings=whole)
         strengths = [
             scale * control.window(len(self._rows.level.t), start, end)
             for _, scale, start, end in zip(
@@ -204,9 +207,10 @@ class Painter:
         ]
         count, size = len(request.hints[0]), self._cfg.sample.batch_size
         seed, done = jax.random.key(request.seed), []
-        keys = jax.vmap(lambda k: jax.random.fold_in(seed, k))(jnp.arange(count))
+        keys = generation.keys_of(request.seed, np.arange(count))
         raw = self._model.condition.take(request.batch, seed)
         raw = raw if request.prompt or not raw else self._model.condition.null(raw)
+        raw = jax.tree.map(np.asarray, raw)
         scale = guidance.interval(self._rows, request.guidance)
         for first in range(0, count, size):
             hints, cond = jax.tree.map(
@@ -226,7 +230,7 @@ class Painter:
         def run(
             given: Any, params: Any, keys: Any, raw: Any, hints: Any, strengths: Any, scale: Any
         ) -> Any:
-            (frozen, extra), noise = given, samplers.image_noise(keys, model.image_shape)
+            (frozen, extra), noise = given, generation.noise_of(keys, model)
             base = {**frozen["base"], **params[0].get("decoder", {})}
             each = zip(networks, params, hints, strengths, strict=True)
             controls = [
@@ -248,7 +252,7 @@ class Painter:
 
 def examples(cfg: ConfigDict, count: int) -> dict[str, np.ndarray]:
     """Image, label and hint of the first test images."""
-    source = common.source_of(cfg, "test")
+    source = common.test_source(cfg)
     batch = data.batch_of(source, np.arange(count) % len(source))
     return {**batch, "hint": hints_of(cfg)(batch)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -41,16 +42,30 @@ class Executor(Protocol):
 
 
 class Local:
-    """Processes of this machine; their output goes to log.txt in their folders."""
+    """Processes of this machine; their output goes to log.txt in their folders.
 
-    def __init__(self) -> None:
+    Args:
+        parallel: how many there are at once; they share the GPUs equally.
+    """
+
+    def __init__(self, parallel: int = 1) -> None:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._shares = shares(visible_gpus(), parallel)
+        self._taken: dict[str, int] = {}
 
     def start(self, job: Job) -> str:
         job.folder.mkdir(parents=True, exist_ok=True)
+        free = set(range(len(self._shares))) - {self._taken[name] for name in self._running}
+        self._taken[job.name] = min(free, default=0)
         with (job.folder / LOG).open("ab") as log:
             # A session of its own: Ctrl-C reaches the sweep alone, which passes it on.
-            process = subprocess.Popen(job.command, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                job.command,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, **self._shares[self._taken[job.name]]},
+            )
         self._running[job.name] = process
         return str(process.pid)
 
@@ -64,6 +79,34 @@ class Local:
             process.send_signal(signal.SIGTERM)
         for process in self._running.values():
             process.wait()
+
+
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that a process started here would have."""
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in given.split(",") if name.strip() not in ("", "-1")]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+        return listed.stdout.split()
+    return []
+
+
+def shares(gpus: Sequence[str], parallel: int) -> list[dict[str, str]]:
+    """Environments of ``parallel`` processes that divide the GPUs, or share them if they are few.
+
+    JAX takes 75 % of a GPU's memory at once: those that share one take less of it each.
+    """
+    if not gpus or parallel == 1:
+        return [{}] * parallel
+    each, crowd = max(1, len(gpus) // parallel), -(-parallel // len(gpus))
+    out = []
+    for slot in range(parallel):
+        own = [gpus[(slot * each + k) % len(gpus)] for k in range(each)]
+        out.append({"CUDA_VISIBLE_DEVICES": ",".join(own)})
+        if crowd > 1:
+            out[-1]["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / crowd:.2f}"
+    return out
 
 
 class _Command:
@@ -145,13 +188,17 @@ class Slurm:
 
 def _queue() -> set[str] | None:
     """Numbers of the jobs that Slurm has, waiting or running; None if it does not answer now."""
-    listed = subprocess.run(
-        ["squeue", "--noheader", "--format=%A", "--me"], capture_output=True, text=True, timeout=60
-    )
+    command = ["squeue", "--noheader", "--format=%A", "--me"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return None
     return None if listed.returncode else set(listed.stdout.split())
 
 
-def kubernetes(jobs: Sequence[Job], *, image: str, claim: str, workdir: Path) -> str:
+def kubernetes(
+    jobs: Sequence[Job], *, image: str, claim: str, workdir: Path, resources: Mapping[str, str]
+) -> str:
     """A list of Kubernetes Jobs as JSON, for ``kubectl apply -f``.
 
     A run that a preemption stops, having saved, starts again and is not counted as a failure.
@@ -160,18 +207,23 @@ def kubernetes(jobs: Sequence[Job], *, image: str, claim: str, workdir: Path) ->
         {
             "apiVersion": "v1",
             "kind": "List",
-            "items": [_kubernetes_job(job, image, claim, workdir) for job in jobs],
+            "items": [_kubernetes_job(job, image, claim, workdir, resources) for job in jobs],
         },
         indent=1,
     )
 
 
-def _kubernetes_job(job: Job, image: str, claim: str, workdir: Path) -> dict[str, Any]:
-    name = "".join(c if c.isalnum() else "-" for c in job.name.lower()).strip("-")[:52].strip("-")
+def _kubernetes_job(
+    job: Job, image: str, claim: str, workdir: Path, resources: Mapping[str, str]
+) -> dict[str, Any]:
+    readable = "".join(c if c.isalnum() else "-" for c in job.name.lower()).strip("-")[:46]
+    # Runs whose names begin alike, and those of other sweeps, are other jobs.
+    name = f"{readable.strip('-')}-{hashlib.sha256(str(job.folder).encode()).hexdigest()[:6]}"
     container = {
         "name": "train",
         "image": image,
         "command": ["python", *job.command[1:]],
+        "resources": {"limits": dict(resources)},
         "volumeMounts": [{"name": "runs", "mountPath": str(workdir)}],
     }
     ignored = [

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -95,7 +94,7 @@ def part(cfg: ConfigDict, name: str, net: Any, like: Any) -> Any:
             f"the {name} of {where} is not the one that the config describes: {error}"
         ) from error
     _refuse(where, name, differences(name, net, found.net))
-    return jax.tree.map(jnp.asarray, found_params)
+    return jax.tree.map(np.asarray, found_params)
 
 
 def _widened(weight: np.ndarray, channels: int) -> np.ndarray:

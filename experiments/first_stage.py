@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from absl import logging
 from diffjax import data, metrics
 from diffjax.nets.autoencoder import VQModel
 from diffjax.tasks import make_autoencoder
+from diffjax.train import hosts
+from diffjax.train.sharding import replicated
 from experiments import common, generation
 
 BATCH = 64
@@ -20,21 +23,24 @@ COLLAPSED = 0.1  # share of codes in use below which a warning is due
 
 def reconstruct(cfg: Any, params: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reconstructions (N, H, W, C) of images in [-1, 1], and codes (N, h, w) or empty."""
-    net: Any = make_autoencoder(cfg.network, cfg.data.channels)
+    run = _reconstructor(make_autoencoder(cfg.network, cfg.data.channels), common.mesh_of(cfg))
     own = {k: v for k, v in params.items() if k != "discriminator"}
-
-    @jax.jit
-    def run(own: Any, x: Any) -> Any:
-        x_hat, code = net.apply({"params": own}, x)
-        codes = code.indices if isinstance(net, VQModel) else jnp.zeros((len(x), 0, 0), jnp.int32)
-        return jnp.clip(x_hat, -1, 1), codes
-
     parts = []
     for start in range(0, len(images), BATCH):
         some = images[start : start + BATCH]
         padding = [(0, min(BATCH, len(images)) - len(some))] + [(0, 0)] * 3
         parts.append([np.asarray(v)[: len(some)] for v in run(own, np.pad(some, padding))])
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+@functools.lru_cache(maxsize=2)  # previews and evaluations of a run compile once
+def _reconstructor(net: Any, mesh: jax.sharding.Mesh) -> Any:
+    def run(params: Any, x: Any) -> Any:
+        x_hat, code = net.apply({"params": params}, x)
+        codes = code.indices if isinstance(net, VQModel) else jnp.zeros((len(x), 0, 0), jnp.int32)
+        return jnp.clip(x_hat, -1, 1), codes
+
+    return jax.jit(run, out_shardings=replicated(mesh))  # every process has all of them
 
 
 def pictures(cfg: Any, params: Any, num: int = 32) -> np.ndarray:
@@ -46,8 +52,10 @@ def pictures(cfg: Any, params: Any, num: int = 32) -> np.ndarray:
 def preview(cfg: Any, folder: Any) -> Any:
     """Callback that writes test images above their reconstructions, and warns of a collapse."""
 
-    def write(state: Any, step: int, reporter: Any) -> None:
+    def write(state: Any, given: Any, step: int, reporter: Any) -> None:
         picture = pictures(cfg, state.ema)
+        if not hosts.is_writer():
+            return
         generation.save_png(picture, folder / "samples" / f"{step:08d}.png")
         reporter.image("reconstructions", step, picture)
         if "usage" in state.extra:
@@ -77,7 +85,7 @@ def side_by_side(images: np.ndarray, again: np.ndarray, columns: int = 16) -> np
 
 
 def _test_images(cfg: Any, num: int) -> np.ndarray:
-    source = common.source_of(cfg, "test")
+    source = common.test_source(cfg)
     index = np.random.default_rng(0).permutation(len(source))[:num]
     return data.batch_of(source, index)["image"]
 

@@ -21,7 +21,7 @@ from diffjax.tasks import make_autoencoder
 from diffjax.tasks.conditions import make_clips
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
-from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
+from diffjax.train.sharding import place, tree_sharding, with_sharding
 from experiments import classifying, common, controlled, finetuning, weights
 
 RANDOM = "random"  # in place of weights: untrained, for tests
@@ -67,16 +67,18 @@ def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
     classifier guidance joins it for sampling.
 
     Args:
-        fresh: read what the config names, for training; the trainer compares it with what is
-            stored.
+        fresh: read what the config names, for training, and leave it on the host; the trainer
+            compares it with what is stored, and places it.
 
     Raises:
         UsageError: weights are needed and not given, or do not fit the config.
     """
     found = _trained_with(cfg, folder, fresh)
-    if fresh or not cfg.sample.get("classifier", ""):
+    if fresh:
         return found
-    return {**(found or {}), "classifier": classifying.params_of(cfg)}
+    if cfg.sample.get("classifier", ""):
+        found = {**(found or {}), "classifier": classifying.params_of(cfg)}
+    return place(found, tree_sharding(found, common.mesh_of(cfg)))
 
 
 def _trained_with(cfg: ConfigDict, folder: Path, fresh: bool) -> Any:
@@ -133,7 +135,7 @@ def _text_encoder(cfg: ConfigDict, name: str, net: Any) -> Any:
     if where == model:
         return finetuning.part(cfg, name, net, like)
     try:
-        return _on_device(from_state_dict(to_state_dict(load_model(where).params), like))
+        return from_state_dict(to_state_dict(load_model(where).params), like)
     except ValueError as error:
         raise common.UsageError(
             f"the text encoder in {cfg.cond.weights} is not the one of config.cond.text: {error}"
@@ -149,7 +151,7 @@ def _stored(cfg: ConfigDict, folder: Path) -> Any:
     newest = checkpoints.newest()
     if newest is None:
         return None
-    placed = with_sharding(shapes, tree_sharding(shapes, make_mesh(cfg.mesh)))
+    placed = with_sharding(shapes, tree_sharding(shapes, common.mesh_of(cfg)))
     return read(folder / "frozen", checkpoints.metadata(newest)["frozen"], placed)
 
 
@@ -184,7 +186,7 @@ def _fitting(where: Path, like: Any) -> Any:
     """
     try:
         state = {k: v for k, v in _state(where).items() if not k.startswith("discriminator.")}
-        return _on_device(from_state_dict(state, like))
+        return from_state_dict(state, like)
     except ValueError as error:
         raise common.UsageError(
             f"the autoencoder in {where} is not the one of config.autoencoder: {error}"
@@ -205,7 +207,3 @@ def _state(where: Path) -> dict[str, Any]:
     stored = common.stored_config(where)
     state = common.restore_from(stored, common.task_of(stored), where / "checkpoints")
     return to_state_dict(state.ema)
-
-
-def _on_device(params: Any) -> Any:
-    return jax.tree.map(jnp.asarray, params)

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from diffjax import data, grids, guidance, samplers
 from diffjax.tasks import Diffusion
 from diffjax.train import State
-from diffjax.train.sharding import batch_sharding, make_mesh, replicated
-from diffjax.types import Rows, Sampler, Task, taken
+from diffjax.train.sharding import batch_sharding, place, replicated
+from diffjax.types import Noise, Rows, Sampler, Task, taken
 from experiments import common, controlled
 
 
@@ -50,8 +50,8 @@ def image_maker(
     """
     model = common.diffusion_of(cfg)
     given = _conditions(cfg, model)
-    mesh = make_mesh(cfg.mesh)
-    place = batch_sharding(mesh)
+    mesh = common.mesh_of(cfg)
+    split = batch_sharding(mesh)
     params, extra = state.ema, state.extra
 
     compiled = {} if compiled is None else compiled
@@ -64,15 +64,15 @@ def image_maker(
                 params: Any, frozen: Any, extra: Any, keys: Any, cond: Any,
                 rows: Rows, n: Any, scale: Any,
             ) -> Any:  # fmt: skip
-                noise = samplers.image_noise(jax.random.wrap_key_data(keys), model.image_shape)
+                noise = noise_of(keys, model)
                 return task.sample(
                     params, frozen, extra, noise, cond, sampler, rows, n=n, scale=scale
                 )
 
-            # Host arrays go in and whole images come out, so that several processes can take part.
+            # Whole images come out, so that every process has them.
             compiled[key] = jax.jit(
                 generate,
-                in_shardings=(None, None, None, place, place, None, None, None),
+                in_shardings=(None, None, None, split, split, None, None, None),
                 out_shardings=replicated(mesh),
             )
         return compiled[key]
@@ -104,26 +104,34 @@ def image_maker(
         run = executable(sampler)
         scales = _guidance(cfg, model, padded, scale)
         _check_labels(labels, model)
-        base = jax.random.key(seed)
-        keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(
-            first + jnp.arange(-(-num // size) * size)
-        )
-        keys = np.asarray(jax.random.key_data(keys))
+        keys = keys_of(seed, first + np.arange(-(-num // size) * size))
         done = []
         for start in tqdm(range(0, num, size), desc=progress, unit="batch", leave=False):
             index = first + np.arange(start, start + size)
             cond = given(index, labels, text)
-            some = keys[start : start + size]
-            done.append(np.asarray(run(params, frozen, extra, some, cond, padded, count, scales)))
+            own = place((keys[start : start + size], cond), split)
+            done.append(np.asarray(run(params, frozen, extra, *own, padded, count, scales)))
         return np.concatenate(done)[:num]
 
     return ImageMaker(make, model)
 
 
+def keys_of(seed: int, index: np.ndarray) -> np.ndarray:
+    """What the noise of images number ``index`` is made from, by `noise_of`."""
+    base = jax.random.key(seed)
+    keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.asarray(index))
+    return np.asarray(jax.random.key_data(keys))
+
+
+def noise_of(keys: Any, model: Diffusion) -> Noise:
+    """Noise of each image by itself."""
+    return samplers.image_noise(jax.random.wrap_key_data(keys), model.image_shape)
+
+
 def _conditions(cfg: ConfigDict, model: Diffusion) -> Callable[..., Any]:
     """``(index, labels, text) -> `` raw condition of images number ``index``, on the host."""
     hints = controlled.hints_of(cfg) if cfg.task == "controlnet" else None
-    source = common.source_of(cfg, "test") if model.condition.needs or hints else None
+    source = common.test_source(cfg) if model.condition.needs or hints else None
 
     def make(index: np.ndarray, labels: np.ndarray | None, text: np.ndarray | None) -> Any:
         batch: dict[str, Any] = {}

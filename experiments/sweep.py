@@ -42,6 +42,9 @@ SLURM = flags.DEFINE_list(
     "slurm", [], "Options of submitit, e.g. slurm_partition=gpu,nodes=2,timeout_min=600."
 )
 IMAGE = flags.DEFINE_string("image", "diffjax:latest", "Image of the Kubernetes jobs.")
+RESOURCES = flags.DEFINE_list(
+    "resources", ["nvidia.com/gpu=1"], "What each of them is given, e.g. google.com/tpu=4,cpu=8."
+)
 CLAIM = flags.DEFINE_string("claim", "runs", "Their volume claim, mounted at the workdir.")
 
 MANIFEST = "sweep.json"
@@ -74,14 +77,19 @@ def _short(value: Any) -> str:
 class Manifest:
     """sweep.json: the runs of a workdir in order; known by their overrides."""
 
-    def __init__(self, folder: Path, config: str):
-        self._path, self._config = folder / MANIFEST, config
+    def __init__(self, folder: Path, config: str, overrides: dict[str, str]):
+        self._path, self._config, self.overrides = folder / MANIFEST, config, overrides
         self.folder = folder
         stored = json.loads(self._path.read_text()) if self._path.exists() else {}
         if stored.get("config", config) != config:
             raise common.UsageError(
                 f"{self._path} is a sweep of {stored['config']}, not of {config}; choose another "
                 "workdir"
+            )
+        if stored.get("overrides", overrides) != overrides:
+            raise common.UsageError(
+                f"the runs of {self._path} were started with {stored['overrides'] or 'nothing'} "
+                f"overridden, not {overrides or 'nothing'}; choose another workdir"
             )
         self.runs = [Run(**row) for row in stored.get("runs", [])]
 
@@ -101,7 +109,9 @@ class Manifest:
 
     def save(self) -> None:
         rows = [dataclasses.asdict(run) for run in self.runs]
-        common.save_json({"config": self._config, "runs": rows}, self._path)
+        common.save_json(
+            {"config": self._config, "overrides": self.overrides, "runs": rows}, self._path
+        )
 
 
 def check_overrides(config: str, overrides: dict[str, Any]) -> None:
@@ -173,15 +183,14 @@ def _optuna(space: dict[str, Any], manifest: Manifest) -> Iterator[dict[str, Any
 class Sweep:
     """Keeps as many runs going as are allowed, until none is left."""
 
-    def __init__(self, manifest: Manifest, config: str, executor: Any, common_overrides: Any):
+    def __init__(self, manifest: Manifest, config: str, executor: Any):
         self._manifest, self._config, self._executor = manifest, config, executor
-        self._overrides = dict(common_overrides)
         self._running: list[Run] = []
         self._again: list[Run] = []
 
     def job(self, run: Run) -> executors.Job:
         folder = self._manifest.folder / run.name
-        overrides = {**self._overrides, **run.overrides}
+        overrides = {**self._manifest.overrides, **run.overrides}
         return executors.Job(
             run.name, executors.train_command(self._config, folder, overrides), folder
         )
@@ -193,7 +202,8 @@ class Sweep:
                 run = self._again.pop(0) if self._again else next(todo, None)
                 if run is None:
                     break
-                self._start(run)
+                if run not in self._running:  # proposed again
+                    self._start(run)
             if not self._running:
                 return
             time.sleep(POLL_SECONDS)
@@ -256,19 +266,22 @@ def main() -> None:
     module = common.load_config_module(config.partition(":")[0])
     folder.mkdir(parents=True, exist_ok=True)
     with sole_writer(folder):
-        manifest = Manifest(folder, config)
+        manifest = Manifest(folder, config, _overrides(sys.argv))
         todo = _unfinished(manifest, module, config)
         if EXECUTOR.value == "kubernetes-manifest":
-            _write_kubernetes(Sweep(manifest, config, None, _overrides(sys.argv)), list(todo))
+            _write_kubernetes(Sweep(manifest, config, None), list(todo))
             return
         slurm = EXECUTOR.value == "slurm"
         executor: Any = (
-            executors.Slurm(folder / "slurm", _options(SLURM.value)) if slurm else executors.Local()
+            executors.Slurm(folder / "slurm", _options(SLURM.value))
+            if slurm
+            else executors.Local(PARALLEL.value)
         )
         table = progress_table(folder, manifest.runs)
-        signal.signal(signal.SIGTERM, _interrupt)
+        for signum in (signal.SIGTERM, signal.SIGHUP):  # HUP: the terminal is gone
+            signal.signal(signum, _interrupt)
         try:
-            Sweep(manifest, config, executor, _overrides(sys.argv)).run_all(todo, table)
+            Sweep(manifest, config, executor).run_all(todo, table)
         except KeyboardInterrupt as stopped:
             logging.warning("stopping; the same command goes on from here")
             executor.stop()
@@ -287,8 +300,16 @@ def main() -> None:
 
 def _write_kubernetes(sweep: Sweep, runs: list[Run]) -> None:
     folder = common.workdir()
+    if not folder.is_absolute():
+        raise common.UsageError(
+            f"--workdir={folder} is where the pods have the volume: an absolute path is needed"
+        )
     text = executors.kubernetes(
-        [sweep.job(run) for run in runs], image=IMAGE.value, claim=CLAIM.value, workdir=folder
+        [sweep.job(run) for run in runs],
+        image=IMAGE.value,
+        claim=CLAIM.value,
+        workdir=folder,
+        resources=dict(item.split("=", 1) for item in RESOURCES.value),
     )
     path = folder / "kubernetes.json"
     path.write_text(text + "\n")

@@ -45,17 +45,17 @@ def _quick(cfg: Any) -> Any:
     return generation.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
 
 
-def _preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
+def _preview(cfg: Any, task: Any, folder: Any) -> Any:
     """Callback that writes a grid of DDIM samples from the averaged parameters."""
     if cfg.task == "autoencoder":
         return first_stage.preview(cfg, folder)
     if cfg.task == "classifier":
         return None
     if cfg.task == "controlnet":
-        return _control_preview(cfg, task, folder, given)
+        return _control_preview(cfg, task, folder)
     preview, compiled = _quick(cfg), {}
 
-    def write(state: State, step: int, reporter: Reporter) -> None:
+    def write(state: State, given: Any, step: int, reporter: Reporter) -> None:
         num = min(cfg.sample.num, 64)
         images = generation.image_maker(preview, task, state, given, compiled=compiled).make(
             num=num, batch_size=num, progress=f"preview at step {step}"
@@ -69,12 +69,12 @@ def _preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
     return write
 
 
-def _control_preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
+def _control_preview(cfg: Any, task: Any, folder: Any) -> Any:
     """Callback that writes hints of test images above samples that they control."""
     preview, compiled, num = _quick(cfg), {}, min(cfg.sample.num, 16)
     hints = controlled.as_pictures(controlled.examples(cfg, num)["hint"], cfg.data.channels)
 
-    def write(state: State, step: int, reporter: Reporter) -> None:
+    def write(state: State, given: Any, step: int, reporter: Reporter) -> None:
         images = generation.image_maker(preview, task, state, given, compiled=compiled).make(
             num=num, batch_size=num, progress=f"preview at step {step}"
         )
@@ -87,7 +87,7 @@ def _control_preview(cfg: Any, task: Any, folder: Any, given: Any) -> Any:
     return write
 
 
-def _evaluator(cfg: Any, task: Any, given: Any) -> Any:
+def _evaluator(cfg: Any, task: Any) -> Any:
     """Callback that measures DDIM samples of the averaged parameters; None if not asked for.
 
     Distances are those of our own small classifier, with every image seed the same, so that the
@@ -99,9 +99,9 @@ def _evaluator(cfg: Any, task: Any, given: Any) -> Any:
     if not cfg.train.get("evaluate_every", 0):
         return None
     if cfg.task == "autoencoder":
-        return lambda state, step: first_stage.measure(cfg, state, cfg.eval.loop_num)
+        return lambda state, given, step: first_stage.measure(cfg, state, cfg.eval.loop_num)
     if cfg.task == "controlnet":
-        return _control_evaluator(cfg, given)
+        return _control_evaluator(cfg)
     if not cfg.eval.features:
         raise common.UsageError("train.evaluate_every needs a classifier: config.eval.features")
     network = metrics.feature_network(cfg.eval.features)
@@ -109,7 +109,7 @@ def _evaluator(cfg: Any, task: Any, given: Any) -> Any:
     real, quick = judging.reference_images(cfg, num), _quick(cfg)
     compiled: dict[Any, Any] = {}
 
-    def measure(state: State, step: int) -> dict[str, float]:
+    def measure(state: State, given: Any, step: int) -> dict[str, float]:
         maker = generation.image_maker(quick, task, state, given, compiled=compiled)
         images = maker.make(num=num, progress=f"evaluation at step {step}")
         found = judging.judge(network, images, real, maker.model.num_classes)
@@ -118,12 +118,12 @@ def _evaluator(cfg: Any, task: Any, given: Any) -> Any:
     return measure
 
 
-def _control_evaluator(cfg: Any, given: Any) -> Any:
+def _control_evaluator(cfg: Any) -> Any:
     """Callback that measures how hints of test images are kept to, with and without the prompt."""
     batch, paint = controlled.examples(cfg, cfg.eval.loop_num), None
     hints = batch["hint"]
 
-    def measure(state: State, step: int) -> dict[str, float]:
+    def measure(state: State, given: Any, step: int) -> dict[str, float]:
         nonlocal paint
         # The state's own arrays are given to the next step.
         paint = paint or controlled.Painter(_quick(cfg), given, jax.device_get(state.extra))
@@ -180,7 +180,6 @@ class _Record:
             "sessions": self._sessions,
         }
         common.save_json(summary, self._path)
-        common.save_json(self._cfg.to_dict(), self._path.with_name("config.json"))
 
 
 def main() -> None:
@@ -196,16 +195,16 @@ def main() -> None:
         seconds=WAIT.value,
         heartbeat=HEARTBEAT.value,
     )
-    task = common.task_of(cfg)
+    if common.WEIGHTS.value:
+        raise common.UsageError(
+            "training does not begin with --weights: an interrupted run goes on with its workdir, "
+            "published models are fine-tuned by config.model.path (docs/stable_diffusion.md)"
+        )
     check_workdir(folder)
     source = common.source_of(cfg)
     finetuning.keep_tokenizers(cfg, folder)
     given = frozen.load(cfg, folder, fresh=True)
-    stored = folder / "config.json"
-    if (
-        hosts.is_writer() and not stored.exists()
-    ):  # else only once the checkpoint has been found to fit
-        common.save_json(cfg.to_dict(), stored)
+    task = common.task_of(cfg)  # not before: a model may have settled the scale of its latents
     shapes = common.abstract_state(cfg, task)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
     logging.info(
@@ -221,8 +220,8 @@ def main() -> None:
             common.batches_of(cfg, source),
             frozen=given,
             initial=finetuning.initial(cfg, shapes.params),
-            on_sample=_preview(cfg, task, folder, given),
-            on_evaluate=_evaluator(cfg, task, given),
+            on_sample=_preview(cfg, task, folder),
+            on_evaluate=_evaluator(cfg, task),
         )
         record.finish(int(state.step), finished=True)
     except Preempted as stopped:

@@ -131,19 +131,27 @@ class Checkpoints:
                 raise
             logging.error("%s", failure)  # what went wrong first is what the caller should see
 
-    def save(self, step: int, state: PyTree, metadata: dict[str, Any] | None = None) -> None:
-        """Start writing a step; waits for the previous one first. A step that is there is kept.
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        metadata: dict[str, Any] | None = None,
+        *,
+        replace: bool = False,
+    ) -> None:
+        """Start writing a step; waits for the previous one first.
 
         Steps that `restore` found damaged are removed first: the new ones take their place.
 
         Args:
             metadata: anything JSON can hold, read back by `metadata`.
+            replace: write a step that is there anew; else it is kept.
 
         Raises:
             CheckpointError: this or the previous step could not be written.
         """
         self.wait()
-        there = step in set(self.steps()) - self._damaged
+        there = not replace and step in set(self.steps()) - self._damaged
         if hosts.agree("checkpoint is there", str(there)) == "True":
             return
         try:
@@ -197,6 +205,8 @@ class Checkpoints:
             return
         partial = self._partial(step)
         seal(partial)
+        if step in self.steps():
+            self._remove(step)
         partial.rename(self.folder / str(step))
         for old in self.steps()[: -self._keep]:
             self._remove(old)
@@ -358,7 +368,9 @@ class Best:
         """
         if not self._better(value, self.value):
             return False
-        self._steps.save(step, state, {**(metadata or {}), **self._key, "value": value})
+        self._steps.save(
+            step, state, {**(metadata or {}), **self._key, "value": value}, replace=True
+        )
         self.step, self.value = step, value
         return True
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -35,18 +34,6 @@ def content_hash(tree: PyTree) -> str:
         digest.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
         digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def place(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Put a tree that every process holds whole onto the devices of all of them."""
-
-    def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-        if jax.process_count() == 1:
-            return jax.device_put(leaf, sharding)
-        value = np.asarray(leaf)
-        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
-
-    return jax.tree.map(put, tree, shardings)
 
 
 def write_once(folder: Path, digest: str, tree: PyTree) -> None:

@@ -72,9 +72,18 @@ def start(
 
 
 def _in_cluster() -> bool:
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    pod = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return int(tasks) > 1 or "," in pod or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or _in_tpu_cluster()
+
+
+def _in_tpu_cluster() -> bool:
+    """Whether `jax.distributed.initialize` finds TPU hosts: JAX's own tests, on GCE and GKE."""
+    from jax._src.clusters import cloud_tpu_cluster as tpu
+
+    try:
+        return any(one.is_env_present() for one in (tpu.GceTpuCluster, tpu.GkeTpuCluster))
+    except Exception as error:  # no metadata server: a TPU without its neighbours
+        logging.warning("TPU hosts are not looked for: %s", error)
+        return False
 
 
 def _rendezvous(address: str, processes: int, process: int, seconds: float) -> None:
@@ -144,6 +153,11 @@ def _client() -> Any:
     # JAX has a barrier with a time-out, and its key-value store, in this place only.
     from jax._src import distributed
 
+    if distributed.global_state.client is None:
+        raise RuntimeError(
+            f"JAX counts {jax.process_count()} processes that have not been joined: call "
+            "diffjax.train.hosts.start before anything touches a device"
+        )
     return distributed.global_state.client
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -23,14 +25,15 @@ from tqdm import tqdm
 
 from diffjax.train import hosts, resume
 from diffjax.train.checkpoint import Best, Checkpoints
-from diffjax.train.files import sole_writer
-from diffjax.train.frozen import content_hash, place, write_once
+from diffjax.train.files import sole_writer, write_atomically
+from diffjax.train.frozen import content_hash, write_once
 from diffjax.train.optimizer import learning_rate, make_optimizer
 from diffjax.train.preempt import OUT_OF_TIME, Preempted, Stop
 from diffjax.train.reporter import NoReporter, Reporter
 from diffjax.train.sharding import (
     batch_sharding,
     make_mesh,
+    place,
     replicated,
     tree_sharding,
     with_sharding,
@@ -46,8 +49,8 @@ from diffjax.train.step import (
 from diffjax.types import PyTree, Task, choose
 
 Batches = Callable[[int, jax.sharding.Sharding], Iterator[dict[str, Any]]]
-OnSample = Callable[[State, int, Reporter], None]
-OnEvaluate = Callable[[State, int], dict[str, float]]
+OnSample = Callable[[State, PyTree, int, Reporter], None]
+OnEvaluate = Callable[[State, PyTree, int], dict[str, float]]
 LOOK_AHEAD = 2  # steps queued beyond the running one: enough to hide the host, and clocks stay true
 ROLLBACKS = 3  # from one checkpoint, before giving up
 
@@ -147,7 +150,8 @@ def check_workdir(workdir: Path) -> None:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".write-test-{os.getpid()}"
+        # Every process of a run tries, and several hosts may use the same numbers.
+        probe = workdir / f".write-test-{socket.gethostname()}-{os.getpid()}"
         probe.write_text("x")
         probe.unlink()
     except OSError as error:
@@ -171,6 +175,8 @@ def train(
 ) -> State:
     """Train to ``config.train.steps``, or to ``config.train.minutes`` of wall-clock.
 
+    The workdir gets config.json when the config is known to fit what is there.
+
     Stopping and resuming gives bit-identical results to not stopping, in the state and in the log:
     randomness and data are functions of (seed, step). A run of several processes (`hosts.start`)
     calls this in each of them; the first one writes.
@@ -183,9 +189,11 @@ def train(
             sharded as the others, and written once, by their content's hash.
         initial: parameters to begin with instead of those of ``task.init``, whole in every
             process; asked for only if there is no checkpoint.
-        on_sample: called every ``train.sample_every`` steps, in every process.
-        on_evaluate: the same every ``train.evaluate_every`` steps; what it measures is written to
-            the log, and ``best/`` keeps the state with the best value of ``eval.best``.
+        on_sample: called every ``train.sample_every`` steps, in every process, with the state, the
+            frozen weights as they are placed, the step and the reporter.
+        on_evaluate: called every ``train.evaluate_every`` steps with the first three of these; what
+            it measures is written to the log, and ``best/`` keeps the state with the best value of
+            ``eval.best``.
 
     Raises:
         ValueError: a wrong value in the config, naming it.
@@ -264,10 +272,12 @@ class _Run:
     def begin(self, checkpoints: Checkpoints, offset: int) -> _Begun:
         """The newest checkpoint, or a fresh state."""
         step, override = checkpoints.newest(), self.config.train.override
+        stored = {} if step is None else checkpoints.metadata(step)
+        if step is not None:
+            resume.check(stored, self.config, self._hash, override=override)
+        self._store_config()
         if step is None:
             return _Begun(0, self._start(), [], offset)
-        stored = checkpoints.metadata(step)
-        resume.check(stored, self.config, self._hash, override=override)
         fresh = self._start if override else None
         restored = checkpoints.restore(self._abstract, step=step, fresh=fresh)
         assert restored is not None
@@ -287,6 +297,13 @@ class _Run:
         twice = jax.jit(lambda tree: jax.tree.map(jnp.copy, (tree, tree)), out_shardings=where)
         params, ema = twice(place(given, where[0]))
         return state._replace(params=params, ema=ema)
+
+    def _store_config(self) -> None:
+        """config.json, once it is known to fit the checkpoints of the workdir."""
+        if not hosts.is_writer() or not (config := resume.as_json(self.config)):
+            return
+        config["train"]["override"] = False  # it was for this time
+        write_atomically(self.workdir / "config.json", json.dumps(config, indent=2) + "\n")
 
     def metadata(self, window: list[Any], offset: int) -> dict[str, Any]:
         """What a checkpoint says of itself."""
@@ -322,20 +339,22 @@ def _advance(
             checkpoints.check()
             if step % cfg.log_every == 0:
                 due = judge and step % every == 0
-                loss = window.report(step, partial(judge, state, step) if judge and due else dict)
+                look = partial(judge, state, run.frozen, step) if judge and due else dict
+                loss = window.report(step, look)
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             if step % cfg.checkpoint_every == 0:
                 checkpoints.save(step, state, run.metadata(window.fetch(step), offset))
             due = cfg.sample_every and step % cfg.sample_every == 0
             if on_sample and due and not stop.hurried:
-                on_sample(state, step, reporter)
+                on_sample(state, run.frozen, step, reporter)
                 window.restart_clock(step)
         if reason:
             logging.info("stopping at step %d", step)
-        if unfinished := window.fetch(step):
-            window.report(step)
+        unfinished = window.fetch(step)
         checkpoints.save(step, state, run.metadata(unfinished, offset))
         checkpoints.wait()
+        if any(value["finite"] for value in unfinished):  # else all of them were skipped
+            window.report(step)
     if reason > OUT_OF_TIME:
         raise Preempted(reason, step)
     return state
@@ -351,8 +370,8 @@ def _judge(run: _Run, on_evaluate: OnEvaluate) -> Iterator[OnEvaluate]:
         return
     with Best(run.workdir / "best", name, mode=mode) as best:
 
-        def judge(state: State, step: int) -> dict[str, float]:
-            found = on_evaluate(state, step)
+        def judge(state: State, frozen: PyTree, step: int) -> dict[str, float]:
+            found = on_evaluate(state, frozen, step)
             if name not in found:
                 raise ValueError(f"eval.best={name!r} was not measured, but {', '.join(found)}")
             best.offer(step, found[name], state, run.metadata([], 0))

@@ -43,6 +43,28 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def host_share(sharding: Any, size: int) -> tuple[int, int]:
+    """``(part, parts)``: which of equal contiguous parts of a batch this process has to read.
+
+    Processes whose devices hold the same rows, as those along the tensor axis do, read the same.
+
+    Raises:
+        ValueError: the devices of this process do not hold such a part.
+    """
+    own = {
+        (rows.start or 0, size if rows.stop is None else rows.stop)
+        for device, (rows, *_) in sharding.devices_indices_map((size,)).items()
+        if device.process_index == jax.process_index()
+    }
+    first, count = min(own)[0], sum(stop - start for start, stop in own)
+    if max(own)[1] - first != count or size % count or first % count:
+        raise ValueError(
+            f"process {jax.process_index()} has rows {sorted(own)} of a batch of {size}, which is "
+            "no contiguous part: order config.mesh so that each process has devices side by side"
+        )
+    return first // count, size // count
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -98,6 +120,22 @@ def sharded_fraction(tree: PyTree, shardings: PyTree) -> float:
     sizes = jax.tree.leaves(jax.tree.map(lambda leaf: math.prod(leaf.shape), tree))
     cut = [any(place.spec) for place in jax.tree.leaves(shardings)]
     return sum(size for size, c in zip(sizes, cut, strict=True) if c) / max(sum(sizes), 1)
+
+
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Put a tree that every process holds whole onto the devices of all of them.
+
+    Args:
+        shardings: of its leaves, or one for all.
+    """
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if jax.process_count() == 1:
+            return jax.device_put(leaf, sharding)
+        value = np.asarray(leaf)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(put, tree, jax.tree.broadcast(shardings, tree))
 
 
 def with_sharding(shapes: PyTree, shardings: PyTree) -> PyTree:

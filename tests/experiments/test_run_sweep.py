@@ -89,9 +89,9 @@ class Module:
 
 
 def _sweep(folder: Path, module=None) -> Manifest:
-    manifest = Manifest(folder, CONFIG)
+    manifest = Manifest(folder, CONFIG, {})
     todo = sweep._unfinished(manifest, module or Module(), CONFIG)
-    Sweep(manifest, CONFIG, executors.Local(), {}).run_all(todo, lambda: None)
+    Sweep(manifest, CONFIG, executors.Local()).run_all(todo, lambda: None)
     return manifest
 
 
@@ -113,7 +113,27 @@ def test_a_sweep_runs_each_once_and_skips_what_is_finished(tmp_path, fake, flag)
     stored = json.loads((folder / "sweep.json").read_text())
     assert [r["overrides"] for r in stored["runs"]][-1] == {"optim.lr": 0.4}
     with pytest.raises(common.UsageError, match="is a sweep of"):
-        Manifest(folder, "configs/edm.py:cifar10")
+        Manifest(folder, "configs/edm.py:cifar10", {})
+    with pytest.raises(common.UsageError, match=r"started with nothing overridden, not .*steps"):
+        Manifest(folder, CONFIG, {"train.steps": "9"})
+
+
+def test_what_is_proposed_again_while_it_runs_is_not_started_twice(tmp_path, fake, flag):
+    flag(parallel=2)
+    manifest = _sweep(tmp_path, Module((0.1, 0.1, 0.2, 0.1)))
+    assert [r.status for r in manifest.runs] == ["done", "done"]
+    assert _starts(tmp_path, manifest) == [1, 1]
+
+
+def test_runs_at_once_divide_the_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,5,-1")
+    assert executors.visible_gpus() == ["0", "1", "5"]
+    own = [share["CUDA_VISIBLE_DEVICES"] for share in executors.shares(["0", "1", "5", "6"], 2)]
+    assert own == ["0,1", "5,6"]
+    crowded = executors.shares(["0", "1"], 3)
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in crowded] == ["0", "1", "0"]
+    assert {share["XLA_PYTHON_CLIENT_MEM_FRACTION"] for share in crowded} == {"0.45"}
+    assert executors.shares(["0", "1"], 1) == [{}] and executors.shares([], 2) == [{}, {}]
 
 
 def test_killed_and_preempted_runs_go_on_and_broken_ones_do_not(tmp_path, fake, flag):
@@ -144,10 +164,10 @@ def test_no_more_than_parallel_runs_at_once(tmp_path, flag):
         def ended(self):
             return {running.pop(0): 0} if running else {}
 
-    manifest = Manifest(tmp_path, CONFIG)
+    manifest = Manifest(tmp_path, CONFIG, {})
     for lr in range(5):
         manifest.add({"optim.lr": lr / 10})
-    Sweep(manifest, CONFIG, Counting(), {}).run_all(iter(manifest.runs), lambda: None)
+    Sweep(manifest, CONFIG, Counting()).run_all(iter(manifest.runs), lambda: None)
     assert seen[0] == 1 and max(seen) == 2 and len(seen) == 5
 
 
@@ -181,14 +201,14 @@ def test_jobs_of_an_earlier_sweep_are_found_again(tmp_path, flag, monkeypatch):
 
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
     monkeypatch.setattr(executors, "_queue", lambda: queue.pop(0) if queue else set())
-    manifest = Manifest(tmp_path, CONFIG)
+    manifest = Manifest(tmp_path, CONFIG, {})
     for lr, number in ((0.1, "41"), (0.2, "42")):
         run = manifest.add({"optim.lr": lr})
         run.status, run.job = "running", number
     kept, lost = manifest.runs
     (tmp_path / kept.name).mkdir()
     (tmp_path / kept.name / "summary.json").write_text('{"finished": true}')
-    Sweep(manifest, CONFIG, Cluster(), {}).run_all(iter(manifest.runs), lambda: None)
+    Sweep(manifest, CONFIG, Cluster()).run_all(iter(manifest.runs), lambda: None)
     assert submitted == [lost.name]
     assert [run.status for run in manifest.runs] == ["done", "done"]
 
@@ -243,11 +263,15 @@ def test_kubernetes_jobs_survive_preemption(tmp_path):
     command = executors.train_command(CONFIG, Path("/runs/a"), {"network.multipliers": [1, 2]})
     assert command[-1] == "--config.network.multipliers=(1, 2)"
     job = executors.Job("000-lr=0.001_A", command, Path("/runs/a"))
-    text = executors.kubernetes([job], image="me/diffjax:1", claim="disk", workdir=Path("/runs"))
-    (item,) = json.loads(text)["items"]
-    assert item["kind"] == "Job" and item["metadata"]["name"] == "000-lr-0-001-a"
+    other = job._replace(folder=Path("/runs/b"))
+    options = {"image": "me/diffjax:1", "claim": "disk", "workdir": Path("/runs")}
+    text = executors.kubernetes([job, other], **options, resources={"nvidia.com/gpu": "8"})
+    item, second = json.loads(text)["items"]
+    assert item["kind"] == "Job" and item["metadata"]["name"].startswith("000-lr-0-001-a-")
+    assert item["metadata"]["name"] != second["metadata"]["name"]
     pod = item["spec"]["template"]["spec"]
     assert pod["containers"][0]["command"][:3] == ["python", "-m", "experiments.train"]
+    assert pod["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": "8"}}
     assert pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/runs"
     rules = item["spec"]["podFailurePolicy"]["rules"]
     assert rules[0]["onExitCodes"]["values"] == [140, 143] and rules[0]["action"] == "Ignore"

@@ -57,7 +57,7 @@ def test_a_sweep_finishes_with_one_job_killed_and_one_preempted(cluster, tmp_pat
     pytest.importorskip("submitit")
     monkeypatch.setattr(executors, "train_command", _command)
     monkeypatch.setenv("STEP_SECONDS", "0.2")
-    manifest = Manifest(tmp_path, CONFIG)
+    manifest = Manifest(tmp_path, CONFIG, {})
     for seed in range(6):
         manifest.add({"seed": seed})
     executor = executors.Slurm(tmp_path / "slurm", {"mem_gb": 1})

@@ -145,6 +145,9 @@ def test_the_best_stays_however_much_comes_after(tmp_path, values, mode, kept):
     step, state = again.restore(ABSTRACT)
     assert step == kept
     _same(state, _state(kept))
+    if mode == "min":  # the same step again, better: of a run that went on with another config
+        assert again.offer(kept, values[kept - 1] - 1, _state(7))
+        _same(again.restore(ABSTRACT)[1], _state(7))
     again.close()
 
 

@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
 from diffjax.train import hosts
+from diffjax.train.sharding import host_share
 from tests.train.test_faults import TINY, Runs, _log, _readable, _state, _steps, _wait_for
 
 
@@ -144,6 +146,57 @@ def test_the_survivor_of_a_killed_process_exits_and_a_restart_resumes(pair, tmp_
         assert (code, other) == (0, 0) and "resumed at step" in output, output
         assert _log(workdir) == _log(tmp_path / "whole")
         _same_values(_state(workdir)[1], _state(tmp_path / "whole")[1])
+
+
+class _Device(NamedTuple):
+    id: int
+    process_index: int
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),  # of four devices, two on each host
+    [
+        (((0, 2), (2, 4), (4, 6), (6, 8)), [(0, 2), (1, 2)]),  # all split the batch
+        (((0, 4), (0, 4), (4, 8), (4, 8)), [(0, 2), (1, 2)]),  # tensor within a host
+        (((0, 4), (4, 8), (0, 4), (4, 8)), [(0, 1), (0, 1)]),  # tensor over the hosts
+        (((None, None),) * 4, [(0, 1), (0, 1)]),  # not split at all
+    ],
+)
+def test_hosts_read_what_their_devices_hold(monkeypatch, rows, expected):
+    class Placement:
+        def devices_indices_map(self, shape):
+            return {_Device(i, i // 2): (slice(*own), slice(None)) for i, own in enumerate(rows)}
+
+    for host, share in enumerate(expected):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        assert host_share(Placement(), 8) == share
+
+
+def test_hosts_with_scattered_rows_are_refused(monkeypatch):
+    class Placement:
+        def devices_indices_map(self, shape):
+            return {_Device(i, i % 2): (slice(2 * i, 2 * i + 2),) for i in range(4)}
+
+    with pytest.raises(ValueError, match=r"process 0 has rows \[\(0, 2\), \(4, 6\)\] of a batch"):
+        host_share(Placement(), 8)
+
+
+def test_tpu_hosts_are_joined(monkeypatch):
+    from jax._src.clusters import cloud_tpu_cluster
+
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: joined.append(a))
+    hosts.start()
+    assert joined == []
+    monkeypatch.setattr(cloud_tpu_cluster.GceTpuCluster, "is_env_present", lambda: True)
+    hosts.start()
+    assert joined == [()]
+
+
+def test_processes_that_were_not_joined_are_told_so(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(RuntimeError, match=r"call diffjax.train.hosts.start before"):
+        hosts.barrier("checkpoint")
 
 
 def test_one_process_decides_for_itself(monkeypatch):

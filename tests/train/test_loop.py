@@ -185,6 +185,29 @@ def test_checkpoints_of_another_config_or_all_damaged_stop_the_run(unbroken, tmp
     assert _log(workdir) == unbroken[1]
 
 
+def test_the_stored_config_is_the_one_that_fits_the_checkpoints(unbroken, tmp_path):
+    def stored():
+        return json.loads((tmp_path / "config.json").read_text())
+
+    with pytest.raises(NonFiniteLoss):  # nothing is saved: what comes next may differ
+        train(make_task(nan_at=1), make_config(), tmp_path, batches)
+    other = make_config(override=True)
+    other.optim.clip = 0.25
+    train(make_task(), other, tmp_path, batches)
+    assert stored()["optim"]["clip"] == 0.25 and not stored()["train"]["override"]
+    with pytest.raises(CheckpointMismatch):
+        train(make_task(), make_config(), tmp_path, batches)
+    assert stored()["optim"]["clip"] == 0.25
+
+
+def test_a_run_that_only_skips_saves_when_it_is_told_to_stop(tmp_path):
+    config = make_config(nonfinite="skip", log_every=12)
+    with pytest.raises(Preempted, match="the state of step 5 has been saved"):
+        train(make_task(nan_at=1, until=12), config, tmp_path,
+              batches_that(send(signal.SIGTERM), at=5))  # fmt: skip
+    assert _steps(tmp_path) == [4, 5]
+
+
 def test_a_workdir_that_cannot_be_written_fails_first(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write to workdir .*file/run: Not a directory"):
@@ -246,7 +269,7 @@ def test_previews_come_on_time_and_not_after_a_signal(tmp_path):
             config,
             tmp_path,
             batches_that(send(signal.SIGTERM), at=4),
-            on_sample=lambda state, step, reporter: seen.append((int(state.step), step)),
+            on_sample=lambda state, frozen, step, reporter: seen.append((int(state.step), step)),
         )
     assert seen == [(2, 2)]
 
@@ -288,7 +311,7 @@ def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
 # ---- evaluation ----------------------------------------------------------------------------
 
 
-def _measure(state, step):
+def _measure(state, frozen, step):
     """A value that is best in the middle of the run."""
     return {"distance": abs(step - 6.5) + float(state.step) * 0, "precision": 0.5}
 

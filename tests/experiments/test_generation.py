@@ -1,0 +1,66 @@
+"""Images of a run in training: by several processes, on other machines, of data without a test."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffjax import data
+from experiments import common
+
+SMALL = (
+    *("train.steps=2", "train.sample_every=1", "train.evaluate_every=1", "train.log_every=1"),
+    *("optim.warmup=0", "network.channels=8", "data.batch_size=4"),
+    *("sample.num=3", "sample.steps=3", "eval.loop_num=16"),
+)
+
+
+@pytest.mark.slow
+def test_two_processes_look_at_their_model_in_training(tmp_path):
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    command = (
+        *(sys.executable, "-m", "experiments.train", "--config=configs/cfg.py:fashion_mnist"),
+        *(f"--workdir={tmp_path / 'run'}", *(f"--config.{item}" for item in SMALL)),
+        *(f"--coordinator=localhost:{port}", "--num_processes=2"),
+    )
+    both = [
+        subprocess.Popen(
+            [*command, f"--process_id={rank}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        for rank in (0, 1)
+    ]
+    output = [process.communicate(timeout=900)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], output[0] + output[1]
+    log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2] and all(line["distance"] > 0 for line in log)
+    assert len(list((tmp_path / "run" / "samples").glob("*.png"))) == 2
+
+
+def test_a_mesh_of_another_machine_is_left_with_a_warning(caplog):
+    cfg = common.load_config("configs/ddpm.py:digits,smoke")
+    cfg.mesh.update(data=4, fsdp=2)
+    assert common.mesh_of(cfg).size == len(jax.devices())
+    assert "does not match" in caplog.text
+
+
+def test_without_test_images_training_images_are_looked_at(tmp_path, caplog):
+    (tmp_path / "train").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / "train" / f"{i}.png")
+    cfg = common.load_config("configs/ddpm.py:digits,smoke")
+    cfg.data.update(name="image_folder", dir=str(tmp_path), image_size=8, channels=3)
+    cfg.data.update(levels=256, num_classes=0)
+    found = common.test_source(cfg)
+    assert "training images take their place" in caplog.text
+    np.testing.assert_array_equal(data.batch_of(found, [0])["image"], -np.ones((1, 8, 8, 3)))
