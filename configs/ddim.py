@@ -12,7 +12,8 @@ checkpoint is sampled by
 | celeba64 | 78,700,803 | FID 17.33/13.73/9.17/6.53 |
 | lsun_bedroom, lsun_church | 113,673,219 | - |
 
-The paper takes timesteps quadratically for CIFAR-10 and uniformly (leading) elsewhere.
+The paper takes timesteps quadratically for CIFAR-10 and uniformly (leading) elsewhere. Its code
+clips x for sigma-hat alone (--sampler=ddpm --variance=fixedlarge --config.sample.clip=True).
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ from configs.base import base, select
 
 
 def _ddim(config: ConfigDict, grid: str = "leading", steps: int = 50) -> ConfigDict:
-    config.sample.update(sampler="ddim", eta=0.0, grid=grid, steps=steps)
+    config.sample.update(sampler="ddim", eta=0.0, grid=grid, steps=steps, clip=False)
     return config
 
 

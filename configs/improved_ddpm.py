@@ -22,7 +22,7 @@ from configs.base import base, select
 
 def _improve(config: ConfigDict, steps: int = 4000) -> ConfigDict:
     config.network.update(scale_shift=True, heads=4, flip_sin_to_cos=True, freq_shift=0.0)
-    config.network.update(downsample_padding=1, norm_eps=1e-5)
+    config.network.update(downsample_padding=1, norm_eps=1e-5, time_scale=1000 / steps)
     config.schedule.update(name="cosine", steps=steps)
     config.parameterization.learned_variance = True
     config.loss.update(name="hybrid", variance="learned")
@@ -55,7 +55,8 @@ def imagenet64() -> ConfigDict:
 
 def imagenet64_cond() -> ConfigDict:
     config = imagenet64()
-    config.network.update(channels=192, conditional=True)
+    config.network.update(channels=192, conditional=True, time_scale=1.0)
+    config.loss.vlb_weight = 1 / 4000  # its flags rescale neither timesteps nor the bound
     config.data.batch_size = 2048
     config.optim.lr = 3e-4
     config.train.steps = 250_000

@@ -55,6 +55,7 @@ def _paper(first_stage: ConfigDict, *, beta_start: float, beta_end: float) -> Co
 def celebahq() -> ConfigDict:
     config = _paper(autoencoder.vq_f4(), beta_start=0.0015, beta_end=0.0195)
     config.data.update(name="celeb_a_hq", batch_size=48)
+    config.sample.eta = 0.0
     config.network.update(channels=224, multipliers=(1, 2, 3, 4), attention_levels=(1, 2, 3))
     config.network.head_channels = 32
     config.optim.lr = 9.6e-5
@@ -65,6 +66,7 @@ def celebahq() -> ConfigDict:
 def ffhq() -> ConfigDict:
     config = celebahq()
     config.data.update(name="image_folder", batch_size=42)
+    config.sample.eta = 1.0
     config.optim.lr = 8.4e-5
     config.train.steps = 635_000
     return config
@@ -73,6 +75,7 @@ def ffhq() -> ConfigDict:
 def lsun_beds() -> ConfigDict:
     config = celebahq()
     config.data.name = "lsun_bedroom"
+    config.sample.eta = 1.0
     config.train.steps = 1_900_000
     return config
 
@@ -80,6 +83,7 @@ def lsun_beds() -> ConfigDict:
 def lsun_churches() -> ConfigDict:
     config = _paper(autoencoder.kl_f8(), beta_start=0.0015, beta_end=0.0155)
     config.data.update(name="lsun_church", batch_size=96)
+    config.sample.update(eta=0.0, steps=400)
     config.network.update(channels=192, multipliers=(1, 2, 2, 4, 4), attention_levels=(0, 1, 2, 3))
     config.network.update(heads=8, scale_shift=True, resblock_updown=True)
     config.loss.distance = "l1"

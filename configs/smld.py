@@ -12,7 +12,8 @@ arXiv:1907.05600 and arXiv:2006.09011.
 | fashion_mnist | 32, sigma 15 to 0.02; 5 steps each | 30 minutes on two CPU cores | docs/results |
 | digits (default) | the same | 3 minutes on two CPU cores | readable 8x8 digits |
 
-The papers' images lie in [0, 1], here in [-1, 1]: sigmas are doubled and step sizes quadrupled. The
+The papers' images lie in [0, 1], here in [-1, 1]: sigmas are doubled and step sizes quadrupled.
+NCSNv2 writes its step ``a s + sqrt(2 a) z``, NCSN and we ``a/2 s + sqrt(a) z``: twice that. The
 network is our UNet where they have RefineNets. NCSNv2's network divided by sigma is a prediction of
 -eps; NCSN's own output is the score, with the weight sigma^2.
 """
@@ -50,7 +51,7 @@ def ncsnv2() -> ConfigDict:
     config.optim.lr = 1e-4
     config.ema.decay = 0.999
     config.train.steps = 300_000
-    config.sample.update(steps_per_level=5, step_size=4 * 6.2e-6, denoise=True)
+    config.sample.update(steps_per_level=5, step_size=8 * 6.2e-6, denoise=True)
     return config
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import betaincinv
 
 from diffjax.schedules import logsnr
-from diffjax.types import Grid, Level, Schedule, build
+from diffjax.types import Grid, Level, Schedule, build, choose
 
 
 def from_times(schedule: Schedule, times: Any, *, final: str = "clean") -> Grid:
@@ -162,7 +162,7 @@ def karras(
 def beta(
     schedule: Schedule, steps: int, *, a: float = 0.6, b: float = 0.6, final: str = "clean"
 ) -> Grid:
-    """Log ratios ``sigma / alpha`` at quantiles of Beta(a, b): more steps near both ends.
+    """Ratios ``sigma / alpha`` at quantiles of Beta(a, b): more steps near both ends.
 
     Lee et al. 2024 (beta sampling), with the parametrisation of diffusers.
     """
@@ -262,6 +262,12 @@ def flow_shift(
     return float(np.exp(base + (maximum - base) * (tokens - fewest) / (most - fewest)))
 
 
+def _all_steps(schedule: Schedule, steps: int) -> Grid:
+    if steps != _table(schedule, "full"):
+        raise ValueError(f"grid 'full' has all {schedule.steps} timesteps, not {steps} of them")
+    return full(schedule)
+
+
 GRIDS: dict[str, Callable[..., Grid]] = {
     "leading": leading,
     "trailing": trailing,
@@ -273,7 +279,7 @@ GRIDS: dict[str, Callable[..., Grid]] = {
     "karras": karras,
     "beta": beta,
     "lcm": lcm,
-    "full": lambda schedule, steps: full(schedule),
+    "full": _all_steps,
 }
 
 
@@ -283,7 +289,8 @@ def make(name: str, schedule: Schedule, steps: int | None = None, options: Any =
     Raises:
         ValueError: unknown name or option, or a grid the schedule does not have.
     """
-    if steps is None or steps == schedule.steps:
+    if steps is None:
+        choose("grid", name, GRIDS)
         if schedule.steps is None:
             raise ValueError("a continuous schedule needs a number of steps")
         return full(schedule)

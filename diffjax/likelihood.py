@@ -52,12 +52,13 @@ def prior_kl(x: Array, grid: Grid) -> Array:
 
 def log_variance(prediction: Prediction, coef: Any, variance: str) -> Any:
     """Log variance of the reverse step: ``fixedsmall``, ``fixedlarge`` or ``learned``."""
-    fraction = {"fixedsmall": 0.0, "fixedlarge": 1.0}.get(variance, prediction.var)
-    if fraction is None or variance not in ("fixedsmall", "fixedlarge", "learned"):
+    if variance in (fixed := {"fixedsmall": "log_post", "fixedlarge": "log_large"}):
+        return coef[fixed[variance]]
+    if variance != "learned" or prediction.var is None:
         raise ValueError(
             f"variance must be fixedsmall, fixedlarge or (predicted) learned, got {variance!r}"
         )
-    return mix_log_variance(coef, fraction)
+    return mix_log_variance(coef, prediction.var)
 
 
 def bound_term(

@@ -33,6 +33,20 @@ def test_all_steps_are_the_whole_schedule(name):
     assert g.levels.alpha[-1] == 1
 
 
+def test_names_and_options_hold_for_all_steps_too():
+    assert grids.make("quadratic", LINEAR, 1000).steps < 1000
+    shifted = grids.make("leading", LINEAR, 500, {"offset": 1, "final": "first"})
+    assert shifted.levels.t[-2:].tolist() == [1, 0]
+    for name, steps, options, message in (
+        ("leadin", 1000, {}, "unknown grid 'leadin'"),
+        ("leadin", None, {}, "unknown grid 'leadin'"),
+        ("leading", 1000, {"ofset": 1}, "unknown grid option 'ofset'"),
+        ("full", 10, {}, "'full' has all 1000 timesteps, not 10"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            grids.make(name, LINEAR, steps, options)
+
+
 def test_karras_formula():
     g = grids.karras(schedules.edm(), 18)
     i = np.arange(18)

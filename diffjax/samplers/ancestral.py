@@ -20,7 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.samplers.affine import Entry, affine, matrices, to_rows
+from diffjax.samplers.affine import Entry, affine, at, matrices, to_rows
 from diffjax.types import Array, Denoiser, Grid, Level, Noise, Rows, Sampler
 
 
@@ -56,8 +56,7 @@ def ends(grid: Grid, total: int | None = None) -> Level:
 def log_variances(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """``(log beta, log posterior)``; the last posterior, which is 0, takes the value before it.
 
-    This is the clipped log-variance of Nichol & Dhariwal 2021; DDPM's fixedlarge table
-    ``[post_2, beta_2, ..., beta_T]`` has its first entry from the same rule.
+    This is the clipped log-variance of Nichol & Dhariwal 2021.
     """
     beta, post = variances(grid)
     if post[-1] == 0:
@@ -93,22 +92,24 @@ def ddim(eta: float = 0.0, *, total: int | None = None) -> Sampler:
 def ddim_inverse() -> Sampler:
     """Deterministic DDIM from data to noise over a grid's levels (Song et al. 2020, section 4.3).
 
-    The same Euler step as ``ddim(0)`` with time reversed; at the data the network is told the
-    first timestep.
+    The same Euler step as ``ddim(0)`` with time reversed. The network is not asked about the data
+    themselves: there it is told the first level, and eps is read from what it says of that.
     """
 
     def plan(grid: Grid) -> Rows:
         t, alpha, sigma, _ = (np.asarray(leaf)[::-1] for leaf in grid.levels)
-        t = np.append(t[1], t[1:])
         upward = grid._replace(levels=Level(t, alpha, sigma, np.arange(len(t))))
         zeros = np.zeros(len(t) - 1)
-        entries = _entries(ends(upward), sigma[1:] ** 2, zeros)
-        return to_rows(upward, range(len(zeros)), matrices(entries))
+        entries, places = _entries(ends(upward), sigma[1:] ** 2, zeros), list(range(len(zeros)))
+        if sigma[0] == 0:
+            places[0] = at(upward, 1)
+            entries[0] = (0, {0: {0: alpha[1], "eps": sigma[1]}})  # z is x
+        return to_rows(upward, places, matrices(entries))
 
     return affine(lambda grid: ())._replace(plan=plan)
 
 
-def _entries(goals: Level, left: np.ndarray, noise_var: np.ndarray) -> Sequence[Entry]:
+def _entries(goals: Level, left: np.ndarray, noise_var: np.ndarray) -> list[Entry]:
     x, eps, noise = goals.alpha, np.sqrt(left), np.sqrt(noise_var)
     return [(i, {0: {"x": x[i], "eps": eps[i], "noise": noise[i]}}) for i in range(len(x))]
 
@@ -161,6 +162,8 @@ def reverse_rows(grid: Grid) -> Rows:
         "eps": mean_eps(grid),
         "log_beta": log_beta,
         "log_post": log_post,
+        # DDPM's fixedlarge table is [post_2, beta_2, ..., beta_T]: the decoder's is another one.
+        "log_large": np.where(grid.levels.sigma[1:] > 0, log_beta, log_post),
         "noisy": grid.levels.sigma[1:] > 0,
     }
     return to_rows(grid, range(len(log_beta)), coef)

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax import grids, samplers, schedules
-from diffjax.samplers.ancestral import log_variances, mean_eps, variances
+from diffjax import grids, likelihood, samplers, schedules
+from diffjax.samplers.ancestral import log_variances, mean_eps, reverse_rows, variances
 from diffjax.types import Prediction
 from tests import oracle
 
@@ -59,6 +59,10 @@ def test_fixedlarge_table_of_ddpm():
     log_beta, log_post = log_variances(g)
     assert np.exp(log_beta[::-1]) == pytest.approx(betas, rel=1e-9)
     assert log_post[-1] == log_post[-2] == pytest.approx(np.log(post[-2]))
+    table = np.append(post[-2], betas[1:])
+    row = jax.tree.map(np.asarray, reverse_rows(g))
+    found = likelihood.log_variance(None, row.coef, "fixedlarge")
+    assert np.exp(found[::-1]) == pytest.approx(table, rel=1e-5)
 
 
 def test_respaced_ddim_variances():
@@ -183,6 +187,17 @@ def test_inverse_ddim_undoes_ddim():
     back = samplers.sample(still, denoise, down, z, down.plan(g))
     assert np.asarray(z).std() == pytest.approx(np.asarray(x).std() / 0.5, rel=0.05)
     assert np.asarray(back) == pytest.approx(np.asarray(x), abs=0.02)
+
+
+@pytest.mark.parametrize("final", ["clean", "first"])
+def test_inverse_ddim_asks_about_levels_with_noise(final):
+    # At the data eps = (z - alpha x) / sigma is 0 / 0.
+    offset = int(final == "first")
+    g = grids.leading(schedules.linear(), 20, offset=offset, final=final)
+    rows = samplers.ddim_inverse().plan(g)
+    assert (rows.level.sigma > 0).all()
+    first = [0, *g.levels.t[-2:0:-1]] if final == "clean" else g.levels.t[:0:-1]
+    assert rows.level.t.tolist() == list(first)
 
 
 @pytest.mark.parametrize(("fraction", "name"), [(0.0, "fixedsmall"), (1.0, "fixedlarge")])
