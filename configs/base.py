@@ -26,6 +26,8 @@ def base() -> ConfigDict:
                 "batch_size": 128,
                 "flip": False,
                 "augment": 0.0,  # probability of each of EDM's augmentations
+                "threads": 2,  # that read ahead, in each process
+                "prefetch": 2,  # batches read ahead; those on the devices come on top
             },
             "network": {
                 "name": "unet",

@@ -326,10 +326,12 @@ def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
             step=step,
             # An augmentation flips by itself, and says so to the network.
             flip=cfg.data.flip and not cfg.data.get("augment", 0.0),
+            hints=hints,
+            num_threads=cfg.data.get("threads", 2),
+            prefetch=cfg.data.get("prefetch", 2),
             process_index=part,
             process_count=parts,
         )
-        host = host if hints is None else data.with_hints(host, hints)
         return data.device_prefetch(host, sharding)
 
     return start

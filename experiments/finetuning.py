@@ -39,7 +39,7 @@ from diffjax.pretrained.tokenizers import (
 )
 from diffjax.tasks.conditions import ENCODERS, make_clips
 from diffjax.tasks.lora import scale_of
-from diffjax.train.step import State
+from diffjax.train import State, hosts
 from experiments import common
 
 RANDOM = "random"  # in place of a model: untrained
@@ -246,7 +246,7 @@ def _check_tokenizer(cfg: ConfigDict, entry: str, found: Tokenizer) -> None:
 
 def keep_tokenizers(cfg: ConfigDict, folder: Path) -> None:
     """Store them in a workdir, so that its runs do not need the model's folder."""
-    if "model" not in cfg or cfg.data.name == "noise":
+    if "model" not in cfg or cfg.data.name == "noise" or not hosts.is_writer():
         return
     for entry, one in tokenizers(cfg).items():
         save_tokenizer(folder / _folder_of(entry), one)

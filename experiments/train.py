@@ -201,8 +201,9 @@ def main() -> None:
             "published models are fine-tuned by config.model.path (docs/stable_diffusion.md)"
         )
     check_workdir(folder)
-    source = common.source_of(cfg)
-    finetuning.keep_tokenizers(cfg, folder)
+    # The first process writes what the others read: a data set to prepare, tokenizers.
+    source = hosts.in_turn("data", lambda: common.source_of(cfg), seconds=24 * 3600)
+    hosts.in_turn("tokenizers", lambda: finetuning.keep_tokenizers(cfg, folder))
     given = frozen.load(cfg, folder, fresh=True)
     task = common.task_of(cfg)  # not before: a model may have settled the scale of its latents
     shapes = common.abstract_state(cfg, task)

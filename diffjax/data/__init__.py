@@ -1,7 +1,7 @@
 """Data sets by name, and batches that are a function of (seed, step)."""
 
 from diffjax.data.captions import Buckets
-from diffjax.data.conditions import Hints, make_hints, paired, with_hints
+from diffjax.data.conditions import Hints, make_hints, paired
 from diffjax.data.datasets import Source, from_arrays, load, names
 from diffjax.data.pipeline import (
     batch_at,
@@ -29,5 +29,4 @@ __all__ = [
     "paired",
     "to_float",
     "to_levels",
-    "with_hints",
 ]

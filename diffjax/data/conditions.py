@@ -17,7 +17,7 @@ Everything is NumPy, a function of the batch alone, and runs in the threads that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +56,6 @@ def make_hints(name: str, options: Mapping[str, Any] | None = None, *, channels:
         return out
 
     return hints
-
-
-def with_hints(batches: Iterable[Batch], hints: Hints) -> Iterator[dict[str, np.ndarray]]:
-    """Batches with ``hint``; closing the iterator closes ``batches``."""
-    try:
-        for batch in batches:
-            yield {**batch, "hint": hints(batch)}
-    finally:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
 
 
 def grey(images: np.ndarray) -> np.ndarray:

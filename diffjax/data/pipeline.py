@@ -77,6 +77,7 @@ def dataset(
     batch_size: int,
     seed: int,
     flip: bool = False,
+    hints: Callable[[Batch], np.ndarray] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.MapDataset:
@@ -88,6 +89,7 @@ def dataset(
         spans several epochs and repeats images.
       seed: of the order and of the flips, 0 to 2**32 - 1.
       flip: mirror each image left to right with probability 1/2, by (seed, position).
+      hints: what is computed of a batch as its "hint", see `diffjax.data.make_hints`.
       process_index: this process gets the contiguous rows process_index * B, ... of the global
         batch, B = batch_size / process_count. Concatenated, they are the batch of one process.
       process_count: number of processes.
@@ -107,6 +109,10 @@ def dataset(
     own = process_index * rows + np.arange(rows)
 
     def read(step: int, indices: np.ndarray) -> Batch:
+        batch = read_images(step, indices)
+        return batch if hints is None else {**batch, "hint": hints(batch)}
+
+    def read_images(step: int, indices: np.ndarray) -> Batch:
         batch = source.take(indices)
         if "image" not in batch:  # latents stand for the images
             return batch
@@ -171,6 +177,7 @@ def batch_at(
     batch_size: int,
     seed: int,
     flip: bool = False,
+    hints: Callable[[Batch], np.ndarray] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batch:
@@ -181,6 +188,7 @@ def batch_at(
         batch_size=batch_size,
         seed=seed,
         flip=flip,
+        hints=hints,
         process_index=process_index,
         process_count=process_count,
     )
@@ -196,6 +204,7 @@ def batches(
     flip: bool = False,
     num_threads: int = 2,
     prefetch: int = 2,
+    hints: Callable[[Batch], np.ndarray] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -216,6 +225,7 @@ def batches(
         batch_size=batch_size,
         seed=seed,
         flip=flip,
+        hints=hints,
         process_index=process_index,
         process_count=process_count,
     )

@@ -100,7 +100,8 @@ def ddim_inverse() -> Sampler:
         t, alpha, sigma, _ = (np.asarray(leaf)[::-1] for leaf in grid.levels)
         upward = grid._replace(levels=Level(t, alpha, sigma, np.arange(len(t))))
         zeros = np.zeros(len(t) - 1)
-        entries, places = _entries(ends(upward), sigma[1:] ** 2, zeros), list(range(len(zeros)))
+        entries = _entries(ends(upward), sigma[1:] ** 2, zeros)
+        places: list[int | Level] = list(range(len(zeros)))
         if sigma[0] == 0:
             places[0] = at(upward, 1)
             entries[0] = (0, {0: {0: alpha[1], "eps": sigma[1]}})  # z is x

@@ -11,6 +11,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from absl import logging
+
 MANIFEST = "manifest.json"
 LOCK = ".writer"
 
@@ -84,6 +86,10 @@ def sole_writer(folder: Path) -> Iterator[None]:
             raise BlockingIOError(
                 error.errno, f"{folder} is being written by {holder}; choose another workdir"
             ) from error
+        except OSError as error:  # some network file systems have no locks
+            logging.warning(
+                "%s cannot be locked (%s): nothing keeps a second run out", folder, error
+            )
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         stream.flush()

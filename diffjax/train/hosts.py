@@ -12,12 +12,14 @@ import re
 import selectors
 import socket
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 from absl import logging
 
 WAIT_SECONDS = 900.0  # of barriers and decisions: longer than the slowest checkpoint
+Value = TypeVar("Value")
 _numbers = itertools.count()  # every process asks the same questions in the same order
 
 
@@ -177,6 +179,26 @@ def barrier(name: str, *, seconds: float = WAIT_SECONDS) -> None:
             raise
         missing = sorted(map(int, found[1].split()))
         raise MissingProcess(_late(missing, name, seconds)) from error
+
+
+def in_turn(name: str, make: Callable[[], Value], *, seconds: float = WAIT_SECONDS) -> Value:
+    """What ``make`` gives, called by process 0 first, and by the others when its files are there.
+
+    Raises:
+        RuntimeError: in the others, with what went wrong in process 0.
+        MissingProcess: process 0 did not answer in time.
+    """
+    if is_writer():
+        try:
+            made = make()
+        except Exception as error:
+            agree(name, str(error) or repr(error), seconds=seconds)
+            raise
+        agree(name, "", seconds=seconds)
+        return made
+    if problem := agree(name, "", seconds=seconds):
+        raise RuntimeError(f"process 0: {problem}")
+    return make()
 
 
 def agree(name: str, value: str, *, seconds: float = WAIT_SECONDS) -> str:

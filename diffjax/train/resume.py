@@ -11,7 +11,8 @@ from diffjax.train.checkpoint import CheckpointMismatch
 
 # What does not change the values that a step computes.
 FREE = (
-    *("train", "sample", "eval", "mesh", "data.dir", "network.remat", "network.attention"),
+    *("train", "sample", "eval", "mesh", "network.remat", "network.attention"),
+    *("data.dir", "data.threads", "data.prefetch"),
     # Where frozen weights are; their hash is compared.
     *("autoencoder.weights", "control.base", "model.path", "model.tokenizer"),
 )

@@ -1,11 +1,13 @@
 """Hints of drawn pictures whose edges are known."""
 
+import threading
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffjax import data
-from diffjax.data import conditions, make_hints, paired, with_hints
+from diffjax.data import conditions, make_hints, paired
 
 
 def pictures(*planes):
@@ -122,21 +124,19 @@ def test_what_a_hint_needs_is_named():
         make_hints("canny", {"low": 0.5})(images)
 
 
-def test_batches_with_hints_close_what_they_read():
-    closed = []
+def test_hints_are_made_by_the_threads_that_read():
+    names, canny = set(), make_hints("canny")
 
-    def stream():
-        try:
-            while True:
-                yield {"image": pictures(disc()), "label": np.zeros(1)}
-        finally:
-            closed.append(True)
+    def hints(batch):
+        names.add(threading.current_thread().name)
+        return canny(batch)
 
-    batches = with_hints(stream(), make_hints("canny"))
+    batches = data.batches(data.load("digits"), batch_size=2, seed=0, hints=hints)
     batch = next(batches)
     assert set(batch) == {"image", "label", "hint"}
+    np.testing.assert_array_equal(batch["hint"], canny(batch))
     batches.close()
-    assert closed == [True]
+    assert names and threading.current_thread().name not in names
 
 
 @pytest.fixture

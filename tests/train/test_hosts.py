@@ -181,6 +181,24 @@ def test_hosts_with_scattered_rows_are_refused(monkeypatch):
         host_share(Placement(), 8)
 
 
+def test_the_first_process_goes_first(monkeypatch):
+    said = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "agree", lambda name, value, **_: said.append(value) or value)
+    assert hosts.in_turn("data", lambda: list(said)) == [] and said == [""]
+
+    def broken():
+        raise OSError("no data")
+
+    with pytest.raises(OSError, match="no data"):
+        hosts.in_turn("data", broken)
+    assert said == ["", "no data"]
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(hosts, "agree", lambda name, value, **_: "no data")
+    with pytest.raises(RuntimeError, match="process 0: no data"):
+        hosts.in_turn("data", pytest.fail)
+
+
 def test_tpu_hosts_are_joined(monkeypatch):
     from jax._src.clusters import cloud_tpu_cluster
 

@@ -1,5 +1,6 @@
 """What a workdir accepts: its own config and frozen weights, one writer, and numbers."""
 
+import errno
 import json
 import os
 import shutil
@@ -164,6 +165,15 @@ def test_a_second_writer_is_refused_by_name(workdir):
     assert int(_run(workdir, frozen=FROZEN).step) == 12
     with sole_writer(workdir):
         assert f"process {os.getpid()}" in (workdir / LOCK).read_text()
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("diffjax.train.files.fcntl.flock", flock)
+    with sole_writer(tmp_path):
+        assert "cannot be locked" in caplog.text
 
 
 def _log(workdir):
