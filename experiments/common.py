@@ -366,18 +366,19 @@ def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
 
 
 def restore_from(cfg: ConfigDict, task: Task, steps: Path) -> State:
-    """The newest valid checkpoint of a folder of checkpoints.
+    """The newest valid checkpoint of a folder of checkpoints, without the optimiser's state.
 
     Raises:
         UsageError: there is none.
     """
-    shapes = abstract_state(cfg, task)
+    shapes = abstract_state(cfg, task)._replace(opt=None)._asdict()
+    parts = shapes.keys() - {"opt"}
     abstract = with_sharding(shapes, tree_sharding(shapes, mesh_of(cfg)))
-    found = Checkpoints(steps).restore(abstract) if steps.is_dir() else None
+    found = Checkpoints(steps).restore(abstract, parts=parts) if steps.is_dir() else None
     if found is None:
         raise UsageError(f"there is no checkpoint in {steps}; train first with experiments.train")
     logging.info("using the checkpoint of step %d", found[0])
-    return found[1]
+    return State(**found[1])
 
 
 def untrained(cfg: ConfigDict, task: Task, frozen: Any = None) -> State:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,15 @@ def _differences(stored: PyTree, wanted: PyTree) -> list[str]:
     return found
 
 
-def _check(folder: Path, abstract: PyTree) -> None:
-    """See that a step holds the state that is wanted.
+def _check(folder: Path, abstract: PyTree, parts: Collection[str] | None) -> None:
+    """See that a step holds the state that is wanted, or those parts of one.
 
     Raises:
         CheckpointMismatch: it has other leaves, shapes or types.
     """
     stored = ocp.checkpointables_metadata(folder).metadata[STATE]
+    if parts is not None:
+        stored = {key: value for key, value in stored.items() if key in parts}
     if found := _differences(stored, abstract):
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise CheckpointMismatch(
@@ -287,6 +289,7 @@ class Checkpoints:
         *,
         step: int | None = None,
         fresh: Callable[[], PyTree] | None = None,
+        parts: Collection[str] | None = None,
     ) -> tuple[int, PyTree] | None:
         """The newest intact step (or the one asked for) and its state; None if there is none.
 
@@ -294,6 +297,7 @@ class Checkpoints:
             abstract: tree of `jax.ShapeDtypeStruct`, with shardings of any number of devices.
             fresh: gives the values of leaves that are not stored, or have another shape; types are
                 cast. Without it, leaves that differ are errors.
+            parts: names of what ``abstract`` is a dictionary of; the others are not read.
 
         Raises:
             CheckpointError: there are checkpoints but none is readable.
@@ -304,13 +308,16 @@ class Checkpoints:
             return None
         folder = self.folder / str(found)
         try:
-            _check(folder, abstract)
+            _check(folder, abstract, parts)
         except CheckpointMismatch as difference:
             if fresh is None:
                 raise
             logging.warning("overridden: %s", difference)
             return found, _read_matching(folder, fresh())
-        return found, ocp.load_checkpointables(folder, {STATE: abstract})[STATE]
+        context = ocp.Context()
+        context.pytree.loading.partial_load = parts is not None
+        with context:
+            return found, ocp.load_checkpointables(folder, {STATE: abstract})[STATE]
 
     def close(self) -> None:
         """Finish pending writes.

@@ -280,6 +280,15 @@ def test_another_shape_names_the_leaf(two_steps):
     assert "damaged" not in text
 
 
+def test_parts_are_read_without_the_others(two_steps):
+    abstract = {key: getattr(ABSTRACT, key) for key in ("step", "ema")}
+    step, found = Checkpoints(two_steps).restore(abstract, parts=abstract.keys())
+    assert found.keys() == abstract.keys()
+    assert_same(found["ema"], _state(step).ema)
+    with pytest.raises(CheckpointMismatch, match=r"ema.* is stored, not wanted"):
+        Checkpoints(two_steps).restore({**abstract, "ema": None}, parts=abstract.keys())
+
+
 def test_another_type_or_tree_is_refused(two_steps):
     for other, reason in [
         (
