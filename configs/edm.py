@@ -57,6 +57,7 @@ def imagenet64() -> ConfigDict:
     config.network.update(channels=192, multipliers=(1, 2, 3, 4), blocks=3, dropout=0.1)
     config.network.update(attention_levels=(1, 2, 3), head_channels=64, norm_eps=1e-5)
     config.network.update(scale_shift=True, resblock_updown=True, conditional=True)
+    config.network.update(flip_sin_to_cos=True, freq_shift=0.0)
     config.optim.update(lr=1e-4, warmup=10_000_000 // 4096, clip=0.0)
     config.ema.half_life = 50_000_000
     config.train.steps = 2_500_000_000 // 4096

@@ -142,12 +142,20 @@ def _conditions(cfg: ConfigDict, model: Diffusion) -> Callable[..., Any]:
             batch["label"] = np.asarray(chosen, np.int32)
         if text is not None:
             batch["text"] = text[index % len(text)]
-        raw = model.condition.take(batch, jax.random.key(int(index[0])))
+        raw = _taken(model, batch, index)  # each by itself: the holes of inpainting are random
         if hints is not None:
             raw = {**(raw or {}), "hint": hints(batch)}
         return jax.tree.map(np.asarray, raw)
 
     return make
+
+
+def _taken(model: Diffusion, batch: dict[str, Any], index: np.ndarray) -> Any:
+    def one(row: dict[str, Any], key: jax.Array) -> Any:
+        raw = model.condition.take(jax.tree.map(lambda leaf: leaf[None], row), key)
+        return jax.tree.map(lambda leaf: leaf[0], raw)
+
+    return jax.vmap(one)(batch, jax.vmap(jax.random.key)(jnp.asarray(index)))
 
 
 def _guidance(

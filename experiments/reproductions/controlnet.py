@@ -1,6 +1,6 @@
 """ControlNet by edges of Fashion-MNIST and by masks of shapes (Zhang et al. 2023, figure 8).
 
-Frozen bases; zero convolutions, Gaussian ones, ControlNet-lite, and no dropping of prompts.
+Frozen bases; zero convolutions, Gaussian ones, ControlNet-lite, and hardly any dropping of prompts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TEXTS = {
     "zero": "zero convolutions",
     "gaussian": "Gaussian convolutions",
     "lite": "lite",
-    "undropped": "zero convolutions, prompts never dropped",
+    "undropped": "zero convolutions, prompts dropped once in 1000",
 }
 MASKS = ("zero", "lite")
 PICTURES = (100, 200, 400)

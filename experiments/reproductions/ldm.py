@@ -197,10 +197,10 @@ def _at(data: Path, factor: str, seconds: float) -> np.ndarray:
 
 
 def _times(data: Path) -> tuple[float, float]:
-    """(early, late): when pixels were measured first, and when the first of all runs ended."""
+    """(early, late): when all runs had been measured once, and when the first of them ended."""
     curves = {f: [_curve(log)[0] for log in _logs(data, f)] for f in FACTORS}
     late = min(times[-1] for runs in curves.values() for times in runs)
-    return min(float(times[0]) for times in curves["f1"]), float(late)
+    return max(float(times[0]) for runs in curves.values() for times in runs), float(late)
 
 
 def _reconstructions(data: Path, name: str, key: str) -> np.ndarray:

@@ -293,7 +293,8 @@ The same prompts by a model with two text encoders that is told sizes (`shapes_x
 
 ![xl](pipelines-xl.png)
 
-The last fifth of the denoising done by a model that was trained on nothing else (`shapes_refiner`:
+The last fifth of the denoising done by a model that went on from that one and was trained further
+on these noise levels alone (`shapes_refiner`:
 {_told(data, "small-refiner")}):
 
 ![refined](pipelines-refined.png)

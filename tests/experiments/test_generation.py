@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffjax import data
-from experiments import common
+from experiments import common, generation
 
 SMALL = (
     *("train.steps=2", "train.sample_every=1", "train.evaluate_every=1", "train.log_every=1"),
@@ -45,6 +45,14 @@ def test_two_processes_look_at_their_model_in_training(tmp_path):
     log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2] and all(line["distance"] > 0 for line in log)
     assert len(list((tmp_path / "run" / "samples").glob("*.png"))) == 2
+
+
+def test_what_a_model_is_told_of_an_image_does_not_depend_on_its_batch():
+    cfg = common.load_config("configs/ldm.py:inpainting,smoke")
+    given = generation._conditions(cfg, common.diffusion_of(cfg))
+    four, two = (given(np.arange(first, 4), None, None)["hole"] for first in (0, 2))
+    assert 0 < four["hole"].mean() < 1 and (four["hole"][0] != four["hole"][1]).any()
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:], b), four, two)
 
 
 def test_a_mesh_of_another_machine_is_left_with_a_warning(caplog):
