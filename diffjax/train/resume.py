@@ -37,7 +37,9 @@ def check(stored: dict[str, Any], config: Any, frozen: str, *, override: bool = 
     Raises:
         CheckpointMismatch: with the values that differ.
     """
-    found = differences(stored.get("config"), as_json(config))
+    before, now = stored.get("config"), as_json(config)
+    found = differences(before, now)
+    _warn_of_the_decay(before, now)
     if stored.get("frozen", "") != frozen:
         old, new = (value[:12] or "none" for value in (stored.get("frozen", ""), frozen))
         found.append(f"frozen weights: {old} -> {new}")
@@ -50,6 +52,19 @@ def check(stored: dict[str, Any], config: Any, frozen: str, *, override: bool = 
             f"{text}. Use that config, or another workdir, or --config.train.override=true"
         )
     logging.warning("overridden: %s", text)
+
+
+def _warn_of_the_decay(before: Any, now: Any) -> None:
+    """More or fewer steps are free to be taken, but a decay ends with them."""
+    if not before or not now or now["optim"]["decay"] == "constant":
+        return
+    old, new = (config["train"]["steps"] for config in (before, now))
+    if old != new:
+        logging.warning(
+            "train.steps: %d -> %d: the learning rate, with optim.decay=%s, jumps to that of a run "
+            "of so many steps",
+            *(old, new, now["optim"]["decay"]),
+        )
 
 
 def differences(old: Any, new: Any) -> list[str]:

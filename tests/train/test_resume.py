@@ -69,6 +69,11 @@ def test_another_config_is_refused_with_a_diff(workdir, key, value, shown):
     assert int(_run(workdir, frozen=FROZEN, **{key: value, "train.override": True}).step) == 12
 
 
+def test_more_steps_under_a_decay_are_warned_of(workdir, caplog):
+    assert int(_run(workdir, frozen=FROZEN, **{"train.steps": 14}).step) == 14
+    assert "train.steps: 12 -> 14: the learning rate, with optim.decay=cosine" in caplog.text
+
+
 def test_what_changes_no_step_is_free(workdir):
     free = {"train.log_every": 1, "train.keep": 5, "sample.steps": 7, "data.dir": "/elsewhere"}
     assert int(_run(workdir, frozen=FROZEN, **free, **{"network.remat": "blocks"}).step) == 12
