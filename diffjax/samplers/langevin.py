@@ -49,8 +49,9 @@ def annealed_langevin(
 def predictor_corrector(inner: Sampler, *, snr: float = 0.16, corrections: int = 1) -> Sampler:
     """Langevin corrections before each row of another sampler (Song et al. 2021, algorithms 2-5).
 
-    ``z' = z + e score + sqrt(2 e) noise``, ``e = 2 alpha^2 (snr |noise| / |score|)^2`` with norms
-    per image; ``corrections`` network evaluations more a row.
+    ``z' = z + e score + sqrt(2 e) noise``, ``e = 2 a (snr |noise| / |score|)^2`` with norms per
+    image and ``a = 1 - beta = (alpha_t/alpha_s)^2`` of the step from t to s, which is 1 of exploding
+    variances; ``corrections`` network evaluations more a row.
 
     Raises:
         ValueError: negative snr, or no corrections.
@@ -65,7 +66,8 @@ def predictor_corrector(inner: Sampler, *, snr: float = 0.16, corrections: int =
         for k in range(1, corrections + 1):
             drawn = noise(row.level.i, k + 1)  # 0 is the row's own noise, 1 the prior's
             score = -denoise(z, row.level).eps / expand(row.level.sigma, z)
-            size = 2 * jnp.square(expand(row.level.alpha, z) * snr * norm(drawn) / norm(score))
+            ratio = expand(row.level.alpha / row.next.alpha, z)
+            size = 2 * jnp.square(ratio * snr * norm(drawn) / norm(score))
             z = z + size * score + jnp.sqrt(2 * size) * drawn
         return inner.step(noise, denoise, z, state, row)
 

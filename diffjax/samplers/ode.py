@@ -45,7 +45,7 @@ def heun(
     """EDM's sampler: Heun's method with churn (Karras et al. 2022, algorithm 2); 2N - 1 rows.
 
     Churn raises rho to ``rho (1 + gamma)``, ``gamma = min(s_churn / N, sqrt(2) - 1)`` where
-    ``s_tmin <= rho <= s_tmax``. Its noise is added by the row before, and at the first level by the
+    ``s_tmin <= rho <= s_tmax``, with N of the whole grid where this is a part of one. Its noise is added by the row before, and at the first level by the
     initial noise, which is drawn for the raised level.
 
     Raises:
@@ -56,7 +56,9 @@ def heun(
 
     def table(grid: Grid) -> Sequence[Entry]:
         rho, count = _rho(grid), len(grid.levels.t) - 1
-        gamma = np.where((s_tmin <= rho) & (rho <= s_tmax), min(s_churn / count, 2**0.5 - 1), 0)
+        gamma = np.where(
+            (s_tmin <= rho) & (rho <= s_tmax), min(s_churn / grid.steps, 2**0.5 - 1), 0
+        )
         gamma[~np.isfinite(rho) | (rho == 0)] = 0
         levels = [at(grid, k) for k in range(count + 1)]
         raised = [

@@ -168,6 +168,27 @@ def test_noisy_solvers_keep_the_gaussian(name):
 GAUSSIAN = oracle.gaussian(0.4, 0.3)
 
 
+def test_part_of_a_grid_is_churned_like_the_whole():
+    g, churn = grids.karras(schedules.edm(), 8), samplers.heun(s_churn=1.0)
+    part = churn.plan(grids.truncate(g, strength=0.5))
+    np.testing.assert_allclose(part.level.sigma, churn.plan(g).level.sigma[8:], rtol=1e-6)
+
+
+def test_the_corrector_steps_by_one_minus_beta():
+    # Song et al. 2021, algorithm 5: 2 alpha_i (r |z| / |g|)^2 with alpha_i = 1 - beta_i.
+    g = grids.full(schedules.linear())
+    rows = jax.tree.map(lambda leaf: leaf[0], samplers.ddim().plan(g))
+    drawn, eps = jnp.full((1, 4), 2.0), jnp.full((1, 4), 0.5)
+    still = samplers.ddim()._replace(step=lambda noise, denoise, z, state, row: (z, state))
+    pc = samplers.predictor_corrector(still, snr=0.16)
+    z, _ = pc.step(lambda i, k=0: drawn, lambda z, level: Prediction(z, eps), 0 * eps, (), rows)
+    score = -eps / g.levels.sigma[0]
+    size = 2 * (1 - 0.02) * (0.16 * 4 / np.linalg.norm(score)) ** 2
+    assert np.asarray(z) == pytest.approx(
+        np.asarray(size * score + np.sqrt(2 * size) * drawn), 1e-5
+    )
+
+
 def test_predictor_corrector_keeps_the_gaussian():
     grid = grids.uniform_logsnr(SCHEDULES["ve"], 100)
     images = 400
