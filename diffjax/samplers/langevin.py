@@ -50,8 +50,8 @@ def predictor_corrector(inner: Sampler, *, snr: float = 0.16, corrections: int =
     """Langevin corrections before each row of another sampler (Song et al. 2021, algorithms 2-5).
 
     ``z' = z + e score + sqrt(2 e) noise``, ``e = 2 a (snr |noise| / |score|)^2`` with norms per
-    image and ``a = 1 - beta = (alpha_t/alpha_s)^2`` of the step from t to s, which is 1 of exploding
-    variances; ``corrections`` network evaluations more a row.
+    image and ``a = 1 - beta = (alpha_t/alpha_s)^2`` of the step from t to s, which is 1 where
+    variances explode; ``corrections`` network evaluations more a row.
 
     Raises:
         ValueError: negative snr, or no corrections.

@@ -45,8 +45,9 @@ def heun(
     """EDM's sampler: Heun's method with churn (Karras et al. 2022, algorithm 2); 2N - 1 rows.
 
     Churn raises rho to ``rho (1 + gamma)``, ``gamma = min(s_churn / N, sqrt(2) - 1)`` where
-    ``s_tmin <= rho <= s_tmax``, with N of the whole grid where this is a part of one. Its noise is added by the row before, and at the first level by the
-    initial noise, which is drawn for the raised level.
+    ``s_tmin <= rho <= s_tmax``, with N of the whole grid where this is a part of one. Its noise is
+    added by the row before, and at the first level by the initial noise, which is drawn for the
+    raised level.
 
     Raises:
         ValueError: negative churn or noise.
