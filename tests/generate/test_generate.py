@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import diffjax
 from diffjax import generate, lora
 from diffjax.generate import images, program
-from diffjax.pretrained import save_lora
+from diffjax.pretrained import load_model, save_lora, save_model
 from tests.parity import generate_cases as g
 
 SIZE, KEYS = g.SIZE, (3, 4)
@@ -157,6 +158,19 @@ def test_a_folder_holds_all_of_it(pipe, made, compiled, tmp_path):
     np.testing.assert_array_equal(_make(loaded), made)
     assert not compiled
     assert loaded.parts.manifest["_class_name"] == "StableDiffusionPipeline"
+
+
+def test_controls_in_half_precision(pipe, made, tmp_path):
+    net = g.controls("sd1")[0]
+    pipe.save(tmp_path / "model")
+    save_model(tmp_path / "net", net.net, net.params, config=net.config)
+    half = diffjax.load(tmp_path / "model", dtype=jnp.bfloat16)
+    loaded = load_model(tmp_path / "net", dtype=jnp.bfloat16)
+    plain = _make(half)
+    controlled = _make(half, control=[generate.Control(loaded, g.picture())])
+    exact = _make(pipe, control=[generate.Control(net, g.picture())])
+    assert np.abs(controlled - plain).max() > 0.05
+    assert np.abs(controlled - exact).mean() < 0.02
 
 
 def test_the_compilation_cache_is_on(pipe, tmp_path, monkeypatch):

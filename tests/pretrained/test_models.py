@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from diffjax.pretrained import configs, load_model, save_model
 from diffjax.pretrained.files import open_folder, open_safetensors
 from diffjax.pretrained.state_dict import to_state_dict
-from tests.parity import ae_cases, sd_cases
+from tests.parity import ae_cases, generate_cases, sd_cases
 
 UNET = sd_cases.UNETS["sd1"]
 TEXT = sd_cases.TEXTS["clip"]
@@ -100,6 +100,26 @@ def test_type_and_placement(folder):
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
     assert model.net.dtype == jnp.bfloat16
     assert len(asked) == len(leaves) and ("conv_in.weight", (3, 3, 4, 8)) in asked
+
+
+KINDS = {
+    "UNet2DConditionModel": UNET,
+    "ControlNetModel": generate_cases.CONTROLS["sd1"],
+    "T2IAdapter": generate_cases.ADAPTERS["sd1"],
+    "AutoencoderKL": ae_cases.AUTOENCODERS["kl"],
+    "VQModel": ae_cases.AUTOENCODERS["vq"],
+    "CLIPTextModel": TEXT,
+    "CLIPTextModelWithProjection": sd_cases.TEXTS["openclip"],
+}
+
+
+@pytest.mark.parametrize("name", configs.KINDS)
+def test_every_kind_loads_in_half_precision(tmp_path, name):
+    save_model(tmp_path, *sd_cases.random_params(KINDS[name]), config=KINDS[name])
+    model = load_model(tmp_path, dtype=jnp.bfloat16)
+    assert configs.class_name(model.config) == name
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert getattr(model.net, "base", model.net).dtype == jnp.bfloat16
 
 
 def test_reading_holds_one_tensor_at_a_time(folder, monkeypatch):
