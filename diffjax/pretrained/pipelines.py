@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from absl import logging
 
 from diffjax.pretrained.configs import class_name
 from diffjax.pretrained.files import StrPath, inside, read_json, write_json
 from diffjax.pretrained.models import Model, Sharding, load_model, save_model
 from diffjax.pretrained.prompts import TextEncoder
+from diffjax.pretrained.scheduler_kinds import KINDS
 from diffjax.pretrained.single_file import load_single_file, open_single_file
 from diffjax.pretrained.tokenizers import OPEN_CLIP_PAD, load_tokenizer, save_tokenizer
 
@@ -107,12 +110,38 @@ def _from_folder(
         return TextEncoder(load_tokenizer(folder), model(name))
 
     vae_config = read_json(inside(inside(path, "vae"), "config.json"))
-    return Components(
+    parts = Components(
         model("unet"),
         model("vae", _vae_dtype(vae_config, dtype)),
         {name: text(name) for name in texts},
         read_json(inside(inside(path, "scheduler"), "scheduler_config.json")),
         manifest,
+    )
+    return parts if TEXTS[1] in texts else _mended(parts)
+
+
+def _mended(parts: Components) -> Components:
+    """A model of Stable Diffusion 1 or 2 with what diffusers' pipelines put right in old configs.
+
+    The first ones were written before these options existed, and mean other values than defaults.
+    """
+    wanted: dict[str, Any] = {"steps_offset": 1, "clip_sample": False}
+    if "Inpaint" in parts.manifest.get("_class_name", ""):
+        wanted["skip_prk_steps"] = True
+    kind = KINDS.get(parts.scheduler.get("_class_name", ""))
+    options = {**kind.defaults, **parts.scheduler} if kind else parts.scheduler
+    changes = {key: v for key, v in wanted.items() if options.get(key, v) != v}
+    unet, version = parts.unet, parts.unet.config.get("_diffusers_version", DIFFUSERS)
+    side = unet.config.get("sample_size")
+    sized = {}
+    if [int(n) for n in re.findall(r"\d+", version)[:2]] < [0, 9] and isinstance(side, int):
+        sized = {"sample_size": 64} if side < 64 else {}
+    if changes or sized:
+        said = ", ".join(f"{key}={value}" for key, value in {**changes, **sized}.items())
+        logging.warning("configs of this model are outdated; as in diffusers, %s", said)
+    return parts._replace(
+        scheduler={**parts.scheduler, **changes},
+        unet=unet._replace(config={**unet.config, **sized}),
     )
 
 
@@ -130,7 +159,7 @@ def _from_file(
             f"{path.name} holds no tokenizer: say where one is (tokenizer=FOLDER, with "
             "tokenizer.json or vocab.json and merges.txt)"
         )
-    names = [name for name in found if name != "vae"]
+    names = [name for name in ("unet", *TEXTS) if name in found]  # maybe a ControlNet is there too
     models = load_single_file(path, parts=names, dtype=dtype, sharding=sharding)
     vae_dtype = _vae_dtype(found["vae"].config, dtype)
     models |= load_single_file(path, parts=["vae"], dtype=vae_dtype, sharding=sharding)

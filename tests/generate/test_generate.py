@@ -326,6 +326,33 @@ def test_folders_that_lack_a_part(pipe, tmp_path):
         diffjax.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("family", "kind", "scheduler", "mended"),
+    [
+        ("sd1", "PNDM", {}, {"steps_offset": 1}),
+        ("sd1-inpainting", "PNDM", {}, {"steps_offset": 1, "skip_prk_steps": True}),
+        ("sd1", "DDIM", {}, {"steps_offset": 1, "clip_sample": False}),
+        ("sd1", "DDIM", {"steps_offset": 1, "clip_sample": False}, {}),
+        ("sd1", "DPMSolverSinglestep", {}, {}),
+        ("xl", "DDIM", {}, {}),
+    ],
+)
+def test_old_configs_are_mended(tmp_path, caplog, family, kind, scheduler, mended):
+    """As by the pipelines of diffusers, those of XL excepted."""
+    parts, given = g.components(family), {"_class_name": f"{kind}Scheduler", **scheduler}
+    config = {**parts.unet.config, "sample_size": 32, "_diffusers_version": "0.6.0"}
+    old = parts._replace(scheduler=given, unet=parts.unet._replace(config=config))
+    generate.Pipeline(old).save(tmp_path)
+    with caplog.at_level("WARNING"):
+        loaded = diffjax.load(tmp_path)
+    assert loaded.parts.scheduler == given | mended
+    assert loaded.parts.unet.config["sample_size"] == (32 if family == "xl" else 64)
+    assert all(f"{key}={value}" in caplog.text for key, value in mended.items())
+    config = {**config, "_diffusers_version": "0.9.0"}
+    generate.Pipeline(old._replace(unet=old.unet._replace(config=config))).save(tmp_path)
+    assert diffjax.load(tmp_path).parts.unet.config["sample_size"] == 32
+
+
 def test_all_that_is_asked_for_is_described():
     names = [field.name for field in dataclasses.fields(generate.Request)]
     for name in names:
