@@ -182,6 +182,14 @@ def test_styles_of_text_encoders(tmp_path, text, style):
     _assert_equal(load_model(tmp_path).params, text[1])
 
 
+@pytest.mark.parametrize("kind", ["UNet2DConditionModel", "ControlNetModel", "AutoencoderKL"])
+def test_what_an_average_leaves_in_a_config(kind):
+    """Of diffusers' EMAModel, as in SDXL's inpainting model."""
+    left = dict(decay=0.9999, inv_gamma=1.0, min_decay=0.0, optimization_step=37000, power=0.67)
+    left |= dict(update_after_step=0, use_ema_warmup=False)
+    assert configs.build({**KINDS[kind], **left}) == configs.build(KINDS[kind])
+
+
 # ---- what is refused ----------------------------------------------------------------------------
 
 
