@@ -332,6 +332,7 @@ def test_folders_that_lack_a_part(pipe, tmp_path):
         ("sd1", "PNDM", {}, {"steps_offset": 1}),
         ("sd1-inpainting", "PNDM", {}, {"steps_offset": 1, "skip_prk_steps": True}),
         ("sd1", "DDIM", {}, {"steps_offset": 1, "clip_sample": False}),
+        ("sd1-inpainting", "DDIM", {}, {"steps_offset": 1}),
         ("sd1", "DDIM", {"steps_offset": 1, "clip_sample": False}, {}),
         ("sd1", "DPMSolverSinglestep", {}, {}),
         ("xl", "DDIM", {}, {}),
