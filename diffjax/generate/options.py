@@ -110,10 +110,12 @@ class Control(NamedTuple):
 
     Attributes:
         net: the network.
-        image: PIL image(s), uint8 or floats in [0, 1]; brought to the size of the output.
+        image: PIL image(s), uint8 or floats in [0, 1], and -1 where inpainting ControlNets are to
+            fill in; brought to the size of the output.
         scale: factor of its residuals.
         start, end: the part of the evaluations in which it acts.
-        balance: one of `diffjax.control.BALANCES`, such as ``guess``.
+        balance: one of `diffjax.control.BALANCES`, such as ``guess``, which ControlNets that pool
+            their residuals (``global_pool_conditions``) always have.
     """
 
     net: Model

@@ -126,7 +126,9 @@ def _mended(parts: Components) -> Components:
     The first ones were written before these options existed, and mean other values than defaults.
     """
     inpaints = "Inpaint" in parts.manifest.get("_class_name", "")
-    wanted = {"steps_offset": 1} | ({"skip_prk_steps": True} if inpaints else {"clip_sample": False})
+    wanted = {"steps_offset": 1} | (
+        {"skip_prk_steps": True} if inpaints else {"clip_sample": False}
+    )
     kind = KINDS.get(parts.scheduler.get("_class_name", ""))
     options = {**kind.defaults, **parts.scheduler} if kind else parts.scheduler
     changes = {key: v for key, v in wanted.items() if options.get(key, v) != v}

@@ -303,6 +303,32 @@ def test_images_and_masks_are_brought_to_the_size(pipe):
     assert uneven.shape == (2, 24, 18, 3)
 
 
+def test_photographs_are_upright():
+    turned, upright = PIL.Image.fromarray(g.picture()[:, :12]), np.rot90(g.picture()[:, :12], -1)
+    turned.getexif()[0x0112] = 6  # to be turned right
+    np.testing.assert_array_equal(images.read(turned)[0][0], upright / np.float32(255))
+
+
+def test_hints_may_mark_pixels():
+    hint = np.full((4, 4, 3), 0.5, np.float32)
+    hint[:2] = -1
+    np.testing.assert_array_equal(images.read(hint, low=-1)[0][0], hint)
+    large = images.read(hint, size=(8, 8), low=-1)[0][0]
+    np.testing.assert_array_equal(large, hint.repeat(2, 0).repeat(2, 1))
+    with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
+        images.read(hint)
+
+
+def test_controls_that_pool_always_guess(pipe):
+    net = g.controls("sd1")[0]
+    pooled = net._replace(net=net.net.clone(pool=True))
+    marked = np.full((SIZE, SIZE, 3), -1.0)
+    given = [generate.Control(pooled, marked), generate.Control(net, g.picture())]
+    stage = pipe._stage(generate.Request("cat", control=given, size=SIZE))
+    assert [balance for _, balance in stage.program.nets] == ["guess", "balanced"]
+    assert stage.inputs["controls"][0]["hint"].max() == -1
+
+
 def test_sides_that_do_not_halve(pipe):
     assert _make(pipe, size=(SIZE + 2, SIZE)).shape == (2, SIZE + 2, SIZE, 3)
 
