@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from absl import logging
 
 from diffjax.pretrained.configs import class_name
-from diffjax.pretrained.files import StrPath, inside, read_json, write_json
+from diffjax.pretrained.files import (
+    StrPath,
+    Weights,
+    inside,
+    open_safetensors,
+    read_json,
+    write_json,
+)
 from diffjax.pretrained.models import Model, Sharding, load_model, save_model
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.scheduler_kinds import KINDS
@@ -37,6 +44,7 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 DIFFUSERS = "0.42.1"  # whose layout we write; loading an inpainting model asks for it
 _SAMPLE_SIZES = {"v1": 64, "v2": 96, "xl": 128, "refiner": 128}
+_BASE_STEP = 875000  # the step of SD 2's 512-pixel base, by which diffusers knows it too
 
 
 class Components(NamedTuple):
@@ -73,7 +81,8 @@ def load_components(
         variant: part of the file names in a folder, such as ``"fp16"``.
         tokenizer: folder of the CLIP tokenizer; single files hold none.
         prediction: ``epsilon`` or ``v_prediction``, if the scheduler's config is to be overruled;
-            single files of SD 2 do not say, and count as v_prediction (512-base is epsilon).
+            single files of SD 2 seldom say, and count as v_prediction at 768 pixels; with epsilon
+            as the base model of 512.
         sharding: see `load_model`.
 
     Raises:
@@ -84,7 +93,7 @@ def load_components(
     if source.is_dir():
         parts = _from_folder(source, dtype, variant, sharding)
     else:
-        parts = _from_file(source, dtype, tokenizer, sharding)
+        parts = _from_file(source, dtype, tokenizer, prediction, sharding)
     if prediction:
         parts = parts._replace(scheduler={**parts.scheduler, "prediction_type": prediction})
     return parts
@@ -152,7 +161,11 @@ def _vae_dtype(config: Mapping[str, Any], dtype: Any) -> Any:
 
 
 def _from_file(
-    path: Path, dtype: Any, tokenizer: StrPath | None, sharding: Sharding | None
+    path: Path,
+    dtype: Any,
+    tokenizer: StrPath | None,
+    prediction: str | None,
+    sharding: Sharding | None,
 ) -> Components:
     family, found = open_single_file(path)
     if tokenizer is None:
@@ -170,15 +183,25 @@ def _from_file(
         pad = OPEN_CLIP_PAD if open_clip else None
         texts[name] = TextEncoder(load_tokenizer(tokenizer, pad=pad), models[name])
     unet = models["unet"]
-    unet.config["sample_size"] = _SAMPLE_SIZES[family]
-    guess = family == "v2" and unet.config["in_channels"] == 4
-    scheduler = {
-        **_SCHEDULE,
-        **_SCHEDULERS[family],
-        "prediction_type": "v_prediction" if guess else "epsilon",
-    }
+    scheduler = _scheduler(open_safetensors(path), family, unet.config["in_channels"])
+    base = family == "v2" and (prediction or scheduler["prediction_type"]) == "epsilon"
+    unet.config["sample_size"] = _SAMPLE_SIZES["v1" if base else family]
     parts = Components(unet, models["vae"], texts, scheduler, {})
     return parts._replace(manifest=make_manifest(parts))
+
+
+def _scheduler(weights: Weights, family: str, channels: int) -> dict[str, Any]:
+    """The scheduler of a file's family, and what keys of the file that are no weights say of it."""
+    config = {**_SCHEDULE, **_SCHEDULERS[family]}
+    base = "global_step" in weights and weights["global_step"].item() == _BASE_STEP
+    guess = family == "v2" and channels == 4 and not base
+    config["prediction_type"] = "v_prediction" if guess or "v_pred" in weights else "epsilon"
+    if {"v_pred", "ztsnr"} <= set(weights):
+        # No signal is left at the last time, which has to be visited (Lin et al. 2023). PNDM does
+        # not know of it.
+        config |= dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+        config["_class_name"] = config["_class_name"].replace("PNDM", "DDIM")
+    return config
 
 
 def make_manifest(parts: Components) -> dict[str, Any]:
