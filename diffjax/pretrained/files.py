@@ -204,13 +204,15 @@ def read_json(path: Path) -> dict[str, Any]:
 def inside(folder: Path, name: str) -> Path:
     """A file of a folder, given by a name from elsewhere.
 
-    The blobs of a Hugging Face cache count as part of the folders that link to them.
+    Neither names in files nor links in folders that someone else made may lead to other files of
+    this machine; where the folder itself was reached by a link is the caller's business. The blobs
+    of a Hugging Face cache count as part of the folders that link to them.
 
     Raises:
         ValueError: the name, or the target of a link, leaves the folder.
     """
-    path, roots = folder / name, [folder.resolve()]
-    cached = [p.parent for p in folder.absolute().parents if p.name == "snapshots"]
+    path, here = folder / name, folder.resolve()
+    cached, roots = [p.parent for p in here.parents if p.name == "snapshots"], [here]
     roots += [(p / "blobs").resolve() for p in cached if (p / "blobs").is_dir()]
     if Path(name).name != name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is not the name of a file in {folder}")
