@@ -17,6 +17,7 @@ from diffjax.pretrained.files import (
     inside,
     open_safetensors,
     read_json,
+    weights_file,
     write_json,
 )
 from diffjax.pretrained.models import Model, Sharding, load_model, save_model
@@ -44,6 +45,12 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 DIFFUSERS = "0.42.1"  # whose layout we write; loading an inpainting model asks for it
 _SAMPLE_SIZES = {"v1": 64, "v2": 96, "xl": 128, "refiner": 128}
+# Models that are not supported, by the channels that they are given beside latents.
+_TAKES = {
+    1: ", as models with depth do",
+    3: ", as upscalers do",
+    4: ", as models that edit by instruction (InstructPix2Pix) do",
+}
 _BASE_STEP = 875000  # the step of SD 2's 512-pixel base, by which diffusers knows it too
 
 
@@ -78,7 +85,8 @@ def load_components(
     Args:
         dtype: of weights and computation. The autoencoder stays float32 where its config says that
             it overflows in float16.
-        variant: part of the file names in a folder, such as ``"fp16"``.
+        variant: part of the file names in a folder, such as ``"fp16"``; networks without files of
+            that name have their others read, if there is one that has.
         tokenizer: folder of the CLIP tokenizer; single files hold none.
         prediction: ``epsilon`` or ``v_prediction``, if the scheduler's config is to be overruled;
             single files of SD 2 seldom say, and count as v_prediction at 768 pixels; with epsilon
@@ -111,14 +119,22 @@ def _from_folder(
             f"{path} is no text-to-image model: it lacks {', '.join(absent or TEXTS[:1])}"
         )
 
+    folders = {name: inside(path, name) for name in ("unet", "vae", *texts)}
+    have = [name for name, folder in folders.items() if weights_file(folder, variant)]
+
     def model(name: str, kind: Any = dtype) -> Model:
-        return load_model(inside(path, name), variant=variant, dtype=kind, sharding=sharding)
+        falls_back = bool(variant and have) and name not in have
+        if falls_back:
+            logging.warning("%s has no weights of variant %s; its others are read", name, variant)
+        chosen = None if falls_back else variant
+        return load_model(folders[name], variant=chosen, dtype=kind, sharding=sharding)
 
     def text(name: str) -> TextEncoder:
         folder = inside(path, name.replace("text_encoder", "tokenizer"))
         return TextEncoder(load_tokenizer(folder), model(name))
 
-    vae_config = read_json(inside(inside(path, "vae"), "config.json"))
+    vae_config = read_json(inside(folders["vae"], "config.json"))
+    _check_channels(read_json(inside(folders["unet"], "config.json")), vae_config)
     parts = Components(
         model("unet"),
         model("vae", _vae_dtype(vae_config, dtype)),
@@ -127,6 +143,20 @@ def _from_folder(
         manifest,
     )
     return parts if TEXTS[1] in texts else _mended(parts)
+
+
+def _check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the UNet is given something else beside latents than what is to be filled in.
+    """
+    latents, channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
+    extra = channels - latents
+    if extra not in (0, latents + 1):
+        raise ValueError(
+            f"this UNet takes {channels} channels{_TAKES.get(extra, '')}, which is not supported: "
+            f"there must be {latents}, or {2 * latents + 1} of models that fill in"
+        )
 
 
 def _mended(parts: Components) -> Components:
@@ -173,6 +203,7 @@ def _from_file(
             f"{path.name} holds no tokenizer: say where one is (tokenizer=FOLDER, with "
             "tokenizer.json or vocab.json and merges.txt)"
         )
+    _check_channels(found["unet"].config, found["vae"].config)
     names = [name for name in ("unet", *TEXTS) if name in found]  # maybe a ControlNet is there too
     models = load_single_file(path, parts=names, dtype=dtype, sharding=sharding)
     vae_dtype = _vae_dtype(found["vae"].config, dtype)
