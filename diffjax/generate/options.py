@@ -154,8 +154,8 @@ class Size(NamedTuple):
     """Size of the output, and what XL is told about sizes (its micro-conditioning).
 
     Attributes:
-        height, width: of the output, in pixels, to which images and masks are brought; if 0, those
-            of the image, or the model's own.
+        height, width: of the output, in pixels, to which images and masks are brought; one that is
+            0 is that of the image, or the model's own.
         original, target: (height, width); that of the output if None.
         crop: (top, left).
         aesthetic: score told to a refiner.

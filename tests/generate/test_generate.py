@@ -1,6 +1,7 @@
 """Generations by a model in small: what depends on what, what is compiled, what is refused."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -248,6 +249,8 @@ WRONG = {
     "num": (dict(num=0), "num must be at least 1"),
     "size": (dict(size=SIZE + 1), r"multiples of 2, got \(17, 17\)"),
     "keys": (dict(key=(1, 2, 3)), "2 images, but 3 keys"),
+    "seed": (dict(key=2**32), r"seeds must lie in \[0, 2\^32\), got 4294967296"),
+    "seeds": (dict(key=(1, -1)), r"seeds must lie in \[0, 2\^32\), got -1"),
     "latents": (dict(latents=np.zeros((1, 8, 8, 4))), "latents must be"),
     "output": (dict(output="jpg"), "unknown output 'jpg'"),
     "sampler": (dict(sampler="ddum"), "unknown sampler 'ddum'; choose one of ddim"),
@@ -331,6 +334,59 @@ def test_controls_that_pool_always_guess(pipe):
 
 def test_sides_that_do_not_halve(pipe):
     assert _make(pipe, size=(SIZE + 2, SIZE)).shape == (2, SIZE + 2, SIZE, 3)
+
+
+def test_one_side_alone_is_asked_for(pipe):
+    def size(pipe=pipe, image=None, **asked):
+        request = generate.Request("cat", size=generate.Size(**asked), image=image)
+        return generate.scene.make(pipe, request).size[:2]
+
+    assert size() == (SIZE, SIZE)
+    assert size(height=SIZE + 2) == (SIZE + 2, SIZE)
+    assert size(width=SIZE + 2) == (SIZE, SIZE + 2)
+    assert size(width=SIZE, image=generate.Image(_picture(24, 20, 3))) == (24, SIZE)
+    config = {key: v for key, v in pipe.parts.unet.config.items() if key != "sample_size"}
+    unsaid = pipe.parts._replace(unet=pipe.parts.unet._replace(config=config))
+    assert size(generate.Pipeline(unsaid), height=4, width=6) == (4, 6)
+    with pytest.raises(ValueError, match="does not say its size"):
+        size(generate.Pipeline(unsaid), height=4)
+
+
+def test_a_variant_may_be_there_for_some_networks_only(pipe, tmp_path, caplog):
+    pipe.save(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no weights of variant 'fp16'"):
+        diffjax.load(tmp_path, variant="fp16")
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with caplog.at_level("WARNING"):
+        loaded = diffjax.load(tmp_path, variant="fp16")
+    assert "vae has no weights of variant fp16" in caplog.text
+    assert "unet has no" not in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, loaded.parts.unet.params, pipe.parts.unet.params)
+
+
+def test_an_empty_negative_prompt_is_zero_for_xl_unless_the_model_says_otherwise(pipe):
+    def null(pipe, **says):
+        manifest = {k: v for k, v in pipe.parts.manifest.items() if not k.startswith("force_")}
+        other = generate.Pipeline(pipe.parts._replace(manifest=manifest | says))
+        size = generate.Size(SIZE, SIZE)
+        request = generate.Request("cat")
+        return generate.conditions.make(other, request, size, guided=True)[1]["context"]
+
+    xl = g.pipeline("xl")
+    assert not null(xl).any() and not null(xl, force_zeros_for_empty_prompt=True).any()
+    assert null(xl, force_zeros_for_empty_prompt=False).any() and null(pipe).any()
+
+
+@pytest.mark.parametrize(
+    ("channels", "kind"), [(8, "InstructPix2Pix"), (5, "depth"), (7, "upscalers"), (6, "")]
+)
+def test_models_that_are_given_something_else_are_refused(pipe, tmp_path, channels, kind):
+    config = {**pipe.parts.unet.config, "in_channels": channels}
+    pipe.save(tmp_path)
+    (tmp_path / "unet/config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"takes {channels} channels.*{kind}.*not supported"):
+        diffjax.load(tmp_path)
 
 
 def test_a_model_that_fills_in_needs_a_mask():
