@@ -231,8 +231,9 @@ def _stored_alpha(module: str, stored: Mapping[str, Any], rank: int) -> float | 
         if f".{module}".endswith(f".{name}"):
             alpha = own
             break
-    rooted = alpha is not None and stored.get(f"{part}.use_rslora")
-    return alpha * math.sqrt(rank) if rooted else alpha
+    if alpha is not None and stored.get(f"{part}.use_rslora"):
+        return alpha * math.sqrt(rank)
+    return alpha
 
 
 def _delta(
