@@ -25,6 +25,7 @@ from tqdm import tqdm
 import diffjax
 from diffjax import control, generate
 from diffjax.pretrained import load_model, load_single_file
+from diffjax.pretrained.files import weights_file
 from diffjax.pretrained.models import Model
 from experiments import common
 
@@ -168,10 +169,15 @@ def _open(path: str) -> PIL.Image.Image:
         return picture
 
 
-def load_controlnet(path: str, dtype: Any) -> Model:
-    """A ControlNet or T2I-Adapter from a diffusers folder, or the former from a single file."""
+def load_controlnet(path: str, dtype: Any, variant: str | None = None) -> Model:
+    """A ControlNet or T2I-Adapter from a diffusers folder, or the former from a single file.
+
+    Weights of the variant, if there are any, since that is said of the model.
+    """
     if Path(path).is_dir():
-        return load_model(path, dtype=dtype)
+        return load_model(
+            path, dtype=dtype, variant=variant if weights_file(path, variant) else None
+        )
     return load_single_file(path, parts=["controlnet"], dtype=dtype)["controlnet"]
 
 
@@ -194,7 +200,10 @@ def make_request(chosen: Settings) -> generate.Request:
     dtype = jnp.dtype(chosen["dtype"])
     nets = [
         generate.Control(
-            load_controlnet(net, dtype), _open(file), *numbers, balance=chosen["balance"]
+            load_controlnet(net, dtype, chosen["variant"]),
+            _open(file),
+            *numbers,
+            balance=chosen["balance"],
         )
         for net, file, numbers in map(read_control, chosen["control"])
     ]

@@ -185,7 +185,7 @@ def main() -> None:
         raise common.UsageError("--model is needed")
     pipe = command.load(chosen, chosen["model"])
     path, dtype = flags.FLAGS.controlnet, jnp.dtype(chosen["dtype"])
-    net = command.load_controlnet(path, dtype) if path else None
+    net = command.load_controlnet(path, dtype, chosen["variant"]) if path else None
     logging.info("http://%s:%d", values.host, values.port)
     build(pipe, net).launch(
         server_name=values.host, server_port=values.port, share=False, quiet=True

@@ -36,7 +36,7 @@ def make(pipe: Pipeline, request: Request, size: Size, *, guided: bool) -> tuple
     cond = _condition(pipe, prompt, request.num, size)
     if not guided:
         return cond, {}
-    if listed is None and pipe.parts.manifest.get("force_zeros_for_empty_prompt", False):
+    if listed is None and pipe.parts.manifest.get("force_zeros_for_empty_prompt", pipe.is_xl):
         nothing: Embedding = jax.tree.map(jnp.zeros_like, prompt)
     elif isinstance(listed, Embedding):
         nothing = listed

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 
 from diffjax.types import Array, choose
 
@@ -13,14 +14,16 @@ Side = tuple[int, int]  # height and width
 
 
 def read(
-    value: Any, *, channels: int = 3, latents: int = 4, size: Side | None = None
+    value: Any, *, channels: int = 3, latents: int = 4, size: Side | None = None, low: float = 0
 ) -> tuple[np.ndarray, bool]:
     """Images as (N, H, W, C) float32 in [0, 1], or latents as they are; and whether they are.
 
     Args:
-        value: PIL image(s), uint8 or floats in [0, 1] of shape ([N,] H, W, C), or float latents
-            ([N,] h, w, latents).
+        value: PIL image(s), upright as their EXIF data say, uint8 or floats in [0, 1] of shape
+            ([N,] H, W, C), or float latents ([N,] h, w, latents).
         size: (H, W) that images are brought to, by Lanczos' filter as in diffusers.
+        low: what floats may be at least. Values below 0 are marks, such as -1 of pixels that a
+            ControlNet is to fill in, and are not blended with their neighbours.
 
     Raises:
         ValueError: it is none of these.
@@ -39,34 +42,39 @@ def read(
             f"images must be PIL images, or arrays ([N,] H, W, {channels}), or latents ([N,] h, w, "
             f"{latents}) of floats; got an array of {array.dtype} {array.shape}"
         )
-    array = array if array.dtype == np.uint8 else _unit(array, "images")
-    return _unit(array if size is None else _resized(array, size), "images"), False
+    array = array if array.dtype == np.uint8 else _unit(array, "images", low)
+    return _unit(array if size is None else _resized(array, size), "images", low), False
 
 
 def _array(one: Any, channels: int, size: Side | None) -> np.ndarray:
     if isinstance(one, PIL.Image.Image):
-        one = one.convert("RGB" if channels == 3 else "L")
-        one = np.asarray(one if size is None else _lanczos(one, size))
+        one = PIL.ImageOps.exif_transpose(one).convert("RGB" if channels == 3 else "L")
+        one = np.asarray(one if size is None else _scaled(one, size))
         return one if one.ndim == 3 else one[..., None]
     return np.asarray(one)
 
 
 def _resized(array: np.ndarray, size: Side) -> np.ndarray:
-    """Images (N, H, W, C), uint8 or float32 in [0, 1], of another size."""
+    """Images (N, H, W, C), uint8 or float32, of another size."""
     if array.shape[1:3] == size:
         return array
+    smooth = array.min() >= 0
     planes = np.moveaxis(array, -1, 1).reshape(-1, *array.shape[1:3])
-    planes = np.stack([np.asarray(_lanczos(PIL.Image.fromarray(one), size)) for one in planes])
+    planes = np.stack(
+        [np.asarray(_scaled(PIL.Image.fromarray(one), size, smooth)) for one in planes]
+    )
     out = np.moveaxis(planes.reshape(len(array), array.shape[-1], *size), 1, -1)
-    return out if out.dtype == np.uint8 else np.clip(out, 0, 1)  # the filter overshoots
+    # The filter overshoots.
+    return np.clip(out, 0, 1) if smooth and out.dtype != np.uint8 else out
 
 
-def _lanczos(image: PIL.Image.Image, size: Side) -> PIL.Image.Image:
-    return image.resize(size[::-1], PIL.Image.Resampling.LANCZOS)
+def _scaled(image: PIL.Image.Image, size: Side, smooth: bool = True) -> PIL.Image.Image:
+    filters = PIL.Image.Resampling
+    return image.resize(size[::-1], filters.LANCZOS if smooth else filters.NEAREST)
 
 
-def _unit(array: np.ndarray, name: str) -> np.ndarray:
-    """uint8, bool or floats as float32 in [0, 1].
+def _unit(array: np.ndarray, name: str, low: float = 0) -> np.ndarray:
+    """uint8, bool or floats as float32 in [low, 1].
 
     Raises:
         ValueError: another type, or values outside.
@@ -74,10 +82,10 @@ def _unit(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array.astype(np.float32) / np.float32(255)
     if array.dtype.kind not in "fb":
-        raise ValueError(f"{name} must be uint8 or floats in [0, 1], got {array.dtype}")
+        raise ValueError(f"{name} must be uint8 or floats in [{low}, 1], got {array.dtype}")
     array = array.astype(np.float32)
-    if not (array.min() >= 0 and array.max() <= 1):
-        raise ValueError(f"{name} must lie in [0, 1], got {array.min()} .. {array.max()}")
+    if not (array.min() >= low and array.max() <= 1):
+        raise ValueError(f"{name} must lie in [{low}, 1], got {array.min()} .. {array.max()}")
     return array
 
 

@@ -110,10 +110,12 @@ class Control(NamedTuple):
 
     Attributes:
         net: the network.
-        image: PIL image(s), uint8 or floats in [0, 1]; brought to the size of the output.
+        image: PIL image(s), uint8 or floats in [0, 1], and -1 where inpainting ControlNets are to
+            fill in; brought to the size of the output.
         scale: factor of its residuals.
         start, end: the part of the evaluations in which it acts.
-        balance: one of `diffjax.control.BALANCES`, such as ``guess``.
+        balance: one of `diffjax.control.BALANCES`, such as ``guess``, which ControlNets that pool
+            their residuals (``global_pool_conditions``) always have.
     """
 
     net: Model
@@ -152,8 +154,8 @@ class Size(NamedTuple):
     """Size of the output, and what XL is told about sizes (its micro-conditioning).
 
     Attributes:
-        height, width: of the output, in pixels, to which images and masks are brought; if 0, those
-            of the image, or the model's own.
+        height, width: of the output, in pixels, to which images and masks are brought; one that is
+            0 is that of the image, or the model's own.
         original, target: (height, width); that of the output if None.
         crop: (top, left).
         aesthetic: score told to a refiner.

@@ -168,13 +168,15 @@ def controls(
     nets, given = [], []
     for one in request.control:
         choose("balance", one.balance, control.BALANCES)
+        # Means over all pixels only make sense on the conditional half, as in diffusers.
+        balance = "guess" if getattr(one.net.net, "pool", False) else one.balance
         channels = one.net.net.hint_channels
-        hint = images.read(one.image, channels=channels, latents=0, size=size)[0]
+        hint = images.read(one.image, channels=channels, latents=0, size=size, low=-1)[0]
         if len(hint) > 1:
             hint = images.spread(hint, request.num, request.count(), "control image")
         strength = np.zeros(len(rows.level.t), np.float32)
         strength[:count] = one.scale * control.window(count, one.start, one.end)
-        nets.append((one.net.net, one.balance))
+        nets.append((one.net.net, balance))
         if isinstance(one.net.net, T2IAdapter):
             features = _features(one.net.net, one.net.params, hint)
             given.append({"hint": features, "strength": strength})

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Draws of a key beside those of the sampler, see `diffjax.samplers.loop.image_noise`.
 PRIOR, POSTERIOR, MASKED = 1, 2, 3
+SEEDS = 2**32
 
 
 class Scene(NamedTuple):
@@ -158,8 +159,8 @@ def _size(
         elif request.latents is not None:
             shape = np.shape(request.latents)[1:3]
         found = None if shape is None else tuple(factor * side for side in shape)
-        default = found or pipe.native_size()
-    height, width = asked[:2] if asked.height else default
+        default = found or (asked[:2] if all(asked[:2]) else pipe.native_size())
+    height, width = (side or other for side, other in zip(asked[:2], default, strict=True))
     if found and (height, width) != found:
         raise ValueError(f"size {(height, width)} is not that of what is given, {found}")
     if height < 1 or width < 1 or height % unit or width % unit:
@@ -171,16 +172,22 @@ def make_keys(key: Any, count: int) -> jax.Array:
     """One key per image: from a seed or a key by the image's number, or as they are given.
 
     Raises:
-        ValueError: there are keys, but not one per image.
+        ValueError: there are keys, but not one per image, or a seed has more than 32 bits.
     """
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         keys = key
     elif np.ndim(key):
-        keys = jnp.stack([jax.random.key(int(seed)) for seed in key])
+        keys = jnp.stack([_seeded(int(seed)) for seed in key])
     else:
-        keys = jax.random.key(int(key))
+        keys = _seeded(int(key))
     if not keys.ndim:
         return jax.vmap(partial(jax.random.fold_in, keys))(jnp.arange(count))
     if len(keys) != count:
         raise ValueError(f"there are {count} images, but {len(keys)} keys or seeds")
     return keys
+
+
+def _seeded(seed: int) -> jax.Array:
+    if not 0 <= seed < SEEDS:  # JAX would take the lower 32 bits
+        raise ValueError(f"seeds must lie in [0, 2^32), got {seed}")
+    return jax.random.key(seed)

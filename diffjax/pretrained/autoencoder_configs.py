@@ -66,8 +66,13 @@ _KL_FIXED: dict[str, tuple[Any, ...]] = dict(
 _VQ_FIXED: dict[str, tuple[Any, ...]] = dict(
     act_fn=("silu",), norm_type=("group",), lookup_from_codebook=(False,)
 )
+# What EMAModel.save_pretrained of diffusers leaves in the config of the averaged network.
+AVERAGED = (
+    *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step"),
+    *("use_ema_warmup", "use_ema"),
+)
 # Half precision is for the caller to choose; norms are in float32 anyway.
-_AE_IGNORED = ("sample_size", "force_upcast")
+_AE_IGNORED = ("sample_size", "force_upcast", *AVERAGED)
 
 
 def _autoencoder_fields(config: Config) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from diffjax.nets.autoencoder import Autoencoder
 from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.text import CLIPText
 from diffjax.nets.unet import UNet
-from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, Config, Kind, ratio
+from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, AVERAGED, Config, Kind, ratio
 from diffjax.types import PyTree, choose
 
 
@@ -163,7 +163,7 @@ _UNET_FIXED: dict[str, tuple[Any, ...]] = dict(
     timestep_post_act=(None,),
 )
 # Attention is summed in float32 whatever upcast_attention says.
-_UNET_IGNORED = ("sample_size", "upcast_attention", "addition_embed_type_num_heads")
+_UNET_IGNORED = ("sample_size", "upcast_attention", "addition_embed_type_num_heads", *AVERAGED)
 
 
 def _unet(config: Config) -> UNet:

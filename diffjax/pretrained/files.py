@@ -204,13 +204,15 @@ def read_json(path: Path) -> dict[str, Any]:
 def inside(folder: Path, name: str) -> Path:
     """A file of a folder, given by a name from elsewhere.
 
-    The blobs of a Hugging Face cache count as part of the folders that link to them.
+    Neither names in files nor links in folders that someone else made may lead to other files of
+    this machine; where the folder itself was reached by a link is the caller's business. The blobs
+    of a Hugging Face cache count as part of the folders that link to them.
 
     Raises:
         ValueError: the name, or the target of a link, leaves the folder.
     """
-    path, roots = folder / name, [folder.resolve()]
-    cached = [p.parent for p in folder.absolute().parents if p.name == "snapshots"]
+    path, here = folder / name, folder.resolve()
+    cached, roots = [p.parent for p in here.parents if p.name == "snapshots"], [here]
     roots += [(p / "blobs").resolve() for p in cached if (p / "blobs").is_dir()]
     if Path(name).name != name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is not the name of a file in {folder}")
@@ -230,15 +232,26 @@ def open_folder(folder: StrPath, *, variant: str | None = None) -> Weights:
         ValueError: the weights are pickles or damaged, a shard's name or link leaves the folder, or
             a key is in two shards.
     """
-    source = Path(folder)
+    source, name = Path(folder), weights_file(folder, variant)
+    if name is None:
+        raise _no_weights(source, variant)
+    path = inside(source, name)
+    return _open_shards(source, path) if name.endswith(".json") else open_safetensors(path)
+
+
+def weights_file(folder: StrPath, variant: str | None = None) -> str | None:
+    """The name of the file in a folder that holds its weights, or of the index of shards, if any.
+
+    Args:
+        variant: see `open_folder`.
+    """
     dot = f".{variant}" if variant else ""
-    for base in WEIGHTS:
-        if (source / f"{base}{dot}.safetensors").exists():
-            return open_safetensors(inside(source, f"{base}{dot}.safetensors"))
-        index = f"{base}.safetensors.index{dot}.json"
-        if (source / index).exists():
-            return _open_shards(source, inside(source, index))
-    raise _no_weights(source, variant)
+    names = (
+        name
+        for base in WEIGHTS
+        for name in (f"{base}{dot}.safetensors", f"{base}.safetensors.index{dot}.json")
+    )
+    return next((name for name in names if (Path(folder) / name).exists()), None)
 
 
 def _open_shards(folder: Path, index: Path) -> Weights:

@@ -209,18 +209,31 @@ def _adapters(weights: Weights) -> dict[str, Adapter]:
 def _adapter(
     weights: Weights, module: str, roles: dict[str, str], stored: Mapping[str, Any]
 ) -> Adapter:
-    alpha = float(weights[roles["alpha"]]) if "alpha" in roles else _stored_alpha(module, stored)
     down, up = weights.tensors[roles["down"]], weights.tensors[roles["up"]]
-    return Adapter(down.read, up.read, alpha)
+    if "alpha" in roles:
+        return Adapter(down.read, up.read, weights[roles["alpha"]].item())
+    return Adapter(down.read, up.read, _stored_alpha(module, stored, down.shape[0]))
 
 
-def _stored_alpha(module: str, stored: Mapping[str, Any]) -> float | None:
-    """The alpha that diffusers keeps in the metadata of a file."""
+def _stored_alpha(module: str, stored: Mapping[str, Any], rank: int) -> float | None:
+    """The alpha of peft's config, which diffusers keeps in the metadata of a file.
+
+    The rank is that of the weights; with ``use_rslora`` alpha counts over its root (Kalajdzievski
+    2023).
+    """
     part = module.split(".")[0]
-    for name in ("alpha_pattern", "rank_pattern", "use_dora"):
-        if stored.get(f"{part}.{name}"):
-            raise ValueError(f"adapters with {name} are not supported")
-    return stored.get(f"{part}.lora_alpha")
+    if stored.get(f"{part}.use_dora"):
+        raise ValueError("adapters with use_dora are not supported")
+    alpha = stored.get(f"{part}.lora_alpha")
+    for name, own in (stored.get(f"{part}.alpha_pattern") or {}).items():
+        if not re.fullmatch(r"[\w.]+", name):
+            raise ValueError(f"alpha_pattern must hold names of layers, not {name!r}")
+        if f".{module}".endswith(f".{name}"):
+            alpha = own
+            break
+    if alpha is not None and stored.get(f"{part}.use_rslora"):
+        return alpha * math.sqrt(rank)
+    return alpha
 
 
 def _delta(

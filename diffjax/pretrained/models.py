@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from safetensors.numpy import save_file
 
+from diffjax.nets.controlnet import ControlNet
 from diffjax.pretrained import configs
 from diffjax.pretrained.files import (
     StrPath,
@@ -83,12 +84,19 @@ def fill(
         ValueError: as `load_model`.
     """
     net = configs.build(config)
-    net = net if dtype == jnp.float32 else net.clone(dtype=dtype)
+    net = net if dtype == jnp.float32 else _typed(net, dtype)
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), configs.shapes(net, config)
     )
     weights = weights.renamed(modern_name)
     return Model(net, from_state_dict(weights, like, place=_placer(sharding)), config)
+
+
+def _typed(net: Any, dtype: Any) -> Any:
+    """The network computing in a type; a ControlNet takes it from its base."""
+    if isinstance(net, ControlNet):
+        return net.clone(base=net.base.clone(dtype=dtype))
+    return net.clone(dtype=dtype)
 
 
 def modern_name(key: str) -> str:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from absl import logging
 
 from diffjax.pretrained.configs import class_name
-from diffjax.pretrained.files import StrPath, inside, read_json, write_json
+from diffjax.pretrained.files import (
+    StrPath,
+    Weights,
+    inside,
+    open_safetensors,
+    read_json,
+    weights_file,
+    write_json,
+)
 from diffjax.pretrained.models import Model, Sharding, load_model, save_model
 from diffjax.pretrained.prompts import TextEncoder
+from diffjax.pretrained.scheduler_kinds import KINDS
 from diffjax.pretrained.single_file import load_single_file, open_single_file
 from diffjax.pretrained.tokenizers import OPEN_CLIP_PAD, load_tokenizer, save_tokenizer
 
@@ -34,6 +45,13 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 DIFFUSERS = "0.42.1"  # whose layout we write; loading an inpainting model asks for it
 _SAMPLE_SIZES = {"v1": 64, "v2": 96, "xl": 128, "refiner": 128}
+# Models that are not supported, by the channels that they are given beside latents.
+_TAKES = {
+    1: ", as models with depth do",
+    3: ", as upscalers do",
+    4: ", as models that edit by instruction (InstructPix2Pix) do",
+}
+_BASE_STEP = 875000  # the step of SD 2's 512-pixel base, by which diffusers knows it too
 
 
 class Components(NamedTuple):
@@ -67,10 +85,12 @@ def load_components(
     Args:
         dtype: of weights and computation. The autoencoder stays float32 where its config says that
             it overflows in float16.
-        variant: part of the file names in a folder, such as ``"fp16"``.
+        variant: part of the file names in a folder, such as ``"fp16"``; networks without files of
+            that name have their others read, if there is one that has.
         tokenizer: folder of the CLIP tokenizer; single files hold none.
         prediction: ``epsilon`` or ``v_prediction``, if the scheduler's config is to be overruled;
-            single files of SD 2 do not say, and count as v_prediction (512-base is epsilon).
+            single files of SD 2 seldom say, and count as v_prediction at 768 pixels; with epsilon
+            as the base model of 512.
         sharding: see `load_model`.
 
     Raises:
@@ -81,7 +101,7 @@ def load_components(
     if source.is_dir():
         parts = _from_folder(source, dtype, variant, sharding)
     else:
-        parts = _from_file(source, dtype, tokenizer, sharding)
+        parts = _from_file(source, dtype, tokenizer, prediction, sharding)
     if prediction:
         parts = parts._replace(scheduler={**parts.scheduler, "prediction_type": prediction})
     return parts
@@ -99,20 +119,69 @@ def _from_folder(
             f"{path} is no text-to-image model: it lacks {', '.join(absent or TEXTS[:1])}"
         )
 
+    folders = {name: inside(path, name) for name in ("unet", "vae", *texts)}
+    have = [name for name, folder in folders.items() if weights_file(folder, variant)]
+
     def model(name: str, kind: Any = dtype) -> Model:
-        return load_model(inside(path, name), variant=variant, dtype=kind, sharding=sharding)
+        falls_back = bool(variant and have) and name not in have
+        if falls_back:
+            logging.warning("%s has no weights of variant %s; its others are read", name, variant)
+        chosen = None if falls_back else variant
+        return load_model(folders[name], variant=chosen, dtype=kind, sharding=sharding)
 
     def text(name: str) -> TextEncoder:
         folder = inside(path, name.replace("text_encoder", "tokenizer"))
         return TextEncoder(load_tokenizer(folder), model(name))
 
-    vae_config = read_json(inside(inside(path, "vae"), "config.json"))
-    return Components(
+    vae_config = read_json(inside(folders["vae"], "config.json"))
+    _check_channels(read_json(inside(folders["unet"], "config.json")), vae_config)
+    parts = Components(
         model("unet"),
         model("vae", _vae_dtype(vae_config, dtype)),
         {name: text(name) for name in texts},
         read_json(inside(inside(path, "scheduler"), "scheduler_config.json")),
         manifest,
+    )
+    return parts if TEXTS[1] in texts else _mended(parts)
+
+
+def _check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the UNet is given something else beside latents than what is to be filled in.
+    """
+    latents, channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
+    extra = channels - latents
+    if extra not in (0, latents + 1):
+        raise ValueError(
+            f"this UNet takes {channels} channels{_TAKES.get(extra, '')}, which is not supported: "
+            f"there must be {latents}, or {2 * latents + 1} of models that fill in"
+        )
+
+
+def _mended(parts: Components) -> Components:
+    """A model of Stable Diffusion 1 or 2 with what diffusers' pipelines put right in old configs.
+
+    The first ones were written before these options existed, and mean other values than defaults.
+    """
+    inpaints = "Inpaint" in parts.manifest.get("_class_name", "")
+    wanted = {"steps_offset": 1} | (
+        {"skip_prk_steps": True} if inpaints else {"clip_sample": False}
+    )
+    kind = KINDS.get(parts.scheduler.get("_class_name", ""))
+    options = {**kind.defaults, **parts.scheduler} if kind else parts.scheduler
+    changes = {key: v for key, v in wanted.items() if options.get(key, v) != v}
+    unet, version = parts.unet, parts.unet.config.get("_diffusers_version", DIFFUSERS)
+    side = unet.config.get("sample_size")
+    sized = {}
+    if [int(n) for n in re.findall(r"\d+", version)[:2]] < [0, 9] and isinstance(side, int):
+        sized = {"sample_size": 64} if side < 64 else {}
+    if changes or sized:
+        said = ", ".join(f"{key}={value}" for key, value in {**changes, **sized}.items())
+        logging.warning("configs of this model are outdated; as in diffusers, %s", said)
+    return parts._replace(
+        scheduler={**parts.scheduler, **changes},
+        unet=unet._replace(config={**unet.config, **sized}),
     )
 
 
@@ -122,7 +191,11 @@ def _vae_dtype(config: Mapping[str, Any], dtype: Any) -> Any:
 
 
 def _from_file(
-    path: Path, dtype: Any, tokenizer: StrPath | None, sharding: Sharding | None
+    path: Path,
+    dtype: Any,
+    tokenizer: StrPath | None,
+    prediction: str | None,
+    sharding: Sharding | None,
 ) -> Components:
     family, found = open_single_file(path)
     if tokenizer is None:
@@ -130,7 +203,8 @@ def _from_file(
             f"{path.name} holds no tokenizer: say where one is (tokenizer=FOLDER, with "
             "tokenizer.json or vocab.json and merges.txt)"
         )
-    names = [name for name in found if name != "vae"]
+    _check_channels(found["unet"].config, found["vae"].config)
+    names = [name for name in ("unet", *TEXTS) if name in found]  # maybe a ControlNet is there too
     models = load_single_file(path, parts=names, dtype=dtype, sharding=sharding)
     vae_dtype = _vae_dtype(found["vae"].config, dtype)
     models |= load_single_file(path, parts=["vae"], dtype=vae_dtype, sharding=sharding)
@@ -140,15 +214,25 @@ def _from_file(
         pad = OPEN_CLIP_PAD if open_clip else None
         texts[name] = TextEncoder(load_tokenizer(tokenizer, pad=pad), models[name])
     unet = models["unet"]
-    unet.config["sample_size"] = _SAMPLE_SIZES[family]
-    guess = family == "v2" and unet.config["in_channels"] == 4
-    scheduler = {
-        **_SCHEDULE,
-        **_SCHEDULERS[family],
-        "prediction_type": "v_prediction" if guess else "epsilon",
-    }
+    scheduler = _scheduler(open_safetensors(path), family, unet.config["in_channels"])
+    base = family == "v2" and (prediction or scheduler["prediction_type"]) == "epsilon"
+    unet.config["sample_size"] = _SAMPLE_SIZES["v1" if base else family]
     parts = Components(unet, models["vae"], texts, scheduler, {})
     return parts._replace(manifest=make_manifest(parts))
+
+
+def _scheduler(weights: Weights, family: str, channels: int) -> dict[str, Any]:
+    """The scheduler of a file's family, and what keys of the file that are no weights say of it."""
+    config = {**_SCHEDULE, **_SCHEDULERS[family]}
+    base = "global_step" in weights and weights["global_step"].item() == _BASE_STEP
+    guess = family == "v2" and channels == 4 and not base
+    config["prediction_type"] = "v_prediction" if guess or "v_pred" in weights else "epsilon"
+    if {"v_pred", "ztsnr"} <= set(weights):
+        # No signal is left at the last time, which has to be visited (Lin et al. 2023). PNDM does
+        # not know of it.
+        config |= dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+        config["_class_name"] = config["_class_name"].replace("PNDM", "DDIM")
+    return config
 
 
 def make_manifest(parts: Components) -> dict[str, Any]:

@@ -98,6 +98,7 @@ _VARIANCES = {
     "fixed_large": "fixedlarge",
     "fixed_large_log": "fixedlarge",
     "learned_range": "learned",
+    None: "fixedsmall",  # as configs of other classes say it
 }
 
 

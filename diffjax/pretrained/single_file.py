@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.pretrained.files import StrPath, Tensor, Weights, open_safetensors
-from diffjax.pretrained.models import Model, Sharding, fill
+from diffjax.pretrained.models import Model, Sharding, fill, modern_name
 from diffjax.types import choose
 
 UNET = "model.diffusion_model."
@@ -24,6 +24,12 @@ CONTROL = "control_model."
 EMA = "model_ema."
 HEAD = 64  # channels of a head, but in the UNet of version 1, which has 8 heads
 GROUPS = 32
+_USED = 23  # layers of SD 2's text encoder: all but the last, which some files have left out
+# Kinds of models that we do not have, by a key that files of theirs are marked with.
+_MARKED = {
+    "edm_mean": "Playground 2.5, whose latents have a mean and a deviation of their own",
+    "edm_vpred.sigma_max": "CosXL, which predicts v at the noise levels of EDM",
+}
 
 
 class Family(NamedTuple):
@@ -97,6 +103,8 @@ def open_single_file(path: StrPath, *, ema: bool = False) -> tuple[str, dict[str
             asked for.
     """
     weights = open_safetensors(path)
+    if strange := [f"{key} ({kind})" for key, kind in _MARKED.items() if key in weights]:
+        raise ValueError(f"{path} is of a kind that is not supported: it has {strange[0]}")
     control = _control_weights(weights)
     if control and not any(key.startswith(UNET) for key in weights):
         return "controlnet", {"controlnet": _control_part(control)}
@@ -420,6 +428,7 @@ def _text_config(weights: Weights, layers: int, **options: Any) -> dict[str, Any
 
 
 def _clip_part(weights: Weights) -> Part:
+    weights = weights.renamed(modern_name)
     layers = _count(weights, r"text_model\.encoder\.layers\.(\d+)\.")
     options = dict(architectures=["CLIPTextModel"], hidden_act="quick_gelu")
     return Part(_text_config(weights, layers, **options), weights)
@@ -427,7 +436,8 @@ def _clip_part(weights: Weights) -> Part:
 
 def _open_clip_part(weights: Weights, projected: bool) -> Part:
     # Without projection, the output of the last layer but one is what the UNet sees.
-    layers = _count(weights, r"transformer\.resblocks\.(\d+)\.") - (not projected)
+    layers = _count(weights, r"transformer\.resblocks\.(\d+)\.")
+    layers -= not projected and layers != _USED
     out: dict[str, Tensor] = {}
     for key, tensor in weights.tensors.items():
         out.update(_open_clip(key, tensor, layers, projected))

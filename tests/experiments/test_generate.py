@@ -73,6 +73,21 @@ def test_controls(execute, model, tmp_path):
     assert "0.7" in said and "0.2" in said and "Traceback" not in said
 
 
+def test_the_variant_of_a_controlnet_is_read_if_it_has_one(tmp_path):
+    from diffjax.pretrained import save_model
+    from experiments.generate import load_controlnet
+
+    net = g.controls("sd1")[0]
+    save_model(tmp_path, net.net, net.params, config=net.config)
+    assert load_controlnet(str(tmp_path), np.float32, "fp16").net == net.net
+    (tmp_path / "diffusion_pytorch_model.safetensors").rename(
+        tmp_path / "diffusion_pytorch_model.fp16.safetensors"
+    )
+    assert load_controlnet(str(tmp_path), np.float32, "fp16").net == net.net
+    with pytest.raises(FileNotFoundError):
+        load_controlnet(str(tmp_path), np.float32)
+
+
 def test_missing_flags_are_named(execute, model, tmp_path):
     assert "--model is needed" in execute("generate", "--prompt=a", code=1)
     assert "--prompt is needed" in execute("generate", f"--model={model}", code=1)

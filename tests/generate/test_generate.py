@@ -1,8 +1,10 @@
 """Generations by a model in small: what depends on what, what is compiled, what is refused."""
 
 import dataclasses
+import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -10,7 +12,7 @@ import pytest
 import diffjax
 from diffjax import generate, lora
 from diffjax.generate import images, program
-from diffjax.pretrained import save_lora
+from diffjax.pretrained import load_model, save_lora, save_model
 from tests.parity import generate_cases as g
 
 SIZE, KEYS = g.SIZE, (3, 4)
@@ -159,6 +161,19 @@ def test_a_folder_holds_all_of_it(pipe, made, compiled, tmp_path):
     assert loaded.parts.manifest["_class_name"] == "StableDiffusionPipeline"
 
 
+def test_controls_in_half_precision(pipe, made, tmp_path):
+    net = g.controls("sd1")[0]
+    pipe.save(tmp_path / "model")
+    save_model(tmp_path / "net", net.net, net.params, config=net.config)
+    half = diffjax.load(tmp_path / "model", dtype=jnp.bfloat16)
+    loaded = load_model(tmp_path / "net", dtype=jnp.bfloat16)
+    plain = _make(half)
+    controlled = _make(half, control=[generate.Control(loaded, g.picture())])
+    exact = _make(pipe, control=[generate.Control(net, g.picture())])
+    assert np.abs(controlled - plain).max() > 0.05
+    assert np.abs(controlled - exact).mean() < 0.02
+
+
 def test_the_compilation_cache_is_on(pipe, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     pipe.save(tmp_path / "model")
@@ -234,6 +249,8 @@ WRONG = {
     "num": (dict(num=0), "num must be at least 1"),
     "size": (dict(size=SIZE + 1), r"multiples of 2, got \(17, 17\)"),
     "keys": (dict(key=(1, 2, 3)), "2 images, but 3 keys"),
+    "seed": (dict(key=2**32), r"seeds must lie in \[0, 2\^32\), got 4294967296"),
+    "seeds": (dict(key=(1, -1)), r"seeds must lie in \[0, 2\^32\), got -1"),
     "latents": (dict(latents=np.zeros((1, 8, 8, 4))), "latents must be"),
     "output": (dict(output="jpg"), "unknown output 'jpg'"),
     "sampler": (dict(sampler="ddum"), "unknown sampler 'ddum'; choose one of ddim"),
@@ -289,8 +306,87 @@ def test_images_and_masks_are_brought_to_the_size(pipe):
     assert uneven.shape == (2, 24, 18, 3)
 
 
+def test_photographs_are_upright():
+    turned, upright = PIL.Image.fromarray(g.picture()[:, :12]), np.rot90(g.picture()[:, :12], -1)
+    turned.getexif()[0x0112] = 6  # to be turned right
+    np.testing.assert_array_equal(images.read(turned)[0][0], upright / np.float32(255))
+
+
+def test_hints_may_mark_pixels():
+    hint = np.full((4, 4, 3), 0.5, np.float32)
+    hint[:2] = -1
+    np.testing.assert_array_equal(images.read(hint, low=-1)[0][0], hint)
+    large = images.read(hint, size=(8, 8), low=-1)[0][0]
+    np.testing.assert_array_equal(large, hint.repeat(2, 0).repeat(2, 1))
+    with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
+        images.read(hint)
+
+
+def test_controls_that_pool_always_guess(pipe):
+    net = g.controls("sd1")[0]
+    pooled = net._replace(net=net.net.clone(pool=True))
+    marked = np.full((SIZE, SIZE, 3), -1.0)
+    given = [generate.Control(pooled, marked), generate.Control(net, g.picture())]
+    stage = pipe._stage(generate.Request("cat", control=given, size=SIZE))
+    assert [balance for _, balance in stage.program.nets] == ["guess", "balanced"]
+    assert stage.inputs["controls"][0]["hint"].max() == -1
+
+
 def test_sides_that_do_not_halve(pipe):
     assert _make(pipe, size=(SIZE + 2, SIZE)).shape == (2, SIZE + 2, SIZE, 3)
+
+
+def test_one_side_alone_is_asked_for(pipe):
+    def size(pipe=pipe, image=None, **asked):
+        request = generate.Request("cat", size=generate.Size(**asked), image=image)
+        return generate.scene.make(pipe, request).size[:2]
+
+    assert size() == (SIZE, SIZE)
+    assert size(height=SIZE + 2) == (SIZE + 2, SIZE)
+    assert size(width=SIZE + 2) == (SIZE, SIZE + 2)
+    assert size(width=SIZE, image=generate.Image(_picture(24, 20, 3))) == (24, SIZE)
+    config = {key: v for key, v in pipe.parts.unet.config.items() if key != "sample_size"}
+    unsaid = pipe.parts._replace(unet=pipe.parts.unet._replace(config=config))
+    assert size(generate.Pipeline(unsaid), height=4, width=6) == (4, 6)
+    with pytest.raises(ValueError, match="does not say its size"):
+        size(generate.Pipeline(unsaid), height=4)
+
+
+def test_a_variant_may_be_there_for_some_networks_only(pipe, tmp_path, caplog):
+    pipe.save(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no weights of variant 'fp16'"):
+        diffjax.load(tmp_path, variant="fp16")
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with caplog.at_level("WARNING"):
+        loaded = diffjax.load(tmp_path, variant="fp16")
+    assert "vae has no weights of variant fp16" in caplog.text
+    assert "unet has no" not in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, loaded.parts.unet.params, pipe.parts.unet.params)
+
+
+def test_an_empty_negative_prompt_is_zero_for_xl_unless_the_model_says_otherwise(pipe):
+    def null(pipe, **says):
+        manifest = {k: v for k, v in pipe.parts.manifest.items() if not k.startswith("force_")}
+        other = generate.Pipeline(pipe.parts._replace(manifest=manifest | says))
+        size = generate.Size(SIZE, SIZE)
+        request = generate.Request("cat")
+        return generate.conditions.make(other, request, size, guided=True)[1]["context"]
+
+    xl = g.pipeline("xl")
+    assert not null(xl).any() and not null(xl, force_zeros_for_empty_prompt=True).any()
+    assert null(xl, force_zeros_for_empty_prompt=False).any() and null(pipe).any()
+
+
+@pytest.mark.parametrize(
+    ("channels", "kind"), [(8, "InstructPix2Pix"), (5, "depth"), (7, "upscalers"), (6, "")]
+)
+def test_models_that_are_given_something_else_are_refused(pipe, tmp_path, channels, kind):
+    config = {**pipe.parts.unet.config, "in_channels": channels}
+    pipe.save(tmp_path)
+    (tmp_path / "unet/config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"takes {channels} channels.*{kind}.*not supported"):
+        diffjax.load(tmp_path)
 
 
 def test_a_model_that_fills_in_needs_a_mask():
@@ -310,6 +406,34 @@ def test_folders_that_lack_a_part(pipe, tmp_path):
     generate.Pipeline(pipe.parts._replace(manifest=manifest)).save(tmp_path)
     with pytest.raises(ValueError, match="it lacks vae"):
         diffjax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "scheduler", "mended"),
+    [
+        ("sd1", "PNDM", {}, {"steps_offset": 1}),
+        ("sd1-inpainting", "PNDM", {}, {"steps_offset": 1, "skip_prk_steps": True}),
+        ("sd1", "DDIM", {}, {"steps_offset": 1, "clip_sample": False}),
+        ("sd1-inpainting", "DDIM", {}, {"steps_offset": 1}),
+        ("sd1", "DDIM", {"steps_offset": 1, "clip_sample": False}, {}),
+        ("sd1", "DPMSolverSinglestep", {}, {}),
+        ("xl", "DDIM", {}, {}),
+    ],
+)
+def test_old_configs_are_mended(tmp_path, caplog, family, kind, scheduler, mended):
+    """As by the pipelines of diffusers, those of XL excepted."""
+    parts, given = g.components(family), {"_class_name": f"{kind}Scheduler", **scheduler}
+    config = {**parts.unet.config, "sample_size": 32, "_diffusers_version": "0.6.0"}
+    old = parts._replace(scheduler=given, unet=parts.unet._replace(config=config))
+    generate.Pipeline(old).save(tmp_path)
+    with caplog.at_level("WARNING"):
+        loaded = diffjax.load(tmp_path)
+    assert loaded.parts.scheduler == given | mended
+    assert loaded.parts.unet.config["sample_size"] == (32 if family == "xl" else 64)
+    assert all(f"{key}={value}" in caplog.text for key, value in mended.items())
+    config = {**config, "_diffusers_version": "0.9.0"}
+    generate.Pipeline(old._replace(unet=old.unet._replace(config=config))).save(tmp_path)
+    assert diffjax.load(tmp_path).parts.unet.config["sample_size"] == 32
 
 
 def test_all_that_is_asked_for_is_described():

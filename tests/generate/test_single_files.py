@@ -8,11 +8,12 @@ import pytest
 from safetensors.numpy import save_file
 
 import diffjax
-from diffjax.pretrained import pipelines
+from diffjax.pretrained import load_scheduler, open_safetensors, pipelines
 from diffjax.pretrained.single_file import load_single_file
 from diffjax.pretrained.state_dict import to_state_dict
+from tests.parity import control_cases, sd_cases
 from tests.parity import generate_cases as g
-from tests.pretrained import ldm, words
+from tests.pretrained import ldm, test_control_file, words
 
 CLASSES = {
     "sd1": "StableDiffusionPipeline",
@@ -63,7 +64,11 @@ def family(request, monkeypatch):
 
 def test_parts_are_those_of_a_folder(family, tmp_path):
     wanted = g.pipeline(family).parts
-    save_file(_checkpoint(family, wanted), tmp_path / "model.safetensors")
+    file = _checkpoint(family, wanted)
+    if family == "sd2":  # training code leaves a ControlNet beside its base; it is not loaded
+        control = sd_cases.random_params(control_cases.NETS[family])[1]
+        file |= ldm.under("control_model.", test_control_file.published(to_state_dict(control)))
+    save_file(file, tmp_path / "model.safetensors")
     tokenizer = words.write(tmp_path / "tokenizer", length=g.LENGTH)
     with pytest.raises(ValueError, match=r"model\.safetensors holds no tokenizer"):
         diffjax.load(tmp_path / "model.safetensors")
@@ -83,6 +88,35 @@ def test_parts_are_those_of_a_folder(family, tmp_path):
     assert found.scheduler["prediction_type"] == predicts
     side = {"sd1": 64, "sd1-inpainting": 64, "sd2": 96}.get(family, 128)
     assert pipe.native_size() == (2 * side, 2 * side)
+    if family == "sd2":
+        path = tmp_path / "model.safetensors"
+        pipe = diffjax.load(path, tokenizer=tokenizer, prediction="epsilon")
+        assert pipe.native_size() == (2 * 64, 2 * 64)
+
+
+@pytest.mark.parametrize(
+    ("family", "channels", "keys", "predicts"),
+    [
+        ("v1", 4, (), "epsilon"),
+        ("v1", 4, ("v_pred",), "v_prediction"),
+        ("v2", 4, (), "v_prediction"),
+        ("v2", 9, (), "epsilon"),
+        ("v2", 4, ("global_step",), "epsilon"),
+        ("xl", 4, ("ztsnr",), "epsilon"),
+        ("xl", 4, ("v_pred", "ztsnr"), "v_prediction"),
+        ("v1", 4, ("v_pred", "ztsnr"), "v_prediction"),
+    ],
+)
+def test_keys_that_say_what_is_predicted(tmp_path, family, channels, keys, predicts):
+    marks = {key: np.array([875000 if key == "global_step" else 0]) for key in keys}
+    save_file(marks, tmp_path / "model.safetensors")
+    weights = open_safetensors(tmp_path / "model.safetensors")
+    config = pipelines._scheduler(weights, family, channels)
+    assert config["prediction_type"] == predicts
+    scheduler = load_scheduler(config)
+    first = scheduler.rows(scheduler.grid(4)).level
+    nothing_left = keys == ("v_pred", "ztsnr")
+    assert (first.alpha[0] < 1e-3) == (first.t[0] == 999) == nothing_left
 
 
 def test_what_is_predicted_can_be_said(tmp_path):

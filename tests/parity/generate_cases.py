@@ -111,6 +111,7 @@ CONTROLS = {
     | dict(_class_name="ControlNetModel", conditioning_embedding_out_channels=[4, 6])
     for family in ("sd1", "xl")
 }
+CONTROLS["sd1-pooled"] = {**CONTROLS["sd1"], "global_pool_conditions": True}
 
 
 def _adapter(kind: str, factor: int) -> dict[str, Any]:
@@ -132,7 +133,7 @@ class Case(NamedTuple):
     Attributes:
         sampler: of `generate.SAMPLERS`, with ``karras`` after a blank.
         family: of `FAMILIES`.
-        mode: ``text``, ``image``, ``mask``, ``refined``, ``control``, or ``adapter``.
+        mode: ``text``, ``image``, ``mask``, ``refined``, ``control``, ``pooled``, or ``adapter``.
         options: what else is asked for, see `request`.
     """
 
@@ -191,6 +192,7 @@ CASES = [
     Case("heun", mode="control", options=(("end", 0.6),)),
     Case("ddim", mode="control", options=(("balance", "guess"),)),
     Case("euler", "xl", "control", options=(("start", 0.3),)),
+    Case("ddim", mode="pooled"),
     Case("euler", mode="adapter"),
     Case("heun", mode="adapter", options=(("guidance", 1.0),)),
     Case("euler", "xl", "adapter", options=(("end", 0.6),)),
@@ -271,10 +273,15 @@ def components(family: str) -> Components:
     return parts._replace(manifest=make_manifest(parts))
 
 
+def control_name(mode: str, family: str) -> str:
+    """Of ControlNets for a family, in `CONTROLS`."""
+    return f"{family}-pooled" if mode == "pooled" else family
+
+
 @functools.cache
-def controls(family: str) -> list[Model]:
+def controls(name: str) -> list[Model]:
     """Two ControlNets in small, with the same weights."""
-    return [_model("controlnet", CONTROLS[family])] * 2
+    return [_model("controlnet", CONTROLS[name])] * 2
 
 
 @functools.cache
@@ -301,8 +308,10 @@ def request(case: Case) -> generate.Request:
     if case.mode == "refined":
         refiner = generate.Refiner(pipeline("refiner"), 0.6)
     control = []
-    if case.mode in ("control", "adapter"):
-        nets = {"control": controls, "adapter": adapters}[case.mode](case.family)
+    if case.mode in ("control", "pooled", "adapter"):
+        nets = (adapters if case.mode == "adapter" else controls)(
+            control_name(case.mode, case.family)
+        )
         window = case.option("start", 0.0), case.option("end", 1.0)
         control = [
             generate.Control(net, hint, scale, *window, case.option("balance", "balanced"))

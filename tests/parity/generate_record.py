@@ -74,7 +74,7 @@ def parts(family: str) -> dict[str, Any]:
 def pipeline(family: str, mode: str = "text") -> Any:
     """A pipeline of diffusers."""
     suffixes = {"image": "Img2Img", "mask": "Inpaint", "control": "ControlNet"}
-    suffix = {**suffixes, "adapter": "Adapter"}.get(mode, "")
+    suffix = {**suffixes, "pooled": "ControlNet", "adapter": "Adapter"}.get(mode, "")
     if family in ("xl", "refiner"):
         kind = getattr(diffusers, f"StableDiffusionXL{suffix}Pipeline")
         refines = family == "refiner"
@@ -86,8 +86,9 @@ def pipeline(family: str, mode: str = "text") -> Any:
         kind = getattr(diffusers, f"StableDiffusion{suffix}Pipeline")
         absent = {"safety_checker": None, "feature_extractor": None}
         options = {"requires_safety_checker": False}
-    if mode == "control":
-        options["controlnet"] = [_network("controlnet", g.CONTROLS[family]) for _ in range(2)]
+    if mode in ("control", "pooled"):
+        config = g.CONTROLS[g.control_name(mode, family)]
+        options["controlnet"] = [_network("controlnet", config) for _ in range(2)]
     if mode == "adapter":
         options.pop("add_watermarker", None)
         both = [_network("adapter", g.ADAPTERS[family]) for _ in range(2)]
@@ -134,7 +135,7 @@ def _options(case: g.Case) -> dict[str, Any]:
         options["prompt_2"] = list(seconds)
         if "negative_prompt" in options:
             options["negative_prompt_2"] = [seconds[0]] * len(g.PROMPTS)
-    if case.mode in ("text", "refined", "control", "adapter"):
+    if case.mode in ("text", "refined", "control", "pooled", "adapter"):
         options |= dict(height=g.size(case), width=g.size(case))
     if case.mode in ("text", "refined"):
         options["guidance_rescale"] = case.option("rescale", 0.0)
@@ -148,7 +149,7 @@ def _options(case: g.Case) -> dict[str, Any]:
             image=[PIL.Image.fromarray(g.picture())] * len(g.PROMPTS),
             strength=case.option("strength", 0.7 if case.mode == "image" else 1.0),
         )
-    if case.mode == "control":
+    if case.mode in ("control", "pooled"):
         options |= dict(
             image=[PIL.Image.fromarray(hint) for hint in g.hints()],
             controlnet_conditioning_scale=list(g.CONTROL_SCALES),

@@ -72,6 +72,14 @@ KOHYA = [
 ]
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_alpha_is_one_number(tmp_path, models, shape):
+    down, up = _factors(to_state_dict(models["unet"].params)[f"{Q}.weight"].shape)
+    tensors = {f"unet.{Q}.lora_down.weight": down, f"unet.{Q}.lora_up.weight": up}
+    tensors[f"unet.{Q}.alpha"] = np.full(shape, 0.5, np.float32)
+    _check(_merged(tmp_path, models, tensors), models, "unet", Q, 0.5 / RANK)
+
+
 @pytest.mark.parametrize(("part", "module", "name"), KOHYA, ids=lambda value: value[:40])
 def test_kohya(tmp_path, models, part, module, name):
     down, up = _factors(to_state_dict(models[part].params)[f"{module}.weight"].shape)
@@ -109,11 +117,25 @@ def test_alpha_in_the_metadata(tmp_path, models):
     down, up = _factors(to_state_dict(models["unet"].params)[f"{Q}.weight"].shape)
     tensors = {f"unet.{Q}.lora_A.weight": down, f"unet.{Q}.lora_B.weight": up}
     stored = {"unet.r": RANK, "unet.lora_alpha": 6}
-    metadata = {"lora_adapter_metadata": json.dumps(stored)}
-    _check(_merged(tmp_path, models, tensors, metadata), models, "unet", Q, 3.0)
-    metadata = {"lora_adapter_metadata": json.dumps({**stored, "unet.alpha_pattern": {"a": 1}})}
-    with pytest.raises(ValueError, match="alpha_pattern"):
-        _merged(tmp_path, models, tensors, metadata)
+    for more, factor in [
+        ({}, 3.0),
+        ({"use_rslora": True}, 6 / RANK**0.5),
+        ({"rank_pattern": {Q: RANK}, "r": 4}, 3.0),
+        ({"alpha_pattern": {"o_q": 8, "attn1.to_q": 4, "to_q": 8}}, 2.0),
+        ({"alpha_pattern": {Q: 4}, "use_rslora": True}, 4 / RANK**0.5),
+        ({"alpha_pattern": {CONV: 4}}, 3.0),
+    ]:
+        given = stored | {f"unet.{key}": value for key, value in more.items()}
+        metadata = {"lora_adapter_metadata": json.dumps(given)}
+        _check(_merged(tmp_path, models, tensors, metadata), models, "unet", Q, factor)
+    for more, message in [
+        ({"use_dora": True}, "use_dora"),
+        ({"alpha_pattern": {".*to_q": 1}}, r"names of layers, not '\.\*to_q'"),
+    ]:
+        given = stored | {f"unet.{key}": value for key, value in more.items()}
+        metadata = {"lora_adapter_metadata": json.dumps(given)}
+        with pytest.raises(ValueError, match=message):
+            _merged(tmp_path, models, tensors, metadata)
 
 
 @pytest.mark.parametrize(

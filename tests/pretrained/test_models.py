@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from diffjax.pretrained import configs, load_model, save_model
 from diffjax.pretrained.files import open_folder, open_safetensors
 from diffjax.pretrained.state_dict import to_state_dict
-from tests.parity import ae_cases, sd_cases
+from tests.parity import ae_cases, generate_cases, sd_cases
 
 UNET = sd_cases.UNETS["sd1"]
 TEXT = sd_cases.TEXTS["clip"]
@@ -102,6 +102,26 @@ def test_type_and_placement(folder):
     assert len(asked) == len(leaves) and ("conv_in.weight", (3, 3, 4, 8)) in asked
 
 
+KINDS = {
+    "UNet2DConditionModel": UNET,
+    "ControlNetModel": generate_cases.CONTROLS["sd1"],
+    "T2IAdapter": generate_cases.ADAPTERS["sd1"],
+    "AutoencoderKL": ae_cases.AUTOENCODERS["kl"],
+    "VQModel": ae_cases.AUTOENCODERS["vq"],
+    "CLIPTextModel": TEXT,
+    "CLIPTextModelWithProjection": sd_cases.TEXTS["openclip"],
+}
+
+
+@pytest.mark.parametrize("name", configs.KINDS)
+def test_every_kind_loads_in_half_precision(tmp_path, name):
+    save_model(tmp_path, *sd_cases.random_params(KINDS[name]), config=KINDS[name])
+    model = load_model(tmp_path, dtype=jnp.bfloat16)
+    assert configs.class_name(model.config) == name
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert getattr(model.net, "base", model.net).dtype == jnp.bfloat16
+
+
 def test_reading_holds_one_tensor_at_a_time(folder, monkeypatch):
     """Opening reads no tensor, and every one is read once."""
     reads = []
@@ -160,6 +180,14 @@ def test_styles_of_text_encoders(tmp_path, text, style):
         state["text_model.embeddings.position_ids"] = np.arange(9)[None]
     save_file(state, tmp_path / "model.safetensors")
     _assert_equal(load_model(tmp_path).params, text[1])
+
+
+@pytest.mark.parametrize("kind", ["UNet2DConditionModel", "ControlNetModel", "AutoencoderKL"])
+def test_what_an_average_leaves_in_a_config(kind):
+    """Of diffusers' EMAModel, as in SDXL's inpainting model."""
+    left = dict(decay=0.9999, inv_gamma=1.0, min_decay=0.0, optimization_step=37000, power=0.67)
+    left |= dict(update_after_step=0, use_ema_warmup=False)
+    assert configs.build({**KINDS[kind], **left}) == configs.build(KINDS[kind])
 
 
 # ---- what is refused ----------------------------------------------------------------------------
@@ -272,7 +300,9 @@ def test_links_into_the_blobs_of_a_cache_are_fine(tmp_path, unet):
     blobs.mkdir()
     (snapshot / FILE).rename(blobs / "0123")
     os.symlink("../../../blobs/0123", snapshot / FILE)
-    _assert_equal(load_model(snapshot).params, unet[1])
+    os.symlink(snapshot.parent, tmp_path / "model")
+    for folder in (snapshot, tmp_path / "model" / "unet"):
+        _assert_equal(load_model(folder).params, unet[1])
 
 
 def test_a_key_that_the_header_has_twice(tmp_path):

@@ -163,6 +163,8 @@ def test_options_that_other_classes_write_mean_the_same_here():
     assert (dpm.rows(dpm.grid(8)).coef == same.rows(same.grid(8)).coef).all()
     deis = with_class(of("DPMSolverMultistep", algorithm_type="dpmsolver++"), "DEISMultistep")
     assert with_class(deis, "DPMSolverMultistep").config["algorithm_type"] == "dpmsolver++"
+    ddpm, small = of("DDPM", variance_type=None), of("DDPM")
+    assert (ddpm.rows(ddpm.grid(8)).coef == small.rows(small.grid(8)).coef).all()
 
 
 def test_keys_of_other_classes_change_nothing():

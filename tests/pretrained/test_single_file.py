@@ -161,3 +161,34 @@ def test_unknown_parts_are_named(tmp_path):
     save_file(checkpoint("v1", "sd1")[0], tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="unknown part 'safety_checker'; choose one of text_enc"):
         load_single_file(tmp_path / "model.safetensors", parts=["safety_checker"])
+
+
+def test_text_encoders_without_their_prefix(tmp_path):
+    file, parts = checkpoint("v1", "sd1")
+    bare = {key.replace(".transformer.text_model.", ".transformer."): v for key, v in file.items()}
+    assert set(bare) != set(file)
+    save_file(bare, tmp_path / "model.safetensors")
+    found = open_single_file(tmp_path / "model.safetensors")[1]["text_encoder"]
+    assert set(found.weights) == set(parts["text_encoder"])
+    assert found.config["num_hidden_layers"] == 3
+
+
+@pytest.mark.parametrize("extra", [False, True])
+def test_the_last_text_layer_of_sd2_may_be_left_out(tmp_path, extra):
+    file, _ = checkpoint("v2", "sd2")
+    state = to_state_dict(sd_cases.random_params({**PLAIN, "num_hidden_layers": 23})[1])
+    text = ldm.under("cond_stage_model.model.", ldm.open_clip(state, extra=extra))
+    file = {k: v for k, v in file.items() if not k.startswith("cond_stage_model.")} | text
+    save_file(file, tmp_path / "model.safetensors")
+    found = open_single_file(tmp_path / "model.safetensors")[1]["text_encoder"]
+    assert found.config["num_hidden_layers"] == 23
+    assert set(found.weights) == set(state)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"), [("edm_mean", "Playground 2.5"), ("edm_vpred.sigma_max", "CosXL")]
+)
+def test_kinds_that_are_not_supported_are_named(tmp_path, key, kind):
+    save_file({key: np.ones(4, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"it has {key} \({kind}"):
+        open_single_file(tmp_path / "model.safetensors")
