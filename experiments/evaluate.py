@@ -326,10 +326,16 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
         logging.warning("no feature network for %s: no distances", cfg.data.name)
         wanted = wanted - {"distance", "baselines"}
     task = common.task_of(cfg)
-    state = common.restore(cfg, task, folder)
     if cfg.task == "autoencoder":
+        state = common.restore(cfg, task, folder)
         _picture(cfg, state)
         return first_stage.measure(cfg, state, num)
+    some = wanted & set(judging.INCEPTION)
+    if some:  # what is missing is said before images are made
+        theirs = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
+    if wanted & {"distance", "baselines"}:
+        network, real = _network(cfg, "distance"), judging.reference_images(cfg, num)
+    state = common.restore(cfg, task, folder)
     weights = frozen.load(cfg, folder)
     maker = generation.image_maker(cfg, task, state, weights)
     result: dict[str, Any] = {
@@ -341,11 +347,8 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
     settings = {"step": result["step"], "sampler": result["sampler"], "origin": origin}
     images = judging.generated(maker, num, seed=seed, settings=settings)
     result.update(_others(images, wanted))
-    if some := wanted & set(judging.INCEPTION):
-        real = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
-        result.update(with_inception(folder, images, real, some))
-    if wanted & {"distance", "baselines"}:
-        network, real = _network(cfg, "distance"), judging.reference_images(cfg, num)
+    if some:
+        result.update(with_inception(folder, images, theirs, some))
     if "distance" in wanted:
         started = time.monotonic()
         made = maker.make(num=num, seed=seed)

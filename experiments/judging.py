@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffjax import data, metrics
+from diffjax.data import latents
+from diffjax.data.datasets import ENV_DIR
 from diffjax.data.formats import list_images
 from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import from_state_dict
@@ -33,7 +37,7 @@ BATCH = 32  # of CLIP
 
 def reference(cfg: Any, num: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     """``num`` real images in [-1, 1] and their labels, by a fixed permutation of the split."""
-    source = common.source_of(cfg, split)
+    source = common.source_of(pictured(cfg), split)
     batch = source.take(_shuffled(source)[:num])
     return data.to_float(batch["image"], source.levels), batch["label"]
 
@@ -41,6 +45,27 @@ def reference(cfg: Any, num: int, split: str = "train") -> tuple[np.ndarray, np.
 def reference_images(cfg: Any, num: int, split: str = "train") -> np.ndarray:
     """The images of `reference`."""
     return reference(cfg, num, split)[0]
+
+
+def pictured(cfg: Any) -> Any:
+    """A config with its images for data; of stored latents, those that were encoded.
+
+    Raises:
+        UsageError: the latents do not say what they were made of.
+    """
+    if cfg.data.name != "latents":
+        return cfg
+    folder = cfg.data.dir or os.environ.get(ENV_DIR, "")
+    found = latents.origin(Path(folder))
+    if not found:
+        raise common.UsageError(
+            f"the latents in {folder} do not say what they were made of, and there are no images "
+            "to compare with: name their data set, as in --config.data.name=fashion_mnist "
+            "--config.data.dir=FOLDER, or give --reference with metrics of Inception"
+        )
+    copy = ConfigDict(cfg.to_dict())
+    copy.data.update(found)
+    return copy
 
 
 def _shuffled(source: data.Source) -> np.ndarray:
@@ -121,6 +146,7 @@ def _stamp(path: str) -> str:
 
 def from_data(cfg: Any, split: str) -> ImageSet:
     """A split of the config's data set, in a fixed random order."""
+    cfg = pictured(cfg)
     source = common.source_of(cfg, split)
     order = _shuffled(source)
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from diffjax import data, metrics
+from diffjax.data import latents
 from diffjax.pretrained.clip import CLIP
 from diffjax.pretrained.tokenizers import Tokenizer, build, save_tokenizer
 from experiments import common, generation, judging
@@ -113,6 +114,23 @@ def test_data_come_in_a_fixed_random_order():
     np.testing.assert_array_equal(found.read(3, 9), judging.reference_images(cfg, 9)[3:])
     assert found.num == 1500
     assert common.source_of(cfg) is common.source_of(cfg)  # read once
+
+
+def test_stored_latents_are_compared_with_the_images_behind_them(tmp_path):
+    cfg = common.load_config(f"{ROOT}/configs/ddpm.py:digits")
+    expected = judging.reference(cfg, 5)
+    cfg.data.update(name="latents", dir=str(tmp_path))
+    rows = {"moments": np.zeros((2, 4, 4, 2), np.float32), "label": np.zeros(2, np.int32)}
+    about = dict(count=2, image_shape=(8, 8, 1), num_classes=10, levels=17, encoder="x")
+    latents.write(tmp_path / "train", [rows], **about)
+    with pytest.raises(
+        common.UsageError, match=r"do not say .* --config\.data\.name=.* --reference"
+    ):
+        judging.from_data(cfg, "train")
+    latents.write(tmp_path / "train", [rows], **about, images={"name": "digits", "dir": ""})
+    for found, wanted in zip(judging.reference(cfg, 5), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(judging.from_data(cfg, "train").read(0, 5), expected[0])
 
 
 def test_pairs_are_compared_in_their_order():

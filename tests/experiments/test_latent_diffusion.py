@@ -30,6 +30,9 @@ def test_two_stages(execute, first, tmp_path):
     data = ["--config.data.name=latents", f"--config.data.dir={latents}"]
     execute("train", config, weights, *data, f"--workdir={stored}")
     np.testing.assert_allclose(losses(direct), losses(stored), rtol=1e-4)
+    ours = ("--metrics=distance", "--config.eval.features=digits", "--num=16")
+    execute("evaluate", f"--workdir={stored}", *ours)  # against the images behind the latents
+    assert json.loads((stored / "evaluation.json").read_text())["num_reference"] == 16
 
     # Sampling needs the workdir alone, and an exported file nothing else.
     (first / "config.json").rename(first / "moved.json")
