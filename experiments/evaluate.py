@@ -15,7 +15,7 @@ psnr, ssim and rfid compare --images with their originals, --reference. An evalu
 that was interrupted goes on where it stopped.
 Writes evaluation.json (or --out), beside it a picture of an autoencoder's reconstructions, and for
 sweeps sweeps/NAME.jsonl, .md and .png in the workdir (of captions with --metrics=captions); a sweep
-that was interrupted goes on where it stopped.
+that was interrupted goes on where it stopped, and one of other settings needs another --name.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tqdm import tqdm
 from diffjax import data, grids, likelihood, metrics, samplers
 from diffjax.data import shapes
 from diffjax.train import State
+from diffjax.train.frozen import content_hash
 from experiments import common, first_stage, frozen, generation, judging, sampler_sweep
 
 common.define_sampling_flags()
@@ -293,12 +294,17 @@ def sweep(folder: Path) -> None:
     """
     if flags.FLAGS["metrics"].present and METRICS.value not in (["distance"], ["captions"]):
         raise common.UsageError("--sweep measures --metrics=distance or --metrics=captions")
+    if REFERENCE.value or REFERENCE_NUM.value:
+        raise common.UsageError(
+            "--sweep compares with the config's training images, no --reference"
+        )
     cfg = common.config()
     num, told = flags.FLAGS.num or cfg.eval.num, METRICS.value == ["captions"]
     network = None if told else _network(cfg, "--sweep")
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
-    maker = generation.image_maker(cfg, task, state, frozen.load(cfg, folder))
+    weights = frozen.load(cfg, folder)
+    maker = generation.image_maker(cfg, task, state, weights)
     judge = functools.partial(obeyed, cfg)
     if not told:
         real, classes = judging.reference_images(cfg, num), judging.classes_of(cfg, maker.model)
@@ -311,8 +317,19 @@ def sweep(folder: Path) -> None:
         axes=SWEEP.value,
         seeds=SEEDS.value,
         num=num,
+        settings={**_model(cfg, state, weights), "metric": "captions" if told else network.id},
         metric="all" if told else "distance",
     )
+
+
+def _model(cfg: Any, state: State, weights: Any) -> dict[str, Any]:
+    """What tells a model and its data from others, wherever its files are; not how it samples."""
+    training = ("sample", "train", "optim", "ema", "mesh", "eval")
+    return {
+        "config": {k: v for k, v in cfg.to_dict().items() if k not in training},
+        "step": int(state.step),
+        "weights": content_hash((state.ema, state.extra, weights)),
+    }
 
 
 def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
@@ -343,8 +360,7 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
         "sampler": {k: v for k, v in cfg.sample.items() if k not in ("num", "batch_size")},
         "seed": seed,
     }
-    origin = str(common.WEIGHTS.value or folder)
-    settings = {"step": result["step"], "sampler": result["sampler"], "origin": origin}
+    settings = {**_model(cfg, state, weights), "sampler": result["sampler"]}
     images = judging.generated(maker, num, seed=seed, settings=settings)
     result.update(_others(images, wanted))
     if some:

@@ -46,6 +46,9 @@ def test_sweeps_say_what_they_measure(execute, tmp_path):
     axis = ("--sweep=steps=2", "--metrics=fid")
     out = execute("evaluate", f"--workdir={tmp_path}", *axis, code=1)
     assert "--sweep measures --metrics=distance or --metrics=captions" in out
+    axis = ("--sweep=steps=2", "--reference=somewhere")
+    out = execute("evaluate", f"--workdir={tmp_path}", *axis, code=1)
+    assert "--sweep compares with the config's training images" in out
 
 
 def test_the_report_shows_inceptions_figures(execute, tmp_path):

@@ -63,7 +63,13 @@ def test_captions_are_judged_for_every_scale(execute, tmp_path):
     execute("train", "--config=configs/ldm.py:shapes,smoke", *shapes, f"--workdir={tmp_path}")
     options = ("--metrics=captions", "--sweep=guidance=1,2", "--num=4")
     execute("evaluate", f"--workdir={tmp_path}", *options)
-    rows = [json.loads(x) for x in (tmp_path / "sweeps/sweep.jsonl").read_text().splitlines()]
+    file = tmp_path / "sweeps/sweep.jsonl"
+    first = file.read_text()
+    rows = [json.loads(line) for line in first.splitlines()]
     assert [row["guidance"] for row in rows] == [1, 2]
     assert all(0 <= row["all"] <= row["colour"] <= 1 for row in rows)
     assert (tmp_path / "sweeps/sweep.png").exists()
+    again = ("evaluate", f"--workdir={tmp_path}", *options)
+    assert "2 of 2 rows" in execute(*again, "--steps=3", code=1)  # of other settings: not reused
+    execute(*again)
+    assert file.read_text() == first
