@@ -238,12 +238,12 @@ def with_inception(folder: Path, images: Any, real: Any, wanted: set[str]) -> di
 def save_reference(folder: Path, out: Path) -> None:
     """Write the statistics of the reference images, with those of spatial features."""
     real = judging.read_reference(REFERENCE.value, _config_if_needed({"fid"}), REFERENCE_NUM.value)
-    if isinstance(real, metrics.Statistics):
+    if real.images is None or real.statistics is not None:
         raise common.UsageError(f"{REFERENCE.value} holds statistics already")
     collector = _collector(folder, {"sfid"})
-    metrics.save_statistics(out, metrics.statistics_of(collector(real)))
+    metrics.save_statistics(out, metrics.statistics_of(collector(real.images)))
     collector.clear()
-    logging.info("statistics of %d images written to %s", real.num, out)
+    logging.info("statistics of %d images written to %s", real.images.num, out)
 
 
 def given(folder: Path, wanted: set[str]) -> dict[str, Any]:
@@ -264,17 +264,16 @@ def given(folder: Path, wanted: set[str]) -> dict[str, Any]:
         raise common.UsageError(f"{', '.join(sorted(paired))} need --reference, the originals")
     images = judging.from_file(IMAGES.value).first(flags.FLAGS.num)
     result: dict[str, Any] = {"images": IMAGES.value}
-    cfg = _config_if_needed(wanted)
+    cfg, real = _config_if_needed(wanted), judging.Reference()
+    if not wanted <= {*judging.ALONE, *OURS}:
+        real = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
     if ours:
         network, num = _network(cfg, "--images"), images.num
         if flags.FLAGS.num is None:
             num = min(num, cfg.eval.num)
-        real = judging.reference_images(cfg, num)
-        result.update(judging.judge(network, _floats(images.read(0, num)), real))
+        near = judging.reference_images(cfg, num)
+        result.update(judging.judge(network, _floats(images.read(0, num)), near))
     result.update(_others(images, wanted))
-    real = None
-    if not wanted <= {*judging.ALONE, *OURS}:
-        real = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
     if wanted & set(judging.PAIRED):
         result.update(judging.paired_metrics(images, real, wanted))
     if some := wanted & set(judging.INCEPTION):

@@ -30,6 +30,7 @@ from experiments import common, generation
 INCEPTION = ("fid", "sfid", "is", "kid", "prdc", "rfid")  # metrics that need its weights
 PAIRED = ("psnr", "ssim", "rfid")  # metrics of images and their originals, in the same order
 ALONE = ("is", "clip", "diversity")  # metrics that need no reference
+ARRAYS = ("images", "arr_0")  # names of images in an npz, ours and ADM's
 CHUNK = 1000  # images in memory at a time
 KID_SUBSET = 1000
 BATCH = 32  # of CLIP
@@ -124,7 +125,7 @@ def from_file(path: str) -> ImageSet:
             return ImageSet(
                 _stamp(path), len(source), lambda a, b: source.take(np.arange(a, b))["image"]
             )
-        images = metrics.load_array(path, ("images", "arr_0"))
+        images = metrics.load_array(path, ARRAYS)
     except (OSError, ValueError) as error:
         raise common.UsageError(f"cannot read images from {path}: {error}") from error
     if images.dtype != np.uint8 or images.ndim != 4:
@@ -211,22 +212,39 @@ class Collector:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-Reference = ImageSet | metrics.Statistics | None
+class Reference(NamedTuple):
+    """What images are compared with: others, statistics of their features, or both.
+
+    Attributes:
+        images: real images, or originals.
+        statistics: used where they do; ADM's are of more images than their file holds.
+    """
+
+    images: ImageSet | None = None
+    statistics: metrics.Statistics | None = None
 
 
 def read_reference(path: str | None, cfg: Any, num: int | None) -> Reference:
     """An npz of statistics, images in a file or folder, or the data set's training split.
 
+    Args:
+        num: how many of the images, whose file's statistics are then left out; None for all.
+
     Raises:
-        UsageError: the file holds neither.
+        UsageError: the file holds neither, or a number is given and there are no images.
+        ValueError: the file is damaged.
     """
     if not path:
-        return from_data(cfg, "train").first(num)
-    if path.endswith(".npz") and Path(path).is_file():
-        with np.load(path) as file:
-            if "mu" in file:
-                return metrics.load_statistics(path)
-    return from_file(path).first(num)
+        return Reference(from_data(cfg, "train").first(num))
+    names = metrics.array_names(path) if Path(path).is_file() else set()
+    statistics = metrics.load_statistics(path) if "mu" in names else None
+    if statistics is None or names & set(ARRAYS):
+        return Reference(from_file(path).first(num), None if num else statistics)
+    if num:
+        raise common.UsageError(
+            f"--reference_num={num} of the images, but {path} holds only their statistics"
+        )
+    return Reference(statistics=statistics)
 
 
 def inception_metrics(
@@ -237,33 +255,43 @@ def inception_metrics(
     Raises:
         UsageError: a metric needs what the reference does not have.
     """
-    if isinstance(real, metrics.Statistics) and wanted & {"kid", "prdc"}:
-        raise common.UsageError("kid and prdc need reference images, not only their statistics")
+    theirs = real.statistics
+    by_images = wanted & {"kid", "prdc"}
+    if theirs is None:
+        by_images |= wanted - {"is"}
+    elif theirs.spatial is None:
+        by_images |= wanted & {"sfid"}
+    if by_images and real.images is None:
+        raise common.UsageError(
+            f"{', '.join(sorted(by_images))} need reference images, not only their statistics; "
+            "sfid takes statistics with mu_s and sigma_s too"
+        )
     fake = collector(images)
     out: dict[str, Any] = {"num": images.num}
     if "is" in wanted:
         mean, spread = metrics.inception_score(fake.probs)
         out |= {"inception_score": mean, "inception_score_std": spread}
-    if wanted <= {"is"}:
-        return out
-    if isinstance(real, metrics.Statistics):
-        theirs = real
-    else:
-        found = collector(real)
-        theirs = metrics.statistics_of(found)
-        out |= {"num_reference": real.num, **_neighbours(found, fake, wanted)}
+    if by_images:
+        found = collector(real.images)
+        out |= {"num_reference": found.features.shape[0], **_neighbours(found, fake, wanted)}
+        own = metrics.statistics_of(found)
+        theirs = (
+            own
+            if theirs is None
+            else metrics.Statistics(
+                theirs.features, own.spatial if theirs.spatial is None else theirs.spatial
+            )
+        )
     return out | _distances(metrics.statistics_of(fake), theirs, wanted)
 
 
 def _distances(
-    fake: metrics.Statistics, real: metrics.Statistics, wanted: set[str]
+    fake: metrics.Statistics, real: metrics.Statistics | None, wanted: set[str]
 ) -> dict[str, float]:
     out = {}
     for name in sorted(wanted & {"fid", "rfid"}):
         out[name] = metrics.frechet_distance(fake.features, real.features)
     if "sfid" in wanted:
-        if real.spatial is None or fake.spatial is None:
-            raise common.UsageError("sfid needs a reference with mu_s and sigma_s, or images")
         out["sfid"] = metrics.frechet_distance(fake.spatial, real.spatial)
     return out
 
@@ -287,8 +315,9 @@ def paired_metrics(images: ImageSet, originals: Reference, wanted: set[str]) -> 
     Raises:
         UsageError: there are no originals, or not as many.
     """
-    if not isinstance(originals, ImageSet) or originals.num != images.num:
-        have = "statistics" if not isinstance(originals, ImageSet) else f"{originals.num} images"
+    others = originals.images
+    if others is None or others.num != images.num:
+        have = "statistics" if others is None else f"{others.num} images"
         raise common.UsageError(
             f"{', '.join(PAIRED)} compare image k with original k: {images.num} images need as "
             f"many originals in --reference, which has {have}"
@@ -297,7 +326,7 @@ def paired_metrics(images: ImageSet, originals: Reference, wanted: set[str]) -> 
     found: dict[str, list[np.ndarray]] = {name: [] for name in measures if name in wanted}
     for start in range(0, images.num, CHUNK):
         stop = min(start + CHUNK, images.num)
-        pair = [_levels(one.read(start, stop)) for one in (images, originals)]
+        pair = [_levels(one.read(start, stop)) for one in (images, others)]
         for name, values in found.items():
             values.append(np.asarray(measures[name](*pair, span=255.0), np.float64))
     return {name: float(np.concatenate(values).mean()) for name, values in found.items()}

@@ -37,6 +37,7 @@ from diffjax.metrics.neighbours import PrecisionRecall, precision_recall
 from diffjax.metrics.pairs import diversity, psnr, ssim
 from diffjax.metrics.reference import (
     Statistics,
+    array_names,
     load_array,
     load_statistics,
     save_statistics,
@@ -53,6 +54,7 @@ __all__ = [
     "Moments",
     "PrecisionRecall",
     "Statistics",
+    "array_names",
     "clip_score",
     "collect",
     "diversity",

@@ -46,7 +46,9 @@ def collector(network, tmp_path):
 
 def test_a_set_against_itself(collector, digits):
     same = image_set(digits[:300])
-    found = judging.inception_metrics(collector, same, same, {"fid", "sfid", "kid", "is", "prdc"})
+    found = judging.inception_metrics(
+        collector, same, judging.Reference(same), {"fid", "sfid", "kid", "is", "prdc"}
+    )
     assert found["fid"] == pytest.approx(0, abs=1e-8)
     assert found["sfid"] == pytest.approx(0, abs=1e-8)
     assert found["precision"] == found["recall"] == found["coverage"] == 1
@@ -60,7 +62,9 @@ def test_worse_images_are_worse_and_statistics_do_instead_of_images(collector, d
     wanted = {"fid", "sfid", "kid"}
     real, fakes = image_set(digits[600:900], "real"), (digits[300:600], noisy)
     good, bad = (
-        judging.inception_metrics(collector, image_set(fake, str(k)), real, wanted)
+        judging.inception_metrics(
+            collector, image_set(fake, str(k)), judging.Reference(real), wanted
+        )
         for k, fake in enumerate(fakes)
     )
     assert all(bad[name] > 1.5 * good[name] for name in wanted)
@@ -72,18 +76,42 @@ def test_worse_images_are_worse_and_statistics_do_instead_of_images(collector, d
     assert again["fid"] == pytest.approx(bad["fid"], rel=1e-9)
     with pytest.raises(common.UsageError, match="need reference images, not only their stat"):
         judging.inception_metrics(
-            collector, image_set(noisy), metrics.load_statistics(path), {"kid", "fid"}
+            collector,
+            image_set(noisy),
+            judging.read_reference(str(path), None, None),
+            {"kid", "fid"},
         )
+    with pytest.raises(common.UsageError, match=r"reference_num=5 .* holds only their statistics"):
+        judging.read_reference(str(path), None, 5)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"statistics\.npz is no complete npz file"):
+        judging.read_reference(str(path), None, None)
     assert any((tmp_path / "features").iterdir())
     collector.clear()
     assert not (tmp_path / "features").exists()
 
 
-def test_sfid_needs_spatial_statistics(collector, digits):
-    some = image_set(digits[:100])
-    flat = metrics.statistics_of(collector(some))._replace(spatial=None)
+def test_sfid_needs_spatial_statistics_before_any_work(collector, digits):
+    flat = metrics.statistics_of(collector(image_set(digits[:100])))._replace(spatial=None)
+    unread = judging.ImageSet("unread", 100, lambda a, b: pytest.fail("features were computed"))
     with pytest.raises(common.UsageError, match="mu_s"):
-        judging.inception_metrics(collector, some, flat, {"sfid"})
+        judging.inception_metrics(collector, unread, judging.Reference(statistics=flat), {"sfid"})
+
+
+def test_a_file_of_adm_gives_statistics_and_images(collector, digits, tmp_path):
+    path = tmp_path / "VIRTUAL.npz"  # mu and sigma of all the images, of which it holds some
+    whole = metrics.statistics_of(collector(image_set(digits[:900]))).features
+    np.savez(path, arr_0=digits[:300], mu=whole.mean, sigma=whole.covariance)
+    real, fake = judging.read_reference(str(path), None, None), image_set(digits[900:1200], "fake")
+    wanted = {"fid", "sfid", "kid", "prdc"}
+    found = judging.inception_metrics(collector, fake, real, wanted)
+    of_images = judging.Reference(image_set(digits[:300], "some"))
+    expected = judging.inception_metrics(collector, fake, of_images, wanted)
+    assert {k for k in found if found[k] != expected[k]} == {"fid"}
+    ours = metrics.statistics_of(collector(fake)).features
+    assert found["fid"] == pytest.approx(metrics.frechet_distance(ours, whole), rel=1e-9)
+    chosen = judging.read_reference(str(path), None, 200)  # not what the statistics are of
+    assert chosen.images.num == 200 and chosen.statistics is None
 
 
 def test_images_of_files_and_folders(digits, tmp_path):
@@ -135,11 +163,14 @@ def test_stored_latents_are_compared_with_the_images_behind_them(tmp_path):
 
 def test_pairs_are_compared_in_their_order():
     images = np.random.default_rng(0).integers(0, 240, (4, 16, 16, 3), np.uint8)
-    found = judging.paired_metrics(image_set(images + 10), image_set(images), {"psnr", "ssim"})
+    originals = judging.Reference(image_set(images))
+    found = judging.paired_metrics(image_set(images + 10), originals, {"psnr", "ssim"})
     assert found["psnr"] == pytest.approx(20 * np.log10(255 / 10), rel=1e-5)
     assert 0.9 < found["ssim"] < 1
     with pytest.raises(common.UsageError, match=r"4 images need as many .* which has 3 images"):
-        judging.paired_metrics(image_set(images), image_set(images[:3]), {"psnr"})
+        judging.paired_metrics(
+            image_set(images), judging.Reference(image_set(images[:3])), {"psnr"}
+        )
 
 
 def test_inception_says_where_its_weights_are():
