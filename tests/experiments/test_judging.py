@@ -56,6 +56,14 @@ def test_a_set_against_itself(collector, digits):
     assert (found["num"], found["num_reference"], found["kid_subset"]) == (300, 300, 300)
 
 
+def test_few_images_warn(collector, network, digits, caplog):
+    fake, wanted = image_set(digits[: network.dim]), {"fid"}
+    whole = metrics.statistics_of(collector(image_set(digits, "all")))
+    with caplog.at_level("WARNING"):
+        judging.inception_metrics(collector, fake, judging.Reference(statistics=whole), wanted)
+    assert f"{network.dim} images do not determine the covariance" in caplog.text
+
+
 def test_worse_images_are_worse_and_statistics_do_instead_of_images(collector, digits, tmp_path):
     rng = np.random.default_rng(0)
     noisy = np.clip(digits[:300] + rng.normal(0, 90, digits[:300].shape), 0, 255).astype(np.uint8)
