@@ -31,6 +31,7 @@ INCEPTION = ("fid", "sfid", "is", "kid", "prdc", "rfid")  # metrics that need it
 PAIRED = ("psnr", "ssim", "rfid")  # metrics of images and their originals, in the same order
 ALONE = ("is", "clip", "diversity")  # metrics that need no reference
 ARRAYS = ("images", "arr_0")  # names of images in an npz, ours and ADM's
+PSNR_MOST = 100.0  # dB, of a pair that is equal: JSON has no infinity
 CHUNK = 1000  # images in memory at a time
 KID_SUBSET = 1000
 BATCH = 32  # of CLIP
@@ -312,6 +313,8 @@ def _neighbours(
 def paired_metrics(images: ImageSet, originals: Reference, wanted: set[str]) -> dict[str, float]:
     """PSNR and SSIM of images and originals in the same order, means over the images.
 
+    No pair has more than `PSNR_MOST`.
+
     Raises:
         UsageError: there are no originals, or not as many.
     """
@@ -329,7 +332,10 @@ def paired_metrics(images: ImageSet, originals: Reference, wanted: set[str]) -> 
         pair = [_levels(one.read(start, stop)) for one in (images, others)]
         for name, values in found.items():
             values.append(np.asarray(measures[name](*pair, span=255.0), np.float64))
-    return {name: float(np.concatenate(values).mean()) for name, values in found.items()}
+    whole = {name: np.concatenate(values) for name, values in found.items()}
+    if "psnr" in whole:
+        whole["psnr"] = np.minimum(whole["psnr"], PSNR_MOST)
+    return {name: float(values.mean()) for name, values in whole.items()}
 
 
 def _levels(images: np.ndarray) -> np.ndarray:

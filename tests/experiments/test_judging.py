@@ -175,6 +175,7 @@ def test_pairs_are_compared_in_their_order():
     found = judging.paired_metrics(image_set(images + 10), originals, {"psnr", "ssim"})
     assert found["psnr"] == pytest.approx(20 * np.log10(255 / 10), rel=1e-5)
     assert 0.9 < found["ssim"] < 1
+    assert judging.paired_metrics(image_set(images), originals, {"psnr"}) == {"psnr": 100}
     with pytest.raises(common.UsageError, match=r"4 images need as many .* which has 3 images"):
         judging.paired_metrics(
             image_set(images), judging.Reference(image_set(images[:3])), {"psnr"}
