@@ -349,16 +349,20 @@ def clip_metrics(images: ImageSet, folder: str | None, prompts: str | None) -> d
     """CLIP score in percent: image k against line k of the prompts, which start over at the end.
 
     Raises:
-        UsageError: the folder of the weights or the file of prompts is missing.
+        UsageError: the folder of the weights or the file of prompts is missing, or a line is empty.
     """
     if not folder or not prompts:
         raise common.UsageError(
             "clip needs --clip=FOLDER, a CLIPModel of transformers with its tokenizer, and "
             "--prompts=FILE, a text a line"
         )
-    lines = [line for line in Path(prompts).read_text("utf-8").splitlines() if line.strip()]
+    lines = Path(prompts).read_text("utf-8").rstrip().splitlines()
     if not lines:
         raise common.UsageError(f"{prompts} holds no text")
+    if empty := [k for k, line in enumerate(lines, 1) if not line.strip()]:
+        raise common.UsageError(
+            f"line {empty[0]} of {prompts} is empty, but line k is the text of image k"
+        )
     clip, tokenizer = load_clip(folder), load_tokenizer(folder)
     ids = np.concatenate([tokenizer.plain(line).ids for line in lines])
     texts = np.concatenate([clip.texts(ids[k : k + BATCH]) for k in range(0, len(ids), BATCH)])

@@ -204,11 +204,14 @@ def test_clip_score_of_prompts_and_lpips_of_pairs(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(judging, "load_clip", lambda _: by_mean)
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a\n\na\n")
+    prompts.write_text("a\na\n\n")
     found = judging.clip_metrics(image_set(images), str(folder), str(prompts))
     means = data.to_float(images, 256).mean((1, 2))
     cosines = means[:, 0] / np.linalg.norm(means, axis=1)
     assert found["clip_score"] == pytest.approx(100 * np.maximum(cosines, 0).mean(), rel=1e-4)
+    prompts.write_text("a\n\na\n")
+    with pytest.raises(common.UsageError, match=r"line 2 of .*prompts\.txt is empty"):
+        judging.clip_metrics(image_set(images), str(folder), str(prompts))
     prompts.write_text("\n")
     with pytest.raises(common.UsageError, match="holds no text"):
         judging.clip_metrics(image_set(images), str(folder), str(prompts))
