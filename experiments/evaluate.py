@@ -272,17 +272,14 @@ def given(folder: Path, wanted: set[str]) -> dict[str, Any]:
         if flags.FLAGS.num is None:
             num = min(num, cfg.eval.num)
         near = judging.reference_images(cfg, num)
-        result.update(judging.judge(network, _floats(images.read(0, num)), near))
+        pixels = judging.with_channels(images.read(0, num), near.shape[-1])
+        result.update(judging.judge(network, data.to_float(pixels, 256), near))
     result.update(_others(images, wanted))
     if wanted & set(judging.PAIRED):
         result.update(judging.paired_metrics(images, real, wanted))
     if some := wanted & set(judging.INCEPTION):
         result.update(with_inception(folder, images, real, some))
     return result
-
-
-def _floats(images: np.ndarray) -> np.ndarray:
-    return data.to_float(images, 256)
 
 
 def sweep(folder: Path) -> None:

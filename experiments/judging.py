@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from diffjax import data, metrics
 from diffjax.data import latents
 from diffjax.data.datasets import ENV_DIR
-from diffjax.data.formats import list_images
+from diffjax.data.formats import image_size, list_images
 from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.clip import load_clip
@@ -123,6 +123,7 @@ def from_file(path: str) -> ImageSet:
     try:
         if Path(path).is_dir():
             source = data.load("image_folder", split="all", data_dir=path)
+            _check_sizes(list_images(Path(path)))
             return ImageSet(
                 _stamp(path), len(source), lambda a, b: source.take(np.arange(a, b))["image"]
             )
@@ -136,6 +137,14 @@ def from_file(path: str) -> ImageSet:
     return ImageSet(_stamp(path), len(images), lambda a, b: np.asarray(images[a:b]))
 
 
+def _check_sizes(files: list[Path]) -> None:
+    first = image_size(files[0])
+    for file in files:
+        if (size := image_size(file)) != first:
+            a, b = (f"{height}x{width} (height x width)" for height, width in (first, size))
+            raise ValueError(f"images must have one size, but {files[0]} is {a} and {file} {b}")
+
+
 def _stamp(path: str) -> str:
     """A path, and a digest of names, sizes and times of the file or of the images below it."""
     root = Path(path).resolve()
@@ -144,6 +153,22 @@ def _stamp(path: str) -> str:
         stat = file.stat()
         digest.update(f"{file.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return f"{root} {digest.hexdigest()}"
+
+
+def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """Grey images (N, H, W, 1) as RGB, or RGB ones without colour as grey.
+
+    Raises:
+        UsageError: there is colour, or another number of channels.
+    """
+    found = images.shape[-1]
+    if found == 1 or found == channels:
+        return np.broadcast_to(images, (*images.shape[:3], channels))
+    if channels != 1 or (images != images[..., :1]).any():
+        raise common.UsageError(
+            f"images in colour cannot be judged as images of {channels} channels"
+        )
+    return images[..., :1]
 
 
 def from_data(cfg: Any, split: str) -> ImageSet:
@@ -369,7 +394,7 @@ def clip_metrics(images: ImageSet, folder: str | None, prompts: str | None) -> d
     parts = []
     for start in range(0, images.num, BATCH):
         levels = _levels(images.read(start, min(start + BATCH, images.num)))
-        parts.append(clip.images(data.to_float(_rgb(levels), 256)))
+        parts.append(clip.images(data.to_float(with_channels(levels, 3), 256)))
     found = np.concatenate(parts)
     mean, error = metrics.clip_score(found, texts[np.arange(len(found)) % len(texts)])
     return {"clip_score": mean, "clip_score_se": error}
@@ -391,7 +416,3 @@ def lpips_diversity(images: ImageSet, path: str | None, pairs: int) -> dict[str,
     x = data.to_float(_levels(images.read(0, images.num)), 256)
     mean, error = metrics.diversity(distance, x, pairs=pairs)
     return {"lpips_diversity": mean, "lpips_diversity_se": error, "lpips_pairs": pairs}
-
-
-def _rgb(images: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(images, (*images.shape[:3], 3))

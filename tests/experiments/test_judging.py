@@ -144,6 +144,26 @@ def test_images_of_files_and_folders(digits, tmp_path):
             judging.from_file(str(tmp_path / bad))
 
 
+def test_a_folder_holds_images_of_one_size(digits, tmp_path):
+    for k, size in enumerate((8, 8, 6)):
+        Image.fromarray(digits[k, :size, ..., 0]).save(tmp_path / f"{k}.png")
+    with pytest.raises(
+        common.UsageError, match=r"0\.png is 8x8 .* and .*2\.png 6x8 \(height x width"
+    ):
+        judging.from_file(str(tmp_path))
+
+
+def test_grey_images_are_judged_by_the_channels_of_the_network(digits):
+    grey, rgb = digits[:4], digits[:4].repeat(3, -1)
+    for images in (grey, rgb):
+        np.testing.assert_array_equal(judging.with_channels(images, 1), grey)
+        np.testing.assert_array_equal(judging.with_channels(images, 3), rgb)
+    with pytest.raises(
+        common.UsageError, match="in colour cannot be judged as images of 1 channel"
+    ):
+        judging.with_channels(np.stack([rgb[..., 0], 0 * rgb[..., 0], rgb[..., 0]], -1), 1)
+
+
 def test_data_come_in_a_fixed_random_order():
     cfg = common.load_config(f"{ROOT}/configs/ddpm.py:digits")
     found = judging.from_data(cfg, "train")
