@@ -53,9 +53,9 @@ def test_two_stages(execute, first, tmp_path):
 
 
 def test_measuring_an_autoencoder(execute, first):
-    execute("evaluate", f"--workdir={first}", "--num=8")
+    execute("evaluate", f"--workdir={first}", "--num=8", "--config.eval.features=digits")
     found = json.loads((first / "evaluation.json").read_text())
-    assert found["psnr"] > 0 and found["images"] == 8
+    assert found["psnr"] > 0 and found["images"] == found["num"] == found["floor_num"] == 8
 
 
 def test_captions_are_judged_for_every_scale(execute, tmp_path):
