@@ -12,7 +12,8 @@
 Distances are Frechet distances on the features of a small frozen classifier of ours, never FID.
 fid, sfid, is, kid, prdc (precision, recall, density, coverage) and rfid need Inception's weights;
 psnr, ssim and rfid compare --images with their originals, --reference. An evaluation with Inception
-that was interrupted goes on where it stopped.
+that was interrupted goes on where it stopped. An autoencoder is measured by its reconstructions of
+test images, which --save_reconstructions writes.
 Writes evaluation.json (or --out), beside it a picture of an autoencoder's reconstructions, and for
 sweeps sweeps/NAME.jsonl, .md and .png in the workdir (of captions with --metrics=captions); a sweep
 that was interrupted goes on where it stopped, and one of other settings needs another --name.
@@ -21,6 +22,7 @@ that was interrupted goes on where it stopped, and one of other settings needs a
 from __future__ import annotations
 
 import functools
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from experiments import common, first_stage, frozen, generation, judging, sample
 
 common.define_sampling_flags()
 OURS = ("distance", "baselines", "bits", "ode_bits", "reconstruction", "captions")
+RECONSTRUCTED = ("distance", *judging.PAIRED)  # metrics of an autoencoder
 KNOWN = (*OURS, *judging.INCEPTION, "psnr", "ssim", "clip", "diversity")
 METRICS = flags.DEFINE_list(
     "metrics", ["distance", "baselines", "bits"], f"What to measure: {', '.join(KNOWN)}."
@@ -62,6 +65,11 @@ LEGACY = flags.DEFINE_bool(
 CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIPModel, for clip.")
 PROMPTS = flags.DEFINE_string("prompts", None, "File of texts, a line per image, for clip.")
 LPIPS = flags.DEFINE_string("lpips", None, "Weights of LPIPS (VGG16), for diversity.")
+SAVE_RECONSTRUCTIONS = flags.DEFINE_string(
+    "save_reconstructions",
+    None,
+    "Write an autoencoder's reconstructions to NAME.npz, the originals to NAME-originals.npz.",
+)
 PAIRS = flags.DEFINE_integer("pairs", 1000, "Pairs of images that diversity compares.", 2)
 RESIZE = flags.DEFINE_enum(
     "resize", "tensorflow", ["tensorflow", "pytorch_fid"], "How Inception's input is resized."
@@ -331,6 +339,10 @@ def _model(cfg: Any, state: State, weights: Any) -> dict[str, Any]:
 def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
     """Measure what the model makes, and its likelihood."""
     cfg = common.config()
+    if cfg.task == "autoencoder":
+        return reconstructed(cfg, folder, wanted)
+    if SAVE_RECONSTRUCTIONS.value:
+        raise common.UsageError(f"--save_reconstructions: a {cfg.task} model reconstructs nothing")
     if needless := wanted & {*judging.PAIRED, "clip"}:
         other = "--reference" if needless - {"clip"} else "--prompts"
         raise common.UsageError(f"{', '.join(sorted(needless))} need --images and {other}")
@@ -339,10 +351,6 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
         logging.warning("no feature network for %s: no distances", cfg.data.name)
         wanted = wanted - {"distance", "baselines"}
     task = common.task_of(cfg)
-    if cfg.task == "autoencoder":
-        state = common.restore(cfg, task, folder)
-        _picture(cfg, state)
-        return first_stage.measure(cfg, state, num)
     some = wanted & set(judging.INCEPTION)
     if some:  # what is missing is said before images are made
         theirs = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
@@ -378,10 +386,40 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
     return result
 
 
-def _picture(cfg: Any, state: State) -> None:
-    """Test images above their reconstructions, beside the figures."""
-    out = _out(common.workdir()).with_suffix(".png")
-    generation.save_png(first_stage.pictures(cfg, state.ema), out)
+def reconstructed(cfg: Any, folder: Path, wanted: set[str]) -> dict[str, Any]:
+    """Measure an autoencoder's reconstructions of test images, and show some beside the figures.
+
+    Raises:
+        UsageError: metrics of a diffusion model, or a reference.
+    """
+    if flags.FLAGS["metrics"].present and (others := wanted - set(RECONSTRUCTED)):
+        raise common.UsageError(
+            f"{', '.join(sorted(others))}: an autoencoder is measured by "
+            f"{', '.join(RECONSTRUCTED)} of test images and their reconstructions (rfid is FID)"
+        )
+    if REFERENCE.value:
+        raise common.UsageError("reconstructions are compared with the test images, no --reference")
+    state = common.restore(cfg, common.task_of(cfg), folder)
+    num = flags.FLAGS.num or cfg.eval.num
+    generation.save_png(first_stage.pictures(cfg, state.ema), _out(folder).with_suffix(".png"))
+    originals = judging.from_data(cfg, "test").first(num)
+    again = first_stage.reconstructor(cfg, state.ema)
+    images = originals._replace(
+        name=json.dumps([originals.name, _model(cfg, state, None)], sort_keys=True),
+        read=lambda start, stop: again(originals.read(start, stop))[0],
+    )
+    result: dict[str, Any] = {"step": int(state.step), "images": originals.num}
+    if "rfid" in wanted:
+        result.update(with_inception(folder, images, judging.Reference(originals), {"rfid"}))
+    if wanted & {"distance", "psnr"}:
+        result.update(first_stage.measure(cfg, state, num))
+    if "ssim" in wanted:
+        result.update(judging.paired_metrics(images, judging.Reference(originals), {"ssim"}))
+    if SAVE_RECONSTRUCTIONS.value:
+        out = SAVE_RECONSTRUCTIONS.value.removesuffix(".npz")
+        judging.save(images, Path(f"{out}.npz"))
+        judging.save(originals, Path(f"{out}-originals.npz"))
+    return result
 
 
 def _likelihoods(cfg: Any, model: Any, state: State, wanted: set[str]) -> dict[str, Any]:

@@ -137,6 +137,14 @@ def from_file(path: str) -> ImageSet:
     return ImageSet(_stamp(path), len(images), lambda a, b: np.asarray(images[a:b]))
 
 
+def save(images: ImageSet, path: Path) -> None:
+    """Write images (uint8 ``images``) as `from_file` reads them."""
+    chunks = range(0, images.num, CHUNK)
+    parts = [_levels(images.read(a, min(a + CHUNK, images.num))) for a in chunks]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, images=np.concatenate(parts))
+
+
 def _check_sizes(files: list[Path]) -> None:
     first = image_size(files[0])
     for file in files:

@@ -56,6 +56,13 @@ def test_measuring_an_autoencoder(execute, first):
     execute("evaluate", f"--workdir={first}", "--num=8", "--config.eval.features=digits")
     found = json.loads((first / "evaluation.json").read_text())
     assert found["psnr"] > 0 and found["images"] == found["num"] == found["floor_num"] == 8
+    saved = first / "again.npz"
+    options = ("--metrics=psnr", f"--save_reconstructions={saved}", "--num=8")
+    execute("evaluate", f"--workdir={first}", *options)
+    images, originals = (np.load(first / f"again{k}.npz")["images"] for k in ("", "-originals"))
+    assert images.shape == originals.shape and images.dtype == np.uint8 and len(images) == 8
+    error = np.square((images.astype(float) - originals) / 127.5).mean((1, 2, 3))
+    assert (10 * np.log10(4 / error)).mean() == pytest.approx(found["psnr"], rel=0.01)
 
 
 def test_captions_are_judged_for_every_scale(execute, tmp_path):
