@@ -104,7 +104,7 @@ def run(
 
 def _stamp(cfg: Any, grid: dict[str, Any], settings: dict[str, Any]) -> str:
     """A digest of all that a sweep keeps fixed."""
-    varied = (*grid, "num", "batch_size")
+    varied = (*grid, "num", "batch_size", "classifier")  # the last is a path to one of the weights
     sample = {k: v for k, v in cfg.sample.to_dict().items() if k not in varied}
     text = json.dumps({"axes": sorted(grid), "sample": sample, **settings}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
