@@ -58,7 +58,7 @@ def pictured(cfg: Any) -> Any:
     if cfg.data.name != "latents":
         return cfg
     folder = cfg.data.dir or os.environ.get(ENV_DIR, "")
-    found = latents.origin(Path(folder))
+    found = latents.origin(Path(folder)) if folder else {}
     if not found:
         raise common.UsageError(
             f"the latents in {folder} do not say what they were made of, and there are no images "
