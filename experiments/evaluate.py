@@ -403,10 +403,11 @@ def reconstructed(cfg: Any, folder: Path, wanted: set[str]) -> dict[str, Any]:
     num = flags.FLAGS.num or cfg.eval.num
     generation.save_png(first_stage.pictures(cfg, state.ema), _out(folder).with_suffix(".png"))
     originals = judging.from_data(cfg, "test").first(num)
-    again = first_stage.reconstructor(cfg, state.ema)
     images = originals._replace(
         name=json.dumps([originals.name, _model(cfg, state, None)], sort_keys=True),
-        read=lambda start, stop: again(originals.read(start, stop))[0],
+        read=lambda start, stop: first_stage.reconstruct(
+            cfg, state.ema, originals.read(start, stop)
+        )[0],
     )
     result: dict[str, Any] = {"step": int(state.step), "images": originals.num}
     if "rfid" in wanted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,8 +18,8 @@ BATCH = 64
 COLLAPSED = 0.1  # share of codes in use below which a warning is due
 
 
-def reconstructor(cfg: Any, params: Any) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Images in [-1, 1] -> reconstructions (N, H, W, C), and codes (N, h, w) or empty."""
+def reconstruct(cfg: Any, params: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reconstructions (N, H, W, C) of images in [-1, 1], and codes (N, h, w) or empty."""
     net: Any = make_autoencoder(cfg.network, cfg.data.channels)
     own = {k: v for k, v in params.items() if k != "discriminator"}
 
@@ -30,21 +29,18 @@ def reconstructor(cfg: Any, params: Any) -> Callable[[np.ndarray], tuple[np.ndar
         codes = code.indices if isinstance(net, VQModel) else jnp.zeros((len(x), 0, 0), jnp.int32)
         return jnp.clip(x_hat, -1, 1), codes
 
-    def reconstruct(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = []
-        for start in range(0, len(images), BATCH):
-            some = images[start : start + BATCH]
-            padding = [(0, min(BATCH, len(images)) - len(some))] + [(0, 0)] * 3
-            parts.append([np.asarray(v)[: len(some)] for v in run(own, np.pad(some, padding))])
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
-    return reconstruct
+    parts = []
+    for start in range(0, len(images), BATCH):
+        some = images[start : start + BATCH]
+        padding = [(0, min(BATCH, len(images)) - len(some))] + [(0, 0)] * 3
+        parts.append([np.asarray(v)[: len(some)] for v in run(own, np.pad(some, padding))])
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
 def pictures(cfg: Any, params: Any, num: int = 32) -> np.ndarray:
     """Test images above their reconstructions."""
     images = _test_images(cfg, num)
-    return side_by_side(images, reconstructor(cfg, params)(images)[0])
+    return side_by_side(images, reconstruct(cfg, params, images)[0])
 
 
 def preview(cfg: Any, folder: Any) -> Any:
@@ -89,7 +85,7 @@ def _test_images(cfg: Any, num: int) -> np.ndarray:
 def measure(cfg: Any, state: Any, num: int) -> dict[str, Any]:
     """Errors of reconstructed test images, their distance to the originals, and codes in use."""
     images = _test_images(cfg, num)
-    again, codes = reconstructor(cfg, state.ema)(images)
+    again, codes = reconstruct(cfg, state.ema, images)
     square = ((images - again) ** 2).mean((1, 2, 3))
     out: dict[str, Any] = {
         "step": int(state.step),
