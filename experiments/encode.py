@@ -63,6 +63,7 @@ def main() -> None:
             num_classes=source.num_classes,
             levels=source.levels,
             encoder=content_hash(params),
+            images={"name": cfg.data.name, "dir": cfg.data.dir},
         )
         logging.info("%d latents in %s", len(source), out / split)
 

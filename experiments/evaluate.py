@@ -12,15 +12,17 @@
 Distances are Frechet distances on the features of a small frozen classifier of ours, never FID.
 fid, sfid, is, kid, prdc (precision, recall, density, coverage) and rfid need Inception's weights;
 psnr, ssim and rfid compare --images with their originals, --reference. An evaluation with Inception
-that was interrupted goes on where it stopped.
+that was interrupted goes on where it stopped. An autoencoder is measured by its reconstructions of
+test images, which --save_reconstructions writes.
 Writes evaluation.json (or --out), beside it a picture of an autoencoder's reconstructions, and for
 sweeps sweeps/NAME.jsonl, .md and .png in the workdir (of captions with --metrics=captions); a sweep
-that was interrupted goes on where it stopped.
+that was interrupted goes on where it stopped, and one of other settings needs another --name.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -34,10 +36,12 @@ from tqdm import tqdm
 from diffjax import data, grids, likelihood, metrics, samplers
 from diffjax.data import shapes
 from diffjax.train import State
+from diffjax.train.frozen import content_hash
 from experiments import common, first_stage, frozen, generation, judging, sampler_sweep
 
 common.define_sampling_flags()
 OURS = ("distance", "baselines", "bits", "ode_bits", "reconstruction", "captions")
+RECONSTRUCTED = ("distance", *judging.PAIRED)  # metrics of an autoencoder
 KNOWN = (*OURS, *judging.INCEPTION, "psnr", "ssim", "clip", "diversity")
 METRICS = flags.DEFINE_list(
     "metrics", ["distance", "baselines", "bits"], f"What to measure: {', '.join(KNOWN)}."
@@ -61,6 +65,11 @@ LEGACY = flags.DEFINE_bool(
 CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIPModel, for clip.")
 PROMPTS = flags.DEFINE_string("prompts", None, "File of texts, a line per image, for clip.")
 LPIPS = flags.DEFINE_string("lpips", None, "Weights of LPIPS (VGG16), for diversity.")
+SAVE_RECONSTRUCTIONS = flags.DEFINE_string(
+    "save_reconstructions",
+    None,
+    "Write an autoencoder's reconstructions to NAME.npz, the originals to NAME-originals.npz.",
+)
 PAIRS = flags.DEFINE_integer("pairs", 1000, "Pairs of images that diversity compares.", 2)
 RESIZE = flags.DEFINE_enum(
     "resize", "tensorflow", ["tensorflow", "pytorch_fid"], "How Inception's input is resized."
@@ -237,12 +246,12 @@ def with_inception(folder: Path, images: Any, real: Any, wanted: set[str]) -> di
 def save_reference(folder: Path, out: Path) -> None:
     """Write the statistics of the reference images, with those of spatial features."""
     real = judging.read_reference(REFERENCE.value, _config_if_needed({"fid"}), REFERENCE_NUM.value)
-    if isinstance(real, metrics.Statistics):
+    if real.images is None or real.statistics is not None:
         raise common.UsageError(f"{REFERENCE.value} holds statistics already")
     collector = _collector(folder, {"sfid"})
-    metrics.save_statistics(out, metrics.statistics_of(collector(real)))
+    metrics.save_statistics(out, metrics.statistics_of(collector(real.images)))
     collector.clear()
-    logging.info("statistics of %d images written to %s", real.num, out)
+    logging.info("statistics of %d images written to %s", real.images.num, out)
 
 
 def given(folder: Path, wanted: set[str]) -> dict[str, Any]:
@@ -263,26 +272,22 @@ def given(folder: Path, wanted: set[str]) -> dict[str, Any]:
         raise common.UsageError(f"{', '.join(sorted(paired))} need --reference, the originals")
     images = judging.from_file(IMAGES.value).first(flags.FLAGS.num)
     result: dict[str, Any] = {"images": IMAGES.value}
-    cfg = _config_if_needed(wanted)
+    cfg, real = _config_if_needed(wanted), judging.Reference()
+    if not wanted <= {*judging.ALONE, *OURS}:
+        real = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
     if ours:
         network, num = _network(cfg, "--images"), images.num
         if flags.FLAGS.num is None:
             num = min(num, cfg.eval.num)
-        real = judging.reference_images(cfg, num)
-        result.update(judging.judge(network, _floats(images.read(0, num)), real))
+        near = judging.reference_images(cfg, num)
+        pixels = judging.with_channels(images.read(0, num), near.shape[-1])
+        result.update(judging.judge(network, data.to_float(pixels, 256), near))
     result.update(_others(images, wanted))
-    real = None
-    if not wanted <= {*judging.ALONE, *OURS}:
-        real = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
     if wanted & set(judging.PAIRED):
         result.update(judging.paired_metrics(images, real, wanted))
     if some := wanted & set(judging.INCEPTION):
         result.update(with_inception(folder, images, real, some))
     return result
-
-
-def _floats(images: np.ndarray) -> np.ndarray:
-    return data.to_float(images, 256)
 
 
 def sweep(folder: Path) -> None:
@@ -293,12 +298,17 @@ def sweep(folder: Path) -> None:
     """
     if flags.FLAGS["metrics"].present and METRICS.value not in (["distance"], ["captions"]):
         raise common.UsageError("--sweep measures --metrics=distance or --metrics=captions")
+    if REFERENCE.value or REFERENCE_NUM.value:
+        raise common.UsageError(
+            "--sweep compares with the config's training images, no --reference"
+        )
     cfg = common.config()
     num, told = flags.FLAGS.num or cfg.eval.num, METRICS.value == ["captions"]
     network = None if told else _network(cfg, "--sweep")
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
-    maker = generation.image_maker(cfg, task, state, frozen.load(cfg, folder))
+    weights = frozen.load(cfg, folder)
+    maker = generation.image_maker(cfg, task, state, weights)
     judge = functools.partial(obeyed, cfg)
     if not told:
         real, classes = judging.reference_images(cfg, num), judging.classes_of(cfg, maker.model)
@@ -311,13 +321,28 @@ def sweep(folder: Path) -> None:
         axes=SWEEP.value,
         seeds=SEEDS.value,
         num=num,
+        settings={**_model(cfg, state, weights), "metric": "captions" if told else network.id},
         metric="all" if told else "distance",
     )
+
+
+def _model(cfg: Any, state: State, weights: Any) -> dict[str, Any]:
+    """What tells a model and its data from others, wherever its files are; not how it samples."""
+    training = ("sample", "train", "optim", "ema", "mesh", "eval")
+    return {
+        "config": {k: v for k, v in cfg.to_dict().items() if k not in training},
+        "step": int(state.step),
+        "weights": content_hash((state.ema, state.extra, weights)),
+    }
 
 
 def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
     """Measure what the model makes, and its likelihood."""
     cfg = common.config()
+    if cfg.task == "autoencoder":
+        return reconstructed(cfg, folder, wanted)
+    if SAVE_RECONSTRUCTIONS.value:
+        raise common.UsageError(f"--save_reconstructions: a {cfg.task} model reconstructs nothing")
     if needless := wanted & {*judging.PAIRED, "clip"}:
         other = "--reference" if needless - {"clip"} else "--prompts"
         raise common.UsageError(f"{', '.join(sorted(needless))} need --images and {other}")
@@ -326,10 +351,12 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
         logging.warning("no feature network for %s: no distances", cfg.data.name)
         wanted = wanted - {"distance", "baselines"}
     task = common.task_of(cfg)
+    some = wanted & set(judging.INCEPTION)
+    if some:  # what is missing is said before images are made
+        theirs = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
+    if wanted & {"distance", "baselines"}:
+        network, real = _network(cfg, "distance"), judging.reference_images(cfg, num)
     state = common.restore(cfg, task, folder)
-    if cfg.task == "autoencoder":
-        _picture(cfg, state)
-        return first_stage.measure(cfg, state, num)
     weights = frozen.load(cfg, folder)
     maker = generation.image_maker(cfg, task, state, weights)
     result: dict[str, Any] = {
@@ -337,15 +364,11 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
         "sampler": {k: v for k, v in cfg.sample.items() if k not in ("num", "batch_size")},
         "seed": seed,
     }
-    origin = str(common.WEIGHTS.value or folder)
-    settings = {"step": result["step"], "sampler": result["sampler"], "origin": origin}
+    settings = {**_model(cfg, state, weights), "sampler": result["sampler"]}
     images = judging.generated(maker, num, seed=seed, settings=settings)
     result.update(_others(images, wanted))
-    if some := wanted & set(judging.INCEPTION):
-        real = judging.read_reference(REFERENCE.value, cfg, REFERENCE_NUM.value)
-        result.update(with_inception(folder, images, real, some))
-    if wanted & {"distance", "baselines"}:
-        network, real = _network(cfg, "distance"), judging.reference_images(cfg, num)
+    if some:
+        result.update(with_inception(folder, images, theirs, some))
     if "distance" in wanted:
         started = time.monotonic()
         made = maker.make(num=num, seed=seed)
@@ -363,10 +386,41 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
     return result
 
 
-def _picture(cfg: Any, state: State) -> None:
-    """Test images above their reconstructions, beside the figures."""
-    out = _out(common.workdir()).with_suffix(".png")
-    generation.save_png(first_stage.pictures(cfg, state.ema), out)
+def reconstructed(cfg: Any, folder: Path, wanted: set[str]) -> dict[str, Any]:
+    """Measure an autoencoder's reconstructions of test images, and show some beside the figures.
+
+    Raises:
+        UsageError: metrics of a diffusion model, or a reference.
+    """
+    if flags.FLAGS["metrics"].present and (others := wanted - set(RECONSTRUCTED)):
+        raise common.UsageError(
+            f"{', '.join(sorted(others))}: an autoencoder is measured by "
+            f"{', '.join(RECONSTRUCTED)} of test images and their reconstructions (rfid is FID)"
+        )
+    if REFERENCE.value:
+        raise common.UsageError("reconstructions are compared with the test images, no --reference")
+    state = common.restore(cfg, common.task_of(cfg), folder)
+    num = flags.FLAGS.num or cfg.eval.num
+    generation.save_png(first_stage.pictures(cfg, state.ema), _out(folder).with_suffix(".png"))
+    originals = judging.from_data(cfg, "test").first(num)
+    images = originals._replace(
+        name=json.dumps([originals.name, _model(cfg, state, None)], sort_keys=True),
+        read=lambda start, stop: first_stage.reconstruct(
+            cfg, state.ema, originals.read(start, stop)
+        )[0],
+    )
+    result: dict[str, Any] = {"step": int(state.step), "images": originals.num}
+    if "rfid" in wanted:
+        result.update(with_inception(folder, images, judging.Reference(originals), {"rfid"}))
+    if wanted & {"distance", "psnr"}:
+        result.update(first_stage.measure(cfg, state, num))
+    if "ssim" in wanted:
+        result.update(judging.paired_metrics(images, judging.Reference(originals), {"ssim"}))
+    if SAVE_RECONSTRUCTIONS.value:
+        out = SAVE_RECONSTRUCTIONS.value.removesuffix(".npz")
+        judging.save(images, Path(f"{out}.npz"))
+        judging.save(originals, Path(f"{out}-originals.npz"))
+    return result
 
 
 def _likelihoods(cfg: Any, model: Any, state: State, wanted: set[str]) -> dict[str, Any]:

@@ -105,8 +105,10 @@ def measure(cfg: Any, state: Any, num: int) -> dict[str, Any]:
         network = metrics.feature_network(cfg.eval.features)
         rounded = data.to_float(generation.to_uint8(again), 256)
         out |= metrics.evaluate_images(network, rounded, images)
-        half = len(images) // 2
-        out["floor"] = metrics.floor(network, images[:half], images[half : 2 * half])
+        both = _test_images(cfg, 2 * num)  # the floor falls like 1/N: of as many images, if it can
+        half = len(both) // 2
+        out["floor"] = metrics.floor(network, both[:half], both[half : 2 * half])
+        out["floor_num"] = half
     if codes.size:
         share = np.bincount(codes.ravel(), minlength=cfg.network.codes) / codes.size
         entropy = -(share * np.log(np.maximum(share, 1e-12))).sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffjax import data, metrics
-from diffjax.data.formats import list_images
+from diffjax.data import latents
+from diffjax.data.datasets import ENV_DIR
+from diffjax.data.formats import image_size, list_images
 from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.clip import load_clip
@@ -26,6 +30,8 @@ from experiments import common, generation
 INCEPTION = ("fid", "sfid", "is", "kid", "prdc", "rfid")  # metrics that need its weights
 PAIRED = ("psnr", "ssim", "rfid")  # metrics of images and their originals, in the same order
 ALONE = ("is", "clip", "diversity")  # metrics that need no reference
+ARRAYS = ("images", "arr_0")  # names of images in an npz, ours and ADM's
+PSNR_MOST = 100.0  # dB, of a pair that is equal: JSON has no infinity
 CHUNK = 1000  # images in memory at a time
 KID_SUBSET = 1000
 BATCH = 32  # of CLIP
@@ -33,7 +39,7 @@ BATCH = 32  # of CLIP
 
 def reference(cfg: Any, num: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     """``num`` real images in [-1, 1] and their labels, by a fixed permutation of the split."""
-    source = common.source_of(cfg, split)
+    source = common.source_of(pictured(cfg), split)
     batch = source.take(_shuffled(source)[:num])
     return data.to_float(batch["image"], source.levels), batch["label"]
 
@@ -41,6 +47,27 @@ def reference(cfg: Any, num: int, split: str = "train") -> tuple[np.ndarray, np.
 def reference_images(cfg: Any, num: int, split: str = "train") -> np.ndarray:
     """The images of `reference`."""
     return reference(cfg, num, split)[0]
+
+
+def pictured(cfg: Any) -> Any:
+    """A config with its images for data; of stored latents, those that were encoded.
+
+    Raises:
+        UsageError: the latents do not say what they were made of.
+    """
+    if cfg.data.name != "latents":
+        return cfg
+    folder = cfg.data.dir or os.environ.get(ENV_DIR, "")
+    found = latents.origin(Path(folder)) if folder else {}
+    if not found:
+        raise common.UsageError(
+            f"the latents in {folder} do not say what they were made of, and there are no images "
+            "to compare with: name their data set, as in --config.data.name=fashion_mnist "
+            "--config.data.dir=FOLDER, or give --reference with metrics of Inception"
+        )
+    copy = ConfigDict(cfg.to_dict())
+    copy.data.update(found)
+    return copy
 
 
 def _shuffled(source: data.Source) -> np.ndarray:
@@ -96,10 +123,11 @@ def from_file(path: str) -> ImageSet:
     try:
         if Path(path).is_dir():
             source = data.load("image_folder", split="all", data_dir=path)
+            _check_sizes(list_images(Path(path)))
             return ImageSet(
                 _stamp(path), len(source), lambda a, b: source.take(np.arange(a, b))["image"]
             )
-        images = metrics.load_array(path, ("images", "arr_0"))
+        images = metrics.load_array(path, ARRAYS)
     except (OSError, ValueError) as error:
         raise common.UsageError(f"cannot read images from {path}: {error}") from error
     if images.dtype != np.uint8 or images.ndim != 4:
@@ -107,6 +135,22 @@ def from_file(path: str) -> ImageSet:
             f"{path} must hold uint8 images (N, H, W, C), got {images.dtype} {images.shape}"
         )
     return ImageSet(_stamp(path), len(images), lambda a, b: np.asarray(images[a:b]))
+
+
+def save(images: ImageSet, path: Path) -> None:
+    """Write images (uint8 ``images``) as `from_file` reads them."""
+    chunks = range(0, images.num, CHUNK)
+    parts = [_levels(images.read(a, min(a + CHUNK, images.num))) for a in chunks]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, images=np.concatenate(parts))
+
+
+def _check_sizes(files: list[Path]) -> None:
+    first = image_size(files[0])
+    for file in files:
+        if (size := image_size(file)) != first:
+            a, b = (f"{height}x{width} (height x width)" for height, width in (first, size))
+            raise ValueError(f"images must have one size, but {files[0]} is {a} and {file} {b}")
 
 
 def _stamp(path: str) -> str:
@@ -119,8 +163,25 @@ def _stamp(path: str) -> str:
     return f"{root} {digest.hexdigest()}"
 
 
+def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """Grey images (N, H, W, 1) as RGB, or RGB ones without colour as grey.
+
+    Raises:
+        UsageError: there is colour, or another number of channels.
+    """
+    found = images.shape[-1]
+    if found == 1 or found == channels:
+        return np.broadcast_to(images, (*images.shape[:3], channels))
+    if channels != 1 or (images != images[..., :1]).any():
+        raise common.UsageError(
+            f"images in colour cannot be judged as images of {channels} channels"
+        )
+    return images[..., :1]
+
+
 def from_data(cfg: Any, split: str) -> ImageSet:
     """A split of the config's data set, in a fixed random order."""
+    cfg = pictured(cfg)
     source = common.source_of(cfg, split)
     order = _shuffled(source)
 
@@ -185,22 +246,39 @@ class Collector:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-Reference = ImageSet | metrics.Statistics | None
+class Reference(NamedTuple):
+    """What images are compared with: others, statistics of their features, or both.
+
+    Attributes:
+        images: real images, or originals.
+        statistics: used where they do; ADM's are of more images than their file holds.
+    """
+
+    images: ImageSet | None = None
+    statistics: metrics.Statistics | None = None
 
 
 def read_reference(path: str | None, cfg: Any, num: int | None) -> Reference:
     """An npz of statistics, images in a file or folder, or the data set's training split.
 
+    Args:
+        num: how many of the images, whose file's statistics are then left out; None for all.
+
     Raises:
-        UsageError: the file holds neither.
+        UsageError: the file holds neither, or a number is given and there are no images.
+        ValueError: the file is damaged.
     """
     if not path:
-        return from_data(cfg, "train").first(num)
-    if path.endswith(".npz") and Path(path).is_file():
-        with np.load(path) as file:
-            if "mu" in file:
-                return metrics.load_statistics(path)
-    return from_file(path).first(num)
+        return Reference(from_data(cfg, "train").first(num))
+    names = metrics.array_names(path) if Path(path).is_file() else set()
+    statistics = metrics.load_statistics(path) if "mu" in names else None
+    if statistics is None or names & set(ARRAYS):
+        return Reference(from_file(path).first(num), None if num else statistics)
+    if num:
+        raise common.UsageError(
+            f"--reference_num={num} of the images, but {path} holds only their statistics"
+        )
+    return Reference(statistics=statistics)
 
 
 def inception_metrics(
@@ -211,34 +289,43 @@ def inception_metrics(
     Raises:
         UsageError: a metric needs what the reference does not have.
     """
-    if isinstance(real, metrics.Statistics) and wanted & {"kid", "prdc"}:
-        raise common.UsageError("kid and prdc need reference images, not only their statistics")
+    theirs = real.statistics
+    by_images = wanted & {"kid", "prdc"}
+    if theirs is None:
+        by_images |= wanted - {"is"}
+    elif theirs.spatial is None:
+        by_images |= wanted & {"sfid"}
+    if by_images and real.images is None:
+        raise common.UsageError(
+            f"{', '.join(sorted(by_images))} need reference images, not only their statistics; "
+            "sfid takes statistics with mu_s and sigma_s too"
+        )
     fake = collector(images)
     out: dict[str, Any] = {"num": images.num}
     if "is" in wanted:
-        splits = min(10, images.num)
-        mean, spread = metrics.inception_score(fake.probs, splits=splits)
+        mean, spread = metrics.inception_score(fake.probs)
         out |= {"inception_score": mean, "inception_score_std": spread}
-    if wanted <= {"is"}:
-        return out
-    if isinstance(real, metrics.Statistics):
-        theirs = real
-    else:
-        found = collector(real)
-        theirs = metrics.statistics_of(found)
-        out |= {"num_reference": real.num, **_neighbours(found, fake, wanted)}
+    if by_images:
+        found = collector(real.images)
+        out |= {"num_reference": found.features.shape[0], **_neighbours(found, fake, wanted)}
+        own = metrics.statistics_of(found)
+        theirs = (
+            own
+            if theirs is None
+            else metrics.Statistics(
+                theirs.features, own.spatial if theirs.spatial is None else theirs.spatial
+            )
+        )
     return out | _distances(metrics.statistics_of(fake), theirs, wanted)
 
 
 def _distances(
-    fake: metrics.Statistics, real: metrics.Statistics, wanted: set[str]
+    fake: metrics.Statistics, real: metrics.Statistics | None, wanted: set[str]
 ) -> dict[str, float]:
     out = {}
     for name in sorted(wanted & {"fid", "rfid"}):
         out[name] = metrics.frechet_distance(fake.features, real.features)
     if "sfid" in wanted:
-        if real.spatial is None or fake.spatial is None:
-            raise common.UsageError("sfid needs a reference with mu_s and sigma_s, or images")
         out["sfid"] = metrics.frechet_distance(fake.spatial, real.spatial)
     return out
 
@@ -259,11 +346,14 @@ def _neighbours(
 def paired_metrics(images: ImageSet, originals: Reference, wanted: set[str]) -> dict[str, float]:
     """PSNR and SSIM of images and originals in the same order, means over the images.
 
+    No pair has more than `PSNR_MOST`.
+
     Raises:
         UsageError: there are no originals, or not as many.
     """
-    if not isinstance(originals, ImageSet) or originals.num != images.num:
-        have = "statistics" if not isinstance(originals, ImageSet) else f"{originals.num} images"
+    others = originals.images
+    if others is None or others.num != images.num:
+        have = "statistics" if others is None else f"{others.num} images"
         raise common.UsageError(
             f"{', '.join(PAIRED)} compare image k with original k: {images.num} images need as "
             f"many originals in --reference, which has {have}"
@@ -272,10 +362,13 @@ def paired_metrics(images: ImageSet, originals: Reference, wanted: set[str]) -> 
     found: dict[str, list[np.ndarray]] = {name: [] for name in measures if name in wanted}
     for start in range(0, images.num, CHUNK):
         stop = min(start + CHUNK, images.num)
-        pair = [_levels(one.read(start, stop)) for one in (images, originals)]
+        pair = [_levels(one.read(start, stop)) for one in (images, others)]
         for name, values in found.items():
             values.append(np.asarray(measures[name](*pair, span=255.0), np.float64))
-    return {name: float(np.concatenate(values).mean()) for name, values in found.items()}
+    whole = {name: np.concatenate(values) for name, values in found.items()}
+    if "psnr" in whole:
+        whole["psnr"] = np.minimum(whole["psnr"], PSNR_MOST)
+    return {name: float(values.mean()) for name, values in whole.items()}
 
 
 def _levels(images: np.ndarray) -> np.ndarray:
@@ -289,23 +382,27 @@ def clip_metrics(images: ImageSet, folder: str | None, prompts: str | None) -> d
     """CLIP score in percent: image k against line k of the prompts, which start over at the end.
 
     Raises:
-        UsageError: the folder of the weights or the file of prompts is missing.
+        UsageError: the folder of the weights or the file of prompts is missing, or a line is empty.
     """
     if not folder or not prompts:
         raise common.UsageError(
             "clip needs --clip=FOLDER, a CLIPModel of transformers with its tokenizer, and "
             "--prompts=FILE, a text a line"
         )
-    lines = [line for line in Path(prompts).read_text("utf-8").splitlines() if line.strip()]
+    lines = Path(prompts).read_text("utf-8").rstrip().splitlines()
     if not lines:
         raise common.UsageError(f"{prompts} holds no text")
+    if empty := [k for k, line in enumerate(lines, 1) if not line.strip()]:
+        raise common.UsageError(
+            f"line {empty[0]} of {prompts} is empty, but line k is the text of image k"
+        )
     clip, tokenizer = load_clip(folder), load_tokenizer(folder)
     ids = np.concatenate([tokenizer.plain(line).ids for line in lines])
     texts = np.concatenate([clip.texts(ids[k : k + BATCH]) for k in range(0, len(ids), BATCH)])
     parts = []
     for start in range(0, images.num, BATCH):
         levels = _levels(images.read(start, min(start + BATCH, images.num)))
-        parts.append(clip.images(data.to_float(_rgb(levels), 256)))
+        parts.append(clip.images(data.to_float(with_channels(levels, 3), 256)))
     found = np.concatenate(parts)
     mean, error = metrics.clip_score(found, texts[np.arange(len(found)) % len(texts)])
     return {"clip_score": mean, "clip_score_se": error}
@@ -327,7 +424,3 @@ def lpips_diversity(images: ImageSet, path: str | None, pairs: int) -> dict[str,
     x = data.to_float(_levels(images.read(0, images.num)), 256)
     mean, error = metrics.diversity(distance, x, pairs=pairs)
     return {"lpips_diversity": mean, "lpips_diversity_se": error, "lpips_pairs": pairs}
-
-
-def _rgb(images: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(images, (*images.shape[:3], 3))

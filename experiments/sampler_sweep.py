@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import time
@@ -45,17 +46,29 @@ def run(
     axes: list[str],
     seeds: int,
     num: int,
+    settings: dict[str, Any],
     metric: str = "distance",
 ) -> None:
     """Run what is missing of a sweep and write OUT.jsonl, OUT.md and OUT.png, which show a metric.
 
     Args:
         judge: what is measured of the images of a cell.
+        settings: what else changes the measures than the axes, seed, num and ``config.sample``.
+
+    Raises:
+        UsageError: OUT.jsonl has rows that were measured with other settings.
     """
     grid = parse(axes, cfg)
     lines = out.with_name(out.name + ".jsonl")
     lines.parent.mkdir(parents=True, exist_ok=True)
     rows = common.read_jsonl(lines)
+    stamp = _stamp(cfg, grid, settings)
+    if others := sum(row.get("settings") != stamp for row in rows):
+        raise common.UsageError(
+            f"{others} of {len(rows)} rows of {lines} are of another model, checkpoint, config or "
+            "metric, of other axes, or do not say of which: choose another --name, or remove the "
+            "file"
+        )
     # Rewritten first: a cut last line would swallow the row appended after it.
     write_atomically(lines, "".join(json.dumps(row) + "\n" for row in rows))
     done = {_key(row, grid) for row in rows}
@@ -74,6 +87,7 @@ def run(
             images = maker.make(num=num, seed=cell["seed"], sampler=sampler, rows=plan, scale=scale)
             result = {
                 **cell,
+                "settings": stamp,
                 "evaluations": len(plan.level.t) * (1 + twice),
                 "seconds": time.monotonic() - started,
                 **judge(images),
@@ -86,6 +100,14 @@ def run(
     out.with_name(out.name + ".md").write_text(table(rows, list(grid), metric))
     plot(rows, list(grid), out.with_name(out.name + ".png"), metric)
     logging.info("written to %s, .md and .png", lines)
+
+
+def _stamp(cfg: Any, grid: dict[str, Any], settings: dict[str, Any]) -> str:
+    """A digest of all that a sweep keeps fixed."""
+    varied = (*grid, "num", "batch_size", "classifier")  # the last is a path to one of the weights
+    sample = {k: v for k, v in cfg.sample.to_dict().items() if k not in varied}
+    text = json.dumps({"axes": sorted(grid), "sample": sample, **settings}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _key(row: dict[str, Any], grid: dict[str, Any]) -> tuple[Any, ...]:

@@ -92,12 +92,14 @@ def write(
     num_classes: int,
     levels: int,
     encoder: str,
+    images: dict[str, str] | None = None,
 ) -> None:
     """Write latents; the manifest comes last, so that an interrupted folder is no folder.
 
     Args:
         parts: arrays by name, "label" among them, in batches that add up to ``count`` rows.
         encoder: identifies the autoencoder, see `Stored.manifest`.
+        images: name and dir of the data set that was encoded, see `origin`.
 
     Raises:
         ValueError: there are other than ``count`` rows.
@@ -136,11 +138,18 @@ def write(
         num_classes=num_classes,
         levels=levels,
         encoder=encoder,
+        images=images or {},
         shards={path.name: _digest(path) for path, _ in writers},
     )
     partial = folder / f"{MANIFEST}.partial"
     partial.write_text(json.dumps(manifest, indent=1))
     partial.replace(folder / MANIFEST)
+
+
+def origin(folder: Path) -> dict[str, str]:
+    """Name and dir of the data set whose splits were encoded into a folder; {} if nobody says."""
+    manifests = (json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{MANIFEST}")))
+    return next((m["images"] for m in manifests if m.get("images")), {})
 
 
 def _digest(path: Path) -> str:

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from absl import logging
-
 from diffjax.metrics.clip import clip_score
 from diffjax.metrics.collection import collect
 from diffjax.metrics.features import (
@@ -37,6 +35,7 @@ from diffjax.metrics.neighbours import PrecisionRecall, precision_recall
 from diffjax.metrics.pairs import diversity, psnr, ssim
 from diffjax.metrics.reference import (
     Statistics,
+    array_names,
     load_array,
     load_statistics,
     save_statistics,
@@ -53,6 +52,7 @@ __all__ = [
     "Moments",
     "PrecisionRecall",
     "Statistics",
+    "array_names",
     "clip_score",
     "collect",
     "diversity",
@@ -107,12 +107,6 @@ def evaluate_images(
     """
     fake, probs, _ = extract(network, images)
     real = extract(network, reference_images).features
-    if min(len(fake), len(real)) <= network.dim:
-        logging.warning(
-            "%d against %d images do not determine the covariance of %d features: "
-            "the distance is biased upwards",
-            *(len(fake), len(real), network.dim),
-        )
     score, score_std = inception_score(probs, splits=splits)
     return {
         "distance": frechet_distance(moments(fake), moments(real)),

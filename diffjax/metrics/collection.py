@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from diffjax.metrics.features import FeatureNetwork, Features, extract
 
@@ -45,16 +46,17 @@ def collect(
     what = {"network": network.id, "num": num, "source": source, "spatial": spatial}
     done = _progress(folder, what) if folder else 0
     kept = _opened(folder) if folder and done else None
-    for start in range(done, num, chunk):
-        stop = min(start + chunk, num)
-        found = extract(network, read(start, stop))
-        if not spatial:
-            found = found._replace(spatial=None)
-        if kept is None:
-            kept = _created(folder, found, num)
-        _write(kept, found, start, stop)
-        if folder:
-            _commit(folder, kept, {**what, "done": stop})
+    with tqdm(total=num, initial=done, desc=network.id, unit="image", leave=False) as bar:
+        for start in range(done, num, chunk):
+            stop = min(start + chunk, num)
+            found = extract(network, read(start, stop), progress=bar.update)
+            if not spatial:
+                found = found._replace(spatial=None)
+            if kept is None:
+                kept = _created(folder, found, num)
+            _write(kept, found, start, stop)
+            if folder:
+                _commit(folder, kept, {**what, "done": stop})
     if kept is None:
         raise ValueError(f"features of {num} images were asked for; at least 1 is needed")
     return kept

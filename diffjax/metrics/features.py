@@ -158,11 +158,20 @@ def save_network(
     Path(path).write_bytes(safetensors.numpy.save(flat, metadata=meta))
 
 
-def extract(network: FeatureNetwork, images: Any, *, batch_size: int | None = None) -> Features:
+def extract(
+    network: FeatureNetwork,
+    images: Any,
+    *,
+    batch_size: int | None = None,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> Features:
     """What a network says of images (N, H, W, C), as NumPy arrays in float32.
 
     The last batch is padded, so that one shape is compiled whatever ``N``; the devices share every
     batch.
+
+    Args:
+        progress: told how many images are done, after every batch.
 
     Raises:
         ValueError: no images, wrong shape, or values outside the range of `FeatureNetwork.apply`.
@@ -179,6 +188,7 @@ def extract(network: FeatureNetwork, images: Any, *, batch_size: int | None = No
         padding = [(0, size - len(part))] + [(0, 0)] * 3
         found = network.apply(jax.device_put(np.pad(part, padding), place))
         parts.append(jax.device_get(found))
+        progress(len(part))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *parts)
 
 

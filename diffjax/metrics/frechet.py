@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from absl import logging
 
 from diffjax.metrics.statistics import Gaussian, Moments
 
@@ -33,6 +34,13 @@ def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"feature sizes differ: {a.mean.shape[0]} and {b.mean.shape[0]}")
     cov_a, cov_b = _covariance(a, "first"), _covariance(b, "second")
+    few = min((s.count for s in (a, b) if isinstance(s, Moments)), default=len(a.mean) + 1)
+    if few <= len(a.mean):
+        logging.warning(
+            "%d images do not determine the covariance of %d features: the distance is biased "
+            "upwards",
+            *(few, len(a.mean)),
+        )
     delta = a.mean - b.mean
     cross = np.linalg.svd(_factor(cov_a).T @ _factor(cov_b), compute_uv=False).sum()
     distance = delta @ delta + np.trace(cov_a) + np.trace(cov_b) - 2 * cross

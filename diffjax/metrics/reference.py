@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from diffjax.metrics.features import Features
 from diffjax.metrics.statistics import Gaussian, Moments, moments
 
 StrPath = str | os.PathLike[str]
+_BROKEN = (EOFError, ValueError, zipfile.BadZipFile, zlib.error)
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 
 
@@ -45,7 +47,7 @@ def load_statistics(path: StrPath) -> Statistics:
     try:
         with np.load(path) as file:
             values = {k: file[k] for k in ("mu", "sigma", "mu_s", "sigma_s") if k in file}
-    except (EOFError, ValueError, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         raise ValueError(f"{path} is no complete npz file: {error}") from error
     if not {"mu", "sigma"} <= set(values):
         raise ValueError(f"{path} holds no statistics: it needs the arrays mu and sigma")
@@ -78,6 +80,20 @@ def save_statistics(path: StrPath, statistics: Statistics) -> None:
         partial.unlink(missing_ok=True)
 
 
+def array_names(path: StrPath) -> set[str]:
+    """The names of the arrays in an npz file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {Path(name).stem for name in archive.namelist()}
+    except _BROKEN as error:
+        raise ValueError(f"{path} is no complete npz file: {error}") from error
+
+
 def load_array(path: StrPath, names: tuple[str, ...]) -> np.ndarray:
     """The first of the named arrays in an npz file; mapped, not read, if it is not compressed.
 
@@ -95,7 +111,7 @@ def load_array(path: StrPath, names: tuple[str, ...]) -> np.ndarray:
                 with np.load(path) as file:
                     return np.asarray(file[Path(found.filename).stem])
             return _mapped(Path(path), found.header_offset)
-    except (EOFError, ValueError, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         raise ValueError(f"cannot read an array of {path}: {error}") from error
 
 

@@ -108,11 +108,12 @@ class CLIPVision(nn.Module):
 def clip_input(images: Array, size: int = 224) -> Array:
     """Images (B, H, W, 3) in [-1, 1] as CLIP takes them: resized, cropped to the centre, scaled.
 
-    The shorter side becomes ``size`` by PIL's bicubic filter (a = -0.5, anti-aliased).
+    The shorter side becomes ``size`` by PIL's bicubic filter (a = -0.5, anti-aliased), the longer
+    one is rounded down, as transformers and OpenAI's CLIP do.
     """
     height, width = images.shape[1:3]
-    scale = size / min(height, width)
-    shape = (len(images), max(size, int(height * scale)), max(size, int(width * scale)), 3)
+    # In integers: 110 * (224 / 55) is a little less than 448.
+    shape = (len(images), *(size * side // min(height, width) for side in (height, width)), 3)
     x = jax.image.resize((images + 1) / 2, shape, "bicubic", antialias=True)
     top, left = (shape[1] - size) // 2, (shape[2] - size) // 2
     x = jnp.clip(x[:, top : top + size, left : left + size], 0, 1)

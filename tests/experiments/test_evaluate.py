@@ -42,10 +42,24 @@ def test_pairs_in_folders_need_no_config(execute, images, tmp_path):
     assert 0.9 < found["ssim"] < 1
 
 
+def test_an_autoencoder_says_what_it_is_measured_by(execute, tmp_path):
+    stage = ("--config=configs/autoencoder.py:fashion_mnist,smoke", f"--workdir={tmp_path}")
+    out = execute("evaluate", *stage, "--metrics=fid,rfid", code=1)
+    assert "fid: an autoencoder is measured by distance, psnr, ssim, rfid of test" in out
+    out = execute("evaluate", *stage, "--metrics=rfid", f"--reference={tmp_path}", code=1)
+    assert "reconstructions are compared with the test images, no --reference" in out
+    model = ("--config=configs/ddpm.py:digits,smoke", f"--workdir={tmp_path}")
+    out = execute("evaluate", *model, f"--save_reconstructions={tmp_path / 'x'}", code=1)
+    assert "a diffusion model reconstructs nothing" in out
+
+
 def test_sweeps_say_what_they_measure(execute, tmp_path):
     axis = ("--sweep=steps=2", "--metrics=fid")
     out = execute("evaluate", f"--workdir={tmp_path}", *axis, code=1)
     assert "--sweep measures --metrics=distance or --metrics=captions" in out
+    axis = ("--sweep=steps=2", "--reference=somewhere")
+    out = execute("evaluate", f"--workdir={tmp_path}", *axis, code=1)
+    assert "--sweep compares with the config's training images" in out
 
 
 def test_the_report_shows_inceptions_figures(execute, tmp_path):

@@ -112,10 +112,10 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
 
     out = tmp_path / "sweeps" / "x"
 
-    def run(steps):
-        sampler_sweep.run(
-            cfg, maker, judge, out, axes=["sampler=ddim", f"steps={steps}"], seeds=2, num=4
-        )
+    def run(steps, cfg=cfg, weights="a"):
+        axes = ["sampler=ddim", f"steps={steps}"]
+        settings = {"weights": weights}
+        sampler_sweep.run(cfg, maker, judge, out, axes=axes, seeds=2, num=4, settings=settings)
 
     run("5,10")
     assert made == [(5, 0), (10, 0), (5, 1), (10, 1)]
@@ -128,6 +128,19 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
     stored = common.read_jsonl(lines)
     assert len(stored) == 6
     assert json.dumps(stored[0])
+
+    # Rows of other fixed settings are not taken for these, nor mixed with them.
+    others = ({"weights": "b"}, {"cfg": generation.with_sample(cfg, eta=0.5)})
+    for other in others:
+        with pytest.raises(common.UsageError, match=r"6 of 6 rows .* choose another --name"):
+            run("5,10", **other)
+    write(lines, [{k: v for k, v in row.items() if k != "settings"} for row in stored])
+    with pytest.raises(common.UsageError, match="do not say of which"):
+        run("5,10")
+    run_on = generation.with_sample(cfg, batch_size=3, steps=99)  # neither changes a cell
+    write(lines, stored)
+    run("5,10", cfg=run_on)
+    assert len(made) == 6
 
 
 def test_sampler_of_a_config():

@@ -68,8 +68,8 @@ def test_missing_classes_lower_recall_and_not_precision(network):
 
 def test_few_images_warn(network, images, caplog):
     with caplog.at_level("WARNING"):
-        metrics.evaluate_images(network, images[:20], images[20:40])
-    assert "20 against 20 images do not determine" in caplog.text
+        metrics.evaluate_images(network, images[:20], images[20:70])
+    assert "20 images do not determine" in caplog.text
 
 
 def test_the_floor_needs_equal_sizes(network, images):

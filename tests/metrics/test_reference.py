@@ -93,11 +93,12 @@ def same(a, b):
         assert x is None or np.array_equal(x, y)
 
 
-def test_collecting_is_extracting(digits):
+def test_collecting_is_extracting(digits, capsys):
     network = metrics.feature_network("digits")._replace(batch_size=16)
     read, calls = reader(digits)
     same(metrics.collect(network, read, 70, chunk=32), metrics.extract(network, digits))
     assert calls == [(0, 32), (32, 64), (64, 70)]
+    assert "digits-v1:" in capsys.readouterr().err  # a bar shows how far it is
 
 
 def test_an_interrupted_collection_goes_on(digits, tmp_path):
