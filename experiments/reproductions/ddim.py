@@ -35,24 +35,37 @@ def _sweep(name: str, minutes: float, num: int = NUM, **axes: str) -> Piece:
     return sweeping(name, MODEL, minutes, axes, num=num)
 
 
+def _sigma_hat(name: str, grid: str) -> Piece:
+    axes = {"sampler": "ddpm", "grid": grid, "variance": "fixedlarge", "steps": f"{FEW},100"}
+    return _sweep(name, 22, **axes)
+
+
 def _full(variance: str) -> Piece:
     axes = {"sampler": "ddpm", "variance": variance, "steps": "1000"}
     return _sweep(f"ddim-1000-{variance}", 25, NUM_FULL, **axes)
 
 
-PIECES = (
-    training("ddpm.py:fashion_mnist14", MODEL, 35, "--config.train.steps=6000"),
+ETAS = (0.0, 0.2, 0.5, 1.0, SIGMA_HAT)
+LINEAR = (
     _sweep("ddim", 40, sampler="ddim", grid="leading", eta="0,0.2,0.5,1", steps=FEW),
     _sweep("ddim-100", 25, sampler="ddim", grid="leading", eta="0,1", steps="100"),
-    _sweep(
-        "ddim-sigma-hat",
-        22,
-        sampler="ddpm",
-        grid="leading",
-        variance="fixedlarge",
-        steps=f"{FEW},100",
-    ),
+    _sweep("ddim-100-between", 25, sampler="ddim", grid="leading", eta="0.2,0.5", steps="100"),
+    _sigma_hat("ddim-sigma-hat", "leading"),
+)
+QUADRATIC = (
     _sweep("ddim-quadratic", 20, sampler="ddim", grid="quadratic", eta="0,1", steps=FEW),
+    _sweep(
+        "ddim-quadratic-between", 20, sampler="ddim", grid="quadratic", eta="0.2,0.5", steps=FEW
+    ),
+    _sweep(
+        "ddim-quadratic-100", 45, sampler="ddim", grid="quadratic", eta="0,0.2,0.5,1", steps="100"
+    ),
+    _sigma_hat("ddim-quadratic-sigma-hat", "quadratic"),
+)
+PIECES = (
+    training("ddpm.py:fashion_mnist14", MODEL, 35, "--config.train.steps=6000"),
+    *LINEAR,
+    *QUADRATIC,
     _full("fixedlarge"),
     _full("fixedsmall"),
     measuring("reconstruction", MODEL, 3, "--metrics=reconstruction"),
@@ -68,20 +81,24 @@ PIECES = (
 )
 
 
-def _linear(data: Path) -> list[dict[str, Any]]:
-    """All rows of linear spacing; sigma-hat is a value of eta, as in the paper's table."""
-    large = [{**row, "eta": SIGMA_HAT} for row in read(data / "ddim-sigma-hat.jsonl")]
-    return [*read(data / "ddim.jsonl"), *read(data / "ddim-100.jsonl"), *large]
+def _rows(data: Path, pieces: tuple[Piece, ...]) -> list[dict[str, Any]]:
+    """All rows of a spacing; sigma-hat is a value of eta, as in the paper's table."""
+    rows = [
+        {**row, "eta": SIGMA_HAT} if piece.name.endswith(SIGMA_HAT) else row
+        for piece in pieces
+        for row in read(data / f"{piece.name}.jsonl")
+    ]
+    return sorted(rows, key=lambda row: ETAS.index(row["eta"]))
 
 
 def claims(data: Path) -> list[Claim]:
     """DDIM's table 1 in its shape."""
-    rows, out = _linear(data), []
+    rows, quadratic, out = _rows(data, LINEAR), _rows(data, QUADRATIC), []
 
     def at(eta: float | str, steps: int) -> Any:
         return values(rows, eta=eta, steps=steps)
 
-    for spacing, found in (("linear", rows), ("quadratic", read(data / "ddim-quadratic.jsonl"))):
+    for spacing, found in (("linear", rows), ("quadratic", quadratic)):
         for steps in (5, 10, 20):
             most, least = (values(found, eta=eta, steps=steps) for eta in (1.0, 0.0))
             text = f"eta 1 is worse than eta 0 at {steps} steps, {spacing} spacing"
@@ -117,10 +134,10 @@ def _reconstruction(data: Path) -> Claim:
 
 def page(data: Path) -> str:
     """Markdown without the claims."""
-    rows, quadratic = _linear(data), read(data / "ddim-quadratic.jsonl")
+    rows, quadratic = _rows(data, LINEAR), _rows(data, QUADRATIC)
     plot(rows, ["eta", "steps"], data.parent / "ddim.png")
-    zero_one = [row for row in rows if row["eta"] in (0.0, 1.0)]
-    plot([*zero_one, *quadratic], ["grid", "eta", "steps"], data.parent / "ddim-grids.png")
+    both = [row for row in [*rows, *quadratic] if row["eta"] in (0.0, 1.0, SIGMA_HAT)]
+    plot(both, ["grid", "eta", "steps"], data.parent / "ddim-grids.png")
     whole = [*_whole(data, "fixedlarge"), *_whole(data, "fixedsmall")]
     trained = read(data / f"{MODEL}-summary.json")
     return f"""Images are Fashion-MNIST with 2x2 pixels averaged; one model of
