@@ -182,7 +182,7 @@ def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
 def from_data(cfg: Any, split: str) -> ImageSet:
     """A split of the config's data set, in a fixed random order."""
     cfg = pictured(cfg)
-    source = common.source_of(cfg, split)
+    source = common.test_source(cfg) if split == "test" else common.source_of(cfg, split)
     order = _shuffled(source)
 
     def read(start: int, stop: int) -> np.ndarray:

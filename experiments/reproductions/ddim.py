@@ -145,6 +145,7 @@ def page(data: Path) -> str:
 
 {NOTE.format(**rows[0])}
 {floor(data / "ddim-floor.json")}
+The prediction of x is clipped in every cell; the released code clips for sigma-hat alone.
 What the model does wrong at any number of steps is part of all distances, and so is the floor:
 ratios are smaller here than those of the paper. Deterministic steps are of first order, so their
 squared error can fall as steps to the power -2.
