@@ -314,10 +314,13 @@ class Checkpoints:
                 raise
             logging.warning("overridden: %s", difference)
             return found, _read_matching(folder, fresh())
-        context = ocp.Context()
-        context.pytree.loading.partial_load = parts is not None
-        with context:
+        if parts is None:
             return found, ocp.load_checkpointables(folder, {STATE: abstract})[STATE]
+        full = {key: value for key, value in abstract.items() if jax.tree.leaves(value)}
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True  # which takes no parts without leaves
+        with context:
+            return found, {**abstract, **ocp.load_checkpointables(folder, {STATE: full})[STATE]}
 
     def close(self) -> None:
         """Finish pending writes.
