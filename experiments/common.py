@@ -97,13 +97,8 @@ def run(main: Callable[[], None]) -> None:
             traceback.print_exc()
             sys.exit(1)
 
-    for name in (
-        "config",
-        "workdir",
-        "weights",
-        "best",
-        *SAMPLING_FLAGS,
-    ):  # so that --help shows them
+    # So that --help shows them.
+    for name in ("config", "workdir", "weights", "best", *SAMPLING_FLAGS):
         if name in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     try:
