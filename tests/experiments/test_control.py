@@ -26,6 +26,7 @@ def test_settings_side_by_side(execute, tmp_path):
     assert width / height == pytest.approx(3 / 5, rel=0.1)
 
 
+@pytest.mark.slow
 def test_an_exported_net_reads_its_base_from_where_its_config_says(execute, tmp_path):
     base, run, file = tmp_path / "base", tmp_path / "run", tmp_path / "net.safetensors"
     execute("train", f"--config={BASE}", f"--workdir={base}")

@@ -252,6 +252,7 @@ def test_bad_input_is_one_clear_message(execute, arguments, code, message, tmp_p
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_classifier_guides_the_model_whose_noise_it_knows(execute, tmp_path):
     judge, file = tmp_path / "judge", tmp_path / "judge.safetensors"
     model, images = tmp_path / "model", {}
