@@ -49,16 +49,16 @@ ETAS = (0.0, 0.2, 0.5, 1.0, SIGMA_HAT)
 LINEAR = (
     _sweep("ddim", 40, sampler="ddim", grid="leading", eta="0,0.2,0.5,1", steps=FEW),
     _sweep("ddim-100", 25, sampler="ddim", grid="leading", eta="0,1", steps="100"),
-    _sweep("ddim-100-between", 25, sampler="ddim", grid="leading", eta="0.2,0.5", steps="100"),
+    _sweep("ddim-100-between", 22, sampler="ddim", grid="leading", eta="0.2,0.5", steps="100"),
     _sigma_hat("ddim-sigma-hat", "leading"),
 )
 QUADRATIC = (
     _sweep("ddim-quadratic", 20, sampler="ddim", grid="quadratic", eta="0,1", steps=FEW),
     _sweep(
-        "ddim-quadratic-between", 20, sampler="ddim", grid="quadratic", eta="0.2,0.5", steps=FEW
+        "ddim-quadratic-between", 16, sampler="ddim", grid="quadratic", eta="0.2,0.5", steps=FEW
     ),
     _sweep(
-        "ddim-quadratic-100", 45, sampler="ddim", grid="quadratic", eta="0,0.2,0.5,1", steps="100"
+        "ddim-quadratic-100", 43, sampler="ddim", grid="quadratic", eta="0,0.2,0.5,1", steps="100"
     ),
     _sigma_hat("ddim-quadratic-sigma-hat", "quadratic"),
 )
