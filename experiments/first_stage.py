@@ -92,7 +92,9 @@ def _test_images(cfg: Any, num: int) -> np.ndarray:
 
 def measure(cfg: Any, state: Any, num: int) -> dict[str, Any]:
     """Errors of reconstructed test images, their distance to the originals, and codes in use."""
-    images = _test_images(cfg, num)
+    judged = cfg.eval.features
+    real = _test_images(cfg, 2 * num if judged else num)
+    images = real[:num]
     again, codes = reconstruct(cfg, state.ema, images)
     square = ((images - again) ** 2).mean((1, 2, 3))
     out: dict[str, Any] = {
@@ -101,13 +103,12 @@ def measure(cfg: Any, state: Any, num: int) -> dict[str, Any]:
         "l1": float(np.abs(images - again).mean()),
         "psnr": float((10 * np.log10(4 / np.maximum(square, 1e-10))).mean()),
     }
-    if cfg.eval.features:
-        network = metrics.feature_network(cfg.eval.features)
+    if judged:
+        network = metrics.feature_network(judged)
         rounded = data.to_float(generation.to_uint8(again), 256)
         out |= metrics.evaluate_images(network, rounded, images)
-        both = _test_images(cfg, 2 * num)  # the floor falls like 1/N: of as many images, if it can
-        half = len(both) // 2
-        out["floor"] = metrics.floor(network, both[:half], both[half : 2 * half])
+        half = len(real) // 2  # the floor falls like 1/N: of as many images, if there are
+        out["floor"] = metrics.floor(network, real[:half], real[half : 2 * half])
         out["floor_num"] = half
     if codes.size:
         share = np.bincount(codes.ravel(), minlength=cfg.network.codes) / codes.size

@@ -46,33 +46,20 @@ def _quick(cfg: Any) -> Any:
 
 
 def _preview(cfg: Any, task: Any, folder: Any) -> Any:
-    """Callback that writes a grid of DDIM samples from the averaged parameters."""
+    """Callback that writes a grid of DDIM samples from the averaged parameters.
+
+    Those of a ControlNet stand below the hints of test images that control them.
+    """
     if cfg.task == "autoencoder":
         return first_stage.preview(cfg, folder)
     if cfg.task == "classifier":
         return None
-    if cfg.task == "controlnet":
-        return _control_preview(cfg, task, folder)
     preview, compiled = _quick(cfg), {}
-
-    def write(state: State, given: Any, step: int, reporter: Reporter) -> None:
-        num = min(cfg.sample.num, 64)
-        images = generation.image_maker(preview, task, state, given, compiled=compiled).make(
-            num=num, batch_size=num, progress=f"preview at step {step}"
-        )
-        if not hosts.is_writer():
-            return
-        picture = generation.tile(images)
-        generation.save_png(picture, folder / "samples" / f"{step:08d}.png")
-        reporter.image("samples", step, picture)
-
-    return write
-
-
-def _control_preview(cfg: Any, task: Any, folder: Any) -> Any:
-    """Callback that writes hints of test images above samples that they control."""
-    preview, compiled, num = _quick(cfg), {}, min(cfg.sample.num, 16)
-    hints = controlled.as_pictures(controlled.examples(cfg, num)["hint"], cfg.data.channels)
+    num, columns, above = min(cfg.sample.num, 64), None, []
+    if cfg.task == "controlnet":
+        num = columns = min(cfg.sample.num, 16)
+        hints = controlled.examples(cfg, num)["hint"]
+        above = [controlled.as_pictures(hints, cfg.data.channels)]
 
     def write(state: State, given: Any, step: int, reporter: Reporter) -> None:
         images = generation.image_maker(preview, task, state, given, compiled=compiled).make(
@@ -80,7 +67,7 @@ def _control_preview(cfg: Any, task: Any, folder: Any) -> Any:
         )
         if not hosts.is_writer():
             return
-        picture = generation.tile(np.concatenate([hints, images]), columns=num)
+        picture = generation.tile(np.concatenate([*above, images]), columns=columns)
         generation.save_png(picture, folder / "samples" / f"{step:08d}.png")
         reporter.image("samples", step, picture)
 

@@ -24,6 +24,7 @@ import grain
 import jax
 import numpy as np
 
+from diffjax.data.conditions import Hints
 from diffjax.data.datasets import Source
 
 Batch = dict[str, np.ndarray]
@@ -77,7 +78,7 @@ def dataset(
     batch_size: int,
     seed: int,
     flip: bool = False,
-    hints: Callable[[Batch], np.ndarray] | None = None,
+    hints: Hints | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.MapDataset:
@@ -177,7 +178,7 @@ def batch_at(
     batch_size: int,
     seed: int,
     flip: bool = False,
-    hints: Callable[[Batch], np.ndarray] | None = None,
+    hints: Hints | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batch:
@@ -204,7 +205,7 @@ def batches(
     flip: bool = False,
     num_threads: int = 2,
     prefetch: int = 2,
-    hints: Callable[[Batch], np.ndarray] | None = None,
+    hints: Hints | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:

@@ -146,9 +146,10 @@ def _from_folder(
 
 
 def _check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
-    """
+    """See that a UNet is given latents alone, or besides what is to be filled in.
+
     Raises:
-        ValueError: the UNet is given something else beside latents than what is to be filled in.
+        ValueError: it is given something else.
     """
     latents, channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
     extra = channels - latents
