@@ -52,14 +52,14 @@ $(VENV)/.installed: setup.py constraints.txt
 .venv-parity/.installed: setup.py constraints.txt
 	$(call install,.venv-parity,test$(comma)parity)
 
-demo: venv ## train, sample, evaluate and report on small digits (about 5 minutes on 2 cores)
+demo: venv ## train, sample, evaluate and report on small digits (5 to 9 minutes on 2 cores)
 	$(BIN)/python -m experiments.train $(RUN)
 	$(BIN)/python -m experiments.sample $(RUN)
 	$(BIN)/python -m experiments.evaluate $(RUN)
 	$(BIN)/python -m experiments.report $(RUN)
 	@echo "Done. Open $(WORKDIR)/report.html in a browser."
 
-test: venv ## run the tests (about 15 minutes on 2 cores)
+test: venv ## run the tests (15 to 25 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 -m "not slow and not parity and not smoke_all"
 
 check: venv ## ruff, mypy, and who may import whom
