@@ -30,7 +30,9 @@ def run(program: str, **env: str) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("program", ["import diffjax\n" + JAX + SUM, JAX + "import diffjax\n" + SUM])
+@pytest.mark.parametrize(
+    "program", ["import diffjax\n" + JAX + SUM, JAX + "import diffjax\n" + SUM]
+)
 def test_compiled_sum_is_exact(program):
     """Whichever of jax and diffjax is imported first."""
     done = run(program)

@@ -1,7 +1,7 @@
 """Data sets by name, and batches that are a function of (seed, step)."""
 
 from diffjax.data.captions import Buckets
-from diffjax.data.conditions import Hints, make_hints, paired
+from diffjax.data.conditions import HINTS, Hints, make_hints, paired
 from diffjax.data.datasets import Source, from_arrays, load, names
 from diffjax.data.pipeline import (
     batch_at,
@@ -14,6 +14,7 @@ from diffjax.data.pipeline import (
 )
 
 __all__ = [
+    "HINTS",
     "Buckets",
     "Hints",
     "Source",
