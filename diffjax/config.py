@@ -7,7 +7,8 @@ option that is None takes the default of the constructor that is chosen.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -154,3 +155,66 @@ def explain_unused(config: Any, paths: Iterable[str]) -> list[str]:
             f"belongs to {others}"
         )
     return out
+
+
+def _is_positive(value: Any) -> bool:
+    return value > 0
+
+
+# Dotted path -> (what the value has to be, test). None always stands for a default.
+RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(
+        (
+            *("data.batch_size", "data.channels", "network.channels", "network.blocks"),
+            *("schedule.steps", "train.accumulate", "train.log_every", "train.keep"),
+            *("sample.steps", "sample.num", "sample.batch_size", "sample.rho"),
+            *("eval.num", "eval.loop_num", "optim.lr", "parameterization.sigma_data"),
+        ),
+        ("greater than 0", _is_positive),
+    ),
+    **dict.fromkeys(
+        (
+            *("seed", "data.num_classes", "data.threads", "data.prefetch"),
+            *("train.steps", "train.minutes", "train.checkpoint_every", "train.sample_every"),
+            *("train.evaluate_every", "optim.warmup", "optim.clip", "optim.weight_decay"),
+            *("loss.gamma", "loss.vlb_weight", "ema.half_life", "sample.guidance_low"),
+            *("sample.eta", "sample.s_churn", "sample.s_noise", "sample.s_tmin", "sample.snr"),
+        ),
+        ("0 or more", lambda value: value >= 0),
+    ),
+    **dict.fromkeys(
+        ("network.dropout", "cond.drop", "ema.decay", "optim.b1", "optim.b2"),
+        ("at least 0 and less than 1", lambda value: 0 <= value < 1),
+    ),
+    **dict.fromkeys(
+        ("data.augment", "sample.guidance_rescale", "sample.gamma"),
+        ("between 0 and 1", lambda value: 0 <= value <= 1),
+    ),
+    "data.levels": ("2 or more", lambda value: value >= 2),
+}
+
+
+def check(config: Any) -> None:
+    """Compare the values of a config with the ranges that they have to lie in.
+
+    Raises:
+        ValueError: a value is NaN or out of range, or a name is unknown.
+    """
+    plain = _copy(config)
+    _chosen(plain)
+    for path, value in _walk(plain):
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"config.{path} is not a number (NaN)")
+        wanted, test = RANGES.get(path, ("", None))
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if test is not None and value is not None and not (number and test(value)):
+            raise ValueError(f"config.{path} must be {wanted}, got {value!r}")
+
+
+def _walk(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every value in nested dicts."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _walk(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -7,6 +7,7 @@ converters between all pairs. ``gain`` is ``d x / d raw`` at fixed ``z``:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -182,7 +183,14 @@ def check_levels(param: Parameterization, levels: Level) -> None:
         )
 
 
-PARAMETERIZATIONS = {"eps": eps, "x0": x0, "v": v, "score": score, "velocity": velocity, "edm": edm}
+PARAMETERIZATIONS: dict[str, Callable[..., Parameterization]] = {
+    "eps": eps,
+    "x0": x0,
+    "v": v,
+    "score": score,
+    "velocity": velocity,
+    "edm": edm,
+}
 
 
 def make(

@@ -105,4 +105,4 @@ def distance(cfg: Any, images: np.ndarray, real: np.ndarray) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, ("config", "workdir", "weights", "best", "sampling"))

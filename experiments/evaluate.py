@@ -98,7 +98,8 @@ def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> 
     """
     images, labels = judging.reference(cfg, num, "test")
     size = min(len(images), cfg.sample.batch_size)
-    variance = "learned" if model.parameterization.channels == 2 else cfg.sample.variance
+    learned = model.parameterization.channels == 2
+    variance = "learned" if learned else cfg.sample.variance or "fixedsmall"
 
     @jax.jit
     def measure(params: Any, x: jax.Array, keys: jax.Array, cond: Any) -> Any:
@@ -485,4 +486,4 @@ def _finish(result: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, ("config", "workdir", "weights", "best", "sampling"))

@@ -54,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, ("config", "workdir", "weights", "best"))

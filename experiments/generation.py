@@ -20,6 +20,7 @@ from diffjax.train import State
 from diffjax.train.sharding import batch_sharding, place, replicated
 from diffjax.types import Noise, Rows, Sampler, Task, select_options
 from experiments import common, controlled
+from experiments.command_line import refuse_config
 
 
 class ImageMaker(NamedTuple):
@@ -202,15 +203,19 @@ def _check_labels(labels: np.ndarray | None, model: Diffusion) -> None:
 
 
 def sampler_of(cfg: ConfigDict, model: Diffusion) -> tuple[Sampler, Rows]:
-    """Sampler and plan of ``config.sample``."""
+    """Sampler and plan of ``config.sample``.
+
+    Raises:
+        UsageError: names or options that are wrong, or do not fit the model.
+    """
     section = cfg.sample
-    table = samplers.SAMPLERS
-    options = select_options("sampler", section.sampler, table, section)
-    sampler = samplers.make(section.sampler, options)
-    options = select_options("grid", section.grid, grids.GRIDS, section)
-    steps = options.pop("steps", section.steps)
-    rows = sampler.plan(grids.make(section.grid, model.schedule, steps, options))
-    parameterization.check_levels(model.parameterization, rows.level)
+    with refuse_config():
+        options = select_options("sampler", section.sampler, samplers.SAMPLERS, section)
+        sampler = samplers.make(section.sampler, options)
+        options = select_options("grid", section.grid, grids.GRIDS, section)
+        steps = options.pop("steps")
+        rows = sampler.plan(grids.make(section.grid, model.schedule, steps, options))
+        parameterization.check_levels(model.parameterization, rows.level)
     return sampler, rows
 
 

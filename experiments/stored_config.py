@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
+from configs.base import base
+from diffjax.config import CHOICES
 from experiments import weights
 
 
@@ -18,6 +21,30 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def _typed(stored: dict[str, Any]) -> ConfigDict:
+    """A stored config whose unset options can be set, by flags too, as those of `base`."""
+    out, like = ConfigDict(_tuples(stored)), base()
+    for choice in CHOICES:
+        section, defaults = (_find(config, choice.section) for config in (out, like))
+        if section is None or defaults is None or choice.key not in section:
+            continue
+        for path in choice.owns():
+            parent, _, key = path.rpartition(".")
+            if parent == choice.section and key in defaults and section.get(key) is None:
+                if key in section:
+                    del section[key]
+                section[key] = placeholder(defaults.get_type(key))
+    return out
+
+
+def _find(config: ConfigDict, path: str) -> ConfigDict | None:
+    for key in path.split("."):
+        config = config.get(key)
+        if not isinstance(config, ConfigDict):
+            return None
+    return config
+
+
 def get_config(path: str) -> ConfigDict:
     """The config in a JSON file, or in a file of experiments.export.
 
@@ -25,8 +52,8 @@ def get_config(path: str) -> ConfigDict:
         ValueError: the file is not JSON, or holds no config.
     """
     if path.endswith(".safetensors"):
-        return ConfigDict(_tuples(weights.config_of(Path(path))))
+        return _typed(weights.config_of(Path(path)))
     try:
-        return ConfigDict(_tuples(json.loads(Path(path).read_text())))
+        return _typed(json.loads(Path(path).read_text()))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not a config: {error}") from error

@@ -317,4 +317,4 @@ def _write_kubernetes(sweep: Sweep, runs: list[Run]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, ("config", "workdir"))

@@ -26,6 +26,7 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax import metrics
+from diffjax.config import resolve
 from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
 from experiments import common, controlled, finetuning, first_stage, frozen, generation, judging
@@ -210,6 +211,7 @@ def main() -> None:
             initial=finetuning.initial(cfg, shapes.params),
             on_sample=_preview(cfg, task, folder),
             on_evaluate=_evaluator(cfg, task),
+            resolve=resolve,
         )
         record.finish(int(state.step), finished=True)
     except Preempted as stopped:
@@ -224,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, ("config", "workdir", "weights"))

@@ -193,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, tuple(command.SETTINGS))

@@ -108,7 +108,7 @@ def make_controlnet(section: Any, base: UNet) -> ControlNet | T2IAdapter:
     widths = tuple(int(base.channels * m) for m in base.multipliers)
     if options.get("kind") == "full_xl":  # whose last features are the middle's
         widths += widths[-1:]
-    known = {
+    known: dict[str, Any] = {
         "controlnet": partial(ControlNet, base),
         "t2i_adapter": partial(T2IAdapter, widths=widths, dtype=base.dtype),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from absl import logging
@@ -26,18 +27,29 @@ def as_json(config: Any) -> Any:
     return json.loads(text)
 
 
-def check(stored: dict[str, Any], config: Any, frozen: str, *, override: bool = False) -> None:
+Resolve = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def check(
+    stored: dict[str, Any],
+    config: Any,
+    frozen: str,
+    *,
+    override: bool = False,
+    resolve: Resolve = dict,
+) -> None:
     """Compare what a checkpoint was made with and what it is to go on with.
 
     Args:
         stored: the checkpoint's metadata.
         frozen: hash of the frozen weights.
         override: warn instead.
+        resolve: fills in what a config leaves open, so that equal runs compare equal.
 
     Raises:
         CheckpointMismatch: with the values that differ.
     """
-    before, now = stored.get("config"), as_json(config)
+    before, now = (c and resolve(c) for c in (stored.get("config"), as_json(config)))
     found = differences(before, now)
     _warn_of_the_decay(before, now)
     if stored.get("frozen", "") != frozen:
