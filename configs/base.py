@@ -5,6 +5,7 @@ so `--config.schedule.name=cosine` works by itself. None is the default of what 
 that no choice knows are errors.
 """
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -195,9 +196,11 @@ def select(
     """
     name, *modes = (arg or default).split(",")
     if name not in variants or set(modes) - {"smoke"}:
+        near = difflib.get_close_matches(name, variants, 1)
         raise ValueError(
             f"unknown config argument {arg!r}; choose one of {', '.join(variants)}, "
             "each optionally followed by ',smoke'"
+            + (f". Did you mean {near[0]!r}?" if near and name not in variants else "")
         )
     config = variants[name]()
     return smoke(config) if modes else config

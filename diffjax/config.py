@@ -134,8 +134,8 @@ def _copy(config: Any) -> dict[str, Any]:
     return {k: _copy(v) if isinstance(v, nested) else v for k, v in plain.items()}
 
 
-def explain_unused(config: Any, paths: Iterable[str]) -> list[str]:
-    """A sentence for each of the dotted paths whose option no choice of the config takes.
+def explain_unused(config: Any, paths: Iterable[str]) -> dict[str, str]:
+    """Why no choice of the config takes an option, for those of the dotted paths that none takes.
 
     Args:
         paths: of options that a user has set.
@@ -143,17 +143,14 @@ def explain_unused(config: Any, paths: Iterable[str]) -> list[str]:
     Raises:
         ValueError: a name in the config is unknown.
     """
-    chosen, out = _chosen(_copy(config)), []
+    chosen, out = _chosen(_copy(config)), {}
     for path in paths:
         owners = [(choice, name) for choice, name in chosen if path in choice.owns()]
         if not owners or any(path in choice.takes(name) for choice, name in owners):
             continue
         choice, name = owners[0]
         others = ", ".join(sorted(n for n in choice.table if path in choice.takes(n)))
-        out.append(
-            f"{path} is not used: {choice.section}.{choice.key} is {name!r}, and the option "
-            f"belongs to {others}"
-        )
+        out[path] = f"{choice.section}.{choice.key} is {name!r}, and the option belongs to {others}"
     return out
 
 

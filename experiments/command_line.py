@@ -69,10 +69,12 @@ def run(
         explain: the message of an error in the arguments.
     """
 
+    module = sys.argv[0] if main.__module__ == "__main__" else main.__module__
+
     def wrapped(argv: list[str]) -> None:
         _quiet_libraries()
         try:
-            _refuse_unused(argv, takes)
+            _refuse_unused(argv, module, takes)
             main()
             sys.stdout.flush()
         except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -153,7 +155,7 @@ def _parse(argv: list[str], explain: Callable[[Exception], str]) -> list[str]:
 
 def _explain_unknown(name: str) -> str:
     known = [n for n in flags.FLAGS if not n.startswith("config.")]
-    return f"unknown flag --{name}{suggest(name, known)}; --help lists the flags"
+    return f"unknown flag --{name}; --help lists the flags{suggest(name, known)}"
 
 
 def _explain_value(error: flags.Error) -> str:
@@ -174,7 +176,7 @@ def is_ours(module: str | None) -> bool:
     return bool(module) and (module.startswith("experiments") or module == sys.argv[0])
 
 
-def _refuse_unused(argv: Sequence[str], takes: Iterable[str]) -> None:
+def _refuse_unused(argv: Sequence[str], module_of_main: str, takes: Iterable[str]) -> None:
     """
     Raises:
         UsageError: arguments that are no flags, or flags that this command does not use.
@@ -182,7 +184,7 @@ def _refuse_unused(argv: Sequence[str], takes: Iterable[str]) -> None:
     if len(argv) > 1:
         raise UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags are --NAME=VALUE")
     command = Path(sys.argv[0]).stem
-    own = {flag.name for flag in flags.FLAGS.get_flags_for_module(sys.argv[0])}
+    own = {flag.name for flag in flags.FLAGS.get_flags_for_module(module_of_main)}
     for name in flags.FLAGS:
         module = flags.FLAGS.find_module_defining_flag(name)
         root = name.partition(".")[0]

@@ -124,7 +124,8 @@ def load_config_module(path: str) -> Any:
     """
     spec = importlib.util.spec_from_file_location("diffjax_config", path)
     if spec is None or spec.loader is None or not Path(path).exists():
-        raise UsageError(f"there is no config file {path!r}; a config is FILE.py:VARIANT")
+        near = suggest(path, map(str, Path(path).parent.glob("*.py")))
+        raise UsageError(f"there is no config file {path!r}; a config is FILE.py:VARIANT{near}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -160,6 +161,11 @@ def config() -> ConfigDict:
             set that no choice of the config takes.
     """
     chosen = CONFIG.value
+    if chosen is None and WORKDIR.value:
+        raise UsageError(
+            f"{WORKDIR.value} holds no run: it has no config.json. Give the folder that "
+            "experiments.train wrote, or --config=FILE:VARIANT"
+        )
     if chosen is None:
         raise UsageError(
             "--config=FILE:VARIANT is needed, or --weights, or a --workdir with a run's config.json"
@@ -172,8 +178,8 @@ def config() -> ConfigDict:
     with refuse_config():
         diffjax.config.check(chosen)
         for flag, path in given.items():
-            for reason in diffjax.config.explain_unused(chosen, [path]):
-                raise UsageError(f"{flag}: {reason}")
+            for reason in diffjax.config.explain_unused(chosen, [path]).values():
+                raise UsageError(f"{flag} is not used: {reason}")
     return chosen
 
 

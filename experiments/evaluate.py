@@ -184,6 +184,9 @@ def reconstruction(cfg: Any, model: Any, state: State, num: int) -> dict[str, An
     return {"reconstruction_mse": out, "reconstruction_slope": float(np.polyfit(*logs.T, 1)[0])}
 
 
+USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other modules
+
+
 def main() -> None:
     if unknown := set(METRICS.value) - set(KNOWN):
         raise common.UsageError(
@@ -486,4 +489,4 @@ def _finish(result: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, ("config", "workdir", "weights", "best", "sampling"))
+    common.run(main, USES)

@@ -49,6 +49,9 @@ def _text(cfg: Any) -> Any:
     return finetuning.tokens(cfg, PROMPT.value) if "model" in cfg else shapes.tokenize(PROMPT.value)
 
 
+USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other modules
+
+
 def main() -> None:
     cfg, folder = common.config(), common.workdir()
     task = common.task_of(cfg)
@@ -70,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, ("config", "workdir", "weights", "best", "sampling"))
+    common.run(main, USES)

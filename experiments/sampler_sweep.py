@@ -60,8 +60,8 @@ def check_axes(cfg: Any, axes: Sequence[str]) -> None:
         UsageError: naming the option, what is chosen and what it belongs to.
     """
     paths = [f"sample.{key}" for key in axes]
-    for reason in explain_unused(cfg, paths):
-        raise common.UsageError(f"{reason}; sweep it apart")
+    for path, reason in explain_unused(cfg, paths).items():
+        raise common.UsageError(f"{path} is not used: {reason}; sweep it apart")
 
 
 def run(

@@ -170,6 +170,9 @@ class _Record:
         common.save_json(summary, self._path)
 
 
+USES = ("config", "workdir", "weights")  # flags of other modules
+
+
 def main() -> None:
     cfg = common.config()
     if DRY_RUN.value:
@@ -226,4 +229,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, ("config", "workdir", "weights"))
+    common.run(main, USES)

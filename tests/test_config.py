@@ -142,12 +142,12 @@ def test_unknown_options_suggest_the_closest():
 
 def test_options_nobody_takes_are_found():
     cfg = _base(sample={"sampler": "heun", "eta": 0.5})
-    (reason,) = config.explain_unused(cfg, ["sample.eta"])
+    reason = config.explain_unused(cfg, ["sample.eta"])["sample.eta"]
     assert "sample.sampler is 'heun'" in reason and "ddim" in reason
-    assert config.explain_unused(cfg, ["sample.s_churn", "sample.grid", "network.channels"]) == []
+    assert config.explain_unused(cfg, ["sample.s_churn", "sample.grid", "network.channels"]) == {}
     # Of two choices in a section, one that takes it is enough.
     cfg = _base(parameterization={"name": "eps"}, loss={"weight": "edm"})
-    assert config.explain_unused(cfg, ["parameterization.sigma_data"]) == []
+    assert config.explain_unused(cfg, ["parameterization.sigma_data"]) == {}
     assert config.explain_unused(_base(), ["parameterization.sigma_data"])
 
 
