@@ -31,6 +31,7 @@ PROMPT = flags.DEFINE_multi_string(
 def rows(cfg: Any, maker: generation.ImageMaker, num: int, seed: int) -> np.ndarray:
     """``num`` images for every value of --rows, one value after the other."""
     ((key, values),) = sampler_sweep.parse([ROWS.value], cfg).items()
+    sampler_sweep.check_axes(cfg, [key])
     done = []
     for value in values:
         chosen = generation.with_sample(cfg, **{key: value})
@@ -46,6 +47,8 @@ def _text(cfg: Any) -> Any:
     """Tokens of the prompts, or None for the captions of the data."""
     if not PROMPT.value:
         return None
+    if cfg.get("cond", {}).get("context", "") not in ("text", "clip", "clip_xl"):
+        raise common.UsageError("--prompt has no effect: this model was not trained on captions")
     return finetuning.tokens(cfg, PROMPT.value) if "model" in cfg else shapes.tokenize(PROMPT.value)
 
 
@@ -54,6 +57,7 @@ USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other mo
 
 def main() -> None:
     cfg, folder = common.config(), common.workdir()
+    text = _text(cfg)
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
     num, seed = flags.FLAGS.num or cfg.sample.num, flags.FLAGS.seed
@@ -61,7 +65,7 @@ def main() -> None:
     if ROWS.value:
         images = rows(cfg, maker, num, seed)
     else:
-        images = maker.make(num=num, seed=seed, text=_text(cfg))
+        images = maker.make(num=num, seed=seed, text=text)
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(state.step)}-seed{seed}"
     out = common.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,11 @@ DIGITS = "--config=configs/ddpm.py:digits"
     ("generate", ["--model=x", "--best"], "generate does not use --best"),
     ("plan", [DIGITS, "--best"], "plan does not use --best"),
     ("encode", [DIGITS, "--best"], "encode does not use --best"),
+    ("evaluate", ["--images=x", "--steps=5"], "--steps has no effect beside --images"),
+    ("evaluate", ["--sweep=steps=1", "--seed=3"], "--seed has no effect beside --sweep"),
+    ("evaluate", [DIGITS, "--workdir=x", "--clip=y"], "--clip has no effect without --images"),
+    ("evaluate", ["--workdir=x", "--inception=y"], "--inception has no effect on --metrics"),
+    ("evaluate", ["--workdir=x", "--metrics=bits", "--lpips=y"], "it is for diversity"),
     ("export", ["--num=3"], "unknown flag --num"),
 ])  # fmt: skip
 def test_wrong_flags(execute, entry, arguments, message):
@@ -61,5 +66,9 @@ def test_a_stored_config_can_be_overridden_where_it_is_open(execute, tmp_path):
     execute("train", digits, workdir, "--config.train.sample_every=0")
     execute("sample", workdir, "--sampler=ddim", "--eta=0.5", "--num=2", "--steps=2")
     execute("sample", workdir, "--sampler=pc", "--config.sample.snr=0.1", "--num=2", "--steps=2")
+    bad = execute("sample", workdir, "--prompt=a red circle", code=2)
+    assert "--prompt has no effect" in bad
+    bad = execute("sample", workdir, "--rows=eta=0,1", "--sampler=heun", code=2)
+    assert "sample.eta is not used" in bad
     bad = execute("sample", workdir, "--config.sample.snr=x", "--sampler=pc", code=2)
     assert "--config.sample.snr takes a number, got 'x'" in bad
