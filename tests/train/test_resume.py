@@ -80,7 +80,7 @@ def test_another_config_is_refused_with_a_diff(workdir, key, value, shown):
 
 def test_what_a_config_leaves_open_is_compared_resolved():
     """A value that equals the default of what is chosen is no difference; another one is."""
-    stored = {"config": base().to_dict(), "frozen": ""}
+    stored = {"config": resume.as_json(base()), "frozen": ""}
     stored["config"]["schedule"].update(beta_start=1e-4, beta_end=0.02)
     resume.check(stored, base(), "", resolve=resolve)
     p2 = base()
