@@ -1,93 +1,137 @@
-"""Low-rank adapters (Hu et al. 2021) from and to files, and merged into their networks.
+"""Adapters from files merged into their networks, and low-rank ones as trees and to files.
 
-Files of kohya's scripts (``lora_unet_..._to_q.lora_down.weight`` with an ``alpha``, in the names of
-diffusers or of the single-file layout) and of diffusers and peft (``unet....to_q.lora_A.weight``).
+What is read, and how it changes a weight: `diffjax.pretrained.adapters` and `adapter_files`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffjax import lora
-from diffjax.pretrained.files import StrPath, Weights, open_safetensors
+from diffjax.pretrained.adapter_files import (
+    LORA_FILE,
+    AdapterFile,
+    Layer,
+    changes_bias,
+    changes_weight,
+    is_low_rank,
+    open_adapter,
+    read_tensor,
+)
+from diffjax.pretrained.adapters import change_bias, change_weight
+from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.models import Model
 from diffjax.pretrained.single_file import unet_name
 from diffjax.pretrained.state_dict import (
-    add_to,
+    change_leaves,
     from_state_dict,
+    name_some,
     save_safetensors,
     state_shapes,
 )
 from diffjax.types import PyTree
 
-_ROLES = [
-    (re.compile(r"^(.*?)[._]lora(?:_linear_layer)?[._](?:down|A)(?:\.default)?\.weight$"), "down"),
-    (re.compile(r"^(.*?)[._]lora(?:_linear_layer)?[._](?:up|B)(?:\.default)?\.weight$"), "up"),
-    (re.compile(r"^(.*?)\.alpha$"), "alpha"),
-]
+__all__ = ["LORA_FILE", "load_lora", "merge_lora", "save_lora"]
+
 # Beginnings of flattened names, the longest first.
 _PARTS = {
     "lora_unet_": "unet",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
     "lora_te_": "text_encoder",
+    "lycoris_unet_": "unet",
+    "lycoris_te1_": "text_encoder",
+    "lycoris_te2_": "text_encoder_2",
+    "lycoris_te_": "text_encoder",
     "text_encoder_2_": "text_encoder_2",
     "text_encoder_": "text_encoder",
-    "base_model_model_": "unet",
     "unet_": "unet",
 }
-_METADATA = "lora_adapter_metadata"
-LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+# Beginnings that say nothing of the network.
+_BARE = ("base_model_model_", "lycoris_")
+Change = Callable[[np.ndarray], np.ndarray]
 
 
-class Adapter(NamedTuple):
-    """``W + scale alpha / r up down`` for one weight; shapes (r, I, ...), (O, r, ...)."""
+class Place(NamedTuple):
+    """Where a layer of a file belongs: a network, and the key of the layer's weight there."""
 
-    down: Callable[[], np.ndarray]
-    up: Callable[[], np.ndarray]
-    alpha: float | None
+    part: str
+    key: str
 
 
 def merge_lora(
     models: Mapping[str, Model], path: StrPath, *, scale: float = 1.0
 ) -> dict[str, Model]:
-    """Networks with an adapter added: ``W + scale (alpha / r) B A`` (Hu et al. 2021, eq. 3).
+    """Networks with an adapter added: ``W + scale (W' - W)``, where W' is the adapted weight.
+
+    With LoRA that is ``W + scale (alpha / r) B A`` (Hu et al. 2021, eq. 3); what else is read is
+    in `diffjax.pretrained.adapters`.
 
     Args:
         models: by the names of a diffusers folder, as from `load_single_file`.
-        path: the adapter's .safetensors file.
+        path: the adapter's .safetensors file, or a folder of peft or diffusers.
         scale: 1 as it was trained, 0 for none of it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is a pickle or damaged, or holds what is no low-rank adapter, or is for
-            weights that these networks do not have, or of another shape.
+        ValueError: the file is a pickle or damaged, or holds what is not read, or is for weights
+            that these networks do not have, or of another shape.
     """
-    weights = open_safetensors(path)
-    changes: dict[str, dict[str, Callable[[], np.ndarray]]] = {name: {} for name in models}
+    if not math.isfinite(scale):
+        raise ValueError(f"the scale of {path} must be a finite number, got {scale}")
+    file = open_adapter(path)
     names = {part: _Names(model) for part, model in models.items()}
-    unknown = []
-    for module, adapter in _adapters(weights).items():
-        part, flat = _part(module)
-        key = names[part].find(flat) if part in names else None
-        if key is None:
-            unknown.append(module)
-            continue
-        changes[part][key] = _delta(key, adapter, scale, names[part].shapes[key])
-    if unknown:
-        raise ValueError(f"the networks have no weights for {', '.join(sorted(unknown))}")
+    changes: dict[str, dict[str, Change]] = {part: {} for part in models}
+    for module, place in _places(file, names).items():
+        layer, found = file.layers[module], changes[place.part]
+        for key, change in _changes(file.path, layer, place, names[place.part], scale).items():
+            if key in found:
+                raise ValueError(f"{file.path} has two adapters for {key} of {place.part}")
+            found[key] = change
     return {
-        name: model._replace(params=add_to(model.params, changes[name]))
+        name: model._replace(params=change_leaves(model.params, changes[name]))
         for name, model in models.items()
     }
+
+
+def _changes(
+    file: Path, layer: Layer, place: Place, names: _Names, scale: float
+) -> dict[str, Change]:
+    """What changes the weight and the bias of a layer, by their keys."""
+    out: dict[str, Change] = {}
+    if changes_weight(layer):
+        out[place.key] = partial(_changed, file, layer, place.key, change_weight, scale)
+    if changes_bias(layer):
+        bias = f"{place.key.removesuffix('weight')}bias"
+        if bias not in names.shapes:
+            raise ValueError(f"{file} changes the bias of {layer.module}, which has none")
+        out[bias] = partial(_changed, file, layer, bias, change_bias, scale)
+    return out
+
+
+def _changed(
+    file: Path,
+    layer: Layer,
+    key: str,
+    change: Callable[..., np.ndarray],
+    scale: float,
+    old: np.ndarray,
+) -> np.ndarray:
+    roles = {role: read_tensor(file, layer, role) for role in layer.tensors}
+    try:
+        new = change(roles, old, layer.scaling)
+    except ValueError as error:
+        raise ValueError(f"{key} {error} ({file})") from error
+    return new if scale == 1 else old + scale * (new - old)
 
 
 def save_lora(path: StrPath, adapters: PyTree, *, scale: float) -> None:
@@ -109,19 +153,38 @@ def load_lora(model: Model, path: StrPath) -> PyTree:
     are those of layers that the file leaves out.
 
     Raises:
-        FileNotFoundError, ValueError: see `merge_lora`; or the file has adapters of text encoders.
+        FileNotFoundError, ValueError: see `merge_lora`; or the file has adapters of text encoders,
+            or other ones than LoRA, which can only be merged.
     """
-    names, found = _Names(model), {}
-    modules = _adapters(open_safetensors(path))
-    others = [module for module in modules if _part(module)[0] != "unet"]
+    names, file = _Names(model), open_adapter(path)
+    others = [module for module in file.layers if _part(module)[0] not in ("unet", None)]
     if others:
         raise ValueError(f"{path} is also for text encoders ({others[0]}): it can only be merged")
-    keys = {module: names.find(_part(module)[1]) for module in modules}
-    if unknown := sorted(module for module, key in keys.items() if key is None):
-        raise ValueError(f"the networks have no weights for {', '.join(unknown)}")
-    for module, key in keys.items():
-        found[str(key)] = _factors(str(key), modules[module], 1.0, names.shapes[str(key)])
+    if more := [layer.module for layer in file.layers.values() if not is_low_rank(layer)]:
+        raise ValueError(
+            f"{path} has more than low-rank adapters ({name_some(more)}): it can only be merged"
+        )
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for module, place in _places(file, {"unet": names}).items():
+        shape = names.shapes[place.key]
+        found[place.key] = _factors(file.path, file.layers[module], place.key, shape)
     return jax.tree.map(jnp.asarray, _tree(model.params, found))
+
+
+def _factors(
+    file: Path, layer: Layer, key: str, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(r, I, ...) and (O, r, 1, ...) of a weight (O, I, ...), the second with all that scales."""
+    down, up = (read_tensor(file, layer, role) for role in ("down", "up"))
+    rank = down.shape[0]
+    if up.size != shape[0] * rank or down.size != rank * math.prod(shape[1:]):
+        raise ValueError(
+            f"{key} has shape {shape}, but the adapter has shapes {down.shape} and {up.shape} "
+            f"({file})"
+        )
+    ones = (1,) * (len(shape) - 2)
+    factor = layer.scaling.factor(rank)
+    return down.reshape(rank, *shape[1:]), factor * up.reshape(shape[0], rank, *ones)
 
 
 def _tree(params: PyTree, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> PyTree:
@@ -154,6 +217,9 @@ def _padded(factor: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     return out
 
 
+# ---- names --------------------------------------------------------------------------------------
+
+
 class _Names:
     """The weights of a network by their names with dots flattened to underscores."""
 
@@ -180,83 +246,39 @@ def _flat_unet_name(flat: str, blocks: int) -> str:
     return unet_name(f"{dotted}.weight", blocks).removesuffix(".weight").replace(".", "_")
 
 
-def _part(module: str) -> tuple[str, str]:
-    """(network, flattened name in it) of a module of an adapter; the UNet if it does not say."""
+def _part(module: str) -> tuple[str | None, str]:
+    """(network, flattened name in it) of a module of an adapter; None if it names no network."""
     flat = module.replace(".processor", "").replace(".", "_")
     for prefix, part in _PARTS.items():
         if flat.startswith(prefix):
             return part, flat.removeprefix(prefix)
-    return "unet", flat
+    bare = next((prefix for prefix in _BARE if flat.startswith(prefix)), "")
+    return None, flat.removeprefix(bare)
 
 
-def _adapters(weights: Weights) -> dict[str, Adapter]:
-    found: dict[str, dict[str, str]] = {}
-    strange = []
-    for key in weights:
-        for pattern, role in _ROLES:
-            if m := pattern.match(key):
-                found.setdefault(m[1], {})[role] = key
-                break
-        else:
-            strange.append(key)
-    strange += [module for module, roles in found.items() if not {"down", "up"} <= set(roles)]
-    if strange or not found:
-        raise ValueError(f"not a low-rank adapter: {', '.join(sorted(strange)) or 'no keys'}")
-    stored = json.loads(weights.metadata.get(_METADATA) or "{}")
-    return {module: _adapter(weights, module, roles, stored) for module, roles in found.items()}
+def _places(file: AdapterFile, names: Mapping[str, _Names]) -> dict[str, Place]:
+    """Where every module of an adapter belongs.
 
-
-def _adapter(
-    weights: Weights, module: str, roles: dict[str, str], stored: Mapping[str, Any]
-) -> Adapter:
-    down, up = weights.tensors[roles["down"]], weights.tensors[roles["up"]]
-    if "alpha" in roles:
-        return Adapter(down.read, up.read, weights[roles["alpha"]].item())
-    return Adapter(down.read, up.read, _stored_alpha(module, stored, down.shape[0]))
-
-
-def _stored_alpha(module: str, stored: Mapping[str, Any], rank: int) -> float | None:
-    """The alpha of peft's config, which diffusers keeps in the metadata of a file.
-
-    The rank is that of the weights; with ``use_rslora`` alpha counts over its root (Kalajdzievski
-    2023).
+    Raises:
+        ValueError: there are modules that the networks do not have, or that could be of several.
     """
-    part = module.split(".")[0]
-    if stored.get(f"{part}.use_dora"):
-        raise ValueError("adapters with use_dora are not supported")
-    alpha = stored.get(f"{part}.lora_alpha")
-    for name, own in (stored.get(f"{part}.alpha_pattern") or {}).items():
-        if not re.fullmatch(r"[\w.]+", name):
-            raise ValueError(f"alpha_pattern must hold names of layers, not {name!r}")
-        if f".{module}".endswith(f".{name}"):
-            alpha = own
-            break
-    if alpha is not None and stored.get(f"{part}.use_rslora"):
-        return alpha * math.sqrt(rank)
-    return alpha
-
-
-def _delta(
-    key: str, adapter: Adapter, scale: float, shape: tuple[int, ...]
-) -> Callable[[], np.ndarray]:
-    def make() -> np.ndarray:
-        down, up = _factors(key, adapter, scale, shape)
-        rank = len(down)
-        return (up.reshape(-1, rank) @ down.reshape(rank, -1)).reshape(shape)
-
-    return make
-
-
-def _factors(
-    key: str, adapter: Adapter, scale: float, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(r, I, ...) and (O, r, 1, ...) of a weight (O, I, ...), the second with all that scales."""
-    down, up = (np.asarray(a(), np.float32) for a in (adapter.down, adapter.up))
-    rank = down.shape[0]
-    if up.size != shape[0] * rank or down.size != rank * math.prod(shape[1:]):
+    out, unknown = {}, []
+    for module in file.layers:
+        part, flat = _part(module)
+        part = part or (file.part if file.part in names else None)
+        parts = names if part is None else [part] if part in names else []
+        keys = {name: key for name in parts if (key := names[name].find(flat))}
+        if len(keys) > 1:
+            raise ValueError(
+                f"{module} in {file.path} could be of {' or '.join(keys)}; put the adapter into a "
+                "folder of peft that is called so"
+            )
+        if not keys:
+            unknown.append(module)
+        out[module] = Place(*next(iter(keys.items()), ("", "")))
+    if unknown:
         raise ValueError(
-            f"{key} has shape {shape}, but the adapter has shapes {down.shape} and {up.shape}"
+            f"the networks have no weights for {name_some(sorted(unknown))}: {len(unknown)} of "
+            f"{len(file.layers)} layers in {file.path} are for another model"
         )
-    factor = scale * (1.0 if adapter.alpha is None else adapter.alpha / rank)
-    ones = (1,) * (len(shape) - 2)
-    return down.reshape(rank, *shape[1:]), factor * up.reshape(shape[0], rank, *ones)
+    return out

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,13 +153,20 @@ def _filled(leaf: _Leaf, state: Mapping[str, Any]) -> np.ndarray:
     return out
 
 
+def name_some(keys: Collection[str], most: int = 3) -> str:
+    """Some of the keys for a message, and how many more there are."""
+    some = list(keys)[:most]
+    rest = len(keys) - len(some)
+    return ", ".join(some) + (f" and {rest} more" if rest else "")
+
+
 def _check_keys(found: set[str], wanted: set[str]) -> None:
     missing, unexpected = sorted(wanted - found), sorted(found - wanted)
     problems = []
     if missing:
-        problems.append(f"{len(missing)} keys are missing: {', '.join(missing)}")
+        problems.append(f"{len(missing)} keys are missing: {name_some(missing, 10)}")
     if unexpected:
-        problems.append(f"{len(unexpected)} keys are unexpected: {', '.join(unexpected)}")
+        problems.append(f"{len(unexpected)} keys are unexpected: {name_some(unexpected, 10)}")
     if problems:
         raise ValueError(f"the weights do not fit this network; {'; '.join(problems)}")
 
@@ -182,24 +189,26 @@ def save_safetensors(
         partial.unlink(missing_ok=True)
 
 
-def add_to(params: PyTree, changes: Mapping[str, Callable[[], np.ndarray]]) -> PyTree:
-    """Parameters with arrays added to some of them, in float32.
+def change_leaves(
+    params: PyTree, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]
+) -> PyTree:
+    """Parameters with some arrays changed, in float32.
 
     Args:
         params: tree of arrays; leaves that do not change are not copied.
-        changes: what gives the array to add, by key of the state dict and in its axes.
+        changes: ``old -> new`` by key of the state dict and in its axes.
     """
     named, structure = _named(params)
-    return jax.tree_util.tree_unflatten(structure, [_added(leaf, changes) for leaf in named])
+    return jax.tree_util.tree_unflatten(structure, [_changed(leaf, changes) for leaf in named])
 
 
-def _added(leaf: _Leaf, changes: Mapping[str, Callable[[], np.ndarray]]) -> Any:
+def _changed(leaf: _Leaf, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> Any:
     if not any(key in changes for key in leaf.keys):
         return leaf.value
     out = np.array(leaf.value)
     for key, layer in zip(leaf.keys, out if leaf.stacked else out[None], strict=True):
         if key in changes:
             part = layer.transpose(leaf.outward())
-            part[...] = part.astype(np.float32) + changes[key]()
+            part[...] = changes[key](part.astype(np.float32))
     sharding = getattr(leaf.value, "sharding", None)
     return out if sharding is None else jax.device_put(out, sharding)

@@ -1,0 +1,223 @@
+"""Closed forms of adapters: what an adapter of one layer makes of the layer's weight.
+
+Weights have torch's axes, (O, I) or (O, I, H, W); r is the rank and s the factor of `Scaling`.
+
+| kind | change of the weight | tensors |
+|---|---|---|
+| LoRA (Hu et al. 2021) | ``s up down`` | down (r, I, ...), up (O, r) |
+| LoCon with a core | ``s up mid down`` | mid (r, r, H, W), down (r, I) |
+| LoHa (Hyeon-Woo et al. 2022) | ``s (w1_a w1_b) * (w2_a w2_b)`` | w1_a (O, r), w1_b (r, I ...) |
+| LoHa with cores | each product is ``w1_a^T t1 w1_b`` | t1 (r, r, H, W), w1_a (r, O) |
+| LoKr (Yeh et al. 2024) | ``s w1 (x) w2``, each maybe a product | w1_a (O', r), t2 (r, r, H, W) |
+| differences, norms | ``diff``, ``w_norm``; of the bias ``diff_b``, ``b_norm`` | as the weight |
+| embeddings of peft | ``s (B A)^T`` | A (r, V), B (D, r) |
+| DoRA (Liu et al. 2024) | ``m (W + change) / |W + change|`` | m, one for each output or input |
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+Roles = Mapping[str, np.ndarray]  # tensors of one layer by what they are
+Shape = tuple[int, ...]
+
+# Roles that change the weight, by kind; LoKr's are checked where they are used.
+WEIGHT_ROLES = {
+    "LoRA": ("down", "up", "mid"),
+    "LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    "LoKr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    "embedding": ("lora_embedding_A", "lora_embedding_B"),
+    "difference": ("diff",),
+    "norm": ("w_norm",),
+}
+MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
+BIAS_ROLES = ("up_bias", "diff_b", "b_norm")
+
+
+# What a layer that has the first role must have too.
+_COMPANIONS = {
+    "down": ("up",),
+    "up": ("down",),
+    "mid": ("down",),
+    "up_bias": ("up",),
+    **dict.fromkeys(WEIGHT_ROLES["LoHa"], WEIGHT_ROLES["LoHa"][:4]),
+    "hada_t1": (*WEIGHT_ROLES["LoHa"][:4], "hada_t2"),
+    "hada_t2": (*WEIGHT_ROLES["LoHa"][:4], "hada_t1"),
+    "lokr_w1": ("lokr_w2",),
+    "lokr_w2": ("lokr_w1",),
+    "lokr_t2": ("lokr_w1", "lokr_w2"),
+    "lora_embedding_A": ("lora_embedding_B",),
+    "lora_embedding_B": ("lora_embedding_A",),
+}
+
+
+class Scaling(NamedTuple):
+    """The factor s = alpha / r of an adapter, or alpha / sqrt(r) with rank-stabilised LoRA.
+
+    Attributes:
+        alpha: None for a factor of 1.
+        rank: that of a config, for adapters whose tensors do not show it.
+        root: divide by the root of the rank (Kalajdzievski 2023).
+    """
+
+    alpha: float | None = None
+    rank: int | None = None
+    root: bool = False
+
+    def factor(self, rank: int | None) -> float:
+        """The factor of an adapter of this rank; 1 if nothing tells one."""
+        rank = rank or self.rank
+        if self.alpha is None or not rank:
+            return 1.0
+        return self.alpha / (math.sqrt(rank) if self.root else rank)
+
+
+def is_complete(roles: Collection[str]) -> bool:
+    """Whether a layer with tensors of these roles has what each of them needs."""
+    # A factor of LoKr may be a product of two.
+    there = {role for role in roles if not re.fullmatch(r"lokr_w\d_[ab]", role)}
+    for number in "12":
+        parts = {f"lokr_w{number}_a", f"lokr_w{number}_b"} & set(roles)
+        if len(parts) == 1:
+            return False
+        there |= {f"lokr_w{number}"} if parts else set()
+    wanted = {other for role in there for other in _COMPANIONS.get(role, ())}
+    changes = {role for kind in WEIGHT_ROLES.values() for role in kind} & there
+    return wanted <= there and bool(changes or not set(MAGNITUDES) & there)
+
+
+def rank_of(shapes: Mapping[str, Shape]) -> int | None:
+    """The rank that the tensors of a layer show; None if they show none (LoKr of full factors)."""
+    for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "lora_embedding_A"):
+        if shapes.get(role):
+            return shapes[role][0]
+    return None
+
+
+def change_weight(roles: Roles, weight: np.ndarray, scaling: Scaling) -> np.ndarray:
+    """The weight with an adapter of strength 1.
+
+    Raises:
+        ValueError: the tensors are incomplete or do not fit the weight.
+    """
+    if "weight" in roles:
+        return _shaped(roles["weight"], weight.shape, roles)
+    shape, factor = weight.shape, scaling.factor(rank_of({k: v.shape for k, v in roles.items()}))
+    for kind, form in _FORMS.items():
+        if any(role in roles for role in WEIGHT_ROLES[kind]):
+            scaled = 1.0 if kind in ("difference", "norm") else factor
+            weight = weight + scaled * _shaped(form(roles), shape, roles)
+    magnitude = next((role for role in MAGNITUDES if role in roles), None)
+    return weight if magnitude is None else _decomposed(weight, magnitude, roles[magnitude])
+
+
+def change_bias(roles: Roles, bias: np.ndarray, scaling: Scaling) -> np.ndarray:
+    """The bias with an adapter of strength 1.
+
+    Raises:
+        ValueError: the tensors do not fit the bias.
+    """
+    if "bias" in roles:
+        return _shaped(roles["bias"], bias.shape, roles)
+    factor = scaling.factor(rank_of({k: v.shape for k, v in roles.items()}))
+    for role in BIAS_ROLES:
+        if role in roles:
+            scaled = factor if role == "up_bias" else 1.0
+            bias = bias + scaled * _shaped(roles[role], bias.shape, roles)
+    return bias
+
+
+def _shaped(change: np.ndarray, shape: Shape, roles: Roles) -> np.ndarray:
+    if change.size != math.prod(shape) or change.shape[:1] != shape[:1]:
+        shapes = " and ".join(str(value.shape) for value in roles.values() if value.ndim)
+        raise ValueError(f"has shape {shape}, but the adapter has shapes {shapes}")
+    return change.reshape(shape)
+
+
+def _decomposed(weight: np.ndarray, role: str, magnitude: np.ndarray) -> np.ndarray:
+    """``m W / |W|``, the norms over all axes but the one that the magnitudes are of."""
+    outputs, inputs = weight.shape[0], weight.shape[1] if weight.ndim > 1 else 0
+    # peft's magnitudes are of the outputs whatever their axes are; LyCORIS' say it by their axes.
+    lycoris = role == "dora_scale"
+    outward = magnitude.size == outputs and (not lycoris or magnitude.shape[0] == outputs)
+    inward = lycoris and magnitude.size == inputs and magnitude.shape[:2] == (1, inputs)
+    if not outward and not inward:
+        raise ValueError(
+            f"has shape {weight.shape}, but the magnitudes of its DoRA have shape {magnitude.shape}"
+        )
+    axis = 0 if outward else 1
+    rest = tuple(k for k in range(weight.ndim) if k != axis)
+    norm = np.sqrt((weight.astype(np.float64) ** 2).sum(rest, keepdims=True))
+    norm += np.finfo(np.float32).eps * (norm == 0)
+    return weight * (magnitude.reshape(norm.shape) / norm).astype(weight.dtype)
+
+
+# ---- forms --------------------------------------------------------------------------------------
+
+
+def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(O, r, ...) and (r, I, ...) to (O, I ...)."""
+    if left.ndim < 2 or right.ndim < 2 or left.shape[0] * right.shape[0] != left.size:
+        raise ValueError(f"has an adapter whose factors {left.shape} and {right.shape} do not fit")
+    return left.reshape(len(left), -1) @ right.reshape(len(right), -1)
+
+
+def _cored(core: np.ndarray, outward: np.ndarray, inward: np.ndarray) -> np.ndarray:
+    """(r, r, H, W), (r, O) and (r, I) to (O, I, H, W)."""
+    if core.shape[:2] != (len(outward), len(inward)):
+        raise ValueError(f"has an adapter whose core {core.shape} does not fit its factors")
+    return np.einsum("ij...,io,jk->ok...", core, outward, inward, optimize=True)
+
+
+def _lora(roles: Roles) -> np.ndarray:
+    down, up = roles["down"], roles["up"]
+    if "mid" in roles:
+        return _cored(roles["mid"], up.reshape(len(up), -1).T, down.reshape(len(down), -1))
+    return _product(up, down)
+
+
+def _loha(roles: Roles) -> np.ndarray:
+    return _hadamard(roles, "1") * _hadamard(roles, "2")
+
+
+def _hadamard(roles: Roles, number: str) -> np.ndarray:
+    a, b, core = (
+        roles[f"hada_w{number}_a"],
+        roles[f"hada_w{number}_b"],
+        roles.get(f"hada_t{number}"),
+    )
+    return _product(a, b) if core is None else _cored(core, a, b)
+
+
+def _lokr(roles: Roles) -> np.ndarray:
+    outer, inner = _factor(roles, "1"), _factor(roles, "2")
+    if outer.ndim != 2 or inner.ndim < 2:
+        raise ValueError(f"has a LoKr whose factors are {outer.shape} and {inner.shape}")
+    return np.kron(outer.reshape(*outer.shape, *(1 for _ in inner.shape[2:])), inner)
+
+
+def _factor(roles: Roles, number: str) -> np.ndarray:
+    name = f"lokr_w{number}"
+    if name in roles:
+        return roles[name]
+    a, b, core = roles[f"{name}_a"], roles[f"{name}_b"], roles.get(f"lokr_t{number}")
+    return _product(a, b) if core is None else _cored(core, a, b)
+
+
+def _embedding(roles: Roles) -> np.ndarray:
+    return _product(roles["lora_embedding_B"], roles["lora_embedding_A"]).T
+
+
+_FORMS: dict[str, Callable[[Roles], np.ndarray]] = {
+    "LoRA": _lora,
+    "LoHa": _loha,
+    "LoKr": _lokr,
+    "embedding": _embedding,
+    "difference": lambda roles: roles["diff"],
+    "norm": lambda roles: roles["w_norm"],
+}

@@ -1,0 +1,97 @@
+"""What peft's config of an adapter says of the result: scales, patterns, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from diffjax.pretrained.adapters import Scaling
+
+KINDS = ("LORA", "LOHA", "LOKR")
+# Settings that say where adapters are, how they were trained, or what the tensors show by
+# themselves. Whatever else a config sets may change the result.
+_SEEN = {
+    *("peft_type", "auto_mapping", "base_model_name_or_path", "revision", "task_type"),
+    *("inference_mode", "peft_version", "r", "target_modules", "exclude_modules", "rank_pattern"),
+    *("lora_alpha", "alpha", "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias"),
+    *("modules_to_save", "layers_to_transform", "layers_pattern", "lora_dropout", "rank_dropout"),
+    *("module_dropout", "rank_dropout_scale", "init_weights", "init_lora_weights"),
+    *("runtime_config", "megatron_core", "use_effective_conv2d", "decompose_both"),
+    *("decompose_factor", "corda_config", "eva_config", "loftq_config", "lora_ga_config"),
+    *("ensure_weight_tying", "qalora_group_size", "velora_config"),
+    # It is about layers of GPT-2 that store their kernels the other way round: there are none here.
+    "fan_in_fan_out",
+}
+# The other ways to begin change the weights of the base model too.
+_BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
+Config = Mapping[str, Any]
+
+
+def check_config(config: Config, where: str) -> None:
+    """See that a config asks for nothing that is not read.
+
+    Raises:
+        ValueError: it does; what is not read is named.
+    """
+    kind = str(config.get("peft_type") or KINDS[0]).rpartition(".")[2].upper()
+    if kind not in KINDS:
+        raise ValueError(
+            f"{where} is of peft_type {kind}, which is not read; {', '.join(KINDS)} are"
+        )
+    begun = config.get("init_lora_weights")
+    if not any(begun is one or begun == one for one in _BEGINNINGS):
+        raise ValueError(
+            f"{where} has init_lora_weights={begun!r}, which changes the base model's weights too; "
+            "convert the adapter to a plain LoRA with peft, as its documentation of that method "
+            "tells"
+        )
+    strange = {k: v for k, v in config.items() if k not in _SEEN and v not in (None, False, [], {})}
+    if strange:
+        said = ", ".join(f"{key}={value!r}" for key, value in list(strange.items())[:3])
+        raise ValueError(f"{where} has settings that are not read: {said}")
+
+
+def read_scaling(config: Config, module: str, where: str) -> Scaling:
+    """The scaling of a module: alpha, rank and their patterns.
+
+    Args:
+        module: the dotted name of a layer.
+
+    Raises:
+        ValueError: a value is no number, or a pattern is more than the name of a layer.
+    """
+    alpha = _matched(config, "alpha_pattern", module, where)
+    if alpha is None:
+        alpha = config.get("lora_alpha", config.get("alpha"))
+    rank = _matched(config, "rank_pattern", module, where)
+    rank = config.get("r") if rank is None else rank
+    return Scaling(
+        None if alpha is None else float(_number(alpha, "alpha", where)),
+        None if rank is None else int(_number(rank, "r", where)),
+        bool(config.get("use_rslora")),
+    )
+
+
+def replaces(config: Config, module: str, leaf: str) -> bool:
+    """Whether a file holds a weight or bias of this module in place of the base model's."""
+    if leaf == "bias" and config.get("bias") in ("all", "lora_only"):
+        return True
+    return any(f".{module}.".endswith(f".{name}.") for name in config.get("modules_to_save") or ())
+
+
+def _matched(config: Config, key: str, module: str, where: str) -> Any:
+    """The value of the first pattern that is the module's name or the end of it."""
+    for name, value in (config.get(key) or {}).items():
+        if not re.fullmatch(r"\^?[\w.]+\$?", name):
+            raise ValueError(f"{key} in {where} must hold names of layers, not {name!r}")
+        plain = name.strip("^$")
+        if module == plain or (not name.startswith("^") and module.endswith(f".{plain}")):
+            return value
+    return None
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{name} in {where} must be a positive number, got {value!r}")
+    return value
