@@ -13,6 +13,7 @@ import numpy as np
 
 from diffjax.pretrained.files import StrPath, open_safetensors
 from diffjax.pretrained.models import Model
+from diffjax.pretrained.state_dict import name_some
 from diffjax.pretrained.tokenizers import Tokenizer, Tokens, with_concept
 from diffjax.types import Array, PyTree
 
@@ -79,11 +80,14 @@ def encode(
             raise ValueError(f"clip_skip must leave a layer of {layers}, got {skip}")
         make = encoder.tokenizer.weighted if weighted else encoder.tokenizer.plain
         tokens = _filled(make(text), encoder.tokenizer.plain(""), chunks)
+        _check_ids(encoder, tokens.ids)
+        # Configs of early models give another end token, and words that were added come after it.
+        net = encoder.model.net.clone(end=encoder.tokenizer.end)
         hidden = -(skip + penultimate + 1)
         # One chunk at a time: a single program for prompts of any length.
         done = [
             _encode(
-                encoder.model.net,
+                net,
                 hidden,
                 not penultimate,
                 encoder.model.params,
@@ -95,6 +99,21 @@ def encode(
         parts.append((jnp.concatenate([context for context, _ in done], 1), done[0][1]))
     pooled = parts[-1][1] if encoders[-1].model.net.projection else None
     return Embedding(jnp.concatenate([context for context, _ in parts], -1), pooled)
+
+
+def _check_ids(encoder: TextEncoder, ids: np.ndarray) -> None:
+    """See that an encoder has a row for every token.
+
+    Raises:
+        ValueError: it has not: the tokenizer is of another model, or knows words that it does not.
+    """
+    rows = encoder.model.net.vocabulary
+    if ids.max() >= rows:
+        token = encoder.tokenizer.backend.id_to_token(int(ids.max()))
+        raise ValueError(
+            f"the tokenizer gives {token!r} the id {ids.max()}, but the text encoder has {rows} "
+            "tokens; they are of different models, or the word's embedding is missing"
+        )
 
 
 def count_chunks(encoders: Sequence[TextEncoder], prompt: str | Prompt) -> int:
@@ -134,41 +153,100 @@ def _encode(
 
 # ---- textual inversion --------------------------------------------------------------------------
 
+# Keys of files that hold one word, which is called as the file is: of web pages, of XL's encoders.
+_ONE_WORD = ("emb_params", "*", "clip_l", "clip_g", "text_encoders_0", "text_encoders_1")
+Rows = dict[str, np.ndarray]  # embeddings (n, D) of a word by their keys in the file
+
 
 def add_concept(
     encoders: Sequence[TextEncoder], path: StrPath, *, name: str | None = None
 ) -> tuple[TextEncoder, ...]:
-    """Text encoders that know a word more: textual inversion (Gal et al. 2022).
+    """Text encoders that know more words: textual inversion (Gal et al. 2022).
 
     Args:
-        path: .safetensors file of diffusers (the word is its key), or of web interfaces
-            (``emb_params``; ``clip_l`` and ``clip_g`` for XL).
-        name: the word; that in the file, or the name of the file, if None.
+        path: .safetensors file of diffusers (its keys are the words), or of web interfaces, which
+            holds one word (``emb_params``; ``clip_l`` and ``clip_g`` for XL).
+        name: the word, if the file holds one; that in the file, or the name of the file, if None.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an encoder finds no embedding of its width, or knows the word already.
+        ValueError: an encoder finds no embedding of its width, or knows a word already, or the file
+            holds several words or something else.
+    """
+    words = _read_words(Path(path), name)
+    for word, rows in words.items():
+        used: set[str] = set()
+        new = []
+        for encoder in encoders:
+            key = _key_for(encoder, rows, Path(path))
+            used.add(key)
+            new.append(_with_rows(encoder, word, rows[key], Path(path)))
+        # A refiner has the second encoder only.
+        spare = {key for key in rows if key not in used and not (key == "clip_l" and used)}
+        if spare:
+            raise ValueError(
+                f"{path} is for another model: of {word!r} no text encoder takes "
+                + ", ".join(f"{key} {rows[key].shape}" for key in sorted(spare))
+            )
+        encoders = new
+    return tuple(encoders)
+
+
+def _read_words(path: Path, name: str | None) -> dict[str, Rows]:
+    """The embeddings of every word in a file.
+
+    Raises:
+        ValueError: it holds something else, or several words and a name for one.
     """
     weights = open_safetensors(path)
-    found = {key: np.atleast_2d(np.asarray(weights[key], np.float32)) for key in weights}
-    known = {"emb_params", "clip_l", "clip_g"}
-    stored = next((key for key in found if key not in known), Path(path).stem)
-    return tuple(_with_rows(encoder, name or stored, found) for encoder in encoders)
+    words: dict[str, Rows] = {}
+    for key in weights:
+        rows = np.atleast_2d(np.asarray(weights[key], np.float32))
+        if rows.ndim != 2 or not rows.size or not rows.shape[0]:
+            raise ValueError(
+                f"{path} is no textual inversion: {key} has shape {rows.shape}, not one row for "
+                "each token of a word"
+            )
+        if not np.isfinite(rows).all():
+            raise ValueError(f"{key} in {path} holds values that are not finite: it is damaged")
+        words.setdefault(path.stem if key in _ONE_WORD else key, {})[key] = rows
+    if not words:
+        raise ValueError(f"{path} holds no word")
+    if name is not None and len(words) > 1:
+        raise ValueError(
+            f"{path} holds {len(words)} words ({name_some(words)}): they keep their names, so "
+            f"leave out {name!r}"
+        )
+    return words if name is None else dict.fromkeys((name,), *words.values())
 
 
-def _with_rows(encoder: TextEncoder, name: str, found: dict[str, np.ndarray]) -> TextEncoder:
+def _key_for(encoder: TextEncoder, rows: Rows, path: Path) -> str:
+    """The key of the embeddings that an encoder takes, by their width."""
+    width = encoder.model.net.features
+    keys = [key for key, value in rows.items() if value.shape[1] == width]
+    if not keys:
+        there = ", ".join(f"{key} {value.shape}" for key, value in rows.items())
+        raise ValueError(
+            f"the encoder needs embeddings of width {width}; there are {there} in {path}, which is "
+            "for another model"
+        )
+    return keys[0]
+
+
+def _with_rows(encoder: TextEncoder, name: str, rows: np.ndarray, path: Path) -> TextEncoder:
     net, params = encoder.model.net, encoder.model.params
-    rows = next((v for v in found.values() if v.ndim == 2 and v.shape[1] == net.features), None)
-    if rows is None:
-        there = ", ".join(f"{key} {value.shape}" for key, value in found.items())
-        raise ValueError(f"the encoder needs embeddings of width {net.features}; there are {there}")
-    tokenizer, ids = with_concept(encoder.tokenizer, name, len(rows))
+    try:
+        tokenizer, ids = with_concept(encoder.tokenizer, name, len(rows))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     table = params[_EMBEDDING]["embedding"]
     absent = max(0, max(ids) + 1 - len(table))
     table = jnp.pad(table, ((0, absent), (0, 0))).at[jnp.asarray(ids)].set(rows.astype(table.dtype))
+    # Added words have larger ids than the end token, which early configs take to be the largest.
+    config = {**encoder.model.config, "vocab_size": len(table), "eos_token_id": tokenizer.end}
     model = encoder.model._replace(
-        net=net.clone(vocabulary=len(table)),
+        net=net.clone(vocabulary=len(table), end=tokenizer.end),
         params={**params, _EMBEDDING: {"embedding": table}},
-        config={**encoder.model.config, "vocab_size": len(table)},
+        config=config,
     )
     return TextEncoder(tokenizer, model)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +53,8 @@ class Tokenizer(NamedTuple):
         backend: of the tokenizers library, with neither padding nor truncation.
         length: M, tokens of a chunk with start and end.
         start, end, pad: ids.
-        concepts: names that stand for several tokens, and these.
+        concepts: ids of added words, by the word as the tokenizer writes it. A word is read where
+            no letter or digit goes on beside it, and the longest that fits counts.
     """
 
     backend: hf.Tokenizer
@@ -60,13 +62,25 @@ class Tokenizer(NamedTuple):
     start: int
     end: int
     pad: int
-    concepts: Mapping[str, str] = {}
+    concepts: Mapping[str, tuple[int, ...]] = {}
 
     def ids(self, text: str) -> list[int]:
         """Ids of a text, without start, end and padding."""
-        for name, tokens in self.concepts.items():
-            text = text.replace(name, tokens)
-        return self.backend.encode(text, add_special_tokens=False).ids
+        if not self.concepts:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        out: list[int] = []
+        # Every other piece is a word that was added.
+        for k, piece in enumerate(_words_of(tuple(self.concepts)).split(self.normalise(text))):
+            if k % 2:
+                out += self.concepts[piece]
+            else:
+                out += self.backend.encode(piece, add_special_tokens=False).ids
+        return out
+
+    def normalise(self, text: str) -> str:
+        """A text as the tokenizer reads it: CLIP's are blind to case."""
+        rule = self.backend.normalizer
+        return text if rule is None else rule.normalize_str(text)
 
     def plain(self, text: str) -> Tokens:
         """One chunk, as transformers makes it; what does not fit is cut off with a warning."""
@@ -95,6 +109,18 @@ class Tokenizer(NamedTuple):
         return Tokens(ids, weights)
 
 
+@lru_cache(maxsize=16)
+def _words_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    """A pattern of added words, the longest first, that are not parts of others."""
+    longest = sorted(names, key=lambda name: (-len(name), name))
+    return re.compile(f"({'|'.join(map(_bounded, longest))})")
+
+
+def _bounded(name: str) -> str:
+    before, after = (r"\b" if re.match(r"\w", sign) else "" for sign in (name[0], name[-1]))
+    return f"{before}{re.escape(name)}{after}"
+
+
 def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
     """The tokenizer in a folder: tokenizer.json, or vocab.json with merges.txt.
 
@@ -117,7 +143,32 @@ def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
     length = config.get("model_max_length") or _LENGTH
     vocabulary = backend.get_vocab()
     start, end, padding = (vocabulary[name] for name in names)
-    return Tokenizer(backend, length if length < _UNBOUNDED else _LENGTH, start, end, padding)
+    length = length if length < _UNBOUNDED else _LENGTH
+    return _with_added_words(Tokenizer(backend, length, start, end, padding))
+
+
+def _with_added_words(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with the words that its files have added.
+
+    Of a word of several tokens the others are called ``word_1``, ``word_2``, as in diffusers.
+    """
+    known = tokenizer.backend.get_added_tokens_decoder()
+    added = {token.content: i for i, token in known.items() if not token.special}
+    chains = {name: _chain(name, added) for name in added}
+    later = {other for chain in chains.values() for other in chain[1:]}
+    concepts = {
+        tokenizer.normalise(name): tuple(added[other] for other in chain)
+        for name, chain in chains.items()
+        if name not in later
+    }
+    return tokenizer._replace(concepts=concepts)
+
+
+def _chain(name: str, added: Collection[str]) -> list[str]:
+    chain = [name]
+    while (following := f"{name}_{len(chain)}") in added:
+        chain.append(following)
+    return chain
 
 
 def save_tokenizer(folder: StrPath, tokenizer: Tokenizer) -> None:
@@ -165,7 +216,25 @@ def _backend(path: Path) -> hf.Tokenizer:
     pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
     if wrong := [pair for pair in pairs if len(pair) != 2]:
         raise ValueError(f"{path / 'merges.txt'} has a line that is no pair: {wrong[0]}")
-    return build(vocabulary, [(a, b) for a, b in pairs])
+    backend = build(vocabulary, [(a, b) for a, b in pairs])
+    _add_words(backend, _optional(path, "added_tokens.json"), path)
+    return backend
+
+
+def _add_words(backend: hf.Tokenizer, added: Mapping[str, Any], path: Path) -> None:
+    """Add the words that older files keep beside the vocabulary.
+
+    Raises:
+        ValueError: their ids do not go on from those of the vocabulary.
+    """
+    new = [word for word in added if backend.token_to_id(word) is None]
+    for word in sorted(new, key=lambda word: added[word]):
+        backend.add_tokens([hf.AddedToken(word)])
+        if backend.token_to_id(word) != added[word]:
+            raise ValueError(
+                f"added_tokens.json in {path} gives {word!r} the id {added[word]}, but the "
+                f"vocabulary goes on at {backend.token_to_id(word)}"
+            )
 
 
 def build(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> hf.Tokenizer:
@@ -233,16 +302,23 @@ def with_concept(tokenizer: Tokenizer, name: str, count: int) -> tuple[Tokenizer
     Raises:
         ValueError: the name is a token already, or there is no token to add.
     """
-    if not name.strip() or count < 1:
+    word = tokenizer.normalise(name.strip())
+    if not word or count < 1:
         raise ValueError(f"a concept needs a name and a token, got {name!r} and {count}")
     backend = hf.Tokenizer.from_str(tokenizer.backend.to_str())
-    tokens = [name, *(f"{name}_{k}" for k in range(1, count))]
-    if taken := [token for token in tokens if backend.token_to_id(token) is not None]:
-        raise ValueError(f"the tokenizer knows {', '.join(taken)} already")
-    backend.add_tokens([hf.AddedToken(token) for token in tokens])
-    concepts = {**tokenizer.concepts, **({name: " ".join(tokens)} if count > 1 else {})}
+    tokens = [name.strip(), *(f"{name.strip()}_{k}" for k in range(1, count))]
+    taken = [token for token in tokens if backend.token_to_id(token) is not None]
+    if word in tokenizer.concepts:
+        taken = taken or [name]
+    if taken:
+        raise ValueError(f"the tokenizer knows {', '.join(taken)} already; choose another name")
+    for token in tokens:
+        # Otherwise it would be found inside other words too.
+        whole = bool(re.match(r"\w", token[0]) or re.match(r"\w", token[-1]))
+        backend.add_tokens([hf.AddedToken(token, single_word=whole)])
     vocabulary = backend.get_vocab()
     ids = [vocabulary[token] for token in tokens]
+    concepts = {**tokenizer.concepts, word: tuple(ids)}
     return tokenizer._replace(backend=backend, concepts=concepts), ids
 
 

@@ -118,3 +118,85 @@ def test_missing_and_damaged_files(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         tokenizers.load_tokenizer(tmp_path)
+
+
+# ---- added words --------------------------------------------------------------------------------
+
+
+def _with_words(tokenizer, **counts):
+    out, ids = tokenizer, {}
+    for name, count in counts.items():
+        out, ids[name] = tokenizers.with_concept(out, name, count)
+    return out, ids
+
+
+WORDS = {"<cat>": 2, "<cat-toy>": 1, "cat": 2, "cat toy": 1, "Dog": 1, "ed": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("<cat>", ["<cat>"]),
+        ("<cat-toy>", ["<cat-toy>"]),
+        ("a<cat>!", ["a</w>", "<cat>", "!</w>"]),
+        ("<CAT><Cat-Toy>", ["<cat>", "<cat-toy>"]),
+        ("cat", ["cat"]),
+        ("a Cat, cat!", ["a</w>", "cat", ",</w>", "cat", "!</w>"]),
+        ("cat toy", ["cat toy"]),
+        ("cat \n TOY", ["cat toy"]),
+        ("cat toys", ["cat", "t", "o", "y", "s</w>"]),
+        ("dogs", ["do", "g", "s</w>"]),
+        ("dog DOG", ["Dog", "Dog"]),
+        ("red", ["red</w>"]),
+        ("ed-d", ["ed", "-</w>", "d</w>"]),
+    ],
+)
+def test_added_words_are_read_whole_and_the_longest_first(tokenizer, text, names):
+    more, ids = _with_words(tokenizer, **WORDS)
+    expected = []
+    for name in names:
+        expected += ids.get(name) or _ids(name)
+    assert more.ids(text) == expected
+    reversed_order, _ = _with_words(tokenizer, **dict(reversed(WORDS.items())))
+    assert len(reversed_order.ids(text)) == len(expected)
+
+
+@pytest.mark.parametrize("text", ["category", "concat", "my_cat", "cat_food", "bobcats", "cat2"])
+def test_an_added_word_is_not_found_inside_others(tokenizer, text):
+    more, _ = _with_words(tokenizer, cat=2)
+    assert more.ids(text) == tokenizer.ids(text)
+    assert more.ids(f"a {text} and") == tokenizer.ids(f"a {text} and")
+
+
+def test_words_that_differ_by_case_alone_are_one(tokenizer):
+    more, _ = _with_words(tokenizer, **{"<Cat>": 1})
+    with pytest.raises(ValueError, match="knows <cat> already; choose another name"):
+        tokenizers.with_concept(more, "<cat>", 1)
+
+
+def test_added_words_keep_their_weights(tokenizer):
+    more, ids = _with_words(tokenizer, **{"<my-cat>": 2})
+    tokens = more.weighted("a (<my-cat>:1.5) dog")
+    np.testing.assert_array_equal(tokens.ids[0, 2:4], ids["<my-cat>"])
+    np.testing.assert_allclose(tokens.weights[0, :6], [1, 1, 1.5, 1.5, 1, 1])
+
+
+def test_saved_words_are_loaded_whole(tokenizer, tmp_path):
+    """A word of three tokens stays one word, and is not found inside others."""
+    more, ids = _with_words(tokenizer, **{"<my-cat>": 3, "cat": 1, "Big Dog": 2})
+    tokenizers.save_tokenizer(tmp_path, more)
+    back = tokenizers.load_tokenizer(tmp_path)
+    for text in ("a <my-cat>!", "<MY-CAT> cat category", "big dog and dog"):
+        assert back.ids(text) == more.ids(text), text
+    assert back.ids("<my-cat>") == ids["<my-cat>"]
+
+
+def test_words_of_older_files(tokenizer, tmp_path):
+    words.write(tmp_path)
+    size = len(VOCABULARY)
+    added = {"<cat>_1": size + 1, "<cat>": size, words.SPECIAL[1]: size - 1}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    assert tokenizers.load_tokenizer(tmp_path).ids("a <cat>") == [*_ids("a</w>"), size, size + 1]
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<cat>": size + 7}))
+    with pytest.raises(ValueError, match=rf"'<cat>' the id {size + 7}, but .* goes on at {size}"):
+        tokenizers.load_tokenizer(tmp_path)
