@@ -9,6 +9,7 @@ that are given besides count more. The same command again makes what is missing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ _SAMPLERS, _GRIDS = ", ".join(generate.SAMPLERS), ", ".join(generate.GRIDS)
 
 flags.DEFINE_string("model", None, "diffusers folder, or a single .safetensors file.")
 flags.DEFINE_string("tokenizer", None, "Folder of a CLIP tokenizer; single files hold none.")
+flags.DEFINE_string("vae", None, "Folder or file of an autoencoder in place of the model's own.")
 flags.DEFINE_string("variant", None, "Part of the weights' file names, such as fp16.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Of the computation.")
 flags.DEFINE_enum(
@@ -42,7 +44,9 @@ flags.DEFINE_enum(
     ["epsilon", "v_prediction"],
     "Of a single file of SD 2; v_prediction if not set.",
 )
-flags.DEFINE_multi_string("lora", [], "Low-rank adapter, FILE or FILE:SCALE; several add up.")
+flags.DEFINE_multi_string(
+    "lora", [], "Adapter, a file or a folder of peft, PATH or PATH:SCALE; several add up."
+)
 flags.DEFINE_multi_string("concept", [], "Textual inversion, FILE or FILE:WORD.")
 flags.DEFINE_multi_string("prompt", [], "What to show; several make --num images each.")
 flags.DEFINE_string("prompt_2", None, "What XL's second text encoder is told; --prompt if not set.")
@@ -83,7 +87,7 @@ SETTINGS = (
     *("model", "tokenizer", "variant", "dtype", "prediction", "lora", "concept", "prompt"),
     *("negative", "weighted", "clip_skip", "sampler", "steps", "grid", "eta", "guidance"),
     *("rescale", "height", "width", "init_image", "mask", "strength", "control"),
-    *("balance", "refiner", "refiner_start", "seed", "prompt_2", "negative_2"),
+    *("balance", "refiner", "refiner_start", "seed", "prompt_2", "negative_2", "vae"),
 )
 Settings = dict[str, Any]
 
@@ -147,19 +151,64 @@ def _is_number(text: str) -> bool:
         return False
 
 
+def _read_lora(text: str) -> tuple[str, float]:
+    """(path, scale) of a --lora.
+
+    Raises:
+        UsageError: the scale is no number.
+    """
+    path, scale = _split(text)
+    if scale is not None and not _is_number(scale):
+        raise common.UsageError(
+            f"--lora={text}: there is no file {text}, and {scale!r} is no scale; give PATH or "
+            "PATH:SCALE"
+        )
+    return path, 1.0 if scale is None else float(scale)
+
+
+# What messages of the library call the arguments of these flags.
+_ARGUMENTS = {
+    "variant=": "--variant",
+    "variant out": "--variant",
+    "tokenizer=": "--tokenizer",
+    "argument vae": "--vae",
+    "with_lora": "--lora",
+    "with_concept": "--concept",
+    "a ControlNet": "--control",
+}
+
+
+@contextlib.contextmanager
+def _naming_flags() -> Iterator[None]:
+    """Errors inside say which flags the arguments are that they name.
+
+    Raises:
+        FileNotFoundError, ValueError: there was one.
+    """
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        named = {flag for argument, flag in _ARGUMENTS.items() if argument in str(error)}
+        if not named:
+            raise
+        raise type(error)(f"{error} (here: {', '.join(sorted(named))})") from error
+
+
 def load(chosen: Settings, path: str) -> generate.Pipeline:
     """The pipeline with adapters and words."""
-    pipe = generate.load(
-        path,
-        dtype=jnp.dtype(chosen["dtype"]),
-        variant=chosen["variant"],
-        tokenizer=chosen["tokenizer"],
-        prediction=chosen["prediction"],
-    )
-    for file, scale in map(_split, chosen["lora"]):
-        pipe = pipe.with_lora(file, scale=float(scale or 1))
-    for file, word in map(_split, chosen["concept"]):
-        pipe = pipe.with_concept(file, name=word)
+    with _naming_flags():
+        pipe = generate.load(
+            path,
+            dtype=jnp.dtype(chosen["dtype"]),
+            variant=chosen["variant"],
+            tokenizer=chosen["tokenizer"],
+            prediction=chosen["prediction"],
+            vae=chosen["vae"],
+        )
+        for file, scale in map(_read_lora, chosen["lora"]):
+            pipe = pipe.with_lora(file, scale=scale)
+        for file, word in map(_split, chosen["concept"]):
+            pipe = pipe.with_concept(file, name=word)
     return pipe
 
 
@@ -195,6 +244,7 @@ def make_request(chosen: Settings) -> generate.Request:
     elif chosen["mask"]:
         raise common.UsageError("--mask needs --init_image")
     if chosen["refiner"]:
+        # Its text encoder is another one; the autoencoder is that of the base model.
         plain = {**chosen, "lora": [], "concept": []}
         refiner = generate.Refiner(load(plain, chosen["refiner"]), chosen["refiner_start"])
     dtype = jnp.dtype(chosen["dtype"])

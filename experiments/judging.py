@@ -21,6 +21,7 @@ from diffjax.data.formats import image_size, list_images
 from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.clip import load_clip
+from diffjax.pretrained.files import PickleError
 from diffjax.pretrained.perceptual import load_lpips
 from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.tokenizers import load_tokenizer
@@ -214,8 +215,14 @@ def inception(
         ValueError: the file is damaged, refused, or not Inception.
     """
     if not path:
-        raise common.UsageError(f"these metrics need Inception: {metrics.INCEPTION_SOURCE}")
-    weights = open_weights(path, allow_legacy_pickle=allow_legacy_pickle)
+        raise common.UsageError(
+            f"these metrics need Inception: {metrics.INCEPTION_SOURCE}. Then pass "
+            "--inception=FILE, and --allow_legacy_pickle if it is the .pth file"
+        )
+    try:
+        weights = open_weights(path, allow_legacy_pickle=allow_legacy_pickle)
+    except PickleError as error:
+        raise PickleError(f"{error} (the flag is --allow_legacy_pickle)") from error
     shapes = metrics.inception_shapes()
     return metrics.inception_network(
         jax.tree.map(np.asarray, from_state_dict(weights, shapes)), resize=resize

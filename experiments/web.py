@@ -3,7 +3,7 @@
     python -m experiments.web --model=FOLDER
 
 Takes the flags of experiments.generate that say what is loaded: --model, --dtype, --tokenizer,
---variant, --prediction, --lora and --concept; and --controlnet. The same settings give the same
+--vae, --variant, --prediction, --lora and --concept; and --controlnet. The same settings give the same
 image there.
 """
 

@@ -49,6 +49,7 @@ def load(
     tokenizer: StrPath | None = None,
     prediction: str | None = None,
     sharding: Sharding | None = None,
+    vae: StrPath | None = None,
 ) -> Pipeline:
     """A pipeline from a diffusers folder or a single .safetensors file.
 
@@ -56,7 +57,7 @@ def load(
 
     Args:
         dtype: of weights and computation, such as ``jnp.bfloat16``.
-        variant, tokenizer, prediction, sharding: see `load_components`.
+        variant, tokenizer, prediction, sharding, vae: see `load_components`.
 
     Raises:
         FileNotFoundError, ValueError: see `load_components`.
@@ -71,6 +72,7 @@ def load(
         tokenizer=tokenizer,
         prediction=prediction,
         sharding=sharding,
+        vae=vae,
     )
     return Pipeline(parts)
 

@@ -14,8 +14,7 @@ from diffjax.nets.inception import SIZE, Inception, inception_input
 SOURCE = (
     "the Inception weights of FID are not part of this package. Download "
     "pt_inception-2015-12-05-6726825d.pth (91 MB) from the release fid_weights of "
-    "https://github.com/mseitzer/pytorch-fid and pass --inception=FILE --allow_legacy_pickle, or "
-    "a safetensors file of the same keys as --inception=FILE"
+    "https://github.com/mseitzer/pytorch-fid, or make a safetensors file of the same keys"
 )
 
 

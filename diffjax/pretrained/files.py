@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,15 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from diffjax.pretrained.state_dict import Place, from_state_dict
+from diffjax.pretrained.state_dict import Place, from_state_dict, name_some
 from diffjax.types import PyTree
 
 StrPath = str | os.PathLike[str]
 WEIGHTS = ("diffusion_pytorch_model", "model")  # names of diffusers and of transformers
+# The variant is the group; shards are numbered.
+_VARIANT = re.compile(rf"(?:{'|'.join(WEIGHTS)})(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
 _PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+_HEAD = 64  # bytes that tell what a file is
 _HEADER = 9  # length of the header in 8 bytes, then its opening brace
 _DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -74,7 +78,13 @@ class Weights(Mapping[str, np.ndarray]):
         return key in self.tensors
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Shape of a tensor, without reading it.
+
+        Raises:
+            ValueError: there is no such tensor.
+        """
+        if key not in self.tensors:
+            raise ValueError(f"the weights lack {key}")
         return self.tensors[key].shape
 
     def renamed(self, rename: Callable[[str], str]) -> Weights:
@@ -103,9 +113,11 @@ def open_safetensors(path: StrPath) -> Weights:
         ValueError: the file is a pickle, or damaged, or has a key twice.
     """
     source = Path(path)
+    if source.is_dir():
+        raise ValueError(f"{source} is a folder; a .safetensors file is needed")
     if not source.is_file():
         raise FileNotFoundError(f"there is no file {source}")
-    _refuse_pickle(source)
+    _check_kind(source)
     try:
         with safe_open(source, "numpy"):  # checks that the header and the size agree
             pass
@@ -155,16 +167,43 @@ def _read(source: Path, dtype: Any, shape: tuple[int, ...], offset: int) -> np.n
     return np.fromfile(source, dtype, math.prod(shape), offset=offset).reshape(shape)
 
 
-def _refuse_pickle(source: Path) -> None:
-    """Reading a pickle can run any code, so no file that looks like one is opened as weights."""
+def _check_kind(source: Path) -> None:
+    """Refuse what is no safetensors file by its beginning.
+
+    Reading a pickle can run any code, so no file that looks like one is opened as weights.
+
+    Raises:
+        ValueError: it is something else; what it is, and what to do, is said.
+    """
     with source.open("rb") as file:
-        head = file.read(_HEADER)
-    pickled = head.startswith((b"PK\x03\x04", b"\x80")) and not head.endswith(b"{")
-    if pickled or source.suffix in _PICKLE_SUFFIXES:
+        head = file.read(_HEAD)
+    text = head.lstrip().lower()
+    if not head:
         raise ValueError(
-            f"{source} is a pickle, which can run code when it is read; use the .safetensors file "
-            "of the same weights, or allow it with --allow_legacy_pickle where there is that flag"
+            f"{source} is no complete safetensors file (it is empty); download it again"
         )
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{source} is a pointer of Git LFS in place of the weights; fetch them with "
+            "'git lfs pull' in its repository"
+        )
+    if text.startswith((b"<!doctype html", b"<html")):
+        raise ValueError(
+            f"{source} is a web page in place of the weights; download the file itself, by the "
+            "download link of that page"
+        )
+    if head.startswith(b"GGUF"):
+        raise ValueError(f"{source} is a GGUF file, which is not read; use the .safetensors file")
+    pickled = head.startswith((b"PK\x03\x04", b"\x80")) and head[_HEADER - 1 : _HEADER] != b"{"
+    if pickled or source.suffix in _PICKLE_SUFFIXES:
+        raise PickleError(
+            f"{source} is a pickle, which can run code when it is read; use the .safetensors file "
+            "of the same weights"
+        )
+
+
+class PickleError(ValueError):
+    """A file is a pickle, and pickles are not read here."""
 
 
 def load_safetensors(path: StrPath, like: PyTree, *, place: Place | None = None) -> PyTree:
@@ -258,12 +297,18 @@ def _open_shards(folder: Path, index: Path) -> Weights:
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
         raise ValueError(f"{index} has no weight_map of file names")
+    names = sorted(set(listed.values()))
+    if gone := [name for name in names if not inside(folder, name).exists()]:
+        raise FileNotFoundError(
+            f"{index} lists {len(names)} files, of which {len(gone)} are not there: "
+            f"{name_some(gone)}; copy or download them too"
+        )
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(listed.values())):
+    for name in names:
         for key, tensor in open_safetensors(inside(folder, name)).tensors.items():
             _add(tensors, key, tensor)
     if absent := sorted(set(listed) - set(tensors)):
-        raise ValueError(f"{index} lists keys that no shard holds: {', '.join(absent)}")
+        raise ValueError(f"{index} lists keys that no shard holds: {name_some(absent)}")
     return Weights(tensors)
 
 
@@ -271,8 +316,13 @@ def _no_weights(folder: Path, variant: str | None) -> Exception:
     """The error of a folder without the weights that were asked for."""
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     if any(name.endswith(".safetensors") for name in names):
-        there = ", ".join(name for name in names if name.endswith(".safetensors"))
-        return FileNotFoundError(f"{folder} has no weights of variant {variant!r}; it has {there}")
+        there = name_some([name for name in names if name.endswith(".safetensors")])
+        found = sorted({m[1] for name in names if (m := _VARIANT.fullmatch(name)) and m[1]})
+        plain = any((m := _VARIANT.fullmatch(name)) and not m[1] for name in names)
+        step = f'; give variant="{found[0]}"' if found else "; leave variant out" if plain else ""
+        return FileNotFoundError(
+            f"{folder} has no weights of variant {variant!r}; it has {there}{step}"
+        )
     for name in names:
         if name.endswith(_PICKLE_SUFFIXES):
             return ValueError(

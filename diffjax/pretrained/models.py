@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from safetensors.numpy import save_file
 
 from diffjax.nets.controlnet import ControlNet
+from diffjax.nets.text import CLIPText
 from diffjax.pretrained import configs
 from diffjax.pretrained.files import (
     StrPath,
@@ -22,6 +23,7 @@ from diffjax.pretrained.files import (
     shards,
     write_json,
 )
+from diffjax.pretrained.recognise import naming
 from diffjax.pretrained.state_dict import from_state_dict, iterate_state
 from diffjax.types import PyTree
 
@@ -30,6 +32,8 @@ Sharding = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding
 
 _LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _LEGACY_ATTENTION = re.compile(rf"(attentions\.\d+)\.({'|'.join(_LEGACY)})\.")
+# CLIP's half that sees images, and its temperature.
+_NOT_TEXT = ("vision_model.", "visual_projection.", "visual.", "logit_scale", "logit_bias")
 _BARE_TEXT = ("embeddings.", "encoder.layers.", "final_layer_norm.")
 
 
@@ -70,9 +74,10 @@ def load_model(
             pickles.
     """
     path = Path(folder)
-    return fill(
-        read_json(inside(path, "config.json")), open_folder(path, variant=variant), dtype, sharding
-    )
+    config = read_json(inside(path, "config.json"))
+    weights = open_folder(path, variant=variant)
+    with naming(str(path)):
+        return fill(config, weights, dtype, sharding)
 
 
 def fill(
@@ -89,7 +94,15 @@ def fill(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), configs.shapes(net, config)
     )
     weights = weights.renamed(modern_name)
+    if isinstance(net, CLIPText):
+        weights = _without_unused(weights, net)
     return Model(net, from_state_dict(weights, like, place=_placer(sharding)), config)
+
+
+def _without_unused(weights: Weights, net: CLIPText) -> Weights:
+    """A text encoder's weights without CLIP's other half, which merged files have kept."""
+    unused = _NOT_TEXT if net.projection else (*_NOT_TEXT, "text_projection.")
+    return Weights({k: t for k, t in weights.tensors.items() if not k.startswith(unused)})
 
 
 def _typed(net: Any, dtype: Any) -> Any:

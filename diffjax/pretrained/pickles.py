@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from diffjax.pretrained.files import StrPath, Tensor, Weights, open_safetensors
+from diffjax.pretrained.files import PickleError, StrPath, Tensor, Weights, open_safetensors
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # what a file of before torch 1.6 begins with, as a pickle
 _PROTOCOL = 1001
@@ -94,7 +94,12 @@ def open_weights(path: StrPath, *, allow_legacy_pickle: bool = False) -> Weights
     source = Path(path)
     if allow_legacy_pickle and source.suffix != ".safetensors":
         return open_pickle(source)
-    return open_safetensors(source)
+    try:
+        return open_safetensors(source)
+    except PickleError as error:
+        raise PickleError(
+            f"{error}, or allow_legacy_pickle=True, which reads it without running its code"
+        ) from error
 
 
 def _is_dict(value: Any) -> bool:

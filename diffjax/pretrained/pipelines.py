@@ -22,9 +22,16 @@ from diffjax.pretrained.files import (
 )
 from diffjax.pretrained.models import Model, Sharding, load_model, save_model
 from diffjax.pretrained.prompts import TextEncoder
+from diffjax.pretrained.recognise import READ, describe_folder, name_family
 from diffjax.pretrained.scheduler_kinds import KINDS
-from diffjax.pretrained.single_file import load_single_file, open_single_file
-from diffjax.pretrained.tokenizers import OPEN_CLIP_PAD, load_tokenizer, save_tokenizer
+from diffjax.pretrained.single_file import FAMILIES, load_single_file, open_single_file
+from diffjax.pretrained.tokenizers import (
+    OPEN_CLIP_PAD,
+    Tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+)
+from diffjax.pretrained.vaes import choose_dtype, load_vae
 
 TEXTS = ("text_encoder", "text_encoder_2")
 _SCHEDULE = dict(
@@ -79,6 +86,7 @@ def load_components(
     tokenizer: StrPath | None = None,
     prediction: str | None = None,
     sharding: Sharding | None = None,
+    vae: StrPath | None = None,
 ) -> Components:
     """Read a diffusers folder, or a checkpoint in a single .safetensors file.
 
@@ -87,39 +95,40 @@ def load_components(
             it overflows in float16.
         variant: part of the file names in a folder, such as ``"fp16"``; networks without files of
             that name have their others read, if there is one that has.
-        tokenizer: folder of the CLIP tokenizer; single files hold none.
+        tokenizer: folder of the CLIP tokenizer; single files hold none, folders have their own.
         prediction: ``epsilon`` or ``v_prediction``, if the scheduler's config is to be overruled;
             single files of SD 2 seldom say, and count as v_prediction at 768 pixels; with epsilon
             as the base model of 512.
         sharding: see `load_model`.
+        vae: folder or file of an autoencoder in place of the model's own; see `load_vae`.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a part is missing, or not supported, or its weights do not fit.
+        ValueError: a part is missing, or not supported, or its weights do not fit; or the path is
+            something else, or a model of another family, which is named.
     """
     source = Path(path)
     if source.is_dir():
-        parts = _from_folder(source, dtype, variant, sharding)
+        parts = _from_folder(source, dtype, variant, tokenizer, sharding, vae)
     else:
-        parts = _from_file(source, dtype, tokenizer, prediction, sharding)
+        parts = _from_file(source, dtype, tokenizer, prediction, sharding, vae)
     if prediction:
         parts = parts._replace(scheduler={**parts.scheduler, "prediction_type": prediction})
     return parts
 
 
 def _from_folder(
-    path: Path, dtype: Any, variant: str | None, sharding: Sharding | None
+    path: Path,
+    dtype: Any,
+    variant: str | None,
+    tokenizer: StrPath | None,
+    sharding: Sharding | None,
+    vae: StrPath | None,
 ) -> Components:
-    manifest = read_json(inside(path, "model_index.json"))
-    there = [k for k, v in manifest.items() if isinstance(v, list) and v[0] is not None]
-    texts = [name for name in TEXTS if name in there]
-    absent = [name for name in ("unet", "vae", "scheduler") if name not in there]
-    if absent or not texts:
-        raise ValueError(
-            f"{path} is no text-to-image model: it lacks {', '.join(absent or TEXTS[:1])}"
-        )
-
-    folders = {name: inside(path, name) for name in ("unet", "vae", *texts)}
+    manifest = _read_manifest(path, vae)
+    texts = [name for name in TEXTS if _has(manifest, name)]
+    names = ["unet", *(["vae"] if _has(manifest, "vae") else []), *texts]
+    folders = {name: inside(path, name) for name in names}
     have = [name for name, folder in folders.items() if weights_file(folder, variant)]
 
     def model(name: str, kind: Any = dtype) -> Model:
@@ -130,19 +139,61 @@ def _from_folder(
         return load_model(folders[name], variant=chosen, dtype=kind, sharding=sharding)
 
     def text(name: str) -> TextEncoder:
-        folder = inside(path, name.replace("text_encoder", "tokenizer"))
-        return TextEncoder(load_tokenizer(folder), model(name))
+        own = inside(path, name.replace("text_encoder", "tokenizer"))
+        if tokenizer is None and not own.is_dir():
+            raise FileNotFoundError(
+                f"{path} has no {own.name}: say where a tokenizer is (tokenizer=FOLDER)"
+            )
+        network = model(name)
+        return TextEncoder(
+            load_tokenizer(own) if tokenizer is None else _tokenizer_for(network, tokenizer),
+            network,
+        )
 
-    vae_config = read_json(inside(folders["vae"], "config.json"))
-    _check_channels(read_json(inside(folders["unet"], "config.json")), vae_config)
+    unet_config = read_json(inside(folders["unet"], "config.json"))
+    vae_config = read_json(inside(folders["vae"], "config.json")) if "vae" in folders else None
+    if vae is None:
+        _check_channels(unet_config, vae_config or {})
+        autoencoder = model("vae", choose_dtype(vae_config or {}, dtype))
+    else:
+        autoencoder = load_vae(
+            vae, vae_config, unet_config, dtype=dtype, variant=variant, sharding=sharding
+        )
+        _check_channels(unet_config, autoencoder.config)
     parts = Components(
         model("unet"),
-        model("vae", _vae_dtype(vae_config, dtype)),
+        autoencoder,
         {name: text(name) for name in texts},
         read_json(inside(inside(path, "scheduler"), "scheduler_config.json")),
         manifest,
     )
     return parts if TEXTS[1] in texts else _mended(parts)
+
+
+def _has(manifest: Mapping[str, Any], name: str) -> bool:
+    entry = manifest.get(name)
+    return isinstance(entry, list) and bool(entry) and entry[0] is not None
+
+
+def _read_manifest(path: Path, vae: StrPath | None) -> dict[str, Any]:
+    """The model_index.json of a text-to-image model.
+
+    Raises:
+        ValueError: the folder is something else, or a model of another family.
+    """
+    if not (path / "model_index.json").exists():
+        raise ValueError(f"{path} {describe_folder(path)}")
+    manifest = read_json(inside(path, "model_index.json"))
+    kind = manifest.get("_class_name")
+    if isinstance(kind, str) and (family := name_family(kind)):
+        raise ValueError(f"{path} is a model of {family} ({kind}), which is not supported; {READ}")
+    needed = ["unet", "scheduler", *(["vae"] if vae is None else [])]
+    absent = [name for name in needed if not _has(manifest, name)]
+    if absent or not any(_has(manifest, name) for name in TEXTS):
+        raise ValueError(
+            f"{path} ({kind}) is no text-to-image model: it lacks {', '.join(absent or TEXTS[:1])}"
+        )
+    return manifest
 
 
 def _check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
@@ -186,40 +237,47 @@ def _mended(parts: Components) -> Components:
     )
 
 
-def _vae_dtype(config: Mapping[str, Any], dtype: Any) -> Any:
-    overflows = config.get("force_upcast", True) and dtype == jnp.float16
-    return jnp.float32 if overflows else dtype
-
-
 def _from_file(
     path: Path,
     dtype: Any,
     tokenizer: StrPath | None,
     prediction: str | None,
     sharding: Sharding | None,
+    vae: StrPath | None,
 ) -> Components:
-    family, found = open_single_file(path)
+    family, found = open_single_file(path, vae=vae is None)
     if tokenizer is None:
         raise ValueError(
             f"{path.name} holds no tokenizer: say where one is (tokenizer=FOLDER, with "
             "tokenizer.json or vocab.json and merges.txt)"
         )
-    _check_channels(found["unet"].config, found["vae"].config)
+    if vae is not None:
+        scale = {"scaling_factor": FAMILIES[family].scale}
+        autoencoder = load_vae(vae, scale, found["unet"].config, dtype=dtype, sharding=sharding)
+    _check_channels(
+        found["unet"].config, found["vae"].config if vae is None else autoencoder.config
+    )
     names = [name for name in ("unet", *TEXTS) if name in found]  # maybe a ControlNet is there too
     models = load_single_file(path, parts=names, dtype=dtype, sharding=sharding)
-    vae_dtype = _vae_dtype(found["vae"].config, dtype)
-    models |= load_single_file(path, parts=["vae"], dtype=vae_dtype, sharding=sharding)
+    if vae is None:
+        vae_dtype = choose_dtype(found["vae"].config, dtype)
+        own = load_single_file(path, parts=["vae"], dtype=vae_dtype, sharding=sharding)
+        autoencoder = own["vae"]
     texts = {}
     for name in (name for name in TEXTS if name in models):
-        open_clip = models[name].net.activation == "gelu"
-        pad = OPEN_CLIP_PAD if open_clip else None
-        texts[name] = TextEncoder(load_tokenizer(tokenizer, pad=pad), models[name])
+        texts[name] = TextEncoder(_tokenizer_for(models[name], tokenizer), models[name])
     unet = models["unet"]
     scheduler = _scheduler(open_safetensors(path), family, unet.config["in_channels"])
     base = family == "v2" and (prediction or scheduler["prediction_type"]) == "epsilon"
     unet.config["sample_size"] = _SAMPLE_SIZES["v1" if base else family]
-    parts = Components(unet, models["vae"], texts, scheduler, {})
+    parts = Components(unet, autoencoder, texts, scheduler, {})
     return parts._replace(manifest=make_manifest(parts))
+
+
+def _tokenizer_for(model: Model, folder: StrPath) -> Tokenizer:
+    """A tokenizer that did not come with its text encoder: OpenCLIP's pads are others."""
+    open_clip = model.net.activation == "gelu"
+    return load_tokenizer(folder, pad=OPEN_CLIP_PAD if open_clip else None)
 
 
 def _scheduler(weights: Weights, family: str, channels: int) -> dict[str, Any]:

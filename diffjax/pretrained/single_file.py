@@ -16,6 +16,8 @@ import numpy as np
 
 from diffjax.pretrained.files import StrPath, Tensor, Weights, open_safetensors
 from diffjax.pretrained.models import Model, Sharding, fill, modern_name
+from diffjax.pretrained.recognise import describe_keys, naming
+from diffjax.pretrained.state_dict import name_some
 from diffjax.types import choose
 
 UNET = "model.diffusion_model."
@@ -77,25 +79,31 @@ def family_of(keys: Iterable[str]) -> str:
         ValueError: none of them.
     """
     keys = list(keys)
+    what = describe_keys(keys)
+    if what and "which is not supported" in what:
+        raise ValueError(f"this is {what}")
     if any(key.startswith(UNET) for key in keys):
         for name in ("v1", "v2", "xl", "refiner"):
             prefixes = [p for p in (FAMILIES[name].clip, FAMILIES[name].open_clip) if p]
             if all(any(key.startswith(prefix) for key in keys) for prefix in prefixes):
                 return name
-    some = ", ".join(sorted(keys)[:3]) or "no keys"
+    some = name_some(sorted(keys)) or "no keys"
     raise ValueError(
-        f"this file is no checkpoint of {', '.join(FAMILIES)} with all of its parts, and no "
-        f"ControlNet; it has {some}"
+        f"this is {what or 'a file of unknown kind'}: no checkpoint of {', '.join(FAMILIES)} with "
+        f"all of its parts, and no ControlNet; its keys are {some}"
     )
 
 
-def open_single_file(path: StrPath, *, ema: bool = False) -> tuple[str, dict[str, Part]]:
+def open_single_file(
+    path: StrPath, *, ema: bool = False, vae: bool = True
+) -> tuple[str, dict[str, Part]]:
     """The family of a checkpoint, and its parts by the names of a diffusers folder.
 
     Only the header is read. The family of a ControlNet by itself is ``controlnet``.
 
     Args:
         ema: use the averaged weights of the UNet, which training checkpoints also have.
+        vae: look for the autoencoder too, which some files have left out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -105,15 +113,20 @@ def open_single_file(path: StrPath, *, ema: bool = False) -> tuple[str, dict[str
     weights = open_safetensors(path)
     if strange := [f"{key} ({kind})" for key, kind in _MARKED.items() if key in weights]:
         raise ValueError(f"{path} is of a kind that is not supported: it has {strange[0]}")
+    with naming(str(path)):
+        return _parts(weights, ema, vae)
+
+
+def _parts(weights: Weights, ema: bool, vae: bool) -> tuple[str, dict[str, Part]]:
     control = _control_weights(weights)
     if control and not any(key.startswith(UNET) for key in weights):
         return "controlnet", {"controlnet": _control_part(control)}
     name = family_of(weights)
     family = FAMILIES[name]
-    parts = {
-        "unet": _unet_part(_averaged(weights) if ema else _below(weights, UNET), family),
-        "vae": _autoencoder_part(_below(weights, AUTOENCODER), family),
-    }
+    unet = _averaged(weights) if ema else _below(weights, UNET)
+    parts = {"unet": _unet_part(unet, family)}
+    if vae:
+        parts["vae"] = autoencoder_part(_below(weights, AUTOENCODER), scale=family.scale)
     if family.clip:
         parts["text_encoder"] = _clip_part(_below(weights, family.clip))
     if family.open_clip:
@@ -146,12 +159,14 @@ def load_single_file(
     Raises:
         FileNotFoundError, ValueError: see `open_single_file` and `load_model`.
     """
-    found = open_single_file(path, ema=ema)[1]
+    wanted = None if parts is None else list(parts)
+    found = open_single_file(path, ema=ema, vae=wanted is None or "vae" in wanted)[1]
     out = {}
-    for name in found if parts is None else parts:
+    for name in found if wanted is None else wanted:
         part = choose("part", name, found)
         config = {**part.config, **(overrides or {}).get(name, {})}
-        out[name] = fill(config, part.weights, dtype, sharding)
+        with naming(f"the {name} of {path}"):
+            out[name] = fill(config, part.weights, dtype, sharding)
     return out
 
 
@@ -319,6 +334,8 @@ def _control_part(weights: Weights) -> Part:
 
 # ---- autoencoder --------------------------------------------------------------------------------
 
+# Parts of the training of an autoencoder, which some files have kept.
+_TRAINING = ("loss.", "model_ema.", "discriminator.")
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
@@ -349,9 +366,17 @@ def autoencoder_name(key: str, levels: int) -> str:
     return re.sub(r"(_blocks\.\d+)\.(down|up)sample\.conv\.", r"\1.\2samplers.0.conv.", key)
 
 
-def _autoencoder_part(weights: Weights, family: Family) -> Part:
-    weights = Weights({k: v for k, v in weights.tensors.items() if not k.startswith("loss.")})
-    config = autoencoder_config(weights, scale=family.scale)
+def autoencoder_part(weights: Weights, *, scale: float | None) -> Part:
+    """The autoencoder of weights in the layout of the published code, without a prefix.
+
+    Args:
+        scale: factor of the latents, which the weights do not say; None leaves it out.
+
+    Raises:
+        ValueError: there is no autoencoder.
+    """
+    weights = Weights({k: v for k, v in weights.tensors.items() if not k.startswith(_TRAINING)})
+    config = autoencoder_config(weights, scale=scale)
     levels = len(config["block_out_channels"])
     named = weights.renamed(lambda key: autoencoder_name(key, levels))
     square = {k: t.then(_flat) if ".attentions." in k else t for k, t in named.tensors.items()}
@@ -363,7 +388,7 @@ def _flat(value: np.ndarray) -> np.ndarray:
     return value.reshape(value.shape[:2]) if value.ndim == 4 else value
 
 
-def autoencoder_config(weights: Weights, *, scale: float) -> dict[str, Any]:
+def autoencoder_config(weights: Weights, *, scale: float | None) -> dict[str, Any]:
     """The config of the autoencoder with these weights.
 
     Raises:
@@ -390,7 +415,7 @@ def autoencoder_config(weights: Weights, *, scale: float) -> dict[str, Any]:
         layers_per_block=_count(weights, r"encoder\.down\.0\.block\.(\d+)\."),
         norm_num_groups=GROUPS,
         act_fn="silu",
-        scaling_factor=scale,
+        **({} if scale is None else {"scaling_factor": scale}),
     )
 
 
@@ -451,7 +476,10 @@ def _open_clip_part(weights: Weights, projected: bool) -> Part:
 
 def _open_clip(key: str, tensor: Tensor, layers: int, projected: bool) -> dict[str, Tensor]:
     """The weights that one of OpenCLIP becomes: none, one, or three if it is fused."""
-    if key in ("logit_scale", "attn_mask") or (key == "text_projection" and not projected):
+    # Constants, and the half that sees images, which merged files have kept.
+    if key.startswith(("logit_", "attn_mask", "visual.")):
+        return {}
+    if key.startswith("text_projection") and not projected:
         return {}
     if key == "text_projection":
         return {"text_projection.weight": tensor.then(np.transpose)}

@@ -134,6 +134,8 @@ def test_other_contents(tmp_path):
 
 
 def test_pickles_need_permission():
-    with pytest.raises(ValueError, match="--allow_legacy_pickle"):
+    with pytest.raises(
+        ValueError, match="or allow_legacy_pickle=True, which reads it without running"
+    ):
         open_weights(GOLDEN / "new.pth")
     assert "weight" in open_weights(GOLDEN / "new.pth", allow_legacy_pickle=True)

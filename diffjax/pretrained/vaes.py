@@ -1,0 +1,121 @@
+"""The autoencoder of a model from a folder or file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffjax.pretrained.files import (
+    StrPath,
+    Weights,
+    inside,
+    open_folder,
+    open_safetensors,
+    read_json,
+    weights_file,
+)
+from diffjax.pretrained.models import Model, Sharding, fill
+from diffjax.pretrained.recognise import describe_keys, naming
+from diffjax.pretrained.single_file import AUTOENCODER, Part, autoencoder_part
+
+_CLASSES = ("AutoencoderKL", "VQModel")
+
+
+def load_vae(
+    path: StrPath,
+    like: Mapping[str, Any] | None,
+    unet: Mapping[str, Any],
+    *,
+    dtype: Any = jnp.float32,
+    variant: str | None = None,
+    sharding: Sharding | None = None,
+) -> Model:
+    """An autoencoder to be used with a model.
+
+    The scale of latents is the model's: its UNet was trained with it. Files seldom say one; a
+    config that says another is of another family of models.
+
+    Args:
+        path: a folder with config.json, or of a whole model; or a .safetensors file, with
+            config.json beside it if it is in diffusers' names.
+        like: the config of the model's own autoencoder, if there is one.
+        unet: the config of the model's UNet.
+        dtype: see `choose_dtype`.
+        variant: read files of it, if there are any.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_model`; or the channels or the scale of its latents
+            are not those of the model.
+    """
+    with naming(f"the autoencoder {path}"):
+        config, weights = open_vae(Path(path), variant)
+        config = _with_scale(config, like)
+        channels, wanted = config.get("latent_channels", 4), unet.get("out_channels", 4)
+        if channels != wanted:
+            raise ValueError(
+                f"its latents have {channels} channels, but the UNet was trained on {wanted}"
+            )
+        return fill(config, weights, choose_dtype(config, dtype), sharding)
+
+
+def choose_dtype(config: Mapping[str, Any], dtype: Any) -> Any:
+    """The type of an autoencoder: float32 where its config says that float16 overflows."""
+    overflows = config.get("force_upcast", True) and dtype == jnp.float16
+    return jnp.float32 if overflows else dtype
+
+
+def open_vae(path: Path, variant: str | None = None) -> Part:
+    """The config and the weights of an autoencoder; a file's own layout says no scale.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none.
+    """
+    if path.is_dir():
+        whole = not (path / "config.json").exists() and (path / "vae").is_dir()
+        folder = inside(path, "vae") if whole else path
+        config = read_json(inside(folder, "config.json"))
+        _check_class(config)
+        chosen = variant if weights_file(folder, variant) else None
+        return Part(config, open_folder(folder, variant=chosen))
+    weights = open_safetensors(path)
+    if any(key.startswith("encoder.down_blocks.") for key in weights):
+        beside = path.parent / "config.json"
+        if not beside.is_file():
+            raise FileNotFoundError(
+                f"a file in diffusers' names needs its config.json beside it: there is no {beside}"
+            )
+        config = read_json(beside)
+        _check_class(config)
+        return Part(config, weights)
+    if any(key.startswith(AUTOENCODER) for key in weights):
+        size = len(AUTOENCODER)
+        kept = {k[size:]: t for k, t in weights.tensors.items() if k.startswith(AUTOENCODER)}
+        weights = Weights(kept)
+    elif "encoder.conv_in.weight" not in weights:
+        raise ValueError(f"this is {describe_keys(weights.keys()) or 'no autoencoder'}")
+    part = autoencoder_part(weights, scale=None)
+    return part
+
+
+def _check_class(config: Mapping[str, Any]) -> None:
+    name = config.get("_class_name")
+    if name not in _CLASSES:
+        raise ValueError(f"config.json is of {name}; an {' or '.join(_CLASSES)} is needed")
+
+
+def _with_scale(config: Mapping[str, Any], like: Mapping[str, Any] | None) -> dict[str, Any]:
+    out = dict(config)
+    for key, default in (("scaling_factor", 0.18215), ("shift_factor", None)):
+        if like is None:
+            continue
+        own, wanted = config.get(key), like.get(key, default)
+        if own is not None and own != wanted:
+            raise ValueError(
+                f"its {key} is {own}, but that of the model is {wanted}: it is of another family "
+                "of models"
+            )
+        out[key] = wanted
+    return out
