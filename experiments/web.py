@@ -3,8 +3,8 @@
     python -m experiments.web --model=FOLDER
 
 Takes the flags of experiments.generate that say what is loaded: --model, --dtype, --tokenizer,
---vae, --variant, --prediction, --lora and --concept; and --controlnet. The same settings give the same
-image there.
+--vae, --variant, --prediction, --lora and --concept; and --controlnet. The same settings give the
+same image there.
 """
 
 from __future__ import annotations

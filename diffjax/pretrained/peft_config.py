@@ -77,7 +77,8 @@ def replaces(config: Config, module: str, leaf: str) -> bool:
     """Whether a file holds a weight or bias of this module in place of the base model's."""
     if leaf == "bias" and config.get("bias") in ("all", "lora_only"):
         return True
-    return any(f".{module}.".endswith(f".{name}.") for name in config.get("modules_to_save") or ())
+    # What is saved may be a module with layers in it.
+    return any(f".{name}." in f".{module}." for name in config.get("modules_to_save") or ())
 
 
 def _matched(config: Config, key: str, module: str, where: str) -> Any:

@@ -8,15 +8,23 @@ diffusers folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
-from diffjax.pretrained.files import StrPath, Tensor, Weights, open_safetensors
-from diffjax.pretrained.models import Model, Sharding, fill, modern_name
+from diffjax.pretrained.files import StrPath, Weights, open_safetensors
+from diffjax.pretrained.models import Model, Sharding, fill
 from diffjax.pretrained.recognise import describe_keys, naming
+from diffjax.pretrained.single_file_parts import (
+    HEAD,
+    Part,
+    autoencoder_part,
+    below,
+    clip_part,
+    count_numbers,
+    open_clip_part,
+)
 from diffjax.pretrained.state_dict import name_some
 from diffjax.types import choose
 
@@ -24,9 +32,6 @@ UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
 CONTROL = "control_model."
 EMA = "model_ema."
-HEAD = 64  # channels of a head, but in the UNet of version 1, which has 8 heads
-GROUPS = 32
-_USED = 23  # layers of SD 2's text encoder: all but the last, which some files have left out
 # Kinds of models that we do not have, by a key that files of theirs are marked with.
 _MARKED = {
     "edm_mean": "Playground 2.5, whose latents have a mean and a deviation of their own",
@@ -63,13 +68,6 @@ FAMILIES = {
     ),
     "refiner": Family(None, "conditioner.embedders.0.model.", True, None, 0.13025),
 }
-
-
-class Part(NamedTuple):
-    """A network of a file: config.json and weights as a diffusers folder would have them."""
-
-    config: dict[str, Any]
-    weights: Weights
 
 
 def family_of(keys: Iterable[str]) -> str:
@@ -123,15 +121,15 @@ def _parts(weights: Weights, ema: bool, vae: bool) -> tuple[str, dict[str, Part]
         return "controlnet", {"controlnet": _control_part(control)}
     name = family_of(weights)
     family = FAMILIES[name]
-    unet = _averaged(weights) if ema else _below(weights, UNET)
+    unet = _averaged(weights) if ema else below(weights, UNET)
     parts = {"unet": _unet_part(unet, family)}
     if vae:
-        parts["vae"] = autoencoder_part(_below(weights, AUTOENCODER), scale=family.scale)
+        parts["vae"] = autoencoder_part(below(weights, AUTOENCODER), scale=family.scale)
     if family.clip:
-        parts["text_encoder"] = _clip_part(_below(weights, family.clip))
+        parts["text_encoder"] = clip_part(below(weights, family.clip))
     if family.open_clip:
         slot = "text_encoder_2" if family.projected else "text_encoder"
-        parts[slot] = _open_clip_part(_below(weights, family.open_clip), family.projected)
+        parts[slot] = open_clip_part(below(weights, family.open_clip), family.projected)
     if control:
         parts["controlnet"] = _control_part(control)
     return name, parts
@@ -170,24 +168,12 @@ def load_single_file(
     return out
 
 
-def _below(weights: Weights, prefix: str) -> Weights:
-    """The tensors under a prefix, without it."""
-    size = len(prefix)
-    return Weights({k[size:]: v for k, v in weights.tensors.items() if k.startswith(prefix)})
-
-
 def _averaged(weights: Weights) -> Weights:
     """The averaged weights of the UNet, whose keys have lost their dots."""
-    names = {f"{EMA}diffusion_model{key.replace('.', '')}": key for key in _below(weights, UNET)}
+    names = {f"{EMA}diffusion_model{key.replace('.', '')}": key for key in below(weights, UNET)}
     if absent := sorted(set(names) - set(weights)):
         raise ValueError(f"this file has no averaged weights: {', '.join(absent)} are missing")
     return Weights({key: weights.tensors[name] for name, key in names.items()})
-
-
-def _count(weights: Weights, pattern: str) -> int:
-    """How many numbers the group of a pattern takes at the beginning of keys."""
-    found = {int(m[1]) for key in weights if (m := re.match(pattern, key))}
-    return max(found) + 1 if found else 0
 
 
 # ---- UNet ---------------------------------------------------------------------------------------
@@ -288,7 +274,7 @@ def encoder_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
 
 
 def _depth(weights: Weights, attention: str) -> int:
-    return _count(weights, rf"{re.escape(attention)}\.transformer_blocks\.(\d+)\.")
+    return count_numbers(weights, rf"{re.escape(attention)}\.transformer_blocks\.(\d+)\.")
 
 
 # ---- ControlNet ---------------------------------------------------------------------------------
@@ -299,10 +285,8 @@ _CLIP_WIDTH = 768  # of the text that version 1 attends to
 
 def _control_weights(weights: Weights) -> Weights:
     """The weights of a ControlNet, with or without the prefix of the training code; maybe none."""
-    below = _below(weights, CONTROL)
-    if not below and f"{HINT}.0.weight" in weights:
-        return weights
-    return below
+    found = below(weights, CONTROL)
+    return weights if not found and f"{HINT}.0.weight" in weights else found
 
 
 def control_name(key: str, blocks: int, last: int) -> str:
@@ -319,7 +303,7 @@ def control_name(key: str, blocks: int, last: int) -> str:
 
 
 def _control_part(weights: Weights) -> Part:
-    last = _count(weights, rf"{HINT}\.(\d+)\.") - 1
+    last = count_numbers(weights, rf"{HINT}\.(\d+)\.") - 1
     v1 = weights.shape("middle_block.1.transformer_blocks.0.attn2.to_k.weight")[1] == _CLIP_WIDTH
     # Layers come in pairs, a SiLU after each; the second of a pair widens.
     widths = [weights.shape(f"{HINT}.{i}.weight")[0] for i in range(0, last, 4)]
@@ -330,172 +314,3 @@ def _control_part(weights: Weights) -> Part:
     )
     blocks = config["layers_per_block"]
     return Part(config, weights.renamed(lambda key: control_name(key, blocks, last)))
-
-
-# ---- autoencoder --------------------------------------------------------------------------------
-
-# Parts of the training of an autoencoder, which some files have kept.
-_TRAINING = ("loss.", "model_ema.", "discriminator.")
-_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-
-
-def autoencoder_name(key: str, levels: int) -> str:
-    """diffusers' name of a weight of the autoencoder; others stay as is."""
-    key = re.sub(r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out.", key)
-    key = re.sub(r"\.nin_shortcut\.", ".conv_shortcut.", key)
-    key = re.sub(r"\.mid\.block_([12])\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}.", key)
-    key = re.sub(
-        r"\.mid\.attn_1\.(norm|q|k|v|proj_out)\.",
-        lambda m: f".mid_block.attentions.0.{_ATTENTION[m[1]]}.",
-        key,
-    )
-
-    key = re.sub(
-        r"\.attn\.(\d+)\.(norm|q|k|v|proj_out)\.",
-        lambda m: f".attentions.{m[1]}.{_ATTENTION[m[2]]}.",
-        key,
-    )
-
-    def level(m: re.Match[str]) -> str:
-        # Levels of the decoder are counted from the finest there, from the coarsest here.
-        i = int(m[2]) if m[1] == "down" else levels - 1 - int(m[2])
-        return f".{m[1]}_blocks.{i}."
-
-    key = re.sub(r"\.(down|up)\.(\d+)\.", level, key)
-    key = re.sub(r"(_blocks\.\d+)\.block\.", r"\1.resnets.", key)
-    return re.sub(r"(_blocks\.\d+)\.(down|up)sample\.conv\.", r"\1.\2samplers.0.conv.", key)
-
-
-def autoencoder_part(weights: Weights, *, scale: float | None) -> Part:
-    """The autoencoder of weights in the layout of the published code, without a prefix.
-
-    Args:
-        scale: factor of the latents, which the weights do not say; None leaves it out.
-
-    Raises:
-        ValueError: there is no autoencoder.
-    """
-    weights = Weights({k: v for k, v in weights.tensors.items() if not k.startswith(_TRAINING)})
-    config = autoencoder_config(weights, scale=scale)
-    levels = len(config["block_out_channels"])
-    named = weights.renamed(lambda key: autoencoder_name(key, levels))
-    square = {k: t.then(_flat) if ".attentions." in k else t for k, t in named.tensors.items()}
-    return Part(config, Weights(square))
-
-
-def _flat(value: np.ndarray) -> np.ndarray:
-    """A 1x1 convolution as the matrix it is."""
-    return value.reshape(value.shape[:2]) if value.ndim == 4 else value
-
-
-def autoencoder_config(weights: Weights, *, scale: float | None) -> dict[str, Any]:
-    """The config of the autoencoder with these weights.
-
-    Raises:
-        ValueError: there is no autoencoder.
-    """
-    levels = _count(weights, r"encoder\.down\.(\d+)\.")
-    if not levels:
-        raise ValueError("this file has no autoencoder (first_stage_model.)")
-    first = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
-    attends = [f"encoder.down.{i}.attn.0.q.weight" in weights for i in range(levels)]
-    blocks = ["Attn" if attention else "" for attention in attends]
-    codebook: dict[str, Any] = dict(_class_name="AutoencoderKL")
-    if "quantize.embedding.weight" in weights:
-        codes, width = weights.shape("quantize.embedding.weight")
-        codebook = dict(_class_name="VQModel", num_vq_embeddings=codes, vq_embed_dim=width)
-    return dict(
-        **codebook,
-        in_channels=weights.shape("encoder.conv_in.weight")[1],
-        out_channels=weights.shape("decoder.conv_out.weight")[0],
-        latent_channels=weights.shape("decoder.conv_in.weight")[1],
-        block_out_channels=[weights.shape(key)[0] for key in first],
-        down_block_types=[f"{attn}DownEncoderBlock2D" for attn in blocks],
-        up_block_types=[f"{attn}UpDecoderBlock2D" for attn in reversed(blocks)],
-        layers_per_block=_count(weights, r"encoder\.down\.0\.block\.(\d+)\."),
-        norm_num_groups=GROUPS,
-        act_fn="silu",
-        **({} if scale is None else {"scaling_factor": scale}),
-    )
-
-
-# ---- text ---------------------------------------------------------------------------------------
-
-_OPEN_CLIP = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-_OPEN_CLIP_OUTER = {
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.weight": "text_model.final_layer_norm.weight",
-    "ln_final.bias": "text_model.final_layer_norm.bias",
-}
-_FC1 = "text_model.encoder.layers.0.mlp.fc1.weight"
-
-
-def _text_config(weights: Weights, layers: int, **options: Any) -> dict[str, Any]:
-    rows, width = weights.shape("text_model.embeddings.token_embedding.weight")
-    return dict(
-        model_type="clip_text_model",
-        vocab_size=rows,
-        max_position_embeddings=weights.shape("text_model.embeddings.position_embedding.weight")[0],
-        hidden_size=width,
-        intermediate_size=weights.shape(_FC1)[0],
-        num_hidden_layers=layers,
-        num_attention_heads=width // HEAD,
-        eos_token_id=rows - 1,
-        **options,
-    )
-
-
-def _clip_part(weights: Weights) -> Part:
-    weights = weights.renamed(modern_name)
-    layers = _count(weights, r"text_model\.encoder\.layers\.(\d+)\.")
-    options = dict(architectures=["CLIPTextModel"], hidden_act="quick_gelu")
-    return Part(_text_config(weights, layers, **options), weights)
-
-
-def _open_clip_part(weights: Weights, projected: bool) -> Part:
-    # Without projection, the output of the last layer but one is what the UNet sees.
-    layers = _count(weights, r"transformer\.resblocks\.(\d+)\.")
-    layers -= not projected and layers != _USED
-    out: dict[str, Tensor] = {}
-    for key, tensor in weights.tensors.items():
-        out.update(_open_clip(key, tensor, layers, projected))
-    named = Weights(out)
-    options: dict[str, Any] = dict(architectures=["CLIPTextModel"], hidden_act="gelu")
-    if projected:
-        options["architectures"] = ["CLIPTextModelWithProjection"]
-        options["projection_dim"] = weights.shape("text_projection")[1]
-    return Part(_text_config(named, layers, **options), named)
-
-
-def _open_clip(key: str, tensor: Tensor, layers: int, projected: bool) -> dict[str, Tensor]:
-    """The weights that one of OpenCLIP becomes: none, one, or three if it is fused."""
-    # Constants, and the half that sees images, which merged files have kept.
-    if key.startswith(("logit_", "attn_mask", "visual.")):
-        return {}
-    if key.startswith("text_projection") and not projected:
-        return {}
-    if key == "text_projection":
-        return {"text_projection.weight": tensor.then(np.transpose)}
-    m = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", key)
-    if not m:
-        return {_OPEN_CLIP_OUTER.get(key, key): tensor}
-    if int(m[1]) >= layers:
-        return {}
-    head, leaf = f"text_model.encoder.layers.{m[1]}", m[3]
-    if m[2] != "attn.in_proj":
-        return {f"{head}.{_OPEN_CLIP.get(m[2], m[2])}.{leaf}": tensor}
-    return {
-        f"{head}.self_attn.{name}_proj.{leaf}": tensor.then(_third(i))
-        for i, name in enumerate("qkv")
-    }
-
-
-def _third(i: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda value: np.split(value, 3)[i]

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from diffjax.pretrained.files import (
     StrPath,
-    Weights,
     inside,
     open_folder,
     open_safetensors,
@@ -19,7 +18,8 @@ from diffjax.pretrained.files import (
 )
 from diffjax.pretrained.models import Model, Sharding, fill
 from diffjax.pretrained.recognise import describe_keys, naming
-from diffjax.pretrained.single_file import AUTOENCODER, Part, autoencoder_part
+from diffjax.pretrained.single_file import AUTOENCODER
+from diffjax.pretrained.single_file_parts import Part, autoencoder_part, below
 
 _CLASSES = ("AutoencoderKL", "VQModel")
 
@@ -91,13 +91,10 @@ def open_vae(path: Path, variant: str | None = None) -> Part:
         _check_class(config)
         return Part(config, weights)
     if any(key.startswith(AUTOENCODER) for key in weights):
-        size = len(AUTOENCODER)
-        kept = {k[size:]: t for k, t in weights.tensors.items() if k.startswith(AUTOENCODER)}
-        weights = Weights(kept)
+        weights = below(weights, AUTOENCODER)
     elif "encoder.conv_in.weight" not in weights:
         raise ValueError(f"this is {describe_keys(weights.keys()) or 'no autoencoder'}")
-    part = autoencoder_part(weights, scale=None)
-    return part
+    return autoencoder_part(weights, scale=None)
 
 
 def _check_class(config: Mapping[str, Any]) -> None:
