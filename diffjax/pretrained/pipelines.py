@@ -179,10 +179,11 @@ def _read_manifest(path: Path, vae: StrPath | None) -> dict[str, Any]:
     """The model_index.json of a text-to-image model.
 
     Raises:
-        ValueError: the folder is something else, or a model of another family.
+        FileNotFoundError: the folder is something else.
+        ValueError: it is a model of another family, or lacks a part.
     """
     if not (path / "model_index.json").exists():
-        raise ValueError(f"{path} {describe_folder(path)}")
+        raise FileNotFoundError(f"there is no model_index.json: {path} {describe_folder(path)}")
     manifest = read_json(inside(path, "model_index.json"))
     kind = manifest.get("_class_name")
     if isinstance(kind, str) and (family := name_family(kind)):

@@ -128,9 +128,8 @@ def describe_folder(path: Path) -> str:
     if "snapshots" in names and (commits := sorted((path / "snapshots").iterdir())):
         return f"is a folder of the Hugging Face cache; give {commits[-1]}"
     if files := [name for name in names if name.endswith(".safetensors")]:
-        return f"has no model_index.json; for a single-file model give the file, as {files[0]}"
-    some = ", ".join(names[:3]) or "nothing"
-    return f"has no model_index.json, so it is no diffusers folder; it holds {some}"
+        return f"is no diffusers folder; for a single-file model give the file, as {files[0]}"
+    return f"is no diffusers folder; it holds {', '.join(names[:3]) or 'nothing'}"
 
 
 def _class_in(config: Path) -> str:

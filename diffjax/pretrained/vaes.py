@@ -18,7 +18,7 @@ from diffjax.pretrained.files import (
 )
 from diffjax.pretrained.models import Model, Sharding, fill
 from diffjax.pretrained.recognise import describe_keys, naming
-from diffjax.pretrained.single_file import AUTOENCODER
+from diffjax.pretrained.single_file import AUTOENCODER, FAMILIES
 from diffjax.pretrained.single_file_parts import Part, autoencoder_part, below
 
 _CLASSES = ("AutoencoderKL", "VQModel")
@@ -52,7 +52,7 @@ def load_vae(
     """
     with naming(f"the autoencoder {path}"):
         config, weights = open_vae(Path(path), variant)
-        config = _with_scale(config, like)
+        config = _with_scale(config, like, unet)
         channels, wanted = config.get("latent_channels", 4), unet.get("out_channels", 4)
         if channels != wanted:
             raise ValueError(
@@ -103,12 +103,19 @@ def _check_class(config: Mapping[str, Any]) -> None:
         raise ValueError(f"config.json is of {name}; an {' or '.join(_CLASSES)} is needed")
 
 
-def _with_scale(config: Mapping[str, Any], like: Mapping[str, Any] | None) -> dict[str, Any]:
+def _with_scale(
+    config: Mapping[str, Any], like: Mapping[str, Any] | None, unet: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The config with the scale of the model; without one to compare with, that of its family."""
     out = dict(config)
-    for key, default in (("scaling_factor", 0.18215), ("shift_factor", None)):
+    family = "xl" if unet.get("addition_embed_type") else "v1"
+    for key, default in (("scaling_factor", FAMILIES[family].scale), ("shift_factor", None)):
+        own = config.get(key)
         if like is None:
+            out[key] = default if own is None else own
             continue
-        own, wanted = config.get(key), like.get(key, default)
+        # A config that leaves the scale out means diffusers' default.
+        wanted = like.get(key, FAMILIES["v1"].scale if key == "scaling_factor" else None)
         if own is not None and own != wanted:
             raise ValueError(
                 f"its {key} is {own}, but that of the model is {wanted}: it is of another family "
