@@ -255,6 +255,11 @@ def _check_tokenizer(cfg: ConfigDict, entry: str, found: Tokenizer) -> None:
             f"the tokenizer has {size} tokens and texts of {found.length}, but config.cond.{entry} "
             f"a vocabulary of {section.vocabulary} and {section.positions} positions"
         )
+    if entry == "text_2" and found.end != size - 1:
+        raise common.UsageError(
+            f"the tokenizer's end token has the id {found.end} of {size}: words were added to it, "
+            "after which training of XL would look; give one without them (config.model.tokenizer)"
+        )
     empty = (found.start, found.end, found.pad)
     if cfg.cond.context == "clip" and tuple(cfg.cond.empty) != empty:
         raise common.UsageError(

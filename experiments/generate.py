@@ -48,6 +48,9 @@ flags.DEFINE_multi_string(
     "lora", [], "Adapter, a file or a folder of peft, PATH or PATH:SCALE; several add up."
 )
 flags.DEFINE_multi_string("concept", [], "Textual inversion, FILE or FILE:WORD.")
+flags.DEFINE_bool(
+    "allow_legacy_pickle", False, "Read a --concept from a pickle too, without running its code."
+)
 flags.DEFINE_multi_string("prompt", [], "What to show; several make --num images each.")
 flags.DEFINE_string("prompt_2", None, "What XL's second text encoder is told; --prompt if not set.")
 flags.DEFINE_string("negative", None, "What not to show.")
@@ -175,6 +178,7 @@ _ARGUMENTS = {
     "with_lora": "--lora",
     "with_concept": "--concept",
     "a ControlNet": "--control",
+    "allow_legacy_pickle": "--allow_legacy_pickle",
 }
 
 
@@ -208,7 +212,8 @@ def load(chosen: Settings, path: str) -> generate.Pipeline:
         for file, scale in map(_read_lora, chosen["lora"]):
             pipe = pipe.with_lora(file, scale=scale)
         for file, word in map(_split, chosen["concept"]):
-            pipe = pipe.with_concept(file, name=word)
+            allowed = flags.FLAGS["allow_legacy_pickle"].value
+            pipe = pipe.with_concept(file, name=word, allow_legacy_pickle=allowed)
     return pipe
 
 

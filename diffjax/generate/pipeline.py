@@ -270,7 +270,7 @@ class Pipeline:
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(one, prompts))
 
     def with_lora(self, path: StrPath, *, scale: float = 1.0) -> Pipeline:
-        """The pipeline with a low-rank adapter merged in; see `merge_lora`.
+        """The pipeline with an adapter merged in; see `merge_lora`.
 
         ``lora`` of a call adds adapters of the UNet without another copy of its weights.
         """
@@ -284,9 +284,16 @@ class Pipeline:
         """Adapters for `Lora`; see `diffjax.pretrained.load_lora`."""
         return load_lora(self.parts.unet, path)
 
-    def with_concept(self, path: StrPath, *, name: str | None = None) -> Pipeline:
-        """The pipeline with a word more, by textual inversion; see `add_concept`."""
-        encoders = add_concept(tuple(self.parts.texts.values()), path, name=name)
+    def with_concept(
+        self, path: StrPath, *, name: str | None = None, allow_legacy_pickle: bool = False
+    ) -> Pipeline:
+        """The pipeline with more words, by textual inversion; see `add_concept`."""
+        encoders = add_concept(
+            tuple(self.parts.texts.values()),
+            path,
+            name=name,
+            allow_legacy_pickle=allow_legacy_pickle,
+        )
         texts = dict(zip(self.parts.texts, encoders, strict=True))
         return Pipeline(self.parts._replace(texts=texts))
 

@@ -78,6 +78,9 @@ def open_pickle(path: StrPath) -> Weights:
         raise ValueError(f"{source} is no complete file of torch.save ({error!r})") from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
+    # Words of textual inversion, as web pages save them.
+    if isinstance(found, Mapping) and isinstance(found.get("string_to_param"), Mapping):
+        found = found["string_to_param"]
     tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)} if _is_dict(found) else {}
     if not tensors:
         raise ValueError(f"{source} holds no state dict, but {type(found).__name__}")

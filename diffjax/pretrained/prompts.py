@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.pretrained.files import StrPath, open_safetensors
+from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.models import Model
+from diffjax.pretrained.pickles import open_weights
+from diffjax.pretrained.recognise import describe_keys
 from diffjax.pretrained.state_dict import name_some
 from diffjax.pretrained.tokenizers import Tokenizer, Tokens, with_concept
 from diffjax.types import Array, PyTree
@@ -159,21 +161,26 @@ Rows = dict[str, np.ndarray]  # embeddings (n, D) of a word by their keys in the
 
 
 def add_concept(
-    encoders: Sequence[TextEncoder], path: StrPath, *, name: str | None = None
+    encoders: Sequence[TextEncoder],
+    path: StrPath,
+    *,
+    name: str | None = None,
+    allow_legacy_pickle: bool = False,
 ) -> tuple[TextEncoder, ...]:
     """Text encoders that know more words: textual inversion (Gal et al. 2022).
 
     Args:
-        path: .safetensors file of diffusers (its keys are the words), or of web interfaces, which
-            holds one word (``emb_params``; ``clip_l`` and ``clip_g`` for XL).
+        path: file of diffusers (its keys are the words), or of web interfaces, which holds one word
+            (``emb_params`` or ``string_to_param``; ``clip_l`` and ``clip_g`` for XL).
         name: the word, if the file holds one; that in the file, or the name of the file, if None.
+        allow_legacy_pickle: read pickles (.pt, .bin) too, without running their code.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: an encoder finds no embedding of its width, or knows a word already, or the file
             holds several words or something else.
     """
-    words = _read_words(Path(path), name)
+    words = _read_words(Path(path), name, allow_legacy_pickle)
     for word, rows in words.items():
         used: set[str] = set()
         new = []
@@ -192,21 +199,23 @@ def add_concept(
     return tuple(encoders)
 
 
-def _read_words(path: Path, name: str | None) -> dict[str, Rows]:
+def _read_words(path: Path, name: str | None, allow_legacy_pickle: bool) -> dict[str, Rows]:
     """The embeddings of every word in a file.
 
     Raises:
         ValueError: it holds something else, or several words and a name for one.
     """
-    weights = open_safetensors(path)
+    weights = open_weights(path, allow_legacy_pickle=allow_legacy_pickle)
     words: dict[str, Rows] = {}
     for key in weights:
-        rows = np.atleast_2d(np.asarray(weights[key], np.float32))
-        if rows.ndim != 2 or not rows.size or not rows.shape[0]:
+        shape = weights.shape(key)
+        if len(shape) not in (1, 2) or 0 in shape:
+            what = describe_keys(weights.keys()) or "a file of unknown kind"
             raise ValueError(
-                f"{path} is no textual inversion: {key} has shape {rows.shape}, not one row for "
-                "each token of a word"
+                f"{path} is no textual inversion, but {what}: {key} has shape {shape}, not a row "
+                "for each token of a word"
             )
+        rows = np.atleast_2d(np.asarray(weights[key], np.float32))
         if not np.isfinite(rows).all():
             raise ValueError(f"{key} in {path} holds values that are not finite: it is damaged")
         words.setdefault(path.stem if key in _ONE_WORD else key, {})[key] = rows

@@ -1,12 +1,18 @@
 """experiments.generate: images with their settings, read back, and made again where they miss."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+from safetensors.numpy import save_file
 
 from tests.parity import generate_cases as g
+
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +107,39 @@ def test_missing_flags_are_named(execute, model, tmp_path):
     PIL.Image.new("RGB", (8, 8)).save(plain)
     said = execute("generate", f"--from_image={plain}", code=1)
     assert "holds no settings" in said and "Traceback" not in said
+
+
+def test_parts_of_ones_own(execute, model, tmp_path):
+    """--vae and --lora take folders; messages say which flag is meant."""
+    from diffjax.pretrained import save_model
+    from tests.parity import sd_cases
+
+    net, params = sd_cases.random_params(g.VAE)
+    save_model(tmp_path / "vae", net, params, config=g.VAE)
+    asked = [f"--model={model}", "--prompt=dog", "--steps=2"]
+
+    def make(name, *flags):
+        execute("generate", *asked, *flags, f"--out={tmp_path / name}")
+        return _read(tmp_path / name / "00000.png")
+
+    plain, _ = make("plain")
+    own, settings = make("own", f"--vae={model}")
+    np.testing.assert_array_equal(own, plain)
+    assert settings["vae"] == str(model)
+    other, _ = make("other", f"--vae={tmp_path / 'vae'}")
+    assert (other != plain).any()
+    words = tmp_path / "cat.safetensors"
+    save_file({"emb_params": np.ones((1, 6), np.float32)}, words)
+    wrong = {
+        f"--vae={words}": "this is a word of textual inversion, which with_concept takes .here: "
+        "--concept",
+        f"--lora={words}:x": "and 'x' is no scale",
+        f"--lora={words}:nan": "'nan' is no scale",
+        f"--concept={model}": "is a folder",
+        f"--concept={GOLDEN / 'my-cat.pt'}": "allow_legacy_pickle=True, .*here: --allow_legacy",
+        f"--lora={GOLDEN / 'my-cat.pt'}": "is a pickle",
+    }
+    for flag, message in wrong.items():
+        said = execute("generate", *asked, flag, f"--out={tmp_path / 'no'}", code=1)
+        assert re.search(message, said) and "Traceback" not in said, said
+        assert "legacy" not in said or "--concept" in flag

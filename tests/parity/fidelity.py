@@ -92,6 +92,10 @@ def _record() -> None:
     torch.save(
         {"state_dict": state_dict()}, GOLDEN / "old.pth", _use_new_zipfile_serialization=False
     )
+    rows = torch.arange(16.0).reshape(2, 8) / 10
+    torch.save({"<cat>": rows}, GOLDEN / "learned_embeds.bin")
+    web = {"string_to_token": {"*": 265}, "string_to_param": {"*": rows}, "name": "cat", "step": 9}
+    torch.save(web, GOLDEN / "my-cat.pt")
 
 
 if __name__ == "__main__":

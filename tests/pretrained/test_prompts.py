@@ -1,5 +1,7 @@
 """Words of textual inversion, and which token the pooled embedding is of."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -10,6 +12,7 @@ from diffjax.pretrained.tokenizers import load_tokenizer
 from tests.parity import sd_cases
 from tests.pretrained import words
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 SIZE = len(words.vocabulary())
 EMBEDDING = "text_model.embeddings.token_embedding"
 WIDTHS = (8, 12)
@@ -103,7 +106,10 @@ def test_a_pair_of_xl_is_for_xl(encoders, tmp_path):
         ({"<cat>": np.full((1, 8), np.nan, np.float32)}, r"<cat> in .*\.safetensors .* not finite"),
         ({"<cat>": np.full(8, np.inf, np.float32)}, "not finite"),
         ({"<cat>": _rows(1, 9)}, r"width 8; there are <cat> \(1, 9\) in .*for another model"),
-        ({"conv.weight": np.ones((2, 2, 3, 3), np.float32)}, "no textual inversion: conv.weight"),
+        (
+            {"conv.weight": np.ones((2, 2, 3, 3), np.float32)},
+            "no textual inversion, but .*: conv.weight",
+        ),
         ({"<|endoftext|>": _rows(1, 8)}, r"a\.safetensors: the tokenizer knows <\|endoftext\|>"),
         ({}, "holds no word"),
     ],
@@ -120,3 +126,15 @@ def test_a_tokenizer_of_another_model_is_refused(encoders, tmp_path):
     encode((mixed,), "a dog")
     with pytest.raises(ValueError, match=rf"'<cat>' the id {SIZE}, but the .* has {SIZE} tokens"):
         encode((mixed,), "a <cat>")
+
+
+@pytest.mark.parametrize(
+    ("file", "word"), [("my-cat.pt", "my-cat"), ("learned_embeds.bin", "<cat>")]
+)
+def test_pickles_of_words_need_permission(encoders, file, word):
+    with pytest.raises(ValueError, match=r"is a pickle, .*or allow_legacy_pickle=True"):
+        add_concept(encoders[:1], GOLDEN / file)
+    (found,) = add_concept(encoders[:1], GOLDEN / file, allow_legacy_pickle=True)
+    table = found.model.params[EMBEDDING]["embedding"]
+    rows = np.arange(16, dtype=np.float32).reshape(2, 8) / 10
+    np.testing.assert_array_equal(table[np.array(found.tokenizer.ids(word))], rows)
