@@ -11,7 +11,6 @@ from safetensors.numpy import save_file
 
 from tests.parity import generate_cases as g
 
-
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
