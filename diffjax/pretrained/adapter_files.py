@@ -25,6 +25,7 @@ from diffjax.pretrained.adapters import (
     is_complete,
 )
 from diffjax.pretrained.files import StrPath, Tensor, Weights, inside, open_safetensors, read_json
+from diffjax.pretrained.recognise import ADAPTER, describe_keys
 from diffjax.pretrained.state_dict import name_some
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
@@ -98,7 +99,7 @@ def read_tensor(file: Path, layer: Layer, role: str) -> np.ndarray:
         ValueError: it holds values that are not finite.
     """
     value = layer.tensors[role].read()
-    value = value.astype(np.promote_types(np.float32, value.dtype), copy=False)
+    value = value.astype(np.float64 if value.dtype == np.float64 else np.float32, copy=False)
     if not np.isfinite(value).all():
         raise ValueError(
             f"{layer.keys[role]} in {file} holds values that are not finite: the adapter is damaged"
@@ -244,10 +245,13 @@ def _layer(
 
 def _unread(file: Path, strange: list[str]) -> ValueError:
     """The error of keys that are not read."""
-    kinds = {kind: part for part, kind in _UNREAD.items() if any(part in key for key in strange)}
-    what = f" ({', '.join(kinds)})" if kinds else ""
     if not strange:
         return ValueError(f"{file} holds no adapter: it has no keys")
+    kinds = {kind for part, kind in _UNREAD.items() if any(part in key for key in strange)}
+    described = describe_keys(strange)
+    if described and not kinds and described != ADAPTER:
+        return ValueError(f"{file} is not a low-rank adapter, but {described}")
+    what = f" ({', '.join(sorted(kinds))})" if kinds else ""
     return ValueError(
         f"{file} is not a low-rank adapter that can be read: {len(strange)} of its keys are "
         f"unknown{what} or lack others, such as {name_some(sorted(strange))}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,7 @@ from diffjax.pretrained.adapter_files import (
 from diffjax.pretrained.adapters import change_bias, change_weight
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.models import Model
+from diffjax.pretrained.recognise import describe_keys
 from diffjax.pretrained.single_file import unet_name
 from diffjax.pretrained.state_dict import (
     change_leaves,
@@ -279,6 +280,13 @@ def _places(file: AdapterFile, names: Mapping[str, _Names]) -> dict[str, Place]:
     if unknown:
         raise ValueError(
             f"the networks have no weights for {name_some(sorted(unknown))}: {len(unknown)} of "
-            f"{len(file.layers)} layers in {file.path} are for another model"
+            f"{len(file.layers)} layers in {file.path} are for {_other_model(unknown)}"
         )
     return out
+
+
+def _other_model(modules: Collection[str]) -> str:
+    """What modules that a model lacks are for, if that is known."""
+    described = describe_keys(modules)
+    xl = any(re.search(r"(te2|text_encoder_2)[_.]|blocks[_.][2-9][_.]attn", m) for m in modules)
+    return described or ("another model, XL by their names" if xl else "another model")

@@ -14,7 +14,7 @@ import numpy as np
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.models import Model
 from diffjax.pretrained.pickles import open_weights
-from diffjax.pretrained.recognise import describe_keys
+from diffjax.pretrained.recognise import WORD, describe_keys
 from diffjax.pretrained.state_dict import name_some
 from diffjax.pretrained.tokenizers import Tokenizer, Tokens, with_concept
 from diffjax.types import Array, PyTree
@@ -206,14 +206,16 @@ def _read_words(path: Path, name: str | None, allow_legacy_pickle: bool) -> dict
         ValueError: it holds something else, or several words and a name for one.
     """
     weights = open_weights(path, allow_legacy_pickle=allow_legacy_pickle)
+    what = describe_keys(weights.keys())
+    if what not in (None, WORD):
+        raise ValueError(f"{path} is no textual inversion, but {what}")
     words: dict[str, Rows] = {}
     for key in weights:
         shape = weights.shape(key)
         if len(shape) not in (1, 2) or 0 in shape:
-            what = describe_keys(weights.keys()) or "a file of unknown kind"
             raise ValueError(
-                f"{path} is no textual inversion, but {what}: {key} has shape {shape}, not a row "
-                "for each token of a word"
+                f"{path} is no textual inversion: {key} has shape {shape}, not a row for each "
+                "token of a word"
             )
         rows = np.atleast_2d(np.asarray(weights[key], np.float32))
         if not np.isfinite(rows).all():

@@ -74,14 +74,12 @@ _KEYS = {
     r"encoder_hid_proj\.image_embeds|add_embedding\.image_norm|prd_embedding": "Kandinsky",
     r"\.layer\.0\.SelfAttention\.": "T5, the text encoder of Stable Diffusion 3, Flux and others",
 }
+ADAPTER = "an adapter, which with_lora takes"
+WORD = "a word of textual inversion, which with_concept takes"
 # What is no model of its own, and what takes it.
 _PARTS = {
-    r"lora_(up|down|A|B)\b|lora\.(up|down)|\.hada_w1|\.lokr_w|\.oft_blocks": (
-        "an adapter, which with_lora takes"
-    ),
-    r"^(emb_params|clip_[lg]|string_to_param.*|<[^>]+>)$": (
-        "a word of textual inversion, which with_concept takes"
-    ),
+    r"lora_(up|down|A|B)\b|lora\.(up|down)|\.hada_w1|\.lokr_w|\.oft_blocks": ADAPTER,
+    r"^(emb_params|clip_[lg]|<[^>]+>)$": WORD,
     r"^(ip_adapter|image_proj)\.": "an IP-Adapter, which is not supported",
     r"controlnet_cond_embedding\.|^(control_model\.)?input_hint_block": "a ControlNet",
     r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|down|up)": (
@@ -110,6 +108,8 @@ def describe_keys(keys: Collection[str]) -> str | None:
             return f"a model of {family}, which is not supported; {READ}"
     # A checkpoint holds an autoencoder, and a ControlNet maybe: its UNet says what it lacks.
     whole = any(key.startswith("model.diffusion_model.") for key in keys)
+    if whole and any(key.startswith(("cond_stage_model.", "conditioner.")) for key in keys):
+        return "a checkpoint of a whole model"
     for pattern, what in _PARTS.items():
         if (not whole or "diffusion_model" in pattern) and any(re.search(pattern, k) for k in keys):
             return what

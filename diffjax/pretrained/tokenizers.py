@@ -217,7 +217,9 @@ def _backend(path: Path) -> hf.Tokenizer:
     if wrong := [pair for pair in pairs if len(pair) != 2]:
         raise ValueError(f"{path / 'merges.txt'} has a line that is no pair: {wrong[0]}")
     backend = build(vocabulary, [(a, b) for a, b in pairs])
-    _add_words(backend, _optional(path, "added_tokens.json"), path)
+    listed = _optional(path, "tokenizer_config.json").get("added_tokens_decoder") or {}
+    added = {one["content"]: int(i) for i, one in listed.items() if not one.get("special")}
+    _add_words(backend, {**added, **_optional(path, "added_tokens.json")}, path)
     return backend
 
 
@@ -232,7 +234,7 @@ def _add_words(backend: hf.Tokenizer, added: Mapping[str, Any], path: Path) -> N
         backend.add_tokens([hf.AddedToken(word)])
         if backend.token_to_id(word) != added[word]:
             raise ValueError(
-                f"added_tokens.json in {path} gives {word!r} the id {added[word]}, but the "
+                f"an added token of {path}, {word!r}, has the id {added[word]}, but the "
                 f"vocabulary goes on at {backend.token_to_id(word)}"
             )
 

@@ -4,6 +4,9 @@ import itertools
 import json
 import math
 
+import jax
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -521,3 +524,68 @@ def test_folders_without_an_adapter(tmp_path, models):
     (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x02")
     with pytest.raises(ValueError, match=r"adapter_model\.bin is a pickle"):
         merge_lora(models, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["emb_params"], "a word of textual inversion, which with_concept takes"),
+        (["first_stage_model.decoder.conv_in.weight"], "an autoencoder, which the argument vae"),
+        (
+            ["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.a.weight"],
+            "a checkpoint of a whole model",
+        ),
+        (["double_blocks.0.img_attn.qkv.weight"], "a model of Flux"),
+        (["controlnet_cond_embedding.conv_in.weight"], "a ControlNet"),
+    ],
+)
+def test_files_that_are_something_else(tmp_path, models, keys, message):
+    save_file({key: np.ones((1, 1), np.float32) for key in keys}, tmp_path / "a.safetensors")
+    with pytest.raises(
+        ValueError, match=rf"a\.safetensors is not a low-rank adapter, but {message}"
+    ):
+        merge_lora(models, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("module", "family"),
+    [
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1", "another model, XL by their names"),
+        ("unet.down_blocks.2.attentions.1.transformer_blocks.9.attn1.to_q", "another model, XL"),
+        ("lora_unet_double_blocks_0_img_attn_qkv", "a model of Flux, which is not supported"),
+        ("transformer.single_transformer_blocks.0.attn.to_q", "a model of Flux"),
+        ("lora_unet_joint_blocks_0_context_block_attn_qkv", "a model of Stable Diffusion 3"),
+        ("unet.nowhere.to_q", "another model$"),
+    ],
+)
+def test_the_family_of_an_adapter_is_named(tmp_path, models, module, family):
+    kohya = module.startswith("lora_")
+    names = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")
+    save_file({f"{module}.{n}.weight": np.ones((1, 1), np.float32) for n in names},
+              tmp_path / "a.safetensors")  # fmt: skip
+    with pytest.raises(ValueError, match=rf"1 of 1 layers in .* are for {family}"):
+        merge_lora(models, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn", "float64"])
+def test_types_of_files(tmp_path, models, shapes, dtype):
+    down, up = (np.round(a * 4) / 4 for a in _pair(shapes[f"{Q}.weight"]))
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    stored = {"lora_down": down.astype(kind), "lora_up": up.astype(kind)}
+    save_file({f"{FLAT}.{k}.weight": v for k, v in stored.items()}, tmp_path / "a.safetensors")
+    expected = _product(*(v.astype(np.float32) for v in stored.values()))
+    _check(_changes(models, tmp_path / "a.safetensors"), {f"{Q}.weight": expected})
+
+
+def test_a_model_in_bfloat16_stays_so(tmp_path, models, shapes):
+    low = models["unet"]._replace(
+        params=jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), models["unet"].params)
+    )
+    down, up = _pair(shapes[f"{Q}.weight"])
+    tensors = {"lora_down.weight": down, "lora_up.weight": up, "dora_scale": 1 + up[:, :1] ** 2}
+    save_file({f"{FLAT}.{k}": v for k, v in tensors.items()}, tmp_path / "a.safetensors")
+    merged = merge_lora({"unet": low}, tmp_path / "a.safetensors")["unet"].params
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(merged))
+    exact = merge_lora({"unet": models["unet"]}, tmp_path / "a.safetensors")["unet"].params
+    found, wanted = (to_state_dict(p)[f"{Q}.weight"].astype("f4") for p in (merged, exact))
+    np.testing.assert_allclose(found, wanted, rtol=0.02, atol=0.02)

@@ -108,10 +108,12 @@ def test_a_pair_of_xl_is_for_xl(encoders, tmp_path):
         ({"<cat>": _rows(1, 9)}, r"width 8; there are <cat> \(1, 9\) in .*for another model"),
         (
             {"conv.weight": np.ones((2, 2, 3, 3), np.float32)},
-            "no textual inversion, but .*: conv.weight",
+            "no textual inversion: conv.weight",
         ),
         ({"<|endoftext|>": _rows(1, 8)}, r"a\.safetensors: the tokenizer knows <\|endoftext\|>"),
         ({}, "holds no word"),
+        ({"lora_te_x.lora_down.weight": _rows(2, 8)}, "no textual inversion, but an adapter"),
+        ({"model.diffusion_model.input_blocks.0": _rows(2, 8)}, "but a UNet without the other"),
     ],
 )
 def test_files_that_are_no_words_are_refused(encoders, tmp_path, tensors, message):

@@ -198,5 +198,13 @@ def test_words_of_older_files(tokenizer, tmp_path):
     (tmp_path / "added_tokens.json").write_text(json.dumps(added))
     assert tokenizers.load_tokenizer(tmp_path).ids("a <cat>") == [*_ids("a</w>"), size, size + 1]
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<cat>": size + 7}))
-    with pytest.raises(ValueError, match=rf"'<cat>' the id {size + 7}, but .* goes on at {size}"):
+    with pytest.raises(
+        ValueError, match=rf"'<cat>', has the id {size + 7}, but .* goes on at {size}"
+    ):
         tokenizers.load_tokenizer(tmp_path)
+    (tmp_path / "added_tokens.json").unlink()
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    listed = {size: {"content": "<cat>"}, size - 1: {"content": words.SPECIAL[1], "special": True}}
+    config["added_tokens_decoder"] = {str(i): one for i, one in listed.items()}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert tokenizers.load_tokenizer(tmp_path).ids("a <cat>") == [*_ids("a</w>"), size]
