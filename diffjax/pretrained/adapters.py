@@ -144,7 +144,7 @@ def _decomposed(weight: np.ndarray, role: str, magnitude: np.ndarray) -> np.ndar
     outputs, inputs = weight.shape[0], weight.shape[1] if weight.ndim > 1 else 0
     # peft's magnitudes are of the outputs whatever their axes are; LyCORIS' say it by their axes.
     lycoris = role == "dora_scale"
-    outward = magnitude.size == outputs and (not lycoris or magnitude.shape[0] == outputs)
+    outward = magnitude.size == outputs and (not lycoris or magnitude.shape[:1] == (outputs,))
     inward = lycoris and magnitude.size == inputs and magnitude.shape[:2] == (1, inputs)
     if not outward and not inward:
         raise ValueError(
@@ -162,14 +162,23 @@ def _decomposed(weight: np.ndarray, role: str, magnitude: np.ndarray) -> np.ndar
 
 def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """(O, r, ...) and (r, I, ...) to (O, I ...)."""
-    if left.ndim < 2 or right.ndim < 2 or left.shape[0] * right.shape[0] != left.size:
+    one, other = _rows(left), _rows(right)
+    if one.shape[1] != other.shape[0]:
         raise ValueError(f"has an adapter whose factors {left.shape} and {right.shape} do not fit")
-    return left.reshape(len(left), -1) @ right.reshape(len(right), -1)
+    return one @ other
+
+
+def _rows(factor: np.ndarray) -> np.ndarray:
+    """A factor as a matrix."""
+    if factor.ndim < 2 or not factor.size:
+        raise ValueError(f"has an adapter with a factor of shape {factor.shape}")
+    return factor.reshape(len(factor), -1)
 
 
 def _cored(core: np.ndarray, outward: np.ndarray, inward: np.ndarray) -> np.ndarray:
     """(r, r, H, W), (r, O) and (r, I) to (O, I, H, W)."""
-    if core.shape[:2] != (len(outward), len(inward)):
+    flat = core.ndim > 2 and outward.ndim == inward.ndim == 2
+    if not flat or core.shape[:2] != (len(outward), len(inward)):
         raise ValueError(f"has an adapter whose core {core.shape} does not fit its factors")
     return np.einsum("ij...,io,jk->ok...", core, outward, inward, optimize=True)
 
@@ -177,7 +186,7 @@ def _cored(core: np.ndarray, outward: np.ndarray, inward: np.ndarray) -> np.ndar
 def _lora(roles: Roles) -> np.ndarray:
     down, up = roles["down"], roles["up"]
     if "mid" in roles:
-        return _cored(roles["mid"], up.reshape(len(up), -1).T, down.reshape(len(down), -1))
+        return _cored(roles["mid"], _rows(up).T, _rows(down))
     return _product(up, down)
 
 

@@ -221,6 +221,25 @@ def test_what_does_not_fit_is_refused():
             change_weight(roles, weight, Scaling())
 
 
+def test_any_shapes_fit_or_are_refused():
+    """Whatever shapes a file has, the result has that of the weight, or there is an error."""
+    rng = np.random.default_rng(0)
+    kinds = [list(FORMS[name]()[0]) for name in FORMS] + [["diff"], ["lokr_w1", "lokr_w2"]]
+    fitted = 0
+    for _ in range(4000):
+        names = [*kinds[rng.integers(len(kinds))]]
+        names += [["dora_scale"], ["lora_magnitude_vector"], [], []][rng.integers(4)]
+        roles = {name: np.ones(rng.integers(0, 4, rng.integers(0, 5))) for name in names}
+        weight = np.ones([(2, 2), (1, 2), (2, 2, 1, 1), (2,), (3, 1, 3, 3)][rng.integers(5)])
+        try:
+            found = change_weight(roles, weight, Scaling(1.0))
+        except ValueError:
+            continue
+        assert found.shape == weight.shape
+        fitted += 1
+    assert fitted
+
+
 # ---- files --------------------------------------------------------------------------------------
 
 
