@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffjax.pretrained.adapters import Scaling
@@ -25,6 +26,9 @@ _SEEN = {
 }
 # The other ways to begin change the weights of the base model too.
 _BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
+_PATTERNS = ("alpha_pattern", "rank_pattern")
+_SWITCHES = ("use_rslora", "use_dora", "lora_bias")
+_BIASES = ("none", "all", "lora_only")
 Config = Mapping[str, Any]
 
 
@@ -46,10 +50,28 @@ def check_config(config: Config, where: str) -> None:
             "convert the adapter to a plain LoRA with peft, as its documentation of that method "
             "tells"
         )
+    _check_types(config, where)
     strange = {k: v for k, v in config.items() if k not in _SEEN and v not in (None, False, [], {})}
     if strange:
         said = ", ".join(f"{key}={value!r}" for key, value in list(strange.items())[:3])
         raise ValueError(f"{where} has settings that are not read: {said}")
+
+
+def _check_types(config: Config, where: str) -> None:
+    def check(keys: tuple[str, ...], wanted: str, fits: Callable[[Any], bool]) -> None:
+        for key in keys:
+            value = config.get(key)
+            if value is not None and not fits(value):
+                raise ValueError(f"{key} in {where} must be {wanted}, got {value!r}")
+
+    check(_PATTERNS, "an object", lambda value: isinstance(value, dict))
+    check(_SWITCHES, "true or false", lambda value: isinstance(value, bool))
+    check(("bias",), f"one of {', '.join(_BIASES)}", lambda value: value in _BIASES)
+    check(
+        ("modules_to_save",),
+        "a list of names",
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    )
 
 
 def read_scaling(config: Config, module: str, where: str) -> Scaling:
@@ -68,7 +90,7 @@ def read_scaling(config: Config, module: str, where: str) -> Scaling:
     rank = config.get("r") if rank is None else rank
     return Scaling(
         None if alpha is None else float(_number(alpha, "alpha", where)),
-        None if rank is None else int(_number(rank, "r", where)),
+        None if rank is None else _whole(rank, where),
         bool(config.get("use_rslora")),
     )
 
@@ -93,6 +115,13 @@ def _matched(config: Config, key: str, module: str, where: str) -> Any:
 
 
 def _number(value: Any, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if not plain or not 0 < value < math.inf:
         raise ValueError(f"{name} in {where} must be a positive number, got {value!r}")
     return value
+
+
+def _whole(value: Any, where: str) -> int:
+    if _number(value, "r", where) != int(value):
+        raise ValueError(f"r in {where} must be a whole number, got {value!r}")
+    return int(value)

@@ -352,6 +352,13 @@ def test_a_folder_of_diffusers(tmp_path, models, shapes):
         ({"next_years_trick": 0.5}, "not read: next_years_trick=0.5"),
         ({"use_dora": True}, "has use_dora, but .* has no magnitudes"),
         ({"lora_alpha": "six"}, "alpha in .* must be a positive number, got 'six'"),
+        ({"lora_alpha": float("inf")}, r"alpha in .* must be a positive number, got inf"),
+        ({"r": True}, r"r in .* must be a positive number, got True"),
+        ({"r": 2.5}, r"r in .* must be a whole number, got 2\.5"),
+        ({"alpha_pattern": 3}, r"alpha_pattern in .* must be an object, got 3"),
+        ({"modules_to_save": "conv_out"}, r"modules_to_save in .* must be a list of names"),
+        ({"use_rslora": "no"}, r"use_rslora in .* must be true or false, got 'no'"),
+        ({"bias": "weird"}, r"bias in .* must be one of none, all, lora_only, got 'weird'"),
         ({"alpha_pattern": {".*to_q": 1}}, r"must hold names of layers, not '\.\*to_q'"),
     ],
 )
