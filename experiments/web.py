@@ -178,7 +178,7 @@ def build(pipe: generate.Pipeline, net: Model | None = None) -> gr.Blocks:
     return page.queue(default_concurrency_limit=1)
 
 
-USES = tuple(command.SETTINGS)  # flags of other modules
+USES = (*command.SETTINGS, "allow_legacy_pickle")  # flags of other modules
 
 
 def main() -> None:
