@@ -136,7 +136,8 @@ def read_floats(name: str, value: Any, shape: str) -> Any:
     floating = getattr(value.dtype, "kind", "key") == "f" or value.dtype.name == "bfloat16"
     if value.ndim != axes or not floating or not value.size:
         raise refuse(name, f"must be {shape} floats, got {show(value)}")
-    bad = ~np.isfinite(np.asarray(value, np.float32))
+    with np.errstate(over="ignore"):
+        bad = ~np.isfinite(np.asarray(value, np.float32))
     if bad.any():
         raise refuse(name, f"must be finite: {bad.sum()} of {bad.size} values are NaN or infinite")
     return value

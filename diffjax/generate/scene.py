@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.generate import images, program
-from diffjax.generate.checks import RequestError, read_floats
+from diffjax.generate.checks import RequestError, read_floats, refuse
 from diffjax.generate.keys import check_key, make_keys
 from diffjax.generate.options import Image, Size
 from diffjax.generate.request import Request
@@ -85,6 +85,8 @@ def lay_out(pipe: Pipeline, request: Request, shape: tuple[int, int] | None = No
     """
     vae, image, count = pipe.parts.vae.net, request.picture(), request.count()
     given, mask = _given(image, vae.latent_channels, vae.factor)
+    if request.latents is not None:
+        _check_channels(np.shape(request.latents), vae.latent_channels)
     size = _size(pipe, request, given, shape)
     _check_amount(size, count)
     if given is not None and not given[1] and given[0].shape[1:3] != size[:2]:
@@ -93,7 +95,8 @@ def lay_out(pipe: Pipeline, request: Request, shape: tuple[int, int] | None = No
     layout = Layout(size, 1.0, given, mask)
     if request.latents is not None:
         wanted = (count, *layout.latent_sides(vae.factor), vae.latent_channels)
-        _check_latents(np.shape(request.latents), wanted)
+        if np.shape(request.latents) != wanted:
+            raise refuse("latents", f"must be {wanted}, got {np.shape(request.latents)}")
     if pipe.extra_channels > 0 and (mask is None or given is None or given[1]):
         raise RequestError(
             "image", "this model fills in images: give image=Image(pixels, mask=mask)"
@@ -156,11 +159,11 @@ def _given(
     return given, mask
 
 
-def _check_latents(found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    if found != wanted:
-        first = (wanted[0], wanted[3], *wanted[1:3])
-        hint = ": channels come last, np.moveaxis(latents, 1, -1)" if found == first else ""
-        raise RequestError("latents", f"latents must be {wanted}, got {found}{hint}")
+def _check_channels(found: tuple[int, ...], channels: int) -> None:
+    if found[-1] != channels:
+        first = found[1] == channels
+        hint = ": channels come last, np.moveaxis(latents, 1, -1)" if first else ""
+        raise RequestError("latents", f"latents must be (B, h, w, {channels}), got {found}{hint}")
 
 
 def _check_amount(size: Size, count: int) -> None:

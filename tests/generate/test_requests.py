@@ -1,0 +1,351 @@
+"""Requests: every argument is understood in all its forms, or refused before anything is computed.
+
+The model is that of tests/parity/generate_cases.py, small and with random weights.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import diffjax
+from diffjax import Control, Embedding, Guidance, Image, Lora, Prompt, Refiner, Sampling, Size
+from tests.parity import generate_cases as g
+
+SIZE, NAN, INF = g.SIZE, float("nan"), float("inf")
+HUGE = 10**5000  # more digits than Python prints
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return g.pipeline("sd1")
+
+
+@pytest.fixture
+def compiled():
+    """What is compiled during a test."""
+    seen = []
+
+    def listen(event, seconds, fun_name="", **rest):
+        if event.endswith("backend_compile_duration"):
+            seen.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def _make(pipe, prompt=g.PROMPTS, **options):
+    options = {"key": (3, 4), "sampler": 2, "size": SIZE, "output": "np", **options}
+    return pipe(prompt, **options)
+
+
+def _net():
+    return g.controls("sd1")[0]
+
+
+def _control(*values, **options):
+    return dict(control=[Control(_net(), g.picture(), *values, **options)])
+
+
+def _context(*shape, fill=0.0):
+    return Embedding(np.full(shape, fill, np.float32))
+
+
+def _latents(fill=0.0, dtype=np.float32):
+    return np.full((2, SIZE // 2, SIZE // 2, 4), fill, dtype)
+
+
+def _image(*values, **options):
+    return dict(image=Image(g.picture(), *values, **options))
+
+
+# What is asked for, and parts of the message; made by functions, so that none is made on import.
+REFUSED = {
+    # prompts
+    "prompt none": (lambda: dict(prompt=None), "prompt must be a text, a list of texts", "None"),
+    "prompt number": (lambda: dict(prompt=5), "prompt must be a text", "got 5 (int)"),
+    "prompt dict": (lambda: dict(prompt={"prompt": "cat"}), "prompt must be", "(dict)"),
+    "prompt bytes": (lambda: dict(prompt=b"cat"), "prompt must be", "b'cat' (bytes)"),
+    "prompt set": (lambda: dict(prompt={"cat"}), "prompt must be a text, a list", "(set)"),
+    "prompt generator": (lambda: dict(prompt=(c for c in "ab")), "prompt must be", "(generator)"),
+    "prompt array": (
+        lambda: dict(prompt=np.zeros((1, 12, 6), "f4")),
+        "float32 (1, 12, 6): wrap it, Embedding(array)",
+    ),
+    "prompts empty": (lambda: dict(prompt=()), "there is no prompt"),
+    "prompts with a number": (lambda: dict(prompt=["cat", 5]), "prompt[1] must be a text", "5"),
+    "prompts with None": (lambda: dict(prompt=["cat", None]), "prompt[1]", "None"),
+    "prompts with bytes": (lambda: dict(prompt=["cat", b"d"]), "prompt[1]", "decode them first"),
+    "prompts nested": (lambda: dict(prompt=[["cat"], "dog"]), "prompt[0] must be a text"),
+    "prompt of half a letter": (lambda: dict(prompt="a\ud800"), "no Unicode text, at character 1"),
+    "prompts with an embedding": (
+        lambda: dict(prompt=["cat", _context(1, 12, 6)]),
+        "prompt[1] is an Embedding among texts",
+    ),
+    "half a prompt for two": (lambda: dict(prompt=Prompt("cat", None)), "prompt.second must be"),
+    "prompt for two": (lambda: dict(prompt=Prompt("a", "b"), key=1), "this model has one text enc"),
+    "request as prompt": (
+        lambda: dict(prompt=diffjax.Request("cat")),
+        "run it with pipe.steps(request)",
+    ),
+    # embeddings
+    "embedding of two axes": (lambda: dict(prompt=_context(12, 6)), "prompt.context", "(B, M, D)"),
+    "embedding NaN": (
+        lambda: dict(prompt=_context(2, 12, 6, fill=NAN)),
+        "prompt.context must be finite: 144 of 144",
+    ),
+    "embedding of integers": (
+        lambda: dict(prompt=Embedding(np.zeros((2, 12, 6), int))),
+        "prompt.context must be (B, M, D) floats, got an array of int64 (2, 12, 6)",
+    ),
+    "embedding as list": (lambda: dict(prompt=Embedding([[[0.0]]])), "prompt.context must be"),
+    "embedding of another model": (
+        lambda: dict(prompt=_context(2, 12, 7)),
+        "prompt.context has a width of 7, but this model takes 6",
+    ),
+    "embedding of odd length": (
+        lambda: dict(prompt=_context(2, 10, 6)),
+        "prompt has 10 and guidance.negative has 12 tokens",
+        "chunks of 12",
+    ),
+    "embedding empty": (lambda: dict(prompt=_context(0, 12, 6)), "prompt.context must be"),
+    # keys
+    "key none": (lambda: dict(key=None), "key must be a seed", "random.randrange"),
+    "key fraction": (lambda: dict(key=1.5), "key must be a seed", "1.5 (float)"),
+    "key whole float": (lambda: dict(key=1.0), "key must be a seed", "1.0 (float)"),
+    "key bool": (lambda: dict(key=True), "key must be a seed", "True"),
+    "key text": (lambda: dict(key="7"), "key must be a seed", "'7'"),
+    "key generator": (lambda: dict(key=np.random.default_rng(0)), "key must be a seed"),
+    "key negative": (lambda: dict(key=-1), "seeds must lie in [0, 2^32), got -1"),
+    "key too large": (lambda: dict(key=2**32), "[0, 2^32), got 4294967296"),
+    "key huge": (lambda: dict(key=HUGE), "got a very large number"),
+    "keys with a fraction": (lambda: dict(key=[1, 2.5]), "key[1] must be a seed", "2.5"),
+    "keys fractions": (lambda: dict(key=np.array([1.0, 2.0])), "key must be a seed", "float64 (2"),
+    "keys with None": (lambda: dict(key=[1, None]), "key[1]", "None"),
+    "keys too many": (lambda: dict(key=[1, 2, 3]), "2 images, but 3 keys or seeds"),
+    "keys too few": (lambda: dict(key=[1]), "2 images, but 1 keys or seeds"),
+    "raw keys too many": (
+        lambda: dict(key=np.zeros((3, 2), np.uint32)),
+        "2 images, but 3 keys or seeds",
+    ),
+    "raw key of NumPy": (
+        lambda: dict(key=np.zeros(2, np.uint32)),
+        "may be a raw key or a list of seeds",
+        "wrap_key_data(key), or key.tolist()",
+    ),
+    # samplers
+    "sampler unknown": (lambda: dict(sampler="eular"), "unknown sampler 'eular'", "euler"),
+    "sampler empty": (lambda: dict(sampler=""), "unknown sampler ''"),
+    "sampler class unknown": (
+        lambda: dict(sampler="EulerDiskrete"),
+        "unknown scheduler class 'EulerDiskrete'",
+    ),
+    "sampler not supported": (lambda: dict(sampler="DPMSolverSDE"), "is not supported: it draws"),
+    "sampler object": (lambda: dict(sampler=object()), "sampler must be a name"),
+    "sampler tuple": (lambda: dict(sampler=("euler", 5)), "sampler must be", "Sampling(name, st"),
+    "sampler bool": (lambda: dict(sampler=True), "sampler must be a name", "True"),
+    "sampler list": (lambda: dict(sampler=Sampling(["euler"])), "sampler.name must be a text"),
+    "steps zero": (lambda: dict(sampler=0), "sampler.steps must lie in [1, 10000], got 0"),
+    "steps negative": (lambda: dict(sampler=-3), "sampler.steps must lie in", "-3"),
+    "steps fraction": (lambda: dict(sampler=2.5), "sampler must be", "whole number of steps"),
+    "steps fraction in full": (
+        lambda: dict(sampler=Sampling(steps=2.5)),
+        "sampler.steps must be a whole number, got 2.5 (float)",
+    ),
+    "steps bool": (lambda: dict(sampler=Sampling(steps=True)), "sampler.steps must be a whole"),
+    "steps text": (lambda: dict(sampler=Sampling(steps="5")), "sampler.steps must be", "'5'"),
+    "steps too many": (lambda: dict(sampler=10**9), "sampler.steps must lie in", "1000000000"),
+    "steps of the schedule": (lambda: dict(sampler=1001), "1001"),
+    "grid unknown": (lambda: dict(sampler=Sampling(grid="karas")), "unknown grid 'karas'"),
+    "grid list": (lambda: dict(sampler=Sampling(grid=["karras"])), "sampler.grid must be a text"),
+    "options list": (
+        lambda: dict(sampler=Sampling(options=["rho"])),
+        "sampler.options must be a dict",
+    ),
+    "options unknown": (lambda: dict(sampler=Sampling(options={"rho": 7})), "has no rho"),
+    "eta NaN": (lambda: dict(sampler=Sampling("ddim", 2, eta=NAN)), "sampler.eta must be finite"),
+    "eta negative": (lambda: dict(sampler=Sampling("ddim", 2, eta=-1)), "sampler.eta", "got -1"),
+    "eta text": (lambda: dict(sampler=Sampling("ddim", 2, eta="0")), "sampler.eta must be a num"),
+    "eta of another": (lambda: dict(sampler=Sampling("euler", 2, eta=1)), "takes no eta"),
+    # guidance
+    "guidance NaN": (lambda: dict(guidance=NAN), "guidance must be finite", "nan"),
+    "guidance infinite": (lambda: dict(guidance=INF), "guidance must be finite", "inf"),
+    "guidance beyond float32": (lambda: dict(guidance=1e39), "guidance must be finite", "1e+39"),
+    "guidance huge": (lambda: dict(guidance=HUGE), "guidance must be finite", "very large"),
+    "guidance negative": (lambda: dict(guidance=-2), "guidance must be finite and at least 0"),
+    "guidance text": (lambda: dict(guidance="7.5"), "guidance must be one number", "'7.5'"),
+    "guidance bool": (lambda: dict(guidance=True), "guidance must be one number", "True"),
+    "guidance list": (lambda: dict(guidance=[7.5, 5]), "guidance must be one number", "(list)"),
+    "guidance schedule": (
+        lambda: dict(guidance=Guidance(np.linspace(7, 1, 50))),
+        "guidance.scale must be one number, got an array of float64 (50,)",
+    ),
+    "rescale": (lambda: dict(guidance=Guidance(5, rescale=1.5)), "guidance.rescale must lie in [0"),
+    "rescale NaN": (lambda: dict(guidance=Guidance(5, rescale=NAN)), "guidance.rescale"),
+    "interval turned": (
+        lambda: dict(guidance=Guidance(5, low=3, high=1)),
+        "guidance.low must be at most guidance.high, got 3 and 1",
+    ),
+    "interval NaN": (lambda: dict(guidance=Guidance(5, low=NAN)), "guidance.low", "nan"),
+    "interval negative": (lambda: dict(guidance=Guidance(5, high=-1)), "guidance.high", "-1"),
+    "negatives empty": (lambda: dict(guidance=Guidance(5, [])), "guidance.negative is an empty"),
+    "negatives too many": (
+        lambda: dict(guidance=Guidance(5, ["a", "b", "c"])),
+        "2 prompts have 3 negative prompts",
+    ),
+    "negative number": (lambda: dict(guidance=Guidance(5, 7)), "guidance.negative must be a text"),
+    "negatives with None": (lambda: dict(guidance=Guidance(5, ["a", None])), "negative[1]"),
+    "negative NaN": (
+        lambda: dict(guidance=Guidance(5, _context(1, 12, 6, fill=INF))),
+        "guidance.negative.context must be finite",
+    ),
+    "negative of another model": (
+        lambda: dict(guidance=Guidance(5, _context(1, 12, 9))),
+        "guidance.negative.context has a width of 9",
+    ),
+    # sizes
+    "size zero": (lambda: dict(size=0), "size must lie in [1, 65536], got 0"),
+    "size negative": (lambda: dict(size=-16), "size must lie in", "-16"),
+    "size float": (lambda: dict(size=16.0), "size must be a number of pixels", "16.0 (float)"),
+    "size text": (lambda: dict(size="16x16"), "size must be", "'16x16'"),
+    "size bool": (lambda: dict(size=True), "size must be a number of pixels", "True"),
+    "size of three": (lambda: dict(size=(16, 16, 3)), "size must be two whole numbers"),
+    "size list of floats": (lambda: dict(size=[16.0, 16]), "size must be a whole number", "16.0"),
+    "size with zero": (lambda: dict(size=(16, 0)), "size must lie in [1, 65536], got 0"),
+    "size dict": (lambda: dict(size={"height": 16}), "size must be", "(dict)"),
+    "size uneven": (
+        lambda: dict(size=(SIZE + 1, SIZE)),
+        "height and width must be multiples of 2, got (17, 16); the nearest are (16, 16)",
+    ),
+    "size tiny": (lambda: dict(size=1), "got (1, 1); the nearest are (2, 2)"),
+    "size large": (lambda: dict(size=100_000), "size must lie in [1, 65536], got 100000"),
+    "size too many pixels": (lambda: dict(size=(65536, 8192)), "65536 x 8192 is too large"),
+    "size huge": (lambda: dict(size=HUGE), "size must lie in", "a very large number"),
+    "height fraction": (lambda: dict(size=Size(16.5)), "size.height must be a whole number"),
+    "width negative": (lambda: dict(size=Size(16, -2)), "size.width must lie in [0, 65536]"),
+    "crop of one": (lambda: dict(size=Size(16, 16, crop=(0,))), "size.crop must be two whole"),
+    "crop negative": (lambda: dict(size=Size(16, 16, crop=(0, -1))), "size.crop must lie in [0"),
+    "crop none": (lambda: dict(size=Size(16, 16, crop=None)), "size.crop must be two", "None"),
+    "original zero": (lambda: dict(size=Size(16, 16, original=(0, 8))), "size.original must lie"),
+    "aesthetic NaN": (lambda: dict(size=Size(16, 16, aesthetic=NAN)), "size.aesthetic"),
+    # numbers
+    "num zero": (lambda: dict(num=0), "num must be at least 1, got 0"),
+    "num fraction": (lambda: dict(num=1.5), "num must be a whole number, got 1.5 (float)"),
+    "num bool": (lambda: dict(num=True), "num must be a whole number, got True"),
+    "num too large": (lambda: dict(num=10**9, key=1), "2000000000 images", "too many for one call"),
+    "clip_skip negative": (lambda: dict(clip_skip=-1), "clip_skip must lie in [0", "-1"),
+    "clip_skip fraction": (lambda: dict(clip_skip=0.5), "clip_skip must be a whole number"),
+    "clip_skip all": (lambda: dict(clip_skip=3), "clip_skip must leave a layer of 3, got 3"),
+    "weighted number": (lambda: dict(weighted=1), "weighted must be True or False, got 1 (int)"),
+    "weighted text": (lambda: dict(weighted="no"), "weighted must be True or False, got 'no'"),
+    "output unknown": (lambda: dict(output="pt"), "unknown output 'pt'"),
+    "output list": (lambda: dict(output=["pil"]), "output must be a text"),
+    "callback": (lambda: dict(callback=5), "callback must be a function of a Progress, got 5"),
+    # latents
+    "latents NaN": (lambda: dict(latents=_latents(NAN)), "latents must be finite: 512 of 512"),
+    "latents beyond float32": (lambda: dict(latents=_latents(1e39, float)), "latents must be fin"),
+    "latents integers": (lambda: dict(latents=_latents(0, int)), "latents must be (B, h, w"),
+    "latents complex": (lambda: dict(latents=_latents(0, complex)), "latents must be (B, h, w"),
+    "latents list": (lambda: dict(latents=[0.0]), "latents must be an array", "(list)"),
+    "latents of one": (lambda: dict(latents=_latents()[0]), "latents must be (B, h, w, channels)"),
+    "latents of others": (lambda: dict(latents=_latents()[:1]), "latents must be (2, 8, 8, 4), g"),
+    "latents channels first": (
+        lambda: dict(latents=np.moveaxis(_latents(), -1, 1), size=SIZE),
+        "latents must be (B, h, w, 4), got (2, 4, 8, 8): channels come last",
+    ),
+    # pictures
+    "image path": (
+        lambda: dict(image="dog.png"),
+        "image must be a picture",
+        "PIL.Image.open(path)",
+    ),
+    "image Path": (lambda: dict(image=Path("dog.png")), "image must be a picture", "open it"),
+    "image bytes": (lambda: dict(image=b"\x89PNG"), "image must be a picture", "io.BytesIO"),
+    "image number": (lambda: dict(image=5), "image must be a picture or an array, got 5"),
+    "image dict": (lambda: dict(image={"pixels": 0}), "image must be a picture or an array"),
+    "image none": (lambda: dict(image=Image(None)), "image.pixels must be a picture", "None"),
+    "image twice": (lambda: dict(image=Image(Image(g.picture()))), "image.pixels must be a pic"),
+    "mask path": (lambda: _image(mask="mask.png"), "image.mask must be a picture", "open it"),
+    "strength NaN": (lambda: _image(NAN), "image.strength must lie in [0, 1], got nan"),
+    "strength above": (lambda: _image(1.5), "image.strength must lie in [0, 1], got 1.5"),
+    "strength negative": (lambda: _image(-0.1), "image.strength must lie in [0, 1], got -0.1"),
+    "strength text": (lambda: _image("0.5"), "image.strength must be a number, got '0.5'"),
+    "strength of no step": (lambda: _image(0.1), "strength"),
+    "image latents NaN": (
+        lambda: dict(image=Image(_latents(NAN)[:1]), size=None),
+        "image must be finite",
+    ),
+    "image NaN": (lambda: dict(image=np.full((SIZE, SIZE, 3), NAN)), "image: "),
+    "images too many": (
+        lambda: dict(image=Image(np.stack([g.picture()] * 3))),
+        "image: give one image, or one for each of 2",
+    ),
+    # ControlNets
+    "control network": (lambda: dict(control=_net()), "control must be a list", "Control(net, im"),
+    "control path": (lambda: dict(control="folder"), "control must be a list such as [Control("),
+    "control tuple": (lambda: dict(control=[(_net(), g.picture())]), "control[0] must be Control"),
+    "control of a path": (
+        lambda: dict(control=Control("folder", g.picture())),
+        "control[0].net must be a ControlNet or T2I-Adapter from diffjax.pretrained.load_model",
+    ),
+    "control of a pipeline": (
+        lambda: dict(control=Control(g.pipeline("sd1"), g.picture())),
+        "control[0].net must be",
+    ),
+    "control of a UNet": (
+        lambda: dict(control=Control(g.pipeline("sd1").parts.unet, g.picture())),
+        "control[0].net must be",
+    ),
+    "control of another base": (
+        lambda: dict(control=Control(g.controls("xl")[0], g.picture())),
+        "control[0].net is for another base",
+    ),
+    "hint path": (lambda: dict(control=Control(_net(), "h.png")), "control[0].image", "open it"),
+    "hint none": (lambda: dict(control=Control(_net(), None)), "control[0].image must be a pic"),
+    "hint of other channels": (
+        lambda: dict(control=Control(_net(), np.zeros((SIZE, SIZE, 5)))),
+        "control[0].image: ",
+    ),
+    "hints too many": (
+        lambda: dict(control=Control(_net(), np.zeros((3, SIZE, SIZE, 3)))),
+        "control[0].image: give one control image",
+    ),
+    "control scale NaN": (lambda: _control(NAN), "control[0].scale must be finite, got nan"),
+    "control scale list": (lambda: _control([1.0]), "control[0].scale must be a number"),
+    "control window": (lambda: _control(1, 0.7, 0.2), "control[0].start must be below end", "0.7"),
+    "control start": (lambda: _control(1, -0.1), "control[0].start must lie in [0, 1], got -0.1"),
+    "control end NaN": (lambda: _control(1, 0, NAN), "control[0].end must lie in [0, 1], got nan"),
+    "balance": (lambda: _control(balance="gess"), "unknown balance 'gess'"),
+    "balance none": (lambda: _control(balance=None), "control[0].balance must be a text"),
+    # adapters and refiners
+    "lora path": (lambda: dict(lora="lora.safetensors"), "lora must be a list such as [Lora(pipe"),
+    "lora of a path": (lambda: dict(lora=Lora("f")), "lora[0].weights must come from pipe.load_"),
+    "lora empty": (lambda: dict(lora=Lora({})), "lora[0].weights must come from"),
+    "lora scale": (lambda: dict(lora=Lora({"a": {}}, NAN)), "lora[0].scale must be finite"),
+    "refiner path": (lambda: dict(refiner="XL_REFINER"), "refiner must be a pipeline or Refiner("),
+    "refiner number": (lambda: dict(refiner=0.8), "refiner must be a pipeline", "0.8"),
+    "refiner start": (
+        lambda: dict(refiner=Refiner(g.pipeline("sd1"), 1.0)),
+        "refiner.start must lie between 0 and 1, got 1",
+    ),
+    "refiner start NaN": (
+        lambda: dict(refiner=Refiner(g.pipeline("sd1"), NAN)),
+        "refiner.start must be finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused_by_name_before_anything_is_compiled(pipe, compiled, name):
+    make, *fragments = REFUSED[name]
+    options = make()
+    compiled.clear()  # networks are made by compiled functions
+    with pytest.raises(diffjax.RequestError) as caught:
+        _make(pipe, **options)
+    message = str(caught.value)
+    for fragment in fragments:
+        assert fragment in message
+    assert len(message) < 700 and caught.value.argument
+    assert not compiled
