@@ -6,11 +6,14 @@ The model is that of tests/parity/generate_cases.py, small and with random weigh
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 import diffjax
 from diffjax import Control, Embedding, Guidance, Image, Lora, Prompt, Refiner, Sampling, Size
+from diffjax.generate import diffusers_names
 from tests.parity import generate_cases as g
 
 SIZE, NAN, INF = g.SIZE, float("nan"), float("inf")
@@ -349,3 +352,257 @@ def test_what_cannot_be_is_refused_by_name_before_anything_is_compiled(pipe, com
         assert fragment in message
     assert len(message) < 700 and caught.value.argument
     assert not compiled
+
+
+# ---- what is understood in several forms -------------------------------------------------------
+
+ACCEPTED = {
+    "prompt array": lambda: dict(prompt=np.array(g.PROMPTS)),
+    "prompts of NumPy": lambda: dict(prompt=[np.str_(prompt) for prompt in g.PROMPTS]),
+    "seeds of NumPy": lambda: dict(key=np.array([3, 4])),
+    "seeds as uint8": lambda: dict(key=np.array([3, 4], np.uint8)),
+    "seeds of JAX": lambda: dict(key=jnp.array([3, 4])),
+    "seeds one by one": lambda: dict(key=[np.int64(3), jnp.asarray(4)]),
+    "keys": lambda: dict(key=jax.vmap(jax.random.key)(jnp.array([3, 4]))),
+    "keys in a list": lambda: dict(key=[jax.random.key(3), jax.random.key(4)]),
+    "raw keys": lambda: dict(key=jnp.stack([jax.random.PRNGKey(k) for k in (3, 4)])),
+    "raw keys in a list": lambda: dict(key=[jax.random.PRNGKey(3), jax.random.PRNGKey(4)]),
+    "raw keys of NumPy": lambda: dict(key=[np.asarray(jax.random.PRNGKey(k)) for k in (3, 4)]),
+    "keys and seeds": lambda: dict(key=[jax.random.key(3), 4]),
+    "steps of NumPy": lambda: dict(sampler=np.int32(2)),
+    "steps of JAX": lambda: dict(sampler=jnp.asarray(2)),
+    "steps in full": lambda: dict(sampler=Sampling(steps=np.int64(2))),
+    "guidance integer": lambda: dict(guidance=np.int64(3)),
+    "guidance of NumPy": lambda: dict(guidance=np.float32(3)),
+    "guidance of JAX": lambda: dict(guidance=Guidance(jnp.asarray(3.0), high=INF)),
+    "negative as list": lambda: dict(guidance=Guidance(3.0, [""])),
+    "negatives as tuple": lambda: dict(guidance=Guidance(3.0, ("", ""))),
+    "size list": lambda: dict(size=[SIZE, SIZE]),
+    "size array": lambda: dict(size=np.array([SIZE, SIZE])),
+    "size of NumPy": lambda: dict(size=np.int32(SIZE)),
+    "size in full": lambda: dict(size=Size(np.int64(SIZE), crop=[0, 0])),
+    "num of NumPy": lambda: dict(num=np.int64(1)),
+    "no controls": lambda: dict(control=None, lora=None, refiner=None),
+    "weighted of NumPy": lambda: dict(weighted=np.False_, clip_skip=np.int8(0)),
+}
+
+
+@pytest.fixture(scope="module")
+def made(pipe):
+    return _make(pipe, guidance=3.0)
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_other_forms_give_the_same_bits(pipe, made, name):
+    np.testing.assert_array_equal(_make(pipe, **{"guidance": 3.0, **ACCEPTED[name]()}), made)
+
+
+@pytest.mark.parametrize("raw", [jax.random.PRNGKey, jax.random.key])
+def test_one_key_stands_for_its_seed(pipe, raw):
+    wanted = _make(pipe, key=7)
+    np.testing.assert_array_equal(_make(pipe, key=raw(7)), wanted)
+
+
+def test_bare_pictures(pipe):
+    picture = g.picture()
+    wanted = _make(pipe, image=Image(picture))
+    for given in (picture, PIL.Image.fromarray(picture), [picture], [picture] * 2, picture[None]):
+        np.testing.assert_array_equal(_make(pipe, image=given), wanted)
+
+
+def test_a_control_and_an_adapter_alone(pipe):
+    control = Control(_net(), g.picture(), 0.7)
+    wanted = _make(pipe, control=[control])
+    np.testing.assert_array_equal(_make(pipe, control=control), wanted)
+    assert diffjax.Request("cat", lora=Lora({"a": {}}, 0.5)).loras() == (Lora({"a": {}}, 0.5),)
+
+
+def test_a_refiner_may_be_a_pipeline():
+    xl, refiner = g.pipeline("xl"), g.pipeline("refiner")
+    wanted = _make(xl, sampler=5, refiner=Refiner(refiner, 0.8))
+    np.testing.assert_array_equal(_make(xl, sampler=5, refiner=refiner), wanted)
+
+
+def _with_vae(pipe, **changes):
+    vae = pipe.parts.vae
+    return diffjax.Pipeline(pipe.parts._replace(vae=vae._replace(net=vae.net.clone(**changes))))
+
+
+def test_a_refiner_of_other_latents_or_levels_is_refused(compiled):
+    xl, refiner = g.pipeline("xl"), g.pipeline("refiner")
+    compiled.clear()
+    for changes, message in (
+        (
+            dict(scaling_factor=0.5),
+            "scaling_factor of its latents is 0.3, that of the ref",
+        ),
+        (dict(shift_factor=0.1), "shift_factor of its latents is 0.0, that of the refiner's 0.1"),
+    ):
+        with pytest.raises(diffjax.RequestError, match=message):
+            _make(xl, refiner=Refiner(_with_vae(refiner, **changes)))
+    scheduler = {**refiner.parts.scheduler, "beta_end": 0.012}
+    other = diffjax.Pipeline(refiner.parts._replace(scheduler=scheduler))
+    with pytest.raises(diffjax.RequestError, match="noise levels that they were trained"):
+        _make(xl, refiner=other)
+    embedding = xl.embed(["cat", "dog"])
+    compiled.clear()
+    with pytest.raises(diffjax.RequestError, match=r"refiner: prompt\.context has a width of 12"):
+        _make(xl, embedding, sampler=5, refiner=refiner)
+    assert not compiled
+
+
+# ---- embeddings beside texts --------------------------------------------------------------------
+
+LONG = "red cat " * 8  # two chunks
+
+
+@pytest.mark.parametrize("family", ["sd1", "xl"])
+def test_an_embedding_is_filled_up_as_a_text_is(family):
+    pipe = g.pipeline(family)
+    for skip in (0, 1):
+        options = dict(weighted=True, clip_skip=skip, guidance=Guidance(3.0, LONG))
+        embedding = pipe.embed(g.PROMPTS, clip_skip=skip)
+        wanted = _make(pipe, **options)
+        np.testing.assert_array_equal(_make(pipe, embedding, **options), wanted)
+    # The other way round.
+    long = [LONG, "dog"]
+    wanted = _make(pipe, long, weighted=True, guidance=Guidance(3.0, "red"))
+    negative = Guidance(3.0, pipe.embed("red"))
+    np.testing.assert_array_equal(_make(pipe, long, weighted=True, guidance=negative), wanted)
+    both = pipe.embed(long, weighted=True)
+    np.testing.assert_array_equal(_make(pipe, both, guidance=negative), wanted)
+
+
+def test_embeddings_of_one_text_or_of_wrong_ones(pipe):
+    one = pipe.embed("cat")
+    assert one.context.shape == (1, g.LENGTH, 6)  # not one embedding per letter
+    np.testing.assert_array_equal(one.context, pipe.embed(["cat"]).context)
+    for prompts, options, message in (
+        (5, {}, "prompts must be a text, a list of texts"),
+        ([], {}, "there is no prompt"),
+        (["cat", 5], {}, r"prompts\[1\] must be a text"),
+        (one, {}, "prompts is an Embedding already"),
+        ("cat", dict(clip_skip=1.5), "clip_skip must be a whole number"),
+        ("cat", dict(chunks=0), "chunks must be at least 1"),
+        ("cat", dict(weighted="yes"), "weighted must be True or False"),
+    ):
+        with pytest.raises(diffjax.RequestError, match=message):
+            pipe.embed(prompts, **options)
+
+
+def test_a_model_of_pooled_embeddings_says_so(compiled):
+    xl = g.pipeline("xl")
+    embedding = xl.embed(g.PROMPTS)
+    compiled.clear()
+    for wrong, message in (
+        (embedding._replace(pooled=None), r"prompt\.pooled is None, but this model needs pooled"),
+        (embedding._replace(pooled=embedding.pooled[:1]), r"pooled has 1 rows, but context 2"),
+        (embedding._replace(pooled=np.zeros((2, 9), "f4")), r"pooled has a width of 9, which"),
+        (embedding._replace(pooled=np.full((2, 6), NAN)), r"prompt\.pooled must be finite: 12 of"),
+    ):
+        compiled.clear()
+        with pytest.raises(diffjax.RequestError, match=message):
+            _make(xl, wrong)
+        assert not compiled
+
+
+def test_a_negative_prompt_without_guidance_is_said(pipe, caplog):
+    with caplog.at_level("WARNING"):
+        _make(pipe, guidance=Guidance(1.0, "red"))
+    assert "guidance.negative changes nothing" in caplog.text
+
+
+# ---- names of diffusers, and names that are close ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(num_inference_steps=25), "here: sampler=25, or sampler=Sampling(name, steps=25)"),
+        (dict(guidance_scale=7.5), "guidance_scale of diffusers is here: guidance=7.5"),
+        (dict(negative_prompt="red"), "here: guidance=Guidance(scale, negative='red')"),
+        (dict(generator=object()), "here: key=SEED"),
+        (dict(num_images_per_prompt=4), "here: num=4"),
+        (dict(height=512, width=512), "width of diffusers is here: size=(height, width)"),
+        (dict(init_image=g.picture()), "here: image=..., or image=Image(pixels, strength)"),
+        (dict(mask_image=g.mask()), "here: image=Image(pixels, mask=...)"),
+        (dict(controlnet_conditioning_scale=0.5), "control=[Control(net, image, scale=0.5)]"),
+        (dict(denoising_end=0.8), "here: refiner=Refiner(refiner_pipe, start=0.8)"),
+        (dict(cross_attention_kwargs={"scale": 1}), "here: lora=[Lora(pipe.load_lora(path), sc"),
+        (dict(output_type="pil"), "here: output='pil'"),
+        (dict(prompt_embeds=g.picture()), "here: prompt=Embedding(context)"),
+        (dict(sampeler="euler"), "unknown argument 'sampeler'; choose one of"),
+    ],
+)
+def test_arguments_of_other_names_are_answered(pipe, compiled, options, message):
+    with pytest.raises(TypeError) as caught:
+        pipe("cat", **options)
+    assert message in str(caught.value)
+    assert not compiled
+
+
+def test_names_of_diffusers_are_not_ours():
+    known = set(diffjax.Request.__dataclass_fields__) | {"output", "callback"}
+    assert not known & set(diffusers_names.ARGUMENTS)
+    for name in diffusers_names.METHODS:
+        assert not hasattr(diffjax.Pipeline, name), name
+
+
+def test_methods_of_diffusers_are_answered(pipe):
+    with pytest.raises(AttributeError, match="load_lora_weights of diffusers is here: pipe = pipe"):
+        pipe.load_lora_weights("file")
+    with pytest.raises(AttributeError, match="has no attribute 'paint'"):
+        pipe.paint()
+
+
+# ---- what is shown ------------------------------------------------------------------------------
+
+
+def test_objects_with_arrays_are_shown_in_a_few_lines(pipe):
+    request = diffjax.Request("cat", latents=_latents(), image=g.picture(), refiner=pipe)
+    shown = {
+        "pipe": pipe,
+        "parts": pipe.parts,
+        "model": pipe.parts.unet,
+        "text encoder": pipe.parts.texts["text_encoder"],
+        "embedding": pipe.embed(g.PROMPTS),
+        "image": Image(g.picture(), mask=g.mask()),
+        "control": Control(_net(), g.picture()),
+        "lora": Lora(pipe.parts.unet.params),
+        "refiner": Refiner(pipe),
+        "request": request,
+        "read request": request.read(),
+    }
+    for name, value in shown.items():
+        text = repr(value)
+        assert len(text) < 1500 and text.count("\n") < 10, (name, text)
+    assert "51,204 parameters of float32" in repr(pipe)
+    assert repr(shown["embedding"]) == "Embedding(context=float32[2, 12, 6], pooled=None)"
+    assert repr(Sampling("euler", 5)).startswith("Sampling(name='euler', steps=5")
+
+
+# ---- steps, editing and decoding ----------------------------------------------------------------
+
+
+def test_wrong_latents_in_between_are_refused(pipe):
+    with pytest.raises(diffjax.RequestError, match="request must be a Request"):
+        pipe.steps("cat")
+    with pytest.raises(diffjax.RequestError, match="num must be at least 1"):
+        pipe.steps(diffjax.Request("cat", num=0))  # at once, not at the first step
+    step = next(iter(pipe.steps(diffjax.Request("cat", sampler=2, size=SIZE))))
+    assert len(repr(step)) < 1500
+    for z, message in (
+        (_latents(), r"z must have the shape \(1, 8, 8, 4\)"),
+        (_latents(NAN)[:1], "z must be finite"),
+        ("z", r"z must be an array \(B, h, w, channels\) of floats"),
+    ):
+        with pytest.raises(diffjax.RequestError, match=message):
+            step.edit(z)
+    for latents, output, message in (
+        (_latents(NAN), "np", "latents must be finite"),
+        (_latents()[0], "np", r"latents must be \(B, h, w, channels\)"),
+        (_latents()[..., :3], "np", r"latents must be \(B, h, w, 4\)"),
+        (_latents(), "png", "unknown output 'png'"),
+    ):
+        with pytest.raises(diffjax.RequestError, match=message):
+            pipe.decode(latents, output)
