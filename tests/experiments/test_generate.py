@@ -42,6 +42,14 @@ def test_images_settings_and_resumption(execute, model, tmp_path):
     # An image gives its settings; flags that are given besides count more.
     again = tmp_path / "again"
     more = [f"--from_image={out / files[2]}", f"--out={again}", "--num=2", "--batch_size=2"]
+    said = execute("generate", *more, code=1)
+    assert f'00002.png names files: --model="{model}"' in said and "--trust_paths to open" in said
+    assert not again.exists()
+    said = execute("generate", *more, f"--model={model}")
+    assert '00002.png: --prompt=["dog"] --sampler="euler_ancestral" --steps=3 --seed=9' in said
+    for path in again.iterdir():
+        path.unlink()
+    more.append("--trust_paths")
     execute("generate", *more)
     same, stored = _read(again / "00000.png")
     assert stored == settings
