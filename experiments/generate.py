@@ -4,7 +4,8 @@
 
 Writes OUT/00000.png and so on. Image k has the seed SEED + k and does not depend on how many are
 made at once. Every file holds its settings, and ``--from_image=FILE`` takes them from there; flags
-that are given besides count more. The same command again makes what is missing.
+that are given besides count more, and the files that it names are opened with ``--trust_paths``
+only. The same command again makes what is missing.
 """
 
 from __future__ import annotations

@@ -137,13 +137,13 @@ def test_pictures_that_are_none_or_too_large(settings, tmp_path, caplog):
 
 
 FOREIGN = {
-    "model": "/home/you/secret",
+    "model": "/secret/secret",
     "tokenizer": "/etc",
-    "lora": ["/home/you/x.safetensors:0.5"],
+    "lora": ["/secret/x.safetensors:0.5"],
     "concept": ["x.pt:word"],
-    "init_image": "/home/you/passport.png",
+    "init_image": "/secret/passport.png",
     "mask": "m.png",
-    "control": ["net:/home/you/scan.png"],
+    "control": ["net:/secret/scan.png"],
     "refiner": "//server/share",
 }
 
@@ -159,7 +159,7 @@ def test_files_that_a_picture_names_are_not_opened(execute, settings, model, tmp
         assert not (tmp_path / "out").exists()
         if name == "init_image":
             said = execute("generate", *asked, "--trust_paths", code=1)
-            assert "--init_image: /home/you/passport.png cannot be read" in said
+            assert "--init_image: /secret/passport.png cannot be read" in said
     # What is given besides is not the picture's; empty flags leave its files out.
     path = _save(tmp_path / "all.png", {"prompt": ["cat"], "steps": 2, "strength": 0.5, **FOREIGN})
     empty = [f"--{name}=" for name in FOREIGN if name != "model"]
