@@ -18,6 +18,7 @@ import PIL.Image
 from absl import flags, logging
 
 from diffjax.generate import RequestError
+from diffjax.generate.checks import show
 from experiments import common
 
 ENTRY = "diffjax"  # of a PNG's text, as JSON
@@ -30,7 +31,7 @@ SETTINGS = (
 )
 # Those that name files.
 PATHS = ("model", "tokenizer", "lora", "concept", "init_image", "mask", "control", "refiner")
-LONGEST = 2**20  # characters of the settings in a PNG
+LONGEST = 2**16  # characters of the settings in a PNG
 FILE = 2**28  # bytes of a PNG
 PIXELS = 2**26  # of a PNG that holds its settings behind its pixels
 # Flags that mean nothing without another one.
@@ -87,6 +88,10 @@ def choose() -> Settings:
             if flags.FLAGS[name].present:
                 raise common.UsageError(f"--{name} needs --{other}")
             out[name] = flags.FLAGS[name].default  # of a picture whose other flag is left out
+    if any(
+        len(json.dumps({**out, "prompt": [prompt]})) > LONGEST - 100 for prompt in out["prompt"]
+    ):
+        raise common.UsageError("--prompt: a prompt and its settings may have 65,000 characters")
     return out
 
 
@@ -164,7 +169,7 @@ def _read_text(path: Path) -> str:
     if not isinstance(text, str):
         raise common.UsageError(f"{path} holds no settings of experiments.generate")
     if len(text) > LONGEST:
-        raise common.UsageError(f"{path}: its settings have more than 2^20 characters")
+        raise common.UsageError(f"{path}: its settings have more than 2^16 characters")
     return text
 
 
@@ -172,11 +177,11 @@ def _find_fault(flag: Any, value: Any) -> str:
     """Why a value cannot be that of a flag; empty if it can."""
     kinds, called = _KINDS[flag.flag_type()]
     if value is None:
-        return "" if flag.default is None else f"must be {called}, got null"
+        return "" if flag.default is None else f"must be {called}, got None"
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        return f"must be {called}, got {json.dumps(value)[:80]}"
+        return f"must be {called}, got {show(value)}"
     if isinstance(value, list) and not all(isinstance(one, str) for one in value):
-        return f"must be {called}, got {json.dumps(value)[:80]}"
+        return f"must be {called}, got {show(value)}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"must be finite, got {value}"
     if isinstance(value, int) and abs(value) >= 2**63:
@@ -187,10 +192,10 @@ def _find_fault(flag: Any, value: Any) -> str:
     if flag.name in PATHS and any("\0" in text for text in texts):
         return "is no path of a file"
     if flag.name == "variant" and not re.fullmatch(r"[\w.-]+", value):
-        return f"must be a part of a file's name, got {json.dumps(value)[:80]}"
+        return f"must be a part of a file's name, got {show(value)}"
     choices = getattr(flag.parser, "enum_values", None)
     if choices and value not in choices:
-        return f"must be one of {', '.join(choices)}, got {json.dumps(value)[:80]}"
+        return f"must be one of {', '.join(choices)}, got {show(value)}"
     return ""
 
 

@@ -34,7 +34,9 @@ def refuse(argument: str, rest: str) -> RequestError:
 
 def show(value: Any) -> str:
     """A value in a few words for a message."""
-    if isinstance(value, np.ndarray | jax.Array) and value.ndim:
+    if isinstance(value, np.ndarray | jax.Array) and (
+        value.ndim or not hasattr(value.dtype, "kind")
+    ):
         return f"an array of {value.dtype} {value.shape}"
     if isinstance(value, PIL.Image.Image):
         return f"a picture of {value.width} x {value.height} pixels"

@@ -120,7 +120,7 @@ def check(pipe: Pipeline, request: Request, *, guided: bool) -> None:
                 "guidance.negative", f"{count} prompts have {found} negative prompts"
             )
         if not guided:
-            logging.warning("guidance.negative changes nothing where guidance is 1 or less")
+            logging.warning("guidance.negative changes nothing: no step is guided")
     for name, one in told.items():
         if isinstance(one, Embedding):
             _check_embedding(pipe, name, one)

@@ -45,7 +45,7 @@ def _read(key: Any, count: int) -> Any:
         return _check_one("key", key)
     if _is_batch(key):
         read = key
-    elif isinstance(key, list | tuple):
+    elif isinstance(key, list | tuple | range):
         read = [_check_one(f"key[{k}]", one) for k, one in enumerate(key)]
     elif isinstance(key, np.ndarray | jax.Array) and key.ndim == 1 and key.dtype.kind in "iu":
         if isinstance(key, np.ndarray) and _is_raw(key, 1):

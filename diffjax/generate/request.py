@@ -174,7 +174,7 @@ def read_prompts(name: str, value: Any) -> Prompts | Embedding:
         value = value.tolist()
     if isinstance(value, Request):
         raise refuse(name, "is a Request: run it with pipe.steps(request)")
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list | tuple) or hasattr(value, "_fields"):
         known = "a text, a list of texts, or an Embedding"
         hint = ": wrap it, Embedding(array)" if hasattr(value, "dtype") else ""
         raise refuse(name, f"must be {known}, got {show(value)}{hint}")

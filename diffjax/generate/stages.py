@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
+from absl import logging
 
-from diffjax import guidance
+from diffjax import guidance, lora
 from diffjax.generate import conditions, program, scene
 from diffjax.generate.checks import RequestError
 from diffjax.generate.keys import make_keys
@@ -147,8 +149,16 @@ def plan(
     scale = (5.0 if pipe.is_xl else 7.5) if guiding.scale is None else guiding.scale
     scales = guidance.interval(padded, scale, low=guiding.low, high=guiding.high)
     guided = program.how_guided(scales[:length], scale)
+    if guided == "no" and scale > 1:
+        logging.warning(
+            "no step is guided: none has a noise over signal between guidance.low=%g and "
+            "guidance.high=%g",
+            guiding.low,
+            guiding.high,
+        )
     conditions.check(pipe, request, guided=guided != "no")
     _check_controls(pipe, request)
+    _check_adapters(pipe, request)
     hints = program.read_hints(request, layout.size[:2])
     return Plan(
         pipe,
@@ -256,6 +266,22 @@ def _check_controls(pipe: Pipeline, request: Request) -> None:
                     f"control[{k}].net is for another base: its {name} is {theirs[name]}, that of "
                     f"this model {value}",
                 )
+
+
+def _check_adapters(pipe: Pipeline, request: Request) -> None:
+    """
+    Raises:
+        RequestError: an adapter is for layers that this UNet does not have.
+    """
+    for k, one in enumerate(request.loras()):
+        try:
+            jax.eval_shape(lora.merge, pipe.parts.unet.params, one.weights, one.scale)
+        except (ValueError, TypeError, KeyError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise RequestError(
+                f"lora[{k}].weights",
+                f"lora[{k}].weights do not fit this model: {reason}; take pipe.load_lora(path)",
+            ) from error
 
 
 def _widths(net: UNet | T2IAdapter) -> dict[str, Any]:

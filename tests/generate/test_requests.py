@@ -93,7 +93,11 @@ REFUSED = {
         lambda: dict(prompt=diffjax.Request("cat")),
         "run it with pipe.steps(request)",
     ),
+    "prompt Guidance": (lambda: dict(prompt=Guidance(7.5)), "prompt must be a text", "Guidance("),
+    "prompts of numbers": (lambda: dict(prompt=np.array([1, 2])), "prompt must be", "int64 (2,)"),
+    "prompts of two axes": (lambda: dict(prompt=np.array([["a"]])), "prompt must be", "(1, 1)"),
     # embeddings
+    "embedding none": (lambda: dict(prompt=Embedding(None)), "prompt.context must be an array"),
     "embedding of two axes": (lambda: dict(prompt=_context(12, 6)), "prompt.context", "(B, M, D)"),
     "embedding NaN": (
         lambda: dict(prompt=_context(2, 12, 6, fill=NAN)),
@@ -129,6 +133,13 @@ REFUSED = {
     "keys with None": (lambda: dict(key=[1, None]), "key[1]", "None"),
     "keys too many": (lambda: dict(key=[1, 2, 3]), "2 images, but 3 keys or seeds"),
     "keys too few": (lambda: dict(key=[1]), "2 images, but 1 keys or seeds"),
+    "keys of two axes": (
+        lambda: dict(key=jax.random.split(jax.random.key(0), 4).reshape(2, 2)),
+        "key must be a seed",
+        "key<fry> (2, 2)",
+    ),
+    "keys empty": (lambda: dict(key=[]), "2 images, but 0 keys or seeds"),
+    "key set": (lambda: dict(key={1, 2}), "key must be a seed", "(set)"),
     "raw keys too many": (
         lambda: dict(key=np.zeros((3, 2), np.uint32)),
         "2 images, but 3 keys or seeds",
@@ -181,6 +192,13 @@ REFUSED = {
     "guidance text": (lambda: dict(guidance="7.5"), "guidance must be one number", "'7.5'"),
     "guidance bool": (lambda: dict(guidance=True), "guidance must be one number", "True"),
     "guidance list": (lambda: dict(guidance=[7.5, 5]), "guidance must be one number", "(list)"),
+    "guidance tuple": (lambda: dict(guidance=(7.5, "red")), "guidance must be one number"),
+    "guidance complex": (lambda: dict(guidance=1j), "guidance must be one number", "1j"),
+    "guidance key": (
+        lambda: dict(guidance=jax.random.key(0)),
+        "guidance must be one",
+        "key<fry> (",
+    ),
     "guidance schedule": (
         lambda: dict(guidance=Guidance(np.linspace(7, 1, 50))),
         "guidance.scale must be one number, got an array of float64 (50,)",
@@ -217,6 +235,8 @@ REFUSED = {
     "size of three": (lambda: dict(size=(16, 16, 3)), "size must be two whole numbers"),
     "size list of floats": (lambda: dict(size=[16.0, 16]), "size must be a whole number", "16.0"),
     "size with zero": (lambda: dict(size=(16, 0)), "size must lie in [1, 65536], got 0"),
+    "size of all fields": (lambda: dict(size=tuple(Size(16, 16))), "size must be two whole"),
+    "size array of floats": (lambda: dict(size=np.array([16.0, 16])), "size must be a whole num"),
     "size dict": (lambda: dict(size={"height": 16}), "size must be", "(dict)"),
     "size uneven": (
         lambda: dict(size=(SIZE + 1, SIZE)),
@@ -270,6 +290,12 @@ REFUSED = {
     "image dict": (lambda: dict(image={"pixels": 0}), "image must be a picture or an array"),
     "image none": (lambda: dict(image=Image(None)), "image.pixels must be a picture", "None"),
     "image twice": (lambda: dict(image=Image(Image(g.picture()))), "image.pixels must be a pic"),
+    "images of paths": (lambda: dict(image=["a.png", "b.png"]), "image: "),
+    "image and strength": (lambda: dict(image=(g.picture(), 0.5)), "image: "),
+    "images of two sizes": (lambda: dict(image=[g.picture(), g.picture()[:8]]), "image: "),
+    "images none": (lambda: dict(image=[]), "image: "),
+    "strength bool": (lambda: _image(True), "image.strength must be a number, got True"),
+    "mask of texts": (lambda: _image(mask=["a"]), "image.mask: "),
     "mask path": (lambda: _image(mask="mask.png"), "image.mask must be a picture", "open it"),
     "strength NaN": (lambda: _image(NAN), "image.strength must lie in [0, 1], got nan"),
     "strength above": (lambda: _image(1.5), "image.strength must lie in [0, 1], got 1.5"),
@@ -315,6 +341,11 @@ REFUSED = {
         lambda: dict(control=Control(_net(), np.zeros((3, SIZE, SIZE, 3)))),
         "control[0].image: give one control image",
     ),
+    "hint NaN": (
+        lambda: dict(control=Control(_net(), np.full((SIZE, SIZE, 3), NAN))),
+        "control[0].image: ",
+    ),
+    "control dict": (lambda: dict(control={}), "control must be a list"),
     "control scale NaN": (lambda: _control(NAN), "control[0].scale must be finite, got nan"),
     "control scale list": (lambda: _control([1.0]), "control[0].scale must be a number"),
     "control window": (lambda: _control(1, 0.7, 0.2), "control[0].start must be below end", "0.7"),
@@ -326,9 +357,25 @@ REFUSED = {
     "lora path": (lambda: dict(lora="lora.safetensors"), "lora must be a list such as [Lora(pipe"),
     "lora of a path": (lambda: dict(lora=Lora("f")), "lora[0].weights must come from pipe.load_"),
     "lora empty": (lambda: dict(lora=Lora({})), "lora[0].weights must come from"),
+    "lora without a half": (
+        lambda: dict(lora=Lora({"conv_in": {"lora_A": {"kernel": np.zeros((3, 3, 4, 2))}}})),
+        "lora[0].weights do not fit this model: it has no 'lora_B'",
+    ),
+    "lora of another model": (
+        lambda: dict(lora=Lora({"conv_up": {"lora_A": {}, "lora_B": {}}})),
+        "lora[0].weights do not fit this model: the network has no weights for conv_up",
+    ),
     "lora scale": (lambda: dict(lora=Lora({"a": {}}, NAN)), "lora[0].scale must be finite"),
     "refiner path": (lambda: dict(refiner="XL_REFINER"), "refiner must be a pipeline or Refiner("),
     "refiner number": (lambda: dict(refiner=0.8), "refiner must be a pipeline", "0.8"),
+    "refiner twice": (
+        lambda: dict(refiner=Refiner(Refiner(g.pipeline("sd1")))),
+        "refiner must be a pipeline",
+    ),
+    "refiner of one step": (
+        lambda: dict(refiner=g.pipeline("sd1"), sampler=1),
+        "no step of this grid lies before end=0.8",
+    ),
     "refiner start": (
         lambda: dict(refiner=Refiner(g.pipeline("sd1"), 1.0)),
         "refiner.start must lie between 0 and 1, got 1",
@@ -360,6 +407,7 @@ ACCEPTED = {
     "prompt array": lambda: dict(prompt=np.array(g.PROMPTS)),
     "prompts of NumPy": lambda: dict(prompt=[np.str_(prompt) for prompt in g.PROMPTS]),
     "seeds of NumPy": lambda: dict(key=np.array([3, 4])),
+    "seeds in a range": lambda: dict(key=range(3, 5)),
     "seeds as uint8": lambda: dict(key=np.array([3, 4], np.uint8)),
     "seeds of JAX": lambda: dict(key=jnp.array([3, 4])),
     "seeds one by one": lambda: dict(key=[np.int64(3), jnp.asarray(4)]),
@@ -509,7 +557,13 @@ def test_a_model_of_pooled_embeddings_says_so(compiled):
 def test_a_negative_prompt_without_guidance_is_said(pipe, caplog):
     with caplog.at_level("WARNING"):
         _make(pipe, guidance=Guidance(1.0, "red"))
-    assert "guidance.negative changes nothing" in caplog.text
+    assert "guidance.negative changes nothing: no step is guided" in caplog.text
+
+
+def test_an_interval_without_a_step_is_said(pipe, caplog):
+    with caplog.at_level("WARNING"):
+        _make(pipe, guidance=Guidance(5.0, low=1000))
+    assert "no step is guided: none has a noise over signal" in caplog.text
 
 
 # ---- names of diffusers, and names that are close ----------------------------------------------
