@@ -155,11 +155,11 @@ def test_files_that_a_picture_names_are_not_opened(execute, settings, model, tmp
         path = _save(tmp_path / f"{name}.png", {"prompt": ["cat"], name: value})
         asked = [f"--from_image={path}", f"--out={tmp_path / 'out'}"]
         asked += [] if name == "model" else [f"--model={model}"]
-        said = execute("generate", *asked, code=1)
+        said = execute("generate", *asked, code=2)
         assert f"names files: --{name}={json.dumps(value)}" in said, said
         assert not (tmp_path / "out").exists()
         if name == "init_image":
-            said = execute("generate", *asked, "--trust_paths", code=1)
+            said = execute("generate", *asked, "--trust_paths", code=2)
             assert "--init_image: /secret/passport.png cannot be read" in said
     # What is given besides is not the picture's; empty flags leave its files out.
     path = _save(tmp_path / "all.png", {"prompt": ["cat"], "steps": 2, "strength": 0.5, **FOREIGN})
@@ -210,7 +210,7 @@ WRONG = {
 @pytest.mark.parametrize("flag", WRONG, ids=lambda flag: flag[:30])
 def test_a_wrong_flag_is_named_before_a_model_is_loaded(execute, tmp_path, flag):
     out = tmp_path / "out"
-    said = execute("generate", "--model=none", "--prompt=cat", flag, f"--out={out}", code=1)
+    said = execute("generate", "--model=none", "--prompt=cat", flag, f"--out={out}", code=2)
     assert f"error: {WRONG[flag]}" in said and "Traceback" not in said
     assert not out.exists()
 
@@ -224,5 +224,5 @@ def test_a_flag_that_does_not_fit_the_model_is_named(execute, model, tmp_path):
         (["--eta=0.5", "--sampler=euler"], "--sampler: EulerDiscreteScheduler takes no eta"),
         (["--steps=1001"], "--steps: "),
     ):
-        said = execute("generate", *asked, *flags, code=1)
+        said = execute("generate", *asked, *flags, code=2)
         assert f"error: {message}" in said and "Traceback" not in said

@@ -150,11 +150,12 @@ REFUSED = {
         "wrap_key_data(key), or key.tolist()",
     ),
     # samplers
-    "sampler unknown": (lambda: dict(sampler="eular"), "unknown sampler 'eular'", "euler"),
+    "sampler unknown": (lambda: dict(sampler="eular"), "unknown sampler 'eular'", "mean 'euler'?"),
     "sampler empty": (lambda: dict(sampler=""), "unknown sampler ''"),
     "sampler class unknown": (
         lambda: dict(sampler="EulerDiskrete"),
         "unknown scheduler class 'EulerDiskrete'",
+        "Did you mean 'EulerDiscrete'?",
     ),
     "sampler not supported": (lambda: dict(sampler="DPMSolverSDE"), "is not supported: it draws"),
     "sampler object": (lambda: dict(sampler=object()), "sampler must be a name"),
@@ -172,7 +173,11 @@ REFUSED = {
     "steps text": (lambda: dict(sampler=Sampling(steps="5")), "sampler.steps must be", "'5'"),
     "steps too many": (lambda: dict(sampler=10**9), "sampler.steps must lie in", "1000000000"),
     "steps of the schedule": (lambda: dict(sampler=1001), "1001"),
-    "grid unknown": (lambda: dict(sampler=Sampling(grid="karas")), "unknown grid 'karas'"),
+    "grid unknown": (
+        lambda: dict(sampler=Sampling(grid="karas")),
+        "unknown grid 'karas'",
+        "mean 'karras'?",
+    ),
     "grid list": (lambda: dict(sampler=Sampling(grid=["karras"])), "sampler.grid must be a text"),
     "options list": (
         lambda: dict(sampler=Sampling(options=["rho"])),
@@ -351,7 +356,11 @@ REFUSED = {
     "control window": (lambda: _control(1, 0.7, 0.2), "control[0].start must be below end", "0.7"),
     "control start": (lambda: _control(1, -0.1), "control[0].start must lie in [0, 1], got -0.1"),
     "control end NaN": (lambda: _control(1, 0, NAN), "control[0].end must lie in [0, 1], got nan"),
-    "balance": (lambda: _control(balance="gess"), "unknown balance 'gess'"),
+    "balance": (
+        lambda: _control(balance="gess"),
+        "unknown balance 'gess'",
+        "Did you mean 'guess'?",
+    ),
     "balance none": (lambda: _control(balance=None), "control[0].balance must be a text"),
     # adapters and refiners
     "lora path": (lambda: dict(lora="lora.safetensors"), "lora must be a list such as [Lora(pipe"),
@@ -586,6 +595,7 @@ def test_an_interval_without_a_step_is_said(pipe, caplog):
         (dict(output_type="pil"), "here: output='pil'"),
         (dict(prompt_embeds=g.picture()), "here: prompt=Embedding(context)"),
         (dict(sampeler="euler"), "unknown argument 'sampeler'; choose one of"),
+        (dict(sampeler="euler"), "Did you mean 'sampler'?"),
     ],
 )
 def test_arguments_of_other_names_are_answered(pipe, compiled, options, message):
