@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import diffjax
 from diffjax import control, generate
+from diffjax.data import pictures
 from diffjax.pretrained import load_model, load_single_file
 from diffjax.pretrained.files import weights_file
 from diffjax.pretrained.models import Model
@@ -154,11 +155,11 @@ def _open(flag: str, path: str) -> PIL.Image.Image:
         UsageError: there is none, or it is damaged or too large.
     """
     try:
-        with PIL.Image.open(path) as picture:
-            picture.load()
-            return picture
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        return pictures.open_image(path)
+    except OSError as error:
         raise common.UsageError(f"--{flag}: {path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise common.UsageError(f"--{flag}: {error}") from error
 
 
 def load_controlnet(path: str, dtype: Any, variant: str | None = None) -> Model:
@@ -292,8 +293,8 @@ def main() -> None:
     groups = math.ceil(len(todo) / size)
     for some in tqdm(batches(todo, size), total=groups, desc="images", unit="batch"):
         with settings.name_flags():
-            pictures = run(pipe, request, [wanted[k] for k in some])
-        for k, picture in dict(zip(some, pictures, strict=True)).items():
+            made = run(pipe, request, [wanted[k] for k in some])
+        for k, picture in dict(zip(some, made, strict=True)).items():
             save(picture, folder / f"{k:05d}.png", wanted[k])
     logging.info("%d images in %s", len(wanted), folder)
 
