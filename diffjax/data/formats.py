@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
+    *(".ppm", ".tif", ".tiff", ".webp"),
+)  # of `diffjax.data.pictures.FORMATS`
 _GZIP_MAGIC = b"\x1f\x8b"
 _IDX_UBYTE = 0x08
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # a label byte, then the red, green and blue planes
@@ -144,22 +147,25 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as RGB, upright as its EXIF orientation says: uint8 (H, W, 3).
+Size = int | tuple[int, int]  # pixels on a side of a square, or (height, width)
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """(height, width) in pixels of a size.
 
     Raises:
-      ValueError: the file is truncated or no image.
+      ValueError: it is neither a number of pixels nor (height, width), or one is below 1.
     """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError: broken PNG
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    whole = all(isinstance(side, int | np.integer) and side is not True for side in pair)
+    if len(pair) != 2 or not whole or min(pair) < 1:
+        raise ValueError(
+            f"image_size={size!r}: must be a number of pixels or (height, width), at least 1 each"
+        )
+    return int(pair[0]), int(pair[1])
 
 
-def center_crop_resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
     """Largest central square, or rectangle, resized to (size, size, C) by Pillow's bicubic filter.
 
     Pillow widens the filter when it shrinks an image, so there is no aliasing (Parmar et al. 2022,
@@ -169,7 +175,7 @@ def center_crop_resize(image: np.ndarray, size: int | tuple[int, int]) -> np.nda
       size: of the square, or (height, width).
     """
     height, width, channels = image.shape
-    h, w = (size, size) if isinstance(size, int) else size
+    h, w = sides(size)
     if (height, width) == (h, w):
         return image
     _, (top, left), (rows, columns) = central((height, width), (h, w))
@@ -191,24 +197,6 @@ def central(
     size = max(1, round(wanted[0] * factor)), max(1, round(wanted[1] * factor))
     corner = (found[0] - size[0]) // 2, (found[1] - size[1]) // 2
     return factor, corner, size
-
-
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of an image file, upright as `read_image` gives it, from its header.
-
-    Raises:
-      ValueError: the file is no image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    return (width, height) if turned else (height, width)
 
 
 def list_images(root: Path) -> list[Path]:

@@ -7,19 +7,21 @@ Text-to-image, image-to-image, inpainting, ControlNet and base with refiner diff
 loop starts, what the network is given beside z, and whether a step puts known pixels back.
 """
 
+from diffjax.generate.checks import RequestError
 from diffjax.generate.options import (
     GRIDS,
     SAMPLERS,
     Control,
     Guidance,
     Image,
+    Latents,
     Lora,
     Refiner,
-    Request,
     Sampling,
     Size,
 )
 from diffjax.generate.pipeline import Pipeline, Progress, load
+from diffjax.generate.request import Request
 from diffjax.pretrained.prompts import Embedding, Prompt
 
 __all__ = [
@@ -29,12 +31,14 @@ __all__ = [
     "Embedding",
     "Guidance",
     "Image",
+    "Latents",
     "Lora",
     "Pipeline",
     "Progress",
     "Prompt",
     "Refiner",
     "Request",
+    "RequestError",
     "Sampling",
     "Size",
     "load",

@@ -32,6 +32,7 @@ from diffjax.pretrained.tokenizers import (
     save_tokenizer,
 )
 from diffjax.pretrained.vaes import choose_dtype, load_vae
+from diffjax.types import summarize
 
 TEXTS = ("text_encoder", "text_encoder_2")
 _SCHEDULE = dict(
@@ -76,6 +77,9 @@ class Components(NamedTuple):
     texts: dict[str, TextEncoder]
     scheduler: dict[str, Any]
     manifest: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return summarize(self)
 
 
 def load_components(

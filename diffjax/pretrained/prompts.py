@@ -17,7 +17,7 @@ from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.recognise import WORD, describe_keys
 from diffjax.pretrained.state_dict import name_some
 from diffjax.pretrained.tokenizers import Tokenizer, Tokens, with_concept
-from diffjax.types import Array, PyTree
+from diffjax.types import Array, PyTree, summarize
 
 _EMBEDDING = "text_model.embeddings.token_embedding"
 
@@ -27,6 +27,9 @@ class TextEncoder(NamedTuple):
 
     tokenizer: Tokenizer
     model: Model
+
+    def __repr__(self) -> str:
+        return summarize(self)
 
 
 class Prompt(NamedTuple):
@@ -51,6 +54,9 @@ class Embedding(NamedTuple):
 
     context: Array
     pooled: Array | None = None
+
+    def __repr__(self) -> str:
+        return summarize(self)
 
 
 def encode(
