@@ -140,6 +140,7 @@ def test_pictures_that_are_none_or_too_large(settings, tmp_path, caplog):
 FOREIGN = {
     "model": "/secret/secret",
     "tokenizer": "/etc",
+    "vae": "/secret/vae",
     "lora": ["/secret/x.safetensors:0.5"],
     "concept": ["x.pt:word"],
     "init_image": "/secret/passport.png",
