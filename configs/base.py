@@ -28,6 +28,8 @@ def base() -> ConfigDict:
                 "augment": 0.0,  # probability of each of EDM's augmentations
                 "threads": 2,  # that read ahead, in each process
                 "prefetch": 2,  # batches read ahead; those on the devices come on top
+                "caption_column": "",  # of metadata files; empty: text, caption or prompt
+                "damaged": "stop",  # or skip: another picture takes the place of a damaged one
             },
             "network": {
                 "name": "unet",
