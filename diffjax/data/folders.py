@@ -31,6 +31,10 @@ _UNREAD = (".avif", ".heic", ".heif", ".jp2", ".jpe", ".jfif", ".jxl", ".pgm", "
 _SYSTEM = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information")
 
 
+class NoSuchSplit(ValueError):
+    """A folder has no split of that name."""
+
+
 def name_some(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -76,7 +80,11 @@ def list_images(root: Path) -> list[Path]:
     Raises:
         OSError: as `list_files`.
     """
-    files = list_files(root)
+    return select_images(root, list_files(root))
+
+
+def select_images(root: Path, files: Sequence[Path]) -> list[Path]:
+    """The image files among those of a folder, see `list_images`."""
     unread = [file.name for file in files if file.suffix.lower() in _UNREAD]
     if unread:
         logging.warning(
@@ -128,7 +136,8 @@ def split_folders(root: Path, paths: Sequence[Path], split: str) -> list[Path]:
         paths: the pictures below ``root``.
 
     Raises:
-        ValueError: there is no such split; or as `find_splits`.
+        NoSuchSplit: there is none of that name, with those that there are.
+        ValueError: as `find_splits`.
     """
     if split not in (*SPLITS, ALL) and (root / split).is_dir():
         return [root / split]
@@ -139,9 +148,8 @@ def split_folders(root: Path, paths: Sequence[Path], split: str) -> list[Path]:
         return [root]
     if split in splits:
         return [splits[split]]
-    raise ValueError(
-        f"{root} has no split {split!r}: choose from {', '.join([*sorted(splits or {'train'}), ALL])}"
-    )
+    known = ", ".join([*sorted(splits or {"train"}), ALL])
+    raise NoSuchSplit(f"{root} has no split {split!r}: choose from {known}")
 
 
 def select_below(paths: Sequence[Path], folders: Sequence[Path]) -> list[Path]:

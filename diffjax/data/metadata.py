@@ -77,6 +77,12 @@ def read_table(root: Path, files: Sequence[Path], *, caption_column: str = "") -
     return table
 
 
+def without_hints(paths: Sequence[Path], table: Table) -> list[Path]:
+    """Those pictures that are more than the hints of others."""
+    hints = set(table.hints.values()) - table.rows.keys()
+    return [path for path in paths if path not in hints]
+
+
 def _add(
     table: Table,
     file: Path,
