@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 import diffjax
 from diffjax import data, grids, samplers
+from diffjax.data.text import split_lines
 from diffjax.tasks import (
     Diffusion,
     make_autoencoder_task,
@@ -391,7 +392,7 @@ def untrained(cfg: ConfigDict, task: Task, frozen: Any = None) -> State:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; a cut last line, as a killed run leaves it, is dropped."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in split_lines(path.read_text("utf-8", "replace")) if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -161,7 +161,7 @@ def _backend(path: Path) -> hf.Tokenizer:
     if not ((path / "vocab.json").exists() and (path / "merges.txt").exists()):
         raise FileNotFoundError(f"{path} has neither tokenizer.json nor vocab.json and merges.txt")
     vocabulary = read_json(inside(path, "vocab.json"))
-    lines = inside(path, "merges.txt").read_text("utf-8").splitlines()
+    lines = inside(path, "merges.txt").read_text("utf-8").split("\n")
     pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
     if wrong := [pair for pair in pairs if len(pair) != 2]:
         raise ValueError(f"{path / 'merges.txt'} has a line that is no pair: {wrong[0]}")
