@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.base import make_size_field
 from experiments import weights
 
 
@@ -25,8 +26,16 @@ def get_config(path: str) -> ConfigDict:
         ValueError: the file is not JSON, or holds no config.
     """
     if path.endswith(".safetensors"):
-        return ConfigDict(_tuples(weights.config_of(Path(path))))
+        return _config(weights.config_of(Path(path)))
     try:
-        return ConfigDict(_tuples(json.loads(Path(path).read_text())))
+        return _config(json.loads(Path(path).read_text()))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not a config: {error}") from error
+
+
+def _config(stored: Any) -> ConfigDict:
+    """A config whose image size can be overridden by a number or by (height, width)."""
+    values = _tuples(stored)
+    if "image_size" in values.get("data", {}):
+        values["data"]["image_size"] = make_size_field(values["data"]["image_size"])
+    return ConfigDict(values)
