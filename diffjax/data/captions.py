@@ -165,11 +165,7 @@ def _from_files(
 ) -> list[str]:
     beside = [_beside(path) for path in paths]
     if without := [path.name for path, file in zip(paths, beside, strict=True) if file is None]:
-        raise ValueError(
-            f"{folders.name_some(without)} in {root} have no caption: "
-            f"{_explain_absence(root, files, table)}, and there is no {' or '.join(_SUFFIXES)} "
-            "beside them"
-        )
+        raise ValueError(_explain_absence(root, folders.name_some(without), files, table))
     found = [file for file in beside if file is not None]
     stems = {path.with_suffix("") for path in folders.select_images(root, files)}
     alone = [f.name for f in files if f.suffix in _SUFFIXES and f.with_suffix("") not in stems]
@@ -181,18 +177,22 @@ def _from_files(
     return [text.read_text(file).strip() for file in found]
 
 
-def _explain_absence(root: Path, files: list[Path], table: metadata.Table) -> str:
-    """Why no metadata file has captions."""
-    if table.files:
-        columns = ", ".join(dict.fromkeys(table.columns)) or "no rows"
+def _explain_absence(root: Path, names: str, files: list[Path], table: metadata.Table) -> str:
+    """The message of pictures without captions: where they were looked for."""
+    beside = f"there is no {' or '.join(_SUFFIXES)} beside them"
+    if table.columns:
         return (
-            f"{table.files[0]} has none of the columns {', '.join(metadata.CAPTIONS)} but "
-            f"{columns}; choose one with data.caption_column (caption_column in Python)"
+            f"{table.files[0]} has no captions for {names}: its columns are "
+            f"{', '.join(dict.fromkeys(table.columns))}, and none of them is "
+            f"{' or '.join(metadata.CAPTIONS)}; choose one with data.caption_column "
+            "(caption_column in Python)"
         )
+    if table.files:
+        return f"{table.files[0]} has no captions for {names}, and {beside}"
     others = [file for file in files if file.stem == "metadata"]
-    if others:
-        return f"{others[0]} is not read, only {' and '.join(metadata.FILES)} are"
-    return f"there is no {' or '.join(metadata.FILES)}"
+    read = f"{' or '.join(metadata.FILES)}"
+    why = f"{others[0]} is not read, only {read}" if others else f"there is no {read}"
+    return f"{names} in {root} have no caption: {why}, and {beside}"
 
 
 def _beside(path: Path) -> Path | None:

@@ -16,16 +16,12 @@ Everything is NumPy, a function of the batch alone, and runs in the threads that
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from diffjax.data import captions, formats
-from diffjax.data.datasets import Source, load
 from diffjax.types import build
 
 Batch = Mapping[str, np.ndarray]
@@ -213,68 +209,3 @@ KINDS: dict[str, Callable[..., Hints]] = {
     "depth": _depth,
     "given": _given,
 }
-
-
-def paired(
-    root: str | Path,
-    *,
-    split: str = "train",
-    image_size: formats.Size | None = None,
-    channels: int = 3,
-) -> Source:
-    """``root/images`` with what belongs to each: ``root/hints``, captions, ``root/NAME.npy``.
-
-    Captions stand among the images as `diffjax.data.captions` says. The hint ``a/b.png`` belongs
-    to the image ``a/b.jpg``; it is cropped and resized like it. Row i of an array belongs to image
-    i in alphabetical order, and is what a batch has as NAME: token ids ``text``, or the embeddings
-    that Stable Diffusion XL is told (`diffjax.tasks.conditions`).
-
-    Args:
-        image_size, channels: of the images, see `load`. Hints are RGB.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or it holds no images.
-        ValueError: an image has no hint, or a hint no image (some are named); or an array has
-            another number of rows.
-    """
-    root = Path(root)
-    images = root / "images"
-    kind = "captioned_folder" if captions.has_captions(images) else "image_folder"
-    source = load(kind, split=split, data_dir=str(images), image_size=image_size, channels=channels)
-    pictures = _pictures(root, split, len(source)) if (root / "hints").is_dir() else []
-    arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(root.glob("*.npy"))}
-    for name, array in arrays.items():
-        if len(array) != len(source):
-            raise ValueError(f"{root / name}.npy has {len(array)} rows for {len(source)} images")
-
-    def read(path: Path) -> np.ndarray:
-        picture = formats.read_image(path)
-        return picture if image_size is None else formats.center_crop_resize(picture, image_size)
-
-    def more(indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        out = source.more(indices) if source.more else {}
-        out |= {name: np.asarray(array[np.asarray(indices)]) for name, array in arrays.items()}
-        if pictures:
-            hints = np.stack([read(pictures[i]) for i in indices])
-            out["hint"] = hints.astype(np.float32) / 255
-        return out
-
-    return dataclasses.replace(source, more=more)
-
-
-def _pictures(root: Path, split: str, count: int) -> list[Path]:
-    """The hint of every image."""
-    folders = [root / "images", root / "hints"]
-    folders = [f / split if (f / split).is_dir() else f for f in folders]
-    names, hints = (
-        {p.relative_to(f).with_suffix("").as_posix(): p for p in formats.list_images(f)}
-        for f in folders
-    )
-    if alone := sorted(set(names) ^ set(hints)):
-        raise ValueError(
-            f"{len(alone)} files in {root} are either an image without a hint or a hint without an "
-            f"image, such as {', '.join(alone[:3])}"
-        )
-    if len(names) != count:
-        raise ValueError(f"{folders[0]} has several images of one name, with different suffixes")
-    return [hints[name] for name in names]

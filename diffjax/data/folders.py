@@ -1,4 +1,4 @@
-"""Folders of pictures: which files belong to a split, which class each is of, what tells them apart.
+"""Folders of pictures: the files of a split, the class of each, and what tells folders apart.
 
 A folder *is split* if every sub-folder with pictures has a split's name, such as ``train`` and
 ``test``. Else its sub-folders are classes. One that has
@@ -207,19 +207,21 @@ def number_classes(
 # ---- what tells data apart ----------------------------------------------------------------------
 
 
-def make_fingerprint(root: Path, paths: Sequence[Path], texts: Sequence[str] = ()) -> dict[str, Any]:
+def make_fingerprint(
+    root: Path, paths: Sequence[Path], texts: Sequence[str] = ()
+) -> dict[str, Any]:
     """Count, names and sizes in bytes of files, and digests of them and of their captions.
 
     Names are relative to ``root``, so that a folder may be moved. Of more than `LISTED` files the
     first ones are listed; the digest covers all.
     """
-    rows = [[path.relative_to(root).as_posix(), path.stat().st_size] for path in paths]
+    rows = [(path.relative_to(root).as_posix(), path.stat().st_size) for path in paths]
     listing = "".join(f"{name}\0{size}\n" for name, size in rows)
     found = {
         "count": len(rows),
         "bytes": sum(size for _, size in rows),
         "digest": _digest(listing),
-        "files": rows[:LISTED],
+        "files": [list(row) for row in rows[:LISTED]],
     }
     return found | ({"captions": _digest("\0".join(texts))} if texts else {})
 

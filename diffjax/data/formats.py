@@ -144,6 +144,10 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+class DamagedImage(ValueError):
+    """A file is truncated or holds no image."""
+
+
 Size = int | tuple[int, int]  # pixels on a side of a square, or (height, width)
 
 
@@ -169,16 +173,16 @@ def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
       channels: 3 for RGB, 1 for grey.
 
     Raises:
-      ValueError: the file is truncated or no image.
+      DamagedImage: the file is truncated or no image.
     """
     try:
         with Image.open(path) as image:
             picture = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
             return np.asarray(picture).reshape(picture.height, picture.width, channels)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError: broken PNG
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, OSError) and error.errno:  # of the disk, not of the file's content
             raise
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        raise DamagedImage(f"{path} cannot be read as an image: {error}") from error
 
 
 def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
@@ -218,40 +222,25 @@ def central(
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    except (OSError, SyntaxError):  # a PNG may be damaged before its EXIF; its header is not
+        return False
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of an image file, upright as `read_image` gives it, from its header.
 
     Raises:
-      ValueError: the file is no image.
+      DamagedImage: the file is no image.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+            turned = _is_turned(image)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise DamagedImage(f"{path} cannot be read as an image: {error}") from error
     return (width, height) if turned else (height, width)
-
-
-def list_images(root: Path) -> list[Path]:
-    """Image files below a folder, in alphabetical order; hidden ones are left out."""
-    found = (p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
-
-
-def folder_labels(root: Path, paths: list[Path]) -> tuple[np.ndarray, int]:
-    """Labels (N,) from the first sub-folder of each path, in alphabetical order, and their number.
-
-    Raises:
-      ValueError: there are images both in sub-folders and outside.
-    """
-    parts = [path.relative_to(root).parts for path in paths]
-    loose = [p[0] for p in parts if len(p) == 1]
-    if len(loose) == len(parts):
-        return np.zeros(len(parts), np.int32), 0
-    if loose:
-        raise ValueError(
-            f"{root} has images both in sub-folders (classes) and outside, such as {loose[0]}"
-        )
-    classes = {c: i for i, c in enumerate(sorted({p[0] for p in parts}))}
-    return np.asarray([classes[p[0]] for p in parts], np.int32), len(classes)

@@ -77,6 +77,25 @@ def read_table(root: Path, files: Sequence[Path], *, caption_column: str = "") -
     return table
 
 
+def find_hints(root: Path, files: Sequence[Path]) -> set[Path]:
+    """Pictures that metadata files name as hints only; without a look at captions.
+
+    Raises:
+        ValueError: a line of a file with hints is damaged.
+    """
+    known = {_key(path.relative_to(root).as_posix()): path for path in files}
+    hints: set[Path | None] = set()
+    pictures: set[Path | None] = set()
+    for file in files:
+        if file.name not in FILES or HINTS[0] not in text.read_text(file):
+            continue
+        for row in read_rows(file):
+            for columns, found in ((HINTS, hints), (PICTURES, pictures)):
+                name = _text_of(row, columns)
+                found.add(_locate(file, name, (root, known)) if name else None)
+    return {path for path in hints - pictures if path}
+
+
 def without_hints(paths: Sequence[Path], table: Table) -> list[Path]:
     """Those pictures that are more than the hints of others."""
     hints = set(table.hints.values()) - table.rows.keys()

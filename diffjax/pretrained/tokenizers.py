@@ -198,7 +198,7 @@ def train_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
     Args:
         length: tokens of a chunk with start and end.
     """
-    letters = sorted({letter for word in words for letter in word.lower()})
+    letters = sorted({letter for word in words for letter in word})
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     merges: dict[tuple[str, str], None] = {}
     for word in words:

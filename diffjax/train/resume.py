@@ -99,7 +99,7 @@ def data_differences(old: Mapping[str, Any] | None, new: Mapping[str, Any] | Non
 
 def _file_changes(old: list[Any], new: list[Any]) -> list[str]:
     """Files that were added, removed or have another size, the first of them by name."""
-    before, after = ({name: size for name, size in rows} for rows in (old, new))
+    before, after = (dict(rows) for rows in (old, new))
     changed = [name for name in before if name in after and before[name] != after[name]]
     found = []
     for what, names in (

@@ -114,7 +114,7 @@ def test_a_picture_beside_the_splits_is_left_out_and_said(tmp_path, caplog):
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
     make(tmp_path, "train/a.png", "val/b.png")
-    with pytest.raises(folders.NoSuchSplit, match="no split 'test': choose from train, val, all"):
+    with pytest.raises(folders.NoSuchSplit, match=r"no split 'test': choose from train, val, all"):
         split_names(tmp_path, "test")
 
 
@@ -123,7 +123,7 @@ def test_classes_are_numbered_by_those_that_training_knows(tmp_path):
     assert labels.tolist() == [1, 0, 1] and names == ("a", "b")
     labels, names = folders.number_classes(["b"], ("a", "b", "c"), "here")
     assert labels.tolist() == [1] and names == ("a", "b", "c")
-    with pytest.raises(ValueError, match="here has .* does not know: d; the classes are a, b"):
+    with pytest.raises(ValueError, match=r"here has .* does not know: d; the classes are a, b"):
         folders.number_classes(["d", "a"], ("a", "b"), "here")
     labels, names = folders.number_classes(["", ""], (), "here")
     assert labels.tolist() == [0, 0] and names == ()
