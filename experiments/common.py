@@ -36,7 +36,7 @@ from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import host_share, make_mesh, tree_sharding, with_sharding
 from diffjax.types import Task
-from experiments import classifying, controlled, finetuning, inputs, weights
+from experiments import classifying, controlled, discovery, finetuning, inputs, weights, words
 from experiments import stored_config as stored_config_module
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -201,6 +201,14 @@ def workdir() -> Path:
     return Path(WORKDIR.value)
 
 
+def trained_workdir() -> Path | None:
+    """The --workdir flag, if a run there has a checkpoint: what it knows of its data holds."""
+    if not WORKDIR.value:
+        return None
+    folder = Path(WORKDIR.value)
+    return folder if any((folder / "checkpoints").glob("[0-9]*")) else None
+
+
 def config() -> ConfigDict:
     """The --config flag (or the config of the workdir) with the short sampling flags applied."""
     chosen = CONFIG.value
@@ -212,6 +220,7 @@ def config() -> ConfigDict:
     for key in SAMPLING_FLAGS[:-2]:
         if values.get(key) is not None:
             chosen.sample[key] = values[key]
+    discovery.settle(chosen)
     return chosen
 
 
@@ -283,13 +292,8 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
     """
     if cfg.data.name == "noise":
         return inputs.noise(cfg)
-    source = _loaded(
-        cfg.data.name,
-        split or cfg.data.split,
-        cfg.data.dir or None,
-        image_shape(cfg),
-        None if split else inputs.buckets_of(cfg),
-    )
+    buckets = None if split else inputs.buckets_of(cfg)
+    source = load_source(cfg, split or cfg.data.split, image_shape(cfg), buckets)
     found, wanted = tuple(source.shape), image_shape(cfg)
     if found != wanted:
         raise UsageError(
@@ -298,7 +302,30 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
         )
     if source.levels != cfg.data.levels:
         raise UsageError(f"{cfg.data.name} has {source.levels} grey levels, not {cfg.data.levels}")
+    discovery.check_classes(cfg, source)
+    if words.are_own(cfg):
+        return words.with_words(cfg, source)
     return finetuning.with_tokens(cfg, source) if "model" in cfg else source
+
+
+def load_source(
+    cfg: ConfigDict,
+    split: str,
+    shape: tuple[int, int, int],
+    buckets: data.Buckets | None = None,
+) -> data.Source:
+    """The data set of a config in any shape (H, W, C), not checked.
+
+    Of folders, the classes are those that the run in the workdir knows.
+    """
+    folder = cfg.data.name in data.FOLDERS
+    options = {
+        "classes": discovery.known_classes(cfg) if folder else (),
+        "caption_column": cfg.data.get("caption_column", ""),
+        "damaged": cfg.data.get("damaged", "stop"),
+    }
+    given = tuple(sorted(options.items()))
+    return _loaded(cfg.data.name, split, cfg.data.dir or None, shape, buckets, given)
 
 
 def test_source(cfg: ConfigDict) -> data.Source:
@@ -310,13 +337,14 @@ def test_source(cfg: ConfigDict) -> data.Source:
         return source_of(cfg)
 
 
-@functools.lru_cache(maxsize=2)  # training and test split; their images are read-only
+@functools.lru_cache(maxsize=3)  # training and test split, a survey; their images are read-only
 def _loaded(
     name: str,
     split: str,
     folder: str | None,
     shape: tuple[int, int, int],
     buckets: data.Buckets | None,
+    options: tuple[tuple[str, Any], ...],
 ) -> data.Source:
     height, width, channels = shape
     return data.load(
@@ -326,6 +354,7 @@ def _loaded(
         image_size=(height, width),
         channels=channels if name in data.FOLDERS else None,
         buckets=buckets,
+        **dict(options),
     )
 
 
