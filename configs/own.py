@@ -24,15 +24,15 @@ from configs.base import base, select
 
 def plain() -> ConfigDict:
     config = base()
-    config.data.update(name="image_folder", image_size=0, channels=0, levels=0, batch_size=32)
+    config.data.update(name="image_folder", image_size=0, channels=0, levels=0, batch_size=16)
     config.data.longest_side = 64
-    config.network.update(patch=2, channels=64, multipliers=(1, 2), blocks=1)
+    config.network.update(patch=2, channels=32, multipliers=(1, 2), blocks=1)
     config.network.update(attention_levels=(1,), norm_groups=8)
     config.parameterization.name = "v"
     config.times.name = "low_discrepancy"
     config.optim.update(lr=1e-3, warmup=100, decay="cosine")
     config.ema.update(decay=0.99, warmup=True)
-    config.train.update(steps=1500, log_every=50, checkpoint_every=250, sample_every=500)
+    config.train.update(steps=1200, log_every=50, checkpoint_every=200, sample_every=400)
     config.sample.update(sampler="ddim", grid="leading", steps=50, num=16, batch_size=16)
     config.eval.update(num=1000, bits_images=16, best="")
     return config
