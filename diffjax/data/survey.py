@@ -43,7 +43,7 @@ def survey_images(paths: Sequence[Path]) -> Survey:
 
 
 def reduce_size(size: tuple[int, int], *, longest: int, step: int) -> tuple[int, int]:
-    """A size of about the same ratio with sides that are multiples of ``step``, ``longest`` at most.
+    """A size of about the same ratio with multiples of ``step`` up to ``longest`` as its sides.
 
     Raises:
         ValueError: no multiple of the step is so small.

@@ -70,7 +70,10 @@ def test_grey_pictures_and_large_ones(tmp_path):
     config = settled("plain", tmp_path)
     assert common.image_shape(config) == (48, 64, 1)
     assert common.source_of(config).shape == (48, 64, 1)
-    assert common.image_shape(settled("plain", tmp_path, **{"data.longest_side": 32}))[:2] == (24, 32)
+    assert common.image_shape(settled("plain", tmp_path, **{"data.longest_side": 32}))[:2] == (
+        24,
+        32,
+    )
 
 
 def test_what_is_set_is_kept(folder):
@@ -161,9 +164,15 @@ def test_captions_become_tokens_of_their_words(folder):
     source = common.source_of(config)
     found = words.tokenizer_of(config)
     assert config.cond.text.vocabulary == found.backend.get_vocab_size()
-    assert found.ids("süßer") == found.ids("SÜSSER".replace("SS", "ß")) and len(found.ids("süßer")) == 1
+    assert (
+        found.ids("süßer") == found.ids("SÜSSER".replace("SS", "ß"))
+        and len(found.ids("süßer")) == 1
+    )
     ids = source.take(range(COUNT))["text"]
-    assert ids.shape == (COUNT, config.cond.text.positions) and ids.max() < found.backend.get_vocab_size()
+    assert (
+        ids.shape == (COUNT, config.cond.text.positions)
+        and ids.max() < found.backend.get_vocab_size()
+    )
     assert len({tuple(row) for row in ids}) == COUNT
     assert "time_ids" not in source.take([0])
 
