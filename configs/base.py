@@ -1,15 +1,19 @@
 """What every experiment has: the sections of a config, their defaults, variants and smoke mode.
 
 A section names a choice and holds options for it. A section may hold options of several choices,
-so `--config.schedule.name=cosine` works by itself; options nobody knows are errors.
+so `--config.schedule.name=cosine` works by itself. None is the default of what is chosen; options
+that no choice knows are errors.
 """
 
 import abc
+import difflib
 import re
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
+from ml_collections.config_dict import placeholder
 
 Size = int | tuple[int, int]
 
@@ -54,6 +58,11 @@ config_flags.register_flag_parser_for_type(ImageSize, _ImageSizeParser())
 def make_size_field(size: Size) -> FieldReference:
     """A config field that takes one number or (height, width), in files and on the command line."""
     return FieldReference(size, field_type=ImageSize)
+
+
+def unset(kind: type, *names: str) -> dict[str, Any]:
+    """Options that have the default of what is chosen until a config or a flag sets them."""
+    return {name: placeholder(kind) for name in names}
 
 
 def base() -> ConfigDict:
@@ -111,20 +120,35 @@ def base() -> ConfigDict:
             "schedule": {
                 "name": "linear",
                 "steps": 1000,
-                "beta_start": 1e-4,
-                "beta_end": 0.02,
                 "zero_snr": False,
+                **unset(float, "beta_start", "beta_end"),  # linear, scaled_linear
+                **unset(float, "s", "max_beta"),  # cosine; sigmoid has max_beta too
+                **unset(float, "start", "end", "tau"),  # sigmoid
+                **unset(float, "beta_min", "beta_max"),  # vp_sde, sub_vp
+                **unset(float, "sigma_min", "sigma_max"),  # ve, ve_discrete, edm
+                **unset(float, "logsnr_min", "logsnr_max"),  # log_snr
+                **unset(float, "shift", "t_min", "t_max"),  # flow; vp_sde and sub_vp have t_min
             },
-            "parameterization": {"name": "eps", "learned_variance": False, "sigma_data": 0.5},
+            "parameterization": {
+                "name": "eps",
+                "learned_variance": False,
+                **unset(float, "sigma_data"),  # edm, of the network and of the loss weight
+            },
             "loss": {
                 "name": "simple",  # simple, vlb, hybrid
                 "weight": "simple",  # simple, snr, p2, min_snr, edm
                 "variance": "fixedsmall",  # of the bound
                 "vlb_weight": 1e-3,
-                "gamma": 5.0,
                 "distance": "l2",  # or l1, of the simple loss
+                **unset(float, "gamma", "k"),  # min_snr has gamma, p2 both
             },
-            "times": {"name": "uniform", "share": 1.0},  # of all times, those with the least noise
+            "times": {
+                "name": "uniform",
+                **unset(float, "share"),  # uniform, low_discrepancy: those with the least noise
+                **unset(float, "mean", "std"),  # log_normal, logit_normal
+                **unset(int, "history"),  # loss_second_moment
+                **unset(float, "uniform_prob"),
+            },
             "cond": {
                 "drop": 0.0,  # probability of training without the condition (p_uncond)
                 "null": "learned",  # embedding of no condition: learned, zero
@@ -140,12 +164,11 @@ def base() -> ConfigDict:
                 "lr": 2e-4,
                 "warmup": 5000,
                 "decay": "constant",
-                "lr_end": 0.0,
-                "b1": 0.9,
-                "b2": 0.999,
-                "eps": 1e-8,
-                "weight_decay": 0.0,
                 "clip": 1.0,
+                **unset(float, "lr_end"),  # cosine, linear: a fraction of lr
+                **unset(float, "b1", "b2", "eps"),  # adam, adamw
+                **unset(float, "weight_decay"),  # adamw
+                **unset(float, "momentum"),  # sgd
             },
             "ema": {
                 "decay": 0.9999,
@@ -167,24 +190,28 @@ def base() -> ConfigDict:
             },
             "sample": {
                 "sampler": "ddpm",
-                "variance": "fixedsmall",  # ddpm: fixedsmall, fixedlarge, learned, or a number
-                "eta": 0.0,  # ddim
-                "gamma": 0.3,  # tcd
-                "s_churn": 0.0,  # heun, with s_tmin, s_tmax and s_noise
-                "s_tmin": 0.0,
-                "s_tmax": 1e9,
-                "s_noise": 1.0,
-                "snr": 0.16,  # pc, with corrections
-                "corrections": 1,
-                "steps_per_level": 100,  # langevin, with step_size
-                "step_size": 2e-5,
-                "denoise": False,
-                "lower_order_final": True,  # dpmpp_2m and its like, unipc, deis
+                **unset(str, "variance"),  # ddpm, pc: fixedsmall, fixedlarge, learned, or a number
+                **unset(float, "eta"),  # ddim
+                **unset(float, "gamma"),  # tcd
+                **unset(float, "timestep_scaling"),  # lcm
+                **unset(float, "s_churn", "s_tmin", "s_tmax", "s_noise"),  # heun
+                **unset(float, "snr"),  # pc
+                **unset(int, "corrections"),
+                **unset(int, "steps_per_level"),  # langevin
+                **unset(float, "step_size"),
+                **unset(bool, "denoise"),
+                **unset(int, "order"),  # lms, ipndm, deis
+                **unset(bool, "lower_order_final"),  # dpmpp_2m and its like, unipc, deis
+                **unset(bool, "euler_at_final"),  # dpmpp_2m and its like
+                **unset(str, "solver_type"),
                 "grid": "leading",
                 "steps": 1000,
-                "rho": 7.0,  # karras
-                "offset": 0,  # leading
-                "final": "",  # where grids end: clean, first, last; empty: as the grid does
+                **unset(float, "rho", "sigma_min", "sigma_max"),  # karras
+                **unset(float, "a", "b"),  # beta
+                **unset(float, "fraction"),  # quadratic
+                **unset(int, "original_steps"),  # lcm
+                **unset(int, "offset"),  # leading
+                **unset(str, "final"),  # where grids end: clean, first, last
                 "clip": True,
                 "guidance": 1.0,  # s = 1 + w; 1: none
                 "classifier": "",  # file of experiments.export that guides instead, with that scale
@@ -218,9 +245,11 @@ def select(
     """
     name, *modes = (arg or default).split(",")
     if name not in variants or set(modes) - {"smoke"}:
+        near = difflib.get_close_matches(name, variants, 1)
         raise ValueError(
             f"unknown config argument {arg!r}; choose one of {', '.join(variants)}, "
             "each optionally followed by ',smoke'"
+            + (f". Did you mean {near[0]!r}?" if near and name not in variants else "")
         )
     config = variants[name]()
     return smoke(config) if modes else config

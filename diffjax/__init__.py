@@ -5,9 +5,12 @@ network predicts (`diffjax.parameterization`), which network (`diffjax.nets`), h
 and which noise levels it visits and how it steps between them (`diffjax.grids`,
 `diffjax.samplers`). Their contracts are in `diffjax.types`. Import the module you need: this
 package loads none of them until it is asked for what makes images of prompts (`diffjax.load`).
+Importing it sets one flag of XLA where some values would be wrong without (`diffjax.xla`).
 """
 
 from typing import Any
+
+from diffjax.xla import set_cpu_flags
 
 __version__ = "0.1.0"
 
@@ -15,6 +18,8 @@ _GENERATE = (
     *("load", "Control", "Guidance", "Image", "Lora", "Refiner", "Request", "Sampling", "Size"),
     *("Embedding", "Pipeline", "Prompt"),
 )
+
+set_cpu_flags()
 
 
 def __getattr__(name: str) -> Any:

@@ -57,7 +57,13 @@ def edm_weight(sigma_data: float = 0.5) -> Weight:
     return _on_x(lambda r: r + 1 / sigma_data**2)
 
 
-WEIGHTS = {"simple": simple, "snr": snr, "p2": p2, "min_snr": min_snr, "edm": edm_weight}
+WEIGHTS: dict[str, Callable[..., Weight]] = {
+    "simple": simple,
+    "snr": snr,
+    "p2": p2,
+    "min_snr": min_snr,
+    "edm": edm_weight,
+}
 
 
 def make_weight(name: str, options: Any = None) -> Weight:

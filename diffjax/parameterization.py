@@ -7,6 +7,7 @@ converters between all pairs. ``gain`` is ``d x / d raw`` at fixed ``z``:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -159,7 +160,37 @@ def learned_range(inner: Parameterization) -> Parameterization:
     return inner._replace(decode=decode, channels=2)
 
 
-PARAMETERIZATIONS = {"eps": eps, "x0": x0, "v": v, "score": score, "velocity": velocity, "edm": edm}
+def check_levels(param: Parameterization, levels: Level) -> None:
+    """Refuse levels without signal for a prediction that does not tell the data there.
+
+    At ``alpha = 0``, as zero terminal SNR has it, z holds no data: eps and score predictions divide
+    by 0, v and x0 predictions do not.
+
+    Raises:
+        ValueError: alpha is 0 at a level, and decoding divides by it.
+    """
+    empty = np.flatnonzero(np.atleast_1d(np.asarray(levels.alpha)) == 0)
+    if not len(empty):
+        return
+    first = Level(*(np.atleast_1d(np.asarray(leaf))[empty[:1]] for leaf in levels[:3]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = param.decode(np.ones((1, param.channels)), np.ones((1, 1)), first)
+    if not np.isfinite(np.asarray(found.x)).all():
+        raise ValueError(
+            "this prediction (eps, score or EDM's) divides by alpha, which is 0 at the noisiest "
+            "level of this schedule (zero terminal SNR): predict v or x0, or use a schedule that "
+            "keeps some signal"
+        )
+
+
+PARAMETERIZATIONS: dict[str, Callable[..., Parameterization]] = {
+    "eps": eps,
+    "x0": x0,
+    "v": v,
+    "score": score,
+    "velocity": velocity,
+    "edm": edm,
+}
 
 
 def make(

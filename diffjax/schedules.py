@@ -259,7 +259,7 @@ def flow(shift: float = 1.0, t_min: float = 1e-3, t_max: float = 0.999) -> Sched
     return Schedule(at, t_of, (t_min, t_max))
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear": linear,
     "scaled_linear": scaled_linear,
     "cosine": cosine,

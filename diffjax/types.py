@@ -9,8 +9,9 @@ Throughout, a noisy sample is ``z = alpha x + sigma eps`` with data ``x`` and ``
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -167,39 +168,90 @@ def expand(value: Any, like: Any) -> Any:
     return value.reshape(value.shape + (1,) * (like.ndim - ndim)) if ndim else value
 
 
-def choose(kind: str, name: str, table: dict[str, Any]) -> Any:
+def suggest(name: Any, names: Iterable[str]) -> str:
+    """``". Did you mean 'NAME'?"`` with the closest of the names, or nothing if none is close."""
+    found = difflib.get_close_matches(str(name), list(names), 1)
+    return f". Did you mean {found[0]!r}?" if found else ""
+
+
+def choose(kind: str, name: str, table: Mapping[str, Any]) -> Any:
     """Look a name up.
 
     Raises:
-        ValueError: the name is unknown; the message lists the choices.
+        ValueError: the name is unknown; the message lists the choices and suggests the closest.
     """
-    if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(sorted(table))}")
+    if not isinstance(name, str) or name not in table:
+        known = ", ".join(sorted(table))
+        raise ValueError(f"unknown {kind} {name!r}; choose one of {known}{suggest(name, table)}")
     return table[name]
 
 
-def taken(table: dict[str, Any], options: Any) -> dict[str, Any]:
-    """Those of the options that some entry of a table takes; an empty string means its default."""
-    names = {name for entry in table.values() for name in inspect.signature(entry).parameters}
-    return {k: v for k, v in dict(options).items() if k in names and v != ""}
+def option_names(constructor: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that a constructor takes."""
+    return list(inspect.signature(constructor).parameters)
 
 
-def build(kind: str, name: str, table: dict[str, Any], options: Any = None) -> Any:
-    """Call the named constructor with the options of a config section.
+def select_options(
+    kind: str, name: str, table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Those options of a config section that the named constructor takes.
 
-    A section may hold options of several constructors, so that overriding the name alone works:
-    those that only belong to another entry of the table are left out.
+    A section may hold options of several constructors, so that overriding the name alone works.
+    None and the empty string stand for the constructor's own default.
 
     Raises:
-        ValueError: the name is unknown, or an option belongs to no entry.
+        ValueError: the name is unknown.
     """
-    maker = choose(kind, name, table)
-    takes = {key: inspect.signature(entry).parameters for key, entry in table.items()}
-    options = dict(options or {})
-    unknown = sorted(k for k in options if not any(k in names for names in takes.values()))
+    takes = option_names(choose(kind, name, table))
+    return {k: v for k, v in dict(section).items() if k in takes and v is not None and v != ""}
+
+
+def build_section(
+    kind: str, name: str, table: Mapping[str, Callable[..., Any]], section: Mapping[str, Any]
+) -> Any:
+    """Call the named constructor with those options of a config section that it takes.
+
+    Raises:
+        ValueError: the name is unknown, or no constructor of the table takes an option.
+    """
+    _refuse_unknown(kind, name, table, section)
+    return build(kind, name, table, select_options(kind, name, table, section))
+
+
+def build(
+    kind: str,
+    name: str,
+    table: Mapping[str, Callable[..., Any]],
+    options: Mapping[str, Any] | None = None,
+) -> Any:
+    """Call the named constructor with options, all of which it has to take.
+
+    Raises:
+        ValueError: the name is unknown, or the constructor does not take an option.
+    """
+    maker, options = choose(kind, name, table), dict(options or {})
+    _refuse_unknown(kind, name, table, options)
+    takes = option_names(maker)
+    for key in options:
+        if key not in takes:
+            others = ", ".join(
+                sorted(n for n, entry in table.items() if key in option_names(entry))
+            )
+            raise ValueError(
+                f"{kind} {name!r} does not take the option {key!r}, which belongs to {others}; "
+                f"it takes {', '.join(takes) or 'none'}"
+            )
+    return maker(**options)
+
+
+def _refuse_unknown(
+    kind: str, name: str, table: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]
+) -> None:
+    takes = option_names(choose(kind, name, table))
+    known = {option for entry in table.values() for option in option_names(entry)}
+    unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(
             f"unknown {kind} option {', '.join(map(repr, unknown))}; "
-            f"{name!r} takes {', '.join(takes[name]) or 'none'}"
+            f"{name!r} takes {', '.join(takes) or 'none'}{suggest(unknown[0], known)}"
         )
-    return maker(**{key: value for key, value in options.items() if key in takes[name]})

@@ -230,6 +230,9 @@ def _sample_steps() -> list[int]:
     return steps
 
 
+USES = ("workdir",)  # flags of other modules
+
+
 def main() -> None:
     folder, steps = common.workdir(), _sample_steps()
     torch.set_num_threads(THREADS.value)
@@ -245,4 +248,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, USES)

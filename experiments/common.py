@@ -5,21 +5,18 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import logging as std_logging
-import os
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-import diffjax
+import diffjax.config
 from diffjax import data, grids, samplers
 from diffjax.data.text import split_lines
 from diffjax.tasks import (
@@ -35,9 +32,19 @@ from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import host_share, make_mesh, tree_sharding, with_sharding
-from diffjax.types import Task
-from experiments import classifying, controlled, discovery, finetuning, inputs, weights, words
+from diffjax.types import Task, choose, suggest
+from experiments import (
+    classifying,
+    command_line,
+    controlled,
+    discovery,
+    finetuning,
+    inputs,
+    weights,
+    words,
+)
 from experiments import stored_config as stored_config_module
+from experiments.command_line import UsageError, find_flag, refuse_config
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -56,75 +63,37 @@ BEST = flags.DEFINE_bool("best", False, "Use the best state of the run instead o
 SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "num", "seed")
 
 
-class UsageError(ValueError):
-    """Wrong flags or config; shown without a traceback."""
-
-
 def define_sampling_flags() -> None:
     """Short forms of ``--config.sample.*``."""
     names, spacings = ", ".join(samplers.SAMPLERS), ", ".join(grids.GRIDS)
     flags.DEFINE_string("sampler", None, f"Override config.sample.sampler: {names}.")
-    flags.DEFINE_integer("steps", None, "Override config.sample.steps.")
+    flags.DEFINE_integer("steps", None, "Override config.sample.steps.", 1)
     flags.DEFINE_string("grid", None, f"Override config.sample.grid: {spacings}.")
     flags.DEFINE_float("eta", None, "Override config.sample.eta, DDIM's stochasticity.")
     flags.DEFINE_string(
         "variance", None, "Override config.sample.variance (fixedsmall, fixedlarge, learned)."
     )
     flags.DEFINE_float("guidance", None, "Override config.sample.guidance, s = 1 + w; 1: none.")
-    flags.DEFINE_integer("num", None, "How many images to make.")
-    flags.DEFINE_integer("seed", 0, "Seed of the samples.")
+    flags.DEFINE_integer("num", None, "How many images to make.", 1)
+    flags.DEFINE_integer("seed", 0, "Seed of the samples.", 0)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Start an entry point: flags, then ``main``; expected errors print one message."""
+def run(main: Callable[[], None], takes: Sequence[str] = ()) -> None:
+    """Start an entry point, see `command_line.run`.
 
-    def wrapped(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-        _quiet_libraries()
-        try:
-            main()
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        except (ValueError, OSError, RuntimeError) as error:
-            if os.environ.get("DIFFJAX_TRACEBACK"):
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            print("(set DIFFJAX_TRACEBACK=1 to see where)", file=sys.stderr)
-            sys.exit(1)
-        except Exception:  # not expected: the reader of the report needs the traceback
-            traceback.print_exc()
-            sys.exit(1)
-
-    # So that --help shows them.
-    for name in ("config", "workdir", "weights", "best", *SAMPLING_FLAGS):
-        if name in flags.FLAGS:
-            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
-    try:
-        sys.argv = _with_config(sys.argv)
-        app.run(wrapped)
-    except (OSError, AttributeError, KeyError, ValueError, TypeError) as error:  # in flag parsing
-        if os.environ.get("DIFFJAX_TRACEBACK"):
-            raise
-        print(f"error: {_explain(error)}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _flag(argv: list[str], name: str) -> str | None:
-    """The value of --name=VALUE or --name VALUE."""
-    for argument, after in zip(argv, [*argv[1:], ""], strict=True):
-        key, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and key == name:
-            return value if equals else after
-    return None
+    Args:
+        takes: those of the flags here, or of other modules, that the command uses; ``sampling``
+            stands for those of `define_sampling_flags`.
+    """
+    names = [n for take in takes for n in (SAMPLING_FLAGS if take == "sampling" else (take,))]
+    prepare = _with_config if "config" in names else list
+    command_line.run(main, names, prepare=prepare, explain=_explain)
 
 
 def _with_config(argv: list[str]) -> list[str]:
     """Fall back on the config stored with the weights; load it once, for plain errors."""
-    chosen, stored = _flag(argv, "config"), _flag(argv, "weights")
-    if stored is None and (folder := _flag(argv, "workdir")):
+    chosen, stored = find_flag(argv, "config"), find_flag(argv, "weights")
+    if stored is None and (folder := find_flag(argv, "workdir")):
         stored = str(Path(folder) / "config.json")
     if chosen is None and stored and Path(stored).exists():
         chosen = f"{Path(__file__).with_name('stored_config.py')}:{stored}"
@@ -134,33 +103,25 @@ def _with_config(argv: list[str]) -> list[str]:
     return argv
 
 
-def _quiet_libraries() -> None:
-    """Our messages and everybody's warnings; Orbax alone logs dozens of lines a checkpoint."""
-
-    ours_are = tuple(str(Path(module).parent) + os.sep for module in (diffjax.__file__, __file__))
-
-    def ours(record: Any) -> bool:
-        return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours_are)
-
-    logging.set_verbosity(logging.INFO)
-    logging.use_absl_handler()
-    logging.get_absl_handler().addFilter(ours)
-
-
 def _explain(error: Exception) -> str:
-    """An override of an unknown key, with the keys there are."""
+    """An override of an unknown key, with the keys there are and the closest of them."""
     text = str(error.args[0] if error.args else error).strip()
-    name = _flag(sys.argv, "config")
+    name = find_flag(sys.argv, "config")
     for argument in sys.argv[1:]:
         if not argument.startswith("--config.") or not name:
             continue
         path = argument[len("--config.") :].partition("=")[0].split(".")
         section: Any = load_config(name)
         for depth, key in enumerate(path):
-            if not isinstance(section, ConfigDict) or key not in section:
-                known = ", ".join(section) if isinstance(section, ConfigDict) else "no keys"
-                where = "config" + "".join(f".{k}" for k in path[:depth])
-                return f"unknown config key {'.'.join(path)!r}; {where} has {known}"
+            where = "config" + "".join(f".{k}" for k in path[:depth])
+            if not isinstance(section, ConfigDict):
+                return f"{where} is a value: it has no key {key!r}"
+            if key not in section:
+                known = list(section)
+                return (
+                    f"unknown config key {'.'.join(path)!r}; {where} has {', '.join(known)}"
+                    f"{suggest(key, known)}"
+                )
             section = section[key]
     return text
 
@@ -173,7 +134,8 @@ def load_config_module(path: str) -> Any:
     """
     spec = importlib.util.spec_from_file_location("diffjax_config", path)
     if spec is None or spec.loader is None or not Path(path).exists():
-        raise UsageError(f"there is no config file {path!r}; a config is FILE.py:VARIANT")
+        near = suggest(path, map(str, Path(path).parent.glob("*.py")))
+        raise UsageError(f"there is no config file {path!r}; a config is FILE.py:VARIANT{near}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -210,18 +172,59 @@ def trained_workdir() -> Path | None:
 
 
 def config() -> ConfigDict:
-    """The --config flag (or the config of the workdir) with the short sampling flags applied."""
+    """The --config flag (or the config of the workdir) with the short sampling flags applied.
+
+    Raises:
+        UsageError: there is none, a value is out of range or of another type, or an option was
+            set that no choice of the config takes.
+    """
     chosen = CONFIG.value
+    if chosen is None and WORKDIR.value:
+        raise UsageError(
+            f"{WORKDIR.value} holds no run: it has no config.json. Give the folder that "
+            "experiments.train wrote, or --config=FILE:VARIANT"
+        )
     if chosen is None:
         raise UsageError(
             "--config=FILE:VARIANT is needed, or --weights, or a --workdir with a run's config.json"
         )
-    values = flags.FLAGS.flag_values_dict()
+    given = {f"--config.{path}": path for path in _overrides()}
     for key in SAMPLING_FLAGS[:-2]:
-        if values.get(key) is not None:
-            chosen.sample[key] = values[key]
+        if key in flags.FLAGS and flags.FLAGS[key].value is not None:
+            chosen.sample[key] = flags.FLAGS[key].value
+            given[f"--{key}"] = f"sample.{key}"
     discovery.settle(chosen)
+    with refuse_config():
+        diffjax.config.check(chosen)
+        for flag, path in given.items():
+            for reason in diffjax.config.explain_unused(chosen, [path]).values():
+                raise UsageError(f"{flag} is not used: {reason}")
     return chosen
+
+
+def _overrides() -> dict[str, Any]:
+    """Values of --config.KEY=VALUE by key.
+
+    Raises:
+        UsageError: a sequence of numbers was given something else.
+    """
+    found = dict(config_flags.get_override_values(flags.FLAGS["config"]))
+    before = load_config(find_flag(sys.argv, "config") or "") if found else None
+    for path, value in found.items():
+        old = diffjax.config.find(before.to_dict(), path)
+        if not isinstance(value, tuple) or not isinstance(old, tuple) or not old:
+            continue
+        whole = all(isinstance(item, int) for item in old)
+        if all(isinstance(item, int | float) for item in old):
+            wanted = int if whole else (int, float)
+            if not all(isinstance(v, wanted) and not isinstance(v, bool) for v in value):
+                kind = "whole numbers" if whole else "numbers"
+                example = ",".join(map(str, old))
+                raise UsageError(
+                    f"--config.{path} takes {kind} such as {example}, got "
+                    f"{','.join(map(str, value))!r}"
+                )
+    return found
 
 
 def config_name() -> str:
@@ -230,7 +233,7 @@ def config_name() -> str:
     Raises:
         UsageError: it was not given.
     """
-    name = _flag(sys.argv, "config")
+    name = find_flag(sys.argv, "config")
     if not name:
         raise UsageError("--config=FILE:VARIANT is needed")
     return name
@@ -255,30 +258,33 @@ def image_shape(cfg: ConfigDict) -> tuple[int, int, int]:
 
 
 def task_of(cfg: ConfigDict) -> Task:
-    """The task of a config."""
-    if cfg.task == "autoencoder":
-        return make_autoencoder_task(cfg, image_shape(cfg))
+    """The task of a config.
+
+    Raises:
+        UsageError: the task is unknown, or its parts are wrong or do not fit together.
+    """
     makers = {
+        "autoencoder": lambda cfg, shape, *_: make_autoencoder_task(cfg, shape),
         "classifier": make_noisy_classifier_task,
         "controlnet": make_controlnet_task,
         "lora": make_lora_task,
         "diffusion": partial(make_task, classifier=classifying.log_prob_of(cfg)),
     }
-    if cfg.task not in makers:
-        known = ", ".join(["autoencoder", *makers])
-        raise UsageError(f"unknown task {cfg.task!r}; choose one of {known}")
-    return makers[cfg.task](cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+    with refuse_config():
+        make = choose("task", cfg.task, makers)
+        return make(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
 def diffusion_of(cfg: ConfigDict) -> Diffusion:
     """The assembled diffusion model of a config.
 
     Raises:
-        UsageError: the config is of another task.
+        UsageError: the config is of another task, or its parts are wrong.
     """
     if cfg.task not in ("diffusion", "controlnet", "lora"):
         raise UsageError(f"this needs a diffusion model, but the task is {cfg.task!r}")
-    return make_diffusion(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+    with refuse_config():
+        return make_diffusion(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
 def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:

@@ -51,6 +51,9 @@ def load(where: Path) -> tuple[controlled.Net, Any]:
     return controlled.Net(cfg, state.ema), state.extra
 
 
+USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other modules
+
+
 def main() -> None:
     cfg, folder = common.config(), common.workdir()
     if cfg.task != "controlnet":
@@ -105,4 +108,4 @@ def distance(cfg: Any, images: np.ndarray, real: np.ndarray) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, USES)

@@ -111,6 +111,9 @@ def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
     }
 
 
+USES = ("config", "workdir", "weights")  # flags of other modules
+
+
 def main() -> None:
     cfg = common.config()
     if cfg.task != "controlnet":
@@ -132,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, USES)

@@ -20,7 +20,7 @@ from diffjax.pretrained import configs, from_state_dict, load_model, save_model,
 from diffjax.tasks import make_task
 from diffjax.tasks.controlnet import NET, at_work, controlled, make_controlled
 from diffjax.train.sharding import replicated
-from diffjax.types import choose
+from diffjax.types import choose, select_options
 from experiments import common, finetuning, generation, inputs, stored_config, weights
 
 RANDOM = "random"  # in place of a base: untrained, for tests
@@ -49,8 +49,9 @@ def hint_shape(cfg: ConfigDict) -> tuple[int, int, int]:
 
 def hints_of(cfg: ConfigDict) -> data.Hints:
     """How batches get their hints."""
-    options = dict(cfg.control.hint)
-    return data.make_hints(options.pop("name"), options, channels=cfg.control.net.hint_channels)
+    name, channels = cfg.control.hint.name, cfg.control.net.hint_channels
+    options = select_options("hint", name, data.HINTS, cfg.control.hint)
+    return data.make_hints(name, options, channels=channels)
 
 
 def load_base(cfg: ConfigDict) -> dict[str, Any]:
@@ -270,7 +271,7 @@ def fidelity(cfg: Any, hints: np.ndarray, images: np.ndarray) -> dict[str, float
         iou = metrics.mask_iou(found.astype(int), wanted.astype(int), 2)
         return {"mask_iou": float(iou.mean())}
     if kind in ("canny", "edges"):
-        options = {k: cfg.control.hint[k] for k in ("low", "high", "sigma")}
+        options = select_options("hint", "canny", data.HINTS, cfg.control.hint)
         found = data.make_hints("canny", options)({"image": images})[..., 0]
         return {"edge_f1": float(metrics.edge_f1(found, hints[..., 0]).mean())}
     return {}

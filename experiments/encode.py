@@ -45,6 +45,9 @@ def encoded(cfg: Any, source: data.Source, params: Any) -> Iterator[dict[str, np
         yield {"moments": stored, **kept}
 
 
+USES = ("config", "workdir", "weights")  # flags of other modules
+
+
 def main() -> None:
     cfg = common.config()
     if not OUT.value:
@@ -69,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, USES)

@@ -98,7 +98,8 @@ def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> 
     """
     images, labels = judging.reference(cfg, num, "test")
     size = min(len(images), cfg.sample.batch_size)
-    variance = "learned" if model.parameterization.channels == 2 else cfg.sample.variance
+    learned = model.parameterization.channels == 2
+    variance = "learned" if learned else cfg.sample.variance or "fixedsmall"
 
     @jax.jit
     def measure(params: Any, x: jax.Array, keys: jax.Array, cond: Any) -> Any:
@@ -183,11 +184,60 @@ def reconstruction(cfg: Any, model: Any, state: State, num: int) -> dict[str, An
     return {"reconstruction_mse": out, "reconstruction_slope": float(np.polyfit(*logs.T, 1)[0])}
 
 
+# Flags that are of use to each of the ways to evaluate, and to some metrics alone.
+_MODEL = ("best", "weights", "sampler", "steps", "grid", "eta", "variance", "guidance")
+_FEATURES = ("reference", "reference_num", "inception", "allow_legacy_pickle", "resize")
+_FILES = ("clip", "prompts", "lpips", "pairs", "num", "out", "metrics")
+MODES = {
+    "save_reference": ("save_reference", *_FEATURES),
+    "images": ("images", *_FEATURES, *_FILES),
+    "sweep": ("sweep", "name", "seeds", "metrics", "num", *_MODEL),
+    "": (
+        *(*_MODEL, *_FEATURES, "lpips", "pairs", "num", "out", "metrics"),
+        *("seed", "seeds", "bits_steps", "save_reconstructions"),
+    ),
+}
+NEEDED_BY = {
+    "inception": judging.INCEPTION,
+    "allow_legacy_pickle": judging.INCEPTION,
+    "resize": judging.INCEPTION,
+    "clip": ("clip",),
+    "prompts": ("clip",),
+    "lpips": ("diversity",),
+    "pairs": ("diversity",),
+    "bits_steps": ("bits",),
+}
+
+
+def _refuse_unused(wanted: set[str]) -> None:
+    """
+    Raises:
+        UsageError: a flag that has no effect, beside others or on the metrics asked for.
+    """
+    given = [name for name in flags.FLAGS if flags.FLAGS[name].present]
+    mode = next(name for name in MODES if name == "" or flags.FLAGS[name].value)
+    beside = f"beside --{mode}" if mode else "without --images or --sweep"
+    every = {name for names in MODES.values() for name in names} | {"seed"}
+    for name in given:
+        if name in every and name not in MODES[mode]:
+            raise common.UsageError(f"--{name} has no effect {beside}")
+        metrics_of = NEEDED_BY.get(name)
+        if metrics_of and mode != "save_reference" and not wanted & set(metrics_of):
+            raise common.UsageError(
+                f"--{name} has no effect on --metrics={','.join(METRICS.value)}; it is for "
+                f"{', '.join(metrics_of)}"
+            )
+
+
+USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other modules
+
+
 def main() -> None:
     if unknown := set(METRICS.value) - set(KNOWN):
         raise common.UsageError(
             f"unknown metrics {sorted(unknown)}; choose from {', '.join(KNOWN)}"
         )
+    _refuse_unused(set(METRICS.value))
     folder, wanted = common.workdir(), set(METRICS.value)
     out = _out(folder)
     if SAVE_REFERENCE.value:
@@ -485,4 +535,4 @@ def _finish(result: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, USES)

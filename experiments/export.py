@@ -30,6 +30,9 @@ OUT = flags.DEFINE_string(
 )
 
 
+USES = ("config", "workdir", "weights", "best")  # flags of other modules
+
+
 def main() -> None:
     cfg, folder = common.config(), common.workdir()
     out = Path(OUT.value) if OUT.value else folder / "weights.safetensors"
@@ -54,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, USES)

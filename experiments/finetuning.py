@@ -18,6 +18,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax import data
+from diffjax.config import resolve
 from diffjax.pretrained import configs, load_model, load_single_file, save_model
 from diffjax.pretrained.files import read_json, write_json
 from diffjax.pretrained.lora import LORA_FILE, save_lora
@@ -149,6 +150,27 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def _noise_of(cfg: ConfigDict) -> dict[str, Any]:
+    """How noise grows, in the words of diffusers' scheduler configs.
+
+    Raises:
+        UsageError: diffusers has no such schedule.
+    """
+    schedule = resolve(cfg)["schedule"]
+    if schedule["name"] not in ("linear", "scaled_linear"):
+        raise common.UsageError(
+            f"config.schedule.name={schedule['name']!r} cannot be written for Stable Diffusion; "
+            "choose linear or scaled_linear"
+        )
+    return {
+        "num_train_timesteps": schedule["steps"],
+        "beta_schedule": schedule["name"],
+        "beta_start": schedule["beta_start"],
+        "beta_end": schedule["beta_end"],
+        "rescale_betas_zero_snr": schedule["zero_snr"],
+    }
+
+
 def check(cfg: ConfigDict) -> None:
     """See that noise and latents are those that the model was trained with.
 
@@ -164,11 +186,7 @@ def check(cfg: ConfigDict) -> None:
     vae = read_json(where / "vae" / "config.json")
     wanted = {
         "prediction_type": PREDICTIONS.get(cfg.parameterization.name, cfg.parameterization.name),
-        "num_train_timesteps": cfg.schedule.steps,
-        "beta_schedule": cfg.schedule.name,
-        "beta_start": cfg.schedule.beta_start,
-        "beta_end": cfg.schedule.beta_end,
-        "rescale_betas_zero_snr": cfg.schedule.zero_snr,
+        **_noise_of(cfg),
     }
     defaults = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
     found = {key: scheduler.get(key, defaults.get(key)) for key in wanted}
@@ -358,12 +376,10 @@ def _own(cfg: ConfigDict, state: State, given: Mapping[str, Any]) -> Components:
     unet.config.update(sample_size=sides, in_channels=_channels(state.ema))
     scheduler = dict(
         _class_name="DDIMScheduler",
-        num_train_timesteps=cfg.schedule.steps,
-        beta_schedule=cfg.schedule.name,
-        beta_start=cfg.schedule.beta_start,
-        beta_end=cfg.schedule.beta_end,
+        **_noise_of(cfg),
         prediction_type=PREDICTIONS[cfg.parameterization.name],
-        timestep_spacing="leading",
+        # Leading steps leave out the last timestep, which zero terminal SNR is about.
+        timestep_spacing="trailing" if cfg.schedule.zero_snr else "leading",
         steps_offset=1,
         clip_sample=False,
         set_alpha_to_one=False,

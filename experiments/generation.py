@@ -15,12 +15,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from diffjax import data, grids, guidance, samplers
+from diffjax import data, grids, guidance, parameterization, samplers
 from diffjax.tasks import Diffusion
 from diffjax.train import State
 from diffjax.train.sharding import batch_sharding, place, replicated
-from diffjax.types import Noise, Rows, Sampler, Task, taken
+from diffjax.types import Noise, Rows, Sampler, Task, select_options
 from experiments import common, controlled
+from experiments.command_line import refuse_config
 
 
 class ImageMaker(NamedTuple):
@@ -205,12 +206,20 @@ def _check_labels(labels: np.ndarray | None, model: Diffusion) -> None:
 
 
 def sampler_of(cfg: ConfigDict, model: Diffusion) -> tuple[Sampler, Rows]:
-    """Sampler and plan of ``config.sample``."""
+    """Sampler and plan of ``config.sample``.
+
+    Raises:
+        UsageError: names or options that are wrong, or do not fit the model.
+    """
     section = cfg.sample
-    sampler = samplers.make(section.sampler, taken(samplers.SAMPLERS, section))
-    options = taken(grids.GRIDS, section)
-    options.pop("steps")
-    return sampler, sampler.plan(grids.make(section.grid, model.schedule, section.steps, options))
+    with refuse_config():
+        options = select_options("sampler", section.sampler, samplers.SAMPLERS, section)
+        sampler = samplers.make(section.sampler, options)
+        options = select_options("grid", section.grid, grids.GRIDS, section)
+        steps = options.pop("steps")
+        rows = sampler.plan(grids.make(section.grid, model.schedule, steps, options))
+        parameterization.check_levels(model.parameterization, rows.level)
+    return sampler, rows
 
 
 def with_sample(cfg: ConfigDict, **sample: Any) -> ConfigDict:

@@ -70,6 +70,9 @@ def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
     }
 
 
+USES = ("config", "workdir", "weights")  # flags of other modules
+
+
 def main() -> None:
     cfg = common.config()
     if not (cfg.network.conditional and cfg.data.num_classes):
@@ -86,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, USES)

@@ -228,6 +228,9 @@ def _on_topology(cfg: Any) -> Any:
     return rows
 
 
+USES = ("config", "workdir", "weights")  # flags of other modules
+
+
 def main() -> None:
     cfg = common.config()
     if FIT.value and not TOPOLOGY.value:
@@ -247,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, USES)

@@ -155,6 +155,9 @@ def _runs_of(folder: Path) -> list[Path]:
     return [folder / name for name in names if (folder / name / "config.json").exists()]
 
 
+USES = ("config", "workdir")  # flags of other modules
+
+
 def main() -> None:
     if RESULTS.value:
         readme = Path("README.md")
@@ -174,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, USES)

@@ -43,6 +43,7 @@ LABEL = flags.DEFINE_multi_string(
 def rows(cfg: Any, maker: generation.ImageMaker, num: int, seed: int) -> np.ndarray:
     """``num`` images for every value of --rows, one value after the other."""
     ((key, values),) = sampler_sweep.parse([ROWS.value], cfg).items()
+    sampler_sweep.check_axes(cfg, [key])
     done = []
     for value in values:
         chosen = generation.with_sample(cfg, **{key: value})
@@ -61,6 +62,8 @@ def _text(cfg: Any) -> Any:
     """Tokens of the prompts, or None for the captions of the data."""
     if not PROMPT.value:
         return None
+    if cfg.get("cond", {}).get("context", "") not in ("text", "clip", "clip_xl"):
+        raise common.UsageError("--prompt has no effect: this model was not trained on captions")
     if words.are_own(cfg):
         return words.tokens(cfg, PROMPT.value)
     return finetuning.tokens(cfg, PROMPT.value) if "model" in cfg else shapes.tokenize(PROMPT.value)
@@ -83,8 +86,12 @@ def _labels(cfg: Any, count: int) -> Any:
     return np.array([discovery.class_number(label, names, count) for label in LABEL.value])
 
 
+USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other modules
+
+
 def main() -> None:
     cfg, folder = common.config(), common.workdir()
+    text = _text(cfg)
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
     num, seed = flags.FLAGS.num or cfg.sample.num, flags.FLAGS.seed
@@ -93,7 +100,7 @@ def main() -> None:
         images = rows(cfg, maker, num, seed)
     else:
         labels = _labels(cfg, maker.model.num_classes)
-        images = maker.make(num=num, seed=seed, text=_text(cfg), labels=labels)
+        images = maker.make(num=num, seed=seed, text=text, labels=labels)
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(state.step)}-seed{seed}"
     out = common.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -105,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, USES)

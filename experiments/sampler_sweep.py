@@ -6,16 +6,18 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
+from absl import flags, logging
 from tqdm import tqdm
 
+from diffjax.config import explain_unused
 from diffjax.train.files import write_atomically
-from experiments import common, generation, plots
+from diffjax.types import suggest
+from experiments import command_line, common, generation, plots
 
 NAMES = {"distance": "Frechet distance", "all": "share of obeyed captions"}
 
@@ -31,10 +33,35 @@ def parse(axes: list[str], cfg: Any) -> dict[str, list[Any]]:
         key, equals, values = axis.partition("=")
         if not equals or key not in cfg.sample:
             raise common.UsageError(
-                f"--sweep={axis} must be KEY=VALUE,... with KEY one of {', '.join(cfg.sample)}"
+                f"{axis!r} must be KEY=VALUE,... with KEY one of {', '.join(cfg.sample)}"
+                f"{suggest(key, cfg.sample)}"
             )
-        out[key] = [type(cfg.sample[key])(v) for v in values.split(",")]
+        out[key] = [_parse_value(axis, cfg.sample.get_type(key), v) for v in values.split(",")]
     return out
+
+
+def _parse_value(axis: str, kind: type, text: str) -> Any:
+    """
+    Raises:
+        UsageError: the text is no value of that type.
+    """
+    parsers = {bool: flags.BooleanParser().parse, int: int, float: float}
+    try:
+        return parsers.get(kind, kind)(text)
+    except ValueError:
+        wanted = command_line.WANTED.get(kind.__name__, kind.__name__)
+        raise common.UsageError(f"{axis}: {text!r} is not {wanted}") from None
+
+
+def check_axes(cfg: Any, axes: Sequence[str]) -> None:
+    """Refuse axes of options that the chosen sampler or grid does not take.
+
+    Raises:
+        UsageError: naming the option, what is chosen and what it belongs to.
+    """
+    paths = [f"sample.{key}" for key in axes]
+    for path, reason in explain_unused(cfg, paths).items():
+        raise common.UsageError(f"{path} is not used: {reason}; sweep it apart")
 
 
 def run(
@@ -59,6 +86,8 @@ def run(
         UsageError: OUT.jsonl has rows that were measured with other settings.
     """
     grid = parse(axes, cfg)
+    for values in itertools.product(*grid.values()):
+        check_axes(generation.with_sample(cfg, **dict(zip(grid, values, strict=True))), [*grid])
     lines = out.with_name(out.name + ".jsonl")
     lines.parent.mkdir(parents=True, exist_ok=True)
     rows = common.read_jsonl(lines)

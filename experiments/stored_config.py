@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
-from configs.base import make_size_field
+from configs.base import base, make_size_field
+from diffjax.config import CHOICES
 from experiments import weights
 
 
@@ -19,6 +21,36 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def _typed(stored: dict[str, Any]) -> ConfigDict:
+    """A stored config whose unset options can be set, by flags too, as those of `base`.
+
+    Its image size can be overridden by a number or by (height, width).
+    """
+    values, like = _tuples(stored), base()
+    if "image_size" in values.get("data", {}):
+        values["data"]["image_size"] = make_size_field(values["data"]["image_size"])
+    out = ConfigDict(values)
+    for choice in CHOICES:
+        section, defaults = (_find(config, choice.section) for config in (out, like))
+        if section is None or defaults is None or choice.key not in section:
+            continue
+        for path in choice.owns():
+            parent, _, key = path.rpartition(".")
+            if parent == choice.section and key in defaults and section.get(key) is None:
+                if key in section:
+                    del section[key]
+                section[key] = placeholder(defaults.get_type(key))
+    return out
+
+
+def _find(config: ConfigDict, path: str) -> ConfigDict | None:
+    for key in path.split("."):
+        config = config.get(key)
+        if not isinstance(config, ConfigDict):
+            return None
+    return config
+
+
 def get_config(path: str) -> ConfigDict:
     """The config in a JSON file, or in a file of experiments.export.
 
@@ -26,16 +58,8 @@ def get_config(path: str) -> ConfigDict:
         ValueError: the file is not JSON, or holds no config.
     """
     if path.endswith(".safetensors"):
-        return _config(weights.config_of(Path(path)))
+        return _typed(weights.config_of(Path(path)))
     try:
-        return _config(json.loads(Path(path).read_text()))
+        return _typed(json.loads(Path(path).read_text()))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not a config: {error}") from error
-
-
-def _config(stored: Any) -> ConfigDict:
-    """A config whose image size can be overridden by a number or by (height, width)."""
-    values = _tuples(stored)
-    if "image_size" in values.get("data", {}):
-        values["data"]["image_size"] = make_size_field(values["data"]["image_size"])
-    return ConfigDict(values)

@@ -260,6 +260,9 @@ def _interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt(signum)
 
 
+USES = ("config", "workdir")  # flags of other modules
+
+
 def main() -> None:
     common.config()
     config, folder = common.config_name(), common.workdir()
@@ -317,4 +320,4 @@ def _write_kubernetes(sweep: Sweep, runs: list[Run]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, USES)

@@ -27,6 +27,7 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax import metrics
+from diffjax.config import resolve
 from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
 from experiments import (
@@ -180,6 +181,9 @@ class _Record:
         common.save_json(summary, self._path)
 
 
+USES = ("config", "workdir", "weights")  # flags of other modules
+
+
 def main() -> None:
     cfg = common.config()
     if DRY_RUN.value:
@@ -224,6 +228,7 @@ def main() -> None:
             data=source.fingerprint() if source.fingerprint else None,
             on_sample=_preview(cfg, task, folder),
             on_evaluate=_evaluator(cfg, task),
+            resolve=resolve,
         )
         record.finish(int(state.step), finished=True)
     except Preempted as stopped:
@@ -238,4 +243,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, USES)

@@ -178,6 +178,9 @@ def build(pipe: generate.Pipeline, net: Model | None = None) -> gr.Blocks:
     return page.queue(default_concurrency_limit=1)
 
 
+USES = tuple(command.SETTINGS)  # flags of other modules
+
+
 def main() -> None:
     values = flags.FLAGS
     chosen = {name: values[name].value for name in command.SETTINGS}
@@ -193,4 +196,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, USES)

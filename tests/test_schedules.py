@@ -110,9 +110,10 @@ def test_bad_input_lists_the_choices():
         schedules.make("ve", {"zero_snr": True})
 
 
-def test_sections_may_hold_options_of_another_schedule():
-    s = schedules.make("cosine", {"steps": 10, "beta_start": 1e-4})
-    assert s.steps == 10
+def test_options_of_another_schedule_are_refused():
+    message = "'cosine' does not take the option 'beta_start', which belongs to linear, scaled"
+    with pytest.raises(ValueError, match=message):
+        schedules.make("cosine", {"steps": 10, "beta_start": 1e-4})
 
 
 def test_discrete_ve_is_a_geometric_sequence():

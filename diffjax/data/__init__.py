@@ -1,7 +1,7 @@
 """Data sets by name, and batches that are a function of (seed, step)."""
 
 from diffjax.data.captions import Buckets
-from diffjax.data.conditions import Hints, make_hints
+from diffjax.data.conditions import HINTS, Hints, make_hints
 from diffjax.data.datasets import load, names
 from diffjax.data.folder_sources import FOLDERS
 from diffjax.data.formats import sides
@@ -19,6 +19,7 @@ from diffjax.data.source import Source, from_arrays
 
 __all__ = [
     "FOLDERS",
+    "HINTS",
     "Buckets",
     "Hints",
     "Source",

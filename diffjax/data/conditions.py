@@ -41,7 +41,7 @@ def make_hints(name: str, options: Mapping[str, Any] | None = None, *, channels:
         ValueError: an unknown name or option, listing the choices; (when called) a batch without
             what the hint is made of, or a hint of another number of channels.
     """
-    make = build("hint", name, KINDS, options)
+    make = build("hint", name, HINTS, options)
 
     def hints(batch: Batch) -> np.ndarray:
         out = make(batch).astype(np.float32)
@@ -199,7 +199,7 @@ def _given() -> Hints:
     return lambda batch: _of("hint", batch)
 
 
-KINDS: dict[str, Callable[..., Hints]] = {
+HINTS: dict[str, Callable[..., Hints]] = {
     "canny": _canny,
     "sobel": _sobel,
     "soft": _soft,

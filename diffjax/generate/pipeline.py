@@ -27,6 +27,7 @@ from diffjax.generate.options import (
     make_scheduler,
 )
 from diffjax.generate.program import Program
+from diffjax.parameterization import check_levels
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.lora import load_lora, merge_lora
 from diffjax.pretrained.models import Sharding
@@ -356,6 +357,7 @@ class Pipeline:
         )
         grid = scheduler.grid(sampling.steps, strength=view.strength, start=start)
         rows = scheduler.rows(grid, end)
+        check_levels(scheduler.parameterization, rows.level)
         length = len(rows.level.t)
         padded = loop.pad(rows, -(-length // ROWS) * ROWS)
         scale = (5.0 if self.is_xl else 7.5) if guidance.scale is None else guidance.scale

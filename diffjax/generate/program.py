@@ -109,8 +109,7 @@ def denoiser(program: Program, inputs: PyTree) -> Denoiser:
     parameterization = program.scheduler.parameterization
 
     def conditional(z: Array, level: Level, cond: Cond) -> Prediction:
-        scaled = z * expand(jnp.asarray(parameterization.scale_in(level)), z)
-        t = jnp.broadcast_to(level.t, z.shape[:1])
+        scaled, t = _told(program, z, level)
         raw = program.net.apply({"params": inputs["params"]}, scaled, t, cond)
         return parameterization.decode(raw, z, level)
 
@@ -133,6 +132,12 @@ def denoiser(program: Program, inputs: PyTree) -> Denoiser:
     return program.scheduler.bound(guided)
 
 
+def _told(program: Program, z: Array, level: Level) -> tuple[Array, Array]:
+    """z as the networks expect it scaled, and the times (B,): of the UNet and of its controls."""
+    scale = program.scheduler.parameterization.scale_in(level)
+    return z * expand(jnp.asarray(scale), z), jnp.broadcast_to(level.t, z.shape[:1])
+
+
 def _controls(program: Program, inputs: PyTree) -> list[control.Control]:
     def at_work(net: Any, balance: str, given: PyTree) -> control.Control:
         strength = guidance.per_evaluation(given["strength"])
@@ -141,8 +146,8 @@ def _controls(program: Program, inputs: PyTree) -> list[control.Control]:
             return control.Control(control.made, given["hint"], strength, chosen, "adapter")
 
         def residuals(z: Array, level: Level, cond: Cond) -> control.Residuals:
-            t = jnp.broadcast_to(level.t, z.shape[:1])
-            return net.apply({"params": given["params"]}, z, t, cond)
+            scaled, t = _told(program, z, level)
+            return net.apply({"params": given["params"]}, scaled, t, cond)
 
         return control.Control(residuals, given["hint"], strength, chosen)
 

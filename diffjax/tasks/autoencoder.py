@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, Posterior, Quantized, VQModel
 from diffjax.nets.discriminator import PatchGAN
 from diffjax.nets.perceptual import LPIPS, classifier_distance
-from diffjax.types import Array, PyTree, Task, build, choose
+from diffjax.types import Array, PyTree, Task, build_section, choose
 
 AUTOENCODERS = {"kl": AutoencoderKL, "vq": VQModel}
 PIXEL_LOSSES = {"l1": jnp.abs, "l2": jnp.square}
@@ -41,7 +41,7 @@ def make_autoencoder(section: Any, channels: int) -> Autoencoder:
     name = str(options.pop("name"))
     dtype = jnp.dtype(options.pop("dtype", "float32"))
     options |= {"out_channels": channels, "dtype": None if dtype == jnp.float32 else dtype}
-    return build("autoencoder", name, AUTOENCODERS, options)
+    return build_section("autoencoder", name, AUTOENCODERS, options)
 
 
 def perceptual_distance(frozen: Frozen | None, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -36,7 +36,7 @@ from diffjax.types import (
     Rows,
     Sampler,
     Task,
-    build,
+    build_section,
     choose,
     expand,
 )
@@ -108,11 +108,11 @@ def make_controlnet(section: Any, base: UNet) -> ControlNet | T2IAdapter:
     widths = tuple(int(base.channels * m) for m in base.multipliers)
     if options.get("kind") == "full_xl":  # whose last features are the middle's
         widths += widths[-1:]
-    known = {
+    known: dict[str, Any] = {
         "controlnet": partial(ControlNet, base),
         "t2i_adapter": partial(T2IAdapter, widths=widths, dtype=base.dtype),
     }
-    return build("network", options.pop("name", "controlnet"), known, options)
+    return build_section("network", options.pop("name", "controlnet"), known, options)
 
 
 def make_controlled(section: Any, model: Diffusion) -> Controlled:

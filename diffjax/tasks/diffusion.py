@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffjax import grids, guidance, likelihood, losses, parameterization, samplers, schedules
 from diffjax.nets.unet import UNet
@@ -34,8 +35,10 @@ from diffjax.types import (
     Schedule,
     Task,
     build,
+    build_section,
     choose,
     expand,
+    select_options,
 )
 
 NETWORKS = {"unet": UNet}
@@ -99,6 +102,45 @@ def make_network(config: Any, out_channels: int, num_classes: int = 0) -> Any:
     return build("network", name, NETWORKS, options)
 
 
+def make_schedule(config: Any) -> Schedule:
+    """The schedule of ``config.schedule``; ``zero_snr`` rescales a discrete one.
+
+    Raises:
+        ValueError: unknown names or options, listing the choices.
+    """
+    name, options = section(config.schedule)
+    rescale = options.pop("zero_snr", False)
+    schedule = build_section("schedule", name, schedules.SCHEDULES, options)
+    return schedules.zero_terminal_snr(schedule) if rescale else schedule
+
+
+def make_parameterization(config: Any, grid: Grid | None) -> Parameterization:
+    """The parameterization of ``config.parameterization``.
+
+    Args:
+        grid: every timestep of a discrete schedule, for ``mean``.
+
+    Raises:
+        ValueError: unknown names or options, listing the choices.
+    """
+    name, options = section(config.parameterization)
+    learned = options.pop("learned_variance", False)
+    table = {**parameterization.PARAMETERIZATIONS, "mean": parameterization.mean}
+    options = select_options("parameterization", name, table, options)
+    return parameterization.make(name, options, learned_variance=learned, grid=grid)
+
+
+def make_times(config: Any, schedule: Schedule) -> losses.TimeSampler:
+    """The distribution of training times of ``config.times``.
+
+    Raises:
+        ValueError: unknown names or options, or a schedule that it does not fit.
+    """
+    name, options = section(config.times)
+    options["schedule"] = schedule
+    return build_section("time sampler", name, losses.TIME_SAMPLERS, options)
+
+
 def make_diffusion(
     config: Any,
     image_shape: tuple[int, int, int],
@@ -119,11 +161,9 @@ def make_diffusion(
     Raises:
         ValueError: unknown names or options, listing the choices.
     """
-    schedule = schedules.make(*section(config.schedule))
+    schedule = make_schedule(config)
     grid = grids.full(schedule) if schedule.steps is not None else None
-    name, options = section(config.parameterization)
-    learned = options.pop("learned_variance", False)
-    param = parameterization.make(name, options, learned_variance=learned, grid=grid)
+    param = make_parameterization(config, grid)
 
     space = make_space(config, image_shape)
     condition = make_condition(config, space, num_classes)
@@ -203,8 +243,12 @@ def make_task(
             parameters are ``frozen["classifier"]``.
     """
     model = make_diffusion(config, image_shape, levels, num_classes, wrap=wrap)
-    times = losses.make_time_sampler(*_with_schedule(config.times, model.schedule))
-    objective = _make_objective(config.loss, model)
+    noisiest = np.float64(model.schedule.span[1])
+    parameterization.check_levels(
+        model.parameterization, Level(noisiest, *model.schedule.at(noisiest))
+    )
+    times = make_times(config, model.schedule)
+    objective = _make_objective(config, model)
     augment_rate, flip = config.data.get("augment", 0.0), config.data.flip
 
     condition, space = model.condition, model.space
@@ -304,24 +348,20 @@ def make_task(
     return Task(init, loss, sample)
 
 
-def _with_schedule(part: Any, schedule: Schedule) -> tuple[str, Schedule, dict[str, Any]]:
-    name, options = section(part)
-    return name, schedule, options
-
-
-def _make_objective(part: Any, model: Diffusion) -> Callable[..., tuple[Array, dict[str, Any]]]:
+def _make_objective(config: Any, model: Diffusion) -> Callable[..., tuple[Array, dict[str, Any]]]:
     """``(raw, prediction, x, eps, level) -> (losses (B,), metrics)``.
 
     Raises:
         ValueError: unknown objective, or a bound on a continuous schedule.
     """
-    name, options = section(part)
-    if name not in OBJECTIVES:
-        raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(OBJECTIVES)}")
+    name, options = section(config.loss)
+    choose("loss", name, dict.fromkeys(OBJECTIVES))
     variance = options.pop("variance", "fixedsmall")
     vlb_weight = options.pop("vlb_weight", 1e-3)
     error = choose("loss distance", options.pop("distance", "l2"), losses.ERRORS)
-    weight = losses.make_weight(options.pop("weight", "simple"), options)
+    # One key for one quantity: the network's sigma_data is the weight's.
+    options["sigma_data"] = config.parameterization.get("sigma_data", None)
+    weight = build_section("loss weight", options.pop("weight", "simple"), losses.WEIGHTS, options)
     if name != "simple" and model.grid is None:
         raise ValueError(f"the {name} loss needs a discrete schedule")
     rows: Any = None

@@ -12,9 +12,8 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from diffjax import losses, schedules
 from diffjax.nets.noisy_classifier import NoisyClassifier
-from diffjax.tasks.diffusion import LogProb, make_network, section
+from diffjax.tasks.diffusion import LogProb, make_network, make_schedule, make_times
 from diffjax.types import Array, Level, PyTree, Task, expand
 
 
@@ -36,9 +35,8 @@ def make_noisy_classifier_task(
 
     Its ``sample`` raises: a classifier makes no images. ``levels`` is of no account.
     """
-    schedule = schedules.make(*section(config.schedule))
-    name, options = section(config.times)
-    times = losses.make_time_sampler(name, schedule, options)
+    schedule = make_schedule(config)
+    times = make_times(config, schedule)
     network = make_noisy_classifier(config, num_classes)
 
     def init(key: jax.Array, frozen: PyTree, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:

@@ -173,6 +173,7 @@ def train(
     data: Mapping[str, Any] | None = None,
     on_sample: OnSample | None = None,
     on_evaluate: OnEvaluate | None = None,
+    resolve: resume.Resolve = dict,
 ) -> State:
     """Train to ``config.train.steps``, or to ``config.train.minutes`` of wall-clock.
 
@@ -197,6 +198,8 @@ def train(
         on_evaluate: called every ``train.evaluate_every`` steps with the first three of these; what
             it measures is written to the log, and ``best/`` keeps the state with the best value of
             ``eval.best``.
+        resolve: fills in what a config leaves open, before it is compared with that of a
+            checkpoint; see `diffjax.config.resolve`.
 
     Raises:
         ValueError: a wrong value in the config, naming it.
@@ -212,7 +215,7 @@ def train(
     mesh = make_mesh(config.mesh)
     with contextlib.ExitStack() as closing:
         closing.enter_context(_claimed(workdir))
-        run = _Run(task, config, workdir, batches, (frozen, initial), mesh, data)
+        run = _Run(task, config, workdir, batches, (frozen, initial), mesh, (data, resolve))
         stop = closing.enter_context(Stop(mesh, minutes=cfg.minutes))
         checkpoints = closing.enter_context(Checkpoints(workdir / "checkpoints", keep=cfg.keep))
         offset, tries, last = 0, 0, -1
@@ -256,9 +259,10 @@ class _Run:
         batches: Batches,
         given: tuple[PyTree, Callable[[], PyTree] | None],
         mesh: Any,
-        data: Mapping[str, Any] | None,
+        comparison: tuple[Mapping[str, Any] | None, resume.Resolve],
     ):
         frozen, self._initial = given
+        data, self._resolve = comparison
         self._data = None if data is None else dict(data)
         optimizer = make_optimizer(config.optim, config.train.steps)
         self.config, self.workdir, self.batches = config, workdir, batches
@@ -279,7 +283,11 @@ class _Run:
         step, override = checkpoints.newest(), self.config.train.override
         stored = {} if step is None else checkpoints.metadata(step)
         if step is not None:
-            resume.check(stored, self.config, self._hash, self._data, override=override)
+            resume.check(
+                *(stored, self.config, self._hash, self._data),
+                override=override,
+                resolve=self._resolve,
+            )
         self._store_config()
         if step is None:
             return _Begun(0, self._start(), [], offset)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import logging
@@ -29,6 +29,9 @@ def as_json(config: Any) -> Any:
     return json.loads(text)
 
 
+Resolve = Callable[[dict[str, Any]], dict[str, Any]]
+
+
 def check(
     stored: dict[str, Any],
     config: Any,
@@ -36,6 +39,7 @@ def check(
     data: Mapping[str, Any] | None = None,
     *,
     override: bool = False,
+    resolve: Resolve = dict,
 ) -> None:
     """Compare what a checkpoint was made with and what it is to go on with.
 
@@ -44,11 +48,12 @@ def check(
         frozen: hash of the frozen weights.
         data: fingerprint of the data; None if nobody knows it.
         override: warn instead.
+        resolve: fills in what a config leaves open, so that equal runs compare equal.
 
     Raises:
         CheckpointMismatch: with the values that differ.
     """
-    before, now = stored.get("config"), as_json(config)
+    before, now = (c and resolve(c) for c in (stored.get("config"), as_json(config)))
     found = differences(before, now)
     _warn_of_the_decay(before, now)
     if stored.get("frozen", "") != frozen:

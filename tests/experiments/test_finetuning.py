@@ -195,6 +195,7 @@ def test_a_model_of_ones_own_becomes_a_folder(tmp_path):
     cfg = stable_diffusion.get_config("shapes")
     cfg.model.path = "random"
     cfg.network.update(channels=8, norm_groups=2)
+    cfg.schedule.zero_snr = True
     rng = np.random.default_rng(0)
     shapes = common.abstract_state(cfg, common.task_of(cfg)), frozen.abstract(cfg)
     state, given = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), shapes)
@@ -204,6 +205,8 @@ def test_a_model_of_ones_own_becomes_a_folder(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, pipe.parts.vae.params, given["autoencoder"])
     assert pipe.native_size() == (32, 32)
     assert pipe.parts.scheduler["prediction_type"] == "v_prediction"
+    assert pipe.parts.scheduler["rescale_betas_zero_snr"] is True
+    assert pipe.parts.scheduler["timestep_spacing"] == "trailing"
     assert pipe.parts.vae.net.scaling_factor == pytest.approx(0.7)
     text, caption = pipe.parts.texts["text_encoder"], "a small red circle at the top left"
     assert len(text.tokenizer.ids(caption)) == len(caption.split())

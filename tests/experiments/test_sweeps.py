@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import ddpm
-from diffjax import grids, samplers, schedules
+from diffjax import grids, parameterization, samplers, schedules
 from experiments import common, generation, sampler_sweep
 from experiments.reproductions import claims, ddim
 
@@ -97,9 +97,31 @@ def test_axes_are_checked_against_the_config():
         sampler_sweep.parse(["etta=1"], cfg)
 
 
+@pytest.mark.parametrize("axis, message", [
+    ("steps=5,x", "'x' is not a whole number"),
+    ("clip=maybe", "'maybe' is not true or false"),
+    ("eta=a", "'a' is not a number"),
+    ("step=5", "Did you mean 'steps'"),
+])  # fmt: skip
+def test_values_of_axes_have_the_type_of_their_key(axis, message):
+    with pytest.raises(common.UsageError, match=message):
+        sampler_sweep.parse([axis], ddpm.digits())
+
+
+def test_false_is_false():
+    assert sampler_sweep.parse(["clip=False,true"], ddpm.digits()) == {"clip": [False, True]}
+
+
+def test_axes_that_the_sampler_does_not_take_are_refused():
+    cfg = generation.with_sample(ddpm.digits(), sampler="heun")
+    with pytest.raises(common.UsageError, match=r"sample.eta is not used.*belongs to ddim"):
+        sampler_sweep.check_axes(cfg, ["steps", "eta"])
+    sampler_sweep.check_axes(cfg, ["steps", "s_churn"])
+
+
 def test_a_sweep_goes_on_where_it_stopped(tmp_path):
     cfg, made = ddpm.digits(), []
-    model = SimpleNamespace(schedule=schedules.linear())
+    model = SimpleNamespace(schedule=schedules.linear(), parameterization=parameterization.eps())
 
     def make(*, num, seed, sampler, rows, scale):
         made.append((len(rows.level.t), seed))
@@ -145,7 +167,9 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
 
 def test_sampler_of_a_config():
     cfg = generation.with_sample(ddpm.digits(), sampler="ddim", steps=7, eta=0.5)
-    sampler, plan = generation.sampler_of(cfg, SimpleNamespace(schedule=schedules.linear()))
+    sampler, plan = generation.sampler_of(
+        cfg, SimpleNamespace(schedule=schedules.linear(), parameterization=parameterization.eps())
+    )
     expected = samplers.ddim(0.5).plan(grids.leading(schedules.linear(), 7))
     assert np.array_equal(plan.coef, expected.coef)
     assert sampler.step is samplers.ddim().step

@@ -13,6 +13,7 @@ import diffjax
 from diffjax import generate, lora
 from diffjax.generate import images, program
 from diffjax.pretrained import load_model, save_lora, save_model
+from diffjax.pretrained.schedulers import load_scheduler
 from tests.parity import generate_cases as g
 
 SIZE, KEYS = g.SIZE, (3, 4)
@@ -440,3 +441,35 @@ def test_all_that_is_asked_for_is_described():
     names = [field.name for field in dataclasses.fields(generate.Request)]
     for name in names:
         assert f"{name}: " in generate.Request.__doc__, name
+
+
+class _Spy:
+    """A network that keeps what it is given, and answers with zeros."""
+
+    def __init__(self, residuals=False):
+        self.seen, self._residuals = [], residuals
+
+    def apply(self, variables, z, t, cond):
+        if not isinstance(z, jax.core.Tracer):
+            self.seen.append((np.asarray(z), np.asarray(t)))
+        zeros = jnp.zeros_like(z)
+        return ([zeros], zeros) if self._residuals else zeros
+
+
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_a_controlnet_sees_what_the_unet_sees(name):
+    """EDM's input scale, up to 1/80, counts for both."""
+    scheduler = load_scheduler({"_class_name": name, "sigma_max": 80.0})
+    unet, net = _Spy(), _Spy(residuals=True)
+    made = program.Program(unet, scheduler, "no", 0.0, ((net, "balanced"),))
+    given = {"params": {}, "hint": jnp.zeros((1, 8, 8, 3)), "strength": np.ones(4, np.float32)}
+    inputs = {"params": {}, "cond": {}, "controls": [given]}
+    rows = scheduler.rows(scheduler.grid(4))
+    level = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], rows.level)
+    z = 80 * jax.random.normal(jax.random.key(0), (1, 8, 8, 4))
+    with jax.disable_jit():
+        program.denoiser(made, inputs)(z, level)
+    (seen, t), (controlled, t_too) = unet.seen[-1], net.seen[-1]
+    np.testing.assert_array_equal(controlled, seen)
+    np.testing.assert_array_equal(t_too, t)
+    np.testing.assert_allclose(seen, z / np.hypot(80, 0.5), rtol=1e-4)

@@ -178,7 +178,7 @@ def test_bf16_networks_keep_scheduler_arithmetic_in_float32():
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"loss": {"name": "elbo"}}, "unknown loss 'elbo'; choose one of simple, vlb, hybrid"),
+        ({"loss": {"name": "elbo"}}, "unknown loss 'elbo'; choose one of hybrid, simple, vlb"),
         ({"loss": {"weight": "snrs"}}, "unknown loss weight 'snrs'"),
         ({"network": {"name": "dit"}}, "unknown network 'dit'; choose one of unet"),
         ({"times": {"name": "gauss"}}, "unknown time sampler 'gauss'"),

@@ -14,12 +14,15 @@ import jax
 import numpy as np
 import pytest
 
+from configs.base import base
+from diffjax.config import resolve
 from diffjax.train import (
     CheckpointError,
     CheckpointMismatch,
     Checkpoints,
     NonFiniteLoss,
     Preempted,
+    resume,
     train,
 )
 from diffjax.train import frozen as frozen_weights
@@ -75,6 +78,18 @@ def test_another_config_is_refused_with_a_diff(workdir, key, value, shown):
     with pytest.raises(CheckpointMismatch, match=rf"another config: {shown}\. .*override=true"):
         _run(workdir, frozen=FROZEN, **{key: value})
     assert int(_run(workdir, frozen=FROZEN, **{key: value, "train.override": True}).step) == 12
+
+
+def test_what_a_config_leaves_open_is_compared_resolved():
+    """A value that equals the default of what is chosen is no difference; another one is."""
+    stored = {"config": resume.as_json(base()), "frozen": ""}
+    stored["config"]["schedule"].update(beta_start=1e-4, beta_end=0.02)
+    resume.check(stored, base(), "", resolve=resolve)
+    p2 = base()
+    p2.loss.weight = "p2"
+    stored["config"]["loss"].update(weight="p2", gamma=5.0)
+    with pytest.raises(CheckpointMismatch, match=r"loss.gamma: 5.0 -> 1.0"):
+        resume.check(stored, p2, "", resolve=resolve)
 
 
 def test_more_steps_under_a_decay_are_warned_of(workdir, caplog):

@@ -1,0 +1,74 @@
+"""What every entry point says of wrong flags, and the exit codes of docs/scaling.md."""
+
+import pytest
+
+DIGITS = "--config=configs/ddpm.py:digits"
+
+
+@pytest.mark.parametrize("entry, arguments, message", [
+    ("train", [DIGITS, "--config.optim.lr=abc"], "--config.optim.lr takes a number, got 'abc'"),
+    ("train", [DIGITS, "--config.train.steps=1.5"], "takes a whole number, got '1.5'"),
+    ("train", [DIGITS, "--config.schedule.zero_snr=maybe"], "takes true or false, got 'maybe'"),
+    ("train", [DIGITS, "--config.network.multipliers=abc"], "takes whole numbers such as 1,2"),
+    ("train", [DIGITS, "--config.network.multipliers=1.5,2"], "takes whole numbers such as 1,2"),
+    ("train", ["--config=configs/ddpm.py:digts"], "Did you mean 'digits'?"),
+    ("train", ["--config=configs/dpm.py:digits"], "Did you mean 'configs/ddpm.py'?"),
+    ("train", [DIGITS, "--config.optm.lr=1"], "Did you mean 'optim'?"),
+    ("train", [DIGITS, "--config.optim.lrr=1"], "Did you mean 'lr'?"),
+    ("train", [DIGITS, "--config.train.steps.x=1"], "config.train.steps is a value"),
+    ("train", [DIGITS, "--workdr=x"], "Did you mean 'workdir'?"),
+    ("train", [DIGITS, "--dry_run", "--config.sample.eta=0.5"],
+     "--config.sample.eta is not used: sample.sampler is 'ddpm'"),
+    ("train", [DIGITS, "--dry_run", "--config.loss.gamma=2"], "--config.loss.gamma is not used"),
+    ("train", [DIGITS, "--dry_run", "--config.optim.weight_decay=.1"], "belongs to adamw"),
+    ("train", [DIGITS, "--dry_run", "--config.schedule.name=lineer"], "Did you mean 'linear'?"),
+    ("train", [DIGITS, "--dry_run", "--config.data.batch_size=0"],
+     "config.data.batch_size must be greater than 0, got 0"),
+    ("train", [DIGITS, "--dry_run", "--config.optim.lr=nan"], "config.optim.lr is not a number"),
+    ("train", [DIGITS, "--best"], "train does not use --best"),
+    ("train", [DIGITS, "extra"], "unexpected arguments: extra"),
+    ("sample", [DIGITS, "--sampler=heun", "--eta=0.7", "--workdir=x"],
+     "--eta is not used: sample.sampler is 'heun'"),
+    ("sample", ["--steps=0"], "--steps=0: 0 is not a positive integer"),
+    ("sample", ["--num=0"], "--num=0"),
+    ("sample", ["--workdir=no-such-run"], "no-such-run holds no run"),
+    ("generate", ["--model=x", "--workdir=y"], "generate does not use --workdir"),
+    ("generate", ["--model=x", "--best"], "generate does not use --best"),
+    ("plan", [DIGITS, "--best"], "plan does not use --best"),
+    ("encode", [DIGITS, "--best"], "encode does not use --best"),
+    ("evaluate", ["--images=x", "--steps=5"], "--steps has no effect beside --images"),
+    ("evaluate", ["--sweep=steps=1", "--seed=3"], "--seed has no effect beside --sweep"),
+    ("evaluate", [DIGITS, "--workdir=x", "--clip=y"], "--clip has no effect without --images"),
+    ("evaluate", ["--workdir=x", "--inception=y"], "--inception has no effect on --metrics"),
+    ("evaluate", ["--workdir=x", "--metrics=bits", "--lpips=y"], "it is for diversity"),
+    ("export", ["--num=3"], "unknown flag --num"),
+])  # fmt: skip
+def test_wrong_flags(execute, entry, arguments, message):
+    """Exit code 2, a message that names what was typed, and no traceback."""
+    output = execute(entry, *arguments, code=2)
+    assert message in output and "Traceback" not in output
+    assert output.count("error:") == 1
+
+
+def test_help_exits_with_0(execute):
+    assert "--workdir" in execute("train", "--help")
+
+
+def test_an_option_that_the_choice_takes_is_used(execute):
+    output = execute("train", DIGITS, "--dry_run", "--config.loss.weight=p2", "--config.loss.k=2")
+    assert '"k": 2.0' in output
+
+
+def test_a_stored_config_can_be_overridden_where_it_is_open(execute, tmp_path):
+    """config.json holds null for what is open; flags know the types all the same."""
+    digits = "--config=configs/ddpm.py:digits,smoke"
+    workdir = f"--workdir={tmp_path}"
+    execute("train", digits, workdir, "--config.train.sample_every=0")
+    execute("sample", workdir, "--sampler=ddim", "--eta=0.5", "--num=2", "--steps=2")
+    execute("sample", workdir, "--sampler=pc", "--config.sample.snr=0.1", "--num=2", "--steps=2")
+    bad = execute("sample", workdir, "--prompt=a red circle", code=2)
+    assert "--prompt has no effect" in bad
+    bad = execute("sample", workdir, "--rows=eta=0,1", "--sampler=heun", code=2)
+    assert "sample.eta is not used" in bad
+    bad = execute("sample", workdir, "--config.sample.snr=x", "--sampler=pc", code=2)
+    assert "--config.sample.snr takes a number, got 'x'" in bad
