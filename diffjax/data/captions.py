@@ -16,6 +16,7 @@ from absl import logging
 from diffjax.data import folders, formats, metadata, text
 
 _SUFFIXES = (".txt", ".caption")
+_SPELLINGS = (*_SUFFIXES, *map(str.upper, _SUFFIXES))
 
 
 class Buckets(NamedTuple):
@@ -168,7 +169,7 @@ def _from_files(
         raise ValueError(_explain_absence(root, folders.name_some(without), files, table))
     found = [file for file in beside if file is not None]
     stems = {path.with_suffix("") for path in folders.select_images(root, files)}
-    alone = [f.name for f in files if f.suffix in _SUFFIXES and f.with_suffix("") not in stems]
+    alone = [f.name for f in files if f.suffix in _SPELLINGS and f.with_suffix("") not in stems]
     if alone:
         logging.warning(
             "%s: %d text files belong to no picture and are not read: %s",
@@ -201,7 +202,7 @@ def _beside(path: Path) -> Path | None:
     Raises:
         ValueError: there are two, which differ.
     """
-    found = [file for s in _SUFFIXES if (file := path.with_suffix(s)).is_file()]
+    found = [file for s in _SPELLINGS if (file := path.with_suffix(s)).is_file()]
     if len(found) > 1 and len({text.read_text(file).strip() for file in found}) > 1:
         raise ValueError(f"{found[0]} and {found[1].name} are different captions; remove one")
     return found[0] if found else None

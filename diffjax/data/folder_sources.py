@@ -178,6 +178,8 @@ def find_pictures(root: Path, split: str, classes: Sequence[str] = ()) -> Found:
     known = classes or _training_classes(root, paths)
     found = folders.find_classes(chosen, parts)
     labels, names = folders.number_classes(found, known, str(parts[0]))
+    if names:
+        folders.warn_of_empty_folders(parts, names)
     return Found(root, chosen, labels, names)
 
 

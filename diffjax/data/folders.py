@@ -64,9 +64,9 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
         if is_hidden(entry.name):
             continue
         path = folder / entry.name
-        if entry.is_dir():
+        if path.is_dir():  # which is false for a link to itself
             yield from _walk(path, (*above, this))
-        elif entry.is_file():
+        elif path.is_file():
             yield path
         elif entry.is_symlink() and path.suffix.lower() in IMAGE_SUFFIXES:
             raise FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which is not there")
@@ -108,7 +108,10 @@ def find_splits(root: Path, paths: Sequence[Path]) -> dict[str, Path]:
     """
     parts = [path.relative_to(root).parts for path in paths]
     below = sorted({p[0] for p in parts if len(p) > 1})
-    splits = {name.lower(): root / name for name in below if name.lower() in SPLITS}
+    named = [name for name in below if name.lower() in SPLITS]
+    splits = {name.lower(): root / name for name in named}
+    if len(splits) < len(named):
+        raise ValueError(f"{root} has two folders of one split: {', '.join(named)}; join them")
     others = [name for name in below if name.lower() not in SPLITS]
     loose = [p[0] for p in parts if len(p) == 1]
     if splits and not others:
@@ -150,6 +153,18 @@ def split_folders(root: Path, paths: Sequence[Path], split: str) -> list[Path]:
         return [splits[split]]
     known = ", ".join([*sorted(splits or {"train"}), ALL])
     raise NoSuchSplit(f"{root} has no split {split!r}: choose from {known}")
+
+
+def warn_of_empty_folders(folders: Sequence[Path], classes: Sequence[str]) -> None:
+    """Name the sub-folders without pictures in the log: they are no classes."""
+    for folder in folders:
+        below = (path for path in sorted(folder.iterdir()) if path.is_dir())
+        names = (path.name for path in below if not is_hidden(path.name))
+        empty = [name for name in names if unicodedata.normalize("NFC", name) not in classes]
+        if empty:
+            logging.warning(
+                "%s: sub-folders without pictures are no classes: %s", folder, name_some(empty)
+            )
 
 
 def select_below(paths: Sequence[Path], folders: Sequence[Path]) -> list[Path]:

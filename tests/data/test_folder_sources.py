@@ -72,6 +72,13 @@ def test_hidden_folders_are_no_classes_and_linked_ones_are(tmp_path):
     assert source.class_names == ("cat", "dog") and len(source) == 2
 
 
+def test_a_sub_folder_without_pictures_is_no_class_and_said(tmp_path, caplog):
+    picture(tmp_path / "ant" / "a.png")
+    (tmp_path / "bee").mkdir()
+    assert load(tmp_path).class_names == ("ant",)
+    assert "sub-folders without pictures are no classes: bee" in caplog.text
+
+
 def test_a_label_that_is_no_class_is_an_error_when_it_is_read():
     plain = data.load("digits")
     wrong = plain.__class__(plain.shape, 5, 17, len(plain), plain.read)
@@ -250,6 +257,9 @@ def test_captions_beside_pictures_have_no_mark_and_errors_name_the_file(tmp_path
     picture(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes("\ufeffa \u2028 b\n".encode())
     assert load(tmp_path, "captioned_folder", image_size=8).captions([0]) == ["a \u2028 b"]
+    (tmp_path / "a.txt").rename(tmp_path / "a.TXT")
+    assert load(tmp_path, "captioned_folder", image_size=8).captions([0]) == ["a \u2028 b"]
+    (tmp_path / "a.TXT").rename(tmp_path / "a.txt")
     (tmp_path / "b.txt").write_text("alone")
     load(tmp_path, "captioned_folder", image_size=8)
     assert "1 text files belong to no picture and are not read: b.txt" in caplog.text

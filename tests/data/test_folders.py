@@ -1,5 +1,6 @@
 """Which files of a folder are data, and how it is split into parts and classes."""
 
+import json
 import os
 
 import numpy as np
@@ -110,6 +111,25 @@ def test_a_picture_beside_the_splits_is_left_out_and_said(tmp_path, caplog):
     make(tmp_path, "train/a.png", "test/b.png", "preview.png")
     assert split_names(tmp_path) == ["train"]
     assert "1 pictures outside of the splits are left out: preview.png" in caplog.text
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    make(tmp_path, "Train/a.png", "train/b.png")
+    with pytest.raises(ValueError, match="two folders of one split: Train, train"):
+        split_names(tmp_path)
+
+
+def test_a_link_to_itself_holds_nothing(tmp_path):
+    make(tmp_path, "a.png")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert listed(tmp_path) == ["a.png"]
+
+
+def test_names_of_any_bytes_have_a_fingerprint(tmp_path):
+    make(tmp_path, "c/a\nb.png")
+    os.rename(tmp_path / "c" / "a\nb.png", os.fsencode(tmp_path / "c") + b"/\xff.png")
+    found = folders.make_fingerprint(tmp_path, folders.list_images(tmp_path))
+    assert json.loads(json.dumps(found)) == found and len(found["files"]) == 1
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
