@@ -100,17 +100,7 @@ def load(
     if name not in names():
         raise ValueError(f"unknown data set {name!r}: choose from {', '.join(names())}")
     size = None if image_size is None else formats.sides(image_size)
-    if channels is not None and name not in FOLDERS:
-        raise ValueError(
-            f"channels={channels}: {name} has its own; {', '.join(FOLDERS)} can be read as grey "
-            "or RGB"
-        )
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels={channels}: images are read as 3 (RGB) or 1 (grey)")
-    if damaged not in DAMAGED:
-        raise ValueError(f"damaged={damaged!r}: choose from {', '.join(DAMAGED)}")
-    if buckets and name != "captioned_folder":
-        raise ValueError(f"{name} has no buckets of aspect ratios; captioned_folder has")
+    _check_folder_options(name, channels, buckets, damaged)
     root = _given_dir(data_dir)
     if name in _TFDS:
         return _load_prepared(name, split, _places(root, data_dir is not None), size)
@@ -131,6 +121,22 @@ def load(
         num_classes=num_classes,
         levels=levels,
     )
+
+
+def _check_folder_options(
+    name: str, channels: int | None, buckets: Buckets | None, damaged: str
+) -> None:
+    if channels is not None and name not in FOLDERS:
+        raise ValueError(
+            f"channels={channels}: {name} has its own; {', '.join(FOLDERS)} can be read as grey "
+            "or RGB"
+        )
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels={channels}: images are read as 3 (RGB) or 1 (grey)")
+    if damaged not in DAMAGED:
+        raise ValueError(f"damaged={damaged!r}: choose from {', '.join(DAMAGED)}")
+    if buckets and name != "captioned_folder":
+        raise ValueError(f"{name} has no buckets of aspect ratios; captioned_folder has")
 
 
 def _given_dir(data_dir: str | None) -> Path | None:
