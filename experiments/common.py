@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 import diffjax.config
 from diffjax import data, grids, samplers
+from diffjax.data.folders import NoSuchSplit
 from diffjax.data.text import split_lines
 from diffjax.tasks import (
     Diffusion,
@@ -335,10 +336,17 @@ def load_source(
 
 
 def test_source(cfg: ConfigDict) -> data.Source:
-    """Test images to look at; of data that have no others, the training images."""
+    """Test images to look at; of data that have no others, the training images.
+
+    Raises:
+        ValueError: a folder has test images, but something is wrong with them.
+    """
     try:
         return source_of(cfg, "test")
     except (ValueError, OSError) as error:
+        absent = isinstance(error, OSError | NoSuchSplit)
+        if cfg.data.name in data.FOLDERS and not absent:
+            raise
         logging.warning("there are no test images, training images take their place: %s", error)
         return source_of(cfg)
 

@@ -147,6 +147,24 @@ def test_names_are_kept_and_used_for_every_folder(folder, tmp_path, monkeypatch)
     assert discovery.known_classes(config) == ()
 
 
+def test_test_images_of_a_strange_class_are_an_error_and_none_are_none(folder):
+    config = settled("classes", folder / "images")
+    assert len(common.test_source(config)) == COUNT  # there is no split
+    for name in ("cat", "dog"):
+        (folder / "images" / name).rename(folder / "images" / f"_{name}")
+        for split in ("train", "test"):
+            target = folder / "images" / split
+            target.mkdir(exist_ok=True)
+            shutil.copytree(folder / "images" / f"_{name}", target / name)
+        shutil.rmtree(folder / "images" / f"_{name}")
+    common._loaded.cache_clear()
+    assert common.test_source(config).class_names == ("cat", "dog")
+    (folder / "images" / "test" / "dog").rename(folder / "images" / "test" / "fox")
+    common._loaded.cache_clear()
+    with pytest.raises(ValueError, match="does not know: fox"):
+        common.test_source(config)
+
+
 def test_a_class_is_called_by_name_or_number():
     assert discovery.class_number("dog", ("cat", "dog"), 2) == 1
     assert discovery.class_number("1", ("cat", "dog"), 2) == 1
