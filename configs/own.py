@@ -63,7 +63,7 @@ def hints() -> ConfigDict:
     """Begins from a run of the plain variant, --config.control.base."""
     config = controlnet.control(plain(), hint="given", channels=3, factor=4)
     config.data.name = "paired_folder"
-    config.control.net.hint_widths = (8, 16)
+    config.control.net.hint_widths = (8, 16, 16)
     config.optim.update(lr=1e-3, warmup=50, clip=1.0, weight_decay=0.0)
     config.ema.update(decay=0.99, warmup=True)
     config.train.steps = 500
