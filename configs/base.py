@@ -5,17 +5,64 @@ so `--config.schedule.name=cosine` works by itself. None is the default of what 
 that no choice knows are errors.
 """
 
+import abc
 import difflib
+import re
 from collections.abc import Callable
 from typing import Any
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 from ml_collections.config_dict import placeholder
+
+Size = int | tuple[int, int]
 
 
 def unset(kind: type, *names: str) -> dict[str, Any]:
     """Options that have the default of what is chosen until a config or a flag sets them."""
     return {name: placeholder(kind) for name in names}
+
+
+class ImageSize(abc.ABC):  # noqa: B024 (its members are registered)
+    """The type of ``data.image_size``: pixels on a side of a square, or (height, width)."""
+
+
+for _kind in (int, tuple, list):
+    ImageSize.register(_kind)
+
+
+class _ImageSizeParser(flags.ArgumentParser):
+    """Reads ``64``, ``(40, 56)``, ``40,56`` and ``40x56`` from the command line."""
+
+    syntactic_help = "a number of pixels, or (height,width)"
+
+    def parse(self, argument: str | Size) -> Size:
+        """
+        Raises:
+            ValueError: it is neither one number nor two.
+        """
+        if not isinstance(argument, str):
+            return argument
+        found = re.fullmatch(r"[\s(\[]*(\d+)(?:\s*[,x]\s*(\d+))?[\s,)\]]*", argument)
+        if found is None:
+            raise ValueError(
+                f"{argument!r} is no size; give a number of pixels, such as 64, or height and "
+                "width, such as (40,56)"
+            )
+        height, width = found.groups()
+        return int(height) if width is None else (int(height), int(width))
+
+    def flag_type(self) -> str:
+        """What --help calls it."""
+        return "number or (height,width)"
+
+
+config_flags.register_flag_parser_for_type(ImageSize, _ImageSizeParser())
+
+
+def make_size_field(size: Size) -> FieldReference:
+    """A config field that takes one number or (height, width), in files and on the command line."""
+    return FieldReference(size, field_type=ImageSize)
 
 
 def base() -> ConfigDict:
@@ -28,7 +75,7 @@ def base() -> ConfigDict:
                 "name": "digits",
                 "split": "train",
                 "dir": "",  # where the data set is; empty: the usual places
-                "image_size": 8,
+                "image_size": make_size_field(8),  # pixels on a side, or (height, width)
                 "channels": 1,
                 "levels": 256,  # grey values, for the discretised decoder
                 "num_classes": 0,

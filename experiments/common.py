@@ -226,8 +226,16 @@ def describe(cfg: ConfigDict) -> str:
 
 
 def image_shape(cfg: ConfigDict) -> tuple[int, int, int]:
-    """(H, W, C) of a config's data."""
-    return cfg.data.image_size, cfg.data.image_size, cfg.data.channels
+    """(H, W, C) of a config's data.
+
+    Raises:
+        UsageError: ``config.data.image_size`` is neither a number of pixels nor (height, width).
+    """
+    try:
+        height, width = data.sides(cfg.data.image_size)
+    except ValueError as error:
+        raise UsageError(f"config.data.{error}") from error
+    return height, width, cfg.data.channels
 
 
 def task_of(cfg: ConfigDict) -> Task:
@@ -275,7 +283,7 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
         cfg.data.name,
         split or cfg.data.split,
         cfg.data.dir or None,
-        cfg.data.image_size,
+        image_shape(cfg),
         None if split else inputs.buckets_of(cfg),
     )
     found, wanted = tuple(source.shape), image_shape(cfg)
@@ -300,9 +308,21 @@ def test_source(cfg: ConfigDict) -> data.Source:
 
 @functools.lru_cache(maxsize=2)  # training and test split; their images are read-only
 def _loaded(
-    name: str, split: str, folder: str | None, image_size: int, buckets: data.Buckets | None
+    name: str,
+    split: str,
+    folder: str | None,
+    shape: tuple[int, int, int],
+    buckets: data.Buckets | None,
 ) -> data.Source:
-    return data.load(name, split=split, data_dir=folder, image_size=image_size, buckets=buckets)
+    height, width, channels = shape
+    return data.load(
+        name,
+        split=split,
+        data_dir=folder,
+        image_size=(height, width),
+        channels=channels if name in data.FOLDERS else None,
+        buckets=buckets,
+    )
 
 
 def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:

@@ -279,8 +279,8 @@ def with_tokens(cfg: ConfigDict, source: data.Source) -> data.Source:
     if source.captions is None:
         raise common.UsageError(f"{cfg.data.name} has no captions; captioned_folder and shapes do")
     told, more, by_entry = source.captions, source.more, tokenizers(cfg)
-    size = cfg.data.image_size
-    plain = np.array([size, size, 0, 0, size, size], np.float32)
+    height, width, _ = common.image_shape(cfg)
+    plain = np.array([height, width, 0, 0, height, width], np.float32)
 
     def read(indices: Any) -> dict[str, np.ndarray]:
         texts, rest = told(indices), more(indices) if more else {}
@@ -366,13 +366,14 @@ def _own(cfg: ConfigDict, state: State, given: Mapping[str, Any]) -> Components:
     """The parts of a model that began here."""
     diffusion, nets = common.diffusion_of(cfg), make_clips(cfg)
     vae = diffusion.space.net.clone(scaling_factor=float(state.extra["latent_scale"]))
-    side = diffusion.image_shape[0]
+    height, width, _ = diffusion.image_shape
     texts = {
         ENCODERS[entry]: TextEncoder(one, _model(nets[ENCODERS[entry]], given[ENCODERS[entry]]))
         for entry, one in tokenizers(cfg).items()
     }
     unet = _model(diffusion.network, state.ema)
-    unet.config.update(sample_size=side, in_channels=_channels(state.ema))
+    sides = height if height == width else [height, width]
+    unet.config.update(sample_size=sides, in_channels=_channels(state.ema))
     scheduler = dict(
         _class_name="DDIMScheduler",
         **_noise_of(cfg),

@@ -2,7 +2,8 @@
 
 from diffjax.data.captions import Buckets
 from diffjax.data.conditions import HINTS, Hints, make_hints, paired
-from diffjax.data.datasets import Source, from_arrays, load, names
+from diffjax.data.datasets import FOLDERS, Source, from_arrays, load, names
+from diffjax.data.formats import sides
 from diffjax.data.pipeline import (
     batch_at,
     batch_of,
@@ -14,6 +15,7 @@ from diffjax.data.pipeline import (
 )
 
 __all__ = [
+    "FOLDERS",
     "HINTS",
     "Buckets",
     "Hints",
@@ -28,6 +30,7 @@ __all__ = [
     "make_hints",
     "names",
     "paired",
+    "sides",
     "to_float",
     "to_levels",
 ]

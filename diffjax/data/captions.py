@@ -32,12 +32,20 @@ class Buckets(NamedTuple):
     step: int = 64
     ratio: float = 2.0
 
-    def shapes(self, size: int) -> list[tuple[int, int]]:
+    def shapes(self, size: formats.Size) -> list[tuple[int, int]]:
         """All (height, width): for every width the largest height within ``size ** 2`` pixels.
 
         Raises:
-            ValueError: the size is no multiple of the step, or the ratio below 1.
+            ValueError: the size is (height, width), or no multiple of the step, or the ratio is
+                below 1.
         """
+        height, width = formats.sides(size)
+        if height != width:
+            raise ValueError(
+                f"buckets of aspect ratios need one number as image_size, not {size}; without "
+                "buckets (data.bucket_step=0) images are cropped to it"
+            )
+        size = height
         if self.step < 1 or size % self.step or self.ratio < 1:
             raise ValueError(
                 f"buckets need a size that is a multiple of their step and a ratio of at least 1, "
@@ -68,13 +76,15 @@ class Layout(NamedTuple):
         return self.shapes[self.groups[index]]
 
 
-def lay_out(sizes: Sequence[tuple[int, int]], size: int, buckets: Buckets | None) -> Layout:
+def lay_out(
+    sizes: Sequence[tuple[int, int]], size: formats.Size, buckets: Buckets | None
+) -> Layout:
     """The shape with the nearest aspect ratio, by its logarithm, for images of (height, width).
 
     Raises:
         ValueError: as `Buckets.shapes`.
     """
-    shapes = buckets.shapes(size) if buckets else [(size, size)]
+    shapes = buckets.shapes(size) if buckets else [formats.sides(size)]
     logs = np.log([h / w for h, w in shapes])
     groups = np.array([np.abs(logs - np.log(h / w)).argmin() for h, w in sizes], np.int32)
     ids = [_time_ids(found, shapes[group]) for found, group in zip(sizes, groups, strict=True)]

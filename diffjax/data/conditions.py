@@ -215,13 +215,22 @@ HINTS: dict[str, Callable[..., Hints]] = {
 }
 
 
-def paired(root: str | Path, *, split: str = "train", image_size: int | None = None) -> Source:
+def paired(
+    root: str | Path,
+    *,
+    split: str = "train",
+    image_size: formats.Size | None = None,
+    channels: int = 3,
+) -> Source:
     """``root/images`` with what belongs to each: ``root/hints``, captions, ``root/NAME.npy``.
 
     Captions stand among the images as `diffjax.data.captions` says. The hint ``a/b.png`` belongs
     to the image ``a/b.jpg``; it is cropped and resized like it. Row i of an array belongs to image
     i in alphabetical order, and is what a batch has as NAME: token ids ``text``, or the embeddings
     that Stable Diffusion XL is told (`diffjax.tasks.conditions`).
+
+    Args:
+        image_size, channels: of the images, see `load`. Hints are RGB.
 
     Raises:
         FileNotFoundError: there is no such folder, or it holds no images.
@@ -231,7 +240,7 @@ def paired(root: str | Path, *, split: str = "train", image_size: int | None = N
     root = Path(root)
     images = root / "images"
     kind = "captioned_folder" if captions.has_captions(images) else "image_folder"
-    source = load(kind, split=split, data_dir=str(images), image_size=image_size)
+    source = load(kind, split=split, data_dir=str(images), image_size=image_size, channels=channels)
     pictures = _pictures(root, split, len(source)) if (root / "hints").is_dir() else []
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(root.glob("*.npy"))}
     for name, array in arrays.items():

@@ -23,6 +23,7 @@ import operator
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -52,6 +53,27 @@ _TFDS = {
 }
 
 Arrays = tuple[np.ndarray, np.ndarray]
+Sides = tuple[int, int]  # height and width
+
+
+class Reading(NamedTuple):
+    """How the pictures of a folder are read.
+
+    Attributes:
+      size: (height, width) to which they are cropped and resized; None keeps their own.
+      channels: 3 for RGB, 1 for grey.
+    """
+
+    size: Sides | None
+    channels: int = 3
+
+    def read(self, path: Path) -> np.ndarray:
+        """The picture in a file, uint8 (H, W, C).
+
+        Raises:
+          ValueError: the file is truncated or no image.
+        """
+        return _fit(formats.read_image(path, self.channels), self.size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,7 +169,8 @@ def load(
     *,
     split: str = "train",
     data_dir: str | None = None,
-    image_size: int | None = None,
+    image_size: formats.Size | None = None,
+    channels: int | None = None,
     buckets: Buckets | None = None,
 ) -> Source:
     """Load a data set by name.
@@ -159,7 +182,9 @@ def load(
         sub-folder of that name, or if there is none, everything in `train` and `all`.
       data_dir: folder of the original files, or TFDS folder; see the table above. With it, no
         other place is searched and nothing is downloaded.
-      image_size: crop to the central square and resize to this; None keeps the size.
+      image_size: crop to the central square and resize to this, or crop to the central rectangle
+        with the ratio of (height, width) and resize; None keeps the size.
+      channels: of folders, 3 for RGB (the default) or 1 for grey.
       buckets: of captioned_folder, crop to the nearest of these shapes instead.
 
     Returns:
@@ -167,28 +192,38 @@ def load(
       same set read from the original files differ in order (not in content).
 
     Raises:
-      ValueError: unknown name or split, buckets of data that have none, images of different sizes
-        without image_size, or damaged files.
+      ValueError: unknown name or split, an impossible size, channels or buckets of data that have
+        no choice of them, images of different sizes without image_size, or damaged files.
       FileNotFoundError: the data are not there; the message says how to get them.
     """
     if name not in names():
         raise ValueError(f"unknown data set {name!r}: choose from {', '.join(names())}")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size={image_size}: it must be at least 1")
+    size = None if image_size is None else formats.sides(image_size)
+    if channels is not None and name not in _FOLDERS:
+        raise ValueError(
+            f"channels={channels}: {name} has its own; {', '.join(_FOLDERS)} can be read as grey "
+            "or RGB"
+        )
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels={channels}: images are read as 3 (RGB) or 1 (grey)")
     if buckets and name != "captioned_folder":
         raise ValueError(f"{name} has no buckets of aspect ratios; captioned_folder has")
     root = _given_dir(data_dir)
     if name in _TFDS:
-        return _load_prepared(name, split, _places(root, data_dir is not None), image_size)
+        return _load_prepared(name, split, _places(root, data_dir is not None), size)
     if name in _FOLDERS:
-        return _FOLDERS[name](split, _needed(name, root), image_size, buckets)
+        how = Reading(size, channels or 3)
+        return _FOLDERS[name](split, _needed(name, root), how, buckets)
     if name in _DRAWN:
-        return _draw_shapes(split, image_size or shapes.SIZE, single=name == "shapes_single")
+        height, width = size or (shapes.SIZE, shapes.SIZE)
+        if height != width:
+            raise ValueError(f"image_size={image_size}: {name} are drawn as squares")
+        return _draw_shapes(split, height, single=name == "shapes_single")
     if name == "latents":
         return _load_latents(split, root)
     arrays, num_classes, levels = _LOADERS[name](split, root, data_dir is not None)
     return from_arrays(
-        _resize_all(arrays[0], image_size, levels),
+        _resize_all(arrays[0], size, levels),
         arrays[1],
         num_classes=num_classes,
         levels=levels,
@@ -213,8 +248,8 @@ def _places(root: Path | None, strict: bool, system: Sequence[Path] = ()) -> lis
     return given if strict else [*given, *system, tfds_builders.default_dir()]
 
 
-def _resize_all(images: np.ndarray, size: int | None, levels: int) -> np.ndarray:
-    if size is None or images.shape[1:3] == (size, size):
+def _resize_all(images: np.ndarray, size: Sides | None, levels: int) -> np.ndarray:
+    if size is None or images.shape[1:3] == size:
         return images
     resized = np.stack([formats.center_crop_resize(image, size) for image in images])
     return np.minimum(resized, np.uint8(levels - 1))  # the filter overshoots
@@ -331,7 +366,7 @@ def _cifar10(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, 
     return found, 10, 256
 
 
-def _load_prepared(name: str, split: str, places: list[Path], size: int | None) -> Source:
+def _load_prepared(name: str, split: str, places: list[Path], size: Sides | None) -> Source:
     """A large set, prepared by TFDS beforehand; rows are decoded when they are asked for."""
     found = (tfds_builders.find_prepared(_TFDS[name], place) for place in places)
     folder = next((f for f in found if f is not None), None)
@@ -348,7 +383,7 @@ def _load_prepared(name: str, split: str, places: list[Path], size: int | None) 
     native = features["image"].shape
     if size is None and None in native:
         raise ValueError(f"images of {name} differ in size: image_size is needed")
-    shape = native if size is None else (size, size, native[-1])
+    shape = native if size is None else (*size, native[-1])
 
     def read(indices: Sequence[int] | np.ndarray) -> Arrays:
         rows = fetch([int(i) for i in indices])
@@ -358,7 +393,7 @@ def _load_prepared(name: str, split: str, places: list[Path], size: int | None) 
     return Source(shape, num_classes, 256, length, read)
 
 
-def _fit(image: np.ndarray, size: int | None) -> np.ndarray:
+def _fit(image: np.ndarray, size: Sides | None) -> np.ndarray:
     return image if size is None else formats.center_crop_resize(image, size)
 
 
@@ -368,8 +403,8 @@ def _needed(name: str, root: Path | None) -> Path:
     return root
 
 
-def _load_folder(split: str, root: Path, size: int | None, buckets: Buckets | None) -> Source:
-    """Every image file below a folder, as RGB; the class is the first sub-folder, if any."""
+def _load_folder(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
+    """Every image file below a folder; the class is the first sub-folder, if any."""
     if (root / split).is_dir():
         root = root / split
     else:
@@ -378,11 +413,11 @@ def _load_folder(split: str, root: Path, size: int | None, buckets: Buckets | No
     if not paths:
         raise FileNotFoundError(f"{root} holds no image ({' '.join(formats.IMAGE_SUFFIXES)})")
     labels, num_classes = formats.folder_labels(root, paths)
-    height, width, channels = _fit(formats.read_image(paths[0]), size).shape
+    height, width, channels = how.read(paths[0]).shape
     shape = (height, width, channels)
 
     def read_one(path: Path) -> np.ndarray:
-        image = _fit(formats.read_image(path), size)
+        image = how.read(path)
         if image.shape != shape:
             raise ValueError(
                 f"{path} is {image.shape} but {paths[0]} {shape}: image_size is needed"
@@ -395,27 +430,26 @@ def _load_folder(split: str, root: Path, size: int | None, buckets: Buckets | No
     return Source(shape, num_classes, 256, len(paths), read)
 
 
-def _load_paired(split: str, root: Path, size: int | None, buckets: Buckets | None) -> Source:
+def _load_paired(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
     from diffjax.data.conditions import paired  # which loads the images by `load`
 
-    return paired(root, split=split, image_size=size)
+    return paired(root, split=split, image_size=how.size, channels=how.channels)
 
 
-def _load_captioned(split: str, root: Path, size: int | None, buckets: Buckets | None) -> Source:
+def _load_captioned(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
     # Of data that are one folder, or training data alone, the test images are the same.
     parts = [root / name for name in (split, "train") if (root / name).is_dir()]
     paths, texts = captions.read_folder(parts[0] if parts else root)
-    if size is None:
+    if how.size is None:
         raise ValueError("captioned_folder needs image_size")
-    layout = captions.lay_out([formats.image_size(path) for path in paths], size, buckets)
+    layout = captions.lay_out([formats.image_size(path) for path in paths], how.size, buckets)
 
     def read(indices: Sequence[int] | np.ndarray) -> Arrays:
-        fit = formats.center_crop_resize
-        images = [fit(formats.read_image(paths[i]), layout.target(i)) for i in indices]
+        images = [how._replace(size=layout.target(i)).read(paths[i]) for i in indices]
         return np.stack(images), np.zeros(len(images), np.int32)
 
     return Source(
-        (size, size, 3),
+        (*how.size, how.channels),
         *(0, 256, len(paths), read),
         more=lambda indices: {"time_ids": layout.time_ids[np.asarray(indices)]},
         captions=lambda indices: [texts[i] for i in indices],
@@ -423,11 +457,12 @@ def _load_captioned(split: str, root: Path, size: int | None, buckets: Buckets |
     )
 
 
-_FOLDERS = {
+_FOLDERS: dict[str, Callable[[str, Path, Reading, Buckets | None], Source]] = {
     "image_folder": _load_folder,
     "captioned_folder": _load_captioned,
     "paired_folder": _load_paired,
 }
+FOLDERS = tuple(_FOLDERS)  # names of data that are folders of image files
 _DRAWN = ("shapes", "shapes_single")
 
 

@@ -144,22 +144,44 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as RGB, upright as its EXIF orientation says: uint8 (H, W, 3).
+Size = int | tuple[int, int]  # pixels on a side of a square, or (height, width)
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """(height, width) in pixels of a size.
+
+    Raises:
+      ValueError: it is neither a number of pixels nor (height, width), or one is below 1.
+    """
+    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    whole = all(isinstance(side, int | np.integer) and side is not True for side in pair)
+    if len(pair) != 2 or not whole or min(pair) < 1:
+        raise ValueError(
+            f"image_size={size!r}: must be a number of pixels or (height, width), at least 1 each"
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
+    """Read an image file, upright as its EXIF orientation says: uint8 (H, W, channels).
+
+    Args:
+      channels: 3 for RGB, 1 for grey.
 
     Raises:
       ValueError: the file is truncated or no image.
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            picture = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
+            return np.asarray(picture).reshape(picture.height, picture.width, channels)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError: broken PNG
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
-def center_crop_resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
     """Largest central square, or rectangle, resized to (size, size, C) by Pillow's bicubic filter.
 
     Pillow widens the filter when it shrinks an image, so there is no aliasing (Parmar et al. 2022,
@@ -169,7 +191,7 @@ def center_crop_resize(image: np.ndarray, size: int | tuple[int, int]) -> np.nda
       size: of the square, or (height, width).
     """
     height, width, channels = image.shape
-    h, w = (size, size) if isinstance(size, int) else size
+    h, w = sides(size)
     if (height, width) == (h, w):
         return image
     _, (top, left), (rows, columns) = central((height, width), (h, w))
