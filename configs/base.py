@@ -77,6 +77,7 @@ def base() -> ConfigDict:
                 "dir": "",  # where the data set is; empty: the usual places
                 "image_size": make_size_field(8),  # pixels on a side, or (height, width)
                 "channels": 1,
+                "background": "white",  # behind transparent pixels of folders; or #rrggbb
                 "levels": 256,  # grey values, for the discretised decoder
                 "num_classes": 0,
                 "batch_size": 128,

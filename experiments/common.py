@@ -284,6 +284,7 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
         split or cfg.data.split,
         cfg.data.dir or None,
         image_shape(cfg),
+        cfg.data.get("background", "white"),
         None if split else inputs.buckets_of(cfg),
     )
     found, wanted = tuple(source.shape), image_shape(cfg)
@@ -312,6 +313,7 @@ def _loaded(
     split: str,
     folder: str | None,
     shape: tuple[int, int, int],
+    background: str,
     buckets: data.Buckets | None,
 ) -> data.Source:
     height, width, channels = shape
@@ -321,6 +323,7 @@ def _loaded(
         data_dir=folder,
         image_size=(height, width),
         channels=channels if name in data.FOLDERS else None,
+        background=background,
         buckets=buckets,
     )
 

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from diffjax import data, metrics
 from diffjax.data import latents
 from diffjax.data.datasets import ENV_DIR
-from diffjax.data.formats import image_size, list_images
+from diffjax.data.formats import list_images
+from diffjax.data.pictures import image_size
 from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.clip import load_clip

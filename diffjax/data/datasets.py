@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from diffjax.data import captions, formats, latents, shapes, tfds_builders
+from diffjax.data import captions, formats, latents, pictures, shapes, tfds_builders
 from diffjax.data.captions import Buckets
 
 ENV_DIR = "DIFFJAX_DATA_DIR"
@@ -62,18 +62,20 @@ class Reading(NamedTuple):
     Attributes:
       size: (height, width) to which they are cropped and resized; None keeps their own.
       channels: 3 for RGB, 1 for grey.
+      background: RGB of what shows through transparent pixels.
     """
 
     size: Sides | None
     channels: int = 3
+    background: pictures.Colour = pictures.WHITE
 
     def read(self, path: Path) -> np.ndarray:
         """The picture in a file, uint8 (H, W, C).
 
         Raises:
-          ValueError: the file is truncated or no image.
+          ValueError: the file cannot be read, see `diffjax.data.pictures`.
         """
-        return _fit(formats.read_image(path, self.channels), self.size)
+        return _fit(pictures.read_image(path, self.channels, background=self.background), self.size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,6 +173,7 @@ def load(
     data_dir: str | None = None,
     image_size: formats.Size | None = None,
     channels: int | None = None,
+    background: str | pictures.Colour = pictures.WHITE,
     buckets: Buckets | None = None,
 ) -> Source:
     """Load a data set by name.
@@ -185,6 +188,8 @@ def load(
       image_size: crop to the central square and resize to this, or crop to the central rectangle
         with the ratio of (height, width) and resize; None keeps the size.
       channels: of folders, 3 for RGB (the default) or 1 for grey.
+      background: of folders, the colour that shows through transparent pixels: RGB, 0 to 255 each,
+        or its name or ``#rrggbb``.
       buckets: of captioned_folder, crop to the nearest of these shapes instead.
 
     Returns:
@@ -212,7 +217,7 @@ def load(
     if name in _TFDS:
         return _load_prepared(name, split, _places(root, data_dir is not None), size)
     if name in _FOLDERS:
-        how = Reading(size, channels or 3)
+        how = Reading(size, channels or 3, pictures.parse_colour(background))
         return _FOLDERS[name](split, _needed(name, root), how, buckets)
     if name in _DRAWN:
         height, width = size or (shapes.SIZE, shapes.SIZE)
@@ -433,7 +438,13 @@ def _load_folder(split: str, root: Path, how: Reading, buckets: Buckets | None) 
 def _load_paired(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
     from diffjax.data.conditions import paired  # which loads the images by `load`
 
-    return paired(root, split=split, image_size=how.size, channels=how.channels)
+    return paired(
+        root,
+        split=split,
+        image_size=how.size,
+        channels=how.channels,
+        background=how.background,
+    )
 
 
 def _load_captioned(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
@@ -442,7 +453,7 @@ def _load_captioned(split: str, root: Path, how: Reading, buckets: Buckets | Non
     paths, texts = captions.read_folder(parts[0] if parts else root)
     if how.size is None:
         raise ValueError("captioned_folder needs image_size")
-    layout = captions.lay_out([formats.image_size(path) for path in paths], how.size, buckets)
+    layout = captions.lay_out([pictures.image_size(path) for path in paths], how.size, buckets)
 
     def read(indices: Sequence[int] | np.ndarray) -> Arrays:
         images = [how._replace(size=layout.target(i)).read(paths[i]) for i in indices]
