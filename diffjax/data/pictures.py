@@ -228,8 +228,8 @@ def to_unit(
     """Pictures in an array as float32 in [low, 1] of shape ([N,] H, W, channels).
 
     Args:
-        array: ([N,] H, W, C), where C is ``channels``, or 1 or 3, with or without one more for
-            alpha; or (H, W). uint8, uint16 and bool are scaled, floats lie in [low, 1].
+        array: ([N,] H, W, C), where C is ``channels``, or 1 for grey, 3 for RGB or 4 with alpha;
+            or (H, W). uint8, uint16 and bool are scaled, floats lie in [low, 1].
         low: below 0, what floats may be at least: marks of pixels.
         name: what errors call it.
 
@@ -238,7 +238,7 @@ def to_unit(
     """
     values = np.asarray(array)
     values = values[..., None] if values.ndim == 2 else values
-    known = {channels, *((1, 2, 3, 4) if channels in (1, 3) else ())}
+    known = {channels, *((1, 3, 4) if channels in (1, 3) else ())}
     if values.ndim not in (3, 4) or values.shape[-1] not in known or not values.size:
         raise ValueError(
             f"{name} must be a PIL image or an array ([N,] height, width, {channels}), channels "
@@ -278,15 +278,16 @@ def _recolour(values: np.ndarray, channels: int, background: Colour, name: str) 
     """Floats without their alpha, in grey or RGB."""
     if values.shape[-1] == channels:
         return values
-    if values.shape[-1] in (2, 4):
+    if values.shape[-1] == 4:
         if (values < 0).any():
             raise ValueError(f"{name} has marks below 0 and transparency; give it without alpha")
         colours, alpha = values[..., :-1], values[..., -1:]
         below = np.asarray(background, np.float32) / np.float32(255)
-        below = below if colours.shape[-1] == 3 else np.array([below @ _LUMA])
         values = colours * alpha + below * (1 - alpha)
-    if values.shape[-1] > channels:
+    if channels == 1:
         return (values @ _LUMA)[..., None]
+    if values.shape[-1] == channels:
+        return values
     return np.broadcast_to(values, (*values.shape[:-1], channels))
 
 

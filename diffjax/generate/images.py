@@ -79,9 +79,9 @@ def _batched(array: np.ndarray) -> np.ndarray:
 
 def _pixels(one: Any, channels: int, size: Side | None, low: float) -> np.ndarray:
     """Images (N, H, W, channels) of a PIL image or an array, resized in the depth they have."""
-    name, background = "image", pictures.WHITE
+    name, background = "images", pictures.WHITE
     if low < 0:
-        name, background = "control image", pictures.BLACK
+        name, background = "control images", pictures.BLACK
     if isinstance(one, PIL.Image.Image):
         levels = 3 if channels == 3 else 1
         one = pictures.to_bytes(one, levels, background=background, name=name)
@@ -108,7 +108,7 @@ def _latents_in(one: Any, channels: int, latents: int) -> np.ndarray | None:
     if latents == channels:
         return None
     values = _to_latents(array, latents)
-    if latents in (2, 4) and not (values.min() < 0 and np.abs(values).max() > 1):
+    if latents == 4 and not (values.min() < 0 and np.abs(values).max() > 1):
         raise ValueError(
             f"image is an array of floats {array.shape} in [{values.min()}, {values.max()}], which "
             "could be latents or a picture with alpha: give latents as generate.Latents(array), "
