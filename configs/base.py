@@ -18,6 +18,11 @@ from ml_collections.config_dict import placeholder
 Size = int | tuple[int, int]
 
 
+def unset(kind: type, *names: str) -> dict[str, Any]:
+    """Options that have the default of what is chosen until a config or a flag sets them."""
+    return {name: placeholder(kind) for name in names}
+
+
 class ImageSize(abc.ABC):  # noqa: B024 (its members are registered)
     """The type of ``data.image_size``: pixels on a side of a square, or (height, width)."""
 
@@ -60,11 +65,6 @@ def make_size_field(size: Size) -> FieldReference:
     return FieldReference(size, field_type=ImageSize)
 
 
-def unset(kind: type, *names: str) -> dict[str, Any]:
-    """Options that have the default of what is chosen until a config or a flag sets them."""
-    return {name: placeholder(kind) for name in names}
-
-
 def base() -> ConfigDict:
     """DDPM's defaults; every config starts from here."""
     return ConfigDict(
@@ -77,6 +77,7 @@ def base() -> ConfigDict:
                 "dir": "",  # where the data set is; empty: the usual places
                 "image_size": make_size_field(8),  # pixels on a side, or (height, width)
                 "channels": 1,
+                "background": "white",  # behind transparent pixels of folders; or #rrggbb
                 "levels": 256,  # grey values, for the discretised decoder
                 "num_classes": 0,
                 "batch_size": 128,

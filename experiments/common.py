@@ -328,6 +328,7 @@ def load_source(
     folder = cfg.data.name in data.FOLDERS
     options = {
         "classes": discovery.known_classes(cfg) if folder else (),
+        "background": cfg.data.get("background", "white"),
         "caption_column": cfg.data.get("caption_column", ""),
         "damaged": cfg.data.get("damaged", "stop"),
     }

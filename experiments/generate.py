@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import diffjax
 from diffjax import control, generate
+from diffjax.data import pictures
 from diffjax.pretrained import load_model, load_single_file
 from diffjax.pretrained.files import weights_file
 from diffjax.pretrained.models import Model
@@ -94,8 +95,7 @@ def read_settings(path: Path) -> Settings:
     Raises:
         UsageError: there are none.
     """
-    with PIL.Image.open(path) as picture:
-        text = getattr(picture, "text", {}).get(ENTRY)
+    text = getattr(pictures.open_image(path), "text", {}).get(ENTRY)
     if text is None:
         raise common.UsageError(f"{path} holds no settings of experiments.generate")
     found = json.loads(text)
@@ -163,12 +163,6 @@ def load(chosen: Settings, path: str) -> generate.Pipeline:
     return pipe
 
 
-def _open(path: str) -> PIL.Image.Image:
-    with PIL.Image.open(path) as picture:
-        picture.load()
-        return picture
-
-
 def load_controlnet(path: str, dtype: Any, variant: str | None = None) -> Model:
     """A ControlNet or T2I-Adapter from a diffusers folder, or the former from a single file.
 
@@ -190,8 +184,8 @@ def make_request(chosen: Settings) -> generate.Request:
     """What is asked for, without prompts and seeds."""
     image, refiner = None, None
     if chosen["init_image"]:
-        mask = _open(chosen["mask"]) if chosen["mask"] else None
-        image = generate.Image(_open(chosen["init_image"]), chosen["strength"], mask)
+        mask = pictures.open_image(chosen["mask"]) if chosen["mask"] else None
+        image = generate.Image(pictures.open_image(chosen["init_image"]), chosen["strength"], mask)
     elif chosen["mask"]:
         raise common.UsageError("--mask needs --init_image")
     if chosen["refiner"]:
@@ -201,7 +195,7 @@ def make_request(chosen: Settings) -> generate.Request:
     nets = [
         generate.Control(
             load_controlnet(net, dtype, chosen["variant"]),
-            _open(file),
+            pictures.open_image(file),
             *numbers,
             balance=chosen["balance"],
         )
@@ -283,8 +277,8 @@ def main() -> None:
     size = min(values.batch_size, len(wanted))
     groups = math.ceil(len(todo) / size)
     for some in tqdm(batches(todo, size), total=groups, desc="images", unit="batch"):
-        pictures = run(pipe, request, [wanted[k] for k in some])
-        for k, picture in dict(zip(some, pictures, strict=True)).items():
+        made = run(pipe, request, [wanted[k] for k in some])
+        for k, picture in dict(zip(some, made, strict=True)).items():
             save(picture, folder / f"{k:05d}.png", wanted[k])
     logging.info("%d images in %s", len(wanted), folder)
 

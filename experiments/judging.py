@@ -18,7 +18,7 @@ from diffjax import data, metrics
 from diffjax.data import latents
 from diffjax.data.datasets import ENV_DIR
 from diffjax.data.folders import list_images
-from diffjax.data.formats import image_size
+from diffjax.data.pictures import image_size
 from diffjax.data.text import read_text, split_lines
 from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import from_state_dict

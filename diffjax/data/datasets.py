@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from diffjax.data import formats, latents, shapes, tfds_builders
+from diffjax.data import formats, latents, pictures, shapes, tfds_builders
 from diffjax.data.captions import Buckets
 from diffjax.data.folder_sources import DAMAGED, FOLDERS, Reading, Sides, fit_size, load_folder
 from diffjax.data.source import Arrays, Indices, Source, from_arrays
@@ -64,6 +64,7 @@ def load(
     data_dir: str | None = None,
     image_size: formats.Size | None = None,
     channels: int | None = None,
+    background: str | pictures.Colour = pictures.WHITE,
     buckets: Buckets | None = None,
     classes: Sequence[str] = (),
     caption_column: str = "",
@@ -81,6 +82,8 @@ def load(
       image_size: crop to the central square and resize to this, or crop to the central rectangle
         with the ratio of (height, width) and resize; None keeps the size.
       channels: of folders, 3 for RGB (the default) or 1 for grey.
+      background: of folders, the colour that shows through transparent pixels: RGB, 0 to 255 each,
+        or its name or ``#rrggbb``.
       buckets: of captioned_folder, crop to the nearest of these shapes instead.
       classes: of image_folder, the names of the labels in their order; none: the sub-folders of the
         training split in alphabetical order. Another class is an error.
@@ -105,7 +108,10 @@ def load(
     if name in _TFDS:
         return _load_prepared(name, split, _places(root, data_dir is not None), size)
     if name in FOLDERS:
-        how = Reading(size, channels or 3, tuple(classes), caption_column, damaged)
+        how = Reading(
+            *(size, channels or 3, pictures.parse_colour(background)),
+            *(tuple(classes), caption_column, damaged),
+        )
         return load_folder(name, split, _needed(name, root), how, buckets)
     if name in _DRAWN:
         height, width = size or (shapes.SIZE, shapes.SIZE)

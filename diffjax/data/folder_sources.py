@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from diffjax.data import captions, folders, formats, metadata
+from diffjax.data import captions, folders, formats, metadata, pictures
 from diffjax.data.captions import Buckets
-from diffjax.data.formats import DamagedImage
+from diffjax.data.pictures import DamagedImage
 from diffjax.data.source import Arrays, Indices, Source
 
 Sides = tuple[int, int]  # height and width
@@ -32,6 +32,7 @@ class Reading(NamedTuple):
     Attributes:
       size: (height, width) to which they are cropped and resized; None keeps their own.
       channels: 3 for RGB, 1 for grey.
+      background: RGB of what shows through transparent pixels.
       classes: names in the order of the labels; none: those of the training split.
       caption_column: see `metadata.read_table`.
       damaged: stop or skip, see the module.
@@ -39,6 +40,7 @@ class Reading(NamedTuple):
 
     size: Sides | None
     channels: int = 3
+    background: pictures.Colour = pictures.WHITE
     classes: tuple[str, ...] = ()
     caption_column: str = ""
     damaged: str = "stop"
@@ -48,8 +50,10 @@ class Reading(NamedTuple):
 
         Raises:
           DamagedImage: the file is truncated or no image.
+          ValueError, OSError: it cannot be read, see `diffjax.data.pictures`.
         """
-        return fit_size(formats.read_image(path, self.channels), self.size)
+        image = pictures.read_image(path, self.channels, background=self.background)
+        return fit_size(image, self.size)
 
     def read_from(self, start: int, paths: Sequence[Path], read: Callable[[Path], Any]) -> Any:
         """What ``read`` makes of a file; if damaged ones are skipped, of the next that it can read.
@@ -227,7 +231,7 @@ def load_captioned(split: str, root: Path, how: Reading, buckets: Buckets | None
     paths, texts = captions.read_folder(root, split, caption_column=how.caption_column)
     if how.size is None:
         raise ValueError("captioned_folder needs image_size")
-    sizes = [how.read_from(i, paths, formats.image_size) for i in range(len(paths))]
+    sizes = [how.read_from(i, paths, pictures.image_size) for i in range(len(paths))]
     layout = captions.lay_out(sizes, how.size, buckets)
 
     def read(indices: Indices) -> Arrays:

@@ -27,7 +27,7 @@ SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 ALL = "all"
 SHOWN = 3  # names in a message
 LISTED = 1000  # files of which a fingerprint holds name and size
-_UNREAD = (".avif", ".heic", ".heif", ".jp2", ".jpe", ".jfif", ".jxl", ".pgm", ".svg", ".tga")
+_UNREAD = (".heic", ".heif", ".jp2", ".jxl", ".svg", ".tga")
 _SYSTEM = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information")
 
 

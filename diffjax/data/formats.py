@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
+    *(".ppm", ".tif", ".tiff", ".webp"),
+)  # of `diffjax.data.pictures.FORMATS`
 _GZIP_MAGIC = b"\x1f\x8b"
 _IDX_UBYTE = 0x08
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # a label byte, then the red, green and blue planes
@@ -144,10 +147,6 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-class DamagedImage(ValueError):
-    """A file is truncated or holds no image."""
-
-
 Size = int | tuple[int, int]  # pixels on a side of a square, or (height, width)
 
 
@@ -164,25 +163,6 @@ def sides(size: Size) -> tuple[int, int]:
             f"image_size={size!r}: must be a number of pixels or (height, width), at least 1 each"
         )
     return int(pair[0]), int(pair[1])
-
-
-def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
-    """Read an image file, upright as its EXIF orientation says: uint8 (H, W, channels).
-
-    Args:
-      channels: 3 for RGB, 1 for grey.
-
-    Raises:
-      DamagedImage: the file is truncated or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            picture = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
-            return np.asarray(picture).reshape(picture.height, picture.width, channels)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError: broken PNG
-        if isinstance(error, OSError) and error.errno:  # of the disk, not of the file's content
-            raise
-        raise DamagedImage(f"{path} cannot be read as an image: {error}") from error
 
 
 def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
@@ -217,30 +197,3 @@ def central(
     size = max(1, round(wanted[0] * factor)), max(1, round(wanted[1] * factor))
     corner = (found[0] - size[0]) // 2, (found[1] - size[1]) // 2
     return factor, corner, size
-
-
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
-
-
-def _is_turned(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    except (OSError, SyntaxError):  # a PNG may be damaged before its EXIF; its header is not
-        return False
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of an image file, upright as `read_image` gives it, from its header.
-
-    Raises:
-      DamagedImage: the file is no image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = _is_turned(image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise DamagedImage(f"{path} cannot be read as an image: {error}") from error
-    return (width, height) if turned else (height, width)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffjax.data import formats
+from diffjax.data import pictures
 
 SIZES = 1000  # pictures whose headers are read
 COLOURS = 64  # pictures whose pixels are looked at
@@ -36,7 +36,7 @@ def survey_images(paths: Sequence[Path]) -> Survey:
     """
     sizes = [size for path in _spread(paths, SIZES) if (size := _size_of(path))]
     if not sizes:
-        raise formats.DamagedImage(f"{paths[0]} and all others cannot be read as images")
+        raise pictures.DamagedImage(f"{paths[0]} and all others cannot be read as images")
     height, width = (int(side) for side in np.median(np.array(sizes), 0))
     colours = any(_has_colours(path) for path in _spread(paths, COLOURS))
     return Survey((height, width), len(set(sizes)) == 1, 3 if colours else 1)
@@ -63,14 +63,14 @@ def _spread(paths: Sequence[Path], count: int) -> list[Path]:
 
 def _size_of(path: Path) -> tuple[int, int] | None:
     try:
-        return formats.image_size(path)
-    except formats.DamagedImage:
+        return pictures.image_size(path)
+    except pictures.DamagedImage:
         return None
 
 
 def _has_colours(path: Path) -> bool:
     try:
-        image = formats.read_image(path)
-    except formats.DamagedImage:
+        image = pictures.read_image(path)
+    except pictures.DamagedImage:
         return False
     return bool((image != image[..., :1]).any())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
+from diffjax.data import pictures
+from diffjax.generate.options import Latents
 from diffjax.types import Array, choose
 
 Side = tuple[int, int]  # height and width
@@ -18,40 +20,113 @@ def read(
 ) -> tuple[np.ndarray, bool]:
     """Images as (N, H, W, C) float32 in [0, 1], or latents as they are; and whether they are.
 
+    Floats of as many channels as latents have are latents only if their values can be those of
+    nothing else: some below 0, and some larger than 1 in size.
+
     Args:
-        value: PIL image(s), upright as their EXIF data say, uint8 or floats in [0, 1] of shape
-            ([N,] H, W, C), or float latents ([N,] h, w, latents).
+        value: PIL image(s), or arrays, as `diffjax.data.pictures.to_unit` takes them, of shape
+            ([N,] H, W, C); or `Latents`, or float latents ([N,] h, w, latents).
         size: (H, W) that images are brought to, by Lanczos' filter as in diffusers.
-        low: what floats may be at least. Values below 0 are marks, such as -1 of pixels that a
-            ControlNet is to fill in, and are not blended with their neighbours.
+        low: what floats may be at least. Below 0 for control images, whose transparent pixels are
+            black, and whose values below 0 are marks, such as -1 of pixels that a ControlNet is to
+            fill in, and are not blended with their neighbours.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is none of these, or could be either; or the images differ in size.
     """
-    if isinstance(value, PIL.Image.Image):
-        value = [value]
-    if isinstance(value, list | tuple):
-        value = np.stack([_array(one, channels, size) for one in value])
-    array = np.asarray(value)
-    array = array[None] if array.ndim == 3 else array
-    floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    if array.ndim == 4 and floating and array.shape[-1] == latents != channels:
-        return np.asarray(array, np.float32), True
-    if array.ndim != 4 or array.shape[-1] != channels or not array.size:
+    if isinstance(value, Latents):
+        return _to_latents(value.values, latents), True
+    parts = [_latents_in(one, channels, latents) for one in _each(value)]
+    if all(part is not None for part in parts):
+        return _join([part for part in parts if part is not None], "latents"), True
+    if any(part is not None for part in parts):
+        raise ValueError("images and latents cannot be mixed; give either")
+    return _join([_pixels(one, channels, size, low) for one in _each(value)], "images"), False
+
+
+def read_mask(value: Any, size: Side | None = None) -> np.ndarray:
+    """A mask as (N, H, W, 1) float32, 1 where it is at least one half; ``size`` as for `read`.
+
+    Raises:
+        ValueError: it is no mask, see `diffjax.data.pictures.read_mask`.
+    """
+    parts = [_batched(pictures.read_mask(one)) for one in _each(value)]
+    parts = parts if size is None else [_resized(part, size) for part in parts]
+    return (_join(parts, "masks") >= 0.5).astype(np.float32)
+
+
+def _each(value: Any) -> Sequence[Any]:
+    """The images of a list, or one."""
+    if isinstance(value, PIL.Image.Image) or not isinstance(value, list | tuple):
+        return [value]
+    if not value:
+        raise ValueError("there is no image in the list")
+    return value
+
+
+def _join(parts: Sequence[np.ndarray], name: str) -> np.ndarray:
+    if sizes := sorted({part.shape[1:3] for part in parts})[1:]:
         raise ValueError(
-            f"images must be PIL images, or arrays ([N,] H, W, {channels}), or latents ([N,] h, w, "
-            f"{latents}) of floats; got an array of {array.dtype} {array.shape}"
+            f"{name} differ in size: {parts[0].shape[1:3]} and {sizes[0]} (height, width); give "
+            "size, or bring them to one size"
         )
-    array = array if array.dtype == np.uint8 else _unit(array, "images", low)
-    return _unit(array if size is None else _resized(array, size), "images", low), False
+    return np.concatenate(parts)
 
 
-def _array(one: Any, channels: int, size: Side | None) -> np.ndarray:
+def _batched(array: np.ndarray) -> np.ndarray:
+    return array[None] if array.ndim == 3 else array
+
+
+def _pixels(one: Any, channels: int, size: Side | None, low: float) -> np.ndarray:
+    """Images (N, H, W, channels) of a PIL image or an array, resized in the depth they have."""
+    name, background = "images", pictures.WHITE
+    if low < 0:
+        name, background = "control images", pictures.BLACK
     if isinstance(one, PIL.Image.Image):
-        one = PIL.ImageOps.exif_transpose(one).convert("RGB" if channels == 3 else "L")
-        one = np.asarray(one if size is None else _scaled(one, size))
-        return one if one.ndim == 3 else one[..., None]
-    return np.asarray(one)
+        levels = 3 if channels == 3 else 1
+        one = pictures.to_bytes(one, levels, background=background, name=name)
+    array = np.asarray(one)
+    if array.dtype != np.uint8 or array.shape[-1] != channels or array.ndim not in (3, 4):
+        array = pictures.to_unit(array, channels, background=background, low=low, name=name)
+    array = _batched(array)
+    array = array if size is None else _resized(array, size)
+    return pictures.to_unit(array, channels, low=low, name=name)
+
+
+def _latents_in(one: Any, channels: int, latents: int) -> np.ndarray | None:
+    """Latents, or None of what is an image.
+
+    Raises:
+        ValueError: it could be either.
+    """
+    if isinstance(one, PIL.Image.Image):
+        return None
+    array = np.asarray(one)
+    floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    if not floating or array.ndim not in (3, 4) or array.shape[-1] != latents or not array.size:
+        return None
+    if latents == channels:
+        return None
+    values = _to_latents(array, latents)
+    if latents == 4 and not (values.min() < 0 and np.abs(values).max() > 1):
+        raise ValueError(
+            f"image is an array of floats {array.shape} in [{values.min()}, {values.max()}], which "
+            "could be latents or a picture with alpha: give latents as generate.Latents(array), "
+            "and a picture as PIL image, as uint8, or without alpha"
+        )
+    return values
+
+
+def _to_latents(value: Any, latents: int) -> np.ndarray:
+    values = np.asarray(value)
+    if values.ndim not in (3, 4) or values.shape[-1] != latents or values.dtype.kind in "OSU":
+        raise ValueError(
+            f"latents must be ([N,] h, w, {latents}), got an array of {values.dtype} {values.shape}"
+        )
+    values = _batched(values.astype(np.float32))
+    if not np.isfinite(values).all():
+        raise ValueError("latents must be finite")
+    return values
 
 
 def _resized(array: np.ndarray, size: Side) -> np.ndarray:
@@ -71,35 +146,6 @@ def _resized(array: np.ndarray, size: Side) -> np.ndarray:
 def _scaled(image: PIL.Image.Image, size: Side, smooth: bool = True) -> PIL.Image.Image:
     filters = PIL.Image.Resampling
     return image.resize(size[::-1], filters.LANCZOS if smooth else filters.NEAREST)
-
-
-def _unit(array: np.ndarray, name: str, low: float = 0) -> np.ndarray:
-    """uint8, bool or floats as float32 in [low, 1].
-
-    Raises:
-        ValueError: another type, or values outside.
-    """
-    if array.dtype == np.uint8:
-        return array.astype(np.float32) / np.float32(255)
-    if array.dtype.kind not in "fb":
-        raise ValueError(f"{name} must be uint8 or floats in [{low}, 1], got {array.dtype}")
-    array = array.astype(np.float32)
-    if not (array.min() >= low and array.max() <= 1):
-        raise ValueError(f"{name} must lie in [{low}, 1], got {array.min()} .. {array.max()}")
-    return array
-
-
-def read_mask(value: Any, size: Side | None = None) -> np.ndarray:
-    """A mask as (N, H, W, 1) float32, 1 where it is at least one half; ``size`` as for `read`.
-
-    Raises:
-        ValueError: it is no mask.
-    """
-    if not isinstance(value, PIL.Image.Image | list | tuple):
-        value = np.asarray(value)
-        flat = value.ndim == 2 or (value.ndim == 3 and value.shape[-1] != 1)
-        value = value[..., None] if flat else value
-    return (read(value, channels=1, latents=0, size=size)[0] >= 0.5).astype(np.float32)
 
 
 def spread(array: np.ndarray, num: int, images: int, name: str) -> np.ndarray:

@@ -89,15 +89,27 @@ class Guidance(NamedTuple):
     high: float = np.inf
 
 
+class Latents(NamedTuple):
+    """Latents in place of pixels, whatever their values.
+
+    Attributes:
+        values: ([N,] h, w, 4), scaled as the network sees them.
+    """
+
+    values: Any
+
+
 class Image(NamedTuple):
     """An image to start from, or to fill in.
 
     Attributes:
-        pixels: PIL image(s), uint8 or floats in [0, 1] of shape ([N,] H, W, 3), or latents
-            ([N,] h, w, 4).
+        pixels: PIL image(s), uint8, uint16 or floats in [0, 1] of shape ([N,] H, W, C), C being 3
+            for RGB, 1 for grey or 4 with alpha, composited on white; or latents, as `Latents` or
+            as floats ([N,] h, w, 4) some of which are below 0 and some larger than 1 in size.
         strength: share of the steps that are run. If None: 0.8, with a mask 1; for XL 0.3 and
             0.9999.
-        mask: PIL image(s) or array ([N,] H, W), white where the image is to be filled in.
+        mask: PIL image(s) or array ([N,] H, W), white where the image is to be filled in; integers
+            of 0 and 1, or 0 and 255, bool, or floats in [0, 1].
     """
 
     pixels: Any
@@ -110,8 +122,8 @@ class Control(NamedTuple):
 
     Attributes:
         net: the network.
-        image: PIL image(s), uint8 or floats in [0, 1], and -1 where inpainting ControlNets are to
-            fill in; brought to the size of the output.
+        image: PIL image(s), uint8, uint16 or floats in [0, 1], and -1 where inpainting ControlNets
+            are to fill in; composited on black and brought to the size of the output.
         scale: factor of its residuals.
         start, end: the part of the evaluations in which it acts.
         balance: one of `diffjax.control.BALANCES`, such as ``guess``, which ControlNets that pool

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from configs import controlnet
-from diffjax.data import shapes
+from diffjax.data import pictures, shapes
 from experiments import controlled, generation
 from experiments.reproductions.claims import Claim, read, training
 from experiments.reproductions.ldm import PROMPTS
@@ -157,23 +157,22 @@ PIECES = (
 def _pictures(data: Path, name: str) -> np.ndarray:
     """(N, H, W, 3), uint8."""
     files = sorted((data / "pipelines" / name).glob("*.png"))
-    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    return np.stack([pictures.read_image(file) for file in files])
 
 
 def _verdicts(data: Path, name: str) -> list[shapes.Verdict]:
     """Whether each picture shows what its prompt says."""
     prompts = ROWS[name].prompts
-    pictures = enumerate(_pictures(data, name))
-    return [shapes.judge(one, shapes.parse(prompts[k // COLUMNS])) for k, one in pictures]
+    images = enumerate(_pictures(data, name))
+    return [shapes.judge(one, shapes.parse(prompts[k // COLUMNS])) for k, one in images]
 
 
 def _kept_to(data: Path, name: str) -> float:
     """Edge F1 between the pictures of a row and the control image."""
-    with Image.open(data / Path(EDGES).name) as picture:
-        edges = np.asarray(picture.convert("L"), np.float32) / 255
-    pictures = _pictures(data, name).astype(np.float32) / 127.5 - 1
-    hints = np.tile(edges[..., None], (len(pictures), 1, 1, 1))
-    return controlled.fidelity(controlnet.small_edges(), hints, pictures)["edge_f1"]
+    edges = pictures.read_image(data / Path(EDGES).name, 1).astype(np.float32) / 255
+    images = _pictures(data, name).astype(np.float32) / 127.5 - 1
+    hints = np.tile(edges, (len(images), 1, 1, 1))
+    return controlled.fidelity(controlnet.small_edges(), hints, images)["edge_f1"]
 
 
 def claims(data: Path) -> list[Claim]:
@@ -217,11 +216,9 @@ def page(data: Path) -> str:
     """Markdown without the claims."""
     for name in ROWS:
         _sheet(data, name)
-    with Image.open(data / Path(EDGES).name) as picture:
-        side = SCALE * picture.width
-        picture.resize((side, side), Image.Resampling.NEAREST).save(
-            data.parent / "pipelines-edges.png"
-        )
+    edges = pictures.open_image(data / Path(EDGES).name)
+    side = SCALE * edges.width
+    edges.resize((side, side), Image.Resampling.NEAREST).save(data.parent / "pipelines-edges.png")
     prompts = "\n".join(f"- {prompt}" for prompt in PROMPTS)
     return f"""A UNet with cross-attention, a CLIP text encoder (random and frozen: its words are
 few), and an autoencoder, trained by `configs/stable_diffusion.py:shapes` ({_told(data, NAME)}).

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffjax import data
-from diffjax.data import captions, formats
+from diffjax.data import captions, pictures
 
 SHAPES = [(16, 16), (16, 16), (30, 16), (16, 30), (16, 30), (16, 30), (8, 9)]  # (height, width)
 BUCKETS = data.Buckets(step=4, ratio=2.0)
@@ -108,8 +108,8 @@ def test_header_and_picture_agree_on_the_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
-    assert formats.image_size(tmp_path / "a.jpg") == (6, 4)
-    assert formats.read_image(tmp_path / "a.jpg").shape == (6, 4, 3)
+    assert pictures.image_size(tmp_path / "a.jpg") == (6, 4)
+    assert pictures.read_image(tmp_path / "a.jpg").shape == (6, 4, 3)
 
 
 def test_a_batch_has_one_shape_and_a_round_shows_every_image_equally(folder):

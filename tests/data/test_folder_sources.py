@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffjax import data
-from diffjax.data.formats import DamagedImage
+from diffjax.data.pictures import DamagedImage
 
 
 def picture(path, value=0, *, size=(6, 8)):

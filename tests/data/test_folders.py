@@ -66,9 +66,9 @@ def test_folders_that_cannot_be_read_are_an_error(tmp_path, monkeypatch):
 
 
 def test_pictures_of_other_kinds_are_warned_of(tmp_path, caplog):
-    make(tmp_path, "a.png", "b.HEIC", "c.avif", "notes.txt")
+    make(tmp_path, "a.png", "b.HEIC", "c.jxl", "notes.txt")
     assert listed(tmp_path) == ["a.png"]
-    assert "2 pictures are left out" in caplog.text and "b.HEIC, c.avif" in caplog.text
+    assert "2 pictures are left out" in caplog.text and "b.HEIC, c.jxl" in caplog.text
 
 
 @pytest.mark.parametrize(

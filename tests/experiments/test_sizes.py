@@ -62,7 +62,7 @@ def test_the_command_line_takes_one_number_or_two(execute, text, size):
 @pytest.mark.parametrize("text", ["big", "4.5", "1,2,3", ""])
 def test_other_sizes_are_refused_with_the_choices(execute, text):
     config = ("--config=configs/ddpm.py:cifar10", f"--config.data.image_size={text}")
-    out = execute("train", *config, "--dry_run", code=1)
+    out = execute("train", *config, "--dry_run", code=2)
     assert "is no size; give a number of pixels, such as 64, or height and width" in out
     assert "Traceback" not in out
 

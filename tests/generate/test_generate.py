@@ -273,8 +273,12 @@ WRONG = {
         r"mask is \(8, 8\), but the image \(16, 16\)",
     ),
     "latents of an image": (
-        dict(image=generate.Image(np.zeros((4, 4, 4), np.float32))),
+        dict(image=generate.Image(generate.Latents(np.zeros((4, 4, 4), np.float32)))),
         r"size \(16, 16\) is not that of what is given, \(8, 8\)",
+    ),
+    "alpha or latents": (
+        dict(image=generate.Image(np.zeros((SIZE, SIZE, 4)))),
+        "could be latents or a picture with alpha",
     ),
     "small image": (dict(image=generate.Image(_picture(1, 8, 3)), size=None), r"got \(0, 8\)"),
     "channels": (dict(image=generate.Image(_picture(SIZE, SIZE, 2))), "images must be"),
