@@ -11,16 +11,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 from ml_collections.config_dict import placeholder
 
 Size = int | tuple[int, int]
-
-
-def unset(kind: type, *names: str) -> dict[str, Any]:
-    """Options that have the default of what is chosen until a config or a flag sets them."""
-    return {name: placeholder(kind) for name in names}
 
 
 class ImageSize(abc.ABC):  # noqa: B024 (its members are registered)
@@ -31,7 +25,7 @@ for _kind in (int, tuple, list):
     ImageSize.register(_kind)
 
 
-class _ImageSizeParser(flags.ArgumentParser):
+class _ImageSizeParser:
     """Reads ``64``, ``(40, 56)``, ``40,56`` and ``40x56`` from the command line."""
 
     syntactic_help = "a number of pixels, or (height,width)"
@@ -63,6 +57,11 @@ config_flags.register_flag_parser_for_type(ImageSize, _ImageSizeParser())
 def make_size_field(size: Size) -> FieldReference:
     """A config field that takes one number or (height, width), in files and on the command line."""
     return FieldReference(size, field_type=ImageSize)
+
+
+def unset(kind: type, *names: str) -> dict[str, Any]:
+    """Options that have the default of what is chosen until a config or a flag sets them."""
+    return {name: placeholder(kind) for name in names}
 
 
 def base() -> ConfigDict:

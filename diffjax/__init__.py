@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 _GENERATE = (
     *("load", "Control", "Guidance", "Image", "Lora", "Refiner", "Request", "Sampling", "Size"),
-    *("Embedding", "Pipeline", "Prompt"),
+    *("Embedding", "Pipeline", "Prompt", "RequestError"),
 )
 
 set_cpu_flags()

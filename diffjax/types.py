@@ -9,6 +9,7 @@ Throughout, a noisy sample is ``z = alpha x + sigma eps`` with data ``x`` and ``
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -166,6 +167,36 @@ def expand(value: Any, like: Any) -> Any:
     """Append axes to a () or (B,) value until it broadcasts against ``like``."""
     ndim = getattr(value, "ndim", 0)
     return value.reshape(value.shape + (1,) * (like.ndim - ndim)) if ndim else value
+
+
+def summarize(value: Any) -> str:
+    """The repr of a named tuple or dataclass in one line: of arrays only type and shape."""
+    names = getattr(value, "_fields", None) or [
+        field.name for field in dataclasses.fields(value) if field.repr
+    ]
+    shown = ", ".join(f"{name}={_summarize_field(getattr(value, name))}" for name in names)
+    return f"{type(value).__name__}({shown})"
+
+
+def _summarize_field(value: Any) -> str:
+    if isinstance(value, Array) and value.ndim:
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, Mapping) and not all(_is_plain(one) for one in value.values()):
+        leaves = jax.tree.leaves(value)
+        return (
+            f"{{{len(value)} keys, {sum(getattr(leaf, 'size', 1) for leaf in leaves):,} numbers}}"
+        )
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        shown = [_summarize_field(one) for one in value[:4]]
+        return f"[{', '.join(shown + ['...'] * (len(value) > 4))}]"
+    text = repr(value)
+    if len(text) <= 400 and "\n" not in text:
+        return text
+    return f"{text[:60]!r}..." if isinstance(value, str) else f"{type(value).__name__}(...)"
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
 
 
 def suggest(name: Any, names: Iterable[str]) -> str:

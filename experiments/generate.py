@@ -4,11 +4,13 @@
 
 Writes OUT/00000.png and so on. Image k has the seed SEED + k and does not depend on how many are
 made at once. Every file holds its settings, and ``--from_image=FILE`` takes them from there; flags
-that are given besides count more. The same command again makes what is missing.
+that are given besides count more, and the files that it names are opened with ``--trust_paths``
+only. The same command again makes what is missing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -28,9 +30,12 @@ from diffjax.data import pictures
 from diffjax.pretrained import load_model, load_single_file
 from diffjax.pretrained.files import weights_file
 from diffjax.pretrained.models import Model
-from experiments import common
+from experiments import common, settings
+from experiments.settings import ENTRY, SETTINGS, Settings, read_settings
 
-ENTRY = "diffjax"  # of a PNG's text, as JSON
+__all__ = ["SETTINGS"]  # of the flags below
+
+MOST = 10**6  # images of a command
 _SAMPLERS, _GRIDS = ", ".join(generate.SAMPLERS), ", ".join(generate.GRIDS)
 
 flags.DEFINE_string("model", None, "diffusers folder, or a single .safetensors file.")
@@ -78,47 +83,27 @@ flags.DEFINE_integer("num", 1, "Images per prompt.")
 flags.DEFINE_integer("batch_size", 1, "Images made at once.")
 flags.DEFINE_string("out", "generated", "Folder of the images.")
 flags.DEFINE_string("from_image", None, "Take the settings of an image that was made here.")
-
-# What an image depends on; the other flags say where, and how many at once.
-SETTINGS = (
-    *("model", "tokenizer", "variant", "dtype", "prediction", "lora", "concept", "prompt"),
-    *("negative", "weighted", "clip_skip", "sampler", "steps", "grid", "eta", "guidance"),
-    *("rescale", "height", "width", "init_image", "mask", "strength", "control"),
-    *("balance", "refiner", "refiner_start", "seed", "prompt_2", "negative_2"),
+flags.DEFINE_bool(
+    "trust_paths", False, "Open the models and pictures that --from_image names on this machine."
 )
-Settings = dict[str, Any]
-
-
-def read_settings(path: Path) -> Settings:
-    """The settings in a PNG; what came later than it has its default.
-
-    Raises:
-        UsageError: there are none.
-    """
-    text = getattr(pictures.open_image(path), "text", {}).get(ENTRY)
-    if text is None:
-        raise common.UsageError(f"{path} holds no settings of experiments.generate")
-    found = json.loads(text)
-    return {name: found.get(name, flags.FLAGS[name].default) for name in SETTINGS}
-
-
-def settings() -> Settings:
-    """The flags, and for those that were not given what --from_image holds."""
-    values = flags.FLAGS.flag_values_dict()
-    out = {name: values[name] for name in SETTINGS}
-    if values["from_image"]:
-        stored = read_settings(Path(values["from_image"]))
-        out |= {name: v for name, v in stored.items() if not flags.FLAGS[name].present}
-    for name in ("model", "prompt"):
-        if not out[name]:
-            raise common.UsageError(f"--{name} is needed, or --from_image")
-    return out
 
 
 def _split(text: str) -> tuple[str, str | None]:
     """PATH:REST, where the path may hold colons if it exists as it is."""
     head, colon, tail = text.rpartition(":")
     return (head, tail) if colon and not Path(text).exists() else (text, None)
+
+
+def _read_lora(text: str) -> tuple[str, float]:
+    """File and scale of a --lora.
+
+    Raises:
+        UsageError: the scale is no number.
+    """
+    file, scale = _split(text)
+    if scale is not None and not _is_number(scale):
+        raise common.UsageError(f"--lora={text}: must be FILE or FILE:SCALE, with a number")
+    return file, 1.0 if scale is None else float(scale)
 
 
 def read_control(text: str) -> tuple[str, str, tuple[float, ...]]:
@@ -156,11 +141,25 @@ def load(chosen: Settings, path: str) -> generate.Pipeline:
         tokenizer=chosen["tokenizer"],
         prediction=chosen["prediction"],
     )
-    for file, scale in map(_split, chosen["lora"]):
-        pipe = pipe.with_lora(file, scale=float(scale or 1))
+    for file, scale in map(_read_lora, chosen["lora"]):
+        pipe = pipe.with_lora(file, scale=scale)
     for file, word in map(_split, chosen["concept"]):
         pipe = pipe.with_concept(file, name=word)
     return pipe
+
+
+def _open(flag: str, path: str) -> PIL.Image.Image:
+    """The picture of a flag.
+
+    Raises:
+        UsageError: there is none, or it is damaged or too large.
+    """
+    try:
+        return pictures.open_image(path)
+    except OSError as error:
+        raise common.UsageError(f"--{flag}: {path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise common.UsageError(f"--{flag}: {error}") from error
 
 
 def load_controlnet(path: str, dtype: Any, variant: str | None = None) -> Model:
@@ -181,28 +180,22 @@ def _told(first: str | None, second: str | None) -> str | generate.Prompt | None
 
 
 def make_request(chosen: Settings) -> generate.Request:
-    """What is asked for, without prompts and seeds."""
-    image, refiner = None, None
+    """What is asked for, without seeds and other networks, as far as it is right without a model.
+
+    Raises:
+        UsageError: a flag is wrong; it is named.
+    """
+    image = None
     if chosen["init_image"]:
-        mask = pictures.open_image(chosen["mask"]) if chosen["mask"] else None
-        image = generate.Image(pictures.open_image(chosen["init_image"]), chosen["strength"], mask)
-    elif chosen["mask"]:
-        raise common.UsageError("--mask needs --init_image")
-    if chosen["refiner"]:
-        plain = {**chosen, "lora": [], "concept": []}
-        refiner = generate.Refiner(load(plain, chosen["refiner"]), chosen["refiner_start"])
-    dtype = jnp.dtype(chosen["dtype"])
-    nets = [
-        generate.Control(
-            load_controlnet(net, dtype, chosen["variant"]),
-            pictures.open_image(file),
-            *numbers,
-            balance=chosen["balance"],
-        )
-        for net, file, numbers in map(read_control, chosen["control"])
-    ]
-    return generate.Request(
-        "",
+        mask = _open("mask", chosen["mask"]) if chosen["mask"] else None
+        picture = _open("init_image", chosen["init_image"])
+        image = generate.Image(picture, chosen["strength"], mask)
+    for text in chosen["control"]:
+        read_control(text)
+    for text in chosen["lora"]:
+        _read_lora(text)
+    request = generate.Request(
+        [_told(prompt, chosen["prompt_2"]) for prompt in chosen["prompt"]],
         sampler=generate.Sampling(
             chosen["sampler"], chosen["steps"], chosen["grid"], eta=chosen["eta"]
         ),
@@ -212,12 +205,31 @@ def make_request(chosen: Settings) -> generate.Request:
             chosen["rescale"],
         ),
         image=image,
-        control=nets,
-        refiner=refiner,
         size=generate.Size(chosen["height"], chosen["width"]),
         clip_skip=chosen["clip_skip"],
         weighted=chosen["weighted"],
     )
+    with settings.name_flags():
+        return request.read()
+
+
+def add_networks(request: generate.Request, chosen: Settings) -> generate.Request:
+    """A request with the refiner and the ControlNets of the flags."""
+    refiner = None
+    if chosen["refiner"]:
+        plain = {**chosen, "lora": [], "concept": []}
+        refiner = generate.Refiner(load(plain, chosen["refiner"]), chosen["refiner_start"])
+    dtype = jnp.dtype(chosen["dtype"])
+    nets = [
+        generate.Control(
+            load_controlnet(net, dtype, chosen["variant"]),
+            _open("control", file),
+            *numbers,
+            balance=chosen["balance"],
+        )
+        for net, file, numbers in map(read_control, chosen["control"])
+    ]
+    return dataclasses.replace(request, refiner=refiner, control=nets)
 
 
 def each(chosen: Settings, num: int) -> list[Settings]:
@@ -262,25 +274,42 @@ def batches(todo: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def main() -> None:
-    chosen, values = settings(), flags.FLAGS
+    chosen, values = settings.choose(), flags.FLAGS
     folder = Path(values.out)
-    folder.mkdir(parents=True, exist_ok=True)
     if values.num < 1 or values.batch_size < 1:
         raise common.UsageError("--num and --batch_size must be at least 1")
+    _check_seeds(chosen["seed"], values.num * len(chosen["prompt"]))
+    request = make_request(chosen)
+    folder.mkdir(parents=True, exist_ok=True)
     wanted = each(chosen, values.num)
     todo = missing(wanted, folder)
     if len(todo) < len(wanted):
         logging.info("%d of %d images are there already", len(wanted) - len(todo), len(wanted))
     if not todo:
         return
-    pipe, request = load(chosen, chosen["model"]), make_request(chosen)
+    pipe = load(chosen, chosen["model"])
+    request = add_networks(request, chosen)
     size = min(values.batch_size, len(wanted))
     groups = math.ceil(len(todo) / size)
     for some in tqdm(batches(todo, size), total=groups, desc="images", unit="batch"):
-        made = run(pipe, request, [wanted[k] for k in some])
+        with settings.name_flags():
+            made = run(pipe, request, [wanted[k] for k in some])
         for k, picture in dict(zip(some, made, strict=True)).items():
             save(picture, folder / f"{k:05d}.png", wanted[k])
     logging.info("%d images in %s", len(wanted), folder)
+
+
+def _check_seeds(seed: int, count: int) -> None:
+    """
+    Raises:
+        UsageError: there are too many images, or their seeds have more than 32 bits.
+    """
+    if count > MOST:
+        raise common.UsageError(f"--num: {count} images are more than the {MOST} of one command")
+    if not 0 <= seed <= 2**32 - count:
+        raise common.UsageError(
+            f"--seed: image k has the seed {seed} + k, but seeds must lie in [0, 2^32)"
+        )
 
 
 def run(

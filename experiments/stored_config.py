@@ -22,11 +22,11 @@ def _tuples(value: Any) -> Any:
 
 
 def _typed(stored: dict[str, Any]) -> ConfigDict:
-    """A stored config whose unset options and image size can be set as those of `base`."""
-    values = _tuples(stored)
+    """A stored config whose size and unset options can be set, by flags too, as those of `base`."""
+    values, like = _tuples(stored), base()
     if "image_size" in values.get("data", {}):
         values["data"]["image_size"] = make_size_field(values["data"]["image_size"])
-    out, like = ConfigDict(values), base()
+    out = ConfigDict(values)
     for choice in CHOICES:
         section, defaults = (_find(config, choice.section) for config in (out, like))
         if section is None or defaults is None or choice.key not in section:

@@ -183,12 +183,12 @@ def _scale(image: Image.Image, name: str) -> Image.Image:
         return upright
     if top is None:
         raise ValueError(
-            f"{name} holds integers of 32 bits, whose white is not known; save it with 8 or 16 "
-            "bits a channel"
+            f"{name} cannot be read as an image: which of its integers of 32 bits is white is not "
+            "known; save it with 8 or 16 bits a channel"
         )
     values = np.asarray(upright).astype(np.float64)
     if values.min(initial=0) < 0 or values.max(initial=0) > top:
-        raise ValueError(f"{name} holds values outside 0 .. {top}")
+        raise ValueError(f"{name} cannot be read as an image: values lie outside 0 .. {top}")
     scaled = Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
     hidden = upright.info.get("transparency")
     if isinstance(hidden, int):  # the one value that is transparent

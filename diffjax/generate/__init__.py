@@ -7,6 +7,7 @@ Text-to-image, image-to-image, inpainting, ControlNet and base with refiner diff
 loop starts, what the network is given beside z, and whether a step puts known pixels back.
 """
 
+from diffjax.generate.checks import RequestError
 from diffjax.generate.options import (
     GRIDS,
     SAMPLERS,
@@ -16,11 +17,11 @@ from diffjax.generate.options import (
     Latents,
     Lora,
     Refiner,
-    Request,
     Sampling,
     Size,
 )
 from diffjax.generate.pipeline import Pipeline, Progress, load
+from diffjax.generate.request import Request
 from diffjax.pretrained.prompts import Embedding, Prompt
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Prompt",
     "Refiner",
     "Request",
+    "RequestError",
     "Sampling",
     "Size",
     "load",

@@ -2,56 +2,168 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
-from diffjax.generate.options import Request, Size
-from diffjax.pretrained.prompts import Embedding, Prompt
+from diffjax.generate.checks import RequestError, refuse
+from diffjax.generate.options import Size
+from diffjax.generate.request import Prompts, Request
+from diffjax.pretrained.prompts import Embedding, Prompt, count_chunks
 
 if TYPE_CHECKING:
     from diffjax.generate.pipeline import Pipeline
 
 Cond = dict[str, Any]
+Told = Prompts | Embedding
 
 
 def make(pipe: Pipeline, request: Request, size: Size, *, guided: bool) -> tuple[Cond, Cond]:
     """The conditions of prompts and of negative prompts, the latter empty if there is no guidance.
 
     Raises:
-        ValueError: there are not as many negative prompts as prompts, or embeddings do not fit.
+        RequestError: see `count_tokens`.
     """
-    prompt, negative = request.prompts(), request.guiding().negative
-    listed = [negative] if isinstance(negative, str | Prompt) else negative
-    length = next(iter(pipe.parts.texts.values())).tokenizer.length
-    chunks = 1
-    if guided and request.weighted and listed and not isinstance(listed, Embedding):
-        # Prompts and negative prompts are filled up to the longest of both.
-        chunks = pipe.embed(listed, weighted=True).context.shape[1] // length
-    if not isinstance(prompt, Embedding):
-        prompt = pipe.embed(
-            prompt, clip_skip=request.clip_skip, weighted=request.weighted, chunks=chunks
-        )
+    tokens = count_tokens(pipe, request, guided=guided)
+    weighted = request.weighted
+    prompt = _embed(pipe, request.prompts(), tokens, weighted, skip=request.clip_skip)
     cond = _condition(pipe, prompt, request.num, size)
     if not guided:
         return cond, {}
-    if listed is None and pipe.parts.manifest.get("force_zeros_for_empty_prompt", pipe.is_xl):
+    listed = _negatives(pipe, request)
+    if listed is None:
         nothing: Embedding = jax.tree.map(jnp.zeros_like, prompt)
-    elif isinstance(listed, Embedding):
-        nothing = listed
     else:
-        chunks = prompt.context.shape[1] // length
-        nothing = pipe.embed(listed or [""], weighted=request.weighted, chunks=chunks)
-    nothing = _as_many(nothing, len(prompt.context))
+        nothing = _embed(pipe, listed, tokens, weighted)
+    times = len(prompt.context) // len(nothing.context)
+    nothing = jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), nothing)
     return cond, _condition(pipe, nothing, request.num, size.negated())
 
 
-def _as_many(embedding: Embedding, count: int) -> Embedding:
-    if len(embedding.context) not in (1, count):
-        raise ValueError(f"{count} prompts have {len(embedding.context)} negative prompts")
-    times = count // len(embedding.context)
-    return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), embedding)
+def _negatives(pipe: Pipeline, request: Request) -> Told | None:
+    """The negative prompts; None if they are a zero embedding."""
+    listed = cast(Told | None, request.guiding().negative)
+    if listed is None:
+        zero = pipe.parts.manifest.get("force_zeros_for_empty_prompt", pipe.is_xl)
+        return None if zero else ("",)
+    return listed
+
+
+def _embed(pipe: Pipeline, told: Told, tokens: int, weighted: bool, *, skip: int = 0) -> Embedding:
+    """The embedding of prompts, filled up with empty chunks to a number of tokens."""
+    length = _chunk(pipe)
+    if not isinstance(told, Embedding):
+        return pipe.embed(told, clip_skip=skip, weighted=weighted, chunks=tokens // length)
+    absent = (tokens - told.context.shape[1]) // length
+    if not absent:
+        return told
+    empty = pipe.embed([""], clip_skip=skip).context
+    filling = jnp.tile(empty, (len(told.context), absent, 1))
+    return told._replace(context=jnp.concatenate([told.context, filling], axis=1))
+
+
+def _chunk(pipe: Pipeline) -> int:
+    """Tokens of a chunk."""
+    return next(iter(pipe.parts.texts.values())).tokenizer.length
+
+
+# ---- what is checked beforehand -----------------------------------------------------------------
+
+
+def count_tokens(pipe: Pipeline, request: Request, *, guided: bool) -> int:
+    """How many tokens prompts and negative prompts are filled up to, in whole chunks.
+
+    Raises:
+        RequestError: an embedding cannot be filled up to that.
+    """
+    told: dict[str, Told] = {"prompt": request.prompts()}
+    if guided and (listed := _negatives(pipe, request)) is not None:
+        told["guidance.negative"] = listed
+    counts = {name: _tokens(pipe, one, request.weighted) for name, one in told.items()}
+    most, chunk = max(counts.values()), _chunk(pipe)
+    for name, one in told.items():
+        if (most - counts[name]) % chunk:
+            there = " and ".join(f"{n} has {count}" for n, count in counts.items())
+            wrong = name if isinstance(one, Embedding) else next(iter(counts.keys() - {name}))
+            raise RequestError(
+                wrong,
+                f"{there} tokens, but embeddings are filled up by chunks of {chunk}: make them "
+                "with pipe.embed([...])",
+            )
+    return most
+
+
+def _tokens(pipe: Pipeline, told: Told, weighted: bool) -> int:
+    if isinstance(told, Embedding):
+        return told.context.shape[1]
+    encoders = tuple(pipe.parts.texts.values())
+    chunks = max(count_chunks(encoders, prompt) for prompt in told) if weighted else 1
+    return chunks * _chunk(pipe)
+
+
+def check(pipe: Pipeline, request: Request, *, guided: bool) -> None:
+    """See that a model can be told what a request says.
+
+    Raises:
+        RequestError: there are not as many negative prompts as prompts, embeddings do not fit, a
+            prompt is for two encoders where there is one, or too many layers are left out.
+    """
+    prompts, negative = request.prompts(), cast(Told | None, request.guiding().negative)
+    told: dict[str, Told] = {"prompt": prompts}
+    if negative is not None:
+        told["guidance.negative"] = negative
+        count, found = _count(prompts), _count(negative)
+        if found not in (1, count):
+            raise RequestError(
+                "guidance.negative", f"{count} prompts have {found} negative prompts"
+            )
+        if not guided:
+            logging.warning("guidance.negative changes nothing: no step is guided")
+    for name, one in told.items():
+        if isinstance(one, Embedding):
+            _check_embedding(pipe, name, one)
+        elif not pipe.is_xl and any(isinstance(prompt, Prompt) for prompt in one):
+            raise RequestError(
+                name, f"{name}: this model has one text encoder: a prompt for two is for XL"
+            )
+    layers = min(text.model.net.layers for text in pipe.parts.texts.values())
+    if request.clip_skip + pipe.is_xl >= layers:
+        raise refuse("clip_skip", f"must leave a layer of {layers}, got {request.clip_skip}")
+    count_tokens(pipe, request, guided=guided)
+
+
+def _count(told: Told) -> int:
+    return len(told.context if isinstance(told, Embedding) else told)
+
+
+def _check_embedding(pipe: Pipeline, name: str, embedding: Embedding) -> None:
+    """
+    Raises:
+        RequestError: an embedding is not of this model's text encoders.
+    """
+    net, width = pipe.parts.unet.net, embedding.context.shape[-1]
+    if width != net.context_dim:
+        raise refuse(
+            f"{name}.context",
+            f"has a width of {width}, but this model takes {net.context_dim}: embed the texts with "
+            "its own pipe.embed([...])",
+        )
+    if not net.added_dim:
+        return
+    if embedding.pooled is None:
+        raise refuse(
+            f"{name}.pooled",
+            "is None, but this model needs pooled embeddings beside the context",
+        )
+    numbers = (net.added_dim - embedding.pooled.shape[-1]) / net.added_time_dim
+    if numbers not in (5, 6):
+        raise refuse(
+            f"{name}.pooled",
+            f"has a width of {embedding.pooled.shape[-1]}, which this model does not take: embed "
+            "the texts with its own pipe.embed([...])",
+        )
 
 
 def _condition(pipe: Pipeline, embedding: Embedding, num: int, size: Size) -> Cond:

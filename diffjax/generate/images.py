@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
 from diffjax.data import pictures
+from diffjax.generate.checks import RequestError, read_text
 from diffjax.generate.options import Latents
 from diffjax.types import Array, choose
 
@@ -163,15 +164,34 @@ def spread(array: np.ndarray, num: int, images: int, name: str) -> np.ndarray:
     return np.repeat(array, images // len(array), axis=0)
 
 
+def read_picture(argument: str, read: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What ``read`` makes of pictures.
+
+    Raises:
+        RequestError: they cannot be read; it names the argument.
+    """
+    try:
+        return read(*args, **options)
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError(argument, f"{argument}: {error}") from error
+
+
 OUTPUTS = ("pil", "np", "latent")
 
 
 def check_output(output: str) -> None:
     """
     Raises:
-        ValueError: there is no such output.
+        RequestError: there is no such output.
     """
-    choose("output", output, dict.fromkeys(OUTPUTS))
+    try:
+        choose("output", read_text("output", output), dict.fromkeys(OUTPUTS))
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError("output", str(error)) from error
 
 
 def to_output(pixels: Array, output: str) -> Any:

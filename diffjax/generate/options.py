@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from diffjax.pretrained.models import Model
 from diffjax.pretrained.prompts import Embedding, Prompt
-from diffjax.pretrained.schedulers import KINDS, Scheduler, load_scheduler, with_class
-from diffjax.types import Array, PyTree, choose
+from diffjax.pretrained.schedulers import INSTEAD, KINDS, Scheduler, load_scheduler, with_class
+from diffjax.types import PyTree, choose, summarize
 
 if TYPE_CHECKING:
     from diffjax.generate.pipeline import Pipeline
@@ -116,6 +115,9 @@ class Image(NamedTuple):
     strength: float | None = None
     mask: Any = None
 
+    def __repr__(self) -> str:
+        return summarize(self)
+
 
 class Control(NamedTuple):
     """A ControlNet or T2I-Adapter, and its image.
@@ -137,6 +139,9 @@ class Control(NamedTuple):
     end: float = 1.0
     balance: str = "balanced"
 
+    def __repr__(self) -> str:
+        return summarize(self)
+
 
 class Lora(NamedTuple):
     """Low-rank adapters of the UNet, added when the program runs.
@@ -149,6 +154,9 @@ class Lora(NamedTuple):
     weights: PyTree
     scale: float = 1.0
 
+    def __repr__(self) -> str:
+        return summarize(self)
+
 
 class Refiner(NamedTuple):
     """A second model that does the last part of the denoising (Podell et al. 2023).
@@ -160,6 +168,9 @@ class Refiner(NamedTuple):
 
     pipe: Pipeline
     start: float = 0.8
+
+    def __repr__(self) -> str:
+        return summarize(self)
 
 
 class Size(NamedTuple):
@@ -207,83 +218,20 @@ class Size(NamedTuple):
         return (*(self.original or here), *self.crop, *last)
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """Everything about a generation but what becomes of it.
+def find_sampler(name: str) -> tuple[str, dict[str, Any]]:
+    """The scheduler class of a sampler's name, or of a class of diffusers, and what it changes.
 
-    Attributes:
-        prompt: one, several, or embeddings; a `Prompt` tells XL's two encoders different texts.
-        key: seed or key, from which every image has its own by its number; or one per image.
-        sampler: a `Sampling`, or a name, or a number of steps.
-        guidance: a `Guidance`, or its scale.
-        image: what to start from, or to fill in.
-        control: ControlNets, whose residuals are added up.
-        lora: low-rank adapters, which are added up; a refiner gets none.
-        refiner: a second model for the last part.
-        size: a `Size`, or (height, width), or one number.
-        num: images per prompt.
-        latents: initial noise (B, h, w, 4) in place of that of the key.
-        clip_skip: layers of the text encoder left out; the negative prompt takes them all.
-        weighted: prompts have weights, and may be long; see `diffjax.pretrained.tokenizers`.
+    Raises:
+        ValueError: the name is unknown, or the class is not supported.
     """
-
-    prompt: Texts | Embedding
-    key: Any = 0
-    sampler: Sampling | str | int | None = None
-    guidance: Guidance | float | None = None
-    image: Image | None = None
-    control: Sequence[Control] = ()
-    lora: Sequence[Lora] = ()
-    refiner: Refiner | None = None
-    size: Size | tuple[int, int] | int | None = None
-    num: int = 1
-    latents: Array | None = None
-    clip_skip: int = 0
-    weighted: bool = False
-
-    def prompts(self) -> Sequence[str | Prompt] | Embedding:
-        """The prompts as a list.
-
-        Raises:
-            ValueError: there is none.
-        """
-        prompts = [self.prompt] if isinstance(self.prompt, str | Prompt) else self.prompt
-        if not prompts:
-            raise ValueError("there is no prompt")
-        return prompts
-
-    def count(self) -> int:
-        """Number of images.
-
-        Raises:
-            ValueError: none are asked for.
-        """
-        prompts = self.prompts()
-        if self.num < 1:
-            raise ValueError(f"num must be at least 1, got {self.num}")
-        return self.num * len(prompts.context if isinstance(prompts, Embedding) else prompts)
-
-    def sampling(self) -> Sampling:
-        """The sampler in full."""
-        if isinstance(self.sampler, str):
-            return Sampling(self.sampler)
-        if isinstance(self.sampler, int):
-            return Sampling(steps=self.sampler)
-        return self.sampler or Sampling()
-
-    def guiding(self) -> Guidance:
-        """The guidance in full."""
-        if isinstance(self.guidance, Guidance):
-            return self.guidance
-        return Guidance(self.guidance)
-
-    def sizes(self) -> Size:
-        """The size in full."""
-        if isinstance(self.size, Size):
-            return self.size
-        if isinstance(self.size, tuple):
-            return Size(*self.size)
-        return Size(self.size or 0, self.size or 0)
+    kind = f"{name.removesuffix('Scheduler')}Scheduler"
+    if kind in INSTEAD:
+        raise ValueError(f"the sampler {name} is not supported: {INSTEAD[kind]}")
+    if kind in KINDS:
+        return name, {}
+    if name[:1].isupper():
+        choose("scheduler class", name, {key.removesuffix("Scheduler"): key for key in KINDS})
+    return cast(tuple[str, dict[str, Any]], choose("sampler", name, SAMPLERS))
 
 
 def make_scheduler(config: Mapping[str, Any], sampling: Sampling) -> Scheduler:
@@ -292,16 +240,7 @@ def make_scheduler(config: Mapping[str, Any], sampling: Sampling) -> Scheduler:
     Raises:
         ValueError: the name, the grid or an option is unknown, or of no use to this scheduler.
     """
-    name = sampling.name or config["_class_name"]
-    changes: dict[str, Any] = {}
-    if name in SAMPLERS:
-        name, changes = SAMPLERS[name]
-    elif name.removesuffix("Scheduler") + "Scheduler" not in KINDS:
-        classes = ", ".join(kind.removesuffix("Scheduler") for kind in KINDS)
-        raise ValueError(
-            f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}, or a class of "
-            f"diffusers: {classes}"
-        )
+    name, changes = find_sampler(sampling.name or config["_class_name"])
     known = KINDS[name.removesuffix("Scheduler") + "Scheduler"].defaults
     spaced = choose("grid", sampling.grid, GRIDS) if sampling.grid else {}
     asked = {**{key: v for key, v in spaced.items() if v or key in known}, **sampling.options}

@@ -6,39 +6,34 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax import guidance as guiding
-from diffjax.generate import conditions, images, program, scene
-from diffjax.generate.options import (
-    Control,
-    Guidance,
-    Image,
-    Lora,
-    Refiner,
-    Request,
-    Sampling,
-    Size,
-    Texts,
-    make_scheduler,
+from diffjax.generate import images, program
+from diffjax.generate.checks import (
+    RequestError,
+    read_flag,
+    read_floats,
+    read_whole,
+    refuse,
+    show,
 )
-from diffjax.generate.program import Program
-from diffjax.parameterization import check_levels
+from diffjax.generate.diffusers_names import explain_attribute, refuse_arguments
+from diffjax.generate.options import Control, Guidance, Lora, Refiner, Sampling, Size, Texts
+from diffjax.generate.request import LAYERS, Request, read_prompts
+from diffjax.generate.stages import Stage, make_stages
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.lora import load_lora, merge_lora
-from diffjax.pretrained.models import Sharding
+from diffjax.pretrained.models import Model, Sharding
 from diffjax.pretrained.pipelines import Components, load_components, save_components
 from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks, encode
 from diffjax.samplers import loop
-from diffjax.types import Array, PyTree, Rows
+from diffjax.types import Array, PyTree, summarize
 
-ROWS = 1024  # plans are padded to multiples of it, so that their length is no part of a program
 CACHED = 256  # embeddings and encoded images that a pipeline keeps
-REFINER = 2**31 - 1  # folded into the keys of a refiner
 
 
 def load(
@@ -75,38 +70,7 @@ def load(
     return Pipeline(parts)
 
 
-class Stage(NamedTuple):
-    """One run of the loop.
-
-    Attributes:
-        program: what is compiled.
-        inputs: its arrays.
-        rows: padded plan.
-        length: rows to run.
-        z: where to begin, unless another stage went before.
-    """
-
-    program: Program
-    inputs: PyTree
-    rows: Rows
-    length: int
-    z: Array
-
-    def begin(self, before: Array | None) -> loop.Run:
-        """The start, from z or from what ``z / alpha`` was at the end of the stage before."""
-        z = self.z if before is None else before * self.rows.level.alpha[0]
-        return loop.begin(self.program.sampler, z, self.rows, watch=True)
-
-    def advance(self, run: loop.Run, rows: Rows, first: Any, last: Any) -> loop.Run:
-        """Rows ``first`` to ``last - 1``."""
-        return program.advance(self.program, self.inputs, run, rows, first, last)
-
-    def end(self, run: loop.Run) -> Array:
-        """What the next stage begins from: a state and its noise over the scale of the signal."""
-        return run.z / self.rows.next.alpha[self.length - 1]
-
-
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Progress:
     """What `Pipeline.steps` yields after every evaluation of the network.
 
@@ -122,8 +86,18 @@ class Progress:
     step: loop.Step
     pipe: Pipeline
 
+    def __repr__(self) -> str:
+        return summarize(self)
+
     def edit(self, z: Array) -> None:
-        """Go on from other latents."""
+        """Go on from other latents.
+
+        Raises:
+            RequestError: they have another shape, or are not finite.
+        """
+        shape = self.step.run.z.shape
+        if np.shape(read_floats("z", z, "(B, h, w, channels)")) != shape:
+            raise refuse("z", f"must have the shape {shape}, got {show(z)}")
         self.step.edit(z)
 
     def images(self, output: str = "pil") -> Any:
@@ -132,7 +106,7 @@ class Progress:
         return self.pipe.decode(run.z if run.x is None else run.x, output)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Pipeline:
     """A text-to-image model, ready to be called.
 
@@ -141,26 +115,40 @@ class Pipeline:
     """
 
     parts: Components
-    _kept: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+    _kept: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        parts = self.parts
+        lines = [f"Pipeline({parts.manifest.get('_class_name', 'of parts')}"]
+        models = {"unet": parts.unet, "vae": parts.vae}
+        models |= {name: text.model for name, text in parts.texts.items()}
+        lines += [f"  {name}: {_describe(model)}" for name, model in models.items()]
+        config = parts.scheduler
+        said = config.get("prediction_type", "epsilon")
+        return "\n".join([*lines, f"  scheduler: {config.get('_class_name')}, {said})"])
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(explain_attribute(name), name=name, obj=self)
 
     def __call__(
         self,
-        prompt: Texts | Embedding,
+        prompt: Texts | Embedding | None = None,
         *,
         key: Any = 0,
         sampler: Sampling | str | int | None = None,
         guidance: Guidance | float | None = None,
-        image: Image | None = None,
-        control: Sequence[Control] = (),
-        lora: Sequence[Lora] = (),
-        refiner: Refiner | None = None,
-        size: Size | tuple[int, int] | int | None = None,
+        image: Any = None,
+        control: Sequence[Control] | Control = (),
+        lora: Sequence[Lora] | Lora = (),
+        refiner: Refiner | Pipeline | None = None,
+        size: Size | Sequence[int] | int | None = None,
         num: int = 1,
         latents: Array | None = None,
         clip_skip: int = 0,
         weighted: bool = False,
         output: str = "pil",
         callback: Callable[[Progress], Any] | None = None,
+        **unknown: Any,
     ) -> Any:
         """Images of prompts.
 
@@ -172,10 +160,13 @@ class Pipeline:
                 the run ends there.
 
         Raises:
-            ValueError: what is asked for does not exist or does not fit; the choices are named.
+            TypeError: an argument is unknown; what diffusers calls so is named.
+            RequestError: what is asked for does not exist or does not fit; the choices are named.
+                Nothing has been computed then.
         """
+        refuse_arguments(unknown, _ARGUMENTS)
         request = Request(
-            prompt,
+            prompt,  # type: ignore[arg-type]  # None is refused with the rest
             key=key,
             sampler=sampler,
             guidance=guidance,
@@ -190,6 +181,8 @@ class Pipeline:
             weighted=weighted,
         )
         images.check_output(output)
+        if callback is not None and not callable(callback):
+            raise refuse("callback", f"must be a function of a Progress, got {show(callback)}")
         if callback is None:
             return self.decode(self._run(request), output)
         for progress in self.steps(request):
@@ -199,7 +192,7 @@ class Pipeline:
 
     def _run(self, request: Request) -> Array:
         before = None
-        for _, stage in self._stages(request):
+        for _, stage in make_stages(self, request):
             run = stage.advance(stage.begin(before), stage.rows, 0, stage.length)
             z, before = run.z, stage.end(run)
         return z
@@ -212,8 +205,13 @@ class Pipeline:
         Raises:
             ValueError: see `__call__`.
         """
-        stages = self._stages(request)
-        total, done, before = sum(stage.length for _, stage in stages), 0, None
+        if not isinstance(request, Request):
+            raise refuse("request", f"must be a Request(prompt), got {show(request)}")
+        return self._steps(make_stages(self, request))
+
+    def _steps(self, stages: Sequence[tuple[Pipeline, Stage]]) -> Iterator[Progress]:
+        before = None
+        total, done = sum(stage.length for _, stage in stages), 0
         for pipe, stage in stages:
             run = stage.begin(before)
             for step in loop.steps(stage.advance, run, stage.rows, n=stage.length):
@@ -223,7 +221,16 @@ class Pipeline:
             before = stage.end(step.run)
 
     def decode(self, latents: Array, output: str = "pil") -> Any:
-        """Images of latents (B, h, w, 4), one at a time."""
+        """Images of latents (B, h, w, 4), one at a time.
+
+        Raises:
+            RequestError: they have another shape, or are not finite, or there is no such output.
+        """
+        images.check_output(output)
+        read_floats("latents", latents, "(B, h, w, channels)")
+        channels = self.parts.vae.net.latent_channels
+        if latents.shape[-1] != channels:
+            raise refuse("latents", f"must be (B, h, w, {channels}), got {show(latents)}")
         if output == "latent":
             return np.asarray(latents)
         net, params, _ = self.parts.vae
@@ -233,7 +240,7 @@ class Pipeline:
 
     def embed(
         self,
-        prompts: Sequence[str | Prompt],
+        prompts: Texts,
         *,
         clip_skip: int = 0,
         weighted: bool = False,
@@ -242,15 +249,21 @@ class Pipeline:
         """Embeddings of prompts, for use in their place; see `diffjax.pretrained.prompts.encode`.
 
         Raises:
-            ValueError: there is no prompt, or one for two encoders that the model does not have.
+            RequestError: there is no prompt, or one for two encoders that the model does not have.
+            ValueError: so many layers cannot be left out.
         """
         encoders = tuple(self.parts.texts.values())
-        if not prompts:
-            raise ValueError("there is no prompt")
-        if not self.is_xl and any(isinstance(prompt, Prompt) for prompt in prompts):
-            raise ValueError("this model has one text encoder: a prompt for two is for XL")
-        if weighted:
-            chunks = max(chunks, *(count_chunks(encoders, prompt) for prompt in prompts))
+        told = read_prompts("prompts", prompts)
+        if isinstance(told, Embedding):
+            raise refuse("prompts", "is an Embedding already")
+        if not self.is_xl and any(isinstance(prompt, Prompt) for prompt in told):
+            raise RequestError(
+                "prompts", "this model has one text encoder: a prompt for two is for XL"
+            )
+        clip_skip = read_whole("clip_skip", clip_skip, 0, LAYERS)
+        chunks = read_whole("chunks", chunks, 1)
+        if read_flag("weighted", weighted):
+            chunks = max(chunks, *(count_chunks(encoders, prompt) for prompt in told))
 
         def one(prompt: str | Prompt) -> Embedding:
             return self.remember(
@@ -265,7 +278,7 @@ class Pipeline:
                 ),
             )
 
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(one, prompts))
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(one, told))
 
     def with_lora(self, path: StrPath, *, scale: float = 1.0) -> Pipeline:
         """The pipeline with a low-rank adapter merged in; see `merge_lora`.
@@ -312,7 +325,7 @@ class Pipeline:
         """
         side = self.parts.unet.config.get("sample_size")
         if not side:
-            raise ValueError("the model does not say its size: give size=(height, width)")
+            raise RequestError("size", "the model does not say its size: give size=(height, width)")
         height, width = side if isinstance(side, list | tuple) else (side, side)
         return self.parts.vae.net.factor * height, self.parts.vae.net.factor * width
 
@@ -324,56 +337,15 @@ class Pipeline:
             self._kept[key] = make()
         return self._kept[key]
 
-    # ---- from a request to stages -----------------------------------------------------------
 
-    def _stages(self, request: Request) -> list[tuple[Pipeline, Stage]]:
-        refiner = request.refiner
-        if refiner is None:
-            return [(self, self._stage(request))]
-        if not 0 < refiner.start < 1:
-            raise ValueError(f"a refiner starts between 0 and 1, got {refiner.start}")
-        first = self._stage(request, end=refiner.start)
-        # Other noise than that of the base model.
-        keys = program.fold(scene.make_keys(request.key, request.count()), REFINER)
-        rest = dataclasses.replace(
-            request, key=keys, control=(), lora=(), refiner=None, latents=None
-        )
-        shape = first.z.shape[1:3]
-        return [(self, first), (refiner.pipe, refiner.pipe._stage(rest, shape, refiner.start))]
+_ARGUMENTS: dict[str, Any] = dict.fromkeys(
+    [*(field.name for field in dataclasses.fields(Request)), "output", "callback"]
+)
 
-    def _stage(
-        self,
-        request: Request,
-        shape: tuple[int, ...] | None = None,
-        start: float | None = None,
-        end: float | None = None,
-    ) -> Stage:
-        """A run of the loop for a request, or for the part of it between two fractions."""
-        view = scene.make(self, request, shape)
-        sampling, guidance, unet = request.sampling(), request.guiding(), self.parts.unet
-        scheduler = self.remember(
-            ("scheduler", repr(sampling._replace(steps=0))),
-            lambda: make_scheduler(self.parts.scheduler, sampling),
-        )
-        grid = scheduler.grid(sampling.steps, strength=view.strength, start=start)
-        rows = scheduler.rows(grid, end)
-        check_levels(scheduler.parameterization, rows.level)
-        length = len(rows.level.t)
-        padded = loop.pad(rows, -(-length // ROWS) * ROWS)
-        scale = (5.0 if self.is_xl else 7.5) if guidance.scale is None else guidance.scale
-        scales = guiding.interval(padded, scale, low=guidance.low, high=guidance.high)
-        guided = program.how_guided(scales[:length], scale)
-        cond, null = conditions.make(self, request, view.size, guided=guided != "no")
-        inputs: dict[str, Any] = {"params": unet.params, "keys": view.keys, "cond": cond}
-        if request.lora:
-            inputs["lora"] = [(one.weights, float(one.scale)) for one in request.lora]
-        if guided != "no":
-            inputs |= {"null": null, "scale": scales}
-        if view.concat is not None:
-            cond["concat"] = null["concat"] = view.concat
-        if view.known is not None:
-            inputs["known"] = view.known | program.known_levels(padded, length, end is None)
-        nets, inputs["controls"] = program.controls(request, padded, length, view.size[:2])
-        rescale = guidance.rescale if guided != "no" else 0.0
-        made = Program(unet.net, scheduler, guided, rescale, nets)
-        return Stage(made, inputs, padded, length, view.begin(rows, grid.init_std))
+
+def _describe(model: Model) -> str:
+    """Class, size and type of a network."""
+    leaves = jax.tree.leaves(model.params)
+    types = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+    count = sum(leaf.size for leaf in leaves)
+    return f"{type(model.net).__name__}, {count:,} parameters of {types}"

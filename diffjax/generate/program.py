@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from diffjax import control, guidance, lora
 from diffjax.generate import images
-from diffjax.generate.options import Request
+from diffjax.generate.request import Request
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.pretrained.schedulers import Scheduler, to_config
 from diffjax.samplers import loop
@@ -25,7 +26,6 @@ from diffjax.types import (
     PyTree,
     Rows,
     Sampler,
-    choose,
     expand,
 )
 
@@ -155,8 +155,27 @@ def _controls(program: Program, inputs: PyTree) -> list[control.Control]:
     return [at_work(*net, one) for net, one in zip(program.nets, given, strict=True)]
 
 
+def read_hints(request: Request, size: tuple[int, int]) -> list[np.ndarray]:
+    """The images of ControlNets at the size of the output, one or one for each image.
+
+    Raises:
+        RequestError: one of them cannot be read, or there is another number of them.
+    """
+    hints = []
+    for k, one in enumerate(request.controls()):
+        name, channels = f"control[{k}].image", one.net.net.hint_channels
+        options: dict[str, Any] = dict(channels=channels, latents=0, size=size, low=-1)
+        hint = images.read_picture(name, images.read, one.image, **options)[0]
+        if len(hint) > 1:
+            hint = images.read_picture(
+                name, images.spread, hint, request.num, request.count(), "control image"
+            )
+        hints.append(hint)
+    return hints
+
+
 def controls(
-    request: Request, rows: Rows, count: int, size: tuple[int, int]
+    request: Request, rows: Rows, count: int, hints: Sequence[np.ndarray]
 ) -> tuple[tuple[tuple[Any, str], ...], list[PyTree]]:
     """ControlNets with their balances, and their params, hints and strengths by row.
 
@@ -165,20 +184,12 @@ def controls(
     Args:
         rows: padded plan.
         count: rows that are run.
-        size: of the images.
-
-    Raises:
-        ValueError: something that is no image, an empty window, or an unknown balance.
+        hints: see `read_hints`.
     """
     nets, given = [], []
-    for one in request.control:
-        choose("balance", one.balance, control.BALANCES)
+    for one, hint in zip(request.controls(), hints, strict=True):
         # Means over all pixels only make sense on the conditional half, as in diffusers.
         balance = "guess" if getattr(one.net.net, "pool", False) else one.balance
-        channels = one.net.net.hint_channels
-        hint = images.read(one.image, channels=channels, latents=0, size=size, low=-1)[0]
-        if len(hint) > 1:
-            hint = images.spread(hint, request.num, request.count(), "control image")
         strength = np.zeros(len(rows.level.t), np.float32)
         strength[:count] = one.scale * control.window(count, one.start, one.end)
         nets.append((one.net.net, balance))

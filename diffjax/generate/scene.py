@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -11,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.generate import images, program
-from diffjax.generate.options import Request, Size
+from diffjax.generate.checks import RequestError, read_floats, refuse
+from diffjax.generate.keys import check_key, make_keys
+from diffjax.generate.options import Image, Size
+from diffjax.generate.request import Request
 from diffjax.types import Array, Rows
 
 if TYPE_CHECKING:
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
 # Draws of a key beside those of the sampler, see `diffjax.samplers.loop.image_noise`.
 PRIOR, POSTERIOR, MASKED = 1, 2, 3
-SEEDS = 2**32
+PIXELS = 2**26  # of an image, at most
+TOGETHER = 2**32  # of all images of a call, at most
+Given = tuple[np.ndarray, bool]  # see `images.read`
 
 
 class Scene(NamedTuple):
@@ -29,7 +33,6 @@ class Scene(NamedTuple):
         size: of the output.
         keys: of the images.
         noise: initial noise, standard normal.
-        strength: share of the steps to run.
         x: latents of the image, if there is one.
         pure: begin from noise alone even so.
         known: x, eps and mask of what is put back after every step, or None.
@@ -39,7 +42,6 @@ class Scene(NamedTuple):
     size: Size
     keys: jax.Array
     noise: Array
-    strength: float = 1.0
     x: Array | None = None
     pure: bool = False
     known: dict[str, Array] | None = None
@@ -52,72 +54,136 @@ class Scene(NamedTuple):
         return jnp.asarray(rows.level.alpha[0] * self.x + rows.level.sigma[0] * self.noise)
 
 
-def make(pipe: Pipeline, request: Request, shape: tuple[int, ...] | None = None) -> Scene:
-    """The scene of a request.
+class Layout(NamedTuple):
+    """What is known of a scene before anything is computed.
+
+    Attributes:
+        size: of the output.
+        strength: share of the steps to run.
+        given: the image to start from, see `images.read`, and maybe latents; or None.
+        mask: of the image, or None.
+    """
+
+    size: Size
+    strength: float
+    given: Given | None
+    mask: np.ndarray | None
+
+    def latent_sides(self, factor: int) -> tuple[int, int]:
+        """Height and width of the latents of an autoencoder."""
+        return self.size.height // factor, self.size.width // factor
+
+
+def lay_out(pipe: Pipeline, request: Request, shape: tuple[int, int] | None = None) -> Layout:
+    """Read the pictures of a request and fix its size, on the host.
 
     Args:
         shape: (h, w) of the latents, if they come from another stage.
 
     Raises:
-        ValueError: image, mask, latents, keys and size do not fit together, or not the model.
+        RequestError: image, mask, latents, keys and size do not fit together, or not the model.
     """
-    vae, image, count = pipe.parts.vae.net, request.image, request.count()
-    given, mask = _given(request, vae.latent_channels, vae.factor)
-    size = _size(pipe, request, given, shape)
-    if given is not None and not given[1] and given[0].shape[1:3] != size[:2]:
-        given, mask = _given(request, vae.latent_channels, vae.factor, size[:2])
-    keys = make_keys(request.key, count)
-    latent = (size.height // vae.factor, size.width // vae.factor, vae.latent_channels)
-    noise: Array = program.draw(keys, latent, PRIOR)
+    vae, image, count = pipe.parts.vae.net, request.picture(), request.count()
+    given, mask = _given(image, vae.latent_channels, vae.factor)
     if request.latents is not None:
-        noise = jnp.asarray(request.latents, jnp.float32)
-        if noise.shape != (count, *latent):
-            raise ValueError(f"latents must be {(count, *latent)}, got {noise.shape}")
-    fills_in = pipe.extra_channels > 0
-    if fills_in and (mask is None or given is None or given[1]):
-        raise ValueError("this model fills in images: give image=Image(pixels, mask=mask)")
-    scene = Scene(size, keys, noise)
+        _check_channels(np.shape(request.latents), vae.latent_channels)
+    size = _size(pipe, request, given, shape)
+    _check_amount(size, count)
+    if given is not None and not given[1] and given[0].shape[1:3] != size[:2]:
+        given, mask = _given(image, vae.latent_channels, vae.factor, size[:2])
+    check_key(request.key, count)
+    layout = Layout(size, 1.0, given, mask)
+    if request.latents is not None:
+        wanted = (count, *layout.latent_sides(vae.factor), vae.latent_channels)
+        if np.shape(request.latents) != wanted:
+            raise refuse("latents", f"must be {wanted}, got {np.shape(request.latents)}")
+    if pipe.extra_channels > 0 and (mask is None or given is None or given[1]):
+        raise RequestError(
+            "image", "this model fills in images: give image=Image(pixels, mask=mask)"
+        )
     if image is None or given is None:
-        return scene
-    pixels = images.spread(given[0], request.num, count, "image")
-    x = pixels if given[1] else encode(pipe, pixels, program.draw(keys, latent, POSTERIOR))
+        return layout
     strength = image.strength
     if strength is None:
         strength = default_strength(pipe.is_xl, mask is not None)
-    scene = scene._replace(x=x, strength=strength)
+    spread = images.read_picture("image", images.spread, given[0], request.num, count, "image")
+    if mask is not None:
+        mask = images.read_picture("image.mask", images.spread, mask, request.num, count, "mask")
+    return Layout(size, strength, (spread, given[1]), mask)
+
+
+def make(pipe: Pipeline, request: Request, layout: Layout) -> Scene:
+    """The scene of a request that was laid out."""
+    vae, (size, strength, given, mask) = pipe.parts.vae.net, layout
+    keys = make_keys(request.key, request.count())
+    latent = (*layout.latent_sides(vae.factor), vae.latent_channels)
+    noise: Array = program.draw(keys, latent, PRIOR)
+    if request.latents is not None:
+        noise = jnp.asarray(request.latents, jnp.float32)
+    scene = Scene(size, keys, noise)
+    if given is None:
+        return scene
+    pixels = given[0]
+    x = pixels if given[1] else encode(pipe, pixels, program.draw(keys, latent, POSTERIOR))
+    scene = scene._replace(x=x)
     if mask is None:
         return scene
-    mask = images.spread(mask, request.num, count, "mask")
     small = jnp.asarray(mask[:, :: vae.factor, :: vae.factor])
     scene = scene._replace(pure=strength == 1)
-    if not fills_in:
+    if pipe.extra_channels == 0:
         return scene._replace(known={"x": x, "eps": noise, "mask": small})
     hidden = np.where(mask == 1, np.float32(0.5), pixels)  # 0 in [-1, 1]
     hidden_x = encode(pipe, hidden, program.draw(keys, latent, MASKED))
     return scene._replace(concat=jnp.concatenate([small, hidden_x], -1))
 
 
-Given = tuple[np.ndarray, bool]  # see `images.read`
-
-
 def _given(
-    request: Request, latents: int, factor: int, size: tuple[int, int] | None = None
+    image: Image | None, latents: int, factor: int, size: tuple[int, int] | None = None
 ) -> tuple[Given | None, np.ndarray | None]:
     """The image of a request, its mask, or None.
 
     Raises:
-        ValueError: the mask has not the size of the image.
+        RequestError: one of them cannot be read, or the mask has not the size of the image.
     """
-    if request.image is None:
+    if image is None:
         return None, None
-    given = images.read(request.image.pixels, latents=latents, size=size)
-    if request.image.mask is None:
+    given = images.read_picture("image", images.read, image.pixels, latents=latents, size=size)
+    if given[1]:
+        read_floats("image", given[0], "(N, h, w, channels)")
+    if image.mask is None:
         return given, None
-    mask = images.read_mask(request.image.mask, size)
+    mask = images.read_picture("image.mask", images.read_mask, image.mask, size)
     here = tuple(side * (factor if given[1] else 1) for side in given[0].shape[1:3])
     if mask.shape[1:3] != here:
-        raise ValueError(f"the mask is {mask.shape[1:3]}, but the image {here}")
+        raise RequestError("image.mask", f"the mask is {mask.shape[1:3]}, but the image {here}")
     return given, mask
+
+
+def _check_channels(found: tuple[int, ...], channels: int) -> None:
+    if found[-1] != channels:
+        first = found[1] == channels
+        hint = ": channels come last, np.moveaxis(latents, 1, -1)" if first else ""
+        raise RequestError("latents", f"latents must be (B, h, w, {channels}), got {found}{hint}")
+
+
+def _check_amount(size: Size, count: int) -> None:
+    """
+    Raises:
+        RequestError: there are more pixels than one call may ask for.
+    """
+    if size.height * size.width > PIXELS:
+        name = "size.height" if size.height >= size.width else "size.width"
+        raise RequestError(
+            name,
+            f"size {size.height} x {size.width} is too large: there may be at most 2^26 pixels, "
+            "such as 8192 x 8192",
+        )
+    if count * size.height * size.width > TOGETHER:
+        raise RequestError(
+            "num",
+            f"{count} images of {size.height} x {size.width} are too many for one call: there may "
+            "be at most 2^32 pixels together; lower num, or make several calls",
+        )
 
 
 def default_strength(xl: bool, masked: bool) -> float:
@@ -146,7 +212,7 @@ def _size(
     pipe: Pipeline,
     request: Request,
     given: Given | None,
-    shape: tuple[int, ...] | None,
+    shape: tuple[int, int] | None,
 ) -> Size:
     """The size of the output, which the network can have; that of pixels is rounded down."""
     factor, asked = pipe.parts.vae.net.factor, request.sizes()
@@ -162,32 +228,18 @@ def _size(
         default = found or (asked[:2] if all(asked[:2]) else pipe.native_size())
     height, width = (side or other for side, other in zip(asked[:2], default, strict=True))
     if found and (height, width) != found:
-        raise ValueError(f"size {(height, width)} is not that of what is given, {found}")
+        name = "size.height" if height != found[0] else "size.width"
+        raise RequestError(name, f"size {(height, width)} is not that of what is given, {found}")
     if height < 1 or width < 1 or height % unit or width % unit:
-        raise ValueError(f"height and width must be multiples of {unit}, got {(height, width)}")
+        near = tuple(max(unit, _round(side, unit)) for side in (height, width))
+        raise RequestError(
+            "size.height" if height < 1 or height % unit else "size.width",
+            f"height and width must be multiples of {unit}, got {(height, width)}; "
+            f"the nearest are {near}",
+        )
     return asked._replace(height=height, width=width)
 
 
-def make_keys(key: Any, count: int) -> jax.Array:
-    """One key per image: from a seed or a key by the image's number, or as they are given.
-
-    Raises:
-        ValueError: there are keys, but not one per image, or a seed has more than 32 bits.
-    """
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        keys = key
-    elif np.ndim(key):
-        keys = jnp.stack([_seeded(int(seed)) for seed in key])
-    else:
-        keys = _seeded(int(key))
-    if not keys.ndim:
-        return jax.vmap(partial(jax.random.fold_in, keys))(jnp.arange(count))
-    if len(keys) != count:
-        raise ValueError(f"there are {count} images, but {len(keys)} keys or seeds")
-    return keys
-
-
-def _seeded(seed: int) -> jax.Array:
-    if not 0 <= seed < SEEDS:  # JAX would take the lower 32 bits
-        raise ValueError(f"seeds must lie in [0, 2^32), got {seed}")
-    return jax.random.key(seed)
+def _round(side: int, unit: int) -> int:
+    """The nearest multiple of a unit, the smaller one of two."""
+    return -(-(2 * side - unit) // (2 * unit)) * unit

@@ -23,7 +23,7 @@ from diffjax.pretrained.files import (
     write_json,
 )
 from diffjax.pretrained.state_dict import from_state_dict, iterate_state
-from diffjax.types import PyTree
+from diffjax.types import PyTree, summarize
 
 SHARD = 5 * 10**9  # bytes of one file, as in diffusers' repositories
 Sharding = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -45,6 +45,9 @@ class Model(NamedTuple):
     net: Any
     params: PyTree
     config: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return summarize(self)
 
 
 def load_model(

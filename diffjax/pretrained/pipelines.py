@@ -25,6 +25,7 @@ from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.scheduler_kinds import KINDS
 from diffjax.pretrained.single_file import load_single_file, open_single_file
 from diffjax.pretrained.tokenizers import OPEN_CLIP_PAD, load_tokenizer, save_tokenizer
+from diffjax.types import summarize
 
 TEXTS = ("text_encoder", "text_encoder_2")
 _SCHEDULE = dict(
@@ -69,6 +70,9 @@ class Components(NamedTuple):
     texts: dict[str, TextEncoder]
     scheduler: dict[str, Any]
     manifest: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return summarize(self)
 
 
 def load_components(

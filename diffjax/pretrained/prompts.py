@@ -14,7 +14,7 @@ import numpy as np
 from diffjax.pretrained.files import StrPath, open_safetensors
 from diffjax.pretrained.models import Model
 from diffjax.pretrained.tokenizers import Tokenizer, Tokens, with_concept
-from diffjax.types import Array, PyTree
+from diffjax.types import Array, PyTree, summarize
 
 _EMBEDDING = "text_model.embeddings.token_embedding"
 
@@ -24,6 +24,9 @@ class TextEncoder(NamedTuple):
 
     tokenizer: Tokenizer
     model: Model
+
+    def __repr__(self) -> str:
+        return summarize(self)
 
 
 class Prompt(NamedTuple):
@@ -48,6 +51,9 @@ class Embedding(NamedTuple):
 
     context: Array
     pooled: Array | None = None
+
+    def __repr__(self) -> str:
+        return summarize(self)
 
 
 def encode(

@@ -42,11 +42,19 @@ def test_images_settings_and_resumption(execute, model, tmp_path):
     # An image gives its settings; flags that are given besides count more.
     again = tmp_path / "again"
     more = [f"--from_image={out / files[2]}", f"--out={again}", "--num=2", "--batch_size=2"]
+    said = execute("generate", *more, code=2)
+    assert f'00002.png names files: --model="{model}"' in said and "--trust_paths to open" in said
+    assert not again.exists()
+    said = execute("generate", *more, f"--model={model}")
+    assert '00002.png: --prompt=["dog"] --sampler="euler_ancestral" --steps=3 --seed=9' in said
+    for path in again.iterdir():
+        path.unlink()
+    more.append("--trust_paths")
     execute("generate", *more)
     same, stored = _read(again / "00000.png")
     assert stored == settings
     np.testing.assert_array_equal(same, pixels)
-    said = execute("generate", *more, "--steps=4", code=1)
+    said = execute("generate", *more, "--steps=4", code=2)
     assert "has other settings; choose another --out" in said
 
 
@@ -69,7 +77,7 @@ def test_controls(execute, model, tmp_path):
     controlled, settings = make("controlled", f"{given}:0.5:0:0.7", f"{given}", "--balance=guess")
     assert (controlled != plain).any()
     assert settings["control"][0].endswith(":0.5:0:0.7") and settings["balance"] == "guess"
-    said = execute("generate", *asked, f"{given}:1:0.7:0.2", f"--out={tmp_path / 'no'}", code=1)
+    said = execute("generate", *asked, f"{given}:1:0.7:0.2", f"--out={tmp_path / 'no'}", code=2)
     assert "0.7" in said and "0.2" in said and "Traceback" not in said
 
 
@@ -89,15 +97,15 @@ def test_the_variant_of_a_controlnet_is_read_if_it_has_one(tmp_path):
 
 
 def test_missing_flags_are_named(execute, model, tmp_path):
-    assert "--model is needed" in execute("generate", "--prompt=a", code=1)
-    assert "--prompt is needed" in execute("generate", f"--model={model}", code=1)
+    assert "--model is needed" in execute("generate", "--prompt=a", code=2)
+    assert "--prompt is needed" in execute("generate", f"--model={model}", code=2)
     asked = [f"--model={model}", "--prompt=a", f"--out={tmp_path}"]
-    assert "--mask needs --init_image" in execute("generate", *asked, "--mask=m.png", code=1)
-    said = execute("generate", *asked, "--prompt_2=b", code=1)
+    assert "--mask needs --init_image" in execute("generate", *asked, "--mask=m.png", code=2)
+    said = execute("generate", *asked, "--prompt_2=b", code=2)
     assert "one text encoder" in said and "Traceback" not in said
-    said = execute("generate", *asked, "--control=x:y.png:1", code=1)
+    said = execute("generate", *asked, "--control=x:y.png:1", code=2)
     assert "--control=x:y.png:1: must be NET:IMAGE[:SCALE[:START:END]]" in said
     plain = tmp_path / "plain.png"
     PIL.Image.new("RGB", (8, 8)).save(plain)
-    said = execute("generate", f"--from_image={plain}", code=1)
+    said = execute("generate", f"--from_image={plain}", code=2)
     assert "holds no settings" in said and "Traceback" not in said

@@ -11,7 +11,7 @@ import pytest
 
 import diffjax
 from diffjax import generate, lora
-from diffjax.generate import images, program
+from diffjax.generate import images, program, stages
 from diffjax.pretrained import load_model, save_lora, save_model
 from diffjax.pretrained.schedulers import load_scheduler
 from tests.parity import generate_cases as g
@@ -332,7 +332,7 @@ def test_controls_that_pool_always_guess(pipe):
     pooled = net._replace(net=net.net.clone(pool=True))
     marked = np.full((SIZE, SIZE, 3), -1.0)
     given = [generate.Control(pooled, marked), generate.Control(net, g.picture())]
-    stage = pipe._stage(generate.Request("cat", control=given, size=SIZE))
+    stage = stages.make_stages(pipe, generate.Request("cat", control=given, size=SIZE))[0][1]
     assert [balance for _, balance in stage.program.nets] == ["guess", "balanced"]
     assert stage.inputs["controls"][0]["hint"].max() == -1
 
@@ -344,7 +344,7 @@ def test_sides_that_do_not_halve(pipe):
 def test_one_side_alone_is_asked_for(pipe):
     def size(pipe=pipe, image=None, **asked):
         request = generate.Request("cat", size=generate.Size(**asked), image=image)
-        return generate.scene.make(pipe, request).size[:2]
+        return generate.scene.lay_out(pipe, request).size[:2]
 
     assert size() == (SIZE, SIZE)
     assert size(height=SIZE + 2) == (SIZE + 2, SIZE)

@@ -354,8 +354,9 @@ def ours(case: Case) -> np.ndarray:
 def draws(case: Case) -> dict[str, Any]:
     """The noise of our keys as (B, h, w, 4) arrays, by what it is for; ``step`` is a function."""
     from diffjax.generate import program
-    from diffjax.generate.pipeline import REFINER
-    from diffjax.generate.scene import MASKED, POSTERIOR, PRIOR, make_keys
+    from diffjax.generate.keys import make_keys
+    from diffjax.generate.scene import MASKED, POSTERIOR, PRIOR
+    from diffjax.generate.stages import REFINER
 
     count = len(PROMPTS) * case.option("num", 1)
     keys, shape = make_keys(KEY, count), (size(case) // 2, size(case) // 2, 4)

@@ -1,0 +1,117 @@
+"""What users of diffusers know under other names: arguments and methods, and what they are here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffjax.types import choose
+
+# {} stands for the value that was given.
+ARGUMENTS = {
+    "num_inference_steps": "sampler={0}, or sampler=Sampling(name, steps={0})",
+    "timesteps": "sampler=Sampling(name, steps, grid); lists of timesteps are not taken",
+    "sigmas": "sampler=Sampling(name, steps, grid); lists of sigmas are not taken",
+    "eta": "sampler=Sampling('ddim', steps, eta={0})",
+    "scheduler": "sampler=Sampling(name, steps), such as 'euler'",
+    "guidance_scale": "guidance={0}",
+    "guidance_rescale": "guidance=Guidance(scale, rescale={0})",
+    "negative_prompt": "guidance=Guidance(scale, negative={0})",
+    "negative_prompt_2": "guidance=Guidance(scale, negative=Prompt(first, {0}))",
+    "prompt_2": "prompt=Prompt(first, {0})",
+    "prompt_embeds": "prompt=Embedding(context), such as pipe.embed([...])",
+    "pooled_prompt_embeds": "prompt=Embedding(context, pooled), such as pipe.embed([...])",
+    "negative_prompt_embeds": "guidance=Guidance(scale, negative=Embedding(context))",
+    "negative_pooled_prompt_embeds": "guidance=Guidance(scale, negative=Embedding(...))",
+    "generator": "key=SEED, a whole number, or a JAX key",
+    "seed": "key={0}",
+    "num_images_per_prompt": "num={0}",
+    "height": "size=(height, width)",
+    "width": "size=(height, width)",
+    "original_size": "size=Size(height, width, original={0})",
+    "target_size": "size=Size(height, width, target={0})",
+    "crops_coords_top_left": "size=Size(height, width, crop={0})",
+    "negative_original_size": "size=Size(height, width, negative_original={0})",
+    "negative_target_size": "size=Size(height, width, negative_target={0})",
+    "negative_crops_coords_top_left": "size=Size(height, width, negative_crop={0})",
+    "aesthetic_score": "size=Size(height, width, aesthetic={0})",
+    "negative_aesthetic_score": "size=Size(height, width, negative_aesthetic={0})",
+    "init_image": "image={0}, or image=Image(pixels, strength)",
+    "strength": "image=Image(pixels, strength={0})",
+    "mask_image": "image=Image(pixels, mask={0})",
+    "mask": "image=Image(pixels, mask={0})",
+    "masked_image_latents": "image=Image(pixels, mask=mask), from which they are made",
+    "padding_mask_crop": "a crop of your own: image=Image(crop, mask=crop_of_the_mask)",
+    "control_image": "control=[Control(net, image)]",
+    "controlnet": "control=[Control(net, image)] with net = pretrained.load_model(folder)",
+    "controlnet_conditioning_scale": "control=[Control(net, image, scale={0})]",
+    "adapter_conditioning_scale": "control=[Control(net, image, scale={0})]",
+    "adapter_conditioning_factor": "control=[Control(net, image, end={0})]",
+    "control_guidance_start": "control=[Control(net, image, start={0})]",
+    "control_guidance_end": "control=[Control(net, image, end={0})]",
+    "guess_mode": "control=[Control(net, image, balance='guess')]",
+    "denoising_end": "refiner=Refiner(refiner_pipe, start={0}) of one call",
+    "denoising_start": "refiner=Refiner(refiner_pipe, start={0}) of one call",
+    "cross_attention_kwargs": "lora=[Lora(pipe.load_lora(path), scale)]",
+    "output_type": "output={0}: 'pil', 'np' or 'latent'",
+    "return_dict": "nothing: a call returns the images",
+    "callback_on_step_end": "callback=function of one Progress",
+    "callback_on_step_end_tensor_inputs": "callback=function of one Progress",
+    "callback_steps": "callback=function of one Progress",
+    "ip_adapter_image": "not supported",
+    "ip_adapter_image_embeds": "not supported",
+}
+METHODS = {
+    "from_pretrained": "diffjax.load(folder)",
+    "from_single_file": "diffjax.load(file, tokenizer=folder)",
+    "save_pretrained": "pipe.save(folder)",
+    "to": "nothing: JAX uses the accelerator that it finds, and load(..., dtype=) sets the type",
+    "scheduler": "sampler=Sampling(name, steps) of a call",
+    "unet": "pipe.parts.unet",
+    "vae": "pipe.parts.vae",
+    "tokenizer": "pipe.parts.texts",
+    "text_encoder": "pipe.parts.texts",
+    "encode_prompt": "pipe.embed([...])",
+    "load_lora_weights": "pipe = pipe.with_lora(path), or weights = pipe.load_lora(path)",
+    "fuse_lora": "pipe = pipe.with_lora(path)",
+    "load_textual_inversion": "pipe = pipe.with_concept(path)",
+    "set_progress_bar_config": "callback=function of one Progress",
+    "enable_attention_slicing": "nothing: there is no such option",
+    "enable_xformers_memory_efficient_attention": "nothing: there is no such option",
+    "enable_model_cpu_offload": "load(..., sharding=) for several devices",
+    "enable_vae_slicing": "nothing: images are decoded one at a time",
+    "enable_vae_tiling": "nothing: there is no such option",
+}
+
+
+def refuse_arguments(unknown: Mapping[str, Any], known: dict[str, Any]) -> None:
+    """See that there is no argument of another name.
+
+    Raises:
+        TypeError: there is one; the message says what it is here, or which name is close.
+    """
+    if not unknown:
+        return
+    said = []
+    for name, value in unknown.items():
+        if name in ARGUMENTS:
+            text = repr(value) if _is_short(value) else "..."
+            said.append(f"{name} of diffusers is here: {ARGUMENTS[name].format(text)}")
+            continue
+        try:
+            choose("argument", name, known)
+        except ValueError as error:
+            said.append(str(error))
+    raise TypeError("; ".join(said))
+
+
+def explain_attribute(name: str) -> str:
+    """The message for an attribute that a pipeline does not have."""
+    if name in METHODS:
+        return f"{name} of diffusers is here: {METHODS[name]}"
+    return f"'Pipeline' object has no attribute {name!r}"
+
+
+def _is_short(value: Any) -> bool:
+    plain = isinstance(value, str | int | float | tuple) or value is None
+    return plain and len(repr(value)) <= 40

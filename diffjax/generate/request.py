@@ -1,0 +1,390 @@
+"""A request, and how each of its arguments is read: understood, or refused by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffjax import control as controlling
+from diffjax.generate.checks import (
+    LARGEST,
+    RequestError,
+    is_mapping_of_text,
+    is_whole,
+    read_flag,
+    read_floats,
+    read_number,
+    read_pair,
+    read_several,
+    read_text,
+    read_whole,
+    refuse,
+    show,
+)
+from diffjax.generate.options import (
+    GRIDS,
+    Control,
+    Guidance,
+    Image,
+    Lora,
+    Refiner,
+    Sampling,
+    Size,
+    Texts,
+    find_sampler,
+)
+from diffjax.pretrained.models import Model
+from diffjax.pretrained.pipelines import Components
+from diffjax.pretrained.prompts import Embedding, Prompt
+from diffjax.types import Array, choose, summarize
+
+if TYPE_CHECKING:
+    from diffjax.generate.pipeline import Pipeline
+
+STEPS = 10_000  # more than any schedule has
+SIDE = 2**16  # pixels
+LAYERS = 2**16  # of a text encoder
+
+Prompts = tuple[str | Prompt, ...]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Request:
+    """Everything about a generation but what becomes of it.
+
+    Attributes:
+        prompt: one, several, or embeddings; a `Prompt` tells XL's two encoders different texts.
+        key: seed or key, from which every image has its own by its number; or one per image.
+        sampler: a `Sampling`, or a name, or a number of steps.
+        guidance: a `Guidance`, or its scale.
+        image: what to start from, or to fill in: an `Image`, or its pixels.
+        control: ControlNets, whose residuals are added up; one may stand for a list.
+        lora: low-rank adapters, which are added up; a refiner gets none.
+        refiner: a second model for the last part: a `Refiner`, or its pipeline.
+        size: a `Size`, or (height, width), or one number.
+        num: images per prompt.
+        latents: initial noise (B, h, w, 4) in place of that of the key.
+        clip_skip: layers of the text encoder left out; the negative prompt takes them all.
+        weighted: prompts have weights, and may be long; see `diffjax.pretrained.tokenizers`.
+    """
+
+    prompt: Texts | Embedding
+    key: Any = 0
+    sampler: Sampling | str | int | None = None
+    guidance: Guidance | float | None = None
+    image: Any = None
+    control: Sequence[Control] | Control = ()
+    lora: Sequence[Lora] | Lora = ()
+    refiner: Refiner | Pipeline | None = None
+    size: Size | Sequence[int] | int | None = None
+    num: int = 1
+    latents: Array | None = None
+    clip_skip: int = 0
+    weighted: bool = False
+
+    def __repr__(self) -> str:
+        return summarize(self)
+
+    def read(self) -> Request:
+        """The same request with all arguments in full, checked without a model.
+
+        Raises:
+            RequestError: an argument has another type, lies outside of its range, is not finite,
+                or is a name that is not known.
+        """
+        latents = self.latents
+        if latents is not None:
+            latents = read_floats("latents", latents, "(B, h, w, channels)")
+        return Request(
+            self.prompts(),
+            self.key,
+            self.sampling(),
+            self.guiding(),
+            self.picture(),
+            self.controls(),
+            self.loras(),
+            self.refining(),
+            self.sizes(),
+            read_whole("num", self.num, 1),
+            latents,
+            read_whole("clip_skip", self.clip_skip, 0, LAYERS),
+            read_flag("weighted", self.weighted),
+        )
+
+    def prompts(self) -> Prompts | Embedding:
+        """The prompts as a tuple."""
+        return read_prompts("prompt", self.prompt)
+
+    def count(self) -> int:
+        """Number of images."""
+        prompts = self.prompts()
+        each = read_whole("num", self.num, 1)
+        return each * len(prompts.context if isinstance(prompts, Embedding) else prompts)
+
+    def sampling(self) -> Sampling:
+        """The sampler in full."""
+        return read_sampling(self.sampler)
+
+    def guiding(self) -> Guidance:
+        """The guidance in full."""
+        return read_guidance(self.guidance)
+
+    def picture(self) -> Image | None:
+        """The image to start from in full."""
+        return read_image(self.image)
+
+    def controls(self) -> tuple[Control, ...]:
+        """The ControlNets as a tuple."""
+        several = read_several("control", self.control, Control, "Control(net, image)")
+        return tuple(_read_control(f"control[{k}]", one) for k, one in enumerate(several))
+
+    def loras(self) -> tuple[Lora, ...]:
+        """The adapters as a tuple."""
+        example = "Lora(pipe.load_lora(path), scale)"
+        several = read_several("lora", self.lora, Lora, example)
+        return tuple(_read_lora(f"lora[{k}]", one) for k, one in enumerate(several))
+
+    def refining(self) -> Refiner | None:
+        """The refiner in full."""
+        return read_refiner(self.refiner)
+
+    def sizes(self) -> Size:
+        """The size in full."""
+        return read_size(self.size)
+
+
+# ---- texts --------------------------------------------------------------------------------------
+
+
+def read_prompts(name: str, value: Any) -> Prompts | Embedding:
+    """Prompts as a tuple, or their embedding.
+
+    Raises:
+        RequestError: there is none, or something else among them.
+    """
+    if isinstance(value, Embedding):
+        return _read_embedding(name, value)
+    if isinstance(value, str | Prompt):
+        return (_read_prompt(name, value),)
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "UO":
+        value = value.tolist()
+    if isinstance(value, Request):
+        raise refuse(name, "is a Request: run it with pipe.steps(request)")
+    if not isinstance(value, list | tuple) or hasattr(value, "_fields"):
+        known = "a text, a list of texts, or an Embedding"
+        hint = ": wrap it, Embedding(array)" if hasattr(value, "dtype") else ""
+        raise refuse(name, f"must be {known}, got {show(value)}{hint}")
+    if not value:
+        raise RequestError(name, f"there is no prompt: {name} is an empty list")
+    return tuple(_read_prompt(f"{name}[{k}]", one) for k, one in enumerate(value))
+
+
+def _read_prompt(name: str, value: Any) -> str | Prompt:
+    if isinstance(value, Prompt):
+        first, second = value
+        return Prompt(read_text(f"{name}.first", first), read_text(f"{name}.second", second))
+    if isinstance(value, Embedding):
+        raise refuse(name, "is an Embedding among texts: embed all prompts, pipe.embed([...])")
+    return read_text(name, value)
+
+
+def _read_embedding(name: str, value: Embedding) -> Embedding:
+    context = read_floats(f"{name}.context", value.context, "(B, M, D)")
+    if value.pooled is None:
+        return Embedding(context)
+    pooled = read_floats(f"{name}.pooled", value.pooled, "(B, P)")
+    if len(pooled) != len(context):
+        raise refuse(f"{name}.pooled", f"has {len(pooled)} rows, but context {len(context)}")
+    return Embedding(context, pooled)
+
+
+# ---- numbers and names --------------------------------------------------------------------------
+
+
+def read_sampling(value: Any) -> Sampling:
+    """A `Sampling` from its name or its number of steps, with what it holds checked.
+
+    Raises:
+        RequestError: it is something else, or a part of it is wrong.
+    """
+    if value is None:
+        return Sampling()
+    if isinstance(value, str):
+        value = Sampling(value)
+    elif is_whole(value):
+        value = Sampling(steps=value)
+    if not isinstance(value, Sampling):
+        known = "a name, a whole number of steps, or Sampling(name, steps)"
+        raise refuse("sampler", f"must be {known}, got {show(value)}")
+    if value.name is not None:
+        _choose("sampler.name", value.name, find_sampler)
+    if value.grid is not None:
+        _choose("sampler.grid", value.grid, lambda name: choose("grid", name, GRIDS))
+    if not is_mapping_of_text(value.options):
+        example = "{'lower_order_final': False}"
+        raise refuse(
+            "sampler.options", f"must be a dict such as {example}, got {show(value.options)}"
+        )
+    eta = value.eta
+    # Lists in place of arrays: what is made for options is remembered by their repr.
+    options = {key: getattr(v, "tolist", lambda v=v: v)() for key, v in value.options.items()}
+    return value._replace(
+        options=options,
+        steps=read_whole("sampler.steps", value.steps, 1, STEPS),
+        eta=None if eta is None else read_number("sampler.eta", eta, 0),
+    )
+
+
+def _choose(name: str, value: Any, find: Callable[[str], Any]) -> None:
+    """See that a name is known.
+
+    Raises:
+        RequestError: it is no text, or not known.
+    """
+    read_text(name, value)
+    try:
+        find(value)
+    except ValueError as error:
+        raise RequestError(name, str(error)) from error
+
+
+def read_guidance(value: Any) -> Guidance:
+    """A `Guidance` from its scale, with what it holds checked.
+
+    Raises:
+        RequestError: it is something else, or a part of it is wrong.
+    """
+    if value is None:
+        return Guidance()
+    name = "guidance.scale"
+    if not isinstance(value, Guidance):
+        name, value = "guidance", Guidance(value)
+    if value.scale is not None:
+        kind = "one number" if name == "guidance.scale" else "one number or a Guidance(scale)"
+        read_number(name, value.scale, 0, kind=kind)
+    low = read_number("guidance.low", value.low, 0)
+    high = read_number("guidance.high", value.high, 0, np.inf)
+    if low > high:
+        raise refuse("guidance.low", f"must be at most guidance.high, got {low:g} and {high:g}")
+    negative = value.negative
+    if negative is not None:
+        negative = read_prompts("guidance.negative", negative)
+    return Guidance(
+        None if value.scale is None else read_number(name, value.scale),
+        negative,
+        read_number("guidance.rescale", value.rescale, 0, 1),
+        low,
+        high,
+    )
+
+
+def read_size(value: Any) -> Size:
+    """A `Size` from a number of pixels or (height, width), with what it holds checked.
+
+    Raises:
+        RequestError: it is something else, or a part of it is wrong.
+    """
+    if value is None:
+        return Size()
+    if is_whole(value):
+        side = read_whole("size", value, 1, SIDE)
+        return Size(side, side)
+    if not isinstance(value, Size):
+        if isinstance(value, tuple | list) or getattr(value, "ndim", 0) == 1:
+            return Size(*read_pair("size", value, 1, SIDE))
+        known = "a number of pixels, (height, width), or Size(height, width)"
+        raise refuse("size", f"must be {known}, got {show(value)}")
+    changes: dict[str, Any] = {}
+    for name, part in value._asdict().items():
+        where = f"size.{name}"
+        if name in ("height", "width"):
+            changes[name] = read_whole(where, part, 0, SIDE)
+        elif name.endswith("aesthetic"):
+            changes[name] = read_number(where, part)
+        elif part is not None or name == "crop":
+            changes[name] = read_pair(where, part, 0 if name.endswith("crop") else 1, SIDE)
+    return value._replace(**changes)
+
+
+# ---- pictures, networks and adapters ------------------------------------------------------------
+
+
+def read_image(value: Any) -> Image | None:
+    """An `Image`, also from its pixels; pixels and masks themselves are read with the model.
+
+    Raises:
+        RequestError: it is something else, or the strength is none.
+    """
+    if value is None:
+        return None
+    name = "image.pixels" if isinstance(value, Image) else "image"
+    given = value if isinstance(value, Image) else Image(value)
+    _refuse_no_picture(name, given.pixels)
+    if given.mask is not None:
+        _refuse_no_picture("image.mask", given.mask)
+    if given.strength is None:
+        return given
+    return given._replace(strength=read_number("image.strength", given.strength, 0, 1))
+
+
+def _refuse_no_picture(name: str, value: Any) -> None:
+    """
+    Raises:
+        RequestError: a value can be no picture and no array.
+    """
+    if isinstance(value, str | PurePath):
+        raise refuse(name, f"must be a picture, got {show(value)}: open it, PIL.Image.open(path)")
+    if isinstance(value, bytes):
+        raise refuse(name, "must be a picture, got bytes: open it, PIL.Image.open(io.BytesIO(...))")
+    number = isinstance(value, int | float | complex | np.generic)
+    if value is None or number or isinstance(value, dict | set | Image | Control | Model):
+        raise refuse(name, f"must be a picture or an array, got {show(value)}")
+
+
+def _read_control(name: str, value: Control) -> Control:
+    net = value.net
+    if not isinstance(net, Model) or not hasattr(net.net, "hint_channels"):
+        hint = "a ControlNet or T2I-Adapter from diffjax.pretrained.load_model(folder)"
+        raise refuse(f"{name}.net", f"must be {hint}, got {show(net)}")
+    _refuse_no_picture(f"{name}.image", value.image)
+    start = read_number(f"{name}.start", value.start, 0, 1)
+    end = read_number(f"{name}.end", value.end, 0, 1)
+    if start >= end:
+        raise refuse(f"{name}.start", f"must be below end, got {start:g} to {end:g}")
+    _choose(
+        f"{name}.balance",
+        value.balance,
+        lambda balance: choose("balance", balance, controlling.BALANCES),
+    )
+    scale = read_number(f"{name}.scale", value.scale)
+    return value._replace(scale=scale, start=start, end=end)
+
+
+def _read_lora(name: str, value: Lora) -> Lora:
+    if not is_mapping_of_text(value.weights) or not value.weights:
+        raise refuse(
+            f"{name}.weights", f"must come from pipe.load_lora(path), got {show(value.weights)}"
+        )
+    return value._replace(scale=read_number(f"{name}.scale", value.scale, -LARGEST))
+
+
+def read_refiner(value: Any) -> Refiner | None:
+    """A `Refiner`, also from its pipeline.
+
+    Raises:
+        RequestError: it is something else, or it starts at no fraction between 0 and 1.
+    """
+    if value is None:
+        return None
+    given = value if isinstance(value, Refiner) else Refiner(value)
+    if not isinstance(getattr(given.pipe, "parts", None), Components):
+        example = "Refiner(diffjax.load(path), start)"
+        raise refuse("refiner", f"must be a pipeline or {example}, got {show(given.pipe)}")
+    start = read_number("refiner.start", given.start)
+    if not 0 < start < 1:
+        raise refuse("refiner.start", f"must lie between 0 and 1, got {start:g}")
+    return given._replace(start=start)

@@ -1,0 +1,296 @@
+"""A request to stages: runs of the one sampling loop, of a model and maybe of its refiner."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from diffjax import guidance, lora
+from diffjax.generate import conditions, program, scene
+from diffjax.generate.checks import RequestError
+from diffjax.generate.keys import make_keys
+from diffjax.generate.options import Refiner, Sampling, make_scheduler
+from diffjax.generate.program import Program
+from diffjax.generate.request import Request
+from diffjax.nets.adapter import T2IAdapter
+from diffjax.nets.unet import UNet
+from diffjax.parameterization import check_levels
+from diffjax.pretrained.schedulers import Scheduler
+from diffjax.samplers import loop
+from diffjax.types import Array, PyTree, Rows, summarize
+
+if TYPE_CHECKING:
+    from diffjax.generate.pipeline import Pipeline
+
+ROWS = 1024  # plans are padded to multiples of it, so that their length is no part of a program
+REFINER = 2**31 - 1  # folded into the keys of a refiner
+
+
+class Stage(NamedTuple):
+    """One run of the loop.
+
+    Attributes:
+        program: what is compiled.
+        inputs: its arrays.
+        rows: padded plan.
+        length: rows to run.
+        z: where to begin, unless another stage went before.
+    """
+
+    program: Program
+    inputs: PyTree
+    rows: Rows
+    length: int
+    z: Array
+
+    def __repr__(self) -> str:
+        return summarize(self)
+
+    def begin(self, before: Array | None) -> loop.Run:
+        """The start, from z or from what ``z / alpha`` was at the end of the stage before."""
+        z = self.z if before is None else before * self.rows.level.alpha[0]
+        return loop.begin(self.program.sampler, z, self.rows, watch=True)
+
+    def advance(self, run: loop.Run, rows: Rows, first: Any, last: Any) -> loop.Run:
+        """Rows ``first`` to ``last - 1``."""
+        return program.advance(self.program, self.inputs, run, rows, first, last)
+
+    def end(self, run: loop.Run) -> Array:
+        """What the next stage begins from: a state and its noise over the scale of the signal."""
+        return run.z / self.rows.next.alpha[self.length - 1]
+
+
+class Plan(NamedTuple):
+    """A stage before anything is computed: all that can be refused has been.
+
+    Attributes:
+        pipe, request: whose run it is, and what is asked for.
+        layout: size, image and mask.
+        scheduler: noise levels and solver.
+        init_std: of the initial noise.
+        rows: padded plan.
+        length: rows to run.
+        scales: guidance by row.
+        guided: see `program.how_guided`.
+        hints: images of ControlNets.
+        ends: whether the run ends at the data.
+    """
+
+    pipe: Pipeline
+    request: Request
+    layout: scene.Layout
+    scheduler: Scheduler
+    init_std: float
+    rows: Rows
+    length: int
+    scales: np.ndarray
+    guided: str
+    hints: list[np.ndarray]
+    ends: bool
+
+    def build(self) -> Stage:
+        """Encode texts and images, draw the noise, and gather the inputs of the program."""
+        pipe, request, rows, length = self.pipe, self.request, self.rows, self.length
+        view, unet = scene.make(pipe, request, self.layout), pipe.parts.unet
+        guided = self.guided != "no"
+        cond, null = conditions.make(pipe, request, view.size, guided=guided)
+        inputs: dict[str, Any] = {"params": unet.params, "keys": view.keys, "cond": cond}
+        if adapters := request.loras():
+            inputs["lora"] = [(one.weights, float(one.scale)) for one in adapters]
+        if guided:
+            inputs |= {"null": null, "scale": self.scales}
+        if view.concat is not None:
+            cond["concat"] = null["concat"] = view.concat
+        if view.known is not None:
+            inputs["known"] = view.known | program.known_levels(rows, length, self.ends)
+        nets, inputs["controls"] = program.controls(request, rows, length, self.hints)
+        rescale = request.guiding().rescale if guided else 0.0
+        made = Program(unet.net, self.scheduler, self.guided, rescale, nets)
+        return Stage(made, inputs, rows, length, view.begin(rows, self.init_std))
+
+
+def plan(
+    pipe: Pipeline,
+    request: Request,
+    shape: tuple[int, int] | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> Plan:
+    """Check and plan a run of the loop for a request, or for its part between two fractions.
+
+    Args:
+        shape: (h, w) of the latents, if they come from another stage.
+
+    Raises:
+        RequestError: something does not fit the model.
+    """
+    sampling, guiding = request.sampling(), request.guiding()
+    layout = scene.lay_out(pipe, request, shape)
+    scheduler = pipe.remember(
+        ("scheduler", repr(sampling._replace(steps=0))),
+        lambda: _schedule(pipe, sampling),
+    )
+    try:
+        grid = scheduler.grid(sampling.steps, strength=layout.strength, start=start)
+        rows = scheduler.rows(grid, end)
+    except ValueError as error:
+        name = "image.strength" if layout.strength < 1 else "sampler.steps"
+        raise RequestError(name, str(error)) from error
+    try:
+        check_levels(scheduler.parameterization, rows.level)
+    except ValueError as error:
+        raise RequestError("sampler", str(error)) from error
+    length = len(rows.level.t)
+    padded = loop.pad(rows, -(-length // ROWS) * ROWS)
+    scale = (5.0 if pipe.is_xl else 7.5) if guiding.scale is None else guiding.scale
+    scales = guidance.interval(padded, scale, low=guiding.low, high=guiding.high)
+    guided = program.how_guided(scales[:length], scale)
+    if guided == "no" and scale > 1:
+        logging.warning(
+            "no step is guided: none has a noise over signal between guidance.low=%g and "
+            "guidance.high=%g",
+            guiding.low,
+            guiding.high,
+        )
+    conditions.check(pipe, request, guided=guided != "no")
+    _check_controls(pipe, request)
+    _check_adapters(pipe, request)
+    hints = program.read_hints(request, layout.size[:2])
+    return Plan(
+        pipe,
+        request,
+        layout,
+        scheduler,
+        grid.init_std,
+        padded,
+        length,
+        scales,
+        guided,
+        hints,
+        end is None,
+    )
+
+
+def _schedule(pipe: Pipeline, sampling: Sampling) -> Scheduler:
+    """
+    Raises:
+        RequestError: the sampler takes something that is asked for not.
+    """
+    try:
+        return make_scheduler(pipe.parts.scheduler, sampling)
+    except ValueError as error:
+        raise RequestError("sampler", str(error)) from error
+
+
+def make_stages(pipe: Pipeline, request: Request) -> list[tuple[Pipeline, Stage]]:
+    """Check all of a request, then build its stages, each with the pipeline that runs it.
+
+    Raises:
+        RequestError: an argument is wrong, or does not fit the model.
+    """
+    request = request.read()
+    refiner = request.refining()
+    if refiner is None:
+        return [(pipe, plan(pipe, request).build())]
+    _check_refiner(pipe, refiner)
+    first = plan(pipe, request, end=refiner.start)
+    rest = dataclasses.replace(request, control=(), lora=(), refiner=None, latents=None)
+    shape = first.layout.latent_sides(pipe.parts.vae.net.factor)
+    try:
+        second = plan(refiner.pipe, rest, shape, refiner.start)
+    except RequestError as error:
+        raise RequestError(error.argument, f"refiner: {error}") from error
+    # Other noise than that of the base model.
+    keys = program.fold(make_keys(request.key, request.count()), REFINER)
+    second = second._replace(request=dataclasses.replace(rest, key=keys))
+    return [(pipe, first.build()), (refiner.pipe, second.build())]
+
+
+# ---- networks that do not belong together -------------------------------------------------------
+
+
+def _check_refiner(pipe: Pipeline, refiner: Refiner) -> None:
+    """See that a refiner goes on from the latents and the noise levels of the base model.
+
+    Latents of another scale cannot be converted: their noise would be scaled with them, so that
+    they would lie at no level of the refiner's steps.
+
+    Raises:
+        RequestError: its latents or its noise levels are others.
+    """
+    for name in ("latent_channels", "factor", "scaling_factor", "shift_factor"):
+        ours, theirs = (getattr(p.parts.vae.net, name) for p in (pipe, refiner.pipe))
+        if ours != theirs:
+            raise RequestError(
+                "refiner",
+                f"this pipeline cannot be refined by that one: the {name} of its latents is "
+                f"{ours}, that of the refiner's {theirs}",
+            )
+    ours, theirs = (_levels(p) for p in (pipe, refiner.pipe))
+    if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-3):
+        raise RequestError(
+            "refiner",
+            "this pipeline cannot be refined by that one: the noise levels that they were trained "
+            "with differ (beta_schedule, beta_start and beta_end of their schedulers)",
+        )
+
+
+def _levels(pipe: Pipeline) -> np.ndarray:
+    """Noise over signal at some times of the model's own schedule."""
+    schedule = pipe.remember(("scheduler", "own"), lambda: _schedule(pipe, Sampling())).schedule
+    times = np.linspace(schedule.span[0], schedule.span[1], 9)
+    alpha, sigma = schedule.at(np.round(times) if schedule.steps else times)
+    with np.errstate(divide="ignore"):
+        return np.asarray(sigma) / np.asarray(alpha)
+
+
+def _check_controls(pipe: Pipeline, request: Request) -> None:
+    """
+    Raises:
+        RequestError: a ControlNet or adapter was made for another base.
+    """
+    unet = pipe.parts.unet.net
+    for k, one in enumerate(request.controls()):
+        net = one.net.net
+        ours, theirs = _widths(unet), _widths(getattr(net, "base", net))
+        if isinstance(net, T2IAdapter):
+            ours = {"widths of the levels": ours["widths of the levels"]}
+        for name, value in ours.items():
+            if theirs[name] and value != theirs[name]:  # 0: it is not told that
+                raise RequestError(
+                    f"control[{k}].net",
+                    f"control[{k}].net is for another base: its {name} is {theirs[name]}, that of "
+                    f"this model {value}",
+                )
+
+
+def _check_adapters(pipe: Pipeline, request: Request) -> None:
+    """
+    Raises:
+        RequestError: an adapter is for layers that this UNet does not have.
+    """
+    for k, one in enumerate(request.loras()):
+        try:
+            jax.eval_shape(lora.merge, pipe.parts.unet.params, one.weights, one.scale)
+        except (ValueError, TypeError, KeyError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise RequestError(
+                f"lora[{k}].weights",
+                f"lora[{k}].weights do not fit this model: {reason}; take pipe.load_lora(path)",
+            ) from error
+
+
+def _widths(net: UNet | T2IAdapter) -> dict[str, Any]:
+    """What a network and its ControlNet must agree in."""
+    if isinstance(net, T2IAdapter):
+        return {"widths of the levels": tuple(net.widths)}
+    return {
+        "widths of the levels": tuple(int(net.channels * m) for m in net.multipliers),
+        "blocks per level": net.blocks,
+        "width of the text": net.context_dim,
+        "added condition": net.added_dim,
+    }

@@ -1,0 +1,228 @@
+"""What a received picture may say, and how the command names the flag that is wrong."""
+
+import json
+import zlib
+
+import PIL.Image
+import pytest
+from PIL.PngImagePlugin import PngInfo
+
+from tests.parity import generate_cases as g
+
+
+@pytest.fixture(scope="module")
+def settings():
+    from experiments import generate, settings
+
+    assert generate.SETTINGS is settings.SETTINGS
+    return settings
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    g.pipeline("sd1").save(folder)
+    return folder
+
+
+def _save(path, text, *, compressed=False, key="diffjax"):
+    info = PngInfo()
+    info.add_text(key, text if isinstance(text, str) else json.dumps(text), zip=compressed)
+    PIL.Image.new("RGB", (8, 8)).save(path, "PNG", pnginfo=info)
+    return path
+
+
+def _with_chunk(path, kind, payload, *, last=False):
+    """A PNG with one chunk more, before its pixels or after them."""
+    data = _save(path, "x", key="other").read_bytes()
+    chunk = len(payload).to_bytes(4, "big") + kind + payload
+    chunk += zlib.crc32(kind + payload).to_bytes(4, "big")
+    at = data.index(b"IEND" if last else b"IDAT") - 4
+    path.write_bytes(data[:at] + chunk + data[at:])
+    return path
+
+
+MALFORMED = {
+    "no JSON": ("{prompt: cat}", "no valid JSON"),
+    "cut": ('{"prompt": ["cat"', "no valid JSON"),
+    "empty": ("", "no settings|no valid JSON"),
+    "list": ("[1, 2]", "must be an object of JSON"),
+    "text": ('"cat"', "must be an object of JSON"),
+    "deep": ("[" * 60_000, "too deeply nested"),
+    "deep object": ('{"a":' * 13_000, "too deeply nested"),
+    "digits": ('{"steps": ' + "9" * 5000 + "}", "no valid JSON"),
+    "steps deep": ('{"steps": ' + "[" * 900 + "]" * 900 + "}", "steps must be|too deeply nested"),
+    "steps text": ({"steps": "50"}, "its setting steps must be a whole number, got '50'"),
+    "steps fraction": ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+    "steps bool": ({"steps": True}, "steps must be a whole number, got True"),
+    "steps null": ({"steps": None}, "steps must be a whole number, got None"),
+    "steps large": ({"steps": 10**30}, "steps is too large a number"),
+    "guidance text": ({"guidance": "7.5"}, "guidance must be a number, got '7.5'"),
+    "guidance NaN": ('{"guidance": NaN}', "guidance must be finite, got nan"),
+    "rescale infinite": ('{"rescale": -Infinity}', "rescale must be finite, got -inf"),
+    "rescale overflows": ('{"rescale": 1e999}', "rescale must be finite, got inf"),
+    "prompt text": ({"prompt": "cat"}, "prompt must be a list of texts, got 'cat'"),
+    "prompt numbers": ({"prompt": [1]}, "prompt must be a list of texts"),
+    "prompt null": ({"prompt": None}, "prompt must be a list of texts, got None"),
+    "prompt nested": ({"prompt": [["cat"]]}, "prompt must be a list of texts"),
+    "prompt half a letter": ('{"prompt": ["\\ud800"]}', "prompt holds what is no Unicode"),
+    "negative list": ({"negative": ["red"]}, "negative must be a text"),
+    "weighted number": ({"weighted": 1}, "weighted must be true or false, got 1"),
+    "dtype": ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16"),
+    "prediction": ({"prediction": "x"}, "prediction must be one of epsilon, v_prediction"),
+    "balance": ({"balance": "all"}, "balance must be one of balanced"),
+    "model list": ({"model": ["a"]}, "model must be a text"),
+    "model zero": ({"model": "a\0b"}, "model is no path of a file"),
+    "variant": ({"variant": "../../x"}, "variant must be a part of a file's name"),
+    "seed fraction": ({"seed": 0.5}, "seed must be a whole number"),
+    "object as sampler": ({"sampler": {"name": "euler"}}, "sampler must be a text"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_settings_name_the_picture(settings, tmp_path, name):
+    text, message = MALFORMED[name]
+    path = _save(tmp_path / "received.png", text)
+    with pytest.raises(settings.common.UsageError, match=message) as caught:
+        settings.read_settings(path)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_settings_are_read_wherever_they_stand(settings, tmp_path):
+    wanted = {"prompt": ["cät"], "steps": 7, "guidance": 6, "version": "0.1"}
+    read = settings.read_settings(_save(tmp_path / "a.png", wanted))
+    assert read["steps"] == 7 and read["prompt"] == ["cät"] and read["grid"] is None
+    assert read == settings.read_settings(_save(tmp_path / "b.png", wanted, compressed=True))
+    text = b"diffjax\0" + json.dumps(wanted).encode()
+    behind = _with_chunk(tmp_path / "c.png", b"tEXt", text, last=True)
+    assert read == settings.read_settings(behind)
+
+
+def test_pictures_that_are_none_or_too_large(settings, tmp_path, caplog):
+    path = tmp_path / "x.png"
+
+    def refused(message):
+        with pytest.raises(settings.common.UsageError, match=message) as caught:
+            settings.read_settings(path)
+        assert str(path) in str(caught.value)
+
+    refused("there is no file")
+    path.write_bytes(b"not a picture")
+    refused("no PNG")
+    PIL.Image.new("RGB", (8, 8)).save(path, "JPEG")
+    refused("no PNG")  # whatever it is called
+    _save(path, "{}")
+    path.write_bytes(path.read_bytes()[:45])
+    refused("no PNG|cannot be read|holds no settings")
+    _save(path, json.dumps({"prompt": ["a" * 2**16]}))
+    refused("more than 2\\^16 characters")
+    bomb = b"diffjax\0\0" + zlib.compress(b" " * 2**27, 9)  # 128 MiB in 130 kB
+    _with_chunk(path, b"zTXt", bomb)
+    refused("cannot be read|no settings|no PNG|no valid JSON")
+    data = bytearray(_save(path, {"steps": 3}).read_bytes())
+    data[16:24] = (10**5).to_bytes(4, "big") * 2  # 100,000 x 100,000 pixels
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    path.write_bytes(data)
+    refused("cannot be read")
+    path.write_bytes(b"")
+    with path.open("r+b") as file:
+        file.truncate(2**28 + 1)  # a hole
+    refused("more than 2\\^28 bytes")
+    path.unlink()
+    path.mkdir()
+    refused("cannot be read")
+    other = _save(tmp_path / "other.png", {"steps": 3, "upscale": 2})
+    with caplog.at_level("WARNING"):
+        settings.read_settings(other)
+    assert 'settings that are not known: ["upscale"]' in caplog.text
+
+
+FOREIGN = {
+    "model": "/secret/secret",
+    "tokenizer": "/etc",
+    "lora": ["/secret/x.safetensors:0.5"],
+    "concept": ["x.pt:word"],
+    "init_image": "/secret/passport.png",
+    "mask": "m.png",
+    "control": ["net:/secret/scan.png"],
+    "refiner": "//server/share",
+}
+
+
+def test_files_that_a_picture_names_are_not_opened(execute, settings, model, tmp_path):
+    assert set(FOREIGN) == set(settings.PATHS)
+    for name, value in FOREIGN.items():
+        path = _save(tmp_path / f"{name}.png", {"prompt": ["cat"], name: value})
+        asked = [f"--from_image={path}", f"--out={tmp_path / 'out'}"]
+        asked += [] if name == "model" else [f"--model={model}"]
+        said = execute("generate", *asked, code=2)
+        assert f"names files: --{name}={json.dumps(value)}" in said, said
+        assert not (tmp_path / "out").exists()
+        if name == "init_image":
+            said = execute("generate", *asked, "--trust_paths", code=2)
+            assert "--init_image: /secret/passport.png cannot be read" in said
+    # What is given besides is not the picture's; empty flags leave its files out.
+    path = _save(tmp_path / "all.png", {"prompt": ["cat"], "steps": 2, "strength": 0.5, **FOREIGN})
+    empty = [f"--{name}=" for name in FOREIGN if name != "model"]
+    out = tmp_path / "out"
+    said = execute("generate", f"--from_image={path}", f"--model={model}", *empty, f"--out={out}")
+    assert '--prompt=["cat"]' in said and "--steps=2" in said
+    with PIL.Image.open(out / "00000.png") as picture:
+        stored = json.loads(picture.text["diffjax"])
+    assert stored["strength"] is None and stored["lora"] == [] and not stored["init_image"]
+
+
+def test_a_picture_cannot_write_to_the_terminal(execute, model, tmp_path):
+    path = _save(tmp_path / "x.png", {"prompt": ["\x1b[2J\x07cat"], "steps": 2})
+    said = execute(
+        "generate", f"--from_image={path}", f"--model={model}", f"--out={tmp_path / 'out'}"
+    )
+    assert r"\u001b[2J\u0007cat" in said and "\x1b[2J" not in said
+
+
+WRONG = {
+    "--guidance=nan": "--guidance: guidance.scale must be finite",
+    "--guidance=-1": "--guidance: guidance.scale must be finite and at least 0",
+    "--rescale=1.5": "--rescale: guidance.rescale must lie in [0, 1], got 1.5",
+    "--steps=0": "--steps: sampler.steps must lie in [1, 10000], got 0",
+    "--sampler=eular": "--sampler: unknown sampler 'eular'",
+    "--sampler=": "--sampler: unknown sampler ''",
+    "--grid=karas": "--grid: unknown grid 'karas'",
+    "--eta=inf": "--eta: sampler.eta must be finite",
+    "--height=-8": "--height: size.height must lie in [0, 65536], got -8",
+    "--clip_skip=-1": "--clip_skip: clip_skip must lie in [0, 65536], got -1",
+    "--seed=-1": "--seed: image k has the seed -1 + k, but seeds must lie in [0, 2^32)",
+    "--seed=4294967296": "--seed: image k has the seed 4294967296 + k",
+    "--num=0": "--num and --batch_size must be at least 1",
+    "--num=10000000": "--num: 10000000 images are more than the 1000000 of one command",
+    "--mask=m.png": "--mask needs --init_image",
+    "--strength=0.5": "--strength needs --init_image",
+    "--refiner_start=0.5": "--refiner_start needs --refiner",
+    "--balance=guess": "--balance needs --control",
+    "--init_image=no.png": "--init_image: no.png cannot be read",
+    "--lora=x.safetensors:high": "--lora=x.safetensors:high: must be FILE or FILE:SCALE",
+    "--lora=x.safetensors:nan": "--lora=x.safetensors:nan: must be FILE or FILE:SCALE",
+    f"--prompt={'a' * 70_000}": "--prompt: a prompt and its settings may have 65,000 characters",
+    "--trust_paths": "--trust_paths needs --from_image",
+}
+
+
+@pytest.mark.parametrize("flag", WRONG, ids=lambda flag: flag[:30])
+def test_a_wrong_flag_is_named_before_a_model_is_loaded(execute, tmp_path, flag):
+    out = tmp_path / "out"
+    said = execute("generate", "--model=none", "--prompt=cat", flag, f"--out={out}", code=2)
+    assert f"error: {WRONG[flag]}" in said and "Traceback" not in said
+    assert not out.exists()
+
+
+def test_a_flag_that_does_not_fit_the_model_is_named(execute, model, tmp_path):
+    asked = [f"--model={model}", "--prompt=cat", "--steps=2", f"--out={tmp_path}"]
+    for flags, message in (
+        (["--width=17"], "--width: height and width must be multiples of 2, got (16, 17); the ne"),
+        (["--clip_skip=3"], "--clip_skip: clip_skip must leave a layer of 3"),
+        (["--negative_2=red"], "--negative: guidance.negative: this model has one text encoder"),
+        (["--eta=0.5", "--sampler=euler"], "--sampler: EulerDiscreteScheduler takes no eta"),
+        (["--steps=1001"], "--steps: "),
+    ):
+        said = execute("generate", *asked, *flags, code=2)
+        assert f"error: {message}" in said and "Traceback" not in said
