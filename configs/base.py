@@ -84,6 +84,8 @@ def base() -> ConfigDict:
                 "augment": 0.0,  # probability of each of EDM's augmentations
                 "threads": 2,  # that read ahead, in each process
                 "prefetch": 2,  # batches read ahead; those on the devices come on top
+                "caption_column": "",  # of metadata files; empty: text, caption or prompt
+                "damaged": "stop",  # or skip: another picture takes the place of a damaged one
             },
             "network": {
                 "name": "unet",
@@ -286,6 +288,12 @@ def smoke(config: ConfigDict) -> ConfigDict:
             config.control.net.hint_widths
         )
     config.data.update(name="noise", image_size=factor, batch_size=4)
+    # What a config leaves to its data, which noise has not.
+    config.data.update(
+        channels=config.data.channels or 3,
+        levels=config.data.levels or 256,
+        num_classes=config.data.num_classes if config.data.num_classes >= 0 else 2,
+    )
     config.train.update(
         steps=2, minutes=0.0, log_every=1, checkpoint_every=1, sample_every=2, accumulate=1
     )

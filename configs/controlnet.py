@@ -32,7 +32,7 @@ from configs import cfg, ldm, stable_diffusion
 from configs.base import select
 
 
-def _control(config: ConfigDict, *, hint: str, channels: int, factor: int) -> ConfigDict:
+def control(config: ConfigDict, *, hint: str, channels: int, factor: int) -> ConfigDict:
     """The recipe of the paper on top of a base."""
     config.task = "controlnet"
     config.control = ConfigDict({
@@ -70,7 +70,7 @@ def fashion_mnist_base() -> ConfigDict:
 
 
 def fashion_mnist_edges() -> ConfigDict:
-    config = _control(fashion_mnist_base(), hint="canny", channels=1, factor=1)
+    config = control(fashion_mnist_base(), hint="canny", channels=1, factor=1)
     config.control.net.hint_widths = (8, 8)
     config.optim.update(lr=5e-4, warmup=50, clip=1.0, weight_decay=0.0)
     config.ema.update(decay=0.99, warmup=True)
@@ -81,7 +81,7 @@ def _of_stable_diffusion(config: ConfigDict, *, hint: str) -> ConfigDict:
     stable_diffusion.begun(config)
     config.data.update(name="captioned_folder", batch_size=32)
     config.train.steps = 8000
-    return _control(config, hint=hint, channels=3, factor=8)
+    return control(config, hint=hint, channels=3, factor=8)
 
 
 def sd15_canny() -> ConfigDict:
@@ -130,7 +130,7 @@ def sdxl_canny_adapter() -> ConfigDict:
 
 
 def _shapes(base: ConfigDict, *, hint: str, channels: int) -> ConfigDict:
-    config = _control(base, hint=hint, channels=channels, factor=4)
+    config = control(base, hint=hint, channels=channels, factor=4)
     config.control.hint.num_classes = 5  # the background and four shapes
     config.control.hint.update(low=0.02, high=0.05)  # red on grey differs little in brightness
     config.control.net.hint_widths = (8, 16, 16)

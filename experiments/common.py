@@ -18,6 +18,8 @@ from ml_collections import ConfigDict, config_flags
 
 import diffjax.config
 from diffjax import data, grids, samplers
+from diffjax.data.folders import NoSuchSplit
+from diffjax.data.text import split_lines
 from diffjax.tasks import (
     Diffusion,
     make_autoencoder_task,
@@ -32,7 +34,16 @@ from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import host_share, make_mesh, tree_sharding, with_sharding
 from diffjax.types import Task, choose, suggest
-from experiments import classifying, command_line, controlled, finetuning, inputs, weights
+from experiments import (
+    classifying,
+    command_line,
+    controlled,
+    discovery,
+    finetuning,
+    inputs,
+    weights,
+    words,
+)
 from experiments import stored_config as stored_config_module
 from experiments.command_line import UsageError, find_flag, refuse_config
 
@@ -153,6 +164,14 @@ def workdir() -> Path:
     return Path(WORKDIR.value)
 
 
+def trained_workdir() -> Path | None:
+    """The --workdir flag, if a run there has a checkpoint: what it knows of its data holds."""
+    if not WORKDIR.value:
+        return None
+    folder = Path(WORKDIR.value)
+    return folder if any((folder / "checkpoints").glob("[0-9]*")) else None
+
+
 def config() -> ConfigDict:
     """The --config flag (or the config of the workdir) with the short sampling flags applied.
 
@@ -175,6 +194,7 @@ def config() -> ConfigDict:
         if key in flags.FLAGS and flags.FLAGS[key].value is not None:
             chosen.sample[key] = flags.FLAGS[key].value
             given[f"--{key}"] = f"sample.{key}"
+    discovery.settle(chosen)
     with refuse_config():
         diffjax.config.check(chosen)
         for flag, path in given.items():
@@ -279,14 +299,8 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
     """
     if cfg.data.name == "noise":
         return inputs.noise(cfg)
-    source = _loaded(
-        cfg.data.name,
-        split or cfg.data.split,
-        cfg.data.dir or None,
-        image_shape(cfg),
-        cfg.data.get("background", "white"),
-        None if split else inputs.buckets_of(cfg),
-    )
+    buckets = None if split else inputs.buckets_of(cfg)
+    source = load_source(cfg, split or cfg.data.split, image_shape(cfg), buckets)
     found, wanted = tuple(source.shape), image_shape(cfg)
     if found != wanted:
         raise UsageError(
@@ -295,26 +309,57 @@ def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
         )
     if source.levels != cfg.data.levels:
         raise UsageError(f"{cfg.data.name} has {source.levels} grey levels, not {cfg.data.levels}")
+    discovery.check_classes(cfg, source)
+    if words.are_own(cfg):
+        return words.with_words(cfg, source)
     return finetuning.with_tokens(cfg, source) if "model" in cfg else source
 
 
+def load_source(
+    cfg: ConfigDict,
+    split: str,
+    shape: tuple[int, int, int],
+    buckets: data.Buckets | None = None,
+) -> data.Source:
+    """The data set of a config in any shape (H, W, C), not checked.
+
+    Of folders, the classes are those that the run in the workdir knows.
+    """
+    folder = cfg.data.name in data.FOLDERS
+    options = {
+        "classes": discovery.known_classes(cfg) if folder else (),
+        "background": cfg.data.get("background", "white"),
+        "caption_column": cfg.data.get("caption_column", ""),
+        "damaged": cfg.data.get("damaged", "stop"),
+    }
+    given = tuple(sorted(options.items()))
+    return _loaded(cfg.data.name, split, cfg.data.dir or None, shape, buckets, given)
+
+
 def test_source(cfg: ConfigDict) -> data.Source:
-    """Test images to look at; of data that have no others, the training images."""
+    """Test images to look at; of data that have no others, the training images.
+
+    Raises:
+        ValueError: a folder has test images, but something is wrong with them.
+    """
     try:
         return source_of(cfg, "test")
     except (ValueError, OSError) as error:
+        absent = isinstance(error, OSError | NoSuchSplit)
+        if cfg.data.name in data.FOLDERS and not absent:
+            raise
         logging.warning("there are no test images, training images take their place: %s", error)
         return source_of(cfg)
 
 
-@functools.lru_cache(maxsize=2)  # training and test split; their images are read-only
+@functools.lru_cache(maxsize=3)  # training and test split, a survey; their images are read-only
 def _loaded(
     name: str,
     split: str,
     folder: str | None,
     shape: tuple[int, int, int],
-    background: str,
     buckets: data.Buckets | None,
+    options: tuple[tuple[str, Any], ...],
 ) -> data.Source:
     height, width, channels = shape
     return data.load(
@@ -323,8 +368,8 @@ def _loaded(
         data_dir=folder,
         image_size=(height, width),
         channels=channels if name in data.FOLDERS else None,
-        background=background,
         buckets=buckets,
+        **dict(options),
     )
 
 
@@ -411,7 +456,7 @@ def untrained(cfg: ConfigDict, task: Task, frozen: Any = None) -> State:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; a cut last line, as a killed run leaves it, is dropped."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in split_lines(path.read_text("utf-8", "replace")) if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:

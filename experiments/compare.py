@@ -26,7 +26,7 @@ def last_metrics(folder: Path) -> dict[str, Any]:
         return {}
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - 8192))
-        lines = stream.read().decode(errors="replace").splitlines()
+        lines = stream.read().decode(errors="replace").split("\n")
     for line in reversed(lines):
         try:
             return dict(json.loads(line))

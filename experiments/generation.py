@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,11 +133,13 @@ def noise_of(keys: Any, model: Diffusion) -> Noise:
 def _conditions(cfg: ConfigDict, model: Diffusion) -> Callable[..., Any]:
     """``(index, labels, text) -> `` raw condition of images number ``index``, on the host."""
     hints = controlled.hints_of(cfg) if cfg.task == "controlnet" else None
-    source = common.test_source(cfg) if model.condition.needs or hints else None
+    load = functools.cache(lambda: common.test_source(cfg))
 
     def make(index: np.ndarray, labels: np.ndarray | None, text: np.ndarray | None) -> Any:
         batch: dict[str, Any] = {}
-        if source is not None:
+        needs = set(model.condition.needs) - ({"text"} if text is not None else set())
+        if needs or hints:
+            source = load()
             batch = data.batch_of(source, index % len(source))
         if model.num_classes and (hints is None or labels is not None):  # a hint has its own
             chosen = index % model.num_classes if labels is None else labels[index % len(labels)]

@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from diffjax import data, metrics
 from diffjax.data import latents
 from diffjax.data.datasets import ENV_DIR
-from diffjax.data.formats import list_images
+from diffjax.data.folders import list_images
 from diffjax.data.pictures import image_size
+from diffjax.data.text import read_text, split_lines
 from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.clip import load_clip
@@ -397,7 +398,7 @@ def clip_metrics(images: ImageSet, folder: str | None, prompts: str | None) -> d
             "clip needs --clip=FOLDER, a CLIPModel of transformers with its tokenizer, and "
             "--prompts=FILE, a text a line"
         )
-    lines = Path(prompts).read_text("utf-8").rstrip().splitlines()
+    lines = split_lines(read_text(prompts).rstrip())
     if not lines:
         raise common.UsageError(f"{prompts} holds no text")
     if empty := [k for k, line in enumerate(lines, 1) if not line.strip()]:

@@ -3,6 +3,7 @@
     python -m experiments.sample --workdir=runs/digits --sampler=ddim --steps=20 --num=100
     python -m experiments.sample --workdir=runs/digits --rows=steps=2,5,10,50 --num=12
     python -m experiments.sample --workdir=runs/shapes --prompt="a large red circle at the left"
+    python -m experiments.sample --workdir=runs/pets --label=cat --num=16
 
 Writes samples/NAME.npz (uint8 ``images``) and samples/NAME.png (a grid) into the workdir. With
 --rows, every row of the grid is one value, and every column one seed (and class).
@@ -16,7 +17,15 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax.data import shapes
-from experiments import common, finetuning, frozen, generation, sampler_sweep
+from experiments import (
+    common,
+    discovery,
+    finetuning,
+    frozen,
+    generation,
+    sampler_sweep,
+    words,
+)
 
 common.define_sampling_flags()
 OUT = flags.DEFINE_string("out", None, "Path without suffix; default: samples/ in the workdir.")
@@ -25,6 +34,9 @@ ROWS = flags.DEFINE_string("rows", None, "KEY=VALUE,... of config.sample: a row 
 
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "Captions, of most models in the words of data set shapes; default: the data's."
+)
+LABEL = flags.DEFINE_multi_string(
+    "label", [], "Classes by name or number, used in turn; default: all of them."
 )
 
 
@@ -38,8 +50,11 @@ def rows(cfg: Any, maker: generation.ImageMaker, num: int, seed: int) -> np.ndar
         sampler, plan = generation.sampler_of(chosen, maker.model)
         scale = chosen.sample.get("guidance", 1.0)
         done.append(
-            maker.make(num=num, seed=seed, sampler=sampler, rows=plan, scale=scale, text=_text(cfg))
-        )
+            maker.make(
+                num=num, seed=seed, sampler=sampler, rows=plan, scale=scale,
+                text=_text(cfg), labels=_labels(cfg, maker.model.num_classes),
+            )
+        )  # fmt: skip
     return np.concatenate(done)
 
 
@@ -49,7 +64,26 @@ def _text(cfg: Any) -> Any:
         return None
     if cfg.get("cond", {}).get("context", "") not in ("text", "clip", "clip_xl"):
         raise common.UsageError("--prompt has no effect: this model was not trained on captions")
+    if words.are_own(cfg):
+        return words.tokens(cfg, PROMPT.value)
     return finetuning.tokens(cfg, PROMPT.value) if "model" in cfg else shapes.tokenize(PROMPT.value)
+
+
+def _labels(cfg: Any, count: int) -> Any:
+    """Numbers of the classes to draw in turn, or None for all of them.
+
+    Raises:
+        UsageError: there is no such class.
+    """
+    names = discovery.known_classes(cfg) if count else ()
+    if count:
+        chosen = LABEL.value or names or ["all"]
+        logging.info("classes in turn: %s", ", ".join(chosen[: discovery.NAMED]))
+    elif LABEL.value:
+        raise common.UsageError("--label is for models that are told classes; this one is not")
+    if not LABEL.value:
+        return None
+    return np.array([discovery.class_number(label, names, count) for label in LABEL.value])
 
 
 USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other modules
@@ -65,7 +99,8 @@ def main() -> None:
     if ROWS.value:
         images = rows(cfg, maker, num, seed)
     else:
-        images = maker.make(num=num, seed=seed, text=text)
+        labels = _labels(cfg, maker.model.num_classes)
+        images = maker.make(num=num, seed=seed, text=text, labels=labels)
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(state.step)}-seed{seed}"
     out = common.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,10 @@
     python -m experiments.train --config=configs/ddpm.py:digits --workdir=runs/digits
 
 Writes to the workdir: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ with a grid
-of images at intervals, summary.json with sizes and times, and with --config.train.evaluate_every
-the measures in the log and the best state in best/. Exit codes: 0 done, 1 error, 2 wrong
-flags; stopped with the state saved: 130 by Ctrl-C, 140 by SIGUSR2, 143 by SIGTERM.
+of images at intervals, summary.json with sizes and times, classes.json with the names of classes
+that the model is told, and with --config.train.evaluate_every the measures in the log and the best
+state in best/. Exit codes: 0 done, 1 error, 2 wrong flags; stopped with the state saved: 130 by
+Ctrl-C, 140 by SIGUSR2, 143 by SIGTERM.
 
 Under Slurm and on TPU pods the processes of a run find each other. Elsewhere, start each with
 --coordinator=HOST:PORT --num_processes=N --process_id=I.
@@ -29,7 +30,17 @@ from diffjax import metrics
 from diffjax.config import resolve
 from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
-from experiments import common, controlled, finetuning, first_stage, frozen, generation, judging
+from experiments import (
+    common,
+    controlled,
+    discovery,
+    finetuning,
+    first_stage,
+    frozen,
+    generation,
+    judging,
+    words,
+)
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
@@ -195,6 +206,7 @@ def main() -> None:
     # The first process writes what the others read: a data set to prepare, tokenizers.
     source = hosts.in_turn("data", lambda: common.source_of(cfg), seconds=24 * 3600)
     hosts.in_turn("tokenizers", lambda: finetuning.keep_tokenizers(cfg, folder))
+    hosts.in_turn("words", lambda: words.keep(cfg, folder))
     given = frozen.load(cfg, folder, fresh=True)
     task = common.task_of(cfg)  # not before: a model may have settled the scale of its latents
     shapes = common.abstract_state(cfg, task)
@@ -203,6 +215,7 @@ def main() -> None:
         "training %s parameters on %d images of %s, %d device(s)",
         f"{count:,}", len(source), cfg.data.name, jax.device_count(),
     )  # fmt: skip
+    discovery.keep_classes(cfg, folder, source)
     record = _Record(folder, cfg, count)
     try:
         state = train(
@@ -212,6 +225,7 @@ def main() -> None:
             common.batches_of(cfg, source),
             frozen=given,
             initial=finetuning.initial(cfg, shapes.params),
+            data=source.fingerprint() if source.fingerprint else None,
             on_sample=_preview(cfg, task, folder),
             on_evaluate=_evaluator(cfg, task),
             resolve=resolve,

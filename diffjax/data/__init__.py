@@ -1,9 +1,11 @@
 """Data sets by name, and batches that are a function of (seed, step)."""
 
 from diffjax.data.captions import Buckets
-from diffjax.data.conditions import HINTS, Hints, make_hints, paired
-from diffjax.data.datasets import FOLDERS, Source, from_arrays, load, names
+from diffjax.data.conditions import HINTS, Hints, make_hints
+from diffjax.data.datasets import load, names
+from diffjax.data.folder_sources import FOLDERS
 from diffjax.data.formats import sides
+from diffjax.data.pairs import paired
 from diffjax.data.pipeline import (
     batch_at,
     batch_of,
@@ -13,6 +15,7 @@ from diffjax.data.pipeline import (
     to_float,
     to_levels,
 )
+from diffjax.data.source import Source, from_arrays
 
 __all__ = [
     "FOLDERS",

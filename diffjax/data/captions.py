@@ -1,24 +1,22 @@
 """Folders of images with captions, and the shapes to which images of any aspect ratio are cropped.
 
-Captions stand in ``metadata.jsonl``, one ``{"file_name": ..., "text": ...}`` a line, as for
+Captions stand in ``metadata.jsonl`` or ``metadata.csv``, see `diffjax.data.metadata`, as for
 diffusers; or beside each image, in ``a.txt`` or ``a.caption`` for ``a.jpg``, as for kohya's.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
-from diffjax.data import formats
+from diffjax.data import folders, formats, metadata, text
 
-METADATA = "metadata.jsonl"
-_KEYS = ("text", "caption")
 _SUFFIXES = (".txt", ".caption")
-SHOWN = 3
+_SPELLINGS = (*_SUFFIXES, *map(str.upper, _SUFFIXES))
 
 
 class Buckets(NamedTuple):
@@ -96,13 +94,37 @@ def _time_ids(found: tuple[int, int], target: tuple[int, int]) -> tuple[float, .
     return (*found, round(top / factor), round(left / factor), *target)
 
 
-def has_captions(root: Path) -> bool:
-    """Whether any image in a folder or below it has one."""
-    return any(root.rglob(METADATA)) or any(map(_beside, formats.list_images(root)))
+class Captioned(NamedTuple):
+    """Pictures of a folder and their captions.
+
+    Attributes:
+        paths: in alphabetical order.
+        texts: of each.
+    """
+
+    paths: list[Path]
+    texts: list[str]
 
 
-def read_folder(root: Path) -> tuple[list[Path], list[str]]:
-    """The images below a folder in alphabetical order, and their captions.
+def has_captions(root: Path, files: Sequence[Path], table: metadata.Table) -> bool:
+    """Whether a folder has captions, or metadata that should have them.
+
+    Args:
+        files, table: what `folders.list_files` and `metadata.read_table` found in it.
+    """
+    if table.files and (table.captions or not table.hints):
+        return True
+    return any(map(_beside, folders.select_images(root, files)))
+
+
+def read_folder(root: Path, split: str = "train", *, caption_column: str = "") -> Captioned:
+    """The captioned pictures of a split of a folder.
+
+    Metadata files with captions come before files beside the pictures. Pictures that are only the
+    hints of others are left out. Where there are training pictures alone, they are every split.
+
+    Args:
+        caption_column: see `metadata.read_table`.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
@@ -111,53 +133,76 @@ def read_folder(root: Path) -> tuple[list[Path], list[str]]:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder")
-    paths = formats.list_images(root)
+    files = folders.list_files(root)
+    table = metadata.read_table(root, files, caption_column=caption_column)
+    paths = metadata.without_hints(folders.select_images(root, files), table)
     if not paths:
-        raise FileNotFoundError(f"{root} holds no image ({' '.join(formats.IMAGE_SUFFIXES)})")
-    if (root / METADATA).is_file():
-        return paths, _from_metadata(root, paths)
-    return paths, _from_files(paths)
+        raise FileNotFoundError(f"{root} holds no image ({' '.join(folders.IMAGE_SUFFIXES)})")
+    paths = folders.select_below(paths, _parts(root, paths, split))
+    if table.captions:
+        return Captioned(paths, _from_table(paths, table))
+    return Captioned(paths, _from_files(root, paths, files, table))
 
 
-def _from_metadata(root: Path, paths: list[Path]) -> list[str]:
-    found = {}
-    for number, line in enumerate((root / METADATA).read_text("utf-8").splitlines(), 1):
-        if line.strip():
-            name, text = _entry(line, f"line {number} of {root / METADATA}")
-            found[name] = text
-    names = [path.relative_to(root).as_posix() for path in paths]
-    if missing := sorted(set(found) - set(names)):
-        raise ValueError(f"{root / METADATA} names files that are not there: {_some(missing)}")
-    if without := [name for name in names if name not in found]:
-        raise ValueError(f"{root / METADATA} has no captions for {_some(without)}")
-    return [found[name] for name in names]
-
-
-def _entry(line: str, where: str) -> tuple[str, str]:
+def _parts(root: Path, paths: list[Path], split: str) -> list[Path]:
     try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where} is no JSON: {error}") from error
-    text = next((entry[key] for key in _KEYS if isinstance(entry.get(key), str)), None)
-    if not isinstance(entry.get("file_name"), str) or text is None:
-        raise ValueError(f"{where} lacks file_name, or {' or '.join(_KEYS)}: {line[:80]}")
-    return Path(entry["file_name"]).as_posix(), text
+        return folders.split_folders(root, paths, split)
+    except folders.NoSuchSplit:
+        return folders.split_folders(root, paths, "train")
 
 
-def _from_files(paths: list[Path]) -> list[str]:
-    files = [_beside(path) for path in paths]
-    if without := [path.name for path, file in zip(paths, files, strict=True) if file is None]:
+def _from_table(paths: list[Path], table: metadata.Table) -> list[str]:
+    if without := [path for path in paths if path not in table.captions]:
+        names = [str(path) for path in without]
         raise ValueError(
-            f"{_some(without)} in {paths[0].parent} have no caption: there is no {METADATA}, and "
-            f"no {' or '.join(_SUFFIXES)} beside them"
+            f"{table.files[0]}{' and others' if table.files[1:] else ''} has no captions for "
+            f"{folders.name_some(names)}"
         )
-    return [file.read_text("utf-8").strip() for file in files if file is not None]
+    return [table.captions[path] for path in paths]
+
+
+def _from_files(
+    root: Path, paths: list[Path], files: list[Path], table: metadata.Table
+) -> list[str]:
+    beside = [_beside(path) for path in paths]
+    if without := [path.name for path, file in zip(paths, beside, strict=True) if file is None]:
+        raise ValueError(_explain_absence(root, folders.name_some(without), files, table))
+    found = [file for file in beside if file is not None]
+    stems = {path.with_suffix("") for path in folders.select_images(root, files)}
+    alone = [f.name for f in files if f.suffix in _SPELLINGS and f.with_suffix("") not in stems]
+    if alone:
+        logging.warning(
+            "%s: %d text files belong to no picture and are not read: %s",
+            *(root, len(alone), folders.name_some(alone)),
+        )
+    return [text.read_text(file).strip() for file in found]
+
+
+def _explain_absence(root: Path, names: str, files: list[Path], table: metadata.Table) -> str:
+    """The message of pictures without captions: where they were looked for."""
+    beside = f"there is no {' or '.join(_SUFFIXES)} beside them"
+    if table.columns:
+        return (
+            f"{table.files[0]} has no captions for {names}: its columns are "
+            f"{', '.join(dict.fromkeys(table.columns))}, and none of them is "
+            f"{' or '.join(metadata.CAPTIONS)}; choose one with data.caption_column "
+            "(caption_column in Python)"
+        )
+    if table.files:
+        return f"{table.files[0]} has no captions for {names}, and {beside}"
+    others = [file for file in files if file.stem == "metadata"]
+    read = f"{' or '.join(metadata.FILES)}"
+    why = f"{others[0]} is not read, only {read}" if others else f"there is no {read}"
+    return f"{names} in {root} have no caption: {why}, and {beside}"
 
 
 def _beside(path: Path) -> Path | None:
-    return next((f for s in _SUFFIXES if (f := path.with_suffix(s)).is_file()), None)
+    """The file of a picture's caption.
 
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"
+    Raises:
+        ValueError: there are two, which differ.
+    """
+    found = [file for s in _SPELLINGS if (file := path.with_suffix(s)).is_file()]
+    if len(found) > 1 and len({text.read_text(file).strip() for file in found}) > 1:
+        raise ValueError(f"{found[0]} and {found[1].name} are different captions; remove one")
+    return found[0] if found else None

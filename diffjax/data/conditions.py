@@ -16,16 +16,12 @@ Everything is NumPy, a function of the batch alone, and runs in the threads that
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from diffjax.data import captions, formats, pictures
-from diffjax.data.datasets import Source, load
 from diffjax.types import build
 
 Batch = Mapping[str, np.ndarray]
@@ -213,108 +209,3 @@ HINTS: dict[str, Callable[..., Hints]] = {
     "depth": _depth,
     "given": _given,
 }
-
-
-def paired(
-    root: str | Path,
-    *,
-    split: str = "train",
-    image_size: formats.Size | None = None,
-    channels: int = 3,
-    background: str | pictures.Colour = pictures.WHITE,
-) -> Source:
-    """``root/images`` with what belongs to each: ``root/hints``, captions, ``root/NAME.npy``.
-
-    Captions stand among the images as `diffjax.data.captions` says. The hint ``a/b.png`` belongs
-    to the image ``a/b.jpg``; it has the shape of the image, at the same or another resolution, and
-    is cropped and resized like it. Transparent pixels of a hint are black. Row i of an array
-    belongs to image i in alphabetical order, and is what a batch has as NAME: token ids ``text``,
-    or the embeddings that Stable Diffusion XL is told (`diffjax.tasks.conditions`).
-
-    Args:
-        image_size, channels, background: of the images, see `load`. Hints are RGB.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or it holds no images.
-        ValueError: an image has no hint, or a hint no image (some are named); or an array has
-            another number of rows; or (when read) a hint has not the shape of its image.
-    """
-    root = Path(root)
-    images = root / "images"
-    kind = "captioned_folder" if captions.has_captions(images) else "image_folder"
-    source = load(
-        kind,
-        split=split,
-        data_dir=str(images),
-        image_size=image_size,
-        channels=channels,
-        background=background,
-    )
-    pairs = _pairs(root, split, len(source)) if (root / "hints").is_dir() else []
-    arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(root.glob("*.npy"))}
-    for name, array in arrays.items():
-        if len(array) != len(source):
-            raise ValueError(f"{root / name}.npy has {len(array)} rows for {len(source)} images")
-
-    def read(image: Path, path: Path) -> np.ndarray:
-        hint = pictures.read_image(path, background=pictures.BLACK)
-        size = pictures.image_size(image)
-        check_hint_size(path, hint.shape[:2], image, size, scaled=image_size is not None)
-        return hint if image_size is None else formats.center_crop_resize(hint, image_size)
-
-    def more(indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        out = source.more(indices) if source.more else {}
-        out |= {name: np.asarray(array[np.asarray(indices)]) for name, array in arrays.items()}
-        if pairs:
-            hints = np.stack([read(*pairs[i]) for i in indices])
-            out["hint"] = hints.astype(np.float32) / 255
-        return out
-
-    return dataclasses.replace(source, more=more)
-
-
-def check_hint_size(
-    hint: Path,
-    found: tuple[int, ...],
-    image: Path,
-    wanted: tuple[int, int],
-    *,
-    scaled: bool,
-) -> None:
-    """See that a hint shows what its image shows, so that both can be cropped alike.
-
-    Args:
-        found, wanted: (height, width) of hint and image.
-        scaled: whether they are resized; if not, the sizes have to be equal.
-
-    Raises:
-        ValueError: the ratios of their sides differ by more than a pixel, or the sizes.
-    """
-    factor = min(found[0] / wanted[0], found[1] / wanted[1])
-    near = all(abs(have - factor * want) <= 1 for have, want in zip(found, wanted, strict=True))
-    if found == wanted or (scaled and near):
-        return
-    sizes = "x".join(map(str, found)), "x".join(map(str, wanted))
-    need = "ratio of height to width" if scaled else "size"
-    raise ValueError(
-        f"the hint {hint} is {sizes[0]} (height x width), but its image {image} {sizes[1]}: a hint "
-        f"needs the {need} of its image, since both are cropped alike"
-    )
-
-
-def _pairs(root: Path, split: str, count: int) -> list[tuple[Path, Path]]:
-    """Every image with its hint."""
-    folders = [root / "images", root / "hints"]
-    folders = [f / split if (f / split).is_dir() else f for f in folders]
-    names, hints = (
-        {p.relative_to(f).with_suffix("").as_posix(): p for p in formats.list_images(f)}
-        for f in folders
-    )
-    if alone := sorted(set(names) ^ set(hints)):
-        raise ValueError(
-            f"{len(alone)} files in {root} are either an image without a hint or a hint without an "
-            f"image, such as {', '.join(alone[:3])}"
-        )
-    if len(names) != count:
-        raise ValueError(f"{folders[0]} has several images of one name, with different suffixes")
-    return [(names[name], hints[name]) for name in names]

@@ -9,7 +9,7 @@
 | celeb_a_hq, lsun_*, imagenet* | 30,000 and up | prepared by TFDS as array_record |
 | image_folder | any | a folder of image files |
 | captioned_folder | any | image files with captions, see `diffjax.data.captions` |
-| paired_folder | any | image files with hints and arrays, see `diffjax.data.conditions.paired` |
+| paired_folder | any | image files with hints and arrays, see `diffjax.data.pairs` |
 | shapes, shapes_single | 25,000 of any size | drawn by a program, with captions, masks and edges |
 | latents | any | latents of another set, written by `experiments.encode` |
 
@@ -18,18 +18,17 @@ Without `data_dir`, the folder in the environment variable DIFFJAX_DATA_DIR is s
 
 from __future__ import annotations
 
-import dataclasses
-import operator
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
-from diffjax.data import captions, formats, latents, pictures, shapes, tfds_builders
+from diffjax.data import formats, latents, pictures, shapes, tfds_builders
 from diffjax.data.captions import Buckets
+from diffjax.data.folder_sources import DAMAGED, FOLDERS, Reading, Sides, fit_size, load_folder
+from diffjax.data.source import Arrays, Indices, Source, from_arrays
 
 ENV_DIR = "DIFFJAX_DATA_DIR"
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -52,118 +51,10 @@ _TFDS = {
     **{f"imagenet{s}": f"imagenet_resized/{s}x{s}" for s in (8, 16, 32, 64)},
 }
 
-Arrays = tuple[np.ndarray, np.ndarray]
-Sides = tuple[int, int]  # height and width
-
-
-class Reading(NamedTuple):
-    """How the pictures of a folder are read.
-
-    Attributes:
-      size: (height, width) to which they are cropped and resized; None keeps their own.
-      channels: 3 for RGB, 1 for grey.
-      background: RGB of what shows through transparent pixels.
-    """
-
-    size: Sides | None
-    channels: int = 3
-    background: pictures.Colour = pictures.WHITE
-
-    def read(self, path: Path) -> np.ndarray:
-        """The picture in a file, uint8 (H, W, C).
-
-        Raises:
-          ValueError: the file cannot be read, see `diffjax.data.pictures`.
-        """
-        return _fit(pictures.read_image(path, self.channels, background=self.background), self.size)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Source:
-    """Random access to labelled images: `source[i]`, or `source.take(indices)` for many at once.
-
-    Attributes:
-      shape: (H, W, C) of every image.
-      num_classes: labels are 0 to num_classes - 1; 0 says unlabelled, and every label is 0.
-      levels: images hold 0 to levels - 1 (uint8).
-      length: number of images.
-      read: indices -> (images uint8 (B, H, W, C), labels (B,)).
-      images: all of them, if they are in memory (read-only), else None.
-      labels: as images, int32 (N,).
-      more: indices -> further arrays by name, such as "text" (token ids), "mask", "edges"; or
-        "moments", latents that stand for the images. None if there are none.
-      captions: indices -> what the images show; None if nobody says.
-      groups: (N,) int, if images differ in shape: those of one group have one, and batches are
-        made of one group. ``shape`` is that of none in particular.
-    """
-
-    shape: tuple[int, int, int]
-    num_classes: int
-    levels: int
-    length: int
-    read: Callable[[Sequence[int] | np.ndarray], Arrays]
-    images: np.ndarray | None = None
-    labels: np.ndarray | None = None
-    more: Callable[[Sequence[int] | np.ndarray], dict[str, np.ndarray]] | None = None
-    captions: Callable[[Sequence[int] | np.ndarray], list[str]] | None = None
-    groups: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return self.length
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """{"image": uint8 (B, H, W, C), "label": int32 (B,), ...} of indices in 0 to len - 1."""
-        images, labels = self.read(indices)
-        more = self.more(indices) if self.more else {}
-        pictures = {} if "moments" in more else {"image": images}
-        return {**pictures, "label": labels, **more}
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        i = operator.index(index)
-        if not -self.length <= i < self.length:
-            raise IndexError(f"index {i} is out of range: the source has {self.length} images")
-        return {k: v[0] for k, v in self.take([i % self.length]).items()}
-
-
-def from_arrays(
-    images: np.ndarray, labels: np.ndarray | None = None, *, num_classes: int = 0, levels: int = 256
-) -> Source:
-    """Source of images in memory.
-
-    Args:
-      images: uint8 (N, H, W, C), values 0 to levels - 1.
-      labels: (N,), 0 to num_classes - 1; None for unlabelled images.
-      num_classes: 0 for unlabelled images.
-      levels: number of grey levels, 2 to 256.
-
-    Raises:
-      ValueError: another type, shape or range.
-    """
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f"images are {images.dtype} {images.shape}: expected uint8 (N, H, W, C)")
-    if not 2 <= levels <= 256:
-        raise ValueError(f"levels={levels}: choose from 2 to 256")
-    if images.max(initial=0) >= levels:
-        raise ValueError(f"images reach {images.max()}: levels={levels} allows 0 to {levels - 1}")
-    labels = np.zeros(len(images), np.int32) if labels is None else labels.astype(np.int32)
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"{len(images)} images but labels of shape {labels.shape}")
-    if labels.min(initial=0) < 0 or labels.max(initial=0) >= max(num_classes, 1):
-        raise ValueError(f"labels {labels.min()} to {labels.max()} with num_classes={num_classes}")
-    images, labels = images.view(), labels.view()
-    images.flags.writeable = labels.flags.writeable = False
-
-    def read(indices: Sequence[int] | np.ndarray) -> Arrays:
-        return images[indices], labels[indices]
-
-    height, width, channels = images.shape[1:]
-    shape = (height, width, channels)
-    return Source(shape, num_classes, levels, len(images), read, images, labels)
-
 
 def names() -> tuple[str, ...]:
     """The names that `load` knows."""
-    return (*_LOADERS, *_TFDS, *_DRAWN, *_FOLDERS, "latents")
+    return (*_LOADERS, *_TFDS, *_DRAWN, *FOLDERS, "latents")
 
 
 def load(
@@ -175,14 +66,17 @@ def load(
     channels: int | None = None,
     background: str | pictures.Colour = pictures.WHITE,
     buckets: Buckets | None = None,
+    classes: Sequence[str] = (),
+    caption_column: str = "",
+    damaged: str = "stop",
 ) -> Source:
     """Load a data set by name.
 
     Args:
       name: one of `names()`.
       split: `train`, `test` or `all`; for the TFDS sets the splits that TFDS gives them. digits
-        has its first 1,500 images in train and the other 297 in test. An image folder has the
-        sub-folder of that name, or if there is none, everything in `train` and `all`.
+        has its first 1,500 images in train and the other 297 in test. `diffjax.data.folders` says
+        when a folder has splits; if it has none, everything is in `train` and `all`.
       data_dir: folder of the original files, or TFDS folder; see the table above. With it, no
         other place is searched and nothing is downloaded.
       image_size: crop to the central square and resize to this, or crop to the central rectangle
@@ -191,6 +85,11 @@ def load(
       background: of folders, the colour that shows through transparent pixels: RGB, 0 to 255 each,
         or its name or ``#rrggbb``.
       buckets: of captioned_folder, crop to the nearest of these shapes instead.
+      classes: of image_folder, the names of the labels in their order; none: the sub-folders of the
+        training split in alphabetical order. Another class is an error.
+      caption_column: of metadata files, see `diffjax.data.metadata`.
+      damaged: of folders, `stop` at a damaged image or `skip` it, see
+        `diffjax.data.folder_sources`. Other data always stop.
 
     Returns:
       The source. TFDS stores its rows in its own shuffled order, so a set read from TFDS and the
@@ -204,21 +103,16 @@ def load(
     if name not in names():
         raise ValueError(f"unknown data set {name!r}: choose from {', '.join(names())}")
     size = None if image_size is None else formats.sides(image_size)
-    if channels is not None and name not in _FOLDERS:
-        raise ValueError(
-            f"channels={channels}: {name} has its own; {', '.join(_FOLDERS)} can be read as grey "
-            "or RGB"
-        )
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels={channels}: images are read as 3 (RGB) or 1 (grey)")
-    if buckets and name != "captioned_folder":
-        raise ValueError(f"{name} has no buckets of aspect ratios; captioned_folder has")
+    _check_folder_options(name, channels, buckets, damaged)
     root = _given_dir(data_dir)
     if name in _TFDS:
         return _load_prepared(name, split, _places(root, data_dir is not None), size)
-    if name in _FOLDERS:
-        how = Reading(size, channels or 3, pictures.parse_colour(background))
-        return _FOLDERS[name](split, _needed(name, root), how, buckets)
+    if name in FOLDERS:
+        how = Reading(
+            *(size, channels or 3, pictures.parse_colour(background)),
+            *(tuple(classes), caption_column, damaged),
+        )
+        return load_folder(name, split, _needed(name, root), how, buckets)
     if name in _DRAWN:
         height, width = size or (shapes.SIZE, shapes.SIZE)
         if height != width:
@@ -233,6 +127,22 @@ def load(
         num_classes=num_classes,
         levels=levels,
     )
+
+
+def _check_folder_options(
+    name: str, channels: int | None, buckets: Buckets | None, damaged: str
+) -> None:
+    if channels is not None and name not in FOLDERS:
+        raise ValueError(
+            f"channels={channels}: {name} has its own; {', '.join(FOLDERS)} can be read as grey "
+            "or RGB"
+        )
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels={channels}: images are read as 3 (RGB) or 1 (grey)")
+    if damaged not in DAMAGED:
+        raise ValueError(f"damaged={damaged!r}: choose from {', '.join(DAMAGED)}")
+    if buckets and name != "captioned_folder":
+        raise ValueError(f"{name} has no buckets of aspect ratios; captioned_folder has")
 
 
 def _given_dir(data_dir: str | None) -> Path | None:
@@ -390,16 +300,12 @@ def _load_prepared(name: str, split: str, places: list[Path], size: Sides | None
         raise ValueError(f"images of {name} differ in size: image_size is needed")
     shape = native if size is None else (*size, native[-1])
 
-    def read(indices: Sequence[int] | np.ndarray) -> Arrays:
+    def read(indices: Indices) -> Arrays:
         rows = fetch([int(i) for i in indices])
-        images = [_fit(row["image"], size) for row in rows]
+        images = [fit_size(row["image"], size) for row in rows]
         return np.stack(images), np.asarray([row.get("label", 0) for row in rows], np.int32)
 
-    return Source(shape, num_classes, 256, length, read)
-
-
-def _fit(image: np.ndarray, size: Sides | None) -> np.ndarray:
-    return image if size is None else formats.center_crop_resize(image, size)
+    return Source(shape, num_classes, 256, length, read, fingerprint=lambda: {"count": length})
 
 
 def _needed(name: str, root: Path | None) -> Path:
@@ -408,72 +314,6 @@ def _needed(name: str, root: Path | None) -> Path:
     return root
 
 
-def _load_folder(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
-    """Every image file below a folder; the class is the first sub-folder, if any."""
-    if (root / split).is_dir():
-        root = root / split
-    else:
-        _check_split(f"image_folder without a {root / split}", split, ("train", "all"))
-    paths = formats.list_images(root)
-    if not paths:
-        raise FileNotFoundError(f"{root} holds no image ({' '.join(formats.IMAGE_SUFFIXES)})")
-    labels, num_classes = formats.folder_labels(root, paths)
-    height, width, channels = how.read(paths[0]).shape
-    shape = (height, width, channels)
-
-    def read_one(path: Path) -> np.ndarray:
-        image = how.read(path)
-        if image.shape != shape:
-            raise ValueError(
-                f"{path} is {image.shape} but {paths[0]} {shape}: image_size is needed"
-            )
-        return image
-
-    def read(indices: Sequence[int] | np.ndarray) -> Arrays:
-        return np.stack([read_one(paths[i]) for i in indices]), labels[indices]
-
-    return Source(shape, num_classes, 256, len(paths), read)
-
-
-def _load_paired(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
-    from diffjax.data.conditions import paired  # which loads the images by `load`
-
-    return paired(
-        root,
-        split=split,
-        image_size=how.size,
-        channels=how.channels,
-        background=how.background,
-    )
-
-
-def _load_captioned(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
-    # Of data that are one folder, or training data alone, the test images are the same.
-    parts = [root / name for name in (split, "train") if (root / name).is_dir()]
-    paths, texts = captions.read_folder(parts[0] if parts else root)
-    if how.size is None:
-        raise ValueError("captioned_folder needs image_size")
-    layout = captions.lay_out([pictures.image_size(path) for path in paths], how.size, buckets)
-
-    def read(indices: Sequence[int] | np.ndarray) -> Arrays:
-        images = [how._replace(size=layout.target(i)).read(paths[i]) for i in indices]
-        return np.stack(images), np.zeros(len(images), np.int32)
-
-    return Source(
-        (*how.size, how.channels),
-        *(0, 256, len(paths), read),
-        more=lambda indices: {"time_ids": layout.time_ids[np.asarray(indices)]},
-        captions=lambda indices: [texts[i] for i in indices],
-        groups=layout.groups if buckets else None,
-    )
-
-
-_FOLDERS: dict[str, Callable[[str, Path, Reading, Buckets | None], Source]] = {
-    "image_folder": _load_folder,
-    "captioned_folder": _load_captioned,
-    "paired_folder": _load_paired,
-}
-FOLDERS = tuple(_FOLDERS)  # names of data that are folders of image files
 _DRAWN = ("shapes", "shapes_single")
 
 
@@ -484,23 +324,23 @@ def _draw_shapes(split: str, size: int, *, single: bool) -> Source:
     images, masks = np.zeros((count, size, size, 3), np.uint8), np.zeros((count, size, size), "i1")
     labels, text = np.full(count, -1, np.int32), np.zeros((count, shapes.LENGTH), np.int32)
 
-    def ensure(indices: Sequence[int] | np.ndarray) -> None:
+    def ensure(indices: Indices) -> None:
         for i in (int(i) for i in indices if labels[i] < 0):
             drawn = shapes.scene(split, i, single=single)
             images[i], masks[i] = shapes.draw(drawn, size)
             text[i] = shapes.tokenize([drawn.caption()])[0]
             labels[i] = drawn.label() if single else 0  # last: what says that it is all there
 
-    def read(indices: Sequence[int] | np.ndarray) -> Arrays:
+    def read(indices: Indices) -> Arrays:
         ensure(indices)
         return images[indices], labels[indices]
 
-    def more(indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+    def more(indices: Indices) -> dict[str, np.ndarray]:
         ensure(indices)
         mask = masks[indices].astype(np.int32)
         return {"text": text[indices], "mask": mask, "edges": shapes.edges(mask)}
 
-    def told(indices: Sequence[int] | np.ndarray) -> list[str]:
+    def told(indices: Indices) -> list[str]:
         return [shapes.scene(split, int(i), single=single).caption() for i in indices]
 
     classes = shapes.CLASSES if single else 0
@@ -514,16 +354,20 @@ def _load_latents(split: str, root: Path | None) -> Source:
         raise FileNotFoundError(f"latents need data_dir, or {ENV_DIR}: where they were written")
     stored = latents.open_folder(root / split)
 
-    def read(indices: Sequence[int] | np.ndarray) -> Arrays:
+    def read(indices: Indices) -> Arrays:
         labels = stored.read(indices)["label"]
         return np.zeros((len(labels), 0, 0, 0), np.uint8), labels
 
-    def more(indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+    def more(indices: Indices) -> dict[str, np.ndarray]:
         return {k: v for k, v in stored.read(indices).items() if k != "label"}
 
     height, width, channels = stored.image_shape
     shape = (height, width, channels)
-    return Source(shape, stored.num_classes, stored.levels, len(stored), read, more=more)
+    return Source(
+        *(shape, stored.num_classes, stored.levels, len(stored), read),
+        more=more,
+        fingerprint=lambda: {"count": len(stored), "digest": stored.digest()},
+    )
 
 
 _LOADERS: dict[str, Callable[[str, Path | None, bool], tuple[Arrays, int, int]]] = {

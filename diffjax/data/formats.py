@@ -197,27 +197,3 @@ def central(
     size = max(1, round(wanted[0] * factor)), max(1, round(wanted[1] * factor))
     corner = (found[0] - size[0]) // 2, (found[1] - size[1]) // 2
     return factor, corner, size
-
-
-def list_images(root: Path) -> list[Path]:
-    """Image files below a folder, in alphabetical order; hidden ones are left out."""
-    found = (p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
-
-
-def folder_labels(root: Path, paths: list[Path]) -> tuple[np.ndarray, int]:
-    """Labels (N,) from the first sub-folder of each path, in alphabetical order, and their number.
-
-    Raises:
-      ValueError: there are images both in sub-folders and outside.
-    """
-    parts = [path.relative_to(root).parts for path in paths]
-    loose = [p[0] for p in parts if len(p) == 1]
-    if len(loose) == len(parts):
-        return np.zeros(len(parts), np.int32), 0
-    if loose:
-        raise ValueError(
-            f"{root} has images both in sub-folders (classes) and outside, such as {loose[0]}"
-        )
-    classes = {c: i for i, c in enumerate(sorted({p[0] for p in parts}))}
-    return np.asarray([classes[p[0]] for p in parts], np.int32), len(classes)

@@ -45,6 +45,11 @@ class Stored:
     def __len__(self) -> int:
         return int(self.manifest["count"])
 
+    def digest(self) -> str:
+        """SHA-256 of the checksums of all shards."""
+        shards = json.dumps(self.manifest["shards"], sort_keys=True)
+        return hashlib.sha256(shards.encode()).hexdigest()
+
     def read(self, indices: Sequence[int] | np.ndarray) -> Rows:
         """Arrays (B, ...) by name."""
         with self._lock:

@@ -40,12 +40,16 @@ _COLOURS = list(ImageColor.colormap)
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 
+class DamagedImage(ValueError):
+    """A file is truncated, holds no image, or one that is too large."""
+
+
 def open_image(path: str | Path) -> Image.Image:
     """A picture file, wholly loaded and otherwise as it is.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, of none of `FORMATS`, or has too many pixels.
+        OSError: the file cannot be read, since it is not there for instance.
+        DamagedImage: the file is damaged, of none of `FORMATS`, or has too many pixels.
     """
     return _read(path, load=True)
 
@@ -58,9 +62,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     image = _read(path, load=False)
     width, height = image.size
-    turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    turned = _is_turned(image)
     image.close()
     return (width, height) if turned else (height, width)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    except (OSError, SyntaxError):  # a PNG may be damaged before its EXIF; its header is not
+        return False
 
 
 def read_image(path: str | Path, channels: int = 3, *, background: Colour = WHITE) -> np.ndarray:
@@ -94,8 +105,8 @@ def parse_colour(text: str | Colour, name: str = "background") -> Colour:
 
 
 def _read(path: str | Path, *, load: bool) -> Image.Image:
+    limit = _limit()
     try:
-        limit = _limit()
         image = Image.open(path, formats=FORMATS)
         if image.width * image.height > limit:
             image.close()
@@ -107,15 +118,15 @@ def _read(path: str | Path, *, load: bool) -> Image.Image:
             with image:
                 image.load()
         return image
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
-        raise
     except UnidentifiedImageError as error:
         formats = ", ".join(FORMATS)
-        raise ValueError(
+        raise DamagedImage(
             f"{path} cannot be read as an image: it is damaged, or none of {formats}"
         ) from error
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        if isinstance(error, OSError) and error.errno:  # of the disk, not of the file's content
+            raise
+        raise DamagedImage(f"{path} cannot be read as an image: {error}") from error
 
 
 def _limit() -> int:

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from diffjax.data.conditions import Hints
-from diffjax.data.datasets import Source
+from diffjax.data.source import Source
 
 Batch = dict[str, np.ndarray]
 

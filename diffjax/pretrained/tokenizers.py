@@ -212,7 +212,7 @@ def _backend(path: Path) -> hf.Tokenizer:
     if not ((path / "vocab.json").exists() and (path / "merges.txt").exists()):
         raise FileNotFoundError(f"{path} has neither tokenizer.json nor vocab.json and merges.txt")
     vocabulary = read_json(inside(path, "vocab.json"))
-    lines = inside(path, "merges.txt").read_text("utf-8").splitlines()
+    lines = inside(path, "merges.txt").read_text("utf-8").split("\n")
     pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
     if wrong := [pair for pair in pairs if len(pair) != 2]:
         raise ValueError(f"{path / 'merges.txt'} has a line that is no pair: {wrong[0]}")
@@ -269,7 +269,7 @@ def train_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
     Args:
         length: tokens of a chunk with start and end.
     """
-    letters = sorted({letter for word in words for letter in word.lower()})
+    letters = sorted({letter for word in words for letter in word})
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     merges: dict[tuple[str, str], None] = {}
     for word in words:

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,6 +170,7 @@ def train(
     *,
     frozen: PyTree = None,
     initial: Callable[[], PyTree] | None = None,
+    data: Mapping[str, Any] | None = None,
     on_sample: OnSample | None = None,
     on_evaluate: OnEvaluate | None = None,
     resolve: resume.Resolve = dict,
@@ -190,6 +191,8 @@ def train(
             sharded as the others, and written once, by their content's hash.
         initial: parameters to begin with instead of those of ``task.init``, whole in every
             process; asked for only if there is no checkpoint.
+        data: fingerprint of the data, which JSON can hold: it is stored in every checkpoint and
+            compared when the run goes on, see `resume.data_differences`.
         on_sample: called every ``train.sample_every`` steps, in every process, with the state, the
             frozen weights as they are placed, the step and the reporter.
         on_evaluate: called every ``train.evaluate_every`` steps with the first three of these; what
@@ -203,7 +206,7 @@ def train(
         NonFiniteLoss: naming the step; the last good checkpoint is kept.
         Preempted: after SIGTERM, SIGUSR2 or SIGINT, when the state has been saved.
         CheckpointError: a checkpoint could not be written, or none of those there can be read.
-        CheckpointMismatch: those there belong to another config or to other frozen weights.
+        CheckpointMismatch: those there belong to another config, other frozen weights or data.
         OSError: the workdir cannot be written, or another process is writing it.
     """
     workdir, cfg = Path(workdir), config.train
@@ -212,7 +215,7 @@ def train(
     mesh = make_mesh(config.mesh)
     with contextlib.ExitStack() as closing:
         closing.enter_context(_claimed(workdir))
-        run = _Run(task, config, workdir, batches, (frozen, initial), mesh, resolve)
+        run = _Run(task, config, workdir, batches, (frozen, initial), mesh, (data, resolve))
         stop = closing.enter_context(Stop(mesh, minutes=cfg.minutes))
         checkpoints = closing.enter_context(Checkpoints(workdir / "checkpoints", keep=cfg.keep))
         offset, tries, last = 0, 0, -1
@@ -256,9 +259,11 @@ class _Run:
         batches: Batches,
         given: tuple[PyTree, Callable[[], PyTree] | None],
         mesh: Any,
-        resolve: resume.Resolve,
+        comparison: tuple[Mapping[str, Any] | None, resume.Resolve],
     ):
-        (frozen, self._initial), self._resolve = given, resolve
+        frozen, self._initial = given
+        data, self._resolve = comparison
+        self._data = None if data is None else dict(data)
         optimizer = make_optimizer(config.optim, config.train.steps)
         self.config, self.workdir, self.batches = config, workdir, batches
         self.place = batch_sharding(mesh)
@@ -278,7 +283,11 @@ class _Run:
         step, override = checkpoints.newest(), self.config.train.override
         stored = {} if step is None else checkpoints.metadata(step)
         if step is not None:
-            resume.check(stored, self.config, self._hash, override=override, resolve=self._resolve)
+            resume.check(
+                *(stored, self.config, self._hash, self._data),
+                override=override,
+                resolve=self._resolve,
+            )
         self._store_config()
         if step is None:
             return _Begun(0, self._start(), [], offset)
@@ -312,7 +321,10 @@ class _Run:
     def metadata(self, window: list[Any], offset: int) -> dict[str, Any]:
         """What a checkpoint says of itself."""
         config = resume.as_json(self.config)
-        return {"config": config, "frozen": self._hash, "window": window, "offset": offset}
+        known = {} if self._data is None else {"data": self._data}
+        return {
+            **known, "config": config, "frozen": self._hash, "window": window, "offset": offset,
+        }  # fmt: skip
 
 
 def _advance(

@@ -123,7 +123,7 @@ class NoReporter(Reporter):
 
 
 def _lines_up_to(path: Path, step: int) -> Iterator[str]:
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(errors="replace").split("\n"):
         try:
             if json.loads(line)["step"] <= step:
                 yield line + "\n"  # a killed run may have left the last one without

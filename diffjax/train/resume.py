@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import logging
@@ -13,12 +13,14 @@ from diffjax.train.checkpoint import CheckpointMismatch
 # What does not change the values that a step computes.
 FREE = (
     *("train", "sample", "eval", "mesh", "network.remat", "network.attention"),
-    *("data.dir", "data.threads", "data.prefetch"),
+    # Where the data are; their fingerprint is compared. The others keep their places in the order.
+    *("data.dir", "data.damaged", "data.threads", "data.prefetch"),
     # Where frozen weights are; their hash is compared.
     *("autoencoder.weights", "control.base", "model.path", "model.tokenizer"),
 )
 BOUND = ("train.accumulate",)  # of those, what does
 SHOWN = 8
+FILES = 3  # of those that differ between two sets of data, by name
 
 
 def as_json(config: Any) -> Any:
@@ -34,6 +36,7 @@ def check(
     stored: dict[str, Any],
     config: Any,
     frozen: str,
+    data: Mapping[str, Any] | None = None,
     *,
     override: bool = False,
     resolve: Resolve = dict,
@@ -43,6 +46,7 @@ def check(
     Args:
         stored: the checkpoint's metadata.
         frozen: hash of the frozen weights.
+        data: fingerprint of the data; None if nobody knows it.
         override: warn instead.
         resolve: fills in what a config leaves open, so that equal runs compare equal.
 
@@ -55,6 +59,7 @@ def check(
     if stored.get("frozen", "") != frozen:
         old, new = (value[:12] or "none" for value in (stored.get("frozen", ""), frozen))
         found.append(f"frozen weights: {old} -> {new}")
+    _check_data(stored.get("data"), data, override)
     if not found:
         return
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
@@ -64,6 +69,53 @@ def check(
             f"{text}. Use that config, or another workdir, or --config.train.override=true"
         )
     logging.warning("overridden: %s", text)
+
+
+def _check_data(before: Any, now: Mapping[str, Any] | None, override: bool) -> None:
+    found = data_differences(before, now)
+    if not found:
+        return
+    text = f"the run was started with other data, which differ in {'; '.join(found)}"
+    if not override:
+        raise CheckpointMismatch(
+            f"{text}. The order of all batches would change: use those data (config.data.dir), or "
+            "another workdir, or --config.train.override=true"
+        )
+    logging.warning("overridden: %s", text)
+
+
+def data_differences(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:
+    """What differs between the fingerprints of two sets of data; nothing if one is not known.
+
+    A fingerprint may hold ``count``, ``files`` (some rows of name and size), and digests, of which
+    those that both have are compared.
+    """
+    if not old or not new:
+        return []
+    count, before = new.get("count"), old.get("count")
+    found = [] if before == count else [f"{before} -> {count} images"]
+    found += _file_changes(old.get("files", []), new.get("files", []))
+    digests = sorted((old.keys() & new.keys()) - {"count", "files", "bytes"})
+    changed = [key for key in digests if old[key] != new[key]]
+    if "digest" in changed and not found:
+        found.append("the images, or files beyond those that a checkpoint lists")
+    return [*found, *(f"the {key}" for key in changed if key != "digest")]
+
+
+def _file_changes(old: list[Any], new: list[Any]) -> list[str]:
+    """Files that were added, removed or have another size, the first of them by name."""
+    before, after = (dict(rows) for rows in (old, new))
+    changed = [name for name in before if name in after and before[name] != after[name]]
+    found = []
+    for what, names in (
+        ("new files", [name for name in after if name not in before]),
+        ("missing files", [name for name in before if name not in after]),
+        ("files of another size", changed),
+    ):
+        if names:
+            more = f" and {len(names) - FILES} more" if len(names) > FILES else ""
+            found.append(f"{len(names)} {what}, {', '.join(names[:FILES])}{more}")
+    return found
 
 
 def _warn_of_the_decay(before: Any, now: Any) -> None:

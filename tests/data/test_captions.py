@@ -71,7 +71,9 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"not there: b\.png"):
         load(tmp_path)
     file.write_text('{"file_name": "a.png", "words": "x"}')
-    with pytest.raises(ValueError, match=r"line 1 of .* lacks file_name, or text or caption"):
+    with pytest.raises(
+        ValueError, match=r"no captions for a\.png: its columns are file_name, words.*column"
+    ):
         load(tmp_path)
     file.write_text("")
     with pytest.raises(ValueError, match=r"no captions for a\.png"):

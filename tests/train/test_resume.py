@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from diffjax.config import resolve
 from diffjax.train import (
     CheckpointError,
     CheckpointMismatch,
+    Checkpoints,
     NonFiniteLoss,
     Preempted,
     resume,
@@ -25,7 +27,7 @@ from diffjax.train import (
 )
 from diffjax.train import frozen as frozen_weights
 from diffjax.train.files import LOCK, sole_writer
-from diffjax.train.resume import differences
+from diffjax.train.resume import data_differences, differences
 from diffjax.train.sharding import with_sharding
 from tests.train.tiny import assert_same, batch_at, batches, batches_that, make_config, send
 from tests.train.tiny import make_task as task
@@ -244,3 +246,76 @@ def test_rolling_back_ends_where_it_does_not_help(tmp_path):
         _run(tmp_path, make=lambda: task(nan_at=6), **{"train.nonfinite": "rollback"})
     with pytest.raises(ValueError, match=r"unknown train.nonfinite 'retry'"):
         _run(tmp_path, **{"train.nonfinite": "retry"})
+
+
+PICTURES = {
+    "count": 3,
+    "bytes": 60,
+    "digest": "abc",
+    "files": [["a.png", 10], ["b.png", 20], ["c.png", 30]],
+}
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory):
+    """A run on known pictures, stopped at step 6 of 12."""
+    workdir = tmp_path_factory.mktemp("pictured")
+    with pytest.raises(Preempted):
+        train(
+            task(), make_config(), workdir,
+            batches_that(send(signal.SIGUSR2), at=6), data=PICTURES,
+        )  # fmt: skip
+    return workdir
+
+
+def _resume(workdir, data, **values):
+    return train(task(), make_config(**values), workdir, batches, data=data)
+
+
+def test_a_checkpoint_says_which_data_it_saw_and_goes_on_with_them(pictured, tmp_path):
+    checkpoints = Checkpoints(pictured / "checkpoints")
+    assert checkpoints.metadata(6)["data"] == PICTURES
+    workdir = shutil.copytree(pictured, tmp_path / "run")
+    assert int(_resume(workdir, PICTURES).step) == 12
+
+
+def test_other_data_are_refused_with_what_differs_and_can_be_overridden(pictured, tmp_path, caplog):
+    workdir = shutil.copytree(pictured, tmp_path / "run")
+    files = [["a.png", 10], ["b.png", 21], ["d.png", 5], ["e.png", 5]]
+    other = {"count": 4, "bytes": 41, "digest": "def", "files": files}
+    shown = (
+        "other data, which differ in 3 -> 4 images; 2 new files, d.png, e.png; "
+        "1 missing files, c.png; 1 files of another size, b.png"
+    )
+    with pytest.raises(CheckpointMismatch, match=f"{re.escape(shown)}.*train.override=true"):
+        _resume(workdir, other)
+    assert int(_resume(workdir, other, override=True).step) == 12
+    assert shown in caplog.text
+    assert Checkpoints(workdir / "checkpoints").metadata(12)["data"] == other
+
+
+def test_checkpoints_that_do_not_know_their_data_go_on(half, tmp_path):
+    workdir = shutil.copytree(half, tmp_path / "run")
+    state = train(task(), make_config(), workdir, batches, frozen=FROZEN, data=PICTURES)
+    assert int(state.step) == 12
+
+
+@pytest.mark.parametrize(
+    "change, shown",
+    [
+        ({"digest": "x"}, ["the images, or files beyond those that a checkpoint lists"]),
+        ({"captions": "x"}, ["the captions"]),
+        ({"classes": "x"}, []),
+        ({}, []),
+    ],
+)
+def test_data_differ_by_what_both_fingerprints_know(change, shown):
+    known = {**PICTURES, "captions": "of old"}
+    assert data_differences(known, known | change) == shown
+    assert data_differences(None, known) == data_differences(known, None) == []
+
+
+def test_pictures_may_be_left_out_when_a_run_goes_on(workdir):
+    config = make_config()
+    config.data.damaged = "skip"
+    assert int(train(task(), config, workdir, batches, frozen=FROZEN).step) == 12

@@ -1,0 +1,275 @@
+"""Sources that read folders of image files when images are asked for.
+
+A damaged file stops the run by name. With ``damaged="skip"`` image i is replaced by the next image
+(of its shape) whose files can be read, the first one following the last. So the replacement is a
+function of i and the data, every other image keeps its places in the order, and a label, caption or
+hint stays with its image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from diffjax.data import captions, folders, formats, metadata, pictures
+from diffjax.data.captions import Buckets
+from diffjax.data.pictures import DamagedImage
+from diffjax.data.source import Arrays, Indices, Source
+
+Sides = tuple[int, int]  # height and width
+DAMAGED = ("stop", "skip")
+
+
+class Reading(NamedTuple):
+    """How the pictures of a folder are read.
+
+    Attributes:
+      size: (height, width) to which they are cropped and resized; None keeps their own.
+      channels: 3 for RGB, 1 for grey.
+      background: RGB of what shows through transparent pixels.
+      classes: names in the order of the labels; none: those of the training split.
+      caption_column: see `metadata.read_table`.
+      damaged: stop or skip, see the module.
+    """
+
+    size: Sides | None
+    channels: int = 3
+    background: pictures.Colour = pictures.WHITE
+    classes: tuple[str, ...] = ()
+    caption_column: str = ""
+    damaged: str = "stop"
+
+    def read(self, path: Path) -> np.ndarray:
+        """The picture in a file, uint8 (H, W, C).
+
+        Raises:
+          DamagedImage: the file is truncated or no image.
+          ValueError, OSError: it cannot be read, see `diffjax.data.pictures`.
+        """
+        image = pictures.read_image(path, self.channels, background=self.background)
+        return fit_size(image, self.size)
+
+    def read_from(self, start: int, paths: Sequence[Path], read: Callable[[Path], Any]) -> Any:
+        """What ``read`` makes of a file; if damaged ones are skipped, of the next that it can read.
+
+        Raises:
+          DamagedImage: the file, or all of them, are damaged.
+        """
+        for k in range(start, start + len(paths)):
+            try:
+                return read(paths[k % len(paths)])
+            except DamagedImage as error:
+                if self.damaged != "skip" or k == start + len(paths) - 1:
+                    raise
+                logging.debug("%s", error)  # told when the picture is asked for
+        raise FileNotFoundError("there are no pictures")
+
+
+def fit_size(image: np.ndarray, size: Sides | None) -> np.ndarray:
+    """An image cropped and resized to (height, width); None keeps it."""
+    return image if size is None else formats.center_crop_resize(image, size)
+
+
+# ---- damaged files ------------------------------------------------------------------------------
+
+
+def skip_damaged(source: Source) -> Source:
+    """A source whose damaged images are replaced, see the module; each is named once in the log."""
+    stand_ins = _StandIns(source)
+
+    def resolved(read: Callable[[Indices], Any] | None) -> Any:
+        return None if read is None else lambda indices: read(stand_ins.resolve(indices))
+
+    return dataclasses.replace(
+        source,
+        read=resolved(source.read),
+        more=resolved(source.more),
+        captions=resolved(source.captions),
+    )
+
+
+class _StandIns:
+    """Which image is shown in place of each; images are tried when they are first asked for."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._chosen: dict[int, int] = {}
+        self._bad: set[int] = set()
+        self._lock = threading.Lock()
+
+    def resolve(self, indices: Indices) -> np.ndarray:
+        with self._lock:
+            return np.asarray([self._find(int(i)) for i in indices], np.int64)
+
+    def _find(self, index: int) -> int:
+        if index not in self._chosen:
+            others = self._same_shape(index)
+            start = int(np.searchsorted(others, index))
+            order = [*others[start:], *others[:start]]
+            found = next((int(i) for i in order if self._can_be_read(int(i))), None)
+            if found is None:
+                raise ValueError("all images are damaged, so that there is none to show")
+            self._chosen[index] = found
+        return self._chosen[index]
+
+    def _same_shape(self, index: int) -> np.ndarray:
+        groups = self._source.groups
+        if groups is None:
+            return np.arange(len(self._source))
+        return np.flatnonzero(groups == groups[index])
+
+    def _can_be_read(self, index: int) -> bool:
+        if index in self._bad or self._chosen.get(index) == index:
+            return index not in self._bad
+        try:
+            self._source.take([index])
+        except DamagedImage as error:
+            logging.warning("another image takes the place of a damaged one: %s", error)
+            self._bad.add(index)
+            return False
+        self._chosen[index] = index
+        return True
+
+
+# ---- pictures and classes -----------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """The pictures of a split, with the class of each by its number.
+
+    Attributes:
+      root: the folder that names in messages and fingerprints are relative to.
+      names: of the classes; none if there are no sub-folders.
+    """
+
+    root: Path
+    paths: list[Path]
+    labels: np.ndarray
+    names: tuple[str, ...]
+
+
+def find_pictures(root: Path, split: str, classes: Sequence[str] = ()) -> Found:
+    """The pictures of a split of a folder; the class of each is its first sub-folder, if any.
+
+    Hints of other pictures are left out, and so is the folder ``hints`` beside ``images``.
+
+    Args:
+      classes: names in the order of the labels; none: those of the training split.
+
+    Raises:
+      FileNotFoundError: there is no picture.
+      ValueError: the split or a class is not known, or the folder is ambiguous.
+    """
+    files = folders.list_files(root)
+    paths = folders.select_images(root, files)
+    hints = metadata.find_hints(root, files)
+    paths = [path for path in paths if path not in hints]
+    if not paths:
+        raise no_image(root)
+    if {path.relative_to(root).parts[0] for path in paths} == {"images", "hints"}:
+        root = root / "images"
+        paths = folders.select_below(paths, [root])
+    parts = folders.split_folders(root, paths, split)
+    chosen = folders.select_below(paths, parts)
+    if not chosen:
+        raise no_image(parts[0])
+    known = classes or _training_classes(root, paths)
+    found = folders.find_classes(chosen, parts)
+    labels, names = folders.number_classes(found, known, str(parts[0]))
+    if names:
+        folders.warn_of_empty_folders(parts, names)
+    return Found(root, chosen, labels, names)
+
+
+def no_image(root: Path) -> FileNotFoundError:
+    """The error of a folder without pictures."""
+    return FileNotFoundError(f"{root} holds no image ({' '.join(formats.IMAGE_SUFFIXES)})")
+
+
+def _training_classes(root: Path, paths: list[Path]) -> tuple[str, ...]:
+    try:
+        parts = folders.split_folders(root, paths, "train")
+    except folders.NoSuchSplit:
+        return ()
+    below = folders.select_below(paths, parts)
+    return tuple(sorted(set(folders.find_classes(below, parts)) - {""}))
+
+
+def load_images(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
+    """Every image file of a split; see `find_pictures`."""
+    base, paths, labels, names = find_pictures(root, split, how.classes)
+    height, width, channels = how.read_from(0, paths, how.read).shape
+    shape = (height, width, channels)
+
+    def read_one(path: Path) -> np.ndarray:
+        image = how.read(path)
+        if image.shape != shape:
+            raise ValueError(
+                f"{path} is {image.shape} but {paths[0]} {shape}: image_size is needed"
+            )
+        return image
+
+    def read(indices: Indices) -> Arrays:
+        return np.stack([read_one(paths[i]) for i in indices]), labels[indices]
+
+    return Source(
+        *(shape, len(names), 256, len(paths), read),
+        class_names=names,
+        paths=paths,
+        fingerprint=lambda: folders.make_fingerprint(base, paths),
+    )
+
+
+def load_captioned(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
+    """Every image file of a split with its caption; see `captions.read_folder`."""
+    paths, texts = captions.read_folder(root, split, caption_column=how.caption_column)
+    if how.size is None:
+        raise ValueError("captioned_folder needs image_size")
+    sizes = [how.read_from(i, paths, pictures.image_size) for i in range(len(paths))]
+    layout = captions.lay_out(sizes, how.size, buckets)
+
+    def read(indices: Indices) -> Arrays:
+        images = [how._replace(size=layout.target(i)).read(paths[i]) for i in indices]
+        return np.stack(images), np.zeros(len(images), np.int32)
+
+    return Source(
+        (*how.size, how.channels),
+        *(0, 256, len(paths), read),
+        more=lambda indices: {"time_ids": layout.time_ids[np.asarray(indices)]},
+        captions=lambda indices: [texts[i] for i in indices],
+        groups=layout.groups if buckets else None,
+        paths=paths,
+        fingerprint=lambda: folders.make_fingerprint(root, paths, texts),
+    )
+
+
+def _load_paired(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
+    from diffjax.data.pairs import load_pairs  # which loads the images by the loaders above
+
+    return load_pairs(split, root, how)
+
+
+LOADERS: dict[str, Callable[[str, Path, Reading, Buckets | None], Source]] = {
+    "image_folder": load_images,
+    "captioned_folder": load_captioned,
+    "paired_folder": _load_paired,
+}
+FOLDERS = tuple(LOADERS)  # names of data that are folders of image files
+
+
+def load_folder(
+    name: str, split: str, root: Path, how: Reading, buckets: Buckets | None = None
+) -> Source:
+    """A folder of image files as a source; ``name`` is one of `FOLDERS`.
+
+    Raises:
+      ValueError, OSError: as `diffjax.data.load`.
+    """
+    source = LOADERS[name](split, root, how, buckets)
+    return skip_damaged(source) if how.damaged == "skip" else source

@@ -1,0 +1,284 @@
+"""What ``metadata.jsonl`` and ``metadata.csv`` say of the pictures in a folder and its sub-folders.
+
+| column | holds |
+|---|---|
+| file_name (or image, image_file_name) | the picture, relative to the folder of the metadata file |
+| text, caption or prompt, or the one that is asked for | its caption |
+| conditioning_image (or conditioning_image_file_name) | the picture of its hint |
+
+Other columns are not read.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffjax.data import folders, text
+
+FILES = ("metadata.jsonl", "metadata.csv")
+PICTURES = ("file_name", "image", "image_file_name")
+HINTS = ("conditioning_image", "conditioning_image_file_name")
+CAPTIONS = ("text", "caption", "prompt")
+_DELIMITERS = ",;\t"
+
+
+class Row(NamedTuple):
+    """One line of a metadata file, and where it stands, for messages."""
+
+    where: str
+    values: Mapping[str, Any]
+
+
+class Table(NamedTuple):
+    """What the metadata files of a folder say.
+
+    Attributes:
+        files: the metadata files.
+        captions: of pictures that have one.
+        hints: the hint's picture of pictures that have one.
+        rows: where each picture is described.
+        columns: those of the files that have no captions.
+    """
+
+    files: list[Path]
+    captions: dict[Path, str]
+    hints: dict[Path, Path]
+    rows: dict[Path, str]
+    columns: list[str]
+
+
+def read_table(root: Path, files: Sequence[Path], *, caption_column: str = "") -> Table:
+    """All metadata files in a folder and its sub-folders.
+
+    Args:
+        files: what `folders.list_files` found in it.
+        caption_column: the column of the captions; empty: the one of text, caption and prompt that
+            there is.
+
+    Raises:
+        ValueError: a damaged line, two rows of one picture, a picture that is not there, or
+            several columns that may be the captions.
+    """
+    known = {_key(path.relative_to(root).as_posix()): path for path in files}
+    table = Table([file for file in files if file.name in FILES], {}, {}, {}, [])
+    missing: list[str] = []
+    for file in table.files:
+        _add(table, file, (root, known), caption_column, missing)
+    if missing:
+        names = ", ".join(str(file) for file in table.files[: folders.SHOWN])
+        raise ValueError(f"{names} names files that are not there: {folders.name_some(missing)}")
+    return table
+
+
+def find_hints(root: Path, files: Sequence[Path]) -> set[Path]:
+    """Pictures that metadata files name as hints only; without a look at captions.
+
+    Raises:
+        ValueError: a line of a file with hints is damaged.
+    """
+    known = {_key(path.relative_to(root).as_posix()): path for path in files}
+    hints: set[Path | None] = set()
+    pictures: set[Path | None] = set()
+    for file in files:
+        if file.name not in FILES or HINTS[0] not in text.read_text(file):
+            continue
+        for row in read_rows(file):
+            for columns, found in ((HINTS, hints), (PICTURES, pictures)):
+                name = _text_of(row, columns)
+                found.add(_locate(file, name, (root, known)) if name else None)
+    return {path for path in hints - pictures if path}
+
+
+def without_hints(paths: Sequence[Path], table: Table) -> list[Path]:
+    """Those pictures that are more than the hints of others."""
+    hints = set(table.hints.values()) - table.rows.keys()
+    return [path for path in paths if path not in hints]
+
+
+def _add(
+    table: Table,
+    file: Path,
+    below: tuple[Path, Mapping[str, Path]],
+    caption_column: str,
+    missing: list[str],
+) -> None:
+    """Add the rows of a file to a table."""
+    rows = list(read_rows(file))
+    column = caption_column or find_caption_column(rows, file)
+    if rows and not column:
+        table.columns.extend(_columns(rows))
+    for row in rows:
+        name = _text_of(row, PICTURES)
+        if name is None:
+            raise ValueError(f"{row.where} lacks file_name; it has {_listed(row.values)}")
+        path = _locate(file, name, below)
+        if path is None:
+            missing.append(name)
+            continue
+        if path in table.rows:
+            raise ValueError(f"{row.where} is of {path}, as is {table.rows[path]}; remove one")
+        table.rows[path] = row.where
+        if column and (caption := _caption(row, column)) is not None:
+            table.captions[path] = caption
+        if (hint := _text_of(row, HINTS)) is not None:
+            located = _locate(file, hint, below)
+            if located is None:
+                missing.append(hint)
+            else:
+                table.hints[path] = located
+
+
+def _locate(file: Path, name: str, below: tuple[Path, Mapping[str, Path]]) -> Path | None:
+    """The file that a metadata file calls by a name; also one from Windows, or of another form of
+    Unicode, as macOS writes names."""
+    root, known = below
+    folder = file.parent.relative_to(root).as_posix()
+    for spelling in (name, name.replace("\\", "/")):
+        if found := known.get(_key(posixpath.normpath(posixpath.join(folder, spelling)))):
+            return found
+    return None
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _text_of(row: Row, columns: Sequence[str]) -> str | None:
+    """The first of some columns that a row has.
+
+    Raises:
+        ValueError: it holds no text.
+    """
+    for column in columns:
+        value = row.values.get(column)
+        if value is None or value == "":
+            continue
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{row.where} has {column}={str(value)[:40]}: expected the name of a file"
+            )
+        return value
+    return None
+
+
+def _caption(row: Row, column: str) -> str | None:
+    if column not in row.values:
+        raise ValueError(f"{row.where} lacks {column!r}; it has {_listed(row.values)}")
+    value = row.values[column]
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{row.where} has {column}={str(value)[:40]}: a caption is one text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{row.where} has a caption that is no valid Unicode: {error}") from error
+    return value.replace("\ufeff", "")
+
+
+def find_caption_column(rows: Sequence[Row], file: Path) -> str:
+    """The column of the captions among those that are customary; empty if there is none.
+
+    Raises:
+        ValueError: there are several.
+    """
+    found = [c for c in CAPTIONS if any(row.values.get(c) is not None for row in rows)]
+    if len(found) > 1:
+        raise ValueError(
+            f"{file} has the columns {' and '.join(found)}, which may both be captions: choose "
+            f"with data.caption_column (caption_column={found[0]!r} in Python)"
+        )
+    return found[0] if found else ""
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(column for row in rows for column in row.values))
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, values)) or "nothing"
+
+
+# ---- files --------------------------------------------------------------------------------------
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """The rows of ``metadata.jsonl`` or ``metadata.csv``.
+
+    Raises:
+        ValueError: a line is no JSON object, or has other than the columns of the first line; file
+            and line are named.
+    """
+    return _csv_rows(file) if file.suffix == ".csv" else _json_rows(file)
+
+
+def _json_rows(file: Path) -> Iterator[Row]:
+    for number, line in enumerate(text.read_lines(file), 1):
+        if line.strip():
+            where = f"line {number} of {file}"
+            yield Row(where, _parse(line, where))
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{where} is no JSON ({error}): every line must be one object, such as "
+            '{"file_name": "a.png", "text": "a cat"}'
+        ) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is no JSON object, but {line.strip()[:80]}")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return found
+
+
+def _csv_rows(file: Path) -> Iterator[Row]:
+    content = text.read_text(file)
+    first = content.split("\n", 1)[0]
+    delimiter = max(_DELIMITERS, key=first.count)  # the first of those that are as frequent
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    columns: list[str] = []
+    while True:
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ValueError(f"line {reader.line_num} of {file} is no CSV: {error}") from error
+        where = f"line {reader.line_num} of {file}"
+        if not values:  # an empty line
+            continue
+        if not columns:
+            columns = _header([value.strip() for value in values], where)
+        elif len(values) != len(columns):
+            raise ValueError(
+                f"{where} has {len(values)} values for {len(columns)} columns; a caption with "
+                f"{delimiter!r} in it has to stand in double quotes"
+            )
+        else:
+            yield Row(where, dict(zip(columns, values, strict=True)))
+
+
+def _header(columns: list[str], where: str) -> list[str]:
+    if not set(columns) & set(PICTURES) or len(set(columns)) < len(columns):
+        raise ValueError(
+            f"{where} must name the columns, each once and file_name among them; it has "
+            f"{', '.join(columns) or 'nothing'}"
+        )
+    return columns

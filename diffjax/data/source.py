@@ -1,0 +1,127 @@
+"""Random access to labelled images, and what else is known of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import operator
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Indices = Sequence[int] | np.ndarray
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Random access to labelled images: `source[i]`, or `source.take(indices)` for many at once.
+
+    Attributes:
+      shape: (H, W, C) of every image.
+      num_classes: labels are 0 to num_classes - 1; 0 says unlabelled, and every label is 0.
+      levels: images hold 0 to levels - 1 (uint8).
+      length: number of images.
+      read: indices -> (images uint8 (B, H, W, C), labels (B,)).
+      images: all of them, if they are in memory (read-only), else None.
+      labels: as images, int32 (N,).
+      more: indices -> further arrays by name, such as "text" (token ids), "mask", "edges"; or
+        "moments", latents that stand for the images. None if there are none.
+      captions: indices -> what the images show; None if nobody says.
+      groups: (N,) int, if images differ in shape: those of one group have one, and batches are
+        made of one group. ``shape`` is that of none in particular.
+      class_names: of the labels in their order; none if nobody says.
+      paths: files of the images, if each is one.
+      fingerprint: () -> what tells these data from others, which JSON can hold.
+    """
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    levels: int
+    length: int
+    read: Callable[[Indices], Arrays]
+    images: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    more: Callable[[Indices], dict[str, np.ndarray]] | None = None
+    captions: Callable[[Indices], list[str]] | None = None
+    groups: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
+    paths: Sequence[Path] | None = None
+    fingerprint: Callable[[], dict[str, Any]] | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def take(self, indices: Indices) -> dict[str, np.ndarray]:
+        """{"image": uint8 (B, H, W, C), "label": int32 (B,), ...} of indices in 0 to len - 1.
+
+        Raises:
+          ValueError: a label is no class; or a damaged image.
+        """
+        images, labels = self.read(indices)
+        _check_labels(labels, self.num_classes, indices)
+        more = self.more(indices) if self.more else {}
+        pictures = {} if "moments" in more else {"image": images}
+        return {**pictures, "label": labels, **more}
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        i = operator.index(index)
+        if not -self.length <= i < self.length:
+            raise IndexError(f"index {i} is out of range: the source has {self.length} images")
+        return {k: v[0] for k, v in self.take([i % self.length]).items()}
+
+
+def _check_labels(labels: np.ndarray, num_classes: int, indices: Indices) -> None:
+    wrong = (labels < 0) | (labels >= max(num_classes, 1))
+    if wrong.any():
+        k = int(wrong.argmax())
+        raise ValueError(
+            f"image {indices[k]} has label {labels[k]}, but there are num_classes={num_classes}"
+        )
+
+
+def from_arrays(
+    images: np.ndarray, labels: np.ndarray | None = None, *, num_classes: int = 0, levels: int = 256
+) -> Source:
+    """Source of images in memory.
+
+    Args:
+      images: uint8 (N, H, W, C), values 0 to levels - 1.
+      labels: (N,), 0 to num_classes - 1; None for unlabelled images.
+      num_classes: 0 for unlabelled images.
+      levels: number of grey levels, 2 to 256.
+
+    Raises:
+      ValueError: another type, shape or range.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images are {images.dtype} {images.shape}: expected uint8 (N, H, W, C)")
+    if not 2 <= levels <= 256:
+        raise ValueError(f"levels={levels}: choose from 2 to 256")
+    if images.max(initial=0) >= levels:
+        raise ValueError(f"images reach {images.max()}: levels={levels} allows 0 to {levels - 1}")
+    labels = np.zeros(len(images), np.int32) if labels is None else labels.astype(np.int32)
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"{len(images)} images but labels of shape {labels.shape}")
+    if labels.min(initial=0) < 0 or labels.max(initial=0) >= max(num_classes, 1):
+        raise ValueError(f"labels {labels.min()} to {labels.max()} with num_classes={num_classes}")
+    images, labels = images.view(), labels.view()
+    images.flags.writeable = labels.flags.writeable = False
+
+    def read(indices: Indices) -> Arrays:
+        return images[indices], labels[indices]
+
+    height, width, channels = images.shape[1:]
+    shape = (height, width, channels)
+    return Source(
+        *(shape, num_classes, levels, len(images), read, images, labels),
+        fingerprint=lambda: _fingerprint(images, labels),
+    )
+
+
+def _fingerprint(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    digest = hashlib.sha256(images.tobytes())
+    digest.update(labels.tobytes())
+    return {"count": len(images), "digest": digest.hexdigest()}
