@@ -31,10 +31,10 @@ from diffjax.tasks import (
     make_task,
 )
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
-from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import host_share, make_mesh, tree_sharding, with_sharding
 from diffjax.types import Task
+from diffjax.writing import write_atomically
 from experiments import classifying, controlled, finetuning, inputs, weights
 from experiments import stored_config as stored_config_module
 
@@ -391,7 +391,8 @@ def untrained(cfg: ConfigDict, task: Task, frozen: Any = None) -> State:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; a cut last line, as a killed run leaves it, is dropped."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for line in filter(None, lines):
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from diffjax.train.files import write_atomically
+from diffjax.writing import write_atomically
 from experiments import common, generation, plots
 
 NAMES = {"distance": "Frechet distance", "all": "share of obeyed captions"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from absl import logging
@@ -24,6 +25,24 @@ def as_json(config: Any) -> Any:
     """A config as checkpoints hold it; None of objects that are not configs."""
     text = getattr(config, "to_json_best_effort", lambda: "null")()
     return json.loads(text)
+
+
+def check_is_config(path: Path) -> None:
+    """See that what is going to be replaced, if it is there, is the config of a run.
+
+    Raises:
+        FileExistsError: it is something else.
+    """
+    if not path.exists():
+        return
+    try:
+        ours = {"train", "optim", "seed"} <= json.loads(path.read_bytes()).keys()
+    except (ValueError, AttributeError, RecursionError):
+        ours = False
+    if not ours:
+        raise FileExistsError(
+            f"{path} is not the config of a run and would be replaced; choose another workdir"
+        )
 
 
 def check(stored: dict[str, Any], config: Any, frozen: str, *, override: bool = False) -> None:
