@@ -117,12 +117,6 @@ def _cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _save_json(value: dict[str, Any], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1))
-    partial.replace(path)
-
-
 def _save_average(ema: EMAModel, net: UNet2DModel, folder: Path) -> None:
     ema.store(net.parameters())
     ema.copy_to(net.parameters())
@@ -159,7 +153,7 @@ def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
         _save_average(ema, net, folder)
         progress = {"steps": step, "images": step * size, "wall_seconds": elapsed}
         summary.update(progress, cpu_seconds=_cpu_seconds() - cpu, loss_every_50_steps=curve)
-        _save_json(summary, folder / "summary.json")
+        common.save_json(summary, folder / "summary.json")
 
     while (elapsed := time.monotonic() - started) < seconds:
         if elapsed - saved > SAVE_SECONDS:
@@ -217,7 +211,7 @@ def _write_samples(folder: Path, steps: int) -> None:
     summary = json.loads(path.read_text()) if path.exists() else {}
     made = {"num": NUM.value, "seed": SEED.value, **taken}
     summary["samples"] = {**summary.get("samples", {}), name: made}
-    _save_json(summary, path)
+    common.save_json(summary, path)
 
 
 def _sample_steps() -> list[int]:

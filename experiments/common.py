@@ -19,7 +19,6 @@ from ml_collections import ConfigDict, config_flags
 import diffjax.config
 from diffjax import data, grids, samplers
 from diffjax.data.folders import NoSuchSplit
-from diffjax.data.text import split_lines
 from diffjax.tasks import (
     Diffusion,
     make_autoencoder_task,
@@ -30,10 +29,10 @@ from diffjax.tasks import (
     make_task,
 )
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
-from diffjax.train.files import write_atomically
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import host_share, make_mesh, tree_sharding, with_sharding
 from diffjax.types import Task, choose, suggest
+from diffjax.writing import write_atomically
 from experiments import (
     classifying,
     command_line,
@@ -456,7 +455,8 @@ def untrained(cfg: ConfigDict, task: Task, frozen: Any = None) -> State:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; a cut last line, as a killed run leaves it, is dropped."""
     rows = []
-    for line in split_lines(path.read_text("utf-8", "replace")) if path.exists() else []:
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for line in filter(None, lines):
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -31,6 +31,7 @@ from diffjax.data import pictures
 from diffjax.pretrained import load_model, load_single_file
 from diffjax.pretrained.files import weights_file
 from diffjax.pretrained.models import Model
+from diffjax.writing import replace_file
 from experiments import common, settings
 from experiments.settings import ENTRY, SETTINGS, Settings, read_settings
 
@@ -300,9 +301,8 @@ def save(picture: PIL.Image.Image, path: Path, chosen: Settings) -> None:
     """Write a PNG with its settings, all of it or nothing."""
     info = PngInfo()
     info.add_text(ENTRY, json.dumps({**chosen, "version": diffjax.__version__}))
-    partial = path.with_suffix(".partial")
-    picture.save(partial, "PNG", pnginfo=info)
-    partial.replace(path)
+    with replace_file(path) as partial:
+        picture.save(partial, "PNG", pnginfo=info)
 
 
 def batches(todo: Sequence[int], size: int) -> Iterator[list[int]]:

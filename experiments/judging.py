@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -231,6 +233,9 @@ def inception(
     )
 
 
+_KEPT = re.compile(r"[0-9a-f]{12}")  # how `Collector` calls what it keeps of a set of images
+
+
 class Collector:
     """Features of sets of images, kept in a folder so that a run can go on where it stopped."""
 
@@ -251,8 +256,14 @@ class Collector:
         )
 
     def clear(self) -> None:
-        """Remove what was kept."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Remove what was kept, and the folder if nothing of somebody else's is in it."""
+        if not self._folder.is_dir():
+            return
+        for kept in self._folder.iterdir():
+            if _KEPT.fullmatch(kept.name):
+                shutil.rmtree(kept, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
 
 
 class Reference(NamedTuple):

@@ -15,8 +15,8 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from diffjax.config import explain_unused
-from diffjax.train.files import write_atomically
 from diffjax.types import suggest
+from diffjax.writing import write_atomically
 from experiments import command_line, common, generation, plots
 
 NAMES = {"distance": "Frechet distance", "all": "share of obeyed captions"}

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
 from diffjax.train import State
+from diffjax.writing import replace_file
 
 _CONFIG, _STEP, _FROZEN = "diffjax.config", "diffjax.step", "frozen."
 
@@ -39,12 +40,8 @@ def write(path: Path, cfg: ConfigDict, state: State, frozen: Any = None) -> None
     tensors |= {f"{_FROZEN}{key}": value for key, value in to_state_dict(frozen or {}).items()}
     notes = {"format": "pt", _CONFIG: json.dumps(cfg.to_dict()), _STEP: str(int(state.step))}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replace_file(path) as partial:
         save_file(tensors, partial, notes)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def config_of(path: Path) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from diffjax.writing import write_atomically
+
 MANIFEST = "manifest.json"
 SHARD = 256 * 2**20  # bytes, about
 Rows = dict[str, np.ndarray]
@@ -108,11 +110,12 @@ def write(
 
     Raises:
         ValueError: there are other than ``count`` rows.
+        FileExistsError: the folder has a manifest.json that is not of latents.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+    _remove_manifest(folder / MANIFEST)
     fields: list[Any] = []
     writers: list[tuple[Path, Any]] = []
     per_shard = done = 0
@@ -146,9 +149,20 @@ def write(
         images=images or {},
         shards={path.name: _digest(path) for path, _ in writers},
     )
-    partial = folder / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest, indent=1))
-    partial.replace(folder / MANIFEST)
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1))
+
+
+def _remove_manifest(path: Path) -> None:
+    """Remove the manifest of latents that are going to be replaced."""
+    if not path.exists():
+        return
+    try:
+        ours = {"shards", "encoder"} <= json.loads(path.read_text()).keys()
+    except (ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise FileExistsError(f"{path} was not written with latents; choose another folder")
+    path.unlink()
 
 
 def origin(folder: Path) -> dict[str, str]:

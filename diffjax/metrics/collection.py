@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffjax.metrics.features import FeatureNetwork, Features, extract
+from diffjax.writing import write_atomically
 
 Read = Callable[[int, int], np.ndarray]  # (start, stop) -> images (stop - start, H, W, C)
 _PROGRESS = "progress.json"
@@ -110,6 +111,4 @@ def _commit(folder: Path, kept: Features, progress: dict[str, object]) -> None:
     for array in kept:
         if array is not None:
             array.flush()
-    partial = folder / f"{_PROGRESS}.tmp"
-    partial.write_text(json.dumps(progress))
-    partial.replace(folder / _PROGRESS)
+    write_atomically(folder / _PROGRESS, json.dumps(progress))

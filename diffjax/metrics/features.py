@@ -18,6 +18,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffjax.nets.classifier import Classifier
+from diffjax.writing import write_atomically
 
 # data set -> weights in use
 VERSIONS = {"fashion_mnist": "v1", "fashion_mnist14": "v1", "digits": "v1"}
@@ -155,7 +156,7 @@ def save_network(
     }
     flat = {key: np.asarray(leaf) for key, leaf in flatten_dict(params, sep=".").items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(safetensors.numpy.save(flat, metadata=meta))
+    write_atomically(path, safetensors.numpy.save(flat, metadata=meta))
 
 
 def extract(

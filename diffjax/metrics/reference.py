@@ -18,6 +18,7 @@ import numpy as np
 
 from diffjax.metrics.features import Features
 from diffjax.metrics.statistics import Gaussian, Moments, moments
+from diffjax.writing import replace_file
 
 StrPath = str | os.PathLike[str]
 _BROKEN = (EOFError, ValueError, zipfile.BadZipFile, zlib.error)
@@ -71,13 +72,8 @@ def save_statistics(path: StrPath, statistics: Statistics) -> None:
     arrays = {"mu": statistics.features.mean, "sigma": statistics.features.covariance}
     if statistics.spatial is not None:
         arrays |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.covariance}
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.npz")
-    try:
-        np.savez(partial, **arrays)  # type: ignore[arg-type]
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replace_file(path) as partial, partial.open("wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
 def array_names(path: StrPath) -> set[str]:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from diffjax.pretrained.state_dict import Place, from_state_dict, name_some
 from diffjax.types import PyTree
+from diffjax.writing import write_atomically
 
 StrPath = str | os.PathLike[str]
 WEIGHTS = ("diffusion_pytorch_model", "model")  # names of diffusers and of transformers
@@ -334,7 +335,7 @@ def _no_weights(folder: Path, variant: str | None) -> Exception:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object as diffusers does."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
+    write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def shards(

@@ -26,6 +26,7 @@ from diffjax.pretrained.files import (
 from diffjax.pretrained.recognise import naming
 from diffjax.pretrained.state_dict import from_state_dict, iterate_state
 from diffjax.types import PyTree, summarize
+from diffjax.writing import replace_file
 
 SHARD = 5 * 10**9  # bytes of one file, as in diffusers' repositories
 Sharding = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -153,27 +154,55 @@ def save_model(
 
     Raises:
         ValueError: the other library has no such network.
+        FileExistsError: the folder holds another model.
     """
     path = Path(folder)
     config = config or configs.describe(net, in_channels=in_channels)
     path.mkdir(parents=True, exist_ok=True)
+    _check_is_replaceable(path / "config.json", configs.class_name(config))
     library = configs.KINDS[configs.class_name(config)].library
     base = "model" if library == "transformers" else "diffusion_pytorch_model"
     _save_shards(path, base, params, shard)
     write_json(path / "config.json", config)
 
 
+def _check_is_replaceable(path: Path, kind: str) -> None:
+    """See that the config that is going to be replaced, if it is there, is of the same kind."""
+    if not path.exists():
+        return
+    try:
+        found: object = configs.class_name(read_json(path))
+    except (ValueError, TypeError):
+        found = None
+    if found != kind:
+        raise FileExistsError(
+            f"{path} is {f'of a {found}' if found else 'of no model'}, and a {kind} would take its "
+            "place; choose another folder"
+        )
+
+
 def _save_shards(path: Path, base: str, params: PyTree, limit: int) -> None:
     sizes = [sum(v.nbytes for _, v in group) for group in shards(iterate_state(params), limit)]
     names, where = _shard_names(base, len(sizes)), {}
+    _check_for_others(path, base, names)
     for name, group in zip(names, shards(iterate_state(params), limit), strict=True):
-        partial = path / f".{name}.partial"
-        save_file(dict(group), partial, {"format": "pt"})
-        partial.replace(path / name)
+        with replace_file(path / name) as partial:
+            save_file(dict(group), partial, {"format": "pt"})
         where.update({key: name for key, _ in group})
     if len(names) > 1:
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": where}
         write_json(path / f"{base}.safetensors.index.json", index)
+
+
+def _check_for_others(path: Path, base: str, names: list[str]) -> None:
+    """See that no other weights are there, which readers might take for those to be written."""
+    index = f"{base}.safetensors.index.json"
+    other = index if len(names) == 1 else f"{base}.safetensors"
+    if (path / other).exists():
+        raise FileExistsError(
+            f"{path / other} is of weights in {'several files' if other == index else 'one file'}, "
+            "which readers may take instead of the new ones; remove it or choose another folder"
+        )
 
 
 def _shard_names(base: str, count: int) -> list[str]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from diffjax.types import PyTree
+from diffjax.writing import replace_file
 
 _RENAMED = ("kernel", "scale", "embedding")
 # Modules whose layers are scanned: the first axis of their parameters counts the layers, whose
@@ -179,14 +179,9 @@ def save_safetensors(
     Raises:
         ValueError: joined paths are not unique.
     """
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with replace_file(path) as partial:
         # Readers of torch look for the format entry.
         save_file(to_state_dict(params), partial, {"format": "pt", **(metadata or {})})
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def change_leaves(

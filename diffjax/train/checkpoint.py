@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,10 +20,15 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from diffjax.train import hosts
-from diffjax.train.files import CheckpointError, seal, verify
+from diffjax.train.files import MANIFEST, CheckpointError, seal, verify
 from diffjax.types import PyTree, choose
 
 STATE = "state"
+# How finished and unfinished steps are called; a folder of any other name is somebody else's.
+_STEP = re.compile(r"0|[1-9]\d*", re.ASCII)
+_LEFTOVER = re.compile(r"(0|[1-9]\d*)\.(partial|removed)(\.orbax-checkpoint-tmp.*)?", re.ASCII)
+# What a step that was written here has at least one of, however damaged it is.
+_PARTS = (MANIFEST, STATE, "_CHECKPOINT_METADATA", "orbax.checkpoint", "commit_success.txt")
 SHOWN = 5  # differing leaves named in a message
 
 
@@ -209,30 +215,32 @@ class Checkpoints:
         seal(partial)
         if step in self.steps():
             self._remove(step)
-        partial.rename(self.folder / str(step))
+        target = self.folder / str(step)
+        if target.exists():
+            raise FileExistsError(f"{target} is there and is no checkpoint; move it away")
+        partial.rename(target)
         for old in self.steps()[: -self._keep]:
             self._remove(old)
 
     def _remove(self, step: int) -> None:
         # Renamed first, so that a crash in between leaves no half-empty step behind.
-        leftover = (self.folder / str(step)).rename(self.folder / f"{step}.removed")
-        shutil.rmtree(leftover, ignore_errors=True)
+        _delete((self.folder / str(step)).rename(self.folder / f"{step}.removed"))
 
     def _clear(self) -> None:
         """Remove what crashed runs have left and what `restore` found damaged."""
         if not hosts.is_writer():
             return
-        for leftover in self.folder.iterdir():
-            if leftover.is_dir() and not leftover.name.isdigit():
-                shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in self._leftovers():
+            _delete(leftover)
         for step in sorted(self._damaged & set(self.steps())):
             logging.warning("removing the damaged checkpoint %s", self.folder / str(step))
             self._remove(step)
         self._damaged.clear()
 
     def _failure(self, step: int, error: BaseException) -> CheckpointError:
-        for partial in self.folder.glob(f"{self._partial(step).name}*"):
-            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
+        for leftover in self._leftovers():
+            if leftover.name.startswith(self._partial(step).name):
+                _delete(leftover)  # a full disk needs the room
         left = [s for s in self.steps() if s != step]
         kept = f"the newest complete one is step {left[-1]}" if left else "there is no earlier one"
         return CheckpointError(
@@ -242,7 +250,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first, as the folder has them now."""
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
+        return sorted(int(p.name) for p in self.folder.iterdir() if _is_step(p))
+
+    def _leftovers(self) -> list[Path]:
+        """What a crash has left of writing and removing steps."""
+        found = (p for p in self.folder.iterdir() if _LEFTOVER.fullmatch(p.name))
+        return [p for p in found if p.is_dir()]
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What was given to `save` beside the state."""
@@ -398,6 +411,21 @@ class Best:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._steps.__exit__(kind, error, trace)
+
+
+def _is_step(folder: Path) -> bool:
+    """Whether a folder was written here as a step: by its name, and by what is in it."""
+    if not _STEP.fullmatch(folder.name) or not folder.is_dir():
+        return False
+    return any((folder / name).exists() for name in _PARTS) or not any(folder.iterdir())
+
+
+def _delete(folder: Path) -> None:
+    """Remove a folder; of one that is a link, the link."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Files that can be trusted: written whole or not at all, sealed with checksums, one writer."""
+"""Files that can be trusted: sealed with checksums, written by one process."""
 
 from __future__ import annotations
 
@@ -13,30 +13,14 @@ from pathlib import Path
 
 from absl import logging
 
+from diffjax.writing import write_atomically
+
 MANIFEST = "manifest.json"
 LOCK = ".writer"
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or none could be read."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a crash leaves the old or the new one, never a part.
-
-    Raises:
-        OSError: it cannot be written; the old one is untouched.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 def _digest(path: Path) -> str:

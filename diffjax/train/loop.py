@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from diffjax.train import hosts, resume
 from diffjax.train.checkpoint import Best, Checkpoints
-from diffjax.train.files import sole_writer, write_atomically
+from diffjax.train.files import sole_writer
 from diffjax.train.frozen import content_hash, write_once
 from diffjax.train.optimizer import learning_rate, make_optimizer
 from diffjax.train.preempt import OUT_OF_TIME, Preempted, Stop
@@ -47,6 +47,7 @@ from diffjax.train.step import (
     make_step,
 )
 from diffjax.types import PyTree, Task, choose
+from diffjax.writing import write_atomically
 
 Batches = Callable[[int, jax.sharding.Sharding], Iterator[dict[str, Any]]]
 OnSample = Callable[[State, PyTree, int, Reporter], None]
@@ -203,6 +204,7 @@ def train(
 
     Raises:
         ValueError: a wrong value in the config, naming it.
+        FileExistsError: the workdir has a config.json that is not of a run.
         NonFiniteLoss: naming the step; the last good checkpoint is kept.
         Preempted: after SIGTERM, SIGUSR2 or SIGINT, when the state has been saved.
         CheckpointError: a checkpoint could not be written, or none of those there can be read.
@@ -316,7 +318,9 @@ class _Run:
         if not hosts.is_writer() or not (config := resume.as_json(self.config)):
             return
         config["train"]["override"] = False  # it was for this time
-        write_atomically(self.workdir / "config.json", json.dumps(config, indent=2) + "\n")
+        path = self.workdir / "config.json"
+        resume.check_is_config(path)
+        write_atomically(path, json.dumps(config, indent=2) + "\n")
 
     def metadata(self, window: list[Any], offset: int) -> dict[str, Any]:
         """What a checkpoint says of itself."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from diffjax.train.files import write_atomically
+from diffjax.writing import write_atomically
 
 METRICS = "metrics.jsonl"
 FLUSH_SECONDS = 30  # TensorBoard's file is synced to the disk, which takes time
@@ -37,7 +40,7 @@ class Reporter:
     def __init__(self, workdir: Path, *, resumed: int = 0):
         self._path = workdir / METRICS
         if self._path.exists():
-            write_atomically(self._path, "".join(_lines_up_to(self._path, resumed)))
+            _cut(self._path, resumed)
         self._stream = self._path.open("ab", buffering=0)
         board = workdir / "tensorboard"
         board.mkdir(exist_ok=True)
@@ -122,10 +125,48 @@ class NoReporter(Reporter):
         pass
 
 
-def _lines_up_to(path: Path, step: int) -> Iterator[str]:
-    for line in path.read_text(errors="replace").split("\n"):
-        try:
-            if json.loads(line)["step"] <= step:
-                yield line + "\n"  # a killed run may have left the last one without
-        except (ValueError, TypeError, KeyError):
-            continue  # cut or garbled
+def _cut(path: Path, resumed: int) -> None:
+    """Drop the lines past a step, which are written again, and those that cannot be read.
+
+    The other lines stay as they are, byte by byte. A killed run may have left its last line cut or
+    without its end; if other lines cannot be read either, a copy of the whole file is kept.
+    """
+    *whole, last = path.read_bytes().split(b"\n")
+    lines = [*whole, last] if last else whole
+    steps = [_step_of(line) for line in lines]
+    kept = [n for n, step in enumerate(steps) if step is not None and step <= resumed]
+    lost = [n for n, step in enumerate(steps) if step is None and lines[n].strip()]
+    if last and lost[-1:] == [len(whole)]:
+        lost.pop()
+        _warn_of_a_cut_line(path, last, resumed)
+    if lost:
+        copy = _free_name(path)
+        shutil.copyfile(path, copy)
+        logging.warning(
+            "%d lines of %s are no lines of a log, the first of them line %d; they are left out, "
+            "and %s keeps the file as it was",
+            *(len(lost), path, lost[0] + 1, copy),
+        )
+    write_atomically(path, b"".join(lines[n] + b"\n" for n in kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of the log; None if it is no such line."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def _warn_of_a_cut_line(path: Path, line: bytes, resumed: int) -> None:
+    found = re.match(rb'\{"step": (\d+),', line)
+    if found and int(found[1]) > resumed:
+        return  # the run comes to this step again
+    what = f"the metrics of step {int(found[1])}" if found else "the metrics of a step"
+    logging.warning("the last line of %s is cut: %s are lost", path, what)
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}.{number}.old") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from absl import logging
@@ -27,6 +28,24 @@ def as_json(config: Any) -> Any:
     """A config as checkpoints hold it; None of objects that are not configs."""
     text = getattr(config, "to_json_best_effort", lambda: "null")()
     return json.loads(text)
+
+
+def check_is_config(path: Path) -> None:
+    """See that what is going to be replaced, if it is there, is the config of a run.
+
+    Raises:
+        FileExistsError: it is something else.
+    """
+    if not path.exists():
+        return
+    try:
+        ours = {"train", "optim", "seed"} <= json.loads(path.read_bytes()).keys()
+    except (ValueError, AttributeError, RecursionError):
+        ours = False
+    if not ours:
+        raise FileExistsError(
+            f"{path} is not the config of a run and would be replaced; choose another workdir"
+        )
 
 
 Resolve = Callable[[dict[str, Any]], dict[str, Any]]

@@ -51,6 +51,15 @@ def test_a_flipped_byte_is_found(written):
         data.load("latents", data_dir=str(written[0]))
 
 
+@pytest.mark.parametrize("text", ['{"name": "a web app"}', "[]", "no JSON"])
+def test_a_manifest_of_something_else_is_not_removed(written, tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(FileExistsError, match=r"manifest\.json was not written with latents"):
+        write(tmp_path, written[1])
+    assert (tmp_path / "manifest.json").read_text() == text
+    write(written[0] / "train", written[1])  # ours may be
+
+
 def test_interrupted_writing_leaves_nothing_to_read(written):
     folder, rows = written
     with pytest.raises(ValueError, match="10 rows were given, not 11"):

@@ -99,6 +99,14 @@ def test_worse_images_are_worse_and_statistics_do_instead_of_images(collector, d
     assert not (tmp_path / "features").exists()
 
 
+def test_features_of_somebody_else_stay(collector, digits, tmp_path):
+    (tmp_path / "features" / "mine").mkdir(parents=True)
+    collector(image_set(digits[:100]))
+    assert len(list((tmp_path / "features").iterdir())) == 2
+    collector.clear()
+    assert [p.name for p in (tmp_path / "features").iterdir()] == ["mine"]
+
+
 def test_sfid_needs_spatial_statistics_before_any_work(collector, digits):
     flat = metrics.statistics_of(collector(image_set(digits[:100])))._replace(spatial=None)
     unread = judging.ImageSet("unread", 100, lambda a, b: pytest.fail("features were computed"))

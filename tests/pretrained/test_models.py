@@ -72,6 +72,28 @@ def test_shards(tmp_path, unet, shard):
     _assert_equal(load_model(tmp_path).params, unet[1])
 
 
+def test_another_model_is_not_replaced(folder, unet, text):
+    save_model(folder, *unet)  # the same kind may be
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(FileExistsError, match=r"config.json is of a UNet2DConditionModel, and a C"):
+        save_model(folder, *text)
+    # Readers would go on taking the one file for the weights.
+    with pytest.raises(FileExistsError, match=rf"{FILE} is of weights in one file"):
+        save_model(folder, *unet, shard=20_000)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_other_files_of_a_folder_stay(tmp_path, unet):
+    (tmp_path / "notes.txt").write_text("mine")
+    save_model(tmp_path, *unet, shard=20_000)
+    with pytest.raises(FileExistsError, match=rf"{FILE}.index.json is of weights in several"):
+        save_model(tmp_path, *unet)
+    (tmp_path / "config.json").write_text('{"name": "a web app"}')
+    with pytest.raises(FileExistsError, match=r"config.json is of no model, and a UNet2DCond"):
+        save_model(tmp_path, *unet, shard=20_000)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_variants_are_chosen_by_name(tmp_path, text):
     save_model(tmp_path, *text)
     (tmp_path / "model.safetensors").rename(tmp_path / "model.fp16.safetensors")

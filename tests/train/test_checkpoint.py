@@ -15,8 +15,9 @@ import pytest
 
 from diffjax.train import Checkpoints, State
 from diffjax.train.checkpoint import Best, CheckpointMismatch
-from diffjax.train.files import MANIFEST, CheckpointError, write_atomically
+from diffjax.train.files import MANIFEST, CheckpointError
 from diffjax.train.sharding import with_sharding
+from diffjax.writing import write_atomically
 from tests.train.tiny import assert_same
 
 
@@ -320,6 +321,64 @@ def test_leftovers_of_a_crash_are_ignored_then_removed(folder):
         assert (folder / "3.partial").exists()  # somebody who only reads leaves a writer alone
         checkpoints.save(3, _state(3))
     assert sorted(os.listdir(folder)) == ["2", "3"]
+
+
+NOT_OURS = (
+    *("notes", "my.partial", "3.partial-notes", "3.removed.old", "03", "-1", "1.0", "+4"),
+    *("\u0663", "\u00b2", "3.Partial", " 5"),  # digits of another script, an exponent
+)
+
+
+def test_what_is_not_ours_is_neither_read_nor_removed(folder, tmp_path):
+    for name in (*NOT_OURS, "2024"):  # a step by its name, but not by what is in it
+        (folder / name).mkdir()
+        (folder / name / "photo.png").write_text("mine")
+    (folder / "3.partial").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("mine")
+    (folder / "7.removed").symlink_to(tmp_path / "elsewhere")
+    (folder / "7.partial").write_text("a file of somebody's")
+    with Checkpoints(folder, keep=1) as checkpoints:
+        assert checkpoints.steps() == [1, 2]
+        assert checkpoints.restore(ABSTRACT)[0] == 2
+        checkpoints.save(3, _state(3))
+    left = {p.name for p in folder.iterdir()}
+    assert left == {*NOT_OURS, "2024", "3", "7.partial"}
+    assert all((folder / name / "photo.png").exists() for name in (*NOT_OURS, "2024"))
+    assert (tmp_path / "elsewhere" / "file").exists()
+
+
+def test_a_failed_write_removes_only_its_own(folder, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    (folder / "3.partial-notes").mkdir()
+    checkpoints = Checkpoints(folder)
+    monkeypatch.setattr("diffjax.train.files.write_atomically", full)
+    checkpoints.save(3, _state(3))
+    with pytest.raises(CheckpointError):
+        checkpoints.close()
+    assert sorted(os.listdir(folder)) == ["1", "2", "3.partial-notes"]
+
+
+def test_a_folder_in_the_way_of_a_step_is_named(folder):
+    (folder / "3").mkdir()
+    (folder / "3" / "photo.png").write_text("mine")
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(3, _state(3))
+    with pytest.raises(CheckpointError, match=rf"{folder / '3'} is there and is no checkpoint"):
+        checkpoints.close()
+    assert os.listdir(folder / "3") == ["photo.png"]
+
+
+def test_of_a_step_that_was_moved_away_the_link_is_removed(folder, tmp_path):
+    shutil.move(folder / "1", tmp_path / "large disk")
+    (folder / "1").symlink_to(tmp_path / "large disk")
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.restore(ABSTRACT, step=1)[0] == 1
+        checkpoints.save(3, _state(3))
+    assert sorted(os.listdir(folder)) == ["2", "3"]
+    assert (tmp_path / "large disk" / MANIFEST).exists()
 
 
 def test_a_failed_write_is_loud_and_leaves_the_old_ones(folder, monkeypatch):

@@ -129,6 +129,61 @@ def test_log_with_a_cut_last_line(tmp_path, tail):
     assert steps == ([4, 5, 6] if tail.endswith("}") else [4, 6])
 
 
+@pytest.fixture
+def warnings(monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        "diffjax.train.reporter.logging.warning", lambda text, *a: lines.append(text % a)
+    )
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("tail", "said"),
+    [
+        (b'{"step": 5, "loss": 1.0}', None),  # whole, but for the end of the line
+        (b'{"step": 5, "lo', "is cut: the metrics of step 5 are lost"),
+        (b'{"step": 5, "loss": 1.0', "the metrics of step 5 are lost"),
+        (b'{"step": 7, "lo', None),  # the run comes to it again
+        (b'{"step": 5', "the metrics of a step are lost"),  # or 50
+        (b'{"st', "the metrics of a step are lost"),
+        (b"\xff\x00", "the metrics of a step are lost"),
+        (b"[" * 100_000, "the metrics of a step are lost"),
+        (b"\n\n", None),
+    ],
+)
+def test_a_lost_step_of_the_log_is_said(tmp_path, warnings, tail, said):
+    path = tmp_path / "metrics.jsonl"
+    # Signs that end a line elsewhere end none of JSON lines.
+    head = '{"step": 3, "note": "\u2028\x85"}\n{"step": 4,"loss": NaN}\n'.encode()
+    path.write_bytes(head + tail)
+    Reporter(tmp_path, resumed=5).close()
+    whole = tail + b"\n" if tail.endswith(b"}") else b""
+    assert path.read_bytes() == head + whole
+    assert len(warnings) == (said is not None) and all(said in line for line in warnings)
+    assert not list(tmp_path.glob("metrics.jsonl.*"))
+
+
+def test_a_log_of_somebody_else_is_kept(tmp_path, warnings):
+    path = tmp_path / "metrics.jsonl"
+    theirs = b'{"epoch": 1, "loss": 2}\n{"step": 2}\n{"step": "3"}\n{"epoch": 4, "lo'
+    path.write_bytes(theirs)
+    (tmp_path / "metrics.jsonl.1.old").write_text("older")
+    Reporter(tmp_path, resumed=2).close()
+    assert path.read_bytes() == b'{"step": 2}\n'
+    assert (tmp_path / "metrics.jsonl.2.old").read_bytes() == theirs
+    assert (tmp_path / "metrics.jsonl.1.old").read_text() == "older"
+    assert any("2 lines of" in line and "metrics.jsonl.2.old keeps" in line for line in warnings)
+
+
+def test_a_config_of_somebody_else_is_not_replaced(tmp_path):
+    for text in ('{"_class_name": "UNet2DModel"}', "no JSON", "[1]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(FileExistsError, match=r"config\.json is not the config of a run"):
+            train(make_task(), make_config(), tmp_path, batches)
+        assert (tmp_path / "config.json").read_text() == text
+
+
 def test_tensorboard_gets_scalars_and_images(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 

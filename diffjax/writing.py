@@ -1,0 +1,136 @@
+"""Files that are written whole or not at all, where links, pipes and devices stay what they are."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+LINKS = 40  # that are followed, as Linux does
+_DESCRIPTOR = re.compile(r"/proc/(\d+)/(?:task/\d+/)?fd/(\d+)", re.ASCII)
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file (text in UTF-8) so that a crash leaves the old or the new one, never a part.
+
+    Raises:
+        OSError: see `replace_file`.
+    """
+    with replace_file(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new file to write to, which takes the place of ``path`` when the block ends without error.
+
+    The file that a link leads to is replaced, and the link stays. A file that is replaced keeps its
+    permissions and, where the system allows it, its owner. What is written to a pipe or a device
+    such as /dev/stdout goes through it at the end.
+
+    Raises:
+        OSError: ``path`` cannot be written, or is a folder or a disk; what was there is untouched.
+    """
+    given = Path(path)
+    try:
+        target = _target(given)
+        partial = _make_partial(target)
+    except OSError as error:
+        raise _explain(error, given) from error
+    try:
+        yield partial
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        if isinstance(target, int) or _is_stream(target):
+            _pour(partial, target)
+        else:
+            _copy_mode(target, partial)
+            partial.replace(target)
+    except OSError as error:
+        raise _explain(error, given) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _explain(error: OSError, path: Path) -> OSError:
+    return OSError(error.errno, f"cannot write {path}: {error.strerror or error}")
+
+
+def _target(path: Path) -> Path | int:
+    """Where a path leads: a file that may be missing, a pipe, a device, or an open descriptor.
+
+    Links are followed one by one, because what /dev/stdout leads to in the end need have no name.
+    """
+    for _ in range(LINKS):
+        here = Path(os.path.realpath(path.parent)) / path.name
+        found = _DESCRIPTOR.fullmatch(str(here))
+        if found and int(found[1]) == os.getpid():
+            return int(found[2])
+        if not here.is_symlink():
+            break
+        path = here.parent / os.readlink(here)
+    else:
+        raise OSError(errno.ELOOP, "it is a link that leads back to itself")
+    _refuse_what_is_no_output(here)
+    return here
+
+
+def _refuse_what_is_no_output(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, "it is a folder")
+    if stat.S_ISBLK(mode):
+        raise OSError(errno.EPERM, "it is a disk")
+    if not os.access(path, os.W_OK):
+        raise OSError(errno.EACCES, "it is write-protected")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is a pipe, a socket or a device, and no file."""
+    return path.exists() and not path.is_file()
+
+
+def _make_partial(target: Path | int) -> Path:
+    """An empty file beside the target; for a pipe or a device, a private one in /tmp."""
+    if isinstance(target, int) or _is_stream(target):
+        descriptor, name = tempfile.mkstemp(suffix=".partial")
+        os.close(descriptor)
+        return Path(name)
+    partial = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
+    # Exclusive, so that nobody's file is taken for ours; the umask takes from the mode.
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return partial
+
+
+def _pour(source: Path, target: Path | int) -> None:
+    """Send a file's content through a pipe, a device or an open descriptor."""
+    sys.stdout.flush()  # which may be the same: what was printed before comes first
+    sys.stderr.flush()
+
+    def opened() -> BinaryIO:
+        return os.fdopen(os.dup(target), "wb") if isinstance(target, int) else target.open("wb")
+
+    with source.open("rb") as stream, opened() as out:
+        shutil.copyfileobj(stream, out)
+
+
+def _copy_mode(old: Path, new: Path) -> None:
+    try:
+        found = old.stat()
+    except FileNotFoundError:
+        return
+    with contextlib.suppress(OSError):  # root alone may give files away
+        os.chown(new, found.st_uid, found.st_gid)
+    new.chmod(stat.S_IMODE(found.st_mode))
