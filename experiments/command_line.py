@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,27 @@ def refuse_config() -> Iterator[None]:
         raise
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def name_keys(keys: Mapping[str, str]) -> Iterator[None]:
+    """Messages of the library name its arguments; a user of a command knows keys and flags.
+
+    Args:
+        keys: what the user typed, by argument.
+
+    Raises:
+        ValueError, OSError: those of the context, with the names replaced.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = str(error)
+        for argument, key in keys.items():
+            text = re.sub(rf"(?<![\w.-]){argument}\b", key, text)
+        if len(error.args) != 1 or text == str(error):
+            raise
+        raise type(error)(text) from error
 
 
 def run(

@@ -44,7 +44,7 @@ from experiments import (
     words,
 )
 from experiments import stored_config as stored_config_module
-from experiments.command_line import UsageError, find_flag, refuse_config
+from experiments.command_line import UsageError, find_flag, name_keys, refuse_config
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -361,15 +361,16 @@ def _loaded(
     options: tuple[tuple[str, Any], ...],
 ) -> data.Source:
     height, width, channels = shape
-    return data.load(
-        name,
-        split=split,
-        data_dir=folder,
-        image_size=(height, width),
-        channels=channels if name in data.FOLDERS else None,
-        buckets=buckets,
-        **dict(options),
-    )
+    with name_keys({"data_dir": "config.data.dir", "image_size": "config.data.image_size"}):
+        return data.load(
+            name,
+            split=split,
+            data_dir=folder,
+            image_size=(height, width),
+            channels=channels if name in data.FOLDERS else None,
+            buckets=buckets,
+            **dict(options),
+        )
 
 
 def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:

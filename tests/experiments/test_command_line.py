@@ -50,6 +50,16 @@ def test_wrong_flags(execute, entry, arguments, message):
     assert output.count("error:") == 1
 
 
+@pytest.mark.parametrize("value, message", [
+    ("", "needs the folder: pass config.data.dir or set DIFFJAX_DATA_DIR"),
+    ("no-such-folder", "config.data.dir=no-such-folder"),
+])  # fmt: skip
+def test_messages_of_the_library_name_keys_of_the_config(execute, tmp_path, value, message):
+    config = ("--config.data.name=image_folder", f"--config.data.dir={value}")
+    output = execute("train", DIGITS, f"--workdir={tmp_path}", *config, code=1)
+    assert message in output and "data_dir" not in output.replace("DIFFJAX_DATA_DIR", "")
+
+
 def test_help_exits_with_0(execute):
     assert "--workdir" in execute("train", "--help")
 
