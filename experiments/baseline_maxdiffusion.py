@@ -25,7 +25,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
 from diffjax.train.sharding import with_sharding
 from experiments import common, topology
@@ -158,7 +158,7 @@ def _reason(failure: Exception) -> str:
     return str(failure.__cause__).strip().partition("\n")[0]
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     topology.prepare(WHERE.value)
     jax.config.update("jax_num_cpu_devices", math.prod(map(int, WHERE.value[4:].split("x"))))
     source, path = Path(SOURCE.value).absolute(), Path(OUT.value)
@@ -176,4 +176,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run(main)

@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from diffjax import data, metrics
 from diffjax.metrics.features import VERSIONS
 from diffjax.nets.classifier import Classifier
+from experiments import command_line
 
 STEPS = {"fashion_mnist": 3600, "fashion_mnist14": 3600, "digits": 2000, "shapes_single": 600}
 MIXUP = {  # parameter of the Beta distribution
@@ -114,10 +115,8 @@ def test_accuracy(network: metrics.FeatureNetwork, source: data.Source) -> float
     return float(np.mean(probs.argmax(axis=1) == test["label"]))
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Train, measure on the test split, write."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     name = FLAGS.dataset
     steps = STEPS[name] if FLAGS.steps is None else FLAGS.steps
     source, test = (
@@ -151,4 +150,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

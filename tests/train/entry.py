@@ -40,7 +40,7 @@ def main():
         setattr(Checkpoints, os.environ["KILL_IN"], _die)
     common.task_of = _tiny_task
     common.batches_of = lambda cfg, source: _slower(REAL_BATCHES(cfg, source))
-    common.run(train.main)
+    common.run(train.main, train.USES)
 
 
 if __name__ == "__main__":
