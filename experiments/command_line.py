@@ -187,6 +187,8 @@ def _explain_value(error: flags.Error) -> str:
         return text
     name, value, reason = found.groups()
     wanted = WANTED.get(flags.FLAGS[name].flag_type())
+    if "other than None" in reason:
+        return f"--{name} is needed: {flags.FLAGS[name].help}"
     if wanted and any(word in reason for word in ("could not convert", "invalid", "Non-boolean")):
         return f"--{name} takes {wanted}, got {value!r}"
     return f"--{name}={value}: {reason}"
