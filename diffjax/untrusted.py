@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,28 +49,35 @@ def _few(value: Any) -> str:
     if isinstance(value, dict):
         inner = [f"{show(k)}: {text}" for (k, _), text in zip(pairs, inner, strict=True)]
     more = ", ..." if len(value) > NAMED else ""
+    if isinstance(value, tuple) and len(value) == 1:
+        more = ","
     ends = "{}" if isinstance(value, dict) else "[]" if isinstance(value, list) else "()"
     return f"{ends[0]}{', '.join(inner)}{more}{ends[1]}"
 
 
-def name_some(names: Any) -> str:
-    """The first of some names, sorted, and how many more there are."""
-    ordered = sorted(map(str, names))
-    texts = [name if name.isprintable() else ascii(name) for name in ordered[:NAMED]]
+def name_some(names: Collection[Any], most: int = 3) -> str:
+    """The first of some names for a message, and how many more there are; sets are sorted."""
+    ordered = sorted(names) if isinstance(names, Set) else list(names)
+    texts = [str(name)[: 2 * SHOWN + 1] for name in ordered[:most]]
+    texts = [text if text.isprintable() else ascii(text) for text in texts]
     texts = [text if len(text) <= 2 * SHOWN else f"{text[: 2 * SHOWN]}..." for text in texts]
-    more = len(ordered) - NAMED
+    more = len(ordered) - most
     return ", ".join(texts) + (f" and {more} more" if more > 0 else "")
 
 
 @contextlib.contextmanager
 def naming(where: object) -> Iterator[None]:
-    """Put a file's name before the message of a ValueError that does not have it yet.
+    """Put what is being read before the message of an error that does not name it yet.
 
     Raises:
-        ValueError: one was raised inside.
+        FileNotFoundError, ValueError: one was raised inside.
     """
     try:
         yield
+    except FileNotFoundError as error:
+        if str(where) in str(error):
+            raise
+        raise FileNotFoundError(f"{where}: {error}") from error
     except ValueError as error:
         if str(where) in str(error):
             raise
@@ -228,7 +235,7 @@ def either(*specs: Spec) -> Spec:
 FLAG = exactly(True, False)
 NOTHING = Spec("null", lambda v: v is None)
 ANYTHING = Spec("anything", lambda v: True)
-TEXT = text()
+TEXT = text(256)
 
 
 def check(values: Mapping[str, Any], specs: Mapping[str, Spec], where: object) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,11 +17,35 @@ from typing import Any
 
 import numpy as np
 
+from diffjax.untrusted import Spec, check, integer, listed, read_json
 from diffjax.writing import write_atomically
 
 MANIFEST = "manifest.json"
 SHARD = 256 * 2**20  # bytes, about
 Rows = dict[str, np.ndarray]
+_SIDE = integer(1, 2**20)
+_SPECS = {
+    "count": integer(1, 2**40),
+    "image_shape": listed(_SIDE, 3, least=3),
+    "num_classes": integer(0, 2**24),
+    "levels": integer(2, 2**16),
+    "fields": Spec(
+        "a list of names, types and shapes",
+        lambda v: isinstance(v, list) and 0 < len(v) < 64 and all(map(_is_field, v)),
+    ),
+    "shards": Spec(
+        "checksums by name",
+        lambda v: isinstance(v, dict) and bool(v) and all(isinstance(d, str) for d in v.values()),
+    ),
+}
+
+
+def _is_field(value: Any) -> bool:
+    """Whether a value of the manifest is (name, type of numbers, shape)."""
+    if not isinstance(value, list) or [type(v) for v in value] != [str, str, list]:
+        return False
+    known = re.fullmatch(r"[<>|=][fiub][1248]", value[1]) is not None
+    return known and len(value[2]) < 8 and all(map(_SIDE.holds, value[2]))
 
 
 class Stored:
@@ -76,12 +101,11 @@ def open_folder(folder: Path) -> Stored:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"there are no latents in {folder}; experiments.encode writes them")
-    try:
-        manifest = json.loads(path.read_text())
-        wanted = manifest["shards"].items()
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
-    for name, digest in wanted:
+    manifest = read_json(path)
+    if missing := _SPECS.keys() - manifest.keys():
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+    check(manifest, _SPECS, f"{path} is damaged")
+    for name, digest in manifest["shards"].items():
         shard = folder / Path(name).name
         if not shard.is_file():
             raise FileNotFoundError(f"the shard {shard} is missing")
@@ -167,8 +191,11 @@ def _remove_manifest(path: Path) -> None:
 
 def origin(folder: Path) -> dict[str, str]:
     """Name and dir of the data set whose splits were encoded into a folder; {} if nobody says."""
-    manifests = (json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{MANIFEST}")))
-    return next((m["images"] for m in manifests if m.get("images")), {})
+    manifests = (read_json(path) for path in sorted(folder.glob(f"*/{MANIFEST}")))
+    found: Any = next((m["images"] for m in manifests if m.get("images")), {})
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise ValueError(f"a {MANIFEST} below {folder} says of images what is no text by name")
+    return found
 
 
 def _digest(path: Path) -> str:

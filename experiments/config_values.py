@@ -1,0 +1,81 @@
+"""What the values of a stored config may be: our own config.json, and those in exported files.
+
+The sections are built by name, which checks their options. Here is what holds for every value
+before: types that configs have, finite numbers, sizes that a network can have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffjax.untrusted import Spec, check, exactly, integer, is_finite, listed, number, show, text
+
+_MOST = 2**40
+_COUNT = integer(1, 64)
+_WIDTH = integer(1, 2**17)
+_NAME = text(128)
+# By the end of the dotted key.
+SPECS: dict[str, Spec] = {
+    "task": exactly("diffusion", "autoencoder", "controlnet", "lora", "classifier"),
+    "data.name": _NAME,
+    "data.image_size": integer(1, 2**16),
+    "data.channels": integer(1, 64),
+    "data.batch_size": integer(1, 2**24),
+    "network.name": _NAME,
+    "network.channels": _WIDTH,
+    "network.multipliers": listed(number(0, 1024, above=True), 8),
+    "network.blocks": _COUNT,
+    "network.depth": Spec(
+        "a whole number in 0 .. 128, or a list of them",
+        lambda v: all(map(integer(0, 128).holds, v if isinstance(v, list | tuple) else [v])),
+    ),
+    "network.dropout": number(0, 1),
+    "network.norm_groups": _WIDTH,
+    "network.norm_eps": number(0, 1, above=True),
+    "autoencoder.channels": _WIDTH,
+    "autoencoder.multipliers": listed(number(0, 1024, above=True), 8),
+    "autoencoder.blocks": _COUNT,
+    "autoencoder.scale": number(0, 1e6),
+    "schedule.name": _NAME,
+    "schedule.steps": integer(1, 100_000),
+    "parameterization.name": _NAME,
+    "train.steps": integer(0, 10**9),
+    "sample.steps": Spec(
+        "a whole number in 0 .. 100000, or null",
+        lambda v: v is None or integer(0, 100_000).holds(v),
+    ),
+}
+
+
+def check_values(config: dict[str, Any], where: object) -> None:
+    """Compare a stored config with the table, and every other number with what is finite.
+
+    Raises:
+        ValueError: a value is wrong, or a part that every config has is missing.
+    """
+    flat = dict(_flatten(config))
+    check(flat, {key: spec for key, spec in SPECS.items() if key in flat}, where)
+    for key, value in flat.items():
+        if not _is_plain(value):
+            raise ValueError(
+                f"{where}: {show(key)[1:-1]} is {show(value)}, which is no value of a config: they "
+                "are finite numbers, text, true, false, null and lists of these"
+            )
+    if missing := [key for key in ("task", "data.name") if key not in flat]:
+        raise ValueError(f"{where} is no config of a run: it lacks {' and '.join(missing)}")
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> Any:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, bool | str | None):
+        return True
+    return is_finite(value) and abs(value) <= _MOST
