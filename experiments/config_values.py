@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffjax.untrusted import Spec, check, exactly, integer, is_finite, listed, number, show, text
+from configs.base import base
+from diffjax.untrusted import (
+    FLAG,
+    Spec,
+    check,
+    either,
+    exactly,
+    integer,
+    is_finite,
+    listed,
+    number,
+    show,
+    text,
+)
 
 _MOST = 2**40
 _COUNT = integer(1, 64)
@@ -22,6 +35,7 @@ SPECS: dict[str, Spec] = {
     "data.channels": integer(1, 64),
     "data.batch_size": integer(1, 2**24),
     "network.name": _NAME,
+    "network.remat": either(FLAG, _NAME),  # older configs say whether, newer ones what
     "network.channels": _WIDTH,
     "network.multipliers": listed(number(0, 1024, above=True), 8),
     "network.blocks": _COUNT,
@@ -61,6 +75,14 @@ def check_values(config: dict[str, Any], where: object) -> None:
                 f"{where}: {show(key)[1:-1]} is {show(value)}, which is no value of a config: they "
                 "are finite numbers, text, true, false, null and lists of these"
             )
+    for key, usual in _flatten(base().to_dict()):
+        if key in flat and key not in SPECS and not _is_alike(flat[key], usual):
+            raise ValueError(
+                f"{where}: {key} is {show(flat[key])}, but other configs have values such as "
+                f"{show(usual)}"
+            )
+    if wrong := [key for key in base() if not isinstance(base()[key], str | int) and key in flat]:
+        raise ValueError(f"{where}: {wrong[0]} is {show(flat[wrong[0]])}, but must be a section")
     if missing := [key for key in ("task", "data.name") if key not in flat]:
         raise ValueError(f"{where} is no config of a run: it lacks {' and '.join(missing)}")
 
@@ -71,6 +93,17 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> Any:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _is_alike(value: Any, usual: Any) -> bool:
+    """Whether a value is of the type that the key has in every config; null has no type."""
+    if value is None or usual is None:
+        return True
+    if isinstance(usual, bool | str):
+        return type(value) is type(usual)
+    if isinstance(usual, int | float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, list | tuple)
 
 
 def _is_plain(value: Any) -> bool:

@@ -26,7 +26,15 @@ from diffjax.writing import replace_file
 StrPath = str | os.PathLike[str]
 # RuntimeError: an encrypted member; SyntaxError and the like: a damaged header of an array.
 _BROKEN = (
-    *(EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
+    *(
+        EOFError,
+        OSError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+    ),
     *(SyntaxError, KeyError, TypeError, OverflowError, MemoryError, tokenize.TokenError),
 )
 _RATIO, _SPARE = 100, 64 * 2**20  # an npz file may expand to so many times its bytes, and more
@@ -57,6 +65,8 @@ def load_statistics(path: StrPath) -> Statistics:
         _check_members(Path(path))
         with np.load(path) as file:
             values = {k: file[k] for k in ("mu", "sigma", "mu_s", "sigma_s") if k in file}
+    except FileNotFoundError:
+        raise
     except _BROKEN as error:
         raise ValueError(f"{path} is no complete npz file: {_first_line(error)}") from error
     if not {"mu", "sigma"} <= set(values):
@@ -133,6 +143,8 @@ def array_names(path: StrPath) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {Path(name).stem for name in archive.namelist()}
+    except FileNotFoundError:
+        raise
     except _BROKEN as error:
         raise ValueError(f"{path} is no complete npz file: {error}") from error
 
@@ -155,6 +167,8 @@ def load_array(path: StrPath, names: tuple[str, ...]) -> np.ndarray:
                 with np.load(path) as file:
                     return np.asarray(file[Path(found.filename).stem])
             return _mapped(Path(path), found.header_offset)
+    except FileNotFoundError:
+        raise
     except _BROKEN as error:
         raise ValueError(f"cannot read an array of {path}: {_first_line(error)}") from error
 

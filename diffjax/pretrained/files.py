@@ -155,13 +155,26 @@ def _tensor(source: Path, key: str, entry: dict[str, Any], start: int) -> Tensor
     shape = tuple(entry["shape"])
     return Tensor(
         shape,
-        partial(_read, source, _DTYPES[entry["dtype"]], shape, start + entry["data_offsets"][0]),
+        partial(
+            _read, source, key, _DTYPES[entry["dtype"]], shape, start + entry["data_offsets"][0]
+        ),
     )
 
 
-def _read(source: Path, dtype: Any, shape: tuple[int, ...], offset: int) -> np.ndarray:
+def _read(source: Path, key: str, dtype: Any, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    """A tensor.
+
+    Raises:
+        ValueError: it holds values that are not finite.
+    """
     # Not mapped: pages of a mapped file count as memory until it is closed.
-    return np.fromfile(source, dtype, math.prod(shape), offset=offset).reshape(shape)
+    values = np.fromfile(source, dtype, math.prod(shape), offset=offset).reshape(shape)
+    if values.dtype.kind not in "iub" and not np.isfinite(values).all():
+        raise ValueError(
+            f"{show(key)[1:-1]} in {source} holds values that are not finite; the weights are "
+            "damaged"
+        )
+    return values
 
 
 def _check_kind(source: Path) -> None:

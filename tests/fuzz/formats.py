@@ -372,8 +372,8 @@ FORMATS: dict[str, Format] = {
         _read_scheduler,
         dict(sigma_min="p", sigma_max="p", sigma_data="p", rho="p", num_train_timesteps="i"),
     ),
-    "tokenizer (vocab)": Format(_write_older, _read_tokenizer, dict(model_max_length="i?")),
-    "tokenizer (json)": Format(_write_newer, _read_tokenizer, dict(model_max_length="i?")),
+    "tokenizer (vocab)": Format(_write_older, _read_tokenizer, dict(model_max_length="i?l")),
+    "tokenizer (json)": Format(_write_newer, _read_tokenizer, dict(model_max_length="i?l")),
     "model_index": Format(
         lambda folder: (
             shutil.copy(

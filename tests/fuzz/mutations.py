@@ -72,7 +72,8 @@ def change_json(raw: bytes, rng: random.Random, checked: dict[str, str]) -> Chan
 
     Args:
         checked: what is known of keys: ``p`` a number above 0, ``n`` from 0, ``f`` any finite one,
-            ``i`` a whole one above 0, ``b`` a truth value, ``t`` text; ``?`` if it may be null.
+            ``i`` a whole one above 0, ``b`` a truth value, ``t`` text; ``?`` if it may be
+            null, ``l`` if it may be large.
     """
     kind = rng.randrange(12)
     if kind == 0:
@@ -123,7 +124,7 @@ def _is_legal(value: Any, kind: str) -> bool:
     if "b" in kind or "t" in kind:
         return isinstance(value, bool if "b" in kind else str) and value != ""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or value != value or abs(value) > 1e7:
+    if not number or value != value or (abs(value) > 1e7 and "l" not in kind):
         return False
     if "i" in kind and not isinstance(value, int):
         return False
