@@ -18,6 +18,7 @@ from diffjax.untrusted import (
     integer,
     is_finite,
     listed,
+    name_some,
     number,
     show,
     text,
@@ -59,6 +60,18 @@ SPECS: dict[str, Spec] = {
         lambda v: v is None or integer(0, 100_000).holds(v),
     ),
 }
+# What the configs of all versions have.
+_NEEDED = (
+    *("task", "seed", "data.name", "data.split", "data.image_size", "data.channels", "data.levels"),
+    *("data.num_classes", "data.batch_size", "network.name", "network.channels", "optim.name"),
+    *("network.multipliers", "network.blocks", "network.attention_levels", "network.norm_groups"),
+    *("optim.lr", "optim.warmup", "optim.decay", "ema.decay", "train.steps", "sample.sampler"),
+    *("sample.grid", "sample.steps", "sample.guidance", "mesh.data"),
+)
+_NEEDED_TO_DIFFUSE = (
+    *("schedule.name", "parameterization.name", "loss.name", "loss.weight", "cond.drop"),
+    "cond.null",
+)
 
 
 def check_values(config: dict[str, Any], where: object) -> None:
@@ -83,8 +96,9 @@ def check_values(config: dict[str, Any], where: object) -> None:
             )
     if wrong := [key for key in base() if not isinstance(base()[key], str | int) and key in flat]:
         raise ValueError(f"{where}: {wrong[0]} is {show(flat[wrong[0]])}, but must be a section")
-    if missing := [key for key in ("task", "data.name") if key not in flat]:
-        raise ValueError(f"{where} is no config of a run: it lacks {' and '.join(missing)}")
+    needed = [*_NEEDED, *(_NEEDED_TO_DIFFUSE if flat.get("task") == "diffusion" else ())]
+    if missing := [key for key in needed if key not in flat]:
+        raise ValueError(f"{where} is no config of a run: it lacks {name_some(missing)}")
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> Any:

@@ -67,7 +67,7 @@ def test_many_keys_take_a_time_that_is_linear():
 def test_types_and_ranges(spec, right, wrong):
     assert all(map(spec.holds, right))
     assert not any(map(spec.holds, wrong))
-    with pytest.raises(ValueError, match="^FILE: key is .*, but must be "):
+    with pytest.raises(ValueError, match=r"^FILE: key is .*, but must be "):
         check({"key": wrong[0], "other": wrong[0]}, {"key": spec}, "FILE")
     check({"key": right[0], "other": wrong[0]}, {"key": spec}, "FILE")
 
@@ -94,7 +94,7 @@ def test_foreign_values_are_shown_in_a_line(value):
 
 
 def test_a_file_is_named_once():
-    with pytest.raises(ValueError, match="^FILE: it is bad$"), untrusted.naming("FILE"):
+    with pytest.raises(ValueError, match=r"^FILE: it is bad$"), untrusted.naming("FILE"):
         raise ValueError("it is bad")
-    with pytest.raises(ValueError, match="^FILE is bad$"), untrusted.naming("FILE"):
+    with pytest.raises(ValueError, match=r"^FILE is bad$"), untrusted.naming("FILE"):
         raise ValueError("FILE is bad")

@@ -60,7 +60,7 @@ class Stored:
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        self.manifest = manifest
+        self.manifest, self._folder = manifest, folder
         self.image_shape = tuple(manifest["image_shape"])
         self.num_classes, self.levels = manifest["num_classes"], manifest["levels"]
         self._fields = [
@@ -68,6 +68,11 @@ class Stored:
         ]
         self._source = ArrayRecordDataSource([str(folder / name) for name in manifest["shards"]])
         self._lock = threading.Lock()
+        if len(self._source) != manifest["count"]:
+            raise ValueError(
+                f"{folder / MANIFEST} is damaged: it says {manifest['count']} records, but there "
+                f"are {len(self._source)}"
+            )
 
     def __len__(self) -> int:
         return int(self.manifest["count"])
@@ -81,6 +86,12 @@ class Stored:
         """Arrays (B, ...) by name."""
         with self._lock:
             records = self._source.__getitems__([int(i) for i in indices])
+        size = sum(kind.itemsize * math.prod(shape) for _, kind, shape in self._fields)
+        if wrong := [len(record) for record in records if len(record) != size]:
+            raise ValueError(
+                f"{self._folder / MANIFEST} is damaged: it describes records of {size} bytes, but "
+                f"they have {wrong[0]}"
+            )
         out: Rows = {}
         start = 0
         for name, kind, shape in self._fields:

@@ -25,7 +25,7 @@ from diffjax.pretrained.adapters import (
 )
 from diffjax.pretrained.files import StrPath, Tensor, Weights, inside, open_safetensors
 from diffjax.pretrained.recognise import ADAPTER, describe_keys
-from diffjax.untrusted import name_some, read_json
+from diffjax.untrusted import name_some, parse_json, read_json
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"

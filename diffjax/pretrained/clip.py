@@ -13,6 +13,7 @@ import numpy as np
 from diffjax.nets.text import CLIPText
 from diffjax.nets.vision import CLIPVision, clip_input
 from diffjax.pretrained.config_specs import NETWORK, check_counts
+from diffjax.pretrained.configs import trace_params
 from diffjax.pretrained.files import StrPath, Weights, inside, open_folder
 from diffjax.pretrained.state_dict import from_state_dict
 from diffjax.untrusted import check, naming, read_json
@@ -108,6 +109,6 @@ def _params(
 ) -> Any:
     kept = Weights({k: v for k, v in weights.tensors.items() if k.startswith(prefixes)})
     check_counts(config, kept)
-    example = jax.ShapeDtypeStruct(shape, jnp.int32 if len(shape) == 2 else jnp.float32)
-    like = jax.eval_shape(net.init, jax.random.key(0), example)["params"]
+    kind = jnp.int32 if len(shape) == 2 else jnp.float32
+    like = trace_params(net, lambda: (jnp.zeros(shape, kind),))
     return jax.tree.map(np.asarray, from_state_dict(kept, like))

@@ -50,10 +50,30 @@ def build(config: Config) -> Any:
 
 
 def shapes(net: Any, config: Config) -> PyTree:
-    """The parameters of a network as ``jax.ShapeDtypeStruct``, float32."""
+    """The parameters of a network as ``jax.ShapeDtypeStruct``, float32.
+
+    Raises:
+        ValueError: the numbers of the config do not fit each other.
+    """
     inputs = KINDS[class_name(config)].inputs
     # Inputs are made inside, where they take no memory, whatever the config says of their size.
-    return jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs(net, config)))["params"]
+    return trace_params(net, lambda: inputs(net, config))
+
+
+def trace_params(net: Any, inputs: Callable[[], tuple[Any, ...]]) -> PyTree:
+    """Shapes of the parameters of a network, without memory.
+
+    Args:
+        inputs: makes small arguments of the network.
+
+    Raises:
+        ValueError: no such network can be made: its numbers do not fit each other.
+    """
+    try:
+        return jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs()))["params"]
+    except (TypeError, ZeroDivisionError, OverflowError, IndexError, AssertionError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise ValueError(f"the numbers of this config do not fit each other: {said}") from error
 
 
 def describe(net: Any, *, in_channels: int = 0) -> dict[str, Any]:
