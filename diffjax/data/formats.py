@@ -43,7 +43,8 @@ def _inflate(path: Path, hint: str) -> bytes:
         with gzip.open(path) if compressed else path.open("rb") as stream:
             head = stream.read(4)
             head += stream.read(4 * head[3]) if len(head) == 4 and head[3] <= _IDX_AXES else b""
-            dims = struct.unpack(f">{len(head) // 4 - 1}I", head[4:]) if len(head) % 4 == 0 else ()
+            whole = len(head) >= 4 and len(head) % 4 == 0
+            dims = struct.unpack(f">{len(head) // 4 - 1}I", head[4:]) if whole else ()
             promised = math.prod(dims) if head[:3] == bytes((0, 0, _IDX_UBYTE)) else 0
             if promised > _IDX_MOST:
                 raise ValueError(
