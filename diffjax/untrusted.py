@@ -130,7 +130,7 @@ def parse_json(text: str | bytes, where: object, *, limit: int = JSON_BYTES) -> 
     return value
 
 
-_NESTED = f"it is nested more than {JSON_DEPTH} levels deep"
+_NESTED = f"it is too deeply nested, in more than {JSON_DEPTH} levels"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from configs.base import base
 from diffjax.untrusted import (
     FLAG,
@@ -51,6 +53,12 @@ SPECS: dict[str, Spec] = {
     "autoencoder.multipliers": listed(number(0, 1024, above=True), 8),
     "autoencoder.blocks": _COUNT,
     "autoencoder.scale": number(0, 1e6),
+    "network.downsample_padding": integer(0, 1),
+    "data.threads": integer(0, 4096),
+    "data.prefetch": integer(0, 4096),
+    "eval.num": integer(0, 2**40),
+    "sample.num": integer(0, 2**40),
+    "sample.batch_size": integer(1, 2**24),
     "schedule.name": _NAME,
     "schedule.steps": integer(1, 100_000),
     "parameterization.name": _NAME,
@@ -88,11 +96,10 @@ def check_values(config: dict[str, Any], where: object) -> None:
                 f"{where}: {show(key)[1:-1]} is {show(value)}, which is no value of a config: they "
                 "are finite numbers, text, true, false, null and lists of these"
             )
-    for key, usual in _flatten(base().to_dict()):
-        if key in flat and key not in SPECS and not _is_alike(flat[key], usual):
+    for key, kind in _list_types(base()):
+        if key in flat and key not in SPECS and not _is_alike(flat[key], kind):
             raise ValueError(
-                f"{where}: {key} is {show(flat[key])}, but other configs have values such as "
-                f"{show(usual)}"
+                f"{where}: {key} is {show(flat[key])}, but must be of type {kind.__name__}"
             )
     if wrong := [key for key in base() if not isinstance(base()[key], str | int) and key in flat]:
         raise ValueError(f"{where}: {wrong[0]} is {show(flat[wrong[0]])}, but must be a section")
@@ -109,13 +116,22 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> Any:
             yield f"{prefix}{key}", value
 
 
-def _is_alike(value: Any, usual: Any) -> bool:
-    """Whether a value is of the type that the key has in every config; null has no type."""
-    if value is None or usual is None:
+def _list_types(config: ConfigDict, prefix: str = "") -> Any:
+    """(dotted key, type) of every option; those that are not set have a type too."""
+    for key in config:
+        if isinstance(config[key], ConfigDict):
+            yield from _list_types(config[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", config.get_type(key)
+
+
+def _is_alike(value: Any, kind: type) -> bool:
+    """Whether a value is of a type, as far as JSON tells types apart; null is of all."""
+    if value is None or kind is type(None):
         return True
-    if isinstance(usual, bool | str):
-        return type(value) is type(usual)
-    if isinstance(usual, int | float):
+    if kind in (bool, str):
+        return type(value) is kind
+    if kind in (int, float):
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, list | tuple)
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import safetensors.numpy
 
 from configs import ddpm
@@ -34,7 +35,7 @@ from diffjax.pretrained.pickles import open_pickle
 from diffjax.pretrained.state_dict import from_state_dict, iterate_state, to_state_dict
 from diffjax.train import Checkpoints
 from diffjax.untrusted import naming, read_json
-from experiments import common, stored_config, weights
+from experiments import common, generate, settings, stored_config, weights
 from tests.fuzz.mutations import (
     Change,
     change_bytes,
@@ -46,6 +47,7 @@ from tests.fuzz.mutations import (
 from tests.parity import ae_cases, generate_cases, sd_cases
 from tests.pretrained import words
 
+assert generate  # defines the flags that settings are compared with
 GOLDEN = Path(__file__).parents[1] / "golden"
 Values = dict[str, Any]
 
@@ -266,6 +268,33 @@ def _read_latents(folder: Path) -> Values:
     return latents.open_folder(folder).read([0, 3])
 
 
+_PROMPT = dict(
+    model="model", prompt=["a cat"], negative="", steps=5, guidance=7.5, seed=3, height=64,
+    width=64, sampler="ddim", eta=0.0, version=1,
+)  # fmt: skip
+
+
+def _write_settings(folder: Path) -> None:
+    _save_settings(folder / "settings.png", json.dumps(_PROMPT))
+
+
+def _save_settings(path: Path, text: str) -> None:
+    notes = PIL.PngImagePlugin.PngInfo()
+    notes.add_text(settings.ENTRY, text)
+    PIL.Image.new("RGB", (4, 4)).save(path, pnginfo=notes)
+
+
+def _read_settings(folder: Path) -> Values:
+    return {"settings": json.dumps(settings.read_settings(folder / "settings.png"))}
+
+
+def _change_settings(path: Path, rng: random.Random) -> Change:
+    """Settings as JSON in a picture that is whole."""
+    new = change_json(json.dumps(_PROMPT).encode(), rng, dict(guidance="f?l", height="nl"))
+    _save_settings(path, (new.raw or b"").decode("latin-1"))
+    return new._replace(raw=path.read_bytes())
+
+
 # ---- our own ------------------------------------------------------------------------------------
 
 
@@ -389,6 +418,7 @@ FORMATS: dict[str, Format] = {
     "textual inversion": Format(_write_concept, _read_concept),
     "idx.gz": Format(_write_idx, _read_idx),
     "pictures": Format(_write_pictures, _read_pictures),
+    "PNG settings": Format(_write_settings, _read_settings),
     "captions": Format(_write_captions, _read_captions),
     "npz": Format(_write_reference, _read_reference),
     "latents": Format(_write_latents, _read_latents),
@@ -407,6 +437,8 @@ def change(folder: Path, form: Format, rng: random.Random) -> tuple[Path, Change
     raw = file.read_bytes()
     if rng.random() < 0.03:
         new = Change(None, "removed")
+    elif file.name == "settings.png" and rng.random() < 0.8:
+        new = _change_settings(file, rng)
     elif file.suffix == ".json" and raw:
         new = change_json(raw, rng, form.checked)
     elif file.suffix == ".safetensors":
