@@ -34,8 +34,9 @@ _NAME = text(128)
 SPECS: dict[str, Spec] = {
     "task": exactly("diffusion", "autoencoder", "controlnet", "lora", "classifier"),
     "data.name": _NAME,
-    "data.image_size": integer(1, 2**16),
-    "data.channels": integer(1, 64),
+    # 0 of a run on files of one's own: as they are
+    "data.image_size": either(integer(0, 2**16), listed(integer(1, 2**16), 2)),
+    "data.channels": integer(0, 64),
     "data.batch_size": integer(1, 2**24),
     "network.name": _NAME,
     "network.remat": either(FLAG, _NAME),  # older configs say whether, newer ones what
