@@ -24,7 +24,7 @@ import PIL.PngImagePlugin
 import safetensors.numpy
 
 from configs import ddpm
-from diffjax.data import captions, formats, latents
+from diffjax.data import captions, folders, formats, latents, pictures
 from diffjax.metrics import reference
 from diffjax.nets.text import CLIPText
 from diffjax.pretrained import lora, prompts, schedulers, tokenizers
@@ -228,8 +228,8 @@ def _write_pictures(folder: Path) -> None:
 def _read_pictures(folder: Path) -> Values:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        files = formats.list_images(folder)
-        return {file.name: formats.read_image(file) for file in files}
+        files = folders.list_images(folder)
+        return {file.name: pictures.read_image(file) for file in files}
 
 
 def _write_captions(folder: Path) -> None:
@@ -237,7 +237,7 @@ def _write_captions(folder: Path) -> None:
     for i in range(3):
         PIL.Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / f"{i}.png")
         lines.append(json.dumps({"file_name": f"{i}.png", "text": f"number {i}"}))
-    (folder / captions.METADATA).write_text("\n".join(lines))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
 
 
 def _read_captions(folder: Path) -> Values:
