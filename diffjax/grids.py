@@ -29,7 +29,7 @@ def from_times(schedule: Schedule, times: Any, *, final: str = "clean") -> Grid:
     """
     times = np.asarray(times, np.float64)
     if times.ndim != 1 or len(times) < 1 or not (np.diff(times) < 0).all():
-        raise ValueError(f"times must be one falling sequence, got {times}")
+        raise ValueError(f"times must be one falling sequence, got {times[:8].tolist()}")
     low, high = schedule.span
     if schedule.steps is not None and not (low <= times[-1] and times[0] <= high):
         raise ValueError(

@@ -53,7 +53,10 @@ def from_abar(abar: np.ndarray) -> Schedule:
     """
     abar = np.asarray(abar, np.float64)
     if abar.ndim != 1 or len(abar) < 2 or not (np.diff(abar) < 0).all():
-        raise ValueError(f"abar must be a decreasing table of at least 2 values, got {abar}")
+        raise ValueError(
+            f"abar must be a decreasing table of at least 2 values, got "
+            f"{len(abar)} values {np.ravel(abar)[:3]} ..."
+        )
     if not (0 <= abar[-1] and abar[0] < 1):
         raise ValueError(f"abar must lie in [0, 1), got {abar[0]} .. {abar[-1]}")
     alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)

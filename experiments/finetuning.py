@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from diffjax import data
 from diffjax.config import resolve
 from diffjax.pretrained import configs, load_model, load_single_file, save_model
-from diffjax.pretrained.files import read_json, write_json
+from diffjax.pretrained.files import write_json
 from diffjax.pretrained.lora import LORA_FILE, save_lora
 from diffjax.pretrained.models import Model
 from diffjax.pretrained.pipelines import (
@@ -41,6 +41,7 @@ from diffjax.pretrained.tokenizers import (
 from diffjax.tasks.conditions import ENCODERS, make_clips
 from diffjax.tasks.lora import scale_of
 from diffjax.train import State, hosts
+from diffjax.untrusted import read_json
 from experiments import common
 
 RANDOM = "random"  # in place of a model: untrained

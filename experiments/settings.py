@@ -19,6 +19,7 @@ from absl import flags, logging
 
 from diffjax.generate import RequestError
 from diffjax.generate.checks import show
+from diffjax.untrusted import parse_json
 from experiments import common
 
 ENTRY = "diffjax"  # of a PNG's text, as JSON
@@ -129,12 +130,9 @@ def read_settings(path: Path) -> Settings:
     """
     text = _read_text(path)
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
-        raise common.UsageError(f"{path}: its settings are no valid JSON: {reason}") from error
-    if not isinstance(found, dict):
-        raise common.UsageError(f"{path}: its settings must be an object of JSON")
+        found = parse_json(text, "the text")
+    except ValueError as error:
+        raise common.UsageError(f"{path}: its settings are no valid JSON: {error}") from error
     if unknown := sorted(found.keys() - {*SETTINGS, "version"}):
         logging.warning("%s: settings that are not known: %s", path, json.dumps(unknown)[:200])
     out = {}

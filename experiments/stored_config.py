@@ -3,7 +3,6 @@
 Entry points use it by themselves when --workdir or --weights is given without --config.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from ml_collections.config_dict import placeholder
 
 from configs.base import base, make_size_field
 from diffjax.config import CHOICES
+from diffjax.untrusted import read_json
 from experiments import weights
+from experiments.config_values import check_values
 
 
 def _tuples(value: Any) -> Any:
@@ -56,7 +57,6 @@ def get_config(path: str) -> ConfigDict:
     """
     if path.endswith(".safetensors"):
         return _typed(weights.config_of(Path(path)))
-    try:
-        return _typed(json.loads(Path(path).read_text()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not a config: {error}") from error
+    found = read_json(Path(path))
+    check_values(found, path)
+    return _typed(found)

@@ -19,7 +19,9 @@ from safetensors.numpy import save_file
 from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
 from diffjax.train import State
+from diffjax.untrusted import naming, parse_json, show
 from diffjax.writing import replace_file
+from experiments.config_values import check_values
 
 _CONFIG, _STEP, _FROZEN = "diffjax.config", "diffjax.step", "frozen."
 
@@ -53,7 +55,9 @@ def config_of(path: Path) -> dict[str, Any]:
     notes = open_safetensors(path).metadata
     if _CONFIG not in notes:
         raise ValueError(f"{path} holds no config; experiments.export writes files that do")
-    return dict(json.loads(notes[_CONFIG]))
+    found = parse_json(notes[_CONFIG], f"the config in {path}")
+    check_values(found, f"the config in {path}")
+    return found
 
 
 def read(path: Path, like: State) -> State:
@@ -69,12 +73,27 @@ def read(path: Path, like: State) -> State:
     keys = _extra_keys(like.extra)
     if missing := [key for key in keys if key not in file]:
         raise ValueError(f"{path} lacks {', '.join(missing)}, which the config asks for")
-    leaves = [jax.numpy.asarray(file[key]) for key in keys]
+    leaves = []
+    for key, wanted in zip(keys, jax.tree.leaves(like.extra), strict=True):
+        value = file[key]
+        if value.shape != wanted.shape or not np.isfinite(value).all():
+            raise ValueError(
+                f"{path} holds {key} of shape {value.shape} or with values that are not finite; "
+                f"the config asks for shape {wanted.shape}"
+            )
+        leaves.append(jax.numpy.asarray(value))
     extra = jax.tree.unflatten(jax.tree.structure(like.extra), leaves)
     params = {key: file[key] for key in file if not key.startswith(("extra", _FROZEN))}
-    ema = jax.tree.map(jax.numpy.asarray, from_state_dict(params, like.ema))
-    step = np.int32(file.metadata.get(_STEP, 0))
+    with naming(path):
+        ema = jax.tree.map(jax.numpy.asarray, from_state_dict(params, like.ema))
+    step = np.int32(_step(file.metadata.get(_STEP, "0"), path))
     return State(step, ema, ema, None, extra)
+
+
+def _step(text: str, path: Path) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ValueError(f"{path} says that it is of step {show(text)}, which is no number")
+    return int(text)
 
 
 def read_frozen(path: Path, like: Any) -> Any:
@@ -85,4 +104,5 @@ def read_frozen(path: Path, like: Any) -> Any:
     """
     file = open_safetensors(path)
     state = {k.removeprefix(_FROZEN): file[k] for k in file if k.startswith(_FROZEN)}
-    return jax.tree.map(jax.numpy.asarray, from_state_dict(state, like))
+    with naming(path):
+        return jax.tree.map(jax.numpy.asarray, from_state_dict(state, like))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import struct
 import tarfile
 import zlib
@@ -22,6 +23,7 @@ IMAGE_SUFFIXES = (
 )  # of `diffjax.data.pictures.FORMATS`
 _GZIP_MAGIC = b"\x1f\x8b"
 _IDX_UBYTE = 0x08
+_IDX_AXES, _IDX_MOST = 4, 4 * 2**30
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # a label byte, then the red, green and blue planes
 _CIFAR_PER_FILE = 10_000
 _CIFAR_FILES = {
@@ -31,14 +33,31 @@ _CIFAR_FILES = {
 
 
 def _inflate(path: Path, hint: str) -> bytes:
-    raw = path.read_bytes()
-    if not raw.startswith(_GZIP_MAGIC):
-        return raw
+    """The bytes of a file, expanded if it is compressed: as many as its header promises, and one.
+
+    So a small file that expands without end takes neither memory nor time.
+    """
+    with path.open("rb") as file:
+        compressed = file.read(2) == _GZIP_MAGIC
     try:
-        return gzip.decompress(raw)
+        with gzip.open(path) if compressed else path.open("rb") as stream:
+            head = stream.read(4)
+            head += stream.read(4 * head[3]) if len(head) == 4 and head[3] <= _IDX_AXES else b""
+            whole = len(head) >= 4 and len(head) % 4 == 0
+            dims = struct.unpack(f">{len(head) // 4 - 1}I", head[4:]) if whole else ()
+            promised = math.prod(dims) if head[:3] == bytes((0, 0, _IDX_UBYTE)) else 0
+            if promised > _IDX_MOST:
+                raise ValueError(
+                    f"{path} promises {promised} bytes in its header {dims}, more than "
+                    f"{_IDX_MOST}: it is truncated or damaged. {hint}"
+                )
+            body = stream.read(promised)
+            # Where all is there, one more reaches the end, at which gzip compares its checksum.
+            return head + body + stream.read(1)
     except (EOFError, zlib.error, gzip.BadGzipFile, struct.error) as error:
+        size = path.stat().st_size
         raise ValueError(
-            f"{path} is a truncated or damaged gzip file ({error}; {len(raw)} bytes). {hint}"
+            f"{path} is a truncated or damaged gzip file ({error}; {size} bytes). {hint}"
         ) from error
 
 

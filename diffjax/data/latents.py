@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,11 +17,35 @@ from typing import Any
 
 import numpy as np
 
+from diffjax.untrusted import Spec, check, integer, listed, read_json
 from diffjax.writing import write_atomically
 
 MANIFEST = "manifest.json"
 SHARD = 256 * 2**20  # bytes, about
 Rows = dict[str, np.ndarray]
+_SIDE = integer(1, 2**20)
+_SPECS = {
+    "count": integer(1, 2**40),
+    "image_shape": listed(_SIDE, 3, least=3),
+    "num_classes": integer(0, 2**24),
+    "levels": integer(2, 2**16),
+    "fields": Spec(
+        "a list of names, types and shapes",
+        lambda v: isinstance(v, list) and 0 < len(v) < 64 and all(map(_is_field, v)),
+    ),
+    "shards": Spec(
+        "checksums by name",
+        lambda v: isinstance(v, dict) and bool(v) and all(isinstance(d, str) for d in v.values()),
+    ),
+}
+
+
+def _is_field(value: Any) -> bool:
+    """Whether a value of the manifest is (name, type of numbers, shape)."""
+    if not isinstance(value, list) or [type(v) for v in value] != [str, str, list]:
+        return False
+    known = re.fullmatch(r"[<>|=][fiub][1248]", value[1]) is not None
+    return known and len(value[2]) < 8 and all(map(_SIDE.holds, value[2]))
 
 
 class Stored:
@@ -35,7 +60,7 @@ class Stored:
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        self.manifest = manifest
+        self.manifest, self._folder = manifest, folder
         self.image_shape = tuple(manifest["image_shape"])
         self.num_classes, self.levels = manifest["num_classes"], manifest["levels"]
         self._fields = [
@@ -43,6 +68,11 @@ class Stored:
         ]
         self._source = ArrayRecordDataSource([str(folder / name) for name in manifest["shards"]])
         self._lock = threading.Lock()
+        if len(self._source) != manifest["count"]:
+            raise ValueError(
+                f"{folder / MANIFEST} is damaged: it says {manifest['count']} records, but there "
+                f"are {len(self._source)}"
+            )
 
     def __len__(self) -> int:
         return int(self.manifest["count"])
@@ -56,6 +86,12 @@ class Stored:
         """Arrays (B, ...) by name."""
         with self._lock:
             records = self._source.__getitems__([int(i) for i in indices])
+        size = sum(kind.itemsize * math.prod(shape) for _, kind, shape in self._fields)
+        if wrong := [len(record) for record in records if len(record) != size]:
+            raise ValueError(
+                f"{self._folder / MANIFEST} is damaged: it describes records of {size} bytes, but "
+                f"they have {wrong[0]}"
+            )
         out: Rows = {}
         start = 0
         for name, kind, shape in self._fields:
@@ -76,12 +112,11 @@ def open_folder(folder: Path) -> Stored:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"there are no latents in {folder}; experiments.encode writes them")
-    try:
-        manifest = json.loads(path.read_text())
-        wanted = manifest["shards"].items()
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
-    for name, digest in wanted:
+    manifest = read_json(path)
+    if missing := _SPECS.keys() - manifest.keys():
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+    check(manifest, _SPECS, f"{path} is damaged")
+    for name, digest in manifest["shards"].items():
         shard = folder / Path(name).name
         if not shard.is_file():
             raise FileNotFoundError(f"the shard {shard} is missing")
@@ -167,8 +202,11 @@ def _remove_manifest(path: Path) -> None:
 
 def origin(folder: Path) -> dict[str, str]:
     """Name and dir of the data set whose splits were encoded into a folder; {} if nobody says."""
-    manifests = (json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{MANIFEST}")))
-    return next((m["images"] for m in manifests if m.get("images")), {})
+    manifests = (read_json(path) for path in sorted(folder.glob(f"*/{MANIFEST}")))
+    found: Any = next((m["images"] for m in manifests if m.get("images")), {})
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise ValueError(f"a {MANIFEST} below {folder} says of images what is no text by name")
+    return found
 
 
 def _digest(path: Path) -> str:

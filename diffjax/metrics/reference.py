@@ -8,20 +8,36 @@
 
 from __future__ import annotations
 
+import math
 import os
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from diffjax.metrics.features import Features
 from diffjax.metrics.statistics import Gaussian, Moments, moments
+from diffjax.untrusted import show
 from diffjax.writing import replace_file
 
 StrPath = str | os.PathLike[str]
-_BROKEN = (EOFError, ValueError, zipfile.BadZipFile, zlib.error)
+# RuntimeError: an encrypted member; SyntaxError and the like: a damaged header of an array.
+_BROKEN = (
+    *(
+        EOFError,
+        OSError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+    ),
+    *(SyntaxError, KeyError, TypeError, OverflowError, MemoryError, tokenize.TokenError),
+)
+_RATIO, _SPARE = 100, 64 * 2**20  # an npz file may expand to so many times its bytes, and more
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 
 
@@ -46,10 +62,13 @@ def load_statistics(path: StrPath) -> Statistics:
         ValueError: it is damaged, has no statistics, or they have the wrong shape.
     """
     try:
+        _check_members(Path(path))
         with np.load(path) as file:
             values = {k: file[k] for k in ("mu", "sigma", "mu_s", "sigma_s") if k in file}
+    except FileNotFoundError:
+        raise
     except _BROKEN as error:
-        raise ValueError(f"{path} is no complete npz file: {error}") from error
+        raise ValueError(f"{path} is no complete npz file: {_first_line(error)}") from error
     if not {"mu", "sigma"} <= set(values):
         raise ValueError(f"{path} holds no statistics: it needs the arrays mu and sigma")
     spatial = None
@@ -58,12 +77,50 @@ def load_statistics(path: StrPath) -> Statistics:
     return Statistics(_gaussian(path, values["mu"], values["sigma"]), spatial)
 
 
+def _check_members(path: Path) -> None:
+    """See that the arrays of an npz file are as large as its members, which expand within bounds.
+
+    Raises:
+        ValueError: a header promises more than is there, or members expand to far more.
+    """
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        if sum(info.file_size for info in infos) > _RATIO * path.stat().st_size + _SPARE:
+            raise ValueError("its members expand to far more than the file")
+        if len({info.filename for info in infos}) < len(infos):
+            raise ValueError("it holds a member twice")
+        for info in infos:
+            with archive.open(info) as member:
+                if not info.filename.endswith(".npy") or not info.file_size:
+                    continue
+                shape, _, dtype = _read_header(member)
+                if dtype.hasobject:
+                    raise ValueError(f"its member {show(info.filename)} holds Python objects")
+                if math.prod(shape) * dtype.itemsize > info.file_size:
+                    raise ValueError(f"its array {show(info.filename)} is cut off")
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type of an array, at the place after its header."""
+    version = np.lib.format.read_magic(file)
+    first = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def _gaussian(path: StrPath, mean: np.ndarray, covariance: np.ndarray) -> Gaussian:
     if mean.ndim != 1 or covariance.shape != (*mean.shape, *mean.shape):
         raise ValueError(
             f"{path} holds a mean {mean.shape} with a covariance {covariance.shape}; "
             "they must be (F,) and (F, F)"
         )
+    for name, values in (("mean", mean), ("covariance", covariance)):
+        if values.dtype.kind != "f" or not np.isfinite(values).all():
+            raise ValueError(f"{path} holds a {name} that is not all finite floats")
     return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))
 
 
@@ -86,6 +143,8 @@ def array_names(path: StrPath) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {Path(name).stem for name in archive.namelist()}
+    except FileNotFoundError:
+        raise
     except _BROKEN as error:
         raise ValueError(f"{path} is no complete npz file: {error}") from error
 
@@ -98,6 +157,7 @@ def load_array(path: StrPath, names: tuple[str, ...]) -> np.ndarray:
         ValueError: the file is damaged, or has none of the names.
     """
     try:
+        _check_members(Path(path))
         with zipfile.ZipFile(path) as archive:
             have = {Path(info.filename).stem: info for info in archive.infolist()}
             found = next((have[name] for name in names if name in have), None)
@@ -107,8 +167,10 @@ def load_array(path: StrPath, names: tuple[str, ...]) -> np.ndarray:
                 with np.load(path) as file:
                     return np.asarray(file[Path(found.filename).stem])
             return _mapped(Path(path), found.header_offset)
+    except FileNotFoundError:
+        raise
     except _BROKEN as error:
-        raise ValueError(f"cannot read an array of {path}: {error}") from error
+        raise ValueError(f"cannot read an array of {path}: {_first_line(error)}") from error
 
 
 def _mapped(path: Path, member: int) -> np.ndarray:
@@ -116,11 +178,7 @@ def _mapped(path: Path, member: int) -> np.ndarray:
         file.seek(member)
         header = file.read(_LOCAL_HEADER)
         file.seek(sum(int.from_bytes(header[i : i + 2], "little") for i in (26, 28)), 1)
-        version = np.lib.format.read_magic(file)
-        reader = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-            version, np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = reader(file)
+        shape, fortran, dtype = _read_header(file)
         if dtype.hasobject:
             raise ValueError("it holds Python objects")
         order = "F" if fortran else "C"

@@ -7,7 +7,6 @@ and folders of peft, whose adapter_config.json holds alpha.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,9 +23,9 @@ from diffjax.pretrained.adapters import (
     Scaling,
     is_complete,
 )
-from diffjax.pretrained.files import StrPath, Tensor, Weights, inside, open_safetensors, read_json
+from diffjax.pretrained.files import StrPath, Tensor, Weights, inside, open_safetensors
 from diffjax.pretrained.recognise import ADAPTER, describe_keys
-from diffjax.pretrained.state_dict import name_some
+from diffjax.untrusted import name_some, parse_json, read_json
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -186,12 +185,7 @@ def _settings(weights: Weights, config: Path | None, file: Path) -> _Settings:
         peft_config.check_config(whole, str(config))
         return _Settings(whole, {}, str(config))
     where = f"{_METADATA} of {file}"
-    try:
-        stored = json.loads(weights.metadata.get(_METADATA) or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
-    if not isinstance(stored, dict):
-        raise ValueError(f"{where} holds no JSON object")
+    stored = parse_json(weights.metadata.get(_METADATA) or "{}", where)
     parts: dict[str, dict[str, Any]] = {}
     for key, value in stored.items():
         part, dot, name = key.partition(".")

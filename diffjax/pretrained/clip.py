@@ -12,8 +12,11 @@ import numpy as np
 
 from diffjax.nets.text import CLIPText
 from diffjax.nets.vision import CLIPVision, clip_input
-from diffjax.pretrained.files import StrPath, Weights, inside, open_folder, read_json
+from diffjax.pretrained.config_specs import NETWORK, check_counts
+from diffjax.pretrained.configs import trace_params
+from diffjax.pretrained.files import StrPath, Weights, inside, open_folder
 from diffjax.pretrained.state_dict import from_state_dict
+from diffjax.untrusted import check, naming, read_json
 
 _TEXT = ("text_model.", "text_projection.")
 _VISION = ("vision_model.", "visual_projection.")
@@ -39,16 +42,20 @@ def load_clip(folder: StrPath) -> CLIP:
         ValueError: it is not CLIP, or the weights do not fit, are damaged, or are pickles.
     """
     path = Path(folder)
-    config = read_json(inside(path, "config.json"))
-    if not {"text_config", "vision_config"} <= set(config):
+    file = inside(path, "config.json")
+    config = read_json(file)
+    if not all(isinstance(config.get(name), dict) for name in ("text_config", "vision_config")):
         raise ValueError(
             f"{path} is not CLIP: its config.json has no text_config and vision_config"
         )
+    for part in (config, config["text_config"], config["vision_config"]):
+        check(part, NETWORK, file)
     weights = open_folder(path)
     text, vision = _text(config), _vision(config)
-    image = jnp.zeros((1, vision.size, vision.size, 3))
-    text_params = _params(weights, _TEXT, text, jnp.zeros((1, 2), jnp.int32))
-    vision_params = _params(weights, _VISION, vision, image)
+    size = (1, vision.size, vision.size, 3)
+    with naming(path):
+        text_params = _params(weights, _TEXT, text, (1, 2), config["text_config"])
+        vision_params = _params(weights, _VISION, vision, size, config["vision_config"])
 
     @jax.jit
     def texts(params: Any, ids: Any) -> Any:
@@ -93,7 +100,15 @@ def _vision(config: Mapping[str, Any]) -> CLIPVision:
     )
 
 
-def _params(weights: Weights, prefixes: tuple[str, ...], net: Any, example: Any) -> Any:
+def _params(
+    weights: Weights,
+    prefixes: tuple[str, ...],
+    net: Any,
+    shape: tuple[int, ...],
+    config: Mapping[str, Any],
+) -> Any:
     kept = Weights({k: v for k, v in weights.tensors.items() if k.startswith(prefixes)})
-    like = jax.eval_shape(net.init, jax.random.key(0), example)["params"]
+    check_counts(config, kept)
+    kind = jnp.int32 if len(shape) == 2 else jnp.float32
+    like = trace_params(net, lambda: (jnp.zeros(shape, kind),))
     return jax.tree.map(np.asarray, from_state_dict(kept, like))

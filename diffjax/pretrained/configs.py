@@ -18,7 +18,11 @@ from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.text import CLIPText
 from diffjax.nets.unet import UNet
 from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, AVERAGED, Config, Kind, ratio
+from diffjax.pretrained.config_specs import NETWORK
 from diffjax.types import PyTree, choose
+from diffjax.untrusted import check, show
+
+_NAMES = ("_class_name", "architectures")
 
 
 def class_name(config: Config) -> str:
@@ -27,6 +31,7 @@ def class_name(config: Config) -> str:
     Raises:
         ValueError: it names none.
     """
+    check({k: config[k] for k in _NAMES if k in config}, NETWORK, "the config of a network")
     names = [config["_class_name"]] if "_class_name" in config else config.get("architectures")
     if not names:
         raise ValueError("this config names neither _class_name nor architectures")
@@ -45,9 +50,30 @@ def build(config: Config) -> Any:
 
 
 def shapes(net: Any, config: Config) -> PyTree:
-    """The parameters of a network as ``jax.ShapeDtypeStruct``, float32."""
-    inputs = KINDS[class_name(config)].inputs(net, config)
-    return jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs))["params"]
+    """The parameters of a network as ``jax.ShapeDtypeStruct``, float32.
+
+    Raises:
+        ValueError: the numbers of the config do not fit each other.
+    """
+    inputs = KINDS[class_name(config)].inputs
+    # Inputs are made inside, where they take no memory, whatever the config says of their size.
+    return trace_params(net, lambda: inputs(net, config))
+
+
+def trace_params(net: Any, inputs: Callable[[], tuple[Any, ...]]) -> PyTree:
+    """Shapes of the parameters of a network, without memory.
+
+    Args:
+        inputs: makes small arguments of the network.
+
+    Raises:
+        ValueError: no such network can be made: its numbers do not fit each other.
+    """
+    try:
+        return jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs()))["params"]
+    except (TypeError, ZeroDivisionError, OverflowError, IndexError, AssertionError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise ValueError(f"the numbers of this config do not fit each other: {said}") from error
 
 
 def describe(net: Any, *, in_channels: int = 0) -> dict[str, Any]:
@@ -91,11 +117,12 @@ def _checked(name: str, kind: Kind, config: Config) -> dict[str, Any]:
         elif key in kind.fixed:
             if value not in kind.fixed[key]:
                 allowed = " or ".join(map(repr, kind.fixed[key]))
-                problems.append(f"{key}={value!r} (only {allowed})")
+                problems.append(f"{key}={show(value)} (only {allowed})")
         elif key not in kind.ignored and not key.startswith("_"):
-            problems.append(f"{key}={value!r} (unknown)")
+            problems.append(f"{show(key)[1:-1]}={show(value)} (unknown)")
     if problems:
         raise ValueError(f"this {name} is not supported: {', '.join(problems)}")
+    check(out, NETWORK, f"the config of this {name}")
     return out
 
 
@@ -174,9 +201,9 @@ def _unet(config: Config) -> UNet:
     mirrored = tuple(_UP[_DOWN.index(block)] for block in reversed(down) if block in _DOWN)
     if unknown or up != mirrored or len(down) != len(widths):
         raise ValueError(
-            f"down_block_types={down!r} with up_block_types={up!r} is not supported: there must be "
-            f"one of {', '.join(_DOWN)} per level, and its counterpart of {', '.join(_UP)} on the "
-            "way up"
+            f"down_block_types={show(down)} with up_block_types={show(up)} is not supported: there "
+            f"must be one of {', '.join(_DOWN)} per level, and its counterpart of "
+            f"{', '.join(_UP)} on the way up"
         )
     if config["time_embedding_dim"] not in (None, 4 * widths[0]):
         raise ValueError(

@@ -19,8 +19,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from diffjax.pretrained.state_dict import Place, from_state_dict, name_some
+from diffjax.pretrained.state_dict import Place, from_state_dict
 from diffjax.types import PyTree
+from diffjax.untrusted import name_some, parse_json, read_json, show
 from diffjax.writing import write_atomically
 
 StrPath = str | os.PathLike[str]
@@ -30,6 +31,8 @@ _VARIANT = re.compile(rf"(?:{'|'.join(WEIGHTS)})(?:\.(\w+))?(?:-\d+-of-\d+)?\.sa
 _PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 _HEAD = 64  # bytes that tell what a file is
 _HEADER = 9  # length of the header in 8 bytes, then its opening brace
+_KEY_LENGTH = 1024
+_NAME_LENGTH = 255  # bytes of a file's name
 _DTYPES: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -107,7 +110,7 @@ def _add(tensors: dict[str, Tensor], key: str, tensor: Tensor) -> None:
 
 
 def open_safetensors(path: StrPath) -> Weights:
-    """The tensors of one file; only its header is read.
+    """The tensors of one file; only its header is read, in a time linear in its keys.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -122,50 +125,56 @@ def open_safetensors(path: StrPath) -> Weights:
     try:
         with safe_open(source, "numpy"):  # checks that the header and the size agree
             pass
-        header, start = _header(source)
-        metadata = header.pop("__metadata__", None)
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except SafetensorError as error:
+        said = name_some([str(error)])
         raise ValueError(
-            f"{source} is no complete safetensors file ({error}); copy or download it again"
+            f"{source} is no complete safetensors file ({said}); copy or download it again"
         ) from error
+    header, start = _header(source)
+    metadata = header.pop("__metadata__", None)
     tensors = {key: _tensor(source, key, entry, start) for key, entry in header.items()}
     return Weights(tensors, metadata)
 
 
 def _header(source: Path) -> tuple[dict[str, Any], int]:
     """What the header says of every tensor, and where the data start."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}) if _repeats(keys) else []:
-            raise ValueError(f"{source} holds {', '.join(twice)} twice")
-        return dict(pairs)
-
     with source.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size), object_pairs_hook=unique)
+        header = parse_json(file.read(size), source)
+    if long := [key for key in header if len(key) > _KEY_LENGTH]:
+        raise ValueError(f"{source} has a key of {len(long[0])} characters, too many for a weight")
     return header, 8 + size
-
-
-def _repeats(keys: list[str]) -> bool:
-    return len(set(keys)) < len(keys)
 
 
 def _tensor(source: Path, key: str, entry: dict[str, Any], start: int) -> Tensor:
     if entry["dtype"] not in _DTYPES:
         raise ValueError(
-            f"{key} in {source} has type {entry['dtype']}; known are {', '.join(sorted(_DTYPES))}"
+            f"{show(key)} in {source} has type {entry['dtype']}; known are "
+            f"{', '.join(sorted(_DTYPES))}"
         )
     shape = tuple(entry["shape"])
     return Tensor(
         shape,
-        partial(_read, source, _DTYPES[entry["dtype"]], shape, start + entry["data_offsets"][0]),
+        partial(
+            _read, source, key, _DTYPES[entry["dtype"]], shape, start + entry["data_offsets"][0]
+        ),
     )
 
 
-def _read(source: Path, dtype: Any, shape: tuple[int, ...], offset: int) -> np.ndarray:
+def _read(source: Path, key: str, dtype: Any, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    """A tensor.
+
+    Raises:
+        ValueError: it holds values that are not finite.
+    """
     # Not mapped: pages of a mapped file count as memory until it is closed.
-    return np.fromfile(source, dtype, math.prod(shape), offset=offset).reshape(shape)
+    values = np.fromfile(source, dtype, math.prod(shape), offset=offset).reshape(shape)
+    if values.dtype.kind not in "iub" and not np.isfinite(values).all():
+        raise ValueError(
+            f"{show(key)[1:-1]} in {source} holds values that are not finite; the weights are "
+            "damaged"
+        )
+    return values
 
 
 def _check_kind(source: Path) -> None:
@@ -223,24 +232,6 @@ def load_safetensors(path: StrPath, like: PyTree, *, place: Place | None = None)
 # ---- folders ----------------------------------------------------------------------------------
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a JSON object.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return value
-
-
 def inside(folder: Path, name: str) -> Path:
     """A file of a folder, given by a name from elsewhere.
 
@@ -251,11 +242,12 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         ValueError: the name, or the target of a link, leaves the folder.
     """
+    plain = Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
+    if not plain or len(name.encode()) > _NAME_LENGTH:
+        raise ValueError(f"{show(name)} is not the name of a file in {folder}")
     path, here = folder / name, folder.resolve()
     cached, roots = [p.parent for p in here.parents if p.name == "snapshots"], [here]
     roots += [(p / "blobs").resolve() for p in cached if (p / "blobs").is_dir()]
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise ValueError(f"{name!r} is not the name of a file in {folder}")
     if not any(path.resolve().is_relative_to(root) for root in roots):
         raise ValueError(f"{path} is a link that leaves its folder, to {path.resolve()}")
     return path

@@ -35,11 +35,11 @@ from diffjax.pretrained.single_file import unet_name
 from diffjax.pretrained.state_dict import (
     change_leaves,
     from_state_dict,
-    name_some,
     save_safetensors,
     state_shapes,
 )
 from diffjax.types import PyTree
+from diffjax.untrusted import name_some
 
 __all__ = ["LORA_FILE", "load_lora", "merge_lora", "save_lora"]
 

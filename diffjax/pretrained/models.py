@@ -14,18 +14,18 @@ from safetensors.numpy import save_file
 from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.text import CLIPText
 from diffjax.pretrained import configs
+from diffjax.pretrained.config_specs import check_counts
 from diffjax.pretrained.files import (
     StrPath,
     Weights,
     inside,
     open_folder,
-    read_json,
     shards,
     write_json,
 )
-from diffjax.pretrained.recognise import naming
 from diffjax.pretrained.state_dict import from_state_dict, iterate_state
 from diffjax.types import PyTree, summarize
+from diffjax.untrusted import naming, read_json
 from diffjax.writing import replace_file
 
 SHARD = 5 * 10**9  # bytes of one file, as in diffusers' repositories
@@ -78,10 +78,12 @@ def load_model(
             pickles.
     """
     path = Path(folder)
-    config = read_json(inside(path, "config.json"))
-    weights = open_folder(path, variant=variant)
-    with naming(str(path)):
-        return fill(config, weights, dtype, sharding)
+    file = inside(path, "config.json")
+    config = read_json(file)
+    with naming(file):
+        configs.build(config)  # errors that are the config's alone
+    with naming(path):
+        return fill(config, open_folder(path, variant=variant), dtype, sharding)
 
 
 def fill(
@@ -93,11 +95,12 @@ def fill(
         ValueError: as `load_model`.
     """
     net = configs.build(config)
+    weights = weights.renamed(modern_name)
+    check_counts(config, weights)
     net = net if dtype == jnp.float32 else _typed(net, dtype)
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), configs.shapes(net, config)
     )
-    weights = weights.renamed(modern_name)
     if isinstance(net, CLIPText):
         weights = _without_unused(weights, net)
     return Model(net, from_state_dict(weights, like, place=_placer(sharding)), config)

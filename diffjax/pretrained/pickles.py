@@ -1,59 +1,48 @@
 """State dicts in PyTorch's pickle formats, read without torch and without running their code.
 
-A pickle names functions to call. Those that a state dict needs stand here, re-made; any other name
-is an error, so that nothing from the file is ever imported or run.
+What the pickle says is run by `pickle_machine`, which has nothing but data. Here are the two kinds
+of files around it, and their arrays, whose sizes are compared with what the pickle says of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-import pickle
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from functools import partial
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
 from diffjax.pretrained.files import PickleError, StrPath, Tensor, Weights, open_safetensors
+from diffjax.pretrained.pickle_machine import (
+    PICKLE_BYTES,
+    Damaged,
+    Machine,
+    Refused,
+    Storage,
+    View,
+)
+from diffjax.untrusted import name_some, show
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # what a file of before torch 1.6 begins with, as a pickle
 _PROTOCOL = 1001
-_DTYPES: dict[str, Any] = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
-_DAMAGE = (
-    *(pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, OverflowError),
-    *(TypeError, ValueError, struct.error, zipfile.BadZipFile),
+_DIRECTORY = 32 * 2**20  # bytes of a zip file's directory, about 90 per array
+_RATIO, _SPARE = 20, 16 * 2**20  # members may expand to so many times the file, and so much more
+_CHUNK = 2**20
+_LOCAL_HEADER = 30  # bytes of a member's header before its name
+_ENCRYPTED = 1
+_BROKEN = (
+    *(EOFError, OSError, ValueError, OverflowError, IndexError, struct.error, zlib.error),
+    *(zipfile.BadZipFile, NotImplementedError, RuntimeError),
 )
 
-
-class _Storage(NamedTuple):
-    """A flat array of the file: type, key and length."""
-
-    dtype: np.dtype[Any]
-    key: str
-    length: int
-
-
-Read = Callable[[_Storage], np.ndarray]
-
-
-class _Refused(Exception):
-    """The pickle asks for more than a state dict needs."""
+# (storage, first, count) -> numbers
+Read = Callable[[Storage, int, int], np.ndarray]
 
 
 def open_pickle(path: StrPath) -> Weights:
@@ -65,26 +54,22 @@ def open_pickle(path: StrPath) -> Weights:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, names anything that a state dict does not need, or holds
-            no state dict.
+            no state dict. Reading an array raises it too, if the array is damaged.
     """
     source = Path(path)
     if not source.is_file():
         raise FileNotFoundError(f"there is no file {source}")
-    try:
-        found = _open_zip(source) if zipfile.is_zipfile(source) else _open_old(source)
-    except _Refused as error:
-        raise ValueError(f"{source} is refused: {error}") from error
-    except _DAMAGE as error:
-        raise ValueError(f"{source} is no complete file of torch.save ({error!r})") from error
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+    with _explained(source):
+        found, read = _open_zip(source) if zipfile.is_zipfile(source) else _open_old(source)
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     # Words of textual inversion, as web pages save them.
-    if isinstance(found, Mapping) and isinstance(found.get("string_to_param"), Mapping):
+    if isinstance(found, dict) and isinstance(found.get("string_to_param"), dict):
         found = found["string_to_param"]
-    tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)} if _is_dict(found) else {}
-    if not tensors:
+    views = {k: v for k, v in found.items() if type(v) is View} if _is_state(found) else {}
+    if not views:
         raise ValueError(f"{source} holds no state dict, but {type(found).__name__}")
-    return Weights(tensors)
+    return Weights({key: _tensor(source, key, view, read) for key, view in views.items()})
 
 
 def open_weights(path: StrPath, *, allow_legacy_pickle: bool = False) -> Weights:
@@ -105,97 +90,213 @@ def open_weights(path: StrPath, *, allow_legacy_pickle: bool = False) -> Weights
         ) from error
 
 
-def _is_dict(value: Any) -> bool:
+@contextlib.contextmanager
+def _explained(source: Path, key: str = "") -> Iterator[None]:
+    """Every error of reading a file as a ValueError that names it, and the tensor if there is one.
+
+    Raises:
+        ValueError: there was one.
+    """
+    where = f"{show(key)} in {source}" if key else f"{source}"
+    try:
+        yield
+    except Refused as error:
+        raise ValueError(f"{where} is refused: {error}") from error
+    except (Damaged, *_BROKEN) as error:
+        raise ValueError(
+            f"{where} is no complete file of torch.save ({str(error)[:300] or type(error).__name__}"
+            "); it may be a broken download: copy or download it again"
+        ) from error
+
+
+def _is_state(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows dictionaries, tensors and storages."""
-
-    def __init__(self, file: IO[bytes], read: Read):
-        super().__init__(file)
-        self.storages: dict[str, _Storage] = {}
-        # Made anew for each file: what a pickle does to them, it does to nobody else.
-        self._known: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): partial(_tensor, read),
-            ("torch._utils", "_rebuild_tensor"): partial(_tensor, read),
-            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-            **{("torch", name): name for name in _DTYPES},
-        }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._known:
-            raise _Refused(f"it asks for {module}.{name}, which a state dict does not need")
-        return self._known[module, name]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, length, *view = pid
-        if kind != "storage" or dtype not in _DTYPES or any(view):
-            raise _Refused(f"it refers to {kind!r} of {dtype!r}, not to a plain storage")
-        storage = _Storage(np.dtype(_DTYPES[dtype]), str(key), int(length))
-        return self.storages.setdefault(storage.key, storage)
+def _dtype(storage: Storage) -> np.dtype[Any]:
+    return np.dtype(ml_dtypes.bfloat16 if storage.dtype == "bfloat16" else storage.dtype)
 
 
-def _tensor(read: Read, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    """A strided view of a storage, within its bounds."""
-    size, stride = tuple(map(int, size)), tuple(map(int, stride))
-    if not isinstance(storage, _Storage) or len(size) != len(stride):
-        raise ValueError("a tensor without a storage, or with strides for another shape")
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= storage.length):
-        raise ValueError(f"a tensor {size} with strides {stride} leaves its storage")
+def _tensor(source: Path, key: str, view: View, read: Read) -> Tensor:
+    def values() -> np.ndarray:
+        dtype = _dtype(view.storage)
+        if view.last < 0:
+            return np.empty(view.size, dtype)
+        count = view.last - view.offset + 1
+        with _explained(source, key):
+            flat = read(view.storage, view.offset, count)
+            if flat.shape != (count,):
+                raise Damaged(f"{len(flat)} of {count} numbers are there")
+        # The view reaches from the first to the last of these numbers, and nothing beyond.
+        steps = tuple(s * dtype.itemsize for s in view.stride)
+        return np.lib.stride_tricks.as_strided(flat, view.size, steps, writeable=False)
 
-    def view() -> np.ndarray:
-        if 0 in size:
-            return np.empty(size, storage.dtype)
-        flat = read(storage)[offset:]
-        steps = tuple(s * flat.itemsize for s in stride)
-        return np.lib.stride_tricks.as_strided(flat, size, steps, writeable=False)
-
-    return Tensor(size, view)
+    return Tensor(view.size, values)
 
 
-def _open_zip(source: Path) -> Any:
-    """Since torch 1.6: NAME/data.pkl, and every storage as NAME/data/KEY."""
-    with zipfile.ZipFile(source) as archive:
-        (name,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
-        root = name.removesuffix("data.pkl")
-        orders = [n for n in archive.namelist() if n == f"{root}byteorder"]
-        if orders and archive.read(orders[0]) != b"little":
-            raise _Refused("its numbers are big-endian")
-        body = archive.read(name)
+def _check_lengths(machine: Machine, there: dict[str, int]) -> None:
+    """Compare what the pickle says of storages with the bytes that are there.
 
-    def read(storage: _Storage) -> np.ndarray:
-        with zipfile.ZipFile(source) as archive:
-            raw = archive.read(f"{root}data/{storage.key}")
-        return np.frombuffer(raw, storage.dtype, storage.length)
-
-    return _Unpickler(io.BytesIO(body), read).load()
+    Raises:
+        Damaged: one is missing, or shorter than it says.
+    """
+    if missing := machine.storages.keys() - there.keys():
+        raise Damaged(f"the arrays {name_some(missing)} are missing")
+    for key, storage in machine.storages.items():
+        wanted = storage.length * _dtype(storage).itemsize
+        if there[key] < wanted:
+            raise Damaged(f"the array {show(key)} has {there[key]} bytes, and should have {wanted}")
 
 
-def _open_old(source: Path) -> Any:
-    """Before torch 1.6: five pickles, then each storage as its length and its bytes."""
-    places: dict[str, int] = {}
+# ---- since torch 1.6 ----------------------------------------------------------------------------
 
-    def read(storage: _Storage) -> np.ndarray:
-        return np.fromfile(source, storage.dtype, storage.length, offset=places[storage.key])
 
+def _open_zip(source: Path) -> tuple[Any, Read]:
+    """A zip file with NAME/data.pkl, and every storage as NAME/data/KEY."""
+    _check_directory(source)
+    archive = zipfile.ZipFile(source)  # open as long as tensors may be read from it
+    members = _members(archive, source.stat().st_size)
+    pickles = [name for name in members if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise Damaged(f"it holds {len(pickles)} files named data.pkl, and should hold one")
+    root = pickles[0].removesuffix("data.pkl")
+    order = members.get(f"{root}byteorder")
+    if order and (order.file_size > 16 or archive.read(order) != b"little"):
+        raise Refused("its numbers are big-endian")
+    if members[pickles[0]].file_size > PICKLE_BYTES:
+        raise Refused(f"its pickle has more than {PICKLE_BYTES} bytes")
+    machine = Machine()
+    found = machine.run(io.BytesIO(archive.read(members[pickles[0]])))
+    start = f"{root}data/"
+    arrays = {name[len(start) :]: info for name, info in members.items() if name.startswith(start)}
+    _check_lengths(machine, {key: info.file_size for key, info in arrays.items()})
+    return found, _ZipReader(archive, arrays).read
+
+
+def _check_directory(source: Path) -> None:
+    """See that the directory of a zip file has a size that can be read into memory.
+
+    Raises:
+        Refused: it is larger.
+    """
     with source.open("rb") as file:
+        file.seek(-min(source.stat().st_size, 2**16 + 200), io.SEEK_END)
+        tail = file.read()
+    end, large = tail.rfind(b"PK\x05\x06"), tail.rfind(b"PK\x06\x06")
+    size = int.from_bytes(tail[end + 12 : end + 16], "little") if end >= 0 else 0
+    if size == 2**32 - 1 and large >= 0:  # as the larger record of zip64 says
+        size = int.from_bytes(tail[large + 40 : large + 48], "little")
+    if size > _DIRECTORY:
+        raise Refused(f"its directory has {size} bytes, more than {_DIRECTORY}")
 
-        def load() -> Any:
-            return _Unpickler(file, read).load()
 
-        if load() != _MAGIC or load() != _PROTOCOL:
-            raise ValueError("it has another format")
-        if not load().get("little_endian"):
-            raise _Refused("its numbers are big-endian")
-        unpickler = _Unpickler(file, read)
-        found = unpickler.load()
-        for key in load():
-            (length,) = struct.unpack("<q", file.read(8))
-            places[key] = file.tell()
-            file.seek(length * unpickler.storages[key].dtype.itemsize, io.SEEK_CUR)
-        if file.tell() > source.stat().st_size:
-            raise EOFError("the last array is cut off")
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The members of an archive by name.
+
+    Raises:
+        Refused: two have one name, one is encrypted or compressed in an unusual way, or all of
+            them would expand to far more than the file.
+    """
+    found: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = show(info.filename)
+        if info.filename in found:
+            raise Refused(f"it holds the member {name} twice")
+        if info.flag_bits & _ENCRYPTED:
+            raise Refused(f"its member {name} is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Refused(f"its member {name} is compressed by method {info.compress_type}")
+        found[info.filename] = info
+    total = sum(info.file_size for info in found.values())
+    if total > _RATIO * size + _SPARE:
+        raise Refused(f"its members expand to {total} bytes, but the file has only {size}")
     return found
+
+
+class _ZipReader:
+    """Reads numbers of storages; all bytes of a storage are compared with its checksum once."""
+
+    def __init__(self, archive: zipfile.ZipFile, arrays: dict[str, zipfile.ZipInfo]) -> None:
+        self._archive, self._arrays = archive, arrays
+        self._path = Path(str(archive.filename))
+        self._verified: set[str] = set()
+        # Tensors that share a compressed storage expand it again and again.
+        self._left = 4 * (_RATIO * self._path.stat().st_size + _SPARE)
+
+    def read(self, storage: Storage, first: int, count: int) -> np.ndarray:
+        """Numbers first .. first + count of a storage."""
+        info, dtype = self._arrays[storage.key], _dtype(storage)
+        start, size = first * dtype.itemsize, count * dtype.itemsize
+        if info.compress_type != zipfile.ZIP_STORED:
+            self._left -= info.file_size
+            if self._left < 0:
+                raise Refused("its tensors share compressed arrays, which takes too long to read")
+            body = self._archive.read(info)[start : start + size]
+            return np.frombuffer(body, dtype, len(body) // dtype.itemsize)
+        if storage.key not in self._verified:
+            with self._archive.open(info) as member:
+                while member.read(_CHUNK):  # raises at the end if the checksum differs
+                    pass
+            self._verified.add(storage.key)
+        return np.fromfile(self._path, dtype, count, offset=self._offset(info) + start)
+
+    def _offset(self, info: zipfile.ZipInfo) -> int:
+        """Where the bytes of a member begin, after its own header, which `open` has checked."""
+        with self._path.open("rb") as file:
+            file.seek(info.header_offset)
+            header = file.read(_LOCAL_HEADER)
+        name, extra = struct.unpack("<HH", header[26:30])
+        return int(info.header_offset + _LOCAL_HEADER + name + extra)
+
+
+# ---- before -------------------------------------------------------------------------------------
+
+
+def _open_old(source: Path) -> tuple[Any, Read]:
+    """Five pickles, then each storage as its length and its bytes."""
+    machine = Machine()
+    with source.open("rb") as file:
+        if machine.run(file) != _MAGIC or machine.run(file) != _PROTOCOL:
+            raise Damaged("it has another format")
+        system = machine.run(file)
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise Refused("its numbers are big-endian")
+        found, keys = machine.run(file), machine.run(file)
+        places = _places(file, keys, machine)
+    _check_lengths(machine, {key: size for key, (_, size) in places.items()})
+
+    def read(storage: Storage, first: int, count: int) -> np.ndarray:
+        dtype = _dtype(storage)
+        start = places[storage.key][0] + first * dtype.itemsize
+        return np.fromfile(source, dtype, count, offset=start)
+
+    return found, read
+
+
+def _places(file: IO[bytes], keys: Any, machine: Machine) -> dict[str, tuple[int, int]]:
+    """Where each storage begins, and its bytes.
+
+    Raises:
+        Damaged: keys are wrong, or the file ends too early.
+    """
+    if type(keys) is not list or not all(type(key) is str for key in keys):
+        raise Damaged("it has no list of its arrays")
+    end = _size(file)
+    places: dict[str, tuple[int, int]] = {}
+    for key in keys:
+        if key not in machine.storages or key in places:
+            raise Damaged(f"it lists the array {show(key)}, which no tensor has, or lists it twice")
+        (length,) = struct.unpack("<q", file.read(8))
+        size = length * _dtype(machine.storages[key]).itemsize
+        if length < 0 or file.tell() + size > end:
+            raise Damaged(f"its array {show(key)} is cut off")
+        places[key] = file.tell(), size
+        file.seek(size, io.SEEK_CUR)
+    return places
+
+
+def _size(file: IO[bytes]) -> int:
+    here = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(here)
+    return end

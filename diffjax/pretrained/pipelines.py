@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from absl import logging
 
+from diffjax.pretrained.config_specs import NETWORK, check_manifest
 from diffjax.pretrained.configs import class_name
 from diffjax.pretrained.files import (
     StrPath,
     Weights,
     inside,
     open_safetensors,
-    read_json,
     weights_file,
     write_json,
 )
@@ -33,6 +33,7 @@ from diffjax.pretrained.tokenizers import (
 )
 from diffjax.pretrained.vaes import choose_dtype, load_vae
 from diffjax.types import summarize
+from diffjax.untrusted import check, read_json
 
 TEXTS = ("text_encoder", "text_encoder_2")
 _SCHEDULE = dict(
@@ -149,13 +150,11 @@ def _from_folder(
                 f"{path} has no {own.name}: say where a tokenizer is (tokenizer=FOLDER)"
             )
         network = model(name)
-        return TextEncoder(
-            load_tokenizer(own) if tokenizer is None else _tokenizer_for(network, tokenizer),
-            network,
-        )
+        found = load_tokenizer(own) if tokenizer is None else _tokenizer_for(network, tokenizer)
+        return _pair(found, network, own if tokenizer is None else tokenizer)
 
-    unet_config = read_json(inside(folders["unet"], "config.json"))
-    vae_config = read_json(inside(folders["vae"], "config.json")) if "vae" in folders else None
+    unet_config = _read_config(folders["unet"])
+    vae_config = _read_config(folders["vae"]) if "vae" in folders else None
     if vae is None:
         _check_channels(unet_config, vae_config or {})
         autoencoder = model("vae", choose_dtype(vae_config or {}, dtype))
@@ -189,6 +188,7 @@ def _read_manifest(path: Path, vae: StrPath | None) -> dict[str, Any]:
     if not (path / "model_index.json").exists():
         raise FileNotFoundError(f"there is no model_index.json: {path} {describe_folder(path)}")
     manifest = read_json(inside(path, "model_index.json"))
+    check_manifest(manifest, path / "model_index.json")
     kind = manifest.get("_class_name")
     if isinstance(kind, str) and (family := name_family(kind)):
         raise ValueError(f"{path} is a model of {family} ({kind}), which is not supported; {READ}")
@@ -199,6 +199,30 @@ def _read_manifest(path: Path, vae: StrPath | None) -> dict[str, Any]:
             f"{path} ({kind}) is no text-to-image model: it lacks {', '.join(absent or TEXTS[:1])}"
         )
     return manifest
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The config of a network, after comparing what is read of it with the table of keys."""
+    file = inside(folder, "config.json")
+    config = read_json(file)
+    check(config, NETWORK, file)
+    return config
+
+
+def _pair(tokenizer: Tokenizer, model: Model, folder: StrPath) -> TextEncoder:
+    """A text encoder with its tokenizer.
+
+    Raises:
+        ValueError: the tokenizer has ids beyond the embeddings of the encoder, or longer texts.
+    """
+    most = max(tokenizer.backend.get_vocab().values())
+    if most >= model.net.vocabulary or tokenizer.length > model.net.positions:
+        raise ValueError(
+            f"the tokenizer in {folder} has ids up to {most} and texts of {tokenizer.length} "
+            f"tokens, but the text encoder has {model.net.vocabulary} embeddings and "
+            f"{model.net.positions} positions"
+        )
+    return TextEncoder(tokenizer, model)
 
 
 def _check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
@@ -270,7 +294,7 @@ def _from_file(
         autoencoder = own["vae"]
     texts = {}
     for name in (name for name in TEXTS if name in models):
-        texts[name] = TextEncoder(_tokenizer_for(models[name], tokenizer), models[name])
+        texts[name] = _pair(_tokenizer_for(models[name], tokenizer), models[name], tokenizer)
     unet = models["unet"]
     scheduler = _scheduler(open_safetensors(path), family, unet.config["in_channels"])
     base = family == "v2" and (prediction or scheduler["prediction_type"]) == "epsilon"

@@ -15,9 +15,9 @@ from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.models import Model
 from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.recognise import WORD, describe_keys
-from diffjax.pretrained.state_dict import name_some
 from diffjax.pretrained.tokenizers import Tokenizer, Tokens, with_concept
 from diffjax.types import Array, PyTree, summarize
+from diffjax.untrusted import name_some
 
 _EMBEDDING = "text_model.embeddings.token_embedding"
 

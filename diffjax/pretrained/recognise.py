@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
+
+from diffjax.untrusted import read_json
 
 READ = "Stable Diffusion 1, 2 and XL are read"
 # Beginnings of the classes of diffusers' pipelines and networks, the longer ones first.
@@ -134,23 +134,8 @@ def describe_folder(path: Path) -> str:
 
 def _class_in(config: Path) -> str:
     try:
-        found = json.loads(config.read_text("utf-8"))
+        found = read_json(config)
         names = found.get("architectures") or [None]
         return str(found.get("_class_name") or names[0] or "of an unnamed class")
-    except (ValueError, AttributeError, TypeError, KeyError):
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return "of an unnamed class"
-
-
-@contextmanager
-def naming(what: str) -> Iterator[None]:
-    """Errors inside begin with what was being read.
-
-    Raises:
-        FileNotFoundError, ValueError: there was one.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{what}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error

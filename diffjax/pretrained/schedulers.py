@@ -19,10 +19,12 @@ import numpy as np
 from diffjax import grids, parameterization, samplers
 from diffjax.pretrained import scheduler_levels as levels
 from diffjax.pretrained.betas import Options
-from diffjax.pretrained.files import StrPath, read_json, write_json
+from diffjax.pretrained.config_specs import NETWORK, check_scheduler
+from diffjax.pretrained.files import StrPath, write_json
 from diffjax.pretrained.scheduler_kinds import INSTEAD, KINDS, KNOWN, Kind
 from diffjax.pretrained.scheduler_levels import Asked
 from diffjax.types import Denoiser, Grid, Parameterization, Rows, Sampler, Schedule, choose
+from diffjax.untrusted import check, naming, read_json, show
 
 FILE = "scheduler_config.json"
 PREDICTIONS = {
@@ -73,10 +75,16 @@ def load_scheduler(source: Mapping[str, Any] | StrPath, *, eta: float | None = N
         FileNotFoundError: there is no such file.
         ValueError: the class or an option is unknown, or a value is not supported; all are named.
     """
-    config = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    if not isinstance(source, Mapping):
+        path = Path(source) / FILE if Path(source).is_dir() else Path(source)
+        config = read_json(path)
+        with naming(path):
+            return load_scheduler(config, eta=eta)
+    config = dict(source)
     if "_class_name" not in config:
         raise ValueError("this scheduler config has no _class_name")
     name = config["_class_name"]
+    check({"_class_name": name}, NETWORK, "this scheduler config")
     if name in INSTEAD:
         raise ValueError(f"{name} is not supported: {INSTEAD[name]}")
     kind = choose("scheduler class", name, KINDS)
@@ -93,10 +101,6 @@ def load_scheduler(source: Mapping[str, Any] | StrPath, *, eta: float | None = N
         functools.partial(_bound, kind, o),
         config,
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path / FILE if path.is_dir() else path)
 
 
 def save_scheduler(scheduler: Scheduler, folder: StrPath) -> None:
@@ -160,17 +164,20 @@ def _checked(name: str, kind: Kind, config: Mapping[str, Any]) -> dict[str, Any]
     """
     problems, out = [], dict(kind.defaults)
     for key, value in config.items():
-        if key in kind.aliases:
+        # Numbers of NumPy are as good as Python's.
+        value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+        if key in kind.aliases and isinstance(value, str):
             value = kind.aliases[key].get(value, value)
         if key in kind.fixed and value not in kind.fixed[key]:
             allowed = " or ".join(map(repr, kind.fixed[key]))
-            problems.append(f"{key}={value!r} (only {allowed})")
+            problems.append(f"{key}={show(value)} (only {allowed})")
         elif key in kind.defaults:
             out[key] = value
         elif key not in KNOWN and not key.startswith("_"):
-            problems.append(f"{key}={value!r} (unknown)")
+            problems.append(f"{show(key)[1:-1]}={show(value)} (unknown)")
     if problems:
         raise ValueError(f"this {name} is not supported: {', '.join(problems)}")
+    check_scheduler(out, kind.defaults, f"the config of {name}")
     levels.respaced(out)
     _check_flow(name, out)
     return out

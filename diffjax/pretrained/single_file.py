@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from diffjax.pretrained.files import StrPath, Weights, open_safetensors
 from diffjax.pretrained.models import Model, Sharding, fill
-from diffjax.pretrained.recognise import describe_keys, naming
+from diffjax.pretrained.recognise import describe_keys
 from diffjax.pretrained.single_file_parts import (
     HEAD,
     Part,
@@ -25,8 +25,8 @@ from diffjax.pretrained.single_file_parts import (
     count_numbers,
     open_clip_part,
 )
-from diffjax.pretrained.state_dict import name_some
 from diffjax.types import choose
+from diffjax.untrusted import name_some, naming
 
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from diffjax.types import PyTree
+from diffjax.untrusted import name_some
 from diffjax.writing import replace_file
 
 _RENAMED = ("kernel", "scale", "embedding")
@@ -127,8 +128,9 @@ def from_state_dict(
             the key of the first.
 
     Raises:
-        ValueError: keys are missing or unexpected, a shape differs, a weight is not finite, or
-            joined paths of ``like`` are not unique.
+        ValueError: keys are missing or unexpected, a shape differs, a weight is of another kind
+            (integers for floats), not finite, or too large for its type, or joined paths of
+            ``like`` are not unique.
     """
     named, structure = _named(like)
     found = {key for key in state if not key.endswith(_BUFFERS)}
@@ -142,22 +144,42 @@ def from_state_dict(
 
 def _filled(leaf: _Leaf, state: Mapping[str, Any]) -> np.ndarray:
     """The array of a leaf, cast layer by layer."""
-    out = np.empty(leaf.value.shape, leaf.value.dtype)
-    for key, layer in zip(leaf.keys, out if leaf.stacked else out[None], strict=True):
-        value = np.asarray(state[key])
-        if value.shape != leaf.shape():
-            raise ValueError(f"{key} has shape {value.shape}, but the network needs {leaf.shape()}")
-        if not np.isfinite(value).all():
-            raise ValueError(f"{key} holds values that are not finite; the weights are damaged")
-        layer.transpose(leaf.outward())[...] = value
-    return out
+    out: np.ndarray | None = None
+    for place, key in enumerate(leaf.keys):
+        value = _checked(key, np.asarray(state[key]), leaf)
+        if out is None:  # reserved once a first array of the right shape is there
+            out = np.empty(leaf.value.shape, leaf.value.dtype)
+        layer = out[place] if leaf.stacked else out
+        with np.errstate(over="ignore"):
+            layer.transpose(leaf.outward())[...] = value
+        if not np.isfinite(layer).all():
+            raise ValueError(
+                f"{key} holds values that are too large for {out.dtype}, up to "
+                f"{np.abs(value).max():g}; load it as float32 or bfloat16"
+            )
+    return np.empty(leaf.value.shape, leaf.value.dtype) if out is None else out
 
 
-def name_some(keys: Collection[str], most: int = 3) -> str:
-    """Some of the keys for a message, and how many more there are."""
-    some = list(keys)[:most]
-    rest = len(keys) - len(some)
-    return ", ".join(some) + (f" and {rest} more" if rest else "")
+def _checked(key: str, value: np.ndarray, leaf: _Leaf) -> np.ndarray:
+    """An array of a state dict that fits a leaf.
+
+    Raises:
+        ValueError: its shape or kind differs, or it is not finite.
+    """
+    if value.shape != leaf.shape():
+        raise ValueError(f"{key} has shape {value.shape}, but the network needs {leaf.shape()}")
+    if _kind(value.dtype) != _kind(leaf.value.dtype):
+        raise ValueError(
+            f"{key} holds numbers of type {value.dtype}, but the network needs {leaf.value.dtype}"
+        )
+    if not np.isfinite(value).all():
+        raise ValueError(f"{key} holds values that are not finite; the weights are damaged")
+    return value
+
+
+def _kind(dtype: Any) -> str:
+    kinds = {"floats": np.floating, "integers": np.integer, "complex": np.complexfloating}
+    return next((k for k, v in kinds.items() if jax.dtypes.issubdtype(dtype, v)), "others")
 
 
 def _check_keys(found: set[str], wanted: set[str]) -> None:

@@ -23,7 +23,15 @@ import numpy as np
 import tokenizers as hf
 from tokenizers import models, normalizers, pre_tokenizers
 
-from diffjax.pretrained.files import StrPath, inside, read_json, write_json
+from diffjax.pretrained.config_specs import TOKENIZER
+from diffjax.pretrained.files import StrPath, inside, write_json
+from diffjax.pretrained.tokenizer_files import (
+    list_added,
+    read_backend,
+    read_merges,
+    read_vocabulary,
+)
+from diffjax.untrusted import check, name_some, read_json
 
 EMPHASIS = 1.1
 OPEN_CLIP_PAD = "!"  # in place of the end token, in SD 2 and the second encoder of XL
@@ -133,11 +141,12 @@ def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
     """
     path = Path(folder)
     config = _special(path)
+    check(config, TOKENIZER, path / "tokenizer_config.json")
     backend = _backend(path)
     names = [_content(config.get(f"{k}_token"), d) for k, d in (("bos", _START), ("eos", _END))]
     names.append(pad or _content(config.get("pad_token"), names[1]))
     if absent := [name for name in names if backend.token_to_id(name) is None]:
-        raise ValueError(f"the vocabulary in {path} lacks {', '.join(absent)}")
+        raise ValueError(f"the vocabulary in {path} lacks {name_some(absent)}")
     # A prompt may hold them: then they are one token, as in transformers.
     backend.add_special_tokens(list(dict.fromkeys(names)))
     length = config.get("model_max_length") or _LENGTH
@@ -203,23 +212,14 @@ def _content(token: Any, default: str) -> str:
 
 def _backend(path: Path) -> hf.Tokenizer:
     if (path / "tokenizer.json").exists():
-        source = inside(path, "tokenizer.json")
-        read_json(source)  # for an error that names the file
-        backend = hf.Tokenizer.from_file(str(source))
-        backend.no_padding()
-        backend.no_truncation()
-        return backend
+        return read_backend(inside(path, "tokenizer.json"))
     if not ((path / "vocab.json").exists() and (path / "merges.txt").exists()):
         raise FileNotFoundError(f"{path} has neither tokenizer.json nor vocab.json and merges.txt")
-    vocabulary = read_json(inside(path, "vocab.json"))
-    lines = inside(path, "merges.txt").read_text("utf-8").split("\n")
-    pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
-    if wrong := [pair for pair in pairs if len(pair) != 2]:
-        raise ValueError(f"{path / 'merges.txt'} has a line that is no pair: {wrong[0]}")
-    backend = build(vocabulary, [(a, b) for a, b in pairs])
-    listed = _optional(path, "tokenizer_config.json").get("added_tokens_decoder") or {}
-    added = {one["content"]: int(i) for i, one in listed.items() if not one.get("special")}
-    _add_words(backend, {**added, **_optional(path, "added_tokens.json")}, path)
+    vocabulary = read_vocabulary(inside(path, "vocab.json"))
+    backend = build(vocabulary, read_merges(inside(path, "merges.txt"), vocabulary))
+    listed = _optional(path, "tokenizer_config.json").get("added_tokens_decoder")
+    more = _optional(path, "added_tokens.json")
+    _add_words(backend, list_added(listed, more, path), path)
     return backend
 
 

@@ -17,9 +17,10 @@ from diffjax.pretrained.files import (
     weights_file,
 )
 from diffjax.pretrained.models import Model, Sharding, fill
-from diffjax.pretrained.recognise import describe_keys, naming
+from diffjax.pretrained.recognise import describe_keys
 from diffjax.pretrained.single_file import AUTOENCODER, FAMILIES
 from diffjax.pretrained.single_file_parts import Part, autoencoder_part, below
+from diffjax.untrusted import naming
 
 _CLASSES = ("AutoencoderKL", "VQModel")
 

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from absl import logging
 
+from diffjax.untrusted import check, read_json, show, text
 from diffjax.writing import write_atomically
 
 MANIFEST = "manifest.json"
+_DIGEST = text(64)
 LOCK = ".writer"
 
 
@@ -44,10 +46,14 @@ def verify(folder: Path) -> None:
     if not (folder / MANIFEST).exists():
         raise CheckpointError(f"{folder / MANIFEST} is missing")
     try:
-        wanted = json.loads((folder / MANIFEST).read_text()).items()
-    except (ValueError, AttributeError) as error:
+        wanted = read_json(folder / MANIFEST)
+        check(wanted, dict.fromkeys(wanted, _DIGEST), folder / MANIFEST)
+    except ValueError as error:
         raise CheckpointError(f"{folder / MANIFEST} is damaged: {error}") from error
-    for name, digest in wanted:
+    for name, digest in wanted.items():
+        parts = Path(name).parts
+        if Path(name).is_absolute() or ".." in parts or "\0" in name:
+            raise CheckpointError(f"{folder / MANIFEST} names {show(name)}, outside of its folder")
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name} is missing")
         if _digest(folder / name) != digest:

@@ -1,0 +1,389 @@
+"""A pickle's program, run by a machine that has nothing but data: no class, no call, no import.
+
+The standard unpickler trusts the file: it looks classes up, calls them, lets them change
+themselves, hashes what it is told to and reserves the memory that is asked for. The machine here
+knows the instructions that state dicts need. Its values are plain Python data, `Storage` and
+`View`; four names stand for what builds them. Work and memory are bounded by the bytes of the
+pickle, which are bounded themselves.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable
+from typing import IO, Any, NamedTuple
+
+from diffjax.untrusted import show
+
+PICKLE_BYTES = 64 * 2**20
+STEPS = 2_000_000  # instructions, and entries that they go through
+AXES = 16
+_KEY_LENGTH, _TUPLES = 8, 10_000  # entries of a key that is a tuple, and such keys
+_LARGEST = 2**48  # of sizes, strides and lengths
+_SMALL = 2**16  # numbers that a view may repeat, as of a constant that was expanded
+_HASHED = 2**60  # integers below it are their own hash, so that none collide by design
+
+STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+
+
+class Refused(Exception):
+    """The pickle asks for more than a state dict needs."""
+
+
+class Damaged(Exception):
+    """The pickle is cut, or its instructions make no sense."""
+
+
+class Storage(NamedTuple):
+    """A flat array of the file: name of its type, key and length, as the pickle says."""
+
+    dtype: str
+    key: str
+    length: int
+
+
+class View(NamedTuple):
+    """A tensor: a strided view of a storage, within the length that the pickle says."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def last(self) -> int:
+        """Place of the last number that the view reaches in its storage; -1 if it has none."""
+        if 0 in self.size:
+            return -1
+        return self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
+
+
+class _Name(NamedTuple):
+    """A name of the file that is allowed; calling it is up to the machine."""
+
+    module: str
+    name: str
+
+
+class _Mark:
+    """Where a group of values begins on the stack."""
+
+
+class _Bounded:
+    """The bytes of one pickle, at most `PICKLE_BYTES` of a file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._left = PICKLE_BYTES
+
+    def read(self, count: int) -> bytes:
+        self._use(count)
+        return self._file.read(count)
+
+    def readline(self) -> bytes:
+        line = self._file.readline(self._left + 1)
+        self._use(len(line))
+        return line
+
+    def _use(self, count: int) -> None:
+        if count > self._left:
+            raise Refused(f"its pickle, or a text in it, has more than {PICKLE_BYTES} bytes")
+        self._left -= count
+
+
+class Machine:
+    """Runs pickles of one file, which share its storages.
+
+    Attributes:
+        storages: those that the pickles named, by key.
+    """
+
+    def __init__(self) -> None:
+        self.storages: dict[str, Storage] = {}
+        self._steps = self._tuples = 0
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def run(self, file: IO[bytes]) -> Any:
+        """The value of the pickle that begins here; the file is left at its end.
+
+        Raises:
+            Refused: it has an instruction, name or size that no state dict needs.
+            Damaged: it is cut, or wrong.
+        """
+        self._stack, self._memo = [], {}
+        try:
+            for code, argument, _ in pickletools.genops(_Bounded(file)):  # type: ignore[arg-type]
+                self._spend(1)
+                if code.name == "STOP":
+                    return self._pop()
+                act = _ACTS.get(code.name)
+                if act is None:
+                    raise Refused(
+                        f"it has the instruction {code.name}, which a state dict does not need"
+                    )
+                act(self, argument)
+        # What genops raises where a pickle ends early, has an unknown code or a bad argument.
+        except (ValueError, OverflowError, EOFError) as error:
+            raise Damaged(f"its pickle is cut or damaged: {str(error)[:200]}") from error
+        raise Damaged("its pickle has no end")
+
+    def _spend(self, count: int) -> None:
+        self._steps += count
+        if self._steps > STEPS:
+            raise Refused(f"its pickle has more than {STEPS} instructions")
+
+    # ---- the stack ----
+
+    def _pop(self) -> Any:
+        if not self._stack or self._stack[-1] is _Mark:
+            raise Damaged("its pickle takes a value that is not there")
+        return self._stack.pop()
+
+    def _top(self, kind: type, what: str) -> Any:
+        if not self._stack or type(self._stack[-1]) is not kind:
+            raise Damaged(f"its pickle puts entries into what is no {what}")
+        return self._stack[-1]
+
+    def _group(self) -> list[Any]:
+        """The values since the last mark."""
+        for place in range(len(self._stack) - 1, -1, -1):
+            if self._stack[place] is _Mark:
+                group = self._stack[place + 1 :]
+                del self._stack[place:]
+                return group
+        raise Damaged("its pickle ends a group that has no beginning")
+
+    def push(self, value: Any) -> None:
+        """An argument as a value. Text has to be Unicode, since it ends up in messages."""
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise Damaged(f"its pickle holds text that is no Unicode: {show(value)}") from None
+        self._stack.append(value)
+
+    def mark(self, _: Any) -> None:
+        self._stack.append(_Mark)
+
+    def pop(self, _: Any) -> None:
+        self._pop()
+
+    def pop_mark(self, _: Any) -> None:
+        self._group()
+
+    def put(self, place: Any) -> None:
+        value = self._pop()
+        self._stack.append(value)
+        self._memo[len(self._memo) if place is None else int(place)] = value
+
+    def get(self, place: Any) -> None:
+        if place not in self._memo:
+            raise Damaged("its pickle fetches a value that it has not stored")
+        self._stack.append(self._memo[place])
+
+    # ---- containers ----
+
+    def tuple_of(self, count: int) -> None:
+        parts = [self._pop() for _ in range(count)]
+        self._stack.append(tuple(reversed(parts)))
+
+    def append(self, _: Any) -> None:
+        value = self._pop()
+        self._top(list, "list").append(value)
+
+    def extend(self, _: Any) -> None:
+        values = self._group()
+        self._top(list, "list").extend(values)
+
+    def set_item(self, _: Any) -> None:
+        value, key = self._pop(), self._pop()
+        self._set(self._top(dict, "dictionary"), key, value)
+
+    def set_items(self, _: Any) -> None:
+        values = self._group()
+        self._fill(self._top(dict, "dictionary"), values)
+
+    def dictionary(self, _: Any) -> None:
+        out: dict[Any, Any] = {}
+        self._fill(out, self._group())
+        self._stack.append(out)
+
+    def _fill(self, target: dict[Any, Any], values: list[Any]) -> None:
+        if len(values) % 2:
+            raise Damaged("its pickle has a key without a value")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            self._set(target, key, value)
+
+    def _set(self, target: dict[Any, Any], key: Any, value: Any) -> None:
+        if type(key) is tuple:
+            self._tuples += 1
+            flat = len(key) <= _KEY_LENGTH and all(map(_is_plain, key))
+            if not flat or self._tuples > _TUPLES:
+                raise Refused("a key of a dictionary is a tuple that is long, or holds more tuples")
+        elif not _is_plain(key):
+            raise Refused(f"a key of a dictionary is of type {type(key).__name__}, no text")
+        if key in target:
+            raise Damaged(f"a dictionary of its pickle has the key {show(key)} twice")
+        target[key] = value
+
+    # ---- names and what they build ----
+
+    def name(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        self._name(module, name)
+
+    def name_from_stack(self, _: Any) -> None:
+        name, module = self._pop(), self._pop()
+        if type(name) is not str or type(module) is not str:
+            raise Damaged("its pickle has a name that is no text")
+        self._name(module, name)
+
+    def _name(self, module: str, name: str) -> None:
+        found = _Name(module, name)
+        if found not in _BUILDERS and not (module == "torch" and name in STORAGES):
+            asked = show(f"{module}.{name}").strip("'\"")
+            raise Refused(f"it asks for {asked}, which a state dict does not need")
+        self._stack.append(found)
+
+    def reduce(self, _: Any) -> None:
+        arguments, function = self._pop(), self._pop()
+        if type(function) is not _Name or function not in _BUILDERS:
+            raise Refused("it calls what is no function of a state dict")
+        if type(arguments) is not tuple:
+            raise Damaged("its pickle calls a function without arguments")
+        self._stack.append(_BUILDERS[function](self, *arguments[: AXES + 1]))
+
+    def build(self, _: Any) -> None:
+        """Attributes of an ordered dictionary (a state dict's versions): not needed, left out."""
+        self._pop()
+        if not self._stack or type(self._stack[-1]) is not dict:
+            raise Refused("it changes the attributes of what is no dictionary")
+
+    def storage(self, _: Any) -> None:
+        pid = self._pop()
+        if type(pid) is not tuple or not 5 <= len(pid) <= 6 or any(v is not None for v in pid[5:]):
+            raise Refused("it refers to something else than a plain storage")
+        kind, dtype, key, _, length = pid[:5]
+        known = type(dtype) is _Name and dtype.name in STORAGES
+        if kind != "storage" or not known:
+            raise Refused(f"it refers to {show(kind)}, not to a plain storage")
+        if type(key) is not str or not 1 <= len(key) <= 256:
+            raise Refused("it refers to a storage whose key is no text")
+        if not _is_size(length) or length < 0:
+            raise Refused(f"the storage {show(key)} has the length {show(length)}")
+        found = Storage(STORAGES[dtype.name], key, length)
+        if self.storages.setdefault(key, found) != found:
+            raise Refused(f"the storage {show(key)} is there with two types or lengths")
+        self._stack.append(found)
+
+    def ordered(self, *arguments: Any) -> dict[Any, Any]:
+        """An ordered dictionary, of a list of pairs as Python 2 wrote it."""
+        out: dict[Any, Any] = {}
+        pairs = arguments[0] if arguments else []
+        if len(arguments) > 1 or type(pairs) is not list:
+            raise Damaged("its pickle makes a dictionary of what is no list of pairs")
+        self._spend(len(pairs))
+        for pair in pairs:
+            if type(pair) not in (list, tuple) or len(pair) != 2:
+                raise Damaged("its pickle makes a dictionary of what is no list of pairs")
+            self._set(out, *pair)
+        return out
+
+    def parameter(self, *arguments: Any) -> Any:
+        """The tensor of a parameter."""
+        if not 1 <= len(arguments) <= 3 or type(arguments[0]) is not View:
+            raise Damaged("its pickle makes a parameter of what is no tensor")
+        return arguments[0]
+
+    def view(self, *arguments: Any) -> View:
+        """A tensor, within the bounds that its storage says."""
+        if not 4 <= len(arguments) <= 7 or type(arguments[0]) is not Storage:
+            raise Refused("it makes a tensor of what is no storage")
+        storage, offset, size, stride = arguments[:4]
+        for sizes in (size, stride):
+            flat = type(sizes) in (tuple, list) and len(sizes) <= AXES
+            if not flat or not all(map(_is_size, sizes)):
+                raise Refused("a tensor has sizes or strides that are no short list of integers")
+        if not _is_size(offset) or len(size) != len(stride):
+            raise Refused("a tensor has no offset, or strides for another shape")
+        found = View(storage, offset, tuple(size), tuple(stride))
+        _check_bounds(found)
+        return found
+
+
+def _check_bounds(view: View) -> None:
+    """
+    Raises:
+        Refused: the view leaves its storage, or repeats its numbers many times.
+    """
+    count = 1
+    for n in view.size:
+        count *= n
+    said = f"a tensor {show(view.size)} with strides {show(view.stride)}"
+    if min((view.offset, *view.size, *view.stride)) < 0 or view.last >= view.storage.length:
+        raise Refused(f"{said} leaves its storage")
+    if count > max(view.storage.length, _SMALL):
+        raise Refused(f"{said} has more numbers than its storage")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and abs(value) < _LARGEST
+
+
+def _is_plain(key: Any) -> bool:
+    return type(key) is str or (type(key) is int and abs(key) < _HASHED)
+
+
+_BUILDERS: dict[_Name, Callable[..., Any]] = {
+    _Name("collections", "OrderedDict"): Machine.ordered,
+    _Name("torch._utils", "_rebuild_tensor_v2"): Machine.view,
+    _Name("torch._utils", "_rebuild_tensor"): Machine.view,
+    _Name("torch._utils", "_rebuild_parameter"): Machine.parameter,
+}
+_VALUES = (
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE"),
+    *("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+)
+_ACTS: dict[str, Callable[[Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda machine, _: None),
+    **dict.fromkeys(_VALUES, Machine.push),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "MARK": Machine.mark,
+    "POP": Machine.pop,
+    "POP_MARK": Machine.pop_mark,
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Machine.get),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "TUPLE1": lambda machine, _: machine.tuple_of(1),
+    "TUPLE2": lambda machine, _: machine.tuple_of(2),
+    "TUPLE3": lambda machine, _: machine.tuple_of(3),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine._group())),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "LIST": lambda machine, _: machine.push(machine._group()),
+    "APPEND": Machine.append,
+    "APPENDS": Machine.extend,
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "DICT": Machine.dictionary,
+    "SETITEM": Machine.set_item,
+    "SETITEMS": Machine.set_items,
+    "GLOBAL": Machine.name,
+    "STACK_GLOBAL": Machine.name_from_stack,
+    "REDUCE": Machine.reduce,
+    "BUILD": Machine.build,
+    "BINPERSID": Machine.storage,
+}

@@ -1,0 +1,1 @@
+"""Files that are damaged on purpose, format by format: what reading them ends in."""
