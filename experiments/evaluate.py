@@ -191,7 +191,8 @@ _FILES = ("clip", "prompts", "lpips", "pairs", "num", "out", "metrics")
 MODES = {
     "save_reference": ("save_reference", *_FEATURES),
     "images": ("images", *_FEATURES, *_FILES),
-    "sweep": ("sweep", "name", "seeds", "metrics", "num", *_MODEL),
+    # The reference has a message of its own.
+    "sweep": ("sweep", "name", "seeds", "metrics", "num", "reference", "reference_num", *_MODEL),
     "": (
         *(*_MODEL, *_FEATURES, "lpips", "pairs", "num", "out", "metrics"),
         *("seed", "seeds", "bits_steps", "save_reconstructions"),

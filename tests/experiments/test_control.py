@@ -59,10 +59,10 @@ def test_an_untrained_net_starts_from_its_base(tmp_path):
 
 def test_a_base_is_needed(execute, tmp_path):
     config = f"--config={CONFIG}"
-    out = execute("train", config, f"--workdir={tmp_path}", "--config.control.base=", code=1)
+    out = execute("train", config, f"--workdir={tmp_path}", "--config.control.base=", code=2)
     assert "--config.control.base is needed" in out
     out = execute(
-        "train", config, f"--workdir={tmp_path}", "--config.control.base=/nowhere", code=1
+        "train", config, f"--workdir={tmp_path}", "--config.control.base=/nowhere", code=2
     )
     assert "/nowhere is no workdir, diffusers folder or .safetensors file" in out
 

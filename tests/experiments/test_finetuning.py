@@ -342,7 +342,7 @@ def test_tokenizers_and_captions_are_checked(root):
 
 def test_no_folder_for_other_configs(execute, tmp_path):
     options = ("--config=configs/ddpm.py:digits", f"--workdir={tmp_path}")
-    assert "must end in .safetensors" in execute("export", *options, "--out=x", code=1)
+    assert "must end in .safetensors" in execute("export", *options, "--out=x", code=2)
 
 
 def test_a_run_is_no_model(root):

@@ -47,7 +47,7 @@ def test_two_stages(execute, first, tmp_path):
     other = tmp_path / "other"
     message = execute(
         "train", config, weights, "--config.autoencoder.latent_channels=5", f"--workdir={other}",
-        code=1,
+        code=2,
     )  # fmt: skip
     assert "is not the one of config.autoencoder" in message and "has shape" in message
 
@@ -77,6 +77,6 @@ def test_captions_are_judged_for_every_scale(execute, tmp_path):
     assert all(0 <= row["all"] <= row["colour"] <= 1 for row in rows)
     assert (tmp_path / "sweeps/sweep.png").exists()
     again = ("evaluate", f"--workdir={tmp_path}", *options)
-    assert "2 of 2 rows" in execute(*again, "--steps=3", code=1)  # of other settings: not reused
+    assert "2 of 2 rows" in execute(*again, "--steps=3", code=2)  # of other settings: not reused
     execute(*again)
     assert file.read_text() == first

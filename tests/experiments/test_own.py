@@ -236,7 +236,7 @@ def test_classes_from_training_to_pictures(execute, folder, tmp_path):
     assert "classes in turn: dog" in out
     made = np.load(next((run / "samples").glob("*.npz")))["images"]
     assert made.shape == (2, 40, 56, 3)
-    out = execute("sample", f"--workdir={run}", "--label=fox", code=1)
+    out = execute("sample", f"--workdir={run}", "--label=fox", code=2)
     assert "there is no class 'fox'; choose from cat, dog" in out
     picture(images / "cat" / "new.png", np.random.default_rng(1))
     out = train(execute, "classes", images, run, "--config.train.steps=3", code=1)

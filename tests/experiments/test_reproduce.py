@@ -163,9 +163,9 @@ def test_papers_at_their_own_scale_are_commands(tmp_path):
 
 
 def test_unknown_papers_and_pieces_list_the_choices(execute):
-    out = execute("reproduce", "--paper=dpm", "--list", code=1)
+    out = execute("reproduce", "--paper=dpm", "--list", code=2)
     assert "choose from ['ddpm'" in out
-    out = execute("reproduce", "--paper=ddim", "--only=dim", "--list", code=1)
+    out = execute("reproduce", "--paper=ddim", "--only=dim", "--list", code=2)
     assert "choose from ['train-ddpm14', 'ddim', 'ddim-100'" in out
     assert "ddim: reconstruction (" in execute("reproduce", "--paper=ddim", "--list")
 

@@ -1,0 +1,92 @@
+"""What strangers may ask of the web page: bounds, and the hosts that it answers to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+class Limits(NamedTuple):
+    """The most that one request may ask for.
+
+    Attributes:
+        pixels: of the image that is made, height times width.
+        steps: of the sampler.
+        characters: of the prompt, and of the negative prompt.
+        upload_pixels: of each image that is uploaded.
+        seconds: that a request may run; it is stopped at its next step.
+        sizes: image sizes that stay compiled at a time.
+    """
+
+    pixels: int = 2**20
+    steps: int = 150
+    characters: int = 2000
+    upload_pixels: int = 2**24
+    seconds: float = 600.0
+    sizes: int = 8
+
+
+def check_number(name: str, value: Any) -> None:
+    """
+    Raises:
+        ValueError: the value of a field is missing, no number, or not finite.
+    """
+    if value is None:
+        raise ValueError(f"{name} is empty")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a number, got {str(value)[:40]!r}")
+
+
+def check_text(name: str, value: Any, limits: Limits) -> None:
+    """
+    Raises:
+        ValueError: the value of a field is no text, or longer than the page takes.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text, got {type(value).__name__}")
+    if len(value) > limits.characters:
+        raise ValueError(
+            f"{name} has {len(value)} characters; this page takes at most {limits.characters}"
+        )
+
+
+def check_work(height: float, width: float, steps: float, limits: Limits) -> None:
+    """Compare what a request costs with what the page allows, before anything is allocated.
+
+    Args:
+        height, width: of the image to make, in pixels.
+
+    Raises:
+        ValueError: a value is too large or not positive; it is named with the bound.
+    """
+    if not 1 <= steps <= limits.steps:
+        raise ValueError(f"steps must lie in 1 .. {limits.steps} on this page, got {steps:g}")
+    if height < 1 or width < 1 or height * width > limits.pixels:
+        side = math.isqrt(limits.pixels)
+        raise ValueError(
+            f"the image would have {height:.0f} x {width:.0f} pixels; this page makes at most "
+            f"{limits.pixels}, such as {side} x {side}"
+        )
+
+
+def list_hosts(host: str, more: Iterable[str]) -> list[str]:
+    """Values of the Host header that the page answers to.
+
+    Args:
+        host: the address that it listens on; 0.0.0.0 and :: are every address, and no name.
+        more: other names of this machine that users type.
+
+    Raises:
+        ValueError: a name is empty or not a host name.
+    """
+    own = () if host in ("0.0.0.0", "::", "") else (host,)
+    names = list(dict.fromkeys((*LOCAL, *own, *more)))
+    for name in names:
+        if not name or any(c in name for c in " /@") or (":" in name and name not in LOCAL):
+            raise ValueError(
+                f"{name!r} is no host name; give names without a port, such as a.b.org"
+            )
+    return names
