@@ -94,8 +94,8 @@ def check_values(config: dict[str, Any], where: object) -> None:
     for key, value in flat.items():
         if not _is_plain(value):
             raise ValueError(
-                f"{where}: {show(key)[1:-1]} is {show(value)}, which is no value of a config: they "
-                "are finite numbers, text, true, false, null and lists of these"
+                f"{where}: {name_some([key])} is {show(value)}, which is no value of a config: "
+                "they are finite numbers, text, true, false, null and lists of these"
             )
     for key, kind in _list_types(base()):
         if key in flat and key not in SPECS and not _is_alike(flat[key], kind):

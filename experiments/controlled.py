@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from diffjax.tasks import make_task
 from diffjax.tasks.controlnet import NET, at_work, controlled, make_controlled
 from diffjax.train.sharding import replicated
 from diffjax.types import choose, select_options
+from diffjax.untrusted import read_json
 from experiments import common, finetuning, generation, inputs, stored_config, weights
 
 RANDOM = "random"  # in place of a base: untrained, for tests
@@ -110,7 +110,7 @@ def _state(where: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return to_state_dict(state.ema), state.extra
     if not (where / "config.json").is_file():
         raise common.UsageError(f"{where} is no workdir, diffusers folder or .safetensors file")
-    if "_class_name" in json.loads((where / "config.json").read_text()):
+    if "_class_name" in read_json(where / "config.json"):
         return to_state_dict(load_model(where).params), {}
     stored = stored_config.get_config(str(where / "config.json"))
     state = common.restore_from(stored, common.task_of(stored), where / "checkpoints")

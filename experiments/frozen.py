@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from diffjax.tasks.conditions import make_clips
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
 from diffjax.train.sharding import place, tree_sharding, with_sharding
+from diffjax.untrusted import read_json
 from experiments import classifying, common, controlled, finetuning, weights
 
 RANDOM = "random"  # in place of weights: untrained, for tests
@@ -199,7 +199,7 @@ def _state(where: Path) -> dict[str, Any]:
         return {key: file[key] for key in file if not key.startswith("extra")}
     if not (where / "config.json").is_file():
         raise common.UsageError(f"{where} is no workdir, diffusers folder or .safetensors file")
-    config = json.loads((where / "config.json").read_text())
+    config = read_json(where / "config.json")
     if "_class_name" in config:
         return to_state_dict(load_model(where).params)
     if config.get("task") != "autoencoder":

@@ -18,6 +18,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffjax.nets.classifier import Classifier
+from diffjax.untrusted import parse_json
 from diffjax.writing import write_atomically
 
 # data set -> weights in use
@@ -99,9 +100,13 @@ def load_network(path: str | os.PathLike[str]) -> FeatureNetwork:
         raise ValueError(f"cannot read the feature network {path}: {error}") from error
     if meta.get("format") != FORMAT:
         raise ValueError(f"{path} is not a feature network: its format is {meta.get('format')!r}")
-    config = json.loads(meta["config"])
-    model = Classifier(**config["model"])
-    shape, levels = tuple(config["shape"]), int(config["levels"])
+    try:
+        config = parse_json(meta["config"], path)
+        model = Classifier(**config["model"])
+        shape, levels = tuple(config["shape"]), int(config["levels"])
+        accuracy = float(meta["accuracy"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the notes of the feature network {path} are damaged: {error}") from error
     expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
     wanted = {key: leaf.shape for key, leaf in flatten_dict(expected, sep=".").items()}
     found = {key: leaf.shape for key, leaf in flat.items()}
@@ -114,7 +119,7 @@ def load_network(path: str | os.PathLike[str]) -> FeatureNetwork:
         dim=model.features,
         apply=functools.partial(_apply, model, levels, params),
         shape=shape,
-        accuracy=float(meta["accuracy"]),
+        accuracy=accuracy,
         levels=levels,
         params=params,
     )

@@ -20,7 +20,7 @@ from diffjax.nets.unet import UNet
 from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, AVERAGED, Config, Kind, ratio
 from diffjax.pretrained.config_specs import NETWORK
 from diffjax.types import PyTree, choose
-from diffjax.untrusted import check, show
+from diffjax.untrusted import check, name_some, show
 
 _NAMES = ("_class_name", "architectures")
 
@@ -119,7 +119,7 @@ def _checked(name: str, kind: Kind, config: Config) -> dict[str, Any]:
                 allowed = " or ".join(map(repr, kind.fixed[key]))
                 problems.append(f"{key}={show(value)} (only {allowed})")
         elif key not in kind.ignored and not key.startswith("_"):
-            problems.append(f"{show(key)[1:-1]}={show(value)} (unknown)")
+            problems.append(f"{name_some([key])}={show(value)} (unknown)")
     if problems:
         raise ValueError(f"this {name} is not supported: {', '.join(problems)}")
     check(out, NETWORK, f"the config of this {name}")

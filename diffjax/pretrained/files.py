@@ -171,7 +171,7 @@ def _read(source: Path, key: str, dtype: Any, shape: tuple[int, ...], offset: in
     values = np.fromfile(source, dtype, math.prod(shape), offset=offset).reshape(shape)
     if values.dtype.kind not in "iub" and not np.isfinite(values).all():
         raise ValueError(
-            f"{show(key)[1:-1]} in {source} holds values that are not finite; the weights are "
+            f"{name_some([key])} in {source} holds values that are not finite; the weights are "
             "damaged"
         )
     return values

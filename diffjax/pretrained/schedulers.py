@@ -24,7 +24,7 @@ from diffjax.pretrained.files import StrPath, write_json
 from diffjax.pretrained.scheduler_kinds import INSTEAD, KINDS, KNOWN, Kind
 from diffjax.pretrained.scheduler_levels import Asked
 from diffjax.types import Denoiser, Grid, Parameterization, Rows, Sampler, Schedule, choose
-from diffjax.untrusted import check, naming, read_json, show
+from diffjax.untrusted import check, name_some, naming, read_json, show
 
 FILE = "scheduler_config.json"
 PREDICTIONS = {
@@ -174,7 +174,7 @@ def _checked(name: str, kind: Kind, config: Mapping[str, Any]) -> dict[str, Any]
         elif key in kind.defaults:
             out[key] = value
         elif key not in KNOWN and not key.startswith("_"):
-            problems.append(f"{show(key)[1:-1]}={show(value)} (unknown)")
+            problems.append(f"{name_some([key])}={show(value)} (unknown)")
     if problems:
         raise ValueError(f"this {name} is not supported: {', '.join(problems)}")
     check_scheduler(out, kind.defaults, f"the config of {name}")

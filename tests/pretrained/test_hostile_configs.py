@@ -186,7 +186,7 @@ def test_headers_of_many_keys_are_read_in_linear_time(tmp_path):
 def test_a_message_about_many_keys_is_short(models, tmp_path):
     folder = edited(models, "text", tmp_path)
     save_file({f"k{i}": np.zeros(1, "f4") for i in range(5000)}, folder / "model.safetensors")
-    refused(folder, "5000 keys are unexpected", "and 4992 more")
+    refused(folder, "5000 keys are unexpected", "and 4990 more")
 
 
 @pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a\0b", "x" * 300, "", "a/b.safetensors"])
