@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+LARGEST = 2**63
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -36,7 +37,8 @@ def check_number(name: str, value: Any) -> None:
     """
     if value is None:
         raise ValueError(f"{name} is empty")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not -LARGEST < value < LARGEST:  # NaN is not
         raise ValueError(f"{name} must be a number, got {str(value)[:40]!r}")
 
 

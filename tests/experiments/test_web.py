@@ -124,3 +124,83 @@ def _drive(page, folder):
     page.wait_for_timeout(2000)
     assert status.input_value() == "stopped"
     assert page.get_by_text("150 steps").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(height=100_000, width=100_000), "at most 1048576, such as 1024 x 1024"),
+        (dict(height=-16, width=-16), "at most 1048576"),
+        (dict(height=10**400), "must be a number"),
+        (dict(steps=10**6), "steps must lie in 1 .. 150"),
+        (dict(steps=0), "steps must lie in 1 .. 150"),
+        (dict(steps=float("nan")), "steps must be a number"),
+        (dict(guidance=float("inf")), "guidance must be a number"),
+        (dict(guidance="7"), "guidance must be a number"),
+        (dict(prompt="a" * 10_000), "at most 2000"),
+        (dict(prompt=["a"]), "the prompt must be text"),
+        (dict(negative=None), "the negative prompt must be text"),
+    ],
+)
+def test_requests_that_cost_too_much_are_refused(web, pipe, changes, message):
+    with pytest.raises(gr.Error, match=message):
+        _run(web, pipe, **changes)
+
+
+def test_an_upload_is_read_within_bounds(web, pipe, tmp_path):
+    large, broken = tmp_path / "large.png", tmp_path / "broken.png"
+    PIL.Image.new("L", (5000, 5000)).save(large)
+    broken.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    with pytest.raises(gr.Error, match=r"large.png has 5000 x 5000 pixels") as error:
+        _run(web, pipe, image=str(large))
+    assert str(tmp_path) not in str(error.value)
+    with pytest.raises(gr.Error, match=r"broken.png"):
+        _run(web, pipe, image=str(broken))
+    # An image that would be made in its own size is bounded too.
+    middle = tmp_path / "middle.png"
+    PIL.Image.new("L", (2048, 1024)).save(middle)
+    with pytest.raises(gr.Error, match="1024 x 2048"):
+        _run(web, pipe, image=str(middle), height=0, width=0)
+
+
+def test_a_request_stops_at_its_next_step_when_its_time_is_over(web, pipe):
+    from experiments.web_limits import Limits
+
+    with pytest.raises(gr.Error, match="stopped after 0 seconds"):
+        list(web.run(pipe, None, [], *_fields(web), limits=Limits(seconds=0.0)))
+
+
+def test_a_client_that_leaves_stops_the_run(web, pipe):
+    going = web.run(pipe, None, [], *_fields(web, steps=100))
+    assert [next(going)[0] for _ in range(2)] == ["preparing", "step 1 of 100"]
+    going.close()
+    with pytest.raises(StopIteration):
+        next(going)
+
+
+@pytest.fixture
+def served(web, pipe, tmp_path, monkeypatch):
+    """The page on a port of this machine, and an HTTP client."""
+    import httpx
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    page = web.build(pipe)
+    _, url, _ = web.serve(page, "127.0.0.1", None, ["127.0.0.1", "localhost"], 1)
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+    page.close()
+
+
+def test_other_hosts_and_the_monitoring_page_are_refused(served):
+    assert served.get("/").status_code == 200
+    assert served.get("/", headers={"Host": "evil.example"}).status_code == 400
+    assert served.get("/config", headers={"Host": "evil.example"}).status_code == 400
+    for path in ("/monitoring", "/monitoring/summary"):
+        assert served.get(path).status_code in (403, 404)
+
+
+def test_files_of_this_machine_are_not_served(served, tmp_path):
+    for path in ("/etc/passwd", __file__, str(tmp_path.parent)):
+        assert served.get(f"/gradio_api/file={path}").status_code in (403, 404)
+    large = {"files": ("x.png", b"0" * (2 * 2**20))}
+    assert served.post("/gradio_api/upload", files=large).status_code in (400, 413)
