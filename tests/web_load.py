@@ -99,6 +99,8 @@ class Client:
                     event = line.removeprefix("event: ")
                 elif line.startswith("data: ") and event == "complete":
                     shown = json.loads(line.removeprefix("data: "))[1]
+                    if len(shown) != 1:
+                        return "sees images of others"
                     found = self.http.get(shown[0]["image"]["url"])
                     return "done" if PIL.Image.open(io.BytesIO(found.content)) else "refused"
                 elif line.startswith("data: ") and event == "error":
