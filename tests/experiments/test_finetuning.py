@@ -214,6 +214,7 @@ def test_a_model_of_ones_own_becomes_a_folder(tmp_path):
     other = stable_diffusion.get_config("shapes_lora")
     other.network.update(channels=8, norm_groups=2)
     other.model.path = str(tmp_path)
+    other.schedule.zero_snr = True
     found = frozen.load(other, tmp_path, fresh=True)
     jax.tree.map(np.testing.assert_array_equal, found["base"], state.ema)
     assert float(found["statistics"]["latent_scale"]) == pytest.approx(0.7)

@@ -309,7 +309,7 @@ REFUSED = {
     "strength of no step": (lambda: _image(0.1), "strength"),
     "image latents NaN": (
         lambda: dict(image=Image(_latents(NAN)[:1]), size=None),
-        "image must be finite",
+        "latents must be finite",
     ),
     "image NaN": (lambda: dict(image=np.full((SIZE, SIZE, 3), NAN)), "image: "),
     "images too many": (
