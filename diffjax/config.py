@@ -195,13 +195,13 @@ def check(config: Any) -> None:
     """Compare the values of a config with the ranges that they have to lie in.
 
     Raises:
-        ValueError: a value is NaN or out of range, or a name is unknown.
+        ValueError: a value is NaN, infinite or out of range, or a name is unknown.
     """
     plain = _copy(config)
     _chosen(plain)
     for path, value in _walk(plain):
-        if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"config.{path} is not a number (NaN)")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"config.{path} is not a number that can be stored: {value}")
         wanted, test = RANGES.get(path, ("", None))
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if test is not None and value is not None and not (number and test(value)):
