@@ -32,15 +32,15 @@ def test_a_folder_trains_samples_and_is_measured(execute, folder, tmp_path, chan
         "train", "--config=configs/ddpm.py:digits,smoke", f"--workdir={run}", FLAG,
         "--config.data.name=image_folder", f"--config.data.dir={folder}",
         f"--config.data.channels={channels}", "--config.data.num_classes=0",
-        "--config.data.levels=256",
+        "--config.data.levels=256", "--config.schedule.steps=10",
     )  # fmt: skip
     out = run / "images"
     execute("sample", f"--workdir={run}", "--num=3", "--sampler=heun", f"--out={out}")
     images = np.load(out.with_suffix(".npz"))["images"]
     assert images.shape == (3, *SIZE, channels)
-    execute("evaluate", f"--workdir={run}", "--metrics=bits,ode_bits,reconstruction", "--num=4")
+    execute("evaluate", f"--workdir={run}", "--metrics=bits", "--num=4")
     found = json.loads((run / "evaluation.json").read_text())
-    assert found["bits_per_dim"] > 0 and np.isfinite(found["ode_bits_per_dim"])
+    assert found["bits_per_dim"] > 0
     execute(
         "evaluate", f"--workdir={run}", f"--images={folder / 'train'}", "--metrics=psnr,ssim",
         f"--reference={folder / 'train'}",
