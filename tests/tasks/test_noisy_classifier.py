@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import adm
-from diffjax import schedules
+from diffjax.tasks.diffusion import make_schedule
 from diffjax.tasks.noisy_classifier import (
     log_prob,
     make_noisy_classifier,
@@ -59,9 +59,7 @@ def test_it_learns_to_see_through_noise(learned):
 def test_its_gradient_points_to_the_class(config, learned):
     params, _ = learned
     of = log_prob(make_noisy_classifier(config, 2))
-    schedule = schedules.make(config.schedule.name, {
-        k: v for k, v in config.schedule.items() if k != "name"
-    })  # fmt: skip
+    schedule = make_schedule(config)
     level = Level(0.2, *schedule.at(0.2))
     z, label = jnp.zeros((2, *SHAPE)), jnp.array([0, 1])
     gradient = jax.jit(jax.grad(lambda z: of(params, z, level, label).sum()))(z)
