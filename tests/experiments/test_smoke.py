@@ -171,7 +171,8 @@ def test_the_time_embedding_survives_every_norm(name):
 
 
 def test_every_variant_has_its_parameter_count_below():
-    assert set(variants()) == set(PARAMETERS)
+    # Networks of own pictures are as large as their folder asks for, see test_own.py.
+    assert {name for name in variants() if not name.startswith("own:")} == set(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
