@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,10 @@ from typing import Any, NamedTuple, Protocol
 from experiments import common
 
 LOG = "log.txt"
+_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"  # of RFC 1123
+_DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"
+_RESOURCE = rf"(?:{_DOMAIN}/)?[A-Za-z0-9](?:[-_.A-Za-z0-9]{{0,61}}[A-Za-z0-9])?"
+_QUANTITY = r"[0-9]+(?:\.[0-9]+)?(?:m|k|[KMGTPE]i?)?"
 STOPPED = (140, 143)  # exit codes of a run that has saved its state and wants to be started again
 
 
@@ -142,7 +147,8 @@ class Slurm:
         options: submitit's parameters, such as ``slurm_partition`` or ``timeout_min``.
 
     Raises:
-        UsageError: submitit is not installed.
+        UsageError: submitit is not installed, or an option or the folder has line breaks, which
+            would become lines of the script.
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Any]):
@@ -152,6 +158,9 @@ class Slurm:
             raise common.UsageError(
                 "--executor=slurm needs submitit: pip install 'diffjax[sweep]'"
             ) from error
+        for name, value in {"the workdir": folder, **options}.items():
+            if not f"{name}{value}".isprintable():
+                raise common.UsageError(f"{name}={str(value)!r} has line breaks or control signs")
         self._executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=100)
         # USR2 comes this long before the end of the time: enough to save, and less than short jobs.
         defaults = {"slurm_signal_delay_s": 60, "timeout_min": 24 * 60}
@@ -202,7 +211,11 @@ def kubernetes(
     """A list of Kubernetes Jobs as JSON, for ``kubectl apply -f``.
 
     A run that a preemption stops, having saved, starts again and is not counted as a failure.
+
+    Raises:
+        UsageError: Kubernetes would refuse the image, the claim, a resource or the workdir.
     """
+    _check_for_kubernetes(image, claim, workdir, resources)
     return json.dumps(
         {
             "apiVersion": "v1",
@@ -213,16 +226,41 @@ def kubernetes(
     )
 
 
+def _check_for_kubernetes(
+    image: str, claim: str, workdir: Path, resources: Mapping[str, str]
+) -> None:
+    if not re.fullmatch(_DOMAIN, claim) or len(claim) > 253:
+        raise common.UsageError(
+            f"--claim={claim!r} is no name of Kubernetes: small letters, digits, - and . inside"
+        )
+    if not image or not image.isascii() or re.search(r"\s", image) or not image.isprintable():
+        raise common.UsageError(f"--image={image!r} is no name of an image")
+    if ":" in str(workdir) or not str(workdir).isprintable():
+        raise common.UsageError(f"--workdir={str(workdir)!r}: pods mount no folder of that name")
+    for name, amount in resources.items():
+        if not re.fullmatch(_RESOURCE, name) or not re.fullmatch(_QUANTITY, amount):
+            raise common.UsageError(
+                f"--resources={name}={amount}: NAME=AMOUNT is wanted, such as nvidia.com/gpu=1"
+            )
+
+
+def job_name(job: Job) -> str:
+    """A label of RFC 1123, which Kubernetes asks for, with room for what it appends to pods.
+
+    Runs whose names begin alike, and those of other sweeps, are other jobs.
+    """
+    readable = re.sub(r"[^a-z0-9]", "-", job.name.lower())[:46].strip("-") or "run"
+    return f"{readable}-{hashlib.sha256(str(job.folder).encode()).hexdigest()[:6]}"
+
+
 def _kubernetes_job(
     job: Job, image: str, claim: str, workdir: Path, resources: Mapping[str, str]
 ) -> dict[str, Any]:
-    readable = "".join(c if c.isalnum() else "-" for c in job.name.lower()).strip("-")[:46]
-    # Runs whose names begin alike, and those of other sweeps, are other jobs.
-    name = f"{readable.strip('-')}-{hashlib.sha256(str(job.folder).encode()).hexdigest()[:6]}"
     container = {
         "name": "train",
         "image": image,
-        "command": ["python", *job.command[1:]],
+        # Kubernetes puts environment variables in place of $(NAME); $$ is a dollar sign.
+        "command": ["python", *(part.replace("$", "$$") for part in job.command[1:])],
         "resources": {"limits": dict(resources)},
         "volumeMounts": [{"name": "runs", "mountPath": str(workdir)}],
     }
@@ -233,7 +271,7 @@ def _kubernetes_job(
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": name, "labels": {"app": "diffjax-sweep"}},
+        "metadata": {"name": job_name(job), "labels": {"app": "diffjax-sweep"}},
         "spec": {
             "backoffLimit": 2,
             "podFailurePolicy": {"rules": [{"action": "Ignore", **rule} for rule in ignored]},

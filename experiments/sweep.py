@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from absl import flags, logging
 from configs import sweeps
 from diffjax.train.files import sole_writer
 from diffjax.types import choose
+from diffjax.writing import write_atomically
 from experiments import common, executors
 from experiments.compare import metric_of, progress_table
 
@@ -66,7 +68,7 @@ class Run:
 def name_of(index: int, overrides: dict[str, Any]) -> str:
     """A folder's name: the number, and what is overridden as far as it fits."""
     text = "-".join(f"{key.rpartition('.')[2]}={_short(v)}" for key, v in overrides.items())
-    safe = "".join(c if c.isalnum() or c in "=-_." else "_" for c in text)
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "=-_.") else "_" for c in text)
     return f"{index:03d}-{safe}"[:80]
 
 
@@ -298,7 +300,7 @@ def main() -> None:
             f"{folder / failed[0] / executors.LOG}"
         )
     logging.info("%d runs done; next: python -m experiments.report --workdir=%s",
-                 len(manifest.runs), folder)  # fmt: skip
+                 len(manifest.runs), shlex.quote(str(folder)))  # fmt: skip
 
 
 def _write_kubernetes(sweep: Sweep, runs: list[Run]) -> None:
@@ -312,11 +314,12 @@ def _write_kubernetes(sweep: Sweep, runs: list[Run]) -> None:
         image=IMAGE.value,
         claim=CLAIM.value,
         workdir=folder,
-        resources=dict(item.split("=", 1) for item in RESOURCES.value),
+        resources=dict(item.partition("=")[::2] for item in RESOURCES.value),
     )
     path = folder / "kubernetes.json"
-    path.write_text(text + "\n")
-    logging.info("%d jobs in %s; next: kubectl apply -f %s", len(runs), path, path)
+    write_atomically(path, text + "\n")
+    shown = shlex.quote(str(path))
+    logging.info("%d jobs in %s; next: kubectl apply -f %s", len(runs), path, shown)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -238,7 +239,7 @@ def main() -> None:
     after = "control" if cfg.task == "controlnet" else "sample"
     logging.info(
         "trained to step %d in %.1f minutes; next: python -m experiments.%s --workdir=%s",
-        int(state.step), record.minutes(), after, folder,
+        int(state.step), record.minutes(), after, shlex.quote(str(folder)),
     )  # fmt: skip
 
 

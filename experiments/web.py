@@ -30,7 +30,15 @@ from diffjax.data import pictures
 from diffjax.pretrained.models import Model
 from experiments import common
 from experiments import generate as command
-from experiments.web_limits import Limits, check_number, check_text, check_work, list_hosts
+from experiments.web_limits import (
+    BodyLimit,
+    Limits,
+    check_number,
+    check_text,
+    check_work,
+    folder_size,
+    list_hosts,
+)
 
 try:
     import gradio as gr
@@ -51,6 +59,7 @@ flags.DEFINE_integer("max_steps", _MOST.steps, "Steps of a request, at most.", 1
 flags.DEFINE_integer("max_characters", _MOST.characters, "Of a prompt, at most.", 1)
 flags.DEFINE_float("max_seconds", _MOST.seconds, "That a request may run.", 1.0)
 flags.DEFINE_integer("max_upload_mb", 20, "Megabytes of an uploaded file, at most.", 1)
+flags.DEFINE_integer("max_folder_mb", 1000, "Megabytes of uploads and images in all, at most.", 1)
 flags.DEFINE_integer("max_queue", 20, "Requests that wait, at most.", 1)
 
 OWN = "the model's own"
@@ -220,6 +229,21 @@ def _forget(shown: Shown) -> None:
             os.unlink(path)
 
 
+def make_upload(label: str) -> gr.Image:
+    """An image field that takes uploaded files; gradio's would also fetch what an address names."""
+    field = gr.Image(label=label, type="filepath", image_mode=None, height=200)
+    keep = field.async_move_resource_to_block_cache
+
+    async def keep_file(path: Any) -> str | None:
+        if str(path).lower().startswith(("http:", "https:")):
+            raise ValueError("an image must be uploaded; this page fetches no address")
+        return await keep(path)
+
+    # Of this field alone: for a class of its own gradio would write a file beside this one.
+    field.async_move_resource_to_block_cache = keep_file
+    return field
+
+
 def _inputs(pipe: generate.Pipeline, control: bool, limits: Limits) -> list[Any]:
     """The fields of `Form`."""
     new, guidance = Form(), 5.0 if pipe.is_xl else 7.5
@@ -241,15 +265,13 @@ def _inputs(pipe: generate.Pipeline, control: bool, limits: Limits) -> list[Any]
         ]
     with gr.Accordion("Image to start from", open=pipe.extra_channels > 0):
         fields += [
-            gr.Image(label="Image", type="filepath", image_mode=None, height=200),
+            make_upload("Image"),
             gr.Slider(0.05, 1, new.strength, step=0.05, label="Strength"),
-            gr.Image(
-                label="Mask: white is filled in", type="filepath", image_mode=None, height=200
-            ),
+            make_upload("Mask: white is filled in"),
         ]
     with gr.Accordion("ControlNet", visible=control):
         fields += [
-            gr.Image(label="Control image", type="filepath", image_mode=None, height=200),
+            make_upload("Control image"),
             gr.Slider(0, 2, new.control_scale, step=0.05, label="Control scale"),
         ]
     return fields
@@ -292,14 +314,24 @@ def build(
     return page.queue(default_concurrency_limit=1, max_size=queue)
 
 
-def serve(page: gr.Blocks, host: str, port: int, hosts: list[str], megabytes: int) -> Any:
+def serve(
+    page: gr.Blocks, host: str, port: int, hosts: list[str], megabytes: int, room: int = 1000
+) -> Any:
     """Start the server and return at once; its values are those of gradio's ``launch``.
 
     Args:
         hosts: values of the Host header that are answered; others get status 400.
         megabytes: of an uploaded file, at most.
+        room: megabytes of all files in the page's folder, beyond which uploads get status 507.
     """
-    guard = Middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+
+    def is_full() -> bool:
+        return folder_size(Path(os.environ["GRADIO_TEMP_DIR"])) > room * 2**20
+
+    guards = [
+        Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
+        Middleware(BodyLimit, upload=megabytes * 2**20, is_full=is_full),
+    ]
     return page.launch(
         server_name=host,
         server_port=port,
@@ -308,9 +340,10 @@ def serve(page: gr.Blocks, host: str, port: int, hosts: list[str], megabytes: in
         prevent_thread_lock=True,
         max_file_size=megabytes * 2**20,
         enable_monitoring=False,
+        run_history=False,  # which would connect to the hub as strangers ask
         state_session_capacity=SESSIONS,
         allowed_paths=[],
-        app_kwargs={"middleware": [guard]},
+        app_kwargs={"middleware": guards},
     )
 
 
@@ -336,7 +369,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="diffjax-web-") as folder:  # for this user alone
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build(pipe, net, limits, values.max_queue)
-        serve(page, values.host, values.port, hosts, values.max_upload_mb)
+        room = values.max_folder_mb
+        serve(page, values.host, values.port, hosts, values.max_upload_mb, room)
         logging.info("http://%s:%d", values.host, values.port)
         page.block_thread()
 

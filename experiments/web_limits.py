@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 LARGEST = 2**63
+BODY = 2**20  # bytes of a request that is no upload
+FORM = 2**16  # bytes of an upload beside the file
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -92,3 +95,75 @@ def list_hosts(host: str, more: Iterable[str]) -> list[str]:
                 f"{name!r} is no host name; give names without a port, such as a.b.org"
             )
     return names
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of the files below a folder, some of which may go away meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size
+        except OSError:
+            continue
+    return total
+
+
+class BodyLimit:
+    """Refuses large requests, in front of an ASGI application, before they are held in memory.
+
+    Args:
+        upload: bytes of the files of one upload, at most.
+        is_full: says whether uploads must wait because there is no room for them.
+    """
+
+    def __init__(self, app: Any, upload: int, is_full: Callable[[], bool]):
+        self._app, self._upload, self._is_full = app, upload, is_full
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        upload = scope["path"].rstrip("/").endswith("/upload")
+        limit = self._upload + FORM if upload else BODY
+        if upload and self._is_full():
+            await _refuse(send, 507, "there is no room for uploads; try again in an hour")
+            return
+        too_large = f"a request may have at most {limit} bytes here"
+        if _declared(scope) > limit:
+            await _refuse(send, 413, too_large)
+            return
+        read, begun = 0, False
+
+        async def counted() -> Any:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > limit:
+                raise OverflowError(too_large)
+            return message
+
+        async def watched(message: Any) -> None:
+            nonlocal begun
+            if read <= limit or begun:  # what the application says of the error is not sent
+                begun = True
+                await send(message)
+
+        try:
+            await self._app(scope, counted, watched)
+        except Exception:
+            if read <= limit:
+                raise
+        if read > limit and not begun:
+            await _refuse(send, 413, too_large)
+
+
+def _declared(scope: Any) -> int:
+    """The Content-Length of a request; 0 if it has none, or none that is a number."""
+    value = dict(scope["headers"]).get(b"content-length", b"0")
+    return int(value) if value.isdigit() and len(value) < 20 else 0
+
+
+async def _refuse(send: Any, status: int, text: str) -> None:
+    headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})

@@ -134,6 +134,20 @@ def _post(content: bytes) -> Callable[[Client], str]:
     return ask
 
 
+def _post_chunks(client: Client) -> str:
+    """A body that does not say how long it is."""
+    found = client.http.post("/gradio_api/queue/join", content=(b"[" * 2**16 for _ in range(2**12)))
+    return "refused" if found.status_code >= 400 else f"status {found.status_code}"
+
+
+def _upload_many(client: Client) -> str:
+    """Files that are small enough each, and too much together."""
+    files = [("files", (f"{k}.png", bytes(5 * 2**20))) for k in range(40)]
+    found = client.http.post("/gradio_api/upload", files=files)
+    return "refused" if found.status_code >= 400 else f"status {found.status_code}"
+
+
+ADDRESS = {"path": "http://example.com/x.png", "meta": {"_type": "gradio.FileData"}}
 FOREIGN = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
 HOSTILE: dict[str, Callable[[Client], str]] = {
     "100,000 x 100,000 pixels": lambda c: c.make(fields(height=100_000, width=100_000)),
@@ -147,9 +161,14 @@ HOSTILE: dict[str, Callable[[Client], str]] = {
     "a picture of 25 million pixels": _image(picture((5_000, 5_000))),
     "a file that is no picture": _image(b"%!PS-Adobe-3.0 EPSF-3.0\n"),
     "a file of the machine as image": lambda c: c.make(fields(image=FOREIGN)),
+    "an address as image": lambda c: c.make(fields(image=ADDRESS)),
     "a file of the machine": _get("/gradio_api/file=/etc/passwd"),
     "the monitoring page": _get("/monitoring/summary"),
+    "the run history": _get("/gradio_api/run-history/buckets"),
     "another Host header": _get("/", Host="evil.example"),
+    "200 MB of JSON": lambda c: _post(bytes(200 * 2**20))(c),
+    "JSON without end": _post_chunks,
+    "an upload of 40 files": _upload_many,
     "deep JSON": _post(b"[" * 100_000),
     "no JSON": _post(base64.b64encode(bytes(1000))),
     "a client that leaves": lambda c: c.make(fields(steps=100), leave=True),

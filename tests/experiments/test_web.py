@@ -77,6 +77,22 @@ def test_bad_input_is_said(web, pipe, changes, message):
         _run(web, pipe, **changes)
 
 
+@pytest.mark.parametrize("address", ["http://example.com/x.png", "HTTPS://example.com/x.png"])
+def test_no_address_is_fetched(web, monkeypatch, address):
+    import asyncio
+
+    from gradio import processing_utils
+
+    monkeypatch.setattr(
+        processing_utils, "async_ssrf_protected_download", lambda *a: pytest.fail("fetched")
+    )
+    field, file = web.make_upload("Image"), {"path": address, "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(ValueError, match="an image must be uploaded; this page fetches no address"):
+        asyncio.run(
+            processing_utils.async_move_files_to_cache(file, field, check_in_upload_folder=True)
+        )
+
+
 def _wait(find, text):
     from playwright.sync_api import expect
 
@@ -85,7 +101,9 @@ def _wait(find, text):
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
-def test_in_a_browser(web, pipe, tmp_path):
+def test_in_a_browser(web, pipe, tmp_path, monkeypatch):
+    (tmp_path / "private").mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "private"))
     playwright = pytest.importorskip("playwright.sync_api")
     pipe.save(tmp_path / "model")
     page_of = web.build(web.generate.load(tmp_path / "model"))
@@ -113,6 +131,8 @@ def _drive(page, folder):
     _wait(status, "done")
     page.get_by_text("seed 0, 4 steps").first.wait_for(timeout=30_000)
     page.screenshot(path=folder / "page.png")
+    for name in ("Height", "Width"):  # so that there is time to stop
+        page.get_by_label(name).fill("64")
     page.get_by_label("number input for Steps").fill("150")
     start.click()
     page.wait_for_function(

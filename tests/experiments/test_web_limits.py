@@ -1,9 +1,19 @@
 """Bounds of the web page, which need no gradio."""
 
+import asyncio
+
 import pytest
 
 from experiments import web_limits
-from experiments.web_limits import Limits, check_number, check_text, check_work, list_hosts
+from experiments.web_limits import (
+    BodyLimit,
+    Limits,
+    check_number,
+    check_text,
+    check_work,
+    folder_size,
+    list_hosts,
+)
 
 
 @pytest.mark.parametrize("value", [None, True, "7", float("nan"), float("inf"), [1], 1j])
@@ -38,3 +48,77 @@ def test_hosts_are_those_of_this_machine_and_those_named():
     for bad in ("", "a b", "http://a", "a:80"):
         with pytest.raises(ValueError, match="is no host name"):
             list_hosts("127.0.0.1", [bad])
+
+
+def _ask(path, chunks, *, length=None, full=False, careless=False):
+    """The status of a request's answer, and how many bytes the application read of it."""
+    sent, read = [], 0
+
+    async def app(scope, receive, send):
+        nonlocal read
+        more = True
+        while more:
+            try:
+                message = await receive()
+            except OverflowError:
+                if not careless:
+                    raise
+                break  # an application that answers for itself
+            read += len(message["body"])
+            more = message["more_body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def run():
+        left = list(chunks)
+
+        async def receive():
+            chunk = left.pop(0)
+            return {"type": "http.request", "body": chunk, "more_body": bool(left)}
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [] if length is None else [(b"content-length", length)]
+        scope = {"type": "http", "path": path, "headers": headers}
+        await BodyLimit(app, 2**21, lambda: full)(scope, receive, send)
+
+    asyncio.run(run())
+    statuses = [m["status"] for m in sent if m["type"] == "http.response.start"]
+    assert len(statuses) == 1 and sent[-1]["type"] == "http.response.body"
+    return statuses[0], read
+
+
+def test_requests_within_the_bounds_are_passed_on():
+    assert _ask("/gradio_api/call/make", [bytes(2**19)] * 2) == (200, 2**20)
+    assert _ask("/gradio_api/upload", [bytes(2**20)] * 2, length=b"2097152") == (200, 2**21)
+    assert _ask("/config", [b""], full=True) == (200, 0)
+
+
+@pytest.mark.parametrize("careless", [False, True])
+@pytest.mark.parametrize("length", [None, b"1", b"x", b"-5", b"9" * 30])
+def test_large_bodies_are_cut_whatever_they_say_of_themselves(length, careless):
+    for path, limit in (("/gradio_api/queue/join", 2**20), ("/gradio_api/upload/", 2**21 + 2**16)):
+        status, read = _ask(path, [bytes(2**18)] * 100, length=length, careless=careless)
+        assert status == 413 and read <= limit
+
+
+def test_a_large_body_that_says_so_is_not_read():
+    assert _ask("/gradio_api/queue/join", [b"a"], length=b"1048577") == (413, 0)
+
+
+def test_uploads_wait_for_room(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a").write_bytes(bytes(5000))
+    (tmp_path / "gone").symlink_to("nowhere")
+    assert 5000 <= folder_size(tmp_path) < 20_000
+    assert _ask("/gradio_api/upload", [b"a"], full=True) == (507, 0)
+
+
+def test_errors_of_the_application_stay():
+    async def app(scope, receive, send):
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        scope = {"type": "http", "path": "/", "headers": []}
+        asyncio.run(BodyLimit(app, 1, lambda: False)(scope, None, None))
