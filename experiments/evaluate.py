@@ -412,7 +412,7 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
     maker = generation.image_maker(cfg, task, state, weights)
     result: dict[str, Any] = {
         "step": int(state.step),
-        "sampler": {k: v for k, v in cfg.sample.items() if k not in ("num", "batch_size")},
+        "sampler": judging.sampler_options(cfg),
         "seed": seed,
     }
     settings = {**_model(cfg, state, weights), "sampler": result["sampler"]}

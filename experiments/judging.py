@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax import data, metrics
+from diffjax.config import resolve
 from diffjax.data import latents
 from diffjax.data.datasets import ENV_DIR
 from diffjax.data.folders import list_images
@@ -99,6 +101,16 @@ def judge(network: Any, images: np.ndarray, real: np.ndarray, classes: int = 0) 
 
 
 # ---- sets of images ---------------------------------------------------------------------------
+
+
+def sampler_options(cfg: Any) -> dict[str, Any]:
+    """How images are sampled, with what the config leaves open filled in; JSON has no infinity."""
+    options = resolve(cfg)["sample"]
+    return {
+        k: None if v == math.inf else v
+        for k, v in options.items()
+        if k not in ("num", "batch_size")
+    }
 
 
 class ImageSet(NamedTuple):

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from configs import ddpm
 from diffjax import metrics
+from experiments import generation, judging
 from tests.parity import inception_cases
 
 
@@ -60,6 +62,15 @@ def test_sweeps_say_what_they_measure(execute, tmp_path):
     axis = ("--sweep=steps=2", "--reference=somewhere")
     out = execute("evaluate", f"--workdir={tmp_path}", *axis, code=2)
     assert "--sweep compares with the config's training images" in out
+
+
+def test_what_a_config_leaves_open_is_stored_as_it_was_used():
+    cfg = generation.with_sample(ddpm.digits(), sampler="heun")
+    stored = judging.sampler_options(cfg)
+    assert stored["s_churn"] == 0.0 and stored["s_tmax"] is None and stored["eta"] is None
+    json.dumps(stored, allow_nan=False)
+    cfg = generation.with_sample(ddpm.digits(), sampler="ddim")
+    assert judging.sampler_options(cfg)["eta"] == 0.0
 
 
 def test_the_report_shows_inceptions_figures(execute, tmp_path):
