@@ -98,6 +98,8 @@ def check_values(config: dict[str, Any], where: object) -> None:
                 "they are finite numbers, text, true, false, null and lists of these"
             )
     for key, kind in _list_types(base()):
+        if inner := [name for name in flat if name.startswith(f"{key}.")]:
+            raise ValueError(f"{where}: {key} is a section with {name_some(inner)}, not a value")
         if key in flat and key not in SPECS and not _is_alike(flat[key], kind):
             raise ValueError(
                 f"{where}: {key} is {show(flat[key])}, but must be of type {kind.__name__}"

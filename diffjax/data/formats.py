@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = (
 _GZIP_MAGIC = b"\x1f\x8b"
 _IDX_UBYTE = 0x08
 _IDX_AXES, _IDX_MOST = 4, 4 * 2**30
+_GZIP_RATIO = 1032  # of deflate, at most
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # a label byte, then the red, green and blue planes
 _CIFAR_PER_FILE = 10_000
 _CIFAR_FILES = {
@@ -46,10 +47,12 @@ def _inflate(path: Path, hint: str) -> bytes:
             whole = len(head) >= 4 and len(head) % 4 == 0
             dims = struct.unpack(f">{len(head) // 4 - 1}I", head[4:]) if whole else ()
             promised = math.prod(dims) if head[:3] == bytes((0, 0, _IDX_UBYTE)) else 0
-            if promised > _IDX_MOST:
+            # Before memory is reserved for it. Nothing that is compressed expands further.
+            most = min(_IDX_MOST, path.stat().st_size * (_GZIP_RATIO if compressed else 1))
+            if promised > most:
                 raise ValueError(
-                    f"{path} promises {promised} bytes in its header {dims}, more than "
-                    f"{_IDX_MOST}: it is truncated or damaged. {hint}"
+                    f"{path} promises {promised} bytes in its header {dims}, more than the "
+                    f"{most} that it can hold: it is truncated or damaged. {hint}"
                 )
             body = stream.read(promised)
             # Where all is there, one more reaches the end, at which gzip compares its checksum.

@@ -141,6 +141,12 @@ def spoil_image(folder, change):
     path.write_bytes(change(path.read_bytes()))
 
 
+def promise_much(folder):
+    """A gigabyte by the header, in a file of some bytes: refused before memory is reserved."""
+    head = bytes((0, 0, 8, 3)) + struct.pack(">3I", 2**10, 2**10, 2**10)
+    (folder / TRAIN["images"]).write_bytes(gzip.compress(head + bytes(1000)))
+
+
 def cut_gzip(folder):
     raw = (folder / TRAIN["images"]).read_bytes()
     (folder / TRAIN["images"]).write_bytes(gzip.compress(raw)[:-100])
@@ -161,6 +167,7 @@ def damage_gzip(folder):
         (lambda f: spoil_image(f, lambda raw: b""), "magic number 0x,"),
         (lambda f: spoil_image(f, lambda raw: b"\0\0\x0d\x03" + raw[4:]), "0x00000d03.*0x00000803"),
         (lambda f: spoil_image(f, lambda raw: raw[:4] + b"\xff" * 12), "truncated or damaged"),
+        (promise_much, "more than the .* that it can hold"),
         (cut_gzip, "truncated or damaged gzip"),
         (damage_gzip, "truncated or damaged gzip"),
         (

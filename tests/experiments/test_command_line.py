@@ -1,6 +1,11 @@
 """What every entry point says of wrong flags, and the exit codes of docs/scaling.md."""
 
+import json
+
 import pytest
+
+from configs import ddpm
+from experiments import stored_config
 
 DIGITS = "--config=configs/ddpm.py:digits"
 
@@ -82,3 +87,11 @@ def test_a_stored_config_can_be_overridden_where_it_is_open(execute, tmp_path):
     assert "sample.eta is not used" in bad
     bad = execute("sample", workdir, "--config.sample.snr=x", "--sampler=pc", code=2)
     assert "--config.sample.snr takes a number, got 'x'" in bad
+
+
+def test_a_section_in_place_of_a_value_is_named(tmp_path):
+    stored = ddpm.digits().to_dict()
+    stored["cond"]["concat"] = {"x": 1}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"config\.json: cond.concat is a section with cond"):
+        stored_config.get_config(str(tmp_path / "config.json"))

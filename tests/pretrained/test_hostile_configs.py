@@ -1,13 +1,16 @@
 """Configs and weights of strangers: values that were accepted once, and what took forever."""
 
 import json
+import shutil
 import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import diffjax
 from diffjax.pretrained import clip, load_model, save_model, schedulers, tokenizers
 from diffjax.pretrained.config_specs import NETWORK, SCHEDULER
 from diffjax.pretrained.files import open_folder, open_safetensors
@@ -346,3 +349,13 @@ def test_both_halves_of_clip_are_objects(part, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=str(tmp_path)):
         clip.load_clip(tmp_path)
+
+
+def test_nulls_that_diffusers_writes_are_read(tmp_path):
+    """Its UNet configs have null where we fix a value, num_attention_heads among them."""
+    model = Path(__file__).parents[2] / "docs/results/models/small-model"
+    shutil.copytree(model, tmp_path / "model")
+    file = tmp_path / "model" / "unet" / "config.json"
+    nulls = ("num_attention_heads", "encoder_hid_dim", "time_cond_proj_dim", "class_embed_type")
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict.fromkeys(nulls)))
+    assert diffjax.load(tmp_path / "model").parts.unet.config["num_attention_heads"] is None
