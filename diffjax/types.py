@@ -89,6 +89,10 @@ class Parameterization(NamedTuple):
     channels: int = 1
 
 
+class ConfigError(ValueError):
+    """A value that a user chose, in a config or as an argument, is wrong. Commands exit with 2."""
+
+
 Network = Callable[[Array, Array, Cond], Array]  # (z, t, cond) -> raw output
 Denoiser = Callable[[Array, Level], Prediction]  # a condition is closed over, or passed as third
 Noise = Callable[..., Array]  # (i, k=0) -> noise of the shape of z

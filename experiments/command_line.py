@@ -24,7 +24,7 @@ import jax
 from absl import app, flags, logging
 
 import diffjax
-from diffjax.types import suggest
+from diffjax.types import ConfigError, suggest
 
 HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
 WANTED = {  # what a value has to be, by absl's name of the type
@@ -35,8 +35,8 @@ WANTED = {  # what a value has to be, by absl's name of the type
 }
 
 
-class UsageError(ValueError):
-    """Wrong flags or config; shown without a traceback, exit code 2."""
+class UsageError(ConfigError):
+    """Wrong flags; shown without a traceback, exit code 2."""
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def refuse_config() -> Iterator[None]:
     """
     try:
         yield
-    except UsageError:
+    except ConfigError:
         raise
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
@@ -139,7 +139,7 @@ def _report(error: Exception) -> None:
         raise error
     if reason := _explain_backend():
         _fail(f"error: {reason}", 1)
-    if isinstance(error, UsageError):
+    if isinstance(error, ConfigError):
         _fail(f"error: {error}", 2)
     if isinstance(error, (ValueError, OSError, RuntimeError)):
         _fail(f"error: {error}\n(set DIFFJAX_TRACEBACK=1 to see where)", 1)
