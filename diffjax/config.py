@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from diffjax import grids, losses, parameterization, samplers, schedules
 from diffjax.data import HINTS
+from diffjax.model.space import AUTOENCODERS
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.controlnet import ControlNet
-from diffjax.tasks.autoencoder import AUTOENCODERS
 from diffjax.train.optimizer import DECAYS, OPTIMIZERS
 from diffjax.types import choose, option_names
 

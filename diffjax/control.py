@@ -6,7 +6,7 @@ Those of several networks add, each times its strength at this evaluation and a 
     cond["control"] = sum_k s_k(i) w_kj r_kj(z, t, cond, hint_k)
 
 A T2I-Adapter (Mou et al. 2023) makes features for the way down, ``cond["adapter"]``, from the hint
-alone: they are made once, and its control only hands them on (`made`).
+alone: they are made once, and its residuals are these features (`diffjax.model`).
 
 `control` wraps a conditional denoiser, so that ordinary control is ``guide(control(denoise))``.
 `guide` here is for balances that leave the null half of guidance without control, too.
@@ -15,7 +15,7 @@ alone: they are made once, and its control only hands them on (`made`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,11 +91,6 @@ class Control(NamedTuple):
 
 
 ENTRIES = ("control", "adapter")
-
-
-def made(z: Array, level: Level, cond: Cond) -> Features:
-    """The controller of an adapter, whose features are the hint already."""
-    return cast(Features, cast(Any, cond)["hint"])
 
 
 def make_controls(

@@ -21,6 +21,7 @@ import numpy as np
 
 from diffjax.types import (
     Array,
+    ArrayLike,
     Cond,
     Denoiser,
     Level,
@@ -196,9 +197,9 @@ def interval(rows: Rows, scale: float, *, low: float = 0.0, high: float = np.inf
     return np.where((low <= ratio) & (ratio <= high), scale, 1.0).astype(np.float32)
 
 
-def per_evaluation(values: Array) -> Callable[[Level], Array]:
-    """Scale of evaluation i: ``values[i]``; values (rows,) or (rows, B)."""
-    return lambda level: jnp.asarray(values)[level.i]
+def per_evaluation(values: ArrayLike) -> Scale:
+    """Scale of evaluation i: ``values[i]``; values (rows,) or (rows, B), or a number for all."""
+    return (lambda level: jnp.asarray(values)[level.i]) if jnp.ndim(values) else values
 
 
 def classifier(

@@ -13,7 +13,7 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -21,7 +21,18 @@ import numpy as np
 Array = jax.Array | np.ndarray
 ArrayLike = Array | float
 Cond = Any  # any pytree of conditions, or None
-PyTree = Any
+PyTree = Any  # any nesting of containers with arrays as leaves
+Params = Mapping[str, Any]  # parameters by name, nested as Linen nests them
+
+
+class Module(Protocol):
+    """A network as Linen has them; its parameters are ``init(...)["params"]``."""
+
+    def init(self, key: jax.Array, *inputs: Any, **options: Any) -> Any:
+        """Fresh variables for inputs of such shapes."""
+
+    def apply(self, variables: Any, *inputs: Any, **options: Any) -> Any:
+        """The output."""
 
 
 class Level(NamedTuple):
@@ -157,14 +168,10 @@ class Task(NamedTuple):
     Attributes:
         init: ``(key, frozen, batch) -> (params, extra)``, traceable.
         loss: ``(params, frozen, extra, key, step, batch) -> (loss, (extra, metrics))``.
-        sample: ``(params, frozen, extra, noise, cond, sampler, rows, n=None, scale=None) ->
-            images`` in [-1, 1]; ``n`` rows are run, ``scale`` (rows,) is the guidance by row. None
-            if the task generates nothing.
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     loss: Callable[..., tuple[Array, tuple[PyTree, dict[str, Array]]]]
-    sample: Callable[..., Array] | None
 
 
 def expand(value: Any, like: Any) -> Any:

@@ -19,22 +19,14 @@ from ml_collections import ConfigDict, config_flags
 import diffjax.config
 from diffjax import data, grids, samplers
 from diffjax.data.folders import NoSuchSplit
-from diffjax.tasks import (
-    Diffusion,
-    make_autoencoder_task,
-    make_controlnet_task,
-    make_diffusion,
-    make_lora_task,
-    make_noisy_classifier_task,
-    make_task,
-)
+from diffjax.model import Model, make_model
+from diffjax.tasks import assemble_model, task_kind
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import host_share, make_mesh, tree_sharding, with_sharding
-from diffjax.types import Task, choose, suggest
+from diffjax.types import Task, suggest
 from diffjax.writing import write_atomically
 from experiments import (
-    classifying,
     command_line,
     controlled,
     discovery,
@@ -263,28 +255,34 @@ def task_of(cfg: ConfigDict) -> Task:
     Raises:
         UsageError: the task is unknown, or its parts are wrong or do not fit together.
     """
-    makers = {
-        "autoencoder": lambda cfg, shape, *_: make_autoencoder_task(cfg, shape),
-        "classifier": make_noisy_classifier_task,
-        "controlnet": make_controlnet_task,
-        "lora": make_lora_task,
-        "diffusion": partial(make_task, classifier=classifying.log_prob_of(cfg)),
-    }
     with refuse_config():
-        make = choose("task", cfg.task, makers)
+        make = task_kind(cfg).make
         return make(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
-def diffusion_of(cfg: ConfigDict) -> Diffusion:
-    """The assembled diffusion model of a config.
+def model_of(cfg: ConfigDict) -> Model:
+    """The diffusion model that a config describes, without parameters.
 
     Raises:
         UsageError: the config is of another task, or its parts are wrong.
     """
-    if cfg.task not in ("diffusion", "controlnet", "lora"):
-        raise UsageError(f"this needs a diffusion model, but the task is {cfg.task!r}")
     with refuse_config():
-        return make_diffusion(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+        if task_kind(cfg).assemble is None:
+            raise UsageError(f"this needs a diffusion model, but the task is {cfg.task!r}")
+        return make_model(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+
+
+def assemble(cfg: ConfigDict, state: State, frozen: Any) -> Model:
+    """The model of a config with what was trained, averaged.
+
+    Args:
+        frozen: what the task reads but does not train, see `experiments.frozen`.
+
+    Raises:
+        UsageError: the config is of a task that trains no diffusion model.
+    """
+    with refuse_config():
+        return assemble_model(cfg, image_shape(cfg), state.ema, frozen, state.extra)
 
 
 def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
@@ -375,7 +373,7 @@ def _loaded(
 
 def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
     """``(step, sharding) -> iterator`` of training batches, placed on the devices ahead of use."""
-    hints = controlled.hints_of(cfg) if cfg.task == "controlnet" else None
+    hints = controlled.hints_of(cfg) if task_kind(cfg).takes_hints else None
 
     def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
         part, parts = host_share(sharding, cfg.data.batch_size)
@@ -409,7 +407,7 @@ def mesh_of(cfg: ConfigDict) -> jax.sharding.Mesh:
 def abstract_state(cfg: ConfigDict, task: Task) -> State:
     """Shapes of the training state, without memory."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    base = controlled.abstract(cfg) if cfg.task in ("controlnet", "lora") else None
+    base = controlled.abstract(cfg) if task_kind(cfg).trains_beside else None
     init = partial(init_state, task, optimizer)
     return jax.eval_shape(init, jax.random.key(0), base, inputs.abstract_batch(cfg, 1))
 

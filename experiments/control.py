@@ -25,6 +25,8 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax import metrics
+from diffjax.model import Model
+from diffjax.tasks import task_kind
 from experiments import common, controlled, frozen, generation, judging, stored_config, weights
 
 common.define_sampling_flags()
@@ -39,8 +41,8 @@ SHOWN = 12  # columns of the picture
 ENOUGH = 100  # images, for distances
 
 
-def load(where: Path) -> tuple[controlled.Net, Any]:
-    """The ControlNet of a run or an exported file, and its statistics."""
+def load(where: Path) -> tuple[Any, Model]:
+    """The config of a run or an exported file of a ControlNet, and its model without the base."""
     exported = where.suffix == ".safetensors"
     cfg = stored_config.get_config(str(where if exported else where / "config.json"))
     task = common.task_of(cfg)
@@ -48,7 +50,7 @@ def load(where: Path) -> tuple[controlled.Net, Any]:
         state = weights.read(where, common.abstract_state(cfg, task))
     else:
         state = common.restore_from(cfg, task, where / "checkpoints")
-    return controlled.Net(cfg, state.ema), state.extra
+    return cfg, common.assemble(cfg, state, {"base": {}})
 
 
 USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other modules
@@ -56,24 +58,34 @@ USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other mo
 
 def main() -> None:
     cfg, folder = common.config(), common.workdir()
-    if cfg.task != "controlnet":
+    if not task_kind(cfg).takes_hints:
         raise common.UsageError(f"{folder} holds a run of task {cfg.task!r}, not of a ControlNet")
     state = common.restore(cfg, common.task_of(cfg), folder)
-    nets = [controlled.Net(cfg, state.ema), *(load(Path(other))[0] for other in ALSO.value)]
-    batch = controlled.examples(cfg, flags.FLAGS.num or cfg.sample.num)
-    hints = [controlled.hints_of(net.cfg)(batch) for net in nets]
-    paint = controlled.Painter(cfg, frozen.load(cfg, folder), state.extra)
+    model = common.assemble(cfg, state, frozen.load(cfg, folder))
+    others = [load(Path(other)) for other in ALSO.value]
+    configs = [cfg, *(config for config, _ in others)]
+    nets = [model.controls, *(other.controls for _, other in others)]
+    drawer = generation.Drawer(cfg, model._replace(controls=tuple(itertools.chain(*nets))))
+    num = flags.FLAGS.num or cfg.sample.num
+    batch = controlled.examples(cfg, num)
+    hints = [controlled.hints_of(config)(batch) for config in configs]
+    inputs = controlled.inputs_of(drawer.model, batch, hints, prompt=PROMPT.value)
     rows, report = [controlled.as_pictures(hints[0], cfg.data.channels)], []
-    for request in requests(cfg, batch, hints):
-        rows.append(paint(nets, request))
-        found = {"scale": request.scales[0], "balance": request.balance, "num": len(hints[0])}
-        for net, hint in zip(nets, hints, strict=True):
-            found |= controlled.fidelity(net.cfg, hint, rows[-1])
+    for scale, balance in settings(cfg):
+        strengths = [generation.Strength(scale, START.value, END.value)] * len(hints)
+        rows.append(
+            drawer.draw(
+                num=num, seed=flags.FLAGS.seed, inputs=inputs, strengths=strengths, balance=balance
+            )
+        )
+        found = {"scale": scale, "balance": balance, "num": num}
+        for config, hint in zip(configs, hints, strict=True):
+            found |= controlled.fidelity(config, hint, rows[-1])
         found["change"] = float(np.abs(rows[-1] - rows[1]).max())
         report.append(found | distance(cfg, rows[-1], batch["image"]))
         logging.info("%s", report[-1])
     rows.append(batch["image"])
-    columns = min(len(hints[0]), SHOWN)
+    columns = min(num, SHOWN)
     out = folder / "control" / NAME.value
     picture = generation.tile(np.concatenate([row[:columns] for row in rows]), columns=columns)
     generation.save_png(picture, out.with_suffix(".png"))
@@ -81,23 +93,10 @@ def main() -> None:
     logging.info("written to %s.png and .json", out)
 
 
-def requests(
-    cfg: Any, batch: dict[str, np.ndarray], hints: list[np.ndarray]
-) -> Iterator[controlled.Request]:
-    """No control, then every setting of the flags."""
-    given = itertools.product(map(float, SCALES.value), BALANCE.value or [cfg.control.balance])
-    for scale, balance in ((0.0, "balanced"), *given):
-        yield controlled.Request(
-            batch,
-            hints,
-            seed=flags.FLAGS.seed,
-            scales=[scale] * len(hints),
-            starts=[START.value] * len(hints),
-            ends=[END.value] * len(hints),
-            balance=balance,
-            guidance=cfg.sample.get("guidance", 1.0),
-            prompt=PROMPT.value,
-        )
+def settings(cfg: Any) -> Iterator[tuple[float, str]]:
+    """(scale, balance): no control, then every setting of the flags."""
+    yield 0.0, "balanced"
+    yield from itertools.product(map(float, SCALES.value), BALANCE.value or [cfg.control.balance])
 
 
 def distance(cfg: Any, images: np.ndarray, real: np.ndarray) -> dict[str, Any]:

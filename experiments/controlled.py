@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +12,13 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from diffjax import control, data, guidance, metrics, samplers
+from diffjax import data, metrics
 from diffjax.data import shapes
+from diffjax.model import Inputs, Model, make_control_network
 from diffjax.pretrained import configs, from_state_dict, load_model, save_model, to_state_dict
 from diffjax.tasks import make_task
-from diffjax.tasks.controlnet import NET, at_work, controlled, make_controlled
-from diffjax.train.sharding import replicated
-from diffjax.types import choose, select_options
+from diffjax.tasks.controlnet import NET
+from diffjax.types import select_options
 from diffjax.untrusted import read_json
 from experiments import common, finetuning, generation, inputs, stored_config, weights
 
@@ -65,7 +64,7 @@ def load_base(cfg: ConfigDict) -> dict[str, Any]:
     like = abstract(cfg)
     path = finetuning.model_path(cfg)
     if path not in ("", RANDOM):
-        net = common.diffusion_of(cfg).network
+        net = common.model_of(cfg).network
         return _joined(finetuning.part(cfg, "unet", net, like["base"]), _statistics(cfg))
     where = path or cfg.control.base
     if not where:
@@ -88,7 +87,7 @@ def load_base(cfg: ConfigDict) -> dict[str, Any]:
 
 def _statistics(cfg: ConfigDict) -> dict[str, Any]:
     """What a base without statistics of its own goes by: the config's."""
-    space = common.diffusion_of(cfg).space
+    space = common.model_of(cfg).space
     return dict(space.extra)
 
 
@@ -126,10 +125,10 @@ def save(cfg: ConfigDict, params: Any, out: Path) -> None:
     Raises:
         UsageError: diffusers has no such ControlNet.
     """
-    model = common.diffusion_of(cfg)
-    net = make_controlled(cfg.control, model).net
+    model = common.model_of(cfg)
+    net = make_control_network(cfg.control, model.network).net
     try:
-        described = configs.describe(net, in_channels=model.image_shape[-1])
+        described = configs.describe(net, in_channels=model.space.shape[-1])
     except ValueError as error:
         raise common.UsageError(f"{error}; an --out=FILE.safetensors keeps it") from error
     if "decoder" in params:
@@ -139,123 +138,31 @@ def save(cfg: ConfigDict, params: Any, out: Path) -> None:
     logging.info("a %s in %s; experiments.generate --control=%s:IMAGE", kind, out, out)
 
 
-class Net(NamedTuple):
-    """A trained ControlNet.
-
-    Attributes:
-        cfg: its config.
-        params: what was trained: "control", and "decoder" if that was unlocked.
-    """
-
-    cfg: ConfigDict
-    params: Any
-
-
-class Request(NamedTuple):
-    """What to draw; noise is by (seed, image).
-
-    Attributes:
-        batch: what the condition is made of (num, ...), see `examples`.
-        hints: one array (num, H, W, C) per network.
-        scales, starts, ends: one per network, see `diffjax.control`.
-        balance: a name in `diffjax.control.BALANCES`.
-        guidance: scale of classifier-free guidance, 1 for none.
-        prompt: whether the base is told the condition.
-    """
-
-    batch: dict[str, np.ndarray]
-    hints: Sequence[np.ndarray]
-    seed: int = 0
-    scales: Sequence[float] = (1.0,)
-    starts: Sequence[float] = (0.0,)
-    ends: Sequence[float] = (1.0,)
-    balance: str = "balanced"
-    guidance: float = 1.0
-    prompt: bool = True
-
-
-class Painter:
-    """Images of a base under any number of ControlNets; compiles once per number and balance.
-
-    Args:
-        cfg: config of the first network, whose base and sampler are used.
-        frozen: see `experiments.frozen`.
-        extra: statistics of the run.
-    """
-
-    def __init__(self, cfg: ConfigDict, frozen: Any, extra: Any):
-        self._cfg, self._model = cfg, common.diffusion_of(cfg)
-        self._given = frozen, extra
-        self._sampler, self._rows = generation.sampler_of(cfg, self._model)
-        self._compiled: dict[Any, Any] = {}
-
-    def __call__(self, nets: Sequence[Net], request: Request) -> np.ndarray:
-        """(num, H, W, C) in [-1, 1].
-
-        Raises:
-            ValueError: an empty window, or another number of hints or scales than of networks.
-        """
-        key = (len(nets), request.balance)
-        if key not in self._compiled:
-            whole = replicated(common.mesh_of(self._cfg))  # every process has all images
-            run = self._program(nets, request.balance)
-            self._compiled[key] = jax.jit(run, out_shardings=whole)
-        strengths = [
-            scale * control.window(len(self._rows.level.t), start, end)
-            for _, scale, start, end in zip(
-                nets, request.scales, request.starts, request.ends, strict=True
-            )
-        ]
-        count, size = len(request.hints[0]), self._cfg.sample.batch_size
-        seed, done = jax.random.key(request.seed), []
-        keys = generation.keys_of(request.seed, np.arange(count))
-        raw = self._model.condition.take(request.batch, seed)
-        raw = raw if request.prompt or not raw else self._model.condition.null(raw)
-        raw = jax.tree.map(np.asarray, raw)
-        scale = guidance.interval(self._rows, request.guidance)
-        for first in range(0, count, size):
-            hints, cond = jax.tree.map(
-                lambda leaf, part=slice(first, first + size): leaf[part],
-                (list(request.hints), raw),
-            )
-            params = [net.params for net in nets]
-            given = (keys[first : first + size], cond, hints, strengths, scale)
-            done.append(np.asarray(self._compiled[key](self._given, params, *given)))
-        return np.concatenate(done)
-
-    def _program(self, nets: Sequence[Net], balance: str) -> Any:
-        model, rows = self._model, self._rows
-        networks = [make_controlled(net.cfg.control, model) for net in nets]
-        chosen = choose("balance", balance, control.BALANCES)
-
-        def run(
-            given: Any, params: Any, keys: Any, raw: Any, hints: Any, strengths: Any, scale: Any
-        ) -> Any:
-            (frozen, extra), noise = given, generation.noise_of(keys, model)
-            base = {**frozen["base"], **params[0].get("decoder", {})}
-            each = zip(networks, params, hints, strengths, strict=True)
-            controls = [
-                at_work(model, network, own[NET], hint, guidance.per_evaluation(strength), chosen)
-                for network, own, hint, strength in each
-            ]
-            encode = partial(model.condition.encode, base, frozen, extra)
-            null = encode(model.condition.null(raw)) if raw else None
-            by_row = scale if model.condition.guided else None
-            denoise = controlled(model, base, controls, encode(raw) if raw else {}, null, by_row)
-            if self._cfg.sample.clip:
-                denoise = samplers.clip(denoise)
-            z = samplers.prior(noise, rows)
-            x = samplers.sample(noise, denoise, self._sampler, z, rows)
-            return jnp.clip(model.space.leave(frozen, extra, x), -1, 1)
-
-        return run
-
-
 def examples(cfg: ConfigDict, count: int) -> dict[str, np.ndarray]:
     """Image, label and hint of the first test images."""
     source = common.test_source(cfg)
     batch = data.batch_of(source, np.arange(count) % len(source))
     return {**batch, "hint": hints_of(cfg)(batch)}
+
+
+def inputs_of(
+    model: Model, batch: dict[str, np.ndarray], hints: Sequence[np.ndarray], *, prompt: bool = True
+) -> Callable[[np.ndarray], Inputs]:
+    """What images number ``index`` are made of: the conditions of a batch, and hints.
+
+    Args:
+        hints: (N, H, W, C) for each control network.
+        prompt: whether the base is told the condition.
+    """
+    raw = model.condition.take(batch, jax.random.key(0))
+    raw = raw if prompt or not raw else model.condition.null(raw)
+    whole = jax.tree.map(np.asarray, Inputs(raw, list(hints)))
+
+    def read(index: np.ndarray) -> Inputs:
+        picked: Inputs = jax.tree.map(lambda leaf: leaf[index % len(leaf)], whole)
+        return picked
+
+    return read
 
 
 def fidelity(cfg: Any, hints: np.ndarray, images: np.ndarray) -> dict[str, float]:

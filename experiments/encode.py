@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from diffjax import data
 from diffjax.data import latents
-from diffjax.tasks.latents import moments
+from diffjax.model.space import moments
 from diffjax.train.frozen import content_hash
 from experiments import common, frozen
 

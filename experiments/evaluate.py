@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from diffjax import data, grids, likelihood, metrics, samplers
 from diffjax.data import shapes
+from diffjax.model import denoiser
 from diffjax.train import State
 from diffjax.train.frozen import content_hash
 from experiments import common, first_stage, frozen, generation, judging, sampler_sweep
@@ -103,8 +104,8 @@ def bits(cfg: Any, model: Any, state: State, num: int, *, ode: bool = False) -> 
 
     @jax.jit
     def measure(params: Any, x: jax.Array, keys: jax.Array, cond: Any) -> Any:
-        noise = samplers.image_noise(keys, model.image_shape)
-        denoise = model.denoiser(params, cond)
+        noise = samplers.image_noise(keys, model.space.shape)
+        denoise = denoiser(model._replace(params=params), cond)
         if ode:
             flow = likelihood.ode_bits(denoise, x, noise, model.schedule, levels=model.levels)
             return {"total": flow}
@@ -171,7 +172,7 @@ def reconstruction(cfg: Any, model: Any, state: State, num: int) -> dict[str, An
         def still(i: Any, k: int = 0) -> jax.Array:
             return jnp.zeros_like(x)
 
-        denoise = model.denoiser(params)
+        denoise = denoiser(model._replace(params=params))
         z = samplers.sample(still, denoise, up, x, rows, n=n)
         return jnp.square(samplers.sample(still, denoise, down, z, back, n=n) - x).mean() / 4
 
@@ -359,7 +360,7 @@ def sweep(folder: Path) -> None:
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
     weights = frozen.load(cfg, folder)
-    maker = generation.image_maker(cfg, task, state, weights)
+    maker = generation.Drawer(cfg, common.assemble(cfg, state, weights))
     judge = functools.partial(obeyed, cfg)
     if not told:
         real, classes = judging.reference_images(cfg, num), judging.classes_of(cfg, maker.model)
@@ -409,7 +410,7 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
         network, real = _network(cfg, "distance"), judging.reference_images(cfg, num)
     state = common.restore(cfg, task, folder)
     weights = frozen.load(cfg, folder)
-    maker = generation.image_maker(cfg, task, state, weights)
+    maker = generation.Drawer(cfg, common.assemble(cfg, state, weights))
     result: dict[str, Any] = {
         "step": int(state.step),
         "sampler": judging.sampler_options(cfg),
@@ -422,17 +423,17 @@ def sampled(folder: Path, wanted: set[str]) -> dict[str, Any]:
         result.update(with_inception(folder, images, theirs, some))
     if "distance" in wanted:
         started = time.monotonic()
-        made = maker.make(num=num, seed=seed)
+        made = maker.draw(num=num, seed=seed)
         result["sampling_seconds"] = time.monotonic() - started
         classes = judging.classes_of(cfg, maker.model)
         result.update(judging.judge(network, made, real, classes))
-        others = [maker.make(num=num, seed=seed + k) for k in range(1, SEEDS.value)]
+        others = [maker.draw(num=num, seed=seed + k) for k in range(1, SEEDS.value)]
         more = [judging.judge(network, images, real, classes)["distance"] for images in others]
         result["distance_by_seed"] = [result["distance"], *more]
     if "baselines" in wanted:
         result["baselines"] = baselines(cfg, task, network, num, real, weights)
     if "captions" in wanted:
-        result["captions"] = obeyed(cfg, maker.make(num=num, seed=seed))
+        result["captions"] = obeyed(cfg, maker.draw(num=num, seed=seed))
     result.update(_likelihoods(cfg, maker.model, state, wanted))
     return result
 
@@ -515,7 +516,7 @@ def baselines(
     both = judging.reference_images(cfg, 2 * half)
     few = generation.with_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
     state = common.untrained(cfg, task, weights)
-    raw = generation.image_maker(few, task, state, weights).make(num=num)
+    raw = generation.Drawer(few, common.assemble(few, state, weights)).draw(num=num)
     return {
         "real_floor": metrics.floor(network, both[:half], both[half:]),
         "real_floor_num": half,

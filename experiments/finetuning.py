@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from diffjax import data
 from diffjax.config import resolve
+from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.pretrained import configs, load_model, load_single_file, save_model
 from diffjax.pretrained.files import write_json
 from diffjax.pretrained.lora import LORA_FILE, save_lora
@@ -38,7 +39,6 @@ from diffjax.pretrained.tokenizers import (
     save_tokenizer,
     train_tokenizer,
 )
-from diffjax.tasks.conditions import ENCODERS, make_clips
 from diffjax.tasks.lora import scale_of
 from diffjax.train import State, hosts
 from diffjax.untrusted import read_json
@@ -208,7 +208,7 @@ def initial(cfg: ConfigDict, like: Any) -> Callable[[], Any] | None:
     path = model_path(cfg)
     if not path or path == RANDOM or cfg.task != "diffusion":
         return None
-    return lambda: part(cfg, "unet", common.diffusion_of(cfg).network, like)
+    return lambda: part(cfg, "unet", common.model_of(cfg).network, like)
 
 
 # ---- captions ------------------------------------------------------------------------------------
@@ -370,9 +370,9 @@ def _copy_with(where: Path, unet: Any, out: Path) -> None:
 
 def _own(cfg: ConfigDict, state: State, given: Mapping[str, Any]) -> Components:
     """The parts of a model that began here."""
-    diffusion, nets = common.diffusion_of(cfg), make_clips(cfg)
+    diffusion, nets = common.model_of(cfg), make_clips(cfg)
     vae = diffusion.space.net.clone(scaling_factor=float(state.extra["latent_scale"]))
-    height, width, _ = diffusion.image_shape
+    height, width, _ = diffusion.space.shape
     texts = {
         ENCODERS[entry]: TextEncoder(one, _model(nets[ENCODERS[entry]], given[ENCODERS[entry]]))
         for entry, one in tokenizers(cfg).items()

@@ -11,8 +11,8 @@ import numpy as np
 from absl import logging
 
 from diffjax import data, metrics
+from diffjax.model import make_autoencoder
 from diffjax.nets.autoencoder import VQModel
-from diffjax.tasks import make_autoencoder
 from diffjax.train import hosts
 from diffjax.train.sharding import replicated
 from experiments import common, generation

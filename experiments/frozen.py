@@ -11,13 +11,14 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax import metrics
+from diffjax.model import make_autoencoder
+from diffjax.model.condition import make_clips
 from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import load_model
 from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.perceptual import load_lpips
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
-from diffjax.tasks import make_autoencoder
-from diffjax.tasks.conditions import make_clips
+from diffjax.tasks import task_kind
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
 from diffjax.train.sharding import place, tree_sharding, with_sharding
@@ -40,7 +41,7 @@ def abstract(cfg: ConfigDict) -> Any:
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     for name, net in make_clips(cfg).items():
         out[name] = jax.eval_shape(net.init, jax.random.key(0), ids)["params"]
-    if cfg.task in ("controlnet", "lora"):
+    if task_kind(cfg).trains_beside:
         out |= controlled.abstract(cfg)
     return out or None
 
@@ -84,7 +85,7 @@ def load(cfg: ConfigDict, folder: Path, *, fresh: bool = False) -> Any:
 def _trained_with(cfg: ConfigDict, folder: Path, fresh: bool) -> Any:
     if cfg.task == "autoencoder":
         return _perceptual(cfg)
-    if common.WEIGHTS.value and cfg.task != "controlnet" and abstract(cfg):
+    if common.WEIGHTS.value and not task_kind(cfg).takes_hints and abstract(cfg):
         return weights.read_frozen(Path(common.WEIGHTS.value), abstract(cfg))
     if not fresh and not common.WEIGHTS.value and (stored := _stored(cfg, folder)):
         return stored
@@ -95,7 +96,7 @@ def _trained_with(cfg: ConfigDict, folder: Path, fresh: bool) -> Any:
         out["autoencoder"] = _autoencoder(cfg)
     for name, net in make_clips(cfg).items():
         out[name] = _text_encoder(cfg, name, net)
-    if cfg.task in ("controlnet", "lora"):
+    if task_kind(cfg).trains_beside:
         out |= controlled.load_base(cfg)
     return out or None
 

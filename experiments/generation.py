@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,73 +13,46 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
-from tqdm import tqdm
 
-from diffjax import data, grids, guidance, parameterization, samplers
-from diffjax.tasks import Diffusion
-from diffjax.train import State
-from diffjax.train.sharding import batch_sharding, place, replicated
-from diffjax.types import Noise, Rows, Sampler, Task, select_options
-from experiments import common, controlled
-from experiments.command_line import refuse_config
+from diffjax import control, data, guidance
+from diffjax.model import ImageMaker, Inputs, Model, make_sampler, make_steering
+from diffjax.model.images import pad_rows
+from diffjax.types import ConfigError, Rows, Sampler
+from experiments import classifying, common, controlled
 
-
-class ImageMaker(NamedTuple):
-    """Compiled generation for one model; see `image_maker`."""
-
-    make: Callable[..., np.ndarray]
-    model: Diffusion
+InputsOf = Callable[[np.ndarray], Inputs]
 
 
-def _bucket(count: int) -> int:
-    """Padded number of rows, so that few lengths are compiled."""
-    return max(64, 1 << (count - 1).bit_length())
+class Strength(NamedTuple):
+    """How much a control network adds, and between which shares of the evaluations."""
+
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
 
 
-def image_maker(
-    cfg: ConfigDict,
-    task: Task,
-    state: State,
-    frozen: Any = None,
-    *,
-    compiled: dict[Any, Any] | None = None,
-) -> ImageMaker:
-    """A function that makes images with any sampler; solvers of equal memory compile once.
+class Drawer:
+    """Draws images as a config says; see `draw`.
 
-    Args:
-        frozen: what the task reads but does not train, see `experiments.frozen`.
-        compiled: what was compiled for other states of the same config; added to.
+    Attributes:
+        model: with its parameters.
     """
-    model = common.diffusion_of(cfg)
-    given = _conditions(cfg, model)
-    mesh = common.mesh_of(cfg)
-    split = batch_sharding(mesh)
-    params, extra = state.ema, state.extra
 
-    compiled = {} if compiled is None else compiled
+    def __init__(
+        self, cfg: ConfigDict, model: Model, *, compiled: dict[Any, Any] | None = None
+    ) -> None:
+        """
+        Args:
+            compiled: what was compiled for other parameters of the same config; added to.
+        """
+        steering = make_steering(cfg, classifying.log_prob_of(cfg))
+        compiled = {} if compiled is None else compiled
+        self.model, self._cfg = model, cfg
+        self._maker = ImageMaker(model, common.mesh_of(cfg), steering, compiled)
+        self._inputs = _read_inputs(cfg, model)
 
-    def executable(sampler: Sampler) -> Any:
-        key = (sampler.init, sampler.step)
-        if key not in compiled:
-
-            def generate(
-                params: Any, frozen: Any, extra: Any, keys: Any, cond: Any,
-                rows: Rows, n: Any, scale: Any,
-            ) -> Any:  # fmt: skip
-                noise = noise_of(keys, model)
-                return task.sample(
-                    params, frozen, extra, noise, cond, sampler, rows, n=n, scale=scale
-                )
-
-            # Whole images come out, so that every process has them.
-            compiled[key] = jax.jit(
-                generate,
-                in_shardings=(None, None, None, split, split, None, None, None),
-                out_shardings=replicated(mesh),
-            )
-        return compiled[key]
-
-    def make(
+    def draw(
+        self,
         *,
         num: int,
         first: int = 0,
@@ -90,52 +63,61 @@ def image_maker(
         batch_size: int | None = None,
         labels: np.ndarray | None = None,
         text: np.ndarray | None = None,
+        inputs: InputsOf | None = None,
+        strengths: Sequence[Strength] = (),
+        balance: str | None = None,
         progress: str = "sampling",
     ) -> np.ndarray:
         """Images ``first`` to ``first + num``, (num, H, W, C) float32 in [-1, 1].
 
         Image k depends on (seed, k) only. Conditions are ``labels`` (N,) or ``text`` (N, M), used
         in turn; without them all classes in turn, and whatever else comes with the test images.
+
+        Args:
+            inputs: in place of these conditions and of the hints that come with the test images.
+            strengths: of the control networks; 1 throughout if there are none.
+            balance: in place of the config's, a name in `diffjax.control.BALANCES`.
+
+        Raises:
+            ConfigError: labels, guidance or a sampler that the model does not take.
         """
         if sampler is None or rows is None:
-            sampler, rows = sampler_of(cfg, model)
-        size = min(batch_size or cfg.sample.batch_size, num)
-        size += -size % mesh.size  # the devices share a batch equally
-        count = len(rows.level.t)
-        padded = samplers.pad(rows, _bucket(count))
-        run = executable(sampler)
-        scales = _guidance(cfg, model, padded, scale)
-        _check_labels(labels, model)
-        keys = keys_of(seed, first + np.arange(-(-num // size) * size))
-        done = []
-        for start in tqdm(range(0, num, size), desc=progress, unit="batch", leave=False):
-            index = first + np.arange(start, start + size)
-            cond = given(index, labels, text)
-            own = place((keys[start : start + size], cond), split)
-            done.append(np.asarray(run(params, frozen, extra, *own, padded, count, scales)))
-        return np.concatenate(done)[:num]
-
-    return ImageMaker(make, model)
-
-
-def keys_of(seed: int, index: np.ndarray) -> np.ndarray:
-    """What the noise of images number ``index`` is made from, by `noise_of`."""
-    base = jax.random.key(seed)
-    keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.asarray(index))
-    return np.asarray(jax.random.key_data(keys))
+            sampler, rows = make_sampler(self._cfg, self.model)
+        _check_labels(labels, self.model)
+        count, maker = len(rows.level.t), self._maker
+        if balance is not None:
+            steering = maker.steering._replace(balance=balance)
+            maker = ImageMaker(maker.model, maker.mesh, steering, maker.compiled)
+        windows = [
+            np.pad(one.scale * control.window(count, one.start, one.end), (0, _padding(rows)))
+            for one in strengths
+        ]
+        return maker(
+            inputs or functools.partial(self._inputs, labels=labels, text=text),
+            sampler,
+            rows,
+            num=num,
+            first=first,
+            seed=seed,
+            scale=_guidance(self._cfg, self.model, pad_rows(rows), scale),
+            strengths=windows,
+            batch_size=batch_size or self._cfg.sample.batch_size,
+            progress=progress,
+        )
 
 
-def noise_of(keys: Any, model: Diffusion) -> Noise:
-    """Noise of each image by itself."""
-    return samplers.image_noise(jax.random.wrap_key_data(keys), model.image_shape)
+def _padding(rows: Rows) -> int:
+    return len(pad_rows(rows).level.t) - len(rows.level.t)
 
 
-def _conditions(cfg: ConfigDict, model: Diffusion) -> Callable[..., Any]:
-    """``(index, labels, text) -> `` raw condition of images number ``index``, on the host."""
-    hints = controlled.hints_of(cfg) if cfg.task == "controlnet" else None
+def _read_inputs(cfg: ConfigDict, model: Model) -> Callable[..., Inputs]:
+    """``(index, labels, text) -> `` what images number ``index`` are made of, on the host."""
+    hints = controlled.hints_of(cfg) if model.controls else None
     load = functools.cache(lambda: common.test_source(cfg))
 
-    def make(index: np.ndarray, labels: np.ndarray | None, text: np.ndarray | None) -> Any:
+    def read(
+        index: np.ndarray, labels: np.ndarray | None = None, text: np.ndarray | None = None
+    ) -> Inputs:
         batch: dict[str, Any] = {}
         needs = set(model.condition.needs) - ({"text"} if text is not None else set())
         if needs or hints:
@@ -146,15 +128,13 @@ def _conditions(cfg: ConfigDict, model: Diffusion) -> Callable[..., Any]:
             batch["label"] = np.asarray(chosen, np.int32)
         if text is not None:
             batch["text"] = text[index % len(text)]
-        raw = _taken(model, batch, index)  # each by itself: the holes of inpainting are random
-        if hints is not None:
-            raw = {**(raw or {}), "hint": hints(batch)}
-        return jax.tree.map(np.asarray, raw)
+        cond = _take_each(model, batch, index)  # the holes of inpainting are random
+        return Inputs(jax.tree.map(np.asarray, cond), [hints(batch)] if hints is not None else [])
 
-    return make
+    return read
 
 
-def _taken(model: Diffusion, batch: dict[str, Any], index: np.ndarray) -> Any:
+def _take_each(model: Model, batch: dict[str, Any], index: np.ndarray) -> Any:
     def one(row: dict[str, Any], key: jax.Array) -> Any:
         raw = model.condition.take(jax.tree.map(lambda leaf: leaf[None], row), key)
         return jax.tree.map(lambda leaf: leaf[0], raw)
@@ -162,13 +142,11 @@ def _taken(model: Diffusion, batch: dict[str, Any], index: np.ndarray) -> Any:
     return jax.vmap(one)(batch, jax.vmap(jax.random.key)(jnp.asarray(index)))
 
 
-def _guidance(
-    cfg: ConfigDict, model: Diffusion, rows: Rows, scale: float | None
-) -> np.ndarray | None:
+def _guidance(cfg: ConfigDict, model: Model, rows: Rows, scale: float | None) -> np.ndarray | None:
     """Guidance by row, or None for models without a condition and for unguided sampling.
 
     Raises:
-        UsageError: guidance of a model without a condition.
+        ConfigError: guidance of a model without a condition.
     """
     section = cfg.sample
     scale = section.get("guidance", 1.0) if scale is None else scale
@@ -177,7 +155,7 @@ def _guidance(
         return guidance.interval(rows, scale, low=low, high=high)
     if not model.condition.guided:
         if scale != 1:
-            raise common.UsageError(f"guidance {scale:g} needs a model with a condition")
+            raise ConfigError(f"guidance {scale:g} needs a model with a condition")
         return None
     if scale == 1 and not model.drop:
         return None
@@ -190,36 +168,19 @@ def _guidance(
     return guidance.interval(rows, scale, low=low, high=high)
 
 
-def _check_labels(labels: np.ndarray | None, model: Diffusion) -> None:
+def _check_labels(labels: np.ndarray | None, model: Model) -> None:
     """Labels are classes, or ``num_classes`` for none of them.
 
     Raises:
-        UsageError: a label outside that range, or labels of a model without classes.
+        ConfigError: a label outside that range, or labels of a model without classes.
     """
     if labels is None:
         return
     if not model.num_classes or labels.min() < 0 or labels.max() > model.num_classes:
-        raise common.UsageError(
+        raise ConfigError(
             f"labels must lie in 0 .. {model.num_classes} (the last: no class), got "
             f"{labels.min()} .. {labels.max()}"
         )
-
-
-def sampler_of(cfg: ConfigDict, model: Diffusion) -> tuple[Sampler, Rows]:
-    """Sampler and plan of ``config.sample``.
-
-    Raises:
-        UsageError: names or options that are wrong, or do not fit the model.
-    """
-    section = cfg.sample
-    with refuse_config():
-        options = select_options("sampler", section.sampler, samplers.SAMPLERS, section)
-        sampler = samplers.make(section.sampler, options)
-        options = select_options("grid", section.grid, grids.GRIDS, section)
-        steps = options.pop("steps")
-        rows = sampler.plan(grids.make(section.grid, model.schedule, steps, options))
-        parameterization.check_levels(model.parameterization, rows.level)
-    return sampler, rows
 
 
 def with_sample(cfg: ConfigDict, **sample: Any) -> ConfigDict:

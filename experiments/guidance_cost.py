@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from diffjax import samplers
+from diffjax.model import make_sampler, make_steering, sample
 from experiments import common, generation
 
 BATCH = flags.DEFINE_integer("batch", 32, "Images in a batch.", 1)
@@ -32,14 +32,15 @@ MODES = {"unguided": (False, None), "guided": (False, 2.0), "guided_sequential":
 def compiled(cfg: Any, batch: int, *, sequential: bool, scale: float | None) -> tuple[Any, Any]:
     """Compiled sampling of a few steps, and its arguments."""
     cfg = generation.with_sample(cfg, sampler="ddim", steps=STEPS, guidance_sequential=sequential)
-    task = common.task_of(cfg)
-    sampler, rows = generation.sampler_of(cfg, common.diffusion_of(cfg))
+    model, task = common.model_of(cfg), common.task_of(cfg)
+    sampler, rows = make_sampler(cfg, model)
+    steering = make_steering(cfg)
     cond = {"label": np.arange(batch, dtype=np.int32) % cfg.data.num_classes}
     keys = jax.random.split(jax.random.key(0), batch)
-    noise = samplers.image_noise(keys, common.image_shape(cfg))
 
     def run(params: Any, scales: Any) -> Any:
-        return task.sample(params, None, {}, noise, cond, sampler, rows, scale=scales)
+        own = model._replace(params=params)
+        return sample(own, cond, sampler, rows, keys, scale=scales, steering=steering)
 
     scales = None if scale is None else np.full(STEPS, scale, np.float32)
     arguments = common.untrained(cfg, task).params, scales

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax import data
-from diffjax.tasks.conditions import ENCODERS, added_shapes, embedding_shapes
+from diffjax.model.condition import ENCODERS, added_shapes, embedding_shapes
 from experiments import common, controlled
 
 

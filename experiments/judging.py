@@ -24,6 +24,7 @@ from diffjax.data.datasets import ENV_DIR
 from diffjax.data.folders import list_images
 from diffjax.data.pictures import image_size
 from diffjax.data.text import read_text, split_lines
+from diffjax.model import Model
 from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.clip import load_clip
@@ -31,7 +32,6 @@ from diffjax.pretrained.files import PickleError
 from diffjax.pretrained.perceptual import load_lpips
 from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.tokenizers import load_tokenizer
-from diffjax.tasks import Diffusion
 from experiments import common, generation
 
 INCEPTION = ("fid", "sfid", "is", "kid", "prdc", "rfid")  # metrics that need its weights
@@ -81,7 +81,7 @@ def _shuffled(source: data.Source) -> np.ndarray:
     return np.random.default_rng(0).permutation(len(source))
 
 
-def classes_of(cfg: Any, model: Diffusion) -> int:
+def classes_of(cfg: Any, model: Model) -> int:
     """Classes that generated images take in turn; 0 if none, or as a ControlNet's hints have it."""
     return 0 if cfg.task == "controlnet" else model.num_classes
 
@@ -209,11 +209,11 @@ def from_data(cfg: Any, split: str) -> ImageSet:
     return ImageSet(name, len(source), read)
 
 
-def generated(maker: generation.ImageMaker, num: int, *, seed: int, settings: Any) -> ImageSet:
+def generated(maker: generation.Drawer, num: int, *, seed: int, settings: Any) -> ImageSet:
     """Samples of a model; ``settings`` tell it and its sampler from others."""
 
     def read(start: int, stop: int) -> np.ndarray:
-        return maker.make(num=stop - start, first=start, seed=seed)
+        return maker.draw(num=stop - start, first=start, seed=seed)
 
     return ImageSet(json.dumps({**settings, "seed": seed}, sort_keys=True), num, read)
 

@@ -51,10 +51,10 @@ def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
     training = topology.count_flops(step, state, frozen.abstract(cfg), batch)
     if cfg.task != "diffusion":  # without a perceptual network, which is the user's
         return {"training_flops_per_image": training}
-    model = common.diffusion_of(cfg)
+    model = common.model_of(cfg)
 
     def forward(params: Any) -> Any:
-        z = jnp.zeros((1, *model.image_shape))
+        z = jnp.zeros((1, *model.space.shape))
         return model.network.apply({"params": params}, z, jnp.zeros(1), model.condition.example)
 
     return {

@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax.data import shapes
+from diffjax.model import make_sampler
 from experiments import (
     common,
     discovery,
@@ -40,17 +41,17 @@ LABEL = flags.DEFINE_multi_string(
 )
 
 
-def rows(cfg: Any, maker: generation.ImageMaker, num: int, seed: int) -> np.ndarray:
+def rows(cfg: Any, maker: generation.Drawer, num: int, seed: int) -> np.ndarray:
     """``num`` images for every value of --rows, one value after the other."""
     ((key, values),) = sampler_sweep.parse([ROWS.value], cfg).items()
     sampler_sweep.check_axes(cfg, [key])
     done = []
     for value in values:
         chosen = generation.with_sample(cfg, **{key: value})
-        sampler, plan = generation.sampler_of(chosen, maker.model)
+        sampler, plan = make_sampler(chosen, maker.model)
         scale = chosen.sample.get("guidance", 1.0)
         done.append(
-            maker.make(
+            maker.draw(
                 num=num, seed=seed, sampler=sampler, rows=plan, scale=scale,
                 text=_text(cfg), labels=_labels(cfg, maker.model.num_classes),
             )
@@ -95,12 +96,13 @@ def main() -> None:
     task = common.task_of(cfg)
     state = common.restore(cfg, task, folder)
     num, seed = flags.FLAGS.num or cfg.sample.num, flags.FLAGS.seed
-    maker = generation.image_maker(cfg, task, state, frozen.load(cfg, folder))
+    model = common.assemble(cfg, state, frozen.load(cfg, folder))
+    maker = generation.Drawer(cfg, model)
     if ROWS.value:
         images = rows(cfg, maker, num, seed)
     else:
         labels = _labels(cfg, maker.model.num_classes)
-        images = maker.make(num=num, seed=seed, text=text, labels=labels)
+        images = maker.draw(num=num, seed=seed, text=text, labels=labels)
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(state.step)}-seed{seed}"
     out = common.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)

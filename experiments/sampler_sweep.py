@@ -15,6 +15,7 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from diffjax.config import explain_unused
+from diffjax.model import make_sampler
 from diffjax.types import suggest
 from diffjax.writing import write_atomically
 from experiments import command_line, common, generation, plots
@@ -66,7 +67,7 @@ def check_axes(cfg: Any, axes: Sequence[str]) -> None:
 
 def run(
     cfg: Any,
-    maker: generation.ImageMaker,
+    maker: generation.Drawer,
     judge: Callable[[np.ndarray], dict[str, Any]],
     out: Path,
     *,
@@ -109,11 +110,11 @@ def run(
     with lines.open("a") as stream:
         for cell in tqdm([c for c in cells if _key(c, grid) not in done], desc=out.name):
             chosen = generation.with_sample(cfg, **{k: cell[k] for k in grid})
-            sampler, plan = generation.sampler_of(chosen, maker.model)
+            sampler, plan = make_sampler(chosen, maker.model)
             started = time.monotonic()
             scale = chosen.sample.get("guidance", 1.0)
             twice = scale != 1 and not chosen.sample.get("classifier", "")
-            images = maker.make(num=num, seed=cell["seed"], sampler=sampler, rows=plan, scale=scale)
+            images = maker.draw(num=num, seed=cell["seed"], sampler=sampler, rows=plan, scale=scale)
             result = {
                 **cell,
                 "settings": stamp,

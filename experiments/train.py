@@ -75,7 +75,8 @@ def _preview(cfg: Any, task: Any, folder: Any) -> Any:
         above = [controlled.as_pictures(hints, cfg.data.channels)]
 
     def write(state: State, given: Any, step: int, reporter: Reporter) -> None:
-        images = generation.image_maker(preview, task, state, given, compiled=compiled).make(
+        model = common.assemble(cfg, state, given)
+        images = generation.Drawer(preview, model, compiled=compiled).draw(
             num=num, batch_size=num, progress=f"preview at step {step}"
         )
         if not hosts.is_writer():
@@ -110,9 +111,10 @@ def _evaluator(cfg: Any, task: Any) -> Any:
     compiled: dict[Any, Any] = {}
 
     def measure(state: State, given: Any, step: int) -> dict[str, float]:
-        maker = generation.image_maker(quick, task, state, given, compiled=compiled)
-        images = maker.make(num=num, progress=f"evaluation at step {step}")
-        found = judging.judge(network, images, real, maker.model.num_classes)
+        model = common.assemble(cfg, state, given)
+        drawer = generation.Drawer(quick, model, compiled=compiled)
+        images = drawer.draw(num=num, progress=f"evaluation at step {step}")
+        found = judging.judge(network, images, real, model.num_classes)
         return {k: v for k, v in found.items() if isinstance(v, float)}
 
     return measure
@@ -120,16 +122,15 @@ def _evaluator(cfg: Any, task: Any) -> Any:
 
 def _control_evaluator(cfg: Any) -> Any:
     """Callback that measures how hints of test images are kept to, with and without the prompt."""
-    batch, paint = controlled.examples(cfg, cfg.eval.loop_num), None
+    batch, compiled = controlled.examples(cfg, cfg.eval.loop_num), {}
     hints = batch["hint"]
 
     def measure(state: State, given: Any, step: int) -> dict[str, float]:
-        nonlocal paint
-        # The state's own arrays are given to the next step.
-        paint = paint or controlled.Painter(_quick(cfg), given, jax.device_get(state.extra))
-        net, found = controlled.Net(cfg, state.ema), {}
+        model, found = common.assemble(cfg, state, given), {}
+        drawer = generation.Drawer(_quick(cfg), model, compiled=compiled)
         for prompt, suffix in ((True, ""), (False, "_without_prompt")):
-            images = paint([net], controlled.Request(batch, [hints], prompt=prompt))
+            inputs = controlled.inputs_of(model, batch, [hints], prompt=prompt)
+            images = drawer.draw(num=len(hints), inputs=inputs)
             kept = controlled.fidelity(cfg, hints, images)
             found |= {key + suffix: value for key, value in kept.items()}
             if prompt and cfg.eval.features:

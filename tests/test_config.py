@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from configs.base import base
 from diffjax import config, grids, losses, parameterization, samplers, schedules
-from diffjax.tasks.diffusion import make_diffusion, make_schedule, make_task
+from diffjax.model import make_model, make_schedule
+from diffjax.tasks import make_task
 from diffjax.types import Level, build, build_section, choose, select_options
 
 # Options of constructors that are for reading diffusers' schedulers, or that are no settings.
@@ -87,7 +88,7 @@ def test_one_sigma_data_for_network_and_weight():
         )
         cfg.network.channels = 8
         task = _task(cfg)
-        model = make_diffusion(cfg, (8, 8, 1), 17, 10)
+        model = make_model(cfg, (8, 8, 1), 17, 10)
         batch = {"image": jnp.zeros((64, 8, 8, 1)), "label": jnp.zeros(64, jnp.int32)}
         params, extra = task.init(jax.random.key(0), None, batch)
         # A network whose last layer is zero predicts raw = 0, so the loss is the mean squared

@@ -58,9 +58,13 @@ def test_residuals_are_scaled_and_added():
     assert run([one, two]) == pytest.approx([1 + 7.5 * ONE, 2 + 4 * ONE])
 
 
+def hand_on(z, level, cond):
+    return cond["hint"]
+
+
 def test_features_of_an_adapter_are_handed_on_beside_residuals():
     features = [jnp.ones((2, 8, 8, 1)), 3 * jnp.ones((1, 4, 4, 1))]
-    adapter = Control(control.made, features, 0.5, entry="adapter")
+    adapter = Control(hand_on, features, 0.5, entry="adapter")
     found = control.totals([adapter, Control(net(), HINT), adapter], Z, LEVEL, COND)
     assert set(found) == {"adapter", "control"}
     assert [f.shape for f in found["adapter"]] == [(2, 8, 8, 1), (2, 4, 4, 1)]
@@ -71,7 +75,7 @@ def test_features_of_an_adapter_are_handed_on_beside_residuals():
 
     given = {**COND, "adapter": [jnp.ones((2, 8, 8, 1)), jnp.zeros((2, 4, 4, 1))]}
     assert float(control.control(seen, [adapter])(Z, LEVEL, given).eps[0]) == 128 + 64 + 48
-    alone = Control(control.made, features, 1.0, BALANCES["control"], "adapter")
+    alone = Control(hand_on, features, 1.0, BALANCES["control"], "adapter")
     both = control.guide(seen, [alone], COND, NULL, 2.0, sequential=True)(Z, LEVEL)
     # The null half sees none: guidance of 2 doubles what the other sees.
     assert float(both.eps[0]) == 2 * (128 + 96)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from diffjax.pretrained.models import Model
+from diffjax.pretrained.models import Component
 from diffjax.pretrained.prompts import Embedding, Prompt
 from diffjax.pretrained.schedulers import INSTEAD, KINDS, Scheduler, load_scheduler, with_class
 from diffjax.types import PyTree, choose, summarize
@@ -132,7 +132,7 @@ class Control(NamedTuple):
             their residuals (``global_pool_conditions``) always have.
     """
 
-    net: Model
+    net: Component
     image: Any
     scale: float = 1.0
     start: float = 0.0

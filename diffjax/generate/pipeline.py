@@ -27,7 +27,7 @@ from diffjax.generate.request import LAYERS, Request, read_prompts
 from diffjax.generate.stages import Stage, make_stages
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.lora import load_lora, merge_lora
-from diffjax.pretrained.models import Model, Sharding
+from diffjax.pretrained.models import Component, Sharding
 from diffjax.pretrained.pipelines import Components, load_components, save_components
 from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks, encode
 from diffjax.samplers import loop
@@ -352,7 +352,7 @@ _ARGUMENTS: dict[str, Any] = dict.fromkeys(
 )
 
 
-def _describe(model: Model) -> str:
+def _describe(model: Component) -> str:
     """Class, size and type of a network."""
     leaves = jax.tree.leaves(model.params)
     types = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))

@@ -5,29 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from diffjax import control, guidance, lora
+from diffjax import control, guidance, model
 from diffjax.generate import images
 from diffjax.generate.request import Request
-from diffjax.nets.adapter import T2IAdapter
+from diffjax.model import ControlNetwork, Model, apply_control
 from diffjax.pretrained.schedulers import Scheduler, to_config
 from diffjax.samplers import loop
-from diffjax.types import (
-    Array,
-    Cond,
-    Denoiser,
-    Level,
-    Prediction,
-    PyTree,
-    Rows,
-    Sampler,
-    expand,
-)
+from diffjax.types import Array, Denoiser, Params, PyTree, Rows, Sampler
 
 # Options of a scheduler that change what is compiled; all others are in the rows.
 _DECODING = ("prediction_type", "variance_type", "sigma_data")
@@ -42,14 +31,14 @@ class Program:
     """What is fixed when the loop is compiled; equal programs with arrays of equal shapes share it.
 
     Attributes:
-        net: the UNet.
+        model: without parameters; of it the network is compared.
         scheduler: compared by what of it is compiled only.
         guided: ``no``, ``always``, or ``sometimes`` (see `how_guided`).
         rescale: of the guidance.
         nets: ControlNets and adapters, and how each is balanced with the prompt.
     """
 
-    net: Any
+    model: Model = dataclasses.field(compare=False)
     scheduler: Scheduler = dataclasses.field(compare=False)
     guided: str
     rescale: float
@@ -62,7 +51,8 @@ class Program:
         keys = _DECODING + (_BOUNDS if bounded else ())
         name = self.scheduler.name if bounded else ""
         options = tuple((key, config.get(key)) for key in keys)
-        object.__setattr__(self, "compiled", (sampler.init, sampler.step, name, options))
+        key = (self.model.network, sampler.init, sampler.step, name, options)
+        object.__setattr__(self, "compiled", key)
 
     @property
     def sampler(self) -> Sampler:
@@ -81,8 +71,6 @@ def advance(
             with ControlNets their params, hints and strengths, see `controls`; with low-rank
             adapters lora, pairs of these and their scales.
     """
-    for adapters, scale in inputs.get("lora", ()):
-        inputs = {**inputs, "params": lora.merge(inputs["params"], adapters, scale)}
     noise = loop.image_noise(inputs["keys"], run.z.shape[1:])
     known = inputs.get("known")
 
@@ -105,54 +93,37 @@ def advance(
 
 
 def denoiser(program: Program, inputs: PyTree) -> Denoiser:
-    """The network, guided and bounded."""
-    parameterization = program.scheduler.parameterization
-
-    def conditional(z: Array, level: Level, cond: Cond) -> Prediction:
-        scaled, t = _told(program, z, level)
-        raw = program.net.apply({"params": inputs["params"]}, scaled, t, cond)
-        return parameterization.decode(raw, z, level)
-
-    at_work = _controls(program, inputs)
-    if program.guided == "no":
-        steered = control.control(conditional, at_work)
-        return program.scheduler.bound(lambda z, level: steered(z, level, inputs["cond"]))
+    """The model's denoiser, guided and bounded as the program says."""
+    own = program.model._replace(
+        params=inputs["params"], adapters=tuple(inputs.get("lora", ())), controls=()
+    )
     combine: guidance.Combine = guidance.cfg
     if program.rescale:
-        combine = guidance.rescaled(parameterization, program.rescale)
-    guided = control.guide(
-        conditional,
-        at_work,
+        combine = guidance.rescaled(own.parameterization, program.rescale)
+    guided = program.guided != "no"
+    denoise = model.denoiser(
+        own,
         inputs["cond"],
-        inputs["null"],
-        guidance.per_evaluation(inputs["scale"]),
+        null=inputs["null"] if guided else None,
+        scale=inputs["scale"] if guided else None,
+        controls=_apply_controls(program, inputs),
         combine=combine,
         always=program.guided == "always",
     )
-    return program.scheduler.bound(guided)
+    return program.scheduler.bound(denoise)
 
 
-def _told(program: Program, z: Array, level: Level) -> tuple[Array, Array]:
-    """z as the networks expect it scaled, and the times (B,): of the UNet and of its controls."""
-    scale = program.scheduler.parameterization.scale_in(level)
-    return z * expand(jnp.asarray(scale), z), jnp.broadcast_to(level.t, z.shape[:1])
-
-
-def _controls(program: Program, inputs: PyTree) -> list[control.Control]:
-    def at_work(net: Any, balance: str, given: PyTree) -> control.Control:
-        strength = guidance.per_evaluation(given["strength"])
-        chosen = control.BALANCES[balance]
-        if isinstance(net, T2IAdapter):
-            return control.Control(control.made, given["hint"], strength, chosen, "adapter")
-
-        def residuals(z: Array, level: Level, cond: Cond) -> control.Residuals:
-            scaled, t = _told(program, z, level)
-            return net.apply({"params": given["params"]}, scaled, t, cond)
-
-        return control.Control(residuals, given["hint"], strength, chosen)
-
-    given = inputs.get("controls", ())
-    return [at_work(*net, one) for net, one in zip(program.nets, given, strict=True)]
+def _apply_controls(program: Program, inputs: PyTree) -> list[control.Control]:
+    return [
+        apply_control(
+            ControlNetwork(net, given.get("params")),
+            program.model.parameterization,
+            given["hint"],
+            guidance.per_evaluation(given["strength"]),
+            control.BALANCES[balance],
+        )
+        for (net, balance), given in zip(program.nets, inputs.get("controls", ()), strict=True)
+    ]
 
 
 def read_hints(request: Request, size: tuple[int, int]) -> list[np.ndarray]:
@@ -193,17 +164,19 @@ def controls(
         strength = np.zeros(len(rows.level.t), np.float32)
         strength[:count] = one.scale * control.window(count, one.start, one.end)
         nets.append((one.net.net, balance))
-        if isinstance(one.net.net, T2IAdapter):
-            features = _features(one.net.net, one.net.params, hint)
-            given.append({"hint": features, "strength": strength})
+        network = ControlNetwork(one.net.net, one.net.params)
+        one_given = {"hint": hint, "strength": strength}
+        if network.is_adapter:
+            one_given["hint"] = _prepare_hint(one.net.net, one.net.params, hint)
         else:
-            given.append({"params": one.net.params, "hint": hint, "strength": strength})
+            one_given["params"] = one.net.params
+        given.append(one_given)
     return tuple(nets), given
 
 
 @partial(jax.jit, static_argnums=0)
-def _features(net: T2IAdapter, params: PyTree, hint: Array) -> list[Array]:
-    return cast(list[Array], net.apply({"params": params}, hint))
+def _prepare_hint(net: Any, params: Params, hint: Array) -> Any:
+    return ControlNetwork(net, params).prepare_hint(hint)
 
 
 def how_guided(scales: np.ndarray, scale: float) -> str:

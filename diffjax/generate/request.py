@@ -37,7 +37,7 @@ from diffjax.generate.options import (
     Texts,
     find_sampler,
 )
-from diffjax.pretrained.models import Model
+from diffjax.pretrained.models import Component
 from diffjax.pretrained.pipelines import Components
 from diffjax.pretrained.prompts import Embedding, Prompt
 from diffjax.types import Array, choose, summarize
@@ -341,13 +341,13 @@ def _refuse_no_picture(name: str, value: Any) -> None:
     if isinstance(value, bytes):
         raise refuse(name, "must be a picture, got bytes: open it, PIL.Image.open(io.BytesIO(...))")
     number = isinstance(value, int | float | complex | np.generic)
-    if value is None or number or isinstance(value, dict | set | Image | Control | Model):
+    if value is None or number or isinstance(value, dict | set | Image | Control | Component):
         raise refuse(name, f"must be a picture or an array, got {show(value)}")
 
 
 def _read_control(name: str, value: Control) -> Control:
     net = value.net
-    if not isinstance(net, Model) or not hasattr(net.net, "hint_channels"):
+    if not isinstance(net, Component) or not hasattr(net.net, "hint_channels"):
         hint = "a ControlNet or T2I-Adapter from diffjax.pretrained.load_model(folder)"
         raise refuse(f"{name}.net", f"must be {hint}, got {show(net)}")
     _refuse_no_picture(f"{name}.image", value.image)

@@ -16,6 +16,7 @@ from diffjax.generate.keys import make_keys
 from diffjax.generate.options import Refiner, Sampling, make_scheduler
 from diffjax.generate.program import Program
 from diffjax.generate.request import Request
+from diffjax.model.published import make_published_model
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.unet import UNet
 from diffjax.parameterization import check_levels
@@ -109,7 +110,8 @@ class Plan(NamedTuple):
             inputs["known"] = view.known | program.known_levels(rows, length, self.ends)
         nets, inputs["controls"] = program.controls(request, rows, length, self.hints)
         rescale = request.guiding().rescale if guided else 0.0
-        made = Program(unet.net, self.scheduler, self.guided, rescale, nets)
+        own = make_published_model(pipe.parts, self.scheduler)
+        made = Program(own, self.scheduler, self.guided, rescale, nets)
         return Stage(made, inputs, rows, length, view.begin(rows, self.init_std))
 
 

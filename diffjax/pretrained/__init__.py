@@ -3,7 +3,7 @@
 from diffjax.pretrained.control_file import save_control_file
 from diffjax.pretrained.files import load_safetensors, open_safetensors
 from diffjax.pretrained.lora import load_lora, merge_lora, save_lora
-from diffjax.pretrained.models import Model, load_model, save_model
+from diffjax.pretrained.models import Component, load_model, save_model
 from diffjax.pretrained.schedulers import (
     Scheduler,
     flow_mu,
@@ -16,7 +16,7 @@ from diffjax.pretrained.single_file import load_single_file, open_single_file
 from diffjax.pretrained.state_dict import from_state_dict, save_safetensors, to_state_dict
 
 __all__ = [
-    "Model",
+    "Component",
     "Scheduler",
     "flow_mu",
     "from_state_dict",

@@ -29,7 +29,7 @@ from diffjax.pretrained.adapter_files import (
 )
 from diffjax.pretrained.adapters import change_bias, change_weight
 from diffjax.pretrained.files import StrPath
-from diffjax.pretrained.models import Model
+from diffjax.pretrained.models import Component
 from diffjax.pretrained.recognise import describe_keys
 from diffjax.pretrained.single_file import unet_name
 from diffjax.pretrained.state_dict import (
@@ -70,8 +70,8 @@ class Place(NamedTuple):
 
 
 def merge_lora(
-    models: Mapping[str, Model], path: StrPath, *, scale: float = 1.0
-) -> dict[str, Model]:
+    models: Mapping[str, Component], path: StrPath, *, scale: float = 1.0
+) -> dict[str, Component]:
     """Networks with an adapter added: ``W + scale (W' - W)``, where W' is the adapted weight.
 
     With LoRA that is ``W + scale (alpha / r) B A`` (Hu et al. 2021, eq. 3); what else is read is
@@ -147,7 +147,7 @@ def save_lora(path: StrPath, adapters: PyTree, *, scale: float) -> None:
     save_safetensors(path, {"unet": lora.fold(adapters, scale)})
 
 
-def load_lora(model: Model, path: StrPath) -> PyTree:
+def load_lora(model: Component, path: StrPath) -> PyTree:
     """The adapters of a UNet in a file, to be added with `diffjax.lora.merge`; 1 as trained.
 
     Layers that are scanned get adapters of one rank: smaller ones are filled up with zeros, and so
@@ -224,7 +224,7 @@ def _padded(factor: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
 class _Names:
     """The weights of a network by their names with dots flattened to underscores."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Component) -> None:
         self.shapes = state_shapes(model.params)
         stems = {key: key.removesuffix(".weight") for key in self.shapes if key.endswith(".weight")}
         self.keys = {stem.replace(".", "_"): key for key, stem in stems.items()}

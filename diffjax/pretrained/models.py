@@ -38,8 +38,8 @@ _NOT_TEXT = ("vision_model.", "visual_projection.", "visual.", "logit_scale", "l
 _BARE_TEXT = ("embeddings.", "encoder.layers.", "final_layer_norm.")
 
 
-class Model(NamedTuple):
-    """A network with its weights.
+class Component(NamedTuple):
+    """One network of a published model with its weights.
 
     Attributes:
         net: Linen module.
@@ -55,13 +55,16 @@ class Model(NamedTuple):
         return summarize(self)
 
 
+Model = Component  # until all callers are renamed
+
+
 def load_model(
     folder: StrPath,
     *,
     variant: str | None = None,
     dtype: Any = jnp.float32,
     sharding: Sharding | None = None,
-) -> Model:
+) -> Component:
     """A network of diffusers or transformers from its folder: config.json and safetensors.
 
     Tensors are read, cast and put on devices one by one, so that host memory holds little more
@@ -88,7 +91,7 @@ def load_model(
 
 def fill(
     config: dict[str, Any], weights: Weights, dtype: Any, sharding: Sharding | None = None
-) -> Model:
+) -> Component:
     """The network of a config with weights under diffusers' names, old ones included.
 
     Raises:
@@ -103,7 +106,7 @@ def fill(
     )
     if isinstance(net, CLIPText):
         weights = _without_unused(weights, net)
-    return Model(net, from_state_dict(weights, like, place=_placer(sharding)), config)
+    return Component(net, from_state_dict(weights, like, place=_placer(sharding)), config)
 
 
 def _without_unused(weights: Weights, net: CLIPText) -> Weights:

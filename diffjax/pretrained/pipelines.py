@@ -20,7 +20,7 @@ from diffjax.pretrained.files import (
     weights_file,
     write_json,
 )
-from diffjax.pretrained.models import Model, Sharding, load_model, save_model
+from diffjax.pretrained.models import Component, Sharding, load_model, save_model
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.recognise import READ, describe_folder, name_family
 from diffjax.pretrained.scheduler_kinds import KINDS
@@ -73,8 +73,8 @@ class Components(NamedTuple):
         manifest: model_index.json.
     """
 
-    unet: Model
-    vae: Model
+    unet: Component
+    vae: Component
     texts: dict[str, TextEncoder]
     scheduler: dict[str, Any]
     manifest: dict[str, Any]
@@ -136,7 +136,7 @@ def _from_folder(
     folders = {name: inside(path, name) for name in names}
     have = [name for name, folder in folders.items() if weights_file(folder, variant)]
 
-    def model(name: str, kind: Any = dtype) -> Model:
+    def model(name: str, kind: Any = dtype) -> Component:
         falls_back = bool(variant and have) and name not in have
         if falls_back:
             logging.warning("%s has no weights of variant %s; its others are read", name, variant)
@@ -210,7 +210,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _pair(tokenizer: Tokenizer, model: Model, folder: StrPath) -> TextEncoder:
+def _pair(tokenizer: Tokenizer, model: Component, folder: StrPath) -> TextEncoder:
     """A text encoder with its tokenizer.
 
     Raises:
@@ -304,7 +304,7 @@ def _from_file(
     return parts._replace(manifest=make_manifest(parts))
 
 
-def _tokenizer_for(model: Model, folder: StrPath) -> Tokenizer:
+def _tokenizer_for(model: Component, folder: StrPath) -> Tokenizer:
     """A tokenizer that did not come with its text encoder: OpenCLIP's pads are others."""
     open_clip = model.net.activation == "gelu"
     return load_tokenizer(folder, pad=OPEN_CLIP_PAD if open_clip else None)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.pretrained.files import StrPath
-from diffjax.pretrained.models import Model
+from diffjax.pretrained.models import Component
 from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.recognise import WORD, describe_keys
 from diffjax.pretrained.tokenizers import Tokenizer, Tokens, with_concept
@@ -26,7 +26,7 @@ class TextEncoder(NamedTuple):
     """A text encoder and its tokenizer."""
 
     tokenizer: Tokenizer
-    model: Model
+    model: Component
 
     def __repr__(self) -> str:
         return summarize(self)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from diffjax.pretrained.files import StrPath, Weights, open_safetensors
-from diffjax.pretrained.models import Model, Sharding, fill
+from diffjax.pretrained.models import Component, Sharding, fill
 from diffjax.pretrained.recognise import describe_keys
 from diffjax.pretrained.single_file_parts import (
     HEAD,
@@ -143,7 +143,7 @@ def load_single_file(
     dtype: Any = jnp.float32,
     sharding: Sharding | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
-) -> dict[str, Model]:
+) -> dict[str, Component]:
     """The networks of a checkpoint, by the names of a diffusers folder.
 
     Args:

@@ -16,7 +16,7 @@ from diffjax.pretrained.files import (
     read_json,
     weights_file,
 )
-from diffjax.pretrained.models import Model, Sharding, fill
+from diffjax.pretrained.models import Component, Sharding, fill
 from diffjax.pretrained.recognise import describe_keys
 from diffjax.pretrained.single_file import AUTOENCODER, FAMILIES
 from diffjax.pretrained.single_file_parts import Part, autoencoder_part, below
@@ -33,7 +33,7 @@ def load_vae(
     dtype: Any = jnp.float32,
     variant: str | None = None,
     sharding: Sharding | None = None,
-) -> Model:
+) -> Component:
     """An autoencoder to be used with a model.
 
     The scale of latents is the model's: its UNet was trained with it. Files seldom say one; a

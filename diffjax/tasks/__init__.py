@@ -1,18 +1,20 @@
-"""Tasks: the only place where maths and networks meet."""
+"""Tasks: what is trained, as a pure loss of parameters and a batch."""
 
-from diffjax.tasks.autoencoder import make_autoencoder, make_autoencoder_task
+from diffjax.tasks.autoencoder import make_autoencoder_task
 from diffjax.tasks.controlnet import make_controlnet_task
-from diffjax.tasks.diffusion import Diffusion, make_diffusion, make_task
+from diffjax.tasks.diffusion import make_task
 from diffjax.tasks.lora import make_lora_task
 from diffjax.tasks.noisy_classifier import make_noisy_classifier_task
+from diffjax.tasks.registry import TASKS, TaskKind, assemble_model, task_kind
 
 __all__ = [
-    "Diffusion",
-    "make_autoencoder",
+    "TASKS",
+    "TaskKind",
+    "assemble_model",
     "make_autoencoder_task",
     "make_controlnet_task",
-    "make_diffusion",
     "make_lora_task",
     "make_noisy_classifier_task",
     "make_task",
+    "task_kind",
 ]

@@ -15,33 +15,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, Posterior, Quantized, VQModel
+from diffjax.model.space import make_autoencoder
+from diffjax.nets.autoencoder import Posterior, Quantized, VQModel
 from diffjax.nets.discriminator import PatchGAN
 from diffjax.nets.perceptual import LPIPS, classifier_distance
-from diffjax.types import Array, PyTree, Task, build_section, choose
+from diffjax.types import Array, PyTree, Task, choose
 
-AUTOENCODERS = {"kl": AutoencoderKL, "vq": VQModel}
 PIXEL_LOSSES = {"l1": jnp.abs, "l2": jnp.square}
 PERCEPTUAL = ("lpips", "classifier", "none")
 USAGE_DECAY = 0.99  # of the average that says which codes are dead
 
 Frozen = Mapping[str, PyTree]
-
-
-def make_autoencoder(section: Any, channels: int) -> Autoencoder:
-    """The network of a config section ``{"name": "kl" | "vq", ...}``.
-
-    Args:
-        channels: of the images.
-
-    Raises:
-        ValueError: unknown name or options, listing the choices.
-    """
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()}
-    name = str(options.pop("name"))
-    dtype = jnp.dtype(options.pop("dtype", "float32"))
-    options |= {"out_channels": channels, "dtype": None if dtype == jnp.float32 else dtype}
-    return build_section("autoencoder", name, AUTOENCODERS, options)
 
 
 def perceptual_distance(frozen: Frozen | None, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -71,7 +55,9 @@ def hinge(real: Array, fake: Array) -> Array:
     return 0.5 * (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean())
 
 
-def make_autoencoder_task(config: Any, image_shape: tuple[int, int, int]) -> Task:
+def make_autoencoder_task(
+    config: Any, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+) -> Task:
     """The first-stage task of a config.
 
     The loss is ``nll + on w adversarial + regularizer + on hinge`` with ``on = step >=
@@ -142,7 +128,7 @@ def make_autoencoder_task(config: Any, image_shape: tuple[int, int, int]) -> Tas
         regular, extra, shown = _regularizer(section, own, extra, code)
         return total + regular, (extra, {"loss": total + regular, **metrics, **shown})
 
-    return Task(init, loss, None)
+    return Task(init, loss)
 
 
 def _forward(net: Any, own: PyTree, key: jax.Array, x: Array) -> tuple[Array, Any]:

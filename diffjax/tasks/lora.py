@@ -7,16 +7,17 @@ parameters trained, averaged and kept in checkpoints are the adapters alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from diffjax import lora
+from diffjax.model import Model
 from diffjax.tasks.diffusion import make_task
-from diffjax.types import Array, Cond, Noise, PyTree, Rows, Sampler, Task
+from diffjax.types import Array, Params, PyTree, Task
 
 
-def scale_of(section: Any) -> float:
+def scale_of(section: ConfigDict) -> float:
     """``alpha / r`` of a section ``lora``.
 
     Raises:
@@ -28,7 +29,7 @@ def scale_of(section: Any) -> float:
 
 
 def make_lora_task(
-    config: Any, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+    config: ConfigDict, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
 ) -> Task:
     """The task of adapters; ``config.lora`` has ``rank``, ``alpha`` and ``targets``.
 
@@ -59,19 +60,11 @@ def make_lora_task(
         joined = lora.merge(frozen["base"], params, factor)
         return inner.loss(joined, frozen, extra, key, step, batch)
 
-    def sample(
-        params: PyTree,
-        frozen: PyTree,
-        extra: PyTree,
-        noise: Noise,
-        cond: Cond,
-        sampler: Sampler,
-        rows: Rows,
-        n: Any = None,
-        scale: Any = None,
-    ) -> Array:
-        assert inner.sample is not None
-        joined = lora.merge(frozen["base"], params, factor)
-        return inner.sample(joined, frozen, extra, noise, cond, sampler, rows, n=n, scale=scale)
+    return Task(init, loss)
 
-    return Task(init, loss, sample)
+
+def assemble_adapted(
+    config: ConfigDict, model: Model, params: Params, frozen: Mapping[str, Params]
+) -> Model:
+    """The base with the adapters that were trained, merged where the model is called."""
+    return model._replace(params=frozen["base"], adapters=((params, scale_of(config.lora)),))

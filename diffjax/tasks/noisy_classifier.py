@@ -7,17 +7,21 @@ Config sections read here: ``network`` (of the UNet whose encoder it is), ``sche
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from diffjax.model import make_network, make_schedule
+from diffjax.model.model import LogProb
 from diffjax.nets.noisy_classifier import NoisyClassifier
-from diffjax.tasks.diffusion import LogProb, make_network, make_schedule, make_times
+from diffjax.nets.unet import UNet
+from diffjax.tasks.diffusion import make_times
 from diffjax.types import Array, Level, PyTree, Task, expand
 
 
-def make_noisy_classifier(config: Any, classes: int) -> NoisyClassifier:
+def make_noisy_classifier(config: ConfigDict, classes: int) -> NoisyClassifier:
     """The network of a config.
 
     Raises:
@@ -25,15 +29,15 @@ def make_noisy_classifier(config: Any, classes: int) -> NoisyClassifier:
     """
     if classes < 2:
         raise ValueError(f"a classifier needs labelled data, but there are {classes} classes")
-    return NoisyClassifier(make_network(config, config.data.channels), classes)
+    return NoisyClassifier(cast(UNet, make_network(config, config.data.channels)), classes)
 
 
 def make_noisy_classifier_task(
-    config: Any, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+    config: ConfigDict, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
 ) -> Task:
     """Cross-entropy of the class of ``z = alpha x + sigma eps`` at random times.
 
-    Its ``sample`` raises: a classifier makes no images. ``levels`` is of no account.
+    ``levels`` is of no account.
     """
     schedule = make_schedule(config)
     times = make_times(config, schedule)
@@ -68,10 +72,7 @@ def make_noisy_classifier_task(
         accuracy = (logits.argmax(-1) == label).mean()
         return total, ({"times": history}, {"loss": total, "accuracy": accuracy})
 
-    def sample(*_: Any, **__: Any) -> Array:
-        raise ValueError("a classifier makes no images; guide a diffusion model with it")
-
-    return Task(init, loss, sample)
+    return Task(init, loss)
 
 
 def log_prob(network: NoisyClassifier) -> LogProb:

@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 import diffjax
 from configs import stable_diffusion
 from diffjax import data, lora
+from diffjax.model.condition import make_clips
 from diffjax.pretrained import configs, load_lora, load_model
 from diffjax.pretrained.state_dict import to_state_dict
-from diffjax.tasks.conditions import make_clips
 from experiments import common, finetuning, frozen
 from tests.parity import generate_cases as g
 from tests.pretrained import ldm
@@ -314,7 +314,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("variant", PUBLISHED)
 def test_configs_describe_the_published_models(variant):
     cfg = stable_diffusion.get_config(variant)
-    nets = {"unet": common.diffusion_of(cfg).network, "vae": frozen.autoencoder_of(cfg)}
+    nets = {"unet": common.model_of(cfg).network, "vae": frozen.autoencoder_of(cfg)}
     nets |= make_clips(cfg)
     assert nets.keys() == PUBLISHED[variant].keys()
     for name, config in PUBLISHED[variant].items():

@@ -49,8 +49,8 @@ def test_two_processes_look_at_their_model_in_training(tmp_path):
 
 def test_what_a_model_is_told_of_an_image_does_not_depend_on_its_batch():
     cfg = common.load_config("configs/ldm.py:inpainting,smoke")
-    given = generation._conditions(cfg, common.diffusion_of(cfg))
-    four, two = (given(np.arange(first, 4), None, None)["hole"] for first in (0, 2))
+    read = generation._read_inputs(cfg, common.model_of(cfg))
+    four, two = (read(np.arange(first, 4)).cond["hole"] for first in (0, 2))
     assert 0 < four["hole"].mean() < 1 and (four["hole"][0] != four["hole"][1]).any()
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:], b), four, two)
 

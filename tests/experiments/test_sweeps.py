@@ -8,6 +8,7 @@ import pytest
 
 from configs import ddpm
 from diffjax import grids, parameterization, samplers, schedules
+from diffjax.model import make_sampler
 from experiments import common, generation, sampler_sweep
 from experiments.reproductions import claims, ddim
 
@@ -127,7 +128,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
         made.append((len(rows.level.t), seed))
         return np.full((num, 8, 8, 1), 0.0, np.float32)
 
-    maker = generation.ImageMaker(make, model)
+    maker = SimpleNamespace(draw=make, model=model)
 
     def judge(images):
         return {"distance": float(len(made)), "features": "fake-v1"}
@@ -167,7 +168,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
 
 def test_sampler_of_a_config():
     cfg = generation.with_sample(ddpm.digits(), sampler="ddim", steps=7, eta=0.5)
-    sampler, plan = generation.sampler_of(
+    sampler, plan = make_sampler(
         cfg, SimpleNamespace(schedule=schedules.linear(), parameterization=parameterization.eps())
     )
     expected = samplers.ddim(0.5).plan(grids.leading(schedules.linear(), 7))

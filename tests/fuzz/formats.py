@@ -308,7 +308,7 @@ def _read_config(folder: Path) -> Values:
     file = folder / "config.json"
     cfg = stored_config.get_config(str(file))
     with naming(file):
-        common.diffusion_of(cfg)
+        common.model_of(cfg)
     return {"config": cfg.to_json(sort_keys=True)}
 
 

@@ -12,6 +12,7 @@ import pytest
 import diffjax
 from diffjax import generate, lora
 from diffjax.generate import images, program, stages
+from diffjax.model import Model
 from diffjax.pretrained import load_model, save_lora, save_model
 from diffjax.pretrained.schedulers import load_scheduler
 from tests.parity import generate_cases as g
@@ -465,7 +466,8 @@ def test_a_controlnet_sees_what_the_unet_sees(name):
     """EDM's input scale, up to 1/80, counts for both."""
     scheduler = load_scheduler({"_class_name": name, "sigma_max": 80.0})
     unet, net = _Spy(), _Spy(residuals=True)
-    made = program.Program(unet, scheduler, "no", 0.0, ((net, "balanced"),))
+    model = Model(scheduler.schedule, scheduler.parameterization, unet, None, None)
+    made = program.Program(model, scheduler, "no", 0.0, ((net, "balanced"),))
     given = {"params": {}, "hint": jnp.zeros((1, 8, 8, 3)), "strength": np.ones(4, np.float32)}
     inputs = {"params": {}, "cond": {}, "controls": [given]}
     rows = scheduler.rows(scheduler.grid(4))

@@ -15,7 +15,7 @@ import tokenizers as hf
 
 from diffjax import generate
 from diffjax.pretrained import configs, tokenizers
-from diffjax.pretrained.models import Model
+from diffjax.pretrained.models import Component
 from diffjax.pretrained.pipelines import Components, make_manifest
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.state_dict import from_state_dict, state_shapes
@@ -245,10 +245,10 @@ def steps(case: Case) -> int:
 # ---- our side ---------------------------------------------------------------------------------
 
 
-def _model(name: str, config: dict[str, Any]) -> Model:
+def _model(name: str, config: dict[str, Any]) -> Component:
     net = configs.build(config)
     like = configs.shapes(net, config)
-    return Model(net, from_state_dict(state(name, state_shapes(like)), like), config)
+    return Component(net, from_state_dict(state(name, state_shapes(like)), like), config)
 
 
 def tokenizer(pad: str) -> tokenizers.Tokenizer:
@@ -279,13 +279,13 @@ def control_name(mode: str, family: str) -> str:
 
 
 @functools.cache
-def controls(name: str) -> list[Model]:
+def controls(name: str) -> list[Component]:
     """Two ControlNets in small, with the same weights."""
     return [_model("controlnet", CONTROLS[name])] * 2
 
 
 @functools.cache
-def adapters(family: str) -> list[Model]:
+def adapters(family: str) -> list[Component]:
     """Two T2I-Adapters in small, with the same weights."""
     return [_model("adapter", ADAPTERS[family])] * 2
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from diffjax.pretrained import Model, load_lora, merge_lora
+from diffjax.pretrained import Component, load_lora, merge_lora
 from diffjax.pretrained.adapters import Scaling, change_bias, change_weight
 from diffjax.pretrained.state_dict import to_state_dict
 from tests.parity import sd_cases
@@ -247,7 +247,7 @@ def test_any_shapes_fit_or_are_refused():
 def models():
     out = {}
     for name, config in (("unet", sd_cases.UNETS["sd1"]), ("text_encoder", sd_cases.TEXTS["clip"])):
-        out[name] = Model(*sd_cases.random_params(config), config)
+        out[name] = Component(*sd_cases.random_params(config), config)
     return out
 
 

@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from diffjax import lora
-from diffjax.pretrained import Model, load_lora, merge_lora, open_safetensors, save_lora
+from diffjax.pretrained import Component, load_lora, merge_lora, open_safetensors, save_lora
 from diffjax.pretrained.state_dict import to_state_dict
 from tests.parity import sd_cases
 
@@ -26,7 +26,7 @@ def models():
         ("text_encoder_2", sd_cases.TEXTS["openclip"]),
     ]:
         net, params = sd_cases.random_params(config)
-        out[name] = Model(net, params, config)
+        out[name] = Component(net, params, config)
     return out
 
 
@@ -173,7 +173,7 @@ def deep():
     made = lora.init(jax.random.key(0), params, rank=RANK, targets=targets)
     rng = np.random.default_rng(0)
     made = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), made)
-    return Model(net, params, {}), made
+    return Component(net, params, {}), made
 
 
 def _near(one, other):

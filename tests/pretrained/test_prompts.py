@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from diffjax.pretrained import Model
+from diffjax.pretrained import Component
 from diffjax.pretrained.prompts import TextEncoder, add_concept, encode
 from diffjax.pretrained.tokenizers import load_tokenizer
 from tests.parity import sd_cases
@@ -23,7 +23,7 @@ def _encoder(tokenizer, width, end):
         **sd_cases.TEXTS["openclip"],
         **dict(vocab_size=SIZE, hidden_size=width, max_position_embeddings=77, eos_token_id=end),
     }
-    return TextEncoder(tokenizer, Model(*sd_cases.random_params(config), config))
+    return TextEncoder(tokenizer, Component(*sd_cases.random_params(config), config))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import diffjax
-from diffjax.pretrained import Model, save_model
+from diffjax.pretrained import Component, save_model
 from diffjax.pretrained.state_dict import to_state_dict
 from diffjax.pretrained.vaes import load_vae, open_vae
 from tests.parity import ae_cases, sd_cases
@@ -27,7 +27,7 @@ LIKE, UNET = {"scaling_factor": 0.13025}, {"out_channels": 4}
 
 @pytest.fixture(scope="module")
 def vae():
-    return Model(*sd_cases.random_params(CONFIG), CONFIG)
+    return Component(*sd_cases.random_params(CONFIG), CONFIG)
 
 
 @pytest.fixture(scope="module")

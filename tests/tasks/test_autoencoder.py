@@ -7,9 +7,10 @@ import pytest
 
 from configs import autoencoder as configs
 from configs.base import smoke
+from diffjax.model import make_autoencoder
 from diffjax.nets.autoencoder import Quantized
 from diffjax.nets.discriminator import PatchGAN
-from diffjax.tasks import make_autoencoder, make_autoencoder_task
+from diffjax.tasks import make_autoencoder_task
 from diffjax.tasks.autoencoder import _regularizer, adaptive_weight, hinge
 from diffjax.train import init_state, make_optimizer, make_step
 from tests.train.tiny import assert_same

@@ -9,11 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import controlnet as controlnet_config
-from diffjax import samplers
-from diffjax.tasks import make_controlnet_task, make_diffusion, make_task
-from diffjax.tasks.controlnet import decoder_of, make_controlnet
+from diffjax.model import make_model, make_sampler, make_steering, sample
+from diffjax.model.control_networks import make_controlnet
+from diffjax.tasks import assemble_model, make_controlnet_task, make_task
+from diffjax.tasks.controlnet import select_decoder
 from diffjax.train import init_state, make_optimizer, make_step
-from experiments import generation
 from tests.train.tiny import assert_same
 
 SHAPE, CLASSES = (4, 4, 1), 3
@@ -47,7 +47,7 @@ def batch_of(seed=0, size=4):
 @functools.cache
 def frozen_base():
     """Random weights, none of them zero."""
-    net = make_diffusion(config(), SHAPE, 256, CLASSES).network
+    net = make_model(config(), SHAPE, 256, CLASSES).network
     cond = {"label": jnp.zeros(1, jnp.int32)}
     like = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *SHAPE)), jnp.zeros(1), cond)
     rng = np.random.default_rng(7)
@@ -123,14 +123,14 @@ def test_an_adapter_is_trained_beside_a_base_that_stays_and_draws_with_its_featu
     assert metrics["finite"] == 1
     assert moved(state.params["control"], after.params["control"]) == set(state.params["control"])
     assert_same(before, jax.tree.map(np.array, frozen))
-    model = make_diffusion(cfg, SHAPE, 256, CLASSES)
-    sampler, rows = generation.sampler_of(cfg, model)
+    model = assemble_model(cfg, SHAPE, after.params, frozen, after.extra)
+    sampler, rows = make_sampler(cfg, model)
 
     @jax.jit
     def draw(strength):
-        cond = {k: batch_of()[k] for k in ("label", "hint")} | {"strength": strength}
-        noise = samplers.image_noise(jax.random.split(jax.random.key(1), 4), SHAPE)
-        return task.sample(after.params, frozen, after.extra, noise, cond, sampler, rows)
+        cond, hints = {"label": batch_of()["label"]}, [batch_of()["hint"]]
+        keys = jax.random.split(jax.random.key(1), 4)
+        return sample(model, cond, sampler, rows, keys, hints=hints, strengths=[strength])
 
     images = [np.asarray(draw(strength)) for strength in (0.0, 1.0)]
     assert np.isfinite(images).all() and np.abs(images[1] - images[0]).max() > 1e-4
@@ -167,7 +167,7 @@ def nonzero(tree):
 
 
 def test_an_unlocked_decoder_has_gradients_and_starts_as_the_bases():
-    cfg, decoder = config(control={"train_decoder": True}), decoder_of(frozen_base()["base"])
+    cfg, decoder = config(control={"train_decoder": True}), select_decoder(frozen_base()["base"])
     params = jax.jit(task_of(cfg).init)(jax.random.key(0), frozen_base(), batch_of())[0]
     assert_same(params["decoder"], decoder)
     assert {"conv_out", "up_blocks.0.resnets.0"} <= nonzero(gradients(cfg, params)["decoder"])
@@ -194,20 +194,28 @@ def test_remat_and_bfloat16():
 # ---- samples ------------------------------------------------------------------------------------
 
 
-def drawn(cfg, params, scale=None, **cond):
-    task = task_of(cfg)
-    model = make_diffusion(cfg, SHAPE, 256, CLASSES)
-    sampler, rows = generation.sampler_of(cfg, model)
-    noise = samplers.image_noise(jax.random.split(jax.random.key(0), 2), SHAPE)
-    extra = {}
-    given = {"label": jnp.array([0, 1]), "hint": batch_of(5, 2)["hint"], **cond}
+def drawn(cfg, params, scale=None, hint=None, strength=1.0):
+    model = assemble_model(cfg, SHAPE, params, frozen_base(), {})
+    sampler, rows = make_sampler(cfg, model)
+    keys, steering = jax.random.split(jax.random.key(0), 2), make_steering(cfg)
+    hint = batch_of(5, 2)["hint"] if hint is None else hint
     scales = None if scale is None else np.full(len(rows.level.t), scale, np.float32)
 
     @jax.jit
-    def run(params, frozen, cond, scales):
-        return task.sample(params, frozen, extra, noise, cond, sampler, rows, scale=scales)
+    def run(arrays, hint, strength, scale):
+        return sample(
+            model.with_arrays(arrays),
+            {"label": jnp.array([0, 1])},
+            sampler,
+            rows,
+            keys,
+            scale=scale,
+            hints=[hint],
+            strengths=[strength],
+            steering=steering,
+        )
 
-    return np.asarray(run(params, frozen_base(), given, scales))
+    return np.asarray(run(model.arrays, hint, strength, scales))
 
 
 def test_samples_follow_hint_strength_and_balance():
@@ -232,7 +240,7 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"data.augment=0.1 would move images under their hints"):
         task_of(config(data={"augment": 0.1}))
     with pytest.raises(ValueError, match="unknown network option 'hint_size'"):
-        make_controlnet({"hint_size": 3}, make_diffusion(config(), SHAPE, 256, CLASSES).network)
+        make_controlnet({"hint_size": 3}, make_model(config(), SHAPE, 256, CLASSES).network)
     batch = {**batch_of(), "hint": np.zeros((4, 16, 16, 1), np.float32)}
     state = trained()[0]
     with pytest.raises(ValueError, match=r"cond\['hint'\] of shape \(4, 4, 4, 1\)"):

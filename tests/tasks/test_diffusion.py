@@ -6,7 +6,8 @@ import pytest
 from configs import ddpm, improved_ddpm
 from configs.base import smoke
 from diffjax import likelihood, samplers
-from diffjax.tasks import make_diffusion, make_task
+from diffjax.model import denoiser, make_model, make_sampler, make_steering, sample
+from diffjax.tasks import make_task
 from diffjax.types import Level
 
 SHAPE = (8, 8, 1)
@@ -44,7 +45,7 @@ def test_simple_loss_is_the_mean_squared_error_of_the_noise():
     cfg = config()
     task, params, extra, batch = start(cfg)
     value, (_, metrics) = loss(task, params, extra, batch)
-    model = make_diffusion(cfg, SHAPE, 17, 10)
+    model = make_model(cfg, SHAPE, 17, 10)
     t_key, noise_key, _ = jax.random.split(jax.random.key(5), 3)
     t = jnp.floor(jax.random.uniform(t_key, (4,)) * 1000)
     a, s = (v[:, None, None, None] for v in model.schedule.at(t))
@@ -84,7 +85,7 @@ def test_vlb_loss_averages_to_the_whole_bound(learned):
         times={"name": "low_discrepancy"},
     )
     task, params, extra, batch = start(cfg)
-    model = make_diffusion(cfg, SHAPE, 17, 10)
+    model = make_model(cfg, SHAPE, 17, 10)
     value = jax.jit(lambda key: task.loss(params, None, extra, key, jnp.asarray(0), batch)[0])
     mean = np.mean([float(value(jax.random.key(k))) for k in range(300)])
     variance = "learned" if learned else "fixedsmall"
@@ -93,7 +94,12 @@ def test_vlb_loss_averages_to_the_whole_bound(learned):
     def bound(key):
         noise = samplers.image_noise(jax.random.split(key, 4), SHAPE)
         out = likelihood.vlb_bits(
-            model.denoiser(params), batch["image"], noise, model.grid, variance=variance, levels=17
+            denoiser(model._replace(params=params)),
+            batch["image"],
+            noise,
+            model.grid,
+            variance=variance,
+            levels=17,
         )
         return out["terms"].sum(0).mean()
 
@@ -145,17 +151,19 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_other_papers_are_rows_of_choices(name):
-    from experiments import generation
-
     cfg = config(**RECIPES[name])
     task, params, extra, batch = start(cfg)
     value, _ = loss(task, params, extra, batch)
-    model = make_diffusion(cfg, SHAPE, 17, 10)
-    sampler, rows = generation.sampler_of(cfg, model)
-    noise = samplers.image_noise(jax.random.split(jax.random.key(0), 2), SHAPE)
-    images = jax.jit(lambda p, r: task.sample(p, None, extra, noise, None, sampler, r))(
-        params, rows
-    )
+    model = make_model(cfg, SHAPE, 17, 10)
+    sampler, rows = make_sampler(cfg, model)
+    keys, steering = jax.random.split(jax.random.key(0), 2), make_steering(cfg)
+
+    @jax.jit
+    def draw(params, rows):
+        own = model._replace(params=params)
+        return sample(own, None, sampler, rows, keys, steering=steering)
+
+    images = draw(params, rows)
     assert np.isfinite(float(value))
     assert images.shape == (2, *SHAPE)
     assert np.isfinite(np.asarray(images)).all()
@@ -165,10 +173,10 @@ def test_other_papers_are_rows_of_choices(name):
 def test_bf16_networks_keep_scheduler_arithmetic_in_float32():
     cfg = config(network={"dtype": "bfloat16"})
     _, params, *_ = start(cfg)
-    model = make_diffusion(cfg, SHAPE, 17, 10)
+    model = make_model(cfg, SHAPE, 17, 10)
     z = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     level = Level(jnp.asarray(500.0), *model.schedule.at(jnp.asarray(500.0)))
-    p = model.denoiser(params)(z, level)
+    p = denoiser(model._replace(params=params))(z, level)
     assert p.x.dtype == p.eps.dtype == jnp.float32
     assert np.asarray(level.alpha * p.x + level.sigma * p.eps) == pytest.approx(
         np.asarray(z), abs=1e-4

@@ -7,7 +7,7 @@ import pytest
 
 from configs import cfg as cfg_config
 from diffjax import grids, guidance, samplers
-from diffjax.tasks import make_diffusion
+from diffjax.model import denoiser, make_model, make_steering, sample
 from experiments import common, generation
 from tests.tasks.test_diffusion import SHAPE, config, loss, start
 
@@ -17,10 +17,11 @@ def rows_of(cfg, model):
     return samplers.ancestral(0.3), samplers.ancestral(0.3).plan(grid)
 
 
-def draw(task, params, extra, sampler, rows, scale, label=3):
-    noise = samplers.image_noise(jax.random.split(jax.random.key(0), 2), SHAPE)
+def draw(cfg, params, sampler, rows, scale, label=3):
+    model = make_model(cfg, SHAPE, 17, 10)._replace(params=params)
+    keys, steering = jax.random.split(jax.random.key(0), 2), make_steering(cfg)
     cond = {"label": jnp.full(2, label)}
-    run = jax.jit(lambda s: task.sample(params, None, extra, noise, cond, sampler, rows, scale=s))
+    run = jax.jit(lambda s: sample(model, cond, sampler, rows, keys, scale=s, steering=steering))
     return np.asarray(run(scale))
 
 
@@ -43,20 +44,18 @@ def test_training_drops_labels():
 
 def test_guided_samples_are_those_of_the_guided_denoiser():
     cfg = config(cfg_config)
-    task, params, extra, _ = start(cfg)
-    model = make_diffusion(cfg, SHAPE, 17, 10)
+    _, params, *_ = start(cfg)
+    model = make_model(cfg, SHAPE, 17, 10)
     sampler, rows = rows_of(cfg, model)
-    out = {
-        s: draw(task, params, extra, sampler, rows, np.full(4, s, np.float32)) for s in (0, 1, 3)
-    }
-    null = draw(task, params, extra, sampler, rows, np.ones(4, np.float32), label=10)
+    out = {s: draw(cfg, params, sampler, rows, np.full(4, s, np.float32)) for s in (0, 1, 3)}
+    null = draw(cfg, params, sampler, rows, np.ones(4, np.float32), label=10)
     assert out[0] == pytest.approx(null, abs=1e-5)
     assert np.abs(out[3] - out[1]).max() > 1e-3
 
     cond, nothing = {"label": jnp.full(2, 3)}, {"label": jnp.full(2, 10)}
 
     def conditional(z, level, c):
-        return model.denoiser(params, c)(z, level)
+        return denoiser(model._replace(params=params), c)(z, level)
 
     denoise = samplers.clip(guidance.guide(conditional, cond, nothing, 3.0))
     noise = samplers.image_noise(jax.random.split(jax.random.key(0), 2), SHAPE)
@@ -74,13 +73,13 @@ def test_bad_conditioning_is_refused():
 
 def test_guidance_is_checked_against_the_model(caplog):
     cfg = config(cfg_config, cond={"drop": 0.0})
-    model = make_diffusion(cfg, SHAPE, 17, 10)
+    model = make_model(cfg, SHAPE, 17, 10)
     _, rows = rows_of(cfg, model)
     assert generation._guidance(cfg, model, rows, 1.0) is None
     with caplog.at_level("WARNING"):
         assert generation._guidance(cfg, model, rows, 2.0).tolist() == [2.0] * 4
     assert "never seen the null" in caplog.text
-    plain = make_diffusion(config(), SHAPE, 17, 10)
+    plain = make_model(config(), SHAPE, 17, 10)
     with pytest.raises(common.UsageError, match="needs a model with a condition"):
         generation._guidance(cfg, plain, rows, 2.0)
     for labels in (np.array([-1, 2]), np.array([0, 11])):

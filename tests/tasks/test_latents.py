@@ -8,10 +8,10 @@ import pytest
 from configs import ldm
 from configs.base import smoke
 from diffjax import samplers
-from diffjax.tasks import make_diffusion, make_task
-from diffjax.tasks.conditions import area, holes
-from diffjax.tasks.latents import make_space, moments
-from experiments import generation
+from diffjax.model import make_model, make_sampler, make_steering, sample
+from diffjax.model.condition import area, holes
+from diffjax.model.space import make_space, moments
+from diffjax.tasks import make_task
 
 SHAPE = (4, 4, 1)
 
@@ -82,20 +82,26 @@ def test_stored_moments_give_the_loss_of_encoding_on_the_fly(made):
 def test_samples_are_decoded_and_guided(made):
     cfg, net, frozen = made[0].copy_and_resolve_references(), *made[1:3]
     cfg.parameterization.name = "eps"
-    task, model = make_task(cfg, SHAPE, 256, 10), make_diffusion(cfg, SHAPE, 256, 10)
-    assert model.image_shape == (2, 2, 4)
+    task, model = make_task(cfg, SHAPE, 256, 10), make_model(cfg, SHAPE, 256, 10)
+    assert model.space.shape == (2, 2, 4)
     params, _ = jax.jit(
         lambda: task.init(jax.random.key(0), None, {"image": jnp.zeros((1, *SHAPE))})
     )()
 
-    sampler, rows = generation.sampler_of(cfg, model)
-    noise = samplers.image_noise(jax.random.split(jax.random.key(0), 2), model.image_shape)
+    sampler, rows = make_sampler(cfg, model)
+    keys = jax.random.split(jax.random.key(0), 2)
+    noise = samplers.image_noise(keys, model.space.shape)
     extra = {"latent_scale": jnp.asarray(2.0)}
     cond = {"label": jnp.array([1, 2])}
     scale = np.ones(len(rows.level.t), np.float32)
-    images = jax.jit(
-        lambda p: task.sample(p, frozen, extra, noise, cond, sampler, rows, scale=scale)
-    )(params)
+    steering = make_steering(cfg)
+
+    @jax.jit
+    def draw(params):
+        own = model._replace(params=params, frozen=frozen, statistics=extra)
+        return sample(own, cond, sampler, rows, keys, scale=scale, steering=steering)
+
+    images = draw(params)
     assert images.shape == (2, *SHAPE)
     # An untrained network predicts no noise: DDIM then only rescales the first one.
     last = samplers.prior(noise, rows) / rows.level.alpha[0]
@@ -119,7 +125,7 @@ def test_images_must_divide_by_the_factor():
 
 
 def condition_of(cfg, classes=3):
-    return make_diffusion(cfg, SHAPE, 256, classes).condition
+    return make_model(cfg, SHAPE, 256, classes).condition
 
 
 def test_text_is_encoded_by_trained_tokens():

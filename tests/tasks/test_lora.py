@@ -7,9 +7,9 @@ import pytest
 
 from configs import stable_diffusion
 from diffjax import lora
+from diffjax.model.condition import make_clips, make_condition
+from diffjax.model.space import pixels
 from diffjax.tasks import make_lora_task, make_task
-from diffjax.tasks.conditions import make_clips, make_condition
-from diffjax.tasks.latents import pixels
 from diffjax.train import init_state, make_optimizer, make_step
 
 SHAPE = (8, 8, 3)

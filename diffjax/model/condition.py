@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from diffjax.model.space import Space
 from diffjax.nets.text import CLIPText, TextTransformer
-from diffjax.tasks.latents import Space
 from diffjax.types import Array, Cond, PyTree, build, choose
 
 Batch = Mapping[str, Array]
@@ -70,7 +71,7 @@ class _Part(NamedTuple):
     init: Callable[[jax.Array], dict[str, PyTree]] = lambda key: {}
 
 
-def make_condition(config: Any, space: Space, num_classes: int) -> Condition:
+def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condition:
     """The condition that a config describes; see the tables above.
 
     Args:
@@ -91,10 +92,10 @@ def make_condition(config: Any, space: Space, num_classes: int) -> Condition:
     guided = bool(parts)
     if concat:
         parts.append(_CONCATS[concat](config, space))
-    return _joined(parts, guided)
+    return _join(parts, guided)
 
 
-def _joined(parts: list[_Part], guided: bool) -> Condition:
+def _join(parts: list[_Part], guided: bool) -> Condition:
     def take(batch: Batch, key: jax.Array) -> Cond:
         return {p.name: p.take(batch, key) for p in parts} or None
 
@@ -132,7 +133,7 @@ def _label(classes: int) -> _Part:
 # ---- tokens -------------------------------------------------------------------------------------
 
 
-def _label_token(config: Any, classes: int) -> _Part:
+def _label_token(config: ConfigDict, classes: int) -> _Part:
     if not classes:
         raise ValueError("cond.context=label needs data with classes: set data.num_classes")
     width = config.network.context_dim
@@ -148,7 +149,7 @@ def _label_token(config: Any, classes: int) -> _Part:
     return _label(classes)._replace(encode=encode, example=example, init=init)
 
 
-def _text(config: Any, classes: int) -> _Part:
+def _text(config: ConfigDict, classes: int) -> _Part:
     section, width = config.cond, config.network.context_dim
     options = dict(section.get("text", None) or {})
     net = build("text encoder", "text", {"text": TextTransformer}, {**options, "features": width})
@@ -166,7 +167,7 @@ def _text(config: Any, classes: int) -> _Part:
 ENCODERS = {"text": "text_encoder", "text_2": "text_encoder_2"}  # by section and entry of a batch
 
 
-def make_clips(config: Any) -> dict[str, CLIPText]:
+def make_clips(config: ConfigDict) -> dict[str, CLIPText]:
     """The frozen text encoders of a config, by their names in diffusers' folders.
 
     ``cond.text`` describes the first and ``cond.text_2`` that of XL. One alone is as wide as the
@@ -187,9 +188,13 @@ def make_clips(config: Any) -> dict[str, CLIPText]:
     return made
 
 
-def _clip(config: Any, classes: int) -> _Part:
-    width, net = config.network.context_dim, make_clips(config)["text_encoder"]
+def _clip(config: ConfigDict, classes: int) -> _Part:
     empty = tuple(config.cond.get("empty", ())) or (0,)
+    return _read_clip(make_clips(config)["text_encoder"], config.network.context_dim, empty)
+
+
+def _read_clip(net: CLIPText, width: int, empty: tuple[int, ...]) -> _Part:
+    """The tokens of one encoder, ``frozen["text_encoder"]``; ``empty`` are ids of no text."""
 
     def null(ids: Array) -> Array:
         some = jnp.arange(ids.shape[1])
@@ -203,23 +208,29 @@ def _clip(config: Any, classes: int) -> _Part:
     return _tokens(width, encode)._replace(null=null)
 
 
-def _clip_xl(config: Any, classes: int) -> _Part:
-    """Two encoders' last layer but one, and the second's pooled text (Podell et al. 2023, 2.1).
+def _clip_xl(config: ConfigDict, classes: int) -> _Part:
+    return _read_clips(make_clips(config), config.network.context_dim, added_shapes(config))
 
-    Zeros in place of both say nothing.
+
+def _read_clips(
+    nets: Mapping[str, CLIPText], width: int, shapes: Mapping[str, tuple[int, ...]]
+) -> _Part:
+    """XL's encoders' last layer but one, and the last one's pooled text (Podell et al. 2023, 2.1).
+
+    Zeros in place of both say nothing. A refiner has the second encoder alone.
     """
-    nets, shapes = make_clips(config), added_shapes(config)
+    entries = {entry: name for entry, name in ENCODERS.items() if name in nets}
 
     def take(batch: Batch, key: jax.Array) -> dict[str, Any]:
-        said = jnp.ones(len(batch["text"]))
-        return {"said": said, **{k: batch[k] for k in (*ENCODERS, "time_ids")}}
+        raw = {k: batch[k] for k in (*entries, "time_ids")}
+        return {"said": jnp.ones(len(raw["time_ids"])), **raw}
 
     def null(raw: dict[str, Any]) -> dict[str, Any]:
         return {**raw, "said": jnp.zeros_like(raw["said"])}
 
     def encode(params: PyTree, frozen: PyTree, extra: PyTree, raw: Any) -> dict[str, Any]:
         found: list[Any] = [
-            nets[name].apply({"params": frozen[name]}, raw[text]) for text, name in ENCODERS.items()
+            nets[name].apply({"params": frozen[name]}, raw[text]) for text, name in entries.items()
         ]
         context = jnp.concatenate([out.hidden[-2] for out in found], axis=-1)
         said = raw["said"][:, None]
@@ -227,11 +238,27 @@ def _clip_xl(config: Any, classes: int) -> _Part:
         return jax.lax.stop_gradient({"context": context * said[..., None], "added": pooled})
 
     added = {k: jnp.zeros((1, *shape)) for k, shape in shapes.items()}
-    example: dict[str, Any] = {
-        "context": jnp.zeros((1, 1, config.network.context_dim)),
-        "added": added,
-    }
-    return _Part("prompt", take, null, encode, example, (*ENCODERS, "time_ids"))
+    example: dict[str, Any] = {"context": jnp.zeros((1, 1, width)), "added": added}
+    return _Part("prompt", take, null, encode, example, (*entries, "time_ids"))
+
+
+def make_text_condition(
+    nets: Mapping[str, CLIPText],
+    width: int,
+    empty: tuple[int, ...],
+    added: Mapping[str, tuple[int, ...]],
+) -> Condition:
+    """The condition of a published text-to-image model.
+
+    Args:
+        nets: text encoders by their names in `ENCODERS`; their parameters are ``frozen[name]``.
+        width: of the network's context.
+        empty: ids of the empty text: start, end, padding.
+        added: shapes of what XL's networks are told beside the context; empty for others.
+    """
+    if added:
+        return _join([_read_clips(nets, width, added)], True)
+    return _join([_read_clip(nets["text_encoder"], width, empty)], True)
 
 
 def _tokens(width: int, encode: Callable[..., dict[str, Array]]) -> _Part:
@@ -249,7 +276,7 @@ def _tokens(width: int, encode: Callable[..., dict[str, Array]]) -> _Part:
 EMBEDDINGS = ("context", "text_embeds", "time_ids")  # the last two of Stable Diffusion XL
 
 
-def added_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+def added_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Shapes of what XL's networks are told of one image beside the context; empty for others."""
     section, added = config.cond, config.network.get("added_dim", 0)
     if not added:
@@ -259,13 +286,13 @@ def added_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     return {"text_embeds": (pooled,), "time_ids": (ids,)}
 
 
-def embedding_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+def embedding_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Shapes of the `EMBEDDINGS` of one image that ``cond.context=given`` asks for."""
     tokens = (config.cond.given.tokens, config.network.context_dim)
     return {"context": tokens, **added_shapes(config)}
 
 
-def _given(config: Any, classes: int) -> _Part:
+def _given(config: ConfigDict, classes: int) -> _Part:
     """Embeddings made beforehand; zeros, as XL has them for the empty text, say nothing."""
     shapes = embedding_shapes(config)
 
@@ -306,7 +333,7 @@ def area(images: Array, shape: tuple[int, int, int]) -> Array:
     return images.reshape(b, h, height // h, w, width // w, c).mean((2, 4))
 
 
-def _superres(config: Any, space: Space) -> _Part:
+def _superres(config: ConfigDict, space: Space) -> _Part:
     channels = config.data.channels
     return _Part(
         "low",
@@ -334,7 +361,7 @@ def _cut(images: Array, hole: Array) -> dict[str, Array]:
     return {"image": images * (1 - hole), "hole": hole}
 
 
-def _inpaint(config: Any, space: Space) -> _Part:
+def _inpaint(config: ConfigDict, space: Space) -> _Part:
     def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
         return _cut(batch["image"], holes(jax.random.fold_in(key, 4), batch["image"]))
 
@@ -348,7 +375,7 @@ def _inpaint(config: Any, space: Space) -> _Part:
     )
 
 
-def _fill(config: Any, space: Space) -> _Part:
+def _fill(config: ConfigDict, space: Space) -> _Part:
     """Mask first, its pixels those at the corners of the latents', and some images all hole."""
     factor = space.net.factor if space.net else 1
 
@@ -364,7 +391,7 @@ def _fill(config: Any, space: Space) -> _Part:
     return _inpaint(config, space)._replace(take=take, encode=encode)
 
 
-def _map(config: Any, space: Space) -> _Part:
+def _map(config: ConfigDict, space: Space) -> _Part:
     classes = config.cond.map_classes
 
     def take(batch: Batch, key: jax.Array) -> Array:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from diffjax.nets.autoencoder import Autoencoder, VQModel
-from diffjax.tasks.autoencoder import make_autoencoder
-from diffjax.types import Array, PyTree
+from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, VQModel
+from diffjax.types import Array, PyTree, build_section
 
+AUTOENCODERS = {"kl": AutoencoderKL, "vq": VQModel}
 Frozen = Mapping[str, PyTree]
 
 
@@ -28,7 +29,7 @@ class Space(NamedTuple):
     """
 
     shape: tuple[int, int, int]
-    extra: dict[str, Array]
+    extra: Mapping[str, Array]
     enter: Callable[..., tuple[Array, PyTree]]
     encode: Callable[..., Array]
     leave: Callable[..., Array]
@@ -46,15 +47,11 @@ def pixels(image_shape: tuple[int, int, int]) -> Space:
     )
 
 
-def make_space(config: Any, image_shape: tuple[int, int, int]) -> Space:
-    """The space of a config: latents if it has a section ``autoencoder``.
+def make_space(config: ConfigDict, image_shape: tuple[int, int, int]) -> Space:
+    """The space of a config: latents if it has a section ``autoencoder``, see `make_latent_space`.
 
-    ``frozen["autoencoder"]`` holds the parameters. The diffusion model sees ``scale * z``. With
-    ``autoencoder.scale`` 0 the scale is measured once, ``1 / std(z)`` of the first batch (Rombach
-    et al. 2022, appendix G), and kept in ``extra["latent_scale"]``.
-
-    A batch has either ``image``, or ``moments`` from `moments`, written to disk beforehand: the
-    same key draws the same posterior sample from either.
+    With ``autoencoder.scale`` 0 the scale is measured once, ``1 / std(z)`` of the first batch
+    (Rombach et al. 2022, appendix G), and kept in ``extra["latent_scale"]``.
 
     Raises:
         ValueError: unknown options, or images that the autoencoder cannot halve so often.
@@ -64,6 +61,24 @@ def make_space(config: Any, image_shape: tuple[int, int, int]) -> Space:
         return pixels(image_shape)
     options = {k: v for k, v in dict(section).items() if k not in ("weights", "scale")}
     net = make_autoencoder(options, image_shape[-1])
+    return make_latent_space(net, image_shape, section.get("scale", 0.0))
+
+
+def make_latent_space(
+    net: Autoencoder, image_shape: tuple[int, int, int], scale: float, shift: float = 0.0
+) -> Space:
+    """The latents ``scale (z - shift)`` of an autoencoder, ``frozen["autoencoder"]``.
+
+    A batch has either ``image``, or ``moments`` from `moments`, written to disk beforehand: the
+    same key draws the same posterior sample from either.
+
+    Args:
+        image_shape: (H, W, C).
+        scale: ``extra["latent_scale"]``; 0 to measure it.
+
+    Raises:
+        ValueError: images that the autoencoder cannot halve so often.
+    """
     height, width, _ = image_shape
     if height % net.factor or width % net.factor:
         raise ValueError(
@@ -73,27 +88,46 @@ def make_space(config: Any, image_shape: tuple[int, int, int]) -> Space:
     shape = (height // net.factor, width // net.factor, net.embed_channels)
     stop = jax.lax.stop_gradient
 
+    def center(z: Array) -> Array:
+        return z - shift if shift else z
+
     def enter(
         frozen: Frozen, extra: PyTree, key: jax.Array, batch: Mapping[str, Array]
     ) -> tuple[Array, PyTree]:
         stored = batch.get("moments")
         if stored is None:
             stored = moments(net, frozen["autoencoder"], batch["image"])
-        z = stop(draw(net, stored, key))
+        z = center(stop(draw(net, stored, key)))
         scale = extra["latent_scale"]
         scale = jnp.where(scale > 0, scale, 1 / z.std())
         return z * scale, {**extra, "latent_scale": scale}
 
     def encode(frozen: Frozen, extra: PyTree, images: Array) -> Array:
         stored = moments(net, frozen["autoencoder"], images)
-        return stop(stored[..., : shape[-1]]) * extra["latent_scale"]
+        return center(stop(stored[..., : shape[-1]])) * extra["latent_scale"]
 
     def leave(frozen: Frozen, extra: PyTree, x: Array) -> Array:
         z = x / extra["latent_scale"]
-        return _run(net, frozen["autoencoder"], z, net.decode)
+        return _run(net, frozen["autoencoder"], z + shift if shift else z, net.decode)
 
-    scale = jnp.asarray(section.get("scale", 0.0), jnp.float32)
-    return Space(shape, {"latent_scale": scale}, enter, encode, leave, net)
+    start = {"latent_scale": jnp.asarray(scale, jnp.float32)}
+    return Space(shape, start, enter, encode, leave, net)
+
+
+def make_autoencoder(section: ConfigDict, channels: int) -> Autoencoder:
+    """The network of a config section ``{"name": "kl" | "vq", ...}``.
+
+    Args:
+        channels: of the images.
+
+    Raises:
+        ValueError: unknown name or options, listing the choices.
+    """
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()}
+    name = str(options.pop("name"))
+    dtype = jnp.dtype(options.pop("dtype", "float32"))
+    options |= {"out_channels": channels, "dtype": None if dtype == jnp.float32 else dtype}
+    return build_section("autoencoder", name, AUTOENCODERS, options)
 
 
 def moments(net: Autoencoder, params: PyTree, images: Array) -> Array:

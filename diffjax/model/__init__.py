@@ -1,0 +1,47 @@
+"""The model: a network with its schedule, space and condition, how it denoises and how it samples.
+
+::
+
+    model = diffjax.open("runs/digits")
+    images = sample(model, cond, sampler, rows, keys)
+"""
+
+from diffjax.model.build import (
+    make_model,
+    make_network,
+    make_parameterization,
+    make_sampler,
+    make_schedule,
+    make_steering,
+)
+from diffjax.model.condition import Condition, make_condition
+from diffjax.model.control_networks import ControlNetwork, apply_control, make_control_network
+from diffjax.model.images import ImageMaker, Inputs
+from diffjax.model.model import Arrays, Model, Steering, denoiser, encode, predict, sample
+from diffjax.model.space import Space, make_autoencoder, make_space
+
+__all__ = [
+    "Arrays",
+    "Condition",
+    "ControlNetwork",
+    "ImageMaker",
+    "Inputs",
+    "Model",
+    "Space",
+    "Steering",
+    "apply_control",
+    "denoiser",
+    "encode",
+    "make_autoencoder",
+    "make_condition",
+    "make_control_network",
+    "make_model",
+    "make_network",
+    "make_parameterization",
+    "make_sampler",
+    "make_schedule",
+    "make_space",
+    "make_steering",
+    "predict",
+    "sample",
+]

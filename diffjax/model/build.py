@@ -1,0 +1,174 @@
+"""From the sections of a config to the parts of a `Model`, and to the model.
+
+Config sections read here: ``network``, ``schedule``, ``parameterization``, ``cond``,
+``autoencoder``, ``control`` and ``sample``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from diffjax import grids, parameterization, samplers, schedules
+from diffjax.model.condition import make_condition
+from diffjax.model.model import PLAIN, LogProb, Model, Steering
+from diffjax.model.space import make_space
+from diffjax.nets.unet import UNet
+from diffjax.types import (
+    ConfigError,
+    Grid,
+    Module,
+    Parameterization,
+    Rows,
+    Sampler,
+    Schedule,
+    build,
+    build_section,
+    choose,
+    select_options,
+)
+
+NETWORKS = {"unet": UNet}
+
+
+def split_section(part: ConfigDict) -> tuple[str, dict[str, Any]]:
+    """(name, options) of a config section."""
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
+    return str(options.pop("name")), options
+
+
+def make_network(config: ConfigDict, out_channels: int, num_classes: int = 0) -> Module:
+    """The Linen module that a config describes.
+
+    Args:
+        num_classes: rows of the class embedding.
+
+    Raises:
+        ValueError: unknown names or options, listing the choices.
+    """
+    name, options = split_section(config.network)
+    options.pop("conditional", None)
+    dtype = jnp.dtype(options.pop("dtype", "float32"))
+    options.update(out_channels=out_channels, num_classes=num_classes)
+    options["dtype"] = None if dtype == jnp.float32 else dtype
+    network: Module = build("network", name, NETWORKS, options)
+    return network
+
+
+def make_schedule(config: ConfigDict) -> Schedule:
+    """The schedule of ``config.schedule``; ``zero_snr`` rescales a discrete one.
+
+    Raises:
+        ValueError: unknown names or options, listing the choices.
+    """
+    name, options = split_section(config.schedule)
+    rescale = options.pop("zero_snr", False)
+    schedule = build_section("schedule", name, schedules.SCHEDULES, options)
+    return schedules.zero_terminal_snr(schedule) if rescale else schedule
+
+
+def make_parameterization(config: ConfigDict, grid: Grid | None) -> Parameterization:
+    """The parameterization of ``config.parameterization``.
+
+    Args:
+        grid: every timestep of a discrete schedule, for ``mean``.
+
+    Raises:
+        ValueError: unknown names or options, listing the choices.
+    """
+    name, options = split_section(config.parameterization)
+    learned = options.pop("learned_variance", False)
+    table = {**parameterization.PARAMETERIZATIONS, "mean": parameterization.mean}
+    options = select_options("parameterization", name, table, options)
+    return parameterization.make(name, options, learned_variance=learned, grid=grid)
+
+
+def make_model(
+    config: ConfigDict,
+    image_shape: tuple[int, int, int],
+    levels: int = 256,
+    num_classes: int = 0,
+) -> Model:
+    """The model that a config describes, without parameters.
+
+    Args:
+        image_shape: (H, W, C) of the data.
+        levels: grey values of the data.
+        num_classes: classes of the data; the network uses them if ``config.network`` says
+            ``conditional`` or ``config.cond.context`` says ``label``.
+
+    Raises:
+        ValueError: unknown names or options, listing the choices.
+    """
+    schedule = make_schedule(config)
+    grid = grids.full(schedule) if schedule.steps is not None else None
+    param = make_parameterization(config, grid)
+    space = make_space(config, image_shape)
+    condition = make_condition(config, space, num_classes)
+    classes = num_classes if config.network.get("conditional", False) else 0
+    dropped, row = _read_dropping(config, classes)
+    return Model(
+        schedule=schedule,
+        parameterization=param,
+        network=make_network(config, space.shape[-1] * param.channels, classes + row),
+        space=space,
+        condition=condition,
+        statistics=space.extra,
+        grid=grid,
+        levels=levels,
+        num_classes=classes or (num_classes if "label" in condition.names else 0),
+        drop=dropped,
+    )
+
+
+def make_sampler(config: ConfigDict, model: Model) -> tuple[Sampler, Rows]:
+    """The solver of ``config.sample`` and its plan.
+
+    Raises:
+        ConfigError: names or options that are wrong, or do not fit the model.
+    """
+    section = config.sample
+    try:
+        options = select_options("sampler", section.sampler, samplers.SAMPLERS, section)
+        sampler = samplers.make(section.sampler, options)
+        options = select_options("grid", section.grid, grids.GRIDS, section)
+        steps = options.pop("steps")
+        rows = sampler.plan(grids.make(section.grid, model.schedule, steps, options))
+        parameterization.check_levels(model.parameterization, rows.level)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+    return sampler, rows
+
+
+def make_steering(config: ConfigDict, classifier: LogProb | None = None) -> Steering:
+    """How ``config.sample`` steers: clipping, and guidance beside its scale.
+
+    Args:
+        classifier: guides in place of the null condition.
+    """
+    section = config.sample
+    balance = config.control.balance if "control" in config else PLAIN.balance
+    return Steering(
+        section.get("guidance_rescale", 0.0),
+        section.get("guidance_sequential", False),
+        section.clip,
+        balance,
+        classifier,
+    )
+
+
+def _read_dropping(config: ConfigDict, classes: int) -> tuple[float, int]:
+    """(probability of dropping the condition, rows of the embedding for the null condition).
+
+    Raises:
+        ValueError: probability outside [0, 1), or an unknown kind of null condition.
+    """
+    part = config.get("cond", None)
+    if part is None:
+        return 0.0, 0
+    choose("null condition", part.null, {"learned": 0, "zero": 0})
+    if not 0 <= part.drop < 1:
+        raise ValueError(f"config.cond.drop must lie in [0, 1), got {part.drop}")
+    return part.drop, int(classes > 0 and part.drop > 0 and part.null == "learned")

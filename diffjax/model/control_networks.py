@@ -1,0 +1,149 @@
+"""ControlNets and T2I-Adapters beside a base network, and what they make of a hint."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from diffjax import control, guidance
+from diffjax.control import Features, Residuals
+from diffjax.nets.adapter import T2IAdapter
+from diffjax.nets.controlnet import ControlNet
+from diffjax.nets.unet import UNet
+from diffjax.types import (
+    Array,
+    Cond,
+    Level,
+    Module,
+    Parameterization,
+    Params,
+    build_section,
+    expand,
+)
+
+HINT = "hint"  # the entry of a condition that holds what the network beside the base sees
+
+
+class ControlNetwork(NamedTuple):
+    """A network beside a base, with its parameters.
+
+    Attributes:
+        net: a ControlNet sees (z, t, cond) and a hint; a T2I-Adapter sees the hint alone.
+        params: its parameters; None while it is only described.
+        only_middle: whether the skips of the base get no residuals.
+    """
+
+    net: ControlNet | T2IAdapter
+    params: Params | None = None
+    only_middle: bool = False
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is a T2I-Adapter."""
+        return isinstance(self.net, T2IAdapter)
+
+    @property
+    def entry(self) -> str:
+        """The entry of the base's condition where the residuals go."""
+        return "adapter" if self.is_adapter else "control"
+
+    def init(self, key: jax.Array, z: Array, t: Array, cond: Cond = None) -> Params:
+        """Fresh parameters for a base that sees ``z`` (B, h, w, C), ``t`` (B,) and ``cond``."""
+        if isinstance(self.net, T2IAdapter):
+            side = self.net.hint_factor
+            hint = jnp.zeros((1, side, side, self.net.hint_channels))
+            return cast(Params, self.net.init(key, hint)["params"])
+        factor, (height, width) = self.net.hint_factor // self.net.base.patch, z.shape[1:3]
+        shape = (z.shape[0], height * factor, width * factor, self.net.hint_channels)
+        cond = {**(cond or {}), HINT: jnp.zeros(shape)}
+        return cast(Params, self.net.init(key, z, t, cond)["params"])
+
+    def prepare_hint(self, hint: Array) -> Array | Features:
+        """What `residuals` sees of a hint (B, H, W, C): itself, or the features of an adapter.
+
+        They depend on nothing else, so they are made once and not at every evaluation.
+        """
+        if not self.is_adapter:
+            return hint
+        return cast(Features, self.net.apply({"params": self.params or {}}, hint))
+
+    def residuals(self, z: Array, t: Array, cond: Cond, **options: Any) -> Residuals | Features:
+        """What the network adds to the features of the base.
+
+        Args:
+            z: (B, h, w, C) as the base sees it, scaled.
+            t: (B,).
+            cond: that of the base, and the prepared hint.
+            options: of the network's ``apply``, such as ``train`` and ``rngs``.
+        """
+        if self.is_adapter:
+            return cast(Features, cast(Any, cond)[HINT])
+        out = cast(Residuals, self.net.apply({"params": self.params or {}}, z, t, cond, **options))
+        return (None, out[1]) if self.only_middle else out
+
+
+def make_control_network(section: ConfigDict, base: Module) -> ControlNetwork:
+    """The network beside a base that a section ``control`` describes, without parameters.
+
+    Args:
+        base: a UNet.
+
+    Raises:
+        ValueError: unknown name or options, listing those there are; or an adapter is to act on
+            the middle only.
+    """
+    network = ControlNetwork(
+        make_controlnet(section.net, cast(UNet, base)), None, section.only_middle
+    )
+    if network.only_middle and network.is_adapter:
+        raise ValueError("control.only_middle is of ControlNets; an adapter acts on the way down")
+    return network
+
+
+def make_controlnet(section: ConfigDict, base: UNet) -> ControlNet | T2IAdapter:
+    """The module that a section ``control.net`` describes: a controlnet, or a t2i_adapter.
+
+    Raises:
+        ValueError: unknown name or options, listing those there are.
+    """
+    options: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()
+    }
+    widths = tuple(int(base.channels * m) for m in base.multipliers)
+    if options.get("kind") == "full_xl":  # whose last features are the middle's
+        widths += widths[-1:]
+    known: dict[str, Any] = {
+        "controlnet": partial(ControlNet, base),
+        "t2i_adapter": partial(T2IAdapter, widths=widths, dtype=base.dtype),
+    }
+    return build_section("network", options.pop("name", "controlnet"), known, options)
+
+
+def apply_control(
+    network: ControlNetwork,
+    parameterization: Parameterization,
+    hint: Array | Features,
+    strength: guidance.Scale,
+    balance: control.Balance,
+) -> control.Control:
+    """A network with a prepared hint, as `diffjax.control` combines them.
+
+    Args:
+        parameterization: of the base, whose scaling of z the network shares.
+        strength: number, (B,) array, or ``level -> `` either.
+    """
+
+    def residuals(z: Array, level: Level, cond: Cond) -> Residuals | Features:
+        return network.residuals(*scale_inputs(parameterization, z, level), cond)
+
+    return control.Control(residuals, hint, strength, balance, network.entry)
+
+
+def scale_inputs(parameterization: Parameterization, z: Array, level: Level) -> tuple[Array, Array]:
+    """What networks see of a state at a level: ``c_in z``, and the times (B,) in float32."""
+    scaled = z * expand(jnp.asarray(parameterization.scale_in(level)), z)
+    return scaled, jnp.broadcast_to(jnp.asarray(level.t, jnp.float32), z.shape[:1])

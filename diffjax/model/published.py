@@ -1,0 +1,62 @@
+"""A published text-to-image model as a `Model`."""
+
+from __future__ import annotations
+
+from diffjax import grids
+from diffjax.model.condition import make_text_condition
+from diffjax.model.model import Model
+from diffjax.model.space import make_latent_space
+from diffjax.pretrained.pipelines import Components
+from diffjax.pretrained.schedulers import Scheduler, load_scheduler
+
+
+def make_published_model(parts: Components, scheduler: Scheduler | None = None) -> Model:
+    """The model of a diffusers folder or a single file, with its parameters.
+
+    Its raw conditions are token ids (B, M) ``text``, and for XL also ``text_2`` and ``time_ids``
+    (B, 6); see `diffjax.pretrained.tokenizers`.
+
+    Args:
+        scheduler: in place of the model's own.
+
+    Raises:
+        ValueError: the scheduler is not supported.
+    """
+    scheduler = scheduler or load_scheduler(parts.scheduler)
+    unet, vae, schedule = parts.unet.net, parts.vae.net, scheduler.schedule
+    side = parts.unet.config.get("sample_size") or 64
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    nets = {
+        name: text.model.net.clone(end=text.tokenizer.end) for name, text in parts.texts.items()
+    }
+    first = next(iter(parts.texts.values())).tokenizer
+    frozen = {name: text.model.params for name, text in parts.texts.items()}
+    space = make_latent_space(
+        vae,
+        (height * vae.factor, width * vae.factor, vae.out_channels),
+        vae.scaling_factor,
+        vae.shift_factor,
+    )
+    return Model(
+        schedule=schedule,
+        parameterization=scheduler.parameterization,
+        network=unet,
+        space=space,
+        condition=make_text_condition(
+            nets, unet.context_dim, (first.start, first.end, first.pad), _added_shapes(parts)
+        ),
+        params=parts.unet.params,
+        frozen={**frozen, "autoencoder": parts.vae.params},
+        statistics=space.extra,
+        grid=grids.full(schedule) if schedule.steps is not None else None,
+    )
+
+
+def _added_shapes(parts: Components) -> dict[str, tuple[int, ...]]:
+    unet = parts.unet.net
+    if not unet.added_dim:
+        return {}
+    *_, last = parts.texts.values()
+    pooled = last.model.net.projection
+    ids = (unet.added_dim - pooled) // unet.added_time_dim
+    return {"text_embeds": (pooled,), "time_ids": (ids,)}

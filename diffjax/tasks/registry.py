@@ -1,0 +1,92 @@
+"""The tasks by name. A new task is one file and one entry in `TASKS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from diffjax.model import Model, make_model
+from diffjax.tasks.autoencoder import make_autoencoder_task
+from diffjax.tasks.controlnet import assemble_controlled, make_controlnet_task
+from diffjax.tasks.diffusion import make_task
+from diffjax.tasks.lora import assemble_adapted, make_lora_task
+from diffjax.tasks.noisy_classifier import make_noisy_classifier_task
+from diffjax.types import Array, Params, Task, choose
+
+Shape = tuple[int, int, int]
+Frozen = Mapping[str, Params]
+# What a base is to the task that trains beside it; a model has them elsewhere.
+_OF_BASES = ("base", "statistics")
+
+
+class TaskKind(NamedTuple):
+    """One entry of `TASKS`.
+
+    Attributes:
+        make: ``(config, image_shape, levels, num_classes) -> Task``.
+        assemble: ``(config, model, params, frozen) -> Model`` puts what was trained into the
+            model that the config describes; None if the task trains no diffusion model.
+        trains_beside: whether a base is read and something beside it is trained: the base is
+            ``frozen["base"]``, and its statistics ``frozen["statistics"]``.
+        takes_hints: whether batches have hints.
+        reads_labels: whether it needs labelled data.
+    """
+
+    make: Callable[[ConfigDict, Shape, int, int], Task]
+    assemble: Callable[[ConfigDict, Model, Params, Frozen], Model] | None
+    trains_beside: bool = False
+    takes_hints: bool = False
+    reads_labels: bool = False
+
+
+def _assemble_plain(config: ConfigDict, model: Model, params: Params, frozen: Frozen) -> Model:
+    return model._replace(params=params)
+
+
+TASKS: dict[str, TaskKind] = {
+    "diffusion": TaskKind(make_task, _assemble_plain),
+    "controlnet": TaskKind(
+        make_controlnet_task, assemble_controlled, trains_beside=True, takes_hints=True
+    ),
+    "lora": TaskKind(make_lora_task, assemble_adapted, trains_beside=True),
+    "autoencoder": TaskKind(make_autoencoder_task, None),
+    "classifier": TaskKind(make_noisy_classifier_task, None, reads_labels=True),
+}
+
+
+def task_kind(config: ConfigDict) -> TaskKind:
+    """The entry of ``config.task``.
+
+    Raises:
+        ValueError: there is none, listing the choices.
+    """
+    kind: TaskKind = choose("task", config.task, TASKS)
+    return kind
+
+
+def assemble_model(
+    config: ConfigDict,
+    image_shape: Shape,
+    params: Params,
+    frozen: Frozen | None,
+    statistics: Mapping[str, Array],
+) -> Model:
+    """The model of a config with what its task trained.
+
+    Args:
+        image_shape: (H, W, C) of the data.
+        params, frozen: as the task has them.
+        statistics: its ``extra``.
+
+    Raises:
+        ValueError: the task trains no diffusion model, or the config is wrong.
+    """
+    kind = task_kind(config)
+    if kind.assemble is None:
+        raise ValueError(f"this needs a diffusion model, but the task is {config.task!r}")
+    described = make_model(config, image_shape, config.data.levels, config.data.num_classes)
+    model = kind.assemble(config, described, params, frozen or {})
+    read = {k: v for k, v in (frozen or {}).items() if k not in _OF_BASES}
+    return model._replace(frozen=read, statistics=statistics)
