@@ -8,7 +8,8 @@ import pytest
 from configs import cfg as cfg_config
 from diffjax import grids, guidance, samplers
 from diffjax.model import denoiser, make_model, make_steering, sample
-from experiments import common, generation
+from diffjax.types import ConfigError
+from experiments import generation
 from tests.tasks.test_diffusion import SHAPE, config, loss, start
 
 
@@ -80,8 +81,8 @@ def test_guidance_is_checked_against_the_model(caplog):
         assert generation._guidance(cfg, model, rows, 2.0).tolist() == [2.0] * 4
     assert "never seen the null" in caplog.text
     plain = make_model(config(), SHAPE, 17, 10)
-    with pytest.raises(common.UsageError, match="needs a model with a condition"):
+    with pytest.raises(ConfigError, match="needs a model with a condition"):
         generation._guidance(cfg, plain, rows, 2.0)
     for labels in (np.array([-1, 2]), np.array([0, 11])):
-        with pytest.raises(common.UsageError, match=r"labels must lie in 0 \.\. 10"):
+        with pytest.raises(ConfigError, match=r"labels must lie in 0 \.\. 10"):
             generation._check_labels(labels, model)
