@@ -16,7 +16,7 @@ TEXT = PAGE.replace(TRAINING, "")
 
 
 def test_flags_exist():
-    source = (ROOT / "experiments/generate.py").read_text("utf-8")
+    source = (ROOT / "diffjax/cli/generate.py").read_text("utf-8")
     flags = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
     used = set(re.findall(r"--(\w+)", TEXT))
     assert used and used <= flags, used - flags

@@ -24,6 +24,7 @@ import PIL.PngImagePlugin
 import safetensors.numpy
 
 from configs import ddpm
+from diffjax.cli import generate, settings
 from diffjax.data import captions, folders, formats, latents, pictures
 from diffjax.metrics import reference
 from diffjax.nets.text import CLIPText
@@ -35,7 +36,7 @@ from diffjax.pretrained.pickles import open_pickle
 from diffjax.pretrained.state_dict import from_state_dict, iterate_state, to_state_dict
 from diffjax.train import Checkpoints
 from diffjax.untrusted import naming, read_json
-from experiments import common, generate, settings, stored_config, weights
+from experiments import common, stored_config, weights
 from tests.fuzz.mutations import (
     Change,
     change_bytes,

@@ -87,8 +87,8 @@ def test_controls(execute, model, tmp_path):
 
 
 def test_the_variant_of_a_controlnet_is_read_if_it_has_one(tmp_path):
+    from diffjax.cli.generate import load_controlnet
     from diffjax.pretrained import save_model
-    from experiments.generate import load_controlnet
 
     net = g.controls("sd1")[0]
     save_model(tmp_path, net.net, net.params, config=net.config)

@@ -14,7 +14,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture(scope="module")
 def web():
-    from experiments import web
+    from diffjax.cli import web
 
     return web
 
@@ -184,7 +184,7 @@ def test_an_upload_is_read_within_bounds(web, pipe, tmp_path):
 
 
 def test_a_request_stops_at_its_next_step_when_its_time_is_over(web, pipe):
-    from experiments.web_limits import Limits
+    from diffjax.cli.web_limits import Limits
 
     with pytest.raises(gr.Error, match="stopped after 0 seconds"):
         list(web.run(pipe, None, [], *_fields(web), limits=Limits(seconds=0.0)))

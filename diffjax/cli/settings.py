@@ -17,10 +17,10 @@ from typing import Any
 import PIL.Image
 from absl import flags, logging
 
+from diffjax.cli.command_line import UsageError
 from diffjax.generate import RequestError
 from diffjax.generate.checks import show
 from diffjax.untrusted import parse_json
-from experiments import common
 
 ENTRY = "diffjax"  # of a PNG's text, as JSON
 # What an image depends on; the other flags say where, and how many at once.
@@ -79,22 +79,22 @@ def choose() -> Settings:
     if values["from_image"]:
         out |= _take(Path(values["from_image"]), trust=values["trust_paths"])
     elif values["trust_paths"]:
-        raise common.UsageError("--trust_paths needs --from_image")
+        raise UsageError("--trust_paths needs --from_image")
     for name in PATHS:  # empty flags leave out those of a picture
         kept = out[name]
         out[name] = [one for one in kept if one] if isinstance(kept, list) else kept or None
     for name in ("model", "prompt"):
         if not out[name]:
-            raise common.UsageError(f"--{name} is needed, or --from_image")
+            raise UsageError(f"--{name} is needed, or --from_image")
     for name, other in _NEEDS.items():
         if not out[other] and out[name] != flags.FLAGS[name].default:
             if flags.FLAGS[name].present:
-                raise common.UsageError(f"--{name} needs --{other}")
+                raise UsageError(f"--{name} needs --{other}")
             out[name] = flags.FLAGS[name].default  # of a picture whose other flag is left out
     if any(
         len(json.dumps({**out, "prompt": [prompt]})) > LONGEST - 100 for prompt in out["prompt"]
     ):
-        raise common.UsageError("--prompt: a prompt and its settings may have 65,000 characters")
+        raise UsageError("--prompt: a prompt and its settings may have 65,000 characters")
     return out
 
 
@@ -109,7 +109,7 @@ def _take(path: Path, *, trust: bool) -> Settings:
     said = {name: v for name, v in taken.items() if v != flags.FLAGS[name].default}
     foreign = {name: v for name, v in said.items() if name in PATHS}
     if foreign and not trust:
-        raise common.UsageError(
+        raise UsageError(
             f"{path} names files: {_show(foreign)}. Give these flags yourself (empty ones leave "
             "them out), or --trust_paths to open the files that the picture names"
         )
@@ -132,7 +132,7 @@ def read_settings(path: Path) -> Settings:
     try:
         found = parse_json(text, "the text")
     except ValueError as error:
-        raise common.UsageError(f"{path}: its settings are no valid JSON: {error}") from error
+        raise UsageError(f"{path}: its settings are no valid JSON: {error}") from error
     if unknown := sorted(found.keys() - {*SETTINGS, "version"}):
         logging.warning("%s: settings that are not known: %s", path, json.dumps(unknown)[:200])
     out = {}
@@ -140,7 +140,7 @@ def read_settings(path: Path) -> Settings:
         flag = flags.FLAGS[name]
         out[name] = found.get(name, flag.default)
         if name in found and (reason := _find_fault(flag, found[name])):
-            raise common.UsageError(f"{path}: its setting {name} {reason}")
+            raise UsageError(f"{path}: its setting {name} {reason}")
     return out
 
 
@@ -152,24 +152,24 @@ def _read_text(path: Path) -> str:
     """
     try:
         if path.stat().st_size > FILE:
-            raise common.UsageError(f"{path} has more than 2^28 bytes; no image from here has")
+            raise UsageError(f"{path} has more than 2^28 bytes; no image from here has")
         with PIL.Image.open(path, formats=["PNG"]) as picture:
             text = picture.info.get(ENTRY)
             if text is None and picture.width * picture.height <= PIXELS:
                 text = getattr(picture, "text", {}).get(ENTRY)  # behind the pixels
-    except common.UsageError:
+    except UsageError:
         raise
     except FileNotFoundError as error:
-        raise common.UsageError(f"there is no file {path}") from error
+        raise UsageError(f"there is no file {path}") from error
     except PIL.UnidentifiedImageError as error:
-        raise common.UsageError(f"{path} is no PNG, or a damaged one") from error
+        raise UsageError(f"{path} is no PNG, or a damaged one") from error
     # Pillow has no one class of errors for damaged files and for texts that expand too much.
     except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
-        raise common.UsageError(f"{path} cannot be read: {error}") from error
+        raise UsageError(f"{path} cannot be read: {error}") from error
     if not isinstance(text, str):
-        raise common.UsageError(f"{path} holds no settings of experiments.generate")
+        raise UsageError(f"{path} holds no settings of experiments.generate")
     if len(text) > LONGEST:
-        raise common.UsageError(f"{path}: its settings have more than 2^16 characters")
+        raise UsageError(f"{path}: its settings have more than 2^16 characters")
     return text
 
 
@@ -217,7 +217,7 @@ def name_flags() -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        raise common.UsageError(f"--{flag_of(error.argument)}: {error}") from error
+        raise UsageError(f"--{flag_of(error.argument)}: {error}") from error
 
 
 def flag_of(argument: str) -> str:

@@ -12,7 +12,7 @@ from tests.parity import generate_cases as g
 
 @pytest.fixture(scope="module")
 def settings():
-    from experiments import generate, settings
+    from diffjax.cli import generate, settings
 
     assert generate.SETTINGS is settings.SETTINGS
     return settings
@@ -83,7 +83,7 @@ MALFORMED = {
 def test_malformed_settings_name_the_picture(settings, tmp_path, name):
     text, message = MALFORMED[name]
     path = _save(tmp_path / "received.png", text)
-    with pytest.raises(settings.common.UsageError, match=message) as caught:
+    with pytest.raises(settings.UsageError, match=message) as caught:
         settings.read_settings(path)
     assert str(path) in str(caught.value) and len(str(caught.value)) < 500
 
@@ -102,7 +102,7 @@ def test_pictures_that_are_none_or_too_large(settings, tmp_path, caplog):
     path = tmp_path / "x.png"
 
     def refused(message):
-        with pytest.raises(settings.common.UsageError, match=message) as caught:
+        with pytest.raises(settings.UsageError, match=message) as caught:
             settings.read_settings(path)
         assert str(path) in str(caught.value)
 
