@@ -135,6 +135,8 @@ def load_config_module(path: str) -> Any:
     spec = importlib.util.spec_from_file_location("diffjax_config", path)
     if spec is None or spec.loader is None or not Path(path).exists():
         near = suggest(path, map(str, Path(path).parent.glob("*.py")))
+        if not Path("configs").is_dir():
+            near = f"; {Path.cwd()} has no folder configs: run from a checkout of diffjax"
         raise UsageError(f"there is no config file {path!r}; a config is FILE.py:VARIANT{near}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -2,8 +2,8 @@
 
     python -m experiments.control --workdir=runs/fashion-edges --num=64
     python -m experiments.control --workdir=runs/fashion-edges --scales=0,0.5,1,1.5 --num=8
-    python -m experiments.control --workdir=runs/fashion-edges --balance=balanced,guess,resolution \
-        --guidance=3
+    python -m experiments.control --workdir=runs/fashion-edges --guidance=3 \\
+        --balance=balanced,guess,resolution
     python -m experiments.control --workdir=runs/shapes-mask --also=runs/shapes-edges
 
 Hints are those of the first test images, and every setting draws with the same noise. Writes to the

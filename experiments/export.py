@@ -11,7 +11,7 @@ is read from where its config says.
 
 Of fine-tuning, an --out without suffix is a folder that diffusers and `diffjax.load` read: the
 whole model, or of LoRA the file pytorch_lora_weights.safetensors. Of a ControlNet it is a folder
-that diffusers and `experiments.generate --control` read.
+that diffusers and `diffjax generate --control` read.
 """
 
 from __future__ import annotations

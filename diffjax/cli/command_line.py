@@ -16,13 +16,20 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import app, flags, logging
 
+from diffjax.cli.help_pages import (
+    FULL,
+    Command,
+    describe_command,
+    find_help,
+    format_full_help,
+    format_help,
+)
 from diffjax.types import ConfigError, suggest
 
 __all__ = [
@@ -35,7 +42,6 @@ __all__ = [
     "run",
 ]
 
-HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
 WANTED = {  # what a value has to be, by absl's name of the type
     "int": "a whole number",
     "float": "a number",
@@ -93,18 +99,22 @@ def run(
 ) -> None:
     """Start an entry point: flags, then ``main``; expected errors print one message.
 
+    The module of ``main`` may order its flags in ``FLAG_GROUPS``, see `help_pages`.
+
     Args:
         takes: flags that other modules define and this command uses. All others are refused.
         prepare: changes the arguments before they are read.
         explain: the message of an error in the arguments.
     """
-
-    module = sys.argv[0] if main.__module__ == "__main__" else main.__module__
+    command = describe_command(Path(sys.argv[0]).stem, main, takes)
+    if asked := find_help(sys.argv):
+        print(format_full_help(command) if asked in FULL else format_help(command))
+        sys.exit(0)
 
     def wrapped(argv: list[str]) -> None:
         _quiet_libraries()
         try:
-            _refuse_unused(argv, module, takes)
+            _refuse_unused(argv, command)
             main()
             sys.stdout.flush()
         except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -115,10 +125,6 @@ def run(
         except Exception as error:
             _report(error)
 
-    # So that --help shows them.
-    for name in takes:
-        if name in flags.FLAGS:
-            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     try:
         sys.argv = prepare(sys.argv)
         app.run(wrapped, flags_parser=lambda argv: _parse(argv, explain))
@@ -162,7 +168,7 @@ def _explain_backend() -> str | None:
         jax.devices()
         return None
     except Exception:  # JAX raises an AssertionError without a message, among others
-        wanted = jax.config.jax_platforms
+        wanted = jax.config.read("jax_platforms")
         return (
             f"JAX finds no device for JAX_PLATFORMS={wanted!r}. Unset it, set it to cpu, or "
             "install the JAX of your accelerator (pip install 'diffjax[cuda]' or 'diffjax[tpu]')"
@@ -170,12 +176,9 @@ def _explain_backend() -> str | None:
 
 
 def _parse(argv: list[str], explain: Callable[[Exception], str]) -> list[str]:
-    """absl's flags; wrong ones exit with 2, and --help with 0."""
-    asked = any(a.lstrip("-").partition("=")[0] in HELP for a in argv[1:] if a.startswith("-"))
+    """Read the flags; wrong ones exit with 2."""
     try:
-        return app.parse_flags_with_usage(argv) if asked else flags.FLAGS(argv)
-    except SystemExit as ended:
-        sys.exit(0 if asked and ended.code == 1 else ended.code)
+        return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         _fail(f"error: {_explain_unknown(error.flagname)}", 2)
     except flags.Error as error:
@@ -205,38 +208,36 @@ def _explain_value(error: flags.Error) -> str:
 
 def is_ours(module: str | None) -> bool:
     """Whether a module that defines flags is an entry point of diffjax, or shared by them."""
-    ours = ("diffjax.", "experiments.")
-    return bool(module) and (module.startswith(ours) or module == sys.argv[0])
+    return module is not None and (
+        module.startswith(("diffjax.", "experiments.")) or module == sys.argv[0]
+    )
 
 
-def _refuse_unused(argv: Sequence[str], module_of_main: str, takes: Iterable[str]) -> None:
+def _refuse_unused(argv: Sequence[str], command: Command) -> None:
     """
     Raises:
         UsageError: arguments that are no flags, or flags that this command does not use.
     """
     if len(argv) > 1:
         raise UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags are --NAME=VALUE")
-    command = Path(sys.argv[0]).stem
-    own = {flag.name for flag in flags.FLAGS.get_flags_for_module(module_of_main)}
+    used = set(command.flags)
     for name in flags.FLAGS:
         module = flags.FLAGS.find_module_defining_flag(name)
         root = name.partition(".")[0]
-        if flags.FLAGS[name].present and is_ours(module) and not {name, root} & {*own, *takes}:
+        if flags.FLAGS[name].present and is_ours(module) and not {name, root} & used:
             raise UsageError(
-                f"{command} does not use --{name}; --help lists the flags that it does"
+                f"{command.name} does not use --{name}; --help lists the flags that it does"
             )
 
 
 def _quiet_libraries() -> None:
     """Our messages and everybody's warnings; Orbax alone logs dozens of lines a checkpoint."""
 
-    ours_are = tuple(
-        str(Path(sys.modules[name].__file__).parent) + os.sep
-        for name in ("diffjax", "experiments")
-        if name in sys.modules
-    )
+    loaded = (sys.modules.get(name) for name in ("diffjax", "experiments"))
+    files = [module.__file__ for module in loaded if module]
+    ours_are = tuple(str(Path(file).parent) + os.sep for file in files if file)
 
-    def ours(record: Any) -> bool:
+    def ours(record: std_logging.LogRecord) -> bool:
         return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours_are)
 
     logging.set_verbosity(logging.INFO)

@@ -1,52 +1,25 @@
-"""A web page to try a Stable Diffusion model on; needs ``pip install 'diffjax[demo]'``.
+"""A web page to try a Stable Diffusion model on; it needs ``pip install 'diffjax[demo]'``.
 
-    python -m experiments.web --model=FOLDER
+    diffjax web --model=FOLDER
 
-Takes the flags of experiments.generate that say what is loaded: --model, --dtype, --tokenizer,
---vae, --variant, --prediction, --lora and --concept; and --controlnet. The same settings give the
-same image there.
+The flags that say what is loaded are those of `diffjax generate`; the same settings give the same
+image there.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
-import secrets
 import tempfile
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-import PIL.Image
 from absl import flags, logging
 
-from diffjax import generate
-from diffjax.cli import command_line
-from diffjax.cli import generate as command
-from diffjax.cli.command_line import UsageError
-from diffjax.cli.web_limits import (
-    BodyLimit,
-    Limits,
-    check_number,
-    check_text,
-    check_work,
-    folder_size,
-    list_hosts,
-)
-from diffjax.data import pictures
-from diffjax.pretrained.models import Model
+from diffjax.cli import generate_flags
+from diffjax.cli.command_line import UsageError, refuse_config
+from diffjax.cli.image_request import load_control, load_pipeline
+from diffjax.cli.web_limits import Limits, list_hosts
 
-try:
-    import gradio as gr
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-except ImportError as error:
-    raise SystemExit(f"{error}: the page needs pip install 'diffjax[demo]'") from error
+_DEFAULTS = Limits()
 
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.")
 flags.DEFINE_string("controlnet", None, "Folder or file of a ControlNet.")
@@ -54,327 +27,57 @@ flags.DEFINE_integer("port", 7860, "Port to listen on.", 1, 65535)
 flags.DEFINE_list(
     "allowed_hosts", [], "Other names of this machine that browsers may use in its address."
 )
-_MOST = Limits()
-flags.DEFINE_integer("max_pixels", _MOST.pixels, "Height times width of an image, at most.", 1)
-flags.DEFINE_integer("max_steps", _MOST.steps, "Steps of a request, at most.", 1)
-flags.DEFINE_integer("max_characters", _MOST.characters, "Of a prompt, at most.", 1)
-flags.DEFINE_float("max_seconds", _MOST.seconds, "That a request may run.", 1.0)
-flags.DEFINE_integer("max_upload_mb", 20, "Megabytes of an uploaded file, at most.", 1)
-flags.DEFINE_integer("max_folder_mb", 1000, "Megabytes of uploads and images in all, at most.", 1)
-flags.DEFINE_integer("max_queue", 20, "Requests that wait, at most.", 1)
+flags.DEFINE_integer("max_pixels", _DEFAULTS.pixels, "Most pixels (height x width) of an image.", 1)
+flags.DEFINE_integer("max_steps", _DEFAULTS.steps, "Most steps of a request.", 1)
+flags.DEFINE_integer("max_characters", _DEFAULTS.characters, "Most characters of a prompt.", 1)
+flags.DEFINE_float("max_seconds", _DEFAULTS.seconds, "Seconds after which a request stops.", 1.0)
+flags.DEFINE_integer("max_upload_mb", 20, "Most megabytes of an uploaded file.", 1)
+flags.DEFINE_integer("max_folder_mb", 1000, "Most megabytes of all uploads and images.", 1)
+flags.DEFINE_integer("max_queue", 20, "Most requests that wait.", 1)
 
-OWN = "the model's own"
-KEPT = 12  # images in the gallery
-SESSIONS = 100  # whose gallery is kept at a time
-FORGET = 3600  # seconds after which files and galleries of users who left are removed
-Picture = PIL.Image.Image | str  # as the library has it, or the file that was uploaded
-Shown = list[tuple[Any, str]]
-
-
-@dataclasses.dataclass
-class Form:
-    """What the page asks for, in the order of its inputs.
-
-    Attributes:
-        height, width: 0 for the model's own, or those of ``image``.
-        control: image of the ControlNet, if there is one.
-    """
-
-    prompt: str = ""
-    negative: str = ""
-    seed: float | None = 0
-    steps: float | None = 20
-    guidance: float | None = 7.5
-    sampler: str = OWN
-    height: float | None = 0
-    width: float | None = 0
-    image: Picture | None = None
-    strength: float = 0.8
-    mask: Picture | None = None
-    control: Picture | None = None
-    control_scale: float = 1.0
-
-    def caption(self) -> str:
-        """The settings in words."""
-        out = f"{self.prompt} | seed {self.seed:.0f}, {self.steps:.0f} steps"
-        out += f", guidance {self.guidance:g}, sampler {self.sampler}"
-        out += f", negative: {self.negative}" if self.negative else ""
-        out += f", image at strength {self.strength:g}" if self.image else ""
-        out += ", mask" if self.mask else ""
-        return out + (f", ControlNet {self.control_scale:g}" if self.control else "")
-
-    def request(
-        self, net: Model | None, limits: Limits = _MOST, native: tuple[int, int] = (0, 0)
-    ) -> generate.Request:
-        """The request that the page makes.
-
-        Args:
-            limits: the most that the page allows.
-            native: (height, width) of the model's own images.
-
-        Raises:
-            ValueError: a field is empty, does not fit or is too large; it is named.
-        """
-        check_text("the prompt", self.prompt, limits)
-        check_text("the negative prompt", self.negative, limits)
-        if not self.prompt.strip():
-            raise ValueError("the prompt is empty")
-        numbers = ("seed", "steps", "guidance", "height", "width", "strength", "control_scale")
-        for name in numbers:
-            check_number(name, getattr(self, name))
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be in [0, 2^32), got {self.seed:.0f}")
-        if self.mask and not self.image:
-            raise ValueError("a mask needs an image")
-        if net and not self.control:
-            raise ValueError("the ControlNet needs its image")
-        name = None if self.sampler == OWN else self.sampler
-        start, mask, hint = (_open(p, limits) for p in (self.image, self.mask, self.control))
-        height, width = start.size[::-1] if start else native
-        height, width = self.height or height, self.width or width
-        check_work(height or 1, width or 1, self.steps, limits)
-        image = generate.Image(start, self.strength, mask) if start else None
-        return generate.Request(
-            [self.prompt],
-            key=np.array([int(self.seed)]),
-            sampler=generate.Sampling(name, int(self.steps)),
-            guidance=generate.Guidance(self.guidance, self.negative or None),
-            image=image,
-            control=[generate.Control(net, hint, self.control_scale)] if net else [],
-            size=generate.Size(int(self.height), int(self.width)),
-        )
-
-
-def _open(picture: Picture | None, limits: Limits) -> PIL.Image.Image | None:
-    """An uploaded file as an image.
-
-    Raises:
-        ValueError: it is no picture that we read, or has too many pixels.
-    """
-    if not isinstance(picture, str):
-        return picture
-    try:
-        height, width = pictures.image_size(picture)
-        if height * width > limits.upload_pixels:
-            raise ValueError(
-                f"{picture} has {height} x {width} pixels; this page reads at most "
-                f"{limits.upload_pixels}"
-            )
-        return pictures.open_image(picture)
-    except ValueError as error:  # without the folder, which is this machine's
-        raise ValueError(str(error).replace(picture, Path(picture).name)) from error
-
-
-def run(
-    pipe: generate.Pipeline,
-    net: Model | None,
-    shown: Shown,
-    *values: Any,
-    limits: Limits = _MOST,
-) -> Iterator[tuple[str, Shown]]:
-    """Status and gallery after every step, at the end with the new image in front.
-
-    A client that goes away, and the stop button, leave the generator at its next step.
-
-    Raises:
-        gr.Error: what is asked for is not possible or takes too long; the page shows why.
-    """
-    shown, end = shown or [], time.monotonic() + limits.seconds
-    try:
-        form = Form(*values)
-        request = form.request(net, limits, _native_size(pipe))
-        _forget_sizes(request.size, limits)
-        yield "preparing", shown
-        for progress in pipe.steps(request):
-            if time.monotonic() > end:
-                raise ValueError(
-                    f"stopped after {limits.seconds:g} seconds, which is the most on this page"
-                )
-            yield f"step {progress.i + 1} of {progress.count}", shown
-        picture = pipe.decode(progress.step.run.z)[0]
-    except ValueError as error:
-        raise gr.Error(str(error), print_exception=False) from error
-    yield "done", [(picture, form.caption()), *shown][:KEPT]
-
-
-def _native_size(pipe: generate.Pipeline) -> tuple[int, int]:
-    with contextlib.suppress(ValueError):
-        return pipe.native_size()
-    return (0, 0)
-
-
-_sizes: set[Any] = set()
-
-
-def _forget_sizes(size: Any, limits: Limits) -> None:
-    """Drop compiled programs when there are those of too many sizes: each takes memory."""
-    _sizes.add(size)
-    if len(_sizes) > limits.sizes:
-        jax.clear_caches()
-        _sizes.clear()
-        _sizes.add(size)
-
-
-def _keep(picture: PIL.Image.Image) -> str:
-    """Write an image under a name that nobody can guess, into the page's private folder."""
-    path = Path(os.environ["GRADIO_TEMP_DIR"]) / "made" / f"{secrets.token_hex(16)}.png"
-    path.parent.mkdir(exist_ok=True)
-    picture.save(path)
-    return str(path)
-
-
-def _forget(shown: Shown) -> None:
-    """Remove the images of a user who left."""
-    for path, _ in shown:
-        with contextlib.suppress(OSError, TypeError):
-            os.unlink(path)
-
-
-def make_upload(label: str) -> gr.Image:
-    """An image field that takes uploaded files; gradio's would also fetch what an address names."""
-    field = gr.Image(label=label, type="filepath", image_mode=None, height=200)
-    keep = field.async_move_resource_to_block_cache
-
-    async def keep_file(path: Any) -> str | None:
-        if str(path).lower().startswith(("http:", "https:")):
-            raise ValueError("an image must be uploaded; this page fetches no address")
-        return await keep(path)
-
-    # Of this field alone: for a class of its own gradio would write a file beside this one.
-    field.async_move_resource_to_block_cache = keep_file
-    return field
-
-
-def _inputs(pipe: generate.Pipeline, control: bool, limits: Limits) -> list[Any]:
-    """The fields of `Form`."""
-    new, guidance = Form(), 5.0 if pipe.is_xl else 7.5
-    fields: list[Any] = [
-        gr.Textbox(label="Prompt", lines=2),
-        gr.Textbox(label="Negative prompt"),
-    ]
-    with gr.Row():
-        fields += [
-            gr.Number(new.seed, label="Seed", precision=0),
-            gr.Slider(1, limits.steps, min(new.steps, limits.steps), step=1, label="Steps"),
-            gr.Slider(1, 20, guidance, step=0.1, label="Guidance"),
-            gr.Dropdown([OWN, *generate.SAMPLERS], value=OWN, label="Sampler"),
-        ]
-    with gr.Row():
-        fields += [
-            gr.Number(0, label="Height (0: the model's)", precision=0),
-            gr.Number(0, label="Width (0: the model's)", precision=0),
-        ]
-    with gr.Accordion("Image to start from", open=pipe.extra_channels > 0):
-        fields += [
-            make_upload("Image"),
-            gr.Slider(0.05, 1, new.strength, step=0.05, label="Strength"),
-            make_upload("Mask: white is filled in"),
-        ]
-    with gr.Accordion("ControlNet", visible=control):
-        fields += [
-            make_upload("Control image"),
-            gr.Slider(0, 2, new.control_scale, step=0.05, label="Control scale"),
-        ]
-    return fields
-
-
-def build(
-    pipe: generate.Pipeline, net: Model | None = None, limits: Limits = _MOST, queue: int = 20
-) -> gr.Blocks:
-    """The page. Images are made one at a time, in the order in which they were asked for.
-
-    The gallery of a user stays on the server, apart from everybody else's.
-    """
-
-    def make(shown: Shown, *values: Any) -> Iterator[tuple[str, Shown, Shown]]:
-        for status, now in run(pipe, net, shown, *values, limits=limits):
-            kept = [(p if isinstance(p, str) else _keep(p), text) for p, text in now]
-            _forget([old for old in shown if old not in kept])
-            yield status, kept, kept
-
-    with gr.Blocks(
-        title="diffjax", analytics_enabled=False, delete_cache=(FORGET // 4, FORGET)
-    ) as page:
-        mine = gr.State([], time_to_live=FORGET, delete_callback=_forget)
-        with gr.Row():
-            with gr.Column():
-                fields = _inputs(pipe, net is not None, limits)
-                with gr.Row():
-                    start = gr.Button("Generate", variant="primary")
-                    stop = gr.Button("Stop", variant="stop")
-            with gr.Column():
-                status = gr.Textbox("ready", label="Status", interactive=False)
-                gallery = gr.Gallery(
-                    label="Images", type="filepath", format="png", columns=2, interactive=False
-                )
-        going = start.click(
-            make, [mine, *fields], [status, gallery, mine], show_progress="minimal", api_name="make"
-        )
-        # The generator is left at its next step. Of other pages nothing is stopped.
-        stop.click(None, cancels=[going]).then(lambda: "stopped", None, status, queue=False)
-    return page.queue(default_concurrency_limit=1, max_size=queue)
-
-
-def serve(
-    page: gr.Blocks, host: str, port: int, hosts: list[str], megabytes: int, room: int = 1000
-) -> Any:
-    """Start the server and return at once; its values are those of gradio's ``launch``.
-
-    Args:
-        hosts: values of the Host header that are answered; others get status 400.
-        megabytes: of an uploaded file, at most.
-        room: megabytes of all files in the page's folder, beyond which uploads get status 507.
-    """
-
-    def is_full() -> bool:
-        return folder_size(Path(os.environ["GRADIO_TEMP_DIR"])) > room * 2**20
-
-    guards = [
-        Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
-        Middleware(BodyLimit, upload=megabytes * 2**20, is_full=is_full),
-    ]
-    return page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        max_file_size=megabytes * 2**20,
-        enable_monitoring=False,
-        run_history=False,  # which would connect to the hub as strangers ask
-        state_session_capacity=SESSIONS,
-        allowed_paths=[],
-        app_kwargs={"middleware": guards},
-    )
-
-
-USES = (*command.SETTINGS, "allow_legacy_pickle")  # flags of other modules
+FLAG_GROUPS = {
+    "Page": ("model", "port", "host", "allowed_hosts"),
+    "Model": (
+        *("controlnet", "lora", "concept", "dtype", "variant", "tokenizer", "vae", "prediction"),
+        "allow_legacy_pickle",
+    ),
+    "Limits": (
+        *("max_pixels", "max_steps", "max_characters", "max_seconds", "max_upload_mb"),
+        *("max_folder_mb", "max_queue"),
+    ),
+}
 
 
 def main() -> None:
+    """Load the model and serve its page until the process is stopped.
+
+    Raises:
+        UsageError: --model or gradio is missing, or a host name is wrong.
+    """
     values = flags.FLAGS
-    chosen = {name: values[name].value for name in command.SETTINGS}
-    if not chosen["model"]:
+    options = generate_flags.read_flags()
+    if not options.model:
         raise UsageError("--model is needed")
-    pipe = command.load(chosen, chosen["model"])
-    path, dtype = flags.FLAGS.controlnet, jnp.dtype(chosen["dtype"])
-    net = command.load_controlnet(path, dtype, chosen["variant"]) if path else None
+    try:
+        from diffjax.cli import web_page
+    except ImportError as error:
+        raise UsageError(f"{error}: the page needs pip install 'diffjax[demo]'") from error
+    legacy = generate_flags.ALLOW_LEGACY_PICKLE.value
+    pipe = load_pipeline(options, options.model, allow_legacy_pickle=legacy)
+    path, dtype = values.controlnet, jnp.dtype(options.dtype)
+    control = load_control(path, dtype, options.variant) if path else None
     limits = Limits(
         values.max_pixels,
         values.max_steps,
         values.max_characters,
         seconds=values.max_seconds,
     )
-    with command_line.refuse_config():
+    with refuse_config():
         hosts = list_hosts(values.host, values.allowed_hosts)
     with tempfile.TemporaryDirectory(prefix="diffjax-web-") as folder:  # for this user alone
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build(pipe, net, limits, values.max_queue)
+        page = web_page.build_page(pipe, control, limits, values.max_queue)
         room = values.max_folder_mb
-        serve(page, values.host, values.port, hosts, values.max_upload_mb, room)
+        web_page.serve(page, values.host, values.port, hosts, values.max_upload_mb, room)
         logging.info("http://%s:%d", values.host, values.port)
         page.block_thread()
-
-
-if __name__ == "__main__":
-    command_line.run(main, USES)

@@ -33,8 +33,9 @@ class Limits(NamedTuple):
     sizes: int = 8
 
 
-def check_number(name: str, value: Any) -> None:
-    """
+def check_number(name: str, value: Any) -> float:
+    """The value of a field of numbers.
+
     Raises:
         ValueError: the value of a field is missing, no number, or not finite.
     """
@@ -43,6 +44,7 @@ def check_number(name: str, value: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not -LARGEST < value < LARGEST:  # NaN is not
         raise ValueError(f"{name} must be a number, got {str(value)[:40]!r}")
+    return value
 
 
 def check_text(name: str, value: Any, limits: Limits) -> None:
