@@ -1,7 +1,7 @@
 """What training the published latent models costs on TPU slices, compiled without any.
 
-    python -m experiments.plan_diffusers --out=runs/scaling.json
-    python -m experiments.plan_diffusers --only=sd15/v5e:2x4 --out=runs/scaling.json
+    python -m experiments.benchmarks.plan_diffusers --out=runs/scaling.json
+    python -m experiments.benchmarks.plan_diffusers --only=sd15/v5e:2x4 --out=runs/scaling.json
 
 The step is that of the trainer (AdamW in float32, average, bfloat16 computation, clipping) on
 latents and text features that were stored beforehand. A compilation takes minutes; figures are

@@ -1,6 +1,6 @@
 """What guidance costs: time and memory of a sampling step, guided against unguided.
 
-    python -m experiments.guidance_cost --config=configs/cfg.py:fashion_mnist --batch=32
+    python -m experiments.benchmarks.guidance_cost --config=configs/cfg.py:fashion_mnist --batch=32
 
 Times are medians over repeats that take turns, so that a machine which slows down does so for
 all; memory is what the compiled step needs beside its arguments. Weights are random.

@@ -1,6 +1,7 @@
 """Speed of Inception's features beside torch-fidelity's, on the same images and weights.
 
-    python -m experiments.benchmark --num=256 --repeats=3 --json=docs/results/data/inception.json
+    python -m experiments.benchmarks.inception --num=256 --repeats=3 \\
+        --json=docs/results/data/inception.json
 
 Weights are random: speed does not depend on them. Both read uint8 images from memory, resize them
 to 299 pixels and form the 2048 features. They take turns, so that a machine which slows down does
@@ -62,7 +63,7 @@ def theirs(weights: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], n
     """The same by torch-fidelity."""
     import torch
 
-    from experiments import torch_operators  # noqa: F401
+    from experiments.benchmarks import torch_operators  # noqa: F401
 
     # isort: split
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

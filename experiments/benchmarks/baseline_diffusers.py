@@ -1,6 +1,6 @@
 """Train diffusers' UNet2DModel on Fashion-MNIST for a given time: the PyTorch baseline.
 
-    taskset -c 1 .venv-parity/bin/python -m experiments.baseline_diffusers \\
+    taskset -c 1 .venv-parity/bin/python -m experiments.benchmarks.baseline_diffusers \\
         --workdir=runs/baseline --minutes=60 --threads=1 --num=10000 --sample_steps=50
 
 Needs torch and diffusers (`make parity` installs them into .venv-parity). Recipes, both with the
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from absl import flags, logging
 
-from experiments import torch_operators  # noqa: F401
+from experiments.benchmarks import torch_operators  # noqa: F401
 
 # isort: split
 import diffusers

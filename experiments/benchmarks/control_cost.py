@@ -1,6 +1,7 @@
 """What training a ControlNet costs against fine-tuning its base: time and memory of a step.
 
-    python -m experiments.control_cost --config=configs/controlnet.py:fashion_mnist_edges --batch=32
+    python -m experiments.benchmarks.control_cost --batch=32 \\
+        --config=configs/controlnet.py:fashion_mnist_edges
 
 Both train with the same optimiser and average. They take turns, and the ratio of times is the
 median of those of the turns, so that a machine which slows down does so for both; processor time is

@@ -1,7 +1,7 @@
 """Memory of maxdiffusion's training step of Stable Diffusion 1.5, compiled as ours is.
 
     git clone https://github.com/AI-Hypercomputer/maxdiffusion
-    python -m experiments.baseline_maxdiffusion --source=maxdiffusion \\
+    python -m experiments.benchmarks.baseline_maxdiffusion --source=maxdiffusion \\
         --out=docs/results/data/scaling-maxdiffusion.json
 
 Its configuration, sharding rules, optimiser and step function, on stored latents and text features,
