@@ -28,13 +28,19 @@ from diffjax import metrics
 from experiments import common, controlled, frozen, generation, judging, stored_config, weights
 
 common.define_sampling_flags()
-SCALES = flags.DEFINE_list("scales", ["1"], "Factors of the residuals, a setting each.")
-BALANCE = flags.DEFINE_list("balance", None, "Names of diffjax.control.BALANCES, a setting each.")
-START = flags.DEFINE_float("start", 0.0, "Where control begins, as a share of the evaluations.")
-END = flags.DEFINE_float("end", 1.0, "Where it ends.")
-ALSO = flags.DEFINE_multi_string("also", [], "Workdir or exported file of another one; repeatable.")
-PROMPT = flags.DEFINE_bool("prompt", True, "Tell the base the class or caption of the image.")
-NAME = flags.DEFINE_string("name", "control", "Name of the files.")
+SCALES = flags.DEFINE_list(
+    "scales", ["1"], "Factors of the residuals; each is a row of the picture."
+)
+BALANCE = flags.DEFINE_list(
+    "balance", None, "Names of diffjax.control.BALANCES; each is a row of the picture."
+)
+START = flags.DEFINE_float("start", 0.0, "Share of the evaluations after which control begins.")
+END = flags.DEFINE_float("end", 1.0, "Share of the evaluations after which control ends.")
+ALSO = flags.DEFINE_multi_string(
+    "also", [], "Workdir or exported file of another control; repeat the flag for several."
+)
+PROMPT = flags.DEFINE_bool("prompt", True, "Give the base the class or caption of the image.")
+NAME = flags.DEFINE_string("name", "control", "Name of the files that are written.")
 SHOWN = 12  # columns of the picture
 ENOUGH = 100  # images, for distances
 
@@ -51,6 +57,11 @@ def load(where: Path) -> tuple[controlled.Net, Any]:
     return controlled.Net(cfg, state.ema), state.extra
 
 
+FLAG_GROUPS = {
+    "Control": ("workdir", "num", "seed", "scales", "balance", "start", "end", "also", "prompt"),
+    "Files": ("name", "best", "weights", "config"),
+    "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
+}
 USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other modules
 
 

@@ -25,11 +25,12 @@ from experiments import common, controlled, finetuning, frozen, weights
 OUT = flags.DEFINE_string(
     "out",
     None,
-    "File to write, or of fine-tuning and ControlNets a folder; default: weights.safetensors in "
-    "--workdir.",
+    "File to write, or a folder for fine-tuned models and ControlNets; weights.safetensors in "
+    "--workdir if not set.",
 )
 
 
+FLAG_GROUPS = {"Export": ("workdir", "out", "best", "weights", "config")}
 USES = ("config", "workdir", "weights", "best")  # flags of other modules
 
 

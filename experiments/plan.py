@@ -31,12 +31,14 @@ from diffjax.train import State, make_optimizer, make_step
 from experiments import common, frozen, inputs
 from experiments.compare import text_table
 
-JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 FLOPS = flags.DEFINE_bool("flops", True, "Count the FLOPs of a training step.")
 TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Compile for these chips: v5e:2x4, v5e:16x16, v5p:2x2x2, v6e:2x4, cpu:N."
+    "topology", None, "Chips to compile for, such as v5e:2x4, v5e:16x16, v5p:2x2x2, v6e:2x4, cpu:N."
 )
-FIT = flags.DEFINE_bool("fit", False, "Find the largest batch, and the mesh with the best time.")
+FIT = flags.DEFINE_bool(
+    "fit", False, "Find the largest batch of each mesh, and the mesh with the best time."
+)
 
 
 def _count(tree: Any) -> int:
@@ -151,6 +153,10 @@ def _on_topology(cfg: Any) -> Any:
     return rows
 
 
+FLAG_GROUPS = {
+    "Config": ("config", "workdir", "weights"),
+    "Plan": ("topology", "fit", "flops", "json"),
+}
 USES = ("config", "workdir", "weights")  # flags of other modules
 
 

@@ -37,7 +37,9 @@ PARALLEL = flags.DEFINE_integer("parallel", 1, "Most runs at a time.", lower_bou
 TRIALS = flags.DEFINE_integer("trials", 0, "Number of runs to draw from space(); 0 for sweep().")
 SEARCH = flags.DEFINE_enum("search", "random", ["random", "optuna"], "How --trials are chosen.")
 METRIC = flags.DEFINE_string("metric", "loss", "The measure that Optuna improves.")
-MODE = flags.DEFINE_enum("mode", "min", ["min", "max"], "Whether a small --metric is better.")
+MODE = flags.DEFINE_enum(
+    "mode", "min", ["min", "max"], "Whether the lowest or the highest --metric is best."
+)
 RETRIES = flags.DEFINE_integer("retries", 3, "How often a run that was killed is started again.")
 SLURM = flags.DEFINE_list(
     "slurm", [], "Options of submitit, such as slurm_partition=gpu,nodes=2,timeout_min=600."

@@ -145,7 +145,7 @@ def _format_flag(flag: flags.Flag[Any], *, shorten: bool) -> list[str]:
     text = text.rstrip(".")
     if choices := getattr(flag.parser, "enum_values", None):
         text += f": {', '.join(choices)}"
-    if flag.default not in (None, False, True, "", 0, []):
+    if flag.default not in (None, "", 0, []) and not isinstance(flag.default, bool):
         text += f" (default {_format_default(flag.default)})"
     body = textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False) or [""]
     first = f"{head:<{INDENT}}{body[0]}" if len(head) < INDENT - 1 else f"{head}  {body[0]}"

@@ -31,9 +31,11 @@ from diffjax.launch import step_plan, topologies
 from diffjax.train.sharding import with_sharding
 from experiments import common
 
-SOURCE = flags.DEFINE_string("source", None, "Folder of its repository.", required=True)
-OUT = flags.DEFINE_string("out", None, "File of the figures; its rows are kept.", required=True)
-WHERE = flags.DEFINE_string("topology", "v5e:2x4", "Compile for these chips.")
+SOURCE = flags.DEFINE_string(
+    "source", None, "Folder of the repository of maxdiffusion.", required=True
+)
+OUT = flags.DEFINE_string("out", None, "File of the figures; rows in it are kept.", required=True)
+WHERE = flags.DEFINE_string("topology", "v5e:2x4", "Chips to compile for.")
 INPUT = "maxdiffusion.input_pipeline"
 ABSENT = ("tensorflow", "tensorflow_datasets", INPUT, f"{INPUT}.input_pipeline_interface")
 

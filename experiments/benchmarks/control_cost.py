@@ -25,9 +25,9 @@ from diffjax.tasks import make_task
 from diffjax.train import init_state, make_optimizer, make_step
 from experiments import common, controlled
 
-BATCH = flags.DEFINE_integer("batch", 32, "Images in a batch.", 1)
-REPEATS = flags.DEFINE_integer("repeats", 9, "Measurements of each.", 1)
-JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
+REPEATS = flags.DEFINE_integer("repeats", 9, "Number of measurements of each task.", 1)
+JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 ALL_ARGUMENTS = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
 
 

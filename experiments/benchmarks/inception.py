@@ -30,11 +30,11 @@ from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.state_dict import state_shapes
 from experiments import common
 
-NUM = flags.DEFINE_integer("num", 256, "Images per measurement.", 1)
-PIXELS = flags.DEFINE_integer("pixels", 32, "Their width and height.", 2)
-BATCH = flags.DEFINE_integer("batch", 32, "Images at a time, for both.", 1)
-REPEATS = flags.DEFINE_integer("repeats", 3, "Measurements of each.", 1)
-JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+NUM = flags.DEFINE_integer("num", 256, "Number of images per measurement.", 1)
+PIXELS = flags.DEFINE_integer("pixels", 32, "Width and height of the images.", 2)
+BATCH = flags.DEFINE_integer("batch", 32, "Images at a time, for ours and theirs.", 1)
+REPEATS = flags.DEFINE_integer("repeats", 3, "Number of measurements of each.", 1)
+JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 
 
 def random_weights() -> dict[str, np.ndarray]:

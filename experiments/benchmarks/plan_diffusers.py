@@ -29,8 +29,10 @@ from diffjax.types import Array, PyTree, Task, expand
 from experiments import common
 from experiments.compare import text_table
 
-OUT = flags.DEFINE_string("out", "docs/results/scaling.json", "File of figures, kept and extended.")
-ONLY = flags.DEFINE_list("only", [], "Rows to compile, as NAME/TOPOLOGY/MESH; a prefix will do.")
+OUT = flags.DEFINE_string(
+    "out", "docs/results/scaling.json", "File of the figures; rows in it are kept."
+)
+ONLY = flags.DEFINE_list("only", [], "Rows to compile, as NAME/TOPOLOGY/MESH or the start of it.")
 
 SD = dict(
     channels=320, blocks=2, out_channels=4, flip_sin_to_cos=True, freq_shift=0.0,

@@ -79,6 +79,8 @@ def command():
     flags.DEFINE_integer("steps", 5, "Number of steps. More are slower.", flag_values=values)
     flags.DEFINE_enum("kind", "a", ["a", "b"], "Kind of thing.", flag_values=values)
     flags.DEFINE_multi_string("word", [], "A word.", flag_values=values)
+    flags.DEFINE_integer("num", 1, "Number of things.", flag_values=values)
+    flags.DEFINE_bool("count", True, "Count them.", flag_values=values)
     flags.DEFINE_bool("quick", False, "Whether to " + "be quick " * 20, flag_values=values)
     return values
 
@@ -92,6 +94,8 @@ def test_a_flag_is_shown_with_its_default_and_choices(command):
     ]
     assert show("steps", True) == ["  --steps=N              Number of steps (default 5)"]
     assert show("kind") == ["  --kind=NAME            Kind of thing: a, b (default a)"]
+    assert show("num") == ["  --num=N                Number of things (default 1)"]
+    assert show("count") == ["  --[no]count            Count them"]
     assert show("word") == ["  --word=TEXT            A word"]
     long = show("quick")
     assert len(long) > 1 and all(len(line) <= 100 for line in long)
