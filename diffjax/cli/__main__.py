@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import diffjax
+from diffjax.cli.output import stop_with_reader
 
 # Commands of the package: each is a module of diffjax.cli with a function `main`.
 COMMANDS = {
@@ -35,7 +36,8 @@ def main() -> None:
     """
     name, *arguments = sys.argv[1:] or [""]
     if name in ("--help", "-h", "help"):
-        print(format_commands())
+        with stop_with_reader():
+            print(format_commands())
     elif name == "--version":
         print(f"diffjax {diffjax.__version__}")
     elif name in COMMANDS:

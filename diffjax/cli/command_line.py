@@ -30,6 +30,7 @@ from diffjax.cli.help_pages import (
     format_full_help,
     format_help,
 )
+from diffjax.cli.output import stop_with_reader
 from diffjax.types import ConfigError, suggest
 
 __all__ = [
@@ -108,18 +109,16 @@ def run(
     """
     command = describe_command(Path(sys.argv[0]).stem, main, takes)
     if asked := find_help(sys.argv):
-        print(format_full_help(command) if asked in FULL else format_help(command))
+        with stop_with_reader():
+            print(format_full_help(command) if asked in FULL else format_help(command))
         sys.exit(0)
 
     def wrapped(argv: list[str]) -> None:
         _quiet_libraries()
         try:
             _refuse_unused(argv, command)
-            main()
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+            with stop_with_reader():
+                main()
         except KeyboardInterrupt:
             _fail("stopped by Ctrl-C", 130)
         except Exception as error:

@@ -89,3 +89,13 @@ def test_a_config_that_lies_in_a_checkout_is_said_to(tmp_path):
         tmp_path, "--config=configs/ddpm.py:digits", "--dry_run", module="experiments.train"
     )
     assert code == 2 and "run from a checkout" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--helpfull"]])
+def test_a_reader_that_leaves_early_sees_no_traceback(arguments):
+    command = [sys.executable, "-m", "diffjax.cli", *arguments]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
