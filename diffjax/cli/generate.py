@@ -50,6 +50,8 @@ def main() -> None:
     if NUM.value < 1 or BATCH_SIZE.value < 1:
         raise UsageError("--num and --batch_size must be at least 1")
     _check_seeds(options.seed, NUM.value * len(options.prompt))
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out={folder} is a file; give the name of a folder")
     request = make_request(options)
     folder.mkdir(parents=True, exist_ok=True)
     images = list_images(options, NUM.value)

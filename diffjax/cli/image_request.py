@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from diffjax import generate
 from diffjax.cli.image_options import OPTION_NAMES, ImageOptions
-from diffjax.cli.path_arguments import parse_control, parse_lora, split_path
+from diffjax.cli.path_arguments import parse_concept, parse_control, parse_lora
 from diffjax.data import pictures
 from diffjax.pretrained import load_model, load_single_file
 from diffjax.pretrained.files import weights_file
@@ -102,7 +102,7 @@ def load_pipeline(
         )
         for file, scale in map(parse_lora, options.lora):
             pipe = pipe.with_lora(file, scale=scale)
-        for file, word in map(split_path, options.concept):
+        for file, word in map(parse_concept, options.concept):
             pipe = pipe.with_concept(file, name=word, allow_legacy_pickle=allow_legacy_pickle)
     return pipe
 
@@ -134,6 +134,8 @@ def make_request(options: ImageOptions) -> generate.Request:
         parse_control(text)
     for text in options.lora:
         parse_lora(text)
+    for text in options.concept:
+        parse_concept(text)
     negative = None
     if options.negative is not None or options.negative_2 is not None:
         negative = _join_texts(options.negative or "", options.negative_2)

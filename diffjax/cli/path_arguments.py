@@ -39,9 +39,21 @@ def parse_lora(text: str) -> tuple[str, float]:
         ConfigError: the scale is no finite number.
     """
     file, scale = split_path(text)
-    if scale is not None and not _is_number(scale):
+    if not file or (scale is not None and not _is_number(scale)):
         raise ConfigError(f"--lora={text}: must be FILE or FILE:SCALE, with a number")
     return file, 1.0 if scale is None else float(scale)
+
+
+def parse_concept(text: str) -> tuple[str, str | None]:
+    """File and word of a --concept; None for the word that the file says.
+
+    Raises:
+        ConfigError: the file or the word is empty.
+    """
+    file, word = split_path(text)
+    if not file or word == "":
+        raise ConfigError(f"--concept={text}: must be FILE or FILE:WORD")
+    return file, word
 
 
 def parse_control(text: str) -> ControlArgument:
@@ -55,7 +67,12 @@ def parse_control(text: str) -> ControlArgument:
         paths, numbers = parts[: len(parts) - count], parts[len(parts) - count :]
         for k in range(1, len(paths)):
             net, image = ":".join(paths[:k]), ":".join(paths[k:])
-            if Path(net).exists() and Path(image).is_file() and all(map(_is_number, numbers)):
+            if (
+                net
+                and Path(net).exists()
+                and Path(image).is_file()
+                and all(map(_is_number, numbers))
+            ):
                 return ControlArgument(net, image, *map(float, numbers))
     raise ConfigError(
         f"--control={text}: must be NET:IMAGE[:SCALE[:START:END]], with a ControlNet and an image "

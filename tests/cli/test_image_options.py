@@ -196,6 +196,8 @@ WRONG = {
     "--balance=guess": "--balance needs --control",
     "--init_image=no.png": "--init_image: no.png cannot be read",
     "--lora=x.safetensors:high": "--lora=x.safetensors:high: must be FILE or FILE:SCALE",
+    "--lora=:0.5": "--lora=:0.5: must be FILE or FILE:SCALE",
+    "--concept=:cat": "--concept=:cat: must be FILE or FILE:WORD",
     "--lora=x.safetensors:nan": "--lora=x.safetensors:nan: must be FILE or FILE:SCALE",
     f"--prompt={'a' * 70_000}": "--prompt: a prompt and its settings may have 65,000 characters",
     "--trust_paths": "--trust_paths needs --from_image",
@@ -208,6 +210,13 @@ def test_a_wrong_flag_is_named_before_a_model_is_loaded(execute, tmp_path, flag)
     said = execute("generate", "--model=none", "--prompt=cat", flag, f"--out={out}", code=2)
     assert f"error: {WRONG[flag]}" in said and "Traceback" not in said
     assert not out.exists()
+
+
+def test_a_file_in_place_of_the_folder_of_images_is_named(execute, tmp_path):
+    out = tmp_path / "out"
+    out.write_text("x")
+    said = execute("generate", "--model=none", "--prompt=cat", f"--out={out}", code=2)
+    assert f"error: --out={out} is a file" in said and out.read_text() == "x"
 
 
 def test_a_flag_that_does_not_fit_the_model_is_named(execute, model, tmp_path):
