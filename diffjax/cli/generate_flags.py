@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 from absl import flags, logging
 
@@ -178,6 +177,6 @@ def _take_from_image(path: Path, *, trust: bool) -> dict[str, OptionValue]:
     return taken
 
 
-def _format_flags(values: dict[str, Any]) -> str:
+def _format_flags(values: dict[str, OptionValue]) -> str:
     """Options as flags, in ASCII, so that a picture cannot write to the terminal."""
     return " ".join(f"--{name}={json.dumps(value)[:200]}" for name, value in values.items())

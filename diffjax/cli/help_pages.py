@@ -162,5 +162,5 @@ def _read_text(flag: flags.Flag[Any]) -> str:
     return re.sub(r"^<[^>]*>: ", "", text)
 
 
-def _format_default(value: Any) -> str:
+def _format_default(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

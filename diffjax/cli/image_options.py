@@ -140,7 +140,7 @@ def read_png(path: Path) -> ImageOptions:
     return make_options(found)
 
 
-def make_options(values: Mapping[str, Any]) -> ImageOptions:
+def make_options(values: Mapping[str, object]) -> ImageOptions:
     """Options of values by name. Names that are no options are left out."""
     known: dict[str, Any] = {name: values[name] for name in OPTION_NAMES if name in values}
     lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
@@ -176,7 +176,7 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def find_fault(name: str, value: Any) -> str:
+def find_fault(name: str, value: object) -> str:
     """Why a value read from JSON cannot be that of an option; empty if it can."""
     accepted, called = _JSON_TYPES[_TYPES[name]]
     if value is None:

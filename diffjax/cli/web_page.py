@@ -37,7 +37,7 @@ KEPT = 12  # images in the gallery
 SESSIONS = 100  # whose gallery is kept at a time
 FORGET = 3600  # seconds after which files and galleries of users who left are removed
 Picture = PIL.Image.Image | str  # as the library has it, or the file that was uploaded
-Shown = list[tuple[Any, str]]
+Shown = list[tuple[Picture, str]]  # and captions, the newest first
 
 
 @dataclasses.dataclass
@@ -152,7 +152,7 @@ def generate_image(
     try:
         form = Form(*values)
         request = form.make_request(net, limits, _native_size(pipe))
-        _limit_compiled_sizes(request.size, limits)
+        _limit_compiled_sizes(request.sizes(), limits)
         yield "preparing", shown
         for progress in pipe.steps(request):
             if time.monotonic() > end:
@@ -172,10 +172,10 @@ def _native_size(pipe: generate.Pipeline) -> tuple[int, int]:
     return (0, 0)
 
 
-_sizes: set[Any] = set()
+_sizes: set[generate.Size] = set()
 
 
-def _limit_compiled_sizes(size: Any, limits: Limits) -> None:
+def _limit_compiled_sizes(size: generate.Size, limits: Limits) -> None:
     """Drop compiled programs when there are those of too many sizes: each takes memory."""
     _sizes.add(size)
     if len(_sizes) > limits.sizes:
@@ -194,9 +194,10 @@ def _save_image(picture: PIL.Image.Image) -> str:
 
 def _remove_images(shown: Shown) -> None:
     """Remove the images of a user who left."""
-    for path, _ in shown:
-        with contextlib.suppress(OSError, TypeError):
-            os.unlink(path)
+    for picture, _ in shown:
+        if isinstance(picture, str):
+            with contextlib.suppress(OSError):
+                os.unlink(picture)
 
 
 def make_upload(label: str) -> gr.Image:
@@ -204,7 +205,7 @@ def make_upload(label: str) -> gr.Image:
     field = gr.Image(label=label, type="filepath", image_mode=None, height=200)
     keep = field.async_move_resource_to_block_cache
 
-    async def keep_file(path: Any) -> str | None:
+    async def keep_file(path: str) -> str | None:
         if str(path).lower().startswith(("http:", "https:")):
             raise ValueError("an image must be uploaded; this page fetches no address")
         return await keep(path)
@@ -260,7 +261,7 @@ def build_page(
 
     def make(shown: Shown, *values: Any) -> Iterator[tuple[str, Shown, Shown]]:
         for status, now in generate_image(pipe, net, shown, *values, limits=limits):
-            kept = [(p if isinstance(p, str) else _save_image(p), text) for p, text in now]
+            kept: Shown = [(p if isinstance(p, str) else _save_image(p), text) for p, text in now]
             _remove_images([old for old in shown if old not in kept])
             yield status, kept, kept
 

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from diffjax.launch.jobs import STOPPED, Job
 from diffjax.types import ConfigError
@@ -70,7 +69,7 @@ def make_job_name(job: Job) -> str:
 
 def _describe_job(
     job: Job, image: str, claim: str, workdir: Path, resources: Mapping[str, str]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     container = {
         "name": "train",
         "image": image,
@@ -79,7 +78,7 @@ def _describe_job(
         "resources": {"limits": dict(resources)},
         "volumeMounts": [{"name": "runs", "mountPath": str(workdir)}],
     }
-    ignored: list[dict[str, Any]] = [
+    ignored: list[dict[str, object]] = [
         {"onExitCodes": {"containerName": "train", "operator": "In", "values": list(STOPPED)}},
         {"onPodConditions": [{"type": "DisruptionTarget"}]},
     ]

@@ -120,5 +120,5 @@ def make_folder_name(index: int, overrides: Overrides) -> str:
     return f"{index:03d}-{safe}"[:80]
 
 
-def _shorten(value: Any) -> str:
+def _shorten(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from diffjax.types import ConfigError
 
-Overrides = Mapping[str, Any]  # values by key of the config, such as "optim.lr"
+Overrides = Mapping[str, object]  # values by key of the config, such as "optim.lr"
 
 
 def check_overrides(cfg: ConfigDict, overrides: Overrides) -> None:

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from diffjax.types import PyTree
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8}
 
 
-def count_flops(f: Callable[..., Any], *arguments: Any) -> float:
+def count_flops(f: Callable[..., object], *arguments: PyTree) -> float:
     """Multiplications and additions of all products of a function, loops as often as they run.
 
     XLA counts the body of a loop once, and kernels not at all. ``while`` loops of unknown length
@@ -43,14 +46,14 @@ def _count_jaxpr(jaxpr: Any) -> float:
     return total
 
 
-def _list_inner(params: Mapping[str, Any]) -> list[Any]:
+def _list_inner(params: Mapping[str, Any]) -> list[Jaxpr | ClosedJaxpr]:
     """The functions among an equation's parameters; of a custom derivative, the function itself."""
     names = ("jaxpr", "call_jaxpr", "body_jaxpr", "fun_jaxpr")
     return [params[name] for name in names if name in params]
 
 
-def _inner(jaxpr: Any) -> Any:
-    return getattr(jaxpr, "jaxpr", jaxpr)
+def _inner(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
 def count_collectives(text: str) -> dict[str, dict[str, float]]:

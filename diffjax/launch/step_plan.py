@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from ml_collections import ConfigDict
@@ -36,6 +36,7 @@ from diffjax.writing import write_atomically
 
 CACHE = Path(os.environ.get("DIFFJAX_CACHE", "~/.cache/diffjax")).expanduser() / "plan"
 NEEDED = r"([Uu]sed |temporaries \()(?P<used>[\d.]+)(?P<unit>[KMGT])"  # in XLA's messages
+T = TypeVar("T")
 Figures = dict[str, Any]  # numbers by name, and a few tables
 
 
@@ -61,7 +62,7 @@ class DoesNotFit(RuntimeError):
         sizes: what is known without compiling, state_bytes among it.
     """
 
-    def __init__(self, needed: float, sizes: Mapping[str, Any]):
+    def __init__(self, needed: float, sizes: Mapping[str, float]):
         size = f"{needed / GIB:.2f} GiB" if needed else "more than there is"
         state = sizes["state_bytes"] / GIB
         super().__init__(
@@ -147,7 +148,7 @@ def _compile(
 
 
 def _estimate_utilisation(
-    flops: float, cost: Mapping[str, Any], chip: Chip | None, text: str
+    flops: float, cost: Mapping[str, float], chip: Chip | None, text: str
 ) -> float | None:
     """Of the peak, in XLA's estimate; None where that counts the body of a loop only once."""
     seconds = cost.get("optimal_seconds")
@@ -158,7 +159,7 @@ def _estimate_utilisation(
 
 def _abstract_step(
     cfg: ConfigDict, case: StepCase, mesh: jax.sharding.Mesh
-) -> tuple[Any, tuple[Any, ...], State]:
+) -> tuple[Any, tuple[PyTree, ...], State]:
     """The jitted step, its arguments as shapes with placements, and the state's placements."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
     init = functools.partial(init_state, case.task, optimizer)
@@ -171,7 +172,7 @@ def _abstract_step(
     return step, tuple(with_sharding(*pair) for pair in trees), placed
 
 
-def compile_within_memory(compile: Callable[[], Any], sizes: Mapping[str, Any]) -> Any:
+def compile_within_memory(compile: Callable[[], T], sizes: Mapping[str, float]) -> T:
     """What a compilation gives.
 
     Raises:
