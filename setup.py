@@ -58,18 +58,35 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
 }
 
+CLASSIFIERS = [
+    "Development Status :: 4 - Beta",
+    "Intended Audience :: Science/Research",
+    "Operating System :: MacOS",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Topic :: Scientific/Engineering :: Image Processing",
+    "Typing :: Typed",
+]
+
 setup(
     name="diffjax",
     version=VERSION,
     description="Diffusion models in JAX: small pure functions that compose",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
+    keywords="diffusion jax flax ddpm ddim edm stable-diffusion controlnet image-generation",
+    classifiers=CLASSIFIERS,
+    project_urls={"Documentation": "docs/design.md", "Changelog": "CHANGELOG.md"},
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
-    packages=find_packages(
-        include=["diffjax", "diffjax.*", "configs", "configs.*", "experiments", "experiments.*"]
-    ),
+    # configs and experiments stay in the checkout, where their commands run.
+    packages=find_packages(include=["diffjax", "diffjax.*"]),
+    entry_points={"console_scripts": ["diffjax = diffjax.cli.__main__:main"]},
     package_data={"diffjax": ["py.typed", "metrics/weights/*.safetensors"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,

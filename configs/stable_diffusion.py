@@ -3,8 +3,7 @@
     python -m experiments.train --config=configs/stable_diffusion.py:sd15_lora \\
         --workdir=runs/cats --config.model.path=MODEL --config.data.dir=IMAGES
     python -m experiments.export --workdir=runs/cats --out=cats
-    python -m experiments.generate --model=MODEL --lora=cats/pytorch_lora_weights.safetensors \\
-        --prompt="a cat"
+    diffjax generate --model=MODEL --lora=cats/pytorch_lora_weights.safetensors --prompt="a cat"
 
 | variant | begins from | trained | batch, steps | state of one device |
 |---|---|---|---|---|

@@ -41,16 +41,20 @@ from experiments.command_line import UsageError, find_flag, name_keys, refuse_co
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Config file and variant, e.g. configs/ddpm.py:cifar10 or configs/ddpm.py:cifar10,smoke. "
-    "Single values are overridden by --config.section.key=value.",
+    "Config file and variant, such as configs/ddpm.py:cifar10 or configs/ddpm.py:cifar10,smoke; "
+    "--config.SECTION.KEY=VALUE overrides a value.",
     lock_config=True,
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: its checkpoints, metrics and pictures."
+)
 WEIGHTS = flags.DEFINE_string(
-    "weights", None, "File of experiments.export to use instead of the workdir's checkpoint."
+    "weights",
+    None,
+    "File that experiments.export wrote, to use in place of the checkpoint of --workdir.",
 )
 
-BEST = flags.DEFINE_bool("best", False, "Use the best state of the run instead of the last one.")
+BEST = flags.DEFINE_bool("best", False, "Use the best state of the run in place of the last one.")
 
 SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "num", "seed")
 
@@ -58,15 +62,29 @@ SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "nu
 def define_sampling_flags() -> None:
     """Short forms of ``--config.sample.*``."""
     names, spacings = ", ".join(samplers.SAMPLERS), ", ".join(grids.GRIDS)
-    flags.DEFINE_string("sampler", None, f"Override config.sample.sampler: {names}.")
-    flags.DEFINE_integer("steps", None, "Override config.sample.steps.", 1)
-    flags.DEFINE_string("grid", None, f"Override config.sample.grid: {spacings}.")
-    flags.DEFINE_float("eta", None, "Override config.sample.eta, DDIM's stochasticity.")
     flags.DEFINE_string(
-        "variance", None, "Override config.sample.variance (fixedsmall, fixedlarge, learned)."
+        "sampler", None, f"Sampler, in place of config.sample.sampler. One of {names}."
     )
-    flags.DEFINE_float("guidance", None, "Override config.sample.guidance, s = 1 + w; 1: none.")
-    flags.DEFINE_integer("num", None, "How many images to make.", 1)
+    flags.DEFINE_integer(
+        "steps", None, "Number of sampling steps, in place of config.sample.steps.", 1
+    )
+    flags.DEFINE_string(
+        "grid",
+        None,
+        f"Spacing of the noise levels, in place of config.sample.grid. One of {spacings}.",
+    )
+    flags.DEFINE_float("eta", None, "Stochasticity of DDIM, in place of config.sample.eta.")
+    flags.DEFINE_string(
+        "variance",
+        None,
+        "Variance, in place of config.sample.variance: fixedsmall, fixedlarge or learned.",
+    )
+    flags.DEFINE_float(
+        "guidance",
+        None,
+        "Guidance scale s = 1 + w, in place of config.sample.guidance; 1 means none.",
+    )
+    flags.DEFINE_integer("num", None, "Number of images to make.", 1)
     flags.DEFINE_integer("seed", 0, "Seed of the samples.", 0)
 
 
@@ -127,6 +145,8 @@ def load_config_module(path: str) -> Any:
     spec = importlib.util.spec_from_file_location("diffjax_config", path)
     if spec is None or spec.loader is None or not Path(path).exists():
         near = suggest(path, map(str, Path(path).parent.glob("*.py")))
+        if not Path("configs").is_dir():
+            near = f"; {Path.cwd()} has no folder configs: run from a checkout of diffjax"
         raise UsageError(f"there is no config file {path!r}; a config is FILE.py:VARIANT{near}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -2,8 +2,8 @@
 
     python -m experiments.control --workdir=runs/fashion-edges --num=64
     python -m experiments.control --workdir=runs/fashion-edges --scales=0,0.5,1,1.5 --num=8
-    python -m experiments.control --workdir=runs/fashion-edges --balance=balanced,guess,resolution \
-        --guidance=3
+    python -m experiments.control --workdir=runs/fashion-edges --guidance=3 \\
+        --balance=balanced,guess,resolution
     python -m experiments.control --workdir=runs/shapes-mask --also=runs/shapes-edges
 
 Hints are those of the first test images, and every setting draws with the same noise. Writes to the
@@ -30,13 +30,19 @@ from diffjax.tasks import task_kind
 from experiments import common, controlled, frozen, generation, judging, stored_config, weights
 
 common.define_sampling_flags()
-SCALES = flags.DEFINE_list("scales", ["1"], "Factors of the residuals, a setting each.")
-BALANCE = flags.DEFINE_list("balance", None, "Names of diffjax.control.BALANCES, a setting each.")
-START = flags.DEFINE_float("start", 0.0, "Where control begins, as a share of the evaluations.")
-END = flags.DEFINE_float("end", 1.0, "Where it ends.")
-ALSO = flags.DEFINE_multi_string("also", [], "Workdir or exported file of another one; repeatable.")
-PROMPT = flags.DEFINE_bool("prompt", True, "Tell the base the class or caption of the image.")
-NAME = flags.DEFINE_string("name", "control", "Name of the files.")
+SCALES = flags.DEFINE_list(
+    "scales", ["1"], "Factors of the residuals; each is a row of the picture."
+)
+BALANCE = flags.DEFINE_list(
+    "balance", None, "Names of diffjax.control.BALANCES; each is a row of the picture."
+)
+START = flags.DEFINE_float("start", 0.0, "Share of the evaluations after which control begins.")
+END = flags.DEFINE_float("end", 1.0, "Share of the evaluations after which control ends.")
+ALSO = flags.DEFINE_multi_string(
+    "also", [], "Workdir or exported file of another control; repeat the flag for several."
+)
+PROMPT = flags.DEFINE_bool("prompt", True, "Give the base the class or caption of the image.")
+NAME = flags.DEFINE_string("name", "control", "Name of the files that are written.")
 SHOWN = 12  # columns of the picture
 ENOUGH = 100  # images, for distances
 
@@ -53,6 +59,11 @@ def load(where: Path) -> tuple[Any, Model]:
     return cfg, common.assemble(cfg, state, {"base": {}})
 
 
+FLAG_GROUPS = {
+    "Control": ("workdir", "num", "seed", "scales", "balance", "start", "end", "also", "prompt"),
+    "Files": ("name", "best", "weights", "config"),
+    "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
+}
 USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other modules
 
 

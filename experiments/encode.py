@@ -27,8 +27,10 @@ from diffjax.model.space import moments
 from diffjax.train.frozen import content_hash
 from experiments import common, frozen
 
-OUT = flags.DEFINE_string("out", None, "Folder for the latents; a sub-folder per split.")
-SPLITS = flags.DEFINE_list("splits", ["train"], "Splits to encode.")
+OUT = flags.DEFINE_string(
+    "out", None, "Folder that the latents are written to, with a sub-folder per split."
+)
+SPLITS = flags.DEFINE_list("splits", ["train"], "Splits of the data to encode.")
 BATCH = 64
 
 
@@ -45,6 +47,7 @@ def encoded(cfg: Any, source: data.Source, params: Any) -> Iterator[dict[str, np
         yield {"moments": stored, **kept}
 
 
+FLAG_GROUPS = {"Latents": ("out", "workdir", "weights", "splits", "config")}
 USES = ("config", "workdir", "weights")  # flags of other modules
 
 

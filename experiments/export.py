@@ -11,7 +11,7 @@ is read from where its config says.
 
 Of fine-tuning, an --out without suffix is a folder that diffusers and `diffjax.load` read: the
 whole model, or of LoRA the file pytorch_lora_weights.safetensors. Of a ControlNet it is a folder
-that diffusers and `experiments.generate --control` read.
+that diffusers and `diffjax generate --control` read.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from experiments import common, controlled, finetuning, frozen, weights
 OUT = flags.DEFINE_string(
     "out",
     None,
-    "File to write, or of fine-tuning and ControlNets a folder; default: weights.safetensors in "
-    "--workdir.",
+    "File to write, or a folder for fine-tuned models and ControlNets; weights.safetensors in "
+    "--workdir if not set.",
 )
 
 
+FLAG_GROUPS = {"Export": ("workdir", "out", "best", "weights", "config")}
 USES = ("config", "workdir", "weights", "best")  # flags of other modules
 
 

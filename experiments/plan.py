@@ -6,34 +6,39 @@
 
 Nothing is materialised. Without a topology: parameters, bytes and FLOPs, at once. With one: the
 training step is compiled for it, and memory, FLOPs, traffic and XLA's estimate of its time are
-given per chip (experiments/topology.py says what that needs). --fit tries meshes and batches, and
-prints the largest batch that fits each mesh, best first.
+given per chip (diffjax/launch/topologies.py says what that needs). --fit tries meshes and batches,
+and prints the largest batch that fits each mesh, best first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
+from diffjax.launch import topologies
+from diffjax.launch.mesh_search import count_images_per_second, rank_meshes
+from diffjax.launch.program_costs import count_flops
+from diffjax.launch.step_plan import StepCase, compile_plan
+from diffjax.launch.topologies import GIB
 from diffjax.train import State, make_optimizer, make_step
-from experiments import common, frozen, inputs, topology
+from experiments import common, frozen, inputs
 from experiments.compare import text_table
 
-JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 FLOPS = flags.DEFINE_bool("flops", True, "Count the FLOPs of a training step.")
 TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Compile for these chips: v5e:2x4, v5e:16x16, v5p:2x2x2, v6e:2x4, cpu:N."
+    "topology", None, "Chips to compile for, such as v5e:2x4, v5e:16x16, v5p:2x2x2, v6e:2x4, cpu:N."
 )
-FIT = flags.DEFINE_bool("fit", False, "Find the largest batch, and the mesh with the best time.")
-
-GIB = topology.GIB
+FIT = flags.DEFINE_bool(
+    "fit", False, "Find the largest batch of each mesh, and the mesh with the best time."
+)
 
 
 def _count(tree: Any) -> int:
@@ -48,7 +53,7 @@ def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
     """FLOPs of a training step and of one network evaluation, per image."""
     step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
     batch = inputs.abstract_batch(cfg, 1)
-    training = topology.count_flops(step, state, frozen.abstract(cfg), batch)
+    training = count_flops(step, state, frozen.abstract(cfg), batch)
     if cfg.task != "diffusion":  # without a perceptual network, which is the user's
         return {"training_flops_per_image": training}
     model = common.model_of(cfg)
@@ -59,8 +64,14 @@ def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
 
     return {
         "training_flops_per_image": training,
-        "forward_flops_per_image": topology.count_flops(forward, state.params),
+        "forward_flops_per_image": count_flops(forward, state.params),
     }
+
+
+def make_case(cfg: ConfigDict) -> StepCase:
+    """The training step of a config, from shapes alone."""
+    weights = frozen.abstract(cfg)
+    return StepCase(common.task_of(cfg), weights, partial(inputs.abstract_batch, cfg))
 
 
 def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
@@ -83,93 +94,6 @@ def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
         if forward := out.get("forward_flops_per_image"):
             out["sampling_flops_per_image"] = cfg.sample.steps * forward
     return out
-
-
-# ---- the largest batch and the best mesh --------------------------------------------------------
-
-
-def with_mesh(cfg: ConfigDict, batch: int, data: int, fsdp: int) -> ConfigDict:
-    """A copy of a config with another global batch and mesh."""
-    copy = ConfigDict(cfg.to_dict())
-    copy.data.batch_size = batch
-    copy.mesh.update(data=data, fsdp=fsdp, tensor=1)
-    return copy
-
-
-def meshes(chips: int) -> Iterator[tuple[int, int]]:
-    """(data, fsdp): all sharded, none, and what lies between by factors of four."""
-    fsdp = chips
-    while fsdp >= 1:
-        yield chips // fsdp, fsdp
-        fsdp = 1 if 1 < fsdp <= 4 else fsdp // 4 if fsdp % 4 == 0 else 0
-
-
-def largest(peak: Callable[[int], float | None], limit: float, *, most: int = 4096) -> int:
-    """The largest batch per chip whose peak memory is within the limit; 0 if none is.
-
-    Args:
-        peak: bytes that a batch needs; None if it does not fit and nobody knows how much it needs.
-    """
-    fits, fails, seen = 0, most + 1, {}
-    guess = 1
-    while fits + 1 < fails:
-        seen[guess] = peak(guess)
-        needed = seen[guess]
-        if needed is not None and needed <= limit:
-            fits = guess
-        else:
-            fails = guess
-        guess = _next(seen, limit, fits, fails)
-    return fits
-
-
-def _next(seen: dict[int, float | None], limit: float, fits: int, fails: int) -> int:
-    """Where the line through the last two known peaks meets the limit; double or halve without."""
-    known = sorted((batch, needed) for batch, needed in seen.items() if needed)[-2:]
-    guess = 2 * fits if fails > 2 * fits else (fits + fails) // 2
-    if len(known) == 2 and known[1][1] > known[0][1]:
-        slope = (known[1][1] - known[0][1]) / (known[1][0] - known[0][0])
-        guess = int(known[1][0] + (limit - known[1][1]) / slope)
-        guess = guess + 1 if guess == fits else guess
-    return min(max(guess, fits + 1), fails - 1)
-
-
-def fit(cfg: ConfigDict, name: str, case: topology.Case | None = None) -> list[dict[str, Any]]:
-    """The largest batch of each mesh, those with the most images a second first.
-
-    Raises:
-        UsageError: the topology has no known limit.
-    """
-    devices, chip = topology.devices_of(name)
-    if chip is None:
-        raise common.UsageError(f"--fit needs a topology with a limit, not {name}")
-    chips, rows = len(devices), []
-    for data, fsdp in meshes(chips):
-        figures: dict[int, dict[str, Any]] = {}
-
-        def peak(batch: int, data: int = data, fsdp: int = fsdp, figures: Any = figures) -> Any:
-            logging.info("data=%d fsdp=%d: %d images per chip", data, fsdp, batch)
-            try:
-                changed = with_mesh(cfg, batch * chips, data, fsdp)
-                figures[batch] = topology.compile_plan(changed, name, case)
-            except topology.DoesNotFit as failure:
-                return failure.needed or None
-            return figures[batch]["peak_bytes"]
-
-        if best := largest(peak, chip.bytes):
-            rows.append(figures[best])
-        else:
-            logging.info("data=%d fsdp=%d: one image per chip does not fit", data, fsdp)
-    return sorted(rows, key=lambda row: -images_per_second(row))
-
-
-def images_per_second(figures: dict[str, Any]) -> float:
-    """Of all chips, in XLA's estimate; without one, by the batch."""
-    seconds = figures["xla_seconds"]
-    return figures["batch"] / seconds if seconds and seconds > 0 else figures["batch"] * 1e-9
-
-
-# ---- output -------------------------------------------------------------------------------------
 
 
 def readable(figures: dict[str, Any]) -> dict[str, str]:
@@ -207,10 +131,11 @@ def _show(rows: dict[str, str]) -> None:
 def _on_topology(cfg: Any) -> Any:
     name = TOPOLOGY.value
     if not FIT.value:
-        figures = topology.compile_plan(cfg, name)
+        figures = compile_plan(cfg, name, make_case(cfg))
         _show(readable(figures))
         return figures
-    rows = fit(cfg, name)
+    with common.name_keys({"a search": "--fit"}):
+        rows = rank_meshes(cfg, name, make_case)
     if not rows:
         raise common.UsageError(f"not one image per chip fits {name}, on any mesh")
     table = [
@@ -220,7 +145,7 @@ def _on_topology(cfg: Any) -> Any:
             "batch per chip": f"{row['batch_per_chip']:g}",
             "peak GiB": f"{row['peak_bytes'] / GIB:.2f}",
             "XLA ms": f"{1e3 * (row['xla_seconds'] or 0):.4g}",
-            "images/s": f"{images_per_second(row):.4g}",
+            "images/s": f"{count_images_per_second(row):.4g}",
         }
         for row in rows
     ]
@@ -228,6 +153,10 @@ def _on_topology(cfg: Any) -> Any:
     return rows
 
 
+FLAG_GROUPS = {
+    "Config": ("config", "workdir", "weights"),
+    "Plan": ("topology", "fit", "flops", "json"),
+}
 USES = ("config", "workdir", "weights")  # flags of other modules
 
 
@@ -236,7 +165,7 @@ def main() -> None:
     if FIT.value and not TOPOLOGY.value:
         raise common.UsageError("--fit needs --topology")
     if TOPOLOGY.value:
-        topology.prepare(TOPOLOGY.value)
+        topologies.configure_jax(TOPOLOGY.value)
         figures = _on_topology(cfg)
     else:
         figures = plan(cfg, flops=FLOPS.value)

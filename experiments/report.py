@@ -28,10 +28,12 @@ from absl import flags, logging
 from experiments import common, compare, plots
 from experiments.reproductions import results
 
-RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to compare; default: those of a sweep.")
-METRIC = flags.DEFINE_string("metric", "loss", "What the best run is best in.")
-RESULTS = flags.DEFINE_bool("results", False, "Write the table of results in README.md anew.")
-MODE = flags.DEFINE_enum("mode", "min", ["min", "max"], "Whether small or large is better.")
+RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to compare; those of a sweep if not set.")
+METRIC = flags.DEFINE_string("metric", "loss", "The measure by which the best run is chosen.")
+RESULTS = flags.DEFINE_bool("results", False, "Write the table of results in README.md again.")
+MODE = flags.DEFINE_enum(
+    "mode", "min", ["min", "max"], "Whether the lowest or the highest --metric is best."
+)
 
 # Values of the papers, on their data and with Inception features: for orientation, not comparison.
 PAPERS = {
@@ -155,6 +157,7 @@ def _runs_of(folder: Path) -> list[Path]:
     return [folder / name for name in names if (folder / name / "config.json").exists()]
 
 
+FLAG_GROUPS = {"Report": ("workdir", "runs", "metric", "mode", "results", "config")}
 USES = ("config", "workdir")  # flags of other modules
 
 

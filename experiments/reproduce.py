@@ -24,13 +24,24 @@ from experiments.reproductions.claims import verdicts
 
 SMALL = ("digits", "fashion_mnist", "fashion_mnist14", "shapes")  # data of no paper
 
-PAPER = flags.DEFINE_list("paper", [], f"Which, of {', '.join(PAPERS)}; default: all.")
-SCALE = flags.DEFINE_enum("scale", "machine", ["machine", "paper"], "Whose settings.")
-RUNS = flags.DEFINE_string("runs", "runs/reproduce", "Folder of the runs.")
-RESULTS = flags.DEFINE_string("results", "docs/results", "Folder of pages, data and models.")
-ONLY = flags.DEFINE_list("only", [], "Names of the pieces to run; default: all that are not done.")
-LIST = flags.DEFINE_bool("list", False, "List the pieces, what they run and whether they are done.")
-PAGES = flags.DEFINE_bool("pages", False, "Only write the pages from what there is.")
+PAPER = flags.DEFINE_list(
+    "paper", [], f"Papers to reproduce, of {', '.join(PAPERS)}; all if not set."
+)
+SCALE = flags.DEFINE_enum(
+    "scale",
+    "machine",
+    ["machine", "paper"],
+    "Settings for one machine, or those of the paper, which are only printed.",
+)
+RUNS = flags.DEFINE_string("runs", "runs/reproduce", "Folder of the runs of the reproduction.")
+RESULTS = flags.DEFINE_string("results", "docs/results", "Folder of the pages, data and models.")
+ONLY = flags.DEFINE_list(
+    "only", [], "Names of the pieces to run; all that are not done if not set."
+)
+LIST = flags.DEFINE_bool(
+    "list", False, "List the pieces, their commands, and whether they are done."
+)
+PAGES = flags.DEFINE_bool("pages", False, "Only write the pages, from the data that is there.")
 
 
 def chosen() -> dict[str, ModuleType]:

@@ -29,15 +29,21 @@ from experiments import (
 )
 
 common.define_sampling_flags()
-OUT = flags.DEFINE_string("out", None, "Path without suffix; default: samples/ in the workdir.")
+OUT = flags.DEFINE_string(
+    "out", None, "Path of the files without suffix; in samples/ of --workdir if not set."
+)
 
-ROWS = flags.DEFINE_string("rows", None, "KEY=VALUE,... of config.sample: a row of images each.")
+ROWS = flags.DEFINE_string(
+    "rows", None, "KEY=VALUE,VALUE,... of config.sample: one row of images per value."
+)
 
 PROMPT = flags.DEFINE_multi_string(
-    "prompt", [], "Captions, of most models in the words of data set shapes; default: the data's."
+    "prompt", [], "Captions to draw; those of the data if not set. Repeat the flag for several."
 )
 LABEL = flags.DEFINE_multi_string(
-    "label", [], "Classes by name or number, used in turn; default: all of them."
+    "label",
+    [],
+    "Classes to draw in turn, by name or number; all if not set. Repeat the flag for several.",
 )
 
 
@@ -87,6 +93,11 @@ def _labels(cfg: Any, count: int) -> Any:
     return np.array([discovery.class_number(label, names, count) for label in LABEL.value])
 
 
+FLAG_GROUPS = {
+    "Samples": ("workdir", "out", "num", "seed", "label", "prompt", "rows", "best", "weights"),
+    "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
+    "Config": ("config",),
+}
 USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other modules
 
 

@@ -44,11 +44,13 @@ from experiments import (
 )
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
-PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
-PROCESS = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, if several train together."
+)
+PROCESSES = flags.DEFINE_integer("num_processes", 0, "Number of processes that train together.")
+PROCESS = flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.")
 WAIT = flags.DEFINE_float("wait", 300.0, "Seconds to wait for the other processes at the start.")
-HEARTBEAT = flags.DEFINE_float("heartbeat", 100.0, "Seconds until a silent process counts as dead.")
+HEARTBEAT = flags.DEFINE_float("heartbeat", 100.0, "Seconds after which a silent process is dead.")
 PREVIEW_STEPS = 50
 
 
@@ -183,6 +185,10 @@ class _Record:
         common.save_json(summary, self._path)
 
 
+FLAG_GROUPS = {
+    "Run": ("config", "workdir", "dry_run", "weights"),
+    "Several processes": ("coordinator", "num_processes", "process_id", "wait", "heartbeat"),
+}
 USES = ("config", "workdir", "weights")  # flags of other modules
 
 

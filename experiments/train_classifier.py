@@ -44,13 +44,18 @@ JITTER = {
 }  # s.d. of noise on images
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("dataset", "fashion_mnist", sorted(STEPS), "Data set to classify.")
-flags.DEFINE_string("out", None, "Folder for <dataset>-<version>.safetensors.", required=True)
+flags.DEFINE_enum("dataset", "fashion_mnist", sorted(STEPS), "Data set that the classifier learns.")
+flags.DEFINE_string(
+    "out", None, "Folder that <dataset>-<version>.safetensors is written to.", required=True
+)
 flags.DEFINE_integer(
-    "steps", None, "Training steps; by default those of the shipped weights.", lower_bound=1
+    "steps",
+    None,
+    "Number of training steps; that of the shipped weights if not set.",
+    lower_bound=1,
 )
 flags.DEFINE_integer("seed", 0, "Seed of the initialisation and of the order of the data.")
-flags.DEFINE_string("data_dir", None, "Folder of the data; by default where it is installed.")
+flags.DEFINE_string("data_dir", None, "Folder of the data; where it is installed if not set.")
 
 BATCH_SIZE = 128
 PEAK_RATE = 2e-3

@@ -1,7 +1,14 @@
+import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
 
 # Tests compile hundreds of small programs once each: compile fast rather than run fast. Child
 # processes inherit it.
@@ -11,3 +18,27 @@ os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "diffjax-tests"
 # A shell ignores Ctrl-C for what it runs in the background, and so would the tests of Ctrl-C.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def execute():
+    """``execute("train", "--config=...", code=0) -> output``, each in a process of its own."""
+    driver = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("driver.py"))],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "100"},
+    )
+
+    def run(entry, *arguments, code=0):
+        driver.stdin.write(json.dumps([entry, *map(str, arguments)]) + "\n")
+        driver.stdin.flush()
+        answer = json.loads(driver.stdout.readline())
+        assert answer["code"] == code, answer["output"]
+        return answer["output"]
+
+    yield run
+    driver.stdin.close()
+    driver.wait(timeout=60)

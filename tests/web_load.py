@@ -3,7 +3,7 @@
     python -m tests.web_load --json=docs/results/data/web.json     # needs diffjax[demo]
     python -m tests.web_load --json=docs/results/data/web.json --page
 
-Starts experiments.web on the small model of docs/results/models, sends 200 requests, 8 at a time,
+Starts `diffjax web` on the small model of docs/results/models, sends 200 requests, 8 at a time,
 to this machine's own address, and reads the peak of the server's resident memory. Every fourth
 request is ordinary; the others are of the kinds in `HOSTILE`, by turns. --page writes the table
 into docs/web.md.
@@ -43,7 +43,7 @@ START, END = "<!-- web load: python -m tests.web_load --page -->", "<!-- end of 
 
 
 def fields(**changes: Any) -> list[Any]:
-    """The values of the page, in the order of `experiments.web.Form`."""
+    """The values of the page, in the order of `diffjax.cli.web_page.Form`."""
     values = {
         "prompt": PROMPT,
         "negative": "",

@@ -72,7 +72,7 @@ _COST = Piece(
     "guidance-cost",
     (
         (
-            "guidance_cost",
+            "benchmarks.guidance_cost",
             "--config=configs/cfg.py:fashion_mnist",
             "--json={runs}/guidance-cost.json",
         ),

@@ -96,7 +96,7 @@ _COST = Piece(
     "control-cost",
     (
         (
-            "control_cost",
+            "benchmarks.control_cost",
             "--config=configs/controlnet.py:fashion_mnist_edges",
             "--batch=32",
             "--json={runs}/control-cost.json",

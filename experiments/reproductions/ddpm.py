@@ -28,7 +28,7 @@ PIECES = (
     train("ddpm.py:fashion_mnist", MODEL, 45),
     Piece(
         "train-diffusers",
-        (("baseline_diffusers", *_BASELINE, "--minutes=45", "--num=5000"),),
+        (("benchmarks.baseline_diffusers", *_BASELINE, "--minutes=45", "--num=5000"),),
         {
             "fashion_mnist-diffusers/summary.json": "data/diffusers-summary.json",
             f"fashion_mnist-diffusers/samples-{STEPS}.png": "fashion_mnist-diffusers.png",

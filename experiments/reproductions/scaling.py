@@ -28,7 +28,7 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "coll
 
 def _piece(case: str) -> Piece:
     file = f"scaling-{case}.json"
-    command = ("plan_diffusers", f"--only={case}/", f"--out={{runs}}/{file}")
+    command = ("benchmarks.plan_diffusers", f"--only={case}/", f"--out={{runs}}/{file}")
     return Piece(f"scaling-{case}", (command,), {file: f"data/{file}"}, 25, needs="libtpu")
 
 
@@ -174,9 +174,9 @@ def _peers(data: Path) -> str:
 
 Its step of Stable Diffusion 1.5 at commit {version}, with its configuration, rules and optimiser,
 for v5e:2x4 on the same latents and text features, compiled in the same way
-(`python -m experiments.baseline_maxdiffusion`). It keeps no average of the weights and computes
-nothing again in the backward pass. Its flash attention works in blocks of 512 here: with the 2048
-of its configuration the kernel does not compile for these chips.
+(`python -m experiments.benchmarks.baseline_maxdiffusion`). It keeps no average of the weights and
+computes nothing again in the backward pass. Its flash attention works in blocks of 512 here: with
+the 2048 of its configuration the kernel does not compile for these chips.
 
 {chr(10).join(lines)}
 """

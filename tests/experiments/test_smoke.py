@@ -277,9 +277,9 @@ def test_a_classifier_guides_the_model_whose_noise_it_knows(execute, tmp_path):
 
 def test_guidance_cost_prints_ratios(execute):
     config = "--config=configs/cfg.py:digits,smoke"
-    out = execute("guidance_cost", config, "--batch=2", "--repeats=1")
+    out = execute("benchmarks.guidance_cost", config, "--batch=2", "--repeats=1")
     assert "guided_sequential" in out
-    out = execute("guidance_cost", "--config=configs/ddpm.py:digits,smoke", code=2)
+    out = execute("benchmarks.guidance_cost", "--config=configs/ddpm.py:digits,smoke", code=2)
     assert "needs a model with a condition" in out
 
 

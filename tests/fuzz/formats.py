@@ -24,6 +24,7 @@ import PIL.PngImagePlugin
 import safetensors.numpy
 
 from configs import ddpm
+from diffjax.cli import image_options
 from diffjax.data import captions, folders, formats, latents, pictures
 from diffjax.metrics import reference
 from diffjax.nets.text import CLIPText
@@ -35,7 +36,7 @@ from diffjax.pretrained.pickles import open_pickle
 from diffjax.pretrained.state_dict import from_state_dict, iterate_state, to_state_dict
 from diffjax.train import Checkpoints
 from diffjax.untrusted import naming, read_json
-from experiments import common, generate, settings, stored_config, weights
+from experiments import common, stored_config, weights
 from tests.fuzz.mutations import (
     Change,
     change_bytes,
@@ -47,7 +48,6 @@ from tests.fuzz.mutations import (
 from tests.parity import ae_cases, generate_cases, sd_cases
 from tests.pretrained import words
 
-assert generate  # defines the flags that settings are compared with
 GOLDEN = Path(__file__).parents[1] / "golden"
 Values = dict[str, Any]
 
@@ -280,12 +280,12 @@ def _write_settings(folder: Path) -> None:
 
 def _save_settings(path: Path, text: str) -> None:
     notes = PIL.PngImagePlugin.PngInfo()
-    notes.add_text(settings.ENTRY, text)
+    notes.add_text(image_options.ENTRY, text)
     PIL.Image.new("RGB", (4, 4)).save(path, pnginfo=notes)
 
 
 def _read_settings(folder: Path) -> Values:
-    return {"settings": json.dumps(settings.read_settings(folder / "settings.png"))}
+    return {"settings": json.dumps(image_options.read_png(folder / "settings.png").to_dict())}
 
 
 def _change_settings(path: Path, rng: random.Random) -> Change:

@@ -1,4 +1,4 @@
 import importlib.util
 
 if importlib.util.find_spec("torch"):
-    from experiments import torch_operators  # noqa: F401
+    from experiments.benchmarks import torch_operators  # noqa: F401

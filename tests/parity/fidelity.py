@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from experiments import torch_operators  # noqa: F401
+from experiments.benchmarks import torch_operators  # noqa: F401
 from tests.parity import cases, inception_cases
 from tests.parity.layout import nchw
 

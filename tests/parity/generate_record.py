@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from experiments import torch_operators  # noqa: F401
+from experiments.benchmarks import torch_operators  # noqa: F401
 
 # isort: split
 import diffusers

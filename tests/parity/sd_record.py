@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import torch_operators  # noqa: F401
+from experiments.benchmarks import torch_operators  # noqa: F401
 
 # isort: split
 import diffusers

@@ -7,15 +7,9 @@ import PIL.Image
 import pytest
 from PIL.PngImagePlugin import PngInfo
 
+from diffjax.cli import image_options
+from diffjax.types import ConfigError
 from tests.parity import generate_cases as g
-
-
-@pytest.fixture(scope="module")
-def settings():
-    from experiments import generate, settings
-
-    assert generate.SETTINGS is settings.SETTINGS
-    return settings
 
 
 @pytest.fixture(scope="module")
@@ -80,30 +74,30 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_malformed_settings_name_the_picture(settings, tmp_path, name):
+def test_malformed_settings_name_the_picture(tmp_path, name):
     text, message = MALFORMED[name]
     path = _save(tmp_path / "received.png", text)
-    with pytest.raises(settings.common.UsageError, match=message) as caught:
-        settings.read_settings(path)
+    with pytest.raises(ConfigError, match=message) as caught:
+        image_options.read_png(path)
     assert str(path) in str(caught.value) and len(str(caught.value)) < 500
 
 
-def test_settings_are_read_wherever_they_stand(settings, tmp_path):
+def test_settings_are_read_wherever_they_stand(tmp_path):
     wanted = {"prompt": ["cät"], "steps": 7, "guidance": 6, "version": "0.1"}
-    read = settings.read_settings(_save(tmp_path / "a.png", wanted))
-    assert read["steps"] == 7 and read["prompt"] == ["cät"] and read["grid"] is None
-    assert read == settings.read_settings(_save(tmp_path / "b.png", wanted, compressed=True))
+    read = image_options.read_png(_save(tmp_path / "a.png", wanted))
+    assert read.steps == 7 and read.prompt == ("cät",) and read.grid is None
+    assert read == image_options.read_png(_save(tmp_path / "b.png", wanted, compressed=True))
     text = b"diffjax\0" + json.dumps(wanted).encode()
     behind = _with_chunk(tmp_path / "c.png", b"tEXt", text, last=True)
-    assert read == settings.read_settings(behind)
+    assert read == image_options.read_png(behind)
 
 
-def test_pictures_that_are_none_or_too_large(settings, tmp_path, caplog):
+def test_pictures_that_are_none_or_too_large(tmp_path, caplog):
     path = tmp_path / "x.png"
 
     def refused(message):
-        with pytest.raises(settings.common.UsageError, match=message) as caught:
-            settings.read_settings(path)
+        with pytest.raises(ConfigError, match=message) as caught:
+            image_options.read_png(path)
         assert str(path) in str(caught.value)
 
     refused("there is no file")
@@ -133,7 +127,7 @@ def test_pictures_that_are_none_or_too_large(settings, tmp_path, caplog):
     refused("cannot be read")
     other = _save(tmp_path / "other.png", {"steps": 3, "upscale": 2})
     with caplog.at_level("WARNING"):
-        settings.read_settings(other)
+        image_options.read_png(other)
     assert 'settings that are not known: ["upscale"]' in caplog.text
 
 
@@ -150,8 +144,8 @@ FOREIGN = {
 }
 
 
-def test_files_that_a_picture_names_are_not_opened(execute, settings, model, tmp_path):
-    assert set(FOREIGN) == set(settings.PATHS)
+def test_files_that_a_picture_names_are_not_opened(execute, model, tmp_path):
+    assert set(FOREIGN) == set(image_options.PATHS)
     for name, value in FOREIGN.items():
         path = _save(tmp_path / f"{name}.png", {"prompt": ["cat"], name: value})
         asked = [f"--from_image={path}", f"--out={tmp_path / 'out'}"]
@@ -202,6 +196,8 @@ WRONG = {
     "--balance=guess": "--balance needs --control",
     "--init_image=no.png": "--init_image: no.png cannot be read",
     "--lora=x.safetensors:high": "--lora=x.safetensors:high: must be FILE or FILE:SCALE",
+    "--lora=:0.5": "--lora=:0.5: must be FILE or FILE:SCALE",
+    "--concept=:cat": "--concept=:cat: must be FILE or FILE:WORD",
     "--lora=x.safetensors:nan": "--lora=x.safetensors:nan: must be FILE or FILE:SCALE",
     f"--prompt={'a' * 70_000}": "--prompt: a prompt and its settings may have 65,000 characters",
     "--trust_paths": "--trust_paths needs --from_image",
@@ -214,6 +210,13 @@ def test_a_wrong_flag_is_named_before_a_model_is_loaded(execute, tmp_path, flag)
     said = execute("generate", "--model=none", "--prompt=cat", flag, f"--out={out}", code=2)
     assert f"error: {WRONG[flag]}" in said and "Traceback" not in said
     assert not out.exists()
+
+
+def test_a_file_in_place_of_the_folder_of_images_is_named(execute, tmp_path):
+    out = tmp_path / "out"
+    out.write_text("x")
+    said = execute("generate", "--model=none", "--prompt=cat", f"--out={out}", code=2)
+    assert f"error: --out={out} is a file" in said and out.read_text() == "x"
 
 
 def test_a_flag_that_does_not_fit_the_model_is_named(execute, model, tmp_path):

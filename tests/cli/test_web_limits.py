@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from experiments import web_limits
-from experiments.web_limits import (
+from diffjax.cli import web_limits
+from diffjax.cli.web_limits import (
     BodyLimit,
     Limits,
     check_number,

@@ -1,6 +1,6 @@
 """Train diffusers' UNet2DModel on Fashion-MNIST for a given time: the PyTorch baseline.
 
-    taskset -c 1 .venv-parity/bin/python -m experiments.baseline_diffusers \\
+    taskset -c 1 .venv-parity/bin/python -m experiments.benchmarks.baseline_diffusers \\
         --workdir=runs/baseline --minutes=60 --threads=1 --num=10000 --sample_steps=50
 
 Needs torch and diffusers (`make parity` installs them into .venv-parity). Recipes, both with the
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from absl import flags, logging
 
-from experiments import torch_operators  # noqa: F401
+from experiments.benchmarks import torch_operators  # noqa: F401
 
 # isort: split
 import diffusers
@@ -40,16 +40,22 @@ from diffusers.training_utils import EMAModel
 from diffjax import data
 from experiments import common, generation
 
-MINUTES = flags.DEFINE_float("minutes", 60.0, "Wall-clock budget of training; 0 only samples.", 0)
+MINUTES = flags.DEFINE_float("minutes", 60.0, "Minutes of training; 0 only samples.", 0)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the weights, batches, noise and samples.")
-BATCH = flags.DEFINE_integer("batch_size", None, "Training batch; the recipe's if not given.", 1)
-RECIPE = flags.DEFINE_enum("recipe", "course", ["course", "script"], "How to train.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data set, if not a usual place.")
-NUM = flags.DEFINE_integer("num", 100, "Images to sample at the end.", 0)
-STEPS = flags.DEFINE_list("sample_steps", ["50"], "Numbers of sampling steps, comma-separated.")
-SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How to sample; ddim with eta 0.")
-SAMPLE_BATCH = flags.DEFINE_integer("sample_batch_size", 250, "Images sampled at once.", 1)
-THREADS = flags.DEFINE_integer("threads", 1, "CPU threads of torch.", 1)
+BATCH = flags.DEFINE_integer(
+    "batch_size", None, "Batch size of training; that of the recipe if not set.", 1
+)
+RECIPE = flags.DEFINE_enum("recipe", "course", ["course", "script"], "Recipe of training.")
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of the data; where it is installed if not set."
+)
+NUM = flags.DEFINE_integer("num", 100, "Number of images to sample at the end.", 0)
+STEPS = flags.DEFINE_list("sample_steps", ["50"], "Numbers of sampling steps.")
+SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "Sampler; ddim has eta 0.")
+SAMPLE_BATCH = flags.DEFINE_integer(
+    "sample_batch_size", 250, "Number of images sampled at once.", 1
+)
+THREADS = flags.DEFINE_integer("threads", 1, "Number of CPU threads of torch.", 1)
 
 SAVE_SECONDS = 300
 CURVE_STEPS = 50

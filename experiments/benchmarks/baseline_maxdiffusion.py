@@ -1,12 +1,12 @@
 """Memory of maxdiffusion's training step of Stable Diffusion 1.5, compiled as ours is.
 
     git clone https://github.com/AI-Hypercomputer/maxdiffusion
-    python -m experiments.baseline_maxdiffusion --source=maxdiffusion \
+    python -m experiments.benchmarks.baseline_maxdiffusion --source=maxdiffusion \\
         --out=docs/results/data/scaling-maxdiffusion.json
 
 Its configuration, sharding rules, optimiser and step function, on stored latents and text features,
 for absent chips at effort O0. It needs an environment of its own: maxdiffusion's requirements with
-the jax and libtpu of experiments/topology.py, flax, transformers<5, torch and ml_collections;
+the jax and libtpu of diffjax/launch/topologies.py, flax, transformers<5, torch and ml_collections;
 TensorFlow, which only its input pipeline uses, is left out.
 """
 
@@ -27,12 +27,15 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from diffjax.launch import step_plan, topologies
 from diffjax.train.sharding import with_sharding
-from experiments import common, topology
+from experiments import common
 
-SOURCE = flags.DEFINE_string("source", None, "Folder of its repository.", required=True)
-OUT = flags.DEFINE_string("out", None, "File of the figures; its rows are kept.", required=True)
-WHERE = flags.DEFINE_string("topology", "v5e:2x4", "Compile for these chips.")
+SOURCE = flags.DEFINE_string(
+    "source", None, "Folder of the repository of maxdiffusion.", required=True
+)
+OUT = flags.DEFINE_string("out", None, "File of the figures; rows in it are kept.", required=True)
+WHERE = flags.DEFINE_string("topology", "v5e:2x4", "Chips to compile for.")
 INPUT = "maxdiffusion.input_pipeline"
 ABSENT = ("tensorflow", "tensorflow_datasets", INPUT, f"{INPUT}.input_pipeline_interface")
 
@@ -125,7 +128,7 @@ def commit(source: Path) -> str:
 
 def figures(source: Path, where: str, sharded: bool, batch: int, attention: str) -> dict[str, Any]:
     """Bytes per chip, or what is missing."""
-    devices = topology.devices_of(where)[0]
+    devices = topologies.find_devices(where)[0]
     config = config_of(source, len(devices), sharded, batch, attention)
     program, state = lowered(config, devices)
     local = lambda leaf: leaf.sharding.shard_shape(leaf.shape)  # noqa: E731
@@ -141,12 +144,12 @@ def figures(source: Path, where: str, sharded: bool, batch: int, attention: str)
         "attention": attention,
         "parameters": total,
         "sharded": 1 - whole / total,
-        "state_bytes": topology.local_bytes(state),
+        "state_bytes": step_plan.count_local_bytes(state),
     }
     started = time.monotonic()
     try:
-        memory = topology.fitting(program.compile, found).memory_analysis()
-    except topology.DoesNotFit as failure:
+        memory = step_plan.compile_within_memory(program.compile, found).memory_analysis()
+    except step_plan.DoesNotFit as failure:
         return found | {"needed_bytes": failure.needed, "message": _reason(failure)}
     return found | {
         "peak_bytes": int(memory.peak_memory_in_bytes),
@@ -159,7 +162,7 @@ def _reason(failure: Exception) -> str:
 
 
 def main() -> None:
-    topology.prepare(WHERE.value)
+    topologies.configure_jax(WHERE.value)
     jax.config.update("jax_num_cpu_devices", math.prod(map(int, WHERE.value[4:].split("x"))))
     source, path = Path(SOURCE.value).absolute(), Path(OUT.value)
     sys.path.insert(0, str(source / "src"))

@@ -1,6 +1,7 @@
 """Sweeps of runs: manifest, resuming, retries, searches, comparison; the runs are fakes."""
 
 import json
+import os
 import signal
 import sys
 import textwrap
@@ -11,8 +12,11 @@ import pytest
 from absl import flags
 
 from configs import sweeps
-from experiments import common, compare, executors, sweep
-from experiments.sweep import Manifest, Run, Sweep
+from diffjax.launch import jobs, kubernetes, local, overrides, slurm
+from diffjax.launch.manifest import Manifest, SweepRun
+from diffjax.launch.run_queue import RunQueue
+from diffjax.types import ConfigError
+from experiments import common, compare, sweep
 
 CONFIG = "configs/ddpm.py:digits,smoke"
 
@@ -45,18 +49,17 @@ FAKE = """
 
 
 @pytest.fixture
-def fake(tmp_path, monkeypatch):
+def fake(tmp_path):
     """Runs are the script above; ``fake[lr]`` is what the run with that rate does."""
     script, behaviours = tmp_path / "fake.py", {}
     script.write_text(textwrap.dedent(FAKE))
 
-    def command(config, folder, overrides):
-        lr = overrides["optim.lr"]
+    def make_job(folder, name, lr):
         behaviour = behaviours.get(lr, "trains")
-        return (sys.executable, str(script), str(folder), behaviour, str(lr))
+        command = (sys.executable, str(script), str(folder), behaviour, str(lr))
+        return jobs.Job(name, command, folder)
 
-    monkeypatch.setattr(executors, "train_command", command)
-    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.02)
+    behaviours["make_job"] = make_job
     return behaviours
 
 
@@ -71,7 +74,7 @@ def flag():
             flags.FLAGS[name].value = value
 
     yield change
-    for name in ("parallel", "trials", "search", "retries", "metric", "mode"):
+    for name in ("trials", "search", "metric", "mode"):
         flags.FLAGS[name].value = saved[name]
 
 
@@ -88,10 +91,18 @@ class Module:
         return {"optim.lr": (0.01, 1.0, "log")}
 
 
-def _sweep(folder: Path, module=None) -> Manifest:
+def _sweep(folder: Path, fake, module=None, **options) -> Manifest:
     manifest = Manifest(folder, CONFIG, {})
-    todo = sweep._unfinished(manifest, module or Module(), CONFIG)
-    Sweep(manifest, CONFIG, executors.Local()).run_all(todo, lambda: None)
+    proposals = sweep.propose_overrides(module or Module(), manifest, CONFIG)
+    todo = manifest.select_unfinished(
+        proposals, lambda new: overrides.check_overrides(common.load_config(CONFIG), new)
+    )
+
+    def make_job(run):
+        return fake["make_job"](folder / run.name, run.name, run.overrides["optim.lr"])
+
+    queue = RunQueue(manifest, local.Local(), make_job, poll_seconds=0.02, **options)
+    queue.run_all(todo, lambda: None)
     return manifest
 
 
@@ -100,59 +111,57 @@ def _starts(folder: Path, manifest: Manifest) -> list[int]:
 
 
 def test_a_sweep_runs_each_once_and_skips_what_is_finished(tmp_path, fake, flag):
-    flag(parallel=2)
     folder = tmp_path / "sweep"
     folder.mkdir()
-    manifest = _sweep(folder)
+    manifest = _sweep(folder, fake, parallel=2)
     assert [(r.name, r.status, r.code) for r in manifest.runs] == [
         (f"00{i}-lr={lr}", "done", 0) for i, lr in enumerate((0.1, 0.2, 0.3))
     ]
-    again = _sweep(folder, Module((0.1, 0.2, 0.3, 0.4)))  # grown since
+    again = _sweep(folder, fake, Module((0.1, 0.2, 0.3, 0.4)), parallel=2)  # grown since
     assert [r.name for r in again.runs] == [r.name for r in manifest.runs] + ["003-lr=0.4"]
     assert _starts(folder, again) == [1, 1, 1, 1]
     stored = json.loads((folder / "sweep.json").read_text())
     assert [r["overrides"] for r in stored["runs"]][-1] == {"optim.lr": 0.4}
-    with pytest.raises(common.UsageError, match="is a sweep of"):
+    with pytest.raises(ConfigError, match="is a sweep of"):
         Manifest(folder, "configs/edm.py:cifar10", {})
-    with pytest.raises(common.UsageError, match=r"started with nothing overridden, not .*steps"):
+    with pytest.raises(ConfigError, match=r"started with nothing overridden, not .*steps"):
         Manifest(folder, CONFIG, {"train.steps": "9"})
 
 
 def test_what_is_proposed_again_while_it_runs_is_not_started_twice(tmp_path, fake, flag):
-    flag(parallel=2)
-    manifest = _sweep(tmp_path, Module((0.1, 0.1, 0.2, 0.1)))
+    manifest = _sweep(tmp_path, fake, Module((0.1, 0.1, 0.2, 0.1)), parallel=2)
     assert [r.status for r in manifest.runs] == ["done", "done"]
     assert _starts(tmp_path, manifest) == [1, 1]
 
 
 def test_runs_at_once_divide_the_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,5,-1")
-    assert executors.visible_gpus() == ["0", "1", "5"]
-    own = [share["CUDA_VISIBLE_DEVICES"] for share in executors.shares(["0", "1", "5", "6"], 2)]
+    assert local.find_gpus() == ["0", "1", "5"]
+    own = [share["CUDA_VISIBLE_DEVICES"] for share in local.share_gpus(["0", "1", "5", "6"], 2)]
     assert own == ["0,1", "5,6"]
-    crowded = executors.shares(["0", "1"], 3)
+    crowded = local.share_gpus(["0", "1"], 3)
     assert [share["CUDA_VISIBLE_DEVICES"] for share in crowded] == ["0", "1", "0"]
     assert {share["XLA_PYTHON_CLIENT_MEM_FRACTION"] for share in crowded} == {"0.45"}
-    assert executors.shares(["0", "1"], 1) == [{}] and executors.shares([], 2) == [{}, {}]
+    assert local.share_gpus(["0", "1"], 1) == [{}] and local.share_gpus([], 2) == [{}, {}]
 
 
 def test_killed_and_preempted_runs_go_on_and_broken_ones_do_not(tmp_path, fake, flag):
-    flag(parallel=2, retries=2)
+    limits = {"parallel": 2, "retries": 2}
     fake.update({0.1: "killed-once", 0.2: "preempted-once", 0.3: "fails", 0.4: "killed"})
     folder = tmp_path / "sweep"
     folder.mkdir()
-    manifest = _sweep(folder, Module((0.1, 0.2, 0.3, 0.4, 0.5)))
+    manifest = _sweep(folder, fake, Module((0.1, 0.2, 0.3, 0.4, 0.5)), **limits)
     assert [r.status for r in manifest.runs] == ["done", "done", "failed", "failed", "done"]
     assert _starts(folder, manifest) == [2, 2, 1, 3, 1]
     assert [r.code for r in manifest.runs] == [0, 0, 1, -signal.SIGKILL, 0]
-    fake.clear()  # mended: the next invocation resumes the failed ones only
-    again = _sweep(folder, Module((0.1, 0.2, 0.3, 0.4, 0.5)))
+    for lr in (0.1, 0.2, 0.3, 0.4):
+        del fake[lr]  # mended: the next invocation resumes the failed ones only
+    again = _sweep(folder, fake, Module((0.1, 0.2, 0.3, 0.4, 0.5)), **limits)
     assert {r.status for r in again.runs} == {"done"}
     assert _starts(folder, again) == [2, 2, 2, 4, 1]
 
 
-def test_no_more_than_parallel_runs_at_once(tmp_path, flag):
-    flag(parallel=2)
+def test_no_more_than_parallel_runs_at_once(tmp_path):
     seen, running = [], []
 
     class Counting:
@@ -161,34 +170,33 @@ def test_no_more_than_parallel_runs_at_once(tmp_path, flag):
             seen.append(len(running))
             return "1"
 
-        def ended(self):
+        def take_ended(self):
             return {running.pop(0): 0} if running else {}
 
     manifest = Manifest(tmp_path, CONFIG, {})
     for lr in range(5):
         manifest.add({"optim.lr": lr / 10})
-    Sweep(manifest, CONFIG, Counting()).run_all(iter(manifest.runs), lambda: None)
+    queue = RunQueue(manifest, Counting(), lambda run: run, parallel=2, poll_seconds=0)
+    queue.run_all(iter(manifest.runs), lambda: None)
     assert seen[0] == 1 and max(seen) == 2 and len(seen) == 5
 
 
 def test_stopping_lets_the_runs_save(tmp_path, fake):
     fake[0.1] = "waits"
-    local, folder = executors.Local(), tmp_path / "run"
-    command = executors.train_command(CONFIG, folder, {"optim.lr": 0.1})
-    local.start(executors.Job("a", command, folder))
+    executor, folder = local.Local(), tmp_path / "run"
+    executor.start(fake["make_job"](folder, "a", 0.1))
     end = time.monotonic() + 20
     while not (folder / "ready").exists() and time.monotonic() < end:
         time.sleep(0.01)
-    local.stop()
-    assert local.ended() == {"a": 143}
+    executor.stop()
+    assert executor.take_ended() == {"a": 143}
 
 
-def test_jobs_of_an_earlier_sweep_are_found_again(tmp_path, flag, monkeypatch):
+def test_jobs_of_an_earlier_sweep_are_found_again(tmp_path, monkeypatch):
     # Of two jobs that were running, Slurm still has one; the other ended in the meantime.
-    flag(parallel=2)
     queue, submitted = [{"41"}, {"41"}, {"43"}, None], []
 
-    class Cluster(executors.Slurm):
+    class Cluster(slurm.Slurm):
         def __init__(self):
             self._running = {}
 
@@ -199,8 +207,7 @@ def test_jobs_of_an_earlier_sweep_are_found_again(tmp_path, flag, monkeypatch):
             self._running[job.name] = "43"
             return "43"
 
-    monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
-    monkeypatch.setattr(executors, "_queue", lambda: queue.pop(0) if queue else set())
+    monkeypatch.setattr(slurm, "_list_queue", lambda: queue.pop(0) if queue else set())
     manifest = Manifest(tmp_path, CONFIG, {})
     for lr, number in ((0.1, "41"), (0.2, "42")):
         run = manifest.add({"optim.lr": lr})
@@ -208,7 +215,8 @@ def test_jobs_of_an_earlier_sweep_are_found_again(tmp_path, flag, monkeypatch):
     kept, lost = manifest.runs
     (tmp_path / kept.name).mkdir()
     (tmp_path / kept.name / "summary.json").write_text('{"finished": true}')
-    Sweep(manifest, CONFIG, Cluster()).run_all(iter(manifest.runs), lambda: None)
+    runs = RunQueue(manifest, Cluster(), lambda run: run, parallel=2, poll_seconds=0)
+    runs.run_all(iter(manifest.runs), lambda: None)
     assert submitted == [lost.name]
     assert [run.status for run in manifest.runs] == ["done", "done"]
 
@@ -241,31 +249,57 @@ def test_optuna_goes_where_the_metric_is_good(tmp_path, fake, flag):
     flag(trials=14, search="optuna")
     folder = tmp_path / "sweep"
     folder.mkdir()
-    manifest = _sweep(folder)
+    manifest = _sweep(folder, fake)
     rates = [run.overrides["optim.lr"] for run in manifest.runs]
     assert len(set(rates)) == 14 and all(0.01 <= lr <= 1 for lr in rates)
     late = sorted(abs(lr - 0.3) for lr in rates[-5:])
     assert late[2] < 0.15, rates  # the fake's loss is best at 0.3; a uniform draw gives 0.25
-    assert [r.overrides for r in _sweep(folder).runs] == [r.overrides for r in manifest.runs]
+    assert [r.overrides for r in _sweep(folder, fake).runs] == [r.overrides for r in manifest.runs]
 
 
 def test_overrides_are_checked_before_anything_runs():
-    sweep.check_overrides(CONFIG, {"optim.lr": 0.1, "network.multipliers": (1, 2)})
-    with pytest.raises(common.UsageError, match=r"overrides optim.rate=0.1: .*rate"):
-        sweep.check_overrides(CONFIG, {"optim.rate": 0.1})
-    with pytest.raises(common.UsageError, match=r"overrides train.steps='many'"):
-        sweep.check_overrides(CONFIG, {"train.steps": "many"})
-    with pytest.raises(common.UsageError, match=r"has no sweep\(\)"):
-        list(sweep.proposals(common, None, CONFIG))
+    def check(new):
+        overrides.check_overrides(common.load_config(CONFIG), new)
+
+    check({"optim.lr": 0.1, "network.multipliers": (1, 2)})
+    with pytest.raises(ConfigError, match=r"overrides optim.rate=0.1: .*rate"):
+        check({"optim.rate": 0.1})
+    with pytest.raises(ConfigError, match=r"overrides train.steps='many'"):
+        check({"train.steps": "many"})
+    with pytest.raises(ConfigError, match=r"has no sweep\(\)"):
+        list(sweep.propose_overrides(common, None, CONFIG))
+
+
+def test_overrides_are_arguments_and_back():
+    given = {"optim.lr": 0.1, "data.name": "a b", "network.multipliers": [1, 2]}
+    arguments = overrides.format_overrides(given)
+    assert arguments[-1] == "--config.network.multipliers=(1, 2)"
+    found = overrides.parse_overrides(["x", "--config=a.py", *arguments, "--configs.a=2"])
+    assert found == {"optim.lr": "0.1", "data.name": "a b", "network.multipliers": "(1, 2)"}
+
+
+@pytest.mark.parametrize("change, said", [
+    (["--claim=My_Claim"], "--claim='My_Claim' is not a name"),
+    (["--image=a b"], "--image='a b' must name a container"),
+    (["--resources=cpu=many"], "--resources=cpu=many: must be NAME=AMOUNT"),
+    (["--workdir=runs/x"], "--workdir=runs/x is where the pods have the volume"),
+])  # fmt: skip
+def test_messages_for_kubernetes_name_flags(execute, tmp_path, change, said):
+    asked = [f"--config={CONFIG}", f"--workdir={tmp_path}", "--trials=1"]
+    asked.append("--executor=kubernetes-manifest")
+    if change[0].startswith("--workdir"):
+        change = [f"--workdir={os.path.relpath(tmp_path)}"]
+        said = f"{change[0]} is where the pods have the volume"
+    assert said in execute("sweep", *asked, *change, code=2)
 
 
 def test_kubernetes_jobs_survive_preemption(tmp_path):
-    command = executors.train_command(CONFIG, Path("/runs/a"), {"network.multipliers": [1, 2]})
+    command = sweep.make_train_command(CONFIG, Path("/runs/a"), {"network.multipliers": [1, 2]})
     assert command[-1] == "--config.network.multipliers=(1, 2)"
-    job = executors.Job("000-lr=0.001_A", command, Path("/runs/a"))
+    job = jobs.Job("000-lr=0.001_A", command, Path("/runs/a"))
     other = job._replace(folder=Path("/runs/b"))
     options = {"image": "me/diffjax:1", "claim": "disk", "workdir": Path("/runs")}
-    text = executors.kubernetes([job, other], **options, resources={"nvidia.com/gpu": "8"})
+    text = kubernetes.format_manifest([job, other], **options, resources={"nvidia.com/gpu": "8"})
     item, second = json.loads(text)["items"]
     assert item["kind"] == "Job" and item["metadata"]["name"].startswith("000-lr-0-001-a-")
     assert item["metadata"]["name"] != second["metadata"]["name"]
@@ -302,13 +336,13 @@ def test_runs_are_compared_by_what_differs(tmp_path):
     table = compare.text_table(rows).splitlines()
     assert table[0].split() == list(rows[0]) and len({len(t.split()) for t in table[2:]}) == 1
     assert "<b>b</b>" in compare.html_table(rows, rows[1])
-    with pytest.raises(common.UsageError, match=r"has no config.json"):
+    with pytest.raises(ConfigError, match=r"has no config.json"):
         compare.collect([tmp_path])
 
 
 def test_progress_shows_every_run(tmp_path, capsys):
     _made_up(tmp_path, a=3.0, b=1.0)
-    runs = [Run("a", {}, "running", tries=1), Run("b", {}, "done"), Run("new", {})]
+    runs = [SweepRun("a", {}, "running", tries=1), SweepRun("b", {}, "done"), SweepRun("new", {})]
     show = compare.progress_table(tmp_path, runs)
     show()
     show()  # too early for another

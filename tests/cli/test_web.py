@@ -14,7 +14,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture(scope="module")
 def web():
-    from experiments import web
+    from diffjax.cli import web_page as web
 
     return web
 
@@ -32,7 +32,7 @@ def _fields(web, **changes):
 
 
 def _run(web, pipe, shown=(), net=None, **changes):
-    return list(web.run(pipe, net, list(shown), *_fields(web, **changes)))
+    return list(web.generate_image(pipe, net, list(shown), *_fields(web, **changes)))
 
 
 def test_steps_are_shown_and_the_image_is_that_of_the_library(web, pipe):
@@ -51,13 +51,13 @@ def test_every_field_reaches_the_request(web):
     form = web.Form(
         *("cat", "dog", 7, 9, 2.5, "euler", 16, 24, image, 0.3, mask, image, 0.6),
     )
-    asked = form.request(net)
+    asked = form.make_request(net)
     assert asked.prompt == ["cat"] and asked.key.tolist() == [7]
     assert asked.sampler[:2] == ("euler", 9) and asked.guidance[:2] == (2.5, "dog")
     assert asked.size[:2] == (16, 24) and asked.image == (image, 0.3, mask)
     assert asked.control[0][:3] == (net, image, 0.6)
     for word in ("cat", "seed 7", "9 steps", "2.5", "euler", "dog", "0.3", "mask", "0.6"):
-        assert word in form.caption()
+        assert word in form.format_caption()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_in_a_browser(web, pipe, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "private"))
     playwright = pytest.importorskip("playwright.sync_api")
     pipe.save(tmp_path / "model")
-    page_of = web.build(web.generate.load(tmp_path / "model"))
+    page_of = web.build_page(web.generate.load(tmp_path / "model"))
     _, url, _ = page_of.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     try:
         with playwright.sync_playwright() as p:
@@ -184,14 +184,14 @@ def test_an_upload_is_read_within_bounds(web, pipe, tmp_path):
 
 
 def test_a_request_stops_at_its_next_step_when_its_time_is_over(web, pipe):
-    from experiments.web_limits import Limits
+    from diffjax.cli.web_limits import Limits
 
     with pytest.raises(gr.Error, match="stopped after 0 seconds"):
-        list(web.run(pipe, None, [], *_fields(web), limits=Limits(seconds=0.0)))
+        list(web.generate_image(pipe, None, [], *_fields(web), limits=Limits(seconds=0.0)))
 
 
 def test_a_client_that_leaves_stops_the_run(web, pipe):
-    going = web.run(pipe, None, [], *_fields(web, steps=100))
+    going = web.generate_image(pipe, None, [], *_fields(web, steps=100))
     assert [next(going)[0] for _ in range(2)] == ["preparing", "step 1 of 100"]
     going.close()
     with pytest.raises(StopIteration):
@@ -204,7 +204,7 @@ def served(web, pipe, tmp_path, monkeypatch):
     import httpx
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    page = web.build(pipe)
+    page = web.build_page(pipe)
     _, url, _ = web.serve(page, "127.0.0.1", None, ["127.0.0.1", "localhost"], 1)
     with httpx.Client(base_url=url, timeout=60) as client:
         yield client

@@ -1,6 +1,6 @@
 """A real Slurm of two nodes on this machine: a sweep with a killed job, a stopped training of two.
 
-apt-get install slurm-wlm munge; pytest -m slow tests/experiments/test_slurm.py
+apt-get install slurm-wlm munge; pytest -m slow tests/launch/test_slurm.py
 """
 
 import json
@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments import executors
-from experiments.sweep import Manifest, Sweep
+from diffjax.launch.jobs import Job
+from diffjax.launch.manifest import Manifest
+from diffjax.launch.run_queue import RunQueue
+from diffjax.launch.slurm import Slurm
+from experiments.sweep import make_train_command
 from tests.train.test_faults import _log, _state, _steps, _wait_for
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"{ROOT}/configs/ddpm.py:digits,smoke"
-TRAIN_COMMAND = executors.train_command
 ENV = {"TINY_TASK": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 pytestmark = [
@@ -49,18 +51,17 @@ def cluster(tmp_path_factory):
 def _command(config, folder, overrides):
     options = {"train.steps": 40, "train.checkpoint_every": 5, "train.log_every": 5}
     options = {**options, "train.sample_every": 0, **overrides}
-    real = TRAIN_COMMAND(config, folder, options)
+    real = make_train_command(config, folder, options)
     return (sys.executable, "-m", "tests.train.entry", *real[3:])
 
 
 def test_a_sweep_finishes_with_one_job_killed_and_one_preempted(cluster, tmp_path, monkeypatch):
     pytest.importorskip("submitit")
-    monkeypatch.setattr(executors, "train_command", _command)
     monkeypatch.setenv("STEP_SECONDS", "0.2")
     manifest = Manifest(tmp_path, CONFIG, {})
     for seed in range(6):
         manifest.add({"seed": seed})
-    executor = executors.Slurm(tmp_path / "slurm", {"mem_gb": 1})
+    executor = Slurm(tmp_path / "slurm", {"mem_gb": 1})
     to_signal = {1: "KILL", 2: "USR2"}
 
     def disturb():
@@ -71,12 +72,12 @@ def test_a_sweep_finishes_with_one_job_killed_and_one_preempted(cluster, tmp_pat
                 subprocess.run(["scancel", f"--signal={name}", run.job], check=True)
                 del to_signal[index]
 
-    from absl import flags
+    def make_job(run):
+        folder = tmp_path / run.name
+        return Job(run.name, _command(CONFIG, folder, run.overrides), folder)
 
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["test"])
-    monkeypatch.setattr(flags.FLAGS["parallel"], "value", 3)
-    Sweep(manifest, CONFIG, executor, {}).run_all(iter(manifest.runs), disturb)
+    queue = RunQueue(manifest, executor, make_job, parallel=3)
+    queue.run_all(iter(manifest.runs), disturb)
     assert not to_signal
     assert [run.status for run in manifest.runs] == ["done"] * 6
     assert manifest.runs[1].tries == 2  # killed: submitted again

@@ -1,6 +1,6 @@
 """What guidance costs: time and memory of a sampling step, guided against unguided.
 
-    python -m experiments.guidance_cost --config=configs/cfg.py:fashion_mnist --batch=32
+    python -m experiments.benchmarks.guidance_cost --config=configs/cfg.py:fashion_mnist --batch=32
 
 Times are medians over repeats that take turns, so that a machine which slows down does so for
 all; memory is what the compiled step needs beside its arguments. Weights are random.
@@ -19,9 +19,9 @@ from absl import flags
 from diffjax.model import make_sampler, make_steering, sample
 from experiments import common, generation
 
-BATCH = flags.DEFINE_integer("batch", 32, "Images in a batch.", 1)
-REPEATS = flags.DEFINE_integer("repeats", 9, "Measurements of each mode.", 1)
-JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
+REPEATS = flags.DEFINE_integer("repeats", 9, "Number of measurements of each mode.", 1)
+JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 
 STEPS = 4  # of a run: enough that its fixed cost does not count
 

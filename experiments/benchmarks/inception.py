@@ -1,6 +1,7 @@
 """Speed of Inception's features beside torch-fidelity's, on the same images and weights.
 
-    python -m experiments.benchmark --num=256 --repeats=3 --json=docs/results/data/inception.json
+    python -m experiments.benchmarks.inception --num=256 --repeats=3 \\
+        --json=docs/results/data/inception.json
 
 Weights are random: speed does not depend on them. Both read uint8 images from memory, resize them
 to 299 pixels and form the 2048 features. They take turns, so that a machine which slows down does
@@ -29,11 +30,11 @@ from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.state_dict import state_shapes
 from experiments import common
 
-NUM = flags.DEFINE_integer("num", 256, "Images per measurement.", 1)
-PIXELS = flags.DEFINE_integer("pixels", 32, "Their width and height.", 2)
-BATCH = flags.DEFINE_integer("batch", 32, "Images at a time, for both.", 1)
-REPEATS = flags.DEFINE_integer("repeats", 3, "Measurements of each.", 1)
-JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+NUM = flags.DEFINE_integer("num", 256, "Number of images per measurement.", 1)
+PIXELS = flags.DEFINE_integer("pixels", 32, "Width and height of the images.", 2)
+BATCH = flags.DEFINE_integer("batch", 32, "Images at a time, for ours and theirs.", 1)
+REPEATS = flags.DEFINE_integer("repeats", 3, "Number of measurements of each.", 1)
+JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 
 
 def random_weights() -> dict[str, np.ndarray]:
@@ -62,7 +63,7 @@ def theirs(weights: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], n
     """The same by torch-fidelity."""
     import torch
 
-    from experiments import torch_operators  # noqa: F401
+    from experiments.benchmarks import torch_operators  # noqa: F401
 
     # isort: split
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

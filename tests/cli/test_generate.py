@@ -1,4 +1,4 @@
-"""experiments.generate: images with their settings, read back, and made again where they miss."""
+"""`diffjax generate`: images with their settings, read back, and made again where they miss."""
 
 import json
 import re
@@ -87,18 +87,18 @@ def test_controls(execute, model, tmp_path):
 
 
 def test_the_variant_of_a_controlnet_is_read_if_it_has_one(tmp_path):
+    from diffjax.cli.image_request import load_control
     from diffjax.pretrained import save_model
-    from experiments.generate import load_controlnet
 
     net = g.controls("sd1")[0]
     save_model(tmp_path, net.net, net.params, config=net.config)
-    assert load_controlnet(str(tmp_path), np.float32, "fp16").net == net.net
+    assert load_control(str(tmp_path), np.float32, "fp16").net == net.net
     (tmp_path / "diffusion_pytorch_model.safetensors").rename(
         tmp_path / "diffusion_pytorch_model.fp16.safetensors"
     )
-    assert load_controlnet(str(tmp_path), np.float32, "fp16").net == net.net
+    assert load_control(str(tmp_path), np.float32, "fp16").net == net.net
     with pytest.raises(FileNotFoundError):
-        load_controlnet(str(tmp_path), np.float32)
+        load_control(str(tmp_path), np.float32)
 
 
 def test_missing_flags_are_named(execute, model, tmp_path):

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import common, compare, executors, sweep
+from diffjax.launch import jobs, kubernetes, slurm
+from diffjax.launch.manifest import make_folder_name
+from diffjax.types import ConfigError
+from experiments import compare
 from experiments.reproductions import pieces
 
 HOSTILE = (
@@ -25,16 +28,16 @@ OPTIONS = {"image": "me/diffjax:1", "claim": "disk", "workdir": Path("/runs"), "
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_kubernetes_names_are_labels_of_rfc_1123(name):
-    job = executors.Job(name, ("python", "-m", "x"), Path("/runs/a"))
-    found = executors.job_name(job)
+    job = jobs.Job(name, ("python", "-m", "x"), Path("/runs/a"))
+    found = kubernetes.make_job_name(job)
     # A pod's name is the job's and up to 10 signs more.
     assert LABEL.fullmatch(found) and len(found) <= 53
-    assert found != executors.job_name(job._replace(folder=Path("/runs/b")))
+    assert found != kubernetes.make_job_name(job._replace(folder=Path("/runs/b")))
 
 
 def test_kubernetes_expands_nothing_in_arguments():
     command = ("python", "-m", "experiments.train", "--config.note=$(HOME) $$ $x")
-    text = executors.kubernetes([executors.Job("a", command, Path("/runs/a"))], **OPTIONS)
+    text = kubernetes.format_manifest([jobs.Job("a", command, Path("/runs/a"))], **OPTIONS)
     (container,) = json.loads(text)["items"][0]["spec"]["template"]["spec"]["containers"]
     assert container["command"][-1] == "--config.note=$$(HOME) $$$$ $$x"
 
@@ -42,25 +45,26 @@ def test_kubernetes_expands_nothing_in_arguments():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(claim="My_Claim"), "--claim='My_Claim' is no name of Kubernetes"),
-        (dict(claim="a\n"), "--claim"),
-        (dict(claim=""), "--claim"),
-        (dict(claim="a..b"), "--claim"),
-        (dict(claim="ä"), "--claim"),
-        (dict(image=""), "--image='' is no name"),
-        (dict(image="a b"), "--image"),
-        (dict(image="a\n"), "--image"),
-        (dict(workdir=Path("/a:b")), "--workdir='/a:b': pods mount no folder"),
-        (dict(resources={"nvidia.com/gpu": ""}), "--resources=nvidia.com/gpu=: NAME=AMOUNT"),
-        (dict(resources={"cpu": "many"}), "--resources=cpu=many"),
-        (dict(resources={"cpu": "1\n"}), "--resources"),
-        (dict(resources={"a/b/c": "1"}), "--resources=a/b/c=1"),
-        (dict(resources={"": "1"}), "--resources"),
+        (dict(claim="My_Claim"), "claim='My_Claim' is not a name"),
+        (dict(claim="a\n"), "^claim="),
+        (dict(claim=""), "^claim="),
+        (dict(claim="a..b"), "^claim="),
+        (dict(claim="ä"), "^claim="),
+        (dict(image=""), "image='' must name a container"),
+        (dict(image="a b"), "^image="),
+        (dict(image="a\n"), "^image="),
+        (dict(workdir=Path("/a:b")), "workdir='/a:b': pods cannot mount"),
+        (dict(resources={"nvidia.com/gpu": ""}), "resources=nvidia.com/gpu=: must be NAME=AMOUNT"),
+        (dict(resources={"cpu": "many"}), "^resources=cpu=many"),
+        (dict(resources={"cpu": "1\n"}), "^resources"),
+        (dict(resources={"a/b/c": "1"}), "^resources=a/b/c=1"),
+        (dict(resources={"": "1"}), "^resources"),
+        (dict(workdir=Path("runs")), "workdir=runs is where .* an absolute path is needed"),
     ],
 )
 def test_what_kubernetes_would_refuse_is_refused_here(change, message):
-    with pytest.raises(common.UsageError, match=message):
-        executors.kubernetes([], **{**OPTIONS, **change})
+    with pytest.raises(ConfigError, match=message):
+        kubernetes.format_manifest([], **{**OPTIONS, **change})
 
 
 @pytest.mark.parametrize(
@@ -68,12 +72,12 @@ def test_what_kubernetes_would_refuse_is_refused_here(change, message):
     [{"cpu": "500m", "memory": "1.5Gi"}, {"google.com/tpu": "4"}, {"hugepages-2Mi": "8Mi"}],
 )
 def test_what_kubernetes_takes_is_taken(resources):
-    executors.kubernetes([], **{**OPTIONS, "claim": "my-claim.a1", "resources": resources})
+    kubernetes.format_manifest([], **{**OPTIONS, "claim": "my-claim.a1", "resources": resources})
 
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_folders_of_runs_have_names_for_any_system(value):
-    name = sweep.name_of(7, {"data.dir": value, "optim.lr": 1e-3})
+    name = make_folder_name(7, {"data.dir": value, "optim.lr": 1e-3})
     assert re.fullmatch(r"007-[-=_.A-Za-z0-9]{0,76}", name)
 
 
@@ -85,16 +89,16 @@ def test_line_breaks_reach_no_slurm_script(tmp_path, monkeypatch):
         (tmp_path, {"slurm_comment\nrm": 1}),
         (tmp_path / "a\nb", {}),
     ):
-        with pytest.raises(common.UsageError, match="has line breaks or control signs"):
-            executors.Slurm(folder, options)
+        with pytest.raises(ConfigError, match="has line breaks or control signs"):
+            slurm.Slurm(folder, options)
 
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_slurm_scripts_quote(tmp_path, value):
-    slurm = pytest.importorskip("submitit.slurm.slurm")
+    scripts = pytest.importorskip("submitit.slurm.slurm")
     if not value.isprintable():
         return  # see above
-    text = slurm._make_sbatch_string(
+    text = scripts._make_sbatch_string(
         command="true", folder=tmp_path / "x y", job_name=value, comment=value
     )
     flags = [shlex.split(line[8:]) for line in text.splitlines() if line.startswith("#SBATCH")]

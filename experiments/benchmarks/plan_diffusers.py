@@ -1,7 +1,7 @@
 """What training the published latent models costs on TPU slices, compiled without any.
 
-    python -m experiments.plan_diffusers --out=runs/scaling.json
-    python -m experiments.plan_diffusers --only=sd15/v5e:2x4 --out=runs/scaling.json
+    python -m experiments.benchmarks.plan_diffusers --out=runs/scaling.json
+    python -m experiments.benchmarks.plan_diffusers --only=sd15/v5e:2x4 --out=runs/scaling.json
 
 The step is that of the trainer (AdamW in float32, average, bfloat16 computation, clipping) on
 latents and text features that were stored beforehand. A compilation takes minutes; figures are
@@ -22,14 +22,17 @@ from ml_collections import ConfigDict
 
 from configs.base import base
 from diffjax import losses, schedules
+from diffjax.launch import step_plan, topologies
 from diffjax.nets.controlnet import ControlNet, copy_base
 from diffjax.nets.unet import UNet
 from diffjax.types import Array, PyTree, Task, expand
-from experiments import common, topology
+from experiments import common
 from experiments.compare import text_table
 
-OUT = flags.DEFINE_string("out", "docs/results/scaling.json", "File of figures, kept and extended.")
-ONLY = flags.DEFINE_list("only", [], "Rows to compile, as NAME/TOPOLOGY/MESH; a prefix will do.")
+OUT = flags.DEFINE_string(
+    "out", "docs/results/scaling.json", "File of the figures; rows in it are kept."
+)
+ONLY = flags.DEFINE_list("only", [], "Rows to compile, as NAME/TOPOLOGY/MESH or the start of it.")
 
 SD = dict(
     channels=320, blocks=2, out_channels=4, flip_sin_to_cos=True, freq_shift=0.0,
@@ -108,17 +111,17 @@ def _control_task(base_net: UNet) -> Task:
     return Task(init, loss, lambda *_: None)
 
 
-def case_of(name: str) -> topology.Case:
+def case_of(name: str) -> step_plan.StepCase:
     """The step that a row compiles."""
     if name == "sd15":
-        return topology.Case(_unet_task(SD15), None, _batch(64, 768))
+        return step_plan.StepCase(_unet_task(SD15), None, _batch(64, 768))
     if name == "sdxl":
-        return topology.Case(_unet_task(SDXL), None, _batch(128, 2048, added=True))
+        return step_plan.StepCase(_unet_task(SDXL), None, _batch(128, 2048, added=True))
     batch, plain = _batch(64, 768, hint=True), _batch(64, 768)
     base_params = jax.eval_shape(
         lambda b: _unet_task(SD15).init(jax.random.key(0), None, b)[0], plain(1)
     )
-    return topology.Case(_control_task(SD15), {"base": base_params}, batch)
+    return step_plan.StepCase(_control_task(SD15), {"base": base_params}, batch)
 
 
 # (case, topology, images per chip, fsdp): the rest of the chips is the data axis.
@@ -152,11 +155,11 @@ def row_name(case: str, where: str, per_chip: int, fsdp: int) -> str:
 
 def compile_row(case: str, where: str, per_chip: int, fsdp: int) -> dict[str, Any]:
     """Figures of a row, or what it lacks."""
-    chips = len(topology.devices_of(where)[0])
+    chips = len(topologies.find_devices(where)[0])
     config = config_of(case, chips, per_chip, fsdp)
     try:
-        return topology.compile_plan(config, where, case_of(case))
-    except topology.DoesNotFit as failure:
+        return step_plan.compile_plan(config, where, case_of(case))
+    except step_plan.DoesNotFit as failure:
         return {"topology": where, "needed_bytes": failure.needed, **failure.sizes}
 
 
@@ -164,15 +167,15 @@ def table(rows: dict[str, Any]) -> str:
     """The figures as text."""
     shown = []
     for name, row in rows.items():
-        state = {"row": name, "state GiB": f"{row['state_bytes'] / topology.GIB:.2f}"}
+        state = {"row": name, "state GiB": f"{row['state_bytes'] / topologies.GIB:.2f}"}
         if "needed_bytes" in row:
             shown.append(state | {"peak GiB": "does not fit"})
             continue
         traffic = sum(entry["bytes"] for entry in row["collectives"].values())
         shown.append(state | {
-            "peak GiB": f"{row['peak_bytes'] / topology.GIB:.2f}",
+            "peak GiB": f"{row['peak_bytes'] / topologies.GIB:.2f}",
             "TFLOP": f"{row['flops'] / 1e12:.2f}",
-            "collectives GiB": f"{traffic / topology.GIB:.2f}",
+            "collectives GiB": f"{traffic / topologies.GIB:.2f}",
             "sharded": f"{100 * row['sharded']:.2f}%",
             "compile s": f"{row['compile_seconds']:.0f}",
         })  # fmt: skip
@@ -182,7 +185,7 @@ def table(rows: dict[str, Any]) -> str:
 def main() -> None:
     path = Path(OUT.value)
     rows = json.loads(path.read_text()) if path.exists() else {}
-    topology.prepare("v5e:2x4")
+    topologies.configure_jax("v5e:2x4")
     for row in ROWS:
         name = row_name(*row)
         if ONLY.value and not any(name.startswith(prefix) for prefix in ONLY.value):

@@ -11,17 +11,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import common, plan, topology
+from configs import ddpm
+from diffjax.launch import mesh_search, program_costs, step_plan, topologies
+from diffjax.types import ConfigError
 
 ROOT = Path(__file__).parents[2]
 A, B = jnp.zeros((8, 16)), jnp.zeros((16, 32))
 
 
 def test_flops_of_products_in_closed_form():
-    assert topology.count_flops(lambda a, b: jax.nn.relu(a @ b) + 1, A, B) == 2 * 8 * 16 * 32
+    assert program_costs.count_flops(lambda a, b: jax.nn.relu(a @ b) + 1, A, B) == 2 * 8 * 16 * 32
     # The gradient of a product is two products.
     loss = lambda a, b: ((a @ b) ** 2).sum()  # noqa: E731
-    assert topology.count_flops(jax.grad(loss, (0, 1)), A, B) == 3 * 2 * 8 * 16 * 32
+    assert program_costs.count_flops(jax.grad(loss, (0, 1)), A, B) == 3 * 2 * 8 * 16 * 32
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -34,8 +36,8 @@ def test_flops_of_convolutions_and_their_gradients(stride):
         return (y**2).sum()
 
     once = 2 * (3 * 3 * 4) * (2 * (12 // stride) ** 2 * 6)
-    assert topology.count_flops(conv, x, w) == once
-    both = topology.count_flops(jax.grad(conv, (0, 1)), x, w)
+    assert program_costs.count_flops(conv, x, w) == once
+    both = program_costs.count_flops(jax.grad(conv, (0, 1)), x, w)
     assert both == pytest.approx(3 * once, rel=0.05)  # borders and zeros between strides
 
 
@@ -47,12 +49,12 @@ def test_loops_count_as_often_as_they_run_and_remat_as_what_it_computes():
         return jax.lax.scan(body, A, w)[0].sum()
 
     once = 5 * 2 * 8 * 16 * 16
-    assert topology.count_flops(loss, w) == once
-    assert topology.count_flops(jax.grad(loss), w) == 3 * once
-    again = topology.count_flops(jax.grad(lambda w: loss(w, jax.checkpoint)), w)
+    assert program_costs.count_flops(loss, w) == once
+    assert program_costs.count_flops(jax.grad(loss), w) == 3 * once
+    again = program_costs.count_flops(jax.grad(lambda w: loss(w, jax.checkpoint)), w)
     assert again == 4 * once
     branches = lambda n, a: jax.lax.cond(n > 0, lambda a: a @ a.T, lambda a: a @ B @ B.T @ a.T, a)  # noqa: E731
-    assert topology.count_flops(branches, 1, A) == 2 * 8 * 16 * 32 * 2 + 2 * 8 * 16 * 8
+    assert program_costs.count_flops(branches, 1, A) == 2 * 8 * 16 * 32 * 2 + 2 * 8 * 16 * 8
 
 
 PROGRAM = """\
@@ -83,7 +85,7 @@ ENTRY %main (p: f32[8,128]) -> f32[8,128] {
 
 
 def test_collectives_of_a_program():
-    assert topology.collectives(PROGRAM) == {
+    assert program_costs.count_collectives(PROGRAM) == {
         "all-gather": {"count": 11, "bytes": 10 * 64 * 128 * 2 + 64 * 4},
         "all-reduce": {"count": 1, "bytes": (8 * 128 + 4) * 4},
     }
@@ -97,7 +99,7 @@ def test_the_largest_batch_is_found_with_few_tries(base, each):
         tried.append(batch)
         return base + each * batch + 0.05 * (batch % 3)  # nearly a line
 
-    found = plan.largest(peak, 15.75)
+    found = mesh_search.find_largest_batch(peak, 15.75)
     wanted = max(
         (b for b in range(1, 4097) if base + each * b + 0.05 * (b % 3) <= 15.75), default=0
     )
@@ -106,31 +108,33 @@ def test_the_largest_batch_is_found_with_few_tries(base, each):
 
 
 def test_the_largest_batch_where_nobody_says_how_much_is_missing():
-    assert plan.largest(lambda b: float(b) if b <= 37 else None, 100.0) == 37
-    assert plan.largest(lambda b: None, 100.0) == 0
+    assert mesh_search.find_largest_batch(lambda b: float(b) if b <= 37 else None, 100.0) == 37
+    assert mesh_search.find_largest_batch(lambda b: None, 100.0) == 0
 
 
 def test_meshes_from_all_sharded_to_none():
-    assert list(plan.meshes(8)) == [(1, 8), (4, 2), (8, 1)]
-    assert list(plan.meshes(256)) == [(1, 256), (4, 64), (16, 16), (64, 4), (256, 1)]
-    assert list(plan.meshes(1)) == [(1, 1)]
+    assert list(mesh_search.list_meshes(8)) == [(1, 8), (4, 2), (8, 1)]
+    assert list(mesh_search.list_meshes(256)) == [(1, 256), (4, 64), (16, 16), (64, 4), (256, 1)]
+    assert list(mesh_search.list_meshes(1)) == [(1, 1)]
 
 
 def test_fit_prefers_the_mesh_with_the_most_images_a_second(monkeypatch):
-    cfg = common.load_config("configs/ddpm.py:digits,smoke")
-    monkeypatch.setattr(topology, "devices_of", lambda name: ([None] * 8, topology.Chip(10.0, 1.0)))
+    cfg = ddpm.get_config("digits,smoke")
+    chips = [None] * 8, topologies.Chip(10.0, 1.0)
+    monkeypatch.setattr(topologies, "find_devices", lambda name: chips)
 
     def compile_plan(cfg, name, case):
         per_chip, fsdp = cfg.data.batch_size // 8, cfg.mesh.fsdp
+        assert case == fsdp  # made of the changed config
         needed = 8 / fsdp + per_chip
         if needed > 10:
-            raise topology.DoesNotFit(needed, {"state_bytes": 0})
+            raise step_plan.DoesNotFit(needed, {"state_bytes": 0})
         seconds = 1.0 + 0.1 * per_chip + 0.01 * fsdp
         figures = {"batch": cfg.data.batch_size, "mesh": cfg.mesh.to_dict()}
         return {**figures, "peak_bytes": needed, "xla_seconds": seconds}
 
-    monkeypatch.setattr(topology, "compile_plan", compile_plan)
-    rows = plan.fit(cfg, "v5e:2x4")
+    monkeypatch.setattr(step_plan, "compile_plan", compile_plan)
+    rows = mesh_search.rank_meshes(cfg, "v5e:2x4", lambda changed: changed.mesh.fsdp)
     assert [(r["mesh"]["fsdp"], r["batch"] // 8) for r in rows] == [(8, 9), (2, 6), (1, 2)]
 
 
@@ -146,8 +150,8 @@ def test_what_does_not_fit_says_by_how_much(text, needed):
     def compile():
         raise jax.errors.JaxRuntimeError(text)
 
-    with pytest.raises(topology.DoesNotFit, match=r"the state takes 2\.00 GiB") as caught:
-        topology.fitting(compile, {"state_bytes": 2 * 2**30})
+    with pytest.raises(step_plan.DoesNotFit, match=r"the state takes 2\.00 GiB") as caught:
+        step_plan.compile_within_memory(compile, {"state_bytes": 2 * 2**30})
     assert caught.value.needed == pytest.approx(needed * 2**30)
     assert f"{needed:.2f} GiB" in str(caught.value) or not needed
 
@@ -157,25 +161,28 @@ def test_other_failures_of_the_compiler_are_not_taken_for_memory():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        topology.fitting(compile, {"state_bytes": 0})
+        step_plan.compile_within_memory(compile, {"state_bytes": 0})
 
 
 def test_unknown_topologies_are_named():
     for name in ("v5e", "v9:2x2", "cpu:many", "v5e:2by4"):
-        with pytest.raises(
-            common.UsageError, match=f"unknown topology '{name}'; choose one of v5e"
-        ):
-            topology.devices_of(name)
+        with pytest.raises(ConfigError, match=f"unknown topology '{name}'; choose one of v5e"):
+            topologies.find_devices(name)
+
+
+def test_a_search_needs_a_limit():
+    with pytest.raises(ConfigError, match="a limit of memory, not cpu:1"):
+        mesh_search.rank_meshes(ddpm.get_config("digits,smoke"), "cpu:1", lambda cfg: None)
 
 
 def test_figures_are_cached_by_config_and_topology():
-    cfg = common.load_config("configs/ddpm.py:digits,smoke")
-    key = topology._key(cfg, "v5e:2x4")
+    cfg = ddpm.get_config("digits,smoke")
+    key = step_plan._make_key(cfg, "v5e:2x4")
     cfg.sample.steps = 17
-    assert topology._key(cfg, "v5e:2x4") == key
-    assert topology._key(cfg, "v5e:4x4") != key
+    assert step_plan._make_key(cfg, "v5e:2x4") == key
+    assert step_plan._make_key(cfg, "v5e:4x4") != key
     cfg.data.batch_size = 8
-    assert topology._key(cfg, "v5e:2x4") != key
+    assert step_plan._make_key(cfg, "v5e:2x4") != key
 
 
 def _plan(tmp_path, *arguments):

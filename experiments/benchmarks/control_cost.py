@@ -1,6 +1,7 @@
 """What training a ControlNet costs against fine-tuning its base: time and memory of a step.
 
-    python -m experiments.control_cost --config=configs/controlnet.py:fashion_mnist_edges --batch=32
+    python -m experiments.benchmarks.control_cost --batch=32 \\
+        --config=configs/controlnet.py:fashion_mnist_edges
 
 Both train with the same optimiser and average. They take turns, and the ratio of times is the
 median of those of the turns, so that a machine which slows down does so for both; processor time is
@@ -24,9 +25,9 @@ from diffjax.tasks import make_task
 from diffjax.train import init_state, make_optimizer, make_step
 from experiments import common, controlled
 
-BATCH = flags.DEFINE_integer("batch", 32, "Images in a batch.", 1)
-REPEATS = flags.DEFINE_integer("repeats", 9, "Measurements of each.", 1)
-JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
+REPEATS = flags.DEFINE_integer("repeats", 9, "Number of measurements of each task.", 1)
+JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 ALL_ARGUMENTS = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
 
 

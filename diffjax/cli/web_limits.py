@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# As ASGI has them.
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LARGEST = 2**63
 BODY = 2**20  # bytes of a request that is no upload
@@ -33,19 +39,22 @@ class Limits(NamedTuple):
     sizes: int = 8
 
 
-def check_number(name: str, value: Any) -> None:
-    """
+def check_number(name: str, value: object) -> float:
+    """The value of a field of numbers.
+
     Raises:
         ValueError: the value of a field is missing, no number, or not finite.
     """
     if value is None:
         raise ValueError(f"{name} is empty")
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not -LARGEST < value < LARGEST:  # NaN is not
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} must be a number, got {str(value)[:40]!r}")
+    if not -LARGEST < value < LARGEST:  # as NaN does not
+        raise ValueError(f"{name} must be a number, got {str(value)[:40]!r}")
+    return value
 
 
-def check_text(name: str, value: Any, limits: Limits) -> None:
+def check_text(name: str, value: object, limits: Limits) -> None:
     """
     Raises:
         ValueError: the value of a field is no text, or longer than the page takes.
@@ -116,10 +125,10 @@ class BodyLimit:
         is_full: says whether uploads must wait because there is no room for them.
     """
 
-    def __init__(self, app: Any, upload: int, is_full: Callable[[], bool]):
+    def __init__(self, app: App, upload: int, is_full: Callable[[], bool]):
         self._app, self._upload, self._is_full = app, upload, is_full
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -134,7 +143,7 @@ class BodyLimit:
             return
         read, begun = 0, False
 
-        async def counted() -> Any:
+        async def counted() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
@@ -142,7 +151,7 @@ class BodyLimit:
                 raise OverflowError(too_large)
             return message
 
-        async def watched(message: Any) -> None:
+        async def watched(message: Message) -> None:
             nonlocal begun
             if read <= limit or begun:  # what the application says of the error is not sent
                 begun = True
@@ -157,13 +166,13 @@ class BodyLimit:
             await _refuse(send, 413, too_large)
 
 
-def _declared(scope: Any) -> int:
+def _declared(scope: Message) -> int:
     """The Content-Length of a request; 0 if it has none, or none that is a number."""
     value = dict(scope["headers"]).get(b"content-length", b"0")
     return int(value) if value.isdigit() and len(value) < 20 else 0
 
 
-async def _refuse(send: Any, status: int, text: str) -> None:
+async def _refuse(send: Send, status: int, text: str) -> None:
     headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text.encode()})

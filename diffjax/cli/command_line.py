@@ -1,0 +1,244 @@
+"""How every entry point starts and ends: flags, messages without a traceback, exit codes.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | an error; the message says which |
+| 2 | wrong flags or config |
+| 130, 140, 143 | stopped by Ctrl-C, SIGUSR2, SIGTERM |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging as std_logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+
+from diffjax.cli.help_pages import (
+    FULL,
+    Command,
+    describe_command,
+    find_help,
+    format_full_help,
+    format_help,
+)
+from diffjax.cli.output import stop_with_reader
+from diffjax.types import ConfigError, suggest
+
+__all__ = [
+    "WANTED",
+    "UsageError",
+    "find_flag",
+    "is_ours",
+    "name_keys",
+    "refuse_config",
+    "run",
+]
+
+WANTED = {  # what a value has to be, by absl's name of the type
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "tuple": "values with commas between them",
+}
+
+
+class UsageError(ConfigError):
+    """Wrong flags; shown without a traceback, exit code 2."""
+
+
+@contextlib.contextmanager
+def refuse_config() -> Iterator[None]:
+    """What the library refuses of a config is wrong usage.
+
+    Raises:
+        UsageError: in place of a ValueError or TypeError in the context.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def name_keys(keys: Mapping[str, str]) -> Iterator[None]:
+    """Messages of the library name its arguments; a user of a command knows keys and flags.
+
+    Args:
+        keys: what the user typed, by argument.
+
+    Raises:
+        ValueError, OSError: those of the context, with the names replaced.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = str(error)
+        for argument, key in keys.items():
+            text = re.sub(rf"(?<![\w.-]){argument}\b", key, text)
+        if len(error.args) != 1 or text == str(error):
+            raise
+        raise type(error)(text) from error
+
+
+def run(
+    main: Callable[[], None],
+    takes: Sequence[str] = (),
+    *,
+    prepare: Callable[[list[str]], list[str]] = lambda argv: argv,
+    explain: Callable[[Exception], str] = str,
+) -> None:
+    """Start an entry point: flags, then ``main``; expected errors print one message.
+
+    The module of ``main`` may order its flags in ``FLAG_GROUPS``, see `help_pages`.
+
+    Args:
+        takes: flags that other modules define and this command uses. All others are refused.
+        prepare: changes the arguments before they are read.
+        explain: the message of an error in the arguments.
+    """
+    command = describe_command(Path(sys.argv[0]).stem, main, takes)
+    if asked := find_help(sys.argv):
+        with stop_with_reader():
+            print(format_full_help(command) if asked in FULL else format_help(command))
+        sys.exit(0)
+
+    def wrapped(argv: list[str]) -> None:
+        _quiet_libraries()
+        try:
+            _refuse_unused(argv, command)
+            with stop_with_reader():
+                main()
+        except KeyboardInterrupt:
+            _fail("stopped by Ctrl-C", 130)
+        except Exception as error:
+            _report(error)
+
+    try:
+        sys.argv = prepare(sys.argv)
+        app.run(wrapped, flags_parser=lambda argv: _parse(argv, explain))
+    except (OSError, AttributeError, KeyError, ValueError, TypeError) as error:  # in flag parsing
+        if os.environ.get("DIFFJAX_TRACEBACK"):
+            raise
+        _fail(f"error: {explain(error)}", 2)
+
+
+def find_flag(argv: Sequence[str], name: str) -> str | None:
+    """The value of --name=VALUE or --name VALUE; None if it is not there."""
+    for argument, after in zip(argv, [*argv[1:], ""], strict=True):
+        key, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and key == name:
+            return value if equals else after
+    return None
+
+
+def _fail(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _report(error: Exception) -> None:
+    """Print what went wrong and exit: expected errors as a sentence, others as a traceback."""
+    if os.environ.get("DIFFJAX_TRACEBACK"):
+        raise error
+    if reason := _explain_backend():
+        _fail(f"error: {reason}", 1)
+    if isinstance(error, ConfigError):
+        _fail(f"error: {error}", 2)
+    if isinstance(error, (ValueError, OSError, RuntimeError)):
+        _fail(f"error: {error}\n(set DIFFJAX_TRACEBACK=1 to see where)", 1)
+    traceback.print_exception(error)  # not expected: the reader of the report needs it
+    sys.exit(1)
+
+
+def _explain_backend() -> str | None:
+    """Why JAX has no device; None if it has one."""
+    try:
+        jax.devices()
+        return None
+    except Exception:  # JAX raises an AssertionError without a message, among others
+        wanted = jax.config.read("jax_platforms")
+        return (
+            f"JAX finds no device for JAX_PLATFORMS={wanted!r}. Unset it, set it to cpu, or "
+            "install the JAX of your accelerator (pip install 'diffjax[cuda]' or 'diffjax[tpu]')"
+        )
+
+
+def _parse(argv: list[str], explain: Callable[[Exception], str]) -> list[str]:
+    """Read the flags; wrong ones exit with 2."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        _fail(f"error: {_explain_unknown(error.flagname)}", 2)
+    except flags.Error as error:
+        _fail(f"error: {_explain_value(error)}", 2)
+    raise AssertionError
+
+
+def _explain_unknown(name: str) -> str:
+    known = [n for n in flags.FLAGS if not n.startswith("config.")]
+    return f"unknown flag --{name}; --help lists the flags{suggest(name, known)}"
+
+
+def _explain_value(error: flags.Error) -> str:
+    """A value that its flag does not take, with what it takes."""
+    text = str(error)
+    found = re.match(r"flag --?([^\s=]+)=(.*?): (.*)", text, re.DOTALL)
+    if not found or found[1] not in flags.FLAGS:
+        return text
+    name, value, reason = found.groups()
+    wanted = WANTED.get(flags.FLAGS[name].flag_type())
+    if "other than None" in reason:
+        return f"--{name} is needed: {flags.FLAGS[name].help}"
+    if wanted and any(word in reason for word in ("could not convert", "invalid", "Non-boolean")):
+        return f"--{name} takes {wanted}, got {value!r}"
+    return f"--{name}={value}: {reason}"
+
+
+def is_ours(module: str | None) -> bool:
+    """Whether a module that defines flags is an entry point of diffjax, or shared by them."""
+    return module is not None and (
+        module.startswith(("diffjax.", "experiments.")) or module == sys.argv[0]
+    )
+
+
+def _refuse_unused(argv: Sequence[str], command: Command) -> None:
+    """
+    Raises:
+        UsageError: arguments that are no flags, or flags that this command does not use.
+    """
+    if len(argv) > 1:
+        raise UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags are --NAME=VALUE")
+    used = set(command.flags)
+    for name in flags.FLAGS:
+        module = flags.FLAGS.find_module_defining_flag(name)
+        root = name.partition(".")[0]
+        if flags.FLAGS[name].present and is_ours(module) and not {name, root} & used:
+            raise UsageError(
+                f"{command.name} does not use --{name}; --help lists the flags that it does"
+            )
+
+
+def _quiet_libraries() -> None:
+    """Our messages and everybody's warnings; Orbax alone logs dozens of lines a checkpoint."""
+
+    loaded = (sys.modules.get(name) for name in ("diffjax", "experiments"))
+    files = [module.__file__ for module in loaded if module]
+    ours_are = tuple(str(Path(file).parent) + os.sep for file in files if file)
+
+    def ours(record: std_logging.LogRecord) -> bool:
+        return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours_are)
+
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    logging.get_absl_handler().addFilter(ours)

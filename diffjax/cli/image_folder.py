@@ -1,0 +1,53 @@
+"""A folder of numbered images, which the same command completes after an interruption."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from diffjax.cli.image_options import ImageOptions, read_png
+from diffjax.types import ConfigError
+
+
+def number_path(folder: Path, number: int) -> Path:
+    """The file of an image: 00000.png and so on."""
+    return folder / f"{number:05d}.png"
+
+
+def list_images(options: ImageOptions, num: int) -> list[ImageOptions]:
+    """The options of each image in order: ``num`` images per prompt.
+
+    Image k has one prompt and the seed ``options.seed + k``.
+    """
+    prompts = [prompt for prompt in options.prompt for _ in range(num)]
+    return [
+        dataclasses.replace(options, prompt=(prompt,), seed=options.seed + k)
+        for k, prompt in enumerate(prompts)
+    ]
+
+
+def find_missing(images: Sequence[ImageOptions], folder: Path) -> list[int]:
+    """Numbers of the images that the folder does not hold yet.
+
+    Raises:
+        ConfigError: the folder holds an image with other options, or a file that is no such image.
+    """
+    missing = []
+    for number, options in enumerate(images):
+        path = number_path(folder, number)
+        if not path.exists():
+            missing.append(number)
+        elif read_png(path) != options:
+            raise ConfigError(f"{path} has other settings; choose another --out")
+    return missing
+
+
+def group_numbers(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Groups of one size, so that one program makes them all.
+
+    The last group is filled up with copies of its last number.
+    """
+    for start in range(0, len(numbers), size):
+        group = list(numbers[start : start + size])
+        yield group + group[-1:] * (size - len(group))

@@ -1,0 +1,215 @@
+"""What an image of `diffjax generate` depends on, and how a PNG stores it.
+
+A PNG holds the options as JSON in its text entry ``diffjax``. A picture may come from anyone, so
+what it says is compared with the types and ranges that the flags have before anything uses it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import PIL.Image
+from absl import logging
+from PIL.PngImagePlugin import PngInfo
+
+import diffjax
+from diffjax.control import BALANCES
+from diffjax.generate.checks import show
+from diffjax.types import ConfigError
+from diffjax.untrusted import parse_json
+from diffjax.writing import replace_file
+
+ENTRY = "diffjax"  # of a PNG's text, as JSON
+LONGEST = 2**16  # characters of the options in a PNG
+LARGEST_FILE = 2**28  # bytes of a PNG
+MOST_PIXELS = 2**26  # of a PNG that holds its options behind its pixels
+
+OptionValue = str | int | float | bool | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOptions:
+    """Everything that an image depends on; the fields are named as the flags are.
+
+    The order of the fields is that of the JSON in a PNG.
+    """
+
+    model: str | None = None
+    tokenizer: str | None = None
+    variant: str | None = None
+    dtype: str = "float32"
+    prediction: str | None = None
+    lora: tuple[str, ...] = ()
+    concept: tuple[str, ...] = ()
+    prompt: tuple[str, ...] = ()
+    negative: str | None = None
+    weighted: bool = False
+    clip_skip: int = 0
+    sampler: str | None = None
+    steps: int = 50
+    grid: str | None = None
+    eta: float | None = None
+    guidance: float | None = None
+    rescale: float = 0.0
+    height: int = 0
+    width: int = 0
+    init_image: str | None = None
+    mask: str | None = None
+    strength: float | None = None
+    control: tuple[str, ...] = ()
+    balance: str = "balanced"
+    refiner: str | None = None
+    refiner_start: float = 0.8
+    seed: int = 0
+    prompt_2: str | None = None
+    negative_2: str | None = None
+    vae: str | None = None
+
+    def to_dict(self) -> dict[str, OptionValue]:
+        """The options by name."""
+        return {name: getattr(self, name) for name in OPTION_NAMES}
+
+
+OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ImageOptions))
+DEFAULTS = ImageOptions()
+# The options that name files of this machine.
+PATHS = ("model", "tokenizer", "vae", "lora", "concept", "init_image", "mask", "control", "refiner")
+CHOICES = {
+    "dtype": ("float32", "bfloat16", "float16"),
+    "prediction": ("epsilon", "v_prediction"),
+    "balance": tuple(sorted(BALANCES)),
+}
+
+# By the type of an option: the types of its values in JSON, and what messages call them.
+_JSON_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "a text"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+    tuple[str, ...]: ((list,), "a list of texts"),
+}
+
+
+def _remove_none(hint: Any) -> Any:
+    """``str`` of ``str | None``."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(part for part in get_args(hint) if part is not type(None))
+    return hint
+
+
+_TYPES = {name: _remove_none(hint) for name, hint in get_type_hints(ImageOptions).items()}
+
+
+def save_png(picture: PIL.Image.Image, path: Path, options: ImageOptions) -> None:
+    """Write a PNG with its options. A file of that name is there as a whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    info = PngInfo()
+    stored = {**options.to_dict(), "version": diffjax.__version__}
+    info.add_text(ENTRY, json.dumps(stored))
+    with replace_file(path) as partial:
+        picture.save(partial, "PNG", pnginfo=info)
+
+
+def read_png(path: Path) -> ImageOptions:
+    """The options in a PNG. Options that the PNG does not have get their defaults.
+
+    Raises:
+        ConfigError: the PNG holds no options, or values that its flags would not take. The
+            message names the file.
+    """
+    text = _read_text(path)
+    try:
+        found = parse_json(text, "the text")
+    except ValueError as error:
+        raise ConfigError(f"{path}: its settings are no valid JSON: {error}") from error
+    if unknown := sorted(found.keys() - {*OPTION_NAMES, "version"}):
+        logging.warning("%s: settings that are not known: %s", path, json.dumps(unknown)[:200])
+    for name in OPTION_NAMES:
+        if name in found and (fault := find_fault(name, found[name])):
+            raise ConfigError(f"{path}: its setting {name} {fault}")
+    return make_options(found)
+
+
+def make_options(values: Mapping[str, object]) -> ImageOptions:
+    """Options of values by name. Names that are no options are left out."""
+    known: dict[str, Any] = {name: values[name] for name in OPTION_NAMES if name in values}
+    lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+    return ImageOptions(**{**known, **lists})
+
+
+def _read_text(path: Path) -> str:
+    """The text entry of a PNG, without decoding more than the bounds allow.
+
+    Raises:
+        ConfigError: the file is no PNG, is damaged or too large, or has no such entry.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ConfigError(f"{path} has more than 2^28 bytes; no image from here has")
+        with PIL.Image.open(path, formats=["PNG"]) as picture:
+            text = picture.info.get(ENTRY)
+            if text is None and picture.width * picture.height <= MOST_PIXELS:
+                text = getattr(picture, "text", {}).get(ENTRY)  # behind the pixels
+    except ConfigError:
+        raise
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {path}") from error
+    except PIL.UnidentifiedImageError as error:
+        raise ConfigError(f"{path} is no PNG, or a damaged one") from error
+    # Pillow has no one class of errors for damaged files and for texts that expand too much.
+    except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(text, str):
+        raise ConfigError(f"{path} holds no settings of diffjax generate")
+    if len(text) > LONGEST:
+        raise ConfigError(f"{path}: its settings have more than 2^16 characters")
+    return text
+
+
+def find_fault(name: str, value: object) -> str:
+    """Why a value read from JSON cannot be that of an option; empty if it can."""
+    accepted, called = _JSON_TYPES[_TYPES[name]]
+    if value is None:
+        return "" if getattr(DEFAULTS, name) is None else f"must be {called}, got None"
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+        return f"must be {called}, got {show(value)}"
+    if isinstance(value, list) and not all(isinstance(one, str) for one in value):
+        return f"must be {called}, got {show(value)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"must be finite, got {value}"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "is too large a number"
+    if isinstance(value, str | list):
+        return _find_fault_of_text(name, [value] if isinstance(value, str) else value)
+    return ""
+
+
+def _find_fault_of_text(name: str, texts: list[str]) -> str:
+    """Why texts cannot be those of an option; empty if they can."""
+    if not all(map(_is_unicode, texts)):
+        return "holds what is no Unicode text"
+    if name in PATHS and any("\0" in text for text in texts):
+        return "is no path of a file"
+    if name == "variant" and not re.fullmatch(r"[\w.-]+", texts[0]):
+        return f"must be a part of a file's name, got {show(texts[0])}"
+    if name in CHOICES and texts[0] not in CHOICES[name]:
+        return f"must be one of {', '.join(CHOICES[name])}, got {show(texts[0])}"
+    return ""
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

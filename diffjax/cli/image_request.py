@@ -1,0 +1,209 @@
+"""From the options of an image to the pipeline that makes it and the request that it is given."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from jax.typing import DTypeLike
+from tqdm import tqdm
+
+from diffjax import generate
+from diffjax.cli.image_options import OPTION_NAMES, ImageOptions
+from diffjax.cli.path_arguments import parse_concept, parse_control, parse_lora
+from diffjax.data import pictures
+from diffjax.pretrained import load_model, load_single_file
+from diffjax.pretrained.files import weights_file
+from diffjax.pretrained.models import Model
+from diffjax.types import ConfigError
+
+# The flags that set arguments of a request, where they have other names.
+_REQUEST_FLAGS = {
+    "key": "seed",
+    "guidance.scale": "guidance",
+    "image": "init_image",
+    "size": "height",
+    "refiner.start": "refiner_start",
+    "control.balance": "balance",
+    "num": "batch_size",
+}
+# The flags that set what messages of the library name.
+_LOADING_FLAGS = {
+    "variant=": "--variant",
+    "variant out": "--variant",
+    "tokenizer=": "--tokenizer",
+    "argument vae": "--vae",
+    "with_lora": "--lora",
+    "with_concept": "--concept",
+    "a ControlNet": "--control",
+    "allow_legacy_pickle": "--allow_legacy_pickle",
+}
+
+
+@contextlib.contextmanager
+def name_request_flags() -> Iterator[None]:
+    """Put the flag in front of errors about an argument of a request.
+
+    Raises:
+        ConfigError: in place of a RequestError in the context.
+    """
+    try:
+        yield
+    except generate.RequestError as error:
+        raise ConfigError(f"--{find_request_flag(error.argument)}: {error}") from error
+
+
+def find_request_flag(argument: str) -> str:
+    """The flag that sets an argument of a request, such as ``sampler.steps``."""
+    name = re.sub(r"\[\d+\]", "", argument)
+    first, _, last = name.partition(".")
+    candidates = (_REQUEST_FLAGS.get(name), last, _REQUEST_FLAGS.get(first))
+    return next((flag for flag in candidates if flag in (*OPTION_NAMES, "batch_size")), first)
+
+
+@contextlib.contextmanager
+def _name_loading_flags() -> Iterator[None]:
+    """Append the flags whose arguments an error of the library names.
+
+    Raises:
+        FileNotFoundError, ValueError: those of the context, with the flags.
+    """
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        named = {flag for argument, flag in _LOADING_FLAGS.items() if argument in str(error)}
+        if not named:
+            raise
+        raise type(error)(f"{error} (here: {', '.join(sorted(named))})") from error
+
+
+def load_pipeline(
+    options: ImageOptions, path: str, *, allow_legacy_pickle: bool = False
+) -> generate.Pipeline:
+    """The pipeline of a model with the adapters and the learned words of the options.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, or is not what it has to be.
+    """
+    with _name_loading_flags():
+        pipe = generate.load(
+            path,
+            dtype=jnp.dtype(options.dtype),
+            variant=options.variant,
+            tokenizer=options.tokenizer,
+            prediction=options.prediction,
+            vae=options.vae or None,
+        )
+        for file, scale in map(parse_lora, options.lora):
+            pipe = pipe.with_lora(file, scale=scale)
+        for file, word in map(parse_concept, options.concept):
+            pipe = pipe.with_concept(file, name=word, allow_legacy_pickle=allow_legacy_pickle)
+    return pipe
+
+
+def load_control(path: str, dtype: DTypeLike, variant: str | None = None) -> Model:
+    """A ControlNet or T2I-Adapter from a diffusers folder, or a ControlNet from a single file.
+
+    ``variant`` is that of the model: a folder that has no weights of the variant is read without.
+    """
+    if Path(path).is_dir():
+        return load_model(
+            path, dtype=dtype, variant=variant if weights_file(path, variant) else None
+        )
+    return load_single_file(path, parts=["controlnet"], dtype=dtype)["controlnet"]
+
+
+def make_request(options: ImageOptions) -> generate.Request:
+    """The request without seeds and networks, checked as far as it can be without a model.
+
+    Raises:
+        ConfigError: an option is wrong; the message names its flag.
+    """
+    image = None
+    if options.init_image:
+        mask = _open_picture("mask", options.mask) if options.mask else None
+        picture = _open_picture("init_image", options.init_image)
+        image = generate.Image(picture, options.strength, mask)
+    for text in options.control:
+        parse_control(text)
+    for text in options.lora:
+        parse_lora(text)
+    for text in options.concept:
+        parse_concept(text)
+    negative = None
+    if options.negative is not None or options.negative_2 is not None:
+        negative = _join_texts(options.negative or "", options.negative_2)
+    request = generate.Request(
+        [_join_texts(prompt, options.prompt_2) for prompt in options.prompt],
+        sampler=generate.Sampling(options.sampler, options.steps, options.grid, eta=options.eta),
+        guidance=generate.Guidance(options.guidance, negative, options.rescale),
+        image=image,
+        size=generate.Size(options.height, options.width),
+        clip_skip=options.clip_skip,
+        weighted=options.weighted,
+    )
+    with name_request_flags():
+        return request.read()
+
+
+def add_networks(
+    request: generate.Request, options: ImageOptions, *, allow_legacy_pickle: bool = False
+) -> generate.Request:
+    """The request with the refiner and the ControlNets of the options."""
+    refiner = None
+    if options.refiner:
+        plain = dataclasses.replace(options, lora=(), concept=())
+        pipe = load_pipeline(plain, options.refiner, allow_legacy_pickle=allow_legacy_pickle)
+        refiner = generate.Refiner(pipe, options.refiner_start)
+    dtype = jnp.dtype(options.dtype)
+    controls = []
+    for net, image, scale, start, end in map(parse_control, options.control):
+        model = load_control(net, dtype, options.variant)
+        picture = _open_picture("control", image)
+        controls.append(generate.Control(model, picture, scale, start, end, options.balance))
+    return dataclasses.replace(request, refiner=refiner, control=controls)
+
+
+def generate_images(
+    pipe: generate.Pipeline, request: generate.Request, images: Sequence[ImageOptions]
+) -> list[PIL.Image.Image]:
+    """Make the images of a batch, each with its prompt and its seed; a bar shows the steps.
+
+    Raises:
+        ConfigError: the request does not fit the model; the message names the flag.
+    """
+    fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+    fields["prompt"] = [_join_texts(one.prompt[0], one.prompt_2) for one in images]
+    fields["key"] = np.array([one.seed for one in images])
+    with name_request_flags(), tqdm(desc="steps", leave=False) as bar:
+
+        def show_progress(progress: generate.Progress) -> None:
+            bar.total = progress.count
+            bar.update()
+
+        return pipe(fields.pop("prompt"), **fields, callback=show_progress)
+
+
+def _open_picture(flag: str, path: str) -> PIL.Image.Image:
+    """The picture of a flag.
+
+    Raises:
+        ConfigError: the file is missing, damaged or too large.
+    """
+    try:
+        return pictures.open_image(path)
+    except OSError as error:
+        raise ConfigError(f"--{flag}: {path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"--{flag}: {error}") from error
+
+
+def _join_texts(first: str, second: str | None) -> str | generate.Prompt:
+    """A text, or the two texts of XL's encoders if the second one has its own."""
+    return first if second is None else generate.Prompt(first, second)

@@ -1,0 +1,87 @@
+"""Values of flags that join paths and numbers with colons, such as NET:IMAGE:SCALE."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from diffjax.types import ConfigError
+
+
+class ControlArgument(NamedTuple):
+    """The parts of a --control.
+
+    Attributes:
+        net: file or folder of the network.
+        image: file of its image.
+        scale: factor of what the network adds.
+        start, end: the shares of the steps between which the network acts, in [0, 1].
+    """
+
+    net: str
+    image: str
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+def split_path(text: str) -> tuple[str, str | None]:
+    """Split PATH:REST at its last colon. A text that is an existing path stays whole."""
+    head, colon, tail = text.rpartition(":")
+    return (head, tail) if colon and not Path(text).exists() else (text, None)
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """File and scale of a --lora.
+
+    Raises:
+        ConfigError: the scale is no finite number.
+    """
+    file, scale = split_path(text)
+    if not file or (scale is not None and not _is_number(scale)):
+        raise ConfigError(f"--lora={text}: must be FILE or FILE:SCALE, with a number")
+    return file, 1.0 if scale is None else float(scale)
+
+
+def parse_concept(text: str) -> tuple[str, str | None]:
+    """File and word of a --concept; None for the word that the file says.
+
+    Raises:
+        ConfigError: the file or the word is empty.
+    """
+    file, word = split_path(text)
+    if not file or word == "":
+        raise ConfigError(f"--concept={text}: must be FILE or FILE:WORD")
+    return file, word
+
+
+def parse_control(text: str) -> ControlArgument:
+    """The parts of a --control. Paths may hold colons.
+
+    Raises:
+        ConfigError: the value does not name a network and an image that exist.
+    """
+    parts = text.split(":")
+    for count in (3, 1, 0):
+        paths, numbers = parts[: len(parts) - count], parts[len(parts) - count :]
+        for k in range(1, len(paths)):
+            net, image = ":".join(paths[:k]), ":".join(paths[k:])
+            if (
+                net
+                and Path(net).exists()
+                and Path(image).is_file()
+                and all(map(_is_number, numbers))
+            ):
+                return ControlArgument(net, image, *map(float, numbers))
+    raise ConfigError(
+        f"--control={text}: must be NET:IMAGE[:SCALE[:START:END]], with a ControlNet and an image "
+        "that exist"
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,0 +1,221 @@
+"""A training step compiled for a topology: memory, FLOPs, traffic and time per chip.
+
+Figures are cached by config, source and versions, in ``DIFFJAX_CACHE`` or the user's cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+from ml_collections import ConfigDict
+
+from diffjax.launch.program_costs import count_collectives, count_flops
+from diffjax.launch.topologies import GIB, Chip, find_devices
+from diffjax.train import State, init_state, make_optimizer
+from diffjax.train.loop import compiled_step
+from diffjax.train.sharding import (
+    batch_sharding,
+    make_mesh,
+    sharded_fraction,
+    tree_sharding,
+    with_sharding,
+)
+from diffjax.types import PyTree, Task
+from diffjax.writing import write_atomically
+
+CACHE = Path(os.environ.get("DIFFJAX_CACHE", "~/.cache/diffjax")).expanduser() / "plan"
+NEEDED = r"([Uu]sed |temporaries \()(?P<used>[\d.]+)(?P<unit>[KMGT])"  # in XLA's messages
+T = TypeVar("T")
+Figures = dict[str, Any]  # numbers by name, and a few tables
+
+
+class StepCase(NamedTuple):
+    """What is compiled.
+
+    Attributes:
+        task: whose step it is.
+        frozen: shapes of the weights that it reads.
+        batch: global batch size to shapes of a batch.
+    """
+
+    task: Task
+    frozen: PyTree
+    batch: Callable[[int], PyTree]
+
+
+class DoesNotFit(RuntimeError):
+    """The compiled step needs more memory than a chip has.
+
+    Attributes:
+        needed: bytes, 0 if the compiler does not say.
+        sizes: what is known without compiling, state_bytes among it.
+    """
+
+    def __init__(self, needed: float, sizes: Mapping[str, float]):
+        size = f"{needed / GIB:.2f} GiB" if needed else "more than there is"
+        state = sizes["state_bytes"] / GIB
+        super().__init__(
+            f"the step does not fit: XLA needs {size}; the state takes {state:.2f} GiB"
+        )
+        self.needed = needed
+        self.sizes = dict(sizes)
+
+
+def compile_plan(cfg: ConfigDict, name: str, case: StepCase) -> Figures:
+    """Figures per chip of a config's training step on a topology.
+
+    Args:
+        cfg: gives the optimiser, the mesh and the batch size. Figures are cached by its content,
+            which must tell cases apart.
+        name: of the topology, such as ``v5e:2x4``.
+        case: the task whose step is compiled.
+
+    Raises:
+        DoesNotFit: by how much.
+        ConfigError: unknown topology, or no libtpu.
+        ValueError: the mesh of the config does not match its number of chips.
+    """
+    devices, chip = find_devices(name)
+    path = CACHE / f"{_make_key(cfg, name)}.json"
+    if path.exists():
+        stored = json.loads(path.read_text())
+        if "needed" in stored:
+            raise DoesNotFit(stored["needed"], stored["sizes"])
+        return dict(stored)
+    try:
+        figures = _compile(cfg, devices, chip, case)
+    except DoesNotFit as failure:
+        _save_json({"needed": failure.needed, "sizes": failure.sizes}, path)
+        raise
+    figures = {"topology": name, **figures}
+    _save_json(figures, path)
+    return figures
+
+
+def _compile(
+    cfg: ConfigDict, devices: list[jax.Device], chip: Chip | None, case: StepCase
+) -> Figures:
+    mesh = make_mesh(cfg.mesh, devices)
+    step, arguments, placed = _abstract_step(cfg, case, mesh)
+    state, frozen, _ = arguments
+    begun = time.monotonic()
+    sizes = {
+        "parameter_bytes": count_local_bytes(state.params),
+        "ema_bytes": count_local_bytes(state.ema),
+        "optimizer_bytes": count_local_bytes(state.opt),
+        "frozen_bytes": count_local_bytes(frozen),
+    }
+    sizes["state_bytes"] = sum(sizes.values())
+    compiled = compile_within_memory(lambda: step.lower(*arguments).compile(), sizes)
+    seconds = time.monotonic() - begun
+    memory = compiled.memory_analysis()
+    text = compiled.as_text()
+    cost = compiled.cost_analysis() or {}
+    flops = count_flops(step, *arguments) / len(devices)
+    peak = getattr(memory, "peak_memory_in_bytes", 0) or (
+        memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    )
+    return {
+        "chips": len(devices),
+        "mesh": dict(mesh.shape),
+        "batch": cfg.data.batch_size,
+        "batch_per_chip": cfg.data.batch_size / len(devices),
+        "sharded": sharded_fraction(state.params, placed.params),
+        **sizes,
+        "activation_bytes": int(memory.temp_size_in_bytes),
+        "peak_bytes": int(peak),
+        "limit_bytes": chip.bytes if chip else None,
+        "flops": flops,
+        "xla_flops": cost.get("flops"),
+        "bytes_accessed": cost.get("bytes accessed"),
+        "xla_seconds": cost.get("optimal_seconds"),
+        "loops": len(re.findall(r" while\(", text)),
+        "utilisation": _estimate_utilisation(flops, cost, chip, text),
+        "collectives": count_collectives(text),
+        "compile_seconds": seconds,
+    }
+
+
+def _estimate_utilisation(
+    flops: float, cost: Mapping[str, float], chip: Chip | None, text: str
+) -> float | None:
+    """Of the peak, in XLA's estimate; None where that counts the body of a loop only once."""
+    seconds = cost.get("optimal_seconds")
+    if chip is None or not seconds or seconds < 0 or " while(" in text:
+        return None
+    return float(flops / seconds / chip.flops)
+
+
+def _abstract_step(
+    cfg: ConfigDict, case: StepCase, mesh: jax.sharding.Mesh
+) -> tuple[Any, tuple[PyTree, ...], State]:
+    """The jitted step, its arguments as shapes with placements, and the state's placements."""
+    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
+    init = functools.partial(init_state, case.task, optimizer)
+    state = jax.eval_shape(init, jax.random.key(0), case.frozen, case.batch(1))
+    batch = case.batch(cfg.data.batch_size)
+    placed, cold = tree_sharding(state, mesh), tree_sharding(case.frozen, mesh)
+    step = compiled_step(case.task, optimizer, cfg, (placed, cold), mesh)
+    spread = jax.tree.map(lambda _: batch_sharding(mesh), batch)
+    trees = zip((state, case.frozen, batch), (placed, cold, spread), strict=True)
+    return step, tuple(with_sharding(*pair) for pair in trees), placed
+
+
+def compile_within_memory(compile: Callable[[], T], sizes: Mapping[str, float]) -> T:
+    """What a compilation gives.
+
+    Raises:
+        DoesNotFit: with these sizes, and by how much.
+    """
+    try:
+        return compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = re.search(NEEDED, str(error))
+        if not found and ("RESOURCE_EXHAUSTED" not in str(error) or "Vmem" in str(error)):
+            raise  # not of memory, or of a kernel's
+        scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+        needed = float(found["used"]) * scale[found["unit"]] if found else 0.0
+        raise DoesNotFit(needed, sizes) from error
+
+
+def count_local_bytes(tree: PyTree) -> int:
+    """Bytes of a placed tree on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _make_key(cfg: ConfigDict, name: str) -> str:
+    """A digest of all that the figures depend on."""
+    source = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        source.update(path.read_bytes())
+    versions: dict[str, str | None] = {}
+    for package in ("jax", "jaxlib", "flax", "optax", "libtpu"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    unused = ("sample", "eval")
+    config = {k: v for k, v in cfg.to_dict().items() if k not in unused}
+    content = [config, name, versions, source.hexdigest()]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[
+        :32
+    ]
+
+
+def _save_json(value: Figures, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(value, indent=2) + "\n")

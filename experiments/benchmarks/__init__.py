@@ -1,0 +1,1 @@
+"""Speed, costs and baselines: `python -m experiments.benchmarks.NAME`."""
