@@ -25,7 +25,8 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax import metrics
-from experiments import common, controlled, frozen, generation, judging, stored_config, weights
+from diffjax.evaluation import image_sets as judging
+from experiments import common, controlled, frozen, generation, stored_config, weights
 
 common.define_sampling_flags()
 SCALES = flags.DEFINE_list("scales", ["1"], "Factors of the residuals, a setting each.")

@@ -35,9 +35,12 @@ from tqdm import tqdm
 
 from diffjax import data, grids, likelihood, metrics, samplers
 from diffjax.data import shapes
+from diffjax.evaluation import image_sets as judging
+from diffjax.evaluation import reconstructions as first_stage
+from diffjax.evaluation import sweeps as sampler_sweep
 from diffjax.train import State
 from diffjax.train.frozen import content_hash
-from experiments import common, first_stage, frozen, generation, judging, sampler_sweep
+from experiments import common, frozen, generation
 
 common.define_sampling_flags()
 OURS = ("distance", "baselines", "bits", "ode_bits", "reconstruction", "captions")

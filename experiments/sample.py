@@ -17,13 +17,13 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax.data import shapes
+from diffjax.evaluation import sweeps as sampler_sweep
 from experiments import (
     common,
     discovery,
     finetuning,
     frozen,
     generation,
-    sampler_sweep,
     words,
 )
 

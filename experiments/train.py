@@ -29,6 +29,8 @@ from absl import flags, logging
 
 from diffjax import metrics
 from diffjax.config import resolve
+from diffjax.evaluation import image_sets as judging
+from diffjax.evaluation import reconstructions as first_stage
 from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
 from experiments import (
@@ -36,10 +38,8 @@ from experiments import (
     controlled,
     discovery,
     finetuning,
-    first_stage,
     frozen,
     generation,
-    judging,
     words,
 )
 

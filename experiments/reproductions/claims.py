@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import common, plots
+from diffjax.evaluation import plots
+from experiments import common
 
 
 class Claim(NamedTuple):

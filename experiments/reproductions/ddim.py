@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from diffjax.evaluation.sweeps import plot, table
 from experiments.reproductions.claims import NOTE, Claim, above, falls, floor, pair, read, values
 from experiments.reproductions.pieces import Piece, measuring, sweeping, training
-from experiments.sampler_sweep import plot, table
 
 PAPER = """FID of the paper on CIFAR-10 (table 1; quadratic spacing):
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from diffjax.evaluation.sweeps import plot, table
 from experiments.reproductions.claims import NOTE, Claim, above, floor, pair, read, values
 from experiments.reproductions.pieces import measuring, sweeping, training
-from experiments.sampler_sweep import plot, table
 
 MODEL = "edm14"
 EVALUATIONS = (9, 19, 35, 79)

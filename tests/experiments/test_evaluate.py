@@ -9,7 +9,8 @@ from safetensors.numpy import save_file
 
 from configs import ddpm
 from diffjax import metrics
-from experiments import generation, judging
+from diffjax.evaluation import image_sets as judging
+from experiments import generation
 from tests.parity import inception_cases
 
 

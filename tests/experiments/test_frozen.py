@@ -10,10 +10,11 @@ from safetensors.numpy import save_file
 
 from configs import autoencoder, ldm
 from configs.base import smoke
+from diffjax.evaluation import reconstructions as first_stage
 from diffjax.nets.autoencoder import AutoencoderKL
 from diffjax.pretrained import save_model
 from diffjax.pretrained.state_dict import to_state_dict
-from experiments import common, first_stage, frozen
+from experiments import common, frozen
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,10 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from diffjax.config import explain_unused
+from diffjax.evaluation import plots
 from diffjax.types import suggest
 from diffjax.writing import write_atomically
-from experiments import command_line, common, generation, plots
+from experiments import command_line, common, generation
 
 NAMES = {"distance": "Frechet distance", "all": "share of obeyed captions"}
 

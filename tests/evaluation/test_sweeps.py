@@ -8,7 +8,8 @@ import pytest
 
 from configs import ddpm
 from diffjax import grids, parameterization, samplers, schedules
-from experiments import common, generation, sampler_sweep
+from diffjax.evaluation import sweeps as sampler_sweep
+from experiments import common, generation
 from experiments.reproductions import claims, ddim
 
 

@@ -9,9 +9,10 @@ from PIL import Image
 
 from diffjax import data, metrics
 from diffjax.data import latents
+from diffjax.evaluation import image_sets as judging
 from diffjax.pretrained.clip import CLIP
 from diffjax.pretrained.tokenizers import Tokenizer, build, save_tokenizer
-from experiments import common, generation, judging
+from experiments import common, generation
 from tests.parity import inception_cases
 
 ROOT = Path(__file__).parents[2]
