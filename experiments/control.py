@@ -25,8 +25,9 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax import metrics
-from diffjax.evaluation import image_sets as judging
-from experiments import common, controlled, frozen, generation, stored_config, weights
+from diffjax.evaluation import measure_distance
+from diffjax.evaluation.image_grids import save_png, tile
+from experiments import common, controlled, frozen, stored_config, weights
 
 common.define_sampling_flags()
 SCALES = flags.DEFINE_list("scales", ["1"], "Factors of the residuals, a setting each.")
@@ -76,8 +77,8 @@ def main() -> None:
     rows.append(batch["image"])
     columns = min(len(hints[0]), SHOWN)
     out = folder / "control" / NAME.value
-    picture = generation.tile(np.concatenate([row[:columns] for row in rows]), columns=columns)
-    generation.save_png(picture, out.with_suffix(".png"))
+    picture = tile(np.concatenate([row[:columns] for row in rows]), columns=columns)
+    save_png(picture, out.with_suffix(".png"))
     common.save_json({"step": int(state.step), "settings": report}, out.with_suffix(".json"))
     logging.info("written to %s.png and .json", out)
 
@@ -105,7 +106,7 @@ def distance(cfg: Any, images: np.ndarray, real: np.ndarray) -> dict[str, Any]:
     """Distance to real images, and scores, if there are enough for them."""
     if not cfg.eval.features or len(images) < ENOUGH:
         return {}
-    return judging.judge(metrics.feature_network(cfg.eval.features), images, real)
+    return measure_distance(metrics.feature_network(cfg.eval.features), images, real)
 
 
 if __name__ == "__main__":

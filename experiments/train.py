@@ -29,8 +29,9 @@ from absl import flags, logging
 
 from diffjax import metrics
 from diffjax.config import resolve
-from diffjax.evaluation import image_sets as judging
-from diffjax.evaluation import reconstructions as first_stage
+from diffjax.evaluation import measure_distance
+from diffjax.evaluation.hint_fidelity import measure_control
+from diffjax.evaluation.image_grids import save_png, tile
 from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
 from experiments import (
@@ -38,8 +39,10 @@ from experiments import (
     controlled,
     discovery,
     finetuning,
+    first_stage,
     frozen,
     generation,
+    real_images,
     words,
 )
 
@@ -64,7 +67,7 @@ def _preview(cfg: Any, task: Any, folder: Any) -> Any:
     Those of a ControlNet stand below the hints of test images that control them.
     """
     if cfg.task == "autoencoder":
-        return first_stage.preview(cfg, folder)
+        return first_stage.make_preview(cfg, folder)
     if cfg.task == "classifier":
         return None
     preview, compiled = _quick(cfg), {}
@@ -80,8 +83,8 @@ def _preview(cfg: Any, task: Any, folder: Any) -> Any:
         )
         if not hosts.is_writer():
             return
-        picture = generation.tile(np.concatenate([*above, images]), columns=columns)
-        generation.save_png(picture, folder / "samples" / f"{step:08d}.png")
+        picture = tile(np.concatenate([*above, images]), columns=columns)
+        save_png(picture, folder / "samples" / f"{step:08d}.png")
         reporter.image("samples", step, picture)
 
     return write
@@ -106,13 +109,13 @@ def _evaluator(cfg: Any, task: Any) -> Any:
         raise common.UsageError("train.evaluate_every needs a classifier: config.eval.features")
     network = metrics.feature_network(cfg.eval.features)
     num = cfg.eval.loop_num
-    real, quick = judging.reference_images(cfg, num), _quick(cfg)
+    (real, _), quick = real_images.take(cfg, num), _quick(cfg)
     compiled: dict[Any, Any] = {}
 
     def measure(state: State, given: Any, step: int) -> dict[str, float]:
         maker = generation.image_maker(quick, task, state, given, compiled=compiled)
         images = maker.make(num=num, progress=f"evaluation at step {step}")
-        found = judging.judge(network, images, real, maker.model.num_classes)
+        found = measure_distance(network, images, real, maker.model.num_classes)
         return {k: v for k, v in found.items() if isinstance(v, float)}
 
     return measure
@@ -121,21 +124,20 @@ def _evaluator(cfg: Any, task: Any) -> Any:
 def _control_evaluator(cfg: Any) -> Any:
     """Callback that measures how hints of test images are kept to, with and without the prompt."""
     batch, paint = controlled.examples(cfg, cfg.eval.loop_num), None
-    hints = batch["hint"]
+    hints, features = batch["hint"], cfg.eval.features
+    network = metrics.feature_network(features) if features else None
 
     def measure(state: State, given: Any, step: int) -> dict[str, float]:
         nonlocal paint
         # The state's own arrays are given to the next step.
         paint = paint or controlled.Painter(_quick(cfg), given, jax.device_get(state.extra))
-        net, found = controlled.Net(cfg, state.ema), {}
-        for prompt, suffix in ((True, ""), (False, "_without_prompt")):
-            images = paint([net], controlled.Request(batch, [hints], prompt=prompt))
-            kept = controlled.fidelity(cfg, hints, images)
-            found |= {key + suffix: value for key, value in kept.items()}
-            if prompt and cfg.eval.features:
-                network = metrics.feature_network(cfg.eval.features)
-                found |= judging.judge(network, images, batch["image"])
-        return {k: v for k, v in found.items() if isinstance(v, float)}
+        net, painter = controlled.Net(cfg, state.ema), paint
+        return measure_control(
+            lambda prompt: painter([net], controlled.Request(batch, [hints], prompt=prompt)),
+            lambda images: controlled.fidelity(cfg, hints, images),
+            network=network,
+            real=batch["image"],
+        )
 
     return measure
 

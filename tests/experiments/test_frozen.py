@@ -10,7 +10,6 @@ from safetensors.numpy import save_file
 
 from configs import autoencoder, ldm
 from configs.base import smoke
-from diffjax.evaluation import reconstructions as first_stage
 from diffjax.nets.autoencoder import AutoencoderKL
 from diffjax.pretrained import save_model
 from diffjax.pretrained.state_dict import to_state_dict
@@ -85,13 +84,3 @@ def test_missing_perceptual_weights_say_what_to_do(tmp_path):
     assert set(frozen.load(small, tmp_path)) == {"classifier"}
     small.loss.perceptual = "none"
     assert frozen.load(small, tmp_path) is None
-
-
-def test_a_collapsed_codebook_is_said(caplog):
-    usage = np.zeros(64)
-    usage[0] = 1
-    with caplog.at_level("WARNING"):
-        first_stage._warn_of_collapse(np.full(64, 1 / 64))
-        assert not caplog.records
-        first_stage._warn_of_collapse(usage)
-    assert "collapsed: 1.6% of 64 codes are in use" in caplog.text

@@ -1,0 +1,66 @@
+"""Autoencoders of configs: previews and measures of what they reconstruct."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffjax import metrics
+from diffjax.evaluation.image_grids import interleave_rows, save_png
+from diffjax.evaluation.reconstructions import (
+    Reconstruct,
+    measure_reconstructions,
+    reconstruct,
+    warn_of_collapse,
+)
+from diffjax.tasks import make_autoencoder
+from diffjax.train import Reporter, State, hosts
+from diffjax.train.loop import OnSample
+from diffjax.types import PyTree
+from experiments import common, real_images
+
+SHOWN = 32  # images of a picture
+
+
+def make_reconstructor(cfg: ConfigDict, params: PyTree) -> Reconstruct:
+    """``images -> (reconstructions, codes)`` of a config's autoencoder."""
+    net, mesh = make_autoencoder(cfg.network, cfg.data.channels), common.mesh_of(cfg)
+    return lambda images: reconstruct(net, params, images, mesh)
+
+
+def draw(cfg: ConfigDict, params: PyTree) -> np.ndarray:
+    """A picture (H, W, 3) uint8 of test images above their reconstructions."""
+    images = real_images.open_split(cfg, "test").first(SHOWN).read_all()
+    return interleave_rows(images, make_reconstructor(cfg, params)(images)[0])
+
+
+def make_preview(cfg: ConfigDict, folder: Path) -> OnSample:
+    """Callback that writes that picture, and warns when a codebook collapses."""
+
+    def write(state: State, frozen: Any, step: int, reporter: Reporter) -> None:
+        picture = draw(cfg, state.ema)
+        if not hosts.is_writer():
+            return
+        save_png(picture, folder / "samples" / f"{step:08d}.png")
+        reporter.image("reconstructions", step, picture)
+        if "usage" in state.extra:
+            warn_of_collapse(np.asarray(state.extra["usage"]))
+
+    return write
+
+
+def measure(cfg: ConfigDict, state: State, num: int) -> dict[str, float | int | str]:
+    """Measures of ``num`` reconstructed test images, see `measure_reconstructions`."""
+    network = metrics.feature_network(cfg.eval.features) if cfg.eval.features else None
+    test = real_images.open_split(cfg, "test")
+    scores = measure_reconstructions(
+        make_reconstructor(cfg, state.ema),
+        test.first(2 * num if network else num).read_all(),
+        num,
+        network=network,
+        num_codes=cfg.network.codes if cfg.network.name == "vq" else 0,
+    )
+    return {"step": int(state.step), **scores}
