@@ -5,7 +5,7 @@
     python -m experiments.evaluate --workdir=runs/digits --metrics=fid,is,kid,prdc --num=50000 \\
         --inception=pt_inception-2015-12-05-6726825d.pth --allow_legacy_pickle
     python -m experiments.evaluate --images=FOLDER --reference=stats.npz --metrics=fid \\
-        --workdir=runs/judged --inception=...
+        --workdir=runs/measured --inception=...
     python -m experiments.evaluate --workdir=runs/digits --sweep=sampler=ddim --sweep=eta=0,0.5,1 \\
         --sweep=steps=5,10,20,50 --seeds=3 --name=ddim
 

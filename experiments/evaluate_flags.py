@@ -20,7 +20,9 @@ NAMES = flags.DEFINE_list(
     "metrics", ["distance", "baselines", "bits"], f"What to measure: {', '.join(METRICS)}."
 )
 IMAGES = flags.DEFINE_string(
-    "images", None, "Judge these instead of sampling: an npz with `images` or `arr_0`, or a folder."
+    "images",
+    None,
+    "Measure these instead of sampling: an npz with `images` or `arr_0`, or a folder.",
 )
 REFERENCE = flags.DEFINE_string(
     "reference", None, "npz of statistics or images, or a folder. Default: the training images."

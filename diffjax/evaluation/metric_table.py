@@ -237,6 +237,11 @@ def evaluate(
     if inception is not None:
         inputs["inception"] = _open_store(inception, names)
     check_inputs(names, inputs)
+    return _measure(names, inputs)
+
+
+def _measure(names: Sequence[str], inputs: Mapping[str, object]) -> dict[str, object]:
+    """The results of all metrics, each in its section."""
     result: dict[str, object] = {}
     sections: dict[str, dict[str, object]] = {}
     for name in names:

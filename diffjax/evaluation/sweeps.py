@@ -22,19 +22,20 @@ from diffjax.writing import read_json_lines, write_atomically
 AXIS_NAMES = {"distance": "Frechet distance", "all": "share of obeyed captions"}
 _TICK_RATIO = 1.15  # of neighbouring ticks; labels of closer ones would overlap
 
+Value = bool | int | float | str
 Row = dict[str, Any]  # of a sweep's file: axes, seed, num and what was measured
 Curve = dict[int, np.ndarray]  # network evaluations -> a metric over seeds
 _TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
-def parse_axes(axes: Sequence[str], section: ConfigDict) -> dict[str, list[Any]]:
+def parse_axes(axes: Sequence[str], section: ConfigDict) -> dict[str, list[Value]]:
     """``["eta=0,1", "steps=5,10"]`` to values of the types of a config's section.
 
     Raises:
         ConfigError: an axis is not of that form, is no key of the section, or has a value of
             another type.
     """
-    out: dict[str, list[Any]] = {}
+    out: dict[str, list[Value]] = {}
     for axis in axes:
         key, equals, values = axis.partition("=")
         if not equals or key not in section:
@@ -53,14 +54,14 @@ def _parse_truth(text: str) -> bool:
     return _TRUTH[text.lower()]
 
 
-_PARSERS: dict[type, tuple[Callable[[str], object], str]] = {
+_PARSERS: dict[type, tuple[Callable[[str], Value], str]] = {
     bool: (_parse_truth, "true or false"),
     int: (int, "a whole number"),
     float: (float, "a number"),
 }
 
 
-def _parse_value(axis: str, kind: type, text: str) -> object:
+def _parse_value(axis: str, kind: type, text: str) -> Value:
     """
     Raises:
         ConfigError: the text is no value of that type.
@@ -93,12 +94,12 @@ class Sweep(NamedTuple):
         stamp: a digest of all that the sweep keeps fixed, see `stamp_settings`.
     """
 
-    axes: Mapping[str, Sequence[Any]]
+    axes: Mapping[str, Sequence[Value]]
     seeds: int
     num: int
     stamp: str
 
-    def combinations(self) -> Iterator[dict[str, Any]]:
+    def combinations(self) -> Iterator[dict[str, Value]]:
         """Values by axis, the last axis fastest."""
         for values in itertools.product(*self.axes.values()):
             yield dict(zip(self.axes, values, strict=True))
@@ -111,13 +112,13 @@ class Sweep(NamedTuple):
             for values in self.combinations()
         ]
 
-    def key(self, row: Row) -> tuple[Any, ...]:
+    def key(self, row: Row) -> tuple[Value | None, ...]:
         """What tells the cell of a row from other cells."""
         return (*(row.get(axis) for axis in self.axes), row["seed"], row["num"])
 
 
 def stamp_settings(
-    axes: Mapping[str, Sequence[Any]], section: ConfigDict, settings: Mapping[str, object]
+    axes: Mapping[str, Sequence[Value]], section: ConfigDict, settings: Mapping[str, object]
 ) -> str:
     """A digest of all that a sweep keeps fixed: rows of another stamp are not taken for its own.
 

@@ -1,4 +1,4 @@
-"""Claims of papers, judged on what sweeps measured, and the tables they are shown in."""
+"""Claims of papers, checked on what sweeps measured, and the tables they are shown in."""
 
 from __future__ import annotations
 

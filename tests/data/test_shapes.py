@@ -1,4 +1,4 @@
-"""Captioned shapes: drawn ones obey their captions, and the judge sees when pictures do not."""
+"""Captioned shapes: drawn ones obey their captions, and the program sees when pictures do not."""
 
 import dataclasses
 
