@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import secrets
@@ -13,7 +14,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from absl import logging
 
 LINKS = 40  # that are followed, as Linux does
 _DESCRIPTOR = re.compile(r"/proc/(\d+)/(?:task/\d+/)?fd/(\d+)", re.ASCII)
@@ -27,6 +30,32 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     """
     with replace_file(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Write a value as indented JSON, atomically; folders on the way are made.
+
+    Raises:
+        TypeError, ValueError: JSON cannot hold it.
+        OSError: see `replace_file`.
+    """
+    text = json.dumps(value, indent=2) + "\n"
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file of ours; none if there is no file.
+
+    A cut last line, as a killed run leaves it, is dropped with a warning.
+    """
+    rows, file = [], Path(path)
+    for line in filter(None, file.read_bytes().split(b"\n") if file.exists() else []):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            logging.warning("dropping a cut line of %s", path)
+    return rows
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import host_share, make_mesh, tree_sharding, with_sharding
 from diffjax.types import Task, suggest
-from diffjax.writing import write_atomically
+from diffjax.writing import write_json
 from experiments import (
     command_line,
     controlled,
@@ -471,19 +471,6 @@ def untrained(cfg: ConfigDict, task: Task, frozen: Any = None) -> State:
     return jax.jit(lambda b, f: init_state(task, optimizer, key, f, b))(batch, frozen)
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a cut last line, as a killed run leaves it, is dropped."""
-    rows = []
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    for line in filter(None, lines):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            logging.warning("dropping a cut line of %s", path)
-    return rows
-
-
 def save_json(value: Any, path: Path) -> None:
     """Write JSON, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
+    write_json(path, value)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffjax.evaluation import plots
 from diffjax.types import choose
-from experiments import common, plots
+from experiments import common
 
 SECONDS = 10.0  # between two tables where output is not a terminal
 INCEPTIONS_OWN = ("fid", "rfid", "sfid", "kid")  # names that no other network's measures have

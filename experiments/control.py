@@ -25,9 +25,11 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax import metrics
+from diffjax.evaluation import measure_distance
+from diffjax.evaluation.image_grids import save_png, tile
 from diffjax.model import Model
 from diffjax.tasks import task_kind
-from experiments import common, controlled, frozen, generation, judging, stored_config, weights
+from experiments import common, controlled, frozen, generation, stored_config, weights
 
 common.define_sampling_flags()
 SCALES = flags.DEFINE_list(
@@ -98,8 +100,8 @@ def main() -> None:
     rows.append(batch["image"])
     columns = min(num, SHOWN)
     out = folder / "control" / NAME.value
-    picture = generation.tile(np.concatenate([row[:columns] for row in rows]), columns=columns)
-    generation.save_png(picture, out.with_suffix(".png"))
+    picture = tile(np.concatenate([row[:columns] for row in rows]), columns=columns)
+    save_png(picture, out.with_suffix(".png"))
     common.save_json({"step": int(state.step), "settings": report}, out.with_suffix(".json"))
     logging.info("written to %s.png and .json", out)
 
@@ -114,7 +116,7 @@ def distance(cfg: Any, images: np.ndarray, real: np.ndarray) -> dict[str, Any]:
     """Distance to real images, and scores, if there are enough for them."""
     if not cfg.eval.features or len(images) < ENOUGH:
         return {}
-    return judging.judge(metrics.feature_network(cfg.eval.features), images, real)
+    return measure_distance(metrics.feature_network(cfg.eval.features), images, real)
 
 
 if __name__ == "__main__":

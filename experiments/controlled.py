@@ -12,15 +12,15 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from diffjax import data, metrics
-from diffjax.data import shapes
+from diffjax import data
+from diffjax.evaluation.hint_fidelity import measure_fidelity
 from diffjax.model import Inputs, Model, make_control_network
 from diffjax.pretrained import configs, from_state_dict, load_model, save_model, to_state_dict
 from diffjax.tasks import make_task
 from diffjax.tasks.controlnet import NET
 from diffjax.types import select_options
 from diffjax.untrusted import read_json
-from experiments import common, finetuning, generation, inputs, stored_config, weights
+from experiments import common, finetuning, inputs, stored_config, weights
 
 RANDOM = "random"  # in place of a base: untrained, for tests
 
@@ -166,22 +166,9 @@ def inputs_of(
 
 
 def fidelity(cfg: Any, hints: np.ndarray, images: np.ndarray) -> dict[str, float]:
-    """Edge F1 or mask IoU between hints and images in [-1, 1], mean over images.
-
-    Edges are those that Canny finds in the image. Masks are judged by what has any colour of the
-    shapes, and only there.
-    """
-    kind = cfg.control.hint.name
-    if kind == "mask" and cfg.data.name.startswith("shapes"):
-        found = np.stack([shapes.colours(image) >= 0 for image in generation.to_uint8(images)])
-        wanted = hints.argmax(-1) > 0
-        iou = metrics.mask_iou(found.astype(int), wanted.astype(int), 2)
-        return {"mask_iou": float(iou.mean())}
-    if kind in ("canny", "edges"):
-        options = select_options("hint", "canny", data.HINTS, cfg.control.hint)
-        found = data.make_hints("canny", options)({"image": images})[..., 0]
-        return {"edge_f1": float(metrics.edge_f1(found, hints[..., 0]).mean())}
-    return {}
+    """Edge F1 or mask IoU between hints and images, see `measure_fidelity`."""
+    of_shapes = cfg.data.name.startswith("shapes")
+    return measure_fidelity(cfg.control.hint, hints, images, of_shapes=of_shapes)
 
 
 def as_pictures(hints: np.ndarray, channels: int) -> np.ndarray:

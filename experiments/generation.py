@@ -1,10 +1,9 @@
-"""Images of a trained model by any sampler, and pictures of images."""
+"""Images of a trained model by any sampler."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
-from PIL import Image
 
 from diffjax import control, data, guidance
+from diffjax.evaluation.image_grids import save_png as save_png
+from diffjax.evaluation.image_grids import tile as tile
+from diffjax.evaluation.image_grids import to_uint8 as to_uint8
 from diffjax.model import ImageMaker, Inputs, Model, make_sampler, make_steering
 from diffjax.model.images import pad_rows
 from diffjax.types import ConfigError, Rows, Sampler
@@ -188,29 +189,3 @@ def with_sample(cfg: ConfigDict, **sample: Any) -> ConfigDict:
     copy = ConfigDict(cfg.to_dict())
     copy.sample.update(sample)
     return copy
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] floats to 0..255."""
-    return np.clip(np.rint((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
-def tile(images: np.ndarray, *, columns: int | None = None, scale: int | None = None) -> np.ndarray:
-    """Images (N, H, W, C) in [-1, 1] as one (H', W', 3) uint8 picture, small ones enlarged."""
-    count, height, width, channels = images.shape
-    columns = columns or int(np.ceil(np.sqrt(count)))
-    scale = scale or max(1, 56 // height)
-    rows = -(-count // columns)
-    canvas = np.zeros((rows * columns, height, width, channels), np.uint8)
-    canvas[:count] = to_uint8(images)
-    canvas = canvas.repeat(scale, 1).repeat(scale, 2)
-    canvas = np.pad(canvas, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
-    canvas = canvas.reshape(rows, columns, *canvas.shape[1:]).swapaxes(1, 2)
-    picture = canvas.reshape(canvas.shape[0] * canvas.shape[1], -1, channels)
-    return picture.repeat(3, -1) if channels == 1 else picture[..., :3]
-
-
-def save_png(picture: np.ndarray, path: Path) -> None:
-    """Write a uint8 (H, W, 3) picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)

@@ -25,7 +25,8 @@ from typing import Any
 
 from absl import flags, logging
 
-from experiments import common, compare, plots
+from diffjax.evaluation import plots
+from experiments import common, compare
 from experiments.reproductions import results
 
 RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to compare; those of a sweep if not set.")

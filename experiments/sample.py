@@ -17,6 +17,8 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax.data import shapes
+from diffjax.evaluation.image_grids import save_png, tile, to_uint8
+from diffjax.evaluation.sweeps import check_axes, parse_axes
 from diffjax.model import make_sampler
 from experiments import (
     common,
@@ -24,7 +26,6 @@ from experiments import (
     finetuning,
     frozen,
     generation,
-    sampler_sweep,
     words,
 )
 
@@ -49,8 +50,8 @@ LABEL = flags.DEFINE_multi_string(
 
 def rows(cfg: Any, maker: generation.Drawer, num: int, seed: int) -> np.ndarray:
     """``num`` images for every value of --rows, one value after the other."""
-    ((key, values),) = sampler_sweep.parse([ROWS.value], cfg).items()
-    sampler_sweep.check_axes(cfg, [key])
+    ((key, values),) = parse_axes([ROWS.value], cfg.sample).items()
+    check_axes(cfg, [key])
     done = []
     for value in values:
         chosen = generation.with_sample(cfg, **{key: value})
@@ -117,10 +118,10 @@ def main() -> None:
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(state.step)}-seed{seed}"
     out = common.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out.with_name(out.name + ".npz"), images=generation.to_uint8(images))
+    np.savez_compressed(out.with_name(out.name + ".npz"), images=to_uint8(images))
     picture = out.with_name(out.name + ".png")
-    grid = generation.tile(images, columns=num) if ROWS.value else generation.tile(images[:100])
-    generation.save_png(grid, picture)
+    grid = tile(images, columns=num) if ROWS.value else tile(images[:100])
+    save_png(grid, picture)
     logging.info("%d images in %s.npz, shown in %s", len(images), out, picture)
 
 

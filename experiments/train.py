@@ -29,6 +29,9 @@ from absl import flags, logging
 
 from diffjax import metrics
 from diffjax.config import resolve
+from diffjax.evaluation import measure_distance
+from diffjax.evaluation.hint_fidelity import measure_control
+from diffjax.evaluation.image_grids import save_png, tile
 from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
 from experiments import (
@@ -39,7 +42,7 @@ from experiments import (
     first_stage,
     frozen,
     generation,
-    judging,
+    real_images,
     words,
 )
 
@@ -66,7 +69,7 @@ def _preview(cfg: Any, task: Any, folder: Any) -> Any:
     Those of a ControlNet stand below the hints of test images that control them.
     """
     if cfg.task == "autoencoder":
-        return first_stage.preview(cfg, folder)
+        return first_stage.make_preview(cfg, folder)
     if cfg.task == "classifier":
         return None
     preview, compiled = _quick(cfg), {}
@@ -83,8 +86,8 @@ def _preview(cfg: Any, task: Any, folder: Any) -> Any:
         )
         if not hosts.is_writer():
             return
-        picture = generation.tile(np.concatenate([*above, images]), columns=columns)
-        generation.save_png(picture, folder / "samples" / f"{step:08d}.png")
+        picture = tile(np.concatenate([*above, images]), columns=columns)
+        save_png(picture, folder / "samples" / f"{step:08d}.png")
         reporter.image("samples", step, picture)
 
     return write
@@ -109,14 +112,14 @@ def _evaluator(cfg: Any, task: Any) -> Any:
         raise common.UsageError("train.evaluate_every needs a classifier: config.eval.features")
     network = metrics.feature_network(cfg.eval.features)
     num = cfg.eval.loop_num
-    real, quick = judging.reference_images(cfg, num), _quick(cfg)
+    (real, _), quick = real_images.take(cfg, num), _quick(cfg)
     compiled: dict[Any, Any] = {}
 
     def measure(state: State, given: Any, step: int) -> dict[str, float]:
         model = common.assemble(cfg, state, given)
         drawer = generation.Drawer(quick, model, compiled=compiled)
         images = drawer.draw(num=num, progress=f"evaluation at step {step}")
-        found = judging.judge(network, images, real, model.num_classes)
+        found = measure_distance(network, images, real, model.num_classes)
         return {k: v for k, v in found.items() if isinstance(v, float)}
 
     return measure
@@ -125,20 +128,23 @@ def _evaluator(cfg: Any, task: Any) -> Any:
 def _control_evaluator(cfg: Any) -> Any:
     """Callback that measures how hints of test images are kept to, with and without the prompt."""
     batch, compiled = controlled.examples(cfg, cfg.eval.loop_num), {}
-    hints = batch["hint"]
+    hints, features = batch["hint"], cfg.eval.features
+    network = metrics.feature_network(features) if features else None
 
     def measure(state: State, given: Any, step: int) -> dict[str, float]:
-        model, found = common.assemble(cfg, state, given), {}
+        model = common.assemble(cfg, state, given)
         drawer = generation.Drawer(_quick(cfg), model, compiled=compiled)
-        for prompt, suffix in ((True, ""), (False, "_without_prompt")):
+
+        def draw(prompt: bool) -> np.ndarray:
             inputs = controlled.inputs_of(model, batch, [hints], prompt=prompt)
-            images = drawer.draw(num=len(hints), inputs=inputs)
-            kept = controlled.fidelity(cfg, hints, images)
-            found |= {key + suffix: value for key, value in kept.items()}
-            if prompt and cfg.eval.features:
-                network = metrics.feature_network(cfg.eval.features)
-                found |= judging.judge(network, images, batch["image"])
-        return {k: v for k, v in found.items() if isinstance(v, float)}
+            return drawer.draw(num=len(hints), inputs=inputs)
+
+        return measure_control(
+            draw,
+            lambda images: controlled.fidelity(cfg, hints, images),
+            network=network,
+            real=batch["image"],
+        )
 
     return measure
 

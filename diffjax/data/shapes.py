@@ -1,4 +1,4 @@
-"""Captioned coloured shapes, drawn by a program, and the program that judges pictures of them.
+"""Captioned coloured shapes, drawn by a program, and the program that checks pictures of them.
 
 A picture is one or two shapes on dark grey; its caption tells size, colour, shape and place of
 each: "a small red circle at the top left and a large blue square at the right". Image i is a
@@ -180,7 +180,7 @@ def parse(caption: str) -> tuple[Thing, ...]:
     return things
 
 
-# ---- judging ------------------------------------------------------------------------------------
+# ---- checking ----------------------------------------------------------------------------------
 
 
 class Verdict(NamedTuple):
@@ -211,7 +211,7 @@ def colours(picture: np.ndarray) -> np.ndarray:
     return np.where(along.max(-1) > 0.5 * norms[best], best, -1)
 
 
-def judge(picture: np.ndarray, things: Sequence[Thing]) -> Verdict:
+def check_picture(picture: np.ndarray, things: Sequence[Thing]) -> Verdict:
     """How well a picture (H, W, 3) uint8 shows what is asked for."""
     found = colours(picture)
     least = _LEAST * found.size

@@ -349,7 +349,9 @@ def _advance(
         window = _Window(reporter, run.config, step, values)
         stream = closing.enter_context(_closing(run.batches(step + offset, run.place)))
         bar = closing.enter_context(_progress(cfg.steps, step))
-        judge = closing.enter_context(_judge(run, on_evaluate)) if on_evaluate and every else None
+        evaluate = (
+            closing.enter_context(_keep_best(run, on_evaluate)) if on_evaluate and every else None
+        )
         reason = 0
         while step < cfg.steps and not (reason := stop.reason()):
             state, metrics = run.update(state, run.frozen, next(stream))
@@ -358,8 +360,8 @@ def _advance(
             bar.update()
             checkpoints.check()
             if step % cfg.log_every == 0:
-                due = judge and step % every == 0
-                look = partial(judge, state, run.frozen, step) if judge and due else dict
+                due = evaluate and step % every == 0
+                look = partial(evaluate, state, run.frozen, step) if evaluate and due else dict
                 loss = window.report(step, look)
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             if step % cfg.checkpoint_every == 0:
@@ -381,7 +383,7 @@ def _advance(
 
 
 @contextlib.contextmanager
-def _judge(run: _Run, on_evaluate: OnEvaluate) -> Iterator[OnEvaluate]:
+def _keep_best(run: _Run, on_evaluate: OnEvaluate) -> Iterator[OnEvaluate]:
     """``on_evaluate``, after which the state is offered to the best."""
     section = run.config.eval
     name, mode = section.get("best", ""), section.get("best_mode", "min")
@@ -390,14 +392,14 @@ def _judge(run: _Run, on_evaluate: OnEvaluate) -> Iterator[OnEvaluate]:
         return
     with Best(run.workdir / "best", name, mode=mode) as best:
 
-        def judge(state: State, frozen: PyTree, step: int) -> dict[str, float]:
+        def evaluate(state: State, frozen: PyTree, step: int) -> dict[str, float]:
             found = on_evaluate(state, frozen, step)
             if name not in found:
                 raise ValueError(f"eval.best={name!r} was not measured, but {', '.join(found)}")
             best.offer(step, found[name], state, run.metadata([], 0))
             return found
 
-        yield judge
+        yield evaluate
 
 
 @contextlib.contextmanager

@@ -38,7 +38,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 
 from diffjax import data
-from experiments import common, generation
+from diffjax.evaluation.image_grids import save_png, tile, to_uint8
+from experiments import common
 
 MINUTES = flags.DEFINE_float("minutes", 60.0, "Minutes of training; 0 only samples.", 0)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the weights, batches, noise and samples.")
@@ -211,8 +212,8 @@ def _write_samples(folder: Path, steps: int) -> None:
     images = _sample(folder, steps)
     taken = {"wall_seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds() - cpu}
     name = f"samples-{steps}" if SAMPLER.value == "ddim" else f"samples-ddpm-{steps}"
-    np.savez_compressed(folder / f"{name}.npz", images=generation.to_uint8(images))
-    generation.save_png(generation.tile(images[:100]), folder / f"{name}.png")
+    np.savez_compressed(folder / f"{name}.npz", images=to_uint8(images))
+    save_png(tile(images[:100]), folder / f"{name}.png")
     path = folder / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
     made = {"num": NUM.value, "seed": SEED.value, **taken}

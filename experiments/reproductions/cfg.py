@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import plots
+from diffjax.evaluation import plots
 from experiments.reproductions.claims import NOTE, Claim, above, floor, pair, read, values
 from experiments.reproductions.pieces import Piece, measuring, sweeping, training
 

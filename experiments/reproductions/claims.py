@@ -1,4 +1,4 @@
-"""Claims of papers, judged on what sweeps measured, and the tables they are shown in."""
+"""Claims of papers, checked on what sweeps measured, and the tables they are shown in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import common, plots
+from diffjax.evaluation import plots
+from experiments import common
 
 
 class Claim(NamedTuple):

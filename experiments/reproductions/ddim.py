@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from diffjax.evaluation.sweeps import format_table, plot
 from experiments.reproductions.claims import NOTE, Claim, above, falls, floor, pair, read, values
 from experiments.reproductions.pieces import Piece, measuring, sweeping, training
-from experiments.sampler_sweep import plot, table
 
 PAPER = """FID of the paper on CIFAR-10 (table 1; quadratic spacing):
 
@@ -154,19 +154,19 @@ squared error can fall as steps to the power -2.
 
 Sigma-hat is DDPM's fixedlarge, eta 1 its fixedsmall.
 
-{table(rows, ["eta", "steps"])}
+{format_table(rows, ["eta", "steps"])}
 ![ddim](ddim.png)
 
 ## Quadratic spacing
 
-{table(quadratic, ["eta", "steps"])}
+{format_table(quadratic, ["eta", "steps"])}
 ![spacings](ddim-grids.png)
 
 ## All 1000 steps of DDPM
 
 Fewer images, so more of these distances is the floor.
 
-{table(whole, ["variance", "steps"])}
+{format_table(whole, ["variance", "steps"])}
 ## The paper's figures
 
 {PAPER}"""

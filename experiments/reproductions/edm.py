@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from diffjax.evaluation.sweeps import format_table, plot
 from experiments.reproductions.claims import NOTE, Claim, above, floor, pair, read, values
 from experiments.reproductions.pieces import measuring, sweeping, training
-from experiments.sampler_sweep import plot, table
 
 MODEL = "edm14"
 EVALUATIONS = (9, 19, 35, 79)
@@ -108,12 +108,12 @@ With {best["num"]} images the distance of 18 Heun steps is {best["distance"]:.4g
 images {scale["real_floor"]:.4g}; of the matched Gaussian {scale["matched_gaussian"]:.4g}; of an
 untrained network {scale["untrained_network"]:.4g}.
 
-{table(compared, ["sampler", "steps"])}
+{format_table(compared, ["sampler", "steps"])}
 ## All samplers, fewer images
 
 {floor(data / "edm-floor.json")}
 
-{table(rows, ["sampler", "steps"])}
+{format_table(rows, ["sampler", "steps"])}
 ![samplers](edm.png)
 
 The paper on CIFAR-10, 35 evaluations of Heun: FID 1.97 (conditional: 1.79).

@@ -13,7 +13,8 @@ from PIL import Image
 
 from configs import controlnet
 from diffjax.data import pictures, shapes
-from experiments import controlled, generation
+from diffjax.evaluation.image_grids import save_png, tile
+from experiments import controlled
 from experiments.reproductions.claims import Claim, read, training
 from experiments.reproductions.ldm import PROMPTS
 from experiments.reproductions.pieces import Piece
@@ -164,7 +165,7 @@ def _verdicts(data: Path, name: str) -> list[shapes.Verdict]:
     """Whether each picture shows what its prompt says."""
     prompts = ROWS[name].prompts
     images = enumerate(_pictures(data, name))
-    return [shapes.judge(one, shapes.parse(prompts[k // COLUMNS])) for k, one in images]
+    return [shapes.check_picture(one, shapes.parse(prompts[k // COLUMNS])) for k, one in images]
 
 
 def _kept_to(data: Path, name: str) -> float:
@@ -198,12 +199,12 @@ def _table(data: Path) -> str:
 
 def _sheet(data: Path, name: str) -> None:
     """One row a prompt, one column a seed."""
-    sheet = generation.tile(
+    sheet = tile(
         _pictures(data, name) / 127.5 - 1,
         columns=COLUMNS,
         scale=SCALE,
     )
-    generation.save_png(sheet, data.parent / f"pipelines-{name}.png")
+    save_png(sheet, data.parent / f"pipelines-{name}.png")
 
 
 def _told(data: Path, name: str) -> str:

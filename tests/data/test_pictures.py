@@ -45,10 +45,10 @@ def three_uses(path, channels=3, split="train"):
     yield trained[0]["image"]
     generated, _ = images.read(pictures.open_image(path), channels=channels)
     yield generated[0] * 255
-    from experiments import judging
+    from diffjax.evaluation import from_file
 
-    judged = judging.from_file(str(path.parent)).read(0, 1)[0]
-    yield judged if channels == 3 else judged[..., :1]
+    measured = from_file(path.parent).read(0, 1)[0]
+    yield measured if channels == 3 else measured[..., :1]
 
 
 def grey(values, dtype, top):

@@ -1,4 +1,4 @@
-"""Captioned shapes: drawn ones obey their captions, and the judge sees when pictures do not."""
+"""Captioned shapes: drawn ones obey their captions, and the program sees when pictures do not."""
 
 import dataclasses
 
@@ -20,7 +20,9 @@ def drawn():
 
 def test_every_drawn_picture_obeys_its_caption(drawn):
     for scene, picture in zip(*drawn, strict=True):
-        assert shapes.judge(picture, scene.things) == Verdict(1, 1, 1, 1, 1), scene.caption()
+        assert shapes.check_picture(picture, scene.things) == Verdict(1, 1, 1, 1, 1), (
+            scene.caption()
+        )
 
 
 @pytest.mark.parametrize("field", ["size", "colour", "shape", "place"])
@@ -29,7 +31,7 @@ def test_one_wrong_word_is_seen(drawn, field):
     for scene, picture in zip(*drawn, strict=True):
         first = scene.things[0]
         wrong = first._replace(**{field: (getattr(first, field) + 1) % choices})
-        verdict = shapes.judge(picture, (wrong, *scene.things[1:]))
+        verdict = shapes.check_picture(picture, (wrong, *scene.things[1:]))
         taken = field == "colour" and wrong.colour in [t.colour for t in scene.things[1:]]
         assert verdict.all == 0
         if not taken:
@@ -39,12 +41,12 @@ def test_one_wrong_word_is_seen(drawn, field):
 def test_a_shape_too_many_is_seen(drawn):
     for scene, picture in zip(*drawn, strict=True):
         if len(scene.things) == 2:
-            assert shapes.judge(picture, scene.things[:1]).all == 0
+            assert shapes.check_picture(picture, scene.things[:1]).all == 0
 
 
 def test_an_empty_picture_obeys_nothing():
     grey = np.full((32, 32, 3), 60, np.uint8)
-    assert shapes.judge(grey, (Thing(0, 0, 0, 0),)) == Verdict(0, 0, 0, 0, 0)
+    assert shapes.check_picture(grey, (Thing(0, 0, 0, 0),)) == Verdict(0, 0, 0, 0, 0)
 
 
 def test_captions_are_read_back(drawn):

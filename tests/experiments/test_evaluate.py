@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from configs import ddpm
 from diffjax import metrics
-from experiments import generation, judging
+from experiments import evaluate_model, generation
 from tests.parity import inception_cases
 
 
@@ -66,11 +66,11 @@ def test_sweeps_say_what_they_measure(execute, tmp_path):
 
 def test_what_a_config_leaves_open_is_stored_as_it_was_used():
     cfg = generation.with_sample(ddpm.digits(), sampler="heun")
-    stored = judging.sampler_options(cfg)
+    stored = evaluate_model.list_sampler_options(cfg)
     assert stored["s_churn"] == 0.0 and stored["s_tmax"] is None and stored["eta"] is None
     json.dumps(stored, allow_nan=False)
     cfg = generation.with_sample(ddpm.digits(), sampler="ddim")
-    assert judging.sampler_options(cfg)["eta"] == 0.0
+    assert evaluate_model.list_sampler_options(cfg)["eta"] == 0.0
 
 
 def test_the_report_shows_inceptions_figures(execute, tmp_path):
@@ -97,13 +97,16 @@ def test_the_bound_is_that_of_the_model_that_is_sampled(execute, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--metrics=fid"], "need Inception: the Inception weights of FID are not part of"),
-        (["--metrics=fid,foo"], "unknown metrics ['foo']; choose from distance"),
+        (
+            ["--metrics=fid"],
+            "--metrics=fid needs Inception: the Inception weights of FID are not part of",
+        ),
+        (["--metrics=fid,foo"], "unknown metric 'foo'; choose from distance"),
         (["--metrics=psnr", "--num=3"], "3 images need as many originals"),
         (["--metrics=clip"], "clip needs --clip=FOLDER, a CLIPModel"),
         (["--metrics=bits,distance"], "bits are of a model, not of --images"),
         (["--metrics=distance"], "--reference is for fid, sfid"),
-        (["--metrics=psnr", "--reference="], "psnr need --reference, the originals"),
+        (["--metrics=psnr", "--reference="], "--metrics=psnr needs --reference, the originals"),
         (["--metrics=diversity"], "diversity needs --lpips=FILE"),
         (["--metrics=fid", "--inception=nowhere.pth"], "there is no file nowhere.pth"),
     ],

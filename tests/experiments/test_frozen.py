@@ -13,7 +13,7 @@ from configs.base import smoke
 from diffjax.nets.autoencoder import AutoencoderKL
 from diffjax.pretrained import save_model
 from diffjax.pretrained.state_dict import to_state_dict
-from experiments import common, first_stage, frozen
+from experiments import common, frozen
 
 
 @pytest.fixture(autouse=True)
@@ -84,13 +84,3 @@ def test_missing_perceptual_weights_say_what_to_do(tmp_path):
     assert set(frozen.load(small, tmp_path)) == {"classifier"}
     small.loss.perceptual = "none"
     assert frozen.load(small, tmp_path) is None
-
-
-def test_a_collapsed_codebook_is_said(caplog):
-    usage = np.zeros(64)
-    usage[0] = 1
-    with caplog.at_level("WARNING"):
-        first_stage._warn_of_collapse(np.full(64, 1 / 64))
-        assert not caplog.records
-        first_stage._warn_of_collapse(usage)
-    assert "collapsed: 1.6% of 64 codes are in use" in caplog.text

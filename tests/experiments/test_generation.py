@@ -5,13 +5,15 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffjax import data
+from configs import ddpm
+from diffjax import data, grids, parameterization, samplers, schedules
 from experiments import common, generation
 
 SMALL = (
@@ -72,3 +74,13 @@ def test_without_test_images_training_images_are_looked_at(tmp_path, caplog):
     found = common.test_source(cfg)
     assert "training images take their place" in caplog.text
     np.testing.assert_array_equal(data.batch_of(found, [0])["image"], -np.ones((1, 8, 8, 3)))
+
+
+def test_sampler_of_a_config():
+    cfg = generation.with_sample(ddpm.digits(), sampler="ddim", steps=7, eta=0.5)
+    sampler, plan = generation.sampler_of(
+        cfg, SimpleNamespace(schedule=schedules.linear(), parameterization=parameterization.eps())
+    )
+    expected = samplers.ddim(0.5).plan(grids.leading(schedules.linear(), 7))
+    assert np.array_equal(plan.coef, expected.coef)
+    assert sampler.step is samplers.ddim().step

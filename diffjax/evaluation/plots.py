@@ -1,0 +1,67 @@
+"""What the plots share: no window, one look, plain numbers on logarithmic axes.
+
+Matplotlib is imported when a figure is started: it is slow to import.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+
+def start(width: float = 6.5, height: float = 4.0) -> tuple[Figure, Axes]:
+    """A figure of a size in inches, and its axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(width, height))
+
+
+def colours(count: int) -> Sequence[tuple[float, ...]]:
+    """Colours that can be told apart, for ``count`` curves: 10, or 20, which is the most."""
+    import matplotlib.pyplot as plt
+
+    table = plt.get_cmap("tab10" if count <= 10 else "tab20")
+    return [table(k) for k in range(table.N)]
+
+
+def finish(figure: Figure, axes: Axes, out: Path | BinaryIO, *, beside: bool = False) -> None:
+    """Write a PNG with a grid and a legend, and close the figure.
+
+    Args:
+        beside: put the legend beside the curves, for many of them.
+    """
+    import matplotlib.pyplot as plt
+
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            _write_plain_numbers(axis)
+    axes.grid(alpha=0.3, which="both")
+    if beside:
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    else:
+        axes.legend(fontsize=8)
+    figure.savefig(out, dpi=110, bbox_inches="tight", format="png")
+    plt.close(figure)
+
+
+def _write_plain_numbers(axis: Axis) -> None:
+    """200 in place of 2 x 10^2, as many as there is room for."""
+    low, high = axis.get_view_interval()
+    few = range(2, 10) if high < 15 * low else (2, 5)
+
+    def minor(value: float, _: float) -> str:
+        digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
+        return f"{value:g}" if digit in few else ""
+
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(minor)

@@ -1,0 +1,208 @@
+"""The flags of `experiments.evaluate`: which of them are of use when, and what they open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from diffjax import evaluation, metrics
+from diffjax.evaluation import METRICS, FeatureStore, Reference
+from diffjax.evaluation.metric_table import check_names, find_metrics_of, needs_spatial
+from experiments import common, real_images
+from experiments.command_line import name_keys
+
+common.define_sampling_flags()
+NAMES = flags.DEFINE_list(
+    "metrics", ["distance", "baselines", "bits"], f"What to measure: {', '.join(METRICS)}."
+)
+IMAGES = flags.DEFINE_string(
+    "images",
+    None,
+    "Measure these instead of sampling: an npz with `images` or `arr_0`, or a folder.",
+)
+REFERENCE = flags.DEFINE_string(
+    "reference", None, "npz of statistics or images, or a folder. Default: the training images."
+)
+REFERENCE_NUM = flags.DEFINE_integer(
+    "reference_num", None, "How many reference images Inception sees. Default: all.", 1
+)
+SAVE_REFERENCE = flags.DEFINE_string(
+    "save_reference", None, "Write the reference's statistics to this npz and stop."
+)
+INCEPTION = flags.DEFINE_string("inception", None, "Weights of Inception, .pth or .safetensors.")
+LEGACY = flags.DEFINE_bool(
+    "allow_legacy_pickle", False, "Read --inception from a pickle, without running its code."
+)
+CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIPModel, for clip.")
+PROMPTS = flags.DEFINE_string("prompts", None, "File of texts, a line per image, for clip.")
+LPIPS = flags.DEFINE_string("lpips", None, "Weights of LPIPS (VGG16), for diversity.")
+SAVE_RECONSTRUCTIONS = flags.DEFINE_string(
+    "save_reconstructions",
+    None,
+    "Write an autoencoder's reconstructions to NAME.npz, the originals to NAME-originals.npz.",
+)
+PAIRS = flags.DEFINE_integer("pairs", 1000, "Pairs of images that diversity compares.", 2)
+RESIZE = flags.DEFINE_enum(
+    "resize", "tensorflow", ["tensorflow", "pytorch_fid"], "How Inception's input is resized."
+)
+OUT = flags.DEFINE_string("out", None, "Where to write; default: evaluation.json in the workdir.")
+SWEEP = flags.DEFINE_multi_string("sweep", [], "key=value,value,... of config.sample; repeatable.")
+SEEDS = flags.DEFINE_integer("seeds", 1, "Sampling seeds of the distance, or per cell.", 1)
+BITS_STEPS = flags.DEFINE_list("bits_steps", [], "Also the bound with so many steps each.")
+NAME = flags.DEFINE_string("name", "sweep", "Name of the sweep's files.")
+
+OWN = sorted(flag.name for flag in flags.FLAGS.get_flags_for_module(__name__))
+
+# Flags that are of use to each of the ways to evaluate.
+_MODEL = ("best", "weights", "sampler", "steps", "grid", "eta", "variance", "guidance")
+_FEATURES = ("reference", "reference_num", "inception", "allow_legacy_pickle", "resize")
+_FILES = ("clip", "prompts", "lpips", "pairs", "num", "out", "metrics")
+MODES = {
+    "save_reference": ("save_reference", *_FEATURES),
+    "images": ("images", *_FEATURES, *_FILES),
+    # The reference has a message of its own.
+    "sweep": ("sweep", "name", "seeds", "metrics", "num", "reference", "reference_num", *_MODEL),
+    "": (
+        *(*_MODEL, *_FEATURES, "lpips", "pairs", "num", "out", "metrics"),
+        *("seed", "seeds", "bits_steps", "save_reconstructions"),
+    ),
+}
+# The input of metrics that a flag gives, see `diffjax.evaluation.INPUTS`.
+INPUT_OF = {
+    **dict.fromkeys(("inception", "allow_legacy_pickle", "resize"), "inception"),
+    **{name: name for name in ("clip", "prompts", "lpips", "pairs", "bits_steps")},
+}
+_CLIP = (
+    "--clip=FOLDER, a CLIPModel of transformers with its tokenizer, and --prompts=FILE, a text a "
+    "line"
+)
+WHERE = {  # what a flag has to name
+    "inception": f"Inception: {metrics.INCEPTION_SOURCE}. Then pass --inception=FILE, and "
+    "--allow_legacy_pickle if it is the .pth file",
+    "clip": _CLIP,
+    "prompts": _CLIP,
+    "lpips": "--lpips=FILE, the weights of LPIPS (VGG16) as safetensors: see "
+    "diffjax.pretrained.perceptual.load_lpips",
+}
+FROM_DATA = {"network", "pool", "scenes", "model"}  # inputs that a config and its data give
+FROM_MODEL = {"untrained", "scenes", "model"}  # inputs that a model gives
+
+
+def read_names() -> list[str]:
+    """Names of the metrics that are asked for.
+
+    Raises:
+        UsageError: a name is unknown, or a flag has no effect on them or beside others.
+    """
+    names = list(dict.fromkeys(NAMES.value))
+    check_names(names)
+    _refuse_unused(names)
+    return names
+
+
+def _refuse_unused(names: Sequence[str]) -> None:
+    """
+    Raises:
+        UsageError: a flag that has no effect, beside others or on the metrics asked for.
+    """
+    mode = next(name for name in MODES if name == "" or flags.FLAGS[name].value)
+    beside = f"beside --{mode}" if mode else "without --images or --sweep"
+    every = {name for taken in MODES.values() for name in taken} | {"seed"}
+    for name in [name for name in flags.FLAGS if flags.FLAGS[name].present]:
+        if name in every and name not in MODES[mode]:
+            raise common.UsageError(f"--{name} has no effect {beside}")
+        takers = find_metrics_of([INPUT_OF[name]]) if name in INPUT_OF else names
+        if mode != "save_reference" and not set(takers) & set(names):
+            raise common.UsageError(
+                f"--{name} has no effect on --metrics={','.join(names)}; it is for "
+                f"{', '.join(takers)}"
+            )
+
+
+def select(names: Iterable[str], inputs: Iterable[str]) -> list[str]:
+    """Those metrics that cannot do without one of the inputs."""
+    return [name for name in names if set(inputs) & set(METRICS[name].needs)]
+
+
+def open_inputs(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The inputs of metrics that flags name.
+
+    Raises:
+        UsageError: a flag is missing; the message says what it has to name.
+    """
+    for key, what in WHERE.items():
+        if not flags.FLAGS[key].value and (some := select(names, [key])):
+            raise common.UsageError(f"--metrics={','.join(some)} needs {what}")
+    inputs: dict[str, Any] = {"pairs": PAIRS.value, "bits_steps": _parse_steps()}
+    if select(names, ["inception"]):
+        inputs["inception"] = open_store(folder, spatial=needs_spatial(names))
+    if select(names, ["clip"]):
+        inputs["clip"] = evaluation.load_text_scorer(CLIP.value)
+        inputs["prompts"] = evaluation.read_prompts(PROMPTS.value)
+    if select(names, ["lpips"]):
+        inputs["lpips"] = evaluation.load_lpips_distance(LPIPS.value)
+    return inputs
+
+
+def _parse_steps() -> list[int]:
+    """
+    Raises:
+        UsageError: --bits_steps holds no numbers of steps.
+    """
+    wrong = [text for text in BITS_STEPS.value if not text.isdecimal() or int(text) < 1]
+    if wrong:
+        raise common.UsageError(f"--bits_steps takes numbers of steps, got {wrong[0]!r}")
+    return [int(text) for text in BITS_STEPS.value]
+
+
+def open_store(folder: Path, *, spatial: bool) -> FeatureStore:
+    if not INCEPTION.value:
+        raise common.UsageError(f"--save_reference needs {WHERE['inception']}")
+    with name_keys({"allow_legacy_pickle": "--allow_legacy_pickle"}):
+        network = evaluation.load_inception(
+            INCEPTION.value, allow_legacy_pickle=LEGACY.value, resize=RESIZE.value
+        )
+    return FeatureStore(network, folder / "features", spatial=spatial)
+
+
+def read_reference(cfg: ConfigDict | None) -> Reference:
+    """--reference, or the training images of the config."""
+    if not REFERENCE.value:
+        return Reference(real_images.open_split(cfg).first(REFERENCE_NUM.value))
+    with name_keys({"num": "--reference_num"}):
+        return evaluation.read_reference(REFERENCE.value, REFERENCE_NUM.value)
+
+
+def read_config(names: Sequence[str]) -> ConfigDict | None:
+    """None where the images and what to compare them with are files."""
+    files = REFERENCE.value or not select(names, ["reference", "originals"])
+    from_files = files and not select(names, FROM_DATA) and common.CONFIG.value is None
+    return None if from_files else common.config()
+
+
+def find_out(folder: Path) -> Path:
+    """Where the measures go."""
+    return Path(OUT.value) if OUT.value else folder / "evaluation.json"
+
+
+def close_inputs(result: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+    """Remove the features that were kept, and say how images were resized for them."""
+    if "inception" in inputs:
+        inputs["inception"].clear()
+        result.setdefault("inception", {})["resize"] = RESIZE.value
+    return result
+
+
+def load_network(cfg: ConfigDict, asker: str) -> metrics.FeatureNetwork:
+    """The small classifier of the config's data.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not cfg.eval.features:
+        raise common.UsageError(f"{asker} needs config.eval.features, or metrics of Inception")
+    return metrics.feature_network(cfg.eval.features)

@@ -1,0 +1,289 @@
+"""What a trained model of a config is measured by: its samples, its likelihood, its sweeps.
+
+Functions without flags; `experiments.evaluate` has the flags.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from diffjax import metrics
+from diffjax.config import resolve
+from diffjax.data import shapes
+from diffjax.evaluation import (
+    METRICS,
+    ImageSet,
+    PixelModel,
+    Reference,
+    evaluate,
+    from_array,
+    from_maker,
+    save_images,
+    sweeps,
+)
+from diffjax.model import denoiser, make_sampler
+from diffjax.train import State
+from diffjax.train.frozen import content_hash
+from diffjax.types import PyTree, Task
+from experiments import common, first_stage, frozen, generation, real_images
+
+INVERTED = 64  # test images that the metric `reconstruction` wants
+_NOT_OF_MODEL = ("sample", "train", "optim", "ema", "mesh", "eval")  # sections of a config
+
+Scores = dict[str, object]
+
+
+class Trained(NamedTuple):
+    """A trained diffusion model of a config.
+
+    Attributes:
+        frozen: what its task reads but does not train.
+        maker: of its images.
+    """
+
+    cfg: ConfigDict
+    task: Task
+    state: State
+    frozen: PyTree
+    maker: generation.Drawer
+
+    @property
+    def classes(self) -> int:
+        """Classes that images take in turn; 0 if none, or as a ControlNet's hints have it."""
+        return 0 if self.cfg.task == "controlnet" else self.maker.model.num_classes
+
+
+def open_model(cfg: ConfigDict, folder: Path) -> Trained:
+    """The model of --weights or of a workdir.
+
+    Raises:
+        UsageError: there is none.
+    """
+    task = common.task_of(cfg)
+    state, weights = common.restore(cfg, task, folder), frozen.load(cfg, folder)
+    maker = generation.Drawer(cfg, common.assemble(cfg, state, weights))
+    return Trained(cfg, task, state, weights, maker)
+
+
+def describe_model(cfg: ConfigDict, state: State, weights: PyTree) -> Scores:
+    """What tells a model and its data from others, wherever its files are; not how it samples."""
+    return {
+        "config": {k: v for k, v in cfg.to_dict().items() if k not in _NOT_OF_MODEL},
+        "step": int(state.step),
+        "weights": content_hash((state.ema, state.extra, weights)),
+    }
+
+
+def list_sampler_options(cfg: ConfigDict) -> Scores:
+    """How images are sampled, with what the config leaves open filled in; JSON has no infinity."""
+    options = resolve(cfg)["sample"]
+    left_out = ("num", "batch_size")
+    return {k: None if v == math.inf else v for k, v in options.items() if k not in left_out}
+
+
+def measure_samples(
+    model: Trained,
+    names: Sequence[str],
+    *,
+    num: int,
+    seed: int,
+    seeds: int = 1,
+    reference: Reference | None = None,
+    **inputs: Any,
+) -> Scores:
+    """Measure what a model makes, and its likelihood.
+
+    Args:
+        num: images to make.
+        seeds: sampling seeds of the distance, from ``seed``.
+        reference: of metrics of Inception.
+        inputs: of metrics, which the model and its data do not give, see `evaluation.INPUTS`.
+    """
+    sampler = list_sampler_options(model.cfg)
+    result: Scores = {"step": int(model.state.step), "sampler": sampler, "seed": seed}
+    settings = {**describe_model(model.cfg, model.state, model.frozen), "sampler": sampler}
+    images = from_maker(model.maker.draw, num, seed=seed, settings=settings)
+    by_input = {name: set(METRICS[name].needs) for name in names}
+    likelihood = [n for n, needs in by_input.items() if "model" in needs]
+    ours = [n for n, needs in by_input.items() if needs & {"network", "untrained", "scenes"}]
+    others = [n for n in names if n not in (*likelihood, *ours)]
+    result |= evaluate(images, reference, others, **inputs)
+    result |= _measure_with_data(model, ours, num=num, seed=seed, seeds=seeds)
+    return result | _measure_likelihood(model, likelihood, **inputs)
+
+
+def _measure_with_data(
+    model: Trained, names: Sequence[str], *, num: int, seed: int, seeds: int
+) -> Scores:
+    """Measures that compare images with the config's own data."""
+    cfg, make = model.cfg, model.maker.draw
+    result: Scores = {}
+    inputs: Scores = {"classes": model.classes, "num": num}
+    images: ImageSet | None = None
+    if {"distance", "captions"} & set(names):
+        started = time.monotonic()
+        images = from_array(make(num=num, seed=seed), "samples")
+        result["sampling_seconds"] = time.monotonic() - started
+    if "captions" in names:
+        inputs["scenes"] = scenes_of(cfg, num)
+    pool = real = None
+    if {"distance", "baselines"} & set(names):
+        inputs["network"] = metrics.feature_network(cfg.eval.features)
+        pool = real_images.open_split(cfg)
+        inputs["pool"], real = pool, pool.first(num)
+    if "baselines" in names:
+        inputs["untrained"] = lambda count: _make_untrained(model, count)
+    result |= evaluate(images, real, names, **inputs)
+    if "distance" in names:
+        more = [from_array(make(num=num, seed=seed + k), "more") for k in range(1, seeds)]
+        scores = [evaluate(some, real, ["distance"], **inputs)["distance"] for some in more]
+        result["distance_by_seed"] = [result["distance"], *scores]
+    return result
+
+
+def scenes_of(cfg: ConfigDict, num: int) -> list[tuple[shapes.Thing, ...]]:
+    """What the captions of the first ``num`` test images ask for.
+
+    Raises:
+        UsageError: the data are not `shapes`.
+    """
+    if cfg.data.name != "shapes":
+        raise common.UsageError(
+            f"captions can be checked for data set shapes, not {cfg.data.name!r}"
+        )
+    return [shapes.scene("test", k).things for k in range(num)]
+
+
+def _make_untrained(model: Trained, num: int) -> Any:
+    """Images of the model before training, by few steps of DDIM."""
+    cfg = model.cfg
+    few = generation.with_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
+    state = common.untrained(cfg, model.task, model.frozen)
+    return generation.Drawer(few, common.assemble(few, state, model.frozen)).draw(num=num)
+
+
+def _measure_likelihood(model: Trained, names: Sequence[str], **inputs: Any) -> Scores:
+    cfg, net = model.cfg, model.maker.model
+    if net.space.net is not None or cfg.task == "controlnet":
+        if names:
+            logging.warning(
+                "%s: only for diffusion on pixels, without a ControlNet", ", ".join(sorted(names))
+            )
+        return {}
+    names = [name for name in names if name != "bits" or net.grid is not None]
+    if not names:
+        return {}
+    count = cfg.eval.bits_images
+    images, labels = real_images.take(
+        cfg, max(count, INVERTED if "reconstruction" in names else 0), "test"
+    )
+    pixels = PixelModel(
+        denoiser=lambda params, cond: denoiser(net._replace(params=params), cond),
+        params=model.state.ema,
+        schedule=net.schedule,
+        parameterization=net.parameterization,
+        levels=net.levels,
+        grid=net.grid,
+        variance=cfg.sample.variance or "fixedsmall",
+        clip=cfg.sample.clip,
+        batch_size=cfg.sample.batch_size,
+    )
+    inputs |= {"model": pixels, "test_images": images, "bits_images": count}
+    if net.num_classes:
+        inputs["test_labels"] = labels
+    return evaluate(metrics=names, **inputs)
+
+
+def sweep_samplers(
+    model: Trained,
+    axes: Sequence[str],
+    out: Path,
+    *,
+    num: int,
+    seeds: int,
+    captions: bool = False,
+) -> None:
+    """Measure the distance, or obedience to captions, over combinations of sampler options.
+
+    Args:
+        axes: ``KEY=VALUE,...`` of ``config.sample``.
+        out: path of the files without their suffix.
+
+    Raises:
+        ConfigError: axes that are wrong or not used, or files of another sweep.
+    """
+    cfg, maker = model.cfg, model.maker
+    values = sweeps.parse_axes(axes, cfg.sample)
+    if captions:
+        metric, inputs, real = "captions", {"scenes": scenes_of(cfg, num)}, None
+    else:
+        network = metrics.feature_network(cfg.eval.features)
+        real = real_images.open_split(cfg).first(num)
+        real = from_array(real.read_all(), real.name)  # in memory: every cell reads them
+        metric, inputs = network.id, {"network": network, "classes": model.classes}
+    settings = {**describe_model(cfg, model.state, model.frozen), "metric": metric}
+    stamp = sweeps.stamp_settings(values, cfg.sample, settings)
+    sweep = sweeps.Sweep(values, seeds, num, stamp)
+    for chosen in sweep.combinations():
+        sweeps.check_axes(generation.with_sample(cfg, **chosen), [*values])
+
+    def measure(cell: sweeps.Row) -> sweeps.Row:
+        chosen = generation.with_sample(cfg, **{key: cell[key] for key in values})
+        sampler, rows = make_sampler(chosen, maker.model)
+        scale = chosen.sample.get("guidance", 1.0)
+        twice = scale != 1 and not chosen.sample.get("classifier", "")
+        started = time.monotonic()
+        images = maker.draw(num=num, seed=cell["seed"], sampler=sampler, rows=rows, scale=scale)
+        seconds = time.monotonic() - started
+        name = "captions" if captions else "distance"
+        scores: Any = evaluate(from_array(images, "cell"), real, [name], **inputs)
+        return {
+            "evaluations": len(rows.level.t) * (1 + twice),
+            "seconds": seconds,
+            **(scores["captions"] if captions else scores),
+        }
+
+    sweeps.run_sweep(sweep, measure, out, metric="all" if captions else "distance")
+
+
+def measure_autoencoder(
+    cfg: ConfigDict,
+    state: State,
+    names: Sequence[str],
+    num: int,
+    *,
+    save: str | None = None,
+    **inputs: Any,
+) -> Scores:
+    """Measure an autoencoder's reconstructions of ``num`` test images.
+
+    Args:
+        save: path without suffix: also write the reconstructions to SAVE.npz, and the originals to
+            SAVE-originals.npz.
+        inputs: of metrics, such as ``inception``.
+    """
+    originals = real_images.open_split(cfg, "test").first(num)
+    run = first_stage.make_reconstructor(cfg, state.ema)
+    about = describe_model(cfg, state, None)
+    again = originals._replace(
+        name=json.dumps([originals.name, about], sort_keys=True),
+        read=lambda start, stop: run(originals.read(start, stop))[0],
+    )
+    result: Scores = {"step": int(state.step), "images": originals.num}
+    # Distance and PSNR are those of unrounded images, as in training.
+    by_table = [name for name in names if name not in ("distance", "psnr")]
+    result |= evaluate(again, originals, by_table, **inputs)
+    if {"distance", "psnr"} & set(names):
+        result |= first_stage.measure(cfg, state, num)
+    if save:
+        save_images(again, Path(f"{save}.npz"))
+        save_images(originals, Path(f"{save}-originals.npz"))
+    return result

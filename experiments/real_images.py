@@ -1,0 +1,64 @@
+"""The real images of a config, with which those of its model are compared."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffjax import data
+from diffjax.data import latents
+from diffjax.data.datasets import ENV_DIR
+from diffjax.evaluation import ImageSet, from_source
+from diffjax.evaluation.image_sets import take_labelled
+from experiments import common
+
+
+def with_images(cfg: ConfigDict) -> ConfigDict:
+    """A config whose data are images: where they are stored latents, the images behind them.
+
+    Raises:
+        UsageError: the latents do not say what they were made of.
+    """
+    if cfg.data.name != "latents":
+        return cfg
+    folder = cfg.data.dir or os.environ.get(ENV_DIR, "")
+    found = latents.origin(Path(folder)) if folder else {}
+    if not found:
+        raise common.UsageError(
+            f"the latents in {folder} do not say what they were made of, and there are no images "
+            "to compare with: name their data set, as in --config.data.name=fashion_mnist "
+            "--config.data.dir=FOLDER, or give --reference with metrics of Inception"
+        )
+    copy = ConfigDict(cfg.to_dict())
+    copy.data.update(found)
+    return copy
+
+
+def load_source(cfg: ConfigDict, split: str = "train") -> data.Source:
+    """A split of a config's data set, as images.
+
+    Raises:
+        UsageError: as `with_images` and `common.source_of`.
+    """
+    return common.source_of(with_images(cfg), split)
+
+
+def open_split(cfg: ConfigDict, split: str = "train") -> ImageSet:
+    """The images of a split in a fixed random order.
+
+    Of data without test images, the training images take their place, with a warning.
+
+    Raises:
+        UsageError: as `load_source`.
+    """
+    cfg = with_images(cfg)
+    source = common.test_source(cfg) if split == "test" else common.source_of(cfg, split)
+    return from_source(source, f"{cfg.data.name} {cfg.data.dir} {split} {source.shape}")
+
+
+def take(cfg: ConfigDict, num: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """The first ``num`` images (N, H, W, C) in [-1, 1] in that order, and their labels (N,)."""
+    return take_labelled(load_source(cfg, split), num)

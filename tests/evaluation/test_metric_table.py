@@ -1,0 +1,90 @@
+"""The table of metrics: what each needs, and metrics from outside of the package."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffjax import evaluation, metrics
+from diffjax.evaluation import METRICS, Metric, metric_table
+from diffjax.types import ConfigError
+
+
+def test_three_lines_evaluate_images(digits, tmp_path):
+    np.savez(tmp_path / "samples.npz", images=digits[:200])
+    network = metrics.feature_network("digits")
+    scores = evaluation.evaluate(tmp_path / "samples.npz", digits[200:400], network=network)
+    direct = evaluation.measure_distance(network, digits[:200], digits[200:400])
+    assert scores == direct and 0 < scores["distance"] < 50
+
+
+def test_metrics_of_inception_stand_apart(digits, network):
+    scores = evaluation.evaluate(
+        digits[:100],
+        digits[100:300],
+        ["distance", "fid", "sfid", "is", "psnr"],
+        originals=digits[:100],
+        network=metrics.feature_network("digits"),
+        inception=network,
+    )
+    assert scores["psnr"] == 100
+    assert scores["num"] == 100 and scores["inception"]["num_reference"] == 200
+    assert set(scores["inception"]) >= {"fid", "sfid", "inception_score"}
+    assert "fid" not in scores
+
+
+def test_a_metric_from_outside_is_one_function_and_one_entry(monkeypatch, digits):
+    def measure_brightness(images, threshold=0):
+        return {"brightness": float((images.read_all() > threshold).mean())}
+
+    monkeypatch.setitem(METRICS, "brightness", Metric(measure_brightness))
+    found = evaluation.evaluate(digits, metrics=["brightness"], threshold=100)
+    assert found == {"brightness": pytest.approx((digits > 100).mean())}
+    assert metric_table.find_metrics_of(["threshold"]) == ["brightness"]
+    with pytest.raises(ConfigError, match="'brightness' needs images: the images that are"):
+        evaluation.evaluate(metrics=["brightness"])
+
+
+def test_every_input_of_the_table_is_described():
+    taken = {name for metric in METRICS.values() for name in metric.inputs}
+    assert taken == set(metric_table.INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(metrics=["fidd"]), "unknown metric 'fidd'; choose from distance, .* mean 'fid'"),
+        (dict(metrics="distance"), "'distance' needs reference: real images"),
+        (dict(metrics=["fid"], reference=np.zeros((2, 8, 8, 1))), "'fid' needs inception: Incep"),
+        (dict(metrics=["bits"], images=None), "'bits' needs model: a diffjax.evaluation.Pixel"),
+        (dict(metrics=["clip"], prompts=["a"]), "'clip' needs clip: CLIP of"),
+        (dict(metrics=["clip"], promts=["a"]), "no metric takes the input 'promts'. Did you"),
+        (
+            dict(metrics=["psnr"], reference=np.zeros((2, 8, 8, 1))),
+            "'psnr': image k is compared with original k: 3 images need as many originals, not 2",
+        ),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_is_read(options, message):
+    unread = evaluation.ImageSet("unread", 3, lambda a, b: pytest.fail("images were read"))
+    with pytest.raises(ConfigError, match=message):
+        evaluation.evaluate(**{"images": unread, **options})
+
+
+def test_the_examples_of_the_page_run(monkeypatch, tmp_path):
+    page = (Path(__file__).parents[2] / "docs/metrics.md").read_text("utf-8")
+    section = page.partition("## From Python")[2].partition("\n## ")[0]
+    rng = np.random.default_rng(0)
+    samples, test_images = (rng.integers(0, 256, (40, 28, 28, 1), np.uint8) for _ in range(2))
+    np.savez(tmp_path / "samples.npz", images=samples)
+    monkeypatch.chdir(tmp_path)
+    names = {"test_images": test_images}
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 2
+    assert names["scores"]["distance"] > 0
+    again = evaluation.evaluate(samples, metrics=["brightness"], threshold=200)
+    assert again == {"brightness": pytest.approx((samples > 200).mean())}
+    del METRICS["brightness"]

@@ -1,0 +1,37 @@
+"""The images that those of a model are compared with: of data sets, and behind stored latents."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffjax.data import latents
+from experiments import common, real_images
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_data_come_in_a_fixed_random_order():
+    cfg = common.load_config(f"{ROOT}/configs/ddpm.py:digits")
+    found = real_images.open_split(cfg)
+    np.testing.assert_array_equal(found.read(3, 9), real_images.take(cfg, 9)[0][3:])
+    assert found.num == 1500
+    assert found.name == "digits  train (8, 8, 1)"  # as in the features that older runs kept
+    assert common.source_of(cfg) is common.source_of(cfg)  # read once
+
+
+def test_stored_latents_are_compared_with_the_images_behind_them(tmp_path):
+    cfg = common.load_config(f"{ROOT}/configs/ddpm.py:digits")
+    expected = real_images.take(cfg, 5)
+    cfg.data.update(name="latents", dir=str(tmp_path))
+    rows = {"moments": np.zeros((2, 4, 4, 2), np.float32), "label": np.zeros(2, np.int32)}
+    about = dict(count=2, image_shape=(8, 8, 1), num_classes=10, levels=17, encoder="x")
+    latents.write(tmp_path / "train", [rows], **about)
+    with pytest.raises(
+        common.UsageError, match=r"do not say .* --config\.data\.name=.* --reference"
+    ):
+        real_images.open_split(cfg)
+    latents.write(tmp_path / "train", [rows], **about, images={"name": "digits", "dir": ""})
+    for found, wanted in zip(real_images.take(cfg, 5), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(real_images.open_split(cfg).read(0, 5), expected[0])
