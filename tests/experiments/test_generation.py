@@ -14,6 +14,7 @@ from PIL import Image
 
 from configs import ddpm
 from diffjax import data, grids, parameterization, samplers, schedules
+from diffjax.model import make_sampler
 from experiments import common, generation
 
 SMALL = (
@@ -78,7 +79,7 @@ def test_without_test_images_training_images_are_looked_at(tmp_path, caplog):
 
 def test_sampler_of_a_config():
     cfg = generation.with_sample(ddpm.digits(), sampler="ddim", steps=7, eta=0.5)
-    sampler, plan = generation.sampler_of(
+    sampler, plan = make_sampler(
         cfg, SimpleNamespace(schedule=schedules.linear(), parameterization=parameterization.eps())
     )
     expected = samplers.ddim(0.5).plan(grids.leading(schedules.linear(), 7))
