@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-import diffjax.config
+import diffjax.config.store
 from diffjax import data, grids, samplers
+from diffjax.config import read_config
 from diffjax.data.folders import NoSuchSplit
 from diffjax.model import Model, make_model
 from diffjax.tasks import assemble_model, task_kind
@@ -35,7 +36,6 @@ from experiments import (
     weights,
     words,
 )
-from experiments import stored_config as stored_config_module
 from experiments.command_line import UsageError, find_flag, name_keys, refuse_config
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -88,7 +88,7 @@ def _with_config(argv: list[str]) -> list[str]:
     if stored is None and (folder := find_flag(argv, "workdir")):
         stored = str(Path(folder) / "config.json")
     if chosen is None and stored and Path(stored).exists():
-        chosen = f"{Path(__file__).with_name('stored_config.py')}:{stored}"
+        chosen = f"{diffjax.config.store.__file__}:{stored}"
         argv = [argv[0], f"--config={chosen}", *argv[1:]]
     if chosen:
         load_config(chosen)
@@ -141,7 +141,7 @@ def load_config(name: str) -> ConfigDict:
 
 def stored_config(folder: Path) -> ConfigDict:
     """The config that the run in a workdir was started with."""
-    return stored_config_module.get_config(str(folder / "config.json"))
+    return read_config(folder / "config.json")
 
 
 def workdir() -> Path:
@@ -185,6 +185,7 @@ def config() -> ConfigDict:
         if key in flags.FLAGS and flags.FLAGS[key].value is not None:
             chosen.sample[key] = flags.FLAGS[key].value
             given[f"--{key}"] = f"sample.{key}"
+    diffjax.config.complete(chosen)
     discovery.settle(chosen)
     with refuse_config():
         diffjax.config.check(chosen)

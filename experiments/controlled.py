@@ -13,6 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax import data, metrics
+from diffjax.config import store as stored_config
 from diffjax.data import shapes
 from diffjax.model import Inputs, Model, make_control_network
 from diffjax.pretrained import configs, from_state_dict, load_model, save_model, to_state_dict
@@ -20,7 +21,7 @@ from diffjax.tasks import make_task
 from diffjax.tasks.controlnet import NET
 from diffjax.types import select_options
 from diffjax.untrusted import read_json
-from experiments import common, finetuning, generation, inputs, stored_config, weights
+from experiments import common, finetuning, generation, inputs, weights
 
 RANDOM = "random"  # in place of a base: untrained, for tests
 

@@ -49,7 +49,7 @@ def rows(cfg: Any, maker: generation.Drawer, num: int, seed: int) -> np.ndarray:
     for value in values:
         chosen = generation.with_sample(cfg, **{key: value})
         sampler, plan = make_sampler(chosen, maker.model)
-        scale = chosen.sample.get("guidance", 1.0)
+        scale = chosen.sample.guidance
         done.append(
             maker.draw(
                 num=num, seed=seed, sampler=sampler, rows=plan, scale=scale,

@@ -97,7 +97,7 @@ def _evaluator(cfg: Any, task: Any) -> Any:
     Raises:
         UsageError: there is no classifier for this data set.
     """
-    if not cfg.train.get("evaluate_every", 0):
+    if not cfg.train.evaluate_every:
         return None
     if cfg.task == "autoencoder":
         return lambda state, given, step: first_stage.measure(cfg, state, cfg.eval.loop_num)

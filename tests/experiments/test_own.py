@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import own
+from diffjax.config import read_config
 from diffjax.data.survey import reduce_size, survey_images
-from experiments import common, discovery, stored_config, words
+from experiments import common, discovery, words
 
 COUNT = 8
 
@@ -229,7 +230,7 @@ def test_classes_from_training_to_pictures(execute, folder, tmp_path):
     images, run = folder / "images", tmp_path / "run"
     out = train(execute, "classes", images, run)
     assert "2 classes: 0 cat, 1 dog" in out and "8 RGB pictures of 40x56" in out
-    stored = stored_config.get_config(str(run / "config.json"))
+    stored = read_config(run)
     assert isinstance(stored, ConfigDict) and common.image_shape(stored) == (40, 56, 3)
     assert stored.data.num_classes == 2
     out = execute("sample", f"--workdir={run}", "--label=dog", "--num=2")
