@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from diffjax.runs import abstract_batch
 from diffjax.train import State, make_optimizer, make_step
-from experiments import common, frozen, inputs, topology
+from experiments import common, frozen, topology
 from experiments.compare import text_table
 
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
@@ -47,7 +48,7 @@ def _bytes(tree: Any) -> int:
 def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
     """FLOPs of a training step and of one network evaluation, per image."""
     step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
-    batch = inputs.abstract_batch(cfg, 1)
+    batch = abstract_batch(cfg, 1)
     training = topology.count_flops(step, state, frozen.abstract(cfg), batch)
     if cfg.task != "diffusion":  # without a perceptual network, which is the user's
         return {"training_flops_per_image": training}

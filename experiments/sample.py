@@ -16,17 +16,10 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
-from diffjax.data import shapes
+from diffjax import runs
 from diffjax.model import make_sampler
-from experiments import (
-    common,
-    discovery,
-    finetuning,
-    frozen,
-    generation,
-    sampler_sweep,
-    words,
-)
+from diffjax.runs.classes import NAMED
+from experiments import common, frozen, generation, sampler_sweep
 
 common.define_sampling_flags()
 OUT = flags.DEFINE_string("out", None, "Path without suffix; default: samples/ in the workdir.")
@@ -63,11 +56,10 @@ def _text(cfg: Any) -> Any:
     """Tokens of the prompts, or None for the captions of the data."""
     if not PROMPT.value:
         return None
-    if cfg.get("cond", {}).get("context", "") not in ("text", "clip", "clip_xl"):
+    tokenizers = runs.make_tokenizers(cfg, common.run_folder())
+    if not tokenizers:
         raise common.UsageError("--prompt has no effect: this model was not trained on captions")
-    if words.are_own(cfg):
-        return words.tokens(cfg, PROMPT.value)
-    return finetuning.tokens(cfg, PROMPT.value) if "model" in cfg else shapes.tokenize(PROMPT.value)
+    return runs.tokenize(cfg, tokenizers, PROMPT.value)
 
 
 def _labels(cfg: Any, count: int) -> Any:
@@ -76,15 +68,15 @@ def _labels(cfg: Any, count: int) -> Any:
     Raises:
         UsageError: there is no such class.
     """
-    names = discovery.known_classes(cfg) if count else ()
+    names = runs.read_known_classes(cfg, common.run_folder()) if count else ()
     if count:
         chosen = LABEL.value or names or ["all"]
-        logging.info("classes in turn: %s", ", ".join(chosen[: discovery.NAMED]))
+        logging.info("classes in turn: %s", ", ".join(chosen[:NAMED]))
     elif LABEL.value:
         raise common.UsageError("--label is for models that are told classes; this one is not")
     if not LABEL.value:
         return None
-    return np.array([discovery.class_number(label, names, count) for label in LABEL.value])
+    return np.array([runs.find_class(label, names, count) for label in LABEL.value])
 
 
 USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other modules

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 
 import diffjax
+from diffjax.runs import abstract_batch
 from diffjax.train import State, init_state, make_optimizer
 from diffjax.train.loop import compiled_step
 from diffjax.train.sharding import (
@@ -36,7 +37,7 @@ from diffjax.train.sharding import (
     with_sharding,
 )
 from diffjax.types import Task
-from experiments import common, frozen, inputs
+from experiments import common, frozen
 
 GIB = 2**30
 CACHE = Path(os.environ.get("DIFFJAX_CACHE", "~/.cache/diffjax")).expanduser() / "plan"
@@ -73,7 +74,7 @@ class Case(NamedTuple):
 def case_of(cfg: Any) -> Case:
     """The case of a config."""
     weights = frozen.abstract(cfg)
-    return Case(common.task_of(cfg), weights, lambda size: inputs.abstract_batch(cfg, size))
+    return Case(common.task_of(cfg), weights, lambda size: abstract_batch(cfg, size))
 
 
 # Asked by libtpu when it starts; any slice can be described afterwards.

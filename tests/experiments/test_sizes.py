@@ -8,6 +8,7 @@ from PIL import Image
 
 from configs import ddpm
 from diffjax.config import read_config
+from diffjax.types import ConfigError
 from experiments import common
 
 SIZE = (40, 56)
@@ -83,5 +84,5 @@ def test_a_stored_size_can_become_another(tmp_path):
 def test_a_config_with_another_size_names_the_key():
     cfg = ddpm.get_config("digits")
     cfg.data.image_size = (8, 0)
-    with pytest.raises(common.UsageError, match=r"config\.data\.image_size=\(8, 0\)"):
+    with pytest.raises(ConfigError, match=r"config\.data\.image_size=\(8, 0\)"):
         common.image_shape(cfg)
