@@ -18,6 +18,7 @@ from diffjax.data import HINTS
 from diffjax.model.space import AUTOENCODERS
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.controlnet import ControlNet
+from diffjax.tasks import TASKS
 from diffjax.train.optimizer import DECAYS, OPTIMIZERS
 from diffjax.types import choose, option_names
 
@@ -164,3 +165,5 @@ def check(config: Mapping[str, Any] | ConfigDict) -> None:
     plain = _copy(config)
     check_values(plain)
     _list_chosen(plain)
+    if "task" in plain:
+        choose("task", plain["task"], TASKS)

@@ -53,7 +53,7 @@ def _or_list(low: int, high: int) -> Spec:
 # By dotted key. What a config leaves to its data is 0, and -1 of classes; an option that is open
 # may be None.
 SPECS: Mapping[str, Spec] = {
-    "task": exactly("diffusion", "autoencoder", "controlnet", "lora", "classifier"),
+    "task": _NAME,
     "seed": integer(0, MOST),
     "data.name": _NAME,
     "data.image_size": either(integer(0, 2**16), listed(integer(1, 2**16), 2)),

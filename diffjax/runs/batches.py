@@ -12,8 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax import data
-from diffjax.runs.hints import hint_shape, make_hints
 from diffjax.model.condition import ENCODERS, added_shapes, embedding_shapes
+from diffjax.runs.hints import hint_shape, make_hints
 from diffjax.tasks import task_kind
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import host_share

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from diffjax import data
 from diffjax.data import shapes
+from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.nets.text import CLIPText
 from diffjax.pretrained.tokenizers import (
     OPEN_CLIP_PAD,
@@ -35,7 +36,6 @@ from diffjax.pretrained.tokenizers import (
 from diffjax.runs.batches import NOISE
 from diffjax.runs.loading import load_unchecked
 from diffjax.runs.record import is_trained
-from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.train import hosts
 from diffjax.types import ConfigError
 

@@ -172,6 +172,13 @@ def test_values_out_of_range_are_named(path, value):
         config.check(cfg)
 
 
+def test_an_unknown_task_is_named():
+    cfg = config.make()
+    cfg.task = "difusion"
+    with pytest.raises(ValueError, match=r"unknown task 'difusion'.* Did you mean 'diffusion'"):
+        config.check(cfg)
+
+
 def test_defaults_are_in_range():
     config.check(config.make())
     config.check(ConfigDict({"seed": 1}))

@@ -18,7 +18,7 @@ WRONG = [
     ("sample.gamma", 2.0, "a finite number from 0 to 1"),
     ("network.dropout", 1.0, "at least 0 and less than 1"),
     ("optim.lr", 0.0, "a finite number above 0"),
-    ("task", "difusion", "diffusion"),
+    ("task", 3, "text"),
 ]
 
 

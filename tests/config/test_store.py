@@ -12,8 +12,8 @@ from diffjax.config import make, read_config, resolve
 from diffjax.config.ranges import flatten
 from diffjax.config.store import NOTE, get_config
 from diffjax.data import sides
+from diffjax.model import make_model
 from diffjax.pretrained.files import open_safetensors
-from diffjax.tasks import make_diffusion
 from diffjax.train.resume import as_json, differences
 
 MODELS = sorted((Path(__file__).parents[2] / "docs/results/models").glob("*.safetensors"))
@@ -60,8 +60,8 @@ def test_a_config_that_lacks_keys_is_that_of_the_same_run(tmp_path):
     assert found.schedule.beta_start is None
     found.eval.best = "distance"
     assert found.to_dict() == ddpm.digits().to_dict()
-    wanted = make_diffusion(ddpm.digits(), (8, 8, 1), 17, 10)
-    assert make_diffusion(found, (8, 8, 1), 17, 10).network == wanted.network
+    wanted = make_model(ddpm.digits(), (8, 8, 1), 17, 10)
+    assert make_model(found, (8, 8, 1), 17, 10).network == wanted.network
     # A run that goes on is the one that was begun, from either side.
     before, now = resolve(json.loads(path.read_text())), resolve(as_json(found))
     assert differences(before, now) == [] and differences(now, before) == []
@@ -78,7 +78,7 @@ def test_exported_files_of_older_versions_are_complete_and_the_same(path):
             assert set(values) <= set(found[section]), section
     if found.task in ("diffusion", "controlnet"):
         shape = (*sides(found.data.image_size), found.data.channels)
-        make_diffusion(found, shape, found.data.levels, found.data.num_classes)
+        make_model(found, shape, found.data.levels, found.data.num_classes)
 
 
 def test_files_that_hold_no_config_are_named(tmp_path):
