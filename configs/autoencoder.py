@@ -25,51 +25,16 @@ ours instead and need no download. Crops of 256 pixels, as in the paper, are who
 
 from ml_collections import ConfigDict
 
-from configs.base import base, select
+from configs.base import select
+from diffjax.config import make
 
 RATE = 4.5e-6  # per image of a batch
 
 
 def _first_stage(name: str, multipliers: tuple[int, ...], channels: int) -> ConfigDict:
-    """Sections of an autoencoder in place of those of a diffusion model."""
-    config = base()
-    config.task = "autoencoder"
-    for key in ("schedule", "parameterization", "times", "cond"):
-        del config[key]
-    config.network = ConfigDict(
-        {
-            "name": name,  # kl, vq
-            "channels": 128,
-            "multipliers": multipliers,  # each level after the first halves the resolution
-            "blocks": 2,
-            "attention_levels": (),
-            "latent_channels": channels,
-            "norm_groups": 32,
-            "middle_attention": True,
-            "codes": 8192,  # vq: size of the codebook
-            "code_channels": 0,  # vq: of a code; 0: latent_channels
-            "attention": "xla",
-            "remat": False,
-            "dtype": "float32",
-        }
-    )
-    config.loss = ConfigDict(
-        {
-            "pixel": "l1",  # or l2
-            "perceptual": "lpips",  # or classifier (of diffjax.metrics), none
-            "perceptual_weight": 1.0,
-            "perceptual_weights": "",  # lpips: file; classifier: file, or data set if another
-            "kl_weight": 1e-6,
-            "codebook_weight": 1.0,
-            "commitment_weight": 0.25,
-            "dead": 0.1,  # codes used less than this share of the mean move to a latent; 0: none
-            "disc_weight": 0.5,  # 0: no discriminator
-            "disc_start": 50_001,
-            "disc_channels": 64,
-            "disc_layers": 3,
-            "adaptive": True,  # balance by gradients at the last layer
-        }
-    )
+    """An autoencoder in place of a diffusion model."""
+    config = make(task="autoencoder")
+    config.network.update(name=name, multipliers=multipliers, latent_channels=channels)
     return config
 
 

@@ -30,29 +30,15 @@ from ml_collections import ConfigDict
 
 from configs import cfg, ldm, stable_diffusion
 from configs.base import select
+from diffjax.config import make_section
 
 
 def control(config: ConfigDict, *, hint: str, channels: int, factor: int) -> ConfigDict:
     """The recipe of the paper on top of a base."""
     config.task = "controlnet"
-    config.control = ConfigDict({
-        "base": "",  # workdir, or exported .safetensors; unless there is a section model
-        "hint": {"name": hint, "low": 0.05, "high": 0.1, "sigma": 1.0},  # options of canny
-        "net": {
-            "name": "controlnet",  # or t2i_adapter
-            "hint_channels": channels,
-            "hint_widths": (16, 32, 96, 256),
-            "hint_factor": factor,  # pixels of the hint per pixel of z
-            "hint_encoder": "released",  # or paper
-            "connections": "zero",  # or gaussian
-            "lite": False,
-            "kind": "full",  # and these of t2i_adapter: full, full_xl, light
-            "blocks": 2,
-        },
-        "only_middle": False,  # no residuals on the skips
-        "train_decoder": False,  # train the base's decoder too
-        "balance": "balanced",  # or prompt, control, guess, resolution
-    })  # fmt: skip
+    config.control = make_section("control")
+    config.control.hint.name = hint
+    config.control.net.update(hint_channels=channels, hint_factor=factor)
     config.cond.drop = 0.5
     config.optim.update(name="adamw", lr=1e-5, weight_decay=0.01, warmup=0, clip=0.0)
     config.ema.update(decay=0.0, warmup=False)

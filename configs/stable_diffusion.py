@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 
 from configs import autoencoder, ldm
 from configs.base import base, select
+from diffjax.config import make_section
 
 CLIP = {"vocabulary": 49408, "positions": 77, "width": 3072, "layers": 12, "heads": 12}
 OPEN_CLIP = {"width": 4096, "layers": 23, "heads": 16, "activation": "gelu"}
@@ -86,12 +87,7 @@ def model_xl() -> ConfigDict:
 
 def begun(config: ConfigDict, *, tokenizer: str = "") -> ConfigDict:
     """The same with its parts read from a model."""
-    config.model = ConfigDict(
-        {
-            "path": "",  # diffusers folder, single .safetensors file, or random
-            "tokenizer": tokenizer,  # folder; needed beside a single file
-        }
-    )
+    config.model = make_section("model", tokenizer=tokenizer)
     return config
 
 
@@ -111,13 +107,7 @@ def _full(config: ConfigDict) -> ConfigDict:
 def _lora(config: ConfigDict, *, rank: int = 16) -> ConfigDict:
     """The same with the UNet frozen but for adapters."""
     config.task = "lora"
-    config.lora = ConfigDict(
-        {
-            "rank": rank,
-            "alpha": float(rank),  # what is added is alpha / rank B A
-            "targets": ("to_q", "to_k", "to_v", "to_out.0"),  # ends of dotted names of layers
-        }
-    )
+    config.lora = make_section("lora", rank=rank, alpha=float(rank))
     config.data.batch_size = 4
     config.optim.update(lr=1e-4, weight_decay=0.0, warmup=100)
     config.ema.update(decay=0.0, warmup=False)

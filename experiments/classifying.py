@@ -7,8 +7,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffjax.config import store as stored_config
 from diffjax.tasks.noisy_classifier import log_prob, make_noisy_classifier
-from experiments import common, stored_config, weights
+from experiments import common, weights
 
 
 def _config(cfg: ConfigDict) -> ConfigDict:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,27 +18,21 @@ import jax.numpy as jnp
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-import diffjax.config
-from diffjax import data, grids, samplers
-from diffjax.data.folders import NoSuchSplit
+import diffjax.config.store
+from diffjax import data, grids, runs, samplers
+from diffjax.config import read_config
 from diffjax.model import Model, make_model
 from diffjax.tasks import assemble_model, task_kind
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
-from diffjax.train.loop import Batches
-from diffjax.train.sharding import host_share, make_mesh, tree_sharding, with_sharding
-from diffjax.types import Task, suggest
+from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
+from diffjax.types import ConfigError, Task, suggest
 from diffjax.writing import write_json
 from experiments import (
     command_line,
     controlled,
-    discovery,
-    finetuning,
-    inputs,
     weights,
-    words,
 )
-from experiments import stored_config as stored_config_module
-from experiments.command_line import UsageError, find_flag, name_keys, refuse_config
+from experiments.command_line import UsageError, find_flag, refuse_config
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -97,7 +93,27 @@ def run(main: Callable[[], None], takes: Sequence[str] = ()) -> None:
     """
     names = [n for take in takes for n in (SAMPLING_FLAGS if take == "sampling" else (take,))]
     prepare = _with_config if "config" in names else list
-    command_line.run(main, names, prepare=prepare, explain=_explain)
+
+    @functools.wraps(main)
+    def start() -> None:
+        with _name_flags():
+            main()
+
+    command_line.run(start, names, prepare=prepare, explain=_explain)
+
+
+@contextlib.contextmanager
+def _name_flags() -> Iterator[None]:
+    """Messages of the library name keys of a config, which are flags to the user of a command.
+
+    Raises:
+        ConfigError: that of the context, with ``--`` before the keys.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        text = re.sub(r"(?<![\w./-])config\.(?!json\b|py\b)(?=\w)", "--config.", str(error))
+        raise type(error)(text) from error
 
 
 def _with_config(argv: list[str]) -> list[str]:
@@ -106,7 +122,7 @@ def _with_config(argv: list[str]) -> list[str]:
     if stored is None and (folder := find_flag(argv, "workdir")):
         stored = str(Path(folder) / "config.json")
     if chosen is None and stored and Path(stored).exists():
-        chosen = f"{Path(__file__).with_name('stored_config.py')}:{stored}"
+        chosen = f"{diffjax.config.store.__file__}:{stored}"
         argv = [argv[0], f"--config={chosen}", *argv[1:]]
     if chosen:
         load_config(chosen)
@@ -161,7 +177,7 @@ def load_config(name: str) -> ConfigDict:
 
 def stored_config(folder: Path) -> ConfigDict:
     """The config that the run in a workdir was started with."""
-    return stored_config_module.get_config(str(folder / "config.json"))
+    return read_config(folder / "config.json")
 
 
 def workdir() -> Path:
@@ -175,12 +191,9 @@ def workdir() -> Path:
     return Path(WORKDIR.value)
 
 
-def trained_workdir() -> Path | None:
-    """The --workdir flag, if a run there has a checkpoint: what it knows of its data holds."""
-    if not WORKDIR.value:
-        return None
-    folder = Path(WORKDIR.value)
-    return folder if any((folder / "checkpoints").glob("[0-9]*")) else None
+def run_folder() -> Path | None:
+    """The --workdir flag as functions of `diffjax.runs` take it."""
+    return Path(WORKDIR.value) if WORKDIR.value else None
 
 
 def config() -> ConfigDict:
@@ -205,7 +218,8 @@ def config() -> ConfigDict:
         if key in flags.FLAGS and flags.FLAGS[key].value is not None:
             chosen.sample[key] = flags.FLAGS[key].value
             given[f"--{key}"] = f"sample.{key}"
-    discovery.settle(chosen)
+    diffjax.config.complete(chosen)
+    runs.settle(chosen, run_folder())
     with refuse_config():
         diffjax.config.check(chosen)
         for flag, path in given.items():
@@ -256,19 +270,6 @@ def describe(cfg: ConfigDict) -> str:
     return json.dumps(cfg.to_dict(), indent=2)
 
 
-def image_shape(cfg: ConfigDict) -> tuple[int, int, int]:
-    """(H, W, C) of a config's data.
-
-    Raises:
-        UsageError: ``config.data.image_size`` is neither a number of pixels nor (height, width).
-    """
-    try:
-        height, width = data.sides(cfg.data.image_size)
-    except ValueError as error:
-        raise UsageError(f"config.data.{error}") from error
-    return height, width, cfg.data.channels
-
-
 def task_of(cfg: ConfigDict) -> Task:
     """The task of a config.
 
@@ -306,113 +307,16 @@ def assemble(cfg: ConfigDict, state: State, frozen: Any) -> Model:
 
 
 def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
-    """The data set of a config, checked against what the config says of it.
-
-    Args:
-        split: another one than that of training, whose buckets of aspect ratios it has not.
-
-    Raises:
-        UsageError: shape, grey levels or classes differ.
-    """
-    if cfg.data.name == "noise":
-        return inputs.noise(cfg)
-    buckets = None if split else inputs.buckets_of(cfg)
-    source = load_source(cfg, split or cfg.data.split, image_shape(cfg), buckets)
-    found, wanted = tuple(source.shape), image_shape(cfg)
-    if found != wanted:
-        raise UsageError(
-            f"the images of {cfg.data.name} are {found}, but the config says {wanted}; set "
-            "--config.data.image_size and --config.data.channels"
-        )
-    if source.levels != cfg.data.levels:
-        raise UsageError(f"{cfg.data.name} has {source.levels} grey levels, not {cfg.data.levels}")
-    discovery.check_classes(cfg, source)
-    if words.are_own(cfg):
-        return words.with_words(cfg, source)
-    return finetuning.with_tokens(cfg, source) if "model" in cfg else source
-
-
-def load_source(
-    cfg: ConfigDict,
-    split: str,
-    shape: tuple[int, int, int],
-    buckets: data.Buckets | None = None,
-) -> data.Source:
-    """The data set of a config in any shape (H, W, C), not checked.
-
-    Of folders, the classes are those that the run in the workdir knows.
-    """
-    folder = cfg.data.name in data.FOLDERS
-    options = {
-        "classes": discovery.known_classes(cfg) if folder else (),
-        "background": cfg.data.get("background", "white"),
-        "caption_column": cfg.data.get("caption_column", ""),
-        "damaged": cfg.data.get("damaged", "stop"),
-    }
-    given = tuple(sorted(options.items()))
-    return _loaded(cfg.data.name, split, cfg.data.dir or None, shape, buckets, given)
+    """See `runs.load_source`."""
+    return runs.load_source(cfg, split, folder=run_folder())
 
 
 def test_source(cfg: ConfigDict) -> data.Source:
-    """Test images to look at; of data that have no others, the training images.
-
-    Raises:
-        ValueError: a folder has test images, but something is wrong with them.
-    """
-    try:
-        return source_of(cfg, "test")
-    except (ValueError, OSError) as error:
-        absent = isinstance(error, OSError | NoSuchSplit)
-        if cfg.data.name in data.FOLDERS and not absent:
-            raise
-        logging.warning("there are no test images, training images take their place: %s", error)
-        return source_of(cfg)
+    """See `runs.load_test_source`."""
+    return runs.load_test_source(cfg, folder=run_folder())
 
 
-@functools.lru_cache(maxsize=3)  # training and test split, a survey; their images are read-only
-def _loaded(
-    name: str,
-    split: str,
-    folder: str | None,
-    shape: tuple[int, int, int],
-    buckets: data.Buckets | None,
-    options: tuple[tuple[str, Any], ...],
-) -> data.Source:
-    height, width, channels = shape
-    with name_keys({"data_dir": "config.data.dir", "image_size": "config.data.image_size"}):
-        return data.load(
-            name,
-            split=split,
-            data_dir=folder,
-            image_size=(height, width),
-            channels=channels if name in data.FOLDERS else None,
-            buckets=buckets,
-            **dict(options),
-        )
-
-
-def batches_of(cfg: ConfigDict, source: data.Source) -> Batches:
-    """``(step, sharding) -> iterator`` of training batches, placed on the devices ahead of use."""
-    hints = controlled.hints_of(cfg) if task_kind(cfg).takes_hints else None
-
-    def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
-        part, parts = host_share(sharding, cfg.data.batch_size)
-        host = data.batches(
-            source,
-            batch_size=cfg.data.batch_size,
-            seed=cfg.seed,
-            step=step,
-            # An augmentation flips by itself, and says so to the network.
-            flip=cfg.data.flip and not cfg.data.get("augment", 0.0),
-            hints=hints,
-            num_threads=cfg.data.get("threads", 2),
-            prefetch=cfg.data.get("prefetch", 2),
-            process_index=part,
-            process_count=parts,
-        )
-        return data.device_prefetch(host, sharding)
-
-    return start
+image_shape, batches_of = runs.read_image_shape, runs.start_batches
 
 
 def mesh_of(cfg: ConfigDict) -> jax.sharding.Mesh:
@@ -429,7 +333,7 @@ def abstract_state(cfg: ConfigDict, task: Task) -> State:
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
     base = controlled.abstract(cfg) if task_kind(cfg).trains_beside else None
     init = partial(init_state, task, optimizer)
-    return jax.eval_shape(init, jax.random.key(0), base, inputs.abstract_batch(cfg, 1))
+    return jax.eval_shape(init, jax.random.key(0), base, runs.abstract_batch(cfg, 1))
 
 
 def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:

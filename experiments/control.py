@@ -25,11 +25,12 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax import metrics
+from diffjax.config import read_config
 from diffjax.evaluation import measure_distance
 from diffjax.evaluation.image_grids import save_png, tile
 from diffjax.model import Model
 from diffjax.tasks import task_kind
-from experiments import common, controlled, frozen, generation, stored_config, weights
+from experiments import common, controlled, frozen, generation, weights
 
 common.define_sampling_flags()
 SCALES = flags.DEFINE_list(
@@ -52,7 +53,7 @@ ENOUGH = 100  # images, for distances
 def load(where: Path) -> tuple[Any, Model]:
     """The config of a run or an exported file of a ControlNet, and its model without the base."""
     exported = where.suffix == ".safetensors"
-    cfg = stored_config.get_config(str(where if exported else where / "config.json"))
+    cfg = read_config(where)
     task = common.task_of(cfg)
     if exported:
         state = weights.read(where, common.abstract_state(cfg, task))

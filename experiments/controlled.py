@@ -13,14 +13,16 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax import data
+from diffjax.config import store as stored_config
 from diffjax.evaluation.hint_fidelity import measure_fidelity
 from diffjax.model import Inputs, Model, make_control_network
 from diffjax.pretrained import configs, from_state_dict, load_model, save_model, to_state_dict
+from diffjax.runs import abstract_batch
+from diffjax.runs.hints import make_hints as hints_of
 from diffjax.tasks import make_task
 from diffjax.tasks.controlnet import NET
-from diffjax.types import select_options
 from diffjax.untrusted import read_json
-from experiments import common, finetuning, inputs, stored_config, weights
+from experiments import common, finetuning, weights
 
 RANDOM = "random"  # in place of a base: untrained, for tests
 
@@ -32,25 +34,13 @@ def _plain(cfg: ConfigDict) -> Any:
 
 def abstract(cfg: ConfigDict) -> dict[str, Any]:
     """Shapes of the frozen base, and of what it measured of its data."""
-    key, batch = jax.random.key(0), inputs.abstract_batch(cfg, 1)
+    key, batch = jax.random.key(0), abstract_batch(cfg, 1)
     params, extra = jax.eval_shape(lambda k, b: _plain(cfg).init(k, None, b), key, batch)
     return _joined(params, {k: v for k, v in extra.items() if k != "times"})
 
 
 def _joined(params: Any, statistics: dict[str, Any]) -> dict[str, Any]:
     return {"base": params, **({"statistics": statistics} if statistics else {})}
-
-
-def hint_shape(cfg: ConfigDict) -> tuple[int, int, int]:
-    """(H, W, C) of a hint, which has the size of the images."""
-    return (*common.image_shape(cfg)[:2], cfg.control.net.hint_channels)
-
-
-def hints_of(cfg: ConfigDict) -> data.Hints:
-    """How batches get their hints."""
-    name, channels = cfg.control.hint.name, cfg.control.net.hint_channels
-    options = select_options("hint", name, data.HINTS, cfg.control.hint)
-    return data.make_hints(name, options, channels=channels)
 
 
 def load_base(cfg: ConfigDict) -> dict[str, Any]:

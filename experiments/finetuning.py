@@ -1,4 +1,4 @@
-"""Fine-tuning of published text-to-image models: their parts, captions as tokens, and the result.
+"""Fine-tuning of published text-to-image models: their parts, and the result.
 
 A config with a section ``model`` begins from ``model.path``: a diffusers folder, a single
 .safetensors file (with ``model.tokenizer``), or "random" for none.
@@ -6,7 +6,6 @@ A config with a section ``model`` begins from ``model.path``: a diffusers folder
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from diffjax import data
 from diffjax.config import resolve
 from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.pretrained import configs, load_model, load_single_file, save_model
@@ -32,42 +30,19 @@ from diffjax.pretrained.pipelines import (
 )
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
-from diffjax.pretrained.tokenizers import (
-    OPEN_CLIP_PAD,
-    Tokenizer,
-    load_tokenizer,
-    save_tokenizer,
-    train_tokenizer,
-)
+from diffjax.runs.tokens import RANDOM, make_tokenizers
+from diffjax.runs.tokens import find_model_path as model_path
 from diffjax.tasks.lora import scale_of
-from diffjax.train import State, hosts
+from diffjax.train import State
 from diffjax.untrusted import read_json
 from experiments import common
 
-RANDOM = "random"  # in place of a model: untrained
-SHAPES = "shapes"  # in place of a tokenizer: one for the captions of that data set
 INDEX = "model_index.json"
 FIRST = "conv_in.weight"
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 # Of configs of networks: what does not change what is computed, or is compared elsewhere.
 _FREE = ("dropout", "in_channels", "eos_token_id", "architectures", "projection_dim")
 _FREE_OF_VAE = ("scaling_factor", "shift_factor", "sample_size", "force_upcast")
-
-
-def model_path(cfg: ConfigDict) -> str:
-    """What a config begins from; empty if it is no fine-tuning.
-
-    Raises:
-        UsageError: it is, but does not say from what.
-    """
-    if "model" not in cfg:
-        return ""
-    if not cfg.model.path:
-        raise common.UsageError(
-            "--config.model.path is needed: a diffusers folder of a text-to-image model, its "
-            f"single .safetensors file (with --config.model.tokenizer), or {RANDOM!r}"
-        )
-    return str(cfg.model.path)
 
 
 # ---- parts ---------------------------------------------------------------------------------------
@@ -211,108 +186,6 @@ def initial(cfg: ConfigDict, like: Any) -> Callable[[], Any] | None:
     return lambda: part(cfg, "unet", common.model_of(cfg).network, like)
 
 
-# ---- captions ------------------------------------------------------------------------------------
-
-
-def _folder_of(entry: str) -> str:
-    return ENCODERS[entry].replace("text_encoder", "tokenizer")
-
-
-def tokenizers(cfg: ConfigDict) -> dict[str, Tokenizer]:
-    """Tokenizers by the entry of a batch; the workdir's, if a run there kept its own.
-
-    Raises:
-        UsageError: there are none, or they do not fit the text encoders of the config.
-    """
-    nets = make_clips(cfg)
-    entries = [entry for entry, name in ENCODERS.items() if name in nets]
-    found = {entry: _tokenizer(cfg, entry, nets[ENCODERS[entry]]) for entry in entries}
-    for entry, one in found.items():
-        _check_tokenizer(cfg, entry, one)
-    return found
-
-
-def _tokenizer(cfg: ConfigDict, entry: str, net: Any) -> Tokenizer:
-    kept = Path(common.WORKDIR.value or "") / _folder_of(entry)
-    if common.WORKDIR.value and kept.is_dir():
-        return load_tokenizer(kept)
-    given, path = cfg.model.tokenizer, Path(model_path(cfg))
-    if given == SHAPES:
-        return train_tokenizer(data.shapes.VOCABULARY[1:], length=net.positions)
-    if given:
-        return load_tokenizer(given, pad=OPEN_CLIP_PAD if net.activation == "gelu" else None)
-    if not (path / _folder_of(entry)).is_dir():
-        raise common.UsageError(
-            f"{path} has no {_folder_of(entry)}: --config.model.tokenizer is needed, a folder with "
-            f"tokenizer.json or vocab.json and merges.txt (or {SHAPES!r} for that data set)"
-        )
-    return load_tokenizer(path / _folder_of(entry))
-
-
-def _check_tokenizer(cfg: ConfigDict, entry: str, found: Tokenizer) -> None:
-    section, size = cfg.cond[entry], found.backend.get_vocab_size()
-    if found.length != section.positions or size > section.vocabulary:
-        raise common.UsageError(
-            f"the tokenizer has {size} tokens and texts of {found.length}, but config.cond.{entry} "
-            f"a vocabulary of {section.vocabulary} and {section.positions} positions"
-        )
-    if entry == "text_2" and found.end != size - 1:
-        raise common.UsageError(
-            f"the tokenizer's end token has the id {found.end} of {size}: words were added to it, "
-            "after which training of XL would look; give one without them (config.model.tokenizer)"
-        )
-    empty = (found.start, found.end, found.pad)
-    if cfg.cond.context == "clip" and tuple(cfg.cond.empty) != empty:
-        raise common.UsageError(
-            f"the empty text of the tokenizer is {empty}, but config.cond.empty={cfg.cond.empty}"
-        )
-
-
-def keep_tokenizers(cfg: ConfigDict, folder: Path) -> None:
-    """Store them in a workdir, so that its runs do not need the model's folder."""
-    if "model" not in cfg or cfg.data.name == "noise" or not hosts.is_writer():
-        return
-    for entry, one in tokenizers(cfg).items():
-        save_tokenizer(folder / _folder_of(entry), one)
-
-
-def with_tokens(cfg: ConfigDict, source: data.Source) -> data.Source:
-    """The data with captions as tokens, and for XL the sizes of images.
-
-    Raises:
-        UsageError: these data have no captions.
-    """
-    if source.captions is None:
-        raise common.UsageError(f"{cfg.data.name} has no captions; captioned_folder and shapes do")
-    told, more, by_entry = source.captions, source.more, tokenizers(cfg)
-    height, width, _ = common.image_shape(cfg)
-    plain = np.array([height, width, 0, 0, height, width], np.float32)
-
-    def read(indices: Any) -> dict[str, np.ndarray]:
-        texts, rest = told(indices), more(indices) if more else {}
-        ids = {k: np.concatenate([t.plain(s).ids for s in texts]) for k, t in by_entry.items()}
-        if len(by_entry) == 1:
-            return {**{k: v for k, v in rest.items() if k != "time_ids"}, **ids}
-        return {"time_ids": np.tile(plain, (len(texts), 1)), **rest, **ids}
-
-    return dataclasses.replace(source, more=read)
-
-
-def tokens(cfg: ConfigDict, prompts: Sequence[str]) -> np.ndarray:
-    """Prompts (N, M) as ids.
-
-    Raises:
-        UsageError: the model has two text encoders.
-    """
-    by_entry = tokenizers(cfg)
-    if len(by_entry) > 1:
-        raise common.UsageError(
-            "--prompt is for models of one text encoder; use experiments.export --out=FOLDER and "
-            "experiments.generate"
-        )
-    return np.concatenate([by_entry["text"].plain(prompt).ids for prompt in prompts])
-
-
 # ---- the result ----------------------------------------------------------------------------------
 
 
@@ -375,7 +248,7 @@ def _own(cfg: ConfigDict, state: State, given: Mapping[str, Any]) -> Components:
     height, width, _ = diffusion.space.shape
     texts = {
         ENCODERS[entry]: TextEncoder(one, _model(nets[ENCODERS[entry]], given[ENCODERS[entry]]))
-        for entry, one in tokenizers(cfg).items()
+        for entry, one in make_tokenizers(cfg, common.run_folder()).items()
     }
     unet = _model(diffusion.network, state.ema)
     sides = height if height == width else [height, width]

@@ -27,8 +27,9 @@ from diffjax.launch.mesh_search import count_images_per_second, rank_meshes
 from diffjax.launch.program_costs import count_flops
 from diffjax.launch.step_plan import StepCase, compile_plan
 from diffjax.launch.topologies import GIB
+from diffjax.runs import abstract_batch
 from diffjax.train import State, make_optimizer, make_step
-from experiments import common, frozen, inputs
+from experiments import common, frozen
 from experiments.compare import text_table
 
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
@@ -52,7 +53,7 @@ def _bytes(tree: Any) -> int:
 def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
     """FLOPs of a training step and of one network evaluation, per image."""
     step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
-    batch = inputs.abstract_batch(cfg, 1)
+    batch = abstract_batch(cfg, 1)
     training = count_flops(step, state, frozen.abstract(cfg), batch)
     if cfg.task != "diffusion":  # without a perceptual network, which is the user's
         return {"training_flops_per_image": training}
@@ -71,7 +72,7 @@ def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
 def make_case(cfg: ConfigDict) -> StepCase:
     """The training step of a config, from shapes alone."""
     weights = frozen.abstract(cfg)
-    return StepCase(common.task_of(cfg), weights, partial(inputs.abstract_batch, cfg))
+    return StepCase(common.task_of(cfg), weights, partial(abstract_batch, cfg))
 
 
 def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:

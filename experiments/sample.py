@@ -16,18 +16,12 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
-from diffjax.data import shapes
+from diffjax import runs
 from diffjax.evaluation.image_grids import save_png, tile, to_uint8
 from diffjax.evaluation.sweeps import check_axes, parse_axes
 from diffjax.model import make_sampler
-from experiments import (
-    common,
-    discovery,
-    finetuning,
-    frozen,
-    generation,
-    words,
-)
+from diffjax.runs.classes import NAMED
+from experiments import common, frozen, generation
 
 common.define_sampling_flags()
 OUT = flags.DEFINE_string(
@@ -56,7 +50,7 @@ def rows(cfg: Any, maker: generation.Drawer, num: int, seed: int) -> np.ndarray:
     for value in values:
         chosen = generation.with_sample(cfg, **{key: value})
         sampler, plan = make_sampler(chosen, maker.model)
-        scale = chosen.sample.get("guidance", 1.0)
+        scale = chosen.sample.guidance
         done.append(
             maker.draw(
                 num=num, seed=seed, sampler=sampler, rows=plan, scale=scale,
@@ -70,11 +64,10 @@ def _text(cfg: Any) -> Any:
     """Tokens of the prompts, or None for the captions of the data."""
     if not PROMPT.value:
         return None
-    if cfg.get("cond", {}).get("context", "") not in ("text", "clip", "clip_xl"):
+    tokenizers = runs.make_tokenizers(cfg, common.run_folder())
+    if not tokenizers:
         raise common.UsageError("--prompt has no effect: this model was not trained on captions")
-    if words.are_own(cfg):
-        return words.tokens(cfg, PROMPT.value)
-    return finetuning.tokens(cfg, PROMPT.value) if "model" in cfg else shapes.tokenize(PROMPT.value)
+    return runs.tokenize(cfg, tokenizers, PROMPT.value)
 
 
 def _labels(cfg: Any, count: int) -> Any:
@@ -83,15 +76,15 @@ def _labels(cfg: Any, count: int) -> Any:
     Raises:
         UsageError: there is no such class.
     """
-    names = discovery.known_classes(cfg) if count else ()
+    names = runs.read_known_classes(cfg, common.run_folder()) if count else ()
     if count:
         chosen = LABEL.value or names or ["all"]
-        logging.info("classes in turn: %s", ", ".join(chosen[: discovery.NAMED]))
+        logging.info("classes in turn: %s", ", ".join(chosen[:NAMED]))
     elif LABEL.value:
         raise common.UsageError("--label is for models that are told classes; this one is not")
     if not LABEL.value:
         return None
-    return np.array([discovery.class_number(label, names, count) for label in LABEL.value])
+    return np.array([runs.find_class(label, names, count) for label in LABEL.value])
 
 
 FLAG_GROUPS = {

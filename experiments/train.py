@@ -14,36 +14,29 @@ Under Slurm and on TPU pods the processes of a run find each other. Elsewhere, s
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import shlex
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags, logging
 
-from diffjax import metrics
+from diffjax import metrics, runs
 from diffjax.config import resolve
 from diffjax.evaluation import measure_distance
 from diffjax.evaluation.hint_fidelity import measure_control
 from diffjax.evaluation.image_grids import save_png, tile
-from diffjax.train import Checkpoints, Preempted, Reporter, State, hosts, train
+from diffjax.train import Preempted, Reporter, State, hosts, train
 from diffjax.train.loop import check_workdir
 from experiments import (
     common,
     controlled,
-    discovery,
     finetuning,
     first_stage,
     frozen,
     generation,
     real_images,
-    words,
 )
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
@@ -102,7 +95,7 @@ def _evaluator(cfg: Any, task: Any) -> Any:
     Raises:
         UsageError: there is no classifier for this data set.
     """
-    if not cfg.train.get("evaluate_every", 0):
+    if not cfg.train.evaluate_every:
         return None
     if cfg.task == "autoencoder":
         return lambda state, given, step: first_stage.measure(cfg, state, cfg.eval.loop_num)
@@ -149,48 +142,6 @@ def _control_evaluator(cfg: Any) -> Any:
     return measure
 
 
-class _Record:
-    """summary.json: what was trained, on what machine, and the time of every session of the run."""
-
-    def __init__(self, folder: Path, cfg: Any, parameters: int):
-        self._path, self._cfg, self._parameters = folder / "summary.json", cfg, parameters
-        self._wall, self._cpu = time.monotonic(), time.process_time()
-        earlier = json.loads(self._path.read_text()) if self._path.exists() else {}
-        self._sessions = earlier.get("sessions", [])
-
-    def minutes(self) -> float:
-        return (time.monotonic() - self._wall) / 60
-
-    def finish(self, step: int | None = None, *, finished: bool = False) -> None:
-        """Append this session; the step is that of the newest checkpoint if not given."""
-        if not hosts.is_writer():
-            return
-        if step is None:
-            step = max(Checkpoints(self._path.parent / "checkpoints").steps())
-        session = {
-            "to_step": step,
-            "wall_seconds": time.monotonic() - self._wall,
-            "cpu_seconds": time.process_time() - self._cpu,
-            "cpu_cores": len(os.sched_getaffinity(0)),
-        }
-        self._sessions.append(session)
-        summary = {
-            "parameters": self._parameters,
-            "steps": step,
-            "finished": finished,
-            "images": step * self._cfg.data.batch_size,
-            "wall_seconds": sum(s["wall_seconds"] for s in self._sessions),
-            "cpu_seconds": sum(s["cpu_seconds"] for s in self._sessions),
-            "seed": self._cfg.seed,
-            "devices": [d.device_kind for d in jax.devices()],
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "sessions": self._sessions,
-        }
-        common.save_json(summary, self._path)
-
-
 FLAG_GROUPS = {
     "Run": ("config", "workdir", "dry_run", "weights"),
     "Several processes": ("coordinator", "num_processes", "process_id", "wait", "heartbeat"),
@@ -219,8 +170,7 @@ def main() -> None:
     check_workdir(folder)
     # The first process writes what the others read: a data set to prepare, tokenizers.
     source = hosts.in_turn("data", lambda: common.source_of(cfg), seconds=24 * 3600)
-    hosts.in_turn("tokenizers", lambda: finetuning.keep_tokenizers(cfg, folder))
-    hosts.in_turn("words", lambda: words.keep(cfg, folder))
+    hosts.in_turn("tokenizers", lambda: runs.keep_tokenizers(cfg, folder))
     given = frozen.load(cfg, folder, fresh=True)
     task = common.task_of(cfg)  # not before: a model may have settled the scale of its latents
     shapes = common.abstract_state(cfg, task)
@@ -229,8 +179,8 @@ def main() -> None:
         "training %s parameters on %d images of %s, %d device(s)",
         f"{count:,}", len(source), cfg.data.name, jax.device_count(),
     )  # fmt: skip
-    discovery.keep_classes(cfg, folder, source)
-    record = _Record(folder, cfg, count)
+    runs.keep_classes(cfg, folder, source)
+    record = runs.Record(folder, cfg, count)
     try:
         state = train(
             task,
@@ -244,15 +194,15 @@ def main() -> None:
             on_evaluate=_evaluator(cfg, task),
             resolve=resolve,
         )
-        record.finish(int(state.step), finished=True)
+        record.write_session(int(state.step), finished=True)
     except Preempted as stopped:
-        record.finish()
+        record.write_session()
         logging.warning("%s", stopped)
         sys.exit(stopped.exit_code)
     after = "control" if cfg.task == "controlnet" else "sample"
     logging.info(
         "trained to step %d in %.1f minutes; next: python -m experiments.%s --workdir=%s",
-        int(state.step), record.minutes(), after, shlex.quote(str(folder)),
+        int(state.step), record.count_minutes(), after, shlex.quote(str(folder)),
     )  # fmt: skip
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
+from diffjax.config.store import check_stored as check_values
 from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
 from diffjax.train import State
 from diffjax.untrusted import naming, parse_json, show
 from diffjax.writing import replace_file
-from experiments.config_values import check_values
 
 _CONFIG, _STEP, _FROZEN = "diffjax.config", "diffjax.step", "frozen."
 

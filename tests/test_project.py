@@ -53,9 +53,11 @@ def test_imports_are_found_wherever_they_stand():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=_relative)
-def test_configs_import_only_ml_collections_and_siblings(path):
-    allowed = {"ml_collections", "configs"} | set(sys.stdlib_module_names)
+def test_configs_import_only_ml_collections_siblings_and_the_defaults(path):
+    allowed = {"ml_collections", "configs", "diffjax"} | set(sys.stdlib_module_names)
     assert _imported(path.read_text("utf-8")) <= allowed
+    ours = {n for n in _imported_names(path.read_text("utf-8")) if n.startswith("diffjax")}
+    assert all(name.startswith("diffjax.config.") for name in ours)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=_relative)
@@ -95,6 +97,13 @@ def test_importing_diffjax_loads_nothing_heavy():
     code = "import sys, diffjax; print(*{'jax', 'flax', 'numpy'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
     assert not out.stdout.split()
+
+
+def test_making_a_config_loads_nothing_heavy():
+    """Because every command makes one before it knows whether --help was asked for."""
+    code = "import sys; from configs import ddpm; ddpm.get_config('digits'); print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert not {"jax", "flax", "optax", "orbax"} & set(out.stdout.decode().split())
 
 
 def test_version_is_the_changelogs_or_newer():

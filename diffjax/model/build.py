@@ -107,7 +107,7 @@ def make_model(
     param = make_parameterization(config, grid)
     space = make_space(config, image_shape)
     condition = make_condition(config, space, num_classes)
-    classes = num_classes if config.network.get("conditional", False) else 0
+    classes = num_classes if config.network.conditional else 0
     dropped, row = _read_dropping(config, classes)
     return Model(
         schedule=schedule,
@@ -151,8 +151,8 @@ def make_steering(config: ConfigDict, classifier: LogProb | None = None) -> Stee
     section = config.sample
     balance = config.control.balance if "control" in config else PLAIN.balance
     return Steering(
-        section.get("guidance_rescale", 0.0),
-        section.get("guidance_sequential", False),
+        section.guidance_rescale,
+        section.guidance_sequential,
         section.clip,
         balance,
         classifier,
@@ -165,9 +165,7 @@ def _read_dropping(config: ConfigDict, classes: int) -> tuple[float, int]:
     Raises:
         ValueError: probability outside [0, 1), or an unknown kind of null condition.
     """
-    part = config.get("cond", None)
-    if part is None:
-        return 0.0, 0
+    part = config.cond
     choose("null condition", part.null, {"learned": 0, "zero": 0})
     if not 0 <= part.drop < 1:
         raise ValueError(f"config.cond.drop must lie in [0, 1), got {part.drop}")

@@ -80,12 +80,11 @@ def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condit
     Raises:
         ValueError: an unknown kind, or one that these data cannot have.
     """
-    section = config.get("cond", None) or {}
-    context, concat = section.get("context", ""), section.get("concat", "")
+    context, concat = config.cond.context, config.cond.concat
     choose("context", context, {"": 0, **_CONTEXTS})
     choose("concatenation", concat, {"": 0, **_CONCATS})
     parts = []
-    if config.network.get("conditional", False) and num_classes:
+    if config.network.conditional and num_classes:
         parts.append(_label(num_classes))
     if context:
         parts.append(_CONTEXTS[context](config, num_classes))
@@ -176,7 +175,7 @@ def make_clips(config: ConfigDict) -> dict[str, CLIPText]:
     Raises:
         ValueError: unknown options.
     """
-    kind = config.get("cond", {}).get("context", "")
+    kind = config.cond.context if "cond" in config else ""  # which a first stage has not
     if kind not in ("clip", "clip_xl"):
         return {}
     made = {}
@@ -189,7 +188,7 @@ def make_clips(config: ConfigDict) -> dict[str, CLIPText]:
 
 
 def _clip(config: ConfigDict, classes: int) -> _Part:
-    empty = tuple(config.cond.get("empty", ())) or (0,)
+    empty = tuple(config.cond.empty) or (0,)
     return _read_clip(make_clips(config)["text_encoder"], config.network.context_dim, empty)
 
 
@@ -278,11 +277,11 @@ EMBEDDINGS = ("context", "text_embeds", "time_ids")  # the last two of Stable Di
 
 def added_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Shapes of what XL's networks are told of one image beside the context; empty for others."""
-    section, added = config.cond, config.network.get("added_dim", 0)
+    section, added = config.cond, config.network.added_dim
     if not added:
         return {}
     pooled = section.text_2.projection if section.context == "clip_xl" else section.given.pooled
-    ids = (added - pooled) // config.network.get("added_time_dim", 256)
+    ids = (added - pooled) // config.network.added_time_dim
     return {"text_embeds": (pooled,), "time_ids": (ids,)}
 
 

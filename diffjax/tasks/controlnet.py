@@ -79,7 +79,7 @@ def make_controlnet_task(
         ValueError: as `make_task`, and for augmentations, which would move images under hints.
     """
     section = config.control
-    if config.data.get("augment", 0.0):
+    if config.data.augment:
         raise ValueError(f"data.augment={config.data.augment} would move images under their hints")
     base = make_model(config, image_shape, levels, num_classes).network
     network = ControlledNetwork(cast(UNet, base), make_control_network(section, base))

@@ -82,9 +82,9 @@ def make_task(
         image_shape,
         make_times(config, model.schedule),
         _make_objective(config, model),
-        augment=config.data.get("augment", 0.0),
+        augment=config.data.augment,
         flip=config.data.flip,
-        bucketed=bool(config.data.get("bucket_step", 0)),
+        bucketed=bool(config.data.bucket_step),
     )
     return Task(objective.init, objective.loss)
 
@@ -174,7 +174,7 @@ def _make_objective(config: ConfigDict, model: Model) -> Objective:
     vlb_weight = options.pop("vlb_weight", 1e-3)
     error = choose("loss distance", options.pop("distance", "l2"), losses.ERRORS)
     # One key for one quantity: the network's sigma_data is the weight's.
-    options["sigma_data"] = config.parameterization.get("sigma_data", None)
+    options["sigma_data"] = config.parameterization.sigma_data
     weight = build_section("loss weight", options.pop("weight", "simple"), losses.WEIGHTS, options)
     if name != "simple" and model.grid is None:
         raise ValueError(f"the {name} loss needs a discrete schedule")

@@ -71,7 +71,7 @@ class NonFiniteLoss(RuntimeError):
 def _average(config: Any) -> EMADecay:
     """The decay of the parameter average that ``config.ema`` describes."""
     section = config.ema
-    if half_life := section.get("half_life", 0):
+    if half_life := section.half_life:
         return ema_half_life(half_life, config.data.batch_size, ramp=section.ramp)
     return ema_decay(section.decay, warmup=section.warmup)
 
@@ -341,7 +341,7 @@ def _advance(
 ) -> State:
     """Train from there to the end, or to a reason to stop."""
     cfg = run.config.train
-    every = cfg.get("evaluate_every", 0) if on_evaluate else 0
+    every = cfg.evaluate_every if on_evaluate else 0
     step, state, values, offset = begun
     with contextlib.ExitStack() as closing:
         make_reporter = Reporter if hosts.is_writer() else NoReporter
@@ -386,7 +386,7 @@ def _advance(
 def _keep_best(run: _Run, on_evaluate: OnEvaluate) -> Iterator[OnEvaluate]:
     """``on_evaluate``, after which the state is offered to the best."""
     section = run.config.eval
-    name, mode = section.get("best", ""), section.get("best_mode", "min")
+    name, mode = section.best, section.best_mode
     if not name:
         yield on_evaluate
         return
@@ -489,7 +489,7 @@ def _check_section(section: Any) -> None:
     for name in ("log_every", "checkpoint_every"):
         if section[name] < 1:
             raise ValueError(f"train.{name}={section[name]}: an interval is at least 1 step")
-    if section.get("evaluate_every", 0) % section.log_every:
+    if section.evaluate_every % section.log_every:
         raise ValueError(
             f"train.evaluate_every={section.evaluate_every} must be a multiple of "
             f"train.log_every={section.log_every}: the measures stand in the log's lines"

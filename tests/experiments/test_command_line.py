@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs import ddpm
-from experiments import stored_config
+from diffjax.config import read_config
 
 DIGITS = "--config=configs/ddpm.py:digits"
 
@@ -28,8 +28,14 @@ DIGITS = "--config=configs/ddpm.py:digits"
     ("train", [DIGITS, "--dry_run", "--config.optim.weight_decay=.1"], "belongs to adamw"),
     ("train", [DIGITS, "--dry_run", "--config.schedule.name=lineer"], "Did you mean 'linear'?"),
     ("train", [DIGITS, "--dry_run", "--config.data.batch_size=0"],
-     "config.data.batch_size must be greater than 0, got 0"),
+     "config.data.batch_size must be a whole number in 1 .. 16777216, got 0"),
     ("train", [DIGITS, "--dry_run", "--config.optim.lr=nan"], "config.optim.lr is not a number"),
+    ("train", ["--config=configs/own.py:plain", "--dry_run"],
+     "error: --config.data.dir=FOLDER is needed: data set 'image_folder' needs the folder"),
+    ("train", ["--config=configs/stable_diffusion.py:sd15", "--dry_run",
+               "--config.data.image_size=0"], "error: --config.data.dir=FOLDER is needed"),
+    ("train", [DIGITS, "--workdir=x", "--config.data.channels=3"],
+     "set --config.data.image_size and --config.data.channels"),
     ("train", [DIGITS, "--best"], "train does not use --best"),
     ("train", [DIGITS, "extra"], "unexpected arguments: extra"),
     ("sample", [DIGITS, "--sampler=heun", "--eta=0.7", "--workdir=x"],
@@ -93,5 +99,7 @@ def test_a_section_in_place_of_a_value_is_named(tmp_path):
     stored = ddpm.digits().to_dict()
     stored["cond"]["concat"] = {"x": 1}
     (tmp_path / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match=r"config\.json: cond.concat is a section with cond"):
-        stored_config.get_config(str(tmp_path / "config.json"))
+    with pytest.raises(
+        ValueError, match=r"config\.json: config\.cond\.concat must be a value, but is a section"
+    ):
+        read_config(tmp_path / "config.json")

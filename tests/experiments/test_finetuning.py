@@ -13,10 +13,11 @@ from safetensors.numpy import save_file
 
 import diffjax
 from configs import stable_diffusion
-from diffjax import data, lora
+from diffjax import data, lora, runs
 from diffjax.model.condition import make_clips
 from diffjax.pretrained import configs, load_lora, load_model
 from diffjax.pretrained.state_dict import to_state_dict
+from diffjax.types import ConfigError
 from experiments import common, finetuning, frozen
 from tests.parity import generate_cases as g
 from tests.pretrained import ldm
@@ -330,14 +331,14 @@ def test_tokenizers_and_captions_are_checked(root):
         batch["text"][0], g.tokenizer("<|endoftext|>").plain(g.PROMPTS[0]).ids[0]
     )
     cfg.cond.empty = (1, 2)
-    with pytest.raises(common.UsageError, match=r"empty text .* but config\.cond\.empty=\(1, 2\)"):
+    with pytest.raises(ConfigError, match=r"empty text .* but config\.cond\.empty=\(1, 2\)"):
         common.source_of(cfg)
     cfg.cond.text.positions = 7
-    with pytest.raises(common.UsageError, match=r"texts of 12, but .* 7 positions"):
+    with pytest.raises(ConfigError, match=r"texts of 12, but .* 7 positions"):
         common.source_of(cfg)
     cfg.data.name = "digits"
     cfg.data.update(image_size=8, channels=1, levels=17, bucket_step=0)
-    with pytest.raises(common.UsageError, match="digits has no captions"):
+    with pytest.raises(ConfigError, match="digits has no captions"):
         common.source_of(cfg)
 
 
@@ -370,7 +371,7 @@ def test_parts_of_a_single_file(root, monkeypatch):
     found = frozen.load(cfg, root, fresh=True)
     jax.tree.map(np.testing.assert_array_equal, found["base"], parts.unet.params)
     jax.tree.map(np.testing.assert_array_equal, found["autoencoder"], parts.vae.params)
-    with pytest.raises(common.UsageError, match="no tokenizer: --config"):
-        finetuning.tokenizers(cfg)
+    with pytest.raises(ConfigError, match="no tokenizer: config"):
+        runs.make_tokenizers(cfg)
     cfg.model.tokenizer = str(root / "model" / "tokenizer")
-    assert finetuning.tokens(cfg, ["a red cat"]).shape == (1, g.LENGTH)
+    assert runs.tokenize(cfg, runs.make_tokenizers(cfg), ["a red cat"]).shape == (1, g.LENGTH)

@@ -1,17 +1,14 @@
-"""configs/own.py on folders of drawn pictures: what is read from them, kept, compared and said."""
+"""configs/own.py on folders of drawn pictures: from training to pictures."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
-from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import own
-from diffjax.data.survey import reduce_size, survey_images
-from experiments import common, discovery, stored_config, words
+from diffjax.config import read_config
+from diffjax.runs import read_image_shape
 
 COUNT = 8
 
@@ -35,182 +32,6 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
-@pytest.fixture(autouse=True)
-def no_workdir(monkeypatch):
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["test"])
-    monkeypatch.setattr(flags.FLAGS["workdir"], "value", None)
-
-
-def make(variant, folder, **values):
-    config = own.VARIANTS[variant]()
-    config.data.dir = str(folder)
-    config.update_from_flattened_dict(values)
-    return config
-
-
-def settled(variant, folder, **values):
-    config = make(variant, folder, **values)
-    discovery.settle(config)
-    return config
-
-
-def test_size_channels_levels_and_classes_are_those_of_the_folder(folder):
-    config = settled("classes", folder / "images")
-    assert common.image_shape(config) == (40, 56, 3)
-    assert (config.data.levels, config.data.num_classes) == (256, 2)
-    source = common.source_of(config)
-    assert source.class_names == ("cat", "dog") and source.shape == (40, 56, 3)
-
-
-def test_grey_pictures_and_large_ones(tmp_path):
-    rng = np.random.default_rng(0)
-    for k in range(3):
-        picture(tmp_path / f"{k}.png", rng, size=(300, 400), grey=True)
-    config = settled("plain", tmp_path)
-    assert common.image_shape(config) == (48, 64, 1)
-    assert common.source_of(config).shape == (48, 64, 1)
-    assert common.image_shape(settled("plain", tmp_path, **{"data.longest_side": 32}))[:2] == (
-        24,
-        32,
-    )
-
-
-def test_what_is_set_is_kept(folder):
-    config = settled("plain", folder, **{"data.image_size": (16, 24), "data.channels": 1})
-    assert common.image_shape(config) == (16, 24, 1)
-    assert config.data.num_classes == 0  # the plain variant is not told classes
-    assert common.source_of(config).shape == (16, 24, 1)
-
-
-def test_other_data_sets_settle_too():
-    config = settled("classes", "", **{"data.name": "digits"})
-    assert common.image_shape(config) == (8, 8, 1)
-    assert (config.data.levels, config.data.num_classes) == (17, 10)
-
-
-@pytest.mark.parametrize(
-    "size, step, found",
-    [((40, 56), 4, (40, 56)), ((41, 57), 4, (40, 56)), ((3000, 4000), 4, (48, 64)),
-     ((10, 1000), 4, (4, 64)), ((1000, 1000), 6, (60, 60)), ((3, 3), 4, (4, 4))],
-)  # fmt: skip
-def test_sizes_are_reduced_to_multiples(size, step, found):
-    assert reduce_size(size, longest=64, step=step) == found
-
-
-def test_a_survey_passes_over_damaged_pictures(folder):
-    paths = sorted((folder / "images").rglob("*.png"))
-    paths[0].write_bytes(b"no picture")
-    found = survey_images(paths)
-    assert found.size == (40, 56) and found.equal and found.channels == 3
-    with pytest.raises(ValueError, match=r"and all others cannot be read"):
-        survey_images(paths[:1])
-
-
-def test_a_folder_is_asked_for(folder, monkeypatch):
-    monkeypatch.delenv("DIFFJAX_DATA_DIR", raising=False)
-    with pytest.raises(common.UsageError, match=r"--config\.data\.dir=FOLDER is needed"):
-        settled("plain", "")
-    with pytest.raises(common.UsageError, match=r"has 0 classes, but .*classes; .* sub-folders"):
-        common.source_of(settled("classes", folder / "images" / "cat"))
-
-
-# ---- classes ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("wanted", [1, 3])
-def test_the_number_of_classes_is_compared(folder, wanted):
-    config = settled("classes", folder / "images", **{"data.num_classes": wanted})
-    message = rf"has 2 classes \(cat, dog\), but config\.data\.num_classes={wanted}"
-    with pytest.raises(common.UsageError, match=message):
-        common.source_of(config)
-    plain = settled("plain", folder / "images", **{"data.num_classes": wanted})
-    assert len(common.source_of(plain)) == COUNT  # which is not told them
-
-
-def test_names_are_kept_and_used_for_every_folder(folder, tmp_path, monkeypatch):
-    config, workdir = settled("classes", folder / "images"), tmp_path / "run"
-    (workdir / "checkpoints" / "1").mkdir(parents=True)
-    discovery.keep_classes(config, workdir, common.source_of(config))
-    assert json.loads((workdir / "classes.json").read_text()) == ["cat", "dog"]
-    shutil.rmtree(folder / "images" / "cat")
-    monkeypatch.setattr(flags.FLAGS["workdir"], "value", str(workdir))
-    assert common.source_of(config).take([0])["label"].tolist() == [1]  # a dog, as before
-    (folder / "images" / "dog").rename(folder / "images" / "fox")
-    common._loaded.cache_clear()
-    with pytest.raises(ValueError, match=r"does not know: fox; the classes are cat, dog"):
-        common.source_of(config)
-    (workdir / "classes.json").write_text('{"cat": 0}')
-    with pytest.raises(common.UsageError, match=r"classes\.json is damaged: .* list of names"):
-        common.source_of(config)
-    shutil.rmtree(workdir / "checkpoints")  # a run that never began knows nothing
-    assert discovery.known_classes(config) == ()
-
-
-def test_test_images_of_a_strange_class_are_an_error_and_none_are_none(folder):
-    config = settled("classes", folder / "images")
-    assert len(common.test_source(config)) == COUNT  # there is no split
-    for name in ("cat", "dog"):
-        (folder / "images" / name).rename(folder / "images" / f"_{name}")
-        for split in ("train", "test"):
-            target = folder / "images" / split
-            target.mkdir(exist_ok=True)
-            shutil.copytree(folder / "images" / f"_{name}", target / name)
-        shutil.rmtree(folder / "images" / f"_{name}")
-    common._loaded.cache_clear()
-    assert common.test_source(config).class_names == ("cat", "dog")
-    (folder / "images" / "test" / "dog").rename(folder / "images" / "test" / "fox")
-    common._loaded.cache_clear()
-    with pytest.raises(ValueError, match="does not know: fox"):
-        common.test_source(config)
-
-
-def test_a_class_is_called_by_name_or_number():
-    assert discovery.class_number("dog", ("cat", "dog"), 2) == 1
-    assert discovery.class_number("1", ("cat", "dog"), 2) == 1
-    assert discovery.class_number("1", ("7", "1"), 2) == 1
-    for wrong in ("fox", "2", "-1", "²", "٣"):
-        with pytest.raises(common.UsageError, match=r"no class .* choose from cat, dog"):
-            discovery.class_number(wrong, ("cat", "dog"), 2)
-
-
-# ---- captions -----------------------------------------------------------------------------------
-
-
-def test_captions_become_tokens_of_their_words(folder):
-    config = settled("captions", folder / "images")
-    source = common.source_of(config)
-    found = words.tokenizer_of(config)
-    assert config.cond.text.vocabulary == found.backend.get_vocab_size()
-    assert (
-        found.ids("süßer") == found.ids("SÜSSER".replace("SS", "ß"))
-        and len(found.ids("süßer")) == 1
-    )
-    ids = source.take(range(COUNT))["text"]
-    assert (
-        ids.shape == (COUNT, config.cond.text.positions)
-        and ids.max() < found.backend.get_vocab_size()
-    )
-    assert len({tuple(row) for row in ids}) == COUNT
-    assert "time_ids" not in source.take([0])
-
-
-def test_a_prompt_of_unknown_words_is_said(folder, caplog):
-    config = settled("captions", folder / "images")
-    ids = words.tokens(config, ["ein süßer Vogel"])
-    assert ids.shape == (1, config.cond.text.positions)
-    assert "no caption has the words vogel of 'ein süßer Vogel'" in caplog.text
-
-
-def test_pictures_without_captions_are_refused(folder):
-    for text in (folder / "images").rglob("*.txt"):
-        text.unlink()
-    with pytest.raises(ValueError, match="have no caption"):
-        settled("captions", folder / "images")
-
-
-# ---- runs ---------------------------------------------------------------------------------------
-
 SMALL = (
     "--config.train.steps=2", "--config.optim.warmup=0", "--config.train.sample_every=2",
     "--config.train.checkpoint_every=1", "--config.network.channels=8",
@@ -229,8 +50,8 @@ def test_classes_from_training_to_pictures(execute, folder, tmp_path):
     images, run = folder / "images", tmp_path / "run"
     out = train(execute, "classes", images, run)
     assert "2 classes: 0 cat, 1 dog" in out and "8 RGB pictures of 40x56" in out
-    stored = stored_config.get_config(str(run / "config.json"))
-    assert isinstance(stored, ConfigDict) and common.image_shape(stored) == (40, 56, 3)
+    stored = read_config(run)
+    assert isinstance(stored, ConfigDict) and read_image_shape(stored) == (40, 56, 3)
     assert stored.data.num_classes == 2
     out = execute("sample", f"--workdir={run}", "--label=dog", "--num=2")
     assert "classes in turn: dog" in out

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from configs import ddpm
-from experiments import common, stored_config
+from diffjax.config import read_config
+from diffjax.types import ConfigError
+from experiments import common
 
 SIZE = (40, 56)
 FLAG = "--config.data.image_size=(40,56)"
@@ -72,7 +74,7 @@ def test_a_stored_size_can_become_another(tmp_path):
     cfg.data.image_size = SIZE
     path = tmp_path / "config.json"
     path.write_text(common.describe(cfg))
-    stored = stored_config.get_config(str(path))
+    stored = read_config(path)
     assert common.image_shape(stored) == (*SIZE, 1)
     for size, shape in ((32, (32, 32, 1)), ([8, 16], (8, 16, 1))):
         stored.data.image_size = size
@@ -82,5 +84,5 @@ def test_a_stored_size_can_become_another(tmp_path):
 def test_a_config_with_another_size_names_the_key():
     cfg = ddpm.get_config("digits")
     cfg.data.image_size = (8, 0)
-    with pytest.raises(common.UsageError, match=r"config\.data\.image_size=\(8, 0\)"):
+    with pytest.raises(ConfigError, match=r"config\.data\.image_size=\(8, 0\)"):
         common.image_shape(cfg)

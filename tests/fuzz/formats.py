@@ -25,6 +25,7 @@ import safetensors.numpy
 
 from configs import ddpm
 from diffjax.cli import image_options
+from diffjax.config import read_config
 from diffjax.data import captions, folders, formats, latents, pictures
 from diffjax.metrics import reference
 from diffjax.nets.text import CLIPText
@@ -36,7 +37,7 @@ from diffjax.pretrained.pickles import open_pickle
 from diffjax.pretrained.state_dict import from_state_dict, iterate_state, to_state_dict
 from diffjax.train import Checkpoints
 from diffjax.untrusted import naming, read_json
-from experiments import common, stored_config, weights
+from experiments import common, weights
 from tests.fuzz.mutations import (
     Change,
     change_bytes,
@@ -306,7 +307,7 @@ def _own_config() -> dict[str, Any]:
 
 def _read_config(folder: Path) -> Values:
     file = folder / "config.json"
-    cfg = stored_config.get_config(str(file))
+    cfg = read_config(file)
     with naming(file):
         common.model_of(cfg)
     return {"config": cfg.to_json(sort_keys=True)}

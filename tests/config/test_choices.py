@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs.base import base
 from diffjax import config, grids, losses, parameterization, samplers, schedules
 from diffjax.model import make_model, make_schedule
 from diffjax.tasks import make_task
@@ -22,7 +21,7 @@ INTERNAL = {
 
 
 def _base(**sections):
-    cfg = base()
+    cfg = config.make()
     cfg.network.update(channels=8, norm_groups=2, multipliers=(1, 1), attention_levels=())
     for name, values in sections.items():
         cfg[name].update(values)
@@ -36,7 +35,7 @@ def _task(cfg):
 @pytest.mark.parametrize("choice", config.CHOICES, ids=lambda choice: choice.kind)
 def test_base_holds_every_option_and_leaves_it_open(choice):
     """So every option can be set by a flag, and none overrides the default of another choice."""
-    cfg = base().to_dict()
+    cfg = config.make().to_dict()
     section = config.find(cfg, choice.section)
     if section is None:
         pytest.skip("not in every config")
@@ -106,7 +105,7 @@ def test_one_sigma_data_for_network_and_weight():
 
 
 def test_pc_has_the_variance_of_reverse_diffusion():
-    section = base().sample
+    section = config.make().sample
     options = select_options("sampler", "pc", samplers.SAMPLERS, section)
     assert "variance" not in options
     assert config.resolve(_base(sample={"sampler": "pc"}))["sample"]["variance"] == "fixedlarge"
@@ -166,15 +165,22 @@ def test_resolved_configs_that_compute_the_same_are_equal():
     ("sample.eta", -0.5), ("data.levels", 1), ("schedule.steps", 0), ("sample.gamma", 2.0),
 ])  # fmt: skip
 def test_values_out_of_range_are_named(path, value):
-    cfg = base()
+    cfg = config.make()
     section, key = path.split(".")
     cfg[section][key] = value
     with pytest.raises(ValueError, match=rf"config\.{path} (must be|is not a number)"):
         config.check(cfg)
 
 
-def test_base_is_in_range():
-    config.check(base())
+def test_an_unknown_task_is_named():
+    cfg = config.make()
+    cfg.task = "difusion"
+    with pytest.raises(ValueError, match=r"unknown task 'difusion'.* Did you mean 'diffusion'"):
+        config.check(cfg)
+
+
+def test_defaults_are_in_range():
+    config.check(config.make())
     config.check(ConfigDict({"seed": 1}))
 
 

@@ -7,17 +7,18 @@ option that is None takes the default of the constructor that is chosen.
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from diffjax import grids, losses, parameterization, samplers, schedules
+from diffjax.config.ranges import check_values
 from diffjax.data import HINTS
 from diffjax.model.space import AUTOENCODERS
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.controlnet import ControlNet
+from diffjax.tasks import TASKS
 from diffjax.train.optimizer import DECAYS, OPTIMIZERS
 from diffjax.types import choose, option_names
 
@@ -30,7 +31,7 @@ class Choice(NamedTuple):
         section: dotted path of the section that holds the name and the options.
         key: of the name in that section.
         table: constructors by name.
-        given: arguments of the constructors that are no options of the config.
+        left_out: arguments of the constructors that are no options of the config.
         shared: arguments whose options are in other sections, with their dotted paths.
     """
 
@@ -38,12 +39,12 @@ class Choice(NamedTuple):
     section: str
     key: str
     table: Mapping[str, Callable[..., Any]]
-    given: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     shared: Mapping[str, str] = {}
 
     def takes(self, name: str) -> dict[str, str]:
         """Dotted path of the option, and the argument that it is, of what a constructor takes."""
-        names = [n for n in option_names(self.table[name]) if n not in self.given]
+        names = [n for n in option_names(self.table[name]) if n not in self.left_out]
         return {self.shared.get(n, f"{self.section}.{n}"): n for n in names}
 
     def owns(self) -> set[str]:
@@ -73,7 +74,7 @@ CHOICES = (
 )
 
 
-def _chosen(config: Mapping[str, Any]) -> list[tuple[Choice, str]]:
+def _list_chosen(config: Mapping[str, Any]) -> list[tuple[Choice, str]]:
     """The choices that a config makes, with the names that it chooses.
 
     Raises:
@@ -98,7 +99,7 @@ def find(config: Mapping[str, Any], path: str) -> Any:
     return config
 
 
-def resolve(config: Any) -> dict[str, Any]:
+def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """A config as nested dicts, with options as the chosen constructors see them.
 
     An option that is None becomes the constructor's default; one that no chosen constructor takes
@@ -108,7 +109,7 @@ def resolve(config: Any) -> dict[str, Any]:
         ValueError: a name is unknown.
     """
     out = _copy(config)
-    chosen = _chosen(out)
+    chosen = _list_chosen(out)
     taken: dict[str, Any] = {}
     for choice, name in chosen:
         parameters = inspect.signature(choice.table[name]).parameters
@@ -127,14 +128,14 @@ def resolve(config: Any) -> dict[str, Any]:
     return out
 
 
-def _copy(config: Any) -> dict[str, Any]:
+def _copy(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """A config, or nested dicts, as nested dicts of their own."""
     plain: dict[str, Any] = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     nested = (Mapping, ConfigDict)
     return {k: _copy(v) if isinstance(v, nested) else v for k, v in plain.items()}
 
 
-def explain_unused(config: Any, paths: Iterable[str]) -> dict[str, str]:
+def explain_unused(config: Mapping[str, Any] | ConfigDict, paths: Iterable[str]) -> dict[str, str]:
     """Why no choice of the config takes an option, for those of the dotted paths that none takes.
 
     Args:
@@ -143,7 +144,7 @@ def explain_unused(config: Any, paths: Iterable[str]) -> dict[str, str]:
     Raises:
         ValueError: a name in the config is unknown.
     """
-    chosen, out = _chosen(_copy(config)), {}
+    chosen, out = _list_chosen(_copy(config)), {}
     for path in paths:
         owners = [(choice, name) for choice, name in chosen if path in choice.owns()]
         if not owners or any(path in choice.takes(name) for choice, name in owners):
@@ -154,64 +155,15 @@ def explain_unused(config: Any, paths: Iterable[str]) -> dict[str, str]:
     return out
 
 
-def _is_positive(value: Any) -> bool:
-    return value > 0
-
-
-# Dotted path -> (what the value has to be, test). None always stands for a default.
-RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(
-        (
-            *("data.batch_size", "data.channels", "network.channels", "network.blocks"),
-            *("schedule.steps", "train.accumulate", "train.log_every", "train.keep"),
-            *("sample.steps", "sample.num", "sample.batch_size", "sample.rho"),
-            *("eval.num", "eval.loop_num", "optim.lr", "parameterization.sigma_data"),
-        ),
-        ("greater than 0", _is_positive),
-    ),
-    **dict.fromkeys(
-        (
-            *("seed", "data.num_classes", "data.threads", "data.prefetch"),
-            *("train.steps", "train.minutes", "train.checkpoint_every", "train.sample_every"),
-            *("train.evaluate_every", "optim.warmup", "optim.clip", "optim.weight_decay"),
-            *("loss.gamma", "loss.vlb_weight", "ema.half_life", "sample.guidance_low"),
-            *("sample.eta", "sample.s_churn", "sample.s_noise", "sample.s_tmin", "sample.snr"),
-        ),
-        ("0 or more", lambda value: value >= 0),
-    ),
-    **dict.fromkeys(
-        ("network.dropout", "cond.drop", "ema.decay", "optim.b1", "optim.b2"),
-        ("at least 0 and less than 1", lambda value: 0 <= value < 1),
-    ),
-    **dict.fromkeys(
-        ("data.augment", "sample.guidance_rescale", "sample.gamma"),
-        ("between 0 and 1", lambda value: 0 <= value <= 1),
-    ),
-    "data.levels": ("2 or more", lambda value: value >= 2),
-}
-
-
-def check(config: Any) -> None:
-    """Compare the values of a config with the ranges that they have to lie in.
+def check(config: Mapping[str, Any] | ConfigDict) -> None:
+    """Compare the values and names of a config with what they may be.
 
     Raises:
-        ValueError: a value is NaN, infinite or out of range, or a name is unknown.
+        ConfigError: a value is NaN, infinite, of another type or out of range.
+        ValueError: a name is unknown.
     """
     plain = _copy(config)
-    _chosen(plain)
-    for path, value in _walk(plain):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"config.{path} is not a number that can be stored: {value}")
-        wanted, test = RANGES.get(path, ("", None))
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if test is not None and value is not None and not (number and test(value)):
-            raise ValueError(f"config.{path} must be {wanted}, got {value!r}")
-
-
-def _walk(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of every value in nested dicts."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _walk(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    check_values(plain)
+    _list_chosen(plain)
+    if "task" in plain:
+        choose("task", plain["task"], TASKS)

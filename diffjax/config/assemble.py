@@ -1,0 +1,183 @@
+"""Configs of the default tables, and older or partial ones that are completed from them."""
+
+from __future__ import annotations
+
+import abc
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference, config_flags
+from ml_collections.config_dict import placeholder
+
+from diffjax.config.defaults import DEFAULTS, FIRST_STAGE, OPTIONAL, Open, Sides
+
+Size = int | tuple[int, int]
+# Sections that a first stage has not, or has of its own.
+_OF_DIFFUSION = ("schedule", "parameterization", "times", "cond", "network", "loss")
+_OF_ANY_NETWORK = ("name", "conditional", "dtype")
+_SECTIONS_OF = {"controlnet": ("control",), "lora": ("model", "lora")}
+# What runs did before a key was there, where that is not today's default.
+_BEFORE = {"eval.best": ""}
+
+
+class ImageSize(abc.ABC):  # noqa: B024 (its members are registered)
+    """The type of ``data.image_size``: pixels on a side of a square, or (height, width)."""
+
+
+for _kind in (int, tuple, list):
+    ImageSize.register(_kind)
+
+
+class _ImageSizeParser:
+    """Reads ``64``, ``(40, 56)``, ``40,56`` and ``40x56`` from the command line."""
+
+    syntactic_help = "a number of pixels, or (height,width)"
+
+    def parse(self, argument: str | Size) -> Size:
+        """
+        Raises:
+            ValueError: it is neither one number nor two.
+        """
+        if not isinstance(argument, str):
+            return argument
+        found = re.fullmatch(r"[\s(\[]*(\d+)(?:\s*[,x]\s*(\d+))?[\s,)\]]*", argument)
+        if found is None:
+            raise ValueError(
+                f"{argument!r} is no size; give a number of pixels, such as 64, or height and "
+                "width, such as (40,56)"
+            )
+        height, width = found.groups()
+        return int(height) if width is None else (int(height), int(width))
+
+    def flag_type(self) -> str:
+        """What --help calls it."""
+        return "number or (height,width)"
+
+
+config_flags.register_flag_parser_for_type(ImageSize, _ImageSizeParser())
+
+
+def make(values: Mapping[str, Any] | None = None, *, task: str = "diffusion") -> ConfigDict:
+    """A config of the defaults, which are DDPM's.
+
+    Args:
+        values: other values by dotted key, such as ``{"network.channels": 64}``.
+        task: diffusion, classifier, autoencoder, controlnet or lora.
+
+    Raises:
+        ConfigError: there is no such task or key, or a value is of another type.
+    """
+    names = ("diffusion", "classifier", "autoencoder", *_SECTIONS_OF)
+    if task not in names:
+        _refuse(f"unknown task {task!r}; choose one of {', '.join(names)}", task, names)
+    tables = dict(DEFAULTS)
+    if task == "autoencoder":
+        tables = {k: v for k, v in DEFAULTS.items() if k not in _OF_DIFFUSION} | dict(FIRST_STAGE)
+    tables |= {name: OPTIONAL[name] for name in _SECTIONS_OF.get(task, ())}
+    config = _build(tables)
+    config.task = task
+    for path, value in (values or {}).items():
+        _set(config, path, value)
+    return config
+
+
+def make_section(name: str, **values: Any) -> ConfigDict:
+    """One of the sections that not every config has: model, control or lora."""
+    section = _build(OPTIONAL[name])
+    section.update(values)
+    return section
+
+
+def complete(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
+    """Give a config, in place, the keys of the defaults that it lacks, and every option a type.
+
+    A stored config has null for options that are open; afterwards they can be set to values of
+    their own type. Keys that only the network of another name or a first stage has stay as they
+    are.
+    """
+    out = config if isinstance(config, ConfigDict) else ConfigDict(dict(config))
+    with out.unlocked():
+        _fill(out, _tables_for(out), "")
+    return out
+
+
+def _tables_for(config: ConfigDict) -> dict[str, Any]:
+    """The part of `DEFAULTS` that holds for a config."""
+    tables = dict(DEFAULTS)
+    if config.get("task") == "autoencoder":
+        return {k: v for k, v in tables.items() if k not in _OF_DIFFUSION}
+    network = config.get("network", {})
+    if network.get("name", "unet") != DEFAULTS["network"]["name"]:
+        tables["network"] = {k: DEFAULTS["network"][k] for k in _OF_ANY_NETWORK}
+    return tables
+
+
+def _fill(section: ConfigDict, defaults: Mapping[str, Any], prefix: str) -> None:
+    for key, default in defaults.items():
+        if key not in section:
+            section[key] = _BEFORE.get(f"{prefix}{key}", _build(default))
+        elif isinstance(default, Mapping):
+            if isinstance(section[key], ConfigDict):
+                _fill(section[key], default, f"{prefix}{key}.")
+        elif _is_untyped(section, key, default):
+            value = section[key]
+            del section[key]
+            section[key] = _build(default)
+            section[key] = value
+
+
+def _is_untyped(section: ConfigDict, key: str, default: Any) -> bool:
+    """Whether a field would refuse values of the default's type: JSON has null, and 1 for 1.0."""
+    kind, wanted = section.get_type(key), kind_of(default)
+    if kind is wanted:
+        return False
+    return kind is type(None) or (kind is int and wanted is float) or wanted is ImageSize
+
+
+def kind_of(default: Any) -> type:
+    """The type of the values of an option, by its entry in a table of defaults."""
+    if isinstance(default, Open):
+        return default.kind
+    return ImageSize if isinstance(default, Sides) else type(default)
+
+
+def _build(default: Any) -> Any:
+    """A table as a ConfigDict, and an entry as its value or field."""
+    if isinstance(default, Mapping):
+        return ConfigDict({key: _build(value) for key, value in default.items()})
+    if isinstance(default, Open):
+        return placeholder(default.kind)
+    return make_size_field(default.pixels) if isinstance(default, Sides) else default
+
+
+def make_size_field(size: Size) -> FieldReference:
+    """A config field that takes one number or (height, width), in files and on the command line."""
+    return FieldReference(size, field_type=ImageSize)
+
+
+def _set(config: ConfigDict, path: str, value: Any) -> None:
+    section, *rest = config, *path.split(".")
+    for depth, key in enumerate(rest):
+        if not isinstance(section, ConfigDict) or key not in section:
+            where = "config" + "".join(f".{k}" for k in rest[:depth])
+            known = list(section) if isinstance(section, ConfigDict) else []
+            _refuse(f"unknown config key {path!r}; {where} has {', '.join(known)}", key, known)
+        if depth < len(rest) - 1:
+            section = section[key]
+    try:
+        section[rest[-1]] = value
+    except TypeError as error:
+        from diffjax.types import ConfigError
+
+        raise ConfigError(f"config.{path}={value!r}: {error}") from error
+
+
+def _refuse(message: str, name: str, names: tuple[str, ...] | list[str]) -> None:
+    """
+    Raises:
+        ConfigError: with the closest of the names.
+    """
+    from diffjax.types import ConfigError, suggest  # not before: it takes a second
+
+    raise ConfigError(f"{message}{suggest(name, names)}")

@@ -1,0 +1,87 @@
+"""The config that a run was trained with, read from its config.json or from an exported file.
+
+Flags name it as ``--config=diffjax/config/store.py:WORKDIR/config.json``; entry points do so by
+themselves when --workdir or --weights is given without --config.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffjax.config.assemble import complete
+from diffjax.config.ranges import check_values, flatten
+from diffjax.untrusted import name_some, parse_json, read_json
+
+NOTE = "diffjax.config"  # the entry in the metadata of an exported file
+# What the configs of all versions have.
+_NEEDED = (
+    *("task", "seed", "data.name", "data.split", "data.image_size", "data.channels", "data.levels"),
+    *("data.num_classes", "data.batch_size", "network.name", "network.channels", "optim.name"),
+    *("network.multipliers", "network.blocks", "network.attention_levels", "network.norm_groups"),
+    *("optim.lr", "optim.warmup", "optim.decay", "ema.decay", "train.steps", "sample.sampler"),
+    *("sample.grid", "sample.steps", "sample.guidance", "mesh.data"),
+)
+_NEEDED_TO_DIFFUSE = (
+    *("schedule.name", "parameterization.name", "loss.name", "loss.weight", "cond.drop"),
+    "cond.null",
+)
+
+
+def read_config(path: str | os.PathLike[str]) -> ConfigDict:
+    """The complete config in a JSON file, in the config.json of a folder, or in an exported file.
+
+    Its values can be replaced by others of their types, open options too.
+
+    Raises:
+        ValueError: the file is not JSON, or holds no config, or a value in it is wrong.
+        FileNotFoundError: there is no such file.
+    """
+    where = Path(path)
+    if where.is_dir():
+        where = where / "config.json"
+    if where.suffix == ".safetensors":
+        return complete(_make_tuples(_read_note(where)))
+    found = read_json(where)
+    check_stored(found, where)
+    return complete(_make_tuples(found))
+
+
+def get_config(path: str) -> ConfigDict:
+    """`read_config` by the name that files of configs have."""
+    return read_config(path)
+
+
+def check_stored(config: dict[str, Any], where: object) -> None:
+    """See that what strangers may have stored is a config: whole, and of values that can be.
+
+    Raises:
+        ValueError: a value is wrong, or a part that every config has is missing.
+    """
+    check_values(config, where)
+    flat = dict(flatten(config))
+    needed = [*_NEEDED, *(_NEEDED_TO_DIFFUSE if flat.get("task") == "diffusion" else ())]
+    if missing := [key for key in needed if key not in flat]:
+        raise ValueError(f"{where} is no config of a run: it lacks {name_some(missing)}")
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """The config in a file that experiments.export wrote."""
+    from diffjax.pretrained.files import open_safetensors  # not before: it takes a second
+
+    notes = open_safetensors(path).metadata
+    if NOTE not in notes:
+        raise ValueError(f"{path} holds no config; experiments.export writes files that do")
+    where = f"the config in {path}"
+    found = parse_json(notes[NOTE], where)
+    check_stored(found, where)
+    return found
+
+
+def _make_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _make_tuples(v) for k, v in value.items()}
+    return tuple(map(_make_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,77 @@
+"""summary.json of a workdir: what was trained, on what machine, and how long each session took."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffjax.train import Checkpoints, hosts
+from diffjax.writing import write_atomically
+
+SUMMARY = "summary.json"
+
+
+def is_trained(folder: Path | None) -> bool:
+    """Whether a folder is the workdir of a run with a checkpoint."""
+    if folder is None:
+        return False
+    return any(any((folder / steps).glob("[0-9]*")) for steps in ("checkpoints", "best"))
+
+
+class Record:
+    """The record of a run in a workdir, whose session begins now.
+
+    Args:
+        parameters: how many are trained.
+    """
+
+    def __init__(self, folder: Path, cfg: ConfigDict, parameters: int):
+        self._path, self._cfg, self._parameters = folder / SUMMARY, cfg, parameters
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+        earlier = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._sessions: list[dict[str, Any]] = earlier.get("sessions", [])
+
+    def count_minutes(self) -> float:
+        """Wall-clock minutes of this session so far."""
+        return (time.monotonic() - self._wall) / 60
+
+    def write_session(self, step: int | None = None, *, finished: bool = False) -> None:
+        """Add this session to the file; the first process does, the others need not.
+
+        Args:
+            step: that it ended with; None: that of the newest checkpoint.
+            finished: whether the run is done.
+        """
+        if not hosts.is_writer():
+            return
+        if step is None:
+            step = max(Checkpoints(self._path.parent / "checkpoints").steps())
+        session = {
+            "to_step": step,
+            "wall_seconds": time.monotonic() - self._wall,
+            "cpu_seconds": time.process_time() - self._cpu,
+            "cpu_cores": len(os.sched_getaffinity(0)),
+        }
+        self._sessions.append(session)
+        summary = {
+            "parameters": self._parameters,
+            "steps": step,
+            "finished": finished,
+            "images": step * self._cfg.data.batch_size,
+            "wall_seconds": sum(s["wall_seconds"] for s in self._sessions),
+            "cpu_seconds": sum(s["cpu_seconds"] for s in self._sessions),
+            "seed": self._cfg.seed,
+            "devices": [d.device_kind for d in jax.devices()],
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "sessions": self._sessions,
+        }
+        write_atomically(self._path, json.dumps(summary, indent=2) + "\n")

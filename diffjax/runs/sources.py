@@ -1,0 +1,69 @@
+"""The data set of a config, compared with what the config says of it, with captions as tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from diffjax import data
+from diffjax.data.folders import NoSuchSplit
+from diffjax.runs.batches import NOISE, make_buckets, make_noise, read_image_shape
+from diffjax.runs.classes import check_classes
+from diffjax.runs.loading import load_unchecked
+from diffjax.runs.tokens import Tokenizers, add_tokens, check_captions, make_tokenizers
+from diffjax.types import ConfigError
+
+
+def load_source(
+    cfg: ConfigDict,
+    split: str | None = None,
+    *,
+    folder: Path | None = None,
+    tokenizers: Tokenizers | None = None,
+) -> data.Source:
+    """The data set of a config, checked.
+
+    Args:
+        split: another one than that of training, whose buckets of aspect ratios it has not.
+        folder: workdir; classes and words are those that a run there knows.
+        tokenizers: those of `make_tokenizers`, if they are made already.
+
+    Raises:
+        ConfigError: shape, grey levels or classes differ from the config's.
+        ValueError, OSError: the data cannot be read.
+    """
+    if cfg.data.name == NOISE:
+        return make_noise(cfg)
+    wanted, buckets = read_image_shape(cfg), None if split else make_buckets(cfg)
+    source = load_unchecked(cfg, split or cfg.data.split, wanted, buckets, folder=folder)
+    found = tuple(source.shape)
+    if found != wanted:
+        raise ConfigError(
+            f"the images of {cfg.data.name} are {found}, but the config says {wanted}; set "
+            "config.data.image_size and config.data.channels"
+        )
+    if source.levels != cfg.data.levels:
+        raise ConfigError(f"{cfg.data.name} has {source.levels} grey levels, not {cfg.data.levels}")
+    check_classes(cfg, source)
+    check_captions(cfg, source)
+    if tokenizers is None:
+        tokenizers = make_tokenizers(cfg, folder)
+    return add_tokens(source, tokenizers, wanted)
+
+
+def load_test_source(cfg: ConfigDict, *, folder: Path | None = None) -> data.Source:
+    """Test images to look at; of data that have no others, the training images.
+
+    Raises:
+        ValueError: a folder has test images, but something is wrong with them.
+    """
+    try:
+        return load_source(cfg, "test", folder=folder)
+    except (ValueError, OSError) as error:
+        absent = isinstance(error, OSError | NoSuchSplit)
+        if cfg.data.name in data.FOLDERS and not absent:
+            raise
+        logging.warning("there are no test images, training images take their place: %s", error)
+        return load_source(cfg, folder=folder)

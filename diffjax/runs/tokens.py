@@ -1,0 +1,270 @@
+"""From captions and prompts to tokens: a mapping of the entries of a batch to tokenizers.
+
+| the config has | its tokenizer |
+|---|---|
+| ``cond.words="captions"`` | a token for each word of the training captions |
+| a section ``model`` | those of that model, or ``model.tokenizer``; two of Stable Diffusion XL |
+| ``cond.context="text"`` alone | the words of the data set shapes, which has tokens itself |
+
+The first two are kept in the workdir of a run.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from diffjax import data
+from diffjax.data import shapes
+from diffjax.model.condition import ENCODERS, make_clips
+from diffjax.nets.text import CLIPText
+from diffjax.pretrained.tokenizers import (
+    OPEN_CLIP_PAD,
+    Tokenizer,
+    Tokens,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
+from diffjax.runs.batches import NOISE
+from diffjax.runs.loading import load_unchecked
+from diffjax.runs.record import is_trained
+from diffjax.train import hosts
+from diffjax.types import ConfigError
+
+RANDOM = "random"  # in place of a model: untrained
+SHAPES = "shapes"  # in place of a tokenizer: one for the captions of that data set
+MOST_WORDS = 2000  # others are spelled
+MOST_TOKENS = 77  # of a caption, with start and end
+
+
+class ShapeWords(NamedTuple):
+    """The words of the data set shapes, in the place of a `Tokenizer`."""
+
+    length: int = shapes.LENGTH
+
+    def plain(self, text: str) -> Tokens:
+        """One chunk (1, M) without start and end.
+
+        Raises:
+            ValueError: a word is not in the vocabulary, or there are too many.
+        """
+        ids = shapes.tokenize([text])
+        return Tokens(ids, np.ones(ids.shape, np.float32))
+
+
+Tokenizers = Mapping[str, Tokenizer | ShapeWords]
+
+
+def uses_own_words(cfg: ConfigDict) -> bool:
+    """Whether a config's tokens are words of the captions of its data."""
+    return "cond" in cfg and cfg.cond.words == "captions"
+
+
+def find_model_path(cfg: ConfigDict) -> str:
+    """What a config begins from; empty if it is no fine-tuning.
+
+    Raises:
+        ConfigError: it is, but does not say from what.
+    """
+    if "model" not in cfg:
+        return ""
+    if not cfg.model.path:
+        raise ConfigError(
+            "config.model.path is needed: a diffusers folder of a text-to-image model, its "
+            f"single .safetensors file (with config.model.tokenizer), or {RANDOM!r}"
+        )
+    return str(cfg.model.path)
+
+
+def make_tokenizers(cfg: ConfigDict, folder: Path | None = None) -> Tokenizers:
+    """Tokenizers by the entry of a batch; empty for a model without captions.
+
+    Args:
+        folder: workdir; those that a run there kept are used.
+
+    Raises:
+        ConfigError: there are none, or they do not fit the text encoders of the config.
+        ValueError, OSError: captions or files cannot be read.
+    """
+    if uses_own_words(cfg):
+        return {"text": find_own_words(cfg, folder)}
+    if "model" in cfg:
+        nets = make_clips(cfg)
+        found = {
+            entry: _find_published(cfg, entry, nets[name], folder)
+            for entry, name in ENCODERS.items()
+            if name in nets
+        }
+        for entry, one in found.items():
+            _check_published(cfg, entry, one)
+        return found
+    return {"text": ShapeWords()} if "cond" in cfg and cfg.cond.context == "text" else {}
+
+
+def keep_tokenizers(cfg: ConfigDict, folder: Path) -> None:
+    """Store the tokenizers in a workdir, so that its run needs neither captions nor the model."""
+    if cfg.data.name == NOISE or not hosts.is_writer():
+        return
+    for entry, one in make_tokenizers(cfg, folder).items():
+        if isinstance(one, Tokenizer):
+            save_tokenizer(folder / _name_folder(entry), one)
+
+
+def _name_folder(entry: str) -> str:
+    return ENCODERS[entry].replace("text_encoder", "tokenizer")
+
+
+def _find_kept(entry: str, folder: Path | None) -> Path | None:
+    """Where a run in a workdir kept a tokenizer; None if it did not, or never began."""
+    kept = None if folder is None else folder / _name_folder(entry)
+    return kept if kept and kept.is_dir() and is_trained(folder) else None
+
+
+# ---- words of one's own -------------------------------------------------------------------------
+
+
+def find_own_words(cfg: ConfigDict, folder: Path | None) -> Tokenizer:
+    """The tokenizer of one's own captions that a run kept, or else a new one.
+
+    Raises:
+        ConfigError: the data have no captions.
+    """
+    if kept := _find_kept("text", folder):
+        return load_tokenizer(kept)
+    source = load_unchecked(cfg, cfg.data.split, (8, 8, 3), folder=folder)
+    check_captions(cfg, source)
+    assert source.captions is not None
+    return learn_words(source.captions(np.arange(len(source))))
+
+
+def learn_words(captions: Sequence[str]) -> Tokenizer:
+    """A token for each word of some captions, and as many positions as the longest has."""
+    plain = train_tokenizer(["a"], length=3).backend
+    counts: collections.Counter[str] = collections.Counter()
+    for caption in captions:
+        text = plain.normalizer.normalize_str(caption)
+        counts.update(piece for piece, _ in plain.pre_tokenizer.pre_tokenize_str(text))
+    words = [word for word, _ in counts.most_common(MOST_WORDS) if not word.startswith("<|")]
+    letters = sorted({letter for word in counts for letter in word})
+    found = train_tokenizer([*sorted(words), *letters], length=3)
+    longest = max(len(found.ids(caption)) for caption in captions) + 2
+    return found._replace(length=min(longest, MOST_TOKENS))
+
+
+def _warn_of_unknown(tokenizer: Tokenizer, prompt: str) -> None:
+    vocabulary = tokenizer.backend.get_vocab()
+    text = tokenizer.backend.normalizer.normalize_str(prompt)
+    pieces = tokenizer.backend.pre_tokenizer.pre_tokenize_str(text)
+    strange = [text[a:b] for piece, (a, b) in pieces if f"{piece}</w>" not in vocabulary]
+    if strange:
+        logging.warning("no caption has the words %s of %r", ", ".join(strange), prompt)
+
+
+# ---- those of published models ------------------------------------------------------------------
+
+
+def _find_published(cfg: ConfigDict, entry: str, net: CLIPText, folder: Path | None) -> Tokenizer:
+    if kept := _find_kept(entry, folder):
+        return load_tokenizer(kept)
+    chosen, path = cfg.model.tokenizer, Path(find_model_path(cfg))
+    if chosen == SHAPES:
+        return train_tokenizer(shapes.VOCABULARY[1:], length=net.positions)
+    if chosen:
+        return load_tokenizer(chosen, pad=OPEN_CLIP_PAD if net.activation == "gelu" else None)
+    if not (path / _name_folder(entry)).is_dir():
+        raise ConfigError(
+            f"{path} has no {_name_folder(entry)}: config.model.tokenizer is needed, a folder with "
+            f"tokenizer.json or vocab.json and merges.txt (or {SHAPES!r} for that data set)"
+        )
+    return load_tokenizer(path / _name_folder(entry))
+
+
+def _check_published(cfg: ConfigDict, entry: str, found: Tokenizer) -> None:
+    section, size = cfg.cond[entry], found.backend.get_vocab_size()
+    if found.length != section.positions or size > section.vocabulary:
+        raise ConfigError(
+            f"the tokenizer has {size} tokens and texts of {found.length}, but config.cond.{entry} "
+            f"has a vocabulary of {section.vocabulary} and {section.positions} positions"
+        )
+    if entry == "text_2" and found.end != size - 1:
+        raise ConfigError(
+            f"the tokenizer's end token has the id {found.end} of {size}: words were added to it, "
+            "after which training of XL would look; give one without them (config.model.tokenizer)"
+        )
+    empty = (found.start, found.end, found.pad)
+    if cfg.cond.context == "clip" and tuple(cfg.cond.empty) != empty:
+        raise ConfigError(
+            f"the empty text of the tokenizer is {empty}, but config.cond.empty={cfg.cond.empty}"
+        )
+
+
+# ---- what they do -------------------------------------------------------------------------------
+
+
+def check_captions(cfg: ConfigDict, source: data.Source) -> None:
+    """See that the data of a config have captions, if its tokens are made of them.
+
+    Raises:
+        ConfigError: they have none.
+    """
+    if source.captions is None and (uses_own_words(cfg) or "model" in cfg):
+        raise ConfigError(f"{cfg.data.name} has no captions; captioned_folder and shapes do")
+
+
+def add_tokens(
+    source: data.Source, tokenizers: Tokenizers, image_shape: tuple[int, int, int]
+) -> data.Source:
+    """The data with their captions as tokens, and for two text encoders the sizes of images.
+
+    Args:
+        tokenizers: by the entry of a batch. The data set shapes has tokens already.
+        image_shape: (H, W, C) of images that do not say their own size.
+
+    Raises:
+        ValueError: these data have no captions.
+    """
+    if not tokenizers or any(isinstance(one, ShapeWords) for one in tokenizers.values()):
+        return source
+    if source.captions is None:
+        raise ValueError("data without captions have no tokens")
+    read_captions, more = source.captions, source.more
+    height, width, _ = image_shape
+    plain = np.array([height, width, 0, 0, height, width], np.float32)
+
+    def read(indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        texts, rest = read_captions(indices), more(indices) if more else {}
+        ids = {k: np.concatenate([t.plain(s).ids for s in texts]) for k, t in tokenizers.items()}
+        if len(tokenizers) == 1:
+            return {**{k: v for k, v in rest.items() if k != "time_ids"}, **ids}
+        return {"time_ids": np.tile(plain, (len(texts), 1)), **rest, **ids}
+
+    return dataclasses.replace(source, more=read)
+
+
+def tokenize(cfg: ConfigDict, tokenizers: Tokenizers, prompts: Sequence[str]) -> np.ndarray:
+    """Prompts (N, M) as ids; words that no caption of one's own has are named in the log.
+
+    Raises:
+        ConfigError: the model reads no text, or has two text encoders.
+        ValueError: the data set shapes has no such words.
+    """
+    if not tokenizers:
+        raise ConfigError("prompts have no effect: this model was not trained on captions")
+    if len(tokenizers) > 1:
+        raise ConfigError(
+            "prompts are for models of one text encoder here; use experiments.export --out=FOLDER "
+            "and experiments.generate"
+        )
+    (tokenizer,) = tokenizers.values()
+    if uses_own_words(cfg) and isinstance(tokenizer, Tokenizer):
+        for prompt in prompts:
+            _warn_of_unknown(tokenizer, prompt)
+    return np.concatenate([tokenizer.plain(prompt).ids for prompt in prompts])
