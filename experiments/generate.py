@@ -234,23 +234,15 @@ def make_request(chosen: Settings) -> generate.Request:
         read_control(text)
     for text in chosen["lora"]:
         _read_lora(text)
-    request = generate.Request(
-        [_told(prompt, chosen["prompt_2"]) for prompt in chosen["prompt"]],
-        sampler=generate.Sampling(
-            chosen["sampler"], chosen["steps"], chosen["grid"], eta=chosen["eta"]
-        ),
-        guidance=generate.Guidance(
-            chosen["guidance"],
-            _told(chosen["negative"], chosen["negative_2"]),
-            chosen["rescale"],
-        ),
-        image=image,
-        size=generate.Size(chosen["height"], chosen["width"]),
-        clip_skip=chosen["clip_skip"],
-        weighted=chosen["weighted"],
-    )
     with settings.name_flags():
-        return request.read()
+        plain = settings.read_numbers(chosen)
+        negative = _told(chosen["negative"], chosen["negative_2"])
+        return dataclasses.replace(
+            plain,
+            prompt=[_told(prompt, chosen["prompt_2"]) for prompt in chosen["prompt"]],
+            guidance=plain.guiding()._replace(negative=negative),
+            image=image,
+        ).read()
 
 
 def add_networks(request: generate.Request, chosen: Settings) -> generate.Request:

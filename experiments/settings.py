@@ -17,8 +17,10 @@ from typing import Any
 import PIL.Image
 from absl import flags, logging
 
+from diffjax import generate
 from diffjax.generate import RequestError
-from diffjax.generate.checks import show
+from diffjax.generate.checks import read_whole, show
+from diffjax.generate.request import read_start, read_strength
 from diffjax.untrusted import parse_json
 from experiments import common
 
@@ -141,7 +143,33 @@ def read_settings(path: Path) -> Settings:
         out[name] = found.get(name, flag.default)
         if name in found and (reason := _find_fault(flag, found[name])):
             raise common.UsageError(f"{path}: its setting {name} {reason}")
+    try:
+        read_numbers(out)
+    except RequestError as error:
+        flag = flag_of(error.argument)
+        raise common.UsageError(f"{path}: its setting {flag} is wrong: {error}") from error
     return out
+
+
+def read_numbers(chosen: Settings) -> generate.Request:
+    """The request of the settings that name no file, without the texts of a second encoder.
+
+    Raises:
+        RequestError: a number lies outside of its range, or a name of a choice is not known.
+    """
+    read_whole("seed", chosen["seed"], 0, 2**32 - 1)
+    read_strength(chosen["strength"])
+    read_start(chosen["refiner_start"])
+    return generate.Request(
+        chosen["prompt"] or "",
+        sampler=generate.Sampling(
+            chosen["sampler"], chosen["steps"], chosen["grid"], eta=chosen["eta"]
+        ),
+        guidance=generate.Guidance(chosen["guidance"], chosen["negative"], chosen["rescale"]),
+        size=generate.Size(chosen["height"], chosen["width"]),
+        clip_skip=chosen["clip_skip"],
+        weighted=chosen["weighted"],
+    ).read()
 
 
 def _read_text(path: Path) -> str:
