@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 JSON_BYTES = 32 * 2**20  # the largest files, tokenizer.json and headers of weights, have about 5 MB
 JSON_DEPTH = 64
+AXES = 16  # of an array in a file of weights; NumPy has a bound of its own, 32 or 64
 SHOWN = 80  # characters of a foreign value in a message
 NAMED = 8  # names of a list in a message
 

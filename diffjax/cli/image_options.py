@@ -20,8 +20,10 @@ from absl import logging
 from PIL.PngImagePlugin import PngInfo
 
 import diffjax
+from diffjax import generate
 from diffjax.control import BALANCES
-from diffjax.generate.checks import show
+from diffjax.generate.checks import read_whole, show
+from diffjax.generate.request import read_start, read_strength
 from diffjax.types import ConfigError
 from diffjax.untrusted import parse_json
 from diffjax.writing import replace_file
@@ -87,6 +89,16 @@ CHOICES = {
     "balance": tuple(sorted(BALANCES)),
 }
 
+# The flags that set arguments of a request, where they have other names.
+_REQUEST_FLAGS = {
+    "key": "seed",
+    "guidance.scale": "guidance",
+    "image": "init_image",
+    "size": "height",
+    "refiner.start": "refiner_start",
+    "control.balance": "balance",
+    "num": "batch_size",
+}
 # By the type of an option: the types of its values in JSON, and what messages call them.
 _JSON_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
     str: ((str,), "a text"),
@@ -137,7 +149,40 @@ def read_png(path: Path) -> ImageOptions:
     for name in OPTION_NAMES:
         if name in found and (fault := find_fault(name, found[name])):
             raise ConfigError(f"{path}: its setting {name} {fault}")
-    return make_options(found)
+    options = make_options(found)
+    try:
+        make_plain_request(options)
+    except generate.RequestError as error:
+        flag = find_request_flag(error.argument)
+        raise ConfigError(f"{path}: its setting {flag} is wrong: {error}") from error
+    return options
+
+
+def make_plain_request(options: ImageOptions) -> generate.Request:
+    """The request of the options that name no file, without the texts of a second encoder.
+
+    Raises:
+        RequestError: a number lies outside of its range, or a name is no choice.
+    """
+    read_whole("seed", options.seed, 0, 2**32 - 1)
+    read_strength(options.strength)
+    read_start(options.refiner_start)
+    return generate.Request(
+        list(options.prompt) or "",
+        sampler=generate.Sampling(options.sampler, options.steps, options.grid, eta=options.eta),
+        guidance=generate.Guidance(options.guidance, options.negative, options.rescale),
+        size=generate.Size(options.height, options.width),
+        clip_skip=options.clip_skip,
+        weighted=options.weighted,
+    ).read()
+
+
+def find_request_flag(argument: str) -> str:
+    """The flag that sets an argument of a request, such as ``sampler.steps``."""
+    name = re.sub(r"\[\d+\]", "", argument)
+    first, _, last = name.partition(".")
+    candidates = (_REQUEST_FLAGS.get(name), last, _REQUEST_FLAGS.get(first))
+    return next((flag for flag in candidates if flag in (*OPTION_NAMES, "batch_size")), first)
 
 
 def make_options(values: Mapping[str, object]) -> ImageOptions:

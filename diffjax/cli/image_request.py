@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +14,11 @@ from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from diffjax import generate
-from diffjax.cli.image_options import OPTION_NAMES, ImageOptions
+from diffjax.cli.image_options import (
+    ImageOptions,
+    find_request_flag,
+    make_plain_request,
+)
 from diffjax.cli.path_arguments import parse_concept, parse_control, parse_lora
 from diffjax.data import pictures
 from diffjax.pretrained import load_model, load_single_file
@@ -23,16 +26,6 @@ from diffjax.pretrained.files import weights_file
 from diffjax.pretrained.models import Model
 from diffjax.types import ConfigError
 
-# The flags that set arguments of a request, where they have other names.
-_REQUEST_FLAGS = {
-    "key": "seed",
-    "guidance.scale": "guidance",
-    "image": "init_image",
-    "size": "height",
-    "refiner.start": "refiner_start",
-    "control.balance": "balance",
-    "num": "batch_size",
-}
 # The flags that set what messages of the library name.
 _LOADING_FLAGS = {
     "variant=": "--variant",
@@ -57,14 +50,6 @@ def name_request_flags() -> Iterator[None]:
         yield
     except generate.RequestError as error:
         raise ConfigError(f"--{find_request_flag(error.argument)}: {error}") from error
-
-
-def find_request_flag(argument: str) -> str:
-    """The flag that sets an argument of a request, such as ``sampler.steps``."""
-    name = re.sub(r"\[\d+\]", "", argument)
-    first, _, last = name.partition(".")
-    candidates = (_REQUEST_FLAGS.get(name), last, _REQUEST_FLAGS.get(first))
-    return next((flag for flag in candidates if flag in (*OPTION_NAMES, "batch_size")), first)
 
 
 @contextlib.contextmanager
@@ -139,17 +124,14 @@ def make_request(options: ImageOptions) -> generate.Request:
     negative = None
     if options.negative is not None or options.negative_2 is not None:
         negative = _join_texts(options.negative or "", options.negative_2)
-    request = generate.Request(
-        [_join_texts(prompt, options.prompt_2) for prompt in options.prompt],
-        sampler=generate.Sampling(options.sampler, options.steps, options.grid, eta=options.eta),
-        guidance=generate.Guidance(options.guidance, negative, options.rescale),
-        image=image,
-        size=generate.Size(options.height, options.width),
-        clip_skip=options.clip_skip,
-        weighted=options.weighted,
-    )
     with name_request_flags():
-        return request.read()
+        plain = make_plain_request(options)
+        return dataclasses.replace(
+            plain,
+            prompt=[_join_texts(prompt, options.prompt_2) for prompt in options.prompt],
+            guidance=plain.guiding()._replace(negative=negative),
+            image=image,
+        ).read()
 
 
 def add_networks(

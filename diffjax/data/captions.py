@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from diffjax.data import folders, formats, metadata, text
+from diffjax.untrusted import name_some
 
 _SUFFIXES = (".txt", ".caption")
 _SPELLINGS = (*_SUFFIXES, *map(str.upper, _SUFFIXES))
@@ -156,7 +157,7 @@ def _from_table(paths: list[Path], table: metadata.Table) -> list[str]:
         names = [str(path) for path in without]
         raise ValueError(
             f"{table.files[0]}{' and others' if table.files[1:] else ''} has no captions for "
-            f"{folders.name_some(names)}"
+            f"{name_some(names)}"
         )
     return [table.captions[path] for path in paths]
 
@@ -166,14 +167,14 @@ def _from_files(
 ) -> list[str]:
     beside = [_beside(path) for path in paths]
     if without := [path.name for path, file in zip(paths, beside, strict=True) if file is None]:
-        raise ValueError(_explain_absence(root, folders.name_some(without), files, table))
+        raise ValueError(_explain_absence(root, name_some(without), files, table))
     found = [file for file in beside if file is not None]
     stems = {path.with_suffix("") for path in folders.select_images(root, files)}
     alone = [f.name for f in files if f.suffix in _SPELLINGS and f.with_suffix("") not in stems]
     if alone:
         logging.warning(
             "%s: %d text files belong to no picture and are not read: %s",
-            *(root, len(alone), folders.name_some(alone)),
+            *(root, len(alone), name_some(alone)),
         )
     return [text.read_text(file).strip() for file in found]
 

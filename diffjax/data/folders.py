@@ -22,10 +22,10 @@ import numpy as np
 from absl import logging
 
 from diffjax.data.formats import IMAGE_SUFFIXES
+from diffjax.untrusted import name_some
 
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 ALL = "all"
-SHOWN = 3  # names in a message
 LISTED = 1000  # files of which a fingerprint holds name and size
 _UNREAD = (".heic", ".heif", ".jp2", ".jxl", ".svg", ".tga")
 _SYSTEM = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information")
@@ -33,12 +33,6 @@ _SYSTEM = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume info
 
 class NoSuchSplit(ValueError):
     """A folder has no split of that name."""
-
-
-def name_some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def is_hidden(name: str) -> bool:

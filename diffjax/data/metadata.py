@@ -20,7 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffjax.data import folders, text
+from diffjax.data import text
+from diffjax.untrusted import name_some
 
 FILES = ("metadata.jsonl", "metadata.csv")
 PICTURES = ("file_name", "image", "image_file_name")
@@ -72,8 +73,9 @@ def read_table(root: Path, files: Sequence[Path], *, caption_column: str = "") -
     for file in table.files:
         _add(table, file, (root, known), caption_column, missing)
     if missing:
-        names = ", ".join(str(file) for file in table.files[: folders.SHOWN])
-        raise ValueError(f"{names} names files that are not there: {folders.name_some(missing)}")
+        raise ValueError(
+            f"{name_some(table.files)} names files that are not there: {name_some(missing)}"
+        )
     return table
 
 

@@ -17,6 +17,7 @@ from diffjax.data.folder_sources import (
     skip_damaged,
 )
 from diffjax.data.source import Indices, Source
+from diffjax.untrusted import name_some
 
 
 def paired(
@@ -143,7 +144,7 @@ def _find_hints(root: Path, base: Path, source: Source, table: metadata.Table) -
         if without := [str(path) for path in paths if path not in table.hints]:
             raise ValueError(
                 f"{len(without)} images in {root} have no {metadata.HINTS[0]}, such as "
-                f"{folders.name_some(without)}"
+                f"{name_some(without)}"
             )
         return [table.hints[path] for path in paths]
     folder = root / "hints"
@@ -162,7 +163,7 @@ def _match_hints(root: Path, base: Path, paths: Sequence[Path], folder: Path) ->
     if alone := sorted((set(names) - set(hints)) | (set(hints) - every)):
         raise ValueError(
             f"{len(alone)} files in {root} are either an image without a hint or a hint without an "
-            f"image, such as {folders.name_some(alone)}"
+            f"image, such as {name_some(alone)}"
         )
     if len(set(names)) != len(names):
         raise ValueError(f"{base} has several images of one name, with different suffixes")

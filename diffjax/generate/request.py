@@ -326,9 +326,16 @@ def read_image(value: Any) -> Image | None:
     _refuse_no_picture(name, given.pixels)
     if given.mask is not None:
         _refuse_no_picture("image.mask", given.mask)
-    if given.strength is None:
-        return given
-    return given._replace(strength=read_number("image.strength", given.strength, 0, 1))
+    return given._replace(strength=read_strength(given.strength))
+
+
+def read_strength(value: Any) -> float | None:
+    """The strength of an `Image`; None is the default.
+
+    Raises:
+        RequestError: it is no number in [0, 1].
+    """
+    return None if value is None else read_number("image.strength", value, 0, 1)
 
 
 def _refuse_no_picture(name: str, value: Any) -> None:
@@ -384,7 +391,16 @@ def read_refiner(value: Any) -> Refiner | None:
     if not isinstance(getattr(given.pipe, "parts", None), Components):
         example = "Refiner(diffjax.load(path), start)"
         raise refuse("refiner", f"must be a pipeline or {example}, got {show(given.pipe)}")
-    start = read_number("refiner.start", given.start)
+    return given._replace(start=read_start(given.start))
+
+
+def read_start(value: Any) -> float:
+    """The start of a `Refiner`.
+
+    Raises:
+        RequestError: it is no number between 0 and 1, these left out.
+    """
+    start = read_number("refiner.start", value)
     if not 0 < start < 1:
         raise refuse("refiner.start", f"must lie between 0 and 1, got {start:g}")
-    return given._replace(start=start)
+    return start

@@ -17,6 +17,7 @@ from diffjax.nets.unet import UNet
 from diffjax.types import (
     Array,
     Cond,
+    ConfigError,
     Level,
     Module,
     Parameterization,
@@ -57,9 +58,11 @@ class ControlNetwork(NamedTuple):
             side = self.net.hint_factor
             hint = jnp.zeros((1, side, side, self.net.hint_channels))
             return cast(Params, self.net.init(key, hint)["params"])
-        factor, (height, width) = self.net.hint_factor // self.net.base.patch, z.shape[1:3]
-        shape = (z.shape[0], height * factor, width * factor, self.net.hint_channels)
-        cond = {**(cond or {}), HINT: jnp.zeros(shape)}
+        height, width = (
+            side * self.net.hint_factor // self.net.base.patch for side in z.shape[1:3]
+        )
+        hint = jnp.zeros((z.shape[0], height, width, self.net.hint_channels))
+        cond = {**(cond or {}), HINT: hint}
         return cast(Params, self.net.init(key, z, t, cond)["params"])
 
     def prepare_hint(self, hint: Array) -> Array | Features:
@@ -109,6 +112,7 @@ def make_controlnet(section: ConfigDict, base: UNet) -> ControlNet | T2IAdapter:
 
     Raises:
         ValueError: unknown name or options, listing those there are.
+        ConfigError: an option has a value that no such network can have; its key is named.
     """
     options: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()
@@ -120,7 +124,12 @@ def make_controlnet(section: ConfigDict, base: UNet) -> ControlNet | T2IAdapter:
         "controlnet": partial(ControlNet, base),
         "t2i_adapter": partial(T2IAdapter, widths=widths, dtype=base.dtype),
     }
-    return build_section("network", options.pop("name", "controlnet"), known, options)
+    net = build_section("network", options.pop("name", "controlnet"), known, options)
+    try:
+        net.check_options()
+    except ConfigError as error:
+        raise ConfigError(f"control.net.{error}") from error
+    return net
 
 
 def apply_control(

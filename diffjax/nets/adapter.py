@@ -9,15 +9,24 @@ T2IAdapter.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from diffjax.nets.layers import conv, torch_init
-from diffjax.types import choose
+from diffjax.types import ConfigError, choose
 
 Array = jax.Array
+
+
+# Whether the resolution is halved before feature map i.
+_HALVED: dict[str, Callable[[int], bool]] = {
+    "full": lambda i: i > 0,
+    "light": lambda i: i > 0,
+    "full_xl": lambda i: i == 2,
+}
 
 
 class T2IAdapter(nn.Module):
@@ -41,12 +50,9 @@ class T2IAdapter(nn.Module):
 
     @nn.compact
     def __call__(self, hint: Array) -> list[Array]:
-        halved = choose(
-            "adapter",
-            self.kind,
-            {"full": lambda i: i > 0, "light": lambda i: i > 0, "full_xl": lambda i: i == 2},
-        )
+        self.check_options()
         self._check(hint)
+        halved = _HALVED[self.kind]
         light, features = self.kind == "light", []
         h = _unshuffle(hint, self.hint_factor)
         if not light:
@@ -66,6 +72,20 @@ class T2IAdapter(nn.Module):
                 h = self._conv(width, f"body.{i}.out_conv", 1)(h)
             features.append(h)
         return features
+
+    def check_options(self) -> None:
+        """See that hints can be read with these options.
+
+        Raises:
+            ConfigError: they cannot; the message begins with the option.
+        """
+        choose("adapter", self.kind, _HALVED)
+        # The light kind works in a quarter of the channels.
+        least = 4 if self.kind == "light" else 1
+        check_hint_options(self.hint_channels, "widths", self.widths, least)
+        for name, value, low in (("hint_factor", self.hint_factor, 1), ("blocks", self.blocks, 0)):
+            if not _is_whole(value, low):
+                raise ConfigError(f"{name} must be a whole number of at least {low}, got {value!r}")
 
     def _conv(self, features: int, name: str, size: int = 3) -> Any:
         return conv(
@@ -95,3 +115,24 @@ def _unshuffle(x: Array, f: int) -> Array:
     b, h, w, c = x.shape
     x = x.reshape(b, h // f, f, w // f, f, c).transpose(0, 1, 3, 5, 2, 4)
     return x.reshape(b, h // f, w // f, c * f * f)
+
+
+def check_hint_options(channels: int, name: str, widths: tuple[int, ...], least: int = 1) -> None:
+    """See that a network can read hints of so many channels in layers of these widths.
+
+    Args:
+        name: of the option that holds the widths.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not _is_whole(channels, 1):
+        raise ConfigError(f"hint_channels must be a whole number of at least 1, got {channels!r}")
+    if not widths or not all(_is_whole(width, least) for width in widths):
+        raise ConfigError(
+            f"{name} must be one or more whole numbers of at least {least}, got {tuple(widths)}"
+        )
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -15,15 +15,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffjax.nets.adapter import check_hint_options
 from diffjax.nets.layers import conv, space_to_depth, torch_init
 from diffjax.nets.unet import UNet, embed, encode
-from diffjax.types import PyTree, choose
+from diffjax.types import ConfigError, PyTree, choose
 
 Array = jax.Array
 
 zeros = nn.initializers.zeros
 gaussian = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 INITS = {"zero": zeros, "gaussian": gaussian}
+
+
+_PAPER_WIDTHS = (16, 32, 64, 128)
 
 
 class HintEncoder(nn.Module):
@@ -64,7 +68,7 @@ class HintEncoder(nn.Module):
         return h
 
     def _paper(self, h: Array) -> Array:
-        for i, width in enumerate((16, 32, 64, 128)):
+        for i, width in enumerate(_PAPER_WIDTHS):
             halves = 2**i < self.factor
             h = nn.relu(
                 conv(
@@ -111,6 +115,7 @@ class ControlNet(nn.Module):
     ) -> tuple[list[Array], Array]:
         base, cond = self.base, cond or {}
         init = choose("initialisation", self.connections, INITS)
+        self.check_options()
         self._check(z, cond.get("hint"))
         shift = HintEncoder(
             base.channels,
@@ -134,6 +139,25 @@ class ControlNet(nn.Module):
         residuals = [out(s, f"controlnet_down_blocks.{i}") for i, s in enumerate(skips)]
         return residuals, out(h, "controlnet_mid_block")
 
+    def check_options(self) -> None:
+        """See that hints can be read with these options; the base is checked where it is called.
+
+        Raises:
+            ConfigError: they cannot; the message begins with the option.
+        """
+        check_hint_options(self.hint_channels, "hint_widths", self.hint_widths)
+        choose("hint encoder", self.hint_encoder, {"released": 0, "paper": 0})
+        choose("initialisation", self.connections, INITS)
+        paper = self.hint_encoder == "paper"
+        halvings = len(_PAPER_WIDTHS) if paper else len(self.hint_widths) - 1
+        factors = [2**k for k in range(halvings + 1)]
+        if self.hint_factor not in factors:
+            made = "" if paper else f" of hint_widths={self.hint_widths}"
+            raise ConfigError(
+                f"hint_factor is {self.hint_factor}, but the {self.hint_encoder} hint encoder"
+                f"{made} makes hints smaller by one of {', '.join(map(str, factors))}"
+            )
+
     def _check(self, z: Array, hint: Any) -> None:
         side = self.hint_factor / self.base.patch
         wanted = (
@@ -145,7 +169,8 @@ class ControlNet(nn.Module):
         found = getattr(hint, "shape", None)
         if found != wanted:
             raise ValueError(
-                f"this ControlNet needs cond['hint'] of shape {wanted} for z {z.shape}, got {found}"
+                f"this ControlNet needs cond['hint'] of shape {wanted} for z {z.shape} with "
+                f"hint_factor={self.hint_factor}, got {found}"
             )
 
 

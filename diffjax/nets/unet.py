@@ -30,7 +30,7 @@ from diffjax.nets.layers import (
     zero_init,
 )
 from diffjax.nets.transformer import SpatialTransformer
-from diffjax.types import choose
+from diffjax.types import ConfigError, choose
 
 Array = jax.Array
 
@@ -296,7 +296,7 @@ def _blocks(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
 
     def attend(h: Array, name: str, level: int) -> Array:
         heads = h.shape[-1] // net.head_channels if net.head_channels else None
-        heads = heads or _at(net.heads, level)
+        heads = heads or _at("heads", net.heads, level)
         if not net.context_dim:
             return AttentionBlock(
                 heads,
@@ -309,7 +309,7 @@ def _blocks(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
             )(h)
         return SpatialTransformer(
             heads,
-            _at(net.depth, level),
+            _at("depth", net.depth, level),
             net.linear_projection,
             net.norm_groups,
             net.attention,
@@ -367,6 +367,17 @@ def _check(net: UNet, z: Array, cond: Any) -> None:
         raise ValueError("this network needs cond['added'] with 'text_embeds' and 'time_ids'")
 
 
-def _at(value: int | tuple[int, ...], level: int) -> int:
-    """The value of a level; one number is for all of them."""
-    return value if isinstance(value, int) else value[level]
+def _at(name: str, value: int | tuple[int, ...], level: int) -> int:
+    """The value of a level; one number is for all of them.
+
+    Raises:
+        ConfigError: there is none for it.
+    """
+    if isinstance(value, int):
+        return value
+    if level >= len(value):
+        raise ConfigError(
+            f"{name}={tuple(value)} has {len(value)} entries, but the network has a level "
+            f"{level + 1}: give one number, or one for each of the multipliers"
+        )
+    return value[level]

@@ -39,6 +39,20 @@ def ratio(width: int, base: int) -> float:
     return width // base if width % base == 0 else width / base
 
 
+def read_same(config: Config, key: str) -> Any:
+    """The number of a key that may say one for every level, if they are the same.
+
+    Raises:
+        ValueError: they differ.
+    """
+    value = config[key]
+    if not isinstance(value, tuple):
+        return value
+    if len(set(value)) != 1:
+        raise ValueError(f"{key}={value!r} is not supported: it must be the same for every level")
+    return value[0]
+
+
 _ENCODER = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 _DECODER = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
 _AE_DEFAULTS: dict[str, Any] = dict(
@@ -96,7 +110,7 @@ def _autoencoder_fields(config: Config) -> dict[str, Any]:
     return dict(
         channels=widths[0],
         multipliers=tuple(ratio(width, widths[0]) for width in widths),
-        blocks=config["layers_per_block"],
+        blocks=read_same(config, "layers_per_block"),
         attention_levels=tuple(i for i, block in enumerate(down) if block == _ENCODER[1]),
         latent_channels=config["latent_channels"],
         out_channels=config["out_channels"],

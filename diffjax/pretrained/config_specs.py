@@ -38,7 +38,7 @@ _MAYBE = either(FLAG, NOTHING)
 
 
 def _per_level(spec: Spec) -> Spec:
-    """A value, or one for every level."""
+    """A value, or one for every level; `check_levels` compares the numbers of levels."""
     return either(spec, listed(spec, LEVELS))
 
 
@@ -101,6 +101,11 @@ NETWORK: dict[str, Spec] = {
     "image_size": integer(1, 2**13),
     "patch_size": integer(1, 2**13),
 }
+# Keys whose lists have an entry for every level; block types are compared where they are read.
+PER_LEVEL = (
+    *("layers_per_block", "cross_attention_dim", "transformer_layers_per_block"),
+    *("attention_head_dim", "only_cross_attention"),
+)
 
 _TIMES = integer(1, 100_000)
 SCHEDULER: dict[str, Spec] = {
@@ -202,6 +207,23 @@ def check_scheduler(values: Mapping[str, Any], defaults: Mapping[str, Any], wher
     for low, high in (("sigma_min", "sigma_max"), ("base_image_seq_len", "max_image_seq_len")):
         if o.get(low) is not None and o.get(high) is not None and o[low] >= o[high]:
             raise ValueError(f"{where}: {low} is {o[low]}, which is not below {high}, {o[high]}")
+
+
+def check_levels(config: Mapping[str, Any], where: str) -> None:
+    """See that lists with an entry for every level have as many as there are levels.
+
+    Raises:
+        ValueError: one is shorter or longer.
+    """
+    levels = len(config.get("block_out_channels", ()))
+    for key in PER_LEVEL:
+        value = config.get(key)
+        if isinstance(value, list | tuple) and len(value) != levels:
+            raise ValueError(
+                f"{where}: {key} is {show(value)}, with {len(value)} entries, but must have one "
+                f"for each of the {levels} levels of block_out_channels, "
+                f"{show(config.get('block_out_channels'))}"
+            )
 
 
 def check_manifest(manifest: Mapping[str, Any], where: object) -> None:

@@ -17,8 +17,15 @@ from diffjax.nets.autoencoder import Autoencoder
 from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.text import CLIPText
 from diffjax.nets.unet import UNet
-from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, AVERAGED, Config, Kind, ratio
-from diffjax.pretrained.config_specs import NETWORK
+from diffjax.pretrained.autoencoder_configs import (
+    AUTOENCODERS,
+    AVERAGED,
+    Config,
+    Kind,
+    ratio,
+    read_same,
+)
+from diffjax.pretrained.config_specs import LEVELS, NETWORK, check_levels
 from diffjax.types import PyTree, choose
 from diffjax.untrusted import check, name_some, show
 
@@ -123,16 +130,8 @@ def _checked(name: str, kind: Kind, config: Config) -> dict[str, Any]:
     if problems:
         raise ValueError(f"this {name} is not supported: {', '.join(problems)}")
     check(out, NETWORK, f"the config of this {name}")
+    check_levels({**config, **out}, f"the config of this {name}")
     return out
-
-
-def _one(name: str, value: Any) -> Any:
-    """The number in a tuple of equal ones."""
-    if isinstance(value, tuple):
-        if len(set(value)) != 1:
-            raise ValueError(f"{name}={value!r} is not supported: it must be the same everywhere")
-        return value[0]
-    return value
 
 
 # ---- UNet -------------------------------------------------------------------------------------
@@ -180,7 +179,7 @@ _UNET_FIXED: dict[str, tuple[Any, ...]] = dict(
     mid_block_scale_factor=(1,),
     mid_block_type=("UNetMidBlock2DCrossAttn",),
     num_attention_heads=(None,),
-    only_cross_attention=(False, (False,) * 2, (False,) * 3, (False,) * 4),
+    only_cross_attention=(False, *((False,) * n for n in range(1, LEVELS + 1))),
     resnet_out_scale_factor=(1,),
     resnet_skip_time_act=(False,),
     reverse_transformer_layers_per_block=(None,),
@@ -219,7 +218,7 @@ def _unet(config: Config) -> UNet:
     return UNet(
         channels=widths[0],
         multipliers=tuple(ratio(width, widths[0]) for width in widths),
-        blocks=_one("layers_per_block", config["layers_per_block"]),
+        blocks=read_same(config, "layers_per_block"),
         attention_levels=attention,
         # In these configs, attention_head_dim is the number of heads.
         heads=config["attention_head_dim"],
@@ -232,7 +231,7 @@ def _unet(config: Config) -> UNet:
         downsample_padding=config["downsample_padding"],
         norm_groups=config["norm_num_groups"],
         norm_eps=config["norm_eps"],
-        context_dim=_one("cross_attention_dim", config["cross_attention_dim"]),
+        context_dim=read_same(config, "cross_attention_dim"),
         depth=config["transformer_layers_per_block"],
         linear_projection=config["use_linear_projection"],
         added_dim=config["projection_class_embeddings_input_dim"] if added else 0,

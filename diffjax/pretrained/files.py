@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from diffjax.pretrained.state_dict import Place, from_state_dict
 from diffjax.types import PyTree
-from diffjax.untrusted import name_some, parse_json, read_json, show
+from diffjax.untrusted import AXES, name_some, parse_json, read_json, show
 from diffjax.writing import write_atomically
 
 StrPath = str | os.PathLike[str]
@@ -153,6 +153,10 @@ def _tensor(source: Path, key: str, entry: dict[str, Any], start: int) -> Tensor
             f"{', '.join(sorted(_DTYPES))}"
         )
     shape = tuple(entry["shape"])
+    if len(shape) > AXES:
+        raise ValueError(
+            f"{show(key)} in {source} has {len(shape)} axes; tensors of at most {AXES} are read"
+        )
     return Tensor(
         shape,
         partial(
@@ -169,12 +173,21 @@ def _read(source: Path, key: str, dtype: Any, shape: tuple[int, ...], offset: in
     """
     # Not mapped: pages of a mapped file count as memory until it is closed.
     values = np.fromfile(source, dtype, math.prod(shape), offset=offset).reshape(shape)
+    check_finite(values, key, source)
+    return values
+
+
+def check_finite(values: np.ndarray, key: str, source: Path) -> None:
+    """See that a tensor of a file holds neither NaN nor infinities.
+
+    Raises:
+        ValueError: it does.
+    """
     if values.dtype.kind not in "iub" and not np.isfinite(values).all():
         raise ValueError(
             f"{name_some([key])} in {source} holds values that are not finite; the weights are "
             "damaged"
         )
-    return values
 
 
 def _check_kind(source: Path) -> None:

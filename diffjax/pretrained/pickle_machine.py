@@ -13,11 +13,10 @@ import pickletools
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
-from diffjax.untrusted import show
+from diffjax.untrusted import AXES, show
 
 PICKLE_BYTES = 64 * 2**20
 STEPS = 2_000_000  # instructions, and entries that they go through
-AXES = 16
 _KEY_LENGTH, _TUPLES = 8, 10_000  # entries of a key that is a tuple, and such keys
 _LARGEST = 2**48  # of sizes, strides and lengths
 _SMALL = 2**16  # numbers that a view may repeat, as of a constant that was expanded

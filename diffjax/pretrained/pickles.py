@@ -18,7 +18,14 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-from diffjax.pretrained.files import PickleError, StrPath, Tensor, Weights, open_safetensors
+from diffjax.pretrained.files import (
+    PickleError,
+    StrPath,
+    Tensor,
+    Weights,
+    check_finite,
+    open_safetensors,
+)
 from diffjax.pretrained.pickle_machine import (
     PICKLE_BYTES,
     Damaged,
@@ -54,7 +61,7 @@ def open_pickle(path: StrPath) -> Weights:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, names anything that a state dict does not need, or holds
-            no state dict. Reading an array raises it too, if the array is damaged.
+            no state dict. Reading an array raises it too, if the array is damaged or not finite.
     """
     source = Path(path)
     if not source.is_file():
@@ -129,7 +136,9 @@ def _tensor(source: Path, key: str, view: View, read: Read) -> Tensor:
                 raise Damaged(f"{len(flat)} of {count} numbers are there")
         # The view reaches from the first to the last of these numbers, and nothing beyond.
         steps = tuple(s * dtype.itemsize for s in view.stride)
-        return np.lib.stride_tricks.as_strided(flat, view.size, steps, writeable=False)
+        values = np.lib.stride_tricks.as_strided(flat, view.size, steps, writeable=False)
+        check_finite(values, key, source)
+        return values
 
     return Tensor(view.size, values)
 

@@ -1,6 +1,8 @@
 """What a received picture may say, and how the command names the flag that is wrong."""
 
+import dataclasses
 import json
+import re
 import zlib
 
 import PIL.Image
@@ -62,6 +64,36 @@ MALFORMED = {
     "prompt half a letter": ('{"prompt": ["\\ud800"]}', "holds text that is no Unicode"),
     "negative list": ({"negative": ["red"]}, "negative must be a text"),
     "weighted number": ({"weighted": 1}, "weighted must be true or false, got 1"),
+    "steps 0": (
+        {"steps": 0},
+        "setting steps is wrong: sampler.steps must lie in [1, 10000]",
+    ),
+    "steps many": ({"steps": 10**9}, "setting steps is wrong: sampler.steps must lie in"),
+    "height": ({"height": -(10**9)}, "setting height is wrong: size.height must lie in [0, 65536]"),
+    "width": (
+        {"width": 2**17},
+        "setting width is wrong: size.width must lie in [0, 65536]",
+    ),
+    "guidance": (
+        {"guidance": -1},
+        "setting guidance is wrong: guidance.scale must be finite",
+    ),
+    "guidance large": ({"guidance": 1e300}, "setting guidance is wrong"),
+    "rescale": ({"rescale": 1.5}, "setting rescale is wrong: guidance.rescale must lie in [0, 1]"),
+    "eta": ({"eta": -0.5}, "setting eta is wrong: sampler.eta must be finite and at least 0"),
+    "strength": ({"strength": 2}, "setting strength is wrong: image.strength must lie in [0, 1]"),
+    "refiner_start": (
+        {"refiner_start": 1},
+        "setting refiner_start is wrong: refiner.start must",
+    ),
+    "clip_skip": (
+        {"clip_skip": -1},
+        "setting clip_skip is wrong: clip_skip must lie in [0, 65536]",
+    ),
+    "seed": ({"seed": -1}, "setting seed is wrong: seed must lie in [0, 4294967295], got -1"),
+    "seed large": ({"seed": 2**32}, "setting seed is wrong"),
+    "sampler": ({"sampler": "eular"}, "setting sampler is wrong: unknown sampler 'eular'"),
+    "grid": ({"grid": ""}, "setting grid is wrong: unknown grid ''"),
     "dtype": ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16"),
     "prediction": ({"prediction": "x"}, "prediction must be one of epsilon, v_prediction"),
     "balance": ({"balance": "all"}, "balance must be one of balanced"),
@@ -77,9 +109,22 @@ MALFORMED = {
 def test_malformed_settings_name_the_picture(tmp_path, name):
     text, message = MALFORMED[name]
     path = _save(tmp_path / "received.png", text)
+    if "is wrong" in message:
+        message = re.escape(message)
     with pytest.raises(ConfigError, match=message) as caught:
         image_options.read_png(path)
     assert str(path) in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_every_numeric_option_has_a_range():
+    """An option that is added later is checked here, too."""
+    numeric = {
+        field.name
+        for field in dataclasses.fields(image_options.ImageOptions)
+        if str(field.type).startswith(("int", "float"))
+    }
+    checked = {key for text, message in MALFORMED.values() if "is wrong" in message for key in text}
+    assert numeric <= checked
 
 
 def test_settings_are_read_wherever_they_stand(tmp_path):
@@ -179,7 +224,7 @@ WRONG = {
     "--guidance=nan": "--guidance: guidance.scale must be finite",
     "--guidance=-1": "--guidance: guidance.scale must be finite and at least 0",
     "--rescale=1.5": "--rescale: guidance.rescale must lie in [0, 1], got 1.5",
-    "--steps=0": "--steps: sampler.steps must lie in [1, 10000], got 0",
+    "--steps=0": "--steps: sampler.steps must lie in [1, 10000]",
     "--sampler=eular": "--sampler: unknown sampler 'eular'",
     "--sampler=": "--sampler: unknown sampler ''",
     "--grid=karas": "--grid: unknown grid 'karas'",
@@ -190,6 +235,7 @@ WRONG = {
     "--seed=4294967296": "--seed: image k has the seed 4294967296 + k",
     "--num=0": "--num and --batch_size must be at least 1",
     "--num=10000000": "--num: 10000000 images are more than the 1000000 of one command",
+    "--refiner=x --refiner_start=5": "--refiner_start: refiner.start must lie between 0 and 1",
     "--mask=m.png": "--mask needs --init_image",
     "--strength=0.5": "--strength needs --init_image",
     "--refiner_start=0.5": "--refiner_start needs --refiner",
@@ -207,7 +253,8 @@ WRONG = {
 @pytest.mark.parametrize("flag", WRONG, ids=lambda flag: flag[:30])
 def test_a_wrong_flag_is_named_before_a_model_is_loaded(execute, tmp_path, flag):
     out = tmp_path / "out"
-    said = execute("generate", "--model=none", "--prompt=cat", flag, f"--out={out}", code=2)
+    asked = ["--model=none", "--prompt=cat", *flag.split(), f"--out={out}"]
+    said = execute("generate", *asked, code=2)
     assert f"error: {WRONG[flag]}" in said and "Traceback" not in said
     assert not out.exists()
 

@@ -12,7 +12,7 @@ from diffjax.evaluation.reconstructions import (
     reconstruct,
     warn_of_collapse,
 )
-from diffjax.tasks import make_autoencoder
+from diffjax.model import make_autoencoder
 
 
 def small_autoencoder(name, **options):

@@ -1,6 +1,11 @@
 """What every entry point says of wrong flags, and the exit codes of docs/scaling.md."""
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +108,23 @@ def test_a_section_in_place_of_a_value_is_named(tmp_path):
         ValueError, match=r"config\.json: config\.cond\.concat must be a value, but is a section"
     ):
         read_config(tmp_path / "config.json")
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)),
+    reason="this machine may have a CUDA device",
+)
+def test_no_device_is_one_sentence():
+    """JAX's own errors are an assertion without a message, or a page of a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.generate", "--model=none", "--prompt=a"],
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "JAX_PLATFORMS": "cuda"},
+        capture_output=True,
+        text=True,
+    )
+    said = done.stderr.strip()
+    assert done.returncode == 1 and not done.stdout
+    assert said.startswith("error: JAX finds no device for JAX_PLATFORMS='cuda'. Unset it, set it")
+    assert "\n" not in said

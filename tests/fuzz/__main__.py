@@ -2,11 +2,13 @@
 
     python -m tests.fuzz --seed=1 --cases=5000
     python -m tests.fuzz --seed=1 --cases=5000 --results=docs/results/data/fuzz.json
+    python -m tests.fuzz --seed=2 --cases=5000 --results=docs/results/data/fuzz-seed2.json
     python -m tests.fuzz --page
     python -m tests.fuzz --seed=1 --formats=UNet --case=17
 
-The second also writes docs/results/fuzz.md from its results; the third writes it again from them.
-Cases are spread evenly over the formats; each is a function of seed, format and number.
+The second also writes docs/results/fuzz.md from its results, the third adds the row of another seed
+to it, and the fourth writes the page again from all of these files. Cases are spread evenly over
+the formats; each is a function of seed, format and number.
 """
 
 from __future__ import annotations
@@ -53,8 +55,31 @@ def _numbers(found: Any) -> list[str]:
     return [str(sum(found.values())), *(str(found.get(v, 0)) for v in server.VERDICTS)]
 
 
-def page(results: dict[str, Any]) -> str:
-    """docs/results/fuzz.md."""
+def table_of_seeds(runs: list[dict[str, Any]]) -> str:
+    """Markdown, a row a run: the sums over all formats."""
+    lines = [["seed", "cases", *server.VERDICTS], ["--:"] * (2 + len(server.VERDICTS))]
+    for run in runs:
+        total: collections.Counter[str] = collections.Counter()
+        for found in run["counts"].values():
+            total.update(found)
+        lines.append([str(run["seed"]), *_numbers(total)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """The stored results: those of the page's main table, then of further seeds by their number."""
+    main, *_ = paths = [folder / RESULTS.name, *folder.glob(f"{RESULTS.stem}-seed*.json")]
+    runs = {path: json.loads(path.read_text()) for path in paths}
+    return sorted(runs.values(), key=lambda run: (run is not runs[main], run["seed"]))
+
+
+def page(runs: list[dict[str, Any]]) -> str:
+    """docs/results/fuzz.md.
+
+    Args:
+        runs: see `read_runs`.
+    """
+    results, further = runs[0], runs[1:]
     command = f"python -m tests.fuzz --seed={results['seed']} --cases={results['cases']}"
     return f"""# Damaged files
 
@@ -82,6 +107,20 @@ values of JSON that the test knows a range of lie within it. Where neither is kn
 that all numbers are finite.
 
 {table(results["counts"])}
+{_describe_further(further)}"""
+
+
+def _describe_further(runs: list[dict[str, Any]]) -> str:
+    if not runs:
+        return ""
+    return f"""
+## Further seeds
+
+Other seeds damage the same examples in other ways. Each row is a run of
+
+    python -m tests.fuzz --seed=SEED --cases=CASES --results={RESULTS.parent}/fuzz-seedSEED.json
+
+{table_of_seeds(runs)}
 """
 
 
@@ -92,14 +131,14 @@ def main() -> int:
     parser.add_argument("--formats", default="", help=f"of {', '.join(FORMATS)}; default: all")
     parser.add_argument("--case", type=int, help="only the case of this number, of each format")
     parser.add_argument("--all", action="store_true", help="print every case, not the bad ones")
-    parser.add_argument("--results", type=Path, help="file for the results; writes the page too")
+    parser.add_argument("--results", type=Path, help=f"file for the results; {PAGE} too")
     parser.add_argument("--page", action="store_true", help=f"write {PAGE} from {RESULTS}")
     args = parser.parse_args()
     names = args.formats.split(",") if args.formats else list(FORMATS)
     if unknown := set(names) - set(FORMATS):
         parser.error(f"unknown formats {sorted(unknown)}; choose from {', '.join(FORMATS)}")
     if args.page:
-        PAGE.write_text(page(json.loads(RESULTS.read_text())))
+        PAGE.write_text(page(read_runs(RESULTS.parent)))
         return 0
     cases = spread(names, args.cases)
     if args.case is not None:
@@ -119,7 +158,8 @@ def main() -> int:
         results = dict(seed=args.seed, cases=len(cases), machine=machine, counts=counts)
         results["minutes"] = (time.monotonic() - begun) / 60
         args.results.write_text(json.dumps(results, indent=1) + "\n")
-        PAGE.write_text(page(results))
+        if args.results.parent.resolve() == RESULTS.parent.resolve():
+            PAGE.write_text(page(read_runs(RESULTS.parent)))
     return int(any(found.get(v) for found in counts.values() for v in server.BAD))
 
 

@@ -271,7 +271,13 @@ def _read_latents(folder: Path) -> Values:
 
 _PROMPT = dict(
     model="model", prompt=["a cat"], negative="", steps=5, guidance=7.5, seed=3, height=64,
-    width=64, sampler="ddim", eta=0.0, version=1,
+    width=64, sampler="ddim", eta=0.0, rescale=0.0, strength=0.8, refiner_start=0.8, clip_skip=0,
+    version=1,
+)  # fmt: skip
+# As the flags; what is between 0 and 1 is "s".
+_NUMBERS = dict(
+    steps="i", guidance="n?l", seed="nwl", height="nw", width="nw", eta="n?l", rescale="s",
+    strength="s?", refiner_start="s", clip_skip="nw",
 )  # fmt: skip
 
 
@@ -291,7 +297,7 @@ def _read_settings(folder: Path) -> Values:
 
 def _change_settings(path: Path, rng: random.Random) -> Change:
     """Settings as JSON in a picture that is whole."""
-    new = change_json(json.dumps(_PROMPT).encode(), rng, dict(guidance="f?l", height="nl"))
+    new = change_json(json.dumps(_PROMPT).encode(), rng, _NUMBERS)
     _save_settings(path, (new.raw or b"").decode("latin-1"))
     return new._replace(raw=path.read_bytes())
 
@@ -451,7 +457,7 @@ def change(folder: Path, form: Format, rng: random.Random) -> tuple[Path, Change
     elif file.suffix == ".jsonl":
         lines = raw.splitlines()
         at = rng.randrange(len(lines))
-        new = change_json(lines[at], rng, {"file_name": "t", "text": "t"})
+        new = change_json(lines[at], rng, {"file_name": "t", "text": "te"})
         new = new._replace(raw=b"\n".join([*lines[:at], new.raw or b"", *lines[at + 1 :]]))
     else:
         new = change_bytes(raw, rng)

@@ -72,8 +72,8 @@ def change_json(raw: bytes, rng: random.Random, checked: dict[str, str]) -> Chan
 
     Args:
         checked: what is known of keys: ``p`` a number above 0, ``n`` from 0, ``f`` any finite one,
-            ``i`` a whole one above 0, ``b`` a truth value, ``t`` text; ``?`` if it may be
-            null, ``l`` if it may be large.
+            ``s`` from 0 to 1, ``i`` a whole one above 0, ``b`` a truth value, ``t`` text; ``w`` if
+            it must be whole, ``e`` if it may be empty, ``?`` null, ``l`` large.
     """
     kind = rng.randrange(12)
     if kind == 0:
@@ -121,13 +121,17 @@ def _place(value: Any, rng: random.Random, checked: dict[str, str]) -> tuple[Any
 def _is_legal(value: Any, kind: str) -> bool:
     if value is None:
         return "?" in kind
-    if "b" in kind or "t" in kind:
-        return isinstance(value, bool if "b" in kind else str) and value != ""
+    if "b" in kind:
+        return isinstance(value, bool)
+    if "t" in kind:
+        return isinstance(value, str) and (value != "" or "e" in kind)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or value != value or (abs(value) > 1e7 and "l" not in kind):
         return False
-    if "i" in kind and not isinstance(value, int):
+    if ("i" in kind or "w" in kind) and not isinstance(value, int):
         return False
+    if "s" in kind:
+        return 0 <= value <= 1
     return value > 0 if "p" in kind or "i" in kind else value >= 0 if "n" in kind else True
 
 

@@ -6,6 +6,7 @@ and no JAX backend, which a fork would not survive.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -154,6 +155,8 @@ def run_cases(
     seed: int, cases: list[tuple[str, int]], root: Path, processes: int = 2
 ) -> Iterator[Case]:
     """What becomes of cases (format, number), as they end."""
+    gc.collect()
+    gc.freeze()  # or the collector of every child copies the pages of all that is imported
     waiting, running = list(reversed(cases)), {}
     while waiting or running:
         while waiting and len(running) < processes:

@@ -1,5 +1,6 @@
 """Two hundred damaged files, and the parts of the fuzzer itself."""
 
+import json
 import random
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import mutations
-from tests.fuzz.__main__ import page, spread, table
+from tests.fuzz.__main__ import page, read_runs, spread, table
 
 
 def test_damaged_files_are_read_or_refused():
@@ -44,6 +45,15 @@ def test_changes_are_functions_of_the_seed():
         (None, "p", False),
         (None, "p?", True),
         ([], "t", False),
+        ("", "t", False),
+        ("", "te", True),
+        (None, "te", False),
+        (0.5, "nw", False),
+        (0, "nw", True),
+        (-1, "nw", False),
+        (1.5, "s", False),
+        (1, "s", True),
+        (-0.5, "s", False),
         (10**30, "i", False),
         (10**30, "il", True),
         (0, "n", True),
@@ -53,8 +63,19 @@ def test_what_the_fuzzer_takes_for_legal(value, kind, legal):
     assert mutations._is_legal(value, kind) is legal
 
 
-def test_the_page_is_made_of_the_results():
+def test_the_page_is_made_of_the_results(tmp_path):
     counts = {"idx.gz": {"same": 3, "refused": 2}, "npz": {"wrong": 1}}
     assert "| all | 6 | 3 | 0 | 2 | 1 | 0 | 0 | 0 |" in table(counts)
-    text = page(dict(seed=4, cases=6, machine="2 cores", counts=counts, minutes=3.2))
+    run = dict(seed=4, cases=6, machine="2 cores", counts=counts, minutes=3.2)
+    text = page([run])
     assert "--seed=4 --cases=6" in text and "| npz | 1 |" in text
+    assert "Further seeds" not in text
+    (tmp_path / "fuzz.json").write_text(json.dumps(run))
+    for seed in (11, 2):
+        more = {**run, "seed": seed, "counts": {"idx.gz": {"same": seed}}}
+        (tmp_path / f"fuzz-seed{seed}.json").write_text(json.dumps(more))
+    runs = read_runs(tmp_path)
+    assert [run["seed"] for run in runs] == [4, 2, 11]
+    text = page(runs)
+    assert "| 2 | 2 | 2 | 0 | 0 | 0 | 0 | 0 | 0 |\n| 11 | 11 | 11 | 0 |" in text
+    assert "--seed=4 --cases=6" in text

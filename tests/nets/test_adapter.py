@@ -10,6 +10,7 @@ import pytest
 
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.unet import UNet
+from diffjax.types import ConfigError
 from tests.parity import adapter_cases, cases, control_cases
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "adapter.npz"
@@ -89,5 +90,16 @@ def test_hints_that_do_not_fit_are_refused():
     for shape in ((1, 8, 8, 1), (1, 10, 8, 3), (8, 8, 3)):
         with pytest.raises(ValueError, match=r"hints \(B, H, W, 3\) with H and W multiples of 4"):
             net.init(jax.random.key(0), jnp.zeros(shape))
+    for name, value in (
+        ("hint_factor", 0),
+        ("blocks", -1),
+        ("hint_channels", 0),
+        ("widths", ()),
+        ("widths", (4, 0)),
+    ):
+        with pytest.raises(ConfigError, match=f"^{name} must be .* got"):
+            net.clone(**{name: value}).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    with pytest.raises(ConfigError, match=r"^widths must be .* numbers of at least 4"):
+        net.clone(kind="light", widths=(3,)).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     with pytest.raises(ValueError, match="choose one of full, full_xl, light"):
         T2IAdapter(kind="heavy").init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

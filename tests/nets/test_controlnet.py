@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffjax.model import ControlNetwork
 from diffjax.nets.controlnet import ControlNet, copy_base
 from diffjax.nets.unet import UNet
 from diffjax.pretrained import configs
 from diffjax.pretrained.state_dict import from_state_dict, state_shapes
+from diffjax.types import ConfigError
 from tests.parity import cases, control_cases
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "controlnet.npz"
@@ -188,6 +190,20 @@ def test_folded_pixels():
             lambda net=net: net.init_with_output(jax.random.key(0), Z, T, {"hint": HINT})[0]
         )
         assert shapes[0][0].shape == (2, 4, 4, 8)
+
+
+@pytest.mark.parametrize("factor", [0, 3, 4, -2])
+def test_a_factor_that_the_encoder_does_not_reach_is_refused(factor):
+    net = net_of().clone(hint_factor=factor)
+    with pytest.raises(ConfigError, match=rf"^hint_factor is {factor}, but .* by one of 1, 2$"):
+        jax.eval_shape(lambda: net.init(*INPUTS[:3], {"hint": HINT}))
+
+
+def test_folded_pixels_of_a_smaller_hint():
+    """Two pixels of the hint for a patch of four pixels of z."""
+    net = ControlNet(BASE.clone(patch=4, multipliers=(1,)), 1, (4, 8), hint_factor=2)
+    shapes = jax.eval_shape(lambda: ControlNetwork(net).init(jax.random.key(0), Z, T))
+    assert shapes["conv_in"]["kernel"].shape == (3, 3, 16 * Z.shape[-1], 8)
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 8, 1), (2, 8, 8, 3), (1, 8, 8, 1), None])

@@ -13,6 +13,7 @@ from diffjax.nets.layers import (
     timestep_embedding,
 )
 from diffjax.nets.unet import UNet
+from diffjax.types import ConfigError
 
 TINY = {
     "channels": 8,
@@ -233,6 +234,15 @@ def test_bad_input():
         net.init(jax.random.key(0), jnp.zeros((1, 7, 8, 1)), jnp.zeros(1))
     with pytest.raises(ValueError, match="needs cond"):
         UNet(num_classes=3, **TINY).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1))
+
+
+@pytest.mark.parametrize("name", ["heads", "depth"])
+def test_options_by_level_are_given_for_every_level(name):
+    options = TINY | {"attention_levels": (1,), "context_dim": 4, name: (1,)}
+    z, t, cond = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1), {"context": jnp.zeros((1, 2, 4))}
+    with pytest.raises(ConfigError, match=rf"{name}=\(1,\) has 1 entries, .* has a level 2: give"):
+        jax.eval_shape(UNet(**options).init, jax.random.key(0), z, t, cond)
+    jax.eval_shape(UNet(**options | {name: (1, 1)}).init, jax.random.key(0), z, t, cond)
 
 
 def test_the_program_does_not_grow_with_the_depth_of_transformers():

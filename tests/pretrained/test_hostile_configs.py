@@ -1,5 +1,6 @@
 """Configs and weights of strangers: values that were accepted once, and what took forever."""
 
+import itertools
 import json
 import shutil
 import time
@@ -12,17 +13,18 @@ from safetensors.numpy import load_file, save_file
 
 import diffjax
 from diffjax.pretrained import clip, load_model, save_model, schedulers, tokenizers
-from diffjax.pretrained.config_specs import NETWORK, SCHEDULER
+from diffjax.pretrained.config_specs import NETWORK, PER_LEVEL, SCHEDULER
 from diffjax.pretrained.files import open_folder, open_safetensors
 from diffjax.pretrained.pipelines import load_components
 from diffjax.pretrained.scheduler_kinds import KINDS
 from diffjax.pretrained.tokenizer_files import check_pattern
-from tests.parity import ae_cases, sd_cases
+from tests.parity import ae_cases, generate_cases, sd_cases
 from tests.pretrained import words
 
 FILE = "diffusion_pytorch_model.safetensors"
 NETS = {
     "unet": sd_cases.UNETS["sd1"],
+    "controlnet": generate_cases.CONTROLS["sd1"],
     "vae": ae_cases.AUTOENCODERS["kl"],
     "text": sd_cases.TEXTS["clip"],
 }
@@ -39,6 +41,7 @@ def models(tmp_path_factory):
 
 def edited(models, name, tmp_path, **changes):
     """A copy with another config."""
+    tmp_path.mkdir(exist_ok=True)
     for file in (models / name).iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = {**NETS[name], **changes}
@@ -121,6 +124,20 @@ def test_values_that_no_network_has(models, name, changes, tmp_path):
 )
 def test_work_is_bounded_by_what_the_weights_have(models, name, changes, part, tmp_path):
     refused(edited(models, name, tmp_path, **changes), part)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [*itertools.product(("unet", "controlnet"), PER_LEVEL), ("vae", "layers_per_block")],
+)
+def test_lists_by_level_have_an_entry_for_every_level(models, name, key, tmp_path):
+    entry = NETS[name].get(key, False if key == "only_cross_attention" else 1)
+    assert load_model(edited(models, name, tmp_path / "right", **{key: [entry] * 2})).net
+    for count in (1, 3, 4, 8):
+        wrong = edited(models, name, tmp_path / f"{count}", **{key: [entry] * count})
+        many = f"with {count} entries, but must have one for each of the 2 levels"
+        refused(wrong, key, many, "block_out_channels")
+    refused(edited(models, name, tmp_path / "none", **{key: []}), key)
 
 
 @pytest.mark.parametrize(

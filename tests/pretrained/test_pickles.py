@@ -296,6 +296,31 @@ def test_views_of_a_part_of_an_array(tmp_path):
         assert weights["none"].shape == (0, 7)
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("form", ["new", "compressed", "old", "half"])
+def test_numbers_that_are_not_finite_are_damage(number, form, tmp_path):
+    data, kind = np.array([1, 2, number, 4], np.float16 if form == "half" else np.float32), "Float"
+    if form == "half":
+        kind = "Half"
+    of = hostile.storage(f"{kind}Storage")
+    body = hostile.state(hostile.tensor(of=of))
+    body += hostile.text("part") + hostile.tensor(0, hostile.sizes(2), of=of) + b"s"
+    body += hostile.text("none") + hostile.tensor(0, hostile.sizes(0), of=of) + b"s"
+    path = tmp_path / "a.pth"
+    if form == "old":
+        path.write_bytes(hostile.old_file(body, data=data.tobytes()))
+    else:
+        method = zipfile.ZIP_DEFLATED if form == "compressed" else zipfile.ZIP_STORED
+        case = hostile.Case(body, "", {"0": data.tobytes()})
+        hostile.write_zip(path, case, compression=method)
+    weights = open_pickle(path)
+    with pytest.raises(ValueError, match=r"w in .*a\.pth holds values that are not finite"):
+        weights["w"]
+    # What a tensor does not show does not count.
+    np.testing.assert_array_equal(weights["part"], [1, 2])
+    assert weights["none"].shape == (0,)
+
+
 def test_structures_that_hold_themselves_are_harmless(tmp_path):
     """They are neither walked, nor hashed, nor printed."""
     own = b"]q\x01h\x01a" + b"}q\x02" + hostile.text("me") + b"h\x02s"

@@ -38,6 +38,20 @@ def test_files_that_are_not_weights(tmp_path, content, message):
     assert "--" not in str(error.value) and "allow_legacy_pickle" not in str(error.value)
 
 
+@pytest.mark.parametrize(("axes", "read"), [(0, True), (16, True), (17, False), (1000, False)])
+def test_tensors_of_many_axes(tmp_path, axes, read):
+    """NumPy's own error names neither file nor tensor."""
+    path = tmp_path / "a.safetensors"
+    entry = {"dtype": "F32", "shape": [1] * axes, "data_offsets": [0, 4]}
+    head = json.dumps({"scale": entry}).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + np.float32(2).tobytes())
+    if read:
+        assert open_safetensors(path)["scale"].shape == (1,) * axes
+    else:
+        with pytest.raises(ValueError, match=rf"'scale' in .*a\.safetensors has {axes} axes"):
+            open_safetensors(path)
+
+
 def test_folders_are_no_files(tmp_path):
     with pytest.raises(ValueError, match=r"is a folder; a \.safetensors file is needed"):
         open_safetensors(tmp_path)

@@ -14,6 +14,7 @@ from diffjax.model.control_networks import make_controlnet
 from diffjax.tasks import assemble_model, make_controlnet_task, make_task
 from diffjax.tasks.controlnet import select_decoder
 from diffjax.train import init_state, make_optimizer, make_step
+from diffjax.types import ConfigError
 from tests.train.tiny import assert_same
 
 SHAPE, CLASSES = (4, 4, 1), 3
@@ -33,6 +34,49 @@ def config(**sections):
 
 def task_of(cfg):
     return make_controlnet_task(cfg, SHAPE, 256, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(hint_factor=0), "hint_factor is 0, but the released hint encoder of hint_widths"),
+        (dict(hint_factor=-1), "hint_factor is -1, but"),
+        (dict(hint_factor=3), "hint_factor is 3, but .* smaller by one of 1, 2$"),
+        (dict(hint_factor=8), "hint_factor is 8, but .* smaller by one of 1, 2$"),
+        (dict(hint_factor=2, hint_widths=(4,)), "hint_factor is 2, but .* smaller by one of 1$"),
+        (dict(hint_encoder="paper", hint_factor=32), "the paper hint encoder .* 1, 2, 4, 8, 16$"),
+        (dict(hint_widths=()), r"hint_widths must be one or more whole numbers .*, got \(\)"),
+        (dict(hint_widths=(4, 0)), r"hint_widths must be .* of at least 1, got \(4, 0\)"),
+        (dict(hint_widths=(4, -8)), "hint_widths must be"),
+        (dict(hint_widths=(4, 8.5)), "hint_widths must be"),
+        (dict(hint_widths=("a", "b")), "hint_widths must be"),
+        (dict(hint_channels=0), "hint_channels must be a whole number of at least 1, got 0"),
+        (dict(name="t2i_adapter", hint_factor=0), "hint_factor must be .* at least 1, got 0"),
+        (dict(name="t2i_adapter", blocks=-1), "blocks must be a whole number of at least 0"),
+        (dict(name="t2i_adapter", hint_channels=-1), "hint_channels must be"),
+    ],
+)
+def test_wrong_options_of_the_hint_are_named(options, message):
+    cfg = config()
+    cfg.control.net.update(options)
+    with pytest.raises(ConfigError, match=rf"^control\.net\.{message}"):
+        task_of(cfg)
+
+
+def test_hints_of_another_size_than_the_factor_says():
+    cfg = config()
+    cfg.control.net.hint_factor = 2  # right for latents of half the side
+    task = task_of(cfg)
+    with pytest.raises(ValueError, match=r"\(4, 8, 8, 1\) .* hint_factor=2, got \(4, 4, 4, 1\)"):
+        trace_loss(task, batch_of())
+
+
+def trace_loss(task, batch):
+    def run():
+        params, extra = task.init(jax.random.key(0), frozen_base(), batch)
+        return task.loss(params, frozen_base(), extra, jax.random.key(0), 0, batch)
+
+    return jax.eval_shape(run)
 
 
 def batch_of(seed=0, size=4):
