@@ -28,10 +28,10 @@ Params = Mapping[str, Any]  # parameters by name, nested as Linen nests them
 class Module(Protocol):
     """A network as Linen has them; its parameters are ``init(...)["params"]``."""
 
-    def init(self, key: jax.Array, *inputs: Any, **options: Any) -> Any:
+    def init(self, key: jax.Array, /, *inputs: Any, **options: Any) -> Any:
         """Fresh variables for inputs of such shapes."""
 
-    def apply(self, variables: Any, *inputs: Any, **options: Any) -> Any:
+    def apply(self, variables: Any, /, *inputs: Any, **options: Any) -> Any:
         """The output."""
 
 

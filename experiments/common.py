@@ -9,30 +9,21 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import diffjax.config.store
-from diffjax import data, grids, runs, samplers
+from diffjax import grids, runs, samplers
 from diffjax.config import read_config
-from diffjax.model import Model, make_model
-from diffjax.tasks import assemble_model, task_kind
-from diffjax.train import Checkpoints, State, init_state, make_optimizer
-from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
-from diffjax.types import ConfigError, Task, suggest
+from diffjax.types import ConfigError, suggest
 from diffjax.writing import write_json
 from experiments import (
     command_line,
-    controlled,
-    weights,
 )
-from experiments.command_line import UsageError, find_flag, refuse_config
+from experiments.command_line import UsageError, find_flag, name_keys, refuse_config
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -51,6 +42,10 @@ WEIGHTS = flags.DEFINE_string(
 )
 
 BEST = flags.DEFINE_bool("best", False, "Use the best state of the run in place of the last one.")
+
+RAW = flags.DEFINE_bool(
+    "raw", False, "Use the parameters of the last step instead of their average."
+)
 
 SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "num", "seed")
 
@@ -270,109 +265,21 @@ def describe(cfg: ConfigDict) -> str:
     return json.dumps(cfg.to_dict(), indent=2)
 
 
-def task_of(cfg: ConfigDict) -> Task:
-    """The task of a config.
+def open_run(cfg: ConfigDict) -> runs.TrainedRun:
+    """What --weights or --workdir holds, with this config; with --best the run's best state.
 
     Raises:
-        UsageError: the task is unknown, or its parts are wrong or do not fit together.
+        ConfigError: there is none, or it does not fit the config.
     """
-    with refuse_config():
-        make = task_kind(cfg).make
-        return make(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
-
-
-def model_of(cfg: ConfigDict) -> Model:
-    """The diffusion model that a config describes, without parameters.
-
-    Raises:
-        UsageError: the config is of another task, or its parts are wrong.
-    """
-    with refuse_config():
-        if task_kind(cfg).assemble is None:
-            raise UsageError(f"this needs a diffusion model, but the task is {cfg.task!r}")
-        return make_model(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
-
-
-def assemble(cfg: ConfigDict, state: State, frozen: Any) -> Model:
-    """The model of a config with what was trained, averaged.
-
-    Args:
-        frozen: what the task reads but does not train, see `experiments.frozen`.
-
-    Raises:
-        UsageError: the config is of a task that trains no diffusion model.
-    """
-    with refuse_config():
-        return assemble_model(cfg, image_shape(cfg), state.ema, frozen, state.extra)
-
-
-def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
-    """See `runs.load_source`."""
-    return runs.load_source(cfg, split, folder=run_folder())
-
-
-def test_source(cfg: ConfigDict) -> data.Source:
-    """See `runs.load_test_source`."""
-    return runs.load_test_source(cfg, folder=run_folder())
-
-
-image_shape, batches_of = runs.read_image_shape, runs.start_batches
-
-
-def mesh_of(cfg: ConfigDict) -> jax.sharding.Mesh:
-    """The mesh of a config; all devices hold a share of the images where it was for other ones."""
-    try:
-        return make_mesh(cfg.mesh)
-    except ValueError as error:
-        logging.warning("%s; the batch is split over all of them instead", error)
-        return make_mesh()
-
-
-def abstract_state(cfg: ConfigDict, task: Task) -> State:
-    """Shapes of the training state, without memory."""
-    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    base = controlled.abstract(cfg) if task_kind(cfg).trains_beside else None
-    init = partial(init_state, task, optimizer)
-    return jax.eval_shape(init, jax.random.key(0), base, runs.abstract_batch(cfg, 1))
-
-
-def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
-    """The model of --weights, or the newest valid checkpoint of a workdir, or with --best its best.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if WEIGHTS.value:
-        return weights.read(Path(WEIGHTS.value), abstract_state(cfg, task))
-    return restore_from(cfg, task, folder / ("best" if BEST.value else "checkpoints"))
-
-
-def restore_from(cfg: ConfigDict, task: Task, steps: Path) -> State:
-    """The newest valid checkpoint of a folder of checkpoints, without the optimiser's state.
-
-    Raises:
-        UsageError: there is none.
-    """
-    shapes = abstract_state(cfg, task)._replace(opt=None)._asdict()
-    parts = shapes.keys() - {"opt"}
-    abstract = with_sharding(shapes, tree_sharding(shapes, mesh_of(cfg)))
-    found = Checkpoints(steps).restore(abstract, parts=parts) if steps.is_dir() else None
-    if found is None:
-        raise UsageError(f"there is no checkpoint in {steps}; train first with experiments.train")
-    logging.info("using the checkpoint of step %d", found[0])
-    return State(**found[1])
-
-
-def untrained(cfg: ConfigDict, task: Task, frozen: Any = None) -> State:
-    """The state before the first step, with weights from another seed.
-
-    Args:
-        frozen: what the task reads but does not train, see `experiments.frozen`.
-    """
-    batch = {"image": jnp.zeros((1, *image_shape(cfg))), "label": jnp.zeros(1, jnp.int32)}
-    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    key = jax.random.key(1)
-    return jax.jit(lambda b, f: init_state(task, optimizer, key, f, b))(batch, frozen)
+    folder = workdir()
+    with name_keys({"raw=True": "--raw"}):
+        return runs.open_run(
+            WEIGHTS.value or folder,
+            config=cfg,
+            folder=folder,
+            best=BEST.value,
+            raw=RAW.value,
+        )
 
 
 def save_json(value: Any, path: Path) -> None:

@@ -18,19 +18,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags, logging
+from ml_collections import ConfigDict
 
-from diffjax import metrics
-from diffjax.config import read_config
+from diffjax import metrics, runs
 from diffjax.evaluation import measure_distance
 from diffjax.evaluation.image_grids import save_png, tile
-from diffjax.model import Model
+from diffjax.runs.control_examples import (
+    draw_hints,
+    give_inputs,
+    measure_hints,
+    take_examples,
+)
+from diffjax.runs.hints import make_hints
 from diffjax.tasks import task_kind
-from experiments import common, controlled, frozen, generation, weights
+from experiments import common
 
 common.define_sampling_flags()
 SCALES = flags.DEFINE_list(
@@ -50,43 +55,30 @@ SHOWN = 12  # columns of the picture
 ENOUGH = 100  # images, for distances
 
 
-def load(where: Path) -> tuple[Any, Model]:
-    """The config of a run or an exported file of a ControlNet, and its model without the base."""
-    exported = where.suffix == ".safetensors"
-    cfg = read_config(where)
-    task = common.task_of(cfg)
-    if exported:
-        state = weights.read(where, common.abstract_state(cfg, task))
-    else:
-        state = common.restore_from(cfg, task, where / "checkpoints")
-    return cfg, common.assemble(cfg, state, {"base": {}})
-
-
 FLAG_GROUPS = {
     "Control": ("workdir", "num", "seed", "scales", "balance", "start", "end", "also", "prompt"),
-    "Files": ("name", "best", "weights", "config"),
+    "Files": ("name", "best", "raw", "weights", "config"),
     "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
 }
-USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other modules
+USES = ("config", "workdir", "weights", "best", "raw", "sampling")  # flags of other modules
 
 
 def main() -> None:
     cfg, folder = common.config(), common.workdir()
     if not task_kind(cfg).takes_hints:
         raise common.UsageError(f"{folder} holds a run of task {cfg.task!r}, not of a ControlNet")
-    state = common.restore(cfg, common.task_of(cfg), folder)
-    model = common.assemble(cfg, state, frozen.load(cfg, folder))
-    others = [load(Path(other)) for other in ALSO.value]
+    run = common.open_run(cfg)
+    others = [runs.open_control(other) for other in ALSO.value]
     configs = [cfg, *(config for config, _ in others)]
-    nets = [model.controls, *(other.controls for _, other in others)]
-    drawer = generation.Drawer(cfg, model._replace(controls=tuple(itertools.chain(*nets))))
+    nets = [*run.model.controls, *(network for _, network in others)]
+    drawer = runs.Drawer(cfg, run.model._replace(controls=tuple(nets)), folder)
     num = flags.FLAGS.num or cfg.sample.num
-    batch = controlled.examples(cfg, num)
-    hints = [controlled.hints_of(config)(batch) for config in configs]
-    inputs = controlled.inputs_of(drawer.model, batch, hints, prompt=PROMPT.value)
-    rows, report = [controlled.as_pictures(hints[0], cfg.data.channels)], []
-    for scale, balance in settings(cfg):
-        strengths = [generation.Strength(scale, START.value, END.value)] * len(hints)
+    batch = take_examples(cfg, num, folder)
+    hints = [make_hints(config)(batch) for config in configs]
+    inputs = give_inputs(drawer.model, batch, hints, prompt=PROMPT.value)
+    rows, report = [draw_hints(hints[0], cfg.data.channels)], []
+    for scale, balance in list_settings(cfg):
+        strengths = [runs.Strength(scale, START.value, END.value)] * len(hints)
         rows.append(
             drawer.draw(
                 num=num, seed=flags.FLAGS.seed, inputs=inputs, strengths=strengths, balance=balance
@@ -94,26 +86,26 @@ def main() -> None:
         )
         found = {"scale": scale, "balance": balance, "num": num}
         for config, hint in zip(configs, hints, strict=True):
-            found |= controlled.fidelity(config, hint, rows[-1])
+            found |= measure_hints(config, hint, rows[-1])
         found["change"] = float(np.abs(rows[-1] - rows[1]).max())
-        report.append(found | distance(cfg, rows[-1], batch["image"]))
+        report.append(found | measure_images(cfg, rows[-1], batch["image"]))
         logging.info("%s", report[-1])
     rows.append(batch["image"])
     columns = min(num, SHOWN)
     out = folder / "control" / NAME.value
     picture = tile(np.concatenate([row[:columns] for row in rows]), columns=columns)
     save_png(picture, out.with_suffix(".png"))
-    common.save_json({"step": int(state.step), "settings": report}, out.with_suffix(".json"))
+    common.save_json({"step": int(run.state.step), "settings": report}, out.with_suffix(".json"))
     logging.info("written to %s.png and .json", out)
 
 
-def settings(cfg: Any) -> Iterator[tuple[float, str]]:
+def list_settings(cfg: ConfigDict) -> Iterator[tuple[float, str]]:
     """(scale, balance): no control, then every setting of the flags."""
     yield 0.0, "balanced"
     yield from itertools.product(map(float, SCALES.value), BALANCE.value or [cfg.control.balance])
 
 
-def distance(cfg: Any, images: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+def measure_images(cfg: ConfigDict, images: np.ndarray, real: np.ndarray) -> dict[str, Any]:
     """Distance to real images, and scores, if there are enough for them."""
     if not cfg.eval.features or len(images) < ENOUGH:
         return {}

@@ -21,11 +21,12 @@ import numpy as np
 from absl import flags, logging
 from tqdm import tqdm
 
-from diffjax import data
+from diffjax import data, runs
 from diffjax.data import latents
 from diffjax.model.space import moments
+from diffjax.runs.fixed_parts import describe_autoencoder
 from diffjax.train.frozen import content_hash
-from experiments import common, frozen
+from experiments import common
 
 OUT = flags.DEFINE_string(
     "out", None, "Folder that the latents are written to, with a sub-folder per split."
@@ -36,7 +37,7 @@ BATCH = 64
 
 def encoded(cfg: Any, source: data.Source, params: Any) -> Iterator[dict[str, np.ndarray]]:
     """Batches of latents, labels and texts in the order of the source."""
-    net = frozen.autoencoder_of(cfg)
+    net = describe_autoencoder(cfg)
     run = jax.jit(lambda params, images: moments(net, params, images))
     for start in tqdm(range(0, len(source), BATCH), desc="encoding", unit="batch"):
         batch = data.batch_of(source, np.arange(start, min(start + BATCH, len(source))))
@@ -58,14 +59,14 @@ def main() -> None:
     if not cfg.get("autoencoder", None):
         raise common.UsageError("this config has no section autoencoder; use one of configs/ldm.py")
     out = Path(OUT.value)
-    params = frozen.load(cfg, out, fresh=True)["autoencoder"]
+    params = runs.load_fixed_parts(cfg, out, fresh=True)["autoencoder"]
     for split in SPLITS.value:
-        source = common.source_of(cfg, split)
+        source = runs.load_source(cfg, split)
         latents.write(
             out / split,
             encoded(cfg, source, params),
             count=len(source),
-            image_shape=common.image_shape(cfg),
+            image_shape=runs.read_image_shape(cfg),
             num_classes=source.num_classes,
             levels=source.levels,
             encoder=content_hash(params),

@@ -31,7 +31,9 @@ from diffjax import evaluation, metrics
 from diffjax.evaluation import METRICS
 from diffjax.evaluation.image_grids import save_png
 from diffjax.evaluation.metric_table import find_metrics_of
-from experiments import common, evaluate_flags, evaluate_model, first_stage, real_images
+from diffjax.runs import first_stage, measuring, real_images
+from diffjax.tasks import task_kind
+from experiments import common, evaluate_flags
 from experiments.command_line import name_keys
 from experiments.evaluate_flags import (
     FROM_DATA,
@@ -46,7 +48,7 @@ from experiments.evaluate_flags import (
 )
 
 # flags of other modules
-USES = ("config", "workdir", "weights", "best", "sampling", *evaluate_flags.OWN)
+USES = ("config", "workdir", "weights", "best", "raw", "sampling", *evaluate_flags.OWN)
 
 
 def main() -> None:
@@ -124,8 +126,8 @@ def sweep(folder: Path, names: list[str]) -> None:
     if not captions:
         load_network(cfg, "--sweep")
     with name_keys({"another name": "another --name"}):
-        evaluate_model.sweep_samplers(
-            evaluate_model.open_model(cfg, folder),
+        measuring.sweep_samplers(
+            measuring.prepare(common.open_run(cfg)),
             evaluate_flags.SWEEP.value,
             folder / "sweeps" / evaluate_flags.NAME.value,
             num=flags.FLAGS.num or cfg.eval.num,
@@ -141,7 +143,7 @@ def measure_model(folder: Path, names: list[str]) -> dict[str, Any]:
         UsageError: metrics that need images in files.
     """
     cfg = common.config()
-    if cfg.task == "autoencoder":
+    if task_kind(cfg).reconstructs:
         return measure_autoencoder(cfg, folder, names)
     if SAVE_RECONSTRUCTIONS.value:
         raise common.UsageError(f"--save_reconstructions: a {cfg.task} model reconstructs nothing")
@@ -154,8 +156,8 @@ def measure_model(folder: Path, names: list[str]) -> dict[str, Any]:
     inputs = open_inputs(folder, names)  # what is missing is said before images are made
     some = [name for name in select(names, ["reference"]) if not select([name], FROM_DATA)]
     reference = read_reference(cfg) if some else None
-    found = evaluate_model.measure_samples(
-        evaluate_model.open_model(cfg, folder),
+    found = measuring.measure_samples(
+        measuring.prepare(common.open_run(cfg)),
         names,
         num=flags.FLAGS.num or cfg.eval.num,
         seed=flags.FLAGS.seed,
@@ -183,9 +185,9 @@ def measure_autoencoder(cfg: ConfigDict, folder: Path, names: list[str]) -> dict
     if REFERENCE.value:
         raise common.UsageError("reconstructions are compared with the test images, no --reference")
     inputs = open_inputs(folder, names)
-    state = common.restore(cfg, common.task_of(cfg), folder)
-    save_png(first_stage.draw(cfg, state.ema), find_out(folder).with_suffix(".png"))
-    found = evaluate_model.measure_autoencoder(
+    state = common.open_run(cfg).state
+    save_png(first_stage.draw_reconstructions(cfg, state.ema), find_out(folder).with_suffix(".png"))
+    found = measuring.measure_autoencoder(
         cfg,
         state,
         names,

@@ -20,7 +20,9 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from experiments import common, controlled, finetuning, frozen, weights
+from diffjax import runs
+from diffjax.tasks import task_kind
+from experiments import common
 
 OUT = flags.DEFINE_string(
     "out",
@@ -37,23 +39,20 @@ USES = ("config", "workdir", "weights", "best")  # flags of other modules
 def main() -> None:
     cfg, folder = common.config(), common.workdir()
     out = Path(OUT.value) if OUT.value else folder / "weights.safetensors"
-    control = cfg.task == "controlnet"
-    whole = not out.suffix and (control or "model" in cfg)
+    whole = not out.suffix and runs.is_publishable(cfg)
     if out.suffix != ".safetensors" and not whole:
         raise common.UsageError(
             f"--out={out} must end in .safetensors; folders are for fine-tuning and ControlNets"
         )
-    state = common.restore(cfg, common.task_of(cfg), folder)
-    if whole and control:
-        controlled.save(cfg, state.ema, out)
-        return
-    latent = cfg.get("autoencoder", None) and not control
-    given = frozen.load(cfg, folder) if latent else None
+    state = runs.read_state(cfg, Path(common.WEIGHTS.value or folder), best=common.BEST.value)
+    frozen = None
+    if cfg.get("autoencoder", None) and not task_kind(cfg).takes_hints:
+        exported = Path(common.WEIGHTS.value) if common.WEIGHTS.value else None
+        frozen = runs.load_fixed_parts(cfg, folder, exported=exported)
     if whole:
-        finetuning.save(cfg, state, given, out)
-        finetuning.summary(cfg, out)
+        logging.info("%s", runs.publish(cfg, state, frozen, out, folder=folder))
         return
-    weights.write(out, cfg, state, given)
+    runs.write_export(out, cfg, state, frozen)
     logging.info("%.1f MB in %s", out.stat().st_size / 1e6, out)
 
 

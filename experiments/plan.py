@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
+from diffjax import runs
 from diffjax.launch import topologies
 from diffjax.launch.mesh_search import count_images_per_second, rank_meshes
 from diffjax.launch.program_costs import count_flops
@@ -29,7 +30,7 @@ from diffjax.launch.step_plan import StepCase, compile_plan
 from diffjax.launch.topologies import GIB
 from diffjax.runs import abstract_batch
 from diffjax.train import State, make_optimizer, make_step
-from experiments import common, frozen
+from experiments import common
 from experiments.compare import text_table
 
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
@@ -54,10 +55,10 @@ def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
     """FLOPs of a training step and of one network evaluation, per image."""
     step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
     batch = abstract_batch(cfg, 1)
-    training = count_flops(step, state, frozen.abstract(cfg), batch)
+    training = count_flops(step, state, runs.abstract_fixed_parts(cfg), batch)
     if cfg.task != "diffusion":  # without a perceptual network, which is the user's
         return {"training_flops_per_image": training}
-    model = common.model_of(cfg)
+    model = runs.build_model(cfg)
 
     def forward(params: Any) -> Any:
         z = jnp.zeros((1, *model.space.shape))
@@ -71,17 +72,17 @@ def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
 
 def make_case(cfg: ConfigDict) -> StepCase:
     """The training step of a config, from shapes alone."""
-    weights = frozen.abstract(cfg)
-    return StepCase(common.task_of(cfg), weights, partial(abstract_batch, cfg))
+    weights = runs.abstract_fixed_parts(cfg)
+    return StepCase(runs.build_task(cfg), weights, partial(abstract_batch, cfg))
 
 
 def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
     """Figures of a config, from shapes alone."""
-    task = common.task_of(cfg)
-    state = common.abstract_state(cfg, task)
+    task = runs.build_task(cfg)
+    state = runs.abstract_state(cfg, task)
     out: dict[str, Any] = {
         "parameters": _count(state.params),
-        "image": list(common.image_shape(cfg)),
+        "image": list(runs.read_image_shape(cfg)),
         "batch_size": cfg.data.batch_size,
         "steps": cfg.train.steps,
         "images_seen": cfg.train.steps * cfg.data.batch_size,

@@ -11,17 +11,17 @@ Writes samples/NAME.npz (uint8 ``images``) and samples/NAME.png (a grid) into th
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from absl import flags, logging
+from ml_collections import ConfigDict
 
 from diffjax import runs
 from diffjax.evaluation.image_grids import save_png, tile, to_uint8
 from diffjax.evaluation.sweeps import check_axes, parse_axes
 from diffjax.model import make_sampler
+from diffjax.runs import Drawer, with_sample
 from diffjax.runs.classes import NAMED
-from experiments import common, frozen, generation
+from experiments import common
 
 common.define_sampling_flags()
 OUT = flags.DEFINE_string(
@@ -42,25 +42,25 @@ LABEL = flags.DEFINE_multi_string(
 )
 
 
-def rows(cfg: Any, maker: generation.Drawer, num: int, seed: int) -> np.ndarray:
+def draw_rows(cfg: ConfigDict, drawer: Drawer, num: int, seed: int) -> np.ndarray:
     """``num`` images for every value of --rows, one value after the other."""
     ((key, values),) = parse_axes([ROWS.value], cfg.sample).items()
     check_axes(cfg, [key])
     done = []
     for value in values:
-        chosen = generation.with_sample(cfg, **{key: value})
-        sampler, plan = make_sampler(chosen, maker.model)
+        chosen = with_sample(cfg, **{key: value})
+        sampler, plan = make_sampler(chosen, drawer.model)
         scale = chosen.sample.guidance
         done.append(
-            maker.draw(
+            drawer.draw(
                 num=num, seed=seed, sampler=sampler, rows=plan, scale=scale,
-                text=_text(cfg), labels=_labels(cfg, maker.model.num_classes),
+                text=_read_text(cfg), labels=_read_labels(cfg, drawer.model.num_classes),
             )
         )  # fmt: skip
     return np.concatenate(done)
 
 
-def _text(cfg: Any) -> Any:
+def _read_text(cfg: ConfigDict) -> np.ndarray | None:
     """Tokens of the prompts, or None for the captions of the data."""
     if not PROMPT.value:
         return None
@@ -70,7 +70,7 @@ def _text(cfg: Any) -> Any:
     return runs.tokenize(cfg, tokenizers, PROMPT.value)
 
 
-def _labels(cfg: Any, count: int) -> Any:
+def _read_labels(cfg: ConfigDict, count: int) -> np.ndarray | None:
     """Numbers of the classes to draw in turn, or None for all of them.
 
     Raises:
@@ -88,27 +88,36 @@ def _labels(cfg: Any, count: int) -> Any:
 
 
 FLAG_GROUPS = {
-    "Samples": ("workdir", "out", "num", "seed", "label", "prompt", "rows", "best", "weights"),
+    "Samples": (
+        "workdir",
+        "out",
+        "num",
+        "seed",
+        "label",
+        "prompt",
+        "rows",
+        "best",
+        "raw",
+        "weights",
+    ),
     "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
     "Config": ("config",),
 }
-USES = ("config", "workdir", "weights", "best", "sampling")  # flags of other modules
+USES = ("config", "workdir", "weights", "best", "raw", "sampling")  # flags of other modules
 
 
 def main() -> None:
     cfg, folder = common.config(), common.workdir()
-    text = _text(cfg)
-    task = common.task_of(cfg)
-    state = common.restore(cfg, task, folder)
+    text = _read_text(cfg)
+    run = common.open_run(cfg)
+    drawer = runs.make_drawer(run)
     num, seed = flags.FLAGS.num or cfg.sample.num, flags.FLAGS.seed
-    model = common.assemble(cfg, state, frozen.load(cfg, folder))
-    maker = generation.Drawer(cfg, model)
     if ROWS.value:
-        images = rows(cfg, maker, num, seed)
+        images = draw_rows(cfg, drawer, num, seed)
     else:
-        labels = _labels(cfg, maker.model.num_classes)
-        images = maker.draw(num=num, seed=seed, text=text, labels=labels)
-    name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(state.step)}-seed{seed}"
+        labels = _read_labels(cfg, drawer.model.num_classes)
+        images = drawer.draw(num=num, seed=seed, text=text, labels=labels)
+    name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(run.state.step)}-seed{seed}"
     out = common.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out.with_name(out.name + ".npz"), images=to_uint8(images))

@@ -14,30 +14,22 @@ Under Slurm and on TPU pods the processes of a run find each other. Elsewhere, s
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
-from typing import Any
 
 import jax
 import numpy as np
 from absl import flags, logging
 
-from diffjax import metrics, runs
+from diffjax import runs
 from diffjax.config import resolve
-from diffjax.evaluation import measure_distance
-from diffjax.evaluation.hint_fidelity import measure_control
-from diffjax.evaluation.image_grids import save_png, tile
-from diffjax.train import Preempted, Reporter, State, hosts, train
+from diffjax.runs.callbacks import choose_evaluation, choose_preview
+from diffjax.runs.finetuning import choose_initial
+from diffjax.tasks import task_kind
+from diffjax.train import Preempted, hosts, train
 from diffjax.train.loop import check_workdir
-from experiments import (
-    common,
-    controlled,
-    finetuning,
-    first_stage,
-    frozen,
-    generation,
-    real_images,
-)
+from experiments import common
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string(
@@ -47,100 +39,6 @@ PROCESSES = flags.DEFINE_integer("num_processes", 0, "Number of processes that t
 PROCESS = flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.")
 WAIT = flags.DEFINE_float("wait", 300.0, "Seconds to wait for the other processes at the start.")
 HEARTBEAT = flags.DEFINE_float("heartbeat", 100.0, "Seconds after which a silent process is dead.")
-PREVIEW_STEPS = 50
-
-
-def _quick(cfg: Any) -> Any:
-    """The config with few steps of DDIM, for looks at a model in training."""
-    steps = min(PREVIEW_STEPS, cfg.sample.steps)
-    return generation.with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
-
-
-def _preview(cfg: Any, task: Any, folder: Any) -> Any:
-    """Callback that writes a grid of DDIM samples from the averaged parameters.
-
-    Those of a ControlNet stand below the hints of test images that control them.
-    """
-    if cfg.task == "autoencoder":
-        return first_stage.make_preview(cfg, folder)
-    if cfg.task == "classifier":
-        return None
-    preview, compiled = _quick(cfg), {}
-    num, columns, above = min(cfg.sample.num, 64), None, []
-    if cfg.task == "controlnet":
-        num = columns = min(cfg.sample.num, 16)
-        hints = controlled.examples(cfg, num)["hint"]
-        above = [controlled.as_pictures(hints, cfg.data.channels)]
-
-    def write(state: State, given: Any, step: int, reporter: Reporter) -> None:
-        model = common.assemble(cfg, state, given)
-        images = generation.Drawer(preview, model, compiled=compiled).draw(
-            num=num, batch_size=num, progress=f"preview at step {step}"
-        )
-        if not hosts.is_writer():
-            return
-        picture = tile(np.concatenate([*above, images]), columns=columns)
-        save_png(picture, folder / "samples" / f"{step:08d}.png")
-        reporter.image("samples", step, picture)
-
-    return write
-
-
-def _evaluator(cfg: Any, task: Any) -> Any:
-    """Callback that measures DDIM samples of the averaged parameters; None if not asked for.
-
-    Distances are those of our own small classifier, with every image seed the same, so that the
-    values of a run compare with each other.
-
-    Raises:
-        UsageError: there is no classifier for this data set.
-    """
-    if not cfg.train.evaluate_every:
-        return None
-    if cfg.task == "autoencoder":
-        return lambda state, given, step: first_stage.measure(cfg, state, cfg.eval.loop_num)
-    if cfg.task == "controlnet":
-        return _control_evaluator(cfg)
-    if not cfg.eval.features:
-        raise common.UsageError("train.evaluate_every needs a classifier: config.eval.features")
-    network = metrics.feature_network(cfg.eval.features)
-    num = cfg.eval.loop_num
-    (real, _), quick = real_images.take(cfg, num), _quick(cfg)
-    compiled: dict[Any, Any] = {}
-
-    def measure(state: State, given: Any, step: int) -> dict[str, float]:
-        model = common.assemble(cfg, state, given)
-        drawer = generation.Drawer(quick, model, compiled=compiled)
-        images = drawer.draw(num=num, progress=f"evaluation at step {step}")
-        found = measure_distance(network, images, real, model.num_classes)
-        return {k: v for k, v in found.items() if isinstance(v, float)}
-
-    return measure
-
-
-def _control_evaluator(cfg: Any) -> Any:
-    """Callback that measures how hints of test images are kept to, with and without the prompt."""
-    batch, compiled = controlled.examples(cfg, cfg.eval.loop_num), {}
-    hints, features = batch["hint"], cfg.eval.features
-    network = metrics.feature_network(features) if features else None
-
-    def measure(state: State, given: Any, step: int) -> dict[str, float]:
-        model = common.assemble(cfg, state, given)
-        drawer = generation.Drawer(_quick(cfg), model, compiled=compiled)
-
-        def draw(prompt: bool) -> np.ndarray:
-            inputs = controlled.inputs_of(model, batch, [hints], prompt=prompt)
-            return drawer.draw(num=len(hints), inputs=inputs)
-
-        return measure_control(
-            draw,
-            lambda images: controlled.fidelity(cfg, hints, images),
-            network=network,
-            real=batch["image"],
-        )
-
-    return measure
-
 
 FLAG_GROUPS = {
     "Run": ("config", "workdir", "dry_run", "weights"),
@@ -169,11 +67,12 @@ def main() -> None:
         )
     check_workdir(folder)
     # The first process writes what the others read: a data set to prepare, tokenizers.
-    source = hosts.in_turn("data", lambda: common.source_of(cfg), seconds=24 * 3600)
+    load = functools.partial(runs.load_source, cfg, folder=folder)
+    source = hosts.in_turn("data", load, seconds=24 * 3600)
     hosts.in_turn("tokenizers", lambda: runs.keep_tokenizers(cfg, folder))
-    given = frozen.load(cfg, folder, fresh=True)
-    task = common.task_of(cfg)  # not before: a model may have settled the scale of its latents
-    shapes = common.abstract_state(cfg, task)
+    frozen = runs.load_fixed_parts(cfg, folder, fresh=True)
+    task = runs.build_task(cfg)  # not before: a model may have settled the scale of its latents
+    shapes = runs.abstract_state(cfg, task)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
     logging.info(
         "training %s parameters on %d images of %s, %d device(s)",
@@ -186,12 +85,12 @@ def main() -> None:
             task,
             cfg,
             folder,
-            common.batches_of(cfg, source),
-            frozen=given,
-            initial=finetuning.initial(cfg, shapes.params),
+            runs.start_batches(cfg, source),
+            frozen=frozen,
+            initial=choose_initial(cfg, shapes.params),
             data=source.fingerprint() if source.fingerprint else None,
-            on_sample=_preview(cfg, task, folder),
-            on_evaluate=_evaluator(cfg, task),
+            on_sample=choose_preview(cfg, folder),
+            on_evaluate=choose_evaluation(cfg, folder),
             resolve=resolve,
         )
         record.write_session(int(state.step), finished=True)
@@ -199,7 +98,7 @@ def main() -> None:
         record.write_session()
         logging.warning("%s", stopped)
         sys.exit(stopped.exit_code)
-    after = "control" if cfg.task == "controlnet" else "sample"
+    after = "control" if task_kind(cfg).takes_hints else "sample"
     logging.info(
         "trained to step %d in %.1f minutes; next: python -m experiments.%s --workdir=%s",
         int(state.step), record.count_minutes(), after, shlex.quote(str(folder)),

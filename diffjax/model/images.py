@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from diffjax import samplers
+from diffjax import grids, samplers
 from diffjax.model.model import PLAIN, Arrays, Model, Steering, sample
-from diffjax.train.sharding import batch_sharding, place, replicated
+from diffjax.train.sharding import batch_sharding, make_mesh, place, replicated
 from diffjax.types import Array, ArrayLike, Cond, Rows, Sampler
 
 SHORTEST = 64  # rows that a plan is padded to at least, so that few lengths are compiled
@@ -129,3 +129,57 @@ class ImageMaker:
             # Whole images come out, so that every process has them.
             self.compiled[key] = jax.jit(draw, out_shardings=replicated(self.mesh))
         return self.compiled[key]
+
+
+def draw(
+    model: Model,
+    num: int = 16,
+    *,
+    seed: int = 0,
+    sampler: str | Sampler = "ddim",
+    steps: int = 50,
+    grid: str | None = None,
+    scale: float = 1.0,
+    labels: Sequence[int] | np.ndarray | None = None,
+    cond: Cond = None,
+    hints: Sequence[np.ndarray] = (),
+    clip: bool | None = None,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Draw images (num, H, W, C) float32 in [-1, 1] of a model; image k depends on (seed, k) only.
+
+    Args:
+        sampler: a name in `diffjax.samplers.SAMPLERS` with its default options, or a solver.
+        steps: of the grid.
+        grid: a name in `diffjax.grids.GRIDS`; evenly spaced in time (or log-SNR) if None.
+        scale: of classifier-free guidance, 1 for none.
+        labels: classes, used in turn; all of the model's in turn if None.
+        cond: raw condition of (num, ...) arrays in place of labels.
+        hints: (num, H, W, C) in [0, 1], for each control network of the model.
+        clip: bound the predicted x to [-1, 1]; if None, of models on pixels only.
+
+    Raises:
+        ValueError: a name or a number is wrong, or the model needs a condition that is not given.
+    """
+    solver = samplers.make(sampler) if isinstance(sampler, str) else sampler
+    name = grid or ("leading" if model.schedule.steps is not None else "logsnr")
+    rows = solver.plan(grids.make(name, model.schedule, steps))
+    if cond is None and model.condition.names:
+        if model.condition.names != ("label",):
+            needed = ", ".join(model.condition.names)
+            raise ValueError(f"this model needs a condition: give cond, with the entries {needed}")
+        chosen = np.arange(model.num_classes) if labels is None else np.asarray(labels, np.int32)
+        cond = {"label": np.resize(chosen, num).astype(np.int32)}
+    elif labels is not None:
+        raise ValueError("labels are for models that are given classes; this one is not")
+    whole = Inputs(cond, list(hints))
+
+    def pick(index: np.ndarray) -> Inputs:
+        picked: Inputs = jax.tree.map(lambda leaf: np.asarray(leaf)[index % len(leaf)], whole)
+        return picked
+
+    guided = scale != 1 or (model.condition.guided and model.drop > 0)
+    bounded = model.space.net is None if clip is None else clip
+    scales = np.full(len(pad_rows(rows).level.t), scale, np.float32) if guided else None
+    maker = ImageMaker(model, make_mesh(), Steering(clip=bounded))
+    return maker(pick, solver, rows, num=num, seed=seed, scale=scales, batch_size=batch_size)

@@ -32,6 +32,8 @@ class TaskKind(NamedTuple):
             ``frozen["base"]``, and its statistics ``frozen["statistics"]``.
         takes_hints: whether batches have hints.
         reads_labels: whether it needs labelled data.
+        reconstructs: whether it trains an autoencoder, which is looked at and measured by what it
+            makes of images.
     """
 
     make: Callable[[ConfigDict, Shape, int, int], Task]
@@ -39,6 +41,7 @@ class TaskKind(NamedTuple):
     trains_beside: bool = False
     takes_hints: bool = False
     reads_labels: bool = False
+    reconstructs: bool = False
 
 
 def _assemble_plain(config: ConfigDict, model: Model, params: Params, frozen: Frozen) -> Model:
@@ -51,7 +54,7 @@ TASKS: dict[str, TaskKind] = {
         make_controlnet_task, assemble_controlled, trains_beside=True, takes_hints=True
     ),
     "lora": TaskKind(make_lora_task, assemble_adapted, trains_beside=True),
-    "autoencoder": TaskKind(make_autoencoder_task, None),
+    "autoencoder": TaskKind(make_autoencoder_task, None, reconstructs=True),
     "classifier": TaskKind(make_noisy_classifier_task, None, reads_labels=True),
 }
 

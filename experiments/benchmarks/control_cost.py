@@ -21,9 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from diffjax import runs
+from diffjax.runs.hints import hint_shape
+from diffjax.runs.states import abstract_base
 from diffjax.tasks import make_task
 from diffjax.train import init_state, make_optimizer, make_step
-from experiments import common, controlled
+from experiments import common
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
 REPEATS = flags.DEFINE_integer("repeats", 9, "Number of measurements of each task.", 1)
@@ -33,21 +36,21 @@ ALL_ARGUMENTS = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in
 
 def tasks(cfg: Any) -> dict[str, tuple[Any, Any]]:
     """(task, shapes of what is frozen) of fine-tuning the base and of training the ControlNet."""
-    shape = common.image_shape(cfg)
+    shape = runs.read_image_shape(cfg)
     fine = make_task(cfg, shape, cfg.data.levels, cfg.data.num_classes)
     return {
         "fine_tuning": (fine, None),
-        "controlnet": (common.task_of(cfg), controlled.abstract(cfg)),
+        "controlnet": (runs.build_task(cfg), abstract_base(cfg)),
     }
 
 
 def batch_of(cfg: Any, size: int) -> dict[str, np.ndarray]:
     """Random images, labels and hints."""
-    rng = np.random.default_rng(0)
+    rng, shape = np.random.default_rng(0), runs.read_image_shape(cfg)
     return {
-        "image": rng.uniform(-1, 1, (size, *common.image_shape(cfg))).astype(np.float32),
+        "image": rng.uniform(-1, 1, (size, *shape)).astype(np.float32),
         "label": rng.integers(0, max(cfg.data.num_classes, 1), size).astype(np.int32),
-        "hint": rng.uniform(0, 1, (size, *controlled.hint_shape(cfg))).astype(np.float32),
+        "hint": rng.uniform(0, 1, (size, *hint_shape(cfg, shape))).astype(np.float32),
     }
 
 

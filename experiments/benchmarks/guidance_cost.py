@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from absl import flags
 
+from diffjax import runs
 from diffjax.model import make_sampler, make_steering, sample
-from experiments import common, generation
+from experiments import common
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
 REPEATS = flags.DEFINE_integer("repeats", 9, "Number of measurements of each mode.", 1)
@@ -31,8 +32,8 @@ MODES = {"unguided": (False, None), "guided": (False, 2.0), "guided_sequential":
 
 def compiled(cfg: Any, batch: int, *, sequential: bool, scale: float | None) -> tuple[Any, Any]:
     """Compiled sampling of a few steps, and its arguments."""
-    cfg = generation.with_sample(cfg, sampler="ddim", steps=STEPS, guidance_sequential=sequential)
-    model, task = common.model_of(cfg), common.task_of(cfg)
+    cfg = runs.with_sample(cfg, sampler="ddim", steps=STEPS, guidance_sequential=sequential)
+    model = runs.build_model(cfg)
     sampler, rows = make_sampler(cfg, model)
     steering = make_steering(cfg)
     cond = {"label": np.arange(batch, dtype=np.int32) % cfg.data.num_classes}
@@ -43,7 +44,7 @@ def compiled(cfg: Any, batch: int, *, sequential: bool, scale: float | None) -> 
         return sample(own, cond, sampler, rows, keys, scale=scales, steering=steering)
 
     scales = None if scale is None else np.full(STEPS, scale, np.float32)
-    arguments = common.untrained(cfg, task).params, scales
+    arguments = runs.init_untrained(cfg).params, scales
     return jax.jit(run).lower(*arguments).compile(), arguments
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from configs import controlnet
 from diffjax.data import pictures, shapes
 from diffjax.evaluation.image_grids import save_png, tile
-from experiments import controlled
+from diffjax.runs.control_examples import measure_hints
 from experiments.reproductions.claims import Claim, read, training
 from experiments.reproductions.ldm import PROMPTS
 from experiments.reproductions.pieces import Piece
@@ -173,7 +173,7 @@ def _kept_to(data: Path, name: str) -> float:
     edges = pictures.read_image(data / Path(EDGES).name, 1).astype(np.float32) / 255
     images = _pictures(data, name).astype(np.float32) / 127.5 - 1
     hints = np.tile(edges, (len(images), 1, 1, 1))
-    return controlled.fidelity(controlnet.small_edges(), hints, images)["edge_f1"]
+    return measure_hints(controlnet.small_edges(), hints, images)["edge_f1"]
 
 
 def claims(data: Path) -> list[Claim]:

@@ -8,7 +8,9 @@ from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import common, controlled, frozen
+from diffjax import runs
+from diffjax.runs.control_examples import measure_hints
+from experiments import common
 
 CONFIG = "configs/controlnet.py:fashion_mnist_edges,smoke"
 BASE = "configs/controlnet.py:fashion_mnist_base,smoke"
@@ -52,8 +54,7 @@ def test_an_untrained_net_starts_from_its_base(tmp_path):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["test"])
     cfg = common.load_config(CONFIG)
-    task = common.task_of(cfg)
-    state = common.untrained(cfg, task, frozen.load(cfg, tmp_path))
+    state = runs.init_untrained(cfg, runs.load_fixed_parts(cfg, tmp_path))
     assert int(state.step) == 0
 
 
@@ -74,15 +75,15 @@ def test_fidelity_of_drawn_images():
     one_hot[:, 4:12, 4:12, 1] = 1
     one_hot[..., 0] = 1 - one_hot[..., 1]
     cfg = ConfigDict({"control": {"hint": {"name": "mask"}}, "data": {"name": "shapes"}})
-    assert controlled.fidelity(cfg, one_hot, square) == {"mask_iou": 1.0}
-    assert controlled.fidelity(cfg, one_hot, 0 * square)["mask_iou"] < 0.5
+    assert measure_hints(cfg, one_hot, square) == {"mask_iou": 1.0}
+    assert measure_hints(cfg, one_hot, 0 * square)["mask_iou"] < 0.5
     options = {"name": "canny", "low": 0.02, "high": 0.05, "sigma": 1.0}
     cfg = ConfigDict({"control": {"hint": options}, "data": {"name": "fashion_mnist"}})
     outline = np.zeros((1, 16, 16, 1), np.float32)
     outline[:, 4:12, 4:12] = 1
     outline[:, 5:11, 5:11] = 0
-    assert controlled.fidelity(cfg, outline, square)["edge_f1"] > 0.95
-    assert controlled.fidelity(cfg, np.roll(outline, 5, 2), square)["edge_f1"] < 0.6
+    assert measure_hints(cfg, outline, square)["edge_f1"] > 0.95
+    assert measure_hints(cfg, np.roll(outline, 5, 2), square)["edge_f1"] < 0.6
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from configs import ddpm
-from diffjax import metrics
-from experiments import evaluate_model, generation
+from diffjax import metrics, runs
+from diffjax.runs import measuring
 from tests.parity import inception_cases
 
 
@@ -65,12 +65,12 @@ def test_sweeps_say_what_they_measure(execute, tmp_path):
 
 
 def test_what_a_config_leaves_open_is_stored_as_it_was_used():
-    cfg = generation.with_sample(ddpm.digits(), sampler="heun")
-    stored = evaluate_model.list_sampler_options(cfg)
+    cfg = runs.with_sample(ddpm.digits(), sampler="heun")
+    stored = measuring.list_sampler_options(cfg)
     assert stored["s_churn"] == 0.0 and stored["s_tmax"] is None and stored["eta"] is None
     json.dumps(stored, allow_nan=False)
-    cfg = generation.with_sample(ddpm.digits(), sampler="ddim")
-    assert evaluate_model.list_sampler_options(cfg)["eta"] == 0.0
+    cfg = runs.with_sample(ddpm.digits(), sampler="ddim")
+    assert measuring.list_sampler_options(cfg)["eta"] == 0.0
 
 
 def test_the_report_shows_inceptions_figures(execute, tmp_path):

@@ -14,11 +14,15 @@ from safetensors.numpy import save_file
 import diffjax
 from configs import stable_diffusion
 from diffjax import data, lora, runs
+from diffjax.config import read_config
 from diffjax.model.condition import make_clips
 from diffjax.pretrained import configs, load_lora, load_model
 from diffjax.pretrained.state_dict import to_state_dict
+from diffjax.runs import locate
+from diffjax.runs.finetuning import choose_initial, find_differences
+from diffjax.runs.fixed_parts import describe_autoencoder
 from diffjax.types import ConfigError
-from experiments import common, finetuning, frozen
+from experiments import common
 from tests.parity import generate_cases as g
 from tests.pretrained import ldm
 
@@ -95,7 +99,7 @@ def batches_of(root):
     """Those of the two steps."""
     cfg = config_of(root, "sd15_lora")
     cfg.data.dir = str(root / "images")
-    source = common.source_of(cfg)
+    source = runs.load_source(cfg)
     return [data.batch_at(source, step, batch_size=2, seed=cfg.seed) for step in range(2)]
 
 
@@ -105,8 +109,8 @@ def outputs(net, params):
 
 
 def restored(workdir):
-    cfg = common.stored_config(workdir)
-    return common.restore_from(cfg, common.task_of(cfg), workdir / "checkpoints")
+    cfg = read_config(workdir)
+    return runs.read_state(cfg, workdir)
 
 
 def test_full_fine_tuning_begins_with_the_model_and_ends_as_a_folder(execute, train, root):
@@ -124,7 +128,7 @@ def test_full_fine_tuning_begins_with_the_model_and_ends_as_a_folder(execute, tr
     # What was trained is what is written.
     state = restored(run)
     state = state._replace(ema=jax.tree.map(lambda x: x + 0.01, state.ema))
-    finetuning.save(common.stored_config(run), state, {}, out)
+    runs.publish(read_config(run), state, {}, out)
     after = diffjax.load(out).parts
     jax.tree.map(np.testing.assert_array_equal, after.unet.params, state.ema)
 
@@ -142,9 +146,9 @@ def test_a_model_learns_to_fill_in(execute, train, root):
     assert pipe.parts.manifest["_class_name"] == "StableDiffusionInpaintPipeline"
     # It goes on from there, as it is.
     cfg = config_of(root, "sd15_inpainting", "filling-model")
-    start = finetuning.initial(cfg, common.abstract_state(cfg, common.task_of(cfg)).params)
+    start = choose_initial(cfg, runs.abstract_state(cfg, runs.build_task(cfg)).params)
     jax.tree.map(np.testing.assert_array_equal, start(), pipe.parts.unet.params)
-    finetuning.save(cfg, restored(run), {}, root / "filling-again")
+    runs.publish(cfg, restored(run), {}, root / "filling-again")
     assert (root / "filling-again" / "model_index.json").read_bytes() == (
         out / "model_index.json"
     ).read_bytes()
@@ -154,7 +158,7 @@ def test_a_controlnet_of_the_model(execute, train, root):
     run, out = root / "canny", root / "canny-net"
     train("sd15_canny", run, "--config.optim.lr=0.01")
     base, state = load_model(root / "model" / "unet"), restored(run)
-    stored = frozen.load(common.stored_config(run), run)
+    stored = runs.load_fixed_parts(read_config(run), run)
     jax.tree.map(np.testing.assert_array_equal, stored["base"], base.params)
     said = execute("export", f"--workdir={run}", f"--out={out}")
     assert f"experiments.generate --control={out}:IMAGE" in said
@@ -174,7 +178,7 @@ def test_adapters_are_trained_on_the_model_as_it_is(execute, train, root):
     train("sd15_lora", run)  # two steps, of two shapes
     base, state = load_model(root / "model" / "unet"), restored(run)
     assert len(list((run / "frozen").iterdir())) == 1
-    stored = frozen.load(common.stored_config(run), run)
+    stored = runs.load_fixed_parts(read_config(run), run)
     jax.tree.map(np.testing.assert_array_equal, stored["base"], base.params)
     sizes = sum(x.size for x in jax.tree.leaves(state.params))
     assert sizes < 0.3 * sum(x.size for x in jax.tree.leaves(base.params))
@@ -198,9 +202,9 @@ def test_a_model_of_ones_own_becomes_a_folder(tmp_path):
     cfg.network.update(channels=8, norm_groups=2)
     cfg.schedule.zero_snr = True
     rng = np.random.default_rng(0)
-    shapes = common.abstract_state(cfg, common.task_of(cfg)), frozen.abstract(cfg)
+    shapes = runs.abstract_state(cfg, runs.build_task(cfg)), runs.abstract_fixed_parts(cfg)
     state, given = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), shapes)
-    finetuning.save(cfg, state._replace(extra={"latent_scale": np.float32(0.7)}), given, tmp_path)
+    runs.publish(cfg, state._replace(extra={"latent_scale": np.float32(0.7)}), given, tmp_path)
     pipe = diffjax.load(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, pipe.parts.unet.params, state.ema)
     jax.tree.map(np.testing.assert_array_equal, pipe.parts.vae.params, given["autoencoder"])
@@ -216,7 +220,7 @@ def test_a_model_of_ones_own_becomes_a_folder(tmp_path):
     other.network.update(channels=8, norm_groups=2)
     other.model.path = str(tmp_path)
     other.schedule.zero_snr = True
-    found = frozen.load(other, tmp_path, fresh=True)
+    found = runs.load_fixed_parts(other, tmp_path, fresh=True)
     jax.tree.map(np.testing.assert_array_equal, found["base"], state.ema)
     assert float(found["statistics"]["latent_scale"]) == pytest.approx(0.7)
 
@@ -243,9 +247,9 @@ def test_what_does_not_fit_is_named(root, tmp_path, variant, options, message):
     cfg = config_of(root, variant)
     cfg.update_from_flattened_dict(options)
     with pytest.raises(ValueError, match=message):
-        frozen.load(cfg, tmp_path, fresh=True)
-        shapes = common.abstract_state(cfg, common.task_of(cfg)).params
-        start = finetuning.initial(cfg, shapes)
+        runs.load_fixed_parts(cfg, tmp_path, fresh=True)
+        shapes = runs.abstract_state(cfg, runs.build_task(cfg)).params
+        start = choose_initial(cfg, shapes)
         assert start is not None
         start()
 
@@ -315,31 +319,31 @@ PUBLISHED = {
 @pytest.mark.parametrize("variant", PUBLISHED)
 def test_configs_describe_the_published_models(variant):
     cfg = stable_diffusion.get_config(variant)
-    nets = {"unet": common.model_of(cfg).network, "vae": frozen.autoencoder_of(cfg)}
+    nets = {"unet": runs.build_model(cfg).network, "vae": describe_autoencoder(cfg)}
     nets |= make_clips(cfg)
     assert nets.keys() == PUBLISHED[variant].keys()
     for name, config in PUBLISHED[variant].items():
-        assert finetuning.differences(name, nets[name], configs.build(config)) == []
-    assert finetuning.differences("vae", nets["vae"], nets["vae"].clone(blocks=1))
+        assert find_differences(name, nets[name], configs.build(config)) == []
+    assert find_differences("vae", nets["vae"], nets["vae"].clone(blocks=1))
 
 
 def test_tokenizers_and_captions_are_checked(root):
     cfg = config_of(root, "sd15")
     cfg.data.update(name="captioned_folder", dir=str(root / "images"))
-    batch = common.source_of(cfg).take([0])
+    batch = runs.load_source(cfg).take([0])
     np.testing.assert_array_equal(
         batch["text"][0], g.tokenizer("<|endoftext|>").plain(g.PROMPTS[0]).ids[0]
     )
     cfg.cond.empty = (1, 2)
     with pytest.raises(ConfigError, match=r"empty text .* but config\.cond\.empty=\(1, 2\)"):
-        common.source_of(cfg)
+        runs.load_source(cfg)
     cfg.cond.text.positions = 7
     with pytest.raises(ConfigError, match=r"texts of 12, but .* 7 positions"):
-        common.source_of(cfg)
+        runs.load_source(cfg)
     cfg.data.name = "digits"
     cfg.data.update(image_size=8, channels=1, levels=17, bucket_step=0)
     with pytest.raises(ConfigError, match="digits has no captions"):
-        common.source_of(cfg)
+        runs.load_source(cfg)
 
 
 def test_no_folder_for_other_configs(execute, tmp_path):
@@ -352,7 +356,7 @@ def test_a_run_is_no_model(root):
     (root / "run" / "config.json").write_text("{}")
     cfg = config_of(root, "sd15", "run")
     with pytest.raises(common.UsageError, match=r"has no model_index\.json.*experiments\.export"):
-        frozen.load(cfg, Path(root), fresh=True)
+        runs.load_fixed_parts(cfg, Path(root), fresh=True)
 
 
 def test_parts_of_a_single_file(root, monkeypatch):
@@ -364,11 +368,11 @@ def test_parts_of_a_single_file(root, monkeypatch):
     save_file(file, root / "model.safetensors")
     overrides = {"unet": {"attention_head_dim": 2, "norm_num_groups": 4}}
     overrides |= {"vae": {"norm_num_groups": 2}, "text_encoder": {"num_attention_heads": 2}}
-    patched = functools.partial(finetuning.load_single_file, overrides=overrides)
-    monkeypatch.setattr(finetuning, "load_single_file", patched)
+    patched = functools.partial(locate.load_single_file, overrides=overrides)
+    monkeypatch.setattr(locate, "load_single_file", patched)
     cfg = config_of(root, "sd15_lora", "model.safetensors")
     cfg.autoencoder.scale = 0.3
-    found = frozen.load(cfg, root, fresh=True)
+    found = runs.load_fixed_parts(cfg, root, fresh=True)
     jax.tree.map(np.testing.assert_array_equal, found["base"], parts.unet.params)
     jax.tree.map(np.testing.assert_array_equal, found["autoencoder"], parts.vae.params)
     with pytest.raises(ConfigError, match="no tokenizer: config"):

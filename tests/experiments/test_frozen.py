@@ -10,10 +10,12 @@ from safetensors.numpy import save_file
 
 from configs import autoencoder, ldm
 from configs.base import smoke
+from diffjax import runs
 from diffjax.nets.autoencoder import AutoencoderKL
 from diffjax.pretrained import save_model
 from diffjax.pretrained.state_dict import to_state_dict
-from experiments import common, frozen
+from diffjax.runs.fixed_parts import describe_autoencoder
+from experiments import common
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +30,7 @@ def cfg():
 
 @pytest.fixture(scope="module")
 def params(cfg):
-    like = frozen.abstract(cfg)["autoencoder"]
+    like = runs.abstract_fixed_parts(cfg)["autoencoder"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), like)
 
@@ -47,12 +49,12 @@ def test_from_a_file_and_from_a_folder_of_diffusers(cfg, params, tmp_path):
     judge = {"discriminator.main.0.bias": np.zeros(4, np.float32)}
     state = {**to_state_dict(params), **judge, "extra['statistics']": np.zeros(1, np.float32)}
     save_file(state, tmp_path / "ae.safetensors")
-    given = frozen.load(pointing(cfg, tmp_path / "ae.safetensors"), tmp_path, fresh=True)
+    given = runs.load_fixed_parts(pointing(cfg, tmp_path / "ae.safetensors"), tmp_path, fresh=True)
     same(given["autoencoder"], params)
-    net = frozen.autoencoder_of(cfg)
+    net = describe_autoencoder(cfg)
     assert isinstance(net, AutoencoderKL)
     save_model(tmp_path / "vae", net, params)
-    given = frozen.load(pointing(cfg, tmp_path / "vae"), tmp_path, fresh=True)
+    given = runs.load_fixed_parts(pointing(cfg, tmp_path / "vae"), tmp_path, fresh=True)
     same(given["autoencoder"], params)
 
 
@@ -63,24 +65,24 @@ def test_another_autoencoder_is_refused_with_both_shapes(cfg, params, tmp_path):
         r"is not the one of config\.autoencoder: .* has shape \(\d.*but the network needs \(\d"
     )
     with pytest.raises(common.UsageError, match=message):
-        frozen.load(other, tmp_path, fresh=True)
+        runs.load_fixed_parts(other, tmp_path, fresh=True)
 
 
 def test_weights_are_asked_for(cfg, tmp_path):
     with pytest.raises(common.UsageError, match=r"autoencoder\.weights is needed"):
-        frozen.load(pointing(cfg, ""), tmp_path, fresh=True)
+        runs.load_fixed_parts(pointing(cfg, ""), tmp_path, fresh=True)
     (tmp_path / "config.json").write_text(json.dumps({"task": "diffusion"}))
     with pytest.raises(common.UsageError, match="holds a run of task 'diffusion'"):
-        frozen.load(pointing(cfg, tmp_path), tmp_path, fresh=True)
+        runs.load_fixed_parts(pointing(cfg, tmp_path), tmp_path, fresh=True)
     with pytest.raises(common.UsageError, match="is no workdir, diffusers folder or"):
-        frozen.load(pointing(cfg, tmp_path / "nowhere"), tmp_path, fresh=True)
+        runs.load_fixed_parts(pointing(cfg, tmp_path / "nowhere"), tmp_path, fresh=True)
 
 
 def test_missing_perceptual_weights_say_what_to_do(tmp_path):
     paper = autoencoder.kl_f8()
     with pytest.raises(common.UsageError, match=r"latent_diffusion\.md.*perceptual=classifier"):
-        frozen.load(paper, tmp_path)
+        runs.load_fixed_parts(paper, tmp_path)
     small = autoencoder.fashion_mnist()
-    assert set(frozen.load(small, tmp_path)) == {"classifier"}
+    assert set(runs.load_fixed_parts(small, tmp_path)) == {"classifier"}
     small.loss.perceptual = "none"
-    assert frozen.load(small, tmp_path) is None
+    assert runs.load_fixed_parts(small, tmp_path) is None

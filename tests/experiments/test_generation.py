@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from configs import ddpm
-from diffjax import data, grids, parameterization, samplers, schedules
+from diffjax import data, grids, parameterization, runs, samplers, schedules
 from diffjax.model import make_sampler
-from experiments import common, generation
+from diffjax.runs import drawing
+from experiments import common
 
 SMALL = (
     *("train.steps=2", "train.sample_every=1", "train.evaluate_every=1", "train.log_every=1"),
@@ -52,7 +53,7 @@ def test_two_processes_look_at_their_model_in_training(tmp_path):
 
 def test_what_a_model_is_told_of_an_image_does_not_depend_on_its_batch():
     cfg = common.load_config("configs/ldm.py:inpainting,smoke")
-    read = generation._read_inputs(cfg, common.model_of(cfg))
+    read = drawing._read_inputs(cfg, runs.build_model(cfg))
     four, two = (read(np.arange(first, 4)).cond["hole"] for first in (0, 2))
     assert 0 < four["hole"].mean() < 1 and (four["hole"][0] != four["hole"][1]).any()
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:], b), four, two)
@@ -61,7 +62,7 @@ def test_what_a_model_is_told_of_an_image_does_not_depend_on_its_batch():
 def test_a_mesh_of_another_machine_is_left_with_a_warning(caplog):
     cfg = common.load_config("configs/ddpm.py:digits,smoke")
     cfg.mesh.update(data=4, fsdp=2)
-    assert common.mesh_of(cfg).size == len(jax.devices())
+    assert runs.make_run_mesh(cfg).size == len(jax.devices())
     assert "does not match" in caplog.text
 
 
@@ -72,13 +73,13 @@ def test_without_test_images_training_images_are_looked_at(tmp_path, caplog):
     cfg = common.load_config("configs/ddpm.py:digits,smoke")
     cfg.data.update(name="image_folder", dir=str(tmp_path), image_size=8, channels=3)
     cfg.data.update(levels=256, num_classes=0)
-    found = common.test_source(cfg)
+    found = runs.load_test_source(cfg)
     assert "training images take their place" in caplog.text
     np.testing.assert_array_equal(data.batch_of(found, [0])["image"], -np.ones((1, 8, 8, 3)))
 
 
 def test_sampler_of_a_config():
-    cfg = generation.with_sample(ddpm.digits(), sampler="ddim", steps=7, eta=0.5)
+    cfg = runs.with_sample(ddpm.digits(), sampler="ddim", steps=7, eta=0.5)
     sampler, plan = make_sampler(
         cfg, SimpleNamespace(schedule=schedules.linear(), parameterization=parameterization.eps())
     )

@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffjax import runs
 from diffjax.data import latents
-from experiments import common, real_images
+from diffjax.runs import real_images
+from diffjax.types import ConfigError
+from experiments import common
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +20,7 @@ def test_data_come_in_a_fixed_random_order():
     np.testing.assert_array_equal(found.read(3, 9), real_images.take(cfg, 9)[0][3:])
     assert found.num == 1500
     assert found.name == "digits  train (8, 8, 1)"  # as in the features that older runs kept
-    assert common.source_of(cfg) is common.source_of(cfg)  # read once
+    assert runs.load_source(cfg) is runs.load_source(cfg)  # read once
 
 
 def test_stored_latents_are_compared_with_the_images_behind_them(tmp_path):
@@ -27,9 +30,7 @@ def test_stored_latents_are_compared_with_the_images_behind_them(tmp_path):
     rows = {"moments": np.zeros((2, 4, 4, 2), np.float32), "label": np.zeros(2, np.int32)}
     about = dict(count=2, image_shape=(8, 8, 1), num_classes=10, levels=17, encoder="x")
     latents.write(tmp_path / "train", [rows], **about)
-    with pytest.raises(
-        common.UsageError, match=r"do not say .* --config\.data\.name=.* --reference"
-    ):
+    with pytest.raises(ConfigError, match=r"do not say .* config\.data\.name=.* a reference"):
         real_images.open_split(cfg)
     latents.write(tmp_path / "train", [rows], **about, images={"name": "digits", "dir": ""})
     for found, wanted in zip(real_images.take(cfg, 5), expected, strict=True):

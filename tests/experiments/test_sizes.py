@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from configs import ddpm
+from diffjax import runs
 from diffjax.config import read_config
 from diffjax.types import ConfigError
 from experiments import common
@@ -75,14 +76,14 @@ def test_a_stored_size_can_become_another(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(common.describe(cfg))
     stored = read_config(path)
-    assert common.image_shape(stored) == (*SIZE, 1)
+    assert runs.read_image_shape(stored) == (*SIZE, 1)
     for size, shape in ((32, (32, 32, 1)), ([8, 16], (8, 16, 1))):
         stored.data.image_size = size
-        assert common.image_shape(stored) == shape
+        assert runs.read_image_shape(stored) == shape
 
 
 def test_a_config_with_another_size_names_the_key():
     cfg = ddpm.get_config("digits")
     cfg.data.image_size = (8, 0)
     with pytest.raises(ConfigError, match=r"config\.data\.image_size=\(8, 0\)"):
-        common.image_shape(cfg)
+        runs.read_image_shape(cfg)

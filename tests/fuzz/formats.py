@@ -24,8 +24,10 @@ import PIL.PngImagePlugin
 import safetensors.numpy
 
 from configs import ddpm
+from diffjax import runs
 from diffjax.cli import image_options
 from diffjax.config import read_config
+from diffjax.config.store import NOTE
 from diffjax.data import captions, folders, formats, latents, pictures
 from diffjax.metrics import reference
 from diffjax.nets.text import CLIPText
@@ -35,9 +37,9 @@ from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.models import Model, load_model, save_model
 from diffjax.pretrained.pickles import open_pickle
 from diffjax.pretrained.state_dict import from_state_dict, iterate_state, to_state_dict
-from diffjax.train import Checkpoints
+from diffjax.runs.exported import read_export
+from diffjax.train import Checkpoints, State
 from diffjax.untrusted import naming, read_json
-from experiments import common, weights
 from tests.fuzz.mutations import (
     Change,
     change_bytes,
@@ -315,12 +317,12 @@ def _read_config(folder: Path) -> Values:
     file = folder / "config.json"
     cfg = read_config(file)
     with naming(file):
-        common.model_of(cfg)
+        runs.build_model(cfg)
     return {"config": cfg.to_json(sort_keys=True)}
 
 
 def _write_export(folder: Path) -> None:
-    notes = {weights._CONFIG: json.dumps(_own_config()), weights._STEP: "7"}
+    notes = {NOTE: json.dumps(_own_config()), "diffjax.step": "7"}
     rows = np.random.default_rng(0).standard_normal((3, 4)).astype("f4")
     tensors = {"dense.weight": rows, "extra['scale']": np.float32([1.5])}
     safetensors.numpy.save_file(tensors, folder / "weights.safetensors", notes)
@@ -328,12 +330,12 @@ def _write_export(folder: Path) -> None:
 
 def _read_export(folder: Path) -> Values:
     file = folder / "weights.safetensors"
-    cfg = weights.config_of(file)
-    like = weights.State(0, None, {"dense": {"kernel": np.zeros((4, 3), "f4")}}, None,
+    cfg = read_config(file)
+    like = State(0, None, {"dense": {"kernel": np.zeros((4, 3), "f4")}}, None,
                          {"scale": np.zeros(1, "f4")})  # fmt: skip
-    found = weights.read(file, like)
+    found = read_export(file, like)
     return {
-        "config": json.dumps(cfg, sort_keys=True),
+        "config": cfg.to_json(sort_keys=True),
         "step": int(found.step),
         "scale": np.asarray(found.extra["scale"]),
         **to_state_dict(found.ema),

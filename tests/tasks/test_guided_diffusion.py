@@ -8,8 +8,8 @@ import pytest
 from configs import cfg as cfg_config
 from diffjax import grids, guidance, samplers
 from diffjax.model import denoiser, make_model, make_steering, sample
+from diffjax.runs import drawing
 from diffjax.types import ConfigError
-from experiments import generation
 from tests.tasks.test_diffusion import SHAPE, config, loss, start
 
 
@@ -76,13 +76,13 @@ def test_guidance_is_checked_against_the_model(caplog):
     cfg = config(cfg_config, cond={"drop": 0.0})
     model = make_model(cfg, SHAPE, 17, 10)
     _, rows = rows_of(cfg, model)
-    assert generation._guidance(cfg, model, rows, 1.0) is None
+    assert drawing._guidance(cfg, model, rows, 1.0) is None
     with caplog.at_level("WARNING"):
-        assert generation._guidance(cfg, model, rows, 2.0).tolist() == [2.0] * 4
+        assert drawing._guidance(cfg, model, rows, 2.0).tolist() == [2.0] * 4
     assert "never seen the null" in caplog.text
     plain = make_model(config(), SHAPE, 17, 10)
     with pytest.raises(ConfigError, match="needs a model with a condition"):
-        generation._guidance(cfg, plain, rows, 2.0)
+        drawing._guidance(cfg, plain, rows, 2.0)
     for labels in (np.array([-1, 2]), np.array([0, 11])):
         with pytest.raises(ConfigError, match=r"labels must lie in 0 \.\. 10"):
-            generation._check_labels(labels, model)
+            drawing._check_labels(labels, model)

@@ -8,11 +8,12 @@ import os
 import signal
 import time
 
+from diffjax import runs
 from diffjax.train import Checkpoints
 from experiments import common, train
 from tests.train.tiny import make_task
 
-REAL_TASK, REAL_BATCHES = common.task_of, common.batches_of
+REAL_TASK, REAL_BATCHES = runs.build_task, runs.start_batches
 
 
 def _tiny_task(cfg):
@@ -38,8 +39,8 @@ def _die(*arguments):
 def main():
     if "KILL_IN" in os.environ:
         setattr(Checkpoints, os.environ["KILL_IN"], _die)
-    common.task_of = _tiny_task
-    common.batches_of = lambda cfg, source: _slower(REAL_BATCHES(cfg, source))
+    runs.build_task = _tiny_task
+    runs.start_batches = lambda cfg, source: _slower(REAL_BATCHES(cfg, source))
     common.run(train.main, train.USES)
 
 

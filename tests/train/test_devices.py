@@ -27,15 +27,15 @@ STEPS = """
     cfg = common.load_config(sys.argv[1])
     cfg.data.batch_size = 8
     cfg.optim.update(lr=1e-3, warmup=0, decay="constant")
-    task, source = common.task_of(cfg), common.source_of(cfg)
-    given = frozen.load(cfg, Path("nowhere"), fresh=True)
+    task, source = runs.build_task(cfg), runs.load_source(cfg)
+    given = runs.load_fixed_parts(cfg, Path("nowhere"), fresh=True)
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
     rows = []
     for data, fsdp, tensor in json.loads(sys.argv[2]):
         count = data * fsdp * tensor
         sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
         mesh = make_mesh(sizes, jax.devices()[:count])
-        batches = common.batches_of(cfg, source)(
+        batches = runs.start_batches(cfg, source)(
             0, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
         )
         example = jax.tree.map(lambda x: np.asarray(x)[:1], next(batches))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from diffjax import runs
 from diffjax.train import loop, train
 from experiments import common
 
@@ -24,8 +25,8 @@ STEPS, EVERY = 120, 60
 def costs(tmp_path_factory):
     cfg = common.load_config("configs/ddpm.py:digits")
     cfg.train.update(steps=STEPS, log_every=20, checkpoint_every=EVERY, sample_every=0)
-    source, marks, saves = common.source_of(cfg), [], []
-    start = common.batches_of(cfg, source)
+    source, marks, saves = runs.load_source(cfg), [], []
+    start = runs.start_batches(cfg, source)
 
     def batches(step, sharding):
         for batch in start(step, sharding):
@@ -55,7 +56,7 @@ def costs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Checkpoints, "save", timed)
         patch.setattr(loop, "compiled_step", watched)
-        state = train(common.task_of(cfg), cfg, tmp_path_factory.mktemp("run"), batches)
+        state = train(runs.build_task(cfg), cfg, tmp_path_factory.mktemp("run"), batches)
     # From step 20 (everything compiled) up to the first checkpoint.
     thread, process, wall = (b - a for a, b in zip(marks[21], marks[EVERY], strict=True))
     steps = EVERY - 21

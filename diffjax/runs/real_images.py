@@ -13,24 +13,26 @@ from diffjax.data import latents
 from diffjax.data.datasets import ENV_DIR
 from diffjax.evaluation import ImageSet, from_source
 from diffjax.evaluation.image_sets import take_labelled
-from experiments import common
+from diffjax.runs.sources import load_source as load_any
+from diffjax.runs.sources import load_test_source
+from diffjax.types import ConfigError
 
 
 def with_images(cfg: ConfigDict) -> ConfigDict:
     """A config whose data are images: where they are stored latents, the images behind them.
 
     Raises:
-        UsageError: the latents do not say what they were made of.
+        ConfigError: the latents do not say what they were made of.
     """
     if cfg.data.name != "latents":
         return cfg
     folder = cfg.data.dir or os.environ.get(ENV_DIR, "")
     found = latents.origin(Path(folder)) if folder else {}
     if not found:
-        raise common.UsageError(
+        raise ConfigError(
             f"the latents in {folder} do not say what they were made of, and there are no images "
-            "to compare with: name their data set, as in --config.data.name=fashion_mnist "
-            "--config.data.dir=FOLDER, or give --reference with metrics of Inception"
+            "to compare with: name their data set, as in config.data.name=fashion_mnist "
+            "config.data.dir=FOLDER, or give a reference with metrics of Inception"
         )
     copy = ConfigDict(cfg.to_dict())
     copy.data.update(found)
@@ -41,9 +43,9 @@ def load_source(cfg: ConfigDict, split: str = "train") -> data.Source:
     """A split of a config's data set, as images.
 
     Raises:
-        UsageError: as `with_images` and `common.source_of`.
+        ConfigError: as `with_images` and `runs.load_source`.
     """
-    return common.source_of(with_images(cfg), split)
+    return load_any(with_images(cfg), split)
 
 
 def open_split(cfg: ConfigDict, split: str = "train") -> ImageSet:
@@ -52,10 +54,10 @@ def open_split(cfg: ConfigDict, split: str = "train") -> ImageSet:
     Of data without test images, the training images take their place, with a warning.
 
     Raises:
-        UsageError: as `load_source`.
+        ConfigError: as `load_source`.
     """
     cfg = with_images(cfg)
-    source = common.test_source(cfg) if split == "test" else common.source_of(cfg, split)
+    source = load_test_source(cfg) if split == "test" else load_any(cfg, split)
     return from_source(source, f"{cfg.data.name} {cfg.data.dir} {split} {source.shape}")
 
 

@@ -30,10 +30,14 @@ from diffjax.evaluation import (
     sweeps,
 )
 from diffjax.model import denoiser, make_sampler
+from diffjax.runs import first_stage, real_images
+from diffjax.runs.drawing import Drawer, with_sample
+from diffjax.runs.fixed_parts import Parts
+from diffjax.runs.open import TrainedRun, make_drawer
+from diffjax.runs.states import assemble, init_untrained
 from diffjax.train import State
 from diffjax.train.frozen import content_hash
-from diffjax.types import PyTree, Task
-from experiments import common, first_stage, frozen, generation, real_images
+from diffjax.types import ConfigError, PyTree
 
 INVERTED = 64  # test images that the metric `reconstruction` wants
 _NOT_OF_MODEL = ("sample", "train", "optim", "ema", "mesh", "eval")  # sections of a config
@@ -46,31 +50,27 @@ class Trained(NamedTuple):
 
     Attributes:
         frozen: what its task reads but does not train.
-        maker: of its images.
+        drawer: of its images.
     """
 
     cfg: ConfigDict
-    task: Task
     state: State
-    frozen: PyTree
-    maker: generation.Drawer
+    frozen: Parts | None
+    drawer: Drawer
 
     @property
     def classes(self) -> int:
         """Classes that images take in turn; 0 if none, or as a ControlNet's hints have it."""
-        return 0 if self.cfg.task == "controlnet" else self.maker.model.num_classes
+        return 0 if self.drawer.model.controls else self.drawer.model.num_classes
 
 
-def open_model(cfg: ConfigDict, folder: Path) -> Trained:
-    """The model of --weights or of a workdir.
+def prepare(run: TrainedRun) -> Trained:
+    """A run whose images can be drawn.
 
     Raises:
-        UsageError: there is none.
+        ConfigError: it is of a task that trains no diffusion model.
     """
-    task = common.task_of(cfg)
-    state, weights = common.restore(cfg, task, folder), frozen.load(cfg, folder)
-    maker = generation.Drawer(cfg, common.assemble(cfg, state, weights))
-    return Trained(cfg, task, state, weights, maker)
+    return Trained(run.config, run.state, run.frozen, make_drawer(run))
 
 
 def describe_model(cfg: ConfigDict, state: State, weights: PyTree) -> Scores:
@@ -110,7 +110,7 @@ def measure_samples(
     sampler = list_sampler_options(model.cfg)
     result: Scores = {"step": int(model.state.step), "sampler": sampler, "seed": seed}
     settings = {**describe_model(model.cfg, model.state, model.frozen), "sampler": sampler}
-    images = from_maker(model.maker.draw, num, seed=seed, settings=settings)
+    images = from_maker(model.drawer.draw, num, seed=seed, settings=settings)
     by_input = {name: set(METRICS[name].needs) for name in names}
     likelihood = [n for n, needs in by_input.items() if "model" in needs]
     ours = [n for n, needs in by_input.items() if needs & {"network", "untrained", "scenes"}]
@@ -124,16 +124,16 @@ def _measure_with_data(
     model: Trained, names: Sequence[str], *, num: int, seed: int, seeds: int
 ) -> Scores:
     """Measures that compare images with the config's own data."""
-    cfg, make = model.cfg, model.maker.draw
+    cfg, make = model.cfg, model.drawer.draw
     result: Scores = {}
-    inputs: Scores = {"classes": model.classes, "num": num}
+    inputs: dict[str, Any] = {"classes": model.classes, "num": num}
     images: ImageSet | None = None
     if {"distance", "captions"} & set(names):
         started = time.monotonic()
         images = from_array(make(num=num, seed=seed), "samples")
         result["sampling_seconds"] = time.monotonic() - started
     if "captions" in names:
-        inputs["scenes"] = scenes_of(cfg, num)
+        inputs["scenes"] = list_scenes(cfg, num)
     pool = real = None
     if {"distance", "baselines"} & set(names):
         inputs["network"] = metrics.feature_network(cfg.eval.features)
@@ -149,30 +149,28 @@ def _measure_with_data(
     return result
 
 
-def scenes_of(cfg: ConfigDict, num: int) -> list[tuple[shapes.Thing, ...]]:
+def list_scenes(cfg: ConfigDict, num: int) -> list[tuple[shapes.Thing, ...]]:
     """What the captions of the first ``num`` test images ask for.
 
     Raises:
-        UsageError: the data are not `shapes`.
+        ConfigError: the data are not `shapes`.
     """
     if cfg.data.name != "shapes":
-        raise common.UsageError(
-            f"captions can be checked for data set shapes, not {cfg.data.name!r}"
-        )
+        raise ConfigError(f"captions can be checked for data set shapes, not {cfg.data.name!r}")
     return [shapes.scene("test", k).things for k in range(num)]
 
 
 def _make_untrained(model: Trained, num: int) -> Any:
     """Images of the model before training, by few steps of DDIM."""
     cfg = model.cfg
-    few = generation.with_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
-    state = common.untrained(cfg, model.task, model.frozen)
-    return generation.Drawer(few, common.assemble(few, state, model.frozen)).draw(num=num)
+    few = with_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
+    state = init_untrained(cfg, model.frozen)
+    return Drawer(few, assemble(few, state, model.frozen)).draw(num=num)
 
 
 def _measure_likelihood(model: Trained, names: Sequence[str], **inputs: Any) -> Scores:
-    cfg, net = model.cfg, model.maker.model
-    if net.space.net is not None or cfg.task == "controlnet":
+    cfg, net = model.cfg, model.drawer.model
+    if net.space.net is not None or net.controls:
         if names:
             logging.warning(
                 "%s: only for diffusion on pixels, without a ControlNet", ", ".join(sorted(names))
@@ -220,11 +218,11 @@ def sweep_samplers(
     Raises:
         ConfigError: axes that are wrong or not used, or files of another sweep.
     """
-    cfg, maker = model.cfg, model.maker
+    cfg, drawer = model.cfg, model.drawer
     values = sweeps.parse_axes(axes, cfg.sample)
-    if captions:
-        metric, inputs, real = "captions", {"scenes": scenes_of(cfg, num)}, None
-    else:
+    inputs: dict[str, Any] = {"scenes": list_scenes(cfg, num)} if captions else {}
+    metric, real = "captions", None
+    if not captions:
         network = metrics.feature_network(cfg.eval.features)
         real = real_images.open_split(cfg).first(num)
         real = from_array(real.read_all(), real.name)  # in memory: every cell reads them
@@ -233,15 +231,15 @@ def sweep_samplers(
     stamp = sweeps.stamp_settings(values, cfg.sample, settings)
     sweep = sweeps.Sweep(values, seeds, num, stamp)
     for chosen in sweep.combinations():
-        sweeps.check_axes(generation.with_sample(cfg, **chosen), [*values])
+        sweeps.check_axes(with_sample(cfg, **chosen), [*values])
 
     def measure(cell: sweeps.Row) -> sweeps.Row:
-        chosen = generation.with_sample(cfg, **{key: cell[key] for key in values})
-        sampler, rows = make_sampler(chosen, maker.model)
-        scale = chosen.sample.get("guidance", 1.0)
-        twice = scale != 1 and not chosen.sample.get("classifier", "")
+        chosen = with_sample(cfg, **{key: cell[key] for key in values})
+        sampler, rows = make_sampler(chosen, drawer.model)
+        scale = chosen.sample.guidance
+        twice = scale != 1 and not chosen.sample.classifier
         started = time.monotonic()
-        images = maker.draw(num=num, seed=cell["seed"], sampler=sampler, rows=rows, scale=scale)
+        images = drawer.draw(num=num, seed=cell["seed"], sampler=sampler, rows=rows, scale=scale)
         seconds = time.monotonic() - started
         name = "captions" if captions else "distance"
         scores: Any = evaluate(from_array(images, "cell"), real, [name], **inputs)
@@ -282,7 +280,7 @@ def measure_autoencoder(
     by_table = [name for name in names if name not in ("distance", "psnr")]
     result |= evaluate(again, originals, by_table, **inputs)
     if {"distance", "psnr"} & set(names):
-        result |= first_stage.measure(cfg, state, num)
+        result |= first_stage.measure_first_stage(cfg, state, num)
     if save:
         save_images(again, Path(f"{save}.npz"))
         save_images(originals, Path(f"{save}-originals.npz"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +14,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax import control, data, guidance
-from diffjax.evaluation.image_grids import save_png as save_png
-from diffjax.evaluation.image_grids import tile as tile
-from diffjax.evaluation.image_grids import to_uint8 as to_uint8
 from diffjax.model import ImageMaker, Inputs, Model, make_sampler, make_steering
 from diffjax.model.images import pad_rows
+from diffjax.runs.fixed_parts import make_log_prob
+from diffjax.runs.hints import make_hints
+from diffjax.runs.sources import load_test_source
+from diffjax.runs.states import make_run_mesh
 from diffjax.types import ConfigError, Rows, Sampler
-from experiments import classifying, common, controlled
 
 InputsOf = Callable[[np.ndarray], Inputs]
 
@@ -40,17 +41,23 @@ class Drawer:
     """
 
     def __init__(
-        self, cfg: ConfigDict, model: Model, *, compiled: dict[Any, Any] | None = None
+        self,
+        cfg: ConfigDict,
+        model: Model,
+        folder: Path | None = None,
+        *,
+        compiled: dict[Any, Any] | None = None,
     ) -> None:
         """
         Args:
+            folder: workdir of the run.
             compiled: what was compiled for other parameters of the same config; added to.
         """
-        steering = make_steering(cfg, classifying.log_prob_of(cfg))
+        steering = make_steering(cfg, make_log_prob(cfg))
         compiled = {} if compiled is None else compiled
         self.model, self._cfg = model, cfg
-        self._maker = ImageMaker(model, common.mesh_of(cfg), steering, compiled)
-        self._inputs = _read_inputs(cfg, model)
+        self._maker = ImageMaker(model, make_run_mesh(cfg), steering, compiled)
+        self._inputs = _read_inputs(cfg, model, folder)
 
     def draw(
         self,
@@ -111,10 +118,12 @@ def _padding(rows: Rows) -> int:
     return len(pad_rows(rows).level.t) - len(rows.level.t)
 
 
-def _read_inputs(cfg: ConfigDict, model: Model) -> Callable[..., Inputs]:
+def _read_inputs(
+    cfg: ConfigDict, model: Model, folder: Path | None = None
+) -> Callable[..., Inputs]:
     """``(index, labels, text) -> `` what images number ``index`` are made of, on the host."""
-    hints = controlled.hints_of(cfg) if model.controls else None
-    load = functools.cache(lambda: common.test_source(cfg))
+    hints = make_hints(cfg) if model.controls else None
+    load = functools.cache(lambda: load_test_source(cfg, folder=folder))
 
     def read(
         index: np.ndarray, labels: np.ndarray | None = None, text: np.ndarray | None = None
@@ -150,9 +159,9 @@ def _guidance(cfg: ConfigDict, model: Model, rows: Rows, scale: float | None) ->
         ConfigError: guidance of a model without a condition.
     """
     section = cfg.sample
-    scale = section.get("guidance", 1.0) if scale is None else scale
-    low, high = section.get("guidance_low", 0.0), section.get("guidance_high", np.inf)
-    if section.get("classifier", ""):
+    scale = section.guidance if scale is None else scale
+    low, high = section.guidance_low, section.guidance_high
+    if section.classifier:
         return guidance.interval(rows, scale, low=low, high=high)
     if not model.condition.guided:
         if scale != 1:

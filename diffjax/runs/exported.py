@@ -9,59 +9,45 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from diffjax.config.store import check_stored as check_values
+from diffjax.config.store import NOTE
 from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
 from diffjax.train import State
-from diffjax.untrusted import naming, parse_json, show
+from diffjax.types import Params, PyTree
+from diffjax.untrusted import naming, show
 from diffjax.writing import replace_file
 
-_CONFIG, _STEP, _FROZEN = "diffjax.config", "diffjax.step", "frozen."
+_STEP, _FROZEN = "diffjax.step", "frozen."
 
 
-def _extra_keys(extra: Any) -> list[str]:
+def _list_extra_keys(extra: PyTree) -> list[str]:
     paths = jax.tree_util.tree_flatten_with_path(extra)[0]
     return ["extra" + jax.tree_util.keystr(path) for path, _ in paths]
 
 
-def write(path: Path, cfg: ConfigDict, state: State, frozen: Any = None) -> None:
+def write_export(path: Path, cfg: ConfigDict, state: State, frozen: Params | None = None) -> None:
     """Write the averaged weights and the config, all of it or nothing.
 
     Args:
         frozen: what the model reads but does not train, if anything.
     """
-    extra = dict(zip(_extra_keys(state.extra), jax.tree.leaves(state.extra), strict=True))
+    extra = dict(zip(_list_extra_keys(state.extra), jax.tree.leaves(state.extra), strict=True))
     tensors = {**to_state_dict(state.ema), **{k: np.asarray(v) for k, v in extra.items()}}
     tensors |= {f"{_FROZEN}{key}": value for key, value in to_state_dict(frozen or {}).items()}
-    notes = {"format": "pt", _CONFIG: json.dumps(cfg.to_dict()), _STEP: str(int(state.step))}
+    notes = {"format": "pt", NOTE: json.dumps(cfg.to_dict()), _STEP: str(int(state.step))}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as partial:
         save_file(tensors, partial, notes)
 
 
-def config_of(path: Path) -> dict[str, Any]:
-    """The config in a file that `write` wrote.
-
-    Raises:
-        ValueError: the file is damaged, or not one of ours.
-    """
-    notes = open_safetensors(path).metadata
-    if _CONFIG not in notes:
-        raise ValueError(f"{path} holds no config; experiments.export writes files that do")
-    found = parse_json(notes[_CONFIG], f"the config in {path}")
-    check_values(found, f"the config in {path}")
-    return found
-
-
-def read(path: Path, like: State) -> State:
-    """The state in a file of `write`, without optimiser state.
+def read_export(path: Path, like: State) -> State:
+    """The state in a file of `write_export`, without optimiser state.
 
     Args:
         like: shapes of the state that the config asks for.
@@ -70,7 +56,7 @@ def read(path: Path, like: State) -> State:
         ValueError: weights are missing, unexpected or of another shape.
     """
     file = open_safetensors(path)
-    keys = _extra_keys(like.extra)
+    keys = _list_extra_keys(like.extra)
     if missing := [key for key in keys if key not in file]:
         raise ValueError(f"{path} lacks {', '.join(missing)}, which the config asks for")
     leaves = []
@@ -86,18 +72,18 @@ def read(path: Path, like: State) -> State:
     params = {key: file[key] for key in file if not key.startswith(("extra", _FROZEN))}
     with naming(path):
         ema = jax.tree.map(jax.numpy.asarray, from_state_dict(params, like.ema))
-    step = np.int32(_step(file.metadata.get(_STEP, "0"), path))
+    step = np.asarray(_read_step(file.metadata.get(_STEP, "0"), path), np.int32)
     return State(step, ema, ema, None, extra)
 
 
-def _step(text: str, path: Path) -> int:
+def _read_step(text: str, path: Path) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise ValueError(f"{path} says that it is of step {show(text)}, which is no number")
     return int(text)
 
 
-def read_frozen(path: Path, like: Any) -> Any:
-    """What was frozen, in a file of `write`.
+def read_exported_parts(path: Path, like: Params) -> Params:
+    """What was frozen, in a file of `write_export`.
 
     Raises:
         ValueError: weights are missing, unexpected or of another shape.

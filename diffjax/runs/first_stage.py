@@ -17,21 +17,22 @@ from diffjax.evaluation.reconstructions import (
     warn_of_collapse,
 )
 from diffjax.model import make_autoencoder
+from diffjax.runs import real_images
+from diffjax.runs.states import make_run_mesh
 from diffjax.train import Reporter, State, hosts
 from diffjax.train.loop import OnSample
 from diffjax.types import PyTree
-from experiments import common, real_images
 
 SHOWN = 32  # images of a picture
 
 
 def make_reconstructor(cfg: ConfigDict, params: PyTree) -> Reconstruct:
     """``images -> (reconstructions, codes)`` of a config's autoencoder."""
-    net, mesh = make_autoencoder(cfg.network, cfg.data.channels), common.mesh_of(cfg)
+    net, mesh = make_autoencoder(cfg.network, cfg.data.channels), make_run_mesh(cfg)
     return lambda images: reconstruct(net, params, images, mesh)
 
 
-def draw(cfg: ConfigDict, params: PyTree) -> np.ndarray:
+def draw_reconstructions(cfg: ConfigDict, params: PyTree) -> np.ndarray:
     """A picture (H, W, 3) uint8 of test images above their reconstructions."""
     images = real_images.open_split(cfg, "test").first(SHOWN).read_all()
     return interleave_rows(images, make_reconstructor(cfg, params)(images)[0])
@@ -41,7 +42,7 @@ def make_preview(cfg: ConfigDict, folder: Path) -> OnSample:
     """Callback that writes that picture, and warns when a codebook collapses."""
 
     def write(state: State, frozen: Any, step: int, reporter: Reporter) -> None:
-        picture = draw(cfg, state.ema)
+        picture = draw_reconstructions(cfg, state.ema)
         if not hosts.is_writer():
             return
         save_png(picture, folder / "samples" / f"{step:08d}.png")
@@ -52,7 +53,7 @@ def make_preview(cfg: ConfigDict, folder: Path) -> OnSample:
     return write
 
 
-def measure(cfg: ConfigDict, state: State, num: int) -> dict[str, float | int | str]:
+def measure_first_stage(cfg: ConfigDict, state: State, num: int) -> dict[str, float | int | str]:
     """Measures of ``num`` reconstructed test images, see `measure_reconstructions`."""
     network = metrics.feature_network(cfg.eval.features) if cfg.eval.features else None
     test = real_images.open_split(cfg, "test")

@@ -1,0 +1,123 @@
+"""What a run looks at and measures of its model while it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffjax import metrics
+from diffjax.evaluation import measure_distance
+from diffjax.evaluation.hint_fidelity import measure_control
+from diffjax.evaluation.image_grids import save_png, tile
+from diffjax.runs import control_examples, first_stage, real_images
+from diffjax.runs.drawing import Drawer, with_sample
+from diffjax.runs.states import assemble
+from diffjax.tasks import task_kind
+from diffjax.train import Reporter, State, hosts
+from diffjax.train.loop import OnEvaluate, OnSample
+from diffjax.types import ConfigError
+
+PREVIEW_STEPS = 50
+MOST, MOST_CONTROLLED = 64, 16  # images of a preview
+
+
+def choose_preview(cfg: ConfigDict, folder: Path) -> OnSample | None:
+    """Callback that writes a picture of what the averaged parameters make; None if nothing.
+
+    Samples of a ControlNet stand below the hints of test images that control them.
+
+    Args:
+        folder: workdir, which gets samples/STEP.png.
+    """
+    kind = task_kind(cfg)
+    if kind.reconstructs:
+        return first_stage.make_preview(cfg, folder)
+    if kind.assemble is None:
+        return None
+    preview = _shorten(cfg)
+    compiled: dict[Any, Any] = {}
+    num, columns, above = min(cfg.sample.num, MOST), None, []
+    if kind.takes_hints:
+        num = columns = min(cfg.sample.num, MOST_CONTROLLED)
+        hints = control_examples.take_examples(cfg, num, folder)["hint"]
+        above = [control_examples.draw_hints(hints, cfg.data.channels)]
+
+    def write(state: State, frozen: Any, step: int, reporter: Reporter) -> None:
+        drawer = Drawer(preview, assemble(cfg, state, frozen), folder, compiled=compiled)
+        images = drawer.draw(num=num, batch_size=num, progress=f"preview at step {step}")
+        if not hosts.is_writer():
+            return
+        picture = tile(np.concatenate([*above, images]), columns=columns)
+        save_png(picture, folder / "samples" / f"{step:08d}.png")
+        reporter.image("samples", step, picture)
+
+    return write
+
+
+def choose_evaluation(cfg: ConfigDict, folder: Path) -> OnEvaluate | None:
+    """Callback that measures samples of the averaged parameters; None if it is not asked for.
+
+    Distances are those of our own small classifier, with every image seed the same, so that the
+    values of a run compare with each other.
+
+    Raises:
+        ConfigError: there is no classifier for this data set.
+    """
+    kind = task_kind(cfg)
+    if not cfg.train.evaluate_every:
+        return None
+    if kind.reconstructs:
+        return lambda state, frozen, step: _keep_numbers(
+            first_stage.measure_first_stage(cfg, state, cfg.eval.loop_num)
+        )
+    if kind.takes_hints:
+        return _measure_controlled(cfg, folder)
+    if not cfg.eval.features:
+        raise ConfigError("train.evaluate_every needs a classifier: config.eval.features")
+    network, num = metrics.feature_network(cfg.eval.features), cfg.eval.loop_num
+    (real, _), quick = real_images.take(cfg, num), _shorten(cfg)
+    compiled: dict[Any, Any] = {}
+
+    def measure(state: State, frozen: Any, step: int) -> dict[str, float]:
+        model = assemble(cfg, state, frozen)
+        drawer = Drawer(quick, model, folder, compiled=compiled)
+        images = drawer.draw(num=num, progress=f"evaluation at step {step}")
+        return _keep_numbers(measure_distance(network, images, real, model.num_classes))
+
+    return measure
+
+
+def _measure_controlled(cfg: ConfigDict, folder: Path) -> OnEvaluate:
+    """Measures how hints of test images are kept to, with and without the prompt."""
+    batch = control_examples.take_examples(cfg, cfg.eval.loop_num, folder)
+    hints, features = batch["hint"], cfg.eval.features
+    network = metrics.feature_network(features) if features else None
+    compiled: dict[Any, Any] = {}
+
+    def measure(state: State, frozen: Any, step: int) -> dict[str, float]:
+        model = assemble(cfg, state, frozen)
+        drawer = Drawer(_shorten(cfg), model, folder, compiled=compiled)
+
+        def draw(prompt: bool) -> np.ndarray:
+            inputs = control_examples.give_inputs(model, batch, [hints], prompt=prompt)
+            return drawer.draw(num=len(hints), inputs=inputs)
+
+        def keep_to(images: np.ndarray) -> dict[str, float]:
+            return control_examples.measure_hints(cfg, hints, images)
+
+        return measure_control(draw, keep_to, network=network, real=batch["image"])
+
+    return measure
+
+
+def _shorten(cfg: ConfigDict) -> ConfigDict:
+    """The config with few steps of DDIM, for looks at a model in training."""
+    steps = min(PREVIEW_STEPS, cfg.sample.steps)
+    return with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
+
+
+def _keep_numbers(found: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in found.items() if isinstance(v, float)}

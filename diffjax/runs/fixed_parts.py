@@ -1,0 +1,276 @@
+"""What a run reads but does not train: autoencoder, text encoders, the base beside which it trains.
+
+`load_fixed_parts` gives them as the task reads them, by name: ``autoencoder``, ``text_encoder``,
+``text_encoder_2``, ``base`` and ``statistics`` of the base, ``lpips`` or ``classifier``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from diffjax import metrics
+from diffjax.config import read_config
+from diffjax.model import make_autoencoder
+from diffjax.model.condition import make_clips
+from diffjax.model.model import LogProb
+from diffjax.nets.autoencoder import Autoencoder
+from diffjax.nets.perceptual import LPIPS
+from diffjax.pretrained.perceptual import load_lpips
+from diffjax.runs.batches import read_image_shape
+from diffjax.runs.exported import read_exported_parts
+from diffjax.runs.finetuning import check_noise, read_part
+from diffjax.runs.locate import fit, read_weights
+from diffjax.runs.states import (
+    abstract_base,
+    abstract_state,
+    build_model,
+    join_base,
+    make_run_mesh,
+)
+from diffjax.runs.tokens import RANDOM, find_model_path
+from diffjax.tasks import task_kind
+from diffjax.tasks.noisy_classifier import log_prob, make_noisy_classifier
+from diffjax.train import Checkpoints
+from diffjax.train.frozen import read
+from diffjax.train.sharding import place, tree_sharding, with_sharding
+from diffjax.types import ConfigError, Module, Params
+
+Parts = dict[str, Params]
+
+
+def abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
+    """Shapes of what `load_fixed_parts` gives, without reading anything large."""
+    if task_kind(cfg).reconstructs:
+        return _abstract_perceptual(cfg)
+    out: Parts = {}
+    if cfg.get("autoencoder", None):
+        net = describe_autoencoder(cfg)
+        size, channels = net.factor, cfg.data.channels
+        image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+        out["autoencoder"] = jax.eval_shape(net.init, jax.random.key(0), image)["params"]
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    for name, clip in make_clips(cfg).items():
+        out[name] = jax.eval_shape(clip.init, jax.random.key(0), ids)["params"]
+    if task_kind(cfg).trains_beside:
+        out |= abstract_base(cfg)
+    return out or None
+
+
+def _abstract_perceptual(cfg: ConfigDict) -> Parts | None:
+    if cfg.loss.perceptual != "lpips":
+        found: Parts | None = jax.eval_shape(lambda tree: tree, _read_perceptual(cfg))
+        return found
+    image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    return {"lpips": jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"]}
+
+
+def describe_autoencoder(cfg: ConfigDict) -> Autoencoder:
+    """The autoencoder that a latent diffusion config describes."""
+    options = {k: v for k, v in cfg.autoencoder.items() if k not in ("weights", "scale")}
+    return make_autoencoder(options, cfg.data.channels)
+
+
+def load_fixed_parts(
+    cfg: ConfigDict, folder: Path, *, exported: Path | None = None, fresh: bool = False
+) -> Parts | None:
+    """Everything that a config's task reads but does not train, or None.
+
+    A run stores what it was trained with in its workdir, from where it is read afterwards; the
+    folders that the config names need not exist any more. An exported file holds it too, but for a
+    ControlNet, whose base and autoencoder are read from where the config says. The classifier of
+    classifier guidance joins it for sampling.
+
+    Args:
+        folder: the workdir.
+        exported: the exported file that is used in place of the run's checkpoint.
+        fresh: read what the config names, for training, and leave it on the host; the trainer
+            compares it with what is stored, and places it.
+
+    Raises:
+        ConfigError: weights are needed and not given, or do not fit the config.
+    """
+    found = _find_parts(cfg, folder, exported, fresh)
+    if fresh:
+        return found
+    if cfg.sample.classifier:
+        found = {**(found or {}), "classifier": read_classifier(cfg)}
+    placed: Parts | None = place(found, tree_sharding(found, make_run_mesh(cfg)))
+    return placed
+
+
+def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: bool) -> Parts | None:
+    kind = task_kind(cfg)
+    if kind.reconstructs:
+        return _read_perceptual(cfg)
+    if exported and not kind.takes_hints and (shapes := abstract_fixed_parts(cfg)):
+        return dict(read_exported_parts(exported, shapes))
+    if not fresh and not exported and (stored := _read_stored(cfg, folder)):
+        return stored
+    out: Parts = {}
+    if find_model_path(cfg):
+        check_noise(cfg)
+    if cfg.get("autoencoder", None):
+        out["autoencoder"] = _read_autoencoder(cfg)
+    for name, net in make_clips(cfg).items():
+        out[name] = _read_text_encoder(cfg, name, net)
+    if kind.trains_beside:
+        out |= read_base(cfg)
+    return out or None
+
+
+def _read_stored(cfg: ConfigDict, folder: Path) -> Parts | None:
+    """What the newest checkpoint of a workdir was trained with; None if there is none."""
+    shapes, steps = abstract_fixed_parts(cfg), folder / "checkpoints"
+    if shapes is None or not steps.is_dir():
+        return None
+    checkpoints = Checkpoints(steps)
+    newest = checkpoints.newest()
+    if newest is None:
+        return None
+    placed = with_sharding(shapes, tree_sharding(shapes, make_run_mesh(cfg)))
+    stored: Parts = read(folder / "frozen", checkpoints.metadata(newest)["frozen"], placed)
+    return stored
+
+
+# ---- by part -------------------------------------------------------------------------------------
+
+
+def _read_perceptual(cfg: ConfigDict) -> Parts | None:
+    kind, where = cfg.loss.perceptual, cfg.loss.perceptual_weights
+    if kind == "lpips":
+        if not where:
+            raise ConfigError(
+                "loss.perceptual=lpips needs config.loss.perceptual_weights: LPIPS as "
+                "safetensors, which docs/latent_diffusion.md says how to make. Without it, use "
+                "config.loss.perceptual=classifier (for data sets with a classifier of ours: "
+                f"{', '.join(metrics.features.VERSIONS)}), or none"
+            )
+        return {"lpips": load_lpips(where)}
+    if kind == "classifier":
+        name = where or cfg.data.name
+        own = name.endswith(".safetensors")  # of experiments.train_classifier
+        network = metrics.load_network(name) if own else metrics.feature_network(name)
+        return {"classifier": network.params}
+    return None
+
+
+def _read_text_encoder(cfg: ConfigDict, name: str, net: Module) -> Params:
+    like, model = (abstract_fixed_parts(cfg) or {})[name], find_model_path(cfg)
+    where = cfg.cond.weights or model
+    if not where:
+        raise ConfigError(
+            "cond.context=clip needs config.cond.weights: a text_encoder folder of transformers"
+        )
+    if where == RANDOM:
+        return _init_random(net, jnp.zeros((1, 1), jnp.int32))
+    if where == model:
+        return read_part(cfg, name, net, like)
+    said = f"the text encoder in {where} is not the one of config.cond.text"
+    return fit(read_weights(where, name), like, said)
+
+
+def _read_autoencoder(cfg: ConfigDict) -> Params:
+    like, model = (abstract_fixed_parts(cfg) or {})["autoencoder"], find_model_path(cfg)
+    where, net = cfg.autoencoder.weights or model, describe_autoencoder(cfg)
+    if not where:
+        raise ConfigError(
+            "config.autoencoder.weights is needed: the workdir of a trained autoencoder, its "
+            "exported .safetensors, or the vae folder of a diffusers model"
+        )
+    if where == RANDOM:
+        logging.warning("the autoencoder is untrained: autoencoder.weights=%s is for tests", RANDOM)
+        return _init_random(net, jnp.zeros((1, net.factor, net.factor, cfg.data.channels)))
+    if where == model:
+        return read_part(cfg, "vae", net, like)
+    said = f"the autoencoder in {where} is not the one of config.autoencoder"
+    return fit(read_weights(where, "vae"), like, said)
+
+
+def _init_random(net: Module, example: jax.Array) -> Params:
+    params: Params = jax.jit(net.init)(jax.random.key(0), example)["params"]
+    return params
+
+
+def read_base(cfg: ConfigDict) -> Parts:
+    """The frozen base: the UNet of ``config.model``, or what ``config.control.base`` names.
+
+    That is a workdir, an exported file or the unet folder of a diffusers model.
+
+    Raises:
+        ConfigError: there is none, or one of another shape.
+    """
+    like, described = abstract_base(cfg)["base"], build_model(cfg)
+    path = find_model_path(cfg)
+    if path not in ("", RANDOM):
+        params = read_part(cfg, "unet", described.network, like)
+        return join_base(params, dict(described.space.extra))
+    where = path or cfg.control.base
+    if not where:
+        raise ConfigError(
+            "config.control.base is needed: the workdir of a trained model, its exported "
+            ".safetensors, or the unet folder of a diffusers model"
+        )
+    if where == RANDOM:
+        logging.warning("the base is untrained: %s weights are for tests", RANDOM)
+        rng = np.random.default_rng(0)
+
+        def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            return jnp.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype)
+
+        return join_base(jax.tree.map(draw, like), dict(described.space.extra))
+    found = read_weights(where, "unet")
+    params = fit(found, like, f"{where} is not the base that config.network describes")
+    statistics = {
+        name: jnp.asarray(found.statistics.get(name, value))
+        for name, value in described.space.extra.items()
+    }
+    return join_base(params, statistics)
+
+
+# ---- the classifier of classifier guidance -------------------------------------------------------
+
+
+def make_log_prob(cfg: ConfigDict) -> LogProb | None:
+    """What guides sampling in place of the null condition; None if the config names nothing.
+
+    Raises:
+        ConfigError: ``config.sample.classifier`` names no classifier, or that of other data or
+            of another schedule.
+    """
+    if not cfg.sample.classifier:
+        return None
+    found = _read_classifier_config(cfg)
+    return log_prob(make_noisy_classifier(found, found.data.num_classes))
+
+
+def read_classifier(cfg: ConfigDict) -> Params:
+    """The parameters of the classifier that the config names."""
+    path, found = cfg.sample.classifier, _read_classifier_config(cfg)
+    like = abstract_state(found).ema
+    said = f"the classifier {path} is not the one that its config describes"
+    return jax.tree.map(jnp.asarray, fit(read_weights(path, "classifier"), like, said))
+
+
+def _read_classifier_config(cfg: ConfigDict) -> ConfigDict:
+    path: Any = cfg.sample.classifier
+    found = read_config(path)
+    if found.get("task") != "classifier":
+        raise ConfigError(f"{path} holds a run of task {found.get('task')!r}, no classifier")
+    if found.schedule.to_dict() != cfg.schedule.to_dict():
+        raise ConfigError(f"the classifier {path} was trained with another noise schedule")
+    theirs, ours = (
+        (read_image_shape(c), c.data.num_classes, c.network.time_scale) for c in (found, cfg)
+    )
+    if theirs != ours:
+        raise ConfigError(
+            f"the classifier {path} is of (image shape, classes, time scale) {theirs}, and the "
+            f"model of {ours}"
+        )
+    return found

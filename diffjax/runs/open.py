@@ -1,0 +1,128 @@
+"""Trained and published models by where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from diffjax.config import read_config
+from diffjax.model import ControlNetwork, Model
+from diffjax.model.published import make_published_model
+from diffjax.pretrained.files import StrPath
+from diffjax.pretrained.pipelines import load_components
+from diffjax.runs.drawing import Drawer
+from diffjax.runs.fixed_parts import Parts, load_fixed_parts
+from diffjax.runs.locate import COMPONENT, EXPORT, RUN, find_kind
+from diffjax.runs.states import assemble, read_state
+from diffjax.tasks import task_kind
+from diffjax.train import State
+from diffjax.types import ConfigError
+
+
+class TrainedRun(NamedTuple):
+    """What a run trained.
+
+    Attributes:
+        config: its config, or another one that its parameters fit.
+        state: parameters, their average, and statistics.
+        frozen: what the task reads but does not train.
+        model: the diffusion model; None of a task that trains none.
+        folder: the workdir, or None for an exported file alone.
+    """
+
+    config: ConfigDict
+    state: State
+    frozen: Parts | None
+    model: Model | None
+    folder: Path | None
+
+
+def open_run(
+    where: StrPath,
+    *,
+    config: ConfigDict | None = None,
+    folder: Path | None = None,
+    best: bool = False,
+    raw: bool = False,
+) -> TrainedRun:
+    """Read what a run trained, from its workdir or from a file that it was exported to.
+
+    Args:
+        config: in place of the stored one.
+        folder: the workdir that belongs to an exported file, if there is one.
+        best: the best state of the run in place of the last one.
+        raw: the parameters of the last step in place of their average.
+
+    Raises:
+        ConfigError: nothing is there, or it does not fit the config.
+        ValueError: a file is damaged.
+    """
+    path = Path(where)
+    exported = path if path.suffix == ".safetensors" else None
+    if raw and exported:
+        raise ConfigError(f"raw=True: {where} holds averages alone; give the workdir of the run")
+    cfg = config or read_config(path)
+    folder = folder if exported else path
+    state = read_state(cfg, path, best=best)
+    frozen = load_fixed_parts(cfg, folder or path.parent, exported=exported)
+    model = None
+    if task_kind(cfg).assemble is not None:
+        model = assemble(cfg, state, frozen, raw=raw)
+    return TrainedRun(cfg, state, frozen, model, folder)
+
+
+def open_control(where: StrPath) -> tuple[ConfigDict, ControlNetwork]:
+    """The ControlNet that a run trained, without its base, and its config.
+
+    Args:
+        where: a workdir or an exported file.
+
+    Raises:
+        ConfigError: it holds none.
+    """
+    cfg = read_config(where)
+    if not task_kind(cfg).takes_hints:
+        raise ConfigError(f"{where} holds a run of task {cfg.task!r}, not of a ControlNet")
+    (network,) = assemble(cfg, read_state(cfg, Path(where)), {"base": {}}).controls
+    return cfg, network
+
+
+def make_drawer(run: TrainedRun) -> Drawer:
+    """What draws images of a run.
+
+    Raises:
+        ConfigError: it is of a task that trains no diffusion model.
+    """
+    if run.model is None:
+        raise ConfigError(f"this needs a diffusion model, but the task is {run.config.task!r}")
+    return Drawer(run.config, run.model, run.folder)
+
+
+def open_model(where: StrPath, *, best: bool = False, raw: bool = False) -> Model:
+    """The diffusion model at a path, whatever it is.
+
+    Args:
+        where: the workdir of a run, a file that it was exported to, or a published text-to-image
+            model: a folder of diffusers.
+        best, raw: of runs, see `open_run`.
+
+    Raises:
+        ConfigError: there is none; the message says what is there.
+        ValueError: a file is damaged or not supported.
+    """
+    kind = find_kind(where)
+    if kind in (RUN, EXPORT):
+        run = open_run(where, best=best, raw=raw)
+        if run.model is None:
+            raise ConfigError(
+                f"{where} holds a run of task {run.config.task!r}, no diffusion model"
+            )
+        return run.model
+    if kind == COMPONENT:
+        raise ConfigError(
+            f"{where} holds one network of a published model; open the folder of the whole model, "
+            "which has model_index.json"
+        )
+    return make_published_model(load_components(where))

@@ -1,0 +1,166 @@
+"""A trained model as a folder that diffusers reads: a whole model, a ControlNet, or adapters."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from diffjax.model import make_control_network
+from diffjax.model.condition import ENCODERS, make_clips
+from diffjax.nets.autoencoder import AutoencoderKL
+from diffjax.pretrained import configs, save_model
+from diffjax.pretrained.files import write_json
+from diffjax.pretrained.lora import LORA_FILE, save_lora
+from diffjax.pretrained.models import Component
+from diffjax.pretrained.pipelines import (
+    Components,
+    load_components,
+    make_manifest,
+    save_components,
+)
+from diffjax.pretrained.prompts import TextEncoder
+from diffjax.pretrained.tokenizers import Tokenizer
+from diffjax.runs.finetuning import PREDICTIONS, describe_noise
+from diffjax.runs.locate import INDEX
+from diffjax.runs.states import build_model
+from diffjax.runs.tokens import RANDOM, find_model_path, make_tokenizers
+from diffjax.tasks import task_kind
+from diffjax.tasks.controlnet import NET
+from diffjax.tasks.lora import scale_of
+from diffjax.train import State
+from diffjax.types import ConfigError, Module, Params
+from diffjax.untrusted import read_json
+
+
+def is_publishable(cfg: ConfigDict) -> bool:
+    """Whether diffusers has folders for what a config trains."""
+    return task_kind(cfg).takes_hints or "model" in cfg
+
+
+def publish(
+    cfg: ConfigDict,
+    state: State,
+    frozen: dict[str, Params] | None,
+    out: Path,
+    *,
+    folder: Path | None = None,
+) -> str:
+    """Write what was trained for diffusers, and say in a sentence how it is used.
+
+    Args:
+        frozen: what the task reads but does not train; of no account for ControlNets.
+        out: folder to write.
+        folder: workdir of the run, which has its tokenizers.
+
+    Raises:
+        ConfigError: diffusers has no such network, or the model that the other parts come from is
+            not there any more.
+    """
+    if task_kind(cfg).takes_hints:
+        kind = save_control_network(cfg, state.ema, out)
+        return f"a {kind} in {out}; diffjax generate --control={out}:IMAGE"
+    if task_kind(cfg).trains_beside:
+        out.mkdir(parents=True, exist_ok=True)
+        save_lora(out / LORA_FILE, state.ema, scale=scale_of(cfg.lora))
+        return f"an adapter in {out}; diffjax generate --lora={out / LORA_FILE}"
+    _save_whole(cfg, state, frozen or {}, out, folder)
+    return f"a model in {out}; diffjax generate --model={out}"
+
+
+def save_control_network(cfg: ConfigDict, params: Params, out: Path) -> str:
+    """Write a trained ControlNet or T2I-Adapter as a folder of diffusers, and name its class.
+
+    Args:
+        params: what was trained.
+
+    Raises:
+        ConfigError: diffusers has no such ControlNet.
+    """
+    model = build_model(cfg)
+    net = make_control_network(cfg.control, model.network).net
+    try:
+        described = configs.describe(net, in_channels=model.space.shape[-1])
+    except ValueError as error:
+        raise ConfigError(f"{error}; an --out=FILE.safetensors keeps it") from error
+    if "decoder" in params:
+        logging.warning("the base's decoder, which was trained too, is not in %s", out)
+    save_model(out, net, params[NET], config=described)
+    return str(described["_class_name"])
+
+
+def _save_whole(
+    cfg: ConfigDict, state: State, frozen: dict[str, Params], out: Path, folder: Path | None
+) -> None:
+    where = find_model_path(cfg)
+    if where == RANDOM:
+        save_components(out, _gather_parts(cfg, state, frozen, folder))
+    elif not Path(where).exists():
+        raise ConfigError(f"{where} (config.model.path) is needed for the other parts")
+    elif Path(where).is_dir():
+        _copy_with(Path(where), state.ema, out)
+    else:
+        parts = load_components(where, tokenizer=cfg.model.tokenizer or None)
+        config = parts.unet.config | {"in_channels": _count_channels(state.ema)}
+        parts = parts._replace(unet=parts.unet._replace(params=state.ema, config=config))
+        save_components(out, parts._replace(manifest=make_manifest(parts)))
+
+
+def _count_channels(unet: Params) -> int:
+    """Channels of a UNet's input: the latents', and those of what it fills in."""
+    return int(unet["conv_in"]["kernel"].shape[2])
+
+
+def _copy_with(where: Path, unet: Params, out: Path) -> None:
+    """A folder of diffusers with another UNet; the other parts are copied as they are."""
+    if out.resolve() == where.resolve():
+        raise ConfigError(f"{out} is the folder that the model came from")
+    parts = [name for name in read_json(where / INDEX) if (where / name).is_dir()]
+    for name in parts:
+        if name != "unet":
+            shutil.copytree(where / name, out / name, dirs_exist_ok=True)
+    config, channels = read_json(where / "unet" / "config.json"), _count_channels(unet)
+    widened = channels != config.get("in_channels", 4)
+    config |= {"in_channels": channels} if widened else {}
+    save_model(out / "unet", configs.build(config), unet, config=config)
+    shutil.copy(where / INDEX, out / INDEX)
+    if widened:
+        index = read_json(where / INDEX)
+        kind = index["_class_name"].removesuffix("Pipeline")
+        write_json(out / INDEX, {**index, "_class_name": f"{kind}InpaintPipeline"})
+
+
+def _gather_parts(
+    cfg: ConfigDict, state: State, frozen: dict[str, Params], folder: Path | None
+) -> Components:
+    """The parts of a model that was trained from nothing."""
+    model, nets = build_model(cfg), make_clips(cfg)
+    assert isinstance(model.space.net, AutoencoderKL)
+    vae = model.space.net.clone(scaling_factor=float(state.extra["latent_scale"]))
+    height, width, _ = model.space.shape
+    texts = {
+        ENCODERS[entry]: TextEncoder(one, _describe(nets[ENCODERS[entry]], frozen[ENCODERS[entry]]))
+        for entry, one in make_tokenizers(cfg, folder).items()
+        if isinstance(one, Tokenizer)
+    }
+    unet = _describe(model.network, state.ema)
+    sides = height if height == width else [height, width]
+    unet.config.update(sample_size=sides, in_channels=_count_channels(state.ema))
+    scheduler = dict(
+        _class_name="DDIMScheduler",
+        **describe_noise(cfg),
+        prediction_type=PREDICTIONS[cfg.parameterization.name],
+        # Leading steps leave out the last timestep, which zero terminal SNR is about.
+        timestep_spacing="trailing" if cfg.schedule.zero_snr else "leading",
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=False,
+    )
+    parts = Components(unet, _describe(vae, frozen["autoencoder"]), texts, scheduler, {})
+    return parts._replace(manifest=make_manifest(parts))
+
+
+def _describe(net: Module, params: Params) -> Component:
+    return Component(net, params, configs.describe(net))

@@ -1,0 +1,139 @@
+"""The task, the model and the trained state of a config."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from ml_collections import ConfigDict
+
+from diffjax.model import Model, make_model
+from diffjax.runs.batches import abstract_batch, read_image_shape
+from diffjax.runs.exported import read_export
+from diffjax.tasks import assemble_model, make_task, task_kind
+from diffjax.train import Checkpoints, State, init_state, make_optimizer
+from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
+from diffjax.types import ConfigError, Params, Task
+
+
+def build_task(cfg: ConfigDict) -> Task:
+    """The task of a config.
+
+    Raises:
+        ConfigError: the task is unknown, or its parts are wrong or do not fit together.
+    """
+    try:
+        make = task_kind(cfg).make
+        return make(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_model(cfg: ConfigDict) -> Model:
+    """The diffusion model that a config describes, without parameters.
+
+    Raises:
+        ConfigError: the config is of another task, or its parts are wrong.
+    """
+    if task_kind(cfg).assemble is None:
+        raise ConfigError(f"this needs a diffusion model, but the task is {cfg.task!r}")
+    try:
+        return make_model(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def assemble(
+    cfg: ConfigDict, state: State, frozen: dict[str, Params] | None, *, raw: bool = False
+) -> Model:
+    """The model of a config with what was trained.
+
+    Args:
+        frozen: what the task reads but does not train, see `load_fixed_parts`.
+        raw: take the parameters of the last step, not their average.
+
+    Raises:
+        ConfigError: the config is of a task that trains no diffusion model.
+    """
+    try:
+        params = state.params if raw else state.ema
+        return assemble_model(cfg, read_image_shape(cfg), params, frozen, state.extra)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def make_run_mesh(cfg: ConfigDict) -> jax.sharding.Mesh:
+    """The mesh of a config; all devices hold a share of the images where it was for other ones."""
+    try:
+        return make_mesh(cfg.mesh)
+    except ValueError as error:
+        logging.warning("%s; the batch is split over all of them instead", error)
+        return make_mesh()
+
+
+def abstract_state(cfg: ConfigDict, task: Task | None = None) -> State:
+    """Shapes of the training state, without memory."""
+    task = task or build_task(cfg)
+    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
+    base = abstract_base(cfg) if task_kind(cfg).trains_beside else None
+    init = partial(init_state, task, optimizer)
+    return jax.eval_shape(init, jax.random.key(0), base, abstract_batch(cfg, 1))
+
+
+def abstract_base(cfg: ConfigDict) -> dict[str, Params]:
+    """Shapes of the frozen base of a task beside one, and of what it measured of its data."""
+    key, batch = jax.random.key(0), abstract_batch(cfg, 1)
+    plain = make_task(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+    params, extra = jax.eval_shape(lambda k, b: plain.init(k, None, b), key, batch)
+    return join_base(params, {k: v for k, v in extra.items() if k != "times"})
+
+
+def join_base(params: Params, statistics: Params) -> dict[str, Params]:
+    """A base and its statistics, if it has any, as tasks beside it read them."""
+    return {"base": params, **({"statistics": statistics} if statistics else {})}
+
+
+def read_state(cfg: ConfigDict, where: Path, *, best: bool = False) -> State:
+    """The trained state in a workdir or in an exported file, without that of the optimiser.
+
+    Args:
+        where: of a workdir, the newest checkpoint that is valid is read.
+        best: read the best state of the run in place of the last one.
+
+    Raises:
+        ConfigError: there is none.
+        ValueError: an exported file does not fit the config.
+    """
+    if where.suffix == ".safetensors":
+        return read_export(where, abstract_state(cfg))
+    steps = where / ("best" if best else "checkpoints")
+    shapes = abstract_state(cfg)._replace(opt=None)._asdict()
+    abstract = with_sharding(shapes, tree_sharding(shapes, make_run_mesh(cfg)))
+    found = None
+    if steps.is_dir():
+        found = Checkpoints(steps).restore(abstract, parts=shapes.keys() - {"opt"})
+    if found is None:
+        raise ConfigError(f"there is no checkpoint in {steps}; train first with experiments.train")
+    logging.info("using the checkpoint of step %d", found[0])
+    return State(**found[1])
+
+
+def init_untrained(cfg: ConfigDict, frozen: dict[str, Params] | None = None) -> State:
+    """The state before the first step, with weights from another seed than training's.
+
+    Args:
+        frozen: what the task reads but does not train.
+    """
+    batch = {"image": jnp.zeros((1, *read_image_shape(cfg))), "label": jnp.zeros(1, jnp.int32)}
+    optimizer, task = make_optimizer(cfg.optim, cfg.train.steps), build_task(cfg)
+    key = jax.random.key(1)
+    return jax.jit(lambda b, f: init_state(task, optimizer, key, f, b))(batch, frozen)
