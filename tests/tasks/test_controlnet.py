@@ -75,9 +75,11 @@ def test_hints_of_another_size_than_the_factor_says():
 
 
 def trace_loss(task, batch):
+    frozen = frozen_base()  # made outside of the trace, since it is kept
+
     def run():
-        params, extra = task.init(jax.random.key(0), frozen_base(), batch)
-        return task.loss(params, frozen_base(), extra, jax.random.key(0), 0, batch)
+        params, extra = task.init(jax.random.key(0), frozen, batch)
+        return task.loss(params, frozen, extra, jax.random.key(0), 0, batch)
 
     return jax.eval_shape(run)
 
