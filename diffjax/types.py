@@ -23,6 +23,7 @@ ArrayLike = Array | float
 Cond = Any  # any pytree of conditions, or None
 PyTree = Any  # any nesting of containers with arrays as leaves
 Params = Mapping[str, Any]  # parameters by name, nested as Linen nests them
+_SHOWN = 100  # characters of a name in a message
 
 
 class Module(Protocol):
@@ -212,7 +213,7 @@ def _is_plain(value: Any) -> bool:
 
 def suggest(name: Any, names: Iterable[str]) -> str:
     """``". Did you mean 'NAME'?"`` with the closest of the names, or nothing if none is close."""
-    found = difflib.get_close_matches(str(name), list(names), 1)
+    found = difflib.get_close_matches(str(name)[:_SHOWN], list(names), 1)
     return f". Did you mean {found[0]!r}?" if found else ""
 
 
@@ -224,7 +225,10 @@ def choose(kind: str, name: str, table: Mapping[str, Any]) -> Any:
     """
     if not isinstance(name, str) or name not in table:
         known = ", ".join(sorted(table))
-        raise ValueError(f"unknown {kind} {name!r}; choose one of {known}{suggest(name, table)}")
+        shown = repr(name)
+        if len(shown) > _SHOWN:  # names come from files of others, too
+            shown = f"{shown[:_SHOWN]}..."
+        raise ValueError(f"unknown {kind} {shown}; choose one of {known}{suggest(name, table)}")
     return table[name]
 
 

@@ -167,7 +167,7 @@ def _explain_backend() -> str | None:
         jax.devices()
         return None
     except Exception:  # JAX raises an AssertionError without a message, among others
-        wanted = jax.config.read("jax_platforms")
+        wanted = jax.config.jax_platforms  # type: ignore[attr-defined]  # not its `read`, which raises
         return (
             f"JAX finds no device for JAX_PLATFORMS={wanted!r}. Unset it, set it to cpu, or "
             "install the JAX of your accelerator (pip install 'diffjax[cuda]' or 'diffjax[tpu]')"

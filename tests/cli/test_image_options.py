@@ -93,6 +93,7 @@ MALFORMED = {
     "seed": ({"seed": -1}, "setting seed is wrong: seed must lie in [0, 4294967295], got -1"),
     "seed large": ({"seed": 2**32}, "setting seed is wrong"),
     "sampler": ({"sampler": "eular"}, "setting sampler is wrong: unknown sampler 'eular'"),
+    "sampler long": ({"sampler": "x" * 10_000}, "setting sampler is wrong: unknown sampler 'xxx"),
     "grid": ({"grid": ""}, "setting grid is wrong: unknown grid ''"),
     "dtype": ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16"),
     "prediction": ({"prediction": "x"}, "prediction must be one of epsilon, v_prediction"),

@@ -135,6 +135,13 @@ def test_unknown_names_suggest_the_closest(name, closest):
     assert (f"Did you mean {closest!r}" in str(error.value)) == bool(closest)
 
 
+@pytest.mark.parametrize("name", ["x" * 10_000, ["x"] * 10_000, {"x": 10**2000}])
+def test_names_of_any_length_are_shown_in_part(name):
+    with pytest.raises(ValueError, match=r"unknown schedule .*; choose one of cosine") as caught:
+        choose("schedule", name, {"cosine": 0, "linear": 0})
+    assert len(str(caught.value)) < 200
+
+
 def test_unknown_options_suggest_the_closest():
     with pytest.raises(ValueError, match=r"option 'beta_strat'.*Did you mean 'beta_start'"):
         build("schedule", "linear", schedules.SCHEDULES, {"beta_strat": 1})

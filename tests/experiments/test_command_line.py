@@ -12,6 +12,7 @@ import pytest
 from configs import ddpm
 from diffjax.config import read_config
 
+ROOT = Path(__file__).parents[2]
 DIGITS = "--config=configs/ddpm.py:digits"
 
 
@@ -114,13 +115,17 @@ def test_a_section_in_place_of_a_value_is_named(tmp_path):
     any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)),
     reason="this machine may have a CUDA device",
 )
-def test_no_device_is_one_sentence():
+@pytest.mark.parametrize("command", [
+    ("diffjax.cli", "generate", "--model", "none", "--prompt", "a"),
+    ("experiments.train", f"{DIGITS},smoke", "--workdir=none"),
+])  # fmt: skip
+def test_no_device_is_one_sentence(command, tmp_path):
     """JAX's own errors are an assertion without a message, or a page of a traceback."""
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.generate", "--model=none", "--prompt=a"],
+        [sys.executable, "-m", *(part.replace("=configs", f"={ROOT}/configs") for part in command)],
         timeout=120,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "JAX_PLATFORMS": "cuda"},
+        cwd=tmp_path,
+        env={**os.environ, "JAX_PLATFORMS": "cuda", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

@@ -44,7 +44,10 @@ def task_of(cfg):
         (dict(hint_factor=3), "hint_factor is 3, but .* smaller by one of 1, 2$"),
         (dict(hint_factor=8), "hint_factor is 8, but .* smaller by one of 1, 2$"),
         (dict(hint_factor=2, hint_widths=(4,)), "hint_factor is 2, but .* smaller by one of 1$"),
-        (dict(hint_encoder="paper", hint_factor=32), "the paper hint encoder .* 1, 2, 4, 8, 16$"),
+        (
+            dict(hint_encoder="paper", hint_factor=32),
+            "hint_factor is 32, but the paper hint encoder .* 1, 2, 4, 8, 16$",
+        ),
         (dict(hint_widths=()), r"hint_widths must be one or more whole numbers .*, got \(\)"),
         (dict(hint_widths=(4, 0)), r"hint_widths must be .* of at least 1, got \(4, 0\)"),
         (dict(hint_widths=(4, -8)), "hint_widths must be"),
@@ -72,9 +75,11 @@ def test_hints_of_another_size_than_the_factor_says():
 
 
 def trace_loss(task, batch):
+    frozen = frozen_base()  # made outside of the trace, since it is kept
+
     def run():
-        params, extra = task.init(jax.random.key(0), frozen_base(), batch)
-        return task.loss(params, frozen_base(), extra, jax.random.key(0), 0, batch)
+        params, extra = task.init(jax.random.key(0), frozen, batch)
+        return task.loss(params, frozen, extra, jax.random.key(0), 0, batch)
 
     return jax.eval_shape(run)
 
