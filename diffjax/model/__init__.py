@@ -14,13 +14,14 @@ from diffjax.model.build import (
     make_schedule,
     make_steering,
 )
-from diffjax.model.condition import Condition, make_condition
+from diffjax.model.condition import UNCONDITIONAL, Condition, make_condition, make_label_condition
 from diffjax.model.control_networks import ControlNetwork, apply_control, make_control_network
-from diffjax.model.images import ImageMaker, Inputs
+from diffjax.model.images import ImageMaker, Inputs, draw
 from diffjax.model.model import Arrays, Model, Steering, denoiser, encode, predict, sample
-from diffjax.model.space import Space, make_autoencoder, make_space
+from diffjax.model.space import Space, make_autoencoder, make_space, pixels
 
 __all__ = [
+    "UNCONDITIONAL",
     "Arrays",
     "Condition",
     "ControlNetwork",
@@ -31,10 +32,12 @@ __all__ = [
     "Steering",
     "apply_control",
     "denoiser",
+    "draw",
     "encode",
     "make_autoencoder",
     "make_condition",
     "make_control_network",
+    "make_label_condition",
     "make_model",
     "make_network",
     "make_parameterization",
@@ -42,6 +45,7 @@ __all__ = [
     "make_schedule",
     "make_space",
     "make_steering",
+    "pixels",
     "predict",
     "sample",
 ]

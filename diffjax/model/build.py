@@ -27,6 +27,7 @@ from diffjax.types import (
     build,
     build_section,
     choose,
+    option_names,
     select_options,
 )
 
@@ -53,6 +54,10 @@ def make_network(config: ConfigDict, out_channels: int, num_classes: int = 0) ->
     dtype = jnp.dtype(options.pop("dtype", "float32"))
     options.update(out_channels=out_channels, num_classes=num_classes)
     options["dtype"] = None if dtype == jnp.float32 else dtype
+    # A section holds options of several networks, so that overriding the name alone works.
+    others = {option for entry in NETWORKS.values() for option in option_names(entry)}
+    takes = option_names(choose("network", name, NETWORKS))
+    options = {k: v for k, v in options.items() if k in takes or k not in others}
     network: Module = build("network", name, NETWORKS, options)
     return network
 

@@ -114,6 +114,14 @@ def _join(parts: list[_Part], guided: bool) -> Condition:
     return Condition(take, null, init, encode, example, guided, names, needs)
 
 
+UNCONDITIONAL = _join([], False)  # that of a network that is given z and t alone
+
+
+def make_label_condition(classes: int) -> Condition:
+    """The class of an image as ``cond["label"]`` (B,), int32; ``classes`` means none of them."""
+    return _join([_label(classes)], True)
+
+
 def _same(name: str) -> Callable[..., dict[str, Array]]:
     return lambda params, frozen, extra, value: {name: value}
 

@@ -2,7 +2,7 @@
 
 from diffjax.tasks.autoencoder import make_autoencoder_task
 from diffjax.tasks.controlnet import make_controlnet_task
-from diffjax.tasks.diffusion import make_task
+from diffjax.tasks.diffusion import make_diffusion_task, make_task
 from diffjax.tasks.lora import make_lora_task
 from diffjax.tasks.noisy_classifier import make_noisy_classifier_task
 from diffjax.tasks.registry import TASKS, TaskKind, assemble_model, task_kind
@@ -13,6 +13,7 @@ __all__ = [
     "assemble_model",
     "make_autoencoder_task",
     "make_controlnet_task",
+    "make_diffusion_task",
     "make_lora_task",
     "make_noisy_classifier_task",
     "make_task",

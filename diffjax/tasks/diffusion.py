@@ -89,6 +89,35 @@ def make_task(
     return Task(objective.init, objective.loss)
 
 
+def make_diffusion_task(
+    model: Model,
+    *,
+    weight: losses.Weight | None = None,
+    times: losses.TimeSampler | None = None,
+) -> Task:
+    """The task of a model that was put together by hand: ``E [w(t) |raw - target|^2]``.
+
+    The network may be any Linen module of ``(z, t, cond, train=)``, or anything with ``init`` and
+    ``apply`` like it.
+
+    Args:
+        weight: see `diffjax.losses.WEIGHTS`; 1 on the raw output if None.
+        times: see `diffjax.losses.TIME_SAMPLERS`; uniform over the schedule if None.
+    """
+    shape = model.space.shape
+    factor = model.space.net.factor if model.space.net is not None else 1
+    objective = _Objective(
+        model,
+        (shape[0] * factor, shape[1] * factor, shape[2]),
+        times or losses.uniform(model.schedule),
+        _measure_simple(model, weight or losses.simple(), losses.ERRORS["l2"]),
+        augment=0.0,
+        flip=False,
+        bucketed=model.space.net is not None,
+    )
+    return Task(objective.init, objective.loss)
+
+
 class _Objective(NamedTuple):
     """What the functions of the task share; see `make_task`."""
 
@@ -162,6 +191,46 @@ def init_params(model: Model, key: jax.Array) -> Params:
     return {**params, **model.condition.init(key)}
 
 
+Error = Callable[[Array, Array], Array]
+# (prediction, x, eps, level) -> bits (B,)
+Bound = Callable[[Prediction, Array, Array, Level], Array]
+
+
+def _measure_simple(model: Model, weight: losses.Weight, error: Error) -> Objective:
+    """``w(t) |raw - target|^2``, or another distance."""
+
+    def measure(
+        raw: Array, prediction: Prediction, x: Array, eps: Array, level: Level
+    ) -> tuple[Array, dict[str, Array]]:
+        target = model.parameterization.target(x, eps, level)
+        value = error(raw[..., : x.shape[-1]], target)
+        return weight(level, model.parameterization) * value, {}
+
+    return measure
+
+
+def _make_bound(model: Model, variance: str, *, stop_mean: bool) -> Bound:
+    """The term of the bound at a random timestep, times their number."""
+    assert model.grid is not None
+    rows = jax.tree.map(lambda leaf: leaf[::-1], reverse_rows(model.grid))  # row t is timestep t
+
+    def bound(prediction: Prediction, x: Array, eps: Array, level: Level) -> Array:
+        index = level.t.astype(jnp.int32)
+        row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], rows)
+        term = likelihood.bound_term(
+            prediction,
+            x,
+            eps,
+            row,
+            variance=variance,
+            levels=model.levels,
+            stop_mean=stop_mean,
+        )
+        return term * len(rows.coef["noisy"])  # a uniform t makes its mean the whole bound
+
+    return bound
+
+
 def _make_objective(config: ConfigDict, model: Model) -> Objective:
     """``(raw, prediction, x, eps, level) -> (losses (B,), metrics)``.
 
@@ -176,40 +245,20 @@ def _make_objective(config: ConfigDict, model: Model) -> Objective:
     # One key for one quantity: the network's sigma_data is the weight's.
     options["sigma_data"] = config.parameterization.sigma_data
     weight = build_section("loss weight", options.pop("weight", "simple"), losses.WEIGHTS, options)
-    if name != "simple" and model.grid is None:
+    simple = _measure_simple(model, weight, error)
+    if name == "simple":
+        return simple
+    if model.grid is None:
         raise ValueError(f"the {name} loss needs a discrete schedule")
-    rows: Any = None
-    if model.grid is not None:  # row t is timestep t
-        rows = jax.tree.map(lambda leaf: leaf[::-1], reverse_rows(model.grid))
-
-    def simple(raw: Array, x: Array, eps: Array, level: Level) -> Array:
-        target = model.parameterization.target(x, eps, level)
-        value = error(raw[..., : x.shape[-1]], target)
-        return weight(level, model.parameterization) * value
-
-    def bound(prediction: Prediction, x: Array, eps: Array, level: Level) -> Array:
-        index = level.t.astype(jnp.int32)
-        row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], rows)
-        term = likelihood.bound_term(
-            prediction,
-            x,
-            eps,
-            row,
-            variance=variance,
-            levels=model.levels,
-            stop_mean=name == "hybrid",
-        )
-        return term * len(rows.coef["noisy"])  # a uniform t makes its mean the whole bound
+    bound = _make_bound(model, variance, stop_mean=name == "hybrid")
 
     def objective(
         raw: Array, prediction: Prediction, x: Array, eps: Array, level: Level
-    ) -> tuple[Array, dict[str, Any]]:
-        if name == "simple":
-            return simple(raw, x, eps, level), {}
+    ) -> tuple[Array, dict[str, Array]]:
         bits = bound(prediction, x, eps, level)
         if name == "vlb":
             return bits, {}
-        mse = simple(raw, x, eps, level)
+        mse, _ = simple(raw, prediction, x, eps, level)
         return mse + vlb_weight * bits, {"mse": mse.mean(), "bound": bits.mean()}
 
     return objective

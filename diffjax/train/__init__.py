@@ -2,6 +2,7 @@
 
 from diffjax.train.checkpoint import Best, CheckpointMismatch, Checkpoints
 from diffjax.train.files import CheckpointError
+from diffjax.train.fit import fit
 from diffjax.train.loop import NonFiniteLoss, train
 from diffjax.train.optimizer import learning_rate, make_optimizer
 from diffjax.train.preempt import Preempted
@@ -17,6 +18,7 @@ __all__ = [
     "Preempted",
     "Reporter",
     "State",
+    "fit",
     "init_state",
     "learning_rate",
     "make_optimizer",
