@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import diffjax.config.store
 from diffjax import data, grids, runs, samplers
-from diffjax.config import read_config
-from diffjax.model import Model, make_model
-from diffjax.tasks import assemble_model, task_kind
-from diffjax.train import Checkpoints, State, init_state, make_optimizer
-from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
-from diffjax.types import ConfigError, Task, suggest
+from diffjax.config.ranges import check_list
+from diffjax.config.variants import load_module
+from diffjax.model import Model
+from diffjax.tasks import task_kind
+from diffjax.train import State
+from diffjax.types import ConfigError, Task
 from diffjax.writing import write_json
-from experiments import (
-    command_line,
-    controlled,
-    weights,
-)
+from experiments import command_line, controlled, weights
 from experiments.command_line import UsageError, find_flag, refuse_config
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -136,48 +128,10 @@ def _explain(error: Exception) -> str:
     for argument in sys.argv[1:]:
         if not argument.startswith("--config.") or not name:
             continue
-        path = argument[len("--config.") :].partition("=")[0].split(".")
-        section: Any = load_config(name)
-        for depth, key in enumerate(path):
-            where = "config" + "".join(f".{k}" for k in path[:depth])
-            if not isinstance(section, ConfigDict):
-                return f"{where} is a value: it has no key {key!r}"
-            if key not in section:
-                known = list(section)
-                return (
-                    f"unknown config key {'.'.join(path)!r}; {where} has {', '.join(known)}"
-                    f"{suggest(key, known)}"
-                )
-            section = section[key]
+        path = argument[len("--config.") :].partition("=")[0]
+        if problem := diffjax.config.explain_unknown(load_config(name), path):
+            return problem
     return text
-
-
-def load_config_module(path: str) -> Any:
-    """A config file as a module.
-
-    Raises:
-        UsageError: there is no such file.
-    """
-    spec = importlib.util.spec_from_file_location("diffjax_config", path)
-    if spec is None or spec.loader is None or not Path(path).exists():
-        near = suggest(path, map(str, Path(path).parent.glob("*.py")))
-        if not Path("configs").is_dir():
-            near = f"; {Path.cwd()} has no folder configs: run from a checkout of diffjax"
-        raise UsageError(f"there is no config file {path!r}; a config is FILE.py:VARIANT{near}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def load_config(name: str) -> ConfigDict:
-    """The config of ``path:variant`` outside of flag parsing."""
-    path, _, variant = name.partition(":")
-    return load_config_module(path).get_config(variant or None)
-
-
-def stored_config(folder: Path) -> ConfigDict:
-    """The config that the run in a workdir was started with."""
-    return read_config(folder / "config.json")
 
 
 def workdir() -> Path:
@@ -229,27 +183,13 @@ def config() -> ConfigDict:
 
 
 def _overrides() -> dict[str, Any]:
-    """Values of --config.KEY=VALUE by key.
-
-    Raises:
-        UsageError: a sequence of numbers was given something else.
-    """
+    """Values of --config.KEY=VALUE by key."""
     found = dict(config_flags.get_override_values(flags.FLAGS["config"]))
     before = load_config(find_flag(sys.argv, "config") or "") if found else None
     for path, value in found.items():
         old = diffjax.config.find(before.to_dict(), path)
-        if not isinstance(value, tuple) or not isinstance(old, tuple) or not old:
-            continue
-        whole = all(isinstance(item, int) for item in old)
-        if all(isinstance(item, int | float) for item in old):
-            wanted = int if whole else (int, float)
-            if not all(isinstance(v, wanted) and not isinstance(v, bool) for v in value):
-                kind = "whole numbers" if whole else "numbers"
-                example = ",".join(map(str, old))
-                raise UsageError(
-                    f"--config.{path} takes {kind} such as {example}, got "
-                    f"{','.join(map(str, value))!r}"
-                )
+        if isinstance(value, tuple) and isinstance(old, tuple):
+            check_list(path, old, value)
     return found
 
 
@@ -271,39 +211,21 @@ def describe(cfg: ConfigDict) -> str:
 
 
 def task_of(cfg: ConfigDict) -> Task:
-    """The task of a config.
-
-    Raises:
-        UsageError: the task is unknown, or its parts are wrong or do not fit together.
-    """
+    """See `runs.build_task`."""
     with refuse_config():
-        make = task_kind(cfg).make
-        return make(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+        return runs.build_task(cfg)
 
 
 def model_of(cfg: ConfigDict) -> Model:
-    """The diffusion model that a config describes, without parameters.
-
-    Raises:
-        UsageError: the config is of another task, or its parts are wrong.
-    """
+    """See `runs.build_model`."""
     with refuse_config():
-        if task_kind(cfg).assemble is None:
-            raise UsageError(f"this needs a diffusion model, but the task is {cfg.task!r}")
-        return make_model(cfg, image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+        return runs.build_model(cfg)
 
 
 def assemble(cfg: ConfigDict, state: State, frozen: Any) -> Model:
-    """The model of a config with what was trained, averaged.
-
-    Args:
-        frozen: what the task reads but does not train, see `experiments.frozen`.
-
-    Raises:
-        UsageError: the config is of a task that trains no diffusion model.
-    """
+    """See `runs.assemble_trained`."""
     with refuse_config():
-        return assemble_model(cfg, image_shape(cfg), state.ema, frozen, state.extra)
+        return runs.assemble_trained(cfg, state, frozen)
 
 
 def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
@@ -316,31 +238,17 @@ def test_source(cfg: ConfigDict) -> data.Source:
     return runs.load_test_source(cfg, folder=run_folder())
 
 
-image_shape, batches_of = runs.read_image_shape, runs.start_batches
-
-
-def mesh_of(cfg: ConfigDict) -> jax.sharding.Mesh:
-    """The mesh of a config; all devices hold a share of the images where it was for other ones."""
-    try:
-        return make_mesh(cfg.mesh)
-    except ValueError as error:
-        logging.warning("%s; the batch is split over all of them instead", error)
-        return make_mesh()
-
-
 def abstract_state(cfg: ConfigDict, task: Task) -> State:
-    """Shapes of the training state, without memory."""
-    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
+    """See `runs.abstract_state`."""
     base = controlled.abstract(cfg) if task_kind(cfg).trains_beside else None
-    init = partial(init_state, task, optimizer)
-    return jax.eval_shape(init, jax.random.key(0), base, runs.abstract_batch(cfg, 1))
+    return runs.abstract_state(cfg, task, base)
 
 
 def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
     """The model of --weights, or the newest valid checkpoint of a workdir, or with --best its best.
 
     Raises:
-        UsageError: there is none.
+        ConfigError: there is none.
     """
     if WEIGHTS.value:
         return weights.read(Path(WEIGHTS.value), abstract_state(cfg, task))
@@ -348,33 +256,16 @@ def restore(cfg: ConfigDict, task: Task, folder: Path) -> State:
 
 
 def restore_from(cfg: ConfigDict, task: Task, steps: Path) -> State:
-    """The newest valid checkpoint of a folder of checkpoints, without the optimiser's state.
-
-    Raises:
-        UsageError: there is none.
-    """
-    shapes = abstract_state(cfg, task)._replace(opt=None)._asdict()
-    parts = shapes.keys() - {"opt"}
-    abstract = with_sharding(shapes, tree_sharding(shapes, mesh_of(cfg)))
-    found = Checkpoints(steps).restore(abstract, parts=parts) if steps.is_dir() else None
-    if found is None:
-        raise UsageError(f"there is no checkpoint in {steps}; train first with experiments.train")
-    logging.info("using the checkpoint of step %d", found[0])
-    return State(**found[1])
-
-
-def untrained(cfg: ConfigDict, task: Task, frozen: Any = None) -> State:
-    """The state before the first step, with weights from another seed.
-
-    Args:
-        frozen: what the task reads but does not train, see `experiments.frozen`.
-    """
-    batch = {"image": jnp.zeros((1, *image_shape(cfg))), "label": jnp.zeros(1, jnp.int32)}
-    optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    key = jax.random.key(1)
-    return jax.jit(lambda b, f: init_state(task, optimizer, key, f, b))(batch, frozen)
+    """See `runs.restore_state`."""
+    return runs.restore_state(cfg, steps, abstract_state(cfg, task))
 
 
 def save_json(value: Any, path: Path) -> None:
     """Write JSON, atomically."""
     write_json(path, value)
+
+
+load_config, load_config_module = diffjax.config.load_config, load_module
+stored_config = diffjax.config.read_config  # of a workdir
+image_shape, batches_of = runs.read_image_shape, runs.start_batches
+mesh_of, untrained = runs.choose_mesh, runs.init_untrained

@@ -14,11 +14,26 @@ from diffjax.runs.record import Record, is_trained
 from diffjax.runs.settle import settle
 from diffjax.runs.sources import load_source, load_test_source
 from diffjax.runs.tokens import keep_tokenizers, make_tokenizers, tokenize
+from diffjax.runs.training import (
+    abstract_state,
+    assemble_trained,
+    build_model,
+    build_task,
+    choose_mesh,
+    init_untrained,
+    restore_state,
+)
 
 __all__ = [
     "Record",
     "abstract_batch",
+    "abstract_state",
+    "assemble_trained",
+    "build_model",
+    "build_task",
+    "choose_mesh",
     "find_class",
+    "init_untrained",
     "is_trained",
     "keep_classes",
     "keep_tokenizers",
@@ -28,6 +43,7 @@ __all__ = [
     "read_classes",
     "read_image_shape",
     "read_known_classes",
+    "restore_state",
     "settle",
     "start_batches",
     "tokenize",
