@@ -18,13 +18,11 @@ import diffjax.config.store
 from diffjax import data, grids, runs, samplers
 from diffjax.config.ranges import check_list
 from diffjax.config.variants import load_module
-from diffjax.model import Model
 from diffjax.tasks import task_kind
-from diffjax.train import State
+from diffjax.train import CheckpointMismatch, State
 from diffjax.types import ConfigError, Task
-from diffjax.writing import write_json
 from experiments import command_line, controlled, weights
-from experiments.command_line import UsageError, find_flag, refuse_config
+from experiments.command_line import UsageError, find_flag
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -99,11 +97,11 @@ def _name_flags() -> Iterator[None]:
     """Messages of the library name keys of a config, which are flags to the user of a command.
 
     Raises:
-        ConfigError: that of the context, with ``--`` before the keys.
+        ConfigError, CheckpointMismatch: that of the context, with ``--`` before the keys.
     """
     try:
         yield
-    except ConfigError as error:
+    except (ConfigError, CheckpointMismatch) as error:
         text = re.sub(r"(?<![\w./-])config\.(?!json\b|py\b)(?=\w)", "--config.", str(error))
         raise type(error)(text) from error
 
@@ -174,11 +172,10 @@ def config() -> ConfigDict:
             given[f"--{key}"] = f"sample.{key}"
     diffjax.config.complete(chosen)
     runs.settle(chosen, run_folder())
-    with refuse_config():
-        diffjax.config.check(chosen)
-        for flag, path in given.items():
-            for reason in diffjax.config.explain_unused(chosen, [path]).values():
-                raise UsageError(f"{flag} is not used: {reason}")
+    diffjax.config.check(chosen)
+    for flag, path in given.items():
+        for reason in diffjax.config.explain_unused(chosen, [path]).values():
+            raise UsageError(f"{flag} is not used: {reason}")
     return chosen
 
 
@@ -208,24 +205,6 @@ def config_name() -> str:
 def describe(cfg: ConfigDict) -> str:
     """The resolved config as indented JSON."""
     return json.dumps(cfg.to_dict(), indent=2)
-
-
-def task_of(cfg: ConfigDict) -> Task:
-    """See `runs.build_task`."""
-    with refuse_config():
-        return runs.build_task(cfg)
-
-
-def model_of(cfg: ConfigDict) -> Model:
-    """See `runs.build_model`."""
-    with refuse_config():
-        return runs.build_model(cfg)
-
-
-def assemble(cfg: ConfigDict, state: State, frozen: Any) -> Model:
-    """See `runs.assemble_trained`."""
-    with refuse_config():
-        return runs.assemble_trained(cfg, state, frozen)
 
 
 def source_of(cfg: ConfigDict, split: str | None = None) -> data.Source:
@@ -260,11 +239,7 @@ def restore_from(cfg: ConfigDict, task: Task, steps: Path) -> State:
     return runs.restore_state(cfg, steps, abstract_state(cfg, task))
 
 
-def save_json(value: Any, path: Path) -> None:
-    """Write JSON, atomically."""
-    write_json(path, value)
-
-
+task_of, model_of, assemble = runs.build_task, runs.build_model, runs.assemble_trained
 load_config, load_config_module = diffjax.config.load_config, load_module
 stored_config = diffjax.config.read_config  # of a workdir
 image_shape, batches_of = runs.read_image_shape, runs.start_batches

@@ -30,6 +30,7 @@ from diffjax.evaluation import measure_distance
 from diffjax.evaluation.image_grids import save_png, tile
 from diffjax.model import Model
 from diffjax.tasks import task_kind
+from diffjax.writing import write_json
 from experiments import common, controlled, frozen, generation, weights
 
 common.define_sampling_flags()
@@ -103,7 +104,7 @@ def main() -> None:
     out = folder / "control" / NAME.value
     picture = tile(np.concatenate([row[:columns] for row in rows]), columns=columns)
     save_png(picture, out.with_suffix(".png"))
-    common.save_json({"step": int(state.step), "settings": report}, out.with_suffix(".json"))
+    write_json(out.with_suffix(".json"), {"step": int(state.step), "settings": report})
     logging.info("written to %s.png and .json", out)
 
 

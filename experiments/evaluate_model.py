@@ -238,8 +238,8 @@ def sweep_samplers(
     def measure(cell: sweeps.Row) -> sweeps.Row:
         chosen = generation.with_sample(cfg, **{key: cell[key] for key in values})
         sampler, rows = make_sampler(chosen, maker.model)
-        scale = chosen.sample.get("guidance", 1.0)
-        twice = scale != 1 and not chosen.sample.get("classifier", "")
+        scale = chosen.sample.guidance
+        twice = scale != 1 and not chosen.sample.classifier
         started = time.monotonic()
         images = maker.draw(num=num, seed=cell["seed"], sampler=sampler, rows=rows, scale=scale)
         seconds = time.monotonic() - started

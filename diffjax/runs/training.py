@@ -16,7 +16,7 @@ from diffjax.runs.batches import abstract_batch, read_image_shape
 from diffjax.tasks import assemble_model, task_kind
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
-from diffjax.types import ConfigError, Params, PyTree, Task
+from diffjax.types import ConfigError, Params, PyTree, Task, refuse_config
 
 Frozen = Mapping[str, Params]
 
@@ -25,22 +25,23 @@ def build_task(cfg: ConfigDict) -> Task:
     """The task of a config.
 
     Raises:
-        ValueError: the task is unknown, or its parts are wrong or do not fit together.
+        ConfigError: the task is unknown, or its parts are wrong or do not fit together.
     """
-    make = task_kind(cfg).make
-    return make(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+    with refuse_config():
+        make = task_kind(cfg).make
+        return make(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
 def build_model(cfg: ConfigDict) -> Model:
     """The diffusion model that a config describes, without parameters.
 
     Raises:
-        ConfigError: the config is of another task.
-        ValueError: its parts are wrong.
+        ConfigError: the config is of another task, or its parts are wrong.
     """
-    if task_kind(cfg).assemble is None:
-        raise ConfigError(f"this needs a diffusion model, but the task is {cfg.task!r}")
-    return make_model(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
+    with refuse_config():
+        if task_kind(cfg).assemble is None:
+            raise ConfigError(f"this needs a diffusion model, but the task is {cfg.task!r}")
+        return make_model(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
 def assemble_trained(cfg: ConfigDict, state: State, frozen: Frozen | None) -> Model:
@@ -50,9 +51,10 @@ def assemble_trained(cfg: ConfigDict, state: State, frozen: Frozen | None) -> Mo
         frozen: what the task reads but does not train.
 
     Raises:
-        ValueError: the config is of a task that trains no diffusion model.
+        ConfigError: the config is of a task that trains no diffusion model.
     """
-    return assemble_model(cfg, read_image_shape(cfg), state.ema, frozen, state.extra)
+    with refuse_config():
+        return assemble_model(cfg, read_image_shape(cfg), state.ema, frozen, state.extra)
 
 
 def choose_mesh(cfg: ConfigDict) -> jax.sharding.Mesh:

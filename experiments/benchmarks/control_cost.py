@@ -23,6 +23,7 @@ from absl import flags
 
 from diffjax.tasks import make_task
 from diffjax.train import init_state, make_optimizer, make_step
+from diffjax.writing import write_json
 from experiments import common, controlled
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
@@ -132,7 +133,7 @@ def main() -> None:
         f"temporaries {found['temporary_ratio']:.3f}"
     )
     if JSON.value:
-        common.save_json(found, Path(JSON.value))
+        write_json(Path(JSON.value), found)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from diffjax.model import make_sampler, make_steering, sample
+from diffjax.writing import write_json
 from experiments import common, generation
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
@@ -86,7 +87,7 @@ def main() -> None:
             f"(x {found['memory_ratio'][mode]:.2f})"
         )
     if JSON.value:
-        common.save_json(found, Path(JSON.value))
+        write_json(Path(JSON.value), found)
 
 
 if __name__ == "__main__":
