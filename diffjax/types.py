@@ -9,10 +9,11 @@ Throughout, a noisy sample is ``z = alpha x + sigma eps`` with data ``x`` and ``
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -103,6 +104,21 @@ class Parameterization(NamedTuple):
 
 class ConfigError(ValueError):
     """A value that a user chose, in a config or as an argument, is wrong. Commands exit with 2."""
+
+
+@contextlib.contextmanager
+def refuse_config() -> Iterator[None]:
+    """What is refused of a config is a wrong choice of the user's.
+
+    Raises:
+        ConfigError: in place of a ValueError or TypeError in the context.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
 
 
 Network = Callable[[Array, Array, Cond], Array]  # (z, t, cond) -> raw output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import re
 import sys
@@ -17,13 +16,12 @@ from ml_collections import ConfigDict, config_flags
 
 import diffjax.config.store
 from diffjax import grids, runs, samplers
-from diffjax.config import read_config
-from diffjax.types import ConfigError, suggest
-from diffjax.writing import write_json
-from experiments import (
-    command_line,
-)
-from experiments.command_line import UsageError, find_flag, name_keys, refuse_config
+from diffjax.config.ranges import check_list
+from diffjax.config.variants import load_module
+from diffjax.train import CheckpointMismatch
+from diffjax.types import ConfigError
+from experiments import command_line
+from experiments.command_line import UsageError, find_flag
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -44,7 +42,7 @@ WEIGHTS = flags.DEFINE_string(
 BEST = flags.DEFINE_bool("best", False, "Use the best state of the run in place of the last one.")
 
 RAW = flags.DEFINE_bool(
-    "raw", False, "Use the parameters of the last step instead of their average."
+    "raw", False, "Use the parameters of the last step in place of their average."
 )
 
 SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "num", "seed")
@@ -102,11 +100,11 @@ def _name_flags() -> Iterator[None]:
     """Messages of the library name keys of a config, which are flags to the user of a command.
 
     Raises:
-        ConfigError: that of the context, with ``--`` before the keys.
+        ConfigError, CheckpointMismatch: that of the context, with ``--`` before the keys.
     """
     try:
         yield
-    except ConfigError as error:
+    except (ConfigError, CheckpointMismatch) as error:
         text = re.sub(r"(?<![\w./-])config\.(?!json\b|py\b)(?=\w)", "--config.", str(error))
         raise type(error)(text) from error
 
@@ -131,48 +129,10 @@ def _explain(error: Exception) -> str:
     for argument in sys.argv[1:]:
         if not argument.startswith("--config.") or not name:
             continue
-        path = argument[len("--config.") :].partition("=")[0].split(".")
-        section: Any = load_config(name)
-        for depth, key in enumerate(path):
-            where = "config" + "".join(f".{k}" for k in path[:depth])
-            if not isinstance(section, ConfigDict):
-                return f"{where} is a value: it has no key {key!r}"
-            if key not in section:
-                known = list(section)
-                return (
-                    f"unknown config key {'.'.join(path)!r}; {where} has {', '.join(known)}"
-                    f"{suggest(key, known)}"
-                )
-            section = section[key]
+        path = argument[len("--config.") :].partition("=")[0]
+        if problem := diffjax.config.explain_unknown(load_config(name), path):
+            return problem
     return text
-
-
-def load_config_module(path: str) -> Any:
-    """A config file as a module.
-
-    Raises:
-        UsageError: there is no such file.
-    """
-    spec = importlib.util.spec_from_file_location("diffjax_config", path)
-    if spec is None or spec.loader is None or not Path(path).exists():
-        near = suggest(path, map(str, Path(path).parent.glob("*.py")))
-        if not Path("configs").is_dir():
-            near = f"; {Path.cwd()} has no folder configs: run from a checkout of diffjax"
-        raise UsageError(f"there is no config file {path!r}; a config is FILE.py:VARIANT{near}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def load_config(name: str) -> ConfigDict:
-    """The config of ``path:variant`` outside of flag parsing."""
-    path, _, variant = name.partition(":")
-    return load_config_module(path).get_config(variant or None)
-
-
-def stored_config(folder: Path) -> ConfigDict:
-    """The config that the run in a workdir was started with."""
-    return read_config(folder / "config.json")
 
 
 def workdir() -> Path:
@@ -215,36 +175,21 @@ def config() -> ConfigDict:
             given[f"--{key}"] = f"sample.{key}"
     diffjax.config.complete(chosen)
     runs.settle(chosen, run_folder())
-    with refuse_config():
-        diffjax.config.check(chosen)
-        for flag, path in given.items():
-            for reason in diffjax.config.explain_unused(chosen, [path]).values():
-                raise UsageError(f"{flag} is not used: {reason}")
+    diffjax.config.check(chosen)
+    for flag, path in given.items():
+        for reason in diffjax.config.explain_unused(chosen, [path]).values():
+            raise UsageError(f"{flag} is not used: {reason}")
     return chosen
 
 
 def _overrides() -> dict[str, Any]:
-    """Values of --config.KEY=VALUE by key.
-
-    Raises:
-        UsageError: a sequence of numbers was given something else.
-    """
+    """Values of --config.KEY=VALUE by key."""
     found = dict(config_flags.get_override_values(flags.FLAGS["config"]))
     before = load_config(find_flag(sys.argv, "config") or "") if found else None
     for path, value in found.items():
         old = diffjax.config.find(before.to_dict(), path)
-        if not isinstance(value, tuple) or not isinstance(old, tuple) or not old:
-            continue
-        whole = all(isinstance(item, int) for item in old)
-        if all(isinstance(item, int | float) for item in old):
-            wanted = int if whole else (int, float)
-            if not all(isinstance(v, wanted) and not isinstance(v, bool) for v in value):
-                kind = "whole numbers" if whole else "numbers"
-                example = ",".join(map(str, old))
-                raise UsageError(
-                    f"--config.{path} takes {kind} such as {example}, got "
-                    f"{','.join(map(str, value))!r}"
-                )
+        if isinstance(value, tuple) and isinstance(old, tuple):
+            check_list(path, old, value)
     return found
 
 
@@ -272,7 +217,7 @@ def open_run(cfg: ConfigDict) -> runs.TrainedRun:
         ConfigError: there is none, or it does not fit the config.
     """
     folder = workdir()
-    with name_keys({"raw=True": "--raw"}):
+    with command_line.name_keys({"raw=True": "--raw"}):
         return runs.open_run(
             WEIGHTS.value or folder,
             config=cfg,
@@ -282,6 +227,4 @@ def open_run(cfg: ConfigDict) -> runs.TrainedRun:
         )
 
 
-def save_json(value: Any, path: Path) -> None:
-    """Write JSON, atomically."""
-    write_json(path, value)
+load_config, load_config_module = diffjax.config.load_config, load_module

@@ -35,6 +35,7 @@ from diffjax.runs.control_examples import (
 )
 from diffjax.runs.hints import make_hints
 from diffjax.tasks import task_kind
+from diffjax.writing import write_json
 from experiments import common
 
 common.define_sampling_flags()
@@ -95,7 +96,7 @@ def main() -> None:
     out = folder / "control" / NAME.value
     picture = tile(np.concatenate([row[:columns] for row in rows]), columns=columns)
     save_png(picture, out.with_suffix(".png"))
-    common.save_json({"step": int(run.state.step), "settings": report}, out.with_suffix(".json"))
+    write_json(out.with_suffix(".json"), {"step": int(run.state.step), "settings": report})
     logging.info("written to %s.png and .json", out)
 
 

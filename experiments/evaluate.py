@@ -33,6 +33,7 @@ from diffjax.evaluation.image_grids import save_png
 from diffjax.evaluation.metric_table import find_metrics_of
 from diffjax.runs import first_stage, measuring, real_images
 from diffjax.tasks import task_kind
+from diffjax.writing import write_json
 from experiments import common, evaluate_flags
 from experiments.command_line import name_keys
 from experiments.evaluate_flags import (
@@ -201,7 +202,7 @@ def measure_autoencoder(cfg: ConfigDict, folder: Path, names: list[str]) -> dict
 def _finish(result: dict[str, Any], folder: Path) -> None:
     """Write what was measured, and print the numbers."""
     out = find_out(folder)
-    common.save_json(result, out)
+    write_json(out, result)
     sections = [result, *(result.get(METRICS[n].section, {}) for n in ("baselines", "fid"))]
     for key, value in [pair for section in sections for pair in section.items()]:
         if isinstance(value, int | float | str):

@@ -30,6 +30,7 @@ from diffjax.launch.step_plan import StepCase, compile_plan
 from diffjax.launch.topologies import GIB
 from diffjax.runs import abstract_batch
 from diffjax.train import State, make_optimizer, make_step
+from diffjax.writing import write_json
 from experiments import common
 from experiments.compare import text_table
 
@@ -177,7 +178,7 @@ def main() -> None:
             for key, value in figures.items()
         })  # fmt: skip
     if JSON.value:
-        common.save_json(figures, Path(JSON.value))
+        write_json(Path(JSON.value), figures)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffjax.pretrained.state_dict import save_safetensors
-from diffjax.writing import replace_file, write_atomically
+from diffjax.writing import replace_file, write_atomically, write_json
 
 
 def test_a_link_stays_and_its_target_is_replaced(tmp_path):
@@ -158,9 +158,8 @@ def test_weights_go_through_links_and_pipes_too(tmp_path):
 
 
 def test_save_json_goes_where_a_link_leads(tmp_path):
-    from experiments import common
 
     (tmp_path / "link.json").symlink_to("real.json")
-    common.save_json({"a": 1}, tmp_path / "link.json")
+    write_json(tmp_path / "link.json", {"a": 1})
     assert (tmp_path / "link.json").is_symlink()
     assert json.loads((tmp_path / "real.json").read_text()) == {"a": 1}

@@ -31,7 +31,7 @@ from diffjax.cli.help_pages import (
     format_help,
 )
 from diffjax.cli.output import stop_with_reader
-from diffjax.types import ConfigError, suggest
+from diffjax.types import ConfigError, refuse_config, suggest
 
 __all__ = [
     "WANTED",
@@ -53,21 +53,6 @@ WANTED = {  # what a value has to be, by absl's name of the type
 
 class UsageError(ConfigError):
     """Wrong flags; shown without a traceback, exit code 2."""
-
-
-@contextlib.contextmanager
-def refuse_config() -> Iterator[None]:
-    """What the library refuses of a config is wrong usage.
-
-    Raises:
-        UsageError: in place of a ValueError or TypeError in the context.
-    """
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
 
 
 @contextlib.contextmanager

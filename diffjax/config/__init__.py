@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from diffjax.config.assemble import (
     ImageSize,
     complete,
+    explain_unknown,
     make,
     make_section,
     make_size_field,
 )
+from diffjax.config.variants import load_config
 
 if TYPE_CHECKING:
     from diffjax.config.choices import (
@@ -36,8 +38,10 @@ __all__ = [
     "ImageSize",
     "check",
     "complete",
+    "explain_unknown",
     "explain_unused",
     "find",
+    "load_config",
     "make",
     "make_section",
     "make_size_field",

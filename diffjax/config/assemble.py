@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from ml_collections import ConfigDict, FieldReference, config_flags
 from ml_collections.config_dict import placeholder
@@ -70,7 +70,10 @@ def make(values: Mapping[str, Any] | None = None, *, task: str = "diffusion") ->
     """
     names = ("diffusion", "classifier", "autoencoder", *_SECTIONS_OF)
     if task not in names:
-        _refuse(f"unknown task {task!r}; choose one of {', '.join(names)}", task, names)
+        from diffjax.types import suggest
+
+        known = ", ".join(names)
+        _refuse(f"unknown task {task!r}; choose one of {known}{suggest(task, names)}")
     tables = dict(DEFAULTS)
     if task == "autoencoder":
         tables = {k: v for k, v in DEFAULTS.items() if k not in _OF_DIFFUSION} | dict(FIRST_STAGE)
@@ -156,28 +159,43 @@ def make_size_field(size: Size) -> FieldReference:
     return FieldReference(size, field_type=ImageSize)
 
 
+def explain_unknown(config: ConfigDict, path: str) -> str:
+    """Why a config has no value at a dotted key, with the closest key; empty if it has one."""
+    section: Any = config
+    keys = path.split(".")
+    for depth, key in enumerate(keys):
+        where = "config" + "".join(f".{k}" for k in keys[:depth])
+        if not isinstance(section, ConfigDict):
+            return f"{where} is a value: it has no key {key!r}"
+        if key not in section:
+            from diffjax.types import suggest  # not before: it takes a second
+
+            known = list(section)
+            return f"unknown config key {path!r}; {where} has {', '.join(known)}" + suggest(
+                key, known
+            )
+        section = section[key]
+    return ""
+
+
 def _set(config: ConfigDict, path: str, value: Any) -> None:
-    section, *rest = config, *path.split(".")
-    for depth, key in enumerate(rest):
-        if not isinstance(section, ConfigDict) or key not in section:
-            where = "config" + "".join(f".{k}" for k in rest[:depth])
-            known = list(section) if isinstance(section, ConfigDict) else []
-            _refuse(f"unknown config key {path!r}; {where} has {', '.join(known)}", key, known)
-        if depth < len(rest) - 1:
-            section = section[key]
-    try:
-        section[rest[-1]] = value
-    except TypeError as error:
-        from diffjax.types import ConfigError
-
-        raise ConfigError(f"config.{path}={value!r}: {error}") from error
-
-
-def _refuse(message: str, name: str, names: tuple[str, ...] | list[str]) -> None:
     """
     Raises:
-        ConfigError: with the closest of the names.
+        ConfigError: there is no such key, or the value is of another type.
     """
-    from diffjax.types import ConfigError, suggest  # not before: it takes a second
+    if problem := explain_unknown(config, path):
+        _refuse(problem)
+    *sections, key = path.split(".")
+    section = config
+    for name in sections:
+        section = section[name]
+    try:
+        section[key] = value
+    except TypeError as error:
+        _refuse(f"config.{path}={value!r}: {error}")
 
-    raise ConfigError(f"{message}{suggest(name, names)}")
+
+def _refuse(message: str) -> NoReturn:
+    from diffjax.types import ConfigError  # not before: it takes a second
+
+    raise ConfigError(message)

@@ -20,7 +20,7 @@ from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.controlnet import ControlNet
 from diffjax.tasks import TASKS
 from diffjax.train.optimizer import DECAYS, OPTIMIZERS
-from diffjax.types import choose, option_names
+from diffjax.types import choose, option_names, refuse_config
 
 
 class Choice(NamedTuple):
@@ -142,9 +142,11 @@ def explain_unused(config: Mapping[str, Any] | ConfigDict, paths: Iterable[str])
         paths: of options that a user has set.
 
     Raises:
-        ValueError: a name in the config is unknown.
+        ConfigError: a name in the config is unknown.
     """
-    chosen, out = _list_chosen(_copy(config)), {}
+    with refuse_config():
+        chosen = _list_chosen(_copy(config))
+    out = {}
     for path in paths:
         owners = [(choice, name) for choice, name in chosen if path in choice.owns()]
         if not owners or any(path in choice.takes(name) for choice, name in owners):
@@ -159,11 +161,12 @@ def check(config: Mapping[str, Any] | ConfigDict) -> None:
     """Compare the values and names of a config with what they may be.
 
     Raises:
-        ConfigError: a value is NaN, infinite, of another type or out of range.
-        ValueError: a name is unknown.
+        ConfigError: a value is NaN, infinite, of another type or out of range, or a name is
+            unknown.
     """
     plain = _copy(config)
     check_values(plain)
-    _list_chosen(plain)
-    if "task" in plain:
-        choose("task", plain["task"], TASKS)
+    with refuse_config():
+        _list_chosen(plain)
+        if "task" in plain:
+            choose("task", plain["task"], TASKS)

@@ -191,3 +191,26 @@ def _explain_strange(value: Any) -> str:
     if not is_finite(value):
         return f"is not a number that can be stored: {show(value)}"
     return "" if abs(value) <= MOST else f"must be at most {MOST} in size, got {show(value)}"
+
+
+def check_list(path: str, before: tuple[Any, ...], value: tuple[Any, ...]) -> None:
+    """See that a list of numbers is replaced by one: lists of any values have one type in a config.
+
+    Args:
+        path: dotted key.
+        before: the value that is replaced.
+
+    Raises:
+        ConfigError: it is replaced by something else.
+    """
+    if not before or not all(isinstance(item, int | float) for item in before):
+        return
+    whole = all(isinstance(item, int) for item in before)
+    wanted = int if whole else int | float
+    if not all(isinstance(v, wanted) and not isinstance(v, bool) for v in value):
+        from diffjax.types import ConfigError  # not before: it takes a second
+
+        raise ConfigError(
+            f"config.{path} takes {'whole numbers' if whole else 'numbers'} such as "
+            f"{','.join(map(str, before))}, got {','.join(map(str, value))!r}"
+        )

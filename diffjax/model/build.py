@@ -17,7 +17,6 @@ from diffjax.model.model import PLAIN, LogProb, Model, Steering
 from diffjax.model.space import make_space
 from diffjax.nets.unet import UNet
 from diffjax.types import (
-    ConfigError,
     Grid,
     Module,
     Parameterization,
@@ -28,6 +27,7 @@ from diffjax.types import (
     build_section,
     choose,
     option_names,
+    refuse_config,
     select_options,
 )
 
@@ -135,15 +135,13 @@ def make_sampler(config: ConfigDict, model: Model) -> tuple[Sampler, Rows]:
         ConfigError: names or options that are wrong, or do not fit the model.
     """
     section = config.sample
-    try:
+    with refuse_config():
         options = select_options("sampler", section.sampler, samplers.SAMPLERS, section)
         sampler = samplers.make(section.sampler, options)
         options = select_options("grid", section.grid, grids.GRIDS, section)
         steps = options.pop("steps")
         rows = sampler.plan(grids.make(section.grid, model.schedule, steps, options))
         parameterization.check_levels(model.parameterization, rows.level)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
     return sampler, rows
 
 

@@ -83,7 +83,7 @@ def make_latent_space(
     if height % net.factor or width % net.factor:
         raise ValueError(
             f"images of {height}x{width} do not divide by the factor {net.factor} of the "
-            "autoencoder; set --config.data.image_size"
+            "autoencoder; set config.data.image_size"
         )
     shape = (height // net.factor, width // net.factor, net.embed_channels)
     stop = jax.lax.stop_gradient

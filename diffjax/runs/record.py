@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffjax.train import Checkpoints, hosts
-from diffjax.writing import write_atomically
+from diffjax.writing import write_json
 
 SUMMARY = "summary.json"
 
@@ -74,4 +74,4 @@ class Record:
             "jax": jax.__version__,
             "sessions": self._sessions,
         }
-        write_atomically(self._path, json.dumps(summary, indent=2) + "\n")
+        write_json(self._path, summary)

@@ -16,7 +16,7 @@ from diffjax.runs.exported import read_export
 from diffjax.tasks import assemble_model, make_task, task_kind
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
-from diffjax.types import ConfigError, Params, Task
+from diffjax.types import ConfigError, Params, Task, refuse_config
 
 
 def build_task(cfg: ConfigDict) -> Task:
@@ -25,13 +25,9 @@ def build_task(cfg: ConfigDict) -> Task:
     Raises:
         ConfigError: the task is unknown, or its parts are wrong or do not fit together.
     """
-    try:
+    with refuse_config():
         make = task_kind(cfg).make
         return make(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
 
 
 def build_model(cfg: ConfigDict) -> Model:
@@ -40,14 +36,10 @@ def build_model(cfg: ConfigDict) -> Model:
     Raises:
         ConfigError: the config is of another task, or its parts are wrong.
     """
-    if task_kind(cfg).assemble is None:
-        raise ConfigError(f"this needs a diffusion model, but the task is {cfg.task!r}")
-    try:
+    with refuse_config():
+        if task_kind(cfg).assemble is None:
+            raise ConfigError(f"this needs a diffusion model, but the task is {cfg.task!r}")
         return make_model(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
 
 
 def assemble(
@@ -62,13 +54,9 @@ def assemble(
     Raises:
         ConfigError: the config is of a task that trains no diffusion model.
     """
-    try:
+    with refuse_config():
         params = state.params if raw else state.ema
         return assemble_model(cfg, read_image_shape(cfg), params, frozen, state.extra)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def make_run_mesh(cfg: ConfigDict) -> jax.sharding.Mesh:

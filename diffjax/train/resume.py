@@ -85,7 +85,7 @@ def check(
     text = f"the run was started with another config: {'; '.join(found[:SHOWN])}{more}"
     if not override:
         raise CheckpointMismatch(
-            f"{text}. Use that config, or another workdir, or --config.train.override=true"
+            f"{text}. Use that config, or another workdir, or config.train.override=true"
         )
     logging.warning("overridden: %s", text)
 
@@ -98,7 +98,7 @@ def _check_data(before: Any, now: Mapping[str, Any] | None, override: bool) -> N
     if not override:
         raise CheckpointMismatch(
             f"{text}. The order of all batches would change: use those data (config.data.dir), or "
-            "another workdir, or --config.train.override=true"
+            "another workdir, or config.train.override=true"
         )
     logging.warning("overridden: %s", text)
 

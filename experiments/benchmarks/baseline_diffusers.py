@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from absl import flags, logging
 
+from diffjax.writing import write_json
 from experiments.benchmarks import torch_operators  # noqa: F401
 
 # isort: split
@@ -160,7 +161,7 @@ def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
         _save_average(ema, net, folder)
         progress = {"steps": step, "images": step * size, "wall_seconds": elapsed}
         summary.update(progress, cpu_seconds=_cpu_seconds() - cpu, loss_every_50_steps=curve)
-        common.save_json(summary, folder / "summary.json")
+        write_json(folder / "summary.json", summary)
 
     while (elapsed := time.monotonic() - started) < seconds:
         if elapsed - saved > SAVE_SECONDS:
@@ -218,7 +219,7 @@ def _write_samples(folder: Path, steps: int) -> None:
     summary = json.loads(path.read_text()) if path.exists() else {}
     made = {"num": NUM.value, "seed": SEED.value, **taken}
     summary["samples"] = {**summary.get("samples", {}), name: made}
-    common.save_json(summary, path)
+    write_json(path, summary)
 
 
 def _sample_steps() -> list[int]:

@@ -29,6 +29,7 @@ from absl import flags
 
 from diffjax.launch import step_plan, topologies
 from diffjax.train.sharding import with_sharding
+from diffjax.writing import write_json
 from experiments import common
 
 SOURCE = flags.DEFINE_string(
@@ -175,7 +176,7 @@ def main() -> None:
         if name not in rows:
             rows[name] = figures(source, WHERE.value, sharded, batch, attention)
             print(name, rows[name], flush=True)
-            common.save_json(rows, path)
+            write_json(path, rows)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from diffjax.runs.hints import hint_shape
 from diffjax.runs.states import abstract_base
 from diffjax.tasks import make_task
 from diffjax.train import init_state, make_optimizer, make_step
+from diffjax.writing import write_json
 from experiments import common
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
@@ -135,7 +136,7 @@ def main() -> None:
         f"temporaries {found['temporary_ratio']:.3f}"
     )
     if JSON.value:
-        common.save_json(found, Path(JSON.value))
+        write_json(Path(JSON.value), found)
 
 
 if __name__ == "__main__":

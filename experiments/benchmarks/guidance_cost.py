@@ -18,6 +18,7 @@ from absl import flags
 
 from diffjax import runs
 from diffjax.model import make_sampler, make_steering, sample
+from diffjax.writing import write_json
 from experiments import common
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
@@ -87,7 +88,7 @@ def main() -> None:
             f"(x {found['memory_ratio'][mode]:.2f})"
         )
     if JSON.value:
-        common.save_json(found, Path(JSON.value))
+        write_json(Path(JSON.value), found)
 
 
 if __name__ == "__main__":

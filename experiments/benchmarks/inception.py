@@ -28,6 +28,7 @@ from tqdm import tqdm
 from diffjax import metrics
 from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.state_dict import state_shapes
+from diffjax.writing import write_json
 from experiments import common
 
 NUM = flags.DEFINE_integer("num", 256, "Number of images per measurement.", 1)
@@ -123,7 +124,7 @@ def main() -> None:
     for key, value in result.items():
         print(f"{key:>20}: {value}")
     if JSON.value:
-        common.save_json(result, Path(JSON.value))
+        write_json(Path(JSON.value), result)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from diffjax.launch import step_plan, topologies
 from diffjax.nets.controlnet import ControlNet, copy_base
 from diffjax.nets.unet import UNet
 from diffjax.types import Array, PyTree, Task, expand
+from diffjax.writing import write_json
 from experiments import common
 from experiments.compare import text_table
 
@@ -193,7 +194,7 @@ def main() -> None:
         if name not in rows:
             logging.info("compiling %s", name)
             rows[name] = compile_row(*row)
-            common.save_json(rows, path)
+            write_json(path, rows)
     print(table(rows))
 
 

@@ -14,7 +14,7 @@ from diffjax.config.store import NOTE, get_config
 from diffjax.data import sides
 from diffjax.model import make_model
 from diffjax.pretrained.files import open_safetensors
-from diffjax.train.resume import as_json, differences
+from diffjax.train.resume import as_json, check, differences
 
 MODELS = sorted((Path(__file__).parents[2] / "docs/results/models").glob("*.safetensors"))
 # Keys that came after the first configs were stored.
@@ -65,6 +65,8 @@ def test_a_config_that_lacks_keys_is_that_of_the_same_run(tmp_path):
     # A run that goes on is the one that was begun, from either side.
     before, now = resolve(json.loads(path.read_text())), resolve(as_json(found))
     assert differences(before, now) == [] and differences(now, before) == []
+    for earlier, goes_on in ((json.loads(path.read_text()), found), (as_json(found), stored)):
+        check({"config": earlier}, goes_on, "", resolve=resolve)
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)

@@ -37,7 +37,7 @@ DIGITS = "--config=configs/ddpm.py:digits"
      "config.data.batch_size must be a whole number in 1 .. 16777216, got 0"),
     ("train", [DIGITS, "--dry_run", "--config.optim.lr=nan"], "config.optim.lr is not a number"),
     ("train", ["--config=configs/own.py:plain", "--dry_run"],
-     "error: --config.data.dir=FOLDER is needed: data set 'image_folder' needs the folder"),
+     "error: --config.data.dir=FOLDER is needed: image_folder needs the folder: pass --config"),
     ("train", ["--config=configs/stable_diffusion.py:sd15", "--dry_run",
                "--config.data.image_size=0"], "error: --config.data.dir=FOLDER is needed"),
     ("train", [DIGITS, "--workdir=x", "--config.data.channels=3"],

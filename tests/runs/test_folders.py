@@ -132,9 +132,8 @@ def test_names_are_kept_and_used_for_every_folder(folder, tmp_path):
     runs.keep_classes(config, workdir, runs.load_source(config))
     assert json.loads((workdir / "classes.json").read_text()) == ["cat", "dog"]
     shutil.rmtree(folder / "images" / "cat")
-    assert runs.load_source(config, folder=workdir).take([0])["label"].tolist() == [
-        1
-    ]  # a dog, as before
+    source = runs.load_source(config, folder=workdir)
+    assert source.take([0])["label"].tolist() == [1]  # a dog, as before
     (folder / "images" / "dog").rename(folder / "images" / "fox")
     loading.load_once.cache_clear()
     with pytest.raises(ValueError, match=r"does not know: fox; the classes are cat, dog"):
