@@ -46,6 +46,19 @@ def test_a_metric_from_outside_is_one_function_and_one_entry(monkeypatch, digits
         evaluation.evaluate(metrics=["brightness"])
 
 
+def test_the_table_says_which_metrics_take_an_input(monkeypatch):
+    find = metric_table.find_metrics_of
+    assert find(["inception"]) == ["fid", "sfid", "is", "kid", "prdc", "rfid"]
+    assert find(["originals"]) == ["rfid", "psnr", "ssim"]
+    assert find(["prompts"]) == find(["clip"]) == ["clip"]
+    assert find(["lpips"]) == find(["pairs"]) == ["diversity"]
+    assert find(["bits_steps"]) == ["bits"]
+    monkeypatch.setitem(METRICS, "mine", Metric(lambda images, inception: {}, spatial=True))
+    assert find(["inception"])[-1] == "mine"
+    assert METRICS["diversity"].needs == ["images", "lpips"]  # pairs has a default
+    assert metric_table.needs_spatial(["is", "mine"]) and not metric_table.needs_spatial(["fid"])
+
+
 def test_every_input_of_the_table_is_described():
     taken = {name for metric in METRICS.values() for name in metric.inputs}
     assert taken == set(metric_table.INPUTS)
