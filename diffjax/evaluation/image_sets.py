@@ -20,6 +20,7 @@ from diffjax.types import ConfigError
 StrPath = str | os.PathLike[str]
 ARRAYS = ("images", "arr_0")  # names of the images in an npz file: ours, and ADM's
 CHUNK = 1000  # images in memory at a time
+_SLACK = 1e-4  # by which float images may leave [-1, 1]
 
 
 class ImageMaker(Protocol):
@@ -48,13 +49,37 @@ class ImageSet(NamedTuple):
         return self._replace(num=min(self.num, num or self.num))
 
     def read_all(self) -> np.ndarray:
-        """All of them in memory, (num, H, W, C)."""
-        return self.read(0, self.num)
+        """All of them in memory, (num, H, W, C).
+
+        Raises:
+            ValueError: float images are not finite, or not in [-1, 1].
+        """
+        return _check_range(self.read(0, self.num))
 
     def read_chunks(self, size: int = CHUNK) -> Iterator[np.ndarray]:
-        """All of them in their order, at most ``size`` at a time."""
+        """All of them in their order, at most ``size`` at a time.
+
+        Raises:
+            ValueError: as `read_all`.
+        """
         for start in range(0, self.num, size):
-            yield self.read(start, min(start + size, self.num))
+            yield _check_range(self.read(start, min(start + size, self.num)))
+
+
+def _check_range(images: np.ndarray) -> np.ndarray:
+    """The images: rounded to 8 bits, wrong values would pass for right ones.
+
+    Raises:
+        ValueError: see `ImageSet.read_all`.
+    """
+    if images.dtype != np.uint8:
+        low, high = float(np.min(images)), float(np.max(images))
+        if not (low >= -1 - _SLACK and high <= 1 + _SLACK):  # also catches NaN
+            raise ValueError(
+                f"float images must be finite and lie in [-1, 1], got {low:g} .. {high:g}; levels "
+                "0..255 are given as uint8"
+            )
+    return images
 
 
 def from_array(images: np.ndarray, name: str | None = None) -> ImageSet:
@@ -176,13 +201,17 @@ def from_any(images: ImageSet | np.ndarray | StrPath) -> ImageSet:
     """A set of images, an array (see `from_array`), or the path of a file or folder (`from_file`).
 
     Raises:
-        ConfigError: as `from_array` and `from_file`.
+        ConfigError: as `from_array` and `from_file`, or there is no image.
     """
-    if isinstance(images, ImageSet):
-        return images
+    if isinstance(images, data.Source):
+        raise ConfigError("a data source has no name: give from_source(source, NAME) in its place")
     if isinstance(images, str | os.PathLike):
-        return from_file(images)
-    return from_array(images)
+        found = from_file(images)
+    else:
+        found = images if isinstance(images, ImageSet) else from_array(images)
+    if not found.num:
+        raise ConfigError("there is no image to measure or to compare with")
+    return found
 
 
 def save_images(images: ImageSet, path: Path) -> None:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffjax.evaluation.feature_distance import measure_baselines, measure_distance
-from diffjax.evaluation.feature_store import FeatureStore
+from diffjax.evaluation.feature_store import FeatureStore, load_inception
 from diffjax.evaluation.image_sets import ImageSet, StrPath, from_any
 from diffjax.evaluation.inception_scores import (
     check_reference,
@@ -48,7 +49,7 @@ from diffjax.evaluation.pair_scores import (
 )
 from diffjax.evaluation.references import Reference, reference_from_any, require_images
 from diffjax.evaluation.text_scores import measure_captions, measure_clip_score
-from diffjax.metrics import FeatureNetwork, Statistics
+from diffjax.metrics import FeatureNetwork, Statistics, feature_network
 from diffjax.types import ConfigError, suggest
 
 INVERTED = 64  # images that `reconstruction` encodes and decodes
@@ -57,7 +58,7 @@ INPUTS = {
     "images": "the images that are measured",
     "reference": "real images, or statistics of Inception's features",
     "originals": "the images of which these are reconstructions, in the same order",
-    "network": "a feature network of diffjax.metrics.feature_network",
+    "network": "a feature network of diffjax.metrics.feature_network, or its name",
     "classes": "if not 0, image k was made as class k % classes",
     "inception": "Inception of diffjax.evaluation.load_inception, or a FeatureStore of it",
     "clip": "CLIP of diffjax.evaluation.load_text_scorer",
@@ -188,15 +189,14 @@ def evaluate(
     metrics: Iterable[str] = ("distance",),
     *,
     originals: Reference | ImageSet | np.ndarray | StrPath | None = None,
-    network: FeatureNetwork | None = None,
-    inception: FeatureNetwork | FeatureStore | None = None,
+    network: FeatureNetwork | str | None = None,
+    inception: FeatureNetwork | FeatureStore | StrPath | None = None,
     **others: object,
 ) -> dict[str, object]:
     """Measure images, or a model, by metrics of the table::
 
-        network = diffjax.metrics.feature_network("digits")
         real = diffjax.evaluation.from_source(diffjax.data.load("digits"), "digits")
-        evaluate(images, real, metrics=["distance"], network=network)
+        evaluate(images, real, metrics=["distance"], network="digits")
 
         inception = load_inception("pt_inception.pth", allow_legacy_pickle=True)
         evaluate("samples.npz", "statistics.npz", metrics=["fid", "is"], inception=inception)
@@ -209,9 +209,10 @@ def evaluate(
         reference: what they are compared with; published statistics will do for FID.
         metrics: names in `METRICS`.
         originals: of which the images are reconstructions, in the same order; default: reference.
-        network: of ``distance`` and ``baselines``.
-        inception: of the metrics of papers; a store keeps features, so that an interrupted
-            evaluation goes on where it stopped.
+        network: of ``distance`` and ``baselines``: one of `diffjax.metrics.feature_network`, or its
+            name.
+        inception: of the metrics of papers, or the path of its weights; a store keeps features, so
+            that an interrupted evaluation goes on where it stopped.
         others: inputs of the metrics by name, see `INPUTS`.
 
     Returns:
@@ -233,7 +234,7 @@ def evaluate(
         inputs["reference"] = reference_from_any(real)
         inputs["originals"] = reference_from_any(real if originals is None else originals)
     if network is not None:
-        inputs["network"] = network
+        inputs["network"] = feature_network(network) if isinstance(network, str) else network
     if inception is not None:
         inputs["inception"] = _open_store(inception, names)
     check_inputs(names, inputs)
@@ -280,9 +281,13 @@ def _naming(name: str) -> Iterator[None]:
         raise ConfigError(f"the metric {name!r}: {error}") from error
 
 
-def _open_store(inception: FeatureNetwork | FeatureStore, names: Sequence[str]) -> FeatureStore:
+def _open_store(
+    inception: FeatureNetwork | FeatureStore | StrPath, names: Sequence[str]
+) -> FeatureStore:
     if isinstance(inception, FeatureStore):
         return inception
+    if isinstance(inception, str | os.PathLike):
+        inception = load_inception(inception)
     return FeatureStore(inception, spatial=needs_spatial(names))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,9 +59,9 @@ def reference_from_any(
         return reference
     if isinstance(reference, metrics.Statistics):
         return Reference(statistics=reference)
-    if isinstance(reference, ImageSet | np.ndarray):
-        return Reference(from_any(reference))
-    return read_reference(reference)
+    if isinstance(reference, str | os.PathLike):
+        return read_reference(reference)
+    return Reference(from_any(reference))
 
 
 def require_images(reference: Reference) -> ImageSet:

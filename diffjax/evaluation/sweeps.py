@@ -146,6 +146,7 @@ def run_sweep(
 
     Raises:
         ConfigError: OUT.jsonl has rows that were measured with other settings.
+        ValueError: a cell cannot be measured; the message names it. Those before are kept.
     """
     lines = out.with_name(out.name + ".jsonl")
     lines.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,7 @@ def run_sweep(
     cells = sweep.cells()
     with lines.open("a") as stream:
         for cell in tqdm([c for c in cells if sweep.key(c) not in done], desc=out.name):
-            row = {**cell, "settings": sweep.stamp, **measure(cell)}
+            row = {**cell, "settings": sweep.stamp, **_measure_cell(measure, cell)}
             rows.append(row)
             stream.write(json.dumps(row) + "\n")
             stream.flush()
@@ -166,6 +167,18 @@ def run_sweep(
     out.with_name(out.name + ".md").write_text(format_table(rows, axes, metric))
     plot(rows, axes, out.with_name(out.name + ".png"), metric)
     logging.info("written to %s, .md and .png", lines)
+
+
+def _measure_cell(measure: Callable[[Row], Row], cell: Row) -> Row:
+    """
+    Raises:
+        ValueError: that of the measure, after the cell that it is of.
+    """
+    try:
+        return measure(cell)
+    except ValueError as error:
+        name = ", ".join(f"{key}={value}" for key, value in cell.items())
+        raise type(error)(f"{name}: {error}") from error
 
 
 def _read_rows(lines: Path, sweep: Sweep) -> list[Row]:

@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from diffjax import evaluation, metrics
+from diffjax import data, evaluation, metrics
 from diffjax.evaluation import METRICS, Metric, metric_table
 from diffjax.types import ConfigError
 
@@ -44,6 +45,19 @@ def test_a_metric_from_outside_is_one_function_and_one_entry(monkeypatch, digits
     assert metric_table.find_metrics_of(["threshold"]) == ["brightness"]
     with pytest.raises(ConfigError, match="'brightness' needs images: the images that are"):
         evaluation.evaluate(metrics=["brightness"])
+
+
+def test_the_table_says_which_metrics_take_an_input(monkeypatch):
+    find = metric_table.find_metrics_of
+    assert find(["inception"]) == ["fid", "sfid", "is", "kid", "prdc", "rfid"]
+    assert find(["originals"]) == ["rfid", "psnr", "ssim"]
+    assert find(["prompts"]) == find(["clip"]) == ["clip"]
+    assert find(["lpips"]) == find(["pairs"]) == ["diversity"]
+    assert find(["bits_steps"]) == ["bits"]
+    monkeypatch.setitem(METRICS, "mine", Metric(lambda images, inception: {}, spatial=True))
+    assert find(["inception"])[-1] == "mine"
+    assert METRICS["diversity"].needs == ["images", "lpips"]  # pairs has a default
+    assert metric_table.needs_spatial(["is", "mine"]) and not metric_table.needs_spatial(["fid"])
 
 
 def test_every_input_of_the_table_is_described():
@@ -88,3 +102,39 @@ def test_the_examples_of_the_page_run(monkeypatch, tmp_path):
     again = evaluation.evaluate(samples, metrics=["brightness"], threshold=200)
     assert again == {"brightness": pytest.approx((samples > 200).mean())}
     del METRICS["brightness"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: np.where(x > 0.9, np.nan, x), r"finite and lie in \[-1, 1\], got nan"),
+        (lambda x: 127.5 * x + 127.5, r"got 0 \.\. 255; levels 0\.\.255 are given as uint8"),
+        (lambda x: (100 * x).astype(np.int32), "uint8 or float in"),
+        (lambda x: x[:0], "there is no image"),
+        (lambda x: x[0], r"images must be \(N, H, W, C\)"),
+    ],
+)
+@pytest.mark.parametrize("metric", ["psnr", "distance"])
+def test_images_that_rounding_would_hide_are_refused(digits, change, message, metric):
+    x = digits[:40] / np.float32(127.5) - 1
+    with pytest.raises(ValueError, match=message):
+        evaluation.evaluate(change(x), x, [metric], network="digits")
+    with pytest.raises(ValueError, match=message):
+        evaluation.evaluate(x, change(x), [metric], network="digits")
+
+
+def test_what_stands_for_images_and_networks(digits, tmp_path):
+    network = metrics.feature_network("digits")
+    x, real = digits[:60], digits[60:120]
+    expected = evaluation.evaluate(x, real, network=network)
+    np.savez(tmp_path / "x.npz", images=x)
+    np.savez(tmp_path / "real.npz", arr_0=real)
+    for images in (x / 127.5 - 1, jax.numpy.asarray(x), tmp_path / "x.npz"):
+        for reference in (real, str(tmp_path / "real.npz"), evaluation.from_array(real)):
+            assert evaluation.evaluate(images, reference, network="digits") == expected
+    with pytest.raises(ConfigError, match="give from_source"):
+        evaluation.evaluate(x, data.load("digits"), network="digits")
+    with pytest.raises(ValueError, match="no feature network for 'digit'"):
+        evaluation.evaluate(x, real, network="digit")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        evaluation.evaluate(x, real, ["fid"], inception=tmp_path / "nowhere.safetensors")

@@ -148,5 +148,16 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
     assert "| 5 | 10 |" in out.with_name("x.md").read_text()  # the table is of what was asked for
 
 
+def test_a_cell_that_cannot_be_measured_is_named(tmp_path):
+    def measure(cell):
+        if cell["steps"] == 10:
+            raise ValueError("images must be finite")
+        return {"evaluations": cell["steps"], "distance": 1.0}
+
+    with pytest.raises(ValueError, match="sampler=ddim, steps=10, seed=0, num=4: images must be"):
+        sweeps.run_sweep(make_sweep([5, 10, 20]), measure, tmp_path / "x")
+    assert [row["steps"] for row in read_json_lines(tmp_path / "x.jsonl")] == [5]
+
+
 def write(path, found):
     path.write_text("".join(json.dumps(row) + "\n" for row in found))

@@ -47,7 +47,7 @@ def test_pairs_in_folders_need_no_config(execute, images, tmp_path):
 def test_an_autoencoder_says_what_it_is_measured_by(execute, tmp_path):
     stage = ("--config=configs/autoencoder.py:fashion_mnist,smoke", f"--workdir={tmp_path}")
     out = execute("evaluate", *stage, "--metrics=fid,rfid", code=2)
-    assert "fid: an autoencoder is measured by distance, psnr, ssim, rfid of test" in out
+    assert "fid: an autoencoder is measured by distance, rfid, psnr, ssim of test" in out
     out = execute("evaluate", *stage, "--metrics=rfid", f"--reference={tmp_path}", code=2)
     assert "reconstructions are compared with the test images, no --reference" in out
     model = ("--config=configs/ddpm.py:digits,smoke", f"--workdir={tmp_path}")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from configs import ddpm
@@ -67,6 +68,8 @@ def test_a_mesh_of_another_machine_is_left_with_a_warning(caplog):
 
 
 def test_without_test_images_training_images_are_looked_at(tmp_path, caplog):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
     (tmp_path / "train").mkdir()
     for i in range(3):
         Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / "train" / f"{i}.png")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
 from diffjax import runs
 from diffjax.data import latents
@@ -12,6 +13,13 @@ from diffjax.types import ConfigError
 from experiments import common
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def parsed_flags():
+    """Sources of folders ask --workdir for the classes that the run knows."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
 
 
 def test_data_come_in_a_fixed_random_order():
