@@ -17,7 +17,7 @@ def config():
 
 
 def test_shapes_are_those_of_the_state(config):
-    shapes, state = runs.abstract_state(config, task), runs.init_untrained(config)
+    shapes, state = runs.abstract_state(config), runs.init_untrained(config)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), shapes
     )
