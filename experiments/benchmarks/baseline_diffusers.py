@@ -27,15 +27,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from absl import flags, logging
 
-from experiments.benchmarks import torch_operators  # noqa: F401
+try:
+    # isort: split
+    import diffusers
+    import torch
+    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+    from diffusers.training_utils import EMAModel
 
-# isort: split
-import diffusers
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
-from diffusers.training_utils import EMAModel
+    from experiments.benchmarks import torch_operators  # noqa: F401
+except ImportError as error:
+    raise SystemExit(
+        f"error: {error}. This baseline needs torch and diffusers, which make parity installs into "
+        ".venv-parity: run it with .venv-parity/bin/python"
+    ) from error
 
 from diffjax import data
 from diffjax.evaluation.image_grids import save_png, tile, to_uint8
