@@ -29,19 +29,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags, logging
 
+# isort: off
 try:
-    # isort: split
-    import diffusers
     import torch
+    from experiments.benchmarks import torch_operators  # noqa: F401
+    import diffusers
     from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
-
-    from experiments.benchmarks import torch_operators  # noqa: F401
 except ImportError as error:
     raise SystemExit(
         f"error: {error}. This baseline needs torch and diffusers, which make parity installs into "
         ".venv-parity: run it with .venv-parity/bin/python"
     ) from error
+# isort: on
 
 from diffjax import data
 from diffjax.evaluation.image_grids import save_png, tile, to_uint8
