@@ -14,6 +14,7 @@ from typing import Any
 
 from diffjax.evaluation import plots
 from diffjax.types import choose
+from diffjax.writing import read_json_lines
 from experiments import common
 
 SECONDS = 10.0  # between two tables where output is not a terminal
@@ -152,7 +153,7 @@ def curves(folders: Sequence[Path], metric: str) -> bytes:
     """PNG of a logged metric of every run against the step."""
     figure, axis = plots.start(8, 4.5)
     for folder in folders:
-        rows = [r for r in common.read_jsonl(folder / "metrics.jsonl") if metric in r]
+        rows = [r for r in read_json_lines(folder / "metrics.jsonl") if metric in r]
         axis.plot([r["step"] for r in rows], [r[metric] for r in rows], label=folder.name)
     axis.set(xlabel="step", ylabel=metric)
     buffer = io.BytesIO()

@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffjax import runs
+from diffjax.cli.command_line import name_keys
 from diffjax.launch import topologies
 from diffjax.launch.mesh_search import format_rows, rank_meshes
 from diffjax.launch.program_costs import count_flops
@@ -108,7 +109,7 @@ def _on_topology(cfg: Any) -> Any:
         figures = compile_plan(cfg, name, make_case(cfg))
         _show(format_figures(figures))
         return figures
-    with common.name_keys({"a search": "--fit"}):
+    with name_keys({"a search": "--fit"}):
         rows = rank_meshes(cfg, name, make_case)
     if not rows:
         raise common.UsageError(f"not one image per chip fits {name}, on any mesh")

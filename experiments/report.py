@@ -26,6 +26,7 @@ from typing import Any
 from absl import flags, logging
 
 from diffjax.evaluation import plots
+from diffjax.writing import read_json_lines
 from experiments import common, compare
 from experiments.reproductions import results
 
@@ -104,7 +105,7 @@ def _evaluation(folder: Path) -> str:
 def page(cfg: Any, folder: Path) -> str:
     """The whole page as HTML."""
     title = f"{cfg.data.name}: {cfg.parameterization.name} prediction, {cfg.schedule.name} schedule"
-    rows = common.read_jsonl(folder / "metrics.jsonl")
+    rows = read_json_lines(folder / "metrics.jsonl")
     parts = [f"<h1>{html.escape(title)}</h1>"]
     if rows:
         last = rows[-1]

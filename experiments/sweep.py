@@ -21,6 +21,7 @@ from types import ModuleType
 from absl import flags, logging
 
 from configs import sweeps
+from diffjax.cli.command_line import name_keys
 from diffjax.launch import jobs, kubernetes, local, optuna_search, overrides, slurm
 from diffjax.launch.manifest import Manifest, SweepRun
 from diffjax.launch.overrides import Overrides
@@ -95,7 +96,7 @@ def main() -> None:
     config, folder = common.config_name(), common.workdir()
     module = common.load_config_module(config.partition(":")[0])
     folder.mkdir(parents=True, exist_ok=True)
-    with sole_writer(folder), common.name_keys(FLAGS_BY_ARGUMENT):
+    with sole_writer(folder), name_keys(FLAGS_BY_ARGUMENT):
         manifest = Manifest(folder, config, overrides.parse_overrides(sys.argv))
         proposals = propose_overrides(module, manifest, config)
         todo = manifest.select_unfinished(

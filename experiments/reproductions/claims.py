@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffjax.evaluation import plots
-from experiments import common
+from diffjax.writing import read_json_lines
 
 
 class Claim(NamedTuple):
@@ -23,7 +23,7 @@ class Claim(NamedTuple):
 
 def read(path: Path) -> Any:
     """JSON, or the list of rows of a .jsonl file."""
-    return common.read_jsonl(path) if path.suffix == ".jsonl" else json.loads(path.read_text())
+    return read_json_lines(path) if path.suffix == ".jsonl" else json.loads(path.read_text())
 
 
 def values(rows: Iterable[dict[str, Any]], metric: str = "distance", **wanted: Any) -> np.ndarray:

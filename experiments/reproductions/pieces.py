@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from experiments import common
+from diffjax.writing import read_json_lines
 
 PARITY = Path(".venv-parity/bin/python")  # has torch and diffusers; make parity installs it
 HOW = {  # to get what a piece may need
@@ -134,7 +134,7 @@ def done(piece: Piece, results: Path) -> bool:
     files = [results / saved for saved in piece.keep.values()]
     if not all(file.exists() for file in files):
         return False
-    return len(common.read_jsonl(files[0])) >= piece.rows if piece.rows else True
+    return len(read_json_lines(files[0])) >= piece.rows if piece.rows else True
 
 
 def run(piece: Piece, runs: Path, results: Path) -> bool:
