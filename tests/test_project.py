@@ -81,6 +81,7 @@ def test_linen_stays_in_nets(path):
     assert not linen or path.is_relative_to(ROOT / "diffjax/nets")
 
 
+@functools.cache
 def _find_module(name: str) -> Path | None:
     """The file of a module of ours."""
     path = ROOT / name.replace(".", "/")
@@ -111,8 +112,9 @@ def _list_names(path: Path) -> set[str]:
 
 def _find_absent_names(path: Path) -> set[str]:
     """Names that a file takes from modules of ours, but which these have not."""
-    tree, absent, modules = ast.parse(path.read_text("utf-8")), set(), {}
-    imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level]
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    absent, modules = set(), {}
+    imports = [n for n in nodes if isinstance(n, ast.ImportFrom) and not n.level]
     for node in imports:
         if (node.module or "").partition(".")[0] not in ("diffjax", "experiments", "configs"):
             continue
@@ -123,11 +125,9 @@ def _find_absent_names(path: Path) -> set[str]:
                 modules[alias.asname or alias.name] = name
             elif source is None or alias.name not in {*_list_names(source), "*"}:
                 absent.add(name)
-    stored = {
-        n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-    }
-    stored |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
-    for node in ast.walk(tree):
+    stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    stored |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    for node in nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             module = modules.get(node.value.id) if node.value.id not in stored else None
             if module and node.attr not in _list_names(_find_module(module)):
