@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from diffjax import runs
 from diffjax.cli.command_line import name_keys
+from diffjax.cli.tables import format_table
 from diffjax.launch import topologies
 from diffjax.launch.mesh_search import format_rows, rank_meshes
 from diffjax.launch.program_costs import count_flops
@@ -31,7 +32,6 @@ from diffjax.launch.step_plan import StepCase, compile_plan, format_figures
 from diffjax.runs import abstract_batch
 from diffjax.train import State, make_optimizer, make_step
 from experiments import common
-from experiments.compare import text_table
 
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 FLOPS = flags.DEFINE_bool("flops", True, "Count the FLOPs of a training step.")
@@ -113,7 +113,7 @@ def _on_topology(cfg: Any) -> Any:
         rows = rank_meshes(cfg, name, make_case)
     if not rows:
         raise common.UsageError(f"not one image per chip fits {name}, on any mesh")
-    print(text_table(format_rows(rows)))
+    print(format_table(format_rows(rows)))
     return rows
 
 
