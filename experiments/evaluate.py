@@ -48,6 +48,14 @@ from experiments.evaluate_flags import (
     select,
 )
 
+FLAG_GROUPS = {
+    "Evaluation": ("workdir", "metrics", "num", "out", "best", "weights", "seed", "seeds"),
+    "Other images": ("images", "reference", "reference_num", "save_reference"),
+    "Networks": ("inception", "allow_legacy_pickle", "resize", "clip", "prompts", "lpips"),
+    "Sweeps": ("sweep", "name"),
+    "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
+    "More": ("pairs", "bits_steps", "save_reconstructions", "config"),
+}
 # flags of other modules
 USES = ("config", "workdir", "weights", "best", "raw", "sampling", *evaluate_flags.OWN)
 

@@ -17,43 +17,56 @@ from experiments.command_line import name_keys
 
 common.define_sampling_flags()
 NAMES = flags.DEFINE_list(
-    "metrics", ["distance", "baselines", "bits"], f"What to measure: {', '.join(METRICS)}."
+    "metrics", ["distance", "baselines", "bits"], f"Metrics to measure, of {', '.join(METRICS)}."
 )
 IMAGES = flags.DEFINE_string(
     "images",
     None,
-    "Measure these instead of sampling: an npz with `images` or `arr_0`, or a folder.",
+    "Images to measure in place of samples: an npz with `images` or `arr_0`, or a folder.",
 )
 REFERENCE = flags.DEFINE_string(
-    "reference", None, "npz of statistics or images, or a folder. Default: the training images."
+    "reference",
+    None,
+    "Images to compare with: a folder, or an npz of images or statistics. The training images if "
+    "not set.",
 )
 REFERENCE_NUM = flags.DEFINE_integer(
-    "reference_num", None, "How many reference images Inception sees. Default: all.", 1
+    "reference_num", None, "Number of reference images that Inception sees; all if not set.", 1
 )
 SAVE_REFERENCE = flags.DEFINE_string(
-    "save_reference", None, "Write the reference's statistics to this npz and stop."
+    "save_reference", None, "Write the statistics of the reference to this npz, and stop."
 )
-INCEPTION = flags.DEFINE_string("inception", None, "Weights of Inception, .pth or .safetensors.")
+INCEPTION = flags.DEFINE_string("inception", None, "Weights of Inception, as .pth or .safetensors.")
 LEGACY = flags.DEFINE_bool(
-    "allow_legacy_pickle", False, "Read --inception from a pickle, without running its code."
+    "allow_legacy_pickle", False, "Also read --inception from a pickle; its code is not run."
 )
-CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIPModel, for clip.")
-PROMPTS = flags.DEFINE_string("prompts", None, "File of texts, a line per image, for clip.")
-LPIPS = flags.DEFINE_string("lpips", None, "Weights of LPIPS (VGG16), for diversity.")
+CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIPModel, for the metric clip.")
+PROMPTS = flags.DEFINE_string(
+    "prompts", None, "File with one line of text per image, for the metric clip."
+)
+LPIPS = flags.DEFINE_string("lpips", None, "Weights of LPIPS (VGG16), for the metric diversity.")
 SAVE_RECONSTRUCTIONS = flags.DEFINE_string(
     "save_reconstructions",
     None,
-    "Write an autoencoder's reconstructions to NAME.npz, the originals to NAME-originals.npz.",
+    "NAME of NAME.npz and NAME-originals.npz, for an autoencoder's reconstructions and originals.",
 )
-PAIRS = flags.DEFINE_integer("pairs", 1000, "Pairs of images that diversity compares.", 2)
+PAIRS = flags.DEFINE_integer("pairs", 1000, "Number of pairs of images that diversity compares.", 2)
 RESIZE = flags.DEFINE_enum(
-    "resize", "tensorflow", ["tensorflow", "pytorch_fid"], "How Inception's input is resized."
+    "resize", "tensorflow", ["tensorflow", "pytorch_fid"], "How images are resized for Inception."
 )
-OUT = flags.DEFINE_string("out", None, "Where to write; default: evaluation.json in the workdir.")
-SWEEP = flags.DEFINE_multi_string("sweep", [], "key=value,value,... of config.sample; repeatable.")
-SEEDS = flags.DEFINE_integer("seeds", 1, "Sampling seeds of the distance, or per cell.", 1)
-BITS_STEPS = flags.DEFINE_list("bits_steps", [], "Also the bound with so many steps each.")
-NAME = flags.DEFINE_string("name", "sweep", "Name of the sweep's files.")
+OUT = flags.DEFINE_string(
+    "out", None, "File of the results; evaluation.json in --workdir if not set."
+)
+SWEEP = flags.DEFINE_multi_string(
+    "sweep", [], "KEY=VALUE,VALUE,... of config.sample; repeat the flag for a product."
+)
+SEEDS = flags.DEFINE_integer(
+    "seeds", 1, "Number of sampling seeds of the distance, or of a cell of --sweep.", 1
+)
+BITS_STEPS = flags.DEFINE_list(
+    "bits_steps", [], "Numbers of steps with which the bound is measured too."
+)
+NAME = flags.DEFINE_string("name", "sweep", "Name of the files of --sweep.")
 
 OWN = sorted(flag.name for flag in flags.FLAGS.get_flags_for_module(__name__))
 

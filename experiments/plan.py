@@ -23,16 +23,16 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffjax import runs
+from diffjax.cli.command_line import name_keys
+from diffjax.cli.tables import format_table
 from diffjax.launch import topologies
-from diffjax.launch.mesh_search import count_images_per_second, rank_meshes
+from diffjax.launch.mesh_search import format_rows, rank_meshes
 from diffjax.launch.program_costs import count_flops
-from diffjax.launch.step_plan import StepCase, compile_plan
-from diffjax.launch.topologies import GIB
+from diffjax.launch.step_plan import StepCase, compile_plan, format_figures
 from diffjax.runs import abstract_batch
 from diffjax.train import State, make_optimizer, make_step
 from diffjax.writing import write_json
 from experiments import common
-from experiments.compare import text_table
 
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 FLOPS = flags.DEFINE_bool("flops", True, "Count the FLOPs of a training step.")
@@ -99,33 +99,6 @@ def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
     return out
 
 
-def readable(figures: dict[str, Any]) -> dict[str, str]:
-    """Figures per chip as a person reads them."""
-    limit = figures["limit_bytes"]
-    of = f" of {limit / GIB:.2f}" if limit else ""
-    out = {
-        "topology": f"{figures['topology']}: {figures['chips']} chips",
-        "mesh": " x ".join(f"{k} {v}" for k, v in figures["mesh"].items()),
-        "batch": f"{figures['batch']}: {figures['batch_per_chip']:g} per chip",
-        "parameters sharded": f"{100 * figures['sharded']:.2f}%",
-    }
-    for part in ("parameter", "ema", "optimizer", "frozen", "activation"):
-        out[f"{part} memory"] = f"{figures[f'{part}_bytes'] / GIB:.3f} GiB"
-    out["peak memory"] = f"{figures['peak_bytes'] / GIB:.3f}{of} GiB"
-    out["FLOPs"] = f"{figures['flops'] / 1e12:.4g} T"
-    if figures["bytes_accessed"]:
-        out["memory traffic"] = f"{figures['bytes_accessed'] / GIB:.3f} GiB"
-    for kind, entry in sorted(figures["collectives"].items()):
-        out[kind] = f"{entry['bytes'] / GIB:.3f} GiB in {entry['count']:g}"
-    if figures["xla_seconds"] and figures["xla_seconds"] > 0:
-        note = f" ({figures['loops']} loops counted once)" if figures["loops"] else ""
-        out["XLA's estimate"] = f"{1e3 * figures['xla_seconds']:.4g} ms a step{note}"
-    if figures["utilisation"]:
-        out["implied utilisation"] = f"{100 * figures['utilisation']:.1f}% of bfloat16 peak"
-    out["compilation"] = f"{figures['compile_seconds']:.0f} s"
-    return out
-
-
 def _show(rows: dict[str, str]) -> None:
     for key, value in rows.items():
         print(f"{key:>26}: {value}")
@@ -135,24 +108,13 @@ def _on_topology(cfg: Any) -> Any:
     name = TOPOLOGY.value
     if not FIT.value:
         figures = compile_plan(cfg, name, make_case(cfg))
-        _show(readable(figures))
+        _show(format_figures(figures))
         return figures
-    with common.name_keys({"a search": "--fit"}):
+    with name_keys({"a search": "--fit"}):
         rows = rank_meshes(cfg, name, make_case)
     if not rows:
         raise common.UsageError(f"not one image per chip fits {name}, on any mesh")
-    table = [
-        {
-            "data": row["mesh"]["data"],
-            "fsdp": row["mesh"]["fsdp"],
-            "batch per chip": f"{row['batch_per_chip']:g}",
-            "peak GiB": f"{row['peak_bytes'] / GIB:.2f}",
-            "XLA ms": f"{1e3 * (row['xla_seconds'] or 0):.4g}",
-            "images/s": f"{count_images_per_second(row):.4g}",
-        }
-        for row in rows
-    ]
-    print(text_table(table))
+    print(format_table(format_rows(rows)))
     return rows
 
 

@@ -25,9 +25,11 @@ from typing import Any
 
 from absl import flags, logging
 
+from diffjax.cli.tables import format_html_table, format_table, format_value
 from diffjax.evaluation import plots
+from diffjax.runs import comparison
 from diffjax.writing import read_json_lines
-from experiments import common, compare
+from experiments import common
 from experiments.reproductions import results
 
 RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to compare; those of a sweep if not set.")
@@ -126,25 +128,25 @@ def page(cfg: Any, folder: Path) -> str:
     return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>"
 
 
-def comparison(folders: list[Path], metric: str, mode: str) -> str:
+def format_comparison(folders: list[Path], metric: str, mode: str) -> str:
     """A page on several runs.
 
     Raises:
         UsageError: none of them has the metric.
     """
-    rows = compare.collect(folders)
-    winner = compare.best(rows, metric, mode)
+    rows = comparison.collect_rows(folders)
+    winner = comparison.find_best(rows, metric, mode)
     if winner is None:
         known = sorted({key for row in rows for key in row})
         raise common.UsageError(f"no run has a finite {metric!r}; there are {', '.join(known)}")
-    print(compare.text_table(rows))
-    print(f"best by {metric} ({mode}): {winner['run']} with {compare.cell(winner[metric])}")
+    print(format_table(rows))
+    print(f"best by {metric} ({mode}): {winner['run']} with {format_value(winner[metric])}")
     title = html.escape(f"{len(rows)} runs by {metric}")
     drawn = [m for m in dict.fromkeys(("loss", metric)) if any(m in row for row in rows)]
-    pictures = "".join(_image(compare.curves(folders, m), m) for m in drawn)
+    pictures = "".join(_image(comparison.plot_curves(folders, m), m) for m in drawn)
     best = f"<p>Best by {html.escape(metric)} ({mode}): <b>{html.escape(winner['run'])}</b></p>"
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    body = f"<h1>{title}</h1>{best}{compare.html_table(rows, winner)}{pictures}"
+    body = f"<h1>{title}</h1>{best}{format_html_table(rows, winner)}{pictures}"
     return f"<!doctype html><html><head>{head}</head><body>{body}</body></html>"
 
 
@@ -173,7 +175,7 @@ def main() -> None:
     out = folder / "report.html"
     if runs := _runs_of(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        out.write_text(comparison(runs, METRIC.value, MODE.value))
+        out.write_text(format_comparison(runs, METRIC.value, MODE.value))
     elif (folder / "metrics.jsonl").exists():
         out.write_text(page(common.config(), folder))
     else:

@@ -21,14 +21,16 @@ from types import ModuleType
 from absl import flags, logging
 
 from configs import sweeps
+from diffjax.cli.command_line import name_keys
+from diffjax.cli.tables import LiveTable
 from diffjax.launch import jobs, kubernetes, local, optuna_search, overrides, slurm
 from diffjax.launch.manifest import Manifest, SweepRun
 from diffjax.launch.overrides import Overrides
 from diffjax.launch.run_queue import RunQueue, interrupt_on_signals
+from diffjax.runs.comparison import list_progress, read_measure
 from diffjax.train.files import sole_writer
 from diffjax.writing import write_atomically
 from experiments import common
-from experiments.compare import metric_of, progress_table
 
 EXECUTOR = flags.DEFINE_enum(
     "executor", "local", ["local", "slurm", "kubernetes-manifest"], "Where the runs happen."
@@ -48,9 +50,7 @@ IMAGE = flags.DEFINE_string("image", "diffjax:latest", "Container image of the K
 RESOURCES = flags.DEFINE_list(
     "resources", ["nvidia.com/gpu=1"], "Resources of each Kubernetes job, as in google.com/tpu=4."
 )
-CLAIM = flags.DEFINE_string(
-    "claim", "runs", "Volume claim of the Kubernetes jobs, mounted at --workdir."
-)
+CLAIM = flags.DEFINE_string("claim", "runs", "Volume claim that is mounted at --workdir.")
 
 USES = ("config", "workdir")  # flags of other modules
 FLAG_GROUPS = {
@@ -58,7 +58,7 @@ FLAG_GROUPS = {
     "Search": ("trials", "search", "metric", "mode"),
     "Executors": ("slurm", "image", "resources", "claim"),
 }
-# The flags of what messages of the library name.
+# The flags of arguments that messages of the library name.
 FLAGS_BY_ARGUMENT = {name: f"--{name}" for name in ("claim", "image", "resources", "workdir")}
 
 
@@ -84,10 +84,10 @@ def propose_overrides(module: ModuleType, manifest: Manifest, config: str) -> It
     axes = {key: sweeps.parse(key, axis) for key, axis in module.space().items()}
 
     def measure(run: SweepRun) -> float | None:
-        return metric_of(manifest.folder / run.name, METRIC.value)
+        return read_measure(manifest.folder / run.name, METRIC.value)
 
-    maximize = MODE.value == "max"
-    return optuna_search.propose_overrides(axes, manifest, TRIALS.value, measure, maximize=maximize)
+    options = {"maximize": MODE.value == "max"}
+    return optuna_search.propose_overrides(axes, manifest, TRIALS.value, measure, **options)
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def main() -> None:
     config, folder = common.config_name(), common.workdir()
     module = common.load_config_module(config.partition(":")[0])
     folder.mkdir(parents=True, exist_ok=True)
-    with sole_writer(folder), common.name_keys(FLAGS_BY_ARGUMENT):
+    with sole_writer(folder), name_keys(FLAGS_BY_ARGUMENT):
         manifest = Manifest(folder, config, overrides.parse_overrides(sys.argv))
         proposals = propose_overrides(module, manifest, config)
         todo = manifest.select_unfinished(
@@ -112,10 +112,8 @@ def main() -> None:
             return
         _run_all(manifest, todo, make_job)
     manifest.check_success()
-    shown = shlex.quote(str(folder))
-    logging.info(
-        "%d runs done; next: python -m experiments.report --workdir=%s", len(manifest.runs), shown
-    )
+    report = f"python -m experiments.report --workdir={shlex.quote(str(folder))}"
+    logging.info("%d runs done; next: %s", len(manifest.runs), report)
 
 
 def _run_all(
@@ -125,17 +123,17 @@ def _run_all(
     executor: jobs.Executor = local.Local(PARALLEL.value)
     if EXECUTOR.value == "slurm":
         executor = slurm.Slurm(manifest.folder / "slurm", slurm.parse_options(SLURM.value))
-    show = progress_table(manifest.folder, manifest.runs)
+    table = LiveTable(lambda: list_progress(manifest.folder, manifest.runs))
     interrupt_on_signals()
     queue = RunQueue(manifest, executor, make_job, parallel=PARALLEL.value, retries=RETRIES.value)
     try:
-        queue.run_all(todo, show)
+        queue.run_all(todo, table.show)
     except KeyboardInterrupt as stopped:
         logging.warning("stopping; the same command goes on from here")
         executor.stop()
         manifest.save()
         sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
-    show(last=True)
+    table.show(last=True)
 
 
 def _write_kubernetes(found: list[jobs.Job], folder: Path) -> None:
@@ -143,8 +141,8 @@ def _write_kubernetes(found: list[jobs.Job], folder: Path) -> None:
     options = {"image": IMAGE.value, "claim": CLAIM.value, "workdir": folder}
     path = folder / "kubernetes.json"
     write_atomically(path, kubernetes.format_manifest(found, **options, resources=resources) + "\n")
-    shown = shlex.quote(str(path))
-    logging.info("%d jobs in %s; next: kubectl apply -f %s", len(found), path, shown)
+    command = f"kubectl apply -f {shlex.quote(str(path))}"
+    logging.info("%d jobs in %s; next: %s", len(found), path, command)
 
 
 if __name__ == "__main__":

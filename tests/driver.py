@@ -33,6 +33,8 @@ def main() -> None:
                     child(json.loads(line), out.fileno())
                 except SystemExit as stop:
                     code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+                    if isinstance(stop.code, str):  # as Python does
+                        print(stop.code, file=sys.stderr)
                 except BaseException as error:  # reported to the test as a crash
                     print(f"Traceback: {error!r}", file=sys.stderr)
                     code = 99

@@ -1,6 +1,7 @@
 """Rules of the project that hold for files, not for functions."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -78,6 +79,87 @@ def test_nothing_imports_experiments(path):
 def test_linen_stays_in_nets(path):
     linen = {n for n in _imported_names(path.read_text("utf-8")) if n.startswith("flax.linen")}
     assert not linen or path.is_relative_to(ROOT / "diffjax/nets")
+
+
+@functools.cache
+def _find_module(name: str) -> Path | None:
+    """The file of a module of ours."""
+    path = ROOT / name.replace(".", "/")
+    found = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return found if found.exists() else None
+
+
+@functools.cache
+def _list_names(path: Path) -> set[str]:
+    """Names that a module has: what it binds outside of functions, and its submodules."""
+    names = {child.stem for child in path.parent.iterdir()} if path.stem == "__init__" else set()
+    names |= {"__file__", "__name__", "__doc__", "__version__"}
+    todo: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(a.asname or a.name).partition(".")[0] for a in node.names}
+            if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
+                names |= _list_names(_find_module(node.module or ""))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        todo += ast.iter_child_nodes(node)
+    return names
+
+
+def _find_absent_names(path: Path) -> set[str]:
+    """Names that a file takes from modules of ours, but which these have not."""
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    absent, modules = set(), {}
+    imports = [n for n in nodes if isinstance(n, ast.ImportFrom) and not n.level]
+    for node in imports:
+        if (node.module or "").partition(".")[0] not in ("diffjax", "experiments", "configs"):
+            continue
+        source = _find_module(node.module)
+        for alias in node.names:
+            name = f"{node.module}.{alias.name}"
+            if _find_module(name):
+                modules[alias.asname or alias.name] = name
+            elif source is None or alias.name not in {*_list_names(source), "*"}:
+                absent.add(name)
+    stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    stored |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id) if node.value.id not in stored else None
+            if module and node.attr not in _list_names(_find_module(module)):
+                absent.add(f"{module}.{node.attr}")
+    return absent
+
+
+def _is_lazy(name: str) -> bool:
+    """Whether `diffjax.__getattr__` gives a name."""
+    module, _, attribute = name.rpartition(".")
+    return module == "diffjax" and hasattr(diffjax, attribute)
+
+
+@pytest.mark.parametrize("folder", ["diffjax", "configs", "experiments", "tests"])
+def test_names_that_files_take_from_our_modules_exist(folder):
+    """What moves is moved everywhere, also in entry points that no test starts."""
+    found = {
+        _relative(path): absent
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if (absent := {name for name in _find_absent_names(path) if not _is_lazy(name)})
+    }
+    assert not found
+
+
+def test_absent_names_are_found(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text(
+        "from diffjax import types, nowhere\nfrom diffjax.types import choose, chose\n"
+        "from experiments.absent import f\ntypes.choose, types.chose\n"
+    )
+    names = {"diffjax.nowhere", "diffjax.types.chose", "experiments.absent.f"}
+    assert _find_absent_names(path) == names
 
 
 def test_no_paths_of_one_machine():

@@ -106,7 +106,7 @@ def list_hosts(host: str, more: Iterable[str]) -> list[str]:
     return names
 
 
-def folder_size(folder: Path) -> int:
+def measure_folder(folder: Path) -> int:
     """Bytes of the files below a folder, some of which may go away meanwhile."""
     total = 0
     for path in folder.rglob("*"):
@@ -138,12 +138,12 @@ class BodyLimit:
             await _refuse(send, 507, "there is no room for uploads; try again in an hour")
             return
         too_large = f"a request may have at most {limit} bytes here"
-        if _declared(scope) > limit:
+        if _read_content_length(scope) > limit:
             await _refuse(send, 413, too_large)
             return
         read, begun = 0, False
 
-        async def counted() -> Message:
+        async def receive_counted() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
@@ -151,14 +151,14 @@ class BodyLimit:
                 raise OverflowError(too_large)
             return message
 
-        async def watched(message: Message) -> None:
+        async def send_watched(message: Message) -> None:
             nonlocal begun
             if read <= limit or begun:  # what the application says of the error is not sent
                 begun = True
                 await send(message)
 
         try:
-            await self._app(scope, counted, watched)
+            await self._app(scope, receive_counted, send_watched)
         except Exception:
             if read <= limit:
                 raise
@@ -166,7 +166,7 @@ class BodyLimit:
             await _refuse(send, 413, too_large)
 
 
-def _declared(scope: Message) -> int:
+def _read_content_length(scope: Message) -> int:
     """The Content-Length of a request; 0 if it has none, or none that is a number."""
     value = dict(scope["headers"]).get(b"content-length", b"0")
     return int(value) if value.isdigit() and len(value) < 20 else 0

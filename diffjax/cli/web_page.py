@@ -25,7 +25,7 @@ from diffjax.cli.web_limits import (
     check_number,
     check_text,
     check_work,
-    folder_size,
+    measure_folder,
 )
 from diffjax.data import pictures
 from diffjax.pretrained.models import Model
@@ -300,7 +300,7 @@ def serve(
     """
 
     def is_full() -> bool:
-        return folder_size(Path(os.environ["GRADIO_TEMP_DIR"])) > room * 2**20
+        return measure_folder(Path(os.environ["GRADIO_TEMP_DIR"])) > room * 2**20
 
     guards = [
         Middleware(TrustedHostMiddleware, allowed_hosts=hosts),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -103,3 +103,18 @@ def count_images_per_second(figures: Figures) -> float:
     seconds = figures["xla_seconds"]
     batch = float(figures["batch"])
     return batch / seconds if seconds and seconds > 0 else batch * 1e-9
+
+
+def format_rows(rows: Sequence[Figures]) -> list[dict[str, str]]:
+    """A row of texts by title for each mesh."""
+    return [
+        {
+            "data": str(row["mesh"]["data"]),
+            "fsdp": str(row["mesh"]["fsdp"]),
+            "batch per chip": f"{row['batch_per_chip']:g}",
+            "peak GiB": f"{row['peak_bytes'] / topologies.GIB:.2f}",
+            "XLA ms": f"{1e3 * (row['xla_seconds'] or 0):.4g}",
+            "images/s": f"{count_images_per_second(row):.4g}",
+        }
+        for row in rows
+    ]

@@ -216,6 +216,33 @@ def _make_key(cfg: ConfigDict, name: str) -> str:
     ]
 
 
+def format_figures(figures: Figures) -> dict[str, str]:
+    """Figures per chip as a person reads them: texts by title."""
+    limit = figures["limit_bytes"]
+    of = f" of {limit / GIB:.2f}" if limit else ""
+    out = {
+        "topology": f"{figures['topology']}: {figures['chips']} chips",
+        "mesh": " x ".join(f"{k} {v}" for k, v in figures["mesh"].items()),
+        "batch": f"{figures['batch']}: {figures['batch_per_chip']:g} per chip",
+        "parameters sharded": f"{100 * figures['sharded']:.2f}%",
+    }
+    for part in ("parameter", "ema", "optimizer", "frozen", "activation"):
+        out[f"{part} memory"] = f"{figures[f'{part}_bytes'] / GIB:.3f} GiB"
+    out["peak memory"] = f"{figures['peak_bytes'] / GIB:.3f}{of} GiB"
+    out["FLOPs"] = f"{figures['flops'] / 1e12:.4g} T"
+    if figures["bytes_accessed"]:
+        out["memory traffic"] = f"{figures['bytes_accessed'] / GIB:.3f} GiB"
+    for kind, entry in sorted(figures["collectives"].items()):
+        out[kind] = f"{entry['bytes'] / GIB:.3f} GiB in {entry['count']:g}"
+    if figures["xla_seconds"] and figures["xla_seconds"] > 0:
+        note = f" ({figures['loops']} loops counted once)" if figures["loops"] else ""
+        out["XLA's estimate"] = f"{1e3 * figures['xla_seconds']:.4g} ms a step{note}"
+    if figures["utilisation"]:
+        out["implied utilisation"] = f"{100 * figures['utilisation']:.1f}% of bfloat16 peak"
+    out["compilation"] = f"{figures['compile_seconds']:.0f} s"
+    return out
+
+
 def _save_json(value: Figures, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(value, indent=2) + "\n")

@@ -27,19 +27,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from absl import flags, logging
 
-from diffjax.writing import write_json
-from experiments.benchmarks import torch_operators  # noqa: F401
-
-# isort: split
-import diffusers
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
-from diffusers.training_utils import EMAModel
+# isort: off
+try:
+    import torch
+    from experiments.benchmarks import torch_operators  # noqa: F401
+    import diffusers
+    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+    from diffusers.training_utils import EMAModel
+except ImportError as error:
+    raise SystemExit(
+        f"error: {error}. This baseline needs torch and diffusers, which make parity installs into "
+        ".venv-parity: run it with .venv-parity/bin/python"
+    ) from error
+# isort: on
 
 from diffjax import data
 from diffjax.evaluation.image_grids import save_png, tile, to_uint8
+from diffjax.writing import write_json
 from experiments import common
 
 MINUTES = flags.DEFINE_float("minutes", 60.0, "Minutes of training; 0 only samples.", 0)

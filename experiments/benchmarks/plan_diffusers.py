@@ -22,13 +22,13 @@ from ml_collections import ConfigDict
 
 from configs.base import base
 from diffjax import losses, schedules
+from diffjax.cli.tables import format_table
 from diffjax.launch import step_plan, topologies
 from diffjax.nets.controlnet import ControlNet, copy_base
 from diffjax.nets.unet import UNet
 from diffjax.types import Array, PyTree, Task, expand
 from diffjax.writing import write_json
 from experiments import common
-from experiments.compare import text_table
 
 OUT = flags.DEFINE_string(
     "out", "docs/results/scaling.json", "File of the figures; rows in it are kept."
@@ -180,7 +180,7 @@ def table(rows: dict[str, Any]) -> str:
             "sharded": f"{100 * row['sharded']:.2f}%",
             "compile s": f"{row['compile_seconds']:.0f}",
         })  # fmt: skip
-    return text_table(shown)
+    return format_table(shown)
 
 
 def main() -> None:

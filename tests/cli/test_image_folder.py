@@ -10,6 +10,7 @@ from absl import flags
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffjax import generate
 from diffjax.cli import generate_flags, image_options
 from diffjax.cli.image_folder import find_missing, group_numbers, list_images, number_path
 from diffjax.cli.image_options import DEFAULTS, ImageOptions, make_options, read_png, save_png
@@ -60,11 +61,12 @@ def test_groups_have_one_size_and_cover_all_numbers_in_order(count, size):
     assert len(groups) == -(-count // size)
 
 
+_TABLES = {"sampler": generate.SAMPLERS, "grid": generate.GRIDS}
 _TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 _VALUES = {
     str: _TEXT,
-    int: st.integers(-(2**62), 2**62),
-    float: st.floats(allow_nan=False, allow_infinity=False),
+    int: st.integers(1, 10_000),
+    float: st.floats(0.001, 0.999),  # what every option takes
     bool: st.booleans(),
     tuple[str, ...]: st.lists(_TEXT, max_size=3).map(tuple),
 }
@@ -79,6 +81,10 @@ def _options(draw):
             value = st.sampled_from(image_options.CHOICES[name])
         if name == "variant":
             value = st.sampled_from(["fp16", "non_ema", "a.b-c"])
+        if name in ("sampler", "grid"):
+            value = st.sampled_from(
+                sorted(generate.SAMPLERS if name == "sampler" else generate.GRIDS)
+            )
         if getattr(DEFAULTS, name) is None:
             value |= st.none()
         values[name] = draw(value)

@@ -11,8 +11,8 @@ from diffjax.cli.web_limits import (
     check_number,
     check_text,
     check_work,
-    folder_size,
     list_hosts,
+    measure_folder,
 )
 
 
@@ -111,7 +111,7 @@ def test_uploads_wait_for_room(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a").write_bytes(bytes(5000))
     (tmp_path / "gone").symlink_to("nowhere")
-    assert 5000 <= folder_size(tmp_path) < 20_000
+    assert 5000 <= measure_folder(tmp_path) < 20_000
     assert _ask("/gradio_api/upload", [b"a"], full=True) == (507, 0)
 
 

@@ -275,6 +275,14 @@ def test_a_classifier_guides_the_model_whose_noise_it_knows(execute, tmp_path):
     assert "was trained with another noise schedule" in out
 
 
+@pytest.mark.slow
+def test_control_cost_prints_ratios(execute, tmp_path):
+    config = "--config=configs/controlnet.py:fashion_mnist_edges,smoke"
+    file = tmp_path / "cost.json"
+    out = execute("benchmarks.control_cost", config, "--batch=2", "--repeats=1", f"--json={file}")
+    assert "ControlNet / fine-tuning: time" in out and json.loads(file.read_text())
+
+
 def test_guidance_cost_prints_ratios(execute):
     config = "--config=configs/cfg.py:digits,smoke"
     out = execute("benchmarks.guidance_cost", config, "--batch=2", "--repeats=1")

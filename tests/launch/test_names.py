@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from diffjax.cli.tables import format_html_table
 from diffjax.launch import jobs, kubernetes, slurm
 from diffjax.launch.manifest import make_folder_name
 from diffjax.types import ConfigError
-from experiments import compare
 from experiments.reproductions import pieces
 
 HOSTILE = (
@@ -127,7 +127,7 @@ class _Tags(html.parser.HTMLParser):
 @pytest.mark.parametrize("value", ["<script>x</script>", '"><img onerror=x>', "</table>&<b>"])
 def test_pages_escape_names_and_values(value):
     rows = [{"run": value, value: value, "loss": 1.0}, {"run": "a", value: 2.0, "loss": 2.0}]
-    text = compare.html_table(rows, rows[0])
+    text = format_html_table(rows, rows[0])
     # In a process of its own, since two entry points cannot define their flags in one.
     code = "import sys; from experiments import report as r; v = sys.argv[1]; "
     code += "print(r._table({v: v}) + r._image(b'', v))"

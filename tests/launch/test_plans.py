@@ -131,11 +131,16 @@ def test_fit_prefers_the_mesh_with_the_most_images_a_second(monkeypatch):
             raise step_plan.DoesNotFit(needed, {"state_bytes": 0})
         seconds = 1.0 + 0.1 * per_chip + 0.01 * fsdp
         figures = {"batch": cfg.data.batch_size, "mesh": cfg.mesh.to_dict()}
-        return {**figures, "peak_bytes": needed, "xla_seconds": seconds}
+        figures |= {"batch_per_chip": per_chip, "peak_bytes": needed, "xla_seconds": seconds}
+        return figures
 
     monkeypatch.setattr(step_plan, "compile_plan", compile_plan)
     rows = mesh_search.rank_meshes(cfg, "v5e:2x4", lambda changed: changed.mesh.fsdp)
     assert [(r["mesh"]["fsdp"], r["batch"] // 8) for r in rows] == [(8, 9), (2, 6), (1, 2)]
+    assert mesh_search.format_rows(rows)[1] == {
+        "data": "4", "fsdp": "2", "batch per chip": "6", "peak GiB": "0.00", "XLA ms": "1620",
+        "images/s": "29.63",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

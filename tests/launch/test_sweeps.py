@@ -13,10 +13,10 @@ from absl import flags
 
 from configs import sweeps
 from diffjax.launch import jobs, kubernetes, local, overrides, slurm
-from diffjax.launch.manifest import Manifest, SweepRun
+from diffjax.launch.manifest import Manifest
 from diffjax.launch.run_queue import RunQueue
 from diffjax.types import ConfigError
-from experiments import common, compare, sweep
+from experiments import common, sweep
 
 CONFIG = "configs/ddpm.py:digits,smoke"
 
@@ -309,52 +309,6 @@ def test_kubernetes_jobs_survive_preemption(tmp_path):
     assert pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/runs"
     rules = item["spec"]["podFailurePolicy"]["rules"]
     assert rules[0]["onExitCodes"]["values"] == [140, 143] and rules[0]["action"] == "Ignore"
-
-
-def _made_up(folder: Path, **losses: float) -> list[Path]:
-    for i, (name, loss) in enumerate(losses.items()):
-        run = folder / name
-        run.mkdir(parents=True)
-        config = {"seed": 0, "optim": {"lr": 0.1 * i}, "train": {"steps": 8}}
-        (run / "config.json").write_text(json.dumps(config))
-        line = json.dumps({"step": 8, "loss": loss, "steps_per_second": 2.0})
-        (run / "metrics.jsonl").write_text(f"{line}\n" + '{"step": 9, "lo')  # being written
-    return [folder / name for name in losses]
-
-
-def test_runs_are_compared_by_what_differs(tmp_path):
-    runs = _made_up(tmp_path, a=3.0, b=1.0, c=float("nan"))
-    measured = {"precision": 0.5, "note": "text", "inception": {"fid": 7.5, "precision": 0.6}}
-    (runs[0] / "evaluation.json").write_text(json.dumps(measured))
-    rows = compare.collect(runs)
-    numbers = ["precision", "fid", "inception.precision"]
-    assert list(rows[0]) == ["run", "optim.lr", "step", "loss", "steps_per_second", *numbers]
-    assert compare.best(rows, "loss", "min")["run"] == "b"
-    assert compare.best(rows, "loss", "max")["run"] == "a"
-    assert compare.best(rows, "fid", "min")["run"] == "a"
-    assert compare.best(rows, "kid", "min") is None
-    table = compare.text_table(rows).splitlines()
-    assert table[0].split() == list(rows[0]) and len({len(t.split()) for t in table[2:]}) == 1
-    assert "<b>b</b>" in compare.html_table(rows, rows[1])
-    with pytest.raises(ConfigError, match=r"has no config.json"):
-        compare.collect([tmp_path])
-
-
-def test_progress_shows_every_run(tmp_path, capsys):
-    _made_up(tmp_path, a=3.0, b=1.0)
-    runs = [SweepRun("a", {}, "running", tries=1), SweepRun("b", {}, "done"), SweepRun("new", {})]
-    show = compare.progress_table(tmp_path, runs)
-    show()
-    show()  # too early for another
-    lines = capsys.readouterr().out.split("\n")
-    assert [line.split()[:3] for line in lines[1:4]] == [
-        ["a", "running", "8/8"],
-        ["b", "done", "8/8"],
-        ["new", "waiting", "0/?"],
-    ]
-    assert len(lines) == 6
-    show(last=True)
-    assert "running" in capsys.readouterr().out
 
 
 @pytest.mark.slow
