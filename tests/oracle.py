@@ -53,7 +53,7 @@ def gaussian_moments(rows, init: tuple[float, float], mean: float, std: float):
     return m, np.sqrt(var)
 
 
-def check_mixture(out: np.ndarray, means: np.ndarray, distance: float, least: float = 0.05):
+def check_mixture(out: np.ndarray, means: np.ndarray, distance: float, least: float = 0.03):
     """Samples lie near the means, ``distance`` away on average, and every mean has its share."""
     gap = np.abs(np.asarray(out)[..., None] - means)
     assert np.isfinite(out).all()

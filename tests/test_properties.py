@@ -78,7 +78,8 @@ SOLVERS = sorted(set(samplers.SAMPLERS) - {"langevin", "pc", "consistency", "lcm
 def test_t_of_inverts_at_and_noise_grows(name, drawn):
     schedule = draw_schedule(drawn.draw, name)
     low, high = schedule.span
-    t = np.sort(np.array(drawn.draw(st.lists(st.floats(0, 1), min_size=2, max_size=9, unique=True))))
+    shares = st.lists(st.floats(0, 1), min_size=2, max_size=9, unique=True)
+    t = np.sort(np.array(drawn.draw(shares)))
     t = low + (high - low) * t
     t = np.unique(np.round(t)) if schedule.steps else t
     alpha, sigma = schedule.at(t)
@@ -193,7 +194,12 @@ def test_a_perfect_network_of_one_image_is_followed(name, drawn):
 
 
 @fewer
-@given(seed=seeds, levels=st.sampled_from([2, 17, 256]), mean=st.floats(-1.5, 1.5), log=st.floats(-4, 1))
+@given(
+    seed=seeds,
+    levels=st.sampled_from([2, 17, 256]),
+    mean=st.floats(-1.5, 1.5),
+    log=st.floats(-4, 1),
+)
 def test_likelihoods_are_probabilities(seed, levels, mean, log):
     x = jnp.linspace(-1, 1, levels)
     total = jnp.exp(likelihood.discretized_gaussian(x, mean, jnp.asarray(log), levels=levels)).sum()
@@ -240,7 +246,7 @@ def test_state_dicts_round_trip(tmp_path_factory, drawn):
     assert_equal(from_state_dict(state, tree), tree)
     path = tmp_path_factory.mktemp("state") / "a.safetensors"
     save_safetensors(path, tree)
-    assert_equal(load_safetensors(path, tree)
+    assert_equal(load_safetensors(path, tree), tree)
 
 
 @fewer
@@ -248,7 +254,8 @@ def test_state_dicts_round_trip(tmp_path_factory, drawn):
 def test_adapters_add_the_product_of_their_factors_and_fold(drawn):
     tree = draw_tree(drawn.draw, ("linear", "convolution"))
     targets = sorted({name for block in tree.values() for name in block})
-    made = lora.init(jax.random.key(0), tree, rank=drawn.draw(st.sampled_from([1, 3])), targets=targets)
+    rank = drawn.draw(st.sampled_from([1, 3]))
+    made = lora.init(jax.random.key(0), tree, rank=rank, targets=targets)
     assert_equal(lora.merge(tree, made, 3.0), tree)  # B is 0
     rng = np.random.default_rng(1)
     made = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), made)

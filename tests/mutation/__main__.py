@@ -59,14 +59,16 @@ def _chosen(args: argparse.Namespace) -> list[tuple[int, Any]]:
     return drawn
 
 
-def _lines(kept: Path | None, folder: Path) -> server.Lines:
-    """Which test passes through which line: measured, or read if it was kept."""
+def _lines(kept: Path, folder: Path) -> server.Lines:
+    """Which test passes through which line; only files newer than what was kept are run."""
     from tests.mutation import mutants
 
-    if kept and kept.exists():
-        return json.loads(kept.read_text())
-    lines = server.record_lines(mutants.MODULES, folder / "lines.log")
-    if kept:
+    lines = json.loads(kept.read_text()) if kept.exists() else {}
+    past = kept.stat().st_mtime if kept.exists() else 0.0
+    changed = [test for test in server.TESTS if Path(test).stat().st_mtime > past]
+    if changed:
+        found = server.record_lines(mutants.MODULES, changed, folder / "lines.log")
+        lines = {k: v for k, v in lines.items() if k.partition("::")[0] not in changed} | found
         kept.write_text(json.dumps(lines))
     return lines
 
@@ -98,7 +100,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutants") as folder:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/programs"
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        lines = _lines(args.lines, Path(folder))
+        lines = _lines(args.lines or Path(folder) / "lines.json", Path(folder))
         found = _judge(_chosen(args), lines, Path(folder))
     print(page.make_table(found))
     if args.results:

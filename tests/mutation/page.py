@@ -63,9 +63,9 @@ Written from `data/mutants.json` and `data/mutants-equivalent.json` by
     {command} --results={RESULTS}
 
 in {results["minutes"]:.0f} minutes on {results["machine"]}. A mutant is the code with one change:
-another operator, number, comparison or keyword, as cosmic-ray makes them (`pip install cosmic-ray`).
-A test that fails kills it. A mutant that no test kills shows what the tests do not check, unless it
-computes the same as the original.
+another operator, number, comparison or keyword, as cosmic-ray makes them. A test that fails kills
+it. A mutant that no test kills shows what the tests do not check, unless it computes the same as
+the original.
 
 The mutants are drawn at random from all places of the modules below that can be changed. Left out
 are changes of type annotations, docstrings and texts of errors, and operators on bits in the place
