@@ -138,7 +138,8 @@ def test_grids_fall_and_their_parts_join(drawn):
     grid = draw_grid(drawn.draw)
     alpha, sigma = grid.levels.alpha, grid.levels.sigma
     assert len(grid.levels.t) == grid.steps + 1 and grid.first == 0
-    assert (np.diff(grid.levels.t) <= 0).all() and (np.diff(sigma / alpha) < 0).all()
+    # Of t_of, the last digits are rounding.
+    assert (np.diff(grid.levels.t) < 1e-9).all() and (np.diff(sigma / alpha) < 0).all()
     cut = drawn.draw(st.integers(0, grid.steps - 1))
     part = grids.skip(grid, cut)
     assert np.array_equal(part.levels.t, grid.levels.t[cut:])

@@ -98,7 +98,7 @@ def main() -> int:
     server.warm_up()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants") as folder:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/programs"
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/programs")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         lines = _lines(args.lines or Path(folder) / "lines.json", Path(folder))
         found = _judge(_chosen(args), lines, Path(folder))

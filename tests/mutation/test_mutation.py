@@ -73,8 +73,9 @@ def test_mutants_change_the_program_and_nothing_else(tmp_path):
     path.write_text(SOURCE)
     drawn = list(mutants.sample_mutants(1, 50, (str(path),)))
     assert drawn == list(mutants.sample_mutants(1, 50, (str(path),)))
-    # The default, the comparison, its 0, the product and its 2; no annotation and no message.
-    assert sorted(one.line for one in drawn) == [1, 3, 3, 5, 5]
+    # The default; the condition, its comparison and its 0; the product and its 2. No annotation
+    # and no message.
+    assert sorted(one.line for one in drawn) == [1, 3, 3, 3, 5, 5]
     for one in drawn:
         compile(one.source, "a.py", "exec")
         assert one.before in " ".join(SOURCE.split()) and one.before != one.after
