@@ -306,7 +306,7 @@ def test_buckets_cover_all_images_in_proportion(groups, size, seed):
     count=st.integers(1, 24),
     size=st.integers(1, 5),
     seed=seeds,
-    step=st.integers(0, 60),
+    step=st.integers(0, 30),
     bucketed=st.booleans(),
 )
 def test_batches_resume_at_any_step(count, size, seed, step, bucketed):

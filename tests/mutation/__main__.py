@@ -6,7 +6,8 @@
     python -m tests.mutation --seed=1 --mutants=200 --number=17
 
 The first writes docs/results/mutants.md, too; the second writes it again from its files. The third
-gives only the mutants that survived an earlier run to the tests, the fourth only that number.
+gives only the mutants that survived an earlier run to the tests (with --results, the others keep
+their verdicts), the fourth only that number.
 cosmic-ray makes the mutants: pip install cosmic-ray.
 """
 
@@ -50,12 +51,8 @@ def _chosen(args: argparse.Namespace) -> list[tuple[int, Any]]:
         return drawn[args.number : args.number + 1]
     if args.survivors:
         earlier = json.loads(args.survivors.read_text())["mutants"]
-        left = {
-            (one["module"], one["before"], one["after"])
-            for one in earlier
-            if one["verdict"] == "survived"
-        }
-        return [(n, m) for n, m in drawn if (m.module, m.before, m.after) in left]
+        left = {page.key_of(one) for one in earlier if one["verdict"] == "survived"}
+        return [(n, m) for n, m in drawn if page.key_of(m._asdict()) in left]
     return drawn
 
 
@@ -90,6 +87,12 @@ def _judge(
     return found
 
 
+def _replace(earlier: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The earlier results with the new ones of the same mutants in their places."""
+    new = {page.key_of(one): one for one in found}
+    return [new.get(page.key_of(one), one) for one in earlier]
+
+
 def main() -> int:
     args = _parse()
     if args.page:
@@ -102,10 +105,13 @@ def main() -> int:
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         lines = _lines(args.lines or Path(folder) / "lines.json", Path(folder))
         found = _judge(_chosen(args), lines, Path(folder))
+    minutes = (time.monotonic() - begun) / 60
+    if args.survivors:
+        earlier = json.loads(args.survivors.read_text())
+        minutes, found = minutes + earlier["minutes"], _replace(earlier["mutants"], found)
     print(page.make_table(found))
     if args.results:
         machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
-        minutes = (time.monotonic() - begun) / 60
         results = dict(seed=args.seed, machine=machine, minutes=minutes, seconds=server.SECONDS)
         args.results.write_text(json.dumps({**results, "mutants": found}, indent=1) + "\n")
         page.write_page()

@@ -17,13 +17,17 @@ NOT_EXPLAINED = "**not explained**"
 def read_reasons() -> dict[tuple[str, str, str], str]:
     """Why a mutant that survives is as good as the original, by (module, before, after)."""
     found = json.loads(REASONS.read_text()) if REASONS.exists() else []
-    return {(one["module"], one["before"], one["after"]): one["why"] for one in found}
+    return {key_of(one): one["why"] for one in found}
+
+
+def key_of(mutant: dict[str, Any]) -> tuple[str, str, str]:
+    """(module, before, after): what tells mutants apart, wherever their lines have moved."""
+    return mutant["module"], mutant["before"], mutant["after"]
 
 
 def find_reason(mutant: dict[str, Any], reasons: dict[tuple[str, str, str], str]) -> str:
     """The reason for a surviving mutant, or that there is none."""
-    key = (mutant["module"], mutant["before"], mutant["after"])
-    return reasons.get(key, NOT_EXPLAINED)
+    return reasons.get(key_of(mutant), NOT_EXPLAINED)
 
 
 def make_table(mutants: list[dict[str, Any]]) -> str:

@@ -26,8 +26,7 @@ def test_mutants_are_killed_or_explained():
     assert len(mutants) >= 200 and len(survivors) <= 0.05 * len(mutants)
     assert [one for one in survivors if page.find_reason(one, reasons) == page.NOT_EXPLAINED] == []
     # A reason is of a survivor: one that a test kills by now is not kept.
-    keys = {(one["module"], one["before"], one["after"]) for one in survivors}
-    assert set(reasons) <= keys
+    assert set(reasons) <= {page.key_of(one) for one in survivors}
 
 
 def test_the_page_counts_by_module_and_names_survivors():
