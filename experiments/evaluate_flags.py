@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from diffjax import evaluation, metrics
 from diffjax.evaluation import METRICS, FeatureStore, Reference
 from diffjax.evaluation.metric_table import check_names, find_metrics_of, needs_spatial
-from experiments import common, real_images
+from diffjax.runs import real_images
+from experiments import common
 from experiments.command_line import name_keys
 
 common.define_sampling_flags()

@@ -51,3 +51,12 @@ def gaussian_moments(rows, init: tuple[float, float], mean: float, std: float):
         shift = zx * (mean - a**2 * std**2 / total * mean) - ze * s * a * mean / total
         m, var = gain * m + shift, gain**2 * var + zn**2
     return m, np.sqrt(var)
+
+
+def check_mixture(out: np.ndarray, means: np.ndarray, distance: float, least: float = 0.03):
+    """Samples lie near the means, ``distance`` away on average, and every mean has its share."""
+    gap = np.abs(np.asarray(out)[..., None] - means)
+    assert np.isfinite(out).all()
+    assert gap.min(-1).mean() < distance
+    shares = np.bincount(gap.argmin(-1).ravel(), minlength=len(means)) / np.size(out)
+    assert shares.min() > least, shares

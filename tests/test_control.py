@@ -260,3 +260,11 @@ def test_in_the_sampling_loop_the_index_is_that_of_the_evaluation():
 
     assert float(last(0.0, 5 / 6)) == pytest.approx(1, abs=1e-4)
     assert float(last(5 / 6, 1.0)) == pytest.approx(1 + 3 * ONE, rel=1e-4)
+
+
+def test_at_scale_one_nothing_of_the_null_condition_is_left():
+    nothing = {"mean": jnp.full(2, jnp.nan)}
+    guided = control.guide(denoise, [Control(net(), HINT)], COND, nothing, 1.0)
+    assert means(guided(Z, LEVEL)) == pytest.approx([1 + 3 * ONE, 2 + 5 * ONE])
+    always = control.guide(denoise, [Control(net(), HINT)], COND, nothing, 1.0, always=True)
+    assert np.isnan(means(always(Z, LEVEL))).all()

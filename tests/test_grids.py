@@ -142,3 +142,12 @@ def test_levels_off_the_grid():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_cut_belongs_to_the_first_model():
+    g = grids.leading(LINEAR, 10)
+    assert grids.window(g, end=0.1).levels.t.tolist() == [900, 800]  # 1000 - 0.1 * 1000 = 900
+    assert grids.window(g, start=0.1).levels.t[0] == 800
+    assert grids.window(g, end=0.6, total=2000).levels.t.tolist() == [900, 800, 700]
+    whole = grids.window(g)
+    assert whole.levels.t.tolist() == g.levels.t.tolist()

@@ -213,3 +213,28 @@ def test_drop_takes_all_leaves_of_an_image_at_the_given_rate():
 def test_bad_input(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_drop_of_none_and_of_all(rate):
+    cond, null = {"label": jnp.arange(50)}, {"label": jnp.full(50, -1)}
+    out = guidance.drop(jax.random.key(0), cond, null, rate)["label"]
+    np.testing.assert_array_equal(out, (null if rate else cond)["label"])
+
+
+@pytest.mark.parametrize("phi", [0.3, 0.8])
+def test_rescale_mixes_the_spreads(phi):
+    param = parameterization.make("v")
+    c, u = (conditional(Z, LEVEL, k) for k in pair(6))
+    raws = [
+        np.asarray(param.target(p.x, p.eps, LEVEL))
+        for p in (
+            guidance.rescaled(param, phi)(c, u, 5.0, Z, LEVEL),
+            c,
+            guidance.cfg(c, u, 5.0, Z, LEVEL),
+        )
+    ]
+    found, wanted, guided = (raw.std(1) for raw in raws)
+    np.testing.assert_allclose(found, phi * wanted + (1 - phi) * guided, rtol=1e-4)
+    # A factor per image and nothing else.
+    np.testing.assert_allclose(raws[0] / raws[2], np.tile((found / guided)[:, None], 4), rtol=1e-3)

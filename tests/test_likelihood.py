@@ -129,3 +129,13 @@ def test_ode_needs_a_finite_noisy_end():
     x = jnp.zeros((1, 1))
     with pytest.raises(ValueError, match="terminal SNR"):
         likelihood.ode_bits(oracle.gaussian(0, 1), x, lambda i: x, s)
+
+
+def test_prior_kl_is_its_closed_form():
+    g = grids.truncate(grids.leading(schedules.linear(), 10), strength=0.4)  # sigma is 0.8
+    x = jnp.array([[0.5, -1.0], [0.1, 0.2]])
+    wanted = np.mean(prior_kl(np.asarray(x), g), axis=1) / LN2
+    assert np.asarray(likelihood.prior_kl(x, g)) == pytest.approx(wanted, rel=1e-5)
+    top = grids.uniform_logsnr(schedules.ve(0.01, 5.0), 4)  # the prior has the variance 25
+    wanted = np.mean(np.asarray(x) ** 2 / 25 / 2, axis=1) / LN2
+    assert np.asarray(likelihood.prior_kl(x, top)) == pytest.approx(wanted, rel=1e-5)

@@ -92,10 +92,14 @@ def test_log_normal_of_edm():
     assert logs.std() == pytest.approx(1.2, rel=0.03)
 
 
-def test_logit_normal_median():
-    s = schedules.flow()
-    t, _ = losses.make_time_sampler("logit_normal", s).draw(jax.random.key(0), (), 20_001)
-    assert np.median(t) == pytest.approx(0.5, abs=0.02)
+@pytest.mark.parametrize("options", [{}, {"mean": 0.7, "std": 0.4}])
+def test_logit_normal_has_its_mean_and_spread(options):
+    s = schedules.flow(t_min=0.0, t_max=1.0)
+    t, _ = losses.make_time_sampler("logit_normal", s, options).draw(jax.random.key(0), (), 20_000)
+    logits = np.log(np.asarray(t, np.float64)) - np.log1p(-np.asarray(t, np.float64))
+    mean, std = options.get("mean", 0.0), options.get("std", 1.0)
+    assert logits.mean() == pytest.approx(mean, abs=5 * std / np.sqrt(20_000))
+    assert logits.std() == pytest.approx(std, rel=0.03)
 
 
 def test_loss_second_moment_prefers_large_losses_and_stays_unbiased():

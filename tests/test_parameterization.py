@@ -115,3 +115,17 @@ def test_bad_input():
         parameterization.make("epsilon")
     with pytest.raises(ValueError, match="needs a discrete schedule"):
         parameterization.make("mean")
+
+
+def test_levels_without_signal_are_refused_where_decoding_divides_by_it():
+    schedule = schedules.zero_terminal_snr(LINEAR)
+    empty, kept = grids.trailing(schedule, 5).levels, grids.leading(schedule, 5).levels
+    for name in ("eps", "score", "edm", "x0", "v", "velocity"):
+        p = parameterization.make(name)
+        parameterization.check_levels(p, kept)
+        if name in ("x0", "v", "velocity"):
+            parameterization.check_levels(p, empty)
+            continue
+        for param in (p, parameterization.learned_range(p)):
+            with pytest.raises(ValueError, match="divides by alpha, which is 0"):
+                parameterization.check_levels(param, empty)

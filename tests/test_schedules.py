@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -106,6 +107,12 @@ def test_bad_input_lists_the_choices():
         schedules.make("linear", {"beta_stop": 1})
     with pytest.raises(ValueError, match="decreasing"):
         schedules.from_abar(np.array([0.1, 0.2]))
+    for table in ([1.0, 0.5], [0.5, -0.1]):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
+            schedules.from_abar(np.array(table))
+    for betas in ([0.1, 0.0], [0.1, 1.1]):
+        with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
+            schedules.from_betas(np.array(betas))
     with pytest.raises(ValueError, match="discrete"):
         schedules.make("ve", {"zero_snr": True})
 
@@ -122,3 +129,39 @@ def test_discrete_ve_is_a_geometric_sequence():
     assert sigma == pytest.approx(np.geomspace(0.01, 1.0, 10))
     assert schedule.t_of(-2 * np.log(sigma)) == pytest.approx(np.arange(10))
     assert schedule.steps == 10
+
+
+def test_sigmoid_is_its_closed_form():
+    steps, start, end, tau = 500, -2.0, 3.0, 0.7
+    u = np.arange(1, steps + 1) / steps
+    falls = lambda v: 1 / (1 + np.exp(-(start + v * (end - start)) / tau))  # noqa: E731
+    wanted = (falls(1) - falls(u)) / (falls(1) - falls(0))
+    s = schedules.sigmoid(steps, start, end, tau)
+    assert abar(s, np.arange(steps - 1)) == pytest.approx(wanted[:-1], rel=1e-9)
+    assert abar(s, steps - 1) == pytest.approx(wanted[-2] * (1 - 0.999))  # the last beta is capped
+
+
+def test_cosine_is_its_closed_form():
+    steps, s = 400, 0.02
+    f = np.cos((np.arange(steps + 1) / steps + s) / (1 + s) * np.pi / 2) ** 2
+    found = abar(schedules.cosine(steps, s), np.arange(steps - 1))
+    assert found == pytest.approx((f / f[0])[1:-1], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [*DISCRETE, "ve_discrete"])
+def test_a_table_holds_its_steps(name):
+    s = schedules.make(name, {"steps": 70})
+    assert (s.steps, s.span) == (70, (0.0, 69.0))
+    assert schedules.make(name).steps == 1000
+
+
+def test_shifted_flow():
+    assert schedules.flow(3.0).at(np.float64(0.5)) == pytest.approx((0.25, 0.75))
+    assert schedules.flow(3.0).t_of(2 * np.log(0.25 / 0.75)) == pytest.approx(0.5)
+
+
+def test_log_snr_of_numbers_and_traced_values():
+    for one in (lambda v: logsnr(v, 0.5), lambda v: logsnr(0.5, v)):
+        assert float(jax.jit(one)(jnp.float32(0.25))) == pytest.approx(float(one(0.25)), rel=1e-6)
+    assert logsnr(0.25, 0.5) == pytest.approx(-2 * np.log(2))
+    assert logsnr(np.float64(1), np.float64(0)) == np.inf

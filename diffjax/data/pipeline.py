@@ -123,13 +123,17 @@ def dataset(
             images = np.where(mirrored, images[:, :, ::-1], images)
         return {**batch, "image": to_float(images, source.levels)}
 
+    # grain's `batch` cannot take single elements of an endless order: its length overflows.
+    steps = grain.MapDataset.range(1).repeat()
     if source.groups is not None:
         chosen = _within_groups(source.groups, seed)
-        steps = grain.MapDataset.range(1).repeat()
         order = steps.map_with_index(lambda step, _: chosen(step, batch_size)[own])
-        return order.map_with_index(read)
-    order = _shuffled(len(source), seed)
-    return order.batch(rows)[process_index::process_count].map_with_index(read)
+    else:
+        images = _shuffled(len(source), seed)
+        order = steps.map_with_index(
+            lambda step, _: np.asarray([images[step * batch_size + int(k)] for k in own])
+        )
+    return order.map_with_index(read)
 
 
 def _shuffled(count: int, seed: int) -> grain.MapDataset:

@@ -41,7 +41,7 @@ FAKE = """
     if behaviour == "waits":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         (folder / "ready").touch()
-        time.sleep(30)
+        time.sleep(600)
     rows = [{"step": s, "loss": (lr - 0.3) ** 2 + 1 / s, "steps_per_second": 5.0} for s in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\\n" for r in rows))
     (folder / "summary.json").write_text(json.dumps({"finished": True}))
@@ -185,7 +185,7 @@ def test_stopping_lets_the_runs_save(tmp_path, fake):
     fake[0.1] = "waits"
     executor, folder = local.Local(), tmp_path / "run"
     executor.start(fake["make_job"](folder, "a", 0.1))
-    end = time.monotonic() + 20
+    end = time.monotonic() + 300
     while not (folder / "ready").exists() and time.monotonic() < end:
         time.sleep(0.01)
     executor.stop()

@@ -231,3 +231,12 @@ def test_bad_input():
     with pytest.raises(ValueError, match="predicts a variance"):
         rows = learned.plan(grid_of("linear"))
         samplers.sample(lambda i: z, lambda z, lv: Prediction(z, z), learned, z, rows)
+
+
+def test_the_first_step_of_inverse_ddim_keeps_the_data_and_adds_noise():
+    g = grids.leading(schedules.linear(), 10)
+    rows = samplers.ddim_inverse().plan(g)
+    alpha, sigma = g.levels.alpha[::-1], g.levels.sigma[::-1]
+    assert rows.coef[0, 0] == pytest.approx([alpha[1], 0, sigma[1], 0], rel=1e-6)
+    assert rows.coef[1:, 0, 1:3] == pytest.approx(np.stack([alpha[2:], sigma[2:]], 1), rel=1e-6)
+    assert not rows.coef[..., -1].any()

@@ -188,3 +188,29 @@ def test_progress_is_reported_in_order_and_costs_nothing_unused():
     plain = jax.jit(lambda z: samplers.sample(noise, denoise, sampler, z, rows))
     assert "callback" in run.lower(z).as_text()
     assert "callback" not in plain.lower(z).as_text()
+
+
+def test_dynamic_threshold_clips_at_one_unless_told_otherwise():
+    x = jnp.linspace(-3, 3, 400)[None]
+    out = samplers.dynamic_threshold(lambda z, lv: Prediction(x, x))(x, level())
+    assert np.asarray(out.x) == pytest.approx(np.clip(np.asarray(x), -1, 1))
+    kept = samplers.dynamic_threshold(lambda z, lv: Prediction(x, 2 * x), rederive_eps=False)
+    assert np.array_equal(kept(x, level()).eps, 2 * x)
+    assert np.asarray(0.6 * out.x + 0.8 * out.eps) == pytest.approx(np.asarray(x), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "std"),
+    [
+        (schedules.ve(0.001, 0.015), 0.015),  # alpha^2 + sigma^2 is barely more than 1
+        (schedules.ve(0.01, 50.0), 50.0),
+        (schedules.vp_sde(), 1.0),
+        (schedules.sub_vp(), 1.0),
+        (schedules.flow(), 1.0),
+    ],
+)
+def test_the_prior_has_the_spread_of_the_first_level(schedule, std):
+    grid = grids.uniform_logsnr(schedule, 4)
+    z = samplers.prior(lambda i, k: 100.0 * k + i + jnp.ones(3), samplers.ddim().plan(grid))
+    assert np.asarray(z) == pytest.approx(np.full(3, 101 * std), rel=1e-6)
+    assert grid.init_std == pytest.approx(std)

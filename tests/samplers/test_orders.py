@@ -180,3 +180,44 @@ def test_langevin_reaches_the_data(float64_rows):
         z = coef[0, 0] * z + coef[0, 2] * eps + coef[0, 3] * rng.standard_normal(len(z))
     assert z.mean() == pytest.approx(mean, abs=0.01)
     assert z.std() == pytest.approx(std, rel=0.05)
+
+
+INVARIANT = {
+    "ddim": {"eta": 0.5},
+    "ddpm": {},
+    "heun": {"s_churn": 20.0, "s_noise": 1.1},
+    "dpm2": {},
+    "dpm2_ancestral": {},
+    "lms": {},
+    "plms": {},
+    "ipndm": {},
+    "deis": {},
+    "dpm_solver_2m": {},
+    "dpm_solver_3m": {},
+    "dpmpp_2m_sde": {},
+    "dpmpp_3m_sde": {},
+    "dpmpp_2s": {},
+    "dpmpp_3s": {},
+    "unipc": {},
+    "unipc_3": {},
+    "consistency": {},
+}
+
+
+@pytest.mark.parametrize("name", INVARIANT)
+def test_variance_preserving_and_exploding_runs_are_one(name, float64_rows):
+    """In z / alpha both are one process where their ratios sigma / alpha are (Song et al. 2020)."""
+    ratios = [30.0, 11.0, 4.0, 1.7, 0.8, 0.3, 0.1]
+    ends = []
+    for schedule in (SCHEDULE, schedules.edm()):
+        grid = grids.from_sigmas(schedule, ratios)
+        rows = samplers.make(name, INVARIANT[name]).plan(grid)
+        rng = np.random.default_rng(3)
+        stack = np.zeros((rows.coef.shape[1], len(START)))
+        stack[0] = rows.level.sigma[0] * START
+        for coef, alpha, sigma in zip(rows.coef, rows.level.alpha, rows.level.sigma, strict=True):
+            drawn = rng.standard_normal(len(START))
+            stack = coef @ np.vstack([stack, *exact(stack[0], alpha, sigma), drawn])
+        ends.append(stack[0] / grid.levels.alpha[-1])
+    assert ends[0] == pytest.approx(ends[1], rel=1e-8, abs=1e-8)
+    assert np.abs(ends[0]).std() > 0.1

@@ -94,7 +94,7 @@ def _log(workdir: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines]
 
 
-def _wait_for(condition, seconds: float = 60.0) -> None:
+def _wait_for(condition, seconds: float = 600.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from typing import NamedTuple
 
 import jax
@@ -117,10 +116,9 @@ def test_two_processes_then_one_then_two_are_as_one(pair, tmp_path):
 
 def test_a_process_that_does_not_come_is_named(pair, tmp_path):
     for rank, missing in ((0, 1), (1, 0)):  # the one that waits, the one that calls
-        begun = time.monotonic()
         pair.start(tmp_path / str(rank), ranks=(rank,), wait=2)
         ((code, output),) = pair.end(rank)
-        assert code == 1 and time.monotonic() - begun < 60
+        assert code == 1
         assert f"process {missing} did not reach 'start' within 2 s" in _readable(output)
         assert not (tmp_path / str(rank)).exists()
 
@@ -136,9 +134,7 @@ def test_the_survivor_of_a_killed_process_exits_and_a_restart_resumes(pair, tmp_
         _wait_for(lambda w=workdir: len(_steps(w) if w.exists() else []) == 2)
         newest = max(_steps(workdir))
         os.kill(pids[victim], signal.SIGKILL)
-        begun = time.monotonic()
         codes = [code for code, _ in pair.end()]
-        assert time.monotonic() - begun < 60  # of which 10 are the heartbeat
         assert codes[victim] == -signal.SIGKILL and codes[1 - victim] not in (0, 143)
         assert max(_steps(workdir)) >= newest
         pair.start(workdir, *options)
