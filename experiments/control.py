@@ -25,6 +25,8 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from diffjax import metrics, runs
+from diffjax.cli import run_flags
+from diffjax.cli.command_line import UsageError
 from diffjax.evaluation import measure_distance
 from diffjax.evaluation.image_grids import save_png, tile
 from diffjax.runs.control_examples import (
@@ -36,9 +38,8 @@ from diffjax.runs.control_examples import (
 from diffjax.runs.hints import make_hints
 from diffjax.tasks import task_kind
 from diffjax.writing import write_json
-from experiments import common
 
-common.define_sampling_flags()
+run_flags.define_sampling_flags()
 SCALES = flags.DEFINE_list(
     "scales", ["1"], "Factors of the residuals; each is a row of the picture."
 )
@@ -65,10 +66,10 @@ USES = ("config", "workdir", "weights", "best", "raw", "sampling")  # flags of o
 
 
 def main() -> None:
-    cfg, folder = common.config(), common.workdir()
+    cfg, folder = run_flags.config(), run_flags.workdir()
     if not task_kind(cfg).takes_hints:
-        raise common.UsageError(f"{folder} holds a run of task {cfg.task!r}, not of a ControlNet")
-    run = common.open_run(cfg)
+        raise UsageError(f"{folder} holds a run of task {cfg.task!r}, not of a ControlNet")
+    run = run_flags.open_run(cfg)
     others = [runs.open_control(other) for other in ALSO.value]
     configs = [cfg, *(config for config, _ in others)]
     nets = [*run.model.controls, *(network for _, network in others)]
@@ -114,4 +115,4 @@ def measure_images(cfg: ConfigDict, images: np.ndarray, real: np.ndarray) -> dic
 
 
 if __name__ == "__main__":
-    common.run(main, USES)
+    run_flags.run(main, USES)

@@ -22,11 +22,12 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from diffjax import data, runs
+from diffjax.cli import run_flags
+from diffjax.cli.command_line import UsageError
 from diffjax.data import latents
 from diffjax.model.space import moments
 from diffjax.runs.fixed_parts import describe_autoencoder
 from diffjax.train.frozen import content_hash
-from experiments import common
 
 OUT = flags.DEFINE_string(
     "out", None, "Folder that the latents are written to, with a sub-folder per split."
@@ -53,11 +54,11 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
-    cfg = common.config()
+    cfg = run_flags.config()
     if not OUT.value:
-        raise common.UsageError("--out=FOLDER is needed: where the latents go")
+        raise UsageError("--out=FOLDER is needed: where the latents go")
     if not cfg.get("autoencoder", None):
-        raise common.UsageError("this config has no section autoencoder; use one of configs/ldm.py")
+        raise UsageError("this config has no section autoencoder; use one of configs/ldm.py")
     out = Path(OUT.value)
     params = runs.load_fixed_parts(cfg, out, fresh=True)["autoencoder"]
     for split in SPLITS.value:
@@ -76,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, USES)
+    run_flags.run(main, USES)

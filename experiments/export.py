@@ -1,60 +1,7 @@
-"""Write a trained model as one safetensors file, the --weights of sample, evaluate and control.
+"""The command `diffjax export` in a checkout: python -m experiments.export."""
 
-    python -m experiments.export --workdir=runs/digits --out=digits.safetensors
-    python -m experiments.sample --weights=digits.safetensors --workdir=runs/elsewhere
-
-The file holds the averaged weights under diffusers' names, and the config; no optimiser state. An
-autoencoder comes with the diffusion model in its latents; what a ControlNet controls does not, and
-is read from where its config says.
-
-    python -m experiments.export --workdir=runs/cats --out=cats
-
-Of fine-tuning, an --out without suffix is a folder that diffusers and `diffjax.load` read: the
-whole model, or of LoRA the file pytorch_lora_weights.safetensors. Of a ControlNet it is a folder
-that diffusers and `diffjax generate --control` read.
-"""
-
-from __future__ import annotations
-
-from pathlib import Path
-
-from absl import flags, logging
-
-from diffjax import runs
-from diffjax.tasks import task_kind
-from experiments import common
-
-OUT = flags.DEFINE_string(
-    "out",
-    None,
-    "File to write, or a folder for fine-tuned models and ControlNets; weights.safetensors in "
-    "--workdir if not set.",
-)
-
-
-FLAG_GROUPS = {"Export": ("workdir", "out", "best", "weights", "config")}
-USES = ("config", "workdir", "weights", "best")  # flags of other modules
-
-
-def main() -> None:
-    cfg, folder = common.config(), common.workdir()
-    out = Path(OUT.value) if OUT.value else folder / "weights.safetensors"
-    whole = not out.suffix and runs.is_publishable(cfg)
-    if out.suffix != ".safetensors" and not whole:
-        raise common.UsageError(
-            f"--out={out} must end in .safetensors; folders are for fine-tuning and ControlNets"
-        )
-    state = runs.read_state(cfg, Path(common.WEIGHTS.value or folder), best=common.BEST.value)
-    frozen = None
-    if cfg.get("autoencoder", None) and not task_kind(cfg).takes_hints:
-        exported = Path(common.WEIGHTS.value) if common.WEIGHTS.value else None
-        frozen = runs.load_fixed_parts(cfg, folder, exported=exported)
-    if whole:
-        logging.info("%s", runs.publish(cfg, state, frozen, out, folder=folder))
-        return
-    runs.write_export(out, cfg, state, frozen)
-    logging.info("%.1f MB in %s", out.stat().st_size / 1e6, out)
-
+from diffjax.cli.export import USES, main
+from diffjax.cli.run_flags import run
 
 if __name__ == "__main__":
-    common.run(main, USES)
+    run(main, USES)

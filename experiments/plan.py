@@ -23,7 +23,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffjax import runs
-from diffjax.cli.command_line import name_keys
+from diffjax.cli import run_flags
+from diffjax.cli.command_line import UsageError, name_keys
 from diffjax.cli.tables import format_table
 from diffjax.launch import topologies
 from diffjax.launch.mesh_search import format_rows, rank_meshes
@@ -32,7 +33,6 @@ from diffjax.launch.step_plan import StepCase, compile_plan, format_figures
 from diffjax.runs import abstract_batch
 from diffjax.train import State, make_optimizer, make_step
 from diffjax.writing import write_json
-from experiments import common
 
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 FLOPS = flags.DEFINE_bool("flops", True, "Count the FLOPs of a training step.")
@@ -113,7 +113,7 @@ def _on_topology(cfg: Any) -> Any:
     with name_keys({"a search": "--fit"}):
         rows = rank_meshes(cfg, name, make_case)
     if not rows:
-        raise common.UsageError(f"not one image per chip fits {name}, on any mesh")
+        raise UsageError(f"not one image per chip fits {name}, on any mesh")
     print(format_table(format_rows(rows)))
     return rows
 
@@ -126,9 +126,9 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
-    cfg = common.config()
+    cfg = run_flags.config()
     if FIT.value and not TOPOLOGY.value:
-        raise common.UsageError("--fit needs --topology")
+        raise UsageError("--fit needs --topology")
     if TOPOLOGY.value:
         topologies.configure_jax(TOPOLOGY.value)
         figures = _on_topology(cfg)
@@ -144,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, USES)
+    run_flags.run(main, USES)

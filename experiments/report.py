@@ -25,11 +25,12 @@ from typing import Any
 
 from absl import flags, logging
 
+from diffjax.cli import run_flags
+from diffjax.cli.command_line import UsageError
 from diffjax.cli.tables import format_html_table, format_table, format_value
 from diffjax.evaluation import plots
 from diffjax.runs import comparison
 from diffjax.writing import read_json_lines
-from experiments import common
 from experiments.reproductions import results
 
 RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to compare; those of a sweep if not set.")
@@ -123,7 +124,7 @@ def page(cfg: Any, folder: Path) -> str:
     for sweep in sorted((folder / "sweeps").glob("*.png")):
         parts.append(_image(sweep.read_bytes(), f"sweep {sweep.stem}"))
     parts += ["<h2>The papers, for orientation</h2>", _table(PAPERS)]
-    parts += ["<h2>Config</h2>", f"<pre>{html.escape(common.describe(cfg))}</pre>"]
+    parts += ["<h2>Config</h2>", f"<pre>{html.escape(run_flags.describe(cfg))}</pre>"]
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>"
 
@@ -138,7 +139,7 @@ def format_comparison(folders: list[Path], metric: str, mode: str) -> str:
     winner = comparison.find_best(rows, metric, mode)
     if winner is None:
         known = sorted({key for row in rows for key in row})
-        raise common.UsageError(f"no run has a finite {metric!r}; there are {', '.join(known)}")
+        raise UsageError(f"no run has a finite {metric!r}; there are {', '.join(known)}")
     print(format_table(rows))
     print(f"best by {metric} ({mode}): {winner['run']} with {format_value(winner[metric])}")
     title = html.escape(f"{len(rows)} runs by {metric}")
@@ -171,17 +172,17 @@ def main() -> None:
         readme.write_text(results.with_table(readme.read_text(), Path("docs/results")))
         logging.info("the table in %s is up to date", readme)
         return
-    folder = common.workdir()
+    folder = run_flags.workdir()
     out = folder / "report.html"
     if runs := _runs_of(folder):
         folder.mkdir(parents=True, exist_ok=True)
         out.write_text(format_comparison(runs, METRIC.value, MODE.value))
     elif (folder / "metrics.jsonl").exists():
-        out.write_text(page(common.config(), folder))
+        out.write_text(page(run_flags.config(), folder))
     else:
-        raise common.UsageError(f"there is no metrics.jsonl in {folder}: train first")
+        raise UsageError(f"there is no metrics.jsonl in {folder}: train first")
     logging.info("open %s", out)
 
 
 if __name__ == "__main__":
-    common.run(main, USES)
+    run_flags.run(main, USES)

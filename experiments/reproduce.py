@@ -18,7 +18,9 @@ from types import ModuleType
 
 from absl import flags, logging
 
-from experiments import common, plan
+from diffjax.cli import run_flags
+from diffjax.cli.command_line import UsageError
+from experiments import plan
 from experiments.reproductions import PAPERS, pieces, results
 from experiments.reproductions.claims import verdicts
 
@@ -51,11 +53,11 @@ def chosen() -> dict[str, ModuleType]:
         UsageError: an unknown paper or piece, listing the choices.
     """
     if unknown := set(PAPER.value) - set(PAPERS):
-        raise common.UsageError(f"unknown papers {sorted(unknown)}; choose from {list(PAPERS)}")
+        raise UsageError(f"unknown papers {sorted(unknown)}; choose from {list(PAPERS)}")
     papers = {name: PAPERS[name] for name in PAPER.value or PAPERS}
     known = [piece.name for paper in papers.values() for piece in paper.PIECES]
     if unknown := set(ONLY.value) - set(known):
-        raise common.UsageError(f"unknown pieces {sorted(unknown)}; choose from {known}")
+        raise UsageError(f"unknown pieces {sorted(unknown)}; choose from {known}")
     return papers
 
 
@@ -73,7 +75,7 @@ def listing(papers: dict[str, ModuleType], runs: Path, folder: Path) -> str:
 def paper_scale(name: str) -> str:
     """Commands, size and cost of a paper's own settings; the expected numbers are in its config."""
     path = Path("configs") / f"{getattr(PAPERS[name], 'CONFIG', name)}.py"
-    module = common.load_config_module(str(path))
+    module = run_flags.load_config_module(str(path))
     lines = [(module.__doc__ or "").strip(), ""]
     for variant, make in module.VARIANTS.items():
         cfg = make()
@@ -130,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run_flags.run(main)

@@ -16,14 +16,15 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from diffjax import runs
+from diffjax.cli import run_flags
+from diffjax.cli.command_line import UsageError
 from diffjax.evaluation.image_grids import save_png, tile, to_uint8
 from diffjax.evaluation.sweeps import check_axes, parse_axes
 from diffjax.model import make_sampler
 from diffjax.runs import Drawer, with_sample
 from diffjax.runs.classes import NAMED
-from experiments import common
 
-common.define_sampling_flags()
+run_flags.define_sampling_flags()
 OUT = flags.DEFINE_string(
     "out", None, "Path of the files without suffix; in samples/ of --workdir if not set."
 )
@@ -64,9 +65,9 @@ def _read_text(cfg: ConfigDict) -> np.ndarray | None:
     """Tokens of the prompts, or None for the captions of the data."""
     if not PROMPT.value:
         return None
-    tokenizers = runs.make_tokenizers(cfg, common.run_folder())
+    tokenizers = runs.make_tokenizers(cfg, run_flags.run_folder())
     if not tokenizers:
-        raise common.UsageError("--prompt has no effect: this model was not trained on captions")
+        raise UsageError("--prompt has no effect: this model was not trained on captions")
     return runs.tokenize(cfg, tokenizers, PROMPT.value)
 
 
@@ -76,12 +77,12 @@ def _read_labels(cfg: ConfigDict, count: int) -> np.ndarray | None:
     Raises:
         UsageError: there is no such class.
     """
-    names = runs.read_known_classes(cfg, common.run_folder()) if count else ()
+    names = runs.read_known_classes(cfg, run_flags.run_folder()) if count else ()
     if count:
         chosen = LABEL.value or names or ["all"]
         logging.info("classes in turn: %s", ", ".join(chosen[:NAMED]))
     elif LABEL.value:
-        raise common.UsageError("--label is for models that are told classes; this one is not")
+        raise UsageError("--label is for models that are told classes; this one is not")
     if not LABEL.value:
         return None
     return np.array([runs.find_class(label, names, count) for label in LABEL.value])
@@ -107,9 +108,9 @@ USES = ("config", "workdir", "weights", "best", "raw", "sampling")  # flags of o
 
 
 def main() -> None:
-    cfg, folder = common.config(), common.workdir()
+    cfg, folder = run_flags.config(), run_flags.workdir()
     text = _read_text(cfg)
-    run = common.open_run(cfg)
+    run = run_flags.open_run(cfg)
     drawer = runs.make_drawer(run)
     num, seed = flags.FLAGS.num or cfg.sample.num, flags.FLAGS.seed
     if ROWS.value:
@@ -118,7 +119,7 @@ def main() -> None:
         labels = _read_labels(cfg, drawer.model.num_classes)
         images = drawer.draw(num=num, seed=seed, text=text, labels=labels)
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(run.state.step)}-seed{seed}"
-    out = common.Path(OUT.value) if OUT.value else folder / "samples" / name
+    out = run_flags.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out.with_name(out.name + ".npz"), images=to_uint8(images))
     picture = out.with_name(out.name + ".png")
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, USES)
+    run_flags.run(main, USES)

@@ -21,7 +21,8 @@ from types import ModuleType
 from absl import flags, logging
 
 from configs import sweeps
-from diffjax.cli.command_line import name_keys
+from diffjax.cli import run_flags
+from diffjax.cli.command_line import UsageError, name_keys
 from diffjax.cli.tables import LiveTable
 from diffjax.launch import jobs, kubernetes, local, optuna_search, overrides, slurm
 from diffjax.launch.manifest import Manifest, SweepRun
@@ -30,7 +31,6 @@ from diffjax.launch.run_queue import RunQueue, interrupt_on_signals
 from diffjax.runs.comparison import list_progress, read_measure
 from diffjax.train.files import sole_writer
 from diffjax.writing import write_atomically
-from experiments import common
 
 EXECUTOR = flags.DEFINE_enum(
     "executor", "local", ["local", "slurm", "kubernetes-manifest"], "Where the runs happen."
@@ -76,7 +76,7 @@ def propose_overrides(module: ModuleType, manifest: Manifest, config: str) -> It
     """
     wanted = "space" if TRIALS.value else "sweep"
     if not hasattr(module, wanted):
-        raise common.UsageError(f"{config} has no {wanted}(); configs/sweeps.py shows its form")
+        raise UsageError(f"{config} has no {wanted}(); configs/sweeps.py shows its form")
     if not TRIALS.value:
         return iter(module.sweep())
     if SEARCH.value == "random":
@@ -91,15 +91,15 @@ def propose_overrides(module: ModuleType, manifest: Manifest, config: str) -> It
 
 
 def main() -> None:
-    common.config()
-    config, folder = common.config_name(), common.workdir()
-    module = common.load_config_module(config.partition(":")[0])
+    run_flags.config()
+    config, folder = run_flags.config_name(), run_flags.workdir()
+    module = run_flags.load_config_module(config.partition(":")[0])
     folder.mkdir(parents=True, exist_ok=True)
     with sole_writer(folder), name_keys(FLAGS_BY_ARGUMENT):
         manifest = Manifest(folder, config, overrides.parse_overrides(sys.argv))
         proposals = propose_overrides(module, manifest, config)
         todo = manifest.select_unfinished(
-            proposals, lambda new: overrides.check_overrides(common.load_config(config), new)
+            proposals, lambda new: overrides.check_overrides(run_flags.load_config(config), new)
         )
 
         def make_job(run: SweepRun) -> jobs.Job:
@@ -146,4 +146,4 @@ def _write_kubernetes(found: list[jobs.Job], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, USES)
+    run_flags.run(main, USES)

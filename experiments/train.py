@@ -23,13 +23,14 @@ import numpy as np
 from absl import flags, logging
 
 from diffjax import runs
+from diffjax.cli import run_flags
+from diffjax.cli.command_line import UsageError
 from diffjax.config import resolve
 from diffjax.runs.callbacks import choose_evaluation, choose_preview
 from diffjax.runs.finetuning import choose_initial
 from diffjax.tasks import task_kind
 from diffjax.train import Preempted, hosts, train
 from diffjax.train.loop import check_workdir
-from experiments import common
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string(
@@ -48,11 +49,11 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
-    cfg = common.config()
+    cfg = run_flags.config()
     if DRY_RUN.value:
-        print(common.describe(cfg))
+        print(run_flags.describe(cfg))
         return
-    folder = common.workdir()
+    folder = run_flags.workdir()
     hosts.start(
         COORDINATOR.value,
         PROCESSES.value,
@@ -60,8 +61,8 @@ def main() -> None:
         seconds=WAIT.value,
         heartbeat=HEARTBEAT.value,
     )
-    if common.WEIGHTS.value:
-        raise common.UsageError(
+    if run_flags.WEIGHTS.value:
+        raise UsageError(
             "training does not begin with --weights: an interrupted run goes on with its workdir, "
             "published models are fine-tuned by config.model.path (docs/stable_diffusion.md)"
         )
@@ -106,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, USES)
+    run_flags.run(main, USES)

@@ -25,9 +25,9 @@ from absl import flags
 from tqdm import tqdm
 
 from diffjax import data, metrics
+from diffjax.cli import command_line
 from diffjax.metrics.features import VERSIONS
 from diffjax.nets.classifier import Classifier
-from experiments import command_line
 
 STEPS = {"fashion_mnist": 3600, "fashion_mnist14": 3600, "digits": 2000, "shapes_single": 600}
 MIXUP = {  # parameter of the Beta distribution

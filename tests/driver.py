@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 
-from experiments import common
+from diffjax.cli import run_flags
 
 
 def child(command: list[str], out: int) -> None:
@@ -19,7 +19,7 @@ def child(command: list[str], out: int) -> None:
     os.dup2(out, 2)
     sys.argv = command
     module = importlib.import_module(f"experiments.{command[0]}")
-    common.run(module.main, getattr(module, "USES", ()))
+    run_flags.run(module.main, getattr(module, "USES", ()))
 
 
 def main() -> None:

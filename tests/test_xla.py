@@ -41,7 +41,9 @@ def test_compiled_sum_is_exact(program):
 
 
 def test_entry_points_compute_the_sum_exactly():
-    assert run("from experiments import common\n" + JAX + SUM).stdout.split() == ["1073741824"] * 2
+    assert (
+        run("from diffjax.cli import run_flags\n" + JAX + SUM).stdout.split() == ["1073741824"] * 2
+    )
 
 
 def test_flag_of_the_user_stays():

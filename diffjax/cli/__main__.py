@@ -13,13 +13,13 @@ from diffjax.cli.output import stop_with_reader
 COMMANDS = {
     "generate": "make images of prompts with a Stable Diffusion model",
     "web": "serve a web page to try a Stable Diffusion model on",
+    "evaluate": "measure a run, or images",
+    "export": "write the weights of a run as one file or a diffusers folder",
 }
 # Commands that need configs: each is a module of experiments/, beside which configs/ lies.
 CHECKOUT_COMMANDS = {
     "train": "train a config, or go on with a run",
     "sample": "make images with a trained run",
-    "evaluate": "measure a run, or images",
-    "export": "write the weights of a run as one file or a diffusers folder",
     "plan": "show the size and the cost of a config",
     "sweep": "train many variants of a config",
     "report": "write a page about a run",
@@ -52,7 +52,13 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     sys.argv = [f"diffjax {name}", *arguments]
     from diffjax.cli.command_line import run  # imports JAX
 
-    run(importlib.import_module(f"diffjax.cli.{name}").main)
+    module = importlib.import_module(f"diffjax.cli.{name}")
+    if uses := getattr(module, "USES", ()):  # flags of runs
+        from diffjax.cli.run_flags import run as run_with_flags
+
+        run_with_flags(module.main, uses)
+    else:
+        run(module.main)
 
 
 def format_commands() -> str:

@@ -44,9 +44,10 @@ except ImportError as error:
 # isort: on
 
 from diffjax import data
+from diffjax.cli import run_flags
+from diffjax.cli.command_line import UsageError
 from diffjax.evaluation.image_grids import save_png, tile, to_uint8
 from diffjax.writing import write_json
-from experiments import common
 
 MINUTES = flags.DEFINE_float("minutes", 60.0, "Minutes of training; 0 only samples.", 0)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the weights, batches, noise and samples.")
@@ -234,7 +235,7 @@ def _sample_steps() -> list[int]:
     except ValueError:
         steps = [0]
     if not all(1 <= n <= 1000 for n in steps):
-        raise common.UsageError(f"--sample_steps are numbers in 1 .. 1000, got {STEPS.value}")
+        raise UsageError(f"--sample_steps are numbers in 1 .. 1000, got {STEPS.value}")
     return steps
 
 
@@ -242,7 +243,7 @@ USES = ("workdir",)  # flags of other modules
 
 
 def main() -> None:
-    folder, steps = common.workdir(), _sample_steps()
+    folder, steps = run_flags.workdir(), _sample_steps()
     torch.set_num_threads(THREADS.value)
     torch.manual_seed(SEED.value)
     if MINUTES.value:
@@ -250,10 +251,10 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _train(folder, images, 60 * MINUTES.value)
     elif not (folder / "unet").is_dir():
-        raise common.UsageError(f"there is no {folder / 'unet'} to sample from; give --minutes")
+        raise UsageError(f"there is no {folder / 'unet'} to sample from; give --minutes")
     for count in steps if NUM.value else []:
         _write_samples(folder, count)
 
 
 if __name__ == "__main__":
-    common.run(main, USES)
+    run_flags.run(main, USES)

@@ -27,10 +27,10 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from diffjax.cli import run_flags
 from diffjax.launch import step_plan, topologies
 from diffjax.train.sharding import with_sharding
 from diffjax.writing import write_json
-from experiments import common
 
 SOURCE = flags.DEFINE_string(
     "source", None, "Folder of the repository of maxdiffusion.", required=True
@@ -180,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run_flags.run(main)

@@ -22,12 +22,13 @@ import numpy as np
 from absl import flags
 
 from diffjax import runs
+from diffjax.cli import run_flags
+from diffjax.cli.command_line import UsageError
 from diffjax.runs.hints import hint_shape
 from diffjax.runs.states import abstract_base
 from diffjax.tasks import make_task
 from diffjax.train import init_state, make_optimizer, make_step
 from diffjax.writing import write_json
-from experiments import common
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
 REPEATS = flags.DEFINE_integer("repeats", 9, "Number of measurements of each task.", 1)
@@ -120,9 +121,9 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
-    cfg = common.config()
+    cfg = run_flags.config()
     if cfg.task != "controlnet":
-        raise common.UsageError("this needs a config of a ControlNet, as in configs/controlnet.py")
+        raise UsageError("this needs a config of a ControlNet, as in configs/controlnet.py")
     found = measure(cfg, BATCH.value, REPEATS.value)
     for name in found["step_seconds"]:
         print(
@@ -140,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, USES)
+    run_flags.run(main, USES)

@@ -17,9 +17,10 @@ import numpy as np
 from absl import flags
 
 from diffjax import runs
+from diffjax.cli import run_flags
+from diffjax.cli.command_line import UsageError
 from diffjax.model import make_sampler, make_steering, sample
 from diffjax.writing import write_json
-from experiments import common
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
 REPEATS = flags.DEFINE_integer("repeats", 9, "Number of measurements of each mode.", 1)
@@ -77,9 +78,9 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
-    cfg = common.config()
+    cfg = run_flags.config()
     if not (cfg.network.conditional and cfg.data.num_classes):
-        raise common.UsageError("guidance needs a model with a condition, such as configs/cfg.py")
+        raise UsageError("guidance needs a model with a condition, such as configs/cfg.py")
     found = measure(cfg, BATCH.value, REPEATS.value)
     for mode in found["step_seconds"]:
         print(
@@ -92,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, USES)
+    run_flags.run(main, USES)

@@ -26,10 +26,10 @@ from absl import flags
 from tqdm import tqdm
 
 from diffjax import metrics
+from diffjax.cli import run_flags
 from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.state_dict import state_shapes
 from diffjax.writing import write_json
-from experiments import common
 
 NUM = flags.DEFINE_integer("num", 256, "Number of images per measurement.", 1)
 PIXELS = flags.DEFINE_integer("pixels", 32, "Width and height of the images.", 2)
@@ -128,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run_flags.run(main)

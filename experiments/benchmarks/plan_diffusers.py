@@ -22,13 +22,13 @@ from ml_collections import ConfigDict
 
 from configs.base import base
 from diffjax import losses, schedules
+from diffjax.cli import run_flags
 from diffjax.cli.tables import format_table
 from diffjax.launch import step_plan, topologies
 from diffjax.nets.controlnet import ControlNet, copy_base
 from diffjax.nets.unet import UNet
 from diffjax.types import Array, PyTree, Task, expand
 from diffjax.writing import write_json
-from experiments import common
 
 OUT = flags.DEFINE_string(
     "out", "docs/results/scaling.json", "File of the figures; rows in it are kept."
@@ -199,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run_flags.run(main)

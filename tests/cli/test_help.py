@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from diffjax.cli import help_pages
-from experiments import common
+from diffjax.cli import help_pages, run_flags
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +39,7 @@ def _list_flags(source):
             names |= {n.value for part in parts for n in ast.walk(part) if hasattr(n, "value")}
     names = {name for name in names if isinstance(name, str)}
     if "sampling" in names:
-        names = (names - {"sampling"}) | set(common.SAMPLING_FLAGS)
+        names = (names - {"sampling"}) | set(run_flags.SAMPLING_FLAGS)
     return names
 
 

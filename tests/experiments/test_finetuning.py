@@ -3,7 +3,6 @@
 import functools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from safetensors.numpy import save_file
 import diffjax
 from configs import stable_diffusion
 from diffjax import data, lora, runs
+from diffjax.cli import run_flags
 from diffjax.config import read_config
 from diffjax.model.condition import make_clips
 from diffjax.pretrained import configs, load_lora, load_model
@@ -22,7 +22,6 @@ from diffjax.runs import locate
 from diffjax.runs.finetuning import choose_initial, find_differences
 from diffjax.runs.fixed_parts import describe_autoencoder
 from diffjax.types import ConfigError
-from experiments import common
 from tests.parity import generate_cases as g
 from tests.pretrained import ldm
 
@@ -47,12 +46,6 @@ def get_config(name):
     config.train.update(steps=2, log_every=1, checkpoint_every=1, sample_every=0)
     return config
 """
-
-
-@pytest.fixture(autouse=True)
-def no_flags(monkeypatch):
-    for flag in ("WEIGHTS", "WORKDIR"):
-        monkeypatch.setattr(common, flag, SimpleNamespace(value=None))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +83,7 @@ def train(execute, root):
 
 
 def config_of(root, variant, path="model"):
-    cfg = common.load_config(f"{root / 'tiny.py'}:{variant}")
+    cfg = run_flags.load_config(f"{root / 'tiny.py'}:{variant}")
     cfg.model.path = str(root / path)
     return cfg
 
@@ -355,7 +348,9 @@ def test_a_run_is_no_model(root):
     (root / "run").mkdir()
     (root / "run" / "config.json").write_text("{}")
     cfg = config_of(root, "sd15", "run")
-    with pytest.raises(common.UsageError, match=r"has no model_index\.json.*experiments\.export"):
+    with pytest.raises(
+        run_flags.UsageError, match=r"has no model_index\.json.*experiments\.export"
+    ):
         runs.load_fixed_parts(cfg, Path(root), fresh=True)
 
 

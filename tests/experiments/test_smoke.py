@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import common
+from diffjax.cli import run_flags
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if "def get_config" in p.read_text())
@@ -133,7 +133,7 @@ PARAMETERS = {
 
 def variants():
     for path in CONFIGS:
-        module = common.load_config_module(str(path))
+        module = run_flags.load_config_module(str(path))
         yield from (f"{path.stem}:{name}" for name in module.VARIANTS)
 
 
@@ -149,7 +149,7 @@ def smoke(execute, config, folder):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_one_smoke_run_per_config_file(execute, path, tmp_path):
-    first = next(iter(common.load_config_module(str(path)).VARIANTS))
+    first = next(iter(run_flags.load_config_module(str(path)).VARIANTS))
     smoke(execute, f"{path.name}:{first}", tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_smoke_run_of_every_variant(execute, name, tmp_path):
 def test_the_time_embedding_survives_every_norm(name):
     # One channel per group would remove it, wherever it is added before the norm.
     stem, _, variant = name.partition(":")
-    net = common.load_config(f"configs/{stem}.py:{variant}").network
+    net = run_flags.load_config(f"configs/{stem}.py:{variant}").network
     if stem == "autoencoder":
         pytest.skip("there is no time")
     assert net.scale_shift or min(net.multipliers) * net.channels >= 4 * net.norm_groups
@@ -180,7 +180,7 @@ def test_parameters_and_shapes_of_every_variant(name):
     from experiments.plan import plan
 
     stem, _, variant = name.partition(":")
-    cfg = common.load_config(f"configs/{stem}.py:{variant}")
+    cfg = run_flags.load_config(f"configs/{stem}.py:{variant}")
     found, expected = plan(cfg, flops=False)["parameters"], PARAMETERS[name]
     assert found == expected if isinstance(expected, int) else round(found / 1e6, 1) == expected
 

@@ -9,8 +9,9 @@ import signal
 import time
 
 from diffjax import runs
+from diffjax.cli import run_flags
 from diffjax.train import Checkpoints
-from experiments import common, train
+from experiments import train
 from tests.train.tiny import make_task
 
 REAL_TASK, REAL_BATCHES = runs.build_task, runs.start_batches
@@ -41,7 +42,7 @@ def main():
         setattr(Checkpoints, os.environ["KILL_IN"], _die)
     runs.build_task = _tiny_task
     runs.start_batches = lambda cfg, source: _slower(REAL_BATCHES(cfg, source))
-    common.run(train.main, train.USES)
+    run_flags.run(train.main, train.USES)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ STEPS = """
     from diffjax.train.loop import compiled_step
     from diffjax.train.sharding import make_mesh, sharded_fraction, tree_sharding
     from absl import flags
-    from experiments import common, frozen
+    from diffjax.cli import run_flags
+from experiments import frozen
 
     flags.FLAGS.mark_as_parsed()
-    cfg = common.load_config(sys.argv[1])
+    cfg = run_flags.load_config(sys.argv[1])
     cfg.data.batch_size = 8
     cfg.optim.update(lr=1e-3, warmup=0, decay="constant")
     task, source = runs.build_task(cfg), runs.load_source(cfg)

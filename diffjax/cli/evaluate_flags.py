@@ -10,13 +10,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffjax import evaluation, metrics
+from diffjax.cli import run_flags
+from diffjax.cli.command_line import UsageError, name_keys
 from diffjax.evaluation import METRICS, FeatureStore, Reference
 from diffjax.evaluation.metric_table import check_names, find_metrics_of, needs_spatial
 from diffjax.runs import real_images
-from experiments import common
-from experiments.command_line import name_keys
 
-common.define_sampling_flags()
+run_flags.define_sampling_flags()
 NAMES = flags.DEFINE_list(
     "metrics", ["distance", "baselines", "bits"], f"Metrics to measure, of {', '.join(METRICS)}."
 )
@@ -128,10 +128,10 @@ def _refuse_unused(names: Sequence[str]) -> None:
     every = {name for taken in MODES.values() for name in taken} | {"seed"}
     for name in [name for name in flags.FLAGS if flags.FLAGS[name].present]:
         if name in every and name not in MODES[mode]:
-            raise common.UsageError(f"--{name} has no effect {beside}")
+            raise UsageError(f"--{name} has no effect {beside}")
         takers = find_metrics_of([INPUT_OF[name]]) if name in INPUT_OF else names
         if mode != "save_reference" and not set(takers) & set(names):
-            raise common.UsageError(
+            raise UsageError(
                 f"--{name} has no effect on --metrics={','.join(names)}; it is for "
                 f"{', '.join(takers)}"
             )
@@ -150,15 +150,15 @@ def open_inputs(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     """
     for key, what in WHERE.items():
         if not flags.FLAGS[key].value and (some := select(names, [key])):
-            raise common.UsageError(f"--metrics={','.join(some)} needs {what}")
+            raise UsageError(f"--metrics={','.join(some)} needs {what}")
     inputs: dict[str, Any] = {"pairs": PAIRS.value, "bits_steps": _parse_steps()}
     if select(names, ["inception"]):
         inputs["inception"] = open_store(folder, spatial=needs_spatial(names))
     if select(names, ["clip"]):
-        inputs["clip"] = evaluation.load_text_scorer(CLIP.value)
-        inputs["prompts"] = evaluation.read_prompts(PROMPTS.value)
+        inputs["clip"] = evaluation.load_text_scorer(str(CLIP.value))
+        inputs["prompts"] = evaluation.read_prompts(str(PROMPTS.value))
     if select(names, ["lpips"]):
-        inputs["lpips"] = evaluation.load_lpips_distance(LPIPS.value)
+        inputs["lpips"] = evaluation.load_lpips_distance(str(LPIPS.value))
     return inputs
 
 
@@ -169,13 +169,13 @@ def _parse_steps() -> list[int]:
     """
     wrong = [text for text in BITS_STEPS.value if not text.isdecimal() or int(text) < 1]
     if wrong:
-        raise common.UsageError(f"--bits_steps takes numbers of steps, got {wrong[0]!r}")
+        raise UsageError(f"--bits_steps takes numbers of steps, got {wrong[0]!r}")
     return [int(text) for text in BITS_STEPS.value]
 
 
 def open_store(folder: Path, *, spatial: bool) -> FeatureStore:
     if not INCEPTION.value:
-        raise common.UsageError(f"--save_reference needs {WHERE['inception']}")
+        raise UsageError(f"--save_reference needs {WHERE['inception']}")
     with name_keys({"allow_legacy_pickle": "--allow_legacy_pickle"}):
         network = evaluation.load_inception(
             INCEPTION.value, allow_legacy_pickle=LEGACY.value, resize=RESIZE.value
@@ -194,8 +194,8 @@ def read_reference(cfg: ConfigDict | None) -> Reference:
 def read_config(names: Sequence[str]) -> ConfigDict | None:
     """None where the images and what to compare them with are files."""
     files = REFERENCE.value or not select(names, ["reference", "originals"])
-    from_files = files and not select(names, FROM_DATA) and common.CONFIG.value is None
-    return None if from_files else common.config()
+    from_files = files and not select(names, FROM_DATA) and run_flags.CONFIG.value is None
+    return None if from_files else run_flags.config()
 
 
 def find_out(folder: Path) -> Path:
@@ -218,5 +218,5 @@ def load_network(cfg: ConfigDict, asker: str) -> metrics.FeatureNetwork:
         UsageError: there is none.
     """
     if not cfg.eval.features:
-        raise common.UsageError(f"{asker} needs config.eval.features, or metrics of Inception")
+        raise UsageError(f"{asker} needs config.eval.features, or metrics of Inception")
     return metrics.feature_network(cfg.eval.features)

@@ -16,12 +16,12 @@ from ml_collections import ConfigDict, config_flags
 
 import diffjax.config.store
 from diffjax import grids, runs, samplers
+from diffjax.cli import command_line
+from diffjax.cli.command_line import UsageError, find_flag
 from diffjax.config.ranges import check_list
 from diffjax.config.variants import load_module
 from diffjax.train import CheckpointMismatch
 from diffjax.types import ConfigError
-from experiments import command_line
-from experiments.command_line import UsageError, find_flag
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -185,9 +185,9 @@ def config() -> ConfigDict:
 def _overrides() -> dict[str, Any]:
     """Values of --config.KEY=VALUE by key."""
     found = dict(config_flags.get_override_values(flags.FLAGS["config"]))
-    before = load_config(find_flag(sys.argv, "config") or "") if found else None
+    before = load_config(find_flag(sys.argv, "config") or "").to_dict() if found else {}
     for path, value in found.items():
-        old = diffjax.config.find(before.to_dict(), path)
+        old = diffjax.config.find(before, path)
         if isinstance(value, tuple) and isinstance(old, tuple):
             check_list(path, old, value)
     return found
