@@ -49,7 +49,7 @@ from experiments.evaluate_flags import (
 )
 
 FLAG_GROUPS = {
-    "Evaluation": ("workdir", "metrics", "num", "out", "best", "weights", "seed", "seeds"),
+    "Evaluation": ("workdir", "metrics", "num", "out", "best", "raw", "weights", "seed", "seeds"),
     "Other images": ("images", "reference", "reference_num", "save_reference"),
     "Networks": ("inception", "allow_legacy_pickle", "resize", "clip", "prompts", "lpips"),
     "Sweeps": ("sweep", "name"),
