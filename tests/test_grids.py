@@ -151,3 +151,13 @@ def test_a_cut_belongs_to_the_first_model():
     assert grids.window(g, end=0.6, total=2000).levels.t.tolist() == [900, 800, 700]
     whole = grids.window(g)
     assert whole.levels.t.tolist() == g.levels.t.tolist()
+
+
+@pytest.mark.parametrize("make", [grids.uniform, grids.uniform_logsnr, grids.karras, grids.beta])
+def test_grids_have_their_number_of_steps_however_they_end(make):
+    s = schedules.vp_sde()
+    for final in ("clean", "last"):
+        g = make(s, 6, final=final)
+        assert (g.steps, len(g.levels.t), g.levels.sigma[-1] == 0) == (6, 7, final == "clean")
+    even = grids.uniform(s, 4).levels.t
+    assert even == pytest.approx(np.linspace(1, 1e-5, 5))

@@ -114,7 +114,8 @@ def main() -> int:
         machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
         results = dict(seed=args.seed, machine=machine, minutes=minutes, seconds=server.SECONDS)
         args.results.write_text(json.dumps({**results, "mutants": found}, indent=1) + "\n")
-        page.write_page()
+        if args.results.resolve() == page.RESULTS.resolve():
+            page.write_page()
     reasons = page.read_reasons()
     survived = [one for one in found if one["verdict"] == "survived"]
     return int(any(page.find_reason(one, reasons) == page.NOT_EXPLAINED for one in survived))

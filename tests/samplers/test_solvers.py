@@ -268,8 +268,21 @@ def test_a_last_level_that_comes_twice_is_left_alone(name, shift):
         schedule.at(np.array([900, 500, 200, 200])),
     )
     grid = grids.of_levels(schedule, np.array(times), *levels)
-    rows = samplers.make(name).plan(grid)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rows))
+    free = {"lower_order_final": False} if name not in ("dpmpp_2s", "dpmpp_3s") else {}
+    for given in ({}, free):
+        rows = samplers.make(name, given).plan(grid)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rows))
+
+
+@pytest.mark.parametrize(("order", "steps"), [(2, 8), (3, 9)])
+def test_singlestep_solvers_end_as_asked(order, steps):
+    grid = grids.uniform_logsnr(SCHEDULES["edm"], steps, final="last")
+    lower, free = (
+        samplers.dpm_solver_single(order=order, lower_order_final=on).plan(grid).coef
+        for on in (True, False)
+    )
+    assert np.array_equal(lower[: steps - 2], free[: steps - 2])
+    assert not np.array_equal(lower[-1], free[-1])
 
 
 @pytest.mark.parametrize(("steps", "lowered"), [(14, True), (15, False)])
