@@ -3,7 +3,7 @@
 from diffjax.data.captions import Buckets
 from diffjax.data.conditions import HINTS, Hints, make_hints
 from diffjax.data.datasets import load, names
-from diffjax.data.folder_sources import FOLDERS
+from diffjax.data.folder_loaders import FOLDERS
 from diffjax.data.formats import sides
 from diffjax.data.pairs import paired
 from diffjax.data.pipeline import (

@@ -27,7 +27,8 @@ from absl import logging
 
 from diffjax.data import formats, latents, pictures, shapes, tfds_builders
 from diffjax.data.captions import Buckets
-from diffjax.data.folder_sources import DAMAGED, FOLDERS, Reading, Sides, fit_size, load_folder
+from diffjax.data.folder_loaders import FOLDERS, load_folder
+from diffjax.data.folder_sources import DAMAGED, Reading, Sides, fit_size
 from diffjax.data.source import Arrays, Indices, Source, from_arrays
 
 ENV_DIR = "DIFFJAX_DATA_DIR"

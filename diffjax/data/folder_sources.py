@@ -247,29 +247,3 @@ def load_captioned(split: str, root: Path, how: Reading, buckets: Buckets | None
         paths=paths,
         fingerprint=lambda: folders.make_fingerprint(root, paths, texts),
     )
-
-
-def _load_paired(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
-    from diffjax.data.pairs import load_pairs  # which loads the images by the loaders above
-
-    return load_pairs(split, root, how)
-
-
-LOADERS: dict[str, Callable[[str, Path, Reading, Buckets | None], Source]] = {
-    "image_folder": load_images,
-    "captioned_folder": load_captioned,
-    "paired_folder": _load_paired,
-}
-FOLDERS = tuple(LOADERS)  # names of data that are folders of image files
-
-
-def load_folder(
-    name: str, split: str, root: Path, how: Reading, buckets: Buckets | None = None
-) -> Source:
-    """A folder of image files as a source; ``name`` is one of `FOLDERS`.
-
-    Raises:
-      ValueError, OSError: as `diffjax.data.load`.
-    """
-    source = LOADERS[name](split, root, how, buckets)
-    return skip_damaged(source) if how.damaged == "skip" else source

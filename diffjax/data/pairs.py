@@ -38,7 +38,7 @@ def paired(
     has the shape of its image, at the same or another resolution, and is cropped and resized like
     it; its transparent pixels are black. Row i of ``root/NAME.npy`` belongs to image i in
     alphabetical order, and is what a batch has as NAME: token ids ``text``, or the embeddings that
-    Stable Diffusion XL is told (`diffjax.tasks.conditions`).
+    Stable Diffusion XL is told (`diffjax.model.condition`).
 
     Args:
         image_size, channels, background, caption_column, damaged: of the images, see `load`.

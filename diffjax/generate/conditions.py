@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from absl import logging
 
 from diffjax.generate.checks import RequestError, refuse
+from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Size
 from diffjax.generate.request import Prompts, Request
 from diffjax.pretrained.prompts import Embedding, Prompt, count_chunks
-
-if TYPE_CHECKING:
-    from diffjax.generate.pipeline import Pipeline
 
 Cond = dict[str, Any]
 Told = Prompts | Embedding
 
 
-def make(pipe: Pipeline, request: Request, size: Size, *, guided: bool) -> tuple[Cond, Cond]:
+def make(pipe: LoadedModel, request: Request, size: Size, *, guided: bool) -> tuple[Cond, Cond]:
     """The conditions of prompts and of negative prompts, the latter empty if there is no guidance.
 
     Raises:
@@ -42,7 +40,7 @@ def make(pipe: Pipeline, request: Request, size: Size, *, guided: bool) -> tuple
     return cond, _condition(pipe, nothing, request.num, size.negated())
 
 
-def _negatives(pipe: Pipeline, request: Request) -> Told | None:
+def _negatives(pipe: LoadedModel, request: Request) -> Told | None:
     """The negative prompts; None if they are a zero embedding."""
     listed = cast(Told | None, request.guiding().negative)
     if listed is None:
@@ -51,20 +49,22 @@ def _negatives(pipe: Pipeline, request: Request) -> Told | None:
     return listed
 
 
-def _embed(pipe: Pipeline, told: Told, tokens: int, weighted: bool, *, skip: int = 0) -> Embedding:
+def _embed(
+    pipe: LoadedModel, told: Told, tokens: int, weighted: bool, *, skip: int = 0
+) -> Embedding:
     """The embedding of prompts, filled up with empty chunks to a number of tokens."""
     length = _chunk(pipe)
     if not isinstance(told, Embedding):
-        return pipe.embed(told, clip_skip=skip, weighted=weighted, chunks=tokens // length)
+        return pipe.embed_read(told, clip_skip=skip, weighted=weighted, chunks=tokens // length)
     absent = (tokens - told.context.shape[1]) // length
     if not absent:
         return told
-    empty = pipe.embed([""], clip_skip=skip).context
+    empty = pipe.embed_read([""], clip_skip=skip).context
     filling = jnp.tile(empty, (len(told.context), absent, 1))
     return told._replace(context=jnp.concatenate([told.context, filling], axis=1))
 
 
-def _chunk(pipe: Pipeline) -> int:
+def _chunk(pipe: LoadedModel) -> int:
     """Tokens of a chunk."""
     return next(iter(pipe.parts.texts.values())).tokenizer.length
 
@@ -72,7 +72,7 @@ def _chunk(pipe: Pipeline) -> int:
 # ---- what is checked beforehand -----------------------------------------------------------------
 
 
-def count_tokens(pipe: Pipeline, request: Request, *, guided: bool) -> int:
+def count_tokens(pipe: LoadedModel, request: Request, *, guided: bool) -> int:
     """How many tokens prompts and negative prompts are filled up to, in whole chunks.
 
     Raises:
@@ -95,7 +95,7 @@ def count_tokens(pipe: Pipeline, request: Request, *, guided: bool) -> int:
     return most
 
 
-def _tokens(pipe: Pipeline, told: Told, weighted: bool) -> int:
+def _tokens(pipe: LoadedModel, told: Told, weighted: bool) -> int:
     if isinstance(told, Embedding):
         return told.context.shape[1]
     encoders = tuple(pipe.parts.texts.values())
@@ -103,7 +103,7 @@ def _tokens(pipe: Pipeline, told: Told, weighted: bool) -> int:
     return chunks * _chunk(pipe)
 
 
-def check(pipe: Pipeline, request: Request, *, guided: bool) -> None:
+def check(pipe: LoadedModel, request: Request, *, guided: bool) -> None:
     """See that a model can be told what a request says.
 
     Raises:
@@ -138,7 +138,7 @@ def _count(told: Told) -> int:
     return len(told.context if isinstance(told, Embedding) else told)
 
 
-def _check_embedding(pipe: Pipeline, name: str, embedding: Embedding) -> None:
+def _check_embedding(pipe: LoadedModel, name: str, embedding: Embedding) -> None:
     """
     Raises:
         RequestError: an embedding is not of this model's text encoders.
@@ -166,7 +166,7 @@ def _check_embedding(pipe: Pipeline, name: str, embedding: Embedding) -> None:
         )
 
 
-def _condition(pipe: Pipeline, embedding: Embedding, num: int, size: Size) -> Cond:
+def _condition(pipe: LoadedModel, embedding: Embedding, num: int, size: Size) -> Cond:
     embedding = jax.tree.map(lambda leaf: jnp.repeat(leaf, num, axis=0), embedding)
     cond: Cond = {"context": embedding.context}
     net, pooled = pipe.parts.unet.net, embedding.pooled

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from diffjax.generate.loaded import LoadedModel
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.prompts import Embedding, Prompt
 from diffjax.pretrained.schedulers import INSTEAD, KINDS, Scheduler, load_scheduler, with_class
 from diffjax.types import PyTree, choose, summarize
-
-if TYPE_CHECKING:
-    from diffjax.generate.pipeline import Pipeline
 
 # Short names of diffusers' schedulers: (class, options).
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -166,7 +164,7 @@ class Refiner(NamedTuple):
         start: fraction of the denoising after which it takes over.
     """
 
-    pipe: Pipeline
+    pipe: LoadedModel
     start: float = 0.8
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +22,17 @@ from diffjax.generate.checks import (
     show,
 )
 from diffjax.generate.diffusers_names import explain_attribute, refuse_arguments
+from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Control, Guidance, Lora, Refiner, Sampling, Size, Texts
 from diffjax.generate.request import LAYERS, Request, read_prompts
 from diffjax.generate.stages import Stage, make_stages
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.lora import load_lora, merge_lora
 from diffjax.pretrained.models import Component, Sharding
-from diffjax.pretrained.pipelines import Components, load_components, save_components
-from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks, encode
+from diffjax.pretrained.pipelines import load_components, save_components
+from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks
 from diffjax.samplers import loop
 from diffjax.types import Array, PyTree, summarize
-
-CACHED = 256  # embeddings and encoded images that a pipeline keeps
 
 
 def load(
@@ -109,15 +108,12 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Pipeline:
+class Pipeline(LoadedModel):
     """A text-to-image model, ready to be called.
 
     Attributes:
         parts: networks, tokenizers and configs.
     """
-
-    parts: Components
-    _kept: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         parts = self.parts
@@ -211,11 +207,11 @@ class Pipeline:
             raise refuse("request", f"must be a Request(prompt), got {show(request)}")
         return self._steps(make_stages(self, request))
 
-    def _steps(self, stages: Sequence[tuple[Pipeline, Stage]]) -> Iterator[Progress]:
+    def _steps(self, stages: Sequence[tuple[LoadedModel, Stage]]) -> Iterator[Progress]:
         before = None
         total, done = sum(stage.length for _, stage in stages), 0
-        for pipe, stage in stages:
-            run = stage.begin(before)
+        for loaded, stage in stages:
+            pipe, run = cast(Pipeline, loaded), stage.begin(before)
             for step in loop.steps(stage.advance, run, stage.rows, n=stage.length):
                 progress = Progress(done, total, step, pipe)
                 yield progress
@@ -267,20 +263,7 @@ class Pipeline:
         if read_flag("weighted", weighted):
             chunks = max(chunks, *(count_chunks(encoders, prompt) for prompt in told))
 
-        def one(prompt: str | Prompt) -> Embedding:
-            return self.remember(
-                ("prompt", prompt, clip_skip, weighted, chunks),
-                lambda: encode(
-                    encoders,
-                    prompt,
-                    penultimate=self.is_xl,
-                    skip=clip_skip,
-                    weighted=weighted,
-                    chunks=chunks,
-                ),
-            )
-
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(one, told))
+        return self.embed_read(told, clip_skip=clip_skip, weighted=weighted, chunks=chunks)
 
     def with_lora(self, path: StrPath, *, scale: float = 1.0) -> Pipeline:
         """The pipeline with an adapter merged in; see `merge_lora`.
@@ -313,38 +296,6 @@ class Pipeline:
     def save(self, folder: StrPath) -> None:
         """Write a folder that diffusers, or `load`, reads."""
         save_components(folder, self.parts)
-
-    # ---- the model --------------------------------------------------------------------------
-
-    @property
-    def is_xl(self) -> bool:
-        """Whether the network is told sizes."""
-        return bool(self.parts.unet.net.added_dim)
-
-    @property
-    def extra_channels(self) -> int:
-        """Channels of the network's input beside the latents; those of models that fill in."""
-        return self.parts.unet.config.get("in_channels", 4) - self.parts.vae.net.latent_channels
-
-    def native_size(self) -> tuple[int, int]:
-        """Height and width of the images that the model was made for.
-
-        Raises:
-            ValueError: its config does not say.
-        """
-        side = self.parts.unet.config.get("sample_size")
-        if not side:
-            raise RequestError("size", "the model does not say its size: give size=(height, width)")
-        height, width = side if isinstance(side, list | tuple) else (side, side)
-        return self.parts.vae.net.factor * height, self.parts.vae.net.factor * width
-
-    def remember(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What was made before, or is made now."""
-        if key not in self._kept:
-            while len(self._kept) >= CACHED:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = make()
-        return self._kept[key]
 
 
 _ARGUMENTS: dict[str, Any] = dict.fromkeys(

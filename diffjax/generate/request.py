@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from diffjax.generate.checks import (
     refuse,
     show,
 )
+from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import (
     GRIDS,
     Control,
@@ -41,9 +42,6 @@ from diffjax.pretrained.models import Component
 from diffjax.pretrained.pipelines import Components
 from diffjax.pretrained.prompts import Embedding, Prompt
 from diffjax.types import Array, choose, summarize
-
-if TYPE_CHECKING:
-    from diffjax.generate.pipeline import Pipeline
 
 STEPS = 10_000  # more than any schedule has
 SIDE = 2**16  # pixels
@@ -79,7 +77,7 @@ class Request:
     image: Any = None
     control: Sequence[Control] | Control = ()
     lora: Sequence[Lora] | Lora = ()
-    refiner: Refiner | Pipeline | None = None
+    refiner: Refiner | LoadedModel | None = None
     size: Size | Sequence[int] | int | None = None
     num: int = 1
     latents: Array | None = None

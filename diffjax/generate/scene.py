@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,10 @@ import numpy as np
 from diffjax.generate import images, program
 from diffjax.generate.checks import RequestError, read_floats, refuse
 from diffjax.generate.keys import check_key, make_keys
+from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Image, Size
 from diffjax.generate.request import Request
 from diffjax.types import Array, Rows
-
-if TYPE_CHECKING:
-    from diffjax.generate.pipeline import Pipeline
 
 # Draws of a key beside those of the sampler, see `diffjax.samplers.loop.image_noise`.
 PRIOR, POSTERIOR, MASKED = 1, 2, 3
@@ -74,7 +72,7 @@ class Layout(NamedTuple):
         return self.size.height // factor, self.size.width // factor
 
 
-def lay_out(pipe: Pipeline, request: Request, shape: tuple[int, int] | None = None) -> Layout:
+def lay_out(pipe: LoadedModel, request: Request, shape: tuple[int, int] | None = None) -> Layout:
     """Read the pictures of a request and fix its size, on the host.
 
     Args:
@@ -112,7 +110,7 @@ def lay_out(pipe: Pipeline, request: Request, shape: tuple[int, int] | None = No
     return Layout(size, strength, (spread, given[1]), mask)
 
 
-def make(pipe: Pipeline, request: Request, layout: Layout) -> Scene:
+def make(pipe: LoadedModel, request: Request, layout: Layout) -> Scene:
     """The scene of a request that was laid out."""
     vae, (size, strength, given, mask) = pipe.parts.vae.net, layout
     keys = make_keys(request.key, request.count())
@@ -193,7 +191,7 @@ def default_strength(xl: bool, masked: bool) -> float:
     return 1.0 if masked else 0.8
 
 
-def encode(pipe: Pipeline, pixels: np.ndarray, eps: Array) -> Array:
+def encode(pipe: LoadedModel, pixels: np.ndarray, eps: Array) -> Array:
     """Latents of pixels (B, H, W, 3) in [0, 1]: a draw of their posterior, scaled."""
     net, params = pipe.parts.vae.net, pipe.parts.vae.params
 
@@ -209,7 +207,7 @@ def encode(pipe: Pipeline, pixels: np.ndarray, eps: Array) -> Array:
 
 
 def _size(
-    pipe: Pipeline,
+    pipe: LoadedModel,
     request: Request,
     given: Given | None,
     shape: tuple[int, int] | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from diffjax import guidance, lora
 from diffjax.generate import conditions, program, scene
 from diffjax.generate.checks import RequestError
 from diffjax.generate.keys import make_keys
+from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Refiner, Sampling, make_scheduler
 from diffjax.generate.program import Program
 from diffjax.generate.request import Request
@@ -23,9 +24,6 @@ from diffjax.parameterization import check_levels
 from diffjax.pretrained.schedulers import Scheduler
 from diffjax.samplers import loop
 from diffjax.types import Array, PyTree, Rows, summarize
-
-if TYPE_CHECKING:
-    from diffjax.generate.pipeline import Pipeline
 
 ROWS = 1024  # plans are padded to multiples of it, so that their length is no part of a program
 REFINER = 2**31 - 1  # folded into the keys of a refiner
@@ -81,7 +79,7 @@ class Plan(NamedTuple):
         ends: whether the run ends at the data.
     """
 
-    pipe: Pipeline
+    pipe: LoadedModel
     request: Request
     layout: scene.Layout
     scheduler: Scheduler
@@ -116,7 +114,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-    pipe: Pipeline,
+    pipe: LoadedModel,
     request: Request,
     shape: tuple[int, int] | None = None,
     start: float | None = None,
@@ -177,7 +175,7 @@ def plan(
     )
 
 
-def _schedule(pipe: Pipeline, sampling: Sampling) -> Scheduler:
+def _schedule(pipe: LoadedModel, sampling: Sampling) -> Scheduler:
     """
     Raises:
         RequestError: the sampler takes something that is asked for not.
@@ -188,7 +186,7 @@ def _schedule(pipe: Pipeline, sampling: Sampling) -> Scheduler:
         raise RequestError("sampler", str(error)) from error
 
 
-def make_stages(pipe: Pipeline, request: Request) -> list[tuple[Pipeline, Stage]]:
+def make_stages(pipe: LoadedModel, request: Request) -> list[tuple[LoadedModel, Stage]]:
     """Check all of a request, then build its stages, each with the pipeline that runs it.
 
     Raises:
@@ -215,7 +213,7 @@ def make_stages(pipe: Pipeline, request: Request) -> list[tuple[Pipeline, Stage]
 # ---- networks that do not belong together -------------------------------------------------------
 
 
-def _check_refiner(pipe: Pipeline, refiner: Refiner) -> None:
+def _check_refiner(pipe: LoadedModel, refiner: Refiner) -> None:
     """See that a refiner goes on from the latents and the noise levels of the base model.
 
     Latents of another scale cannot be converted: their noise would be scaled with them, so that
@@ -241,7 +239,7 @@ def _check_refiner(pipe: Pipeline, refiner: Refiner) -> None:
         )
 
 
-def _levels(pipe: Pipeline) -> np.ndarray:
+def _levels(pipe: LoadedModel) -> np.ndarray:
     """Noise over signal at some times of the model's own schedule."""
     schedule = pipe.remember(("scheduler", "own"), lambda: _schedule(pipe, Sampling())).schedule
     times = np.linspace(schedule.span[0], schedule.span[1], 9)
@@ -250,7 +248,7 @@ def _levels(pipe: Pipeline) -> np.ndarray:
         return np.asarray(sigma) / np.asarray(alpha)
 
 
-def _check_controls(pipe: Pipeline, request: Request) -> None:
+def _check_controls(pipe: LoadedModel, request: Request) -> None:
     """
     Raises:
         RequestError: a ControlNet or adapter was made for another base.
@@ -270,7 +268,7 @@ def _check_controls(pipe: Pipeline, request: Request) -> None:
                 )
 
 
-def _check_adapters(pipe: Pipeline, request: Request) -> None:
+def _check_adapters(pipe: LoadedModel, request: Request) -> None:
     """
     Raises:
         RequestError: an adapter is for layers that this UNet does not have.

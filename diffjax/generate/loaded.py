@@ -1,0 +1,88 @@
+"""A text-to-image model that is loaded, and what was computed with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffjax.generate.checks import RequestError
+from diffjax.pretrained.pipelines import Components
+from diffjax.pretrained.prompts import Embedding, Prompt, encode
+
+CACHED = 256  # embeddings and encoded images that are kept
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LoadedModel:
+    """What the stages of a request know of a `Pipeline`.
+
+    Attributes:
+        parts: networks, tokenizers and configs.
+    """
+
+    parts: Components
+    _kept: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    def embed_read(
+        self,
+        prompts: Sequence[str | Prompt],
+        *,
+        clip_skip: int = 0,
+        weighted: bool = False,
+        chunks: int = 1,
+    ) -> Embedding:
+        """Embeddings of prompts that were checked, kept for the next time.
+
+        Raises:
+            ValueError: so many layers cannot be left out.
+        """
+        encoders = tuple(self.parts.texts.values())
+
+        def one(prompt: str | Prompt) -> Embedding:
+            return self.remember(
+                ("prompt", prompt, clip_skip, weighted, chunks),
+                lambda: encode(
+                    encoders,
+                    prompt,
+                    penultimate=self.is_xl,
+                    skip=clip_skip,
+                    weighted=weighted,
+                    chunks=chunks,
+                ),
+            )
+
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(one, prompts))
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether the network is told sizes."""
+        return bool(self.parts.unet.net.added_dim)
+
+    @property
+    def extra_channels(self) -> int:
+        """Channels of the network's input beside the latents; those of models that fill in."""
+        return self.parts.unet.config.get("in_channels", 4) - self.parts.vae.net.latent_channels
+
+    def native_size(self) -> tuple[int, int]:
+        """Height and width of the images that the model was made for.
+
+        Raises:
+            ValueError: its config does not say.
+        """
+        side = self.parts.unet.config.get("sample_size")
+        if not side:
+            raise RequestError("size", "the model does not say its size: give size=(height, width)")
+        height, width = side if isinstance(side, list | tuple) else (side, side)
+        return self.parts.vae.net.factor * height, self.parts.vae.net.factor * width
+
+    def remember(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made before, or is made now."""
+        if key not in self._kept:
+            while len(self._kept) >= CACHED:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = make()
+        return self._kept[key]
