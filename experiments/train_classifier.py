@@ -30,18 +30,9 @@ from diffjax.metrics.features import VERSIONS
 from diffjax.nets.classifier import Classifier
 
 STEPS = {"fashion_mnist": 3600, "fashion_mnist14": 3600, "digits": 2000, "shapes_single": 600}
-MIXUP = {  # parameter of the Beta distribution
-    "fashion_mnist": 0.2,
-    "fashion_mnist14": 0.2,
-    "digits": 1.0,
-    "shapes_single": 0.2,
-}
-JITTER = {
-    "fashion_mnist": 0.0,
-    "fashion_mnist14": 0.0,
-    "digits": 0.3,
-    "shapes_single": 0.1,
-}  # s.d. of noise on images
+# Parameter of the Beta distribution of mixup, and s.d. of the noise on images.
+MIXUP = {"fashion_mnist": 0.2, "fashion_mnist14": 0.2, "digits": 1.0, "shapes_single": 0.2}
+JITTER = {"fashion_mnist": 0.0, "fashion_mnist14": 0.0, "digits": 0.3, "shapes_single": 0.1}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("dataset", "fashion_mnist", sorted(STEPS), "Data set that the classifier learns.")

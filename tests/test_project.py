@@ -192,3 +192,78 @@ def test_version_is_the_changelogs_or_newer():
     assert re.fullmatch(r"\d+\.\d+\.\d+", diffjax.__version__)
     released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert not released or released[0] == diffjax.__version__
+
+
+# ---- the structure ------------------------------------------------------------------------------
+
+OURS = sorted(p for f in ("diffjax", "experiments", "configs") for p in (ROOT / f).rglob("*.py"))
+ENTRY_POINTS = sorted((ROOT / "experiments").glob("*.py"))
+
+
+def _module(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def _find_imports(path, known):
+    """Modules of ours that a file imports anywhere, for type checkers alone too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (below & known) or {node.module}
+    return found & known
+
+
+def find_circle(graph):
+    """A list of nodes that lead to each other in a circle; empty if there is none."""
+    done, way = set(), []
+
+    def visit(node):
+        if node in way:
+            return way[way.index(node) :]
+        if node in done:
+            return []
+        way.append(node)
+        circle = next(filter(None, map(visit, sorted(graph[node]))), [])
+        way.pop()
+        done.add(node)
+        return circle
+
+    return next(filter(None, map(visit, sorted(graph))), [])
+
+
+def test_no_files_import_each_other_in_a_circle():
+    modules = {_module(path): path for path in OURS}
+    graph = {name: _find_imports(path, set(modules)) - {name} for name, path in modules.items()}
+    assert sum(map(len, graph.values())) > 500
+    assert find_circle(graph) == []
+
+
+def test_circles_are_found():
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
+def _count_lines(node):
+    """Lines of a function, less those inside of texts such as its docstring and pages."""
+    texts = [n for n in ast.walk(node) if isinstance(n, ast.Constant | ast.JoinedStr)]
+    inside = {line for n in texts for line in range(n.lineno + 1, n.end_lineno + 1)}
+    return node.end_lineno - node.lineno + 1 - len(inside)
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text("utf-8")
+    assert text.count("\n") <= 450
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert _count_lines(node) <= 60, node.name
+
+
+def test_entry_points_are_thin():
+    sizes = {path.name: path.read_text("utf-8").count("\n") for path in ENTRY_POINTS}
+    assert {name: size for name, size in sizes.items() if size > 150} == {}
+    assert sum(sizes.values()) <= 2500

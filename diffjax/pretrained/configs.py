@@ -26,6 +26,7 @@ from diffjax.pretrained.autoencoder_configs import (
     read_same,
 )
 from diffjax.pretrained.config_specs import LEVELS, NETWORK, check_levels
+from diffjax.pretrained.text_configs import TEXT_ENCODERS
 from diffjax.types import PyTree, choose
 from diffjax.untrusted import check, name_some, show
 
@@ -383,93 +384,9 @@ def _describe_adapter(net: T2IAdapter, in_channels: int) -> dict[str, Any]:
     )
 
 
-# ---- text -------------------------------------------------------------------------------------
-
-_TEXT_DEFAULTS: dict[str, Any] = dict(
-    vocab_size=49408,
-    max_position_embeddings=77,
-    hidden_size=512,
-    intermediate_size=2048,
-    num_hidden_layers=12,
-    num_attention_heads=8,
-    projection_dim=512,
-    hidden_act="quick_gelu",
-    layer_norm_eps=1e-5,
-    eos_token_id=49407,
-)
-_TEXT_FIXED: dict[str, tuple[Any, ...]] = dict(
-    model_type=("clip_text_model",),
-    is_decoder=(False,),
-    add_cross_attention=(False,),
-    cross_attention_hidden_size=(None,),
-    pruned_heads=({},),
-    use_attention_mask=(False, None),
-    tie_encoder_decoder=(False,),
-)
-# Training, generation and bookkeeping of transformers.
-_TEXT_IGNORED = (
-    *("architectures", "attention_dropout", "bos_token_id", "pad_token_id", "dropout", "dtype"),
-    *("torch_dtype", "initializer_factor", "initializer_range", "transformers_version"),
-    *("use_bfloat16", "id2label", "label2id", "output_attentions", "output_hidden_states"),
-    *("return_dict", "torchscript", "use_cache", "chunk_size_feed_forward", "problem_type"),
-    *("gradient_checkpointing", "tie_word_embeddings", "sep_token_id", "decoder_start_token_id"),
-    *("is_encoder_decoder", "finetuning_task", "prefix", "tokenizer_class", "num_labels"),
-    *("task_specific_params", "tf_legacy_loss", "typical_p", "temperature", "top_k", "top_p"),
-    *("length_penalty", "max_length", "min_length", "num_beams", "num_beam_groups"),
-    *("diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size"),
-    *("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id"),
-    *("no_repeat_ngram_size", "num_return_sequences", "output_scores", "repetition_penalty"),
-    *("remove_invalid_values", "return_dict_in_generate", "suppress_tokens", "bad_words_ids"),
-    "begin_suppress_tokens",
-)
-
-
-def _text(config: Config) -> CLIPText:
-    return CLIPText(
-        vocabulary=config["vocab_size"],
-        positions=config["max_position_embeddings"],
-        features=config["hidden_size"],
-        width=config["intermediate_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        activation=config["hidden_act"],
-        eps=config["layer_norm_eps"],
-        end=config["eos_token_id"],
-    )
-
-
-def _projected(config: Config) -> CLIPText:
-    return _text(config).clone(projection=config["projection_dim"])
-
-
-def _text_inputs(net: CLIPText, config: Config) -> tuple[Any, ...]:
-    return (jnp.zeros((1, 1), jnp.int32),)
-
-
-def _describe_text(net: CLIPText, in_channels: int) -> dict[str, Any]:
-    return dict(
-        architectures=[kind_of(net)],
-        model_type="clip_text_model",
-        vocab_size=net.vocabulary,
-        max_position_embeddings=net.positions,
-        hidden_size=net.features,
-        intermediate_size=net.width,
-        num_hidden_layers=net.layers,
-        num_attention_heads=net.heads,
-        projection_dim=net.projection or net.features,
-        hidden_act=net.activation,
-        layer_norm_eps=net.eps,
-        eos_token_id=net.end,
-    )
-
-
-def _text_kind(make: Callable[[Config], CLIPText]) -> Kind:
-    tables = (_TEXT_DEFAULTS, _TEXT_FIXED, _TEXT_IGNORED)
-    return Kind("transformers", make, _describe_text, _text_inputs, *tables)
-
-
 KINDS: dict[str, Kind] = {
     **AUTOENCODERS,
+    **TEXT_ENCODERS,
     "UNet2DConditionModel": Kind(
         "diffusers", _unet, _describe_unet, _unet_inputs, _UNET_DEFAULTS, _UNET_FIXED, _UNET_IGNORED
     ),
@@ -485,6 +402,4 @@ KINDS: dict[str, Kind] = {
     "T2IAdapter": Kind(
         "diffusers", _adapter, _describe_adapter, _adapter_inputs, _ADAPTER_DEFAULTS, {}, ()
     ),
-    "CLIPTextModel": _text_kind(_text),
-    "CLIPTextModelWithProjection": _text_kind(_projected),
 }

@@ -9,26 +9,28 @@ Config sections read here: ``network`` and ``loss``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from diffjax.model.space import make_autoencoder
-from diffjax.nets.autoencoder import Posterior, Quantized, VQModel
+from diffjax.nets.autoencoder import Autoencoder, Posterior, Quantized, VQModel
 from diffjax.nets.discriminator import PatchGAN
 from diffjax.nets.perceptual import LPIPS, classifier_distance
-from diffjax.types import Array, PyTree, Task, choose
+from diffjax.types import Array, Params, PyTree, Task, choose
 
 PIXEL_LOSSES = {"l1": jnp.abs, "l2": jnp.square}
 PERCEPTUAL = ("lpips", "classifier", "none")
 USAGE_DECAY = 0.99  # of the average that says which codes are dead
 
-Frozen = Mapping[str, PyTree]
+Frozen = Mapping[str, Params] | None
+Batch = Mapping[str, Array]
 
 
-def perceptual_distance(frozen: Frozen | None, x: jax.Array, y: jax.Array) -> jax.Array:
+def perceptual_distance(frozen: Frozen, x: jax.Array, y: jax.Array) -> jax.Array:
     """Distance (B,) by whichever network there is: ``lpips``, ``classifier``, or none (0)."""
     frozen = frozen or {}
     if "lpips" in frozen:
@@ -56,7 +58,7 @@ def hinge(real: Array, fake: Array) -> Array:
 
 
 def make_autoencoder_task(
-    config: Any, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+    config: ConfigDict, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
 ) -> Task:
     """The first-stage task of a config.
 
@@ -68,7 +70,7 @@ def make_autoencoder_task(
     Parameters are those of the autoencoder and, under ``discriminator``, those of the other
     player. ``frozen`` may hold a perceptual network, see `perceptual_distance`. ``extra`` holds
     the batch statistics of the discriminator and, for a codebook, the running share of latents
-    that fall to each code. There is no `sample`: latents have no model yet.
+    that fall to each code.
 
     Raises:
         ValueError: unknown names or options.
@@ -77,46 +79,63 @@ def make_autoencoder_task(
     choose("perceptual network", section.perceptual, dict.fromkeys(PERCEPTUAL))
     pixel = choose("pixel loss", section.pixel, PIXEL_LOSSES)
     judge = PatchGAN(section.disc_channels, section.disc_layers) if section.disc_weight else None
+    stage = _FirstStage(net, image_shape, section, pixel, judge)
+    return Task(stage.init, stage.loss)
 
-    def init(key: jax.Array, frozen: Any, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
+
+class _FirstStage(NamedTuple):
+    """What the functions of the task share; see `make_autoencoder_task`."""
+
+    net: Autoencoder
+    image_shape: tuple[int, int, int]
+    section: ConfigDict
+    pixel: Callable[[Array], Array]
+    judge: PatchGAN | None
+
+    def init(self, key: jax.Array, frozen: Frozen, batch: Batch) -> tuple[Params, PyTree]:
+        """See `Task.init`."""
         image = batch["image"]
-        if tuple(image.shape[1:]) != tuple(image_shape):
-            raise ValueError(f"images of shape {image_shape} expected, got {image.shape[1:]}")
-        params, extra = dict(net.init(key, image)["params"]), {}
-        if isinstance(net, VQModel):
-            extra["usage"] = jnp.full(net.codes, 1 / net.codes)
-        if judge is not None:
-            made = judge.init(jax.random.fold_in(key, 1), image)
+        if tuple(image.shape[1:]) != tuple(self.image_shape):
+            raise ValueError(f"images of shape {self.image_shape} expected, got {image.shape[1:]}")
+        params, extra = dict(self.net.init(key, image)["params"]), {}
+        if isinstance(self.net, VQModel):
+            extra["usage"] = jnp.full(self.net.codes, 1 / self.net.codes)
+        if self.judge is not None:
+            made = self.judge.init(jax.random.fold_in(key, 1), image)
             params["discriminator"], extra["statistics"] = made["params"], made["batch_stats"]
         return params, extra
 
-    def nll(frozen: Any, x: jax.Array, x_hat: jax.Array) -> Array:
-        distance = section.perceptual_weight * perceptual_distance(frozen, x, x_hat)
-        each = pixel(x - x_hat) + distance[:, None, None, None]
-        return each.mean() if isinstance(net, VQModel) else each.sum() / len(x)
+    def nll(self, frozen: Frozen, x: jax.Array, x_hat: jax.Array) -> Array:
+        """Pixel and perceptual distance, summed over an image or averaged."""
+        distance = self.section.perceptual_weight * perceptual_distance(frozen, x, x_hat)
+        each = self.pixel(x - x_hat) + distance[:, None, None, None]
+        return each.mean() if isinstance(self.net, VQModel) else each.sum() / len(x)
 
     def loss(
-        params: PyTree,
-        frozen: Any,
+        self,
+        params: Params,
+        frozen: Frozen,
         extra: PyTree,
         key: jax.Array,
         step: Array,
-        batch: Mapping[str, Array],
+        batch: Batch,
     ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+        """See `Task.loss`."""
         x, stop = batch["image"], jax.lax.stop_gradient
         own = {k: v for k, v in params.items() if k != "discriminator"}
-        x_hat, code = _forward(net, own, key, x)
+        x_hat, code = _forward(self.net, own, key, x)
         fixed = stop(x_hat)
-        value, pull = jax.value_and_grad(nll, argnums=2)(frozen, x, fixed)
+        value, pull = jax.value_and_grad(self.nll, argnums=2)(frozen, x, fixed)
         metrics = {"nll": value, "psnr": _psnr(x, fixed)}
         total: Array = jnp.zeros(())
-        if judge is not None:
+        if self.judge is not None:
+            section = self.section
             on = jnp.where(step >= section.disc_start, 1.0, 0.0)
-            hinged, statistics, shown = _judged(judge, params, extra, x, fixed)
-            gain, gain_pull = _adversarial(judge, params, extra, fixed)
+            hinged, statistics, shown = _judged(self.judge, params, extra, x, fixed)
+            gain, gain_pull = _adversarial(self.judge, params, extra, fixed)
             weight = on * section.disc_weight
             if section.adaptive:
-                last = _last_layer(net, own, key, x)
+                last = _last_layer(self.net, own, key, x)
                 weight = weight * adaptive_weight(last(pull), last(gain_pull))
             value, pull = value + weight * gain, pull + weight * gain_pull
             total = on * hinged
@@ -125,10 +144,8 @@ def make_autoencoder_task(
         # Both terms have been taken back to x_hat already, for the weight: go on from there.
         carried = (pull * x_hat).sum()
         total = total + value + carried - stop(carried)
-        regular, extra, shown = _regularizer(section, own, extra, code)
+        regular, extra, shown = _regularizer(self.section, own, extra, code)
         return total + regular, (extra, {"loss": total + regular, **metrics, **shown})
-
-    return Task(init, loss)
 
 
 def _forward(net: Any, own: PyTree, key: jax.Array, x: Array) -> tuple[Array, Any]:
