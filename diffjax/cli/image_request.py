@@ -23,7 +23,7 @@ from diffjax.cli.path_arguments import parse_concept, parse_control, parse_lora
 from diffjax.data import pictures
 from diffjax.pretrained import load_model, load_single_file
 from diffjax.pretrained.files import weights_file
-from diffjax.pretrained.models import Model
+from diffjax.pretrained.models import Component
 from diffjax.types import ConfigError
 
 # The flags that set what messages of the library name.
@@ -92,7 +92,7 @@ def load_pipeline(
     return pipe
 
 
-def load_control(path: str, dtype: DTypeLike, variant: str | None = None) -> Model:
+def load_control(path: str, dtype: DTypeLike, variant: str | None = None) -> Component:
     """A ControlNet or T2I-Adapter from a diffusers folder, or a ControlNet from a single file.
 
     ``variant`` is that of the model: a folder that has no weights of the variant is read without.

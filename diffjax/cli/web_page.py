@@ -28,7 +28,7 @@ from diffjax.cli.web_limits import (
     measure_folder,
 )
 from diffjax.data import pictures
-from diffjax.pretrained.models import Model
+from diffjax.pretrained.models import Component
 
 DEFAULT_LIMITS = Limits()
 OWN = "the model's own"
@@ -73,7 +73,10 @@ class Form:
         return out + (f", ControlNet {self.control_scale:g}" if self.control else "")
 
     def make_request(
-        self, net: Model | None, limits: Limits = DEFAULT_LIMITS, native: tuple[int, int] = (0, 0)
+        self,
+        net: Component | None,
+        limits: Limits = DEFAULT_LIMITS,
+        native: tuple[int, int] = (0, 0),
     ) -> generate.Request:
         """The request that the page makes.
 
@@ -136,7 +139,7 @@ def _open_upload(picture: Picture | None, limits: Limits) -> PIL.Image.Image | N
 
 def generate_image(
     pipe: generate.Pipeline,
-    net: Model | None,
+    net: Component | None,
     shown: Shown,
     *values: Any,
     limits: Limits = DEFAULT_LIMITS,
@@ -250,7 +253,7 @@ def _make_fields(pipe: generate.Pipeline, control: bool, limits: Limits) -> list
 
 def build_page(
     pipe: generate.Pipeline,
-    net: Model | None = None,
+    net: Component | None = None,
     limits: Limits = DEFAULT_LIMITS,
     queue: int = 20,
 ) -> gr.Blocks:

@@ -55,9 +55,6 @@ class Component(NamedTuple):
         return summarize(self)
 
 
-Model = Component  # until all callers are renamed
-
-
 def load_model(
     folder: StrPath,
     *,

@@ -34,7 +34,7 @@ from diffjax.nets.text import CLIPText
 from diffjax.pretrained import lora, prompts, schedulers, tokenizers
 from diffjax.pretrained.config_specs import check_manifest
 from diffjax.pretrained.files import open_safetensors
-from diffjax.pretrained.models import Model, load_model, save_model
+from diffjax.pretrained.models import Component, load_model, save_model
 from diffjax.pretrained.pickles import open_pickle
 from diffjax.pretrained.state_dict import from_state_dict, iterate_state, to_state_dict
 from diffjax.runs.exported import read_export
@@ -77,7 +77,7 @@ def _arrays(mapping: Any) -> Values:
     return {key: np.asarray(mapping[key]) for key in mapping}
 
 
-def _params(model: Model) -> Values:
+def _params(model: Component) -> Values:
     return {**dict(iterate_state(model.params)), "net": repr(model.net)}
 
 
@@ -166,7 +166,7 @@ def _read_concept(folder: Path) -> Values:
     size = max(tokenizer.backend.get_vocab().values()) + 1
     net = CLIPText(vocabulary=size, positions=9, features=16, width=24, layers=1, heads=2)
     table = {"text_model.embeddings.token_embedding": {"embedding": np.zeros((size, 16), "f4")}}
-    encoder = prompts.TextEncoder(tokenizer, Model(net, table, {}))
+    encoder = prompts.TextEncoder(tokenizer, Component(net, table, {}))
     (found,) = prompts.add_concept([encoder], folder / "concept.safetensors")
     return {"ids": found.tokenizer.ids("a <cat> dog"), **to_state_dict(found.model.params)}
 
