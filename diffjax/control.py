@@ -72,7 +72,7 @@ BALANCES = {
 }
 
 
-class Control(NamedTuple):
+class AppliedControl(NamedTuple):
     """One network at work.
 
     Attributes:
@@ -102,7 +102,7 @@ def make_controls(
     start: float | Sequence[float] = 0.0,
     end: float | Sequence[float] = 1.0,
     balance: str = "balanced",
-) -> list[Control]:
+) -> list[AppliedControl]:
     """Controls of several networks; a number counts for all of them, or there is one for each.
 
     Args:
@@ -126,7 +126,7 @@ def make_controls(
     ]
     chosen = choose("balance", balance, BALANCES)
     return [
-        Control(net, hint, strength(evaluations, factor, a, b), chosen)
+        AppliedControl(net, hint, strength(evaluations, factor, a, b), chosen)
         for net, hint, factor, a, b in zip(residuals, *lists, strict=True)
     ]
 
@@ -155,12 +155,12 @@ def window(evaluations: int, start: float, end: float) -> np.ndarray:
 
 
 def strength(evaluations: int, scale: Any, start: float = 0.0, end: float = 1.0) -> Scale:
-    """``scale`` inside `window` and 0 outside, for `Control`."""
+    """``scale`` inside `window` and 0 outside, for `AppliedControl`."""
     keep = window(evaluations, start, end)
     return lambda level: jnp.asarray(scale, jnp.float32) * jnp.asarray(keep)[level.i]
 
 
-def control(denoise: Conditional, controls: Sequence[Control]) -> Conditional:
+def control(denoise: Conditional, controls: Sequence[AppliedControl]) -> Conditional:
     """The denoiser with residuals added to those its condition may already hold."""
 
     def controlled(z: Array, level: Level, cond: Cond) -> Prediction:
@@ -175,7 +175,7 @@ def control(denoise: Conditional, controls: Sequence[Control]) -> Conditional:
 
 def guide(
     denoise: Conditional,
-    controls: Sequence[Control],
+    controls: Sequence[AppliedControl],
     cond: Cond,
     null: Cond,
     scale: Scale,
@@ -209,7 +209,9 @@ def guide(
     return guided
 
 
-def totals(controls: Sequence[Control], z: Array, level: Level, cond: Cond) -> dict[str, PyTree]:
+def totals(
+    controls: Sequence[AppliedControl], z: Array, level: Level, cond: Cond
+) -> dict[str, PyTree]:
     """The sums of the residuals of all controls, weighted, by the entry of the condition.
 
     Raises:
@@ -228,7 +230,7 @@ def _sum(parts: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *parts)
 
 
-def _weighted(one: Control, z: Array, level: Level, cond: Cond) -> PyTree:
+def _weighted(one: AppliedControl, z: Array, level: Level, cond: Cond) -> PyTree:
     """Weighted residuals of one control; the network runs only where its strength is not zero."""
     s = jnp.asarray(one.strength(level) if callable(one.strength) else one.strength, jnp.float32)
     own = {k: v for k, v in (cond or {}).items() if k not in (*ENTRIES, "concat")}

@@ -1,4 +1,4 @@
-"""Control on linear denoisers, whose controlled predictions are known in closed form."""
+"""AppliedControl on linear denoisers, whose controlled predictions are known in closed form."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffjax import control, grids, guidance, samplers, schedules
-from diffjax.control import BALANCES, Control
+from diffjax.control import BALANCES, AppliedControl
 from diffjax.types import Level, Prediction
 
 SIDES = (8, 4, 2)  # the last is the middle's
@@ -51,8 +51,8 @@ def run(controls, scale=None, **options):
 
 
 def test_residuals_are_scaled_and_added():
-    one = Control(net(), HINT, 0.5)
-    two = Control(net(2.0), HINT[:1], jnp.array([1.0, 0.25]))
+    one = AppliedControl(net(), HINT, 0.5)
+    two = AppliedControl(net(2.0), HINT[:1], jnp.array([1.0, 0.25]))
     assert run([]) == pytest.approx([1, 2])
     assert run([one]) == pytest.approx([1 + 1.5 * ONE, 2 + 2.5 * ONE])
     assert run([one, two]) == pytest.approx([1 + 7.5 * ONE, 2 + 4 * ONE])
@@ -64,8 +64,8 @@ def hand_on(z, level, cond):
 
 def test_features_of_an_adapter_are_handed_on_beside_residuals():
     features = [jnp.ones((2, 8, 8, 1)), 3 * jnp.ones((1, 4, 4, 1))]
-    adapter = Control(hand_on, features, 0.5, entry="adapter")
-    found = control.totals([adapter, Control(net(), HINT), adapter], Z, LEVEL, COND)
+    adapter = AppliedControl(hand_on, features, 0.5, entry="adapter")
+    found = control.totals([adapter, AppliedControl(net(), HINT), adapter], Z, LEVEL, COND)
     assert set(found) == {"adapter", "control"}
     assert [f.shape for f in found["adapter"]] == [(2, 8, 8, 1), (2, 4, 4, 1)]
     assert [float(f.mean()) for f in found["adapter"]] == [1, 3]
@@ -75,7 +75,7 @@ def test_features_of_an_adapter_are_handed_on_beside_residuals():
 
     given = {**COND, "adapter": [jnp.ones((2, 8, 8, 1)), jnp.zeros((2, 4, 4, 1))]}
     assert float(control.control(seen, [adapter])(Z, LEVEL, given).eps[0]) == 128 + 64 + 48
-    alone = Control(hand_on, features, 1.0, BALANCES["control"], "adapter")
+    alone = AppliedControl(hand_on, features, 1.0, BALANCES["control"], "adapter")
     both = control.guide(seen, [alone], COND, NULL, 2.0, sequential=True)(Z, LEVEL)
     # The null half sees none: guidance of 2 doubles what the other sees.
     assert float(both.eps[0]) == 2 * (128 + 96)
@@ -84,10 +84,10 @@ def test_features_of_an_adapter_are_handed_on_beside_residuals():
 def test_two_networks_are_their_sum_and_scale_zero_is_no_control_bit_by_bit():
     @jax.jit
     def compare(a, b):
-        controls = [Control(net(1.0), HINT, a), Control(net(3.0), HINT, b)]
+        controls = [AppliedControl(net(1.0), HINT, a), AppliedControl(net(3.0), HINT, b)]
         parts = [_total([one]) for one in controls]
         both = _total(controls)
-        controlled = control.control(denoise, [Control(net(), HINT, a)])(Z, LEVEL, COND)
+        controlled = control.control(denoise, [AppliedControl(net(), HINT, a)])(Z, LEVEL, COND)
         return jax.tree.map(jnp.add, *parts), both, controlled, denoise(Z, LEVEL, COND)
 
     apart, together, _, _ = compare(0.7, 1.3)
@@ -103,7 +103,7 @@ def test_other_scales_do_not_recompile():
     @jax.jit
     def once(scale):
         traces.append(1)
-        return control.control(denoise, [Control(net(), HINT, scale)])(Z, LEVEL, COND).x
+        return control.control(denoise, [AppliedControl(net(), HINT, scale)])(Z, LEVEL, COND).x
 
     assert np.abs(once(0.5) - once(0.25)).max() > 1
     assert len(traces) == 1
@@ -111,18 +111,18 @@ def test_other_scales_do_not_recompile():
 
 @pytest.mark.parametrize("sequential", [False, True])
 def test_guided_control_acts_on_both_halves(sequential):
-    out = run([Control(net(), HINT)], 3.0, sequential=sequential)
+    out = run([AppliedControl(net(), HINT)], 3.0, sequential=sequential)
     assert out == pytest.approx([3 + 3 * ONE, 6 + 5 * ONE])
 
 
 @pytest.mark.parametrize("sequential", [False, True])
 def test_control_of_the_conditional_half_is_amplified_by_guidance(sequential):
-    out = run([Control(net(), HINT, 1.0, BALANCES["control"])], 3.0, sequential=sequential)
+    out = run([AppliedControl(net(), HINT, 1.0, BALANCES["control"])], 3.0, sequential=sequential)
     assert out == pytest.approx([3 + 9 * ONE, 6 + 15 * ONE])
 
 
 def test_balances_of_one_run_may_differ():
-    controls = [Control(net(), HINT), Control(net(), HINT, 1.0, BALANCES["control"])]
+    controls = [AppliedControl(net(), HINT), AppliedControl(net(), HINT, 1.0, BALANCES["control"])]
     assert run(controls, 3.0) == pytest.approx([3 + 12 * ONE, 6 + 20 * ONE])
 
 
@@ -135,7 +135,7 @@ def test_balances_of_one_run_may_differ():
     ],
 )
 def test_layers_are_weighted(name, weights):
-    skips, middle = _total([Control(net(), HINT, 2.0, BALANCES[name])])
+    skips, middle = _total([AppliedControl(net(), HINT, 2.0, BALANCES[name])])
     found = [float(r[0, 0, 0, 0]) for r in (*skips, middle)]
     assert found == pytest.approx([6 * w for w in weights], rel=1e-6)
 
@@ -151,13 +151,13 @@ def test_pooled_residuals_keep_their_weight_and_the_middle_may_be_alone():
     def pooled(z, level, cond):
         return [jnp.ones((z.shape[0], 1, 1, 1))] * 2, jnp.ones((z.shape[0], 1, 1, 1))
 
-    skips, _ = _total([Control(pooled, HINT, 1.0, BALANCES["guess"])])
+    skips, _ = _total([AppliedControl(pooled, HINT, 1.0, BALANCES["guess"])])
     assert float(skips[0][0, 0, 0, 0]) == 1
 
     def middle_only(z, level, cond):
         return None, jnp.ones((z.shape[0], 2, 2, 1))
 
-    nothing, middle = _total([Control(middle_only, HINT, 3.0)])
+    nothing, middle = _total([AppliedControl(middle_only, HINT, 3.0)])
     assert nothing is None and float(middle[0, 0, 0, 0]) == 3
 
 
@@ -169,7 +169,7 @@ def test_networks_see_their_own_condition_only():
         return net()(z, level, cond)
 
     cond = {**COND, "concat": Z, "context": Z}
-    control.totals([Control(spy, HINT)], Z, LEVEL, cond)
+    control.totals([AppliedControl(spy, HINT)], Z, LEVEL, cond)
     assert all(names == {"mean", "context", "hint"} for names in seen)
 
 
@@ -241,9 +241,9 @@ def test_wrong_networks_and_hints_are_named():
         return skips[:1], middle
 
     with pytest.raises(ValueError, match="not of one base"):
-        _total([Control(net(), HINT), Control(other, HINT)])
+        _total([AppliedControl(net(), HINT), AppliedControl(other, HINT)])
     with pytest.raises(ValueError, match="3 hints or strengths for a batch of 2"):
-        _total([Control(net(), jnp.zeros((3, 8, 8, 1)))])
+        _total([AppliedControl(net(), jnp.zeros((3, 8, 8, 1)))])
 
 
 def test_in_the_sampling_loop_the_index_is_that_of_the_evaluation():
@@ -264,7 +264,7 @@ def test_in_the_sampling_loop_the_index_is_that_of_the_evaluation():
 
 def test_at_scale_one_nothing_of_the_null_condition_is_left():
     nothing = {"mean": jnp.full(2, jnp.nan)}
-    guided = control.guide(denoise, [Control(net(), HINT)], COND, nothing, 1.0)
+    guided = control.guide(denoise, [AppliedControl(net(), HINT)], COND, nothing, 1.0)
     assert means(guided(Z, LEVEL)) == pytest.approx([1 + 3 * ONE, 2 + 5 * ONE])
-    always = control.guide(denoise, [Control(net(), HINT)], COND, nothing, 1.0, always=True)
+    always = control.guide(denoise, [AppliedControl(net(), HINT)], COND, nothing, 1.0, always=True)
     assert np.isnan(means(always(Z, LEVEL))).all()

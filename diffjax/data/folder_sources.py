@@ -140,7 +140,7 @@ class _StandIns:
 # ---- pictures and classes -----------------------------------------------------------------------
 
 
-class Found(NamedTuple):
+class FoundPictures(NamedTuple):
     """The pictures of a split, with the class of each by its number.
 
     Attributes:
@@ -154,7 +154,7 @@ class Found(NamedTuple):
     names: tuple[str, ...]
 
 
-def find_pictures(root: Path, split: str, classes: Sequence[str] = ()) -> Found:
+def find_pictures(root: Path, split: str, classes: Sequence[str] = ()) -> FoundPictures:
     """The pictures of a split of a folder; the class of each is its first sub-folder, if any.
 
     Hints of other pictures are left out, and so is the folder ``hints`` beside ``images``.
@@ -184,7 +184,7 @@ def find_pictures(root: Path, split: str, classes: Sequence[str] = ()) -> Found:
     labels, names = folders.number_classes(found, known, str(parts[0]))
     if names:
         folders.warn_of_empty_folders(parts, names)
-    return Found(root, chosen, labels, names)
+    return FoundPictures(root, chosen, labels, names)
 
 
 def no_image(root: Path) -> FileNotFoundError:

@@ -23,7 +23,7 @@ CHUNK = 1000  # images in memory at a time
 _SLACK = 1e-4  # by which float images may leave [-1, 1]
 
 
-class ImageMaker(Protocol):
+class MakeImages(Protocol):
     """Makes images (num, H, W, C) in [-1, 1]; image k depends on ``seed`` and k only."""
 
     def __call__(self, *, num: int, first: int, seed: int) -> np.ndarray:
@@ -183,7 +183,7 @@ def _shuffle(source: data.Source) -> np.ndarray:
 
 
 def from_maker(
-    make: ImageMaker, num: int, *, seed: int, settings: Mapping[str, object]
+    make: MakeImages, num: int, *, seed: int, settings: Mapping[str, object]
 ) -> ImageSet:
     """Samples of a model.
 

@@ -113,7 +113,7 @@ def denoiser(program: Program, inputs: PyTree) -> Denoiser:
     return program.scheduler.bound(denoise)
 
 
-def _apply_controls(program: Program, inputs: PyTree) -> list[control.Control]:
+def _apply_controls(program: Program, inputs: PyTree) -> list[control.AppliedControl]:
     return [
         apply_control(
             ControlNetwork(net, given.get("params")),

@@ -24,7 +24,7 @@ TOGETHER = 2**32  # of all images of a call, at most
 Given = tuple[np.ndarray, bool]  # see `images.read`
 
 
-class Scene(NamedTuple):
+class Start(NamedTuple):
     """What a run begins with.
 
     Attributes:
@@ -52,7 +52,7 @@ class Scene(NamedTuple):
         return jnp.asarray(rows.level.alpha[0] * self.x + rows.level.sigma[0] * self.noise)
 
 
-class Layout(NamedTuple):
+class SceneLayout(NamedTuple):
     """What is known of a scene before anything is computed.
 
     Attributes:
@@ -72,7 +72,9 @@ class Layout(NamedTuple):
         return self.size.height // factor, self.size.width // factor
 
 
-def lay_out(pipe: LoadedModel, request: Request, shape: tuple[int, int] | None = None) -> Layout:
+def lay_out(
+    pipe: LoadedModel, request: Request, shape: tuple[int, int] | None = None
+) -> SceneLayout:
     """Read the pictures of a request and fix its size, on the host.
 
     Args:
@@ -90,7 +92,7 @@ def lay_out(pipe: LoadedModel, request: Request, shape: tuple[int, int] | None =
     if given is not None and not given[1] and given[0].shape[1:3] != size[:2]:
         given, mask = _given(image, vae.latent_channels, vae.factor, size[:2])
     check_key(request.key, count)
-    layout = Layout(size, 1.0, given, mask)
+    layout = SceneLayout(size, 1.0, given, mask)
     if request.latents is not None:
         wanted = (count, *layout.latent_sides(vae.factor), vae.latent_channels)
         if np.shape(request.latents) != wanted:
@@ -107,10 +109,10 @@ def lay_out(pipe: LoadedModel, request: Request, shape: tuple[int, int] | None =
     spread = images.read_picture("image", images.spread, given[0], request.num, count, "image")
     if mask is not None:
         mask = images.read_picture("image.mask", images.spread, mask, request.num, count, "mask")
-    return Layout(size, strength, (spread, given[1]), mask)
+    return SceneLayout(size, strength, (spread, given[1]), mask)
 
 
-def make(pipe: LoadedModel, request: Request, layout: Layout) -> Scene:
+def make(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Start:
     """The scene of a request that was laid out."""
     vae, (size, strength, given, mask) = pipe.parts.vae.net, layout
     keys = make_keys(request.key, request.count())
@@ -118,7 +120,7 @@ def make(pipe: LoadedModel, request: Request, layout: Layout) -> Scene:
     noise: Array = program.draw(keys, latent, PRIOR)
     if request.latents is not None:
         noise = jnp.asarray(request.latents, jnp.float32)
-    scene = Scene(size, keys, noise)
+    scene = Start(size, keys, noise)
     if given is None:
         return scene
     pixels = given[0]

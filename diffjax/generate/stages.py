@@ -81,7 +81,7 @@ class Plan(NamedTuple):
 
     pipe: LoadedModel
     request: Request
-    layout: scene.Layout
+    layout: scene.SceneLayout
     scheduler: Scheduler
     init_std: float
     rows: Rows

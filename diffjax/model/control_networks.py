@@ -138,7 +138,7 @@ def apply_control(
     hint: Array | Features,
     strength: guidance.Scale,
     balance: control.Balance,
-) -> control.Control:
+) -> control.AppliedControl:
     """A network with a prepared hint, as `diffjax.control` combines them.
 
     Args:
@@ -149,7 +149,7 @@ def apply_control(
     def residuals(z: Array, level: Level, cond: Cond) -> Residuals | Features:
         return network.residuals(*scale_inputs(parameterization, z, level), cond)
 
-    return control.Control(residuals, hint, strength, balance, network.entry)
+    return control.AppliedControl(residuals, hint, strength, balance, network.entry)
 
 
 def scale_inputs(parameterization: Parameterization, z: Array, level: Level) -> tuple[Array, Array]:

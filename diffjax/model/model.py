@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax import control, guidance, lora, samplers
-from diffjax.control import BALANCES, Control
+from diffjax.control import BALANCES, AppliedControl
 from diffjax.model.condition import Condition
 from diffjax.model.control_networks import ControlNetwork, apply_control, scale_inputs
 from diffjax.model.space import Space
@@ -152,7 +152,7 @@ def denoiser(
     *,
     null: Cond = None,
     scale: ArrayLike | None = None,
-    controls: Sequence[Control] = (),
+    controls: Sequence[AppliedControl] = (),
     combine: guidance.Combine = guidance.cfg,
     sequential: bool = False,
     always: bool = False,
@@ -261,7 +261,7 @@ def _combine(model: Model, steering: Steering) -> guidance.Combine:
 
 def _apply_controls(
     model: Model, hints: Sequence[Array], strengths: Sequence[ArrayLike], balance: str
-) -> list[Control]:
+) -> list[AppliedControl]:
     chosen = BALANCES[balance]
     return [
         apply_control(

@@ -12,7 +12,7 @@ from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, VQModel
 Config = Mapping[str, Any]
 
 
-class Kind(NamedTuple):
+class NetworkKind(NamedTuple):
     """A class of network of another library.
 
     Attributes:
@@ -177,10 +177,10 @@ def _describe_vq(net: VQModel, in_channels: int) -> dict[str, Any]:
 
 
 AUTOENCODERS = {
-    "AutoencoderKL": Kind(
+    "AutoencoderKL": NetworkKind(
         "diffusers", _kl, _describe_kl, _autoencoder_inputs, _KL_DEFAULTS, _KL_FIXED, _AE_IGNORED
     ),
-    "VQModel": Kind(
+    "VQModel": NetworkKind(
         "diffusers", _vq, _describe_vq, _autoencoder_inputs, _VQ_DEFAULTS, _VQ_FIXED, _AE_IGNORED
     ),
 }

@@ -21,7 +21,7 @@ from diffjax.pretrained.autoencoder_configs import (
     AUTOENCODERS,
     AVERAGED,
     Config,
-    Kind,
+    NetworkKind,
     ratio,
     read_same,
 )
@@ -115,7 +115,7 @@ def kind_of(net: Any) -> str:
     raise ValueError(f"networks of type {type(net).__name__} like this one have no class elsewhere")
 
 
-def _checked(name: str, kind: Kind, config: Config) -> dict[str, Any]:
+def _checked(name: str, kind: NetworkKind, config: Config) -> dict[str, Any]:
     """The config with defaults, without what is fixed or irrelevant."""
     problems, out = [], dict(kind.defaults)
     for key, value in config.items():
@@ -384,13 +384,13 @@ def _describe_adapter(net: T2IAdapter, in_channels: int) -> dict[str, Any]:
     )
 
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, NetworkKind] = {
     **AUTOENCODERS,
     **TEXT_ENCODERS,
-    "UNet2DConditionModel": Kind(
+    "UNet2DConditionModel": NetworkKind(
         "diffusers", _unet, _describe_unet, _unet_inputs, _UNET_DEFAULTS, _UNET_FIXED, _UNET_IGNORED
     ),
-    "ControlNetModel": Kind(
+    "ControlNetModel": NetworkKind(
         "diffusers",
         _controlnet,
         _describe_controlnet,
@@ -399,7 +399,7 @@ KINDS: dict[str, Kind] = {
         _CONTROL_FIXED,
         _UNET_IGNORED,
     ),
-    "T2IAdapter": Kind(
+    "T2IAdapter": NetworkKind(
         "diffusers", _adapter, _describe_adapter, _adapter_inputs, _ADAPTER_DEFAULTS, {}, ()
     ),
 }

@@ -15,7 +15,7 @@ from diffjax.pretrained.scheduler_levels import Asked
 from diffjax.types import Grid, Sampler, Schedule
 
 
-class Kind(NamedTuple):
+class SchedulerKind(NamedTuple):
     """A class of scheduler.
 
     Attributes:
@@ -167,8 +167,8 @@ _RATIO = levels.ratio_grid
 _SPACED_OUT = levels.exponential_grid
 _KDPM2 = {**_SD_BETAS, **_LINSPACE, **_RESPACED}
 
-KINDS: dict[str, Kind] = {
-    "DDPMScheduler": Kind(
+KINDS: dict[str, SchedulerKind] = {
+    "DDPMScheduler": SchedulerKind(
         {**_BETAS, **_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, "variance_type": "fixed_small"},
         levels.discrete,
         _table("clean", listed=True),
@@ -176,24 +176,24 @@ KINDS: dict[str, Kind] = {
         rederive=True,
         fixed={"variance_type": tuple(_VARIANCES)},
     ),
-    "DDIMScheduler": Kind(
+    "DDIMScheduler": SchedulerKind(
         {**_BETAS, **_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, "set_alpha_to_one": True},
         levels.discrete,
         _table(),
         lambda o, eta: samplers.ddim(eta or 0.0, total=o["num_train_timesteps"]),
         rederive=False,
     ),
-    "PNDMScheduler": Kind(
+    "PNDMScheduler": SchedulerKind(
         {**_BETAS, **_LEADING, "set_alpha_to_one": False, "skip_prk_steps": False},
         levels.discrete,
         _table(),
         _pndm,
         fixed={"prediction_type": ("epsilon", "v_prediction")},
     ),
-    "LMSDiscreteScheduler": Kind(
+    "LMSDiscreteScheduler": SchedulerKind(
         {**_BETAS, **_LINSPACE, **_RESPACED}, levels.floored, _RATIO, lambda o, eta: samplers.lms()
     ),
-    "EulerDiscreteScheduler": Kind(
+    "EulerDiscreteScheduler": SchedulerKind(
         {
             **_BETAS,
             **_LINSPACE,
@@ -214,13 +214,13 @@ KINDS: dict[str, Kind] = {
             "timestep_type": ("discrete", "continuous"),
         },
     ),
-    "EulerAncestralDiscreteScheduler": Kind(
+    "EulerAncestralDiscreteScheduler": SchedulerKind(
         {**_BETAS, **_LINSPACE, **_ZERO_SNR},
         levels.floored,
         _RATIO,
         lambda o, eta: samplers.ddim(1.0),
     ),
-    "HeunDiscreteScheduler": Kind(
+    "HeunDiscreteScheduler": SchedulerKind(
         {**_SD_BETAS, **_LINSPACE, **_RESPACED, **_CLIP, "clip_sample": False},
         levels.floored,
         functools.partial(_RATIO, listed=("timesteps",)),
@@ -228,21 +228,21 @@ KINDS: dict[str, Kind] = {
         rederive=True,
         order=2,
     ),
-    "KDPM2DiscreteScheduler": Kind(
+    "KDPM2DiscreteScheduler": SchedulerKind(
         _KDPM2,
         levels.floored,
         functools.partial(_RATIO, whole=True),
         lambda o, eta: samplers.dpm2(),
         order=2,
     ),
-    "KDPM2AncestralDiscreteScheduler": Kind(
+    "KDPM2AncestralDiscreteScheduler": SchedulerKind(
         _KDPM2,
         levels.floored,
         functools.partial(_RATIO, whole=True),
         lambda o, eta: samplers.dpm2(ancestral=True),
         order=2,
     ),
-    "DPMSolverMultistepScheduler": Kind(
+    "DPMSolverMultistepScheduler": SchedulerKind(
         {
             **_BETAS,
             **_LINSPACE,
@@ -262,7 +262,7 @@ KINDS: dict[str, Kind] = {
         fixed={**_ENDS, **_EXPONENTIAL},
         aliases=_TO_DPM,
     ),
-    "DPMSolverSinglestepScheduler": Kind(
+    "DPMSolverSinglestepScheduler": SchedulerKind(
         {**_BETAS, **_RESPACED, **_THRESHOLD, **_FLOW, **_DPM, "lower_order_final": False},
         _flow_or_table,
         functools.partial(_SPACED_OUT, listed=("timesteps",)),
@@ -271,7 +271,7 @@ KINDS: dict[str, Kind] = {
         fixed={**_ENDS, **_EXPONENTIAL},
         aliases=_TO_DPM,
     ),
-    "DEISMultistepScheduler": Kind(
+    "DEISMultistepScheduler": SchedulerKind(
         {
             **_BETAS,
             **_LINSPACE,
@@ -295,7 +295,7 @@ KINDS: dict[str, Kind] = {
             "solver_type": dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho"),
         },
     ),
-    "UniPCMultistepScheduler": Kind(
+    "UniPCMultistepScheduler": SchedulerKind(
         {
             **_BETAS,
             **_LINSPACE,
@@ -321,7 +321,7 @@ KINDS: dict[str, Kind] = {
         fixed={**_ENDS, "solver_p": (None,), "time_shift_type": ("exponential", "linear")},
         aliases={"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")},
     ),
-    "IPNDMScheduler": Kind(
+    "IPNDMScheduler": SchedulerKind(
         {"num_train_timesteps": 1000, "trained_betas": None},
         levels.angle,
         levels.angle_grid,
@@ -329,20 +329,20 @@ KINDS: dict[str, Kind] = {
         fixed={"trained_betas": (None,)},
         prediction="v_prediction",
     ),
-    "LCMScheduler": Kind(
+    "LCMScheduler": SchedulerKind(
         _CONSISTENCY,
         levels.discrete,
         _part("clean"),
         lambda o, eta: samplers.lcm(timestep_scaling=o["timestep_scaling"]),
         rederive=True,
     ),
-    "TCDScheduler": Kind(
+    "TCDScheduler": SchedulerKind(
         _CONSISTENCY,
         levels.discrete,
         _part("first"),
         lambda o, eta: samplers.tcd(gamma=0.3 if eta is None else eta),
     ),
-    "FlowMatchEulerDiscreteScheduler": Kind(
+    "FlowMatchEulerDiscreteScheduler": SchedulerKind(
         {
             "num_train_timesteps": 1000,
             "shift": 1.0,
@@ -363,7 +363,7 @@ KINDS: dict[str, Kind] = {
         fixed={"invert_sigmas": (False,), "time_shift_type": ("exponential", "linear")},
         prediction="flow_prediction",
     ),
-    "FlowMatchHeunDiscreteScheduler": Kind(
+    "FlowMatchHeunDiscreteScheduler": SchedulerKind(
         {"num_train_timesteps": 1000, "shift": 1.0},
         levels.flow,
         levels.flow_match_grid,
@@ -371,14 +371,14 @@ KINDS: dict[str, Kind] = {
         order=2,
         prediction="flow_prediction",
     ),
-    "EDMEulerScheduler": Kind(
+    "EDMEulerScheduler": SchedulerKind(
         _EDM,
         levels.edm,
         levels.edm_grid,
         _euler,
         fixed={**_ENDS, "prediction_type": ("epsilon", "v_prediction")},
     ),
-    "EDMDPMSolverMultistepScheduler": Kind(
+    "EDMDPMSolverMultistepScheduler": SchedulerKind(
         {
             **_EDM,
             **_THRESHOLD,

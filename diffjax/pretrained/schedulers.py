@@ -21,7 +21,7 @@ from diffjax.pretrained import scheduler_levels as levels
 from diffjax.pretrained.betas import Options
 from diffjax.pretrained.config_specs import NETWORK, check_scheduler
 from diffjax.pretrained.files import StrPath, write_json
-from diffjax.pretrained.scheduler_kinds import INSTEAD, KINDS, KNOWN, Kind
+from diffjax.pretrained.scheduler_kinds import INSTEAD, KINDS, KNOWN, SchedulerKind
 from diffjax.pretrained.scheduler_levels import Asked
 from diffjax.types import Denoiser, Grid, Parameterization, Rows, Sampler, Schedule, choose
 from diffjax.untrusted import check, name_some, naming, read_json, show
@@ -156,7 +156,7 @@ def flow_mu(scheduler: Scheduler, tokens: int) -> float:
     return math.log(shift)
 
 
-def _checked(name: str, kind: Kind, config: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(name: str, kind: SchedulerKind, config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a class with those given.
 
     Raises:
@@ -205,7 +205,7 @@ def _check_flow(name: str, o: Options) -> None:
 # ---- what a config means --------------------------------------------------------------------
 
 
-def _parameterization(kind: Kind, o: Options) -> Parameterization:
+def _parameterization(kind: SchedulerKind, o: Options) -> Parameterization:
     prediction = o.get("prediction_type", kind.prediction)
     if "sigma_data" in o:
         inner = parameterization.edm(o["sigma_data"])
@@ -224,7 +224,7 @@ def _negated(inner: Parameterization) -> Parameterization:
     )
 
 
-def _bound(kind: Kind, o: Options, denoise: Denoiser) -> Denoiser:
+def _bound(kind: SchedulerKind, o: Options, denoise: Denoiser) -> Denoiser:
     if kind.rederive is None or not o.get("predict_x0", True):
         return denoise
     if o.get("thresholding"):
@@ -239,7 +239,7 @@ def _bound(kind: Kind, o: Options, denoise: Denoiser) -> Denoiser:
 
 
 def make_grid(
-    kind: Kind,
+    kind: SchedulerKind,
     o: Options,
     steps: int | None = None,
     *,
@@ -271,7 +271,7 @@ def make_grid(
     return grids.skip(grid, first - (first > 1 and bool(o.get("skip_prk_steps"))))
 
 
-def _handed_over(kind: Kind, o: Options, grid: Grid, start: float) -> int:
+def _handed_over(kind: SchedulerKind, o: Options, grid: Grid, start: float) -> int:
     """The first level of a second model.
 
     With two evaluations a step it is that of the first step which has an evaluation below the cut.

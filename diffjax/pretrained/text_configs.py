@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffjax.nets.text import CLIPText
-from diffjax.pretrained.autoencoder_configs import Config, Kind
+from diffjax.pretrained.autoencoder_configs import Config, NetworkKind
 
 _TEXT_DEFAULTS: dict[str, Any] = dict(
     vocab_size=49408,
@@ -88,12 +88,12 @@ def _describe_text(net: CLIPText, in_channels: int) -> dict[str, Any]:
     )
 
 
-def _text_kind(make: Callable[[Config], CLIPText]) -> Kind:
+def _text_kind(make: Callable[[Config], CLIPText]) -> NetworkKind:
     tables = (_TEXT_DEFAULTS, _TEXT_FIXED, _TEXT_IGNORED)
-    return Kind("transformers", make, _describe_text, _text_inputs, *tables)
+    return NetworkKind("transformers", make, _describe_text, _text_inputs, *tables)
 
 
-TEXT_ENCODERS: dict[str, Kind] = {
+TEXT_ENCODERS: dict[str, NetworkKind] = {
     "CLIPTextModel": _text_kind(_text),
     "CLIPTextModelWithProjection": _text_kind(_projected),
 }

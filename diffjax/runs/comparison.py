@@ -17,7 +17,7 @@ INCEPTIONS_OWN = ("fid", "rfid", "sfid", "kid")  # names that no other network's
 Row = Mapping[str, Any]  # values by title, of one run
 
 
-class Run(Protocol):
+class RunSummary(Protocol):
     """A run of a sweep, see `diffjax.launch.manifest.SweepRun`."""
 
     name: str
@@ -98,7 +98,7 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for part in flat for key, value in part.items()}
 
 
-def list_progress(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def list_progress(folder: Path, runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
     """How far each run of a sweep is."""
     rows = []
     for run in runs:

@@ -18,7 +18,7 @@ from diffjax.runs.classes import read_known_classes
 _KEYS = {"data_dir": "config.data.dir", "image_size": "config.data.image_size"}
 
 
-class Reading(NamedTuple):
+class DataKey(NamedTuple):
     """How a data set is read; the last four hold for folders. See `diffjax.data.load`."""
 
     name: str
@@ -51,11 +51,11 @@ def load_unchecked(
     part = cfg.data
     classes = read_known_classes(cfg, folder) if part.name in data.FOLDERS else ()
     how = (part.background, part.caption_column, part.damaged)
-    return load_once(Reading(part.name, split, part.dir, shape, buckets, classes, *how))
+    return load_once(DataKey(part.name, split, part.dir, shape, buckets, classes, *how))
 
 
 @functools.lru_cache(maxsize=3)  # training and test split, a survey; their images are read-only
-def load_once(how: Reading) -> data.Source:
+def load_once(how: DataKey) -> data.Source:
     """The same data are read again only when others came between."""
     height, width, channels = how.shape
     with _name_keys():

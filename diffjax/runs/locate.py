@@ -26,7 +26,7 @@ _TRAINED_BY = {"vae": ("autoencoder",), "classifier": ("classifier",)}
 _NOT_OF_PART = ("discriminator.",)
 
 
-class Weights(NamedTuple):
+class FoundWeights(NamedTuple):
     """Parameters that were found at a path.
 
     Attributes:
@@ -62,7 +62,7 @@ def find_kind(where: StrPath) -> str:
     raise ConfigError(f"{where} is no workdir, diffusers folder or .safetensors file")
 
 
-def read_weights(where: StrPath, part: str) -> Weights:
+def read_weights(where: StrPath, part: str) -> FoundWeights:
     """The parameters of a network at a path.
 
     Args:
@@ -84,21 +84,21 @@ def read_weights(where: StrPath, part: str) -> Weights:
         state = read_state(cfg, path)
         params = to_state_dict(state.ema)
         own = {k: v for k, v in params.items() if not k.startswith(_NOT_OF_PART)}
-        return Weights(own, state.extra, None, cfg)
+        return FoundWeights(own, state.extra, None, cfg)
     if kind == FILE:
         file = open_safetensors(path)
         if part == "vae" and any(key.startswith("decoder.") for key in file):
-            return Weights(file, {})  # an autoencoder alone, under diffusers' names
+            return FoundWeights(file, {})  # an autoencoder alone, under diffusers' names
         try:
             found = load_single_file(path, parts=[part])[part]
         except ValueError as error:
             raise ConfigError(f"{where} holds no {part} that can be used: {error}") from error
     else:
         found = load_model(path / part if kind == PIPELINE else path)
-    return Weights(to_state_dict(found.params), {}, found.net)
+    return FoundWeights(to_state_dict(found.params), {}, found.net)
 
 
-def fit(weights: Weights, like: Params, said: str) -> Params:
+def fit(weights: FoundWeights, like: Params, said: str) -> Params:
     """Parameters of the shapes that a config asks for, on the host.
 
     Args:

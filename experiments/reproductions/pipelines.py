@@ -33,7 +33,7 @@ DRAWN = "a large red triangle at the top and a small cyan triangle at the bottom
 _FIRST = "{results}/data/pipelines/text/00000.png"
 
 
-class Row(NamedTuple):
+class Picture(NamedTuple):
     """Pictures of one request.
 
     Attributes:
@@ -55,17 +55,17 @@ _IMAGE, _MASK = f"--init_image={_FIRST}", f"--mask={{results}}/{MASK}"
 _CONTROL = f"--control={_model('small-edges')}:{{results}}/{EDGES}"
 _XL = "--sampler=dpmpp_2m"
 ROWS = {
-    "text": Row(PROMPTS, ("--sampler=dpmpp_2m",)),
-    "samplers": Row(PROMPTS[:1], ("--sampler=euler_ancestral",)),
-    "image": Row((CHANGED,), (_IMAGE, "--strength=0.6")),
-    "inpainting": Row((CHANGED,), (_IMAGE, _MASK)),
-    "negative": Row((SINGLE,), ("--sampler=unipc", "--negative=a small red circle")),
-    "filling": Row((WHOLE,), (_IMAGE, _MASK), _model("small-inpainting")),
-    "uncontrolled": Row(("",), ()),
-    "controlled": Row(("",), (_CONTROL,)),
-    "controlled-text": Row((DRAWN,), (_CONTROL,)),
-    "xl": Row(PROMPTS, (_XL,), _model("small-xl")),
-    "refined": Row(PROMPTS, (_XL, f"--refiner={_model('small-refiner')}"), _model("small-xl")),
+    "text": Picture(PROMPTS, ("--sampler=dpmpp_2m",)),
+    "samplers": Picture(PROMPTS[:1], ("--sampler=euler_ancestral",)),
+    "image": Picture((CHANGED,), (_IMAGE, "--strength=0.6")),
+    "inpainting": Picture((CHANGED,), (_IMAGE, _MASK)),
+    "negative": Picture((SINGLE,), ("--sampler=unipc", "--negative=a small red circle")),
+    "filling": Picture((WHOLE,), (_IMAGE, _MASK), _model("small-inpainting")),
+    "uncontrolled": Picture(("",), ()),
+    "controlled": Picture(("",), (_CONTROL,)),
+    "controlled-text": Picture((DRAWN,), (_CONTROL,)),
+    "xl": Picture(PROMPTS, (_XL,), _model("small-xl")),
+    "refined": Picture(PROMPTS, (_XL, f"--refiner={_model('small-refiner')}"), _model("small-xl")),
 }
 
 
