@@ -57,7 +57,7 @@ def test_accumulated_parts_have_their_own_noise():
         value = params * jax.random.normal(key)
         return value, (extra, {"loss": value})
 
-    task = Task(lambda key, frozen, batch: (jnp.ones(()), ()), loss, sample=None)
+    task = Task(lambda key, frozen, batch: (jnp.ones(()), ()), loss)
     states, _ = _run(task, optax.sgd(1.0), 1, accumulate=2)
     base = jax.random.fold_in(jax.random.key(0), 0)
     draws = [float(jax.random.normal(jax.random.fold_in(base, i))) for i in (0, 1)]
@@ -105,7 +105,7 @@ def test_a_gradient_that_is_not_finite_is_a_bad_step():
         value = jnp.sqrt(params)  # finite at 0, its slope is not
         return value, (extra, {"loss": value})
 
-    task = Task(lambda key, frozen, batch: (jnp.zeros(()), ()), loss, sample=None)
+    task = Task(lambda key, frozen, batch: (jnp.zeros(()), ()), loss)
     states, logs = _run(task, optax.sgd(0.1), 1)
     assert float(logs[0]["loss"]) == 0 and float(logs[0]["finite"]) == 0
     assert float(states[1].params) == 0
