@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from diffjax.types import Array, PyTree
+from diffjax.types import Array, Params, PyTree
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 DOWN, UP, KERNEL = "lora_A", "lora_B", "kernel"
@@ -25,7 +25,7 @@ DOWN, UP, KERNEL = "lora_A", "lora_B", "kernel"
 Path = tuple[str, ...]
 
 
-def layers(params: PyTree, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Array]]]:
+def layers(params: Params, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Array]]]:
     """Every layer that has a kernel, with its path."""
     if KERNEL in params:
         yield path, params
@@ -34,7 +34,7 @@ def layers(params: PyTree, path: Path = ()) -> Iterator[tuple[Path, Mapping[str,
             yield from layers(child, (*path, name))
 
 
-def find(params: PyTree, targets: Sequence[str]) -> dict[Path, Array]:
+def find(params: Params, targets: Sequence[str]) -> dict[Path, Array]:
     """Kernels of the layers whose dotted path is a target or ends in one.
 
     Args:
@@ -57,7 +57,7 @@ def _matches(path: Path, target: str) -> bool:
 
 
 def init(
-    key: jax.Array, params: PyTree, *, rank: int, targets: Sequence[str] = ATTENTION
+    key: jax.Array, params: Params, *, rank: int, targets: Sequence[str] = ATTENTION
 ) -> PyTree:
     """Adapters of chosen layers that change nothing yet: ``A ~ N(0, 1 / r^2)``, ``B = 0``.
 
@@ -95,7 +95,7 @@ def nested(leaves: Mapping[Path, PyTree]) -> PyTree:
     return tree
 
 
-def merge(params: PyTree, adapters: PyTree, scale: Array | float) -> PyTree:
+def merge(params: Params, adapters: PyTree, scale: Array | float) -> PyTree:
     """Parameters with adapters added, ``W + scale B A`` (Hu et al. 2021, eq. 3), differentiable.
 
     Args:
@@ -110,7 +110,7 @@ def merge(params: PyTree, adapters: PyTree, scale: Array | float) -> PyTree:
     return _merged(params, adapters, scale, ())
 
 
-def _merged(params: PyTree, adapters: PyTree, scale: Array | float, path: Path) -> PyTree:
+def _merged(params: Params, adapters: PyTree, scale: Array | float, path: Path) -> PyTree:
     if DOWN in adapters:
         return {**params, KERNEL: _sum(params[KERNEL], adapters, scale, path)}
     if absent := [".".join((*path, name)) for name in adapters if name not in params]:

@@ -24,6 +24,8 @@ ArrayLike = Array | float
 Cond = Any  # any pytree of conditions, or None
 PyTree = Any  # any nesting of containers with arrays as leaves
 Params = Mapping[str, Any]  # parameters by name, nested as Linen nests them
+Frozen = Mapping[str, Params]  # parameters that a task reads but does not train, by part
+Statistics = Mapping[str, Any]  # what a task measures of its data and keeps beside the parameters
 _SHOWN = 100  # characters of a name in a message
 
 

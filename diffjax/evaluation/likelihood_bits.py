@@ -19,6 +19,7 @@ from diffjax.types import (
     Grid,
     Noise,
     Parameterization,
+    Params,
     PyTree,
     Rows,
     Schedule,
@@ -50,7 +51,7 @@ class PixelModel(NamedTuple):
     """
 
     denoiser: Callable[[PyTree, Cond], Denoiser]
-    params: PyTree
+    params: Params
     schedule: Schedule
     parameterization: Parameterization
     levels: int
@@ -162,7 +163,7 @@ def _measure_batches(
     """What is measured of every batch, joined along the images, which are the last axis."""
 
     @jax.jit
-    def run(params: PyTree, x: Array, keys: jax.Array, cond: Cond) -> dict[str, Array]:
+    def run(params: Params, x: Array, keys: jax.Array, cond: Cond) -> dict[str, Array]:
         noise = samplers.image_noise(keys, images.shape[1:])
         return measure(model.denoiser(params, cond), x, noise)
 
@@ -191,7 +192,7 @@ def measure_inversion(model: PixelModel, images: np.ndarray) -> dict[str, object
     up, down = samplers.make("ddim_inverse"), samplers.make("ddim", {"eta": 0.0})
 
     @jax.jit
-    def go_and_return(params: PyTree, x: Array, there: Rows, back: Rows, n: int) -> Array:
+    def go_and_return(params: Params, x: Array, there: Rows, back: Rows, n: int) -> Array:
         def still(i: Array, k: int = 0) -> Array:
             return jnp.zeros_like(x)
 

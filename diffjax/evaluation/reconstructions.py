@@ -15,7 +15,7 @@ from diffjax import metrics
 from diffjax.evaluation.feature_distance import measure_distance
 from diffjax.nets.autoencoder import Autoencoder, VQModel
 from diffjax.train.sharding import make_mesh, replicated
-from diffjax.types import Array, PyTree
+from diffjax.types import Array, Params, PyTree
 
 BATCH = 64
 COLLAPSED = 0.1  # share of codes in use below which a warning is due
@@ -27,7 +27,7 @@ _Run = Callable[[PyTree, np.ndarray], tuple[Array, Array]]
 
 def reconstruct(
     net: Autoencoder,
-    params: PyTree,
+    params: Params,
     images: np.ndarray,
     mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +56,7 @@ def reconstruct(
 
 @functools.lru_cache(maxsize=2)  # previews and evaluations of a run compile once
 def _compile(net: Autoencoder, mesh: jax.sharding.Mesh) -> _Run:
-    def run(params: PyTree, x: Array) -> tuple[Array, Array]:
+    def run(params: Params, x: Array) -> tuple[Array, Array]:
         output: Any = net.apply({"params": params}, x)
         x_hat, code = output
         codes = code.indices if isinstance(net, VQModel) else jnp.zeros((len(x), 0, 0), jnp.int32)

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from diffjax.model.space import Space
 from diffjax.nets.text import CLIPText, TextTransformer
-from diffjax.types import Array, Cond, PyTree, build, choose
+from diffjax.types import Array, Cond, Frozen, Params, PyTree, Statistics, build, choose
 
 Batch = Mapping[str, Array]
 HOLE = (0.25, 0.75)  # sides of the rectangles that inpainting is trained on, of the image's
@@ -52,7 +52,7 @@ class Condition(NamedTuple):
     take: Callable[[Batch, jax.Array], Cond]
     null: Callable[[Cond], Cond]
     init: Callable[[jax.Array], dict[str, PyTree]]
-    encode: Callable[[PyTree, PyTree, PyTree, Cond], Cond]
+    encode: Callable[[Params, Frozen, Statistics, Cond], Cond]
     example: Cond
     guided: bool
     names: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class _Part(NamedTuple):
     name: str
     take: Callable[[Batch, jax.Array], Any]
     null: Callable[[Any], Any]
-    encode: Callable[[PyTree, PyTree, PyTree, Any], dict[str, Array]]
+    encode: Callable[[Params, Frozen, Statistics, Any], dict[str, Array]]
     example: Mapping[str, Array]
     needs: tuple[str, ...]
     init: Callable[[jax.Array], dict[str, PyTree]] = lambda key: {}
@@ -104,7 +104,7 @@ def _join(parts: list[_Part], guided: bool) -> Condition:
     def init(key: jax.Array) -> dict[str, PyTree]:
         return {k: v for p in parts for k, v in p.init(key).items()}
 
-    def encode(params: PyTree, frozen: PyTree, extra: PyTree, raw: Cond) -> Cond:
+    def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Cond) -> Cond:
         encoded = [p.encode(params, frozen, extra, raw[p.name]) for p in parts]
         return {k: v for part in encoded for k, v in part.items()} or None
 
@@ -149,7 +149,7 @@ def _label_token(config: ConfigDict, classes: int) -> _Part:
         table = jax.random.normal(jax.random.fold_in(key, 3), (classes + 1, width))
         return {"label_encoder": {"embedding": table}}
 
-    def encode(params: PyTree, frozen: PyTree, extra: PyTree, label: Array) -> dict[str, Array]:
+    def encode(params: Params, frozen: Frozen, extra: Statistics, label: Array) -> dict[str, Array]:
         return {"context": params["label_encoder"]["embedding"][label][:, None]}
 
     example = {"context": jnp.zeros((1, 1, width))}
@@ -165,7 +165,7 @@ def _text(config: ConfigDict, classes: int) -> _Part:
         ids = jnp.zeros((1, net.positions), jnp.int32)
         return {"text_encoder": net.init(jax.random.fold_in(key, 3), ids)["params"]}
 
-    def encode(params: PyTree, frozen: PyTree, extra: PyTree, ids: Array) -> dict[str, Array]:
+    def encode(params: Params, frozen: Frozen, extra: Statistics, ids: Array) -> dict[str, Array]:
         return {"context": net.apply({"params": params["text_encoder"]}, ids)}
 
     return _tokens(width, encode)._replace(init=init)
@@ -208,7 +208,7 @@ def _read_clip(net: CLIPText, width: int, empty: tuple[int, ...]) -> _Part:
         row = jnp.asarray(empty, ids.dtype)[jnp.minimum(some, len(empty) - 1)]
         return jnp.broadcast_to(row, ids.shape)
 
-    def encode(params: PyTree, frozen: PyTree, extra: PyTree, ids: Array) -> dict[str, Array]:
+    def encode(params: Params, frozen: Frozen, extra: Statistics, ids: Array) -> dict[str, Array]:
         out: Any = net.apply({"params": frozen["text_encoder"]}, ids)
         return {"context": jax.lax.stop_gradient(out.last)}
 
@@ -235,7 +235,7 @@ def _read_clips(
     def null(raw: dict[str, Any]) -> dict[str, Any]:
         return {**raw, "said": jnp.zeros_like(raw["said"])}
 
-    def encode(params: PyTree, frozen: PyTree, extra: PyTree, raw: Any) -> dict[str, Any]:
+    def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Any) -> dict[str, Any]:
         found: list[Any] = [
             nets[name].apply({"params": frozen[name]}, raw[text]) for text, name in entries.items()
         ]
@@ -372,7 +372,7 @@ def _inpaint(config: ConfigDict, space: Space) -> _Part:
     def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
         return _cut(batch["image"], holes(jax.random.fold_in(key, 4), batch["image"]))
 
-    def encode(params: PyTree, frozen: PyTree, extra: PyTree, raw: Any) -> dict[str, Array]:
+    def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Any) -> dict[str, Array]:
         seen = space.encode(frozen, extra, raw["image"])
         return {"concat": jnp.concatenate([seen, area(raw["hole"], space.shape)], axis=-1)}
 
@@ -391,7 +391,7 @@ def _fill(config: ConfigDict, space: Space) -> _Part:
         whole = jax.random.bernoulli(jax.random.fold_in(key, 6), WHOLE, (len(hole), 1, 1, 1))
         return _cut(batch["image"], jnp.maximum(hole, whole))
 
-    def encode(params: PyTree, frozen: PyTree, extra: PyTree, raw: Any) -> dict[str, Array]:
+    def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Any) -> dict[str, Array]:
         seen = space.encode(frozen, extra, raw["image"])
         return {"concat": jnp.concatenate([raw["hole"][:, ::factor, ::factor], seen], axis=-1)}
 

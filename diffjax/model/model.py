@@ -140,7 +140,7 @@ def predict(
 
 def merge_adapters(model: Model) -> Model:
     """The model with its low-rank adapters added to its parameters."""
-    params = model.params
+    params = model.params or {}
     for adapters, scale in model.adapters:
         params = lora.merge(params, adapters, scale)
     return model._replace(params=params, adapters=())
@@ -194,7 +194,9 @@ def encode(model: Model, raw: Cond) -> Cond:
     """What the network reads of a raw condition, see `Condition`; None stays None."""
     if raw is None:
         return None
-    return model.condition.encode(model.params, model.frozen, model.statistics, raw)
+    return model.condition.encode(
+        model.params or {}, model.frozen or {}, model.statistics or {}, raw
+    )
 
 
 def sample(
@@ -250,7 +252,7 @@ def sample(
         denoise = samplers.clip(denoise)
     noise = samplers.image_noise(keys, model.space.shape)
     x = samplers.sample(noise, denoise, sampler, samplers.prior(noise, rows), rows, n=n)
-    return jnp.clip(model.space.leave(model.frozen, model.statistics, x), -1, 1)
+    return jnp.clip(model.space.leave(model.frozen or {}, model.statistics or {}, x), -1, 1)
 
 
 def _combine(model: Model, steering: Steering) -> guidance.Combine:

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, VQModel
-from diffjax.types import Array, PyTree, build_section
+from diffjax.types import Array, Frozen, Params, PyTree, Statistics, build_section
 
 AUTOENCODERS = {"kl": AutoencoderKL, "vq": VQModel}
-Frozen = Mapping[str, PyTree]
 
 
 class Space(NamedTuple):
@@ -92,7 +91,7 @@ def make_latent_space(
         return z - shift if shift else z
 
     def enter(
-        frozen: Frozen, extra: PyTree, key: jax.Array, batch: Mapping[str, Array]
+        frozen: Frozen, extra: Statistics, key: jax.Array, batch: Mapping[str, Array]
     ) -> tuple[Array, PyTree]:
         stored = batch.get("moments")
         if stored is None:
@@ -102,11 +101,11 @@ def make_latent_space(
         scale = jnp.where(scale > 0, scale, 1 / z.std())
         return z * scale, {**extra, "latent_scale": scale}
 
-    def encode(frozen: Frozen, extra: PyTree, images: Array) -> Array:
+    def encode(frozen: Frozen, extra: Statistics, images: Array) -> Array:
         stored = moments(net, frozen["autoencoder"], images)
         return center(stop(stored[..., : shape[-1]])) * extra["latent_scale"]
 
-    def leave(frozen: Frozen, extra: PyTree, x: Array) -> Array:
+    def leave(frozen: Frozen, extra: Statistics, x: Array) -> Array:
         z = x / extra["latent_scale"]
         return _run(net, frozen["autoencoder"], z + shift if shift else z, net.decode)
 
@@ -130,7 +129,7 @@ def make_autoencoder(section: ConfigDict, channels: int) -> Autoencoder:
     return build_section("autoencoder", name, AUTOENCODERS, options)
 
 
-def moments(net: Autoencoder, params: PyTree, images: Array) -> Array:
+def moments(net: Autoencoder, params: Params, images: Array) -> Array:
     """What is worth storing of the latents: (B, h, w, 2C) mean and log-variance, or (B, h, w, C).
 
     A codebook's latents are not yet quantised: a diffusion model learns those, and the decoder
@@ -150,5 +149,5 @@ def draw(net: Autoencoder, stored: Array, key: jax.Array) -> Array:
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
 
-def _run(net: Autoencoder, params: PyTree, value: Array, method: Any) -> Any:
+def _run(net: Autoencoder, params: Params, value: Array, method: Any) -> Any:
     return net.apply({"params": params}, value, method=method)

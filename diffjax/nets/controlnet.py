@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from diffjax.nets.adapter import check_hint_options
 from diffjax.nets.layers import conv, space_to_depth, torch_init
 from diffjax.nets.unet import UNet, embed, encode
-from diffjax.types import ConfigError, PyTree, choose
+from diffjax.types import ConfigError, Params, PyTree, choose
 
 Array = jax.Array
 
@@ -193,7 +193,7 @@ def _encode_lite(base: UNet, z: Array, shift: Array) -> tuple[Array, list[Array]
     return layer(h, h.shape[-1], "mid_block.conv"), skips
 
 
-def copy_base(params: PyTree, base: PyTree) -> PyTree:
+def copy_base(params: Params, base: PyTree) -> PyTree:
     """Parameters of a ControlNet whose copy of the encoder and of the middle is that of its base.
 
     Args:

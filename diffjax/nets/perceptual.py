@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.nets.classifier import Classifier
-from diffjax.types import PyTree
+from diffjax.types import Params
 
 Array = jax.Array
 SHIFT = (-0.030, -0.088, -0.188)  # of ImageNet, for images in [-1, 1]
@@ -70,7 +70,7 @@ class LPIPS(nn.Module):
         return out
 
 
-def classifier_distance(params: PyTree, x: Array, y: Array) -> Array:
+def classifier_distance(params: Params, x: Array, y: Array) -> Array:
     """LPIPS with the convolutions of a small classifier and equal weights, (B,).
 
     For machines without the weights of LPIPS: the classifiers of `diffjax.metrics` have been

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffjax.nets.attention import Attention, attend
 from diffjax.nets.layers import default_init
-from diffjax.types import choose
+from diffjax.types import Params, choose
 
 Array = jax.Array
 
@@ -168,7 +168,7 @@ class CLIPText(nn.Module):
         )(pooled)
 
     @nn.nowrap
-    def normalise(self, params: Any, hidden: Array) -> Array:
+    def normalise(self, params: Params, hidden: Array) -> Array:
         """The final norm applied to a layer of ``hidden``, for CLIP skip."""
         norm = nn.LayerNorm(self.eps, dtype=self.dtype, use_fast_variance=False, parent=None)
         return jnp.asarray(norm.apply({"params": params["text_model.final_layer_norm"]}, hidden))

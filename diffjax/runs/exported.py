@@ -19,14 +19,14 @@ from diffjax.config.store import NOTE
 from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
 from diffjax.train import State
-from diffjax.types import Params, PyTree
+from diffjax.types import Params, Statistics
 from diffjax.untrusted import naming, show
 from diffjax.writing import replace_file
 
 _STEP, _FROZEN = "diffjax.step", "frozen."
 
 
-def _list_extra_keys(extra: PyTree) -> list[str]:
+def _list_extra_keys(extra: Statistics) -> list[str]:
     paths = jax.tree_util.tree_flatten_with_path(extra)[0]
     return ["extra" + jax.tree_util.keystr(path) for path, _ in paths]
 

@@ -21,18 +21,18 @@ from diffjax.runs import real_images
 from diffjax.runs.states import make_run_mesh
 from diffjax.train import Reporter, State, hosts
 from diffjax.train.loop import OnSample
-from diffjax.types import PyTree
+from diffjax.types import Params
 
 SHOWN = 32  # images of a picture
 
 
-def make_reconstructor(cfg: ConfigDict, params: PyTree) -> Reconstruct:
+def make_reconstructor(cfg: ConfigDict, params: Params) -> Reconstruct:
     """``images -> (reconstructions, codes)`` of a config's autoencoder."""
     net, mesh = make_autoencoder(cfg.network, cfg.data.channels), make_run_mesh(cfg)
     return lambda images: reconstruct(net, params, images, mesh)
 
 
-def draw_reconstructions(cfg: ConfigDict, params: PyTree) -> np.ndarray:
+def draw_reconstructions(cfg: ConfigDict, params: Params) -> np.ndarray:
     """A picture (H, W, 3) uint8 of test images above their reconstructions."""
     images = real_images.open_split(cfg, "test").first(SHOWN).read_all()
     return interleave_rows(images, make_reconstructor(cfg, params)(images)[0])

@@ -20,13 +20,12 @@ from diffjax.model.space import make_autoencoder
 from diffjax.nets.autoencoder import Autoencoder, Posterior, Quantized, VQModel
 from diffjax.nets.discriminator import PatchGAN
 from diffjax.nets.perceptual import LPIPS, classifier_distance
-from diffjax.types import Array, Params, PyTree, Task, choose
+from diffjax.types import Array, Frozen, Params, PyTree, Statistics, Task, choose
 
 PIXEL_LOSSES = {"l1": jnp.abs, "l2": jnp.square}
 PERCEPTUAL = ("lpips", "classifier", "none")
 USAGE_DECAY = 0.99  # of the average that says which codes are dead
 
-Frozen = Mapping[str, Params] | None
 Batch = Mapping[str, Array]
 
 
@@ -115,7 +114,7 @@ class _FirstStage(NamedTuple):
         self,
         params: Params,
         frozen: Frozen,
-        extra: PyTree,
+        extra: Statistics,
         key: jax.Array,
         step: Array,
         batch: Batch,
@@ -172,7 +171,7 @@ def _last_layer(net: Any, own: PyTree, key: jax.Array, x: Array) -> Any:
 
 
 def _judged(
-    judge: PatchGAN, params: PyTree, extra: PyTree, x: Array, x_hat: Array
+    judge: PatchGAN, params: Params, extra: Statistics, x: Array, x_hat: Array
 ) -> tuple[Array, PyTree, dict[str, Array]]:
     """Hinge loss of the discriminator, its new statistics, and mean logits."""
     given, statistics = {"params": params["discriminator"]}, extra["statistics"]
@@ -186,7 +185,7 @@ def _judged(
 
 
 def _adversarial(
-    judge: PatchGAN, params: PyTree, extra: PyTree, x_hat: Array
+    judge: PatchGAN, params: Params, extra: Statistics, x_hat: Array
 ) -> tuple[Array, Array]:
     """``-mean D(x_hat)`` and its gradient; the discriminator stays as it is."""
     given = {"params": params["discriminator"], "batch_stats": extra["statistics"]}
@@ -199,7 +198,7 @@ def _adversarial(
 
 
 def _regularizer(
-    section: Any, own: PyTree, extra: PyTree, code: Posterior | Quantized
+    section: ConfigDict, own: PyTree, extra: Statistics, code: Posterior | Quantized
 ) -> tuple[Array, PyTree, dict[str, Array]]:
     """What keeps the latents in bounds, with the statistics it changes."""
     if isinstance(code, Posterior):

@@ -24,7 +24,7 @@ from diffjax.model.control_networks import HINT
 from diffjax.nets.controlnet import copy_base
 from diffjax.nets.unet import UNet
 from diffjax.tasks.diffusion import make_task
-from diffjax.types import Array, Cond, Params, PyTree, Task
+from diffjax.types import Array, Cond, Frozen, Params, PyTree, Statistics, Task
 
 DECODER = ("up_blocks.", "conv_norm_out", "conv_out")  # what an unlocked base trains
 NET = "control"  # the entry of the parameters that holds the ControlNet's
@@ -85,7 +85,7 @@ def make_controlnet_task(
     network = ControlledNetwork(cast(UNet, base), make_control_network(section, base))
     inner = make_task(config, image_shape, levels, num_classes, wrap=lambda _: network)
 
-    def init(key: jax.Array, frozen: PyTree, batch: Mapping[str, Array]) -> tuple[Params, PyTree]:
+    def init(key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]) -> tuple[Params, PyTree]:
         fresh, extra = inner.init(key, frozen, batch)
         params = {NET: copy_base(fresh[NET], frozen["base"])}
         if section.train_decoder:
@@ -94,8 +94,8 @@ def make_controlnet_task(
 
     def loss(
         params: Params,
-        frozen: PyTree,
-        extra: PyTree,
+        frozen: Frozen,
+        extra: Statistics,
         key: jax.Array,
         step: Array,
         batch: Mapping[str, Array],

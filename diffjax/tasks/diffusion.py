@@ -22,12 +22,14 @@ from diffjax.tasks.augment import augment
 from diffjax.types import (
     Array,
     Cond,
+    Frozen,
     Level,
     Module,
     Params,
     Prediction,
     PyTree,
     Schedule,
+    Statistics,
     Task,
     build_section,
     choose,
@@ -130,7 +132,7 @@ class _Objective(NamedTuple):
     bucketed: bool
 
     def init(
-        self, key: jax.Array, frozen: PyTree, batch: Mapping[str, Array]
+        self, key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
     ) -> tuple[Params, PyTree]:
         """See `Task.init`."""
         found = batch["image"].shape[1:] if "image" in batch else self.image_shape
@@ -141,8 +143,8 @@ class _Objective(NamedTuple):
     def loss(
         self,
         params: Params,
-        frozen: PyTree,
-        extra: PyTree,
+        frozen: Frozen,
+        extra: Statistics,
         key: jax.Array,
         step: Array,
         batch: Mapping[str, Array],

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from diffjax import lora
 from diffjax.model import Model
 from diffjax.tasks.diffusion import make_task
-from diffjax.types import Array, Params, PyTree, Task
+from diffjax.types import Array, Frozen, Params, PyTree, Statistics, Task
 
 
 def scale_of(section: ConfigDict) -> float:
@@ -43,16 +43,16 @@ def make_lora_task(
     section, factor = config.lora, scale_of(config.lora)
     inner = make_task(config, image_shape, levels, num_classes)
 
-    def init(key: jax.Array, frozen: PyTree, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
+    def init(key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
         _, extra = inner.init(key, frozen, batch)  # whose parameters nobody computes under jit
         targets = tuple(section.targets)
         adapters = lora.init(key, frozen["base"], rank=section.rank, targets=targets)
         return adapters, {**extra, **frozen.get("statistics", {})}
 
     def loss(
-        params: PyTree,
-        frozen: PyTree,
-        extra: PyTree,
+        params: Params,
+        frozen: Frozen,
+        extra: Statistics,
         key: jax.Array,
         step: Array,
         batch: Mapping[str, Array],

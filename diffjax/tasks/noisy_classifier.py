@@ -18,7 +18,7 @@ from diffjax.model.model import LogProb
 from diffjax.nets.noisy_classifier import NoisyClassifier
 from diffjax.nets.unet import UNet
 from diffjax.tasks.diffusion import make_times
-from diffjax.types import Array, Level, PyTree, Task, expand
+from diffjax.types import Array, Frozen, Level, Params, PyTree, Statistics, Task, expand
 
 
 def make_noisy_classifier(config: ConfigDict, classes: int) -> NoisyClassifier:
@@ -43,7 +43,7 @@ def make_noisy_classifier_task(
     times = make_times(config, schedule)
     network = make_noisy_classifier(config, num_classes)
 
-    def init(key: jax.Array, frozen: PyTree, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
+    def init(key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
         image = batch["image"]
         if tuple(image.shape[1:]) != tuple(image_shape):
             raise ValueError(f"images of shape {image_shape} expected, got {image.shape[1:]}")
@@ -51,9 +51,9 @@ def make_noisy_classifier_task(
         return params, {"times": times.init()}
 
     def loss(
-        params: PyTree,
-        frozen: PyTree,
-        extra: PyTree,
+        params: Params,
+        frozen: Frozen,
+        extra: Statistics,
         key: jax.Array,
         step: Array,
         batch: Mapping[str, Array],
@@ -78,7 +78,7 @@ def make_noisy_classifier_task(
 def log_prob(network: NoisyClassifier) -> LogProb:
     """What a trained classifier tells `diffjax.tasks.make_task`."""
 
-    def of(params: PyTree, z: Array, level: Level, label: Array) -> Array:
+    def of(params: Params, z: Array, level: Level, label: Array) -> Array:
         t = jnp.broadcast_to(jnp.asarray(level.t, jnp.float32), z.shape[:1])
         logits = cast(Array, network.apply({"params": params}, z, t))
         return _pick(logits, label)
