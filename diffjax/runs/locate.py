@@ -88,7 +88,8 @@ def read_weights(where: StrPath, part: str) -> FoundWeights:
     if kind == FILE:
         file = open_safetensors(path)
         if part == "vae" and any(key.startswith("decoder.") for key in file):
-            return FoundWeights(file, {})  # an autoencoder alone, under diffusers' names
+            own = {k: file[k] for k in file if not k.startswith((*_NOT_OF_PART, "extra"))}
+            return FoundWeights(own, {})  # an autoencoder alone, under diffusers' names
         try:
             found = load_single_file(path, parts=[part])[part]
         except ValueError as error:

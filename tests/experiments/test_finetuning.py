@@ -154,7 +154,7 @@ def test_a_controlnet_of_the_model(execute, train, root):
     stored = runs.load_fixed_parts(read_config(run), run)
     jax.tree.map(np.testing.assert_array_equal, stored["base"], base.params)
     said = execute("export", f"--workdir={run}", f"--out={out}")
-    assert f"experiments.generate --control={out}:IMAGE" in said
+    assert f"diffjax generate --control={out}:IMAGE" in said
     net, pipe = load_model(out), diffjax.load(root / "model")
     jax.tree.map(np.testing.assert_array_equal, net.params, state.ema["control"])
 
@@ -348,9 +348,7 @@ def test_a_run_is_no_model(root):
     (root / "run").mkdir()
     (root / "run" / "config.json").write_text("{}")
     cfg = config_of(root, "sd15", "run")
-    with pytest.raises(
-        run_flags.UsageError, match=r"has no model_index\.json.*experiments\.export"
-    ):
+    with pytest.raises(ConfigError, match=r"has no model_index\.json.*experiments\.export"):
         runs.load_fixed_parts(cfg, Path(root), fresh=True)
 
 

@@ -10,11 +10,11 @@ from safetensors.numpy import save_file
 from configs import autoencoder, ldm
 from configs.base import smoke
 from diffjax import runs
-from diffjax.cli import run_flags
 from diffjax.nets.autoencoder import AutoencoderKL
 from diffjax.pretrained import save_model
 from diffjax.pretrained.state_dict import to_state_dict
 from diffjax.runs.fixed_parts import describe_autoencoder
+from diffjax.types import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -58,23 +58,23 @@ def test_another_autoencoder_is_refused_with_both_shapes(cfg, params, tmp_path):
     message = (
         r"is not the one of config\.autoencoder: .* has shape \(\d.*but the network needs \(\d"
     )
-    with pytest.raises(run_flags.UsageError, match=message):
+    with pytest.raises(ConfigError, match=message):
         runs.load_fixed_parts(other, tmp_path, fresh=True)
 
 
 def test_weights_are_asked_for(cfg, tmp_path):
-    with pytest.raises(run_flags.UsageError, match=r"autoencoder\.weights is needed"):
+    with pytest.raises(ConfigError, match=r"autoencoder\.weights is needed"):
         runs.load_fixed_parts(pointing(cfg, ""), tmp_path, fresh=True)
     (tmp_path / "config.json").write_text(json.dumps({"task": "diffusion"}))
-    with pytest.raises(run_flags.UsageError, match="holds a run of task 'diffusion'"):
+    with pytest.raises(ConfigError, match="holds a run of task 'diffusion'"):
         runs.load_fixed_parts(pointing(cfg, tmp_path), tmp_path, fresh=True)
-    with pytest.raises(run_flags.UsageError, match="is no workdir, diffusers folder or"):
+    with pytest.raises(ConfigError, match=r"there is no .*nowhere"):
         runs.load_fixed_parts(pointing(cfg, tmp_path / "nowhere"), tmp_path, fresh=True)
 
 
 def test_missing_perceptual_weights_say_what_to_do(tmp_path):
     paper = autoencoder.kl_f8()
-    with pytest.raises(run_flags.UsageError, match=r"latent_diffusion\.md.*perceptual=classifier"):
+    with pytest.raises(ConfigError, match=r"latent_diffusion\.md.*perceptual=classifier"):
         runs.load_fixed_parts(paper, tmp_path)
     small = autoencoder.fashion_mnist()
     assert set(runs.load_fixed_parts(small, tmp_path)) == {"classifier"}
