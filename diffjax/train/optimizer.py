@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import optax
@@ -13,8 +13,7 @@ import optax.contrib
 
 from diffjax.types import PyTree, option_names, select_options, suggest
 
-
-Optimizer = optax.GradientTransformation
+Optimizer: TypeAlias = optax.GradientTransformation
 
 
 def _constant(lr: float, steps: int) -> optax.Schedule:
@@ -40,7 +39,7 @@ DECAYS: dict[str, Callable[..., optax.Schedule]] = {
 # loss nor a line search: their update is a function of the gradient and the parameters.
 _OF_OPTAX = (
     *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw"),
-    *("adan", "amsgrad", "fromage", "lamb", "lars", "lion", "nadam", "nadamw", "noisy_sgd"),
+    *("adan", "amsgrad", "fromage", "lamb", "lars", "lion", "nadam", "nadamw"),
     *("novograd", "optimistic_adam_v2", "optimistic_gradient_descent", "radam", "rmsprop"),
     *("sgd", "sign_sgd", "signum", "yogi"),
 )
@@ -152,9 +151,7 @@ def _labels(tree: PyTree, patterns: dict[str, re.Pattern[str]]) -> PyTree:
 _OTHERS = {"name", "decay", "lr", "warmup", "clip", "groups", "match"}
 
 
-def _make_one(
-    section: Mapping[str, Any], steps: int, where: str = "optim"
-) -> Optimizer:
+def _make_one(section: Mapping[str, Any], steps: int, where: str = "optim") -> Optimizer:
     tables = (*OPTIMIZERS.values(), *DECAYS.values())
     known = _OTHERS.union(*map(option_names, tables)) - {"steps"}
     for key in section:

@@ -64,6 +64,7 @@ LEFT_OUT = {
     "sm3": "takes no schedule",
     "optimistic_adam": "deprecated",
     "dpsgd": "needs options that have no default",
+    "noisy_sgd": "needs a key",
     "galore": "needs a rank",
     "schedule_free_adamw": "has other parameters to evaluate",
     "schedule_free_sgd": "has other parameters to evaluate",
