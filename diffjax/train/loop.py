@@ -13,10 +13,10 @@ import errno
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optax
 from absl import logging
@@ -75,7 +75,7 @@ def train(
     *,
     frozen: Params | None = None,
     initial: Callable[[], Params] | None = None,
-    data: Mapping[str, Any] | None = None,
+    data: resume.Fingerprint | None = None,
     optimizer: optax.GradientTransformation | None = None,
     on_sample: OnSample | None = None,
     on_evaluate: OnEvaluate | None = None,

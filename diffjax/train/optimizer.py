@@ -10,10 +10,13 @@ from typing import Any, TypeAlias
 import jax
 import optax
 import optax.contrib
+from jax.tree_util import KeyPath
+from ml_collections import ConfigDict
 
-from diffjax.types import PyTree, option_names, select_options, suggest
+from diffjax.types import Params, option_names, select_options, suggest
 
 Optimizer: TypeAlias = optax.GradientTransformation
+Section: TypeAlias = Mapping[str, Any] | ConfigDict  # config.optim, or a group of it
 
 
 def _constant(lr: float, steps: int) -> optax.Schedule:
@@ -82,7 +85,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
-def learning_rate(section: Mapping[str, Any], steps: int) -> optax.Schedule:
+def learning_rate(section: Section, steps: int) -> optax.Schedule:
     """Linear warm-up over ``warmup`` steps, then ``constant``, ``cosine`` or ``linear`` decay.
 
     Args:
@@ -106,7 +109,7 @@ def learning_rate(section: Mapping[str, Any], steps: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(section: Mapping[str, Any], steps: int) -> Optimizer:
+def make_optimizer(section: Section, steps: int) -> Optimizer:
     """Global-norm clip (``clip``, 0 for none) and one of `OPTIMIZERS`; several of them by group.
 
     ``section.groups``, if there, maps a name to ``match``, a regular expression for the beginning
@@ -132,10 +135,10 @@ def make_optimizer(section: Mapping[str, Any], steps: int) -> Optimizer:
 _REST = ""  # parameters of no group
 
 
-def _labels(tree: PyTree, patterns: dict[str, re.Pattern[str]]) -> PyTree:
+def _labels(tree: Params, patterns: dict[str, re.Pattern[str]]) -> Params:
     """The group of every leaf."""
 
-    def group(path: Any, leaf: Any) -> str:
+    def group(path: KeyPath, leaf: object) -> str:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         return next((g for g, pattern in patterns.items() if pattern.match(name)), _REST)
 
@@ -151,7 +154,7 @@ def _labels(tree: PyTree, patterns: dict[str, re.Pattern[str]]) -> PyTree:
 _OTHERS = {"name", "decay", "lr", "warmup", "clip", "groups", "match"}
 
 
-def _make_one(section: Mapping[str, Any], steps: int, where: str = "optim") -> Optimizer:
+def _make_one(section: Section, steps: int, where: str = "optim") -> Optimizer:
     tables = (*OPTIMIZERS.values(), *DECAYS.values())
     known = _OTHERS.union(*map(option_names, tables)) - {"steps"}
     for key in section:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,15 @@ import numpy as np
 import optax
 from absl import logging
 from jax.experimental import multihost_utils
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
 from diffjax.train import hosts, resume
-from diffjax.train.checkpoint import Checkpoints
+from diffjax.train.checkpoint import Checkpoints, Metadata
 from diffjax.train.frozen import content_hash, write_once
 from diffjax.train.optimizer import learning_rate, make_optimizer
 from diffjax.train.sharding import (
+    Shardings,
     batch_sharding,
     make_mesh,
     place,
@@ -39,7 +40,7 @@ from diffjax.train.step import (
     make_step,
 )
 from diffjax.train.window import Metrics
-from diffjax.types import Params, PyTree, Task
+from diffjax.types import Array, Params, Task
 from diffjax.writing import write_atomically
 
 Batches = Callable[[int, Sharding], Iterator[Batch]]
@@ -68,7 +69,7 @@ class Inputs(NamedTuple):
 
     frozen: Params | None
     initial: Callable[[], Params] | None
-    data: Mapping[str, Any] | None
+    data: resume.Fingerprint | None
 
 
 class PreparedRun:
@@ -153,7 +154,7 @@ class PreparedRun:
         resume.check_is_config(path)
         write_atomically(path, json.dumps(config, indent=2) + "\n")
 
-    def metadata(self, window: list[Metrics], offset: int) -> dict[str, Any]:
+    def metadata(self, window: list[Metrics], offset: int) -> Metadata:
         """What a checkpoint says of itself."""
         config = resume.as_json(self.config)
         known = {} if self._data is None else {"data": self._data}
@@ -162,7 +163,7 @@ class PreparedRun:
         }  # fmt: skip
 
 
-def _average(config: Any) -> EMADecay:
+def _average(config: ConfigDict) -> EMADecay:
     """The decay of the parameter average that ``config.ema`` describes."""
     section = config.ema
     if half_life := section.half_life:
@@ -171,8 +172,8 @@ def _average(config: Any) -> EMADecay:
 
 
 def _initializer(
-    task: Task, optimizer: optax.GradientTransformation, seed: int, stream: Iterator[Any]
-) -> Callable[[PyTree], State]:
+    task: Task, optimizer: optax.GradientTransformation, seed: int, stream: Iterator[Batch]
+) -> Callable[[Params | None], State]:
     with closing_stream(stream):
         # One example is enough: parameters do not depend on the batch size.
         example = jax.tree.map(_first, next(stream))
@@ -182,7 +183,7 @@ def _initializer(
     return lambda frozen: init_state(task, optimizer, key, frozen, example)
 
 
-def check_shapes(given: PyTree, wanted: PyTree) -> None:
+def check_shapes(given: Params, wanted: Params) -> None:
     """See that parameters to begin with are those of the task.
 
     Raises:
@@ -201,7 +202,7 @@ def check_shapes(given: PyTree, wanted: PyTree) -> None:
         )
 
 
-def _first(leaf: Any) -> Any:
+def _first(leaf: jax.Array) -> Array:
     """The first row; of what this process has, where an array spans several."""
     whole = getattr(leaf, "is_fully_addressable", True)
     return leaf[:1] if whole else np.asarray(leaf.addressable_data(0))[:1]
@@ -210,10 +211,10 @@ def _first(leaf: Any) -> Any:
 def compiled_step(
     task: Task,
     optimizer: optax.GradientTransformation,
-    config: Any,
-    shardings: tuple[PyTree, PyTree],
-    mesh: Any,
-) -> Any:
+    config: ConfigDict,
+    shardings: tuple[Shardings, Shardings],
+    mesh: Mesh,
+) -> jax.stages.Wrapped:
     """The jitted step of a config: ``(state, frozen, batch) -> (state, metrics)``, state donated.
 
     Args:
@@ -234,7 +235,9 @@ def compiled_step(
     )
 
 
-def closing_stream(stream: Iterator[Any]) -> contextlib.AbstractContextManager[Any]:
+def closing_stream(
+    stream: Iterator[Batch],
+) -> contextlib.AbstractContextManager[Iterator[Batch]]:
     """Ends the threads of a stream that has any."""
     if isinstance(stream, Generator):
         return contextlib.closing(stream)

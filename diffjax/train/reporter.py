@@ -12,13 +12,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from absl import logging
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from diffjax.train.trackers import Tracker
 from diffjax.train.window import Metrics, OnMetrics
@@ -116,7 +116,7 @@ class Reporter:
                 raise
             logging.error("%s", failure)  # what went wrong first is what the caller should see
 
-    def _event(self, step: int, **content: Any) -> None:
+    def _event(self, step: int, **content: SessionLog | Summary) -> None:
         with self._explained():
             self._board.write_event(Event(step=step, wall_time=time.time(), **content))
 
