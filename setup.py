@@ -54,6 +54,8 @@ EXTRAS = {
     ],
     "demo": ["gradio>=6.31"],
     "sweep": ["optuna>=5.0", "submitit>=1.5.4"],
+    "trackio": ["trackio>=0.43"],
+    "wandb": ["wandb>=0.31"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
 }

@@ -31,6 +31,7 @@ from diffjax.runs.finetuning import choose_initial
 from diffjax.tasks import task_kind
 from diffjax.train import Preempted, hosts, train
 from diffjax.train.loop import check_workdir
+from diffjax.train.trackers import check_trackers
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string(
@@ -66,6 +67,7 @@ def main() -> None:
             "training does not begin with --weights: an interrupted run goes on with its workdir, "
             "published models are fine-tuned by config.model.path (docs/stable_diffusion.md)"
         )
+    check_trackers(cfg.train.trackers)  # before the data, which may take hours
     check_workdir(folder)
     # The first process writes what the others read: a data set to prepare, tokenizers.
     load = functools.partial(runs.load_source, cfg, folder=folder)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import ast
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from ml_collections import ConfigDict, FieldReference, config_flags
 from ml_collections.config_dict import placeholder
+from ml_collections.config_flags import tuple_parser
 
 from diffjax.config.defaults import DEFAULTS, FIRST_STAGE, OPTIONAL, Open, Sides
 
@@ -55,7 +57,22 @@ class _ImageSizeParser:
         return "number or (height,width)"
 
 
+class _ListParser(tuple_parser.TupleParser):
+    """Reads lists: ``1,2``, and texts without quotes too, such as ``to_q,to_k``."""
+
+    def parse(self, argument: str | tuple[Any, ...] | None) -> tuple[Any, ...]:
+        """The entries; text that is no Python is cut at its commas."""
+        if isinstance(argument, str):
+            try:
+                ast.literal_eval(argument)
+            except (ValueError, SyntaxError):
+                bare = argument.strip().removeprefix("(").removesuffix(")")
+                return tuple(filter(None, (part.strip(" '\"") for part in bare.split(","))))
+        return super().parse(argument)
+
+
 config_flags.register_flag_parser_for_type(ImageSize, _ImageSizeParser())
+config_flags.register_flag_parser_for_type(tuple, _ListParser())
 
 
 def make(values: Mapping[str, Any] | None = None, *, task: str = "diffusion") -> ConfigDict:

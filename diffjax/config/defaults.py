@@ -129,15 +129,16 @@ DEFAULTS: Mapping[str, Any] = {
         "empty": (),  # ids of the empty text, the last one fills up; none: zeros
     },
     "optim": {
-        "name": "adam",
+        "name": "adam",  # or another optimiser of optax: train.optimizer.OPTIMIZERS
         "lr": 2e-4,
         "warmup": 5000,
         "decay": "constant",
         "clip": 1.0,
         **leave_open(float, "lr_end"),  # cosine, linear: a fraction of lr
-        **leave_open(float, "b1", "b2", "eps"),  # adam, adamw
-        **leave_open(float, "weight_decay"),  # adamw
-        **leave_open(float, "momentum"),  # sgd
+        **leave_open(float, "b1", "b2", "eps"),  # adam, adamw and most others
+        **leave_open(float, "weight_decay"),  # adamw, lion, lamb, muon and others
+        **leave_open(float, "momentum"),  # sgd, rmsprop, lars and others
+        **leave_open(bool, "nesterov"),  # adam, adamw, sgd and others
     },
     "ema": {
         "decay": 0.9999,
@@ -155,6 +156,7 @@ DEFAULTS: Mapping[str, Any] = {
         "evaluate_every": 0,  # a multiple of log_every; 0: never
         "keep": 2,
         "nonfinite": "stop",  # a loss that is: stop, skip the step, or rollback
+        "trackers": (),  # beside metrics.jsonl and TensorBoard: wandb, trackio
         "override": False,  # resume although config, shapes or frozen weights differ
     },
     "sample": {

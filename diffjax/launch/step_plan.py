@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from diffjax.launch.program_costs import count_collectives, count_flops
 from diffjax.launch.topologies import GIB, Chip, find_devices
 from diffjax.train import State, init_state, make_optimizer
-from diffjax.train.loop import compiled_step
+from diffjax.train.prepare import compiled_step
 from diffjax.train.sharding import (
     batch_sharding,
     make_mesh,

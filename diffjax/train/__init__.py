@@ -3,13 +3,16 @@
 from diffjax.train.checkpoint import Best, CheckpointMismatch, Checkpoints
 from diffjax.train.files import CheckpointError
 from diffjax.train.fit import fit
-from diffjax.train.loop import NonFiniteLoss, train
+from diffjax.train.loop import train
 from diffjax.train.optimizer import learning_rate, make_optimizer
 from diffjax.train.preempt import Preempted
 from diffjax.train.reporter import Reporter
 from diffjax.train.step import State, init_state, make_step
+from diffjax.train.trackers import TRACKERS, Tracker
+from diffjax.train.window import NonFiniteLoss
 
 __all__ = [
+    "TRACKERS",
     "Best",
     "CheckpointError",
     "CheckpointMismatch",
@@ -18,6 +21,7 @@ __all__ = [
     "Preempted",
     "Reporter",
     "State",
+    "Tracker",
     "fit",
     "init_state",
     "learning_rate",

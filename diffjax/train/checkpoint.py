@@ -13,10 +13,12 @@ import shutil
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
 import jax
 from absl import logging
+from jax.tree_util import KeyPath
 from orbax.checkpoint import v1 as ocp
 
 from diffjax.train import hosts
@@ -29,6 +31,8 @@ _STEP = re.compile(r"0|[1-9]\d*", re.ASCII)
 _LEFTOVER = re.compile(r"(0|[1-9]\d*)\.(partial|removed)(\.orbax-checkpoint-tmp.*)?", re.ASCII)
 # What a step that was written here has at least one of, however damaged it is.
 _PARTS = (MANIFEST, STATE, "_CHECKPOINT_METADATA", "orbax.checkpoint", "commit_success.txt")
+Tree = TypeVar("Tree")
+Metadata = dict[str, Any]  # what JSON holds
 SHOWN = 5  # differing leaves named in a message
 
 
@@ -36,15 +40,15 @@ class CheckpointMismatch(CheckpointError):
     """An intact checkpoint holds another state than the one asked for."""
 
 
-def _leaves(tree: PyTree) -> dict[str, Any]:
-    """Leaves by dotted name, whatever the containers: stored named tuples are dictionaries."""
+def _leaves(tree: PyTree) -> dict[str, jax.Array]:
+    """Leaves, or their shapes, by dotted name: stored named tuples are dictionaries."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
 
 
-def _describe(leaf: Any) -> str:
+def _describe(leaf: jax.Array) -> str:
     return f"{tuple(leaf.shape)} {leaf.dtype}"
 
 
@@ -81,13 +85,13 @@ def _check(folder: Path, abstract: PyTree, parts: Collection[str] | None) -> Non
         )
 
 
-def _read_matching(folder: Path, fresh: PyTree) -> PyTree:
+def _read_matching(folder: Path, fresh: Tree) -> Tree:
     """``fresh`` with every stored leaf of the same name and shape, cast to the type wanted."""
     stored = ocp.checkpointables_metadata(folder).metadata[STATE]
     want = _leaves(fresh)
     anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-    def place(path: Any, leaf: Any) -> Any:
+    def place(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         same = want.get(jax.tree_util.keystr(path, simple=True, separator="."))
         fits = same is not None and tuple(same.shape) == tuple(leaf.shape)
         sharding = same.sharding if same is not None and fits else anywhere
@@ -96,7 +100,7 @@ def _read_matching(folder: Path, fresh: PyTree) -> PyTree:
     abstract = jax.tree_util.tree_map_with_path(place, stored)
     have = _leaves(ocp.load_checkpointables(folder, {STATE: abstract})[STATE])
 
-    def choose(path: Any, leaf: Any) -> Any:
+    def choose(path: KeyPath, leaf: jax.Array) -> jax.Array:
         found = have.get(jax.tree_util.keystr(path, simple=True, separator="."))
         if found is None or tuple(found.shape) != tuple(leaf.shape):
             return leaf
@@ -131,7 +135,12 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             self.close()
         except CheckpointError as failure:
@@ -143,7 +152,7 @@ class Checkpoints:
         self,
         step: int,
         state: PyTree,
-        metadata: dict[str, Any] | None = None,
+        metadata: Metadata | None = None,
         *,
         replace: bool = False,
     ) -> None:
@@ -206,7 +215,7 @@ class Checkpoints:
     def _partial(self, step: int) -> Path:
         return self.folder / f"{step}.partial"
 
-    def _commit(self, step: int, response: Any) -> None:
+    def _commit(self, step: int, response: ocp.AsyncResponse[None]) -> None:
         """Runs beside the training: seal the written step, name it, drop the oldest ones."""
         response.result()
         if not hosts.is_writer():
@@ -257,7 +266,7 @@ class Checkpoints:
         found = (p for p in self.folder.iterdir() if _LEFTOVER.fullmatch(p.name))
         return [p for p in found if p.is_dir()]
 
-    def metadata(self, step: int) -> dict[str, Any]:
+    def metadata(self, step: int) -> Metadata:
         """What was given to `save` beside the state."""
         return dict(ocp.checkpointables_metadata(self.folder / str(step)).custom_metadata or {})
 
@@ -382,7 +391,7 @@ class Best:
             self.value = stored["value"]
 
     def offer(
-        self, step: int, value: float, state: PyTree, metadata: dict[str, Any] | None = None
+        self, step: int, value: float, state: PyTree, metadata: Metadata | None = None
     ) -> bool:
         """Keep a state if its value is better than all before; a NaN never is.
 
@@ -409,7 +418,12 @@ class Best:
     def __enter__(self) -> Best:
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._steps.__exit__(kind, error, trace)
 
 

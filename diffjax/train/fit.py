@@ -6,26 +6,25 @@ steps (`make_step`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 import jax
 import optax
 
-from diffjax.train.step import State, ema_decay, init_state, make_step
-from diffjax.types import Array, PyTree, Task
-
-OnMetrics = Callable[[int, dict[str, float]], None]
+from diffjax.train.step import Batch, State, ema_decay, init_state, make_step
+from diffjax.train.window import OnMetrics
+from diffjax.types import Params, Task
 
 
 def fit(
     task: Task,
-    batches: Iterable[Mapping[str, Array]],
+    batches: Iterable[Batch],
     steps: int,
     *,
     optimizer: optax.GradientTransformation | None = None,
     decay: float = 0.999,
     seed: int = 0,
-    frozen: PyTree = None,
+    frozen: Params | None = None,
     on_metrics: OnMetrics | None = None,
     log_every: int = 100,
 ) -> State:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -14,9 +15,10 @@ from orbax.checkpoint import v1 as ocp
 
 from diffjax.train import hosts
 from diffjax.train.files import CheckpointError, seal, verify
-from diffjax.types import PyTree
+from diffjax.types import Params, PyTree
 
 WEIGHTS = "weights"
+Tree = TypeVar("Tree")
 
 
 def content_hash(tree: PyTree) -> str:
@@ -36,7 +38,7 @@ def content_hash(tree: PyTree) -> str:
     return digest.hexdigest()
 
 
-def write_once(folder: Path, digest: str, tree: PyTree) -> None:
+def write_once(folder: Path, digest: str, tree: Params | None) -> None:
     """Store a placed tree under its hash, unless it is there intact.
 
     Raises:
@@ -76,7 +78,7 @@ def _intact(folder: Path) -> bool:
     return True
 
 
-def read(folder: Path, digest: str, abstract: PyTree) -> PyTree:
+def read(folder: Path, digest: str, abstract: Tree) -> Tree:
     """The weights stored under a hash.
 
     Args:

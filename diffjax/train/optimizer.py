@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import optax
+import optax.contrib
+from jax.tree_util import KeyPath
+from ml_collections import ConfigDict
 
-from diffjax.types import PyTree, option_names, select_options, suggest
+from diffjax.types import Params, option_names, select_options, suggest
+
+Optimizer: TypeAlias = optax.GradientTransformation
+Section: TypeAlias = Mapping[str, Any] | ConfigDict  # config.optim, or a group of it
 
 
 def _constant(lr: float, steps: int) -> optax.Schedule:
@@ -31,34 +38,54 @@ DECAYS: dict[str, Callable[..., optax.Schedule]] = {
 }
 
 
-def _adam(
-    lr: optax.Schedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
-) -> optax.GradientTransformation:
-    return optax.adam(lr, b1=b1, b2=b2, eps=eps)
+# Optimisers of optax that take a learning rate that changes, and need neither the value of the
+# loss nor a line search: their update is a function of the gradient and the parameters.
+_OF_OPTAX = (
+    *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw"),
+    *("adan", "amsgrad", "fromage", "lamb", "lars", "lion", "nadam", "nadamw"),
+    *("novograd", "optimistic_adam_v2", "optimistic_gradient_descent", "radam", "rmsprop"),
+    *("sgd", "sign_sgd", "signum", "yogi"),
+)
+# Those of optax.contrib; without them whose parameters are not the ones to evaluate.
+_OF_CONTRIB = (
+    *("acprop", "ademamix", "adopt", "cocob", "dadapt_adamw", "dog", "dowg", "madgrad", "muon"),
+    *("prodigy", "simplified_ademamix"),
+)
+_OPTIONS = ("b1", "b2", "eps", "weight_decay", "momentum", "nesterov")  # of the section optim
 
 
-def _adamw(
-    lr: optax.Schedule,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 1e-4,
-) -> optax.GradientTransformation:
-    return optax.adamw(lr, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+def _wrap(name: str, constructor: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
+    """A constructor of optax that takes ``lr`` and those of `_OPTIONS` that it has.
+
+    The signature says which these are, with optax's defaults; no momentum is 0.
+    """
+    own = inspect.signature(constructor).parameters
+    none = {key for key in _OPTIONS if key in own and own[key].default is None}
+    defaults = {key: 0.0 if key in none else own[key].default for key in _OPTIONS if key in own}
+
+    def construct(lr: optax.Schedule, **options: float) -> Optimizer:
+        values = {**defaults, **options}
+        if values.get("nesterov") and values.get("momentum") == 0.0:
+            raise ValueError(f"optim.nesterov=True needs optim.momentum, which is 0 for {name!r}")
+        given = {key: value for key, value in values.items() if value or key not in none}
+        return constructor(learning_rate=lr, **given)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    construct.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter("lr", kind)]
+        + [inspect.Parameter(key, kind, default=value) for key, value in defaults.items()]
+    )
+    return construct
 
 
-def _sgd(lr: optax.Schedule, momentum: float = 0.0) -> optax.GradientTransformation:
-    return optax.sgd(lr, momentum=momentum or None)
-
-
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adam": _adam,
-    "adamw": _adamw,
-    "sgd": _sgd,
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    name: _wrap(name, getattr(module, name))
+    for module, names in ((optax, _OF_OPTAX), (optax.contrib, _OF_CONTRIB))
+    for name in names
 }
 
 
-def learning_rate(section: Mapping[str, Any], steps: int) -> optax.Schedule:
+def learning_rate(section: Section, steps: int) -> optax.Schedule:
     """Linear warm-up over ``warmup`` steps, then ``constant``, ``cosine`` or ``linear`` decay.
 
     Args:
@@ -82,8 +109,8 @@ def learning_rate(section: Mapping[str, Any], steps: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(section: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
-    """Global-norm clip (``clip``, 0 for none) and Adam, AdamW or SGD; several of them by group.
+def make_optimizer(section: Section, steps: int) -> Optimizer:
+    """Global-norm clip (``clip``, 0 for none) and one of `OPTIMIZERS`; several of them by group.
 
     ``section.groups``, if there, maps a name to ``match``, a regular expression for the beginning
     of dotted parameter paths, and to options that differ from the section's. A parameter belongs
@@ -108,10 +135,10 @@ def make_optimizer(section: Mapping[str, Any], steps: int) -> optax.GradientTran
 _REST = ""  # parameters of no group
 
 
-def _labels(tree: PyTree, patterns: dict[str, re.Pattern[str]]) -> PyTree:
+def _labels(tree: Params, patterns: dict[str, re.Pattern[str]]) -> Params:
     """The group of every leaf."""
 
-    def group(path: Any, leaf: Any) -> str:
+    def group(path: KeyPath, leaf: object) -> str:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         return next((g for g, pattern in patterns.items() if pattern.match(name)), _REST)
 
@@ -127,9 +154,7 @@ def _labels(tree: PyTree, patterns: dict[str, re.Pattern[str]]) -> PyTree:
 _OTHERS = {"name", "decay", "lr", "warmup", "clip", "groups", "match"}
 
 
-def _make_one(
-    section: Mapping[str, Any], steps: int, where: str = "optim"
-) -> optax.GradientTransformation:
+def _make_one(section: Section, steps: int, where: str = "optim") -> Optimizer:
     tables = (*OPTIMIZERS.values(), *DECAYS.values())
     known = _OTHERS.union(*map(option_names, tables)) - {"steps"}
     for key in section:

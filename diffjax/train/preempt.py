@@ -7,8 +7,8 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ class Stop:
     def __init__(self, mesh: Mesh, *, minutes: float = 0.0):
         self.received = 0
         self._end = time.monotonic() + 60 * minutes if minutes else math.inf
-        self._old: dict[int, Any] = {}
+        self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._local = len(self._place.addressable_devices)
         self._alone = jax.process_count() == 1
@@ -63,7 +63,7 @@ class Stop:
                     self._old[signum] = signal.signal(signum, self._handle)
         return self
 
-    def __exit__(self, *unused: Any) -> None:
+    def __exit__(self, *unused: object) -> None:
         for signum, handler in self._old.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 

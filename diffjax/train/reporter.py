@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines for programs, TensorBoard for the eye."""
+"""Metrics of a run: JSON lines for programs, TensorBoard for the eye, trackers for services."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
+import numpy as np
 from absl import logging
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
+from diffjax.train.trackers import Tracker
+from diffjax.train.window import Metrics, OnMetrics
 from diffjax.writing import write_atomically
 
 METRICS = "metrics.jsonl"
@@ -32,12 +36,22 @@ class Reporter:
     Args:
         workdir: where metrics.jsonl and tensorboard/ are.
         resumed: the last step whose lines stay.
+        trackers: get the same metrics and pictures.
+        on_metrics: is called with (step, metrics) after a line is written.
 
     Raises:
         OSError: the files cannot be written.
     """
 
-    def __init__(self, workdir: Path, *, resumed: int = 0):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        resumed: int = 0,
+        trackers: Sequence[Tracker] = (),
+        on_metrics: OnMetrics | None = None,
+    ):
+        self._trackers, self._on_metrics = trackers, on_metrics
         self._path = workdir / METRICS
         if self._path.exists():
             _cut(self._path, resumed)
@@ -49,7 +63,7 @@ class Reporter:
         self._event(resumed + 1, session_log=SessionLog(status=SessionLog.START))
         self._flush()
 
-    def __call__(self, step: int, values: dict[str, float]) -> None:
+    def __call__(self, step: int, values: Metrics) -> None:
         """Append one line of scalars.
 
         Raises:
@@ -63,11 +77,17 @@ class Reporter:
             self._event(step, summary=summary.scalar(name, value))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._flush()
+        for tracker in self._trackers:
+            tracker.log(step, values)
+        if self._on_metrics is not None:
+            self._on_metrics(step, dict(values))
 
-    def image(self, name: str, step: int, image: Any) -> None:
-        """Add an (H, W, C) uint8 image to TensorBoard."""
+    def image(self, name: str, step: int, image: np.ndarray) -> None:
+        """Add an (H, W, C) uint8 image to TensorBoard and the trackers."""
         self._event(step, summary=summary.image(name, image, dataformats="HWC"))
         self._flush()
+        for tracker in self._trackers:
+            tracker.image(name, step, image)
 
     def close(self) -> None:
         """Flush and close.
@@ -83,7 +103,12 @@ class Reporter:
     def __enter__(self) -> Reporter:
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             self.close()
         except OSError as failure:
@@ -91,7 +116,7 @@ class Reporter:
                 raise
             logging.error("%s", failure)  # what went wrong first is what the caller should see
 
-    def _event(self, step: int, **content: Any) -> None:
+    def _event(self, step: int, **content: SessionLog | Summary) -> None:
         with self._explained():
             self._board.write_event(Event(step=step, wall_time=time.time(), **content))
 
@@ -112,13 +137,20 @@ class Reporter:
 class NoReporter(Reporter):
     """Takes everything and writes nothing: of the processes that are not the first."""
 
-    def __init__(self, workdir: Path, *, resumed: int = 0):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        resumed: int = 0,
+        trackers: Sequence[Tracker] = (),
+        on_metrics: OnMetrics | None = None,
+    ):
         pass
 
-    def __call__(self, step: int, values: dict[str, float]) -> None:
+    def __call__(self, step: int, values: Metrics) -> None:
         pass
 
-    def image(self, name: str, step: int, image: Any) -> None:
+    def image(self, name: str, step: int, image: np.ndarray) -> None:
         pass
 
     def close(self) -> None:

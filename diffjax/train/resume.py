@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
+from ml_collections import ConfigDict
 
-from diffjax.train.checkpoint import CheckpointMismatch
+from diffjax.train.checkpoint import CheckpointMismatch, Metadata
 
 # What does not change the values that a step computes.
 FREE = (
@@ -21,10 +22,13 @@ FREE = (
 )
 BOUND = ("train.accumulate",)  # of those, what does
 SHOWN = 8
+ConfigTree = dict[str, Any]  # a config as nested dicts
+Fingerprint = Mapping[str, Any]  # of data: count, files and digests, as JSON holds them
+FileRow = tuple[str, int]  # name and size; JSON makes it a list
 FILES = 3  # of those that differ between two sets of data, by name
 
 
-def as_json(config: Any) -> Any:
+def as_json(config: ConfigDict) -> ConfigTree | None:
     """A config as checkpoints hold it; None of objects that are not configs."""
     text = getattr(config, "to_json_best_effort", lambda: "null")()
     return json.loads(text)
@@ -48,14 +52,14 @@ def check_is_config(path: Path) -> None:
         )
 
 
-Resolve = Callable[[dict[str, Any]], dict[str, Any]]
+Resolve = Callable[[ConfigTree], ConfigTree]
 
 
 def check(
-    stored: dict[str, Any],
-    config: Any,
+    stored: Metadata,
+    config: ConfigDict,
     frozen: str,
-    data: Mapping[str, Any] | None = None,
+    data: Fingerprint | None = None,
     *,
     override: bool = False,
     resolve: Resolve = dict,
@@ -90,7 +94,7 @@ def check(
     logging.warning("overridden: %s", text)
 
 
-def _check_data(before: Any, now: Mapping[str, Any] | None, override: bool) -> None:
+def _check_data(before: Fingerprint | None, now: Fingerprint | None, override: bool) -> None:
     found = data_differences(before, now)
     if not found:
         return
@@ -103,7 +107,7 @@ def _check_data(before: Any, now: Mapping[str, Any] | None, override: bool) -> N
     logging.warning("overridden: %s", text)
 
 
-def data_differences(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:
+def data_differences(old: Fingerprint | None, new: Fingerprint | None) -> list[str]:
     """What differs between the fingerprints of two sets of data; nothing if one is not known.
 
     A fingerprint may hold ``count``, ``files`` (some rows of name and size), and digests, of which
@@ -121,7 +125,7 @@ def data_differences(old: Mapping[str, Any] | None, new: Mapping[str, Any] | Non
     return [*found, *(f"the {key}" for key in changed if key != "digest")]
 
 
-def _file_changes(old: list[Any], new: list[Any]) -> list[str]:
+def _file_changes(old: list[FileRow], new: list[FileRow]) -> list[str]:
     """Files that were added, removed or have another size, the first of them by name."""
     before, after = (dict(rows) for rows in (old, new))
     changed = [name for name in before if name in after and before[name] != after[name]]
@@ -137,7 +141,7 @@ def _file_changes(old: list[Any], new: list[Any]) -> list[str]:
     return found
 
 
-def _warn_of_the_decay(before: Any, now: Any) -> None:
+def _warn_of_the_decay(before: ConfigTree | None, now: ConfigTree | None) -> None:
     """More or fewer steps are free to be taken, but a decay ends with them."""
     if not before or not now or now["optim"]["decay"] == "constant":
         return
@@ -150,7 +154,7 @@ def _warn_of_the_decay(before: Any, now: Any) -> None:
         )
 
 
-def differences(old: Any, new: Any) -> list[str]:
+def differences(old: ConfigTree | None, new: ConfigTree | None) -> list[str]:
     """``key: old -> new`` for every value of two configs that differs and is not free to.
 
     Keys that only one of them has are left out: they come with newer versions of diffjax.
@@ -169,7 +173,7 @@ def _is_free(key: str) -> bool:
     return key not in BOUND and any(key == name or key.startswith(f"{name}.") for name in FREE)
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(tree: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(tree, dict):
         return {prefix: tree}
     flat = [_flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in tree.items()]

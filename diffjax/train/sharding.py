@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.tree_util import KeyPath
+from ml_collections import ConfigDict
 
 from diffjax.types import PyTree
 
+Leaf: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+Tree = TypeVar("Tree")
+Shardings = PyTree  # a tree of NamedSharding, of the structure of what it places
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(section: Any = None, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(
+    section: Mapping[str, int] | ConfigDict | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """Mesh of all devices, or of those given; one axis may be -1 and takes what the others leave.
 
     Raises:
@@ -43,7 +51,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def host_share(sharding: Any, size: int) -> tuple[int, int]:
+def host_share(sharding: Sharding, size: int) -> tuple[int, int]:
     """``(part, parts)``: which of equal contiguous parts of a batch this process has to read.
 
     Processes whose devices hold the same rows, as those along the tensor axis do, read the same.
@@ -54,7 +62,7 @@ def host_share(sharding: Any, size: int) -> tuple[int, int]:
     own = {
         (rows.start or 0, size if rows.stop is None else rows.stop)
         for device, (rows, *_) in sharding.devices_indices_map((size,)).items()
-        if device.process_index == jax.process_index()
+        if device.process_index == jax.process_index()  # type: ignore[attr-defined] # of jaxlib
     }
     first, count = min(own)[0], sum(stop - start for start, stop in own)
     if max(own)[1] - first != count or size % count or first % count:
@@ -78,14 +86,14 @@ OUTPUTS = re.compile(
 INPUTS = re.compile(r"(to_out\.0|out_proj|net\.2|fc2|conv2|linear_2)/kernel$")
 
 
-def tree_sharding(tree: PyTree, mesh: Mesh, *, min_size: int = 2**16) -> PyTree:
+def tree_sharding(tree: PyTree, mesh: Mesh, *, min_size: int = 2**16) -> Shardings:
     """Placement of parameters, their average and their optimiser state, by path and shape.
 
     Over tensor as the path says; over fsdp along the largest remaining dimension that divides.
     Leaves of less than ``min_size`` numbers stay whole: splitting costs more than it saves.
     """
 
-    def place(path: Any, leaf: Any) -> NamedSharding:
+    def place(path: KeyPath, leaf: Leaf) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return NamedSharding(mesh, _spec(name, tuple(leaf.shape), mesh, min_size))
 
@@ -115,21 +123,21 @@ def _cut(
             return
 
 
-def sharded_fraction(tree: PyTree, shardings: PyTree) -> float:
+def sharded_fraction(tree: PyTree, shardings: Shardings) -> float:
     """The share of a tree's numbers that is not replicated on every device."""
     sizes = jax.tree.leaves(jax.tree.map(lambda leaf: math.prod(leaf.shape), tree))
     cut = [any(place.spec) for place in jax.tree.leaves(shardings)]
     return sum(size for size, c in zip(sizes, cut, strict=True) if c) / max(sum(sizes), 1)
 
 
-def place(tree: PyTree, shardings: PyTree) -> PyTree:
+def place(tree: Tree, shardings: Shardings) -> Tree:
     """Put a tree that every process holds whole onto the devices of all of them.
 
     Args:
         shardings: of its leaves, or one for all.
     """
 
-    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    def put(leaf: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
         if jax.process_count() == 1:
             return jax.device_put(leaf, sharding)
         value = np.asarray(leaf)
@@ -138,7 +146,7 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(put, tree, jax.tree.broadcast(shardings, tree))
 
 
-def with_sharding(shapes: PyTree, shardings: PyTree) -> PyTree:
+def with_sharding(shapes: Tree, shardings: Shardings) -> Tree:
     """Shapes and where they go, as `Checkpoints.restore` takes them."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from diffjax.types import Array, PyTree, Task
+from diffjax.types import Array, ArrayLike, Params, PyTree, Task
 
 
 class State(NamedTuple):
@@ -24,13 +24,17 @@ class State(NamedTuple):
     """
 
     step: Array
-    params: PyTree
-    ema: PyTree
-    opt: PyTree
+    params: Params
+    ema: Params
+    opt: optax.OptState
     extra: PyTree
 
 
-EMADecay = Callable[[Any], Any]  # optimiser steps done -> decay
+Batch = Mapping[str, Array]  # of (B, ...) arrays
+EMADecay = Callable[[ArrayLike], ArrayLike]  # optimiser steps done -> decay
+Step = Callable[[State, Params | None, Batch], tuple[State, dict[str, Array]]]
+Found = tuple[Params, PyTree, dict[str, Array]]  # gradient, statistics of the task, metrics
+Gradients = Callable[[State, Params | None, jax.Array, Batch], Found]
 
 
 def ema_decay(decay: float = 0.9999, *, warmup: bool = False) -> EMADecay:
@@ -47,7 +51,7 @@ def ema_half_life(images: float, batch_size: int, *, ramp: float = 0.05) -> EMAD
     if min(images, batch_size, ramp) <= 0:
         raise ValueError(f"half-life {images}, batch {batch_size} and ramp {ramp} must be positive")
 
-    def decay(step: Any) -> Any:
+    def decay(step: ArrayLike) -> ArrayLike:
         life = jnp.minimum(images, ramp * step * batch_size)
         return 0.5 ** (batch_size / jnp.maximum(life, 1e-8))
 
@@ -55,7 +59,11 @@ def ema_half_life(images: float, batch_size: int, *, ramp: float = 0.05) -> EMAD
 
 
 def init_state(
-    task: Task, optimizer: optax.GradientTransformation, key: jax.Array, frozen: PyTree, batch: Any
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    frozen: Params | None,
+    batch: Batch,
 ) -> State:
     """Fresh state; traceable, so `jax.eval_shape` gives shapes without memory."""
     params, extra = task.init(key, frozen, batch)
@@ -71,7 +79,7 @@ def make_step(
     decay: EMADecay | None = None,
     accumulate: int = 1,
     seed: int = 0,
-) -> Callable[[State, PyTree, Any], tuple[State, dict[str, Array]]]:
+) -> Step:
     """One optimiser step; everything random is a function of (seed, step).
 
     Gradients of ``accumulate`` equal parts of the batch are averaged by a scan, so step counters,
@@ -83,37 +91,11 @@ def make_step(
     """
     if accumulate < 1:
         raise ValueError(f"accumulate={accumulate}: a step needs at least 1 part")
-    average = decay or ema_decay()
+    average, gradients = decay or ema_decay(), _accumulate_gradients(task, accumulate)
 
-    def grads_of(state: State, frozen: PyTree, key: jax.Array, batch: Any) -> Any:
-        def loss(params: PyTree) -> Any:
-            return task.loss(params, frozen, state.extra, key, state.step, batch)
-
-        (_, (extra, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        return grads, extra, metrics
-
-    def accumulated(state: State, frozen: PyTree, key: jax.Array, batch: Any) -> Any:
-        if accumulate == 1:
-            return grads_of(state, frozen, key, batch)
-        parts = jax.tree.map(lambda leaf: _split(leaf, accumulate), batch)
-
-        def body(carry: Any, item: Any) -> Any:
-            total, extra = carry
-            index, part = item
-            part_key = jax.random.fold_in(key, index)
-            grads, extra, metrics = grads_of(state._replace(extra=extra), frozen, part_key, part)
-            return (jax.tree.map(jnp.add, total, grads), extra), metrics
-
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        (total, extra), metrics = jax.lax.scan(
-            body, (zeros, state.extra), (jnp.arange(accumulate), parts)
-        )
-        mean = jax.tree.map(lambda leaf: leaf / accumulate, total)
-        return mean, extra, jax.tree.map(lambda leaf: leaf.mean(0), metrics)
-
-    def step(state: State, frozen: PyTree, batch: Any) -> tuple[State, dict[str, Array]]:
+    def step(state: State, frozen: Params | None, batch: Batch) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, extra, metrics = accumulated(state, frozen, key, batch)
+        grads, extra, metrics = gradients(state, frozen, key, batch)
         norm = optax.tree.norm(grads)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -127,6 +109,39 @@ def make_step(
         return new._replace(step=state.step + 1), metrics
 
     return step
+
+
+def _accumulate_gradients(task: Task, parts: int) -> Gradients:
+    """The mean gradient of equal parts of a batch, the task's new statistics, and mean metrics."""
+
+    def differentiate(state: State, frozen: Params | None, key: jax.Array, batch: Batch) -> Found:
+        def loss(params: Params) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+            return task.loss(params, frozen, state.extra, key, state.step, batch)
+
+        (_, (extra, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        return grads, extra, metrics
+
+    def accumulate(state: State, frozen: Params | None, key: jax.Array, batch: Batch) -> Found:
+        split = jax.tree.map(lambda leaf: _split(leaf, parts), batch)
+
+        def body(
+            carry: tuple[Params, PyTree], item: tuple[Array, Batch]
+        ) -> tuple[tuple[Params, PyTree], dict[str, Array]]:
+            total, extra = carry
+            index, part = item
+            part_key = jax.random.fold_in(key, index)
+            before = state._replace(extra=extra)
+            grads, extra, metrics = differentiate(before, frozen, part_key, part)
+            return (jax.tree.map(jnp.add, total, grads), extra), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (total, extra), metrics = jax.lax.scan(
+            body, (zeros, state.extra), (jnp.arange(parts), split)
+        )
+        mean = jax.tree.map(lambda leaf: leaf / parts, total)
+        return mean, extra, jax.tree.map(lambda leaf: leaf.mean(0), metrics)
+
+    return differentiate if parts == 1 else accumulate
 
 
 def _split(leaf: Array, parts: int) -> Array:

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from absl import flags
 from hypothesis import given
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
 from configs import adm, autoencoder, controlnet, ddpm, ldm, stable_diffusion
@@ -127,3 +128,24 @@ def test_an_open_option_of_ones_own_keeps_its_type():
     complete(config).mine.width = 3
     with pytest.raises(TypeError):
         config.mine.width = "x"
+
+
+@pytest.mark.parametrize("text, entries", [
+    ("wandb", ("wandb",)),
+    ("wandb,trackio", ("wandb", "trackio")),
+    ("(wandb, trackio)", ("wandb", "trackio")),
+    ("('wandb','trackio')", ("wandb", "trackio")),
+    ("attn2.to_k,to_out.0", ("attn2.to_k", "to_out.0")),  # no Python at all
+    ("", ()),
+    ("()", ()),
+    ("1,2", (1, 2)),
+    ("(0.5,1)", (0.5, 1)),
+    ("3", (3,)),
+])  # fmt: skip
+def test_lists_on_the_command_line_need_no_quotes(monkeypatch, text, entries):
+    config, values = make({"train.trackers": ("before",)}), flags.FlagValues()
+    command = ["test", f"--config.train.trackers={text}"]
+    monkeypatch.setattr("sys.argv", command)  # where ml_collections looks for the flags
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    values(command)
+    assert config.train.trackers == entries

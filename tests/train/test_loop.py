@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffjax.train import CheckpointError, NonFiniteLoss, Preempted, Reporter, loop, train
+from diffjax.train import CheckpointError, NonFiniteLoss, Preempted, Reporter, loop, train, window
 from diffjax.train.checkpoint import CheckpointMismatch
 from tests.train.test_checkpoint import small_disk
 from tests.train.tiny import assert_same, batches, batches_that, make_config, make_task, send
@@ -357,10 +357,10 @@ def test_nothing_is_compiled_after_the_first_line(tmp_path):
 def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
     waited = []
     monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(x))
-    window = loop._Window(None, make_config(), 0, [])
+    lines = window.Window(lambda step, line: None, 0, [])
     for step in range(6):
-        window.add({"loss": step})
-        assert waited == list(range(step - loop.LOOK_AHEAD + 1))
+        lines.add({"loss": step})
+        assert waited == list(range(step - window.LOOK_AHEAD + 1))
 
 
 # ---- evaluation ----------------------------------------------------------------------------

@@ -1,14 +1,20 @@
 """Schedules against their formulas, optimisers against their first update."""
 
+import functools
+import inspect
 import math
+import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
-from diffjax.train import learning_rate, make_optimizer
-from tests.train.tiny import make_config
+from diffjax.train import init_state, learning_rate, make_optimizer, make_step
+from diffjax.train.optimizer import OPTIMIZERS
+from tests.train.tiny import batch_at, make_config, make_task
 
 
 def _section(**values):
@@ -48,6 +54,94 @@ def test_first_update_of_each_optimizer():
         np.testing.assert_allclose(got, update, rtol=1e-5)
 
 
+# What the trainer cannot use, and why.
+LEFT_OUT = {
+    "lbfgs": "a line search needs the loss",
+    "momo": "needs the loss",
+    "momo_adam": "needs the loss",
+    "sophia": "needs the loss as a function",
+    "rprop": "takes no schedule",
+    "sm3": "takes no schedule",
+    "optimistic_adam": "deprecated",
+    "dpsgd": "needs options that have no default",
+    "noisy_sgd": "needs a key",
+    "galore": "needs a rank",
+    "schedule_free_adamw": "has other parameters to evaluate",
+    "schedule_free_sgd": "has other parameters to evaluate",
+}
+
+
+def _optimizers_of_optax():
+    """Names of all that are constructed from a learning rate, in optax and its contrib."""
+    for module in (optax, optax.contrib):
+        for name in dir(module):
+            value = getattr(module, name)
+            function = isinstance(value, types.FunctionType | functools.partial)
+            if not function or name.startswith(("_", "scale_by_")):
+                continue
+            if next(iter(inspect.signature(value).parameters), "") == "learning_rate":
+                yield name
+
+
+def test_every_optimizer_of_optax_is_there_or_left_out_for_a_reason():
+    assert set(_optimizers_of_optax()) == OPTIMIZERS.keys() | LEFT_OUT.keys()
+    assert not OPTIMIZERS.keys() & LEFT_OUT.keys()
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_every_optimizer_takes_steps_that_equal_those_of_optax(name):
+    """Two steps of the trainer move the parameters as optax's own constructor would."""
+    task, batch, key = make_task(random=False), batch_at(0), jax.random.key(0)
+    section = _section(name=name, lr=0.01, warmup=0, decay="constant", clip=0.0)
+    optimizer = make_optimizer(section, 10)
+    state = start = init_state(task, optimizer, key, None, batch)
+    own = getattr(optax, name, None) or getattr(optax.contrib, name)
+    plain = own(learning_rate=optax.constant_schedule(0.01))
+    params, inner = start.params, plain.init(start.params)
+    step = make_step(task, optimizer)
+    for _ in range(2):
+        state, metrics = step(state, None, batch)
+        grads = jax.grad(lambda p: task.loss(p, None, {"seen": 0}, key, 0, batch)[0])(params)
+        updates, inner = plain.update(grads, inner, params)
+        params = optax.apply_updates(params, updates)
+        assert metrics["finite"] == 1.0
+    for got, wanted, before in zip(
+        *map(jax.tree.leaves, (state.params, params, start.params)), strict=True
+    ):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-7)
+        assert not np.array_equal(got, before)
+
+
+def test_options_of_the_section_reach_the_optimizer():
+    p, g = jnp.array([1.0, -2.0]), jnp.array([0.3, -4.0])
+    base = dict(lr=0.1, warmup=0, decay="constant", clip=0.0)
+    lion = make_optimizer(_section(name="lion", weight_decay=0.5, **base), 10)
+    update, _ = lion.update(g, lion.init(p), p)
+    np.testing.assert_allclose(update, -0.1 * (np.sign(g) + 0.5 * p), rtol=1e-6)
+    sgd = make_optimizer(_section(name="sgd", momentum=0.5, nesterov=True, **base), 10)
+    update, _ = sgd.update(g, sgd.init(p), p)
+    np.testing.assert_allclose(update, -0.1 * 1.5 * g, rtol=1e-6)
+
+
+def test_defaults_of_the_first_three_stay():
+    """Configs of runs before there were others resolve to the same values."""
+    options = {
+        name: {k: p.default for k, p in inspect.signature(OPTIMIZERS[name]).parameters.items()}
+        for name in ("adam", "adamw", "sgd")
+    }
+    for found in options.values():
+        del found["lr"]
+    adam = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "nesterov": False}
+    assert options["adam"] == adam
+    assert options["adamw"] == {**adam, "weight_decay": 1e-4}
+    assert options["sgd"] == {"momentum": 0.0, "nesterov": False}
+
+
+def test_nesterov_needs_momentum():
+    with pytest.raises(ValueError, match=r"optim\.nesterov=True needs optim\.momentum.*'sgd'"):
+        make_optimizer(_section(name="sgd", nesterov=True), 10)
+
+
 @pytest.mark.parametrize("scale, kept", [(0.1, True), (10.0, False)])
 def test_clip_bounds_the_global_norm(scale, kept):
     g = {"a": jnp.array([3.0]) * scale, "b": jnp.array([[4.0]]) * scale}  # norm 5 scale
@@ -59,8 +153,8 @@ def test_clip_bounds_the_global_norm(scale, kept):
 
 
 def test_unknown_names_list_the_choices():
-    with pytest.raises(ValueError, match=r"optimizer 'lion'.*adam, adamw, sgd"):
-        make_optimizer(_section(name="lion"), 10)
+    with pytest.raises(ValueError, match=r"optimizer 'lions'.*adam, .*sgd.*mean 'lion'\?"):
+        make_optimizer(_section(name="lions"), 10)
     with pytest.raises(ValueError, match=r"decay 'step'.*constant, cosine, linear"):
         learning_rate(_section(decay="step"), 10)
 

@@ -70,12 +70,12 @@ FOUR = """
     import json, sys
     from pathlib import Path
     import jax
-    from diffjax.train import loop, sharding, train
+    from diffjax.train import prepare, sharding, train
     from tests.train.tiny import batches, make_config, make_task
 
     # The model is tiny: call its leaves large, so that they are sharded.
     whole = sharding.tree_sharding
-    loop.tree_sharding = lambda tree, mesh: whole(tree, mesh, min_size=8)
+    prepare.tree_sharding = lambda tree, mesh: whole(tree, mesh, min_size=8)
     config = make_config()
     config.mesh.update(data=2, fsdp=2)
     state = train(make_task(), config, Path(sys.argv[1]), batches)

@@ -1,0 +1,244 @@
+"""What stays the same however often the training of a workdir begins: the step and its inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, Sharding
+from ml_collections import ConfigDict
+
+from diffjax.train import hosts, resume
+from diffjax.train.checkpoint import Checkpoints, Metadata
+from diffjax.train.frozen import content_hash, write_once
+from diffjax.train.optimizer import learning_rate, make_optimizer
+from diffjax.train.sharding import (
+    Shardings,
+    batch_sharding,
+    make_mesh,
+    place,
+    replicated,
+    tree_sharding,
+    with_sharding,
+)
+from diffjax.train.step import (
+    Batch,
+    EMADecay,
+    State,
+    ema_decay,
+    ema_half_life,
+    init_state,
+    make_step,
+)
+from diffjax.train.window import Metrics
+from diffjax.types import Array, Params, Task
+from diffjax.writing import write_atomically
+
+Batches = Callable[[int, Sharding], Iterator[Batch]]
+
+
+class Begun(NamedTuple):
+    """Where training begins: values are the metrics since the last line of the log.
+
+    ``offset`` is how many batches rollbacks have left out so far.
+    """
+
+    step: int
+    state: State
+    values: list[Metrics]
+    offset: int
+
+
+class Inputs(NamedTuple):
+    """What a training is given beside its config.
+
+    Attributes:
+        frozen: parameters that the task reads but does not train.
+        initial: makes the parameters to begin with; None: the task does.
+        data: fingerprint of the data; None if nobody knows it.
+    """
+
+    frozen: Params | None
+    initial: Callable[[], Params] | None
+    data: resume.Fingerprint | None
+
+
+class PreparedRun:
+    """What stays the same however often the training of a workdir begins.
+
+    Attributes:
+        update: the compiled step.
+        frozen: the frozen weights as they are placed.
+        place: where batches go.
+        rate: learning rate of a step; None of an optimiser that is given.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: ConfigDict,
+        workdir: Path,
+        batches: Batches,
+        inputs: Inputs,
+        optimizer: optax.GradientTransformation | None = None,
+        resolve: resume.Resolve = dict,
+    ):
+        frozen, self._initial, data = inputs
+        self.config, self.workdir, self.batches = config, workdir, batches
+        self._resolve = resolve
+        self._data = None if data is None else dict(data)
+        steps = config.train.steps
+        self.rate = None if optimizer else learning_rate(config.optim, steps)
+        optimizer = optimizer or make_optimizer(config.optim, steps)
+        mesh = self.mesh = make_mesh(config.mesh)
+        self.place = batch_sharding(mesh)
+        init = _initializer(task, optimizer, config.seed, batches(0, self.place))
+        frozen_shardings = tree_sharding(frozen, mesh)
+        self._hash = content_hash(frozen)
+        self.frozen = place(frozen, frozen_shardings)
+        write_once(workdir / "frozen", self._hash, self.frozen)
+        shapes = jax.eval_shape(init, self.frozen)
+        shardings = tree_sharding(shapes, mesh)
+        self._abstract = with_sharding(shapes, shardings)
+        self._fresh = jax.jit(init, out_shardings=shardings)
+        self.update = compiled_step(task, optimizer, config, (shardings, frozen_shardings), mesh)
+
+    def begin(self, checkpoints: Checkpoints, offset: int) -> Begun:
+        """The newest checkpoint, or a fresh state."""
+        step, override = checkpoints.newest(), self.config.train.override
+        stored = {} if step is None else checkpoints.metadata(step)
+        if step is not None:
+            resume.check(
+                *(stored, self.config, self._hash, self._data),
+                override=override,
+                resolve=self._resolve,
+            )
+        self._store_config()
+        if step is None:
+            return Begun(0, self._start(), [], offset)
+        fresh = self._start if override else None
+        restored = checkpoints.restore(self._abstract, step=step, fresh=fresh)
+        assert restored is not None
+        logging.info("resumed at step %d", step)
+        offset = max(offset, stored.get("offset", 0))
+        return Begun(step, restored[1], stored.get("window", []), offset)
+
+    def _start(self) -> State:
+        """A fresh state."""
+        state = self._fresh(self.frozen)
+        if self._initial is None:
+            return state
+        given = self._initial()
+        check_shapes(given, state.params)
+        where = jax.tree.map(lambda leaf: leaf.sharding, (state.params, state.ema))
+        # Copied: both are donated, and placing need not copy.
+        twice = jax.jit(lambda tree: jax.tree.map(jnp.copy, (tree, tree)), out_shardings=where)
+        params, ema = twice(place(given, where[0]))
+        return state._replace(params=params, ema=ema)
+
+    def _store_config(self) -> None:
+        """config.json, once it is known to fit the checkpoints of the workdir."""
+        if not hosts.is_writer() or not (config := resume.as_json(self.config)):
+            return
+        config["train"]["override"] = False  # it was for this time
+        path = self.workdir / "config.json"
+        resume.check_is_config(path)
+        write_atomically(path, json.dumps(config, indent=2) + "\n")
+
+    def metadata(self, window: list[Metrics], offset: int) -> Metadata:
+        """What a checkpoint says of itself."""
+        config = resume.as_json(self.config)
+        known = {} if self._data is None else {"data": self._data}
+        return {
+            **known, "config": config, "frozen": self._hash, "window": window, "offset": offset,
+        }  # fmt: skip
+
+
+def _average(config: ConfigDict) -> EMADecay:
+    """The decay of the parameter average that ``config.ema`` describes."""
+    section = config.ema
+    if half_life := section.half_life:
+        return ema_half_life(half_life, config.data.batch_size, ramp=section.ramp)
+    return ema_decay(section.decay, warmup=section.warmup)
+
+
+def _initializer(
+    task: Task, optimizer: optax.GradientTransformation, seed: int, stream: Iterator[Batch]
+) -> Callable[[Params | None], State]:
+    with closing_stream(stream):
+        # One example is enough: parameters do not depend on the batch size.
+        example = jax.tree.map(_first, next(stream))
+    if jax.process_count() > 1:
+        example = multihost_utils.broadcast_one_to_all(example)
+    key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
+    return lambda frozen: init_state(task, optimizer, key, frozen, example)
+
+
+def check_shapes(given: Params, wanted: Params) -> None:
+    """See that parameters to begin with are those of the task.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    found, needed = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in flat}
+        for flat in (jax.tree_util.tree_leaves_with_path(tree) for tree in (given, wanted))
+    )
+    wrong = [k for k in found.keys() | needed.keys() if found.get(k) != needed.get(k)]
+    if wrong:
+        name = min(wrong)
+        raise ValueError(
+            f"{len(wrong)} of the parameters to begin with do not fit, such as {name}: "
+            f"{found.get(name, 'none')} where the task has {needed.get(name, 'none')}"
+        )
+
+
+def _first(leaf: jax.Array) -> Array:
+    """The first row; of what this process has, where an array spans several."""
+    whole = getattr(leaf, "is_fully_addressable", True)
+    return leaf[:1] if whole else np.asarray(leaf.addressable_data(0))[:1]
+
+
+def compiled_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    shardings: tuple[Shardings, Shardings],
+    mesh: Mesh,
+) -> jax.stages.Wrapped:
+    """The jitted step of a config: ``(state, frozen, batch) -> (state, metrics)``, state donated.
+
+    Args:
+        shardings: of the state, and of the frozen weights.
+    """
+    step = make_step(
+        task,
+        optimizer,
+        decay=_average(config),
+        accumulate=config.train.accumulate,
+        seed=config.seed,
+    )
+    return jax.jit(
+        step,
+        in_shardings=(*shardings, batch_sharding(mesh)),
+        out_shardings=(shardings[0], replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def closing_stream(
+    stream: Iterator[Batch],
+) -> contextlib.AbstractContextManager[Iterator[Batch]]:
+    """Ends the threads of a stream that has any."""
+    if isinstance(stream, Generator):
+        return contextlib.closing(stream)
+    return contextlib.nullcontext(stream)
