@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffjax.types import Array, ArrayLike, Params, PyTree, Task
+from diffjax.types import Array, ArrayLike, Params, Statistics, Task
 
 
 class State(NamedTuple):
@@ -27,13 +27,13 @@ class State(NamedTuple):
     params: Params
     ema: Params
     opt: optax.OptState
-    extra: PyTree
+    extra: Statistics
 
 
 Batch = Mapping[str, Array]  # of (B, ...) arrays
 EMADecay = Callable[[ArrayLike], ArrayLike]  # optimiser steps done -> decay
 Step = Callable[[State, Params | None, Batch], tuple[State, dict[str, Array]]]
-Found = tuple[Params, PyTree, dict[str, Array]]  # gradient, statistics of the task, metrics
+Found = tuple[Params, Statistics, dict[str, Array]]  # gradient, statistics of the task, metrics
 Gradients = Callable[[State, Params | None, jax.Array, Batch], Found]
 
 
@@ -115,7 +115,7 @@ def _accumulate_gradients(task: Task, parts: int) -> Gradients:
     """The mean gradient of equal parts of a batch, the task's new statistics, and mean metrics."""
 
     def differentiate(state: State, frozen: Params | None, key: jax.Array, batch: Batch) -> Found:
-        def loss(params: Params) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+        def loss(params: Params) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
             return task.loss(params, frozen, state.extra, key, state.step, batch)
 
         (_, (extra, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
@@ -125,8 +125,8 @@ def _accumulate_gradients(task: Task, parts: int) -> Gradients:
         split = jax.tree.map(lambda leaf: _split(leaf, parts), batch)
 
         def body(
-            carry: tuple[Params, PyTree], item: tuple[Array, Batch]
-        ) -> tuple[tuple[Params, PyTree], dict[str, Array]]:
+            carry: tuple[Params, Statistics], item: tuple[Array, Batch]
+        ) -> tuple[tuple[Params, Statistics], dict[str, Array]]:
             total, extra = carry
             index, part = item
             part_key = jax.random.fold_in(key, index)
