@@ -26,6 +26,7 @@ from diffjax import runs
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
 from diffjax.config import resolve
+from diffjax.config.variants import keep_file
 from diffjax.runs.callbacks import choose_evaluation, choose_preview
 from diffjax.runs.finetuning import choose_initial
 from diffjax.tasks import task_kind
@@ -82,6 +83,8 @@ def main() -> None:
         f"{count:,}", len(source), cfg.data.name, jax.device_count(),
     )  # fmt: skip
     runs.keep_classes(cfg, folder, source)
+    if hosts.is_writer():
+        keep_file(run_flags.config_name(), folder)
     record = runs.Record(folder, cfg, count)
     try:
         state = train(

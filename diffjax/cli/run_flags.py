@@ -19,7 +19,7 @@ from diffjax import grids, runs, samplers
 from diffjax.cli import command_line
 from diffjax.cli.command_line import UsageError, find_flag
 from diffjax.config.ranges import check_list
-from diffjax.config.variants import load_module
+from diffjax.config.variants import load_kept_file, load_module
 from diffjax.train import CheckpointMismatch
 from diffjax.types import ConfigError
 
@@ -115,6 +115,7 @@ def _with_config(argv: list[str]) -> list[str]:
     if stored is None and (folder := find_flag(argv, "workdir")):
         stored = str(Path(folder) / "config.json")
     if chosen is None and stored and Path(stored).exists():
+        load_kept_file(Path(stored).parent)
         chosen = f"{diffjax.config.store.__file__}:{stored}"
         argv = [argv[0], f"--config={chosen}", *argv[1:]]
     if chosen:

@@ -6,9 +6,11 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax.config.assemble import complete
+from diffjax.writing import write_atomically
 
 
 def load_module(path: str) -> ModuleType:
@@ -39,3 +41,36 @@ def load_config(name: str) -> ConfigDict:
     """
     path, _, variant = name.partition(":")
     return complete(load_module(path).get_config(variant or None))
+
+
+# ---- what a run remembers ------------------------------------------------------------------------
+
+KEPT = "config_file.txt"  # in a workdir: the path of the file of its config
+
+
+def keep_file(name: str, folder: Path) -> None:
+    """Write the path of a config's file into a workdir, if it is a file of the user's."""
+    path = Path(name.partition(":")[0])
+    if path.resolve() != Path(__file__).with_name("store.py").resolve():
+        write_atomically(folder / KEPT, f"{path}\n")
+
+
+def load_kept_file(folder: Path) -> None:
+    """Run the config file of a workdir, so that what it registers, such as a schedule, is there.
+
+    The workdir may come from anyone, and bring files with it, so only those in the folder configs
+    of the current folder are run.
+    """
+    note = folder / KEPT
+    if not note.is_file():
+        return
+    path = Path(note.read_text("utf-8").strip())
+    inside = path.resolve().is_relative_to(Path("configs").resolve())
+    if inside and path.suffix == ".py" and path.is_file():
+        load_module(str(path))
+    elif path.suffix == ".py":
+        logging.info(
+            "the config file %s of %s is not run, since it is not in the folder configs here: give "
+            "--config if it registers something, such as a schedule",
+            *(path, folder),
+        )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffjax.config import load_config, make
+from diffjax.config import load_config, make, variants
 from diffjax.config.ranges import check_list
 from diffjax.types import ConfigError
 
@@ -60,3 +60,27 @@ def test_lists_of_anything_else_may_hold_anything():
     check_list("cond.empty", (), ("x",))
     check_list("lora.targets", ("to_q",), ("to_k", "to_v"))
     check_list("network.multipliers", (0.5, 1), (1, 2.5))
+
+
+def test_a_workdir_remembers_the_file_of_its_config(tmp_path, monkeypatch, caplog):
+    """What the file registers is there when the workdir is used later."""
+    monkeypatch.chdir(tmp_path)
+    run, seen = tmp_path / "run", []
+    run.mkdir()
+    monkeypatch.setattr("builtins.registered", seen, raising=False)
+    (tmp_path / "configs").mkdir()
+    for folder in ("configs", "run"):
+        (tmp_path / folder / "mine.py").write_text(f"registered.append('{folder}')\n")
+    variants.keep_file("configs/mine.py:small,smoke", run)
+    variants.load_kept_file(run)
+    assert seen == ["configs"]
+    # Nothing to remember: a config that was stored by another run.
+    variants.keep_file(f"{variants.__file__.replace('variants', 'store')}:x/config.json", run)
+    assert (run / variants.KEPT).read_text() == "configs/mine.py\n"
+    # A workdir of a stranger names a file that came with it, or one elsewhere.
+    for name in ("run/mine.py", "configs/../run/mine.py", str(run / "mine.py")):
+        (run / variants.KEPT).write_text(name)
+        with caplog.at_level("INFO"):
+            variants.load_kept_file(run)
+        assert seen == ["configs"] and "is not run, since" in caplog.text
+    variants.load_kept_file(tmp_path)  # which remembers nothing
