@@ -13,8 +13,9 @@ from diffjax.pretrained.schedulers import Scheduler, load_scheduler
 def make_published_model(parts: Components, scheduler: Scheduler | None = None) -> Model:
     """The model of a diffusers folder or a single file, with its parameters.
 
-    Its raw conditions are token ids (B, M) ``text``, and for XL also ``text_2`` and ``time_ids``
-    (B, 6); see `diffjax.pretrained.tokenizers`.
+    Its raw conditions are what ``model.condition.take`` makes of a batch with token ids (B, M),
+    ``text``, and for XL also ``text_2`` and ``time_ids`` (B, 6); see
+    `diffjax.pretrained.tokenizers`.
 
     Args:
         scheduler: in place of the model's own.

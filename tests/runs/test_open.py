@@ -1,0 +1,93 @@
+"""`diffjax.open`: whatever lies at a path becomes a model, or a sentence."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffjax
+from configs import cfg as cfg_configs
+from configs.base import smoke
+from diffjax import runs
+from diffjax.model import encode
+from diffjax.runs.locate import find_kind
+from diffjax.train import Checkpoints
+from diffjax.types import ConfigError, Level
+from tests.parity import generate_cases as g
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir whose last parameters are not their average."""
+    folder = tmp_path_factory.mktemp("run")
+    config = smoke(cfg_configs.digits())
+    state = runs.init_untrained(config)
+    state = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(3, state, {"config": config.to_dict(), "frozen": ""})
+        checkpoints.wait()
+    return folder, state
+
+
+def assert_same(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_run_has_its_average_or_its_last_parameters(run):
+    folder, state = run
+    assert find_kind(folder) == "run"
+    assert_same(diffjax.open(folder).params, state.ema)
+    assert_same(diffjax.open(str(folder), raw=True).params, state.params)
+    model = diffjax.open(folder)
+    assert model.num_classes == 10 and model.space.shape == (4, 4, 1)
+    images = diffjax.draw(model, num=3, steps=2, scale=2.0, labels=[4])
+    assert images.shape == (3, 4, 4, 1) and np.isfinite(images).all()
+    with pytest.raises(ConfigError, match=r"no checkpoint in .*best"):
+        diffjax.open(folder, best=True)
+
+
+def test_an_exported_file_is_the_run(run, tmp_path):
+    folder, state = run
+    file = tmp_path / "model.safetensors"
+    runs.write_export(file, runs.open_run(folder).config, state)
+    assert find_kind(file) == "export"
+    assert_same(diffjax.open(file).params, state.ema)
+    with pytest.raises(ConfigError, match=r"raw=True: .* holds averages alone"):
+        diffjax.open(file, raw=True)
+
+
+@pytest.mark.parametrize("family", ["sd1", "xl"])
+def test_a_published_model_is_the_pipelines(family, tmp_path):
+    pipe = g.pipeline(family)
+    pipe.save(tmp_path / "model")
+    assert find_kind(tmp_path / "model") == "pipeline"
+    model = diffjax.open(tmp_path / "model")
+    assert_same(model.params, pipe.parts.unet.params)
+    entries = dict(zip(("text", "text_2"), pipe.parts.texts.values(), strict=False))
+    batch = {entry: one.tokenizer.plain("a red cat").ids for entry, one in entries.items()}
+    wanted = pipe.embed(["a red cat"])
+    batch["time_ids"] = jnp.zeros((1, 6))
+    cond = encode(model, model.condition.take(batch, jax.random.key(0)))
+    np.testing.assert_allclose(cond["context"], wanted.context, atol=1e-5)
+    if pipe.is_xl:
+        np.testing.assert_allclose(cond["added"]["text_embeds"], wanted.pooled, atol=1e-5)
+    level = Level(jnp.asarray(500.0), *map(jnp.asarray, model.schedule.at(500.0)))
+    z = jax.random.normal(jax.random.key(0), (1, *model.space.shape))
+    x = diffjax.denoiser(model, cond)(z, level).x
+    assert x.shape == z.shape and np.isfinite(x).all()
+    image = model.space.leave(model.frozen, model.statistics, z)
+    latents = np.asarray(pipe.decode(z, "np"))
+    np.testing.assert_allclose(np.clip((image + 1) / 2, 0, 1), latents, atol=1e-4)
+
+
+def test_what_is_no_model_is_a_sentence(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no .*nowhere"):
+        diffjax.open(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="is no workdir, diffusers folder or"):
+        diffjax.open(tmp_path)
+    g.pipeline("sd1").save(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"one network of a published model; open the folder"):
+        diffjax.open(tmp_path / "model" / "unet")
