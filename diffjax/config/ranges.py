@@ -39,6 +39,7 @@ _IMAGES = integer(1, 2**24)
 _NUMBER_OF = integer(1, MOST)
 _STEPS = integer(0, 10**9)
 _NAME = text(128)
+_DTYPE = exactly("float32", "bfloat16", "float16")
 _MULTIPLIERS = listed(number(0, 1024, above=True), 8)
 
 
@@ -68,6 +69,7 @@ SPECS: Mapping[str, Spec] = {
     "data.bucket_ratio": number(1, 1024),
     "data.longest_side": integer(1, 2**16),
     "network.name": _NAME,
+    "network.dtype": _DTYPE,
     "network.remat": either(FLAG, _NAME),  # older configs say whether, newer ones what
     "network.channels": _WIDTH,
     "network.multipliers": _MULTIPLIERS,
@@ -82,6 +84,7 @@ SPECS: Mapping[str, Spec] = {
     "autoencoder.channels": _WIDTH,
     "autoencoder.multipliers": _MULTIPLIERS,
     "autoencoder.blocks": _COUNT,
+    "autoencoder.dtype": _DTYPE,
     "autoencoder.scale": number(0, 1e6),
     "schedule.name": _NAME,
     "schedule.steps": integer(1, 100_000),

@@ -11,6 +11,7 @@ from diffjax.config.ranges import SPECS, check_values, flatten
 from diffjax.types import ConfigError
 
 WRONG = [
+    ("network.dtype", "float31", "float16"),
     ("data.batch_size", 0, "a whole number in 1 .. 16777216"),
     ("data.levels", 1, "0 or a whole number in 2 .. 65536"),
     ("data.image_size", (8, 0), "a list of 1 to 2 entries"),
