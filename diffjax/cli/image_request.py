@@ -22,7 +22,7 @@ from diffjax.cli.image_options import (
 from diffjax.cli.path_arguments import parse_concept, parse_control, parse_lora
 from diffjax.data import pictures
 from diffjax.pretrained import load_model, load_single_file
-from diffjax.pretrained.files import weights_file
+from diffjax.pretrained.files import find_weights_file
 from diffjax.pretrained.models import Component
 from diffjax.types import ConfigError
 
@@ -99,7 +99,7 @@ def load_control(path: str, dtype: DTypeLike, variant: str | None = None) -> Com
     """
     if Path(path).is_dir():
         return load_model(
-            path, dtype=dtype, variant=variant if weights_file(path, variant) else None
+            path, dtype=dtype, variant=variant if find_weights_file(path, variant) else None
         )
     return load_single_file(path, parts=["controlnet"], dtype=dtype)["controlnet"]
 

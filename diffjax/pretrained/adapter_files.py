@@ -23,7 +23,7 @@ from diffjax.pretrained.adapters import (
     Scaling,
     is_complete,
 )
-from diffjax.pretrained.files import StrPath, Tensor, Weights, inside, open_safetensors
+from diffjax.pretrained.files import StrPath, Tensor, Weights, open_safetensors, resolve_inside
 from diffjax.pretrained.recognise import ADAPTER, describe_keys
 from diffjax.untrusted import name_some, parse_json, read_json
 
@@ -115,7 +115,7 @@ def open_adapter(path: StrPath) -> AdapterFile:
     """
     file, config = _find(Path(path))
     weights = open_safetensors(file)
-    settings = _settings(weights, config, file)
+    settings = _read_settings(weights, config, file)
     found, strange = _sort(weights, settings)
     names = sorted({name for _, _, name in found.values() if name})
     if len(names) > 1:
@@ -131,13 +131,13 @@ def open_adapter(path: StrPath) -> AdapterFile:
         if set(keys) == {"alpha"} or not is_complete(set(keys)):
             strange += keys.values()
     if strange or not grouped:
-        raise _unread(file, strange)
+        raise _explain_unread(file, strange)
     if not config and any(key.startswith(_PEFT) for key in weights):
         logging.warning(
             "%s is of peft, but there is no %s beside it: alpha is taken to be the rank",
             *(file, PEFT_CONFIG),
         )
-    layers = {m: _layer(weights, m, keys, settings, file) for m, keys in grouped.items()}
+    layers = {m: _read_layer(weights, m, keys, settings, file) for m, keys in grouped.items()}
     return AdapterFile(file, file.parent.name if config else None, layers)
 
 
@@ -148,8 +148,10 @@ def _find(path: Path) -> tuple[Path, Path | None]:
         return path, config if path.name == PEFT_FILE and config.is_file() else None
     for name in (PEFT_FILE, LORA_FILE):
         if (path / name).exists():
-            config = inside(path, PEFT_CONFIG)
-            return inside(path, name), config if name == PEFT_FILE and config.exists() else None
+            config = resolve_inside(path, PEFT_CONFIG)
+            return resolve_inside(
+                path, name
+            ), config if name == PEFT_FILE and config.exists() else None
     there = sorted(p.name for p in path.iterdir())
     pickles = [name for name in there if name in ("adapter_model.bin", "pytorch_lora_weights.bin")]
     if pickles:
@@ -178,7 +180,7 @@ class _Settings(NamedTuple):
         return self.whole, module.removeprefix(_PEFT)
 
 
-def _settings(weights: Weights, config: Path | None, file: Path) -> _Settings:
+def _read_settings(weights: Weights, config: Path | None, file: Path) -> _Settings:
     """adapter_config.json, or what diffusers keeps of it in the metadata of a file."""
     if config is not None:
         whole = read_json(config)
@@ -221,7 +223,7 @@ def _sort(
     return found, strange
 
 
-def _layer(
+def _read_layer(
     weights: Weights, module: str, keys: dict[str, str], settings: _Settings, file: Path
 ) -> Layer:
     config, name = settings.of(module)
@@ -237,7 +239,7 @@ def _layer(
     return Layer(module, tensors, keys, Scaling(float(alpha.item())))
 
 
-def _unread(file: Path, strange: list[str]) -> ValueError:
+def _explain_unread(file: Path, strange: list[str]) -> ValueError:
     """The error of keys that are not read."""
     if not strange:
         return ValueError(f"{file} holds no adapter: it has no keys")

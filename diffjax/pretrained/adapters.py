@@ -106,14 +106,14 @@ def change_weight(roles: Roles, weight: np.ndarray, scaling: Scaling) -> np.ndar
         ValueError: the tensors are incomplete or do not fit the weight.
     """
     if "weight" in roles:
-        return _shaped(roles["weight"], weight.shape, roles)
+        return _reshape_change(roles["weight"], weight.shape, roles)
     shape, factor = weight.shape, scaling.factor(rank_of({k: v.shape for k, v in roles.items()}))
     for kind, form in _FORMS.items():
         if any(role in roles for role in WEIGHT_ROLES[kind]):
             scaled = 1.0 if kind in ("difference", "norm") else factor
-            weight = weight + scaled * _shaped(form(roles), shape, roles)
+            weight = weight + scaled * _reshape_change(form(roles), shape, roles)
     magnitude = next((role for role in MAGNITUDES if role in roles), None)
-    return weight if magnitude is None else _decomposed(weight, magnitude, roles[magnitude])
+    return weight if magnitude is None else _apply_magnitude(weight, magnitude, roles[magnitude])
 
 
 def change_bias(roles: Roles, bias: np.ndarray, scaling: Scaling) -> np.ndarray:
@@ -123,23 +123,23 @@ def change_bias(roles: Roles, bias: np.ndarray, scaling: Scaling) -> np.ndarray:
         ValueError: the tensors do not fit the bias.
     """
     if "bias" in roles:
-        return _shaped(roles["bias"], bias.shape, roles)
+        return _reshape_change(roles["bias"], bias.shape, roles)
     factor = scaling.factor(rank_of({k: v.shape for k, v in roles.items()}))
     for role in BIAS_ROLES:
         if role in roles:
             scaled = factor if role == "up_bias" else 1.0
-            bias = bias + scaled * _shaped(roles[role], bias.shape, roles)
+            bias = bias + scaled * _reshape_change(roles[role], bias.shape, roles)
     return bias
 
 
-def _shaped(change: np.ndarray, shape: Shape, roles: Roles) -> np.ndarray:
+def _reshape_change(change: np.ndarray, shape: Shape, roles: Roles) -> np.ndarray:
     if change.size != math.prod(shape) or change.shape[:1] != shape[:1]:
         shapes = " and ".join(str(value.shape) for value in roles.values() if value.ndim)
         raise ValueError(f"has shape {shape}, but the adapter has shapes {shapes}")
     return change.reshape(shape)
 
 
-def _decomposed(weight: np.ndarray, role: str, magnitude: np.ndarray) -> np.ndarray:
+def _apply_magnitude(weight: np.ndarray, role: str, magnitude: np.ndarray) -> np.ndarray:
     """``m W / |W|``, the norms over all axes but the one that the magnitudes are of."""
     outputs, inputs = weight.shape[0], weight.shape[1] if weight.ndim > 1 else 0
     # peft's magnitudes are of the outputs whatever their axes are; LyCORIS' say it by their axes.
@@ -160,22 +160,22 @@ def _decomposed(weight: np.ndarray, role: str, magnitude: np.ndarray) -> np.ndar
 # ---- forms --------------------------------------------------------------------------------------
 
 
-def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _multiply_factors(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """(O, r, ...) and (r, I, ...) to (O, I ...)."""
-    one, other = _rows(left), _rows(right)
+    one, other = _flatten_factor(left), _flatten_factor(right)
     if one.shape[1] != other.shape[0]:
         raise ValueError(f"has an adapter whose factors {left.shape} and {right.shape} do not fit")
     return one @ other
 
 
-def _rows(factor: np.ndarray) -> np.ndarray:
+def _flatten_factor(factor: np.ndarray) -> np.ndarray:
     """A factor as a matrix."""
     if factor.ndim < 2 or not factor.size:
         raise ValueError(f"has an adapter with a factor of shape {factor.shape}")
     return factor.reshape(len(factor), -1)
 
 
-def _cored(core: np.ndarray, outward: np.ndarray, inward: np.ndarray) -> np.ndarray:
+def _contract_core(core: np.ndarray, outward: np.ndarray, inward: np.ndarray) -> np.ndarray:
     """(r, r, H, W), (r, O) and (r, I) to (O, I, H, W)."""
     flat = core.ndim > 2 and outward.ndim == inward.ndim == 2
     if not flat or core.shape[:2] != (len(outward), len(inward)):
@@ -183,50 +183,50 @@ def _cored(core: np.ndarray, outward: np.ndarray, inward: np.ndarray) -> np.ndar
     return np.einsum("ij...,io,jk->ok...", core, outward, inward, optimize=True)
 
 
-def _lora(roles: Roles) -> np.ndarray:
+def _expand_lora(roles: Roles) -> np.ndarray:
     down, up = roles["down"], roles["up"]
     if "mid" in roles:
-        return _cored(roles["mid"], _rows(up).T, _rows(down))
-    return _product(up, down)
+        return _contract_core(roles["mid"], _flatten_factor(up).T, _flatten_factor(down))
+    return _multiply_factors(up, down)
 
 
-def _loha(roles: Roles) -> np.ndarray:
-    return _hadamard(roles, "1") * _hadamard(roles, "2")
+def _expand_loha(roles: Roles) -> np.ndarray:
+    return _expand_hadamard_factor(roles, "1") * _expand_hadamard_factor(roles, "2")
 
 
-def _hadamard(roles: Roles, number: str) -> np.ndarray:
+def _expand_hadamard_factor(roles: Roles, number: str) -> np.ndarray:
     a, b, core = (
         roles[f"hada_w{number}_a"],
         roles[f"hada_w{number}_b"],
         roles.get(f"hada_t{number}"),
     )
-    return _product(a, b) if core is None else _cored(core, a, b)
+    return _multiply_factors(a, b) if core is None else _contract_core(core, a, b)
 
 
-def _lokr(roles: Roles) -> np.ndarray:
-    outer, inner = _factor(roles, "1"), _factor(roles, "2")
+def _expand_lokr(roles: Roles) -> np.ndarray:
+    outer, inner = _expand_kronecker_factor(roles, "1"), _expand_kronecker_factor(roles, "2")
     if outer.ndim != 2 or inner.ndim < 2:
         raise ValueError(f"has a LoKr whose factors are {outer.shape} and {inner.shape}")
     return np.kron(outer.reshape(*outer.shape, *(1 for _ in inner.shape[2:])), inner)
 
 
-def _factor(roles: Roles, number: str) -> np.ndarray:
+def _expand_kronecker_factor(roles: Roles, number: str) -> np.ndarray:
     name = f"lokr_w{number}"
     if name in roles:
         return roles[name]
     a, b, core = roles[f"{name}_a"], roles[f"{name}_b"], roles.get(f"lokr_t{number}")
-    return _product(a, b) if core is None else _cored(core, a, b)
+    return _multiply_factors(a, b) if core is None else _contract_core(core, a, b)
 
 
-def _embedding(roles: Roles) -> np.ndarray:
-    return _product(roles["lora_embedding_B"], roles["lora_embedding_A"]).T
+def _expand_embedding(roles: Roles) -> np.ndarray:
+    return _multiply_factors(roles["lora_embedding_B"], roles["lora_embedding_A"]).T
 
 
 _FORMS: dict[str, Callable[[Roles], np.ndarray]] = {
-    "LoRA": _lora,
-    "LoHa": _loha,
-    "LoKr": _lokr,
-    "embedding": _embedding,
+    "LoRA": _expand_lora,
+    "LoHa": _expand_loha,
+    "LoKr": _expand_lokr,
+    "embedding": _expand_embedding,
     "difference": lambda roles: roles["diff"],
     "norm": lambda roles: roles["w_norm"],
 }

@@ -34,7 +34,7 @@ class NetworkKind(NamedTuple):
     ignored: tuple[str, ...]
 
 
-def ratio(width: int, base: int) -> float:
+def divide_width(width: int, base: int) -> float:
     """Width over base, an int if it is one."""
     return width // base if width % base == 0 else width / base
 
@@ -89,7 +89,7 @@ AVERAGED = (
 _AE_IGNORED = ("sample_size", "force_upcast", *AVERAGED)
 
 
-def _autoencoder_fields(config: Config) -> dict[str, Any]:
+def _read_autoencoder_fields(config: Config) -> dict[str, Any]:
     """Fields that both autoencoders have."""
     widths, down, up = (
         config[key] for key in ("block_out_channels", "down_block_types", "up_block_types")
@@ -109,7 +109,7 @@ def _autoencoder_fields(config: Config) -> dict[str, Any]:
         )
     return dict(
         channels=widths[0],
-        multipliers=tuple(ratio(width, widths[0]) for width in widths),
+        multipliers=tuple(divide_width(width, widths[0]) for width in widths),
         blocks=read_same(config, "layers_per_block"),
         attention_levels=tuple(i for i, block in enumerate(down) if block == _ENCODER[1]),
         latent_channels=config["latent_channels"],
@@ -120,24 +120,24 @@ def _autoencoder_fields(config: Config) -> dict[str, Any]:
     )
 
 
-def _kl(config: Config) -> AutoencoderKL:
+def _build_kl(config: Config) -> AutoencoderKL:
     return AutoencoderKL(
-        **_autoencoder_fields(config),
+        **_read_autoencoder_fields(config),
         shift_factor=config["shift_factor"] or 0.0,
         quant_conv=config["use_quant_conv"],
         post_quant_conv=config["use_post_quant_conv"],
     )
 
 
-def _vq(config: Config) -> VQModel:
+def _build_vq(config: Config) -> VQModel:
     return VQModel(
-        **_autoencoder_fields(config),
+        **_read_autoencoder_fields(config),
         codes=config["num_vq_embeddings"],
         code_channels=config["vq_embed_dim"] or 0,
     )
 
 
-def _autoencoder_inputs(net: Autoencoder, config: Config) -> tuple[Any, ...]:
+def _make_autoencoder_inputs(net: Autoencoder, config: Config) -> tuple[Any, ...]:
     return (jnp.zeros((1, net.factor, net.factor, net.out_channels)),)
 
 
@@ -178,9 +178,21 @@ def _describe_vq(net: VQModel, in_channels: int) -> dict[str, Any]:
 
 AUTOENCODERS = {
     "AutoencoderKL": NetworkKind(
-        "diffusers", _kl, _describe_kl, _autoencoder_inputs, _KL_DEFAULTS, _KL_FIXED, _AE_IGNORED
+        "diffusers",
+        _build_kl,
+        _describe_kl,
+        _make_autoencoder_inputs,
+        _KL_DEFAULTS,
+        _KL_FIXED,
+        _AE_IGNORED,
     ),
     "VQModel": NetworkKind(
-        "diffusers", _vq, _describe_vq, _autoencoder_inputs, _VQ_DEFAULTS, _VQ_FIXED, _AE_IGNORED
+        "diffusers",
+        _build_vq,
+        _describe_vq,
+        _make_autoencoder_inputs,
+        _VQ_DEFAULTS,
+        _VQ_FIXED,
+        _AE_IGNORED,
     ),
 }

@@ -29,17 +29,17 @@ def linspace(start: float, end: float, count: int) -> np.ndarray:
     return np.where(i < count // 2, up, down).astype(F32)
 
 
-def _product(betas: np.ndarray) -> np.ndarray:
+def _accumulate_abar(betas: np.ndarray) -> np.ndarray:
     """``torch.cumprod(1 - betas)``: float32, accumulated in float64."""
     return np.cumprod((F32(1) - betas).astype(np.float64)).astype(F32)
 
 
-def _capped(abar: Callable[[float], float], count: int) -> np.ndarray:
+def _compute_capped_betas(abar: Callable[[float], float], count: int) -> np.ndarray:
     values = [abar(i / count) for i in range(count + 1)]
     return np.array([min(1 - b / a, 0.999) for a, b in itertools.pairwise(values)], F32)
 
 
-def _laplace(t: float) -> float:
+def _compute_laplace_abar(t: float) -> float:
     size = math.log(1 - 2 * abs(0.5 - t) + 1e-6)
     snr = math.exp(-0.5 * math.copysign(1, 0.5 - t) * size)
     return math.sqrt(snr / (1 + snr))
@@ -48,11 +48,11 @@ def _laplace(t: float) -> float:
 BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
     "linear": linspace,
     "scaled_linear": lambda low, high, n: linspace(low**0.5, high**0.5, n) ** 2,
-    "squaredcos_cap_v2": lambda low, high, n: _capped(
+    "squaredcos_cap_v2": lambda low, high, n: _compute_capped_betas(
         lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2, n
     ),
-    "exp": lambda low, high, n: _capped(lambda t: math.exp(-12.0 * t), n),
-    "laplace": lambda low, high, n: _capped(_laplace, n),
+    "exp": lambda low, high, n: _compute_capped_betas(lambda t: math.exp(-12.0 * t), n),
+    "laplace": lambda low, high, n: _compute_capped_betas(_compute_laplace_abar, n),
     "sigmoid": lambda low, high, n: (
         F32(1) / (F32(1) + np.exp(-linspace(-6, 6, n))) * F32(high - low) + F32(low)
     ),
@@ -74,10 +74,10 @@ def abar_table(o: Options, *, floor: bool = False) -> np.ndarray:
         make = choose("beta_schedule", o["beta_schedule"], BETAS)
         betas = make(o["beta_start"], o["beta_end"], o["num_train_timesteps"])
     if not o.get("rescale_betas_zero_snr"):
-        return _product(betas)
-    root = np.sqrt(_product(betas))
+        return _accumulate_abar(betas)
+    root = np.sqrt(_accumulate_abar(betas))
     abar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-    out = _product(F32(1) - np.append(abar[:1], abar[1:] / abar[:-1]))
+    out = _accumulate_abar(F32(1) - np.append(abar[:1], abar[1:] / abar[:-1]))
     if floor:
         out[-1] = 2.0**-24
     return out

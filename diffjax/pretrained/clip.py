@@ -14,7 +14,7 @@ from diffjax.nets.text import CLIPText
 from diffjax.nets.vision import CLIPVision, clip_input
 from diffjax.pretrained.config_specs import NETWORK, check_counts
 from diffjax.pretrained.configs import trace_params
-from diffjax.pretrained.files import StrPath, Weights, inside, open_folder
+from diffjax.pretrained.files import StrPath, Weights, open_folder, resolve_inside
 from diffjax.pretrained.state_dict import from_state_dict
 from diffjax.untrusted import check, naming, read_json
 
@@ -42,7 +42,7 @@ def load_clip(folder: StrPath) -> CLIP:
         ValueError: it is not CLIP, or the weights do not fit, are damaged, or are pickles.
     """
     path = Path(folder)
-    file = inside(path, "config.json")
+    file = resolve_inside(path, "config.json")
     config = read_json(file)
     if not all(isinstance(config.get(name), dict) for name in ("text_config", "vision_config")):
         raise ValueError(
@@ -51,24 +51,24 @@ def load_clip(folder: StrPath) -> CLIP:
     for part in (config, config["text_config"], config["vision_config"]):
         check(part, NETWORK, file)
     weights = open_folder(path)
-    text, vision = _text(config), _vision(config)
+    text, vision = _build_text(config), _build_vision(config)
     size = (1, vision.size, vision.size, 3)
     with naming(path):
-        text_params = _params(weights, _TEXT, text, (1, 2), config["text_config"])
-        vision_params = _params(weights, _VISION, vision, size, config["vision_config"])
+        text_params = _load_params(weights, _TEXT, text, (1, 2), config["text_config"])
+        vision_params = _load_params(weights, _VISION, vision, size, config["vision_config"])
 
     @jax.jit
-    def texts(params: Any, ids: Any) -> Any:
+    def embed_texts(params: Any, ids: Any) -> Any:
         return text.apply({"params": params}, ids).pooled  # type: ignore[union-attr]
 
     @jax.jit
-    def images(params: Any, x: Any) -> Any:
+    def embed_images(params: Any, x: Any) -> Any:
         return vision.apply({"params": params}, clip_input(x, vision.size))
 
-    return CLIP(lambda x: images(vision_params, x), lambda ids: texts(text_params, ids))
+    return CLIP(lambda x: embed_images(vision_params, x), lambda ids: embed_texts(text_params, ids))
 
 
-def _text(config: Mapping[str, Any]) -> CLIPText:
+def _build_text(config: Mapping[str, Any]) -> CLIPText:
     """The text encoder; what the config leaves out is as in transformers."""
     part: Mapping[str, Any] = config["text_config"]
     return CLIPText(
@@ -85,7 +85,7 @@ def _text(config: Mapping[str, Any]) -> CLIPText:
     )
 
 
-def _vision(config: Mapping[str, Any]) -> CLIPVision:
+def _build_vision(config: Mapping[str, Any]) -> CLIPVision:
     part: Mapping[str, Any] = config["vision_config"]
     return CLIPVision(
         size=part.get("image_size", 224),
@@ -100,7 +100,7 @@ def _vision(config: Mapping[str, Any]) -> CLIPVision:
     )
 
 
-def _params(
+def _load_params(
     weights: Weights,
     prefixes: tuple[str, ...],
     net: Any,

@@ -37,7 +37,7 @@ _ANY = number(-1e6, 1e6)
 _MAYBE = either(FLAG, NOTHING)
 
 
-def _per_level(spec: Spec) -> Spec:
+def _allow_per_level(spec: Spec) -> Spec:
     """A value, or one for every level; `check_levels` compares the numbers of levels."""
     return either(spec, listed(spec, LEVELS))
 
@@ -56,14 +56,14 @@ NETWORK: dict[str, Spec] = {
     "down_block_types": listed(TEXT, LEVELS),
     "up_block_types": listed(TEXT, LEVELS),
     "block_out_channels": listed(_WIDTH, LEVELS),
-    "layers_per_block": _per_level(_COUNT),
+    "layers_per_block": _allow_per_level(_COUNT),
     "downsample_padding": integer(0, 1),
     "dropout": number(0, 1),
     "norm_num_groups": _WIDTH,
     "norm_eps": _EPS,
-    "cross_attention_dim": _per_level(_WIDTH),
-    "transformer_layers_per_block": _per_level(_DEPTH),
-    "attention_head_dim": _per_level(_WIDTH),
+    "cross_attention_dim": _allow_per_level(_WIDTH),
+    "transformer_layers_per_block": _allow_per_level(_DEPTH),
+    "attention_head_dim": _allow_per_level(_WIDTH),
     "use_linear_projection": FLAG,
     "addition_embed_type": either(NOTHING, TEXT),
     "addition_time_embed_dim": either(NOTHING, _WIDTH),
@@ -248,7 +248,7 @@ def check_counts(config: Mapping[str, Any], keys: Iterable[str]) -> None:
             found[module] = max(found.get(module, 0), int(place) + 1)
     for key, module in _MODULES.items():
         if module in found and key in config:
-            wanted = _largest(config[key]) if key in _COUNTED else len(config[key])
+            wanted = _find_largest(config[key]) if key in _COUNTED else len(config[key])
             if wanted > found[module]:
                 raise ValueError(
                     f"{key} is {show(config[key])}, but the weights have only "
@@ -264,5 +264,5 @@ _COUNTED = (
 )
 
 
-def _largest(value: Any) -> int:
+def _find_largest(value: Any) -> int:
     return max(value) if isinstance(value, list | tuple) else value

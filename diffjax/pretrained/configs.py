@@ -22,7 +22,7 @@ from diffjax.pretrained.autoencoder_configs import (
     AVERAGED,
     Config,
     NetworkKind,
-    ratio,
+    divide_width,
     read_same,
 )
 from diffjax.pretrained.config_specs import LEVELS, NETWORK, check_levels
@@ -33,7 +33,7 @@ from diffjax.untrusted import check, name_some, show
 _NAMES = ("_class_name", "architectures")
 
 
-def class_name(config: Config) -> str:
+def read_class_name(config: Config) -> str:
     """The class that a config describes.
 
     Raises:
@@ -52,9 +52,9 @@ def build(config: Config) -> Any:
     Raises:
         ValueError: the class or a key is unknown, or a value is not implemented; all are named.
     """
-    name = class_name(config)
+    name = read_class_name(config)
     kind = choose("class", name, KINDS)
-    return kind.build(_checked(name, kind, config))
+    return kind.build(_complete_config(name, kind, config))
 
 
 def shapes(net: Any, config: Config) -> PyTree:
@@ -63,7 +63,7 @@ def shapes(net: Any, config: Config) -> PyTree:
     Raises:
         ValueError: the numbers of the config do not fit each other.
     """
-    inputs = KINDS[class_name(config)].inputs
+    inputs = KINDS[read_class_name(config)].inputs
     # Inputs are made inside, where they take no memory, whatever the config says of their size.
     return trace_params(net, lambda: inputs(net, config))
 
@@ -115,7 +115,7 @@ def kind_of(net: Any) -> str:
     raise ValueError(f"networks of type {type(net).__name__} like this one have no class elsewhere")
 
 
-def _checked(name: str, kind: NetworkKind, config: Config) -> dict[str, Any]:
+def _complete_config(name: str, kind: NetworkKind, config: Config) -> dict[str, Any]:
     """The config with defaults, without what is fixed or irrelevant."""
     problems, out = [], dict(kind.defaults)
     for key, value in config.items():
@@ -193,7 +193,7 @@ _UNET_FIXED: dict[str, tuple[Any, ...]] = dict(
 _UNET_IGNORED = ("sample_size", "upcast_attention", "addition_embed_type_num_heads", *AVERAGED)
 
 
-def _unet(config: Config) -> UNet:
+def _build_unet(config: Config) -> UNet:
     widths, added = config["block_out_channels"], config["addition_embed_type"]
     down, up = config["down_block_types"], config["up_block_types"]
     unknown = sorted(set(down) - set(_DOWN)) + sorted(set(up) - set(_UP))
@@ -218,7 +218,7 @@ def _unet(config: Config) -> UNet:
     )
     return UNet(
         channels=widths[0],
-        multipliers=tuple(ratio(width, widths[0]) for width in widths),
+        multipliers=tuple(divide_width(width, widths[0]) for width in widths),
         blocks=read_same(config, "layers_per_block"),
         attention_levels=attention,
         # In these configs, attention_head_dim is the number of heads.
@@ -240,7 +240,7 @@ def _unet(config: Config) -> UNet:
     )
 
 
-def _unet_inputs(net: UNet, config: Config) -> tuple[Any, ...]:
+def _make_unet_inputs(net: UNet, config: Config) -> tuple[Any, ...]:
     size = 2 ** (len(net.multipliers) - 1)
     z = jnp.zeros((1, size, size, config.get("in_channels", 4)))
     cond: dict[str, Any] = {"context": jnp.zeros((1, 1, net.context_dim))}
@@ -280,8 +280,8 @@ def _describe_unet(net: UNet, in_channels: int) -> dict[str, Any]:
         norm_num_groups=net.norm_groups,
         norm_eps=net.norm_eps,
         cross_attention_dim=net.context_dim,
-        transformer_layers_per_block=_listed(net.depth),
-        attention_head_dim=_listed(heads),
+        transformer_layers_per_block=_to_list(net.depth),
+        attention_head_dim=_to_list(heads),
         use_linear_projection=net.linear_projection,
         num_class_embeds=net.num_classes or None,
         resnet_time_scale_shift="scale_shift" if net.scale_shift else "default",
@@ -289,7 +289,7 @@ def _describe_unet(net: UNet, in_channels: int) -> dict[str, Any]:
     )
 
 
-def _listed(value: Any) -> Any:
+def _to_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -306,14 +306,14 @@ _CONTROL_DEFAULTS = {k: v for k, v in _UNET_DEFAULTS.items() if k not in _WAY_UP
 _CONTROL_FIXED = {**_UNET_FIXED, "controlnet_conditioning_channel_order": ("rgb",)}
 
 
-def _controlnet(config: Config) -> ControlNet:
+def _build_controlnet(config: Config) -> ControlNet:
     own = {key: config[key] for key in _CONTROL_OWN}
     down = config["down_block_types"]
     up = tuple(_UP[_DOWN.index(block)] for block in reversed(down) if block in _DOWN)
     base = {**_UNET_DEFAULTS, **config, "up_block_types": up, "out_channels": config["in_channels"]}
     widths = own["conditioning_embedding_out_channels"]
     return ControlNet(
-        _unet(base),
+        _build_unet(base),
         hint_channels=own["conditioning_channels"],
         hint_widths=widths,
         hint_factor=2 ** (len(widths) - 1),
@@ -321,8 +321,8 @@ def _controlnet(config: Config) -> ControlNet:
     )
 
 
-def _controlnet_inputs(net: ControlNet, config: Config) -> tuple[Any, ...]:
-    z, t, cond = _unet_inputs(net.base, config)
+def _make_controlnet_inputs(net: ControlNet, config: Config) -> tuple[Any, ...]:
+    z, t, cond = _make_unet_inputs(net.base, config)
     sides = [side * net.hint_factor for side in z.shape[1:3]]
     return z, t, {**cond, "hint": jnp.zeros((1, *sides, net.hint_channels))}
 
@@ -355,7 +355,7 @@ _ADAPTER_DEFAULTS: dict[str, Any] = dict(
 _ADAPTERS = {"full": "full_adapter", "full_xl": "full_adapter_xl", "light": "light_adapter"}
 
 
-def _adapter(config: Config) -> T2IAdapter:
+def _build_adapter(config: Config) -> T2IAdapter:
     named = {theirs: ours for ours, theirs in _ADAPTERS.items()}
     kind, widths = choose("adapter_type", config["adapter_type"], named), config["channels"]
     return T2IAdapter(
@@ -367,7 +367,7 @@ def _adapter(config: Config) -> T2IAdapter:
     )
 
 
-def _adapter_inputs(net: T2IAdapter, config: Config) -> tuple[Any, ...]:
+def _make_adapter_inputs(net: T2IAdapter, config: Config) -> tuple[Any, ...]:
     return (jnp.zeros((1, net.hint_factor, net.hint_factor, net.hint_channels)),)
 
 
@@ -388,18 +388,30 @@ KINDS: dict[str, NetworkKind] = {
     **AUTOENCODERS,
     **TEXT_ENCODERS,
     "UNet2DConditionModel": NetworkKind(
-        "diffusers", _unet, _describe_unet, _unet_inputs, _UNET_DEFAULTS, _UNET_FIXED, _UNET_IGNORED
+        "diffusers",
+        _build_unet,
+        _describe_unet,
+        _make_unet_inputs,
+        _UNET_DEFAULTS,
+        _UNET_FIXED,
+        _UNET_IGNORED,
     ),
     "ControlNetModel": NetworkKind(
         "diffusers",
-        _controlnet,
+        _build_controlnet,
         _describe_controlnet,
-        _controlnet_inputs,
+        _make_controlnet_inputs,
         _CONTROL_DEFAULTS,
         _CONTROL_FIXED,
         _UNET_IGNORED,
     ),
     "T2IAdapter": NetworkKind(
-        "diffusers", _adapter, _describe_adapter, _adapter_inputs, _ADAPTER_DEFAULTS, {}, ()
+        "diffusers",
+        _build_adapter,
+        _describe_adapter,
+        _make_adapter_inputs,
+        _ADAPTER_DEFAULTS,
+        {},
+        (),
     ),
 }

@@ -17,7 +17,7 @@ _OUTER = {theirs: original for original, theirs in OUTER.items()}
 _RES = {theirs: original for original, theirs in RES.items()}
 
 
-def original_name(key: str, blocks: int, last: int) -> str:
+def restore_control_key(key: str, blocks: int, last: int) -> str:
     """The published code's name of a ControlNet's weight, the inverse of `control_name`."""
     module, _, leaf = key.rpartition(".")
     if module in _OUTER:
@@ -48,5 +48,5 @@ def save_control_file(path: StrPath, net: ControlNet, params: PyTree) -> None:
     """
     configs.describe(net)
     state, last = to_state_dict(params), 4 * len(net.hint_widths) - 2
-    named = {CONTROL + original_name(k, net.base.blocks, last): v for k, v in state.items()}
+    named = {CONTROL + restore_control_key(k, net.base.blocks, last): v for k, v in state.items()}
     save_file(named, path)

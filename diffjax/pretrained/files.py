@@ -55,7 +55,7 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
 
-    def then(self, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+    def map(self, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
         """The tensor changed after reading."""
         return Tensor(self.shape, lambda: change(self.read()))
 
@@ -91,7 +91,7 @@ class Weights(Mapping[str, np.ndarray]):
             raise ValueError(f"the weights lack {key}")
         return self.tensors[key].shape
 
-    def renamed(self, rename: Callable[[str], str]) -> Weights:
+    def rename_keys(self, rename: Callable[[str], str]) -> Weights:
         """The same tensors under other keys.
 
         Raises:
@@ -130,13 +130,13 @@ def open_safetensors(path: StrPath) -> Weights:
         raise ValueError(
             f"{source} is no complete safetensors file ({said}); copy or download it again"
         ) from error
-    header, start = _header(source)
+    header, start = _read_header(source)
     metadata = header.pop("__metadata__", None)
-    tensors = {key: _tensor(source, key, entry, start) for key, entry in header.items()}
+    tensors = {key: _describe_tensor(source, key, entry, start) for key, entry in header.items()}
     return Weights(tensors, metadata)
 
 
-def _header(source: Path) -> tuple[dict[str, Any], int]:
+def _read_header(source: Path) -> tuple[dict[str, Any], int]:
     """What the header says of every tensor, and where the data start."""
     with source.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -146,7 +146,7 @@ def _header(source: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + size
 
 
-def _tensor(source: Path, key: str, entry: dict[str, Any], start: int) -> Tensor:
+def _describe_tensor(source: Path, key: str, entry: dict[str, Any], start: int) -> Tensor:
     if entry["dtype"] not in _DTYPES:
         raise ValueError(
             f"{show(key)} in {source} has type {entry['dtype']}; known are "
@@ -245,7 +245,7 @@ def load_safetensors(path: StrPath, like: PyTree, *, place: Place | None = None)
 # ---- folders ----------------------------------------------------------------------------------
 
 
-def inside(folder: Path, name: str) -> Path:
+def resolve_inside(folder: Path, name: str) -> Path:
     """A file of a folder, given by a name from elsewhere.
 
     Neither names in files nor links in folders that someone else made may lead to other files of
@@ -277,14 +277,14 @@ def open_folder(folder: StrPath, *, variant: str | None = None) -> Weights:
         ValueError: the weights are pickles or damaged, a shard's name or link leaves the folder, or
             a key is in two shards.
     """
-    source, name = Path(folder), weights_file(folder, variant)
+    source, name = Path(folder), find_weights_file(folder, variant)
     if name is None:
-        raise _no_weights(source, variant)
-    path = inside(source, name)
+        raise _explain_absence(source, variant)
+    path = resolve_inside(source, name)
     return _open_shards(source, path) if name.endswith(".json") else open_safetensors(path)
 
 
-def weights_file(folder: StrPath, variant: str | None = None) -> str | None:
+def find_weights_file(folder: StrPath, variant: str | None = None) -> str | None:
     """The name of the file in a folder that holds its weights, or of the index of shards, if any.
 
     Args:
@@ -304,21 +304,21 @@ def _open_shards(folder: Path, index: Path) -> Weights:
     if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
         raise ValueError(f"{index} has no weight_map of file names")
     names = sorted(set(listed.values()))
-    if gone := [name for name in names if not inside(folder, name).exists()]:
+    if gone := [name for name in names if not resolve_inside(folder, name).exists()]:
         raise FileNotFoundError(
             f"{index} lists {len(names)} files, of which {len(gone)} are not there: "
             f"{name_some(gone)}; copy or download them too"
         )
     tensors: dict[str, Tensor] = {}
     for name in names:
-        for key, tensor in open_safetensors(inside(folder, name)).tensors.items():
+        for key, tensor in open_safetensors(resolve_inside(folder, name)).tensors.items():
             _add(tensors, key, tensor)
     if absent := sorted(set(listed) - set(tensors)):
         raise ValueError(f"{index} lists keys that no shard holds: {name_some(absent)}")
     return Weights(tensors)
 
 
-def _no_weights(folder: Path, variant: str | None) -> Exception:
+def _explain_absence(folder: Path, variant: str | None) -> Exception:
     """The error of a folder without the weights that were asked for."""
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     if any(name.endswith(".safetensors") for name in names):
@@ -343,7 +343,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def shards(
+def split_shards(
     tensors: Iterable[tuple[str, np.ndarray]], limit: int
 ) -> Iterator[list[tuple[str, np.ndarray]]]:
     """Tensors in their order, in groups of at most ``limit`` bytes (or one tensor)."""

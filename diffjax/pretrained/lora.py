@@ -31,12 +31,12 @@ from diffjax.pretrained.adapters import change_bias, change_weight
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.recognise import describe_keys
-from diffjax.pretrained.single_file import unet_name
+from diffjax.pretrained.single_file import rename_unet_key
 from diffjax.pretrained.state_dict import (
     change_leaves,
     from_state_dict,
+    list_state_shapes,
     save_safetensors,
-    state_shapes,
 )
 from diffjax.types import PyTree
 from diffjax.untrusted import name_some
@@ -92,9 +92,9 @@ def merge_lora(
     file = open_adapter(path)
     names = {part: _Names(model) for part, model in models.items()}
     changes: dict[str, dict[str, Change]] = {part: {} for part in models}
-    for module, place in _places(file, names).items():
+    for module, place in _find_places(file, names).items():
         layer, found = file.layers[module], changes[place.part]
-        for key, change in _changes(file.path, layer, place, names[place.part], scale).items():
+        for key, change in _make_changes(file.path, layer, place, names[place.part], scale).items():
             if key in found:
                 raise ValueError(f"{file.path} has two adapters for {key} of {place.part}")
             found[key] = change
@@ -104,22 +104,22 @@ def merge_lora(
     }
 
 
-def _changes(
+def _make_changes(
     file: Path, layer: Layer, place: Place, names: _Names, scale: float
 ) -> dict[str, Change]:
     """What changes the weight and the bias of a layer, by their keys."""
     out: dict[str, Change] = {}
     if changes_weight(layer):
-        out[place.key] = partial(_changed, file, layer, place.key, change_weight, scale)
+        out[place.key] = partial(_apply_change, file, layer, place.key, change_weight, scale)
     if changes_bias(layer):
         bias = f"{place.key.removesuffix('weight')}bias"
         if bias not in names.shapes:
             raise ValueError(f"{file} changes the bias of {layer.module}, which has none")
-        out[bias] = partial(_changed, file, layer, bias, change_bias, scale)
+        out[bias] = partial(_apply_change, file, layer, bias, change_bias, scale)
     return out
 
 
-def _changed(
+def _apply_change(
     file: Path,
     layer: Layer,
     key: str,
@@ -158,7 +158,7 @@ def load_lora(model: Component, path: StrPath) -> PyTree:
             or other ones than LoRA, which can only be merged.
     """
     names, file = _Names(model), open_adapter(path)
-    others = [module for module in file.layers if _part(module)[0] not in ("unet", None)]
+    others = [module for module in file.layers if _split_part(module)[0] not in ("unet", None)]
     if others:
         raise ValueError(f"{path} is also for text encoders ({others[0]}): it can only be merged")
     if more := [layer.module for layer in file.layers.values() if not is_low_rank(layer)]:
@@ -166,13 +166,13 @@ def load_lora(model: Component, path: StrPath) -> PyTree:
             f"{path} has more than low-rank adapters ({name_some(more)}): it can only be merged"
         )
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for module, place in _places(file, {"unet": names}).items():
+    for module, place in _find_places(file, {"unet": names}).items():
         shape = names.shapes[place.key]
-        found[place.key] = _factors(file.path, file.layers[module], place.key, shape)
-    return jax.tree.map(jnp.asarray, _tree(model.params, found))
+        found[place.key] = _read_factors(file.path, file.layers[module], place.key, shape)
+    return jax.tree.map(jnp.asarray, _build_tree(model.params, found))
 
 
-def _factors(
+def _read_factors(
     file: Path, layer: Layer, key: str, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(r, I, ...) and (O, r, 1, ...) of a weight (O, I, ...), the second with all that scales."""
@@ -188,12 +188,12 @@ def _factors(
     return down.reshape(rank, *shape[1:]), factor * up.reshape(shape[0], rank, *ones)
 
 
-def _tree(params: PyTree, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> PyTree:
+def _build_tree(params: PyTree, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> PyTree:
     """Adapters from (r, I, ...) and (O, r) by key of the state dict."""
     state: dict[str, np.ndarray] = {}
     made: dict[lora.Path, PyTree] = {}
     for path, layer in lora.layers(params):
-        keys = list(state_shapes(lora.nested({path: {lora.KERNEL: layer[lora.KERNEL]}})))
+        keys = list(list_state_shapes(lora.nested({path: {lora.KERNEL: layer[lora.KERNEL]}})))
         if not (there := [found[key] for key in keys if key in found]):
             continue
         rank = max(len(down) for down, _ in there)
@@ -203,14 +203,14 @@ def _tree(params: PyTree, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
             for name, shape in zip((lora.DOWN, lora.UP), shapes, strict=True)
         }
         made[path] = like
-        for key, shape in state_shapes(lora.nested({path: like})).items():
+        for key, shape in list_state_shapes(lora.nested({path: like})).items():
             stem, _, which = key.removesuffix(".weight").rpartition(".")
             pair = found.get(f"{stem}.weight")
-            state[key] = _padded(None if pair is None else pair[which == lora.UP], shape)
+            state[key] = _pad_rank(None if pair is None else pair[which == lora.UP], shape)
     return from_state_dict(state, lora.nested(made))
 
 
-def _padded(factor: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+def _pad_rank(factor: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     """A factor with zeros up to another rank."""
     out = np.zeros(shape, np.float32)
     if factor is not None:
@@ -225,7 +225,7 @@ class _Names:
     """The weights of a network by their names with dots flattened to underscores."""
 
     def __init__(self, model: Component) -> None:
-        self.shapes = state_shapes(model.params)
+        self.shapes = list_state_shapes(model.params)
         stems = {key: key.removesuffix(".weight") for key in self.shapes if key.endswith(".weight")}
         self.keys = {stem.replace(".", "_"): key for key, stem in stems.items()}
         self.blocks = getattr(model.net, "blocks", 0)
@@ -235,19 +235,19 @@ class _Names:
         names = [flat, f"{flat}_0", f"text_model_{flat}"]
         m = re.fullmatch(r"(input|output)_blocks_(\d+)_(\d+)_(.+)", flat)
         if m or flat.startswith(("middle_block_", "time_embed_", "label_emb_", "out_")):
-            names.append(_flat_unet_name(flat, self.blocks))
+            names.append(_modernise_unet_name(flat, self.blocks))
         return next((self.keys[name] for name in names if name in self.keys), None)
 
 
-def _flat_unet_name(flat: str, blocks: int) -> str:
+def _modernise_unet_name(flat: str, blocks: int) -> str:
     dotted = re.sub(r"^(input_blocks|output_blocks)_(\d+)_(\d+)_", r"\1.\2.\3.", flat)
     dotted = re.sub(r"^middle_block_(\d)_", r"middle_block.\1.", dotted)
     dotted = re.sub(r"(in_layers|out_layers|emb_layers|time_embed|^out)_(\d)$", r"\1.\2", dotted)
     dotted = re.sub(r"^label_emb_0_(\d)$", r"label_emb.0.\1", dotted)
-    return unet_name(f"{dotted}.weight", blocks).removesuffix(".weight").replace(".", "_")
+    return rename_unet_key(f"{dotted}.weight", blocks).removesuffix(".weight").replace(".", "_")
 
 
-def _part(module: str) -> tuple[str | None, str]:
+def _split_part(module: str) -> tuple[str | None, str]:
     """(network, flattened name in it) of a module of an adapter; None if it names no network."""
     flat = module.replace(".processor", "").replace(".", "_")
     for prefix, part in _PARTS.items():
@@ -257,7 +257,7 @@ def _part(module: str) -> tuple[str | None, str]:
     return None, flat.removeprefix(bare)
 
 
-def _places(file: AdapterFile, names: Mapping[str, _Names]) -> dict[str, Place]:
+def _find_places(file: AdapterFile, names: Mapping[str, _Names]) -> dict[str, Place]:
     """Where every module of an adapter belongs.
 
     Raises:
@@ -265,7 +265,7 @@ def _places(file: AdapterFile, names: Mapping[str, _Names]) -> dict[str, Place]:
     """
     out, unknown = {}, []
     for module in file.layers:
-        part, flat = _part(module)
+        part, flat = _split_part(module)
         part = part or (file.part if file.part in names else None)
         parts = names if part is None else [part] if part in names else []
         keys = {name: key for name in parts if (key := names[name].find(flat))}
@@ -280,12 +280,12 @@ def _places(file: AdapterFile, names: Mapping[str, _Names]) -> dict[str, Place]:
     if unknown:
         raise ValueError(
             f"the networks have no weights for {name_some(sorted(unknown))}: {len(unknown)} of "
-            f"{len(file.layers)} layers in {file.path} are for {_other_model(unknown)}"
+            f"{len(file.layers)} layers in {file.path} are for {_describe_other_model(unknown)}"
         )
     return out
 
 
-def _other_model(modules: Collection[str]) -> str:
+def _describe_other_model(modules: Collection[str]) -> str:
     """What modules that a model lacks are for, if that is known."""
     described = describe_keys(modules)
     xl = any(re.search(r"(te2|text_encoder_2)[_.]|blocks[_.][2-9][_.]attn", m) for m in modules)

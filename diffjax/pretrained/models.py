@@ -18,9 +18,9 @@ from diffjax.pretrained.config_specs import check_counts
 from diffjax.pretrained.files import (
     StrPath,
     Weights,
-    inside,
     open_folder,
-    shards,
+    resolve_inside,
+    split_shards,
     write_json,
 )
 from diffjax.pretrained.state_dict import from_state_dict, iterate_state
@@ -78,7 +78,7 @@ def load_model(
             pickles.
     """
     path = Path(folder)
-    file = inside(path, "config.json")
+    file = resolve_inside(path, "config.json")
     config = read_json(file)
     with naming(file):
         configs.build(config)  # errors that are the config's alone
@@ -95,31 +95,31 @@ def fill(
         ValueError: as `load_model`.
     """
     net = configs.build(config)
-    weights = weights.renamed(modern_name)
+    weights = weights.rename_keys(modernise_key)
     check_counts(config, weights)
-    net = net if dtype == jnp.float32 else _typed(net, dtype)
+    net = net if dtype == jnp.float32 else _set_dtype(net, dtype)
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), configs.shapes(net, config)
     )
     if isinstance(net, CLIPText):
-        weights = _without_unused(weights, net)
-    return Component(net, from_state_dict(weights, like, place=_placer(sharding)), config)
+        weights = _drop_unused(weights, net)
+    return Component(net, from_state_dict(weights, like, place=_make_placer(sharding)), config)
 
 
-def _without_unused(weights: Weights, net: CLIPText) -> Weights:
+def _drop_unused(weights: Weights, net: CLIPText) -> Weights:
     """A text encoder's weights without CLIP's other half, which merged files have kept."""
     unused = _NOT_TEXT if net.projection else (*_NOT_TEXT, "text_projection.")
     return Weights({k: t for k, t in weights.tensors.items() if not k.startswith(unused)})
 
 
-def _typed(net: Any, dtype: Any) -> Any:
+def _set_dtype(net: Any, dtype: Any) -> Any:
     """The network computing in a type; a ControlNet takes it from its base."""
     if isinstance(net, ControlNet):
         return net.clone(base=net.base.clone(dtype=dtype))
     return net.clone(dtype=dtype)
 
 
-def modern_name(key: str) -> str:
+def modernise_key(key: str) -> str:
     """Today's name of a weight that older or newer files call something else.
 
     Attention of early autoencoders had other names; text encoders have come with and without the
@@ -130,7 +130,7 @@ def modern_name(key: str) -> str:
     return _LEGACY_ATTENTION.sub(lambda m: f"{m[1]}.{_LEGACY[m[2]]}.", key)
 
 
-def _placer(sharding: Sharding | None) -> Callable[[str, Any], jax.Array]:
+def _make_placer(sharding: Sharding | None) -> Callable[[str, Any], jax.Array]:
     def place(key: str, value: Any) -> jax.Array:
         if callable(sharding):
             return jax.device_put(value, sharding(key, value.shape))
@@ -162,8 +162,8 @@ def save_model(
     path = Path(folder)
     config = config or configs.describe(net, in_channels=in_channels)
     path.mkdir(parents=True, exist_ok=True)
-    _check_is_replaceable(path / "config.json", configs.class_name(config))
-    library = configs.KINDS[configs.class_name(config)].library
+    _check_is_replaceable(path / "config.json", configs.read_class_name(config))
+    library = configs.KINDS[configs.read_class_name(config)].library
     base = "model" if library == "transformers" else "diffusion_pytorch_model"
     _save_shards(path, base, params, shard)
     write_json(path / "config.json", config)
@@ -174,7 +174,7 @@ def _check_is_replaceable(path: Path, kind: str) -> None:
     if not path.exists():
         return
     try:
-        found: object = configs.class_name(read_json(path))
+        found: object = configs.read_class_name(read_json(path))
     except (ValueError, TypeError):
         found = None
     if found != kind:
@@ -185,10 +185,12 @@ def _check_is_replaceable(path: Path, kind: str) -> None:
 
 
 def _save_shards(path: Path, base: str, params: PyTree, limit: int) -> None:
-    sizes = [sum(v.nbytes for _, v in group) for group in shards(iterate_state(params), limit)]
-    names, where = _shard_names(base, len(sizes)), {}
+    sizes = [
+        sum(v.nbytes for _, v in group) for group in split_shards(iterate_state(params), limit)
+    ]
+    names, where = _name_shards(base, len(sizes)), {}
     _check_for_others(path, base, names)
-    for name, group in zip(names, shards(iterate_state(params), limit), strict=True):
+    for name, group in zip(names, split_shards(iterate_state(params), limit), strict=True):
         with replace_file(path / name) as partial:
             save_file(dict(group), partial, {"format": "pt"})
         where.update({key: name for key, _ in group})
@@ -208,7 +210,7 @@ def _check_for_others(path: Path, base: str, names: list[str]) -> None:
         )
 
 
-def _shard_names(base: str, count: int) -> list[str]:
+def _name_shards(base: str, count: int) -> list[str]:
     if count == 1:
         return [f"{base}.safetensors"]
     return [f"{base}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]

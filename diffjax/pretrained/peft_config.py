@@ -83,14 +83,14 @@ def read_scaling(config: Config, module: str, where: str) -> Scaling:
     Raises:
         ValueError: a value is no number, or a pattern is more than the name of a layer.
     """
-    alpha = _matched(config, "alpha_pattern", module, where)
+    alpha = _match_pattern(config, "alpha_pattern", module, where)
     if alpha is None:
         alpha = config.get("lora_alpha", config.get("alpha"))
-    rank = _matched(config, "rank_pattern", module, where)
+    rank = _match_pattern(config, "rank_pattern", module, where)
     rank = config.get("r") if rank is None else rank
     return Scaling(
-        None if alpha is None else float(_number(alpha, "alpha", where)),
-        None if rank is None else _whole(rank, where),
+        None if alpha is None else float(_read_number(alpha, "alpha", where)),
+        None if rank is None else _read_whole(rank, where),
         bool(config.get("use_rslora")),
     )
 
@@ -103,7 +103,7 @@ def replaces(config: Config, module: str, leaf: str) -> bool:
     return any(f".{name}." in f".{module}." for name in config.get("modules_to_save") or ())
 
 
-def _matched(config: Config, key: str, module: str, where: str) -> Any:
+def _match_pattern(config: Config, key: str, module: str, where: str) -> Any:
     """The value of the first pattern that is the module's name or the end of it."""
     for name, value in (config.get(key) or {}).items():
         if not re.fullmatch(r"\^?[\w.]+\$?", name):
@@ -114,14 +114,14 @@ def _matched(config: Config, key: str, module: str, where: str) -> Any:
     return None
 
 
-def _number(value: Any, name: str, where: str) -> float:
+def _read_number(value: Any, name: str, where: str) -> float:
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     if not plain or not 0 < value < math.inf:
         raise ValueError(f"{name} in {where} must be a positive number, got {value!r}")
     return value
 
 
-def _whole(value: Any, where: str) -> int:
-    if _number(value, "r", where) != int(value):
+def _read_whole(value: Any, where: str) -> int:
+    if _read_number(value, "r", where) != int(value):
         raise ValueError(f"r in {where} must be a whole number, got {value!r}")
     return int(value)

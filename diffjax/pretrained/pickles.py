@@ -66,7 +66,7 @@ def open_pickle(path: StrPath) -> Weights:
     source = Path(path)
     if not source.is_file():
         raise FileNotFoundError(f"there is no file {source}")
-    with _explained(source):
+    with _explain_errors(source):
         found, read = _open_zip(source) if zipfile.is_zipfile(source) else _open_old(source)
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
@@ -76,7 +76,7 @@ def open_pickle(path: StrPath) -> Weights:
     views = {k: v for k, v in found.items() if type(v) is View} if _is_state(found) else {}
     if not views:
         raise ValueError(f"{source} holds no state dict, but {type(found).__name__}")
-    return Weights({key: _tensor(source, key, view, read) for key, view in views.items()})
+    return Weights({key: _describe_tensor(source, key, view, read) for key, view in views.items()})
 
 
 def open_weights(path: StrPath, *, allow_legacy_pickle: bool = False) -> Weights:
@@ -98,7 +98,7 @@ def open_weights(path: StrPath, *, allow_legacy_pickle: bool = False) -> Weights
 
 
 @contextlib.contextmanager
-def _explained(source: Path, key: str = "") -> Iterator[None]:
+def _explain_errors(source: Path, key: str = "") -> Iterator[None]:
     """Every error of reading a file as a ValueError that names it, and the tensor if there is one.
 
     Raises:
@@ -120,17 +120,17 @@ def _is_state(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-def _dtype(storage: Storage) -> np.dtype[Any]:
+def _find_dtype(storage: Storage) -> np.dtype[Any]:
     return np.dtype(ml_dtypes.bfloat16 if storage.dtype == "bfloat16" else storage.dtype)
 
 
-def _tensor(source: Path, key: str, view: View, read: Read) -> Tensor:
+def _describe_tensor(source: Path, key: str, view: View, read: Read) -> Tensor:
     def values() -> np.ndarray:
-        dtype = _dtype(view.storage)
+        dtype = _find_dtype(view.storage)
         if view.last < 0:
             return np.empty(view.size, dtype)
         count = view.last - view.offset + 1
-        with _explained(source, key):
+        with _explain_errors(source, key):
             flat = read(view.storage, view.offset, count)
             if flat.shape != (count,):
                 raise Damaged(f"{len(flat)} of {count} numbers are there")
@@ -152,7 +152,7 @@ def _check_lengths(machine: Machine, there: dict[str, int]) -> None:
     if missing := machine.storages.keys() - there.keys():
         raise Damaged(f"the arrays {name_some(missing)} are missing")
     for key, storage in machine.storages.items():
-        wanted = storage.length * _dtype(storage).itemsize
+        wanted = storage.length * _find_dtype(storage).itemsize
         if there[key] < wanted:
             raise Damaged(f"the array {show(key)} has {there[key]} bytes, and should have {wanted}")
 
@@ -164,7 +164,7 @@ def _open_zip(source: Path) -> tuple[Any, Read]:
     """A zip file with NAME/data.pkl, and every storage as NAME/data/KEY."""
     _check_directory(source)
     archive = zipfile.ZipFile(source)  # open as long as tensors may be read from it
-    members = _members(archive, source.stat().st_size)
+    members = _list_members(archive, source.stat().st_size)
     pickles = [name for name in members if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise Damaged(f"it holds {len(pickles)} files named data.pkl, and should hold one")
@@ -199,7 +199,7 @@ def _check_directory(source: Path) -> None:
         raise Refused(f"its directory has {size} bytes, more than {_DIRECTORY}")
 
 
-def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+def _list_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     """The members of an archive by name.
 
     Raises:
@@ -234,7 +234,7 @@ class _ZipReader:
 
     def read(self, storage: Storage, first: int, count: int) -> np.ndarray:
         """Numbers first .. first + count of a storage."""
-        info, dtype = self._arrays[storage.key], _dtype(storage)
+        info, dtype = self._arrays[storage.key], _find_dtype(storage)
         start, size = first * dtype.itemsize, count * dtype.itemsize
         if info.compress_type != zipfile.ZIP_STORED:
             self._left -= info.file_size
@@ -271,18 +271,18 @@ def _open_old(source: Path) -> tuple[Any, Read]:
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise Refused("its numbers are big-endian")
         found, keys = machine.run(file), machine.run(file)
-        places = _places(file, keys, machine)
+        places = _find_places(file, keys, machine)
     _check_lengths(machine, {key: size for key, (_, size) in places.items()})
 
     def read(storage: Storage, first: int, count: int) -> np.ndarray:
-        dtype = _dtype(storage)
+        dtype = _find_dtype(storage)
         start = places[storage.key][0] + first * dtype.itemsize
         return np.fromfile(source, dtype, count, offset=start)
 
     return found, read
 
 
-def _places(file: IO[bytes], keys: Any, machine: Machine) -> dict[str, tuple[int, int]]:
+def _find_places(file: IO[bytes], keys: Any, machine: Machine) -> dict[str, tuple[int, int]]:
     """Where each storage begins, and its bytes.
 
     Raises:
@@ -290,13 +290,13 @@ def _places(file: IO[bytes], keys: Any, machine: Machine) -> dict[str, tuple[int
     """
     if type(keys) is not list or not all(type(key) is str for key in keys):
         raise Damaged("it has no list of its arrays")
-    end = _size(file)
+    end = _measure_size(file)
     places: dict[str, tuple[int, int]] = {}
     for key in keys:
         if key not in machine.storages or key in places:
             raise Damaged(f"it lists the array {show(key)}, which no tensor has, or lists it twice")
         (length,) = struct.unpack("<q", file.read(8))
-        size = length * _dtype(machine.storages[key]).itemsize
+        size = length * _find_dtype(machine.storages[key]).itemsize
         if length < 0 or file.tell() + size > end:
             raise Damaged(f"its array {show(key)} is cut off")
         places[key] = file.tell(), size
@@ -304,7 +304,7 @@ def _places(file: IO[bytes], keys: Any, machine: Machine) -> dict[str, tuple[int
     return places
 
 
-def _size(file: IO[bytes]) -> int:
+def _measure_size(file: IO[bytes]) -> int:
     here = file.tell()
     end = file.seek(0, io.SEEK_END)
     file.seek(here)

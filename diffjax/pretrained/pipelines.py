@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from absl import logging
 
 from diffjax.pretrained.config_specs import NETWORK, check_manifest
-from diffjax.pretrained.configs import class_name
+from diffjax.pretrained.configs import read_class_name
 from diffjax.pretrained.files import (
     StrPath,
     Weights,
-    inside,
+    find_weights_file,
     open_safetensors,
-    weights_file,
+    resolve_inside,
     write_json,
 )
 from diffjax.pretrained.models import Component, Sharding, load_model, save_model
@@ -114,15 +114,15 @@ def load_components(
     """
     source = Path(path)
     if source.is_dir():
-        parts = _from_folder(source, dtype, variant, tokenizer, sharding, vae)
+        parts = _load_folder(source, dtype, variant, tokenizer, sharding, vae)
     else:
-        parts = _from_file(source, dtype, tokenizer, prediction, sharding, vae)
+        parts = _load_file(source, dtype, tokenizer, prediction, sharding, vae)
     if prediction:
         parts = parts._replace(scheduler={**parts.scheduler, "prediction_type": prediction})
     return parts
 
 
-def _from_folder(
+def _load_folder(
     path: Path,
     dtype: Any,
     variant: str | None,
@@ -133,8 +133,8 @@ def _from_folder(
     manifest = _read_manifest(path, vae)
     texts = [name for name in TEXTS if _has(manifest, name)]
     names = ["unet", *(["vae"] if _has(manifest, "vae") else []), *texts]
-    folders = {name: inside(path, name) for name in names}
-    have = [name for name, folder in folders.items() if weights_file(folder, variant)]
+    folders = {name: resolve_inside(path, name) for name in names}
+    have = [name for name, folder in folders.items() if find_weights_file(folder, variant)]
 
     def model(name: str, kind: Any = dtype) -> Component:
         falls_back = bool(variant and have) and name not in have
@@ -144,14 +144,16 @@ def _from_folder(
         return load_model(folders[name], variant=chosen, dtype=kind, sharding=sharding)
 
     def text(name: str) -> TextEncoder:
-        own = inside(path, name.replace("text_encoder", "tokenizer"))
+        own = resolve_inside(path, name.replace("text_encoder", "tokenizer"))
         if tokenizer is None and not own.is_dir():
             raise FileNotFoundError(
                 f"{path} has no {own.name}: say where a tokenizer is (tokenizer=FOLDER)"
             )
         network = model(name)
-        found = load_tokenizer(own) if tokenizer is None else _tokenizer_for(network, tokenizer)
-        return _pair(found, network, own if tokenizer is None else tokenizer)
+        found = (
+            load_tokenizer(own) if tokenizer is None else _load_tokenizer_for(network, tokenizer)
+        )
+        return _pair_encoder(found, network, own if tokenizer is None else tokenizer)
 
     unet_config = _read_config(folders["unet"])
     vae_config = _read_config(folders["vae"]) if "vae" in folders else None
@@ -167,10 +169,10 @@ def _from_folder(
         model("unet"),
         autoencoder,
         {name: text(name) for name in texts},
-        read_json(inside(inside(path, "scheduler"), "scheduler_config.json")),
+        read_json(resolve_inside(resolve_inside(path, "scheduler"), "scheduler_config.json")),
         manifest,
     )
-    return parts if TEXTS[1] in texts else _mended(parts)
+    return parts if TEXTS[1] in texts else _mend_scheduler(parts)
 
 
 def _has(manifest: Mapping[str, Any], name: str) -> bool:
@@ -187,7 +189,7 @@ def _read_manifest(path: Path, vae: StrPath | None) -> dict[str, Any]:
     """
     if not (path / "model_index.json").exists():
         raise FileNotFoundError(f"there is no model_index.json: {path} {describe_folder(path)}")
-    manifest = read_json(inside(path, "model_index.json"))
+    manifest = read_json(resolve_inside(path, "model_index.json"))
     check_manifest(manifest, path / "model_index.json")
     kind = manifest.get("_class_name")
     if isinstance(kind, str) and (family := name_family(kind)):
@@ -203,14 +205,14 @@ def _read_manifest(path: Path, vae: StrPath | None) -> dict[str, Any]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """The config of a network, after comparing what is read of it with the table of keys."""
-    file = inside(folder, "config.json")
+    file = resolve_inside(folder, "config.json")
     config = read_json(file)
     # What may be null depends on the class, which says so when the network is built.
     check({key: value for key, value in config.items() if value is not None}, NETWORK, file)
     return config
 
 
-def _pair(tokenizer: Tokenizer, model: Component, folder: StrPath) -> TextEncoder:
+def _pair_encoder(tokenizer: Tokenizer, model: Component, folder: StrPath) -> TextEncoder:
     """A text encoder with its tokenizer.
 
     Raises:
@@ -241,7 +243,7 @@ def _check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
         )
 
 
-def _mended(parts: Components) -> Components:
+def _mend_scheduler(parts: Components) -> Components:
     """A model of Stable Diffusion 1 or 2 with what diffusers' pipelines put right in old configs.
 
     The first ones were written before these options existed, and mean other values than defaults.
@@ -267,7 +269,7 @@ def _mended(parts: Components) -> Components:
     )
 
 
-def _from_file(
+def _load_file(
     path: Path,
     dtype: Any,
     tokenizer: StrPath | None,
@@ -295,22 +297,24 @@ def _from_file(
         autoencoder = own["vae"]
     texts = {}
     for name in (name for name in TEXTS if name in models):
-        texts[name] = _pair(_tokenizer_for(models[name], tokenizer), models[name], tokenizer)
+        texts[name] = _pair_encoder(
+            _load_tokenizer_for(models[name], tokenizer), models[name], tokenizer
+        )
     unet = models["unet"]
-    scheduler = _scheduler(open_safetensors(path), family, unet.config["in_channels"])
+    scheduler = _derive_scheduler(open_safetensors(path), family, unet.config["in_channels"])
     base = family == "v2" and (prediction or scheduler["prediction_type"]) == "epsilon"
     unet.config["sample_size"] = _SAMPLE_SIZES["v1" if base else family]
     parts = Components(unet, autoencoder, texts, scheduler, {})
     return parts._replace(manifest=make_manifest(parts))
 
 
-def _tokenizer_for(model: Component, folder: StrPath) -> Tokenizer:
+def _load_tokenizer_for(model: Component, folder: StrPath) -> Tokenizer:
     """A tokenizer that did not come with its text encoder: OpenCLIP's pads are others."""
     open_clip = model.net.activation == "gelu"
     return load_tokenizer(folder, pad=OPEN_CLIP_PAD if open_clip else None)
 
 
-def _scheduler(weights: Weights, family: str, channels: int) -> dict[str, Any]:
+def _derive_scheduler(weights: Weights, family: str, channels: int) -> dict[str, Any]:
     """The scheduler of a file's family, and what keys of the file that are no weights say of it."""
     config = {**_SCHEDULE, **_SCHEDULERS[family]}
     base = "global_step" in weights and weights["global_step"].item() == _BASE_STEP
@@ -338,7 +342,7 @@ def make_manifest(parts: Components) -> dict[str, Any]:
         "scheduler": ["diffusers", parts.scheduler["_class_name"]],
     }
     for name in names:
-        manifest[name] = ["transformers", class_name(parts.texts[name].model.config)]
+        manifest[name] = ["transformers", read_class_name(parts.texts[name].model.config)]
         manifest[name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
     if TEXTS[1] in names:
         scores = names == [TEXTS[1]]

@@ -82,12 +82,12 @@ def encode(
         ValueError: an encoder does not have so many layers to skip.
     """
     parts = []
-    for encoder, text in zip(encoders, _texts(encoders, prompt), strict=True):
+    for encoder, text in zip(encoders, _split_prompt(encoders, prompt), strict=True):
         layers = encoder.model.net.layers
         if not 0 <= skip + penultimate < layers:
             raise ValueError(f"clip_skip must leave a layer of {layers}, got {skip}")
         make = encoder.tokenizer.weighted if weighted else encoder.tokenizer.plain
-        tokens = _filled(make(text), encoder.tokenizer.plain(""), chunks)
+        tokens = _pad_chunks(make(text), encoder.tokenizer.plain(""), chunks)
         _check_ids(encoder, tokens.ids)
         # Configs of early models give another end token, and words that were added come after it.
         net = encoder.model.net.clone(end=encoder.tokenizer.end)
@@ -126,17 +126,17 @@ def _check_ids(encoder: TextEncoder, ids: np.ndarray) -> None:
 
 def count_chunks(encoders: Sequence[TextEncoder], prompt: str | Prompt) -> int:
     """How many chunks a weighted prompt needs."""
-    told = zip(encoders, _texts(encoders, prompt), strict=True)
+    told = zip(encoders, _split_prompt(encoders, prompt), strict=True)
     return max(len(encoder.tokenizer.weighted(text).ids) for encoder, text in told)
 
 
-def _texts(encoders: Sequence[TextEncoder], prompt: str | Prompt) -> Sequence[str]:
+def _split_prompt(encoders: Sequence[TextEncoder], prompt: str | Prompt) -> Sequence[str]:
     """What each encoder is told."""
     texts = prompt if isinstance(prompt, Prompt) else (prompt,) * len(encoders)
     return texts[: len(encoders)]
 
 
-def _filled(tokens: Tokens, empty: Tokens, chunks: int) -> Tokens:
+def _pad_chunks(tokens: Tokens, empty: Tokens, chunks: int) -> Tokens:
     absent = max(0, chunks - len(tokens.ids))
     return Tokens(*(np.concatenate([a, *[b] * absent]) for a, b in zip(tokens, empty, strict=True)))
 
@@ -191,9 +191,9 @@ def add_concept(
         used: set[str] = set()
         new = []
         for encoder in encoders:
-            key = _key_for(encoder, rows, Path(path))
+            key = _choose_key(encoder, rows, Path(path))
             used.add(key)
-            new.append(_with_rows(encoder, word, rows[key], Path(path)))
+            new.append(_add_rows(encoder, word, rows[key], Path(path)))
         # A refiner has the second encoder only.
         spare = {key for key in rows if key not in used and not (key == "clip_l" and used)}
         if spare:
@@ -237,7 +237,7 @@ def _read_words(path: Path, name: str | None, allow_legacy_pickle: bool) -> dict
     return words if name is None else dict.fromkeys((name,), *words.values())
 
 
-def _key_for(encoder: TextEncoder, rows: Rows, path: Path) -> str:
+def _choose_key(encoder: TextEncoder, rows: Rows, path: Path) -> str:
     """The key of the embeddings that an encoder takes, by their width."""
     width = encoder.model.net.features
     keys = [key for key, value in rows.items() if value.shape[1] == width]
@@ -250,7 +250,7 @@ def _key_for(encoder: TextEncoder, rows: Rows, path: Path) -> str:
     return keys[0]
 
 
-def _with_rows(encoder: TextEncoder, name: str, rows: np.ndarray, path: Path) -> TextEncoder:
+def _add_rows(encoder: TextEncoder, name: str, rows: np.ndarray, path: Path) -> TextEncoder:
     net, params = encoder.model.net, encoder.model.params
     try:
         tokenizer, ids = with_concept(encoder.tokenizer, name, len(rows))

@@ -122,7 +122,7 @@ def describe_folder(path: Path) -> str:
     if "config.json" in names:
         whole = path.parent / "model_index.json"
         more = f"; give {path.parent}" if whole.is_file() else ", not a whole model"
-        return f"is one network, {_class_in(path / 'config.json')}{more}"
+        return f"is one network, {_read_class(path / 'config.json')}{more}"
     if {"adapter_config.json", "pytorch_lora_weights.safetensors"} & set(names):
         return "is an adapter, which with_lora takes"
     if "snapshots" in names and (commits := sorted((path / "snapshots").iterdir())):
@@ -132,7 +132,7 @@ def describe_folder(path: Path) -> str:
     return f"is no diffusers folder; it holds {', '.join(names[:3]) or 'nothing'}"
 
 
-def _class_in(config: Path) -> str:
+def _read_class(config: Path) -> str:
     try:
         found = read_json(config)
         names = found.get("architectures") or [None]

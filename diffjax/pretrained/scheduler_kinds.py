@@ -102,7 +102,7 @@ _VARIANCES = {
 }
 
 
-def _final(o: Options) -> str:
+def _choose_final(o: Options) -> str:
     return "clean" if o["set_alpha_to_one"] else "first"
 
 
@@ -145,15 +145,19 @@ def _euler(o: Options, eta: float | None) -> Sampler:
     return samplers.ddim(0.0)
 
 
-def _flow_or_table(o: Options) -> Schedule:
-    return levels.flow(o) if o["use_flow_sigmas"] else levels.floored(o)
+def _choose_schedule(o: Options) -> Schedule:
+    return levels.flow(o) if o["use_flow_sigmas"] else levels.floored_discrete(o)
 
 
-def _table(final: str | None = None, *, listed: bool = False) -> Callable[[Options, Asked], Grid]:
-    return lambda o, asked: levels.table_grid(o, asked, final=final or _final(o), listed=listed)
+def _bind_table_grid(
+    final: str | None = None, *, listed: bool = False
+) -> Callable[[Options, Asked], Grid]:
+    return lambda o, asked: levels.table_grid(
+        o, asked, final=final or _choose_final(o), listed=listed
+    )
 
 
-def _part(final: str) -> Callable[[Options, Asked], Grid]:
+def _bind_consistency_grid(final: str) -> Callable[[Options, Asked], Grid]:
     return lambda o, asked: levels.consistency_grid(o, asked, final=final)
 
 
@@ -171,7 +175,7 @@ KINDS: dict[str, SchedulerKind] = {
     "DDPMScheduler": SchedulerKind(
         {**_BETAS, **_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, "variance_type": "fixed_small"},
         levels.discrete,
-        _table("clean", listed=True),
+        _bind_table_grid("clean", listed=True),
         lambda o, eta: samplers.ancestral(_VARIANCES[o["variance_type"]]),
         rederive=True,
         fixed={"variance_type": tuple(_VARIANCES)},
@@ -179,19 +183,22 @@ KINDS: dict[str, SchedulerKind] = {
     "DDIMScheduler": SchedulerKind(
         {**_BETAS, **_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, "set_alpha_to_one": True},
         levels.discrete,
-        _table(),
+        _bind_table_grid(),
         lambda o, eta: samplers.ddim(eta or 0.0, total=o["num_train_timesteps"]),
         rederive=False,
     ),
     "PNDMScheduler": SchedulerKind(
         {**_BETAS, **_LEADING, "set_alpha_to_one": False, "skip_prk_steps": False},
         levels.discrete,
-        _table(),
+        _bind_table_grid(),
         _pndm,
         fixed={"prediction_type": ("epsilon", "v_prediction")},
     ),
     "LMSDiscreteScheduler": SchedulerKind(
-        {**_BETAS, **_LINSPACE, **_RESPACED}, levels.floored, _RATIO, lambda o, eta: samplers.lms()
+        {**_BETAS, **_LINSPACE, **_RESPACED},
+        levels.floored_discrete,
+        _RATIO,
+        lambda o, eta: samplers.lms(),
     ),
     "EulerDiscreteScheduler": SchedulerKind(
         {
@@ -205,7 +212,7 @@ KINDS: dict[str, SchedulerKind] = {
             "timestep_type": "discrete",
             "final_sigmas_type": "zero",
         },
-        levels.floored,
+        levels.floored_discrete,
         functools.partial(_RATIO, listed=("timesteps", "sigmas")),
         _euler,
         fixed={
@@ -216,13 +223,13 @@ KINDS: dict[str, SchedulerKind] = {
     ),
     "EulerAncestralDiscreteScheduler": SchedulerKind(
         {**_BETAS, **_LINSPACE, **_ZERO_SNR},
-        levels.floored,
+        levels.floored_discrete,
         _RATIO,
         lambda o, eta: samplers.ddim(1.0),
     ),
     "HeunDiscreteScheduler": SchedulerKind(
         {**_SD_BETAS, **_LINSPACE, **_RESPACED, **_CLIP, "clip_sample": False},
-        levels.floored,
+        levels.floored_discrete,
         functools.partial(_RATIO, listed=("timesteps",)),
         lambda o, eta: samplers.heun(),
         rederive=True,
@@ -230,14 +237,14 @@ KINDS: dict[str, SchedulerKind] = {
     ),
     "KDPM2DiscreteScheduler": SchedulerKind(
         _KDPM2,
-        levels.floored,
+        levels.floored_discrete,
         functools.partial(_RATIO, whole=True),
         lambda o, eta: samplers.dpm2(),
         order=2,
     ),
     "KDPM2AncestralDiscreteScheduler": SchedulerKind(
         _KDPM2,
-        levels.floored,
+        levels.floored_discrete,
         functools.partial(_RATIO, whole=True),
         lambda o, eta: samplers.dpm2(ancestral=True),
         order=2,
@@ -255,7 +262,7 @@ KINDS: dict[str, SchedulerKind] = {
             "euler_at_final": False,
             "use_lu_lambdas": False,
         },
-        _flow_or_table,
+        _choose_schedule,
         functools.partial(_SPACED_OUT, listed=("timesteps",)),
         _dpm,
         rederive=True,
@@ -264,7 +271,7 @@ KINDS: dict[str, SchedulerKind] = {
     ),
     "DPMSolverSinglestepScheduler": SchedulerKind(
         {**_BETAS, **_RESPACED, **_THRESHOLD, **_FLOW, **_DPM, "lower_order_final": False},
-        _flow_or_table,
+        _choose_schedule,
         functools.partial(_SPACED_OUT, listed=("timesteps",)),
         _dpm_single,
         rederive=True,
@@ -283,7 +290,7 @@ KINDS: dict[str, SchedulerKind] = {
             "solver_type": "logrho",
             "lower_order_final": True,
         },
-        _flow_or_table,
+        _choose_schedule,
         functools.partial(_SPACED_OUT, repeat=True),
         lambda o, eta: samplers.deis(
             order=o["solver_order"], lower_order_final=o["lower_order_final"]
@@ -314,7 +321,7 @@ KINDS: dict[str, SchedulerKind] = {
             "sigma_max": None,
             "shift_terminal": None,
         },
-        _flow_or_table,
+        _choose_schedule,
         functools.partial(_SPACED_OUT, listed=("sigmas",), repeat=True),
         _unipc,
         rederive=True,
@@ -332,14 +339,14 @@ KINDS: dict[str, SchedulerKind] = {
     "LCMScheduler": SchedulerKind(
         _CONSISTENCY,
         levels.discrete,
-        _part("clean"),
+        _bind_consistency_grid("clean"),
         lambda o, eta: samplers.lcm(timestep_scaling=o["timestep_scaling"]),
         rederive=True,
     ),
     "TCDScheduler": SchedulerKind(
         _CONSISTENCY,
         levels.discrete,
-        _part("first"),
+        _bind_consistency_grid("first"),
         lambda o, eta: samplers.tcd(gamma=0.3 if eta is None else eta),
     ),
     "FlowMatchEulerDiscreteScheduler": SchedulerKind(

@@ -43,7 +43,7 @@ def discrete(o: Options) -> Schedule:
     return schedules.from_abar(abar_table(o))
 
 
-def floored(o: Options) -> Schedule:
+def floored_discrete(o: Options) -> Schedule:
     """`discrete`, but a last level of zero SNR has ``abar = 2^-24``."""
     return schedules.from_abar(abar_table(o, floor=True))
 
@@ -74,7 +74,7 @@ def angle(o: Options) -> Schedule:
 # ---- timesteps and ratios -------------------------------------------------------------------
 
 
-def spaced(
+def space_timesteps(
     o: Options, steps: int, *, extra: bool = False, whole: bool = True, last: int | None = None
 ) -> np.ndarray:
     """Timesteps (N,), falling, by the ``timestep_spacing`` of a config.
@@ -103,7 +103,7 @@ def spaced(
     return times[:-1] if extra and spacing != "trailing" else times
 
 
-def time_of(ratios: np.ndarray, table: np.ndarray) -> np.ndarray:
+def interpolate_times(ratios: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Fractional timesteps at which a table of ``sigma / alpha`` has given values."""
     logs = np.log(table).astype(np.float64)
     return np.interp(np.log(np.maximum(ratios, 1e-10)), logs, np.arange(len(table)))
@@ -130,7 +130,7 @@ SPACINGS: dict[str, Callable[[float, float, int], np.ndarray]] = {
 }
 
 
-def respaced(o: Options) -> str:
+def find_spacing(o: Options) -> str:
     """Which of `SPACINGS` a config asks for, or "".
 
     Raises:
@@ -142,7 +142,9 @@ def respaced(o: Options) -> str:
     return chosen[0] if chosen else ""
 
 
-def _bounded(o: Options, name: str, bounds: tuple[float, float], count: int) -> np.ndarray:
+def _space_between_bounds(
+    o: Options, name: str, bounds: tuple[float, float], count: int
+) -> np.ndarray:
     low, high = o.get("sigma_min"), o.get("sigma_max")
     low, high = bounds[0] if low is None else low, bounds[1] if high is None else high
     return SPACINGS[name](float(low), float(high), count)
@@ -169,7 +171,7 @@ def _refuse(asked: Asked, *allowed: str) -> None:
         )
 
 
-def _falling(name: str, values: Any, most: float) -> np.ndarray:
+def _read_falling(name: str, values: Any, most: float) -> np.ndarray:
     """A given list in float64.
 
     Raises:
@@ -183,7 +185,7 @@ def _falling(name: str, values: Any, most: float) -> np.ndarray:
     return out
 
 
-def _listed(o: Options, asked: Asked, name: str) -> np.ndarray:
+def _read_timesteps(o: Options, asked: Asked, name: str) -> np.ndarray:
     """Given timesteps of a table.
 
     Raises:
@@ -191,10 +193,10 @@ def _listed(o: Options, asked: Asked, name: str) -> np.ndarray:
     """
     if name:
         raise ValueError(f"timesteps cannot be given with {name}")
-    return _falling("timesteps", asked.timesteps, o["num_train_timesteps"] - 1)
+    return _read_falling("timesteps", asked.timesteps, o["num_train_timesteps"] - 1)
 
 
-def _grid(schedule: Schedule, t: Any, levels: tuple[Any, Any], init_std: float) -> Grid:
+def _make_grid(schedule: Schedule, t: Any, levels: tuple[Any, Any], init_std: float) -> Grid:
     alpha, sigma = (np.asarray(leaf, np.float64) for leaf in levels)
     return grids.of_levels(schedule, np.asarray(t, np.float64), alpha, sigma)._replace(
         init_std=float(init_std)
@@ -212,7 +214,7 @@ def table_grid(o: Options, asked: Asked, *, final: str, listed: bool = False) ->
         listed: timesteps may be given.
     """
     _refuse(asked, *(("timesteps",) if listed else ()))
-    times = asked.timesteps if asked.steps is None else spaced(o, asked.steps)
+    times = asked.timesteps if asked.steps is None else space_timesteps(o, asked.steps)
     grid = grids.from_times(discrete(o), times, final=final)
     return grid._replace(init_std=1.0)
 
@@ -240,38 +242,38 @@ def ratio_grid(
         listed: what may be given instead of a number of steps.
     """
     _refuse(asked, *listed)
-    table, name = ratio_table(o), respaced(o)
+    table, name = ratio_table(o), find_spacing(o)
     if asked.sigmas is not None:
-        ratios = _falling("sigmas", asked.sigmas, math.inf)
+        ratios = _read_falling("sigmas", asked.sigmas, math.inf)
         if len(ratios) < 2:
             raise ValueError(f"sigmas must hold the last level too, got {asked.sigmas}")
-        times = time_of(ratios[:-1], table)
+        times = interpolate_times(ratios[:-1], table)
     else:
-        times, ratios = _spacedratio_table(o, asked, table, whole, name)
+        times, ratios = _space_ratios(o, asked, table, whole, name)
     ratios = ratios.astype(F32).astype(np.float64)
     if o.get("timestep_type") == "continuous" and o["prediction_type"] == "v_prediction":
         times = 0.25 * np.log(ratios[:-1])
     alpha, sigma = _variance_preserving(ratios)
     alpha[-1], sigma[-1] = 1.0, ratios[-1]
     spread = o.get("timestep_spacing") in ("linspace", "trailing")
-    schedule = floored(o)
-    return _grid(schedule, np.append(times, 0.0), (alpha, sigma), sigma[0] if spread else 1.0)
+    schedule = floored_discrete(o)
+    return _make_grid(schedule, np.append(times, 0.0), (alpha, sigma), sigma[0] if spread else 1.0)
 
 
-def _spacedratio_table(
+def _space_ratios(
     o: Options, asked: Asked, table: np.ndarray, whole: bool, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Timesteps (N,) and ratios (N + 1,)."""
     if asked.timesteps is not None:
-        times = _listed(o, asked, name)
+        times = _read_timesteps(o, asked, name)
     else:
         assert asked.steps is not None
-        times = spaced(o, asked.steps, whole=False)
+        times = space_timesteps(o, asked.steps, whole=False)
     final = float(table[0]) if o.get("final_sigmas_type") == "sigma_min" else 0.0
     ratios = np.interp(times, np.arange(len(table)), table)
     if name:
-        ratios = _bounded(o, name, (ratios[-1], ratios[0]), len(times))
-        times = time_of(ratios, table)
+        ratios = _space_between_bounds(o, name, (ratios[-1], ratios[0]), len(times))
+        times = interpolate_times(ratios, table)
         if whole and name == "use_karras_sigmas":
             times = np.round(times)
     elif o.get("interpolation_type") == "log_linear":
@@ -296,26 +298,28 @@ def exponential_grid(
         return _flow_grid(o, asked, repeat)
     if asked.sigmas is not None:
         raise ValueError("sigmas cannot be given without use_flow_sigmas")
-    table, name = ratio_table(o), respaced(o)
+    table, name = ratio_table(o), find_spacing(o)
     if asked.timesteps is not None:
-        times = _listed(o, asked, name)
+        times = _read_timesteps(o, asked, name)
     else:
         assert asked.steps is not None
         # As many steps as timesteps would visit one of them twice.
-        times = np.unique(spaced(o, asked.steps, extra=True, last=_clipped(o)))[::-1]
+        times = np.unique(space_timesteps(o, asked.steps, extra=True, last=_count_above_clip(o)))[
+            ::-1
+        ]
     ratios = np.interp(times, np.arange(len(table)), table)
     final = o.get("final_sigmas_type", "sigma_min")
     last = {"sigma_min": float(table[0]), "zero": 0.0}[final]
     if name:
         assert asked.steps is not None
-        ratios = _bounded(o, name, (table[0], table[-1]), asked.steps)
+        ratios = _space_between_bounds(o, name, (table[0], table[-1]), asked.steps)
         last = ratios[-1] if repeat and final == "sigma_min" else last
-        times = _whole(o, time_of(ratios, table), name)
+        times = _round_times(o, interpolate_times(ratios, table), name)
     ratios = np.append(ratios, last).astype(F32).astype(np.float64)
-    return _grid(floored(o), np.append(times, 0.0), _variance_preserving(ratios), 1.0)
+    return _make_grid(floored_discrete(o), np.append(times, 0.0), _variance_preserving(ratios), 1.0)
 
 
-def _clipped(o: Options) -> int:
+def _count_above_clip(o: Options) -> int:
     """Timesteps whose half log-SNR is not below ``lambda_min_clipped``."""
     abar = abar_table(o, floor=True)
     lam = np.log(np.sqrt(abar)) - np.log(np.sqrt(F32(1) - abar))
@@ -323,7 +327,7 @@ def _clipped(o: Options) -> int:
     return len(abar) - int(np.searchsorted(lam[::-1], F32(least)))
 
 
-def _whole(o: Options, times: np.ndarray, name: str) -> np.ndarray:
+def _round_times(o: Options, times: np.ndarray, name: str) -> np.ndarray:
     """Whole timesteps: rounded for some spacings, cut for the others."""
     rounded = name in ("use_karras_sigmas", "use_lu_lambdas")
     if rounded and not (o.get("use_lu_lambdas") is not None and _is_cosine(o)):
@@ -335,11 +339,11 @@ def _is_cosine(o: Options) -> bool:
     return o["beta_schedule"] == "squaredcos_cap_v2"
 
 
-def _shift(sigmas: np.ndarray, shift: float) -> np.ndarray:
+def _shift_sigmas(sigmas: np.ndarray, shift: float) -> np.ndarray:
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-def _shifted(o: Options, sigmas: np.ndarray, mu: float | None, shift: float) -> np.ndarray:
+def _shift_by_config(o: Options, sigmas: np.ndarray, mu: float | None, shift: float) -> np.ndarray:
     """Flow levels shifted by ``shift``, or by the caller's with dynamic shifting.
 
     Raises:
@@ -350,10 +354,10 @@ def _shifted(o: Options, sigmas: np.ndarray, mu: float | None, shift: float) -> 
             raise ValueError("this scheduler shifts dynamically: give mu, see grids.flow_shift")
         shift = mu if o["time_shift_type"] == "linear" else math.exp(mu)
         return shift / (shift + (1 / sigmas - 1))
-    return _shift(sigmas, shift)
+    return _shift_sigmas(sigmas, shift)
 
 
-def _to_terminal(o: Options, sigmas: np.ndarray) -> np.ndarray:
+def _stretch_to_terminal(o: Options, sigmas: np.ndarray) -> np.ndarray:
     """Stretched so that the last level is ``shift_terminal``."""
     if not o.get("shift_terminal"):
         return sigmas
@@ -365,30 +369,30 @@ def _flow_grid(o: Options, asked: Asked, repeat: bool) -> Grid:
     if asked.timesteps is not None:
         raise ValueError("timesteps cannot be given with use_flow_sigmas")
     if "shift_terminal" in o:
-        sigmas = _unipc_flow(o, asked)
+        sigmas = _space_unipc_flow(o, asked)
     else:
         assert asked.steps is not None
         plain = 1 - np.linspace(1, 1 / total, asked.steps + 1)
         shift = o["flow_shift"] if asked.mu is None else math.exp(asked.mu)
-        sigmas = _shift(plain, shift)[::-1][:-1]
+        sigmas = _shift_sigmas(plain, shift)[::-1][:-1]
     times, final = np.trunc(sigmas * total), o.get("final_sigmas_type", "sigma_min")
     last = sigmas[-1] if repeat else float(ratio_table(o)[0])
     sigmas = np.append(sigmas, 0.0 if final == "zero" else last).astype(F32).astype(np.float64)
-    return _grid(flow(o), np.append(times, 0.0), (1 - sigmas, sigmas), 1.0)
+    return _make_grid(flow(o), np.append(times, 0.0), (1 - sigmas, sigmas), 1.0)
 
 
-def _unipc_flow(o: Options, asked: Asked) -> np.ndarray:
+def _space_unipc_flow(o: Options, asked: Asked) -> np.ndarray:
     if o["use_karras_sigmas"]:
         assert asked.steps is not None
         table = ratio_table(o)
-        ratios = _bounded(o, "use_karras_sigmas", (table[0], table[-1]), asked.steps)
+        ratios = _space_between_bounds(o, "use_karras_sigmas", (table[0], table[-1]), asked.steps)
         return ratios / (ratios + 1)
     if asked.sigmas is not None:
-        sigmas = _falling("sigmas", asked.sigmas, 1.0)
+        sigmas = _read_falling("sigmas", asked.sigmas, 1.0)
     else:
         assert asked.steps is not None
         sigmas = np.linspace(1, 1 / o["num_train_timesteps"], asked.steps + 1)[:-1]
-    sigmas = _to_terminal(o, _shifted(o, sigmas, asked.mu, o["flow_shift"]))
+    sigmas = _stretch_to_terminal(o, _shift_by_config(o, sigmas, asked.mu, o["flow_shift"]))
     if abs(sigmas[0] - 1) < 1e-6:
         sigmas[0] -= 1e-6
     return sigmas
@@ -398,9 +402,9 @@ def flow_match_grid(o: Options, asked: Asked, *, listed: tuple[str, ...] = ()) -
     """Flow matching: ``alpha = 1 - sigma``, ``t = T sigma``, ending at the data."""
     total, dynamic = o["num_train_timesteps"], o.get("use_dynamic_shifting")
     _refuse(asked, *listed, *(("mu",) if dynamic else ()))
-    times = None if asked.timesteps is None else _falling("timesteps", asked.timesteps, total)
+    times = None if asked.timesteps is None else _read_falling("timesteps", asked.timesteps, total)
     if asked.sigmas is not None:
-        sigmas = _falling("sigmas", asked.sigmas, 1.0)
+        sigmas = _read_falling("sigmas", asked.sigmas, 1.0)
         if times is not None and len(times) != len(sigmas):
             raise ValueError(f"{len(times)} timesteps and {len(sigmas)} sigmas are given")
         sigmas = sigmas.astype(F32).astype(np.float64)
@@ -408,17 +412,17 @@ def flow_match_grid(o: Options, asked: Asked, *, listed: tuple[str, ...] = ()) -
         sigmas = times / total
     else:
         ends = np.array([total, 1], F32) / F32(total)
-        high, low = ends if dynamic else _shift(ends, o["shift"]).astype(F32)
+        high, low = ends if dynamic else _shift_sigmas(ends, o["shift"]).astype(F32)
         assert asked.steps is not None
         sigmas = np.linspace(float(high) * total, float(low) * total, asked.steps) / total
-    sigmas = _to_terminal(o, _shifted(o, sigmas, asked.mu, o["shift"]))
-    name = respaced(o)
+    sigmas = _stretch_to_terminal(o, _shift_by_config(o, sigmas, asked.mu, o["shift"]))
+    name = find_spacing(o)
     if name:
-        sigmas = _bounded(o, name, (sigmas[-1], sigmas[0]), len(sigmas))
+        sigmas = _space_between_bounds(o, name, (sigmas[-1], sigmas[0]), len(sigmas))
     sigmas = sigmas.astype(F32).astype(np.float64)
     times = sigmas * total if times is None else times
     sigmas = np.append(sigmas, 0.0)
-    return _grid(flow(o), np.append(times, 0.0), (1 - sigmas, sigmas), 1.0)
+    return _make_grid(flow(o), np.append(times, 0.0), (1 - sigmas, sigmas), 1.0)
 
 
 def edm_grid(o: Options, asked: Asked) -> Grid:
@@ -433,7 +437,7 @@ def edm_grid(o: Options, asked: Asked) -> Grid:
     last = {"zero": 0.0, "sigma_min": sigmas[-1]}[o["final_sigmas_type"]]
     levels = np.ones(len(sigmas) + 1), np.append(sigmas, last)
     times = np.append(0.25 * np.log(sigmas), math.log(o["sigma_min"]) / 4)
-    return _grid(edm(o), times, levels, math.sqrt(o["sigma_max"] ** 2 + 1))
+    return _make_grid(edm(o), times, levels, math.sqrt(o["sigma_max"] ** 2 + 1))
 
 
 def angle_grid(o: Options, asked: Asked) -> Grid:
@@ -442,4 +446,4 @@ def angle_grid(o: Options, asked: Asked) -> Grid:
     assert asked.steps is not None
     sigma = np.sin(linspace(1, 0, asked.steps + 1).astype(np.float64) * math.pi / 2) ** 2
     alpha = np.sqrt(1 - sigma**2)
-    return _grid(angle(o), np.arctan2(sigma, alpha) / math.pi * 2, (alpha, sigma), 1.0)
+    return _make_grid(angle(o), np.arctan2(sigma, alpha) / math.pi * 2, (alpha, sigma), 1.0)

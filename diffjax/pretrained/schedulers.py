@@ -88,17 +88,17 @@ def load_scheduler(source: Mapping[str, Any] | StrPath, *, eta: float | None = N
     if name in INSTEAD:
         raise ValueError(f"{name} is not supported: {INSTEAD[name]}")
     kind = choose("scheduler class", name, KINDS)
-    o = _checked(name, kind, config)
+    o = _complete_options(name, kind, config)
     if eta is not None and name not in ("DDIMScheduler", "TCDScheduler"):
         raise ValueError(f"{name} takes no eta; DDIMScheduler and TCDScheduler do")
     return Scheduler(
         name,
         kind.schedule(o),
-        _parameterization(kind, o),
+        _build_parameterization(kind, o),
         kind.sampler(o, eta),
         functools.partial(make_grid, kind, o),
-        functools.partial(_rows, kind.sampler(o, eta), o["num_train_timesteps"]),
-        functools.partial(_bound, kind, o),
+        functools.partial(_plan_rows, kind.sampler(o, eta), o["num_train_timesteps"]),
+        functools.partial(_bind_rederivation, kind, o),
         config,
     )
 
@@ -156,7 +156,7 @@ def flow_mu(scheduler: Scheduler, tokens: int) -> float:
     return math.log(shift)
 
 
-def _checked(name: str, kind: SchedulerKind, config: Mapping[str, Any]) -> dict[str, Any]:
+def _complete_options(name: str, kind: SchedulerKind, config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a class with those given.
 
     Raises:
@@ -178,7 +178,7 @@ def _checked(name: str, kind: SchedulerKind, config: Mapping[str, Any]) -> dict[
     if problems:
         raise ValueError(f"this {name} is not supported: {', '.join(problems)}")
     check_scheduler(out, kind.defaults, f"the config of {name}")
-    levels.respaced(out)
+    levels.find_spacing(out)
     _check_flow(name, out)
     return out
 
@@ -190,7 +190,7 @@ def _check_flow(name: str, o: Options) -> None:
     """
     if "use_flow_sigmas" not in o:
         return
-    prediction, spacing = o["prediction_type"], levels.respaced(o)
+    prediction, spacing = o["prediction_type"], levels.find_spacing(o)
     if o["use_flow_sigmas"] and prediction == "v_prediction":
         raise ValueError(f"{name} with use_flow_sigmas does not support v_prediction")
     if prediction == "flow_prediction" and not o["use_flow_sigmas"]:
@@ -205,17 +205,17 @@ def _check_flow(name: str, o: Options) -> None:
 # ---- what a config means --------------------------------------------------------------------
 
 
-def _parameterization(kind: SchedulerKind, o: Options) -> Parameterization:
+def _build_parameterization(kind: SchedulerKind, o: Options) -> Parameterization:
     prediction = o.get("prediction_type", kind.prediction)
     if "sigma_data" in o:
         inner = parameterization.edm(o["sigma_data"])
-        return _negated(inner) if prediction == "v_prediction" else inner
+        return _negate_output(inner) if prediction == "v_prediction" else inner
     inner = parameterization.make(choose("prediction_type", prediction, PREDICTIONS))
     learned = o.get("variance_type") in ("learned", "learned_range")
     return parameterization.learned_range(inner) if learned else inner
 
 
-def _negated(inner: Parameterization) -> Parameterization:
+def _negate_output(inner: Parameterization) -> Parameterization:
     """The same with the sign of the network's output changed."""
     return inner._replace(
         target=lambda x, eps, level: -inner.target(x, eps, level),
@@ -224,7 +224,7 @@ def _negated(inner: Parameterization) -> Parameterization:
     )
 
 
-def _bound(kind: SchedulerKind, o: Options, denoise: Denoiser) -> Denoiser:
+def _bind_rederivation(kind: SchedulerKind, o: Options, denoise: Denoiser) -> Denoiser:
     if kind.rederive is None or not o.get("predict_x0", True):
         return denoise
     if o.get("thresholding"):
@@ -265,13 +265,13 @@ def make_grid(
     """
     grid = kind.grid(o, Asked(steps, timesteps, sigmas, mu))
     if start is not None and 0 < start < 1:
-        return grids.skip(grid, _handed_over(kind, o, grid, start))
+        return grids.skip(grid, _find_handover(kind, o, grid, start))
     first = grids.truncate(grid, strength=strength).first
     # diffusers skips rows, and its PLMS visits level 1 twice.
     return grids.skip(grid, first - (first > 1 and bool(o.get("skip_prk_steps"))))
 
 
-def _handed_over(kind: SchedulerKind, o: Options, grid: Grid, start: float) -> int:
+def _find_handover(kind: SchedulerKind, o: Options, grid: Grid, start: float) -> int:
     """The first level of a second model.
 
     With two evaluations a step it is that of the first step which has an evaluation below the cut.
@@ -288,7 +288,7 @@ def _cut(total: int, fraction: float) -> int:
     return round(total - fraction * total)
 
 
-def _rows(sampler: Sampler, total: int, grid: Grid, end: float | None = None) -> Rows:
+def _plan_rows(sampler: Sampler, total: int, grid: Grid, end: float | None = None) -> Rows:
     """The plan of a grid, up to a fraction of the denoising.
 
     Args:

@@ -19,11 +19,11 @@ from diffjax.pretrained.recognise import describe_keys
 from diffjax.pretrained.single_file_parts import (
     HEAD,
     Part,
-    autoencoder_part,
-    below,
-    clip_part,
+    build_autoencoder_part,
+    build_clip_part,
+    build_open_clip_part,
     count_numbers,
-    open_clip_part,
+    select_below,
 )
 from diffjax.types import choose
 from diffjax.untrusted import name_some, naming
@@ -112,26 +112,30 @@ def open_single_file(
     if strange := [f"{key} ({kind})" for key, kind in _MARKED.items() if key in weights]:
         raise ValueError(f"{path} is of a kind that is not supported: it has {strange[0]}")
     with naming(str(path)):
-        return _parts(weights, ema, vae)
+        return _build_parts(weights, ema, vae)
 
 
-def _parts(weights: Weights, ema: bool, vae: bool) -> tuple[str, dict[str, Part]]:
-    control = _control_weights(weights)
+def _build_parts(weights: Weights, ema: bool, vae: bool) -> tuple[str, dict[str, Part]]:
+    control = _select_control_weights(weights)
     if control and not any(key.startswith(UNET) for key in weights):
-        return "controlnet", {"controlnet": _control_part(control)}
+        return "controlnet", {"controlnet": _build_control_part(control)}
     name = family_of(weights)
     family = FAMILIES[name]
-    unet = _averaged(weights) if ema else below(weights, UNET)
-    parts = {"unet": _unet_part(unet, family)}
+    unet = _take_averaged(weights) if ema else select_below(weights, UNET)
+    parts = {"unet": _build_unet_part(unet, family)}
     if vae:
-        parts["vae"] = autoencoder_part(below(weights, AUTOENCODER), scale=family.scale)
+        parts["vae"] = build_autoencoder_part(
+            select_below(weights, AUTOENCODER), scale=family.scale
+        )
     if family.clip:
-        parts["text_encoder"] = clip_part(below(weights, family.clip))
+        parts["text_encoder"] = build_clip_part(select_below(weights, family.clip))
     if family.open_clip:
         slot = "text_encoder_2" if family.projected else "text_encoder"
-        parts[slot] = open_clip_part(below(weights, family.open_clip), family.projected)
+        parts[slot] = build_open_clip_part(
+            select_below(weights, family.open_clip), family.projected
+        )
     if control:
-        parts["controlnet"] = _control_part(control)
+        parts["controlnet"] = _build_control_part(control)
     return name, parts
 
 
@@ -168,9 +172,11 @@ def load_single_file(
     return out
 
 
-def _averaged(weights: Weights) -> Weights:
+def _take_averaged(weights: Weights) -> Weights:
     """The averaged weights of the UNet, whose keys have lost their dots."""
-    names = {f"{EMA}diffusion_model{key.replace('.', '')}": key for key in below(weights, UNET)}
+    names = {
+        f"{EMA}diffusion_model{key.replace('.', '')}": key for key in select_below(weights, UNET)
+    }
     if absent := sorted(set(names) - set(weights)):
         raise ValueError(f"this file has no averaged weights: {', '.join(absent)} are missing")
     return Weights({key: weights.tensors[name] for name, key in names.items()})
@@ -199,7 +205,7 @@ OUTER = {
 MIDDLE = ("resnets.0", "attentions.0", "resnets.1")
 
 
-def unet_name(key: str, blocks: int) -> str:
+def rename_unet_key(key: str, blocks: int) -> str:
     """diffusers' name of a UNet weight, given the residual blocks per level; others stay as is."""
     module, _, leaf = key.rpartition(".")
     if module in OUTER:
@@ -220,12 +226,14 @@ def unet_name(key: str, blocks: int) -> str:
     return key
 
 
-def _unet_part(weights: Weights, family: Family) -> Part:
-    config = unet_config(weights, heads=family.heads)
-    return Part(config, weights.renamed(lambda key: unet_name(key, config["layers_per_block"])))
+def _build_unet_part(weights: Weights, family: Family) -> Part:
+    config = derive_unet_config(weights, heads=family.heads)
+    return Part(
+        config, weights.rename_keys(lambda key: rename_unet_key(key, config["layers_per_block"]))
+    )
 
 
-def unet_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
+def derive_unet_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
     """The config of the UNet with these weights.
 
     Args:
@@ -234,7 +242,7 @@ def unet_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
     Raises:
         ValueError: this is no UNet of the family.
     """
-    config = encoder_config(weights, heads=heads)
+    config = derive_encoder_config(weights, heads=heads)
     ups = [kind.replace("Down", "Up") for kind in reversed(config["down_block_types"])]
     return config | dict(
         _class_name="UNet2DConditionModel",
@@ -243,8 +251,8 @@ def unet_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
     )
 
 
-def encoder_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
-    """The part of `unet_config` that the way down tells."""
+def derive_encoder_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
+    """The part of `derive_unet_config` that the way down tells."""
     downs = sorted(
         int(m[1]) for k in weights if (m := re.match(r"input_blocks\.(\d+)\.0\.op\.w", k))
     )
@@ -253,7 +261,7 @@ def encoder_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
     blocks, levels = downs[0] - 1, len(downs) + 1
     starts = [f"input_blocks.{1 + i * (blocks + 1)}" for i in range(levels)]
     widths = [weights.shape(f"{start}.0.in_layers.2.weight")[0] for start in starts]
-    depths = [_depth(weights, f"{start}.1") for start in starts]
+    depths = [_count_transformer_blocks(weights, f"{start}.1") for start in starts]
     middle = "middle_block.1"
     added = "label_emb.0.0.weight"
     vectors = dict(addition_embed_type="text_time", addition_time_embed_dim=256)
@@ -265,7 +273,10 @@ def encoder_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
         layers_per_block=blocks,
         down_block_types=[f"{'CrossAttn' if depth else ''}DownBlock2D" for depth in depths],
         # The last depth is that of the middle too.
-        transformer_layers_per_block=[*(d or 1 for d in depths[:-1]), _depth(weights, middle)],
+        transformer_layers_per_block=[
+            *(d or 1 for d in depths[:-1]),
+            _count_transformer_blocks(weights, middle),
+        ],
         attention_head_dim=heads or [width // HEAD for width in widths],
         cross_attention_dim=weights.shape(f"{middle}.transformer_blocks.0.attn2.to_k.weight")[1],
         use_linear_projection=len(weights.shape(f"{middle}.proj_in.weight")) == 2,
@@ -273,7 +284,7 @@ def encoder_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
     )
 
 
-def _depth(weights: Weights, attention: str) -> int:
+def _count_transformer_blocks(weights: Weights, attention: str) -> int:
     return count_numbers(weights, rf"{re.escape(attention)}\.transformer_blocks\.(\d+)\.")
 
 
@@ -283,13 +294,13 @@ HINT = "input_hint_block"
 _CLIP_WIDTH = 768  # of the text that version 1 attends to
 
 
-def _control_weights(weights: Weights) -> Weights:
+def _select_control_weights(weights: Weights) -> Weights:
     """The weights of a ControlNet, with or without the prefix of the training code; maybe none."""
-    found = below(weights, CONTROL)
+    found = select_below(weights, CONTROL)
     return weights if not found and f"{HINT}.0.weight" in weights else found
 
 
-def control_name(key: str, blocks: int, last: int) -> str:
+def rename_control_key(key: str, blocks: int, last: int) -> str:
     """diffusers' name of a ControlNet's weight; ``last`` is the number of the hint's last layer."""
     if m := re.fullmatch(r"(zero_convs\.\d+|middle_block_out)\.0\.(\w+)", key):
         return f"{m[1].replace('zero_convs', 'controlnet_down_blocks')}.{m[2]}".replace(
@@ -299,18 +310,18 @@ def control_name(key: str, blocks: int, last: int) -> str:
         number = int(m[1])
         ends = {0: "conv_in", last: "conv_out"}
         return f"controlnet_cond_embedding.{ends.get(number, f'blocks.{number // 2 - 1}')}.{m[2]}"
-    return unet_name(key, blocks)
+    return rename_unet_key(key, blocks)
 
 
-def _control_part(weights: Weights) -> Part:
+def _build_control_part(weights: Weights) -> Part:
     last = count_numbers(weights, rf"{HINT}\.(\d+)\.") - 1
     v1 = weights.shape("middle_block.1.transformer_blocks.0.attn2.to_k.weight")[1] == _CLIP_WIDTH
     # Layers come in pairs, a SiLU after each; the second of a pair widens.
     widths = [weights.shape(f"{HINT}.{i}.weight")[0] for i in range(0, last, 4)]
-    config = encoder_config(weights, heads=FAMILIES["v1"].heads if v1 else None) | dict(
+    config = derive_encoder_config(weights, heads=FAMILIES["v1"].heads if v1 else None) | dict(
         _class_name="ControlNetModel",
         conditioning_channels=weights.shape(f"{HINT}.0.weight")[1],
         conditioning_embedding_out_channels=widths,
     )
     blocks = config["layers_per_block"]
-    return Part(config, weights.renamed(lambda key: control_name(key, blocks, last)))
+    return Part(config, weights.rename_keys(lambda key: rename_control_key(key, blocks, last)))

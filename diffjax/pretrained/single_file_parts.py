@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffjax.pretrained.files import Tensor, Weights
-from diffjax.pretrained.models import modern_name
+from diffjax.pretrained.models import modernise_key
 
 HEAD = 64  # channels of a head, but in the UNet of version 1, which has 8 heads
 GROUPS = 32
@@ -23,7 +23,7 @@ class Part(NamedTuple):
     weights: Weights
 
 
-def below(weights: Weights, prefix: str) -> Weights:
+def select_below(weights: Weights, prefix: str) -> Weights:
     """The tensors under a prefix, without it."""
     size = len(prefix)
     return Weights({k[size:]: v for k, v in weights.tensors.items() if k.startswith(prefix)})
@@ -42,7 +42,7 @@ _TRAINING = ("loss.", "model_ema.", "discriminator.")
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
-def autoencoder_name(key: str, levels: int) -> str:
+def rename_autoencoder_key(key: str, levels: int) -> str:
     """diffusers' name of a weight of the autoencoder; others stay as is."""
     key = re.sub(r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out.", key)
     key = re.sub(r"\.nin_shortcut\.", ".conv_shortcut.", key)
@@ -69,7 +69,7 @@ def autoencoder_name(key: str, levels: int) -> str:
     return re.sub(r"(_blocks\.\d+)\.(down|up)sample\.conv\.", r"\1.\2samplers.0.conv.", key)
 
 
-def autoencoder_part(weights: Weights, *, scale: float | None) -> Part:
+def build_autoencoder_part(weights: Weights, *, scale: float | None) -> Part:
     """The autoencoder of weights in the layout of the published code, without a prefix.
 
     Args:
@@ -79,19 +79,22 @@ def autoencoder_part(weights: Weights, *, scale: float | None) -> Part:
         ValueError: there is no autoencoder.
     """
     weights = Weights({k: v for k, v in weights.tensors.items() if not k.startswith(_TRAINING)})
-    config = autoencoder_config(weights, scale=scale)
+    config = derive_autoencoder_config(weights, scale=scale)
     levels = len(config["block_out_channels"])
-    named = weights.renamed(lambda key: autoencoder_name(key, levels))
-    square = {k: t.then(_flat) if ".attentions." in k else t for k, t in named.tensors.items()}
+    named = weights.rename_keys(lambda key: rename_autoencoder_key(key, levels))
+    square = {
+        k: t.map(_flatten_convolution) if ".attentions." in k else t
+        for k, t in named.tensors.items()
+    }
     return Part(config, Weights(square))
 
 
-def _flat(value: np.ndarray) -> np.ndarray:
+def _flatten_convolution(value: np.ndarray) -> np.ndarray:
     """A 1x1 convolution as the matrix it is."""
     return value.reshape(value.shape[:2]) if value.ndim == 4 else value
 
 
-def autoencoder_config(weights: Weights, *, scale: float | None) -> dict[str, Any]:
+def derive_autoencoder_config(weights: Weights, *, scale: float | None) -> dict[str, Any]:
     """The config of the autoencoder with these weights.
 
     Raises:
@@ -140,7 +143,7 @@ _OPEN_CLIP_OUTER = {
 _FC1 = "text_model.encoder.layers.0.mlp.fc1.weight"
 
 
-def _text_config(weights: Weights, layers: int, **options: Any) -> dict[str, Any]:
+def _derive_text_config(weights: Weights, layers: int, **options: Any) -> dict[str, Any]:
     rows, width = weights.shape("text_model.embeddings.token_embedding.weight")
     return dict(
         model_type="clip_text_model",
@@ -155,31 +158,31 @@ def _text_config(weights: Weights, layers: int, **options: Any) -> dict[str, Any
     )
 
 
-def clip_part(weights: Weights) -> Part:
+def build_clip_part(weights: Weights) -> Part:
     """The text encoder of CLIP."""
-    weights = weights.renamed(modern_name)
+    weights = weights.rename_keys(modernise_key)
     layers = count_numbers(weights, r"text_model\.encoder\.layers\.(\d+)\.")
     options = dict(architectures=["CLIPTextModel"], hidden_act="quick_gelu")
-    return Part(_text_config(weights, layers, **options), weights)
+    return Part(_derive_text_config(weights, layers, **options), weights)
 
 
-def open_clip_part(weights: Weights, projected: bool) -> Part:
+def build_open_clip_part(weights: Weights, projected: bool) -> Part:
     """The text half of OpenCLIP, with its projection if that is used."""
     # Without projection, the output of the last layer but one is what the UNet sees.
     layers = count_numbers(weights, r"transformer\.resblocks\.(\d+)\.")
     layers -= not projected and layers != _USED
     out: dict[str, Tensor] = {}
     for key, tensor in weights.tensors.items():
-        out.update(_open_clip(key, tensor, layers, projected))
+        out.update(_convert_open_clip(key, tensor, layers, projected))
     named = Weights(out)
     options: dict[str, Any] = dict(architectures=["CLIPTextModel"], hidden_act="gelu")
     if projected:
         options["architectures"] = ["CLIPTextModelWithProjection"]
         options["projection_dim"] = weights.shape("text_projection")[1]
-    return Part(_text_config(named, layers, **options), named)
+    return Part(_derive_text_config(named, layers, **options), named)
 
 
-def _open_clip(key: str, tensor: Tensor, layers: int, projected: bool) -> dict[str, Tensor]:
+def _convert_open_clip(key: str, tensor: Tensor, layers: int, projected: bool) -> dict[str, Tensor]:
     """The weights that one of OpenCLIP becomes: none, one, or three if it is fused."""
     # Constants, and the half that sees images, which merged files have kept.
     if key.startswith(("logit_", "attn_mask", "visual.")):
@@ -187,7 +190,7 @@ def _open_clip(key: str, tensor: Tensor, layers: int, projected: bool) -> dict[s
     if key.startswith("text_projection") and not projected:
         return {}
     if key == "text_projection":
-        return {"text_projection.weight": tensor.then(np.transpose)}
+        return {"text_projection.weight": tensor.map(np.transpose)}
     m = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", key)
     if not m:
         return {_OPEN_CLIP_OUTER.get(key, key): tensor}
@@ -197,10 +200,10 @@ def _open_clip(key: str, tensor: Tensor, layers: int, projected: bool) -> dict[s
     if m[2] != "attn.in_proj":
         return {f"{head}.{_OPEN_CLIP.get(m[2], m[2])}.{leaf}": tensor}
     return {
-        f"{head}.self_attn.{name}_proj.{leaf}": tensor.then(_third(i))
+        f"{head}.self_attn.{name}_proj.{leaf}": tensor.map(_make_third(i))
         for i, name in enumerate("qkv")
     }
 
 
-def _third(i: int) -> Callable[[np.ndarray], np.ndarray]:
+def _make_third(i: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda value: np.split(value, 3)[i]

@@ -47,7 +47,7 @@ class _Leaf(NamedTuple):
     kernel: bool
     value: Any
 
-    def outward(self) -> tuple[int, ...]:
+    def find_outward_axes(self) -> tuple[int, ...]:
         """Axes that turn one layer's (..., I, O) into (O, I, ...)."""
         axes = len(self.value.shape) - self.stacked
         return (axes - 1, axes - 2, *range(axes - 2)) if self.kernel else tuple(range(axes))
@@ -55,10 +55,10 @@ class _Leaf(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         """Shape of one layer in the state dict."""
         shape = self.value.shape[1:] if self.stacked else self.value.shape
-        return tuple(shape[axis] for axis in self.outward())
+        return tuple(shape[axis] for axis in self.find_outward_axes())
 
 
-def _leaf(path: tuple[Any, ...], value: Any) -> _Leaf:
+def _describe_leaf(path: tuple[Any, ...], value: Any) -> _Leaf:
     if not path or not all(isinstance(part, jax.tree_util.DictKey) for part in path):
         raise ValueError(
             f"parameters must be nested dicts, but there is one at {jax.tree_util.keystr(path)!r}"
@@ -73,23 +73,23 @@ def _leaf(path: tuple[Any, ...], value: Any) -> _Leaf:
     return _Leaf(keys, True, leaf == "kernel", value)
 
 
-def _named(params: PyTree) -> tuple[list[_Leaf], Any]:
+def _name_leaves(params: PyTree) -> tuple[list[_Leaf], Any]:
     """The leaves in the order of the tree, and its structure."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    named = [_leaf(path, value) for path, value in leaves]
+    named = [_describe_leaf(path, value) for path, value in leaves]
     counts = Counter(key for leaf in named for key in leaf.keys)
     if twice := [key for key, count in counts.items() if count > 1]:
         raise ValueError(f"several parameters would have the same key: {', '.join(sorted(twice))}")
     return named, structure
 
 
-def state_shapes(like: PyTree) -> dict[str, tuple[int, ...]]:
+def list_state_shapes(like: PyTree) -> dict[str, tuple[int, ...]]:
     """The keys and shapes of the state dict of a tree of arrays or ``jax.ShapeDtypeStruct``.
 
     Raises:
         ValueError: as `to_state_dict`.
     """
-    return {key: leaf.shape() for leaf in _named(like)[0] for key in leaf.keys}
+    return {key: leaf.shape() for leaf in _name_leaves(like)[0] for key in leaf.keys}
 
 
 def iterate_state(params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
@@ -98,10 +98,10 @@ def iterate_state(params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
     Raises:
         ValueError: as `to_state_dict`.
     """
-    for leaf in _named(params)[0]:
+    for leaf in _name_leaves(params)[0]:
         value = np.asarray(leaf.value)
         for key, layer in zip(leaf.keys, value if leaf.stacked else value[None], strict=True):
-            yield key, np.ascontiguousarray(layer.transpose(leaf.outward()))
+            yield key, np.ascontiguousarray(layer.transpose(leaf.find_outward_axes()))
 
 
 def to_state_dict(params: PyTree) -> dict[str, np.ndarray]:
@@ -132,26 +132,26 @@ def from_state_dict(
             (integers for floats), not finite, or too large for its type, or joined paths of
             ``like`` are not unique.
     """
-    named, structure = _named(like)
+    named, structure = _name_leaves(like)
     found = {key for key in state if not key.endswith(_BUFFERS)}
     _check_keys(found, {key for leaf in named for key in leaf.keys})
     leaves = []
     for leaf in named:
-        value = _filled(leaf, state)
+        value = _fill_leaf(leaf, state)
         leaves.append(value if place is None else place(leaf.keys[0], value))
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
-def _filled(leaf: _Leaf, state: Mapping[str, Any]) -> np.ndarray:
+def _fill_leaf(leaf: _Leaf, state: Mapping[str, Any]) -> np.ndarray:
     """The array of a leaf, cast layer by layer."""
     out: np.ndarray | None = None
     for place, key in enumerate(leaf.keys):
-        value = _checked(key, np.asarray(state[key]), leaf)
+        value = _check_value(key, np.asarray(state[key]), leaf)
         if out is None:  # reserved once a first array of the right shape is there
             out = np.empty(leaf.value.shape, leaf.value.dtype)
         layer = out[place] if leaf.stacked else out
         with np.errstate(over="ignore"):
-            layer.transpose(leaf.outward())[...] = value
+            layer.transpose(leaf.find_outward_axes())[...] = value
         if not np.isfinite(layer).all():
             raise ValueError(
                 f"{key} holds values that are too large for {out.dtype}, up to "
@@ -160,7 +160,7 @@ def _filled(leaf: _Leaf, state: Mapping[str, Any]) -> np.ndarray:
     return np.empty(leaf.value.shape, leaf.value.dtype) if out is None else out
 
 
-def _checked(key: str, value: np.ndarray, leaf: _Leaf) -> np.ndarray:
+def _check_value(key: str, value: np.ndarray, leaf: _Leaf) -> np.ndarray:
     """An array of a state dict that fits a leaf.
 
     Raises:
@@ -168,7 +168,7 @@ def _checked(key: str, value: np.ndarray, leaf: _Leaf) -> np.ndarray:
     """
     if value.shape != leaf.shape():
         raise ValueError(f"{key} has shape {value.shape}, but the network needs {leaf.shape()}")
-    if _kind(value.dtype) != _kind(leaf.value.dtype):
+    if _name_kind(value.dtype) != _name_kind(leaf.value.dtype):
         raise ValueError(
             f"{key} holds numbers of type {value.dtype}, but the network needs {leaf.value.dtype}"
         )
@@ -177,7 +177,7 @@ def _checked(key: str, value: np.ndarray, leaf: _Leaf) -> np.ndarray:
     return value
 
 
-def _kind(dtype: Any) -> str:
+def _name_kind(dtype: Any) -> str:
     kinds = {"floats": np.floating, "integers": np.integer, "complex": np.complexfloating}
     return next((k for k, v in kinds.items() if jax.dtypes.issubdtype(dtype, v)), "others")
 
@@ -215,17 +215,17 @@ def change_leaves(
         params: tree of arrays; leaves that do not change are not copied.
         changes: ``old -> new`` by key of the state dict and in its axes.
     """
-    named, structure = _named(params)
-    return jax.tree_util.tree_unflatten(structure, [_changed(leaf, changes) for leaf in named])
+    named, structure = _name_leaves(params)
+    return jax.tree_util.tree_unflatten(structure, [_change_leaf(leaf, changes) for leaf in named])
 
 
-def _changed(leaf: _Leaf, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> Any:
+def _change_leaf(leaf: _Leaf, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> Any:
     if not any(key in changes for key in leaf.keys):
         return leaf.value
     out = np.array(leaf.value)
     for key, layer in zip(leaf.keys, out if leaf.stacked else out[None], strict=True):
         if key in changes:
-            part = layer.transpose(leaf.outward())
+            part = layer.transpose(leaf.find_outward_axes())
             part[...] = changes[key](part.astype(np.float32))
     sharding = getattr(leaf.value, "sharding", None)
     return out if sharding is None else jax.device_put(out, sharding)

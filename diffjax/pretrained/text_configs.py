@@ -49,7 +49,7 @@ _TEXT_IGNORED = (
 )
 
 
-def _text(config: Config) -> CLIPText:
+def _build_text(config: Config) -> CLIPText:
     return CLIPText(
         vocabulary=config["vocab_size"],
         positions=config["max_position_embeddings"],
@@ -63,11 +63,11 @@ def _text(config: Config) -> CLIPText:
     )
 
 
-def _projected(config: Config) -> CLIPText:
-    return _text(config).clone(projection=config["projection_dim"])
+def _build_projected(config: Config) -> CLIPText:
+    return _build_text(config).clone(projection=config["projection_dim"])
 
 
-def _text_inputs(net: CLIPText, config: Config) -> tuple[Any, ...]:
+def _make_text_inputs(net: CLIPText, config: Config) -> tuple[Any, ...]:
     return (jnp.zeros((1, 1), jnp.int32),)
 
 
@@ -88,12 +88,12 @@ def _describe_text(net: CLIPText, in_channels: int) -> dict[str, Any]:
     )
 
 
-def _text_kind(make: Callable[[Config], CLIPText]) -> NetworkKind:
+def _make_text_kind(make: Callable[[Config], CLIPText]) -> NetworkKind:
     tables = (_TEXT_DEFAULTS, _TEXT_FIXED, _TEXT_IGNORED)
-    return NetworkKind("transformers", make, _describe_text, _text_inputs, *tables)
+    return NetworkKind("transformers", make, _describe_text, _make_text_inputs, *tables)
 
 
 TEXT_ENCODERS: dict[str, NetworkKind] = {
-    "CLIPTextModel": _text_kind(_text),
-    "CLIPTextModelWithProjection": _text_kind(_projected),
+    "CLIPTextModel": _make_text_kind(_build_text),
+    "CLIPTextModelWithProjection": _make_text_kind(_build_projected),
 }

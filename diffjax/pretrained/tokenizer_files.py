@@ -103,9 +103,9 @@ def read_backend(path: Path) -> hf.Tokenizer:
     if model.get("dropout"):
         raise ValueError(f"{path} has model.dropout={show(model['dropout'])}: it must be null")
     _check_merges(model.get("merges"), _check_vocabulary(model.get("vocab"), path), path)
-    for entry in _entries(found.get("added_tokens"), path):
+    for entry in _read_entries(found.get("added_tokens"), path):
         _check_added(entry, path)
-    for pattern in _patterns(found):
+    for pattern in _find_patterns(found):
         check_pattern(pattern, path)
     try:
         backend = hf.Tokenizer.from_file(str(path))
@@ -146,7 +146,7 @@ def list_added(decoder: Any, more: dict[str, Any], path: Path) -> dict[str, int]
     return out
 
 
-def _entries(found: Any, path: Path) -> list[dict[str, Any]]:
+def _read_entries(found: Any, path: Path) -> list[dict[str, Any]]:
     entries = [] if found is None else found
     wrong = not isinstance(entries, list) or len(entries) > TOKENS
     if wrong or not all(isinstance(entry, dict) for entry in entries):
@@ -164,7 +164,7 @@ def _check_added(entry: dict[str, Any], path: Path) -> None:
         )
 
 
-def _patterns(found: dict[str, Any]) -> Iterator[Any]:
+def _find_patterns(found: dict[str, Any]) -> Iterator[Any]:
     """Every regular expression of a pipeline."""
     parts: list[Any] = [found.get(k) for k in ("normalizer", "pre_tokenizer", "decoder")]
     while parts:

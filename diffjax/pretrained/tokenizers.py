@@ -24,7 +24,7 @@ import tokenizers as hf
 from tokenizers import models, normalizers, pre_tokenizers
 
 from diffjax.pretrained.config_specs import TOKENIZER
-from diffjax.pretrained.files import StrPath, inside, write_json
+from diffjax.pretrained.files import StrPath, resolve_inside, write_json
 from diffjax.pretrained.tokenizer_files import (
     list_added,
     read_backend,
@@ -78,7 +78,7 @@ class Tokenizer(NamedTuple):
             return self.backend.encode(text, add_special_tokens=False).ids
         out: list[int] = []
         # Every other piece is a word that was added.
-        for k, piece in enumerate(_words_of(tuple(self.concepts)).split(self.normalise(text))):
+        for k, piece in enumerate(_compile_words(tuple(self.concepts)).split(self.normalise(text))):
             if k % 2:
                 out += self.concepts[piece]
             else:
@@ -99,13 +99,15 @@ class Tokenizer(NamedTuple):
             warnings.warn(
                 f"the prompt has {len(ids)} tokens, {room} fit; cut off: {lost!r}", stacklevel=2
             )
-        return self._chunked([(i, 1.0) for i in ids[:room]])
+        return self._split_chunks([(i, 1.0) for i in ids[:room]])
 
     def weighted(self, text: str) -> Tokens:
         """As many chunks as the text needs, with the weights of its parts; see the module."""
-        return self._chunked([(i, w) for part, w in parse_weights(text) for i in self.ids(part)])
+        return self._split_chunks(
+            [(i, w) for part, w in parse_weights(text) for i in self.ids(part)]
+        )
 
-    def _chunked(self, tokens: list[tuple[int, float]]) -> Tokens:
+    def _split_chunks(self, tokens: list[tuple[int, float]]) -> Tokens:
         room = self.length - 2
         count = max(1, -(-len(tokens) // room))
         ids = np.full((count, self.length), self.pad, np.int32)
@@ -118,13 +120,13 @@ class Tokenizer(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def _words_of(names: tuple[str, ...]) -> re.Pattern[str]:
+def _compile_words(names: tuple[str, ...]) -> re.Pattern[str]:
     """A pattern of added words, the longest first, that are not parts of others."""
     longest = sorted(names, key=lambda name: (-len(name), name))
-    return re.compile(f"({'|'.join(map(_bounded, longest))})")
+    return re.compile(f"({'|'.join(map(_bound_word, longest))})")
 
 
-def _bounded(name: str) -> str:
+def _bound_word(name: str) -> str:
     before, after = (r"\b" if re.match(r"\w", sign) else "" for sign in (name[0], name[-1]))
     return f"{before}{re.escape(name)}{after}"
 
@@ -140,11 +142,13 @@ def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
         ValueError: a file is damaged, or the special tokens are not in the vocabulary.
     """
     path = Path(folder)
-    config = _special(path)
+    config = _read_special(path)
     check(config, TOKENIZER, path / "tokenizer_config.json")
-    backend = _backend(path)
-    names = [_content(config.get(f"{k}_token"), d) for k, d in (("bos", _START), ("eos", _END))]
-    names.append(pad or _content(config.get("pad_token"), names[1]))
+    backend = _load_backend(path)
+    names = [
+        _read_content(config.get(f"{k}_token"), d) for k, d in (("bos", _START), ("eos", _END))
+    ]
+    names.append(pad or _read_content(config.get("pad_token"), names[1]))
     if absent := [name for name in names if backend.token_to_id(name) is None]:
         raise ValueError(f"the vocabulary in {path} lacks {name_some(absent)}")
     # A prompt may hold them: then they are one token, as in transformers.
@@ -153,17 +157,17 @@ def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
     vocabulary = backend.get_vocab()
     start, end, padding = (vocabulary[name] for name in names)
     length = length if length < _UNBOUNDED else _LENGTH
-    return _with_added_words(Tokenizer(backend, length, start, end, padding))
+    return _learn_added_words(Tokenizer(backend, length, start, end, padding))
 
 
-def _with_added_words(tokenizer: Tokenizer) -> Tokenizer:
+def _learn_added_words(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with the words that its files have added.
 
     Of a word of several tokens the others are called ``word_1``, ``word_2``, as in diffusers.
     """
     known = tokenizer.backend.get_added_tokens_decoder()
     added = {token.content: i for i, token in known.items() if not token.special}
-    chains = {name: _chain(name, added) for name in added}
+    chains = {name: _follow_chain(name, added) for name in added}
     later = {other for chain in chains.values() for other in chain[1:]}
     concepts = {
         tokenizer.normalise(name): tuple(added[other] for other in chain)
@@ -173,7 +177,7 @@ def _with_added_words(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer._replace(concepts=concepts)
 
 
-def _chain(name: str, added: Collection[str]) -> list[str]:
+def _follow_chain(name: str, added: Collection[str]) -> list[str]:
     chain = [name]
     while (following := f"{name}_{len(chain)}") in added:
         chain.append(following)
@@ -194,31 +198,31 @@ def save_tokenizer(folder: StrPath, tokenizer: Tokenizer) -> None:
     write_json(path / "tokenizer_config.json", config)
 
 
-def _special(path: Path) -> dict[str, Any]:
+def _read_special(path: Path) -> dict[str, Any]:
     """Special tokens and length; special_tokens_map.json counts where files are older."""
-    config = _optional(path, "tokenizer_config.json")
+    config = _read_optional(path, "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
-        config.update(_optional(path, "special_tokens_map.json"))
+        config.update(_read_optional(path, "special_tokens_map.json"))
     return config
 
 
-def _optional(path: Path, name: str) -> dict[str, Any]:
-    return read_json(inside(path, name)) if (path / name).exists() else {}
+def _read_optional(path: Path, name: str) -> dict[str, Any]:
+    return read_json(resolve_inside(path, name)) if (path / name).exists() else {}
 
 
-def _content(token: Any, default: str) -> str:
+def _read_content(token: Any, default: str) -> str:
     return (token["content"] if isinstance(token, dict) else token) or default
 
 
-def _backend(path: Path) -> hf.Tokenizer:
+def _load_backend(path: Path) -> hf.Tokenizer:
     if (path / "tokenizer.json").exists():
-        return read_backend(inside(path, "tokenizer.json"))
+        return read_backend(resolve_inside(path, "tokenizer.json"))
     if not ((path / "vocab.json").exists() and (path / "merges.txt").exists()):
         raise FileNotFoundError(f"{path} has neither tokenizer.json nor vocab.json and merges.txt")
-    vocabulary = read_vocabulary(inside(path, "vocab.json"))
-    backend = build(vocabulary, read_merges(inside(path, "merges.txt"), vocabulary))
-    listed = _optional(path, "tokenizer_config.json").get("added_tokens_decoder")
-    more = _optional(path, "added_tokens.json")
+    vocabulary = read_vocabulary(resolve_inside(path, "vocab.json"))
+    backend = build(vocabulary, read_merges(resolve_inside(path, "merges.txt"), vocabulary))
+    listed = _read_optional(path, "tokenizer_config.json").get("added_tokens_decoder")
+    more = _read_optional(path, "added_tokens.json")
     _add_words(backend, list_added(listed, more, path), path)
     return backend
 
@@ -275,7 +279,7 @@ def train_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
     for word in words:
         # The longest part that is known grows by a letter at a time; a merge that another word
         # makes first would stop that, so words are joined from what merges make of them.
-        pieces = _pieces([*word[:-1], f"{word[-1]}</w>"], list(merges))
+        pieces = _merge_pieces([*word[:-1], f"{word[-1]}</w>"], list(merges))
         while len(pieces) > 1:
             merges[pieces[0], pieces[1]] = None
             pieces = [pieces[0] + pieces[1], *pieces[2:]]
@@ -287,7 +291,7 @@ def train_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
     return Tokenizer(backend, length, vocabulary[_START], vocabulary[_END], vocabulary[_END])
 
 
-def _pieces(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
+def _merge_pieces(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
     """What merges, the first ones first, make of the letters of a word."""
     for a, b in merges:
         k = 0
@@ -360,10 +364,10 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
             parts.append((piece[1:] if len(piece) == 2 and piece[0] == "\\" else piece, 1.0))
     for bracket in [bracket for bracket, _ in reversed(opened)]:
         weigh(EMPHASIS if bracket == "(" else 1 / EMPHASIS, bracket)
-    return _joined(parts) or [("", 1.0)]
+    return _join_equal_weights(parts) or [("", 1.0)]
 
 
-def _joined(parts: list[tuple[str, float]]) -> list[tuple[str, float]]:
+def _join_equal_weights(parts: list[tuple[str, float]]) -> list[tuple[str, float]]:
     """Neighbours of equal weight in one, so that words are not cut at signs."""
     out: list[tuple[str, float]] = []
     for part, weight in parts:

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 
 from diffjax.pretrained.files import (
     StrPath,
-    inside,
+    find_weights_file,
     open_folder,
     open_safetensors,
     read_json,
-    weights_file,
+    resolve_inside,
 )
 from diffjax.pretrained.models import Component, Sharding, fill
 from diffjax.pretrained.recognise import describe_keys
 from diffjax.pretrained.single_file import AUTOENCODER, FAMILIES
-from diffjax.pretrained.single_file_parts import Part, autoencoder_part, below
+from diffjax.pretrained.single_file_parts import Part, build_autoencoder_part, select_below
 from diffjax.untrusted import naming
 
 _CLASSES = ("AutoencoderKL", "VQModel")
@@ -53,7 +53,7 @@ def load_vae(
     """
     with naming(f"the autoencoder {path}"):
         config, weights = open_vae(Path(path), variant)
-        config = _with_scale(config, like, unet)
+        config = _set_scale(config, like, unet)
         channels, wanted = config.get("latent_channels", 4), unet.get("out_channels", 4)
         if channels != wanted:
             raise ValueError(
@@ -76,10 +76,10 @@ def open_vae(path: Path, variant: str | None = None) -> Part:
     """
     if path.is_dir():
         whole = not (path / "config.json").exists() and (path / "vae").is_dir()
-        folder = inside(path, "vae") if whole else path
-        config = read_json(inside(folder, "config.json"))
+        folder = resolve_inside(path, "vae") if whole else path
+        config = read_json(resolve_inside(folder, "config.json"))
         _check_class(config)
-        chosen = variant if weights_file(folder, variant) else None
+        chosen = variant if find_weights_file(folder, variant) else None
         return Part(config, open_folder(folder, variant=chosen))
     weights = open_safetensors(path)
     if any(key.startswith("encoder.down_blocks.") for key in weights):
@@ -92,10 +92,10 @@ def open_vae(path: Path, variant: str | None = None) -> Part:
         _check_class(config)
         return Part(config, weights)
     if any(key.startswith(AUTOENCODER) for key in weights):
-        weights = below(weights, AUTOENCODER)
+        weights = select_below(weights, AUTOENCODER)
     elif "encoder.conv_in.weight" not in weights:
         raise ValueError(f"this is {describe_keys(weights.keys()) or 'no autoencoder'}")
-    return autoencoder_part(weights, scale=None)
+    return build_autoencoder_part(weights, scale=None)
 
 
 def _check_class(config: Mapping[str, Any]) -> None:
@@ -104,7 +104,7 @@ def _check_class(config: Mapping[str, Any]) -> None:
         raise ValueError(f"config.json is of {name}; an {' or '.join(_CLASSES)} is needed")
 
 
-def _with_scale(
+def _set_scale(
     config: Mapping[str, Any], like: Mapping[str, Any] | None, unet: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The config with the scale of the model; without one to compare with, that of its family."""

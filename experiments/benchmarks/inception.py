@@ -28,7 +28,7 @@ from tqdm import tqdm
 from diffjax import metrics
 from diffjax.cli import run_flags
 from diffjax.pretrained import from_state_dict
-from diffjax.pretrained.state_dict import state_shapes
+from diffjax.pretrained.state_dict import list_state_shapes
 from diffjax.writing import write_json
 
 NUM = flags.DEFINE_integer("num", 256, "Number of images per measurement.", 1)
@@ -49,7 +49,8 @@ def random_weights() -> dict[str, np.ndarray]:
         return rng.standard_normal(shape, np.float32) * scale
 
     return {
-        key: draw(key, shape) for key, shape in state_shapes(metrics.inception_shapes()).items()
+        key: draw(key, shape)
+        for key, shape in list_state_shapes(metrics.inception_shapes()).items()
     }
 
 

@@ -111,7 +111,7 @@ def test_keys_that_say_what_is_predicted(tmp_path, family, channels, keys, predi
     marks = {key: np.array([875000 if key == "global_step" else 0]) for key in keys}
     save_file(marks, tmp_path / "model.safetensors")
     weights = open_safetensors(tmp_path / "model.safetensors")
-    config = pipelines._scheduler(weights, family, channels)
+    config = pipelines._derive_scheduler(weights, family, channels)
     assert config["prediction_type"] == predicts
     scheduler = load_scheduler(config)
     first = scheduler.rows(scheduler.grid(4)).level

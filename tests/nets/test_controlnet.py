@@ -13,7 +13,7 @@ from diffjax.model import ControlNetwork
 from diffjax.nets.controlnet import ControlNet, copy_base
 from diffjax.nets.unet import UNet
 from diffjax.pretrained import configs
-from diffjax.pretrained.state_dict import from_state_dict, state_shapes
+from diffjax.pretrained.state_dict import from_state_dict, list_state_shapes
 from diffjax.types import ConfigError
 from tests.parity import cases, control_cases
 
@@ -72,7 +72,7 @@ INPUTS = (jax.random.key(0), Z, T, {"hint": HINT})
 
 def scattered(like, seed=5):
     """Parameters away from where training starts, so that every part of a network counts."""
-    return from_state_dict(cases.random_state(state_shapes(like), seed=seed), like)
+    return from_state_dict(cases.random_state(list_state_shapes(like), seed=seed), like)
 
 
 def net_of(**options):

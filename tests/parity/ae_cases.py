@@ -14,7 +14,7 @@ import numpy as np
 from diffjax.nets.autoencoder import tiled
 from diffjax.nets.discriminator import PatchGAN
 from diffjax.nets.perceptual import LPIPS
-from diffjax.pretrained.state_dict import from_state_dict, state_shapes, to_state_dict
+from diffjax.pretrained.state_dict import from_state_dict, list_state_shapes, to_state_dict
 from tests.parity import cases, sd_cases
 
 Config = dict[str, Any]
@@ -109,7 +109,7 @@ def our_patches() -> dict[str, np.ndarray]:
     """Logits of PatchGAN while training, their gradient at the images, and those at rest."""
     net, x = PatchGAN(**PATCHES), pair()[0]
     like = jax.eval_shape(net.init, jax.random.key(0), x)
-    params = from_state_dict(cases.random_state(state_shapes(like["params"])), like["params"])
+    params = from_state_dict(cases.random_state(list_state_shapes(like["params"])), like["params"])
     stats = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), like["batch_stats"])
     given = {"params": params, "batch_stats": stats}
 
@@ -130,7 +130,7 @@ def lpips_params(widths: tuple[int, ...]) -> Any:
     """Random weights; those of the last layers are positive, as in the published ones."""
     x = jnp.zeros((1, 16, 16, 3))
     like = jax.eval_shape(LPIPS(widths).init, jax.random.key(0), x, x)["params"]
-    state = cases.random_state(state_shapes(like))
+    state = cases.random_state(list_state_shapes(like))
     positive = {k: np.abs(v) if k.startswith("lin") else v for k, v in state.items()}
     return from_state_dict(positive, like)
 

@@ -18,7 +18,7 @@ from diffjax.pretrained import configs, tokenizers
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.pipelines import Components, make_manifest
 from diffjax.pretrained.prompts import TextEncoder
-from diffjax.pretrained.state_dict import from_state_dict, state_shapes
+from diffjax.pretrained.state_dict import from_state_dict, list_state_shapes
 from tests.parity import cases, sd_cases
 from tests.pretrained import words
 
@@ -248,7 +248,7 @@ def steps(case: Case) -> int:
 def _model(name: str, config: dict[str, Any]) -> Component:
     net = configs.build(config)
     like = configs.shapes(net, config)
-    return Component(net, from_state_dict(state(name, state_shapes(like)), like), config)
+    return Component(net, from_state_dict(state(name, list_state_shapes(like)), like), config)
 
 
 def tokenizer(pad: str) -> tokenizers.Tokenizer:

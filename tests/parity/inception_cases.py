@@ -8,7 +8,7 @@ import numpy as np
 
 from diffjax.nets.inception import Inception
 from diffjax.nets.vision import CLIPVision
-from diffjax.pretrained.state_dict import from_state_dict, state_shapes
+from diffjax.pretrained.state_dict import from_state_dict, list_state_shapes
 from tests.parity import cases
 
 
@@ -26,7 +26,7 @@ def state():
     """
     rng = np.random.RandomState(0)
     out = {}
-    for key, shape in sorted(state_shapes(like()).items()):
+    for key, shape in sorted(list_state_shapes(like()).items()):
         value = rng.standard_normal(shape)
         if key.endswith(("bias", "running_mean")):
             value = 0.1 * value
@@ -76,5 +76,5 @@ def our_clip_vision():
         projection=CLIP["projection_dim"],
     )
     shapes = jax.eval_shape(net.init, jax.random.key(0), clip_images())["params"]
-    params = from_state_dict(cases.random_state(state_shapes(shapes)), shapes)
+    params = from_state_dict(cases.random_state(list_state_shapes(shapes)), shapes)
     return np.asarray(jax.jit(net.apply)({"params": params}, clip_images()))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from diffjax.pretrained import configs
-from diffjax.pretrained.state_dict import from_state_dict, state_shapes
+from diffjax.pretrained.state_dict import from_state_dict, list_state_shapes
 from tests.parity import cases
 
 Config = dict[str, Any]
@@ -138,7 +138,7 @@ def random_params(config: Config) -> tuple[Any, Any]:
     """The network of a config and random weights."""
     net = configs.build(config)
     like = configs.shapes(net, config)
-    return net, from_state_dict(cases.random_state(state_shapes(like)), like)
+    return net, from_state_dict(cases.random_state(list_state_shapes(like)), like)
 
 
 def our_unet(config: Config, *, masked: bool = False, controlled: bool = False) -> np.ndarray:

@@ -11,7 +11,7 @@ from diffjax.nets.text import CLIPText
 from diffjax.nets.vision import CLIPVision, clip_input
 from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.clip import load_clip
-from diffjax.pretrained.state_dict import state_shapes
+from diffjax.pretrained.state_dict import list_state_shapes
 from tests.parity import cases, inception_cases
 
 SMALL = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip")
     state = {"logit_scale": np.zeros((), np.float32)}
     for net, example in ((TEXT, IDS), (VISION, np.zeros((1, 12, 12, 3)))):
-        state |= cases.random_state(state_shapes(shapes(net, example)))
+        state |= cases.random_state(list_state_shapes(shapes(net, example)))
     save_file(state, path / "model.safetensors")
     (path / "config.json").write_text(json.dumps(CONFIG))
     return path, state
@@ -51,7 +51,7 @@ def test_embeddings_are_those_of_the_halves(folder):
         (VISION, clip_input(images, 12), clip.images(images)),
     ):
         like = shapes(net, given)
-        mine = {k: v for k, v in state.items() if k in state_shapes(like)}
+        mine = {k: v for k, v in state.items() if k in list_state_shapes(like)}
         expected = net.apply({"params": from_state_dict(mine, like)}, given)
         expected = expected.pooled if net is TEXT else expected
         assert found.shape == (2, 10)

@@ -139,7 +139,7 @@ KINDS = {
 def test_every_kind_loads_in_half_precision(tmp_path, name):
     save_model(tmp_path, *sd_cases.random_params(KINDS[name]), config=KINDS[name])
     model = load_model(tmp_path, dtype=jnp.bfloat16)
-    assert configs.class_name(model.config) == name
+    assert configs.read_class_name(model.config) == name
     assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(jnp.bfloat16)}
     assert getattr(model.net, "base", model.net).dtype == jnp.bfloat16
 

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from diffjax.nets.unet import UNet
 from diffjax.pretrained import from_state_dict, load_safetensors, save_safetensors, to_state_dict
-from diffjax.pretrained.state_dict import state_shapes
+from diffjax.pretrained.state_dict import list_state_shapes
 
 
 def _params():
@@ -107,7 +107,7 @@ def test_scanned_layers_have_keys_of_their_own():
     state = to_state_dict(params)
     assert list(state) == [f"a.0.transformer_blocks.{k}.to_q.weight" for k in range(3)]
     np.testing.assert_array_equal(state["a.0.transformer_blocks.2.to_q.weight"], kernel[2].T)
-    assert state_shapes(params) == dict.fromkeys(state, (5, 4))
+    assert list_state_shapes(params) == dict.fromkeys(state, (5, 4))
     _assert_equal(from_state_dict(state, params), params)
     del state["a.0.transformer_blocks.1.to_q.weight"]
     with pytest.raises(ValueError, match=r"missing: a\.0\.transformer_blocks\.1\.to_q\.weight"):
