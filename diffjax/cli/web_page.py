@@ -126,7 +126,7 @@ def _open_upload(picture: Picture | None, limits: Limits) -> PIL.Image.Image | N
     if not isinstance(picture, str):
         return picture
     try:
-        height, width = pictures.image_size(picture)
+        height, width = pictures.read_size(picture)
         if height * width > limits.upload_pixels:
             raise ValueError(
                 f"{picture} has {height} x {width} pixels; this page reads at most "

@@ -5,7 +5,7 @@ from diffjax.data.conditions import HINTS, Hints, make_hints
 from diffjax.data.datasets import load, names
 from diffjax.data.folder_loaders import FOLDERS
 from diffjax.data.formats import sides
-from diffjax.data.pairs import paired
+from diffjax.data.pairs import load_pairs
 from diffjax.data.pipeline import (
     batch_at,
     batch_of,
@@ -30,9 +30,9 @@ __all__ = [
     "device_prefetch",
     "from_arrays",
     "load",
+    "load_pairs",
     "make_hints",
     "names",
-    "paired",
     "sides",
     "to_float",
     "to_levels",

@@ -86,12 +86,12 @@ def lay_out(
     shapes = buckets.shapes(size) if buckets else [formats.sides(size)]
     logs = np.log([h / w for h, w in shapes])
     groups = np.array([np.abs(logs - np.log(h / w)).argmin() for h, w in sizes], np.int32)
-    ids = [_time_ids(found, shapes[group]) for found, group in zip(sizes, groups, strict=True)]
+    ids = [_make_time_ids(found, shapes[group]) for found, group in zip(sizes, groups, strict=True)]
     return Layout(shapes, groups, np.array(ids, np.float32))
 
 
-def _time_ids(found: tuple[int, int], target: tuple[int, int]) -> tuple[float, ...]:
-    factor, (top, left), _ = formats.central(found, target)
+def _make_time_ids(found: tuple[int, int], target: tuple[int, int]) -> tuple[float, ...]:
+    factor, (top, left), _ = formats.fit_central(found, target)
     return (*found, round(top / factor), round(left / factor), *target)
 
 
@@ -115,7 +115,7 @@ def has_captions(root: Path, files: Sequence[Path], table: metadata.Table) -> bo
     """
     if table.files and (table.captions or not table.hints):
         return True
-    return any(map(_beside, folders.select_images(root, files)))
+    return any(map(_find_beside, folders.select_images(root, files)))
 
 
 def read_folder(root: Path, split: str = "train", *, caption_column: str = "") -> Captioned:
@@ -136,23 +136,23 @@ def read_folder(root: Path, split: str = "train", *, caption_column: str = "") -
         raise FileNotFoundError(f"{root} is no folder")
     files = folders.list_files(root)
     table = metadata.read_table(root, files, caption_column=caption_column)
-    paths = metadata.without_hints(folders.select_images(root, files), table)
+    paths = metadata.drop_hints(folders.select_images(root, files), table)
     if not paths:
         raise FileNotFoundError(f"{root} holds no image ({' '.join(folders.IMAGE_SUFFIXES)})")
-    paths = folders.select_below(paths, _parts(root, paths, split))
+    paths = folders.select_below(paths, _find_parts(root, paths, split))
     if table.captions:
-        return Captioned(paths, _from_table(paths, table))
-    return Captioned(paths, _from_files(root, paths, files, table))
+        return Captioned(paths, _read_table_captions(paths, table))
+    return Captioned(paths, _read_file_captions(root, paths, files, table))
 
 
-def _parts(root: Path, paths: list[Path], split: str) -> list[Path]:
+def _find_parts(root: Path, paths: list[Path], split: str) -> list[Path]:
     try:
         return folders.split_folders(root, paths, split)
     except folders.NoSuchSplit:
         return folders.split_folders(root, paths, "train")
 
 
-def _from_table(paths: list[Path], table: metadata.Table) -> list[str]:
+def _read_table_captions(paths: list[Path], table: metadata.Table) -> list[str]:
     if without := [path for path in paths if path not in table.captions]:
         names = [str(path) for path in without]
         raise ValueError(
@@ -162,10 +162,10 @@ def _from_table(paths: list[Path], table: metadata.Table) -> list[str]:
     return [table.captions[path] for path in paths]
 
 
-def _from_files(
+def _read_file_captions(
     root: Path, paths: list[Path], files: list[Path], table: metadata.Table
 ) -> list[str]:
-    beside = [_beside(path) for path in paths]
+    beside = [_find_beside(path) for path in paths]
     if without := [path.name for path, file in zip(paths, beside, strict=True) if file is None]:
         raise ValueError(_explain_absence(root, name_some(without), files, table))
     found = [file for file in beside if file is not None]
@@ -197,7 +197,7 @@ def _explain_absence(root: Path, names: str, files: list[Path], table: metadata.
     return f"{names} in {root} have no caption: {why}, and {beside}"
 
 
-def _beside(path: Path) -> Path | None:
+def _find_beside(path: Path) -> Path | None:
     """The file of a picture's caption.
 
     Raises:

@@ -73,7 +73,7 @@ def gradient(images: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
 def sobel(images: np.ndarray, *, sigma: float = 0.0) -> np.ndarray:
     """Size of the gradient (B, H, W), over its largest value in each image."""
     size = np.hypot(*gradient(grey(images), sigma))
-    return _normalised(size)
+    return _normalise(size)
 
 
 def canny(
@@ -95,7 +95,7 @@ def canny(
     dy, dx = gradient(grey(images), sigma)
     size = np.hypot(dy, dx)
     thin = np.where(_is_ridge(size, dy, dx), size, 0)
-    labels, _ = ndimage.label(thin > low, _stacked(_EIGHT))
+    labels, _ = ndimage.label(thin > low, _stack_neighbours(_EIGHT))
     strong = np.unique(labels[thin > high])
     return np.isin(labels, strong[strong > 0]).astype(np.float32)
 
@@ -115,7 +115,7 @@ def _is_ridge(size: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
     return np.choose(octant, kept)
 
 
-def _stacked(neighbours: np.ndarray) -> np.ndarray:
+def _stack_neighbours(neighbours: np.ndarray) -> np.ndarray:
     """Neighbours within one image of a batch."""
     none = np.zeros_like(neighbours)
     return np.concatenate([none, neighbours, none])
@@ -123,15 +123,15 @@ def _stacked(neighbours: np.ndarray) -> np.ndarray:
 
 def soft(images: np.ndarray, *, sigmas: Sequence[float] = (0.5, 1.0, 2.0)) -> np.ndarray:
     """Soft edges (B, H, W): mean of normalised gradients at several scales, slightly blurred."""
-    parts = [_normalised(np.hypot(*gradient(grey(images), sigma))) for sigma in sigmas]
-    return _normalised(ndimage.gaussian_filter(np.mean(parts, 0), (0, 0.5, 0.5)))
+    parts = [_normalise(np.hypot(*gradient(grey(images), sigma))) for sigma in sigmas]
+    return _normalise(ndimage.gaussian_filter(np.mean(parts, 0), (0, 0.5, 0.5)))
 
 
 def scribble(images: np.ndarray, *, threshold: float = 0.4, width: int = 1) -> np.ndarray:
     """Strokes (B, H, W), 0 or 1: `soft` above a threshold, thickened by ``width`` pixels."""
     strokes = soft(images) > threshold
     if width:
-        strokes = ndimage.binary_dilation(strokes, _stacked(_EIGHT), width)
+        strokes = ndimage.binary_dilation(strokes, _stack_neighbours(_EIGHT), width)
     return strokes.astype(np.float32)
 
 
@@ -156,47 +156,47 @@ def depth(values: np.ndarray) -> np.ndarray:
     return (high - values) / np.maximum(high - low, 1e-8)
 
 
-def _normalised(values: np.ndarray) -> np.ndarray:
+def _normalise(values: np.ndarray) -> np.ndarray:
     """Over the largest value of each image; what is flat but for rounding stays near 0."""
     return values / np.maximum(values.max((1, 2), keepdims=True), 1e-3)
 
 
-def _of(key: str, batch: Batch) -> np.ndarray:
+def _take(key: str, batch: Batch) -> np.ndarray:
     if key not in batch:
         raise ValueError(f"this hint needs {key!r}, but the data have {', '.join(batch)}")
     return batch[key]
 
 
 def _canny(low: float = 0.05, high: float = 0.1, sigma: float = 1.0) -> Hints:
-    return lambda batch: canny(_of("image", batch), low=low, high=high, sigma=sigma)
+    return lambda batch: canny(_take("image", batch), low=low, high=high, sigma=sigma)
 
 
 def _sobel(sigma: float = 1.0) -> Hints:
-    return lambda batch: sobel(_of("image", batch), sigma=sigma)
+    return lambda batch: sobel(_take("image", batch), sigma=sigma)
 
 
 def _soft() -> Hints:
-    return lambda batch: soft(_of("image", batch))
+    return lambda batch: soft(_take("image", batch))
 
 
 def _scribble(threshold: float = 0.4, width: int = 1) -> Hints:
-    return lambda batch: scribble(_of("image", batch), threshold=threshold, width=width)
+    return lambda batch: scribble(_take("image", batch), threshold=threshold, width=width)
 
 
 def _mask(num_classes: int) -> Hints:
-    return lambda batch: mask(_of("mask", batch), num_classes=num_classes)
+    return lambda batch: mask(_take("mask", batch), num_classes=num_classes)
 
 
 def _edges() -> Hints:
-    return lambda batch: np.asarray(_of("edges", batch), np.float32)
+    return lambda batch: np.asarray(_take("edges", batch), np.float32)
 
 
 def _depth() -> Hints:
-    return lambda batch: depth(_of("depth", batch))
+    return lambda batch: depth(_take("depth", batch))
 
 
-def _given() -> Hints:
-    return lambda batch: _of("hint", batch)
+def _take_given() -> Hints:
+    return lambda batch: _take("hint", batch)
 
 
 HINTS: dict[str, Callable[..., Hints]] = {
@@ -207,5 +207,5 @@ HINTS: dict[str, Callable[..., Hints]] = {
     "mask": _mask,
     "edges": _edges,
     "depth": _depth,
-    "given": _given,
+    "given": _take_given,
 }

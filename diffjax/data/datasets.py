@@ -105,15 +105,15 @@ def load(
         raise ValueError(f"unknown data set {name!r}: choose from {', '.join(names())}")
     size = None if image_size is None else formats.sides(image_size)
     _check_folder_options(name, channels, buckets, damaged)
-    root = _given_dir(data_dir)
+    root = _find_given_dir(data_dir)
     if name in _TFDS:
-        return _load_prepared(name, split, _places(root, data_dir is not None), size)
+        return _load_prepared(name, split, _list_places(root, data_dir is not None), size)
     if name in FOLDERS:
         how = Reading(
             *(size, channels or 3, pictures.parse_colour(background)),
             *(tuple(classes), caption_column, damaged),
         )
-        return load_folder(name, split, _needed(name, root), how, buckets)
+        return load_folder(name, split, _require_root(name, root), how, buckets)
     if name in _DRAWN:
         height, width = size or (shapes.SIZE, shapes.SIZE)
         if height != width:
@@ -146,7 +146,7 @@ def _check_folder_options(
         raise ValueError(f"{name} has no buckets of aspect ratios; captioned_folder has")
 
 
-def _given_dir(data_dir: str | None) -> Path | None:
+def _find_given_dir(data_dir: str | None) -> Path | None:
     """data_dir, else the folder in the environment, else None."""
     origin = "data_dir" if data_dir is not None else ENV_DIR
     given = data_dir if data_dir is not None else os.environ.get(ENV_DIR) or None
@@ -158,10 +158,10 @@ def _given_dir(data_dir: str | None) -> Path | None:
     return root
 
 
-def _places(root: Path | None, strict: bool, system: Sequence[Path] = ()) -> list[Path]:
+def _list_places(root: Path | None, strict: bool, system: Sequence[Path] = ()) -> list[Path]:
     """Folders to search, in order: only the given one if it was asked for by argument."""
     given = [] if root is None else [root]
-    return given if strict else [*given, *system, tfds_builders.default_dir()]
+    return given if strict else [*given, *system, tfds_builders.find_default_dir()]
 
 
 def _resize_all(images: np.ndarray, size: Sides | None, levels: int) -> np.ndarray:
@@ -176,7 +176,7 @@ def _check_split(name: str, split: str, choices: Sequence[str]) -> None:
         raise ValueError(f"unknown split {split!r} of {name}: choose from {', '.join(choices)}")
 
 
-def _digits(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
+def _load_digits(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
     from sklearn.datasets import load_digits  # slow to import
 
     _check_split("digits", split, ("train", "test", "all"))
@@ -186,7 +186,7 @@ def _digits(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, i
     return (images[part[split]], bunch.target[part[split]]), 10, 17
 
 
-def _idx_reader(root: Path) -> Callable[[str], Arrays] | None:
+def _find_idx_reader(root: Path) -> Callable[[str], Arrays] | None:
     """split -> arrays, if one of the idx files is in this folder or in its fashion-mnist."""
 
     def locate(folder: Path, name: str) -> Path:
@@ -207,7 +207,7 @@ def _idx_reader(root: Path) -> Callable[[str], Arrays] | None:
     return read
 
 
-def _cifar_reader(root: Path) -> Callable[[str], Arrays] | None:
+def _find_cifar_reader(root: Path) -> Callable[[str], Arrays] | None:
     """split -> arrays, if the archive or the files unpacked from it are in this folder."""
     for path in (root / tfds_builders.CIFAR10_ARCHIVE, root / "cifar-10-batches-bin", root):
         if path.is_file() or (path / "test_batch.bin").is_file():
@@ -230,7 +230,7 @@ def _find(
     Original files win over a prepared TFDS folder in the same place.
     """
     _check_split(name, split, ("train", "test", "all"))
-    for place in _places(root, strict, system):
+    for place in _list_places(root, strict, system):
         read = reader(place)
         if read is not None:
             logging.info("%s: reading the files in %s", name, place)
@@ -242,7 +242,7 @@ def _find(
     if strict:
         raise FileNotFoundError(f"{root} holds no {name}, neither files nor TFDS. {hint}")
     try:
-        return _read_prepared(tfds_builders.prepare(name, tfds_builders.default_dir()), split)
+        return _read_prepared(tfds_builders.prepare(name, tfds_builders.find_default_dir()), split)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name} is not on this machine; {error}. {hint}") from error
 
@@ -260,24 +260,24 @@ def _read_prepared(folder: Path, split: str) -> Arrays:
     return np.stack([r["image"] for r in rows]), np.asarray([r["label"] for r in rows], np.int32)
 
 
-def _fashion_mnist(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
+def _load_fashion_mnist(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
     system, hint = (DEBIAN_FASHION,), _FASHION_HINT
     found = _find(
-        "fashion_mnist", split, root, strict, reader=_idx_reader, system=system, hint=hint
+        "fashion_mnist", split, root, strict, reader=_find_idx_reader, system=system, hint=hint
     )
     return found, 10, 256
 
 
-def _fashion_mnist14(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
+def _load_fashion_mnist14(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
     """Fashion-MNIST with 2x2 pixels averaged: a quarter of the work of 28x28."""
-    (images, labels), classes, levels = _fashion_mnist(split, root, strict)
+    (images, labels), classes, levels = _load_fashion_mnist(split, root, strict)
     pooled = images.reshape(-1, 14, 2, 14, 2, 1).mean((2, 4), dtype=np.float32)
     return (np.rint(pooled).astype(np.uint8), labels), classes, levels
 
 
-def _cifar10(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
+def _load_cifar10(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
     found = _find(
-        "cifar10", split, root, strict, reader=_cifar_reader, system=(), hint=_CIFAR10_HINT
+        "cifar10", split, root, strict, reader=_find_cifar_reader, system=(), hint=_CIFAR10_HINT
     )
     return found, 10, 256
 
@@ -309,7 +309,7 @@ def _load_prepared(name: str, split: str, places: list[Path], size: Sides | None
     return Source(shape, num_classes, 256, length, read, fingerprint=lambda: {"count": length})
 
 
-def _needed(name: str, root: Path | None) -> Path:
+def _require_root(name: str, root: Path | None) -> Path:
     if root is None:
         raise ValueError(f"{name} needs the folder: pass data_dir or set {ENV_DIR}")
     return root
@@ -327,7 +327,7 @@ def _draw_shapes(split: str, size: int, *, single: bool) -> Source:
 
     def ensure(indices: Indices) -> None:
         for i in (int(i) for i in indices if labels[i] < 0):
-            drawn = shapes.scene(split, i, single=single)
+            drawn = shapes.make_scene(split, i, single=single)
             images[i], masks[i] = shapes.draw(drawn, size)
             text[i] = shapes.tokenize([drawn.caption()])[0]
             labels[i] = drawn.label() if single else 0  # last: what says that it is all there
@@ -339,14 +339,14 @@ def _draw_shapes(split: str, size: int, *, single: bool) -> Source:
     def more(indices: Indices) -> dict[str, np.ndarray]:
         ensure(indices)
         mask = masks[indices].astype(np.int32)
-        return {"text": text[indices], "mask": mask, "edges": shapes.edges(mask)}
+        return {"text": text[indices], "mask": mask, "edges": shapes.find_edges(mask)}
 
-    def told(indices: Indices) -> list[str]:
-        return [shapes.scene(split, int(i), single=single).caption() for i in indices]
+    def read_captions(indices: Indices) -> list[str]:
+        return [shapes.make_scene(split, int(i), single=single).caption() for i in indices]
 
     classes = shapes.CLASSES if single else 0
     shape = (size, size, 3)
-    return Source(shape, classes, 256, count, read, more=more, captions=told)
+    return Source(shape, classes, 256, count, read, more=more, captions=read_captions)
 
 
 def _load_latents(split: str, root: Path | None) -> Source:
@@ -372,8 +372,8 @@ def _load_latents(split: str, root: Path | None) -> Source:
 
 
 _LOADERS: dict[str, Callable[[str, Path | None, bool], tuple[Arrays, int, int]]] = {
-    "digits": _digits,
-    "fashion_mnist": _fashion_mnist,
-    "fashion_mnist14": _fashion_mnist14,
-    "cifar10": _cifar10,
+    "digits": _load_digits,
+    "fashion_mnist": _load_fashion_mnist,
+    "fashion_mnist14": _load_fashion_mnist14,
+    "cifar10": _load_cifar10,
 }

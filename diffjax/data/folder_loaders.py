@@ -7,12 +7,12 @@ from pathlib import Path
 
 from diffjax.data.captions import Buckets
 from diffjax.data.folder_sources import Reading, load_captioned, load_images, skip_damaged
-from diffjax.data.pairs import load_pairs
+from diffjax.data.pairs import load_pair_source
 from diffjax.data.source import Source
 
 
 def _load_paired(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
-    return load_pairs(split, root, how)
+    return load_pair_source(split, root, how)
 
 
 LOADERS: dict[str, Callable[[str, Path, Reading, Buckets | None], Source]] = {

@@ -109,22 +109,22 @@ class _StandIns:
 
     def _find(self, index: int) -> int:
         if index not in self._chosen:
-            others = self._same_shape(index)
+            others = self._find_same_shape(index)
             start = int(np.searchsorted(others, index))
             order = [*others[start:], *others[:start]]
-            found = next((int(i) for i in order if self._can_be_read(int(i))), None)
+            found = next((int(i) for i in order if self._is_readable(int(i))), None)
             if found is None:
                 raise ValueError("all images are damaged, so that there is none to show")
             self._chosen[index] = found
         return self._chosen[index]
 
-    def _same_shape(self, index: int) -> np.ndarray:
+    def _find_same_shape(self, index: int) -> np.ndarray:
         groups = self._source.groups
         if groups is None:
             return np.arange(len(self._source))
         return np.flatnonzero(groups == groups[index])
 
-    def _can_be_read(self, index: int) -> bool:
+    def _is_readable(self, index: int) -> bool:
         if index in self._bad or self._chosen.get(index) == index:
             return index not in self._bad
         try:
@@ -171,15 +171,15 @@ def find_pictures(root: Path, split: str, classes: Sequence[str] = ()) -> FoundP
     hints = metadata.find_hints(root, files)
     paths = [path for path in paths if path not in hints]
     if not paths:
-        raise no_image(root)
+        raise explain_no_image(root)
     if {path.relative_to(root).parts[0] for path in paths} == {"images", "hints"}:
         root = root / "images"
         paths = folders.select_below(paths, [root])
     parts = folders.split_folders(root, paths, split)
     chosen = folders.select_below(paths, parts)
     if not chosen:
-        raise no_image(parts[0])
-    known = classes or _training_classes(root, paths)
+        raise explain_no_image(parts[0])
+    known = classes or _list_training_classes(root, paths)
     found = folders.find_classes(chosen, parts)
     labels, names = folders.number_classes(found, known, str(parts[0]))
     if names:
@@ -187,12 +187,12 @@ def find_pictures(root: Path, split: str, classes: Sequence[str] = ()) -> FoundP
     return FoundPictures(root, chosen, labels, names)
 
 
-def no_image(root: Path) -> FileNotFoundError:
+def explain_no_image(root: Path) -> FileNotFoundError:
     """The error of a folder without pictures."""
     return FileNotFoundError(f"{root} holds no image ({' '.join(formats.IMAGE_SUFFIXES)})")
 
 
-def _training_classes(root: Path, paths: list[Path]) -> tuple[str, ...]:
+def _list_training_classes(root: Path, paths: list[Path]) -> tuple[str, ...]:
     try:
         parts = folders.split_folders(root, paths, "train")
     except folders.NoSuchSplit:
@@ -231,7 +231,7 @@ def load_captioned(split: str, root: Path, how: Reading, buckets: Buckets | None
     paths, texts = captions.read_folder(root, split, caption_column=how.caption_column)
     if how.size is None:
         raise ValueError("captioned_folder needs image_size")
-    sizes = [how.read_from(i, paths, pictures.image_size) for i in range(len(paths))]
+    sizes = [how.read_from(i, paths, pictures.read_size) for i in range(len(paths))]
     layout = captions.lay_out(sizes, how.size, buckets)
 
     def read(indices: Indices) -> Arrays:

@@ -105,7 +105,9 @@ def read_idx(path: str | Path, *, ndim: int, hint: str = "") -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=start).reshape(dims)
 
 
-def _cifar_chunks(path: Path, names: tuple[str, ...], hint: str) -> Iterator[tuple[str, bytes]]:
+def _read_cifar_chunks(
+    path: Path, names: tuple[str, ...], hint: str
+) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of each of the files, from the archive or from a folder."""
     if path.is_dir():
         for name in names:
@@ -147,7 +149,7 @@ def read_cifar10(
       ValueError: damaged archive, wrong length, or a label above 9.
     """
     records = []
-    for name, raw in _cifar_chunks(Path(path), _CIFAR_FILES[split], hint):
+    for name, raw in _read_cifar_chunks(Path(path), _CIFAR_FILES[split], hint):
         if len(raw) != per_file * _CIFAR_RECORD:
             raise ValueError(
                 f"{name} of {path} has {len(raw)} bytes, expected {per_file * _CIFAR_RECORD}. "
@@ -200,7 +202,7 @@ def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
     h, w = sides(size)
     if (height, width) == (h, w):
         return image
-    _, (top, left), (rows, columns) = central((height, width), (h, w))
+    _, (top, left), (rows, columns) = fit_central((height, width), (h, w))
     # Cropped first: given a box, Pillow's filter would reach for the pixels outside it.
     part = image[top : top + rows, left : left + columns]
     picture = Image.fromarray(np.ascontiguousarray(part[..., 0] if channels == 1 else part))
@@ -208,7 +210,7 @@ def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
     return np.asarray(resized).reshape(h, w, channels)
 
 
-def central(
+def fit_central(
     found: tuple[int, int], wanted: tuple[int, int]
 ) -> tuple[float, tuple[int, int], tuple[int, int]]:
     """(factor, corner, size) of the largest central rectangle with the ratio of another.

@@ -141,7 +141,7 @@ def write(
     Args:
         parts: arrays by name, "label" among them, in batches that add up to ``count`` rows.
         encoder: identifies the autoencoder, see `Stored.manifest`.
-        images: name and dir of the data set that was encoded, see `origin`.
+        images: name and dir of the data set that was encoded, see `read_origin`.
 
     Raises:
         ValueError: there are other than ``count`` rows.
@@ -200,7 +200,7 @@ def _remove_manifest(path: Path) -> None:
     path.unlink()
 
 
-def origin(folder: Path) -> dict[str, str]:
+def read_origin(folder: Path) -> dict[str, str]:
     """Name and dir of the data set whose splits were encoded into a folder; {} if nobody says."""
     manifests = (read_json(path) for path in sorted(folder.glob(f"*/{MANIFEST}")))
     found: Any = next((m["images"] for m in manifests if m.get("images")), {})

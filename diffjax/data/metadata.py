@@ -67,7 +67,7 @@ def read_table(root: Path, files: Sequence[Path], *, caption_column: str = "") -
         ValueError: a damaged line, two rows of one picture, a picture that is not there, or
             several columns that may be the captions.
     """
-    known = {_key(path.relative_to(root).as_posix()): path for path in files}
+    known = {_normalise_name(path.relative_to(root).as_posix()): path for path in files}
     table = Table([file for file in files if file.name in FILES], {}, {}, {}, [])
     missing: list[str] = []
     for file in table.files:
@@ -85,7 +85,7 @@ def find_hints(root: Path, files: Sequence[Path]) -> set[Path]:
     Raises:
         ValueError: a line of a file with hints is damaged.
     """
-    known = {_key(path.relative_to(root).as_posix()): path for path in files}
+    known = {_normalise_name(path.relative_to(root).as_posix()): path for path in files}
     hints: set[Path | None] = set()
     pictures: set[Path | None] = set()
     for file in files:
@@ -93,12 +93,12 @@ def find_hints(root: Path, files: Sequence[Path]) -> set[Path]:
             continue
         for row in read_rows(file):
             for columns, found in ((HINTS, hints), (PICTURES, pictures)):
-                name = _text_of(row, columns)
+                name = _find_text(row, columns)
                 found.add(_locate(file, name, (root, known)) if name else None)
     return {path for path in hints - pictures if path}
 
 
-def without_hints(paths: Sequence[Path], table: Table) -> list[Path]:
+def drop_hints(paths: Sequence[Path], table: Table) -> list[Path]:
     """Those pictures that are more than the hints of others."""
     hints = set(table.hints.values()) - table.rows.keys()
     return [path for path in paths if path not in hints]
@@ -115,11 +115,11 @@ def _add(
     rows = list(read_rows(file))
     column = caption_column or find_caption_column(rows, file)
     if rows and not column:
-        table.columns.extend(_columns(rows))
+        table.columns.extend(_list_columns(rows))
     for row in rows:
-        name = _text_of(row, PICTURES)
+        name = _find_text(row, PICTURES)
         if name is None:
-            raise ValueError(f"{row.where} lacks file_name; it has {_listed(row.values)}")
+            raise ValueError(f"{row.where} lacks file_name; it has {_join_names(row.values)}")
         path = _locate(file, name, below)
         if path is None:
             missing.append(name)
@@ -127,9 +127,9 @@ def _add(
         if path in table.rows:
             raise ValueError(f"{row.where} is of {path}, as is {table.rows[path]}; remove one")
         table.rows[path] = row.where
-        if column and (caption := _caption(row, column)) is not None:
+        if column and (caption := _read_caption(row, column)) is not None:
             table.captions[path] = caption
-        if (hint := _text_of(row, HINTS)) is not None:
+        if (hint := _find_text(row, HINTS)) is not None:
             located = _locate(file, hint, below)
             if located is None:
                 missing.append(hint)
@@ -143,16 +143,18 @@ def _locate(file: Path, name: str, below: tuple[Path, Mapping[str, Path]]) -> Pa
     root, known = below
     folder = file.parent.relative_to(root).as_posix()
     for spelling in (name, name.replace("\\", "/")):
-        if found := known.get(_key(posixpath.normpath(posixpath.join(folder, spelling)))):
+        if found := known.get(
+            _normalise_name(posixpath.normpath(posixpath.join(folder, spelling)))
+        ):
             return found
     return None
 
 
-def _key(name: str) -> str:
+def _normalise_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _text_of(row: Row, columns: Sequence[str]) -> str | None:
+def _find_text(row: Row, columns: Sequence[str]) -> str | None:
     """The first of some columns that a row has.
 
     Raises:
@@ -170,9 +172,9 @@ def _text_of(row: Row, columns: Sequence[str]) -> str | None:
     return None
 
 
-def _caption(row: Row, column: str) -> str | None:
+def _read_caption(row: Row, column: str) -> str | None:
     if column not in row.values:
-        raise ValueError(f"{row.where} lacks {column!r}; it has {_listed(row.values)}")
+        raise ValueError(f"{row.where} lacks {column!r}; it has {_join_names(row.values)}")
     value = row.values[column]
     if value is None:
         return None
@@ -200,11 +202,11 @@ def find_caption_column(rows: Sequence[Row], file: Path) -> str:
     return found[0] if found else ""
 
 
-def _columns(rows: Sequence[Row]) -> list[str]:
+def _list_columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row.values))
 
 
-def _listed(values: Mapping[str, Any]) -> str:
+def _join_names(values: Mapping[str, Any]) -> str:
     return ", ".join(map(str, values)) or "nothing"
 
 
@@ -218,10 +220,10 @@ def read_rows(file: Path) -> Iterator[Row]:
         ValueError: a line is no JSON object, or has other than the columns of the first line; file
             and line are named.
     """
-    return _csv_rows(file) if file.suffix == ".csv" else _json_rows(file)
+    return _read_csv_rows(file) if file.suffix == ".csv" else _read_json_rows(file)
 
 
-def _json_rows(file: Path) -> Iterator[Row]:
+def _read_json_rows(file: Path) -> Iterator[Row]:
     for number, line in enumerate(text.read_lines(file), 1):
         if line.strip():
             where = f"line {number} of {file}"
@@ -230,7 +232,7 @@ def _json_rows(file: Path) -> Iterator[Row]:
 
 def _parse(line: str, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(line, object_pairs_hook=_unique)
+        value = json.loads(line, object_pairs_hook=_refuse_repeats)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{where} is no JSON ({error}): every line must be one object, such as "
@@ -241,7 +243,7 @@ def _parse(line: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -250,7 +252,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _csv_rows(file: Path) -> Iterator[Row]:
+def _read_csv_rows(file: Path) -> Iterator[Row]:
     content = text.read_text(file)
     first = content.split("\n", 1)[0]
     delimiter = max(_DELIMITERS, key=first.count)  # the first of those that are as frequent
@@ -267,7 +269,7 @@ def _csv_rows(file: Path) -> Iterator[Row]:
         if not values:  # an empty line
             continue
         if not columns:
-            columns = _header([value.strip() for value in values], where)
+            columns = _check_header([value.strip() for value in values], where)
         elif len(values) != len(columns):
             raise ValueError(
                 f"{where} has {len(values)} values for {len(columns)} columns; a caption with "
@@ -277,7 +279,7 @@ def _csv_rows(file: Path) -> Iterator[Row]:
             yield Row(where, dict(zip(columns, values, strict=True)))
 
 
-def _header(columns: list[str], where: str) -> list[str]:
+def _check_header(columns: list[str], where: str) -> list[str]:
     if not set(columns) & set(PICTURES) or len(set(columns)) < len(columns):
         raise ValueError(
             f"{where} must name the columns, each once and file_name among them; it has "

@@ -20,7 +20,7 @@ from diffjax.data.source import Indices, Source
 from diffjax.untrusted import name_some
 
 
-def paired(
+def load_pairs(
     root: str | Path,
     *,
     split: str = "train",
@@ -52,15 +52,15 @@ def paired(
     size = None if image_size is None else formats.sides(image_size)
     colour = pictures.parse_colour(background)
     how = Reading(size, channels, colour, caption_column=caption_column, damaged=damaged)
-    source = load_pairs(split, Path(root), how)
+    source = load_pair_source(split, Path(root), how)
     return skip_damaged(source) if damaged == "skip" else source
 
 
-def load_pairs(split: str, root: Path, how: Reading) -> Source:
-    """The source of `paired`, which stops at damaged images."""
+def load_pair_source(split: str, root: Path, how: Reading) -> Source:
+    """The source of `load_pairs`, which stops at damaged images."""
     base, table = _find_images(root, how.caption_column)
-    told = captions.has_captions(base, folders.list_files(base), table)
-    source = (load_captioned if told else load_images)(split, base, how, None)
+    captioned = captions.has_captions(base, folders.list_files(base), table)
+    source = (load_captioned if captioned else load_images)(split, base, how, None)
     hints = _find_hints(root, base, source, table)
     paths = source.paths or ()
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(root.glob("*.npy"))}
@@ -86,7 +86,7 @@ def load_pairs(split: str, root: Path, how: Reading) -> Source:
 
 def _read_hint(path: Path, image: Path, how: Reading) -> np.ndarray:
     hint = pictures.read_image(path, background=pictures.BLACK)
-    wanted = pictures.image_size(image)
+    wanted = pictures.read_size(image)
     check_hint_size(path, hint.shape[:2], image, wanted, scaled=how.size is not None)
     return fit_size(hint, how.size)
 

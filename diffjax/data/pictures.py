@@ -54,7 +54,7 @@ def open_image(path: str | Path) -> Image.Image:
     return _read(path, load=True)
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def read_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of a picture file, upright as `read_image` gives it, from its header.
 
     Raises:
@@ -105,7 +105,7 @@ def parse_colour(text: str | Colour, name: str = "background") -> Colour:
 
 
 def _read(path: str | Path, *, load: bool) -> Image.Image:
-    limit = _limit()
+    limit = _find_limit()
     try:
         image = Image.open(path, formats=FORMATS)
         if image.width * image.height > limit:
@@ -129,7 +129,7 @@ def _read(path: str | Path, *, load: bool) -> Image.Image:
         raise DamagedImage(f"{path} cannot be read as an image: {error}") from error
 
 
-def _limit() -> int:
+def _find_limit() -> int:
     """The most pixels of a picture; Pillow's own limit is raised with that of the environment.
 
     Raises:
@@ -170,7 +170,7 @@ def _convert(image: Image.Image, mode: str, name: str) -> Image.Image:
 
 def _scale(image: Image.Image, name: str) -> Image.Image:
     """The image, upright, with 8 bits a channel."""
-    top = _top(image)
+    top = _find_white(image)
     try:
         upright = ImageOps.exif_transpose(image)
     except Exception as error:  # an image of the caller's is loaded now
@@ -197,7 +197,7 @@ def _scale(image: Image.Image, name: str) -> Image.Image:
     return scaled
 
 
-def _top(image: Image.Image) -> int | None:
+def _find_white(image: Image.Image) -> int | None:
     """The value of white of an image of integers, if that is known."""
     if image.mode.startswith("I;16"):
         bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
@@ -210,17 +210,17 @@ def _composite(image: Image.Image, background: Colour, name: str) -> Image.Image
     if not image.has_transparency_data:
         return image
     below = Image.new("RGBA", image.size, (*background, 255))
-    return Image.alpha_composite(below, _with_alpha(image, name))
+    return Image.alpha_composite(below, _add_alpha(image, name))
 
 
 def _is_transparent(image: Image.Image, name: str) -> bool:
     """Whether any pixel lets the background through."""
     if not image.has_transparency_data:
         return False
-    return bool(np.asarray(_with_alpha(image, name))[..., 3].min(initial=255) < 255)
+    return bool(np.asarray(_add_alpha(image, name))[..., 3].min(initial=255) < 255)
 
 
-def _with_alpha(image: Image.Image, name: str) -> Image.Image:
+def _add_alpha(image: Image.Image, name: str) -> Image.Image:
     plain = _convert(image, _PREMULTIPLIED.get(image.mode, image.mode), name)
     return _convert(plain, "RGBA", name)
 
@@ -255,10 +255,10 @@ def to_unit(
             f"{name} must be a PIL image or an array ([N,] height, width, {channels}), channels "
             f"last; got an array of {values.dtype} {values.shape}"
         )
-    return _recolour(_over_top(values, low, name), channels, background, name)
+    return _recolour(_divide_by_white(values, low, name), channels, background, name)
 
 
-def _over_top(values: np.ndarray, low: float, name: str) -> np.ndarray:
+def _divide_by_white(values: np.ndarray, low: float, name: str) -> np.ndarray:
     """Values over that of white, float32."""
     if values.dtype == bool:
         return values.astype(np.float32)
@@ -336,11 +336,11 @@ def read_mask(value: Any) -> np.ndarray:
             f"to be filled in; got an array of {values.dtype} {values.shape}"
         )
     if values.dtype.kind in "iu":
-        values = _binary(values)
+        values = _to_binary(values)
     return to_unit(values, 1, name="mask")
 
 
-def _binary(values: np.ndarray) -> np.ndarray:
+def _to_binary(values: np.ndarray) -> np.ndarray:
     """Integers that are only 0 and 1, or 0 and 255, as bool; others as they are."""
     for white in (1, 255):
         if ((values == 0) | (values == white)).all():

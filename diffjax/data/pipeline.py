@@ -47,7 +47,7 @@ def to_levels(x: np.ndarray, levels: int) -> np.ndarray:
     return np.clip(u, 0, levels - 1).astype(np.uint8)
 
 
-def _fair_bits(seed: int, positions: np.ndarray) -> np.ndarray:
+def _draw_fair_bits(seed: int, positions: np.ndarray) -> np.ndarray:
     """One fair bit per position by the SplitMix64 finaliser (Steele et al. 2014), bool (B,)."""
     start = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     z = start + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
@@ -119,33 +119,33 @@ def dataset(
             return batch
         images = batch["image"]
         if flip:
-            mirrored = _fair_bits(seed, step * batch_size + own)[:, None, None, None]
+            mirrored = _draw_fair_bits(seed, step * batch_size + own)[:, None, None, None]
             images = np.where(mirrored, images[:, :, ::-1], images)
         return {**batch, "image": to_float(images, source.levels)}
 
     # grain's `batch` cannot take single elements of an endless order: its length overflows.
     steps = grain.MapDataset.range(1).repeat()
     if source.groups is not None:
-        chosen = _within_groups(source.groups, seed)
+        chosen = _order_within_groups(source.groups, seed)
         order = steps.map_with_index(lambda step, _: chosen(step, batch_size)[own])
     else:
-        images = _shuffled(len(source), seed)
+        images = _shuffle(len(source), seed)
         order = steps.map_with_index(
             lambda step, _: np.asarray([images[step * batch_size + int(k)] for k in own])
         )
     return order.map_with_index(read)
 
 
-def _shuffled(count: int, seed: int) -> grain.MapDataset:
+def _shuffle(count: int, seed: int) -> grain.MapDataset:
     """Endless epochs of 0 to count - 1, each its own permutation."""
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
 
 
-def _within_groups(groups: np.ndarray, seed: int) -> Callable[[int, int], np.ndarray]:
+def _order_within_groups(groups: np.ndarray, seed: int) -> Callable[[int, int], np.ndarray]:
     """``(step, batch_size) -> indices`` of one group; see the module."""
     members = {int(g): np.flatnonzero(groups == g) for g in np.unique(groups)}
     seeds = {g: int(np.random.SeedSequence([seed, g]).generate_state(1)[0]) for g in members}
-    orders = {g: _shuffled(len(some), seeds[g]) for g, some in members.items()}
+    orders = {g: _shuffle(len(some), seeds[g]) for g, some in members.items()}
 
     @functools.lru_cache(maxsize=2)
     def leaders(number: int) -> np.ndarray:

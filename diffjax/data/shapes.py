@@ -51,7 +51,7 @@ class Thing(NamedTuple):
     shape: int
     place: int
 
-    def text(self) -> str:
+    def describe(self) -> str:
         """Its part of the caption."""
         names = SIZES[self.size], list(COLOURS)[self.colour], SHAPES[self.shape]
         return f"a {' '.join(names)} at the {PLACES[self.place]}"
@@ -67,44 +67,44 @@ class Scene(NamedTuple):
 
     def caption(self) -> str:
         """What the picture shows."""
-        return " and ".join(thing.text() for thing in self.things)
+        return " and ".join(thing.describe() for thing in self.things)
 
     def label(self) -> int:
         """Class of the first shape: its colour and shape."""
         return self.things[0].shape * len(COLOURS) + self.things[0].colour
 
 
-def scene(split: str, index: int, *, single: bool = False) -> Scene:
+def make_scene(split: str, index: int, *, single: bool = False) -> Scene:
     """Scene number ``index`` of a split; ``single`` leaves out the second shape."""
     rng = np.random.default_rng([list(COUNTS).index(split), index])
     first = int(rng.integers(len(PLACES)))
-    far = [p for p in range(len(PLACES)) if _apart(first, p)]
+    far = [p for p in range(len(PLACES)) if _are_apart(first, p)]
     places = [first]
     if far and not single and rng.random() < 0.5:
         places.append(int(rng.choice(far)))
-    colours = rng.permutation(len(COLOURS))  # two shapes differ in colour
+    name_colours = rng.permutation(len(COLOURS))  # two shapes differ in colour
     kinds = rng.integers((len(SIZES), len(SHAPES)), size=(2, 2))
     things = tuple(
-        Thing(int(kinds[i, 0]), int(colours[i]), int(kinds[i, 1]), place)
+        Thing(int(kinds[i, 0]), int(name_colours[i]), int(kinds[i, 1]), place)
         for i, place in enumerate(places)
     )
-    centres = np.array([_centre(p) for p in places]) + rng.uniform(
+    centres = np.array([_locate_centre(p) for p in places]) + rng.uniform(
         -JITTER, JITTER, (len(places), 2)
     )
     radii = np.array([rng.uniform(*RADII[t.size]) for t in things])
     return Scene(things, centres, radii, int(rng.integers(*GREY)))
 
 
-def _centre(place: int) -> tuple[float, float]:
+def _locate_centre(place: int) -> tuple[float, float]:
     return CENTRES[place // 3], CENTRES[place % 3]
 
 
-def _apart(a: int, b: int) -> bool:
+def _are_apart(a: int, b: int) -> bool:
     """Whether shapes at both places cannot touch."""
     return max(abs(a // 3 - b // 3), abs(a % 3 - b % 3)) == 2
 
 
-def inside(shape: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def is_inside(shape: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Whether points, in radii from the centre, lie in a shape; y points down."""
     if SHAPES[shape] == "circle":
         return x**2 + y**2 < 1
@@ -115,11 +115,11 @@ def inside(shape: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     return (np.minimum(abs(x), abs(y)) < 0.3) & (np.maximum(abs(x), abs(y)) < 1)
 
 
-def coverage(shape: int, centre: Sequence[float], radius: float, size: int) -> np.ndarray:
+def compute_coverage(shape: int, centre: Sequence[float], radius: float, size: int) -> np.ndarray:
     """Share (size, size) of every pixel that a shape covers."""
     u = (np.arange(size * _FINE) + 0.5) / (size * _FINE)
     y, x = (u[:, None] - centre[0]) / radius, (u[None] - centre[1]) / radius
-    fine = inside(shape, y, x).reshape(size, _FINE, size, _FINE)
+    fine = is_inside(shape, y, x).reshape(size, _FINE, size, _FINE)
     return fine.mean((1, 3))
 
 
@@ -129,13 +129,13 @@ def draw(drawn: Scene, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
     mask = np.zeros((size, size), np.int32)
     palette = np.array(list(COLOURS.values()), float)
     for thing, centre, radius in zip(drawn.things, drawn.centres, drawn.radii, strict=True):
-        share = coverage(thing.shape, centre, radius, size)[..., None]
+        share = compute_coverage(thing.shape, centre, radius, size)[..., None]
         picture = (1 - share) * picture + share * palette[thing.colour]
         mask[share[..., 0] >= 0.5] = 1 + thing.shape
     return np.rint(picture).astype(np.uint8), mask
 
 
-def edges(mask: np.ndarray) -> np.ndarray:
+def find_edges(mask: np.ndarray) -> np.ndarray:
     """Pixels (..., H, W, 1) float32 of shapes that touch something else: what ControlNet draws."""
     padded = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 1)] * 2)
     inner = padded[..., 1:-1, 1:-1]
@@ -174,8 +174,8 @@ def parse(caption: str) -> tuple[Thing, ...]:
         Thing(SIZES.index(s), list(COLOURS).index(c), SHAPES.index(k), PLACES.index(p))
         for s, c, k, p in found
     )
-    if not things or " and ".join(thing.text() for thing in things) != caption:
-        example = Thing(0, 0, 0, 0).text()
+    if not things or " and ".join(thing.describe() for thing in things) != caption:
+        example = Thing(0, 0, 0, 0).describe()
         raise ValueError(f"cannot tell what {caption!r} asks for; captions are like {example!r}")
     return things
 
@@ -199,7 +199,7 @@ class Verdict(NamedTuple):
     all: float
 
 
-def colours(picture: np.ndarray) -> np.ndarray:
+def name_colours(picture: np.ndarray) -> np.ndarray:
     """Which of `COLOURS` a pixel (H, W, 3) uint8 has, -1 for none (grey, or too near to it)."""
     values = picture.astype(float)
     palette = np.array(list(COLOURS.values()), float)
@@ -213,7 +213,7 @@ def colours(picture: np.ndarray) -> np.ndarray:
 
 def check_picture(picture: np.ndarray, things: Sequence[Thing]) -> Verdict:
     """How well a picture (H, W, 3) uint8 shows what is asked for."""
-    found = colours(picture)
+    found = name_colours(picture)
     least = _LEAST * found.size
     checks = [_check(found == thing.colour, thing, least) for thing in things]
     asked = {thing.colour for thing in things}
@@ -239,7 +239,7 @@ def _check(pixels: np.ndarray, thing: Thing, least: float) -> tuple[bool, bool, 
 
 # Area in square radii and offset of the centroid below the centre, of every shape.
 _GRID = np.linspace(-1.2, 1.2, 481)
-_MASKS = [inside(k, _GRID[:, None], _GRID[None]) for k in range(len(SHAPES))]
+_MASKS = [is_inside(k, _GRID[:, None], _GRID[None]) for k in range(len(SHAPES))]
 _AREAS = [mask.sum() * (_GRID[1] - _GRID[0]) ** 2 for mask in _MASKS]
 _OFFSETS = [(_GRID[:, None] * mask).sum() / mask.sum() for mask in _MASKS]
 
@@ -250,5 +250,5 @@ def _fit(pixels: np.ndarray, shape: int) -> tuple[float, tuple[float, float], fl
     y, x = (axis.mean() + 0.5 for axis in np.nonzero(pixels))
     centre = (y - radius * _OFFSETS[shape], x)
     side = len(pixels)
-    share = coverage(shape, (centre[0] / side, centre[1] / side), radius / side, side)
+    share = compute_coverage(shape, (centre[0] / side, centre[1] / side), radius / side, side)
     return float(np.minimum(share, pixels).sum() / np.maximum(share, pixels).sum()), centre, radius

@@ -117,11 +117,11 @@ def from_arrays(
     shape = (height, width, channels)
     return Source(
         *(shape, num_classes, levels, len(images), read, images, labels),
-        fingerprint=lambda: _fingerprint(images, labels),
+        fingerprint=lambda: _make_fingerprint(images, labels),
     )
 
 
-def _fingerprint(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _make_fingerprint(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     digest = hashlib.sha256(images.tobytes())
     digest.update(labels.tobytes())
     return {"count": len(images), "digest": digest.hexdigest()}

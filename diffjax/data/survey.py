@@ -34,11 +34,11 @@ def survey_images(paths: Sequence[Path]) -> Survey:
     Raises:
         ValueError: all of them are damaged.
     """
-    sizes = [size for path in _spread(paths, SIZES) if (size := _size_of(path))]
+    sizes = [size for path in _spread_evenly(paths, SIZES) if (size := _read_size(path))]
     if not sizes:
         raise pictures.DamagedImage(f"{paths[0]} and all others cannot be read as images")
     height, width = (int(side) for side in np.median(np.array(sizes), 0))
-    colours = any(_has_colours(path) for path in _spread(paths, COLOURS))
+    colours = any(_has_colours(path) for path in _spread_evenly(paths, COLOURS))
     return Survey((height, width), len(set(sizes)) == 1, 3 if colours else 1)
 
 
@@ -56,14 +56,14 @@ def reduce_size(size: tuple[int, int], *, longest: int, step: int) -> tuple[int,
     return height, width
 
 
-def _spread(paths: Sequence[Path], count: int) -> list[Path]:
+def _spread_evenly(paths: Sequence[Path], count: int) -> list[Path]:
     chosen = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)
     return [paths[i] for i in chosen]
 
 
-def _size_of(path: Path) -> tuple[int, int] | None:
+def _read_size(path: Path) -> tuple[int, int] | None:
     try:
-        return pictures.image_size(path)
+        return pictures.read_size(path)
     except pictures.DamagedImage:
         return None
 

@@ -31,7 +31,7 @@ _CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/"
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
-def default_dir() -> Path:
+def find_default_dir() -> Path:
     """Where TFDS keeps its data: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
@@ -77,19 +77,19 @@ def open_prepared(
     return rows.__getitems__, len(rows), builder.info.features
 
 
-def _examples(images: np.ndarray, labels: np.ndarray, prefix: str | None) -> Iterator:
+def _make_examples(images: np.ndarray, labels: np.ndarray, prefix: str | None) -> Iterator:
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         row = {"image": formats.encode_png(image), "label": int(label)}
         yield i, row if prefix is None else row | {"id": f"{prefix}_{i:05d}"}
 
 
-def _fashion_files(download: Callable[[Any], Any]) -> Callable[[str], Arrays]:
+def _download_fashion(download: Callable[[Any], Any]) -> Callable[[str], Arrays]:
     urls = {s: {k: f"{_FASHION_URL}{v}.gz" for k, v in f.items()} for s, f in FASHION_FILES.items()}
     paths = download(urls)
     return lambda split: read_fashion_mnist(paths[split]["images"], paths[split]["labels"])
 
 
-def _cifar10_files(download: Callable[[Any], Any]) -> Callable[[str], Arrays]:
+def _download_cifar10(download: Callable[[Any], Any]) -> Callable[[str], Arrays]:
     path = download(_CIFAR10_URL + CIFAR10_ARCHIVE)
     return lambda split: formats.read_cifar10(path, split)
 
@@ -110,17 +110,17 @@ def read_fashion_mnist(images: str | Path, labels: str | Path, *, hint: str = ""
     return x[..., None], y.astype(np.int32)
 
 
-def _builder_class(name: str, read: Callable[[str], Arrays] | None) -> Any:
+def _make_builder_class(name: str, read: Callable[[str], Arrays] | None) -> Any:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
     stock = tfds.builder_cls(name)
-    files = {"fashion_mnist": _fashion_files, "cifar10": _cifar10_files}[name]
+    files = {"fashion_mnist": _download_fashion, "cifar10": _download_cifar10}[name]
 
     def _split_generators(self: Any, dl_manager: Any) -> dict[str, Iterator]:
         load = files(dl_manager.download) if read is None else read
         with_id = "id" in self.info.features
-        return {s: _examples(*load(s), s if with_id else None) for s in ("train", "test")}
+        return {s: _make_examples(*load(s), s if with_id else None) for s in ("train", "test")}
 
     body = {
         "name": name,
@@ -167,7 +167,7 @@ def prepare(
 
     if read is None:
         _check_reachable({"fashion_mnist": _FASHION_URL, "cifar10": _CIFAR10_URL}[name])
-    builder = _builder_class(name, read)(data_dir=str(data_dir), file_format="array_record")
+    builder = _make_builder_class(name, read)(data_dir=str(data_dir), file_format="array_record")
     config = download.DownloadConfig(try_download_gcs=False)
     try:
         builder.download_and_prepare(download_config=config)

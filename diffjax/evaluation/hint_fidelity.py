@@ -35,7 +35,7 @@ def measure_shape_masks(hints: np.ndarray, images: np.ndarray) -> dict[str, floa
         hints: one-hot classes (N, H, W, K), 0 the background.
         images: (N, H, W, 3) in [-1, 1]; a pixel with any colour of the shapes belongs to one.
     """
-    found = np.stack([shapes.colours(image) >= 0 for image in to_uint8(images)])
+    found = np.stack([shapes.name_colours(image) >= 0 for image in to_uint8(images)])
     wanted = hints.argmax(-1) > 0
     iou = metrics.mask_iou(found.astype(int), wanted.astype(int), 2)
     return {"mask_iou": float(iou.mean())}

@@ -13,7 +13,7 @@ import numpy as np
 
 from diffjax import data, metrics
 from diffjax.data.folders import list_images
-from diffjax.data.pictures import image_size
+from diffjax.data.pictures import read_size
 from diffjax.evaluation.image_grids import to_uint8
 from diffjax.types import ConfigError
 
@@ -140,9 +140,9 @@ def _check_sizes(files: list[Path]) -> None:
     Raises:
         ValueError: two images differ in size.
     """
-    first = image_size(files[0])
+    first = read_size(files[0])
     for file in files:
-        if (size := image_size(file)) != first:
+        if (size := read_size(file)) != first:
             a, b = (f"{height}x{width} (height x width)" for height, width in (first, size))
             raise ValueError(f"images must have one size, but {files[0]} is {a} and {file} {b}")
 

@@ -157,7 +157,7 @@ def list_scenes(cfg: ConfigDict, num: int) -> list[tuple[shapes.Thing, ...]]:
     """
     if cfg.data.name != "shapes":
         raise ConfigError(f"captions can be checked for data set shapes, not {cfg.data.name!r}")
-    return [shapes.scene("test", k).things for k in range(num)]
+    return [shapes.make_scene("test", k).things for k in range(num)]
 
 
 def _make_untrained(model: Trained, num: int) -> Any:

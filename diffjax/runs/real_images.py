@@ -27,7 +27,7 @@ def with_images(cfg: ConfigDict) -> ConfigDict:
     if cfg.data.name != "latents":
         return cfg
     folder = cfg.data.dir or os.environ.get(ENV_DIR, "")
-    found = latents.origin(Path(folder)) if folder else {}
+    found = latents.read_origin(Path(folder)) if folder else {}
     if not found:
         raise ConfigError(
             f"the latents in {folder} do not say what they were made of, and there are no images "

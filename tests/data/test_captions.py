@@ -108,7 +108,7 @@ def test_header_and_picture_agree_on_the_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
-    assert pictures.image_size(tmp_path / "a.jpg") == (6, 4)
+    assert pictures.read_size(tmp_path / "a.jpg") == (6, 4)
     assert pictures.read_image(tmp_path / "a.jpg").shape == (6, 4, 3)
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffjax import data
-from diffjax.data import conditions, make_hints, paired
+from diffjax.data import conditions, load_pairs, make_hints
 
 
 def pictures(*planes):
@@ -151,7 +151,7 @@ def folder(tmp_path):
 
 
 def test_paired_folders(folder):
-    source = paired(folder, image_size=8)
+    source = load_pairs(folder, image_size=8)
     batch = data.batch_at(source, 3, batch_size=2, seed=0)
     assert batch["hint"].shape == (2, 8, 8, 3)
     grey = np.rint((batch["image"][:, 0, 0, 0] + 1) * 127.5)
@@ -166,12 +166,12 @@ def test_arrays_beside_the_images(folder):
     assert source.take([2, 0])["text"].tolist() == [[4, 5], [0, 1]]
     np.save(folder / "text.npy", np.arange(2))
     with pytest.raises(ValueError, match=r"text.npy has 2 rows for 3 images"):
-        paired(folder, image_size=8)
+        load_pairs(folder, image_size=8)
 
 
 def test_captions_beside_paired_images(folder):
     (folder / "images" / "notes.txt").write_text("of no image")
-    assert paired(folder, image_size=8).captions is None
+    assert load_pairs(folder, image_size=8).captions is None
     for k, name in enumerate("xyz"):
         (folder / "images" / "a" / f"{name}.txt").write_text(f"caption {k}")
     source = data.load("paired_folder", data_dir=str(folder), image_size=8)
@@ -184,6 +184,6 @@ def test_captions_beside_paired_images(folder):
 def test_pairs_that_are_not(folder):
     (folder / "hints/a/y.bmp").rename(folder / "hints/a/w.bmp")
     with pytest.raises(ValueError, match=r"2 files .* such as a/w, a/y"):
-        paired(folder)
+        load_pairs(folder)
     with pytest.raises(FileNotFoundError, match="images"):
-        paired(folder / "hints")
+        load_pairs(folder / "hints")

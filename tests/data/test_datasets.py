@@ -246,7 +246,7 @@ def test_fashion_mnist_as_debian_packs_it(monkeypatch):
 
 def prepare_fashion(tmp_path, counts):
     written = make_fashion(tmp_path / "raw", counts=counts)
-    read = datasets._idx_reader(tmp_path / "raw")
+    read = datasets._find_idx_reader(tmp_path / "raw")
     folder = tfds_builders.prepare("fashion_mnist", tmp_path / "tfds", read=read)
     assert folder == tmp_path / "tfds" / "fashion_mnist" / "3.0.1"
     return written
@@ -291,7 +291,7 @@ def test_prepared_rows_on_demand(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_tfds_of_the_whole_fashion_mnist(tmp_path, monkeypatch):
     monkeypatch.undo()
-    read = datasets._idx_reader(datasets.DEBIAN_FASHION)
+    read = datasets._find_idx_reader(datasets.DEBIAN_FASHION)
     if read is None:
         pytest.skip("dataset-fashion-mnist is not installed")
     tfds_builders.prepare("fashion_mnist", tmp_path, read=read)

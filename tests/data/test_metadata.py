@@ -132,7 +132,7 @@ def test_the_layout_of_hints(root):
     assert table.hints == {root / "a.png": root / "conditioning_images" / "a.png"}
     paths = folders.list_images(root)
     assert root / "conditioning_images" / "a.png" in paths
-    assert root / "conditioning_images" / "a.png" not in metadata.without_hints(paths, table)
+    assert root / "conditioning_images" / "a.png" not in metadata.drop_hints(paths, table)
     write(root / "metadata.jsonl", [{**rows[0], "conditioning_image": "hints/a.png"}])
     with pytest.raises(ValueError, match=r"not there: hints/a\.png"):
         read(root)

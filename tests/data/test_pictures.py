@@ -213,15 +213,15 @@ def test_a_missing_file_is_missing(tmp_path):
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     path = written(tmp_path / "a.png", Image.new("1", (13_000, 13_000)))
     message = r"a\.png .*13000x13000 pixels.*134,217,728.*DIFFJAX_MAX_PIXELS"
-    for read in (pictures.open_image, pictures.image_size, pictures.read_image):
+    for read in (pictures.open_image, pictures.read_size, pictures.read_image):
         with pytest.raises(ValueError, match=message):
             read(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back later
     monkeypatch.setenv("DIFFJAX_MAX_PIXELS", "200000000")
-    assert pictures.image_size(path) == (13_000, 13_000)
+    assert pictures.read_size(path) == (13_000, 13_000)
     monkeypatch.setenv("DIFFJAX_MAX_PIXELS", "many")
     with pytest.raises(ValueError, match="DIFFJAX_MAX_PIXELS=many must be a number"):
-        pictures.image_size(path)
+        pictures.read_size(path)
 
 
 def test_bombs_are_named(tmp_path):

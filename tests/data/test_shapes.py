@@ -14,7 +14,7 @@ COUNT = 60
 
 @pytest.fixture(scope="module")
 def drawn():
-    scenes = [shapes.scene("test", i) for i in range(COUNT)]
+    scenes = [shapes.make_scene("test", i) for i in range(COUNT)]
     return scenes, [shapes.draw(s)[0] for s in scenes]
 
 
@@ -66,14 +66,14 @@ def test_edges_are_the_border_of_the_mask():
     mask[1:5, 1:5] = 2
     expected = mask.astype(bool)
     expected[2:4, 2:4] = False
-    np.testing.assert_array_equal(shapes.edges(mask)[..., 0], expected)
+    np.testing.assert_array_equal(shapes.find_edges(mask)[..., 0], expected)
 
 
 def test_the_source_has_texts_and_masks():
     source = data.load("shapes", split="test", image_size=16)
     batch = data.batch_at(source, 0, batch_size=3, seed=0)
     assert batch["image"].shape == (3, 16, 16, 3) and batch["edges"].shape == (3, 16, 16, 1)
-    scene = shapes.scene("test", 7)
+    scene = shapes.make_scene("test", 7)
     row = source[7]
     np.testing.assert_array_equal(row["text"], shapes.tokenize([scene.caption()])[0])
     picture, mask = shapes.draw(scene, 16)
@@ -81,7 +81,7 @@ def test_the_source_has_texts_and_masks():
     np.testing.assert_array_equal(row["mask"], mask)
     single = data.load("shapes_single", split="test", image_size=16)
     assert single.num_classes == 24
-    assert single[7]["label"] == shapes.scene("test", 7, single=True).label()
+    assert single[7]["label"] == shapes.make_scene("test", 7, single=True).label()
 
 
 def test_pictures_with_texts_are_not_flipped():

@@ -272,7 +272,7 @@ def test_clip_score_is_of_image_and_prompt_in_turn(image_set):
 
 
 def test_captions_are_checked_by_a_program(image_set):
-    drawn = [shapes.scene("test", k) for k in range(6)]
+    drawn = [shapes.make_scene("test", k) for k in range(6)]
     pictures = np.stack([shapes.draw(scene)[0] for scene in drawn])
     scenes = [scene.things for scene in drawn]
     found = measure_captions(image_set(pictures), scenes)
