@@ -129,7 +129,7 @@ def make_request(options: ImageOptions) -> generate.Request:
         return dataclasses.replace(
             plain,
             prompt=[_join_texts(prompt, options.prompt_2) for prompt in options.prompt],
-            guidance=plain.guiding()._replace(negative=negative),
+            guidance=plain.read_guidance()._replace(negative=negative),
             image=image,
         ).read()
 

@@ -155,7 +155,7 @@ def generate_image(
     try:
         form = Form(*values)
         request = form.make_request(net, limits, _native_size(pipe))
-        _limit_compiled_sizes(request.sizes(), limits)
+        _limit_compiled_sizes(request.read_size(), limits)
         yield "preparing", shown
         for progress in pipe.steps(request):
             if time.monotonic() > end:

@@ -60,7 +60,7 @@ def read_number(
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise refuse(name, f"must be {kind}, got {show(value)}")
     if not low <= value <= high:
-        raise refuse(name, f"must {_describe(low, high)}, got {_plain(value)}")
+        raise refuse(name, f"must {_describe_range(low, high)}, got {_show_plain(value)}")
     return float(value)
 
 
@@ -74,7 +74,7 @@ def read_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise refuse(name, f"must be a whole number, got {show(value)}")
     if value < low or (high is not None and value > high):
-        raise refuse(name, f"must {_describe(low, high)}, got {_plain(value)}")
+        raise refuse(name, f"must {_describe_range(low, high)}, got {_show_plain(value)}")
     return value
 
 
@@ -172,11 +172,11 @@ def _unwrap(value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> str:
+def _show_plain(value: Any) -> str:
     return show(value).partition(" (")[0]
 
 
-def _describe(low: float, high: float | None) -> str:
+def _describe_range(low: float, high: float | None) -> str:
     if high is None:
         return f"be at least {low}"
     if high == LARGEST:

@@ -1,4 +1,4 @@
-"""What a network is told: prompts and negative prompts, and for XL sizes."""
+"""Conditions of a network: prompts, negative prompts, and the sizes of XL."""
 
 from __future__ import annotations
 
@@ -15,57 +15,64 @@ from diffjax.generate.request import Prompts, Request
 from diffjax.pretrained.prompts import Embedding, Prompt, count_chunks
 
 Cond = dict[str, Any]
-Told = Prompts | Embedding
+Texts = Prompts | Embedding
 
 
-def make(pipe: LoadedModel, request: Request, size: Size, *, guided: bool) -> tuple[Cond, Cond]:
-    """The conditions of prompts and of negative prompts, the latter empty if there is no guidance.
+def make_conditions(
+    pipe: LoadedModel, request: Request, size: Size, *, guided: bool
+) -> tuple[Cond, Cond]:
+    """Build the conditions of prompts and of negative prompts.
+
+    The second condition is empty if there is no guidance.
 
     Raises:
         RequestError: see `count_tokens`.
     """
     tokens = count_tokens(pipe, request, guided=guided)
     weighted = request.weighted
-    prompt = _embed(pipe, request.prompts(), tokens, weighted, skip=request.clip_skip)
-    cond = _condition(pipe, prompt, request.num, size)
+    prompt = _embed_padded(pipe, request.list_prompts(), tokens, weighted, skip=request.clip_skip)
+    cond = _build_condition(pipe, prompt, request.num, size)
     if not guided:
         return cond, {}
-    listed = _negatives(pipe, request)
+    listed = _find_negatives(pipe, request)
     if listed is None:
         nothing: Embedding = jax.tree.map(jnp.zeros_like, prompt)
     else:
-        nothing = _embed(pipe, listed, tokens, weighted)
+        nothing = _embed_padded(pipe, listed, tokens, weighted)
     times = len(prompt.context) // len(nothing.context)
     nothing = jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), nothing)
-    return cond, _condition(pipe, nothing, request.num, size.negated())
+    return cond, _build_condition(pipe, nothing, request.num, size.for_negative())
 
 
-def _negatives(pipe: LoadedModel, request: Request) -> Told | None:
-    """The negative prompts; None if they are a zero embedding."""
-    listed = cast(Told | None, request.guiding().negative)
+def _find_negatives(pipe: LoadedModel, request: Request) -> Texts | None:
+    """Return the negative prompts, or None if they are a zero embedding."""
+    listed = cast(Texts | None, request.read_guidance().negative)
     if listed is None:
         zero = pipe.parts.manifest.get("force_zeros_for_empty_prompt", pipe.is_xl)
         return None if zero else ("",)
     return listed
 
 
-def _embed(
-    pipe: LoadedModel, told: Told, tokens: int, weighted: bool, *, skip: int = 0
+def _embed_padded(
+    pipe: LoadedModel, texts: Texts, tokens: int, weighted: bool, *, skip: int = 0
 ) -> Embedding:
-    """The embedding of prompts, filled up with empty chunks to a number of tokens."""
-    length = _chunk(pipe)
-    if not isinstance(told, Embedding):
-        return pipe.embed_read(told, clip_skip=skip, weighted=weighted, chunks=tokens // length)
-    absent = (tokens - told.context.shape[1]) // length
+    """Embed prompts, and fill them up with empty chunks to a number of tokens.
+
+    The context has the shape (B, tokens, width).
+    """
+    length = _find_chunk_length(pipe)
+    if not isinstance(texts, Embedding):
+        return pipe.embed_checked(texts, clip_skip=skip, weighted=weighted, chunks=tokens // length)
+    absent = (tokens - texts.context.shape[1]) // length
     if not absent:
-        return told
-    empty = pipe.embed_read([""], clip_skip=skip).context
-    filling = jnp.tile(empty, (len(told.context), absent, 1))
-    return told._replace(context=jnp.concatenate([told.context, filling], axis=1))
+        return texts
+    empty = pipe.embed_checked([""], clip_skip=skip).context
+    filling = jnp.tile(empty, (len(texts.context), absent, 1))
+    return texts._replace(context=jnp.concatenate([texts.context, filling], axis=1))
 
 
-def _chunk(pipe: LoadedModel) -> int:
-    """Tokens of a chunk."""
+def _find_chunk_length(pipe: LoadedModel) -> int:
+    """Return the number of tokens of a chunk, 77 for CLIP."""
     return next(iter(pipe.parts.texts.values())).tokenizer.length
 
 
@@ -73,17 +80,17 @@ def _chunk(pipe: LoadedModel) -> int:
 
 
 def count_tokens(pipe: LoadedModel, request: Request, *, guided: bool) -> int:
-    """How many tokens prompts and negative prompts are filled up to, in whole chunks.
+    """Count the tokens, in whole chunks, to which prompts and negative prompts are filled up.
 
     Raises:
         RequestError: an embedding cannot be filled up to that.
     """
-    told: dict[str, Told] = {"prompt": request.prompts()}
-    if guided and (listed := _negatives(pipe, request)) is not None:
-        told["guidance.negative"] = listed
-    counts = {name: _tokens(pipe, one, request.weighted) for name, one in told.items()}
-    most, chunk = max(counts.values()), _chunk(pipe)
-    for name, one in told.items():
+    texts: dict[str, Texts] = {"prompt": request.list_prompts()}
+    if guided and (listed := _find_negatives(pipe, request)) is not None:
+        texts["guidance.negative"] = listed
+    counts = {name: _count_text_tokens(pipe, one, request.weighted) for name, one in texts.items()}
+    most, chunk = max(counts.values()), _find_chunk_length(pipe)
+    for name, one in texts.items():
         if (most - counts[name]) % chunk:
             there = " and ".join(f"{n} has {count}" for n, count in counts.items())
             wrong = name if isinstance(one, Embedding) else next(iter(counts.keys() - {name}))
@@ -95,33 +102,33 @@ def count_tokens(pipe: LoadedModel, request: Request, *, guided: bool) -> int:
     return most
 
 
-def _tokens(pipe: LoadedModel, told: Told, weighted: bool) -> int:
-    if isinstance(told, Embedding):
-        return told.context.shape[1]
+def _count_text_tokens(pipe: LoadedModel, texts: Texts, weighted: bool) -> int:
+    if isinstance(texts, Embedding):
+        return texts.context.shape[1]
     encoders = tuple(pipe.parts.texts.values())
-    chunks = max(count_chunks(encoders, prompt) for prompt in told) if weighted else 1
-    return chunks * _chunk(pipe)
+    chunks = max(count_chunks(encoders, prompt) for prompt in texts) if weighted else 1
+    return chunks * _find_chunk_length(pipe)
 
 
-def check(pipe: LoadedModel, request: Request, *, guided: bool) -> None:
-    """See that a model can be told what a request says.
+def check_conditions(pipe: LoadedModel, request: Request, *, guided: bool) -> None:
+    """Check that a model can take the prompts of a request.
 
     Raises:
         RequestError: there are not as many negative prompts as prompts, embeddings do not fit, a
             prompt is for two encoders where there is one, or too many layers are left out.
     """
-    prompts, negative = request.prompts(), cast(Told | None, request.guiding().negative)
-    told: dict[str, Told] = {"prompt": prompts}
+    prompts, negative = request.list_prompts(), cast(Texts | None, request.read_guidance().negative)
+    texts: dict[str, Texts] = {"prompt": prompts}
     if negative is not None:
-        told["guidance.negative"] = negative
-        count, found = _count(prompts), _count(negative)
+        texts["guidance.negative"] = negative
+        count, found = _count_texts(prompts), _count_texts(negative)
         if found not in (1, count):
             raise RequestError(
                 "guidance.negative", f"{count} prompts have {found} negative prompts"
             )
         if not guided:
             logging.warning("guidance.negative changes nothing: no step is guided")
-    for name, one in told.items():
+    for name, one in texts.items():
         if isinstance(one, Embedding):
             _check_embedding(pipe, name, one)
         elif not pipe.is_xl and any(isinstance(prompt, Prompt) for prompt in one):
@@ -134,8 +141,8 @@ def check(pipe: LoadedModel, request: Request, *, guided: bool) -> None:
     count_tokens(pipe, request, guided=guided)
 
 
-def _count(told: Told) -> int:
-    return len(told.context if isinstance(told, Embedding) else told)
+def _count_texts(texts: Texts) -> int:
+    return len(texts.context if isinstance(texts, Embedding) else texts)
 
 
 def _check_embedding(pipe: LoadedModel, name: str, embedding: Embedding) -> None:
@@ -166,14 +173,14 @@ def _check_embedding(pipe: LoadedModel, name: str, embedding: Embedding) -> None
         )
 
 
-def _condition(pipe: LoadedModel, embedding: Embedding, num: int, size: Size) -> Cond:
+def _build_condition(pipe: LoadedModel, embedding: Embedding, num: int, size: Size) -> Cond:
     embedding = jax.tree.map(lambda leaf: jnp.repeat(leaf, num, axis=0), embedding)
     cond: Cond = {"context": embedding.context}
     net, pooled = pipe.parts.unet.net, embedding.pooled
     if net.added_dim:
         if pooled is None:
             raise ValueError("this model needs pooled embeddings beside the context")
-        ids = size.ids((net.added_dim - pooled.shape[-1]) // net.added_time_dim)
+        ids = size.to_time_ids((net.added_dim - pooled.shape[-1]) // net.added_time_dim)
         times = jnp.broadcast_to(jnp.asarray(ids, jnp.float32), (len(pooled), len(ids)))
         cond["added"] = {"text_embeds": pooled, "time_ids": times}
     return cond

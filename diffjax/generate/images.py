@@ -16,7 +16,7 @@ from diffjax.types import Array, choose
 Side = tuple[int, int]  # height and width
 
 
-def read(
+def read_images(
     value: Any, *, channels: int = 3, latents: int = 4, size: Side | None = None, low: float = 0
 ) -> tuple[np.ndarray, bool]:
     """Images as (N, H, W, C) float32 in [0, 1], or latents as they are; and whether they are.
@@ -37,27 +37,35 @@ def read(
     """
     if isinstance(value, Latents):
         return _to_latents(value.values, latents), True
-    parts = [_latents_in(one, channels, latents) for one in _each(value)]
+    parts = [_find_latents(one, channels, latents) for one in _list_images(value)]
     if all(part is not None for part in parts):
-        return _join([part for part in parts if part is not None], "latents"), True
+        return _join_batches([part for part in parts if part is not None], "latents"), True
     if any(part is not None for part in parts):
         raise ValueError("images and latents cannot be mixed; give either")
-    return _join([_pixels(one, channels, size, low) for one in _each(value)], "images"), False
+    return _join_batches(
+        [_read_pixels(one, channels, size, low) for one in _list_images(value)], "images"
+    ), False
 
 
 def read_mask(value: Any, size: Side | None = None) -> np.ndarray:
-    """A mask as (N, H, W, 1) float32, 1 where it is at least one half; ``size`` as for `read`.
+    """Read a mask as (N, H, W, 1) float32, 1 where it is at least one half.
+
+    ``size`` is (height, width), as for `read_images`.
 
     Raises:
         ValueError: it is no mask, see `diffjax.data.pictures.read_mask`.
     """
-    parts = [_batched(pictures.read_mask(one)) for one in _each(value)]
-    parts = parts if size is None else [_resized(part, size) for part in parts]
-    return (_join(parts, "masks") >= 0.5).astype(np.float32)
+    parts = [_add_batch_axis(pictures.read_mask(one)) for one in _list_images(value)]
+    parts = parts if size is None else [_resize(part, size) for part in parts]
+    return (_join_batches(parts, "masks") >= 0.5).astype(np.float32)
 
 
-def _each(value: Any) -> Sequence[Any]:
-    """The images of a list, or one."""
+def _list_images(value: Any) -> Sequence[Any]:
+    """Return the images of a list; a single image counts as a list of one.
+
+    Raises:
+        ValueError: the list is empty.
+    """
     if isinstance(value, PIL.Image.Image) or not isinstance(value, list | tuple):
         return [value]
     if not value:
@@ -65,7 +73,7 @@ def _each(value: Any) -> Sequence[Any]:
     return value
 
 
-def _join(parts: Sequence[np.ndarray], name: str) -> np.ndarray:
+def _join_batches(parts: Sequence[np.ndarray], name: str) -> np.ndarray:
     if sizes := sorted({part.shape[1:3] for part in parts})[1:]:
         raise ValueError(
             f"{name} differ in size: {parts[0].shape[1:3]} and {sizes[0]} (height, width); give "
@@ -74,11 +82,11 @@ def _join(parts: Sequence[np.ndarray], name: str) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _batched(array: np.ndarray) -> np.ndarray:
+def _add_batch_axis(array: np.ndarray) -> np.ndarray:
     return array[None] if array.ndim == 3 else array
 
 
-def _pixels(one: Any, channels: int, size: Side | None, low: float) -> np.ndarray:
+def _read_pixels(one: Any, channels: int, size: Side | None, low: float) -> np.ndarray:
     """Images (N, H, W, channels) of a PIL image or an array, resized in the depth they have."""
     name, background = "images", pictures.WHITE
     if low < 0:
@@ -89,13 +97,13 @@ def _pixels(one: Any, channels: int, size: Side | None, low: float) -> np.ndarra
     array = np.asarray(one)
     if array.dtype != np.uint8 or array.shape[-1] != channels or array.ndim not in (3, 4):
         array = pictures.to_unit(array, channels, background=background, low=low, name=name)
-    array = _batched(array)
-    array = array if size is None else _resized(array, size)
+    array = _add_batch_axis(array)
+    array = array if size is None else _resize(array, size)
     return pictures.to_unit(array, channels, low=low, name=name)
 
 
-def _latents_in(one: Any, channels: int, latents: int) -> np.ndarray | None:
-    """Latents, or None of what is an image.
+def _find_latents(one: Any, channels: int, latents: int) -> np.ndarray | None:
+    """Return latents, or None if the value is an image.
 
     Raises:
         ValueError: it could be either.
@@ -124,32 +132,32 @@ def _to_latents(value: Any, latents: int) -> np.ndarray:
         raise ValueError(
             f"latents must be ([N,] h, w, {latents}), got an array of {values.dtype} {values.shape}"
         )
-    values = _batched(values.astype(np.float32))
+    values = _add_batch_axis(values.astype(np.float32))
     if not np.isfinite(values).all():
         raise ValueError("latents must be finite")
     return values
 
 
-def _resized(array: np.ndarray, size: Side) -> np.ndarray:
-    """Images (N, H, W, C), uint8 or float32, of another size."""
+def _resize(array: np.ndarray, size: Side) -> np.ndarray:
+    """Resize images (N, H, W, C), uint8 or float32, to (height, width)."""
     if array.shape[1:3] == size:
         return array
     smooth = array.min() >= 0
     planes = np.moveaxis(array, -1, 1).reshape(-1, *array.shape[1:3])
     planes = np.stack(
-        [np.asarray(_scaled(PIL.Image.fromarray(one), size, smooth)) for one in planes]
+        [np.asarray(_resize_pillow(PIL.Image.fromarray(one), size, smooth)) for one in planes]
     )
     out = np.moveaxis(planes.reshape(len(array), array.shape[-1], *size), 1, -1)
     # The filter overshoots.
     return np.clip(out, 0, 1) if smooth and out.dtype != np.uint8 else out
 
 
-def _scaled(image: PIL.Image.Image, size: Side, smooth: bool = True) -> PIL.Image.Image:
+def _resize_pillow(image: PIL.Image.Image, size: Side, smooth: bool = True) -> PIL.Image.Image:
     filters = PIL.Image.Resampling
     return image.resize(size[::-1], filters.LANCZOS if smooth else filters.NEAREST)
 
 
-def spread(array: np.ndarray, num: int, images: int, name: str) -> np.ndarray:
+def repeat_for_images(array: np.ndarray, num: int, images: int, name: str) -> np.ndarray:
     """One array for all images, one per prompt with ``num`` images each, or one per image.
 
     Raises:
@@ -164,14 +172,14 @@ def spread(array: np.ndarray, num: int, images: int, name: str) -> np.ndarray:
     return np.repeat(array, images // len(array), axis=0)
 
 
-def read_picture(argument: str, read: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """What ``read`` makes of pictures.
+def read_picture(argument: str, reader: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Return what ``reader`` makes of pictures.
 
     Raises:
         RequestError: they cannot be read; it names the argument.
     """
     try:
-        return read(*args, **options)
+        return reader(*args, **options)
     except RequestError:
         raise
     except ValueError as error:

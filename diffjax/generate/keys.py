@@ -67,15 +67,15 @@ def _is_typed(key: Any) -> bool:
     return isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
-def _words() -> int:
-    """Length of a raw key of JAX's default generator."""
+def _find_key_length() -> int:
+    """Return the length of a raw key of JAX's default generator."""
     return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape[-1]
 
 
 def _is_raw(key: Any, ndim: int) -> bool:
     """Whether a value is an array of raw keys, as `jax.random.PRNGKey` makes one."""
     array = isinstance(key, np.ndarray | jax.Array) and key.dtype == np.uint32
-    return bool(array) and key.ndim == ndim and key.shape[-1] == _words()
+    return bool(array) and key.ndim == ndim and key.shape[-1] == _find_key_length()
 
 
 def _is_batch(key: Any) -> bool:

@@ -27,7 +27,7 @@ class LoadedModel:
     parts: Components
     _kept: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
-    def embed_read(
+    def embed_checked(
         self,
         prompts: Sequence[str | Prompt],
         *,
@@ -35,7 +35,7 @@ class LoadedModel:
         weighted: bool = False,
         chunks: int = 1,
     ) -> Embedding:
-        """Embeddings of prompts that were checked, kept for the next time.
+        """Embed prompts that were checked, and keep the embeddings for the next time.
 
         Raises:
             ValueError: so many layers cannot be left out.
@@ -59,7 +59,7 @@ class LoadedModel:
 
     @property
     def is_xl(self) -> bool:
-        """Whether the network is told sizes."""
+        """Whether the network is conditioned on sizes."""
         return bool(self.parts.unet.net.added_dim)
 
     @property
@@ -68,7 +68,7 @@ class LoadedModel:
         return self.parts.unet.config.get("in_channels", 4) - self.parts.vae.net.latent_channels
 
     def native_size(self) -> tuple[int, int]:
-        """Height and width of the images that the model was made for.
+        """Return the height and width in pixels of the images that the model was trained on.
 
         Raises:
             ValueError: its config does not say.
@@ -80,7 +80,7 @@ class LoadedModel:
         return self.parts.vae.net.factor * height, self.parts.vae.net.factor * width
 
     def remember(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What was made before, or is made now."""
+        """Return the value kept under a key; make and keep it if there is none."""
         if key not in self._kept:
             while len(self._kept) >= CACHED:
                 self._kept.pop(next(iter(self._kept)))

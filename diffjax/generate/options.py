@@ -172,14 +172,14 @@ class Refiner(NamedTuple):
 
 
 class Size(NamedTuple):
-    """Size of the output, and what XL is told about sizes (its micro-conditioning).
+    """Size of the output, and the sizes that XL is conditioned on (its micro-conditioning).
 
     Attributes:
         height, width: of the output, in pixels, to which images and masks are brought; one that is
             0 is that of the image, or the model's own.
         original, target: (height, width); that of the output if None.
         crop: (top, left).
-        aesthetic: score told to a refiner.
+        aesthetic: aesthetic score that conditions a refiner.
         negative_*: the same for the negative prompt; as for the prompt if None.
     """
 
@@ -194,8 +194,8 @@ class Size(NamedTuple):
     negative_target: tuple[int, int] | None = None
     negative_aesthetic: float = 2.5
 
-    def negated(self) -> Size:
-        """What is told with the negative prompt."""
+    def for_negative(self) -> Size:
+        """Return the size that goes with the negative prompt."""
         return self._replace(
             original=self.negative_original or self.original,
             crop=self.negative_crop or self.crop,
@@ -203,14 +203,14 @@ class Size(NamedTuple):
             aesthetic=self.negative_aesthetic,
         )
 
-    def ids(self, count: int) -> tuple[float, ...]:
-        """The numbers that the network is told: 6 of XL's base, 5 of its refiner.
+    def to_time_ids(self, count: int) -> tuple[float, ...]:
+        """Return the time ids of a network: 6 of XL's base, 5 of its refiner.
 
         Raises:
-            ValueError: it wants another number of them.
+            ValueError: the network takes another number of them.
         """
         if count not in (5, 6):
-            raise ValueError(f"networks that are told {count} numbers are not known")
+            raise ValueError(f"a network of XL takes 5 or 6 time ids, but this one takes {count}")
         here = (self.height, self.width)
         last = (self.aesthetic,) if count == 5 else self.target or here
         return (*(self.original or here), *self.crop, *last)

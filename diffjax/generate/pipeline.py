@@ -102,7 +102,7 @@ class Progress:
         self.step.edit(z)
 
     def images(self, output: str = "pil") -> Any:
-        """What the model takes the images to be at this point."""
+        """Decode the images that the model predicts at this point."""
         run = self.step.run
         return self.pipe.decode(run.z if run.x is None else run.x, output)
 
@@ -251,19 +251,19 @@ class Pipeline(LoadedModel):
             ValueError: so many layers cannot be left out.
         """
         encoders = tuple(self.parts.texts.values())
-        told = read_prompts("prompts", prompts)
-        if isinstance(told, Embedding):
+        texts = read_prompts("prompts", prompts)
+        if isinstance(texts, Embedding):
             raise refuse("prompts", "is an Embedding already")
-        if not self.is_xl and any(isinstance(prompt, Prompt) for prompt in told):
+        if not self.is_xl and any(isinstance(prompt, Prompt) for prompt in texts):
             raise RequestError(
                 "prompts", "this model has one text encoder: a prompt for two is for XL"
             )
         clip_skip = read_whole("clip_skip", clip_skip, 0, LAYERS)
         chunks = read_whole("chunks", chunks, 1)
         if read_flag("weighted", weighted):
-            chunks = max(chunks, *(count_chunks(encoders, prompt) for prompt in told))
+            chunks = max(chunks, *(count_chunks(encoders, prompt) for prompt in texts))
 
-        return self.embed_read(told, clip_skip=clip_skip, weighted=weighted, chunks=chunks)
+        return self.embed_checked(texts, clip_skip=clip_skip, weighted=weighted, chunks=chunks)
 
     def with_lora(self, path: StrPath, *, scale: float = 1.0) -> Pipeline:
         """The pipeline with an adapter merged in; see `merge_lora`.

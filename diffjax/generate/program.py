@@ -33,7 +33,7 @@ class Program:
     Attributes:
         model: without parameters; of it the network is compared.
         scheduler: compared by what of it is compiled only.
-        guided: ``no``, ``always``, or ``sometimes`` (see `how_guided`).
+        guided: ``no``, ``always``, or ``sometimes`` (see `classify_guidance`).
         rescale: of the guidance.
         nets: ControlNets and adapters, and how each is balanced with the prompt.
     """
@@ -68,7 +68,7 @@ def advance(
 
     Args:
         inputs: params, keys and cond; with guidance null and scale (rows,); for inpainting known;
-            with ControlNets their params, hints and strengths, see `controls`; with low-rank
+            with ControlNets their params, hints and strengths, see `plan_controls`; with low-rank
             adapters lora, pairs of these and their scales.
     """
     noise = loop.image_noise(inputs["keys"], run.z.shape[1:])
@@ -82,7 +82,7 @@ def advance(
 
     return loop.advance(
         noise,
-        denoiser(program, inputs),
+        build_denoiser(program, inputs),
         program.sampler,
         run,
         rows,
@@ -92,7 +92,7 @@ def advance(
     )
 
 
-def denoiser(program: Program, inputs: PyTree) -> Denoiser:
+def build_denoiser(program: Program, inputs: PyTree) -> Denoiser:
     """The model's denoiser, guided and bounded as the program says."""
     own = program.model._replace(
         params=inputs["params"], adapters=tuple(inputs.get("lora", ())), controls=()
@@ -133,19 +133,24 @@ def read_hints(request: Request, size: tuple[int, int]) -> list[np.ndarray]:
         RequestError: one of them cannot be read, or there is another number of them.
     """
     hints = []
-    for k, one in enumerate(request.controls()):
+    for k, one in enumerate(request.list_controls()):
         name, channels = f"control[{k}].image", one.net.net.hint_channels
         options: dict[str, Any] = dict(channels=channels, latents=0, size=size, low=-1)
-        hint = images.read_picture(name, images.read, one.image, **options)[0]
+        hint = images.read_picture(name, images.read_images, one.image, **options)[0]
         if len(hint) > 1:
             hint = images.read_picture(
-                name, images.spread, hint, request.num, request.count(), "control image"
+                name,
+                images.repeat_for_images,
+                hint,
+                request.num,
+                request.count_images(),
+                "control image",
             )
         hints.append(hint)
     return hints
 
 
-def controls(
+def plan_controls(
     request: Request, rows: Rows, count: int, hints: Sequence[np.ndarray]
 ) -> tuple[tuple[tuple[Any, str], ...], list[PyTree]]:
     """ControlNets with their balances, and their params, hints and strengths by row.
@@ -158,7 +163,7 @@ def controls(
         hints: see `read_hints`.
     """
     nets, given = [], []
-    for one, hint in zip(request.controls(), hints, strict=True):
+    for one, hint in zip(request.list_controls(), hints, strict=True):
         # Means over all pixels only make sense on the conditional half, as in diffusers.
         balance = "guess" if getattr(one.net.net, "pool", False) else one.balance
         strength = np.zeros(len(rows.level.t), np.float32)
@@ -179,14 +184,14 @@ def _prepare_hint(net: Any, params: Params, hint: Array) -> Any:
     return ControlNetwork(net, params).prepare_hint(hint)
 
 
-def how_guided(scales: np.ndarray, scale: float) -> str:
+def classify_guidance(scales: np.ndarray, scale: float) -> str:
     """``no`` for a scale of at most 1, else whether guidance acts ``always`` or ``sometimes``."""
     if scale <= 1 or (scales == 1).all():
         return "no"
     return "sometimes" if (scales == 1).any() else "always"
 
 
-def known_levels(rows: Rows, count: int, to_the_end: bool) -> dict[str, np.ndarray]:
+def find_known_levels(rows: Rows, count: int, to_the_end: bool) -> dict[str, np.ndarray]:
     """(alpha, sigma) of known pixels after every row: those of the next one, at last clean."""
     alpha, sigma = np.array(rows.next.alpha), np.array(rows.next.sigma)
     if to_the_end:
@@ -195,24 +200,24 @@ def known_levels(rows: Rows, count: int, to_the_end: bool) -> dict[str, np.ndarr
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def draw(keys: jax.Array, shape: tuple[int, ...], k: int) -> Array:
-    """Draw k of the first evaluation, one image per key."""
+def draw_noise(keys: jax.Array, shape: tuple[int, ...], k: int) -> Array:
+    """Return draw ``k`` of standard noise (B, *shape), a row per key."""
     return loop.image_noise(keys, shape)(0, k)
 
 
 @jax.jit
-def fold(keys: jax.Array, data: Any) -> jax.Array:
-    """Other keys, one for each."""
+def fold_keys(keys: jax.Array, data: Any) -> jax.Array:
+    """Fold a number into every key."""
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
 
 
 @partial(jax.jit, static_argnums=0)
-def posterior(net: Any, params: PyTree, pixels: Array) -> Any:
-    """What an autoencoder makes of images in [-1, 1]."""
+def encode_posterior(net: Any, params: PyTree, pixels: Array) -> Any:
+    """Return the posterior of images (B, H, W, 3) in [-1, 1]."""
     return net.apply({"params": params}, pixels, method="encode")
 
 
 @partial(jax.jit, static_argnums=0)
 def decode(net: Any, params: PyTree, z: Array) -> Array:
-    """Images of latents."""
+    """Decode latents (B, h, w, C) to images (B, H, W, 3) in [-1, 1]."""
     return net.apply({"params": params}, z, method="decode")

@@ -88,7 +88,7 @@ class Request:
         return summarize(self)
 
     def read(self) -> Request:
-        """The same request with all arguments in full, checked without a model.
+        """Return the request with all arguments in full, checked without a model.
 
         Raises:
             RequestError: an argument has another type, lies outside of its range, is not finite,
@@ -98,60 +98,72 @@ class Request:
         if latents is not None:
             latents = read_floats("latents", latents, "(B, h, w, channels)")
         return Request(
-            self.prompts(),
+            self.list_prompts(),
             self.key,
-            self.sampling(),
-            self.guiding(),
-            self.picture(),
-            self.controls(),
-            self.loras(),
-            self.refining(),
-            self.sizes(),
+            self.read_sampler(),
+            self.read_guidance(),
+            self.read_image(),
+            self.list_controls(),
+            self.list_loras(),
+            self.read_refiner(),
+            self.read_size(),
             read_whole("num", self.num, 1),
             latents,
             read_whole("clip_skip", self.clip_skip, 0, LAYERS),
             read_flag("weighted", self.weighted),
         )
 
-    def prompts(self) -> Prompts | Embedding:
-        """The prompts as a tuple."""
+    def list_prompts(self) -> Prompts | Embedding:
+        """Return the prompts as a tuple, or their embedding.
+
+        Raises:
+            RequestError: they are no texts, or there are none.
+        """
         return read_prompts("prompt", self.prompt)
 
-    def count(self) -> int:
-        """Number of images."""
-        prompts = self.prompts()
+    def count_images(self) -> int:
+        """Return the number of images: ``num`` for each prompt."""
+        prompts = self.list_prompts()
         each = read_whole("num", self.num, 1)
         return each * len(prompts.context if isinstance(prompts, Embedding) else prompts)
 
-    def sampling(self) -> Sampling:
-        """The sampler in full."""
+    def read_sampler(self) -> Sampling:
+        """Return the sampler with all of its options; see `read_sampling`."""
         return read_sampling(self.sampler)
 
-    def guiding(self) -> Guidance:
-        """The guidance in full."""
+    def read_guidance(self) -> Guidance:
+        """Return the guidance with all of its options; see `read_guidance`."""
         return read_guidance(self.guidance)
 
-    def picture(self) -> Image | None:
-        """The image to start from in full."""
+    def read_image(self) -> Image | None:
+        """Return the image to start from with all of its options; see `read_image`."""
         return read_image(self.image)
 
-    def controls(self) -> tuple[Control, ...]:
-        """The ControlNets as a tuple."""
+    def list_controls(self) -> tuple[Control, ...]:
+        """Return the ControlNets as a tuple.
+
+        Raises:
+            RequestError: an entry is no `Control`, or one of its numbers is out of range.
+        """
         several = read_several("control", self.control, Control, "Control(net, image)")
         return tuple(_read_control(f"control[{k}]", one) for k, one in enumerate(several))
 
-    def loras(self) -> tuple[Lora, ...]:
-        """The adapters as a tuple."""
+    def list_loras(self) -> tuple[Lora, ...]:
+        """Return the adapters as a tuple.
+
+        Raises:
+            RequestError: an entry is no `Lora`, or its scale is out of range.
+        """
         example = "Lora(pipe.load_lora(path), scale)"
         several = read_several("lora", self.lora, Lora, example)
         return tuple(_read_lora(f"lora[{k}]", one) for k, one in enumerate(several))
 
-    def refining(self) -> Refiner | None:
-        """The refiner in full."""
+    def read_refiner(self) -> Refiner | None:
+        """Return the refiner with all of its options; see `read_refiner`."""
         return read_refiner(self.refiner)
 
-    def sizes(self) -> Size:
-        """The size in full."""
+    def read_size(self) -> Size:
+        """Return the size with all of its options; see `read_size`."""
         return read_size(self.size)
 
 

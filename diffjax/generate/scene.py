@@ -21,7 +21,7 @@ from diffjax.types import Array, Rows
 PRIOR, POSTERIOR, MASKED = 1, 2, 3
 PIXELS = 2**26  # of an image, at most
 TOGETHER = 2**32  # of all images of a call, at most
-Given = tuple[np.ndarray, bool]  # see `images.read`
+Given = tuple[np.ndarray, bool]  # see `images.read_images`
 
 
 class Start(NamedTuple):
@@ -58,7 +58,7 @@ class SceneLayout(NamedTuple):
     Attributes:
         size: of the output.
         strength: share of the steps to run.
-        given: the image to start from, see `images.read`, and maybe latents; or None.
+        given: the image to start from, see `images.read_images`, and maybe latents; or None.
         mask: of the image, or None.
     """
 
@@ -83,14 +83,14 @@ def lay_out(
     Raises:
         RequestError: image, mask, latents, keys and size do not fit together, or not the model.
     """
-    vae, image, count = pipe.parts.vae.net, request.picture(), request.count()
-    given, mask = _given(image, vae.latent_channels, vae.factor)
+    vae, image, count = pipe.parts.vae.net, request.read_image(), request.count_images()
+    given, mask = _read_given(image, vae.latent_channels, vae.factor)
     if request.latents is not None:
         _check_channels(np.shape(request.latents), vae.latent_channels)
-    size = _size(pipe, request, given, shape)
+    size = _choose_size(pipe, request, given, shape)
     _check_amount(size, count)
     if given is not None and not given[1] and given[0].shape[1:3] != size[:2]:
-        given, mask = _given(image, vae.latent_channels, vae.factor, size[:2])
+        given, mask = _read_given(image, vae.latent_channels, vae.factor, size[:2])
     check_key(request.key, count)
     layout = SceneLayout(size, 1.0, given, mask)
     if request.latents is not None:
@@ -105,26 +105,30 @@ def lay_out(
         return layout
     strength = image.strength
     if strength is None:
-        strength = default_strength(pipe.is_xl, mask is not None)
-    spread = images.read_picture("image", images.spread, given[0], request.num, count, "image")
+        strength = choose_default_strength(pipe.is_xl, mask is not None)
+    spread = images.read_picture(
+        "image", images.repeat_for_images, given[0], request.num, count, "image"
+    )
     if mask is not None:
-        mask = images.read_picture("image.mask", images.spread, mask, request.num, count, "mask")
+        mask = images.read_picture(
+            "image.mask", images.repeat_for_images, mask, request.num, count, "mask"
+        )
     return SceneLayout(size, strength, (spread, given[1]), mask)
 
 
-def make(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Start:
+def make_scene(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Start:
     """The scene of a request that was laid out."""
     vae, (size, strength, given, mask) = pipe.parts.vae.net, layout
-    keys = make_keys(request.key, request.count())
+    keys = make_keys(request.key, request.count_images())
     latent = (*layout.latent_sides(vae.factor), vae.latent_channels)
-    noise: Array = program.draw(keys, latent, PRIOR)
+    noise: Array = program.draw_noise(keys, latent, PRIOR)
     if request.latents is not None:
         noise = jnp.asarray(request.latents, jnp.float32)
     scene = Start(size, keys, noise)
     if given is None:
         return scene
     pixels = given[0]
-    x = pixels if given[1] else encode(pipe, pixels, program.draw(keys, latent, POSTERIOR))
+    x = pixels if given[1] else encode(pipe, pixels, program.draw_noise(keys, latent, POSTERIOR))
     scene = scene._replace(x=x)
     if mask is None:
         return scene
@@ -133,11 +137,11 @@ def make(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Start:
     if pipe.extra_channels == 0:
         return scene._replace(known={"x": x, "eps": noise, "mask": small})
     hidden = np.where(mask == 1, np.float32(0.5), pixels)  # 0 in [-1, 1]
-    hidden_x = encode(pipe, hidden, program.draw(keys, latent, MASKED))
+    hidden_x = encode(pipe, hidden, program.draw_noise(keys, latent, MASKED))
     return scene._replace(concat=jnp.concatenate([small, hidden_x], -1))
 
 
-def _given(
+def _read_given(
     image: Image | None, latents: int, factor: int, size: tuple[int, int] | None = None
 ) -> tuple[Given | None, np.ndarray | None]:
     """The image of a request, its mask, or None.
@@ -147,7 +151,9 @@ def _given(
     """
     if image is None:
         return None, None
-    given = images.read_picture("image", images.read, image.pixels, latents=latents, size=size)
+    given = images.read_picture(
+        "image", images.read_images, image.pixels, latents=latents, size=size
+    )
     if given[1]:
         read_floats("image", given[0], "(N, h, w, channels)")
     if image.mask is None:
@@ -186,8 +192,8 @@ def _check_amount(size: Size, count: int) -> None:
         )
 
 
-def default_strength(xl: bool, masked: bool) -> float:
-    """That of diffusers' pipelines."""
+def choose_default_strength(xl: bool, masked: bool) -> float:
+    """Return the default strength of diffusers' pipelines, in [0, 1]."""
     if xl:
         return 0.9999 if masked else 0.3
     return 1.0 if masked else 0.8
@@ -197,25 +203,25 @@ def encode(pipe: LoadedModel, pixels: np.ndarray, eps: Array) -> Array:
     """Latents of pixels (B, H, W, 3) in [0, 1]: a draw of their posterior, scaled."""
     net, params = pipe.parts.vae.net, pipe.parts.vae.params
 
-    def one(image: np.ndarray) -> Any:
+    def encode_one(image: np.ndarray) -> Any:
         digest = hashlib.sha256(image.tobytes()).hexdigest()
         return pipe.remember(
             ("image", image.shape, digest),
-            lambda: program.posterior(net, params, 2 * image[None] - 1),
+            lambda: program.encode_posterior(net, params, 2 * image[None] - 1),
         )
 
-    posterior = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(one, pixels))
+    posterior = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(encode_one, pixels))
     return (posterior.with_noise(eps) - net.shift_factor) * net.scaling_factor
 
 
-def _size(
+def _choose_size(
     pipe: LoadedModel,
     request: Request,
     given: Given | None,
     shape: tuple[int, int] | None,
 ) -> Size:
     """The size of the output, which the network can have; that of pixels is rounded down."""
-    factor, asked = pipe.parts.vae.net.factor, request.sizes()
+    factor, asked = pipe.parts.vae.net.factor, request.read_size()
     unit, found = factor * pipe.parts.unet.net.divisor, None
     if given is not None and not given[1]:
         default = tuple(side - side % unit for side in given[0].shape[1:3])

@@ -74,7 +74,7 @@ class Plan(NamedTuple):
         rows: padded plan.
         length: rows to run.
         scales: guidance by row.
-        guided: see `program.how_guided`.
+        guided: see `program.classify_guidance`.
         hints: images of ControlNets.
         ends: whether the run ends at the data.
     """
@@ -94,20 +94,20 @@ class Plan(NamedTuple):
     def build(self) -> Stage:
         """Encode texts and images, draw the noise, and gather the inputs of the program."""
         pipe, request, rows, length = self.pipe, self.request, self.rows, self.length
-        view, unet = scene.make(pipe, request, self.layout), pipe.parts.unet
+        view, unet = scene.make_scene(pipe, request, self.layout), pipe.parts.unet
         guided = self.guided != "no"
-        cond, null = conditions.make(pipe, request, view.size, guided=guided)
+        cond, null = conditions.make_conditions(pipe, request, view.size, guided=guided)
         inputs: dict[str, Any] = {"params": unet.params, "keys": view.keys, "cond": cond}
-        if adapters := request.loras():
+        if adapters := request.list_loras():
             inputs["lora"] = [(one.weights, float(one.scale)) for one in adapters]
         if guided:
             inputs |= {"null": null, "scale": self.scales}
         if view.concat is not None:
             cond["concat"] = null["concat"] = view.concat
         if view.known is not None:
-            inputs["known"] = view.known | program.known_levels(rows, length, self.ends)
-        nets, inputs["controls"] = program.controls(request, rows, length, self.hints)
-        rescale = request.guiding().rescale if guided else 0.0
+            inputs["known"] = view.known | program.find_known_levels(rows, length, self.ends)
+        nets, inputs["controls"] = program.plan_controls(request, rows, length, self.hints)
+        rescale = request.read_guidance().rescale if guided else 0.0
         own = make_published_model(pipe.parts, self.scheduler)
         made = Program(own, self.scheduler, self.guided, rescale, nets)
         return Stage(made, inputs, rows, length, view.begin(rows, self.init_std))
@@ -128,11 +128,11 @@ def plan(
     Raises:
         RequestError: something does not fit the model.
     """
-    sampling, guiding = request.sampling(), request.guiding()
+    sampling, guiding = request.read_sampler(), request.read_guidance()
     layout = scene.lay_out(pipe, request, shape)
     scheduler = pipe.remember(
         ("scheduler", repr(sampling._replace(steps=0))),
-        lambda: _schedule(pipe, sampling),
+        lambda: _make_own_scheduler(pipe, sampling),
     )
     try:
         grid = scheduler.grid(sampling.steps, strength=layout.strength, start=start)
@@ -148,7 +148,7 @@ def plan(
     padded = loop.pad(rows, -(-length // ROWS) * ROWS)
     scale = (5.0 if pipe.is_xl else 7.5) if guiding.scale is None else guiding.scale
     scales = guidance.interval(padded, scale, low=guiding.low, high=guiding.high)
-    guided = program.how_guided(scales[:length], scale)
+    guided = program.classify_guidance(scales[:length], scale)
     if guided == "no" and scale > 1:
         logging.warning(
             "no step is guided: none has a noise over signal between guidance.low=%g and "
@@ -156,7 +156,7 @@ def plan(
             guiding.low,
             guiding.high,
         )
-    conditions.check(pipe, request, guided=guided != "no")
+    conditions.check_conditions(pipe, request, guided=guided != "no")
     _check_controls(pipe, request)
     _check_adapters(pipe, request)
     hints = program.read_hints(request, layout.size[:2])
@@ -175,7 +175,7 @@ def plan(
     )
 
 
-def _schedule(pipe: LoadedModel, sampling: Sampling) -> Scheduler:
+def _make_own_scheduler(pipe: LoadedModel, sampling: Sampling) -> Scheduler:
     """
     Raises:
         RequestError: the sampler takes something that is asked for not.
@@ -193,7 +193,7 @@ def make_stages(pipe: LoadedModel, request: Request) -> list[tuple[LoadedModel, 
         RequestError: an argument is wrong, or does not fit the model.
     """
     request = request.read()
-    refiner = request.refining()
+    refiner = request.read_refiner()
     if refiner is None:
         return [(pipe, plan(pipe, request).build())]
     _check_refiner(pipe, refiner)
@@ -205,7 +205,7 @@ def make_stages(pipe: LoadedModel, request: Request) -> list[tuple[LoadedModel, 
     except RequestError as error:
         raise RequestError(error.argument, f"refiner: {error}") from error
     # Other noise than that of the base model.
-    keys = program.fold(make_keys(request.key, request.count()), REFINER)
+    keys = program.fold_keys(make_keys(request.key, request.count_images()), REFINER)
     second = second._replace(request=dataclasses.replace(rest, key=keys))
     return [(pipe, first.build()), (refiner.pipe, second.build())]
 
@@ -230,7 +230,7 @@ def _check_refiner(pipe: LoadedModel, refiner: Refiner) -> None:
                 f"this pipeline cannot be refined by that one: the {name} of its latents is "
                 f"{ours}, that of the refiner's {theirs}",
             )
-    ours, theirs = (_levels(p) for p in (pipe, refiner.pipe))
+    ours, theirs = (_compute_levels(p) for p in (pipe, refiner.pipe))
     if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-3):
         raise RequestError(
             "refiner",
@@ -239,9 +239,11 @@ def _check_refiner(pipe: LoadedModel, refiner: Refiner) -> None:
         )
 
 
-def _levels(pipe: LoadedModel) -> np.ndarray:
+def _compute_levels(pipe: LoadedModel) -> np.ndarray:
     """Noise over signal at some times of the model's own schedule."""
-    schedule = pipe.remember(("scheduler", "own"), lambda: _schedule(pipe, Sampling())).schedule
+    schedule = pipe.remember(
+        ("scheduler", "own"), lambda: _make_own_scheduler(pipe, Sampling())
+    ).schedule
     times = np.linspace(schedule.span[0], schedule.span[1], 9)
     alpha, sigma = schedule.at(np.round(times) if schedule.steps else times)
     with np.errstate(divide="ignore"):
@@ -254,13 +256,13 @@ def _check_controls(pipe: LoadedModel, request: Request) -> None:
         RequestError: a ControlNet or adapter was made for another base.
     """
     unet = pipe.parts.unet.net
-    for k, one in enumerate(request.controls()):
+    for k, one in enumerate(request.list_controls()):
         net = one.net.net
-        ours, theirs = _widths(unet), _widths(getattr(net, "base", net))
+        ours, theirs = _describe_widths(unet), _describe_widths(getattr(net, "base", net))
         if isinstance(net, T2IAdapter):
             ours = {"widths of the levels": ours["widths of the levels"]}
         for name, value in ours.items():
-            if theirs[name] and value != theirs[name]:  # 0: it is not told that
+            if theirs[name] and value != theirs[name]:  # 0: it takes no such condition
                 raise RequestError(
                     f"control[{k}].net",
                     f"control[{k}].net is for another base: its {name} is {theirs[name]}, that of "
@@ -273,7 +275,7 @@ def _check_adapters(pipe: LoadedModel, request: Request) -> None:
     Raises:
         RequestError: an adapter is for layers that this UNet does not have.
     """
-    for k, one in enumerate(request.loras()):
+    for k, one in enumerate(request.list_loras()):
         try:
             jax.eval_shape(lora.merge, pipe.parts.unet.params, one.weights, one.scale)
         except (ValueError, TypeError, KeyError) as error:
@@ -284,7 +286,7 @@ def _check_adapters(pipe: LoadedModel, request: Request) -> None:
             ) from error
 
 
-def _widths(net: UNet | T2IAdapter) -> dict[str, Any]:
+def _describe_widths(net: UNet | T2IAdapter) -> dict[str, Any]:
     """What a network and its ControlNet must agree in."""
     if isinstance(net, T2IAdapter):
         return {"widths of the levels": tuple(net.widths)}

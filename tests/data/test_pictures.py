@@ -43,7 +43,7 @@ def three_uses(path, channels=3, split="train"):
     """A file as training, generation and evaluation have it, (H, W, C) in 0 .. 255."""
     trained = data.load("image_folder", data_dir=str(path.parent), channels=channels)
     yield trained[0]["image"]
-    generated, _ = images.read(pictures.open_image(path), channels=channels)
+    generated, _ = images.read_images(pictures.open_image(path), channels=channels)
     yield generated[0] * 255
     from diffjax.evaluation import from_file
 
@@ -102,7 +102,7 @@ def test_values_without_a_known_white_are_refused(tmp_path, picture, message):
     with pytest.raises(ValueError, match=f"a.tif.*{message}"):
         data.load("image_folder", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match=message):
-        images.read(pictures.open_image(path))
+        images.read_images(pictures.open_image(path))
 
 
 def hidden(mode):
@@ -245,7 +245,7 @@ def test_bombs_are_named(tmp_path):
 def test_arrays_are_scaled_by_their_type(shape, dtype, top):
     ramp = np.rint(RAMP * top) if top > 1 else RAMP
     ramp = ramp.reshape(3, 4, 1) if len(shape) > 2 else ramp
-    found, is_latents = images.read(np.broadcast_to(ramp, shape).astype(dtype))
+    found, is_latents = images.read_images(np.broadcast_to(ramp, shape).astype(dtype))
     assert not is_latents and found.shape == (1, 3, 4, 3) and found.dtype == np.float32
     np.testing.assert_allclose(found[0, ..., 1], RAMP, atol=2e-3)
 
@@ -265,7 +265,7 @@ def test_arrays_are_scaled_by_their_type(shape, dtype, top):
 )
 def test_other_arrays_are_refused(array, message):
     with pytest.raises(ValueError, match=message):
-        images.read(array)
+        images.read_images(array)
 
 
 def test_arrays_with_alpha_are_composited():
@@ -273,39 +273,39 @@ def test_arrays_with_alpha_are_composited():
     red[..., 0], red[0, :, 3] = 255, (255, 0, 128)
     expected = np.array([(255, 0, 0), (255, 255, 255), (255, 127, 127)])
     for array in (red, red.astype(np.uint16) * 257):
-        found, _ = images.read(array)
+        found, _ = images.read_images(array)
         np.testing.assert_allclose(found[0, 0] * 255, expected, atol=1)
-    hint, _ = images.read(red, latents=0, low=-1)
+    hint, _ = images.read_images(red, latents=0, low=-1)
     np.testing.assert_allclose(hint[0, 0, 1], 0)
 
 
 def test_floats_of_four_channels_are_latents_only_beyond_doubt():
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((1, 4, 4, 4)).astype(np.float32)
-    found, is_latents = images.read(latents)
+    found, is_latents = images.read_images(latents)
     assert is_latents and np.array_equal(found, latents)
     picture = rng.random((4, 4, 4))
     for array in (picture, 2 * picture - 1, 255 * picture):
         with pytest.raises(ValueError, match=r"latents or a picture with alpha.*Latents\(array\)"):
-            images.read(array)
-        found, is_latents = images.read(Latents(array))
+            images.read_images(array)
+        found, is_latents = images.read_images(Latents(array))
         assert is_latents and found.shape == (1, 4, 4, 4)
     with pytest.raises(ValueError, match=r"latents must be .*got an array of float64 \(4, 4, 3\)"):
-        images.read(Latents(np.zeros((4, 4, 3))))
+        images.read_images(Latents(np.zeros((4, 4, 3))))
     with pytest.raises(ValueError, match="latents must be finite"):
-        images.read(Latents(np.full((4, 4, 4), np.inf)))
+        images.read_images(Latents(np.full((4, 4, 4), np.inf)))
 
 
 def test_lists_hold_pictures_of_one_size_of_any_kind():
     array = np.full((2, 2, 3), 255, np.uint8)
-    found, _ = images.read([array, Image.fromarray(array), array / 255.0, array[..., 0]])
+    found, _ = images.read_images([array, Image.fromarray(array), array / 255.0, array[..., 0]])
     assert found.shape == (4, 2, 2, 3) and (found == 1).all()
     with pytest.raises(ValueError, match="images differ in size"):
-        images.read([array, array[:1]])
+        images.read_images([array, array[:1]])
     with pytest.raises(ValueError, match="no image in the list"):
-        images.read([])
+        images.read_images([])
     with pytest.raises(ValueError, match="cannot be mixed"):
-        images.read([array, 3 * np.random.default_rng(0).standard_normal((2, 2, 4))])
+        images.read_images([array, 3 * np.random.default_rng(0).standard_normal((2, 2, 4))])
 
 
 # ---- masks --------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_callbacks_edit_and_interrupt(pipe, made):
 
 
 def test_given_latents_and_embeddings(pipe, made):
-    noise = program.draw(generate.scene.make_keys(KEYS, 2), (SIZE // 2, SIZE // 2, 4), 1)
+    noise = program.draw_noise(generate.scene.make_keys(KEYS, 2), (SIZE // 2, SIZE // 2, 4), 1)
     np.testing.assert_array_equal(_make(pipe, latents=noise, size=None), made)
     embedding = pipe.embed(g.PROMPTS)
     np.testing.assert_array_equal(_make(pipe, embedding), made)
@@ -234,12 +234,12 @@ def test_a_new_word(pipe, tmp_path):
 
 def test_micro_conditioning():
     size = generate.Size(8, 16, crop=(1, 2), negative_original=(4, 4))
-    assert size.ids(6) == (8, 16, 1, 2, 8, 16)
-    assert size.negated().ids(6) == (4, 4, 1, 2, 8, 16)
-    assert size.ids(5) == (8, 16, 1, 2, 6.0)
-    assert size.negated().ids(5) == (4, 4, 1, 2, 2.5)
-    with pytest.raises(ValueError, match="told 4 numbers"):
-        size.ids(4)
+    assert size.to_time_ids(6) == (8, 16, 1, 2, 8, 16)
+    assert size.for_negative().to_time_ids(6) == (4, 4, 1, 2, 8, 16)
+    assert size.to_time_ids(5) == (8, 16, 1, 2, 6.0)
+    assert size.for_negative().to_time_ids(5) == (4, 4, 1, 2, 2.5)
+    with pytest.raises(ValueError, match="this one takes 4"):
+        size.to_time_ids(4)
 
 
 def _picture(*shape):
@@ -306,7 +306,7 @@ def test_images_and_masks_are_brought_to_the_size(pipe):
     for image, hole in ((smooth, mask), (PIL.Image.fromarray(smooth), PIL.Image.fromarray(mask))):
         made = _make(pipe, image=generate.Image(image, 0.5, hole))
         np.testing.assert_array_equal(made, expected)
-    levels, unit = (images.read(x, size=(SIZE, SIZE))[0] for x in (smooth, smooth / 255))
+    levels, unit = (images.read_images(x, size=(SIZE, SIZE))[0] for x in (smooth, smooth / 255))
     np.testing.assert_allclose(unit, levels, atol=1.01 / 255)
     uneven = _make(pipe, image=generate.Image(smooth[:, :19], 0.5), size=None)
     assert uneven.shape == (2, 24, 18, 3)
@@ -315,17 +315,17 @@ def test_images_and_masks_are_brought_to_the_size(pipe):
 def test_photographs_are_upright():
     turned, upright = PIL.Image.fromarray(g.picture()[:, :12]), np.rot90(g.picture()[:, :12], -1)
     turned.getexif()[0x0112] = 6  # to be turned right
-    np.testing.assert_array_equal(images.read(turned)[0][0], upright / np.float32(255))
+    np.testing.assert_array_equal(images.read_images(turned)[0][0], upright / np.float32(255))
 
 
 def test_hints_may_mark_pixels():
     hint = np.full((4, 4, 3), 0.5, np.float32)
     hint[:2] = -1
-    np.testing.assert_array_equal(images.read(hint, low=-1)[0][0], hint)
-    large = images.read(hint, size=(8, 8), low=-1)[0][0]
+    np.testing.assert_array_equal(images.read_images(hint, low=-1)[0][0], hint)
+    large = images.read_images(hint, size=(8, 8), low=-1)[0][0]
     np.testing.assert_array_equal(large, hint.repeat(2, 0).repeat(2, 1))
     with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
-        images.read(hint)
+        images.read_images(hint)
 
 
 def test_controls_that_pool_always_guess(pipe):
@@ -377,7 +377,7 @@ def test_an_empty_negative_prompt_is_zero_for_xl_unless_the_model_says_otherwise
         other = generate.Pipeline(pipe.parts._replace(manifest=manifest | says))
         size = generate.Size(SIZE, SIZE)
         request = generate.Request("cat")
-        return generate.conditions.make(other, request, size, guided=True)[1]["context"]
+        return generate.conditions.make_conditions(other, request, size, guided=True)[1]["context"]
 
     xl = g.pipeline("xl")
     assert not null(xl).any() and not null(xl, force_zeros_for_empty_prompt=True).any()
@@ -474,7 +474,7 @@ def test_a_controlnet_sees_what_the_unet_sees(name):
     level = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], rows.level)
     z = 80 * jax.random.normal(jax.random.key(0), (1, 8, 8, 4))
     with jax.disable_jit():
-        program.denoiser(made, inputs)(z, level)
+        program.build_denoiser(made, inputs)(z, level)
     (seen, t), (controlled, t_too) = unet.seen[-1], net.seen[-1]
     np.testing.assert_array_equal(controlled, seen)
     np.testing.assert_array_equal(t_too, t)

@@ -471,7 +471,7 @@ def test_a_control_and_an_adapter_alone(pipe):
     control = Control(_net(), g.picture(), 0.7)
     wanted = _make(pipe, control=[control])
     np.testing.assert_array_equal(_make(pipe, control=control), wanted)
-    assert diffjax.Request("cat", lora=Lora({"a": {}}, 0.5)).loras() == (Lora({"a": {}}, 0.5),)
+    assert diffjax.Request("cat", lora=Lora({"a": {}}, 0.5)).list_loras() == (Lora({"a": {}}, 0.5),)
 
 
 def test_a_refiner_may_be_a_pipeline():

@@ -360,7 +360,7 @@ def draws(case: Case) -> dict[str, Any]:
 
     count = len(PROMPTS) * case.option("num", 1)
     keys, shape = make_keys(KEY, count), (size(case) // 2, size(case) // 2, 4)
-    second = program.fold(keys, REFINER)
+    second = program.fold_keys(keys, REFINER)
 
     @functools.partial(jax.jit, static_argnums=1)
     def step(i: Any, refined: bool = False) -> Any:
@@ -369,8 +369,8 @@ def draws(case: Case) -> dict[str, Any]:
         return image_noise(second if refined else keys, shape)(i)
 
     return {
-        "prior": np.asarray(program.draw(keys, shape, PRIOR)),
-        "posterior": np.asarray(program.draw(keys, shape, POSTERIOR)),
-        "masked": np.asarray(program.draw(keys, shape, MASKED)),
+        "prior": np.asarray(program.draw_noise(keys, shape, PRIOR)),
+        "posterior": np.asarray(program.draw_noise(keys, shape, POSTERIOR)),
+        "masked": np.asarray(program.draw_noise(keys, shape, MASKED)),
         "step": lambda i, refined=False: np.asarray(step(i, refined)),
     }
