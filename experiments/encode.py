@@ -27,7 +27,7 @@ from diffjax.cli.command_line import UsageError
 from diffjax.data import latents
 from diffjax.model.space import moments
 from diffjax.runs.fixed_parts import describe_autoencoder
-from diffjax.train.frozen import content_hash
+from diffjax.train.frozen import hash_content
 
 OUT = flags.DEFINE_string(
     "out", None, "Folder that the latents are written to, with a sub-folder per split."
@@ -70,7 +70,7 @@ def main() -> None:
             image_shape=runs.read_image_shape(cfg),
             num_classes=source.num_classes,
             levels=source.levels,
-            encoder=content_hash(params),
+            encoder=hash_content(params),
             images={"name": cfg.data.name, "dir": cfg.data.dir},
         )
         logging.info("%d latents in %s", len(source), out / split)

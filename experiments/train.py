@@ -72,8 +72,8 @@ def main() -> None:
     check_workdir(folder)
     # The first process writes what the others read: a data set to prepare, tokenizers.
     load = functools.partial(runs.load_source, cfg, folder=folder)
-    source = hosts.in_turn("data", load, seconds=24 * 3600)
-    hosts.in_turn("tokenizers", lambda: runs.keep_tokenizers(cfg, folder))
+    source = hosts.run_in_turn("data", load, seconds=24 * 3600)
+    hosts.run_in_turn("tokenizers", lambda: runs.keep_tokenizers(cfg, folder))
     frozen = runs.load_fixed_parts(cfg, folder, fresh=True)
     task = runs.build_task(cfg)  # not before: a model may have settled the scale of its latents
     shapes = runs.abstract_state(cfg, task)

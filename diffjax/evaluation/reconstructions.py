@@ -14,7 +14,7 @@ from absl import logging
 from diffjax import metrics
 from diffjax.evaluation.feature_distance import measure_distance
 from diffjax.nets.autoencoder import Autoencoder, VQModel
-from diffjax.train.sharding import make_mesh, replicated
+from diffjax.train.sharding import make_mesh, make_replicated_sharding
 from diffjax.types import Array, Params, PyTree
 
 BATCH = 64
@@ -62,7 +62,7 @@ def _compile(net: Autoencoder, mesh: jax.sharding.Mesh) -> _Run:
         codes = code.indices if isinstance(net, VQModel) else jnp.zeros((len(x), 0, 0), jnp.int32)
         return jnp.clip(x_hat, -1, 1), codes
 
-    compiled: _Run = jax.jit(run, out_shardings=replicated(mesh))
+    compiled: _Run = jax.jit(run, out_shardings=make_replicated_sharding(mesh))
     return compiled
 
 

@@ -23,12 +23,12 @@ from ml_collections import ConfigDict
 from diffjax.launch.program_costs import count_collectives, count_flops
 from diffjax.launch.topologies import GIB, Chip, find_devices
 from diffjax.train import State, init_state, make_optimizer
-from diffjax.train.prepare import compiled_step
+from diffjax.train.prepare import compile_step
 from diffjax.train.sharding import (
-    batch_sharding,
+    make_batch_sharding,
     make_mesh,
-    sharded_fraction,
-    tree_sharding,
+    make_tree_sharding,
+    measure_sharded_fraction,
     with_sharding,
 )
 from diffjax.types import PyTree, Task
@@ -131,7 +131,7 @@ def _compile(
         "mesh": dict(mesh.shape),
         "batch": cfg.data.batch_size,
         "batch_per_chip": cfg.data.batch_size / len(devices),
-        "sharded": sharded_fraction(state.params, placed.params),
+        "sharded": measure_sharded_fraction(state.params, placed.params),
         **sizes,
         "activation_bytes": int(memory.temp_size_in_bytes),
         "peak_bytes": int(peak),
@@ -165,9 +165,9 @@ def _abstract_step(
     init = functools.partial(init_state, case.task, optimizer)
     state = jax.eval_shape(init, jax.random.key(0), case.frozen, case.batch(1))
     batch = case.batch(cfg.data.batch_size)
-    placed, cold = tree_sharding(state, mesh), tree_sharding(case.frozen, mesh)
-    step = compiled_step(case.task, optimizer, cfg, (placed, cold), mesh)
-    spread = jax.tree.map(lambda _: batch_sharding(mesh), batch)
+    placed, cold = make_tree_sharding(state, mesh), make_tree_sharding(case.frozen, mesh)
+    step = compile_step(case.task, optimizer, cfg, (placed, cold), mesh)
+    spread = jax.tree.map(lambda _: make_batch_sharding(mesh), batch)
     trees = zip((state, case.frozen, batch), (placed, cold, spread), strict=True)
     return step, tuple(with_sharding(*pair) for pair in trees), placed
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from diffjax import grids, samplers
 from diffjax.model.model import PLAIN, Arrays, Model, Steering, sample
-from diffjax.train.sharding import batch_sharding, make_mesh, place, replicated
+from diffjax.train.sharding import make_batch_sharding, make_mesh, make_replicated_sharding, place
 from diffjax.types import Array, ArrayLike, Cond, Rows, Sampler
 
 SHORTEST = 64  # rows that a plan is padded to at least, so that few lengths are compiled
@@ -88,7 +88,7 @@ class ImageMaker:
         size = min(batch_size, num)
         size += -size % self.mesh.size  # the devices share a batch equally
         padded, count = pad_rows(rows), len(rows.level.t)
-        run, split = self._compile(sampler), batch_sharding(self.mesh)
+        run, split = self._compile(sampler), make_batch_sharding(self.mesh)
         keys = make_keys(seed, first + np.arange(-(-num // size) * size))
         done = []
         for start in tqdm(range(0, num, size), desc=progress, unit="batch", leave=False):
@@ -127,7 +127,7 @@ class ImageMaker:
                 )
 
             # Whole images come out, so that every process has them.
-            self.compiled[key] = jax.jit(draw, out_shardings=replicated(self.mesh))
+            self.compiled[key] = jax.jit(draw, out_shardings=make_replicated_sharding(self.mesh))
         return self.compiled[key]
 
 

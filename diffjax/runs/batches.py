@@ -16,7 +16,7 @@ from diffjax.model.condition import ENCODERS, added_shapes, embedding_shapes
 from diffjax.runs.hints import hint_shape, make_hints
 from diffjax.tasks import task_kind
 from diffjax.train.loop import Batches
-from diffjax.train.sharding import host_share
+from diffjax.train.sharding import find_host_share
 from diffjax.types import ConfigError
 
 NOISE = "noise"  # the name of the data of smoke runs
@@ -92,7 +92,7 @@ def start_batches(cfg: ConfigDict, source: data.Source) -> Batches:
     hints = make_hints(cfg) if task_kind(cfg).takes_hints else None
 
     def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
-        part, parts = host_share(sharding, cfg.data.batch_size)
+        part, parts = find_host_share(sharding, cfg.data.batch_size)
         host = data.batches(
             source,
             batch_size=cfg.data.batch_size,

@@ -39,7 +39,7 @@ from diffjax.tasks import task_kind
 from diffjax.tasks.noisy_classifier import log_prob, make_noisy_classifier
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
-from diffjax.train.sharding import place, tree_sharding, with_sharding
+from diffjax.train.sharding import make_tree_sharding, place, with_sharding
 from diffjax.types import ConfigError, Module, Params
 
 Parts = dict[str, Params]
@@ -101,7 +101,7 @@ def load_fixed_parts(
         return found
     if cfg.sample.classifier:
         found = {**(found or {}), "classifier": read_classifier(cfg)}
-    placed: Parts | None = place(found, tree_sharding(found, make_run_mesh(cfg)))
+    placed: Parts | None = place(found, make_tree_sharding(found, make_run_mesh(cfg)))
     return placed
 
 
@@ -134,7 +134,7 @@ def _read_stored(cfg: ConfigDict, folder: Path) -> Parts | None:
     newest = checkpoints.newest()
     if newest is None:
         return None
-    placed = with_sharding(shapes, tree_sharding(shapes, make_run_mesh(cfg)))
+    placed = with_sharding(shapes, make_tree_sharding(shapes, make_run_mesh(cfg)))
     stored: Parts = read(folder / "frozen", checkpoints.metadata(newest)["frozen"], placed)
     return stored
 

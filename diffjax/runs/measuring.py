@@ -36,7 +36,7 @@ from diffjax.runs.fixed_parts import Parts
 from diffjax.runs.open import TrainedRun, make_drawer
 from diffjax.runs.states import assemble, init_untrained
 from diffjax.train import State
-from diffjax.train.frozen import content_hash
+from diffjax.train.frozen import hash_content
 from diffjax.types import ConfigError, PyTree
 
 INVERTED = 64  # test images that the metric `reconstruction` wants
@@ -78,7 +78,7 @@ def describe_model(cfg: ConfigDict, state: State, weights: PyTree) -> Scores:
     return {
         "config": {k: v for k, v in cfg.to_dict().items() if k not in _NOT_OF_MODEL},
         "step": int(state.step),
-        "weights": content_hash((state.ema, state.extra, weights)),
+        "weights": hash_content((state.ema, state.extra, weights)),
     }
 
 

@@ -15,7 +15,7 @@ from diffjax.runs.batches import abstract_batch, read_image_shape
 from diffjax.runs.exported import read_export
 from diffjax.tasks import assemble_model, make_task, task_kind
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
-from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
+from diffjax.train.sharding import make_mesh, make_tree_sharding, with_sharding
 from diffjax.types import ConfigError, Params, Task, refuse_config
 
 
@@ -105,7 +105,7 @@ def read_state(cfg: ConfigDict, where: Path, *, best: bool = False) -> State:
         return read_export(where, abstract_state(cfg))
     steps = where / ("best" if best else "checkpoints")
     shapes = abstract_state(cfg)._replace(opt=None)._asdict()
-    abstract = with_sharding(shapes, tree_sharding(shapes, make_run_mesh(cfg)))
+    abstract = with_sharding(shapes, make_tree_sharding(shapes, make_run_mesh(cfg)))
     found = None
     if steps.is_dir():
         found = Checkpoints(steps).restore(abstract, parts=shapes.keys() - {"opt"})

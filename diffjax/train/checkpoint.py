@@ -40,7 +40,7 @@ class CheckpointMismatch(CheckpointError):
     """An intact checkpoint holds another state than the one asked for."""
 
 
-def _leaves(tree: PyTree) -> dict[str, jax.Array]:
+def _name_leaves(tree: PyTree) -> dict[str, jax.Array]:
     """Leaves, or their shapes, by dotted name: stored named tuples are dictionaries."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
@@ -52,9 +52,9 @@ def _describe(leaf: jax.Array) -> str:
     return f"{tuple(leaf.shape)} {leaf.dtype}"
 
 
-def _differences(stored: PyTree, wanted: PyTree) -> list[str]:
+def _describe_differences(stored: PyTree, wanted: PyTree) -> list[str]:
     """What keeps a stored tree from being the wanted one, one line per leaf."""
-    have, want = _leaves(stored), _leaves(wanted)
+    have, want = _name_leaves(stored), _name_leaves(wanted)
     found = []
     for name, leaf in want.items():
         if name not in have:
@@ -76,7 +76,7 @@ def _check(folder: Path, abstract: PyTree, parts: Collection[str] | None) -> Non
     stored = ocp.checkpointables_metadata(folder).metadata[STATE]
     if parts is not None:
         stored = {key: value for key, value in stored.items() if key in parts}
-    if found := _differences(stored, abstract):
+    if found := _describe_differences(stored, abstract):
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise CheckpointMismatch(
             f"the checkpoint {folder} belongs to another config: {'; '.join(found[:SHOWN])}{more}. "
@@ -88,7 +88,7 @@ def _check(folder: Path, abstract: PyTree, parts: Collection[str] | None) -> Non
 def _read_matching(folder: Path, fresh: Tree) -> Tree:
     """``fresh`` with every stored leaf of the same name and shape, cast to the type wanted."""
     stored = ocp.checkpointables_metadata(folder).metadata[STATE]
-    want = _leaves(fresh)
+    want = _name_leaves(fresh)
     anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def place(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -98,7 +98,7 @@ def _read_matching(folder: Path, fresh: Tree) -> Tree:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     abstract = jax.tree_util.tree_map_with_path(place, stored)
-    have = _leaves(ocp.load_checkpointables(folder, {STATE: abstract})[STATE])
+    have = _name_leaves(ocp.load_checkpointables(folder, {STATE: abstract})[STATE])
 
     def choose(path: KeyPath, leaf: jax.Array) -> jax.Array:
         found = have.get(jax.tree_util.keystr(path, simple=True, separator="."))
@@ -174,10 +174,10 @@ class Checkpoints:
         try:
             self._clear()
             response = ocp.save_checkpointables_async(
-                self._partial(step), {STATE: state}, custom_metadata=metadata
+                self._name_partial(step), {STATE: state}, custom_metadata=metadata
             )
         except Exception as error:
-            raise self._failure(step, error) from error
+            raise self._explain_failure(step, error) from error
         self._pending = (step, self._thread.submit(self._commit, step, response))
 
     def check(self) -> None:
@@ -190,7 +190,7 @@ class Checkpoints:
             return
         if failure := self._pending[1].exception():
             (step, _), self._pending = self._pending, None
-            raise self._failure(step, failure) from failure
+            raise self._explain_failure(step, failure) from failure
 
     def wait(self) -> None:
         """Finish the pending write.
@@ -205,14 +205,14 @@ class Checkpoints:
         try:
             written.result()
         except Exception as error:
-            failure = self._failure(step, error)
+            failure = self._explain_failure(step, error)
             failure.__cause__ = error
         # Process 0 seals and names the step for all, and says here how that went.
         elsewhere = hosts.agree(f"checkpoint {step}", str(failure or ""))
         if failure or elsewhere:
             raise failure or CheckpointError(elsewhere)
 
-    def _partial(self, step: int) -> Path:
+    def _name_partial(self, step: int) -> Path:
         return self.folder / f"{step}.partial"
 
     def _commit(self, step: int, response: ocp.AsyncResponse[None]) -> None:
@@ -220,7 +220,7 @@ class Checkpoints:
         response.result()
         if not hosts.is_writer():
             return
-        partial = self._partial(step)
+        partial = self._name_partial(step)
         seal(partial)
         if step in self.steps():
             self._remove(step)
@@ -239,29 +239,29 @@ class Checkpoints:
         """Remove what crashed runs have left and what `restore` found damaged."""
         if not hosts.is_writer():
             return
-        for leftover in self._leftovers():
+        for leftover in self._find_leftovers():
             _delete(leftover)
         for step in sorted(self._damaged & set(self.steps())):
             logging.warning("removing the damaged checkpoint %s", self.folder / str(step))
             self._remove(step)
         self._damaged.clear()
 
-    def _failure(self, step: int, error: BaseException) -> CheckpointError:
-        for leftover in self._leftovers():
-            if leftover.name.startswith(self._partial(step).name):
+    def _explain_failure(self, step: int, error: BaseException) -> CheckpointError:
+        for leftover in self._find_leftovers():
+            if leftover.name.startswith(self._name_partial(step).name):
                 _delete(leftover)  # a full disk needs the room
         left = [s for s in self.steps() if s != step]
         kept = f"the newest complete one is step {left[-1]}" if left else "there is no earlier one"
         return CheckpointError(
             f"the checkpoint of step {step} could not be written to {self.folder}: "
-            f"{_first_line(error)}; {kept}"
+            f"{_take_first_line(error)}; {kept}"
         )
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first, as the folder has them now."""
         return sorted(int(p.name) for p in self.folder.iterdir() if _is_step(p))
 
-    def _leftovers(self) -> list[Path]:
+    def _find_leftovers(self) -> list[Path]:
         """What a crash has left of writing and removing steps."""
         found = (p for p in self.folder.iterdir() if _LEFTOVER.fullmatch(p.name))
         return [p for p in found if p.is_dir()]
@@ -279,7 +279,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there are checkpoints but all are damaged.
         """
-        found, problems = self._look(step) if hosts.is_writer() else (None, [])
+        found, problems = self._find_intact(step) if hosts.is_writer() else (None, [])
         found, problems = json.loads(hosts.agree("newest step", json.dumps([found, problems])))
         if found is None and problems:
             raise CheckpointError(
@@ -287,7 +287,7 @@ class Checkpoints:
             )
         return found
 
-    def _look(self, step: int | None) -> tuple[int | None, list[str]]:
+    def _find_intact(self, step: int | None) -> tuple[int | None, list[str]]:
         problems: list[str] = []
         for candidate in reversed(self.steps() if step is None else [step]):
             folder = self.folder / str(candidate)
@@ -296,8 +296,8 @@ class Checkpoints:
                     raise CheckpointError(f"there is no such step; found {self.steps()}")
                 verify(folder)
             except (CheckpointError, OSError) as error:  # any damage: the step before
-                logging.warning("checkpoint %s cannot be used: %s", folder, _first_line(error))
-                problems.append(f"step {candidate}: {_first_line(error)}")
+                logging.warning("checkpoint %s cannot be used: %s", folder, _take_first_line(error))
+                problems.append(f"step {candidate}: {_take_first_line(error)}")
                 self._damaged.add(candidate)
                 continue
             if problems:
@@ -442,5 +442,5 @@ def _delete(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _first_line(error: BaseException) -> str:
+def _take_first_line(error: BaseException) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0][:300]

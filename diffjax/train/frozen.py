@@ -21,7 +21,7 @@ WEIGHTS = "weights"
 Tree = TypeVar("Tree")
 
 
-def content_hash(tree: PyTree) -> str:
+def hash_content(tree: PyTree) -> str:
     """SHA-256 of names, shapes, types and bits of a tree's leaves; "" for a tree without any.
 
     It does not depend on where the leaves are, nor on the order of dictionaries.
@@ -46,7 +46,7 @@ def write_once(folder: Path, digest: str, tree: Params | None) -> None:
     """
     folder = folder.absolute()  # Orbax wants it so
     target = folder / digest
-    if not digest or hosts.agree("frozen weights", str(_intact(target))) == "True":
+    if not digest or hosts.agree("frozen weights", str(_is_intact(target))) == "True":
         return
     partial = folder / f"{digest}.partial"
     try:
@@ -67,7 +67,7 @@ def write_once(folder: Path, digest: str, tree: Params | None) -> None:
         ) from error
 
 
-def _intact(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     try:

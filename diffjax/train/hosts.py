@@ -64,20 +64,20 @@ def start(
                 f"coordinator {coordinator!r}, process {process} of {processes}: needed are "
                 "HOST:PORT, the number of processes, and a process from 0 to one less"
             )
-        _rendezvous(coordinator, processes, process, seconds)
+        _meet(coordinator, processes, process, seconds)
         initialize(coordinator, processes, process)
-    elif _in_cluster():
+    elif _is_in_cluster():
         initialize()
     else:
         return
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
 
 
-def _in_cluster() -> bool:
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or _in_tpu_cluster()
+def _is_in_cluster() -> bool:
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or _is_in_tpu_cluster()
 
 
-def _in_tpu_cluster() -> bool:
+def _is_in_tpu_cluster() -> bool:
     """Whether `jax.distributed.initialize` finds TPU hosts: JAX's own tests, on GCE and GKE."""
     from jax._src.clusters import cloud_tpu_cluster as tpu
 
@@ -88,7 +88,7 @@ def _in_tpu_cluster() -> bool:
         return False
 
 
-def _rendezvous(address: str, processes: int, process: int, seconds: float) -> None:
+def _meet(address: str, processes: int, process: int, seconds: float) -> None:
     """Meet at the coordinator's port first: JAX aborts when somebody is missing and cannot say who.
 
     Raises:
@@ -114,7 +114,7 @@ def _receive(port: int, processes: int, end: float, seconds: float) -> None:
                 missing = sorted(set(range(1, processes)) - set(arrived))
                 for peer in arrived.values():
                     peer.close()
-                raise MissingProcess(_late(missing, "start", seconds))
+                raise MissingProcess(_explain_late(missing, "start", seconds))
             peer, _ = server.accept()
             peer.settimeout(10)
             greeting = peer.recv(16)
@@ -138,10 +138,10 @@ def _call(address: tuple[str, int], process: int, end: float, seconds: float) ->
                 raise MissingProcess("process 0 gave up: another process is missing")
         except OSError:
             time.sleep(0.2)
-    raise MissingProcess(_late([0], "start", seconds))
+    raise MissingProcess(_explain_late([0], "start", seconds))
 
 
-def _late(missing: list[int], name: str, seconds: float) -> str:
+def _explain_late(missing: list[int], name: str, seconds: float) -> str:
     who = f"process {missing[0]}" if len(missing) == 1 else f"processes {missing}"
     return f"{who} did not reach {name!r} within {seconds:g} s; see what it logged"
 
@@ -151,7 +151,7 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def _client() -> Any:
+def _get_client() -> Any:
     # JAX has a barrier with a time-out, and its key-value store, in this place only.
     from jax._src import distributed
 
@@ -172,16 +172,16 @@ def barrier(name: str, *, seconds: float = WAIT_SECONDS) -> None:
     if jax.process_count() == 1:
         return
     try:
-        _client().wait_at_barrier(f"{name}/{next(_numbers)}", int(1000 * seconds))
+        _get_client().wait_at_barrier(f"{name}/{next(_numbers)}", int(1000 * seconds))
     except jax.errors.JaxRuntimeError as error:
         found = re.search(r"task names:\s*([\d\s]+)", str(error))
         if not found:
             raise
         missing = sorted(map(int, found[1].split()))
-        raise MissingProcess(_late(missing, name, seconds)) from error
+        raise MissingProcess(_explain_late(missing, name, seconds)) from error
 
 
-def in_turn(name: str, make: Callable[[], Value], *, seconds: float = WAIT_SECONDS) -> Value:
+def run_in_turn(name: str, make: Callable[[], Value], *, seconds: float = WAIT_SECONDS) -> Value:
     """What ``make`` gives, called by process 0 first, and by the others when its files are there.
 
     Raises:
@@ -211,9 +211,9 @@ def agree(name: str, value: str, *, seconds: float = WAIT_SECONDS) -> str:
         return value
     key = f"{name}/{next(_numbers)}"
     if is_writer():
-        _client().key_value_set(key, value)
+        _get_client().key_value_set(key, value)
         return value
     try:
-        return str(_client().blocking_key_value_get(key, int(1000 * seconds)))
+        return str(_get_client().blocking_key_value_get(key, int(1000 * seconds)))
     except jax.errors.JaxRuntimeError as error:
-        raise MissingProcess(_late([0], name, seconds)) from error
+        raise MissingProcess(_explain_late([0], name, seconds)) from error

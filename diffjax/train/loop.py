@@ -93,7 +93,7 @@ def train(
         initial: makes parameters to begin with instead of those of ``task.init``, whole in every
             process; called only if there is no checkpoint.
         data: fingerprint of the data, which JSON can hold: it is stored in every checkpoint and
-            compared when the run goes on, see `resume.data_differences`.
+            compared when the run goes on, see `resume.find_data_differences`.
         optimizer: in place of that of ``config.optim``; the log has no learning rate then.
         on_sample: called every ``train.sample_every`` steps, in every process, with the state,
             the frozen weights as they are placed, the step and the reporter.

@@ -19,15 +19,15 @@ from ml_collections import ConfigDict
 
 from diffjax.train import hosts, resume
 from diffjax.train.checkpoint import Checkpoints, Metadata
-from diffjax.train.frozen import content_hash, write_once
+from diffjax.train.frozen import hash_content, write_once
 from diffjax.train.optimizer import learning_rate, make_optimizer
 from diffjax.train.sharding import (
     Shardings,
-    batch_sharding,
+    make_batch_sharding,
     make_mesh,
+    make_replicated_sharding,
+    make_tree_sharding,
     place,
-    replicated,
-    tree_sharding,
     with_sharding,
 )
 from diffjax.train.step import (
@@ -100,39 +100,39 @@ class PreparedRun:
         self.rate = None if optimizer else learning_rate(config.optim, steps)
         optimizer = optimizer or make_optimizer(config.optim, steps)
         mesh = self.mesh = make_mesh(config.mesh)
-        self.place = batch_sharding(mesh)
-        init = _initializer(task, optimizer, config.seed, batches(0, self.place))
-        frozen_shardings = tree_sharding(frozen, mesh)
-        self._hash = content_hash(frozen)
+        self.place = make_batch_sharding(mesh)
+        init = _make_initializer(task, optimizer, config.seed, batches(0, self.place))
+        frozen_shardings = make_tree_sharding(frozen, mesh)
+        self._hash = hash_content(frozen)
         self.frozen = place(frozen, frozen_shardings)
         write_once(workdir / "frozen", self._hash, self.frozen)
         shapes = jax.eval_shape(init, self.frozen)
-        shardings = tree_sharding(shapes, mesh)
+        shardings = make_tree_sharding(shapes, mesh)
         self._abstract = with_sharding(shapes, shardings)
         self._fresh = jax.jit(init, out_shardings=shardings)
-        self.update = compiled_step(task, optimizer, config, (shardings, frozen_shardings), mesh)
+        self.update = compile_step(task, optimizer, config, (shardings, frozen_shardings), mesh)
 
     def begin(self, checkpoints: Checkpoints, offset: int) -> Begun:
         """The newest checkpoint, or a fresh state."""
         step, override = checkpoints.newest(), self.config.train.override
         stored = {} if step is None else checkpoints.metadata(step)
         if step is not None:
-            resume.check(
+            resume.check_resume(
                 *(stored, self.config, self._hash, self._data),
                 override=override,
                 resolve=self._resolve,
             )
         self._store_config()
         if step is None:
-            return Begun(0, self._start(), [], offset)
-        fresh = self._start if override else None
+            return Begun(0, self._initialize(), [], offset)
+        fresh = self._initialize if override else None
         restored = checkpoints.restore(self._abstract, step=step, fresh=fresh)
         assert restored is not None
         logging.info("resumed at step %d", step)
         offset = max(offset, stored.get("offset", 0))
         return Begun(step, restored[1], stored.get("window", []), offset)
 
-    def _start(self) -> State:
+    def _initialize(self) -> State:
         """A fresh state."""
         state = self._fresh(self.frozen)
         if self._initial is None:
@@ -147,7 +147,7 @@ class PreparedRun:
 
     def _store_config(self) -> None:
         """config.json, once it is known to fit the checkpoints of the workdir."""
-        if not hosts.is_writer() or not (config := resume.as_json(self.config)):
+        if not hosts.is_writer() or not (config := resume.to_json_tree(self.config)):
             return
         config["train"]["override"] = False  # it was for this time
         path = self.workdir / "config.json"
@@ -156,14 +156,14 @@ class PreparedRun:
 
     def metadata(self, window: list[Metrics], offset: int) -> Metadata:
         """What a checkpoint says of itself."""
-        config = resume.as_json(self.config)
+        config = resume.to_json_tree(self.config)
         known = {} if self._data is None else {"data": self._data}
         return {
             **known, "config": config, "frozen": self._hash, "window": window, "offset": offset,
         }  # fmt: skip
 
 
-def _average(config: ConfigDict) -> EMADecay:
+def _make_average(config: ConfigDict) -> EMADecay:
     """The decay of the parameter average that ``config.ema`` describes."""
     section = config.ema
     if half_life := section.half_life:
@@ -171,12 +171,12 @@ def _average(config: ConfigDict) -> EMADecay:
     return ema_decay(section.decay, warmup=section.warmup)
 
 
-def _initializer(
+def _make_initializer(
     task: Task, optimizer: optax.GradientTransformation, seed: int, stream: Iterator[Batch]
 ) -> Callable[[Params | None], State]:
     with closing_stream(stream):
         # One example is enough: parameters do not depend on the batch size.
-        example = jax.tree.map(_first, next(stream))
+        example = jax.tree.map(_take_first, next(stream))
     if jax.process_count() > 1:
         example = multihost_utils.broadcast_one_to_all(example)
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
@@ -202,13 +202,13 @@ def check_shapes(given: Params, wanted: Params) -> None:
         )
 
 
-def _first(leaf: jax.Array) -> Array:
+def _take_first(leaf: jax.Array) -> Array:
     """The first row; of what this process has, where an array spans several."""
     whole = getattr(leaf, "is_fully_addressable", True)
     return leaf[:1] if whole else np.asarray(leaf.addressable_data(0))[:1]
 
 
-def compiled_step(
+def compile_step(
     task: Task,
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
@@ -223,14 +223,14 @@ def compiled_step(
     step = make_step(
         task,
         optimizer,
-        decay=_average(config),
+        decay=_make_average(config),
         accumulate=config.train.accumulate,
         seed=config.seed,
     )
     return jax.jit(
         step,
-        in_shardings=(*shardings, batch_sharding(mesh)),
-        out_shardings=(shardings[0], replicated(mesh)),
+        in_shardings=(*shardings, make_batch_sharding(mesh)),
+        out_shardings=(shardings[0], make_replicated_sharding(mesh)),
         donate_argnums=0,
     )
 

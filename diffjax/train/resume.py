@@ -28,7 +28,7 @@ FileRow = tuple[str, int]  # name and size; JSON makes it a list
 FILES = 3  # of those that differ between two sets of data, by name
 
 
-def as_json(config: ConfigDict) -> ConfigTree | None:
+def to_json_tree(config: ConfigDict) -> ConfigTree | None:
     """A config as checkpoints hold it; None of objects that are not configs."""
     text = getattr(config, "to_json_best_effort", lambda: "null")()
     return json.loads(text)
@@ -55,7 +55,7 @@ def check_is_config(path: Path) -> None:
 Resolve = Callable[[ConfigTree], ConfigTree]
 
 
-def check(
+def check_resume(
     stored: Metadata,
     config: ConfigDict,
     frozen: str,
@@ -76,8 +76,8 @@ def check(
     Raises:
         CheckpointMismatch: with the values that differ.
     """
-    before, now = (c and resolve(c) for c in (stored.get("config"), as_json(config)))
-    found = differences(before, now)
+    before, now = (c and resolve(c) for c in (stored.get("config"), to_json_tree(config)))
+    found = find_differences(before, now)
     _warn_of_the_decay(before, now)
     if stored.get("frozen", "") != frozen:
         old, new = (value[:12] or "none" for value in (stored.get("frozen", ""), frozen))
@@ -95,7 +95,7 @@ def check(
 
 
 def _check_data(before: Fingerprint | None, now: Fingerprint | None, override: bool) -> None:
-    found = data_differences(before, now)
+    found = find_data_differences(before, now)
     if not found:
         return
     text = f"the run was started with other data, which differ in {'; '.join(found)}"
@@ -107,7 +107,7 @@ def _check_data(before: Fingerprint | None, now: Fingerprint | None, override: b
     logging.warning("overridden: %s", text)
 
 
-def data_differences(old: Fingerprint | None, new: Fingerprint | None) -> list[str]:
+def find_data_differences(old: Fingerprint | None, new: Fingerprint | None) -> list[str]:
     """What differs between the fingerprints of two sets of data; nothing if one is not known.
 
     A fingerprint may hold ``count``, ``files`` (some rows of name and size), and digests, of which
@@ -117,7 +117,7 @@ def data_differences(old: Fingerprint | None, new: Fingerprint | None) -> list[s
         return []
     count, before = new.get("count"), old.get("count")
     found = [] if before == count else [f"{before} -> {count} images"]
-    found += _file_changes(old.get("files", []), new.get("files", []))
+    found += _find_file_changes(old.get("files", []), new.get("files", []))
     digests = sorted((old.keys() & new.keys()) - {"count", "files", "bytes"})
     changed = [key for key in digests if old[key] != new[key]]
     if "digest" in changed and not found:
@@ -125,7 +125,7 @@ def data_differences(old: Fingerprint | None, new: Fingerprint | None) -> list[s
     return [*found, *(f"the {key}" for key in changed if key != "digest")]
 
 
-def _file_changes(old: list[FileRow], new: list[FileRow]) -> list[str]:
+def _find_file_changes(old: list[FileRow], new: list[FileRow]) -> list[str]:
     """Files that were added, removed or have another size, the first of them by name."""
     before, after = (dict(rows) for rows in (old, new))
     changed = [name for name in before if name in after and before[name] != after[name]]
@@ -154,14 +154,14 @@ def _warn_of_the_decay(before: ConfigTree | None, now: ConfigTree | None) -> Non
         )
 
 
-def differences(old: ConfigTree | None, new: ConfigTree | None) -> list[str]:
+def find_differences(old: ConfigTree | None, new: ConfigTree | None) -> list[str]:
     """``key: old -> new`` for every value of two configs that differs and is not free to.
 
     Keys that only one of them has are left out: they come with newer versions of diffjax.
     """
     if old is None or new is None:
         return []
-    have, want = _flat(old), _flat(new)
+    have, want = _flatten(old), _flatten(new)
     return [
         f"{key}: {have[key]!r} -> {want[key]!r}"
         for key in sorted(have.keys() & want.keys())
@@ -173,8 +173,8 @@ def _is_free(key: str) -> bool:
     return key not in BOUND and any(key == name or key.startswith(f"{name}.") for name in FREE)
 
 
-def _flat(tree: object, prefix: str = "") -> dict[str, object]:
+def _flatten(tree: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(tree, dict):
         return {prefix: tree}
-    flat = [_flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in tree.items()]
+    flat = [_flatten(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in tree.items()]
     return {key: value for part in flat for key, value in part.items()}

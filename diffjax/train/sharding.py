@@ -46,12 +46,12 @@ def make_mesh(
     return Mesh(chosen.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def make_batch_sharding(mesh: Mesh) -> NamedSharding:
     """Batches are split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def host_share(sharding: Sharding, size: int) -> tuple[int, int]:
+def find_host_share(sharding: Sharding, size: int) -> tuple[int, int]:
     """``(part, parts)``: which of equal contiguous parts of a batch this process has to read.
 
     Processes whose devices hold the same rows, as those along the tensor axis do, read the same.
@@ -73,7 +73,7 @@ def host_share(sharding: Sharding, size: int) -> tuple[int, int]:
     return first // count, size // count
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def make_replicated_sharding(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -86,7 +86,7 @@ OUTPUTS = re.compile(
 INPUTS = re.compile(r"(to_out\.0|out_proj|net\.2|fc2|conv2|linear_2)/kernel$")
 
 
-def tree_sharding(tree: PyTree, mesh: Mesh, *, min_size: int = 2**16) -> Shardings:
+def make_tree_sharding(tree: PyTree, mesh: Mesh, *, min_size: int = 2**16) -> Shardings:
     """Placement of parameters, their average and their optimiser state, by path and shape.
 
     Over tensor as the path says; over fsdp along the largest remaining dimension that divides.
@@ -95,24 +95,24 @@ def tree_sharding(tree: PyTree, mesh: Mesh, *, min_size: int = 2**16) -> Shardin
 
     def place(path: KeyPath, leaf: Leaf) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, _spec(name, tuple(leaf.shape), mesh, min_size))
+        return NamedSharding(mesh, _choose_spec(name, tuple(leaf.shape), mesh, min_size))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> PartitionSpec:
+def _choose_spec(name: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> PartitionSpec:
     axes: list[str | None] = [None] * len(shape)
     if OUTPUTS.search(name):
-        _cut(axes, shape, [len(shape) - 1], "tensor", mesh)
+        _cut_axis(axes, shape, [len(shape) - 1], "tensor", mesh)
     elif INPUTS.search(name):
-        _cut(axes, shape, [len(shape) - 2], "tensor", mesh)
+        _cut_axis(axes, shape, [len(shape) - 2], "tensor", mesh)
     if math.prod(shape) >= min_size:
         longest_first = sorted(range(len(shape)), key=lambda d: (-shape[d], d))
-        _cut(axes, shape, longest_first, "fsdp", mesh)
+        _cut_axis(axes, shape, longest_first, "fsdp", mesh)
     return PartitionSpec(*axes) if any(axes) else PartitionSpec()
 
 
-def _cut(
+def _cut_axis(
     axes: list[str | None], shape: tuple[int, ...], choices: list[int], axis: str, mesh: Mesh
 ) -> None:
     """Cut the first of the dimensions that is free and divides."""
@@ -123,7 +123,7 @@ def _cut(
             return
 
 
-def sharded_fraction(tree: PyTree, shardings: Shardings) -> float:
+def measure_sharded_fraction(tree: PyTree, shardings: Shardings) -> float:
     """The share of a tree's numbers that is not replicated on every device."""
     sizes = jax.tree.leaves(jax.tree.map(lambda leaf: math.prod(leaf.shape), tree))
     cut = [any(place.spec) for place in jax.tree.leaves(shardings)]

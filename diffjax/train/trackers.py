@@ -20,7 +20,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
-from diffjax.train.resume import as_json
+from diffjax.train.resume import to_json_tree
 from diffjax.types import ConfigError, choose
 from diffjax.writing import write_atomically
 
@@ -157,7 +157,11 @@ def start_trackers(
     where = workdir.resolve()
     project = re.sub(r"[/\\#?%:]", "-", where.parent.name) or "diffjax"
     run = TrackedRun(
-        project[:_PROJECT_CHARACTERS], where.name, _read_id(workdir), where, as_json(config) or {}
+        project[:_PROJECT_CHARACTERS],
+        where.name,
+        _read_id(workdir),
+        where,
+        to_json_tree(config) or {},
     )
     trackers: list[Tracker] = [_Guarded(name, run) for name in dict.fromkeys(names)]
     try:
@@ -185,27 +189,27 @@ class _Guarded:
     def __init__(self, name: str, run: TrackedRun):
         self._name = name
         self._tracker: Tracker | None = None
-        with self._warning():
+        with self._warn_once():
             self._tracker = TRACKERS[name](run)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._tracker is not None:
-            with self._warning():
+            with self._warn_once():
                 self._tracker.log(step, metrics)
 
     def image(self, name: str, step: int, picture: np.ndarray) -> None:
         if self._tracker is not None:
-            with self._warning():
+            with self._warn_once():
                 self._tracker.image(name, step, picture)
 
     def close(self) -> None:
         tracker, self._tracker = self._tracker, None
         if tracker is not None:
-            with self._warning():
+            with self._warn_once():
                 tracker.close()
 
     @contextlib.contextmanager
-    def _warning(self) -> Iterator[None]:
+    def _warn_once(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:

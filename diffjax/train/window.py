@@ -73,7 +73,7 @@ class Window:
         self._values = list(values)  # a copy: `add` goes on while a checkpoint is written
         for offset, value in enumerate(values, 1 - len(values)):
             if not value["finite"] and not self._skip:
-                raise _not_finite(value, step + offset)
+                raise _explain_not_finite(value, step + offset)
         return values
 
     def report(self, step: int, measure: Callable[[], Metrics] = dict) -> float:
@@ -88,7 +88,7 @@ class Window:
         values = self.fetch(step)
         good = [value for value in values if value["finite"]]
         if not good:
-            raise _not_finite(values[0], step + 1 - len(values))
+            raise _explain_not_finite(values[0], step + 1 - len(values))
         means = {k: math.fsum(v[k] for v in good) / len(good) for k in good[0]}
         means.pop("finite")
         if self._skip:
@@ -102,7 +102,7 @@ class Window:
         return means["loss"]
 
 
-def _not_finite(value: Metrics, step: int) -> NonFiniteLoss:
+def _explain_not_finite(value: Metrics, step: int) -> NonFiniteLoss:
     return NonFiniteLoss(
         f"the loss, its gradient or the updated parameters are not finite at step {step} "
         f"(loss {value['loss']}, gradient norm {value['grad_norm']}); the last good checkpoint "

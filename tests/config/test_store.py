@@ -14,7 +14,7 @@ from diffjax.config.store import NOTE, get_config
 from diffjax.data import sides
 from diffjax.model import make_model
 from diffjax.pretrained.files import open_safetensors
-from diffjax.train.resume import as_json, check, differences
+from diffjax.train.resume import check_resume, find_differences, to_json_tree
 
 MODELS = sorted((Path(__file__).parents[2] / "docs/results/models").glob("*.safetensors"))
 # Keys that came after the first configs were stored.
@@ -63,17 +63,17 @@ def test_a_config_that_lacks_keys_is_that_of_the_same_run(tmp_path):
     wanted = make_model(ddpm.digits(), (8, 8, 1), 17, 10)
     assert make_model(found, (8, 8, 1), 17, 10).network == wanted.network
     # A run that goes on is the one that was begun, from either side.
-    before, now = resolve(json.loads(path.read_text())), resolve(as_json(found))
-    assert differences(before, now) == [] and differences(now, before) == []
-    for earlier, goes_on in ((json.loads(path.read_text()), found), (as_json(found), stored)):
-        check({"config": earlier}, goes_on, "", resolve=resolve)
+    before, now = resolve(json.loads(path.read_text())), resolve(to_json_tree(found))
+    assert find_differences(before, now) == [] and find_differences(now, before) == []
+    for earlier, goes_on in ((json.loads(path.read_text()), found), (to_json_tree(found), stored)):
+        check_resume({"config": earlier}, goes_on, "", resolve=resolve)
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_exported_files_of_older_versions_are_complete_and_the_same(path):
     found = read_config(path)
     stored = json.loads(open_safetensors(path).metadata[NOTE])
-    assert differences(resolve(stored), resolve(as_json(found))) == []
+    assert find_differences(resolve(stored), resolve(to_json_tree(found))) == []
     whole = make(task="autoencoder") if found.task == "autoencoder" else make()
     for section, values in whole.items():
         if section not in ("network", "loss") and hasattr(values, "items"):

@@ -37,7 +37,7 @@ def measure_costs(workdir):
             marks.append((time.thread_time(), time.process_time(), time.monotonic()))
             yield batch
 
-    inside, compiled = [], prepare.compiled_step
+    inside, compiled = [], prepare.compile_step
 
     def watched(*arguments):
         step = compiled(*arguments)
@@ -59,7 +59,7 @@ def measure_costs(workdir):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Checkpoints, "save", timed)
-        patch.setattr(prepare, "compiled_step", watched)
+        patch.setattr(prepare, "compile_step", watched)
         state = train(runs.build_task(cfg), cfg, workdir, batches)
     # From step 20 (everything compiled) up to the first checkpoint.
     thread, process, wall = (b - a for a, b in zip(marks[21], marks[EVERY], strict=True))

@@ -19,7 +19,7 @@ STEPS = """
     import jax, numpy as np
     from diffjax.train import init_state, make_optimizer
     from diffjax.train.loop import compiled_step
-    from diffjax.train.sharding import make_mesh, sharded_fraction, tree_sharding
+    from diffjax.train.sharding import make_mesh, measure_sharded_fraction, make_tree_sharding
     from absl import flags
     from diffjax.cli import run_flags
 from experiments import frozen
@@ -42,7 +42,7 @@ from experiments import frozen
         example = jax.tree.map(lambda x: np.asarray(x)[:1], next(batches))
         init = lambda given: init_state(task, optimizer, jax.random.key(0), given, example)
         shapes = jax.eval_shape(init, given)
-        placed, cold = (tree_sharding(t, mesh, min_size=64) for t in (shapes, given))
+        placed, cold = (make_tree_sharding(t, mesh, min_size=64) for t in (shapes, given))
         there = jax.device_put(given, cold)
         state = jax.jit(init, in_shardings=(cold,), out_shardings=placed)(there)
         step = compiled_step(task, optimizer, cfg, (placed, cold), mesh)
@@ -53,7 +53,7 @@ from experiments import frozen
         leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.params)]
         rows.append({
             "losses": losses,
-            "sharded": sharded_fraction((state.params, given), (placed.params, cold)),
+            "sharded": measure_sharded_fraction((state.params, given), (placed.params, cold)),
             "sums": [[float(x.sum()), float((x * x).sum())] for x in leaves],
         })
     print(json.dumps(rows))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from diffjax.train import hosts
-from diffjax.train.sharding import host_share
+from diffjax.train.sharding import find_host_share
 from tests.train.test_faults import TINY, Runs, _log, _readable, _state, _steps, _wait_for
 
 
@@ -165,7 +165,7 @@ def test_hosts_read_what_their_devices_hold(monkeypatch, rows, expected):
 
     for host, share in enumerate(expected):
         monkeypatch.setattr(jax, "process_index", lambda host=host: host)
-        assert host_share(Placement(), 8) == share
+        assert find_host_share(Placement(), 8) == share
 
 
 def test_hosts_with_scattered_rows_are_refused(monkeypatch):
@@ -174,25 +174,25 @@ def test_hosts_with_scattered_rows_are_refused(monkeypatch):
             return {_Device(i, i % 2): (slice(2 * i, 2 * i + 2),) for i in range(4)}
 
     with pytest.raises(ValueError, match=r"process 0 has rows \[\(0, 2\), \(4, 6\)\] of a batch"):
-        host_share(Placement(), 8)
+        find_host_share(Placement(), 8)
 
 
 def test_the_first_process_goes_first(monkeypatch):
     said = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(hosts, "agree", lambda name, value, **_: said.append(value) or value)
-    assert hosts.in_turn("data", lambda: list(said)) == [] and said == [""]
+    assert hosts.run_in_turn("data", lambda: list(said)) == [] and said == [""]
 
     def broken():
         raise OSError("no data")
 
     with pytest.raises(OSError, match="no data"):
-        hosts.in_turn("data", broken)
+        hosts.run_in_turn("data", broken)
     assert said == ["", "no data"]
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(hosts, "agree", lambda name, value, **_: "no data")
     with pytest.raises(RuntimeError, match="process 0: no data"):
-        hosts.in_turn("data", pytest.fail)
+        hosts.run_in_turn("data", pytest.fail)
 
 
 def test_tpu_hosts_are_joined(monkeypatch):
@@ -232,7 +232,7 @@ def test_a_late_process_is_named_at_a_barrier(monkeypatch):
             )
 
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    monkeypatch.setattr(hosts, "_client", Client)
+    monkeypatch.setattr(hosts, "_get_client", Client)
     with pytest.raises(hosts.MissingProcess, match=r"processes \[1, 2\] did not reach 'checkpoint"):
         hosts.barrier("checkpoint", seconds=1.5)
 

@@ -27,7 +27,7 @@ from diffjax.train import (
 )
 from diffjax.train import frozen as frozen_weights
 from diffjax.train.files import LOCK, sole_writer
-from diffjax.train.resume import data_differences, differences
+from diffjax.train.resume import find_data_differences, find_differences
 from diffjax.train.sharding import with_sharding
 from tests.train.tiny import assert_same, batch_at, batches, batches_that, make_config, send
 from tests.train.tiny import make_task as task
@@ -82,14 +82,14 @@ def test_another_config_is_refused_with_a_diff(workdir, key, value, shown):
 
 def test_what_a_config_leaves_open_is_compared_resolved():
     """A value that equals the default of what is chosen is no difference; another one is."""
-    stored = {"config": resume.as_json(base()), "frozen": ""}
+    stored = {"config": resume.to_json_tree(base()), "frozen": ""}
     stored["config"]["schedule"].update(beta_start=1e-4, beta_end=0.02)
-    resume.check(stored, base(), "", resolve=resolve)
+    resume.check_resume(stored, base(), "", resolve=resolve)
     p2 = base()
     p2.loss.weight = "p2"
     stored["config"]["loss"].update(weight="p2", gamma=5.0)
     with pytest.raises(CheckpointMismatch, match=r"loss.gamma: 5.0 -> 1.0"):
-        resume.check(stored, p2, "", resolve=resolve)
+        resume.check_resume(stored, p2, "", resolve=resolve)
 
 
 def test_more_steps_under_a_decay_are_warned_of(workdir, caplog):
@@ -114,13 +114,13 @@ def test_another_shape_needs_the_override(workdir):
 def test_differences_are_of_what_both_have():
     old = {"a": {"b": 1, "c": (1, 2)}, "train": {"steps": 3}, "gone": 1}
     new = {"a": {"b": 2, "c": (1, 2), "new": 0}, "train": {"steps": 4}}
-    assert differences(old, new) == ["a.b: 1 -> 2"]
-    assert differences(None, {"a": 1}) == []
+    assert find_differences(old, new) == ["a.b: 1 -> 2"]
+    assert find_differences(None, {"a": 1}) == []
 
 
 def test_frozen_weights_are_written_once_by_content(workdir):
     (stored,) = (workdir / "frozen").iterdir()
-    assert stored.name == frozen_weights.content_hash(FROZEN)
+    assert stored.name == frozen_weights.hash_content(FROZEN)
     times = {p: p.stat().st_mtime_ns for p in stored.rglob("*")}
     _run(workdir, frozen=FROZEN)
     assert times == {p: p.stat().st_mtime_ns for p in stored.rglob("*")}
@@ -136,7 +136,7 @@ def test_frozen_weights_are_written_once_by_content(workdir):
 
 def test_a_relative_workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder, digest = Path("run/frozen"), frozen_weights.content_hash(FROZEN)
+    folder, digest = Path("run/frozen"), frozen_weights.hash_content(FROZEN)
     frozen_weights.write_once(folder, digest, jax.device_put(FROZEN))
     abstract = jax.eval_shape(lambda: FROZEN)
     assert_same(frozen_weights.read(folder, digest, abstract), FROZEN)
@@ -166,17 +166,17 @@ def test_other_frozen_weights_are_refused(workdir):
 
 def test_the_hash_is_of_content_alone():
     value = np.arange(6, dtype=np.float32)
-    whole = frozen_weights.content_hash({"a": value, "b": {"c.d": value.reshape(2, 3)}})
+    whole = frozen_weights.hash_content({"a": value, "b": {"c.d": value.reshape(2, 3)}})
     jaxed = {"b": {"c.d": jax.numpy.asarray(value).reshape(2, 3)}, "a": jax.numpy.asarray(value)}
-    assert whole == frozen_weights.content_hash(jaxed)
+    assert whole == frozen_weights.hash_content(jaxed)
     others = [
         {"a": value, "b": {"c.d": value.reshape(3, 2)}},
         {"a": value, "b": {"c.e": value.reshape(2, 3)}},
         {"a": value.astype(np.int32), "b": {"c.d": value.reshape(2, 3)}},
         {"a": np.where(value == 3, np.float32(3.0000002), value), "b": {"c.d": value}},
     ]
-    assert len({whole, *map(frozen_weights.content_hash, others)}) == 5
-    assert frozen_weights.content_hash(None) == frozen_weights.content_hash({}) == ""
+    assert len({whole, *map(frozen_weights.hash_content, others)}) == 5
+    assert frozen_weights.hash_content(None) == frozen_weights.hash_content({}) == ""
 
 
 def test_a_second_writer_is_refused_by_name(workdir):
@@ -311,8 +311,8 @@ def test_checkpoints_that_do_not_know_their_data_go_on(half, tmp_path):
 )
 def test_data_differ_by_what_both_fingerprints_know(change, shown):
     known = {**PICTURES, "captions": "of old"}
-    assert data_differences(known, known | change) == shown
-    assert data_differences(None, known) == data_differences(known, None) == []
+    assert find_data_differences(known, known | change) == shown
+    assert find_data_differences(None, known) == find_data_differences(known, None) == []
 
 
 def test_pictures_may_be_left_out_when_a_run_goes_on(workdir):

@@ -17,11 +17,11 @@ from diffjax.nets.text import CLIPText
 from diffjax.nets.unet import UNet
 from diffjax.train import train
 from diffjax.train.sharding import (
-    batch_sharding,
+    make_batch_sharding,
     make_mesh,
-    replicated,
-    sharded_fraction,
-    tree_sharding,
+    make_replicated_sharding,
+    make_tree_sharding,
+    measure_sharded_fraction,
 )
 from tests.train.tiny import assert_same, batches, make_config, make_task
 
@@ -31,8 +31,8 @@ ROOT = Path(__file__).parents[2]
 def test_one_device_is_a_mesh():
     mesh = make_mesh()
     assert mesh.shape == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
-    assert batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))
-    assert replicated(mesh).spec == PartitionSpec()
+    assert make_batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))
+    assert make_replicated_sharding(mesh).spec == PartitionSpec()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_large_leaves_are_cut_along_their_largest_dimension():
         "scalar": (),
     }
     tree = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in shapes.items()}
-    specs = {k: place.spec for k, place in tree_sharding(tree, mesh).items()}
+    specs = {k: place.spec for k, place in make_tree_sharding(tree, mesh).items()}
     assert specs["conv"] == PartitionSpec(None, None, None, "fsdp")
     assert specs["odd"] == PartitionSpec(None, "fsdp")
     assert specs["small"] == specs["indivisible"] == specs["scalar"] == PartitionSpec()
@@ -74,8 +74,8 @@ FOUR = """
     from tests.train.tiny import batches, make_config, make_task
 
     # The model is tiny: call its leaves large, so that they are sharded.
-    whole = sharding.tree_sharding
-    prepare.tree_sharding = lambda tree, mesh: whole(tree, mesh, min_size=8)
+    whole = sharding.make_tree_sharding
+    prepare.make_tree_sharding = lambda tree, mesh: whole(tree, mesh, min_size=8)
     config = make_config()
     config.mesh.update(data=2, fsdp=2)
     state = train(make_task(), config, Path(sys.argv[1]), batches)
@@ -128,7 +128,7 @@ EIGHT = """
     from pathlib import Path
     import jax, numpy as np
     from diffjax.train import Checkpoints
-    from diffjax.train.sharding import make_mesh, tree_sharding, with_sharding
+    from diffjax.train.sharding import make_mesh, make_tree_sharding, with_sharding
 
     rng = np.random.default_rng(0)
     host = {"conv1": {"kernel": rng.normal(size=(3, 3, 64, 128)).astype(np.float32)},
@@ -137,7 +137,7 @@ EIGHT = """
     for step, (data, fsdp, tensor) in enumerate([(1, 8, 1), (2, 2, 1), (1, 1, 1), (1, 2, 4)]):
         sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
         mesh = make_mesh(sizes, jax.devices()[: data * fsdp * tensor])
-        placed = tree_sharding(shapes, mesh)
+        placed = make_tree_sharding(shapes, mesh)
         with Checkpoints(Path(sys.argv[1])) as checkpoints:
             if step:
                 found, state = checkpoints.restore(with_sharding(shapes, placed))
@@ -182,7 +182,7 @@ def test_the_tensor_axis_follows_the_paths():
         for folder in folders:
             place = place.setdefault(folder, {})
         place[leaf] = jax.ShapeDtypeStruct(shape, jnp.float32)
-    placed = tree_sharding({"opt": {"mu": tree}}, mesh)["opt"]["mu"]  # as in optimiser state
+    placed = make_tree_sharding({"opt": {"mu": tree}}, mesh)["opt"]["mu"]  # as in optimiser state
 
     def spec(name):
         place = placed
@@ -217,4 +217,4 @@ def test_nearly_all_of_stable_diffusion_is_sharded():
         shapes = jax.eval_shape(init)["params"]
         for fsdp in (8, 64):
             mesh = AbstractMesh((1, fsdp, 1), ("data", "fsdp", "tensor"))
-            assert sharded_fraction(shapes, tree_sharding(shapes, mesh)) > 0.998
+            assert measure_sharded_fraction(shapes, make_tree_sharding(shapes, mesh)) > 0.998
