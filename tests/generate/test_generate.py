@@ -148,7 +148,7 @@ def test_outputs(pipe, made):
 
 def test_embeddings_and_images_are_encoded_once(pipe, monkeypatch):
     calls = []
-    monkeypatch.setattr(generate.pipeline, "encode", lambda *a, **k: calls.append(a[1]) or 1 / 0)
+    monkeypatch.setattr(generate.loaded, "encode", lambda *a, **k: calls.append(a[1]) or 1 / 0)
     pipe.embed(g.PROMPTS)  # known by now
     with pytest.raises(ZeroDivisionError):
         pipe.embed(["a new one"])
