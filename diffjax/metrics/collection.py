@@ -45,8 +45,8 @@ def collect(
         ValueError: the folder holds the features of other images, or as `extract`.
     """
     what = {"network": network.id, "num": num, "source": source, "spatial": spatial}
-    done = _progress(folder, what) if folder else 0
-    kept = _opened(folder) if folder and done else None
+    done = _read_progress(folder, what) if folder else 0
+    kept = _open_arrays(folder) if folder and done else None
     with tqdm(total=num, initial=done, desc=network.id, unit="image", leave=False) as bar:
         for start in range(done, num, chunk):
             stop = min(start + chunk, num)
@@ -54,7 +54,7 @@ def collect(
             if not spatial:
                 found = found._replace(spatial=None)
             if kept is None:
-                kept = _created(folder, found, num)
+                kept = _create_arrays(folder, found, num)
             _write(kept, found, start, stop)
             if folder:
                 _commit(folder, kept, {**what, "done": stop})
@@ -63,7 +63,7 @@ def collect(
     return kept
 
 
-def _progress(folder: Path, what: dict[str, object]) -> int:
+def _read_progress(folder: Path, what: dict[str, object]) -> int:
     """Images that the folder has the features of."""
     path = folder / _PROGRESS
     if not path.exists():
@@ -77,7 +77,7 @@ def _progress(folder: Path, what: dict[str, object]) -> int:
     return int(done)
 
 
-def _created(folder: Path | None, found: Features, num: int) -> Features:
+def _create_arrays(folder: Path | None, found: Features, num: int) -> Features:
     def make(name: str, part: np.ndarray | None) -> np.ndarray | None:
         if part is None:
             return None
@@ -92,7 +92,7 @@ def _created(folder: Path | None, found: Features, num: int) -> Features:
     return Features(*(make(name, part) for name, part in found._asdict().items()))
 
 
-def _opened(folder: Path) -> Features:
+def _open_arrays(folder: Path) -> Features:
     def load(name: str) -> np.ndarray | None:
         path = folder / f"{name}.npy"
         return np.load(path, mmap_mode="r+") if path.exists() else None

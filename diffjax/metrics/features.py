@@ -182,11 +182,11 @@ def extract(
     Raises:
         ValueError: no images, wrong shape, or values outside the range of `FeatureNetwork.apply`.
     """
-    images = _checked(network, images)
+    images = _check_images(network, images)
     size = network.batch_size if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, got {size}")
-    place = _shared()
+    place = _make_batch_sharding()
     size += -size % len(place.device_set)
     parts = []
     for start in range(0, len(images), size):
@@ -198,13 +198,13 @@ def extract(
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *parts)
 
 
-def _shared() -> jax.sharding.NamedSharding:
+def _make_batch_sharding() -> jax.sharding.NamedSharding:
     """A batch split over the devices of this process."""
     mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), ("batch",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
 
 
-def _checked(network: FeatureNetwork, images: Any) -> np.ndarray:
+def _check_images(network: FeatureNetwork, images: Any) -> np.ndarray:
     """``images`` as uint8 or float32, after checking shape and range."""
     images = np.asarray(images)
     fits = images.ndim == 4 and len(images) > 0

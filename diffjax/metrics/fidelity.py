@@ -21,12 +21,15 @@ def edge_f1(found: np.ndarray, wanted: np.ndarray, *, tolerance: int = 1) -> np.
     if found.shape != wanted.shape or found.ndim != 3:
         raise ValueError(f"edges are (B, H, W) twice, got {found.shape} and {wanted.shape}")
     found, wanted = found > 0.5, wanted > 0.5
-    precision, recall = _near(found, wanted, tolerance), _near(wanted, found, tolerance)
+    precision, recall = (
+        _compute_share_near(found, wanted, tolerance),
+        _compute_share_near(wanted, found, tolerance),
+    )
     both = precision + recall
     return np.where(both > 0, 2 * precision * recall / np.maximum(both, 1e-12), 0.0)
 
 
-def _near(some: np.ndarray, others: np.ndarray, tolerance: int) -> np.ndarray:
+def _compute_share_near(some: np.ndarray, others: np.ndarray, tolerance: int) -> np.ndarray:
     """Share (B,) of pixels of ``some`` near to one of ``others``; 1 if there are none of either."""
     side = 2 * tolerance + 1
     close = ndimage.maximum_filter(others, (1, side, side), mode="constant")

@@ -8,7 +8,7 @@ from absl import logging
 from diffjax.metrics.statistics import Gaussian, Moments
 
 
-def _factor(covariance: np.ndarray) -> np.ndarray:
+def _factorise(covariance: np.ndarray) -> np.ndarray:
     """``A`` (F, rank) with ``A A^T = covariance``; eigenvalues of rounding are left out."""
     values, vectors = np.linalg.eigh(covariance)
     tiny = max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
@@ -33,7 +33,7 @@ def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"feature sizes differ: {a.mean.shape[0]} and {b.mean.shape[0]}")
-    cov_a, cov_b = _covariance(a, "first"), _covariance(b, "second")
+    cov_a, cov_b = _find_covariance(a, "first"), _find_covariance(b, "second")
     few = min((s.count for s in (a, b) if isinstance(s, Moments)), default=len(a.mean) + 1)
     if few <= len(a.mean):
         logging.warning(
@@ -42,12 +42,12 @@ def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
             *(few, len(a.mean)),
         )
     delta = a.mean - b.mean
-    cross = np.linalg.svd(_factor(cov_a).T @ _factor(cov_b), compute_uv=False).sum()
+    cross = np.linalg.svd(_factorise(cov_a).T @ _factorise(cov_b), compute_uv=False).sum()
     distance = delta @ delta + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
     return max(float(distance), 0.0)  # rounding may leave -1e-15 for equal sets
 
 
-def _covariance(a: Moments | Gaussian, name: str) -> np.ndarray:
+def _find_covariance(a: Moments | Gaussian, name: str) -> np.ndarray:
     if isinstance(a, Moments) and a.count < 2:
         raise ValueError(
             f"the {name} set has {a.count} samples; a Fréchet distance needs at least 2"

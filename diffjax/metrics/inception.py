@@ -54,12 +54,12 @@ def inception_network(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(resize: str, params: Any, images: jax.Array) -> Features:
-    x = inception_input(_levels(images), resize=resize)
+    x = inception_input(_to_levels(images), resize=resize)
     out: Any = Inception().apply({"params": params}, x)
     return Features(out.pool, jax.nn.softmax(out.logits), out.spatial)
 
 
-def _levels(images: jax.Array) -> jax.Array:
+def _to_levels(images: jax.Array) -> jax.Array:
     """uint8, or [-1, 1] rounded to the 256 levels, as float32 0 to 255."""
     levels = images.astype(jnp.float32)
     if images.dtype == jnp.uint8:

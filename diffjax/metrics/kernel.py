@@ -57,9 +57,11 @@ def kernel_distance(
         subsets = 1
     rng = np.random.default_rng(seed)
 
-    def chosen(features: Any, name: str) -> np.ndarray:
+    def choose_rows(features: Any, name: str) -> np.ndarray:
         rows = np.sort(rng.choice(len(features), size, replace=False))  # in order: may be on disk
         return as_features(features[rows], name)
 
-    values = [squared_mmd(chosen(real, "real"), chosen(fake, "fake")) for _ in range(subsets)]
+    values = [
+        squared_mmd(choose_rows(real, "real"), choose_rows(fake, "fake")) for _ in range(subsets)
+    ]
     return float(np.mean(values)), float(np.std(values))

@@ -23,7 +23,7 @@ class PrecisionRecall(NamedTuple):
     coverage: float
 
 
-def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def _iterate_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Rows of the squared distances of ``a`` to ``b``, by ``|a|^2 + |b|^2 - 2 a b``.
 
     Where that cancels, differences are squared instead: equal points are at distance 0.
@@ -42,10 +42,12 @@ def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         yield rows, squared
 
 
-def _radii(points: np.ndarray, k: int) -> np.ndarray:
+def _compute_radii(points: np.ndarray, k: int) -> np.ndarray:
     """Squared distance of each point to its k-th nearest other point."""
     # The point itself, at distance 0, is the smallest entry of its row.
-    return np.concatenate([np.partition(d, k, axis=1)[:, k] for _, d in _blocks(points, points)])
+    return np.concatenate(
+        [np.partition(d, k, axis=1)[:, k] for _, d in _iterate_distances(points, points)]
+    )
 
 
 def precision_recall(real: Any, fake: Any, *, k: int = 3) -> PrecisionRecall:
@@ -74,11 +76,11 @@ def precision_recall(real: Any, fake: Any, *, k: int = 3) -> PrecisionRecall:
         raise ValueError(
             f"k must be at least 1 and less than the set sizes {len(real)} and {len(fake)}, got {k}"
         )
-    real_radii, fake_radii = _radii(real, k) * _TIE, _radii(fake, k) * _TIE
+    real_radii, fake_radii = _compute_radii(real, k) * _TIE, _compute_radii(fake, k) * _TIE
     hits = np.zeros(len(fake))  # real balls around each fake
     recalled = np.zeros(len(real), bool)
     covered = np.zeros(len(real), bool)
-    for rows, d in _blocks(real, fake):
+    for rows, d in _iterate_distances(real, fake):
         inside = d <= real_radii[rows, None]
         hits += inside.sum(axis=0)
         covered[rows] = inside.any(axis=1)

@@ -31,7 +31,7 @@ def psnr(x: Any, y: Any, *, span: float = 2.0) -> jax.Array:
         ValueError: shapes differ.
     """
     _check(x, y)
-    error = jnp.square(_float(x) - _float(y)).mean((1, 2, 3))
+    error = jnp.square(_to_float(x) - _to_float(y)).mean((1, 2, 3))
     return 10 * jnp.log10(span**2 / error)
 
 
@@ -53,7 +53,7 @@ def ssim(x: Any, y: Any, *, span: float = 2.0) -> jax.Array:
     _check(x, y)
     if min(x.shape[1:3]) < WINDOW:
         raise ValueError(f"SSIM needs images of {WINDOW} pixels and more, got {x.shape[1:3]}")
-    x, y = _float(x), _float(y)
+    x, y = _to_float(x), _to_float(y)
     mx, my = _blur(x), _blur(y)
     xx, yy, xy = _blur(x * x) - mx * mx, _blur(y * y) - my * my, _blur(x * y) - mx * my
     c1, c2 = (_K1 * span) ** 2, (_K2 * span) ** 2
@@ -61,7 +61,7 @@ def ssim(x: Any, y: Any, *, span: float = 2.0) -> jax.Array:
     return jnp.mean(light * (2 * xy + c2) / (xx + yy + c2), (1, 2, 3))
 
 
-def _float(x: Any) -> jax.Array:
+def _to_float(x: Any) -> jax.Array:
     return jnp.asarray(x, jnp.float32)
 
 

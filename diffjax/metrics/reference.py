@@ -68,13 +68,13 @@ def load_statistics(path: StrPath) -> Statistics:
     except FileNotFoundError:
         raise
     except _BROKEN as error:
-        raise ValueError(f"{path} is no complete npz file: {_first_line(error)}") from error
+        raise ValueError(f"{path} is no complete npz file: {_take_first_line(error)}") from error
     if not {"mu", "sigma"} <= set(values):
         raise ValueError(f"{path} holds no statistics: it needs the arrays mu and sigma")
     spatial = None
     if {"mu_s", "sigma_s"} <= set(values):
-        spatial = _gaussian(path, values["mu_s"], values["sigma_s"])
-    return Statistics(_gaussian(path, values["mu"], values["sigma"]), spatial)
+        spatial = _make_gaussian(path, values["mu_s"], values["sigma_s"])
+    return Statistics(_make_gaussian(path, values["mu"], values["sigma"]), spatial)
 
 
 def _check_members(path: Path) -> None:
@@ -108,11 +108,11 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return read(file)
 
 
-def _first_line(error: BaseException) -> str:
+def _take_first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _gaussian(path: StrPath, mean: np.ndarray, covariance: np.ndarray) -> Gaussian:
+def _make_gaussian(path: StrPath, mean: np.ndarray, covariance: np.ndarray) -> Gaussian:
     if mean.ndim != 1 or covariance.shape != (*mean.shape, *mean.shape):
         raise ValueError(
             f"{path} holds a mean {mean.shape} with a covariance {covariance.shape}; "
@@ -166,14 +166,14 @@ def load_array(path: StrPath, names: tuple[str, ...]) -> np.ndarray:
             if found.compress_type != zipfile.ZIP_STORED:
                 with np.load(path) as file:
                     return np.asarray(file[Path(found.filename).stem])
-            return _mapped(Path(path), found.header_offset)
+            return _map_array(Path(path), found.header_offset)
     except FileNotFoundError:
         raise
     except _BROKEN as error:
-        raise ValueError(f"cannot read an array of {path}: {_first_line(error)}") from error
+        raise ValueError(f"cannot read an array of {path}: {_take_first_line(error)}") from error
 
 
-def _mapped(path: Path, member: int) -> np.ndarray:
+def _map_array(path: Path, member: int) -> np.ndarray:
     with path.open("rb") as file:
         file.seek(member)
         header = file.read(_LOCAL_HEADER)

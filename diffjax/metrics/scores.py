@@ -40,11 +40,11 @@ def inception_score(
     if seed is not None:
         p = p[np.random.RandomState(seed).permutation(len(p))]
     bounds = np.arange(min(splits, len(p)) + 1) * len(p) // min(splits, len(p))
-    scores = [_score(p[a:b]) for a, b in itertools.pairwise(bounds)]
+    scores = [_compute_score(p[a:b]) for a, b in itertools.pairwise(bounds)]
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def _score(p: np.ndarray) -> float:
+def _compute_score(p: np.ndarray) -> float:
     marginal = np.broadcast_to(p.mean(axis=0), p.shape)
     ratio = np.divide(p, marginal, out=np.ones_like(p), where=p > 0)  # 0 log 0 = 0
     return float(np.exp((p * np.log(ratio)).sum(axis=1).mean()))

@@ -56,20 +56,20 @@ class T2IAdapter(nn.Module):
         light, features = self.kind == "light", []
         h = _unshuffle(hint, self.hint_factor)
         if not light:
-            h = self._conv(self.widths[0], "conv_in")(h)
+            h = self._make_conv(self.widths[0], "conv_in")(h)
         for i, width in enumerate(self.widths):
             if halved(i):
                 pad = [(0, side % 2) for side in h.shape[1:3]]
                 h = nn.avg_pool(h, (2, 2), (2, 2), pad, count_include_pad=False)
             inner = width // 4 if light else width
             if light or h.shape[-1] != width:
-                h = self._conv(inner, f"body.{i}.in_conv", 1)(h)
+                h = self._make_conv(inner, f"body.{i}.in_conv", 1)(h)
             for j in range(self.blocks):
                 name = f"body.{i}.resnets.{j}"
-                r = nn.relu(self._conv(inner, f"{name}.block1")(h))
-                h = h + self._conv(inner, f"{name}.block2", 3 if light else 1)(r)
+                r = nn.relu(self._make_conv(inner, f"{name}.block1")(h))
+                h = h + self._make_conv(inner, f"{name}.block2", 3 if light else 1)(r)
             if light:
-                h = self._conv(width, f"body.{i}.out_conv", 1)(h)
+                h = self._make_conv(width, f"body.{i}.out_conv", 1)(h)
             features.append(h)
         return features
 
@@ -87,7 +87,7 @@ class T2IAdapter(nn.Module):
             if not _is_whole(value, low):
                 raise ConfigError(f"{name} must be a whole number of at least {low}, got {value!r}")
 
-    def _conv(self, features: int, name: str, size: int = 3) -> Any:
+    def _make_conv(self, features: int, name: str, size: int = 3) -> Any:
         return conv(
             features,
             name=f"adapter.{name}",

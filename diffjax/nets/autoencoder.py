@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.nets.attention import AttentionBlock
-from diffjax.nets.layers import Downsample, GroupNorm, ResBlock, Upsample, conv, rematerialised
+from diffjax.nets.layers import Downsample, GroupNorm, ResBlock, Upsample, conv, rematerialise
 
 Array = jax.Array
 LOGVAR = (-30.0, 20.0)  # bounds of the posterior's log-variance
@@ -73,24 +73,24 @@ class _Coder(nn.Module):
     dtype: Any
 
     @nn.nowrap
-    def _res(self, features: int, name: str) -> Callable[[Array], Array]:
-        kind = rematerialised(ResBlock, self.remat, static_argnums=(3,))
+    def _make_res_block(self, features: int, name: str) -> Callable[[Array], Array]:
+        kind = rematerialise(ResBlock, self.remat, static_argnums=(3,))
         block = kind(features, groups=self.norm_groups, dtype=self.dtype, name=name)
         return lambda h: block(h, None, False)
 
     @nn.nowrap
-    def _attend(self, name: str) -> AttentionBlock:
+    def _make_attention(self, name: str) -> AttentionBlock:
         return AttentionBlock(1, self.norm_groups, dtype=self.dtype, kind=self.attention, name=name)
 
     @nn.nowrap
-    def _middle(self, h: Array) -> Array:
-        h = self._res(h.shape[-1], "mid_block.resnets.0")(h)
+    def _apply_middle(self, h: Array) -> Array:
+        h = self._make_res_block(h.shape[-1], "mid_block.resnets.0")(h)
         if self.middle_attention:
-            h = self._attend("mid_block.attentions.0")(h)
-        return self._res(h.shape[-1], "mid_block.resnets.1")(h)
+            h = self._make_attention("mid_block.attentions.0")(h)
+        return self._make_res_block(h.shape[-1], "mid_block.resnets.1")(h)
 
     @nn.nowrap
-    def _out(self, h: Array) -> Array:
+    def _apply_out(self, h: Array) -> Array:
         h = nn.silu(GroupNorm(self.norm_groups, dtype=self.dtype, name="conv_norm_out")(h))
         return conv(self.out_channels, name="conv_out", dtype=jnp.float32)(h)
 
@@ -103,12 +103,14 @@ class Encoder(_Coder):
         h = conv(self.channels, name="conv_in", dtype=self.dtype)(x)
         for i, multiplier in enumerate(self.multipliers):
             for j in range(self.blocks):
-                h = self._res(int(self.channels * multiplier), f"down_blocks.{i}.resnets.{j}")(h)
+                h = self._make_res_block(
+                    int(self.channels * multiplier), f"down_blocks.{i}.resnets.{j}"
+                )(h)
                 if i in self.attention_levels:
-                    h = self._attend(f"down_blocks.{i}.attentions.{j}")(h)
+                    h = self._make_attention(f"down_blocks.{i}.attentions.{j}")(h)
             if i < len(self.multipliers) - 1:
                 h = Downsample(0, self.dtype, name=f"down_blocks.{i}.downsamplers.0")(h)
-        return self._out(self._middle(h))
+        return self._apply_out(self._apply_middle(h))
 
 
 class Decoder(_Coder):
@@ -118,17 +120,17 @@ class Decoder(_Coder):
     def __call__(self, z: Array) -> Array:
         levels = len(self.multipliers)
         width = int(self.channels * self.multipliers[-1])
-        h = self._middle(conv(width, name="conv_in", dtype=self.dtype)(z))
+        h = self._apply_middle(conv(width, name="conv_in", dtype=self.dtype)(z))
         for k, i in enumerate(reversed(range(levels))):
             for j in range(self.blocks + 1):
-                h = self._res(
+                h = self._make_res_block(
                     int(self.channels * self.multipliers[i]), f"up_blocks.{k}.resnets.{j}"
                 )(h)
                 if i in self.attention_levels:
-                    h = self._attend(f"up_blocks.{k}.attentions.{j}")(h)
+                    h = self._make_attention(f"up_blocks.{k}.attentions.{j}")(h)
             if i:
                 h = Upsample(self.dtype, name=f"up_blocks.{k}.upsamplers.0")(h)
-        return self._out(h)
+        return self._apply_out(h)
 
 
 class Autoencoder(nn.Module):
@@ -168,7 +170,7 @@ class Autoencoder(nn.Module):
         return 2 ** (len(self.multipliers) - 1)
 
     @nn.nowrap
-    def _coder(self, kind: Any, out_channels: int) -> Any:
+    def _make_coder(self, kind: Any, out_channels: int) -> Any:
         return kind(
             self.channels,
             self.multipliers,
@@ -192,7 +194,7 @@ class Autoencoder(nn.Module):
             )
 
 
-def _pointwise(features: int, name: str) -> nn.Conv:
+def _make_pointwise(features: int, name: str) -> nn.Conv:
     return conv(features, name=name, size=1, padding=0)
 
 
@@ -208,10 +210,10 @@ class AutoencoderKL(Autoencoder):
 
     def setup(self) -> None:
         c = self.latent_channels
-        self.encoder = self._coder(Encoder, 2 * c)
-        self.decoder = self._coder(Decoder, self.out_channels)
-        self._after = _pointwise(2 * c, "quant_conv") if self.quant_conv else None
-        self._before = _pointwise(c, "post_quant_conv") if self.post_quant_conv else None
+        self.encoder = self._make_coder(Encoder, 2 * c)
+        self.decoder = self._make_coder(Decoder, self.out_channels)
+        self._after = _make_pointwise(2 * c, "quant_conv") if self.quant_conv else None
+        self._before = _make_pointwise(c, "post_quant_conv") if self.post_quant_conv else None
 
     @property
     def embed_channels(self) -> int:
@@ -240,7 +242,7 @@ class AutoencoderKL(Autoencoder):
         return self.decode(z), posterior
 
 
-def _codes(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def _init_codes(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     """Uniform in ±1/K for K codes, as released with the paper."""
     return jax.random.uniform(key, shape, dtype, -1 / shape[0], 1 / shape[0])
 
@@ -252,7 +254,7 @@ class Codebook(nn.Module):
     features: int
 
     def setup(self) -> None:
-        self.embedding = nn.Embed(self.codes, self.features, embedding_init=_codes)
+        self.embedding = nn.Embed(self.codes, self.features, embedding_init=_init_codes)
 
     def __call__(self, z: Array) -> Quantized:
         table = self.embedding.embedding
@@ -284,11 +286,11 @@ class VQModel(Autoencoder):
     code_channels: int = 0
 
     def setup(self) -> None:
-        self.encoder = self._coder(Encoder, self.latent_channels)
-        self.decoder = self._coder(Decoder, self.out_channels)
-        self._after = _pointwise(self.embed_channels, "quant_conv")
+        self.encoder = self._make_coder(Encoder, self.latent_channels)
+        self.decoder = self._make_coder(Decoder, self.out_channels)
+        self._after = _make_pointwise(self.embed_channels, "quant_conv")
         self.quantize = Codebook(self.codes, self.embed_channels)
-        self._before = _pointwise(self.latent_channels, "post_quant_conv")
+        self._before = _make_pointwise(self.latent_channels, "post_quant_conv")
 
     @property
     def embed_channels(self) -> int:
@@ -315,7 +317,9 @@ class VQModel(Autoencoder):
         return self.decode(quantized.z, quantize=False), quantized
 
 
-def tiled(apply: Callable[[Array], Array], x: Array, *, tile: int, overlap: float = 0.25) -> Array:
+def apply_tiled(
+    apply: Callable[[Array], Array], x: Array, *, tile: int, overlap: float = 0.25
+) -> Array:
     """``apply`` on overlapping square tiles, blended linearly: large images in little memory.
 
     The result is not that of the whole image: norms and attention see one tile at a time. Every

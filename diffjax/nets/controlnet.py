@@ -49,13 +49,15 @@ class HintEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, hint: Array) -> Array:
-        h = choose("hint encoder", self.kind, {"released": self._released, "paper": self._paper})(
-            hint
-        )
+        h = choose(
+            "hint encoder",
+            self.kind,
+            {"released": self._encode_released, "paper": self._encode_paper},
+        )(hint)
         init = INITS[self.last]
         return conv(self.features, name="conv_out", dtype=self.dtype, init=init)(h)
 
-    def _released(self, h: Array) -> Array:
+    def _encode_released(self, h: Array) -> Array:
         def layer(features: int, name: str, stride: int = 1) -> Array:
             return nn.silu(
                 conv(features, name=name, stride=stride, dtype=self.dtype, init=torch_init)(h)
@@ -67,7 +69,7 @@ class HintEncoder(nn.Module):
             h = layer(wide, f"blocks.{2 * i + 1}", 1 + (2**i < self.factor))
         return h
 
-    def _paper(self, h: Array) -> Array:
+    def _encode_paper(self, h: Array) -> Array:
         for i, width in enumerate(_PAPER_WIDTHS):
             halves = 2**i < self.factor
             h = nn.relu(
@@ -206,7 +208,7 @@ def copy_base(params: Params, base: PyTree) -> PyTree:
     """
     path = jax.tree_util.keystr
 
-    def copied(where: Any, fresh: Array, given: Array) -> Array:
+    def copy_leaf(where: Any, fresh: Array, given: Array) -> Array:
         if path(where) == "['kernel']" and given.shape[2:3] > fresh.shape[2:3]:
             given = given[:, :, : fresh.shape[2]]
         if given.shape != fresh.shape:
@@ -217,7 +219,7 @@ def copy_base(params: Params, base: PyTree) -> PyTree:
         return jnp.asarray(given, fresh.dtype)
 
     return {
-        name: jax.tree_util.tree_map_with_path(copied, leaves, base[name])
+        name: jax.tree_util.tree_map_with_path(copy_leaf, leaves, base[name])
         if name in base
         else leaves
         for name, leaves in params.items()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def _scale_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def _init_scale(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     return 1 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
@@ -39,18 +39,18 @@ class PatchGAN(nn.Module):
                 f"a discriminator of {self.layers} layers needs images of at least "
                 f"{3 << self.layers} pixels, got {x.shape[1:3]}; set loss.disc_layers"
             )
-        h = nn.leaky_relu(self._conv(self.channels, 2, 0)(x), 0.2)
+        h = nn.leaky_relu(self._make_conv(self.channels, 2, 0)(x), 0.2)
         for i in range(1, self.layers + 1):
             width, index = self.channels * min(2**i, 8), 3 * i - 1
-            h = self._conv(width, 2 if i < self.layers else 1, index, bias=False)(h)
+            h = self._make_conv(width, 2 if i < self.layers else 1, index, bias=False)(h)
             norm = nn.BatchNorm(
-                not train, momentum=0.9, epsilon=1e-5, scale_init=_scale_init,
+                not train, momentum=0.9, epsilon=1e-5, scale_init=_init_scale,
                 name=f"main.{index + 1}",
             )  # fmt: skip
             h = nn.leaky_relu(norm(h), 0.2)
-        return self._conv(1, 1, 3 * self.layers + 2)(h).astype(jnp.float32)
+        return self._make_conv(1, 1, 3 * self.layers + 2)(h).astype(jnp.float32)
 
-    def _conv(self, features: int, stride: int, index: int, *, bias: bool = True) -> nn.Conv:
+    def _make_conv(self, features: int, stride: int, index: int, *, bias: bool = True) -> nn.Conv:
         return nn.Conv(
             features,
             (4, 4),

@@ -45,7 +45,7 @@ class _Block(NamedTuple):
     pool_features: int = 192
 
 
-def _block_a(pool: int) -> _Block:
+def _make_block_a(pool: int) -> _Block:
     return _Block(
         (
             (_Conv("branch1x1", 64),),
@@ -61,7 +61,7 @@ def _block_a(pool: int) -> _Block:
     )
 
 
-def _block_c(width: int) -> _Block:
+def _make_block_c(width: int) -> _Block:
     return _Block(
         (
             (_Conv("branch1x1", 192),),
@@ -82,7 +82,7 @@ def _block_c(width: int) -> _Block:
     )
 
 
-def _block_e(pool: str) -> _Block:
+def _make_block_e(pool: str) -> _Block:
     def fork(name: str) -> tuple[_Conv, _Conv]:
         return _Conv(f"{name}a", 384, (1, 3)), _Conv(f"{name}b", 384, (3, 1))
 
@@ -101,9 +101,9 @@ def _block_e(pool: str) -> _Block:
 
 
 _BLOCKS = {
-    "Mixed_5b": _block_a(32),
-    "Mixed_5c": _block_a(64),
-    "Mixed_5d": _block_a(64),
+    "Mixed_5b": _make_block_a(32),
+    "Mixed_5c": _make_block_a(64),
+    "Mixed_5d": _make_block_a(64),
     "Mixed_6a": _Block(
         (
             (_Conv("branch3x3", 384, (3, 3), 2),),
@@ -115,10 +115,10 @@ _BLOCKS = {
         ),
         "stride",
     ),
-    "Mixed_6b": _block_c(128),
-    "Mixed_6c": _block_c(160),
-    "Mixed_6d": _block_c(160),
-    "Mixed_6e": _block_c(192),
+    "Mixed_6b": _make_block_c(128),
+    "Mixed_6c": _make_block_c(160),
+    "Mixed_6d": _make_block_c(160),
+    "Mixed_6e": _make_block_c(192),
     "Mixed_7a": _Block(
         (
             (_Conv("branch3x3_1", 192), _Conv("branch3x3_2", 320, (3, 3), 2)),
@@ -131,8 +131,8 @@ _BLOCKS = {
         ),
         "stride",
     ),
-    "Mixed_7b": _block_e("average"),
-    "Mixed_7c": _block_e("maximum"),
+    "Mixed_7b": _make_block_e("average"),
+    "Mixed_7c": _make_block_e("maximum"),
 }
 
 
@@ -273,7 +273,7 @@ class Inception(nn.Module):
         return InceptionFeatures(pool, spatial.reshape(len(spatial), -1), logits)
 
 
-def _bilinear(source: int, target: int, *, half_pixel: bool) -> np.ndarray:
+def _make_bilinear(source: int, target: int, *, half_pixel: bool) -> np.ndarray:
     """Interpolation matrix (target, source); at most two entries of a row are not 0."""
     at = np.arange(target) * (source / target)
     if half_pixel:
@@ -306,7 +306,7 @@ def inception_input(levels: Array, *, resize: str = "tensorflow") -> Array:
     half_pixel, scale, offset = choose("resize", resize, _INPUTS)
     if levels.ndim != 4 or levels.shape[-1] not in (1, 3):
         raise ValueError(f"Inception takes images (N, H, W, 1 or 3), got {levels.shape}")
-    height, width = (_bilinear(n, SIZE, half_pixel=half_pixel) for n in levels.shape[1:3])
+    height, width = (_make_bilinear(n, SIZE, half_pixel=half_pixel) for n in levels.shape[1:3])
     x = levels.astype(jnp.float32)
     x = jnp.einsum("th,bhwc,uw->btuc", height, x, width, precision=_EXACT)
     return jnp.broadcast_to(x * scale + offset, (*x.shape[:3], 3))

@@ -43,18 +43,18 @@ def timestep_embedding(
     return jnp.pad(out, ((0, 0), (0, dim % 2)))
 
 
-def _products(primitive: Any, *_: Any, **__: Any) -> bool:
+def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name in ("dot_general", "conv_general_dilated")
 
 
 REMAT: dict[str, Any] = {
     "none": None,  # everything is kept
     "blocks": jax.checkpoint_policies.nothing_saveable,  # a block's input is kept, no more
-    "products": _products,  # norms, activations and softmax are computed again
+    "products": _is_product,  # norms, activations and softmax are computed again
 }
 
 
-def rematerialised(module: Any, policy: str | bool, **options: Any) -> Any:
+def rematerialise(module: Any, policy: str | bool, **options: Any) -> Any:
     """A block's class, keeping for the backward pass what the policy says; True means ``blocks``.
 
     Args:
@@ -158,7 +158,7 @@ def downsample2(x: Array) -> Array:
 FIR = (1.0, 3.0, 3.0, 1.0)  # binomial filter of StyleGAN 2 and NCSN++
 
 
-def _fir(x: Array, *, gain: float, **convolution: Any) -> Array:
+def _filter_fir(x: Array, *, gain: float, **convolution: Any) -> Array:
     """Every channel with the separable filter of sum ``gain``, as in `jax.lax.conv`."""
     taps = jnp.asarray(FIR, x.dtype) / sum(FIR)
     kernel = jnp.broadcast_to(
@@ -175,12 +175,12 @@ def _fir(x: Array, *, gain: float, **convolution: Any) -> Array:
 
 def fir_downsample2(x: Array) -> Array:
     """Low-pass filtering by `FIR`, then every second pixel (Song et al. 2021, appendix H)."""
-    return _fir(x, gain=1.0, window_strides=(2, 2), padding=[(1, 1)] * 2)
+    return _filter_fir(x, gain=1.0, window_strides=(2, 2), padding=[(1, 1)] * 2)
 
 
 def fir_upsample2(x: Array) -> Array:
     """Zeros between the pixels, then `FIR` with gain 4."""
-    return _fir(x, gain=4.0, lhs_dilation=(2, 2), padding=[(2, 2)] * 2)
+    return _filter_fir(x, gain=4.0, lhs_dilation=(2, 2), padding=[(2, 2)] * 2)
 
 
 class FIRDownsample(nn.Module):
@@ -191,7 +191,7 @@ class FIRDownsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = _fir(x, gain=1.0, padding=[(2, 2)] * 2)
+        x = _filter_fir(x, gain=1.0, padding=[(2, 2)] * 2)
         return conv(self.features, name="conv", stride=2, padding=0, dtype=self.dtype)(x)
 
 

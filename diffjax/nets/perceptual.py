@@ -50,13 +50,13 @@ class LPIPS(nn.Module):
         both = jnp.broadcast_to(both, (*both.shape[:3], 3))
         both = (both - jnp.array(SHIFT)) / jnp.array(SCALE)
         total = jnp.zeros(len(x))
-        for i, features in enumerate(self._stages(both)):
+        for i, features in enumerate(self._compute_stages(both)):
             a, b = jnp.split(unit(features), 2)
             lin = nn.Conv(1, (1, 1), use_bias=False, name=f"lin{i}.model.1")
             total = total + lin((a - b) ** 2).mean((1, 2, 3))
         return total
 
-    def _stages(self, h: Array) -> list[Array]:
+    def _compute_stages(self, h: Array) -> list[Array]:
         """Outputs of relu1_2, 2_2, 3_3, 4_3 and 5_3."""
         out, index = [], 0
         for stage, (width, count) in enumerate(zip(self.widths, CONVOLUTIONS, strict=True)):

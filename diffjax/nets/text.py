@@ -56,27 +56,27 @@ class TextLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
-        h = _norm("layer_norm1", self.eps, self.dtype)(x)
-        x = x + self._attention(h, mask)
-        h = _norm("layer_norm2", self.eps, self.dtype)(x)
+        h = _make_norm("layer_norm1", self.eps, self.dtype)(x)
+        x = x + self._apply_attention(h, mask)
+        h = _make_norm("layer_norm2", self.eps, self.dtype)(x)
         h = choose("activation", self.activation, ACTIVATIONS)(
-            self._dense(self.width, "mlp.fc1")(h)
+            self._make_dense(self.width, "mlp.fc1")(h)
         )
-        x = x + self._dense(x.shape[-1], "mlp.fc2")(h)
+        x = x + self._make_dense(x.shape[-1], "mlp.fc2")(h)
         return x, x
 
-    def _dense(self, features: int, name: str) -> nn.Dense:
+    def _make_dense(self, features: int, name: str) -> nn.Dense:
         return nn.Dense(features, dtype=self.dtype, kernel_init=default_init, name=name)
 
-    def _attention(self, x: Array, mask: Array | None) -> Array:
+    def _apply_attention(self, x: Array, mask: Array | None) -> Array:
         def project(name: str) -> Array:
-            out = self._dense(x.shape[-1], f"self_attn.{name}")(x)
+            out = self._make_dense(x.shape[-1], f"self_attn.{name}")(x)
             return out.reshape(*x.shape[:2], self.heads, -1)
 
         out = attend(
             project("q_proj"), project("k_proj"), project("v_proj"), mask=mask, kind=self.attention
         )
-        return self._dense(x.shape[-1], "self_attn.out_proj")(out.reshape(x.shape))
+        return self._make_dense(x.shape[-1], "self_attn.out_proj")(out.reshape(x.shape))
 
 
 def stacked_layers(net: Any, name: str) -> Any:
@@ -92,7 +92,7 @@ def stacked_layers(net: Any, name: str) -> Any:
     return stack(*options, name=name)
 
 
-def _norm(name: str, eps: float, dtype: Any) -> nn.LayerNorm:
+def _make_norm(name: str, eps: float, dtype: Any) -> nn.LayerNorm:
     return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
@@ -140,7 +140,7 @@ class CLIPText(nn.Module):
         mask = jnp.tril(jnp.ones((1, 1, length, length), bool))
         stack = stacked_layers(self, "text_model.encoder.layers")
         out, hidden = stack(x, mask)
-        last = _norm("text_model.final_layer_norm", self.eps, self.dtype)(out)
+        last = _make_norm("text_model.final_layer_norm", self.eps, self.dtype)(out)
         hidden = jnp.concatenate([x[None], hidden])
         return TextFeatures(last, hidden, self._pool(ids, last))
 
@@ -186,11 +186,11 @@ class TransformerLayer(nn.Module):
     def __call__(self, x: Array) -> tuple[Array, None]:
         width = self.heads * self.head_channels
         attention = Attention(self.heads, width, False, self.dtype, self.attention, name="attn")
-        x = x + attention(_norm("norm1", 1e-5, self.dtype)(x))
-        h = self._dense(4 * x.shape[-1], "fc1")(_norm("norm2", 1e-5, self.dtype)(x))
-        return x + self._dense(x.shape[-1], "fc2")(gelu(h)), None
+        x = x + attention(_make_norm("norm1", 1e-5, self.dtype)(x))
+        h = self._make_dense(4 * x.shape[-1], "fc1")(_make_norm("norm2", 1e-5, self.dtype)(x))
+        return x + self._make_dense(x.shape[-1], "fc2")(gelu(h)), None
 
-    def _dense(self, features: int, name: str) -> nn.Dense:
+    def _make_dense(self, features: int, name: str) -> nn.Dense:
         return nn.Dense(features, dtype=self.dtype, kernel_init=default_init, name=name)
 
 
@@ -232,7 +232,7 @@ class TextTransformer(nn.Module):
             split_rngs={"params": True},
             length=self.layers,
         )(self.heads, self.head_channels, self.attention, self.dtype, name="encoder.layers")
-        return _norm("final_norm", 1e-5, self.dtype)(stack(x)[0])
+        return _make_norm("final_norm", 1e-5, self.dtype)(stack(x)[0])
 
     @nn.nowrap
     def _embed(self, name: str, rows: int) -> nn.Embed:

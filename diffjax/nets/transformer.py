@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.nets.attention import Attention
-from diffjax.nets.layers import GroupNorm, conv, default_init, rematerialised, zero_init
+from diffjax.nets.layers import GroupNorm, conv, default_init, rematerialise, zero_init
 
 Array = jax.Array
 
@@ -83,11 +83,11 @@ class SpatialTransformer(nn.Module):
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
         y = self._project(y, "proj_in", default_init).reshape(b, h * w, c)
-        y, _ = self._blocks()(y, context, mask)
+        y, _ = self._make_blocks()(y, context, mask)
         return x + self._project(y.reshape(b, h, w, c), "proj_out", zero_init)
 
-    def _blocks(self) -> nn.Module:
-        block = rematerialised(TransformerBlock, self.remat, prevent_cse=False)
+    def _make_blocks(self) -> nn.Module:
+        block = rematerialise(TransformerBlock, self.remat, prevent_cse=False)
         stack = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -24,7 +24,7 @@ from diffjax.nets.layers import (
     Upsample,
     conv,
     depth_to_space,
-    rematerialised,
+    rematerialise,
     space_to_depth,
     timestep_embedding,
     zero_init,
@@ -135,7 +135,7 @@ class UNet(nn.Module):
         temb = embed(self, z, t, cond)
         h, skips = encode(self, z, temb, cond, train)
         if "control" in cond:
-            h, skips = _controlled(h, skips, *cond["control"])
+            h, skips = _add_residuals(h, skips, *cond["control"])
         return _decode(self, h, skips, temb, cond, train)
 
 
@@ -147,7 +147,7 @@ def embed(net: UNet, z: Array, t: Array, cond: Any) -> Array:
     """
     _check(net, z, cond)
     t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * net.time_scale, z.shape[:1])
-    waves = _waves(net, t)
+    waves = _embed_waves(net, t)
     if net.augment_dim:
         label = cond.get("augment", jnp.zeros((z.shape[0], net.augment_dim)))
         waves = waves + nn.Dense(waves.shape[-1], False, name="augment_embedding")(label)
@@ -161,7 +161,7 @@ def embed(net: UNet, z: Array, t: Array, cond: Any) -> Array:
         temb = temb + jnp.where(known, table(jnp.minimum(label, net.num_classes - 1)), 0)
     if net.added_dim:
         mlp = TimestepMLP(4 * net.channels, net.dtype, name="add_embedding")
-        temb = temb + mlp(_added(net, cond["added"]))
+        temb = temb + mlp(_embed_added(net, cond["added"]))
     return temb
 
 
@@ -178,7 +178,7 @@ def encode(
         (output of the middle, the skips from the finest to the coarsest).
     """
     last = len(net.multipliers) - 1
-    res, attend = _blocks(net, temb, cond, train)
+    res, attend = _make_block_functions(net, temb, cond, train)
     add = _Features(cond.get("adapter", ()))
     h = image = space_to_depth(z, net.patch) if net.patch > 1 else z
     h = conv(net.channels, name="conv_in", dtype=net.dtype)(h)
@@ -235,7 +235,7 @@ class _Features:
             )
 
 
-def _controlled(
+def _add_residuals(
     h: Array, skips: list[Array], residuals: list[Array] | None, middle: Array
 ) -> tuple[Array, list[Array]]:
     """Middle and skips with residuals added; without those of the skips, the middle alone."""
@@ -254,7 +254,7 @@ def _controlled(
 
 
 def _decode(net: UNet, h: Array, skips: list[Array], temb: Array, cond: Any, train: bool) -> Array:
-    res, attend = _blocks(net, temb, cond, train)
+    res, attend = _make_block_functions(net, temb, cond, train)
     for k, i in enumerate(range(len(net.multipliers) - 1, -1, -1)):
         for j in range(net.blocks + 1):
             h = jnp.concatenate([h, skips.pop()], axis=-1)
@@ -274,11 +274,11 @@ def _decode(net: UNet, h: Array, skips: list[Array], temb: Array, cond: Any, tra
     return depth_to_space(h, net.patch) if net.patch > 1 else h
 
 
-def _blocks(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
+def _make_block_functions(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
     """``res(features, name, resample)``, which makes a block, and ``attend(h, name, level)``."""
 
     def res(features: int, name: str, resample: str | None = None) -> Any:
-        block = rematerialised(ResBlock, net.remat, static_argnums=(3,))
+        block = rematerialise(ResBlock, net.remat, static_argnums=(3,))
         module = block(
             features,
             net.dropout,
@@ -296,7 +296,7 @@ def _blocks(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
 
     def attend(h: Array, name: str, level: int) -> Array:
         heads = h.shape[-1] // net.head_channels if net.head_channels else None
-        heads = heads or _at("heads", net.heads, level)
+        heads = heads or _take_level("heads", net.heads, level)
         if not net.context_dim:
             return AttentionBlock(
                 heads,
@@ -309,7 +309,7 @@ def _blocks(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
             )(h)
         return SpatialTransformer(
             heads,
-            _at("depth", net.depth, level),
+            _take_level("depth", net.depth, level),
             net.linear_projection,
             net.norm_groups,
             net.attention,
@@ -321,7 +321,7 @@ def _blocks(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
     return res, attend
 
 
-def _waves(net: UNet, t: Array) -> Array:
+def _embed_waves(net: UNet, t: Array) -> Array:
     if net.fourier_scale:
         return FourierEmbedding(2 * net.channels, net.fourier_scale, name="time_proj")(t)
     return timestep_embedding(
@@ -329,7 +329,7 @@ def _waves(net: UNet, t: Array) -> Array:
     )
 
 
-def _added(net: UNet, added: Any) -> Array:
+def _embed_added(net: UNet, added: Any) -> Array:
     """The vector (B, added_dim): pooled text, and the embedding of every one of the time_ids.
 
     Podell et al. 2023, section 2.2.
@@ -367,7 +367,7 @@ def _check(net: UNet, z: Array, cond: Any) -> None:
         raise ValueError("this network needs cond['added'] with 'text_embeds' and 'time_ids'")
 
 
-def _at(name: str, value: int | tuple[int, ...], level: int) -> int:
+def _take_level(name: str, value: int | tuple[int, ...], level: int) -> int:
     """The value of a level; one number is for all of them.
 
     Raises:

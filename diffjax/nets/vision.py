@@ -61,10 +61,10 @@ class CLIPVision(nn.Module):
     def __call__(self, x: Array) -> Array:
         if x.shape[1:] != (self.size, self.size, 3):
             raise ValueError(f"this encoder takes images of {self.size} pixels, got {x.shape}")
-        x = self._embedded(x)
-        x = self._norm("pre_layrnorm")(x)  # spelled so in every published file
+        x = self._embed_patches(x)
+        x = self._make_norm("pre_layrnorm")(x)  # spelled so in every published file
         x, _ = stacked_layers(self, "vision_model.encoder.layers")(x, None)
-        pooled = self._norm("post_layernorm")(x[:, 0])
+        pooled = self._make_norm("post_layernorm")(x[:, 0])
         return nn.Dense(
             self.projection,
             use_bias=False,
@@ -74,13 +74,13 @@ class CLIPVision(nn.Module):
         )(pooled)
 
     @nn.nowrap
-    def _norm(self, name: str) -> nn.LayerNorm:
+    def _make_norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(
             self.eps, dtype=self.dtype, use_fast_variance=False, name=f"vision_model.{name}"
         )
 
     @nn.nowrap
-    def _embedded(self, x: Array) -> Array:
+    def _embed_patches(self, x: Array) -> Array:
         """Class token and patches, with their positions."""
         patches = nn.Conv(
             self.features,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffjax import metrics
-from diffjax.metrics.inception import _levels
+from diffjax.metrics.inception import _to_levels
 from diffjax.nets.inception import SIZE, inception_input
 from diffjax.pretrained import from_state_dict
 from tests.parity import cases, inception_cases
@@ -85,10 +85,10 @@ def test_images_of_the_right_size_are_only_scaled():
 
 def test_floats_are_rounded_to_8_bits():
     levels = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(_levels(levels), levels)
+    np.testing.assert_array_equal(_to_levels(levels), levels)
     for shift in (-0.4, 0, 0.4):
         floats = (levels + np.float32(shift)) / 127.5 - 1
-        np.testing.assert_array_equal(_levels(floats), levels)
+        np.testing.assert_array_equal(_to_levels(floats), levels)
 
 
 def test_bad_input():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffjax.metrics import precision_recall
-from diffjax.metrics.neighbours import _radii
+from diffjax.metrics.neighbours import _compute_radii
 
 
 def points(n, seed=0, dim=8, centre=0.0):
@@ -91,7 +91,7 @@ def test_points_on_a_line_by_hand():
 
 def test_duplicates_have_radius_zero_and_still_match():
     x = np.repeat(points(1, dim=64) * 1e3, 10, axis=0)
-    assert (_radii(x, 3) == 0).all()
+    assert (_compute_radii(x, 3) == 0).all()
     assert precision_recall(x, x + 0.0)[:2] == (1, 1)
     assert precision_recall(x, x + 1e-6)[:2] == (0, 0)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.nets.autoencoder import AutoencoderKL, Codebook, Posterior, VQModel, tiled
+from diffjax.nets.autoencoder import AutoencoderKL, Codebook, Posterior, VQModel, apply_tiled
 from tests.parity import ae_cases, cases
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "autoencoder.npz"
@@ -36,14 +36,14 @@ def test_tiles_are_blended_as_by_diffusers(recorded):
 @pytest.mark.parametrize("size", [(7, 9), (30, 23)])
 def test_tiling_what_is_local_changes_nothing(size):
     x = np.random.RandomState(0).standard_normal((1, *size, 2))
-    out = tiled(lambda part: 2 * part.repeat(2, 1).repeat(2, 2), x, tile=12, overlap=0.34)
+    out = apply_tiled(lambda part: 2 * part.repeat(2, 1).repeat(2, 2), x, tile=12, overlap=0.34)
     np.testing.assert_allclose(out, 2 * x.repeat(2, 1).repeat(2, 2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("overlap", [1.0, -0.5])
 def test_tiles_that_would_not_advance_are_refused(overlap):
     with pytest.raises(ValueError, match=f"overlap={overlap}"):
-        tiled(lambda x: x, np.zeros((1, 20, 20, 1)), tile=8, overlap=overlap)
+        apply_tiled(lambda x: x, np.zeros((1, 20, 20, 1)), tile=8, overlap=overlap)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.nets.autoencoder import tiled
+from diffjax.nets.autoencoder import apply_tiled
 from diffjax.nets.discriminator import PatchGAN
 from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained.state_dict import from_state_dict, list_state_shapes, to_state_dict
@@ -89,8 +89,8 @@ def ours_tiled(config: Config, size: tuple[int, int] = (28, 12)) -> dict[str, np
     decode = jax.jit(lambda z: net.apply(given, z, method=net.decode))
     z = latents(config, (size[0] // 2, size[1] // 2))
     return {
-        "mean": np.asarray(tiled(encode, images(size), tile=TILE)),
-        "decoded": np.asarray(tiled(decode, z, tile=TILE // net.factor)),
+        "mean": np.asarray(apply_tiled(encode, images(size), tile=TILE)),
+        "decoded": np.asarray(apply_tiled(decode, z, tile=TILE // net.factor)),
     }
 
 
