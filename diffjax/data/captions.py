@@ -91,6 +91,7 @@ def lay_out(
 
 
 def _make_time_ids(found: tuple[int, int], target: tuple[int, int]) -> tuple[float, ...]:
+    """Return the six time ids of XL in pixels: original size, crop corner and target size."""
     factor, (top, left), _ = formats.fit_central(found, target)
     return (*found, round(top / factor), round(left / factor), *target)
 
@@ -146,6 +147,7 @@ def read_folder(root: Path, split: str = "train", *, caption_column: str = "") -
 
 
 def _find_parts(root: Path, paths: list[Path], split: str) -> list[Path]:
+    """Find the folders of a split; a split that does not exist falls back to ``train``."""
     try:
         return folders.split_folders(root, paths, split)
     except folders.NoSuchSplit:
@@ -198,7 +200,7 @@ def _explain_absence(root: Path, names: str, files: list[Path], table: metadata.
 
 
 def _find_beside(path: Path) -> Path | None:
-    """The file of a picture's caption.
+    """Find the caption file beside a picture.
 
     Raises:
         ValueError: there are two, which differ.

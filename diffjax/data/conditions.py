@@ -116,7 +116,7 @@ def _is_ridge(size: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
 
 
 def _stack_neighbours(neighbours: np.ndarray) -> np.ndarray:
-    """Neighbours within one image of a batch."""
+    """Extend neighbours (1, 3, 3) to (3, 3, 3) without reaching other images of a batch."""
     none = np.zeros_like(neighbours)
     return np.concatenate([none, neighbours, none])
 
@@ -157,11 +157,12 @@ def depth(values: np.ndarray) -> np.ndarray:
 
 
 def _normalise(values: np.ndarray) -> np.ndarray:
-    """Over the largest value of each image; what is flat but for rounding stays near 0."""
+    """Divide by the largest value of each image; flat images stay near 0."""
     return values / np.maximum(values.max((1, 2), keepdims=True), 1e-3)
 
 
 def _take(key: str, batch: Batch) -> np.ndarray:
+    """Return an array of a batch."""
     if key not in batch:
         raise ValueError(f"this hint needs {key!r}, but the data have {', '.join(batch)}")
     return batch[key]

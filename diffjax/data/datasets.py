@@ -147,7 +147,7 @@ def _check_folder_options(
 
 
 def _find_given_dir(data_dir: str | None) -> Path | None:
-    """data_dir, else the folder in the environment, else None."""
+    """Return data_dir, else the folder that the environment names, else None."""
     origin = "data_dir" if data_dir is not None else ENV_DIR
     given = data_dir if data_dir is not None else os.environ.get(ENV_DIR) or None
     if given is None:
@@ -159,7 +159,7 @@ def _find_given_dir(data_dir: str | None) -> Path | None:
 
 
 def _list_places(root: Path | None, strict: bool, system: Sequence[Path] = ()) -> list[Path]:
-    """Folders to search, in order: only the given one if it was asked for by argument."""
+    """List the folders to search in order; ``strict`` keeps the given one only."""
     given = [] if root is None else [root]
     return given if strict else [*given, *system, tfds_builders.find_default_dir()]
 
@@ -187,7 +187,7 @@ def _load_digits(split: str, root: Path | None, strict: bool) -> tuple[Arrays, i
 
 
 def _find_idx_reader(root: Path) -> Callable[[str], Arrays] | None:
-    """split -> arrays, if one of the idx files is in this folder or in its fashion-mnist."""
+    """Return a function of the split that reads idx files, if they are in this folder."""
 
     def locate(folder: Path, name: str) -> Path:
         plain, packed = folder / name, folder / f"{name}.gz"
@@ -208,7 +208,7 @@ def _find_idx_reader(root: Path) -> Callable[[str], Arrays] | None:
 
 
 def _find_cifar_reader(root: Path) -> Callable[[str], Arrays] | None:
-    """split -> arrays, if the archive or the files unpacked from it are in this folder."""
+    """Return a function of the split that reads CIFAR-10's files, if they are in this folder."""
     for path in (root / tfds_builders.CIFAR10_ARCHIVE, root / "cifar-10-batches-bin", root):
         if path.is_file() or (path / "test_batch.bin").is_file():
             return lambda split: formats.read_cifar10(path, split, hint=_CIFAR10_HINT)
@@ -269,7 +269,7 @@ def _load_fashion_mnist(split: str, root: Path | None, strict: bool) -> tuple[Ar
 
 
 def _load_fashion_mnist14(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
-    """Fashion-MNIST with 2x2 pixels averaged: a quarter of the work of 28x28."""
+    """Load Fashion-MNIST averaged over 2x2 pixels: a quarter of the work of 28x28."""
     (images, labels), classes, levels = _load_fashion_mnist(split, root, strict)
     pooled = images.reshape(-1, 14, 2, 14, 2, 1).mean((2, 4), dtype=np.float32)
     return (np.rint(pooled).astype(np.uint8), labels), classes, levels

@@ -80,7 +80,7 @@ def fit_size(image: np.ndarray, size: Sides | None) -> np.ndarray:
 
 
 def skip_damaged(source: Source) -> Source:
-    """A source whose damaged images are replaced, see the module; each is named once in the log."""
+    """Replace the damaged images of a source; the log names each of them once."""
     stand_ins = _StandIns(source)
 
     def resolved(read: Callable[[Indices], Any] | None) -> Any:
@@ -188,7 +188,7 @@ def find_pictures(root: Path, split: str, classes: Sequence[str] = ()) -> FoundP
 
 
 def explain_no_image(root: Path) -> FileNotFoundError:
-    """The error of a folder without pictures."""
+    """Return the error for a folder without pictures."""
     return FileNotFoundError(f"{root} holds no image ({' '.join(formats.IMAGE_SUFFIXES)})")
 
 

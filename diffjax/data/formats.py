@@ -65,7 +65,7 @@ def _inflate(path: Path, hint: str) -> bytes:
 
 
 def read_idx(path: str | Path, *, ndim: int, hint: str = "") -> np.ndarray:
-    """Read an idx file of unsigned bytes, compressed by gzip or not (told by its content).
+    """Read an idx file of unsigned bytes; its content shows whether gzip compressed it.
 
     Layout (big-endian; Y. LeCun, the MNIST database): two zero bytes, the type 0x08, the number of
     dimensions, one uint32 per dimension, then exactly prod(dims) bytes.
@@ -108,7 +108,7 @@ def read_idx(path: str | Path, *, ndim: int, hint: str = "") -> np.ndarray:
 def _read_cifar_chunks(
     path: Path, names: tuple[str, ...], hint: str
 ) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of each of the files, from the archive or from a folder."""
+    """Yield (name, bytes) of each file, from the archive or from a folder."""
     if path.is_dir():
         for name in names:
             file = path / name
@@ -213,7 +213,7 @@ def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
 def fit_central(
     found: tuple[int, int], wanted: tuple[int, int]
 ) -> tuple[float, tuple[int, int], tuple[int, int]]:
-    """(factor, corner, size) of the largest central rectangle with the ratio of another.
+    """Return (factor, corner, size) of the largest central rectangle with the ratio of another.
 
     All are (height, width) in pixels of what is found, which is ``factor`` times the wanted size.
     """

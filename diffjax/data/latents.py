@@ -201,7 +201,7 @@ def _remove_manifest(path: Path) -> None:
 
 
 def read_origin(folder: Path) -> dict[str, str]:
-    """Name and dir of the data set whose splits were encoded into a folder; {} if nobody says."""
+    """Read name and dir of the data set that was encoded into a folder; {} if not recorded."""
     manifests = (read_json(path) for path in sorted(folder.glob(f"*/{MANIFEST}")))
     found: Any = next((m["images"] for m in manifests if m.get("images")), {})
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):

@@ -99,7 +99,7 @@ def find_hints(root: Path, files: Sequence[Path]) -> set[Path]:
 
 
 def drop_hints(paths: Sequence[Path], table: Table) -> list[Path]:
-    """Those pictures that are more than the hints of others."""
+    """Drop pictures that only serve as hints of others."""
     hints = set(table.hints.values()) - table.rows.keys()
     return [path for path in paths if path not in hints]
 
@@ -151,11 +151,12 @@ def _locate(file: Path, name: str, below: tuple[Path, Mapping[str, Path]]) -> Pa
 
 
 def _normalise_name(name: str) -> str:
+    """Normalise a file name to Unicode's composed form (NFC)."""
     return unicodedata.normalize("NFC", name)
 
 
 def _find_text(row: Row, columns: Sequence[str]) -> str | None:
-    """The first of some columns that a row has.
+    """Return the text of the first of some columns that a row has.
 
     Raises:
         ValueError: it holds no text.
@@ -244,6 +245,7 @@ def _parse(line: str, where: str) -> dict[str, Any]:
 
 
 def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of pairs."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

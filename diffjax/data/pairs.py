@@ -30,7 +30,7 @@ def load_pairs(
     caption_column: str = "",
     damaged: str = "stop",
 ) -> Source:
-    """Images with hints, captions and arrays, in one of two layouts.
+    """Load images with hints, captions and arrays from one of two layouts.
 
     Either ``root/images`` beside ``root/hints``: the hint ``a/b.png`` belongs to the image
     ``a/b.jpg``. Or metadata files with a column ``conditioning_image``, as diffusers has them, see
@@ -57,7 +57,7 @@ def load_pairs(
 
 
 def load_pair_source(split: str, root: Path, how: Reading) -> Source:
-    """The source of `load_pairs`, which stops at damaged images."""
+    """Load the source of `load_pairs`, which stops at damaged images."""
     base, table = _find_images(root, how.caption_column)
     captioned = captions.has_captions(base, folders.list_files(base), table)
     source = (load_captioned if captioned else load_images)(split, base, how, None)
@@ -121,7 +121,7 @@ def check_hint_size(
 
 
 def _find_images(root: Path, caption_column: str) -> tuple[Path, metadata.Table]:
-    """Where the images are, and what metadata files say of them."""
+    """Find the folder of the images, and read its metadata files."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder")
     files = folders.list_files(root)

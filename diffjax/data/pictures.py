@@ -45,7 +45,7 @@ class DamagedImage(ValueError):
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """A picture file, wholly loaded and otherwise as it is.
+    """Open a picture file and load all of it, without any conversion.
 
     Raises:
         OSError: the file cannot be read, since it is not there for instance.
@@ -55,7 +55,7 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of a picture file, upright as `read_image` gives it, from its header.
+    """Read (height, width) of a picture file from its header, upright as in `read_image`.
 
     Raises:
         FileNotFoundError, ValueError: as `open_image`.
@@ -130,7 +130,7 @@ def _read(path: str | Path, *, load: bool) -> Image.Image:
 
 
 def _find_limit() -> int:
-    """The most pixels of a picture; Pillow's own limit is raised with that of the environment.
+    """Return the most pixels of a picture; Pillow's own limit is raised with the environment's.
 
     Raises:
         ValueError: the environment variable is no number.
@@ -198,7 +198,7 @@ def _scale(image: Image.Image, name: str) -> Image.Image:
 
 
 def _find_white(image: Image.Image) -> int | None:
-    """The value of white of an image of integers, if that is known."""
+    """Return the value of white of an image of integers, if it is known."""
     if image.mode.startswith("I;16"):
         bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
         return 2 ** min(int(bits), 16) - 1
@@ -259,7 +259,7 @@ def to_unit(
 
 
 def _divide_by_white(values: np.ndarray, low: float, name: str) -> np.ndarray:
-    """Values over that of white, float32."""
+    """Divide values by that of white, to float32."""
     if values.dtype == bool:
         return values.astype(np.float32)
     if values.dtype in (np.uint8, np.uint16):
@@ -341,7 +341,7 @@ def read_mask(value: Any) -> np.ndarray:
 
 
 def _to_binary(values: np.ndarray) -> np.ndarray:
-    """Integers that are only 0 and 1, or 0 and 255, as bool; others as they are."""
+    """Return integers that are only 0 and 1, or 0 and 255, as bool; others unchanged."""
     for white in (1, 255):
         if ((values == 0) | (values == white)).all():
             return values == white

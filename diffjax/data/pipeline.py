@@ -48,7 +48,7 @@ def to_levels(x: np.ndarray, levels: int) -> np.ndarray:
 
 
 def _draw_fair_bits(seed: int, positions: np.ndarray) -> np.ndarray:
-    """One fair bit per position by the SplitMix64 finaliser (Steele et al. 2014), bool (B,)."""
+    """Draw a fair bit per position by SplitMix64's finaliser (Steele et al. 2014), bool (B,)."""
     start = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     z = start + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -137,12 +137,12 @@ def dataset(
 
 
 def _shuffle(count: int, seed: int) -> grain.MapDataset:
-    """Endless epochs of 0 to count - 1, each its own permutation."""
+    """Return endless epochs of 0 to count - 1, each with its own permutation."""
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
 
 
 def _order_within_groups(groups: np.ndarray, seed: int) -> Callable[[int, int], np.ndarray]:
-    """``(step, batch_size) -> indices`` of one group; see the module."""
+    """Return a function ``(step, batch_size) -> indices`` whose batches stay in one group."""
     members = {int(g): np.flatnonzero(groups == g) for g in np.unique(groups)}
     seeds = {g: int(np.random.SeedSequence([seed, g]).generate_state(1)[0]) for g in members}
     orders = {g: _shuffle(len(some), seeds[g]) for g, some in members.items()}

@@ -52,7 +52,7 @@ class Thing(NamedTuple):
     place: int
 
     def describe(self) -> str:
-        """Its part of the caption."""
+        """Return the thing's part of the caption."""
         names = SIZES[self.size], list(COLOURS)[self.colour], SHAPES[self.shape]
         return f"a {' '.join(names)} at the {PLACES[self.place]}"
 
@@ -75,7 +75,7 @@ class Scene(NamedTuple):
 
 
 def make_scene(split: str, index: int, *, single: bool = False) -> Scene:
-    """Scene number ``index`` of a split; ``single`` leaves out the second shape."""
+    """Make scene number ``index`` of a split; ``single`` leaves out the second shape."""
     rng = np.random.default_rng([list(COUNTS).index(split), index])
     first = int(rng.integers(len(PLACES)))
     far = [p for p in range(len(PLACES)) if _are_apart(first, p)]
@@ -116,7 +116,7 @@ def is_inside(shape: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def compute_coverage(shape: int, centre: Sequence[float], radius: float, size: int) -> np.ndarray:
-    """Share (size, size) of every pixel that a shape covers."""
+    """Return the share (size, size) in [0, 1] of every pixel that a shape covers."""
     u = (np.arange(size * _FINE) + 0.5) / (size * _FINE)
     y, x = (u[:, None] - centre[0]) / radius, (u[None] - centre[1]) / radius
     fine = is_inside(shape, y, x).reshape(size, _FINE, size, _FINE)
@@ -136,7 +136,7 @@ def draw(drawn: Scene, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_edges(mask: np.ndarray) -> np.ndarray:
-    """Pixels (..., H, W, 1) float32 of shapes that touch something else: what ControlNet draws."""
+    """Find pixels (..., H, W, 1) float32 of shapes that touch something else."""
     padded = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 1)] * 2)
     inner = padded[..., 1:-1, 1:-1]
     beside = [padded[..., 2:, 1:-1], padded[..., :-2, 1:-1], padded[..., 1:-1, 2:],
@@ -200,7 +200,7 @@ class Verdict(NamedTuple):
 
 
 def name_colours(picture: np.ndarray) -> np.ndarray:
-    """Which of `COLOURS` a pixel (H, W, 3) uint8 has, -1 for none (grey, or too near to it)."""
+    """Return the index in `COLOURS` of each pixel (H, W, 3) uint8; -1 is none, or near grey."""
     values = picture.astype(float)
     palette = np.array(list(COLOURS.values()), float)
     # Directions in the plane of hues: mixing with grey changes their length only.

@@ -32,7 +32,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def find_default_dir() -> Path:
-    """Where TFDS keeps its data: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    """Return the folder of TFDS: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 

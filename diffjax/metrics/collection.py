@@ -26,7 +26,7 @@ def collect(
     chunk: int = 1000,
     spatial: bool = True,
 ) -> Features:
-    """What a network says of ``num`` images that are made or read a chunk at a time.
+    """Collect a network's features of ``num`` images that are made or read a chunk at a time.
 
     With a folder, arrays live in files there and a finished chunk is not asked for again: memory is
     that of one chunk, and a run that was interrupted goes on where it stopped, with the same result
@@ -64,7 +64,7 @@ def collect(
 
 
 def _read_progress(folder: Path, what: dict[str, object]) -> int:
-    """Images that the folder has the features of."""
+    """Return the number of images whose features the folder has."""
     path = folder / _PROGRESS
     if not path.exists():
         return 0

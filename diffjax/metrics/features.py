@@ -171,7 +171,7 @@ def extract(
     batch_size: int | None = None,
     progress: Callable[[int], Any] = lambda count: None,
 ) -> Features:
-    """What a network says of images (N, H, W, C), as NumPy arrays in float32.
+    """Extract a network's features of images (N, H, W, C) as NumPy arrays in float32.
 
     The last batch is padded, so that one shape is compiled whatever ``N``; the devices share every
     batch.
@@ -199,13 +199,13 @@ def extract(
 
 
 def _make_batch_sharding() -> jax.sharding.NamedSharding:
-    """A batch split over the devices of this process."""
+    """Return the sharding that splits a batch over the devices of this process."""
     mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), ("batch",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
 
 
 def _check_images(network: FeatureNetwork, images: Any) -> np.ndarray:
-    """``images`` as uint8 or float32, after checking shape and range."""
+    """Return ``images`` as uint8 or float32, after checking shape and range."""
     images = np.asarray(images)
     fits = images.ndim == 4 and len(images) > 0
     if network.shape is None:

@@ -30,7 +30,7 @@ def edge_f1(found: np.ndarray, wanted: np.ndarray, *, tolerance: int = 1) -> np.
 
 
 def _compute_share_near(some: np.ndarray, others: np.ndarray, tolerance: int) -> np.ndarray:
-    """Share (B,) of pixels of ``some`` near to one of ``others``; 1 if there are none of either."""
+    """Return the share (B,) of pixels of ``some`` near one of ``others``; 1 if both are empty."""
     side = 2 * tolerance + 1
     close = ndimage.maximum_filter(others, (1, side, side), mode="constant")
     count = some.sum((1, 2))

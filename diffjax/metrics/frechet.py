@@ -9,7 +9,7 @@ from diffjax.metrics.statistics import Gaussian, Moments
 
 
 def _factorise(covariance: np.ndarray) -> np.ndarray:
-    """``A`` (F, rank) with ``A A^T = covariance``; eigenvalues of rounding are left out."""
+    """Return ``A`` (F, rank) with ``A A^T = covariance``; rounding's eigenvalues are left out."""
     values, vectors = np.linalg.eigh(covariance)
     tiny = max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
     return vectors[:, values > tiny] * np.sqrt(values[values > tiny])

@@ -60,7 +60,7 @@ def _apply(resize: str, params: Any, images: jax.Array) -> Features:
 
 
 def _to_levels(images: jax.Array) -> jax.Array:
-    """uint8, or [-1, 1] rounded to the 256 levels, as float32 0 to 255."""
+    """Convert uint8, or [-1, 1] rounded to the 256 levels, to float32 in 0 to 255."""
     levels = images.astype(jnp.float32)
     if images.dtype == jnp.uint8:
         return levels

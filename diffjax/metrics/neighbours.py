@@ -24,7 +24,7 @@ class PrecisionRecall(NamedTuple):
 
 
 def _iterate_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Rows of the squared distances of ``a`` to ``b``, by ``|a|^2 + |b|^2 - 2 a b``.
+    """Yield rows of squared distances of ``a`` to ``b``, by ``|a|^2 + |b|^2 - 2 a b``.
 
     Where that cancels, differences are squared instead: equal points are at distance 0.
     """
@@ -43,7 +43,7 @@ def _iterate_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np
 
 
 def _compute_radii(points: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each point to its k-th nearest other point."""
+    """Return the squared distance of each point to its k-th nearest other point."""
     # The point itself, at distance 0, is the smallest entry of its row.
     return np.concatenate(
         [np.partition(d, k, axis=1)[:, k] for _, d in _iterate_distances(points, points)]

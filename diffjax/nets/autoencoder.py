@@ -243,7 +243,7 @@ class AutoencoderKL(Autoencoder):
 
 
 def _init_codes(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """Uniform in ±1/K for K codes, as released with the paper."""
+    """Draw codes uniformly in ±1/K for K codes, as released with the paper."""
     return jax.random.uniform(key, shape, dtype, -1 / shape[0], 1 / shape[0])
 
 
@@ -320,7 +320,7 @@ class VQModel(Autoencoder):
 def apply_tiled(
     apply: Callable[[Array], Array], x: Array, *, tile: int, overlap: float = 0.25
 ) -> Array:
-    """``apply`` on overlapping square tiles, blended linearly: large images in little memory.
+    """Call ``apply`` on overlapping square tiles and blend them linearly, to save memory.
 
     The result is not that of the whole image: norms and attention see one tile at a time. Every
     tile is one call, so pass a compiled function.

@@ -274,7 +274,7 @@ class Inception(nn.Module):
 
 
 def _make_bilinear(source: int, target: int, *, half_pixel: bool) -> np.ndarray:
-    """Interpolation matrix (target, source); at most two entries of a row are not 0."""
+    """Return the interpolation matrix (target, source); a row has at most 2 entries."""
     at = np.arange(target) * (source / target)
     if half_pixel:
         at = np.maximum(at + 0.5 * source / target - 0.5, 0)

@@ -55,7 +55,7 @@ REMAT: dict[str, Any] = {
 
 
 def rematerialise(module: Any, policy: str | bool, **options: Any) -> Any:
-    """A block's class, keeping for the backward pass what the policy says; True means ``blocks``.
+    """Return a block's class that keeps for the backward pass what the policy says.
 
     Args:
         options: of `flax.linen.remat`.
@@ -159,7 +159,7 @@ FIR = (1.0, 3.0, 3.0, 1.0)  # binomial filter of StyleGAN 2 and NCSN++
 
 
 def _filter_fir(x: Array, *, gain: float, **convolution: Any) -> Array:
-    """Every channel with the separable filter of sum ``gain``, as in `jax.lax.conv`."""
+    """Filter every channel with the separable filter of sum ``gain``, as in `jax.lax.conv`."""
     taps = jnp.asarray(FIR, x.dtype) / sum(FIR)
     kernel = jnp.broadcast_to(
         (gain * jnp.outer(taps, taps))[:, :, None, None], (4, 4, 1, x.shape[-1])

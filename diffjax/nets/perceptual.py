@@ -57,7 +57,7 @@ class LPIPS(nn.Module):
         return total
 
     def _compute_stages(self, h: Array) -> list[Array]:
-        """Outputs of relu1_2, 2_2, 3_3, 4_3 and 5_3."""
+        """Return the outputs of relu1_2, 2_2, 3_3, 4_3 and 5_3."""
         out, index = [], 0
         for stage, (width, count) in enumerate(zip(self.widths, CONVOLUTIONS, strict=True)):
             if stage:

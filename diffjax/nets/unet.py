@@ -238,7 +238,7 @@ class _Features:
 def _add_residuals(
     h: Array, skips: list[Array], residuals: list[Array] | None, middle: Array
 ) -> tuple[Array, list[Array]]:
-    """Middle and skips with residuals added; without those of the skips, the middle alone."""
+    """Add residuals to middle and skips; without those of the skips, to the middle alone."""
     if residuals is None:
         return h + middle, skips
     if len(residuals) != len(skips):
@@ -275,7 +275,7 @@ def _decode(net: UNet, h: Array, skips: list[Array], temb: Array, cond: Any, tra
 
 
 def _make_block_functions(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
-    """``res(features, name, resample)``, which makes a block, and ``attend(h, name, level)``."""
+    """Return ``res(features, name, resample)`` and ``attend(h, name, level)``."""
 
     def res(features: int, name: str, resample: str | None = None) -> Any:
         block = rematerialise(ResBlock, net.remat, static_argnums=(3,))
@@ -330,7 +330,7 @@ def _embed_waves(net: UNet, t: Array) -> Array:
 
 
 def _embed_added(net: UNet, added: Any) -> Array:
-    """The vector (B, added_dim): pooled text, and the embedding of every one of the time_ids.
+    """Embed pooled text and every one of the time_ids as one vector (B, added_dim).
 
     Podell et al. 2023, section 2.2.
     """
@@ -368,7 +368,7 @@ def _check(net: UNet, z: Array, cond: Any) -> None:
 
 
 def _take_level(name: str, value: int | tuple[int, ...], level: int) -> int:
-    """The value of a level; one number is for all of them.
+    """Return the value of a level; one number is for all of them.
 
     Raises:
         ConfigError: there is none for it.

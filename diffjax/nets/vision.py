@@ -81,7 +81,7 @@ class CLIPVision(nn.Module):
 
     @nn.nowrap
     def _embed_patches(self, x: Array) -> Array:
-        """Class token and patches, with their positions."""
+        """Embed the class token and the patches, with their positions."""
         patches = nn.Conv(
             self.features,
             (self.patch, self.patch),

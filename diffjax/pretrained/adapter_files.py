@@ -181,7 +181,7 @@ class _Settings(NamedTuple):
 
 
 def _read_settings(weights: Weights, config: Path | None, file: Path) -> _Settings:
-    """adapter_config.json, or what diffusers keeps of it in the metadata of a file."""
+    """Read adapter_config.json, or what diffusers keeps of it in a file's metadata."""
     if config is not None:
         whole = read_json(config)
         peft_config.check_config(whole, str(config))
@@ -226,6 +226,7 @@ def _sort(
 def _read_layer(
     weights: Weights, module: str, keys: dict[str, str], settings: _Settings, file: Path
 ) -> Layer:
+    """Gather the tensors of a layer and its scaling, which the file or the config gives."""
     config, name = settings.of(module)
     tensors = {role: weights.tensors[key] for role, key in keys.items()}
     if config.get("use_dora") and "up" in keys and not set(MAGNITUDES) & set(keys):
@@ -240,7 +241,7 @@ def _read_layer(
 
 
 def _explain_unread(file: Path, strange: list[str]) -> ValueError:
-    """The error of keys that are not read."""
+    """Return the error for a file with keys that are not read."""
     if not strange:
         return ValueError(f"{file} holds no adapter: it has no keys")
     kinds = {kind for part, kind in _UNREAD.items() if any(part in key for key in strange)}

@@ -70,7 +70,7 @@ class Scaling(NamedTuple):
     root: bool = False
 
     def factor(self, rank: int | None) -> float:
-        """The factor of an adapter of this rank; 1 if nothing tells one."""
+        """Return the factor of an adapter of this rank; it is 1 without alpha or rank."""
         rank = rank or self.rank
         if self.alpha is None or not rank:
             return 1.0
@@ -133,6 +133,7 @@ def change_bias(roles: Roles, bias: np.ndarray, scaling: Scaling) -> np.ndarray:
 
 
 def _reshape_change(change: np.ndarray, shape: Shape, roles: Roles) -> np.ndarray:
+    """Reshape a change to the shape of its weight, if it has as many numbers and outputs."""
     if change.size != math.prod(shape) or change.shape[:1] != shape[:1]:
         shapes = " and ".join(str(value.shape) for value in roles.values() if value.ndim)
         raise ValueError(f"has shape {shape}, but the adapter has shapes {shapes}")
@@ -140,7 +141,7 @@ def _reshape_change(change: np.ndarray, shape: Shape, roles: Roles) -> np.ndarra
 
 
 def _apply_magnitude(weight: np.ndarray, role: str, magnitude: np.ndarray) -> np.ndarray:
-    """``m W / |W|``, the norms over all axes but the one that the magnitudes are of."""
+    """Return ``m W / |W|``; norms are over all axes but that of the magnitudes."""
     outputs, inputs = weight.shape[0], weight.shape[1] if weight.ndim > 1 else 0
     # peft's magnitudes are of the outputs whatever their axes are; LyCORIS' say it by their axes.
     lycoris = role == "dora_scale"
@@ -161,7 +162,7 @@ def _apply_magnitude(weight: np.ndarray, role: str, magnitude: np.ndarray) -> np
 
 
 def _multiply_factors(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(O, r, ...) and (r, I, ...) to (O, I ...)."""
+    """Multiply factors (O, r, ...) and (r, I, ...) to a matrix (O, I ...)."""
     one, other = _flatten_factor(left), _flatten_factor(right)
     if one.shape[1] != other.shape[0]:
         raise ValueError(f"has an adapter whose factors {left.shape} and {right.shape} do not fit")
@@ -169,14 +170,14 @@ def _multiply_factors(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _flatten_factor(factor: np.ndarray) -> np.ndarray:
-    """A factor as a matrix."""
+    """Reshape a factor to a matrix with the same first axis."""
     if factor.ndim < 2 or not factor.size:
         raise ValueError(f"has an adapter with a factor of shape {factor.shape}")
     return factor.reshape(len(factor), -1)
 
 
 def _contract_core(core: np.ndarray, outward: np.ndarray, inward: np.ndarray) -> np.ndarray:
-    """(r, r, H, W), (r, O) and (r, I) to (O, I, H, W)."""
+    """Contract a core (r, r, H, W) with (r, O) and (r, I) to (O, I, H, W)."""
     flat = core.ndim > 2 and outward.ndim == inward.ndim == 2
     if not flat or core.shape[:2] != (len(outward), len(inward)):
         raise ValueError(f"has an adapter whose core {core.shape} does not fit its factors")
@@ -184,6 +185,7 @@ def _contract_core(core: np.ndarray, outward: np.ndarray, inward: np.ndarray) ->
 
 
 def _expand_lora(roles: Roles) -> np.ndarray:
+    """Return the change (O, I ...) of a LoRA, with a core in the middle if it has one."""
     down, up = roles["down"], roles["up"]
     if "mid" in roles:
         return _contract_core(roles["mid"], _flatten_factor(up).T, _flatten_factor(down))
@@ -191,10 +193,12 @@ def _expand_lora(roles: Roles) -> np.ndarray:
 
 
 def _expand_loha(roles: Roles) -> np.ndarray:
+    """Return the change of a LoHa: the elementwise product of two low-rank matrices."""
     return _expand_hadamard_factor(roles, "1") * _expand_hadamard_factor(roles, "2")
 
 
 def _expand_hadamard_factor(roles: Roles, number: str) -> np.ndarray:
+    """Return one of the two matrices of a LoHa."""
     a, b, core = (
         roles[f"hada_w{number}_a"],
         roles[f"hada_w{number}_b"],
@@ -204,6 +208,7 @@ def _expand_hadamard_factor(roles: Roles, number: str) -> np.ndarray:
 
 
 def _expand_lokr(roles: Roles) -> np.ndarray:
+    """Return the change of a LoKr: the Kronecker product of its two factors."""
     outer, inner = _expand_kronecker_factor(roles, "1"), _expand_kronecker_factor(roles, "2")
     if outer.ndim != 2 or inner.ndim < 2:
         raise ValueError(f"has a LoKr whose factors are {outer.shape} and {inner.shape}")
@@ -211,6 +216,7 @@ def _expand_lokr(roles: Roles) -> np.ndarray:
 
 
 def _expand_kronecker_factor(roles: Roles, number: str) -> np.ndarray:
+    """Return one factor of a LoKr, which is stored whole or as a low-rank product."""
     name = f"lokr_w{number}"
     if name in roles:
         return roles[name]
@@ -219,6 +225,7 @@ def _expand_kronecker_factor(roles: Roles, number: str) -> np.ndarray:
 
 
 def _expand_embedding(roles: Roles) -> np.ndarray:
+    """Return the change (rows, width) of an embedding."""
     return _multiply_factors(roles["lora_embedding_B"], roles["lora_embedding_A"]).T
 
 

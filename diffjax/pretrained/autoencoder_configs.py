@@ -35,12 +35,12 @@ class NetworkKind(NamedTuple):
 
 
 def divide_width(width: int, base: int) -> float:
-    """Width over base, an int if it is one."""
+    """Divide a width by the base width; the result is an int if it is whole."""
     return width // base if width % base == 0 else width / base
 
 
 def read_same(config: Config, key: str) -> Any:
-    """The number of a key that may say one for every level, if they are the same.
+    """Return the number of a key that may list one per level, if all levels have the same.
 
     Raises:
         ValueError: they differ.
@@ -90,7 +90,7 @@ _AE_IGNORED = ("sample_size", "force_upcast", *AVERAGED)
 
 
 def _read_autoencoder_fields(config: Config) -> dict[str, Any]:
-    """Fields that both autoencoders have."""
+    """Read the fields that both kinds of autoencoder have."""
     widths, down, up = (
         config[key] for key in ("block_out_channels", "down_block_types", "up_block_types")
     )

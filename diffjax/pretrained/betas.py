@@ -30,16 +30,18 @@ def linspace(start: float, end: float, count: int) -> np.ndarray:
 
 
 def _accumulate_abar(betas: np.ndarray) -> np.ndarray:
-    """``torch.cumprod(1 - betas)``: float32, accumulated in float64."""
+    """Return ``torch.cumprod(1 - betas)``: float32, accumulated in float64."""
     return np.cumprod((F32(1) - betas).astype(np.float64)).astype(F32)
 
 
 def _compute_capped_betas(abar: Callable[[float], float], count: int) -> np.ndarray:
+    """Return ``count`` betas (float32) of a function ``abar`` of [0, 1], at most 0.999."""
     values = [abar(i / count) for i in range(count + 1)]
     return np.array([min(1 - b / a, 0.999) for a, b in itertools.pairwise(values)], F32)
 
 
 def _compute_laplace_abar(t: float) -> float:
+    """Return abar at t in [0, 1] for the Laplace schedule, as diffusers computes it."""
     size = math.log(1 - 2 * abs(0.5 - t) + 1e-6)
     snr = math.exp(-0.5 * math.copysign(1, 0.5 - t) * size)
     return math.sqrt(snr / (1 + snr))

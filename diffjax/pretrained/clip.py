@@ -69,7 +69,7 @@ def load_clip(folder: StrPath) -> CLIP:
 
 
 def _build_text(config: Mapping[str, Any]) -> CLIPText:
-    """The text encoder; what the config leaves out is as in transformers."""
+    """Build the text encoder; what the config leaves out is as in transformers."""
     part: Mapping[str, Any] = config["text_config"]
     return CLIPText(
         vocabulary=part.get("vocab_size", 49408),
@@ -86,6 +86,7 @@ def _build_text(config: Mapping[str, Any]) -> CLIPText:
 
 
 def _build_vision(config: Mapping[str, Any]) -> CLIPVision:
+    """Build the image encoder; what the config leaves out is as in transformers."""
     part: Mapping[str, Any] = config["vision_config"]
     return CLIPVision(
         size=part.get("image_size", 224),
@@ -107,6 +108,7 @@ def _load_params(
     shape: tuple[int, ...],
     config: Mapping[str, Any],
 ) -> Any:
+    """Load the parameters of one encoder from the weights with its prefixes."""
     kept = Weights({k: v for k, v in weights.tensors.items() if k.startswith(prefixes)})
     check_counts(config, kept)
     kind = jnp.int32 if len(shape) == 2 else jnp.float32

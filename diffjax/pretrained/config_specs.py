@@ -38,7 +38,7 @@ _MAYBE = either(FLAG, NOTHING)
 
 
 def _allow_per_level(spec: Spec) -> Spec:
-    """A value, or one for every level; `check_levels` compares the numbers of levels."""
+    """Allow a value, or one for every level; `check_levels` compares the numbers of levels."""
     return either(spec, listed(spec, LEVELS))
 
 

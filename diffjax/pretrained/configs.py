@@ -34,7 +34,7 @@ _NAMES = ("_class_name", "architectures")
 
 
 def read_class_name(config: Config) -> str:
-    """The class that a config describes.
+    """Return the name of the class that a config describes.
 
     Raises:
         ValueError: it names none.
@@ -116,7 +116,7 @@ def kind_of(net: Any) -> str:
 
 
 def _complete_config(name: str, kind: NetworkKind, config: Config) -> dict[str, Any]:
-    """The config with defaults, without what is fixed or irrelevant."""
+    """Fill a config up with defaults, without what is fixed or irrelevant."""
     problems, out = [], dict(kind.defaults)
     for key, value in config.items():
         value = tuple(value) if isinstance(value, list) else value

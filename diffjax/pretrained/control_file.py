@@ -18,7 +18,7 @@ _RES = {theirs: original for original, theirs in RES.items()}
 
 
 def restore_control_key(key: str, blocks: int, last: int) -> str:
-    """The published code's name of a ControlNet's weight, the inverse of `control_name`."""
+    """Return the published name of a ControlNet's weight, the inverse of `rename_control_key`."""
     module, _, leaf = key.rpartition(".")
     if module in _OUTER:
         return f"{_OUTER[module]}.{leaf}"

@@ -56,7 +56,7 @@ class Tensor(NamedTuple):
     read: Callable[[], np.ndarray]
 
     def map(self, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
-        """The tensor changed after reading."""
+        """Return the tensor with a change that is applied after reading."""
         return Tensor(self.shape, lambda: change(self.read()))
 
 
@@ -92,7 +92,7 @@ class Weights(Mapping[str, np.ndarray]):
         return self.tensors[key].shape
 
     def rename_keys(self, rename: Callable[[str], str]) -> Weights:
-        """The same tensors under other keys.
+        """Return the same tensors under other keys.
 
         Raises:
             ValueError: two keys become one.
@@ -137,7 +137,7 @@ def open_safetensors(path: StrPath) -> Weights:
 
 
 def _read_header(source: Path) -> tuple[dict[str, Any], int]:
-    """What the header says of every tensor, and where the data start."""
+    """Read the entries of all tensors in the header, and the offset at which the data start."""
     with source.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = parse_json(file.read(size), source)
@@ -147,6 +147,7 @@ def _read_header(source: Path) -> tuple[dict[str, Any], int]:
 
 
 def _describe_tensor(source: Path, key: str, entry: dict[str, Any], start: int) -> Tensor:
+    """Return a tensor of a file, which is read when it is asked for."""
     if entry["dtype"] not in _DTYPES:
         raise ValueError(
             f"{show(key)} in {source} has type {entry['dtype']}; known are "
@@ -246,7 +247,7 @@ def load_safetensors(path: StrPath, like: PyTree, *, place: Place | None = None)
 
 
 def resolve_inside(folder: Path, name: str) -> Path:
-    """A file of a folder, given by a name from elsewhere.
+    """Return the path of a file in a folder, whose name comes from elsewhere.
 
     Neither names in files nor links in folders that someone else made may lead to other files of
     this machine; where the folder itself was reached by a link is the caller's business. The blobs
@@ -285,7 +286,7 @@ def open_folder(folder: StrPath, *, variant: str | None = None) -> Weights:
 
 
 def find_weights_file(folder: StrPath, variant: str | None = None) -> str | None:
-    """The name of the file in a folder that holds its weights, or of the index of shards, if any.
+    """Return the name of the file that holds a folder's weights or indexes their shards, if any.
 
     Args:
         variant: see `open_folder`.
@@ -319,7 +320,7 @@ def _open_shards(folder: Path, index: Path) -> Weights:
 
 
 def _explain_absence(folder: Path, variant: str | None) -> Exception:
-    """The error of a folder without the weights that were asked for."""
+    """Return the error for a folder without the weights that were asked for."""
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     if any(name.endswith(".safetensors") for name in names):
         there = name_some([name for name in names if name.endswith(".safetensors")])
@@ -346,7 +347,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def split_shards(
     tensors: Iterable[tuple[str, np.ndarray]], limit: int
 ) -> Iterator[list[tuple[str, np.ndarray]]]:
-    """Tensors in their order, in groups of at most ``limit`` bytes (or one tensor)."""
+    """Group tensors in their order; a group has at most ``limit`` bytes, or one tensor."""
     group: list[tuple[str, np.ndarray]] = []
     size = 0
     for key, value in tensors:

@@ -107,7 +107,7 @@ def merge_lora(
 def _make_changes(
     file: Path, layer: Layer, place: Place, names: _Names, scale: float
 ) -> dict[str, Change]:
-    """What changes the weight and the bias of a layer, by their keys."""
+    """Return the functions that change the weight and the bias of a layer, by key."""
     out: dict[str, Change] = {}
     if changes_weight(layer):
         out[place.key] = partial(_apply_change, file, layer, place.key, change_weight, scale)
@@ -127,6 +127,7 @@ def _apply_change(
     scale: float,
     old: np.ndarray,
 ) -> np.ndarray:
+    """Return ``old + scale (new - old)`` in float32, where ``change`` gives the new values."""
     roles = {role: read_tensor(file, layer, role) for role in layer.tensors}
     try:
         new = change(roles, old, layer.scaling)
@@ -175,7 +176,7 @@ def load_lora(model: Component, path: StrPath) -> PyTree:
 def _read_factors(
     file: Path, layer: Layer, key: str, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(r, I, ...) and (O, r, 1, ...) of a weight (O, I, ...), the second with all that scales."""
+    """Read (r, I, ...) and (O, r, 1, ...) of a weight (O, I, ...); the second one is scaled."""
     down, up = (read_tensor(file, layer, role) for role in ("down", "up"))
     rank = down.shape[0]
     if up.size != shape[0] * rank or down.size != rank * math.prod(shape[1:]):
@@ -189,7 +190,7 @@ def _read_factors(
 
 
 def _build_tree(params: PyTree, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> PyTree:
-    """Adapters from (r, I, ...) and (O, r) by key of the state dict."""
+    """Build a tree of adapters from (r, I, ...) and (O, r) by key of the state dict."""
     state: dict[str, np.ndarray] = {}
     made: dict[lora.Path, PyTree] = {}
     for path, layer in lora.layers(params):
@@ -211,7 +212,7 @@ def _build_tree(params: PyTree, found: Mapping[str, tuple[np.ndarray, np.ndarray
 
 
 def _pad_rank(factor: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-    """A factor with zeros up to another rank."""
+    """Pad a factor with zeros to another rank."""
     out = np.zeros(shape, np.float32)
     if factor is not None:
         out[tuple(slice(size) for size in factor.shape)] = factor
@@ -248,7 +249,7 @@ def _modernise_unet_name(flat: str, blocks: int) -> str:
 
 
 def _split_part(module: str) -> tuple[str | None, str]:
-    """(network, flattened name in it) of a module of an adapter; None if it names no network."""
+    """Split a module into its network and the flattened name in it; None if it names no network."""
     flat = module.replace(".processor", "").replace(".", "_")
     for prefix, part in _PARTS.items():
         if flat.startswith(prefix):
@@ -258,7 +259,7 @@ def _split_part(module: str) -> tuple[str | None, str]:
 
 
 def _find_places(file: AdapterFile, names: Mapping[str, _Names]) -> dict[str, Place]:
-    """Where every module of an adapter belongs.
+    """Find the weight to which every module of an adapter belongs.
 
     Raises:
         ValueError: there are modules that the networks do not have, or that could be of several.
@@ -286,7 +287,7 @@ def _find_places(file: AdapterFile, names: Mapping[str, _Names]) -> dict[str, Pl
 
 
 def _describe_other_model(modules: Collection[str]) -> str:
-    """What modules that a model lacks are for, if that is known."""
+    """Describe the model for which modules are that this one lacks."""
     described = describe_keys(modules)
     xl = any(re.search(r"(te2|text_encoder_2)[_.]|blocks[_.][2-9][_.]attn", m) for m in modules)
     return described or ("another model, XL by their names" if xl else "another model")

@@ -107,20 +107,20 @@ def fill(
 
 
 def _drop_unused(weights: Weights, net: CLIPText) -> Weights:
-    """A text encoder's weights without CLIP's other half, which merged files have kept."""
+    """Drop CLIP's image half and unused projection, which merged files have kept."""
     unused = _NOT_TEXT if net.projection else (*_NOT_TEXT, "text_projection.")
     return Weights({k: t for k, t in weights.tensors.items() if not k.startswith(unused)})
 
 
 def _set_dtype(net: Any, dtype: Any) -> Any:
-    """The network computing in a type; a ControlNet takes it from its base."""
+    """Return the network computing in a type; a ControlNet takes it from its base."""
     if isinstance(net, ControlNet):
         return net.clone(base=net.base.clone(dtype=dtype))
     return net.clone(dtype=dtype)
 
 
 def modernise_key(key: str) -> str:
-    """Today's name of a weight that older or newer files call something else.
+    """Return today's name of a weight that older or newer files call something else.
 
     Attention of early autoencoders had other names; text encoders have come with and without the
     prefix ``text_model.``.
@@ -170,7 +170,7 @@ def save_model(
 
 
 def _check_is_replaceable(path: Path, kind: str) -> None:
-    """See that the config that is going to be replaced, if it is there, is of the same kind."""
+    """Check that a config that will be replaced describes the same kind of network."""
     if not path.exists():
         return
     try:

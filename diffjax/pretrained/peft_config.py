@@ -104,7 +104,7 @@ def replaces(config: Config, module: str, leaf: str) -> bool:
 
 
 def _match_pattern(config: Config, key: str, module: str, where: str) -> Any:
-    """The value of the first pattern that is the module's name or the end of it."""
+    """Return the value of the first pattern that is the module's name or its end."""
     for name, value in (config.get(key) or {}).items():
         if not re.fullmatch(r"\^?[\w.]+\$?", name):
             raise ValueError(f"{key} in {where} must hold names of layers, not {name!r}")

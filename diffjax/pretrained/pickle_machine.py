@@ -307,7 +307,7 @@ class Machine:
         return arguments[0]
 
     def view(self, *arguments: Any) -> View:
-        """A tensor, within the bounds that its storage says."""
+        """Return a tensor, after checking that it lies within its storage."""
         if not 4 <= len(arguments) <= 7 or type(arguments[0]) is not Storage:
             raise Refused("it makes a tensor of what is no storage")
         storage, offset, size, stride = arguments[:4]

@@ -99,7 +99,7 @@ def open_weights(path: StrPath, *, allow_legacy_pickle: bool = False) -> Weights
 
 @contextlib.contextmanager
 def _explain_errors(source: Path, key: str = "") -> Iterator[None]:
-    """Every error of reading a file as a ValueError that names it, and the tensor if there is one.
+    """Raise every error of reading a file as a ValueError that names it, and the tensor if any.
 
     Raises:
         ValueError: there was one.
@@ -125,6 +125,8 @@ def _find_dtype(storage: Storage) -> np.dtype[Any]:
 
 
 def _describe_tensor(source: Path, key: str, view: View, read: Read) -> Tensor:
+    """Return a tensor of a pickle, which is read when it is asked for."""
+
     def values() -> np.ndarray:
         dtype = _find_dtype(view.storage)
         if view.last < 0:
@@ -144,7 +146,7 @@ def _describe_tensor(source: Path, key: str, view: View, read: Read) -> Tensor:
 
 
 def _check_lengths(machine: Machine, there: dict[str, int]) -> None:
-    """Compare what the pickle says of storages with the bytes that are there.
+    """Compare the sizes of storages in the pickle with the bytes in the file.
 
     Raises:
         Damaged: one is missing, or shorter than it says.
@@ -200,7 +202,7 @@ def _check_directory(source: Path) -> None:
 
 
 def _list_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """The members of an archive by name.
+    """Return the members of an archive by name.
 
     Raises:
         Refused: two have one name, one is encrypted or compressed in an unusual way, or all of
@@ -283,7 +285,7 @@ def _open_old(source: Path) -> tuple[Any, Read]:
 
 
 def _find_places(file: IO[bytes], keys: Any, machine: Machine) -> dict[str, tuple[int, int]]:
-    """Where each storage begins, and its bytes.
+    """Find the offset and the number of bytes of each storage.
 
     Raises:
         Damaged: keys are wrong, or the file ends too early.
@@ -305,6 +307,7 @@ def _find_places(file: IO[bytes], keys: Any, machine: Machine) -> dict[str, tupl
 
 
 def _measure_size(file: IO[bytes]) -> int:
+    """Return the number of bytes of an open file."""
     here = file.tell()
     end = file.seek(0, io.SEEK_END)
     file.seek(here)

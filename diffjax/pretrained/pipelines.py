@@ -213,7 +213,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _pair_encoder(tokenizer: Tokenizer, model: Component, folder: StrPath) -> TextEncoder:
-    """A text encoder with its tokenizer.
+    """Pair a text encoder with its tokenizer.
 
     Raises:
         ValueError: the tokenizer has ids beyond the embeddings of the encoder, or longer texts.
@@ -244,7 +244,7 @@ def _check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
 
 
 def _mend_scheduler(parts: Components) -> Components:
-    """A model of Stable Diffusion 1 or 2 with what diffusers' pipelines put right in old configs.
+    """Correct the scheduler of old configs of Stable Diffusion 1 and 2 as diffusers' pipelines do.
 
     The first ones were written before these options existed, and mean other values than defaults.
     """
@@ -309,13 +309,13 @@ def _load_file(
 
 
 def _load_tokenizer_for(model: Component, folder: StrPath) -> Tokenizer:
-    """A tokenizer that did not come with its text encoder: OpenCLIP's pads are others."""
+    """Load a tokenizer from another folder than its text encoder's; OpenCLIP pads differently."""
     open_clip = model.net.activation == "gelu"
     return load_tokenizer(folder, pad=OPEN_CLIP_PAD if open_clip else None)
 
 
 def _derive_scheduler(weights: Weights, family: str, channels: int) -> dict[str, Any]:
-    """The scheduler of a file's family, and what keys of the file that are no weights say of it."""
+    """Derive the scheduler's config from a file's family and from its keys that are no weights."""
     config = {**_SCHEDULE, **_SCHEDULERS[family]}
     base = "global_step" in weights and weights["global_step"].item() == _BASE_STEP
     guess = family == "v2" and channels == 4 and not base

@@ -131,12 +131,13 @@ def count_chunks(encoders: Sequence[TextEncoder], prompt: str | Prompt) -> int:
 
 
 def _split_prompt(encoders: Sequence[TextEncoder], prompt: str | Prompt) -> Sequence[str]:
-    """What each encoder is told."""
+    """Return the text for each encoder."""
     texts = prompt if isinstance(prompt, Prompt) else (prompt,) * len(encoders)
     return texts[: len(encoders)]
 
 
 def _pad_chunks(tokens: Tokens, empty: Tokens, chunks: int) -> Tokens:
+    """Append empty chunks to tokens until there are ``chunks``."""
     absent = max(0, chunks - len(tokens.ids))
     return Tokens(*(np.concatenate([a, *[b] * absent]) for a, b in zip(tokens, empty, strict=True)))
 
@@ -238,7 +239,7 @@ def _read_words(path: Path, name: str | None, allow_legacy_pickle: bool) -> dict
 
 
 def _choose_key(encoder: TextEncoder, rows: Rows, path: Path) -> str:
-    """The key of the embeddings that an encoder takes, by their width."""
+    """Choose the key of the embeddings that an encoder takes, by their width."""
     width = encoder.model.net.features
     keys = [key for key, value in rows.items() if value.shape[1] == width]
     if not keys:

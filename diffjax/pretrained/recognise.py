@@ -96,13 +96,13 @@ _PARTS = {
 
 
 def name_family(class_name: str) -> str | None:
-    """The family of models that a class of diffusers is of, if it is one that is not read."""
+    """Return the family of a class of diffusers, if that family is known but not read."""
     named = (family for start, family in _CLASSES.items() if class_name.startswith(start))
     return next(named, None)
 
 
 def describe_keys(keys: Collection[str]) -> str | None:
-    """What weights with these keys are, in words, if that is known."""
+    """Describe weights with these keys in words; the text is empty if the keys are not known."""
     for pattern, family in _KEYS.items():
         if any(re.search(pattern, key) for key in keys):
             return f"a model of {family}, which is not supported; {READ}"
@@ -133,6 +133,7 @@ def describe_folder(path: Path) -> str:
 
 
 def _read_class(config: Path) -> str:
+    """Return the class that a config names, for a message; errors of reading are ignored."""
     try:
         found = read_json(config)
         names = found.get("architectures") or [None]

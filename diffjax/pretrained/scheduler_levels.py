@@ -44,7 +44,7 @@ def discrete(o: Options) -> Schedule:
 
 
 def floored_discrete(o: Options) -> Schedule:
-    """`discrete`, but a last level of zero SNR has ``abar = 2^-24``."""
+    """Build `discrete`, but end at ``abar = 2^-24`` where the last SNR is zero."""
     return schedules.from_abar(abar_table(o, floor=True))
 
 
@@ -77,7 +77,7 @@ def angle(o: Options) -> Schedule:
 def space_timesteps(
     o: Options, steps: int, *, extra: bool = False, whole: bool = True, last: int | None = None
 ) -> np.ndarray:
-    """Timesteps (N,), falling, by the ``timestep_spacing`` of a config.
+    """Space timesteps (N,), falling, by the ``timestep_spacing`` of a config.
 
     Args:
         extra: space N + 1 points and drop the last.
@@ -104,7 +104,7 @@ def space_timesteps(
 
 
 def interpolate_times(ratios: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Fractional timesteps at which a table of ``sigma / alpha`` has given values."""
+    """Return fractional timesteps at which a table of ``sigma / alpha`` has given values."""
     logs = np.log(table).astype(np.float64)
     return np.interp(np.log(np.maximum(ratios, 1e-10)), logs, np.arange(len(table)))
 
@@ -131,7 +131,7 @@ SPACINGS: dict[str, Callable[[float, float, int], np.ndarray]] = {
 
 
 def find_spacing(o: Options) -> str:
-    """Which of `SPACINGS` a config asks for, or "".
+    """Return the one of `SPACINGS` that a config asks for, or "".
 
     Raises:
         ValueError: more than one.
@@ -172,7 +172,7 @@ def _refuse(asked: Asked, *allowed: str) -> None:
 
 
 def _read_falling(name: str, values: Any, most: float) -> np.ndarray:
-    """A given list in float64.
+    """Read a given list in float64.
 
     Raises:
         ValueError: it is empty, does not fall, or leaves 0 .. most.
@@ -186,7 +186,7 @@ def _read_falling(name: str, values: Any, most: float) -> np.ndarray:
 
 
 def _read_timesteps(o: Options, asked: Asked, name: str) -> np.ndarray:
-    """Given timesteps of a table.
+    """Read given timesteps of a table.
 
     Raises:
         ValueError: they are bad, or the config spaces levels by itself.
@@ -263,7 +263,7 @@ def ratio_grid(
 def _space_ratios(
     o: Options, asked: Asked, table: np.ndarray, whole: bool, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Timesteps (N,) and ratios (N + 1,)."""
+    """Return timesteps (N,) and ratios ``sigma / alpha`` (N + 1,)."""
     if asked.timesteps is not None:
         times = _read_timesteps(o, asked, name)
     else:
@@ -320,7 +320,7 @@ def exponential_grid(
 
 
 def _count_above_clip(o: Options) -> int:
-    """Timesteps whose half log-SNR is not below ``lambda_min_clipped``."""
+    """Count timesteps whose half log-SNR is at least ``lambda_min_clipped``."""
     abar = abar_table(o, floor=True)
     lam = np.log(np.sqrt(abar)) - np.log(np.sqrt(F32(1) - abar))
     least = o.get("lambda_min_clipped", -math.inf)
@@ -328,7 +328,7 @@ def _count_above_clip(o: Options) -> int:
 
 
 def _round_times(o: Options, times: np.ndarray, name: str) -> np.ndarray:
-    """Whole timesteps: rounded for some spacings, cut for the others."""
+    """Make timesteps whole: some spacings round, the others cut."""
     rounded = name in ("use_karras_sigmas", "use_lu_lambdas")
     if rounded and not (o.get("use_lu_lambdas") is not None and _is_cosine(o)):
         times = np.round(times)
@@ -344,7 +344,7 @@ def _shift_sigmas(sigmas: np.ndarray, shift: float) -> np.ndarray:
 
 
 def _shift_by_config(o: Options, sigmas: np.ndarray, mu: float | None, shift: float) -> np.ndarray:
-    """Flow levels shifted by ``shift``, or by the caller's with dynamic shifting.
+    """Shift flow levels by ``shift``, or by the caller's mu with dynamic shifting.
 
     Raises:
         ValueError: dynamic shifting without mu.
@@ -358,7 +358,7 @@ def _shift_by_config(o: Options, sigmas: np.ndarray, mu: float | None, shift: fl
 
 
 def _stretch_to_terminal(o: Options, sigmas: np.ndarray) -> np.ndarray:
-    """Stretched so that the last level is ``shift_terminal``."""
+    """Stretch levels so that the last one is ``shift_terminal``."""
     if not o.get("shift_terminal"):
         return sigmas
     return 1 - (1 - sigmas) * (1 - o["shift_terminal"]) / (1 - sigmas[-1])

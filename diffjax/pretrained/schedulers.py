@@ -157,7 +157,7 @@ def flow_mu(scheduler: Scheduler, tokens: int) -> float:
 
 
 def _complete_options(name: str, kind: SchedulerKind, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a class with those given.
+    """Return the options of a class: the given ones, and defaults for the rest.
 
     Raises:
         ValueError: an option is unknown to all classes, or a value is not supported.
@@ -216,7 +216,7 @@ def _build_parameterization(kind: SchedulerKind, o: Options) -> Parameterization
 
 
 def _negate_output(inner: Parameterization) -> Parameterization:
-    """The same with the sign of the network's output changed."""
+    """Return the parameterization with the sign of the network's output changed."""
     return inner._replace(
         target=lambda x, eps, level: -inner.target(x, eps, level),
         decode=lambda raw, z, level: inner.decode(-raw, z, level),
@@ -272,7 +272,7 @@ def make_grid(
 
 
 def _find_handover(kind: SchedulerKind, o: Options, grid: Grid, start: float) -> int:
-    """The first level of a second model.
+    """Find the first level of a second model.
 
     With two evaluations a step it is that of the first step which has an evaluation below the cut.
     """
@@ -289,7 +289,7 @@ def _cut(total: int, fraction: float) -> int:
 
 
 def _plan_rows(sampler: Sampler, total: int, grid: Grid, end: float | None = None) -> Rows:
-    """The plan of a grid, up to a fraction of the denoising.
+    """Plan the rows of a grid, up to a fraction of the denoising.
 
     Args:
         end: the rows at timesteps not below ``round(T - end T)`` (SDXL's base model); only

@@ -71,7 +71,7 @@ FAMILIES = {
 
 
 def family_of(keys: Iterable[str]) -> str:
-    """Which of `FAMILIES` a file's keys are of.
+    """Return the name in `FAMILIES` to which a file's keys belong.
 
     Raises:
         ValueError: none of them.
@@ -173,7 +173,7 @@ def load_single_file(
 
 
 def _take_averaged(weights: Weights) -> Weights:
-    """The averaged weights of the UNet, whose keys have lost their dots."""
+    """Return the averaged weights of the UNet, whose keys have lost their dots."""
     names = {
         f"{EMA}diffusion_model{key.replace('.', '')}": key for key in select_below(weights, UNET)
     }
@@ -206,7 +206,7 @@ MIDDLE = ("resnets.0", "attentions.0", "resnets.1")
 
 
 def rename_unet_key(key: str, blocks: int) -> str:
-    """diffusers' name of a UNet weight, given the residual blocks per level; others stay as is."""
+    """Return diffusers' name of a UNet weight; ``blocks`` is the number of them per level."""
     module, _, leaf = key.rpartition(".")
     if module in OUTER:
         return f"{OUTER[module]}.{leaf}"
@@ -234,7 +234,7 @@ def _build_unet_part(weights: Weights, family: Family) -> Part:
 
 
 def derive_unet_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
-    """The config of the UNet with these weights.
+    """Derive the config of the UNet from its weights.
 
     Args:
         heads: number of heads everywhere, or None for heads of 64 channels.
@@ -252,7 +252,7 @@ def derive_unet_config(weights: Weights, *, heads: int | None) -> dict[str, Any]
 
 
 def derive_encoder_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
-    """The part of `derive_unet_config` that the way down tells."""
+    """Derive the part of `derive_unet_config` that the encoder's weights show."""
     downs = sorted(
         int(m[1]) for k in weights if (m := re.match(r"input_blocks\.(\d+)\.0\.op\.w", k))
     )
@@ -285,6 +285,7 @@ def derive_encoder_config(weights: Weights, *, heads: int | None) -> dict[str, A
 
 
 def _count_transformer_blocks(weights: Weights, attention: str) -> int:
+    """Count the transformer blocks of an attention layer."""
     return count_numbers(weights, rf"{re.escape(attention)}\.transformer_blocks\.(\d+)\.")
 
 
@@ -295,13 +296,13 @@ _CLIP_WIDTH = 768  # of the text that version 1 attends to
 
 
 def _select_control_weights(weights: Weights) -> Weights:
-    """The weights of a ControlNet, with or without the prefix of the training code; maybe none."""
+    """Select a ControlNet's weights, with or without the training code's prefix, if any."""
     found = select_below(weights, CONTROL)
     return weights if not found and f"{HINT}.0.weight" in weights else found
 
 
 def rename_control_key(key: str, blocks: int, last: int) -> str:
-    """diffusers' name of a ControlNet's weight; ``last`` is the number of the hint's last layer."""
+    """Return diffusers' name of a ControlNet's weight; ``last`` numbers the hint's last layer."""
     if m := re.fullmatch(r"(zero_convs\.\d+|middle_block_out)\.0\.(\w+)", key):
         return f"{m[1].replace('zero_convs', 'controlnet_down_blocks')}.{m[2]}".replace(
             "middle_block_out", "controlnet_mid_block"

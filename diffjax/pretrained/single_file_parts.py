@@ -24,7 +24,7 @@ class Part(NamedTuple):
 
 
 def select_below(weights: Weights, prefix: str) -> Weights:
-    """The tensors under a prefix, without it."""
+    """Select the tensors under a prefix, and drop the prefix."""
     size = len(prefix)
     return Weights({k[size:]: v for k, v in weights.tensors.items() if k.startswith(prefix)})
 
@@ -43,7 +43,7 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj
 
 
 def rename_autoencoder_key(key: str, levels: int) -> str:
-    """diffusers' name of a weight of the autoencoder; others stay as is."""
+    """Return diffusers' name of a weight of the autoencoder; others stay as they are."""
     key = re.sub(r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out.", key)
     key = re.sub(r"\.nin_shortcut\.", ".conv_shortcut.", key)
     key = re.sub(r"\.mid\.block_([12])\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}.", key)
@@ -70,7 +70,7 @@ def rename_autoencoder_key(key: str, levels: int) -> str:
 
 
 def build_autoencoder_part(weights: Weights, *, scale: float | None) -> Part:
-    """The autoencoder of weights in the layout of the published code, without a prefix.
+    """Build the autoencoder of weights in the layout of the published code, without a prefix.
 
     Args:
         scale: factor of the latents, which the weights do not say; None leaves it out.
@@ -90,12 +90,12 @@ def build_autoencoder_part(weights: Weights, *, scale: float | None) -> Part:
 
 
 def _flatten_convolution(value: np.ndarray) -> np.ndarray:
-    """A 1x1 convolution as the matrix it is."""
+    """Reshape a 1x1 convolution (O, I, 1, 1) to a matrix (O, I)."""
     return value.reshape(value.shape[:2]) if value.ndim == 4 else value
 
 
 def derive_autoencoder_config(weights: Weights, *, scale: float | None) -> dict[str, Any]:
-    """The config of the autoencoder with these weights.
+    """Derive the config of the autoencoder from its weights.
 
     Raises:
         ValueError: there is no autoencoder.
@@ -159,7 +159,7 @@ def _derive_text_config(weights: Weights, layers: int, **options: Any) -> dict[s
 
 
 def build_clip_part(weights: Weights) -> Part:
-    """The text encoder of CLIP."""
+    """Build the text encoder of CLIP."""
     weights = weights.rename_keys(modernise_key)
     layers = count_numbers(weights, r"text_model\.encoder\.layers\.(\d+)\.")
     options = dict(architectures=["CLIPTextModel"], hidden_act="quick_gelu")
@@ -167,7 +167,7 @@ def build_clip_part(weights: Weights) -> Part:
 
 
 def build_open_clip_part(weights: Weights, projected: bool) -> Part:
-    """The text half of OpenCLIP, with its projection if that is used."""
+    """Build the text half of OpenCLIP, with its projection if that is used."""
     # Without projection, the output of the last layer but one is what the UNet sees.
     layers = count_numbers(weights, r"transformer\.resblocks\.(\d+)\.")
     layers -= not projected and layers != _USED
@@ -183,7 +183,7 @@ def build_open_clip_part(weights: Weights, projected: bool) -> Part:
 
 
 def _convert_open_clip(key: str, tensor: Tensor, layers: int, projected: bool) -> dict[str, Tensor]:
-    """The weights that one of OpenCLIP becomes: none, one, or three if it is fused."""
+    """Convert one weight of OpenCLIP to none, one, or three weights (fused q, k and v)."""
     # Constants, and the half that sees images, which merged files have kept.
     if key.startswith(("logit_", "attn_mask", "visual.")):
         return {}

@@ -48,7 +48,7 @@ class _Leaf(NamedTuple):
     value: Any
 
     def find_outward_axes(self) -> tuple[int, ...]:
-        """Axes that turn one layer's (..., I, O) into (O, I, ...)."""
+        """Return the axes that turn one layer's (..., I, O) into (O, I, ...)."""
         axes = len(self.value.shape) - self.stacked
         return (axes - 1, axes - 2, *range(axes - 2)) if self.kernel else tuple(range(axes))
 
@@ -74,7 +74,7 @@ def _describe_leaf(path: tuple[Any, ...], value: Any) -> _Leaf:
 
 
 def _name_leaves(params: PyTree) -> tuple[list[_Leaf], Any]:
-    """The leaves in the order of the tree, and its structure."""
+    """Return the leaves with their keys in the order of the tree, and the tree's structure."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     named = [_describe_leaf(path, value) for path, value in leaves]
     counts = Counter(key for leaf in named for key in leaf.keys)
@@ -84,7 +84,7 @@ def _name_leaves(params: PyTree) -> tuple[list[_Leaf], Any]:
 
 
 def list_state_shapes(like: PyTree) -> dict[str, tuple[int, ...]]:
-    """The keys and shapes of the state dict of a tree of arrays or ``jax.ShapeDtypeStruct``.
+    """List the keys and shapes of the state dict of a tree of arrays or `jax.ShapeDtypeStruct`.
 
     Raises:
         ValueError: as `to_state_dict`.
@@ -143,7 +143,7 @@ def from_state_dict(
 
 
 def _fill_leaf(leaf: _Leaf, state: Mapping[str, Any]) -> np.ndarray:
-    """The array of a leaf, cast layer by layer."""
+    """Fill the array of a leaf from a state dict, cast layer by layer."""
     out: np.ndarray | None = None
     for place, key in enumerate(leaf.keys):
         value = _check_value(key, np.asarray(state[key]), leaf)
@@ -161,7 +161,7 @@ def _fill_leaf(leaf: _Leaf, state: Mapping[str, Any]) -> np.ndarray:
 
 
 def _check_value(key: str, value: np.ndarray, leaf: _Leaf) -> np.ndarray:
-    """An array of a state dict that fits a leaf.
+    """Return an array of a state dict, after checking that it fits a leaf.
 
     Raises:
         ValueError: its shape or kind differs, or it is not finite.

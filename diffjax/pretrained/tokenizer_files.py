@@ -165,7 +165,7 @@ def _check_added(entry: dict[str, Any], path: Path) -> None:
 
 
 def _find_patterns(found: dict[str, Any]) -> Iterator[Any]:
-    """Every regular expression of a pipeline."""
+    """Yield every regular expression of a pipeline."""
     parts: list[Any] = [found.get(k) for k in ("normalizer", "pre_tokenizer", "decoder")]
     while parts:
         part = parts.pop()

@@ -73,7 +73,7 @@ class Tokenizer(NamedTuple):
     concepts: Mapping[str, tuple[int, ...]] = {}
 
     def ids(self, text: str) -> list[int]:
-        """Ids of a text, without start, end and padding."""
+        """Return the ids of a text, without start, end and padding."""
         if not self.concepts:
             return self.backend.encode(text, add_special_tokens=False).ids
         out: list[int] = []
@@ -91,7 +91,7 @@ class Tokenizer(NamedTuple):
         return text if rule is None else rule.normalize_str(text)
 
     def plain(self, text: str) -> Tokens:
-        """One chunk, as transformers makes it; what does not fit is cut off with a warning."""
+        """Tokenize a text to one chunk as transformers does; a warning names what does not fit."""
         ids = self.ids(text)
         room = self.length - 2
         if len(ids) > room:
@@ -102,12 +102,13 @@ class Tokenizer(NamedTuple):
         return self._split_chunks([(i, 1.0) for i in ids[:room]])
 
     def weighted(self, text: str) -> Tokens:
-        """As many chunks as the text needs, with the weights of its parts; see the module."""
+        """Tokenize a text with weights, as in ``(word:1.3)``, to as many chunks as it needs."""
         return self._split_chunks(
             [(i, w) for part, w in parse_weights(text) for i in self.ids(part)]
         )
 
     def _split_chunks(self, tokens: list[tuple[int, float]]) -> Tokens:
+        """Split (id, weight) pairs into chunks (N, length) with start, end and padding."""
         room = self.length - 2
         count = max(1, -(-len(tokens) // room))
         ids = np.full((count, self.length), self.pad, np.int32)
@@ -121,7 +122,7 @@ class Tokenizer(NamedTuple):
 
 @lru_cache(maxsize=16)
 def _compile_words(names: tuple[str, ...]) -> re.Pattern[str]:
-    """A pattern of added words, the longest first, that are not parts of others."""
+    """Compile a pattern of added words, the longest first, that are not parts of others."""
     longest = sorted(names, key=lambda name: (-len(name), name))
     return re.compile(f"({'|'.join(map(_bound_word, longest))})")
 
@@ -161,7 +162,7 @@ def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
 
 
 def _learn_added_words(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with the words that its files have added.
+    """Return the tokenizer with the words that its files have added.
 
     Of a word of several tokens the others are called ``word_1``, ``word_2``, as in diffusers.
     """
@@ -199,7 +200,7 @@ def save_tokenizer(folder: StrPath, tokenizer: Tokenizer) -> None:
 
 
 def _read_special(path: Path) -> dict[str, Any]:
-    """Special tokens and length; special_tokens_map.json counts where files are older."""
+    """Read special tokens and length; older files keep them in special_tokens_map.json."""
     config = _read_optional(path, "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
         config.update(_read_optional(path, "special_tokens_map.json"))
@@ -268,7 +269,7 @@ def build(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> hf.Token
 
 
 def train_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
-    """A tokenizer that has a token for each of some words, for small models of one's own.
+    """Train a tokenizer that has one token for each of some words, for small models.
 
     Args:
         length: tokens of a chunk with start and end.
@@ -292,7 +293,7 @@ def train_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
 
 
 def _merge_pieces(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
-    """What merges, the first ones first, make of the letters of a word."""
+    """Merge the letters of a word; merges apply in their order."""
     for a, b in merges:
         k = 0
         while k < len(pieces) - 1:
@@ -368,7 +369,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 
 
 def _join_equal_weights(parts: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Neighbours of equal weight in one, so that words are not cut at signs."""
+    """Join neighbours of equal weight, so that words are not cut at signs."""
     out: list[tuple[str, float]] = []
     for part, weight in parts:
         if out and out[-1][1] == weight:

@@ -63,13 +63,13 @@ def load_vae(
 
 
 def choose_dtype(config: Mapping[str, Any], dtype: Any) -> Any:
-    """The type of an autoencoder: float32 where its config says that float16 overflows."""
+    """Choose the type of an autoencoder: float32 if its config says that float16 overflows."""
     overflows = config.get("force_upcast", True) and dtype == jnp.float16
     return jnp.float32 if overflows else dtype
 
 
 def open_vae(path: Path, variant: str | None = None) -> Part:
-    """The config and the weights of an autoencoder; a file's own layout says no scale.
+    """Open the config and the weights of an autoencoder; single files have no latent scale.
 
     Raises:
         FileNotFoundError, ValueError: there is none.
@@ -107,7 +107,7 @@ def _check_class(config: Mapping[str, Any]) -> None:
 def _set_scale(
     config: Mapping[str, Any], like: Mapping[str, Any] | None, unet: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The config with the scale of the model; without one to compare with, that of its family."""
+    """Return the config with the model's latent scale, or its family's without a model's config."""
     out = dict(config)
     family = "xl" if unet.get("addition_embed_type") else "v1"
     for key, default in (("scaling_factor", FAMILIES[family].scale), ("shift_factor", None)):

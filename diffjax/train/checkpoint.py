@@ -41,7 +41,7 @@ class CheckpointMismatch(CheckpointError):
 
 
 def _name_leaves(tree: PyTree) -> dict[str, jax.Array]:
-    """Leaves, or their shapes, by dotted name: stored named tuples are dictionaries."""
+    """Return leaves, or their shapes, by dotted name; stored named tuples are dictionaries."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -53,7 +53,7 @@ def _describe(leaf: jax.Array) -> str:
 
 
 def _describe_differences(stored: PyTree, wanted: PyTree) -> list[str]:
-    """What keeps a stored tree from being the wanted one, one line per leaf."""
+    """Describe how a stored tree differs from the wanted one, a line per leaf."""
     have, want = _name_leaves(stored), _name_leaves(wanted)
     found = []
     for name, leaf in want.items():
@@ -262,7 +262,7 @@ class Checkpoints:
         return sorted(int(p.name) for p in self.folder.iterdir() if _is_step(p))
 
     def _find_leftovers(self) -> list[Path]:
-        """What a crash has left of writing and removing steps."""
+        """Find folders that a crash has left while steps were written or removed."""
         found = (p for p in self.folder.iterdir() if _LEFTOVER.fullmatch(p.name))
         return [p for p in found if p.is_dir()]
 

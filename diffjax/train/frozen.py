@@ -22,7 +22,7 @@ Tree = TypeVar("Tree")
 
 
 def hash_content(tree: PyTree) -> str:
-    """SHA-256 of names, shapes, types and bits of a tree's leaves; "" for a tree without any.
+    """Return the SHA-256 of names, shapes, types and bits of the leaves; "" if there are none.
 
     It does not depend on where the leaves are, nor on the order of dictionaries.
     """

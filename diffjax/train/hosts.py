@@ -89,7 +89,7 @@ def _is_in_tpu_cluster() -> bool:
 
 
 def _meet(address: str, processes: int, process: int, seconds: float) -> None:
-    """Meet at the coordinator's port first: JAX aborts when somebody is missing and cannot say who.
+    """Meet at the coordinator's port first: JAX aborts if a process is missing, without its name.
 
     Raises:
         MissingProcess: naming them.
@@ -182,7 +182,7 @@ def barrier(name: str, *, seconds: float = WAIT_SECONDS) -> None:
 
 
 def run_in_turn(name: str, make: Callable[[], Value], *, seconds: float = WAIT_SECONDS) -> Value:
-    """What ``make`` gives, called by process 0 first, and by the others when its files are there.
+    """Return ``make()``, called by process 0 first, and by the others when it is done.
 
     Raises:
         RuntimeError: in the others, with what went wrong in process 0.

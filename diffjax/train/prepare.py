@@ -133,7 +133,7 @@ class PreparedRun:
         return Begun(step, restored[1], stored.get("window", []), offset)
 
     def _initialize(self) -> State:
-        """A fresh state."""
+        """Make a fresh state."""
         state = self._fresh(self.frozen)
         if self._initial is None:
             return state
@@ -155,7 +155,7 @@ class PreparedRun:
         write_atomically(path, json.dumps(config, indent=2) + "\n")
 
     def metadata(self, window: list[Metrics], offset: int) -> Metadata:
-        """What a checkpoint says of itself."""
+        """Return what is stored beside the state of a checkpoint: config, data, metrics."""
         config = resume.to_json_tree(self.config)
         known = {} if self._data is None else {"data": self._data}
         return {
@@ -164,7 +164,7 @@ class PreparedRun:
 
 
 def _make_average(config: ConfigDict) -> EMADecay:
-    """The decay of the parameter average that ``config.ema`` describes."""
+    """Return the decay of the parameter average that ``config.ema`` describes."""
     section = config.ema
     if half_life := section.half_life:
         return ema_half_life(half_life, config.data.batch_size, ramp=section.ramp)
@@ -203,7 +203,7 @@ def check_shapes(given: Params, wanted: Params) -> None:
 
 
 def _take_first(leaf: jax.Array) -> Array:
-    """The first row; of what this process has, where an array spans several."""
+    """Return the first row, or this process's first if an array spans several processes."""
     whole = getattr(leaf, "is_fully_addressable", True)
     return leaf[:1] if whole else np.asarray(leaf.addressable_data(0))[:1]
 

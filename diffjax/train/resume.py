@@ -29,7 +29,7 @@ FILES = 3  # of those that differ between two sets of data, by name
 
 
 def to_json_tree(config: ConfigDict) -> ConfigTree | None:
-    """A config as checkpoints hold it; None of objects that are not configs."""
+    """Return a config as checkpoints hold it; None for objects that are not configs."""
     text = getattr(config, "to_json_best_effort", lambda: "null")()
     return json.loads(text)
 
@@ -64,7 +64,7 @@ def check_resume(
     override: bool = False,
     resolve: Resolve = dict,
 ) -> None:
-    """Compare what a checkpoint was made with and what it is to go on with.
+    """Compare the config, weights and data of a checkpoint with those of the run that resumes.
 
     Args:
         stored: the checkpoint's metadata.
@@ -108,7 +108,7 @@ def _check_data(before: Fingerprint | None, now: Fingerprint | None, override: b
 
 
 def find_data_differences(old: Fingerprint | None, new: Fingerprint | None) -> list[str]:
-    """What differs between the fingerprints of two sets of data; nothing if one is not known.
+    """Describe how the fingerprints of two data sets differ; nothing if one is not known.
 
     A fingerprint may hold ``count``, ``files`` (some rows of name and size), and digests, of which
     those that both have are compared.
@@ -126,7 +126,7 @@ def find_data_differences(old: Fingerprint | None, new: Fingerprint | None) -> l
 
 
 def _find_file_changes(old: list[FileRow], new: list[FileRow]) -> list[str]:
-    """Files that were added, removed or have another size, the first of them by name."""
+    """Describe files that were added, removed or resized, the first of them by name."""
     before, after = (dict(rows) for rows in (old, new))
     changed = [name for name in before if name in after and before[name] != after[name]]
     found = []
@@ -155,7 +155,7 @@ def _warn_of_the_decay(before: ConfigTree | None, now: ConfigTree | None) -> Non
 
 
 def find_differences(old: ConfigTree | None, new: ConfigTree | None) -> list[str]:
-    """``key: old -> new`` for every value of two configs that differs and is not free to.
+    """List ``key: old -> new`` for all values of two configs that differ and must not.
 
     Keys that only one of them has are left out: they come with newer versions of diffjax.
     """

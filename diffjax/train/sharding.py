@@ -47,12 +47,12 @@ def make_mesh(
 
 
 def make_batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Batches are split over data and fsdp."""
+    """Return the sharding of batches, which are split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def find_host_share(sharding: Sharding, size: int) -> tuple[int, int]:
-    """``(part, parts)``: which of equal contiguous parts of a batch this process has to read.
+    """Return ``(part, parts)``: which of equal contiguous parts of a batch this process reads.
 
     Processes whose devices hold the same rows, as those along the tensor axis do, read the same.
 
@@ -74,7 +74,7 @@ def find_host_share(sharding: Sharding, size: int) -> tuple[int, int]:
 
 
 def make_replicated_sharding(mesh: Mesh) -> NamedSharding:
-    """The same value on every device."""
+    """Return the sharding that holds the same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -87,7 +87,7 @@ INPUTS = re.compile(r"(to_out\.0|out_proj|net\.2|fc2|conv2|linear_2)/kernel$")
 
 
 def make_tree_sharding(tree: PyTree, mesh: Mesh, *, min_size: int = 2**16) -> Shardings:
-    """Placement of parameters, their average and their optimiser state, by path and shape.
+    """Place parameters, their average and their optimiser state by path and shape.
 
     Over tensor as the path says; over fsdp along the largest remaining dimension that divides.
     Leaves of less than ``min_size`` numbers stay whole: splitting costs more than it saves.
@@ -124,7 +124,7 @@ def _cut_axis(
 
 
 def measure_sharded_fraction(tree: PyTree, shardings: Shardings) -> float:
-    """The share of a tree's numbers that is not replicated on every device."""
+    """Return the share in [0, 1] of a tree's numbers that is not replicated on every device."""
     sizes = jax.tree.leaves(jax.tree.map(lambda leaf: math.prod(leaf.shape), tree))
     cut = [any(place.spec) for place in jax.tree.leaves(shardings)]
     return sum(size for size, c in zip(sizes, cut, strict=True) if c) / max(sum(sizes), 1)
