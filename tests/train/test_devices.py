@@ -18,11 +18,11 @@ STEPS = """
     from pathlib import Path
     import jax, numpy as np
     from diffjax.train import init_state, make_optimizer
-    from diffjax.train.loop import compiled_step
+    from diffjax.train.prepare import compile_step
     from diffjax.train.sharding import make_mesh, measure_sharded_fraction, make_tree_sharding
     from absl import flags
+    from diffjax import runs
     from diffjax.cli import run_flags
-from experiments import frozen
 
     flags.FLAGS.mark_as_parsed()
     cfg = run_flags.load_config(sys.argv[1])
@@ -45,7 +45,7 @@ from experiments import frozen
         placed, cold = (make_tree_sharding(t, mesh, min_size=64) for t in (shapes, given))
         there = jax.device_put(given, cold)
         state = jax.jit(init, in_shardings=(cold,), out_shardings=placed)(there)
-        step = compiled_step(task, optimizer, cfg, (placed, cold), mesh)
+        step = compile_step(task, optimizer, cfg, (placed, cold), mesh)
         losses = []
         for _ in range(3):
             state, metrics = step(state, there, next(batches))
