@@ -65,7 +65,7 @@ def test_another_autoencoder_is_refused_with_both_shapes(cfg, params, tmp_path):
 def test_weights_are_asked_for(cfg, tmp_path):
     with pytest.raises(ConfigError, match=r"autoencoder\.weights is needed"):
         runs.load_fixed_parts(pointing(cfg, ""), tmp_path, fresh=True)
-    (tmp_path / "config.json").write_text(json.dumps({"task": "diffusion"}))
+    (tmp_path / "config.json").write_text(json.dumps(cfg.to_dict()))
     with pytest.raises(ConfigError, match="holds a run of task 'diffusion'"):
         runs.load_fixed_parts(pointing(cfg, tmp_path), tmp_path, fresh=True)
     with pytest.raises(ConfigError, match=r"there is no .*nowhere"):
