@@ -60,8 +60,9 @@ DIGITS = "--config=configs/ddpm.py:digits"
     ("evaluate", ["--workdir=x", "--metrics=bits", "--lpips=y"], "it is for diversity"),
     ("export", ["--num=3"], "unknown flag --num"),
 ])  # fmt: skip
-def test_wrong_flags(execute, entry, arguments, message):
+def test_wrong_flags(execute, entry, arguments, message, tmp_path):
     """Exit code 2, a message that names what was typed, and no traceback."""
+    arguments = [a.replace("--workdir=x", f"--workdir={tmp_path / 'x'}") for a in arguments]
     output = execute(entry, *arguments, code=2)
     assert message in output and "Traceback" not in output
     assert output.count("error:") == 1
