@@ -68,7 +68,8 @@ def test_an_unknown_command_suggests_the_closest(tmp_path):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_start_outside_of_a_checkout(tmp_path, name):
     code, _, said = _run(tmp_path, name)
-    assert code == 2 and "error: --model is needed" in said
+    needed = "--model" if name in ("generate", "web") else "--config=FILE:VARIANT"
+    assert code == 2 and f"error: {needed} is needed" in said
     code, _, said = _run(tmp_path, name, "--workdir=x")
     assert code == 2 and "unknown flag --workdir" in said
     code, out, _ = _run(tmp_path, name, "--help")
