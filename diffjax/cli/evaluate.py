@@ -1,12 +1,12 @@
 """Measure a checkpoint: distance to real images, scores, bits/dim; or sweep samplers over it.
 
-    python -m experiments.evaluate --workdir=runs/digits
-    python -m experiments.evaluate --workdir=runs/digits --images=some/samples.npz
-    python -m experiments.evaluate --workdir=runs/digits --metrics=fid,is,kid,prdc --num=50000 \\
+    diffjax evaluate --workdir=runs/digits
+    diffjax evaluate --workdir=runs/digits --images=some/samples.npz
+    diffjax evaluate --workdir=runs/digits --metrics=fid,is,kid,prdc --num=50000 \\
         --inception=pt_inception-2015-12-05-6726825d.pth --allow_legacy_pickle
-    python -m experiments.evaluate --images=FOLDER --reference=stats.npz --metrics=fid \\
+    diffjax evaluate --images=FOLDER --reference=stats.npz --metrics=fid \\
         --workdir=runs/measured --inception=...
-    python -m experiments.evaluate --workdir=runs/digits --sweep=sampler=ddim --sweep=eta=0,0.5,1 \\
+    diffjax evaluate --workdir=runs/digits --sweep=sampler=ddim --sweep=eta=0,0.5,1 \\
         --sweep=steps=5,10,20,50 --seeds=3 --name=ddim
 
 Distances are Frechet distances on the features of a small frozen classifier of ours, never FID.

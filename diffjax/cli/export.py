@@ -1,13 +1,13 @@
 """Write a trained model as one safetensors file, the --weights of sample, evaluate and control.
 
-    python -m experiments.export --workdir=runs/digits --out=digits.safetensors
+    diffjax export --workdir=runs/digits --out=digits.safetensors
     python -m experiments.sample --weights=digits.safetensors --workdir=runs/elsewhere
 
 The file holds the averaged weights under diffusers' names, and the config; no optimiser state. An
 autoencoder comes with the diffusion model in its latents; what a ControlNet controls does not, and
 is read from where its config says.
 
-    python -m experiments.export --workdir=runs/cats --out=cats
+    diffjax export --workdir=runs/cats --out=cats
 
 Of fine-tuning, an --out without suffix is a folder that diffusers and `diffjax.load` read: the
 whole model, or of LoRA the file pytorch_lora_weights.safetensors. Of a ControlNet it is a folder
