@@ -31,7 +31,7 @@ DIGITS = "--config=configs/ddpm.py:digits"
     ("train", [DIGITS, "--dry_run", "--config.sample.eta=0.5"],
      "--config.sample.eta is not used: sample.sampler is 'ddpm'"),
     ("train", [DIGITS, "--dry_run", "--config.loss.gamma=2"], "--config.loss.gamma is not used"),
-    ("train", [DIGITS, "--dry_run", "--config.optim.weight_decay=.1"], "the option belongs to acprop"),
+    ("train", [DIGITS, "--dry_run", "--config.optim.weight_decay=.1"], "belongs to acprop"),
     ("train", [DIGITS, "--dry_run", "--config.schedule.name=lineer"], "Did you mean 'linear'?"),
     ("train", [DIGITS, "--dry_run", "--config.data.batch_size=0"],
      "config.data.batch_size must be a whole number in 1 .. 16777216, got 0"),
