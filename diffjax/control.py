@@ -15,7 +15,7 @@ alone: they are made once, and its residuals are these features (`diffjax.model`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,27 @@ import numpy as np
 
 from diffjax import guidance
 from diffjax.guidance import Combine, Conditional, Scale
-from diffjax.types import Array, Cond, Denoiser, Level, Prediction, PyTree, choose, expand
+from diffjax.types import (
+    Array,
+    ArrayLike,
+    Cond,
+    Denoiser,
+    Level,
+    Prediction,
+    T,
+    choose,
+    expand,
+)
 
-Residuals = tuple[list[Array] | None, Array]  # of the skips (None: the middle alone), of the middle
-Features = list[Array]  # of an adapter, the finest first
-Controller = Callable[[Array, Level, Cond], Residuals | Features]  # the hint is cond["hint"]
-Weights = Callable[[np.ndarray], np.ndarray]  # heights of the residuals -> weights
+# Residuals of a ControlNet: one for every skip of the UNet, finest first (None: for the middle
+# alone), and one for its middle. Each has the shape of the features that it is added to.
+Residuals: TypeAlias = tuple[list[Array] | None, Array]
+# Features of a T2I-Adapter, one (B, h, w, c) for every level of the way down, finest first.
+Features: TypeAlias = list[Array]
+# ``(z, level, cond) -> residuals``; the hint is ``cond["hint"]``.
+Controller: TypeAlias = Callable[[Array, Level, Cond], Residuals | Features]
+# Heights (layers,) of the residuals in pixels, finest first, to their weights (layers,).
+Weights: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 
 class Balance(NamedTuple):
@@ -84,7 +99,7 @@ class AppliedControl(NamedTuple):
     """
 
     residuals: Controller
-    hint: PyTree
+    hint: Array | Features
     strength: Scale = 1.0
     balance: Balance = BALANCES["balanced"]
     entry: str = "control"
@@ -98,7 +113,7 @@ def make_controls(
     hints: Sequence[Array],
     evaluations: int,
     *,
-    scale: Any = 1.0,
+    scale: ArrayLike | Sequence[ArrayLike] = 1.0,
     start: float | Sequence[float] = 0.0,
     end: float | Sequence[float] = 1.0,
     balance: str = "balanced",
@@ -131,9 +146,9 @@ def make_controls(
     ]
 
 
-def _each(name: str, values: Any, count: int) -> list[Any]:
+def _each(name: str, values: T | Sequence[T], count: int) -> list[T]:
     if not isinstance(values, list | tuple):
-        return [values] * count
+        return [cast(T, values)] * count
     if len(values) != count:
         raise ValueError(f"{len(values)} values of {name} for {count} networks: {values}")
     return list(values)
@@ -154,7 +169,7 @@ def window(evaluations: int, start: float, end: float) -> np.ndarray:
     return np.where(outside, 0, 1).astype(np.float32)
 
 
-def strength(evaluations: int, scale: Any, start: float = 0.0, end: float = 1.0) -> Scale:
+def strength(evaluations: int, scale: ArrayLike, start: float = 0.0, end: float = 1.0) -> Scale:
     """``scale`` inside `window` and 0 outside, for `AppliedControl`."""
     keep = window(evaluations, start, end)
     return lambda level: jnp.asarray(scale, jnp.float32) * jnp.asarray(keep)[level.i]
@@ -211,32 +226,32 @@ def guide(
 
 def totals(
     controls: Sequence[AppliedControl], z: Array, level: Level, cond: Cond
-) -> dict[str, PyTree]:
+) -> dict[str, Residuals | Features]:
     """The sums of the residuals of all controls, weighted, by the entry of the condition.
 
     Raises:
         ValueError: networks that are not of the same base, or a hint of another batch size.
     """
-    parts: dict[str, list[PyTree]] = {}
+    parts: dict[str, list[Residuals | Features]] = {}
     for one in controls:
         parts.setdefault(one.entry, []).append(_weighted(one, z, level, cond))
     return {entry: _sum(found) for entry, found in parts.items()}
 
 
-def _sum(parts: list[PyTree]) -> PyTree:
+def _sum(parts: list[Residuals | Features]) -> Residuals | Features:
     shapes = {str(jax.tree.map(jnp.shape, part)) for part in parts}
     if len({jax.tree.structure(part) for part in parts}) > 1 or len(shapes) > 1:
         raise ValueError(f"these networks are not of one base; residuals are {sorted(shapes)}")
     return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *parts)
 
 
-def _weighted(one: AppliedControl, z: Array, level: Level, cond: Cond) -> PyTree:
+def _weighted(one: AppliedControl, z: Array, level: Level, cond: Cond) -> Residuals | Features:
     """Weighted residuals of one control; the network runs only where its strength is not zero."""
     s = jnp.asarray(one.strength(level) if callable(one.strength) else one.strength, jnp.float32)
     own = {k: v for k, v in (cond or {}).items() if k not in (*ENTRIES, "concat")}
     own["hint"] = jax.tree.map(lambda leaf: _repeated(leaf, z.shape[0]), one.hint)
 
-    def run() -> PyTree:
+    def run() -> Residuals | Features:
         layers, structure = jax.tree.flatten(one.residuals(z, level, own))  # the middle comes last
         sides = np.asarray([layer.shape[1] for layer in layers], np.float64)
         pooled = len(layers) > 1 and bool((sides == 1).all())

@@ -8,16 +8,16 @@ clean side of the span, or at the data with ``final="clean"``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import betaincinv
 
 from diffjax.schedules import logsnr
-from diffjax.types import Grid, Level, Schedule, build, choose
+from diffjax.types import ArrayLike, Grid, Level, Options, Schedule, build, choose
 
 
-def from_times(schedule: Schedule, times: Any, *, final: str = "clean") -> Grid:
+def from_times(schedule: Schedule, times: npt.ArrayLike, *, final: str = "clean") -> Grid:
     """Grid that visits ``times`` (N,), noisiest first.
 
     Args:
@@ -50,12 +50,13 @@ def from_times(schedule: Schedule, times: Any, *, final: str = "clean") -> Grid:
     return of_levels(schedule, times, alpha, sigma)
 
 
-def of_levels(schedule: Schedule, times: Any, alpha: Any, sigma: Any) -> Grid:
+def of_levels(schedule: Schedule, times: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> Grid:
     """Grid of given levels (N+1,), which need not lie on the schedule."""
     levels = Level(times, alpha, sigma, np.arange(len(times)))
 
-    def at_time(t: Any) -> Level:
-        return Level(t, *schedule.at(np.asarray(t, np.float64)))
+    def at_time(t: ArrayLike) -> Level:
+        times = np.asarray(t, np.float64)
+        return Level(times, *schedule.at(times))
 
     # Prior: N(0, alpha^2 * 1 + sigma^2) is 1 when variance preserving and sigma_max when exploding.
     init_std = 1.0 if alpha[0] ** 2 + sigma[0] ** 2 < 1 + 1e-6 else float(sigma[0])
@@ -172,7 +173,7 @@ def beta(
     return _of_logsnr(schedule, -2 * np.log(low + quantiles * (high - low)), final)
 
 
-def from_sigmas(schedule: Schedule, sigmas: Any, *, final: str = "clean") -> Grid:
+def from_sigmas(schedule: Schedule, sigmas: npt.ArrayLike, *, final: str = "clean") -> Grid:
     """Grid that visits given ratios ``sigma / alpha``, noisiest first; a last 0 is the data.
 
     Raises:
@@ -277,7 +278,9 @@ GRIDS: dict[str, Callable[..., Grid]] = {
 }
 
 
-def make(name: str, schedule: Schedule, steps: int | None = None, options: Any = None) -> Grid:
+def make(
+    name: str, schedule: Schedule, steps: int | None = None, options: Options | None = None
+) -> Grid:
     """The named grid with ``steps`` steps (None: all timesteps of a discrete schedule).
 
     Raises:

@@ -13,7 +13,7 @@ learned variance is that of the conditional prediction. Wrappers that bound x go
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,24 +27,28 @@ from diffjax.types import (
     Level,
     Parameterization,
     Prediction,
-    PyTree,
     Rows,
+    T,
     expand,
 )
 
-Conditional = Callable[[Array, Level, Cond], Prediction]
-Scale = Any  # number, (B,) array, or ``level -> `` either of them
-# (conditional, unconditional, scale, z, level) -> guided
-Combine = Callable[[Prediction, Prediction, Any, Array, Level], Prediction]
+# ``(z, level, cond) -> Prediction``.
+Conditional: TypeAlias = Callable[[Array, Level, Cond], Prediction]
+# A guidance scale: a number, one per image (B,), or a function of the level that gives either.
+Scale: TypeAlias = ArrayLike | Callable[[Level], ArrayLike]
+# ``(conditional, unconditional, scale, z, level) -> guided``.
+Combine: TypeAlias = Callable[[Prediction, Prediction, ArrayLike, Array, Level], Prediction]
 
 
-def cfg(c: Prediction, u: Prediction, scale: Any, z: Array, level: Level) -> Prediction:
+def cfg(c: Prediction, u: Prediction, scale: ArrayLike, z: Array, level: Level) -> Prediction:
     """Classifier-free guidance, the equation above."""
     s = expand(jnp.asarray(scale, jnp.float32), z)
     return Prediction(u.x + s * (c.x - u.x), u.eps + s * (c.eps - u.eps), c.var)
 
 
-def cfg_plus_plus(c: Prediction, u: Prediction, scale: Any, z: Array, level: Level) -> Prediction:
+def cfg_plus_plus(
+    c: Prediction, u: Prediction, scale: ArrayLike, z: Array, level: Level
+) -> Prediction:
     """CFG++ (Chung et al. 2024): guided x, unconditional eps; its scale lies in [0, 1]."""
     return cfg(c, u, scale, z, level)._replace(eps=u.eps)
 
@@ -57,7 +61,9 @@ def apg(*, eta: float = 0.0, norm_limit: float = 0.0) -> Combine:
     image, 0: no bound.
     """
 
-    def combine(c: Prediction, u: Prediction, scale: Any, z: Array, level: Level) -> Prediction:
+    def combine(
+        c: Prediction, u: Prediction, scale: ArrayLike, z: Array, level: Level
+    ) -> Prediction:
         def dot(a: Array, b: Array) -> Array:
             return (a * b).sum(tuple(range(1, z.ndim)), keepdims=True)
 
@@ -85,7 +91,9 @@ def rescaled(parameterization: Parameterization, phi: float, inner: Combine = cf
     if not 0 <= phi <= 1:
         raise ValueError(f"guidance rescale must lie in [0, 1], got {phi}")
 
-    def combine(c: Prediction, u: Prediction, scale: Any, z: Array, level: Level) -> Prediction:
+    def combine(
+        c: Prediction, u: Prediction, scale: ArrayLike, z: Array, level: Level
+    ) -> Prediction:
         def std(raw: Array) -> Array:
             return raw.std(tuple(range(1, raw.ndim)), keepdims=True, ddof=1)
 
@@ -152,7 +160,7 @@ def guide(
         )
 
     def both(z: Array, level: Level, s: Array) -> Prediction:
-        def twice(a: Any, b: Any) -> Any:
+        def twice(a: Array, b: Array) -> Array:
             return jnp.concatenate([a, b])
 
         levels = jax.tree.map(lambda v: twice(v, v) if jnp.ndim(v) else v, level)
@@ -173,16 +181,14 @@ def guide(
 
 
 def _check_pair(cond: Cond, null: Cond) -> None:
-    def shapes(tree: PyTree) -> Any:
+    def shapes(tree: Cond) -> object:
         return jax.tree.map(jnp.shape, tree)
 
     if shapes(cond) != shapes(null):
         raise ValueError(f"condition and null condition differ: {shapes(cond)} and {shapes(null)}")
 
 
-def schedule(
-    rows: Rows, scale: float, *, low: float = 0.0, high: float = np.inf
-) -> Callable[[Level], Array]:
+def schedule(rows: Rows, scale: float, *, low: float = 0.0, high: float = np.inf) -> Scale:
     """Scale by evaluation: ``scale`` where ``low <= sigma / alpha <= high``, else 1.
 
     The limited interval of Kynkaanniemi et al. 2024, formed on the host; see `per_evaluation`.
@@ -199,7 +205,9 @@ def interval(rows: Rows, scale: float, *, low: float = 0.0, high: float = np.inf
 
 def per_evaluation(values: ArrayLike) -> Scale:
     """Scale of evaluation i: ``values[i]``; values (rows,) or (rows, B), or a number for all."""
-    return (lambda level: jnp.asarray(values)[level.i]) if jnp.ndim(values) else values
+    if not jnp.ndim(values):
+        return values
+    return lambda level: jnp.asarray(values)[level.i]
 
 
 def classifier(
@@ -223,7 +231,7 @@ def classifier(
     return guided
 
 
-def drop(key: jax.Array, cond: PyTree, null: PyTree, rate: float) -> PyTree:
+def drop(key: jax.Array, cond: T, null: T, rate: float) -> T:
     """Replace the whole condition of each image by the null one with probability ``rate``.
 
     Leaves are (B, ...); the leaves of an image are dropped together (Ho & Salimans 2022, alg. 1).

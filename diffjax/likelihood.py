@@ -8,7 +8,7 @@ discrete with ``levels`` grey values mapped to [-1, 1] (256 for 8-bit images).
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,18 @@ import numpy as np
 
 from diffjax.losses import LOG2, per_image
 from diffjax.samplers.ancestral import mix_log_variance, reverse_rows
-from diffjax.types import Array, Denoiser, Grid, Level, Noise, Prediction, Rows, Schedule, expand
+from diffjax.types import (
+    Array,
+    ArrayLike,
+    Denoiser,
+    Grid,
+    Level,
+    Noise,
+    Prediction,
+    Rows,
+    Schedule,
+    expand,
+)
 
 
 def discretized_gaussian(x: Array, mean: Array, log_scale: Array, *, levels: int = 256) -> Array:
@@ -34,7 +45,7 @@ def discretized_gaussian(x: Array, mean: Array, log_scale: Array, *, levels: int
     return jnp.log(jnp.maximum(upper - lower, 1e-12))
 
 
-def normal_kl(mean1: Any, logvar1: Any, mean2: Any, logvar2: Any) -> Any:
+def normal_kl(mean1: ArrayLike, logvar1: ArrayLike, mean2: ArrayLike, logvar2: ArrayLike) -> Array:
     """``KL(N(mean1, var1) || N(mean2, var2))`` elementwise, in nats."""
     return 0.5 * (
         logvar2 - logvar1 + jnp.expm1(logvar1 - logvar2) + (mean1 - mean2) ** 2 * jnp.exp(-logvar2)
@@ -50,7 +61,7 @@ def prior_kl(x: Array, grid: Grid) -> Array:
     return per_image(kl) / LOG2
 
 
-def log_variance(prediction: Prediction, coef: Any, variance: str) -> Any:
+def log_variance(prediction: Prediction, coef: Mapping[str, Array], variance: str) -> Array:
     """Log variance of the reverse step: ``fixedsmall``, ``fixedlarge`` or ``learned``."""
     if variance in (fixed := {"fixedsmall": "log_post", "fixedlarge": "log_large"}):
         return coef[fixed[variance]]
@@ -127,7 +138,7 @@ def vlb_bits(
     }
 
 
-def rate_distortion(bound: dict[str, Any], *, levels: int = 256) -> dict[str, np.ndarray]:
+def rate_distortion(bound: Mapping[str, Array], *, levels: int = 256) -> dict[str, np.ndarray]:
     """Progressive coding curve of `vlb_bits` averaged over images (Ho et al. 2020, section 4.3).
 
     Returns:
@@ -169,7 +180,7 @@ def ode_bits(
     half = 1.0 / (levels - 1)
     y = x + half * (2 * _uniform(noise(0)) - 1)
 
-    def field(y: Array, lv: Level, k: Any) -> tuple[Array, Array]:
+    def field(y: Array, lv: Level, k: jax.Array) -> tuple[Array, Array]:
         def eps(y: Array) -> Array:
             return denoise(lv.alpha * y, lv).eps
 
@@ -182,7 +193,7 @@ def ode_bits(
         total = jnp.stack([d for _, d in drawn]).mean(0)
         return drawn[0][0], total
 
-    def body(k: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def body(k: jax.Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         y, logdet = carry
         here, there = (jax.tree.map(lambda v, j=j: v[j], level) for j in (k, k + 1))
         step = there.sigma / there.alpha - here.sigma / here.alpha

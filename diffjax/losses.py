@@ -7,25 +7,27 @@ squared error of the raw output (Ho et al. 2020, eq. 14).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffjax.schedules import logsnr
-from diffjax.types import Array, Level, Parameterization, Schedule, build
+from diffjax.types import Array, ArrayLike, Level, Options, Parameterization, Schedule, build
 
 # ---- weights --------------------------------------------------------------------------------
 
-Weight = Callable[[Level, Parameterization], Any]
+# ``(level, parameterization) -> weight`` of the squared error of the raw output, with the shape of
+# the leaves of the level.
+Weight: TypeAlias = Callable[[Level, Parameterization], ArrayLike]
 
 
-def _on_x(weight: Callable[[Any], Any]) -> Weight:
+def _on_x(weight: Callable[[Array], Array]) -> Weight:
     """Weight on the raw error from a weight on x as a function of the SNR."""
 
-    def raw(level: Level, parameterization: Parameterization) -> Any:
+    def raw(level: Level, parameterization: Parameterization) -> ArrayLike:
         snr = jnp.exp(jnp.clip(logsnr(level.alpha, level.sigma), -60.0, 60.0))
         return weight(snr) * parameterization.gain(level) ** 2
 
@@ -66,12 +68,16 @@ WEIGHTS: dict[str, Callable[..., Weight]] = {
 }
 
 
-def make_weight(name: str, options: Any = None) -> Weight:
+def make_weight(name: str, options: Options | None = None) -> Weight:
     """The named weight."""
     return build("loss weight", name, WEIGHTS, options)
 
 
 # ---- which times to train at ----------------------------------------------------------------
+
+
+# What a time sampler remembers between steps: arrays by name, or () if it remembers nothing.
+TimeState: TypeAlias = Mapping[str, jax.Array] | tuple[()]
 
 
 class TimeSampler(NamedTuple):
@@ -83,13 +89,13 @@ class TimeSampler(NamedTuple):
         update: ``(state, t, losses) -> state``.
     """
 
-    init: Callable[[], Any]
-    draw: Callable[[jax.Array, Any, int], tuple[Array, Array]]
-    update: Callable[[Any, Array, Array], Any]
+    init: Callable[[], TimeState]
+    draw: Callable[[jax.Array, TimeState, int], tuple[Array, Array]]
+    update: Callable[[TimeState, Array, Array], TimeState]
 
 
 def _stateless(draw: Callable[[jax.Array, int], Array]) -> TimeSampler:
-    def weighted(key: jax.Array, state: Any, n: int) -> tuple[Array, Array]:
+    def weighted(key: jax.Array, state: TimeState, n: int) -> tuple[Array, Array]:
         t = draw(key, n)
         return t, jnp.ones(n)
 
@@ -168,30 +174,33 @@ def loss_second_moment(
         raise ValueError("loss_second_moment needs a discrete schedule")
     steps = schedule.steps
 
-    def init() -> dict[str, Array]:
+    def init() -> TimeState:
         return {"losses": jnp.zeros((steps, history)), "counts": jnp.zeros(steps, jnp.int32)}
 
-    def probabilities(state: Any) -> Array:
+    def probabilities(state: Mapping[str, jax.Array]) -> jax.Array:
         rms = jnp.sqrt(jnp.mean(state["losses"] ** 2, axis=1))
         p = (1 - uniform_prob) * rms / jnp.maximum(rms.sum(), 1e-20) + uniform_prob / steps
         return jnp.where((state["counts"] >= history).all(), p, 1 / steps)
 
-    def draw(key: jax.Array, state: Any, n: int) -> tuple[Array, Array]:
-        p = probabilities(state)
+    def draw(key: jax.Array, state: TimeState, n: int) -> tuple[Array, Array]:
+        p = probabilities(cast(Mapping[str, jax.Array], state))
         t = jax.random.categorical(key, jnp.log(p), shape=(n,))
         return t.astype(jnp.float32), 1 / (steps * p[t])
 
-    def update(state: Any, t: Array, losses: Array) -> dict[str, Array]:
-        def push(state: Any, item: tuple[Array, Array]) -> tuple[Any, None]:
+    def update(state: TimeState, t: Array, losses: Array) -> TimeState:
+        def push(
+            known: Mapping[str, jax.Array], item: tuple[Array, Array]
+        ) -> tuple[Mapping[str, jax.Array], None]:
             index, loss = item
-            row = jnp.roll(state["losses"][index], -1).at[-1].set(loss)
+            row = jnp.roll(known["losses"][index], -1).at[-1].set(loss)
             return {
-                "losses": state["losses"].at[index].set(row),
-                "counts": state["counts"].at[index].add(1),
+                "losses": known["losses"].at[index].set(row),
+                "counts": known["counts"].at[index].add(1),
             }, None
 
         # One after another, because a batch may hold the same timestep twice.
-        return jax.lax.scan(push, state, (t.astype(jnp.int32), losses))[0]
+        start = cast(Mapping[str, jax.Array], state)
+        return jax.lax.scan(push, start, (t.astype(jnp.int32), losses))[0]
 
     return TimeSampler(init, draw, update)
 
@@ -206,7 +215,7 @@ TIME_SAMPLERS = {
 }
 
 
-def make_time_sampler(name: str, schedule: Schedule, options: Any = None) -> TimeSampler:
+def make_time_sampler(name: str, schedule: Schedule, options: Options | None = None) -> TimeSampler:
     """The named time sampler on a schedule."""
     return build("time sampler", name, TIME_SAMPLERS, {"schedule": schedule, **dict(options or {})})
 

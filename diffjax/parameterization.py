@@ -8,19 +8,18 @@ converters between all pairs. ``gain`` is ``d x / d raw`` at fixed ``z``:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.types import Array, Grid, Level, Parameterization, Prediction, build, expand
+from diffjax.types import Array, Grid, Level, Options, Parameterization, Prediction, build, expand
 
 
-def _one(level: Level) -> Any:
+def _one(level: Level) -> float:
     return 1.0
 
 
-def _scales(level: Level, like: Array) -> tuple[Any, Any]:
+def _scales(level: Level, like: Array) -> tuple[Array, Array]:
     return expand(level.alpha, like), expand(level.sigma, like)
 
 
@@ -56,7 +55,7 @@ def v() -> Parameterization:
         norm = a**2 + s**2
         return Prediction((a * z - s * raw) / norm, (s * z + a * raw) / norm)
 
-    def gain(level: Level) -> Any:
+    def gain(level: Level) -> Array:
         return -level.sigma / (level.alpha**2 + level.sigma**2)
 
     return Parameterization(target, decode, _one, gain)
@@ -97,7 +96,7 @@ def mean(grid: Grid) -> Parameterization:
     c2 = (s[:-1] / s[1:]) ** 2 * a[1:] / a[:-1]
     table = np.stack([a[:-1] - c2 * a[1:], c2], -1).astype(np.float32)
 
-    def coefs(level: Level) -> tuple[Any, Any]:
+    def coefs(level: Level) -> tuple[Array, Array]:
         pair = jnp.asarray(table)[jnp.asarray(level.t).astype(jnp.int32)]
         return pair[..., 0], pair[..., 1]
 
@@ -121,11 +120,11 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
     ``c_out = sigma' sd / sqrt(sigma'^2 + sd^2)``, ``c_in = 1/sqrt(sigma'^2 + sd^2)``.
     """
 
-    def scales(level: Level) -> tuple[Any, Any]:
+    def scales(level: Level) -> tuple[Array, Array]:
         ratio = level.sigma / level.alpha
         return ratio, ratio**2 + sigma_data**2
 
-    def c_out(level: Level) -> Any:
+    def c_out(level: Level) -> Array:
         ratio, norm = scales(level)
         return ratio * sigma_data / norm**0.5
 
@@ -140,7 +139,7 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
     def decode(raw: Array, z: Array, level: Level) -> Prediction:
         return _from_x(skip(z, level) + expand(c_out(level), z) * raw, z, level)
 
-    def scale_in(level: Level) -> Any:
+    def scale_in(level: Level) -> Array:
         return 1 / (level.alpha * scales(level)[1] ** 0.5)
 
     return Parameterization(target, decode, scale_in, c_out)
@@ -194,7 +193,11 @@ PARAMETERIZATIONS: dict[str, Callable[..., Parameterization]] = {
 
 
 def make(
-    name: str, options: Any = None, *, learned_variance: bool = False, grid: Grid | None = None
+    name: str,
+    options: Options | None = None,
+    *,
+    learned_variance: bool = False,
+    grid: Grid | None = None,
 ) -> Parameterization:
     """The named parameterization; ``mean`` needs the full discrete grid.
 

@@ -10,30 +10,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.types import Schedule, build
+from diffjax.types import Array, ArrayLike, Options, Schedule, build
 
 TINY = 1e-12  # floor of alpha^2 and sigma^2 inside logarithms
 
 
-def _xp(t: Any) -> Any:
+def _xp(t: ArrayLike) -> ModuleType:
     """NumPy for host values, jax.numpy for device and traced arrays."""
     return jnp if isinstance(t, jax.Array) else np
 
 
-def logsnr(alpha: Any, sigma: Any) -> Any:
+def logsnr(alpha: ArrayLike, sigma: ArrayLike) -> Array:
     """``log(alpha^2 / sigma^2)``; infinite where sigma is 0."""
     xp = _xp(alpha) if isinstance(alpha, jax.Array) else _xp(sigma)
     with np.errstate(divide="ignore"):
         return 2 * (xp.log(alpha) - xp.log(sigma))
 
 
-def sigmas_of(lam: Any) -> tuple[Any, Any]:
+def sigmas_of(lam: ArrayLike) -> tuple[Array, Array]:
     """Variance-preserving ``(alpha, sigma)`` of a log-SNR: ``alpha^2 = sigmoid(lam)``."""
     xp = _xp(lam)
     return xp.exp(-0.5 * xp.logaddexp(0.0, -lam)), xp.exp(-0.5 * xp.logaddexp(0.0, lam))
@@ -64,7 +64,7 @@ def from_abar(abar: np.ndarray) -> Schedule:
     log_ratio = np.log(sigma) - 0.5 * np.log(np.maximum(abar, TINY))
     table = np.stack([alpha, sigma], axis=-1).astype(np.float32)
 
-    def at(t: Any) -> tuple[Any, Any]:
+    def at(t: ArrayLike) -> tuple[Array, Array]:
         if isinstance(t, jax.Array):
             pair = jnp.asarray(table)[t.astype(jnp.int32)]
             return pair[..., 0], pair[..., 1]
@@ -76,7 +76,7 @@ def from_abar(abar: np.ndarray) -> Schedule:
             whole, sigma[nearest], between[1]
         )
 
-    def t_of(lam: Any) -> Any:
+    def t_of(lam: ArrayLike) -> Array:
         return np.interp(-0.5 * np.asarray(lam, np.float64), log_ratio, index)
 
     return Schedule(at, t_of, (0.0, float(len(abar) - 1)), len(abar))
@@ -122,7 +122,7 @@ def sigmoid(
 ) -> Schedule:
     """``abar(t)`` a rescaled sigmoid falling from 1 to 0 (Jabri et al. 2022; Chen 2023, eq. 3)."""
 
-    def squash(v: Any) -> Any:
+    def squash(v: np.ndarray | float) -> np.ndarray:
         return 1 / (1 + np.exp(-v / tau))
 
     def cumulative(u: np.ndarray) -> np.ndarray:
@@ -154,12 +154,12 @@ def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5) -
     """
     spread = beta_max - beta_min
 
-    def at(t: Any) -> tuple[Any, Any]:
+    def at(t: ArrayLike) -> tuple[Array, Array]:
         xp = _xp(t)
         integral = t * beta_min + 0.5 * t**2 * spread
         return xp.exp(-0.5 * integral), xp.sqrt(-xp.expm1(-integral))
 
-    def t_of(lam: Any) -> Any:
+    def t_of(lam: ArrayLike) -> Array:
         integral = np.logaddexp(0.0, -np.asarray(lam, np.float64))
         return 2 * integral / (beta_min + np.sqrt(beta_min**2 + 2 * spread * integral))
 
@@ -170,11 +170,11 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5) -
     """``alpha = exp(-B(t)/2)`` as in VP but ``sigma = 1 - alpha^2`` (Song et al. 2021, eq. 35)."""
     base = vp_sde(beta_min, beta_max, t_min)
 
-    def at(t: Any) -> tuple[Any, Any]:
+    def at(t: ArrayLike) -> tuple[Array, Array]:
         alpha, sigma = base.at(t)
         return alpha, sigma**2
 
-    def t_of(lam: Any) -> Any:
+    def t_of(lam: ArrayLike) -> Array:
         # alpha/sigma = r solves r (1 - alpha^2) = alpha, so alpha = (sqrt(1 + 4 r^2) - 1) / (2 r).
         r = np.exp(0.5 * np.asarray(lam, np.float64))
         alpha = 2 * r / (np.sqrt(1 + 4 * r**2) + 1)
@@ -190,11 +190,11 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
     """
     log_range = math.log(sigma_max / sigma_min)
 
-    def at(t: Any) -> tuple[Any, Any]:
+    def at(t: ArrayLike) -> tuple[Array, Array]:
         sigma = sigma_min * _xp(t).exp(log_range * t)
         return _xp(t).ones_like(sigma), sigma
 
-    def t_of(lam: Any) -> Any:
+    def t_of(lam: ArrayLike) -> Array:
         return (-0.5 * np.asarray(lam, np.float64) - math.log(sigma_min)) / log_range
 
     return Schedule(at, t_of, (0.0, 1.0))
@@ -215,11 +215,11 @@ def ve_discrete(sigma_min: float = 0.01, sigma_max: float = 50.0, *, steps: int 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
     """``alpha = 1``, ``t = log(sigma) / 4``, what EDM networks are told (Karras et al. 2022)."""
 
-    def at(t: Any) -> tuple[Any, Any]:
+    def at(t: ArrayLike) -> tuple[Array, Array]:
         sigma = _xp(t).exp(4.0 * t)
         return _xp(t).ones_like(sigma), sigma
 
-    def t_of(lam: Any) -> Any:
+    def t_of(lam: ArrayLike) -> Array:
         return -np.asarray(lam, np.float64) / 8
 
     return Schedule(at, t_of, (math.log(sigma_min) / 4, math.log(sigma_max) / 4))
@@ -234,11 +234,11 @@ def log_snr(logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> Schedule:
     b = math.atan(math.exp(-0.5 * logsnr_max))
     a = math.atan(math.exp(-0.5 * logsnr_min)) - b
 
-    def at(t: Any) -> tuple[Any, Any]:
+    def at(t: ArrayLike) -> tuple[Array, Array]:
         xp = _xp(t)
         return xp.cos(a * t + b), xp.sin(a * t + b)
 
-    def t_of(lam: Any) -> Any:
+    def t_of(lam: ArrayLike) -> Array:
         return (np.arctan(np.exp(-0.5 * np.asarray(lam, np.float64))) - b) / a
 
     return Schedule(at, t_of, (0.0, 1.0))
@@ -251,11 +251,11 @@ def flow(shift: float = 1.0, t_min: float = 1e-3, t_max: float = 0.999) -> Sched
     short of both ends, where log-SNR is infinite.
     """
 
-    def at(t: Any) -> tuple[Any, Any]:
-        sigma = shift * t / (1 + (shift - 1) * t)
+    def at(t: ArrayLike) -> tuple[Array, Array]:
+        sigma = _xp(t).asarray(shift * t / (1 + (shift - 1) * t))
         return 1 - sigma, sigma
 
-    def t_of(lam: Any) -> Any:
+    def t_of(lam: ArrayLike) -> Array:
         sigma = 1 / (1 + np.exp(0.5 * np.asarray(lam, np.float64)))
         return sigma / (shift - (shift - 1) * sigma)
 
@@ -277,7 +277,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def make(name: str, options: Any = None) -> Schedule:
+def make(name: str, options: Options | None = None) -> Schedule:
     """The named schedule; ``zero_snr=True`` among the options rescales a discrete one."""
     options = dict(options or {})
     rescale = options.pop("zero_snr", False)

@@ -12,7 +12,10 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # types imports JAX, which is slow
+    from diffjax.types import JsonObject
 
 JSON_BYTES = 32 * 2**20  # the largest files, tokenizer.json and headers of weights, have about 5 MB
 JSON_DEPTH = 64
@@ -21,7 +24,7 @@ SHOWN = 80  # characters of a foreign value in a message
 NAMED = 8  # names of a list in a message
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A value in a message: one line of at most about 80 printable characters."""
     if isinstance(value, str):
         text = repr(value[: SHOWN + 1])
@@ -34,13 +37,14 @@ def show(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _number_text(value: Any) -> str:
+def _number_text(value: object) -> str:
     # Python refuses to write integers of thousands of digits.
-    large = isinstance(value, int) and value.bit_length() > 256
-    return f"an integer of {value.bit_length()} bits" if large else repr(value)
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)
 
 
-def _few(value: Any) -> str:
+def _few(value: list | tuple | dict) -> str:
     """The first entries of a container; containers inside it by their type only."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     pairs = [pair for pair, _ in zip(items, range(NAMED), strict=False)]
@@ -56,7 +60,7 @@ def _few(value: Any) -> str:
     return f"{ends[0]}{', '.join(inner)}{more}{ends[1]}"
 
 
-def name_some(names: Collection[Any], most: int = 3) -> str:
+def name_some(names: Collection[object], most: int = 3) -> str:
     """The first of some names for a message, and how many more there are; sets are sorted."""
     ordered = sorted(names) if isinstance(names, Set) else list(names)
     texts = [str(name)[: 2 * SHOWN + 1] for name in ordered[:most]]
@@ -88,7 +92,7 @@ def naming(where: object) -> Iterator[None]:
 # ---- JSON ---------------------------------------------------------------------------------------
 
 
-def read_json(path: Path, *, limit: int = JSON_BYTES) -> dict[str, Any]:
+def read_json(path: Path, *, limit: int = JSON_BYTES) -> JsonObject:
     """A JSON object from a file.
 
     Args:
@@ -105,7 +109,7 @@ def read_json(path: Path, *, limit: int = JSON_BYTES) -> dict[str, Any]:
     return parse_json(text, path, limit=limit)
 
 
-def parse_json(text: str | bytes, where: object, *, limit: int = JSON_BYTES) -> dict[str, Any]:
+def parse_json(text: str | bytes, where: object, *, limit: int = JSON_BYTES) -> JsonObject:
     """A JSON object: of at most 64 levels, with every key once. NaN and infinities are read.
 
     Args:
@@ -134,9 +138,9 @@ def parse_json(text: str | bytes, where: object, *, limit: int = JSON_BYTES) -> 
 _NESTED = f"it is too deeply nested, in more than {JSON_DEPTH} levels"
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
     """A dictionary of pairs, in linear time."""
-    out: dict[str, Any] = {}
+    out: JsonObject = {}
     for key, value in pairs:
         if key in out:
             raise ValueError(f"the key {show(key)} is there twice")
@@ -144,13 +148,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _check_text(value: dict[str, Any], where: object) -> None:
+def _check_text(value: JsonObject, where: object) -> None:
     """See that JSON is not too deep, and that its text can be written again.
 
     Raises:
         ValueError: it is nested too deeply, or holds half of a surrogate pair.
     """
-    level: list[Any] = [value]
+    level: list[dict | list] = [value]
     for _ in range(JSON_DEPTH):
         parts = [p for v in level for p in ([*v, *v.values()] if isinstance(v, dict) else v)]
         for part in parts:
@@ -194,7 +198,7 @@ def number(low: float, high: float, *, above: bool = False) -> Spec:
     """A finite number in low .. high; low itself is left out if ``above``."""
     start = f"above {low:g} and at most" if above else f"from {low:g} to"
 
-    def holds(value: Any) -> bool:
+    def holds(value: object) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
         # Compared before anything is converted: integers may be too large for a float.
@@ -203,7 +207,7 @@ def number(low: float, high: float, *, above: bool = False) -> Spec:
     return Spec(f"a finite number {start} {high:g}", holds)
 
 
-def exactly(*values: Any) -> Spec:
+def exactly(*values: object) -> Spec:
     """One of some values, of the same type: 1 is not True."""
     return Spec(
         " or ".join(show(value) for value in values),
@@ -239,7 +243,7 @@ ANYTHING = Spec("anything", lambda v: True)
 TEXT = text(256)
 
 
-def check(values: Mapping[str, Any], specs: Mapping[str, Spec], where: object) -> None:
+def check(values: Mapping[str, object], specs: Mapping[str, Spec], where: object) -> None:
     """Compare the values of a table's keys with it; other keys are not looked at.
 
     Raises:
@@ -254,7 +258,7 @@ def check(values: Mapping[str, Any], specs: Mapping[str, Spec], where: object) -
         raise ValueError(f"{where}: {'; '.join(wrong[:NAMED])}")
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: object) -> bool:
     """Whether a value is a number, no truth value, and finite as a float."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False

@@ -14,9 +14,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from absl import logging
+
+if TYPE_CHECKING:  # types imports JAX, which is slow
+    from diffjax.types import JsonObject
 
 LINKS = 40  # that are followed, as Linux does
 _DESCRIPTOR = re.compile(r"/proc/(\d+)/(?:task/\d+/)?fd/(\d+)", re.ASCII)
@@ -44,7 +47,7 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
     write_atomically(path, text)
 
 
-def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_json_lines(path: str | os.PathLike[str]) -> list[JsonObject]:
     """Rows of a JSON-lines file of ours; none if there is no file.
 
     A cut last line, as a killed run leaves it, is dropped with a warning.

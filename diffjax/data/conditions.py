@@ -17,12 +17,11 @@ Everything is NumPy, a function of the batch alone, and runs in the threads that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from diffjax.types import build
+from diffjax.types import Options, build
 
 Batch = Mapping[str, np.ndarray]
 Hints = Callable[[Batch], np.ndarray]  # batch -> (B, H, W, C) float32 in [0, 1]
@@ -30,7 +29,7 @@ Hints = Callable[[Batch], np.ndarray]  # batch -> (B, H, W, C) float32 in [0, 1]
 _EIGHT = np.ones((1, 3, 3), bool)  # neighbours within an image of a batch
 
 
-def make_hints(name: str, options: Mapping[str, Any] | None = None, *, channels: int = 1) -> Hints:
+def make_hints(name: str, options: Options | None = None, *, channels: int = 1) -> Hints:
     """The hint of a table entry.
 
     Args:

@@ -12,7 +12,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -21,6 +21,7 @@ from diffjax.data import captions, folders, formats, metadata, pictures
 from diffjax.data.captions import Buckets
 from diffjax.data.pictures import DamagedImage
 from diffjax.data.source import Arrays, Indices, Source
+from diffjax.types import T
 
 Sides = tuple[int, int]  # height and width
 DAMAGED = ("stop", "skip")
@@ -55,7 +56,7 @@ class Reading(NamedTuple):
         image = pictures.read_image(path, self.channels, background=self.background)
         return fit_size(image, self.size)
 
-    def read_from(self, start: int, paths: Sequence[Path], read: Callable[[Path], Any]) -> Any:
+    def read_from(self, start: int, paths: Sequence[Path], read: Callable[[Path], T]) -> T:
         """What ``read`` makes of a file; if damaged ones are skipped, of the next that it can read.
 
         Raises:
@@ -83,14 +84,14 @@ def skip_damaged(source: Source) -> Source:
     """Replace the damaged images of a source; the log names each of them once."""
     stand_ins = _StandIns(source)
 
-    def resolved(read: Callable[[Indices], Any] | None) -> Any:
-        return None if read is None else lambda indices: read(stand_ins.resolve(indices))
+    def redirect(read: Callable[[Indices], T]) -> Callable[[Indices], T]:
+        return lambda indices: read(stand_ins.resolve(indices))
 
     return dataclasses.replace(
         source,
-        read=resolved(source.read),
-        more=resolved(source.more),
-        captions=resolved(source.captions),
+        read=redirect(source.read),
+        more=redirect(source.more) if source.more else None,
+        captions=redirect(source.captions) if source.captions else None,
     )
 
 

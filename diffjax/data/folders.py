@@ -16,12 +16,12 @@ import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
 
 from diffjax.data.formats import IMAGE_SUFFIXES
+from diffjax.types import JsonObject
 from diffjax.untrusted import name_some
 
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
@@ -216,9 +216,7 @@ def number_classes(
 # ---- what tells data apart ----------------------------------------------------------------------
 
 
-def make_fingerprint(
-    root: Path, paths: Sequence[Path], texts: Sequence[str] = ()
-) -> dict[str, Any]:
+def make_fingerprint(root: Path, paths: Sequence[Path], texts: Sequence[str] = ()) -> JsonObject:
     """Count, names and sizes in bytes of files, and digests of them and of their captions.
 
     Names are relative to ``root``, so that a folder may be moved. Of more than `LISTED` files the

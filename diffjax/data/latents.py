@@ -13,16 +13,18 @@ import re
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from diffjax.types import JsonObject
 from diffjax.untrusted import Spec, check, integer, listed, read_json
 from diffjax.writing import write_atomically
 
 MANIFEST = "manifest.json"
 SHARD = 256 * 2**20  # bytes, about
-Rows = dict[str, np.ndarray]
+Rows: TypeAlias = dict[str, np.ndarray]
+Field: TypeAlias = list[str | list[int]]  # name, NumPy type and shape of an entry of a record
 _SIDE = integer(1, 2**20)
 _SPECS = {
     "count": integer(1, 2**40),
@@ -40,7 +42,7 @@ _SPECS = {
 }
 
 
-def _is_field(value: Any) -> bool:
+def _is_field(value: object) -> bool:
     """Whether a value of the manifest is (name, type of numbers, shape)."""
     if not isinstance(value, list) or [type(v) for v in value] != [str, str, list]:
         return False
@@ -57,7 +59,7 @@ class Stored:
         num_classes, levels: of their data set.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]):
+    def __init__(self, folder: Path, manifest: JsonObject):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self.manifest, self._folder = manifest, folder
@@ -151,7 +153,7 @@ def write(
 
     folder.mkdir(parents=True, exist_ok=True)
     _remove_manifest(folder / MANIFEST)
-    fields: list[Any] = []
+    fields: list[Field] = []
     writers: list[tuple[Path, Any]] = []
     per_shard = done = 0
     for rows in parts:
@@ -203,7 +205,7 @@ def _remove_manifest(path: Path) -> None:
 def read_origin(folder: Path) -> dict[str, str]:
     """Read name and dir of the data set that was encoded into a folder; {} if not recorded."""
     manifests = (read_json(path) for path in sorted(folder.glob(f"*/{MANIFEST}")))
-    found: Any = next((m["images"] for m in manifests if m.get("images")), {})
+    found: object = next((m["images"] for m in manifests if m.get("images")), {})
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise ValueError(f"a {MANIFEST} below {folder} says of images what is no text by name")
     return found

@@ -18,9 +18,10 @@ import posixpath
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from diffjax.data import text
+from diffjax.types import JsonObject
 from diffjax.untrusted import name_some
 
 FILES = ("metadata.jsonl", "metadata.csv")
@@ -34,7 +35,7 @@ class Row(NamedTuple):
     """One line of a metadata file, and where it stands, for messages."""
 
     where: str
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
 
 
 class Table(NamedTuple):
@@ -207,7 +208,7 @@ def _list_columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row.values))
 
 
-def _join_names(values: Mapping[str, Any]) -> str:
+def _join_names(values: Mapping[str, object]) -> str:
     return ", ".join(map(str, values)) or "nothing"
 
 
@@ -231,7 +232,7 @@ def _read_json_rows(file: Path) -> Iterator[Row]:
             yield Row(where, _parse(line, where))
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
+def _parse(line: str, where: str) -> JsonObject:
     try:
         value = json.loads(line, object_pairs_hook=_refuse_repeats)
     except (ValueError, RecursionError) as error:
@@ -244,7 +245,7 @@ def _parse(line: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeats(pairs: list[tuple[str, object]]) -> JsonObject:
     """Make a dictionary of pairs."""
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -19,9 +19,9 @@ from __future__ import annotations
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 # The formats that are read whatever a file's name: Pillow starts Ghostscript for others (EPS).
@@ -305,7 +305,7 @@ def _recolour(values: np.ndarray, channels: int, background: Colour, name: str) 
 # ---- masks --------------------------------------------------------------------------------------
 
 
-def read_mask(value: Any) -> np.ndarray:
+def read_mask(value: Image.Image | npt.ArrayLike) -> np.ndarray:
     """A mask as greys ([N,] H, W, 1), float32 in [0, 1], 1 where the image is to be filled in.
 
     Integers that are all 0 or 1, or all 0 or 255, are what they say whatever their type, so that a

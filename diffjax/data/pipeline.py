@@ -18,7 +18,6 @@ import collections
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import grain
 import jax
@@ -26,6 +25,7 @@ import numpy as np
 
 from diffjax.data.conditions import Hints
 from diffjax.data.source import Source
+from diffjax.types import T
 
 Batch = dict[str, np.ndarray]
 
@@ -254,8 +254,8 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
 
 
 def device_prefetch(
-    iterator: Iterable[Any], sharding: jax.sharding.Sharding | None = None, size: int = 2
-) -> Iterator[Any]:
+    iterator: Iterable[T], sharding: jax.sharding.Sharding | None = None, size: int = 2
+) -> Iterator[T]:
     """Put batches on the devices `size` steps before they are used.
 
     Args:
@@ -273,9 +273,9 @@ def device_prefetch(
 
 
 def _prefetch(
-    iterator: Iterator[Any], sharding: jax.sharding.Sharding | None, size: int
-) -> Iterator[Any]:
-    def put(batch: Any) -> Any:
+    iterator: Iterator[T], sharding: jax.sharding.Sharding | None, size: int
+) -> Iterator[T]:
+    def put(batch: T) -> T:
         if sharding is None or jax.process_count() == 1:
             return jax.device_put(batch, sharding)  # in one call: the training loop waits for it
         return jax.tree.map(

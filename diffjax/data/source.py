@@ -7,9 +7,10 @@ import hashlib
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from diffjax.types import JsonObject
 
 Indices = Sequence[int] | np.ndarray
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -49,7 +50,7 @@ class Source:
     groups: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     paths: Sequence[Path] | None = None
-    fingerprint: Callable[[], dict[str, Any]] | None = None
+    fingerprint: Callable[[], JsonObject] | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -121,7 +122,7 @@ def from_arrays(
     )
 
 
-def _make_fingerprint(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _make_fingerprint(images: np.ndarray, labels: np.ndarray) -> JsonObject:
     digest = hashlib.sha256(images.tobytes())
     digest.update(labels.tobytes())
     return {"count": len(images), "digest": digest.hexdigest()}

@@ -7,13 +7,11 @@ own images were looked at and not only their published statistics.
 
 from __future__ import annotations
 
-import numpy as np
-
 from diffjax import metrics
 from diffjax.evaluation.feature_store import FeatureStore
 from diffjax.evaluation.image_sets import ImageSet
 from diffjax.evaluation.references import Reference, require_images
-from diffjax.types import ConfigError
+from diffjax.types import Array, ConfigError
 
 KID_SUBSET = 1000  # images of a subset, as in Binkowski et al. 2018
 
@@ -110,6 +108,6 @@ def measure_precision_recall(
 
 def _collect_both(
     images: ImageSet, reference: Reference, inception: FeatureStore
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Array, Array]:
     fake = inception.collect(images).features
     return inception.collect(require_images(reference)).features, fake

@@ -20,7 +20,6 @@ from diffjax.types import (
     Noise,
     Parameterization,
     Params,
-    PyTree,
     Rows,
     Schedule,
 )
@@ -50,7 +49,7 @@ class PixelModel(NamedTuple):
         batch_size: images at a time.
     """
 
-    denoiser: Callable[[PyTree, Cond], Denoiser]
+    denoiser: Callable[[Params, Cond], Denoiser]
     params: Params
     schedule: Schedule
     parameterization: Parameterization

@@ -17,7 +17,7 @@ import contextlib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,7 +50,7 @@ from diffjax.evaluation.pair_scores import (
 from diffjax.evaluation.references import Reference, reference_from_any, require_images
 from diffjax.evaluation.text_scores import measure_captions, measure_clip_score
 from diffjax.metrics import FeatureNetwork, Statistics, feature_network
-from diffjax.types import ConfigError, suggest
+from diffjax.types import ConfigError, T, suggest
 
 INVERTED = 64  # images that `reconstruction` encodes and decodes
 
@@ -296,7 +296,7 @@ def needs_spatial(names: Iterable[str]) -> bool:
     return any(METRICS[name].spatial for name in names)
 
 
-def _call(function: Callable[..., Any], inputs: Mapping[str, object]) -> Any:
+def _call(function: Callable[..., T], inputs: Mapping[str, object]) -> T:
     """Call a function with those of the inputs that its arguments name."""
     taken = inspect.signature(function).parameters
     return function(**{key: value for key, value in inputs.items() if key in taken})

@@ -15,14 +15,14 @@ from diffjax import metrics
 from diffjax.evaluation.feature_distance import measure_distance
 from diffjax.nets.autoencoder import Autoencoder, VQModel
 from diffjax.train.sharding import make_mesh, make_replicated_sharding
-from diffjax.types import Array, Params, PyTree
+from diffjax.types import Array, Params
 
 BATCH = 64
 COLLAPSED = 0.1  # share of codes in use below which a warning is due
 
 # images (N, H, W, C) -> their reconstructions, and codes (N, h, w) or (N, 0, 0)
 Reconstruct = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-_Run = Callable[[PyTree, np.ndarray], tuple[Array, Array]]
+_Run = Callable[[Params, np.ndarray], tuple[Array, Array]]
 
 
 def reconstruct(

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from absl import logging
@@ -16,14 +16,15 @@ from tqdm import tqdm
 
 from diffjax.config import explain_unused
 from diffjax.evaluation import plots
-from diffjax.types import ConfigError, suggest
+from diffjax.types import ConfigError, JsonObject, suggest
 from diffjax.writing import read_json_lines, write_atomically
 
 AXIS_NAMES = {"distance": "Frechet distance", "all": "share of obeyed captions"}
 _TICK_RATIO = 1.15  # of neighbouring ticks; labels of closer ones would overlap
 
 Value = bool | int | float | str
-Row = dict[str, Any]  # of a sweep's file: axes, seed, num and what was measured
+# One line of a sweep's file: values by axis, ``seed``, ``num`` and what was measured.
+Row: TypeAlias = JsonObject
 Curve = dict[int, np.ndarray]  # network evaluations -> a metric over seeds
 _TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 

@@ -14,8 +14,6 @@ next to every distance.
 
 from __future__ import annotations
 
-from typing import Any
-
 from diffjax.metrics.clip import clip_score
 from diffjax.metrics.collection import collect
 from diffjax.metrics.features import (
@@ -43,6 +41,7 @@ from diffjax.metrics.reference import (
 )
 from diffjax.metrics.scores import inception_score
 from diffjax.metrics.statistics import Gaussian, Moments, empty, merge, moments, update
+from diffjax.types import Array
 
 __all__ = [
     "INCEPTION_SOURCE",
@@ -85,12 +84,12 @@ __all__ = [
 
 def evaluate_images(
     network: FeatureNetwork,
-    images: Any,
-    reference_images: Any,
+    images: Array,
+    reference_images: Array,
     *,
     k: int = 3,
     splits: int = 10,
-) -> dict[str, Any]:
+) -> dict[str, float | int | str]:
     """All image metrics of ``images`` against ``reference_images``, ready for JSON.
 
     Both are (N, H, W, C), uint8 levels or float in [-1, 1]. The numbers use the features of
@@ -119,7 +118,7 @@ def evaluate_images(
     }
 
 
-def floor(network: FeatureNetwork, reference: Any, reference2: Any) -> float:
+def floor(network: FeatureNetwork, reference: Array, reference2: Array) -> float:
     """Fréchet distance between two disjoint sets of real images of the same size.
 
     What a perfect generator would score at this number of images; it falls like 1/N.

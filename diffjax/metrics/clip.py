@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from diffjax.metrics.statistics import as_features
+from diffjax.types import Array
 
 
-def clip_score(images: Any, texts: Any, *, scale: float = 100.0) -> tuple[float, float]:
+def clip_score(images: Array, texts: Array, *, scale: float = 100.0) -> tuple[float, float]:
     """Mean and standard error of ``scale max(cos(image, text), 0)`` (Hessel et al. 2021, eq. 1).
 
     The paper's scale is 2.5; tables of text-to-image models give the plain cosine (scale 1) or

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffjax.metrics.features import FeatureNetwork, Features, extract
+from diffjax.types import Array
 from diffjax.writing import write_atomically
 
 Read = Callable[[int, int], np.ndarray]  # (start, stop) -> images (stop - start, H, W, C)
@@ -78,9 +79,7 @@ def _read_progress(folder: Path, what: dict[str, object]) -> int:
 
 
 def _create_arrays(folder: Path | None, found: Features, num: int) -> Features:
-    def make(name: str, part: np.ndarray | None) -> np.ndarray | None:
-        if part is None:
-            return None
+    def make(name: str, part: Array) -> np.ndarray:
         shape = (num, *part.shape[1:])
         if folder is None:
             return np.empty(shape, part.dtype)
@@ -89,26 +88,27 @@ def _create_arrays(folder: Path | None, found: Features, num: int) -> Features:
             folder / f"{name}.npy", mode="w+", dtype=part.dtype, shape=shape
         )
 
-    return Features(*(make(name, part) for name, part in found._asdict().items()))
+    spatial = None if found.spatial is None else make("spatial", found.spatial)
+    return Features(make("features", found.features), make("probs", found.probs), spatial)
 
 
 def _open_arrays(folder: Path) -> Features:
-    def load(name: str) -> np.ndarray | None:
-        path = folder / f"{name}.npy"
-        return np.load(path, mmap_mode="r+") if path.exists() else None
+    def load(name: str) -> np.ndarray:
+        return np.load(folder / f"{name}.npy", mmap_mode="r+")
 
-    return Features(*map(load, Features._fields))
+    spatial = load("spatial") if (folder / "spatial.npy").exists() else None
+    return Features(load("features"), load("probs"), spatial)
 
 
 def _write(kept: Features, found: Features, start: int, stop: int) -> None:
     for array, part in zip(kept, found, strict=True):
-        if array is not None:
+        if isinstance(array, np.ndarray):
             array[start:stop] = part
 
 
 def _commit(folder: Path, kept: Features, progress: dict[str, object]) -> None:
     """Arrays first, then the count that makes them valid."""
     for array in kept:
-        if array is not None:
+        if isinstance(array, np.memmap):
             array.flush()
     write_atomically(folder / _PROGRESS, json.dumps(progress))

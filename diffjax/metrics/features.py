@@ -6,7 +6,7 @@ import functools
 import importlib.resources
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffjax.nets.classifier import Classifier
+from diffjax.types import Array, Params
 from diffjax.untrusted import parse_json
 from diffjax.writing import write_atomically
 
@@ -35,9 +36,9 @@ class Features(NamedTuple):
         spatial: features (N, S) that keep positions, for spatial FID; None if it has none.
     """
 
-    features: Any
-    probs: Any
-    spatial: Any = None
+    features: Array
+    probs: Array
+    spatial: Array | None = None
 
 
 class FeatureNetwork(NamedTuple):
@@ -59,12 +60,12 @@ class FeatureNetwork(NamedTuple):
     name: str
     version: str
     dim: int
-    apply: Callable[[Any], Features]
+    apply: Callable[[Array], Features]
     shape: tuple[int, int, int] | None
     accuracy: float | None
     levels: int
     batch_size: int = 500
-    params: Any = None
+    params: Params | None = None
 
     @property
     def id(self) -> str:
@@ -126,7 +127,7 @@ def load_network(path: str | os.PathLike[str]) -> FeatureNetwork:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(model: Classifier, levels: int, params: Any, images: jax.Array) -> Features:
+def _apply(model: Classifier, levels: int, params: Params, images: jax.Array) -> Features:
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) * (2 / (levels - 1)) - 1
     output: Any = model.apply({"params": params}, images.astype(jnp.float32))
@@ -136,7 +137,7 @@ def _apply(model: Classifier, levels: int, params: Any, images: jax.Array) -> Fe
 
 def save_network(
     path: str | os.PathLike[str],
-    params: Any,
+    params: Params,
     model: Classifier,
     *,
     dataset: str,
@@ -144,7 +145,7 @@ def save_network(
     shape: tuple[int, ...],
     levels: int,
     accuracy: float,
-    recipe: dict[str, Any],
+    recipe: Mapping[str, object],
 ) -> None:
     """Write parameters and everything needed to use them as one safetensors file.
 
@@ -166,10 +167,10 @@ def save_network(
 
 def extract(
     network: FeatureNetwork,
-    images: Any,
+    images: Array,
     *,
     batch_size: int | None = None,
-    progress: Callable[[int], Any] = lambda count: None,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> Features:
     """Extract a network's features of images (N, H, W, C) as NumPy arrays in float32.
 
@@ -204,7 +205,7 @@ def _make_batch_sharding() -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
 
 
-def _check_images(network: FeatureNetwork, images: Any) -> np.ndarray:
+def _check_images(network: FeatureNetwork, images: Array) -> np.ndarray:
     """Return ``images`` as uint8 or float32, after checking shape and range."""
     images = np.asarray(images)
     fits = images.ndim == 4 and len(images) > 0

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from diffjax.metrics.features import FeatureNetwork, Features
 from diffjax.nets.inception import SIZE, Inception, inception_input
+from diffjax.types import Params
 
 SOURCE = (
     "the Inception weights of FID are not part of this package. Download "
@@ -18,14 +19,14 @@ SOURCE = (
 )
 
 
-def inception_shapes() -> Any:
+def inception_shapes() -> Params:
     """Names and shapes of Inception's parameters, without memory."""
     images = jnp.zeros((1, SIZE, SIZE, 3))
     return jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]
 
 
 def inception_network(
-    params: Any, *, resize: str = "tensorflow", batch_size: int = 32
+    params: Params, *, resize: str = "tensorflow", batch_size: int = 32
 ) -> FeatureNetwork:
     """Inception as a feature network for images of any size.
 
@@ -53,7 +54,7 @@ def inception_network(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(resize: str, params: Any, images: jax.Array) -> Features:
+def _apply(resize: str, params: Params, images: jax.Array) -> Features:
     x = inception_input(_to_levels(images), resize=resize)
     out: Any = Inception().apply({"params": params}, x)
     return Features(out.pool, jax.nn.softmax(out.logits), out.spatial)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from diffjax.metrics.statistics import as_features
+from diffjax.types import Array
 
 
 def squared_mmd(real: np.ndarray, fake: np.ndarray) -> float:
@@ -29,7 +28,7 @@ def squared_mmd(real: np.ndarray, fake: np.ndarray) -> float:
 
 
 def kernel_distance(
-    real: Any, fake: Any, *, subsets: int = 100, size: int = 1000, seed: int = 0
+    real: Array, fake: Array, *, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """Mean and standard deviation of `squared_mmd` over random subsets of both sets.
 
@@ -57,7 +56,7 @@ def kernel_distance(
         subsets = 1
     rng = np.random.default_rng(seed)
 
-    def choose_rows(features: Any, name: str) -> np.ndarray:
+    def choose_rows(features: Array, name: str) -> np.ndarray:
         rows = np.sort(rng.choice(len(features), size, replace=False))  # in order: may be on disk
         return as_features(features[rows], name)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from diffjax.metrics.statistics import as_features
+from diffjax.types import Array
 
 BLOCK = 1000  # rows per block of distances: 80 MB against 10,000 others
 _CANCELS = 1e-6  # below this part of |a|^2 + |b|^2, a squared distance is formed from differences
@@ -50,7 +51,7 @@ def _compute_radii(points: np.ndarray, k: int) -> np.ndarray:
     )
 
 
-def precision_recall(real: Any, fake: Any, *, k: int = 3) -> PrecisionRecall:
+def precision_recall(real: Array, fake: Array, *, k: int = 3) -> PrecisionRecall:
     """Compare two sets of features by the balls that reach each point's k-th neighbour.
 
     - precision: fraction of fakes inside some real ball; recall: fraction of reals inside some

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from diffjax.types import Array
 
 WINDOW = 11  # pixels of SSIM's window
 _SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
 
 
-def _check(x: Any, y: Any) -> None:
+def _check(x: Array, y: Array) -> None:
     if x.shape != y.shape or x.ndim != 4:
         raise ValueError(f"pairs of images (N, H, W, C) are needed, got {x.shape} and {y.shape}")
 
 
-def psnr(x: Any, y: Any, *, span: float = 2.0) -> jax.Array:
+def psnr(x: Array, y: Array, *, span: float = 2.0) -> jax.Array:
     """``10 log10(span^2 / mean (x - y)^2)`` in dB, (N,); infinite for equal images.
 
     Args:
@@ -35,7 +36,7 @@ def psnr(x: Any, y: Any, *, span: float = 2.0) -> jax.Array:
     return 10 * jnp.log10(span**2 / error)
 
 
-def ssim(x: Any, y: Any, *, span: float = 2.0) -> jax.Array:
+def ssim(x: Array, y: Array, *, span: float = 2.0) -> jax.Array:
     """Structural similarity (Wang et al. 2004), mean over windows and channels, (N,).
 
     ``(2 m_x m_y + c1)(2 s_xy + c2) / ((m_x^2 + m_y^2 + c1)(s_x^2 + s_y^2 + c2))`` with Gaussian
@@ -61,7 +62,7 @@ def ssim(x: Any, y: Any, *, span: float = 2.0) -> jax.Array:
     return jnp.mean(light * (2 * xy + c2) / (xx + yy + c2), (1, 2, 3))
 
 
-def _to_float(x: Any) -> jax.Array:
+def _to_float(x: Array) -> jax.Array:
     return jnp.asarray(x, jnp.float32)
 
 
@@ -78,8 +79,8 @@ def _blur(x: jax.Array) -> jax.Array:
 
 
 def diversity(
-    distance: Callable[[Any, Any], Any],
-    images: Any,
+    distance: Callable[[Array, Array], Array],
+    images: Array,
     *,
     pairs: int = 1000,
     seed: int = 0,

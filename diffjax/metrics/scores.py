@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
+
+from diffjax.types import Array
 
 SEED = 2020  # torch-fidelity's default
 
 
 def inception_score(
-    probs: Any, *, splits: int = 10, seed: int | None = SEED
+    probs: Array, *, splits: int = 10, seed: int | None = SEED
 ) -> tuple[float, float]:
     """Mean and standard deviation over splits of the score of Salimans et al. (2016).
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from diffjax.types import Array
 
 BLOCK = 4096  # rows turned to float64 at a time
 
@@ -48,7 +50,7 @@ def empty(dim: int) -> Moments:
     return Moments(0, np.zeros(dim), np.zeros((dim, dim)))
 
 
-def as_features(features: Any, name: str = "features") -> np.ndarray:
+def as_features(features: Array, name: str = "features") -> np.ndarray:
     """``features`` as a float64 matrix (N, F).
 
     Raises:
@@ -66,7 +68,7 @@ def as_features(features: Any, name: str = "features") -> np.ndarray:
     return values
 
 
-def moments(features: Any) -> Moments:
+def moments(features: Array) -> Moments:
     """Moments of the rows of ``features`` (N, F), a block of rows at a time.
 
     ``features`` may be a memory map: what is held is `BLOCK` rows. The sums depend on the rows
@@ -103,6 +105,6 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, a.mean + delta * (b.count / count), scatter)
 
 
-def update(state: Moments, features: Any) -> Moments:
+def update(state: Moments, features: Array) -> Moments:
     """``state`` after also seeing the rows of ``features`` (N, F)."""
     return merge(state, moments(features))

@@ -10,13 +10,12 @@ T2IAdapter.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 
 from diffjax.nets.layers import conv, torch_init
-from diffjax.types import ConfigError, choose
+from diffjax.types import ConfigError, DType, choose
 
 Array = jax.Array
 
@@ -46,7 +45,7 @@ class T2IAdapter(nn.Module):
     blocks: int = 2
     hint_factor: int = 8
     kind: str = "full"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, hint: Array) -> list[Array]:
@@ -87,7 +86,7 @@ class T2IAdapter(nn.Module):
             if not _is_whole(value, low):
                 raise ConfigError(f"{name} must be a whole number of at least {low}, got {value!r}")
 
-    def _make_conv(self, features: int, name: str, size: int = 3) -> Any:
+    def _make_conv(self, features: int, name: str, size: int = 3) -> nn.Conv:
         return conv(
             features,
             name=f"adapter.{name}",
@@ -134,5 +133,5 @@ def check_hint_options(channels: int, name: str, widths: tuple[int, ...], least:
         )
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from diffjax.nets.layers import GroupNorm, default_init, zero_init
-from diffjax.types import choose
+from diffjax.types import DType, choose
 
 Array = jax.Array
 CHUNK = 1024  # queries at a time of chunked attention
@@ -91,7 +90,7 @@ class Attention(nn.Module):
     heads: int = 1
     width: int | None = None
     bias: bool = True
-    dtype: Any = None
+    dtype: DType = None
     kind: str = "xla"
 
     @nn.compact
@@ -117,7 +116,7 @@ class AttentionBlock(nn.Module):
     heads: int = 1
     groups: int = 32
     eps: float = 1e-6
-    dtype: Any = None
+    dtype: DType = None
     kind: str = "xla"
     rescale: bool = False  # divide the sum by sqrt(2)
 

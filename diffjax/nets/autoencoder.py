@@ -7,14 +7,16 @@ Rombach et al. 2022, section 3.1 and appendix G: `AutoencoderKL` has a Gaussian 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from diffjax.nets.attention import AttentionBlock
 from diffjax.nets.layers import Downsample, GroupNorm, ResBlock, Upsample, conv, rematerialise
+from diffjax.types import DType
 
 Array = jax.Array
 LOGVAR = (-30.0, 20.0)  # bounds of the posterior's log-variance
@@ -70,7 +72,7 @@ class _Coder(nn.Module):
     middle_attention: bool
     attention: str
     remat: str | bool
-    dtype: Any
+    dtype: DType
 
     @nn.nowrap
     def _make_res_block(self, features: int, name: str) -> Callable[[Array], Array]:
@@ -93,6 +95,9 @@ class _Coder(nn.Module):
     def _apply_out(self, h: Array) -> Array:
         h = nn.silu(GroupNorm(self.norm_groups, dtype=self.dtype, name="conv_norm_out")(h))
         return conv(self.out_channels, name="conv_out", dtype=jnp.float32)(h)
+
+
+CoderT = TypeVar("CoderT", bound=_Coder)
 
 
 class Encoder(_Coder):
@@ -162,7 +167,7 @@ class Autoencoder(nn.Module):
     shift_factor: float = 0.0
     attention: str = "xla"
     remat: str | bool = False
-    dtype: Any = None
+    dtype: DType = None
 
     @property
     def factor(self) -> int:
@@ -170,7 +175,7 @@ class Autoencoder(nn.Module):
         return 2 ** (len(self.multipliers) - 1)
 
     @nn.nowrap
-    def _make_coder(self, kind: Any, out_channels: int) -> Any:
+    def _make_coder(self, kind: type[CoderT], out_channels: int) -> CoderT:
         return kind(
             self.channels,
             self.multipliers,
@@ -242,7 +247,7 @@ class AutoencoderKL(Autoencoder):
         return self.decode(z), posterior
 
 
-def _init_codes(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def _init_codes(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     """Draw codes uniformly in ±1/K for K codes, as released with the paper."""
     return jax.random.uniform(key, shape, dtype, -1 / shape[0], 1 / shape[0])
 

@@ -9,16 +9,15 @@ State-dict names are those of diffusers' ControlNetModel.
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyPath
 
 from diffjax.nets.adapter import check_hint_options
 from diffjax.nets.layers import conv, space_to_depth, torch_init
 from diffjax.nets.unet import UNet, embed, encode
-from diffjax.types import ConfigError, Params, PyTree, choose
+from diffjax.types import CondEntries, ConfigError, DType, Params, choose
 
 Array = jax.Array
 
@@ -45,7 +44,7 @@ class HintEncoder(nn.Module):
     factor: int = 8
     kind: str = "released"
     last: str = "zero"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, hint: Array) -> Array:
@@ -113,7 +112,7 @@ class ControlNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Array, t: Array, cond: Any, train: bool = False
+        self, z: Array, t: Array, cond: CondEntries, train: bool = False
     ) -> tuple[list[Array], Array]:
         base, cond = self.base, cond or {}
         init = choose("initialisation", self.connections, INITS)
@@ -160,7 +159,7 @@ class ControlNet(nn.Module):
                 f"{made} makes hints smaller by one of {', '.join(map(str, factors))}"
             )
 
-    def _check(self, z: Array, hint: Any) -> None:
+    def _check(self, z: Array, hint: Array | None) -> None:
         side = self.hint_factor / self.base.patch
         wanted = (
             z.shape[0],
@@ -195,7 +194,7 @@ def _encode_lite(base: UNet, z: Array, shift: Array) -> tuple[Array, list[Array]
     return layer(h, h.shape[-1], "mid_block.conv"), skips
 
 
-def copy_base(params: Params, base: PyTree) -> PyTree:
+def copy_base(params: Params, base: Params) -> Params:
     """Parameters of a ControlNet whose copy of the encoder and of the middle is that of its base.
 
     Args:
@@ -208,7 +207,7 @@ def copy_base(params: Params, base: PyTree) -> PyTree:
     """
     path = jax.tree_util.keystr
 
-    def copy_leaf(where: Any, fresh: Array, given: Array) -> Array:
+    def copy_leaf(where: KeyPath, fresh: Array, given: Array) -> Array:
         if path(where) == "['kernel']" and given.shape[2:3] > fresh.shape[2:3]:
             given = given[:, :, : fresh.shape[2]]
         if given.shape != fresh.shape:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from diffjax.types import DType
 
 Array = jax.Array
 
 
-def _init_scale(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def _init_scale(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     return 1 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
@@ -30,7 +31,7 @@ class PatchGAN(nn.Module):
 
     channels: int = 64
     layers: int = 3
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool = True) -> Array:

@@ -6,16 +6,19 @@ Submodules carry dotted names, so the joined path of a parameter is its diffuser
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.nn.initializers import Initializer
 
-from diffjax.types import choose
+from diffjax.types import DType, choose
 
 Array = jax.Array
+ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
 
 # DDPM's initialisation (Ho et al. 2020, released code): fan-average uniform, and a scale of
 # 1e-10 for the last layer of every residual branch so that blocks start as the identity.
@@ -43,18 +46,18 @@ def timestep_embedding(
     return jnp.pad(out, ((0, 0), (0, dim % 2)))
 
 
-def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+def _is_product(primitive: Primitive, *_: object, **__: object) -> bool:
     return primitive.name in ("dot_general", "conv_general_dilated")
 
 
-REMAT: dict[str, Any] = {
+REMAT: dict[str, Callable[..., bool] | None] = {
     "none": None,  # everything is kept
     "blocks": jax.checkpoint_policies.nothing_saveable,  # a block's input is kept, no more
     "products": _is_product,  # norms, activations and softmax are computed again
 }
 
 
-def rematerialise(module: Any, policy: str | bool, **options: Any) -> Any:
+def rematerialise(module: ModuleClass, policy: str | bool, **options: Any) -> ModuleClass:
     """Return a block's class that keeps for the backward pass what the policy says.
 
     Args:
@@ -72,7 +75,7 @@ class TimestepMLP(nn.Module):
     """Two dense layers with SiLU between them: diffusers' ``time_embedding``."""
 
     features: int
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -95,7 +98,7 @@ class GroupNorm(nn.Module):
 
     groups: int = 32
     eps: float = 1e-6
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -128,9 +131,9 @@ def conv(
     name: str,
     size: int = 3,
     stride: int = 1,
-    padding: Any = 1,
-    dtype: Any = None,
-    init: Any = default_init,
+    padding: int | Sequence[tuple[int, int]] = 1,
+    dtype: DType = None,
+    init: Initializer = default_init,
 ) -> nn.Conv:
     """Convolution with symmetric padding given as in PyTorch."""
     pads = padding if isinstance(padding, Sequence) else [(padding, padding)] * 2
@@ -187,7 +190,7 @@ class FIRDownsample(nn.Module):
     """3x3 convolution of the filtered image at every second pixel; pads as NCSN++ does."""
 
     features: int
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -217,7 +220,7 @@ class Downsample(nn.Module):
     """Stride-2 convolution; ``padding`` 0 pads right and bottom only, as TensorFlow's SAME does."""
 
     padding: int = 1
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -228,7 +231,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest upsampling by 2, cut to ``size`` (H, W) if given, and a convolution."""
 
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array, size: tuple[int, int] | None = None) -> Array:
@@ -256,7 +259,7 @@ class ResBlock(nn.Module):
     resample: str | None = None
     groups: int = 32
     eps: float = 1e-6
-    dtype: Any = None
+    dtype: DType = None
     fir: bool = False
     rescale: bool = False
     project: bool = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from diffjax.nets.attention import Attention, attend
 from diffjax.nets.layers import default_init
-from diffjax.types import Params, choose
+from diffjax.types import DType, Params, choose
 
 Array = jax.Array
 
@@ -52,7 +53,7 @@ class TextLayer(nn.Module):
     activation: str = "quick_gelu"
     eps: float = 1e-5
     attention: str = "xla"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
@@ -79,8 +80,31 @@ class TextLayer(nn.Module):
         return self._make_dense(x.shape[-1], "self_attn.out_proj")(out.reshape(x.shape))
 
 
-def stacked_layers(net: Any, name: str) -> Any:
-    """``(x, mask) -> (x, output of every layer)``: the scanned layers of a CLIP encoder."""
+class ClipFields(Protocol):
+    """The fields that both halves of CLIP have; see `CLIPText`."""
+
+    layers: int
+    heads: int
+    width: int
+    activation: str
+    eps: float
+    attention: str
+    dtype: DType
+
+
+def make_layer_stack(
+    net: ClipFields, name: str
+) -> Callable[[Array, Array | None], tuple[Array, Array]]:
+    """Make the scanned layers of a CLIP encoder, as a submodule of the current module.
+
+    Args:
+        net: the encoder, whose fields describe the layers.
+        name: of the submodule.
+
+    Returns:
+        ``(x, mask) -> (x, hidden)`` with x (B, M, D), a mask (1, 1, M, M) or None, and the output
+        of every layer as hidden (L, B, M, D).
+    """
     stack = nn.scan(
         TextLayer,
         variable_axes={"params": 0},
@@ -92,7 +116,7 @@ def stacked_layers(net: Any, name: str) -> Any:
     return stack(*options, name=name)
 
 
-def _make_norm(name: str, eps: float, dtype: Any) -> nn.LayerNorm:
+def _make_norm(name: str, eps: float, dtype: DType) -> nn.LayerNorm:
     return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
@@ -128,7 +152,7 @@ class CLIPText(nn.Module):
     eps: float = 1e-5
     end: int = 2
     attention: str = "xla"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, ids: Array) -> TextFeatures:
@@ -138,7 +162,7 @@ class CLIPText(nn.Module):
         x = self._embed("token_embedding", self.vocabulary)(ids)
         x = x + self._embed("position_embedding", self.positions)(jnp.arange(length))
         mask = jnp.tril(jnp.ones((1, 1, length, length), bool))
-        stack = stacked_layers(self, "text_model.encoder.layers")
+        stack = make_layer_stack(self, "text_model.encoder.layers")
         out, hidden = stack(x, mask)
         last = _make_norm("text_model.final_layer_norm", self.eps, self.dtype)(out)
         hidden = jnp.concatenate([x[None], hidden])
@@ -180,7 +204,7 @@ class TransformerLayer(nn.Module):
     heads: int
     head_channels: int
     attention: str = "xla"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, None]:
@@ -217,7 +241,7 @@ class TextTransformer(nn.Module):
     heads: int = 8
     head_channels: int = 64
     attention: str = "xla"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, ids: Array) -> Array:

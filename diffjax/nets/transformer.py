@@ -5,14 +5,14 @@ Rombach et al. 2022, appendix E.2.1, with the state-dict names of diffusers' Tra
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 
 from diffjax.nets.attention import Attention
 from diffjax.nets.layers import GroupNorm, conv, default_init, rematerialise, zero_init
+from diffjax.types import DType
 
 Array = jax.Array
 
@@ -20,7 +20,7 @@ Array = jax.Array
 class GEGLU(nn.Module):
     """Feed-forward ``W_2 (h * gelu(g))`` with ``[h, g] = W_1 x`` (Shazeer 2020), exact GELU."""
 
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -39,7 +39,7 @@ class TransformerBlock(nn.Module):
 
     heads: int
     kind: str = "xla"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(
@@ -76,7 +76,7 @@ class SpatialTransformer(nn.Module):
     groups: int = 32
     kind: str = "xla"
     remat: str | bool = False
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None, mask: Array | None = None) -> Array:
@@ -97,7 +97,7 @@ class SpatialTransformer(nn.Module):
         )
         return stack(self.heads, self.kind, self.dtype, name="transformer_blocks")
 
-    def _project(self, x: Array, name: str, init: Any) -> Array:
+    def _project(self, x: Array, name: str, init: Initializer) -> Array:
         c = x.shape[-1]
         if self.linear:
             return nn.Dense(c, dtype=self.dtype, kernel_init=init, name=name)(x)

@@ -6,8 +6,7 @@ UNet2DConditionModel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -30,9 +29,11 @@ from diffjax.nets.layers import (
     zero_init,
 )
 from diffjax.nets.transformer import SpatialTransformer
-from diffjax.types import ConfigError, choose
+from diffjax.types import Cond, CondEntries, ConfigError, DType, choose
 
 Array = jax.Array
+# ``(features, name, resample=None) -> (h -> h)``, a residual block.
+MakeBlock = Callable[..., Callable[[Array], Array]]
 
 
 class UNet(nn.Module):
@@ -101,7 +102,7 @@ class UNet(nn.Module):
     norm_eps: float = 1e-6
     patch: int = 1
     remat: str | bool = False
-    dtype: Any = None
+    dtype: DType = None
     context_dim: int = 0
     depth: int | tuple[int, ...] = 1
     linear_projection: bool = False
@@ -128,7 +129,7 @@ class UNet(nn.Module):
         return self.patch * (1 if halves_any else 2 ** (len(self.multipliers) - 1))
 
     @nn.compact
-    def __call__(self, z: Array, t: Array, cond: Any = None, train: bool = False) -> Array:
+    def __call__(self, z: Array, t: Array, cond: Cond = None, train: bool = False) -> Array:
         cond = cond or {}
         concat = cond.get("concat")
         z = z if concat is None else jnp.concatenate([z, concat], axis=-1)
@@ -139,7 +140,7 @@ class UNet(nn.Module):
         return _decode(self, h, skips, temb, cond, train)
 
 
-def embed(net: UNet, z: Array, t: Array, cond: Any) -> Array:
+def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
     """The embedding (B, 4 channels) of time, label and other vectors, in the current module.
 
     Raises:
@@ -166,7 +167,13 @@ def embed(net: UNet, z: Array, t: Array, cond: Any) -> Array:
 
 
 def encode(
-    net: UNet, z: Array, temb: Array, cond: Any, train: bool = False, *, shift: Any = None
+    net: UNet,
+    z: Array,
+    temb: Array,
+    cond: CondEntries,
+    train: bool = False,
+    *,
+    shift: Array | None = None,
 ) -> tuple[Array, list[Array]]:
     """The way down and the middle of a UNet, its submodules made in the current module.
 
@@ -253,7 +260,9 @@ def _add_residuals(
     return h + middle, [skip + r for skip, r in zip(skips, residuals, strict=True)]
 
 
-def _decode(net: UNet, h: Array, skips: list[Array], temb: Array, cond: Any, train: bool) -> Array:
+def _decode(
+    net: UNet, h: Array, skips: list[Array], temb: Array, cond: CondEntries, train: bool
+) -> Array:
     res, attend = _make_block_functions(net, temb, cond, train)
     for k, i in enumerate(range(len(net.multipliers) - 1, -1, -1)):
         for j in range(net.blocks + 1):
@@ -274,10 +283,12 @@ def _decode(net: UNet, h: Array, skips: list[Array], temb: Array, cond: Any, tra
     return depth_to_space(h, net.patch) if net.patch > 1 else h
 
 
-def _make_block_functions(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
+def _make_block_functions(
+    net: UNet, temb: Array, cond: CondEntries, train: bool
+) -> tuple[MakeBlock, Callable[[Array, str, int], Array]]:
     """Return ``res(features, name, resample)`` and ``attend(h, name, level)``."""
 
-    def res(features: int, name: str, resample: str | None = None) -> Any:
+    def res(features: int, name: str, resample: str | None = None) -> Callable[[Array], Array]:
         block = rematerialise(ResBlock, net.remat, static_argnums=(3,))
         module = block(
             features,
@@ -329,7 +340,7 @@ def _embed_waves(net: UNet, t: Array) -> Array:
     )
 
 
-def _embed_added(net: UNet, added: Any) -> Array:
+def _embed_added(net: UNet, added: Mapping[str, Array]) -> Array:
     """Embed pooled text and every one of the time_ids as one vector (B, added_dim).
 
     Podell et al. 2023, section 2.2.
@@ -351,7 +362,7 @@ def _embed_added(net: UNet, added: Any) -> Array:
     return out
 
 
-def _check(net: UNet, z: Array, cond: Any) -> None:
+def _check(net: UNet, z: Array, cond: CondEntries) -> None:
     choose("decoder_attention", net.decoder_attention, {"all": 0, "last": 0})
     if z.ndim != 4 or z.shape[1] % net.divisor or z.shape[2] % net.divisor:
         raise ValueError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from diffjax.nets.layers import default_init
-from diffjax.nets.text import stacked_layers
+from diffjax.nets.text import make_layer_stack
+from diffjax.types import DType
 
 Array = jax.Array
 
@@ -55,7 +54,7 @@ class CLIPVision(nn.Module):
     activation: str = "quick_gelu"
     eps: float = 1e-5
     attention: str = "xla"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -63,7 +62,7 @@ class CLIPVision(nn.Module):
             raise ValueError(f"this encoder takes images of {self.size} pixels, got {x.shape}")
         x = self._embed_patches(x)
         x = self._make_norm("pre_layrnorm")(x)  # spelled so in every published file
-        x, _ = stacked_layers(self, "vision_model.encoder.layers")(x, None)
+        x, _ = make_layer_stack(self, "vision_model.encoder.layers")(x, None)
         pooled = self._make_norm("post_layernorm")(x[:, 0])
         return nn.Dense(
             self.projection,

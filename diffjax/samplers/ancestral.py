@@ -14,14 +14,14 @@ the probability flow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
 
 from diffjax.samplers.affine import Entry, affine, at, matrices, to_rows
-from diffjax.types import Array, Denoiser, Grid, Level, Noise, Rows, Sampler
+from diffjax.types import Array, Denoiser, Grid, Level, Memory, Noise, Rows, Sampler
 
 
 def variances(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +170,7 @@ def reverse_rows(grid: Grid) -> Rows:
     return to_rows(grid, range(len(log_beta)), coef)
 
 
-def mix_log_variance(coef: Any, fraction: Any) -> Any:
+def mix_log_variance(coef: Mapping[str, Array], fraction: Array) -> Array:
     """``f log beta + (1 - f) log posterior`` (Nichol & Dhariwal 2021, eq. 15)."""
     return fraction * coef["log_beta"] + (1 - fraction) * coef["log_post"]
 
@@ -180,12 +180,12 @@ def _no_state(z: Array, rows: Rows) -> tuple[()]:
 
 
 def _learned_step(
-    noise: Noise, denoise: Denoiser, z: Array, state: Any, row: Rows
-) -> tuple[Array, Any]:
+    noise: Noise, denoise: Denoiser, z: Array, memory: Memory, row: Rows
+) -> tuple[Array, Memory]:
     """Not affine: the variance depends on the network's output."""
-    prediction, coef = denoise(z, row.level), row.coef
+    prediction, coef = denoise(z, row.level), cast(Mapping[str, Array], row.coef)
     if prediction.var is None:
         raise ValueError("variance 'learned' needs a network that predicts a variance")
     scale = coef["noisy"] * jnp.exp(0.5 * mix_log_variance(coef, prediction.var))
     mean = coef["x"] * prediction.x + coef["eps"] * prediction.eps
-    return mean + scale * noise(row.level.i), state
+    return mean + scale * noise(row.level.i), memory

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from diffjax.types import Array, Denoiser, Level, Noise, Prediction, Rows, Sampler
+from diffjax.types import Array, Denoiser, Level, Memory, Noise, Prediction, Rows, Sampler
+
+# The number of a row: a Python integer, or a traced one.
+Index: TypeAlias = int | Array
 
 
-def image_noise(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Noise:
+def image_noise(keys: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Noise:
     """Noise from one key per image, so that an image does not depend on its batch.
 
     Args:
@@ -28,7 +32,7 @@ def image_noise(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float3
         ``(i, k=0) -> N(0, I)`` of shape (B, *shape); i is the evaluation index, k a draw within it.
     """
 
-    def noise(i: Any, k: int = 0) -> Array:
+    def noise(i: Index, k: int = 0) -> Array:
         def one(key: jax.Array) -> jax.Array:
             return jax.random.normal(
                 jax.random.fold_in(jax.random.fold_in(key, i), k), shape, dtype
@@ -49,7 +53,7 @@ def given_noise(*draws: Array) -> Noise:
         ValueError: (when called) a row makes more draws than there are.
     """
 
-    def noise(i: Any, k: int = 0) -> Array:
+    def noise(i: Index, k: int = 0) -> Array:
         if k >= len(draws):
             raise ValueError(f"draw {k} of a row asked for, but the noise given has {len(draws)}")
         return jnp.asarray(draws[k])[i]
@@ -89,11 +93,14 @@ class Run(NamedTuple):
     """
 
     z: Array
-    state: Any
+    state: Memory
     x: Array | None = None
 
 
-OnStep = Callable[[Array, Rows], Array]
+# ``(z, row) -> z``, traced: changes the state after a row.
+OnStep: TypeAlias = Callable[[Array, Rows], Array]
+# Called on the host with the index of a row that is done.
+OnRow: TypeAlias = Callable[..., None]
 
 
 def begin(sampler: Sampler, z: Array, rows: Rows, *, watch: bool = False) -> Run:
@@ -107,11 +114,11 @@ def advance(
     sampler: Sampler,
     run: Run,
     rows: Rows,
-    first: Any,
-    last: Any,
+    first: Index,
+    last: Index,
     *,
     on_step: OnStep | None = None,
-    progress: Callable[[Any], None] | None = None,
+    progress: OnRow | None = None,
 ) -> Run:
     """Run rows ``first`` to ``last - 1``; traceable, and both ends may be traced.
 
@@ -123,7 +130,7 @@ def advance(
     """
     rows = jax.tree.map(jnp.asarray, rows)
 
-    def body(k: Any, run: Run) -> Run:
+    def body(k: jax.Array, run: Run) -> Run:
         row = jax.tree.map(lambda leaf: leaf[k], rows)
         seen: list[Array] = []
 
@@ -149,9 +156,9 @@ def sample(
     z: Array,
     rows: Rows,
     *,
-    n: Any = None,
+    n: Index | None = None,
     on_step: OnStep | None = None,
-    progress: Callable[[Any], None] | None = None,
+    progress: OnRow | None = None,
 ) -> Array:
     """Run a sampler from ``z`` over its rows; one ``fori_loop``, traceable.
 
@@ -169,7 +176,13 @@ def sample(
 
 
 def trajectory(
-    noise: Noise, denoise: Denoiser, sampler: Sampler, z: Array, rows: Rows, *, n: Any = None
+    noise: Noise,
+    denoise: Denoiser,
+    sampler: Sampler,
+    z: Array,
+    rows: Rows,
+    *,
+    n: Index | None = None,
 ) -> tuple[Array, Array]:
     """The state after every row and the x predicted in it, both (rows, B, ...); traceable.
 
@@ -178,12 +191,14 @@ def trajectory(
     """
     count = len(rows.level.t)
 
-    def body(k: Any, carry: tuple[Run, Any, Any]) -> tuple[Run, Any, Any]:
+    def body(
+        k: jax.Array, carry: tuple[Run, jax.Array, jax.Array]
+    ) -> tuple[Run, jax.Array, jax.Array]:
         run, states, predictions = carry
         run = advance(noise, denoise, sampler, run, rows, k, k + 1)
         return run, states.at[k].set(run.z), predictions.at[k].set(run.x)
 
-    empty: Any = jnp.zeros((count, *z.shape), z.dtype)
+    empty = jnp.zeros((count, *z.shape), z.dtype)
     start = begin(sampler, z, rows, watch=True)
     return jax.lax.fori_loop(0, count if n is None else n, body, (start, empty, empty))[1:]
 
@@ -208,7 +223,7 @@ class Step:
 
 
 def steps(
-    advance: Callable[[Run, Rows, Any, Any], Run], run: Run, rows: Rows, *, n: int | None = None
+    advance: Callable[[Run, Rows, Index, Index], Run], run: Run, rows: Rows, *, n: int | None = None
 ) -> Iterator[Step]:
     """Run row by row under the host's eyes; leave the loop to stop.
 

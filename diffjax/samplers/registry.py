@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
 from diffjax.samplers.consistency import consistency, lcm, tcd
 from diffjax.samplers.exponential import dpm_solver, dpm_solver_single, unipc
 from diffjax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffjax.samplers.ode import deis, dpm2, flow_heun, heun, ipndm, lms, plms
-from diffjax.types import Sampler, build
+from diffjax.types import Options, Sampler, build
 
 
 def _dpmpp(order: int, algorithm: str = "dpmsolver++") -> Callable[..., Sampler]:
@@ -72,7 +71,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }
 
 
-def make(name: str, options: Any = None) -> Sampler:
+def make(name: str, options: Options | None = None) -> Sampler:
     """The named sampler.
 
     Raises:

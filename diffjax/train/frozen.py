@@ -15,13 +15,13 @@ from orbax.checkpoint import v1 as ocp
 
 from diffjax.train import hosts
 from diffjax.train.files import CheckpointError, seal, verify
-from diffjax.types import Params, PyTree
+from diffjax.types import Params
 
 WEIGHTS = "weights"
 Tree = TypeVar("Tree")
 
 
-def hash_content(tree: PyTree) -> str:
+def hash_content(tree: object) -> str:
     """Return the SHA-256 of names, shapes, types and bits of the leaves; "" if there are none.
 
     It does not depend on where the leaves are, nor on the order of dictionaries.

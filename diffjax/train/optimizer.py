@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import optax
@@ -13,10 +13,10 @@ import optax.contrib
 from jax.tree_util import KeyPath
 from ml_collections import ConfigDict
 
-from diffjax.types import Params, option_names, select_options, suggest
+from diffjax.types import Config, Params, option_names, select_options, suggest
 
 Optimizer: TypeAlias = optax.GradientTransformation
-Section: TypeAlias = Mapping[str, Any] | ConfigDict  # config.optim, or a group of it
+Section: TypeAlias = Config | ConfigDict  # config.optim, or a group of it
 
 
 def _constant(lr: float, steps: int) -> optax.Schedule:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax.train.checkpoint import CheckpointMismatch, Metadata
+from diffjax.types import JsonObject
 
 # What does not change the values that a step computes.
 FREE = (
@@ -22,8 +23,9 @@ FREE = (
 )
 BOUND = ("train.accumulate",)  # of those, what does
 SHOWN = 8
-ConfigTree = dict[str, Any]  # a config as nested dicts
-Fingerprint = Mapping[str, Any]  # of data: count, files and digests, as JSON holds them
+ConfigTree: TypeAlias = JsonObject  # a config as nested dictionaries
+# What tells one set of data from another: count, files and digests, as JSON holds them.
+Fingerprint: TypeAlias = Mapping[str, Any]
 FileRow = tuple[str, int]  # name and size; JSON makes it a list
 FILES = 3  # of those that differ between two sets of data, by name
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -13,11 +13,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.tree_util import KeyPath
 from ml_collections import ConfigDict
 
-from diffjax.types import PyTree
-
 Leaf: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 Tree = TypeVar("Tree")
-Shardings = PyTree  # a tree of NamedSharding, of the structure of what it places
+# A tree of `NamedSharding` with the structure of what it places, or one sharding for all of it.
+Shardings: TypeAlias = Any
 AXES = ("data", "fsdp", "tensor")
 
 
@@ -86,7 +85,7 @@ OUTPUTS = re.compile(
 INPUTS = re.compile(r"(to_out\.0|out_proj|net\.2|fc2|conv2|linear_2)/kernel$")
 
 
-def make_tree_sharding(tree: PyTree, mesh: Mesh, *, min_size: int = 2**16) -> Shardings:
+def make_tree_sharding(tree: object, mesh: Mesh, *, min_size: int = 2**16) -> Shardings:
     """Place parameters, their average and their optimiser state by path and shape.
 
     Over tensor as the path says; over fsdp along the largest remaining dimension that divides.
@@ -123,7 +122,7 @@ def _cut_axis(
             return
 
 
-def measure_sharded_fraction(tree: PyTree, shardings: Shardings) -> float:
+def measure_sharded_fraction(tree: object, shardings: Shardings) -> float:
     """Return the share in [0, 1] of a tree's numbers that is not replicated on every device."""
     sizes = jax.tree.leaves(jax.tree.map(lambda leaf: math.prod(leaf.shape), tree))
     cut = [any(place.spec) for place in jax.tree.leaves(shardings)]
