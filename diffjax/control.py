@@ -1,7 +1,8 @@
-r"""Control: networks beside a denoiser whose residuals are added to its features while sampling.
+"""Control: networks beside a denoiser, whose residuals are added to its features while sampling.
 
 A ControlNet (Zhang et al. 2023) makes one residual for every skip of a UNet and one for its middle.
-Those of several networks add, each times its strength at this evaluation and a weight per layer:
+The residuals of several networks add. Each is multiplied by its strength at this evaluation and by
+a weight per layer:
 
     cond["control"] = sum_k s_k(i) w_kj r_kj(z, t, cond, hint_k)
 
@@ -51,7 +52,7 @@ class Balance(NamedTuple):
 
     Attributes:
         weights: heights of the residuals, finest first and the middle last, to their weights.
-        null: whether the null half of guidance is controlled.
+        null: whether the unconditional half of guidance is controlled, too.
     """
 
     weights: Weights
@@ -59,22 +60,31 @@ class Balance(NamedTuple):
 
 
 def flat(sides: np.ndarray) -> np.ndarray:
-    """1 everywhere."""
+    """Return the weight 1 for every layer."""
     return np.ones(len(sides))
 
 
 def decay(sides: np.ndarray) -> np.ndarray:
-    """``0.825^(n - i)``: the published code's for guessing; the middle counts 1."""
+    """Return the weights ``0.825^(n - i)`` of the published code's guess mode; the middle has 1.
+
+    Zhang et al. 2023, released code.
+    """
     return 0.825 ** np.arange(len(sides))[::-1]
 
 
 def logspace(sides: np.ndarray) -> np.ndarray:
-    """0.1 to 1 in equal ratios: diffusers' for guessing, within 0.6% of `decay` for 13 layers."""
+    """Return weights from 0.1 to 1 in equal ratios, as diffusers has them for guess mode.
+
+    They are within 0.6% of `decay` for the 13 layers of Stable Diffusion's ControlNets.
+    """
     return np.logspace(-1, 0, len(sides))
 
 
 def resolution(sides: np.ndarray) -> np.ndarray:
-    """``w_i = h_1 / h_i`` with the finest h_1, the 64 of the paper's ``64 / h_i`` (section 3.4)."""
+    """Return the weights ``w_i = h_1 / h_i`` of Zhang et al. 2023, section 3.4.
+
+    The paper writes ``64 / h_i``; h_1 is the height of the finest residual, which is 64 there.
+    """
     return sides[0] / sides
 
 
@@ -88,14 +98,15 @@ BALANCES = {
 
 
 class AppliedControl(NamedTuple):
-    """One network at work.
+    """A control network with its hint and strength, ready for sampling.
 
     Attributes:
         residuals: ``(z, level, cond) -> residuals``.
-        hint: (B, ...), or (1, ...) for all images; of an adapter, the features made of it.
-        strength: number, (B,) array, or ``level -> `` either; 0 leaves the network out.
-        balance: see `BALANCES`.
-        entry: of the condition, where the residuals go: ``control`` or ``adapter``.
+        hint: (B, ...), or (1, ...) for all images; for an adapter, the features made of it.
+        strength: number, (B,) array, or ``level -> `` either; the network does not run where it is
+            0.
+        balance: one of the values of `BALANCES`.
+        entry: entry of the condition that the residuals are added to: ``control`` or ``adapter``.
     """
 
     residuals: Controller
@@ -118,12 +129,14 @@ def make_controls(
     end: float | Sequence[float] = 1.0,
     balance: str = "balanced",
 ) -> list[AppliedControl]:
-    """Controls of several networks; a number counts for all of them, or there is one for each.
+    """Make the controls of several networks. A single number applies to all of them.
 
     Args:
-        evaluations: rows of the plan.
-        scale: factors of the residuals, traced or not.
-        start, end: see `window`.
+        residuals: one function per network, see `AppliedControl`.
+        hints: one hint per network.
+        evaluations: number of rows of the sampler's plan.
+        scale: factors of the residuals, one for all or one per network, traced or not.
+        start, end: fractions of the sampling in [0, 1], likewise; see `window`.
         balance: a name in `BALANCES`.
 
     Raises:
@@ -147,6 +160,11 @@ def make_controls(
 
 
 def _each(name: str, values: T | Sequence[T], count: int) -> list[T]:
+    """Return one value per network; a value that is no list is repeated.
+
+    Raises:
+        ValueError: there are more or fewer values than networks.
+    """
     if not isinstance(values, list | tuple):
         return [cast(T, values)] * count
     if len(values) != count:
@@ -155,9 +173,14 @@ def _each(name: str, values: T | Sequence[T], count: int) -> list[T]:
 
 
 def window(evaluations: int, start: float, end: float) -> np.ndarray:
-    """Which of n evaluations lie inside a window: ``not (i/n < start or (i+1)/n > end)``, 0 or 1.
+    """Return 1 for each of n evaluations inside a window and 0 for the others, (n,) float32.
 
-    In float64 on the host, since a rounding that differs would move a step across the border.
+    Evaluation i is outside where ``i/n < start or (i+1)/n > end``, as in diffusers. This is decided
+    in float64 on the host, since a rounding that differs would move a step across the border.
+
+    Args:
+        evaluations: n, at least 1.
+        start, end: fractions of the sampling.
 
     Raises:
         ValueError: not ``0 <= start < end <= 1``.
@@ -170,13 +193,16 @@ def window(evaluations: int, start: float, end: float) -> np.ndarray:
 
 
 def strength(evaluations: int, scale: ArrayLike, start: float = 0.0, end: float = 1.0) -> Scale:
-    """``scale`` inside `window` and 0 outside, for `AppliedControl`."""
+    """Make the strength that is ``scale`` inside `window` and 0 outside, for `AppliedControl`."""
     keep = window(evaluations, start, end)
     return lambda level: jnp.asarray(scale, jnp.float32) * jnp.asarray(keep)[level.i]
 
 
 def control(denoise: Conditional, controls: Sequence[AppliedControl]) -> Conditional:
-    """The denoiser with residuals added to those its condition may already hold."""
+    """Wrap a conditional denoiser so that controls add to its condition.
+
+    Residuals are added to those that the condition may already hold.
+    """
 
     def controlled(z: Array, level: Level, cond: Cond) -> Prediction:
         out = dict(cond or {})
@@ -199,13 +225,18 @@ def guide(
     sequential: bool = False,
     always: bool = False,
 ) -> Denoiser:
-    """`diffjax.guidance.guide` with controls, each on both halves or on the conditional one alone.
+    """Guide as `diffjax.guidance.guide`, with controls.
 
-    Where a balance leaves the null half out, the network runs on the conditional half, and the
-    other half's residuals are zeros.
+    `Balance.null` says whether a control is on both halves or on the conditional one alone. Where a balance leaves the null half out, the control network runs
+    on the conditional half only, and the other half's residuals are zeros.
+
+    Args:
+        denoise: the conditional denoiser, without controls.
+        controls: those of all networks.
+        cond, null, scale, combine, sequential, always: see `diffjax.guidance.guide`.
 
     Raises:
-        ValueError: as `diffjax.guidance.guide`.
+        ValueError: as `diffjax.guidance.guide` and `totals`.
     """
     both = control(denoise, [c for c in controls if c.balance.null])
     single = [c for c in controls if not c.balance.null]
@@ -227,10 +258,10 @@ def guide(
 def totals(
     controls: Sequence[AppliedControl], z: Array, level: Level, cond: Cond
 ) -> dict[str, Residuals | Features]:
-    """The sums of the residuals of all controls, weighted, by the entry of the condition.
+    """Sum the weighted residuals of all controls, by the entry of the condition that they are for.
 
     Raises:
-        ValueError: networks that are not of the same base, or a hint of another batch size.
+        ValueError: the networks are not of one base, or a hint has another batch size.
     """
     parts: dict[str, list[Residuals | Features]] = {}
     for one in controls:
@@ -239,6 +270,11 @@ def totals(
 
 
 def _sum(parts: list[Residuals | Features]) -> Residuals | Features:
+    """Add the residuals of several networks, layer by layer.
+
+    Raises:
+        ValueError: they differ in structure or shapes.
+    """
     shapes = {str(jax.tree.map(jnp.shape, part)) for part in parts}
     if len({jax.tree.structure(part) for part in parts}) > 1 or len(shapes) > 1:
         raise ValueError(f"these networks are not of one base; residuals are {sorted(shapes)}")
@@ -246,7 +282,11 @@ def _sum(parts: list[Residuals | Features]) -> Residuals | Features:
 
 
 def _weighted(one: AppliedControl, z: Array, level: Level, cond: Cond) -> Residuals | Features:
-    """Weighted residuals of one control; the network runs only where its strength is not zero."""
+    """Return the weighted residuals of one control; its network runs only if its strength is not 0.
+
+    Guidance may repeat the batch, so that hints and strengths are repeated to its size. Residuals
+    that are pooled to one pixel have no height to weigh by, and get the weight 1.
+    """
     s = jnp.asarray(one.strength(level) if callable(one.strength) else one.strength, jnp.float32)
     own = {k: v for k, v in (cond or {}).items() if k not in (*ENTRIES, "concat")}
     own["hint"] = jax.tree.map(lambda leaf: _repeated(leaf, z.shape[0]), one.hint)
@@ -269,7 +309,11 @@ def _weighted(one: AppliedControl, z: Array, level: Level, cond: Cond) -> Residu
 
 
 def _repeated(value: Array, batch: int) -> Array:
-    """The first axis repeated as a whole, as guidance repeats a batch."""
+    """Repeat the whole first axis up to the batch size, as guidance repeats a batch.
+
+    Raises:
+        ValueError: the batch is no multiple of the first axis.
+    """
     if batch % value.shape[0]:
         raise ValueError(f"{value.shape[0]} hints or strengths for a batch of {batch}")
     times = batch // value.shape[0]
