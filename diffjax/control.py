@@ -227,8 +227,9 @@ def guide(
 ) -> Denoiser:
     """Guide as `diffjax.guidance.guide`, with controls.
 
-    `Balance.null` says whether a control is on both halves or on the conditional one alone. Where a balance leaves the null half out, the control network runs
-    on the conditional half only, and the other half's residuals are zeros.
+    `Balance.null` says whether a control is on both halves or on the conditional one alone. Where a
+    balance leaves the null half out, the control network runs on the conditional half only, and the
+    other half's residuals are zeros.
 
     Args:
         denoise: the conditional denoiser, without controls.

@@ -101,8 +101,8 @@ def apg(*, eta: float = 0.0, norm_limit: float = 0.0) -> Combine:
 def rescaled(parameterization: Parameterization, phi: float, inner: Combine = cfg) -> Combine:
     """Make the rule of guidance rescale, which restores the spread of the conditional output.
 
-    Lin et al. 2023, eq. 14-16: ``raw' = phi raw std(raw_c) / std(raw) + (1 - phi) raw`` on the network's raw output. Standard
-    deviations are per image over all other axes (unbiased).
+    Lin et al. 2023, eq. 14-16: ``raw' = phi raw std(raw_c) / std(raw) + (1 - phi) raw`` on the
+    network's raw output. Standard deviations are per image over all other axes (unbiased).
 
     Args:
         parameterization: what the raw output means.
@@ -262,7 +262,8 @@ def classifier(
 ) -> Denoiser:
     """Guide by a classifier: ``eps - s sigma grad_z log p(y | z)``.
 
-    Dhariwal & Nichol 2021, algorithm 2. x changes by ``s (sigma^2 / alpha) grad_z log p(y | z)``, so that the pair still gives z.
+    Dhariwal & Nichol 2021, algorithm 2. x changes by ``s (sigma^2 / alpha) grad_z log p(y | z)``,
+    so that the pair still gives z.
 
     Args:
         denoise: a denoiser, conditional or not.

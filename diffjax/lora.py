@@ -16,6 +16,7 @@ r is the rank.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +108,7 @@ def factor_shapes(kernel: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], 
 
 def nested(leaves: Mapping[Path, Params]) -> Params:
     """Return the tree that has these sub-trees at these paths."""
-    tree: dict[str, Params] = {}
+    tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         place = tree
         for name in path[:-1]:
