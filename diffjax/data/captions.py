@@ -96,7 +96,7 @@ def _make_time_ids(found: tuple[int, int], target: tuple[int, int]) -> tuple[flo
     return (*found, round(top / factor), round(left / factor), *target)
 
 
-class Captioned(NamedTuple):
+class CaptionedImages(NamedTuple):
     """Pictures of a folder and their captions.
 
     Attributes:
@@ -119,7 +119,7 @@ def has_captions(root: Path, files: Sequence[Path], table: metadata.Table) -> bo
     return any(map(_find_beside, folders.select_images(root, files)))
 
 
-def read_folder(root: Path, split: str = "train", *, caption_column: str = "") -> Captioned:
+def read_folder(root: Path, split: str = "train", *, caption_column: str = "") -> CaptionedImages:
     """The captioned pictures of a split of a folder.
 
     Metadata files with captions come before files beside the pictures. Pictures that are only the
@@ -142,8 +142,8 @@ def read_folder(root: Path, split: str = "train", *, caption_column: str = "") -
         raise FileNotFoundError(f"{root} holds no image ({' '.join(folders.IMAGE_SUFFIXES)})")
     paths = folders.select_below(paths, _find_parts(root, paths, split))
     if table.captions:
-        return Captioned(paths, _read_table_captions(paths, table))
-    return Captioned(paths, _read_file_captions(root, paths, files, table))
+        return CaptionedImages(paths, _read_table_captions(paths, table))
+    return CaptionedImages(paths, _read_file_captions(root, paths, files, table))
 
 
 def _find_parts(root: Path, paths: list[Path], split: str) -> list[Path]:

@@ -50,7 +50,7 @@ def _is_field(value: object) -> bool:
     return known and len(value[2]) < 8 and all(map(_SIDE.holds, value[2]))
 
 
-class Stored:
+class StoredLatents:
     """Latents in a folder; `read` gives arrays by name.
 
     Attributes:
@@ -104,7 +104,7 @@ class Stored:
         return out
 
 
-def open_folder(folder: Path) -> Stored:
+def open_folder(folder: Path) -> StoredLatents:
     """Latents that `write` wrote, after comparing every shard with its checksum.
 
     Raises:
@@ -124,7 +124,7 @@ def open_folder(folder: Path) -> Stored:
             raise FileNotFoundError(f"the shard {shard} is missing")
         if _digest(shard) != digest:
             raise ValueError(f"the shard {shard} is damaged: its checksum differs; encode again")
-    return Stored(folder, manifest)
+    return StoredLatents(folder, manifest)
 
 
 def write(
@@ -142,7 +142,7 @@ def write(
 
     Args:
         parts: arrays by name, "label" among them, in batches that add up to ``count`` rows.
-        encoder: identifies the autoencoder, see `Stored.manifest`.
+        encoder: identifies the autoencoder, see `StoredLatents.manifest`.
         images: name and dir of the data set that was encoded, see `read_origin`.
 
     Raises:

@@ -90,7 +90,7 @@ class FeatureStore:
         """
         key = self._key(images)
         if key not in self._statistics:
-            self._statistics[key] = metrics.statistics_of(self.collect(images))
+            self._statistics[key] = metrics.compute_statistics(self.collect(images))
         return self._statistics[key]
 
     def _key(self, images: ImageSet) -> str:

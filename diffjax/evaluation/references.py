@@ -38,7 +38,7 @@ def read_reference(path: StrPath, num: int | None = None) -> Reference:
         ConfigError: the file holds neither, or ``num`` is given and there are no images.
         ValueError: the file is damaged.
     """
-    names = metrics.array_names(path) if Path(path).is_file() else set()
+    names = metrics.list_arrays(path) if Path(path).is_file() else set()
     statistics = metrics.load_statistics(path) if "mu" in names else None
     if statistics is None or names & set(ARRAYS):
         return Reference(from_file(path).first(num), None if num else statistics)

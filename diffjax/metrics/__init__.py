@@ -33,11 +33,11 @@ from diffjax.metrics.neighbours import PrecisionRecall, precision_recall
 from diffjax.metrics.pairs import diversity, psnr, ssim
 from diffjax.metrics.reference import (
     Statistics,
-    array_names,
+    compute_statistics,
+    list_arrays,
     load_array,
     load_statistics,
     save_statistics,
-    statistics_of,
 )
 from diffjax.metrics.scores import inception_score
 from diffjax.metrics.statistics import Gaussian, Moments, empty, merge, moments, update
@@ -51,9 +51,9 @@ __all__ = [
     "Moments",
     "PrecisionRecall",
     "Statistics",
-    "array_names",
     "clip_score",
     "collect",
+    "compute_statistics",
     "diversity",
     "edge_f1",
     "empty",
@@ -66,6 +66,7 @@ __all__ = [
     "inception_score",
     "inception_shapes",
     "kernel_distance",
+    "list_arrays",
     "load_array",
     "load_network",
     "load_statistics",
@@ -77,7 +78,6 @@ __all__ = [
     "save_network",
     "save_statistics",
     "ssim",
-    "statistics_of",
     "update",
 ]
 

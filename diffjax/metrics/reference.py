@@ -48,7 +48,7 @@ class Statistics(NamedTuple):
     spatial: Moments | Gaussian | None = None
 
 
-def statistics_of(found: Features) -> Statistics:
+def compute_statistics(found: Features) -> Statistics:
     """The moments of collected features."""
     spatial = None if found.spatial is None else moments(found.spatial)
     return Statistics(moments(found.features), spatial)
@@ -133,7 +133,7 @@ def save_statistics(path: StrPath, statistics: Statistics) -> None:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
-def array_names(path: StrPath) -> set[str]:
+def list_arrays(path: StrPath) -> set[str]:
     """The names of the arrays in an npz file.
 
     Raises:

@@ -27,7 +27,7 @@ from diffjax.train import hosts, resume
 from diffjax.train.checkpoint import Best, Checkpoints
 from diffjax.train.files import sole_writer
 from diffjax.train.preempt import OUT_OF_TIME, Preempted, Stop
-from diffjax.train.prepare import Batches, Begun, Inputs, PreparedRun, closing_stream
+from diffjax.train.prepare import Batches, Inputs, PreparedRun, StartPoint, closing_stream
 from diffjax.train.reporter import NoReporter, Reporter
 from diffjax.train.step import State
 from diffjax.train.trackers import Tracker, check_trackers, start_trackers
@@ -114,7 +114,7 @@ def train(
     folder = Path(workdir)
     _check_section(config.train)
     check_workdir(folder)
-    with _claimed(folder):
+    with _claim_workdir(folder):
         inputs = Inputs(frozen, initial, data)
         run = PreparedRun(task, config, folder, batches, inputs, optimizer, resolve)
         return _train_until_done(run, Callbacks(on_sample, on_evaluate, on_metrics))
@@ -147,7 +147,7 @@ def _train_until_done(run: PreparedRun, callbacks: Callbacks) -> State:
 
 def _advance(
     run: PreparedRun,
-    begun: Begun,
+    begun: StartPoint,
     checkpoints: Checkpoints,
     stop: Stop,
     callbacks: Callbacks,
@@ -226,7 +226,7 @@ def _keep_best(
 
 
 @contextlib.contextmanager
-def _claimed(workdir: Path) -> Iterator[None]:
+def _claim_workdir(workdir: Path) -> Iterator[None]:
     """The workdir is this run's alone.
 
     Raises:

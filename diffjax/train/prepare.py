@@ -46,7 +46,7 @@ from diffjax.writing import write_atomically
 Batches = Callable[[int, Sharding], Iterator[Batch]]
 
 
-class Begun(NamedTuple):
+class StartPoint(NamedTuple):
     """Where training begins: values are the metrics since the last line of the log.
 
     ``offset`` is how many batches rollbacks have left out so far.
@@ -112,7 +112,7 @@ class PreparedRun:
         self._fresh = jax.jit(init, out_shardings=shardings)
         self.update = compile_step(task, optimizer, config, (shardings, frozen_shardings), mesh)
 
-    def begin(self, checkpoints: Checkpoints, offset: int) -> Begun:
+    def begin(self, checkpoints: Checkpoints, offset: int) -> StartPoint:
         """The newest checkpoint, or a fresh state."""
         step, override = checkpoints.newest(), self.config.train.override
         stored = {} if step is None else checkpoints.metadata(step)
@@ -124,13 +124,13 @@ class PreparedRun:
             )
         self._store_config()
         if step is None:
-            return Begun(0, self._initialize(), [], offset)
+            return StartPoint(0, self._initialize(), [], offset)
         fresh = self._initialize if override else None
         restored = checkpoints.restore(self._abstract, step=step, fresh=fresh)
         assert restored is not None
         logging.info("resumed at step %d", step)
         offset = max(offset, stored.get("offset", 0))
-        return Begun(step, restored[1], stored.get("window", []), offset)
+        return StartPoint(step, restored[1], stored.get("window", []), offset)
 
     def _initialize(self) -> State:
         """Make a fresh state."""
