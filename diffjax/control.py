@@ -136,7 +136,8 @@ def make_controls(
         hints: one hint per network.
         evaluations: number of rows of the sampler's plan.
         scale: factors of the residuals, one for all or one per network, traced or not.
-        start, end: fractions of the sampling in [0, 1], likewise; see `window`.
+        start, end: fractions of the sampling in [0, 1], one for all or one per network; see
+            `window`.
         balance: a name in `BALANCES`.
 
     Raises:

@@ -22,7 +22,7 @@ _SPELLINGS = (*_SUFFIXES, *map(str.upper, _SUFFIXES))
 
 
 class Buckets(NamedTuple):
-    """Shapes of about one area, for training on images of many aspect ratios (Podell et al. 2023, 2.3).
+    """Shapes of about one area, for images of many aspect ratios (Podell et al. 2023, section 2.3).
 
     Attributes:
         step: sides are multiples of it, in pixels. It is a multiple of what the networks divide

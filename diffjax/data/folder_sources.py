@@ -73,7 +73,7 @@ class Reading(NamedTuple):
             except DamagedImage as error:
                 if self.damaged != "skip" or k == start + len(paths) - 1:
                     raise
-                logging.debug("%s", error)  # told when the picture is asked for
+                logging.debug("%s", error)  # a warning follows when the image is read
         raise FileNotFoundError("there are no pictures")
 
 

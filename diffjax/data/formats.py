@@ -36,9 +36,8 @@ _CIFAR_FILES = {
 def _inflate(path: Path, hint: str) -> bytes:
     """Return the bytes of a file, expanded if it is compressed.
 
-    These are as many as its header promises, and one to notice that there are more.
-
-    A small file that expands without end thus takes neither memory nor time.
+    These are as many as its header promises, and one to notice that there are more. A small
+    file that expands without end thus takes neither memory nor time.
 
     Raises:
       ValueError: the file promises more than it can hold, or is truncated or damaged.
@@ -78,7 +77,7 @@ def read_idx(path: str | Path, *, ndim: int, hint: str = "") -> np.ndarray:
     Args:
       path: the file.
       ndim: number of dimensions expected, 3 for images (N, H, W) and 1 for labels (N,).
-      hint: said at the end of every error, how to get a good file.
+      hint: how to get a good file, the last sentence of every error.
 
     Returns:
       Read-only uint8 array.
@@ -143,7 +142,7 @@ def read_cifar10(
     Args:
       path: `cifar-10-binary.tar.gz`, or a folder with `data_batch_1.bin`, ..., `test_batch.bin`.
       split: `train` or `test`.
-      hint: said at the end of every error.
+      hint: how to get good files, the last sentence of every error.
       per_file: records in each file, 10,000.
 
     Returns:
