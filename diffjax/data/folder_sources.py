@@ -137,6 +137,7 @@ class _StandIns:
         return np.flatnonzero(groups == groups[index])
 
     def _is_readable(self, index: int) -> bool:
+        """Return whether the files of an image can be read; the result is remembered."""
         if index in self._bad or self._chosen.get(index) == index:
             return index not in self._bad
         try:

@@ -43,7 +43,7 @@ _SPECS = {
 
 
 def _is_field(value: object) -> bool:
-    """Whether a value of the manifest is (name, type of numbers, shape)."""
+    """Return whether a value of the manifest is (name, type of numbers, shape)."""
     if not isinstance(value, list) or [type(v) for v in value] != [str, str, list]:
         return False
     known = re.fullmatch(r"[<>|=][fiub][1248]", value[1]) is not None

@@ -287,6 +287,8 @@ def device_prefetch(
 def _prefetch(
     iterator: Iterator[T], sharding: jax.sharding.Sharding | None, size: int
 ) -> Iterator[T]:
+    """Yield batches of an iterator, ``size`` steps after they were put on the devices."""
+
     def put(batch: T) -> T:
         if sharding is None or jax.process_count() == 1:
             return jax.device_put(batch, sharding)  # in one call: the training loop waits for it

@@ -1,4 +1,4 @@
-"""What images are compared with: other images, or published statistics of their features."""
+"""What images are compared with: other images, or published statistics of features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffjax.types import ConfigError
 
 
 class Reference(NamedTuple):
-    """What images are compared with.
+    """The images or statistics that images are compared with.
 
     Attributes:
         images: real images, or originals; None if only their statistics are known.
@@ -27,7 +27,7 @@ class Reference(NamedTuple):
 
 
 def read_reference(path: StrPath, num: int | None = None) -> Reference:
-    """The reference in a file or folder: an npz file of statistics, or images.
+    """Read the reference in a file or folder: an npz file of statistics, or images.
 
     Args:
         path: an npz file of the pytorch-fid or ADM layout (``mu``, ``sigma``, ``mu_s``,
@@ -50,7 +50,7 @@ def read_reference(path: StrPath, num: int | None = None) -> Reference:
 def reference_from_any(
     reference: Reference | metrics.Statistics | ImageSet | np.ndarray | StrPath,
 ) -> Reference:
-    """A reference; of an array or a set of images, of statistics, or of a path.
+    """Make a reference of statistics, a path, an array or a set of images; a reference is returned.
 
     Raises:
         ConfigError, ValueError: as `read_reference` and `from_any`.
@@ -65,7 +65,7 @@ def reference_from_any(
 
 
 def require_images(reference: Reference) -> ImageSet:
-    """The images of a reference.
+    """Return the images of a reference.
 
     Raises:
         ConfigError: it has statistics only.

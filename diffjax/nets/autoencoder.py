@@ -114,6 +114,7 @@ class Encoder(_Coder):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Return the features of images; the last convolution computes in float32."""
         h = conv(self.channels, name="conv_in", dtype=self.dtype)(x)
         for i, multiplier in enumerate(self.multipliers):
             for j in range(self.blocks):
@@ -132,6 +133,7 @@ class Decoder(_Coder):
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
+        """Return images of latents; the last convolution computes in float32."""
         levels = len(self.multipliers)
         width = int(self.channels * self.multipliers[-1])
         h = self._apply_middle(conv(width, name="conv_in", dtype=self.dtype)(z))
@@ -180,11 +182,12 @@ class Autoencoder(nn.Module):
 
     @property
     def factor(self) -> int:
-        """How many pixels of the image lie along one side of a pixel of the latent."""
+        """Pixels of the image along one side of a pixel of the latent, f."""
         return 2 ** (len(self.multipliers) - 1)
 
     @nn.nowrap
     def _make_coder(self, kind: type[CoderT], out_channels: int) -> CoderT:
+        """Make the encoder or the decoder with the fields of this network."""
         return kind(
             self.channels,
             self.multipliers,

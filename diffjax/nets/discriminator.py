@@ -61,6 +61,7 @@ class PatchGAN(nn.Module):
         return self._make_conv(1, 1, 3 * self.layers + 2)(h).astype(jnp.float32)
 
     def _make_conv(self, features: int, stride: int, index: int, *, bias: bool = True) -> nn.Conv:
+        """Make a 4x4 convolution with weights from N(0, 0.02^2), as pix2pix does."""
         return nn.Conv(
             features,
             (4, 4),

@@ -193,6 +193,7 @@ class _ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Return features (B, h, w, features), computed at the highest precision of the device."""
         kernel = _Kernel((*self.size, x.shape[-1], self.features), name="conv")()
         scale, shift = _FrozenNorm(self.features, name="bn")()
         y = jax.lax.conv_general_dilated(
@@ -285,6 +286,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> InceptionFeatures:
+        """Return the features of images that `inception_input` has resized."""
         x = _ConvNorm(32, (3, 3), 2, padded=False, name="Conv2d_1a_3x3")(x)
         x = _ConvNorm(32, (3, 3), padded=False, name="Conv2d_2a_3x3")(x)
         x = _stride_pool(_ConvNorm(64, (3, 3), name="Conv2d_2b_3x3")(x))

@@ -116,6 +116,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Normalise features (B, ..., C) over the pixels and the channels of a group."""
         channels = x.shape[-1]
         groups = self.groups
         if channels % groups:
