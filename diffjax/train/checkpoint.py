@@ -226,7 +226,7 @@ class Checkpoints:
             self._remove(step)
         target = self.folder / str(step)
         if target.exists():
-            raise FileExistsError(f"{target} is there and is no checkpoint; move it away")
+            raise FileExistsError(f"{target} exists and is not a checkpoint; move it away")
         partial.rename(target)
         for old in self.steps()[: -self._keep]:
             self._remove(old)
