@@ -58,14 +58,8 @@ _OF_CONTRIB = (
     *("acprop", "ademamix", "adopt", "cocob", "dadapt_adamw", "dog", "dowg", "madgrad", "muon"),
     *("prodigy", "simplified_ademamix"),
 )
-_OPTIONS = (
-    "b1",
-    "b2",
-    "eps",
-    "weight_decay",
-    "momentum",
-    "nesterov",
-)  # options of the section optim
+# Options of the section optim.
+_OPTIONS = ("b1", "b2", "eps", "weight_decay", "momentum", "nesterov")
 
 
 def _wrap(name: str, constructor: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
