@@ -1,4 +1,9 @@
-"""Checks of single values: each returns a plain value, or refuses it by the argument's name."""
+"""Checks of single values in a request.
+
+Each function returns a plain Python or NumPy value, or raises `RequestError` with the name of the
+argument that the user wrote. `request` reads all arguments through them, so that the messages of
+numbers, texts and arrays have one form.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +21,11 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 class RequestError(ValueError):
-    """A request that cannot be met.
+    """A request that the loaded model cannot run, or that has a wrong argument.
 
     Attributes:
-        argument: dotted name of what is wrong, such as ``size.width`` or ``control[0].image``.
+        argument: dotted name of the argument that is wrong, such as ``size.width`` or
+            ``control[0].image``. The web page uses it to mark a field.
     """
 
     def __init__(self, argument: str, message: str) -> None:
@@ -28,12 +34,16 @@ class RequestError(ValueError):
 
 
 def refuse(argument: str, rest: str) -> RequestError:
-    """The error whose message is the argument's name and the rest of a sentence."""
+    """Return the error whose message is the argument's name followed by the rest of a sentence."""
     return RequestError(argument, f"{argument} {rest}")
 
 
 def show(value: Any) -> str:
-    """A value in a few words for a message."""
+    """Describe a value in a few words for a message.
+
+    Arrays are shown by their type and shape, pictures by their size, and long texts are cut to
+    about 80 characters. The Python type follows the value, unless it is None, a text or a bool.
+    """
     if isinstance(value, np.ndarray | jax.Array) and (
         value.ndim or not hasattr(value.dtype, "kind")
     ):
@@ -51,10 +61,18 @@ def show(value: Any) -> str:
 def read_number(
     name: str, value: Any, low: float = -LARGEST, high: float = LARGEST, *, kind: str = "a number"
 ) -> float:
-    """A finite number in [low, high].
+    """Return a finite number in [low, high] as a float.
+
+    Args:
+        name: the argument, for messages.
+        value: a number of Python, NumPy or JAX; arrays of shape () count as numbers.
+        low: the smallest value that is allowed.
+        high: the largest value that is allowed. The default is the largest float32, because every
+            number of a request becomes float32.
+        kind: what the message asks for.
 
     Raises:
-        RequestError: it is no number, is not finite, or lies outside.
+        RequestError: the value is not a number, is not finite, or lies outside the range.
     """
     value = _unwrap(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -65,10 +83,11 @@ def read_number(
 
 
 def read_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """An integer in [low, high].
+    """Return an integer in [low, high], or of at least ``low`` if ``high`` is None.
 
     Raises:
-        RequestError: it is no integer, has a fraction, or lies outside.
+        RequestError: the value is not an integer (2.0 is not one either), or lies outside the
+            range.
     """
     value = _unwrap(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -79,16 +98,16 @@ def read_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is an integer, also one of NumPy or JAX."""
+    """Return whether a value is an integer of Python, NumPy or JAX. A bool is not one."""
     value = _unwrap(value)
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def read_flag(name: str, value: Any) -> bool:
-    """True or False.
+    """Return True or False.
 
     Raises:
-        RequestError: it is neither.
+        RequestError: the value is neither. 0 and 1 are refused too.
     """
     if not isinstance(value, bool | np.bool_):
         raise refuse(name, f"must be True or False, got {show(value)}")
@@ -96,10 +115,10 @@ def read_flag(name: str, value: Any) -> bool:
 
 
 def read_text(name: str, value: Any) -> str:
-    """A text that can be written as UTF-8.
+    """Return a text that can be encoded as UTF-8.
 
     Raises:
-        RequestError: it is something else.
+        RequestError: the value is not a str, or has a surrogate that UTF-8 cannot encode.
     """
     if isinstance(value, bytes):
         raise refuse(name, "must be a text, got bytes: decode them first")
@@ -113,10 +132,10 @@ def read_text(name: str, value: Any) -> str:
 
 
 def read_pair(name: str, value: Any, low: int, high: int | None = None) -> tuple[int, int]:
-    """Two integers in [low, high], from a list, a tuple or an array.
+    """Return two integers in [low, high], from a list, a tuple or an array.
 
     Raises:
-        RequestError: there is another number of them, or one is wrong.
+        RequestError: there are not exactly two of them, or one is not an integer in the range.
     """
     value = value.tolist() if isinstance(value, np.ndarray | jax.Array) else value
     if not isinstance(value, list | tuple) or len(value) != 2:
@@ -125,10 +144,16 @@ def read_pair(name: str, value: Any, low: int, high: int | None = None) -> tuple
 
 
 def read_floats(name: str, value: Any, shape: str) -> Any:
-    """An array of finite floats whose number of axes is that of ``shape``, such as ``(B, M, D)``.
+    """Return an array of finite floats with as many axes as ``shape`` names.
+
+    Args:
+        name: the argument, for messages.
+        value: an array of NumPy or JAX, or an object with ``__array__`` such as a torch tensor.
+        shape: the names of the axes, such as ``(B, M, D)``. Only their number is compared.
 
     Raises:
-        RequestError: it is something else, or empty.
+        RequestError: the value is not such an array, is empty, or has values that are NaN,
+            infinite, or too large for float32.
     """
     axes = shape.count(",") + 1
     if not isinstance(value, np.ndarray | jax.Array):
@@ -146,10 +171,17 @@ def read_floats(name: str, value: Any, shape: str) -> Any:
 
 
 def read_several(name: str, value: Any, kind: type, example: str) -> tuple[Any, ...]:
-    """Objects of a class as a tuple; one alone counts as a list of one.
+    """Return objects of one class as a tuple. A single object counts as a list of one, None as an
+    empty list.
+
+    Args:
+        name: the argument, for messages.
+        value: the objects.
+        kind: their class.
+        example: how to write one of them, for messages.
 
     Raises:
-        RequestError: there is something else.
+        RequestError: the value is not a list, or an entry is of another class.
     """
     if value is None or (isinstance(value, list | tuple) and not value):
         return ()
@@ -164,7 +196,7 @@ def read_several(name: str, value: Any, kind: type, example: str) -> tuple[Any, 
 
 
 def _unwrap(value: Any) -> Any:
-    """A Python number in place of a scalar of NumPy or JAX."""
+    """Return a Python number in place of a scalar of NumPy or JAX, and other values as they are."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray | jax.Array) and not value.ndim:
@@ -185,5 +217,5 @@ def _describe_range(low: float, high: float | None) -> str:
 
 
 def is_mapping_of_text(value: Any) -> bool:
-    """Whether a value is a mapping whose keys are texts."""
+    """Return whether a value is a mapping whose keys are all texts."""
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)

@@ -1,4 +1,8 @@
-"""What users of diffusers know under other names: arguments and methods, and what they are here."""
+"""Names of arguments and methods in diffusers, and what to write here in their place.
+
+`Pipeline` refuses arguments and attributes that it does not have. Many users know diffusers, so the
+message of such an error translates the name that they wrote.
+"""
 
 from __future__ import annotations
 
@@ -85,10 +89,15 @@ METHODS = {
 
 
 def refuse_arguments(unknown: Mapping[str, Any], known: dict[str, Any]) -> None:
-    """See that there is no argument of another name.
+    """Raise an error if a call has arguments that do not exist.
+
+    Args:
+        unknown: the arguments that the call does not have, with their values.
+        known: the names that the call has, as keys.
 
     Raises:
-        TypeError: there is one; the message says what it is here, or which name is close.
+        TypeError: ``unknown`` is not empty. The message translates the names of diffusers, and
+            suggests the closest known name for others.
     """
     if not unknown:
         return
@@ -106,7 +115,7 @@ def refuse_arguments(unknown: Mapping[str, Any], known: dict[str, Any]) -> None:
 
 
 def explain_attribute(name: str) -> str:
-    """The message for an attribute that a pipeline does not have."""
+    """Return the message of an AttributeError for a name that `Pipeline` does not have."""
     if name in METHODS:
         return f"{name} of diffusers is here: {METHODS[name]}"
     return f"'Pipeline' object has no attribute {name!r}"

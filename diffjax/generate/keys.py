@@ -1,4 +1,9 @@
-"""Seeds and JAX keys of a request, to one key per image."""
+"""Turn the seed or keys of a request into one JAX key per image.
+
+The noise of an image is a function of its own key, so an image does not depend on the batch that it
+was made in. A single seed gives each image a key of its own by folding in the image's number; a
+list of seeds or keys names the key of every image.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +21,22 @@ _FORMS = "a seed in [0, 2^32), a JAX key, or a list with one of these per image"
 
 
 def check_key(key: Any, count: int) -> None:
-    """See that there is a seed or key, or one of them for each of ``count`` images.
+    """Check that there is one seed or key, or one for each of ``count`` images.
 
     Raises:
-        RequestError: it is something else, there is another number of keys, or a seed has more
-            than 32 bits.
+        RequestError: the value is something else, there are more or fewer keys than images, or a
+            seed does not fit into 32 bits.
     """
     _read(key, count)
 
 
 def make_keys(key: Any, count: int) -> jax.Array:
-    """One key per image: from a seed or a key by the image's number, or as they are given.
+    """Return typed JAX keys of shape (count,), one per image.
+
+    Args:
+        key: a seed in [0, 2^32) or a JAX key, into which the number of the image is folded; or a
+            list or array with one seed or key per image, which are used directly.
+        count: number of images.
 
     Raises:
         RequestError: see `check_key`.
@@ -39,7 +49,13 @@ def make_keys(key: Any, count: int) -> jax.Array:
 
 
 def _read(key: Any, count: int) -> Any:
-    """A checked seed or key, an array of keys, or a list of seeds and keys."""
+    """Check a value and return it as a seed or key, an array of keys, or a list of seeds and keys.
+
+    A NumPy array of two uint32 is refused: it may be a raw key of JAX or a list of two seeds.
+
+    Raises:
+        RequestError: see `check_key`.
+    """
     read: Any
     if _is_one(key):
         return _check_one("key", key)
@@ -73,7 +89,7 @@ def _find_key_length() -> int:
 
 
 def _is_raw(key: Any, ndim: int) -> bool:
-    """Whether a value is an array of raw keys, as `jax.random.PRNGKey` makes one."""
+    """Return whether a value is an array of raw keys (uint32), as `jax.random.PRNGKey` makes them."""
     array = isinstance(key, np.ndarray | jax.Array) and key.dtype == np.uint32
     return bool(array) and key.ndim == ndim and key.shape[-1] == _find_key_length()
 
@@ -83,6 +99,10 @@ def _is_batch(key: Any) -> bool:
 
 
 def _is_one(key: Any) -> bool:
+    """Return whether a value is one seed or one key.
+
+    A NumPy array is never one raw key, because it could be a list of seeds as well.
+    """
     return (
         is_whole(key)
         or (_is_typed(key) and not key.ndim)
@@ -91,6 +111,11 @@ def _is_one(key: Any) -> bool:
 
 
 def _check_one(name: str, key: Any) -> Any:
+    """Return one seed as an int, or one key as it is.
+
+    Raises:
+        RequestError: the value is neither, or the seed does not fit into 32 bits.
+    """
     if not is_whole(key):
         if (_is_typed(key) and not key.ndim) or _is_raw(key, 1):
             return key
@@ -101,6 +126,7 @@ def _check_one(name: str, key: Any) -> Any:
 
 
 def _make(key: Any) -> jax.Array:
+    """Return the typed key of a seed or of a raw key."""
     if _is_typed(key):
         return key
     if isinstance(key, int):
