@@ -171,8 +171,9 @@ def read_floats(name: str, value: Any, shape: str) -> Any:
 
 
 def read_several(name: str, value: Any, kind: type, example: str) -> tuple[Any, ...]:
-    """Return objects of one class as a tuple. A single object counts as a list of one, None as an
-    empty list.
+    """Return objects of one class as a tuple.
+
+    A single object counts as a list of one, None as an empty list.
 
     Args:
         name: the argument, for messages.

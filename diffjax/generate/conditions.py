@@ -108,8 +108,7 @@ def _find_chunk_length(pipe: LoadedModel) -> int:
 
 def count_tokens(pipe: LoadedModel, request: Request, *, guided: bool) -> int:
     """Return the number of tokens, in whole chunks, to which prompts and negative prompts are
-    filled
-    up.
+    filled up.
 
     Raises:
         RequestError: an embedding has a number of tokens that whole chunks cannot fill up to the

@@ -23,8 +23,7 @@ CACHED = 256  # embeddings and encoded images that are kept
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LoadedModel:
     """The parts of a model that the stages of a request read, with a cache of embeddings and
-    encoded
-    images.
+    encoded images.
 
     Attributes:
         parts: networks, tokenizers and configs.
@@ -82,8 +81,7 @@ class LoadedModel:
     @property
     def extra_channels(self) -> int:
         """Channels of the UNet's input beside the latents: 5 for inpainting models (mask and
-        image),
-        else 0.
+        image), else 0.
         """
         return self.parts.unet.config.get("in_channels", 4) - self.parts.vae.net.latent_channels
 

@@ -98,8 +98,9 @@ class Guidance(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """Latents in place of pixels. `Image` takes a plain array of latents too, unless it could be a
-    picture.
+    """Latents in place of pixels.
+
+    `Image` takes a plain array of latents too, unless it could be a picture.
 
     Attributes:
         values: ([N,] h, w, C), multiplied by the autoencoder's scaling factor, as the UNet sees

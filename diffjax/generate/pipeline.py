@@ -214,9 +214,9 @@ class Pipeline(LoadedModel):
         return z
 
     def steps(self, request: Request) -> Iterator[Progress]:
-        """Run a request evaluation by evaluation. The caller may edit the state, or leave the loop
-        to
-        stop.
+        """Run a request evaluation by evaluation.
+
+        The caller may edit the state, or leave the loop to stop.
 
         A call runs the same compiled program, so that both give the same bits.
 

@@ -83,8 +83,7 @@ class SceneLayout(NamedTuple):
 
     def latent_sides(self, factor: int) -> tuple[int, int]:
         """Return the height and width of latents, where ``factor`` is the autoencoder's reduction
-        of a
-        side.
+        of a side.
         """
         return self.size.height // factor, self.size.width // factor
 

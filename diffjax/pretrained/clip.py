@@ -1,4 +1,8 @@
-"""Both halves of CLIP from a folder of transformers' CLIPModel."""
+"""Load both halves of CLIP from a folder of transformers' CLIPModel.
+
+CLIP scores (`diffjax.metrics.clip`) compare the embeddings of images and texts. The text encoders
+of Stable Diffusion are loaded by `pipelines` instead.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +27,11 @@ _VISION = ("vision_model.", "visual_projection.")
 
 
 class CLIP(NamedTuple):
-    """Embeddings of images and texts in one space.
+    """Functions that embed images and texts in one space.
 
     Attributes:
-        images: (B, H, W, 3) in [-1, 1], of any size -> (B, P), jitted.
-        texts: token ids (B, M) -> (B, P), jitted.
+        images: (B, H, W, 3) in [-1, 1], of any size, to (B, P); compiled.
+        texts: token ids (B, M) to (B, P); compiled.
     """
 
     images: Callable[[Any], jax.Array]
@@ -35,11 +39,16 @@ class CLIP(NamedTuple):
 
 
 def load_clip(folder: StrPath) -> CLIP:
-    """The two encoders of a folder with config.json and safetensors, as transformers writes it.
+    """Load the two encoders of a folder with config.json and safetensors, as transformers writes
+    it.
+
+    Args:
+        folder: the folder of a CLIPModel.
 
     Raises:
         FileNotFoundError: the folder lacks config.json or weights.
-        ValueError: it is not CLIP, or the weights do not fit, are damaged, or are pickles.
+        ValueError: the folder is not of CLIP, or its weights do not fit the config, are damaged, or
+            are pickles.
     """
     path = Path(folder)
     file = resolve_inside(path, "config.json")
@@ -69,7 +78,7 @@ def load_clip(folder: StrPath) -> CLIP:
 
 
 def _build_text(config: Mapping[str, Any]) -> CLIPText:
-    """Build the text encoder; what the config leaves out is as in transformers."""
+    """Build the text encoder. Keys that the config leaves out have the defaults of transformers."""
     part: Mapping[str, Any] = config["text_config"]
     return CLIPText(
         vocabulary=part.get("vocab_size", 49408),
@@ -86,7 +95,7 @@ def _build_text(config: Mapping[str, Any]) -> CLIPText:
 
 
 def _build_vision(config: Mapping[str, Any]) -> CLIPVision:
-    """Build the image encoder; what the config leaves out is as in transformers."""
+    """Build the image encoder. Keys that the config leaves out have the defaults of transformers."""
     part: Mapping[str, Any] = config["vision_config"]
     return CLIPVision(
         size=part.get("image_size", 224),
@@ -108,7 +117,18 @@ def _load_params(
     shape: tuple[int, ...],
     config: Mapping[str, Any],
 ) -> Any:
-    """Load the parameters of one encoder from the weights with its prefixes."""
+    """Load the parameters of one encoder from the weights whose keys have its prefixes.
+
+    Args:
+        weights: the weights of both encoders.
+        prefixes: beginnings of the keys of this encoder.
+        net: the encoder.
+        shape: shape of its input; two axes are token ids, four are an image.
+        config: the encoder's section of the config, to compare numbers of layers.
+
+    Raises:
+        ValueError: the weights do not fit the network.
+    """
     kept = Weights({k: v for k, v in weights.tensors.items() if k.startswith(prefixes)})
     check_counts(config, kept)
     kind = jnp.int32 if len(shape) == 2 else jnp.float32

@@ -1,7 +1,11 @@
 """Networks to and from the config.json files of diffusers and transformers.
 
-Every key of a config is either turned into an option, or must have the value that our networks
-implement, or is known to be irrelevant. Anything else is an error that names it.
+A key of a config is either turned into a field of our module, or must have the value that our
+networks implement, or is known to change nothing. Anything else is an error that names the key,
+because a network that ignores an option computes something else.
+
+`build` makes the module, `shapes` its parameters' shapes without memory, and `describe` the config
+of a module of ours.
 """
 
 from __future__ import annotations
@@ -34,10 +38,11 @@ _NAMES = ("_class_name", "architectures")
 
 
 def read_class_name(config: Config) -> str:
-    """Return the name of the class that a config describes.
+    """Return the name of the class that a config describes: ``_class_name``, or the first of
+    ``architectures``.
 
     Raises:
-        ValueError: it names none.
+        ValueError: the config names none.
     """
     check({k: config[k] for k in _NAMES if k in config}, NETWORK, "the config of a network")
     names = [config["_class_name"]] if "_class_name" in config else config.get("architectures")
@@ -47,10 +52,11 @@ def read_class_name(config: Config) -> str:
 
 
 def build(config: Config) -> Any:
-    """The Linen module that a config.json describes.
+    """Build the Linen module that a config.json describes.
 
     Raises:
-        ValueError: the class or a key is unknown, or a value is not implemented; all are named.
+        ValueError: the class or a key is unknown, or a value is not implemented. The message names
+            all of them.
     """
     name = read_class_name(config)
     kind = choose("class", name, KINDS)
@@ -58,10 +64,10 @@ def build(config: Config) -> Any:
 
 
 def shapes(net: Any, config: Config) -> PyTree:
-    """The parameters of a network as ``jax.ShapeDtypeStruct``, float32.
+    """Return the parameters of a network as ``jax.ShapeDtypeStruct`` in float32.
 
     Raises:
-        ValueError: the numbers of the config do not fit each other.
+        ValueError: numbers of the config contradict each other.
     """
     inputs = KINDS[read_class_name(config)].inputs
     # Inputs are made inside, where they take no memory, whatever the config says of their size.
@@ -69,13 +75,17 @@ def shapes(net: Any, config: Config) -> PyTree:
 
 
 def trace_params(net: Any, inputs: Callable[[], tuple[Any, ...]]) -> PyTree:
-    """Shapes of the parameters of a network, without memory.
+    """Return the shapes of a network's parameters by tracing its initialisation, which allocates
+    nothing.
 
     Args:
-        inputs: makes small arguments of the network.
+        net: the network.
+        inputs: makes small arguments of the network. It is called while tracing, so that the
+            arguments take no memory either.
 
     Raises:
-        ValueError: no such network can be made: its numbers do not fit each other.
+        ValueError: the network cannot be initialised, since numbers of its config contradict each
+            other.
     """
     try:
         return jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs()))["params"]
@@ -85,9 +95,10 @@ def trace_params(net: Any, inputs: Callable[[], tuple[Any, ...]]) -> PyTree:
 
 
 def describe(net: Any, *, in_channels: int = 0) -> dict[str, Any]:
-    """The config.json of a network, for diffusers or transformers to read.
+    """Return the config.json of a network, for diffusers or transformers to read.
 
     Args:
+        net: the network.
         in_channels: channels of the input of a UNet; those of its output if 0.
 
     Raises:
@@ -97,10 +108,10 @@ def describe(net: Any, *, in_channels: int = 0) -> dict[str, Any]:
 
 
 def kind_of(net: Any) -> str:
-    """Name of the class that a network has in the other library.
+    """Return the name of the class that a network has in diffusers or transformers.
 
     Raises:
-        ValueError: it has none.
+        ValueError: there is none, as for a UNet without text.
     """
     if isinstance(net, CLIPText):
         return "CLIPTextModelWithProjection" if net.projection else "CLIPTextModel"
@@ -116,7 +127,16 @@ def kind_of(net: Any) -> str:
 
 
 def _complete_config(name: str, kind: NetworkKind, config: Config) -> dict[str, Any]:
-    """Fill a config up with defaults, without what is fixed or irrelevant."""
+    """Return a config with defaults filled in, and without keys that are fixed or ignored.
+
+    Args:
+        name: the class, for messages.
+        kind: how the class is read.
+        config: the config.json.
+
+    Raises:
+        ValueError: keys are unknown, or have values that are not implemented; all are named.
+    """
     problems, out = [], dict(kind.defaults)
     for key, value in config.items():
         value = tuple(value) if isinstance(value, list) else value
@@ -194,6 +214,15 @@ _UNET_IGNORED = ("sample_size", "upcast_attention", "addition_embed_type_num_hea
 
 
 def _build_unet(config: Config) -> UNet:
+    """Build the UNet of a complete config of UNet2DConditionModel.
+
+    In these configs ``attention_head_dim`` is the number of heads, a known mistake of diffusers
+    that published files depend on.
+
+    Raises:
+        ValueError: the blocks are of other types or do not mirror each other, or an embedding of an
+            unknown type is added to the time.
+    """
     widths, added = config["block_out_channels"], config["addition_embed_type"]
     down, up = config["down_block_types"], config["up_block_types"]
     unknown = sorted(set(down) - set(_DOWN)) + sorted(set(up) - set(_UP))
@@ -241,6 +270,7 @@ def _build_unet(config: Config) -> UNet:
 
 
 def _make_unet_inputs(net: UNet, config: Config) -> tuple[Any, ...]:
+    """Return the smallest z, t and condition that a UNet can be initialised with."""
     size = 2 ** (len(net.multipliers) - 1)
     z = jnp.zeros((1, size, size, config.get("in_channels", 4)))
     cond: dict[str, Any] = {"context": jnp.zeros((1, 1, net.context_dim))}
@@ -254,6 +284,11 @@ def _make_unet_inputs(net: UNet, config: Config) -> tuple[Any, ...]:
 
 
 def _describe_unet(net: UNet, in_channels: int) -> dict[str, Any]:
+    """Return the config.json of a UNet as UNet2DConditionModel.
+
+    Raises:
+        ValueError: the network has an option that diffusers does not have.
+    """
     if net.resblock_updown or net.patch > 1 or net.time_scale != 1:
         raise ValueError("resblock_updown, patch and time_scale have no counterpart in diffusers")
     levels = len(net.multipliers)
@@ -307,6 +342,7 @@ _CONTROL_FIXED = {**_UNET_FIXED, "controlnet_conditioning_channel_order": ("rgb"
 
 
 def _build_controlnet(config: Config) -> ControlNet:
+    """Build the ControlNet of a complete config, whose base is a UNet with the same encoder."""
     own = {key: config[key] for key in _CONTROL_OWN}
     down = config["down_block_types"]
     up = tuple(_UP[_DOWN.index(block)] for block in reversed(down) if block in _DOWN)
@@ -322,12 +358,20 @@ def _build_controlnet(config: Config) -> ControlNet:
 
 
 def _make_controlnet_inputs(net: ControlNet, config: Config) -> tuple[Any, ...]:
+    """Return the smallest z, t and condition, with a hint, that a ControlNet can be initialised
+    with.
+    """
     z, t, cond = _make_unet_inputs(net.base, config)
     sides = [side * net.hint_factor for side in z.shape[1:3]]
     return z, t, {**cond, "hint": jnp.zeros((1, *sides, net.hint_channels))}
 
 
 def _describe_controlnet(net: ControlNet, in_channels: int) -> dict[str, Any]:
+    """Return the config.json of a ControlNet as ControlNetModel.
+
+    Raises:
+        ValueError: diffusers has no such hint encoder, or the ControlNet is of the lite kind.
+    """
     known = net.hint_factor == 2 ** (len(net.hint_widths) - 1) and net.hint_encoder == "released"
     if net.lite or not known:
         raise ValueError(
@@ -356,6 +400,10 @@ _ADAPTERS = {"full": "full_adapter", "full_xl": "full_adapter_xl", "light": "lig
 
 
 def _build_adapter(config: Config) -> T2IAdapter:
+    """Build the T2I-Adapter of a complete config.
+
+    A light adapter has the width of its last level twice.
+    """
     named = {theirs: ours for ours, theirs in _ADAPTERS.items()}
     kind, widths = choose("adapter_type", config["adapter_type"], named), config["channels"]
     return T2IAdapter(
@@ -368,10 +416,16 @@ def _build_adapter(config: Config) -> T2IAdapter:
 
 
 def _make_adapter_inputs(net: T2IAdapter, config: Config) -> tuple[Any, ...]:
+    """Return the smallest hint that a T2I-Adapter can be initialised with."""
     return (jnp.zeros((1, net.hint_factor, net.hint_factor, net.hint_channels)),)
 
 
 def _describe_adapter(net: T2IAdapter, in_channels: int) -> dict[str, Any]:
+    """Return the config.json of a T2I-Adapter.
+
+    Raises:
+        ValueError: a light adapter has different widths at the last two levels.
+    """
     if net.kind == "light" and net.widths[-1] != net.widths[-2]:
         raise ValueError("diffusers' light adapters have the same width twice at the end")
     return dict(

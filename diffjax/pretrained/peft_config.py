@@ -1,4 +1,8 @@
-"""What peft's config of an adapter says of the result: scales, patterns, and what is refused."""
+"""Read adapter_config.json of peft: the scaling of each layer, and settings that are not supported.
+
+peft stores many methods under the same file names. A setting that would change the result and is
+not implemented is an error, so that an adapter is never applied in part.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +37,15 @@ Config = Mapping[str, Any]
 
 
 def check_config(config: Config, where: str) -> None:
-    """See that a config asks for nothing that is not read.
+    """Check that a config has no setting that changes the result and is not supported.
+
+    Args:
+        config: adapter_config.json, or the same settings from a file's metadata.
+        where: where they were read, for messages.
 
     Raises:
-        ValueError: it does; what is not read is named.
+        ValueError: the method or a setting is not supported, or a value has a wrong type; the
+            message names it.
     """
     kind = str(config.get("peft_type") or KINDS[0]).rpartition(".")[2].upper()
     if kind not in KINDS:
@@ -58,6 +67,12 @@ def check_config(config: Config, where: str) -> None:
 
 
 def _check_types(config: Config, where: str) -> None:
+    """Check the types of the settings that are read.
+
+    Raises:
+        ValueError: one has another type.
+    """
+
     def check(keys: tuple[str, ...], wanted: str, fits: Callable[[Any], bool]) -> None:
         for key in keys:
             value = config.get(key)
@@ -75,13 +90,15 @@ def _check_types(config: Config, where: str) -> None:
 
 
 def read_scaling(config: Config, module: str, where: str) -> Scaling:
-    """The scaling of a module: alpha, rank and their patterns.
+    """Return the scaling of a module: its alpha and its rank, with the patterns that override them.
 
     Args:
-        module: the dotted name of a layer.
+        config: the settings of the module's network.
+        module: dotted name of the layer in its network.
+        where: where the settings were read, for messages.
 
     Raises:
-        ValueError: a value is no number, or a pattern is more than the name of a layer.
+        ValueError: alpha or rank is not a positive number, or a pattern is not the name of a layer.
     """
     alpha = _match_pattern(config, "alpha_pattern", module, where)
     if alpha is None:
@@ -96,7 +113,12 @@ def read_scaling(config: Config, module: str, where: str) -> Scaling:
 
 
 def replaces(config: Config, module: str, leaf: str) -> bool:
-    """Whether a file holds a weight or bias of this module in place of the base model's."""
+    """Return whether a file may hold a trained weight or bias of this module in place of the base
+    model's.
+
+    That is so for biases with ``bias`` of "all" or "lora_only", and for modules in
+    ``modules_to_save``.
+    """
     if leaf == "bias" and config.get("bias") in ("all", "lora_only"):
         return True
     # What is saved may be a module with layers in it.
@@ -104,7 +126,14 @@ def replaces(config: Config, module: str, leaf: str) -> bool:
 
 
 def _match_pattern(config: Config, key: str, module: str, where: str) -> Any:
-    """Return the value of the first pattern that is the module's name or its end."""
+    """Return the value of the first pattern that equals the module's name or its end, or None.
+
+    peft takes patterns as regular expressions; only names of layers are supported, since an
+    expression from a file could take any time.
+
+    Raises:
+        ValueError: a pattern is more than a name.
+    """
     for name, value in (config.get(key) or {}).items():
         if not re.fullmatch(r"\^?[\w.]+\$?", name):
             raise ValueError(f"{key} in {where} must hold names of layers, not {name!r}")
@@ -115,6 +144,11 @@ def _match_pattern(config: Config, key: str, module: str, where: str) -> Any:
 
 
 def _read_number(value: Any, name: str, where: str) -> float:
+    """Return a positive finite number.
+
+    Raises:
+        ValueError: the value is something else.
+    """
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     if not plain or not 0 < value < math.inf:
         raise ValueError(f"{name} in {where} must be a positive number, got {value!r}")
@@ -122,6 +156,11 @@ def _read_number(value: Any, name: str, where: str) -> float:
 
 
 def _read_whole(value: Any, where: str) -> int:
+    """Return a rank as an int.
+
+    Raises:
+        ValueError: it is not a positive whole number.
+    """
     if _read_number(value, "r", where) != int(value):
         raise ValueError(f"r in {where} must be a whole number, got {value!r}")
     return int(value)

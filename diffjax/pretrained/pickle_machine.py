@@ -1,10 +1,12 @@
-"""A pickle's program, run by a machine that has nothing but data: no class, no call, no import.
+"""Run the program in a pickle on a machine that knows data only: no class, no call, no import.
 
-The standard unpickler trusts the file: it looks classes up, calls them, lets them change
-themselves, hashes what it is told to and reserves the memory that is asked for. The machine here
-knows the instructions that state dicts need. Its values are plain Python data, `Storage` and
-`View`; four names stand for what builds them. Work and memory are bounded by the bytes of the
-pickle, which are bounded themselves.
+A pickle is a program. The standard unpickler trusts it: it imports any class that the file names,
+calls it with arguments of the file, and reserves the memory that it asks for. The machine here has
+only the instructions that state dicts need. Its values are plain Python data, `Storage` and `View`,
+and four names stand for the functions that build them. Work and memory are bounded by the number of
+bytes of the pickle, which is itself bounded.
+
+`pickles` uses it to read .pt, .bin and .ckpt files that the user has allowed.
 """
 
 from __future__ import annotations
@@ -45,7 +47,13 @@ class Damaged(Exception):
 
 
 class Storage(NamedTuple):
-    """A flat array of the file: name of its type, key and length, as the pickle says."""
+    """A flat array of the file, as the pickle describes it.
+
+    Attributes:
+        dtype: name of the NumPy type.
+        key: name of the array in the file.
+        length: number of entries.
+    """
 
     dtype: str
     key: str
@@ -53,7 +61,14 @@ class Storage(NamedTuple):
 
 
 class View(NamedTuple):
-    """A tensor: a strided view of a storage, within the length that the pickle says."""
+    """A tensor: a strided view of a storage, which lies within the length that the pickle states.
+
+    Attributes:
+        storage: the storage.
+        offset: index of the first entry.
+        size: the shape.
+        stride: entries between neighbours on each axis.
+    """
 
     storage: Storage
     offset: int
@@ -62,14 +77,14 @@ class View(NamedTuple):
 
     @property
     def last(self) -> int:
-        """Place of the last number that the view reaches in its storage; -1 if it has none."""
+        """Index of the last entry that the view reaches in its storage, or -1 if it has none."""
         if 0 in self.size:
             return -1
         return self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
 
 
 class _Name(NamedTuple):
-    """A name of the file that is allowed; calling it is up to the machine."""
+    """A name that the pickle asks for and that is allowed. It stands for a builder of the machine."""
 
     module: str
     name: str
@@ -80,7 +95,10 @@ class _Mark:
 
 
 class _Bounded:
-    """The bytes of one pickle, at most `PICKLE_BYTES` of a file."""
+    """The bytes of one pickle in a file, at most `PICKLE_BYTES` of them.
+
+    It has the two methods of a file that `pickletools.genops` calls.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -102,10 +120,13 @@ class _Bounded:
 
 
 class Machine:
-    """Runs pickles of one file, which share its storages.
+    """Runs the pickles of one file, which share its storages.
+
+    Each public method but `run` is one instruction, or one function that the pickle may call. An
+    instruction takes the argument that stands beside it in the pickle, if any.
 
     Attributes:
-        storages: those that the pickles named, by key.
+        storages: the storages that the pickles named, by key.
     """
 
     def __init__(self) -> None:
@@ -115,11 +136,14 @@ class Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, file: IO[bytes]) -> Any:
-        """The value of the pickle that begins here; the file is left at its end.
+        """Return the value of the pickle that begins here, and leave the file at its end.
+
+        Args:
+            file: an open file; several pickles may follow each other in it.
 
         Raises:
             Refused: it has an instruction, name or size that no state dict needs.
-            Damaged: it is cut, or wrong.
+            Damaged: it ends early, or its instructions make no sense.
         """
         self._stack, self._memo = [], {}
         try:
@@ -139,6 +163,11 @@ class Machine:
         raise Damaged("its pickle has no end")
 
     def _spend(self, count: int) -> None:
+        """Count instructions, or entries that one goes through.
+
+        Raises:
+            Refused: there were more than `STEPS`.
+        """
         self._steps += count
         if self._steps > STEPS:
             raise Refused(f"its pickle has more than {STEPS} instructions")
@@ -156,7 +185,7 @@ class Machine:
         return self._stack[-1]
 
     def _group(self) -> list[Any]:
-        """The values since the last mark."""
+        """Remove the values since the last mark from the stack, and return them."""
         for place in range(len(self._stack) - 1, -1, -1):
             if self._stack[place] is _Mark:
                 group = self._stack[place + 1 :]
@@ -165,7 +194,7 @@ class Machine:
         raise Damaged("its pickle ends a group that has no beginning")
 
     def push(self, value: Any) -> None:
-        """An argument as a value. Text has to be Unicode, since it ends up in messages."""
+        """Push an argument as a value. A text must be valid Unicode, because messages show it."""
         if isinstance(value, str) and not value.isascii():
             try:
                 value.encode()
@@ -220,12 +249,22 @@ class Machine:
         self._stack.append(out)
 
     def _fill(self, target: dict[Any, Any], values: list[Any]) -> None:
+        """Put keys and values, which alternate in a list, into a dictionary."""
         if len(values) % 2:
             raise Damaged("its pickle has a key without a value")
         for key, value in zip(values[::2], values[1::2], strict=True):
             self._set(target, key, value)
 
     def _set(self, target: dict[Any, Any], key: Any, value: Any) -> None:
+        """Put one entry into a dictionary.
+
+        Keys may be texts, small integers, or short tuples of them. Others could be chosen so that
+        their hashes collide, which takes a quadratic time.
+
+        Raises:
+            Refused: the key is of another type.
+            Damaged: the key is there already.
+        """
         if type(key) is tuple:
             self._tuples += 1
             flat = len(key) <= _KEY_LENGTH and all(map(_is_plain, key))
@@ -250,6 +289,11 @@ class Machine:
         self._name(module, name)
 
     def _name(self, module: str, name: str) -> None:
+        """Push a name, if it is one of the builders or of the types of storages.
+
+        Raises:
+            Refused: the pickle asks for anything else.
+        """
         found = _Name(module, name)
         if found not in _BUILDERS and not (module == "torch" and name in STORAGES):
             asked = show(f"{module}.{name}").strip("'\"")
@@ -257,6 +301,7 @@ class Machine:
         self._stack.append(found)
 
     def reduce(self, _: Any) -> None:
+        """Call a function with a tuple of arguments: one of the four builders, and nothing else."""
         arguments, function = self._pop(), self._pop()
         if type(function) is not _Name or function not in _BUILDERS:
             raise Refused("it calls what is no function of a state dict")
@@ -265,12 +310,18 @@ class Machine:
         self._stack.append(_BUILDERS[function](self, *arguments[: AXES + 1]))
 
     def build(self, _: Any) -> None:
-        """Attributes of an ordered dictionary (a state dict's versions): not needed, left out."""
+        """Drop the attributes of an ordered dictionary, which hold a state dict's versions."""
         self._pop()
         if not self._stack or type(self._stack[-1]) is not dict:
             raise Refused("it changes the attributes of what is no dictionary")
 
     def storage(self, _: Any) -> None:
+        """Push the storage that a persistent id describes: ``("storage", type, key, device,
+        length)``.
+
+        Raises:
+            Refused: the id describes something else, or one key has two types or lengths.
+        """
         pid = self._pop()
         if type(pid) is not tuple or not 5 <= len(pid) <= 6 or any(v is not None for v in pid[5:]):
             raise Refused("it refers to something else than a plain storage")
@@ -288,7 +339,7 @@ class Machine:
         self._stack.append(found)
 
     def ordered(self, *arguments: Any) -> dict[Any, Any]:
-        """An ordered dictionary, of a list of pairs as Python 2 wrote it."""
+        """Build an ordered dictionary, empty or from a list of pairs as Python 2 wrote it."""
         out: dict[Any, Any] = {}
         pairs = arguments[0] if arguments else []
         if len(arguments) > 1 or type(pairs) is not list:
@@ -301,13 +352,20 @@ class Machine:
         return out
 
     def parameter(self, *arguments: Any) -> Any:
-        """The tensor of a parameter."""
+        """Return the tensor of a parameter; whether it needs a gradient does not matter."""
         if not 1 <= len(arguments) <= 3 or type(arguments[0]) is not View:
             raise Damaged("its pickle makes a parameter of what is no tensor")
         return arguments[0]
 
     def view(self, *arguments: Any) -> View:
-        """Return a tensor, after checking that it lies within its storage."""
+        """Return a tensor, after checking that it lies within its storage.
+
+        The arguments are those of torch's ``_rebuild_tensor_v2``: storage, offset, size, stride,
+        and up to three more that do not change the values.
+
+        Raises:
+            Refused: they are of other types, or the tensor leaves its storage.
+        """
         if not 4 <= len(arguments) <= 7 or type(arguments[0]) is not Storage:
             raise Refused("it makes a tensor of what is no storage")
         storage, offset, size, stride = arguments[:4]
@@ -323,9 +381,10 @@ class Machine:
 
 
 def _check_bounds(view: View) -> None:
-    """
+    """Check that a view stays in its storage and is not much larger than it.
+
     Raises:
-        Refused: the view leaves its storage, or repeats its numbers many times.
+        Refused: the view leaves its storage, or its strides repeat many entries.
     """
     count = 1
     for n in view.size:
