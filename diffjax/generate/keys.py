@@ -89,7 +89,9 @@ def _find_key_length() -> int:
 
 
 def _is_raw(key: Any, ndim: int) -> bool:
-    """Return whether a value is an array of raw keys (uint32), as `jax.random.PRNGKey` makes them."""
+    """Return whether a value is an array of raw keys (uint32), as `jax.random.PRNGKey` makes
+    them.
+    """
     array = isinstance(key, np.ndarray | jax.Array) and key.dtype == np.uint32
     return bool(array) and key.ndim == ndim and key.shape[-1] == _find_key_length()
 

@@ -73,8 +73,8 @@ class LoadedModel:
 
     @property
     def is_xl(self) -> bool:
-        """Whether the network is conditioned on sizes and a pooled embedding, as XL and its refiner
-        are.
+        """Whether the network is conditioned on sizes and a pooled embedding, as XL and its
+        refiner are.
         """
         return bool(self.parts.unet.net.added_dim)
 

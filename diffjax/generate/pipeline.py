@@ -206,7 +206,9 @@ class Pipeline(LoadedModel):
         return self.decode(progress.step.run.z, output)
 
     def _run(self, request: Request) -> Array:
-        """Run all stages of a request without stopping, and return the final latents (B, h, w, C)."""
+        """Run all stages of a request without stopping, and return the final latents (B, h, w,
+        C).
+        """
         before = None
         for _, stage in make_stages(self, request):
             run = stage.advance(stage.begin(before), stage.rows, 0, stage.length)
@@ -228,8 +230,8 @@ class Pipeline(LoadedModel):
         return self._steps(make_stages(self, request))
 
     def _steps(self, stages: Sequence[tuple[LoadedModel, Stage]]) -> Iterator[Progress]:
-        """Yield the progress of stages that were planned; checks have run before the first value is
-        asked for.
+        """Yield the progress of stages that were planned; checks have run before the first
+        value is asked for.
         """
         before = None
         total, done = sum(stage.length for _, stage in stages), 0

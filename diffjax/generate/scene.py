@@ -82,8 +82,8 @@ class SceneLayout(NamedTuple):
     mask: np.ndarray | None
 
     def latent_sides(self, factor: int) -> tuple[int, int]:
-        """Return the height and width of latents, where ``factor`` is the autoencoder's reduction
-        of a side.
+        """Return the height and width of latents, where ``factor`` is the autoencoder's
+        reduction of a side.
         """
         return self.size.height // factor, self.size.width // factor
 

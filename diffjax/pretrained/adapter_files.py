@@ -290,8 +290,8 @@ def _read_layer(
 
 
 def _explain_unread(file: Path, strange: list[str]) -> ValueError:
-    """Return the error for a file with unknown keys: it names what the file is, if its keys show
-    that.
+    """Return the error for a file with unknown keys: it names what the file is, if its keys
+    show that.
     """
     if not strange:
         return ValueError(f"{file} holds no adapter: it has no keys")
@@ -317,7 +317,7 @@ def changes_weight(layer: Layer) -> bool:
 
 
 def is_low_rank(layer: Layer) -> bool:
-    """Return whether a layer has the two factors of a LoRA and nothing else, so that it need not be
-    merged.
+    """Return whether a layer has the two factors of a LoRA and nothing else, so that it need
+    not be merged.
     """
     return set(layer.tensors) == {"down", "up"}

@@ -82,7 +82,9 @@ class Scaling(NamedTuple):
 
 
 def is_complete(roles: Collection[str]) -> bool:
-    """Return whether a layer with tensors of these roles has all tensors that each of them needs."""
+    """Return whether a layer with tensors of these roles has all tensors that each of them
+    needs.
+    """
     # A factor of LoKr may be a product of two.
     there = {role for role in roles if not re.fullmatch(r"lokr_w\d_[ab]", role)}
     for number in "12":
@@ -258,8 +260,8 @@ def _expand_lokr(roles: Roles) -> np.ndarray:
 
 
 def _expand_kronecker_factor(roles: Roles, number: str) -> np.ndarray:
-    """Return one factor of a LoKr, which is stored whole or as a low-rank product with an optional
-    core.
+    """Return one factor of a LoKr, which is stored whole or as a low-rank product with an
+    optional core.
     """
     name = f"lokr_w{number}"
     if name in roles:
@@ -269,8 +271,8 @@ def _expand_kronecker_factor(roles: Roles, number: str) -> np.ndarray:
 
 
 def _expand_embedding(roles: Roles) -> np.ndarray:
-    """Return the change (rows, width) of an embedding table, from peft's A (r, rows) and B (width,
-    r).
+    """Return the change (rows, width) of an embedding table, from peft's A (r, rows) and B
+    (width, r).
     """
     return _multiply_factors(roles["lora_embedding_B"], roles["lora_embedding_A"]).T
 

@@ -51,8 +51,8 @@ def _compute_capped_betas(abar: Callable[[float], float], count: int) -> np.ndar
 
 
 def _compute_laplace_abar(t: float) -> float:
-    """Return ``sqrt(snr / (1 + snr))`` at t in [0, 1] for the Laplace schedule (Hang et al. 2024),
-    as diffusers computes it.
+    """Return ``sqrt(snr / (1 + snr))`` at t in [0, 1] for the Laplace schedule (Hang et al.
+    2024), as diffusers computes it.
     """
     size = math.log(1 - 2 * abs(0.5 - t) + 1e-6)
     snr = math.exp(-0.5 * math.copysign(1, 0.5 - t) * size)
@@ -103,8 +103,8 @@ def abar_table(o: Options, *, floor: bool = False) -> np.ndarray:
 
 
 def ratio_table(o: Options) -> np.ndarray:
-    """Return the table of ``sigma / alpha = sqrt((1 - abar) / abar)`` (T,) in float32, which rises
-    with t.
+    """Return the table of ``sigma / alpha = sqrt((1 - abar) / abar)`` (T,) in float32, which
+    rises with t.
     """
     abar = abar_table(o, floor=True)
     return np.sqrt((F32(1) - abar) / abar)

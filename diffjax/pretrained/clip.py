@@ -95,7 +95,9 @@ def _build_text(config: Mapping[str, Any]) -> CLIPText:
 
 
 def _build_vision(config: Mapping[str, Any]) -> CLIPVision:
-    """Build the image encoder. Keys that the config leaves out have the defaults of transformers."""
+    """Build the image encoder. Keys that the config leaves out have the defaults of
+    transformers.
+    """
     part: Mapping[str, Any] = config["vision_config"]
     return CLIPVision(
         size=part.get("image_size", 224),

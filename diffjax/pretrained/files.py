@@ -378,8 +378,8 @@ def _open_shards(folder: Path, index: Path) -> Weights:
 
 
 def _explain_absence(folder: Path, variant: str | None) -> Exception:
-    """Return the error for a folder without the weights that were asked for; it names those that
-    exist.
+    """Return the error for a folder without the weights that were asked for; it names those
+    that exist.
     """
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     if any(name.endswith(".safetensors") for name in names):

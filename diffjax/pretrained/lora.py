@@ -273,8 +273,8 @@ class _Names:
         self.blocks = getattr(model.net, "blocks", 0)
 
     def find(self, flat: str) -> str | None:
-        """Return the key of a weight, or None, for a flattened name of diffusers or of the original
-        code.
+        """Return the key of a weight, or None, for a flattened name of diffusers or of the
+        original code.
         """
         names = [flat, f"{flat}_0", f"text_model_{flat}"]
         m = re.fullmatch(r"(input|output)_blocks_(\d+)_(\d+)_(.+)", flat)
@@ -297,8 +297,8 @@ def _modernise_unet_name(flat: str, blocks: int) -> str:
 
 
 def _split_part(module: str) -> tuple[str | None, str]:
-    """Split a module's name into its network (None if the name has none) and the flattened name in
-    it.
+    """Split a module's name into its network (None if the name has none) and the flattened name
+    in it.
     """
     flat = module.replace(".processor", "").replace(".", "_")
     for prefix, part in _PARTS.items():
@@ -344,7 +344,9 @@ def _find_places(file: AdapterFile, names: Mapping[str, _Names]) -> dict[str, Pl
 
 
 def _describe_other_model(modules: Collection[str]) -> str:
-    """Describe, for a message, the kind of model that has these layers which the loaded one lacks."""
+    """Describe, for a message, the kind of model that has these layers which the loaded one
+    lacks.
+    """
     described = describe_keys(modules)
     xl = any(re.search(r"(te2|text_encoder_2)[_.]|blocks[_.][2-9][_.]attn", m) for m in modules)
     return described or ("another model, XL by their names" if xl else "another model")

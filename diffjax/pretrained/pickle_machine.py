@@ -84,7 +84,9 @@ class View(NamedTuple):
 
 
 class _Name(NamedTuple):
-    """A name that the pickle asks for and that is allowed. It stands for a builder of the machine."""
+    """A name that the pickle asks for and that is allowed. It stands for a builder of the
+    machine.
+    """
 
     module: str
     name: str

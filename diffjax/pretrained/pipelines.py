@@ -158,8 +158,8 @@ def _load_folder(
         return load_model(folders[name], variant=chosen, dtype=kind, sharding=sharding)
 
     def text(name: str) -> TextEncoder:
-        """Load a text encoder and its tokenizer, which has its own folder (``tokenizer_2`` for the
-        second).
+        """Load a text encoder and its tokenizer, which has its own folder (``tokenizer_2`` for
+        the second).
         """
         own = resolve_inside(path, name.replace("text_encoder", "tokenizer"))
         if tokenizer is None and not own.is_dir():
@@ -384,7 +384,9 @@ def _derive_scheduler(weights: Weights, family: str, channels: int) -> dict[str,
 
 
 def make_manifest(parts: Components) -> dict[str, Any]:
-    """Return the model_index.json of parts, with the class of diffusers' pipeline that runs them."""
+    """Return the model_index.json of parts, with the class of diffusers' pipeline that runs
+    them.
+    """
     names = list(parts.texts)
     inpaints = parts.unet.config["in_channels"] > parts.vae.net.latent_channels
     kind = "Inpaint" if inpaints else "Img2Img" if names == [TEXTS[1]] else ""

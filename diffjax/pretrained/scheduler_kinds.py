@@ -1,4 +1,9 @@
-"""The scheduler classes of diffusers: their options, and the grid and solver that these mean."""
+"""The scheduler classes of diffusers: their options and defaults, and the grid and solver they
+mean.
+
+`KINDS` is the table that `schedulers` reads configs with. An entry combines a grid of
+`scheduler_levels` with a solver of `diffjax.samplers`; both know nothing of the class.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +21,18 @@ from diffjax.types import Grid, Sampler, Schedule
 
 
 class SchedulerKind(NamedTuple):
-    """A class of scheduler.
+    """How a scheduler class of diffusers is read.
 
     Attributes:
-        defaults: its options.
-        schedule: ``options -> Schedule``.
-        grid: ``(options, asked) -> Grid``.
+        defaults: its options with the defaults of diffusers.
+        schedule: ``options -> Schedule``, the noise levels the model was trained with.
+        grid: ``(options, asked) -> Grid``, the levels that are visited.
         sampler: ``(options, eta) -> Sampler``.
-        rederive: whether eps follows a clipped x; None if the class never clips.
-        order: evaluations of a step.
-        fixed: the values of options that have only these.
-        aliases: values of other classes that stand for ours, by option.
-        prediction: what the network predicts where that is no option.
+        rederive: whether eps is computed anew from a clipped x; None if the class never clips.
+        order: network evaluations of a step.
+        fixed: options that may only have these values.
+        aliases: by option, values of other classes that are replaced by ours, as diffusers does.
+        prediction: what the network predicts, for classes without ``prediction_type``.
     """
 
     defaults: dict[str, Any]
@@ -103,16 +108,21 @@ _VARIANCES = {
 
 
 def _choose_final(o: Options) -> str:
+    """Return the last level: clean data, or that of the first timestep, see `grids.from_times`."""
     return "clean" if o["set_alpha_to_one"] else "first"
 
 
 def _pndm(o: Options, eta: float | None) -> Sampler:
+    """Make the solver of PNDM (Liu et al. 2022): PLMS, after Runge-Kutta steps unless they are
+    skipped.
+    """
     output = "v" if o["prediction_type"] == "v_prediction" else "eps"
     rest = {"output": output, "total": o["num_train_timesteps"]}
     return samplers.plms(runge_kutta=not o["skip_prk_steps"], **rest)
 
 
 def _dpm(o: Options, eta: float | None) -> Sampler:
+    """Make the multistep DPM-Solver or DPM-Solver++ (Lu et al. 2022)."""
     return samplers.dpm_solver(
         order=o["solver_order"],
         algorithm=o["algorithm_type"],
@@ -123,6 +133,7 @@ def _dpm(o: Options, eta: float | None) -> Sampler:
 
 
 def _dpm_single(o: Options, eta: float | None) -> Sampler:
+    """Make the singlestep DPM-Solver or DPM-Solver++ (Lu et al. 2022)."""
     return samplers.dpm_solver_single(
         order=o["solver_order"],
         algorithm=o["algorithm_type"],
@@ -132,6 +143,7 @@ def _dpm_single(o: Options, eta: float | None) -> Sampler:
 
 
 def _unipc(o: Options, eta: float | None) -> Sampler:
+    """Make UniPC (Zhao et al. 2023), whose corrector may be disabled at the first steps."""
     return samplers.unipc(
         order=o["solver_order"],
         solver_type=o["solver_type"],
@@ -142,22 +154,26 @@ def _unipc(o: Options, eta: float | None) -> Sampler:
 
 
 def _euler(o: Options, eta: float | None) -> Sampler:
+    """Make Euler's method in ``sigma / alpha``, which DDIM at eta 0 equals."""
     return samplers.ddim(0.0)
 
 
 def _choose_schedule(o: Options) -> Schedule:
+    """Return the flow schedule if ``use_flow_sigmas`` is set, otherwise the table of betas."""
     return levels.flow(o) if o["use_flow_sigmas"] else levels.floored_discrete(o)
 
 
 def _bind_table_grid(
     final: str | None = None, *, listed: bool = False
 ) -> Callable[[Options, Asked], Grid]:
+    """Return `levels.table_grid` with its last level, that of the options if ``final`` is None."""
     return lambda o, asked: levels.table_grid(
         o, asked, final=final or _choose_final(o), listed=listed
     )
 
 
 def _bind_consistency_grid(final: str) -> Callable[[Options, Asked], Grid]:
+    """Return `levels.consistency_grid` with its last level."""
     return lambda o, asked: levels.consistency_grid(o, asked, final=final)
 
 

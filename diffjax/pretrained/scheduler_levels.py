@@ -1,8 +1,12 @@
 """The noise levels that diffusers' schedulers visit, reproduced to the rounding of float32.
 
-The tables are float32, see `betas`; the rest is float64. Timesteps and levels of the schedulers
-differ in small ways (linspace of N or of N + 1 points, bounds from the whole table or from the
-spaced timesteps, rounding, truncation), which are options of the functions here.
+The tables of betas are float32 (`betas`), the rest is float64. The classes of diffusers differ in
+small ways: linspace over N or N + 1 points, bounds from the whole table or from the spaced
+timesteps, rounding or truncation. These differences are options of the functions here, and
+`scheduler_kinds` sets them for each class.
+
+Options are complete: every key of the class is there. T is ``num_train_timesteps`` and N the number
+of steps.
 """
 
 from __future__ import annotations
@@ -20,13 +24,13 @@ from diffjax.types import Grid, Schedule, choose
 
 
 class Asked(NamedTuple):
-    """What a caller asks of a grid.
+    """The levels that a caller asks for: a number of them or a list.
 
     Attributes:
-        steps: number of steps N, or None with a list of them.
-        timesteps: to be visited instead, falling.
-        sigmas: levels in the scheduler's own measure, falling.
-        mu: logarithm of the shift of schedulers with dynamic shifting.
+        steps: number of steps N, or None with a list.
+        timesteps: falling timesteps to visit instead.
+        sigmas: falling levels in the scheduler's own measure to visit instead.
+        mu: logarithm of the shift, for schedulers with dynamic shifting.
     """
 
     steps: int | None = None
@@ -39,17 +43,17 @@ class Asked(NamedTuple):
 
 
 def discrete(o: Options) -> Schedule:
-    """The table of a beta schedule."""
+    """Return the schedule of a beta table, at times 0 .. T - 1."""
     return schedules.from_abar(abar_table(o))
 
 
 def floored_discrete(o: Options) -> Schedule:
-    """Build `discrete`, but end at ``abar = 2^-24`` where the last SNR is zero."""
+    """Return `discrete`, but with ``abar = 2^-24`` at the last time if the terminal SNR is zero."""
     return schedules.from_abar(abar_table(o, floor=True))
 
 
 def flow(o: Options) -> Schedule:
-    """``alpha = 1 - t/T``, ``sigma = t/T``; shifts are a matter of the grid."""
+    """Return the schedule ``alpha = 1 - t/T``, ``sigma = t/T``. Shifts belong to the grid."""
     inner, total = schedules.flow(t_min=0.0, t_max=1.0), o["num_train_timesteps"]
     return Schedule(
         lambda t: inner.at(t / total), lambda lam: total * inner.t_of(lam), (0.0, float(total))
@@ -57,12 +61,12 @@ def flow(o: Options) -> Schedule:
 
 
 def edm(o: Options) -> Schedule:
-    """``alpha = 1``, ``t = log(sigma) / 4``."""
+    """Return the schedule ``alpha = 1``, ``t = log(sigma) / 4`` of EDM (Karras et al. 2022)."""
     return schedules.edm(o["sigma_min"], o["sigma_max"])
 
 
 def angle(o: Options) -> Schedule:
-    """``alpha = cos(pi t / 2)``, ``sigma = sin(pi t / 2)``."""
+    """Return the schedule ``alpha = cos(pi t / 2)``, ``sigma = sin(pi t / 2)`` for t in [0, 1]."""
     quarter = math.pi / 2
     return Schedule(
         lambda t: (np.cos(quarter * t), np.sin(quarter * t)),
@@ -77,15 +81,21 @@ def angle(o: Options) -> Schedule:
 def space_timesteps(
     o: Options, steps: int, *, extra: bool = False, whole: bool = True, last: int | None = None
 ) -> np.ndarray:
-    """Space timesteps (N,), falling, by the ``timestep_spacing`` of a config.
+    """Return timesteps (N,), falling, as ``timestep_spacing`` of a config spaces them.
+
+    They are ``linspace`` from 0 to T - 1, ``leading`` multiples of ``T // N`` plus
+    ``steps_offset``, or ``trailing`` multiples of ``T / N`` down from T, less 1 (Lin et al. 2023,
+    table 2).
 
     Args:
+        o: complete options.
+        steps: N.
         extra: space N + 1 points and drop the last.
         whole: round linspace to whole timesteps.
-        last: number of timesteps that are left after clipping.
+        last: number of timesteps that ``lambda_min_clipped`` leaves; T if None.
 
     Raises:
-        ValueError: unknown spacing, or more steps than timesteps.
+        ValueError: the spacing is unknown, or there are more steps than timesteps.
     """
     total, spacing = o["num_train_timesteps"], o.get("timestep_spacing", "linspace")
     last, count, offset = total if last is None else last, steps + extra, o.get("steps_offset", 0)
@@ -104,21 +114,32 @@ def space_timesteps(
 
 
 def interpolate_times(ratios: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Return fractional timesteps at which a table of ``sigma / alpha`` has given values."""
+    """Return the fractional timesteps at which a table of ``sigma / alpha`` has the values
+    ``ratios``.
+
+    The interpolation is linear in the logarithm.
+    """
     logs = np.log(table).astype(np.float64)
     return np.interp(np.log(np.maximum(ratios, 1e-10)), logs, np.arange(len(table)))
 
 
 def _karras(low: float, high: float, count: int, rho: float = 7.0) -> np.ndarray:
+    """Return ``count`` levels from high to low, equally spaced in ``sigma^(1 / rho)`` (Karras et
+    al. 2022, eq.
+
+    5).
+    """
     ends = high ** (1 / rho), low ** (1 / rho)
     return (ends[0] + np.linspace(0, 1, count) * (ends[1] - ends[0])) ** rho
 
 
 def _exponential(low: float, high: float, count: int) -> np.ndarray:
+    """Return ``count`` levels from high to low, equally spaced in ``log sigma``."""
     return np.exp(np.linspace(math.log(high), math.log(low), count))
 
 
 def _beta(low: float, high: float, count: int) -> np.ndarray:
+    """Return ``count`` levels at quantiles of a Beta(0.6, 0.6) distribution (Lee et al. 2024)."""
     return low + betaincinv(0.6, 0.6, 1 - np.linspace(0, 1, count)) * (high - low)
 
 
@@ -134,7 +155,7 @@ def find_spacing(o: Options) -> str:
     """Return the one of `SPACINGS` that a config asks for, or "".
 
     Raises:
-        ValueError: more than one.
+        ValueError: it asks for more than one.
     """
     chosen = [name for name in SPACINGS if o.get(name)]
     if len(chosen) > 1:
@@ -145,20 +166,26 @@ def find_spacing(o: Options) -> str:
 def _space_between_bounds(
     o: Options, name: str, bounds: tuple[float, float], count: int
 ) -> np.ndarray:
+    """Space levels between ``sigma_min`` and ``sigma_max`` of the options, or between
+    ``bounds`` where they are None.
+    """
     low, high = o.get("sigma_min"), o.get("sigma_max")
     low, high = bounds[0] if low is None else low, bounds[1] if high is None else high
     return SPACINGS[name](float(low), float(high), count)
 
 
 def _variance_preserving(ratios: Any) -> tuple[Any, Any]:
+    """Return (alpha, sigma) with ``alpha^2 + sigma^2 = 1`` for ratios ``sigma / alpha``."""
     alpha = 1 / np.sqrt(np.float64(ratios) ** 2 + 1)
     return alpha, ratios * alpha
 
 
 def _refuse(asked: Asked, *allowed: str) -> None:
-    """
+    """Check that a caller asks for steps, or for one of the lists that a class takes.
+
     Raises:
-        ValueError: something else than the number of steps and what is allowed was asked for.
+        ValueError: something else is asked for, or not exactly one of steps, timesteps and sigmas.
+            Timesteps may come with sigmas.
     """
     for name, value in asked._asdict().items():
         if value is not None and name not in ("steps", *allowed):
@@ -172,10 +199,10 @@ def _refuse(asked: Asked, *allowed: str) -> None:
 
 
 def _read_falling(name: str, values: Any, most: float) -> np.ndarray:
-    """Read a given list in float64.
+    """Read a list of falling numbers in [0, most] in float64.
 
     Raises:
-        ValueError: it is empty, does not fall, or leaves 0 .. most.
+        ValueError: it is empty, does not fall, or leaves the range.
     """
     out = np.asarray(values, np.float64)
     if out.ndim != 1 or not len(out) or not (np.diff(out) < 0).all():
@@ -186,10 +213,10 @@ def _read_falling(name: str, values: Any, most: float) -> np.ndarray:
 
 
 def _read_timesteps(o: Options, asked: Asked, name: str) -> np.ndarray:
-    """Read given timesteps of a table.
+    """Read falling timesteps of a table.
 
     Raises:
-        ValueError: they are bad, or the config spaces levels by itself.
+        ValueError: they are not falling or leave the table, or the config spaces levels by itself.
     """
     if name:
         raise ValueError(f"timesteps cannot be given with {name}")
@@ -197,6 +224,7 @@ def _read_timesteps(o: Options, asked: Asked, name: str) -> np.ndarray:
 
 
 def _make_grid(schedule: Schedule, t: Any, levels: tuple[Any, Any], init_std: float) -> Grid:
+    """Return a grid of N + 1 levels at times t (N + 1,), with (alpha, sigma) in ``levels``."""
     alpha, sigma = (np.asarray(leaf, np.float64) for leaf in levels)
     return grids.of_levels(schedule, np.asarray(t, np.float64), alpha, sigma)._replace(
         init_std=float(init_std)
@@ -207,11 +235,16 @@ def _make_grid(schedule: Schedule, t: Any, levels: tuple[Any, Any], init_std: fl
 
 
 def table_grid(o: Options, asked: Asked, *, final: str, listed: bool = False) -> Grid:
-    """DDPM, DDIM and PNDM: whole timesteps of the table.
+    """Return the grid of DDPM, DDIM and PNDM: whole timesteps of the table.
 
     Args:
+        o: complete options.
+        asked: the steps, or a list of timesteps.
         final: ``clean`` or ``first``, see `grids.from_times`.
-        listed: timesteps may be given.
+        listed: whether the class takes a list of timesteps.
+
+    Raises:
+        ValueError: see `space_timesteps` and `_refuse`.
     """
     _refuse(asked, *(("timesteps",) if listed else ()))
     times = asked.timesteps if asked.steps is None else space_timesteps(o, asked.steps)
@@ -220,7 +253,9 @@ def table_grid(o: Options, asked: Asked, *, final: str, listed: bool = False) ->
 
 
 def consistency_grid(o: Options, asked: Asked, *, final: str) -> Grid:
-    """LCM and TCD: a part of the timesteps of their distillation."""
+    """Return the grid of LCM and TCD: a part of the ``original_inference_steps`` of their
+    distillation.
+    """
     _refuse(asked, "timesteps")
     schedule = discrete(o)
     if asked.timesteps is not None:
@@ -233,13 +268,18 @@ def consistency_grid(o: Options, asked: Asked, *, final: str) -> Grid:
 def ratio_grid(
     o: Options, asked: Asked, *, whole: bool = False, listed: tuple[str, ...] = ()
 ) -> Grid:
-    """Euler, LMS, Heun and DPM2, which work in sigma / alpha.
+    """Return the grid of Euler, LMS, Heun and DPM2, which work in ``sigma / alpha``.
 
-    The last level is in that measure (alpha = 1), so that samples end as theirs do.
+    The last level is in that measure (alpha = 1), so that samples end as those of diffusers do.
 
     Args:
-        whole: round timesteps of Karras' levels.
-        listed: what may be given instead of a number of steps.
+        o: complete options.
+        asked: the steps, or a list.
+        whole: round the timesteps of Karras' levels.
+        listed: what the class takes instead of a number of steps.
+
+    Raises:
+        ValueError: see `space_timesteps` and `_refuse`.
     """
     _refuse(asked, *listed)
     table, name = ratio_table(o), find_spacing(o)
@@ -263,7 +303,7 @@ def ratio_grid(
 def _space_ratios(
     o: Options, asked: Asked, table: np.ndarray, whole: bool, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return timesteps (N,) and ratios ``sigma / alpha`` (N + 1,)."""
+    """Return the timesteps (N,) of `ratio_grid` and its ratios ``sigma / alpha`` (N + 1,)."""
     if asked.timesteps is not None:
         times = _read_timesteps(o, asked, name)
     else:
@@ -285,12 +325,19 @@ def _space_ratios(
 def exponential_grid(
     o: Options, asked: Asked, *, listed: tuple[str, ...] = (), repeat: bool = False
 ) -> Grid:
-    """DPM-Solver, DEIS and UniPC, which work in (alpha, sigma) and space N + 1 points.
+    """Return the grid of DPM-Solver, DEIS and UniPC, which work in (alpha, sigma).
+
+    These classes space N + 1 timesteps and drop the last.
 
     Args:
-        listed: what may be given instead of a number of steps.
-        repeat: a final ``sigma_min`` is the last of respaced and flow levels again, instead of
-            the table's.
+        o: complete options.
+        asked: the steps, or a list.
+        listed: what the class takes instead of a number of steps.
+        repeat: a final ``sigma_min`` repeats the last of respaced and flow levels; otherwise it is
+            the first level of the table.
+
+    Raises:
+        ValueError: see `space_timesteps` and `_refuse`.
     """
     shifting = ("mu",) if o.get("use_dynamic_shifting") else ()
     _refuse(asked, *listed, *shifting)
@@ -320,7 +367,7 @@ def exponential_grid(
 
 
 def _count_above_clip(o: Options) -> int:
-    """Count timesteps whose half log-SNR is at least ``lambda_min_clipped``."""
+    """Return how many timesteps have a half log-SNR of at least ``lambda_min_clipped``."""
     abar = abar_table(o, floor=True)
     lam = np.log(np.sqrt(abar)) - np.log(np.sqrt(F32(1) - abar))
     least = o.get("lambda_min_clipped", -math.inf)
@@ -328,7 +375,7 @@ def _count_above_clip(o: Options) -> int:
 
 
 def _round_times(o: Options, times: np.ndarray, name: str) -> np.ndarray:
-    """Make timesteps whole: some spacings round, the others cut."""
+    """Make fractional timesteps whole: some spacings round them, the others truncate."""
     rounded = name in ("use_karras_sigmas", "use_lu_lambdas")
     if rounded and not (o.get("use_lu_lambdas") is not None and _is_cosine(o)):
         times = np.round(times)
@@ -340,14 +387,15 @@ def _is_cosine(o: Options) -> bool:
 
 
 def _shift_sigmas(sigmas: np.ndarray, shift: float) -> np.ndarray:
+    """Return ``s sigma / (1 + (s - 1) sigma)`` for a shift s (Esser et al. 2024, eq. 23)."""
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
 def _shift_by_config(o: Options, sigmas: np.ndarray, mu: float | None, shift: float) -> np.ndarray:
-    """Shift flow levels by ``shift``, or by the caller's mu with dynamic shifting.
+    """Shift flow levels by ``shift``, or by the caller's mu if the config shifts dynamically.
 
     Raises:
-        ValueError: dynamic shifting without mu.
+        ValueError: the config shifts dynamically and there is no mu.
     """
     if o.get("use_dynamic_shifting"):
         if mu is None:
@@ -358,13 +406,18 @@ def _shift_by_config(o: Options, sigmas: np.ndarray, mu: float | None, shift: fl
 
 
 def _stretch_to_terminal(o: Options, sigmas: np.ndarray) -> np.ndarray:
-    """Stretch levels so that the last one is ``shift_terminal``."""
+    """Stretch flow levels linearly in ``1 - sigma``, so that the last one is ``shift_terminal``."""
     if not o.get("shift_terminal"):
         return sigmas
     return 1 - (1 - sigmas) * (1 - o["shift_terminal"]) / (1 - sigmas[-1])
 
 
 def _flow_grid(o: Options, asked: Asked, repeat: bool) -> Grid:
+    """Return the grid of `exponential_grid` with ``use_flow_sigmas``: ``alpha = 1 - sigma``.
+
+    Raises:
+        ValueError: a list of timesteps is asked for, or mu is missing.
+    """
     total = o["num_train_timesteps"]
     if asked.timesteps is not None:
         raise ValueError("timesteps cannot be given with use_flow_sigmas")
@@ -382,6 +435,10 @@ def _flow_grid(o: Options, asked: Asked, repeat: bool) -> Grid:
 
 
 def _space_unipc_flow(o: Options, asked: Asked) -> np.ndarray:
+    """Return the N flow levels of UniPC, which differ from those of the other classes.
+
+    The first level is kept below 1, where the log-SNR would be infinite.
+    """
     if o["use_karras_sigmas"]:
         assert asked.steps is not None
         table = ratio_table(o)
@@ -399,7 +456,16 @@ def _space_unipc_flow(o: Options, asked: Asked) -> np.ndarray:
 
 
 def flow_match_grid(o: Options, asked: Asked, *, listed: tuple[str, ...] = ()) -> Grid:
-    """Flow matching: ``alpha = 1 - sigma``, ``t = T sigma``, ending at the data."""
+    """Return the grid of flow matching: ``alpha = 1 - sigma``, ``t = T sigma``, ending at the data.
+
+    Args:
+        o: complete options.
+        asked: the steps, or lists of timesteps, of sigmas, or of both.
+        listed: what the class takes instead of a number of steps.
+
+    Raises:
+        ValueError: the lists differ in length, mu is missing, or see `_refuse`.
+    """
     total, dynamic = o["num_train_timesteps"], o.get("use_dynamic_shifting")
     _refuse(asked, *listed, *(("mu",) if dynamic else ()))
     times = None if asked.timesteps is None else _read_falling("timesteps", asked.timesteps, total)
@@ -426,7 +492,10 @@ def flow_match_grid(o: Options, asked: Asked, *, listed: tuple[str, ...] = ()) -
 
 
 def edm_grid(o: Options, asked: Asked) -> Grid:
-    """EDM: ``alpha = 1``, ``t = log(sigma) / 4``; a last ``sigma_min`` is there twice."""
+    """Return the grid of EDM: ``alpha = 1``, ``t = log(sigma) / 4``.
+
+    With a final ``sigma_min``, that level is there twice.
+    """
     _refuse(asked)
     assert asked.steps is not None
     makers = {
@@ -441,7 +510,7 @@ def edm_grid(o: Options, asked: Asked) -> Grid:
 
 
 def angle_grid(o: Options, asked: Asked) -> Grid:
-    """iPNDM: ``sigma = sin(pi u / 2)^2`` at N + 1 equal distances in u."""
+    """Return the grid of iPNDM: ``sigma = sin(pi u / 2)^2`` at N + 1 equidistant u from 1 to 0."""
     _refuse(asked)
     assert asked.steps is not None
     sigma = np.sin(linspace(1, 0, asked.steps + 1).astype(np.float64) * math.pi / 2) ** 2
