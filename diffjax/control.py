@@ -136,7 +136,8 @@ def make_controls(
         hints: one hint per network.
         evaluations: number of rows of the sampler's plan.
         scale: factors of the residuals, one for all or one per network, traced or not.
-        start, end: fractions of the sampling in [0, 1], likewise; see `window`.
+        start, end: fractions of the sampling in [0, 1], one for all or one per network; see
+            `window`.
         balance: a name in `BALANCES`.
 
     Raises:
@@ -206,7 +207,7 @@ def control(denoise: Conditional, controls: Sequence[AppliedControl]) -> Conditi
 
     def controlled(z: Array, level: Level, cond: Cond) -> Prediction:
         out = dict(cond or {})
-        for entry, added in totals(controls, z, level, cond).items():
+        for entry, added in sum_residuals(controls, z, level, cond).items():
             before = out.get(entry)
             out[entry] = added if before is None else jax.tree.map(jnp.add, before, added)
         return denoise(z, level, out)
@@ -237,7 +238,7 @@ def guide(
         cond, null, scale, combine, sequential, always: see `diffjax.guidance.guide`.
 
     Raises:
-        ValueError: as `diffjax.guidance.guide` and `totals`.
+        ValueError: as `diffjax.guidance.guide` and `sum_residuals`.
     """
     both = control(denoise, [c for c in controls if c.balance.null])
     single = [c for c in controls if not c.balance.null]
@@ -245,7 +246,7 @@ def guide(
     def guided(z: Array, level: Level) -> Prediction:
         ours, theirs = cond, null
         if single:
-            added = totals(single, z, level, cond)
+            added = sum_residuals(single, z, level, cond)
             ours = {**(cond or {}), **added}
             theirs = {**(null or {}), **jax.tree.map(jnp.zeros_like, added)}
         whole = guidance.guide(
@@ -256,7 +257,7 @@ def guide(
     return guided
 
 
-def totals(
+def sum_residuals(
     controls: Sequence[AppliedControl], z: Array, level: Level, cond: Cond
 ) -> dict[str, Residuals | Features]:
     """Sum the weighted residuals of all controls, by the entry of the condition that they are for.

@@ -52,10 +52,12 @@ def from_times(schedule: Schedule, times: npt.ArrayLike, *, final: str = "clean"
         raise ValueError(
             f"final must be 'clean', 'first' or 'last' (with two times), got {final!r}"
         )
-    return of_levels(schedule, times, alpha, sigma)
+    return from_levels(schedule, times, alpha, sigma)
 
 
-def of_levels(schedule: Schedule, times: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> Grid:
+def from_levels(
+    schedule: Schedule, times: np.ndarray, alpha: np.ndarray, sigma: np.ndarray
+) -> Grid:
     """Make the grid of given levels, which need not lie on the schedule.
 
     Args:

@@ -10,7 +10,7 @@ raw output is affine in the pair (x, eps), so that guiding the pair guides any p
 learned variance is that of the conditional prediction. Wrappers that bound x go outside.
 
 Three ways to combine the two predictions (`Combine`) are `cfg`, `cfg_plus_plus` and `apg`;
-`rescaled` changes any of them. `guide` applies one to a conditional denoiser, and `contrast` to two
+`rescale` changes any of them. `guide` applies one to a conditional denoiser, and `contrast` to two
 denoisers. A scale that changes from step to step is made by `schedule` or `per_evaluation`.
 """
 
@@ -98,7 +98,7 @@ def apg(*, eta: float = 0.0, norm_limit: float = 0.0) -> Combine:
     return combine
 
 
-def rescaled(parameterization: Parameterization, phi: float, inner: Combine = cfg) -> Combine:
+def rescale(parameterization: Parameterization, phi: float, inner: Combine = cfg) -> Combine:
     """Make the rule of guidance rescale, which restores the spread of the conditional output.
 
     Lin et al. 2023, eq. 14-16: ``raw' = phi raw std(raw_c) / std(raw) + (1 - phi) raw`` on the

@@ -89,7 +89,7 @@ def init(
         raise ValueError(f"the rank of a LoRA must be at least 1, got {rank}")
     found = find(params, targets)
     keys = jax.random.split(key, len(found))
-    return nested({path: _fresh(k, found[path], rank) for k, path in zip(keys, found, strict=True)})
+    return nest({path: _fresh(k, found[path], rank) for k, path in zip(keys, found, strict=True)})
 
 
 def _fresh(key: jax.Array, kernel: Array, rank: int) -> Params:
@@ -106,7 +106,7 @@ def factor_shapes(kernel: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], 
     return (*before, inputs, rank), (*around, rank, outputs)
 
 
-def nested(leaves: Mapping[Path, Params]) -> Params:
+def nest(leaves: Mapping[Path, Params]) -> Params:
     """Return the tree that has these sub-trees at these paths."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():

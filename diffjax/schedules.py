@@ -40,7 +40,7 @@ def logsnr(alpha: ArrayLike, sigma: ArrayLike) -> Array:
         return 2 * (xp.log(alpha) - xp.log(sigma))
 
 
-def sigmas_of(lam: ArrayLike) -> tuple[Array, Array]:
+def scales_of(lam: ArrayLike) -> tuple[Array, Array]:
     """Return the variance-preserving ``(alpha, sigma)`` of a log-SNR: ``alpha^2 = sigmoid(lam)``.
 
     Both have the shape of ``lam``, and ``alpha^2 + sigma^2 = 1``.
@@ -83,7 +83,7 @@ def from_abar(abar: np.ndarray) -> Schedule:
             return pair[..., 0], pair[..., 1]
         t = np.asarray(t, np.float64)
         nearest = np.clip(np.rint(t), 0, len(abar) - 1).astype(int)
-        between = sigmas_of(-2 * np.interp(t, index, log_ratio))
+        between = scales_of(-2 * np.interp(t, index, log_ratio))
         whole = t == nearest
         return np.where(whole, alpha[nearest], between[0]), np.where(
             whole, sigma[nearest], between[1]
@@ -135,7 +135,7 @@ def scaled_linear(
     return from_betas(np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), steps) ** 2)
 
 
-def _capped(cumulative: Callable[[np.ndarray], np.ndarray], steps: int, cap: float) -> Schedule:
+def _cap_betas(cumulative: Callable[[np.ndarray], np.ndarray], steps: int, cap: float) -> Schedule:
     """Make a schedule of betas ``1 - abar(k/T) / abar((k-1)/T)``, each at most ``cap``.
 
     A beta of 1 would erase the signal in one step, and closed forms of abar end at 0.
@@ -159,7 +159,7 @@ def cosine(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Sche
         s: offset that keeps the first betas from being too small.
         max_beta: the largest beta.
     """
-    return _capped(lambda u: np.cos((u + s) / (1 + s) * np.pi / 2) ** 2, steps, max_beta)
+    return _cap_betas(lambda u: np.cos((u + s) / (1 + s) * np.pi / 2) ** 2, steps, max_beta)
 
 
 def sigmoid(
@@ -186,7 +186,7 @@ def sigmoid(
     def cumulative(u: np.ndarray) -> np.ndarray:
         return (squash(end) - squash(u * (end - start) + start)) / (squash(end) - squash(start))
 
-    return _capped(cumulative, steps, max_beta)
+    return _cap_betas(cumulative, steps, max_beta)
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:

@@ -1,4 +1,4 @@
-"""What comes from outside the program: JSON within bounds, and the types and ranges of its values.
+"""Readers of what comes from outside the program: JSON within bounds, with typed values in ranges.
 
 Files of other people can be cut, edited or made to harm. Readers of JSON call `read_json` or
 `parse_json`, and compare values with a table of `Spec` by `check`. Every error is a ValueError that
@@ -25,7 +25,7 @@ NAMED = 8  # names of a list in a message
 
 
 def show(value: object) -> str:
-    """A value in a message: one line of at most about 80 printable characters."""
+    """Return a value for a message: one line of at most about 80 printable characters."""
     if isinstance(value, str):
         text = repr(value[: SHOWN + 1])
     elif isinstance(value, int | float | bool | None):
@@ -38,6 +38,7 @@ def show(value: object) -> str:
 
 
 def _number_text(value: object) -> str:
+    """Return a number as text; Python refuses to write integers of thousands of digits."""
     # Python refuses to write integers of thousands of digits.
     if isinstance(value, int) and value.bit_length() > 256:
         return f"an integer of {value.bit_length()} bits"
@@ -45,7 +46,7 @@ def _number_text(value: object) -> str:
 
 
 def _few(value: list | tuple | dict) -> str:
-    """The first entries of a container; containers inside it by their type only."""
+    """Return the first entries of a container as text; containers inside it by their type only."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     pairs = [pair for pair, _ in zip(items, range(NAMED), strict=False)]
     inner = [
@@ -61,7 +62,12 @@ def _few(value: list | tuple | dict) -> str:
 
 
 def name_some(names: Collection[object], most: int = 3) -> str:
-    """The first of some names for a message, and how many more there are; sets are sorted."""
+    """Return the first of some names for a message, and how many more there are.
+
+    Args:
+        names: of files, keys and so on; sets are sorted.
+        most: how many are named.
+    """
     ordered = sorted(names) if isinstance(names, Set) else list(names)
     texts = [str(name)[: 2 * SHOWN + 1] for name in ordered[:most]]
     texts = [text if text.isprintable() else ascii(text) for text in texts]
@@ -73,6 +79,9 @@ def name_some(names: Collection[object], most: int = 3) -> str:
 @contextlib.contextmanager
 def naming(where: object) -> Iterator[None]:
     """Put what is being read before the message of an error that does not name it yet.
+
+    Args:
+        where: usually the path of a file.
 
     Raises:
         FileNotFoundError, ValueError: one was raised inside.
@@ -93,9 +102,10 @@ def naming(where: object) -> Iterator[None]:
 
 
 def read_json(path: Path, *, limit: int = JSON_BYTES) -> JsonObject:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Args:
+        path: of the file.
         limit: bytes that the file may have.
 
     Raises:
@@ -110,9 +120,12 @@ def read_json(path: Path, *, limit: int = JSON_BYTES) -> JsonObject:
 
 
 def parse_json(text: str | bytes, where: object, *, limit: int = JSON_BYTES) -> JsonObject:
-    """A JSON object: of at most 64 levels, with every key once. NaN and infinities are read.
+    """Parse a JSON object of at most 64 levels, with every key once.
+
+    NaN and infinities are allowed, as Python writes them.
 
     Args:
+        text: the JSON, as text or as UTF-8.
         where: what the text is from, for messages.
         limit: bytes, or characters, that it may have.
 
@@ -139,7 +152,11 @@ _NESTED = f"it is too deeply nested, in more than {JSON_DEPTH} levels"
 
 
 def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
-    """A dictionary of pairs, in linear time."""
+    """Make a dictionary of pairs, in linear time.
+
+    Raises:
+        ValueError: a key comes twice.
+    """
     out: JsonObject = {}
     for key, value in pairs:
         if key in out:
@@ -149,7 +166,7 @@ def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
 
 
 def _check_text(value: JsonObject, where: object) -> None:
-    """See that JSON is not too deep, and that its text can be written again.
+    """Check that JSON is not too deep, and that its text can be written again.
 
     Raises:
         ValueError: it is nested too deeply, or holds half of a surrogate pair.
@@ -178,8 +195,8 @@ class Spec(NamedTuple):
     """What a value may be.
 
     Attributes:
-        says: the values that are right, as in "must be {says}".
-        holds: whether a value is one of them; takes anything that JSON can hold.
+        says: the values that are allowed, as in "must be {says}".
+        holds: whether a value is one of them; it accepts anything that JSON can hold.
     """
 
     says: str
@@ -187,7 +204,7 @@ class Spec(NamedTuple):
 
 
 def integer(low: int, high: int) -> Spec:
-    """A whole number in low .. high, and no truth value."""
+    """Allow a whole number in low .. high, but neither True nor False."""
     return Spec(
         f"a whole number in {low} .. {high}",
         lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high,
@@ -195,7 +212,7 @@ def integer(low: int, high: int) -> Spec:
 
 
 def number(low: float, high: float, *, above: bool = False) -> Spec:
-    """A finite number in low .. high; low itself is left out if ``above``."""
+    """Allow a finite number in low .. high; low itself is left out if ``above``."""
     start = f"above {low:g} and at most" if above else f"from {low:g} to"
 
     def holds(value: object) -> bool:
@@ -208,7 +225,7 @@ def number(low: float, high: float, *, above: bool = False) -> Spec:
 
 
 def exactly(*values: object) -> Spec:
-    """One of some values, of the same type: 1 is not True."""
+    """Allow one of some values, of the same type: 1 is not True."""
     return Spec(
         " or ".join(show(value) for value in values),
         lambda v: any(type(v) is type(value) and v == value for value in values),
@@ -216,12 +233,12 @@ def exactly(*values: object) -> Spec:
 
 
 def text(most: int = 4096) -> Spec:
-    """Text of at most so many characters, and of at least one."""
+    """Allow text of 1 to ``most`` characters."""
     return Spec("text", lambda v: isinstance(v, str) and 1 <= len(v) <= most)
 
 
 def listed(entry: Spec, most: int, *, least: int = 1) -> Spec:
-    """A list, or tuple, of such values."""
+    """Allow a list, or tuple, of ``least`` to ``most`` entries that another spec allows."""
     return Spec(
         f"a list of {least} to {most} entries that are each {entry.says}",
         lambda v: (
@@ -231,7 +248,7 @@ def listed(entry: Spec, most: int, *, least: int = 1) -> Spec:
 
 
 def either(*specs: Spec) -> Spec:
-    """What one of several allows."""
+    """Allow whatever one of several specs allows."""
     return Spec(
         " or ".join(spec.says for spec in specs), lambda v: any(spec.holds(v) for spec in specs)
     )
@@ -244,10 +261,15 @@ TEXT = text(256)
 
 
 def check(values: Mapping[str, object], specs: Mapping[str, Spec], where: object) -> None:
-    """Compare the values of a table's keys with it; other keys are not looked at.
+    """Compare the values of a table's keys with it; other keys are ignored.
+
+    Args:
+        values: by key.
+        specs: what each may be.
+        where: the file, for messages.
 
     Raises:
-        ValueError: some are wrong; each is named with its value and what it must be.
+        ValueError: some are wrong; the message has each with its value and what it must be.
     """
     wrong = [
         f"{key} is {show(values[key])}, but must be {spec.says}"
@@ -259,7 +281,7 @@ def check(values: Mapping[str, object], specs: Mapping[str, Spec], where: object
 
 
 def is_finite(value: object) -> bool:
-    """Whether a value is a number, no truth value, and finite as a float."""
+    """Return whether a value is a number, neither True nor False, and finite as a float."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:

@@ -16,7 +16,14 @@ _TIE = 1 + 1e-9  # distances of other pairs carry 1e-16 / _CANCELS of rounding
 
 
 class PrecisionRecall(NamedTuple):
-    """Fractions in [0, 1], except `density`, which may exceed 1."""
+    """How two sets of features overlap; see `precision_recall`.
+
+    Attributes:
+        precision: share of fakes inside some real ball, in [0, 1].
+        recall: share of reals inside some fake ball, in [0, 1].
+        density: mean number of real balls around a fake over k; it may exceed 1.
+        coverage: share of real balls that hold a fake, in [0, 1].
+    """
 
     precision: float
     recall: float

@@ -16,12 +16,15 @@ _K1, _K2 = 0.01, 0.03
 
 
 def _check(x: Array, y: Array) -> None:
+    """Raise a ValueError if two batches are not images of one shape."""
     if x.shape != y.shape or x.ndim != 4:
         raise ValueError(f"pairs of images (N, H, W, C) are needed, got {x.shape} and {y.shape}")
 
 
 def psnr(x: Array, y: Array, *, span: float = 2.0) -> jax.Array:
-    """``10 log10(span^2 / mean (x - y)^2)`` in dB, (N,); infinite for equal images.
+    """Return the peak signal-to-noise ratio ``10 log10(span^2 / mean (x - y)^2)`` in dB, (N,).
+
+    It is infinite for equal images.
 
     Args:
         x: images (N, H, W, C).
@@ -37,11 +40,11 @@ def psnr(x: Array, y: Array, *, span: float = 2.0) -> jax.Array:
 
 
 def ssim(x: Array, y: Array, *, span: float = 2.0) -> jax.Array:
-    """Structural similarity (Wang et al. 2004), mean over windows and channels, (N,).
+    """Return the structural similarity, averaged over windows and channels, (N,).
 
-    ``(2 m_x m_y + c1)(2 s_xy + c2) / ((m_x^2 + m_y^2 + c1)(s_x^2 + s_y^2 + c2))`` with Gaussian
-    windows of 11 pixels (sigma 1.5) that lie inside the image, ``c1 = (.01 span)^2`` and
-    ``c2 = (.03 span)^2``.
+    Wang et al. 2004: ``(2 m_x m_y + c1)(2 s_xy + c2) / ((m_x^2 + m_y^2 + c1)(s_x^2 + s_y^2 + c2))``
+    with Gaussian windows of 11 pixels (sigma 1.5) that lie inside the image, ``c1 = (.01 span)^2``
+    and ``c2 = (.03 span)^2``.
 
     Args:
         x: images (N, H, W, C).
@@ -67,7 +70,7 @@ def _to_float(x: Array) -> jax.Array:
 
 
 def _blur(x: jax.Array) -> jax.Array:
-    """Gaussian mean over every window inside the image."""
+    """Return the Gaussian mean over every window that lies inside the image."""
     at = np.arange(WINDOW) - WINDOW // 2
     taps = np.exp(-(at**2) / (2 * _SIGMA**2))
     taps = (taps / taps.sum()).astype(np.float32)
@@ -86,15 +89,16 @@ def diversity(
     seed: int = 0,
     batch_size: int = 50,
 ) -> tuple[float, float]:
-    """Mean and standard error of a distance between random pairs of different images.
+    """Return mean and standard error of a distance between random pairs of different images.
 
-    With LPIPS as the distance, the diversity of Zhu et al. 2017 and of the control papers: high
-    where samples of one condition differ.
+    With LPIPS as the distance, this is the diversity of Zhu et al. 2017 and of papers on control:
+    it is high where samples of one condition differ.
 
     Args:
         distance: two batches (B, H, W, C) -> (B,).
         images: (N, H, W, C).
         pairs: how many, drawn with replacement.
+        seed: of the pairs.
         batch_size: pairs at a time.
 
     Raises:

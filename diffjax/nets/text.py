@@ -19,12 +19,12 @@ embedding_init = nn.initializers.normal(0.02)
 
 
 def quick_gelu(x: Array) -> Array:
-    """``x sigmoid(1.702 x)``, OpenAI's approximation of GELU."""
+    """Return ``x sigmoid(1.702 x)``, OpenAI's approximation of GELU."""
     return x * nn.sigmoid(1.702 * x)
 
 
 def gelu(x: Array) -> Array:
-    """``x Phi(x)`` with the exact normal distribution function."""
+    """Return ``x Phi(x)`` with the exact normal distribution function (Hendrycks & Gimpel 2016)."""
     return nn.gelu(x, approximate=False)
 
 
@@ -32,7 +32,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 
 class TextFeatures(NamedTuple):
-    """What a text encoder says of token ids (B, M).
+    """What a text encoder computes from token ids (B, M).
 
     Attributes:
         last: output (B, M, D) of the last layer, normalised.
@@ -46,7 +46,16 @@ class TextFeatures(NamedTuple):
 
 
 class TextLayer(nn.Module):
-    """Pre-norm transformer layer, masked or not; a scan body, so it returns its output."""
+    """Pre-norm transformer layer of CLIP; the body of a scan, so that it returns its output twice.
+
+    Attributes:
+        heads: attention heads.
+        width: hidden channels of the MLP.
+        activation: a key of `ACTIVATIONS`.
+        eps: of the layer norms.
+        attention: see `diffjax.nets.attention.attend`.
+        dtype: type to compute in; parameters stay float32.
+    """
 
     heads: int
     width: int
@@ -57,6 +66,12 @@ class TextLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
+        """Return (x, x) of tokens x (B, M, D).
+
+        Args:
+            x: tokens.
+            mask: bool, broadcasts against (B, heads, M, M); None lets every token see every other.
+        """
         h = _make_norm("layer_norm1", self.eps, self.dtype)(x)
         x = x + self._apply_attention(h, mask)
         h = _make_norm("layer_norm2", self.eps, self.dtype)(x)
@@ -121,7 +136,7 @@ def _make_norm(name: str, eps: float, dtype: DType) -> nn.LayerNorm:
 
 
 class CLIPText(nn.Module):
-    """``ids (B, M) int -> TextFeatures``: Radford et al. 2021, text half.
+    """CLIP's text encoder, ``ids (B, M) int -> TextFeatures`` (Radford et al. 2021).
 
     The layers are scanned: their parameters are stacked and compile time does not grow with depth.
 
@@ -133,12 +148,11 @@ class CLIPText(nn.Module):
         layers, heads: depth and attention heads.
         projection: size P of the projected pooled output, 0 for none.
         activation: ``quick_gelu`` (OpenAI) or ``gelu`` (OpenCLIP).
+        eps: of the layer norms.
         end: id of the end token, whose first place is pooled. 2 stands for the largest id of the
             text, as in the configurations of older models, where 2 is not the true id.
         attention: see `diffjax.nets.attention.attend`.
-
-    Raises:
-        ValueError: there are more tokens than positions.
+        dtype: type to compute in; parameters stay float32.
     """
 
     vocabulary: int = 49408
@@ -156,6 +170,11 @@ class CLIPText(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array) -> TextFeatures:
+        """Encode token ids.
+
+        Raises:
+            ValueError: there are more tokens than positions.
+        """
         length = ids.shape[-1]
         if length > self.positions:
             raise ValueError(f"{length} tokens are more than the {self.positions} of this encoder")
@@ -179,6 +198,7 @@ class CLIPText(nn.Module):
         )
 
     def _pool(self, ids: Array, last: Array) -> Array:
+        """Return the features at the end token (B, D), projected to (B, P) if the model does so."""
         where = ids if self.end == 2 else ids == self.end
         pooled = last[jnp.arange(len(ids)), where.argmax(-1)]
         if not self.projection:
@@ -193,13 +213,21 @@ class CLIPText(nn.Module):
 
     @nn.nowrap
     def normalise(self, params: Params, hidden: Array) -> Array:
-        """The final norm applied to a layer of ``hidden``, for CLIP skip."""
+        """Apply the final norm to a layer of ``hidden`` (B, M, D), for CLIP skip.
+
+        Args:
+            params: of this encoder.
+            hidden: the output of a layer.
+        """
         norm = nn.LayerNorm(self.eps, dtype=self.dtype, use_fast_variance=False, parent=None)
         return jnp.asarray(norm.apply({"params": params["text_model.final_layer_norm"]}, hidden))
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm layer that looks both ways; a scan body, so it returns ``(x, None)``."""
+    """Pre-norm layer in which every token sees every other.
+
+    It is the body of a scan, so that it returns ``(x, None)``.
+    """
 
     heads: int
     head_channels: int
@@ -219,9 +247,10 @@ class TransformerLayer(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """``ids (B, M) int -> (B, M, D)``: BERT-style, trained with the diffusion model.
+    """A text encoder ``ids (B, M) int -> (B, M, D)`` that is trained with the diffusion model.
 
-    tau_theta of Rombach et al. 2022, appendix E.2.1; the defaults are those of the 1.45B model.
+    It is the tau_theta of Rombach et al. 2022, appendix E.2.1, in the style of BERT. The defaults
+    are those of the 1.45B model.
 
     Attributes:
         vocabulary: rows of the token embedding.
@@ -229,9 +258,7 @@ class TextTransformer(nn.Module):
         features: width D.
         layers, heads, head_channels: depth, attention heads and width of each.
         attention: see `diffjax.nets.attention.attend`.
-
-    Raises:
-        ValueError: there are more tokens than positions.
+        dtype: type to compute in; parameters stay float32.
     """
 
     vocabulary: int = 30522
@@ -245,6 +272,11 @@ class TextTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array) -> Array:
+        """Encode token ids.
+
+        Raises:
+            ValueError: there are more tokens than positions.
+        """
         length = ids.shape[-1]
         if length > self.positions:
             raise ValueError(f"{length} tokens are more than the {self.positions} of this encoder")

@@ -34,7 +34,12 @@ class GEGLU(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, attention to the context, feed-forward, each ``x + f(norm(x))``.
 
-    A scan body: returns ``(x, None)``.
+    It is the body of a scan, so that it returns ``(x, None)``.
+
+    Attributes:
+        heads: attention heads.
+        kind: see `diffjax.nets.attention.attend`.
+        dtype: type to compute in; parameters stay float32.
     """
 
     heads: int
@@ -45,6 +50,14 @@ class TransformerBlock(nn.Module):
     def __call__(
         self, x: Array, context: Array | None, mask: Array | None = None
     ) -> tuple[Array, None]:
+        """Return tokens of the shape of x.
+
+        Args:
+            x: pixels as tokens (B, N, C).
+            context: (B, M, D); None attends to x itself.
+            mask: (B, M) bool; False leaves a token of the context out.
+        """
+
         def norm(name: str, value: Array) -> Array:
             return nn.LayerNorm(1e-5, dtype=self.dtype, use_fast_variance=False, name=name)(value)
 
@@ -58,16 +71,19 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """``x + proj_out(blocks(proj_in(norm(x))))`` over all pixels of x (B, H, W, C).
+    """Transformer blocks over all pixels, ``x + proj_out(blocks(proj_in(norm(x))))``.
 
     The blocks are scanned even if there is one: their parameters are stacked, and compile time
     does not grow with depth.
 
     Attributes:
+        heads: attention heads.
         depth: number of blocks.
         linear: dense projections (SD 2, XL) instead of 1x1 convolutions.
+        groups: of the group norm.
         kind: see `diffjax.nets.attention.attend`.
         remat: see `diffjax.nets.layers.REMAT`.
+        dtype: type to compute in; parameters stay float32.
     """
 
     heads: int = 1
@@ -80,6 +96,7 @@ class SpatialTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None, mask: Array | None = None) -> Array:
+        """Return features of the shape of x (B, H, W, C); arguments as in `TransformerBlock`."""
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
         y = self._project(y, "proj_in", default_init).reshape(b, h * w, c)
@@ -87,6 +104,7 @@ class SpatialTransformer(nn.Module):
         return x + self._project(y.reshape(b, h, w, c), "proj_out", zero_init)
 
     def _make_blocks(self) -> nn.Module:
+        """Make the scan over the blocks."""
         block = rematerialise(TransformerBlock, self.remat, prevent_cse=False)
         stack = nn.scan(
             block,
