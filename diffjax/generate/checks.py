@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeGuard
 
 import jax
 import numpy as np
 import PIL.Image
+
+from diffjax.types import Array, T
 
 LARGEST = float(np.finfo(np.float32).max)  # all numbers become float32
 _SHORT = reprlib.Repr()
@@ -38,7 +40,7 @@ def refuse(argument: str, rest: str) -> RequestError:
     return RequestError(argument, f"{argument} {rest}")
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """Describe a value in a few words for a message.
 
     Arrays are shown by their type and shape, pictures by their size, and long texts are cut to
@@ -59,7 +61,12 @@ def show(value: Any) -> str:
 
 
 def read_number(
-    name: str, value: Any, low: float = -LARGEST, high: float = LARGEST, *, kind: str = "a number"
+    name: str,
+    value: object,
+    low: float = -LARGEST,
+    high: float = LARGEST,
+    *,
+    kind: str = "a number",
 ) -> float:
     """Return a finite number in [low, high] as a float.
 
@@ -82,7 +89,7 @@ def read_number(
     return float(value)
 
 
-def read_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+def read_whole(name: str, value: object, low: int, high: int | None = None) -> int:
     """Return an integer in [low, high], or of at least ``low`` if ``high`` is None.
 
     Raises:
@@ -97,13 +104,13 @@ def read_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     return value
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Return whether a value is an integer of Python, NumPy or JAX. A bool is not one."""
     value = _unwrap(value)
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def read_flag(name: str, value: Any) -> bool:
+def read_flag(name: str, value: object) -> bool:
     """Return True or False.
 
     Raises:
@@ -114,7 +121,7 @@ def read_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def read_text(name: str, value: Any) -> str:
+def read_text(name: str, value: object) -> str:
     """Return a text that can be encoded as UTF-8.
 
     Raises:
@@ -131,7 +138,7 @@ def read_text(name: str, value: Any) -> str:
     return value
 
 
-def read_pair(name: str, value: Any, low: int, high: int | None = None) -> tuple[int, int]:
+def read_pair(name: str, value: object, low: int, high: int | None = None) -> tuple[int, int]:
     """Return two integers in [low, high], from a list, a tuple or an array.
 
     Raises:
@@ -143,7 +150,7 @@ def read_pair(name: str, value: Any, low: int, high: int | None = None) -> tuple
     return read_whole(name, value[0], low, high), read_whole(name, value[1], low, high)
 
 
-def read_floats(name: str, value: Any, shape: str) -> Any:
+def read_floats(name: str, value: object, shape: str) -> Array:
     """Return an array of finite floats with as many axes as ``shape`` names.
 
     Args:
@@ -170,7 +177,7 @@ def read_floats(name: str, value: Any, shape: str) -> Any:
     return value
 
 
-def read_several(name: str, value: Any, kind: type, example: str) -> tuple[Any, ...]:
+def read_several(name: str, value: object, kind: type[T], example: str) -> tuple[T, ...]:
     """Return objects of one class as a tuple.
 
     A single object counts as a list of one, None as an empty list.
@@ -196,7 +203,7 @@ def read_several(name: str, value: Any, kind: type, example: str) -> tuple[Any, 
     return tuple(value)
 
 
-def _unwrap(value: Any) -> Any:
+def _unwrap(value: object) -> object:
     """Return a Python number in place of a scalar of NumPy or JAX, and other values as they are."""
     if isinstance(value, np.generic):
         return value.item()
@@ -205,7 +212,7 @@ def _unwrap(value: Any) -> Any:
     return value
 
 
-def _show_plain(value: Any) -> str:
+def _show_plain(value: object) -> str:
     return show(value).partition(" (")[0]
 
 
@@ -217,6 +224,6 @@ def _describe_range(low: float, high: float | None) -> str:
     return f"lie in [{low}, {high}]"
 
 
-def is_mapping_of_text(value: Any) -> bool:
+def is_mapping_of_text(value: object) -> bool:
     """Return whether a value is a mapping whose keys are all texts."""
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)

@@ -7,7 +7,6 @@ message of such an error translates the name that they wrote.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from diffjax.types import choose
 
@@ -88,7 +87,7 @@ METHODS = {
 }
 
 
-def refuse_arguments(unknown: Mapping[str, Any], known: dict[str, Any]) -> None:
+def refuse_arguments(unknown: Mapping[str, object], known: Mapping[str, object]) -> None:
     """Raise an error if a call has arguments that do not exist.
 
     Args:
@@ -121,6 +120,6 @@ def explain_attribute(name: str) -> str:
     return f"'Pipeline' object has no attribute {name!r}"
 
 
-def _is_short(value: Any) -> bool:
+def _is_short(value: object) -> bool:
     plain = isinstance(value, str | int | float | tuple) or value is None
     return plain and len(repr(value)) <= 40

@@ -8,7 +8,6 @@ are those of `diffjax.data.pictures`, so that training and generation read a pic
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -16,13 +15,13 @@ import PIL.Image
 from diffjax.data import pictures
 from diffjax.generate.checks import RequestError, read_text
 from diffjax.generate.options import Latents
-from diffjax.types import Array, choose
+from diffjax.types import Array, T, choose
 
 Side = tuple[int, int]  # height and width
 
 
 def read_images(
-    value: Any, *, channels: int = 3, latents: int = 4, size: Side | None = None, low: float = 0
+    value: object, *, channels: int = 3, latents: int = 4, size: Side | None = None, low: float = 0
 ) -> tuple[np.ndarray, bool]:
     """Read images as float32 (N, H, W, C) in [0, 1], or recognise latents and return them
     unchanged.
@@ -59,7 +58,7 @@ def read_images(
     ), False
 
 
-def read_mask(value: Any, size: Side | None = None) -> np.ndarray:
+def read_mask(value: object, size: Side | None = None) -> np.ndarray:
     """Read masks as float32 (N, H, W, 1), with 1 where the mask is at least one half.
 
     Args:
@@ -70,12 +69,12 @@ def read_mask(value: Any, size: Side | None = None) -> np.ndarray:
     Raises:
         ValueError: the value cannot be read as a mask.
     """
-    parts = [_add_batch_axis(pictures.read_mask(one)) for one in _list_images(value)]
+    parts = [_add_batch_axis(pictures.read_mask(one)) for one in _list_images(value)]  # type: ignore[arg-type]
     parts = parts if size is None else [_resize(part, size) for part in parts]
     return (_join_batches(parts, "masks") >= 0.5).astype(np.float32)
 
 
-def _list_images(value: Any) -> Sequence[Any]:
+def _list_images(value: object) -> Sequence[object]:
     """Return the images of a list; a single image counts as a list of one.
 
     Raises:
@@ -106,7 +105,7 @@ def _add_batch_axis(array: np.ndarray) -> np.ndarray:
     return array[None] if array.ndim == 3 else array
 
 
-def _read_pixels(one: Any, channels: int, size: Side | None, low: float) -> np.ndarray:
+def _read_pixels(one: object, channels: int, size: Side | None, low: float) -> np.ndarray:
     """Read a PIL image or an array as float32 (N, H, W, channels) in [0, 1].
 
     8-bit images are resized before they become floats, because PIL's resampling rounds to 8 bits
@@ -126,7 +125,7 @@ def _read_pixels(one: Any, channels: int, size: Side | None, low: float) -> np.n
     return pictures.to_unit(array, channels, low=low, name=name)
 
 
-def _find_latents(one: Any, channels: int, latents: int) -> np.ndarray | None:
+def _find_latents(one: object, channels: int, latents: int) -> np.ndarray | None:
     """Return float32 latents (N, h, w, latents), or None if the value is an image.
 
     Raises:
@@ -150,7 +149,7 @@ def _find_latents(one: Any, channels: int, latents: int) -> np.ndarray | None:
     return values
 
 
-def _to_latents(value: Any, latents: int) -> np.ndarray:
+def _to_latents(value: object, latents: int) -> np.ndarray:
     """Return latents as finite float32 of shape (N, h, w, latents).
 
     Raises:
@@ -212,7 +211,7 @@ def repeat_for_images(array: np.ndarray, num: int, images: int, name: str) -> np
     return np.repeat(array, images // len(array), axis=0)
 
 
-def read_picture(argument: str, reader: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def read_picture(argument: str, reader: Callable[..., T], *args: object, **options: object) -> T:
     """Call a reader of pictures, and name the argument in its errors.
 
     Args:
@@ -247,7 +246,7 @@ def check_output(output: str) -> None:
         raise RequestError("output", str(error)) from error
 
 
-def to_output(pixels: Array, output: str) -> Any:
+def to_output(pixels: Array, output: str) -> list[PIL.Image.Image] | np.ndarray:
     """Turn pixels (B, H, W, 3) in [-1, 1] into the output that was asked for.
 
     Returns:

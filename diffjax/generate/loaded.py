@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from diffjax.generate.checks import RequestError
 from diffjax.pretrained.pipelines import Components
 from diffjax.pretrained.prompts import Embedding, Prompt, encode
+from diffjax.types import T
 
 CACHED = 256  # embeddings and encoded images that are kept
 
@@ -30,7 +31,7 @@ class LoadedModel:
     """
 
     parts: Components
-    _kept: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    _kept: dict[tuple, Any] = dataclasses.field(default_factory=dict)
 
     def embed_checked(
         self,
@@ -97,7 +98,7 @@ class LoadedModel:
         height, width = side if isinstance(side, list | tuple) else (side, side)
         return self.parts.vae.net.factor * height, self.parts.vae.net.factor * width
 
-    def remember(self, key: Any, make: Callable[[], Any]) -> Any:
+    def remember(self, key: tuple, make: Callable[[], T]) -> T:
         """Return the value that is kept under a key, or make it and keep it.
 
         At most `CACHED` values are kept; the oldest one is dropped first.

@@ -8,7 +8,7 @@ schedulers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,10 +16,10 @@ from diffjax.generate.loaded import LoadedModel
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.prompts import Embedding, Prompt
 from diffjax.pretrained.schedulers import INSTEAD, KINDS, Scheduler, load_scheduler, with_class
-from diffjax.types import PyTree, choose, summarize
+from diffjax.types import Array, Options, Params, choose, summarize
 
 # Short names of diffusers' schedulers: (class, options).
-SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+SAMPLERS: dict[str, tuple[str, Options]] = {
     "ddim": ("DDIM", {}),
     "ddpm": ("DDPM", {}),
     "pndm": ("PNDM", {"skip_prk_steps": True}),
@@ -41,7 +41,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lcm": ("LCM", {}),
     "tcd": ("TCD", {}),
 }
-GRIDS: dict[str, dict[str, Any]] = {
+GRIDS: dict[str, Options] = {
     **{
         name: {f"use_{other}_sigmas": other == name for other in ("karras", "exponential", "beta")}
         for name in ("karras", "exponential", "beta")
@@ -72,7 +72,7 @@ class Sampling(NamedTuple):
     name: str | None = None
     steps: int = 50
     grid: str | None = None
-    options: Mapping[str, Any] = {}
+    options: Mapping[str, object] = {}
     eta: float | None = None
 
 
@@ -107,7 +107,7 @@ class Latents(NamedTuple):
             them.
     """
 
-    values: Any
+    values: Array
 
 
 class Image(NamedTuple):
@@ -124,9 +124,9 @@ class Image(NamedTuple):
             of 0 and 1 or of 0 and 255, bools, or floats in [0, 1].
     """
 
-    pixels: Any
+    pixels: object
     strength: float | None = None
-    mask: Any = None
+    mask: object = None
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -147,7 +147,7 @@ class Control(NamedTuple):
     """
 
     net: Component
-    image: Any
+    image: object
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
@@ -166,7 +166,7 @@ class Lora(NamedTuple):
         scale: factor of the change of weights: 1 as trained, 0 for no change.
     """
 
-    weights: PyTree
+    weights: Params
     scale: float = 1.0
 
     def __repr__(self) -> str:
@@ -245,7 +245,7 @@ class Size(NamedTuple):
         return (*(self.original or here), *self.crop, *last)
 
 
-def find_sampler(name: str) -> tuple[str, dict[str, Any]]:
+def find_sampler(name: str) -> tuple[str, Options]:
     """Look up a sampler by its short name, or a scheduler class of diffusers by its own name.
 
     Args:
@@ -268,7 +268,7 @@ def find_sampler(name: str) -> tuple[str, dict[str, Any]]:
     return choose("sampler", name, SAMPLERS)
 
 
-def make_scheduler(config: Mapping[str, Any], sampling: Sampling) -> Scheduler:
+def make_scheduler(config: Options, sampling: Sampling) -> Scheduler:
     """Build the scheduler of a model, or another one with the same noise levels in its place.
 
     Args:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from diffjax.generate import images, program
 from diffjax.generate.checks import (
@@ -36,13 +37,13 @@ from diffjax.pretrained.models import Component, Sharding
 from diffjax.pretrained.pipelines import load_components, save_components
 from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks
 from diffjax.samplers import loop
-from diffjax.types import Array, PyTree, summarize
+from diffjax.types import Array, Params, summarize
 
 
 def load(
     path: StrPath,
     *,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     variant: str | None = None,
     tokenizer: StrPath | None = None,
     prediction: str | None = None,
@@ -148,10 +149,10 @@ class Pipeline(LoadedModel):
         self,
         prompt: Texts | Embedding | None = None,
         *,
-        key: Any = 0,
+        key: object = 0,
         sampler: Sampling | str | int | None = None,
         guidance: Guidance | float | None = None,
-        image: Any = None,
+        image: object = None,
         control: Sequence[Control] | Control = (),
         lora: Sequence[Lora] | Lora = (),
         refiner: Refiner | Pipeline | None = None,
@@ -161,8 +162,8 @@ class Pipeline(LoadedModel):
         clip_skip: int = 0,
         weighted: bool = False,
         output: str = "pil",
-        callback: Callable[[Progress], Any] | None = None,
-        **unknown: Any,
+        callback: Callable[[Progress], object] | None = None,
+        **unknown: object,
     ) -> Any:
         """Generate images of prompts.
 
@@ -322,7 +323,7 @@ class Pipeline(LoadedModel):
         changed = {name: text._replace(model=models[name]) for name, text in texts.items()}
         return Pipeline(self.parts._replace(unet=models["unet"], texts=changed))
 
-    def load_lora(self, path: StrPath) -> PyTree:
+    def load_lora(self, path: StrPath) -> Params:
         """Load adapters of the UNet for `Lora`; see `diffjax.pretrained.load_lora`."""
         return load_lora(self.parts.unet, path)
 
@@ -344,7 +345,7 @@ class Pipeline(LoadedModel):
         save_components(folder, self.parts)
 
 
-_ARGUMENTS: dict[str, Any] = dict.fromkeys(
+_ARGUMENTS: dict[str, None] = dict.fromkeys(
     [*(field.name for field in dataclasses.fields(Request)), "output", "callback"]
 )
 

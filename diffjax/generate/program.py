@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -19,9 +19,15 @@ from diffjax import control, guidance, model
 from diffjax.generate import images
 from diffjax.generate.request import Request
 from diffjax.model import ControlNetwork, Model, apply_control
+from diffjax.nets.adapter import T2IAdapter
+from diffjax.nets.autoencoder import Posterior
+from diffjax.nets.controlnet import ControlNet
 from diffjax.pretrained.schedulers import Scheduler, to_config
 from diffjax.samplers import loop
-from diffjax.types import Array, Denoiser, Params, PyTree, Rows, Sampler
+from diffjax.types import Array, Denoiser, Module, Options, Params, Rows, Sampler, Tree
+
+# The arrays that a program reads by name, see `advance`; each name has a type of its own.
+Inputs: TypeAlias = dict[str, Any]
 
 # Options of a scheduler that change what is compiled; all others are in the rows.
 _DECODING = ("prediction_type", "variance_type", "sigma_data")
@@ -49,8 +55,8 @@ class Program:
     scheduler: Scheduler = dataclasses.field(compare=False)
     guided: str
     rescale: float
-    nets: tuple[tuple[Any, str], ...]
-    compiled: Any = dataclasses.field(init=False)
+    nets: tuple[tuple[ControlNet | T2IAdapter, str], ...]
+    compiled: tuple = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         config, sampler = to_config(self.scheduler), self.scheduler.sampler
@@ -69,7 +75,12 @@ class Program:
 
 @partial(jax.jit, static_argnums=0)
 def advance(
-    program: Program, inputs: PyTree, run: loop.Run, rows: Rows, first: Any, last: Any
+    program: Program,
+    inputs: Inputs,
+    run: loop.Run,
+    rows: Rows,
+    first: int | Array,
+    last: int | Array,
 ) -> loop.Run:
     """Run rows ``first`` to ``last - 1`` of the sampling loop in one compiled call.
 
@@ -84,10 +95,10 @@ def advance(
         last: index after the last row to run.
     """
     noise = loop.image_noise(inputs["keys"], run.z.shape[1:])
-    known = inputs.get("known")
 
     def put_back(z: Array, row: Rows) -> Array:
         """Return z with the known pixels put back, as noisy as the state is after this row."""
+        known = inputs["known"]
         i, mask = row.level.i, known["mask"]
         there = known["alpha"][i] * known["x"] + known["sigma"][i] * known["eps"]
         return (1 - mask) * there + mask * z
@@ -100,11 +111,11 @@ def advance(
         rows,
         first,
         last,
-        on_step=None if known is None else put_back,
+        on_step=put_back if "known" in inputs else None,
     )
 
 
-def build_denoiser(program: Program, inputs: PyTree) -> Denoiser:
+def build_denoiser(program: Program, inputs: Inputs) -> Denoiser:
     """Build the model's denoiser with adapters, controls and guidance, and bound x as the scheduler
     does.
 
@@ -131,7 +142,7 @@ def build_denoiser(program: Program, inputs: PyTree) -> Denoiser:
     return program.scheduler.bound(denoise)
 
 
-def _apply_controls(program: Program, inputs: PyTree) -> list[control.AppliedControl]:
+def _apply_controls(program: Program, inputs: Inputs) -> list[control.AppliedControl]:
     """Return the ControlNets of a program with their arrays, for `diffjax.model.denoiser`."""
     return [
         apply_control(
@@ -161,7 +172,7 @@ def read_hints(request: Request, size: tuple[int, int]) -> list[np.ndarray]:
     hints = []
     for k, one in enumerate(request.list_controls()):
         name, channels = f"control[{k}].image", one.net.net.hint_channels
-        options: dict[str, Any] = dict(channels=channels, latents=0, size=size, low=-1)
+        options: Options = dict(channels=channels, latents=0, size=size, low=-1)
         hint = images.read_picture(name, images.read_images, one.image, **options)[0]
         if len(hint) > 1:
             hint = images.read_picture(
@@ -178,7 +189,7 @@ def read_hints(request: Request, size: tuple[int, int]) -> list[np.ndarray]:
 
 def plan_controls(
     request: Request, rows: Rows, count: int, hints: Sequence[np.ndarray]
-) -> tuple[tuple[tuple[Any, str], ...], list[PyTree]]:
+) -> tuple[tuple[tuple[ControlNet | T2IAdapter, str], ...], list[Inputs]]:
     """Plan when and how strongly ControlNets and T2I-Adapters act.
 
     A T2I-Adapter does not depend on z, so its hint is replaced by the features that it makes of it,
@@ -202,7 +213,7 @@ def plan_controls(
         strength[:count] = one.scale * control.window(count, one.start, one.end)
         nets.append((one.net.net, balance))
         network = ControlNetwork(one.net.net, one.net.params)
-        one_given = {"hint": hint, "strength": strength}
+        one_given: dict[str, Tree] = {"hint": hint, "strength": strength}
         if network.is_adapter:
             one_given["hint"] = _prepare_hint(one.net.net, one.net.params, hint)
         else:
@@ -212,7 +223,7 @@ def plan_controls(
 
 
 @partial(jax.jit, static_argnums=0)
-def _prepare_hint(net: Any, params: Params, hint: Array) -> Any:
+def _prepare_hint(net: T2IAdapter, params: Params, hint: Array) -> Tree:
     return ControlNetwork(net, params).prepare_hint(hint)
 
 
@@ -254,18 +265,18 @@ def draw_noise(keys: jax.Array, shape: tuple[int, ...], k: int) -> Array:
 
 
 @jax.jit
-def fold_keys(keys: jax.Array, data: Any) -> jax.Array:
+def fold_keys(keys: jax.Array, data: int) -> jax.Array:
     """Fold a number into every key."""
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
 
 
 @partial(jax.jit, static_argnums=0)
-def encode_posterior(net: Any, params: PyTree, pixels: Array) -> Any:
+def encode_posterior(net: Module, params: Params, pixels: Array) -> Posterior:
     """Return the autoencoder's posterior for images (B, H, W, 3) in [-1, 1]."""
     return net.apply({"params": params}, pixels, method="encode")
 
 
 @partial(jax.jit, static_argnums=0)
-def decode(net: Any, params: PyTree, z: Array) -> Array:
+def decode(net: Module, params: Params, z: Array) -> Array:
     """Decode latents (B, h, w, C), without scaling factor, to images (B, H, W, 3) in [-1, 1]."""
     return net.apply({"params": params}, z, method="decode")

@@ -80,10 +80,10 @@ class Request:
     """
 
     prompt: Texts | Embedding
-    key: Any = 0
+    key: object = 0
     sampler: Sampling | str | int | None = None
     guidance: Guidance | float | None = None
-    image: Any = None
+    image: object = None
     control: Sequence[Control] | Control = ()
     lora: Sequence[Lora] | Lora = ()
     refiner: Refiner | LoadedModel | None = None
@@ -180,7 +180,7 @@ class Request:
 # ---- texts --------------------------------------------------------------------------------------
 
 
-def read_prompts(name: str, value: Any) -> Prompts | Embedding:
+def read_prompts(name: str, value: object) -> Prompts | Embedding:
     """Read prompts as a tuple of texts, or as an embedding.
 
     Args:
@@ -207,7 +207,7 @@ def read_prompts(name: str, value: Any) -> Prompts | Embedding:
     return tuple(_read_prompt(f"{name}[{k}]", one) for k, one in enumerate(value))
 
 
-def _read_prompt(name: str, value: Any) -> str | Prompt:
+def _read_prompt(name: str, value: object) -> str | Prompt:
     """Read one prompt, which may have a text for each of XL's encoders.
 
     Raises:
@@ -239,7 +239,7 @@ def _read_embedding(name: str, value: Embedding) -> Embedding:
 # ---- numbers and names --------------------------------------------------------------------------
 
 
-def read_sampling(value: Any) -> Sampling:
+def read_sampling(value: object) -> Sampling:
     """Read a sampler from a `Sampling`, its name, or its number of steps.
 
     Raises:
@@ -275,20 +275,20 @@ def read_sampling(value: Any) -> Sampling:
     )
 
 
-def _choose(name: str, value: Any, find: Callable[[str], Any]) -> None:
+def _choose(name: str, value: object, find: Callable[[str], object]) -> None:
     """Check that ``find`` knows a name.
 
     Raises:
         RequestError: the value is not a text, or ``find`` raised a ValueError.
     """
-    read_text(name, value)
+    text = read_text(name, value)
     try:
-        find(value)
+        find(text)
     except ValueError as error:
         raise RequestError(name, str(error)) from error
 
 
-def read_guidance(value: Any) -> Guidance:
+def read_guidance(value: object) -> Guidance:
     """Read guidance from a `Guidance`, or from its scale.
 
     Raises:
@@ -298,7 +298,7 @@ def read_guidance(value: Any) -> Guidance:
         return Guidance()
     name = "guidance.scale"
     if not isinstance(value, Guidance):
-        name, value = "guidance", Guidance(value)
+        name, value = "guidance", Guidance(value)  # type: ignore[arg-type]  # checked below
     if value.scale is not None:
         kind = "one number" if name == "guidance.scale" else "one number or a Guidance(scale)"
         read_number(name, value.scale, 0, kind=kind)
@@ -318,7 +318,7 @@ def read_guidance(value: Any) -> Guidance:
     )
 
 
-def read_size(value: Any) -> Size:
+def read_size(value: object) -> Size:
     """Read a size from a `Size`, one number of pixels, or (height, width).
 
     Raises:
@@ -349,7 +349,7 @@ def read_size(value: Any) -> Size:
 # ---- pictures, networks and adapters ------------------------------------------------------------
 
 
-def read_image(value: Any) -> Image | None:
+def read_image(value: object) -> Image | None:
     """Read an image from an `Image`, or from its pixels.
 
     Pixels and masks are only checked to be possible pictures here; `images` reads them, because the
@@ -368,16 +368,12 @@ def read_image(value: Any) -> Image | None:
     return given._replace(strength=read_strength(given.strength))
 
 
-def read_strength(value: Any) -> float | None:
-    """Read the strength of an `Image`; None stays None and means the default.
-
-    Raises:
-        RequestError: it is not a number in [0, 1].
-    """
+def read_strength(value: object) -> float | None:
+    """Read the strength of an `Image`, in [0, 1]; None means the default."""
     return None if value is None else read_number("image.strength", value, 0, 1)
 
 
-def _refuse_no_picture(name: str, value: Any) -> None:
+def _refuse_no_picture(name: str, value: object) -> None:
     """Raise an error for a value that can be neither a picture nor an array, such as a path.
 
     Raises:
@@ -430,22 +426,18 @@ def _read_lora(name: str, value: Lora) -> Lora:
     return value._replace(scale=read_number(f"{name}.scale", value.scale, -LARGEST))
 
 
-def read_refiner(value: Any) -> Refiner | None:
-    """Read a refiner from a `Refiner`, or from its pipeline.
-
-    Raises:
-        RequestError: the value is something else, or the start does not lie between 0 and 1.
-    """
+def read_refiner(value: object) -> Refiner | None:
+    """Read a refiner from a `Refiner`, or from its pipeline, or raise a `RequestError`."""
     if value is None:
         return None
-    given = value if isinstance(value, Refiner) else Refiner(value)
+    given = value if isinstance(value, Refiner) else Refiner(value)  # type: ignore[arg-type]
     if not isinstance(getattr(given.pipe, "parts", None), Components):
         example = "Refiner(diffjax.load(path), start)"
         raise refuse("refiner", f"must be a pipeline or {example}, got {show(given.pipe)}")
     return given._replace(start=read_start(given.start))
 
 
-def read_start(value: Any) -> float:
+def read_start(value: object) -> float:
     """Read the fraction at which a `Refiner` takes over.
 
     Raises:

@@ -8,7 +8,7 @@ the first, so a wrong request costs no time on the device.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ from diffjax.nets.unet import UNet
 from diffjax.parameterization import check_levels
 from diffjax.pretrained.schedulers import Scheduler
 from diffjax.samplers import loop
-from diffjax.types import Array, PyTree, Rows, summarize
+from diffjax.types import Array, Rows, summarize
 
 ROWS = 1024  # plans are padded to multiples of it, so that their length is no part of a program
 REFINER = 2**31 - 1  # folded into the keys of a refiner
@@ -46,7 +46,7 @@ class Stage(NamedTuple):
     """
 
     program: Program
-    inputs: PyTree
+    inputs: program.Inputs
     rows: Rows
     length: int
     z: Array
@@ -63,7 +63,7 @@ class Stage(NamedTuple):
         z = self.z if before is None else before * self.rows.level.alpha[0]
         return loop.begin(self.program.sampler, z, self.rows, watch=True)
 
-    def advance(self, run: loop.Run, rows: Rows, first: Any, last: Any) -> loop.Run:
+    def advance(self, run: loop.Run, rows: Rows, first: int | Array, last: int | Array) -> loop.Run:
         """Run rows ``first`` to ``last - 1``."""
         return program.advance(self.program, self.inputs, run, rows, first, last)
 
@@ -109,7 +109,7 @@ class Plan(NamedTuple):
         view, unet = scene.make_scene(pipe, request, self.layout), pipe.parts.unet
         guided = self.guided != "no"
         cond, null = conditions.make_conditions(pipe, request, view.size, guided=guided)
-        inputs: dict[str, Any] = {"params": unet.params, "keys": view.keys, "cond": cond}
+        inputs: program.Inputs = {"params": unet.params, "keys": view.keys, "cond": cond}
         if adapters := request.list_loras():
             inputs["lora"] = [(one.weights, float(one.scale)) for one in adapters]
         if guided:
@@ -307,7 +307,7 @@ def _check_adapters(pipe: LoadedModel, request: Request) -> None:
             ) from error
 
 
-def _describe_widths(net: UNet | T2IAdapter) -> dict[str, Any]:
+def _describe_widths(net: UNet | T2IAdapter) -> dict[str, object]:
     """Return the numbers in which a network and its ControlNet or adapter must agree, by their
     names.
     """

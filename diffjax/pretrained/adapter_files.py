@@ -12,9 +12,9 @@ networks.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -29,6 +29,7 @@ from diffjax.pretrained.adapters import (
 )
 from diffjax.pretrained.files import StrPath, Tensor, Weights, open_safetensors, resolve_inside
 from diffjax.pretrained.recognise import ADAPTER, describe_keys
+from diffjax.types import Config, JsonObject
 from diffjax.untrusted import name_some, parse_json, read_json
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
@@ -199,11 +200,11 @@ class _Settings(NamedTuple):
         where: where they were read, for messages.
     """
 
-    whole: dict[str, Any]
-    parts: dict[str, dict[str, Any]]
+    whole: JsonObject
+    parts: dict[str, JsonObject]
     where: str
 
-    def of(self, module: str) -> tuple[Mapping[str, Any], str]:
+    def of(self, module: str) -> tuple[Config, str]:
         """Return the config that holds for a module, and the module's name inside its network."""
         part, _, rest = module.partition(".")
         if part in self.parts:
@@ -226,7 +227,7 @@ def _read_settings(weights: Weights, config: Path | None, file: Path) -> _Settin
         return _Settings(whole, {}, str(config))
     where = f"{_METADATA} of {file}"
     stored = parse_json(weights.metadata.get(_METADATA) or "{}", where)
-    parts: dict[str, dict[str, Any]] = {}
+    parts: dict[str, JsonObject] = {}
     for key, value in stored.items():
         part, dot, name = key.partition(".")
         parts.setdefault(part if dot else "", {})[name if dot else key] = value

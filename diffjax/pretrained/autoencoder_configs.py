@@ -7,14 +7,13 @@ that use them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, VQModel
-
-Config = Mapping[str, Any]
+from diffjax.types import Config, JsonObject, Options, Tree
 
 
 class NetworkKind(NamedTuple):
@@ -36,10 +35,10 @@ class NetworkKind(NamedTuple):
 
     library: str
     build: Callable[[Config], Any]
-    describe: Callable[[Any, int], dict[str, Any]]
-    inputs: Callable[[Any, Config], tuple[Any, ...]]
-    defaults: dict[str, Any]
-    fixed: dict[str, tuple[Any, ...]]
+    describe: Callable[[Any, int], JsonObject]
+    inputs: Callable[[Any, Config], tuple[Tree, ...]]
+    defaults: Config
+    fixed: dict[str, tuple[object, ...]]
     ignored: tuple[str, ...]
 
 
@@ -64,7 +63,7 @@ def read_same(config: Config, key: str) -> Any:
 
 _ENCODER = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 _DECODER = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
-_AE_DEFAULTS: dict[str, Any] = dict(
+_AE_DEFAULTS: dict[str, object] = dict(
     in_channels=3,
     out_channels=3,
     down_block_types=_ENCODER[:1],
@@ -83,10 +82,10 @@ _KL_DEFAULTS = dict(
     use_post_quant_conv=True,
 )
 _VQ_DEFAULTS = dict(_AE_DEFAULTS, latent_channels=3, num_vq_embeddings=256, vq_embed_dim=None)
-_KL_FIXED: dict[str, tuple[Any, ...]] = dict(
+_KL_FIXED: dict[str, tuple[object, ...]] = dict(
     act_fn=("silu",), latents_mean=(None,), latents_std=(None,)
 )
-_VQ_FIXED: dict[str, tuple[Any, ...]] = dict(
+_VQ_FIXED: dict[str, tuple[object, ...]] = dict(
     act_fn=("silu",), norm_type=("group",), lookup_from_codebook=(False,)
 )
 # What EMAModel.save_pretrained of diffusers leaves in the config of the averaged network.
@@ -98,7 +97,7 @@ AVERAGED = (
 _AE_IGNORED = ("sample_size", "force_upcast", *AVERAGED)
 
 
-def _read_autoencoder_fields(config: Config) -> dict[str, Any]:
+def _read_autoencoder_fields(config: Config) -> Options:
     """Return the fields of the module that both kinds of autoencoder have.
 
     Raises:
@@ -153,12 +152,12 @@ def _build_vq(config: Config) -> VQModel:
     )
 
 
-def _make_autoencoder_inputs(net: Autoencoder, config: Config) -> tuple[Any, ...]:
+def _make_autoencoder_inputs(net: Autoencoder, config: Config) -> tuple[Tree, ...]:
     """Return the smallest image that an autoencoder can encode, (1, factor, factor, C)."""
     return (jnp.zeros((1, net.factor, net.factor, net.out_channels)),)
 
 
-def _describe_autoencoder(net: Autoencoder, in_channels: int) -> dict[str, Any]:
+def _describe_autoencoder(net: Autoencoder, in_channels: int) -> JsonObject:
     """Return the entries of a config.json that both kinds of autoencoder have."""
     kinds = [int(i in net.attention_levels) for i in range(len(net.multipliers))]
     return dict(
@@ -177,7 +176,7 @@ def _describe_autoencoder(net: Autoencoder, in_channels: int) -> dict[str, Any]:
     )
 
 
-def _describe_kl(net: AutoencoderKL, in_channels: int) -> dict[str, Any]:
+def _describe_kl(net: AutoencoderKL, in_channels: int) -> JsonObject:
     """Return the config.json of a KL autoencoder."""
     return dict(
         _describe_autoencoder(net, in_channels),
@@ -187,7 +186,7 @@ def _describe_kl(net: AutoencoderKL, in_channels: int) -> dict[str, Any]:
     )
 
 
-def _describe_vq(net: VQModel, in_channels: int) -> dict[str, Any]:
+def _describe_vq(net: VQModel, in_channels: int) -> JsonObject:
     """Return the config.json of a VQ autoencoder."""
     return dict(
         _describe_autoencoder(net, in_channels),

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
-from diffjax.types import choose
+from diffjax.types import Options, choose
 
 F32 = np.float32
-Options = Mapping[str, Any]
 
 
 def linspace(start: float, end: float, count: int) -> np.ndarray:

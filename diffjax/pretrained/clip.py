@@ -6,9 +6,9 @@ of Stable Diffusion are loaded by `pipelines` instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from diffjax.pretrained.config_specs import NETWORK, check_counts
 from diffjax.pretrained.configs import trace_params
 from diffjax.pretrained.files import StrPath, Weights, open_folder, resolve_inside
 from diffjax.pretrained.state_dict import from_state_dict
+from diffjax.types import Array, Config, Module, Params
 from diffjax.untrusted import check, naming, read_json
 
 _TEXT = ("text_model.", "text_projection.")
@@ -34,8 +35,8 @@ class CLIP(NamedTuple):
         texts: token ids (B, M) to (B, P); compiled.
     """
 
-    images: Callable[[Any], jax.Array]
-    texts: Callable[[Any], jax.Array]
+    images: Callable[[Array], jax.Array]
+    texts: Callable[[Array], jax.Array]
 
 
 def load_clip(folder: StrPath) -> CLIP:
@@ -67,19 +68,19 @@ def load_clip(folder: StrPath) -> CLIP:
         vision_params = _load_params(weights, _VISION, vision, size, config["vision_config"])
 
     @jax.jit
-    def embed_texts(params: Any, ids: Any) -> Any:
+    def embed_texts(params: Params, ids: Array) -> jax.Array:
         return text.apply({"params": params}, ids).pooled  # type: ignore[union-attr]
 
     @jax.jit
-    def embed_images(params: Any, x: Any) -> Any:
-        return vision.apply({"params": params}, clip_input(x, vision.size))
+    def embed_images(params: Params, x: jax.Array) -> jax.Array:
+        return vision.apply({"params": params}, clip_input(x, vision.size))  # type: ignore[return-value]
 
     return CLIP(lambda x: embed_images(vision_params, x), lambda ids: embed_texts(text_params, ids))
 
 
-def _build_text(config: Mapping[str, Any]) -> CLIPText:
+def _build_text(config: Config) -> CLIPText:
     """Build the text encoder. Keys that the config leaves out have the defaults of transformers."""
-    part: Mapping[str, Any] = config["text_config"]
+    part: Config = config["text_config"]
     return CLIPText(
         vocabulary=part.get("vocab_size", 49408),
         positions=part.get("max_position_embeddings", 77),
@@ -94,11 +95,11 @@ def _build_text(config: Mapping[str, Any]) -> CLIPText:
     )
 
 
-def _build_vision(config: Mapping[str, Any]) -> CLIPVision:
+def _build_vision(config: Config) -> CLIPVision:
     """Build the image encoder. Keys that the config leaves out have the defaults of
     transformers.
     """
-    part: Mapping[str, Any] = config["vision_config"]
+    part: Config = config["vision_config"]
     return CLIPVision(
         size=part.get("image_size", 224),
         patch=part.get("patch_size", 32),
@@ -115,10 +116,10 @@ def _build_vision(config: Mapping[str, Any]) -> CLIPVision:
 def _load_params(
     weights: Weights,
     prefixes: tuple[str, ...],
-    net: Any,
+    net: Module,
     shape: tuple[int, ...],
-    config: Mapping[str, Any],
-) -> Any:
+    config: Config,
+) -> Params:
     """Load the parameters of one encoder from the weights whose keys have its prefixes.
 
     Args:

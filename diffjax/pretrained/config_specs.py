@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from diffjax.types import Config
 from diffjax.untrusted import (
     FLAG,
     NOTHING,
@@ -195,7 +195,7 @@ _MODULES = {
 _NUMBERED = re.compile(r"(resnets|layers|transformer_blocks|(?<=_)blocks|body)\.(\d{1,6})\.")
 
 
-def check_scheduler(values: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
+def check_scheduler(values: Config, defaults: Config, where: str) -> None:
     """Compare the options of a scheduler with the table. None is allowed where it is the default.
 
     Args:
@@ -219,7 +219,7 @@ def check_scheduler(values: Mapping[str, Any], defaults: Mapping[str, Any], wher
             raise ValueError(f"{where}: {low} is {o[low]}, which is not below {high}, {o[high]}")
 
 
-def check_levels(config: Mapping[str, Any], where: str) -> None:
+def check_levels(config: Config, where: str) -> None:
     """Check that lists with an entry per level have as many as ``block_out_channels``.
 
     Raises:
@@ -236,7 +236,7 @@ def check_levels(config: Mapping[str, Any], where: str) -> None:
             )
 
 
-def check_manifest(manifest: Mapping[str, Any], where: object) -> None:
+def check_manifest(manifest: Config, where: object) -> None:
     """Check that model_index.json names a library and a class, or two nulls, for every part.
 
     Raises:
@@ -246,7 +246,7 @@ def check_manifest(manifest: Mapping[str, Any], where: object) -> None:
     check(manifest, {**parts, "_class_name": TEXT}, where)
 
 
-def check_counts(config: Mapping[str, Any], keys: Iterable[str]) -> None:
+def check_counts(config: Config, keys: Iterable[str]) -> None:
     """Compare the numbers of layers in a config with the names of weights.
 
     This is done before a network is built, because a config could ask for a network that takes
@@ -281,5 +281,5 @@ _COUNTED = (
 )
 
 
-def _find_largest(value: Any) -> int:
-    return max(value) if isinstance(value, list | tuple) else value
+def _find_largest(value: int | Sequence[int]) -> int:
+    return max(value) if isinstance(value, Sequence) else value

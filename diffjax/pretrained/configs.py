@@ -24,14 +24,13 @@ from diffjax.nets.unet import UNet
 from diffjax.pretrained.autoencoder_configs import (
     AUTOENCODERS,
     AVERAGED,
-    Config,
     NetworkKind,
     divide_width,
     read_same,
 )
 from diffjax.pretrained.config_specs import LEVELS, NETWORK, check_levels
 from diffjax.pretrained.text_configs import TEXT_ENCODERS
-from diffjax.types import PyTree, choose
+from diffjax.types import CondEntries, Config, JsonObject, Module, Params, T, Tree, choose
 from diffjax.untrusted import check, name_some, show
 
 _NAMES = ("_class_name", "architectures")
@@ -63,18 +62,14 @@ def build(config: Config) -> Any:
     return kind.build(_complete_config(name, kind, config))
 
 
-def shapes(net: Any, config: Config) -> PyTree:
-    """Return the parameters of a network as ``jax.ShapeDtypeStruct`` in float32.
-
-    Raises:
-        ValueError: numbers of the config contradict each other.
-    """
+def shapes(net: Module, config: Config) -> Params:
+    """Return the shapes of a network's parameters in float32; see `trace_params`."""
     inputs = KINDS[read_class_name(config)].inputs
     # Inputs are made inside, where they take no memory, whatever the config says of their size.
     return trace_params(net, lambda: inputs(net, config))
 
 
-def trace_params(net: Any, inputs: Callable[[], tuple[Any, ...]]) -> PyTree:
+def trace_params(net: Module, inputs: Callable[[], tuple[Tree, ...]]) -> Params:
     """Return the shapes of a network's parameters by tracing its initialisation, which allocates
     nothing.
 
@@ -94,12 +89,10 @@ def trace_params(net: Any, inputs: Callable[[], tuple[Any, ...]]) -> PyTree:
         raise ValueError(f"the numbers of this config do not fit each other: {said}") from error
 
 
-def describe(net: Any, *, in_channels: int = 0) -> dict[str, Any]:
+def describe(net: object, *, in_channels: int = 0) -> JsonObject:
     """Return the config.json of a network, for diffusers or transformers to read.
 
-    Args:
-        net: the network.
-        in_channels: channels of the input of a UNet; those of its output if 0.
+    ``in_channels`` are those of a UNet's input; those of its output if 0.
 
     Raises:
         ValueError: the other library has no such network.
@@ -107,12 +100,8 @@ def describe(net: Any, *, in_channels: int = 0) -> dict[str, Any]:
     return KINDS[kind_of(net)].describe(net, in_channels)
 
 
-def kind_of(net: Any) -> str:
-    """Return the name of the class that a network has in diffusers or transformers.
-
-    Raises:
-        ValueError: there is none, as for a UNet without text.
-    """
+def kind_of(net: object) -> str:
+    """Return the class of a network in diffusers or transformers, or raise a ValueError."""
     if isinstance(net, CLIPText):
         return "CLIPTextModelWithProjection" if net.projection else "CLIPTextModel"
     if isinstance(net, Autoencoder):
@@ -126,13 +115,8 @@ def kind_of(net: Any) -> str:
     raise ValueError(f"networks of type {type(net).__name__} like this one have no class elsewhere")
 
 
-def _complete_config(name: str, kind: NetworkKind, config: Config) -> dict[str, Any]:
+def _complete_config(name: str, kind: NetworkKind, config: Config) -> Config:
     """Return a config with defaults filled in, and without keys that are fixed or ignored.
-
-    Args:
-        name: the class, for messages.
-        kind: how the class is read.
-        config: the config.json.
 
     Raises:
         ValueError: keys are unknown, or have values that are not implemented; all are named.
@@ -160,7 +144,7 @@ def _complete_config(name: str, kind: NetworkKind, config: Config) -> dict[str, 
 _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
 _UP = ("UpBlock2D", "CrossAttnUpBlock2D")
 _RESAMPLING = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
-_UNET_DEFAULTS: dict[str, Any] = dict(
+_UNET_DEFAULTS: Config = dict(
     in_channels=4,
     out_channels=4,
     flip_sin_to_cos=True,
@@ -184,7 +168,7 @@ _UNET_DEFAULTS: dict[str, Any] = dict(
     resnet_time_scale_shift="default",
     time_embedding_dim=None,
 )
-_UNET_FIXED: dict[str, tuple[Any, ...]] = dict(
+_UNET_FIXED: dict[str, tuple[object, ...]] = dict(
     act_fn=("silu", "swish"),
     attention_type=("default",),
     center_input_sample=(False,),
@@ -250,7 +234,7 @@ def _build_unet(config: Config) -> UNet:
         multipliers=tuple(divide_width(width, widths[0]) for width in widths),
         blocks=read_same(config, "layers_per_block"),
         attention_levels=attention,
-        # In these configs, attention_head_dim is the number of heads.
+        # In published configs of diffusers, attention_head_dim is the number of heads.
         heads=config["attention_head_dim"],
         out_channels=config["out_channels"],
         dropout=config["dropout"],
@@ -269,11 +253,11 @@ def _build_unet(config: Config) -> UNet:
     )
 
 
-def _make_unet_inputs(net: UNet, config: Config) -> tuple[Any, ...]:
+def _make_unet_inputs(net: UNet, config: Config) -> tuple[jax.Array, jax.Array, CondEntries]:
     """Return the smallest z, t and condition that a UNet can be initialised with."""
     size = 2 ** (len(net.multipliers) - 1)
     z = jnp.zeros((1, size, size, config.get("in_channels", 4)))
-    cond: dict[str, Any] = {"context": jnp.zeros((1, 1, net.context_dim))}
+    cond: dict[str, Tree] = {"context": jnp.zeros((1, 1, net.context_dim))}
     if net.num_classes:
         cond["label"] = jnp.zeros(1, jnp.int32)
     if net.added_dim:
@@ -283,12 +267,8 @@ def _make_unet_inputs(net: UNet, config: Config) -> tuple[Any, ...]:
     return z, jnp.zeros(1), cond
 
 
-def _describe_unet(net: UNet, in_channels: int) -> dict[str, Any]:
-    """Return the config.json of a UNet as UNet2DConditionModel.
-
-    Raises:
-        ValueError: the network has an option that diffusers does not have.
-    """
+def _describe_unet(net: UNet, in_channels: int) -> JsonObject:
+    """Return the config.json of a UNet; a ValueError says if diffusers lacks one of its options."""
     if net.resblock_updown or net.patch > 1 or net.time_scale != 1:
         raise ValueError("resblock_updown, patch and time_scale have no counterpart in diffusers")
     levels = len(net.multipliers)
@@ -324,7 +304,7 @@ def _describe_unet(net: UNet, in_channels: int) -> dict[str, Any]:
     )
 
 
-def _to_list(value: Any) -> Any:
+def _to_list(value: T | tuple[T, ...]) -> T | list[T]:
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -332,7 +312,7 @@ def _to_list(value: Any) -> Any:
 
 # A ControlNet has the keys of its base but for those of the way up.
 _WAY_UP = ("out_channels", "up_block_types", "dropout", "time_embedding_dim")
-_CONTROL_OWN: dict[str, Any] = dict(
+_CONTROL_OWN: dict[str, object] = dict(
     conditioning_channels=3,
     conditioning_embedding_out_channels=(16, 32, 96, 256),
     global_pool_conditions=False,
@@ -357,7 +337,7 @@ def _build_controlnet(config: Config) -> ControlNet:
     )
 
 
-def _make_controlnet_inputs(net: ControlNet, config: Config) -> tuple[Any, ...]:
+def _make_controlnet_inputs(net: ControlNet, config: Config) -> tuple[Tree, ...]:
     """Return the smallest z, t and condition, with a hint, that a ControlNet can be initialised
     with.
     """
@@ -366,7 +346,7 @@ def _make_controlnet_inputs(net: ControlNet, config: Config) -> tuple[Any, ...]:
     return z, t, {**cond, "hint": jnp.zeros((1, *sides, net.hint_channels))}
 
 
-def _describe_controlnet(net: ControlNet, in_channels: int) -> dict[str, Any]:
+def _describe_controlnet(net: ControlNet, in_channels: int) -> JsonObject:
     """Return the config.json of a ControlNet as ControlNetModel.
 
     Raises:
@@ -389,7 +369,7 @@ def _describe_controlnet(net: ControlNet, in_channels: int) -> dict[str, Any]:
 
 # ---- T2I-Adapter ------------------------------------------------------------------------------
 
-_ADAPTER_DEFAULTS: dict[str, Any] = dict(
+_ADAPTER_DEFAULTS: Config = dict(
     in_channels=3,
     channels=(320, 640, 1280, 1280),
     num_res_blocks=2,
@@ -415,17 +395,13 @@ def _build_adapter(config: Config) -> T2IAdapter:
     )
 
 
-def _make_adapter_inputs(net: T2IAdapter, config: Config) -> tuple[Any, ...]:
+def _make_adapter_inputs(net: T2IAdapter, config: Config) -> tuple[Tree, ...]:
     """Return the smallest hint that a T2I-Adapter can be initialised with."""
     return (jnp.zeros((1, net.hint_factor, net.hint_factor, net.hint_channels)),)
 
 
-def _describe_adapter(net: T2IAdapter, in_channels: int) -> dict[str, Any]:
-    """Return the config.json of a T2I-Adapter.
-
-    Raises:
-        ValueError: a light adapter has different widths at the last two levels.
-    """
+def _describe_adapter(net: T2IAdapter, in_channels: int) -> JsonObject:
+    """Return the config.json of a T2I-Adapter; a ValueError says if diffusers has none like it."""
     if net.kind == "light" and net.widths[-1] != net.widths[-2]:
         raise ValueError("diffusers' light adapters have the same width twice at the end")
     return dict(

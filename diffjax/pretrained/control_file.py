@@ -14,7 +14,7 @@ from diffjax.pretrained import configs
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.single_file import CONTROL, HINT, MIDDLE, OUTER, RES
 from diffjax.pretrained.state_dict import to_state_dict
-from diffjax.types import PyTree
+from diffjax.types import Params
 
 _OUTER = {theirs: original for original, theirs in OUTER.items()}
 _RES = {theirs: original for original, theirs in RES.items()}
@@ -52,7 +52,7 @@ def restore_control_key(key: str, blocks: int, last: int) -> str:
     return f"input_blocks.{number}.{int(m[2] == 'attentions')}.{rest}.{leaf}"
 
 
-def save_control_file(path: StrPath, net: ControlNet, params: PyTree) -> None:
+def save_control_file(path: StrPath, net: ControlNet, params: Params) -> None:
     """Write a ControlNet as one .safetensors file that `load_single_file` and the original code
     read.
 

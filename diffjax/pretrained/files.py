@@ -16,14 +16,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from diffjax.pretrained.state_dict import Place, from_state_dict
-from diffjax.types import PyTree
+from diffjax.types import Config, JsonObject, Params
 from diffjax.untrusted import AXES, name_some, parse_json, read_json, show
 from diffjax.writing import write_atomically
 
@@ -36,7 +36,7 @@ _HEAD = 64  # bytes that tell what a file is
 _HEADER = 9  # length of the header in 8 bytes, then its opening brace
 _KEY_LENGTH = 1024
 _NAME_LENGTH = 255  # bytes of a file's name
-_DTYPES: dict[str, Any] = {
+_DTYPES: dict[str, type] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
@@ -158,7 +158,7 @@ def open_safetensors(path: StrPath) -> Weights:
     return Weights(tensors, metadata)
 
 
-def _read_header(source: Path) -> tuple[dict[str, Any], int]:
+def _read_header(source: Path) -> tuple[JsonObject, int]:
     """Read the JSON header of a safetensors file.
 
     A file begins with the length of the header in 8 bytes (little-endian); the data follow the
@@ -178,7 +178,7 @@ def _read_header(source: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + size
 
 
-def _describe_tensor(source: Path, key: str, entry: dict[str, Any], start: int) -> Tensor:
+def _describe_tensor(source: Path, key: str, entry: JsonObject, start: int) -> Tensor:
     """Return an unread tensor for an entry of the header.
 
     Args:
@@ -208,14 +208,14 @@ def _describe_tensor(source: Path, key: str, entry: dict[str, Any], start: int) 
     )
 
 
-def _read(source: Path, key: str, dtype: Any, shape: tuple[int, ...], offset: int) -> np.ndarray:
+def _read(source: Path, key: str, dtype: type, shape: tuple[int, ...], offset: int) -> np.ndarray:
     """Read a tensor at an offset of a file.
 
     Raises:
         ValueError: it holds values that are not finite.
     """
     # Not mapped: pages of a mapped file count as memory until it is closed.
-    values = np.fromfile(source, dtype, math.prod(shape), offset=offset).reshape(shape)
+    values: np.ndarray = np.fromfile(source, dtype, math.prod(shape), offset=offset).reshape(shape)
     check_finite(values, key, source)
     return values
 
@@ -276,7 +276,7 @@ class PickleError(ValueError):
     """A file is a pickle, and pickles are not read here; see `diffjax.pretrained.pickles`."""
 
 
-def load_safetensors(path: StrPath, like: PyTree, *, place: Place | None = None) -> PyTree:
+def load_safetensors(path: StrPath, like: Params, *, place: Place | None = None) -> Params:
     """Load a tree of parameters from a safetensors file.
 
     Args:
@@ -399,7 +399,7 @@ def _explain_absence(folder: Path, variant: str | None) -> Exception:
     return FileNotFoundError(f"{folder} has no .safetensors weights")
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Config) -> None:
     """Write a JSON object, indented and sorted as diffusers writes it, all of it or nothing."""
     write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 

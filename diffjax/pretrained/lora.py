@@ -40,7 +40,7 @@ from diffjax.pretrained.state_dict import (
     list_state_shapes,
     save_safetensors,
 )
-from diffjax.types import PyTree
+from diffjax.types import Params
 from diffjax.untrusted import name_some
 
 __all__ = ["LORA_FILE", "load_lora", "merge_lora", "save_lora"]
@@ -153,7 +153,7 @@ def _apply_change(
     return new if scale == 1 else old + scale * (new - old)
 
 
-def save_lora(path: StrPath, adapters: PyTree, *, scale: float) -> None:
+def save_lora(path: StrPath, adapters: Params, *, scale: float) -> None:
     """Write the adapters of a UNet in diffusers' names (``unet....to_q.lora_A.weight``).
 
     Files in these names hold no alpha, and readers assume that it equals the rank. ``scale`` is
@@ -167,7 +167,7 @@ def save_lora(path: StrPath, adapters: PyTree, *, scale: float) -> None:
     save_safetensors(path, {"unet": lora.fold(adapters, scale)})
 
 
-def load_lora(model: Component, path: StrPath) -> PyTree:
+def load_lora(model: Component, path: StrPath) -> Params:
     """Load the adapters of a UNet as a tree that `diffjax.lora.merge` adds; a scale of 1 is as
     trained.
 
@@ -219,7 +219,7 @@ def _read_factors(
     return down.reshape(rank, *shape[1:]), factor * up.reshape(shape[0], rank, *ones)
 
 
-def _build_tree(params: PyTree, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> PyTree:
+def _build_tree(params: Params, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Params:
     """Build a tree of adapters in our axes from factors by the key of their weight.
 
     Args:
@@ -227,7 +227,7 @@ def _build_tree(params: PyTree, found: Mapping[str, tuple[np.ndarray, np.ndarray
         found: (r, I, ...) and (O, r, ...) by key of the state dict.
     """
     state: dict[str, np.ndarray] = {}
-    made: dict[lora.Path, PyTree] = {}
+    made: dict[lora.Path, Params] = {}
     for path, layer in lora.layers(params):
         keys = list(list_state_shapes(lora.nest({path: {lora.KERNEL: layer[lora.KERNEL]}})))
         if not (there := [found[key] for key in keys if key in found]):

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from diffjax.nets.controlnet import ControlNet
@@ -27,8 +29,8 @@ from diffjax.pretrained.files import (
     split_shards,
     write_json,
 )
-from diffjax.pretrained.state_dict import from_state_dict, iterate_state
-from diffjax.types import PyTree, summarize
+from diffjax.pretrained.state_dict import Place, from_state_dict, iterate_state
+from diffjax.types import JsonObject, Params, summarize
 from diffjax.untrusted import naming, read_json
 from diffjax.writing import replace_file
 
@@ -52,8 +54,8 @@ class Component(NamedTuple):
     """
 
     net: Any
-    params: PyTree
-    config: dict[str, Any]
+    params: Params
+    config: JsonObject
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -63,7 +65,7 @@ def load_model(
     folder: StrPath,
     *,
     variant: str | None = None,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     sharding: Sharding | None = None,
 ) -> Component:
     """Load a network of diffusers or transformers from its folder: config.json and safetensors.
@@ -93,7 +95,7 @@ def load_model(
 
 
 def fill(
-    config: dict[str, Any], weights: Weights, dtype: Any, sharding: Sharding | None = None
+    config: JsonObject, weights: Weights, dtype: DTypeLike, sharding: Sharding | None = None
 ) -> Component:
     """Build the network of a config and fill it with weights in diffusers' names, old or new.
 
@@ -127,7 +129,7 @@ def _drop_unused(weights: Weights, net: CLIPText) -> Weights:
     return Weights({k: t for k, t in weights.tensors.items() if not k.startswith(unused)})
 
 
-def _set_dtype(net: Any, dtype: Any) -> Any:
+def _set_dtype(net: Any, dtype: DTypeLike) -> Any:
     """Return the network with another type of computation. A ControlNet takes it from its base."""
     if isinstance(net, ControlNet):
         return net.clone(base=net.base.clone(dtype=dtype))
@@ -147,10 +149,10 @@ def modernise_key(key: str) -> str:
     return _LEGACY_ATTENTION.sub(lambda m: f"{m[1]}.{_LEGACY[m[2]]}.", key)
 
 
-def _make_placer(sharding: Sharding | None) -> Callable[[str, Any], jax.Array]:
+def _make_placer(sharding: Sharding | None) -> Place:
     """Return the function that puts a parameter on its devices, for `from_state_dict`."""
 
-    def place(key: str, value: Any) -> jax.Array:
+    def place(key: str, value: np.ndarray) -> jax.Array:
         if callable(sharding):
             return jax.device_put(value, sharding(key, value.shape))
         return jax.device_put(value, sharding)
@@ -161,10 +163,10 @@ def _make_placer(sharding: Sharding | None) -> Callable[[str, Any], jax.Array]:
 def save_model(
     folder: StrPath,
     net: Any,
-    params: PyTree,
+    params: Params,
     *,
     in_channels: int = 0,
-    config: dict[str, Any] | None = None,
+    config: JsonObject | None = None,
     shard: int = SHARD,
 ) -> None:
     """Write a network as a folder that diffusers or transformers loads.
@@ -211,7 +213,7 @@ def _check_is_replaceable(path: Path, kind: str) -> None:
         )
 
 
-def _save_shards(path: Path, base: str, params: PyTree, limit: int) -> None:
+def _save_shards(path: Path, base: str, params: Params, limit: int) -> None:
     """Write the weights of a network as one file or as shards with an index.
 
     Args:

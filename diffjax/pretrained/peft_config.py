@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from diffjax.pretrained.adapters import Scaling
+from diffjax.types import Config
 
 KINDS = ("LORA", "LOHA", "LOKR")
 # Settings that say where adapters are, how they were trained, or what the tensors show by
@@ -33,7 +33,6 @@ _BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
 _PATTERNS = ("alpha_pattern", "rank_pattern")
 _SWITCHES = ("use_rslora", "use_dora", "lora_bias")
 _BIASES = ("none", "all", "lora_only")
-Config = Mapping[str, Any]
 
 
 def check_config(config: Config, where: str) -> None:
@@ -73,7 +72,7 @@ def _check_types(config: Config, where: str) -> None:
         ValueError: one has another type.
     """
 
-    def check(keys: tuple[str, ...], wanted: str, fits: Callable[[Any], bool]) -> None:
+    def check(keys: tuple[str, ...], wanted: str, fits: Callable[[object], bool]) -> None:
         for key in keys:
             value = config.get(key)
             if value is not None and not fits(value):
@@ -125,7 +124,7 @@ def replaces(config: Config, module: str, leaf: str) -> bool:
     return any(f".{name}." in f".{module}." for name in config.get("modules_to_save") or ())
 
 
-def _match_pattern(config: Config, key: str, module: str, where: str) -> Any:
+def _match_pattern(config: Config, key: str, module: str, where: str) -> object:
     """Return the value of the first pattern that equals the module's name or its end, or None.
 
     peft takes patterns as regular expressions; only names of layers are supported, since an
@@ -143,24 +142,24 @@ def _match_pattern(config: Config, key: str, module: str, where: str) -> Any:
     return None
 
 
-def _read_number(value: Any, name: str, where: str) -> float:
+def _read_number(value: object, name: str, where: str) -> float:
     """Return a positive finite number.
 
     Raises:
         ValueError: the value is something else.
     """
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    if not plain or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{name} in {where} must be a positive number, got {value!r}")
     return value
 
 
-def _read_whole(value: Any, where: str) -> int:
+def _read_whole(value: object, where: str) -> int:
     """Return a rank as an int.
 
     Raises:
         ValueError: it is not a positive whole number.
     """
-    if _read_number(value, "r", where) != int(value):
+    number = _read_number(value, "r", where)
+    if number != int(number):
         raise ValueError(f"r in {where} must be a whole number, got {value!r}")
-    return int(value)
+    return int(number)

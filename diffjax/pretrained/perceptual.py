@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained.files import StrPath, open_safetensors
 from diffjax.pretrained.state_dict import from_state_dict
-from diffjax.types import PyTree
+from diffjax.types import Params
 
 # Constants, and a second name of the same weights.
 _SURPLUS = ("scaling_layer.", "lins.")
 
 
-def load_lpips(path: StrPath) -> PyTree:
+def load_lpips(path: StrPath) -> Params:
     """Load the parameters of `LPIPS` from the lpips package's state dict, saved as safetensors.
 
     The file is made once, where torch is installed::

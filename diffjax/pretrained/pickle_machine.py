@@ -135,9 +135,9 @@ class Machine:
         self.storages: dict[str, Storage] = {}
         self._steps = self._tuples = 0
         self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
+        self._memo: dict[int, object] = {}
 
-    def run(self, file: IO[bytes]) -> Any:
+    def run(self, file: IO[bytes]) -> object:
         """Return the value of the pickle that begins here, and leave the file at its end.
 
         Args:
@@ -195,7 +195,7 @@ class Machine:
                 return group
         raise Damaged("its pickle ends a group that has no beginning")
 
-    def push(self, value: Any) -> None:
+    def push(self, value: object) -> None:
         """Push an argument as a value. A text must be valid Unicode, because messages show it."""
         if isinstance(value, str) and not value.isascii():
             try:
@@ -204,21 +204,21 @@ class Machine:
                 raise Damaged(f"its pickle holds text that is no Unicode: {show(value)}") from None
         self._stack.append(value)
 
-    def mark(self, _: Any) -> None:
+    def mark(self, _: object) -> None:
         self._stack.append(_Mark)
 
-    def pop(self, _: Any) -> None:
+    def pop(self, _: object) -> None:
         self._pop()
 
-    def pop_mark(self, _: Any) -> None:
+    def pop_mark(self, _: object) -> None:
         self._group()
 
-    def put(self, place: Any) -> None:
+    def put(self, place: int | str | None) -> None:
         value = self._pop()
         self._stack.append(value)
         self._memo[len(self._memo) if place is None else int(place)] = value
 
-    def get(self, place: Any) -> None:
+    def get(self, place: int) -> None:
         if place not in self._memo:
             raise Damaged("its pickle fetches a value that it has not stored")
         self._stack.append(self._memo[place])
@@ -229,35 +229,35 @@ class Machine:
         parts = [self._pop() for _ in range(count)]
         self._stack.append(tuple(reversed(parts)))
 
-    def append(self, _: Any) -> None:
+    def append(self, _: object) -> None:
         value = self._pop()
         self._top(list, "list").append(value)
 
-    def extend(self, _: Any) -> None:
+    def extend(self, _: object) -> None:
         values = self._group()
         self._top(list, "list").extend(values)
 
-    def set_item(self, _: Any) -> None:
+    def set_item(self, _: object) -> None:
         value, key = self._pop(), self._pop()
         self._set(self._top(dict, "dictionary"), key, value)
 
-    def set_items(self, _: Any) -> None:
+    def set_items(self, _: object) -> None:
         values = self._group()
         self._fill(self._top(dict, "dictionary"), values)
 
-    def dictionary(self, _: Any) -> None:
-        out: dict[Any, Any] = {}
+    def dictionary(self, _: object) -> None:
+        out: dict[object, object] = {}
         self._fill(out, self._group())
         self._stack.append(out)
 
-    def _fill(self, target: dict[Any, Any], values: list[Any]) -> None:
+    def _fill(self, target: dict[object, object], values: list[object]) -> None:
         """Put keys and values, which alternate in a list, into a dictionary."""
         if len(values) % 2:
             raise Damaged("its pickle has a key without a value")
         for key, value in zip(values[::2], values[1::2], strict=True):
             self._set(target, key, value)
 
-    def _set(self, target: dict[Any, Any], key: Any, value: Any) -> None:
+    def _set(self, target: dict[object, object], key: object, value: object) -> None:
         """Put one entry into a dictionary.
 
         Keys may be texts, small integers, or short tuples of them. Others could be chosen so that
@@ -284,7 +284,7 @@ class Machine:
         module, _, name = argument.partition(" ")
         self._name(module, name)
 
-    def name_from_stack(self, _: Any) -> None:
+    def name_from_stack(self, _: object) -> None:
         name, module = self._pop(), self._pop()
         if type(name) is not str or type(module) is not str:
             raise Damaged("its pickle has a name that is no text")
@@ -302,7 +302,7 @@ class Machine:
             raise Refused(f"it asks for {asked}, which a state dict does not need")
         self._stack.append(found)
 
-    def reduce(self, _: Any) -> None:
+    def reduce(self, _: object) -> None:
         """Call a function with a tuple of arguments: one of the four builders, and nothing else."""
         arguments, function = self._pop(), self._pop()
         if type(function) is not _Name or function not in _BUILDERS:
@@ -311,13 +311,13 @@ class Machine:
             raise Damaged("its pickle calls a function without arguments")
         self._stack.append(_BUILDERS[function](self, *arguments[: AXES + 1]))
 
-    def build(self, _: Any) -> None:
+    def build(self, _: object) -> None:
         """Drop the attributes of an ordered dictionary, which hold a state dict's versions."""
         self._pop()
         if not self._stack or type(self._stack[-1]) is not dict:
             raise Refused("it changes the attributes of what is no dictionary")
 
-    def storage(self, _: Any) -> None:
+    def storage(self, _: object) -> None:
         """Push the storage that a persistent id describes: ``("storage", type, key, device,
         length)``.
 
@@ -340,9 +340,9 @@ class Machine:
             raise Refused(f"the storage {show(key)} is there with two types or lengths")
         self._stack.append(found)
 
-    def ordered(self, *arguments: Any) -> dict[Any, Any]:
+    def ordered(self, *arguments: Any) -> dict[object, object]:
         """Build an ordered dictionary, empty or from a list of pairs as Python 2 wrote it."""
-        out: dict[Any, Any] = {}
+        out: dict[object, object] = {}
         pairs = arguments[0] if arguments else []
         if len(arguments) > 1 or type(pairs) is not list:
             raise Damaged("its pickle makes a dictionary of what is no list of pairs")
@@ -353,7 +353,7 @@ class Machine:
             self._set(out, *pair)
         return out
 
-    def parameter(self, *arguments: Any) -> Any:
+    def parameter(self, *arguments: object) -> View:
         """Return the tensor of a parameter; whether it needs a gradient does not matter."""
         if not 1 <= len(arguments) <= 3 or type(arguments[0]) is not View:
             raise Damaged("its pickle makes a parameter of what is no tensor")
@@ -398,15 +398,15 @@ def _check_bounds(view: View) -> None:
         raise Refused(f"{said} has more numbers than its storage")
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> bool:
     return type(value) is int and abs(value) < _LARGEST
 
 
-def _is_plain(key: Any) -> bool:
+def _is_plain(key: object) -> bool:
     return type(key) is str or (type(key) is int and abs(key) < _HASHED)
 
 
-_BUILDERS: dict[_Name, Callable[..., Any]] = {
+_BUILDERS: dict[_Name, Callable[..., object]] = {
     _Name("collections", "OrderedDict"): Machine.ordered,
     _Name("torch._utils", "_rebuild_tensor_v2"): Machine.view,
     _Name("torch._utils", "_rebuild_tensor"): Machine.view,

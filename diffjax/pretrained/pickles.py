@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -132,11 +132,11 @@ def _explain_errors(source: Path, key: str = "") -> Iterator[None]:
         ) from error
 
 
-def _is_state(value: Any) -> bool:
+def _is_state(value: object) -> TypeGuard[dict[str, object]]:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-def _find_dtype(storage: Storage) -> np.dtype[Any]:
+def _find_dtype(storage: Storage) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16 if storage.dtype == "bfloat16" else storage.dtype)
 
 
@@ -189,7 +189,7 @@ def _check_lengths(machine: Machine, there: dict[str, int]) -> None:
 # ---- since torch 1.6 ----------------------------------------------------------------------------
 
 
-def _open_zip(source: Path) -> tuple[Any, Read]:
+def _open_zip(source: Path) -> tuple[object, Read]:
     """Open a zip archive with the pickle as NAME/data.pkl and every storage as NAME/data/KEY.
 
     Returns:
@@ -312,7 +312,7 @@ class _ZipReader:
 # ---- before -------------------------------------------------------------------------------------
 
 
-def _open_old(source: Path) -> tuple[Any, Read]:
+def _open_old(source: Path) -> tuple[object, Read]:
     """Open a file of torch before 1.6: five pickles, then each storage as its length and its bytes.
 
     The pickles are a magic number, the protocol, the properties of the system, the state dict, and
@@ -344,7 +344,7 @@ def _open_old(source: Path) -> tuple[Any, Read]:
     return found, read
 
 
-def _find_places(file: IO[bytes], keys: Any, machine: Machine) -> dict[str, tuple[int, int]]:
+def _find_places(file: IO[bytes], keys: object, machine: Machine) -> dict[str, tuple[int, int]]:
     """Find the offset and the number of bytes of each storage in an old file.
 
     Args:

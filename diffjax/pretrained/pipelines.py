@@ -9,12 +9,12 @@ follows from the family of the model, and the user names a tokenizer.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from absl import logging
+from jax.typing import DTypeLike
 
 from diffjax.pretrained.config_specs import NETWORK, check_manifest
 from diffjax.pretrained.configs import read_class_name
@@ -38,7 +38,7 @@ from diffjax.pretrained.tokenizers import (
     save_tokenizer,
 )
 from diffjax.pretrained.vaes import choose_dtype, load_vae
-from diffjax.types import summarize
+from diffjax.types import Config, JsonObject, summarize
 from diffjax.untrusted import check, read_json
 
 TEXTS = ("text_encoder", "text_encoder_2")
@@ -52,7 +52,7 @@ _SCHEDULE = dict(
     clip_sample=False,
 )
 # What the repository of each family has, since single files hold no scheduler.
-_SCHEDULERS: dict[str, dict[str, Any]] = {
+_SCHEDULERS: dict[str, JsonObject] = {
     "v1": dict(_class_name="PNDMScheduler", skip_prk_steps=True, set_alpha_to_one=False),
     "v2": dict(_class_name="DDIMScheduler", set_alpha_to_one=False),
     "xl": dict(_class_name="EulerDiscreteScheduler"),
@@ -83,8 +83,8 @@ class Components(NamedTuple):
     unet: Component
     vae: Component
     texts: dict[str, TextEncoder]
-    scheduler: dict[str, Any]
-    manifest: dict[str, Any]
+    scheduler: JsonObject
+    manifest: JsonObject
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -93,7 +93,7 @@ class Components(NamedTuple):
 def load_components(
     path: StrPath,
     *,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     variant: str | None = None,
     tokenizer: StrPath | None = None,
     prediction: str | None = None,
@@ -132,7 +132,7 @@ def load_components(
 
 def _load_folder(
     path: Path,
-    dtype: Any,
+    dtype: DTypeLike,
     variant: str | None,
     tokenizer: StrPath | None,
     sharding: Sharding | None,
@@ -149,7 +149,7 @@ def _load_folder(
     folders = {name: resolve_inside(path, name) for name in names}
     have = [name for name, folder in folders.items() if find_weights_file(folder, variant)]
 
-    def model(name: str, kind: Any = dtype) -> Component:
+    def model(name: str, kind: DTypeLike = dtype) -> Component:
         """Load one network, of the variant if there are files of it."""
         falls_back = bool(variant and have) and name not in have
         if falls_back:
@@ -192,13 +192,13 @@ def _load_folder(
     return parts if TEXTS[1] in texts else _mend_scheduler(parts)
 
 
-def _has(manifest: Mapping[str, Any], name: str) -> bool:
+def _has(manifest: Config, name: str) -> bool:
     """Return whether model_index.json has a part that is not null."""
     entry = manifest.get(name)
     return isinstance(entry, list) and bool(entry) and entry[0] is not None
 
 
-def _read_manifest(path: Path, vae: StrPath | None) -> dict[str, Any]:
+def _read_manifest(path: Path, vae: StrPath | None) -> JsonObject:
     """Read the model_index.json of a text-to-image model.
 
     Args:
@@ -225,7 +225,7 @@ def _read_manifest(path: Path, vae: StrPath | None) -> dict[str, Any]:
     return manifest
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> JsonObject:
     """Read the config of a network, and check the types and ranges of its values.
 
     Raises:
@@ -261,7 +261,7 @@ def _pair_encoder(tokenizer: Tokenizer, model: Component, folder: StrPath) -> Te
     return TextEncoder(tokenizer, model)
 
 
-def _check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+def _check_channels(unet: Config, vae: Config) -> None:
     """Check that a UNet reads latents alone, or latents with a mask and masked latents.
 
     Args:
@@ -310,7 +310,7 @@ def _mend_scheduler(parts: Components) -> Components:
 
 def _load_file(
     path: Path,
-    dtype: Any,
+    dtype: DTypeLike,
     tokenizer: StrPath | None,
     prediction: str | None,
     sharding: Sharding | None,
@@ -361,7 +361,7 @@ def _load_tokenizer_for(model: Component, folder: StrPath) -> Tokenizer:
     return load_tokenizer(folder, pad=OPEN_CLIP_PAD if open_clip else None)
 
 
-def _derive_scheduler(weights: Weights, family: str, channels: int) -> dict[str, Any]:
+def _derive_scheduler(weights: Weights, family: str, channels: int) -> JsonObject:
     """Derive the scheduler's config from a file's family and from its keys that are not weights.
 
     Files mark v-prediction with the key ``v_pred``, and zero terminal SNR with ``ztsnr``.
@@ -383,7 +383,7 @@ def _derive_scheduler(weights: Weights, family: str, channels: int) -> dict[str,
     return config
 
 
-def make_manifest(parts: Components) -> dict[str, Any]:
+def make_manifest(parts: Components) -> JsonObject:
     """Return the model_index.json of parts, with the class of diffusers' pipeline that runs
     them.
     """
@@ -391,7 +391,7 @@ def make_manifest(parts: Components) -> dict[str, Any]:
     inpaints = parts.unet.config["in_channels"] > parts.vae.net.latent_channels
     kind = "Inpaint" if inpaints else "Img2Img" if names == [TEXTS[1]] else ""
     family = "StableDiffusionXL" if TEXTS[1] in names else "StableDiffusion"
-    manifest: dict[str, Any] = {
+    manifest: JsonObject = {
         "_class_name": f"{family}{kind}Pipeline",
         "_diffusers_version": DIFFUSERS,
         "unet": ["diffusers", "UNet2DConditionModel"],

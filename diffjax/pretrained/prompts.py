@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax.nets.text import CLIPText, TextFeatures
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.recognise import WORD, describe_keys
 from diffjax.pretrained.tokenizers import Tokenizer, Tokens, with_concept
-from diffjax.types import Array, PyTree, summarize
+from diffjax.types import Array, Params, summarize
 from diffjax.untrusted import name_some
 
 _EMBEDDING = "text_model.embeddings.token_embedding"
@@ -164,7 +165,7 @@ def _pad_chunks(tokens: Tokens, empty: Tokens, chunks: int) -> Tokens:
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode(
-    net: Any, layer: int, normed: bool, params: PyTree, ids: Array, weights: Array
+    net: CLIPText, layer: int, normed: bool, params: Params, ids: Array, weights: Array
 ) -> tuple[Array, Array]:
     """Return the context (1, M, D) and the pooled embedding (1, P) of a chunk, in float32.
 
@@ -176,7 +177,7 @@ def _encode(
         ids: (1, M) tokens.
         weights: (1, M) weights of the tokens.
     """
-    out = net.apply({"params": params}, ids)
+    out = cast(TextFeatures, net.apply({"params": params}, ids))
     if layer == -1:
         context = out.last
     else:

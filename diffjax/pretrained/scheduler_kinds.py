@@ -11,13 +11,12 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from diffjax import samplers
 from diffjax.pretrained import scheduler_levels as levels
-from diffjax.pretrained.betas import Options
-from diffjax.pretrained.scheduler_levels import Asked
-from diffjax.types import Grid, Sampler, Schedule
+from diffjax.pretrained.scheduler_spacing import Asked
+from diffjax.types import Grid, Options, Sampler, Schedule
 
 
 class SchedulerKind(NamedTuple):
@@ -35,14 +34,14 @@ class SchedulerKind(NamedTuple):
         prediction: what the network predicts, for classes without ``prediction_type``.
     """
 
-    defaults: dict[str, Any]
+    defaults: Options
     schedule: Callable[[Options], Schedule]
     grid: Callable[[Options, Asked], Grid]
     sampler: Callable[[Options, float | None], Sampler]
     rederive: bool | None = None
     order: int = 1
-    fixed: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
-    aliases: Mapping[str, Mapping[Any, Any]] = MappingProxyType({})
+    fixed: Mapping[str, tuple[object, ...]] = MappingProxyType({})
+    aliases: Mapping[str, Mapping[str, str]] = MappingProxyType({})
     prediction: str = "epsilon"
 
 

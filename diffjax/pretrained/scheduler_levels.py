@@ -12,32 +12,25 @@ of steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import betaincinv
 
 from diffjax import grids, schedules
-from diffjax.pretrained.betas import F32, Options, abar_table, linspace, ratio_table
-from diffjax.types import Grid, Schedule, choose
-
-
-class Asked(NamedTuple):
-    """The levels that a caller asks for: a number of them or a list.
-
-    Attributes:
-        steps: number of steps N, or None with a list.
-        timesteps: falling timesteps to visit instead.
-        sigmas: falling levels in the scheduler's own measure to visit instead.
-        mu: logarithm of the shift, for schedulers with dynamic shifting.
-    """
-
-    steps: int | None = None
-    timesteps: Any = None
-    sigmas: Any = None
-    mu: float | None = None
-
+from diffjax.pretrained.betas import F32, abar_table, linspace, ratio_table
+from diffjax.pretrained.scheduler_spacing import (
+    Asked,
+    check_asked,
+    find_spacing,
+    interpolate_times,
+    preserve_variance,
+    read_falling,
+    read_timesteps,
+    space_between_bounds,
+    space_exponential,
+    space_karras,
+    space_timesteps,
+)
+from diffjax.types import Grid, Options, Schedule, choose
 
 # ---- schedules ------------------------------------------------------------------------------
 
@@ -75,163 +68,17 @@ def angle(o: Options) -> Schedule:
     )
 
 
-# ---- timesteps and ratios -------------------------------------------------------------------
+# ---- grids ----------------------------------------------------------------------------------
 
 
-def space_timesteps(
-    o: Options, steps: int, *, extra: bool = False, whole: bool = True, last: int | None = None
-) -> np.ndarray:
-    """Return timesteps (N,), falling, as ``timestep_spacing`` of a config spaces them.
-
-    They are ``linspace`` from 0 to T - 1, ``leading`` multiples of ``T // N`` plus
-    ``steps_offset``, or ``trailing`` multiples of ``T / N`` down from T, less 1 (Lin et al. 2023,
-    table 2).
-
-    Args:
-        o: complete options.
-        steps: N.
-        extra: space N + 1 points and drop the last.
-        whole: round linspace to whole timesteps.
-        last: number of timesteps that ``lambda_min_clipped`` leaves; T if None.
-
-    Raises:
-        ValueError: the spacing is unknown, or there are more steps than timesteps.
-    """
-    total, spacing = o["num_train_timesteps"], o.get("timestep_spacing", "linspace")
-    last, count, offset = total if last is None else last, steps + extra, o.get("steps_offset", 0)
-    most = last - (extra and spacing == "leading")
-    if not 1 <= steps <= most:
-        raise ValueError(f"steps must lie in 1 .. {most}, got {steps}")
-    makers: dict[str, Callable[[], np.ndarray]] = {
-        "linspace": lambda: np.linspace(0, last - 1, count)[::-1],
-        "leading": lambda: (np.arange(count) * (last // count))[::-1] + offset,
-        "trailing": lambda: np.round(np.arange(last, 0, -total / steps)) - 1,
-    }
-    times = choose("timestep_spacing", spacing, makers)().astype(np.float64)
-    if spacing == "linspace":
-        times = np.round(times) if whole else times.astype(F32).astype(np.float64)
-    return times[:-1] if extra and spacing != "trailing" else times
-
-
-def interpolate_times(ratios: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Return the fractional timesteps at which a table of ``sigma / alpha`` has the values
-    ``ratios``.
-
-    The interpolation is linear in the logarithm.
-    """
-    logs = np.log(table).astype(np.float64)
-    return np.interp(np.log(np.maximum(ratios, 1e-10)), logs, np.arange(len(table)))
-
-
-def _karras(low: float, high: float, count: int, rho: float = 7.0) -> np.ndarray:
-    """Return ``count`` levels from high to low, equally spaced in ``sigma^(1 / rho)`` (Karras et
-    al. 2022, eq.
-
-    5).
-    """
-    ends = high ** (1 / rho), low ** (1 / rho)
-    return (ends[0] + np.linspace(0, 1, count) * (ends[1] - ends[0])) ** rho
-
-
-def _exponential(low: float, high: float, count: int) -> np.ndarray:
-    """Return ``count`` levels from high to low, equally spaced in ``log sigma``."""
-    return np.exp(np.linspace(math.log(high), math.log(low), count))
-
-
-def _beta(low: float, high: float, count: int) -> np.ndarray:
-    """Return ``count`` levels at quantiles of a Beta(0.6, 0.6) distribution (Lee et al. 2024)."""
-    return low + betaincinv(0.6, 0.6, 1 - np.linspace(0, 1, count)) * (high - low)
-
-
-SPACINGS: dict[str, Callable[[float, float, int], np.ndarray]] = {
-    "use_karras_sigmas": _karras,
-    "use_lu_lambdas": _exponential,  # equal steps in log sigma / alpha, what rho = 1 makes of them
-    "use_exponential_sigmas": _exponential,
-    "use_beta_sigmas": _beta,
-}
-
-
-def find_spacing(o: Options) -> str:
-    """Return the one of `SPACINGS` that a config asks for, or "".
-
-    Raises:
-        ValueError: it asks for more than one.
-    """
-    chosen = [name for name in SPACINGS if o.get(name)]
-    if len(chosen) > 1:
-        raise ValueError(f"only one of {', '.join(chosen)} can be set")
-    return chosen[0] if chosen else ""
-
-
-def _space_between_bounds(
-    o: Options, name: str, bounds: tuple[float, float], count: int
-) -> np.ndarray:
-    """Space levels between ``sigma_min`` and ``sigma_max`` of the options, or between
-    ``bounds`` where they are None.
-    """
-    low, high = o.get("sigma_min"), o.get("sigma_max")
-    low, high = bounds[0] if low is None else low, bounds[1] if high is None else high
-    return SPACINGS[name](float(low), float(high), count)
-
-
-def _variance_preserving(ratios: Any) -> tuple[Any, Any]:
-    """Return (alpha, sigma) with ``alpha^2 + sigma^2 = 1`` for ratios ``sigma / alpha``."""
-    alpha = 1 / np.sqrt(np.float64(ratios) ** 2 + 1)
-    return alpha, ratios * alpha
-
-
-def _refuse(asked: Asked, *allowed: str) -> None:
-    """Check that a caller asks for steps, or for one of the lists that a class takes.
-
-    Raises:
-        ValueError: something else is asked for, or not exactly one of steps, timesteps and sigmas.
-            Timesteps may come with sigmas.
-    """
-    for name, value in asked._asdict().items():
-        if value is not None and name not in ("steps", *allowed):
-            takes = " or ".join(("steps", *allowed))
-            raise ValueError(f"this scheduler takes {takes}, but {name} is given")
-    names = [name for name in ("steps", "timesteps", "sigmas") if getattr(asked, name) is not None]
-    if len(names) != 1 and names != ["timesteps", "sigmas"]:
-        raise ValueError(
-            f"give one of steps, timesteps and sigmas, got {' and '.join(names) or 'none'}"
-        )
-
-
-def _read_falling(name: str, values: Any, most: float) -> np.ndarray:
-    """Read a list of falling numbers in [0, most] in float64.
-
-    Raises:
-        ValueError: it is empty, does not fall, or leaves the range.
-    """
-    out = np.asarray(values, np.float64)
-    if out.ndim != 1 or not len(out) or not (np.diff(out) < 0).all():
-        raise ValueError(f"{name} must be one falling sequence, got {values}")
-    if not (0 <= out[-1] and out[0] <= most):
-        raise ValueError(f"{name} must lie in 0 .. {most:g}, got {out[0]:g} .. {out[-1]:g}")
-    return out
-
-
-def _read_timesteps(o: Options, asked: Asked, name: str) -> np.ndarray:
-    """Read falling timesteps of a table.
-
-    Raises:
-        ValueError: they are not falling or leave the table, or the config spaces levels by itself.
-    """
-    if name:
-        raise ValueError(f"timesteps cannot be given with {name}")
-    return _read_falling("timesteps", asked.timesteps, o["num_train_timesteps"] - 1)
-
-
-def _make_grid(schedule: Schedule, t: Any, levels: tuple[Any, Any], init_std: float) -> Grid:
+def _make_grid(
+    schedule: Schedule, t: np.ndarray, levels: tuple[np.ndarray, np.ndarray], init_std: float
+) -> Grid:
     """Return a grid of N + 1 levels at times t (N + 1,), with (alpha, sigma) in ``levels``."""
     alpha, sigma = (np.asarray(leaf, np.float64) for leaf in levels)
     return grids.from_levels(schedule, np.asarray(t, np.float64), alpha, sigma)._replace(
         init_std=float(init_std)
     )
-
-
-# ---- grids ----------------------------------------------------------------------------------
 
 
 def table_grid(o: Options, asked: Asked, *, final: str, listed: bool = False) -> Grid:
@@ -244,10 +91,10 @@ def table_grid(o: Options, asked: Asked, *, final: str, listed: bool = False) ->
         listed: whether the class takes a list of timesteps.
 
     Raises:
-        ValueError: see `space_timesteps` and `_refuse`.
+        ValueError: see `space_timesteps` and `check_asked`.
     """
-    _refuse(asked, *(("timesteps",) if listed else ()))
-    times = asked.timesteps if asked.steps is None else space_timesteps(o, asked.steps)
+    check_asked(asked, *(("timesteps",) if listed else ()))
+    times = np.asarray(asked.timesteps) if asked.steps is None else space_timesteps(o, asked.steps)
     grid = grids.from_times(discrete(o), times, final=final)
     return grid._replace(init_std=1.0)
 
@@ -256,7 +103,7 @@ def consistency_grid(o: Options, asked: Asked, *, final: str) -> Grid:
     """Return the grid of LCM and TCD: a part of the ``original_inference_steps`` of their
     distillation.
     """
-    _refuse(asked, "timesteps")
+    check_asked(asked, "timesteps")
     schedule = discrete(o)
     if asked.timesteps is not None:
         return grids.from_times(schedule, asked.timesteps, final=final)._replace(init_std=1.0)
@@ -279,12 +126,12 @@ def ratio_grid(
         listed: what the class takes instead of a number of steps.
 
     Raises:
-        ValueError: see `space_timesteps` and `_refuse`.
+        ValueError: see `space_timesteps` and `check_asked`.
     """
-    _refuse(asked, *listed)
+    check_asked(asked, *listed)
     table, name = ratio_table(o), find_spacing(o)
     if asked.sigmas is not None:
-        ratios = _read_falling("sigmas", asked.sigmas, math.inf)
+        ratios = read_falling("sigmas", asked.sigmas, math.inf)
         if len(ratios) < 2:
             raise ValueError(f"sigmas must hold the last level too, got {asked.sigmas}")
         times = interpolate_times(ratios[:-1], table)
@@ -293,7 +140,7 @@ def ratio_grid(
     ratios = ratios.astype(F32).astype(np.float64)
     if o.get("timestep_type") == "continuous" and o["prediction_type"] == "v_prediction":
         times = 0.25 * np.log(ratios[:-1])
-    alpha, sigma = _variance_preserving(ratios)
+    alpha, sigma = preserve_variance(ratios)
     alpha[-1], sigma[-1] = 1.0, ratios[-1]
     spread = o.get("timestep_spacing") in ("linspace", "trailing")
     schedule = floored_discrete(o)
@@ -305,14 +152,14 @@ def _space_ratios(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the timesteps (N,) of `ratio_grid` and its ratios ``sigma / alpha`` (N + 1,)."""
     if asked.timesteps is not None:
-        times = _read_timesteps(o, asked, name)
+        times = read_timesteps(o, asked, name)
     else:
         assert asked.steps is not None
         times = space_timesteps(o, asked.steps, whole=False)
     final = float(table[0]) if o.get("final_sigmas_type") == "sigma_min" else 0.0
     ratios = np.interp(times, np.arange(len(table)), table)
     if name:
-        ratios = _space_between_bounds(o, name, (ratios[-1], ratios[0]), len(times))
+        ratios = space_between_bounds(o, name, (ratios[-1], ratios[0]), len(times))
         times = interpolate_times(ratios, table)
         if whole and name == "use_karras_sigmas":
             times = np.round(times)
@@ -337,17 +184,17 @@ def exponential_grid(
             the first level of the table.
 
     Raises:
-        ValueError: see `space_timesteps` and `_refuse`.
+        ValueError: see `space_timesteps` and `check_asked`.
     """
     shifting = ("mu",) if o.get("use_dynamic_shifting") else ()
-    _refuse(asked, *listed, *shifting)
+    check_asked(asked, *listed, *shifting)
     if o["use_flow_sigmas"]:
         return _flow_grid(o, asked, repeat)
     if asked.sigmas is not None:
         raise ValueError("sigmas cannot be given without use_flow_sigmas")
     table, name = ratio_table(o), find_spacing(o)
     if asked.timesteps is not None:
-        times = _read_timesteps(o, asked, name)
+        times = read_timesteps(o, asked, name)
     else:
         assert asked.steps is not None
         # As many steps as timesteps would visit one of them twice.
@@ -359,11 +206,11 @@ def exponential_grid(
     last = {"sigma_min": float(table[0]), "zero": 0.0}[final]
     if name:
         assert asked.steps is not None
-        ratios = _space_between_bounds(o, name, (table[0], table[-1]), asked.steps)
+        ratios = space_between_bounds(o, name, (table[0], table[-1]), asked.steps)
         last = ratios[-1] if repeat and final == "sigma_min" else last
         times = _round_times(o, interpolate_times(ratios, table), name)
     ratios = np.append(ratios, last).astype(F32).astype(np.float64)
-    return _make_grid(floored_discrete(o), np.append(times, 0.0), _variance_preserving(ratios), 1.0)
+    return _make_grid(floored_discrete(o), np.append(times, 0.0), preserve_variance(ratios), 1.0)
 
 
 def _count_above_clip(o: Options) -> int:
@@ -442,10 +289,10 @@ def _space_unipc_flow(o: Options, asked: Asked) -> np.ndarray:
     if o["use_karras_sigmas"]:
         assert asked.steps is not None
         table = ratio_table(o)
-        ratios = _space_between_bounds(o, "use_karras_sigmas", (table[0], table[-1]), asked.steps)
+        ratios = space_between_bounds(o, "use_karras_sigmas", (table[0], table[-1]), asked.steps)
         return ratios / (ratios + 1)
     if asked.sigmas is not None:
-        sigmas = _read_falling("sigmas", asked.sigmas, 1.0)
+        sigmas = read_falling("sigmas", asked.sigmas, 1.0)
     else:
         assert asked.steps is not None
         sigmas = np.linspace(1, 1 / o["num_train_timesteps"], asked.steps + 1)[:-1]
@@ -464,13 +311,13 @@ def flow_match_grid(o: Options, asked: Asked, *, listed: tuple[str, ...] = ()) -
         listed: what the class takes instead of a number of steps.
 
     Raises:
-        ValueError: the lists differ in length, mu is missing, or see `_refuse`.
+        ValueError: the lists differ in length, mu is missing, or see `check_asked`.
     """
     total, dynamic = o["num_train_timesteps"], o.get("use_dynamic_shifting")
-    _refuse(asked, *listed, *(("mu",) if dynamic else ()))
-    times = None if asked.timesteps is None else _read_falling("timesteps", asked.timesteps, total)
+    check_asked(asked, *listed, *(("mu",) if dynamic else ()))
+    times = None if asked.timesteps is None else read_falling("timesteps", asked.timesteps, total)
     if asked.sigmas is not None:
-        sigmas = _read_falling("sigmas", asked.sigmas, 1.0)
+        sigmas = read_falling("sigmas", asked.sigmas, 1.0)
         if times is not None and len(times) != len(sigmas):
             raise ValueError(f"{len(times)} timesteps and {len(sigmas)} sigmas are given")
         sigmas = sigmas.astype(F32).astype(np.float64)
@@ -484,7 +331,7 @@ def flow_match_grid(o: Options, asked: Asked, *, listed: tuple[str, ...] = ()) -
     sigmas = _stretch_to_terminal(o, _shift_by_config(o, sigmas, asked.mu, o["shift"]))
     name = find_spacing(o)
     if name:
-        sigmas = _space_between_bounds(o, name, (sigmas[-1], sigmas[0]), len(sigmas))
+        sigmas = space_between_bounds(o, name, (sigmas[-1], sigmas[0]), len(sigmas))
     sigmas = sigmas.astype(F32).astype(np.float64)
     times = sigmas * total if times is None else times
     sigmas = np.append(sigmas, 0.0)
@@ -496,11 +343,11 @@ def edm_grid(o: Options, asked: Asked) -> Grid:
 
     With a final ``sigma_min``, that level is there twice.
     """
-    _refuse(asked)
+    check_asked(asked)
     assert asked.steps is not None
     makers = {
-        "karras": lambda: _karras(o["sigma_min"], o["sigma_max"], asked.steps, o["rho"]),
-        "exponential": lambda: _exponential(o["sigma_min"], o["sigma_max"], asked.steps),
+        "karras": lambda: space_karras(o["sigma_min"], o["sigma_max"], asked.steps, o["rho"]),
+        "exponential": lambda: space_exponential(o["sigma_min"], o["sigma_max"], asked.steps),
     }
     sigmas = choose("sigma_schedule", o["sigma_schedule"], makers)().astype(F32).astype(np.float64)
     last = {"zero": 0.0, "sigma_min": sigmas[-1]}[o["final_sigmas_type"]]
@@ -511,7 +358,7 @@ def edm_grid(o: Options, asked: Asked) -> Grid:
 
 def angle_grid(o: Options, asked: Asked) -> Grid:
     """Return the grid of iPNDM: ``sigma = sin(pi u / 2)^2`` at N + 1 equidistant u from 1 to 0."""
-    _refuse(asked)
+    check_asked(asked)
     assert asked.steps is not None
     sigma = np.sin(linspace(1, 0, asked.steps + 1).astype(np.float64) * math.pi / 2) ** 2
     alpha = np.sqrt(1 - sigma**2)

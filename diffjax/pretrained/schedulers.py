@@ -13,21 +13,30 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from diffjax import grids, parameterization, samplers
-from diffjax.pretrained import scheduler_levels as levels
-from diffjax.pretrained.betas import Options
 from diffjax.pretrained.config_specs import NETWORK, check_scheduler
 from diffjax.pretrained.files import StrPath, write_json
 from diffjax.pretrained.scheduler_kinds import INSTEAD, KINDS, KNOWN, SchedulerKind
-from diffjax.pretrained.scheduler_levels import Asked
-from diffjax.types import Denoiser, Grid, Parameterization, Rows, Sampler, Schedule, choose
+from diffjax.pretrained.scheduler_spacing import Asked, find_spacing
+from diffjax.types import (
+    Config,
+    Denoiser,
+    Grid,
+    JsonObject,
+    Options,
+    Parameterization,
+    Rows,
+    Sampler,
+    Schedule,
+    choose,
+)
 from diffjax.untrusted import check, name_some, naming, read_json, show
 
 FILE = "scheduler_config.json"
@@ -63,13 +72,13 @@ class Scheduler(NamedTuple):
     grid: Callable[..., Grid]
     rows: Callable[..., Rows]
     bound: Callable[[Denoiser], Denoiser]
-    config: dict[str, Any]
+    config: JsonObject
 
 
 # ---- reading and writing --------------------------------------------------------------------
 
 
-def load_scheduler(source: Mapping[str, Any] | StrPath, *, eta: float | None = None) -> Scheduler:
+def load_scheduler(source: Config | StrPath, *, eta: float | None = None) -> Scheduler:
     """Load a scheduler from a config, a scheduler_config.json, or the folder that holds it.
 
     Args:
@@ -116,7 +125,7 @@ def save_scheduler(scheduler: Scheduler, folder: StrPath) -> None:
     write_json(Path(folder) / FILE, to_config(scheduler))
 
 
-def to_config(scheduler: Scheduler) -> dict[str, Any]:
+def to_config(scheduler: Scheduler) -> JsonObject:
     """Return the scheduler_config.json of a scheduler: all options of its class, and all keys
     it was read with.
     """
@@ -127,7 +136,7 @@ def to_config(scheduler: Scheduler) -> dict[str, Any]:
 def with_class(
     scheduler: Scheduler,
     name: str,
-    changes: Mapping[str, Any] | None = None,
+    changes: Config | None = None,
     *,
     eta: float | None = None,
 ) -> Scheduler:
@@ -166,7 +175,7 @@ def flow_mu(scheduler: Scheduler, tokens: int) -> float:
     return math.log(shift)
 
 
-def _complete_options(name: str, kind: SchedulerKind, config: Mapping[str, Any]) -> dict[str, Any]:
+def _complete_options(name: str, kind: SchedulerKind, config: Config) -> JsonObject:
     """Return the options of a class: those of the config, and defaults for the rest.
 
     Args:
@@ -193,7 +202,7 @@ def _complete_options(name: str, kind: SchedulerKind, config: Mapping[str, Any])
     if problems:
         raise ValueError(f"this {name} is not supported: {', '.join(problems)}")
     check_scheduler(out, kind.defaults, f"the config of {name}")
-    levels.find_spacing(out)
+    find_spacing(out)
     _check_flow(name, out)
     return out
 
@@ -207,7 +216,7 @@ def _check_flow(name: str, o: Options) -> None:
     """
     if "use_flow_sigmas" not in o:
         return
-    prediction, spacing = o["prediction_type"], levels.find_spacing(o)
+    prediction, spacing = o["prediction_type"], find_spacing(o)
     if o["use_flow_sigmas"] and prediction == "v_prediction":
         raise ValueError(f"{name} with use_flow_sigmas does not support v_prediction")
     if prediction == "flow_prediction" and not o["use_flow_sigmas"]:
@@ -269,8 +278,8 @@ def make_grid(
     o: Options,
     steps: int | None = None,
     *,
-    timesteps: Any = None,
-    sigmas: Any = None,
+    timesteps: Sequence[float] | np.ndarray | None = None,
+    sigmas: Sequence[float] | np.ndarray | None = None,
     mu: float | None = None,
     strength: float = 1.0,
     start: float | None = None,

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from diffjax.pretrained.files import StrPath, Weights, open_safetensors
 from diffjax.pretrained.models import Component, Sharding, fill
@@ -26,7 +27,7 @@ from diffjax.pretrained.single_file_parts import (
     count_numbers,
     select_below,
 )
-from diffjax.types import choose
+from diffjax.types import Config, JsonObject, choose
 from diffjax.untrusted import name_some, naming
 
 UNET = "model.diffusion_model."
@@ -154,9 +155,9 @@ def load_single_file(
     *,
     parts: Iterable[str] | None = None,
     ema: bool = False,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     sharding: Sharding | None = None,
-    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    overrides: Mapping[str, Config] | None = None,
 ) -> dict[str, Component]:
     """Load the networks of a checkpoint, by the names of a diffusers folder.
 
@@ -258,7 +259,7 @@ def _build_unet_part(weights: Weights, family: Family) -> Part:
     )
 
 
-def derive_unet_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
+def derive_unet_config(weights: Weights, *, heads: int | None) -> JsonObject:
     """Derive the config of a UNet from its weights.
 
     Args:
@@ -277,7 +278,7 @@ def derive_unet_config(weights: Weights, *, heads: int | None) -> dict[str, Any]
     )
 
 
-def derive_encoder_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
+def derive_encoder_config(weights: Weights, *, heads: int | None) -> JsonObject:
     """Derive the part of `derive_unet_config` that the encoder's weights show; ControlNets have no
     more.
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from diffjax.pretrained.files import Tensor, Weights
 from diffjax.pretrained.models import modernise_key
+from diffjax.types import JsonObject
 
 HEAD = 64  # channels of a head, but in the UNet of version 1, which has 8 heads
 GROUPS = 32
@@ -28,7 +29,7 @@ class Part(NamedTuple):
         weights: its weights in diffusers' names, not read yet.
     """
 
-    config: dict[str, Any]
+    config: JsonObject
     weights: Weights
 
 
@@ -117,7 +118,7 @@ def _flatten_convolution(value: np.ndarray) -> np.ndarray:
     return value.reshape(value.shape[:2]) if value.ndim == 4 else value
 
 
-def derive_autoencoder_config(weights: Weights, *, scale: float | None) -> dict[str, Any]:
+def derive_autoencoder_config(weights: Weights, *, scale: float | None) -> JsonObject:
     """Derive the config of an autoencoder from its weights. A codebook makes it a VQModel.
 
     Args:
@@ -133,7 +134,7 @@ def derive_autoencoder_config(weights: Weights, *, scale: float | None) -> dict[
     first = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
     attends = [f"encoder.down.{i}.attn.0.q.weight" in weights for i in range(levels)]
     blocks = ["Attn" if attention else "" for attention in attends]
-    codebook: dict[str, Any] = dict(_class_name="AutoencoderKL")
+    codebook: JsonObject = dict(_class_name="AutoencoderKL")
     if "quantize.embedding.weight" in weights:
         codes, width = weights.shape("quantize.embedding.weight")
         codebook = dict(_class_name="VQModel", num_vq_embeddings=codes, vq_embed_dim=width)
@@ -170,7 +171,7 @@ _OPEN_CLIP_OUTER = {
 _FC1 = "text_model.encoder.layers.0.mlp.fc1.weight"
 
 
-def _derive_text_config(weights: Weights, layers: int, **options: Any) -> dict[str, Any]:
+def _derive_text_config(weights: Weights, layers: int, **options: object) -> JsonObject:
     """Derive the config of a text encoder from its weights in diffusers' names.
 
     The end token is the last one of the vocabulary, as in CLIP.
@@ -212,7 +213,7 @@ def build_open_clip_part(weights: Weights, projected: bool) -> Part:
     for key, tensor in weights.tensors.items():
         out.update(_convert_open_clip(key, tensor, layers, projected))
     named = Weights(out)
-    options: dict[str, Any] = dict(architectures=["CLIPTextModel"], hidden_act="gelu")
+    options: JsonObject = dict(architectures=["CLIPTextModel"], hidden_act="gelu")
     if projected:
         options["architectures"] = ["CLIPTextModelWithProjection"]
         options["projection_dim"] = weights.shape("text_projection")[1]

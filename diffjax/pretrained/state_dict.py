@@ -22,13 +22,15 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 from safetensors.numpy import save_file
 
-from diffjax.types import PyTree
+from diffjax.types import Array, Params
 from diffjax.untrusted import name_some
 from diffjax.writing import replace_file
 
@@ -39,7 +41,8 @@ _STACKED = ("transformer_blocks", "encoder.layers")
 # Constants that other libraries store beside the parameters.
 _BUFFERS = ("position_ids", "num_batches_tracked")
 
-Place = Callable[[str, np.ndarray], Any]
+Place = Callable[[str, np.ndarray], Array]
+Leaf = Array | jax.ShapeDtypeStruct  # of a tree of parameters, or of one to be filled
 
 
 class _Leaf(NamedTuple):
@@ -55,7 +58,7 @@ class _Leaf(NamedTuple):
     keys: tuple[str, ...]
     stacked: bool
     kernel: bool
-    value: Any
+    value: Leaf
 
     def find_outward_axes(self) -> tuple[int, ...]:
         """Return the axes that transpose one layer's (..., I, O) to (O, I, ...)."""
@@ -68,7 +71,7 @@ class _Leaf(NamedTuple):
         return tuple(shape[axis] for axis in self.find_outward_axes())
 
 
-def _describe_leaf(path: tuple[Any, ...], value: Any) -> _Leaf:
+def _describe_leaf(path: tuple[object, ...], value: Leaf) -> _Leaf:
     """Return a leaf with its keys, by the path of names that leads to it.
 
     Raises:
@@ -78,7 +81,7 @@ def _describe_leaf(path: tuple[Any, ...], value: Any) -> _Leaf:
         raise ValueError(
             f"parameters must be nested dicts, but there is one at {jax.tree_util.keystr(path)!r}"
         )
-    *modules, leaf = (str(part.key) for part in path)
+    *modules, leaf = (str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))
     name = "weight" if leaf in _RENAMED else leaf
     stacks = [i for i, module in enumerate(modules) if module.endswith(_STACKED)]
     if not stacks:
@@ -88,7 +91,7 @@ def _describe_leaf(path: tuple[Any, ...], value: Any) -> _Leaf:
     return _Leaf(keys, True, leaf == "kernel", value)
 
 
-def _name_leaves(params: PyTree) -> tuple[list[_Leaf], Any]:
+def _name_leaves(params: Params) -> tuple[list[_Leaf], jax.tree_util.PyTreeDef]:
     """Return the leaves with their keys in the order of the tree, and the tree's structure.
 
     Raises:
@@ -102,7 +105,7 @@ def _name_leaves(params: PyTree) -> tuple[list[_Leaf], Any]:
     return named, structure
 
 
-def list_state_shapes(like: PyTree) -> dict[str, tuple[int, ...]]:
+def list_state_shapes(like: Params) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a tree's state dict by key, without reading the arrays.
 
     Args:
@@ -114,7 +117,7 @@ def list_state_shapes(like: PyTree) -> dict[str, tuple[int, ...]]:
     return {key: leaf.shape() for leaf in _name_leaves(like)[0] for key in leaf.keys}
 
 
-def iterate_state(params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
+def iterate_state(params: Params) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the keys and arrays of `to_state_dict` one by one, so that one array is in memory at a
     time.
 
@@ -127,7 +130,7 @@ def iterate_state(params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
             yield key, np.ascontiguousarray(layer.transpose(leaf.find_outward_axes()))
 
 
-def to_state_dict(params: PyTree) -> dict[str, np.ndarray]:
+def to_state_dict(params: Params) -> dict[str, np.ndarray]:
     """Return the state dict of a tree of parameters, with torch's names and axes.
 
     Args:
@@ -140,8 +143,8 @@ def to_state_dict(params: PyTree) -> dict[str, np.ndarray]:
 
 
 def from_state_dict(
-    state: Mapping[str, Any], like: PyTree, *, place: Place | None = None
-) -> PyTree:
+    state: Mapping[str, ArrayLike], like: Params, *, place: Place | None = None
+) -> Params:
     """Return a tree of parameters that is filled from a state dict.
 
     Arrays are looked up one by one, so that a mapping which reads a file streams it.
@@ -169,7 +172,7 @@ def from_state_dict(
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
-def _fill_leaf(leaf: _Leaf, state: Mapping[str, Any]) -> np.ndarray:
+def _fill_leaf(leaf: _Leaf, state: Mapping[str, ArrayLike]) -> np.ndarray:
     """Return the array of a leaf, filled from a state dict and cast layer by layer.
 
     Raises:
@@ -208,7 +211,7 @@ def _check_value(key: str, value: np.ndarray, leaf: _Leaf) -> np.ndarray:
     return value
 
 
-def _name_kind(dtype: Any) -> str:
+def _name_kind(dtype: DTypeLike) -> str:
     """Return the kind of numbers of a type: floats, integers, complex or others. bfloat16 is of
     floats.
     """
@@ -233,7 +236,7 @@ def _check_keys(found: set[str], wanted: set[str]) -> None:
 
 
 def save_safetensors(
-    path: str | os.PathLike[str], params: PyTree, metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str], params: Params, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write parameters as a safetensors file that diffusers reads, all of it or nothing.
 
@@ -251,8 +254,8 @@ def save_safetensors(
 
 
 def change_leaves(
-    params: PyTree, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]
-) -> PyTree:
+    params: Params, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]
+) -> Params:
     """Return parameters with some arrays changed, computed in float32 and stored in their own
     types.
 
@@ -264,7 +267,7 @@ def change_leaves(
     return jax.tree_util.tree_unflatten(structure, [_change_leaf(leaf, changes) for leaf in named])
 
 
-def _change_leaf(leaf: _Leaf, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> Any:
+def _change_leaf(leaf: _Leaf, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> Leaf:
     """Return the array of a leaf with the changes of its keys, on the devices where it was."""
     if not any(key in changes for key in leaf.keys):
         return leaf.value

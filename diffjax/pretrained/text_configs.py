@@ -8,14 +8,14 @@ diffusers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 
 from diffjax.nets.text import CLIPText
-from diffjax.pretrained.autoencoder_configs import Config, NetworkKind
+from diffjax.pretrained.autoencoder_configs import NetworkKind
+from diffjax.types import Config, JsonObject, Tree
 
-_TEXT_DEFAULTS: dict[str, Any] = dict(
+_TEXT_DEFAULTS: Config = dict(
     vocab_size=49408,
     max_position_embeddings=77,
     hidden_size=512,
@@ -27,7 +27,7 @@ _TEXT_DEFAULTS: dict[str, Any] = dict(
     layer_norm_eps=1e-5,
     eos_token_id=49407,
 )
-_TEXT_FIXED: dict[str, tuple[Any, ...]] = dict(
+_TEXT_FIXED: dict[str, tuple[object, ...]] = dict(
     model_type=("clip_text_model",),
     is_decoder=(False,),
     add_cross_attention=(False,),
@@ -74,12 +74,12 @@ def _build_projected(config: Config) -> CLIPText:
     return _build_text(config).clone(projection=config["projection_dim"])
 
 
-def _make_text_inputs(net: CLIPText, config: Config) -> tuple[Any, ...]:
+def _make_text_inputs(net: CLIPText, config: Config) -> tuple[Tree, ...]:
     """Return one token (1, 1), the smallest input that a text encoder can be initialised with."""
     return (jnp.zeros((1, 1), jnp.int32),)
 
 
-def _describe_text(net: CLIPText, in_channels: int) -> dict[str, Any]:
+def _describe_text(net: CLIPText, in_channels: int) -> JsonObject:
     """Return the config.json of a text encoder."""
     return dict(
         architectures=["CLIPTextModelWithProjection" if net.projection else "CLIPTextModel"],

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import tokenizers as hf
 
+from diffjax.types import JsonObject
 from diffjax.untrusted import integer, name_some, read_json, show
 
 TOKENS = 2**20  # CLIP has 49,408
@@ -36,7 +36,7 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     return _check_vocabulary(read_json(path), path)
 
 
-def _check_vocabulary(found: Any, path: Path) -> dict[str, int]:
+def _check_vocabulary(found: object, path: Path) -> dict[str, int]:
     """Check the number of tokens, their lengths and their ids, and return the vocabulary.
 
     Raises:
@@ -84,7 +84,7 @@ def read_merges(path: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]]
     return _check_merges(pairs, vocabulary, path)
 
 
-def _check_merges(pairs: Any, vocabulary: dict[str, int], path: Path) -> list[tuple[str, str]]:
+def _check_merges(pairs: object, vocabulary: dict[str, int], path: Path) -> list[tuple[str, str]]:
     """Check that merges are pairs of known tokens with a known result, and return them as tuples.
 
     tokenizer.json has them as texts with a space or as lists of two, depending on its version.
@@ -138,7 +138,7 @@ def read_backend(path: Path) -> hf.Tokenizer:
     return backend
 
 
-def list_added(decoder: Any, more: dict[str, Any], path: Path) -> dict[str, int]:
+def list_added(decoder: object, more: JsonObject, path: Path) -> dict[str, int]:
     """Return the words that older files keep beside the vocabulary, with their ids.
 
     Args:
@@ -167,20 +167,23 @@ def list_added(decoder: Any, more: dict[str, Any], path: Path) -> dict[str, int]
     return out
 
 
-def _read_entries(found: Any, path: Path) -> list[dict[str, Any]]:
+def _read_entries(found: object, path: Path) -> list[JsonObject]:
     """Return ``added_tokens`` of tokenizer.json as a list of objects.
 
     Raises:
         ValueError: it is something else.
     """
     entries = [] if found is None else found
-    wrong = not isinstance(entries, list) or len(entries) > TOKENS
-    if wrong or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{path} has added_tokens that are no list of entries")
+    if (
+        not isinstance(entries, list)
+        or len(entries) > TOKENS
+        or not all(isinstance(entry, dict) for entry in entries)
+    ):
+        raise ValueError(f"{path} has added_tokens that are not a list of entries")
     return entries
 
 
-def _check_added(entry: dict[str, Any], path: Path) -> None:
+def _check_added(entry: JsonObject, path: Path) -> None:
     """Check the content and the id of an added token.
 
     Raises:
@@ -195,9 +198,9 @@ def _check_added(entry: dict[str, Any], path: Path) -> None:
         )
 
 
-def _find_patterns(found: dict[str, Any]) -> Iterator[Any]:
+def _find_patterns(found: JsonObject) -> Iterator[object]:
     """Yield every regular expression of tokenizer.json, at any depth of its pipeline."""
-    parts: list[Any] = [found.get(k) for k in ("normalizer", "pre_tokenizer", "decoder")]
+    parts: list[object] = [found.get(k) for k in ("normalizer", "pre_tokenizer", "decoder")]
     while parts:
         part = parts.pop()
         if isinstance(part, dict):
@@ -208,7 +211,7 @@ def _find_patterns(found: dict[str, Any]) -> Iterator[Any]:
             parts += part
 
 
-def check_pattern(pattern: Any, where: object) -> None:
+def check_pattern(pattern: object, where: object) -> None:
     """Check that a regular expression has no groups that repeat, look around or refer back.
 
     Each alternative may repeat one thing, so that matching takes at most the length of the text

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers as hf
@@ -31,6 +31,7 @@ from diffjax.pretrained.tokenizer_files import (
     read_merges,
     read_vocabulary,
 )
+from diffjax.types import Config, JsonObject
 from diffjax.untrusted import check, name_some, read_json
 
 EMPHASIS = 1.1
@@ -207,14 +208,14 @@ def save_tokenizer(folder: StrPath, tokenizer: Tokenizer) -> None:
     tokenizer.backend.save(str(path / "tokenizer.json"))
     tokens = {"bos": tokenizer.start, "eos": tokenizer.end, "unk": tokenizer.end}
     tokens["pad"] = tokenizer.pad
-    config: dict[str, Any] = {
+    config: JsonObject = {
         f"{name}_token": tokenizer.backend.id_to_token(i) for name, i in tokens.items()
     }
     config |= {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length}
     write_json(path / "tokenizer_config.json", config)
 
 
-def _read_special(path: Path) -> dict[str, Any]:
+def _read_special(path: Path) -> JsonObject:
     """Read special tokens and the length of texts.
 
     Older files keep them in special_tokens_map.json.
@@ -225,11 +226,11 @@ def _read_special(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_optional(path: Path, name: str) -> dict[str, Any]:
+def _read_optional(path: Path, name: str) -> JsonObject:
     return read_json(resolve_inside(path, name)) if (path / name).exists() else {}
 
 
-def _read_content(token: Any, default: str) -> str:
+def _read_content(token: JsonObject | str | None, default: str) -> str:
     return (token["content"] if isinstance(token, dict) else token) or default
 
 
@@ -252,7 +253,7 @@ def _load_backend(path: Path) -> hf.Tokenizer:
     return backend
 
 
-def _add_words(backend: hf.Tokenizer, added: Mapping[str, Any], path: Path) -> None:
+def _add_words(backend: hf.Tokenizer, added: Config, path: Path) -> None:
     """Add the words that older files keep beside the vocabulary.
 
     Raises:

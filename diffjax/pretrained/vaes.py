@@ -6,11 +6,10 @@ in place of the model's own if the user names it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from diffjax.pretrained.files import (
     StrPath,
@@ -24,6 +23,7 @@ from diffjax.pretrained.models import Component, Sharding, fill
 from diffjax.pretrained.recognise import describe_keys
 from diffjax.pretrained.single_file import AUTOENCODER, FAMILIES
 from diffjax.pretrained.single_file_parts import Part, build_autoencoder_part, select_below
+from diffjax.types import Config, JsonObject
 from diffjax.untrusted import naming
 
 _CLASSES = ("AutoencoderKL", "VQModel")
@@ -31,10 +31,10 @@ _CLASSES = ("AutoencoderKL", "VQModel")
 
 def load_vae(
     path: StrPath,
-    like: Mapping[str, Any] | None,
-    unet: Mapping[str, Any],
+    like: Config | None,
+    unet: Config,
     *,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     variant: str | None = None,
     sharding: Sharding | None = None,
 ) -> Component:
@@ -67,7 +67,7 @@ def load_vae(
         return fill(config, weights, choose_dtype(config, dtype), sharding)
 
 
-def choose_dtype(config: Mapping[str, Any], dtype: Any) -> Any:
+def choose_dtype(config: Config, dtype: DTypeLike) -> DTypeLike:
     """Choose the type of an autoencoder: float32 if ``force_upcast`` says that float16
     overflows.
     """
@@ -110,7 +110,7 @@ def open_vae(path: Path, variant: str | None = None) -> Part:
     return build_autoencoder_part(weights, scale=None)
 
 
-def _check_class(config: Mapping[str, Any]) -> None:
+def _check_class(config: Config) -> None:
     """Check that a config is of an autoencoder.
 
     Raises:
@@ -121,9 +121,7 @@ def _check_class(config: Mapping[str, Any]) -> None:
         raise ValueError(f"config.json is of {name}; an {' or '.join(_CLASSES)} is needed")
 
 
-def _set_scale(
-    config: Mapping[str, Any], like: Mapping[str, Any] | None, unet: Mapping[str, Any]
-) -> dict[str, Any]:
+def _set_scale(config: Config, like: Config | None, unet: Config) -> JsonObject:
     """Return a config with the scale and shift of the model's latents.
 
     Without a config of the model's own autoencoder, they are those of its family, which XL's UNet
