@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from diffjax.types import choose
 
-# {} stands for the value that was given.
+# {0} is replaced by the value that the user passed.
 ARGUMENTS = {
     "num_inference_steps": "sampler={0}, or sampler=Sampling(name, steps={0})",
     "timesteps": "sampler=Sampling(name, steps, grid); lists of timesteps are not taken",
@@ -100,17 +100,17 @@ def refuse_arguments(unknown: Mapping[str, object], known: Mapping[str, object])
     """
     if not unknown:
         return
-    said = []
+    messages = []
     for name, value in unknown.items():
         if name in ARGUMENTS:
             text = repr(value) if _is_short(value) else "..."
-            said.append(f"{name} of diffusers is here: {ARGUMENTS[name].format(text)}")
+            messages.append(f"{name} of diffusers is here: {ARGUMENTS[name].format(text)}")
             continue
         try:
             choose("argument", name, known)
         except ValueError as error:
-            said.append(str(error))
-    raise TypeError("; ".join(said))
+            messages.append(str(error))
+    raise TypeError("; ".join(messages))
 
 
 def explain_attribute(name: str) -> str:

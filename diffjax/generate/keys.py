@@ -28,7 +28,7 @@ def check_key(key: object, count: int) -> None:
         RequestError: the value is something else, there are more or fewer keys than images, or a
             seed does not fit into 32 bits.
     """
-    _read(key, count)
+    _read_keys(key, count)
 
 
 def make_keys(key: object, count: int) -> jax.Array:
@@ -42,14 +42,14 @@ def make_keys(key: object, count: int) -> jax.Array:
     Raises:
         RequestError: see `check_key`.
     """
-    read = _read(key, count)
+    read = _read_keys(key, count)
     if isinstance(read, list):
-        return jnp.stack([_make(one) for one in read])
-    made = _make(read)
+        return jnp.stack([_make_key(one) for one in read])
+    made = _make_key(read)
     return made if made.ndim else jax.vmap(partial(jax.random.fold_in, made))(jnp.arange(count))
 
 
-def _read(key: object, count: int) -> int | Array | list[int | Array]:
+def _read_keys(key: object, count: int) -> int | Array | list[int | Array]:
     """Check a value and return it as a seed or key, an array of keys, or a list of seeds and keys.
 
     A NumPy array of two uint32 is refused: it may be a raw key of JAX or a list of two seeds.
@@ -129,7 +129,7 @@ def _check_one(name: str, key: object) -> int | Array:
     raise refuse(name, f"must be a seed (a whole number) or a JAX key, got {show(key)}")
 
 
-def _make(key: int | Array) -> jax.Array:
+def _make_key(key: int | Array) -> jax.Array:
     """Return the typed key of a seed or of a raw key."""
     if _is_typed(key):
         return key

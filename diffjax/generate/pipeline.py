@@ -139,8 +139,8 @@ class Pipeline(LoadedModel):
         models |= {name: text.model for name, text in parts.texts.items()}
         lines += [f"  {name}: {_describe(model)}" for name, model in models.items()]
         config = parts.scheduler
-        said = config.get("prediction_type", "epsilon")
-        return "\n".join([*lines, f"  scheduler: {config.get('_class_name')}, {said})"])
+        prediction = config.get("prediction_type", "epsilon")
+        return "\n".join([*lines, f"  scheduler: {config.get('_class_name')}, {prediction})"])
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(explain_attribute(name), name=name, obj=self)

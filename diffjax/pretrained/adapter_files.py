@@ -204,7 +204,7 @@ class _Settings(NamedTuple):
     parts: dict[str, JsonObject]
     where: str
 
-    def of(self, module: str) -> tuple[Config, str]:
+    def find_config(self, module: str) -> tuple[Config, str]:
         """Return the config that holds for a module, and the module's name inside its network."""
         part, _, rest = module.partition(".")
         if part in self.parts:
@@ -231,8 +231,8 @@ def _read_settings(weights: Weights, config: Path | None, file: Path) -> _Settin
     for key, value in stored.items():
         part, dot, name = key.partition(".")
         parts.setdefault(part if dot else "", {})[name if dot else key] = value
-    for part, said in parts.items():
-        peft_config.check_config(said, f"{where} ({part})" if part else where)
+    for part, config_of_part in parts.items():
+        peft_config.check_config(config_of_part, f"{where} ({part})" if part else where)
     return _Settings(parts.pop("", {}), parts, where)
 
 
@@ -255,7 +255,7 @@ def _sort(
             known = True
             found[key] = (m[1], m[2], m[3])
         elif m := _SAVED.fullmatch(key):
-            config, module = settings.of(m[1])
+            config, module = settings.find_config(m[1])
             known = peft_config.replaces(config, module, m[3])
             found[key] = (m[1], m[3], m[2])
         else:
@@ -277,7 +277,7 @@ def _read_layer(
         ValueError: alpha is not one finite number, or the config asks for DoRA and the file has no
             magnitudes.
     """
-    config, name = settings.of(module)
+    config, name = settings.find_config(module)
     tensors = {role: weights.tensors[key] for role, key in keys.items()}
     if config.get("use_dora") and "up" in keys and not set(MAGNITUDES) & set(keys):
         raise ValueError(f"{settings.where} has use_dora, but {module} has no magnitudes in {file}")

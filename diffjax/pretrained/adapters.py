@@ -97,7 +97,7 @@ def is_complete(roles: Collection[str]) -> bool:
     return wanted <= there and bool(changes or not set(MAGNITUDES) & there)
 
 
-def rank_of(shapes: Mapping[str, Shape]) -> int | None:
+def find_rank(shapes: Mapping[str, Shape]) -> int | None:
     """Return the rank that the shapes of a layer's tensors show, or None for a LoKr of full
     factors.
     """
@@ -121,7 +121,7 @@ def change_weight(roles: Roles, weight: np.ndarray, scaling: Scaling) -> np.ndar
     """
     if "weight" in roles:
         return _reshape_change(roles["weight"], weight.shape, roles)
-    shape, factor = weight.shape, scaling.factor(rank_of({k: v.shape for k, v in roles.items()}))
+    shape, factor = weight.shape, scaling.factor(find_rank({k: v.shape for k, v in roles.items()}))
     for kind, form in _FORMS.items():
         if any(role in roles for role in WEIGHT_ROLES[kind]):
             scaled = 1.0 if kind in ("difference", "norm") else factor
@@ -138,7 +138,7 @@ def change_bias(roles: Roles, bias: np.ndarray, scaling: Scaling) -> np.ndarray:
     """
     if "bias" in roles:
         return _reshape_change(roles["bias"], bias.shape, roles)
-    factor = scaling.factor(rank_of({k: v.shape for k, v in roles.items()}))
+    factor = scaling.factor(find_rank({k: v.shape for k, v in roles.items()}))
     for role in BIAS_ROLES:
         if role in roles:
             scaled = factor if role == "up_bias" else 1.0

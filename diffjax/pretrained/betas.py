@@ -71,7 +71,7 @@ BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
 }
 
 
-def abar_table(o: Options, *, floor: bool = False) -> np.ndarray:
+def compute_abar_table(o: Options, *, floor: bool = False) -> np.ndarray:
     """Return ``alphas_cumprod`` (T,) of a scheduler's options, in float32.
 
     With ``rescale_betas_zero_snr`` the roots are shifted and scaled so that the last one is 0 and
@@ -100,9 +100,9 @@ def abar_table(o: Options, *, floor: bool = False) -> np.ndarray:
     return out
 
 
-def ratio_table(o: Options) -> np.ndarray:
+def compute_ratio_table(o: Options) -> np.ndarray:
     """Return the table of ``sigma / alpha = sqrt((1 - abar) / abar)`` (T,) in float32, which
     rises with t.
     """
-    abar = abar_table(o, floor=True)
+    abar = compute_abar_table(o, floor=True)
     return np.sqrt((F32(1) - abar) / abar)

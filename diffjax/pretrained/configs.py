@@ -85,8 +85,8 @@ def trace_params(net: Module, inputs: Callable[[], tuple[Tree, ...]]) -> Params:
     try:
         return jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs()))["params"]
     except (TypeError, ZeroDivisionError, OverflowError, IndexError, AssertionError) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0][:300]
-        raise ValueError(f"the numbers of this config do not fit each other: {said}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise ValueError(f"the numbers of this config do not fit each other: {reason}") from error
 
 
 def describe(net: object, *, in_channels: int = 0) -> JsonObject:
@@ -97,10 +97,10 @@ def describe(net: object, *, in_channels: int = 0) -> JsonObject:
     Raises:
         ValueError: the other library has no such network.
     """
-    return KINDS[kind_of(net)].describe(net, in_channels)
+    return KINDS[find_kind(net)].describe(net, in_channels)
 
 
-def kind_of(net: object) -> str:
+def find_kind(net: object) -> str:
     """Return the class of a network in diffusers or transformers, or raise a ValueError."""
     if isinstance(net, CLIPText):
         return "CLIPTextModelWithProjection" if net.projection else "CLIPTextModel"

@@ -148,9 +148,9 @@ def open_safetensors(path: StrPath) -> Weights:
         with safe_open(source, "numpy"):  # checks that the header and the size agree
             pass
     except SafetensorError as error:
-        said = name_some([str(error)])
+        reason = name_some([str(error)])
         raise ValueError(
-            f"{source} is no complete safetensors file ({said}); copy or download it again"
+            f"{source} is no complete safetensors file ({reason}); copy or download it again"
         ) from error
     header, start = _read_header(source)
     metadata = header.pop("__metadata__", None)

@@ -61,8 +61,8 @@ def check_config(config: Config, where: str) -> None:
     _check_types(config, where)
     strange = {k: v for k, v in config.items() if k not in _SEEN and v not in (None, False, [], {})}
     if strange:
-        said = ", ".join(f"{key}={value!r}" for key, value in list(strange.items())[:3])
-        raise ValueError(f"{where} has settings that are not read: {said}")
+        settings = ", ".join(f"{key}={value!r}" for key, value in list(strange.items())[:3])
+        raise ValueError(f"{where} has settings that are not read: {settings}")
 
 
 def _check_types(config: Config, where: str) -> None:

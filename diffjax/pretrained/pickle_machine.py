@@ -391,11 +391,11 @@ def _check_bounds(view: View) -> None:
     count = 1
     for n in view.size:
         count *= n
-    said = f"a tensor {show(view.size)} with strides {show(view.stride)}"
+    shown = f"a tensor {show(view.size)} with strides {show(view.stride)}"
     if min((view.offset, *view.size, *view.stride)) < 0 or view.last >= view.storage.length:
-        raise Refused(f"{said} leaves its storage")
+        raise Refused(f"{shown} leaves its storage")
     if count > max(view.storage.length, _SMALL):
-        raise Refused(f"{said} has more numbers than its storage")
+        raise Refused(f"{shown} has more numbers than its storage")
 
 
 def _is_size(value: object) -> bool:

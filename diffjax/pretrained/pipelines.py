@@ -144,8 +144,8 @@ def _load_folder(
         FileNotFoundError, ValueError: see `load_components`.
     """
     manifest = _read_manifest(path, vae)
-    texts = [name for name in TEXTS if _has(manifest, name)]
-    names = ["unet", *(["vae"] if _has(manifest, "vae") else []), *texts]
+    texts = [name for name in TEXTS if _has_part(manifest, name)]
+    names = ["unet", *(["vae"] if _has_part(manifest, "vae") else []), *texts]
     folders = {name: resolve_inside(path, name) for name in names}
     have = [name for name, folder in folders.items() if find_weights_file(folder, variant)]
 
@@ -192,7 +192,7 @@ def _load_folder(
     return parts if TEXTS[1] in texts else _mend_scheduler(parts)
 
 
-def _has(manifest: Config, name: str) -> bool:
+def _has_part(manifest: Config, name: str) -> bool:
     """Return whether model_index.json has a part that is not null."""
     entry = manifest.get(name)
     return isinstance(entry, list) and bool(entry) and entry[0] is not None
@@ -217,8 +217,8 @@ def _read_manifest(path: Path, vae: StrPath | None) -> JsonObject:
     if isinstance(kind, str) and (family := name_family(kind)):
         raise ValueError(f"{path} is a model of {family} ({kind}), which is not supported; {READ}")
     needed = ["unet", "scheduler", *(["vae"] if vae is None else [])]
-    absent = [name for name in needed if not _has(manifest, name)]
-    if absent or not any(_has(manifest, name) for name in TEXTS):
+    absent = [name for name in needed if not _has_part(manifest, name)]
+    if absent or not any(_has_part(manifest, name) for name in TEXTS):
         raise ValueError(
             f"{path} ({kind}) is no text-to-image model: it lacks {', '.join(absent or TEXTS[:1])}"
         )
@@ -300,8 +300,8 @@ def _mend_scheduler(parts: Components) -> Components:
     if [int(n) for n in re.findall(r"\d+", version)[:2]] < [0, 9] and isinstance(side, int):
         sized = {"sample_size": 64} if side < 64 else {}
     if changes or sized:
-        said = ", ".join(f"{key}={value}" for key, value in {**changes, **sized}.items())
-        logging.warning("configs of this model are outdated; as in diffusers, %s", said)
+        shown = ", ".join(f"{key}={value}" for key, value in {**changes, **sized}.items())
+        logging.warning("configs of this model are outdated; as in diffusers, %s", shown)
     return parts._replace(
         scheduler={**parts.scheduler, **changes},
         unet=unet._replace(config={**unet.config, **sized}),
@@ -368,7 +368,7 @@ def _derive_scheduler(weights: Weights, family: str, channels: int) -> JsonObjec
 
     Args:
         weights: the file.
-        family: see `single_file.family_of`.
+        family: see `single_file.find_family`.
         channels: channels of the UNet's input.
     """
     config = {**_SCHEDULE, **_SCHEDULERS[family]}

@@ -147,8 +147,8 @@ def _check_ids(encoder: TextEncoder, ids: np.ndarray) -> None:
 
 def count_chunks(encoders: Sequence[TextEncoder], prompt: str | Prompt) -> int:
     """Return how many chunks a weighted prompt needs: the larger number of the encoders."""
-    told = zip(encoders, _split_prompt(encoders, prompt), strict=True)
-    return max(len(encoder.tokenizer.weighted(text).ids) for encoder, text in told)
+    pairs = zip(encoders, _split_prompt(encoders, prompt), strict=True)
+    return max(len(encoder.tokenizer.weighted(text).ids) for encoder, text in pairs)
 
 
 def _split_prompt(encoders: Sequence[TextEncoder], prompt: str | Prompt) -> Sequence[str]:

@@ -159,21 +159,25 @@ def _euler(o: Options, eta: float | None) -> Sampler:
 
 def _choose_schedule(o: Options) -> Schedule:
     """Return the flow schedule if ``use_flow_sigmas`` is set, otherwise the table of betas."""
-    return levels.flow(o) if o["use_flow_sigmas"] else levels.floored_discrete(o)
+    return (
+        levels.make_flow_schedule(o)
+        if o["use_flow_sigmas"]
+        else levels.make_floored_discrete_schedule(o)
+    )
 
 
 def _bind_table_grid(
     final: str | None = None, *, listed: bool = False
 ) -> Callable[[Options, Asked], Grid]:
-    """Return `levels.table_grid` with its last level, that of the options if ``final`` is None."""
-    return lambda o, asked: levels.table_grid(
+    """Return `levels.make_table_grid` with its last level bound; None takes that of the options."""
+    return lambda o, asked: levels.make_table_grid(
         o, asked, final=final or _choose_final(o), listed=listed
     )
 
 
 def _bind_consistency_grid(final: str) -> Callable[[Options, Asked], Grid]:
-    """Return `levels.consistency_grid` with its last level."""
-    return lambda o, asked: levels.consistency_grid(o, asked, final=final)
+    """Return `levels.make_consistency_grid` with its last level."""
+    return lambda o, asked: levels.make_consistency_grid(o, asked, final=final)
 
 
 _ENDS = {"final_sigmas_type": ("zero", "sigma_min")}
@@ -182,14 +186,14 @@ _TO_DPM = {
     "algorithm_type": {"deis": "dpmsolver++"},
     "solver_type": dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"),
 }
-_RATIO = levels.ratio_grid
-_SPACED_OUT = levels.exponential_grid
+_RATIO = levels.make_ratio_grid
+_SPACED_OUT = levels.make_exponential_grid
 _KDPM2 = {**_SD_BETAS, **_LINSPACE, **_RESPACED}
 
 KINDS: dict[str, SchedulerKind] = {
     "DDPMScheduler": SchedulerKind(
         {**_BETAS, **_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, "variance_type": "fixed_small"},
-        levels.discrete,
+        levels.make_discrete_schedule,
         _bind_table_grid("clean", listed=True),
         lambda o, eta: samplers.ancestral(_VARIANCES[o["variance_type"]]),
         rederive=True,
@@ -197,21 +201,21 @@ KINDS: dict[str, SchedulerKind] = {
     ),
     "DDIMScheduler": SchedulerKind(
         {**_BETAS, **_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, "set_alpha_to_one": True},
-        levels.discrete,
+        levels.make_discrete_schedule,
         _bind_table_grid(),
         lambda o, eta: samplers.ddim(eta or 0.0, total=o["num_train_timesteps"]),
         rederive=False,
     ),
     "PNDMScheduler": SchedulerKind(
         {**_BETAS, **_LEADING, "set_alpha_to_one": False, "skip_prk_steps": False},
-        levels.discrete,
+        levels.make_discrete_schedule,
         _bind_table_grid(),
         _pndm,
         fixed={"prediction_type": ("epsilon", "v_prediction")},
     ),
     "LMSDiscreteScheduler": SchedulerKind(
         {**_BETAS, **_LINSPACE, **_RESPACED},
-        levels.floored_discrete,
+        levels.make_floored_discrete_schedule,
         _RATIO,
         lambda o, eta: samplers.lms(),
     ),
@@ -227,7 +231,7 @@ KINDS: dict[str, SchedulerKind] = {
             "timestep_type": "discrete",
             "final_sigmas_type": "zero",
         },
-        levels.floored_discrete,
+        levels.make_floored_discrete_schedule,
         functools.partial(_RATIO, listed=("timesteps", "sigmas")),
         _euler,
         fixed={
@@ -238,13 +242,13 @@ KINDS: dict[str, SchedulerKind] = {
     ),
     "EulerAncestralDiscreteScheduler": SchedulerKind(
         {**_BETAS, **_LINSPACE, **_ZERO_SNR},
-        levels.floored_discrete,
+        levels.make_floored_discrete_schedule,
         _RATIO,
         lambda o, eta: samplers.ddim(1.0),
     ),
     "HeunDiscreteScheduler": SchedulerKind(
         {**_SD_BETAS, **_LINSPACE, **_RESPACED, **_CLIP, "clip_sample": False},
-        levels.floored_discrete,
+        levels.make_floored_discrete_schedule,
         functools.partial(_RATIO, listed=("timesteps",)),
         lambda o, eta: samplers.heun(),
         rederive=True,
@@ -252,14 +256,14 @@ KINDS: dict[str, SchedulerKind] = {
     ),
     "KDPM2DiscreteScheduler": SchedulerKind(
         _KDPM2,
-        levels.floored_discrete,
+        levels.make_floored_discrete_schedule,
         functools.partial(_RATIO, whole=True),
         lambda o, eta: samplers.dpm2(),
         order=2,
     ),
     "KDPM2AncestralDiscreteScheduler": SchedulerKind(
         _KDPM2,
-        levels.floored_discrete,
+        levels.make_floored_discrete_schedule,
         functools.partial(_RATIO, whole=True),
         lambda o, eta: samplers.dpm2(ancestral=True),
         order=2,
@@ -345,22 +349,22 @@ KINDS: dict[str, SchedulerKind] = {
     ),
     "IPNDMScheduler": SchedulerKind(
         {"num_train_timesteps": 1000, "trained_betas": None},
-        levels.angle,
-        levels.angle_grid,
+        levels.make_angle_schedule,
+        levels.make_angle_grid,
         lambda o, eta: samplers.ipndm(blind=True),
         fixed={"trained_betas": (None,)},
         prediction="v_prediction",
     ),
     "LCMScheduler": SchedulerKind(
         _CONSISTENCY,
-        levels.discrete,
+        levels.make_discrete_schedule,
         _bind_consistency_grid("clean"),
         lambda o, eta: samplers.lcm(timestep_scaling=o["timestep_scaling"]),
         rederive=True,
     ),
     "TCDScheduler": SchedulerKind(
         _CONSISTENCY,
-        levels.discrete,
+        levels.make_discrete_schedule,
         _bind_consistency_grid("first"),
         lambda o, eta: samplers.tcd(gamma=0.3 if eta is None else eta),
     ),
@@ -379,24 +383,24 @@ KINDS: dict[str, SchedulerKind] = {
             "time_shift_type": "exponential",
             "stochastic_sampling": False,
         },
-        levels.flow,
-        functools.partial(levels.flow_match_grid, listed=("timesteps", "sigmas")),
+        levels.make_flow_schedule,
+        functools.partial(levels.make_flow_match_grid, listed=("timesteps", "sigmas")),
         lambda o, eta: samplers.consistency() if o["stochastic_sampling"] else samplers.ddim(0.0),
         fixed={"invert_sigmas": (False,), "time_shift_type": ("exponential", "linear")},
         prediction="flow_prediction",
     ),
     "FlowMatchHeunDiscreteScheduler": SchedulerKind(
         {"num_train_timesteps": 1000, "shift": 1.0},
-        levels.flow,
-        levels.flow_match_grid,
+        levels.make_flow_schedule,
+        levels.make_flow_match_grid,
         lambda o, eta: samplers.flow_heun(),
         order=2,
         prediction="flow_prediction",
     ),
     "EDMEulerScheduler": SchedulerKind(
         _EDM,
-        levels.edm,
-        levels.edm_grid,
+        levels.make_edm_schedule,
+        levels.make_edm_grid,
         _euler,
         fixed={**_ENDS, "prediction_type": ("epsilon", "v_prediction")},
     ),
@@ -410,8 +414,8 @@ KINDS: dict[str, SchedulerKind] = {
             "lower_order_final": True,
             "euler_at_final": False,
         },
-        levels.edm,
-        levels.edm_grid,
+        levels.make_edm_schedule,
+        levels.make_edm_grid,
         _dpm,
         rederive=True,
         fixed={**_ENDS, "prediction_type": ("epsilon", "v_prediction")},

@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from diffjax import grids, schedules
-from diffjax.pretrained.betas import F32, abar_table, linspace, ratio_table
+from diffjax.pretrained.betas import F32, compute_abar_table, compute_ratio_table, linspace
 from diffjax.pretrained.scheduler_spacing import (
     Asked,
     check_asked,
@@ -35,17 +35,17 @@ from diffjax.types import Grid, Options, Schedule, choose
 # ---- schedules ------------------------------------------------------------------------------
 
 
-def discrete(o: Options) -> Schedule:
+def make_discrete_schedule(o: Options) -> Schedule:
     """Return the schedule of a beta table, at times 0 .. T - 1."""
-    return schedules.from_abar(abar_table(o))
+    return schedules.from_abar(compute_abar_table(o))
 
 
-def floored_discrete(o: Options) -> Schedule:
-    """Return `discrete`, but with ``abar = 2^-24`` at the last time if the terminal SNR is zero."""
-    return schedules.from_abar(abar_table(o, floor=True))
+def make_floored_discrete_schedule(o: Options) -> Schedule:
+    """Return the schedule of a beta table that ends at ``abar = 2^-24`` if its terminal SNR is 0."""
+    return schedules.from_abar(compute_abar_table(o, floor=True))
 
 
-def flow(o: Options) -> Schedule:
+def make_flow_schedule(o: Options) -> Schedule:
     """Return the schedule ``alpha = 1 - t/T``, ``sigma = t/T``. Shifts belong to the grid."""
     inner, total = schedules.flow(t_min=0.0, t_max=1.0), o["num_train_timesteps"]
     return Schedule(
@@ -53,12 +53,12 @@ def flow(o: Options) -> Schedule:
     )
 
 
-def edm(o: Options) -> Schedule:
+def make_edm_schedule(o: Options) -> Schedule:
     """Return the schedule ``alpha = 1``, ``t = log(sigma) / 4`` of EDM (Karras et al. 2022)."""
     return schedules.edm(o["sigma_min"], o["sigma_max"])
 
 
-def angle(o: Options) -> Schedule:
+def make_angle_schedule(o: Options) -> Schedule:
     """Return the schedule ``alpha = cos(pi t / 2)``, ``sigma = sin(pi t / 2)`` for t in [0, 1]."""
     quarter = math.pi / 2
     return Schedule(
@@ -81,7 +81,7 @@ def _make_grid(
     )
 
 
-def table_grid(o: Options, asked: Asked, *, final: str, listed: bool = False) -> Grid:
+def make_table_grid(o: Options, asked: Asked, *, final: str, listed: bool = False) -> Grid:
     """Return the grid of DDPM, DDIM and PNDM: whole timesteps of the table.
 
     Args:
@@ -95,16 +95,16 @@ def table_grid(o: Options, asked: Asked, *, final: str, listed: bool = False) ->
     """
     check_asked(asked, *(("timesteps",) if listed else ()))
     times = np.asarray(asked.timesteps) if asked.steps is None else space_timesteps(o, asked.steps)
-    grid = grids.from_times(discrete(o), times, final=final)
+    grid = grids.from_times(make_discrete_schedule(o), times, final=final)
     return grid._replace(init_std=1.0)
 
 
-def consistency_grid(o: Options, asked: Asked, *, final: str) -> Grid:
+def make_consistency_grid(o: Options, asked: Asked, *, final: str) -> Grid:
     """Return the grid of LCM and TCD: a part of the ``original_inference_steps`` of their
     distillation.
     """
     check_asked(asked, "timesteps")
-    schedule = discrete(o)
+    schedule = make_discrete_schedule(o)
     if asked.timesteps is not None:
         return grids.from_times(schedule, asked.timesteps, final=final)._replace(init_std=1.0)
     assert asked.steps is not None
@@ -112,7 +112,7 @@ def consistency_grid(o: Options, asked: Asked, *, final: str) -> Grid:
     return grids.from_times(schedule, grid.levels.t[:-1], final=final)._replace(init_std=1.0)
 
 
-def ratio_grid(
+def make_ratio_grid(
     o: Options, asked: Asked, *, whole: bool = False, listed: tuple[str, ...] = ()
 ) -> Grid:
     """Return the grid of Euler, LMS, Heun and DPM2, which work in ``sigma / alpha``.
@@ -129,7 +129,7 @@ def ratio_grid(
         ValueError: see `space_timesteps` and `check_asked`.
     """
     check_asked(asked, *listed)
-    table, name = ratio_table(o), find_spacing(o)
+    table, name = compute_ratio_table(o), find_spacing(o)
     if asked.sigmas is not None:
         ratios = read_falling("sigmas", asked.sigmas, math.inf)
         if len(ratios) < 2:
@@ -143,14 +143,14 @@ def ratio_grid(
     alpha, sigma = preserve_variance(ratios)
     alpha[-1], sigma[-1] = 1.0, ratios[-1]
     spread = o.get("timestep_spacing") in ("linspace", "trailing")
-    schedule = floored_discrete(o)
+    schedule = make_floored_discrete_schedule(o)
     return _make_grid(schedule, np.append(times, 0.0), (alpha, sigma), sigma[0] if spread else 1.0)
 
 
 def _space_ratios(
     o: Options, asked: Asked, table: np.ndarray, whole: bool, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the timesteps (N,) of `ratio_grid` and its ratios ``sigma / alpha`` (N + 1,)."""
+    """Return the timesteps (N,) of `make_ratio_grid` and its ratios ``sigma / alpha`` (N + 1,)."""
     if asked.timesteps is not None:
         times = read_timesteps(o, asked, name)
     else:
@@ -169,7 +169,7 @@ def _space_ratios(
     return times, np.append(ratios, final)
 
 
-def exponential_grid(
+def make_exponential_grid(
     o: Options, asked: Asked, *, listed: tuple[str, ...] = (), repeat: bool = False
 ) -> Grid:
     """Return the grid of DPM-Solver, DEIS and UniPC, which work in (alpha, sigma).
@@ -192,7 +192,7 @@ def exponential_grid(
         return _flow_grid(o, asked, repeat)
     if asked.sigmas is not None:
         raise ValueError("sigmas cannot be given without use_flow_sigmas")
-    table, name = ratio_table(o), find_spacing(o)
+    table, name = compute_ratio_table(o), find_spacing(o)
     if asked.timesteps is not None:
         times = read_timesteps(o, asked, name)
     else:
@@ -210,12 +210,14 @@ def exponential_grid(
         last = ratios[-1] if repeat and final == "sigma_min" else last
         times = _round_times(o, interpolate_times(ratios, table), name)
     ratios = np.append(ratios, last).astype(F32).astype(np.float64)
-    return _make_grid(floored_discrete(o), np.append(times, 0.0), preserve_variance(ratios), 1.0)
+    return _make_grid(
+        make_floored_discrete_schedule(o), np.append(times, 0.0), preserve_variance(ratios), 1.0
+    )
 
 
 def _count_above_clip(o: Options) -> int:
     """Return how many timesteps have a half log-SNR of at least ``lambda_min_clipped``."""
-    abar = abar_table(o, floor=True)
+    abar = compute_abar_table(o, floor=True)
     lam = np.log(np.sqrt(abar)) - np.log(np.sqrt(F32(1) - abar))
     least = o.get("lambda_min_clipped", -math.inf)
     return len(abar) - int(np.searchsorted(lam[::-1], F32(least)))
@@ -260,7 +262,7 @@ def _stretch_to_terminal(o: Options, sigmas: np.ndarray) -> np.ndarray:
 
 
 def _flow_grid(o: Options, asked: Asked, repeat: bool) -> Grid:
-    """Return the grid of `exponential_grid` with ``use_flow_sigmas``: ``alpha = 1 - sigma``.
+    """Return the grid of `make_exponential_grid` with ``use_flow_sigmas``: ``alpha = 1 - sigma``.
 
     Raises:
         ValueError: a list of timesteps is asked for, or mu is missing.
@@ -276,9 +278,9 @@ def _flow_grid(o: Options, asked: Asked, repeat: bool) -> Grid:
         shift = o["flow_shift"] if asked.mu is None else math.exp(asked.mu)
         sigmas = _shift_sigmas(plain, shift)[::-1][:-1]
     times, final = np.trunc(sigmas * total), o.get("final_sigmas_type", "sigma_min")
-    last = sigmas[-1] if repeat else float(ratio_table(o)[0])
+    last = sigmas[-1] if repeat else float(compute_ratio_table(o)[0])
     sigmas = np.append(sigmas, 0.0 if final == "zero" else last).astype(F32).astype(np.float64)
-    return _make_grid(flow(o), np.append(times, 0.0), (1 - sigmas, sigmas), 1.0)
+    return _make_grid(make_flow_schedule(o), np.append(times, 0.0), (1 - sigmas, sigmas), 1.0)
 
 
 def _space_unipc_flow(o: Options, asked: Asked) -> np.ndarray:
@@ -288,7 +290,7 @@ def _space_unipc_flow(o: Options, asked: Asked) -> np.ndarray:
     """
     if o["use_karras_sigmas"]:
         assert asked.steps is not None
-        table = ratio_table(o)
+        table = compute_ratio_table(o)
         ratios = space_between_bounds(o, "use_karras_sigmas", (table[0], table[-1]), asked.steps)
         return ratios / (ratios + 1)
     if asked.sigmas is not None:
@@ -302,7 +304,7 @@ def _space_unipc_flow(o: Options, asked: Asked) -> np.ndarray:
     return sigmas
 
 
-def flow_match_grid(o: Options, asked: Asked, *, listed: tuple[str, ...] = ()) -> Grid:
+def make_flow_match_grid(o: Options, asked: Asked, *, listed: tuple[str, ...] = ()) -> Grid:
     """Return the grid of flow matching: ``alpha = 1 - sigma``, ``t = T sigma``, ending at the data.
 
     Args:
@@ -335,10 +337,10 @@ def flow_match_grid(o: Options, asked: Asked, *, listed: tuple[str, ...] = ()) -
     sigmas = sigmas.astype(F32).astype(np.float64)
     times = sigmas * total if times is None else times
     sigmas = np.append(sigmas, 0.0)
-    return _make_grid(flow(o), np.append(times, 0.0), (1 - sigmas, sigmas), 1.0)
+    return _make_grid(make_flow_schedule(o), np.append(times, 0.0), (1 - sigmas, sigmas), 1.0)
 
 
-def edm_grid(o: Options, asked: Asked) -> Grid:
+def make_edm_grid(o: Options, asked: Asked) -> Grid:
     """Return the grid of EDM: ``alpha = 1``, ``t = log(sigma) / 4``.
 
     With a final ``sigma_min``, that level is there twice.
@@ -353,13 +355,15 @@ def edm_grid(o: Options, asked: Asked) -> Grid:
     last = {"zero": 0.0, "sigma_min": sigmas[-1]}[o["final_sigmas_type"]]
     levels = np.ones(len(sigmas) + 1), np.append(sigmas, last)
     times = np.append(0.25 * np.log(sigmas), math.log(o["sigma_min"]) / 4)
-    return _make_grid(edm(o), times, levels, math.sqrt(o["sigma_max"] ** 2 + 1))
+    return _make_grid(make_edm_schedule(o), times, levels, math.sqrt(o["sigma_max"] ** 2 + 1))
 
 
-def angle_grid(o: Options, asked: Asked) -> Grid:
+def make_angle_grid(o: Options, asked: Asked) -> Grid:
     """Return the grid of iPNDM: ``sigma = sin(pi u / 2)^2`` at N + 1 equidistant u from 1 to 0."""
     check_asked(asked)
     assert asked.steps is not None
     sigma = np.sin(linspace(1, 0, asked.steps + 1).astype(np.float64) * math.pi / 2) ** 2
     alpha = np.sqrt(1 - sigma**2)
-    return _make_grid(angle(o), np.arctan2(sigma, alpha) / math.pi * 2, (alpha, sigma), 1.0)
+    return _make_grid(
+        make_angle_schedule(o), np.arctan2(sigma, alpha) / math.pi * 2, (alpha, sigma), 1.0
+    )

@@ -75,7 +75,7 @@ FAMILIES = {
 }
 
 
-def family_of(keys: Iterable[str]) -> str:
+def find_family(keys: Iterable[str]) -> str:
     """Return the name in `FAMILIES` of the model that has these keys.
 
     Raises:
@@ -130,7 +130,7 @@ def _build_parts(weights: Weights, ema: bool, vae: bool) -> tuple[str, dict[str,
     control = _select_control_weights(weights)
     if control and not any(key.startswith(UNET) for key in weights):
         return "controlnet", {"controlnet": _build_control_part(control)}
-    name = family_of(weights)
+    name = find_family(weights)
     family = FAMILIES[name]
     unet = _take_averaged(weights) if ema else select_below(weights, UNET)
     parts = {"unet": _build_unet_part(unet, family)}
