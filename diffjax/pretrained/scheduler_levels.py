@@ -41,7 +41,7 @@ def make_discrete_schedule(o: Options) -> Schedule:
 
 
 def make_floored_discrete_schedule(o: Options) -> Schedule:
-    """Return the schedule of a beta table that ends at ``abar = 2^-24`` if its terminal SNR is 0."""
+    """Return the schedule of a beta table, with a last ``abar`` of 2^-24 if its SNR would be 0."""
     return schedules.from_abar(compute_abar_table(o, floor=True))
 
 
@@ -102,6 +102,14 @@ def make_table_grid(o: Options, asked: Asked, *, final: str, listed: bool = Fals
 def make_consistency_grid(o: Options, asked: Asked, *, final: str) -> Grid:
     """Return the grid of LCM and TCD: a part of the ``original_inference_steps`` of their
     distillation.
+
+    Args:
+        o: complete options.
+        asked: the steps, or a list of timesteps.
+        final: ``clean`` or ``first``, see `grids.from_times`.
+
+    Raises:
+        ValueError: there are more steps than those of the distillation, or see `check_asked`.
     """
     check_asked(asked, "timesteps")
     schedule = make_discrete_schedule(o)
@@ -150,7 +158,15 @@ def make_ratio_grid(
 def _space_ratios(
     o: Options, asked: Asked, table: np.ndarray, whole: bool, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the timesteps (N,) of `make_ratio_grid` and its ratios ``sigma / alpha`` (N + 1,)."""
+    """Return the timesteps (N,) of `make_ratio_grid` and its ratios ``sigma / alpha`` (N + 1,).
+
+    Args:
+        o: complete options.
+        asked: the steps, or a list of timesteps.
+        table: ``sigma / alpha`` at every timestep, (T,).
+        whole: round the timesteps of Karras' levels.
+        name: the spacing of levels, see `find_spacing`.
+    """
     if asked.timesteps is not None:
         times = read_timesteps(o, asked, name)
     else:
@@ -344,6 +360,9 @@ def make_edm_grid(o: Options, asked: Asked) -> Grid:
     """Return the grid of EDM: ``alpha = 1``, ``t = log(sigma) / 4``.
 
     With a final ``sigma_min``, that level is there twice.
+
+    Raises:
+        ValueError: ``sigma_schedule`` is unknown, or something else than steps is asked for.
     """
     check_asked(asked)
     assert asked.steps is not None
@@ -359,7 +378,11 @@ def make_edm_grid(o: Options, asked: Asked) -> Grid:
 
 
 def make_angle_grid(o: Options, asked: Asked) -> Grid:
-    """Return the grid of iPNDM: ``sigma = sin(pi u / 2)^2`` at N + 1 equidistant u from 1 to 0."""
+    """Return the grid of iPNDM: ``sigma = sin(pi u / 2)^2`` at N + 1 equidistant u from 1 to 0.
+
+    Raises:
+        ValueError: something else than a number of steps is asked for.
+    """
     check_asked(asked)
     assert asked.steps is not None
     sigma = np.sin(linspace(1, 0, asked.steps + 1).astype(np.float64) * math.pi / 2) ** 2
