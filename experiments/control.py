@@ -31,12 +31,12 @@ from diffjax.evaluation import measure_distance
 from diffjax.evaluation.image_grids import save_png, tile
 from diffjax.runs.control_examples import (
     draw_hints,
-    give_inputs,
+    make_input_reader,
     measure_hints,
     take_examples,
 )
 from diffjax.runs.hints import make_hints
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
 from diffjax.writing import write_json
 
 run_flags.define_sampling_flags()
@@ -66,8 +66,8 @@ USES = ("config", "workdir", "weights", "best", "raw", "sampling")  # flags of o
 
 
 def main() -> None:
-    cfg, folder = run_flags.config(), run_flags.workdir()
-    if not task_kind(cfg).takes_hints:
+    cfg, folder = run_flags.read_config(), run_flags.read_workdir()
+    if not find_task_kind(cfg).takes_hints:
         raise UsageError(f"{folder} holds a run of task {cfg.task!r}, not of a ControlNet")
     run = run_flags.open_run(cfg)
     others = [runs.open_control(other) for other in ALSO.value]
@@ -77,7 +77,7 @@ def main() -> None:
     num = flags.FLAGS.num or cfg.sample.num
     batch = take_examples(cfg, num, folder)
     hints = [make_hints(config)(batch) for config in configs]
-    inputs = give_inputs(drawer.model, batch, hints, prompt=PROMPT.value)
+    inputs = make_input_reader(drawer.model, batch, hints, prompt=PROMPT.value)
     rows, report = [draw_hints(hints[0], cfg.data.channels)], []
     for scale, balance in list_settings(cfg):
         strengths = [runs.Strength(scale, START.value, END.value)] * len(hints)

@@ -25,7 +25,7 @@ from diffjax import data, runs
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
 from diffjax.data import latents
-from diffjax.model.space import moments
+from diffjax.model.space import encode_moments
 from diffjax.runs.fixed_parts import describe_autoencoder
 from diffjax.train.frozen import hash_content
 
@@ -39,7 +39,7 @@ BATCH = 64
 def encoded(cfg: Any, source: data.Source, params: Any) -> Iterator[dict[str, np.ndarray]]:
     """Batches of latents, labels and texts in the order of the source."""
     net = describe_autoencoder(cfg)
-    run = jax.jit(lambda params, images: moments(net, params, images))
+    run = jax.jit(lambda params, images: encode_moments(net, params, images))
     for start in tqdm(range(0, len(source), BATCH), desc="encoding", unit="batch"):
         batch = data.batch_of(source, np.arange(start, min(start + BATCH, len(source))))
         images = batch.pop("image")
@@ -54,7 +54,7 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
-    cfg = run_flags.config()
+    cfg = run_flags.read_config()
     if not OUT.value:
         raise UsageError("--out=FOLDER is needed: where the latents go")
     if not cfg.get("autoencoder", None):

@@ -30,7 +30,7 @@ from diffjax.launch import topologies
 from diffjax.launch.mesh_search import format_rows, rank_meshes
 from diffjax.launch.program_costs import count_flops
 from diffjax.launch.step_plan import StepCase, compile_plan, format_figures
-from diffjax.runs import abstract_batch
+from diffjax.runs import make_abstract_batch
 from diffjax.train import State, make_optimizer, make_step
 from diffjax.writing import write_json
 
@@ -55,8 +55,8 @@ def _bytes(tree: Any) -> int:
 def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
     """FLOPs of a training step and of one network evaluation, per image."""
     step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
-    batch = abstract_batch(cfg, 1)
-    training = count_flops(step, state, runs.abstract_fixed_parts(cfg), batch)
+    batch = make_abstract_batch(cfg, 1)
+    training = count_flops(step, state, runs.make_abstract_fixed_parts(cfg), batch)
     if cfg.task != "diffusion":  # without a perceptual network, which is the user's
         return {"training_flops_per_image": training}
     model = runs.build_model(cfg)
@@ -73,14 +73,14 @@ def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
 
 def make_case(cfg: ConfigDict) -> StepCase:
     """The training step of a config, from shapes alone."""
-    weights = runs.abstract_fixed_parts(cfg)
-    return StepCase(runs.build_task(cfg), weights, partial(abstract_batch, cfg))
+    weights = runs.make_abstract_fixed_parts(cfg)
+    return StepCase(runs.build_task(cfg), weights, partial(make_abstract_batch, cfg))
 
 
 def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
     """Figures of a config, from shapes alone."""
     task = runs.build_task(cfg)
-    state = runs.abstract_state(cfg, task)
+    state = runs.make_abstract_state(cfg, task)
     out: dict[str, Any] = {
         "parameters": _count(state.params),
         "image": list(runs.read_image_shape(cfg)),
@@ -126,7 +126,7 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
-    cfg = run_flags.config()
+    cfg = run_flags.read_config()
     if FIT.value and not TOPOLOGY.value:
         raise UsageError("--fit needs --topology")
     if TOPOLOGY.value:

@@ -55,7 +55,7 @@ def main() -> None:
         readme.write_text(results.with_table(readme.read_text(), Path("docs/results")))
         logging.info("the table in %s is up to date", readme)
         return
-    folder = run_flags.workdir()
+    folder = run_flags.read_workdir()
     out = folder / "report.html"
     if runs := _list_runs(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def main() -> None:
         out.write_text(page)
         print(table)
     elif (folder / "metrics.jsonl").exists():
-        out.write_text(format_run(run_flags.config(), folder))
+        out.write_text(format_run(run_flags.read_config(), folder))
     else:
         raise UsageError(f"there is no metrics.jsonl in {folder}: train first")
     logging.info("open %s", out)

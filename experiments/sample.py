@@ -21,7 +21,7 @@ from diffjax.cli.command_line import UsageError
 from diffjax.evaluation.image_grids import save_png, tile, to_uint8
 from diffjax.evaluation.sweeps import check_axes, parse_axes
 from diffjax.model import make_sampler
-from diffjax.runs import Drawer, with_sample
+from diffjax.runs import Drawer, replace_sample
 from diffjax.runs.classes import NAMED
 
 run_flags.define_sampling_flags()
@@ -49,7 +49,7 @@ def draw_rows(cfg: ConfigDict, drawer: Drawer, num: int, seed: int) -> np.ndarra
     check_axes(cfg, [key])
     done = []
     for value in values:
-        chosen = with_sample(cfg, **{key: value})
+        chosen = replace_sample(cfg, **{key: value})
         sampler, plan = make_sampler(chosen, drawer.model)
         scale = chosen.sample.guidance
         done.append(
@@ -65,7 +65,7 @@ def _read_text(cfg: ConfigDict) -> np.ndarray | None:
     """Tokens of the prompts, or None for the captions of the data."""
     if not PROMPT.value:
         return None
-    tokenizers = runs.make_tokenizers(cfg, run_flags.run_folder())
+    tokenizers = runs.make_tokenizers(cfg, run_flags.read_run_folder())
     if not tokenizers:
         raise UsageError("--prompt has no effect: this model was not trained on captions")
     return runs.tokenize(cfg, tokenizers, PROMPT.value)
@@ -77,7 +77,7 @@ def _read_labels(cfg: ConfigDict, count: int) -> np.ndarray | None:
     Raises:
         UsageError: there is no such class.
     """
-    names = runs.read_known_classes(cfg, run_flags.run_folder()) if count else ()
+    names = runs.read_known_classes(cfg, run_flags.read_run_folder()) if count else ()
     if count:
         chosen = LABEL.value or names or ["all"]
         logging.info("classes in turn: %s", ", ".join(chosen[:NAMED]))
@@ -108,7 +108,7 @@ USES = ("config", "workdir", "weights", "best", "raw", "sampling")  # flags of o
 
 
 def main() -> None:
-    cfg, folder = run_flags.config(), run_flags.workdir()
+    cfg, folder = run_flags.read_config(), run_flags.read_workdir()
     text = _read_text(cfg)
     run = run_flags.open_run(cfg)
     drawer = runs.make_drawer(run)

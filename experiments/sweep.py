@@ -91,8 +91,8 @@ def propose_overrides(module: ModuleType, manifest: Manifest, config: str) -> It
 
 
 def main() -> None:
-    run_flags.config()
-    config, folder = run_flags.config_name(), run_flags.workdir()
+    run_flags.read_config()
+    config, folder = run_flags.read_config_name(), run_flags.read_workdir()
     module = run_flags.load_config_module(config.partition(":")[0])
     folder.mkdir(parents=True, exist_ok=True)
     with sole_writer(folder), name_keys(FLAGS_BY_ARGUMENT):
@@ -120,9 +120,9 @@ def _run_all(
     manifest: Manifest, todo: Iterator[SweepRun], make_job: Callable[[SweepRun], jobs.Job]
 ) -> None:
     """Run until nothing is left; signals stop the sweep so that it can go on later."""
-    executor: jobs.Executor = local.Local(PARALLEL.value)
+    executor: jobs.Executor = local.LocalExecutor(PARALLEL.value)
     if EXECUTOR.value == "slurm":
-        executor = slurm.Slurm(manifest.folder / "slurm", slurm.parse_options(SLURM.value))
+        executor = slurm.SlurmExecutor(manifest.folder / "slurm", slurm.parse_options(SLURM.value))
     table = LiveTable(lambda: list_progress(manifest.folder, manifest.runs))
     interrupt_on_signals()
     queue = RunQueue(manifest, executor, make_job, parallel=PARALLEL.value, retries=RETRIES.value)

@@ -29,7 +29,7 @@ from diffjax.config import resolve
 from diffjax.config.variants import keep_file
 from diffjax.runs.callbacks import choose_evaluation, choose_preview
 from diffjax.runs.finetuning import choose_initial
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
 from diffjax.train import Preempted, hosts, train
 from diffjax.train.loop import check_workdir
 from diffjax.train.trackers import check_trackers
@@ -51,11 +51,11 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
-    cfg = run_flags.config()
+    cfg = run_flags.read_config()
     if DRY_RUN.value:
-        print(run_flags.describe(cfg))
+        print(run_flags.format_config(cfg))
         return
-    folder = run_flags.workdir()
+    folder = run_flags.read_workdir()
     hosts.start(
         COORDINATOR.value,
         PROCESSES.value,
@@ -76,7 +76,7 @@ def main() -> None:
     hosts.run_in_turn("tokenizers", lambda: runs.keep_tokenizers(cfg, folder))
     frozen = runs.load_fixed_parts(cfg, folder, fresh=True)
     task = runs.build_task(cfg)  # not before: a model may have settled the scale of its latents
-    shapes = runs.abstract_state(cfg, task)
+    shapes = runs.make_abstract_state(cfg, task)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
     logging.info(
         "training %s parameters on %d images of %s, %d device(s)",
@@ -84,7 +84,7 @@ def main() -> None:
     )  # fmt: skip
     runs.keep_classes(cfg, folder, source)
     if hosts.is_writer():
-        keep_file(run_flags.config_name(), folder)
+        keep_file(run_flags.read_config_name(), folder)
     record = runs.Record(folder, cfg, count)
     try:
         state = train(
@@ -104,7 +104,7 @@ def main() -> None:
         record.write_session()
         logging.warning("%s", stopped)
         sys.exit(stopped.exit_code)
-    after = "control" if task_kind(cfg).takes_hints else "sample"
+    after = "control" if find_task_kind(cfg).takes_hints else "sample"
     logging.info(
         "trained to step %d in %.1f minutes; next: python -m experiments.%s --workdir=%s",
         int(state.step), record.count_minutes(), after, shlex.quote(str(folder)),

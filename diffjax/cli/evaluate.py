@@ -35,7 +35,7 @@ from diffjax.cli.evaluate_flags import (
     REFERENCE,
     SAVE_RECONSTRUCTIONS,
     close_inputs,
-    find_out,
+    find_output_path,
     load_network,
     open_inputs,
     read_reference,
@@ -45,7 +45,7 @@ from diffjax.evaluation import METRICS
 from diffjax.evaluation.image_grids import save_png
 from diffjax.evaluation.metric_table import find_metrics_of
 from diffjax.runs import first_stage, measuring, real_images
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
 from diffjax.writing import write_json
 
 FLAG_GROUPS = {
@@ -61,7 +61,7 @@ USES = ("config", "workdir", "weights", "best", "raw", "sampling", *evaluate_fla
 
 
 def main() -> None:
-    names, folder = evaluate_flags.read_names(), run_flags.workdir()
+    names, folder = evaluate_flags.read_names(), run_flags.read_workdir()
     if evaluate_flags.SAVE_REFERENCE.value:
         save_reference(folder, Path(evaluate_flags.SAVE_REFERENCE.value))
     elif evaluate_flags.IMAGES.value:
@@ -130,12 +130,12 @@ def sweep(folder: Path, names: list[str]) -> None:
         raise UsageError("--sweep measures --metrics=distance or --metrics=captions")
     if REFERENCE.value or evaluate_flags.REFERENCE_NUM.value:
         raise UsageError("--sweep compares with the config's training images, no --reference")
-    cfg = run_flags.config()
+    cfg = run_flags.read_config()
     if not captions:
         load_network(cfg, "--sweep")
     with name_keys({"another name": "another --name"}):
         measuring.sweep_samplers(
-            measuring.prepare(run_flags.open_run(cfg)),
+            measuring.prepare_model(run_flags.open_run(cfg)),
             evaluate_flags.SWEEP.value,
             folder / "sweeps" / evaluate_flags.NAME.value,
             num=flags.FLAGS.num or cfg.eval.num,
@@ -150,8 +150,8 @@ def measure_model(folder: Path, names: list[str]) -> dict[str, Any]:
     Raises:
         UsageError: metrics that need images in files.
     """
-    cfg = run_flags.config()
-    if task_kind(cfg).reconstructs:
+    cfg = run_flags.read_config()
+    if find_task_kind(cfg).reconstructs:
         return measure_autoencoder(cfg, folder, names)
     if SAVE_RECONSTRUCTIONS.value:
         raise UsageError(f"--save_reconstructions: a {cfg.task} model reconstructs nothing")
@@ -165,7 +165,7 @@ def measure_model(folder: Path, names: list[str]) -> dict[str, Any]:
     some = [name for name in select(names, ["reference"]) if not select([name], FROM_DATA)]
     reference = read_reference(cfg) if some else None
     found = measuring.measure_samples(
-        measuring.prepare(run_flags.open_run(cfg)),
+        measuring.prepare_model(run_flags.open_run(cfg)),
         names,
         num=flags.FLAGS.num or cfg.eval.num,
         seed=flags.FLAGS.seed,
@@ -194,7 +194,10 @@ def measure_autoencoder(cfg: ConfigDict, folder: Path, names: list[str]) -> dict
         raise UsageError("reconstructions are compared with the test images, no --reference")
     inputs = open_inputs(folder, names)
     state = run_flags.open_run(cfg).state
-    save_png(first_stage.draw_reconstructions(cfg, state.ema), find_out(folder).with_suffix(".png"))
+    save_png(
+        first_stage.draw_reconstructions(cfg, state.ema),
+        find_output_path(folder).with_suffix(".png"),
+    )
     found = measuring.measure_autoencoder(
         cfg,
         state,
@@ -208,7 +211,7 @@ def measure_autoencoder(cfg: ConfigDict, folder: Path, names: list[str]) -> dict
 
 def _finish(result: dict[str, Any], folder: Path) -> None:
     """Write what was measured, and print the numbers."""
-    out = find_out(folder)
+    out = find_output_path(folder)
     write_json(out, result)
     sections = [result, *(result.get(METRICS[n].section, {}) for n in ("baselines", "fid"))]
     for key, value in [pair for section in sections for pair in section.items()]:

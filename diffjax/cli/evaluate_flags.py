@@ -195,10 +195,10 @@ def read_config(names: Sequence[str]) -> ConfigDict | None:
     """None where the images and what to compare them with are files."""
     files = REFERENCE.value or not select(names, ["reference", "originals"])
     from_files = files and not select(names, FROM_DATA) and run_flags.CONFIG.value is None
-    return None if from_files else run_flags.config()
+    return None if from_files else run_flags.read_config()
 
 
-def find_out(folder: Path) -> Path:
+def find_output_path(folder: Path) -> Path:
     """Where the measures go."""
     return Path(OUT.value) if OUT.value else folder / "evaluation.json"
 

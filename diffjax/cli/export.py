@@ -23,7 +23,7 @@ from absl import flags, logging
 from diffjax import runs
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
 
 OUT = flags.DEFINE_string(
     "out",
@@ -38,7 +38,7 @@ USES = ("config", "workdir", "weights", "best")  # flags of other modules
 
 
 def main() -> None:
-    cfg, folder = run_flags.config(), run_flags.workdir()
+    cfg, folder = run_flags.read_config(), run_flags.read_workdir()
     out = Path(OUT.value) if OUT.value else folder / "weights.safetensors"
     whole = not out.suffix and runs.is_publishable(cfg)
     if out.suffix != ".safetensors" and not whole:
@@ -47,7 +47,7 @@ def main() -> None:
         )
     state = runs.read_state(cfg, Path(run_flags.WEIGHTS.value or folder), best=run_flags.BEST.value)
     frozen = None
-    if cfg.get("autoencoder", None) and not task_kind(cfg).takes_hints:
+    if cfg.get("autoencoder", None) and not find_task_kind(cfg).takes_hints:
         exported = Path(run_flags.WEIGHTS.value) if run_flags.WEIGHTS.value else None
         frozen = runs.load_fixed_parts(cfg, folder, exported=exported)
     if whole:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from diffjax.cli import generate_flags
 from diffjax.cli.command_line import UsageError
-from diffjax.cli.image_folder import find_missing, group_numbers, list_images, number_path
+from diffjax.cli.image_folder import find_missing, group_numbers, list_images, make_image_path
 from diffjax.cli.image_options import save_png
 from diffjax.cli.image_request import add_networks, generate_images, load_pipeline, make_request
 
@@ -67,7 +67,7 @@ def main() -> None:
     for group in tqdm(group_numbers(missing, size), total=count, desc="images", unit="batch"):
         made = generate_images(pipe, request, [images[k] for k in group])
         for number, picture in dict(zip(group, made, strict=True)).items():
-            save_png(picture, number_path(folder, number), images[number])
+            save_png(picture, make_image_path(folder, number), images[number])
     logging.info("%d images in %s", len(images), folder)
 
 

@@ -10,7 +10,7 @@ from diffjax.cli.image_options import ImageOptions, read_png
 from diffjax.types import ConfigError
 
 
-def number_path(folder: Path, number: int) -> Path:
+def make_image_path(folder: Path, number: int) -> Path:
     """The file of an image: 00000.png and so on."""
     return folder / f"{number:05d}.png"
 
@@ -35,7 +35,7 @@ def find_missing(images: Sequence[ImageOptions], folder: Path) -> list[int]:
     """
     missing = []
     for number, options in enumerate(images):
-        path = number_path(folder, number)
+        path = make_image_path(folder, number)
         if not path.exists():
             missing.append(number)
         elif read_png(path) != options:

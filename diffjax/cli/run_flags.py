@@ -85,7 +85,7 @@ def run(main: Callable[[], None], takes: Sequence[str] = ()) -> None:
             stands for those of `define_sampling_flags`.
     """
     names = [n for take in takes for n in (SAMPLING_FLAGS if take == "sampling" else (take,))]
-    prepare = _with_config if "config" in names else list
+    prepare = _insert_config if "config" in names else list
 
     @functools.wraps(main)
     def start() -> None:
@@ -109,7 +109,7 @@ def _name_flags() -> Iterator[None]:
         raise type(error)(text) from error
 
 
-def _with_config(argv: list[str]) -> list[str]:
+def _insert_config(argv: list[str]) -> list[str]:
     """Fall back on the config stored with the weights; load it once, for plain errors."""
     chosen, stored = find_flag(argv, "config"), find_flag(argv, "weights")
     if stored is None and (folder := find_flag(argv, "workdir")):
@@ -136,7 +136,7 @@ def _explain(error: Exception) -> str:
     return text
 
 
-def workdir() -> Path:
+def read_workdir() -> Path:
     """The --workdir flag.
 
     Raises:
@@ -147,12 +147,12 @@ def workdir() -> Path:
     return Path(WORKDIR.value)
 
 
-def run_folder() -> Path | None:
+def read_run_folder() -> Path | None:
     """The --workdir flag as functions of `diffjax.runs` take it."""
     return Path(WORKDIR.value) if WORKDIR.value else None
 
 
-def config() -> ConfigDict:
+def read_config() -> ConfigDict:
     """The --config flag (or the config of the workdir) with the short sampling flags applied.
 
     Raises:
@@ -169,13 +169,13 @@ def config() -> ConfigDict:
         raise UsageError(
             "--config=FILE:VARIANT is needed, or --weights, or a --workdir with a run's config.json"
         )
-    given = {f"--config.{path}": path for path in _overrides()}
+    given = {f"--config.{path}": path for path in _read_overrides()}
     for key in SAMPLING_FLAGS[:-2]:
         if key in flags.FLAGS and flags.FLAGS[key].value is not None:
             chosen.sample[key] = flags.FLAGS[key].value
             given[f"--{key}"] = f"sample.{key}"
     diffjax.config.complete(chosen)
-    runs.settle(chosen, run_folder())
+    runs.fill_from_data(chosen, read_run_folder())
     diffjax.config.check(chosen)
     for flag, path in given.items():
         for reason in diffjax.config.explain_unused(chosen, [path]).values():
@@ -183,7 +183,7 @@ def config() -> ConfigDict:
     return chosen
 
 
-def _overrides() -> dict[str, Any]:
+def _read_overrides() -> dict[str, Any]:
     """Values of --config.KEY=VALUE by key."""
     found = dict(config_flags.get_override_values(flags.FLAGS["config"]))
     before = load_config(find_flag(sys.argv, "config") or "").to_dict() if found else {}
@@ -194,7 +194,7 @@ def _overrides() -> dict[str, Any]:
     return found
 
 
-def config_name() -> str:
+def read_config_name() -> str:
     """What --config was given as: FILE:VARIANT.
 
     Raises:
@@ -206,7 +206,7 @@ def config_name() -> str:
     return name
 
 
-def describe(cfg: ConfigDict) -> str:
+def format_config(cfg: ConfigDict) -> str:
     """The resolved config as indented JSON."""
     return json.dumps(cfg.to_dict(), indent=2)
 
@@ -217,7 +217,7 @@ def open_run(cfg: ConfigDict) -> runs.TrainedRun:
     Raises:
         ConfigError: there is none, or it does not fit the config.
     """
-    folder = workdir()
+    folder = read_workdir()
     with command_line.name_keys({"raw=True": "--raw"}):
         return runs.open_run(
             WEIGHTS.value or folder,

@@ -154,7 +154,7 @@ def generate_image(
     shown, end = shown or [], time.monotonic() + limits.seconds
     try:
         form = Form(*values)
-        request = form.make_request(net, limits, _native_size(pipe))
+        request = form.make_request(net, limits, _find_native_size(pipe))
         _limit_compiled_sizes(request.read_size(), limits)
         yield "preparing", shown
         for progress in pipe.steps(request):
@@ -169,7 +169,7 @@ def generate_image(
     yield "done", [(picture, form.format_caption()), *shown][:KEPT]
 
 
-def _native_size(pipe: generate.Pipeline) -> tuple[int, int]:
+def _find_native_size(pipe: generate.Pipeline) -> tuple[int, int]:
     with contextlib.suppress(ValueError):
         return pipe.native_size()
     return (0, 0)

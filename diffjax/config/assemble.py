@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 from ml_collections.config_dict import placeholder
 from ml_collections.config_flags import tuple_parser
 
-from diffjax.config.defaults import DEFAULTS, FIRST_STAGE, OPTIONAL, Open, Sides
+from diffjax.config.defaults import DEFAULTS, FIRST_STAGE, OPTIONAL, OpenOption, SizeOption
 
 Size = int | tuple[int, int]
 # Sections that a first stage has not, or has of its own.
@@ -118,11 +118,11 @@ def complete(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
     """
     out = config if isinstance(config, ConfigDict) else ConfigDict(dict(config))
     with out.unlocked():
-        _fill(out, _tables_for(out), "")
+        _fill(out, _select_tables(out), "")
     return out
 
 
-def _tables_for(config: ConfigDict) -> dict[str, Any]:
+def _select_tables(config: ConfigDict) -> dict[str, Any]:
     """The part of `DEFAULTS` that holds for a config."""
     tables = dict(DEFAULTS)
     if config.get("task") == "autoencoder":
@@ -149,26 +149,26 @@ def _fill(section: ConfigDict, defaults: Mapping[str, Any], prefix: str) -> None
 
 def _is_untyped(section: ConfigDict, key: str, default: Any) -> bool:
     """Whether a field would refuse values of the default's type: JSON has null, and 1 for 1.0."""
-    kind, wanted = section.get_type(key), kind_of(default)
+    kind, wanted = section.get_type(key), find_type(default)
     if kind is wanted:
         return False
     return kind is type(None) or (kind is int and wanted is float) or wanted is ImageSize
 
 
-def kind_of(default: Any) -> type:
+def find_type(default: Any) -> type:
     """The type of the values of an option, by its entry in a table of defaults."""
-    if isinstance(default, Open):
+    if isinstance(default, OpenOption):
         return default.kind
-    return ImageSize if isinstance(default, Sides) else type(default)
+    return ImageSize if isinstance(default, SizeOption) else type(default)
 
 
 def _build(default: Any) -> Any:
     """A table as a ConfigDict, and an entry as its value or field."""
     if isinstance(default, Mapping):
         return ConfigDict({key: _build(value) for key, value in default.items()})
-    if isinstance(default, Open):
+    if isinstance(default, OpenOption):
         return placeholder(default.kind)
-    return make_size_field(default.pixels) if isinstance(default, Sides) else default
+    return make_size_field(default.pixels) if isinstance(default, SizeOption) else default
 
 
 def make_size_field(size: Size) -> FieldReference:

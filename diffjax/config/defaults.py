@@ -1,7 +1,7 @@
 """The sections of a config with their defaults, which are DDPM's, as tables.
 
 A section names a choice and holds options for it. A section may hold options of several choices,
-so ``schedule.name="cosine"`` works by itself. An option that is `Open` has the default of what is
+so ``schedule.name="cosine"`` works by itself. An option that is `OpenOption` has the default of what is
 chosen (`diffjax.config.choices`) until a config or a flag sets it; options that no choice knows are
 errors. `diffjax.config.make` makes configs of the tables.
 """
@@ -12,21 +12,21 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
-class Open(NamedTuple):
+class OpenOption(NamedTuple):
     """An option without a value, of this type."""
 
     kind: type
 
 
-class Sides(NamedTuple):
+class SizeOption(NamedTuple):
     """A number of pixels that may become (height, width)."""
 
     pixels: int
 
 
-def leave_open(kind: type, *names: str) -> dict[str, Open]:
+def leave_open(kind: type, *names: str) -> dict[str, OpenOption]:
     """Options that have the default of what is chosen."""
-    return {name: Open(kind) for name in names}
+    return {name: OpenOption(kind) for name in names}
 
 
 DEFAULTS: Mapping[str, Any] = {
@@ -36,7 +36,7 @@ DEFAULTS: Mapping[str, Any] = {
         "name": "digits",
         "split": "train",
         "dir": "",  # where the data set is; empty: the usual places
-        "image_size": Sides(8),  # pixels on a side, or (height, width)
+        "image_size": SizeOption(8),  # pixels on a side, or (height, width)
         "channels": 1,
         "background": "white",  # behind transparent pixels of folders; or #rrggbb
         "levels": 256,  # grey values, for the discretised decoder

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from diffjax.config.assemble import ImageSize, kind_of
-from diffjax.config.defaults import DEFAULTS, Open
+from diffjax.config.assemble import ImageSize, find_type
+from diffjax.config.defaults import DEFAULTS, OpenOption
 from diffjax.untrusted import (
     FLAG,
     NOTHING,
@@ -43,7 +43,7 @@ _DTYPE = exactly("float32", "bfloat16", "float16")
 _MULTIPLIERS = listed(number(0, 1024, above=True), 8)
 
 
-def _or_list(low: int, high: int) -> Spec:
+def _make_number_or_list(low: int, high: int) -> Spec:
     one = integer(low, high)
     return Spec(
         f"a whole number in {low} .. {high}, or a list of them",
@@ -74,8 +74,8 @@ SPECS: Mapping[str, Spec] = {
     "network.channels": _WIDTH,
     "network.multipliers": _MULTIPLIERS,
     "network.blocks": _COUNT,
-    "network.depth": _or_list(0, 128),
-    "network.heads": _or_list(1, 1024),
+    "network.depth": _make_number_or_list(0, 128),
+    "network.heads": _make_number_or_list(1, 1024),
     "network.dropout": _LESS_THAN_ONE,
     "network.norm_groups": _WIDTH,
     "network.norm_eps": number(0, 1, above=True),
@@ -147,7 +147,7 @@ def check_values(config: Mapping[str, Any], where: object = None) -> None:
 
 
 def _list_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    kinds = {key: (default, kind_of(default)) for key, default in flatten(DEFAULTS)}
+    kinds = {key: (default, find_type(default)) for key, default in flatten(DEFAULTS)}
     for section in sorted({key.rpartition(".")[0] for key in kinds} - {""}):
         if section in flat:
             yield f"config.{section} must be a section, got {show(flat[section])}"
@@ -158,7 +158,7 @@ def _list_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         if problem := _explain_strange(value):
             yield f"config.{name_some([key])} {problem}"
         default, kind = kinds.get(key, (None, None))
-        if value is None and isinstance(default, Open):
+        if value is None and isinstance(default, OpenOption):
             continue
         if key in SPECS and not SPECS[key].holds(value):
             yield f"config.{key} must be {SPECS[key].says}, got {show(value)}"

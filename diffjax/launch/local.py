@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from diffjax.launch.jobs import LOG, Job
 
 
-class Local:
+class LocalExecutor:
     """Processes of this machine; their output goes to log.txt in their folders.
 
     Args:

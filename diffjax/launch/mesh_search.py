@@ -12,7 +12,7 @@ from diffjax.launch.step_plan import Figures, StepCase
 from diffjax.types import ConfigError
 
 
-def with_mesh(cfg: ConfigDict, batch: int, data: int, fsdp: int) -> ConfigDict:
+def replace_mesh(cfg: ConfigDict, batch: int, data: int, fsdp: int) -> ConfigDict:
     """A copy of a config with another global batch and mesh."""
     copy = ConfigDict(cfg.to_dict())
     copy.data.batch_size = batch
@@ -84,7 +84,7 @@ def rank_meshes(
             batch: int, data: int = data, fsdp: int = fsdp, figures: dict[int, Figures] = figures
         ) -> float | None:
             logging.info("data=%d fsdp=%d: %d images per chip", data, fsdp, batch)
-            changed = with_mesh(cfg, batch * chips, data, fsdp)
+            changed = replace_mesh(cfg, batch * chips, data, fsdp)
             try:
                 figures[batch] = step_plan.compile_plan(changed, name, make_case(changed))
             except step_plan.DoesNotFit as failure:

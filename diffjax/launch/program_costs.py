@@ -41,7 +41,7 @@ def _count_jaxpr(jaxpr: Any) -> float:
         elif name == "cond":
             total += max(_count_jaxpr(branch.jaxpr) for branch in params["branches"])
         else:
-            inside = sum(_count_jaxpr(_inner(value)) for value in _list_inner(params))
+            inside = sum(_count_jaxpr(_unwrap_jaxpr(value)) for value in _list_inner(params))
             total += inside * (params["length"] if name == "scan" else 1)
     return total
 
@@ -52,7 +52,7 @@ def _list_inner(params: Mapping[str, Any]) -> list[Jaxpr | ClosedJaxpr]:
     return [params[name] for name in names if name in params]
 
 
-def _inner(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+def _unwrap_jaxpr(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 

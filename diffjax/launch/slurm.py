@@ -44,7 +44,7 @@ class _Command:
         return DelayedSubmission(_Command(self._job), *arguments)
 
 
-class Slurm:
+class SlurmExecutor:
     """Jobs of a Slurm cluster, through submitit; squeue alone is asked how they are.
 
     Args:

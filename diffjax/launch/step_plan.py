@@ -107,7 +107,7 @@ def _compile(
     cfg: ConfigDict, devices: list[jax.Device], chip: Chip | None, case: StepCase
 ) -> Figures:
     mesh = make_mesh(cfg.mesh, devices)
-    step, arguments, placed = _abstract_step(cfg, case, mesh)
+    step, arguments, placed = _make_abstract_step(cfg, case, mesh)
     state, frozen, _ = arguments
     begun = time.monotonic()
     sizes = {
@@ -157,7 +157,7 @@ def _estimate_utilisation(
     return float(flops / seconds / chip.flops)
 
 
-def _abstract_step(
+def _make_abstract_step(
     cfg: ConfigDict, case: StepCase, mesh: jax.sharding.Mesh
 ) -> tuple[Any, tuple[PyTree, ...], State]:
     """The jitted step, its arguments as shapes with placements, and the state's placements."""

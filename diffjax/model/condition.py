@@ -85,16 +85,16 @@ def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condit
     choose("concatenation", concat, {"": 0, **_CONCATS})
     parts = []
     if config.network.conditional and num_classes:
-        parts.append(_label(num_classes))
+        parts.append(_make_label_part(num_classes))
     if context:
         parts.append(_CONTEXTS[context](config, num_classes))
     guided = bool(parts)
     if concat:
         parts.append(_CONCATS[concat](config, space))
-    return _join(parts, guided)
+    return _join_parts(parts, guided)
 
 
-def _join(parts: list[_Part], guided: bool) -> Condition:
+def _join_parts(parts: list[_Part], guided: bool) -> Condition:
     def take(batch: Batch, key: jax.Array) -> Cond:
         return {p.name: p.take(batch, key) for p in parts} or None
 
@@ -114,24 +114,24 @@ def _join(parts: list[_Part], guided: bool) -> Condition:
     return Condition(take, null, init, encode, example, guided, names, needs)
 
 
-UNCONDITIONAL = _join([], False)  # that of a network that is given z and t alone
+UNCONDITIONAL = _join_parts([], False)  # that of a network that is given z and t alone
 
 
 def make_label_condition(classes: int) -> Condition:
     """The class of an image as ``cond["label"]`` (B,), int32; ``classes`` means none of them."""
-    return _join([_label(classes)], True)
+    return _join_parts([_make_label_part(classes)], True)
 
 
-def _same(name: str) -> Callable[..., dict[str, Array]]:
+def _pass_through(name: str) -> Callable[..., dict[str, Array]]:
     return lambda params, frozen, extra, value: {name: value}
 
 
-def _label(classes: int) -> _Part:
+def _make_label_part(classes: int) -> _Part:
     return _Part(
         "label",
         lambda batch, key: batch["label"],
         lambda label: jnp.full_like(label, classes),
-        _same("label"),
+        _pass_through("label"),
         {"label": jnp.zeros(1, jnp.int32)},
         (),
     )
@@ -140,7 +140,7 @@ def _label(classes: int) -> _Part:
 # ---- tokens -------------------------------------------------------------------------------------
 
 
-def _label_token(config: ConfigDict, classes: int) -> _Part:
+def _make_label_token_part(config: ConfigDict, classes: int) -> _Part:
     if not classes:
         raise ValueError("cond.context=label needs data with classes: set data.num_classes")
     width = config.network.context_dim
@@ -153,10 +153,10 @@ def _label_token(config: ConfigDict, classes: int) -> _Part:
         return {"context": params["label_encoder"]["embedding"][label][:, None]}
 
     example = {"context": jnp.zeros((1, 1, width))}
-    return _label(classes)._replace(encode=encode, example=example, init=init)
+    return _make_label_part(classes)._replace(encode=encode, example=example, init=init)
 
 
-def _text(config: ConfigDict, classes: int) -> _Part:
+def _make_text_part(config: ConfigDict, classes: int) -> _Part:
     section, width = config.cond, config.network.context_dim
     options = dict(section.get("text", None) or {})
     net = build("text encoder", "text", {"text": TextTransformer}, {**options, "features": width})
@@ -168,7 +168,7 @@ def _text(config: ConfigDict, classes: int) -> _Part:
     def encode(params: Params, frozen: Frozen, extra: Statistics, ids: Array) -> dict[str, Array]:
         return {"context": net.apply({"params": params["text_encoder"]}, ids)}
 
-    return _tokens(width, encode)._replace(init=init)
+    return _make_tokens_part(width, encode)._replace(init=init)
 
 
 ENCODERS = {"text": "text_encoder", "text_2": "text_encoder_2"}  # by section and entry of a batch
@@ -195,12 +195,12 @@ def make_clips(config: ConfigDict) -> dict[str, CLIPText]:
     return made
 
 
-def _clip(config: ConfigDict, classes: int) -> _Part:
+def _make_clip_part(config: ConfigDict, classes: int) -> _Part:
     empty = tuple(config.cond.empty) or (0,)
-    return _read_clip(make_clips(config)["text_encoder"], config.network.context_dim, empty)
+    return _make_encoder_part(make_clips(config)["text_encoder"], config.network.context_dim, empty)
 
 
-def _read_clip(net: CLIPText, width: int, empty: tuple[int, ...]) -> _Part:
+def _make_encoder_part(net: CLIPText, width: int, empty: tuple[int, ...]) -> _Part:
     """The tokens of one encoder, ``frozen["text_encoder"]``; ``empty`` are ids of no text."""
 
     def null(ids: Array) -> Array:
@@ -212,14 +212,16 @@ def _read_clip(net: CLIPText, width: int, empty: tuple[int, ...]) -> _Part:
         out: Any = net.apply({"params": frozen["text_encoder"]}, ids)
         return {"context": jax.lax.stop_gradient(out.last)}
 
-    return _tokens(width, encode)._replace(null=null)
+    return _make_tokens_part(width, encode)._replace(null=null)
 
 
-def _clip_xl(config: ConfigDict, classes: int) -> _Part:
-    return _read_clips(make_clips(config), config.network.context_dim, added_shapes(config))
+def _make_clip_xl_part(config: ConfigDict, classes: int) -> _Part:
+    return _make_encoders_part(
+        make_clips(config), config.network.context_dim, list_added_shapes(config)
+    )
 
 
-def _read_clips(
+def _make_encoders_part(
     nets: Mapping[str, CLIPText], width: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> _Part:
     """XL's encoders' last layer but one, and the last one's pooled text (Podell et al. 2023, 2.1).
@@ -264,11 +266,11 @@ def make_text_condition(
         added: shapes of what XL's networks are told beside the context; empty for others.
     """
     if added:
-        return _join([_read_clips(nets, width, added)], True)
-    return _join([_read_clip(nets["text_encoder"], width, empty)], True)
+        return _join_parts([_make_encoders_part(nets, width, added)], True)
+    return _join_parts([_make_encoder_part(nets["text_encoder"], width, empty)], True)
 
 
-def _tokens(width: int, encode: Callable[..., dict[str, Array]]) -> _Part:
+def _make_tokens_part(width: int, encode: Callable[..., dict[str, Array]]) -> _Part:
     """Token ids ``batch["text"]`` (B, M); zeros, the empty text, say nothing."""
     return _Part(
         "text",
@@ -283,7 +285,7 @@ def _tokens(width: int, encode: Callable[..., dict[str, Array]]) -> _Part:
 EMBEDDINGS = ("context", "text_embeds", "time_ids")  # the last two of Stable Diffusion XL
 
 
-def added_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
+def list_added_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Shapes of what XL's networks are told of one image beside the context; empty for others."""
     section, added = config.cond, config.network.added_dim
     if not added:
@@ -293,15 +295,15 @@ def added_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     return {"text_embeds": (pooled,), "time_ids": (ids,)}
 
 
-def embedding_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
+def list_embedding_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Shapes of the `EMBEDDINGS` of one image that ``cond.context=given`` asks for."""
     tokens = (config.cond.given.tokens, config.network.context_dim)
-    return {"context": tokens, **added_shapes(config)}
+    return {"context": tokens, **list_added_shapes(config)}
 
 
-def _given(config: ConfigDict, classes: int) -> _Part:
+def _make_embedding_part(config: ConfigDict, classes: int) -> _Part:
     """Embeddings made beforehand; zeros, as XL has them for the empty text, say nothing."""
-    shapes = embedding_shapes(config)
+    shapes = list_embedding_shapes(config)
 
     def null(raw: dict[str, Array]) -> dict[str, Array]:
         return {k: v if k == "time_ids" else jnp.zeros_like(v) for k, v in raw.items()}
@@ -322,37 +324,37 @@ def _given(config: ConfigDict, classes: int) -> _Part:
 
 
 _CONTEXTS = {
-    "label": _label_token,
-    "text": _text,
-    "clip": _clip,
-    "clip_xl": _clip_xl,
-    "given": _given,
+    "label": _make_label_token_part,
+    "text": _make_text_part,
+    "clip": _make_clip_part,
+    "clip_xl": _make_clip_xl_part,
+    "given": _make_embedding_part,
 }
 
 
 # ---- channels -----------------------------------------------------------------------------------
 
 
-def area(images: Array, shape: tuple[int, int, int]) -> Array:
+def average_area(images: Array, shape: tuple[int, int, int]) -> Array:
     """Images (B, H, W, C) averaged to the height and width of ``shape``."""
     b, height, width, c = images.shape
     h, w, _ = shape
     return images.reshape(b, h, height // h, w, width // w, c).mean((2, 4))
 
 
-def _superres(config: ConfigDict, space: Space) -> _Part:
+def _make_superres_part(config: ConfigDict, space: Space) -> _Part:
     channels = config.data.channels
     return _Part(
         "low",
-        lambda batch, key: area(batch["image"], space.shape),
+        lambda batch, key: average_area(batch["image"], space.shape),
         lambda low: low,
-        _same("concat"),
+        _pass_through("concat"),
         {"concat": jnp.zeros((1, *space.shape[:2], channels))},
         ("image",),
     )
 
 
-def holes(key: jax.Array, images: Array) -> Array:
+def draw_holes(key: jax.Array, images: Array) -> Array:
     """Rectangles (B, H, W, 1) of ones in images' shape, sides and places at random."""
     b, height, width, _ = images.shape
     u = jax.random.uniform(key, (4, b, 1, 1))
@@ -364,17 +366,17 @@ def holes(key: jax.Array, images: Array) -> Array:
     return (rows & columns)[..., None].astype(jnp.float32)
 
 
-def _cut(images: Array, hole: Array) -> dict[str, Array]:
+def _cut_hole(images: Array, hole: Array) -> dict[str, Array]:
     return {"image": images * (1 - hole), "hole": hole}
 
 
-def _inpaint(config: ConfigDict, space: Space) -> _Part:
+def _make_inpaint_part(config: ConfigDict, space: Space) -> _Part:
     def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
-        return _cut(batch["image"], holes(jax.random.fold_in(key, 4), batch["image"]))
+        return _cut_hole(batch["image"], draw_holes(jax.random.fold_in(key, 4), batch["image"]))
 
     def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Any) -> dict[str, Array]:
         seen = space.encode(frozen, extra, raw["image"])
-        return {"concat": jnp.concatenate([seen, area(raw["hole"], space.shape)], axis=-1)}
+        return {"concat": jnp.concatenate([seen, average_area(raw["hole"], space.shape)], axis=-1)}
 
     h, w, c = space.shape
     return _Part(
@@ -382,32 +384,42 @@ def _inpaint(config: ConfigDict, space: Space) -> _Part:
     )
 
 
-def _fill(config: ConfigDict, space: Space) -> _Part:
+def _make_fill_part(config: ConfigDict, space: Space) -> _Part:
     """Mask first, its pixels those at the corners of the latents', and some images all hole."""
     factor = space.net.factor if space.net else 1
 
     def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
-        hole = holes(jax.random.fold_in(key, 4), batch["image"])
+        hole = draw_holes(jax.random.fold_in(key, 4), batch["image"])
         whole = jax.random.bernoulli(jax.random.fold_in(key, 6), WHOLE, (len(hole), 1, 1, 1))
-        return _cut(batch["image"], jnp.maximum(hole, whole))
+        return _cut_hole(batch["image"], jnp.maximum(hole, whole))
 
     def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Any) -> dict[str, Array]:
         seen = space.encode(frozen, extra, raw["image"])
         return {"concat": jnp.concatenate([raw["hole"][:, ::factor, ::factor], seen], axis=-1)}
 
-    return _inpaint(config, space)._replace(take=take, encode=encode)
+    return _make_inpaint_part(config, space)._replace(take=take, encode=encode)
 
 
-def _map(config: ConfigDict, space: Space) -> _Part:
+def _make_map_part(config: ConfigDict, space: Space) -> _Part:
     classes = config.cond.map_classes
 
     def take(batch: Batch, key: jax.Array) -> Array:
-        return area(jax.nn.one_hot(batch["mask"], classes), space.shape)
+        return average_area(jax.nn.one_hot(batch["mask"], classes), space.shape)
 
     shape = (1, *space.shape[:2], classes)
     return _Part(
-        "map", take, lambda value: value, _same("concat"), {"concat": jnp.zeros(shape)}, ("mask",)
+        "map",
+        take,
+        lambda value: value,
+        _pass_through("concat"),
+        {"concat": jnp.zeros(shape)},
+        ("mask",),
     )
 
 
-_CONCATS = {"superres": _superres, "inpaint": _inpaint, "fill": _fill, "map": _map}
+_CONCATS = {
+    "superres": _make_superres_part,
+    "inpaint": _make_inpaint_part,
+    "fill": _make_fill_part,
+    "map": _make_map_part,
+}

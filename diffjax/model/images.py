@@ -19,7 +19,7 @@ from diffjax.types import Array, ArrayLike, Cond, Rows, Sampler
 SHORTEST = 64  # rows that a plan is padded to at least, so that few lengths are compiled
 
 
-class Inputs(NamedTuple):
+class ImageInputs(NamedTuple):
     """What some images are made of, besides noise.
 
     Attributes:
@@ -62,7 +62,7 @@ class ImageMaker:
 
     def __call__(
         self,
-        inputs_of: Callable[[np.ndarray], Inputs],
+        inputs_of: Callable[[np.ndarray], ImageInputs],
         sampler: Sampler,
         rows: Rows,
         *,
@@ -172,10 +172,10 @@ def draw(
         cond = {"label": np.resize(chosen, num).astype(np.int32)}
     elif labels is not None:
         raise ValueError("labels are for models that are given classes; this one is not")
-    whole = Inputs(cond, list(hints))
+    whole = ImageInputs(cond, list(hints))
 
-    def pick(index: np.ndarray) -> Inputs:
-        picked: Inputs = jax.tree.map(lambda leaf: np.asarray(leaf)[index % len(leaf)], whole)
+    def pick(index: np.ndarray) -> ImageInputs:
+        picked: ImageInputs = jax.tree.map(lambda leaf: np.asarray(leaf)[index % len(leaf)], whole)
         return picked
 
     guided = scale != 1 or (model.condition.guided and model.drop > 0)

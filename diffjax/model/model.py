@@ -245,7 +245,7 @@ def sample(
             null=None if scale is None else encode(model, model.condition.null(cond)),
             scale=scale,
             controls=controls,
-            combine=_combine(model, steering),
+            combine=_choose_combination(model, steering),
             sequential=steering.sequential,
         )
     if steering.clip:
@@ -255,7 +255,7 @@ def sample(
     return jnp.clip(model.space.leave(model.frozen or {}, model.statistics or {}, x), -1, 1)
 
 
-def _combine(model: Model, steering: Steering) -> guidance.Combine:
+def _choose_combination(model: Model, steering: Steering) -> guidance.Combine:
     if not steering.rescale:
         return guidance.cfg
     return guidance.rescaled(model.parameterization, steering.rescale)

@@ -44,7 +44,7 @@ def make_published_model(parts: Components, scheduler: Scheduler | None = None) 
         network=unet,
         space=space,
         condition=make_text_condition(
-            nets, unet.context_dim, (first.start, first.end, first.pad), _added_shapes(parts)
+            nets, unet.context_dim, (first.start, first.end, first.pad), _list_added_shapes(parts)
         ),
         params=parts.unet.params,
         frozen={**frozen, "autoencoder": parts.vae.params},
@@ -53,7 +53,7 @@ def make_published_model(parts: Components, scheduler: Scheduler | None = None) 
     )
 
 
-def _added_shapes(parts: Components) -> dict[str, tuple[int, ...]]:
+def _list_added_shapes(parts: Components) -> dict[str, tuple[int, ...]]:
     unet = parts.unet.net
     if not unet.added_dim:
         return {}

@@ -35,7 +35,7 @@ class Space(NamedTuple):
     net: Autoencoder | None = None
 
 
-def pixels(image_shape: tuple[int, int, int]) -> Space:
+def make_pixel_space(image_shape: tuple[int, int, int]) -> Space:
     """Images as they are."""
     return Space(
         image_shape,
@@ -57,7 +57,7 @@ def make_space(config: ConfigDict, image_shape: tuple[int, int, int]) -> Space:
     """
     section = config.get("autoencoder", None)
     if not section:
-        return pixels(image_shape)
+        return make_pixel_space(image_shape)
     options = {k: v for k, v in dict(section).items() if k not in ("weights", "scale")}
     net = make_autoencoder(options, image_shape[-1])
     return make_latent_space(net, image_shape, section.get("scale", 0.0))
@@ -68,7 +68,7 @@ def make_latent_space(
 ) -> Space:
     """The latents ``scale (z - shift)`` of an autoencoder, ``frozen["autoencoder"]``.
 
-    A batch has either ``image``, or ``moments`` from `moments`, written to disk beforehand: the
+    A batch has either ``image``, or ``moments`` from `encode_moments`, written to disk beforehand: the
     same key draws the same posterior sample from either.
 
     Args:
@@ -95,19 +95,19 @@ def make_latent_space(
     ) -> tuple[Array, PyTree]:
         stored = batch.get("moments")
         if stored is None:
-            stored = moments(net, frozen["autoencoder"], batch["image"])
-        z = center(stop(draw(net, stored, key)))
+            stored = encode_moments(net, frozen["autoencoder"], batch["image"])
+        z = center(stop(draw_latents(net, stored, key)))
         scale = extra["latent_scale"]
         scale = jnp.where(scale > 0, scale, 1 / z.std())
         return z * scale, {**extra, "latent_scale": scale}
 
     def encode(frozen: Frozen, extra: Statistics, images: Array) -> Array:
-        stored = moments(net, frozen["autoencoder"], images)
+        stored = encode_moments(net, frozen["autoencoder"], images)
         return center(stop(stored[..., : shape[-1]])) * extra["latent_scale"]
 
     def leave(frozen: Frozen, extra: Statistics, x: Array) -> Array:
         z = x / extra["latent_scale"]
-        return _run(net, frozen["autoencoder"], z + shift if shift else z, net.decode)
+        return _apply(net, frozen["autoencoder"], z + shift if shift else z, net.decode)
 
     start = {"latent_scale": jnp.asarray(scale, jnp.float32)}
     return Space(shape, start, enter, encode, leave, net)
@@ -129,25 +129,25 @@ def make_autoencoder(section: ConfigDict, channels: int) -> Autoencoder:
     return build_section("autoencoder", name, AUTOENCODERS, options)
 
 
-def moments(net: Autoencoder, params: Params, images: Array) -> Array:
+def encode_moments(net: Autoencoder, params: Params, images: Array) -> Array:
     """What is worth storing of the latents: (B, h, w, 2C) mean and log-variance, or (B, h, w, C).
 
     A codebook's latents are not yet quantised: a diffusion model learns those, and the decoder
     quantises what it makes.
     """
-    code = _run(net, params, images, net.encode)
+    code = _apply(net, params, images, net.encode)
     if isinstance(net, VQModel):
         return code
     return jnp.concatenate([code.mean, code.logvar], axis=-1)
 
 
-def draw(net: Autoencoder, stored: Array, key: jax.Array) -> Array:
-    """A sample (B, h, w, C) of `moments`."""
+def draw_latents(net: Autoencoder, stored: Array, key: jax.Array) -> Array:
+    """A sample (B, h, w, C) of `encode_moments`."""
     if isinstance(net, VQModel):
         return stored
     mean, logvar = jnp.split(stored, 2, axis=-1)
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
 
-def _run(net: Autoencoder, params: Params, value: Array, method: Any) -> Any:
+def _apply(net: Autoencoder, params: Params, value: Array, method: Any) -> Any:
     return net.apply({"params": params}, value, method=method)

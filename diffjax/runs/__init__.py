@@ -8,22 +8,22 @@
 A ``folder`` is the workdir of a run, or None: what a run there knows of its data holds.
 """
 
-from diffjax.runs.batches import abstract_batch, read_image_shape, start_batches
+from diffjax.runs.batches import make_abstract_batch, read_image_shape, start_batches
 from diffjax.runs.classes import find_class, keep_classes, read_classes, read_known_classes
-from diffjax.runs.drawing import Drawer, Strength, with_sample
+from diffjax.runs.drawing import Drawer, Strength, replace_sample
 from diffjax.runs.exported import write_export
-from diffjax.runs.fixed_parts import abstract_fixed_parts, load_fixed_parts
+from diffjax.runs.fixed_parts import load_fixed_parts, make_abstract_fixed_parts
 from diffjax.runs.open import TrainedRun, make_drawer, open_control, open_model, open_run
 from diffjax.runs.publishing import is_publishable, publish
 from diffjax.runs.record import Record, is_trained
-from diffjax.runs.settle import settle
+from diffjax.runs.settle import fill_from_data
 from diffjax.runs.sources import load_source, load_test_source
 from diffjax.runs.states import (
-    abstract_state,
-    assemble,
+    assemble_trained,
     build_model,
     build_task,
     init_untrained,
+    make_abstract_state,
     make_run_mesh,
     read_state,
 )
@@ -34,12 +34,10 @@ __all__ = [
     "Record",
     "Strength",
     "TrainedRun",
-    "abstract_batch",
-    "abstract_fixed_parts",
-    "abstract_state",
-    "assemble",
+    "assemble_trained",
     "build_model",
     "build_task",
+    "fill_from_data",
     "find_class",
     "init_untrained",
     "is_publishable",
@@ -49,6 +47,9 @@ __all__ = [
     "load_fixed_parts",
     "load_source",
     "load_test_source",
+    "make_abstract_batch",
+    "make_abstract_fixed_parts",
+    "make_abstract_state",
     "make_drawer",
     "make_run_mesh",
     "make_tokenizers",
@@ -60,9 +61,8 @@ __all__ = [
     "read_image_shape",
     "read_known_classes",
     "read_state",
-    "settle",
+    "replace_sample",
     "start_batches",
     "tokenize",
-    "with_sample",
     "write_export",
 ]

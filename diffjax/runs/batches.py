@@ -12,9 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax import data
-from diffjax.model.condition import ENCODERS, added_shapes, embedding_shapes
-from diffjax.runs.hints import hint_shape, make_hints
-from diffjax.tasks import task_kind
+from diffjax.model.condition import ENCODERS, list_added_shapes, list_embedding_shapes
+from diffjax.runs.hints import make_hints, read_hint_shape
+from diffjax.tasks import find_task_kind
 from diffjax.train.loop import Batches
 from diffjax.train.sharding import find_host_share
 from diffjax.types import ConfigError
@@ -35,18 +35,18 @@ def read_image_shape(cfg: ConfigDict) -> tuple[int, int, int]:
     return height, width, cfg.data.channels
 
 
-def _texts(cfg: ConfigDict) -> dict[str, ConfigDict]:
+def _select_texts(cfg: ConfigDict) -> dict[str, ConfigDict]:
     """The text encoders' sections, by the name of their token ids."""
     part = cfg.get("cond", {})  # which a first stage has not
     return {entry: part[entry] for entry in ENCODERS if part.get(entry)}
 
 
-def _vectors(cfg: ConfigDict) -> dict[str, tuple[int, ...]]:
+def _list_vector_shapes(cfg: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Shapes of what the network is told that is no token."""
     kind = cfg.cond.context if "cond" in cfg else ""
     if kind == "clip_xl":
-        return {"time_ids": added_shapes(cfg)["time_ids"]}
-    return embedding_shapes(cfg) if kind == "given" else {}
+        return {"time_ids": list_added_shapes(cfg)["time_ids"]}
+    return list_embedding_shapes(cfg) if kind == "given" else {}
 
 
 def make_buckets(cfg: ConfigDict) -> data.Buckets | None:
@@ -55,13 +55,16 @@ def make_buckets(cfg: ConfigDict) -> data.Buckets | None:
     return data.Buckets(step, cfg.data.bucket_ratio) if step else None
 
 
-def abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def make_abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a training batch of ``size`` examples."""
-    shapes: dict[str, tuple[int, ...]] = {"image": read_image_shape(cfg), **_vectors(cfg)}
-    if task_kind(cfg).takes_hints:
-        shapes["hint"] = hint_shape(cfg, shapes["image"])
+    shapes: dict[str, tuple[int, ...]] = {
+        "image": read_image_shape(cfg),
+        **_list_vector_shapes(cfg),
+    }
+    if find_task_kind(cfg).takes_hints:
+        shapes["hint"] = read_hint_shape(cfg, shapes["image"])
     batch = {k: jax.ShapeDtypeStruct((size, *v), jnp.float32) for k, v in shapes.items()}
-    numbers = {"label": (), **{k: (text.positions,) for k, text in _texts(cfg).items()}}
+    numbers = {"label": (), **{k: (text.positions,) for k, text in _select_texts(cfg).items()}}
     return batch | {k: jax.ShapeDtypeStruct((size, *v), jnp.int32) for k, v in numbers.items()}
 
 
@@ -76,9 +79,9 @@ def make_noise(cfg: ConfigDict, count: int = 64) -> data.Source:
     )
     drawn: dict[str, np.ndarray] = {
         name: rng.integers(0, text.vocabulary, (count, text.positions), np.int32)
-        for name, text in _texts(cfg).items()
+        for name, text in _select_texts(cfg).items()
     }
-    for name, shape in _vectors(cfg).items():
+    for name, shape in _list_vector_shapes(cfg).items():
         drawn[name] = rng.standard_normal((count, *shape)).astype("f4")
     if not drawn:
         return source
@@ -89,7 +92,7 @@ def make_noise(cfg: ConfigDict, count: int = 64) -> data.Source:
 
 def start_batches(cfg: ConfigDict, source: data.Source) -> Batches:
     """``(step, sharding) -> iterator`` of training batches, placed on the devices ahead of use."""
-    hints = make_hints(cfg) if task_kind(cfg).takes_hints else None
+    hints = make_hints(cfg) if find_task_kind(cfg).takes_hints else None
 
     def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
         part, parts = find_host_share(sharding, cfg.data.batch_size)

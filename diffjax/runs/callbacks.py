@@ -13,9 +13,9 @@ from diffjax.evaluation import measure_distance
 from diffjax.evaluation.hint_fidelity import measure_control
 from diffjax.evaluation.image_grids import save_png, tile
 from diffjax.runs import control_examples, first_stage, real_images
-from diffjax.runs.drawing import Drawer, with_sample
-from diffjax.runs.states import assemble
-from diffjax.tasks import task_kind
+from diffjax.runs.drawing import Drawer, replace_sample
+from diffjax.runs.states import assemble_trained
+from diffjax.tasks import find_task_kind
 from diffjax.train import Reporter, State, hosts
 from diffjax.train.loop import OnEvaluate, OnSample
 from diffjax.types import ConfigError
@@ -32,7 +32,7 @@ def choose_preview(cfg: ConfigDict, folder: Path) -> OnSample | None:
     Args:
         folder: workdir, which gets samples/STEP.png.
     """
-    kind = task_kind(cfg)
+    kind = find_task_kind(cfg)
     if kind.reconstructs:
         return first_stage.make_preview(cfg, folder)
     if kind.assemble is None:
@@ -46,7 +46,7 @@ def choose_preview(cfg: ConfigDict, folder: Path) -> OnSample | None:
         above = [control_examples.draw_hints(hints, cfg.data.channels)]
 
     def write(state: State, frozen: Any, step: int, reporter: Reporter) -> None:
-        drawer = Drawer(preview, assemble(cfg, state, frozen), folder, compiled=compiled)
+        drawer = Drawer(preview, assemble_trained(cfg, state, frozen), folder, compiled=compiled)
         images = drawer.draw(num=num, batch_size=num, progress=f"preview at step {step}")
         if not hosts.is_writer():
             return
@@ -66,7 +66,7 @@ def choose_evaluation(cfg: ConfigDict, folder: Path) -> OnEvaluate | None:
     Raises:
         ConfigError: there is no classifier for this data set.
     """
-    kind = task_kind(cfg)
+    kind = find_task_kind(cfg)
     if not cfg.train.evaluate_every:
         return None
     if kind.reconstructs:
@@ -78,11 +78,11 @@ def choose_evaluation(cfg: ConfigDict, folder: Path) -> OnEvaluate | None:
     if not cfg.eval.features:
         raise ConfigError("train.evaluate_every needs a classifier: config.eval.features")
     network, num = metrics.feature_network(cfg.eval.features), cfg.eval.loop_num
-    (real, _), quick = real_images.take(cfg, num), _shorten(cfg)
+    (real, _), quick = real_images.take_images(cfg, num), _shorten(cfg)
     compiled: dict[Any, Any] = {}
 
     def measure(state: State, frozen: Any, step: int) -> dict[str, float]:
-        model = assemble(cfg, state, frozen)
+        model = assemble_trained(cfg, state, frozen)
         drawer = Drawer(quick, model, folder, compiled=compiled)
         images = drawer.draw(num=num, progress=f"evaluation at step {step}")
         return _keep_numbers(measure_distance(network, images, real, model.num_classes))
@@ -98,11 +98,11 @@ def _measure_controlled(cfg: ConfigDict, folder: Path) -> OnEvaluate:
     compiled: dict[Any, Any] = {}
 
     def measure(state: State, frozen: Any, step: int) -> dict[str, float]:
-        model = assemble(cfg, state, frozen)
+        model = assemble_trained(cfg, state, frozen)
         drawer = Drawer(_shorten(cfg), model, folder, compiled=compiled)
 
         def draw(prompt: bool) -> np.ndarray:
-            inputs = control_examples.give_inputs(model, batch, [hints], prompt=prompt)
+            inputs = control_examples.make_input_reader(model, batch, [hints], prompt=prompt)
             return drawer.draw(num=len(hints), inputs=inputs)
 
         def keep_to(images: np.ndarray) -> dict[str, float]:
@@ -116,7 +116,7 @@ def _measure_controlled(cfg: ConfigDict, folder: Path) -> OnEvaluate:
 def _shorten(cfg: ConfigDict) -> ConfigDict:
     """The config with few steps of DDIM, for looks at a model in training."""
     steps = min(PREVIEW_STEPS, cfg.sample.steps)
-    return with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
+    return replace_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
 
 
 def _keep_numbers(found: dict[str, Any]) -> dict[str, float]:

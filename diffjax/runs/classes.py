@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from diffjax import data
 from diffjax.runs.record import is_trained
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
 from diffjax.train import hosts
 from diffjax.types import ConfigError
 from diffjax.writing import write_atomically
@@ -21,7 +21,7 @@ NAMED = 20  # classes in a message
 
 def uses_labels(cfg: ConfigDict) -> bool:
     """Whether a config's model is told the class of an image, or has to find it."""
-    if task_kind(cfg).reads_labels:
+    if find_task_kind(cfg).reads_labels:
         return True
     return "cond" in cfg and bool(cfg.network.conditional or cfg.cond.context == "label")
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from diffjax import data
 from diffjax.evaluation.hint_fidelity import measure_fidelity
-from diffjax.model import Inputs, Model
+from diffjax.model import ImageInputs, Model
 from diffjax.runs.hints import make_hints
 from diffjax.runs.sources import load_test_source
 
@@ -23,9 +23,9 @@ def take_examples(cfg: ConfigDict, count: int, folder: Path | None = None) -> di
     return {**batch, "hint": make_hints(cfg)(batch)}
 
 
-def give_inputs(
+def make_input_reader(
     model: Model, batch: dict[str, np.ndarray], hints: Sequence[np.ndarray], *, prompt: bool = True
-) -> Callable[[np.ndarray], Inputs]:
+) -> Callable[[np.ndarray], ImageInputs]:
     """What images number ``index`` are made of: the conditions of a batch, and hints.
 
     Args:
@@ -34,10 +34,10 @@ def give_inputs(
     """
     raw = model.condition.take(batch, jax.random.key(0))
     raw = raw if prompt or not raw else model.condition.null(raw)
-    whole = jax.tree.map(np.asarray, Inputs(raw, list(hints)))
+    whole = jax.tree.map(np.asarray, ImageInputs(raw, list(hints)))
 
-    def read(index: np.ndarray) -> Inputs:
-        picked: Inputs = jax.tree.map(lambda leaf: leaf[index % len(leaf)], whole)
+    def read(index: np.ndarray) -> ImageInputs:
+        picked: ImageInputs = jax.tree.map(lambda leaf: leaf[index % len(leaf)], whole)
         return picked
 
     return read

@@ -14,7 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax import control, data, guidance
-from diffjax.model import ImageMaker, Inputs, Model, make_sampler, make_steering
+from diffjax.model import ImageInputs, ImageMaker, Model, make_sampler, make_steering
 from diffjax.model.images import pad_rows
 from diffjax.runs.fixed_parts import make_log_prob
 from diffjax.runs.hints import make_hints
@@ -22,7 +22,7 @@ from diffjax.runs.sources import load_test_source
 from diffjax.runs.states import make_run_mesh
 from diffjax.types import ConfigError, Rows, Sampler
 
-InputsOf = Callable[[np.ndarray], Inputs]
+InputsOf = Callable[[np.ndarray], ImageInputs]
 
 
 class Strength(NamedTuple):
@@ -97,7 +97,7 @@ class Drawer:
             steering = maker.steering._replace(balance=balance)
             maker = ImageMaker(maker.model, maker.mesh, steering, maker.compiled)
         windows = [
-            np.pad(one.scale * control.window(count, one.start, one.end), (0, _padding(rows)))
+            np.pad(one.scale * control.window(count, one.start, one.end), (0, _count_padding(rows)))
             for one in strengths
         ]
         return maker(
@@ -107,27 +107,27 @@ class Drawer:
             num=num,
             first=first,
             seed=seed,
-            scale=_guidance(self._cfg, self.model, pad_rows(rows), scale),
+            scale=_make_guidance(self._cfg, self.model, pad_rows(rows), scale),
             strengths=windows,
             batch_size=batch_size or self._cfg.sample.batch_size,
             progress=progress,
         )
 
 
-def _padding(rows: Rows) -> int:
+def _count_padding(rows: Rows) -> int:
     return len(pad_rows(rows).level.t) - len(rows.level.t)
 
 
 def _read_inputs(
     cfg: ConfigDict, model: Model, folder: Path | None = None
-) -> Callable[..., Inputs]:
+) -> Callable[..., ImageInputs]:
     """``(index, labels, text) -> `` what images number ``index`` are made of, on the host."""
     hints = make_hints(cfg) if model.controls else None
     load = functools.cache(lambda: load_test_source(cfg, folder=folder))
 
     def read(
         index: np.ndarray, labels: np.ndarray | None = None, text: np.ndarray | None = None
-    ) -> Inputs:
+    ) -> ImageInputs:
         batch: dict[str, Any] = {}
         needs = set(model.condition.needs) - ({"text"} if text is not None else set())
         if needs or hints:
@@ -139,7 +139,9 @@ def _read_inputs(
         if text is not None:
             batch["text"] = text[index % len(text)]
         cond = _take_each(model, batch, index)  # the holes of inpainting are random
-        return Inputs(jax.tree.map(np.asarray, cond), [hints(batch)] if hints is not None else [])
+        return ImageInputs(
+            jax.tree.map(np.asarray, cond), [hints(batch)] if hints is not None else []
+        )
 
     return read
 
@@ -152,7 +154,9 @@ def _take_each(model: Model, batch: dict[str, Any], index: np.ndarray) -> Any:
     return jax.vmap(one)(batch, jax.vmap(jax.random.key)(jnp.asarray(index)))
 
 
-def _guidance(cfg: ConfigDict, model: Model, rows: Rows, scale: float | None) -> np.ndarray | None:
+def _make_guidance(
+    cfg: ConfigDict, model: Model, rows: Rows, scale: float | None
+) -> np.ndarray | None:
     """Guidance by row, or None for models without a condition and for unguided sampling.
 
     Raises:
@@ -193,7 +197,7 @@ def _check_labels(labels: np.ndarray | None, model: Model) -> None:
         )
 
 
-def with_sample(cfg: ConfigDict, **sample: Any) -> ConfigDict:
+def replace_sample(cfg: ConfigDict, **sample: Any) -> ConfigDict:
     """A copy of a config with other values in ``config.sample``."""
     copy = ConfigDict(cfg.to_dict())
     copy.sample.update(sample)

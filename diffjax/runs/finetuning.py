@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 
 from diffjax.config import resolve
 from diffjax.pretrained import configs
-from diffjax.runs.locate import INDEX, fit, read_weights
+from diffjax.runs.locate import INDEX, fit_weights, read_weights
 from diffjax.runs.states import build_model
 from diffjax.runs.tokens import RANDOM, find_model_path
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
 from diffjax.types import ConfigError, Module, Params
 from diffjax.untrusted import read_json
 
@@ -53,7 +53,7 @@ def read_part(cfg: ConfigDict, name: str, net: Module, like: Params) -> Params:
     if name == "unet" and cfg.cond.concat:
         state[FIRST] = _widen(state[FIRST], like["conv_in"]["kernel"].shape[2])
     said = f"the {name} of {where} is not the one that the config describes"
-    params = fit(found._replace(state=state), like, said)
+    params = fit_weights(found._replace(state=state), like, said)
     _refuse(where, name, find_differences(name, net, found.network))
     return params
 
@@ -147,6 +147,6 @@ def choose_initial(cfg: ConfigDict, like: Params) -> Callable[[], Params] | None
         like: shapes of the parameters.
     """
     path = find_model_path(cfg)
-    if not path or path == RANDOM or task_kind(cfg).trains_beside:
+    if not path or path == RANDOM or find_task_kind(cfg).trains_beside:
         return None
     return lambda: read_part(cfg, "unet", build_model(cfg).network, like)

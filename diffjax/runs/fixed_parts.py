@@ -26,17 +26,17 @@ from diffjax.pretrained.perceptual import load_lpips
 from diffjax.runs.batches import read_image_shape
 from diffjax.runs.exported import read_exported_parts
 from diffjax.runs.finetuning import check_noise, read_part
-from diffjax.runs.locate import fit, read_weights
+from diffjax.runs.locate import fit_weights, read_weights
 from diffjax.runs.states import (
-    abstract_base,
-    abstract_state,
     build_model,
     join_base,
+    make_abstract_base,
+    make_abstract_state,
     make_run_mesh,
 )
 from diffjax.runs.tokens import RANDOM, find_model_path
-from diffjax.tasks import task_kind
-from diffjax.tasks.noisy_classifier import log_prob, make_noisy_classifier
+from diffjax.tasks import find_task_kind
+from diffjax.tasks.noisy_classifier import make_classifier_log_prob, make_noisy_classifier
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
 from diffjax.train.sharding import make_tree_sharding, place, with_sharding
@@ -45,10 +45,10 @@ from diffjax.types import ConfigError, Module, Params
 Parts = dict[str, Params]
 
 
-def abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
+def make_abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
     """Shapes of what `load_fixed_parts` gives, without reading anything large."""
-    if task_kind(cfg).reconstructs:
-        return _abstract_perceptual(cfg)
+    if find_task_kind(cfg).reconstructs:
+        return _make_abstract_perceptual(cfg)
     out: Parts = {}
     if cfg.get("autoencoder", None):
         net = describe_autoencoder(cfg)
@@ -58,12 +58,12 @@ def abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     for name, clip in make_clips(cfg).items():
         out[name] = jax.eval_shape(clip.init, jax.random.key(0), ids)["params"]
-    if task_kind(cfg).trains_beside:
-        out |= abstract_base(cfg)
+    if find_task_kind(cfg).trains_beside:
+        out |= make_abstract_base(cfg)
     return out or None
 
 
-def _abstract_perceptual(cfg: ConfigDict) -> Parts | None:
+def _make_abstract_perceptual(cfg: ConfigDict) -> Parts | None:
     if cfg.loss.perceptual != "lpips":
         found: Parts | None = jax.eval_shape(lambda tree: tree, _read_perceptual(cfg))
         return found
@@ -106,10 +106,10 @@ def load_fixed_parts(
 
 
 def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: bool) -> Parts | None:
-    kind = task_kind(cfg)
+    kind = find_task_kind(cfg)
     if kind.reconstructs:
         return _read_perceptual(cfg)
-    if exported and not kind.takes_hints and (shapes := abstract_fixed_parts(cfg)):
+    if exported and not kind.takes_hints and (shapes := make_abstract_fixed_parts(cfg)):
         return dict(read_exported_parts(exported, shapes))
     if not fresh and not exported and (stored := _read_stored(cfg, folder)):
         return stored
@@ -127,7 +127,7 @@ def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: boo
 
 def _read_stored(cfg: ConfigDict, folder: Path) -> Parts | None:
     """What the newest checkpoint of a workdir was trained with; None if there is none."""
-    shapes, steps = abstract_fixed_parts(cfg), folder / "checkpoints"
+    shapes, steps = make_abstract_fixed_parts(cfg), folder / "checkpoints"
     if shapes is None or not steps.is_dir():
         return None
     checkpoints = Checkpoints(steps)
@@ -162,7 +162,7 @@ def _read_perceptual(cfg: ConfigDict) -> Parts | None:
 
 
 def _read_text_encoder(cfg: ConfigDict, name: str, net: Module) -> Params:
-    like, model = (abstract_fixed_parts(cfg) or {})[name], find_model_path(cfg)
+    like, model = (make_abstract_fixed_parts(cfg) or {})[name], find_model_path(cfg)
     where = cfg.cond.weights or model
     if not where:
         raise ConfigError(
@@ -173,11 +173,11 @@ def _read_text_encoder(cfg: ConfigDict, name: str, net: Module) -> Params:
     if where == model:
         return read_part(cfg, name, net, like)
     said = f"the text encoder in {where} is not the one of config.cond.text"
-    return fit(read_weights(where, name), like, said)
+    return fit_weights(read_weights(where, name), like, said)
 
 
 def _read_autoencoder(cfg: ConfigDict) -> Params:
-    like, model = (abstract_fixed_parts(cfg) or {})["autoencoder"], find_model_path(cfg)
+    like, model = (make_abstract_fixed_parts(cfg) or {})["autoencoder"], find_model_path(cfg)
     where, net = cfg.autoencoder.weights or model, describe_autoencoder(cfg)
     if not where:
         raise ConfigError(
@@ -190,7 +190,7 @@ def _read_autoencoder(cfg: ConfigDict) -> Params:
     if where == model:
         return read_part(cfg, "vae", net, like)
     said = f"the autoencoder in {where} is not the one of config.autoencoder"
-    return fit(read_weights(where, "vae"), like, said)
+    return fit_weights(read_weights(where, "vae"), like, said)
 
 
 def _init_random(net: Module, example: jax.Array) -> Params:
@@ -206,7 +206,7 @@ def read_base(cfg: ConfigDict) -> Parts:
     Raises:
         ConfigError: there is none, or one of another shape.
     """
-    like, described = abstract_base(cfg)["base"], build_model(cfg)
+    like, described = make_abstract_base(cfg)["base"], build_model(cfg)
     path = find_model_path(cfg)
     if path not in ("", RANDOM):
         params = read_part(cfg, "unet", described.network, like)
@@ -226,7 +226,7 @@ def read_base(cfg: ConfigDict) -> Parts:
 
         return join_base(jax.tree.map(draw, like), dict(described.space.extra))
     found = read_weights(where, "unet")
-    params = fit(found, like, f"{where} is not the base that config.network describes")
+    params = fit_weights(found, like, f"{where} is not the base that config.network describes")
     statistics = {
         name: jnp.asarray(found.statistics.get(name, value))
         for name, value in described.space.extra.items()
@@ -247,15 +247,15 @@ def make_log_prob(cfg: ConfigDict) -> LogProb | None:
     if not cfg.sample.classifier:
         return None
     found = _read_classifier_config(cfg)
-    return log_prob(make_noisy_classifier(found, found.data.num_classes))
+    return make_classifier_log_prob(make_noisy_classifier(found, found.data.num_classes))
 
 
 def read_classifier(cfg: ConfigDict) -> Params:
     """The parameters of the classifier that the config names."""
     path, found = cfg.sample.classifier, _read_classifier_config(cfg)
-    like = abstract_state(found).ema
+    like = make_abstract_state(found).ema
     said = f"the classifier {path} is not the one that its config describes"
-    return jax.tree.map(jnp.asarray, fit(read_weights(path, "classifier"), like, said))
+    return jax.tree.map(jnp.asarray, fit_weights(read_weights(path, "classifier"), like, said))
 
 
 def _read_classifier_config(cfg: ConfigDict) -> ConfigDict:

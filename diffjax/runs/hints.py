@@ -8,7 +8,7 @@ from diffjax import data
 from diffjax.types import select_options
 
 
-def hint_shape(cfg: ConfigDict, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+def read_hint_shape(cfg: ConfigDict, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
     """(H, W, C) of a hint, which has the size of the images (H, W, C)."""
     height, width = image_shape[:2]
     return height, width, cfg.control.net.hint_channels

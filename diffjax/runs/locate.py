@@ -99,7 +99,7 @@ def read_weights(where: StrPath, part: str) -> FoundWeights:
     return FoundWeights(to_state_dict(found.params), {}, found.net)
 
 
-def fit(weights: FoundWeights, like: Params, said: str) -> Params:
+def fit_weights(weights: FoundWeights, like: Params, said: str) -> Params:
     """Parameters of the shapes that a config asks for, on the host.
 
     Args:

@@ -31,10 +31,10 @@ from diffjax.evaluation import (
 )
 from diffjax.model import denoiser, make_sampler
 from diffjax.runs import first_stage, real_images
-from diffjax.runs.drawing import Drawer, with_sample
+from diffjax.runs.drawing import Drawer, replace_sample
 from diffjax.runs.fixed_parts import Parts
 from diffjax.runs.open import TrainedRun, make_drawer
-from diffjax.runs.states import assemble, init_untrained
+from diffjax.runs.states import assemble_trained, init_untrained
 from diffjax.train import State
 from diffjax.train.frozen import hash_content
 from diffjax.types import ConfigError, PyTree
@@ -45,7 +45,7 @@ _NOT_OF_MODEL = ("sample", "train", "optim", "ema", "mesh", "eval")  # sections 
 Scores = dict[str, object]
 
 
-class Trained(NamedTuple):
+class TrainedModel(NamedTuple):
     """A trained diffusion model of a config.
 
     Attributes:
@@ -64,13 +64,13 @@ class Trained(NamedTuple):
         return 0 if self.drawer.model.controls else self.drawer.model.num_classes
 
 
-def prepare(run: TrainedRun) -> Trained:
+def prepare_model(run: TrainedRun) -> TrainedModel:
     """A run whose images can be drawn.
 
     Raises:
         ConfigError: it is of a task that trains no diffusion model.
     """
-    return Trained(run.config, run.state, run.frozen, make_drawer(run))
+    return TrainedModel(run.config, run.state, run.frozen, make_drawer(run))
 
 
 def describe_model(cfg: ConfigDict, state: State, weights: PyTree) -> Scores:
@@ -90,7 +90,7 @@ def list_sampler_options(cfg: ConfigDict) -> Scores:
 
 
 def measure_samples(
-    model: Trained,
+    model: TrainedModel,
     names: Sequence[str],
     *,
     num: int,
@@ -121,7 +121,7 @@ def measure_samples(
 
 
 def _measure_with_data(
-    model: Trained, names: Sequence[str], *, num: int, seed: int, seeds: int
+    model: TrainedModel, names: Sequence[str], *, num: int, seed: int, seeds: int
 ) -> Scores:
     """Measures that compare images with the config's own data."""
     cfg, make = model.cfg, model.drawer.draw
@@ -140,7 +140,7 @@ def _measure_with_data(
         pool = real_images.open_split(cfg)
         inputs["pool"], real = pool, pool.first(num)
     if "baselines" in names:
-        inputs["untrained"] = lambda count: _make_untrained(model, count)
+        inputs["untrained"] = lambda count: _draw_untrained(model, count)
     result |= evaluate(images, real, names, **inputs)
     if "distance" in names:
         more = [from_array(make(num=num, seed=seed + k), "more") for k in range(1, seeds)]
@@ -160,15 +160,15 @@ def list_scenes(cfg: ConfigDict, num: int) -> list[tuple[shapes.Thing, ...]]:
     return [shapes.make_scene("test", k).things for k in range(num)]
 
 
-def _make_untrained(model: Trained, num: int) -> Any:
+def _draw_untrained(model: TrainedModel, num: int) -> Any:
     """Images of the model before training, by few steps of DDIM."""
     cfg = model.cfg
-    few = with_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
+    few = replace_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
     state = init_untrained(cfg, model.frozen)
-    return Drawer(few, assemble(few, state, model.frozen)).draw(num=num)
+    return Drawer(few, assemble_trained(few, state, model.frozen)).draw(num=num)
 
 
-def _measure_likelihood(model: Trained, names: Sequence[str], **inputs: Any) -> Scores:
+def _measure_likelihood(model: TrainedModel, names: Sequence[str], **inputs: Any) -> Scores:
     cfg, net = model.cfg, model.drawer.model
     if net.space.net is not None or net.controls:
         if names:
@@ -182,7 +182,7 @@ def _measure_likelihood(model: Trained, names: Sequence[str], **inputs: Any) -> 
     if not names:
         return {}
     count = cfg.eval.bits_images
-    images, labels = real_images.take(
+    images, labels = real_images.take_images(
         cfg, max(count, INVERTED if "reconstruction" in names else 0), "test"
     )
     pixels = PixelModel(
@@ -203,7 +203,7 @@ def _measure_likelihood(model: Trained, names: Sequence[str], **inputs: Any) -> 
 
 
 def sweep_samplers(
-    model: Trained,
+    model: TrainedModel,
     axes: Sequence[str],
     out: Path,
     *,
@@ -233,10 +233,10 @@ def sweep_samplers(
     stamp = sweeps.stamp_settings(values, cfg.sample, settings)
     sweep = sweeps.Sweep(values, seeds, num, stamp)
     for chosen in sweep.combinations():
-        sweeps.check_axes(with_sample(cfg, **chosen), [*values])
+        sweeps.check_axes(replace_sample(cfg, **chosen), [*values])
 
     def measure(cell: sweeps.Row) -> sweeps.Row:
-        chosen = with_sample(cfg, **{key: cell[key] for key in values})
+        chosen = replace_sample(cfg, **{key: cell[key] for key in values})
         sampler, rows = make_sampler(chosen, drawer.model)
         scale = chosen.sample.guidance
         twice = scale != 1 and not chosen.sample.classifier

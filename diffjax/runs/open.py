@@ -15,8 +15,8 @@ from diffjax.pretrained.pipelines import load_components
 from diffjax.runs.drawing import Drawer
 from diffjax.runs.fixed_parts import Parts, load_fixed_parts
 from diffjax.runs.locate import COMPONENT, EXPORT, RUN, find_kind
-from diffjax.runs.states import assemble, read_state
-from diffjax.tasks import task_kind
+from diffjax.runs.states import assemble_trained, read_state
+from diffjax.tasks import find_task_kind
 from diffjax.train import State
 from diffjax.types import ConfigError
 
@@ -68,8 +68,8 @@ def open_run(
     state = read_state(cfg, path, best=best)
     frozen = load_fixed_parts(cfg, folder or path.parent, exported=exported)
     model = None
-    if task_kind(cfg).assemble is not None:
-        model = assemble(cfg, state, frozen, raw=raw)
+    if find_task_kind(cfg).assemble is not None:
+        model = assemble_trained(cfg, state, frozen, raw=raw)
     return TrainedRun(cfg, state, frozen, model, folder)
 
 
@@ -83,9 +83,9 @@ def open_control(where: StrPath) -> tuple[ConfigDict, ControlNetwork]:
         ConfigError: it holds none.
     """
     cfg = read_config(where)
-    if not task_kind(cfg).takes_hints:
+    if not find_task_kind(cfg).takes_hints:
         raise ConfigError(f"{where} holds a run of task {cfg.task!r}, not of a ControlNet")
-    (network,) = assemble(cfg, read_state(cfg, Path(where)), {"base": {}}).controls
+    (network,) = assemble_trained(cfg, read_state(cfg, Path(where)), {"base": {}}).controls
     return cfg, network
 
 

@@ -27,9 +27,9 @@ from diffjax.runs.finetuning import PREDICTIONS, describe_noise
 from diffjax.runs.locate import INDEX
 from diffjax.runs.states import build_model
 from diffjax.runs.tokens import RANDOM, find_model_path, make_tokenizers
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
 from diffjax.tasks.controlnet import NET
-from diffjax.tasks.lora import scale_of
+from diffjax.tasks.lora import compute_scale
 from diffjax.train import State
 from diffjax.types import ConfigError, Module, Params
 from diffjax.untrusted import read_json
@@ -37,7 +37,7 @@ from diffjax.untrusted import read_json
 
 def is_publishable(cfg: ConfigDict) -> bool:
     """Whether diffusers has folders for what a config trains."""
-    return task_kind(cfg).takes_hints or "model" in cfg
+    return find_task_kind(cfg).takes_hints or "model" in cfg
 
 
 def publish(
@@ -59,12 +59,12 @@ def publish(
         ConfigError: diffusers has no such network, or the model that the other parts come from is
             not there any more.
     """
-    if task_kind(cfg).takes_hints:
+    if find_task_kind(cfg).takes_hints:
         kind = save_control_network(cfg, state.ema, out)
         return f"a {kind} in {out}; diffjax generate --control={out}:IMAGE"
-    if task_kind(cfg).trains_beside:
+    if find_task_kind(cfg).trains_beside:
         out.mkdir(parents=True, exist_ok=True)
-        save_lora(out / LORA_FILE, state.ema, scale=scale_of(cfg.lora))
+        save_lora(out / LORA_FILE, state.ema, scale=compute_scale(cfg.lora))
         return f"an adapter in {out}; diffjax generate --lora={out / LORA_FILE}"
     _save_whole(cfg, state, frozen or {}, out, folder)
     return f"a model in {out}; diffjax generate --model={out}"

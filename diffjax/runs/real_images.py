@@ -18,7 +18,7 @@ from diffjax.runs.sources import load_test_source
 from diffjax.types import ConfigError
 
 
-def with_images(cfg: ConfigDict) -> ConfigDict:
+def find_image_config(cfg: ConfigDict) -> ConfigDict:
     """A config whose data are images: where they are stored latents, the images behind them.
 
     Raises:
@@ -43,9 +43,9 @@ def load_source(cfg: ConfigDict, split: str = "train") -> data.Source:
     """A split of a config's data set, as images.
 
     Raises:
-        ConfigError: as `with_images` and `runs.load_source`.
+        ConfigError: as `find_image_config` and `runs.load_source`.
     """
-    return load_any(with_images(cfg), split)
+    return load_any(find_image_config(cfg), split)
 
 
 def open_split(cfg: ConfigDict, split: str = "train") -> ImageSet:
@@ -56,11 +56,11 @@ def open_split(cfg: ConfigDict, split: str = "train") -> ImageSet:
     Raises:
         ConfigError: as `load_source`.
     """
-    cfg = with_images(cfg)
+    cfg = find_image_config(cfg)
     source = load_test_source(cfg) if split == "test" else load_any(cfg, split)
     return from_source(source, f"{cfg.data.name} {cfg.data.dir} {split} {source.shape}")
 
 
-def take(cfg: ConfigDict, num: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+def take_images(cfg: ConfigDict, num: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     """The first ``num`` images (N, H, W, C) in [-1, 1] in that order, and their labels (N,)."""
     return take_labelled(load_source(cfg, split), num)

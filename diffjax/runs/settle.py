@@ -18,7 +18,7 @@ from diffjax.runs.tokens import find_own_words, uses_own_words
 from diffjax.types import ConfigError
 
 
-def settle(cfg: ConfigDict, folder: Path | None = None) -> None:
+def fill_from_data(cfg: ConfigDict, folder: Path | None = None) -> None:
     """Replace, in place, what a config leaves to its data by what they have.
 
     Args:
@@ -31,15 +31,15 @@ def settle(cfg: ConfigDict, folder: Path | None = None) -> None:
     part = cfg.data
     if not (part.image_size and part.channels and part.levels and part.num_classes >= 0):
         if part.name in data.FOLDERS:
-            _settle_folder(cfg, folder)
+            _fill_from_folder(cfg, folder)
         else:
-            _settle_set(cfg)
+            _fill_from_set(cfg)
     if uses_own_words(cfg) and not (cfg.cond.text.vocabulary and cfg.cond.text.positions):
         found = find_own_words(cfg, folder)
         cfg.cond.text.update(vocabulary=found.backend.get_vocab_size(), positions=found.length)
 
 
-def _settle_folder(cfg: ConfigDict, folder: Path | None) -> None:
+def _fill_from_folder(cfg: ConfigDict, folder: Path | None) -> None:
     section = cfg.data
     try:
         source = load_unchecked(cfg, section.split, (8, 8, 3), folder=folder)
@@ -65,7 +65,7 @@ def _settle_folder(cfg: ConfigDict, folder: Path | None) -> None:
         )
 
 
-def _settle_set(cfg: ConfigDict) -> None:
+def _fill_from_set(cfg: ConfigDict) -> None:
     section = cfg.data
     size = section.image_size or None
     source = data.load(

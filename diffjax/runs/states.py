@@ -11,9 +11,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax.model import Model, make_model
-from diffjax.runs.batches import abstract_batch, read_image_shape
+from diffjax.runs.batches import make_abstract_batch, read_image_shape
 from diffjax.runs.exported import read_export
-from diffjax.tasks import assemble_model, make_task, task_kind
+from diffjax.tasks import assemble_model, find_task_kind, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.sharding import make_mesh, make_tree_sharding, with_sharding
 from diffjax.types import ConfigError, Params, Task, refuse_config
@@ -26,7 +26,7 @@ def build_task(cfg: ConfigDict) -> Task:
         ConfigError: the task is unknown, or its parts are wrong or do not fit together.
     """
     with refuse_config():
-        make = task_kind(cfg).make
+        make = find_task_kind(cfg).make
         return make(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
@@ -37,12 +37,12 @@ def build_model(cfg: ConfigDict) -> Model:
         ConfigError: the config is of another task, or its parts are wrong.
     """
     with refuse_config():
-        if task_kind(cfg).assemble is None:
+        if find_task_kind(cfg).assemble is None:
             raise ConfigError(f"this needs a diffusion model, but the task is {cfg.task!r}")
         return make_model(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
-def assemble(
+def assemble_trained(
     cfg: ConfigDict, state: State, frozen: dict[str, Params] | None, *, raw: bool = False
 ) -> Model:
     """The model of a config with what was trained.
@@ -68,18 +68,18 @@ def make_run_mesh(cfg: ConfigDict) -> jax.sharding.Mesh:
         return make_mesh()
 
 
-def abstract_state(cfg: ConfigDict, task: Task | None = None) -> State:
+def make_abstract_state(cfg: ConfigDict, task: Task | None = None) -> State:
     """Shapes of the training state, without memory."""
     task = task or build_task(cfg)
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    base = abstract_base(cfg) if task_kind(cfg).trains_beside else None
+    base = make_abstract_base(cfg) if find_task_kind(cfg).trains_beside else None
     init = partial(init_state, task, optimizer)
-    return jax.eval_shape(init, jax.random.key(0), base, abstract_batch(cfg, 1))
+    return jax.eval_shape(init, jax.random.key(0), base, make_abstract_batch(cfg, 1))
 
 
-def abstract_base(cfg: ConfigDict) -> dict[str, Params]:
+def make_abstract_base(cfg: ConfigDict) -> dict[str, Params]:
     """Shapes of the frozen base of a task beside one, and of what it measured of its data."""
-    key, batch = jax.random.key(0), abstract_batch(cfg, 1)
+    key, batch = jax.random.key(0), make_abstract_batch(cfg, 1)
     plain = make_task(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
     params, extra = jax.eval_shape(lambda k, b: plain.init(k, None, b), key, batch)
     return join_base(params, {k: v for k, v in extra.items() if k != "times"})
@@ -102,9 +102,9 @@ def read_state(cfg: ConfigDict, where: Path, *, best: bool = False) -> State:
         ValueError: an exported file does not fit the config.
     """
     if where.suffix == ".safetensors":
-        return read_export(where, abstract_state(cfg))
+        return read_export(where, make_abstract_state(cfg))
     steps = where / ("best" if best else "checkpoints")
-    shapes = abstract_state(cfg)._replace(opt=None)._asdict()
+    shapes = make_abstract_state(cfg)._replace(opt=None)._asdict()
     abstract = with_sharding(shapes, make_tree_sharding(shapes, make_run_mesh(cfg)))
     found = None
     if steps.is_dir():

@@ -5,17 +5,17 @@ from diffjax.tasks.controlnet import make_controlnet_task
 from diffjax.tasks.diffusion import make_diffusion_task, make_task
 from diffjax.tasks.lora import make_lora_task
 from diffjax.tasks.noisy_classifier import make_noisy_classifier_task
-from diffjax.tasks.registry import TASKS, TaskKind, assemble_model, task_kind
+from diffjax.tasks.registry import TASKS, TaskKind, assemble_model, find_task_kind
 
 __all__ = [
     "TASKS",
     "TaskKind",
     "assemble_model",
+    "find_task_kind",
     "make_autoencoder_task",
     "make_controlnet_task",
     "make_diffusion_task",
     "make_lora_task",
     "make_noisy_classifier_task",
     "make_task",
-    "task_kind",
 ]

@@ -31,10 +31,10 @@ def augment(
     if not 0 <= rate <= 1:
         raise ValueError(f"the augmentation rate must lie in [0, 1], got {rate}")
     keys = jax.random.split(key, images.shape[0])
-    return jax.vmap(lambda k, image: _one(k, image, rate, flip))(keys, images)
+    return jax.vmap(lambda k, image: _augment_one(k, image, rate, flip))(keys, images)
 
 
-def _one(key: jax.Array, image: Array, rate: float, flip: bool) -> tuple[Array, Array]:
+def _augment_one(key: jax.Array, image: Array, rate: float, flip: bool) -> tuple[Array, Array]:
     chance, uniform, normal = jax.random.split(key, 3)
     happens = (jax.random.uniform(chance, (6,)) < rate).astype(jnp.float32)
     u = jax.random.uniform(uniform, (4,))

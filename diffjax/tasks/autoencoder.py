@@ -29,7 +29,7 @@ USAGE_DECAY = 0.99  # of the average that says which codes are dead
 Batch = Mapping[str, Array]
 
 
-def perceptual_distance(frozen: Frozen, x: jax.Array, y: jax.Array) -> jax.Array:
+def measure_perceptual_distance(frozen: Frozen, x: jax.Array, y: jax.Array) -> jax.Array:
     """Distance (B,) by whichever network there is: ``lpips``, ``classifier``, or none (0)."""
     frozen = frozen or {}
     if "lpips" in frozen:
@@ -41,7 +41,7 @@ def perceptual_distance(frozen: Frozen, x: jax.Array, y: jax.Array) -> jax.Array
     return jnp.zeros(len(x))
 
 
-def adaptive_weight(nll: Array, adversarial: Array, limit: float = 1e4) -> Array:
+def compute_adaptive_weight(nll: Array, adversarial: Array, limit: float = 1e4) -> Array:
     """``|grad nll| / (|grad adversarial| + 1e-4)``, at most ``limit`` (Esser et al. 2021, eq. 7).
 
     Args:
@@ -51,7 +51,7 @@ def adaptive_weight(nll: Array, adversarial: Array, limit: float = 1e4) -> Array
     return jax.lax.stop_gradient(jnp.clip(norms[0] / (norms[1] + 1e-4), 0.0, limit))
 
 
-def hinge(real: Array, fake: Array) -> Array:
+def compute_hinge_loss(real: Array, fake: Array) -> Array:
     """``(mean relu(1 - real) + mean relu(1 + fake)) / 2`` of logits."""
     return 0.5 * (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean())
 
@@ -67,7 +67,7 @@ def make_autoencoder_task(
     averaged for a codebook, as released with the papers.
 
     Parameters are those of the autoencoder and, under ``discriminator``, those of the other
-    player. ``frozen`` may hold a perceptual network, see `perceptual_distance`. ``extra`` holds
+    player. ``frozen`` may hold a perceptual network, see `measure_perceptual_distance`. ``extra`` holds
     the batch statistics of the discriminator and, for a codebook, the running share of latents
     that fall to each code.
 
@@ -106,7 +106,7 @@ class _FirstStage(NamedTuple):
 
     def nll(self, frozen: Frozen, x: jax.Array, x_hat: jax.Array) -> Array:
         """Pixel and perceptual distance, summed over an image or averaged."""
-        distance = self.section.perceptual_weight * perceptual_distance(frozen, x, x_hat)
+        distance = self.section.perceptual_weight * measure_perceptual_distance(frozen, x, x_hat)
         each = self.pixel(x - x_hat) + distance[:, None, None, None]
         return each.mean() if isinstance(self.net, VQModel) else each.sum() / len(x)
 
@@ -122,20 +122,20 @@ class _FirstStage(NamedTuple):
         """See `Task.loss`."""
         x, stop = batch["image"], jax.lax.stop_gradient
         own = {k: v for k, v in params.items() if k != "discriminator"}
-        x_hat, code = _forward(self.net, own, key, x)
+        x_hat, code = _reconstruct(self.net, own, key, x)
         fixed = stop(x_hat)
         value, pull = jax.value_and_grad(self.nll, argnums=2)(frozen, x, fixed)
-        metrics = {"nll": value, "psnr": _psnr(x, fixed)}
+        metrics = {"nll": value, "psnr": _measure_psnr(x, fixed)}
         total: Array = jnp.zeros(())
         if self.judge is not None:
             section = self.section
             on = jnp.where(step >= section.disc_start, 1.0, 0.0)
-            hinged, statistics, shown = _judged(self.judge, params, extra, x, fixed)
-            gain, gain_pull = _adversarial(self.judge, params, extra, fixed)
+            hinged, statistics, shown = _judge(self.judge, params, extra, x, fixed)
+            gain, gain_pull = _compute_adversarial(self.judge, params, extra, fixed)
             weight = on * section.disc_weight
             if section.adaptive:
-                last = _last_layer(self.net, own, key, x)
-                weight = weight * adaptive_weight(last(pull), last(gain_pull))
+                last = _make_last_layer_pullback(self.net, own, key, x)
+                weight = weight * compute_adaptive_weight(last(pull), last(gain_pull))
             value, pull = value + weight * gain, pull + weight * gain_pull
             total = on * hinged
             extra = {**extra, "statistics": statistics}
@@ -143,11 +143,11 @@ class _FirstStage(NamedTuple):
         # Both terms have been taken back to x_hat already, for the weight: go on from there.
         carried = (pull * x_hat).sum()
         total = total + value + carried - stop(carried)
-        regular, extra, shown = _regularizer(self.section, own, extra, code)
+        regular, extra, shown = _compute_regularizer(self.section, own, extra, code)
         return total + regular, (extra, {"loss": total + regular, **metrics, **shown})
 
 
-def _forward(net: Any, own: PyTree, key: jax.Array, x: Array) -> tuple[Array, Any]:
+def _reconstruct(net: Any, own: PyTree, key: jax.Array, x: Array) -> tuple[Array, Any]:
     """Reconstruction, and its posterior (sampled from) or codes."""
     if isinstance(net, VQModel):
         return net.apply({"params": own}, x)
@@ -156,7 +156,7 @@ def _forward(net: Any, own: PyTree, key: jax.Array, x: Array) -> tuple[Array, An
     return net.apply({"params": own}, x, eps)
 
 
-def _last_layer(net: Any, own: PyTree, key: jax.Array, x: Array) -> Any:
+def _make_last_layer_pullback(net: Any, own: PyTree, key: jax.Array, x: Array) -> Any:
     """What takes a gradient at the reconstruction back to the kernel of the last convolution."""
     own = jax.lax.stop_gradient(own)
     decoder = own["decoder"]
@@ -164,13 +164,13 @@ def _last_layer(net: Any, own: PyTree, key: jax.Array, x: Array) -> Any:
 
     def apply(kernel: Array) -> Array:
         changed = {**decoder, "conv_out": {"kernel": kernel, "bias": bias}}
-        return _forward(net, {**own, "decoder": changed}, key, x)[0]
+        return _reconstruct(net, {**own, "decoder": changed}, key, x)[0]
 
     pull = jax.vjp(apply, decoder["conv_out"]["kernel"])[1]
     return lambda gradient: pull(gradient)[0]
 
 
-def _judged(
+def _judge(
     judge: PatchGAN, params: Params, extra: Statistics, x: Array, x_hat: Array
 ) -> tuple[Array, PyTree, dict[str, Array]]:
     """Hinge loss of the discriminator, its new statistics, and mean logits."""
@@ -181,10 +181,10 @@ def _judged(
         statistics = changed["batch_stats"]
         logits.append(out)
     real, fake = logits
-    return hinge(real, fake), statistics, {"real": real.mean(), "fake": fake.mean()}
+    return compute_hinge_loss(real, fake), statistics, {"real": real.mean(), "fake": fake.mean()}
 
 
-def _adversarial(
+def _compute_adversarial(
     judge: PatchGAN, params: Params, extra: Statistics, x_hat: Array
 ) -> tuple[Array, Array]:
     """``-mean D(x_hat)`` and its gradient; the discriminator stays as it is."""
@@ -197,7 +197,7 @@ def _adversarial(
     return jax.value_and_grad(value)(x_hat)
 
 
-def _regularizer(
+def _compute_regularizer(
     section: ConfigDict, own: PyTree, extra: Statistics, code: Posterior | Quantized
 ) -> tuple[Array, PyTree, dict[str, Array]]:
     """What keeps the latents in bounds, with the statistics it changes."""
@@ -222,7 +222,7 @@ def _regularizer(
     return value, {**extra, "usage": usage}, shown
 
 
-def _psnr(x: Array, x_hat: Array) -> Array:
+def _measure_psnr(x: Array, x_hat: Array) -> Array:
     """Peak signal-to-noise ratio in dB of images in [-1, 1], mean over the batch."""
     square = ((x - jnp.clip(x_hat, -1, 1)) ** 2).mean((1, 2, 3))
     return (10 * jnp.log10(4 / jnp.maximum(square, 1e-10))).mean()

@@ -17,7 +17,7 @@ from diffjax.tasks.diffusion import make_task
 from diffjax.types import Array, Frozen, Params, PyTree, Statistics, Task
 
 
-def scale_of(section: ConfigDict) -> float:
+def compute_scale(section: ConfigDict) -> float:
     """``alpha / r`` of a section ``lora``.
 
     Raises:
@@ -40,7 +40,7 @@ def make_lora_task(
         ValueError: as `make_task`, a rank below 1, or (by ``init``) unknown targets, listing those
             there are.
     """
-    section, factor = config.lora, scale_of(config.lora)
+    section, factor = config.lora, compute_scale(config.lora)
     inner = make_task(config, image_shape, levels, num_classes)
 
     def init(key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
@@ -67,4 +67,4 @@ def assemble_adapted(
     config: ConfigDict, model: Model, params: Params, frozen: Mapping[str, Params]
 ) -> Model:
     """The base with the adapters that were trained, merged where the model is called."""
-    return model._replace(params=frozen["base"], adapters=((params, scale_of(config.lora)),))
+    return model._replace(params=frozen["base"], adapters=((params, compute_scale(config.lora)),))

@@ -66,7 +66,7 @@ def make_noisy_classifier_task(
         z = expand(level.alpha, x) * x + expand(level.sigma, x) * eps
         rngs = {"dropout": dropout_key}
         logits = cast(Array, network.apply({"params": params}, z, t, train=True, rngs=rngs))
-        values = -_pick(logits, label)
+        values = -_pick_log_prob(logits, label)
         history = times.update(extra["times"], t, jax.lax.stop_gradient(values))
         total = (importance * values).mean()
         accuracy = (logits.argmax(-1) == label).mean()
@@ -75,17 +75,17 @@ def make_noisy_classifier_task(
     return Task(init, loss)
 
 
-def log_prob(network: NoisyClassifier) -> LogProb:
+def make_classifier_log_prob(network: NoisyClassifier) -> LogProb:
     """What a trained classifier tells `diffjax.tasks.make_task`."""
 
     def of(params: Params, z: Array, level: Level, label: Array) -> Array:
         t = jnp.broadcast_to(jnp.asarray(level.t, jnp.float32), z.shape[:1])
         logits = cast(Array, network.apply({"params": params}, z, t))
-        return _pick(logits, label)
+        return _pick_log_prob(logits, label)
 
     return of
 
 
-def _pick(logits: Array, label: Array) -> Array:
+def _pick_log_prob(logits: Array, label: Array) -> Array:
     """log p(label) (B,)."""
     return jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]

@@ -59,7 +59,7 @@ TASKS: dict[str, TaskKind] = {
 }
 
 
-def task_kind(config: ConfigDict) -> TaskKind:
+def find_task_kind(config: ConfigDict) -> TaskKind:
     """The entry of ``config.task``.
 
     Raises:
@@ -86,7 +86,7 @@ def assemble_model(
     Raises:
         ValueError: the task trains no diffusion model, or the config is wrong.
     """
-    kind = task_kind(config)
+    kind = find_task_kind(config)
     if kind.assemble is None:
         raise ValueError(f"this needs a diffusion model, but the task is {config.task!r}")
     described = make_model(config, image_shape, config.data.levels, config.data.num_classes)

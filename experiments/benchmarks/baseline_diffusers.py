@@ -243,7 +243,7 @@ USES = ("workdir",)  # flags of other modules
 
 
 def main() -> None:
-    folder, steps = run_flags.workdir(), _sample_steps()
+    folder, steps = run_flags.read_workdir(), _sample_steps()
     torch.set_num_threads(THREADS.value)
     torch.manual_seed(SEED.value)
     if MINUTES.value:

@@ -24,8 +24,8 @@ from absl import flags
 from diffjax import runs
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
-from diffjax.runs.hints import hint_shape
-from diffjax.runs.states import abstract_base
+from diffjax.runs.hints import read_hint_shape
+from diffjax.runs.states import make_abstract_base
 from diffjax.tasks import make_task
 from diffjax.train import init_state, make_optimizer, make_step
 from diffjax.writing import write_json
@@ -42,7 +42,7 @@ def tasks(cfg: Any) -> dict[str, tuple[Any, Any]]:
     fine = make_task(cfg, shape, cfg.data.levels, cfg.data.num_classes)
     return {
         "fine_tuning": (fine, None),
-        "controlnet": (runs.build_task(cfg), abstract_base(cfg)),
+        "controlnet": (runs.build_task(cfg), make_abstract_base(cfg)),
     }
 
 
@@ -52,7 +52,7 @@ def batch_of(cfg: Any, size: int) -> dict[str, np.ndarray]:
     return {
         "image": rng.uniform(-1, 1, (size, *shape)).astype(np.float32),
         "label": rng.integers(0, max(cfg.data.num_classes, 1), size).astype(np.int32),
-        "hint": rng.uniform(0, 1, (size, *hint_shape(cfg, shape))).astype(np.float32),
+        "hint": rng.uniform(0, 1, (size, *read_hint_shape(cfg, shape))).astype(np.float32),
     }
 
 
@@ -121,7 +121,7 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
-    cfg = run_flags.config()
+    cfg = run_flags.read_config()
     if cfg.task != "controlnet":
         raise UsageError("this needs a config of a ControlNet, as in configs/controlnet.py")
     found = measure(cfg, BATCH.value, REPEATS.value)

@@ -34,7 +34,7 @@ MODES = {"unguided": (False, None), "guided": (False, 2.0), "guided_sequential":
 
 def compiled(cfg: Any, batch: int, *, sequential: bool, scale: float | None) -> tuple[Any, Any]:
     """Compiled sampling of a few steps, and its arguments."""
-    cfg = runs.with_sample(cfg, sampler="ddim", steps=STEPS, guidance_sequential=sequential)
+    cfg = runs.replace_sample(cfg, sampler="ddim", steps=STEPS, guidance_sequential=sequential)
     model = runs.build_model(cfg)
     sampler, rows = make_sampler(cfg, model)
     steering = make_steering(cfg)
@@ -78,7 +78,7 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
-    cfg = run_flags.config()
+    cfg = run_flags.read_config()
     if not (cfg.network.conditional and cfg.data.num_classes):
         raise UsageError("guidance needs a model with a condition, such as configs/cfg.py")
     found = measure(cfg, BATCH.value, REPEATS.value)

@@ -82,7 +82,7 @@ def test_without_test_images_training_images_are_looked_at(tmp_path, caplog):
 
 
 def test_sampler_of_a_config():
-    cfg = runs.with_sample(ddpm.digits(), sampler="ddim", steps=7, eta=0.5)
+    cfg = runs.replace_sample(ddpm.digits(), sampler="ddim", steps=7, eta=0.5)
     sampler, plan = make_sampler(
         cfg, SimpleNamespace(schedule=schedules.linear(), parameterization=parameterization.eps())
     )

@@ -90,7 +90,7 @@ def test_line_breaks_reach_no_slurm_script(tmp_path, monkeypatch):
         (tmp_path / "a\nb", {}),
     ):
         with pytest.raises(ConfigError, match="has line breaks or control signs"):
-            slurm.Slurm(folder, options)
+            slurm.SlurmExecutor(folder, options)
 
 
 @pytest.mark.parametrize("value", HOSTILE)

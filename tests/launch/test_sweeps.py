@@ -102,7 +102,7 @@ def _sweep(folder: Path, fake, module=None, **options) -> Manifest:
     def make_job(run):
         return fake["make_job"](folder / run.name, run.name, run.overrides["optim.lr"])
 
-    queue = RunQueue(manifest, local.Local(), make_job, poll_seconds=0.02, **options)
+    queue = RunQueue(manifest, local.LocalExecutor(), make_job, poll_seconds=0.02, **options)
     queue.run_all(todo, lambda: None)
     return manifest
 
@@ -184,7 +184,7 @@ def test_no_more_than_parallel_runs_at_once(tmp_path):
 
 def test_stopping_lets_the_runs_save(tmp_path, fake):
     fake[0.1] = "waits"
-    executor, folder = local.Local(), tmp_path / "run"
+    executor, folder = local.LocalExecutor(), tmp_path / "run"
     executor.start(fake["make_job"](folder, "a", 0.1))
     end = time.monotonic() + 300
     while not (folder / "ready").exists() and time.monotonic() < end:
@@ -197,7 +197,7 @@ def test_jobs_of_an_earlier_sweep_are_found_again(tmp_path, monkeypatch):
     # Of two jobs that were running, Slurm still has one; the other ended in the meantime.
     queue, submitted = [{"41"}, {"41"}, {"43"}, None], []
 
-    class Cluster(slurm.Slurm):
+    class Cluster(slurm.SlurmExecutor):
         def __init__(self):
             self._running = {}
 

@@ -17,7 +17,7 @@ def config():
 
 
 def test_shapes_are_those_of_the_state(config):
-    shapes, state = runs.abstract_state(config), runs.init_untrained(config)
+    shapes, state = runs.make_abstract_state(config), runs.init_untrained(config)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), shapes
     )
@@ -45,7 +45,7 @@ def test_a_first_stage_has_a_task_and_no_diffusion_model():
 
 def test_a_trained_model_has_the_averaged_parameters(config):
     state = runs.init_untrained(config)
-    model = runs.assemble(config, state, None)
+    model = runs.assemble_trained(config, state, None)
     assert model.params is state.ema
     assert runs.build_model(config).network == model.network
 
