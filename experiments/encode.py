@@ -36,7 +36,7 @@ SPLITS = flags.DEFINE_list("splits", ["train"], "Splits of the data to encode.")
 BATCH = 64
 
 
-def encoded(cfg: Any, source: data.Source, params: Any) -> Iterator[dict[str, np.ndarray]]:
+def encode_batches(cfg: Any, source: data.Source, params: Any) -> Iterator[dict[str, np.ndarray]]:
     """Batches of latents, labels and texts in the order of the source."""
     net = describe_autoencoder(cfg)
     run = jax.jit(lambda params, images: encode_moments(net, params, images))
@@ -65,7 +65,7 @@ def main() -> None:
         source = runs.load_source(cfg, split)
         latents.write(
             out / split,
-            encoded(cfg, source, params),
+            encode_batches(cfg, source, params),
             count=len(source),
             image_shape=runs.read_image_shape(cfg),
             num_classes=source.num_classes,

@@ -44,15 +44,15 @@ FIT = flags.DEFINE_bool(
 )
 
 
-def _count(tree: Any) -> int:
+def _count_parameters(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _bytes(tree: Any) -> int:
+def _count_bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
+def count_flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
     """FLOPs of a training step and of one network evaluation, per image."""
     step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
     batch = make_abstract_batch(cfg, 1)
@@ -77,21 +77,21 @@ def make_case(cfg: ConfigDict) -> StepCase:
     return StepCase(runs.build_task(cfg), weights, partial(make_abstract_batch, cfg))
 
 
-def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
+def make_plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
     """Figures of a config, from shapes alone."""
     task = runs.build_task(cfg)
     state = runs.make_abstract_state(cfg, task)
     out: dict[str, Any] = {
-        "parameters": _count(state.params),
+        "parameters": _count_parameters(state.params),
         "image": list(runs.read_image_shape(cfg)),
         "batch_size": cfg.data.batch_size,
         "steps": cfg.train.steps,
         "images_seen": cfg.train.steps * cfg.data.batch_size,
-        "parameter_bytes": _bytes(state.params),
-        "state_bytes": _bytes(state),
+        "parameter_bytes": _count_bytes(state.params),
+        "state_bytes": _count_bytes(state),
     }
     if flops:
-        out |= flops_per_image(cfg, task, state)
+        out |= count_flops_per_image(cfg, task, state)
         step = out["training_flops_per_image"] * cfg.data.batch_size
         out |= {"flops_per_step": step, "training_flops": step * cfg.train.steps}
         if forward := out.get("forward_flops_per_image"):
@@ -99,16 +99,16 @@ def plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
     return out
 
 
-def _show(rows: dict[str, str]) -> None:
+def _print_rows(rows: dict[str, str]) -> None:
     for key, value in rows.items():
         print(f"{key:>26}: {value}")
 
 
-def _on_topology(cfg: Any) -> Any:
+def _plan_topology(cfg: Any) -> Any:
     name = TOPOLOGY.value
     if not FIT.value:
         figures = compile_plan(cfg, name, make_case(cfg))
-        _show(format_figures(figures))
+        _print_rows(format_figures(figures))
         return figures
     with name_keys({"a search": "--fit"}):
         rows = rank_meshes(cfg, name, make_case)
@@ -131,10 +131,10 @@ def main() -> None:
         raise UsageError("--fit needs --topology")
     if TOPOLOGY.value:
         topologies.configure_jax(TOPOLOGY.value)
-        figures = _on_topology(cfg)
+        figures = _plan_topology(cfg)
     else:
-        figures = plan(cfg, flops=FLOPS.value)
-        _show({
+        figures = make_plan(cfg, flops=FLOPS.value)
+        _print_rows({
             key: f"{value:,}" if isinstance(value, int)
             else f"{value:.4g}" if isinstance(value, float) else str(value)
             for key, value in figures.items()

@@ -52,7 +52,7 @@ USES = ("config", "workdir")  # flags of other modules
 def main() -> None:
     if RESULTS.value:
         readme = Path("README.md")
-        readme.write_text(results.with_table(readme.read_text(), Path("docs/results")))
+        readme.write_text(results.insert_table(readme.read_text(), Path("docs/results")))
         logging.info("the table in %s is up to date", readme)
         return
     folder = run_flags.read_workdir()

@@ -104,7 +104,7 @@ def train(
     return params
 
 
-def test_accuracy(network: metrics.FeatureNetwork, source: data.Source) -> float:
+def measure_accuracy(network: metrics.FeatureNetwork, source: data.Source) -> float:
     """Fraction of ``source`` that ``network`` labels correctly."""
     test = source.take(np.arange(len(source)))
     probs = metrics.extract(network, test["image"]).probs
@@ -140,7 +140,7 @@ def main() -> None:
         return metrics.load_network(path)
 
     # Measured through the file just written: it is the file that everybody uses.
-    accuracy = test_accuracy(save(0.0), test)
+    accuracy = measure_accuracy(save(0.0), test)
     save(accuracy)
     print(f"{path}: test accuracy {accuracy:.4f}, {path.stat().st_size / 1e6:.2f} MB")
 

@@ -98,7 +98,7 @@ def run(
             print(format_full_help(command) if asked in FULL else format_help(command))
         sys.exit(0)
 
-    def wrapped(argv: list[str]) -> None:
+    def run_main(argv: list[str]) -> None:
         _quiet_libraries()
         try:
             _refuse_unused(argv, command)
@@ -111,7 +111,7 @@ def run(
 
     try:
         sys.argv = prepare(sys.argv)
-        app.run(wrapped, flags_parser=lambda argv: _parse(argv, explain))
+        app.run(run_main, flags_parser=lambda argv: _parse(argv, explain))
     except (OSError, AttributeError, KeyError, ValueError, TypeError) as error:  # in flag parsing
         if os.environ.get("DIFFJAX_TRACEBACK"):
             raise
@@ -221,9 +221,9 @@ def _quiet_libraries() -> None:
     files = [module.__file__ for module in loaded if module]
     ours_are = tuple(str(Path(file).parent) + os.sep for file in files if file)
 
-    def ours(record: std_logging.LogRecord) -> bool:
+    def is_shown(record: std_logging.LogRecord) -> bool:
         return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours_are)
 
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
-    logging.get_absl_handler().addFilter(ours)
+    logging.get_absl_handler().addFilter(is_shown)

@@ -57,12 +57,12 @@ def plot_losses(rows: list[dict[str, float]]) -> bytes:
 
 
 def format_pairs(rows: dict[str, Any]) -> str:
-    def cell(value: Any) -> str:
+    def format_cell(value: Any) -> str:
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
         kind = ' class="n"' if isinstance(value, int | float) else ""
         return f"<td{kind}>{html.escape(text)}</td>"
 
-    body = "".join(f"<tr><td>{html.escape(k)}</td>{cell(v)}</tr>" for k, v in rows.items())
+    body = "".join(f"<tr><td>{html.escape(k)}</td>{format_cell(v)}</tr>" for k, v in rows.items())
     return f"<table>{body}</table>"
 
 

@@ -42,14 +42,14 @@ class Choice(NamedTuple):
     left_out: tuple[str, ...] = ()
     shared: Mapping[str, str] = {}
 
-    def takes(self, name: str) -> dict[str, str]:
+    def list_options(self, name: str) -> dict[str, str]:
         """Dotted path of the option, and the argument that it is, of what a constructor takes."""
         names = [n for n in option_names(self.table[name]) if n not in self.left_out]
         return {self.shared.get(n, f"{self.section}.{n}"): n for n in names}
 
-    def owns(self) -> set[str]:
+    def list_all_options(self) -> set[str]:
         """Dotted paths of the options of all constructors."""
-        return {path for name in self.table for path in self.takes(name)}
+        return {path for name in self.table for path in self.list_options(name)}
 
 
 _PARAMETERIZATIONS = {**parameterization.PARAMETERIZATIONS, "mean": parameterization.mean}
@@ -113,10 +113,10 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     taken: dict[str, Any] = {}
     for choice, name in chosen:
         parameters = inspect.signature(choice.table[name]).parameters
-        for path, argument in choice.takes(name).items():
+        for path, argument in choice.list_options(name).items():
             default = parameters[argument].default
             taken.setdefault(path, None if default is inspect.Parameter.empty else default)
-    for path in {path for choice, _ in chosen for path in choice.owns()}:
+    for path in {path for choice, _ in chosen for path in choice.list_all_options()}:
         parent, _, key = path.rpartition(".")
         section = find(out, parent)
         if not isinstance(section, dict) or key not in section:
@@ -148,11 +148,11 @@ def explain_unused(config: Mapping[str, Any] | ConfigDict, paths: Iterable[str])
         chosen = _list_chosen(_copy(config))
     out = {}
     for path in paths:
-        owners = [(choice, name) for choice, name in chosen if path in choice.owns()]
-        if not owners or any(path in choice.takes(name) for choice, name in owners):
+        owners = [(choice, name) for choice, name in chosen if path in choice.list_all_options()]
+        if not owners or any(path in choice.list_options(name) for choice, name in owners):
             continue
         choice, name = owners[0]
-        others = ", ".join(sorted(n for n in choice.table if path in choice.takes(n)))
+        others = ", ".join(sorted(n for n in choice.table if path in choice.list_options(n)))
         out[path] = f"{choice.section}.{choice.key} is {name!r}, and the option belongs to {others}"
     return out
 

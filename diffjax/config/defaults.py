@@ -1,8 +1,8 @@
 """The sections of a config with their defaults, which are DDPM's, as tables.
 
 A section names a choice and holds options for it. A section may hold options of several choices,
-so ``schedule.name="cosine"`` works by itself. An option that is `OpenOption` has the default of what is
-chosen (`diffjax.config.choices`) until a config or a flag sets it; options that no choice knows are
+so ``schedule.name="cosine"`` works by itself. An `OpenOption` has the default of what is chosen
+(`diffjax.config.choices`) until a config or a flag sets it; options that no choice knows are
 errors. `diffjax.config.make` makes configs of the tables.
 """
 

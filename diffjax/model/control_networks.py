@@ -66,7 +66,7 @@ class ControlNetwork(NamedTuple):
         return cast(Params, self.net.init(key, z, t, cond)["params"])
 
     def prepare_hint(self, hint: Array) -> Array | Features:
-        """What `residuals` sees of a hint (B, H, W, C): itself, or the features of an adapter.
+        """What `compute_residuals` sees of a hint (B, H, W, C): itself, or the features of an adapter.
 
         They depend on nothing else, so they are made once and not at every evaluation.
         """
@@ -74,7 +74,9 @@ class ControlNetwork(NamedTuple):
             return hint
         return cast(Features, self.net.apply({"params": self.params or {}}, hint))
 
-    def residuals(self, z: Array, t: Array, cond: Cond, **options: Any) -> Residuals | Features:
+    def compute_residuals(
+        self, z: Array, t: Array, cond: Cond, **options: Any
+    ) -> Residuals | Features:
         """What the network adds to the features of the base.
 
         Args:
@@ -147,7 +149,7 @@ def apply_control(
     """
 
     def residuals(z: Array, level: Level, cond: Cond) -> Residuals | Features:
-        return network.residuals(*scale_inputs(parameterization, z, level), cond)
+        return network.compute_residuals(*scale_inputs(parameterization, z, level), cond)
 
     return control.AppliedControl(residuals, hint, strength, balance, network.entry)
 

@@ -68,8 +68,8 @@ def make_latent_space(
 ) -> Space:
     """The latents ``scale (z - shift)`` of an autoencoder, ``frozen["autoencoder"]``.
 
-    A batch has either ``image``, or ``moments`` from `encode_moments`, written to disk beforehand: the
-    same key draws the same posterior sample from either.
+    A batch has either ``image``, or ``moments`` from `encode_moments`, written to disk beforehand:
+    the same key draws the same posterior sample from either.
 
     Args:
         image_shape: (H, W, C).

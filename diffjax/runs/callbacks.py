@@ -105,10 +105,10 @@ def _measure_controlled(cfg: ConfigDict, folder: Path) -> OnEvaluate:
             inputs = control_examples.make_input_reader(model, batch, [hints], prompt=prompt)
             return drawer.draw(num=len(hints), inputs=inputs)
 
-        def keep_to(images: np.ndarray) -> dict[str, float]:
+        def measure_hints(images: np.ndarray) -> dict[str, float]:
             return control_examples.measure_hints(cfg, hints, images)
 
-        return measure_control(draw, keep_to, network=network, real=batch["image"])
+        return measure_control(draw, measure_hints, network=network, real=batch["image"])
 
     return measure
 

@@ -46,12 +46,16 @@ def _augment_one(key: jax.Array, image: Array, rate: float, flip: bool) -> tuple
     direction = jnp.pi * (2 * u[3] - 1)
     shift = 0.125 * n[2:] * happens[5]
 
-    def turn(a: Array) -> Array:
+    def make_rotation(a: Array) -> Array:
         return jnp.array([[jnp.cos(a), jnp.sin(a)], [-jnp.sin(a), jnp.cos(a)]])
 
-    stretch = turn(direction) @ jnp.diag(2.0 ** jnp.stack([aniso, -aniso])) @ turn(-direction)
+    stretch = (
+        make_rotation(direction)
+        @ jnp.diag(2.0 ** jnp.stack([aniso, -aniso]))
+        @ make_rotation(-direction)
+    )
     flips = jnp.diag(jnp.stack([1 - 2 * y_flip, 1 - 2 * x_flip]))
-    matrix = flips @ turn(angle) @ stretch * 2.0**-scale  # from the new image to the old
+    matrix = flips @ make_rotation(angle) @ stretch * 2.0**-scale  # from the new image to the old
     labels = jnp.stack([
         *(x_flip, y_flip, scale),
         *((jnp.cos(angle) - 1), jnp.sin(angle)),

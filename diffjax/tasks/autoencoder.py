@@ -67,9 +67,9 @@ def make_autoencoder_task(
     averaged for a codebook, as released with the papers.
 
     Parameters are those of the autoencoder and, under ``discriminator``, those of the other
-    player. ``frozen`` may hold a perceptual network, see `measure_perceptual_distance`. ``extra`` holds
-    the batch statistics of the discriminator and, for a codebook, the running share of latents
-    that fall to each code.
+    player. ``frozen`` may hold a perceptual network, see `measure_perceptual_distance`. ``extra``
+    holds the batch statistics of the discriminator and, for a codebook, the running share of
+    latents that fall to each code.
 
     Raises:
         ValueError: unknown names or options.
@@ -104,7 +104,7 @@ class _FirstStage(NamedTuple):
             params["discriminator"], extra["statistics"] = made["params"], made["batch_stats"]
         return params, extra
 
-    def nll(self, frozen: Frozen, x: jax.Array, x_hat: jax.Array) -> Array:
+    def compute_nll(self, frozen: Frozen, x: jax.Array, x_hat: jax.Array) -> Array:
         """Pixel and perceptual distance, summed over an image or averaged."""
         distance = self.section.perceptual_weight * measure_perceptual_distance(frozen, x, x_hat)
         each = self.pixel(x - x_hat) + distance[:, None, None, None]
@@ -124,7 +124,7 @@ class _FirstStage(NamedTuple):
         own = {k: v for k, v in params.items() if k != "discriminator"}
         x_hat, code = _reconstruct(self.net, own, key, x)
         fixed = stop(x_hat)
-        value, pull = jax.value_and_grad(self.nll, argnums=2)(frozen, x, fixed)
+        value, pull = jax.value_and_grad(self.compute_nll, argnums=2)(frozen, x, fixed)
         metrics = {"nll": value, "psnr": _measure_psnr(x, fixed)}
         total: Array = jnp.zeros(())
         if self.judge is not None:

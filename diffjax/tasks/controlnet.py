@@ -56,7 +56,7 @@ class ControlledNetwork(NamedTuple):
         params = dict(variables["params"])
         beside = self.beside._replace(params=params.pop(NET))
         hint, cond = beside.prepare_hint(params.pop(HINT)), cond or {}
-        added = beside.residuals(z, t, {**cond, HINT: hint}, **options)
+        added = beside.compute_residuals(z, t, {**cond, HINT: hint}, **options)
         controlled = {**cond, beside.entry: added}
         return cast(Array, self.base.apply({"params": params}, z, t, controlled))
 

@@ -78,12 +78,12 @@ def make_noisy_classifier_task(
 def make_classifier_log_prob(network: NoisyClassifier) -> LogProb:
     """What a trained classifier tells `diffjax.tasks.make_task`."""
 
-    def of(params: Params, z: Array, level: Level, label: Array) -> Array:
+    def log_prob(params: Params, z: Array, level: Level, label: Array) -> Array:
         t = jnp.broadcast_to(jnp.asarray(level.t, jnp.float32), z.shape[:1])
         logits = cast(Array, network.apply({"params": params}, z, t))
         return _pick_log_prob(logits, label)
 
-    return of
+    return log_prob
 
 
 def _pick_log_prob(logits: Array, label: Array) -> Array:

@@ -88,7 +88,7 @@ RECIPES = {
 }
 
 
-def _network() -> UNet2DModel:
+def _make_network() -> UNet2DModel:
     return UNet2DModel(
         sample_size=28,
         in_channels=1,
@@ -100,7 +100,7 @@ def _network() -> UNet2DModel:
     )
 
 
-def _optimizer(recipe: Recipe, net: UNet2DModel) -> torch.optim.Optimizer:
+def _make_optimizer(recipe: Recipe, net: UNet2DModel) -> torch.optim.Optimizer:
     if recipe.adamw:
         return torch.optim.AdamW(
             net.parameters(), lr=recipe.lr, betas=(0.95, 0.999), weight_decay=1e-6
@@ -108,7 +108,7 @@ def _optimizer(recipe: Recipe, net: UNet2DModel) -> torch.optim.Optimizer:
     return torch.optim.Adam(net.parameters(), lr=recipe.lr)
 
 
-def _batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
+def _iterate_batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
     """Shuffled batches (B, 1, 28, 28) in [-1, 1], epoch after epoch."""
     rng = np.random.default_rng(seed)
     while True:
@@ -118,7 +118,7 @@ def _batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]
             yield some.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _decayed(recipe: Recipe, step: int, progress: float) -> float:
+def _compute_rate(recipe: Recipe, step: int, progress: float) -> float:
     """Learning rate; the steps that fit are estimated from the progress so far."""
     if not recipe.decay:
         return recipe.lr
@@ -127,7 +127,7 @@ def _decayed(recipe: Recipe, step: int, progress: float) -> float:
     return recipe.lr * min((step + 1) / WARM_UP, 1) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _cpu_seconds() -> float:
+def _read_cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
@@ -142,8 +142,8 @@ def _save_average(ema: EMAModel, net: UNet2DModel, folder: Path) -> None:
 def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
     recipe = RECIPES[RECIPE.value]
     size = BATCH.value or recipe.batch
-    net, scheduler = _network(), DDPMScheduler(1000, beta_schedule=recipe.betas)
-    optimizer = _optimizer(recipe, net)
+    net, scheduler = _make_network(), DDPMScheduler(1000, beta_schedule=recipe.betas)
+    optimizer = _make_optimizer(recipe, net)
     # Without use_ema_warmup, inv_gamma and power would have no effect.
     ema = EMAModel(
         net.parameters(), 0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=True
@@ -160,14 +160,14 @@ def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
         "diffusers": diffusers.__version__,
     }
     curve, recent, step = [], [], 0
-    batches = _batches(images, size, SEED.value)
+    batches = _iterate_batches(images, size, SEED.value)
     net.train()
-    started, cpu, saved = time.monotonic(), _cpu_seconds(), 0.0
+    started, cpu, saved = time.monotonic(), _read_cpu_seconds(), 0.0
 
     def save(elapsed: float) -> None:
         _save_average(ema, net, folder)
         progress = {"steps": step, "images": step * size, "wall_seconds": elapsed}
-        summary.update(progress, cpu_seconds=_cpu_seconds() - cpu, loss_every_50_steps=curve)
+        summary.update(progress, cpu_seconds=_read_cpu_seconds() - cpu, loss_every_50_steps=curve)
         write_json(folder / "summary.json", summary)
 
     while (elapsed := time.monotonic() - started) < seconds:
@@ -175,7 +175,7 @@ def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
             saved = elapsed
             save(elapsed)
         for group in optimizer.param_groups:
-            group["lr"] = _decayed(recipe, step, elapsed / seconds)
+            group["lr"] = _compute_rate(recipe, step, elapsed / seconds)
         x = next(batches)
         noise = torch.randn_like(x)
         t = torch.randint(0, 1000, (size,))
@@ -216,9 +216,9 @@ def _sample(folder: Path, steps: int) -> np.ndarray:
 
 
 def _write_samples(folder: Path, steps: int) -> None:
-    started, cpu = time.monotonic(), _cpu_seconds()
+    started, cpu = time.monotonic(), _read_cpu_seconds()
     images = _sample(folder, steps)
-    taken = {"wall_seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds() - cpu}
+    taken = {"wall_seconds": time.monotonic() - started, "cpu_seconds": _read_cpu_seconds() - cpu}
     name = f"samples-{steps}" if SAMPLER.value == "ddim" else f"samples-ddpm-{steps}"
     np.savez_compressed(folder / f"{name}.npz", images=to_uint8(images))
     save_png(tile(images[:100]), folder / f"{name}.png")
@@ -229,7 +229,7 @@ def _write_samples(folder: Path, steps: int) -> None:
     write_json(path, summary)
 
 
-def _sample_steps() -> list[int]:
+def _read_sample_steps() -> list[int]:
     try:
         steps = [int(value) for value in STEPS.value]
     except ValueError:
@@ -243,7 +243,7 @@ USES = ("workdir",)  # flags of other modules
 
 
 def main() -> None:
-    folder, steps = run_flags.read_workdir(), _sample_steps()
+    folder, steps = run_flags.read_workdir(), _read_sample_steps()
     torch.set_num_threads(THREADS.value)
     torch.manual_seed(SEED.value)
     if MINUTES.value:

@@ -45,7 +45,7 @@ ROWS = ((True, 4, "dot_product"), (True, 4, "flash"))
 BLOCK = 512  # of flash attention; with its own 2048 the kernel does not compile for a v5e
 
 
-def config_of(source: Path, chips: int, sharded: bool, batch: int, attention: str) -> Any:
+def read_config(source: Path, chips: int, sharded: bool, batch: int, attention: str) -> Any:
     """Its configuration of Stable Diffusion 1.5."""
     from maxdiffusion import pyconfig
 
@@ -68,7 +68,7 @@ def config_of(source: Path, chips: int, sharded: bool, batch: int, attention: st
     return pyconfig.config
 
 
-def lowered(config: Any, devices: list[Any]) -> tuple[Any, Any]:
+def lower_step(config: Any, devices: list[Any]) -> tuple[Any, Any]:
     """Its step for these chips, and the shapes of its state."""
     from flax.linen import partitioning
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -120,24 +120,26 @@ def lowered(config: Any, devices: list[Any]) -> tuple[Any, Any]:
         return jitted.lower(state, None, None, batch, key), state
 
 
-def commit(source: Path) -> str:
+def read_commit(source: Path) -> str:
     """Of the repository; "unknown" of files alone."""
     command = ["git", "-C", str(source), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 
 
-def figures(source: Path, where: str, sharded: bool, batch: int, attention: str) -> dict[str, Any]:
+def measure_memory(
+    source: Path, where: str, sharded: bool, batch: int, attention: str
+) -> dict[str, Any]:
     """Bytes per chip, or what is missing."""
     devices = topologies.find_devices(where)[0]
-    config = config_of(source, len(devices), sharded, batch, attention)
-    program, state = lowered(config, devices)
+    config = read_config(source, len(devices), sharded, batch, attention)
+    program, state = lower_step(config, devices)
     local = lambda leaf: leaf.sharding.shard_shape(leaf.shape)  # noqa: E731
     leaves = jax.tree.leaves(state.params)
     whole = sum(leaf.size for leaf in leaves if local(leaf) == leaf.shape)
     total = sum(leaf.size for leaf in leaves)
     found: dict[str, Any] = {
-        "commit": commit(source),
+        "commit": read_commit(source),
         "topology": where,
         "chips": len(devices),
         "data": 1 if sharded else len(devices),
@@ -151,14 +153,14 @@ def figures(source: Path, where: str, sharded: bool, batch: int, attention: str)
     try:
         memory = step_plan.compile_within_memory(program.compile, found).memory_analysis()
     except step_plan.DoesNotFit as failure:
-        return found | {"needed_bytes": failure.needed, "message": _reason(failure)}
+        return found | {"needed_bytes": failure.needed, "message": _explain_failure(failure)}
     return found | {
         "peak_bytes": int(memory.peak_memory_in_bytes),
         "compile_seconds": time.monotonic() - started,
     }
 
 
-def _reason(failure: Exception) -> str:
+def _explain_failure(failure: Exception) -> str:
     return str(failure.__cause__).strip().partition("\n")[0]
 
 
@@ -174,7 +176,7 @@ def main() -> None:
     for sharded, batch, attention in ROWS:
         name = f"{'fsdp' if sharded else 'data'}/batch{batch}/{attention}"
         if name not in rows:
-            rows[name] = figures(source, WHERE.value, sharded, batch, attention)
+            rows[name] = measure_memory(source, WHERE.value, sharded, batch, attention)
             print(name, rows[name], flush=True)
             write_json(path, rows)
 

@@ -36,7 +36,7 @@ JSON = flags.DEFINE_string("json", None, "File that the figures are also written
 ALL_ARGUMENTS = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
 
 
-def tasks(cfg: Any) -> dict[str, tuple[Any, Any]]:
+def make_tasks(cfg: Any) -> dict[str, tuple[Any, Any]]:
     """(task, shapes of what is frozen) of fine-tuning the base and of training the ControlNet."""
     shape = runs.read_image_shape(cfg)
     fine = make_task(cfg, shape, cfg.data.levels, cfg.data.num_classes)
@@ -46,7 +46,7 @@ def tasks(cfg: Any) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def batch_of(cfg: Any, size: int) -> dict[str, np.ndarray]:
+def draw_batch(cfg: Any, size: int) -> dict[str, np.ndarray]:
     """Random images, labels and hints."""
     rng, shape = np.random.default_rng(0), runs.read_image_shape(cfg)
     return {
@@ -56,7 +56,7 @@ def batch_of(cfg: Any, size: int) -> dict[str, np.ndarray]:
     }
 
 
-def compiled(cfg: Any, task: Any, fixed: Any, batch: Any) -> Any:
+def compile_step(cfg: Any, task: Any, fixed: Any, batch: Any) -> Any:
     """The compiled training step, from shapes alone."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
     state = jax.eval_shape(partial(init_state, task, optimizer), jax.random.key(0), fixed, batch)
@@ -64,14 +64,14 @@ def compiled(cfg: Any, task: Any, fixed: Any, batch: Any) -> Any:
     return step.lower(state, fixed, batch).compile(), state
 
 
-def peak_bytes(program: Any) -> int:
+def count_peak_bytes(program: Any) -> int:
     """Arguments, results that are no arguments given away, and temporaries."""
     sizes = program.memory_analysis()
     total = sum(getattr(sizes, name) for name in ALL_ARGUMENTS)
     return int(total - sizes.alias_size_in_bytes)
 
 
-def _filled(shapes: Any) -> Any:
+def _fill(shapes: Any) -> Any:
     rng = np.random.default_rng(0)
 
     def fill(leaf: Any) -> jax.Array:
@@ -84,11 +84,11 @@ def _filled(shapes: Any) -> Any:
 
 def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
     """Seconds and bytes of a step of either, and the ratios of ControlNet to fine-tuning."""
-    given = batch_of(cfg, batch)
+    given = draw_batch(cfg, batch)
     programs, states, bases = {}, {}, {}
-    for name, (task, fixed) in tasks(cfg).items():
-        programs[name], state = compiled(cfg, task, fixed, given)
-        states[name], bases[name] = _filled(state), _filled(fixed)
+    for name, (task, fixed) in make_tasks(cfg).items():
+        programs[name], state = compile_step(cfg, task, fixed, given)
+        states[name], bases[name] = _fill(state), _fill(fixed)
         states[name] = states[name]._replace(opt=jax.tree.map(jnp.zeros_like, states[name].opt))
     clocks = {"wall": time.perf_counter, "cpu": time.process_time}
     seconds: dict[str, dict[str, list[float]]] = {c: {n: [] for n in programs} for c in clocks}
@@ -101,7 +101,7 @@ def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
                 seconds[clock][name].append(now() - started[clock])
     step = {c: {n: float(np.median(v[1:])) for n, v in s.items()} for c, s in seconds.items()}
     turns = {c: np.divide(s["controlnet"], s["fine_tuning"])[1:] for c, s in seconds.items()}
-    peak = {name: peak_bytes(program) for name, program in programs.items()}
+    peak = {name: count_peak_bytes(program) for name, program in programs.items()}
     temporary = {n: int(p.memory_analysis().temp_size_in_bytes) for n, p in programs.items()}
     return {
         "batch": batch,

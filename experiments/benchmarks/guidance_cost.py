@@ -32,7 +32,9 @@ STEPS = 4  # of a run: enough that its fixed cost does not count
 MODES = {"unguided": (False, None), "guided": (False, 2.0), "guided_sequential": (True, 2.0)}
 
 
-def compiled(cfg: Any, batch: int, *, sequential: bool, scale: float | None) -> tuple[Any, Any]:
+def compile_sampling(
+    cfg: Any, batch: int, *, sequential: bool, scale: float | None
+) -> tuple[Any, Any]:
     """Compiled sampling of a few steps, and its arguments."""
     cfg = runs.replace_sample(cfg, sampler="ddim", steps=STEPS, guidance_sequential=sequential)
     model = runs.build_model(cfg)
@@ -53,7 +55,7 @@ def compiled(cfg: Any, batch: int, *, sequential: bool, scale: float | None) -> 
 def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
     """Seconds and bytes of every mode, and their ratios to unguided."""
     modes = {
-        mode: compiled(cfg, batch, sequential=sequential, scale=scale)
+        mode: compile_sampling(cfg, batch, sequential=sequential, scale=scale)
         for mode, (sequential, scale) in MODES.items()
     }
     seconds: dict[str, list[float]] = {mode: [] for mode in modes}

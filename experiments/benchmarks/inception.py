@@ -38,7 +38,7 @@ REPEATS = flags.DEFINE_integer("repeats", 3, "Number of measurements of each.", 
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 
 
-def random_weights() -> dict[str, np.ndarray]:
+def draw_weights() -> dict[str, np.ndarray]:
     """Inception's state dict with kernels that keep the size of activations."""
     rng = np.random.default_rng(0)
 
@@ -54,14 +54,16 @@ def random_weights() -> dict[str, np.ndarray]:
     }
 
 
-def ours(weights: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], np.ndarray]:
+def make_own_call(weights: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], np.ndarray]:
     """A call that gives the features of all images."""
     params = from_state_dict(weights, metrics.inception_shapes())
     network = metrics.inception_network(params, batch_size=BATCH.value)
     return lambda: metrics.extract(network, images).features
 
 
-def theirs(weights: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], np.ndarray]:
+def make_reference_call(
+    weights: dict[str, np.ndarray], images: np.ndarray
+) -> Callable[[], np.ndarray]:
     """The same by torch-fidelity."""
     import torch
 
@@ -84,7 +86,7 @@ def theirs(weights: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], n
     return run
 
 
-def timed(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def time_calls(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of every call, by turns; the caller has warmed them up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in tqdm(range(repeats), desc="repeats"):
@@ -98,12 +100,12 @@ def timed(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[f
 def main() -> None:
     shape = (NUM.value, PIXELS.value, PIXELS.value, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    weights = random_weights()
-    calls = {"diffjax": ours(weights, images)}
+    weights = draw_weights()
+    calls = {"diffjax": make_own_call(weights, images)}
     if find_spec("torch_fidelity"):
-        calls["torch_fidelity"] = theirs(weights, images)
+        calls["torch_fidelity"] = make_reference_call(weights, images)
     features = {name: call() for name, call in calls.items()}
-    seconds = timed(calls, REPEATS.value)
+    seconds = time_calls(calls, REPEATS.value)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     result: dict[str, Any] = {
         "images": NUM.value,

@@ -47,28 +47,31 @@ SDXL = UNet(
 Batch = Callable[[int], dict[str, Any]]
 
 
-def _shape(*shape: int) -> jax.ShapeDtypeStruct:
+def _make_shape(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _batch(side: int, width: int, *, added: bool = False, hint: bool = False) -> Batch:
+def _make_batch(side: int, width: int, *, added: bool = False, hint: bool = False) -> Batch:
     """Latents, text features of 77 tokens, and what else a model is told."""
 
     def make(size: int) -> dict[str, Any]:
         batch: dict[str, Any] = {
-            "image": _shape(size, side, side, 4),
-            "context": _shape(size, 77, width),
+            "image": _make_shape(size, side, side, 4),
+            "context": _make_shape(size, 77, width),
         }
         if added:
-            batch["added"] = {"text_embeds": _shape(size, 1280), "time_ids": _shape(size, 6)}
+            batch["added"] = {
+                "text_embeds": _make_shape(size, 1280),
+                "time_ids": _make_shape(size, 6),
+            }
         if hint:
-            batch["hint"] = _shape(size, 8 * side, 8 * side, 3)
+            batch["hint"] = _make_shape(size, 8 * side, 8 * side, 3)
         return batch
 
     return make
 
 
-def _loss(
+def _compute_loss(
     predict: Callable[..., Array], key: jax.Array, batch: dict[str, Any]
 ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
     """``E |eps_hat(z_t, t, cond) - eps|^2`` with SD's schedule."""
@@ -83,18 +86,18 @@ def _loss(
     return value, ({}, {"loss": value})
 
 
-def _unet_task(net: UNet) -> Task:
+def _make_unet_task(net: UNet) -> Task:
     def init(key: jax.Array, frozen: PyTree, batch: Any) -> tuple[PyTree, PyTree]:
         cond = {k: v for k, v in batch.items() if k != "image"}
         return net.init(key, batch["image"], jnp.zeros(1), cond)["params"], {}
 
     def loss(params: PyTree, frozen: PyTree, extra: PyTree, key: Any, step: Any, batch: Any) -> Any:
-        return _loss(lambda *inputs: net.apply({"params": params}, *inputs), key, batch)
+        return _compute_loss(lambda *inputs: net.apply({"params": params}, *inputs), key, batch)
 
     return Task(init, loss, lambda *_: None)
 
 
-def _control_task(base_net: UNet) -> Task:
+def _make_control_task(base_net: UNet) -> Task:
     net = ControlNet(base_net)
 
     def init(key: jax.Array, frozen: PyTree, batch: Any) -> tuple[PyTree, PyTree]:
@@ -107,22 +110,22 @@ def _control_task(base_net: UNet) -> Task:
             added = net.apply({"params": params}, z, t, cond)
             return base_net.apply({"params": frozen["base"]}, z, t, {**cond, "control": added})
 
-        return _loss(predict, key, batch)
+        return _compute_loss(predict, key, batch)
 
     return Task(init, loss, lambda *_: None)
 
 
-def case_of(name: str) -> step_plan.StepCase:
+def make_case(name: str) -> step_plan.StepCase:
     """The step that a row compiles."""
     if name == "sd15":
-        return step_plan.StepCase(_unet_task(SD15), None, _batch(64, 768))
+        return step_plan.StepCase(_make_unet_task(SD15), None, _make_batch(64, 768))
     if name == "sdxl":
-        return step_plan.StepCase(_unet_task(SDXL), None, _batch(128, 2048, added=True))
-    batch, plain = _batch(64, 768, hint=True), _batch(64, 768)
+        return step_plan.StepCase(_make_unet_task(SDXL), None, _make_batch(128, 2048, added=True))
+    batch, plain = _make_batch(64, 768, hint=True), _make_batch(64, 768)
     base_params = jax.eval_shape(
-        lambda b: _unet_task(SD15).init(jax.random.key(0), None, b)[0], plain(1)
+        lambda b: _make_unet_task(SD15).init(jax.random.key(0), None, b)[0], plain(1)
     )
-    return step_plan.StepCase(_control_task(SD15), {"base": base_params}, batch)
+    return step_plan.StepCase(_make_control_task(SD15), {"base": base_params}, batch)
 
 
 # (case, topology, images per chip, fsdp): the rest of the chips is the data axis.
@@ -140,7 +143,7 @@ ROWS = [
 ]
 
 
-def config_of(name: str, chips: int, per_chip: int, fsdp: int) -> ConfigDict:
+def make_config(name: str, chips: int, per_chip: int, fsdp: int) -> ConfigDict:
     """The trainer's config of a row."""
     config = base()
     config.planned = name
@@ -150,21 +153,21 @@ def config_of(name: str, chips: int, per_chip: int, fsdp: int) -> ConfigDict:
     return config
 
 
-def row_name(case: str, where: str, per_chip: int, fsdp: int) -> str:
+def name_row(case: str, where: str, per_chip: int, fsdp: int) -> str:
     return f"{case}/{where}/fsdp{fsdp}/batch{per_chip}"
 
 
 def compile_row(case: str, where: str, per_chip: int, fsdp: int) -> dict[str, Any]:
     """Figures of a row, or what it lacks."""
     chips = len(topologies.find_devices(where)[0])
-    config = config_of(case, chips, per_chip, fsdp)
+    config = make_config(case, chips, per_chip, fsdp)
     try:
-        return step_plan.compile_plan(config, where, case_of(case))
+        return step_plan.compile_plan(config, where, make_case(case))
     except step_plan.DoesNotFit as failure:
         return {"topology": where, "needed_bytes": failure.needed, **failure.sizes}
 
 
-def table(rows: dict[str, Any]) -> str:
+def format_rows(rows: dict[str, Any]) -> str:
     """The figures as text."""
     shown = []
     for name, row in rows.items():
@@ -188,14 +191,14 @@ def main() -> None:
     rows = json.loads(path.read_text()) if path.exists() else {}
     topologies.configure_jax("v5e:2x4")
     for row in ROWS:
-        name = row_name(*row)
+        name = name_row(*row)
         if ONLY.value and not any(name.startswith(prefix) for prefix in ONLY.value):
             continue
         if name not in rows:
             logging.info("compiling %s", name)
             rows[name] = compile_row(*row)
             write_json(path, rows)
-    print(table(rows))
+    print(format_rows(rows))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,14 @@
 """The papers whose results are reproduced at the scale of one machine, and how.
 
-A module here has ``PIECES`` (what to run), ``claims(data)`` (what the paper says, judged on the
-files that the pieces left) and ``page(data)`` (tables and plots in Markdown); ``CONFIG`` if its
-config file has another name.
+A module here is one paper. It has
+
+- ``PIECES``: the commands to run, and the files of theirs that are kept (`pieces.Piece`);
+- ``judge_claims(data)``: what the paper says, judged by the files that the pieces left in the
+  folder ``data``;
+- ``format_page(data)``: tables and plots of the same files, as Markdown;
+- ``CONFIG``: the name of the paper's config file, if it is not that of the module in `PAPERS`.
+
+`experiments.reproduce` runs the pieces and writes the pages.
 """
 
 from __future__ import annotations

@@ -11,8 +11,16 @@ from typing import Any
 import numpy as np
 
 from diffjax.evaluation import plots
-from experiments.reproductions.claims import NOTE, Claim, above, floor, pair, read, values
-from experiments.reproductions.pieces import Piece, measuring, sweeping, training
+from experiments.reproductions.claims import (
+    NOTE,
+    Claim,
+    format_floor,
+    format_pair,
+    is_above,
+    read_file,
+    select_values,
+)
+from experiments.reproductions.pieces import Piece, make_measurement, make_sweep, make_training
 
 PAPER = """ImageNet 64x64, 50,000 images, 256 ancestral steps (table 1):
 
@@ -34,21 +42,21 @@ METRICS = ("distance", "inception_score", "class_accuracy", "precision", "recall
 STEPS = 10
 
 
-def _train(probability: str, seed: int) -> Piece:
+def _make_training(probability: str, seed: int) -> Piece:
     name = f"cfg14-p{probability}" + (f"-seed{seed}" if seed else "")
     drop = PROBABILITIES[probability]
     overrides = (f"--config.cond.drop={drop}", f"--config.seed={seed}")
-    return training("cfg.py:fashion_mnist14", name, 10, *overrides)
+    return make_training("cfg.py:fashion_mnist14", name, 10, *overrides)
 
 
-def _sweep(model: str, scales: tuple[float, ...], minutes: float, seeds: int = 3) -> Piece:
+def _make_sweep(model: str, scales: tuple[float, ...], minutes: float, seeds: int = 3) -> Piece:
     axes = {
         "sampler": "ddim",
         "grid": "uniform",
         "steps": str(STEPS),
         "guidance": ",".join(f"{scale:g}" for scale in scales),
     }
-    return sweeping(f"{model}-guidance", model, minutes, axes, num=5000, seeds=seeds)
+    return make_sweep(f"{model}-guidance", model, minutes, axes, num=5000, seeds=seeds)
 
 
 _PICTURE = Piece(
@@ -83,11 +91,11 @@ _COST = Piece(
 
 PIECES = (
     _COST,
-    _train("10", 0),
-    _sweep("cfg14-p10", SCALES, 28),
+    _make_training("10", 0),
+    _make_sweep("cfg14-p10", SCALES, 28),
     _PICTURE,
-    training("adm.py:fashion_mnist14_classifier", "cfg14-classifier", 8),
-    sweeping(
+    make_training("adm.py:fashion_mnist14_classifier", "cfg14-classifier", 8),
+    make_sweep(
         "cfg14-classifier-guidance",
         "cfg14-p10",
         18,
@@ -95,15 +103,15 @@ PIECES = (
         "--config.sample.classifier={results}/models/cfg14-classifier.safetensors",
         num=5000,
     ),
-    _train("20", 0),
-    _sweep("cfg14-p20", SCALES, 28),
-    _train("50", 0),
-    _sweep("cfg14-p50", SCALES, 28),
-    _train("10", 1),
-    _sweep("cfg14-p10-seed1", FEW, 3, seeds=1),
-    _train("20", 1),
-    _sweep("cfg14-p20-seed1", FEW, 3, seeds=1),
-    measuring(
+    _make_training("20", 0),
+    _make_sweep("cfg14-p20", SCALES, 28),
+    _make_training("50", 0),
+    _make_sweep("cfg14-p50", SCALES, 28),
+    _make_training("10", 1),
+    _make_sweep("cfg14-p10-seed1", FEW, 3, seeds=1),
+    _make_training("20", 1),
+    _make_sweep("cfg14-p20-seed1", FEW, 3, seeds=1),
+    make_measurement(
         "cfg-floor",
         "cfg14-p10",
         2,
@@ -112,37 +120,39 @@ PIECES = (
 )
 
 
-def _rows(data: Path, model: str) -> list[dict[str, Any]]:
-    return list(read(data / f"{model}-guidance.jsonl"))
+def _read_rows(data: Path, model: str) -> list[dict[str, Any]]:
+    return list(read_file(data / f"{model}-guidance.jsonl"))
 
 
-def claims(data: Path) -> list[Claim]:
+def judge_claims(data: Path) -> list[Claim]:
     """What guidance does, and how often to drop."""
-    rows = _rows(data, "cfg14-p10")
+    rows = _read_rows(data, "cfg14-p10")
 
     def at(scale: float, metric: str = "distance") -> np.ndarray:
-        return values(rows, metric, guidance=scale)
+        return select_values(rows, metric, guidance=scale)
 
     out = []
     for metric in ("class_accuracy", "precision"):
         high, low = at(2.0, metric), at(1.0, metric)
         text = f"{metric.replace('_', ' ')} is higher at w = 1 than at w = 0"
-        out.append(Claim(text, above(high, low), pair(high, low)))
+        out.append(Claim(text, is_above(high, low), format_pair(high, low)))
     high, low = at(1.0, "recall"), at(5.0, "recall")
-    out.append(Claim("recall falls from w = 0 to w = 4", above(high, low), pair(high, low)))
+    out.append(
+        Claim("recall falls from w = 0 to w = 4", is_above(high, low), format_pair(high, low))
+    )
     high, low = at(2.0, "inception_score"), at(1.0, "inception_score")
     text = "the score rises from w = 0 to w = 1"
-    out.append(Claim(text, above(high, low), pair(high, low)))
+    out.append(Claim(text, is_above(high, low), format_pair(high, low)))
     best = min(SCALES, key=lambda scale: at(scale).mean())
     text, worst = "the smallest distance lies in 0 <= w <= 1", at(5.0)
     out.append(Claim(text, best <= 2.0, f"{at(best).mean():.4g} at w = {best - 1:g}"))
     text = "the distance at w = 4 is at least 3 times the smallest"
-    out.append(Claim(text, above(worst, at(best), 3), pair(worst, at(best))))
-    return [*out, _drops(data), _cost(data)]
+    out.append(Claim(text, is_above(worst, at(best), 3), format_pair(worst, at(best))))
+    return [*out, _judge_dropping(data), _judge_cost(data)]
 
 
-def _cost(data: Path) -> Claim:
-    cost = read(data / "guidance-cost.json")
+def _judge_cost(data: Path) -> Claim:
+    cost = read_file(data / "guidance-cost.json")
     ratio, memory = cost["time_ratio"], cost["memory_ratio"]
     text = "a guided step takes at most 2.0 times the time of an unguided one at the same batch"
     figures = (
@@ -152,29 +162,31 @@ def _cost(data: Path) -> Claim:
     return Claim(text, min(ratio["guided"], ratio["guided_sequential"]) <= 2.0, figures)
 
 
-def _drops(data: Path) -> Claim:
+def _judge_dropping(data: Path) -> Claim:
     """The best distance of p = 0.1 against 0.2: about equal, as 1.55 and 1.62 are in the paper."""
     best = {
-        p: np.asarray([_best(_rows(data, f"cfg14-p{p}{s}")) for s in ("", "-seed1")])
+        p: np.asarray([_find_best(_read_rows(data, f"cfg14-p{p}{s}")) for s in ("", "-seed1")])
         for p in ("10", "20")
     }
     few, many = best["10"].mean(), best["20"].mean()
-    differs = above(best["10"], best["20"]) or above(best["20"], best["10"])
+    differs = is_above(best["10"], best["20"]) or is_above(best["20"], best["10"])
     share = f"{100 * (many / few - 1):+.1f} %, {'more' if differs else 'no more'} than the seeds do"
     text = "the best distances with p = 0.1 and 0.2 are within 10 % of each other (two trainings)"
-    return Claim(text, bool(abs(many / few - 1) < 0.1), f"{pair(best['10'], best['20'])}: {share}")
+    return Claim(
+        text, bool(abs(many / few - 1) < 0.1), f"{format_pair(best['10'], best['20'])}: {share}"
+    )
 
 
-def _best(rows: list[dict[str, Any]]) -> float:
-    return float(min(values(rows, guidance=scale).mean() for scale in FEW))
+def _find_best(rows: list[dict[str, Any]]) -> float:
+    return float(min(select_values(rows, guidance=scale).mean() for scale in FEW))
 
 
-def _table(rows: list[dict[str, Any]], name: str = "w") -> str:
+def _format_table(rows: list[dict[str, Any]], name: str = "w") -> str:
     scales = sorted({row["guidance"] for row in rows})
     heads = [name, *(m.replace("_", " ") for m in METRICS), *["evaluations"] * (name == "w")]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for scale in scales:
-        cells = [values(rows, metric, guidance=scale) for metric in METRICS]
+        cells = [select_values(rows, metric, guidance=scale) for metric in METRICS]
         shown = " | ".join(f"{v.mean():.4g} ± {v.std(ddof=1):.2g}" for v in cells)
         count = next(f" {r['evaluations']} |" for r in rows if r["guidance"] == scale)
         shift, last = (1, count) if name == "w" else (0, "")
@@ -182,14 +194,14 @@ def _table(rows: list[dict[str, Any]], name: str = "w") -> str:
     return "\n".join(lines)
 
 
-def _plot(data: Path, path: Path) -> None:
+def _plot_distances(data: Path, path: Path) -> None:
     """Distance against score, one curve a probability, one point a weight."""
     figure, axis = plots.start(6.5, 4.5)
     for name, drop in PROBABILITIES.items():
-        rows = _rows(data, f"cfg14-p{name}")
+        rows = _read_rows(data, f"cfg14-p{name}")
         scales = sorted({row["guidance"] for row in rows})
-        score = [values(rows, "inception_score", guidance=s).mean() for s in scales]
-        distance = [values(rows, guidance=s).mean() for s in scales]
+        score = [select_values(rows, "inception_score", guidance=s).mean() for s in scales]
+        distance = [select_values(rows, guidance=s).mean() for s in scales]
         axis.plot(score, distance, marker="o", label=f"p = {drop}")
         for scale, x, y in zip(scales, score, distance, strict=True):
             axis.annotate(f"{scale - 1:.3g}", (x, y), fontsize=7, xytext=(3, 3),
@@ -199,19 +211,20 @@ def _plot(data: Path, path: Path) -> None:
     plots.finish(figure, axis, path)
 
 
-def page(data: Path) -> str:
+def format_page(data: Path) -> str:
     """Markdown without the claims."""
-    _plot(data, data.parent / "cfg.png")
-    rows = _rows(data, "cfg14-p10")
+    _plot_distances(data, data.parent / "cfg.png")
+    rows = _read_rows(data, "cfg14-p10")
     parts = [
-        f"## p = {PROBABILITIES[p]}\n\n{_table(_rows(data, f'cfg14-p{p}'))}" for p in PROBABILITIES
+        f"## p = {PROBABILITIES[p]}\n\n{_format_table(_read_rows(data, f'cfg14-p{p}'))}"
+        for p in PROBABILITIES
     ]
     return f"""Images are Fashion-MNIST with 2x2 pixels averaged. Every cell is 5,000 images, three
 sampling seeds, {STEPS} deterministic steps of equal width in t; guided steps cost two network
 evaluations.
 
 {NOTE.format(**rows[0])}
-{floor(data / "cfg-floor.json")}
+{format_floor(data / "cfg-floor.json")}
 
 ![distance against score](cfg.png)
 
@@ -227,7 +240,7 @@ class:
 A classifier on noisy images, trained for 1,500 steps, guides the conditional predictions; its
 gradient costs about one more network evaluation a step.
 
-{_table(_rows(data, "cfg14-classifier"), "scale")}
+{_format_table(_read_rows(data, "cfg14-classifier"), "scale")}
 
 ## The paper's figures
 

@@ -21,18 +21,20 @@ class Claim(NamedTuple):
     figures: str
 
 
-def read(path: Path) -> Any:
+def read_file(path: Path) -> Any:
     """JSON, or the list of rows of a .jsonl file."""
     return read_json_lines(path) if path.suffix == ".jsonl" else json.loads(path.read_text())
 
 
-def values(rows: Iterable[dict[str, Any]], metric: str = "distance", **wanted: Any) -> np.ndarray:
+def select_values(
+    rows: Iterable[dict[str, Any]], metric: str = "distance", **wanted: Any
+) -> np.ndarray:
     """A metric over seeds, of the rows with these values."""
     found = [r[metric] for r in rows if all(r[k] == v for k, v in wanted.items())]
     return np.asarray(found, np.float64)
 
 
-def above(high: np.ndarray, low: np.ndarray, factor: float = 1.0) -> bool | None:
+def is_above(high: np.ndarray, low: np.ndarray, factor: float = 1.0) -> bool | None:
     """Whether ``mean(high) > factor mean(low)`` by more than three pooled standard deviations."""
     if len(high) < 2 or len(low) < 2:
         return None
@@ -40,36 +42,36 @@ def above(high: np.ndarray, low: np.ndarray, factor: float = 1.0) -> bool | None
     return bool(high.mean() - factor * low.mean() > 3 * spread)
 
 
-def pair(a: np.ndarray, b: np.ndarray) -> str:
+def format_pair(a: np.ndarray, b: np.ndarray) -> str:
     """Two sets of values as "mean ± s.d. against mean ± s.d."."""
 
-    return f"{spread(a)} against {spread(b)}"
+    return f"{format_spread(a)} against {format_spread(b)}"
 
 
-def spread(v: np.ndarray) -> str:
+def format_spread(v: np.ndarray) -> str:
     """Mean ± s.d."""
     return f"{v.mean():.4g} ± {v.std(ddof=1):.2g}" if len(v) > 1 else "missing"
 
 
-def falls(curve: list[np.ndarray]) -> bool | None:
+def is_falling(curve: list[np.ndarray]) -> bool | None:
     """Whether a curve ends below where it starts, by three standard deviations."""
-    return above(curve[0], curve[-1]) if len(curve) > 1 else None
+    return is_above(curve[0], curve[-1]) if len(curve) > 1 else None
 
 
-def verdicts(claims: list[Claim]) -> str:
+def format_verdicts(claims: list[Claim]) -> str:
     """Markdown table of claims."""
     words = {True: "held", False: "not held", None: "not run"}
     lines = ["| claim | verdict | measured: mean ± s.d. where over seeds |", "|---|---|---|"]
     return "\n".join(lines + [f"| {c.text} | {words[c.held]} | {c.figures} |" for c in claims])
 
 
-def figures(evaluation: dict[str, Any]) -> dict[str, str]:
-    """The image metrics of an evaluation, for `compare`."""
+def format_metrics(evaluation: dict[str, Any]) -> dict[str, str]:
+    """The image metrics of an evaluation, for `format_comparison`."""
     keys = ("distance", "inception_score", "precision", "recall", "density", "coverage")
     return {k: f"{evaluation[k]:.4g}" for k in keys if k in evaluation}
 
 
-def compare(columns: dict[str, dict[str, str]]) -> str:
+def format_comparison(columns: dict[str, dict[str, str]]) -> str:
     """Markdown table, one column a system, one row a figure."""
     rows = list(dict.fromkeys(key for column in columns.values() for key in column))
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
@@ -78,8 +80,8 @@ def compare(columns: dict[str, dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def training(summary: dict[str, Any]) -> dict[str, str]:
-    """What a summary.json says of a training, for `compare`."""
+def format_training(summary: dict[str, Any]) -> dict[str, str]:
+    """What a summary.json says of a training, for `format_comparison`."""
     return {
         "parameters": f"{summary['parameters']:,}",
         "optimiser steps": f"{summary['steps']:,}",
@@ -89,9 +91,9 @@ def training(summary: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def floor(path: Path) -> str:
+def format_floor(path: Path) -> str:
     """What the distance is of other sets of images, as many as a cell has."""
-    scale = read(path)["baselines"]
+    scale = read_file(path)["baselines"]
     return (
         f"With {scale['real_floor_num']} images the distance of other real images (the floor) is "
         f"{scale['real_floor']:.4g}, of the matched Gaussian {scale['matched_gaussian']:.4g}, of "
@@ -110,7 +112,7 @@ and compare only with each other.
 Curve = tuple[Sequence[float], Sequence[Any]]  # x, and y or y over seeds
 
 
-def lines(
+def plot_lines(
     curves: dict[str, Curve], axes: tuple[str, str], path: Path, *, log: bool = False
 ) -> None:
     """Curves with bars of one s.d. where there are seeds.
@@ -129,7 +131,9 @@ def lines(
     plots.finish(figure, axis, path)
 
 
-def bars(groups: dict[str, list[np.ndarray]], names: Sequence[str], axis: str, path: Path) -> None:
+def plot_bars(
+    groups: dict[str, list[np.ndarray]], names: Sequence[str], axis: str, path: Path
+) -> None:
     """A bar of the mean, with its s.d., for every name in every group; logarithmic."""
     figure, plot = plots.start()
     width = 0.8 / len(groups)

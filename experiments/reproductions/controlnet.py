@@ -10,9 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.reproductions.claims import Claim, above, compare, lines, pair, read, spread
+from experiments.reproductions.claims import (
+    Claim,
+    format_comparison,
+    format_pair,
+    format_spread,
+    is_above,
+    plot_lines,
+    read_file,
+)
 from experiments.reproductions.ldm import SHAPES
-from experiments.reproductions.pieces import Piece, of, training
+from experiments.reproductions.pieces import Piece, make_training, name_model
 
 PAPER = """Ranking by users (1 to 5): quality 3.93 for ControlNet-lite, 4.22 for ControlNet;
 fidelity to the hint 4.09 and 4.28. Segmentation masks, IoU: real images .58, lite .32, ControlNet
@@ -58,40 +66,40 @@ _OF_SHAPES = (
 )
 
 
-def _named(hint: str, net: str, seed: int) -> str:
+def _name_run(hint: str, net: str, seed: int) -> str:
     return f"control-{hint}-{net}" + (f"-seed{seed}" if seed else "")
 
 
-def _edges(net: str, seed: int) -> Piece:
+def _make_edges(net: str, seed: int) -> Piece:
     kept = net == "zero" and not seed
     overrides = (_BASE, *NETS[net], f"--config.seed={seed}", *_MEASURED)
-    name, config = _named("edges", net, seed), "controlnet.py:fashion_mnist_edges"
-    piece = training(config, name, 5, *overrides, model=kept, log=True)
+    name, config = _name_run("edges", net, seed), "controlnet.py:fashion_mnist_edges"
+    piece = make_training(config, name, 5, *overrides, model=kept, log=True)
     if not kept:
         return piece
     pictures = {f"{name}/samples/{step:08d}.png": f"control-step-{step}.png" for step in PICTURES}
     return piece._replace(keep=piece.keep | pictures)
 
 
-def _shapes(variant: str, name: str, minutes: float, *overrides: str, kept: bool) -> Piece:
+def _make_shapes(variant: str, name: str, minutes: float, *overrides: str, kept: bool) -> Piece:
     given = (*_OF_SHAPES, *overrides, *_MEASURED)
-    return training(f"controlnet.py:{variant}", name, minutes, *given, model=kept, log=True)
+    return make_training(f"controlnet.py:{variant}", name, minutes, *given, model=kept, log=True)
 
 
-def _masks(net: str, seed: int) -> Piece:
+def _make_masks(net: str, seed: int) -> Piece:
     overrides, kept = (*NETS[net], f"--config.seed={seed}"), net == "zero" and not seed
-    return _shapes("shapes_mask", _named("masks", net, seed), 3, *overrides, kept=kept)
+    return _make_shapes("shapes_mask", _name_run("masks", net, seed), 3, *overrides, kept=kept)
 
 
-def _looking(name: str, model: str, minutes: float, *options: str) -> Piece:
+def _make_drawing(name: str, model: str, minutes: float, *options: str) -> Piece:
     """``experiments.control`` of a kept model."""
-    command = ("control", *of(model), f"--name={name}", *options)
+    command = ("control", *name_model(model), f"--name={name}", *options)
     found = f"{model}/control/{name}"
     keep = {f"{found}.json": f"data/{name}.json", f"{found}.png": f"{name}.png"}
     return Piece(name, (command,), keep, minutes)
 
 
-_EDGES, _MASKED = _named("edges", "zero", 0), _named("masks", "zero", 0)
+_EDGES, _MASKED = _name_run("edges", "zero", 0), _name_run("masks", "zero", 0)
 _COST = Piece(
     "control-cost",
     (
@@ -132,7 +140,7 @@ _INITIAL = Piece(
 
 PIECES = (
     _COST,
-    training(
+    make_training(
         "controlnet.py:fashion_mnist_base",
         "control-base",
         8,
@@ -140,9 +148,9 @@ PIECES = (
         "--config.train.minutes=0.0",
     ),
     _INITIAL,
-    *(_edges(net, 0) for net in NETS),
-    _looking("control-scales", _EDGES, 2, "--num=256", f"--scales={','.join(SCALES)}"),
-    _looking(
+    *(_make_edges(net, 0) for net in NETS),
+    _make_drawing("control-scales", _EDGES, 2, "--num=256", f"--scales={','.join(SCALES)}"),
+    _make_drawing(
         "control-balances",
         _EDGES,
         4,
@@ -150,10 +158,10 @@ PIECES = (
         "--guidance=3",
         f"--balance={','.join(BALANCES)}",
     ),
-    *(_masks(net, 0) for net in MASKS),
-    _shapes("shapes_edges", "control-shapes-edges", 3, kept=True),
-    _shapes("shapes_adapter", "control-shapes-adapter", 3, kept=False),
-    _looking(
+    *(_make_masks(net, 0) for net in MASKS),
+    _make_shapes("shapes_edges", "control-shapes-edges", 3, kept=True),
+    _make_shapes("shapes_adapter", "control-shapes-adapter", 3, kept=False),
+    _make_drawing(
         "control-composed",
         _MASKED,
         2,
@@ -161,38 +169,38 @@ PIECES = (
         "--also={results}/models/control-shapes-edges.safetensors",
         f"--scales={','.join(SCALES)}",
     ),
-    *(_edges(net, 1) for net in NETS),
-    *(_masks(net, 1) for net in MASKS),
+    *(_make_edges(net, 1) for net in NETS),
+    *(_make_masks(net, 1) for net in MASKS),
 )
 
 
-def _logs(data: Path, hint: str, net: str) -> list[list[dict[str, Any]]]:
+def _read_logs(data: Path, hint: str, net: str) -> list[list[dict[str, Any]]]:
     """The measured lines of the logs, a run each."""
-    found = [read(data / f"{_named(hint, net, seed)}-log.jsonl") for seed in SEEDS]
+    found = [read_file(data / f"{_name_run(hint, net, seed)}-log.jsonl") for seed in SEEDS]
     kind = "edge_f1" if hint == "edges" else "mask_iou"
     return [[row for row in log if kind in row] for log in found]
 
 
-def _curve(data: Path, net: str, key: str, hint: str = "edges") -> list[np.ndarray]:
+def _read_curve(data: Path, net: str, key: str, hint: str = "edges") -> list[np.ndarray]:
     """Over the runs, at every measured step."""
-    runs = [[row[key] for row in log] for log in _logs(data, hint, net)]
+    runs = [[row[key] for row in log] for log in _read_logs(data, hint, net)]
     return list(np.asarray(runs, np.float64).T)
 
 
-def _steps(data: Path, hint: str = "edges") -> list[int]:
-    return [row["step"] for row in _logs(data, hint, "zero")[0]]
+def _list_steps(data: Path, hint: str = "edges") -> list[int]:
+    return [row["step"] for row in _read_logs(data, hint, "zero")[0]]
 
 
-def _unchanged(data: Path) -> Claim:
-    change = read(data / "control-initial.json")["settings"][1]["change"]
+def _judge_initial(data: Path) -> Claim:
+    change = read_file(data / "control-initial.json")["settings"][1]["change"]
     text = "before the first step the pictures are those of the base, bit by bit"
     return Claim(text, change == 0, f"largest change of a pixel: {change:g}")
 
 
-def _sudden(data: Path) -> Claim:
+def _judge_suddenness(data: Path) -> Claim:
     """The largest share of the rise of the F1 between two measurements."""
-    curves = np.asarray(_curve(data, "zero", "edge_f1")).T
-    start = read(data / "control-initial.json")["settings"][1]["edge_f1"]
+    curves = np.asarray(_read_curve(data, "zero", "edge_f1")).T
+    start = read_file(data / "control-initial.json")["settings"][1]["edge_f1"]
     shares = [
         np.diff([start, *run]).max() / (run.max() - start) if run.max() > start else 0.0
         for run in curves
@@ -200,29 +208,29 @@ def _sudden(data: Path) -> Claim:
     found = np.asarray(shares)
     text = f"over half of the rise of the F1 falls in one eighth of the steps ({EVERY})"
     held = bool(found.mean() - 3 * found.std(ddof=1) > 0.5)
-    return Claim(text, held, f"{spread(found)} of the rise")
+    return Claim(text, held, f"{format_spread(found)} of the rise")
 
 
-def _worst(data: Path, net: str) -> np.ndarray:
+def _find_worst(data: Path, net: str) -> np.ndarray:
     """The largest distance while training, of each run."""
-    return np.asarray(_curve(data, net, "distance")).max(0)
+    return np.asarray(_read_curve(data, net, "distance")).max(0)
 
 
-def _kept(data: Path) -> Claim:
+def _judge_harm(data: Path) -> Claim:
     """That zero convolutions do no harm to the base on the way."""
-    base = read(data / "control-initial.json")["settings"][0]["distance"]
-    worst = _worst(data, "zero")
+    base = read_file(data / "control-initial.json")["settings"][0]["distance"]
+    worst = _find_worst(data, "zero")
     held = bool(worst.mean() + 3 * worst.std(ddof=1) <= 1.1 * base)
     text = "with zero convolutions the distance stays within 10 % of the base's or below"
-    return Claim(text, held, f"at most {spread(worst)} against {base:.4g}")
+    return Claim(text, held, f"at most {format_spread(worst)} against {base:.4g}")
 
 
-def claims(data: Path) -> list[Claim]:
+def judge_claims(data: Path) -> list[Claim]:
     """What the zero convolutions, the copy and dropped prompts are for, and the cost."""
-    last = {net: _curve(data, net, "edge_f1")[-1] for net in NETS}
-    blind = {net: _curve(data, net, "edge_f1_without_prompt")[-1] for net in NETS}
-    masks = {net: _curve(data, net, "mask_iou", "masks")[-1] for net in MASKS}
-    worse = above(last["gaussian"], last["lite"])
+    last = {net: _read_curve(data, net, "edge_f1")[-1] for net in NETS}
+    blind = {net: _read_curve(data, net, "edge_f1_without_prompt")[-1] for net in NETS}
+    masks = {net: _read_curve(data, net, "mask_iou", "masks")[-1] for net in MASKS}
+    worse = is_above(last["gaussian"], last["lite"])
     texts = (
         "edges: the F1 is larger with the full copy than with lite",
         "edges: the F1 of lite is no smaller than that of Gaussian convolutions",
@@ -231,24 +239,28 @@ def claims(data: Path) -> list[Claim]:
         "without prompts the F1 is larger if half of them were dropped in training",
     )
     return [
-        _unchanged(data),
-        _larger(texts[0], last["zero"], last["lite"]),
-        Claim(texts[1], None if worse is None else not worse, pair(last["lite"], last["gaussian"])),
-        _larger(texts[2], masks["zero"], masks["lite"]),
-        _kept(data),
-        _larger(texts[3], _worst(data, "gaussian"), _worst(data, "zero")),
-        _larger(texts[4], blind["zero"], blind["undropped"]),
-        _sudden(data),
-        *_costs(data),
+        _judge_initial(data),
+        _judge_larger(texts[0], last["zero"], last["lite"]),
+        Claim(
+            texts[1],
+            None if worse is None else not worse,
+            format_pair(last["lite"], last["gaussian"]),
+        ),
+        _judge_larger(texts[2], masks["zero"], masks["lite"]),
+        _judge_harm(data),
+        _judge_larger(texts[3], _find_worst(data, "gaussian"), _find_worst(data, "zero")),
+        _judge_larger(texts[4], blind["zero"], blind["undropped"]),
+        _judge_suddenness(data),
+        *_judge_costs(data),
     ]
 
 
-def _larger(text: str, high: np.ndarray, low: np.ndarray) -> Claim:
-    return Claim(text, above(high, low), pair(high, low))
+def _judge_larger(text: str, high: np.ndarray, low: np.ndarray) -> Claim:
+    return Claim(text, is_above(high, low), format_pair(high, low))
 
 
-def _costs(data: Path) -> list[Claim]:
-    cost = read(data / "control-cost.json")
+def _judge_costs(data: Path) -> list[Claim]:
+    cost = read_file(data / "control-cost.json")
     time, memory = cost["time_ratio"], cost["memory_ratio"]
     return [
         Claim("a step takes at most 1.05 times that of fine-tuning", time <= 1.05, f"{time:.3f}"),
@@ -256,7 +268,7 @@ def _costs(data: Path) -> list[Claim]:
     ]
 
 
-def _edge_table(data: Path) -> str:
+def _format_edges(data: Path) -> str:
     heads = (
         "F1",
         "F1 without prompt",
@@ -267,71 +279,73 @@ def _edge_table(data: Path) -> str:
     rows = [f"| | {' | '.join(heads)} |", "|---" * 6 + "|"]
     for net, text in TEXTS.items():
         cells = (
-            _curve(data, net, "edge_f1")[-1],
-            _curve(data, net, "edge_f1_without_prompt")[-1],
-            _curve(data, net, "distance")[0],
-            _worst(data, net),
-            _curve(data, net, "distance")[-1],
+            _read_curve(data, net, "edge_f1")[-1],
+            _read_curve(data, net, "edge_f1_without_prompt")[-1],
+            _read_curve(data, net, "distance")[0],
+            _find_worst(data, net),
+            _read_curve(data, net, "distance")[-1],
         )
-        rows.append(f"| {text} | {' | '.join(map(spread, cells))} |")
+        rows.append(f"| {text} | {' | '.join(map(format_spread, cells))} |")
     return "\n".join(rows)
 
 
-def _mask_table(data: Path) -> str:
+def _format_masks(data: Path) -> str:
     rows = ["| masks of shapes | IoU | IoU without prompt |", "|---|---|---|"]
     for net in MASKS:
-        cells = (_curve(data, net, key, "masks")[-1] for key in ("mask_iou",
+        cells = (_read_curve(data, net, key, "masks")[-1] for key in ("mask_iou",
                  "mask_iou_without_prompt"))  # fmt: skip
-        rows.append(f"| {TEXTS[net]} | {' | '.join(map(spread, cells))} |")
+        rows.append(f"| {TEXTS[net]} | {' | '.join(map(format_spread, cells))} |")
     return "\n".join(rows)
 
 
-def _adapter_table(data: Path) -> str:
+def _format_adapter(data: Path) -> str:
     rows = ["| edges of shapes | parameters | F1 | F1 without prompt |", "|---|---|---|---|"]
     for name, text in (("edges", "ControlNet"), ("adapter", "T2I-Adapter")):
-        *_, last = (r for r in read(data / f"control-shapes-{name}-log.jsonl") if "edge_f1" in r)
+        *_, last = (
+            r for r in read_file(data / f"control-shapes-{name}-log.jsonl") if "edge_f1" in r
+        )
         found = (f"{last[key]:.4g}" for key in ("edge_f1", "edge_f1_without_prompt"))
-        size = read(data / f"control-shapes-{name}-summary.json")["parameters"]
+        size = read_file(data / f"control-shapes-{name}-summary.json")["parameters"]
         rows.append(f"| {text} | {size:,} | {' | '.join(found)} |")
     return "\n".join(rows)
 
 
-def _settings(data: Path, name: str, keys: tuple[str, ...]) -> str:
+def _format_settings(data: Path, name: str, keys: tuple[str, ...]) -> str:
     heads = ("scale", "balance", *keys)
     rows = [f"| {' | '.join(h.replace('_', ' ') for h in heads)} |", "|---" * len(heads) + "|"]
-    for setting in read(data / f"{name}.json")["settings"]:
+    for setting in read_file(data / f"{name}.json")["settings"]:
         cells = [setting["scale"], setting["balance"], *(setting[key] for key in keys)]
         shown = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in cells)
         rows.append(f"| {' | '.join(shown)} |")
     return "\n".join(rows)
 
 
-def _cost_table(data: Path) -> str:
-    cost = read(data / "control-cost.json")
+def _format_costs(data: Path) -> str:
+    cost = read_file(data / "control-cost.json")
     ours = {"time": f"{cost['time_ratio']:.3f}", "memory": f"{cost['memory_ratio']:.3f}"}
-    return compare({"ControlNet / fine-tuning, here": ours,
+    return format_comparison({"ControlNet / fine-tuning, here": ours,
                     "the paper, A100": {"time": "1.34", "memory": "1.23"}})  # fmt: skip
 
 
-def _plots(data: Path) -> None:
-    folder, steps = data.parent, _steps(data)
+def _plot_curves(data: Path) -> None:
+    folder, steps = data.parent, _list_steps(data)
     for key, name, file in (
         ("edge_f1", "edge F1", "control-f1.png"),
         ("distance", "Frechet distance", "control-distance.png"),
     ):
-        curves = {TEXTS[net]: (steps, _curve(data, net, key)) for net in NETS}
-        lines(curves, ("step", name), folder / file)
-    steps = _steps(data, "masks")
-    curves = {TEXTS[net]: (steps, _curve(data, net, "mask_iou", "masks")) for net in MASKS}
-    lines(curves, ("step", "mask IoU"), folder / "control-iou.png")
+        curves = {TEXTS[net]: (steps, _read_curve(data, net, key)) for net in NETS}
+        plot_lines(curves, ("step", name), folder / file)
+    steps = _list_steps(data, "masks")
+    curves = {TEXTS[net]: (steps, _read_curve(data, net, "mask_iou", "masks")) for net in MASKS}
+    plot_lines(curves, ("step", "mask IoU"), folder / "control-iou.png")
 
 
-def page(data: Path) -> str:
+def format_page(data: Path) -> str:
     """Markdown without the claims."""
-    _plots(data)
+    _plot_curves(data)
     steps = ", ".join(map(str, PICTURES))
     pictures = "\n".join(f"![step {step}](control-step-{step}.png)" for step in PICTURES)
-    features = _logs(data, "edges", "zero")[0][0]
+    features = _read_logs(data, "edges", "zero")[0][0]
     return f"""## Edges of Fashion-MNIST
 
 The base knows classes and stays frozen; the hint is Canny's edges. {STEPS} steps of 32 images, two
@@ -340,7 +354,7 @@ with 16 DDIM steps, the same noise every time: the F1 of the edges that Canny fi
 (one pixel of tolerance), with and without telling the class, and the Frechet distance between the
 pictures and the test images in the features of a small classifier of ours, which is **not FID**.
 
-{_edge_table(data)}
+{_format_edges(data)}
 
 ![F1](control-f1.png)
 ![distance](control-distance.png)
@@ -353,7 +367,7 @@ Hints above pictures with zero convolutions, after {steps} steps:
 
 Hints, the base alone, then a row a setting, and the test images:
 
-{_settings(data, "control-scales", ("edge_f1", "distance"))}
+{_format_settings(data, "control-scales", ("edge_f1", "distance"))}
 
 ![scales](control-scales.png)
 
@@ -362,7 +376,7 @@ Hints, the base alone, then a row a setting, and the test images:
 The first row is the base alone; `guess` is guess mode, `resolution` the paper's weights by
 resolution:
 
-{_settings(data, "control-balances", ("edge_f1", "distance"))}
+{_format_settings(data, "control-balances", ("edge_f1", "distance"))}
 
 ![balances](control-balances.png)
 
@@ -371,7 +385,7 @@ resolution:
 The base is the text-to-image model of [ldm.md](ldm.md). IoU of what has a colour in the picture
 and what has in the mask.
 
-{_mask_table(data)}
+{_format_masks(data)}
 
 ![IoU](control-iou.png)
 
@@ -379,20 +393,20 @@ and what has in the mask.
 
 One training of {STEPS} steps each, of the same base with the same hints:
 
-{_adapter_table(data)}
+{_format_adapter(data)}
 
 ### Two at once
 
 Two ControlNets, of masks and of edges; rows are hints, the base alone, both at the scales
 below, and the test images:
 
-{_settings(data, "control-composed", ("mask_iou", "edge_f1"))}
+{_format_settings(data, "control-composed", ("mask_iou", "edge_f1"))}
 
 ![composed](control-composed.png)
 
 ## Cost of a training step
 
-{_cost_table(data)}
+{_format_costs(data)}
 
 The copy is trained in full, but the base's encoder runs forwards only and its decoder saves the
 gradients of its weights.

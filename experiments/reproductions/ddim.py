@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from diffjax.evaluation.sweeps import format_table, plot
-from experiments.reproductions.claims import NOTE, Claim, above, falls, floor, pair, read, values
-from experiments.reproductions.pieces import Piece, measuring, sweeping, training
+from experiments.reproductions.claims import (
+    NOTE,
+    Claim,
+    format_floor,
+    format_pair,
+    is_above,
+    is_falling,
+    read_file,
+    select_values,
+)
+from experiments.reproductions.pieces import Piece, make_measurement, make_sweep, make_training
 
 PAPER = """FID of the paper on CIFAR-10 (table 1; quadratic spacing):
 
@@ -31,45 +40,45 @@ SIGMA_HAT = "sigma-hat"
 FEW = "5,10,20,50"
 
 
-def _sweep(name: str, minutes: float, num: int = NUM, **axes: str) -> Piece:
-    return sweeping(name, MODEL, minutes, axes, num=num)
+def _make_sweep(name: str, minutes: float, num: int = NUM, **axes: str) -> Piece:
+    return make_sweep(name, MODEL, minutes, axes, num=num)
 
 
-def _sigma_hat(name: str, grid: str) -> Piece:
+def _make_sigma_hat(name: str, grid: str) -> Piece:
     axes = {"sampler": "ddpm", "grid": grid, "variance": "fixedlarge", "steps": f"{FEW},100"}
-    return _sweep(name, 22, **axes)
+    return _make_sweep(name, 22, **axes)
 
 
-def _full(variance: str) -> Piece:
+def _make_full(variance: str) -> Piece:
     axes = {"sampler": "ddpm", "variance": variance, "steps": "1000"}
-    return _sweep(f"ddim-1000-{variance}", 25, NUM_FULL, **axes)
+    return _make_sweep(f"ddim-1000-{variance}", 25, NUM_FULL, **axes)
 
 
 ETAS = (0.0, 0.2, 0.5, 1.0, SIGMA_HAT)
 LINEAR = (
-    _sweep("ddim", 40, sampler="ddim", grid="leading", eta="0,0.2,0.5,1", steps=FEW),
-    _sweep("ddim-100", 25, sampler="ddim", grid="leading", eta="0,1", steps="100"),
-    _sweep("ddim-100-between", 22, sampler="ddim", grid="leading", eta="0.2,0.5", steps="100"),
-    _sigma_hat("ddim-sigma-hat", "leading"),
+    _make_sweep("ddim", 40, sampler="ddim", grid="leading", eta="0,0.2,0.5,1", steps=FEW),
+    _make_sweep("ddim-100", 25, sampler="ddim", grid="leading", eta="0,1", steps="100"),
+    _make_sweep("ddim-100-between", 22, sampler="ddim", grid="leading", eta="0.2,0.5", steps="100"),
+    _make_sigma_hat("ddim-sigma-hat", "leading"),
 )
 QUADRATIC = (
-    _sweep("ddim-quadratic", 20, sampler="ddim", grid="quadratic", eta="0,1", steps=FEW),
-    _sweep(
+    _make_sweep("ddim-quadratic", 20, sampler="ddim", grid="quadratic", eta="0,1", steps=FEW),
+    _make_sweep(
         "ddim-quadratic-between", 16, sampler="ddim", grid="quadratic", eta="0.2,0.5", steps=FEW
     ),
-    _sweep(
+    _make_sweep(
         "ddim-quadratic-100", 43, sampler="ddim", grid="quadratic", eta="0,0.2,0.5,1", steps="100"
     ),
-    _sigma_hat("ddim-quadratic-sigma-hat", "quadratic"),
+    _make_sigma_hat("ddim-quadratic-sigma-hat", "quadratic"),
 )
 PIECES = (
-    training("ddpm.py:fashion_mnist14", MODEL, 35, "--config.train.steps=6000"),
+    make_training("ddpm.py:fashion_mnist14", MODEL, 35, "--config.train.steps=6000"),
     *LINEAR,
     *QUADRATIC,
-    _full("fixedlarge"),
-    _full("fixedsmall"),
-    measuring("reconstruction", MODEL, 3, "--metrics=reconstruction"),
-    measuring(
+    _make_full("fixedlarge"),
+    _make_full("fixedsmall"),
+    make_measurement("reconstruction", MODEL, 3, "--metrics=reconstruction"),
+    make_measurement(
         "ddim-floor",
         MODEL,
         1,
@@ -81,70 +90,70 @@ PIECES = (
 )
 
 
-def _rows(data: Path, pieces: tuple[Piece, ...]) -> list[dict[str, Any]]:
+def _read_rows(data: Path, pieces: tuple[Piece, ...]) -> list[dict[str, Any]]:
     """All rows of a spacing; sigma-hat is a value of eta, as in the paper's table."""
     rows = [
         {**row, "eta": SIGMA_HAT} if piece.name.endswith(SIGMA_HAT) else row
         for piece in pieces
-        for row in read(data / f"{piece.name}.jsonl")
+        for row in read_file(data / f"{piece.name}.jsonl")
     ]
     return sorted(rows, key=lambda row: ETAS.index(row["eta"]))
 
 
-def claims(data: Path) -> list[Claim]:
+def judge_claims(data: Path) -> list[Claim]:
     """DDIM's table 1 in its shape."""
-    rows, quadratic, out = _rows(data, LINEAR), _rows(data, QUADRATIC), []
+    rows, quadratic, out = _read_rows(data, LINEAR), _read_rows(data, QUADRATIC), []
 
     def at(eta: float | str, steps: int) -> Any:
-        return values(rows, eta=eta, steps=steps)
+        return select_values(rows, eta=eta, steps=steps)
 
     for spacing, found in (("linear", rows), ("quadratic", quadratic)):
         for steps in (5, 10, 20):
-            most, least = (values(found, eta=eta, steps=steps) for eta in (1.0, 0.0))
+            most, least = (select_values(found, eta=eta, steps=steps) for eta in (1.0, 0.0))
             text = f"eta 1 is worse than eta 0 at {steps} steps, {spacing} spacing"
-            out.append(Claim(text, above(most, least), pair(most, least)))
+            out.append(Claim(text, is_above(most, least), format_pair(most, least)))
     curve = [at(0.0, steps) for steps in (5, 10, 20, 50, 100)]
     text = "at eta 0 the distance falls from 5 to 100 steps"
-    out.append(Claim(text, falls(curve), pair(curve[0], curve[-1])))
+    out.append(Claim(text, is_falling(curve), format_pair(curve[0], curve[-1])))
     large, zero = at(SIGMA_HAT, 10), at(0.0, 10)
     text = "sigma-hat at 10 steps is at least 5 times worse than eta 0"
-    out.append(Claim(text, above(large, zero, 5), pair(large, zero)))
+    out.append(Claim(text, is_above(large, zero, 5), format_pair(large, zero)))
     for steps in (10, 20, 50, 100):
         # eta = 1 has the posterior variance of the steps taken: DDPM's fixedsmall.
         large, small = at(SIGMA_HAT, steps), at(1.0, steps)
         text = f"fixedlarge is at least 2 times worse than fixedsmall at {steps} steps"
-        out.append(Claim(text, above(large, small, 2), pair(large, small)))
-    large, small = (values(_whole(data, v)) for v in ("fixedlarge", "fixedsmall"))
+        out.append(Claim(text, is_above(large, small, 2), format_pair(large, small)))
+    large, small = (select_values(_read_full(data, v)) for v in ("fixedlarge", "fixedsmall"))
     text = "fixedlarge is better than fixedsmall at 1000 steps"
-    out.append(Claim(text, above(small, large), pair(large, small)))
-    return [*out, _reconstruction(data)]
+    out.append(Claim(text, is_above(small, large), format_pair(large, small)))
+    return [*out, _judge_reconstruction(data)]
 
 
-def _whole(data: Path, variance: str) -> list[dict[str, Any]]:
-    return list(read(data / f"ddim-1000-{variance}.jsonl"))
+def _read_full(data: Path, variance: str) -> list[dict[str, Any]]:
+    return list(read_file(data / f"ddim-1000-{variance}.jsonl"))
 
 
-def _reconstruction(data: Path) -> Claim:
-    found = read(data / "reconstruction.json")
+def _judge_reconstruction(data: Path) -> Claim:
+    found = read_file(data / "reconstruction.json")
     slope = found["reconstruction_slope"]
     errors = ", ".join(f"{e:.2g} at {s}" for s, e in found["reconstruction_mse"].items())
     text = "the error of encoding and decoding falls with the steps, log-log slope -0.8 to -1.6"
     return Claim(text, bool(-1.6 <= slope <= -0.8), f"slope {slope:.2f}; squared error {errors}")
 
 
-def page(data: Path) -> str:
+def format_page(data: Path) -> str:
     """Markdown without the claims."""
-    rows, quadratic = _rows(data, LINEAR), _rows(data, QUADRATIC)
+    rows, quadratic = _read_rows(data, LINEAR), _read_rows(data, QUADRATIC)
     plot(rows, ["eta", "steps"], data.parent / "ddim.png")
     both = [row for row in [*rows, *quadratic] if row["eta"] in (0.0, 1.0, SIGMA_HAT)]
     plot(both, ["grid", "eta", "steps"], data.parent / "ddim-grids.png")
-    whole = [*_whole(data, "fixedlarge"), *_whole(data, "fixedsmall")]
-    trained = read(data / f"{MODEL}-summary.json")
+    whole = [*_read_full(data, "fixedlarge"), *_read_full(data, "fixedsmall")]
+    trained = read_file(data / f"{MODEL}-summary.json")
     return f"""Images are Fashion-MNIST with 2x2 pixels averaged; one model of
 {trained["parameters"]:,} parameters, trained for {trained["steps"]:,} steps of 64 images.
 
 {NOTE.format(**rows[0])}
-{floor(data / "ddim-floor.json")}
+{format_floor(data / "ddim-floor.json")}
 The prediction of x is clipped in every cell; the released code clips for sigma-hat alone.
 What the model does wrong at any number of steps is part of all distances, and so is the floor:
 ratios are smaller here than those of the paper. Deterministic steps are of first order, so their

@@ -8,13 +8,13 @@ from typing import Any
 from experiments.reproductions.claims import (
     NOTE,
     Claim,
-    compare,
-    figures,
-    read,
-    training,
+    format_comparison,
+    format_metrics,
+    format_training,
+    read_file,
 )
-from experiments.reproductions.pieces import Piece, measuring
-from experiments.reproductions.pieces import training as train
+from experiments.reproductions.pieces import Piece, make_measurement
+from experiments.reproductions.pieces import make_training as train
 
 PAPER = """FID of the paper on CIFAR-10 with 1000 steps: 3.17 (IS 9.46, at most 3.75 bits/dim: rate
 1.78 + distortion 1.97, more than half of the rate in the last tenth of the steps).
@@ -37,7 +37,7 @@ PIECES = (
         needs="diffusers",
         one_core=True,
     ),
-    measuring(
+    make_measurement(
         "ddpm-evaluation",
         MODEL,
         8,
@@ -45,13 +45,13 @@ PIECES = (
         "--sampler=ddim",
         f"--steps={STEPS}",
     ),
-    measuring(
+    make_measurement(
         "diffusers-evaluation",
         MODEL,
         1,
         f"--images={{runs}}/fashion_mnist-diffusers/samples-{STEPS}.npz",
     ),
-    measuring("ddpm-bits", MODEL, 15, "--metrics=bits", "--config.eval.bits_images=100"),
+    make_measurement("ddpm-bits", MODEL, 15, "--metrics=bits", "--config.eval.bits_images=100"),
     Piece(
         "ddpm-picture",
         (
@@ -70,15 +70,18 @@ PIECES = (
 )
 
 
-def claims(data: Path) -> list[Claim]:
+def judge_claims(data: Path) -> list[Claim]:
     """That the time was well spent."""
-    ours, base = read(data / "ddpm-evaluation.json"), read(data / "diffusers-evaluation.json")
+    ours, base = (
+        read_file(data / "ddpm-evaluation.json"),
+        read_file(data / "diffusers-evaluation.json"),
+    )
     text = "the distance is below that of diffusers' recipe after the same time (one training each)"
     figures = f"{ours['distance']:.4g} against {base['distance']:.4g}"
     return [Claim(text, ours["distance"] < base["distance"], figures)]
 
 
-def _likelihood(bits: dict[str, Any]) -> str:
+def _format_likelihood(bits: dict[str, Any]) -> str:
     return (
         f"Variational bound on {bits['bits_images']} test images, all 1000 steps, "
         f"{bits['bits_variance']}: **{bits['bits_per_dim']:.3f} ± {bits['bits_per_dim_se']:.3f} "
@@ -87,14 +90,20 @@ def _likelihood(bits: dict[str, Any]) -> str:
     )
 
 
-def page(data: Path) -> str:
+def format_page(data: Path) -> str:
     """Markdown without the claims."""
-    ours, base = read(data / "ddpm-evaluation.json"), read(data / "diffusers-evaluation.json")
-    summary, theirs = read(data / f"{MODEL}-summary.json"), read(data / "diffusers-summary.json")
+    ours, base = (
+        read_file(data / "ddpm-evaluation.json"),
+        read_file(data / "diffusers-evaluation.json"),
+    )
+    summary, theirs = (
+        read_file(data / f"{MODEL}-summary.json"),
+        read_file(data / "diffusers-summary.json"),
+    )
     scale, sampler = ours["baselines"], ours["sampler"]
     columns = {
-        "diffjax": training(summary) | figures(ours),
-        "diffusers": training(theirs) | figures(base),
+        "diffjax": format_training(summary) | format_metrics(ours),
+        "diffusers": format_training(theirs) | format_metrics(base),
     }
     levels = "\n".join(
         f"| {name} | {scale[key]:.4g} |"
@@ -115,7 +124,7 @@ DDPMScheduler with the network and the recipe of the Hugging Face course for 28x
 (Adam 1e-3, batch {theirs["batch"]}, cosine betas), and an exponential moving average that the
 course does without. Both are sampled with {sampler["steps"]} DDIM steps (eta {sampler["eta"]:g}).
 
-{compare(columns)}
+{format_comparison(columns)}
 
 The same distance for other sets of images:
 
@@ -123,7 +132,7 @@ The same distance for other sets of images:
 |---|---|
 {levels}
 
-{_likelihood(read(data / "ddpm-bits.json"))}
+{_format_likelihood(read_file(data / "ddpm-bits.json"))}
 
 250 DDPM steps, fixedsmall, of diffjax, and {STEPS} DDIM steps of diffusers:
 

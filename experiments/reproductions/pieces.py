@@ -52,7 +52,7 @@ class Piece(NamedTuple):
     one_core: bool = False
 
 
-def training(
+def make_training(
     config: str, name: str, minutes: float, *overrides: str, model: bool = True, log: bool = False
 ) -> Piece:
     """Train a config and keep its summary under a name, and by choice its weights and its log."""
@@ -68,7 +68,7 @@ def training(
     return Piece(f"train-{name}", commands, keep, minutes, one_core=True)
 
 
-def trying(
+def make_trial(
     config: str, name: str, minutes: float, overrides: tuple[str, ...], *options: str
 ) -> Piece:
     """Train a config and measure it, to data/NAME.json; its weights are not kept."""
@@ -79,16 +79,18 @@ def trying(
     return Piece(f"try-{name}", (train, evaluate), keep, minutes, one_core=True)
 
 
-def measuring(name: str, model: str, minutes: float, *options: str, picture: bool = False) -> Piece:
+def make_measurement(
+    name: str, model: str, minutes: float, *options: str, picture: bool = False
+) -> Piece:
     """``experiments.evaluate`` of a kept model, to data/NAME.json."""
-    command = ("evaluate", *of(model), f"--out={{runs}}/{model}/{name}.json", *options)
+    command = ("evaluate", *name_model(model), f"--out={{runs}}/{model}/{name}.json", *options)
     keep = {f"{model}/{name}.json": f"data/{name}.json"}
     if picture:
         keep |= {f"{model}/{name}.png": f"{name}.png"}
     return Piece(name, (command,), keep, minutes)
 
 
-def sweeping(
+def make_sweep(
     name: str,
     model: str,
     minutes: float,
@@ -100,7 +102,7 @@ def sweeping(
     """A sweep over ``config.sample`` of a kept model, to data/NAME.jsonl."""
     command = (
         "evaluate",
-        *of(model),
+        *name_model(model),
         f"--name={name}",
         *(f"--sweep={key}={values}" for key, values in axes.items()),
         f"--seeds={seeds}",
@@ -112,24 +114,24 @@ def sweeping(
     return Piece(name, (command,), keep, minutes, rows)
 
 
-def of(model: str) -> tuple[str, str]:
+def name_model(model: str) -> tuple[str, str]:
     """Flags that name a kept model and a folder for what is made with it."""
     return f"--weights={{results}}/models/{model}.safetensors", f"--workdir={{runs}}/{model}"
 
 
-def filled(piece: Piece, runs: Path, results: Path) -> list[list[str]]:
+def fill_commands(piece: Piece, runs: Path, results: Path) -> list[list[str]]:
     """The commands of a piece with the names of the folders."""
     places = {"runs": runs, "results": results}
     return [[part.format(**places) for part in command] for command in piece.commands]
 
 
-def shown(piece: Piece, runs: Path, results: Path) -> list[str]:
+def format_commands(piece: Piece, runs: Path, results: Path) -> list[str]:
     """The commands of a piece, to read or to type."""
-    lines = filled(piece, runs, results)
+    lines = fill_commands(piece, runs, results)
     return [f"python -m experiments.{shlex.join(line)}" for line in lines]
 
 
-def done(piece: Piece, results: Path) -> bool:
+def is_done(piece: Piece, results: Path) -> bool:
     """Whether docs/results has all that the piece leaves."""
     files = [results / saved for saved in piece.keep.values()]
     if not all(file.exists() for file in files):
@@ -137,7 +139,7 @@ def done(piece: Piece, results: Path) -> bool:
     return len(read_json_lines(files[0])) >= piece.rows if piece.rows else True
 
 
-def run(piece: Piece, runs: Path, results: Path) -> bool:
+def run_piece(piece: Piece, runs: Path, results: Path) -> bool:
     """Run a piece that is not done; False if this machine lacks what it needs.
 
     Sweeps are kept as far as they came, also when a command fails.
@@ -145,44 +147,44 @@ def run(piece: Piece, runs: Path, results: Path) -> bool:
     Raises:
         RuntimeError: a command failed.
     """
-    python = _python(piece)
+    python = _find_python(piece)
     if python is None:
         logging.warning("%s needs %s", piece.name, HOW[piece.needs])
         return False
     if piece.rows:
-        _copy(piece, results, runs, back=True)
+        _copy_files(piece, results, runs, back=True)
     try:
-        texts = shown(piece, runs, results)
-        for command, text in zip(filled(piece, runs, results), texts, strict=True):
+        texts = format_commands(piece, runs, results)
+        for command, text in zip(fill_commands(piece, runs, results), texts, strict=True):
             logging.info("%s (about %g minutes): %s", piece.name, piece.minutes, text)
-            line = [*_pinned(piece), python, "-m", f"experiments.{command[0]}", *command[1:]]
-            if code := subprocess.run(line, check=False, env=_environment(runs)).returncode:
+            line = [*_pin_to_core(piece), python, "-m", f"experiments.{command[0]}", *command[1:]]
+            if code := subprocess.run(line, check=False, env=_make_environment(runs)).returncode:
                 raise RuntimeError(f"{piece.name}: {text} ended with exit code {code}")
     finally:
         if piece.rows:
-            _copy(piece, runs, results)
-    _copy(piece, runs, results)
+            _copy_files(piece, runs, results)
+    _copy_files(piece, runs, results)
     return True
 
 
-def _environment(runs: Path) -> dict[str, str]:
+def _make_environment(runs: Path) -> dict[str, str]:
     """This one, and a folder in which JAX keeps what it has compiled for other pieces."""
     return {"JAX_COMPILATION_CACHE_DIR": str(runs.absolute() / "compiled"), **os.environ}
 
 
-def _python(piece: Piece) -> str | None:
+def _find_python(piece: Piece) -> str | None:
     if not piece.needs or find_spec(piece.needs):
         return sys.executable
     return str(PARITY) if piece.needs == "diffusers" and PARITY.exists() else None
 
 
-def _pinned(piece: Piece) -> list[str]:
+def _pin_to_core(piece: Piece) -> list[str]:
     if not piece.one_core or not shutil.which("taskset"):
         return []
     return ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
 
 
-def _copy(piece: Piece, source: Path, target: Path, *, back: bool = False) -> None:
+def _copy_files(piece: Piece, source: Path, target: Path, *, back: bool = False) -> None:
     for worked, saved in piece.keep.items():
         a, b = (saved, worked) if back else (worked, saved)
         (target / b).parent.mkdir(parents=True, exist_ok=True)

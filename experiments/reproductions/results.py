@@ -11,7 +11,7 @@ from experiments.reproductions.claims import Claim
 BEGIN, END = "<!-- results: python -m experiments.report --results -->", "<!-- end of results -->"
 
 
-class Found(NamedTuple):
+class PaperResults(NamedTuple):
     """What there is of a paper.
 
     Attributes:
@@ -30,19 +30,19 @@ class Found(NamedTuple):
         return self.title.partition("\n")[0].rstrip(".")
 
 
-def found(name: str, results: Path) -> Found:
+def read_results(name: str, results: Path) -> PaperResults:
     """What there is of a paper in a folder."""
     paper = PAPERS[name]
-    missing = [piece.name for piece in paper.PIECES if not pieces.done(piece, results)]
-    claims = [] if missing else paper.claims(results / "data")
-    return Found((paper.__doc__ or name).strip(), missing, claims)
+    missing = [piece.name for piece in paper.PIECES if not pieces.is_done(piece, results)]
+    claims = [] if missing else paper.judge_claims(results / "data")
+    return PaperResults((paper.__doc__ or name).strip(), missing, claims)
 
 
-def table(results: Path) -> str:
+def format_table(results: Path) -> str:
     """Markdown: a row a paper, how many of its claims held."""
     lines = ["| results | claims held | not held | not run |", "|---|---|---|---|"]
     for name in PAPERS:
-        one = found(name, results)
+        one = read_results(name, results)
         if one.missing:
             share = f"{len(one.missing)} of {len(PAPERS[name].PIECES)} pieces"
             lines.append(f"| {one.heading} | - | - | {share} |")
@@ -53,7 +53,7 @@ def table(results: Path) -> str:
     return "\n".join(lines)
 
 
-def with_table(text: str, results: Path) -> str:
+def insert_table(text: str, results: Path) -> str:
     """A text with the table of a folder between its two markers.
 
     Raises:
@@ -63,4 +63,4 @@ def with_table(text: str, results: Path) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the markers {BEGIN} and {END} must stand around the table")
-    return f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{format_table(results)}\n{END}{after}"

@@ -177,11 +177,11 @@ def test_every_variant_has_its_parameter_count_below():
 
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
 def test_parameters_and_shapes_of_every_variant(name):
-    from experiments.plan import plan
+    from experiments.plan import make_plan
 
     stem, _, variant = name.partition(":")
     cfg = run_flags.load_config(f"configs/{stem}.py:{variant}")
-    found, expected = plan(cfg, flops=False)["parameters"], PARAMETERS[name]
+    found, expected = make_plan(cfg, flops=False)["parameters"], PARAMETERS[name]
     assert found == expected if isinstance(expected, int) else round(found / 1e6, 1) == expected
 
 
