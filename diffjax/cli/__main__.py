@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import diffjax
 from diffjax.cli.output import stop_with_reader
 
-# Commands of the package: each is a module of diffjax.cli with a function `main`.
+# Commands of the package: NAME is the function `main` of diffjax.cli.NAME_command.
 COMMANDS = {
     "generate": "make images of prompts with a Stable Diffusion model",
     "web": "serve a web page to try a Stable Diffusion model on",
@@ -52,7 +52,7 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     sys.argv = [f"diffjax {name}", *arguments]
     from diffjax.cli.command_line import run  # imports JAX
 
-    module = importlib.import_module(f"diffjax.cli.{name}")
+    module = importlib.import_module(f"diffjax.cli.{name}_command")
     if uses := getattr(module, "USES", ()):  # flags of runs
         from diffjax.cli.run_flags import run as run_with_flags
 

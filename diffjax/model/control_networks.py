@@ -66,7 +66,9 @@ class ControlNetwork(NamedTuple):
         return cast(Params, self.net.init(key, z, t, cond)["params"])
 
     def prepare_hint(self, hint: Array) -> Array | Features:
-        """What `compute_residuals` sees of a hint (B, H, W, C): itself, or the features of an adapter.
+        """Make of a hint (B, H, W, C) what `compute_residuals` reads.
+
+        That is the hint itself, or the features of an adapter.
 
         They depend on nothing else, so they are made once and not at every evaluation.
         """

@@ -10,13 +10,13 @@ A ``folder`` is the workdir of a run, or None: what a run there knows of its dat
 
 from diffjax.runs.batches import make_abstract_batch, read_image_shape, start_batches
 from diffjax.runs.classes import find_class, keep_classes, read_classes, read_known_classes
+from diffjax.runs.data_settings import fill_from_data
 from diffjax.runs.drawing import Drawer, Strength, replace_sample
 from diffjax.runs.exported import write_export
 from diffjax.runs.fixed_parts import load_fixed_parts, make_abstract_fixed_parts
 from diffjax.runs.open import TrainedRun, make_drawer, open_control, open_model, open_run
 from diffjax.runs.publishing import is_publishable, publish
 from diffjax.runs.record import Record, is_trained
-from diffjax.runs.settle import fill_from_data
 from diffjax.runs.sources import load_source, load_test_source
 from diffjax.runs.states import (
     assemble_trained,

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from diffjax import control, data, guidance
 from diffjax.model import ImageInputs, ImageMaker, Model, make_sampler, make_steering
-from diffjax.model.images import pad_rows
+from diffjax.model.image_maker import pad_rows
 from diffjax.runs.fixed_parts import make_log_prob
 from diffjax.runs.hints import make_hints
 from diffjax.runs.sources import load_test_source

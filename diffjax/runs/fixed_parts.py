@@ -36,7 +36,7 @@ from diffjax.runs.states import (
 )
 from diffjax.runs.tokens import RANDOM, find_model_path
 from diffjax.tasks import find_task_kind
-from diffjax.tasks.noisy_classifier import make_classifier_log_prob, make_noisy_classifier
+from diffjax.tasks.classifier_task import make_classifier_log_prob, make_noisy_classifier
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
 from diffjax.train.sharding import make_tree_sharding, place, with_sharding

@@ -28,8 +28,8 @@ from diffjax.runs.locate import INDEX
 from diffjax.runs.states import build_model
 from diffjax.runs.tokens import RANDOM, find_model_path, make_tokenizers
 from diffjax.tasks import find_task_kind
-from diffjax.tasks.controlnet import NET
-from diffjax.tasks.lora import compute_scale
+from diffjax.tasks.controlnet_task import NET
+from diffjax.tasks.lora_task import compute_scale
 from diffjax.train import State
 from diffjax.types import ConfigError, Module, Params
 from diffjax.untrusted import read_json

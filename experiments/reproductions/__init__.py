@@ -17,14 +17,14 @@ from types import ModuleType
 
 from experiments.reproductions import (
     ablation,
+    all_pipelines,
     cfg,
-    controlnet,
+    controlnet_paper,
     ddim,
     ddpm,
     edm,
     improved_ddpm,
     ldm,
-    pipelines,
     scaling,
 )
 
@@ -36,7 +36,7 @@ PAPERS: dict[str, ModuleType] = {
     "cfg": cfg,
     "edm": edm,
     "ldm": ldm,
-    "pipelines": pipelines,
-    "controlnet": controlnet,
+    "pipelines": all_pipelines,
+    "controlnet": controlnet_paper,
     "scaling": scaling,
 }

@@ -11,7 +11,7 @@ from diffjax.model import make_autoencoder
 from diffjax.nets.autoencoder import Quantized
 from diffjax.nets.discriminator import PatchGAN
 from diffjax.tasks import make_autoencoder_task
-from diffjax.tasks.autoencoder import (
+from diffjax.tasks.autoencoder_task import (
     _compute_regularizer,
     compute_adaptive_weight,
     compute_hinge_loss,

@@ -7,7 +7,7 @@ import pytest
 
 from configs import adm
 from diffjax.model import make_schedule
-from diffjax.tasks.noisy_classifier import (
+from diffjax.tasks.classifier_task import (
     make_classifier_log_prob,
     make_noisy_classifier,
     make_noisy_classifier_task,

@@ -23,7 +23,7 @@ from diffjax.model import ControlNetwork, Model, make_control_network, make_mode
 from diffjax.model.control_networks import HINT
 from diffjax.nets.controlnet import copy_base
 from diffjax.nets.unet import UNet
-from diffjax.tasks.diffusion import make_task
+from diffjax.tasks.diffusion_task import make_task
 from diffjax.types import Array, Cond, Frozen, Params, PyTree, Statistics, Task
 
 DECODER = ("up_blocks.", "conv_norm_out", "conv_out")  # what an unlocked base trains

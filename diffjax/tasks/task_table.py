@@ -8,11 +8,11 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from diffjax.model import Model, make_model
-from diffjax.tasks.autoencoder import make_autoencoder_task
-from diffjax.tasks.controlnet import assemble_controlled, make_controlnet_task
-from diffjax.tasks.diffusion import make_task
-from diffjax.tasks.lora import assemble_adapted, make_lora_task
-from diffjax.tasks.noisy_classifier import make_noisy_classifier_task
+from diffjax.tasks.autoencoder_task import make_autoencoder_task
+from diffjax.tasks.classifier_task import make_noisy_classifier_task
+from diffjax.tasks.controlnet_task import assemble_controlled, make_controlnet_task
+from diffjax.tasks.diffusion_task import make_task
+from diffjax.tasks.lora_task import assemble_adapted, make_lora_task
 from diffjax.types import Array, Params, Task, choose
 
 Shape = tuple[int, int, int]

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from diffjax import lora
 from diffjax.model import Model
-from diffjax.tasks.diffusion import make_task
+from diffjax.tasks.diffusion_task import make_task
 from diffjax.types import Array, Frozen, Params, PyTree, Statistics, Task
 
 

@@ -17,7 +17,7 @@ from diffjax.model import make_network, make_schedule
 from diffjax.model.model import LogProb
 from diffjax.nets.noisy_classifier import NoisyClassifier
 from diffjax.nets.unet import UNet
-from diffjax.tasks.diffusion import make_times
+from diffjax.tasks.diffusion_task import make_times
 from diffjax.types import Array, Frozen, Level, Params, PyTree, Statistics, Task, expand
 
 

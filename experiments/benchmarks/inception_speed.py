@@ -1,6 +1,6 @@
 """Speed of Inception's features beside torch-fidelity's, on the same images and weights.
 
-    python -m experiments.benchmarks.inception --num=256 --repeats=3 \\
+    python -m experiments.benchmarks.inception_speed --num=256 --repeats=3 \\
         --json=docs/results/data/inception.json
 
 Weights are random: speed does not depend on them. Both read uint8 images from memory, resize them
