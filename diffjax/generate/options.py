@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -229,7 +229,7 @@ def find_sampler(name: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     if name[:1].isupper():
         choose("scheduler class", name, {key.removesuffix("Scheduler"): key for key in KINDS})
-    return cast(tuple[str, dict[str, Any]], choose("sampler", name, SAMPLERS))
+    return choose("sampler", name, SAMPLERS)
 
 
 def make_scheduler(config: Mapping[str, Any], sampling: Sampling) -> Scheduler:

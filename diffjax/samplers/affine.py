@@ -8,24 +8,40 @@ to two digits at a thousand steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.types import Array, Denoiser, Grid, Level, Noise, Rows, Sampler
+from diffjax.types import (
+    Array,
+    ArrayLike,
+    Coefficients,
+    Denoiser,
+    Grid,
+    Level,
+    Memory,
+    Noise,
+    Rows,
+    Sampler,
+)
 
-# One row of a table: (where the network is evaluated, {slot: {source: coefficient}}). The place is
-# an index of the grid's levels, or a level off the grid. Slot 0 is z, the others are the solver's
-# memory; sources are slots, or "x", "eps", "noise". Slots that are not listed become 0.
-Update = Mapping[int, Mapping[Any, float]]
-Entry = tuple[int | Level, Update]
-Table = Callable[[Grid], Sequence[Entry]]
-ROW_DTYPE: Any = np.float32  # of everything that enters the compiled loop
+# What a term of a row multiplies: the slot of that number, or "x", "eps" or "noise".
+Source: TypeAlias = int | str
+# A linear combination: coefficients by what they multiply.
+Terms: TypeAlias = Mapping[Source, ArrayLike]
+# The new content of each slot. Slot 0 is z, the others are the solver's memory. A slot that is not
+# listed becomes 0.
+Update: TypeAlias = Mapping[int, Terms]
+# One row of a table: where the network is evaluated (an index of the grid's levels, or a level that
+# need not be one of them), and what the row does with the output.
+Entry: TypeAlias = tuple[int | Level, Update]
+Table: TypeAlias = Callable[[Grid], Sequence[Entry]]
+ROW_DTYPE = np.float32  # of everything that enters the compiled loop
 
 
-def to_rows(grid: Grid, places: Sequence[int | Level], coef: Any) -> Rows:
+def to_rows(grid: Grid, places: Sequence[int | Level], coef: Coefficients) -> Rows:
     """Rows that evaluate the network at places: indices of ``grid.levels``, or levels; float32."""
     levels = [at(grid, place) for place in (*places, -1)]
 
@@ -38,7 +54,9 @@ def to_rows(grid: Grid, places: Sequence[int | Level], coef: Any) -> Rows:
 
 def at(grid: Grid, place: int | Level) -> Level:
     """One level of a grid; a level stands for itself."""
-    return place if isinstance(place, Level) else Level(*(leaf[place] for leaf in grid.levels))
+    if isinstance(place, Level):
+        return place
+    return Level(*(np.asarray(leaf)[place] for leaf in grid.levels))
 
 
 def matrices(entries: Sequence[Entry]) -> np.ndarray:
@@ -55,14 +73,17 @@ def matrices(entries: Sequence[Entry]) -> np.ndarray:
 
 
 def _init(z: Array, rows: Rows) -> Array:
-    return jnp.zeros((rows.coef.shape[1] - 1, *z.shape), z.dtype)
+    return jnp.zeros((cast(Array, rows.coef).shape[1] - 1, *z.shape), z.dtype)
 
 
-def _step(noise: Noise, denoise: Denoiser, z: Array, memory: Any, row: Rows) -> tuple[Array, Any]:
+def _step(
+    noise: Noise, denoise: Denoiser, z: Array, memory: Memory, row: Rows
+) -> tuple[Array, Memory]:
     prediction = denoise(z, row.level)
     drawn = noise(row.level.i)
-    stack = jnp.concatenate([z[None], memory, jnp.stack([prediction.x, prediction.eps, drawn])])
-    stack = jnp.tensordot(row.coef, stack, 1, precision="highest")
+    outputs = jnp.stack([prediction.x, prediction.eps, drawn])
+    stack = jnp.concatenate([z[None], cast(Array, memory), outputs])
+    stack = jnp.tensordot(cast(Array, row.coef), stack, 1, precision="highest")
     return stack[0], stack[1:]
 
 

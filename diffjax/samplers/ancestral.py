@@ -152,7 +152,7 @@ def ancestral(variance: float | str = "fixedsmall") -> Sampler:
 def mean_eps(grid: Grid) -> np.ndarray:
     """Coefficient of eps in the posterior mean, ``(alpha_t/alpha_s) sigma_s^2 / sigma_t`` (N,)."""
     alpha, sigma = grid.levels.alpha, grid.levels.sigma
-    return alpha[:-1] / alpha[1:] * sigma[1:] ** 2 / sigma[:-1]
+    return np.asarray(alpha[:-1] / alpha[1:] * sigma[1:] ** 2 / sigma[:-1])
 
 
 def reverse_rows(grid: Grid) -> Rows:

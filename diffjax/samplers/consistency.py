@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffjax.samplers.affine import Entry, affine
+from diffjax.samplers.affine import Entry, Terms, affine
 from diffjax.types import Grid, Sampler
 
 
@@ -62,7 +62,7 @@ def tcd(*, gamma: float = 0.3) -> Sampler:
             goal = grid.at_time(np.floor((1 - gamma) * t[i + 1]))
             ratio = alpha[i + 1] / goal.alpha
             noise = np.sqrt(max(sigma[i + 1] ** 2 - (ratio * goal.sigma) ** 2, 0.0))
-            update = {"x": alpha[i + 1], "eps": ratio * goal.sigma, "noise": noise}
+            update: Terms = {"x": alpha[i + 1], "eps": ratio * goal.sigma, "noise": noise}
             entries.append((i, {0: update}))
         return entries
 

@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from diffjax.samplers.affine import Entry, affine, at
-from diffjax.types import Grid, Sampler, choose
+from diffjax.samplers.affine import Entry, Source, Terms, affine, at
+from diffjax.types import ArrayLike, Grid, Sampler, choose
 
 ALGORITHMS = {
     "dpmsolver++": ("x", False),
@@ -39,10 +39,10 @@ _FEW = 15  # steps below which the last orders are lowered, as in the authors' c
 class _Step(NamedTuple):
     """The constants of one step of the table above, and the noise it adds."""
 
-    ratio: float
-    scale: float
+    ratio: ArrayLike
+    scale: ArrayLike
     signed: float  # H
-    noise: float
+    noise: ArrayLike
 
 
 def _lam(grid: Grid) -> np.ndarray:
@@ -65,7 +65,7 @@ def _first_order_only(grid: Grid, start: int, end: int, output: str) -> bool:
     alpha, sigma = grid.levels.alpha, grid.levels.sigma
     if sigma[end] == 0 or _repeated(grid, start, end):
         return True
-    return output == "eps" and alpha[start] == 0
+    return output == "eps" and bool(alpha[start] == 0)
 
 
 def _repeated(grid: Grid, start: int, end: int) -> bool:
@@ -73,7 +73,7 @@ def _repeated(grid: Grid, start: int, end: int) -> bool:
     return bool(at(grid, start)[1:3] == at(grid, end)[1:3])
 
 
-def _ddim(grid: Grid, end: int) -> dict[Any, float]:
+def _ddim(grid: Grid, end: int) -> dict[Source, ArrayLike]:
     return {"x": grid.levels.alpha[end], "eps": grid.levels.sigma[end]}
 
 
@@ -83,7 +83,7 @@ def _phis(h: float) -> tuple[float, float, float]:
     return one, two, two / h - 0.5
 
 
-def _check(name: str, value: Any, allowed: Sequence[Any]) -> None:
+def _check(name: str, value: object, allowed: Sequence[object]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
@@ -135,7 +135,7 @@ def dpm_solver(
 
     def table(grid: Grid) -> Sequence[Entry]:
         lam, count = _lam(grid), len(grid.levels.t) - 1
-        memory: dict[int, dict[Any, float]]
+        memory: dict[int, Terms]
         memory = {k: {output if k == 1 else k - 1: 1} for k in range(1, order)}
         entries: list[Entry] = []
         for i in range(count):
@@ -150,9 +150,10 @@ def dpm_solver(
             step = _step(grid, i, i + 1, output, noisy)
             spans = [(lam[i - k] - lam[i - k - 1]) / (lam[i + 1] - lam[i]) for k in range(p - 1)]
             w = _multistep_weights(step.signed, spans, p, solver_type, 2.0 if corrected else 1.0)
-            update = {0: step.ratio, output: -step.scale * w[0], "noise": step.noise}
-            older = {k: -step.scale * w[k] for k in range(1, p)}
-            entries.append((i, {0: {**update, **older}, **memory}))
+            update: dict[Source, ArrayLike]
+            update = {k: -step.scale * w[k] for k in range(1, p)}
+            update |= {0: step.ratio, output: -step.scale * w[0], "noise": step.noise}
+            entries.append((i, {0: update, **memory}))
         return entries
 
     return affine(table)
@@ -202,11 +203,11 @@ def dpm_solver_single(
         whole = _single_orders(count, order, lower_order_final, clean) if count else []
         rest = whole[grid.first : grid.first + len(lam) - 1 - noiseless]
         orders = [1] * noiseless + [min(p, i + 1) for i, p in enumerate(rest)]
-        memory: dict[int, dict[Any, float]]
+        memory: dict[int, Terms]
         memory = {k: {output if k == 2 else k - 1: 1} for k in range(2, order + 1)}
         entries: list[Entry] = []
         for i, p in enumerate(orders):
-            anchor = {1: {min(p - 1, 1): 1}} if order > 1 else {}
+            anchor: dict[int, Terms] = {1: {min(p - 1, 1): 1}} if order > 1 else {}
             base = i - p + 1
             if _first_order_only(grid, base, i + 1, output):
                 entries.append((i, {0: _ddim(grid, i + 1), **anchor, **memory}))
@@ -214,7 +215,7 @@ def dpm_solver_single(
             step = _step(grid, base, i + 1, output, noisy)
             spans = [(lam[k] - lam[base]) / (lam[i + 1] - lam[base]) for k in range(i, base, -1)]
             w = [-step.scale * v for v in _single_weights(step.signed, spans, p, solver_type)]
-            update: dict[Any, float] = {k + 1: w[k] for k in range(1, p)}
+            update: dict[Source, ArrayLike] = {k + 1: w[k] for k in range(1, p)}
             update |= {min(p - 1, 1): step.ratio, output: w[0], "noise": step.noise}
             entries.append((i, {0: update, **anchor, **memory}))
         return entries
@@ -274,14 +275,14 @@ def unipc(
             0  # outputs in memory; order of the step before, 0 if not to be corrected
         )
         for i in range(count):
-            base: dict[Any, float] = {0: 1.0}  # z at level i, corrected
+            base: dict[Source, ArrayLike] = {0: 1.0}  # z at level i, corrected
             if previous and corrector and grid.first + i - 1 not in disable_corrector:
                 ratio, w, new = _unipc(grid, i - 1, i, previous, output, solver_type, True)
                 base = {1: ratio, output: new, **{2 + k: v for k, v in enumerate(w)}}
             known = known + 1 if np.isfinite(lam[i]) else 0
             most = min(order, grid.remaining(i)) if lower_order_final else order
             p = min(most, max(known, 1))
-            slots: dict[int, dict[Any, float]]
+            slots: dict[int, Terms]
             slots = {1: base, 2: {output: 1}, **{2 + k: {1 + k: 1} for k in range(1, order)}}
             if _repeated(grid, i, i + 1):
                 entries.append((i, {0: base, **slots}))
@@ -304,7 +305,7 @@ def unipc(
 
 def _unipc(
     grid: Grid, start: int, end: int, order: int, output: str, solver_type: str, corrector: bool
-) -> tuple[float, list[float], float]:
+) -> tuple[ArrayLike, list[ArrayLike], ArrayLike]:
     """(ratio, weights of the outputs at start, start - 1, ..., weight of the one at the end)."""
     lam, step = _lam(grid), _step(grid, start, end, output, False)
     h = step.signed

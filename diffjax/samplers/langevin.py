@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from diffjax.samplers.affine import Entry, affine
-from diffjax.types import Array, Denoiser, Grid, Noise, Rows, Sampler, expand
+from diffjax.samplers.affine import Entry, Terms, affine
+from diffjax.types import Array, Denoiser, Grid, Memory, Noise, Rows, Sampler, expand
 
 
 def annealed_langevin(
@@ -39,8 +39,8 @@ def annealed_langevin(
         entries: list[Entry] = []
         for i in levels:
             size = step_size * (sigma[i] / smallest) ** 2
-            move = {0: {0: 1.0, "eps": -size / 2 / sigma[i], "noise": size**0.5}}
-            entries += [(i, move)] * steps_per_level
+            move: Terms = {0: 1.0, "eps": -size / 2 / sigma[i], "noise": size**0.5}
+            entries += [(i, {0: move})] * steps_per_level
         return [*entries, (levels[-1], {0: {"x": 1.0}})] if denoise else entries
 
     return affine(table)
@@ -59,16 +59,18 @@ def predictor_corrector(inner: Sampler, *, snr: float = 0.16, corrections: int =
     if snr < 0 or corrections < 1:
         raise ValueError(f"need snr >= 0 and corrections >= 1, got {snr} and {corrections}")
 
-    def norm(value: Array) -> Any:
+    def norm(value: Array) -> jax.Array:
         return jnp.sqrt(jnp.square(value).sum(tuple(range(1, value.ndim)), keepdims=True))
 
-    def step(noise: Noise, denoise: Denoiser, z: Array, state: Any, row: Rows) -> tuple[Array, Any]:
+    def step(
+        noise: Noise, denoise: Denoiser, z: Array, memory: Memory, row: Rows
+    ) -> tuple[Array, Memory]:
         for k in range(1, corrections + 1):
             drawn = noise(row.level.i, k + 1)  # 0 is the row's own noise, 1 the prior's
             score = -denoise(z, row.level).eps / expand(row.level.sigma, z)
             ratio = expand(row.level.alpha / row.next.alpha, z)
             size = 2 * jnp.square(ratio * snr * norm(drawn) / norm(score))
             z = z + size * score + jnp.sqrt(2 * size) * drawn
-        return inner.step(noise, denoise, z, state, row)
+        return inner.step(noise, denoise, z, memory, row)
 
     return Sampler(inner.plan, inner.init, step)

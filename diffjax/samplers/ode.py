@@ -14,29 +14,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.polynomial import Polynomial
 
-from diffjax.samplers.affine import Entry, affine, at
+from diffjax.samplers.affine import Entry, Source, Terms, affine, at
 from diffjax.samplers.ancestral import ends, variances
-from diffjax.types import Grid, Level, Sampler
+from diffjax.types import Array, ArrayLike, Grid, Level, Sampler
 
 
-def _move(start: Level, end: Level) -> tuple[Any, Any]:
+def _move(start: Level, end: Level) -> tuple[Array, Array]:
     """(r, c) of the equation above."""
     ratio = end.alpha / start.alpha
     return ratio, end.sigma - ratio * start.sigma
 
 
-def _euler(end: Level) -> dict[Any, float]:
+def _euler(end: Level) -> dict[Source, ArrayLike]:
     return {"x": end.alpha, "eps": end.sigma}
 
 
 def _rho(grid: Grid) -> np.ndarray:
     with np.errstate(divide="ignore"):
-        return grid.levels.sigma / grid.levels.alpha
+        return np.asarray(grid.levels.sigma / grid.levels.alpha)
 
 
 def heun(
@@ -76,7 +75,7 @@ def heun(
     return affine(table)
 
 
-def _heun_step(start: Level, goal: Level, lift: float, extra: float) -> list[Entry]:
+def _heun_step(start: Level, goal: Level, lift: ArrayLike, extra: float) -> list[Entry]:
     """Rows from one level to the next, whose result is scaled by ``lift`` and gets noise."""
     if start.alpha == 0 or goal.sigma == 0:
         last = {key: lift * value for key, value in _euler(goal).items()}
@@ -104,7 +103,7 @@ def flow_heun() -> Sampler:
             if end.sigma == 0:
                 entries.append((i, {0: {0: 1, "x": x, "eps": eps}, 1: {}}))
                 continue
-            half: dict[Any, float] = {"x": x / 2, "eps": eps / 2}
+            half: dict[Source, ArrayLike] = {"x": x / 2, "eps": eps / 2}
             entries.append((i, {0: {0: 1, "x": x, "eps": eps}, 1: {0: 1, **half}}))
             entries.append((i + 1, {0: {1: 1, **half}, 1: {}}))
         return entries
@@ -125,7 +124,7 @@ def dpm2(*, ancestral: bool = False) -> Sampler:
         for i in range(len(rho) - 1):
             start, end = at(grid, i), at(grid, i + 1)
             noise = math.sqrt(post[i]) if ancestral and end.sigma > 0 else 0.0
-            down = end._replace(sigma=math.sqrt(max(end.sigma**2 - noise**2, 0.0)))
+            down = end._replace(sigma=np.sqrt(np.maximum(end.sigma**2 - noise**2, 0.0)))
             if start.alpha == 0 or end.sigma == 0:
                 entries.append((i, {0: {**_euler(down), "noise": noise}, 1: {}}))
                 continue
@@ -165,7 +164,7 @@ def _multistep(
 
     def table(grid: Grid) -> Sequence[Entry]:
         rho, count, known = _rho(grid), len(grid.levels.t) - 1, 0
-        memory: dict[int, dict[Any, float]]
+        memory: dict[int, Terms]
         memory = {k: {"eps" if k == 1 else k - 1: 1} for k in range(1, order)}
         entries: list[Entry] = []
         for i in range(count):
@@ -179,7 +178,7 @@ def _multistep(
             known = min(known + 1, order, grid.remaining(i) if grid.steps < final else order)
             r, c = _move(at(grid, i), at(grid, i + 1))
             w = weights(rho, i, known) if c else [0.0] * known  # a repeated level is left alone
-            update: dict[Any, float] = {k: c * w[k] for k in range(1, known)}
+            update: dict[Source, ArrayLike] = {k: c * w[k] for k in range(1, known)}
             update |= {0: r, "eps": c * w[0]}
             entries.append((i, {0: update, **memory}))
         return entries
@@ -222,13 +221,13 @@ def plms(*, runge_kutta: bool = False, output: str = "eps", total: int | None = 
         warm = min(3, len(rho) - 2) if runge_kutta else 0
         rows: list[Entry] = []
         for i in range(len(rho) - 1):
-            start, goal = at(grid, i), Level(*(leaf[i] for leaf in goals))
+            start, goal = at(grid, i), Level(*(np.asarray(leaf)[i] for leaf in goals))
             if not np.isfinite(rho[i]):
                 rows.append((i, {0: _euler(goal), **{k: {k: 1} for k in range(1, 5)}}))
                 continue
             known = int(np.isfinite(rho[: i + 1]).sum())
             new = _output(start, output)
-            memory: dict[int, dict[Any, float]] = {1: new, 2: {1: 1}, 3: {2: 1}, 4: {0: 1}}
+            memory: dict[int, Terms] = {1: new, 2: {1: 1}, 3: {2: 1}, 4: {0: 1}}
             if known <= warm:
                 rows += _runge_kutta(grid, i, total, output, memory)
                 continue
@@ -239,45 +238,47 @@ def plms(*, runge_kutta: bool = False, output: str = "eps", total: int | None = 
                 if total is not None:  # from where diffusers says that the step started
                     start = grid.at_time(other.t + total // grid.steps)
                 mean = {k: v / 2 for k, v in _output(other, output).items()} | {1: 0.5}
-                keep: dict[int, dict[Any, float]] = {k: {k: 1} for k in range(1, 5)}
+                keep: dict[int, Terms] = {k: {k: 1} for k in range(1, 5)}
                 rows.append((i + 1, {0: _along(start, other, mean, output, 4), **keep}))
         return rows
 
     return affine(table)
 
 
-def _output(level: Level, output: str) -> dict[Any, float]:
+def _output(level: Level, output: str) -> dict[Source, ArrayLike]:
     """What the network's prediction at a level adds to the memory."""
     return {"eps": level.alpha, "x": -level.sigma} if output == "v" else {"eps": 1.0}
 
 
-def _combine(new: dict[Any, float], weights: Sequence[float]) -> dict[Any, float]:
+def _combine(new: dict[Source, ArrayLike], weights: Sequence[float]) -> dict[Source, ArrayLike]:
     """The newest output and those in slots 1, 2, ... with their weights."""
-    older: dict[Any, float] = {k: weights[k] for k in range(1, len(weights))}
+    older: dict[Source, ArrayLike] = {k: weights[k] for k in range(1, len(weights))}
     return older | {key: value * weights[0] for key, value in new.items()}
 
 
 def _along(
-    start: Level, end: Level, slope: dict[Any, float], output: str, slot: int = 0
-) -> dict[Any, float]:
+    start: Level, end: Level, slope: Terms, output: str, slot: int = 0
+) -> dict[Source, ArrayLike]:
     """Move the state in a slot along a slope; a slope in v is ``eps = alpha v + sigma z``."""
     r, c = _move(start, end)
     scale, lift = (c * start.alpha, c * start.sigma) if output == "v" else (c, 0.0)
-    return {key: scale * value for key, value in slope.items()} | {slot: r + lift}
+    moved: dict[Source, ArrayLike] = {key: scale * value for key, value in slope.items()}
+    return moved | {slot: r + lift}
 
 
 def _runge_kutta(
-    grid: Grid, i: int, total: int | None, output: str, memory: dict[int, dict[Any, float]]
+    grid: Grid, i: int, total: int | None, output: str, memory: dict[int, Terms]
 ) -> list[Entry]:
     """The four rows of a step of order 4; slot 5 collects the slope."""
     start, end = at(grid, i), at(grid, i + 1)
     stride = start.t - end.t if total is None else total // grid.steps
     half = stride / 2 if total is None else stride // 2
     first, middle = grid.at_time(start.t - half), grid.at_time(end.t + half)
-    out, keep = _output(middle, output), {k: {k: 1.0} for k in range(1, 5)}
-    third: dict[Any, float] = {5: 1} | {k: v / 3 for k, v in out.items()}
+    out = _output(middle, output)
+    keep: dict[int, Terms] = {k: {k: 1.0} for k in range(1, 5)}
+    third: dict[Source, ArrayLike] = {5: 1.0, **{k: v / 3 for k, v in out.items()}}
     sixth = {k: v / 6 for k, v in memory[1].items()}
-    last: dict[Any, float] = {5: 1} | {k: v / 6 for k, v in _output(end, output).items()}
+    last: dict[Source, ArrayLike] = {5: 1.0, **{k: v / 6 for k, v in _output(end, output).items()}}
     return [
         (i, {0: _along(start, first, memory[1], output), **memory, 5: sixth}),
         (middle, {0: _along(start, middle, out, output, 4), **keep, 5: third}),
