@@ -1,7 +1,8 @@
-"""What the options of a config's sections mean: which choice takes them, and their defaults.
+"""The choices that the names in a config make, and the options that each choice takes.
 
-A section names a choice and holds options of several, so that overriding the name alone works. An
-option that is None takes the default of the constructor that is chosen.
+A section names a choice and may hold options of several, so that overriding the name alone works.
+An option that is None takes the default of the constructor that is chosen. `CHOICES` is the table
+that flags, checks, messages and the comparison of resumed runs use.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ class Choice(NamedTuple):
         kind: what is chosen, for messages.
         section: dotted path of the section that holds the name and the options.
         key: of the name in that section.
-        table: constructors by name.
+        table: constructors by name. The arguments of a constructor are its options.
         left_out: arguments of the constructors that are no options of the config.
-        shared: arguments whose options are in other sections, with their dotted paths.
+        shared: arguments whose options are in other sections, with the dotted paths of these.
     """
 
     kind: str
@@ -43,12 +44,16 @@ class Choice(NamedTuple):
     shared: Mapping[str, str] = {}
 
     def list_options(self, name: str) -> dict[str, str]:
-        """Dotted path of the option, and the argument that it is, of what a constructor takes."""
+        """List the options of one constructor: dotted path to the argument that it sets.
+
+        Raises:
+            KeyError: no constructor has this name.
+        """
         names = [n for n in option_names(self.table[name]) if n not in self.left_out]
         return {self.shared.get(n, f"{self.section}.{n}"): n for n in names}
 
     def list_all_options(self) -> set[str]:
-        """Dotted paths of the options of all constructors."""
+        """List the dotted paths of the options of all constructors."""
         return {path for name in self.table for path in self.list_options(name)}
 
 
@@ -75,7 +80,7 @@ CHOICES = (
 
 
 def _list_chosen(config: Mapping[str, Any]) -> list[tuple[Choice, str]]:
-    """The choices that a config makes, with the names that it chooses.
+    """List the choices that a config makes, with the names that it chooses.
 
     Raises:
         ValueError: a name is unknown.
@@ -91,7 +96,7 @@ def _list_chosen(config: Mapping[str, Any]) -> list[tuple[Choice, str]]:
 
 
 def find(config: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path of nested dicts; None if there is none."""
+    """Find the value at a dotted path of nested dicts; None if there is none."""
     for key in path.split("."):
         if not isinstance(config, Mapping) or key not in config:
             return None
@@ -100,10 +105,13 @@ def find(config: Mapping[str, Any], path: str) -> Any:
 
 
 def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """A config as nested dicts, with options as the chosen constructors see them.
+    """Resolve a config: what every option is, as the chosen constructors see it.
 
-    An option that is None becomes the constructor's default; one that no chosen constructor takes
-    becomes None. So two configs that compute the same compare equal.
+    An option that is None becomes the constructor's default, and one that no chosen constructor
+    takes becomes None. So two configs that compute the same compare equal.
+
+    Returns:
+        Nested dicts of their own; the config is not changed.
 
     Raises:
         ValueError: a name is unknown.
@@ -129,17 +137,20 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
 
 
 def _copy(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """A config, or nested dicts, as nested dicts of their own."""
+    """Copy a config, or nested dicts, as nested dicts."""
     plain: dict[str, Any] = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     nested = (Mapping, ConfigDict)
     return {k: _copy(v) if isinstance(v, nested) else v for k, v in plain.items()}
 
 
 def explain_unused(config: Mapping[str, Any] | ConfigDict, paths: Iterable[str]) -> dict[str, str]:
-    """Why no choice of the config takes an option, for those of the dotted paths that none takes.
+    """Explain which options have no effect, because no choice of the config takes them.
 
     Args:
-        paths: of options that a user has set.
+        paths: dotted paths of options that a user has set.
+
+    Returns:
+        The reason by path, for the paths that have no effect.
 
     Raises:
         ConfigError: a name in the config is unknown.
@@ -158,11 +169,11 @@ def explain_unused(config: Mapping[str, Any] | ConfigDict, paths: Iterable[str])
 
 
 def check(config: Mapping[str, Any] | ConfigDict) -> None:
-    """Compare the values and names of a config with what they may be.
+    """Check the values of a config against their ranges, and its names against the choices.
 
     Raises:
         ConfigError: a value is NaN, infinite, of another type or out of range, or a name is
-            unknown.
+            unknown. The message names the key and what it may be.
     """
     plain = _copy(config)
     check_values(plain)

@@ -13,19 +13,27 @@ from typing import Any, NamedTuple
 
 
 class OpenOption(NamedTuple):
-    """An option without a value, of this type."""
+    """An option without a value: it has the default of what is chosen until somebody sets it.
+
+    Attributes:
+        kind: the type of its values.
+    """
 
     kind: type
 
 
 class SizeOption(NamedTuple):
-    """A number of pixels that may become (height, width)."""
+    """A number of pixels that may be replaced by (height, width).
+
+    Attributes:
+        pixels: the default.
+    """
 
     pixels: int
 
 
 def leave_open(kind: type, *names: str) -> dict[str, OpenOption]:
-    """Options that have the default of what is chosen."""
+    """Make entries of a table for options of one type that are left open."""
     return {name: OpenOption(kind) for name in names}
 
 

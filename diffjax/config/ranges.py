@@ -1,7 +1,8 @@
-"""What the values of a config may be: of flags and config files, and of what strangers stored.
+"""The types and ranges of the values of a config: of flags, config files, and stored configs.
 
-The sections are built by name, which checks their options. Here is what holds for every value
-before: types that configs have, finite numbers, sizes that a network can have.
+A stored config may come from a stranger, so its values are checked here before anything is built of
+them: types that configs have, finite numbers, and sizes that a network can have. Names and the
+options of constructors are checked where the sections are built (`config.choices`).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ _MULTIPLIERS = listed(number(0, 1024, above=True), 8)
 
 
 def _make_number_or_list(low: int, high: int) -> Spec:
+    """Make the specification of a whole number in a range, or of a list of such numbers."""
     one = integer(low, high)
     return Spec(
         f"a whole number in {low} .. {high}, or a list of them",
@@ -130,14 +132,15 @@ SPECS: Mapping[str, Spec] = {
 
 
 def check_values(config: Mapping[str, Any], where: object = None) -> None:
-    """Compare the values of a config, nested dicts, with `SPECS` and the types of the defaults.
+    """Check the values of a config against `SPECS` and the types of the defaults.
 
     Args:
-        where: the file that the config was read from, for messages.
+        config: nested dicts.
+        where: the file that the config was read from, for messages; None for flags.
 
     Raises:
-        ConfigError: a value is wrong; it is named with what it must be.
-        ValueError: it is wrong in a file.
+        ConfigError: a value is wrong; the message names its key and what it must be.
+        ValueError: the same, of a config that was read from a file.
     """
     from diffjax.types import ConfigError  # not before: it takes a second
 
@@ -147,6 +150,7 @@ def check_values(config: Mapping[str, Any], where: object = None) -> None:
 
 
 def _list_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each value, by dotted key, that is no value of a config."""
     kinds = {key: (default, find_type(default)) for key, default in flatten(DEFAULTS)}
     for section in sorted({key.rpartition(".")[0] for key in kinds} - {""}):
         if section in flat:
@@ -167,7 +171,7 @@ def _list_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every value in nested dicts."""
+    """Yield (dotted key, value) of every value in nested dicts."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -176,7 +180,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _is_alike(value: Any, kind: type) -> bool:
-    """Whether a value is of a type, as far as JSON tells types apart; null is of all."""
+    """Whether a value is of a type, as far as JSON tells types apart. Null is of every type."""
     if value is None:
         return True
     if kind in (bool, str):
@@ -187,7 +191,7 @@ def _is_alike(value: Any, kind: type) -> bool:
 
 
 def _explain_strange(value: Any) -> str:
-    """Why no config can hold a value; empty if one can."""
+    """Explain why no config can hold a value; empty if one can."""
     if isinstance(value, list | tuple):
         return next(filter(None, map(_explain_strange, value)), "")
     if isinstance(value, bool | str | None):
@@ -200,14 +204,15 @@ def _explain_strange(value: Any) -> str:
 
 
 def check_list(path: str, before: tuple[Any, ...], value: tuple[Any, ...]) -> None:
-    """See that a list of numbers is replaced by one: lists of any values have one type in a config.
+    """Check that a list of numbers is replaced by numbers; a config alone would take any list.
 
     Args:
         path: dotted key.
         before: the value that is replaced.
+        value: the new value.
 
     Raises:
-        ConfigError: it is replaced by something else.
+        ConfigError: numbers are replaced by something else.
     """
     if not before or not all(isinstance(item, int | float) for item in before):
         return

@@ -1,7 +1,8 @@
 """The config that a run was trained with, read from its config.json or from an exported file.
 
-Flags name it as ``--config=diffjax/config/store.py:WORKDIR/config.json``; entry points do so by
-themselves when --workdir or --weights is given without --config.
+This file is a config file too: flags name a stored config as
+``--config=diffjax/config/store.py:WORKDIR/config.json``. Entry points do so by themselves if
+--workdir or --weights is given without --config.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ _NEEDED_TO_DIFFUSE = (
 
 
 def read_config(path: str | os.PathLike[str]) -> ConfigDict:
-    """The complete config in a JSON file, in the config.json of a folder, or in an exported file.
+    """Read the config in a JSON file, in the config.json of a folder, or in an exported file.
 
-    Its values can be replaced by others of their types, open options too.
+    It is checked and completed, so its values can be replaced by others of their types.
+
+    Args:
+        path: a file that ends in .json or .safetensors, or a workdir.
 
     Raises:
         ValueError: the file is not JSON, or holds no config, or a value in it is wrong.
@@ -51,12 +55,15 @@ def read_config(path: str | os.PathLike[str]) -> ConfigDict:
 
 
 def get_config(path: str) -> ConfigDict:
-    """`read_config` by the name that files of configs have."""
+    """Read a config by the name of the function that every config file has, see `read_config`."""
     return read_config(path)
 
 
 def check_stored(config: dict[str, Any], where: object) -> None:
-    """See that what strangers may have stored is a config: whole, and of values that can be.
+    """Check that a stored object is a config: its values are in range, and it has all sections.
+
+    Args:
+        where: the file, for messages.
 
     Raises:
         ValueError: a value is wrong, or a part that every config has is missing.
@@ -69,7 +76,11 @@ def check_stored(config: dict[str, Any], where: object) -> None:
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    """The config in a file that experiments.export wrote."""
+    """Read the config in the metadata of a file that ``diffjax export`` wrote.
+
+    Raises:
+        ValueError: the file holds no config, or a wrong one.
+    """
     from diffjax.pretrained.files import open_safetensors  # not before: it takes a second
 
     notes = open_safetensors(path).metadata
@@ -82,6 +93,7 @@ def _read_note(path: Path) -> dict[str, Any]:
 
 
 def _make_tuples(value: Any) -> Any:
+    """Replace the lists in nested dicts, which JSON has, by tuples, which configs have."""
     if isinstance(value, dict):
         return {k: _make_tuples(v) for k, v in value.items()}
     return tuple(map(_make_tuples, value)) if isinstance(value, list) else value

@@ -1,11 +1,17 @@
-"""Runs: what the data of a config are, and what a workdir keeps of its run.
+"""Runs: what a config and a workdir are together.
 
     cfg = config.make({"data.name": "digits", "data.levels": 17})
-    settle(cfg)  # sizes, channels and classes that the config leaves to its data
+    fill_from_data(cfg)  # sizes, channels and classes that the config leaves to its data
     source = load_source(cfg)
     batches = start_batches(cfg, source)  # for `diffjax.train.train`
 
-A ``folder`` is the workdir of a run, or None: what a run there knows of its data holds.
+The modules load the data of a config, make its task, model and state, read what it does not train,
+draw and measure images, and export what was trained. `experiments.train` and the commands of
+`diffjax.cli` call them; they read no flags.
+
+Throughout, ``cfg`` is a complete config (`diffjax.config`). A ``folder`` is the workdir of a run,
+or None. If a run was trained there, the classes and words that it kept in the workdir are used in
+place of those that the data have today.
 """
 
 from diffjax.runs.batches import make_abstract_batch, read_image_shape, start_batches

@@ -1,4 +1,9 @@
-"""What the batches of a config hold: their shapes, random ones, and those of training."""
+"""The batches of a config: their shapes, random ones for smoke runs, and those that training reads.
+
+`make_abstract_batch` says what a batch holds before any data are read; the trainer compiles its
+step for these shapes. `start_batches` turns a data set (`runs.sources`) into the stream of batches
+that `diffjax.train.train` asks for, step by step.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,7 @@ NOISE = "noise"  # the name of the data of smoke runs
 
 
 def read_image_shape(cfg: ConfigDict) -> tuple[int, int, int]:
-    """(H, W, C) of a config's data.
+    """Read the shape (H, W, C) of the images from ``config.data``.
 
     Raises:
         ConfigError: ``config.data.image_size`` is neither a number of pixels nor (height, width).
@@ -36,13 +41,20 @@ def read_image_shape(cfg: ConfigDict) -> tuple[int, int, int]:
 
 
 def _select_texts(cfg: ConfigDict) -> dict[str, ConfigDict]:
-    """The text encoders' sections, by the name of their token ids."""
+    """Select the sections of the text encoders, keyed by the entry of a batch with their token ids.
+
+    A config without a section ``cond`` (an autoencoder) has none.
+    """
     part = cfg.get("cond", {})  # which a first stage has not
     return {entry: part[entry] for entry in ENCODERS if part.get(entry)}
 
 
 def _list_vector_shapes(cfg: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Shapes of what the network is told that is no token."""
+    """List the shapes, per image, of the float entries of a batch besides the image and the hint.
+
+    These are the size embeddings of Stable Diffusion XL (``time_ids``), or the embeddings that were
+    made beforehand (``cond.context=given``). Keys are the entries of a batch.
+    """
     kind = cfg.cond.context if "cond" in cfg else ""
     if kind == "clip_xl":
         return {"time_ids": list_added_shapes(cfg)["time_ids"]}
@@ -50,13 +62,21 @@ def _list_vector_shapes(cfg: ConfigDict) -> dict[str, tuple[int, ...]]:
 
 
 def make_buckets(cfg: ConfigDict) -> data.Buckets | None:
-    """Aspect ratios that the images are cropped to; None for squares."""
+    """Make the aspect-ratio buckets that images are cropped to; None if there is one size."""
     step = cfg.data.bucket_step
     return data.Buckets(step, cfg.data.bucket_ratio) if step else None
 
 
 def make_abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a training batch of ``size`` examples."""
+    """Describe a training batch by the shapes and types of its entries, without data.
+
+    Args:
+        size: number of examples B.
+
+    Returns:
+        ``image`` (B, H, W, C) float32; ``label`` (B,) int32; token ids (B, M) int32 for each text
+        encoder; the float entries of the condition; and ``hint`` if the task takes hints.
+    """
     shapes: dict[str, tuple[int, ...]] = {
         "image": read_image_shape(cfg),
         **_list_vector_shapes(cfg),
@@ -69,7 +89,14 @@ def make_abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeS
 
 
 def make_noise(cfg: ConfigDict, count: int = 64) -> data.Source:
-    """Random images of a config's shape, for smoke runs that need no data set."""
+    """Make a data set of random images in the shapes of a config, for runs that need no real data.
+
+    Images are uniform over the grey levels, labels over the classes and token ids over the
+    vocabulary; embeddings are standard normal. The seed is fixed, so every call returns the same.
+
+    Args:
+        count: number of images.
+    """
     rng, classes = np.random.default_rng(0), cfg.data.num_classes
     source = data.from_arrays(
         rng.integers(0, cfg.data.levels, (count, *read_image_shape(cfg)), np.uint8),
@@ -91,7 +118,16 @@ def make_noise(cfg: ConfigDict, count: int = 64) -> data.Source:
 
 
 def start_batches(cfg: ConfigDict, source: data.Source) -> Batches:
-    """``(step, sharding) -> iterator`` of training batches, placed on the devices ahead of use."""
+    """Make the function that the trainer calls to get its batches.
+
+    Args:
+        source: the training data, see `runs.load_source`.
+
+    Returns:
+        ``(step, sharding) -> iterator`` of batches from that step on. A batch is a function of
+        ``(config.seed, step)``. Each process reads its own share, and batches are placed on the
+        devices before they are needed.
+    """
     hints = make_hints(cfg) if find_task_kind(cfg).takes_hints else None
 
     def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,9 @@
-"""What a run looks at and measures of its model while it trains."""
+"""The callbacks of a training run: pictures of the model and measures of it, made as it trains.
+
+The trainer calls them every ``train.sample_every`` and ``train.evaluate_every`` steps with the
+state, the frozen parameters and the step. Both use the averaged parameters (EMA) and a few steps
+of DDIM, so that they cost little beside the training.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +30,16 @@ MOST, MOST_CONTROLLED = 64, 16  # images of a preview
 
 
 def choose_preview(cfg: ConfigDict, folder: Path) -> OnSample | None:
-    """Callback that writes a picture of what the averaged parameters make; None if nothing.
+    """Choose the callback that writes a preview of what the averaged parameters draw.
 
-    Samples of a ControlNet stand below the hints of test images that control them.
+    A diffusion model draws a grid of samples. A ControlNet draws samples below the hints of the
+    test images that control them. An autoencoder shows test images above their reconstructions.
 
     Args:
-        folder: workdir, which gets samples/STEP.png.
+        folder: workdir of the run; pictures are written to samples/STEP.png.
+
+    Returns:
+        The callback, or None if the task has nothing to show.
     """
     kind = find_task_kind(cfg)
     if kind.reconstructs:
@@ -58,10 +67,16 @@ def choose_preview(cfg: ConfigDict, folder: Path) -> OnSample | None:
 
 
 def choose_evaluation(cfg: ConfigDict, folder: Path) -> OnEvaluate | None:
-    """Callback that measures samples of the averaged parameters; None if it is not asked for.
+    """Choose the callback that measures samples of the averaged parameters.
 
-    Distances are those of our own small classifier, with every image seed the same, so that the
-    values of a run compare with each other.
+    Distances are Frechet distances in the features of the small classifier that comes with diffjax.
+    All evaluations of a run draw with the same seeds, so that their values can be compared.
+
+    Args:
+        folder: workdir of the run.
+
+    Returns:
+        The callback, which returns numbers by name, or None if ``train.evaluate_every`` is 0.
 
     Raises:
         ConfigError: there is no classifier for this data set.
@@ -91,7 +106,10 @@ def choose_evaluation(cfg: ConfigDict, folder: Path) -> OnEvaluate | None:
 
 
 def _measure_controlled(cfg: ConfigDict, folder: Path) -> OnEvaluate:
-    """Measures how hints of test images are kept to, with and without the prompt."""
+    """Make the callback of a ControlNet: how well images follow the hints of test images.
+
+    Each evaluation draws twice, with the prompt (or class) of the test image and without it.
+    """
     batch = control_examples.take_examples(cfg, cfg.eval.loop_num, folder)
     hints, features = batch["hint"], cfg.eval.features
     network = metrics.feature_network(features) if features else None
@@ -114,10 +132,11 @@ def _measure_controlled(cfg: ConfigDict, folder: Path) -> OnEvaluate:
 
 
 def _shorten(cfg: ConfigDict) -> ConfigDict:
-    """The config with few steps of DDIM, for looks at a model in training."""
+    """Return the config with at most `PREVIEW_STEPS` steps of deterministic DDIM."""
     steps = min(PREVIEW_STEPS, cfg.sample.steps)
     return replace_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
 
 
 def _keep_numbers(found: dict[str, Any]) -> dict[str, float]:
+    """Select the entries that are floats, which is what the log can hold."""
     return {k: v for k, v in found.items() if isinstance(v, float)}

@@ -1,7 +1,11 @@
-"""What a run reads but does not train: autoencoder, text encoders, the base beside which it trains.
+"""The parameters that a run reads but does not train.
 
-`load_fixed_parts` gives them as the task reads them, by name: ``autoencoder``, ``text_encoder``,
-``text_encoder_2``, ``base`` and ``statistics`` of the base, ``lpips`` or ``classifier``.
+These are the autoencoder of latent diffusion, frozen text encoders, the base beside which a
+ControlNet or adapters are trained, the perceptual network of an autoencoder's loss, and the
+classifier of classifier guidance. `load_fixed_parts` returns them by name, as the task reads them:
+``autoencoder``, ``text_encoder``, ``text_encoder_2``, ``base`` and ``statistics`` of the base,
+``lpips`` or ``classifier``. Training loads them from where the config says; afterwards they are
+read from the workdir.
 """
 
 from __future__ import annotations
@@ -46,7 +50,11 @@ Parts = dict[str, Params]
 
 
 def make_abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
-    """Shapes of what `load_fixed_parts` gives, without reading anything large."""
+    """Describe what `load_fixed_parts` returns by shapes and types, without reading large files.
+
+    Returns:
+        Shapes by the name of the part, or None if the task reads no frozen parameters.
+    """
     if find_task_kind(cfg).reconstructs:
         return _make_abstract_perceptual(cfg)
     out: Parts = {}
@@ -64,6 +72,7 @@ def make_abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
 
 
 def _make_abstract_perceptual(cfg: ConfigDict) -> Parts | None:
+    """Describe the perceptual network of an autoencoder's loss; None if the loss has none."""
     if cfg.loss.perceptual != "lpips":
         found: Parts | None = jax.eval_shape(lambda tree: tree, _read_perceptual(cfg))
         return found
@@ -72,7 +81,7 @@ def _make_abstract_perceptual(cfg: ConfigDict) -> Parts | None:
 
 
 def describe_autoencoder(cfg: ConfigDict) -> Autoencoder:
-    """The autoencoder that a latent diffusion config describes."""
+    """Build the autoencoder module that a latent diffusion config describes, without parameters."""
     options = {k: v for k, v in cfg.autoencoder.items() if k not in ("weights", "scale")}
     return make_autoencoder(options, cfg.data.channels)
 
@@ -80,18 +89,21 @@ def describe_autoencoder(cfg: ConfigDict) -> Autoencoder:
 def load_fixed_parts(
     cfg: ConfigDict, folder: Path, *, exported: Path | None = None, fresh: bool = False
 ) -> Parts | None:
-    """Everything that a config's task reads but does not train, or None.
+    """Load every parameter that the task of a config reads but does not train.
 
-    A run stores what it was trained with in its workdir, from where it is read afterwards; the
-    folders that the config names need not exist any more. An exported file holds it too, but for a
-    ControlNet, whose base and autoencoder are read from where the config says. The classifier of
-    classifier guidance joins it for sampling.
+    A run stores what it was trained with in its workdir, and that is read afterwards; the files
+    that the config names need not exist any more. An exported file holds these parameters too,
+    except for a ControlNet, whose base and autoencoder are read from where the config says. For
+    sampling, the classifier of classifier guidance is added.
 
     Args:
         folder: the workdir.
         exported: the exported file that is used in place of the run's checkpoint.
-        fresh: read what the config names, for training, and leave it on the host; the trainer
-            compares it with what is stored, and places it.
+        fresh: whether to read what the config names, for training, and to leave it on the host.
+            The trainer compares it with what is stored, and places it on the devices.
+
+    Returns:
+        Parameters by part, placed on the devices unless ``fresh``; None if there are none.
 
     Raises:
         ConfigError: weights are needed and not given, or do not fit the config.
@@ -106,6 +118,7 @@ def load_fixed_parts(
 
 
 def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: bool) -> Parts | None:
+    """Read the parts on the host, from the exported file, the workdir or the places in the config."""
     kind = find_task_kind(cfg)
     if kind.reconstructs:
         return _read_perceptual(cfg)
@@ -126,7 +139,7 @@ def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: boo
 
 
 def _read_stored(cfg: ConfigDict, folder: Path) -> Parts | None:
-    """What the newest checkpoint of a workdir was trained with; None if there is none."""
+    """Read the parts that the newest checkpoint was trained with; None without a checkpoint."""
     shapes, steps = make_abstract_fixed_parts(cfg), folder / "checkpoints"
     if shapes is None or not steps.is_dir():
         return None
@@ -143,6 +156,11 @@ def _read_stored(cfg: ConfigDict, folder: Path) -> Parts | None:
 
 
 def _read_perceptual(cfg: ConfigDict) -> Parts | None:
+    """Read the perceptual network of an autoencoder's loss: LPIPS, or a small classifier of ours.
+
+    Raises:
+        ConfigError: ``loss.perceptual=lpips`` without the file of its weights.
+    """
     kind, where = cfg.loss.perceptual, cfg.loss.perceptual_weights
     if kind == "lpips":
         if not where:
@@ -162,6 +180,15 @@ def _read_perceptual(cfg: ConfigDict) -> Parts | None:
 
 
 def _read_text_encoder(cfg: ConfigDict, name: str, net: Module) -> Params:
+    """Read a frozen text encoder from ``cond.weights`` or ``model.path``.
+
+    Args:
+        name: ``text_encoder`` or ``text_encoder_2``.
+        net: its module.
+
+    Raises:
+        ConfigError: no weights are given, or they do not fit ``config.cond``.
+    """
     like, model = (make_abstract_fixed_parts(cfg) or {})[name], find_model_path(cfg)
     where = cfg.cond.weights or model
     if not where:
@@ -177,6 +204,11 @@ def _read_text_encoder(cfg: ConfigDict, name: str, net: Module) -> Params:
 
 
 def _read_autoencoder(cfg: ConfigDict) -> Params:
+    """Read the autoencoder from ``autoencoder.weights`` or ``model.path``.
+
+    Raises:
+        ConfigError: no weights are given, or they do not fit ``config.autoencoder``.
+    """
     like, model = (make_abstract_fixed_parts(cfg) or {})["autoencoder"], find_model_path(cfg)
     where, net = cfg.autoencoder.weights or model, describe_autoencoder(cfg)
     if not where:
@@ -194,17 +226,23 @@ def _read_autoencoder(cfg: ConfigDict) -> Params:
 
 
 def _init_random(net: Module, example: jax.Array) -> Params:
+    """Initialise a network with a fixed seed, for tests and smoke runs."""
     params: Params = jax.jit(net.init)(jax.random.key(0), example)["params"]
     return params
 
 
 def read_base(cfg: ConfigDict) -> Parts:
-    """The frozen base: the UNet of ``config.model``, or what ``config.control.base`` names.
+    """Read the frozen base beside which adapters or a ControlNet are trained.
 
-    That is a workdir, an exported file or the unet folder of a diffusers model.
+    It is the UNet of ``config.model.path`` if the config has a section ``model``, and else what
+    ``config.control.base`` names: a workdir, an exported file or the unet folder of a diffusers
+    model.
+
+    Returns:
+        ``base``, its parameters, and ``statistics``, what it measured of its data, if anything.
 
     Raises:
-        ConfigError: there is none, or one of another shape.
+        ConfigError: none is given, or its parameters have other shapes than the config says.
     """
     like, described = make_abstract_base(cfg)["base"], build_model(cfg)
     path = find_model_path(cfg)
@@ -238,11 +276,14 @@ def read_base(cfg: ConfigDict) -> Parts:
 
 
 def make_log_prob(cfg: ConfigDict) -> LogProb | None:
-    """What guides sampling in place of the null condition; None if the config names nothing.
+    """Make the log-likelihood of the classifier that guides sampling (classifier guidance).
+
+    Returns:
+        ``(parameters, z, level, label (B,)) -> log p(label | z) (B,)``, or None if
+        ``config.sample.classifier`` is empty.
 
     Raises:
-        ConfigError: ``config.sample.classifier`` names no classifier, or that of other data or
-            of another schedule.
+        ConfigError: the file holds no classifier, or one of other data or another noise schedule.
     """
     if not cfg.sample.classifier:
         return None
@@ -251,7 +292,11 @@ def make_log_prob(cfg: ConfigDict) -> LogProb | None:
 
 
 def read_classifier(cfg: ConfigDict) -> Params:
-    """The parameters of the classifier that the config names."""
+    """Read the parameters of the classifier that ``config.sample.classifier`` names.
+
+    Raises:
+        ConfigError: as `make_log_prob`, or the parameters do not fit their own config.
+    """
     path, found = cfg.sample.classifier, _read_classifier_config(cfg)
     like = make_abstract_state(found).ema
     said = f"the classifier {path} is not the one that its config describes"
@@ -259,6 +304,11 @@ def read_classifier(cfg: ConfigDict) -> Params:
 
 
 def _read_classifier_config(cfg: ConfigDict) -> ConfigDict:
+    """Read the config of the classifier, and check that it fits the model that it is to guide.
+
+    Raises:
+        ConfigError: it is of another task, data set, time scale or noise schedule.
+    """
     path: Any = cfg.sample.classifier
     found = read_config(path)
     if found.get("task") != "classifier":

@@ -1,4 +1,4 @@
-"""A trained model as a folder that diffusers reads: a whole model, a ControlNet, or adapters."""
+"""Trained models written as folders that diffusers reads: a whole model, a ControlNet, or adapters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from diffjax.untrusted import read_json
 
 
 def is_publishable(cfg: ConfigDict) -> bool:
-    """Whether diffusers has folders for what a config trains."""
+    """Whether diffusers has a folder format for what a config trains."""
     return find_task_kind(cfg).takes_hints or "model" in cfg
 
 
@@ -48,12 +48,16 @@ def publish(
     *,
     folder: Path | None = None,
 ) -> str:
-    """Write what was trained for diffusers, and say in a sentence how it is used.
+    """Write what was trained as a folder of diffusers.
 
     Args:
-        frozen: what the task reads but does not train; of no account for ControlNets.
-        out: folder to write.
-        folder: workdir of the run, which has its tokenizers.
+        state: of the training; the average is written.
+        frozen: parameters that the task reads but does not train; not needed for ControlNets.
+        out: the folder to write.
+        folder: workdir of the run, which keeps its tokenizers.
+
+    Returns:
+        A sentence that says what was written and how it is used, for the log.
 
     Raises:
         ConfigError: diffusers has no such network, or the model that the other parts come from is
@@ -71,10 +75,13 @@ def publish(
 
 
 def save_control_network(cfg: ConfigDict, params: Params, out: Path) -> str:
-    """Write a trained ControlNet or T2I-Adapter as a folder of diffusers, and name its class.
+    """Write a trained ControlNet or T2I-Adapter as a folder of diffusers.
 
     Args:
-        params: what was trained.
+        params: what the task trained, see `tasks.controlnet_task`.
+
+    Returns:
+        The name of its class in diffusers.
 
     Raises:
         ConfigError: diffusers has no such ControlNet.
@@ -94,6 +101,11 @@ def save_control_network(cfg: ConfigDict, params: Params, out: Path) -> str:
 def _save_whole(
     cfg: ConfigDict, state: State, frozen: dict[str, Params], out: Path, folder: Path | None
 ) -> None:
+    """Write a whole text-to-image model: the trained UNet beside the other parts.
+
+    Raises:
+        ConfigError: ``model.path`` is not there any more, or is the folder to write.
+    """
     where = find_model_path(cfg)
     if where == RANDOM:
         save_components(out, _gather_parts(cfg, state, frozen, folder))
@@ -109,12 +121,16 @@ def _save_whole(
 
 
 def _count_channels(unet: Params) -> int:
-    """Channels of a UNet's input: the latents', and those of what it fills in."""
+    """Count the channels that a UNet reads: those of the latents, and of what is joined to them."""
     return int(unet["conv_in"]["kernel"].shape[2])
 
 
 def _copy_with(where: Path, unet: Params, out: Path) -> None:
-    """A folder of diffusers with another UNet; the other parts are copied as they are."""
+    """Copy a folder of diffusers with another UNet in it; the other parts stay as they are.
+
+    Raises:
+        ConfigError: the folder would be copied onto itself.
+    """
     if out.resolve() == where.resolve():
         raise ConfigError(f"{out} is the folder that the model came from")
     parts = [name for name in read_json(where / INDEX) if (where / name).is_dir()]
@@ -135,7 +151,10 @@ def _copy_with(where: Path, unet: Params, out: Path) -> None:
 def _gather_parts(
     cfg: ConfigDict, state: State, frozen: dict[str, Params], folder: Path | None
 ) -> Components:
-    """The parts of a model that was trained from nothing."""
+    """Gather the parts of a model that was trained without a published one.
+
+    The scheduler is DDIM's, with the noise schedule and the prediction of the config.
+    """
     model, nets = build_model(cfg), make_clips(cfg)
     assert isinstance(model.space.net, AutoencoderKL)
     vae = model.space.net.clone(scaling_factor=float(state.extra["latent_scale"]))
@@ -163,4 +182,5 @@ def _gather_parts(
 
 
 def _describe(net: Module, params: Params) -> Component:
+    """Join a network, its parameters and its description in diffusers' terms."""
     return Component(net, params, configs.describe(net))

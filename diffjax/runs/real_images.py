@@ -1,4 +1,4 @@
-"""The real images of a config, with which those of its model are compared."""
+"""The real images of a config, which samples of its model are compared with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from diffjax.types import ConfigError
 
 
 def find_image_config(cfg: ConfigDict) -> ConfigDict:
-    """A config whose data are images: where they are stored latents, the images behind them.
+    """Return a config whose data are images.
+
+    A data set of stored latents (``data.name=latents``) names the images that it was made of; the
+    config gets those in its place. Other configs are returned as they are.
 
     Raises:
         ConfigError: the latents do not say what they were made of.
@@ -40,7 +43,7 @@ def find_image_config(cfg: ConfigDict) -> ConfigDict:
 
 
 def load_source(cfg: ConfigDict, split: str = "train") -> data.Source:
-    """A split of a config's data set, as images.
+    """Load a split of a config's data set as images, see `find_image_config`.
 
     Raises:
         ConfigError: as `find_image_config` and `runs.load_source`.
@@ -49,9 +52,9 @@ def load_source(cfg: ConfigDict, split: str = "train") -> data.Source:
 
 
 def open_split(cfg: ConfigDict, split: str = "train") -> ImageSet:
-    """The images of a split in a fixed random order.
+    """Open the images of a split as an `ImageSet`, in a fixed random order.
 
-    Of data without test images, the training images take their place, with a warning.
+    If the data have no test images, the training images are used in their place, with a warning.
 
     Raises:
         ConfigError: as `load_source`.
@@ -62,5 +65,9 @@ def open_split(cfg: ConfigDict, split: str = "train") -> ImageSet:
 
 
 def take_images(cfg: ConfigDict, num: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
-    """The first ``num`` images (N, H, W, C) in [-1, 1] in that order, and their labels (N,)."""
+    """Take the first images of a split in the order of `open_split`, with their labels.
+
+    Returns:
+        Images (N, H, W, C) in [-1, 1] and labels (N,).
+    """
     return take_labelled(load_source(cfg, split), num)

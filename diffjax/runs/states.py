@@ -1,4 +1,8 @@
-"""The task, the model and the trained state of a config."""
+"""The task, the model and the training state of a config, as descriptions or with parameters.
+
+`build_task` and `build_model` need no data and no parameters. `make_abstract_state` gives the
+shapes of the state, by which checkpoints are read and plans are made.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from diffjax.types import ConfigError, Params, Task, refuse_config
 
 
 def build_task(cfg: ConfigDict) -> Task:
-    """The task of a config.
+    """Build the task of a config: what is trained, as a pure loss.
 
     Raises:
         ConfigError: the task is unknown, or its parts are wrong or do not fit together.
@@ -31,10 +35,10 @@ def build_task(cfg: ConfigDict) -> Task:
 
 
 def build_model(cfg: ConfigDict) -> Model:
-    """The diffusion model that a config describes, without parameters.
+    """Build the diffusion model that a config describes, without parameters.
 
     Raises:
-        ConfigError: the config is of another task, or its parts are wrong.
+        ConfigError: the task of the config trains no diffusion model, or its parts are wrong.
     """
     with refuse_config():
         if find_task_kind(cfg).assemble is None:
@@ -45,14 +49,15 @@ def build_model(cfg: ConfigDict) -> Model:
 def assemble_trained(
     cfg: ConfigDict, state: State, frozen: dict[str, Params] | None, *, raw: bool = False
 ) -> Model:
-    """The model of a config with what was trained.
+    """Build the model of a config with the parameters that were trained.
 
     Args:
-        frozen: what the task reads but does not train, see `load_fixed_parts`.
-        raw: take the parameters of the last step, not their average.
+        state: of the training.
+        frozen: parameters that the task reads but does not train, see `load_fixed_parts`.
+        raw: whether to take the parameters of the last step in place of their average.
 
     Raises:
-        ConfigError: the config is of a task that trains no diffusion model.
+        ConfigError: the task of the config trains no diffusion model.
     """
     with refuse_config():
         params = state.params if raw else state.ema
@@ -60,7 +65,11 @@ def assemble_trained(
 
 
 def make_run_mesh(cfg: ConfigDict) -> jax.sharding.Mesh:
-    """The mesh of a config; all devices hold a share of the images where it was for other ones."""
+    """Make the device mesh of a config.
+
+    If the config was made for another number of devices, each device holds all parameters and takes
+    a share of the batch; the log has a warning.
+    """
     try:
         return make_mesh(cfg.mesh)
     except ValueError as error:
@@ -69,7 +78,11 @@ def make_run_mesh(cfg: ConfigDict) -> jax.sharding.Mesh:
 
 
 def make_abstract_state(cfg: ConfigDict, task: Task | None = None) -> State:
-    """Shapes of the training state, without memory."""
+    """Describe the training state of a config by shapes and types, without memory for it.
+
+    Args:
+        task: of the config, if it has been built already.
+    """
     task = task or build_task(cfg)
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
     base = make_abstract_base(cfg) if find_task_kind(cfg).trains_beside else None
@@ -78,7 +91,12 @@ def make_abstract_state(cfg: ConfigDict, task: Task | None = None) -> State:
 
 
 def make_abstract_base(cfg: ConfigDict) -> dict[str, Params]:
-    """Shapes of the frozen base of a task beside one, and of what it measured of its data."""
+    """Describe the frozen base of a ControlNet or of adapters by shapes and types.
+
+    Returns:
+        ``base``, the parameters, and ``statistics``, what the base measured of its data, if
+        anything.
+    """
     key, batch = jax.random.key(0), make_abstract_batch(cfg, 1)
     plain = make_task(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
     params, extra = jax.eval_shape(lambda k, b: plain.init(k, None, b), key, batch)
@@ -86,19 +104,19 @@ def make_abstract_base(cfg: ConfigDict) -> dict[str, Params]:
 
 
 def join_base(params: Params, statistics: Params) -> dict[str, Params]:
-    """A base and its statistics, if it has any, as tasks beside it read them."""
+    """Join a base and its statistics, if it has any, under the names by which tasks read them."""
     return {"base": params, **({"statistics": statistics} if statistics else {})}
 
 
 def read_state(cfg: ConfigDict, where: Path, *, best: bool = False) -> State:
-    """The trained state in a workdir or in an exported file, without that of the optimiser.
+    """Read the trained state in a workdir or an exported file; that of the optimiser is left out.
 
     Args:
-        where: of a workdir, the newest checkpoint that is valid is read.
-        best: read the best state of the run in place of the last one.
+        where: a workdir, whose newest valid checkpoint is read, or a .safetensors file.
+        best: whether to read the best state of the run in place of the last one.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no checkpoint.
         ValueError: an exported file does not fit the config.
     """
     if where.suffix == ".safetensors":
@@ -116,10 +134,10 @@ def read_state(cfg: ConfigDict, where: Path, *, best: bool = False) -> State:
 
 
 def init_untrained(cfg: ConfigDict, frozen: dict[str, Params] | None = None) -> State:
-    """The state before the first step, with weights from another seed than training's.
+    """Initialise the state before the first step, with another seed than that of training.
 
     Args:
-        frozen: what the task reads but does not train.
+        frozen: parameters that the task reads but does not train.
     """
     batch = {"image": jnp.zeros((1, *read_image_shape(cfg))), "label": jnp.zeros(1, jnp.int32)}
     optimizer, task = make_optimizer(cfg.optim, cfg.train.steps), build_task(cfg)
