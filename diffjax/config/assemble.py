@@ -59,7 +59,7 @@ class _ImageSizeParser:
 
 
 class _ListParser(tuple_parser.TupleParser):
-    """Reads lists from the command line: ``1,2``, and texts without quotes, such as ``to_q,to_k``."""
+    """Reads lists from the command line: ``1,2``, and texts without quotes: ``to_q,to_k``."""
 
     def parse(self, argument: str | tuple[Any, ...] | None) -> tuple[Any, ...]:
         """Parse a list; a text that is no Python literal is split at its commas."""
@@ -164,7 +164,7 @@ def _fill(section: ConfigDict, defaults: Mapping[str, Any], prefix: str) -> None
 
 
 def _is_untyped(section: ConfigDict, key: str, default: Any) -> bool:
-    """Whether a field would refuse values of the default's type, because JSON stored another one."""
+    """Whether a field refuses values of the default's type, because JSON stored another one."""
     kind, wanted = section.get_type(key), find_type(default)
     if kind is wanted:
         return False

@@ -28,7 +28,7 @@ _STEP, _FROZEN = "diffjax.step", "frozen."
 
 
 def _list_extra_keys(extra: Statistics) -> list[str]:
-    """List the keys in a file of the leaves of the statistics, in the order of `jax.tree.leaves`."""
+    """List the keys that statistics have in a file, in the order of `jax.tree.leaves`."""
     paths = jax.tree_util.tree_flatten_with_path(extra)[0]
     return ["extra" + jax.tree_util.keystr(path) for path, _ in paths]
 

@@ -68,7 +68,7 @@ def read_part(cfg: ConfigDict, name: str, net: Module, like: Params) -> Params:
 
 
 def _widen(weight: np.ndarray, channels: int) -> np.ndarray:
-    """Append zeros to a first convolution (out, in, 3, 3), so that it reads ``channels`` channels."""
+    """Append zeros to a first convolution (out, in, 3, 3) for ``channels`` input channels."""
     absent = max(0, channels - weight.shape[1])
     return np.pad(np.asarray(weight), ((0, 0), (0, absent), (0, 0), (0, 0)))
 

@@ -118,7 +118,7 @@ def load_fixed_parts(
 
 
 def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: bool) -> Parts | None:
-    """Read the parts on the host, from the exported file, the workdir or the places in the config."""
+    """Read the parts from the exported file, the workdir or the places that the config names."""
     kind = find_task_kind(cfg)
     if kind.reconstructs:
         return _read_perceptual(cfg)

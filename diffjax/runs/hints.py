@@ -1,4 +1,4 @@
-"""The hints of a config with a section ``control``: pictures that a ControlNet or adapter follows."""
+"""The hints of a config with a section ``control``: pictures that control networks follow."""
 
 from __future__ import annotations
 

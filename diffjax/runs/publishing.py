@@ -1,4 +1,4 @@
-"""Trained models written as folders that diffusers reads: a whole model, a ControlNet, or adapters."""
+"""Trained models as folders that diffusers reads: a whole model, a ControlNet, or adapters."""
 
 from __future__ import annotations
 
