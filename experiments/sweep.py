@@ -29,7 +29,7 @@ from diffjax.launch.manifest import Manifest, SweepRun
 from diffjax.launch.overrides import Overrides
 from diffjax.launch.run_queue import RunQueue, interrupt_on_signals
 from diffjax.runs.comparison import list_progress, read_measure
-from diffjax.train.files import sole_writer
+from diffjax.train.sealed_files import sole_writer
 from diffjax.writing import write_atomically
 
 EXECUTOR = flags.DEFINE_enum(

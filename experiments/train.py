@@ -31,8 +31,8 @@ from diffjax.runs.callbacks import choose_evaluation, choose_preview
 from diffjax.runs.finetuning import choose_initial
 from diffjax.tasks import find_task_kind
 from diffjax.train import Preempted, hosts, train
-from diffjax.train.loop import check_workdir
 from diffjax.train.trackers import check_trackers
+from diffjax.train.training_loop import check_workdir
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string(

@@ -100,7 +100,7 @@ WHERE = {  # what a flag has to name
     "clip": _CLIP,
     "prompts": _CLIP,
     "lpips": "--lpips=FILE, the weights of LPIPS (VGG16) as safetensors: see "
-    "diffjax.pretrained.perceptual.load_lpips",
+    "diffjax.pretrained.lpips.load_lpips",
 }
 FROM_DATA = {"network", "pool", "scenes", "model"}  # inputs that a config and its data give
 FROM_MODEL = {"untrained", "scenes", "model"}  # inputs that a model gives

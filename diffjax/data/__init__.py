@@ -1,12 +1,6 @@
 """Data sets by name, and batches that are a function of (seed, step)."""
 
-from diffjax.data.captions import Buckets
-from diffjax.data.conditions import HINTS, Hints, make_hints
-from diffjax.data.datasets import load, names
-from diffjax.data.folder_loaders import FOLDERS
-from diffjax.data.formats import sides
-from diffjax.data.pairs import load_pairs
-from diffjax.data.pipeline import (
+from diffjax.data.batching import (
     batch_at,
     batch_of,
     batches,
@@ -15,6 +9,12 @@ from diffjax.data.pipeline import (
     to_float,
     to_levels,
 )
+from diffjax.data.captions import Buckets
+from diffjax.data.datasets import load, names
+from diffjax.data.folder_loaders import FOLDERS
+from diffjax.data.formats import sides
+from diffjax.data.hint_makers import HINTS, Hints, make_hints
+from diffjax.data.pairs import load_pairs
 from diffjax.data.source import Source, from_arrays
 
 __all__ = [

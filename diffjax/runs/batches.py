@@ -20,8 +20,8 @@ from diffjax import data
 from diffjax.model.condition import ENCODERS, list_added_shapes, list_embedding_shapes
 from diffjax.runs.hints import make_hints, read_hint_shape
 from diffjax.tasks import find_task_kind
-from diffjax.train.loop import Batches
 from diffjax.train.sharding import find_host_share
+from diffjax.train.training_loop import Batches
 from diffjax.types import ConfigError
 
 NOISE = "noise"  # the name of the data of smoke runs

@@ -22,7 +22,7 @@ from diffjax.runs.drawing import Drawer, replace_sample
 from diffjax.runs.states import assemble_trained
 from diffjax.tasks import find_task_kind
 from diffjax.train import Reporter, State, hosts
-from diffjax.train.loop import OnEvaluate, OnSample
+from diffjax.train.training_loop import OnEvaluate, OnSample
 from diffjax.types import ConfigError
 
 PREVIEW_STEPS = 50

@@ -20,7 +20,7 @@ from diffjax.model import make_autoencoder
 from diffjax.runs import real_images
 from diffjax.runs.states import make_run_mesh
 from diffjax.train import Reporter, State, hosts
-from diffjax.train.loop import OnSample
+from diffjax.train.training_loop import OnSample
 from diffjax.types import Params
 
 SHOWN = 32  # images of a picture

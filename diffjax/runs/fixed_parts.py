@@ -26,7 +26,7 @@ from diffjax.model.condition import make_clips
 from diffjax.model.model import LogProb
 from diffjax.nets.autoencoder import Autoencoder
 from diffjax.nets.perceptual import LPIPS
-from diffjax.pretrained.perceptual import load_lpips
+from diffjax.pretrained.lpips import load_lpips
 from diffjax.runs.batches import read_image_shape
 from diffjax.runs.exported import read_exported_parts
 from diffjax.runs.finetuning import check_noise, read_part

@@ -13,7 +13,7 @@ from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.nets.autoencoder import AutoencoderKL
 from diffjax.pretrained import configs, save_model
 from diffjax.pretrained.files import write_json
-from diffjax.pretrained.lora import LORA_FILE, save_lora
+from diffjax.pretrained.lora_files import LORA_FILE, save_lora
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.pipelines import (
     Components,

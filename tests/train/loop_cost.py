@@ -21,7 +21,7 @@ import pytest
 
 from diffjax import runs
 from diffjax.cli import run_flags
-from diffjax.train import loop, prepare, train
+from diffjax.train import prepare, train, training_loop
 
 STEPS, EVERY = 120, 60
 
@@ -50,7 +50,7 @@ def measure_costs(workdir):
 
         return call
 
-    save = loop.Checkpoints.save
+    save = training_loop.Checkpoints.save
 
     def timed(self, *arguments):
         begun = time.monotonic()
@@ -58,7 +58,7 @@ def measure_costs(workdir):
         saves.append(time.monotonic() - begun)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Checkpoints, "save", timed)
+        patch.setattr(training_loop.Checkpoints, "save", timed)
         patch.setattr(prepare, "compile_step", watched)
         state = train(runs.build_task(cfg), cfg, workdir, batches)
     # From step 20 (everything compiled) up to the first checkpoint.
