@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffjax.metrics import clip_score
 from diffjax.nets.vision import MEAN, STD, CLIPVision, clip_input
 from tests.parity import cases, inception_cases
 
