@@ -61,6 +61,7 @@ USES = ("config", "workdir", "weights", "best", "raw", "sampling", *evaluate_fla
 
 
 def main() -> None:
+    """Evaluate what the flags name: a run, images in files, or a sweep over samplers."""
     names, folder = evaluate_flags.read_names(), run_flags.read_workdir()
     if evaluate_flags.SAVE_REFERENCE.value:
         save_reference(folder, Path(evaluate_flags.SAVE_REFERENCE.value))
@@ -73,7 +74,15 @@ def main() -> None:
 
 
 def save_reference(folder: Path, out: Path) -> None:
-    """Write the statistics of the reference images, with those of spatial features."""
+    """Write the statistics of the reference images to an npz, spatial features included.
+
+    Args:
+        folder: workdir, where features are kept while they are computed.
+        out: the npz.
+
+    Raises:
+        UsageError: --reference holds statistics already.
+    """
     reference = read_reference(evaluate_flags.read_config(["fid"]))
     if reference.images is None or reference.statistics is not None:
         raise UsageError(f"{REFERENCE.value} holds statistics already")
@@ -84,10 +93,18 @@ def save_reference(folder: Path, out: Path) -> None:
 
 
 def measure_images(folder: Path, names: list[str]) -> dict[str, Any]:
-    """Measure the images of --images.
+    """Measure the images of --images, against the config's data or --reference.
+
+    Args:
+        folder: workdir, where features are kept while they are computed.
+        names: of metrics.
+
+    Returns:
+        Numbers and tables by name.
 
     Raises:
-        UsageError: metrics of a model, or a reference that would not be used.
+        UsageError: metrics of a model are asked for, or a reference that would not be used, or
+            --reference is missing.
     """
     ours = select(names, FROM_DATA | evaluate_flags.FROM_MODEL)
     if models := select(names, evaluate_flags.FROM_MODEL):
@@ -120,10 +137,14 @@ def measure_images(folder: Path, names: list[str]) -> dict[str, Any]:
 
 
 def sweep(folder: Path, names: list[str]) -> None:
-    """Measure our distance, or obedience to captions, over combinations of sampler options.
+    """Measure the distance, or obedience to captions, for combinations of sampler options.
+
+    Args:
+        folder: workdir; files are written to its folder sweeps.
+        names: of metrics: distance or captions.
 
     Raises:
-        UsageError: other metrics are asked for.
+        UsageError: other metrics are asked for, or a reference is given.
     """
     captions = names == ["captions"]
     if flags.FLAGS["metrics"].present and names not in (["distance"], ["captions"]):
@@ -145,10 +166,17 @@ def sweep(folder: Path, names: list[str]) -> None:
 
 
 def measure_model(folder: Path, names: list[str]) -> dict[str, Any]:
-    """Measure what the model of a workdir makes, and its likelihood.
+    """Measure the samples of a run's model, and its likelihood.
+
+    Args:
+        folder: the workdir.
+        names: of metrics.
+
+    Returns:
+        Numbers and tables by name.
 
     Raises:
-        UsageError: metrics that need images in files.
+        UsageError: metrics are asked for that need images in files.
     """
     cfg = run_flags.read_config()
     if find_task_kind(cfg).reconstructs:
@@ -177,10 +205,17 @@ def measure_model(folder: Path, names: list[str]) -> dict[str, Any]:
 
 
 def measure_autoencoder(cfg: ConfigDict, folder: Path, names: list[str]) -> dict[str, Any]:
-    """Measure an autoencoder's reconstructions of test images, and show some beside the figures.
+    """Measure an autoencoder's reconstructions of test images, and draw some beside the figures.
+
+    Args:
+        folder: the workdir.
+        names: of metrics.
+
+    Returns:
+        Numbers by name.
 
     Raises:
-        UsageError: metrics of a diffusion model, or a reference.
+        UsageError: metrics of a diffusion model are asked for, or a reference is given.
     """
     known = ["distance", *select(METRICS, ["originals"])]
     if others := [name for name in names if name not in known]:
@@ -210,7 +245,7 @@ def measure_autoencoder(cfg: ConfigDict, folder: Path, names: list[str]) -> dict
 
 
 def _finish(result: dict[str, Any], folder: Path) -> None:
-    """Write what was measured, and print the numbers."""
+    """Write what was measured as JSON, and print the numbers."""
     out = find_output_path(folder)
     write_json(out, result)
     sections = [result, *(result.get(METRICS[n].section, {}) for n in ("baselines", "fid"))]

@@ -38,6 +38,12 @@ USES = ("config", "workdir", "weights", "best")  # flags of other modules
 
 
 def main() -> None:
+    """Write the weights of a run to --out.
+
+    Raises:
+        UsageError: a folder is asked for, and the run has no format of diffusers.
+        ConfigError: the run has no checkpoint, or its frozen parts are missing.
+    """
     cfg, folder = run_flags.read_config(), run_flags.read_workdir()
     out = Path(OUT.value) if OUT.value else folder / "weights.safetensors"
     whole = not out.suffix and runs.is_publishable(cfg)

@@ -44,7 +44,12 @@ FLAG_GROUPS = {
 
 
 def main() -> None:
-    """Make the images that the folder does not hold yet."""
+    """Generate the images that the folder does not hold yet.
+
+    Raises:
+        UsageError: a flag is missing or out of range.
+        ConfigError: the folder holds images with other settings, or the request is wrong.
+    """
     options, folder = generate_flags.read_options(), Path(OUT.value)
     legacy = generate_flags.ALLOW_LEGACY_PICKLE.value
     if NUM.value < 1 or BATCH_SIZE.value < 1:
@@ -72,7 +77,12 @@ def main() -> None:
 
 
 def _check_seeds(seed: int, count: int) -> None:
-    """
+    """Check that all images have seeds of 32 bits, before anything is loaded.
+
+    Args:
+        seed: of the first image.
+        count: number of images.
+
     Raises:
         UsageError: there are too many images, or their seeds have more than 32 bits.
     """

@@ -1,4 +1,7 @@
-"""Pages about runs: one self-contained HTML file each, from what the runs wrote."""
+"""Pages about runs: one self-contained HTML file each, from what the runs wrote.
+
+`experiments.report` writes them. Pictures are embedded, so a page can be sent as one file.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,11 @@ overflow:auto;max-height:24em}
 
 
 def format_image(data: bytes, caption: str) -> str:
+    """Format a PNG as an HTML figure with a caption.
+
+    Args:
+        data: the bytes of the PNG.
+    """
     encoded = base64.b64encode(data).decode()
     text = html.escape(caption)
     return (
@@ -45,7 +53,14 @@ def format_image(data: bytes, caption: str) -> str:
 
 
 def plot_losses(rows: list[dict[str, float]]) -> bytes:
-    """PNG of the logged losses against the step."""
+    """Plot the logged losses against the step, on a logarithmic axis.
+
+    Args:
+        rows: lines of metrics.jsonl.
+
+    Returns:
+        The bytes of a PNG.
+    """
     figure, axis = plots.start(7, 3.5)
     names = [k for k in ("loss", "mse", "bound") if k in rows[0]]
     for name in names:
@@ -57,6 +72,8 @@ def plot_losses(rows: list[dict[str, float]]) -> bytes:
 
 
 def format_pairs(rows: dict[str, Any]) -> str:
+    """Format names and values as an HTML table of two columns; numbers have four digits."""
+
     def format_cell(value: Any) -> str:
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
         kind = ' class="n"' if isinstance(value, int | float) else ""
@@ -67,6 +84,7 @@ def format_pairs(rows: dict[str, Any]) -> str:
 
 
 def _format_evaluation(folder: Path) -> str:
+    """Format the results in evaluation.json of a workdir as HTML, with a note on what they are."""
     path = folder / "evaluation.json"
     if not path.exists():
         return "<p>Not evaluated yet: run experiments.evaluate.</p>"
@@ -83,7 +101,11 @@ def _format_evaluation(folder: Path) -> str:
 
 
 def format_run(cfg: ConfigDict, folder: Path) -> str:
-    """The whole page as HTML."""
+    """Format the page about a run as HTML: losses, samples, evaluation, sweeps and config.
+
+    Args:
+        folder: the workdir.
+    """
     title = f"{cfg.data.name}: {cfg.parameterization.name} prediction, {cfg.schedule.name} schedule"
     rows = read_json_lines(folder / "metrics.jsonl")
     parts = [f"<h1>{html.escape(title)}</h1>"]
@@ -111,10 +133,18 @@ def format_run(cfg: ConfigDict, folder: Path) -> str:
 
 
 def format_comparison(folders: list[Path], metric: str, mode: str) -> tuple[str, str]:
-    """A page on several runs, and a table of them for the terminal.
+    """Format a page that compares runs, and a table of them for the terminal.
+
+    Args:
+        folders: workdirs.
+        metric: by which the best run is chosen.
+        mode: min or max, whether the smallest or the largest value is best.
+
+    Returns:
+        The page as HTML, and the table as text.
 
     Raises:
-        ConfigError: none of them has the metric.
+        ConfigError: no run has the metric.
     """
     rows = comparison.collect_rows(folders)
     winner = comparison.find_best(rows, metric, mode)

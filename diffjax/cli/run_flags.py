@@ -1,4 +1,8 @@
-"""What the entry points share: flags, configs, data and checkpoints."""
+"""The flags of entry points that work on runs: --config, --workdir, --weights and the like.
+
+An entry point calls `run` with the flags that it uses. `read_config` then gives the config with all
+overrides, completed, filled in from its data and checked: the library sees complete configs only.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,7 @@ SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "nu
 
 
 def define_sampling_flags() -> None:
-    """Short forms of ``--config.sample.*``."""
+    """Define short forms of the flags ``--config.sample.*``, and --num and --seed."""
     names, spacings = ", ".join(samplers.SAMPLERS), ", ".join(grids.GRIDS)
     flags.DEFINE_string(
         "sampler", None, f"Sampler, in place of config.sample.sampler. One of {names}."
@@ -78,11 +82,15 @@ def define_sampling_flags() -> None:
 
 
 def run(main: Callable[[], None], takes: Sequence[str] = ()) -> None:
-    """Start an entry point, see `command_line.run`.
+    """Run an entry point of a run, see `command_line.run`.
 
     Args:
-        takes: those of the flags here, or of other modules, that the command uses; ``sampling``
-            stands for those of `define_sampling_flags`.
+        main: the entry point.
+        takes: flags of this module, or of others, that the command uses; ``sampling`` stands for
+            those of `define_sampling_flags`.
+
+    Raises:
+        SystemExit: with the exit code of `command_line`.
     """
     names = [n for take in takes for n in (SAMPLING_FLAGS if take == "sampling" else (take,))]
     prepare = _insert_config if "config" in names else list
@@ -97,10 +105,10 @@ def run(main: Callable[[], None], takes: Sequence[str] = ()) -> None:
 
 @contextlib.contextmanager
 def _name_flags() -> Iterator[None]:
-    """Messages of the library name keys of a config, which are flags to the user of a command.
+    """Put ``--`` before keys of the config in messages, which are flags to the user of a command.
 
     Raises:
-        ConfigError, CheckpointMismatch: that of the context, with ``--`` before the keys.
+        ConfigError, CheckpointMismatch: that of the context, with the names replaced.
     """
     try:
         yield
@@ -110,7 +118,10 @@ def _name_flags() -> Iterator[None]:
 
 
 def _insert_config(argv: list[str]) -> list[str]:
-    """Fall back on the config stored with the weights; load it once, for plain errors."""
+    """Insert --config of the config that is stored with the weights, if none is given.
+
+    The config is loaded once, so that an error in it is reported as a plain message.
+    """
     chosen, stored = find_flag(argv, "config"), find_flag(argv, "weights")
     if stored is None and (folder := find_flag(argv, "workdir")):
         stored = str(Path(folder) / "config.json")
@@ -124,7 +135,7 @@ def _insert_config(argv: list[str]) -> list[str]:
 
 
 def _explain(error: Exception) -> str:
-    """An override of an unknown key, with the keys there are and the closest of them."""
+    """Explain an error in the arguments; an override of an unknown key with the closest key."""
     text = str(error.args[0] if error.args else error).strip()
     name = find_flag(sys.argv, "config")
     for argument in sys.argv[1:]:
@@ -137,7 +148,7 @@ def _explain(error: Exception) -> str:
 
 
 def read_workdir() -> Path:
-    """The --workdir flag.
+    """Read --workdir.
 
     Raises:
         UsageError: it was not given.
@@ -148,16 +159,19 @@ def read_workdir() -> Path:
 
 
 def read_run_folder() -> Path | None:
-    """The --workdir flag as functions of `diffjax.runs` take it."""
+    """Read --workdir as functions of `diffjax.runs` take it: None if it was not given."""
     return Path(WORKDIR.value) if WORKDIR.value else None
 
 
 def read_config() -> ConfigDict:
-    """The --config flag (or the config of the workdir) with the short sampling flags applied.
+    """Read the config of --config or of the workdir, with all overrides of the command line.
+
+    Short flags such as --steps are applied. Then the config is completed, the values that it leaves
+    to its data are filled in, and it is checked.
 
     Raises:
-        UsageError: there is none, a value is out of range or of another type, or an option was
-            set that no choice of the config takes.
+        UsageError: there is none, or an option was set that no choice of the config takes.
+        ConfigError: a value is out of range or of another type.
     """
     chosen = CONFIG.value
     if chosen is None and WORKDIR.value:
@@ -184,7 +198,11 @@ def read_config() -> ConfigDict:
 
 
 def _read_overrides() -> dict[str, Any]:
-    """Values of --config.KEY=VALUE by key."""
+    """Read the values of --config.KEY=VALUE by key.
+
+    Raises:
+        ConfigError: a list of numbers is replaced by something else.
+    """
     found = dict(config_flags.get_override_values(flags.FLAGS["config"]))
     before = load_config(find_flag(sys.argv, "config") or "").to_dict() if found else {}
     for path, value in found.items():
@@ -195,7 +213,7 @@ def _read_overrides() -> dict[str, Any]:
 
 
 def read_config_name() -> str:
-    """What --config was given as: FILE:VARIANT.
+    """Read the name of the config as --config was given: FILE:VARIANT.
 
     Raises:
         UsageError: it was not given.
@@ -207,12 +225,12 @@ def read_config_name() -> str:
 
 
 def format_config(cfg: ConfigDict) -> str:
-    """The resolved config as indented JSON."""
+    """Format a config as indented JSON."""
     return json.dumps(cfg.to_dict(), indent=2)
 
 
 def open_run(cfg: ConfigDict) -> runs.TrainedRun:
-    """What --weights or --workdir holds, with this config; with --best the run's best state.
+    """Open what --weights or --workdir holds, with a config; --best and --raw choose the state.
 
     Raises:
         ConfigError: there is none, or it does not fit the config.

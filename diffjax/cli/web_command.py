@@ -49,7 +49,7 @@ FLAG_GROUPS = {
 
 
 def main() -> None:
-    """Load the model and serve its page until the process is stopped.
+    """Load the model, and serve its page until the process is stopped.
 
     Raises:
         UsageError: --model or gradio is missing, or a host name is wrong.

@@ -1,4 +1,8 @@
-"""The web page that `diffjax web` serves; it needs gradio, ``pip install 'diffjax[demo]'``."""
+"""The web page that `diffjax web` serves; it needs gradio, ``pip install 'diffjax[demo]'``.
+
+`build_page` lays out the fields of `Form`, `generate_image` makes a picture of them step by step,
+and `serve` starts the server behind the limits of `web_limits`.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +46,18 @@ Shown = list[tuple[Picture, str]]  # and captions, the newest first
 
 @dataclasses.dataclass
 class Form:
-    """What the page asks for, in the order of its inputs.
+    """The fields of the page, in their order. Values come from the browser and may be anything.
 
     Attributes:
-        height, width: 0 for the model's own, or those of ``image``.
-        control: image of the ControlNet, if there is one.
+        prompt, negative: texts.
+        seed: of the noise, in [0, 2^32).
+        steps: of the sampler.
+        guidance: scale ``s = 1 + w``.
+        sampler: a name in `generate.SAMPLERS`, or `OWN`.
+        height, width: in pixels; 0 for the model's own, or those of ``image``.
+        image, strength, mask: the image to start from, the share of the steps that are run, and
+            where it is filled in.
+        control, control_scale: image and scale of the ControlNet, if there is one.
     """
 
     prompt: str = ""
@@ -64,7 +75,7 @@ class Form:
     control_scale: float = 1.0
 
     def format_caption(self) -> str:
-        """The settings in words."""
+        """Format the settings as the caption of their image."""
         out = f"{self.prompt} | seed {self.seed:.0f}, {self.steps:.0f} steps"
         out += f", guidance {self.guidance:g}, sampler {self.sampler}"
         out += f", negative: {self.negative}" if self.negative else ""
@@ -78,14 +89,15 @@ class Form:
         limits: Limits = DEFAULT_LIMITS,
         native: tuple[int, int] = (0, 0),
     ) -> generate.Request:
-        """The request that the page makes.
+        """Make the request of the fields, all of which are checked.
 
         Args:
+            net: the ControlNet of the page, or None.
             limits: the most that the page allows.
             native: (height, width) of the model's own images.
 
         Raises:
-            ValueError: a field is empty, does not fit or is too large; it is named.
+            ValueError: a field is empty, does not fit or is too large; the message names it.
         """
         check_text("the prompt", self.prompt, limits)
         check_text("the negative prompt", self.negative, limits)
@@ -118,10 +130,11 @@ class Form:
 
 
 def _open_upload(picture: Picture | None, limits: Limits) -> PIL.Image.Image | None:
-    """An uploaded file as an image.
+    """Open an uploaded file as an image.
 
     Raises:
-        ValueError: it is no picture that we read, or has too many pixels.
+        ValueError: it is no picture that we read, or has too many pixels. The message does not show
+            the folder, which is this machine's.
     """
     if not isinstance(picture, str):
         return picture
@@ -144,9 +157,16 @@ def generate_image(
     *values: Any,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[tuple[str, Shown]]:
-    """Status and gallery after every step, at the end with the new image in front.
+    """Generate an image, and yield status and gallery after every step.
 
-    A client that goes away, and the stop button, leave the generator at its next step.
+    The last gallery has the new image in front. A client that goes away, and the stop button, leave
+    the generator at its next step.
+
+    Args:
+        pipe: the pipeline of the model.
+        net: the ControlNet of the page, or None.
+        shown: the gallery so far.
+        values: of the fields of `Form`, in their order.
 
     Raises:
         gr.Error: what is asked for is not possible or takes too long; the page shows why.
@@ -170,6 +190,7 @@ def generate_image(
 
 
 def _find_native_size(pipe: generate.Pipeline) -> tuple[int, int]:
+    """Find the size of the model's own images; (0, 0) if the model does not say."""
     with contextlib.suppress(ValueError):
         return pipe.native_size()
     return (0, 0)
@@ -179,7 +200,7 @@ _sizes: set[generate.Size] = set()
 
 
 def _limit_compiled_sizes(size: generate.Size, limits: Limits) -> None:
-    """Drop compiled programs when there are those of too many sizes: each takes memory."""
+    """Drop compiled programs when there are those of too many sizes, since each takes memory."""
     _sizes.add(size)
     if len(_sizes) > limits.sizes:
         jax.clear_caches()
@@ -204,7 +225,11 @@ def _remove_images(shown: Shown) -> None:
 
 
 def make_upload(label: str) -> gr.Image:
-    """An image field that takes uploaded files; gradio's would also fetch what an address names."""
+    """Make an image field that takes uploaded files only.
+
+    Gradio's own field would also fetch what an address names, from inside of this machine's
+    network.
+    """
     field = gr.Image(label=label, type="filepath", image_mode=None, height=200)
     keep = field.async_move_resource_to_block_cache
 
@@ -219,7 +244,7 @@ def make_upload(label: str) -> gr.Image:
 
 
 def _make_fields(pipe: generate.Pipeline, control: bool, limits: Limits) -> list[Any]:
-    """The fields of `Form`."""
+    """Make the fields of `Form`, in its order."""
     new, guidance = Form(), 5.0 if pipe.is_xl else 7.5
     fields: list[Any] = [
         gr.Textbox(label="Prompt", lines=2),
@@ -257,9 +282,15 @@ def build_page(
     limits: Limits = DEFAULT_LIMITS,
     queue: int = 20,
 ) -> gr.Blocks:
-    """The page. Images are made one at a time, in the order in which they were asked for.
+    """Build the page. Images are made one at a time, in the order in which they were asked for.
 
     The gallery of a user stays on the server, apart from everybody else's.
+
+    Args:
+        pipe: the pipeline of the model.
+        net: the ControlNet of the page, or None.
+        limits: the most that one request may ask for.
+        queue: number of requests that may wait.
     """
 
     def make(shown: Shown, *values: Any) -> Iterator[tuple[str, Shown, Shown]]:
@@ -294,11 +325,12 @@ def build_page(
 def serve(
     page: gr.Blocks, host: str, port: int, hosts: list[str], megabytes: int, room: int = 1000
 ) -> Any:
-    """Start the server and return at once; its values are those of gradio's ``launch``.
+    """Start the server and return at once; the values are those of gradio's ``launch``.
 
     Args:
+        host, port: where it listens.
         hosts: values of the Host header that are answered; others get status 400.
-        megabytes: of an uploaded file, at most.
+        megabytes: the most that an uploaded file may have.
         room: megabytes of all files in the page's folder, beyond which uploads get status 507.
     """
 

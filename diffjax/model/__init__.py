@@ -4,6 +4,10 @@
 
     model = diffjax.open("runs/digits")
     images = sample(model, cond, sampler, rows, keys)
+
+`make_model` builds one of a config for training (`diffjax.tasks`), `make_published_model` one of
+the files of diffusers. From there on both are the same `Model`, and `denoiser` and `sample` are the
+only functions that turn its network into images.
 """
 
 from diffjax.model.build import (

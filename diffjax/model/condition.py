@@ -36,17 +36,21 @@ WHOLE = 0.25  # share of the images that are all hole, in the training of Stable
 
 
 class Condition(NamedTuple):
-    """How a model is conditioned. A raw condition is a dict of (B, ...) arrays, or None.
+    """How a model is conditioned, from a batch of data to what its network reads.
+
+    A raw condition is a mapping of arrays (B, ...), or None. It is taken from a batch, dropped by
+    `null` for classifier-free guidance (Ho & Salimans 2022), and encoded once: outside of the
+    sampling loop, and in training after dropping.
 
     Attributes:
         take: ``(batch, key) -> raw condition``; None if there is no condition at all.
-        null: ``raw -> raw`` that says nothing; what is joined to the channels stays.
-        init: ``key -> `` parameters to train beside those of the network.
+        null: ``raw -> raw`` condition that says nothing; what is joined to the channels stays.
+        init: ``key -> `` parameters that are trained beside those of the network.
         encode: ``(params, frozen, extra, raw) -> `` what the network reads.
         example: what the network reads, of batch size 1, for its initialisation.
-        guided: whether `null` says less than the condition.
+        guided: whether `null` says less than the condition, so that guidance has an effect.
         names: entries of a raw condition.
-        needs: entries of a batch beside ``label`` that `take` reads.
+        needs: entries of a batch, besides ``label``, that `take` reads.
     """
 
     take: Callable[[Batch, jax.Array], Cond]
@@ -60,7 +64,12 @@ class Condition(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """One entry of a raw condition, and what it becomes."""
+    """One entry of a raw condition, and how it is encoded; the fields are those of `Condition`.
+
+    Attributes:
+        name: of the entry.
+        needs: entries of a batch that `take` reads.
+    """
 
     name: str
     take: Callable[[Batch, jax.Array], Any]
@@ -72,9 +81,10 @@ class _Part(NamedTuple):
 
 
 def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condition:
-    """The condition that a config describes; see the tables above.
+    """Make the condition that ``config.cond`` describes; see the tables above.
 
     Args:
+        space: of the model, to whose size pictures are brought.
         num_classes: classes of the data.
 
     Raises:
@@ -95,6 +105,8 @@ def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condit
 
 
 def _join_parts(parts: list[_Part], guided: bool) -> Condition:
+    """Join parts into a condition whose raw form has an entry for each of them."""
+
     def take(batch: Batch, key: jax.Array) -> Cond:
         return {p.name: p.take(batch, key) for p in parts} or None
 
@@ -118,15 +130,21 @@ UNCONDITIONAL = _join_parts([], False)  # that of a network that is given z and 
 
 
 def make_label_condition(classes: int) -> Condition:
-    """The class of an image as ``cond["label"]`` (B,), int32; ``classes`` means none of them."""
+    """Make the condition on the class of an image, ``cond["label"]`` (B,) int32.
+
+    Args:
+        classes: number of classes; this number as a label stands for no class.
+    """
     return _join_parts([_make_label_part(classes)], True)
 
 
 def _pass_through(name: str) -> Callable[..., dict[str, Array]]:
+    """Make an `encode` that passes a raw entry to the network, under a name."""
     return lambda params, frozen, extra, value: {name: value}
 
 
 def _make_label_part(classes: int) -> _Part:
+    """Make the part of a class label that the network adds to its time embedding."""
     return _Part(
         "label",
         lambda batch, key: batch["label"],
@@ -141,6 +159,11 @@ def _make_label_part(classes: int) -> _Part:
 
 
 def _make_label_token_part(config: ConfigDict, classes: int) -> _Part:
+    """Make the part of a class label that becomes one learned token (B, 1, width) to attend to.
+
+    Raises:
+        ValueError: the data have no classes.
+    """
     if not classes:
         raise ValueError("cond.context=label needs data with classes: set data.num_classes")
     width = config.network.context_dim
@@ -157,6 +180,7 @@ def _make_label_token_part(config: ConfigDict, classes: int) -> _Part:
 
 
 def _make_text_part(config: ConfigDict, classes: int) -> _Part:
+    """Make the part of a text that a transformer encodes, which is trained with the network."""
     section, width = config.cond, config.network.context_dim
     options = dict(section.get("text", None) or {})
     net = build("text encoder", "text", {"text": TextTransformer}, {**options, "features": width})
@@ -177,10 +201,13 @@ ENCODERS = {"text": "text_encoder", "text_2": "text_encoder_2"}  # by section an
 
 
 def make_clips(config: ConfigDict) -> dict[str, CLIPText]:
-    """The frozen text encoders of a config, by their names in diffusers' folders.
+    """Make the frozen text encoders of a config, by the names of their folders in diffusers.
 
-    ``cond.text`` describes the first and ``cond.text_2`` that of XL. One alone is as wide as the
-    network's context.
+    ``cond.text`` describes the first encoder, and ``cond.text_2`` that of Stable Diffusion XL. A
+    single encoder is as wide as the context of the network.
+
+    Returns:
+        Modules without parameters; empty for a config without frozen text encoders.
 
     Raises:
         ValueError: unknown options.
@@ -198,12 +225,19 @@ def make_clips(config: ConfigDict) -> dict[str, CLIPText]:
 
 
 def _make_clip_part(config: ConfigDict, classes: int) -> _Part:
+    """Make the part of one frozen text encoder, as the config describes it."""
     empty = tuple(config.cond.empty) or (0,)
     return _make_encoder_part(make_clips(config)["text_encoder"], config.network.context_dim, empty)
 
 
 def _make_encoder_part(net: CLIPText, width: int, empty: tuple[int, ...]) -> _Part:
-    """The tokens of one encoder, ``frozen["text_encoder"]``; ``empty`` are ids of no text."""
+    """Make the part of one frozen text encoder, whose parameters are ``frozen["text_encoder"]``.
+
+    Args:
+        width: of its tokens.
+        empty: token ids of the empty text, the last of which fills the remaining positions. It
+            stands in place of a text that is dropped.
+    """
 
     def null(ids: Array) -> Array:
         some = jnp.arange(ids.shape[1])
@@ -218,6 +252,7 @@ def _make_encoder_part(net: CLIPText, width: int, empty: tuple[int, ...]) -> _Pa
 
 
 def _make_clip_xl_part(config: ConfigDict, classes: int) -> _Part:
+    """Make the part of the two text encoders of Stable Diffusion XL that a config describes."""
     return _make_encoders_part(
         make_clips(config), config.network.context_dim, list_added_shapes(config)
     )
@@ -226,9 +261,16 @@ def _make_clip_xl_part(config: ConfigDict, classes: int) -> _Part:
 def _make_encoders_part(
     nets: Mapping[str, CLIPText], width: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> _Part:
-    """XL's encoders' last layer but one, and the last one's pooled text (Podell et al. 2023, 2.1).
+    """Make the part of the text encoders of Stable Diffusion XL (Podell et al. 2023, section 2.1).
 
-    Zeros in place of both say nothing. A refiner has the second encoder alone.
+    The network attends to the last hidden layer but one of each encoder, side by side, and is told
+    the pooled text of the last encoder and six sizes. Zeros in place of tokens and pooled text say
+    nothing. A refiner has the second encoder alone.
+
+    Args:
+        nets: encoders by the names in `ENCODERS`.
+        width: of the network's context.
+        shapes: of ``text_embeds`` and ``time_ids``, for one image.
     """
     entries = {entry: name for entry, name in ENCODERS.items() if name in nets}
 
@@ -259,13 +301,14 @@ def make_text_condition(
     empty: tuple[int, ...],
     added: Mapping[str, tuple[int, ...]],
 ) -> Condition:
-    """The condition of a published text-to-image model.
+    """Make the condition of a published text-to-image model.
 
     Args:
         nets: text encoders by their names in `ENCODERS`; their parameters are ``frozen[name]``.
         width: of the network's context.
-        empty: ids of the empty text: start, end, padding.
-        added: shapes of what XL's networks are told beside the context; empty for others.
+        empty: token ids of the empty text: start, end, padding.
+        added: shapes of what the networks of Stable Diffusion XL read besides the context; empty
+            for other models.
     """
     if added:
         return _join_parts([_make_encoders_part(nets, width, added)], True)
@@ -273,7 +316,7 @@ def make_text_condition(
 
 
 def _make_tokens_part(width: int, encode: Callable[..., dict[str, Array]]) -> _Part:
-    """Token ids ``batch["text"]`` (B, M); zeros, the empty text, say nothing."""
+    """Make the part of token ids ``batch["text"]`` (B, M); zeros stand for the empty text."""
     return _Part(
         "text",
         lambda batch, key: batch["text"],
@@ -288,7 +331,11 @@ EMBEDDINGS = ("context", "text_embeds", "time_ids")  # the last two of Stable Di
 
 
 def list_added_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Shapes of what XL's networks are told of one image beside the context; empty for others."""
+    """List the shapes of what Stable Diffusion XL reads of an image besides the context.
+
+    Returns:
+        Shapes of ``text_embeds`` and ``time_ids`` without the batch; empty for other models.
+    """
     section, added = config.cond, config.network.added_dim
     if not added:
         return {}
@@ -298,13 +345,16 @@ def list_added_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
 
 
 def list_embedding_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Shapes of the `EMBEDDINGS` of one image that ``cond.context=given`` asks for."""
+    """List the shapes, without the batch, of the `EMBEDDINGS` that ``cond.context=given`` reads."""
     tokens = (config.cond.given.tokens, config.network.context_dim)
     return {"context": tokens, **list_added_shapes(config)}
 
 
 def _make_embedding_part(config: ConfigDict, classes: int) -> _Part:
-    """Embeddings made beforehand; zeros, as XL has them for the empty text, say nothing."""
+    """Make the part of embeddings that were made beforehand.
+
+    Zeros say nothing, as Stable Diffusion XL has them for the empty text; ``time_ids`` stay.
+    """
     shapes = list_embedding_shapes(config)
 
     def null(raw: dict[str, Array]) -> dict[str, Array]:
@@ -338,13 +388,17 @@ _CONTEXTS = {
 
 
 def average_area(images: Array, shape: tuple[int, int, int]) -> Array:
-    """Images (B, H, W, C) averaged to the height and width of ``shape``."""
+    """Average images (B, H, W, C) over blocks, to the height and width of ``shape`` (h, w, ...).
+
+    H and W must be multiples of h and w.
+    """
     b, height, width, c = images.shape
     h, w, _ = shape
     return images.reshape(b, h, height // h, w, width // w, c).mean((2, 4))
 
 
 def _make_superres_part(config: ConfigDict, space: Space) -> _Part:
+    """Make the part of a small image, the average of the image over the size of z."""
     channels = config.data.channels
     return _Part(
         "low",
@@ -357,7 +411,16 @@ def _make_superres_part(config: ConfigDict, space: Space) -> _Part:
 
 
 def draw_holes(key: jax.Array, images: Array) -> Array:
-    """Rectangles (B, H, W, 1) of ones in images' shape, sides and places at random."""
+    """Draw rectangles of ones, one for each image, with random sides and places.
+
+    Sides are uniform over the shares `HOLE` of those of the image, and places over all that fit.
+
+    Args:
+        images: (B, H, W, C), for their sizes.
+
+    Returns:
+        (B, H, W, 1) float32: 1 inside of the rectangle, 0 outside.
+    """
     b, height, width, _ = images.shape
     u = jax.random.uniform(key, (4, b, 1, 1))
     sides = HOLE[0] + (HOLE[1] - HOLE[0]) * u[:2]
@@ -369,10 +432,13 @@ def draw_holes(key: jax.Array, images: Array) -> Array:
 
 
 def _cut_hole(images: Array, hole: Array) -> dict[str, Array]:
+    """Cut a hole into images, and keep both."""
     return {"image": images * (1 - hole), "hole": hole}
 
 
 def _make_inpaint_part(config: ConfigDict, space: Space) -> _Part:
+    """Make the part of an image with a hole: the encoded image, then the averaged hole."""
+
     def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
         return _cut_hole(batch["image"], draw_holes(jax.random.fold_in(key, 4), batch["image"]))
 
@@ -387,7 +453,11 @@ def _make_inpaint_part(config: ConfigDict, space: Space) -> _Part:
 
 
 def _make_fill_part(config: ConfigDict, space: Space) -> _Part:
-    """Mask first, its pixels those at the corners of the latents', and some images all hole."""
+    """Make the part of an image with a hole as Stable Diffusion's inpainting has it.
+
+    The hole comes first, with the values at the top left pixel of each latent, and then the encoded
+    image. In a share `WHOLE` of the images the hole is the whole image.
+    """
     factor = space.net.factor if space.net else 1
 
     def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
@@ -403,6 +473,7 @@ def _make_fill_part(config: ConfigDict, space: Space) -> _Part:
 
 
 def _make_map_part(config: ConfigDict, space: Space) -> _Part:
+    """Make the part of a semantic map: the share that each class has of each pixel of z."""
     classes = config.cond.map_classes
 
     def take(batch: Batch, key: jax.Array) -> Array:

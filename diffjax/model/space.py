@@ -1,4 +1,8 @@
-"""Where diffusion happens: on pixels, or on the latents of a frozen autoencoder."""
+"""The space where diffusion happens: pixels, or the latents of a frozen autoencoder.
+
+Latent diffusion (Rombach et al. 2022) is the same model in another `Space`. Tasks enter it, samples
+leave it, and images of a condition are encoded in it.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,13 @@ AUTOENCODERS = {"kl": AutoencoderKL, "vq": VQModel}
 
 
 class Space(NamedTuple):
-    """What a diffusion model sees instead of images.
+    """What a diffusion model sees in place of images.
 
     Attributes:
-        shape: (h, w, c).
-        extra: initial statistics.
-        enter: ``(frozen, extra, key, batch) -> (x, extra)``, no gradient.
+        shape: (h, w, c) of a sample.
+        extra: initial statistics: ``latent_scale``, or none for pixels.
+        enter: ``(frozen, extra, key, batch) -> (x, extra)``, without a gradient. The statistics
+            come back with what was measured.
         encode: ``(frozen, extra, images) -> x`` without noise, for conditions.
         leave: ``(frozen, extra, x) -> images``.
         net: the autoencoder, or None for pixels.
@@ -36,7 +41,11 @@ class Space(NamedTuple):
 
 
 def make_pixel_space(image_shape: tuple[int, int, int]) -> Space:
-    """Images as they are."""
+    """Make the space of the images themselves.
+
+    Args:
+        image_shape: (H, W, C).
+    """
     return Space(
         image_shape,
         {},
@@ -47,13 +56,16 @@ def make_pixel_space(image_shape: tuple[int, int, int]) -> Space:
 
 
 def make_space(config: ConfigDict, image_shape: tuple[int, int, int]) -> Space:
-    """The space of a config: latents if it has a section ``autoencoder``, see `make_latent_space`.
+    """Make the space of a config: latents if it has a section ``autoencoder``, else pixels.
 
-    With ``autoencoder.scale`` 0 the scale is measured once, ``1 / std(z)`` of the first batch
+    With ``autoencoder.scale=0`` the scale is measured once, as ``1 / std(z)`` of the first batch
     (Rombach et al. 2022, appendix G), and kept in ``extra["latent_scale"]``.
 
+    Args:
+        image_shape: (H, W, C).
+
     Raises:
-        ValueError: unknown options, or images that the autoencoder cannot halve so often.
+        ValueError: unknown options, or sides that the factor of the autoencoder does not divide.
     """
     section = config.get("autoencoder", None)
     if not section:
@@ -66,17 +78,19 @@ def make_space(config: ConfigDict, image_shape: tuple[int, int, int]) -> Space:
 def make_latent_space(
     net: Autoencoder, image_shape: tuple[int, int, int], scale: float, shift: float = 0.0
 ) -> Space:
-    """The latents ``scale (z - shift)`` of an autoencoder, ``frozen["autoencoder"]``.
+    """Make the space of the latents ``scale (z - shift)`` of an autoencoder.
 
-    A batch has either ``image``, or ``moments`` from `encode_moments`, written to disk beforehand:
-    the same key draws the same posterior sample from either.
+    Its parameters are ``frozen["autoencoder"]``. A batch has either ``image``, or ``moments`` that
+    `encode_moments` made of it beforehand: the same key draws the same posterior sample from
+    either.
 
     Args:
         image_shape: (H, W, C).
-        scale: ``extra["latent_scale"]``; 0 to measure it.
+        scale: initial ``extra["latent_scale"]``; 0 to measure it from the first batch.
+        shift: mean of the latents, 0 for all but some published models.
 
     Raises:
-        ValueError: images that the autoencoder cannot halve so often.
+        ValueError: sides that the factor of the autoencoder does not divide.
     """
     height, width, _ = image_shape
     if height % net.factor or width % net.factor:
@@ -114,13 +128,13 @@ def make_latent_space(
 
 
 def make_autoencoder(section: ConfigDict, channels: int) -> Autoencoder:
-    """The network of a config section ``{"name": "kl" | "vq", ...}``.
+    """Make the autoencoder of a config section ``{"name": "kl" | "vq", ...}``, without parameters.
 
     Args:
         channels: of the images.
 
     Raises:
-        ValueError: unknown name or options, listing the choices.
+        ValueError: unknown name or options; the message lists the choices.
     """
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()}
     name = str(options.pop("name"))
@@ -130,10 +144,11 @@ def make_autoencoder(section: ConfigDict, channels: int) -> Autoencoder:
 
 
 def encode_moments(net: Autoencoder, params: Params, images: Array) -> Array:
-    """What is worth storing of the latents: (B, h, w, 2C) mean and log-variance, or (B, h, w, C).
+    """Encode images as what is worth storing of their latents.
 
-    A codebook's latents are not yet quantised: a diffusion model learns those, and the decoder
-    quantises what it makes.
+    A KL autoencoder gives mean and log-variance of the posterior, (B, h, w, 2C). A codebook gives
+    its latents before they are quantised, (B, h, w, C): a diffusion model learns those, and the
+    decoder quantises what it draws.
     """
     code = _apply(net, params, images, net.encode)
     if isinstance(net, VQModel):
@@ -142,7 +157,10 @@ def encode_moments(net: Autoencoder, params: Params, images: Array) -> Array:
 
 
 def draw_latents(net: Autoencoder, stored: Array, key: jax.Array) -> Array:
-    """A sample (B, h, w, C) of `encode_moments`."""
+    """Draw latents (B, h, w, C) from stored moments: ``mean + exp(logvar / 2) eps``.
+
+    Latents of a codebook are returned as they are.
+    """
     if isinstance(net, VQModel):
         return stored
     mean, logvar = jnp.split(stored, 2, axis=-1)
@@ -150,4 +168,5 @@ def draw_latents(net: Autoencoder, stored: Array, key: jax.Array) -> Array:
 
 
 def _apply(net: Autoencoder, params: Params, value: Array, method: Any) -> Any:
+    """Call a method of an autoencoder with its parameters."""
     return net.apply({"params": params}, value, method=method)

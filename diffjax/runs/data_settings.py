@@ -42,7 +42,7 @@ def fill_from_data(cfg: ConfigDict, folder: Path | None = None) -> None:
 
 
 def _fill_from_folder(cfg: ConfigDict, folder: Path | None) -> None:
-    """Fill in the values of a folder of images, from the headers of its files.
+    """Fill in the values of a folder of images, from a sample of its files.
 
     The size becomes the median size of the images, reduced to ``data.longest_side`` and to sides
     that the network can halve as often as it does.

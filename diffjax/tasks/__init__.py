@@ -1,4 +1,9 @@
-"""Tasks: what is trained, as a pure loss of parameters and a batch."""
+"""Tasks: what is trained, as a pure loss of parameters and a batch.
+
+A task has `init`, which makes parameters and statistics, and `loss`, which the trainer
+differentiates (`types.Task`). `TASKS` maps ``config.task`` to them; nothing else in the library
+asks which task a run has.
+"""
 
 from diffjax.tasks.autoencoder_task import make_autoencoder_task
 from diffjax.tasks.classifier_task import make_noisy_classifier_task

@@ -1,4 +1,7 @@
-"""Non-leaking geometric augmentation with a label for the network (Karras et al. 2022, F.2)."""
+"""Non-leaking geometric augmentation with a label for the network (Karras et al. 2022, F.2).
+
+The network is told how each image was moved, so that samples with the label zero are not moved.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,7 @@ def augment(
 
 
 def _augment_one(key: jax.Array, image: Array, rate: float, flip: bool) -> tuple[Array, Array]:
+    """Augment one image (H, W, C) with its own key; returns the image and its label (9,)."""
     chance, uniform, normal = jax.random.split(key, 3)
     happens = (jax.random.uniform(chance, (6,)) < rate).astype(jnp.float32)
     u = jax.random.uniform(uniform, (4,))
@@ -67,6 +71,10 @@ def _augment_one(key: jax.Array, image: Array, rate: float, flip: bool) -> tuple
 
 
 def _warp(image: Array, matrix: Array, shift: Array) -> Array:
+    """Warp an image by a matrix (2, 2) about its middle and a shift (2,) in shares of its sides.
+
+    Pixels are read at ``matrix (p - middle) - shift + middle``, by linear interpolation.
+    """
     height, width, _ = image.shape
     size = jnp.array([height, width], jnp.float32)
     middle = (size - 1) / 2

@@ -30,7 +30,12 @@ Batch = Mapping[str, Array]
 
 
 def measure_perceptual_distance(frozen: Frozen, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Distance (B,) by whichever network there is: ``lpips``, ``classifier``, or none (0)."""
+    """Measure the perceptual distance (B,) of images by the network that there is.
+
+    Args:
+        frozen: ``lpips`` (Zhang et al. 2018) or ``classifier``; without either the distance is 0.
+        x, y: images (B, H, W, C) in [-1, 1].
+    """
     frozen = frozen or {}
     if "lpips" in frozen:
         widths = tuple(frozen["lpips"][f"lin{i}.model.1"]["kernel"].shape[2] for i in range(5))
@@ -42,34 +47,44 @@ def measure_perceptual_distance(frozen: Frozen, x: jax.Array, y: jax.Array) -> j
 
 
 def compute_adaptive_weight(nll: Array, adversarial: Array, limit: float = 1e4) -> Array:
-    """``|grad nll| / (|grad adversarial| + 1e-4)``, at most ``limit`` (Esser et al. 2021, eq. 7).
+    """Compute the weight of the adversarial term (Esser et al. 2021, eq. 7).
+
+    ``|grad nll| / (|grad adversarial| + 1e-4)``, at most ``limit``, without a gradient.
 
     Args:
-        nll, adversarial: gradients of both terms at the last layer.
+        nll, adversarial: gradients of both terms at the kernel of the last layer.
     """
     norms = jnp.sqrt((nll**2).sum()), jnp.sqrt((adversarial**2).sum())
     return jax.lax.stop_gradient(jnp.clip(norms[0] / (norms[1] + 1e-4), 0.0, limit))
 
 
 def compute_hinge_loss(real: Array, fake: Array) -> Array:
-    """``(mean relu(1 - real) + mean relu(1 + fake)) / 2`` of logits."""
+    """Compute the hinge loss of a discriminator from logits of real and fake images, of any shape.
+
+    ``(mean relu(1 - real) + mean relu(1 + fake)) / 2``, as in VQGAN (Esser et al. 2021).
+    """
     return 0.5 * (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean())
 
 
 def make_autoencoder_task(
     config: ConfigDict, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
 ) -> Task:
-    """The first-stage task of a config.
+    """Make the task that trains an autoencoder, the first stage of latent diffusion.
 
-    The loss is ``nll + on w adversarial + regularizer + on hinge`` with ``on = step >=
-    disc_start`` and ``w = disc_weight * adaptive_weight``. ``nll`` is ``|x - x_hat|`` (or its
-    square) plus the weighted perceptual distance, summed over an image for a KL autoencoder and
-    averaged for a codebook, as released with the papers.
+    The loss is ``nll + on w adversarial + regularizer + on hinge`` with ``on = step >= disc_start``
+    and ``w = disc_weight * compute_adaptive_weight``. ``nll`` is ``|x - x_hat|`` (or its square)
+    plus the weighted perceptual distance, summed over an image for a KL autoencoder and averaged
+    for a codebook, as released with the papers.
 
-    Parameters are those of the autoencoder and, under ``discriminator``, those of the other
-    player. ``frozen`` may hold a perceptual network, see `measure_perceptual_distance`. ``extra``
-    holds the batch statistics of the discriminator and, for a codebook, the running share of
-    latents that fall to each code.
+    Parameters are those of the autoencoder and, under ``discriminator``, those of the other player.
+    ``frozen`` may hold a perceptual network, see `measure_perceptual_distance`. ``extra`` holds the
+    batch statistics of the discriminator and, for a codebook, the running share of latents that
+    fall to each code.
+
+    Args:
+        config: its sections ``network`` and ``loss`` are read.
+        image_shape: (H, W, C) of the data.
+        levels, num_classes: not used; all tasks have these arguments.
 
     Raises:
         ValueError: unknown names or options.
@@ -83,7 +98,15 @@ def make_autoencoder_task(
 
 
 class _FirstStage(NamedTuple):
-    """What the functions of the task share; see `make_autoencoder_task`."""
+    """What the functions of the task share; see `make_autoencoder_task`.
+
+    Attributes:
+        net: the autoencoder.
+        image_shape: (H, W, C).
+        section: ``config.loss``.
+        pixel: distance of each pixel, from the difference of two images.
+        judge: the discriminator, or None.
+    """
 
     net: Autoencoder
     image_shape: tuple[int, int, int]
@@ -105,7 +128,7 @@ class _FirstStage(NamedTuple):
         return params, extra
 
     def compute_nll(self, frozen: Frozen, x: jax.Array, x_hat: jax.Array) -> Array:
-        """Pixel and perceptual distance, summed over an image or averaged."""
+        """Compute pixel and perceptual distance, summed over an image or averaged (codebook)."""
         distance = self.section.perceptual_weight * measure_perceptual_distance(frozen, x, x_hat)
         each = self.pixel(x - x_hat) + distance[:, None, None, None]
         return each.mean() if isinstance(self.net, VQModel) else each.sum() / len(x)
@@ -148,7 +171,7 @@ class _FirstStage(NamedTuple):
 
 
 def _reconstruct(net: Any, own: PyTree, key: jax.Array, x: Array) -> tuple[Array, Any]:
-    """Reconstruction, and its posterior (sampled from) or codes."""
+    """Reconstruct images; also returns their posterior, which is sampled from, or their codes."""
     if isinstance(net, VQModel):
         return net.apply({"params": own}, x)
     b, h, w, _ = x.shape
@@ -157,7 +180,7 @@ def _reconstruct(net: Any, own: PyTree, key: jax.Array, x: Array) -> tuple[Array
 
 
 def _make_last_layer_pullback(net: Any, own: PyTree, key: jax.Array, x: Array) -> Any:
-    """What takes a gradient at the reconstruction back to the kernel of the last convolution."""
+    """Make the function that takes a gradient at the reconstruction back to the last kernel."""
     own = jax.lax.stop_gradient(own)
     decoder = own["decoder"]
     bias = decoder["conv_out"]["bias"]
@@ -173,7 +196,11 @@ def _make_last_layer_pullback(net: Any, own: PyTree, key: jax.Array, x: Array) -
 def _judge(
     judge: PatchGAN, params: Params, extra: Statistics, x: Array, x_hat: Array
 ) -> tuple[Array, PyTree, dict[str, Array]]:
-    """Hinge loss of the discriminator, its new statistics, and mean logits."""
+    """Judge images and their reconstructions by the discriminator.
+
+    Returns:
+        The hinge loss, the new batch statistics, and the mean logits for the log.
+    """
     given, statistics = {"params": params["discriminator"]}, extra["statistics"]
     logits = []
     for images in (x, x_hat):
@@ -187,7 +214,7 @@ def _judge(
 def _compute_adversarial(
     judge: PatchGAN, params: Params, extra: Statistics, x_hat: Array
 ) -> tuple[Array, Array]:
-    """``-mean D(x_hat)`` and its gradient; the discriminator stays as it is."""
+    """Compute ``-mean D(x_hat)`` and its gradient at x_hat; the discriminator is held fixed."""
     given = {"params": params["discriminator"], "batch_stats": extra["statistics"]}
     fixed = jax.lax.stop_gradient(given)
 
@@ -200,7 +227,15 @@ def _compute_adversarial(
 def _compute_regularizer(
     section: ConfigDict, own: PyTree, extra: Statistics, code: Posterior | Quantized
 ) -> tuple[Array, PyTree, dict[str, Array]]:
-    """What keeps the latents in bounds, with the statistics it changes."""
+    """Compute the term that keeps the latents in bounds.
+
+    For a KL autoencoder that is ``kl_weight KL(q(z|x) || N(0, I))``. For a codebook it is the
+    codebook and the commitment loss (van den Oord et al. 2017, eq. 3), and a pull of dead codes
+    towards latents.
+
+    Returns:
+        The term, the statistics with the running usage of codes, and values for the log.
+    """
     if isinstance(code, Posterior):
         kl = code.kl().mean()
         return section.kl_weight * kl, extra, {"kl": kl}
@@ -223,6 +258,6 @@ def _compute_regularizer(
 
 
 def _measure_psnr(x: Array, x_hat: Array) -> Array:
-    """Peak signal-to-noise ratio in dB of images in [-1, 1], mean over the batch."""
+    """Measure the mean peak signal-to-noise ratio in dB of images in [-1, 1]."""
     square = ((x - jnp.clip(x_hat, -1, 1)) ** 2).mean((1, 2, 3))
     return (10 * jnp.log10(4 / jnp.maximum(square, 1e-10))).mean()

@@ -1,6 +1,6 @@
-"""Training of the classifier that classifier guidance asks, on noisy images.
+"""Training of the classifier of classifier guidance, on noisy images (Dhariwal & Nichol 2021).
 
-Config sections read here: ``network`` (of the UNet whose encoder it is), ``schedule`` and
+Sections that are read here: ``network`` (of the UNet whose encoder it is), ``schedule`` and
 ``times``.
 """
 
@@ -22,10 +22,10 @@ from diffjax.types import Array, Frozen, Level, Params, PyTree, Statistics, Task
 
 
 def make_noisy_classifier(config: ConfigDict, classes: int) -> NoisyClassifier:
-    """The network of a config.
+    """Make the network of a config: the encoder of its UNet with a head of classes.
 
     Raises:
-        ValueError: there are no classes to find, or options nobody knows.
+        ValueError: there are fewer than two classes, or an option is unknown.
     """
     if classes < 2:
         raise ValueError(f"a classifier needs labelled data, but there are {classes} classes")
@@ -35,9 +35,19 @@ def make_noisy_classifier(config: ConfigDict, classes: int) -> NoisyClassifier:
 def make_noisy_classifier_task(
     config: ConfigDict, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
 ) -> Task:
-    """Cross-entropy of the class of ``z = alpha x + sigma eps`` at random times.
+    """Make the task that trains a classifier of noisy images.
 
-    ``levels`` is of no account.
+    The loss is the cross-entropy ``-log p(label | z, t)`` of ``z = alpha x + sigma eps`` at random
+    times.
+
+    Args:
+        config: see above.
+        image_shape: (H, W, C) of the data.
+        levels: not used; all tasks have this argument.
+        num_classes: number of classes.
+
+    Raises:
+        ValueError: as `make_noisy_classifier`.
     """
     schedule = make_schedule(config)
     times = make_times(config, schedule)
@@ -76,7 +86,11 @@ def make_noisy_classifier_task(
 
 
 def make_classifier_log_prob(network: NoisyClassifier) -> LogProb:
-    """What a trained classifier tells `diffjax.tasks.make_task`."""
+    """Make the log-likelihood by which a trained classifier guides sampling, see `model.Steering`.
+
+    Returns:
+        ``(params, z, level, label (B,)) -> log p(label | z) (B,)``.
+    """
 
     def log_prob(params: Params, z: Array, level: Level, label: Array) -> Array:
         t = jnp.broadcast_to(jnp.asarray(level.t, jnp.float32), z.shape[:1])
@@ -87,5 +101,5 @@ def make_classifier_log_prob(network: NoisyClassifier) -> LogProb:
 
 
 def _pick_log_prob(logits: Array, label: Array) -> Array:
-    """log p(label) (B,)."""
+    """Pick ``log p(label)`` (B,) from logits (B, classes)."""
     return jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]

@@ -31,17 +31,21 @@ NET = "control"  # the entry of the parameters that holds the ControlNet's
 
 
 class ControlledNetwork(NamedTuple):
-    """A base and the network beside it as one network.
+    """A base and the network beside it, as one network with the interface of Linen modules.
 
-    Its parameters are those of the base and two entries: "control", the parameters of the
-    ControlNet, and "hint", the pictures that it reads.
+    Its parameters are those of the base and two entries: ``control``, the parameters of the
+    ControlNet, and ``hint``, the pictures (B, H, W, C) that it reads.
+
+    Attributes:
+        base: the UNet that is controlled.
+        beside: the ControlNet or T2I-Adapter.
     """
 
     base: UNet
     beside: ControlNetwork
 
     def init(self, key: jax.Array, z: Array, t: Array, cond: Cond = None) -> dict[str, Any]:
-        """Parameters of the ControlNet."""
+        """Initialise the parameters of the ControlNet alone."""
         return {"params": {NET: self.beside.init(key, z, t, cond)}}
 
     def apply(
@@ -52,7 +56,7 @@ class ControlledNetwork(NamedTuple):
         cond: Cond = None,
         **options: Any,
     ) -> Array:
-        """The controlled base; its own dropout is off."""
+        """Evaluate the controlled base. Dropout acts in the ControlNet only."""
         params = dict(variables["params"])
         beside = self.beside._replace(params=params.pop(NET))
         hint, cond = beside.prepare_hint(params.pop(HINT)), cond or {}
@@ -62,18 +66,22 @@ class ControlledNetwork(NamedTuple):
 
 
 def select_decoder(base: Params) -> Params:
-    """The parameters of a base that an unlocked decoder trains."""
+    """Select the parameters of a base that are trained if its decoder is."""
     return {k: v for k, v in base.items() if k.startswith(DECODER)}
 
 
 def make_controlnet_task(
     config: ConfigDict, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
 ) -> Task:
-    """The task of a ControlNet; the other sections of the config are those of its base.
+    """Make the task that trains a ControlNet or T2I-Adapter beside a frozen base.
 
-    A batch has ``hint`` (B, f H, f W, C) in [0, 1]. ``config.control`` says ``only_middle``: the
-    skips get no residuals; ``train_decoder``: the base's decoder is trained too, and is
+    The sections of the config other than ``control`` are those of the base. A batch has ``hint``
+    (B, f h, f w, C) in [0, 1] beside what the base needs. With ``control.only_middle`` the skips
+    get no residuals; with ``control.train_decoder`` the decoder of the base is trained too, as
     ``params["decoder"]``.
+
+    Args:
+        config, image_shape, levels, num_classes: see `diffjax.model.make_model`.
 
     Raises:
         ValueError: as `make_task`, and for augmentations, which would move images under hints.
@@ -107,18 +115,18 @@ def make_controlnet_task(
 
 
 def _merge_decoder(params: Params, frozen: Mapping[str, Params]) -> Params:
-    """The parameters of the base, with those that were trained beside the ControlNet."""
+    """Merge the parameters of the base with those of it that were trained."""
     return {**frozen["base"], **params.get("decoder", {})}
 
 
 def assemble_controlled(
     config: ConfigDict, model: Model, params: Params, frozen: Mapping[str, Params]
 ) -> Model:
-    """The base with the ControlNet that was trained.
+    """Assemble the base and the ControlNet that was trained beside it.
 
     Args:
-        model: of the base, without parameters.
-        params, frozen: what the task trained, and read.
+        model: the base, without parameters.
+        params, frozen: what the task trained, and what it read.
     """
     network = make_control_network(config.control, model.network)
     return model._replace(

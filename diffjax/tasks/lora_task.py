@@ -1,7 +1,7 @@
-"""Fine-tuning by low-rank adapters: a network that is frozen but for ``(alpha / r) B A``.
+"""Fine-tuning by low-rank adapters (Hu et al. 2021): ``W + (alpha / r) B A`` with W frozen.
 
-``frozen["base"]`` holds the network's parameters, which are no argument of the gradient; the
-parameters trained, averaged and kept in checkpoints are the adapters alone.
+``frozen["base"]`` holds the parameters of the network, which are no argument of the gradient. What
+is trained, averaged and kept in checkpoints are the adapters alone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from diffjax.types import Array, Frozen, Params, PyTree, Statistics, Task
 
 
 def compute_scale(section: ConfigDict) -> float:
-    """``alpha / r`` of a section ``lora``.
+    """Compute the factor ``alpha / r`` of a section ``lora``.
 
     Raises:
-        ValueError: the rank is not positive.
+        ValueError: the rank r is not positive.
     """
     if section.rank < 1:
         raise ValueError(f"config.lora.rank must be at least 1, got {section.rank}")
@@ -31,14 +31,17 @@ def compute_scale(section: ConfigDict) -> float:
 def make_lora_task(
     config: ConfigDict, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
 ) -> Task:
-    """The task of adapters; ``config.lora`` has ``rank``, ``alpha`` and ``targets``.
+    """Make the task that trains adapters; ``config.lora`` has ``rank``, ``alpha`` and ``targets``.
 
-    The other sections are those of the network, see `make_task`. ``frozen["statistics"]``, if
-    there, is what the base measured of its data.
+    The other sections are those of the network. ``frozen["statistics"]``, if there, is what the
+    base measured of its data.
+
+    Args:
+        config, image_shape, levels, num_classes: see `diffjax.model.make_model`.
 
     Raises:
         ValueError: as `make_task`, a rank below 1, or (by ``init``) unknown targets, listing those
-            there are.
+            that there are.
     """
     section, factor = config.lora, compute_scale(config.lora)
     inner = make_task(config, image_shape, levels, num_classes)
@@ -66,5 +69,10 @@ def make_lora_task(
 def assemble_adapted(
     config: ConfigDict, model: Model, params: Params, frozen: Mapping[str, Params]
 ) -> Model:
-    """The base with the adapters that were trained, merged where the model is called."""
+    """Assemble the base and the adapters that were trained; calling the model merges them.
+
+    Args:
+        model: the base, without parameters.
+        params, frozen: what the task trained, and what it read.
+    """
     return model._replace(params=frozen["base"], adapters=((params, compute_scale(config.lora)),))
