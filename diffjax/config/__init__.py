@@ -14,7 +14,7 @@ Making a config is fast. The tables of choices import most of the library, so th
 they are first used.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffjax.config.assemble import (
     ImageSize,
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Load the functions that import most of the library when they are first used."""
     if name == "read_config":
         from diffjax.config import store

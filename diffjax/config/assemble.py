@@ -6,13 +6,16 @@ import abc
 import ast
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from ml_collections import ConfigDict, FieldReference, config_flags
 from ml_collections.config_dict import placeholder
 from ml_collections.config_flags import tuple_parser
 
 from diffjax.config.defaults import DEFAULTS, FIRST_STAGE, OPTIONAL, OpenOption, SizeOption
+
+if TYPE_CHECKING:
+    from diffjax.types import Config  # not before: it takes a second
 
 Size = int | tuple[int, int]
 # Sections that a first stage has not, or has of its own.
@@ -61,7 +64,7 @@ class _ImageSizeParser:
 class _ListParser(tuple_parser.TupleParser):
     """Reads lists from the command line: ``1,2``, and texts without quotes: ``to_q,to_k``."""
 
-    def parse(self, argument: str | tuple[Any, ...] | None) -> tuple[Any, ...]:
+    def parse(self, argument: str | tuple[object, ...] | None) -> tuple[object, ...]:
         """Parse a list; a text that is no Python literal is split at its commas."""
         if isinstance(argument, str):
             try:
@@ -76,7 +79,7 @@ config_flags.register_flag_parser_for_type(ImageSize, _ImageSizeParser())
 config_flags.register_flag_parser_for_type(tuple, _ListParser())
 
 
-def make(values: Mapping[str, Any] | None = None, *, task: str = "diffusion") -> ConfigDict:
+def make(values: Mapping[str, object] | None = None, *, task: str = "diffusion") -> ConfigDict:
     """Make a config of the defaults, which are those of DDPM (Ho et al. 2020).
 
     Args:
@@ -99,26 +102,26 @@ def make(values: Mapping[str, Any] | None = None, *, task: str = "diffusion") ->
     if task == "autoencoder":
         tables = {k: v for k, v in DEFAULTS.items() if k not in _OF_DIFFUSION} | dict(FIRST_STAGE)
     tables |= {name: OPTIONAL[name] for name in _SECTIONS_OF.get(task, ())}
-    config = _build(tables)
+    config = cast(ConfigDict, _build(tables))
     config.task = task
     for path, value in (values or {}).items():
         _set(config, path, value)
     return config
 
 
-def make_section(name: str, **values: Any) -> ConfigDict:
+def make_section(name: str, **values: object) -> ConfigDict:
     """Make one of the sections that not every config has: ``model``, ``control`` or ``lora``.
 
     Args:
         name: of the section.
         values: other values than the defaults, by key.
     """
-    section = _build(OPTIONAL[name])
+    section = cast(ConfigDict, _build(OPTIONAL[name]))
     section.update(values)
     return section
 
 
-def complete(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
+def complete(config: ConfigDict | Config) -> ConfigDict:
     """Add the keys of the defaults that a config lacks, in place, and give every option its type.
 
     A stored config has null for options that are open, and 1 for 1.0; afterwards they can be set to
@@ -133,7 +136,7 @@ def complete(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
     return out
 
 
-def _select_tables(config: ConfigDict) -> dict[str, Any]:
+def _select_tables(config: ConfigDict) -> Config:
     """Select the part of `DEFAULTS` that holds for the task and the network of a config."""
     tables = dict(DEFAULTS)
     if config.get("task") == "autoencoder":
@@ -144,7 +147,7 @@ def _select_tables(config: ConfigDict) -> dict[str, Any]:
     return tables
 
 
-def _fill(section: ConfigDict, defaults: Mapping[str, Any], prefix: str) -> None:
+def _fill(section: ConfigDict, defaults: Config, prefix: str) -> None:
     """Add the keys of a table that a section lacks, and set the types of those that it has.
 
     Args:
@@ -163,7 +166,7 @@ def _fill(section: ConfigDict, defaults: Mapping[str, Any], prefix: str) -> None
             section[key] = value
 
 
-def _is_untyped(section: ConfigDict, key: str, default: Any) -> bool:
+def _is_untyped(section: ConfigDict, key: str, default: object) -> bool:
     """Whether a field refuses values of the default's type, because JSON stored another one."""
     kind, wanted = section.get_type(key), find_type(default)
     if kind is wanted:
@@ -171,14 +174,14 @@ def _is_untyped(section: ConfigDict, key: str, default: Any) -> bool:
     return kind is type(None) or (kind is int and wanted is float) or wanted is ImageSize
 
 
-def find_type(default: Any) -> type:
+def find_type(default: object) -> type:
     """Find the type of an option's values, by its entry in a table of defaults."""
     if isinstance(default, OpenOption):
         return default.kind
     return ImageSize if isinstance(default, SizeOption) else type(default)
 
 
-def _build(default: Any) -> Any:
+def _build(default: object) -> object:
     """Build a table as a ConfigDict, and an entry as the value or field that it stands for."""
     if isinstance(default, Mapping):
         return ConfigDict({key: _build(value) for key, value in default.items()})
@@ -202,7 +205,7 @@ def explain_unknown(config: ConfigDict, path: str) -> str:
     Returns:
         A sentence for a message; empty if the config has such a value.
     """
-    section: Any = config
+    section: object = config
     keys = path.split(".")
     for depth, key in enumerate(keys):
         where = "config" + "".join(f".{k}" for k in keys[:depth])
@@ -219,7 +222,7 @@ def explain_unknown(config: ConfigDict, path: str) -> str:
     return ""
 
 
-def _set(config: ConfigDict, path: str, value: Any) -> None:
+def _set(config: ConfigDict, path: str, value: object) -> None:
     """Set the value at a dotted key.
 
     Raises:

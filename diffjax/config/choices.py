@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from diffjax import grids, losses, parameterization, samplers, schedules
+from diffjax.config.defaults import Sections
 from diffjax.config.ranges import check_values
 from diffjax.data import HINTS
 from diffjax.model.space import AUTOENCODERS
@@ -21,7 +22,7 @@ from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.controlnet import ControlNet
 from diffjax.tasks import TASKS
 from diffjax.train.optimizer import DECAYS, OPTIMIZERS
-from diffjax.types import choose, option_names, refuse_config
+from diffjax.types import Config, choose, option_names, refuse_config
 
 
 class Choice(NamedTuple):
@@ -39,7 +40,7 @@ class Choice(NamedTuple):
     kind: str
     section: str
     key: str
-    table: Mapping[str, Callable[..., Any]]
+    table: Mapping[str, Callable[..., object]]
     left_out: tuple[str, ...] = ()
     shared: Mapping[str, str] = {}
 
@@ -79,7 +80,7 @@ CHOICES = (
 )
 
 
-def _list_chosen(config: Mapping[str, Any]) -> list[tuple[Choice, str]]:
+def _list_chosen(config: Config) -> list[tuple[Choice, str]]:
     """List the choices that a config makes, with the names that it chooses.
 
     Raises:
@@ -95,7 +96,7 @@ def _list_chosen(config: Mapping[str, Any]) -> list[tuple[Choice, str]]:
     return found
 
 
-def find(config: Mapping[str, Any], path: str) -> Any:
+def find(config: Config, path: str) -> object:
     """Find the value at a dotted path of nested dicts; None if there is none."""
     for key in path.split("."):
         if not isinstance(config, Mapping) or key not in config:
@@ -104,7 +105,7 @@ def find(config: Mapping[str, Any], path: str) -> Any:
     return config
 
 
-def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+def resolve(config: Config | ConfigDict) -> Sections:
     """Resolve a config: what every option is, as the chosen constructors see it.
 
     An option that is None becomes the constructor's default, and one that no chosen constructor
@@ -118,7 +119,7 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """
     out = _copy(config)
     chosen = _list_chosen(out)
-    taken: dict[str, Any] = {}
+    taken: dict[str, object] = {}
     for choice, name in chosen:
         parameters = inspect.signature(choice.table[name]).parameters
         for path, argument in choice.list_options(name).items():
@@ -136,14 +137,14 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     return out
 
 
-def _copy(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+def _copy(config: Config | ConfigDict) -> Sections:
     """Copy a config, or nested dicts, as nested dicts."""
-    plain: dict[str, Any] = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    plain: Sections = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     nested = (Mapping, ConfigDict)
     return {k: _copy(v) if isinstance(v, nested) else v for k, v in plain.items()}
 
 
-def explain_unused(config: Mapping[str, Any] | ConfigDict, paths: Iterable[str]) -> dict[str, str]:
+def explain_unused(config: Config | ConfigDict, paths: Iterable[str]) -> dict[str, str]:
     """Explain which options have no effect, because no choice of the config takes them.
 
     Args:
@@ -168,7 +169,7 @@ def explain_unused(config: Mapping[str, Any] | ConfigDict, paths: Iterable[str])
     return out
 
 
-def check(config: Mapping[str, Any] | ConfigDict) -> None:
+def check(config: Config | ConfigDict) -> None:
     """Check the values of a config against their ranges, and its names against the choices.
 
     Raises:

@@ -8,8 +8,13 @@ errors. `diffjax.config.make` makes configs of the tables.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from diffjax.types import Config  # not before: it takes a second
+
+# A config as nested dicts of its own, which may be changed: sections or values by key.
+Sections: TypeAlias = dict[str, Any]
 
 
 class OpenOption(NamedTuple):
@@ -37,7 +42,7 @@ def leave_open(kind: type, *names: str) -> dict[str, OpenOption]:
     return {name: OpenOption(kind) for name in names}
 
 
-DEFAULTS: Mapping[str, Any] = {
+DEFAULTS: Config = {
     "task": "diffusion",
     "seed": 0,
     "data": {
@@ -214,7 +219,7 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 # In place of those of DEFAULTS, for the first stage of latent diffusion.
-FIRST_STAGE: Mapping[str, Any] = {
+FIRST_STAGE: Config = {
     "network": {
         "name": "kl",  # or vq
         "channels": 128,
@@ -248,7 +253,7 @@ FIRST_STAGE: Mapping[str, Any] = {
 }
 
 # What configs have beside DEFAULTS if they fine-tune a published model or train an adapter.
-OPTIONAL: Mapping[str, Any] = {
+OPTIONAL: Config = {
     "model": {
         "path": "",  # diffusers folder, single .safetensors file, or random
         "tokenizer": "",  # folder; needed beside a single file

@@ -8,7 +8,7 @@ options of constructors are checked where the sections are built (`config.choice
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from diffjax.config.assemble import ImageSize, find_type
 from diffjax.config.defaults import DEFAULTS, OpenOption
@@ -26,6 +26,9 @@ from diffjax.untrusted import (
     show,
     text,
 )
+
+if TYPE_CHECKING:
+    from diffjax.types import Config  # not before: it takes a second
 
 MOST = 2**40
 _POSITIVE = number(0, MOST, above=True)
@@ -131,7 +134,7 @@ SPECS: Mapping[str, Spec] = {
 }
 
 
-def check_values(config: Mapping[str, Any], where: object = None) -> None:
+def check_values(config: Config, where: object = None) -> None:
     """Check the values of a config against `SPECS` and the types of the defaults.
 
     Args:
@@ -149,7 +152,7 @@ def check_values(config: Mapping[str, Any], where: object = None) -> None:
         raise ValueError(f"{where}: {problem}") if where else ConfigError(problem)
 
 
-def _list_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+def _list_problems(flat: Mapping[str, object]) -> Iterator[str]:
     """Yield a sentence for each value, by dotted key, that is no value of a config."""
     kinds = {key: (default, find_type(default)) for key, default in flatten(DEFAULTS)}
     for section in sorted({key.rpartition(".")[0] for key in kinds} - {""}):
@@ -170,7 +173,7 @@ def _list_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             yield f"config.{key} must be of type {kind.__name__}, got {show(value)}"
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield (dotted key, value) of every value in nested dicts."""
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -179,7 +182,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _is_alike(value: Any, kind: type) -> bool:
+def _is_alike(value: object, kind: type) -> bool:
     """Whether a value is of a type, as far as JSON tells types apart. Null is of every type."""
     if value is None:
         return True
@@ -190,7 +193,7 @@ def _is_alike(value: Any, kind: type) -> bool:
     return isinstance(value, ImageSize if kind is ImageSize else list | tuple)
 
 
-def _explain_strange(value: Any) -> str:
+def _explain_strange(value: object) -> str:
     """Explain why no config can hold a value; empty if one can."""
     if isinstance(value, list | tuple):
         return next(filter(None, map(_explain_strange, value)), "")
@@ -203,7 +206,7 @@ def _explain_strange(value: Any) -> str:
     return "" if abs(value) <= MOST else f"must be at most {MOST} in size, got {show(value)}"
 
 
-def check_list(path: str, before: tuple[Any, ...], value: tuple[Any, ...]) -> None:
+def check_list(path: str, before: tuple[object, ...], value: tuple[object, ...]) -> None:
     """Check that a list of numbers is replaced by numbers; a config alone would take any list.
 
     Args:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from ml_collections import ConfigDict
 
 from diffjax.config.assemble import complete
 from diffjax.config.ranges import check_values, flatten
 from diffjax.untrusted import name_some, parse_json, read_json
+
+if TYPE_CHECKING:
+    from diffjax.types import Config, JsonObject  # not before: it takes a second
 
 NOTE = "diffjax.config"  # the entry in the metadata of an exported file
 # What the configs of all versions have.
@@ -48,10 +51,10 @@ def read_config(path: str | os.PathLike[str]) -> ConfigDict:
     if where.is_dir():
         where = where / "config.json"
     if where.suffix == ".safetensors":
-        return complete(_make_tuples(_read_note(where)))
+        return complete(cast("Config", _make_tuples(_read_note(where))))
     found = read_json(where)
     check_stored(found, where)
-    return complete(_make_tuples(found))
+    return complete(cast("Config", _make_tuples(found)))
 
 
 def get_config(path: str) -> ConfigDict:
@@ -59,7 +62,7 @@ def get_config(path: str) -> ConfigDict:
     return read_config(path)
 
 
-def check_stored(config: dict[str, Any], where: object) -> None:
+def check_stored(config: JsonObject, where: object) -> None:
     """Check that a stored object is a config: its values are in range, and it has all sections.
 
     Args:
@@ -75,7 +78,7 @@ def check_stored(config: dict[str, Any], where: object) -> None:
         raise ValueError(f"{where} is no config of a run: it lacks {name_some(missing)}")
 
 
-def _read_note(path: Path) -> dict[str, Any]:
+def _read_note(path: Path) -> JsonObject:
     """Read the config in the metadata of a file that ``diffjax export`` wrote.
 
     Raises:
@@ -92,7 +95,7 @@ def _read_note(path: Path) -> dict[str, Any]:
     return found
 
 
-def _make_tuples(value: Any) -> Any:
+def _make_tuples(value: object) -> object:
     """Replace the lists in nested dicts, which JSON has, by tuples, which configs have."""
     if isinstance(value, dict):
         return {k: _make_tuples(v) for k, v in value.items()}

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from diffjax.model.space import Space
 from diffjax.nets.text import CLIPText, TextTransformer
-from diffjax.types import Array, Cond, Frozen, Params, PyTree, Statistics, build, choose
+from diffjax.types import Array, Cond, Frozen, Params, Statistics, build, choose
 
 Batch = Mapping[str, Array]
 HOLE = (0.25, 0.75)  # sides of the rectangles that inpainting is trained on, of the image's
@@ -55,7 +55,7 @@ class Condition(NamedTuple):
 
     take: Callable[[Batch, jax.Array], Cond]
     null: Callable[[Cond], Cond]
-    init: Callable[[jax.Array], dict[str, PyTree]]
+    init: Callable[[jax.Array], dict[str, Params]]
     encode: Callable[[Params, Frozen, Statistics, Cond], Cond]
     example: Cond
     guided: bool
@@ -77,7 +77,7 @@ class _Part(NamedTuple):
     encode: Callable[[Params, Frozen, Statistics, Any], dict[str, Array]]
     example: Mapping[str, Array]
     needs: tuple[str, ...]
-    init: Callable[[jax.Array], dict[str, PyTree]] = lambda key: {}
+    init: Callable[[jax.Array], dict[str, Params]] = lambda key: {}
 
 
 def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condition:
@@ -113,7 +113,7 @@ def _join_parts(parts: list[_Part], guided: bool) -> Condition:
     def null(raw: Cond) -> Cond:
         return {p.name: p.null((raw or {})[p.name]) for p in parts} or None
 
-    def init(key: jax.Array) -> dict[str, PyTree]:
+    def init(key: jax.Array) -> dict[str, Params]:
         return {k: v for p in parts for k, v in p.init(key).items()}
 
     def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Cond) -> Cond:
@@ -168,7 +168,7 @@ def _make_label_token_part(config: ConfigDict, classes: int) -> _Part:
         raise ValueError("cond.context=label needs data with classes: set data.num_classes")
     width = config.network.context_dim
 
-    def init(key: jax.Array) -> dict[str, PyTree]:
+    def init(key: jax.Array) -> dict[str, Params]:
         table = jax.random.normal(jax.random.fold_in(key, 3), (classes + 1, width))
         return {"label_encoder": {"embedding": table}}
 
@@ -185,7 +185,7 @@ def _make_text_part(config: ConfigDict, classes: int) -> _Part:
     options = dict(section.get("text", None) or {})
     net = build("text encoder", "text", {"text": TextTransformer}, {**options, "features": width})
 
-    def init(key: jax.Array) -> dict[str, PyTree]:
+    def init(key: jax.Array) -> dict[str, Params]:
         ids = jnp.zeros((1, net.positions), jnp.int32)
         variables: Any = net.init(jax.random.fold_in(key, 3), ids)
         return {"text_encoder": variables["params"]}

@@ -7,6 +7,7 @@ the hint alone, once. `diffjax.control` combines several of them and guidance.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -125,17 +126,17 @@ def make_controlnet(section: ConfigDict, base: UNet) -> ControlNet | T2IAdapter:
         ValueError: unknown name or options, listing those that there are.
         ConfigError: an option has a value that no such network can have; its key is named.
     """
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()
     }
     widths = tuple(int(base.channels * m) for m in base.multipliers)
     if options.get("kind") == "full_xl":  # whose last features are the middle's
         widths += widths[-1:]
-    known: dict[str, Any] = {
+    known: dict[str, Callable[..., ControlNet | T2IAdapter]] = {
         "controlnet": partial(ControlNet, base),
         "t2i_adapter": partial(T2IAdapter, widths=widths, dtype=base.dtype),
     }
-    net = build_section("network", options.pop("name", "controlnet"), known, options)
+    net = build_section("network", str(options.pop("name", "controlnet")), known, options)
     try:
         net.check_options()
     except ConfigError as error:

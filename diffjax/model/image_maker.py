@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from diffjax.model.model import PLAIN, Arrays, Model, Steering, sample
 from diffjax.train.sharding import make_batch_sharding, make_mesh, make_replicated_sharding, place
 from diffjax.types import Array, ArrayLike, Cond, Rows, Sampler
 
+# Compiled sampling of a batch, by what it depends on besides its arguments.
+Compiled: TypeAlias = dict[tuple[object, ...], Callable[..., Array]]
 SHORTEST = 64  # rows that a plan is padded to at least, so that few lengths are compiled
 
 
@@ -63,7 +65,7 @@ class ImageMaker:
     model: Model
     mesh: jax.sharding.Mesh
     steering: Steering = PLAIN
-    compiled: dict[Any, Callable[..., Array]] = dataclasses.field(default_factory=dict)
+    compiled: Compiled = dataclasses.field(default_factory=dict)
 
     def __call__(
         self,
@@ -121,7 +123,7 @@ class ImageMaker:
                 cond: Cond,
                 hints: Sequence[Array],
                 rows: Rows,
-                n: Any,
+                n: Array | int,
                 scale: Array | None,
                 strengths: Sequence[Array],
             ) -> Array:

@@ -226,7 +226,7 @@ def sample(
     rows: Rows,
     keys: jax.Array,
     *,
-    n: Any = None,
+    n: Array | int | None = None,
     scale: ArrayLike | None = None,
     hints: Sequence[Array] = (),
     strengths: Sequence[ArrayLike] = (),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, VQModel
-from diffjax.types import Array, Frozen, Params, PyTree, Statistics, build_section
+from diffjax.types import Array, Frozen, Params, Statistics, build_section
 
 AUTOENCODERS = {"kl": AutoencoderKL, "vq": VQModel}
 
@@ -34,7 +34,7 @@ class Space(NamedTuple):
 
     shape: tuple[int, int, int]
     extra: Mapping[str, Array]
-    enter: Callable[..., tuple[Array, PyTree]]
+    enter: Callable[..., tuple[Array, Statistics]]
     encode: Callable[..., Array]
     leave: Callable[..., Array]
     net: Autoencoder | None = None
@@ -106,7 +106,7 @@ def make_latent_space(
 
     def enter(
         frozen: Frozen, extra: Statistics, key: jax.Array, batch: Mapping[str, Array]
-    ) -> tuple[Array, PyTree]:
+    ) -> tuple[Array, Statistics]:
         stored = batch.get("moments")
         if stored is None:
             stored = encode_moments(net, frozen["autoencoder"], batch["image"])

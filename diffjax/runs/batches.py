@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from diffjax.runs.hints import make_hints, read_hint_shape
 from diffjax.tasks import find_task_kind
 from diffjax.train.sharding import find_host_share
 from diffjax.train.training_loop import Batches
-from diffjax.types import ConfigError
+from diffjax.types import Array, ConfigError
 
 NOISE = "noise"  # the name of the data of smoke runs
 
@@ -130,7 +129,7 @@ def start_batches(cfg: ConfigDict, source: data.Source) -> Batches:
     """
     hints = make_hints(cfg) if find_task_kind(cfg).takes_hints else None
 
-    def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
+    def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Array]]:
         part, parts = find_host_share(sharding, cfg.data.batch_size)
         host = data.batches(
             source,

@@ -7,8 +7,8 @@ of DDIM, so that they cost little beside the training.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,13 +17,14 @@ from diffjax import metrics
 from diffjax.evaluation import measure_distance
 from diffjax.evaluation.hint_fidelity import measure_control
 from diffjax.evaluation.image_grids import save_png, tile
+from diffjax.model.image_maker import Compiled
 from diffjax.runs import control_examples, first_stage, real_images
 from diffjax.runs.drawing import Drawer, replace_sample
 from diffjax.runs.states import assemble_trained
 from diffjax.tasks import find_task_kind
 from diffjax.train import Reporter, State, hosts
 from diffjax.train.training_loop import OnEvaluate, OnSample
-from diffjax.types import ConfigError
+from diffjax.types import ConfigError, Frozen
 
 PREVIEW_STEPS = 50
 MOST, MOST_CONTROLLED = 64, 16  # images of a preview
@@ -47,14 +48,14 @@ def choose_preview(cfg: ConfigDict, folder: Path) -> OnSample | None:
     if kind.assemble is None:
         return None
     preview = _shorten(cfg)
-    compiled: dict[Any, Any] = {}
+    compiled: Compiled = {}
     num, columns, above = min(cfg.sample.num, MOST), None, []
     if kind.takes_hints:
         num = columns = min(cfg.sample.num, MOST_CONTROLLED)
         hints = control_examples.take_examples(cfg, num, folder)["hint"]
         above = [control_examples.draw_hints(hints, cfg.data.channels)]
 
-    def write(state: State, frozen: Any, step: int, reporter: Reporter) -> None:
+    def write(state: State, frozen: Frozen | None, step: int, reporter: Reporter) -> None:
         drawer = Drawer(preview, assemble_trained(cfg, state, frozen), folder, compiled=compiled)
         images = drawer.draw(num=num, batch_size=num, progress=f"preview at step {step}")
         if not hosts.is_writer():
@@ -94,9 +95,9 @@ def choose_evaluation(cfg: ConfigDict, folder: Path) -> OnEvaluate | None:
         raise ConfigError("train.evaluate_every needs a classifier: config.eval.features")
     network, num = metrics.feature_network(cfg.eval.features), cfg.eval.loop_num
     (real, _), quick = real_images.take_images(cfg, num), _shorten(cfg)
-    compiled: dict[Any, Any] = {}
+    compiled: Compiled = {}
 
-    def measure(state: State, frozen: Any, step: int) -> dict[str, float]:
+    def measure(state: State, frozen: Frozen | None, step: int) -> dict[str, float]:
         model = assemble_trained(cfg, state, frozen)
         drawer = Drawer(quick, model, folder, compiled=compiled)
         images = drawer.draw(num=num, progress=f"evaluation at step {step}")
@@ -113,9 +114,9 @@ def _measure_controlled(cfg: ConfigDict, folder: Path) -> OnEvaluate:
     batch = control_examples.take_examples(cfg, cfg.eval.loop_num, folder)
     hints, features = batch["hint"], cfg.eval.features
     network = metrics.feature_network(features) if features else None
-    compiled: dict[Any, Any] = {}
+    compiled: Compiled = {}
 
-    def measure(state: State, frozen: Any, step: int) -> dict[str, float]:
+    def measure(state: State, frozen: Frozen | None, step: int) -> dict[str, float]:
         model = assemble_trained(cfg, state, frozen)
         drawer = Drawer(_shorten(cfg), model, folder, compiled=compiled)
 
@@ -137,6 +138,6 @@ def _shorten(cfg: ConfigDict) -> ConfigDict:
     return replace_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
 
 
-def _keep_numbers(found: dict[str, Any]) -> dict[str, float]:
+def _keep_numbers(found: Mapping[str, object]) -> dict[str, float]:
     """Select the entries that are floats, which is what the log can hold."""
     return {k: v for k, v in found.items() if isinstance(v, float)}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from diffjax.evaluation import plots
-from diffjax.types import ConfigError, choose
+from diffjax.types import ConfigError, JsonObject, choose
 from diffjax.writing import read_json_lines
 
 INCEPTIONS_OWN = ("fid", "rfid", "sfid", "kid")  # names that no other network's measures have
@@ -35,7 +35,7 @@ class RunSummary(Protocol):
     tries: int
 
 
-def read_last_metrics(folder: Path) -> dict[str, Any]:
+def read_last_metrics(folder: Path) -> JsonObject:
     """Read the newest complete line of metrics.jsonl in a workdir; empty if there is none.
 
     A line that is being written is skipped. Only the last 8 KiB of the file are read.
@@ -91,7 +91,7 @@ def find_best(rows: Sequence[Row], metric: str, mode: str) -> Row | None:
     return pick(good, key=lambda row: float(row[metric])) if good else None
 
 
-def collect_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
+def collect_rows(folders: Sequence[Path]) -> list[JsonObject]:
     """Make a table with one row per run.
 
     A row holds the name of the run (``run``), the config values in which the runs differ (by dotted
@@ -112,7 +112,7 @@ def collect_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
     ]
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: object, prefix: str = "") -> dict[str, object]:
     """Flatten nested dicts to values by dotted key."""
     if not isinstance(tree, dict):
         return {prefix: tree}
@@ -120,7 +120,7 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for part in flat for key, value in part.items()}
 
 
-def list_progress(folder: Path, runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
+def list_progress(folder: Path, runs: Sequence[RunSummary]) -> list[JsonObject]:
     """Make a table of how far each run of a sweep has come: step, loss, speed and number of tries.
 
     Args:

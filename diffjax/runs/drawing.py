@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,12 @@ from ml_collections import ConfigDict
 
 from diffjax import control, data, guidance
 from diffjax.model import ImageInputs, ImageMaker, Model, make_sampler, make_steering
-from diffjax.model.image_maker import pad_rows
+from diffjax.model.image_maker import Compiled, pad_rows
 from diffjax.runs.fixed_parts import make_log_prob
 from diffjax.runs.hints import make_hints
 from diffjax.runs.sources import load_test_source
 from diffjax.runs.states import make_run_mesh
-from diffjax.types import ConfigError, Rows, Sampler
+from diffjax.types import Batch, Cond, ConfigError, Rows, Sampler
 
 InputsOf = Callable[[np.ndarray], ImageInputs]
 
@@ -55,7 +55,7 @@ class Drawer:
         model: Model,
         folder: Path | None = None,
         *,
-        compiled: dict[Any, Any] | None = None,
+        compiled: Compiled | None = None,
     ) -> None:
         """Prepare to draw; nothing is compiled or loaded before the first image.
 
@@ -163,7 +163,7 @@ def _read_inputs(
     def read(
         index: np.ndarray, labels: np.ndarray | None = None, text: np.ndarray | None = None
     ) -> ImageInputs:
-        batch: dict[str, Any] = {}
+        batch: dict[str, np.ndarray] = {}
         needs = set(model.condition.needs) - ({"text"} if text is not None else set())
         if needs or hints:
             source = load()
@@ -181,17 +181,17 @@ def _read_inputs(
     return read
 
 
-def _take_each(model: Model, batch: dict[str, Any], index: np.ndarray) -> Any:
+def _take_each(model: Model, batch: Batch, index: np.ndarray) -> Cond:
     """Take the raw condition of each image with a key of its own number.
 
     So a random part of a condition, such as the hole of inpainting, does not depend on the batch.
     """
 
-    def one(row: dict[str, Any], key: jax.Array) -> Any:
+    def take_one(row: Batch, key: jax.Array) -> Cond:
         raw = model.condition.take(jax.tree.map(lambda leaf: leaf[None], row), key)
         return jax.tree.map(lambda leaf: leaf[0], raw)
 
-    return jax.vmap(one)(batch, jax.vmap(jax.random.key)(jnp.asarray(index)))
+    return jax.vmap(take_one)(batch, jax.vmap(jax.random.key)(jnp.asarray(index)))
 
 
 def _make_guidance(
@@ -247,7 +247,7 @@ def _check_labels(labels: np.ndarray | None, model: Model) -> None:
         )
 
 
-def replace_sample(cfg: ConfigDict, **sample: Any) -> ConfigDict:
+def replace_sample(cfg: ConfigDict, **sample: object) -> ConfigDict:
     """Copy a config with other values in its section ``sample``, given by their keys."""
     copy = ConfigDict(cfg.to_dict())
     copy.sample.update(sample)

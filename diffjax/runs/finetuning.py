@@ -8,9 +8,8 @@ guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -21,7 +20,7 @@ from diffjax.runs.locate import INDEX, fit_weights, read_weights
 from diffjax.runs.states import build_model
 from diffjax.runs.tokens import RANDOM, find_model_path
 from diffjax.tasks import find_task_kind
-from diffjax.types import ConfigError, Module, Params
+from diffjax.types import Array, ConfigError, JsonObject, Module, Params
 from diffjax.untrusted import read_json
 
 FIRST = "conv_in.weight"
@@ -67,7 +66,7 @@ def read_part(cfg: ConfigDict, name: str, net: Module, like: Params) -> Params:
     return params
 
 
-def _widen(weight: np.ndarray, channels: int) -> np.ndarray:
+def _widen(weight: Array, channels: int) -> np.ndarray:
     """Append zeros to a first convolution (out, in, 3, 3) for ``channels`` input channels."""
     absent = max(0, channels - weight.shape[1])
     return np.pad(np.asarray(weight), ((0, 0), (0, absent), (0, 0), (0, 0)))
@@ -108,7 +107,7 @@ def find_differences(name: str, net: Module, found: Module | None) -> list[str]:
     ]
 
 
-def _spread_levels(config: Mapping[str, Any]) -> dict[str, Any]:
+def _spread_levels(config: JsonObject) -> JsonObject:
     """Write options that may be one number for all levels of a network as one number per level."""
     levels, out = len(config.get("block_out_channels", ())), dict(config)
     for key in ("attention_head_dim", "transformer_layers_per_block"):
@@ -117,7 +116,7 @@ def _spread_levels(config: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def describe_noise(cfg: ConfigDict) -> dict[str, Any]:
+def describe_noise(cfg: ConfigDict) -> JsonObject:
     """Describe the noise schedule of a config with the keys of diffusers' scheduler configs.
 
     Raises:

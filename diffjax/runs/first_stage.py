@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -21,7 +20,7 @@ from diffjax.runs import real_images
 from diffjax.runs.states import make_run_mesh
 from diffjax.train import Reporter, State, hosts
 from diffjax.train.training_loop import OnSample
-from diffjax.types import Params
+from diffjax.types import Frozen, Params
 
 SHOWN = 32  # images of a picture
 
@@ -55,7 +54,7 @@ def make_preview(cfg: ConfigDict, folder: Path) -> OnSample:
     It also warns if most codes of a codebook are out of use.
     """
 
-    def write(state: State, frozen: Any, step: int, reporter: Reporter) -> None:
+    def write(state: State, frozen: Frozen | None, step: int, reporter: Reporter) -> None:
         picture = draw_reconstructions(cfg, state.ema)
         if not hosts.is_writer():
             return

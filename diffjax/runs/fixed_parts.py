@@ -11,7 +11,6 @@ read from the workdir.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -309,7 +308,7 @@ def _read_classifier_config(cfg: ConfigDict) -> ConfigDict:
     Raises:
         ConfigError: it is of another task, data set, time scale or noise schedule.
     """
-    path: Any = cfg.sample.classifier
+    path: str = cfg.sample.classifier
     found = read_config(path)
     if found.get("task") != "classifier":
         raise ConfigError(f"{path} holds a run of task {found.get('task')!r}, no classifier")

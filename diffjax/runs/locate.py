@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from diffjax.pretrained import load_model, load_single_file
 from diffjax.pretrained.files import StrPath, open_safetensors
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
 from diffjax.runs.states import read_state
-from diffjax.types import ConfigError, Module, Params
+from diffjax.types import Array, ConfigError, Module, Params, Statistics
 from diffjax.untrusted import read_json
 
 RUN, EXPORT, PIPELINE, COMPONENT, FILE = "run", "export", "pipeline", "component", "file"
@@ -41,8 +41,8 @@ class FoundWeights(NamedTuple):
         config: the config of a run or an exported file; None for published networks.
     """
 
-    state: Mapping[str, Any]
-    statistics: Mapping[str, Any]
+    state: Mapping[str, Array]
+    statistics: Statistics
     network: Module | None = None
     config: ConfigDict | None = None
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -38,7 +39,7 @@ from diffjax.runs.open import TrainedRun, make_drawer
 from diffjax.runs.states import assemble_trained, init_untrained
 from diffjax.train import State
 from diffjax.train.frozen import hash_content
-from diffjax.types import ConfigError, PyTree
+from diffjax.types import ConfigError, Tree
 
 INVERTED = 64  # test images that the metric `reconstruction` wants
 _NOT_OF_MODEL = ("sample", "train", "optim", "ema", "mesh", "eval")  # sections of a config
@@ -79,7 +80,7 @@ def prepare_model(run: TrainedRun) -> TrainedModel:
     return TrainedModel(run.config, run.state, run.frozen, make_drawer(run))
 
 
-def describe_model(cfg: ConfigDict, state: State, weights: PyTree) -> Scores:
+def describe_model(cfg: ConfigDict, state: State, weights: Tree) -> Scores:
     """Describe a model and its data by what they compute, not by where their files are.
 
     How the model is sampled is left out. Stored features and sweeps are reused only if this
@@ -188,7 +189,7 @@ def list_scenes(cfg: ConfigDict, num: int) -> list[tuple[shapes.Thing, ...]]:
     return [shapes.make_scene("test", k).things for k in range(num)]
 
 
-def _draw_untrained(model: TrainedModel, num: int) -> Any:
+def _draw_untrained(model: TrainedModel, num: int) -> np.ndarray:
     """Draw images of the model before its training, by at most 20 steps of deterministic DDIM."""
     cfg = model.cfg
     few = replace_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))

@@ -20,7 +20,7 @@ from diffjax.runs.exported import read_export
 from diffjax.tasks import assemble_model, find_task_kind, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.sharding import make_mesh, make_tree_sharding, with_sharding
-from diffjax.types import ConfigError, Params, Task, refuse_config
+from diffjax.types import ConfigError, Frozen, Params, Task, refuse_config
 
 
 def build_task(cfg: ConfigDict) -> Task:
@@ -47,7 +47,7 @@ def build_model(cfg: ConfigDict) -> Model:
 
 
 def assemble_trained(
-    cfg: ConfigDict, state: State, frozen: dict[str, Params] | None, *, raw: bool = False
+    cfg: ConfigDict, state: State, frozen: Frozen | None, *, raw: bool = False
 ) -> Model:
     """Build the model of a config with the parameters that were trained.
 

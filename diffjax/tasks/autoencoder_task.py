@@ -10,7 +10,7 @@ Config sections read here: ``network`` and ``loss``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from diffjax.model.space import make_autoencoder
 from diffjax.nets.autoencoder import Autoencoder, Posterior, Quantized, VQModel
 from diffjax.nets.discriminator import PatchGAN
 from diffjax.nets.perceptual import LPIPS, classifier_distance
-from diffjax.types import Array, Frozen, Params, PyTree, Statistics, Task, choose
+from diffjax.types import Array, Frozen, Params, Statistics, Task, choose
 
 PIXEL_LOSSES = {"l1": jnp.abs, "l2": jnp.square}
 PERCEPTUAL = ("lpips", "classifier", "none")
@@ -114,7 +114,7 @@ class _FirstStage(NamedTuple):
     pixel: Callable[[Array], Array]
     judge: PatchGAN | None
 
-    def init(self, key: jax.Array, frozen: Frozen, batch: Batch) -> tuple[Params, PyTree]:
+    def init(self, key: jax.Array, frozen: Frozen, batch: Batch) -> tuple[Params, Statistics]:
         """See `Task.init`."""
         image = batch["image"]
         if tuple(image.shape[1:]) != tuple(self.image_shape):
@@ -141,7 +141,7 @@ class _FirstStage(NamedTuple):
         key: jax.Array,
         step: Array,
         batch: Batch,
-    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
         """See `Task.loss`."""
         x, stop = batch["image"], jax.lax.stop_gradient
         own = {k: v for k, v in params.items() if k != "discriminator"}
@@ -170,16 +170,20 @@ class _FirstStage(NamedTuple):
         return total + regular, (extra, {"loss": total + regular, **metrics, **shown})
 
 
-def _reconstruct(net: Any, own: PyTree, key: jax.Array, x: Array) -> tuple[Array, Any]:
+def _reconstruct(
+    net: Autoencoder, own: Params, key: jax.Array, x: Array
+) -> tuple[Array, Posterior | Quantized]:
     """Reconstruct images; also returns their posterior, which is sampled from, or their codes."""
     if isinstance(net, VQModel):
-        return net.apply({"params": own}, x)
+        return cast(tuple[Array, Quantized], net.apply({"params": own}, x))
     b, h, w, _ = x.shape
     eps = jax.random.normal(key, (b, h // net.factor, w // net.factor, net.latent_channels))
-    return net.apply({"params": own}, x, eps)
+    return cast(tuple[Array, Posterior], net.apply({"params": own}, x, eps))
 
 
-def _make_last_layer_pullback(net: Any, own: PyTree, key: jax.Array, x: Array) -> Any:
+def _make_last_layer_pullback(
+    net: Autoencoder, own: Params, key: jax.Array, x: Array
+) -> Callable[[Array], Array]:
     """Make the function that takes a gradient at the reconstruction back to the last kernel."""
     own = jax.lax.stop_gradient(own)
     decoder = own["decoder"]
@@ -195,7 +199,7 @@ def _make_last_layer_pullback(net: Any, own: PyTree, key: jax.Array, x: Array) -
 
 def _judge(
     judge: PatchGAN, params: Params, extra: Statistics, x: Array, x_hat: Array
-) -> tuple[Array, PyTree, dict[str, Array]]:
+) -> tuple[Array, Statistics, dict[str, Array]]:
     """Judge images and their reconstructions by the discriminator.
 
     Returns:
@@ -225,8 +229,8 @@ def _compute_adversarial(
 
 
 def _compute_regularizer(
-    section: ConfigDict, own: PyTree, extra: Statistics, code: Posterior | Quantized
-) -> tuple[Array, PyTree, dict[str, Array]]:
+    section: ConfigDict, own: Params, extra: Statistics, code: Posterior | Quantized
+) -> tuple[Array, Statistics, dict[str, Array]]:
     """Compute the term that keeps the latents in bounds.
 
     For a KL autoencoder that is ``kl_weight KL(q(z|x) || N(0, I))``. For a codebook it is the

@@ -18,7 +18,7 @@ from diffjax.model.model import LogProb
 from diffjax.nets.noisy_classifier import NoisyClassifier
 from diffjax.nets.unet import UNet
 from diffjax.tasks.diffusion_task import make_times
-from diffjax.types import Array, Frozen, Level, Params, PyTree, Statistics, Task, expand
+from diffjax.types import Array, Frozen, Level, Params, Statistics, Task, expand
 
 
 def make_noisy_classifier(config: ConfigDict, classes: int) -> NoisyClassifier:
@@ -53,7 +53,9 @@ def make_noisy_classifier_task(
     times = make_times(config, schedule)
     network = make_noisy_classifier(config, num_classes)
 
-    def init(key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
+    def init(
+        key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
+    ) -> tuple[Params, Statistics]:
         image = batch["image"]
         if tuple(image.shape[1:]) != tuple(image_shape):
             raise ValueError(f"images of shape {image_shape} expected, got {image.shape[1:]}")
@@ -67,7 +69,7 @@ def make_noisy_classifier_task(
         key: jax.Array,
         step: Array,
         batch: Mapping[str, Array],
-    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
         x, label = batch["image"], batch["label"]
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         t, importance = times.draw(time_key, extra["times"], x.shape[0])

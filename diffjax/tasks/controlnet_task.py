@@ -13,7 +13,7 @@ its layers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from diffjax.model.control_networks import HINT
 from diffjax.nets.controlnet import copy_base
 from diffjax.nets.unet import UNet
 from diffjax.tasks.diffusion_task import make_task
-from diffjax.types import Array, Cond, Frozen, Params, PyTree, Statistics, Task
+from diffjax.types import Array, Cond, Frozen, Params, Statistics, Task
 
 DECODER = ("up_blocks.", "conv_norm_out", "conv_out")  # what an unlocked base trains
 NET = "control"  # the entry of the parameters that holds the ControlNet's
@@ -44,7 +44,7 @@ class ControlledNetwork(NamedTuple):
     base: UNet
     beside: ControlNetwork
 
-    def init(self, key: jax.Array, z: Array, t: Array, cond: Cond = None) -> dict[str, Any]:
+    def init(self, key: jax.Array, z: Array, t: Array, cond: Cond = None) -> dict[str, Params]:
         """Initialise the parameters of the ControlNet alone."""
         return {"params": {NET: self.beside.init(key, z, t, cond)}}
 
@@ -54,7 +54,7 @@ class ControlledNetwork(NamedTuple):
         z: Array,
         t: Array,
         cond: Cond = None,
-        **options: Any,
+        **options: object,
     ) -> Array:
         """Evaluate the controlled base. Dropout acts in the ControlNet only."""
         params = dict(variables["params"])
@@ -93,7 +93,9 @@ def make_controlnet_task(
     network = ControlledNetwork(cast(UNet, base), make_control_network(section, base))
     inner = make_task(config, image_shape, levels, num_classes, wrap=lambda _: network)
 
-    def init(key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]) -> tuple[Params, PyTree]:
+    def init(
+        key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
+    ) -> tuple[Params, Statistics]:
         fresh, extra = inner.init(key, frozen, batch)
         params = {NET: copy_base(fresh[NET], frozen["base"])}
         if section.train_decoder:
@@ -107,7 +109,7 @@ def make_controlnet_task(
         key: jax.Array,
         step: Array,
         batch: Mapping[str, Array],
-    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
         joined = {**_merge_decoder(params, frozen), NET: params[NET], HINT: batch[HINT]}
         return inner.loss(joined, frozen, extra, key, step, batch)
 

@@ -9,7 +9,7 @@ Sections that are read here: ``loss``, ``times``, ``data`` and those of the mode
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,6 @@ from diffjax.types import (
     Module,
     Params,
     Prediction,
-    PyTree,
     Schedule,
     Statistics,
     Task,
@@ -60,7 +59,7 @@ def make_task(
     levels: int = 256,
     num_classes: int = 0,
     *,
-    wrap: Callable[[Any], Module] = lambda network: network,
+    wrap: Callable[[Module], Module] = lambda network: network,
 ) -> Task:
     """Make the diffusion task of a config.
 
@@ -151,7 +150,7 @@ class _Objective(NamedTuple):
 
     def init(
         self, key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
-    ) -> tuple[Params, PyTree]:
+    ) -> tuple[Params, Statistics]:
         """See `Task.init`."""
         found = batch["image"].shape[1:] if "image" in batch else self.image_shape
         if tuple(found) != tuple(self.image_shape) and not self.bucketed:
@@ -166,7 +165,7 @@ class _Objective(NamedTuple):
         key: jax.Array,
         step: Array,
         batch: Mapping[str, Array],
-    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
         """See `Task.loss`."""
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         x, extra = self.model.space.enter(frozen, extra, jax.random.fold_in(key, 5), batch)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from diffjax import lora
 from diffjax.model import Model
 from diffjax.tasks.diffusion_task import make_task
-from diffjax.types import Array, Frozen, Params, PyTree, Statistics, Task
+from diffjax.types import Array, Frozen, Params, Statistics, Task
 
 
 def compute_scale(section: ConfigDict) -> float:
@@ -46,7 +46,9 @@ def make_lora_task(
     section, factor = config.lora, compute_scale(config.lora)
     inner = make_task(config, image_shape, levels, num_classes)
 
-    def init(key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
+    def init(
+        key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
+    ) -> tuple[Params, Statistics]:
         _, extra = inner.init(key, frozen, batch)  # whose parameters nobody computes under jit
         targets = tuple(section.targets)
         adapters = lora.init(key, frozen["base"], rank=section.rank, targets=targets)
@@ -59,7 +61,7 @@ def make_lora_task(
         key: jax.Array,
         step: Array,
         batch: Mapping[str, Array],
-    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
         joined = lora.merge(frozen["base"], params, factor)
         return inner.loss(joined, frozen, extra, key, step, batch)
 
