@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from absl import flags, logging
@@ -37,6 +36,7 @@ from diffjax.runs.control_examples import (
 )
 from diffjax.runs.hints import make_hints
 from diffjax.tasks import find_task_kind
+from diffjax.types import JsonObject
 from diffjax.writing import write_json
 
 run_flags.define_sampling_flags()
@@ -107,7 +107,7 @@ def list_settings(cfg: ConfigDict) -> Iterator[tuple[float, str]]:
     yield from itertools.product(map(float, SCALES.value), BALANCE.value or [cfg.control.balance])
 
 
-def measure_images(cfg: ConfigDict, images: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+def measure_images(cfg: ConfigDict, images: np.ndarray, real: np.ndarray) -> JsonObject:
     """Distance to real images, and scores, if there are enough for them."""
     if not cfg.eval.features or len(images) < ENOUGH:
         return {}

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from absl import flags, logging
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from diffjax import data, runs
@@ -28,6 +28,7 @@ from diffjax.data import latents
 from diffjax.model.space import encode_moments
 from diffjax.runs.fixed_parts import describe_autoencoder
 from diffjax.train.frozen import hash_content
+from diffjax.types import Params
 
 OUT = flags.DEFINE_string(
     "out", None, "Folder that the latents are written to, with a sub-folder per split."
@@ -36,7 +37,9 @@ SPLITS = flags.DEFINE_list("splits", ["train"], "Splits of the data to encode.")
 BATCH = 64
 
 
-def encode_batches(cfg: Any, source: data.Source, params: Any) -> Iterator[dict[str, np.ndarray]]:
+def encode_batches(
+    cfg: ConfigDict, source: data.Source, params: Params
+) -> Iterator[dict[str, np.ndarray]]:
     """Batches of latents, labels and texts in the order of the source."""
     net = describe_autoencoder(cfg)
     run = jax.jit(lambda params, images: encode_moments(net, params, images))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +28,10 @@ from diffjax.cli.tables import format_table
 from diffjax.launch import topologies
 from diffjax.launch.mesh_search import format_rows, rank_meshes
 from diffjax.launch.program_costs import count_flops
-from diffjax.launch.step_plan import StepCase, compile_plan, format_figures
+from diffjax.launch.step_plan import Figures, StepCase, compile_plan, format_figures
 from diffjax.runs import make_abstract_batch
 from diffjax.train import State, make_optimizer, make_step
+from diffjax.types import Array, JsonObject, Params, Task, Tree
 from diffjax.writing import write_json
 
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
@@ -44,15 +44,15 @@ FIT = flags.DEFINE_bool(
 )
 
 
-def _count_parameters(tree: Any) -> int:
+def _count_parameters(tree: Tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _count_bytes(tree: Any) -> int:
+def _count_bytes(tree: Tree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def count_flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]:
+def count_flops_per_image(cfg: ConfigDict, task: Task, state: State) -> dict[str, float]:
     """FLOPs of a training step and of one network evaluation, per image."""
     step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
     batch = make_abstract_batch(cfg, 1)
@@ -61,7 +61,7 @@ def count_flops_per_image(cfg: Any, task: Any, state: State) -> dict[str, float]
         return {"training_flops_per_image": training}
     model = runs.build_model(cfg)
 
-    def forward(params: Any) -> Any:
+    def forward(params: Params) -> Array:
         z = jnp.zeros((1, *model.space.shape))
         return model.network.apply({"params": params}, z, jnp.zeros(1), model.condition.example)
 
@@ -77,11 +77,11 @@ def make_case(cfg: ConfigDict) -> StepCase:
     return StepCase(runs.build_task(cfg), weights, partial(make_abstract_batch, cfg))
 
 
-def make_plan(cfg: Any, *, flops: bool = True) -> dict[str, Any]:
+def make_plan(cfg: ConfigDict, *, flops: bool = True) -> JsonObject:
     """Figures of a config, from shapes alone."""
     task = runs.build_task(cfg)
     state = runs.make_abstract_state(cfg, task)
-    out: dict[str, Any] = {
+    out: JsonObject = {
         "parameters": _count_parameters(state.params),
         "image": list(runs.read_image_shape(cfg)),
         "batch_size": cfg.data.batch_size,
@@ -104,7 +104,7 @@ def _print_rows(rows: dict[str, str]) -> None:
         print(f"{key:>26}: {value}")
 
 
-def _plan_topology(cfg: Any) -> Any:
+def _plan_topology(cfg: ConfigDict) -> Figures | list[Figures]:
     name = TOPOLOGY.value
     if not FIT.value:
         figures = compile_plan(cfg, name, make_case(cfg))

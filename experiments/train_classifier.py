@@ -15,7 +15,6 @@ compared, so a change that retrains them must also raise the version in
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ from diffjax import data, metrics
 from diffjax.cli import command_line
 from diffjax.metrics.features import VERSIONS
 from diffjax.nets.classifier import Classifier
+from diffjax.types import Params
 
 STEPS = {"fashion_mnist": 3600, "fashion_mnist14": 3600, "digits": 2000, "shapes_single": 600}
 # Parameter of the Beta distribution of mixup, and s.d. of the noise on images.
@@ -70,7 +70,7 @@ def mix(
 
 def train(
     source: data.Source, model: Classifier, *, steps: int, seed: int, mixup: float, jitter: float
-) -> Any:
+) -> Params:
     """Parameters of ``model`` after ``steps`` of AdamW with warm-up and cosine decay."""
     rate = optax.warmup_cosine_decay_schedule(0.0, PEAK_RATE, steps // 20, steps)
     optimizer = optax.adamw(rate, weight_decay=WEIGHT_DECAY)
@@ -79,14 +79,14 @@ def train(
     params = jax.jit(model.init)(init_key, jnp.zeros(shape))["params"]
     opt = optimizer.init(params)
 
-    def loss(params: Any, image: jax.Array, target: jax.Array) -> jax.Array:
+    def loss(params: Params, image: jax.Array, target: jax.Array) -> jax.Array:
         _, logits = model.apply({"params": params}, image)
         return optax.softmax_cross_entropy(logits, target).mean()
 
     @jax.jit
     def step(
-        params: Any, opt: Any, i: jax.Array, image: jax.Array, label: jax.Array
-    ) -> tuple[Any, Any, jax.Array]:
+        params: Params, opt: optax.OptState, i: jax.Array, image: jax.Array, label: jax.Array
+    ) -> tuple[Params, optax.OptState, jax.Array]:
         target = jax.nn.one_hot(label, model.num_classes)
         step_key = jax.random.fold_in(key, i)
         image, target = mix(step_key, image, target, mixup)

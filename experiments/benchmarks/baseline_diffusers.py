@@ -24,7 +24,7 @@ import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags, logging
@@ -47,6 +47,7 @@ from diffjax import data
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
 from diffjax.evaluation.image_grids import save_png, tile, to_uint8
+from diffjax.types import JsonObject
 from diffjax.writing import write_json
 
 MINUTES = flags.DEFINE_float("minutes", 60.0, "Minutes of training; 0 only samples.", 0)
@@ -149,7 +150,7 @@ def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
         net.parameters(), 0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=True
     )
     scheduler.save_pretrained(folder / "scheduler")
-    summary: dict[str, Any] = {
+    summary: JsonObject = {
         "recipe": RECIPE.value,
         **recipe._asdict(),
         "batch": size,

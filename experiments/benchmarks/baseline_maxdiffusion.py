@@ -30,6 +30,7 @@ from absl import flags
 from diffjax.cli import run_flags
 from diffjax.launch import step_plan, topologies
 from diffjax.train.sharding import with_sharding
+from diffjax.types import JsonObject
 from diffjax.writing import write_json
 
 SOURCE = flags.DEFINE_string(
@@ -68,7 +69,7 @@ def read_config(source: Path, chips: int, sharded: bool, batch: int, attention: 
     return pyconfig.config
 
 
-def lower_step(config: Any, devices: list[Any]) -> tuple[Any, Any]:
+def lower_step(config: Any, devices: list[jax.Device]) -> tuple[jax.stages.Lowered, Any]:
     """Its step for these chips, and the shapes of its state."""
     from flax.linen import partitioning
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -129,7 +130,7 @@ def read_commit(source: Path) -> str:
 
 def measure_memory(
     source: Path, where: str, sharded: bool, batch: int, attention: str
-) -> dict[str, Any]:
+) -> JsonObject:
     """Bytes per chip, or what is missing."""
     devices = topologies.find_devices(where)[0]
     config = read_config(source, len(devices), sharded, batch, attention)
@@ -138,7 +139,7 @@ def measure_memory(
     leaves = jax.tree.leaves(state.params)
     whole = sum(leaf.size for leaf in leaves if local(leaf) == leaf.shape)
     total = sum(leaf.size for leaf in leaves)
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "commit": read_commit(source),
         "topology": where,
         "chips": len(devices),

@@ -14,12 +14,12 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from diffjax import runs
 from diffjax.cli import run_flags
@@ -27,7 +27,8 @@ from diffjax.cli.command_line import UsageError
 from diffjax.runs.hints import read_hint_shape
 from diffjax.runs.states import make_abstract_base
 from diffjax.tasks import make_task
-from diffjax.train import init_state, make_optimizer, make_step
+from diffjax.train import State, init_state, make_optimizer, make_step
+from diffjax.types import Batch, Frozen, JsonObject, T, Task
 from diffjax.writing import write_json
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
@@ -36,7 +37,7 @@ JSON = flags.DEFINE_string("json", None, "File that the figures are also written
 ALL_ARGUMENTS = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
 
 
-def make_tasks(cfg: Any) -> dict[str, tuple[Any, Any]]:
+def make_tasks(cfg: ConfigDict) -> dict[str, tuple[Task, Frozen | None]]:
     """(task, shapes of what is frozen) of fine-tuning the base and of training the ControlNet."""
     shape = runs.read_image_shape(cfg)
     fine = make_task(cfg, shape, cfg.data.levels, cfg.data.num_classes)
@@ -46,7 +47,7 @@ def make_tasks(cfg: Any) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def draw_batch(cfg: Any, size: int) -> dict[str, np.ndarray]:
+def draw_batch(cfg: ConfigDict, size: int) -> dict[str, np.ndarray]:
     """Random images, labels and hints."""
     rng, shape = np.random.default_rng(0), runs.read_image_shape(cfg)
     return {
@@ -56,7 +57,9 @@ def draw_batch(cfg: Any, size: int) -> dict[str, np.ndarray]:
     }
 
 
-def compile_step(cfg: Any, task: Any, fixed: Any, batch: Any) -> Any:
+def compile_step(
+    cfg: ConfigDict, task: Task, fixed: Frozen | None, batch: Batch
+) -> tuple[jax.stages.Compiled, State]:
     """The compiled training step, from shapes alone."""
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
     state = jax.eval_shape(partial(init_state, task, optimizer), jax.random.key(0), fixed, batch)
@@ -64,17 +67,17 @@ def compile_step(cfg: Any, task: Any, fixed: Any, batch: Any) -> Any:
     return step.lower(state, fixed, batch).compile(), state
 
 
-def count_peak_bytes(program: Any) -> int:
+def count_peak_bytes(program: jax.stages.Compiled) -> int:
     """Arguments, results that are no arguments given away, and temporaries."""
     sizes = program.memory_analysis()
     total = sum(getattr(sizes, name) for name in ALL_ARGUMENTS)
     return int(total - sizes.alias_size_in_bytes)
 
 
-def _fill(shapes: Any) -> Any:
+def _fill(shapes: T) -> T:
     rng = np.random.default_rng(0)
 
-    def fill(leaf: Any) -> jax.Array:
+    def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.zeros(leaf.shape, leaf.dtype)
         return jnp.asarray(0.05 * rng.standard_normal(leaf.shape), leaf.dtype)
@@ -82,7 +85,7 @@ def _fill(shapes: Any) -> Any:
     return jax.tree.map(fill, shapes)
 
 
-def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
+def measure(cfg: ConfigDict, batch: int, repeats: int) -> JsonObject:
     """Seconds and bytes of a step of either, and the ratios of ControlNet to fine-tuning."""
     given = draw_batch(cfg, batch)
     programs, states, bases = {}, {}, {}

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from diffjax import runs
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
 from diffjax.model import make_sampler, make_steering, sample
+from diffjax.types import Array, JsonObject, Params
 from diffjax.writing import write_json
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
@@ -33,8 +34,8 @@ MODES = {"unguided": (False, None), "guided": (False, 2.0), "guided_sequential":
 
 
 def compile_sampling(
-    cfg: Any, batch: int, *, sequential: bool, scale: float | None
-) -> tuple[Any, Any]:
+    cfg: ConfigDict, batch: int, *, sequential: bool, scale: float | None
+) -> tuple[jax.stages.Compiled, tuple[Params, np.ndarray | None]]:
     """Compiled sampling of a few steps, and its arguments."""
     cfg = runs.replace_sample(cfg, sampler="ddim", steps=STEPS, guidance_sequential=sequential)
     model = runs.build_model(cfg)
@@ -43,7 +44,7 @@ def compile_sampling(
     cond = {"label": np.arange(batch, dtype=np.int32) % cfg.data.num_classes}
     keys = jax.random.split(jax.random.key(0), batch)
 
-    def run(params: Any, scales: Any) -> Any:
+    def run(params: Params, scales: Array | None) -> Array:
         own = model._replace(params=params)
         return sample(own, cond, sampler, rows, keys, scale=scales, steering=steering)
 
@@ -52,7 +53,7 @@ def compile_sampling(
     return jax.jit(run).lower(*arguments).compile(), arguments
 
 
-def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
+def measure(cfg: ConfigDict, batch: int, repeats: int) -> JsonObject:
     """Seconds and bytes of every mode, and their ratios to unguided."""
     modes = {
         mode: compile_sampling(cfg, batch, sequential=sequential, scale=scale)

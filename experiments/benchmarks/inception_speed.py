@@ -18,7 +18,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +28,7 @@ from diffjax import metrics
 from diffjax.cli import run_flags
 from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.state_dict import list_state_shapes
+from diffjax.types import JsonObject
 from diffjax.writing import write_json
 
 NUM = flags.DEFINE_integer("num", 256, "Number of images per measurement.", 1)
@@ -86,7 +86,7 @@ def make_reference_call(
     return run
 
 
-def time_calls(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def time_calls(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of every call, by turns; the caller has warmed them up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in tqdm(range(repeats), desc="repeats"):
@@ -107,7 +107,7 @@ def main() -> None:
     features = {name: call() for name, call in calls.items()}
     seconds = time_calls(calls, REPEATS.value)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    result: dict[str, Any] = {
+    result: JsonObject = {
         "images": NUM.value,
         "pixels": PIXELS.value,
         "batch": BATCH.value,

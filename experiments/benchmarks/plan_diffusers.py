@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from diffjax.cli.tables import format_table
 from diffjax.launch import step_plan, topologies
 from diffjax.nets.controlnet import ControlNet, copy_base
 from diffjax.nets.unet import UNet
-from diffjax.types import Array, PyTree, Task, expand
+from diffjax.types import Array, Batch, Cond, Frozen, JsonObject, Params, Statistics, Task, expand
 from diffjax.writing import write_json
 
 OUT = flags.DEFINE_string(
@@ -44,18 +44,23 @@ SDXL = UNet(
     multipliers=(1, 2, 4), attention_levels=(1, 2), heads=(5, 10, 20), depth=(1, 2, 10),
     linear_projection=True, context_dim=2048, added_dim=2816, **SD,
 )  # fmt: skip
-Batch = Callable[[int], dict[str, Any]]
+# Shapes of a batch by the names of its entries.
+Shapes: TypeAlias = dict[str, Any]
+# From a batch size to the shapes of a batch.
+MakeBatch: TypeAlias = Callable[[int], Shapes]
+# What a task's loss returns, see `diffjax.types.Task`.
+Loss: TypeAlias = tuple[Array, tuple[Statistics, dict[str, Array]]]
 
 
 def _make_shape(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _make_batch(side: int, width: int, *, added: bool = False, hint: bool = False) -> Batch:
+def _make_batch(side: int, width: int, *, added: bool = False, hint: bool = False) -> MakeBatch:
     """Latents, text features of 77 tokens, and what else a model is told."""
 
-    def make(size: int) -> dict[str, Any]:
-        batch: dict[str, Any] = {
+    def make(size: int) -> Shapes:
+        batch: Shapes = {
             "image": _make_shape(size, side, side, 4),
             "context": _make_shape(size, 77, width),
         }
@@ -71,9 +76,7 @@ def _make_batch(side: int, width: int, *, added: bool = False, hint: bool = Fals
     return make
 
 
-def _compute_loss(
-    predict: Callable[..., Array], key: jax.Array, batch: dict[str, Any]
-) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+def _compute_loss(predict: Callable[..., Array], key: jax.Array, batch: Batch) -> Loss:
     """``E |eps_hat(z_t, t, cond) - eps|^2`` with SD's schedule."""
     schedule = schedules.make(
         "scaled_linear", {"steps": 1000, "beta_start": 0.00085, "beta_end": 0.012}
@@ -87,11 +90,13 @@ def _compute_loss(
 
 
 def _make_unet_task(net: UNet) -> Task:
-    def init(key: jax.Array, frozen: PyTree, batch: Any) -> tuple[PyTree, PyTree]:
+    def init(key: jax.Array, frozen: Frozen, batch: Batch) -> tuple[Params, Statistics]:
         cond = {k: v for k, v in batch.items() if k != "image"}
         return net.init(key, batch["image"], jnp.zeros(1), cond)["params"], {}
 
-    def loss(params: PyTree, frozen: PyTree, extra: PyTree, key: Any, step: Any, batch: Any) -> Any:
+    def loss(
+        params: Params, frozen: Frozen, extra: Statistics, key: jax.Array, step: Array, batch: Batch
+    ) -> Loss:
         return _compute_loss(lambda *inputs: net.apply({"params": params}, *inputs), key, batch)
 
     return Task(init, loss, lambda *_: None)
@@ -100,13 +105,15 @@ def _make_unet_task(net: UNet) -> Task:
 def _make_control_task(base_net: UNet) -> Task:
     net = ControlNet(base_net)
 
-    def init(key: jax.Array, frozen: PyTree, batch: Any) -> tuple[PyTree, PyTree]:
+    def init(key: jax.Array, frozen: Frozen, batch: Batch) -> tuple[Params, Statistics]:
         cond = {k: v for k, v in batch.items() if k != "image"}
         fresh = net.init(key, batch["image"], jnp.zeros(1), cond)["params"]
         return copy_base(fresh, frozen["base"]), {}
 
-    def loss(params: PyTree, frozen: PyTree, extra: PyTree, key: Any, step: Any, batch: Any) -> Any:
-        def predict(z: Array, t: Array, cond: dict[str, Any]) -> Any:
+    def loss(
+        params: Params, frozen: Frozen, extra: Statistics, key: jax.Array, step: Array, batch: Batch
+    ) -> Loss:
+        def predict(z: Array, t: Array, cond: Cond) -> Array:
             added = net.apply({"params": params}, z, t, cond)
             return base_net.apply({"params": frozen["base"]}, z, t, {**cond, "control": added})
 
@@ -157,7 +164,7 @@ def name_row(case: str, where: str, per_chip: int, fsdp: int) -> str:
     return f"{case}/{where}/fsdp{fsdp}/batch{per_chip}"
 
 
-def compile_row(case: str, where: str, per_chip: int, fsdp: int) -> dict[str, Any]:
+def compile_row(case: str, where: str, per_chip: int, fsdp: int) -> JsonObject:
     """Figures of a row, or what it lacks."""
     chips = len(topologies.find_devices(where)[0])
     config = make_config(case, chips, per_chip, fsdp)
@@ -167,7 +174,7 @@ def compile_row(case: str, where: str, per_chip: int, fsdp: int) -> dict[str, An
         return {"topology": where, "needed_bytes": failure.needed, **failure.sizes}
 
 
-def format_rows(rows: dict[str, Any]) -> str:
+def format_rows(rows: dict[str, JsonObject]) -> str:
     """The figures as text."""
     shown = []
     for name, row in rows.items():

@@ -6,10 +6,10 @@ Four predictions, each trained with the unweighted error and with the variationa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from diffjax.types import JsonObject
 from experiments.reproductions.claims import (
     NOTE,
     Claim,
@@ -54,7 +54,7 @@ def _make_trial(prediction: str, loss: str, seed: int) -> Piece:
 PIECES = tuple(_make_trial(p, loss, seed) for seed in SEEDS for p in PREDICTIONS for loss in LOSSES)
 
 
-def _read_runs(data: Path, prediction: str, loss: str) -> list[dict[str, Any]]:
+def _read_runs(data: Path, prediction: str, loss: str) -> list[JsonObject]:
     return [read_file(data / f"{_name_run(prediction, loss, seed)}.json") for seed in SEEDS]
 
 

@@ -6,11 +6,11 @@ Three dropping probabilities, guidance weights w (guidance scale 1 + w) from 0 t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from diffjax.evaluation import plots
+from diffjax.types import JsonObject
 from experiments.reproductions.claims import (
     NOTE,
     Claim,
@@ -120,7 +120,7 @@ PIECES = (
 )
 
 
-def _read_rows(data: Path, model: str) -> list[dict[str, Any]]:
+def _read_rows(data: Path, model: str) -> list[JsonObject]:
     return list(read_file(data / f"{model}-guidance.jsonl"))
 
 
@@ -177,11 +177,11 @@ def _judge_dropping(data: Path) -> Claim:
     )
 
 
-def _find_best(rows: list[dict[str, Any]]) -> float:
+def _find_best(rows: list[JsonObject]) -> float:
     return float(min(select_values(rows, guidance=scale).mean() for scale in FEW))
 
 
-def _format_table(rows: list[dict[str, Any]], name: str = "w") -> str:
+def _format_table(rows: list[JsonObject], name: str = "w") -> str:
     scales = sorted({row["guidance"] for row in rows})
     heads = [name, *(m.replace("_", " ") for m in METRICS), *["evaluations"] * (name == "w")]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffjax.evaluation import plots
+from diffjax.types import JsonObject
 from diffjax.writing import read_json_lines
 
 
@@ -27,7 +28,7 @@ def read_file(path: Path) -> Any:
 
 
 def select_values(
-    rows: Iterable[dict[str, Any]], metric: str = "distance", **wanted: Any
+    rows: Iterable[JsonObject], metric: str = "distance", **wanted: object
 ) -> np.ndarray:
     """A metric over seeds, of the rows with these values."""
     found = [r[metric] for r in rows if all(r[k] == v for k, v in wanted.items())]
@@ -65,7 +66,7 @@ def format_verdicts(claims: list[Claim]) -> str:
     return "\n".join(lines + [f"| {c.text} | {words[c.held]} | {c.figures} |" for c in claims])
 
 
-def format_metrics(evaluation: dict[str, Any]) -> dict[str, str]:
+def format_metrics(evaluation: JsonObject) -> dict[str, str]:
     """The image metrics of an evaluation, for `format_comparison`."""
     keys = ("distance", "inception_score", "precision", "recall", "density", "coverage")
     return {k: f"{evaluation[k]:.4g}" for k in keys if k in evaluation}
@@ -80,7 +81,7 @@ def format_comparison(columns: dict[str, dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def format_training(summary: dict[str, Any]) -> dict[str, str]:
+def format_training(summary: JsonObject) -> dict[str, str]:
     """What a summary.json says of a training, for `format_comparison`."""
     return {
         "parameters": f"{summary['parameters']:,}",

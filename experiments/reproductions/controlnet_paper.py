@@ -6,10 +6,10 @@ Frozen bases; zero convolutions, Gaussian ones, ControlNet-lite, and hardly any 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from diffjax.types import JsonObject
 from experiments.reproductions.claims import (
     Claim,
     format_comparison,
@@ -174,7 +174,7 @@ PIECES = (
 )
 
 
-def _read_logs(data: Path, hint: str, net: str) -> list[list[dict[str, Any]]]:
+def _read_logs(data: Path, hint: str, net: str) -> list[list[JsonObject]]:
     """The measured lines of the logs, a run each."""
     found = [read_file(data / f"{_name_run(hint, net, seed)}-log.jsonl") for seed in SEEDS]
     kind = "edge_f1" if hint == "edges" else "mask_iou"

@@ -6,9 +6,11 @@ On Fashion-MNIST at 14x14.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from diffjax.evaluation.sweeps import format_table, plot
+from diffjax.types import JsonObject
 from experiments.reproductions.claims import (
     NOTE,
     Claim,
@@ -90,7 +92,7 @@ PIECES = (
 )
 
 
-def _read_rows(data: Path, pieces: tuple[Piece, ...]) -> list[dict[str, Any]]:
+def _read_rows(data: Path, pieces: tuple[Piece, ...]) -> list[JsonObject]:
     """All rows of a spacing; sigma-hat is a value of eta, as in the paper's table."""
     rows = [
         {**row, "eta": SIGMA_HAT} if piece.name.endswith(SIGMA_HAT) else row
@@ -104,7 +106,7 @@ def judge_claims(data: Path) -> list[Claim]:
     """DDIM's table 1 in its shape."""
     rows, quadratic, out = _read_rows(data, LINEAR), _read_rows(data, QUADRATIC), []
 
-    def at(eta: float | str, steps: int) -> Any:
+    def at(eta: float | str, steps: int) -> np.ndarray:
         return select_values(rows, eta=eta, steps=steps)
 
     for spacing, found in (("linear", rows), ("quadratic", quadratic)):
@@ -129,7 +131,7 @@ def judge_claims(data: Path) -> list[Claim]:
     return [*out, _judge_reconstruction(data)]
 
 
-def _read_full(data: Path, variance: str) -> list[dict[str, Any]]:
+def _read_full(data: Path, variance: str) -> list[JsonObject]:
     return list(read_file(data / f"ddim-1000-{variance}.jsonl"))
 
 

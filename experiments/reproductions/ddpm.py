@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from diffjax.types import JsonObject
 from experiments.reproductions.claims import (
     NOTE,
     Claim,
@@ -81,7 +81,7 @@ def judge_claims(data: Path) -> list[Claim]:
     return [Claim(text, ours["distance"] < base["distance"], figures)]
 
 
-def _format_likelihood(bits: dict[str, Any]) -> str:
+def _format_likelihood(bits: JsonObject) -> str:
     return (
         f"Variational bound on {bits['bits_images']} test images, all 1000 steps, "
         f"{bits['bits_variance']}: **{bits['bits_per_dim']:.3f} ± {bits['bits_per_dim_se']:.3f} "

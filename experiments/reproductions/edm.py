@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from diffjax.evaluation.sweeps import format_table, plot
+from diffjax.types import JsonObject
 from experiments.reproductions.claims import (
     NOTE,
     Claim,
@@ -70,7 +70,7 @@ PIECES = (
 )
 
 
-def _read_rows(data: Path, *names: str) -> list[dict[str, Any]]:
+def _read_rows(data: Path, *names: str) -> list[JsonObject]:
     return [row for name in names for row in read_file(data / f"edm-{name}.jsonl")]
 
 

@@ -6,10 +6,10 @@ The cosine schedule with the simple loss, L_hybrid and L_vlb, the latter two wit
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from diffjax.types import JsonObject
 from experiments.reproductions.claims import (
     NOTE,
     Claim,
@@ -54,7 +54,7 @@ def _make_trial(loss: str, seed: int) -> Piece:
 PIECES = tuple(_make_trial(loss, seed) for seed in SEEDS for loss in VARIANTS)
 
 
-def _read_runs(data: Path, loss: str) -> list[dict[str, Any]]:
+def _read_runs(data: Path, loss: str) -> list[JsonObject]:
     return [read_file(data / f"{_name_run(loss, seed)}.json") for seed in SEEDS]
 
 

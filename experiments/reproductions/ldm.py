@@ -6,10 +6,10 @@ KL autoencoders of factor 1 (pixels), 2 and 4 after the same time, guidance by c
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from diffjax.types import JsonObject
 from experiments.reproductions.claims import (
     NOTE,
     Claim,
@@ -166,16 +166,16 @@ PIECES = (
 )
 
 
-def _read_logs(data: Path, factor: str) -> list[list[dict[str, Any]]]:
+def _read_logs(data: Path, factor: str) -> list[list[JsonObject]]:
     return [read_file(data / f"{_name_run(f'ldm-{factor}', seed)}-log.jsonl") for seed in SEEDS]
 
 
-def _compute_speeds(log: list[dict[str, Any]], batch: int = 32) -> np.ndarray:
+def _compute_speeds(log: list[JsonObject], batch: int = 32) -> np.ndarray:
     """Images a second in every line of a log but the first, which compiles."""
     return batch * np.asarray([row["steps_per_second"] for row in log[1:]])
 
 
-def _compute_curve(log: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def _compute_curve(log: list[JsonObject]) -> tuple[np.ndarray, np.ndarray]:
     """(seconds of training at the run's median speed, distance), where it was measured."""
     measured = [row for row in log if "distance" in row]
     images = 32 * np.asarray([row["step"] for row in measured])
@@ -270,7 +270,7 @@ def _format_stages(data: Path) -> str:
     return "\n".join(rows)
 
 
-def _format_guidance(rows: list[dict[str, Any]], metrics: tuple[str, ...]) -> str:
+def _format_guidance(rows: list[JsonObject], metrics: tuple[str, ...]) -> str:
     out = [f"| guidance | {' | '.join(m.replace('_', ' ') for m in metrics)} |"]
     out.append("|---" * (len(metrics) + 1) + "|")
     for scale in sorted({row["guidance"] for row in rows}):

@@ -6,8 +6,8 @@ Memory, operations and collectives of a chip, beside maxdiffusion's training ste
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from diffjax.types import JsonObject
 from experiments.reproductions.claims import Claim, read_file
 from experiments.reproductions.pieces import Piece
 
@@ -35,36 +35,36 @@ def _make_piece(case: str) -> Piece:
 PIECES = tuple(map(_make_piece, CASES))
 
 
-def _read_rows(data: Path) -> dict[str, dict[str, Any]]:
+def _read_rows(data: Path) -> dict[str, JsonObject]:
     return {k: row for case in CASES for k, row in read_file(data / f"scaling-{case}.json").items()}
 
 
-def _read_maxdiffusion(data: Path) -> dict[str, dict[str, Any]]:
+def _read_maxdiffusion(data: Path) -> dict[str, JsonObject]:
     path = data / THEIRS
     return read_file(path) if path.exists() else {}
 
 
-def _is_fitting(row: dict[str, Any]) -> bool:
+def _is_fitting(row: JsonObject) -> bool:
     return "needed_bytes" not in row
 
 
-def _format_memory(row: dict[str, Any]) -> str:
+def _format_memory(row: JsonObject) -> str:
     if _is_fitting(row):
         return f"{row['peak_bytes'] / GIB:.2f}"
     return f"does not fit ({row['needed_bytes'] / GIB:.2f})"
 
 
-def _format_least(row: dict[str, Any]) -> str:
+def _format_least(row: JsonObject) -> str:
     """What a step needs before any activation."""
     state, gradients = row["state_bytes"] / GIB, row["parameter_bytes"] / GIB
     return f"state {state:.2f} GiB and gradients {gradients:.2f} GiB of 15.75"
 
 
-def _sum_traffic(row: dict[str, Any]) -> float:
+def _sum_traffic(row: JsonObject) -> float:
     return sum(entry["bytes"] for entry in row["collectives"].values()) / GIB
 
 
-def _list_flops(rows: dict[str, dict[str, Any]], case: str) -> list[float]:
+def _list_flops(rows: dict[str, JsonObject], case: str) -> list[float]:
     """Operations of a chip on the slices that the case fits."""
     return [
         row["flops"]
@@ -117,12 +117,12 @@ def judge_claims(data: Path) -> list[Claim]:
     return found
 
 
-def _is_comparable(row: dict[str, Any]) -> bool:
+def _is_comparable(row: JsonObject) -> bool:
     """Whether a row of maxdiffusion is comparable with `FIRST`."""
     return _is_fitting(row) and row["data"] == 1 and row["batch_per_chip"] == 4
 
 
-def _format_table(rows: dict[str, dict[str, Any]]) -> str:
+def _format_table(rows: dict[str, JsonObject]) -> str:
     heads = ("", "slice", "data x fsdp", "images a chip", "peak GiB", "of it state", "TFLOP",
              "memory traffic GiB", "collectives GiB", "sharded", "compiled in")  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -149,7 +149,7 @@ def _format_table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _format_collectives(rows: dict[str, dict[str, Any]]) -> str:
+def _format_collectives(rows: dict[str, JsonObject]) -> str:
     lines = [f"| | slice | {' | '.join(COLLECTIVES)} |", "|---" * (2 + len(COLLECTIVES)) + "|"]
     for name, row in rows.items():
         if not _is_fitting(row):
