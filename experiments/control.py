@@ -66,6 +66,11 @@ USES = ("config", "workdir", "weights", "best", "raw", "sampling")  # flags of o
 
 
 def main() -> None:
+    """Draw images by hints with every setting of the flags, and write pictures and measures.
+
+    Raises:
+        UsageError: the run trained no ControlNet.
+    """
     cfg, folder = run_flags.read_config(), run_flags.read_workdir()
     if not find_task_kind(cfg).takes_hints:
         raise UsageError(f"{folder} holds a run of task {cfg.task!r}, not of a ControlNet")
@@ -102,13 +107,20 @@ def main() -> None:
 
 
 def list_settings(cfg: ConfigDict) -> Iterator[tuple[float, str]]:
-    """(scale, balance): no control, then every setting of the flags."""
+    """Yield (scale, balance) of each row: no control first, then every setting of the flags."""
     yield 0.0, "balanced"
     yield from itertools.product(map(float, SCALES.value), BALANCE.value or [cfg.control.balance])
 
 
 def measure_images(cfg: ConfigDict, images: np.ndarray, real: np.ndarray) -> JsonObject:
-    """Distance to real images, and scores, if there are enough for them."""
+    """Measure the distance of images to real ones, and scores, if there are enough for them.
+
+    Args:
+        images, real: (N, H, W, C) in [-1, 1].
+
+    Returns:
+        Numbers by name; empty for fewer than `ENOUGH` images, or without a feature network.
+    """
     if not cfg.eval.features or len(images) < ENOUGH:
         return {}
     return measure_distance(metrics.feature_network(cfg.eval.features), images, real)

@@ -40,7 +40,16 @@ BATCH = 64
 def encode_batches(
     cfg: ConfigDict, source: data.Source, params: Params
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of latents, labels and texts in the order of the source."""
+    """Encode a data set in batches, in its order.
+
+    Args:
+        source: the data set.
+        params: of the autoencoder that the config describes.
+
+    Yields:
+        ``moments`` (B, h, w, 2C), see `model.space.encode_moments`, with labels and texts. The last
+        batch is padded while it is encoded, so that one program encodes all.
+    """
     net = describe_autoencoder(cfg)
     run = jax.jit(lambda params, images: encode_moments(net, params, images))
     for start in tqdm(range(0, len(source), BATCH), desc="encoding", unit="batch"):
@@ -57,6 +66,11 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
+    """Encode the splits that the flags name, and write them below --out.
+
+    Raises:
+        UsageError: --out is missing, or the config has no autoencoder.
+    """
     cfg = run_flags.read_config()
     if not OUT.value:
         raise UsageError("--out=FOLDER is needed: where the latents go")

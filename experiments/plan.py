@@ -45,15 +45,25 @@ FIT = flags.DEFINE_bool(
 
 
 def _count_parameters(tree: Tree) -> int:
+    """Count the numbers in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def _count_bytes(tree: Tree) -> int:
+    """Count the bytes of a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def count_flops_per_image(cfg: ConfigDict, task: Task, state: State) -> dict[str, float]:
-    """FLOPs of a training step and of one network evaluation, per image."""
+    """Count the FLOPs of a training step and of one evaluation of the network, per image.
+
+    They are counted in the traced program, so the gradient counts as what it computes. A perceptual
+    network, which is the user's, is left out.
+
+    Args:
+        task: of the config.
+        state: shapes of its state.
+    """
     step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
     batch = make_abstract_batch(cfg, 1)
     training = count_flops(step, state, runs.make_abstract_fixed_parts(cfg), batch)
@@ -72,13 +82,20 @@ def count_flops_per_image(cfg: ConfigDict, task: Task, state: State) -> dict[str
 
 
 def make_case(cfg: ConfigDict) -> StepCase:
-    """The training step of a config, from shapes alone."""
+    """Make the training step of a config from shapes alone, for `launch.step_plan`."""
     weights = runs.make_abstract_fixed_parts(cfg)
     return StepCase(runs.build_task(cfg), weights, partial(make_abstract_batch, cfg))
 
 
 def make_plan(cfg: ConfigDict, *, flops: bool = True) -> JsonObject:
-    """Figures of a config, from shapes alone."""
+    """Compute the figures of a config from shapes alone.
+
+    Args:
+        flops: whether to trace the training step, which takes seconds.
+
+    Returns:
+        Parameters, bytes of parameters and state, images seen, and FLOPs, by name.
+    """
     task = runs.build_task(cfg)
     state = runs.make_abstract_state(cfg, task)
     out: JsonObject = {
@@ -100,11 +117,22 @@ def make_plan(cfg: ConfigDict, *, flops: bool = True) -> JsonObject:
 
 
 def _print_rows(rows: dict[str, str]) -> None:
+    """Print names and values, one pair a line."""
     for key, value in rows.items():
         print(f"{key:>26}: {value}")
 
 
 def _plan_topology(cfg: ConfigDict) -> Figures | list[Figures]:
+    """Compile the step for the topology of the flags, and print its figures.
+
+    With --fit every mesh is compiled at the largest batch that fits.
+
+    Returns:
+        What was printed, for --json.
+
+    Raises:
+        UsageError: no mesh fits one image per chip.
+    """
     name = TOPOLOGY.value
     if not FIT.value:
         figures = compile_plan(cfg, name, make_case(cfg))
@@ -126,6 +154,11 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
+    """Print the plan of a config, and write it as JSON if asked for.
+
+    Raises:
+        UsageError: --fit without --topology.
+    """
     cfg = run_flags.read_config()
     if FIT.value and not TOPOLOGY.value:
         raise UsageError("--fit needs --topology")

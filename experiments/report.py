@@ -35,7 +35,11 @@ MODE = flags.DEFINE_enum(
 
 
 def _list_runs(folder: Path) -> list[Path]:
-    """The runs to compare: those named, or those of a sweep that have begun."""
+    """List the runs to compare: those of --runs, or those of a sweep that have begun.
+
+    Args:
+        folder: workdir, which may be that of a sweep.
+    """
     if RUNS.value:
         return [Path(name) for name in RUNS.value]
     stored = folder / "sweep.json"
@@ -50,6 +54,11 @@ USES = ("config", "workdir")  # flags of other modules
 
 
 def main() -> None:
+    """Write the page about a run, the comparison of several, or the table of results in README.md.
+
+    Raises:
+        UsageError: nothing was trained in the workdir.
+    """
     if RESULTS.value:
         readme = Path("README.md")
         readme.write_text(results.insert_table(readme.read_text(), Path("docs/results")))

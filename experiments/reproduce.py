@@ -47,10 +47,10 @@ PAGES = flags.DEFINE_bool("pages", False, "Only write the pages, from the data t
 
 
 def select_papers() -> dict[str, ModuleType]:
-    """The papers asked for.
+    """Select the papers that the flags name, or all.
 
     Raises:
-        UsageError: an unknown paper or piece, listing the choices.
+        UsageError: an unknown paper or piece; the message lists the choices.
     """
     if unknown := set(PAPER.value) - set(PAPERS):
         raise UsageError(f"unknown papers {sorted(unknown)}; choose from {list(PAPERS)}")
@@ -62,7 +62,13 @@ def select_papers() -> dict[str, ModuleType]:
 
 
 def list_pieces(papers: dict[str, ModuleType], runs: Path, folder: Path) -> str:
-    """Every piece, its minutes, whether it is done, and its commands."""
+    """Format a list of the pieces: minutes, whether they are done, and their commands.
+
+    Args:
+        papers: modules of `experiments.reproductions` by name.
+        runs: folder of the runs.
+        folder: of the results.
+    """
     lines = []
     for name, paper in papers.items():
         for piece in paper.PIECES:
@@ -73,7 +79,10 @@ def list_pieces(papers: dict[str, ModuleType], runs: Path, folder: Path) -> str:
 
 
 def describe_paper_scale(name: str) -> str:
-    """Commands, size and cost of a paper's own settings; the expected numbers are in its config."""
+    """Describe a paper's own settings: commands, sizes and costs, from its config file.
+
+    The figures that the paper reports with them are in the docstring of that file.
+    """
     path = Path("configs") / f"{getattr(PAPERS[name], 'CONFIG', name)}.py"
     module = run_flags.load_config_module(str(path))
     lines = [(module.__doc__ or "").strip(), ""]
@@ -94,7 +103,11 @@ def describe_paper_scale(name: str) -> str:
 
 
 def write_pages(folder: Path) -> None:
-    """PAPER.md for every paper whose files are all there, and README.md with every claim."""
+    """Write PAPER.md for every paper whose files are all there, and README.md with every claim.
+
+    Args:
+        folder: of the results; the files are in its folder data.
+    """
     sections = []
     for name, paper in PAPERS.items():
         found = results.read_results(name, folder)
@@ -117,6 +130,12 @@ def write_pages(folder: Path) -> None:
 
 
 def main() -> None:
+    """Run the pieces that are not done yet, and write the pages; or list or describe them.
+
+    Raises:
+        UsageError: an unknown paper or piece.
+        RuntimeError: a command of a piece failed.
+    """
     papers = select_papers()
     runs, folder = Path(RUNS.value), Path(RESULTS.value)
     if SCALE.value == "paper":

@@ -44,7 +44,18 @@ LABEL = flags.DEFINE_multi_string(
 
 
 def draw_rows(cfg: ConfigDict, drawer: Drawer, num: int, seed: int) -> np.ndarray:
-    """``num`` images for every value of --rows, one value after the other."""
+    """Draw ``num`` images for every value of --rows, with the same noise in every row.
+
+    Args:
+        drawer: of the model.
+        seed: of the noise.
+
+    Returns:
+        (rows * num, H, W, C) in [-1, 1], row after row.
+
+    Raises:
+        ConfigError: --rows is wrong, or has no effect on the sampler.
+    """
     ((key, values),) = parse_axes([ROWS.value], cfg.sample).items()
     check_axes(cfg, [key])
     done = []
@@ -62,7 +73,11 @@ def draw_rows(cfg: ConfigDict, drawer: Drawer, num: int, seed: int) -> np.ndarra
 
 
 def _read_text(cfg: ConfigDict) -> np.ndarray | None:
-    """Tokens of the prompts, or None for the captions of the data."""
+    """Tokenize the prompts of the flags; None for the captions of the data.
+
+    Raises:
+        UsageError: the model was not trained on captions.
+    """
     if not PROMPT.value:
         return None
     tokenizers = runs.make_tokenizers(cfg, run_flags.read_run_folder())
@@ -72,10 +87,14 @@ def _read_text(cfg: ConfigDict) -> np.ndarray | None:
 
 
 def _read_labels(cfg: ConfigDict, count: int) -> np.ndarray | None:
-    """Numbers of the classes to draw in turn, or None for all of them.
+    """Read the classes of --label as labels; None for all classes in turn.
+
+    Args:
+        count: number of classes of the model.
 
     Raises:
-        UsageError: there is no such class.
+        UsageError: the model has no classes.
+        ConfigError: there is no such class.
     """
     names = runs.read_known_classes(cfg, run_flags.read_run_folder()) if count else ()
     if count:
@@ -108,6 +127,11 @@ USES = ("config", "workdir", "weights", "best", "raw", "sampling")  # flags of o
 
 
 def main() -> None:
+    """Draw images of a run, and write them as an npz and a picture.
+
+    Raises:
+        ConfigError: there is no checkpoint, or a flag does not fit the model.
+    """
     cfg, folder = run_flags.read_config(), run_flags.read_workdir()
     text = _read_text(cfg)
     run = run_flags.open_run(cfg)

@@ -63,16 +63,26 @@ FLAGS_BY_ARGUMENT = {name: f"--{name}" for name in ("claim", "image", "resources
 
 
 def make_train_command(config: str, folder: Path, changes: Overrides) -> tuple[str, ...]:
-    """The command that trains a config in a folder with overrides."""
+    """Make the command that trains a config in a folder with overrides.
+
+    Args:
+        config: FILE:VARIANT.
+        changes: values by key of the config.
+    """
     files = (f"--config={config}", f"--workdir={folder}")
     return (sys.executable, "-m", "experiments.train", *files, *overrides.format_overrides(changes))
 
 
 def propose_overrides(module: ModuleType, manifest: Manifest, config: str) -> Iterator[Overrides]:
-    """Overrides, one after the other: the sweep's own, random draws, or Optuna's.
+    """Propose overrides, one after the other: the sweep's own, random draws, or Optuna's.
+
+    Args:
+        module: the config file.
+        manifest: of the sweep, which Optuna learns from.
+        config: FILE:VARIANT, for messages.
 
     Raises:
-        UsageError: the config has no sweep, or none for --trials.
+        UsageError: the config file has no ``sweep()``, or no ``space()`` for --trials.
     """
     wanted = "space" if TRIALS.value else "sweep"
     if not hasattr(module, wanted):
@@ -91,6 +101,12 @@ def propose_overrides(module: ModuleType, manifest: Manifest, config: str) -> It
 
 
 def main() -> None:
+    """Run what is not finished of a sweep, or write it for Kubernetes.
+
+    Raises:
+        ConfigError: the workdir holds another sweep, or the config does not take an override.
+        RuntimeError: runs failed.
+    """
     run_flags.read_config()
     config, folder = run_flags.read_config_name(), run_flags.read_workdir()
     module = run_flags.load_config_module(config.partition(":")[0])
@@ -119,7 +135,12 @@ def main() -> None:
 def _run_all(
     manifest: Manifest, todo: Iterator[SweepRun], make_job: Callable[[SweepRun], jobs.Job]
 ) -> None:
-    """Run until nothing is left; signals stop the sweep so that it can go on later."""
+    """Run until nothing is left; signals stop the sweep so that it can go on later.
+
+    Args:
+        todo: runs that are not finished.
+        make_job: makes the job of a run.
+    """
     executor: jobs.Executor = local.LocalExecutor(PARALLEL.value)
     if EXECUTOR.value == "slurm":
         executor = slurm.SlurmExecutor(manifest.folder / "slurm", slurm.parse_options(SLURM.value))
@@ -137,6 +158,7 @@ def _run_all(
 
 
 def _write_kubernetes(found: list[jobs.Job], folder: Path) -> None:
+    """Write jobs as a manifest of Kubernetes into the workdir."""
     resources = dict(item.partition("=")[::2] for item in RESOURCES.value)
     options = {"image": IMAGE.value, "claim": CLAIM.value, "workdir": folder}
     path = folder / "kubernetes.json"

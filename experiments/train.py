@@ -51,6 +51,15 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
+    """Train the config of the flags in the workdir, or resume the run that is there.
+
+    All that can be refused is refused before the data are read: trackers, the workdir, the flags. A
+    run that is told to stop saves its state and exits with the code of the signal.
+
+    Raises:
+        UsageError: --weights is given, or a flag is missing.
+        ConfigError: the config is wrong, or does not fit its data or the run in the workdir.
+    """
     cfg = run_flags.read_config()
     if DRY_RUN.value:
         print(run_flags.format_config(cfg))

@@ -71,7 +71,20 @@ def mix(
 def train(
     source: data.Source, model: Classifier, *, steps: int, seed: int, mixup: float, jitter: float
 ) -> Params:
-    """Parameters of ``model`` after ``steps`` of AdamW with warm-up and cosine decay."""
+    """Train a classifier by AdamW with warm-up and cosine decay.
+
+    The loss is the cross-entropy of mixed images and labels, see `mix`, with noise on the images.
+
+    Args:
+        source: the training data.
+        model: the network.
+        seed: of the initialisation, the order of the data and the noise.
+        mixup: parameter b of the Beta distribution of the blending weights.
+        jitter: standard deviation of the noise on images, which lie in [-1, 1].
+
+    Returns:
+        Its parameters.
+    """
     rate = optax.warmup_cosine_decay_schedule(0.0, PEAK_RATE, steps // 20, steps)
     optimizer = optax.adamw(rate, weight_decay=WEIGHT_DECAY)
     shape = (1, *source.shape)
@@ -105,14 +118,17 @@ def train(
 
 
 def measure_accuracy(network: metrics.FeatureNetwork, source: data.Source) -> float:
-    """Fraction of ``source`` that ``network`` labels correctly."""
+    """Measure the share of images that a network classifies correctly, in [0, 1]."""
     test = source.take(np.arange(len(source)))
     probs = metrics.extract(network, test["image"]).probs
     return float(np.mean(probs.argmax(axis=1) == test["label"]))
 
 
 def main() -> None:
-    """Train, measure on the test split, write."""
+    """Train a classifier, measure it on the test split, and write it.
+
+    It is measured through the file that was written, since that is what everybody uses.
+    """
     name = FLAGS.dataset
     steps = STEPS[name] if FLAGS.steps is None else FLAGS.steps
     source, test = (

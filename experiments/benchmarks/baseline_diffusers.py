@@ -73,7 +73,16 @@ WARM_UP = 500
 
 
 class Recipe(NamedTuple):
-    """Options of one way to train."""
+    """Options of one way to train.
+
+    Attributes:
+        batch: images of a step.
+        betas: name of diffusers' schedule.
+        lr: learning rate.
+        adamw: whether the optimiser is AdamW, or else Adam.
+        clip: the largest norm of the gradients; None for no bound.
+        decay: whether the learning rate warms up and then falls by a cosine.
+    """
 
     batch: int
     betas: str
@@ -90,6 +99,7 @@ RECIPES = {
 
 
 def _make_network() -> UNet2DModel:
+    """Make the network of the Hugging Face course for grey images of 28x28 pixels."""
     return UNet2DModel(
         sample_size=28,
         in_channels=1,
@@ -102,6 +112,7 @@ def _make_network() -> UNet2DModel:
 
 
 def _make_optimizer(recipe: Recipe, net: UNet2DModel) -> torch.optim.Optimizer:
+    """Make the optimiser of a recipe for a network."""
     if recipe.adamw:
         return torch.optim.AdamW(
             net.parameters(), lr=recipe.lr, betas=(0.95, 0.999), weight_decay=1e-6
@@ -110,7 +121,7 @@ def _make_optimizer(recipe: Recipe, net: UNet2DModel) -> torch.optim.Optimizer:
 
 
 def _iterate_batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Shuffled batches (B, 1, 28, 28) in [-1, 1], epoch after epoch."""
+    """Yield shuffled batches (B, 1, 28, 28) in [-1, 1], epoch after epoch."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(images))
@@ -120,7 +131,14 @@ def _iterate_batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch
 
 
 def _compute_rate(recipe: Recipe, step: int, progress: float) -> float:
-    """Learning rate; the steps that fit are estimated from the progress so far."""
+    """Compute the learning rate of a step.
+
+    The decay ends with the time, so the number of steps that fit is estimated from the progress.
+
+    Args:
+        step: number of the step, from 0.
+        progress: share of the time that has passed, in [0, 1].
+    """
     if not recipe.decay:
         return recipe.lr
     total = step / max(progress, 1e-6)
@@ -129,11 +147,13 @@ def _compute_rate(recipe: Recipe, step: int, progress: float) -> float:
 
 
 def _read_cpu_seconds() -> float:
+    """Read the processor time that this process has used."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def _save_average(ema: EMAModel, net: UNet2DModel, folder: Path) -> None:
+    """Save the averaged weights as a folder of diffusers, and put the weights in training back."""
     ema.store(net.parameters())
     ema.copy_to(net.parameters())
     net.save_pretrained(folder / "unet")
@@ -141,6 +161,16 @@ def _save_average(ema: EMAModel, net: UNet2DModel, folder: Path) -> None:
 
 
 def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
+    """Train for some time, and save averaged weights and a summary at intervals.
+
+    The loss is ``|eps_hat - eps|^2`` at uniform timesteps, as in the course and in diffusers'
+    script.
+
+    Args:
+        folder: workdir.
+        images: (N, 28, 28, 1) uint8.
+        seconds: wall-clock time of the training.
+    """
     recipe = RECIPES[RECIPE.value]
     size = BATCH.value or recipe.batch
     net, scheduler = _make_network(), DDPMScheduler(1000, beta_schedule=recipe.betas)
@@ -199,7 +229,12 @@ def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
 
 @torch.no_grad()
 def _sample(folder: Path, steps: int) -> np.ndarray:
-    """``--num`` images (num, 28, 28, 1) in [-1, 1] from the saved averaged weights."""
+    """Draw ``--num`` images (num, 28, 28, 1) in [-1, 1] from the saved averaged weights.
+
+    Args:
+        folder: workdir.
+        steps: of the sampler.
+    """
     net = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False).eval()
     kind = DDIMScheduler if SAMPLER.value == "ddim" else DDPMScheduler
     scheduler = kind.from_pretrained(folder / "scheduler")
@@ -217,6 +252,7 @@ def _sample(folder: Path, steps: int) -> np.ndarray:
 
 
 def _write_samples(folder: Path, steps: int) -> None:
+    """Draw images with some number of steps, and write them with the time that it took."""
     started, cpu = time.monotonic(), _read_cpu_seconds()
     images = _sample(folder, steps)
     taken = {"wall_seconds": time.monotonic() - started, "cpu_seconds": _read_cpu_seconds() - cpu}
@@ -231,6 +267,11 @@ def _write_samples(folder: Path, steps: int) -> None:
 
 
 def _read_sample_steps() -> list[int]:
+    """Read --sample_steps.
+
+    Raises:
+        UsageError: a number is outside of 1 .. 1000.
+    """
     try:
         steps = [int(value) for value in STEPS.value]
     except ValueError:
@@ -244,6 +285,11 @@ USES = ("workdir",)  # flags of other modules
 
 
 def main() -> None:
+    """Train the baseline, if there is time for it, and draw images from it.
+
+    Raises:
+        UsageError: nothing was trained, and --minutes is 0.
+    """
     folder, steps = run_flags.read_workdir(), _read_sample_steps()
     torch.set_num_threads(THREADS.value)
     torch.manual_seed(SEED.value)

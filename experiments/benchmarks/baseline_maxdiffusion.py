@@ -47,7 +47,15 @@ BLOCK = 512  # of flash attention; with its own 2048 the kernel does not compile
 
 
 def read_config(source: Path, chips: int, sharded: bool, batch: int, attention: str) -> Any:
-    """Its configuration of Stable Diffusion 1.5."""
+    """Read maxdiffusion's configuration of Stable Diffusion 1.5, with some values changed.
+
+    Args:
+        source: folder of its repository.
+        chips: number of chips.
+        sharded: whether the parameters are sharded over all chips (FSDP), or else whole.
+        batch: images per chip.
+        attention: its name of the attention kernel.
+    """
     from maxdiffusion import pyconfig
 
     names = ("q", "kv_compute", "kv", "q_dkv", "kv_dkv", "kv_dkv_compute")
@@ -70,7 +78,15 @@ def read_config(source: Path, chips: int, sharded: bool, batch: int, attention: 
 
 
 def lower_step(config: Any, devices: list[jax.Device]) -> tuple[jax.stages.Lowered, Any]:
-    """Its step for these chips, and the shapes of its state."""
+    """Lower maxdiffusion's training step for some chips, from shapes alone.
+
+    Args:
+        config: of `read_config`.
+        devices: chips, which need not be there.
+
+    Returns:
+        The lowered program, and the shapes of its state with their placements.
+    """
     from flax.linen import partitioning
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
     from maxdiffusion import FlaxDDPMScheduler, max_utils
@@ -122,7 +138,7 @@ def lower_step(config: Any, devices: list[jax.Device]) -> tuple[jax.stages.Lower
 
 
 def read_commit(source: Path) -> str:
-    """Of the repository; "unknown" of files alone."""
+    """Read the commit of the repository; "unknown" for files without git."""
     command = ["git", "-C", str(source), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
@@ -131,7 +147,15 @@ def read_commit(source: Path) -> str:
 def measure_memory(
     source: Path, where: str, sharded: bool, batch: int, attention: str
 ) -> JsonObject:
-    """Bytes per chip, or what is missing."""
+    """Compile maxdiffusion's step, and read the bytes that it needs per chip.
+
+    Args:
+        where: topology, such as ``v5e:2x4``.
+        sharded, batch, attention: see `read_config`.
+
+    Returns:
+        A row of figures by name; of a step that does not fit, how much it needs.
+    """
     devices = topologies.find_devices(where)[0]
     config = read_config(source, len(devices), sharded, batch, attention)
     program, state = lower_step(config, devices)
@@ -162,10 +186,15 @@ def measure_memory(
 
 
 def _explain_failure(failure: Exception) -> str:
+    """Return the first line of the compiler's message about a step that does not fit."""
     return str(failure.__cause__).strip().partition("\n")[0]
 
 
 def main() -> None:
+    """Compile every row of `ROWS` that the file does not hold yet.
+
+    maxdiffusion is imported without TensorFlow, which only its input pipeline needs.
+    """
     topologies.configure_jax(WHERE.value)
     jax.config.update("jax_num_cpu_devices", math.prod(map(int, WHERE.value[4:].split("x"))))
     source, path = Path(SOURCE.value).absolute(), Path(OUT.value)

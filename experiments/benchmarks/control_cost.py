@@ -38,7 +38,11 @@ ALL_ARGUMENTS = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in
 
 
 def make_tasks(cfg: ConfigDict) -> dict[str, tuple[Task, Frozen | None]]:
-    """(task, shapes of what is frozen) of fine-tuning the base and of training the ControlNet."""
+    """Make the two tasks that are compared: fine-tuning the base, and training the ControlNet.
+
+    Returns:
+        The task, and the shapes of the parameters that it reads but does not train, by name.
+    """
     shape = runs.read_image_shape(cfg)
     fine = make_task(cfg, shape, cfg.data.levels, cfg.data.num_classes)
     return {
@@ -48,7 +52,7 @@ def make_tasks(cfg: ConfigDict) -> dict[str, tuple[Task, Frozen | None]]:
 
 
 def draw_batch(cfg: ConfigDict, size: int) -> dict[str, np.ndarray]:
-    """Random images, labels and hints."""
+    """Draw a batch of random images, labels and hints."""
     rng, shape = np.random.default_rng(0), runs.read_image_shape(cfg)
     return {
         "image": rng.uniform(-1, 1, (size, *shape)).astype(np.float32),
@@ -60,7 +64,15 @@ def draw_batch(cfg: ConfigDict, size: int) -> dict[str, np.ndarray]:
 def compile_step(
     cfg: ConfigDict, task: Task, fixed: Frozen | None, batch: Batch
 ) -> tuple[jax.stages.Compiled, State]:
-    """The compiled training step, from shapes alone."""
+    """Compile a training step from shapes alone.
+
+    Args:
+        fixed: shapes of the frozen parameters, or None.
+        batch: a batch, for its shapes.
+
+    Returns:
+        The compiled step, and the shapes of its state.
+    """
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
     state = jax.eval_shape(partial(init_state, task, optimizer), jax.random.key(0), fixed, batch)
     step = jax.jit(make_step(task, optimizer), donate_argnums=0)
@@ -68,13 +80,17 @@ def compile_step(
 
 
 def count_peak_bytes(program: jax.stages.Compiled) -> int:
-    """Arguments, results that are no arguments given away, and temporaries."""
+    """Count the bytes that a compiled step holds: arguments, results and temporaries.
+
+    Results that take the place of arguments are counted once.
+    """
     sizes = program.memory_analysis()
     total = sum(getattr(sizes, name) for name in ALL_ARGUMENTS)
     return int(total - sizes.alias_size_in_bytes)
 
 
 def _fill(shapes: T) -> T:
+    """Fill a tree of shapes with small random numbers, and zeros where they are whole numbers."""
     rng = np.random.default_rng(0)
 
     def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -86,7 +102,15 @@ def _fill(shapes: T) -> T:
 
 
 def measure(cfg: ConfigDict, batch: int, repeats: int) -> JsonObject:
-    """Seconds and bytes of a step of either, and the ratios of ControlNet to fine-tuning."""
+    """Measure the time and memory of a step of either task.
+
+    Args:
+        batch: images of a batch.
+        repeats: number of measurements of each task, after one that warms up.
+
+    Returns:
+        Seconds and bytes by task, and the ratios of ControlNet to fine-tuning.
+    """
     given = draw_batch(cfg, batch)
     programs, states, bases = {}, {}, {}
     for name, (task, fixed) in make_tasks(cfg).items():
@@ -124,6 +148,11 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
+    """Print the costs of training a ControlNet, and write them as JSON if asked for.
+
+    Raises:
+        UsageError: the config is not of a ControlNet.
+    """
     cfg = run_flags.read_config()
     if cfg.task != "controlnet":
         raise UsageError("this needs a config of a ControlNet, as in configs/controlnet.py")

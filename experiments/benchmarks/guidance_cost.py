@@ -36,7 +36,16 @@ MODES = {"unguided": (False, None), "guided": (False, 2.0), "guided_sequential":
 def compile_sampling(
     cfg: ConfigDict, batch: int, *, sequential: bool, scale: float | None
 ) -> tuple[jax.stages.Compiled, tuple[Params, np.ndarray | None]]:
-    """Compiled sampling of a few steps, and its arguments."""
+    """Compile the sampling of a few steps with random weights.
+
+    Args:
+        batch: number of images.
+        sequential: whether both halves of guidance run in turn.
+        scale: guidance scale; None for no guidance.
+
+    Returns:
+        The compiled program, and its arguments (parameters, scale of each step).
+    """
     cfg = runs.replace_sample(cfg, sampler="ddim", steps=STEPS, guidance_sequential=sequential)
     model = runs.build_model(cfg)
     sampler, rows = make_sampler(cfg, model)
@@ -54,7 +63,15 @@ def compile_sampling(
 
 
 def measure(cfg: ConfigDict, batch: int, repeats: int) -> JsonObject:
-    """Seconds and bytes of every mode, and their ratios to unguided."""
+    """Measure the seconds and bytes of a step in every mode of `MODES`.
+
+    Args:
+        batch: number of images.
+        repeats: number of measurements of each mode, after one that warms up.
+
+    Returns:
+        Seconds and bytes by mode, and their ratios to unguided sampling.
+    """
     modes = {
         mode: compile_sampling(cfg, batch, sequential=sequential, scale=scale)
         for mode, (sequential, scale) in MODES.items()
@@ -81,6 +98,11 @@ USES = ("config", "workdir", "weights")  # flags of other modules
 
 
 def main() -> None:
+    """Print what guidance costs, and write it as JSON if asked for.
+
+    Raises:
+        UsageError: the model of the config has no condition.
+    """
     cfg = run_flags.read_config()
     if not (cfg.network.conditional and cfg.data.num_classes):
         raise UsageError("guidance needs a model with a condition, such as configs/cfg.py")

@@ -39,7 +39,10 @@ JSON = flags.DEFINE_string("json", None, "File that the figures are also written
 
 
 def draw_weights() -> dict[str, np.ndarray]:
-    """Inception's state dict with kernels that keep the size of activations."""
+    """Draw Inception's state dict, with kernels that keep the size of activations.
+
+    He et al. (2015): the variance of a kernel is 2 over its number of inputs.
+    """
     rng = np.random.default_rng(0)
 
     def draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -55,7 +58,12 @@ def draw_weights() -> dict[str, np.ndarray]:
 
 
 def make_own_call(weights: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], np.ndarray]:
-    """A call that gives the features of all images."""
+    """Make a call that computes the features of all images by diffjax.
+
+    Args:
+        weights: state dict of Inception.
+        images: (N, H, W, 3) uint8.
+    """
     params = from_state_dict(weights, metrics.inception_shapes())
     network = metrics.inception_network(params, batch_size=BATCH.value)
     return lambda: metrics.extract(network, images).features
@@ -64,7 +72,7 @@ def make_own_call(weights: dict[str, np.ndarray], images: np.ndarray) -> Callabl
 def make_reference_call(
     weights: dict[str, np.ndarray], images: np.ndarray
 ) -> Callable[[], np.ndarray]:
-    """The same by torch-fidelity."""
+    """Make the same call by torch-fidelity, see `make_own_call`."""
     import torch
 
     from experiments.benchmarks import torch_operators  # noqa: F401
@@ -87,7 +95,11 @@ def make_reference_call(
 
 
 def time_calls(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every call, by turns; the caller has warmed them up."""
+    """Time calls by turns; the caller has warmed them up.
+
+    Returns:
+        Seconds of each repeat, by the name of the call.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in tqdm(range(repeats), desc="repeats"):
         for name, call in calls.items():
@@ -98,6 +110,7 @@ def time_calls(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str
 
 
 def main() -> None:
+    """Time both implementations, compare their features, and print the figures."""
     shape = (NUM.value, PIXELS.value, PIXELS.value, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     weights = draw_weights()

@@ -53,11 +53,19 @@ Loss: TypeAlias = tuple[Array, tuple[Statistics, dict[str, Array]]]
 
 
 def _make_shape(*shape: int) -> jax.ShapeDtypeStruct:
+    """Make the shape of a float32 array."""
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def _make_batch(side: int, width: int, *, added: bool = False, hint: bool = False) -> MakeBatch:
-    """Latents, text features of 77 tokens, and what else a model is told."""
+    """Make the function that describes a batch of stored latents and text features.
+
+    Args:
+        side: height and width of the latents.
+        width: of the features of 77 tokens.
+        added: whether the model is told pooled text and sizes, as Stable Diffusion XL is.
+        hint: whether there are hints, 8 times as large as the latents.
+    """
 
     def make(size: int) -> Shapes:
         batch: Shapes = {
@@ -77,7 +85,12 @@ def _make_batch(side: int, width: int, *, added: bool = False, hint: bool = Fals
 
 
 def _compute_loss(predict: Callable[..., Array], key: jax.Array, batch: Batch) -> Loss:
-    """``E |eps_hat(z_t, t, cond) - eps|^2`` with SD's schedule."""
+    """Compute ``E |eps_hat(z_t, t, cond) - eps|^2`` with the schedule of Stable Diffusion.
+
+    Args:
+        predict: ``(z, t, cond) -> eps_hat``.
+        key: of times and noise.
+    """
     schedule = schedules.make(
         "scaled_linear", {"steps": 1000, "beta_start": 0.00085, "beta_end": 0.012}
     )
@@ -90,6 +103,8 @@ def _compute_loss(predict: Callable[..., Array], key: jax.Array, batch: Batch) -
 
 
 def _make_unet_task(net: UNet) -> Task:
+    """Make the task that trains a UNet in full."""
+
     def init(key: jax.Array, frozen: Frozen, batch: Batch) -> tuple[Params, Statistics]:
         cond = {k: v for k, v in batch.items() if k != "image"}
         return net.init(key, batch["image"], jnp.zeros(1), cond)["params"], {}
@@ -103,6 +118,7 @@ def _make_unet_task(net: UNet) -> Task:
 
 
 def _make_control_task(base_net: UNet) -> Task:
+    """Make the task that trains a ControlNet beside a frozen UNet, ``frozen["base"]``."""
     net = ControlNet(base_net)
 
     def init(key: jax.Array, frozen: Frozen, batch: Batch) -> tuple[Params, Statistics]:
@@ -123,7 +139,7 @@ def _make_control_task(base_net: UNet) -> Task:
 
 
 def make_case(name: str) -> step_plan.StepCase:
-    """The step that a row compiles."""
+    """Make the step that a row compiles: ``sd15``, ``sdxl`` or ``controlnet_sd15``."""
     if name == "sd15":
         return step_plan.StepCase(_make_unet_task(SD15), None, _make_batch(64, 768))
     if name == "sdxl":
@@ -151,7 +167,14 @@ ROWS = [
 
 
 def make_config(name: str, chips: int, per_chip: int, fsdp: int) -> ConfigDict:
-    """The trainer's config of a row."""
+    """Make the trainer's config of a row.
+
+    Args:
+        name: of the case; kept in the config, so that cached figures of cases differ.
+        chips: number of chips.
+        per_chip: images per chip.
+        fsdp: chips over which parameters are sharded.
+    """
     config = base()
     config.planned = name
     config.data.update(batch_size=chips * per_chip)
@@ -161,11 +184,12 @@ def make_config(name: str, chips: int, per_chip: int, fsdp: int) -> ConfigDict:
 
 
 def name_row(case: str, where: str, per_chip: int, fsdp: int) -> str:
+    """Name a row by its case, topology, sharding and images per chip."""
     return f"{case}/{where}/fsdp{fsdp}/batch{per_chip}"
 
 
 def compile_row(case: str, where: str, per_chip: int, fsdp: int) -> JsonObject:
-    """Figures of a row, or what it lacks."""
+    """Compile a row, and read its figures per chip; of a step that does not fit, what it needs."""
     chips = len(topologies.find_devices(where)[0])
     config = make_config(case, chips, per_chip, fsdp)
     try:
@@ -175,7 +199,7 @@ def compile_row(case: str, where: str, per_chip: int, fsdp: int) -> JsonObject:
 
 
 def format_rows(rows: dict[str, JsonObject]) -> str:
-    """The figures as text."""
+    """Format figures as a table for the terminal."""
     shown = []
     for name, row in rows.items():
         state = {"row": name, "state GiB": f"{row['state_bytes'] / topologies.GIB:.2f}"}
@@ -194,6 +218,7 @@ def format_rows(rows: dict[str, JsonObject]) -> str:
 
 
 def main() -> None:
+    """Compile every row that the flags name and the file does not hold yet, and print all."""
     path = Path(OUT.value)
     rows = json.loads(path.read_text()) if path.exists() else {}
     topologies.configure_jax("v5e:2x4")

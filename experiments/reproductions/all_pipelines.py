@@ -34,12 +34,12 @@ _FIRST = "{results}/data/pipelines/text/00000.png"
 
 
 class Picture(NamedTuple):
-    """Pictures of one request.
+    """The pictures of one request, which are a row of the page.
 
     Attributes:
-        prompts: of each, `COLUMNS` pictures.
-        options: of ``experiments.generate``.
-        model: its folder.
+        prompts: each of them gives `COLUMNS` pictures.
+        options: flags of `experiments.generate`.
+        model: folder of the model.
     """
 
     prompts: tuple[str, ...]
@@ -48,6 +48,7 @@ class Picture(NamedTuple):
 
 
 def _name_folder(name: str) -> str:
+    """Name the folder that a run is exported to."""
     return f"{{runs}}/{name}/folder"
 
 
@@ -72,13 +73,20 @@ ROWS = {
 
 
 def _make_training(variant: str, name: str, *options: str) -> tuple[tuple[str, ...], ...]:
-    """Train a config and write a folder."""
+    """Make the commands that train a config and export it as a folder of diffusers.
+
+    Args:
+        variant: FILE:VARIANT below configs/.
+        name: of the run.
+        options: flags of `experiments.train`.
+    """
     where = f"--workdir={{runs}}/{name}"
     train = ("train", f"--config=configs/{variant}", where, *options, "--config.train.minutes=0.0")
     return train, ("export", where, f"--out={_name_folder(name)}")
 
 
 def _make_generation(name: str) -> tuple[str, ...]:
+    """Make the command that generates the pictures of a row."""
     row = ROWS[name]
     prompts = (f"--prompt={prompt}" for prompt in row.prompts)
     common = ("--steps=25", f"--num={COLUMNS}", f"--batch_size={COLUMNS}", "--guidance=3")
@@ -93,7 +101,13 @@ def _make_drawing(
     models: tuple[str, ...],
     *rows: str,
 ) -> Piece:
-    """Train, draw some rows, and keep them beside the summaries of the models."""
+    """Make the piece that trains models, draws rows, and keeps pictures and summaries.
+
+    Args:
+        trained: commands that train.
+        models: names of the runs whose summaries are kept.
+        rows: keys of `ROWS`.
+    """
     files = [f"{row}/{k:05d}.png" for row in rows for k in range(COLUMNS * len(ROWS[row].prompts))]
     keep = {f"{one}/summary.json": f"data/{one}-summary.json" for one in models}
     keep |= {f"{NAME}/{file}": f"data/pipelines/{file}" for file in files}
@@ -158,20 +172,20 @@ PIECES = (
 
 
 def _read_pictures(data: Path, name: str) -> np.ndarray:
-    """(N, H, W, 3), uint8."""
+    """Read the pictures of a row, (N, H, W, 3) uint8."""
     files = sorted((data / "pipelines" / name).glob("*.png"))
     return np.stack([pictures.read_image(file) for file in files])
 
 
 def _check_pictures(data: Path, name: str) -> list[shapes.Verdict]:
-    """Whether each picture shows what its prompt says."""
+    """Check for each picture of a row whether it shows what its prompt says."""
     prompts = ROWS[name].prompts
     images = enumerate(_read_pictures(data, name))
     return [shapes.check_picture(one, shapes.parse(prompts[k // COLUMNS])) for k, one in images]
 
 
 def _measure_edges(data: Path, name: str) -> float:
-    """Edge F1 between the pictures of a row and the control image."""
+    """Measure the edge F1 between the pictures of a row and the control image."""
     edges = pictures.read_image(data / Path(EDGES).name, 1).astype(np.float32) / 255
     images = _read_pictures(data, name).astype(np.float32) / 127.5 - 1
     hints = np.tile(edges, (len(images), 1, 1, 1))
@@ -179,7 +193,11 @@ def _measure_edges(data: Path, name: str) -> float:
 
 
 def judge_claims(data: Path) -> list[Claim]:
-    """That the pictures show what is asked for, as programs see it."""
+    """Judge whether pictures show what was asked for, as programs see it.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     found = _check_pictures(data, "text")
     text = "most pictures show size, colour, shape and place of all that their prompt names"
     right = sum(int(verdict.all) for verdict in found)
@@ -190,6 +208,7 @@ def judge_claims(data: Path) -> list[Claim]:
 
 
 def _format_table(data: Path) -> str:
+    """Format the share of pictures with the right size, colour, shape and place, for each row."""
     keys = ("size", "colour", "shape", "place", "all")
     lines = [f"| | {' | '.join(keys)} | pictures |", "|---" * (len(keys) + 2) + "|"]
     for name in (name for name, row in ROWS.items() if all(row.prompts)):
@@ -200,7 +219,7 @@ def _format_table(data: Path) -> str:
 
 
 def _save_sheet(data: Path, name: str) -> None:
-    """One row a prompt, one column a seed."""
+    """Save the pictures of a row as one: a row for each prompt, a column for each seed."""
     sheet = tile(
         _read_pictures(data, name) / 127.5 - 1,
         columns=COLUMNS,
@@ -210,13 +229,13 @@ def _save_sheet(data: Path, name: str) -> None:
 
 
 def _format_training(data: Path, name: str) -> str:
-    """How a model was trained."""
+    """Format how a model was trained, as a part of a sentence."""
     summary = format_training(read_file(data / f"{name}-summary.json"))
     return ", ".join(f"{value} {key}" for key, value in summary.items())
 
 
 def format_page(data: Path) -> str:
-    """Markdown without the claims."""
+    """Format the page as Markdown, without the claims, and save its pictures."""
     for name in ROWS:
         _save_sheet(data, name)
     edges = pictures.open_image(data / Path(EDGES).name)

@@ -43,6 +43,12 @@ STEPS = 10
 
 
 def _make_training(probability: str, seed: int) -> Piece:
+    """Make the piece that trains a model with some probability of dropping the class.
+
+    Args:
+        probability: a key of `PROBABILITIES`, in percent.
+        seed: of the training.
+    """
     name = f"cfg14-p{probability}" + (f"-seed{seed}" if seed else "")
     drop = PROBABILITIES[probability]
     overrides = (f"--config.cond.drop={drop}", f"--config.seed={seed}")
@@ -50,6 +56,7 @@ def _make_training(probability: str, seed: int) -> Piece:
 
 
 def _make_sweep(model: str, scales: tuple[float, ...], minutes: float, seeds: int = 3) -> Piece:
+    """Make the piece that measures a model at several guidance scales."""
     axes = {
         "sampler": "ddim",
         "grid": "uniform",
@@ -121,11 +128,16 @@ PIECES = (
 
 
 def _read_rows(data: Path, model: str) -> list[JsonObject]:
+    """Read the rows of a model's sweep over guidance scales."""
     return list(read_file(data / f"{model}-guidance.jsonl"))
 
 
 def judge_claims(data: Path) -> list[Claim]:
-    """What guidance does, and how often to drop."""
+    """Judge what guidance does to images, how often to drop the class, and what guidance costs.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     rows = _read_rows(data, "cfg14-p10")
 
     def at(scale: float, metric: str = "distance") -> np.ndarray:
@@ -152,6 +164,7 @@ def judge_claims(data: Path) -> list[Claim]:
 
 
 def _judge_cost(data: Path) -> Claim:
+    """Judge whether a guided step takes at most twice the time of an unguided one."""
     cost = read_file(data / "guidance-cost.json")
     ratio, memory = cost["time_ratio"], cost["memory_ratio"]
     text = "a guided step takes at most 2.0 times the time of an unguided one at the same batch"
@@ -163,7 +176,7 @@ def _judge_cost(data: Path) -> Claim:
 
 
 def _judge_dropping(data: Path) -> Claim:
-    """The best distance of p = 0.1 against 0.2: about equal, as 1.55 and 1.62 are in the paper."""
+    """Judge whether p = 0.1 and 0.2 give about the same best distance, as in the paper."""
     best = {
         p: np.asarray([_find_best(_read_rows(data, f"cfg14-p{p}{s}")) for s in ("", "-seed1")])
         for p in ("10", "20")
@@ -178,10 +191,16 @@ def _judge_dropping(data: Path) -> Claim:
 
 
 def _find_best(rows: list[JsonObject]) -> float:
+    """Find the smallest mean distance among the scales that all trainings were measured at."""
     return float(min(select_values(rows, guidance=scale).mean() for scale in FEW))
 
 
 def _format_table(rows: list[JsonObject], name: str = "w") -> str:
+    """Format the metrics of a sweep, with a row for each scale.
+
+    Args:
+        name: of the first column: ``w`` for weights ``w = s - 1``, or scale.
+    """
     scales = sorted({row["guidance"] for row in rows})
     heads = [name, *(m.replace("_", " ") for m in METRICS), *["evaluations"] * (name == "w")]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -195,7 +214,7 @@ def _format_table(rows: list[JsonObject], name: str = "w") -> str:
 
 
 def _plot_distances(data: Path, path: Path) -> None:
-    """Distance against score, one curve a probability, one point a weight."""
+    """Plot distance against score: a curve for each probability, a point for each weight."""
     figure, axis = plots.start(6.5, 4.5)
     for name, drop in PROBABILITIES.items():
         rows = _read_rows(data, f"cfg14-p{name}")
@@ -212,7 +231,7 @@ def _plot_distances(data: Path, path: Path) -> None:
 
 
 def format_page(data: Path) -> str:
-    """Markdown without the claims."""
+    """Format the page as Markdown, without the claims, and plot distance against score."""
     _plot_distances(data, data.parent / "cfg.png")
     rows = _read_rows(data, "cfg14-p10")
     parts = [

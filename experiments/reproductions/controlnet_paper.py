@@ -1,6 +1,7 @@
 """ControlNet by edges of Fashion-MNIST and by masks of shapes (Zhang et al. 2023, figure 8).
 
-Frozen bases; zero convolutions, Gaussian ones, ControlNet-lite, and hardly any dropping of prompts.
+Beside frozen bases are trained: zero convolutions, Gaussian ones, ControlNet-lite, and a ControlNet
+with hardly any dropping of prompts.
 """
 
 from __future__ import annotations
@@ -67,10 +68,15 @@ _OF_SHAPES = (
 
 
 def _name_run(hint: str, net: str, seed: int) -> str:
+    """Name a run by its kind of hint, its network and its seed."""
     return f"control-{hint}-{net}" + (f"-seed{seed}" if seed else "")
 
 
 def _make_edges(net: str, seed: int) -> Piece:
+    """Make the piece that trains a network on edges of Fashion-MNIST.
+
+    Of the first run with zero convolutions the weights and some pictures are kept.
+    """
     kept = net == "zero" and not seed
     overrides = (_BASE, *NETS[net], f"--config.seed={seed}", *_MEASURED)
     name, config = _name_run("edges", net, seed), "controlnet.py:fashion_mnist_edges"
@@ -82,17 +88,24 @@ def _make_edges(net: str, seed: int) -> Piece:
 
 
 def _make_shapes(variant: str, name: str, minutes: float, *overrides: str, kept: bool) -> Piece:
+    """Make the piece that trains a network beside the text-to-image model of shapes.
+
+    Args:
+        variant: of configs/controlnet.py.
+        kept: whether the weights are kept.
+    """
     given = (*_OF_SHAPES, *overrides, *_MEASURED)
     return make_training(f"controlnet.py:{variant}", name, minutes, *given, model=kept, log=True)
 
 
 def _make_masks(net: str, seed: int) -> Piece:
+    """Make the piece that trains a network on masks of shapes."""
     overrides, kept = (*NETS[net], f"--config.seed={seed}"), net == "zero" and not seed
     return _make_shapes("shapes_mask", _name_run("masks", net, seed), 3, *overrides, kept=kept)
 
 
 def _make_drawing(name: str, model: str, minutes: float, *options: str) -> Piece:
-    """``experiments.control`` of a kept model."""
+    """Make the piece that draws with a kept ControlNet, by `experiments.control`."""
     command = ("control", *name_model(model), f"--name={name}", *options)
     found = f"{model}/control/{name}"
     keep = {f"{found}.json": f"data/{name}.json", f"{found}.png": f"{name}.png"}
@@ -175,30 +188,32 @@ PIECES = (
 
 
 def _read_logs(data: Path, hint: str, net: str) -> list[list[JsonObject]]:
-    """The measured lines of the logs, a run each."""
+    """Read the lines of the logs with measures, for each seed."""
     found = [read_file(data / f"{_name_run(hint, net, seed)}-log.jsonl") for seed in SEEDS]
     kind = "edge_f1" if hint == "edges" else "mask_iou"
     return [[row for row in log if kind in row] for log in found]
 
 
 def _read_curve(data: Path, net: str, key: str, hint: str = "edges") -> list[np.ndarray]:
-    """Over the runs, at every measured step."""
+    """Read a measure at every step where it was measured, over the runs."""
     runs = [[row[key] for row in log] for log in _read_logs(data, hint, net)]
     return list(np.asarray(runs, np.float64).T)
 
 
 def _list_steps(data: Path, hint: str = "edges") -> list[int]:
+    """List the steps at which runs were measured."""
     return [row["step"] for row in _read_logs(data, hint, "zero")[0]]
 
 
 def _judge_initial(data: Path) -> Claim:
+    """Judge whether pictures before the first step are those of the base, bit by bit."""
     change = read_file(data / "control-initial.json")["settings"][1]["change"]
     text = "before the first step the pictures are those of the base, bit by bit"
     return Claim(text, change == 0, f"largest change of a pixel: {change:g}")
 
 
 def _judge_suddenness(data: Path) -> Claim:
-    """The largest share of the rise of the F1 between two measurements."""
+    """Judge whether most of the rise of the F1 falls between two measurements."""
     curves = np.asarray(_read_curve(data, "zero", "edge_f1")).T
     start = read_file(data / "control-initial.json")["settings"][1]["edge_f1"]
     shares = [
@@ -212,12 +227,12 @@ def _judge_suddenness(data: Path) -> Claim:
 
 
 def _find_worst(data: Path, net: str) -> np.ndarray:
-    """The largest distance while training, of each run."""
+    """Find the largest distance of each run while it trains."""
     return np.asarray(_read_curve(data, net, "distance")).max(0)
 
 
 def _judge_harm(data: Path) -> Claim:
-    """That zero convolutions do no harm to the base on the way."""
+    """Judge whether zero convolutions do no harm to the base on the way."""
     base = read_file(data / "control-initial.json")["settings"][0]["distance"]
     worst = _find_worst(data, "zero")
     held = bool(worst.mean() + 3 * worst.std(ddof=1) <= 1.1 * base)
@@ -226,7 +241,11 @@ def _judge_harm(data: Path) -> Claim:
 
 
 def judge_claims(data: Path) -> list[Claim]:
-    """What the zero convolutions, the copy and dropped prompts are for, and the cost."""
+    """Judge what zero convolutions, the copy and dropped prompts are for, and what they cost.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     last = {net: _read_curve(data, net, "edge_f1")[-1] for net in NETS}
     blind = {net: _read_curve(data, net, "edge_f1_without_prompt")[-1] for net in NETS}
     masks = {net: _read_curve(data, net, "mask_iou", "masks")[-1] for net in MASKS}
@@ -256,10 +275,12 @@ def judge_claims(data: Path) -> list[Claim]:
 
 
 def _judge_larger(text: str, high: np.ndarray, low: np.ndarray) -> Claim:
+    """Judge whether values are larger than others by three standard deviations."""
     return Claim(text, is_above(high, low), format_pair(high, low))
 
 
 def _judge_costs(data: Path) -> list[Claim]:
+    """Judge time and memory of a step against those of fine-tuning the base."""
     cost = read_file(data / "control-cost.json")
     time, memory = cost["time_ratio"], cost["memory_ratio"]
     return [
@@ -269,6 +290,7 @@ def _judge_costs(data: Path) -> list[Claim]:
 
 
 def _format_edges(data: Path) -> str:
+    """Format F1 and distances of all networks on edges."""
     heads = (
         "F1",
         "F1 without prompt",
@@ -290,6 +312,7 @@ def _format_edges(data: Path) -> str:
 
 
 def _format_masks(data: Path) -> str:
+    """Format the IoU of the networks on masks."""
     rows = ["| masks of shapes | IoU | IoU without prompt |", "|---|---|---|"]
     for net in MASKS:
         cells = (_read_curve(data, net, key, "masks")[-1] for key in ("mask_iou",
@@ -299,6 +322,7 @@ def _format_masks(data: Path) -> str:
 
 
 def _format_adapter(data: Path) -> str:
+    """Format size and F1 of a ControlNet and a T2I-Adapter on the same hints."""
     rows = ["| edges of shapes | parameters | F1 | F1 without prompt |", "|---|---|---|---|"]
     for name, text in (("edges", "ControlNet"), ("adapter", "T2I-Adapter")):
         *_, last = (
@@ -311,6 +335,12 @@ def _format_adapter(data: Path) -> str:
 
 
 def _format_settings(data: Path, name: str, keys: tuple[str, ...]) -> str:
+    """Format the settings of a drawing with their measures.
+
+    Args:
+        name: of the drawing.
+        keys: names of the measures.
+    """
     heads = ("scale", "balance", *keys)
     rows = [f"| {' | '.join(h.replace('_', ' ') for h in heads)} |", "|---" * len(heads) + "|"]
     for setting in read_file(data / f"{name}.json")["settings"]:
@@ -321,6 +351,7 @@ def _format_settings(data: Path, name: str, keys: tuple[str, ...]) -> str:
 
 
 def _format_costs(data: Path) -> str:
+    """Format the ratios of time and memory, beside those of the paper."""
     cost = read_file(data / "control-cost.json")
     ours = {"time": f"{cost['time_ratio']:.3f}", "memory": f"{cost['memory_ratio']:.3f}"}
     return format_comparison({"ControlNet / fine-tuning, here": ours,
@@ -328,6 +359,7 @@ def _format_costs(data: Path) -> str:
 
 
 def _plot_curves(data: Path) -> None:
+    """Plot F1, distance and IoU against the step."""
     folder, steps = data.parent, _list_steps(data)
     for key, name, file in (
         ("edge_f1", "edge F1", "control-f1.png"),
@@ -341,7 +373,7 @@ def _plot_curves(data: Path) -> None:
 
 
 def format_page(data: Path) -> str:
-    """Markdown without the claims."""
+    """Format the page as Markdown, without the claims, and plot the curves."""
     _plot_curves(data)
     steps = ", ".join(map(str, PICTURES))
     pictures = "\n".join(f"![step {step}](control-step-{step}.png)" for step in PICTURES)

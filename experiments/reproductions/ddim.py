@@ -43,15 +43,23 @@ FEW = "5,10,20,50"
 
 
 def _make_sweep(name: str, minutes: float, num: int = NUM, **axes: str) -> Piece:
+    """Make a piece that sweeps sampler options of the model.
+
+    Args:
+        num: images of a cell.
+        axes: values by key of ``config.sample``.
+    """
     return make_sweep(name, MODEL, minutes, axes, num=num)
 
 
 def _make_sigma_hat(name: str, grid: str) -> Piece:
+    """Make the sweep of DDPM's larger variance, sigma-hat in the paper, over a spacing of steps."""
     axes = {"sampler": "ddpm", "grid": grid, "variance": "fixedlarge", "steps": f"{FEW},100"}
     return _make_sweep(name, 22, **axes)
 
 
 def _make_full(variance: str) -> Piece:
+    """Make the measurement of all 1000 steps of DDPM with a variance."""
     axes = {"sampler": "ddpm", "variance": variance, "steps": "1000"}
     return _make_sweep(f"ddim-1000-{variance}", 25, NUM_FULL, **axes)
 
@@ -93,7 +101,7 @@ PIECES = (
 
 
 def _read_rows(data: Path, pieces: tuple[Piece, ...]) -> list[JsonObject]:
-    """All rows of a spacing; sigma-hat is a value of eta, as in the paper's table."""
+    """Read all rows of a spacing; sigma-hat is a value of eta, as in the paper's table."""
     rows = [
         {**row, "eta": SIGMA_HAT} if piece.name.endswith(SIGMA_HAT) else row
         for piece in pieces
@@ -103,7 +111,11 @@ def _read_rows(data: Path, pieces: tuple[Piece, ...]) -> list[JsonObject]:
 
 
 def judge_claims(data: Path) -> list[Claim]:
-    """DDIM's table 1 in its shape."""
+    """Judge the shape of DDIM's table 1: steps, eta, spacings and variances.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     rows, quadratic, out = _read_rows(data, LINEAR), _read_rows(data, QUADRATIC), []
 
     def at(eta: float | str, steps: int) -> np.ndarray:
@@ -132,10 +144,15 @@ def judge_claims(data: Path) -> list[Claim]:
 
 
 def _read_full(data: Path, variance: str) -> list[JsonObject]:
+    """Read the rows of all 1000 steps with a variance."""
     return list(read_file(data / f"ddim-1000-{variance}.jsonl"))
 
 
 def _judge_reconstruction(data: Path) -> Claim:
+    """Judge whether the error of encoding and decoding falls as a power of the number of steps.
+
+    The paper's table 2 has a slope of about -1.2 on a log-log scale.
+    """
     found = read_file(data / "reconstruction.json")
     slope = found["reconstruction_slope"]
     errors = ", ".join(f"{e:.2g} at {s}" for s, e in found["reconstruction_mse"].items())
@@ -144,7 +161,7 @@ def _judge_reconstruction(data: Path) -> Claim:
 
 
 def format_page(data: Path) -> str:
-    """Markdown without the claims."""
+    """Format the page as Markdown, without the claims, and plot distances against steps."""
     rows, quadratic = _read_rows(data, LINEAR), _read_rows(data, QUADRATIC)
     plot(rows, ["eta", "steps"], data.parent / "ddim.png")
     both = [row for row in [*rows, *quadratic] if row["eta"] in (0.0, 1.0, SIGMA_HAT)]

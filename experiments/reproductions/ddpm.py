@@ -1,4 +1,7 @@
-"""DDPM on Fashion-MNIST beside diffusers."""
+"""DDPM on Fashion-MNIST beside diffusers.
+
+Both networks train for the same time on one core.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,11 @@ PIECES = (
 
 
 def judge_claims(data: Path) -> list[Claim]:
-    """That the time was well spent."""
+    """Judge whether the distance is below that of diffusers' recipe after the same time.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     ours, base = (
         read_file(data / "ddpm-evaluation.json"),
         read_file(data / "diffusers-evaluation.json"),
@@ -82,6 +89,7 @@ def judge_claims(data: Path) -> list[Claim]:
 
 
 def _format_likelihood(bits: JsonObject) -> str:
+    """Format the variational bound with its rate and distortion, as a sentence."""
     return (
         f"Variational bound on {bits['bits_images']} test images, all 1000 steps, "
         f"{bits['bits_variance']}: **{bits['bits_per_dim']:.3f} ± {bits['bits_per_dim_se']:.3f} "
@@ -91,7 +99,7 @@ def _format_likelihood(bits: JsonObject) -> str:
 
 
 def format_page(data: Path) -> str:
-    """Markdown without the claims."""
+    """Format the page as Markdown, without the claims."""
     ours, base = (
         read_file(data / "ddpm-evaluation.json"),
         read_file(data / "diffusers-evaluation.json"),

@@ -41,6 +41,7 @@ AT = (9, 35, 79)
 
 
 def _make_axes(samplers: tuple[str, ...], steps: list[int]) -> dict[str, str]:
+    """Make the axes of a sweep over samplers on grids of Karras et al. (2022, eq. 5)."""
     return {
         "sampler": ",".join(samplers),
         "grid": "karras",
@@ -50,7 +51,7 @@ def _make_axes(samplers: tuple[str, ...], steps: list[int]) -> dict[str, str]:
 
 
 def _count_steps(evaluations: tuple[int, ...]) -> list[int]:
-    """Steps of a two-evaluation solver, whose last step ends at zero noise and costs one."""
+    """Count the steps of a solver of two evaluations, whose last step takes only one."""
     return [(n + 1) // 2 for n in evaluations]
 
 
@@ -71,11 +72,16 @@ PIECES = (
 
 
 def _read_rows(data: Path, *names: str) -> list[JsonObject]:
+    """Read the rows of the sweeps with these names."""
     return [row for name in names for row in read_file(data / f"edm-{name}.jsonl")]
 
 
 def judge_claims(data: Path) -> list[Claim]:
-    """Heun against the samplers that take one evaluation a step."""
+    """Judge Heun's solver against samplers that take one evaluation a step.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     rows = _read_rows(data, "euler", "heun")
 
     def at(sampler: str, evaluations: int) -> np.ndarray:
@@ -98,12 +104,12 @@ def judge_claims(data: Path) -> list[Claim]:
 
 
 def _format_by_seed(a: np.ndarray, b: np.ndarray) -> str:
-    """`pair`, and the differences of cells that begin from the same noise."""
+    """Format two sets of values, and the differences of those that begin with the same noise."""
     return f"{format_pair(a, b)}; seed by seed {', '.join(f'{d:+.2g}' for d in a - b)}"
 
 
 def format_page(data: Path) -> str:
-    """Markdown without the claims."""
+    """Format the page as Markdown, without the claims, and plot distances against evaluations."""
     rows, best = _read_rows(data, "once", "twice"), read_file(data / "edm-evaluation.json")
     compared = _read_rows(data, "euler", "heun")
     plot(rows, ["sampler", "steps"], data.parent / "edm.png")

@@ -38,10 +38,12 @@ STEPS = ("50", "100", "250", "1000")
 
 
 def _name_run(loss: str, seed: int) -> str:
+    """Name a run by its loss and seed."""
     return f"improved-{loss}" + (f"-seed{seed}" if seed else "")
 
 
 def _make_trial(loss: str, seed: int) -> Piece:
+    """Make the piece that trains with a loss, and measures distance and bits/dim."""
     options = (
         "--metrics=distance,bits,ode_bits",
         f"--bits_steps={','.join(STEPS[:-1])}",
@@ -55,11 +57,12 @@ PIECES = tuple(_make_trial(loss, seed) for seed in SEEDS for loss in VARIANTS)
 
 
 def _read_runs(data: Path, loss: str) -> list[JsonObject]:
+    """Read the evaluations of a loss, one for each seed."""
     return [read_file(data / f"{_name_run(loss, seed)}.json") for seed in SEEDS]
 
 
 def _read_bits(data: Path, loss: str, steps: str = STEPS[-1]) -> np.ndarray:
-    """Over trainings."""
+    """Read the bits/dim of a loss over trainings, as bounded with some number of steps."""
     found = _read_runs(data, loss)
     if steps == STEPS[-1]:
         return np.asarray([e["bits_per_dim"] for e in found])
@@ -67,11 +70,16 @@ def _read_bits(data: Path, loss: str, steps: str = STEPS[-1]) -> np.ndarray:
 
 
 def _read_values(data: Path, loss: str, key: str) -> np.ndarray:
+    """Read the values of a metric of a loss, over trainings and what each of them measured."""
     return np.concatenate([np.atleast_1d(e[key]) for e in _read_runs(data, loss)])
 
 
 def judge_claims(data: Path) -> list[Claim]:
-    """Which loss is worth how many bits, and where they are spent."""
+    """Judge which loss is worth how many bits, and in which steps they are spent.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     simple, out = _read_bits(data, "simple"), []
     for loss in ("hybrid", "vlb"):
         bits = _read_bits(data, loss)
@@ -91,6 +99,7 @@ def judge_claims(data: Path) -> list[Claim]:
 
 
 def _format_table(data: Path) -> str:
+    """Format bits/dim by number of steps, the bits of the ODE, and distances, for each loss."""
     heads = (*(f"{steps} steps" for steps in STEPS), "ODE", "last tenth", "distance")
     rows = [f"| bits/dim | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for loss in VARIANTS:
@@ -103,7 +112,7 @@ def _format_table(data: Path) -> str:
 
 
 def format_page(data: Path) -> str:
-    """Markdown without the claims."""
+    """Format the page as Markdown, without the claims, and plot bits/dim, rate and distortion."""
     one, folder = _read_runs(data, "hybrid")[0], data.parent
     steps = [int(s) for s in STEPS]
     curves = {loss: (steps, [_read_bits(data, loss, s) for s in STEPS]) for loss in VARIANTS}

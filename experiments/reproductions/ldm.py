@@ -1,6 +1,7 @@
 """Latent diffusion on Fashion-MNIST and on captioned shapes (Rombach et al. 2022).
 
-KL autoencoders of factor 1 (pixels), 2 and 4 after the same time, guidance by class and by text.
+KL autoencoders of factor 1 (pixels), 2 and 4 are compared after the same time. Models are guided by
+class and by text.
 """
 
 from __future__ import annotations
@@ -64,12 +65,21 @@ SHAPES = "--config.network.channels=32"  # of the UNet that draws them
 
 
 def _name_run(name: str, seed: int) -> str:
+    """Name a run by its seed; the first one has the name alone."""
     return name + (f"-seed{seed}" if seed else "")
 
 
 def _make_autoencoder(
     config: str, name: str, minutes: float, overrides: tuple[str, ...] = _SHORT
 ) -> tuple[Piece, Piece]:
+    """Make the pieces that train an autoencoder and measure its reconstructions.
+
+    Args:
+        config: variant of configs/autoencoder.py.
+        name: of the autoencoder.
+        minutes: about what the training takes.
+        overrides: flags of the training.
+    """
     train = make_training(f"autoencoder.py:{config}", f"autoencoder-{name}", minutes, *overrides)
     return train, make_measurement(
         f"reconstruction-{name}", f"autoencoder-{name}", 1.5, picture=True
@@ -77,16 +87,23 @@ def _make_autoencoder(
 
 
 def _make_repetition(config: str, name: str, minutes: float) -> Piece:
-    """Another training of an autoencoder, for the spread of its figures."""
+    """Make another training of an autoencoder, for the spread of its figures."""
     name = _name_run(f"reconstruction-{name}", 1)
     return make_trial(f"autoencoder.py:{config}", name, minutes, (*_SHORT, "--config.seed=1"))
 
 
 def _name_autoencoder(name: str) -> str:
+    """Make the flag that names a kept autoencoder."""
     return f"--config.autoencoder.weights={{results}}/models/autoencoder-{name}.safetensors"
 
 
 def _make_latent(factor: str, seed: int) -> Piece:
+    """Make the piece that trains the same network at one of the resolutions.
+
+    Args:
+        factor: a key of `FACTORS`.
+        seed: of the training; weights of the first are kept.
+    """
     steps = FACTORS[factor]
     overrides = (
         f"--config.seed={seed}",
@@ -107,7 +124,7 @@ def _make_latent(factor: str, seed: int) -> Piece:
 
 
 def _make_sampling(factor: str) -> Piece:
-    """Four seeds, of which the first also compiles."""
+    """Make the piece that times sampling with four seeds, the first of which also compiles."""
     name, axes = f"ldm-{factor}", {"steps": "16", "guidance": "1"}
     return make_sweep(f"{name}-sampling", name, 2 if factor == "f1" else 1, axes, num=192, seeds=4)
 
@@ -167,16 +184,20 @@ PIECES = (
 
 
 def _read_logs(data: Path, factor: str) -> list[list[JsonObject]]:
+    """Read the logs of the trainings at a resolution, one for each seed."""
     return [read_file(data / f"{_name_run(f'ldm-{factor}', seed)}-log.jsonl") for seed in SEEDS]
 
 
 def _compute_speeds(log: list[JsonObject], batch: int = 32) -> np.ndarray:
-    """Images a second in every line of a log but the first, which compiles."""
+    """Compute the images a second in every line of a log but the first, which compiles."""
     return batch * np.asarray([row["steps_per_second"] for row in log[1:]])
 
 
 def _compute_curve(log: list[JsonObject]) -> tuple[np.ndarray, np.ndarray]:
-    """(seconds of training at the run's median speed, distance), where it was measured."""
+    """Compute the curve of a training: seconds and distances, where they were measured.
+
+    Seconds are those of the training steps alone, at the median speed of the run.
+    """
     measured = [row for row in log if "distance" in row]
     images = 32 * np.asarray([row["step"] for row in measured])
     return images / np.median(_compute_speeds(log)), np.asarray(
@@ -185,37 +206,42 @@ def _compute_curve(log: list[JsonObject]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _measure_training(data: Path, factor: str) -> np.ndarray:
-    """Images a second in training, of each run."""
+    """Measure the images a second in training, for each run."""
     return np.asarray([np.median(_compute_speeds(log)) for log in _read_logs(data, factor)])
 
 
 def _measure_sampling(data: Path, factor: str) -> np.ndarray:
-    """Images a second in sampling, of all seeds but the one that compiles."""
+    """Measure the images a second in sampling, for all seeds but the one that compiles."""
     rows = read_file(data / f"ldm-{factor}-sampling.jsonl")
     return np.asarray([row["num"] / row["seconds"] for row in rows if row["seed"]])
 
 
 def _interpolate_distance(data: Path, factor: str, seconds: float) -> np.ndarray:
-    """Distance after so many seconds of training, between two measurements by interpolation."""
+    """Interpolate the distance of each run after some seconds of training."""
     return np.asarray(
         [np.interp(seconds, *_compute_curve(log)) for log in _read_logs(data, factor)]
     )
 
 
 def _find_times(data: Path) -> tuple[float, float]:
-    """(early, late): when all runs had been measured once, and when the first of them ended."""
+    """Find two times: when all runs had been measured once, and when the first of them ended."""
     curves = {f: [_compute_curve(log)[0] for log in _read_logs(data, f)] for f in FACTORS}
     late = min(times[-1] for runs in curves.values() for times in runs)
     return max(float(times[0]) for runs in curves.values() for times in runs), float(late)
 
 
 def _read_reconstructions(data: Path, name: str, key: str) -> np.ndarray:
+    """Read a measure of an autoencoder's reconstructions, over trainings."""
     files = [data / f"{_name_run(f'reconstruction-{name}', seed)}.json" for seed in SEEDS]
     return np.asarray([read_file(file)[key] for file in files])
 
 
 def judge_claims(data: Path) -> list[Claim]:
-    """What smaller latents give and cost, and what guidance does."""
+    """Judge what smaller latents give and cost, and what guidance does.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     out = []
     for kind, measure in (("training", _measure_training), ("sampling", _measure_sampling)):
         for slow, fast in (("f1", "f2"), ("f2", "f4")):
@@ -234,6 +260,7 @@ def judge_claims(data: Path) -> list[Claim]:
 
 
 def _judge_guidance(data: Path) -> list[Claim]:
+    """Judge whether guidance makes images show their class, and obey their caption, more often."""
     classes, texts = read_file(data / "ldm-guidance.jsonl"), read_file(data / "ldm-captions.jsonl")
     high, low = (select_values(classes, "class_accuracy", guidance=scale) for scale in (3.0, 1.0))
     text = "class accuracy is higher at guidance 3 than unguided"
@@ -244,6 +271,7 @@ def _judge_guidance(data: Path) -> list[Claim]:
 
 
 def _format_speeds(data: Path) -> str:
+    """Format speeds, and distances after two times, for each resolution."""
     early, late = _find_times(data)
     heads = ("training, images/s", "sampling, images/s", *(
         f"distance after {seconds:.0f} s" for seconds in (early, late)
@@ -261,6 +289,7 @@ def _format_speeds(data: Path) -> str:
 
 
 def _format_stages(data: Path) -> str:
+    """Format how well the autoencoders reconstruct test images."""
     rows = ["| autoencoder | distance | PSNR | l1 | codes in use |", "|---" * 5 + "|"]
     for name in ("f2", "f4", "vq", "shapes"):
         found = read_file(data / f"reconstruction-{name}.json")
@@ -271,6 +300,7 @@ def _format_stages(data: Path) -> str:
 
 
 def _format_guidance(rows: list[JsonObject], metrics: tuple[str, ...]) -> str:
+    """Format the metrics of a sweep over guidance scales."""
     out = [f"| guidance | {' | '.join(m.replace('_', ' ') for m in metrics)} |"]
     out.append("|---" * (len(metrics) + 1) + "|")
     for scale in sorted({row["guidance"] for row in rows}):
@@ -280,6 +310,7 @@ def _format_guidance(rows: list[JsonObject], metrics: tuple[str, ...]) -> str:
 
 
 def _plot_curves(data: Path) -> None:
+    """Plot distances over time, and the share of captions that is obeyed against guidance."""
     folder = data.parent
     curves = {
         f"{factor}, seed {seed}": _compute_curve(log)
@@ -299,7 +330,7 @@ def _plot_curves(data: Path) -> None:
 
 
 def format_page(data: Path) -> str:
-    """Markdown without the claims."""
+    """Format the page as Markdown, without the claims, and plot the curves."""
     _plot_curves(data)
     guided, told = read_file(data / "ldm-guidance.jsonl"), read_file(data / "ldm-captions.jsonl")
     prompts = "; ".join(PROMPTS)

@@ -1,6 +1,6 @@
-"""Pieces of a reproduction: commands that leave files, run once, resumed, and kept.
+"""Pieces of a reproduction: commands that leave files, which are run once, resumed, and kept.
 
-What a piece leaves is copied under docs/results. A piece whose files are there is done, so a clone
+What a piece leaves is copied under docs/results. A piece whose files are there is done. So a clone
 of the repository goes on where its results end, and a trained model needs no training to be
 measured again: delete a file to measure it anew.
 """
@@ -55,7 +55,16 @@ class Piece(NamedTuple):
 def make_training(
     config: str, name: str, minutes: float, *overrides: str, model: bool = True, log: bool = False
 ) -> Piece:
-    """Train a config and keep its summary under a name, and by choice its weights and its log."""
+    """Make the piece that trains a config, and keeps its summary.
+
+    Args:
+        config: FILE:VARIANT below configs/.
+        name: of the run, and of what is kept of it.
+        minutes: about what it takes on one core.
+        overrides: flags of `experiments.train`.
+        model: whether the weights are kept too.
+        log: whether the log is kept too.
+    """
     where = f"--workdir={{runs}}/{name}"
     train = ("train", f"--config=configs/{config}", where, *overrides)
     export = ("export", where, f"--out={{runs}}/{name}/weights.safetensors")
@@ -71,7 +80,12 @@ def make_training(
 def make_trial(
     config: str, name: str, minutes: float, overrides: tuple[str, ...], *options: str
 ) -> Piece:
-    """Train a config and measure it, to data/NAME.json; its weights are not kept."""
+    """Make the piece that trains a config and measures it, to data/NAME.json; no weights are kept.
+
+    Args:
+        config, name, minutes, overrides: see `make_training`.
+        options: flags of `experiments.evaluate`.
+    """
     where = f"--workdir={{runs}}/{name}"
     train = ("train", f"--config=configs/{config}", where, *overrides)
     evaluate = ("evaluate", where, f"--out={{runs}}/{name}/{name}.json", *options)
@@ -82,7 +96,14 @@ def make_trial(
 def make_measurement(
     name: str, model: str, minutes: float, *options: str, picture: bool = False
 ) -> Piece:
-    """``experiments.evaluate`` of a kept model, to data/NAME.json."""
+    """Make the piece that measures a kept model, to data/NAME.json.
+
+    Args:
+        name: of the measurement.
+        model: name of the kept model.
+        options: flags of `experiments.evaluate`.
+        picture: whether the picture beside the figures is kept too.
+    """
     command = ("evaluate", *name_model(model), f"--out={{runs}}/{model}/{name}.json", *options)
     keep = {f"{model}/{name}.json": f"data/{name}.json"}
     if picture:
@@ -99,7 +120,16 @@ def make_sweep(
     num: int,
     seeds: int = 3,
 ) -> Piece:
-    """A sweep over ``config.sample`` of a kept model, to data/NAME.jsonl."""
+    """Make the piece that sweeps ``config.sample`` of a kept model, to data/NAME.jsonl.
+
+    Args:
+        name: of the sweep.
+        model: name of the kept model.
+        axes: values by key, joined by commas.
+        options: more flags of `experiments.evaluate`.
+        num: images of a cell.
+        seeds: sampling seeds of a cell.
+    """
     command = (
         "evaluate",
         *name_model(model),
@@ -115,24 +145,24 @@ def make_sweep(
 
 
 def name_model(model: str) -> tuple[str, str]:
-    """Flags that name a kept model and a folder for what is made with it."""
+    """Make the flags that name a kept model, and a folder for what is made with it."""
     return f"--weights={{results}}/models/{model}.safetensors", f"--workdir={{runs}}/{model}"
 
 
 def fill_commands(piece: Piece, runs: Path, results: Path) -> list[list[str]]:
-    """The commands of a piece with the names of the folders."""
+    """Fill the names of the folders into the commands of a piece."""
     places = {"runs": runs, "results": results}
     return [[part.format(**places) for part in command] for command in piece.commands]
 
 
 def format_commands(piece: Piece, runs: Path, results: Path) -> list[str]:
-    """The commands of a piece, to read or to type."""
+    """Format the commands of a piece as they are typed."""
     lines = fill_commands(piece, runs, results)
     return [f"python -m experiments.{shlex.join(line)}" for line in lines]
 
 
 def is_done(piece: Piece, results: Path) -> bool:
-    """Whether docs/results has all that the piece leaves."""
+    """Whether docs/results holds all that a piece leaves, with all rows of its sweep."""
     files = [results / saved for saved in piece.keep.values()]
     if not all(file.exists() for file in files):
         return False
@@ -140,9 +170,16 @@ def is_done(piece: Piece, results: Path) -> bool:
 
 
 def run_piece(piece: Piece, runs: Path, results: Path) -> bool:
-    """Run a piece that is not done; False if this machine lacks what it needs.
+    """Run a piece, and keep what it leaves.
 
-    Sweeps are kept as far as they came, also when a command fails.
+    Sweeps are kept as far as they came, also when a command fails, and go on from there.
+
+    Args:
+        runs: folder of the runs.
+        results: docs/results.
+
+    Returns:
+        Whether it was run; False if this machine lacks what it needs.
 
     Raises:
         RuntimeError: a command failed.
@@ -168,23 +205,26 @@ def run_piece(piece: Piece, runs: Path, results: Path) -> bool:
 
 
 def _make_environment(runs: Path) -> dict[str, str]:
-    """This one, and a folder in which JAX keeps what it has compiled for other pieces."""
+    """Make the environment of a command: this one, and a folder for what JAX compiles."""
     return {"JAX_COMPILATION_CACHE_DIR": str(runs.absolute() / "compiled"), **os.environ}
 
 
 def _find_python(piece: Piece) -> str | None:
+    """Find a Python that has what a piece needs; None if there is none."""
     if not piece.needs or find_spec(piece.needs):
         return sys.executable
     return str(PARITY) if piece.needs == "diffusers" and PARITY.exists() else None
 
 
 def _pin_to_core(piece: Piece) -> list[str]:
+    """Make the prefix of a command that runs on one core; empty if the piece may have all."""
     if not piece.one_core or not shutil.which("taskset"):
         return []
     return ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
 
 
 def _copy_files(piece: Piece, source: Path, target: Path, *, back: bool = False) -> None:
+    """Copy the files that a piece keeps from the runs to the results, or ``back``."""
     for worked, saved in piece.keep.items():
         a, b = (saved, worked) if back else (worked, saved)
         (target / b).parent.mkdir(parents=True, exist_ok=True)

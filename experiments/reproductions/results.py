@@ -1,4 +1,4 @@
-"""What of the papers' claims has been judged, from the files under docs/results."""
+"""How many claims of each paper held, from the files under docs/results; the table in README.md."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ BEGIN, END = "<!-- results: python -m experiments.report --results -->", "<!-- e
 
 
 class PaperResults(NamedTuple):
-    """What there is of a paper.
+    """What docs/results holds of a paper.
 
     Attributes:
         title: the docstring of its module; its first line is the heading.
         missing: names of the pieces that have not run.
-        claims: empty as long as any is missing.
+        claims: its claims; empty as long as any piece is missing.
     """
 
     title: str
@@ -26,12 +26,12 @@ class PaperResults(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """One line."""
+        """The first line of the title, without its full stop."""
         return self.title.partition("\n")[0].rstrip(".")
 
 
 def read_results(name: str, results: Path) -> PaperResults:
-    """What there is of a paper in a folder."""
+    """Read what a folder holds of a paper, and judge its claims if it is complete."""
     paper = PAPERS[name]
     missing = [piece.name for piece in paper.PIECES if not pieces.is_done(piece, results)]
     claims = [] if missing else paper.judge_claims(results / "data")
@@ -39,7 +39,7 @@ def read_results(name: str, results: Path) -> PaperResults:
 
 
 def format_table(results: Path) -> str:
-    """Markdown: a row a paper, how many of its claims held."""
+    """Format a Markdown table with a row for each paper: how many of its claims held."""
     lines = ["| results | claims held | not held | not run |", "|---|---|---|---|"]
     for name in PAPERS:
         one = read_results(name, results)
@@ -54,7 +54,7 @@ def format_table(results: Path) -> str:
 
 
 def insert_table(text: str, results: Path) -> str:
-    """A text with the table of a folder between its two markers.
+    """Insert the table of a folder between the two markers in a text.
 
     Raises:
         ValueError: a marker is missing.

@@ -27,6 +27,7 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "coll
 
 
 def _make_piece(case: str) -> Piece:
+    """Make the piece that compiles the rows of a model for all slices."""
     file = f"scaling-{case}.json"
     command = ("benchmarks.plan_diffusers", f"--only={case}/", f"--out={{runs}}/{file}")
     return Piece(f"scaling-{case}", (command,), {file: f"data/{file}"}, 25, needs="libtpu")
@@ -36,36 +37,41 @@ PIECES = tuple(map(_make_piece, CASES))
 
 
 def _read_rows(data: Path) -> dict[str, JsonObject]:
+    """Read the figures of all rows by their names."""
     return {k: row for case in CASES for k, row in read_file(data / f"scaling-{case}.json").items()}
 
 
 def _read_maxdiffusion(data: Path) -> dict[str, JsonObject]:
+    """Read the figures of maxdiffusion; empty if they were not made."""
     path = data / THEIRS
     return read_file(path) if path.exists() else {}
 
 
 def _is_fitting(row: JsonObject) -> bool:
+    """Whether the step of a row fits the memory of a chip."""
     return "needed_bytes" not in row
 
 
 def _format_memory(row: JsonObject) -> str:
+    """Format the peak memory of a row in GiB, or how much it would need."""
     if _is_fitting(row):
         return f"{row['peak_bytes'] / GIB:.2f}"
     return f"does not fit ({row['needed_bytes'] / GIB:.2f})"
 
 
 def _format_least(row: JsonObject) -> str:
-    """What a step needs before any activation."""
+    """Format what a step needs before any activation: state and gradients."""
     state, gradients = row["state_bytes"] / GIB, row["parameter_bytes"] / GIB
     return f"state {state:.2f} GiB and gradients {gradients:.2f} GiB of 15.75"
 
 
 def _sum_traffic(row: JsonObject) -> float:
+    """Sum the GiB of all collectives of a row."""
     return sum(entry["bytes"] for entry in row["collectives"].values()) / GIB
 
 
 def _list_flops(rows: dict[str, JsonObject], case: str) -> list[float]:
-    """Operations of a chip on the slices that the case fits."""
+    """List the operations of a chip on the slices that a model fits."""
     return [
         row["flops"]
         for name, row in rows.items()
@@ -74,7 +80,11 @@ def _list_flops(rows: dict[str, JsonObject], case: str) -> list[float]:
 
 
 def judge_claims(data: Path) -> list[Claim]:
-    """Memory and what is sharded, and that a chip does the same work in a larger slice."""
+    """Judge memory, what is sharded, and whether a chip does the same work in a larger slice.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     rows = _read_rows(data)
     first, xl = rows[FIRST], rows[XL]
     sharded = [row["sharded"] for name, row in rows.items() if _is_fitting(row) and name != WHOLE]
@@ -118,11 +128,12 @@ def judge_claims(data: Path) -> list[Claim]:
 
 
 def _is_comparable(row: JsonObject) -> bool:
-    """Whether a row of maxdiffusion is comparable with `FIRST`."""
+    """Whether a row of maxdiffusion can be compared with `FIRST`."""
     return _is_fitting(row) and row["data"] == 1 and row["batch_per_chip"] == 4
 
 
 def _format_table(rows: dict[str, JsonObject]) -> str:
+    """Format the figures of all rows."""
     heads = ("", "slice", "data x fsdp", "images a chip", "peak GiB", "of it state", "TFLOP",
              "memory traffic GiB", "collectives GiB", "sharded", "compiled in")  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -150,6 +161,7 @@ def _format_table(rows: dict[str, JsonObject]) -> str:
 
 
 def _format_collectives(rows: dict[str, JsonObject]) -> str:
+    """Format the collectives of the rows that fit: GiB, and how often they run."""
     lines = [f"| | slice | {' | '.join(COLLECTIVES)} |", "|---" * (2 + len(COLLECTIVES)) + "|"]
     for name, row in rows.items():
         if not _is_fitting(row):
@@ -162,6 +174,7 @@ def _format_collectives(rows: dict[str, JsonObject]) -> str:
 
 
 def _format_maxdiffusion(data: Path) -> str:
+    """Format the section about maxdiffusion; empty without its figures."""
     theirs = _read_maxdiffusion(data)
     if not theirs:
         return ""
@@ -187,7 +200,7 @@ the 2048 of its configuration the kernel does not compile for these chips.
 
 
 def format_page(data: Path) -> str:
-    """Markdown without the claims."""
+    """Format the page as Markdown, without the claims."""
     rows = _read_rows(data)
     return f"""Nothing was run on these chips: the training step was compiled for them by
 PyPI's libtpu on two CPU cores, at effort O0. That says what fits; a program compiled at full effort
