@@ -20,6 +20,7 @@ from absl import flags, logging
 
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
+from diffjax.config.variants import load_module
 from experiments import plan
 from experiments.reproductions import PAPERS, pieces, results
 from experiments.reproductions.claims import format_verdicts
@@ -84,7 +85,7 @@ def describe_paper_scale(name: str) -> str:
     The figures that the paper reports with them are in the docstring of that file.
     """
     path = Path("configs") / f"{getattr(PAPERS[name], 'CONFIG', name)}.py"
-    module = run_flags.load_config_module(str(path))
+    module = load_module(str(path))
     lines = [(module.__doc__ or "").strip(), ""]
     for variant, make in module.VARIANTS.items():
         cfg = make()

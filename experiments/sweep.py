@@ -24,6 +24,8 @@ from configs import sweeps
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError, name_keys
 from diffjax.cli.tables import LiveTable
+from diffjax.config import load_config
+from diffjax.config.variants import load_module
 from diffjax.launch import jobs, kubernetes, local, optuna_search, overrides, slurm
 from diffjax.launch.manifest import Manifest, SweepRun
 from diffjax.launch.overrides import Overrides
@@ -109,13 +111,13 @@ def main() -> None:
     """
     run_flags.read_config()
     config, folder = run_flags.read_config_name(), run_flags.read_workdir()
-    module = run_flags.load_config_module(config.partition(":")[0])
+    module = load_module(config.partition(":")[0])
     folder.mkdir(parents=True, exist_ok=True)
     with sole_writer(folder), name_keys(FLAGS_BY_ARGUMENT):
         manifest = Manifest(folder, config, overrides.parse_overrides(sys.argv))
         proposals = propose_overrides(module, manifest, config)
         todo = manifest.select_unfinished(
-            proposals, lambda new: overrides.check_overrides(run_flags.load_config(config), new)
+            proposals, lambda new: overrides.check_overrides(load_config(config), new)
         )
 
         def make_job(run: SweepRun) -> jobs.Job:

@@ -23,7 +23,7 @@ from diffjax import grids, runs, samplers
 from diffjax.cli import command_line
 from diffjax.cli.command_line import UsageError, find_flag
 from diffjax.config.ranges import check_list
-from diffjax.config.variants import load_kept_file, load_module
+from diffjax.config.variants import load_config, load_kept_file
 from diffjax.train import CheckpointMismatch
 from diffjax.types import ConfigError
 
@@ -244,6 +244,3 @@ def open_run(cfg: ConfigDict) -> runs.TrainedRun:
             best=BEST.value,
             raw=RAW.value,
         )
-
-
-load_config, load_config_module = diffjax.config.load_config, load_module

@@ -1,6 +1,6 @@
-"""What a diffusion model is told: made from a batch, dropped for guidance, encoded for the network.
+"""The condition of a model: taken from a batch, dropped for guidance, encoded for the network.
 
-| ``cond.context`` | the network sees |
+| ``cond.context`` | the network reads |
 |---|---|
 | (empty) | the label, if ``network.conditional``, as part of the time embedding |
 | label | a learned token per class that it attends to (LDM's class-conditional ImageNet) |
@@ -9,7 +9,7 @@
 | clip_xl | those of two (``frozen["text_encoder_2"]``), and XL's added vectors |
 | given | embeddings made beforehand: tokens ``batch["context"]``, and for XL more (`EMBEDDINGS`) |
 
-| ``cond.concat`` | joined to the channels of z |
+| ``cond.concat`` | joined to the channels of z (`diffjax.model.channel_conditions`) |
 |---|---|
 | superres | the image shrunk to the size of z (area average) |
 | inpaint | the image with a hole, encoded, and the hole |
@@ -26,13 +26,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from diffjax.model.channel_conditions import CONCATS, Part, pass_through
 from diffjax.model.space import Space
 from diffjax.nets.text import CLIPText, TextTransformer
-from diffjax.types import Array, Cond, Frozen, Params, Statistics, build, choose
-
-Batch = Mapping[str, Array]
-HOLE = (0.25, 0.75)  # sides of the rectangles that inpainting is trained on, of the image's
-WHOLE = 0.25  # share of the images that are all hole, in the training of Stable Diffusion's
+from diffjax.types import Array, Batch, Cond, Frozen, Params, Statistics, build, choose
 
 
 class Condition(NamedTuple):
@@ -63,23 +60,6 @@ class Condition(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
-class _Part(NamedTuple):
-    """One entry of a raw condition, and how it is encoded; the fields are those of `Condition`.
-
-    Attributes:
-        name: of the entry.
-        needs: entries of a batch that `take` reads.
-    """
-
-    name: str
-    take: Callable[[Batch, jax.Array], Any]
-    null: Callable[[Any], Any]
-    encode: Callable[[Params, Frozen, Statistics, Any], dict[str, Array]]
-    example: Mapping[str, Array]
-    needs: tuple[str, ...]
-    init: Callable[[jax.Array], dict[str, Params]] = lambda key: {}
-
-
 def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condition:
     """Make the condition that ``config.cond`` describes; see the tables above.
 
@@ -92,7 +72,7 @@ def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condit
     """
     context, concat = config.cond.context, config.cond.concat
     choose("context", context, {"": 0, **_CONTEXTS})
-    choose("concatenation", concat, {"": 0, **_CONCATS})
+    choose("concatenation", concat, {"": 0, **CONCATS})
     parts = []
     if config.network.conditional and num_classes:
         parts.append(_make_label_part(num_classes))
@@ -100,11 +80,11 @@ def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condit
         parts.append(_CONTEXTS[context](config, num_classes))
     guided = bool(parts)
     if concat:
-        parts.append(_CONCATS[concat](config, space))
+        parts.append(CONCATS[concat](config, space))
     return _join_parts(parts, guided)
 
 
-def _join_parts(parts: list[_Part], guided: bool) -> Condition:
+def _join_parts(parts: list[Part], guided: bool) -> Condition:
     """Join parts into a condition whose raw form has an entry for each of them."""
 
     def take(batch: Batch, key: jax.Array) -> Cond:
@@ -138,18 +118,13 @@ def make_label_condition(classes: int) -> Condition:
     return _join_parts([_make_label_part(classes)], True)
 
 
-def _pass_through(name: str) -> Callable[..., dict[str, Array]]:
-    """Make an `encode` that passes a raw entry to the network, under a name."""
-    return lambda params, frozen, extra, value: {name: value}
-
-
-def _make_label_part(classes: int) -> _Part:
+def _make_label_part(classes: int) -> Part:
     """Make the part of a class label that the network adds to its time embedding."""
-    return _Part(
+    return Part(
         "label",
         lambda batch, key: batch["label"],
         lambda label: jnp.full_like(label, classes),
-        _pass_through("label"),
+        pass_through("label"),
         {"label": jnp.zeros(1, jnp.int32)},
         (),
     )
@@ -158,7 +133,7 @@ def _make_label_part(classes: int) -> _Part:
 # ---- tokens -------------------------------------------------------------------------------------
 
 
-def _make_label_token_part(config: ConfigDict, classes: int) -> _Part:
+def _make_label_token_part(config: ConfigDict, classes: int) -> Part:
     """Make the part of a class label that becomes one learned token (B, 1, width) to attend to.
 
     Raises:
@@ -179,7 +154,7 @@ def _make_label_token_part(config: ConfigDict, classes: int) -> _Part:
     return _make_label_part(classes)._replace(encode=encode, example=example, init=init)
 
 
-def _make_text_part(config: ConfigDict, classes: int) -> _Part:
+def _make_text_part(config: ConfigDict, classes: int) -> Part:
     """Make the part of a text that a transformer encodes, which is trained with the network."""
     section, width = config.cond, config.network.context_dim
     options = dict(section.get("text", None) or {})
@@ -224,13 +199,13 @@ def make_clips(config: ConfigDict) -> dict[str, CLIPText]:
     return made
 
 
-def _make_clip_part(config: ConfigDict, classes: int) -> _Part:
+def _make_clip_part(config: ConfigDict, classes: int) -> Part:
     """Make the part of one frozen text encoder, as the config describes it."""
     empty = tuple(config.cond.empty) or (0,)
     return _make_encoder_part(make_clips(config)["text_encoder"], config.network.context_dim, empty)
 
 
-def _make_encoder_part(net: CLIPText, width: int, empty: tuple[int, ...]) -> _Part:
+def _make_encoder_part(net: CLIPText, width: int, empty: tuple[int, ...]) -> Part:
     """Make the part of one frozen text encoder, whose parameters are ``frozen["text_encoder"]``.
 
     Args:
@@ -251,7 +226,7 @@ def _make_encoder_part(net: CLIPText, width: int, empty: tuple[int, ...]) -> _Pa
     return _make_tokens_part(width, encode)._replace(null=null)
 
 
-def _make_clip_xl_part(config: ConfigDict, classes: int) -> _Part:
+def _make_clip_xl_part(config: ConfigDict, classes: int) -> Part:
     """Make the part of the two text encoders of Stable Diffusion XL that a config describes."""
     return _make_encoders_part(
         make_clips(config), config.network.context_dim, list_added_shapes(config)
@@ -260,7 +235,7 @@ def _make_clip_xl_part(config: ConfigDict, classes: int) -> _Part:
 
 def _make_encoders_part(
     nets: Mapping[str, CLIPText], width: int, shapes: Mapping[str, tuple[int, ...]]
-) -> _Part:
+) -> Part:
     """Make the part of the text encoders of Stable Diffusion XL (Podell et al. 2023, section 2.1).
 
     The network attends to the last hidden layer but one of each encoder, side by side, and is told
@@ -292,7 +267,7 @@ def _make_encoders_part(
 
     added = {k: jnp.zeros((1, *shape)) for k, shape in shapes.items()}
     example: dict[str, Any] = {"context": jnp.zeros((1, 1, width)), "added": added}
-    return _Part("prompt", take, null, encode, example, (*entries, "time_ids"))
+    return Part("prompt", take, null, encode, example, (*entries, "time_ids"))
 
 
 def make_text_condition(
@@ -315,9 +290,9 @@ def make_text_condition(
     return _join_parts([_make_encoder_part(nets["text_encoder"], width, empty)], True)
 
 
-def _make_tokens_part(width: int, encode: Callable[..., dict[str, Array]]) -> _Part:
+def _make_tokens_part(width: int, encode: Callable[..., dict[str, Array]]) -> Part:
     """Make the part of token ids ``batch["text"]`` (B, M); zeros stand for the empty text."""
-    return _Part(
+    return Part(
         "text",
         lambda batch, key: batch["text"],
         jnp.zeros_like,
@@ -350,7 +325,7 @@ def list_embedding_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     return {"context": tokens, **list_added_shapes(config)}
 
 
-def _make_embedding_part(config: ConfigDict, classes: int) -> _Part:
+def _make_embedding_part(config: ConfigDict, classes: int) -> Part:
     """Make the part of embeddings that were made beforehand.
 
     Zeros say nothing, as Stable Diffusion XL has them for the empty text; ``time_ids`` stay.
@@ -365,7 +340,7 @@ def _make_embedding_part(config: ConfigDict, classes: int) -> _Part:
         return {"context": raw["context"], **({"added": added} if added else {})}
 
     example = read({k: jnp.zeros((1, *shape)) for k, shape in shapes.items()})
-    return _Part(
+    return Part(
         "embedding",
         lambda batch, key: {k: batch[k] for k in shapes},
         null,
@@ -381,118 +356,4 @@ _CONTEXTS = {
     "clip": _make_clip_part,
     "clip_xl": _make_clip_xl_part,
     "given": _make_embedding_part,
-}
-
-
-# ---- channels -----------------------------------------------------------------------------------
-
-
-def average_area(images: Array, shape: tuple[int, int, int]) -> Array:
-    """Average images (B, H, W, C) over blocks, to the height and width of ``shape`` (h, w, ...).
-
-    H and W must be multiples of h and w.
-    """
-    b, height, width, c = images.shape
-    h, w, _ = shape
-    return images.reshape(b, h, height // h, w, width // w, c).mean((2, 4))
-
-
-def _make_superres_part(config: ConfigDict, space: Space) -> _Part:
-    """Make the part of a small image, the average of the image over the size of z."""
-    channels = config.data.channels
-    return _Part(
-        "low",
-        lambda batch, key: average_area(batch["image"], space.shape),
-        lambda low: low,
-        _pass_through("concat"),
-        {"concat": jnp.zeros((1, *space.shape[:2], channels))},
-        ("image",),
-    )
-
-
-def draw_holes(key: jax.Array, images: Array) -> Array:
-    """Draw rectangles of ones, one for each image, with random sides and places.
-
-    Sides are uniform over the shares `HOLE` of those of the image, and places over all that fit.
-
-    Args:
-        images: (B, H, W, C), for their sizes.
-
-    Returns:
-        (B, H, W, 1) float32: 1 inside of the rectangle, 0 outside.
-    """
-    b, height, width, _ = images.shape
-    u = jax.random.uniform(key, (4, b, 1, 1))
-    sides = HOLE[0] + (HOLE[1] - HOLE[0]) * u[:2]
-    starts = u[2:] * (1 - sides)
-    y, x = (jnp.arange(height) + 0.5) / height, (jnp.arange(width) + 0.5) / width
-    rows = (y[:, None] >= starts[0]) & (y[:, None] < starts[0] + sides[0])
-    columns = (x >= starts[1]) & (x < starts[1] + sides[1])
-    return (rows & columns)[..., None].astype(jnp.float32)
-
-
-def _cut_hole(images: Array, hole: Array) -> dict[str, Array]:
-    """Cut a hole into images, and keep both."""
-    return {"image": images * (1 - hole), "hole": hole}
-
-
-def _make_inpaint_part(config: ConfigDict, space: Space) -> _Part:
-    """Make the part of an image with a hole: the encoded image, then the averaged hole."""
-
-    def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
-        return _cut_hole(batch["image"], draw_holes(jax.random.fold_in(key, 4), batch["image"]))
-
-    def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Any) -> dict[str, Array]:
-        seen = space.encode(frozen, extra, raw["image"])
-        return {"concat": jnp.concatenate([seen, average_area(raw["hole"], space.shape)], axis=-1)}
-
-    h, w, c = space.shape
-    return _Part(
-        "hole", take, lambda raw: raw, encode, {"concat": jnp.zeros((1, h, w, c + 1))}, ("image",)
-    )
-
-
-def _make_fill_part(config: ConfigDict, space: Space) -> _Part:
-    """Make the part of an image with a hole as Stable Diffusion's inpainting has it.
-
-    The hole comes first, with the values at the top left pixel of each latent, and then the encoded
-    image. In a share `WHOLE` of the images the hole is the whole image.
-    """
-    factor = space.net.factor if space.net else 1
-
-    def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
-        hole = draw_holes(jax.random.fold_in(key, 4), batch["image"])
-        whole = jax.random.bernoulli(jax.random.fold_in(key, 6), WHOLE, (len(hole), 1, 1, 1))
-        return _cut_hole(batch["image"], jnp.maximum(hole, whole))
-
-    def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Any) -> dict[str, Array]:
-        seen = space.encode(frozen, extra, raw["image"])
-        return {"concat": jnp.concatenate([raw["hole"][:, ::factor, ::factor], seen], axis=-1)}
-
-    return _make_inpaint_part(config, space)._replace(take=take, encode=encode)
-
-
-def _make_map_part(config: ConfigDict, space: Space) -> _Part:
-    """Make the part of a semantic map: the share that each class has of each pixel of z."""
-    classes = config.cond.map_classes
-
-    def take(batch: Batch, key: jax.Array) -> Array:
-        return average_area(jax.nn.one_hot(batch["mask"], classes), space.shape)
-
-    shape = (1, *space.shape[:2], classes)
-    return _Part(
-        "map",
-        take,
-        lambda value: value,
-        _pass_through("concat"),
-        {"concat": jnp.zeros(shape)},
-        ("mask",),
-    )
-
-
-_CONCATS = {
-    "superres": _make_superres_part,
-    "inpaint": _make_inpaint_part,
-    "fill": _make_fill_part,
-    "map": _make_map_part,
 }

@@ -13,8 +13,7 @@ from safetensors.numpy import save_file
 import diffjax
 from configs import stable_diffusion
 from diffjax import data, lora, runs
-from diffjax.cli import run_flags
-from diffjax.config import read_config
+from diffjax.config import load_config, read_config
 from diffjax.model.condition import make_clips
 from diffjax.pretrained import configs, load_lora, load_model
 from diffjax.pretrained.state_dict import to_state_dict
@@ -83,7 +82,7 @@ def train(execute, root):
 
 
 def config_of(root, variant, path="model"):
-    cfg = run_flags.load_config(f"{root / 'tiny.py'}:{variant}")
+    cfg = load_config(f"{root / 'tiny.py'}:{variant}")
     cfg.model.path = str(root / path)
     return cfg
 

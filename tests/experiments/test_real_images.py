@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from diffjax import runs
-from diffjax.cli import run_flags
+from diffjax.config import load_config
 from diffjax.data import latents
 from diffjax.runs import real_images
 from diffjax.types import ConfigError
@@ -23,7 +23,7 @@ def parsed_flags():
 
 
 def test_data_come_in_a_fixed_random_order():
-    cfg = run_flags.load_config(f"{ROOT}/configs/ddpm.py:digits")
+    cfg = load_config(f"{ROOT}/configs/ddpm.py:digits")
     found = real_images.open_split(cfg)
     np.testing.assert_array_equal(found.read(3, 9), real_images.take_images(cfg, 9)[0][3:])
     assert found.num == 1500
@@ -32,7 +32,7 @@ def test_data_come_in_a_fixed_random_order():
 
 
 def test_stored_latents_are_compared_with_the_images_behind_them(tmp_path):
-    cfg = run_flags.load_config(f"{ROOT}/configs/ddpm.py:digits")
+    cfg = load_config(f"{ROOT}/configs/ddpm.py:digits")
     expected = real_images.take_images(cfg, 5)
     cfg.data.update(name="latents", dir=str(tmp_path))
     rows = {"moments": np.zeros((2, 4, 4, 2), np.float32), "label": np.zeros(2, np.int32)}

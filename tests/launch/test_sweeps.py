@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 
 from configs import sweeps
-from diffjax.cli import run_flags
+from diffjax.config import load_config
 from diffjax.launch import jobs, kubernetes, local, overrides, slurm
 from diffjax.launch.manifest import Manifest
 from diffjax.launch.run_queue import RunQueue
@@ -96,7 +96,7 @@ def _sweep(folder: Path, fake, module=None, **options) -> Manifest:
     manifest = Manifest(folder, CONFIG, {})
     proposals = sweep.propose_overrides(module or Module(), manifest, CONFIG)
     todo = manifest.select_unfinished(
-        proposals, lambda new: overrides.check_overrides(run_flags.load_config(CONFIG), new)
+        proposals, lambda new: overrides.check_overrides(load_config(CONFIG), new)
     )
 
     def make_job(run):
@@ -260,7 +260,7 @@ def test_optuna_goes_where_the_metric_is_good(tmp_path, fake, flag):
 
 def test_overrides_are_checked_before_anything_runs():
     def check(new):
-        overrides.check_overrides(run_flags.load_config(CONFIG), new)
+        overrides.check_overrides(load_config(CONFIG), new)
 
     check({"optim.lr": 0.1, "network.multipliers": (1, 2)})
     with pytest.raises(ConfigError, match=r"overrides optim.rate=0.1: .*rate"):
@@ -268,7 +268,7 @@ def test_overrides_are_checked_before_anything_runs():
     with pytest.raises(ConfigError, match=r"overrides train.steps='many'"):
         check({"train.steps": "many"})
     with pytest.raises(ConfigError, match=r"has no sweep\(\)"):
-        list(sweep.propose_overrides(run_flags, None, CONFIG))
+        list(sweep.propose_overrides(overrides, None, CONFIG))
 
 
 def test_overrides_are_arguments_and_back():

@@ -1,5 +1,7 @@
 """Task, model, mesh and state of a config."""
 
+import inspect
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from configs import autoencoder, ddpm
 from configs.base import smoke
 from diffjax import runs
+from diffjax.tasks import diffusion_task
 from diffjax.train import Checkpoints
 from diffjax.types import ConfigError
 
@@ -22,6 +25,19 @@ def test_shapes_are_those_of_the_state(config):
         lambda leaf: (leaf.shape, leaf.dtype), shapes
     )
     assert any(np.any(leaf) for leaf in jax.tree.leaves(state.params))
+
+
+def test_a_config_goes_straight_to_its_task(config, monkeypatch):
+    passed = []
+
+    def make_objective(*arguments, original=diffusion_task._make_objective):
+        names = [frame.function for frame in inspect.stack()]
+        passed.extend(names[: names.index("test_a_config_goes_straight_to_its_task")][::-1])
+        return original(*arguments)
+
+    monkeypatch.setattr(diffusion_task, "_make_objective", make_objective)
+    runs.build_task(config)
+    assert passed == ["build_task", "make_task", "make_objective"]
 
 
 def test_a_state_comes_back_without_the_optimisers(config, tmp_path):

@@ -9,7 +9,7 @@ from configs import ldm
 from configs.base import smoke
 from diffjax import samplers
 from diffjax.model import make_model, make_sampler, make_steering, sample
-from diffjax.model.condition import average_area, draw_holes
+from diffjax.model.channel_conditions import average_area, draw_holes
 from diffjax.model.space import encode_moments, make_space
 from diffjax.tasks import make_task
 

@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import pytest
 
 from diffjax import runs
-from diffjax.cli import run_flags
+from diffjax.config import load_config
 from diffjax.train import prepare, train, training_loop
 
 STEPS, EVERY = 120, 60
 
 
 def measure_costs(workdir):
-    cfg = run_flags.load_config("configs/ddpm.py:digits")
+    cfg = load_config("configs/ddpm.py:digits")
     cfg.train.update(steps=STEPS, log_every=20, checkpoint_every=EVERY, sample_every=0)
     source, marks, saves = runs.load_source(cfg), [], []
     start = runs.start_batches(cfg, source)
