@@ -53,8 +53,11 @@ Statistics: TypeAlias = Mapping[str, Any]
 Batch: TypeAlias = Mapping[str, Array]
 
 # What a network reads beside z and t: names such as ``label``, ``context`` or ``control`` to arrays
-# of shape (B, ...), or to mappings or lists of them. None is no condition.
-Cond: TypeAlias = Mapping[str, Any] | None
+# of shape (B, ...), or to mappings or lists of them.
+CondEntries: TypeAlias = Mapping[str, Any]
+
+# The entries of a condition, or None for no condition.
+Cond: TypeAlias = CondEntries | None
 
 # Arguments of a constructor by their names, as a section of a config holds them.
 Options: TypeAlias = Mapping[str, Any]

@@ -34,9 +34,13 @@ _CIFAR_FILES = {
 
 
 def _inflate(path: Path, hint: str) -> bytes:
-    """The bytes of a file, expanded if it is compressed: as many as its header promises, and one.
+    """Return the bytes of a file, expanded if it is compressed.
 
-    So a small file that expands without end takes neither memory nor time.
+    These are as many as its header promises, and one to notice that there are more. A small
+    file that expands without end thus takes neither memory nor time.
+
+    Raises:
+      ValueError: the file promises more than it can hold, or is truncated or damaged.
     """
     with path.open("rb") as file:
         compressed = file.read(2) == _GZIP_MAGIC
@@ -73,7 +77,7 @@ def read_idx(path: str | Path, *, ndim: int, hint: str = "") -> np.ndarray:
     Args:
       path: the file.
       ndim: number of dimensions expected, 3 for images (N, H, W) and 1 for labels (N,).
-      hint: said at the end of every error, how to get a good file.
+      hint: how to get a good file, the last sentence of every error.
 
     Returns:
       Read-only uint8 array.
@@ -138,7 +142,7 @@ def read_cifar10(
     Args:
       path: `cifar-10-binary.tar.gz`, or a folder with `data_batch_1.bin`, ..., `test_batch.bin`.
       split: `train` or `test`.
-      hint: said at the end of every error.
+      hint: how to get good files, the last sentence of every error.
       per_file: records in each file, 10,000.
 
     Returns:
@@ -165,7 +169,7 @@ def read_cifar10(
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """PNG bytes of a uint8 image (H, W, 1) or (H, W, 3)."""
+    """Encode a uint8 image (H, W, 1) or (H, W, 3) as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -175,7 +179,7 @@ Size = int | tuple[int, int]  # pixels on a side of a square, or (height, width)
 
 
 def sides(size: Size) -> tuple[int, int]:
-    """(height, width) in pixels of a size.
+    """Return (height, width) in pixels of a size.
 
     Raises:
       ValueError: it is neither a number of pixels nor (height, width), or one is below 1.
@@ -190,13 +194,17 @@ def sides(size: Size) -> tuple[int, int]:
 
 
 def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
-    """Largest central square, or rectangle, resized to (size, size, C) by Pillow's bicubic filter.
+    """Crop to the largest central square, or rectangle, and resize by Pillow's bicubic filter.
 
     Pillow widens the filter when it shrinks an image, so there is no aliasing (Parmar et al. 2022,
-    "On Aliased Resizing and Surprising Subtleties in GAN Evaluation"). uint8 in, uint8 out.
+    "On Aliased Resizing and Surprising Subtleties in GAN Evaluation").
 
     Args:
+      image: uint8 (H, W, C).
       size: of the square, or (height, width).
+
+    Returns:
+      uint8 (height, width, C).
     """
     height, width, channels = image.shape
     h, w = sides(size)
@@ -215,7 +223,9 @@ def fit_central(
 ) -> tuple[float, tuple[int, int], tuple[int, int]]:
     """Return (factor, corner, size) of the largest central rectangle with the ratio of another.
 
-    All are (height, width) in pixels of what is found, which is ``factor`` times the wanted size.
+    Args:
+      found: (height, width) of the image, in pixels.
+      wanted: (height, width) of the result; it is the size of the rectangle over ``factor``.
     """
     factor = min(found[0] / wanted[0], found[1] / wanted[1])
     size = max(1, round(wanted[0] * factor)), max(1, round(wanted[1] * factor))

@@ -99,7 +99,7 @@ def build_denoiser(program: Program, inputs: PyTree) -> Denoiser:
     )
     combine: guidance.Combine = guidance.cfg
     if program.rescale:
-        combine = guidance.rescaled(own.parameterization, program.rescale)
+        combine = guidance.rescale(own.parameterization, program.rescale)
     guided = program.guided != "no"
     denoise = model.denoiser(
         own,

@@ -282,7 +282,7 @@ def _choose_combination(model: Model, steering: Steering) -> guidance.Combine:
     """Choose how conditional and null prediction are combined: as published, or rescaled."""
     if not steering.rescale:
         return guidance.cfg
-    return guidance.rescaled(model.parameterization, steering.rescale)
+    return guidance.rescale(model.parameterization, steering.rescale)
 
 
 def _apply_controls(

@@ -17,7 +17,7 @@ Array = jax.Array
 
 
 class NoisyClassifier(nn.Module):
-    """``(z, t) -> logits`` (B, classes), float32, of noisy images z (B, H, W, C).
+    """The network ``(z, t) -> logits`` (B, classes), float32, of noisy images z (B, H, W, C).
 
     Attributes:
         base: the UNet whose encoder and middle are used; without classes and conditions.
@@ -31,6 +31,16 @@ class NoisyClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, t: Array, train: bool = False) -> Array:
+        """Return the logits.
+
+        Args:
+            z: noisy images.
+            t: times (B,), as the UNet reads them.
+            train: whether dropout is active.
+
+        Raises:
+            ValueError: the UNet takes a label or a context.
+        """
         base = self.base
         if base.num_classes or base.context_dim:
             raise ValueError("the classifier's network takes no condition: it finds the class")
@@ -40,7 +50,7 @@ class NoisyClassifier(nn.Module):
         return self._pool(tokens).astype(jnp.float32)
 
     def _pool(self, tokens: Array) -> Array:
-        """The mean of the tokens asks all of them, and itself."""
+        """Pool tokens (B, N, D) by attention: their mean is the query, and also a key."""
         width = tokens.shape[-1]
         tokens = jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)
         scale = nn.initializers.normal(width**-0.5)

@@ -194,7 +194,7 @@ def _build_tree(params: PyTree, found: Mapping[str, tuple[np.ndarray, np.ndarray
     state: dict[str, np.ndarray] = {}
     made: dict[lora.Path, PyTree] = {}
     for path, layer in lora.layers(params):
-        keys = list(list_state_shapes(lora.nested({path: {lora.KERNEL: layer[lora.KERNEL]}})))
+        keys = list(list_state_shapes(lora.nest({path: {lora.KERNEL: layer[lora.KERNEL]}})))
         if not (there := [found[key] for key in keys if key in found]):
             continue
         rank = max(len(down) for down, _ in there)
@@ -204,11 +204,11 @@ def _build_tree(params: PyTree, found: Mapping[str, tuple[np.ndarray, np.ndarray
             for name, shape in zip((lora.DOWN, lora.UP), shapes, strict=True)
         }
         made[path] = like
-        for key, shape in list_state_shapes(lora.nested({path: like})).items():
+        for key, shape in list_state_shapes(lora.nest({path: like})).items():
             stem, _, which = key.removesuffix(".weight").rpartition(".")
             pair = found.get(f"{stem}.weight")
             state[key] = _pad_rank(None if pair is None else pair[which == lora.UP], shape)
-    return from_state_dict(state, lora.nested(made))
+    return from_state_dict(state, lora.nest(made))
 
 
 def _pad_rank(factor: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:

@@ -198,7 +198,7 @@ def _read_timesteps(o: Options, asked: Asked, name: str) -> np.ndarray:
 
 def _make_grid(schedule: Schedule, t: Any, levels: tuple[Any, Any], init_std: float) -> Grid:
     alpha, sigma = (np.asarray(leaf, np.float64) for leaf in levels)
-    return grids.of_levels(schedule, np.asarray(t, np.float64), alpha, sigma)._replace(
+    return grids.from_levels(schedule, np.asarray(t, np.float64), alpha, sigma)._replace(
         init_std=float(init_std)
     )
 

@@ -21,7 +21,7 @@ from diffjax.runs.hints import make_hints, read_hint_shape
 from diffjax.tasks import find_task_kind
 from diffjax.train.sharding import find_host_share
 from diffjax.train.training_loop import Batches
-from diffjax.types import Array, ConfigError
+from diffjax.types import Batch, ConfigError
 
 NOISE = "noise"  # the name of the data of smoke runs
 
@@ -129,9 +129,9 @@ def start_batches(cfg: ConfigDict, source: data.Source) -> Batches:
     """
     hints = make_hints(cfg) if find_task_kind(cfg).takes_hints else None
 
-    def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Array]]:
+    def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         part, parts = find_host_share(sharding, cfg.data.batch_size)
-        host = data.batches(
+        host: Iterator[Batch] = data.batches(
             source,
             batch_size=cfg.data.batch_size,
             seed=cfg.seed,

@@ -37,7 +37,7 @@ _FEW = 15  # steps below which the last orders are lowered, as in the authors' c
 
 
 class _Step(NamedTuple):
-    """The constants of one step of the table above, and the noise it adds."""
+    """The constants of one step of the table above, and the scale of the noise that it adds."""
 
     ratio: ArrayLike
     scale: ArrayLike
@@ -46,11 +46,18 @@ class _Step(NamedTuple):
 
 
 def _lam(grid: Grid) -> np.ndarray:
+    """Return the half log-SNR ``log(alpha / sigma)`` of every level, (N + 1,)."""
     with np.errstate(divide="ignore"):
         return np.log(grid.levels.alpha) - np.log(grid.levels.sigma)
 
 
 def _step(grid: Grid, start: int, end: int, output: str, noisy: bool) -> _Step:
+    """Return the constants of the step from level ``start`` to level ``end`` of a grid.
+
+    Args:
+        output: ``x`` or ``eps``, the output that is expanded.
+        noisy: whether the solver is stochastic.
+    """
     (a, s), (b, t) = ((grid.levels.alpha[k], grid.levels.sigma[k]) for k in (start, end))
     h = _lam(grid)[end] - _lam(grid)[start]
     if output == "x":
@@ -62,6 +69,7 @@ def _step(grid: Grid, start: int, end: int, output: str, noisy: bool) -> _Step:
 
 
 def _first_order_only(grid: Grid, start: int, end: int, output: str) -> bool:
+    """Return whether a step has to be of first order, because its lam is infinite at an end."""
     alpha, sigma = grid.levels.alpha, grid.levels.sigma
     if sigma[end] == 0 or _repeated(grid, start, end):
         return True
@@ -69,21 +77,24 @@ def _first_order_only(grid: Grid, start: int, end: int, output: str) -> bool:
 
 
 def _repeated(grid: Grid, start: int, end: int) -> bool:
-    """A step of no length, with which some grids of diffusers end."""
+    """Return whether a step has no length; some grids of diffusers end with such a step."""
     return bool(at(grid, start)[1:3] == at(grid, end)[1:3])
 
 
 def _ddim(grid: Grid, end: int) -> dict[Source, ArrayLike]:
+    """Return the first-order step to level ``end``, which is DDIM's."""
     return {"x": grid.levels.alpha[end], "eps": grid.levels.sigma[end]}
 
 
 def _phis(h: float) -> tuple[float, float, float]:
+    """Return ``phi_1``, ``phi_2`` and ``phi_3`` of H, see the module."""
     one = math.expm1(h)
     two = one / h - 1
     return one, two, two / h - 0.5
 
 
 def _check(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise a ValueError if an option has none of the allowed values."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
@@ -91,7 +102,15 @@ def _check(name: str, value: object, allowed: Sequence[object]) -> None:
 def _multistep_weights(
     signed: float, spans: Sequence[float], order: int, solver_type: str, factor: float
 ) -> list[float]:
-    """Weights of the outputs, newest first; ``spans`` are the steps before this one over h."""
+    """Return the weights of the outputs, newest first.
+
+    Args:
+        signed: H of the step.
+        spans: lengths in lam of the steps before this one, over the length h of this one.
+        order: 1 to 3; as many outputs get a weight.
+        solver_type: how order 2 estimates the slope.
+        factor: of the second derivative in order 3.
+    """
     one, two, three = _phis(signed)
     if order == 1:
         return [one]
@@ -115,16 +134,18 @@ def dpm_solver(
     euler_at_final: bool = False,
     corrected: bool = False,
 ) -> Sampler:
-    """Multistep DPM-Solver(++), its noisy form included (Lu et al. 2022b, algorithm 2); N rows.
+    """Make multistep DPM-Solver or DPM-Solver++ (Lu et al. 2022b, algorithm 2), N rows.
+
+    The stochastic forms are the last two rows of the module's table.
 
     Args:
         order: 1 (DDIM), 2 (2M) or 3 (3M).
-        algorithm: one of `ALGORITHMS`.
+        algorithm: a key of `ALGORITHMS`.
         solver_type: how order 2 estimates the slope, ``midpoint`` or ``heun``.
         lower_order_final: end with orders 2, 1 on grids of fewer than 15 steps.
-        euler_at_final: a last step of order 1 on any grid.
+        euler_at_final: take a last step of order 1 on any grid.
         corrected: double the second-derivative term of order 3. As published it is a divided
-            difference without its factor 2 and the method measures order 2; corrected, 3.
+            difference without its factor 2, and the method measures order 2; corrected, 3.
 
     Raises:
         ValueError: an option has another value.
@@ -160,7 +181,11 @@ def dpm_solver(
 
 
 def _single_orders(count: int, order: int, lower_order_final: bool, ends_clean: bool) -> list[int]:
-    """Orders of the steps: 1, 2, ..., order, 1, 2, ...; the end is lowered if asked for."""
+    """Return the order of every step of singlestep DPM-Solver: 1, 2, ..., order, 1, 2, ...
+
+    The orders at the end are lowered if the number of steps is no multiple of the order, if the
+    grid ends at the data, or if ``lower_order_final`` asks for it.
+    """
     groups = [k % order + 1 for k in range(count)]
     lower = lower_order_final or count % order != 0 or ends_clean
     if lower and order > 1 and count % order == 0:
@@ -179,14 +204,18 @@ def dpm_solver_single(
     solver_type: str = "midpoint",
     lower_order_final: bool = False,
 ) -> Sampler:
-    """Singlestep DPM-Solver(++) on the grid's own levels (Lu et al. 2022a, alg. 4, 5); N rows.
+    """Make singlestep DPM-Solver or DPM-Solver++ on the grid's own levels, N rows.
 
-    Groups of ``order`` rows start again from the state at their first level, with the outputs at
-    the levels passed since: 2S and 3S whose inner points are levels of the grid.
+    Lu et al. 2022a, algorithms 4 and 5. Groups of ``order`` rows start again from the state at
+    their first level, and use the outputs at the levels passed since: 2S and 3S whose inner points
+    are levels of the grid.
 
     Args:
-        lower_order_final: lower the orders at the end; always so where the number of steps is no
-            multiple of the order or the grid ends at the data.
+        order: 1, 2 or 3.
+        algorithm: a key of `ALGORITHMS`.
+        solver_type: how slopes are estimated, ``midpoint`` or ``heun``.
+        lower_order_final: lower the orders at the end. They are always lowered where the number of
+            steps is no multiple of the order or the grid ends at the data.
 
     Raises:
         ValueError: an option has another value.
@@ -226,7 +255,14 @@ def dpm_solver_single(
 def _single_weights(
     signed: float, spans: Sequence[float], order: int, solver_type: str
 ) -> list[float]:
-    """Weights of the outputs, newest first; ``spans`` are their distances from the base over h."""
+    """Return the weights of the outputs, newest first.
+
+    Args:
+        signed: H from the base of the group to the end of the step.
+        spans: distances of the outputs from the base in lam, over h.
+        order: 1 to 3.
+        solver_type: how slopes are estimated.
+    """
     one, two, three = _phis(signed)
     if order == 1:
         return [one]
@@ -251,14 +287,17 @@ def unipc(
     disable_corrector: Sequence[int] = (),
     lower_order_final: bool = True,
 ) -> Sampler:
-    """UniPC: predictor and corrector, one evaluation a step (Zhao et al. 2023); N rows.
+    """Make UniPC, a predictor and a corrector with one evaluation a step, N rows.
 
-    The corrector redoes the last step with the output at its end, which the next step needs anyway.
+    Zhao et al. 2023. The corrector repeats the last step with the output at its end, which the next
+    step needs anyway.
 
     Args:
+        order: 1 to 4.
         solver_type: the factor B(h), ``bh1`` = H or ``bh2`` = e^H - 1.
         predict_x: expand x instead of eps.
-        disable_corrector: steps after which it is left out.
+        corrector: whether there is one.
+        disable_corrector: indices of the steps after which it is left out.
         lower_order_final: let the order fall towards the end.
 
     Raises:
@@ -306,7 +345,14 @@ def unipc(
 def _unipc(
     grid: Grid, start: int, end: int, order: int, output: str, solver_type: str, corrector: bool
 ) -> tuple[ArrayLike, list[ArrayLike], ArrayLike]:
-    """(ratio, weights of the outputs at start, start - 1, ..., weight of the one at the end)."""
+    """Return the coefficients of one predictor or corrector step.
+
+    The weights solve a Vandermonde system in the relative positions of the outputs.
+
+    Returns:
+        ``(ratio, weights, new)``: the factor of the state, the weights of the outputs at start,
+        start - 1, ..., and that of the output at the end (0 for a predictor).
+    """
     lam, step = _lam(grid), _step(grid, start, end, output, False)
     h = step.signed
     r = [(lam[start - k] - lam[start]) / (lam[end] - lam[start]) for k in range(1, order)] + [1.0]

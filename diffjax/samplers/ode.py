@@ -24,16 +24,18 @@ from diffjax.types import Array, ArrayLike, Grid, Level, Sampler
 
 
 def _move(start: Level, end: Level) -> tuple[Array, Array]:
-    """(r, c) of the equation above."""
+    """Return (r, c) of the equation above."""
     ratio = end.alpha / start.alpha
     return ratio, end.sigma - ratio * start.sigma
 
 
 def _euler(end: Level) -> dict[Source, ArrayLike]:
+    """Return the step ``alpha_t x + sigma_t eps`` to a level, which needs no finite rho."""
     return {"x": end.alpha, "eps": end.sigma}
 
 
 def _rho(grid: Grid) -> np.ndarray:
+    """Return ``rho = sigma / alpha`` of every level (N + 1,); infinite for pure noise."""
     with np.errstate(divide="ignore"):
         return np.asarray(grid.levels.sigma / grid.levels.alpha)
 
@@ -41,12 +43,17 @@ def _rho(grid: Grid) -> np.ndarray:
 def heun(
     *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
 ) -> Sampler:
-    """EDM's sampler: Heun's method with churn (Karras et al. 2022, algorithm 2); 2N - 1 rows.
+    """Make EDM's sampler: Heun's method with churn (Karras et al. 2022, algorithm 2), 2N - 1 rows.
 
     Churn raises rho to ``rho (1 + gamma)``, ``gamma = min(s_churn / N, sqrt(2) - 1)`` where
-    ``s_tmin <= rho <= s_tmax``, with N of the whole grid where this is a part of one. Its noise is
-    added by the row before, and at the first level by the initial noise, which is drawn for the
-    raised level.
+    ``s_tmin <= rho <= s_tmax``. N is that of the whole grid, of which this may be a part. The noise
+    of a raised level is added by the row before, and at the first level by the initial noise, which
+    is drawn for the raised level.
+
+    Args:
+        s_churn: amount of churn, 0 for a deterministic sampler.
+        s_tmin, s_tmax: where it is applied, in rho.
+        s_noise: standard deviation of the noise, slightly above 1 in the paper.
 
     Raises:
         ValueError: negative churn or noise.
@@ -76,7 +83,13 @@ def heun(
 
 
 def _heun_step(start: Level, goal: Level, lift: ArrayLike, extra: float) -> list[Entry]:
-    """Rows from one level to the next, whose result is scaled by ``lift`` and gets noise."""
+    """Write the rows from one level to the next, with the result scaled and noise added.
+
+    Args:
+        start, goal: the levels.
+        lift: factor of the result, up to the raised level.
+        extra: standard deviation of the noise.
+    """
     if start.alpha == 0 or goal.sigma == 0:
         last = {key: lift * value for key, value in _euler(goal).items()}
         return [(start, {0: {**last, "noise": extra}, 2: {}})]
@@ -89,10 +102,10 @@ def _heun_step(start: Level, goal: Level, lift: ArrayLike, extra: float) -> list
 
 
 def flow_heun() -> Sampler:
-    """Heun's method in z itself, ``dz = x dalpha + eps dsigma``; 2N - 1 rows.
+    """Make Heun's method in z itself, ``dz = x dalpha + eps dsigma``, 2N - 1 rows.
 
-    On the flow schedule that is Heun's method in t for the velocity ``eps - x``
-    (Esser et al. 2024).
+    On the flow schedule that is Heun's method in t for the velocity ``eps - x`` (Esser et al.
+    2024). The last step to the data is Euler's.
     """
 
     def table(grid: Grid) -> Sequence[Entry]:
@@ -112,10 +125,13 @@ def flow_heun() -> Sampler:
 
 
 def dpm2(*, ancestral: bool = False) -> Sampler:
-    """The midpoint rule with the midpoint in log rho, DPM-Solver-2 of Karras et al. 2022.
+    """Make the midpoint rule with the midpoint in log rho, 2N - 1 rows.
 
-    The last step to the data, which has no midpoint, is Euler's. ``ancestral`` steps down to
-    ``rho_t sqrt(1 - rho_t^2 / rho_s^2)`` and adds noise up to rho_t.
+    This is the DPM-Solver-2 of Karras et al. 2022 and k-diffusion. The last step to the data, which
+    has no midpoint, is Euler's.
+
+    Args:
+        ancestral: step down to ``rho_t sqrt(1 - rho_t^2 / rho_s^2)``, and add noise up to rho_t.
     """
 
     def table(grid: Grid) -> Sequence[Entry]:
@@ -149,12 +165,13 @@ def _multistep(
     final: int = 0,
     blind: bool = False,
 ) -> Sampler:
-    """Slopes of the last ``order`` levels, with weights that sum to 1.
+    """Make a multistep method of the slopes at the last ``order`` levels.
 
     Args:
-        weights: ``(rho, step, order of the step) -> weights``, newest first.
+        weights: ``(rho, step, order of the step) -> weights``, newest first; their sum is 1.
+        order: 1 to 4.
         final: the last steps of grids shorter than this have orders ..., 2, 1.
-        blind: leave pure noise without its x.
+        blind: leave pure noise without using x, see `ipndm`.
 
     Raises:
         ValueError: the order is not 1 to 4.
@@ -187,25 +204,31 @@ def _multistep(
 
 
 def ipndm(*, order: int = 4, blind: bool = False) -> Sampler:
-    """Adams-Bashforth with weights of equal steps, orders 1, 2, 3, ... at the start.
+    """Make iPNDM: Adams-Bashforth with the weights of equal steps, N rows.
 
-    Liu et al. 2022 (PNDM) without its warm-up; Zhang & Chen 2022, iPNDM.
+    Liu et al. 2022 (PNDM) without its warm-up; Zhang & Chen 2022, iPNDM. The first steps have
+    orders 1, 2, 3, ...
 
     Args:
+        order: 1 to 4.
         blind: leave a level of pure noise along eps alone, and remember that eps, as diffusers
             does; the x predicted there is lost.
+
+    Raises:
+        ValueError: another order.
     """
     return _multistep(lambda rho, i, known: _ADAMS[known - 1], order, blind=blind)
 
 
 def plms(*, runge_kutta: bool = False, output: str = "eps", total: int | None = None) -> Sampler:
-    """PLMS: Adams-Bashforth after a warm-up (Liu et al. 2022, eq. 12, 13).
+    """Make PLMS: Adams-Bashforth of order 4 after a warm-up (Liu et al. 2022, eq. 12, 13).
 
     Stable Diffusion's warm-up is one step of Heun's, N + 1 rows: the second row evaluates at level
-    1 and repeats the first step with the mean of both slopes. ``runge_kutta`` is the paper's,
-    three steps of order 4, N + 9 rows.
+    1 and repeats the first step with the mean of both slopes. The paper's is three steps of
+    Runge-Kutta of order 4, N + 9 rows.
 
     Args:
+        runge_kutta: use the paper's warm-up.
         output: what the multistep rule combines: slopes ``eps``, or ``v = alpha eps - sigma x``
             as diffusers does with networks that predict v, which leaves a method of order 1.
         total: see `ddim`.
@@ -246,12 +269,12 @@ def plms(*, runge_kutta: bool = False, output: str = "eps", total: int | None = 
 
 
 def _output(level: Level, output: str) -> dict[Source, ArrayLike]:
-    """What the network's prediction at a level adds to the memory."""
+    """Return what the network's prediction at a level adds to the memory."""
     return {"eps": level.alpha, "x": -level.sigma} if output == "v" else {"eps": 1.0}
 
 
 def _combine(new: dict[Source, ArrayLike], weights: Sequence[float]) -> dict[Source, ArrayLike]:
-    """The newest output and those in slots 1, 2, ... with their weights."""
+    """Return the newest output and those in slots 1, 2, ... with their weights."""
     older: dict[Source, ArrayLike] = {k: weights[k] for k in range(1, len(weights))}
     return older | {key: value * weights[0] for key, value in new.items()}
 
@@ -259,7 +282,10 @@ def _combine(new: dict[Source, ArrayLike], weights: Sequence[float]) -> dict[Sou
 def _along(
     start: Level, end: Level, slope: Terms, output: str, slot: int = 0
 ) -> dict[Source, ArrayLike]:
-    """Move the state in a slot along a slope; a slope in v is ``eps = alpha v + sigma z``."""
+    """Return the step that moves the state in a slot along a slope.
+
+    A slope in v stands for ``eps = alpha v + sigma z``.
+    """
     r, c = _move(start, end)
     scale, lift = (c * start.alpha, c * start.sigma) if output == "v" else (c, 0.0)
     moved: dict[Source, ArrayLike] = {key: scale * value for key, value in slope.items()}
@@ -269,7 +295,13 @@ def _along(
 def _runge_kutta(
     grid: Grid, i: int, total: int | None, output: str, memory: dict[int, Terms]
 ) -> list[Entry]:
-    """The four rows of a step of order 4; slot 5 collects the slope."""
+    """Write the four rows of a Runge-Kutta step of order 4; slot 5 collects the slope.
+
+    Args:
+        i: the level that the step starts at.
+        total, output: see `plms`.
+        memory: what the first row remembers for later steps.
+    """
     start, end = at(grid, i), at(grid, i + 1)
     stride = start.t - end.t if total is None else total // grid.steps
     half = stride / 2 if total is None else stride // 2
@@ -288,16 +320,23 @@ def _runge_kutta(
 
 
 def _lagrange(nodes: np.ndarray, j: int) -> Polynomial:
-    """Polynomial that is 1 at node j and 0 at the others."""
+    """Return the polynomial that is 1 at node j and 0 at the others."""
     others = np.delete(nodes, j)
     out = Polynomial.fromroots(others) if len(others) else Polynomial([1.0])
     return out / np.prod(nodes[j] - others)
 
 
 def lms(*, order: int = 4) -> Sampler:
-    """Linear multistep: exact integrals of the polynomial in rho through the last slopes.
+    """Make the linear multistep method of k-diffusion (Crowson 2022), N rows.
 
-    Adams-Bashforth for unequal steps, as in k-diffusion (Crowson 2022).
+    A polynomial in rho through the last slopes is integrated exactly: Adams-Bashforth for unequal
+    steps.
+
+    Args:
+        order: 1 to 4.
+
+    Raises:
+        ValueError: another order.
     """
 
     def weights(rho: np.ndarray, i: int, known: int) -> list[float]:
@@ -309,10 +348,16 @@ def lms(*, order: int = 4) -> Sampler:
 
 
 def deis(*, order: int = 3, lower_order_final: bool = True) -> Sampler:
-    """tAB-DEIS: exact integrals of the polynomial in log rho through the last slopes.
+    """Make tAB-DEIS (Zhang & Chen 2022, eq. 15), in rho, N rows.
 
-    Zhang & Chen 2022, eq. 15, in rho. ``lower_order_final`` lowers the order at the end of grids of
-    fewer than 15 steps.
+    A polynomial in log rho through the last slopes is integrated exactly.
+
+    Args:
+        order: 1 to 4.
+        lower_order_final: lower the order at the end of grids of fewer than 15 steps.
+
+    Raises:
+        ValueError: another order.
     """
 
     def weights(rho: np.ndarray, i: int, known: int) -> list[float]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 import jax
 from absl import logging
@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from diffjax.train import hosts
 from diffjax.train.sealed_files import MANIFEST, CheckpointError, seal, verify
-from diffjax.types import PyTree, choose
+from diffjax.types import JsonObject, choose
 
 STATE = "state"
 # How finished and unfinished steps are called; a folder of any other name is somebody else's.
@@ -31,8 +31,8 @@ _STEP = re.compile(r"0|[1-9]\d*", re.ASCII)
 _LEFTOVER = re.compile(r"(0|[1-9]\d*)\.(partial|removed)(\.orbax-checkpoint-tmp.*)?", re.ASCII)
 # What a step that was written here has at least one of, however damaged it is.
 _PARTS = (MANIFEST, STATE, "_CHECKPOINT_METADATA", "orbax.checkpoint", "commit_success.txt")
-Tree = TypeVar("Tree")
-Metadata = dict[str, Any]  # what JSON holds
+StateT = TypeVar("StateT")
+Metadata: TypeAlias = JsonObject  # what is stored beside the arrays of a checkpoint
 SHOWN = 5  # differing leaves named in a message
 
 
@@ -40,7 +40,7 @@ class CheckpointMismatch(CheckpointError):
     """An intact checkpoint holds another state than the one asked for."""
 
 
-def _name_leaves(tree: PyTree) -> dict[str, jax.Array]:
+def _name_leaves(tree: object) -> dict[str, jax.Array]:
     """Return leaves, or their shapes, by dotted name; stored named tuples are dictionaries."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
@@ -52,7 +52,7 @@ def _describe(leaf: jax.Array) -> str:
     return f"{tuple(leaf.shape)} {leaf.dtype}"
 
 
-def _describe_differences(stored: PyTree, wanted: PyTree) -> list[str]:
+def _describe_differences(stored: object, wanted: object) -> list[str]:
     """Describe how a stored tree differs from the wanted one, a line per leaf."""
     have, want = _name_leaves(stored), _name_leaves(wanted)
     found = []
@@ -67,7 +67,7 @@ def _describe_differences(stored: PyTree, wanted: PyTree) -> list[str]:
     return found
 
 
-def _check(folder: Path, abstract: PyTree, parts: Collection[str] | None) -> None:
+def _check(folder: Path, abstract: object, parts: Collection[str] | None) -> None:
     """See that a step holds the state that is wanted, or those parts of one.
 
     Raises:
@@ -85,7 +85,7 @@ def _check(folder: Path, abstract: PyTree, parts: Collection[str] | None) -> Non
         )
 
 
-def _read_matching(folder: Path, fresh: Tree) -> Tree:
+def _read_matching(folder: Path, fresh: StateT) -> StateT:
     """``fresh`` with every stored leaf of the same name and shape, cast to the type wanted."""
     stored = ocp.checkpointables_metadata(folder).metadata[STATE]
     want = _name_leaves(fresh)
@@ -151,7 +151,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: PyTree,
+        state: object,
         metadata: Metadata | None = None,
         *,
         replace: bool = False,
@@ -307,12 +307,12 @@ class Checkpoints:
 
     def restore(
         self,
-        abstract: PyTree,
+        abstract: StateT,
         *,
         step: int | None = None,
-        fresh: Callable[[], PyTree] | None = None,
+        fresh: Callable[[], StateT] | None = None,
         parts: Collection[str] | None = None,
-    ) -> tuple[int, PyTree] | None:
+    ) -> tuple[int, StateT] | None:
         """The newest intact step (or the one asked for) and its state; None if there is none.
 
         Args:
@@ -338,11 +338,13 @@ class Checkpoints:
             return found, _read_matching(folder, fresh())
         if parts is None:
             return found, ocp.load_checkpointables(folder, {STATE: abstract})[STATE]
-        full = {key: value for key, value in abstract.items() if jax.tree.leaves(value)}
+        wanted = cast(dict[str, object], abstract)
+        full = {key: value for key, value in wanted.items() if jax.tree.leaves(value)}
         context = ocp.Context()
         context.pytree.loading.partial_load = True  # which takes no parts without leaves
         with context:
-            return found, {**abstract, **ocp.load_checkpointables(folder, {STATE: full})[STATE]}
+            read = {**wanted, **ocp.load_checkpointables(folder, {STATE: full})[STATE]}
+        return found, cast(StateT, read)
 
     def close(self) -> None:
         """Finish pending writes.
@@ -391,7 +393,7 @@ class Best:
             self.value = stored["value"]
 
     def offer(
-        self, step: int, value: float, state: PyTree, metadata: Metadata | None = None
+        self, step: int, value: float, state: object, metadata: Metadata | None = None
     ) -> bool:
         """Keep a state if its value is better than all before; a NaN never is.
 
@@ -406,7 +408,7 @@ class Best:
         self.step, self.value = step, value
         return True
 
-    def restore(self, abstract: PyTree) -> tuple[int, PyTree] | None:
+    def restore(self, abstract: StateT) -> tuple[int, StateT] | None:
         """The best step and its state; as `Checkpoints.restore`."""
         self._steps.wait()
         return self._steps.restore(abstract)

@@ -116,7 +116,7 @@ def test_an_interrupted_collection_goes_on(digits, tmp_path):
         found = metrics.collect(spatial, read, 70, folder=tmp_path / "f", source="x", chunk=20)
         same(found, whole)
     assert calls == [(40, 60), (60, 70)]
-    a, b = metrics.statistics_of(found), metrics.statistics_of(whole)
+    a, b = metrics.compute_statistics(found), metrics.compute_statistics(whole)
     assert np.array_equal(a.features.scatter, b.features.scatter)
     with pytest.raises(ValueError, match=r"holds the features of .*'source': 'x'.*, not of .*'y'"):
         metrics.collect(spatial, read, 70, folder=tmp_path / "f", source="y")
