@@ -53,8 +53,10 @@ ALSO = flags.DEFINE_multi_string(
 )
 PROMPT = flags.DEFINE_bool("prompt", True, "Give the base the class or caption of the image.")
 NAME = flags.DEFINE_string("name", "control", "Name of the files that are written.")
-SHOWN = 12  # columns of the picture
-ENOUGH = 100  # images, for distances
+# Columns of the picture.
+SHOWN = 12
+# The fewest images that distances are measured of.
+ENOUGH = 100
 
 
 FLAG_GROUPS = {
@@ -62,7 +64,8 @@ FLAG_GROUPS = {
     "Files": ("name", "best", "raw", "weights", "config"),
     "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
 }
-USES = ("config", "workdir", "weights", "best", "raw", "sampling")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights", "best", "raw", "sampling")
 
 
 def main() -> None:

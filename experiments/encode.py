@@ -34,6 +34,7 @@ OUT = flags.DEFINE_string(
     "out", None, "Folder that the latents are written to, with a sub-folder per split."
 )
 SPLITS = flags.DEFINE_list("splits", ["train"], "Splits of the data to encode.")
+# Images that are encoded at a time.
 BATCH = 64
 
 
@@ -62,7 +63,8 @@ def encode_batches(
 
 
 FLAG_GROUPS = {"Latents": ("out", "workdir", "weights", "splits", "config")}
-USES = ("config", "workdir", "weights")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights")
 
 
 def main() -> None:

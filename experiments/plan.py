@@ -150,7 +150,8 @@ FLAG_GROUPS = {
     "Config": ("config", "workdir", "weights"),
     "Plan": ("topology", "fit", "flops", "json"),
 }
-USES = ("config", "workdir", "weights")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights")
 
 
 def main() -> None:

@@ -50,7 +50,8 @@ def _list_runs(folder: Path) -> list[Path]:
 
 
 FLAG_GROUPS = {"Report": ("workdir", "runs", "metric", "mode", "results", "config")}
-USES = ("config", "workdir")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir")
 
 
 def main() -> None:

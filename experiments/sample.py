@@ -123,7 +123,8 @@ FLAG_GROUPS = {
     "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
     "Config": ("config",),
 }
-USES = ("config", "workdir", "weights", "best", "raw", "sampling")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights", "best", "raw", "sampling")
 
 
 def main() -> None:

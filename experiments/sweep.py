@@ -54,7 +54,8 @@ RESOURCES = flags.DEFINE_list(
 )
 CLAIM = flags.DEFINE_string("claim", "runs", "Volume claim that is mounted at --workdir.")
 
-USES = ("config", "workdir")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir")
 FLAG_GROUPS = {
     "Sweep": ("config", "workdir", "parallel", "executor", "retries"),
     "Search": ("trials", "search", "metric", "mode"),

@@ -47,7 +47,8 @@ FLAG_GROUPS = {
     "Run": ("config", "workdir", "dry_run", "weights"),
     "Several processes": ("coordinator", "num_processes", "process_id", "wait", "heartbeat"),
 }
-USES = ("config", "workdir", "weights")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights")
 
 
 def main() -> None:

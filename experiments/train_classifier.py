@@ -29,9 +29,11 @@ from diffjax.metrics.features import VERSIONS
 from diffjax.nets.classifier import Classifier
 from diffjax.types import Params
 
+# Steps of the shipped weights, by data set.
 STEPS = {"fashion_mnist": 3600, "fashion_mnist14": 3600, "digits": 2000, "shapes_single": 600}
 # Parameter of the Beta distribution of mixup, and s.d. of the noise on images.
 MIXUP = {"fashion_mnist": 0.2, "fashion_mnist14": 0.2, "digits": 1.0, "shapes_single": 0.2}
+# Standard deviation of the noise on images.
 JITTER = {"fashion_mnist": 0.0, "fashion_mnist14": 0.0, "digits": 0.3, "shapes_single": 0.1}
 
 FLAGS = flags.FLAGS
@@ -48,8 +50,11 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("seed", 0, "Seed of the initialisation and of the order of the data.")
 flags.DEFINE_string("data_dir", None, "Folder of the data; where it is installed if not set.")
 
+# Images of a step.
 BATCH_SIZE = 128
+# Largest learning rate, after the warm-up.
 PEAK_RATE = 2e-3
+# Decoupled weight decay of AdamW.
 WEIGHT_DECAY = 0.02
 
 

@@ -47,7 +47,8 @@ __all__ = [
     "run",
 ]
 
-WANTED = {  # what a value has to be, by absl's name of the type
+# What a value has to be, by absl's name of the type.
+WANTED = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",

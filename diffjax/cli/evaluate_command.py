@@ -48,6 +48,7 @@ from diffjax.runs import first_stage, measuring, real_images
 from diffjax.tasks import find_task_kind
 from diffjax.writing import write_json
 
+# Flags in the order of the help, see `help_pages`.
 FLAG_GROUPS = {
     "Evaluation": ("workdir", "metrics", "num", "out", "best", "raw", "weights", "seed"),
     "Other images": ("images", "reference", "reference_num", "save_reference"),
@@ -56,7 +57,7 @@ FLAG_GROUPS = {
     "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
     "More": ("pairs", "bits_steps", "save_reconstructions", "config"),
 }
-# flags of other modules
+# Flags of other modules that this command uses.
 USES = ("config", "workdir", "weights", "best", "raw", "sampling", *evaluate_flags.OWN)
 
 

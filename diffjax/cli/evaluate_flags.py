@@ -74,12 +74,15 @@ BITS_STEPS = flags.DEFINE_list(
 )
 NAME = flags.DEFINE_string("name", "sweep", "Name of the files of --sweep.")
 
+# Names of the flags of this module.
 OWN = sorted(flag.name for flag in flags.FLAGS.get_flags_for_module(__name__))
 
-# Flags that are of use to each of the ways to evaluate.
+# Flags that are of use to each of the ways to evaluate: those of a model and its samples, those of
+# Inception's features, and those of images in files.
 _MODEL = ("best", "weights", "sampler", "steps", "grid", "eta", "variance", "guidance")
 _FEATURES = ("reference", "reference_num", "inception", "allow_legacy_pickle", "resize")
 _FILES = ("clip", "prompts", "lpips", "pairs", "num", "out", "metrics")
+# Flags that have an effect, by the flag that chooses the way to evaluate; "" is that without any.
 MODES = {
     "save_reference": ("save_reference", *_FEATURES),
     "images": ("images", *_FEATURES, *_FILES),
@@ -99,7 +102,8 @@ _CLIP = (
     "--clip=FOLDER, a CLIPModel of transformers with its tokenizer, and --prompts=FILE, a text a "
     "line"
 )
-WHERE = {  # what a flag has to name
+# What each flag has to name, for messages.
+WHERE = {
     "inception": f"Inception: {metrics.INCEPTION_SOURCE}. Then pass --inception=FILE, and "
     "--allow_legacy_pickle if it is the .pth file",
     "clip": _CLIP,
@@ -107,8 +111,10 @@ WHERE = {  # what a flag has to name
     "lpips": "--lpips=FILE, the weights of LPIPS (VGG16) as safetensors: see "
     "diffjax.pretrained.lpips.load_lpips",
 }
-FROM_DATA = {"network", "pool", "scenes", "model"}  # inputs that a config and its data give
-FROM_MODEL = {"untrained", "scenes", "model"}  # inputs that a model gives
+# Inputs of metrics that a config and its data give.
+FROM_DATA = {"network", "pool", "scenes", "model"}
+# Inputs of metrics that a model gives.
+FROM_MODEL = {"untrained", "scenes", "model"}
 
 
 def read_names() -> list[str]:

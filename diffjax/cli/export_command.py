@@ -33,8 +33,10 @@ OUT = flags.DEFINE_string(
 )
 
 
+# Flags in the order of the help, see `help_pages`.
 FLAG_GROUPS = {"Export": ("workdir", "out", "best", "weights", "config")}
-USES = ("config", "workdir", "weights", "best")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights", "best")
 
 
 def main() -> None:

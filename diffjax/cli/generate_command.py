@@ -22,12 +22,14 @@ from diffjax.cli.image_folder import find_missing, group_numbers, list_images, m
 from diffjax.cli.image_options import save_png
 from diffjax.cli.image_request import add_networks, generate_images, load_pipeline, make_request
 
-MOST = 10**6  # images of a command
+# The most images of a command.
+MOST = 10**6
 
 NUM = flags.DEFINE_integer("num", 1, "Number of images per prompt.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Number of images that are made at once.")
 OUT = flags.DEFINE_string("out", "generated", "Folder that the images are written to.")
 
+# Flags in the order of the help, see `help_pages`.
 FLAG_GROUPS = {
     "Request": ("model", "prompt", "negative", "out", "num", "seed", "batch_size"),
     "Sampling": ("steps", "sampler", "guidance", "height", "width"),

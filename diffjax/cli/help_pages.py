@@ -14,13 +14,20 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-WIDTH = 100  # columns
-MOST_LINES = 40  # of --help
-INDENT = 25  # columns before the text of a flag
+# Columns of the page.
+WIDTH = 100
+# The most lines of --help.
+MOST_LINES = 40
+# Columns before the text of a flag.
+INDENT = 25
+# Names of the flags that ask for the help, and for the full help.
 SHORT, FULL = ("help", "helpshort", "h", "?"), ("helpfull", "helpxml")
-REST = "More"  # title of the flags that no group names
+# Title of the flags that no group names.
+REST = "More"
 
-Groups = Mapping[str, Sequence[str]]  # title -> names of flags, the most used first
+# Titles to names of flags, the most used first.
+Groups = Mapping[str, Sequence[str]]
+# What stands for a value, by absl's name of the type.
 _PLACEHOLDERS = {"int": "N", "float": "X", "bool": "", "string enum": "NAME", "comma list": "A,B"}
 
 

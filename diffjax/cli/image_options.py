@@ -28,11 +28,16 @@ from diffjax.types import ConfigError
 from diffjax.untrusted import parse_json
 from diffjax.writing import replace_file
 
+# The entry of a PNG's text that holds the options as JSON.
 ENTRY = "diffjax"  # of a PNG's text, as JSON
-LONGEST = 2**16  # characters of the options in a PNG
-LARGEST_FILE = 2**28  # bytes of a PNG
-MOST_PIXELS = 2**26  # of a PNG that holds its options behind its pixels
+# The most characters of the options in a PNG.
+LONGEST = 2**16
+# The most bytes of a PNG that is read.
+LARGEST_FILE = 2**28
+# The most pixels of a PNG that holds its options behind its pixels.
+MOST_PIXELS = 2**26
 
+# What an option may be.
 OptionValue = str | int | float | bool | tuple[str, ...] | None
 
 
@@ -97,10 +102,13 @@ class ImageOptions:
         return {name: getattr(self, name) for name in OPTION_NAMES}
 
 
+# Names of the options, in their order.
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ImageOptions))
+# The options that nobody has set.
 DEFAULTS = ImageOptions()
 # The options that name files of this machine.
 PATHS = ("model", "tokenizer", "vae", "lora", "concept", "init_image", "mask", "control", "refiner")
+# What some options may be; samplers and grids are checked by the request.
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
     "prediction": ("epsilon", "v_prediction"),
@@ -134,6 +142,7 @@ def _remove_none(hint: Any) -> Any:
     return hint
 
 
+# The type of each option, without None.
 _TYPES = {name: _remove_none(hint) for name, hint in get_type_hints(ImageOptions).items()}
 
 

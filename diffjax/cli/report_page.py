@@ -29,6 +29,7 @@ PAPERS = {
     "11.47 at 2.94 (vlb)",
 }
 
+# The style sheet of the pages.
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;padding:.3em .7em;

@@ -49,6 +49,7 @@ RAW = flags.DEFINE_bool(
     "raw", False, "Use the parameters of the last step in place of their average."
 )
 
+# Short forms of ``--config.sample.KEY``, and the last two for the images.
 SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "num", "seed")
 
 

@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-Row = Mapping[str, object]  # values by title
-SECONDS = 10.0  # between two tables where the output is not a terminal
+# A row of a table: values by title.
+Row = Mapping[str, object]
+# Time between two tables where the output is not a terminal.
+SECONDS = 10.0
 
 
 def format_value(value: object) -> str:

@@ -16,9 +16,13 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
+# The largest number that a field may hold.
 LARGEST = 2**63
-BODY = 2**20  # bytes of a request that is no upload
-FORM = 2**16  # bytes of an upload beside the file
+# The most bytes of a request that is no upload.
+BODY = 2**20
+# The most bytes of an upload besides the file.
+FORM = 2**16
+# Names of this machine that are always answered.
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 

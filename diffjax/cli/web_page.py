@@ -35,13 +35,20 @@ from diffjax.data import pictures
 from diffjax.pretrained.models import Component
 
 DEFAULT_LIMITS = Limits()
+# The choice of the sampler that the model names itself.
 OWN = "the model's own"
-STEPS = 20  # before the user chooses
-KEPT = 12  # images in the gallery
-SESSIONS = 100  # whose gallery is kept at a time
-FORGET = 3600  # seconds after which files and galleries of users who left are removed
-Picture = PIL.Image.Image | str  # as the library has it, or the file that was uploaded
-Shown = list[tuple[Picture, str]]  # and captions, the newest first
+# Steps before the user chooses.
+STEPS = 20
+# Images in a gallery.
+KEPT = 12
+# Users whose galleries are kept at a time.
+SESSIONS = 100
+# Seconds after which files and galleries of users who left are removed.
+FORGET = 3600
+# An image as the library has it, or the file that was uploaded.
+Picture = PIL.Image.Image | str
+# A gallery: images and their captions, the newest first.
+Shown = list[tuple[Picture, str]]
 
 
 @dataclasses.dataclass
@@ -196,6 +203,7 @@ def _find_native_size(pipe: generate.Pipeline) -> tuple[int, int]:
     return (0, 0)
 
 
+# Sizes of images whose programs are compiled.
 _sizes: set[generate.Size] = set()
 
 

@@ -67,8 +67,11 @@ SAMPLE_BATCH = flags.DEFINE_integer(
 )
 THREADS = flags.DEFINE_integer("threads", 1, "Number of CPU threads of torch.", 1)
 
+# Time between two saves of the average.
 SAVE_SECONDS = 300
+# Steps over which a point of the loss curve is averaged.
 CURVE_STEPS = 50
+# Steps of warm-up of the recipe script.
 WARM_UP = 500
 
 
@@ -92,6 +95,7 @@ class Recipe(NamedTuple):
     decay: bool
 
 
+# The recipes of the Hugging Face course, and of diffusers' training script.
 RECIPES = {
     "course": Recipe(128, "squaredcos_cap_v2", 1e-3, False, None, False),
     "script": Recipe(16, "linear", 1e-4, True, 1.0, True),
@@ -281,7 +285,8 @@ def _read_sample_steps() -> list[int]:
     return steps
 
 
-USES = ("workdir",)  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("workdir",)
 
 
 def main() -> None:

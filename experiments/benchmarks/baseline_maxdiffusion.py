@@ -38,12 +38,15 @@ SOURCE = flags.DEFINE_string(
 )
 OUT = flags.DEFINE_string("out", None, "File of the figures; rows in it are kept.", required=True)
 WHERE = flags.DEFINE_string("topology", "v5e:2x4", "Chips to compile for.")
+# Its module that needs TensorFlow.
 INPUT = "maxdiffusion.input_pipeline"
+# Modules that are replaced by empty ones, because they are not installed.
 ABSENT = ("tensorflow", "tensorflow_datasets", INPUT, f"{INPUT}.input_pipeline_interface")
 
-# (sharded over all chips, images per chip, attention).
+# What is compiled: (sharded over all chips, images per chip, attention).
 ROWS = ((True, 4, "dot_product"), (True, 4, "flash"))
-BLOCK = 512  # of flash attention; with its own 2048 the kernel does not compile for a v5e
+# Size of flash attention's blocks; with its own 2048 the kernel does not compile for a v5e.
+BLOCK = 512
 
 
 def read_config(source: Path, chips: int, sharded: bool, batch: int, attention: str) -> Any:

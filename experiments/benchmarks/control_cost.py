@@ -34,6 +34,7 @@ from diffjax.writing import write_json
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
 REPEATS = flags.DEFINE_integer("repeats", 9, "Number of measurements of each task.", 1)
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
+# The parts of XLA's memory analysis that a step holds at its peak.
 ALL_ARGUMENTS = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
 
 
@@ -144,7 +145,8 @@ def measure(cfg: ConfigDict, batch: int, repeats: int) -> JsonObject:
     }
 
 
-USES = ("config", "workdir", "weights")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights")
 
 
 def main() -> None:

@@ -27,9 +27,11 @@ BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
 REPEATS = flags.DEFINE_integer("repeats", 9, "Number of measurements of each mode.", 1)
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 
-STEPS = 4  # of a run: enough that its fixed cost does not count
+# Steps of a run: enough that its fixed cost does not count.
+STEPS = 4
 
 
+# What is compared: (both halves in turn, guidance scale).
 MODES = {"unguided": (False, None), "guided": (False, 2.0), "guided_sequential": (True, 2.0)}
 
 
@@ -94,7 +96,8 @@ def measure(cfg: ConfigDict, batch: int, repeats: int) -> JsonObject:
     }
 
 
-USES = ("config", "workdir", "weights")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights")
 
 
 def main() -> None:

@@ -35,11 +35,14 @@ OUT = flags.DEFINE_string(
 )
 ONLY = flags.DEFINE_list("only", [], "Rows to compile, as NAME/TOPOLOGY/MESH or the start of it.")
 
+# Options that the UNets of all versions share, in diffusers' layout.
 SD = dict(
     channels=320, blocks=2, out_channels=4, flip_sin_to_cos=True, freq_shift=0.0,
     downsample_padding=1, norm_eps=1e-5, dtype=jnp.bfloat16, remat="blocks", attention="chunked",
 )  # fmt: skip
+# The UNet of Stable Diffusion 1.5.
 SD15 = UNet(multipliers=(1, 2, 4, 4), attention_levels=(0, 1, 2), heads=8, context_dim=768, **SD)
+# The UNet of Stable Diffusion XL.
 SDXL = UNet(
     multipliers=(1, 2, 4), attention_levels=(1, 2), heads=(5, 10, 20), depth=(1, 2, 10),
     linear_projection=True, context_dim=2048, added_dim=2816, **SD,
@@ -151,7 +154,7 @@ def make_case(name: str) -> step_plan.StepCase:
     return step_plan.StepCase(_make_control_task(SD15), {"base": base_params}, batch)
 
 
-# (case, topology, images per chip, fsdp): the rest of the chips is the data axis.
+# What is compiled: (case, topology, images per chip, fsdp). The rest of the chips is the data axis.
 ROWS = [
     ("sd15", "v5e:2x4", 4, 8),
     ("sd15", "v5e:2x4", 4, 1),

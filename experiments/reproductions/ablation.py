@@ -22,6 +22,7 @@ from experiments.reproductions.claims import (
 )
 from experiments.reproductions.pieces import Piece, make_trial
 
+# What the paper reports, for the end of the page.
 PAPER = """CIFAR-10, IS / FID:
 
 | | L, learned diagonal variance | L, fixed variance | simple |
@@ -31,9 +32,13 @@ PAPER = """CIFAR-10, IS / FID:
 
 Bits/dim of eps: at most 3.70 with L, 3.75 with the simple loss.
 """
+# The config file with the paper's own settings.
 CONFIG = "ddpm"  # the config file with the paper's own settings
+# What the networks predict, by their names in ``config.parameterization``.
 PREDICTIONS = ("eps", "x0", "v", "mean")
+# The losses by their names in ``config.loss``, and what the page calls them.
 LOSSES = {"simple": "unweighted error", "vlb": "bound L"}
+# Seeds of the trainings; effects are judged against their spread.
 SEEDS = (0, 1)
 
 
@@ -54,6 +59,7 @@ def _make_trial(prediction: str, loss: str, seed: int) -> Piece:
     return make_trial("ddpm.py:fashion_mnist14_small", name, 3, overrides, *options)
 
 
+# One piece for each combination; all combinations of the first seed come first.
 PIECES = tuple(_make_trial(p, loss, seed) for seed in SEEDS for p in PREDICTIONS for loss in LOSSES)
 
 

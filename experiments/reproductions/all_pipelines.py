@@ -19,17 +19,28 @@ from experiments.reproductions.claims import Claim, format_training, read_file
 from experiments.reproductions.ldm import PROMPTS
 from experiments.reproductions.pieces import Piece
 
+# The config file with the paper's own settings.
 CONFIG = "stable_diffusion"
+# Name of the small Stable Diffusion that is trained, and where its folder is kept.
 NAME = "small-model"
 KEPT = f"{{results}}/models/{NAME}"
-MASK = "data/pipelines-mask.png"  # white on the right half
-EDGES = "data/pipelines-edges.png"  # of a picture of the data set
+# Mask of inpainting, white on the right half.
+MASK = "data/pipelines-mask.png"
+# Control image: the edges of a picture of the data set.
+EDGES = "data/pipelines-edges.png"
+# Pictures of a prompt.
 COLUMNS = 4
-SCALE = 3  # of the pictures in the sheets
+# Pixels of a sheet for each pixel of a picture.
+SCALE = 3
+# Prompt that the first picture is changed to.
 CHANGED = "a large cyan square at the right"
+# The whole picture after filling, as the inpainting model is told.
 WHOLE = f"{PROMPTS[0]} and {CHANGED}"
+# Prompt with one shape, for the negative prompt.
 SINGLE = "a large red circle at the center"
+# Prompt that says what the control image shows.
 DRAWN = "a large red triangle at the top and a small cyan triangle at the bottom right"
+# The first picture of the row ``text``.
 _FIRST = "{results}/data/pipelines/text/00000.png"
 
 
@@ -55,6 +66,7 @@ def _name_folder(name: str) -> str:
 _IMAGE, _MASK = f"--init_image={_FIRST}", f"--mask={{results}}/{MASK}"
 _CONTROL = f"--control={_name_folder('small-edges')}:{{results}}/{EDGES}"
 _XL = "--sampler=dpmpp_2m"
+# The rows of the page: one for each pipeline.
 ROWS = {
     "text": Picture(PROMPTS, ("--sampler=dpmpp_2m",)),
     "samplers": Picture(PROMPTS[:1], ("--sampler=euler_ancestral",)),
@@ -114,7 +126,9 @@ def _make_drawing(
     return Piece(name, (*trained, *map(_make_generation, rows)), keep, minutes)
 
 
+# The autoencoder that all models share.
 _WEIGHTS = "--config.autoencoder.weights={results}/models/autoencoder-shapes.safetensors"
+# Flags of models that begin with random parameters.
 _BEGUN = ("--config.model.path=random", _WEIGHTS)
 PIECES = (
     Piece(

@@ -22,6 +22,7 @@ from experiments.reproductions.claims import (
 )
 from experiments.reproductions.pieces import Piece, make_measurement, make_sweep, make_training
 
+# What the paper reports, for the end of the page.
 PAPER = """ImageNet 64x64, 50,000 images, 256 ancestral steps (table 1):
 
 | w | FID, p = 0.1 / 0.2 / 0.5 | IS |
@@ -35,10 +36,15 @@ PAPER = """ImageNet 64x64, 50,000 images, 256 ancestral steps (table 1):
 | 2 | 21.03 / 18.79 / 16.16 | 225.5 / 213.0 / 183.0 |
 | 4 | 26.22 / 23.84 / 21.48 | 260.2 / 249.0 / 225.1 |
 """
+# Probabilities of dropping the class in training, by their names in files (percent).
 PROBABILITIES = {"10": 0.1, "20": 0.2, "50": 0.5}
+# Guidance scales s = 1 + w of the sweeps.
 SCALES = (1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0)
-FEW = (1.0, 1.1, 1.3)  # around the best, for comparing trainings
+# Scales around the best, for comparing trainings.
+FEW = (1.0, 1.1, 1.3)
+# Columns of the tables.
 METRICS = ("distance", "inception_score", "class_accuracy", "precision", "recall")
+# Steps of the sampler in all cells.
 STEPS = 10
 
 
@@ -66,6 +72,7 @@ def _make_sweep(model: str, scales: tuple[float, ...], minutes: float, seeds: in
     return make_sweep(f"{model}-guidance", model, minutes, axes, num=5000, seeds=seeds)
 
 
+# A picture with a row for each scale.
 _PICTURE = Piece(
     "cfg-picture",
     (
@@ -83,6 +90,7 @@ _PICTURE = Piece(
     3,
 )
 
+# Time and memory of a guided step.
 _COST = Piece(
     "guidance-cost",
     (
@@ -96,6 +104,7 @@ _COST = Piece(
     2,
 )
 
+# What is run, the cheapest first; the classifier guides the first model.
 PIECES = (
     _COST,
     _make_training("10", 0),

@@ -23,6 +23,7 @@ from experiments.reproductions.claims import (
 )
 from experiments.reproductions.pieces import Piece, make_measurement, make_sweep, make_training
 
+# What the paper reports, for the end of the page.
 PAPER = """FID of the paper on CIFAR-10 (table 1; quadratic spacing):
 
 | steps | 10 | 20 | 50 | 100 | 1000 |
@@ -36,9 +37,13 @@ PAPER = """FID of the paper on CIFAR-10 (table 1; quadratic spacing):
 Its reconstruction error at 10, 20, 50, 100, 200 steps: .014, .0065, .0023, .0009, .0004.
 """
 
+# Name of the one model that all samplers draw with.
 MODEL = "ddpm14"
-NUM, NUM_FULL = 2000, 400  # images of a cell: of up to 100 steps, of 1000
+# Images of a cell: of up to 100 steps, and of all 1000.
+NUM, NUM_FULL = 2000, 400
+# DDPM's larger variance, which the paper's table has in place of an eta.
 SIGMA_HAT = "sigma-hat"
+# Numbers of steps that are cheap.
 FEW = "5,10,20,50"
 
 
@@ -64,13 +69,16 @@ def _make_full(variance: str) -> Piece:
     return _make_sweep(f"ddim-1000-{variance}", 25, NUM_FULL, **axes)
 
 
+# Rows of the tables, in their order.
 ETAS = (0.0, 0.2, 0.5, 1.0, SIGMA_HAT)
+# The sweeps with evenly spaced steps.
 LINEAR = (
     _make_sweep("ddim", 40, sampler="ddim", grid="leading", eta="0,0.2,0.5,1", steps=FEW),
     _make_sweep("ddim-100", 25, sampler="ddim", grid="leading", eta="0,1", steps="100"),
     _make_sweep("ddim-100-between", 22, sampler="ddim", grid="leading", eta="0.2,0.5", steps="100"),
     _make_sigma_hat("ddim-sigma-hat", "leading"),
 )
+# The sweeps with quadratically spaced steps.
 QUADRATIC = (
     _make_sweep("ddim-quadratic", 20, sampler="ddim", grid="quadratic", eta="0,1", steps=FEW),
     _make_sweep(
@@ -81,6 +89,7 @@ QUADRATIC = (
     ),
     _make_sigma_hat("ddim-quadratic-sigma-hat", "quadratic"),
 )
+# What is run: one training, both spacings, all 1000 steps, reconstruction and the floor.
 PIECES = (
     make_training("ddpm.py:fashion_mnist14", MODEL, 35, "--config.train.steps=6000"),
     *LINEAR,

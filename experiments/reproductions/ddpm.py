@@ -19,14 +19,19 @@ from experiments.reproductions.claims import (
 from experiments.reproductions.pieces import Piece, make_measurement
 from experiments.reproductions.pieces import make_training as train
 
+# What the paper reports, for the end of the page.
 PAPER = """FID of the paper on CIFAR-10 with 1000 steps: 3.17 (IS 9.46, at most 3.75 bits/dim: rate
 1.78 + distortion 1.97, more than half of the rate in the last tenth of the steps).
 """
+# Name of our model.
 MODEL = "fashion_mnist-ddpm"
+# DDIM steps with which both models are measured.
 STEPS = 20
 
+# Flags of the training and sampling by diffusers.
 _BASELINE = ("--workdir={runs}/fashion_mnist-diffusers", f"--sample_steps={STEPS}")
 
+# What is run: both trainings, their evaluations, the bound and a picture.
 PIECES = (
     train("ddpm.py:fashion_mnist", MODEL, 45),
     Piece(

@@ -19,8 +19,11 @@ from experiments.reproductions.claims import (
 )
 from experiments.reproductions.pieces import make_measurement, make_sweep, make_training
 
+# Name of the one model that all samplers draw with.
 MODEL = "edm14"
+# Network evaluations of an image at which all samplers are measured.
 EVALUATIONS = (9, 19, 35, 79)
+# Samplers that take one evaluation a step.
 ONCE = (
     "euler",
     "euler_ancestral",
@@ -34,9 +37,13 @@ ONCE = (
     "dpmpp_2m_sde",
     "unipc",
 )
+# Samplers that take two.
 TWICE = ("heun", "dpm2", "dpm2_ancestral")
-NUM = 500  # images of a cell for all samplers
-NUM_COMPARED = 2000  # for those that claims are about
+# Images of a cell where all samplers are compared.
+NUM = 500
+# Images of a cell of those that claims are about.
+NUM_COMPARED = 2000
+# Network evaluations at which claims are judged.
 AT = (9, 35, 79)
 
 
@@ -55,6 +62,7 @@ def _count_steps(evaluations: tuple[int, ...]) -> list[int]:
     return [(n + 1) // 2 for n in evaluations]
 
 
+# What is run: one training, its evaluation, the floors and the sweeps.
 PIECES = (
     make_training("edm.py:fashion_mnist14", MODEL, 10),
     make_measurement("edm-evaluation", MODEL, 3, "--metrics=distance,baselines"),

@@ -21,6 +21,7 @@ from experiments.reproductions.claims import (
 )
 from experiments.reproductions.pieces import Piece, make_trial
 
+# What the paper reports, for the end of the page.
 PAPER = """| | schedule, loss | bits/dim | FID |
 |---|---|---|---|
 | ImageNet 64x64, 200k steps | linear, simple | 3.99 | 32.5 |
@@ -32,8 +33,11 @@ PAPER = """| | schedule, loss | bits/dim | FID |
 
 DDPM on CIFAR-10: more than half of the rate (1.78 of 3.75 bits/dim) in the last tenth of the steps.
 """
+# The losses, and the ends of their variants' names in configs/improved_ddpm.py.
 VARIANTS = {"simple": "_simple", "hybrid": "", "vlb": "_vlb"}
+# Seeds of the trainings; effects are judged against their spread.
 SEEDS = (0, 1)
+# Numbers of steps with which the bound is measured; the last one is all of them.
 STEPS = ("50", "100", "250", "1000")
 
 
@@ -53,6 +57,7 @@ def _make_trial(loss: str, seed: int) -> Piece:
     return make_trial(config, _name_run(loss, seed), 5, (f"--config.seed={seed}",), *options)
 
 
+# One piece for each loss and seed.
 PIECES = tuple(_make_trial(loss, seed) for seed in SEEDS for loss in VARIANTS)
 
 

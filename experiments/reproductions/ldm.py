@@ -30,6 +30,7 @@ from experiments.reproductions.pieces import (
     name_model,
 )
 
+# What the paper reports, for the end of the page.
 PAPER = """Inpainting on one V100 (table 6; samples a second in training, then in sampling):
 
 | | train | sample at 256 | sample at 512 | hours an epoch |
@@ -42,26 +43,35 @@ Autoencoders on ImageNet, rFID and PSNR: KL-f4 .27 and 27.53, KL-f8 .90 and 24.1
 24.08, KL-f32 2.04 and 22.27, VQ-f4 .58 and 27.43. ImageNet with classes (LDM-4): FID 10.56, guided
 by 1.25 3.95, by 1.5 3.60. Text to image on COCO: FID 23.31, guided by 1.5 12.63.
 """
+# Seeds of the trainings; effects are judged against their spread.
 SEEDS = (0, 1)
-# Steps that take about as long on one core, and how many autoencoders halve the sides.
+# Steps that take about as long on one core, by the factor of the autoencoder.
 FACTORS = {"f1": 320, "f2": 1400, "f4": 3600}
+# About what a training takes, by factor.
 MINUTES = {"f1": 7.0, "f2": 5.0, "f4": 5.0}
+# Ends of the variants' names in configs/ldm.py, by factor.
 CONFIGS = {"f1": "_f1", "f2": "", "f4": "_f4"}
+# Guidance scales of the model of classes.
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
+# Guidance scales of the model of texts.
 TEXT = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+# Prompts of the picture; the pipelines draw them too.
 PROMPTS = (
     "a large red circle at the top left",
     "a small yellow cross at the center",
     "a large blue triangle at the bottom and a small green square at the top right",
     "a small cyan circle at the left and a large purple square at the right",
 )
+# Factors whose latents come from an autoencoder.
 _ENCODED = ("f2", "f4")
+# Flags of short trainings of autoencoders.
 _SHORT = (
     "--config.train.steps=500",
     "--config.train.minutes=0.0",
     "--config.loss.disc_start=250",
 )
-SHAPES = "--config.network.channels=32"  # of the UNet that draws them
+# The flag that makes the UNet of shapes small.
+SHAPES = "--config.network.channels=32"
 
 
 def _name_run(name: str, seed: int) -> str:
@@ -129,6 +139,7 @@ def _make_sampling(factor: str) -> Piece:
     return make_sweep(f"{name}-sampling", name, 2 if factor == "f1" else 1, axes, num=192, seeds=4)
 
 
+# A picture of the prompts, with a row for each guidance scale.
 _PICTURE = Piece(
     "ldm-shapes-picture",
     (

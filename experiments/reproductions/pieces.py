@@ -21,7 +21,8 @@ from absl import logging
 
 from diffjax.writing import read_json_lines
 
-PARITY = Path(".venv-parity/bin/python")  # has torch and diffusers; make parity installs it
+# The Python that has torch and diffusers; make parity installs it.
+PARITY = Path(".venv-parity/bin/python")
 HOW = {  # to get what a piece may need
     "diffusers": "torch and diffusers: make parity installs them",
     "libtpu": "libtpu: pip install --no-deps, in the version that docs/scaling.md says",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from experiments.reproductions import PAPERS, pieces
 from experiments.reproductions.claims import Claim
 
+# Markers around the table in README.md.
 BEGIN, END = "<!-- results: python -m experiments.report --results -->", "<!-- end of results -->"
 
 

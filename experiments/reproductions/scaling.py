@@ -11,18 +11,27 @@ from diffjax.types import JsonObject
 from experiments.reproductions.claims import Claim, read_file
 from experiments.reproductions.pieces import Piece
 
+# The config file with the paper's own settings.
 CONFIG = "stable_diffusion"
+# The models by their names in rows, and what the page calls them.
 CASES = {
     "sd15": "Stable Diffusion 1.5, 512 px",
     "sdxl": "XL, 1024 px",
     "controlnet_sd15": "ControlNet of 1.5, 512 px",
 }
+# Chips of each topology.
 SLICES = {"v5e:2x4": 8, "v5e:8x8": 64, "v5e:16x16": 256}
+# Bytes of a GiB.
 GIB = 2**30
+# File of maxdiffusion's figures.
 THEIRS = "scaling-maxdiffusion.json"
+# The row that is compared with maxdiffusion.
 FIRST = "sd15/v5e:2x4/fsdp8/batch4"
+# The row of Stable Diffusion XL.
 XL = "sdxl/v5e:2x4/fsdp8/batch1"
+# The row whose parameters are whole on every chip.
 WHOLE = "sd15/v5e:2x4/fsdp1/batch4"
+# Columns of the table of collectives.
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
 
