@@ -25,11 +25,14 @@ from experiments.reproductions.controlnet_pieces import (
     MASKS,
     NETS,
     PICTURES,
+    PIECES,
     SEEDS,
     STEPS,
     TEXTS,
     name_run,
 )
+
+__all__ = ["PIECES", "format_page", "judge_claims"]
 
 # What the paper reports, for the end of the page.
 PAPER = """Ranking by users (1 to 5): quality 3.93 for ControlNet-lite, 4.22 for ControlNet;
