@@ -157,8 +157,11 @@ USES = ("config", "workdir", "weights")
 def main() -> None:
     """Print the plan of a config, and write it as JSON if asked for.
 
+    Without --topology the figures come from shapes alone, in seconds; with it the step is compiled.
+
     Raises:
         UsageError: --fit without --topology.
+        ConfigError: the topology is unknown, or libtpu is missing.
     """
     cfg = run_flags.read_config()
     if FIT.value and not TOPOLOGY.value:

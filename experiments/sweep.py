@@ -70,7 +70,11 @@ def make_train_command(config: str, folder: Path, changes: Overrides) -> tuple[s
 
     Args:
         config: FILE:VARIANT.
+        folder: workdir of the run.
         changes: values by key of the config.
+
+    Returns:
+        The program and its arguments.
     """
     files = (f"--config={config}", f"--workdir={folder}")
     return (sys.executable, "-m", "experiments.train", *files, *overrides.format_overrides(changes))

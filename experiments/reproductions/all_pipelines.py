@@ -116,6 +116,8 @@ def _make_drawing(
     """Make the piece that trains models, draws rows, and keeps pictures and summaries.
 
     Args:
+        name: of the piece.
+        minutes: about what it takes on one core.
         trained: commands that train.
         models: names of the runs whose summaries are kept.
         rows: keys of `ROWS`.
@@ -192,14 +194,20 @@ def _read_pictures(data: Path, name: str) -> np.ndarray:
 
 
 def _check_pictures(data: Path, name: str) -> list[shapes.Verdict]:
-    """Check for each picture of a row whether it shows what its prompt says."""
+    """Check for each picture of a row whether it shows what its prompt says.
+
+    The program that draws the data set looks for the shapes, see `data.shapes.check_picture`.
+    """
     prompts = ROWS[name].prompts
     images = enumerate(_read_pictures(data, name))
     return [shapes.check_picture(one, shapes.parse(prompts[k // COLUMNS])) for k, one in images]
 
 
 def _measure_edges(data: Path, name: str) -> float:
-    """Measure the edge F1 between the pictures of a row and the control image."""
+    """Measure the edge F1 between the pictures of a row and the control image.
+
+    It lies in [0, 1]; edges match within one pixel.
+    """
     edges = pictures.read_image(data / Path(EDGES).name, 1).astype(np.float32) / 255
     images = _read_pictures(data, name).astype(np.float32) / 127.5 - 1
     hints = np.tile(edges, (len(images), 1, 1, 1))
@@ -208,6 +216,9 @@ def _measure_edges(data: Path, name: str) -> float:
 
 def judge_claims(data: Path) -> list[Claim]:
     """Judge whether pictures show what was asked for, as programs see it.
+
+    The prompts of the first row are judged in all respects, and the control without a prompt by its
+    edges.
 
     Args:
         data: folder of the files that the pieces left.

@@ -54,7 +54,13 @@ def is_above(high: np.ndarray, low: np.ndarray, factor: float = 1.0) -> bool | N
     """Judge whether ``mean(high) > factor mean(low)`` by more than three standard deviations.
 
     The deviation is that of the difference of two values, ``sqrt(var(high) + factor^2 var(low))``.
-    None if either has fewer than two values.
+
+    Args:
+        high, low: values over seeds.
+        factor: how many times as large the first must be.
+
+    Returns:
+        Whether it is; None if either has fewer than two values.
     """
     if len(high) < 2 or len(low) < 2:
         return None
@@ -74,7 +80,14 @@ def format_spread(v: np.ndarray) -> str:
 
 
 def is_falling(curve: list[np.ndarray]) -> bool | None:
-    """Judge whether a curve ends below where it starts, by three standard deviations."""
+    """Judge whether a curve ends below where it starts, by three standard deviations.
+
+    Args:
+        curve: values over seeds at each point.
+
+    Returns:
+        Whether it does; None for a curve of one point.
+    """
     return is_above(curve[0], curve[-1]) if len(curve) > 1 else None
 
 
@@ -92,7 +105,11 @@ def format_metrics(evaluation: JsonObject) -> dict[str, str]:
 
 
 def format_comparison(columns: dict[str, dict[str, str]]) -> str:
-    """Format a Markdown table with one column for each system, and one row for each figure."""
+    """Format a Markdown table with one column for each system, and one row for each figure.
+
+    Args:
+        columns: figures by name, by the title of the column. A figure that a system lacks is "-".
+    """
     rows = list(dict.fromkeys(key for column in columns.values() for key in column))
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for key in rows:

@@ -50,7 +50,16 @@ def _read_logs(data: Path, hint: str, net: str) -> list[list[JsonObject]]:
 
 
 def _read_curve(data: Path, net: str, key: str, hint: str = "edges") -> list[np.ndarray]:
-    """Read a measure at every step where it was measured, over the runs."""
+    """Read a measure at every step where it was measured, over the runs.
+
+    Args:
+        net: a key of `NETS`.
+        key: of the measure in the log.
+        hint: edges or masks.
+
+    Returns:
+        For each step, an array (runs,).
+    """
     runs = [[row[key] for row in log] for log in _read_logs(data, hint, net)]
     return list(np.asarray(runs, np.float64).T)
 
@@ -61,14 +70,21 @@ def _list_steps(data: Path, hint: str = "edges") -> list[int]:
 
 
 def _judge_initial(data: Path) -> Claim:
-    """Judge whether pictures before the first step are those of the base, bit by bit."""
+    """Judge whether pictures before the first step are those of the base, bit by bit.
+
+    Zero convolutions add nothing at first (Zhang et al. 2023, section 3.1), so no pixel may change.
+    """
     change = read_file(data / "control-initial.json")["settings"][1]["change"]
     text = "before the first step the pictures are those of the base, bit by bit"
     return Claim(text, change == 0, f"largest change of a pixel: {change:g}")
 
 
 def _judge_suddenness(data: Path) -> Claim:
-    """Judge whether most of the rise of the F1 falls between two measurements."""
+    """Judge whether most of the rise of the F1 falls between two measurements.
+
+    The paper calls this sudden convergence (section 3.3). The share of the largest rise between two
+    measurements must exceed one half by three standard deviations over the runs.
+    """
     curves = np.asarray(_read_curve(data, "zero", "edge_f1")).T
     start = read_file(data / "control-initial.json")["settings"][1]["edge_f1"]
     shares = [
@@ -87,7 +103,11 @@ def _find_worst(data: Path, net: str) -> np.ndarray:
 
 
 def _judge_harm(data: Path) -> Claim:
-    """Judge whether zero convolutions do no harm to the base on the way."""
+    """Judge whether zero convolutions do no harm to the base on the way.
+
+    The largest distance while training must stay within 10 % of that of the base alone, by three
+    standard deviations.
+    """
     base = read_file(data / "control-initial.json")["settings"][0]["distance"]
     worst = _find_worst(data, "zero")
     held = bool(worst.mean() + 3 * worst.std(ddof=1) <= 1.1 * base)
@@ -135,7 +155,11 @@ def _judge_larger(text: str, high: np.ndarray, low: np.ndarray) -> Claim:
 
 
 def _judge_costs(data: Path) -> list[Claim]:
-    """Judge time and memory of a step against those of fine-tuning the base."""
+    """Judge time and memory of a step against those of fine-tuning the base.
+
+    The paper has 34 % more time and 23 % more memory, on one GPU and against training without
+    control.
+    """
     cost = read_file(data / "control-cost.json")
     time, memory = cost["time_ratio"], cost["memory_ratio"]
     return [

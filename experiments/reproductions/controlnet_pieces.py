@@ -59,7 +59,13 @@ _OF_SHAPES = (
 
 
 def name_run(hint: str, net: str, seed: int) -> str:
-    """Name a run by its kind of hint, its network and its seed."""
+    """Name a run by its kind of hint, its network and its seed.
+
+    Args:
+        hint: edges or masks.
+        net: a key of `NETS`.
+        seed: of the training; the first has no suffix.
+    """
     return f"control-{hint}-{net}" + (f"-seed{seed}" if seed else "")
 
 
@@ -83,6 +89,9 @@ def _make_shapes(variant: str, name: str, minutes: float, *overrides: str, kept:
 
     Args:
         variant: of configs/controlnet.py.
+        name: of the run.
+        minutes: about what it takes on one core.
+        overrides: flags of the training.
         kept: whether the weights are kept.
     """
     given = (*_OF_SHAPES, *overrides, *_MEASURED)
@@ -96,7 +105,14 @@ def _make_masks(net: str, seed: int) -> Piece:
 
 
 def _make_drawing(name: str, model: str, minutes: float, *options: str) -> Piece:
-    """Make the piece that draws with a kept ControlNet, by `experiments.control`."""
+    """Make the piece that draws with a kept ControlNet, by `experiments.control`.
+
+    Args:
+        name: of the picture and its measures.
+        model: name of the kept ControlNet.
+        minutes: about what it takes on one core.
+        options: flags of `experiments.control`.
+    """
     command = ("control", *name_model(model), f"--name={name}", *options)
     found = f"{model}/control/{name}"
     keep = {f"{found}.json": f"data/{name}.json", f"{found}.png": f"{name}.png"}

@@ -81,6 +81,8 @@ PIECES = (
 def judge_claims(data: Path) -> list[Claim]:
     """Judge whether the distance is below that of diffusers' recipe after the same time.
 
+    There is one training of each, so the claim is compared without a spread.
+
     Args:
         data: folder of the files that the pieces left.
     """

@@ -200,14 +200,20 @@ def _read_logs(data: Path, factor: str) -> list[list[JsonObject]]:
 
 
 def _compute_speeds(log: list[JsonObject], batch: int = 32) -> np.ndarray:
-    """Compute the images a second in every line of a log but the first, which compiles."""
+    """Compute the images a second in every line of a log but the first, which compiles.
+
+    Args:
+        log: lines of metrics.jsonl.
+        batch: images of a step.
+    """
     return batch * np.asarray([row["steps_per_second"] for row in log[1:]])
 
 
 def _compute_curve(log: list[JsonObject]) -> tuple[np.ndarray, np.ndarray]:
     """Compute the curve of a training: seconds and distances, where they were measured.
 
-    Seconds are those of the training steps alone, at the median speed of the run.
+    Seconds are those of the training steps alone, at the median speed of the run, so that other
+    work on the machine and the measuring itself do not count.
     """
     measured = [row for row in log if "distance" in row]
     images = 32 * np.asarray([row["step"] for row in measured])
@@ -228,14 +234,27 @@ def _measure_sampling(data: Path, factor: str) -> np.ndarray:
 
 
 def _interpolate_distance(data: Path, factor: str, seconds: float) -> np.ndarray:
-    """Interpolate the distance of each run after some seconds of training."""
+    """Interpolate the distance of each run after some seconds of training.
+
+    Args:
+        factor: a key of `FACTORS`.
+        seconds: of training, between the first and the last measurement.
+
+    Returns:
+        (runs,).
+    """
     return np.asarray(
         [np.interp(seconds, *_compute_curve(log)) for log in _read_logs(data, factor)]
     )
 
 
 def _find_times(data: Path) -> tuple[float, float]:
-    """Find two times: when all runs had been measured once, and when the first of them ended."""
+    """Find two times at which all runs can be compared.
+
+    Returns:
+        (early, late) in seconds of training: when all runs had been measured once, and when the
+        first of them ended.
+    """
     curves = {f: [_compute_curve(log)[0] for log in _read_logs(data, f)] for f in FACTORS}
     late = min(times[-1] for runs in curves.values() for times in runs)
     return max(float(times[0]) for runs in curves.values() for times in runs), float(late)
@@ -249,6 +268,9 @@ def _read_reconstructions(data: Path, name: str, key: str) -> np.ndarray:
 
 def judge_claims(data: Path) -> list[Claim]:
     """Judge what smaller latents give and cost, and what guidance does.
+
+    Smaller latents train and sample faster and are nearer to the data after the same time, while
+    their autoencoders reconstruct worse (Rombach et al. 2022, section 4.1).
 
     Args:
         data: folder of the files that the pieces left.
@@ -271,7 +293,10 @@ def judge_claims(data: Path) -> list[Claim]:
 
 
 def _judge_guidance(data: Path) -> list[Claim]:
-    """Judge whether guidance makes images show their class, and obey their caption, more often."""
+    """Judge whether guidance makes images show their class, and obey their caption, more often.
+
+    Scale 3 is compared with 1, which is no guidance.
+    """
     classes, texts = read_file(data / "ldm-guidance.jsonl"), read_file(data / "ldm-captions.jsonl")
     high, low = (select_values(classes, "class_accuracy", guidance=scale) for scale in (3.0, 1.0))
     text = "class accuracy is higher at guidance 3 than unguided"

@@ -151,7 +151,12 @@ def name_model(model: str) -> tuple[str, str]:
 
 
 def fill_commands(piece: Piece, runs: Path, results: Path) -> list[list[str]]:
-    """Fill the names of the folders into the commands of a piece."""
+    """Fill the names of the folders into the commands of a piece.
+
+    Args:
+        runs: folder of the runs, for ``{runs}``.
+        results: docs/results, for ``{results}``.
+    """
     places = {"runs": runs, "results": results}
     return [[part.format(**places) for part in command] for command in piece.commands]
 
@@ -211,7 +216,10 @@ def _make_environment(runs: Path) -> dict[str, str]:
 
 
 def _find_python(piece: Piece) -> str | None:
-    """Find a Python that has what a piece needs; None if there is none."""
+    """Find a Python that has what a piece needs; None if there is none.
+
+    That is this one, or that of `PARITY` for diffusers.
+    """
     if not piece.needs or find_spec(piece.needs):
         return sys.executable
     return str(PARITY) if piece.needs == "diffusers" and PARITY.exists() else None
@@ -225,7 +233,12 @@ def _pin_to_core(piece: Piece) -> list[str]:
 
 
 def _copy_files(piece: Piece, source: Path, target: Path, *, back: bool = False) -> None:
-    """Copy the files that a piece keeps from the runs to the results, or ``back``."""
+    """Copy the files that a piece keeps.
+
+    Args:
+        source, target: the folders; those of the runs and of the results.
+        back: whether to copy from the results to the runs, so that a sweep goes on.
+    """
     for worked, saved in piece.keep.items():
         a, b = (saved, worked) if back else (worked, saved)
         (target / b).parent.mkdir(parents=True, exist_ok=True)

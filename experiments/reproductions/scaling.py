@@ -57,7 +57,11 @@ def _read_maxdiffusion(data: Path) -> dict[str, JsonObject]:
 
 
 def _is_fitting(row: JsonObject) -> bool:
-    """Whether the step of a row fits the memory of a chip."""
+    """Whether the step of a row fits the memory of a chip.
+
+    Args:
+        row: figures of one compilation, see `experiments.benchmarks.plan_diffusers`.
+    """
     return "needed_bytes" not in row
 
 
@@ -80,7 +84,12 @@ def _sum_traffic(row: JsonObject) -> float:
 
 
 def _list_flops(rows: dict[str, JsonObject], case: str) -> list[float]:
-    """List the operations of a chip on the slices that a model fits."""
+    """List the operations of a chip on the slices that a model fits.
+
+    Args:
+        rows: figures by name.
+        case: a key of `CASES`.
+    """
     return [
         row["flops"]
         for name, row in rows.items()
@@ -90,6 +99,9 @@ def _list_flops(rows: dict[str, JsonObject], case: str) -> list[float]:
 
 def judge_claims(data: Path) -> list[Claim]:
     """Judge memory, what is sharded, and whether a chip does the same work in a larger slice.
+
+    Nothing is run: figures are those of the compiled steps. Maxdiffusion's step joins them if it
+    was compiled.
 
     Args:
         data: folder of the files that the pieces left.
