@@ -78,11 +78,13 @@ def main() -> None:
     if not find_task_kind(cfg).takes_hints:
         raise UsageError(f"{folder} holds a run of task {cfg.task!r}, not of a ControlNet")
     run = run_flags.open_run(cfg)
+    # ControlNets of other runs join that of this one, on the same base.
     others = [runs.open_control(other) for other in ALSO.value]
     configs = [cfg, *(config for config, _ in others)]
     nets = [*run.model.controls, *(network for _, network in others)]
     drawer = runs.Drawer(cfg, run.model._replace(controls=tuple(nets)), folder)
     num = flags.FLAGS.num or cfg.sample.num
+    # Every network reads the hints that it was trained on, of the same images.
     batch = take_examples(cfg, num, folder)
     hints = [make_hints(config)(batch) for config in configs]
     inputs = make_input_reader(drawer.model, batch, hints, prompt=PROMPT.value)
@@ -97,9 +99,11 @@ def main() -> None:
         found = {"scale": scale, "balance": balance, "num": num}
         for config, hint in zip(configs, hints, strict=True):
             found |= measure_hints(config, hint, rows[-1])
+        # Row 1 is the base alone, with the same noise.
         found["change"] = float(np.abs(rows[-1] - rows[1]).max())
         report.append(found | measure_images(cfg, rows[-1], batch["image"]))
         logging.info("%s", report[-1])
+    # The images that the hints come from end the picture.
     rows.append(batch["image"])
     columns = min(num, SHOWN)
     out = folder / "control" / NAME.value

@@ -56,6 +56,7 @@ def encode_batches(
     for start in tqdm(range(0, len(source), BATCH), desc="encoding", unit="batch"):
         batch = data.batch_of(source, np.arange(start, min(start + BATCH, len(source))))
         images = batch.pop("image")
+        # A batch of another size would be compiled again.
         padding = [(0, BATCH - len(images))] + [(0, 0)] * 3
         stored = np.asarray(run(params, np.pad(images, padding)))[: len(images)]
         kept = {k: v for k, v in batch.items() if k in ("label", "text")}
@@ -70,6 +71,9 @@ USES = ("config", "workdir", "weights")
 def main() -> None:
     """Encode the splits that the flags name, and write them below --out.
 
+    What is written says which data set and autoencoder it came from, so that training on it with
+    another autoencoder is refused.
+
     Raises:
         UsageError: --out is missing, or the config has no autoencoder.
     """
@@ -79,6 +83,7 @@ def main() -> None:
     if not cfg.get("autoencoder", None):
         raise UsageError("this config has no section autoencoder; use one of configs/ldm.py")
     out = Path(OUT.value)
+    # The autoencoder's hash is stored with the latents, and compared when they are trained on.
     params = runs.load_fixed_parts(cfg, out, fresh=True)["autoencoder"]
     for split in SPLITS.value:
         source = runs.load_source(cfg, split)

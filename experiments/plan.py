@@ -50,7 +50,7 @@ def _count_parameters(tree: Tree) -> int:
 
 
 def _count_bytes(tree: Tree) -> int:
-    """Count the bytes of a tree of arrays or shapes."""
+    """Count the bytes of a tree of arrays or shapes, on one device that holds all of it."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -67,6 +67,7 @@ def count_flops_per_image(cfg: ConfigDict, task: Task, state: State) -> dict[str
     step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
     batch = make_abstract_batch(cfg, 1)
     training = count_flops(step, state, runs.make_abstract_fixed_parts(cfg), batch)
+    # Other tasks have no network that is evaluated once for each step of sampling.
     if cfg.task != "diffusion":  # without a perceptual network, which is the user's
         return {"training_flops_per_image": training}
     model = runs.build_model(cfg)
@@ -82,7 +83,13 @@ def count_flops_per_image(cfg: ConfigDict, task: Task, state: State) -> dict[str
 
 
 def make_case(cfg: ConfigDict) -> StepCase:
-    """Make the training step of a config from shapes alone, for `launch.step_plan`."""
+    """Make the training step of a config from shapes alone.
+
+    Returns:
+        What `launch.step_plan` compiles: the task, shapes of its frozen parameters, and a function
+            from
+        a batch size to the shapes of a batch.
+    """
     weights = runs.make_abstract_fixed_parts(cfg)
     return StepCase(runs.build_task(cfg), weights, partial(make_abstract_batch, cfg))
 
@@ -167,6 +174,7 @@ def main() -> None:
     if FIT.value and not TOPOLOGY.value:
         raise UsageError("--fit needs --topology")
     if TOPOLOGY.value:
+        # JAX reads these settings before its first device.
         topologies.configure_jax(TOPOLOGY.value)
         figures = _plan_topology(cfg)
     else:

@@ -35,10 +35,14 @@ MODE = flags.DEFINE_enum(
 
 
 def _list_runs(folder: Path) -> list[Path]:
-    """List the runs to compare: those of --runs, or those of a sweep that have begun.
+    """List the runs to compare.
 
     Args:
         folder: workdir, which may be that of a sweep.
+
+    Returns:
+        The folders of --runs, or else those of a sweep's runs that have begun; empty for the
+        workdir of a single run.
     """
     if RUNS.value:
         return [Path(name) for name in RUNS.value]
@@ -60,6 +64,7 @@ def main() -> None:
     Raises:
         UsageError: nothing was trained in the workdir.
     """
+    # The table in README.md needs no run.
     if RESULTS.value:
         readme = Path("README.md")
         readme.write_text(results.insert_table(readme.read_text(), Path("docs/results")))
@@ -67,6 +72,7 @@ def main() -> None:
         return
     folder = run_flags.read_workdir()
     out = folder / "report.html"
+    # Several runs are compared, and one alone has a page of its own.
     if runs := _list_runs(folder):
         folder.mkdir(parents=True, exist_ok=True)
         page, table = format_comparison(runs, METRIC.value, MODE.value)

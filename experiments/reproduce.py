@@ -51,6 +51,9 @@ PAGES = flags.DEFINE_bool("pages", False, "Only write the pages, from the data t
 def select_papers() -> dict[str, ModuleType]:
     """Select the papers that the flags name, or all.
 
+    Returns:
+        Modules of `experiments.reproductions` by the name of the paper.
+
     Raises:
         UsageError: an unknown paper or piece; the message lists the choices.
     """
@@ -83,13 +86,18 @@ def list_pieces(papers: dict[str, ModuleType], runs: Path, folder: Path) -> str:
 def describe_paper_scale(name: str) -> str:
     """Describe a paper's own settings: commands, sizes and costs, from its config file.
 
-    The figures that the paper reports with them are in the docstring of that file.
+    The figures that the paper reports with them are in the docstring of that file. Nothing is run:
+    the sizes come from shapes.
+
+    Args:
+        name: of the paper, a key of `PAPERS`.
     """
     path = Path("configs") / f"{getattr(PAPERS[name], 'CONFIG', name)}.py"
     module = load_module(str(path))
     lines = [(module.__doc__ or "").strip(), ""]
     for variant, make in module.VARIANTS.items():
         cfg = make()
+        # Variants for one machine are no settings of the paper.
         if cfg.data.name in SMALL:
             continue
         found = plan.make_plan(cfg, flops=False)
@@ -112,6 +120,7 @@ def write_pages(folder: Path) -> None:
     """
     sections = []
     for name, paper in PAPERS.items():
+        # A page needs all files of its paper: a part of them would judge nothing.
         found = results.read_results(name, folder)
         if found.missing:
             sections.append(f"## {name}\n\n{found.title}\n\nNot run: {', '.join(found.missing)}.")
@@ -148,6 +157,7 @@ def main() -> None:
         return
     for paper in papers.values():
         for piece in paper.PIECES:
+            # Pieces that are named run, or all, or none with --pages.
             wanted = piece.name in ONLY.value if ONLY.value else not PAGES.value
             if wanted and not pieces.is_done(piece, folder):
                 pieces.run_piece(piece, runs, folder)

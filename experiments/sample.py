@@ -56,6 +56,7 @@ def draw_rows(cfg: ConfigDict, drawer: Drawer, num: int, seed: int) -> np.ndarra
     Raises:
         ConfigError: --rows is wrong, or has no effect on the sampler.
     """
+    # There is one key: a second would need another dimension of the picture.
     ((key, values),) = parse_axes([ROWS.value], cfg.sample).items()
     check_axes(cfg, [key])
     done = []
@@ -130,6 +131,8 @@ USES = ("config", "workdir", "weights", "best", "raw", "sampling")
 def main() -> None:
     """Draw images of a run, and write them as an npz and a picture.
 
+    The npz holds all images as uint8, and the picture at most 100 of them, or all rows of --rows.
+
     Raises:
         ConfigError: there is no checkpoint, or a flag does not fit the model.
     """
@@ -143,6 +146,7 @@ def main() -> None:
     else:
         labels = _read_labels(cfg, drawer.model.num_classes)
         images = drawer.draw(num=num, seed=seed, text=text, labels=labels)
+    # The name says how the images were drawn, so that other settings do not overwrite them.
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(run.state.step)}-seed{seed}"
     out = run_flags.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)

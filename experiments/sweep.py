@@ -114,10 +114,12 @@ def main() -> None:
         ConfigError: the workdir holds another sweep, or the config does not take an override.
         RuntimeError: runs failed.
     """
+    # The config is checked once here, so that a wrong one is not found by every run.
     run_flags.read_config()
     config, folder = run_flags.read_config_name(), run_flags.read_workdir()
     module = load_module(config.partition(":")[0])
     folder.mkdir(parents=True, exist_ok=True)
+    # A second sweep of the same folder would start every run twice.
     with sole_writer(folder), name_keys(FLAGS_BY_ARGUMENT):
         manifest = Manifest(folder, config, overrides.parse_overrides(sys.argv))
         proposals = propose_overrides(module, manifest, config)
@@ -130,6 +132,7 @@ def main() -> None:
             place = folder / run.name
             return jobs.Job(run.name, make_train_command(config, place, changes), place)
 
+        # Kubernetes runs the jobs itself; there is nothing to watch over.
         if EXECUTOR.value == "kubernetes-manifest":
             _write_kubernetes([make_job(run) for run in todo], folder)
             return
@@ -158,6 +161,7 @@ def _run_all(
         queue.run_all(todo, table.show)
     except KeyboardInterrupt as stopped:
         logging.warning("stopping; the same command goes on from here")
+        # Local runs save and end; those of a cluster go on, and the next invocation finds them.
         executor.stop()
         manifest.save()
         sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
@@ -165,7 +169,15 @@ def _run_all(
 
 
 def _write_kubernetes(found: list[jobs.Job], folder: Path) -> None:
-    """Write jobs as a manifest of Kubernetes into the workdir."""
+    """Write jobs as a manifest of Kubernetes into the workdir, and log how they are started.
+
+    Args:
+        found: jobs of the runs that are not finished.
+        folder: workdir, which is the path of the volume in the pods too.
+
+    Raises:
+        ConfigError: Kubernetes would refuse a name or an amount.
+    """
     resources = dict(item.partition("=")[::2] for item in RESOURCES.value)
     options = {"image": IMAGE.value, "claim": CLAIM.value, "workdir": folder}
     path = folder / "kubernetes.json"

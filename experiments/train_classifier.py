@@ -108,6 +108,7 @@ def train(
         target = jax.nn.one_hot(label, model.num_classes)
         step_key = jax.random.fold_in(key, i)
         image, target = mix(step_key, image, target, mixup)
+        # Noise on images keeps features from relying on exact grey values.
         image += jitter * jax.random.normal(jax.random.fold_in(step_key, 1), image.shape)
         value, grads = jax.value_and_grad(loss)(params, image, target)
         updates, opt = optimizer.update(grads, opt, params)
@@ -123,7 +124,12 @@ def train(
 
 
 def measure_accuracy(network: metrics.FeatureNetwork, source: data.Source) -> float:
-    """Measure the share of images that a network classifies correctly, in [0, 1]."""
+    """Measure the share of images that a network classifies correctly, in [0, 1].
+
+    Args:
+        network: as it is used for distances, from its file.
+        source: images with labels.
+    """
     test = source.take(np.arange(len(source)))
     probs = metrics.extract(network, test["image"]).probs
     return float(np.mean(probs.argmax(axis=1) == test["label"]))

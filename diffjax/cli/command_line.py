@@ -129,7 +129,15 @@ def run(
 
 
 def find_flag(argv: Sequence[str], name: str) -> str | None:
-    """Find the value of --name=VALUE or --name VALUE among arguments; None if it is not there."""
+    """Find the value of a flag among arguments that have not been parsed yet.
+
+    Args:
+        argv: arguments, such as ``sys.argv``.
+        name: of the flag, which is written --name=VALUE or --name VALUE.
+
+    Returns:
+        The value; None if the flag is not there.
+    """
     for argument, after in zip(argv, [*argv[1:], ""], strict=True):
         key, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and key == name:
@@ -186,7 +194,10 @@ def _parse(argv: list[str], explain: Callable[[Exception], str]) -> list[str]:
 
 
 def _explain_unknown(name: str) -> str:
-    """Name the flag that is closest to an unknown one."""
+    """Name the flag that is closest to an unknown one.
+
+    Keys of the config are left out: they have a message of their own.
+    """
     known = [n for n in flags.FLAGS if not n.startswith("config.")]
     return f"unknown flag --{name}; --help lists the flags{suggest(name, known)}"
 

@@ -67,6 +67,7 @@ def main() -> None:
     if evaluate_flags.SAVE_REFERENCE.value:
         save_reference(folder, Path(evaluate_flags.SAVE_REFERENCE.value))
     elif evaluate_flags.IMAGES.value:
+        # The model is not asked: only the images count.
         _finish(measure_images(folder, names), folder)
     elif evaluate_flags.SWEEP.value:
         sweep(folder, names)
@@ -107,6 +108,7 @@ def measure_images(folder: Path, names: list[str]) -> dict[str, Any]:
         UsageError: metrics of a model are asked for, or a reference that would not be used, or
             --reference is missing.
     """
+    # These metrics need a config and its data.
     ours = select(names, FROM_DATA | evaluate_flags.FROM_MODEL)
     if models := select(names, evaluate_flags.FROM_MODEL):
         if flags.FLAGS["metrics"].present:
@@ -122,6 +124,7 @@ def measure_images(folder: Path, names: list[str]) -> dict[str, Any]:
         raise UsageError(f"--metrics={','.join(paired)} needs --reference, the originals")
     images = evaluation.from_file(evaluate_flags.IMAGES.value or "").first(flags.FLAGS.num)
     result: dict[str, Any] = {"images": evaluate_flags.IMAGES.value}
+    # Files that are compared with files need no config.
     cfg = evaluate_flags.read_config(names)
     others = [name for name in names if name not in ours]
     reference = read_reference(cfg) if select(others, ["reference", "originals"]) else None
@@ -218,6 +221,7 @@ def measure_autoencoder(cfg: ConfigDict, folder: Path, names: list[str]) -> dict
     Raises:
         UsageError: metrics of a diffusion model are asked for, or a reference is given.
     """
+    # An autoencoder is measured by pairs of images.
     known = ["distance", *select(METRICS, ["originals"])]
     if others := [name for name in names if name not in known]:
         if flags.FLAGS["metrics"].present:
@@ -249,6 +253,7 @@ def _finish(result: dict[str, Any], folder: Path) -> None:
     """Write what was measured as JSON, and print the numbers."""
     out = find_output_path(folder)
     write_json(out, result)
+    # Numbers of the sections that people look for are printed with the others.
     sections = [result, *(result.get(METRICS[n].section, {}) for n in ("baselines", "fid"))]
     for key, value in [pair for section in sections for pair in section.items()]:
         if isinstance(value, int | float | str):

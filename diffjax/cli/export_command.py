@@ -48,6 +48,7 @@ def main() -> None:
     """
     cfg, folder = run_flags.read_config(), run_flags.read_workdir()
     out = Path(OUT.value) if OUT.value else folder / "weights.safetensors"
+    # A path without suffix is a folder of diffusers.
     whole = not out.suffix and runs.is_publishable(cfg)
     if out.suffix != ".safetensors" and not whole:
         raise UsageError(

@@ -59,6 +59,7 @@ def main() -> None:
     _check_seeds(options.seed, NUM.value * len(options.prompt))
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out={folder} is a file; give the name of a folder")
+    # Wrong flags are found before minutes of loading.
     request = make_request(options)
     folder.mkdir(parents=True, exist_ok=True)
     images = list_images(options, NUM.value)
@@ -69,6 +70,7 @@ def main() -> None:
         return
     pipe = load_pipeline(options, options.model or "", allow_legacy_pickle=legacy)
     request = add_networks(request, options, allow_legacy_pickle=legacy)
+    # All batches have one size, so that one program makes them all.
     size = min(BATCH_SIZE.value, len(images))
     count = math.ceil(len(missing) / size)
     for group in tqdm(group_numbers(missing, size), total=count, desc="images", unit="batch"):

@@ -88,6 +88,7 @@ def format_help(command: Command) -> str:
     """
     count = len(command.flags)
     page = _format_page(command, count, shorten=False)
+    # One text after the other is dropped, from the end, until the page fits.
     while len(page) > MOST_LINES and count >= 0:
         page = _format_page(command, count, shorten=True)
         count -= 1

@@ -36,6 +36,10 @@ def find_missing(images: Sequence[ImageOptions], folder: Path) -> list[int]:
 
     Args:
         images: options of all images in order.
+        folder: of the images.
+
+    Returns:
+        The numbers, in order.
 
     Raises:
         ConfigError: the folder holds an image with other options, or a file that is no such image.

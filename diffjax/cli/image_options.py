@@ -149,6 +149,11 @@ _TYPES = {name: _remove_none(hint) for name, hint in get_type_hints(ImageOptions
 def save_png(picture: PIL.Image.Image, path: Path, options: ImageOptions) -> None:
     """Write a PNG with its options. A file of that name is there as a whole or not at all.
 
+    Args:
+        picture: the image.
+        path: of the PNG.
+        options: stored as JSON in the text entry `ENTRY`, with the version of diffjax.
+
     Raises:
         OSError: the file cannot be written.
     """
@@ -207,7 +212,15 @@ def make_plain_request(options: ImageOptions) -> generate.Request:
 
 
 def find_request_flag(argument: str) -> str:
-    """Find the flag that sets an argument of a request, such as ``sampler.steps``."""
+    """Find the flag that sets an argument of a request.
+
+    Args:
+        argument: as errors of the library name it, such as ``sampler.steps`` or
+            ``control[0].scale``.
+
+    Returns:
+        The name of the flag without dashes; the argument itself if no flag sets it.
+    """
     name = re.sub(r"\[\d+\]", "", argument)
     first, _, last = name.partition(".")
     candidates = (_REQUEST_FLAGS.get(name), last, _REQUEST_FLAGS.get(first))
@@ -251,7 +264,14 @@ def _read_text(path: Path) -> str:
 
 
 def find_fault(name: str, value: object) -> str:
-    """Explain why a value read from JSON cannot be that of an option; empty if it can."""
+    """Explain why a value read from JSON cannot be that of an option.
+
+    Args:
+        name: of the option.
+
+    Returns:
+        The end of a sentence that begins with the option; empty if the value can be that of it.
+    """
     accepted, called = _JSON_TYPES[_TYPES[name]]
     if value is None:
         return "" if getattr(DEFAULTS, name) is None else f"must be {called}, got None"

@@ -128,6 +128,7 @@ def make_request(options: ImageOptions) -> generate.Request:
         mask = _open_picture("mask", options.mask) if options.mask else None
         picture = _open_picture("init_image", options.init_image)
         image = generate.Image(picture, options.strength, mask)
+    # These raise an error if a value is wrong; it is parsed again when it is loaded.
     for text in options.control:
         parse_control(text)
     for text in options.lora:
@@ -158,6 +159,7 @@ def add_networks(
     """
     refiner = None
     if options.refiner:
+        # Adapters and words are those of the model, not of its refiner.
         plain = dataclasses.replace(options, lora=(), concept=())
         pipe = load_pipeline(plain, options.refiner, allow_legacy_pickle=allow_legacy_pickle)
         refiner = generate.Refiner(pipe, options.refiner_start)

@@ -30,7 +30,12 @@ class ControlArgument(NamedTuple):
 
 
 def split_path(text: str) -> tuple[str, str | None]:
-    """Split PATH:REST at its last colon. A text that is an existing path stays whole."""
+    """Split PATH:REST at its last colon.
+
+    Returns:
+        The path and the rest; the rest is None without a colon, or if the whole text is an existing
+        path.
+    """
     head, colon, tail = text.rpartition(":")
     return (head, tail) if colon and not Path(text).exists() else (text, None)
 
@@ -66,6 +71,7 @@ def parse_control(text: str) -> ControlArgument:
         ConfigError: the value does not name a network and an image that exist.
     """
     parts = text.split(":")
+    # A value ends with scale, start and end, with a scale alone, or with no number.
     for count in (3, 1, 0):
         paths, numbers = parts[: len(parts) - count], parts[len(parts) - count :]
         for k in range(1, len(paths)):

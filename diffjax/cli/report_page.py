@@ -43,7 +43,8 @@ def format_image(data: bytes, caption: str) -> str:
     """Format a PNG as an HTML figure with a caption.
 
     Args:
-        data: the bytes of the PNG.
+        data: the bytes of the PNG, which become part of the page.
+        caption: below the picture, and its text for those who do not see it.
     """
     encoded = base64.b64encode(data).decode()
     text = html.escape(caption)
@@ -73,7 +74,10 @@ def plot_losses(rows: list[dict[str, float]]) -> bytes:
 
 
 def format_pairs(rows: dict[str, Any]) -> str:
-    """Format names and values as an HTML table of two columns; numbers have four digits."""
+    """Format names and values as an HTML table of two columns.
+
+    Numbers have four digits and are aligned to the right; all texts are escaped.
+    """
 
     def format_cell(value: Any) -> str:
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -117,6 +121,7 @@ def format_run(cfg: ConfigDict, folder: Path) -> str:
             format_image(plot_losses(rows), "training loss"),
             format_pairs(last),
         ]
+    # The page shows the newest pictures, and the first preview to compare them with.
     pictures = sorted((folder / "samples").glob("*.png"), key=lambda p: p.stat().st_mtime)
     if pictures:
         parts.append("<h2>Samples</h2>")
@@ -148,6 +153,7 @@ def format_comparison(folders: list[Path], metric: str, mode: str) -> tuple[str,
         ConfigError: no run has the metric.
     """
     rows = comparison.collect_rows(folders)
+    # Runs without the metric are in the table, but cannot win.
     winner = comparison.find_best(rows, metric, mode)
     if winner is None:
         known = sorted({key for row in rows for key in row})

@@ -189,9 +189,11 @@ def read_config() -> ConfigDict:
         if key in flags.FLAGS and flags.FLAGS[key].value is not None:
             chosen.sample[key] = flags.FLAGS[key].value
             given[f"--{key}"] = f"sample.{key}"
+    # A stored config may be older than today's keys.
     diffjax.config.complete(chosen)
     runs.fill_from_data(chosen, read_run_folder())
     diffjax.config.check(chosen)
+    # An option that no choice takes is a misunderstanding, and is refused.
     for flag, path in given.items():
         for reason in diffjax.config.explain_unused(chosen, [path]).values():
             raise UsageError(f"{flag} is not used: {reason}")

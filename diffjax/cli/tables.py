@@ -54,13 +54,19 @@ class LiveTable:
         text = format_table(self._make_rows())
         if text == self._text and not last:
             return
+        # These escape codes move the cursor up over the last table and clear what is below.
         up = f"\x1b[{self._lines}A\x1b[J" if terminal and self._lines else ""
         print(f"{up}{text}" + ("" if terminal else "\n"), flush=True)
         self._lines, self._time, self._text = text.count("\n") + 1, time.monotonic(), text
 
 
 def format_html_table(rows: Sequence[Row], winner: Row | None) -> str:
-    """Format rows as an HTML table, the row of the winner in bold."""
+    """Format rows as an HTML table, the row of the winner in bold.
+
+    Args:
+        rows: values by title; titles come in the order in which they first occur.
+        winner: one of the rows, or None.
+    """
     keys = list(dict.fromkeys(key for row in rows for key in row))
     head = "".join(f"<th>{html.escape(key)}</th>" for key in keys)
     lines = []

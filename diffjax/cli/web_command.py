@@ -65,6 +65,7 @@ def main() -> None:
     except ImportError as error:
         raise UsageError(f"{error}: the page needs pip install 'diffjax[demo]'") from error
     legacy = generate_flags.ALLOW_LEGACY_PICKLE.value
+    # Everything is loaded before the first visitor comes.
     pipe = load_pipeline(options, options.model, allow_legacy_pickle=legacy)
     path, dtype = values.controlnet, jnp.dtype(options.dtype)
     control = load_control(path, dtype, options.variant) if path else None

@@ -150,6 +150,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Only uploads may be large, and only while there is room.
         upload = scope["path"].rstrip("/").endswith("/upload")
         limit = self._upload + FORM if upload else BODY
         if upload and self._is_full():

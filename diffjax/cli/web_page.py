@@ -111,6 +111,7 @@ class Form:
         if not self.prompt.strip():
             raise ValueError("the prompt is empty")
         names = ("seed", "steps", "guidance", "height", "width", "strength", "control_scale")
+        # The browser may send anything in place of a number.
         numbers = {name: check_number(name, getattr(self, name)) for name in names}
         seed, steps = numbers["seed"], numbers["steps"]
         if not 0 <= seed < 2**32:
@@ -123,6 +124,7 @@ class Form:
         start, mask, hint = (_open_upload(p, limits) for p in (self.image, self.mask, self.control))
         own_height, own_width = start.size[::-1] if start else native
         height, width = numbers["height"] or own_height, numbers["width"] or own_width
+        # The cost is known now, and nothing has been reserved.
         check_work(height or 1, width or 1, steps, limits)
         image = generate.Image(start, numbers["strength"], mask) if start else None
         return generate.Request(
@@ -178,6 +180,7 @@ def generate_image(
     Raises:
         gr.Error: what is asked for is not possible or takes too long; the page shows why.
     """
+    # Time counts from here; a request is stopped between two steps.
     shown, end = shown or [], time.monotonic() + limits.seconds
     try:
         form = Form(*values)
@@ -237,6 +240,9 @@ def make_upload(label: str) -> gr.Image:
 
     Gradio's own field would also fetch what an address names, from inside of this machine's
     network.
+
+    Raises:
+        ValueError: (when a value is sent) an address is given in place of a file.
     """
     field = gr.Image(label=label, type="filepath", image_mode=None, height=200)
     keep = field.async_move_resource_to_block_cache
@@ -303,6 +309,7 @@ def build_page(
 
     def make(shown: Shown, *values: Any) -> Iterator[tuple[str, Shown, Shown]]:
         for status, now in generate_image(pipe, net, shown, *values, limits=limits):
+            # Images are files below the private folder, so that a gallery takes no memory.
             kept: Shown = [(p if isinstance(p, str) else _save_image(p), text) for p, text in now]
             _remove_images([old for old in shown if old not in kept])
             yield status, kept, kept

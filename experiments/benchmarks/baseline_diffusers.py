@@ -125,7 +125,13 @@ def _make_optimizer(recipe: Recipe, net: UNet2DModel) -> torch.optim.Optimizer:
 
 
 def _iterate_batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Yield shuffled batches (B, 1, 28, 28) in [-1, 1], epoch after epoch."""
+    """Yield shuffled batches (B, 1, 28, 28) in [-1, 1], epoch after epoch.
+
+    Args:
+        images: (N, 28, 28, 1) uint8.
+        size: of a batch; the images that are left at the end of an epoch are dropped.
+        seed: of the order.
+    """
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(images))
@@ -157,7 +163,13 @@ def _read_cpu_seconds() -> float:
 
 
 def _save_average(ema: EMAModel, net: UNet2DModel, folder: Path) -> None:
-    """Save the averaged weights as a folder of diffusers, and put the weights in training back."""
+    """Save the averaged weights as a folder of diffusers, and put the weights in training back.
+
+    Args:
+        ema: the average of the weights.
+        net: the network in training.
+        folder: workdir; the weights go to its folder unet.
+    """
     ema.store(net.parameters())
     ema.copy_to(net.parameters())
     net.save_pretrained(folder / "unet")
@@ -209,6 +221,7 @@ def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
         if elapsed - saved > SAVE_SECONDS:
             saved = elapsed
             save(elapsed)
+        # The decay follows the clock, since the number of steps is not known.
         for group in optimizer.param_groups:
             group["lr"] = _compute_rate(recipe, step, elapsed / seconds)
         x = next(batches)
@@ -296,6 +309,7 @@ def main() -> None:
         UsageError: nothing was trained, and --minutes is 0.
     """
     folder, steps = run_flags.read_workdir(), _read_sample_steps()
+    # Threads and seed are set before anything is drawn.
     torch.set_num_threads(THREADS.value)
     torch.manual_seed(SEED.value)
     if MINUTES.value:

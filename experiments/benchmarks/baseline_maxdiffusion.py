@@ -128,6 +128,7 @@ def lower_step(config: Any, devices: list[jax.Device]) -> tuple[jax.stages.Lower
         }
         parts = SimpleNamespace(unet=net, scheduler=scheduler)
         made = {"scheduler": scheduler.create_state()}
+        # Its own step function, with its placements; nothing of ours is in the program.
         step = max_utils.get_train_step_partial_with_signature(_train_step, parts, made, config)
         places = (placed, None, None, dict.fromkeys(batch, spread), None)
         jitted = jax.jit(
@@ -164,6 +165,7 @@ def measure_memory(
     program, state = lower_step(config, devices)
     local = lambda leaf: leaf.sharding.shard_shape(leaf.shape)  # noqa: E731
     leaves = jax.tree.leaves(state.params)
+    # A parameter whose part on a chip is the whole is not sharded.
     whole = sum(leaf.size for leaf in leaves if local(leaf) == leaf.shape)
     total = sum(leaf.size for leaf in leaves)
     found: JsonObject = {
@@ -196,7 +198,8 @@ def _explain_failure(failure: Exception) -> str:
 def main() -> None:
     """Compile every row of `ROWS` that the file does not hold yet.
 
-    maxdiffusion is imported without TensorFlow, which only its input pipeline needs.
+    maxdiffusion is imported without TensorFlow, which only its input pipeline needs. Rows are
+    written as they are done, so an interrupted run goes on.
     """
     topologies.configure_jax(WHERE.value)
     jax.config.update("jax_num_cpu_devices", math.prod(map(int, WHERE.value[4:].split("x"))))

@@ -53,7 +53,15 @@ def make_tasks(cfg: ConfigDict) -> dict[str, tuple[Task, Frozen | None]]:
 
 
 def draw_batch(cfg: ConfigDict, size: int) -> dict[str, np.ndarray]:
-    """Draw a batch of random images, labels and hints."""
+    """Draw a batch of random images, labels and hints.
+
+    Args:
+        cfg: the config, for shapes and classes.
+        size: number of images B.
+
+    Returns:
+        ``image`` (B, H, W, C) in [-1, 1], ``label`` (B,) and ``hint`` in [0, 1].
+    """
     rng, shape = np.random.default_rng(0), runs.read_image_shape(cfg)
     return {
         "image": rng.uniform(-1, 1, (size, *shape)).astype(np.float32),
@@ -128,6 +136,7 @@ def measure(cfg: ConfigDict, batch: int, repeats: int) -> JsonObject:
             for clock, now in clocks.items():
                 seconds[clock][name].append(now() - started[clock])
     step = {c: {n: float(np.median(v[1:])) for n, v in s.items()} for c, s in seconds.items()}
+    # Ratios are taken within a turn. The first turn warms up.
     turns = {c: np.divide(s["controlnet"], s["fine_tuning"])[1:] for c, s in seconds.items()}
     peak = {name: count_peak_bytes(program) for name, program in programs.items()}
     temporary = {n: int(p.memory_analysis().temp_size_in_bytes) for n, p in programs.items()}

@@ -59,6 +59,7 @@ def compile_sampling(
         own = model._replace(params=params)
         return sample(own, cond, sampler, rows, keys, scale=scales, steering=steering)
 
+    # The scale is an argument: the same program serves all scales.
     scales = None if scale is None else np.full(STEPS, scale, np.float32)
     arguments = runs.init_untrained(cfg).params, scales
     return jax.jit(run).lower(*arguments).compile(), arguments
@@ -102,6 +103,8 @@ USES = ("config", "workdir", "weights")
 
 def main() -> None:
     """Print what guidance costs, and write it as JSON if asked for.
+
+    Any config of a model with classes will do; its weights are drawn at random.
 
     Raises:
         UsageError: the model of the config has no condition.

@@ -72,7 +72,12 @@ def make_own_call(weights: dict[str, np.ndarray], images: np.ndarray) -> Callabl
 def make_reference_call(
     weights: dict[str, np.ndarray], images: np.ndarray
 ) -> Callable[[], np.ndarray]:
-    """Make the same call by torch-fidelity, see `make_own_call`."""
+    """Make a call that computes the features of all images by torch-fidelity.
+
+    Args:
+        weights: state dict of Inception, which is written to a file that torch-fidelity reads.
+        images: (N, H, W, 3) uint8.
+    """
     import torch
 
     from experiments.benchmarks import torch_operators  # noqa: F401
@@ -117,6 +122,7 @@ def main() -> None:
     calls = {"diffjax": make_own_call(weights, images)}
     if find_spec("torch_fidelity"):
         calls["torch_fidelity"] = make_reference_call(weights, images)
+    # This compiles and warms up, and gives the features to compare.
     features = {name: call() for name, call in calls.items()}
     seconds = time_calls(calls, REPEATS.value)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}

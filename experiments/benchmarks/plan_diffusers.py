@@ -106,7 +106,11 @@ def _compute_loss(predict: Callable[..., Array], key: jax.Array, batch: Batch) -
 
 
 def _make_unet_task(net: UNet) -> Task:
-    """Make the task that trains a UNet in full."""
+    """Make the task that trains a UNet in full.
+
+    A task of ours needs a config and an autoencoder; this one takes stored latents and features, so
+    that only the step itself is compiled.
+    """
 
     def init(key: jax.Array, frozen: Frozen, batch: Batch) -> tuple[Params, Statistics]:
         cond = {k: v for k, v in batch.items() if k != "image"}
@@ -179,6 +183,7 @@ def make_config(name: str, chips: int, per_chip: int, fsdp: int) -> ConfigDict:
         fsdp: chips over which parameters are sharded.
     """
     config = base()
+    # Figures are cached by the config, which must tell the cases apart.
     config.planned = name
     config.data.update(batch_size=chips * per_chip)
     config.optim.update(name="adamw", lr=1e-5, warmup=0, weight_decay=0.01, clip=1.0)
@@ -192,7 +197,17 @@ def name_row(case: str, where: str, per_chip: int, fsdp: int) -> str:
 
 
 def compile_row(case: str, where: str, per_chip: int, fsdp: int) -> JsonObject:
-    """Compile a row, and read its figures per chip; of a step that does not fit, what it needs."""
+    """Compile a row, and read its figures per chip.
+
+    Args:
+        case: sd15, sdxl or controlnet_sd15.
+        where: topology.
+        per_chip: images per chip.
+        fsdp: chips over which parameters are sharded.
+
+    Returns:
+        Figures of `step_plan.compile_plan`; of a step that does not fit, what it needs.
+    """
     chips = len(topologies.find_devices(where)[0])
     config = make_config(case, chips, per_chip, fsdp)
     try:
@@ -209,6 +224,7 @@ def format_rows(rows: dict[str, JsonObject]) -> str:
         if "needed_bytes" in row:
             shown.append(state | {"peak GiB": "does not fit"})
             continue
+        # All kinds of collectives count.
         traffic = sum(entry["bytes"] for entry in row["collectives"].values())
         shown.append(state | {
             "peak GiB": f"{row['peak_bytes'] / topologies.GIB:.2f}",

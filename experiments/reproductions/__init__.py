@@ -8,7 +8,9 @@ A module here is one paper. It has
 - ``format_page(data)``: tables and plots of the same files, as Markdown;
 - ``CONFIG``: the name of the paper's config file, if it is not that of the module in `PAPERS`.
 
-`experiments.reproduce` runs the pieces and writes the pages.
+`experiments.reproduce` runs the pieces and writes the pages. A new paper is one module, and one
+entry in `PAPERS`. The first line of the module's docstring is the title of the page, and the rest
+of it is shown on the overview.
 """
 
 from __future__ import annotations

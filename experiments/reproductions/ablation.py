@@ -114,6 +114,7 @@ def judge_claims(data: Path) -> list[Claim]:
     eps, bound = _read_distances(data, "eps", "simple"), _read_distances(data, "eps", "vlb")
     mean, weighted = _read_distances(data, "mean", "simple"), _read_distances(data, "mean", "vlb")
     bits = _read_bits(data, "eps", "vlb"), _read_bits(data, "eps", "simple")
+    # Each claim compares two cells of the table.
     texts = (
         "eps: the distance is smaller with the unweighted error than with the bound",
         "the mean with the unweighted error is at least 3 times worse than eps",
@@ -129,7 +130,11 @@ def judge_claims(data: Path) -> list[Claim]:
 
 
 def _format_table(data: Path) -> str:
-    """Format distances and bits/dim, with a row for each prediction and a column for each loss."""
+    """Format distances and bits/dim, with a row for each prediction and a column for each loss.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     lines = [f"| distance; bits/dim | {' | '.join(LOSSES.values())} |", "|---|---|---|"]
     for prediction in PREDICTIONS:
         cells = [
@@ -144,8 +149,13 @@ def _format_table(data: Path) -> str:
 
 
 def format_page(data: Path) -> str:
-    """Format the page as Markdown, without the claims, and plot the distances."""
+    """Format the page as Markdown, without the claims, and plot the distances.
+
+    Args:
+        data: folder of the files that the pieces left; the plot is written beside it.
+    """
     one = _read_runs(data, "eps", "simple")[0]
+    # The plot has a group of bars for each loss.
     distances = {
         text: [_read_distances(data, p, loss) for p in PREDICTIONS] for loss, text in LOSSES.items()
     }

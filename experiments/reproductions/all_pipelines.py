@@ -236,6 +236,7 @@ def _format_table(data: Path) -> str:
     """Format the share of pictures with the right size, colour, shape and place, for each row."""
     keys = ("size", "colour", "shape", "place", "all")
     lines = [f"| | {' | '.join(keys)} | pictures |", "|---" * (len(keys) + 2) + "|"]
+    # Rows without a prompt say nothing that could be checked.
     for name in (name for name, row in ROWS.items() if all(row.prompts)):
         found = _check_pictures(data, name)
         shares = [f"{np.mean([getattr(verdict, key) for verdict in found]):.2f}" for key in keys]
@@ -260,9 +261,14 @@ def _format_training(data: Path, name: str) -> str:
 
 
 def format_page(data: Path) -> str:
-    """Format the page as Markdown, without the claims, and save its pictures."""
+    """Format the page as Markdown, without the claims, and save its pictures.
+
+    Args:
+        data: folder of the files that the pieces left; the pictures are written beside it.
+    """
     for name in ROWS:
         _save_sheet(data, name)
+    # The control image is shown as large as the sheets.
     edges = pictures.open_image(data / Path(EDGES).name)
     side = SCALE * edges.width
     edges.resize((side, side), Image.Resampling.NEAREST).save(data.parent / "pipelines-edges.png")

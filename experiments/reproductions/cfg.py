@@ -62,7 +62,14 @@ def _make_training(probability: str, seed: int) -> Piece:
 
 
 def _make_sweep(model: str, scales: tuple[float, ...], minutes: float, seeds: int = 3) -> Piece:
-    """Make the piece that measures a model at several guidance scales."""
+    """Make the piece that measures a model at several guidance scales.
+
+    Args:
+        model: name of the kept model.
+        scales: s = 1 + w.
+        minutes: about what it takes on one core.
+        seeds: sampling seeds of a cell.
+    """
     axes = {
         "sampler": "ddim",
         "grid": "uniform",
@@ -156,10 +163,12 @@ def judge_claims(data: Path) -> list[Claim]:
         return select_values(rows, metric, guidance=scale)
 
     out = []
+    # Guidance makes images show their class more clearly.
     for metric in ("class_accuracy", "precision"):
         high, low = at(2.0, metric), at(1.0, metric)
         text = f"{metric.replace('_', ' ')} is higher at w = 1 than at w = 0"
         out.append(Claim(text, is_above(high, low), format_pair(high, low)))
+    # It costs variety.
     high, low = at(1.0, "recall"), at(5.0, "recall")
     out.append(
         Claim("recall falls from w = 0 to w = 4", is_above(high, low), format_pair(high, low))
@@ -167,6 +176,7 @@ def judge_claims(data: Path) -> list[Claim]:
     high, low = at(2.0, "inception_score"), at(1.0, "inception_score")
     text = "the score rises from w = 0 to w = 1"
     out.append(Claim(text, is_above(high, low), format_pair(high, low)))
+    # In between lies the smallest distance.
     best = min(SCALES, key=lambda scale: at(scale).mean())
     text, worst = "the smallest distance lies in 0 <= w <= 1", at(5.0)
     out.append(Claim(text, best <= 2.0, f"{at(best).mean():.4g} at w = {best - 1:g}"))
@@ -262,7 +272,11 @@ def _plot_distances(data: Path, path: Path) -> None:
 
 
 def format_page(data: Path) -> str:
-    """Format the page as Markdown, without the claims, and plot distance against score."""
+    """Format the page as Markdown, without the claims, and plot distance against score.
+
+    Args:
+        data: folder of the files that the pieces left; the plot is written beside it.
+    """
     _plot_distances(data, data.parent / "cfg.png")
     rows = _read_rows(data, "cfg14-p10")
     parts = [

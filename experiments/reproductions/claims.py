@@ -92,14 +92,18 @@ def is_falling(curve: list[np.ndarray]) -> bool | None:
 
 
 def format_verdicts(claims: list[Claim]) -> str:
-    """Format claims as a Markdown table."""
+    """Format claims as a Markdown table: the claim, whether it held, and its figures."""
     words = {True: "held", False: "not held", None: "not run"}
     lines = ["| claim | verdict | measured: mean ± s.d. where over seeds |", "|---|---|---|"]
     return "\n".join(lines + [f"| {c.text} | {words[c.held]} | {c.figures} |" for c in claims])
 
 
 def format_metrics(evaluation: JsonObject) -> dict[str, str]:
-    """Format the image metrics of an evaluation as a column of `format_comparison`."""
+    """Format the image metrics of an evaluation as a column of `format_comparison`.
+
+    Args:
+        evaluation: an evaluation.json; metrics that it lacks are left out.
+    """
     keys = ("distance", "inception_score", "precision", "recall", "density", "coverage")
     return {k: f"{evaluation[k]:.4g}" for k in keys if k in evaluation}
 
@@ -118,7 +122,11 @@ def format_comparison(columns: dict[str, dict[str, str]]) -> str:
 
 
 def format_training(summary: JsonObject) -> dict[str, str]:
-    """Format what a summary.json says of a training, as a column of `format_comparison`."""
+    """Format what a summary.json says of a training, as a column of `format_comparison`.
+
+    Args:
+        summary: sizes, steps and times, see `runs.record`; baselines write the same keys.
+    """
     return {
         "parameters": f"{summary['parameters']:,}",
         "optimiser steps": f"{summary['steps']:,}",

@@ -43,7 +43,15 @@ hint suddenly, at step 6133; without zero convolutions quality falls to that of 
 
 
 def _read_logs(data: Path, hint: str, net: str) -> list[list[JsonObject]]:
-    """Read the lines of the logs with measures, for each seed."""
+    """Read the lines of the logs with measures.
+
+    Args:
+        hint: edges or masks.
+        net: a key of `NETS`.
+
+    Returns:
+        For each seed, the lines that have the measure of the hint.
+    """
     found = [read_file(data / f"{name_run(hint, net, seed)}-log.jsonl") for seed in SEEDS]
     kind = "edge_f1" if hint == "edges" else "mask_iou"
     return [[row for row in log if kind in row] for log in found]
@@ -98,7 +106,11 @@ def _judge_suddenness(data: Path) -> Claim:
 
 
 def _find_worst(data: Path, net: str) -> np.ndarray:
-    """Find the largest distance of each run while it trains."""
+    """Find the largest distance of each run while it trains.
+
+    Returns:
+        (runs,).
+    """
     return np.asarray(_read_curve(data, net, "distance")).max(0)
 
 
@@ -238,7 +250,11 @@ def _format_costs(data: Path) -> str:
 
 
 def _plot_curves(data: Path) -> None:
-    """Plot F1, distance and IoU against the step."""
+    """Plot F1, distance and IoU against the step.
+
+    Args:
+        data: folder of the files that the pieces left; the plots are written beside it.
+    """
     folder, steps = data.parent, _list_steps(data)
     for key, name, file in (
         ("edge_f1", "edge F1", "control-f1.png"),
@@ -252,7 +268,11 @@ def _plot_curves(data: Path) -> None:
 
 
 def format_page(data: Path) -> str:
-    """Format the page as Markdown, without the claims, and plot the curves."""
+    """Format the page as Markdown, without the claims, and plot the curves.
+
+    Args:
+        data: folder of the files that the pieces left; the plots are written beside it.
+    """
     _plot_curves(data)
     steps = ", ".join(map(str, PICTURES))
     pictures = "\n".join(f"![step {step}](control-step-{step}.png)" for step in PICTURES)

@@ -73,6 +73,10 @@ def _make_edges(net: str, seed: int) -> Piece:
     """Make the piece that trains a network on edges of Fashion-MNIST.
 
     Of the first run with zero convolutions the weights and some pictures are kept.
+
+    Args:
+        net: a key of `NETS`.
+        seed: of the training.
     """
     kept = net == "zero" and not seed
     overrides = (_BASE, *NETS[net], f"--config.seed={seed}", *_MEASURED)

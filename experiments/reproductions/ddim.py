@@ -116,7 +116,15 @@ PIECES = (
 
 
 def _read_rows(data: Path, pieces: tuple[Piece, ...]) -> list[JsonObject]:
-    """Read all rows of a spacing; sigma-hat is a value of eta, as in the paper's table."""
+    """Read all rows of a spacing; sigma-hat is a value of eta, as in the paper's table.
+
+    Args:
+        data: folder of the files that the pieces left.
+        pieces: `LINEAR` or `QUADRATIC`.
+
+    Returns:
+        Rows in the order of `ETAS`.
+    """
     rows = [
         {**row, "eta": SIGMA_HAT} if piece.name.endswith(SIGMA_HAT) else row
         for piece in pieces
@@ -139,14 +147,17 @@ def judge_claims(data: Path) -> list[Claim]:
     def at(eta: float | str, steps: int) -> np.ndarray:
         return select_values(rows, eta=eta, steps=steps)
 
+    # With few steps, noise makes images worse, with either spacing.
     for spacing, found in (("linear", rows), ("quadratic", quadratic)):
         for steps in (5, 10, 20):
             most, least = (select_values(found, eta=eta, steps=steps) for eta in (1.0, 0.0))
             text = f"eta 1 is worse than eta 0 at {steps} steps, {spacing} spacing"
             out.append(Claim(text, is_above(most, least), format_pair(most, least)))
+    # More steps help without noise.
     curve = [at(0.0, steps) for steps in (5, 10, 20, 50, 100)]
     text = "at eta 0 the distance falls from 5 to 100 steps"
     out.append(Claim(text, is_falling(curve), format_pair(curve[0], curve[-1])))
+    # The variance of the forward step is far too large for few steps.
     large, zero = at(SIGMA_HAT, 10), at(0.0, 10)
     text = "sigma-hat at 10 steps is at least 5 times worse than eta 0"
     out.append(Claim(text, is_above(large, zero, 5), format_pair(large, zero)))
@@ -155,6 +166,7 @@ def judge_claims(data: Path) -> list[Claim]:
         large, small = at(SIGMA_HAT, steps), at(1.0, steps)
         text = f"fixedlarge is at least 2 times worse than fixedsmall at {steps} steps"
         out.append(Claim(text, is_above(large, small, 2), format_pair(large, small)))
+    # With all steps it is the better one.
     large, small = (select_values(_read_full(data, v)) for v in ("fixedlarge", "fixedsmall"))
     text = "fixedlarge is better than fixedsmall at 1000 steps"
     out.append(Claim(text, is_above(small, large), format_pair(large, small)))
@@ -180,7 +192,11 @@ def _judge_reconstruction(data: Path) -> Claim:
 
 
 def format_page(data: Path) -> str:
-    """Format the page as Markdown, without the claims, and plot distances against steps."""
+    """Format the page as Markdown, without the claims, and plot distances against steps.
+
+    Args:
+        data: folder of the files that the pieces left; the plots are written beside it.
+    """
     rows, quadratic = _read_rows(data, LINEAR), _read_rows(data, QUADRATIC)
     plot(rows, ["eta", "steps"], data.parent / "ddim.png")
     both = [row for row in [*rows, *quadratic] if row["eta"] in (0.0, 1.0, SIGMA_HAT)]

@@ -106,7 +106,11 @@ def _format_likelihood(bits: JsonObject) -> str:
 
 
 def format_page(data: Path) -> str:
-    """Format the page as Markdown, without the claims."""
+    """Format the page as Markdown, without the claims.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     ours, base = (
         read_file(data / "ddpm-evaluation.json"),
         read_file(data / "diffusers-evaluation.json"),

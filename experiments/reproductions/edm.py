@@ -108,13 +108,16 @@ def judge_claims(data: Path) -> list[Claim]:
         return select_values(rows, sampler=sampler, evaluations=evaluations)
 
     out = []
+    # 35 evaluations are enough for Heun.
     some, best = at("heun", 35), at("heun", 79)
     text = "Heun at 35 evaluations is within 10 % of Heun at 79"
     worse = is_above(some, best, 1.1)
     out.append(Claim(text, None if worse is None else not worse, format_pair(some, best)))
+    # Samplers that add noise need more.
     ancestral = at("euler_ancestral", 35)
     text = "Euler ancestral at 35 evaluations is at least 2 times worse than Heun"
     out.append(Claim(text, is_above(ancestral, some, 2), format_pair(ancestral, some)))
+    # First order wins with few evaluations, and second order with many.
     few, euler = at("heun", 9), at("euler", 9)
     text = "at 9 evaluations Euler is better than Heun"
     out.append(Claim(text, is_above(few, euler), _format_by_seed(euler, few)))
@@ -133,7 +136,11 @@ def _format_by_seed(a: np.ndarray, b: np.ndarray) -> str:
 
 
 def format_page(data: Path) -> str:
-    """Format the page as Markdown, without the claims, and plot distances against evaluations."""
+    """Format the page as Markdown, without the claims, and plot distances against evaluations.
+
+    Args:
+        data: folder of the files that the pieces left; the plot is written beside it.
+    """
     rows, best = _read_rows(data, "once", "twice"), read_file(data / "edm-evaluation.json")
     compared = _read_rows(data, "euler", "heun")
     plot(rows, ["sampler", "steps"], data.parent / "edm.png")

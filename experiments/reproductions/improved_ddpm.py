@@ -86,7 +86,15 @@ def _read_bits(data: Path, loss: str, steps: str = STEPS[-1]) -> np.ndarray:
 
 
 def _read_values(data: Path, loss: str, key: str) -> np.ndarray:
-    """Read the values of a metric of a loss, over trainings and what each of them measured."""
+    """Read the values of a metric of a loss.
+
+    Args:
+        loss: a key of `VARIANTS`.
+        key: of the metric in evaluation.json, which has one value or one for each sampling seed.
+
+    Returns:
+        (values,) of all trainings.
+    """
     return np.concatenate([np.atleast_1d(e[key]) for e in _read_runs(data, loss)])
 
 
@@ -100,6 +108,7 @@ def judge_claims(data: Path) -> list[Claim]:
         data: folder of the files that the pieces left.
     """
     simple, out = _read_bits(data, "simple"), []
+    # The learned variance is worth bits.
     for loss in ("hybrid", "vlb"):
         bits = _read_bits(data, loss)
         text = f"{loss}: fewer bits/dim than the simple loss"
@@ -108,9 +117,11 @@ def judge_claims(data: Path) -> list[Claim]:
         few, many = _read_bits(data, loss, STEPS[0]), _read_bits(data, loss)
         text = f"{loss}: bits/dim fall from {STEPS[0]} to {STEPS[-1]} steps"
         out.append(Claim(text, is_above(few, many), format_pair(few, many)))
+    # The bound alone costs quality.
     hybrid, bound = (_read_values(data, loss, "distance_by_seed") for loss in ("hybrid", "vlb"))
     text = "the distance is larger with vlb than with hybrid"
     out.append(Claim(text, is_above(bound, hybrid), format_pair(bound, hybrid)))
+    # Most bits describe details that nobody sees.
     shares = np.concatenate([_read_values(data, loss, "rate_in_last_tenth") for loss in VARIANTS])
     text = "over half of the rate falls in the last tenth of the steps"
     held = bool(shares.mean() - 3 * shares.std(ddof=1) > 0.5)
@@ -131,7 +142,11 @@ def _format_table(data: Path) -> str:
 
 
 def format_page(data: Path) -> str:
-    """Format the page as Markdown, without the claims, and plot bits/dim, rate and distortion."""
+    """Format the page as Markdown, without the claims, and plot bits/dim, rate and distortion.
+
+    Args:
+        data: folder of the files that the pieces left; the plots are written beside it.
+    """
     one, folder = _read_runs(data, "hybrid")[0], data.parent
     steps = [int(s) for s in STEPS]
     curves = {loss: (steps, [_read_bits(data, loss, s) for s in STEPS]) for loss in VARIANTS}

@@ -134,7 +134,11 @@ def _make_latent(factor: str, seed: int) -> Piece:
 
 
 def _make_sampling(factor: str) -> Piece:
-    """Make the piece that times sampling with four seeds, the first of which also compiles."""
+    """Make the piece that times sampling with four seeds, the first of which also compiles.
+
+    Args:
+        factor: a key of `FACTORS`.
+    """
     name, axes = f"ldm-{factor}", {"steps": "16", "guidance": "1"}
     return make_sweep(f"{name}-sampling", name, 2 if factor == "f1" else 1, axes, num=192, seeds=4)
 
@@ -261,7 +265,15 @@ def _find_times(data: Path) -> tuple[float, float]:
 
 
 def _read_reconstructions(data: Path, name: str, key: str) -> np.ndarray:
-    """Read a measure of an autoencoder's reconstructions, over trainings."""
+    """Read a measure of an autoencoder's reconstructions.
+
+    Args:
+        name: of the autoencoder.
+        key: of the measure.
+
+    Returns:
+        (trainings,).
+    """
     files = [data / f"{_name_run(f'reconstruction-{name}', seed)}.json" for seed in SEEDS]
     return np.asarray([read_file(file)[key] for file in files])
 
@@ -276,16 +288,19 @@ def judge_claims(data: Path) -> list[Claim]:
         data: folder of the files that the pieces left.
     """
     out = []
+    # Speed grows with the factor of the autoencoder.
     for kind, measure in (("training", _measure_training), ("sampling", _measure_sampling)):
         for slow, fast in (("f1", "f2"), ("f2", "f4")):
             a, b = measure(data, fast), measure(data, slow)
             text = f"{kind}: more images a second with {fast} than with {slow}"
             out.append(Claim(text, is_above(a, b), format_pair(a, b)))
+    # So does quality after the same time.
     early, _ = _find_times(data)
     for factor in _ENCODED:
         a, b = _interpolate_distance(data, factor, early), _interpolate_distance(data, "f1", early)
         text = f"after the same {early:.0f} seconds {factor} is nearer to the data than pixels"
         out.append(Claim(text, is_above(b, a), format_pair(a, b)))
+    # What is lost is what the autoencoder does not reconstruct.
     f2, f4 = (_read_reconstructions(data, name, "distance") for name in _ENCODED)
     text = "the distance of reconstructions is larger with f4 than with f2"
     out.append(Claim(text, is_above(f4, f2), format_pair(f4, f2)))
@@ -336,7 +351,12 @@ def _format_stages(data: Path) -> str:
 
 
 def _format_guidance(rows: list[JsonObject], metrics: tuple[str, ...]) -> str:
-    """Format the metrics of a sweep over guidance scales."""
+    """Format the metrics of a sweep over guidance scales.
+
+    Args:
+        rows: of the sweep.
+        metrics: names of the columns.
+    """
     out = [f"| guidance | {' | '.join(m.replace('_', ' ') for m in metrics)} |"]
     out.append("|---" * (len(metrics) + 1) + "|")
     for scale in sorted({row["guidance"] for row in rows}):
@@ -346,7 +366,11 @@ def _format_guidance(rows: list[JsonObject], metrics: tuple[str, ...]) -> str:
 
 
 def _plot_curves(data: Path) -> None:
-    """Plot distances over time, and the share of captions that is obeyed against guidance."""
+    """Plot distances over time, and the share of captions that is obeyed against guidance.
+
+    Args:
+        data: folder of the files that the pieces left; the plots are written beside it.
+    """
     folder = data.parent
     curves = {
         f"{factor}, seed {seed}": _compute_curve(log)
@@ -366,7 +390,11 @@ def _plot_curves(data: Path) -> None:
 
 
 def format_page(data: Path) -> str:
-    """Format the page as Markdown, without the claims, and plot the curves."""
+    """Format the page as Markdown, without the claims, and plot the curves.
+
+    Args:
+        data: folder of the files that the pieces left; the plots are written beside it.
+    """
     _plot_curves(data)
     guided, told = read_file(data / "ldm-guidance.jsonl"), read_file(data / "ldm-captions.jsonl")
     prompts = "; ".join(PROMPTS)

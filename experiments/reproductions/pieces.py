@@ -194,12 +194,14 @@ def run_piece(piece: Piece, runs: Path, results: Path) -> bool:
     if python is None:
         logging.warning("%s needs %s", piece.name, HOW[piece.needs])
         return False
+    # An unfinished sweep is put back, so that it goes on.
     if piece.rows:
         _copy_files(piece, results, runs, back=True)
     try:
         texts = format_commands(piece, runs, results)
         for command, text in zip(fill_commands(piece, runs, results), texts, strict=True):
             logging.info("%s (about %g minutes): %s", piece.name, piece.minutes, text)
+            # Each command has a process of its own, because flags are read once in a process.
             line = [*_pin_to_core(piece), python, "-m", f"experiments.{command[0]}", *command[1:]]
             if code := subprocess.run(line, check=False, env=_make_environment(runs)).returncode:
                 raise RuntimeError(f"{piece.name}: {text} ended with exit code {code}")

@@ -32,7 +32,12 @@ class PaperResults(NamedTuple):
 
 
 def read_results(name: str, results: Path) -> PaperResults:
-    """Read what a folder holds of a paper, and judge its claims if it is complete."""
+    """Read what a folder holds of a paper, and judge its claims if it is complete.
+
+    Args:
+        name: a key of `PAPERS`.
+        results: docs/results.
+    """
     paper = PAPERS[name]
     missing = [piece.name for piece in paper.PIECES if not pieces.is_done(piece, results)]
     claims = [] if missing else paper.judge_claims(results / "data")

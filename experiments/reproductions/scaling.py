@@ -73,7 +73,10 @@ def _format_memory(row: JsonObject) -> str:
 
 
 def _format_least(row: JsonObject) -> str:
-    """Format what a step needs before any activation: state and gradients."""
+    """Format what a step needs before any activation: state and gradients.
+
+    Gradients are as large as the parameters. Both must fit beside whatever the layers keep.
+    """
     state, gradients = row["state_bytes"] / GIB, row["parameter_bytes"] / GIB
     return f"state {state:.2f} GiB and gradients {gradients:.2f} GiB of 15.75"
 
@@ -135,6 +138,7 @@ def judge_claims(data: Path) -> list[Claim]:
             f"largest over smallest {max(ratios):.4f}",
         ),
     ]
+    # Maxdiffusion's row with the same mesh and batch joins, if it was compiled.
     others = [row["peak_bytes"] for row in _read_maxdiffusion(data).values() if _is_comparable(row)]
     if others and _is_fitting(first):
         found.insert(
@@ -221,7 +225,11 @@ the 2048 of its configuration the kernel does not compile for these chips.
 
 
 def format_page(data: Path) -> str:
-    """Format the page as Markdown, without the claims."""
+    """Format the page as Markdown, without the claims.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     rows = _read_rows(data)
     return f"""Nothing was run on these chips: the training step was compiled for them by
 PyPI's libtpu on two CPU cores, at effort O0. That says what fits; a program compiled at full effort
