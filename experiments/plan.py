@@ -72,13 +72,14 @@ def count_flops_per_image(cfg: ConfigDict, task: Task, state: State) -> dict[str
         return {"training_flops_per_image": training}
     model = runs.build_model(cfg)
 
-    def forward(params: Params) -> Array:
+    def evaluate_network(params: Params) -> Array:
+        """Evaluate the network on one sample, with a condition of its shapes."""
         z = jnp.zeros((1, *model.space.shape))
         return model.network.apply({"params": params}, z, jnp.zeros(1), model.condition.example)
 
     return {
         "training_flops_per_image": training,
-        "forward_flops_per_image": count_flops(forward, state.params),
+        "forward_flops_per_image": count_flops(evaluate_network, state.params),
     }
 
 

@@ -101,6 +101,7 @@ def propose_overrides(module: ModuleType, manifest: Manifest, config: str) -> It
     axes = {key: sweeps.parse(key, axis) for key, axis in module.space().items()}
 
     def measure(run: SweepRun) -> float | None:
+        """Read the value that Optuna improves; None for a run that does not have it."""
         return read_measure(manifest.folder / run.name, METRIC.value)
 
     options = {"maximize": MODE.value == "max"}
@@ -128,6 +129,7 @@ def main() -> None:
         )
 
         def make_job(run: SweepRun) -> jobs.Job:
+            """Make the job that trains a run in its own folder."""
             changes = {**manifest.overrides, **run.overrides}
             place = folder / run.name
             return jobs.Job(run.name, make_train_command(config, place, changes), place)

@@ -98,6 +98,7 @@ def train(
     opt = optimizer.init(params)
 
     def loss(params: Params, image: jax.Array, target: jax.Array) -> jax.Array:
+        """Compute the mean cross-entropy of mixed labels."""
         _, logits = model.apply({"params": params}, image)
         return optax.softmax_cross_entropy(logits, target).mean()
 
@@ -105,6 +106,7 @@ def train(
     def step(
         params: Params, opt: optax.OptState, i: jax.Array, image: jax.Array, label: jax.Array
     ) -> tuple[Params, optax.OptState, jax.Array]:
+        """Mix a batch, and take one step of the optimiser."""
         target = jax.nn.one_hot(label, model.num_classes)
         step_key = jax.random.fold_in(key, i)
         image, target = mix(step_key, image, target, mixup)
@@ -153,6 +155,7 @@ def main() -> None:
     path = Path(FLAGS.out) / f"{name}-{version}.safetensors"
 
     def save(accuracy: float) -> metrics.FeatureNetwork:
+        """Write the weights with what is known of them, and read them back."""
         metrics.save_network(
             path,
             params,

@@ -159,10 +159,10 @@ def apply_control(
         balance: between control and prompt, see `diffjax.control.BALANCES`.
     """
 
-    def residuals(z: Array, level: Level, cond: Cond) -> Residuals | Features:
+    def compute_residuals(z: Array, level: Level, cond: Cond) -> Residuals | Features:
         return network.compute_residuals(*scale_inputs(parameterization, z, level), cond)
 
-    return control.AppliedControl(residuals, hint, strength, balance, network.entry)
+    return control.AppliedControl(compute_residuals, hint, strength, balance, network.entry)
 
 
 def scale_inputs(parameterization: Parameterization, z: Array, level: Level) -> tuple[Array, Array]:

@@ -192,14 +192,14 @@ def denoiser(
     """
     merged = merge_adapters(model)
 
-    def conditional(z: Array, level: Level, cond: Cond) -> Prediction:
+    def predict_conditional(z: Array, level: Level, cond: Cond) -> Prediction:
         return predict(merged, z, level, cond)[1]
 
     if scale is None:
-        steered = control.control(conditional, controls)
+        steered = control.control(predict_conditional, controls)
         return lambda z, level: steered(z, level, cond)
     return control.guide(
-        conditional,
+        predict_conditional,
         controls,
         cond,
         null,
@@ -308,7 +308,7 @@ def _guide_by_classifier(
     """Guide a denoiser by the gradient of a classifier's log-likelihood of ``cond["label"]``."""
     params, label = cast(Any, model.frozen)["classifier"], cast(Any, cond)["label"]
 
-    def log_likelihood(z: Array, level: Level) -> Array:
+    def compute_log_likelihood(z: Array, level: Level) -> Array:
         return log_prob(params, z, level, label)
 
-    return guidance.classifier(denoise, log_likelihood, guidance.per_evaluation(scale))
+    return guidance.classifier(denoise, compute_log_likelihood, guidance.per_evaluation(scale))

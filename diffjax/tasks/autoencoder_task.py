@@ -222,10 +222,10 @@ def _compute_adversarial(
     given = {"params": params["discriminator"], "batch_stats": extra["statistics"]}
     fixed = jax.lax.stop_gradient(given)
 
-    def value(images: Array) -> Array:
+    def compute_score(images: Array) -> Array:
         return -judge.apply(fixed, images, mutable=["batch_stats"])[0].mean()
 
-    return jax.value_and_grad(value)(x_hat)
+    return jax.value_and_grad(compute_score)(x_hat)
 
 
 def _compute_regularizer(

@@ -242,7 +242,7 @@ def _make_bound(model: Model, variance: str, *, stop_mean: bool) -> Bound:
     assert model.grid is not None
     rows = jax.tree.map(lambda leaf: leaf[::-1], reverse_rows(model.grid))  # row t is timestep t
 
-    def bound(prediction: Prediction, x: Array, eps: Array, level: Level) -> Array:
+    def estimate_bound(prediction: Prediction, x: Array, eps: Array, level: Level) -> Array:
         index = level.t.astype(jnp.int32)
         row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], rows)
         term = likelihood.bound_term(
@@ -256,7 +256,7 @@ def _make_bound(model: Model, variance: str, *, stop_mean: bool) -> Bound:
         )
         return term * len(rows.coef["noisy"])  # a uniform t makes its mean the whole bound
 
-    return bound
+    return estimate_bound
 
 
 def _make_objective(config: ConfigDict, model: Model) -> Objective:
@@ -283,7 +283,7 @@ def _make_objective(config: ConfigDict, model: Model) -> Objective:
         raise ValueError(f"the {name} loss needs a discrete schedule")
     bound = _make_bound(model, variance, stop_mean=name == "hybrid")
 
-    def objective(
+    def measure(
         raw: Array, prediction: Prediction, x: Array, eps: Array, level: Level
     ) -> tuple[Array, dict[str, Array]]:
         bits = bound(prediction, x, eps, level)
@@ -292,4 +292,4 @@ def _make_objective(config: ConfigDict, model: Model) -> Objective:
         mse, _ = simple(raw, prediction, x, eps, level)
         return mse + vlb_weight * bits, {"mse": mse.mean(), "bound": bits.mean()}
 
-    return objective
+    return measure

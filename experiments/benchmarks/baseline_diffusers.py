@@ -212,6 +212,7 @@ def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
     started, cpu, saved = time.monotonic(), _read_cpu_seconds(), 0.0
 
     def save(elapsed: float) -> None:
+        """Save the averaged weights and the summary of the training so far."""
         _save_average(ema, net, folder)
         progress = {"steps": step, "images": step * size, "wall_seconds": elapsed}
         summary.update(progress, cpu_seconds=_read_cpu_seconds() - cpu, loss_every_50_steps=curve)

@@ -103,6 +103,7 @@ def _fill(shapes: T) -> T:
     rng = np.random.default_rng(0)
 
     def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        """Fill one shape."""
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.zeros(leaf.shape, leaf.dtype)
         return jnp.asarray(0.05 * rng.standard_normal(leaf.shape), leaf.dtype)
@@ -160,6 +161,8 @@ USES = ("config", "workdir", "weights")
 
 def main() -> None:
     """Print the costs of training a ControlNet, and write them as JSON if asked for.
+
+    Both tasks begin with random weights: costs do not depend on their values.
 
     Raises:
         UsageError: the config is not of a ControlNet.

@@ -56,6 +56,7 @@ def compile_sampling(
     keys = jax.random.split(jax.random.key(0), batch)
 
     def run(params: Params, scales: Array | None) -> Array:
+        """Draw one batch with these parameters and scales."""
         own = model._replace(params=params)
         return sample(own, cond, sampler, rows, keys, scale=scales, steering=steering)
 

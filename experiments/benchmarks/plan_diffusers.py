@@ -71,6 +71,7 @@ def _make_batch(side: int, width: int, *, added: bool = False, hint: bool = Fals
     """
 
     def make(size: int) -> Shapes:
+        """Describe a batch of some size."""
         batch: Shapes = {
             "image": _make_shape(size, side, side, 4),
             "context": _make_shape(size, 77, width),
@@ -113,12 +114,14 @@ def _make_unet_task(net: UNet) -> Task:
     """
 
     def init(key: jax.Array, frozen: Frozen, batch: Batch) -> tuple[Params, Statistics]:
+        """See `Task.init`; there are no statistics."""
         cond = {k: v for k, v in batch.items() if k != "image"}
         return net.init(key, batch["image"], jnp.zeros(1), cond)["params"], {}
 
     def loss(
         params: Params, frozen: Frozen, extra: Statistics, key: jax.Array, step: Array, batch: Batch
     ) -> Loss:
+        """See `Task.loss`."""
         return _compute_loss(lambda *inputs: net.apply({"params": params}, *inputs), key, batch)
 
     return Task(init, loss, lambda *_: None)
@@ -129,6 +132,7 @@ def _make_control_task(base_net: UNet) -> Task:
     net = ControlNet(base_net)
 
     def init(key: jax.Array, frozen: Frozen, batch: Batch) -> tuple[Params, Statistics]:
+        """See `Task.init`; the ControlNet begins as a copy of the base's encoder."""
         cond = {k: v for k, v in batch.items() if k != "image"}
         fresh = net.init(key, batch["image"], jnp.zeros(1), cond)["params"]
         return copy_base(fresh, frozen["base"]), {}
@@ -136,7 +140,10 @@ def _make_control_task(base_net: UNet) -> Task:
     def loss(
         params: Params, frozen: Frozen, extra: Statistics, key: jax.Array, step: Array, batch: Batch
     ) -> Loss:
+        """See `Task.loss`; the base is no argument of the gradient."""
+
         def predict(z: Array, t: Array, cond: Cond) -> Array:
+            """Evaluate the base with what the ControlNet adds."""
             added = net.apply({"params": params}, z, t, cond)
             return base_net.apply({"params": frozen["base"]}, z, t, {**cond, "control": added})
 
@@ -237,7 +244,10 @@ def format_rows(rows: dict[str, JsonObject]) -> str:
 
 
 def main() -> None:
-    """Compile every row that the flags name and the file does not hold yet, and print all."""
+    """Compile every row that the flags name and the file does not hold yet, and print all.
+
+    A row is written as soon as it is compiled, so an interrupted run goes on.
+    """
     path = Path(OUT.value)
     rows = json.loads(path.read_text()) if path.exists() else {}
     topologies.configure_jax("v5e:2x4")

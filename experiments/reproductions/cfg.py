@@ -159,29 +159,30 @@ def judge_claims(data: Path) -> list[Claim]:
     """
     rows = _read_rows(data, "cfg14-p10")
 
-    def at(scale: float, metric: str = "distance") -> np.ndarray:
+    def select(scale: float, metric: str = "distance") -> np.ndarray:
+        """Select a metric at a guidance scale, over seeds."""
         return select_values(rows, metric, guidance=scale)
 
     out = []
     # Guidance makes images show their class more clearly.
     for metric in ("class_accuracy", "precision"):
-        high, low = at(2.0, metric), at(1.0, metric)
+        high, low = select(2.0, metric), select(1.0, metric)
         text = f"{metric.replace('_', ' ')} is higher at w = 1 than at w = 0"
         out.append(Claim(text, is_above(high, low), format_pair(high, low)))
     # It costs variety.
-    high, low = at(1.0, "recall"), at(5.0, "recall")
+    high, low = select(1.0, "recall"), select(5.0, "recall")
     out.append(
         Claim("recall falls from w = 0 to w = 4", is_above(high, low), format_pair(high, low))
     )
-    high, low = at(2.0, "inception_score"), at(1.0, "inception_score")
+    high, low = select(2.0, "inception_score"), select(1.0, "inception_score")
     text = "the score rises from w = 0 to w = 1"
     out.append(Claim(text, is_above(high, low), format_pair(high, low)))
     # In between lies the smallest distance.
-    best = min(SCALES, key=lambda scale: at(scale).mean())
-    text, worst = "the smallest distance lies in 0 <= w <= 1", at(5.0)
-    out.append(Claim(text, best <= 2.0, f"{at(best).mean():.4g} at w = {best - 1:g}"))
+    best = min(SCALES, key=lambda scale: select(scale).mean())
+    text, worst = "the smallest distance lies in 0 <= w <= 1", select(5.0)
+    out.append(Claim(text, best <= 2.0, f"{select(best).mean():.4g} at w = {best - 1:g}"))
     text = "the distance at w = 4 is at least 3 times the smallest"
-    out.append(Claim(text, is_above(worst, at(best), 3), format_pair(worst, at(best))))
+    out.append(Claim(text, is_above(worst, select(best), 3), format_pair(worst, select(best))))
     return [*out, _judge_dropping(data), _judge_cost(data)]
 
 

@@ -144,7 +144,8 @@ def judge_claims(data: Path) -> list[Claim]:
     """
     rows, quadratic, out = _read_rows(data, LINEAR), _read_rows(data, QUADRATIC), []
 
-    def at(eta: float | str, steps: int) -> np.ndarray:
+    def select(eta: float | str, steps: int) -> np.ndarray:
+        """Select the distances of a cell with even spacing, over seeds."""
         return select_values(rows, eta=eta, steps=steps)
 
     # With few steps, noise makes images worse, with either spacing.
@@ -154,16 +155,16 @@ def judge_claims(data: Path) -> list[Claim]:
             text = f"eta 1 is worse than eta 0 at {steps} steps, {spacing} spacing"
             out.append(Claim(text, is_above(most, least), format_pair(most, least)))
     # More steps help without noise.
-    curve = [at(0.0, steps) for steps in (5, 10, 20, 50, 100)]
+    curve = [select(0.0, steps) for steps in (5, 10, 20, 50, 100)]
     text = "at eta 0 the distance falls from 5 to 100 steps"
     out.append(Claim(text, is_falling(curve), format_pair(curve[0], curve[-1])))
     # The variance of the forward step is far too large for few steps.
-    large, zero = at(SIGMA_HAT, 10), at(0.0, 10)
+    large, zero = select(SIGMA_HAT, 10), select(0.0, 10)
     text = "sigma-hat at 10 steps is at least 5 times worse than eta 0"
     out.append(Claim(text, is_above(large, zero, 5), format_pair(large, zero)))
     for steps in (10, 20, 50, 100):
         # eta = 1 has the posterior variance of the steps taken: DDPM's fixedsmall.
-        large, small = at(SIGMA_HAT, steps), at(1.0, steps)
+        large, small = select(SIGMA_HAT, steps), select(1.0, steps)
         text = f"fixedlarge is at least 2 times worse than fixedsmall at {steps} steps"
         out.append(Claim(text, is_above(large, small, 2), format_pair(large, small)))
     # With all steps it is the better one.

@@ -104,24 +104,25 @@ def judge_claims(data: Path) -> list[Claim]:
     """
     rows = _read_rows(data, "euler", "heun")
 
-    def at(sampler: str, evaluations: int) -> np.ndarray:
+    def select(sampler: str, evaluations: int) -> np.ndarray:
+        """Select the distances of a sampler, over seeds."""
         return select_values(rows, sampler=sampler, evaluations=evaluations)
 
     out = []
     # 35 evaluations are enough for Heun.
-    some, best = at("heun", 35), at("heun", 79)
+    some, best = select("heun", 35), select("heun", 79)
     text = "Heun at 35 evaluations is within 10 % of Heun at 79"
     worse = is_above(some, best, 1.1)
     out.append(Claim(text, None if worse is None else not worse, format_pair(some, best)))
     # Samplers that add noise need more.
-    ancestral = at("euler_ancestral", 35)
+    ancestral = select("euler_ancestral", 35)
     text = "Euler ancestral at 35 evaluations is at least 2 times worse than Heun"
     out.append(Claim(text, is_above(ancestral, some, 2), format_pair(ancestral, some)))
     # First order wins with few evaluations, and second order with many.
-    few, euler = at("heun", 9), at("euler", 9)
+    few, euler = select("heun", 9), select("euler", 9)
     text = "at 9 evaluations Euler is better than Heun"
     out.append(Claim(text, is_above(few, euler), _format_by_seed(euler, few)))
-    many, euler = at("heun", 79), at("euler", 79)
+    many, euler = select("heun", 79), select("euler", 79)
     text = "at 79 evaluations Euler is worse than Heun"
     return [*out, Claim(text, is_above(euler, many), _format_by_seed(euler, many))]
 

@@ -36,7 +36,11 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "coll
 
 
 def _make_piece(case: str) -> Piece:
-    """Make the piece that compiles the rows of a model for all slices."""
+    """Make the piece that compiles the rows of a model for all slices.
+
+    Args:
+        case: a key of `CASES`.
+    """
     file = f"scaling-{case}.json"
     command = ("benchmarks.plan_diffusers", f"--only={case}/", f"--out={{runs}}/{file}")
     return Piece(f"scaling-{case}", (command,), {file: f"data/{file}"}, 25, needs="libtpu")
