@@ -279,7 +279,9 @@ def _sum(parts: list[Residuals | Features]) -> Residuals | Features:
     """
     shapes = {str(jax.tree.map(jnp.shape, part)) for part in parts}
     if len({jax.tree.structure(part) for part in parts}) > 1 or len(shapes) > 1:
-        raise ValueError(f"these networks are not of one base; residuals are {sorted(shapes)}")
+        raise ValueError(
+            f"these control networks are for different bases: their residuals are {sorted(shapes)}"
+        )
     return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *parts)
 
 

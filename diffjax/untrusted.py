@@ -133,7 +133,7 @@ def parse_json(text: str | bytes, where: object, *, limit: int = JSON_BYTES) -> 
         ValueError: the text is no such object.
     """
     if len(text) > limit:
-        raise ValueError(f"{where} has more than {limit} bytes, too many for the JSON it should be")
+        raise ValueError(f"{where} has more than {limit} bytes, the most that is read as JSON")
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         value = json.loads(decoded, object_pairs_hook=_unique)
@@ -160,7 +160,7 @@ def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
     out: JsonObject = {}
     for key, value in pairs:
         if key in out:
-            raise ValueError(f"the key {show(key)} is there twice")
+            raise ValueError(f"the key {show(key)} occurs twice")
         out[key] = value
     return out
 
@@ -180,7 +180,7 @@ def _check_text(value: JsonObject, where: object) -> None:
                     part.encode()
                 except UnicodeEncodeError:
                     raise ValueError(
-                        f"{where} holds text that is no Unicode: {show(part)}"
+                        f"{where} holds text that is not valid Unicode: {show(part)}"
                     ) from None
         level = [part for part in parts if isinstance(part, dict | list)]
         if not level:

@@ -240,7 +240,7 @@ def test_wrong_networks_and_hints_are_named():
         skips, middle = net()(z, level, cond)
         return skips[:1], middle
 
-    with pytest.raises(ValueError, match="not of one base"):
+    with pytest.raises(ValueError, match="for different bases"):
         _total([AppliedControl(net(), HINT), AppliedControl(other, HINT)])
     with pytest.raises(ValueError, match="3 hints or strengths for a batch of 2"):
         _total([AppliedControl(net(), jnp.zeros((3, 8, 8, 1)))])

@@ -147,7 +147,7 @@ def read_folder(root: Path, split: str = "train", *, caption_column: str = "") -
             names some.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder")
+        raise FileNotFoundError(f"{root} is not a folder")
     files = folders.list_files(root)
     table = metadata.read_table(root, files, caption_column=caption_column)
     paths = metadata.drop_hints(folders.select_images(root, files), table)

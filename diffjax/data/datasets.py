@@ -140,7 +140,8 @@ def _check_folder_options(
     """
     if channels is not None and name not in FOLDERS:
         raise ValueError(
-            f"channels={channels}: {name} has its own; {', '.join(FOLDERS)} can be read as grey "
+            f"channels={channels}: the images of {name} have their own; {', '.join(FOLDERS)} "
+            "can be read as grey "
             "or RGB"
         )
     if channels not in (None, 1, 3):
@@ -163,7 +164,7 @@ def _find_given_dir(data_dir: str | None) -> Path | None:
         return None
     root = Path(given).expanduser()
     if not root.is_dir():
-        raise FileNotFoundError(f"{origin}={given} is no folder")
+        raise FileNotFoundError(f"{origin}={given} is not a folder")
     return root
 
 
@@ -351,7 +352,7 @@ def _require_root(name: str, root: Path | None) -> Path:
         ValueError: the user has not named one.
     """
     if root is None:
-        raise ValueError(f"{name} needs the folder: pass data_dir or set {ENV_DIR}")
+        raise ValueError(f"{name} needs a folder: pass data_dir or set {ENV_DIR}")
     return root
 
 
@@ -402,7 +403,9 @@ def _load_latents(split: str, root: Path | None) -> Source:
         FileNotFoundError: the folder is not named, or holds no latents.
     """
     if root is None:
-        raise FileNotFoundError(f"latents need data_dir, or {ENV_DIR}: where they were written")
+        raise FileNotFoundError(
+            f"latents need data_dir (or {ENV_DIR}), the folder that they were written to"
+        )
     stored = latents.open_folder(root / split)
 
     def read(indices: Indices) -> Arrays:

@@ -183,7 +183,7 @@ def write(
     if writers:
         writers[-1][1].close()
     if done != count:
-        raise ValueError(f"{done} rows were given, not {count}")
+        raise ValueError(f"got {done} rows of latents, expected {count}")
     manifest = dict(
         count=count,
         fields=fields,
@@ -223,7 +223,9 @@ def read_origin(folder: Path) -> dict[str, str]:
     manifests = (read_json(path) for path in sorted(folder.glob(f"*/{MANIFEST}")))
     found: object = next((m["images"] for m in manifests if m.get("images")), {})
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise ValueError(f"a {MANIFEST} below {folder} says of images what is no text by name")
+        raise ValueError(
+            f"a {MANIFEST} below {folder} is damaged: its images must be texts by name"
+        )
     return found
 
 

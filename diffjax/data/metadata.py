@@ -143,7 +143,9 @@ def _add(
             missing.append(name)
             continue
         if path in table.rows:
-            raise ValueError(f"{row.where} is of {path}, as is {table.rows[path]}; remove one")
+            raise ValueError(
+                f"{row.where} describes {path}, as {table.rows[path]} does; remove one"
+            )
         table.rows[path] = row.where
         if column and (caption := _read_caption(row, column)) is not None:
             table.captions[path] = caption
@@ -210,7 +212,7 @@ def _read_caption(row: Row, column: str) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{row.where} has a caption that is no valid Unicode: {error}") from error
+        raise ValueError(f"{row.where} has a caption that is not valid Unicode: {error}") from error
     return value.replace("\ufeff", "")
 
 
@@ -267,11 +269,11 @@ def _parse(line: str, where: str) -> JsonObject:
         value = json.loads(line, object_pairs_hook=_refuse_repeats)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{where} is no JSON ({error}): every line must be one object, such as "
+            f"{where} is not JSON ({error}): every line must be one object, such as "
             '{"file_name": "a.png", "text": "a cat"}'
         ) from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is no JSON object, but {line.strip()[:80]}")
+        raise ValueError(f"{where} is not a JSON object, but {line.strip()[:80]}")
     return value
 
 
@@ -281,7 +283,7 @@ def _refuse_repeats(pairs: list[tuple[str, object]]) -> JsonObject:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands there twice")
+        raise ValueError(f"{twice!r} occurs twice")
     return found
 
 
@@ -302,7 +304,7 @@ def _read_csv_rows(file: Path) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise ValueError(f"line {reader.line_num} of {file} is no CSV: {error}") from error
+            raise ValueError(f"line {reader.line_num} of {file} is not CSV: {error}") from error
         where = f"line {reader.line_num} of {file}"
         if not values:  # an empty line
             continue
@@ -311,7 +313,7 @@ def _read_csv_rows(file: Path) -> Iterator[Row]:
         elif len(values) != len(columns):
             raise ValueError(
                 f"{where} has {len(values)} values for {len(columns)} columns; a caption with "
-                f"{delimiter!r} in it has to stand in double quotes"
+                f"{delimiter!r} in it must be in double quotes"
             )
         else:
             yield Row(where, dict(zip(columns, values, strict=True)))

@@ -135,7 +135,7 @@ def _find_images(root: Path, caption_column: str) -> tuple[Path, metadata.Table]
         FileNotFoundError: there is no such folder, or it has neither of the two layouts.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder")
+        raise FileNotFoundError(f"{root} is not a folder")
     files = folders.list_files(root)
     if metadata.find_hints(root, files):
         return root, metadata.read_table(root, files, caption_column=caption_column)

@@ -105,7 +105,7 @@ def parse_colour(text: str | Colour, name: str = "background") -> Colour:
     except ValueError as error:
         near = "".join(f" (did you mean {one}?)" for one in get_close_matches(text, _COLOURS, 1))
         raise ValueError(
-            f"{name}={text!r} is no colour{near}; give a name such as white or black, or #rrggbb"
+            f"{name}={text!r} is not a colour{near}; give a name such as white or black, or #rrggbb"
         ) from error
 
 

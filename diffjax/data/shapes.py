@@ -197,7 +197,9 @@ def tokenize(captions: Sequence[str]) -> np.ndarray:
         if unknown := [word for word in words if word not in known]:
             raise ValueError(f"unknown words {unknown}; known are {', '.join(VOCABULARY[1:])}")
         if len(words) > LENGTH:
-            raise ValueError(f"{len(words)} words are more than {LENGTH}: {caption!r}")
+            raise ValueError(
+                f"a caption has at most {LENGTH} words, but this one has {len(words)}: {caption!r}"
+            )
         row[: len(words)] = [known[word] for word in words]
     return ids
 
@@ -215,7 +217,7 @@ def parse(caption: str) -> tuple[Thing, ...]:
     )
     if not things or " and ".join(thing.describe() for thing in things) != caption:
         example = Thing(0, 0, 0, 0).describe()
-        raise ValueError(f"cannot tell what {caption!r} asks for; captions are like {example!r}")
+        raise ValueError(f"cannot find what {caption!r} asks for; captions are like {example!r}")
     return things
 
 

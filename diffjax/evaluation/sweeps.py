@@ -88,7 +88,7 @@ def check_axes(config: ConfigDict, axes: Sequence[str]) -> None:
     """
     paths = [f"sample.{key}" for key in axes]
     for path, reason in explain_unused(config, paths).items():
-        raise ConfigError(f"{path} is not used: {reason}; sweep it apart")
+        raise ConfigError(f"{path} is not used: {reason}; leave it out of this sweep")
 
 
 class Sweep(NamedTuple):
@@ -200,8 +200,8 @@ def _read_rows(lines: Path, sweep: Sweep) -> list[Row]:
     rows = read_json_lines(lines)
     if others := sum(row.get("settings") != sweep.stamp for row in rows):
         raise ConfigError(
-            f"{others} of {len(rows)} rows of {lines} are of another model, checkpoint, config or "
-            "metric, of other axes, or do not say of which: choose another name, or remove the file"
+            f"{others} of {len(rows)} rows of {lines} come from another model, checkpoint, config, "
+            "metric or set of axes, or do not record it: choose another name, or remove the file"
         )
     return rows
 

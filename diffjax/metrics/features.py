@@ -107,7 +107,9 @@ def load_network(path: str | os.PathLike[str]) -> FeatureNetwork:
         shape, levels = tuple(config["shape"]), int(config["levels"])
         accuracy = float(meta["accuracy"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the notes of the feature network {path} are damaged: {error}") from error
+        raise ValueError(
+            f"the metadata of the feature network {path} are damaged: {error}"
+        ) from error
     expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
     wanted = {key: leaf.shape for key, leaf in flatten_dict(expected, sep=".").items()}
     found = {key: leaf.shape for key, leaf in flat.items()}

@@ -20,7 +20,9 @@ def edge_f1(found: np.ndarray, wanted: np.ndarray, *, tolerance: int = 1) -> np.
         ValueError: the shapes differ.
     """
     if found.shape != wanted.shape or found.ndim != 3:
-        raise ValueError(f"edges are (B, H, W) twice, got {found.shape} and {wanted.shape}")
+        raise ValueError(
+            f"both maps of edges must be (B, H, W), got {found.shape} and {wanted.shape}"
+        )
     found, wanted = found > 0.5, wanted > 0.5
     precision, recall = (
         _compute_share_near(found, wanted, tolerance),
@@ -50,7 +52,7 @@ def mask_iou(found: np.ndarray, wanted: np.ndarray, num_classes: int) -> np.ndar
         ValueError: the shapes differ.
     """
     if found.shape != wanted.shape or found.ndim != 3:
-        raise ValueError(f"masks are (B, H, W) twice, got {found.shape} and {wanted.shape}")
+        raise ValueError(f"both masks must be (B, H, W), got {found.shape} and {wanted.shape}")
     a, b = (np.eye(num_classes, dtype=bool)[mask] for mask in (found, wanted))
     union = (a | b).sum((1, 2))
     ratio = (a & b).sum((1, 2)) / np.maximum(union, 1)

@@ -73,7 +73,7 @@ def load_statistics(path: StrPath) -> Statistics:
     except FileNotFoundError:
         raise
     except _BROKEN as error:
-        raise ValueError(f"{path} is no complete npz file: {_take_first_line(error)}") from error
+        raise ValueError(f"{path} is not a complete npz file: {_take_first_line(error)}") from error
     if not {"mu", "sigma"} <= set(values):
         raise ValueError(f"{path} holds no statistics: it needs the arrays mu and sigma")
     spatial = None
@@ -160,7 +160,7 @@ def list_arrays(path: StrPath) -> set[str]:
     except FileNotFoundError:
         raise
     except _BROKEN as error:
-        raise ValueError(f"{path} is no complete npz file: {error}") from error
+        raise ValueError(f"{path} is not a complete npz file: {error}") from error
 
 
 def load_array(path: StrPath, names: tuple[str, ...]) -> np.ndarray:

@@ -234,7 +234,7 @@ def copy_base(params: Params, base: Params) -> Params:
         if given.shape != fresh.shape:
             raise ValueError(
                 f"{path(where)} is {given.shape} in the base and {fresh.shape} in the ControlNet: "
-                "it is of another base"
+                "the ControlNet is for another base"
             )
         return jnp.asarray(given, fresh.dtype)
 

@@ -43,7 +43,10 @@ class NoisyClassifier(nn.Module):
         """
         base = self.base
         if base.num_classes or base.context_dim:
-            raise ValueError("the classifier's network takes no condition: it finds the class")
+            raise ValueError(
+                "the UNet of a noisy classifier must not read a label or a context: it "
+                "predicts the label"
+            )
         h, _ = encode(base, z, embed(base, z, t, {}), {}, train)
         h = nn.silu(GroupNorm(base.norm_groups, base.norm_eps, base.dtype, name="norm_out")(h))
         tokens = h.reshape(h.shape[0], -1, h.shape[-1])

@@ -49,7 +49,9 @@ class LPIPS(nn.Module):
             ValueError: there are other channels, or fewer than 16 pixels on a side.
         """
         if x.shape[-1] not in (1, 3) or min(x.shape[1:3]) < 16:
-            raise ValueError(f"LPIPS takes images (B, H, W, 1 or 3) from 16x16 on, got {x.shape}")
+            raise ValueError(
+                f"LPIPS takes images (B, H, W, 1 or 3) of at least 16x16 pixels, got {x.shape}"
+            )
         both = jnp.concatenate([x, y])
         both = jnp.broadcast_to(both, (*both.shape[:3], 3))
         both = (both - jnp.array(SHIFT)) / jnp.array(SCALE)
@@ -89,7 +91,7 @@ def classifier_distance(params: Params, x: Array, y: Array) -> Array:
     """
     wanted, width = params["stem"]["kernel"].shape[2:]
     if x.shape[-1] != wanted:
-        raise ValueError(f"the classifier takes {wanted} channels, got images of {x.shape}")
+        raise ValueError(f"the classifier takes {wanted} channels, got images of shape {x.shape}")
     net = Classifier(params["head"]["kernel"].shape[-1], width, params["embed"]["kernel"].shape[-1])
     names = ("stem", "conv_1", "conv_2")
     _, state = net.apply(

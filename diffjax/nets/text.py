@@ -177,7 +177,9 @@ class CLIPText(nn.Module):
         """
         length = ids.shape[-1]
         if length > self.positions:
-            raise ValueError(f"{length} tokens are more than the {self.positions} of this encoder")
+            raise ValueError(
+                f"the text has {length} tokens, but this encoder takes {self.positions} at most"
+            )
         x = self._embed("token_embedding", self.vocabulary)(ids)
         x = x + self._embed("position_embedding", self.positions)(jnp.arange(length))
         mask = jnp.tril(jnp.ones((1, 1, length, length), bool))
@@ -279,7 +281,9 @@ class TextTransformer(nn.Module):
         """
         length = ids.shape[-1]
         if length > self.positions:
-            raise ValueError(f"{length} tokens are more than the {self.positions} of this encoder")
+            raise ValueError(
+                f"the text has {length} tokens, but this encoder takes {self.positions} at most"
+            )
         x = self._embed("token_embedding", self.vocabulary)(ids)
         x = x + self._embed("position_embedding", self.positions)(jnp.arange(length))
         stack = nn.scan(

@@ -262,7 +262,7 @@ class _Features:
             shapes = ", ".join(str(f.shape) for f in self._left)
             raise ValueError(
                 f"features {shapes} of an adapter fit no level of this network: the adapter is of "
-                "another base, or its hint of another size"
+                "for another base, or its hint has another size"
             )
 
 
@@ -278,7 +278,8 @@ def _add_residuals(
         return h + middle, skips
     if len(residuals) != len(skips):
         raise ValueError(
-            f"{len(residuals)} control residuals for {len(skips)} skips: they are of another base"
+            f"{len(residuals)} control residuals for {len(skips)} skips: the control is for "
+            "another base"
         )
     for skip, residual in zip((*skips, h), (*residuals, middle), strict=True):
         if any(r not in (1, n) for r, n in zip(residual.shape, skip.shape, strict=True)):

@@ -93,7 +93,10 @@ def ddim(eta: float = 0.0, *, total: int | None = None) -> Sampler:
         var = eta**2 * _variances(grid, goals)[1]
         left = goals.sigma**2 - var
         if (left < -1e-12).any():
-            raise ValueError(f"eta={eta} makes the noise exceed the level's on this grid")
+            raise ValueError(
+                f"eta={eta} is too large for this grid: a step would add more noise than its "
+                "level has"
+            )
         return _entries(goals, np.maximum(left, 0.0), var)
 
     return affine(table)

@@ -57,7 +57,9 @@ def replay_noise(*draws: Array) -> Noise:
 
     def noise(i: Index, k: int = 0) -> Array:
         if k >= len(draws):
-            raise ValueError(f"draw {k} of a row asked for, but the noise given has {len(draws)}")
+            raise ValueError(
+                f"a row asks for draw {k}, but the noise has {len(draws)} draws, counted from 0"
+            )
         return jnp.asarray(draws[k])[i]
 
     return noise

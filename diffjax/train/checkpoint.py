@@ -53,7 +53,7 @@ def _describe(leaf: jax.Array) -> str:
 
 
 def _describe_differences(stored: object, wanted: object) -> list[str]:
-    """Describe how a stored tree differs from the wanted one, a line per leaf."""
+    """Describe how a stored tree differs from the wanted one, with a text per leaf."""
     have, want = _name_leaves(stored), _name_leaves(wanted)
     found = []
     for name, leaf in want.items():
@@ -68,7 +68,7 @@ def _describe_differences(stored: object, wanted: object) -> list[str]:
 
 
 def _check(folder: Path, abstract: object, parts: Collection[str] | None) -> None:
-    """See that a step holds the state that is wanted, or those parts of one.
+    """Check that a step holds the state that is wanted, or those parts of one.
 
     Raises:
         CheckpointMismatch: it has other leaves, shapes or types.
@@ -86,7 +86,7 @@ def _check(folder: Path, abstract: object, parts: Collection[str] | None) -> Non
 
 
 def _read_matching(folder: Path, fresh: StateT) -> StateT:
-    """``fresh`` with every stored leaf of the same name and shape, cast to the type wanted."""
+    """Return ``fresh`` with every stored leaf of the same name and shape, cast to its type."""
     stored = ocp.checkpointables_metadata(folder).metadata[STATE]
     want = _name_leaves(fresh)
     anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -161,8 +161,8 @@ class Checkpoints:
         Steps that `restore` found damaged are removed first: the new ones take their place.
 
         Args:
-            metadata: anything JSON can hold, read back by `metadata`.
-            replace: write a step that is there anew; else it is kept.
+            metadata: anything JSON can hold, which `metadata` reads back.
+            replace: write a step anew that is there already; else it is kept.
 
         Raises:
             CheckpointError: this or the previous step could not be written.
@@ -181,7 +181,7 @@ class Checkpoints:
         self._pending = (step, self._thread.submit(self._commit, step, response))
 
     def check(self) -> None:
-        """See that the pending write has not failed so far; takes no time.
+        """Check without waiting that the pending write has not failed so far.
 
         Raises:
             CheckpointError: it has.
@@ -216,7 +216,7 @@ class Checkpoints:
         return self.folder / f"{step}.partial"
 
     def _commit(self, step: int, response: ocp.AsyncResponse[None]) -> None:
-        """Runs beside the training: seal the written step, name it, drop the oldest ones."""
+        """Seal the written step, name it, and drop the oldest ones; runs beside the training."""
         response.result()
         if not hosts.is_writer():
             return
@@ -226,7 +226,7 @@ class Checkpoints:
             self._remove(step)
         target = self.folder / str(step)
         if target.exists():
-            raise FileExistsError(f"{target} is there and is no checkpoint; move it away")
+            raise FileExistsError(f"{target} exists and is not a checkpoint; move it away")
         partial.rename(target)
         for old in self.steps()[: -self._keep]:
             self._remove(old)
@@ -236,7 +236,7 @@ class Checkpoints:
         _delete((self.folder / str(step)).rename(self.folder / f"{step}.removed"))
 
     def _clear(self) -> None:
-        """Remove what crashed runs have left and what `restore` found damaged."""
+        """Remove the leftovers of crashed runs, and what `restore` found damaged."""
         if not hosts.is_writer():
             return
         for leftover in self._find_leftovers():
@@ -258,7 +258,7 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Committed steps, oldest first, as the folder has them now."""
+        """Return the steps that are in the folder now, oldest first."""
         return sorted(int(p.name) for p in self.folder.iterdir() if _is_step(p))
 
     def _find_leftovers(self) -> list[Path]:
@@ -267,14 +267,14 @@ class Checkpoints:
         return [p for p in found if p.is_dir()]
 
     def metadata(self, step: int) -> Metadata:
-        """What was given to `save` beside the state."""
+        """Return what was stored by `save` beside the state."""
         return dict(ocp.checkpointables_metadata(self.folder / str(step)).custom_metadata or {})
 
     def newest(self, *, step: int | None = None) -> int | None:
-        """The newest intact step (or the one asked for); None if there is none.
+        """Return the newest intact step (or the one asked for); None if there is none.
 
-        Damaged ones are named in warnings, and left to be removed by `save`. With several processes
-        the first one looks.
+        Damaged ones are named in warnings, and `save` removes them. With several processes the
+        first one decides for all.
 
         Raises:
             CheckpointError: there are checkpoints but all are damaged.
@@ -313,11 +313,11 @@ class Checkpoints:
         fresh: Callable[[], StateT] | None = None,
         parts: Collection[str] | None = None,
     ) -> tuple[int, StateT] | None:
-        """The newest intact step (or the one asked for) and its state; None if there is none.
+        """Return the newest intact step (or the given one) and its state; None if there is none.
 
         Args:
             abstract: tree of `jax.ShapeDtypeStruct`, with shardings of any number of devices.
-            fresh: gives the values of leaves that are not stored, or have another shape; types are
+            fresh: makes the values of leaves that are not stored, or have another shape; types are
                 cast. Without it, leaves that differ are errors.
             parts: names of what ``abstract`` is a dictionary of; the others are not read.
 
@@ -361,7 +361,7 @@ class Checkpoints:
 class Best:
     """The one step with the best value of a metric, in a folder apart from the latest ones.
 
-    So neither can crowd out the other: the latest steps are there to resume, the best to be used.
+    Neither can crowd out the other: the latest steps are there to resume, the best to be used.
 
     Args:
         folder: where that step is written.
@@ -409,7 +409,7 @@ class Best:
         return True
 
     def restore(self, abstract: StateT) -> tuple[int, StateT] | None:
-        """The best step and its state; as `Checkpoints.restore`."""
+        """Return the best step and its state, as `Checkpoints.restore`."""
         self._steps.wait()
         return self._steps.restore(abstract)
 
@@ -430,7 +430,7 @@ class Best:
 
 
 def _is_step(folder: Path) -> bool:
-    """Whether a folder was written here as a step: by its name, and by what is in it."""
+    """Return whether a folder was written here as a step: by its name and its content."""
     if not _STEP.fullmatch(folder.name) or not folder.is_dir():
         return False
     return any((folder / name).exists() for name in _PARTS) or not any(folder.iterdir())

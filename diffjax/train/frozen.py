@@ -19,13 +19,13 @@ from orbax.checkpoint import v1 as ocp
 
 from diffjax.train import hosts
 from diffjax.train.sealed_files import CheckpointError, seal, verify
-from diffjax.types import Params
+from diffjax.types import Params, Tree
 
 WEIGHTS = "weights"
-Tree = TypeVar("Tree")
+WeightsT = TypeVar("WeightsT")
 
 
-def hash_content(tree: object) -> str:
+def hash_content(tree: Tree) -> str:
     """Return the SHA-256 of names, shapes, types and bits of the leaves; "" if there are none.
 
     It does not depend on the devices of the leaves, nor on the order of dictionaries.
@@ -91,7 +91,7 @@ def _is_intact(folder: Path) -> bool:
     return True
 
 
-def read(folder: Path, digest: str, abstract: Tree) -> Tree:
+def read(folder: Path, digest: str, abstract: WeightsT) -> WeightsT:
     """Read the weights that are stored under a hash.
 
     Args:

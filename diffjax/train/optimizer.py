@@ -109,7 +109,10 @@ def learning_rate(section: Section, steps: int) -> optax.Schedule:
     options = select_options("learning-rate decay", name, DECAYS, section)
     main = DECAYS[name](**{**options, "lr": lr, "steps": max(steps - warmup, 1)})
     if name != "constant" and warmup >= steps:
-        raise ValueError(f"optim.warmup={warmup} leaves nothing of train.steps={steps} to decay in")
+        raise ValueError(
+            f"optim.warmup={warmup} must be less than train.steps={steps}: no step is left to "
+            "decay in"
+        )
     if not warmup:
         return main
     # The first update already moves: step n of the warm-up uses lr * (n + 1) / warmup.

@@ -80,7 +80,7 @@ def find_host_share(sharding: Sharding, size: int) -> tuple[int, int]:
     if max(own)[1] - first != count or size % count or first % count:
         raise ValueError(
             f"process {jax.process_index()} has rows {sorted(own)} of a batch of {size}, which is "
-            "no contiguous part: order config.mesh so that each process has devices side by side"
+            "not a contiguous part: order config.mesh so that each process has devices side by side"
         )
     return first // count, size // count
 

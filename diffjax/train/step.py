@@ -6,14 +6,14 @@ average, and keeps the old state if anything is not finite.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from diffjax.types import Array, ArrayLike, Params, Statistics, Task
+from diffjax.types import Array, ArrayLike, Batch, Params, Statistics, Task
 
 
 class State(NamedTuple):
@@ -34,11 +34,13 @@ class State(NamedTuple):
     extra: Statistics
 
 
-Batch = Mapping[str, Array]  # of (B, ...) arrays
-EMADecay = Callable[[ArrayLike], ArrayLike]  # optimiser steps done -> decay
-Step = Callable[[State, Params | None, Batch], tuple[State, dict[str, Array]]]
-Found = tuple[Params, Statistics, dict[str, Array]]  # gradient, statistics of the task, metrics
-Gradients = Callable[[State, Params | None, jax.Array, Batch], Found]
+# Optimiser steps done to the decay of the parameter average.
+EMADecay: TypeAlias = Callable[[ArrayLike], ArrayLike]
+# ``(state, frozen, batch) -> (state, metrics)``.
+Step: TypeAlias = Callable[[State, Params | None, Batch], tuple[State, dict[str, Array]]]
+# The gradient of the parameters, the new statistics of the task, and metrics.
+Gradient: TypeAlias = tuple[Params, Statistics, dict[str, Array]]
+ComputeGradient: TypeAlias = Callable[[State, Params | None, jax.Array, Batch], Gradient]
 
 
 def ema_decay(decay: float = 0.9999, *, warmup: bool = False) -> EMADecay:
@@ -146,20 +148,22 @@ def make_step(
     return step
 
 
-def _accumulate_gradients(task: Task, parts: int) -> Gradients:
+def _accumulate_gradients(task: Task, parts: int) -> ComputeGradient:
     """Return a function for the mean gradient of equal parts of a batch.
 
     It also returns the task's new statistics and the mean metrics.
     """
 
-    def differentiate(state: State, frozen: Params | None, key: jax.Array, batch: Batch) -> Found:
+    def differentiate(
+        state: State, frozen: Params | None, key: jax.Array, batch: Batch
+    ) -> Gradient:
         def loss(params: Params) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
             return task.loss(params, frozen, state.extra, key, state.step, batch)
 
         (_, (extra, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         return grads, extra, metrics
 
-    def accumulate(state: State, frozen: Params | None, key: jax.Array, batch: Batch) -> Found:
+    def accumulate(state: State, frozen: Params | None, key: jax.Array, batch: Batch) -> Gradient:
         split = jax.tree.map(lambda leaf: _split(leaf, parts), batch)
 
         def body(

@@ -283,7 +283,7 @@ def _check_section(section: ConfigDict) -> None:
     if section.evaluate_every % section.log_every:
         raise ValueError(
             f"train.evaluate_every={section.evaluate_every} must be a multiple of "
-            f"train.log_every={section.log_every}: the measures stand in the log's lines"
+            f"train.log_every={section.log_every}: measures are written to lines of the log"
         )
     check_trackers(section.trackers)
     choose("train.nonfinite", section.nonfinite, dict.fromkeys(("stop", "skip", "rollback")))

@@ -36,7 +36,7 @@ def test_statistics_come_back(spatial, tmp_path):
 def test_bad_statistics(tmp_path):
     path = tmp_path / "x.npz"
     path.write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(ValueError, match="no complete npz"):
+    with pytest.raises(ValueError, match="not a complete npz"):
         metrics.load_statistics(path)
     np.savez(path, mu=np.zeros(3))
     with pytest.raises(ValueError, match="needs the arrays mu and sigma"):
