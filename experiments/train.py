@@ -66,7 +66,6 @@ def main() -> None:
         print(run_flags.format_config(cfg))
         return
     folder = run_flags.read_workdir()
-    # Processes find each other before anything asks JAX for its devices.
     hosts.start(
         COORDINATOR.value,
         PROCESSES.value,
@@ -88,7 +87,6 @@ def main() -> None:
     # This reads what the config names, not what the workdir holds: the trainer compares both.
     frozen = runs.load_fixed_parts(cfg, folder, fresh=True)
     task = runs.build_task(cfg)  # not before: a model may have settled the scale of its latents
-    # Shapes say how many parameters there are before any memory is taken.
     shapes = runs.make_abstract_state(cfg, task)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
     logging.info(
@@ -98,7 +96,6 @@ def main() -> None:
     runs.keep_classes(cfg, folder, source)
     if hosts.is_writer():
         keep_file(run_flags.read_config_name(), folder)
-    # From here on the time counts as this session's.
     record = runs.Record(folder, cfg, count)
     try:
         state = train(
@@ -114,7 +111,6 @@ def main() -> None:
             resolve=resolve,
         )
         record.write_session(int(state.step), finished=True)
-    # The state is saved; the exit code tells a sweep or a cluster to start the run again.
     except Preempted as stopped:
         record.write_session()
         logging.warning("%s", stopped)
