@@ -365,7 +365,7 @@ GRIDS: dict[str, Callable[..., Grid]] = {
     "karras": karras,
     "beta": beta,
     "lcm": lcm,
-    "full": lambda schedule, steps: full(schedule),  # whatever the number of steps
+    "full": lambda schedule, steps: full(schedule),  # ignores the number of steps
 }
 
 

@@ -150,7 +150,7 @@ def _sum(kernel: Array, adapter: Params, scale: Array | float, path: Path) -> Ar
             f"{'.'.join(path)} has a kernel of shape {kernel.shape}, but its adapter has shapes "
             f"{down.shape} and {up.shape}"
         )
-    # Multiplied first: the product of a narrow adapter is as large as the kernel.
+    # The scale multiplies the narrow factor, because the product is as large as the kernel.
     product = (down * scale) @ up
     return (kernel.astype(jnp.float32) + product).astype(kernel.dtype)
 

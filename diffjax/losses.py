@@ -259,7 +259,7 @@ def loss_second_moment(
                 "counts": known["counts"].at[index].add(1),
             }, None
 
-        # One after another, because a batch may hold the same timestep twice.
+        # The scan takes one after another, because a batch may hold the same timestep twice.
         start = cast(Mapping[str, jax.Array], state)
         return jax.lax.scan(push, start, (t.astype(jnp.int32), losses))[0]
 

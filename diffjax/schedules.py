@@ -21,7 +21,7 @@ import numpy as np
 
 from diffjax.types import Array, ArrayLike, Options, Schedule, build
 
-TINY = 1e-12  # floor of alpha^2 and sigma^2 inside logarithms
+TINY = 1e-12  # the least that is used for alpha^2 and sigma^2 in logarithms
 
 
 def _xp(t: ArrayLike) -> ModuleType:

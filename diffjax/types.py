@@ -74,7 +74,7 @@ DType: TypeAlias = DTypeLike | None
 
 T = TypeVar("T")
 ArrayLikeT = TypeVar("ArrayLikeT", bound=ArrayLike)
-_SHOWN = 100  # characters of a name in a message
+_SHOWN = 100  # longest name in a message, in characters
 
 
 class Module(Protocol):
@@ -335,7 +335,7 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
     if not isinstance(name, str) or name not in table:
         known = ", ".join(sorted(table))
         shown = repr(name)
-        if len(shown) > _SHOWN:  # names come from files of others, too
+        if len(shown) > _SHOWN:  # names may come from foreign files
             shown = f"{shown[:_SHOWN]}..."
         raise ValueError(f"unknown {kind} {shown}; choose one of {known}{suggest(name, table)}")
     return table[name]

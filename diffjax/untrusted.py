@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:  # types imports JAX, which is slow
     from diffjax.types import JsonObject
 
-JSON_BYTES = 32 * 2**20  # the largest files, tokenizer.json and headers of weights, have about 5 MB
+JSON_BYTES = 32 * 2**20  # the largest real files, tokenizer.json and headers of weights, have 5 MB
 JSON_DEPTH = 64
-AXES = 16  # of an array in a file of weights; NumPy has a bound of its own, 32 or 64
-SHOWN = 80  # characters of a foreign value in a message
-NAMED = 8  # names of a list in a message
+AXES = 16  # most axes of an array in a file; NumPy allows 32 or 64
+SHOWN = 80  # longest foreign value in a message, in characters
+NAMED = 8  # most names of a list in a message
 
 
 def show(value: object) -> str:
@@ -218,7 +218,7 @@ def number(low: float, high: float, *, above: bool = False) -> Spec:
     def holds(value: object) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
-        # Compared before anything is converted: integers may be too large for a float.
+        # Nothing is converted before it is compared: integers may be too large for a float.
         return low <= value <= high and not (above and value == low)
 
     return Spec(f"a finite number {start} {high:g}", holds)

@@ -21,7 +21,7 @@ from absl import logging
 if TYPE_CHECKING:  # types imports JAX, which is slow
     from diffjax.types import JsonObject
 
-LINKS = 40  # that are followed, as Linux does
+LINKS = 40  # most links that are followed; Linux has the same limit
 _DESCRIPTOR = re.compile(r"/proc/(\d+)/(?:task/\d+/)?fd/(\d+)", re.ASCII)
 
 
@@ -158,7 +158,7 @@ def _make_partial(target: Path | int) -> Path:
 
 def _pour(source: Path, target: Path | int) -> None:
     """Send a file's content through a pipe, a device or an open descriptor."""
-    sys.stdout.flush()  # which may be the same: what was printed before comes first
+    sys.stdout.flush()  # the target may be stdout: earlier output comes first
     sys.stderr.flush()
 
     def opened() -> BinaryIO:
@@ -174,6 +174,6 @@ def _copy_mode(old: Path, new: Path) -> None:
         found = old.stat()
     except FileNotFoundError:
         return
-    with contextlib.suppress(OSError):  # root alone may give files away
+    with contextlib.suppress(OSError):  # only root may change the owner
         os.chown(new, found.st_uid, found.st_gid)
     new.chmod(stat.S_IMODE(found.st_mode))

@@ -48,7 +48,7 @@ def _jaxlib_version() -> tuple[int, ...]:
 
 def _started_on_cpu() -> bool:
     """Return whether a backend runs already and computes on the CPU."""
-    bridge = sys.modules.get("jax._src.xla_bridge")  # JAX has no public way to ask
+    bridge = sys.modules.get("jax._src.xla_bridge")  # JAX has no public function for this
     started = getattr(bridge, "backends_are_initialized", None)
     if started is None or not started():
         return False

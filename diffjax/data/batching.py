@@ -120,7 +120,7 @@ def dataset(
 
     def read_images(step: int, indices: np.ndarray) -> Batch:
         batch = source.take(indices)
-        if "image" not in batch:  # latents stand for the images
+        if "image" not in batch:  # there are latents in place of images
             return batch
         images = batch["image"]
         if flip:
@@ -291,7 +291,8 @@ def _prefetch(
 
     def put(batch: T) -> T:
         if sharding is None or jax.process_count() == 1:
-            return jax.device_put(batch, sharding)  # in one call: the training loop waits for it
+            # One call for all leaves, since the training loop waits for it.
+            return jax.device_put(batch, sharding)
         return jax.tree.map(
             functools.partial(jax.make_array_from_process_local_data, sharding), batch
         )

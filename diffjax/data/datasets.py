@@ -185,7 +185,7 @@ def _resize_all(images: np.ndarray, size: Sides | None, levels: int) -> np.ndarr
     if size is None or images.shape[1:3] == size:
         return images
     resized = np.stack([formats.center_crop_resize(image, size) for image in images])
-    return np.minimum(resized, np.uint8(levels - 1))  # the filter overshoots
+    return np.minimum(resized, np.uint8(levels - 1))  # the filter may overshoot
 
 
 def _check_split(name: str, split: str, choices: Sequence[str]) -> None:
@@ -377,7 +377,7 @@ def _draw_shapes(split: str, size: int, *, single: bool) -> Source:
             drawn = shapes.make_scene(split, i, single=single)
             images[i], masks[i] = shapes.draw(drawn, size)
             text[i] = shapes.tokenize([drawn.caption()])[0]
-            labels[i] = drawn.label() if single else 0  # last: what says that it is all there
+            labels[i] = drawn.label() if single else 0  # set last: it marks the image as drawn
 
     def read(indices: Indices) -> Arrays:
         ensure(indices)

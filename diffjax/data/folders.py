@@ -26,7 +26,7 @@ from diffjax.untrusted import name_some
 
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 ALL = "all"
-LISTED = 1000  # files of which a fingerprint holds name and size
+LISTED = 1000  # most files that a fingerprint lists by name and size
 _UNREAD = (".heic", ".heif", ".jp2", ".jxl", ".svg", ".tga")
 _SYSTEM = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information")
 
@@ -59,7 +59,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
         if is_hidden(entry.name):
             continue
         path = folder / entry.name
-        if path.is_dir():  # which is false for a link to itself
+        if path.is_dir():  # this is false for a link to itself
             yield from _walk(path, (*above, this))
         elif path.is_file():
             yield path

@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = (
 _GZIP_MAGIC = b"\x1f\x8b"
 _IDX_UBYTE = 0x08
 _IDX_AXES, _IDX_MOST = 4, 4 * 2**30
-_GZIP_RATIO = 1032  # of deflate, at most
+_GZIP_RATIO = 1032  # largest ratio of deflate
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # a label byte, then the red, green and blue planes
 _CIFAR_PER_FILE = 10_000
 _CIFAR_FILES = {
@@ -51,7 +51,7 @@ def _inflate(path: Path, hint: str) -> bytes:
             whole = len(head) >= 4 and len(head) % 4 == 0
             dims = struct.unpack(f">{len(head) // 4 - 1}I", head[4:]) if whole else ()
             promised = math.prod(dims) if head[:3] == bytes((0, 0, _IDX_UBYTE)) else 0
-            # Before memory is reserved for it. Nothing that is compressed expands further.
+            # This is checked before memory is reserved. Deflate expands by no more than this ratio.
             most = min(_IDX_MOST, path.stat().st_size * (_GZIP_RATIO if compressed else 1))
             if promised > most:
                 raise ValueError(
@@ -59,7 +59,7 @@ def _inflate(path: Path, hint: str) -> bytes:
                     f"{most} that it can hold: it is truncated or damaged. {hint}"
                 )
             body = stream.read(promised)
-            # Where all is there, one more reaches the end, at which gzip compares its checksum.
+            # One byte more reaches the end of a whole file, where gzip compares its checksum.
             return head + body + stream.read(1)
     except (EOFError, zlib.error, gzip.BadGzipFile, struct.error) as error:
         size = path.stat().st_size
@@ -100,7 +100,8 @@ def read_idx(path: str | Path, *, ndim: int, hint: str = "") -> np.ndarray:
     if len(raw) < start:
         raise ValueError(f"{path} ends inside its header, after {len(raw)} bytes. {hint}")
     dims = struct.unpack(f">{ndim}I", raw[4:start])
-    expected = int(np.prod(dims, dtype=object))  # Python integers: a damaged header cannot wrap
+    # Python integers do not overflow for a damaged header.
+    expected = int(np.prod(dims, dtype=object))
     if len(raw) - start != expected:
         raise ValueError(
             f"{path} holds {len(raw) - start} bytes of data where its header {dims} promises "
@@ -211,7 +212,7 @@ def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
     if (height, width) == (h, w):
         return image
     _, (top, left), (rows, columns) = fit_central((height, width), (h, w))
-    # Cropped first: given a box, Pillow's filter would reach for the pixels outside it.
+    # The crop comes first, since Pillow's filter would read pixels outside of a box.
     part = image[top : top + rows, left : left + columns]
     picture = Image.fromarray(np.ascontiguousarray(part[..., 0] if channels == 1 else part))
     resized = picture.resize((w, h), Image.Resampling.BICUBIC)

@@ -22,7 +22,7 @@ from diffjax.untrusted import Spec, check, integer, listed, read_json
 from diffjax.writing import write_atomically
 
 MANIFEST = "manifest.json"
-SHARD = 256 * 2**20  # bytes, about
+SHARD = 256 * 2**20  # approximate bytes of a shard
 Rows: TypeAlias = dict[str, np.ndarray]
 Field: TypeAlias = list[str | list[int]]  # name, NumPy type and shape of an entry of a record
 _SIDE = integer(1, 2**20)

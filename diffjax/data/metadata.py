@@ -295,7 +295,7 @@ def _read_csv_rows(file: Path) -> Iterator[Row]:
     """
     content = text_files.read_text(file)
     first = content.split("\n", 1)[0]
-    delimiter = max(_DELIMITERS, key=first.count)  # the first of those that are as frequent
+    delimiter = max(_DELIMITERS, key=first.count)  # the first one wins a tie
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     columns: list[str] = []
     while True:

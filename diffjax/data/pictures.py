@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
-# The formats that are read whatever a file's name: Pillow starts Ghostscript for others (EPS).
+# Formats that are read, whatever a file's name. Pillow would start Ghostscript for EPS.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 2**27  # of a picture in a file, unless ENV_PIXELS says another number
+MAX_PIXELS = 2**27  # most pixels of a picture file, unless ENV_PIXELS sets another number
 ENV_PIXELS = "DIFFJAX_MAX_PIXELS"
 
 Colour = tuple[int, int, int]
@@ -134,8 +134,8 @@ def _read(path: str | Path, *, load: bool) -> Image.Image:
         raise DamagedImage(
             f"{path} cannot be read as an image: it is damaged, or none of {formats}"
         ) from error
-    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-        if isinstance(error, OSError) and error.errno:  # of the disk, not of the file's content
+    except Exception as error:  # decoders raise errors of many types for damaged files
+        if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the content
             raise
         raise DamagedImage(f"{path} cannot be read as an image: {error}") from error
 
@@ -186,7 +186,7 @@ def _convert(image: Image.Image, mode: str, name: str) -> Image.Image:
     """
     try:
         return image if image.mode == mode else image.convert(mode)
-    except Exception as error:  # an image of the caller's that is loaded now, or an odd mode
+    except Exception as error:  # the caller's image is decoded here
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
 
 
@@ -199,7 +199,7 @@ def _scale(image: Image.Image, name: str) -> Image.Image:
     top = _find_white(image)
     try:
         upright = ImageOps.exif_transpose(image)
-    except Exception as error:  # an image of the caller's is loaded now
+    except Exception as error:  # the caller's image is decoded here
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
     if upright.mode == "F":
         values = np.asarray(upright)
@@ -308,7 +308,7 @@ def _is_floating(values: np.ndarray) -> bool:
 
 
 def _check_unit(values: np.ndarray, name: str, low: float) -> None:
-    if not (values.min() >= low and values.max() <= 1):  # NaN is neither
+    if not (values.min() >= low and values.max() <= 1):  # this also catches NaN
         raise ValueError(
             f"{name} must lie in [{low}, 1], where 1 is white, got {values.min()} .. {values.max()}"
         )

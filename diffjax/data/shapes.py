@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SIZE = 32  # pixels, unless asked for otherwise
+SIZE = 32  # default pixels on a side
 COUNTS = {"train": 20_000, "test": 5_000}
 SIZES = ("small", "large")
 COLOURS = {
@@ -34,7 +34,7 @@ JITTER = 0.02
 GREY = (20, 80)
 VOCABULARY = ("", "a", "and", "at", "the", *SIZES, *COLOURS, *SHAPES,
               "top", "bottom", "left", "right", "center")  # fmt: skip
-LENGTH = 18  # tokens of a caption; 0 fills up
+LENGTH = 18  # tokens of a caption, padded with 0
 CLASSES = len(SHAPES) * len(COLOURS)
 _FINE = 4  # subpixels along a side
 _LEAST = 12 / SIZE**2  # share of the picture that counts as a shape

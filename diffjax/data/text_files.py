@@ -6,7 +6,7 @@ import codecs
 from pathlib import Path
 
 _MARK = "\ufeff"  # the byte-order mark, once it is decoded
-# That of UTF-32 begins with that of UTF-16.
+# UTF-32 comes first, because its mark begins with that of UTF-16.
 _ENCODINGS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),

@@ -147,7 +147,7 @@ def _check_reachable(url: str) -> None:
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
     except urllib.error.HTTPError:
-        pass  # an answer, if not a welcoming one: the host is there
+        pass  # any answer shows that the host can be reached
     except OSError as error:
         raise FileNotFoundError(f"could not download: {url} cannot be reached ({error})") from error
 
@@ -181,7 +181,7 @@ def prepare(
     try:
         builder.download_and_prepare(download_config=config)
     except (OSError, download.util.DownloadError) as error:
-        if read is not None:  # nothing was downloaded: the error speaks for itself
+        if read is not None:  # nothing was downloaded, and the error has its own reason
             raise
         raise FileNotFoundError(
             f"could not download {name} and write it to {data_dir}: {error}"

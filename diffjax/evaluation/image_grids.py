@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ENLARGED = 56  # pixels: smaller images are enlarged by a whole factor up to about this height
+ENLARGED = 56  # smaller images are enlarged by a whole factor to about this height in pixels
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from diffjax.types import ConfigError
 StrPath = str | os.PathLike[str]
 ARRAYS = ("images", "arr_0")  # names of the images in an npz file: ours, and ADM's
 CHUNK = 1000  # images in memory at a time
-_SLACK = 1e-4  # by which float images may leave [-1, 1]
+_SLACK = 1e-4  # float images may exceed [-1, 1] by this much
 
 
 class MakeImages(Protocol):

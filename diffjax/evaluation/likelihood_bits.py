@@ -24,9 +24,9 @@ from diffjax.types import (
     Schedule,
 )
 
-CURVE_POINTS = 50  # of the rate-distortion curve that is kept
+CURVE_POINTS = 50  # points that are kept of the rate-distortion curve
 INVERSION_STEPS = (10, 20, 50, 100, 200)
-_INVERSION_ROWS = 256  # rows of all of them are padded to one number, so that they compile once
+_INVERSION_ROWS = 256  # all plans are padded to this many rows, so that they compile once
 
 Parts = dict[str, np.ndarray]
 

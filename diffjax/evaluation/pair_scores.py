@@ -16,7 +16,7 @@ from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained.lpips import load_lpips
 from diffjax.types import Array, ConfigError
 
-PSNR_MOST = 100.0  # dB, of a pair that is equal: JSON has no infinity
+PSNR_MOST = 100.0  # dB; equal images get this value, because JSON has no infinity
 
 ImageDistance = Callable[[Array, Array], Array]  # two batches (B, H, W, C) in [-1, 1] -> (B,)
 

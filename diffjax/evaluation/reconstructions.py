@@ -20,7 +20,7 @@ from diffjax.types import Array, Params
 BATCH = 64
 COLLAPSED = 0.1  # share of codes in use below which a warning is due
 
-# images (N, H, W, C) -> their reconstructions, and codes (N, h, w) or (N, 0, 0)
+# Images (N, H, W, C) to their reconstructions, and to codes (N, h, w) or (N, 0, 0).
 Reconstruct = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 _Run = Callable[[Params, np.ndarray], tuple[Array, Array]]
 
@@ -101,7 +101,7 @@ def measure_reconstructions(
     }
     if network is not None:
         out |= measure_distance(network, found, images)
-        half = len(real) // 2  # the floor falls like 1/N: of as many images, if there are
+        half = len(real) // 2  # the floor falls like 1/N, so it should be of as many images
         out["floor"] = metrics.floor(network, real[:half], real[half : 2 * half])
         out["floor_num"] = half
     if codes.size:

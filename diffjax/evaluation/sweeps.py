@@ -20,7 +20,7 @@ from diffjax.types import ConfigError, JsonObject, suggest
 from diffjax.writing import read_json_lines, write_atomically
 
 AXIS_NAMES = {"distance": "Frechet distance", "all": "share of obeyed captions"}
-_TICK_RATIO = 1.15  # of neighbouring ticks; labels of closer ones would overlap
+_TICK_RATIO = 1.15  # least ratio of neighbouring ticks; labels of closer ones would overlap
 
 Value = bool | int | float | str
 # One line of a sweep's file: values by axis, ``seed``, ``num`` and what was measured.
@@ -160,7 +160,7 @@ def run_sweep(
     lines = out.with_name(out.name + ".jsonl")
     lines.parent.mkdir(parents=True, exist_ok=True)
     rows = _read_rows(lines, sweep)
-    # Rewritten first: a cut last line would swallow the row appended after it.
+    # The file is rewritten first: a cut last line would swallow the row appended after it.
     write_atomically(lines, "".join(json.dumps(row) + "\n" for row in rows))
     done = {sweep.key(row) for row in rows}
     cells = sweep.cells()

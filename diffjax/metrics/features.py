@@ -22,7 +22,7 @@ from diffjax.types import Array, Params
 from diffjax.untrusted import parse_json
 from diffjax.writing import write_atomically
 
-# data set -> weights in use
+# The version of the weights that is used for each data set.
 VERSIONS = {"fashion_mnist": "v1", "fashion_mnist14": "v1", "digits": "v1"}
 FORMAT = "diffjax-classifier"
 

@@ -108,7 +108,8 @@ def diversity(
         raise ValueError(f"{pairs} pairs of {len(images)} images: at least 2 of each are needed")
     rng = np.random.default_rng(seed)
     first = rng.integers(0, len(images), pairs)
-    second = (first + rng.integers(1, len(images), pairs)) % len(images)  # never the same image
+    # The two images of a pair always differ.
+    second = (first + rng.integers(1, len(images), pairs)) % len(images)
     parts = [
         np.asarray(distance(images[first[i : i + batch_size]], images[second[i : i + batch_size]]))
         for i in range(0, pairs, batch_size)

@@ -41,7 +41,7 @@ def inception_network(
     Raises:
         ValueError: (when called) unknown resize.
     """
-    # What is passed at every call has to be on every device that takes part.
+    # Parameters, which are passed at every call, have to be on every device that takes part.
     mesh = jax.sharding.Mesh(jax.local_devices(), ("batch",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return FeatureNetwork(

@@ -21,7 +21,7 @@ def squared_mmd(real: np.ndarray, fake: np.ndarray) -> float:
 
     def mean(x: np.ndarray, y: np.ndarray, *, same: bool = False) -> float:
         values = x @ y.T / x.shape[1] + 1
-        values *= values * values  # ten times faster than a power
+        values *= values * values  # this is ten times faster than a power
         total = values.sum() - (np.trace(values) if same else 0)
         return float(total / (values.size - same * len(x)))
 
@@ -58,7 +58,8 @@ def kernel_distance(
     rng = np.random.default_rng(seed)
 
     def choose_rows(features: Array, name: str) -> np.ndarray:
-        rows = np.sort(rng.choice(len(features), size, replace=False))  # in order: may be on disk
+        # Sorted, because the rows may be on disk.
+        rows = np.sort(rng.choice(len(features), size, replace=False))
         return as_features(features[rows], name)
 
     values = [

@@ -24,7 +24,8 @@ from diffjax.untrusted import show
 from diffjax.writing import replace_file
 
 StrPath = str | os.PathLike[str]
-# RuntimeError: an encrypted member; SyntaxError and the like: a damaged header of an array.
+# NumPy and zipfile raise RuntimeError for an encrypted member, and SyntaxError and the like for a
+# damaged header of an array.
 _BROKEN = (
     *(
         EOFError,
@@ -37,7 +38,7 @@ _BROKEN = (
     ),
     *(SyntaxError, KeyError, TypeError, OverflowError, MemoryError, tokenize.TokenError),
 )
-_RATIO, _SPARE = 100, 64 * 2**20  # an npz file may expand to so many times its bytes, and more
+_RATIO, _SPARE = 100, 64 * 2**20  # an npz file may expand to _RATIO times its bytes plus _SPARE
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffjax.types import Array
 
-BLOCK = 4096  # rows turned to float64 at a time
+BLOCK = 4096  # rows that are converted to float64 at a time
 
 
 class Gaussian(NamedTuple):
@@ -24,7 +24,7 @@ class Gaussian(NamedTuple):
     covariance: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)  # not a tuple, whose `count` is a method
+@dataclass(frozen=True, eq=False)  # a tuple has a method `count`
 class Moments:
     """Sufficient statistics of a stream of vectors.
 

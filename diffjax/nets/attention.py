@@ -13,7 +13,7 @@ from diffjax.nets.layers import GroupNorm, default_init, zero_init
 from diffjax.types import DType, choose
 
 Array = jax.Array
-CHUNK = 1024  # queries at a time of chunked attention
+CHUNK = 1024  # queries that chunked attention computes at a time
 
 
 def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:

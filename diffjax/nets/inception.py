@@ -21,8 +21,8 @@ from diffjax.types import choose
 
 Array = jax.Array
 
-SIZE = 299  # pixels on a side of what the network sees
-SPATIAL_CHANNELS = 7  # of the 192 of Mixed_6d.branch1x1, for spatial FID
+SIZE = 299  # pixels on a side of the network's input
+SPATIAL_CHANNELS = 7  # spatial FID uses this many of the 192 of Mixed_6d.branch1x1
 _EPS = 1e-3
 # TF32 and bfloat16 products would move features by more than the metrics' own rounding.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -321,7 +321,7 @@ def _make_bilinear(source: int, target: int, *, half_pixel: bool) -> np.ndarray:
     return out.astype(np.float32)
 
 
-# resize -> (pixel centres at halves?, scale, offset) from levels 0..255
+# For each way to resize: whether pixel centres are aligned, then scale and offset of levels 0..255.
 _INPUTS = {"tensorflow": (False, 1 / 128, -1.0), "pytorch_fid": (True, 2 / 255, -1.0)}
 
 

@@ -26,7 +26,8 @@ ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
 # 1e-10 for the last layer of every residual branch so that blocks start as the identity.
 default_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
-torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of convolutions
+# PyTorch's default for convolutions.
+torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def timestep_embedding(
@@ -57,7 +58,7 @@ def _is_product(primitive: Primitive, *_: object, **__: object) -> bool:
 
 REMAT: dict[str, Callable[..., bool] | None] = {
     "none": None,  # everything is kept
-    "blocks": jax.checkpoint_policies.nothing_saveable,  # a block's input is kept, no more
+    "blocks": jax.checkpoint_policies.nothing_saveable,  # only the input of each block is kept
     "products": _is_product,  # norms, activations and softmax are computed again
 }
 
@@ -127,8 +128,8 @@ class GroupNorm(nn.Module):
         y = x.astype(jnp.float32)
 
         def group_mean(value: Array) -> Array:
-            # Per-channel sums first: reducing over pixels and groups at once is several times
-            # slower on CPUs, where XLA does not vectorise over the short group axis.
+            # The sums per channel come first: reducing over pixels and groups at once is several
+            # times slower on CPUs, where XLA does not vectorise over the short group axis.
             sums = value.mean(pixels).reshape(-1, groups, channels // groups).mean(-1)
             return jnp.repeat(sums, channels // groups, axis=-1)
 

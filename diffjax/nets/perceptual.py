@@ -13,9 +13,9 @@ from diffjax.nets.classifier import Classifier
 from diffjax.types import Params
 
 Array = jax.Array
-SHIFT = (-0.030, -0.088, -0.188)  # of ImageNet, for images in [-1, 1]
+SHIFT = (-0.030, -0.088, -0.188)  # channel means of ImageNet, for images in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
-CONVOLUTIONS = (2, 2, 3, 3, 3)  # of the five stages of VGG16
+CONVOLUTIONS = (2, 2, 3, 3, 3)  # in each of the five stages of VGG16
 
 
 def unit(x: Array, eps: float = 1e-10) -> Array:

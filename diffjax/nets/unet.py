@@ -175,7 +175,8 @@ def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
         if label is None:
             raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
         table = nn.Embed(net.num_classes, 4 * net.channels, name="class_embedding")
-        known = label[:, None] < net.num_classes  # beyond: the zero embedding, for "no class"
+        # A larger label means no class, and has the embedding 0.
+        known = label[:, None] < net.num_classes
         temb = temb + jnp.where(known, table(jnp.minimum(label, net.num_classes - 1)), 0)
     if net.added_dim:
         mlp = TimestepMLP(4 * net.channels, net.dtype, name="add_embedding")

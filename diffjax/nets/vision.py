@@ -69,7 +69,7 @@ class CLIPVision(nn.Module):
         if x.shape[1:] != (self.size, self.size, 3):
             raise ValueError(f"this encoder takes images of {self.size} pixels, got {x.shape}")
         x = self._embed_patches(x)
-        x = self._make_norm("pre_layrnorm")(x)  # spelled so in every published file
+        x = self._make_norm("pre_layrnorm")(x)  # every published file has this spelling
         x, _ = make_layer_stack(self, "vision_model.encoder.layers")(x, None)
         pooled = self._make_norm("post_layernorm")(x[:, 0])
         return nn.Dense(
@@ -123,7 +123,7 @@ def clip_input(images: Array, size: int = 224) -> Array:
         size: of the encoder, in pixels.
     """
     height, width = images.shape[1:3]
-    # In integers: 110 * (224 / 55) is a little less than 448.
+    # Integers are used because 110 * (224 / 55) is a little less than 448.
     shape = (len(images), *(size * side // min(height, width) for side in (height, width)), 3)
     x = jax.image.resize((images + 1) / 2, shape, "bicubic", antialias=True)
     top, left = (shape[1] - size) // 2, (shape[2] - size) // 2

@@ -41,7 +41,7 @@ Update: TypeAlias = Mapping[int, Terms]
 # need not be one of them), and what the row does with the output.
 Entry: TypeAlias = tuple[int | Level, Update]
 Table: TypeAlias = Callable[[Grid], Sequence[Entry]]
-ROW_DTYPE = np.float32  # of everything that enters the compiled loop
+ROW_DTYPE = np.float32  # type of everything that enters the compiled loop
 
 
 def to_rows(grid: Grid, places: Sequence[int | Level], coef: Coefficients) -> Rows:

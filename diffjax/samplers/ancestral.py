@@ -119,7 +119,7 @@ def ddim_inverse() -> Sampler:
         places: list[int | Level] = list(range(len(zeros)))
         if sigma[0] == 0:
             places[0] = at(upward, 1)
-            entries[0] = (0, {0: {0: alpha[1], "eps": sigma[1]}})  # z is x
+            entries[0] = (0, {0: {0: alpha[1], "eps": sigma[1]}})  # z is the data x here
         return to_rows(upward, places, matrices(entries))
 
     return affine(lambda grid: ())._replace(plan=plan)
@@ -189,7 +189,7 @@ def reverse_rows(grid: Grid) -> Rows:
         "eps": mean_eps(grid),
         "log_beta": log_beta,
         "log_post": log_post,
-        # DDPM's fixedlarge table is [post_2, beta_2, ..., beta_T]: the decoder's is another one.
+        # DDPM's fixedlarge table is [post_2, beta_2, ..., beta_T]: only the decoder's differs.
         "log_large": np.where(grid.levels.sigma[1:] > 0, log_beta, log_post),
         "noisy": grid.levels.sigma[1:] > 0,
     }

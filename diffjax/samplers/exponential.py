@@ -33,7 +33,7 @@ ALGORITHMS = {
     "sde-dpmsolver++": ("x", True),
     "sde-dpmsolver": ("eps", True),
 }
-_FEW = 15  # steps below which the last orders are lowered, as in the authors' code
+_FEW = 15  # grids of fewer steps end with lower orders, as in the authors' code
 
 
 class _Step(NamedTuple):
@@ -314,7 +314,7 @@ def unipc(
             0  # outputs in memory; order of the step before, 0 if not to be corrected
         )
         for i in range(count):
-            base: dict[Source, ArrayLike] = {0: 1.0}  # z at level i, corrected
+            base: dict[Source, ArrayLike] = {0: 1.0}  # the corrected z at level i
             if previous and corrector and grid.first + i - 1 not in disable_corrector:
                 ratio, w, new = _unipc(grid, i - 1, i, previous, output, solver_type, True)
                 base = {1: ratio, output: new, **{2 + k: v for k, v in enumerate(w)}}
@@ -363,7 +363,7 @@ def _unipc(
         factorial *= k + 1
         phi = phi / h - 1 / factorial
     size = order if corrector else order - 1
-    # Closed values of the authors' code where the system is the smallest: 1/2.
+    # The authors' code sets 1/2 where the system has one unknown.
     if size == 1:
         rho = np.array([0.5])
     else:

@@ -194,7 +194,8 @@ def _multistep(
                 continue
             known = min(known + 1, order, grid.remaining(i) if grid.steps < final else order)
             r, c = _move(at(grid, i), at(grid, i + 1))
-            w = weights(rho, i, known) if c else [0.0] * known  # a repeated level is left alone
+            # A step of no length changes nothing.
+            w = weights(rho, i, known) if c else [0.0] * known
             update: dict[Source, ArrayLike] = {k: c * w[k] for k in range(1, known)}
             update |= {0: r, "eps": c * w[0]}
             entries.append((i, {0: update, **memory}))
@@ -258,7 +259,7 @@ def plms(*, runge_kutta: bool = False, output: str = "eps", total: int | None = 
             rows.append((i, {0: _along(start, goal, slope, output), **memory}))
             if known == 1 and i < len(rho) - 2:
                 other = at(grid, i + 1)
-                if total is not None:  # from where diffusers says that the step started
+                if total is not None:  # the level that diffusers takes as the start of the step
                     start = grid.at_time(other.t + total // grid.steps)
                 mean = {k: v / 2 for k, v in _output(other, output).items()} | {1: 0.5}
                 keep: dict[int, Terms] = {k: {k: 1} for k in range(1, 5)}
@@ -340,7 +341,7 @@ def lms(*, order: int = 4) -> Sampler:
     """
 
     def weights(rho: np.ndarray, i: int, known: int) -> list[float]:
-        # Relative to the newest node: powers of large rho would cancel.
+        # Nodes are relative to the newest one, because powers of large rho would cancel.
         nodes, end = rho[i - np.arange(known)] - rho[i], rho[i + 1] - rho[i]
         return [float(_lagrange(nodes, j).integ()(end) / end) for j in range(known)]
 

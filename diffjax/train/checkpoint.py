@@ -26,10 +26,10 @@ from diffjax.train.sealed_files import MANIFEST, CheckpointError, seal, verify
 from diffjax.types import JsonObject, choose
 
 STATE = "state"
-# How finished and unfinished steps are called; a folder of any other name is somebody else's.
+# Names of finished and unfinished steps; folders with other names are left alone.
 _STEP = re.compile(r"0|[1-9]\d*", re.ASCII)
 _LEFTOVER = re.compile(r"(0|[1-9]\d*)\.(partial|removed)(\.orbax-checkpoint-tmp.*)?", re.ASCII)
-# What a step that was written here has at least one of, however damaged it is.
+# A step that was written here has at least one of these, however damaged it is.
 _PARTS = (MANIFEST, STATE, "_CHECKPOINT_METADATA", "orbax.checkpoint", "commit_success.txt")
 StateT = TypeVar("StateT")
 Metadata: TypeAlias = JsonObject  # what is stored beside the arrays of a checkpoint
@@ -146,7 +146,7 @@ class Checkpoints:
         except CheckpointError as failure:
             if error is None:
                 raise
-            logging.error("%s", failure)  # what went wrong first is what the caller should see
+            logging.error("%s", failure)  # the caller should see the first error
 
     def save(
         self,
@@ -207,7 +207,7 @@ class Checkpoints:
         except Exception as error:
             failure = self._explain_failure(step, error)
             failure.__cause__ = error
-        # Process 0 seals and names the step for all, and says here how that went.
+        # Process 0 seals and names the step for all; here the others learn whether that worked.
         elsewhere = hosts.agree(f"checkpoint {step}", str(failure or ""))
         if failure or elsewhere:
             raise failure or CheckpointError(elsewhere)
@@ -232,7 +232,7 @@ class Checkpoints:
             self._remove(old)
 
     def _remove(self, step: int) -> None:
-        # Renamed first, so that a crash in between leaves no half-empty step behind.
+        # It is renamed first, so that a crash in between leaves no half-empty step behind.
         _delete((self.folder / str(step)).rename(self.folder / f"{step}.removed"))
 
     def _clear(self) -> None:
@@ -295,7 +295,7 @@ class Checkpoints:
                 if not folder.is_dir():
                     raise CheckpointError(f"there is no such step; found {self.steps()}")
                 verify(folder)
-            except (CheckpointError, OSError) as error:  # any damage: the step before
+            except (CheckpointError, OSError) as error:  # any damage: try the step before
                 logging.warning("checkpoint %s cannot be used: %s", folder, _take_first_line(error))
                 problems.append(f"step {candidate}: {_take_first_line(error)}")
                 self._damaged.add(candidate)
@@ -341,7 +341,7 @@ class Checkpoints:
         wanted = cast(dict[str, object], abstract)
         full = {key: value for key, value in wanted.items() if jax.tree.leaves(value)}
         context = ocp.Context()
-        context.pytree.loading.partial_load = True  # which takes no parts without leaves
+        context.pytree.loading.partial_load = True  # partial loading needs leaves
         with context:
             read = {**wanted, **ocp.load_checkpointables(folder, {STATE: full})[STATE]}
         return found, cast(StateT, read)

@@ -56,7 +56,7 @@ def write_once(folder: Path, digest: str, tree: Params | None) -> None:
     Raises:
         CheckpointError: it cannot be written.
     """
-    folder = folder.absolute()  # Orbax wants it so
+    folder = folder.absolute()  # Orbax needs absolute paths
     target = folder / digest
     if not digest or hosts.agree("frozen weights", str(_is_intact(target))) == "True":
         return

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import jax
 from absl import logging
 
-WAIT_SECONDS = 900.0  # of barriers and decisions: longer than the slowest checkpoint
+WAIT_SECONDS = 900.0  # longest wait at a barrier; more than the slowest checkpoint takes
 Value = TypeVar("Value")
-_numbers = itertools.count()  # every process asks the same questions in the same order
+_numbers = itertools.count()  # every process counts the same decisions in the same order
 
 
 class MissingProcess(RuntimeError):
@@ -84,7 +84,7 @@ def _is_in_tpu_cluster() -> bool:
 
     try:
         return any(one.is_env_present() for one in (tpu.GceTpuCluster, tpu.GkeTpuCluster))
-    except Exception as error:  # no metadata server: a TPU without its neighbours
+    except Exception as error:  # there is no metadata server: a single TPU host
         logging.warning("TPU hosts are not looked for: %s", error)
         return False
 
@@ -132,7 +132,7 @@ def _receive(port: int, processes: int, end: float, seconds: float) -> None:
             if greeting.isdigit():
                 arrived[int(greeting)] = peer
             else:
-                peer.close()  # somebody else
+                peer.close()  # the caller is not a process of this run
     for peer in arrived.values():
         peer.sendall(b"go")
         peer.close()
@@ -174,7 +174,7 @@ def _get_client() -> Any:
     Raises:
         RuntimeError: there are several processes, but `start` was not called.
     """
-    # JAX has a barrier with a time-out, and its key-value store, in this place only.
+    # JAX has a barrier with a time-out, and its key-value store, in this private module only.
     from jax._src import distributed
 
     if distributed.global_state.client is None:

@@ -53,12 +53,13 @@ _OF_OPTAX = (
     *("novograd", "optimistic_adam_v2", "optimistic_gradient_descent", "radam", "rmsprop"),
     *("sgd", "sign_sgd", "signum", "yogi"),
 )
-# Those of optax.contrib; without them whose parameters are not the ones to evaluate.
+# Optimisers of optax.contrib, but those that evaluate at other parameters than they update.
 _OF_CONTRIB = (
     *("acprop", "ademamix", "adopt", "cocob", "dadapt_adamw", "dog", "dowg", "madgrad", "muon"),
     *("prodigy", "simplified_ademamix"),
 )
-_OPTIONS = ("b1", "b2", "eps", "weight_decay", "momentum", "nesterov")  # of the section optim
+# Options of the section optim.
+_OPTIONS = ("b1", "b2", "eps", "weight_decay", "momentum", "nesterov")
 
 
 def _wrap(name: str, constructor: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
@@ -171,7 +172,7 @@ def _labels(tree: Params, patterns: dict[str, re.Pattern[str]]) -> Params:
     return labels
 
 
-# Keys of the section that are no options of a decay or an optimiser.
+# Keys of the section that are not options of a decay or an optimiser.
 _OTHERS = {"name", "decay", "lr", "warmup", "clip", "groups", "match"}
 
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# SIGTERM from schedulers and people, Ctrl-C, and SIGUSR2, which submitit has Slurm send.
+# Schedulers and people send SIGTERM, Ctrl-C sends SIGINT, and submitit has Slurm send SIGUSR2.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-OUT_OF_TIME = 1  # a reason beside the numbers of SIGNALS
+OUT_OF_TIME = 1  # a reason to stop that is not one of SIGNALS
 LAG = 2  # steps after which the processes know of each other's signals, without waiting for it
 
 

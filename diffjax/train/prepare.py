@@ -155,7 +155,7 @@ class PreparedRun:
         given = self._initial()
         check_shapes(given, state.params)
         where = jax.tree.map(lambda leaf: leaf.sharding, (state.params, state.ema))
-        # Copied: both are donated, and placing need not copy.
+        # Each gets a copy of its own, because both are donated and placing need not copy.
         twice = jax.jit(lambda tree: jax.tree.map(jnp.copy, (tree, tree)), out_shardings=where)
         params, ema = twice(place(given, where[0]))
         return state._replace(params=params, ema=ema)
@@ -164,7 +164,7 @@ class PreparedRun:
         """Write config.json, once it is known to fit the checkpoints of the workdir."""
         if not hosts.is_writer() or not (config := resume.to_json_tree(self.config)):
             return
-        config["train"]["override"] = False  # it was for this time
+        config["train"]["override"] = False  # the override holds for this start only
         path = self.workdir / "config.json"
         resume.check_is_config(path)
         write_atomically(path, json.dumps(config, indent=2) + "\n")

@@ -75,7 +75,7 @@ class Reporter:
         """
         line = (json.dumps({"step": step, **values}) + "\n").encode()
         with self._explained():
-            while line:  # unbuffered: a write may take a part
+            while line:  # an unbuffered write may write only a part
                 line = line[self._stream.write(line) :]
         for name, value in values.items():
             self._event(step, summary=summary.scalar(name, value))
@@ -122,7 +122,7 @@ class Reporter:
         except OSError as failure:
             if error is None:
                 raise
-            logging.error("%s", failure)  # what went wrong first is what the caller should see
+            logging.error("%s", failure)  # the caller should see the first error
 
     def _event(self, step: int, **content: SessionLog | Summary) -> None:
         """Write one event to TensorBoard's file."""
@@ -206,7 +206,7 @@ def _warn_of_a_cut_line(path: Path, line: bytes, resumed: int) -> None:
     """Warn that the last line is cut, unless the resumed run comes to its step again."""
     found = re.match(rb'\{"step": (\d+),', line)
     if found and int(found[1]) > resumed:
-        return  # the run comes to this step again
+        return  # the resumed run takes this step again
     what = f"the metrics of step {int(found[1])}" if found else "the metrics of a step"
     logging.warning("the last line of %s is cut: %s are lost", path, what)
 

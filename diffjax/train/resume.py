@@ -13,21 +13,21 @@ from ml_collections import ConfigDict
 from diffjax.train.checkpoint import CheckpointMismatch, Metadata
 from diffjax.types import JsonObject
 
-# What does not change the values that a step computes.
+# Keys that do not change the values that a step computes.
 FREE = (
     *("train", "sample", "eval", "mesh", "network.remat", "network.attention"),
-    # Where the data are; their fingerprint is compared. The others keep their places in the order.
+    # Paths of the data, whose fingerprint is compared, and how they are read.
     *("data.dir", "data.damaged", "data.threads", "data.prefetch"),
-    # Where frozen weights are; their hash is compared.
+    # Paths of frozen weights, whose hash is compared.
     *("autoencoder.weights", "control.base", "model.path", "model.tokenizer"),
 )
-BOUND = ("train.accumulate",)  # of those, what does
+BOUND = ("train.accumulate",)  # exceptions from FREE, which do change the values
 SHOWN = 8
 ConfigTree: TypeAlias = JsonObject  # a config as nested dictionaries
 # What tells one set of data from another: count, files and digests, as JSON holds them.
 Fingerprint: TypeAlias = Mapping[str, Any]
 FileRow = tuple[str, int]  # name and size; JSON makes it a list
-FILES = 3  # of those that differ between two sets of data, by name
+FILES = 3  # files that a message names, of those that differ between two sets of data
 
 
 def to_json_tree(config: ConfigDict) -> ConfigTree | None:

@@ -34,7 +34,7 @@ class State(NamedTuple):
     extra: Statistics
 
 
-# Optimiser steps done to the decay of the parameter average.
+# From the number of optimiser steps done to the decay of the parameter average.
 EMADecay: TypeAlias = Callable[[ArrayLike], ArrayLike]
 # ``(state, frozen, batch) -> (state, metrics)``.
 Step: TypeAlias = Callable[[State, Params | None, Batch], tuple[State, dict[str, Array]]]
@@ -92,7 +92,7 @@ def init_state(
         batch: an example, whose shapes count.
     """
     params, extra = task.init(key, frozen, batch)
-    # The average starts at the parameters; a copy, since both are donated.
+    # The average starts at a copy of the parameters, since both are donated.
     ema = jax.tree.map(jnp.copy, params)
     return State(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), extra)
 
@@ -194,5 +194,5 @@ def _split(leaf: Array, parts: int) -> Array:
     """
     if leaf.shape[0] % parts:
         raise ValueError(f"a batch of {leaf.shape[0]} does not divide into {parts} parts")
-    # Strided, so that every part is spread over all devices as the batch was.
+    # The split is strided, so that every part is spread over all devices as the batch was.
     return leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)

@@ -25,9 +25,9 @@ from diffjax.types import ConfigError, choose
 from diffjax.writing import write_atomically
 
 ID_FILE = "tracking_id"  # in the workdir
-LOGIN_SECONDS = 30  # to answer a service that asks who you are
-FINISH_SECONDS = 60  # to upload what is left when the training ends
-_PROJECT_CHARACTERS = 128  # of a name, for Weights & Biases
+LOGIN_SECONDS = 30  # time to answer a service that asks for a login
+FINISH_SECONDS = 60  # time to upload the rest when the training ends
+_PROJECT_CHARACTERS = 128  # longest name of a project for Weights & Biases
 
 
 class Tracker(Protocol):
@@ -122,7 +122,7 @@ class Trackio:
         self._finish()
 
 
-# By the name of the package, which is the name of the extra too.
+# The keys are names of packages, and of extras of this package.
 TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {"trackio": Trackio, "wandb": WandB}
 
 

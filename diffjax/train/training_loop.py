@@ -36,7 +36,7 @@ from diffjax.types import Params, Task, choose
 
 OnSample = Callable[[State, Params | None, int, Reporter], None]
 OnEvaluate = Callable[[State, Params | None, int], Metrics]
-ROLLBACKS = 3  # from one checkpoint, before giving up
+ROLLBACKS = 3  # attempts from one checkpoint before the error is raised
 
 
 def check_workdir(workdir: Path) -> None:
@@ -213,7 +213,7 @@ def _advance(
         unfinished = window.fetch(step)
         checkpoints.save(step, state, run.metadata(unfinished, offset))
         checkpoints.wait()
-        if any(value["finite"] for value in unfinished):  # else all of them were skipped
+        if any(value["finite"] for value in unfinished):  # otherwise all of them were skipped
             window.report(step)
     if reason > OUT_OF_TIME:
         raise Preempted(reason, step)

@@ -14,7 +14,9 @@ import optax
 
 from diffjax.types import Array
 
-LOOK_AHEAD = 2  # steps queued beyond the running one: enough to hide the host, and clocks stay true
+LOOK_AHEAD = (
+    2  # steps queued beyond the running one: this hides the host's work and keeps clocks right
+)
 Metrics = dict[str, float]
 OnMetrics = Callable[[int, Metrics], None]  # (step, what the line of the step says)
 
@@ -76,7 +78,7 @@ class Window:
         """
         host = jax.device_get(self._values)
         values = [{k: float(v) for k, v in value.items()} for value in host]
-        self._values = list(values)  # a copy: `add` goes on while a checkpoint is written
+        self._values = list(values)  # a copy, since `add` may run while a checkpoint is written
         for offset, value in enumerate(values, 1 - len(values)):
             if not value["finite"] and not self._skip:
                 raise _explain_not_finite(value, step + offset)
