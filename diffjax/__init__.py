@@ -38,6 +38,8 @@ _NAMES = {
     "Task": ("types", "Task"),
     "diffusion_task": ("tasks", "make_diffusion_task"),
     "fit": ("train", "fit"),
+    # Files of models on the Hub.
+    "download": ("pretrained", "download"),
     # Prompts to pictures.
     **{
         name: ("generate", name)
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
         load,
     )
     from diffjax.model import Model, denoiser, draw, sample
+    from diffjax.pretrained import download
     from diffjax.runs import open_model as open
     from diffjax.tasks import make_diffusion_task as diffusion_task
     from diffjax.train import fit

@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 
 from diffjax.generate import images, program
 from diffjax.generate.checks import (
@@ -26,6 +27,7 @@ from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Control, Guidance, Lora, Refiner, Sampling, Size, Texts
 from diffjax.generate.request import LAYERS, Request, read_prompts
 from diffjax.generate.stages import Stage, make_stages
+from diffjax.pretrained.cards import PICTURE, UNKNOWN, Card, check_license, write_card
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.lora import load_lora, merge_lora
 from diffjax.pretrained.models import Component, Sharding
@@ -44,14 +46,18 @@ def load(
     prediction: str | None = None,
     sharding: Sharding | None = None,
     vae: StrPath | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
 ) -> Pipeline:
-    """A pipeline from a diffusers folder or a single .safetensors file.
+    """A pipeline from a diffusers folder, a single .safetensors file, or a name on the Hub.
 
     Compiled programs are kept on disk, in ``JAX_COMPILATION_CACHE_DIR`` or the user's cache.
 
     Args:
         dtype: of weights and computation, such as ``jnp.bfloat16``.
         variant, tokenizer, prediction, sharding, vae: see `load_components`.
+        revision, token, local_files_only: of names on the Hub, see `diffjax.pretrained.download`.
 
     Raises:
         FileNotFoundError, ValueError: see `load_components`.
@@ -67,6 +73,9 @@ def load(
         prediction=prediction,
         sharding=sharding,
         vae=vae,
+        revision=revision,
+        token=token,
+        local_files_only=local_files_only,
     )
     return Pipeline(parts)
 
@@ -293,9 +302,31 @@ class Pipeline(LoadedModel):
         texts = dict(zip(self.parts.texts, encoders, strict=True))
         return Pipeline(self.parts._replace(texts=texts))
 
-    def save(self, folder: StrPath) -> None:
-        """Write a folder that diffusers, or `load`, reads."""
-        save_components(folder, self.parts)
+    def save(
+        self, folder: StrPath, *, license: str = UNKNOWN, picture: PIL.Image.Image | None = None
+    ) -> None:
+        """Write a folder that diffusers, or `load`, reads, with a model card.
+
+        A card that is there already stays as it is.
+
+        Args:
+            license: the Hub's identifier of the licence, for the card.
+            picture: an image that the model made, for the card.
+
+        Raises:
+            ConfigError: ``license`` is no identifier.
+            ValueError, FileExistsError: see `save_components`.
+        """
+        check_license(license)
+        path = Path(folder)
+        save_components(path, self.parts)
+        if picture is not None:
+            picture.save(path / PICTURE)
+        kind = self.parts.manifest.get("_class_name", "text-to-image model")
+        usage = f'import diffjax\n\npipe = diffjax.load("{path.name}")\npipe("a red cat")[0]'
+        summary = f"A text-to-image model in the layout of diffusers' {kind}, written by diffjax."
+        card = Card(path.name, summary, usage, library="diffusers", license=license)
+        write_card(path, card._replace(picture=(path / PICTURE).exists()))
 
 
 _ARGUMENTS: dict[str, Any] = dict.fromkeys(

@@ -23,12 +23,20 @@ from diffjax.pretrained.adapters import (
     Scaling,
     is_complete,
 )
-from diffjax.pretrained.files import StrPath, Tensor, Weights, open_safetensors, resolve_inside
+from diffjax.pretrained.files import (
+    LORA_FILE,
+    PEFT_CONFIG,
+    PEFT_FILE,
+    StrPath,
+    Tensor,
+    Weights,
+    open_safetensors,
+    resolve_inside,
+)
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.recognise import ADAPTER, describe_keys
 from diffjax.untrusted import name_some, parse_json, read_json
 
-LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _METADATA = "lora_adapter_metadata"
 _PEFT = "base_model.model."
 _FACTORS = {"down": "down", "A": "down", "up": "up", "B": "up", "mid": "mid"}
@@ -107,13 +115,13 @@ def read_tensor(file: Path, layer: Layer, role: str) -> np.ndarray:
 
 
 def open_adapter(path: StrPath) -> AdapterFile:
-    """The adapter in a file, or in a folder of peft or diffusers.
+    """The adapter in a file, in a folder of peft or diffusers, or of a name on the Hub.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is a pickle or damaged, or holds something that is not read.
     """
-    file, config = _find(Path(path))
+    file, config = _find(download(path))
     weights = open_safetensors(file)
     settings = _read_settings(weights, config, file)
     found, strange = _sort(weights, settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from diffjax.nets.vision import CLIPVision, clip_input
 from diffjax.pretrained.config_specs import NETWORK, check_counts
 from diffjax.pretrained.configs import trace_params
 from diffjax.pretrained.files import StrPath, Weights, open_folder, resolve_inside
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.state_dict import from_state_dict
 from diffjax.untrusted import check, naming, read_json
 
@@ -37,11 +37,13 @@ class CLIP(NamedTuple):
 def load_clip(folder: StrPath) -> CLIP:
     """The two encoders of a folder with config.json and safetensors, as transformers writes it.
 
+    The folder may be a name on the Hub, see `diffjax.pretrained.hub`.
+
     Raises:
         FileNotFoundError: the folder lacks config.json or weights.
         ValueError: it is not CLIP, or the weights do not fit, are damaged, or are pickles.
     """
-    path = Path(folder)
+    path = download(folder)
     file = resolve_inside(path, "config.json")
     config = read_json(file)
     if not all(isinstance(config.get(name), dict) for name in ("text_config", "vision_config")):

@@ -26,9 +26,12 @@ from diffjax.writing import write_atomically
 
 StrPath = str | os.PathLike[str]
 WEIGHTS = ("diffusion_pytorch_model", "model")  # names of diffusers and of transformers
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # The variant is the group; shards are numbered.
 _VARIANT = re.compile(rf"(?:{'|'.join(WEIGHTS)})(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
-_PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+_SHARED_BLOBS = ".huggingface-shared-blobs"  # the mark of what repositories of a cache share
 _HEAD = 64  # bytes that tell what a file is
 _HEADER = 9  # length of the header in 8 bytes, then its opening brace
 _KEY_LENGTH = 1024
@@ -219,7 +222,7 @@ def _check_kind(source: Path) -> None:
     if head.startswith(b"GGUF"):
         raise ValueError(f"{source} is a GGUF file, which is not read; use the .safetensors file")
     pickled = head.startswith((b"PK\x03\x04", b"\x80")) and head[_HEADER - 1 : _HEADER] != b"{"
-    if pickled or source.suffix in _PICKLE_SUFFIXES:
+    if pickled or source.suffix in PICKLE_SUFFIXES:
         raise PickleError(
             f"{source} is a pickle, which can run code when it is read; use the .safetensors file "
             "of the same weights"
@@ -251,7 +254,8 @@ def resolve_inside(folder: Path, name: str) -> Path:
 
     Neither names in files nor links in folders that someone else made may lead to other files of
     this machine; where the folder itself was reached by a link is the caller's business. The blobs
-    of a Hugging Face cache count as part of the folders that link to them.
+    of a Hugging Face cache count as part of the folders that link to them, and so do those that
+    its repositories share.
 
     Raises:
         ValueError: the name, or the target of a link, leaves the folder.
@@ -261,7 +265,8 @@ def resolve_inside(folder: Path, name: str) -> Path:
         raise ValueError(f"{show(name)} is not the name of a file in {folder}")
     path, here = folder / name, folder.resolve()
     cached, roots = [p.parent for p in here.parents if p.name == "snapshots"], [here]
-    roots += [(p / "blobs").resolve() for p in cached if (p / "blobs").is_dir()]
+    shared = [p.parent for p in cached if (p.parent / "blobs" / _SHARED_BLOBS).is_file()]
+    roots += [(p / "blobs").resolve() for p in (*cached, *shared) if (p / "blobs").is_dir()]
     if not any(path.resolve().is_relative_to(root) for root in roots):
         raise ValueError(f"{path} is a link that leaves its folder, to {path.resolve()}")
     return path
@@ -331,7 +336,7 @@ def _explain_absence(folder: Path, variant: str | None) -> Exception:
             f"{folder} has no weights of variant {variant!r}; it has {there}{step}"
         )
     for name in names:
-        if name.endswith(_PICKLE_SUFFIXES):
+        if name.endswith(PICKLE_SUFFIXES):
             return ValueError(
                 f"{folder / name} is a pickle, which can run code when it is read; use the "
                 ".safetensors file of the same weights"

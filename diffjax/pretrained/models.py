@@ -23,6 +23,7 @@ from diffjax.pretrained.files import (
     split_shards,
     write_json,
 )
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.state_dict import from_state_dict, iterate_state
 from diffjax.types import PyTree, summarize
 from diffjax.untrusted import naming, read_json
@@ -64,6 +65,8 @@ def load_model(
 ) -> Component:
     """A network of diffusers or transformers from its folder: config.json and safetensors.
 
+    The folder may be a name on the Hub, see `diffjax.pretrained.hub`.
+
     Tensors are read, cast and put on devices one by one, so that host memory holds little more
     than one of them beside the result.
 
@@ -77,7 +80,7 @@ def load_model(
         ValueError: the config is not supported, or the weights do not fit it, are damaged, or are
             pickles.
     """
-    path = Path(folder)
+    path = download(folder, variant=variant)
     file = resolve_inside(path, "config.json")
     config = read_json(file)
     with naming(file):

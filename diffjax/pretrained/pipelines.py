@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from diffjax.pretrained.files import (
     resolve_inside,
     write_json,
 )
+from diffjax.pretrained.hub import download
+from diffjax.pretrained.hub_files import NETWORKS, TOKENIZERS
 from diffjax.pretrained.models import Component, Sharding, load_model, save_model
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.recognise import READ, describe_folder, name_family
@@ -92,10 +95,15 @@ def load_components(
     prediction: str | None = None,
     sharding: Sharding | None = None,
     vae: StrPath | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
 ) -> Components:
     """Read a diffusers folder, or a checkpoint in a single .safetensors file.
 
     Args:
+        path: a folder or file, or a name on the Hub; see `diffjax.pretrained.hub`. So are
+            tokenizer and vae.
         dtype: of weights and computation. The autoencoder stays float32 where its config says that
             it overflows in float16.
         variant: part of the file names in a folder, such as ``"fp16"``; networks without files of
@@ -106,20 +114,30 @@ def load_components(
             as the base model of 512.
         sharding: see `load_model`.
         vae: folder or file of an autoencoder in place of the model's own; see `load_vae`.
+        revision: of a name on the Hub, for ``path``; see `download`.
+        token, local_files_only: see `download`.
 
     Raises:
+        ConfigError: the Hub has no such model; see `download`.
         FileNotFoundError: a file is missing.
         ValueError: a part is missing, or not supported, or its weights do not fit; or the path is
             something else, or a model of another family, which is named.
     """
-    source = Path(path)
+    fetch = partial(download, token=token, local_files_only=local_files_only)
+    parts = [name for name in NETWORKS if name != "vae" or vae is None]
+    parts += ["scheduler", *(TOKENIZERS if tokenizer is None else ())]
+    source = fetch(path, parts=parts, variant=variant, revision=revision)
+    if tokenizer is not None:
+        tokenizer = fetch(tokenizer, parts=TOKENIZERS)
+    if vae is not None:
+        vae = fetch(vae, parts=("vae",), variant=variant, fall_back=True)
     if source.is_dir():
-        parts = _load_folder(source, dtype, variant, tokenizer, sharding, vae)
+        found = _load_folder(source, dtype, variant, tokenizer, sharding, vae)
     else:
-        parts = _load_file(source, dtype, tokenizer, prediction, sharding, vae)
+        found = _load_file(source, dtype, tokenizer, prediction, sharding, vae)
     if prediction:
-        parts = parts._replace(scheduler={**parts.scheduler, "prediction_type": prediction})
-    return parts
+        found = found._replace(scheduler={**found.scheduler, "prediction_type": prediction})
+    return found
 
 
 def _load_folder(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.pretrained.files import StrPath
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.recognise import WORD, describe_keys
@@ -178,7 +179,8 @@ def add_concept(
 
     Args:
         path: file of diffusers (its keys are the words), or of web interfaces, which holds one word
-            (``emb_params`` or ``string_to_param``; ``clip_l`` and ``clip_g`` for XL).
+            (``emb_params`` or ``string_to_param``; ``clip_l`` and ``clip_g`` for XL); or its name
+            on the Hub.
         name: the word, if the file holds one; that in the file, or the name of the file, if None.
         allow_legacy_pickle: read pickles (.pt, .bin) too, without running their code.
 
@@ -187,14 +189,15 @@ def add_concept(
         ValueError: an encoder finds no embedding of its width, or knows a word already, or the file
             holds several words or something else.
     """
-    words = _read_words(Path(path), name, allow_legacy_pickle)
+    file = download(path, pickles=allow_legacy_pickle)
+    words = _read_words(file, name, allow_legacy_pickle)
     for word, rows in words.items():
         used: set[str] = set()
         new = []
         for encoder in encoders:
-            key = _choose_key(encoder, rows, Path(path))
+            key = _choose_key(encoder, rows, file)
             used.add(key)
-            new.append(_add_rows(encoder, word, rows[key], Path(path)))
+            new.append(_add_rows(encoder, word, rows[key], file))
         # A refiner has the second encoder only.
         spare = {key for key in rows if key not in used and not (key == "clip_l" and used)}
         if spare:

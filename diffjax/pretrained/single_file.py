@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from diffjax.pretrained.files import StrPath, Weights, open_safetensors
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.models import Component, Sharding, fill
 from diffjax.pretrained.recognise import describe_keys
 from diffjax.pretrained.single_file_parts import (
@@ -100,6 +101,7 @@ def open_single_file(
     Only the header is read. The family of a ControlNet by itself is ``controlnet``.
 
     Args:
+        path: a file, or a name on the Hub; see `diffjax.pretrained.hub`.
         ema: use the averaged weights of the UNet, which training checkpoints also have.
         vae: look for the autoencoder too, which some files have left out.
 
@@ -108,6 +110,7 @@ def open_single_file(
         ValueError: the file is a pickle or damaged, or not of a known family, or lacks what was
             asked for.
     """
+    path = download(path)
     weights = open_safetensors(path)
     if strange := [f"{key} ({kind})" for key, kind in _MARKED.items() if key in weights]:
         raise ValueError(f"{path} is of a kind that is not supported: it has {strange[0]}")

@@ -25,6 +25,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from diffjax.pretrained.config_specs import TOKENIZER
 from diffjax.pretrained.files import StrPath, resolve_inside, write_json
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.tokenizer_files import (
     list_added,
     read_backend,
@@ -135,6 +136,8 @@ def _bound_word(name: str) -> str:
 def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
     """The tokenizer in a folder: tokenizer.json, or vocab.json with merges.txt.
 
+    The folder may be a name on the Hub, see `diffjax.pretrained.hub`.
+
     Args:
         pad: padding token, if it is not to be that of the files.
 
@@ -142,7 +145,7 @@ def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
         FileNotFoundError: the folder has neither.
         ValueError: a file is damaged, or the special tokens are not in the vocabulary.
     """
-    path = Path(folder)
+    path = download(folder)
     config = _read_special(path)
     check(config, TOKENIZER, path / "tokenizer_config.json")
     backend = _load_backend(path)

@@ -9,6 +9,7 @@ A ``folder`` is the workdir of a run, or None: what a run there knows of its dat
 """
 
 from diffjax.runs.batches import abstract_batch, read_image_shape, start_batches
+from diffjax.runs.cards import gather_uploads, make_card
 from diffjax.runs.classes import find_class, keep_classes, read_classes, read_known_classes
 from diffjax.runs.drawing import Drawer, Strength, with_sample
 from diffjax.runs.exported import write_export
@@ -41,6 +42,7 @@ __all__ = [
     "build_model",
     "build_task",
     "find_class",
+    "gather_uploads",
     "init_untrained",
     "is_publishable",
     "is_trained",
@@ -49,6 +51,7 @@ __all__ = [
     "load_fixed_parts",
     "load_source",
     "load_test_source",
+    "make_card",
     "make_drawer",
     "make_run_mesh",
     "make_tokenizers",

@@ -1,7 +1,7 @@
 """Fine-tuning of published text-to-image models: the parts that it begins from.
 
 A config with a section ``model`` begins from ``model.path``: a diffusers folder, a single
-.safetensors file (with ``model.tokenizer``), or "random" for none.
+.safetensors file (with ``model.tokenizer``), the name of either on the Hub, or "random" for none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.config import resolve
-from diffjax.pretrained import configs
+from diffjax.pretrained import configs, download
 from diffjax.runs.locate import INDEX, fit, read_weights
 from diffjax.runs.states import build_model
 from diffjax.runs.tokens import RANDOM, find_model_path
@@ -40,7 +40,7 @@ def read_part(cfg: ConfigDict, name: str, net: Module, like: Params) -> Params:
     Raises:
         ConfigError: there is no such model, or it is another one; what differs is named.
     """
-    where = Path(find_model_path(cfg))
+    where = download(find_model_path(cfg), parts=(name,))
     if not where.exists():
         raise ConfigError(f"there is no {where} (config.model.path)")
     if where.is_dir() and not (where / INDEX).is_file():
@@ -121,7 +121,7 @@ def check_noise(cfg: ConfigDict) -> None:
     Raises:
         ConfigError: they are not; what differs is named.
     """
-    where = Path(find_model_path(cfg))
+    where = download(find_model_path(cfg), parts=())
     if not (where / INDEX).is_file():
         return  # single files, and runs that begin with nothing, do not say
     scheduler = read_json(where / "scheduler" / "scheduler_config.json")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from diffjax.model import make_control_network
 from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.nets.autoencoder import AutoencoderKL
-from diffjax.pretrained import configs, save_model
+from diffjax.pretrained import configs, download, save_model
 from diffjax.pretrained.files import write_json
 from diffjax.pretrained.lora import LORA_FILE, save_lora
 from diffjax.pretrained.models import Component
@@ -94,7 +94,8 @@ def save_control_network(cfg: ConfigDict, params: Params, out: Path) -> str:
 def _save_whole(
     cfg: ConfigDict, state: State, frozen: dict[str, Params], out: Path, folder: Path | None
 ) -> None:
-    where = find_model_path(cfg)
+    named = find_model_path(cfg)
+    where = named if named == RANDOM else str(download(named))
     if where == RANDOM:
         save_components(out, _gather_parts(cfg, state, frozen, folder))
     elif not Path(where).exists():
