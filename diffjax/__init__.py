@@ -90,8 +90,11 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f"diffjax.{module}"), there)
     if name in _MODULES:
         return importlib.import_module(f"diffjax.{name}")
+    from diffjax.generate.diffusers_names import CLASSES
     from diffjax.types import suggest
 
+    if name in CLASSES:
+        raise AttributeError(f"{name} of diffusers is here: {CLASSES[name]}")
     near = suggest(name, __all__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}")
 

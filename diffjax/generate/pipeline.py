@@ -22,7 +22,7 @@ from diffjax.generate.checks import (
     refuse,
     show,
 )
-from diffjax.generate.diffusers_names import explain_attribute, refuse_arguments
+from diffjax.generate.diffusers_names import Explains, explain_attribute, refuse_arguments
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Control, Guidance, Lora, Refiner, Sampling, Size, Texts
 from diffjax.generate.request import LAYERS, Request, read_prompts
@@ -117,7 +117,7 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Pipeline(LoadedModel):
+class Pipeline(LoadedModel, metaclass=Explains):
     """A text-to-image model, ready to be called.
 
     Attributes:
@@ -135,7 +135,8 @@ class Pipeline(LoadedModel):
         return "\n".join([*lines, f"  scheduler: {config.get('_class_name')}, {said})"])
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(explain_attribute(name), name=name, obj=self)
+        known = dir(type(self))
+        raise AttributeError(explain_attribute(name, known), name=name, obj=self)
 
     def __call__(
         self,
