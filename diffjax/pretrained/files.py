@@ -303,8 +303,8 @@ def resolve_inside(folder: Path, name: str) -> Path:
 
     Neither names in files nor links in folders may lead to other files of this machine. How the
     folder itself was reached is the caller's business. Files of a Hugging Face cache are links from
-    ``snapshots`` to ``blobs``, or to those that its repositories share; these blobs count as part of
-    the folder.
+    ``snapshots`` to ``blobs``, or to those that its repositories share; these blobs count as part
+    of the folder.
 
     Raises:
         ValueError: the name is not that of a file in the folder, or a link leads out of it.
