@@ -227,7 +227,7 @@ def _make(hub):
         def create(self, asked):
             name = f"{asked.get('organization') or 'owner'}/{asked['name']}"
             if name in hub.repositories:
-                return self.refuse(409, "RepoExists", "You already created this model repo")
+                return self.answer({"url": f"{hub.url}/{name}"}, 409, X_Error_Code="RepoExists")
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             if not token:
                 return self.refuse(401, "", "Invalid username or password.")

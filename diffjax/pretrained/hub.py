@@ -307,7 +307,7 @@ def _say_login() -> str:
 
 
 def _say_reader(error: Any) -> str:
-    given = error.request is not None and "authorization" in error.request.headers
+    given = "authorization" in error.response.request.headers
     return "the token in use" if given else "those who are not logged in"
 
 

@@ -1,14 +1,18 @@
 """Names of the Hub, against a server with its routes."""
 
+import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import yaml
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars
+from PIL import Image
 
 import diffjax
 from diffjax.pretrained import hub
@@ -53,6 +57,7 @@ def server(files, tmp_path, monkeypatch):
     template = found.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the server has HTTP alone
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -75,9 +80,7 @@ def test_only_what_is_used_is_downloaded(server, files):
     )
     server.clear()
     assert hub.download("owner/model") == folder
-    assert [path for _, path in server.requests] == ["/api/models/owner/model/revision/main"] or [
-        path for _, path in server.requests
-    ] == ["/api/models/owner/model"]
+    assert server.requests == [("GET", "/api/models/owner/model")]
 
 
 def test_a_model_of_the_hub_makes_the_pictures_of_the_folder(server):
@@ -97,7 +100,9 @@ def test_parts(server):
     assert hub.download(f"owner/model/{UNET}") == folder / UNET
 
 
-def test_a_connection_that_drops_goes_on_where_it_broke(server, files):
+def test_a_connection_that_drops_goes_on_where_it_broke(server, files, monkeypatch):
+    # What has come is written in pieces of 10 MB, which is more than this model has.
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
     server.drop = {UNET: 100_000}
     folder = hub.download("owner/model", parts=("unet",))
     assert (folder / UNET).read_bytes() == files[UNET]
@@ -132,7 +137,9 @@ def test_the_cache_serves_without_a_network(server, monkeypatch, caplog):
 
 def test_a_cache_that_is_not_complete(server):
     hub.download("owner/model", parts=("vae",))
-    with pytest.raises(ConfigError, match=rf"3 of 13 files are missing.*{UNET}.*with a network"):
+    with pytest.raises(
+        ConfigError, match=r"4 of 10 files are missing .*text_encoder/model.*with a network"
+    ):
         hub.download("owner/model", local_files_only=True)
     with pytest.raises(ConfigError, match=r"no owner/other .* local_files_only=True"):
         hub.download("owner/other", local_files_only=True)
@@ -177,6 +184,43 @@ def test_a_server_that_is_down_says_so(server):
     server.down = True
     with pytest.raises(OSError, match="owner/model"):
         hub.download("owner/model")
+
+
+def test_uploads(server, tmp_path):
+    """A folder goes up with its card, large files by LFS, and comes back as it was."""
+    images = diffjax.load(MODEL)("a red circle", sampler=2)
+    pipe, out = diffjax.load(MODEL), tmp_path / "mine"
+    pipe.save(out, license="apache-2.0", picture=images[0])
+    files = hub.list_uploads(out)
+    with pytest.raises(ConfigError, match="log in with 'hf auth login'"):
+        hub.upload(files, "me/mine")
+    with pytest.raises(ConfigError, match="must be OWNER/NAME"):
+        hub.upload(files, "mine")
+    address = hub.upload(files, "me/mine", token="right")
+    assert address.startswith(f"{server.url}/me/mine/commit/")
+    kept = server.repositories["me/mine"]
+    there = kept.commits[kept.refs["main"]]
+    assert there.keys() - {".gitattributes"} == list_files(out)
+    assert all((out / name).read_bytes() == there[name] for name in list_files(out))
+    assert hashlib.sha256(there[UNET]).hexdigest() in server.uploads
+    card = there["README.md"].decode()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "apache-2.0" and front["library_name"] == "diffusers"
+    assert "![Images that the model made](sample.png)" in card
+    again = diffjax.load("me/mine")("a red circle", sampler=2)
+    np.testing.assert_array_equal(np.asarray(images[0]), np.asarray(again[0]))
+    with pytest.raises(ConfigError, match="to the token in use"):
+        kept.token = "other"
+        hub.upload(files, "me/mine", token="wrong")
+
+
+def test_a_card_that_is_there_stays(tmp_path):
+    (tmp_path / "README.md").write_text("ours")
+    diffjax.load(MODEL).save(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "ours"
+    with pytest.raises(ConfigError, match="license='My own' is no identifier"):
+        diffjax.load(MODEL).save(tmp_path / "other", license="My own")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
@@ -282,11 +326,38 @@ def test_the_command_line(server, tmp_path):
     command = [sys.executable, "-m", "diffjax.cli", "generate", "--model=owner/model@main",
                "--prompt=a red circle", "--steps=2", f"--out={tmp_path / 'out'}"]  # fmt: skip
     env = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"),
-           "HF_HUB_OFFLINE": "0", "JAX_PLATFORMS": "cpu"}  # fmt: skip
+           "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "JAX_PLATFORMS": "cpu"}  # fmt: skip
     env.pop("HF_HUB_CACHE", None)
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/00000.png").is_file()
-    command[4] = "--model=owner/modle"
+    command = [*command[:3], "generate", "--model=owner/modle", "--prompt=a", f"--out={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and "shows no repository owner/modle" in done.stderr
+
+
+def test_export_pushes_a_run(server, tmp_path):
+    """In a process of its own; what comes back is the model that went up."""
+    weights = ROOT / "docs/results/models/cfg14-p10.safetensors"
+    (tmp_path / "run/samples").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "run/samples/00000100.png")
+    command = [sys.executable, "-m", "diffjax.cli", "export", f"--weights={weights}",
+               f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'digits.safetensors'}",
+               "--push=me/digits", "--license=mit"]  # fmt: skip
+    env = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"),
+           "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "right",
+           "JAX_PLATFORMS": "cpu"}  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kept = server.repositories["me/digits"]
+    names = set(kept.commits[kept.refs["main"]])
+    assert names == {".gitattributes", "README.md", "sample.png", "digits.safetensors"}
+    card = kept.commits[kept.refs["main"]]["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
+    assert 'diffjax.open("me/digits")' in card and "| data set |" in card
+    ours, theirs = diffjax.open(weights), diffjax.open("me/digits")
+    for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    del env["HF_TOKEN"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and "log in with 'hf auth login'" in done.stderr
