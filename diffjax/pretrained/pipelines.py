@@ -120,8 +120,8 @@ def load_components(
             v_prediction. With epsilon they are the 512-pixel base model.
         sharding: see `load_model`.
         vae: folder or file of an autoencoder in place of the model's own; see `load_vae`.
-        revision: of a name on the Hub, for ``path``; see `download`.
-        token, local_files_only: see `download`.
+        revision, token, local_files_only: of names on the Hub; see `download`. The revision is
+            that of ``path``.
 
     Raises:
         ConfigError: the Hub has no such model; see `download`.
@@ -133,10 +133,8 @@ def load_components(
     parts = [name for name in NETWORKS if name != "vae" or vae is None]
     parts += ["scheduler", *(TOKENIZERS if tokenizer is None else ())]
     source = fetch(path, parts=parts, variant=variant, revision=revision)
-    if tokenizer is not None:
-        tokenizer = fetch(tokenizer, parts=TOKENIZERS)
-    if vae is not None:
-        vae = fetch(vae, parts=("vae",), variant=variant, fall_back=True)
+    tokenizer = tokenizer and fetch(tokenizer, parts=TOKENIZERS)
+    vae = vae and fetch(vae, parts=("vae",), variant=variant, fall_back=True)
     if source.is_dir():
         found = _load_folder(source, dtype, variant, tokenizer, sharding, vae)
     else:
