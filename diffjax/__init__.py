@@ -85,6 +85,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name, or a module, when it is first used.
+
+    Raises:
+        AttributeError: there is no such name; the message has the closest one.
+    """
     if name in _NAMES:
         module, there = _NAMES[name]
         return getattr(importlib.import_module(f"diffjax.{module}"), there)
@@ -100,4 +105,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """List the public names, for completion in a shell."""
     return sorted(__all__)

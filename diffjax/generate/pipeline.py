@@ -34,7 +34,7 @@ from diffjax.generate.request import LAYERS, Request, read_prompts
 from diffjax.generate.stages import Stage, make_stages
 from diffjax.pretrained.cards import PICTURE, UNKNOWN, Card, check_license, write_card
 from diffjax.pretrained.files import StrPath
-from diffjax.pretrained.lora import load_lora, merge_lora
+from diffjax.pretrained.lora_files import load_lora, merge_lora
 from diffjax.pretrained.models import Component, Sharding
 from diffjax.pretrained.pipelines import load_components, save_components
 from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks

@@ -1,7 +1,7 @@
 """Load both halves of CLIP from a folder of transformers' CLIPModel.
 
-CLIP scores (`diffjax.metrics.clip`) compare the embeddings of images and texts. The text encoders
-of Stable Diffusion are loaded by `pipelines` instead.
+CLIP scores (`diffjax.metrics.clip_similarity`) compare the embeddings of images and texts. The text
+encoders of Stable Diffusion are loaded by `pipelines` instead.
 """
 
 from __future__ import annotations

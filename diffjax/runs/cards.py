@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from diffjax.pretrained.cards import CARD, PICTURE, UNKNOWN, Card, write_card
 from diffjax.pretrained.hub import list_uploads, parse_name
 from diffjax.runs.tokens import RANDOM, find_model_path
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
 from diffjax.train import State
 
 # By what was trained: title, summary, usage, the Hub's name of the task, and tags.
@@ -75,7 +75,7 @@ def make_card(
 
 
 def _find_kind(cfg: ConfigDict, whole: bool) -> str:
-    kind = task_kind(cfg)
+    kind = find_task_kind(cfg)
     if whole:
         return "control" if kind.takes_hints else "lora" if kind.trains_beside else "whole"
     return "diffusion" if cfg.task == "diffusion" else "other"

@@ -31,7 +31,7 @@ from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError, name_keys
 from diffjax.pretrained.cards import UNKNOWN, check_license
 from diffjax.pretrained.hub import check_target, upload
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
 
 OUT = flags.DEFINE_string(
     "out",
@@ -50,18 +50,27 @@ PRIVATE = flags.DEFINE_bool("private", None, "Whether a repository that --push m
 LICENSE = flags.DEFINE_string(
     "license", UNKNOWN, "The Hub's identifier of the licence, for the model card."
 )
-
+# Flags in the order of the help, see `help_pages`.
 FLAG_GROUPS = {
     "Export": ("workdir", "out", "best", "weights", "config"),
     "Hugging Face Hub": ("push", "private", "license"),
 }
-USES = ("config", "workdir", "weights", "best")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights", "best")
 
 
 def main() -> None:
+    """Write the weights of a run to --out, and with --push to the Hub.
+
+    Raises:
+        UsageError: a folder is asked for, and the run has no format of diffusers.
+        ConfigError: the run has no checkpoint, or its frozen parts are missing.
+        OSError: the Hub cannot be reached.
+    """
     _check_flags()
-    cfg, folder = run_flags.config(), run_flags.workdir()
+    cfg, folder = run_flags.read_config(), run_flags.read_workdir()
     out = Path(OUT.value) if OUT.value else folder / "weights.safetensors"
+    # A path without suffix is a folder of diffusers.
     whole = not out.suffix and runs.is_publishable(cfg)
     if out.suffix != ".safetensors" and not whole:
         raise UsageError(
@@ -69,7 +78,7 @@ def main() -> None:
         )
     state = runs.read_state(cfg, Path(run_flags.WEIGHTS.value or folder), best=run_flags.BEST.value)
     frozen = None
-    if cfg.get("autoencoder", None) and not task_kind(cfg).takes_hints:
+    if cfg.get("autoencoder", None) and not find_task_kind(cfg).takes_hints:
         exported = Path(run_flags.WEIGHTS.value) if run_flags.WEIGHTS.value else None
         frozen = runs.load_fixed_parts(cfg, folder, exported=exported)
     card = runs.make_card(cfg, state, PUSH.value or str(out), whole=whole, license=LICENSE.value)
