@@ -174,11 +174,13 @@ class Sampler(NamedTuple):
         plan: ``Grid -> Rows``, on the host in float64.
         init: ``(z, rows) -> state``.
         step: ``(noise, denoise, z, state, row) -> (z, state)``.
+        start: ``standard normal noise -> z``, in place of noise of the first level; None for that.
     """
 
     plan: Callable[[Grid], Rows]
     init: Callable[[Array, Rows], Any]
     step: Callable[[Noise, Denoiser, Array, Any, Rows], tuple[Array, Any]]
+    start: Callable[[Array], Array] | None = None
 
 
 class Task(NamedTuple):

@@ -43,6 +43,9 @@ DEFAULTS: Mapping[str, Any] = {
         "num_classes": 0,
         "batch_size": 128,
         "flip": False,
+        "crop": "center",  # or random, of pictures that are larger than image_size
+        "crop_share": (1.0, 1.0),  # of random crops: side over the largest, drawn between these
+        "dequantize": False,  # add uniform noise of the size of a grey level
         "augment": 0.0,  # probability of each of EDM's augmentations
         "threads": 2,  # that read ahead, in each process
         "prefetch": 2,  # batches read ahead; those on the devices come on top
@@ -79,6 +82,9 @@ DEFAULTS: Mapping[str, Any] = {
         "fourier_scale": 0.0,
         "progressive_input": False,
         "augment_dim": 0,
+        "class_embedding": "after",  # or before, the layers of the time embedding
+        "head": "dense",  # of a classifier, or direct: see diffjax.nets.noisy_classifier
+        "initialisation": "ddpm",  # or score_sde, adm, torch: see diffjax.nets.initialisation
         "context_dim": 0,  # width of the tokens to attend to; 0: none
         "added_dim": 0,  # size of the added condition of Stable Diffusion XL; 0: none
         "added_time_dim": 256,  # size of the embedding of each of its numbers
@@ -108,6 +114,7 @@ DEFAULTS: Mapping[str, Any] = {
         "variance": "fixedsmall",  # of the bound
         "vlb_weight": 1e-3,
         "distance": "l2",  # or l1, of the simple loss
+        "reduction": "mean",  # or sum, half_sum: of the simple loss over the pixels of an image
         **leave_open(float, "gamma", "k"),  # min_snr has gamma, p2 both
     },
     "times": {
@@ -134,7 +141,9 @@ DEFAULTS: Mapping[str, Any] = {
         "warmup": 5000,
         "decay": "constant",
         "clip": 1.0,
+        "lr_start": Open(float),  # of the warm-up: a fraction of lr; open: lr / warmup
         **leave_open(float, "lr_end"),  # cosine, linear: a fraction of lr
+        **leave_open(int, "decay_steps"),  # where they end; open: with the run
         **leave_open(float, "b1", "b2", "eps"),  # adam, adamw and most others
         **leave_open(float, "weight_decay"),  # adamw, lion, lamb, muon and others
         **leave_open(float, "momentum"),  # sgd, rmsprop, lars and others
@@ -168,9 +177,12 @@ DEFAULTS: Mapping[str, Any] = {
         **leave_open(float, "s_churn", "s_tmin", "s_tmax", "s_noise"),  # heun
         **leave_open(float, "snr"),  # pc
         **leave_open(int, "corrections"),
+        **leave_open(str, "norm"),
         **leave_open(int, "steps_per_level"),  # langevin
         **leave_open(float, "step_size"),
         **leave_open(bool, "denoise"),
+        **leave_open(str, "rule", "start"),
+        **leave_open(float, "rtol", "atol"),  # rk45
         **leave_open(int, "order"),  # lms, ipndm, deis
         **leave_open(bool, "lower_order_final"),  # dpmpp_2m and its like, unipc, deis
         **leave_open(bool, "euler_at_final"),  # dpmpp_2m and its like
@@ -182,6 +194,7 @@ DEFAULTS: Mapping[str, Any] = {
         **leave_open(float, "fraction"),  # quadratic
         **leave_open(int, "original_steps"),  # lcm
         **leave_open(int, "offset"),  # leading
+        **leave_open(float, "t_end"),  # uniform: the last time
         **leave_open(str, "final"),  # where grids end: clean, first, last
         "clip": True,
         "guidance": 1.0,  # s = 1 + w; 1: none
@@ -216,6 +229,7 @@ FIRST_STAGE: Mapping[str, Any] = {
         "latent_channels": 4,
         "norm_groups": 32,
         "middle_attention": True,
+        "initialisation": "ddpm",  # or torch
         "codes": 8192,  # vq: size of the codebook
         "code_channels": 0,  # vq: of a code; 0: latent_channels
         "attention": "xla",
@@ -247,7 +261,8 @@ OPTIONAL: Mapping[str, Any] = {
     },
     "control": {
         "base": "",  # workdir, or exported .safetensors; unless there is a section model
-        "hint": {"name": "canny", "low": 0.05, "high": 0.1, "sigma": 1.0},  # options of canny
+        # The others are options of canny.
+        "hint": {"name": "canny", "low": 0.05, "high": 0.1, "sigma": 1.0, "norm": "l2"},
         "net": {
             "name": "controlnet",  # or t2i_adapter
             "hint_channels": 3,

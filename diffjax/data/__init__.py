@@ -7,11 +7,13 @@ from diffjax.data.folder_loaders import FOLDERS
 from diffjax.data.formats import sides
 from diffjax.data.pairs import load_pairs
 from diffjax.data.pipeline import (
+    RandomCrop,
     batch_at,
     batch_of,
     batches,
     dataset,
     device_prefetch,
+    make_crop,
     to_float,
     to_levels,
 )
@@ -22,6 +24,7 @@ __all__ = [
     "HINTS",
     "Buckets",
     "Hints",
+    "RandomCrop",
     "Source",
     "batch_at",
     "batch_of",
@@ -31,6 +34,7 @@ __all__ = [
     "from_arrays",
     "load",
     "load_pairs",
+    "make_crop",
     "make_hints",
     "names",
     "sides",

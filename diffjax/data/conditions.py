@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from diffjax.types import build
+from diffjax.types import build, choose
 
 Batch = Mapping[str, np.ndarray]
 Hints = Callable[[Batch], np.ndarray]  # batch -> (B, H, W, C) float32 in [0, 1]
@@ -77,7 +77,12 @@ def sobel(images: np.ndarray, *, sigma: float = 0.0) -> np.ndarray:
 
 
 def canny(
-    images: np.ndarray, *, low: float = 0.05, high: float = 0.1, sigma: float = 1.0
+    images: np.ndarray,
+    *,
+    low: float = 0.05,
+    high: float = 0.1,
+    sigma: float = 1.0,
+    norm: str = "l2",
 ) -> np.ndarray:
     """Edges (B, H, W), 0 or 1, by Canny's algorithm.
 
@@ -85,19 +90,26 @@ def canny(
     are connected with them.
 
     Args:
-        low, high: sizes of the gradient per pixel, for grey levels in [0, 1].
+        low, high: sizes of the gradient per pixel, for grey levels in [0, 1]. Thresholds of OpenCV
+            are ``8 * 255`` times as large.
+        norm: ``l2``, or ``l1``, OpenCV's default, by which a gradient is large.
 
     Raises:
-        ValueError: not 0 <= low <= high.
+        ValueError: not 0 <= low <= high, or an unknown norm.
     """
+    measure = choose("norm of canny", norm, {"l2": np.hypot, "l1": _add_sizes})
     if not 0 <= low <= high:
         raise ValueError(f"canny needs 0 <= low <= high, got {low} and {high}")
     dy, dx = gradient(grey(images), sigma)
-    size = np.hypot(dy, dx)
+    size = measure(dy, dx)
     thin = np.where(_is_ridge(size, dy, dx), size, 0)
     labels, _ = ndimage.label(thin > low, _stack_neighbours(_EIGHT))
     strong = np.unique(labels[thin > high])
     return np.isin(labels, strong[strong > 0]).astype(np.float32)
+
+
+def _add_sizes(dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
+    return np.abs(dy) + np.abs(dx)
 
 
 def _is_ridge(size: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
@@ -168,8 +180,10 @@ def _take(key: str, batch: Batch) -> np.ndarray:
     return batch[key]
 
 
-def _canny(low: float = 0.05, high: float = 0.1, sigma: float = 1.0) -> Hints:
-    return lambda batch: canny(_take("image", batch), low=low, high=high, sigma=sigma)
+def _canny(
+    low: float = 0.05, high: float = 0.1, sigma: float = 1.0, norm: str = "l2"
+) -> Hints:
+    return lambda batch: canny(_take("image", batch), low=low, high=high, sigma=sigma, norm=norm)
 
 
 def _sobel(sigma: float = 1.0) -> Hints:

@@ -99,7 +99,7 @@ class ImageMaker:
         return np.concatenate(done)[:num]
 
     def _compile(self, sampler: Sampler) -> Callable[..., Array]:
-        key = (sampler.init, sampler.step, self.steering)
+        key = (sampler.init, sampler.step, sampler.start, self.steering)
         if key not in self.compiled:
             described = self.model._replace(params=None, frozen=None, statistics=None, adapters=())
 

@@ -79,6 +79,9 @@ class UNet(nn.Module):
             residual form of Song et al. 2021).
         augment_dim: size of EDM's augmentation labels ``cond["augment"]`` (B, A), 0 for none; an
             absent label is zero.
+        class_embedding: where the class joins the time embedding: ``after`` its two layers (ADM)
+            or ``before`` them (Karras et al. 2022, of CIFAR-10).
+        initialisation: a name in `diffjax.nets.initialisation`.
         dtype: computation type; parameters stay float32.
     """
 
@@ -115,6 +118,8 @@ class UNet(nn.Module):
     fourier_scale: float = 0.0
     progressive_input: bool = False
     augment_dim: int = 0
+    class_embedding: str = "after"
+    initialisation: str = "ddpm"
 
     @property
     def divisor(self) -> int:
@@ -148,14 +153,17 @@ def embed(net: UNet, z: Array, t: Array, cond: Any) -> Array:
     _check(net, z, cond)
     t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * net.time_scale, z.shape[:1])
     waves = _embed_waves(net, t)
+    before = net.num_classes and net.class_embedding == "before"
+    if before:
+        # Zeros beyond the classes, for "no class".
+        chosen = jax.nn.one_hot(_take_label(net, cond), net.num_classes) * net.num_classes**0.5
+        waves = waves + nn.Dense(waves.shape[-1], name="class_embedding")(chosen)
     if net.augment_dim:
         label = cond.get("augment", jnp.zeros((z.shape[0], net.augment_dim)))
         waves = waves + nn.Dense(waves.shape[-1], False, name="augment_embedding")(label)
     temb = TimestepMLP(4 * net.channels, net.dtype, name="time_embedding")(waves)
-    if net.num_classes:
-        label = cond.get("label")
-        if label is None:
-            raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
+    if net.num_classes and not before:
+        label = _take_label(net, cond)
         table = nn.Embed(net.num_classes, 4 * net.channels, name="class_embedding")
         known = label[:, None] < net.num_classes  # beyond: the zero embedding, for "no class"
         temb = temb + jnp.where(known, table(jnp.minimum(label, net.num_classes - 1)), 0)
@@ -163,6 +171,13 @@ def embed(net: UNet, z: Array, t: Array, cond: Any) -> Array:
         mlp = TimestepMLP(4 * net.channels, net.dtype, name="add_embedding")
         temb = temb + mlp(_embed_added(net, cond["added"]))
     return temb
+
+
+def _take_label(net: UNet, cond: Any) -> Array:
+    label: Array | None = cond.get("label")
+    if label is None:
+        raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
+    return label
 
 
 def encode(
@@ -353,6 +368,7 @@ def _embed_added(net: UNet, added: Any) -> Array:
 
 def _check(net: UNet, z: Array, cond: Any) -> None:
     choose("decoder_attention", net.decoder_attention, {"all": 0, "last": 0})
+    choose("class_embedding", net.class_embedding, {"after": 0, "before": 0})
     if z.ndim != 4 or z.shape[1] % net.divisor or z.shape[2] % net.divisor:
         raise ValueError(
             f"images must be (B, H, W, C) with H and W multiples of {net.divisor}, got {z.shape}"

@@ -90,6 +90,7 @@ def make_noise(cfg: ConfigDict, count: int = 64) -> data.Source:
 def start_batches(cfg: ConfigDict, source: data.Source) -> Batches:
     """``(step, sharding) -> iterator`` of training batches, placed on the devices ahead of use."""
     hints = make_hints(cfg) if task_kind(cfg).takes_hints else None
+    crop = data.make_crop(cfg.data.crop, cfg.data.crop_share)
 
     def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
         part, parts = find_host_share(sharding, cfg.data.batch_size)
@@ -100,6 +101,7 @@ def start_batches(cfg: ConfigDict, source: data.Source) -> Batches:
             step=step,
             # An augmentation flips by itself, and says so to the network.
             flip=cfg.data.flip and not cfg.data.augment,
+            crop=crop,
             hints=hints,
             num_threads=cfg.data.threads,
             prefetch=cfg.data.prefetch,

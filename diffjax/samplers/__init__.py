@@ -1,8 +1,10 @@
 """Samplers: host-side plans and one compiled loop."""
 
+from diffjax.samplers.adaptive import integrate, rk45
 from diffjax.samplers.affine import affine, to_rows
 from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
 from diffjax.samplers.consistency import consistency, lcm, tcd
+from diffjax.samplers.euler_maruyama import euler_maruyama
 from diffjax.samplers.exponential import dpm_solver, dpm_solver_single, unipc
 from diffjax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffjax.samplers.loop import (
@@ -40,10 +42,12 @@ __all__ = [
     "dpm_solver",
     "dpm_solver_single",
     "dynamic_threshold",
+    "euler_maruyama",
     "flow_heun",
     "given_noise",
     "heun",
     "image_noise",
+    "integrate",
     "ipndm",
     "lcm",
     "lms",
@@ -52,6 +56,7 @@ __all__ = [
     "plms",
     "predictor_corrector",
     "prior",
+    "rk45",
     "sample",
     "steps",
     "tcd",

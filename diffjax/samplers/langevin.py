@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jax.scipy.special import ndtr
 
 from diffjax.samplers.affine import Entry, affine
-from diffjax.types import Array, Denoiser, Grid, Noise, Rows, Sampler, expand
+from diffjax.types import Array, Denoiser, Grid, Noise, Rows, Sampler, choose, expand
 
 
 def annealed_langevin(
-    *, steps_per_level: int = 100, step_size: float = 2e-5, denoise: bool = False
+    *,
+    steps_per_level: int = 100,
+    step_size: float = 2e-5,
+    denoise: bool = False,
+    rule: str = "printed",
+    start: str = "normal",
 ) -> Sampler:
     """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1), ``steps_per_level`` rows each.
 
@@ -21,10 +27,17 @@ def annealed_langevin(
 
     Args:
         denoise: end with the predicted data (Song & Ermon 2020; Jolicoeur-Martineau et al. 2020).
+        rule: ``printed`` is the step above. ``released`` is that of the code of both papers,
+            ``z' = z + a score + sqrt(2 a) noise``: the printed one with twice the step size, and
+            what made their figures.
+        start: ``normal`` noise of the first level, or ``uniform`` in [-1, 1], as released.
 
     Raises:
-        ValueError: no steps, a step size that is not positive, or levels that scale the data.
+        ValueError: no steps, a step size that is not positive, an unknown rule or start, or levels
+            that scale the data.
     """
+    factor = choose("Langevin rule", rule, {"printed": 1.0, "released": 2.0})
+    first = choose("Langevin start", start, {"normal": None, "uniform": _draw_uniform})
     if steps_per_level < 1 or step_size <= 0:
         raise ValueError(
             f"steps_per_level and step_size must be positive, got {steps_per_level} and {step_size}"
@@ -38,36 +51,48 @@ def annealed_langevin(
         smallest = sigma[levels[-1]]
         entries: list[Entry] = []
         for i in levels:
-            size = step_size * (sigma[i] / smallest) ** 2
+            size = factor * step_size * (sigma[i] / smallest) ** 2
             move = {0: {0: 1.0, "eps": -size / 2 / sigma[i], "noise": size**0.5}}
             entries += [(i, move)] * steps_per_level
         return [*entries, (levels[-1], {0: {"x": 1.0}})] if denoise else entries
 
-    return affine(table)
+    return affine(table)._replace(start=first)
 
 
-def predictor_corrector(inner: Sampler, *, snr: float = 0.16, corrections: int = 1) -> Sampler:
+def _draw_uniform(noise: Array) -> Array:
+    """Uniform numbers in [-1, 1] of standard normal ones."""
+    return 2 * ndtr(noise) - 1
+
+
+def predictor_corrector(
+    inner: Sampler, *, snr: float = 0.16, corrections: int = 1, norm: str = "image"
+) -> Sampler:
     """Langevin corrections before each row of another sampler (Song et al. 2021, algorithms 2-5).
 
-    ``z' = z + e score + sqrt(2 e) noise``, ``e = 2 a (snr |noise| / |score|)^2`` with norms per
-    image and ``a = 1 - beta = (alpha_t/alpha_s)^2`` of the step from t to s, which is 1 where
+    ``z' = z + e score + sqrt(2 e) noise``, ``e = 2 a (snr |noise| / |score|)^2`` and ``a = 1 - beta = (alpha_t/alpha_s)^2`` of the step from t to s, which is 1 where
     variances explode; ``corrections`` network evaluations more a row.
 
+    Args:
+        norm: of each ``image``, or the mean over the ``batch``, as released. Then an image depends
+            on those that are drawn beside it.
+
     Raises:
-        ValueError: negative snr, or no corrections.
+        ValueError: negative snr, no corrections, or an unknown norm.
     """
+    whole = choose("corrector's norm", norm, {"image": False, "batch": True})
     if snr < 0 or corrections < 1:
         raise ValueError(f"need snr >= 0 and corrections >= 1, got {snr} and {corrections}")
 
-    def norm(value: Array) -> Any:
-        return jnp.sqrt(jnp.square(value).sum(tuple(range(1, value.ndim)), keepdims=True))
+    def size_of(value: Array) -> Any:
+        each = jnp.sqrt(jnp.square(value).sum(tuple(range(1, value.ndim)), keepdims=True))
+        return each.mean() if whole else each
 
     def step(noise: Noise, denoise: Denoiser, z: Array, state: Any, row: Rows) -> tuple[Array, Any]:
         for k in range(1, corrections + 1):
             drawn = noise(row.level.i, k + 1)  # 0 is the row's own noise, 1 the prior's
             score = -denoise(z, row.level).eps / expand(row.level.sigma, z)
             ratio = expand(row.level.alpha / row.next.alpha, z)
-            size = 2 * jnp.square(ratio * snr * norm(drawn) / norm(score))
+            size = 2 * jnp.square(ratio * snr * size_of(drawn) / size_of(score))
             z = z + size * score + jnp.sqrt(2 * size) * drawn
         return inner.step(noise, denoise, z, state, row)
 

@@ -8,7 +8,9 @@ from typing import Any
 from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
 from diffjax.samplers.consistency import consistency, lcm, tcd
 from diffjax.samplers.exponential import dpm_solver, dpm_solver_single, unipc
+from diffjax.samplers.euler_maruyama import euler_maruyama
 from diffjax.samplers.langevin import annealed_langevin, predictor_corrector
+from diffjax.samplers.adaptive import rk45
 from diffjax.samplers.ode import deis, dpm2, flow_heun, heun, ipndm, lms, plms
 from diffjax.types import Sampler, build
 
@@ -32,10 +34,14 @@ def _dpmpp(order: int, algorithm: str = "dpmsolver++") -> Callable[..., Sampler]
 
 
 def _pc(
-    *, variance: float | str = "fixedlarge", snr: float = 0.16, corrections: int = 1
+    *,
+    variance: float | str = "fixedlarge",
+    snr: float = 0.16,
+    corrections: int = 1,
+    norm: str = "image",
 ) -> Sampler:
     """The forward variance makes the predictor that of reverse diffusion (Song et al. 2021, E)."""
-    return predictor_corrector(ancestral(variance), snr=snr, corrections=corrections)
+    return predictor_corrector(ancestral(variance), snr=snr, corrections=corrections, norm=norm)
 
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
@@ -69,6 +75,8 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "tcd": tcd,
     "langevin": annealed_langevin,
     "pc": _pc,
+    "euler_maruyama": euler_maruyama,
+    "rk45": rk45,
 }
 
 

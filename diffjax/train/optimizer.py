@@ -23,11 +23,15 @@ def _constant(lr: float, steps: int) -> optax.Schedule:
     return optax.constant_schedule(lr)
 
 
-def _cosine(lr: float, steps: int, lr_end: float = 0.0) -> optax.Schedule:
+def _cosine(
+    lr: float, steps: int, lr_end: float = 0.0, decay_steps: int | None = None
+) -> optax.Schedule:
     return optax.cosine_decay_schedule(lr, steps, lr_end)
 
 
-def _linear(lr: float, steps: int, lr_end: float = 0.0) -> optax.Schedule:
+def _linear(
+    lr: float, steps: int, lr_end: float = 0.0, decay_steps: int | None = None
+) -> optax.Schedule:
     return optax.linear_schedule(lr, lr * lr_end, steps)
 
 
@@ -89,7 +93,10 @@ def learning_rate(section: Section, steps: int) -> optax.Schedule:
     """Linear warm-up over ``warmup`` steps, then ``constant``, ``cosine`` or ``linear`` decay.
 
     Args:
-        section: ``lr``, ``warmup``, ``decay`` and ``lr_end`` (a fraction of lr; 0 if not given).
+        section: ``lr``, ``warmup``, ``decay``, ``lr_end`` (a fraction of lr; 0 if not given),
+            ``decay_steps`` (the step at which the decay ends, in place of that of the run) and
+            ``lr_start``: with it, step n of the warm-up uses ``lr (lr_start + (1 - lr_start) n /
+            warmup)``.
         steps: optimiser steps of the whole run, where the decay ends.
 
     Raises:
@@ -98,11 +105,17 @@ def learning_rate(section: Section, steps: int) -> optax.Schedule:
     lr, warmup = section["lr"], section["warmup"]
     name = section["decay"]
     options = select_options("learning-rate decay", name, DECAYS, section)
+    steps = options.get("decay_steps") or steps
     main = DECAYS[name](**{**options, "lr": lr, "steps": max(steps - warmup, 1)})
     if name != "constant" and warmup >= steps:
         raise ValueError(f"optim.warmup={warmup} leaves nothing of train.steps={steps} to decay in")
     if not warmup:
         return main
+    start = section.get("lr_start")
+    if start is not None:
+        return optax.join_schedules(
+            [optax.linear_schedule(lr * start, lr, warmup), main], [warmup]
+        )
     # The first update already moves: step n of the warm-up uses lr * (n + 1) / warmup.
     return optax.join_schedules(
         [optax.linear_schedule(lr / warmup, lr, max(warmup - 1, 1)), main], [warmup]
@@ -151,7 +164,7 @@ def _labels(tree: Params, patterns: dict[str, re.Pattern[str]]) -> Params:
 
 
 # Keys of the section that are no options of a decay or an optimiser.
-_OTHERS = {"name", "decay", "lr", "warmup", "clip", "groups", "match"}
+_OTHERS = {"name", "decay", "lr", "lr_start", "warmup", "clip", "groups", "match"}
 
 
 def _make_one(section: Section, steps: int, where: str = "optim") -> Optimizer:
