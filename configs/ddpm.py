@@ -8,7 +8,7 @@
 | fashion_mnist | 0.69M | 45 minutes on one CPU core | docs/results/ddpm.md |
 | fashion_mnist14 | 0.70M | 10 minutes on one CPU core | the same pictures, 2x2 pixels averaged |
 | fashion_mnist14_small | 0.39M | 2 minutes on one CPU core | docs/results/ablation.md |
-| cifar10 | 35,746,307 | 800k steps; the paper: 10.6 h on TPU v3-8 | FID 3.17 (test set 5.24), IS 9.46 |
+| cifar10 | 35,746,307 | 800k steps, 10.6 h on TPU v3-8 | FID 3.17 (test set: 5.24), IS 9.46 |
 | celeba_hq | 113,673,219 | 500k steps, batch 64 | no figure in the paper |
 | lsun_bedroom | 113,673,219 | 2.4M steps | FID 6.36 |
 | lsun_church | 113,673,219 | 1.2M steps | FID 7.89 |

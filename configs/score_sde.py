@@ -18,7 +18,7 @@ sigmas are doubled. Its score is -eps / sigma with the weight sigma^2: the plain
 models half the sum over pixels, whose gradient the clip at 1 nearly always cuts. FIDs are those of
 the best checkpoint, one every 50k steps, and bits/dim those of the last. The VP models sample by
 Euler-Maruyama to t = 0.001; likelihood weights (Song et al. 2021b, arXiv:2101.09258) are
-``--config.loss.weight=likelihood``, which is what the option likelihood_weighting of the release does.
+``--config.loss.weight=likelihood``, the option likelihood_weighting of the release.
 """
 
 from ml_collections import ConfigDict

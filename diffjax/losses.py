@@ -57,12 +57,33 @@ def edm_weight(sigma_data: float = 0.5) -> Weight:
     return _on_x(lambda r: r + 1 / sigma_data**2)
 
 
+def likelihood(schedule: Schedule) -> Weight:
+    """``w_eps = g^2 / sigma^2 = -d log-SNR / dt``, which bounds likelihoods (Song et al. 2021b).
+
+    With uniform times of a continuous schedule; ``g^2`` is that of its SDE, and section 4 there.
+
+    Raises:
+        ValueError: the schedule is discrete.
+    """
+    if schedule.steps is not None:
+        raise ValueError("the likelihood weight needs a continuous schedule, such as vp_sde")
+
+    def raw(level: Level, parameterization: Parameterization) -> Any:
+        t = jnp.asarray(level.t, jnp.float32)
+        (alpha, sigma), (da, ds) = jax.jvp(schedule.at, (t,), (jnp.ones_like(t),))
+        snr = jnp.square(alpha / sigma)
+        return 2 * (ds / sigma - da / alpha) * snr * parameterization.gain(level) ** 2
+
+    return raw
+
+
 WEIGHTS: dict[str, Callable[..., Weight]] = {
     "simple": simple,
     "snr": snr,
     "p2": p2,
     "min_snr": min_snr,
     "edm": edm_weight,
+    "likelihood": likelihood,
 }
 
 

@@ -110,7 +110,7 @@ DEFAULTS: Mapping[str, Any] = {
     },
     "loss": {
         "name": "simple",  # simple, vlb, hybrid
-        "weight": "simple",  # simple, snr, p2, min_snr, edm
+        "weight": "simple",  # simple, snr, p2, min_snr, edm, likelihood
         "variance": "fixedsmall",  # of the bound
         "vlb_weight": 1e-3,
         "distance": "l2",  # or l1, of the simple loss

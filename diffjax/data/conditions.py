@@ -180,9 +180,7 @@ def _take(key: str, batch: Batch) -> np.ndarray:
     return batch[key]
 
 
-def _canny(
-    low: float = 0.05, high: float = 0.1, sigma: float = 1.0, norm: str = "l2"
-) -> Hints:
+def _canny(low: float = 0.05, high: float = 0.1, sigma: float = 1.0, norm: str = "l2") -> Hints:
     return lambda batch: canny(_take("image", batch), low=low, high=high, sigma=sigma, norm=norm)
 
 

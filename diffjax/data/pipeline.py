@@ -69,7 +69,7 @@ def _mix(seed: int | Sequence[int], positions: np.ndarray) -> np.ndarray:
 
 
 class RandomCrop(NamedTuple):
-    """Crops at random places; sides over the largest that fit, drawn between ``low`` and ``high``."""
+    """Crops at random places, whose share of the largest is drawn between ``low`` and ``high``."""
 
     low: float
     high: float
@@ -260,6 +260,7 @@ def batches(
     seed: int,
     step: int = 0,
     flip: bool = False,
+    crop: RandomCrop | None = None,
     num_threads: int = 2,
     prefetch: int = 2,
     hints: Hints | None = None,

@@ -10,10 +10,10 @@
 ``ddpm`` is that of Ho et al. 2020, and what the layers of `diffjax.nets.layers` do by themselves.
 ``score_sde`` is that of Song et al. 2021, where the projections of attention begin smaller; Karras
 et al. 2022 draw all three as one kernel, with the same spread, for CIFAR-10. ``adm`` is that of the
-UNets of Nichol & Dhariwal 2021, Dhariwal & Nichol 2021 and Rombach et al. 2022, and of Karras et al.
-2022 for ImageNet; of transformer blocks only ``proj_out`` is 0. ``torch`` is that of the code of
-DDIM (Song et al. 2020) and of the autoencoders of Rombach et al. 2022. Both draw the embeddings of
-classes from N(0, 1).
+UNets of Nichol & Dhariwal 2021, Dhariwal & Nichol 2021 and Rombach et al. 2022, and of Karras et
+al. 2022 for ImageNet; of transformer blocks only ``proj_out`` is 0. ``torch`` is that of the code
+of DDIM (Song et al. 2020) and of the autoencoders of Rombach et al. 2022. Both draw the embeddings
+of classes from N(0, 1).
 """
 
 from __future__ import annotations

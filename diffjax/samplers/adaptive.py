@@ -3,8 +3,8 @@ r"""The probability flow by an adaptive Runge-Kutta method, in the compiled loop
 The papers call SciPy's ``solve_ivp(method="RK45")`` from the host: every evaluation carries the
 images to the host and back, in float64, and all images of a batch share their steps. Here the same
 method (Dormand & Prince 1980, with SciPy's first step and step control) is a ``while_loop`` in XLA,
-and every image has steps of its own, so that it does not depend on its batch. Diffrax has the method
-too, but this is all that is needed of it.
+and every image has steps of its own, so that it does not depend on its batch. Diffrax has the
+method too, but this is all that is needed of it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def rk45(*, rtol: float = 1e-5, atol: float = 1e-5) -> Sampler:
     times lie between does not count, and the whole run is one row.
 
     Args:
-        rtol, atol: the error of a step is at most ``atol + rtol |z|``, root mean square of an image.
+        rtol, atol: the error of a step is at most ``atol + rtol |z|``, root mean square over an
+            image.
 
     Raises:
         ValueError: a tolerance is not positive.
@@ -147,7 +148,13 @@ def integrate(
     slope = field(z, start)
     first = _choose_first_step(field, z, slope, end, rtol, atol)
     run = _Run(
-        z, slope, start, first, jnp.zeros(start.shape, bool), jnp.full(start.shape, 2), jnp.zeros((), int)
+        z,
+        slope,
+        start,
+        first,
+        jnp.zeros(start.shape, bool),
+        jnp.full(start.shape, 2),
+        jnp.zeros((), int),
     )
 
     def going(run: _Run) -> Any:

@@ -12,9 +12,9 @@ from diffjax.types import Grid, Sampler
 
 
 def euler_maruyama() -> Sampler:
-    r"""Equal steps of the reverse SDE ``dz = (f z - g^2 score) dt + g dw`` (Song et al. 2021, eq. 6).
+    r"""Equal steps of the reverse SDE ``dz = (f z - g^2 score) dt + g dw`` (Song et al. 2021).
 
-    ``z' = z - (f z - g^2 score) dt + g sqrt(dt) noise`` with ``f = d log alpha / dt``, ``g^2 =
+    Equation 6 there. ``z' = z - (f z - g^2 score) dt + g sqrt(dt) noise`` with ``f = d log alpha / dt``, ``g^2 =
     d sigma^2 / dt - 2 f sigma^2`` and ``score = -eps / sigma``. The last step adds no noise.
 
     On a grid that ends at the data the step is ``T / N``, T the first of its N times, however far

@@ -69,8 +69,9 @@ def predictor_corrector(
 ) -> Sampler:
     """Langevin corrections before each row of another sampler (Song et al. 2021, algorithms 2-5).
 
-    ``z' = z + e score + sqrt(2 e) noise``, ``e = 2 a (snr |noise| / |score|)^2`` and ``a = 1 - beta = (alpha_t/alpha_s)^2`` of the step from t to s, which is 1 where
-    variances explode; ``corrections`` network evaluations more a row.
+    ``z' = z + e score + sqrt(2 e) noise``, ``e = 2 a (snr |noise| / |score|)^2`` and ``a = 1 - beta
+    = (alpha_t/alpha_s)^2`` of the step from t to s, which is 1 where variances explode;
+    ``corrections`` network evaluations more a row.
 
     Args:
         norm: of each ``image``, or the mean over the ``batch``, as released. Then an image depends

@@ -265,6 +265,7 @@ def _make_objective(config: ConfigDict, model: Model) -> Objective:
     reduction = options.pop("reduction", "mean")
     # One key for one quantity: the network's sigma_data is the weight's.
     options["sigma_data"] = config.parameterization.sigma_data
+    options["schedule"] = model.schedule
     weight = build_section("loss weight", options.pop("weight", "simple"), losses.WEIGHTS, options)
     simple = _measure_simple(model, weight, error, reduction)
     if name == "simple":

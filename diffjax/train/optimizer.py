@@ -113,9 +113,7 @@ def learning_rate(section: Section, steps: int) -> optax.Schedule:
         return main
     start = section.get("lr_start")
     if start is not None:
-        return optax.join_schedules(
-            [optax.linear_schedule(lr * start, lr, warmup), main], [warmup]
-        )
+        return optax.join_schedules([optax.linear_schedule(lr * start, lr, warmup), main], [warmup])
     # The first update already moves: step n of the warm-up uses lr * (n + 1) / warmup.
     return optax.join_schedules(
         [optax.linear_schedule(lr / warmup, lr, max(warmup - 1, 1)), main], [warmup]
