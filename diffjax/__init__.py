@@ -25,7 +25,7 @@ from diffjax.xla import set_cpu_flags
 
 __version__ = "0.1.0"
 
-# Where each public name is, and its name there.
+# The module of each public name, and the name that it has in that module.
 _NAMES = {
     # Models: what they are, and what can be done with them.
     "open": ("runs", "open_model"),
@@ -82,6 +82,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name, or a module, when it is first used.
+
+    Raises:
+        AttributeError: there is no such name; the message has the closest one.
+    """
     if name in _NAMES:
         module, there = _NAMES[name]
         return getattr(importlib.import_module(f"diffjax.{module}"), there)
@@ -94,4 +99,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """List the public names, for completion in a shell."""
     return sorted(__all__)

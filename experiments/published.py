@@ -10,10 +10,11 @@ from configs.published import DECIDED, RELEASES, TABLE, Published
 
 HEAD = """# As published
 
-`python -m experiments.report --published` writes this page from `configs/published`; a test compares
-it with the table, and the table with the configs. For every variant with the settings of a paper it
-says what the paper or its released code decided and where, the figures of the paper, the commands
-that would make them, and what still differs. Nothing here says that we reached a figure.
+`python -m experiments.report --published` writes this page from `configs/published`. A test
+compares it with that table, and the table with the configs. For every variant with the settings of
+a paper the page says what the paper or its released code decided and where, the figures of the
+paper, the commands that would make them, and what still differs. Nothing here says that we reached
+a figure.
 
 Files are those of the releases at these commits:
 

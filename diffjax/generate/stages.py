@@ -1,9 +1,14 @@
-"""A request to stages: runs of the one sampling loop, of a model and maybe of its refiner."""
+"""Turn a request into stages: runs of the one sampling loop, with a model and maybe its refiner.
+
+A stage is made in two steps. `plan` works on the host and raises every error that a request can
+cause; `Plan.build` then encodes texts and images. `make_stages` plans all stages before it builds
+the first, so a wrong request costs no time on the device.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,25 +28,25 @@ from diffjax.nets.unet import UNet
 from diffjax.parameterization import check_levels
 from diffjax.pretrained.schedulers import Scheduler
 from diffjax.samplers import loop
-from diffjax.types import Array, PyTree, Rows, summarize
+from diffjax.types import Array, Rows, summarize
 
 ROWS = 1024  # plans are padded to multiples of it, so that their length is no part of a program
 REFINER = 2**31 - 1  # folded into the keys of a refiner
 
 
 class Stage(NamedTuple):
-    """One run of the loop.
+    """One run of the sampling loop, ready to be executed.
 
     Attributes:
         program: what is compiled.
-        inputs: its arrays.
-        rows: padded plan.
-        length: rows to run.
-        z: where to begin, unless another stage went before.
+        inputs: the arrays that the program reads, see `program.advance`.
+        rows: the plan, padded to a multiple of `ROWS`.
+        length: number of rows to run.
+        z: state (B, h, w, C) to begin with, unless another stage went before.
     """
 
     program: Program
-    inputs: PyTree
+    inputs: program.Inputs
     rows: Rows
     length: int
     z: Array
@@ -50,33 +55,40 @@ class Stage(NamedTuple):
         return summarize(self)
 
     def begin(self, before: Array | None) -> loop.Run:
-        """The start, from z or from what ``z / alpha`` was at the end of the stage before."""
+        """Begin the run from z, or from where the stage before it ended.
+
+        Args:
+            before: what `end` of the stage before returned, or None for the first stage.
+        """
         z = self.z if before is None else before * self.rows.level.alpha[0]
         return loop.begin(self.program.sampler, z, self.rows, watch=True)
 
-    def advance(self, run: loop.Run, rows: Rows, first: Any, last: Any) -> loop.Run:
-        """Rows ``first`` to ``last - 1``."""
+    def advance(self, run: loop.Run, rows: Rows, first: int | Array, last: int | Array) -> loop.Run:
+        """Run rows ``first`` to ``last - 1``."""
         return program.advance(self.program, self.inputs, run, rows, first, last)
 
     def end(self, run: loop.Run) -> Array:
-        """What the next stage begins from: a state and its noise over the scale of the signal."""
+        """Return ``z / alpha`` at the end of the run, a measure that does not depend on the
+        scheduler's scale.
+        """
         return run.z / self.rows.next.alpha[self.length - 1]
 
 
 class Plan(NamedTuple):
-    """A stage before anything is computed: all that can be refused has been.
+    """A stage before anything is computed. Whatever could be refused has been checked.
 
     Attributes:
-        pipe, request: whose run it is, and what is asked for.
+        pipe: the model that runs it.
+        request: the request in full.
         layout: size, image and mask.
         scheduler: noise levels and solver.
-        init_std: of the initial noise.
-        rows: padded plan.
-        length: rows to run.
-        scales: guidance by row.
-        guided: see `program.classify_guidance`.
-        hints: images of ControlNets.
-        ends: whether the run ends at the data.
+        init_std: standard deviation of the initial noise.
+        rows: the plan, padded to a multiple of `ROWS`.
+        length: number of rows to run.
+        scales: guidance scale by row, (rows,).
+        guided: ``no``, ``always`` or ``sometimes``, see `program.classify_guidance`.
+        hints: images of ControlNets, see `program.read_hints`.
+        ends: whether the run ends at the data; False if a refiner goes on.
     """
 
     pipe: LoadedModel
@@ -97,7 +109,7 @@ class Plan(NamedTuple):
         view, unet = scene.make_scene(pipe, request, self.layout), pipe.parts.unet
         guided = self.guided != "no"
         cond, null = conditions.make_conditions(pipe, request, view.size, guided=guided)
-        inputs: dict[str, Any] = {"params": unet.params, "keys": view.keys, "cond": cond}
+        inputs: program.Inputs = {"params": unet.params, "keys": view.keys, "cond": cond}
         if adapters := request.list_loras():
             inputs["lora"] = [(one.weights, float(one.scale)) for one in adapters]
         if guided:
@@ -120,10 +132,14 @@ def plan(
     start: float | None = None,
     end: float | None = None,
 ) -> Plan:
-    """Check and plan a run of the loop for a request, or for its part between two fractions.
+    """Check a request and plan its run, or its part between two fractions of the denoising.
 
     Args:
+        pipe: the model.
+        request: the request, read in full.
         shape: (h, w) of the latents, if they come from another stage.
+        start: fraction of the denoising at which this run begins, for a refiner.
+        end: fraction at which it ends, for a base model with a refiner.
 
     Raises:
         RequestError: something does not fit the model.
@@ -176,9 +192,10 @@ def plan(
 
 
 def _make_own_scheduler(pipe: LoadedModel, sampling: Sampling) -> Scheduler:
-    """
+    """Make the scheduler of a request for a model, see `make_scheduler`.
+
     Raises:
-        RequestError: the sampler takes something that is asked for not.
+        RequestError: the sampler does not have an option, a grid or a value that the request sets.
     """
     try:
         return make_scheduler(pipe.parts.scheduler, sampling)
@@ -187,10 +204,11 @@ def _make_own_scheduler(pipe: LoadedModel, sampling: Sampling) -> Scheduler:
 
 
 def make_stages(pipe: LoadedModel, request: Request) -> list[tuple[LoadedModel, Stage]]:
-    """Check all of a request, then build its stages, each with the pipeline that runs it.
+    """Check the whole request, then build its stages, each with the pipeline that runs it.
 
     Raises:
-        RequestError: an argument is wrong, or does not fit the model.
+        RequestError: an argument is wrong, or does not fit the model. Errors of the second stage
+            start with ``refiner:``.
     """
     request = request.read()
     refiner = request.read_refiner()
@@ -214,13 +232,13 @@ def make_stages(pipe: LoadedModel, request: Request) -> list[tuple[LoadedModel, 
 
 
 def _check_refiner(pipe: LoadedModel, refiner: Refiner) -> None:
-    """See that a refiner goes on from the latents and the noise levels of the base model.
+    """Check that a refiner can go on from the latents and noise levels of the base model.
 
     Latents of another scale cannot be converted: their noise would be scaled with them, so that
     they would lie at no level of the refiner's steps.
 
     Raises:
-        RequestError: its latents or its noise levels are others.
+        RequestError: the refiner has other latents, or was trained with other noise levels.
     """
     for name in ("latent_channels", "factor", "scaling_factor", "shift_factor"):
         ours, theirs = (getattr(p.parts.vae.net, name) for p in (pipe, refiner.pipe))
@@ -240,7 +258,7 @@ def _check_refiner(pipe: LoadedModel, refiner: Refiner) -> None:
 
 
 def _compute_levels(pipe: LoadedModel) -> np.ndarray:
-    """Noise over signal at some times of the model's own schedule."""
+    """Return ``sigma / alpha`` at nine times of the model's own schedule, to compare two models."""
     schedule = pipe.remember(
         ("scheduler", "own"), lambda: _make_own_scheduler(pipe, Sampling())
     ).schedule
@@ -251,9 +269,10 @@ def _compute_levels(pipe: LoadedModel) -> np.ndarray:
 
 
 def _check_controls(pipe: LoadedModel, request: Request) -> None:
-    """
+    """Check that ControlNets and adapters were made for this UNet, by the widths of their layers.
+
     Raises:
-        RequestError: a ControlNet or adapter was made for another base.
+        RequestError: one was made for another base model.
     """
     unet = pipe.parts.unet.net
     for k, one in enumerate(request.list_controls()):
@@ -271,9 +290,11 @@ def _check_controls(pipe: LoadedModel, request: Request) -> None:
 
 
 def _check_adapters(pipe: LoadedModel, request: Request) -> None:
-    """
+    """Check that low-rank adapters fit the layers of this UNet, by tracing the merge without
+    computing.
+
     Raises:
-        RequestError: an adapter is for layers that this UNet does not have.
+        RequestError: an adapter has a layer that the UNet lacks, or a factor of another shape.
     """
     for k, one in enumerate(request.list_loras()):
         try:
@@ -286,8 +307,10 @@ def _check_adapters(pipe: LoadedModel, request: Request) -> None:
             ) from error
 
 
-def _describe_widths(net: UNet | T2IAdapter) -> dict[str, Any]:
-    """What a network and its ControlNet must agree in."""
+def _describe_widths(net: UNet | T2IAdapter) -> dict[str, object]:
+    """Return the numbers in which a network and its ControlNet or adapter must agree, by their
+    names.
+    """
     if isinstance(net, T2IAdapter):
         return {"widths of the levels": tuple(net.widths)}
     return {

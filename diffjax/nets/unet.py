@@ -6,8 +6,7 @@ UNet2DConditionModel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -30,9 +29,11 @@ from diffjax.nets.layers import (
     zero_init,
 )
 from diffjax.nets.transformer import SpatialTransformer
-from diffjax.types import ConfigError, choose
+from diffjax.types import Cond, CondEntries, ConfigError, DType, choose
 
 Array = jax.Array
+# ``(features, name, resample=None) -> (h -> h)``, a residual block.
+MakeBlock = Callable[..., Callable[[Array], Array]]
 
 
 class UNet(nn.Module):
@@ -104,7 +105,7 @@ class UNet(nn.Module):
     norm_eps: float = 1e-6
     patch: int = 1
     remat: str | bool = False
-    dtype: Any = None
+    dtype: DType = None
     context_dim: int = 0
     depth: int | tuple[int, ...] = 1
     linear_projection: bool = False
@@ -123,7 +124,7 @@ class UNet(nn.Module):
 
     @property
     def divisor(self) -> int:
-        """What height and width must be multiples of.
+        """The number that height and width must be multiples of.
 
         With padding 1 an odd side halves to its larger half, which the way up cuts to the skip.
         """
@@ -133,7 +134,18 @@ class UNet(nn.Module):
         return self.patch * (1 if halves_any else 2 ** (len(self.multipliers) - 1))
 
     @nn.compact
-    def __call__(self, z: Array, t: Array, cond: Any = None, train: bool = False) -> Array:
+    def __call__(self, z: Array, t: Array, cond: Cond = None, train: bool = False) -> Array:
+        """Return the raw output (B, H, W, out_channels), in float32.
+
+        Args:
+            z: noisy data (B, H, W, C).
+            t: times, () or (B,).
+            cond: entries of the condition, see the class.
+            train: whether dropout is active.
+
+        Raises:
+            ValueError: shapes do not fit the network, or a condition that it needs is absent.
+        """
         cond = cond or {}
         concat = cond.get("concat")
         z = z if concat is None else jnp.concatenate([z, concat], axis=-1)
@@ -144,11 +156,17 @@ class UNet(nn.Module):
         return _decode(self, h, skips, temb, cond, train)
 
 
-def embed(net: UNet, z: Array, t: Array, cond: Any) -> Array:
-    """The embedding (B, 4 channels) of time, label and other vectors, in the current module.
+def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
+    """Return the embedding (B, 4 channels) of time, label and other vectors.
+
+    Its layers are submodules of the current module, which is a `UNet` or a copy of its encoder.
+
+    Args:
+        net: the UNet whose options count.
+        z, t, cond: see `UNet.__call__`.
 
     Raises:
-        ValueError: the network has no use for these shapes, or needs a condition that is absent.
+        ValueError: shapes do not fit the network, or a condition that it needs is absent.
     """
     _check(net, z, cond)
     t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * net.time_scale, z.shape[:1])
@@ -165,7 +183,8 @@ def embed(net: UNet, z: Array, t: Array, cond: Any) -> Array:
     if net.num_classes and not before:
         label = _take_label(net, cond)
         table = nn.Embed(net.num_classes, 4 * net.channels, name="class_embedding")
-        known = label[:, None] < net.num_classes  # beyond: the zero embedding, for "no class"
+        # A larger label means no class, and has the embedding 0.
+        known = label[:, None] < net.num_classes
         temb = temb + jnp.where(known, table(jnp.minimum(label, net.num_classes - 1)), 0)
     if net.added_dim:
         mlp = TimestepMLP(4 * net.channels, net.dtype, name="add_embedding")
@@ -173,7 +192,8 @@ def embed(net: UNet, z: Array, t: Array, cond: Any) -> Array:
     return temb
 
 
-def _take_label(net: UNet, cond: Any) -> Array:
+def _take_label(net: UNet, cond: CondEntries) -> Array:
+    """Take the labels (B,) of a condition."""
     label: Array | None = cond.get("label")
     if label is None:
         raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
@@ -181,12 +201,24 @@ def _take_label(net: UNet, cond: Any) -> Array:
 
 
 def encode(
-    net: UNet, z: Array, temb: Array, cond: Any, train: bool = False, *, shift: Any = None
+    net: UNet,
+    z: Array,
+    temb: Array,
+    cond: CondEntries,
+    train: bool = False,
+    *,
+    shift: Array | None = None,
 ) -> tuple[Array, list[Array]]:
-    """The way down and the middle of a UNet, its submodules made in the current module.
+    """Apply the way down and the middle of a UNet.
+
+    Its layers are submodules of the current module, which is a `UNet` or a copy of its encoder.
 
     Args:
+        net: the UNet whose options count.
+        z: noisy data (B, H, W, C).
         temb: from `embed`.
+        cond: entries of the condition.
+        train: whether dropout is active.
         shift: added to the output of the first convolution: an encoded hint, see `ControlNet`.
 
     Returns:
@@ -226,10 +258,10 @@ def encode(
 
 
 class _Features:
-    """Adds the features of an adapter, one a level: where it ends, or after halving if that fits.
+    """Adds the features of an adapter, one per level: at its end, or after halving if that fits.
 
-    The former is what adapters of Stable Diffusion 1.5 are made for, the latter those of XL, whose
-    last features are the middle's.
+    Adapters of Stable Diffusion 1.5 are made for the former. Those of XL are made for the latter,
+    and their last features are the middle's.
     """
 
     def __init__(self, features: Sequence[Array]):
@@ -242,23 +274,29 @@ class _Features:
         return h + self._left.pop(0).astype(h.dtype)
 
     def check(self) -> None:
+        """Raise a ValueError if features are left that fitted no level."""
         if self._left:
             shapes = ", ".join(str(f.shape) for f in self._left)
             raise ValueError(
                 f"features {shapes} of an adapter fit no level of this network: the adapter is of "
-                "another base, or its hint of another size"
+                "for another base, or its hint has another size"
             )
 
 
 def _add_residuals(
     h: Array, skips: list[Array], residuals: list[Array] | None, middle: Array
 ) -> tuple[Array, list[Array]]:
-    """Add residuals to middle and skips; without those of the skips, to the middle alone."""
+    """Add the residuals of control to the middle and the skips, or to the middle alone.
+
+    Raises:
+        ValueError: their number or shapes are not those of the features.
+    """
     if residuals is None:
         return h + middle, skips
     if len(residuals) != len(skips):
         raise ValueError(
-            f"{len(residuals)} control residuals for {len(skips)} skips: they are of another base"
+            f"{len(residuals)} control residuals for {len(skips)} skips: the control is for "
+            "another base"
         )
     for skip, residual in zip((*skips, h), (*residuals, middle), strict=True):
         if any(r not in (1, n) for r, n in zip(residual.shape, skip.shape, strict=True)):
@@ -268,7 +306,10 @@ def _add_residuals(
     return h + middle, [skip + r for skip, r in zip(skips, residuals, strict=True)]
 
 
-def _decode(net: UNet, h: Array, skips: list[Array], temb: Array, cond: Any, train: bool) -> Array:
+def _decode(
+    net: UNet, h: Array, skips: list[Array], temb: Array, cond: CondEntries, train: bool
+) -> Array:
+    """Apply the way up of a UNet, from the middle h and the skips to the raw output."""
     res, attend = _make_block_functions(net, temb, cond, train)
     for k, i in enumerate(range(len(net.multipliers) - 1, -1, -1)):
         for j in range(net.blocks + 1):
@@ -289,10 +330,15 @@ def _decode(net: UNet, h: Array, skips: list[Array], temb: Array, cond: Any, tra
     return depth_to_space(h, net.patch) if net.patch > 1 else h
 
 
-def _make_block_functions(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
-    """Return ``res(features, name, resample)`` and ``attend(h, name, level)``."""
+def _make_block_functions(
+    net: UNet, temb: Array, cond: CondEntries, train: bool
+) -> tuple[MakeBlock, Callable[[Array, str, int], Array]]:
+    """Return ``res(features, name, resample)`` and ``attend(h, name, level)``, which make blocks.
 
-    def res(features: int, name: str, resample: str | None = None) -> Any:
+    Both have the options of the network bound, so that the way down and the way up read alike.
+    """
+
+    def res(features: int, name: str, resample: str | None = None) -> Callable[[Array], Array]:
         block = rematerialise(ResBlock, net.remat, static_argnums=(3,))
         module = block(
             features,
@@ -337,6 +383,7 @@ def _make_block_functions(net: UNet, temb: Array, cond: Any, train: bool) -> tup
 
 
 def _embed_waves(net: UNet, t: Array) -> Array:
+    """Return the sinusoidal or random Fourier embedding of times (B,)."""
     if net.fourier_scale:
         return FourierEmbedding(2 * net.channels, net.fourier_scale, name="time_proj")(t)
     return timestep_embedding(
@@ -344,10 +391,16 @@ def _embed_waves(net: UNet, t: Array) -> Array:
     )
 
 
-def _embed_added(net: UNet, added: Any) -> Array:
+def _embed_added(net: UNet, added: Mapping[str, Array]) -> Array:
     """Embed pooled text and every one of the time_ids as one vector (B, added_dim).
 
     Podell et al. 2023, section 2.2.
+
+    Args:
+        added: ``text_embeds`` (B, P) and ``time_ids`` (B, K).
+
+    Raises:
+        ValueError: the vector has another size than the network needs.
     """
     ids = jnp.asarray(added["time_ids"], jnp.float32)
     waves = timestep_embedding(
@@ -366,7 +419,8 @@ def _embed_added(net: UNet, added: Any) -> Array:
     return out
 
 
-def _check(net: UNet, z: Array, cond: Any) -> None:
+def _check(net: UNet, z: Array, cond: CondEntries) -> None:
+    """Raise a ValueError if z or the condition does not have the shapes that the network needs."""
     choose("decoder_attention", net.decoder_attention, {"all": 0, "last": 0})
     choose("class_embedding", net.class_embedding, {"after": 0, "before": 0})
     if z.ndim != 4 or z.shape[1] % net.divisor or z.shape[2] % net.divisor:
@@ -384,10 +438,10 @@ def _check(net: UNet, z: Array, cond: Any) -> None:
 
 
 def _take_level(name: str, value: int | tuple[int, ...], level: int) -> int:
-    """Return the value of a level; one number is for all of them.
+    """Return the value of a level; one number applies to all of them.
 
     Raises:
-        ConfigError: there is none for it.
+        ConfigError: there are fewer values than levels.
     """
     if isinstance(value, int):
         return value

@@ -1,4 +1,8 @@
-"""Trained and published models by where they are."""
+"""Opening of trained and published models, by the path where they are.
+
+`open_model` is ``diffjax.open``. `open_run` returns more of a run than its model, for the commands
+that draw and measure.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +19,21 @@ from diffjax.pretrained.pipelines import load_components
 from diffjax.runs.drawing import Drawer
 from diffjax.runs.fixed_parts import Parts, load_fixed_parts
 from diffjax.runs.locate import COMPONENT, EXPORT, RUN, find_kind
-from diffjax.runs.states import assemble, read_state
-from diffjax.tasks import task_kind
+from diffjax.runs.states import assemble_trained, read_state
+from diffjax.tasks import find_task_kind
 from diffjax.train import State
 from diffjax.types import ConfigError
 
 
 class TrainedRun(NamedTuple):
-    """What a run trained.
+    """What a run trained, as it was read from a workdir or an exported file.
 
     Attributes:
         config: its config, or another one that its parameters fit.
-        state: parameters, their average, and statistics.
-        frozen: what the task reads but does not train.
-        model: the diffusion model; None of a task that trains none.
-        folder: the workdir, or None for an exported file alone.
+        state: parameters, their average, and statistics; without the state of the optimiser.
+        frozen: parameters that the task reads but does not train, by part.
+        model: the diffusion model; None if the task trains none.
+        folder: the workdir; None for an exported file alone.
     """
 
     config: ConfigDict
@@ -50,10 +54,11 @@ def open_run(
     """Read what a run trained, from its workdir or from a file that it was exported to.
 
     Args:
-        config: in place of the stored one.
+        where: the workdir or the file.
+        config: in place of the stored config.
         folder: the workdir that belongs to an exported file, if there is one.
-        best: the best state of the run in place of the last one.
-        raw: the parameters of the last step in place of their average.
+        best: whether to read the best state of the run in place of the last one.
+        raw: whether the model gets the parameters of the last step in place of their average.
 
     Raises:
         ConfigError: nothing is there, or it does not fit the config.
@@ -68,32 +73,35 @@ def open_run(
     state = read_state(cfg, path, best=best)
     frozen = load_fixed_parts(cfg, folder or path.parent, exported=exported)
     model = None
-    if task_kind(cfg).assemble is not None:
-        model = assemble(cfg, state, frozen, raw=raw)
+    if find_task_kind(cfg).assemble is not None:
+        model = assemble_trained(cfg, state, frozen, raw=raw)
     return TrainedRun(cfg, state, frozen, model, folder)
 
 
 def open_control(where: StrPath) -> tuple[ConfigDict, ControlNetwork]:
-    """The ControlNet that a run trained, without its base, and its config.
+    """Open the ControlNet that a run trained, without its base.
 
     Args:
         where: a workdir or an exported file.
 
+    Returns:
+        The config of the run, which describes the hints, and the network with its parameters.
+
     Raises:
-        ConfigError: it holds none.
+        ConfigError: the run trained no ControlNet.
     """
     cfg = read_config(where)
-    if not task_kind(cfg).takes_hints:
+    if not find_task_kind(cfg).takes_hints:
         raise ConfigError(f"{where} holds a run of task {cfg.task!r}, not of a ControlNet")
-    (network,) = assemble(cfg, read_state(cfg, Path(where)), {"base": {}}).controls
+    (network,) = assemble_trained(cfg, read_state(cfg, Path(where)), {"base": {}}).controls
     return cfg, network
 
 
 def make_drawer(run: TrainedRun) -> Drawer:
-    """What draws images of a run.
+    """Make the `Drawer` of a run's model.
 
     Raises:
-        ConfigError: it is of a task that trains no diffusion model.
+        ConfigError: the task of the run trains no diffusion model.
     """
     if run.model is None:
         raise ConfigError(f"this needs a diffusion model, but the task is {run.config.task!r}")
@@ -101,12 +109,15 @@ def make_drawer(run: TrainedRun) -> Drawer:
 
 
 def open_model(where: StrPath, *, best: bool = False, raw: bool = False) -> Model:
-    """The diffusion model at a path, whatever it is.
+    """Open the diffusion model at a path, of whatever kind it is.
 
     Args:
         where: the workdir of a run, a file that it was exported to, or a published text-to-image
-            model: a folder of diffusers.
+            model as a folder of diffusers.
         best, raw: of runs, see `open_run`.
+
+    Returns:
+        The model with its parameters.
 
     Raises:
         ConfigError: there is none; the message says what is there.

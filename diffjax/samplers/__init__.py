@@ -1,4 +1,16 @@
-"""Samplers: host-side plans and one compiled loop."""
+"""Samplers: plans that are made on the host, and one compiled loop that runs them.
+
+A sampler turns a grid into rows (`Sampler.plan`), one per network evaluation, and `sample` runs
+them::
+
+    grid = grids.make("karras", schedule, 20)
+    sampler = samplers.make("dpmpp_2m")
+    rows = sampler.plan(grid)
+    noise = samplers.image_noise(keys, (32, 32, 3))
+    x = samplers.sample(noise, denoise, sampler, samplers.prior(noise, rows), rows)
+
+`SAMPLERS` lists the names that `make` knows.
+"""
 
 from diffjax.samplers.adaptive import integrate, rk45
 from diffjax.samplers.affine import affine, to_rows
@@ -12,10 +24,10 @@ from diffjax.samplers.loop import (
     Step,
     advance,
     begin,
-    given_noise,
     image_noise,
     pad,
     prior,
+    replay_noise,
     sample,
     steps,
     trajectory,
@@ -44,7 +56,6 @@ __all__ = [
     "dynamic_threshold",
     "euler_maruyama",
     "flow_heun",
-    "given_noise",
     "heun",
     "image_noise",
     "integrate",
@@ -56,6 +67,7 @@ __all__ = [
     "plms",
     "predictor_corrector",
     "prior",
+    "replay_noise",
     "rk45",
     "sample",
     "steps",

@@ -10,7 +10,7 @@ method too, but this is all that is needed of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from diffjax.samplers.affine import to_rows
-from diffjax.types import Array, Denoiser, Grid, Level, Noise, Rows, Sampler, expand
+from diffjax.types import Array, Denoiser, Grid, Level, Memory, Noise, Rows, Sampler, expand
 
 ATTEMPTS = 2000  # steps taken or refused; images that need more become NaN
 _CELLS = 1024  # of the table of alpha and sigma
@@ -41,10 +41,11 @@ Field = Callable[[Array, Array], Array]  # (z (B, ...), time (B,)) -> dz/dt
 
 
 def rk45(*, rtol: float = 1e-5, atol: float = 1e-5) -> Sampler:
-    """``dz/dt = alpha' x + sigma' eps`` from the first time of a grid to the last one.
+    """Make an adaptive solver of ``dz/dt = alpha' x + sigma' eps``.
 
-    A grid that ends at the data ends with the prediction of x at the last time before. How many
-    times lie between does not count, and the whole run is one row.
+    It runs from the first time of a grid to the last one, in one row. A grid that ends at the data
+    ends with the prediction of x at the last time before. How many times lie between does not
+    count.
 
     Args:
         rtol, atol: the error of a step is at most ``atol + rtol |z|``, root mean square over an
@@ -56,8 +57,10 @@ def rk45(*, rtol: float = 1e-5, atol: float = 1e-5) -> Sampler:
     if min(rtol, atol) <= 0:
         raise ValueError(f"rtol and atol must be positive, got {rtol} and {atol}")
 
-    def step(noise: Noise, denoise: Denoiser, z: Array, state: Any, row: Rows) -> tuple[Array, Any]:
-        table = cast(_Table, row.coef)
+    def step(
+        noise: Noise, denoise: Denoiser, z: Array, memory: Memory, row: Rows
+    ) -> tuple[Array, Memory]:
+        table = _Table(**cast(Mapping[str, Any], row.coef))
 
         def field(z: Array, passed: Array) -> Array:
             level, slope = _look_up(table, table.first - passed, row.level.i)
@@ -66,7 +69,7 @@ def rk45(*, rtol: float = 1e-5, atol: float = 1e-5) -> Sampler:
 
         z, _ = integrate(field, z, table.first - table.last, rtol=rtol, atol=atol)
         here, _ = _look_up(table, jnp.full(z.shape[:1], table.last), row.level.i)
-        return jax.lax.cond(table.clean, lambda z: denoise(z, here).x, lambda z: z, z), state
+        return jax.lax.cond(table.clean, lambda z: denoise(z, here).x, lambda z: z, z), memory
 
     return Sampler(_plan, lambda z, rows: (), step)
 
@@ -102,12 +105,13 @@ def _plan(grid: Grid) -> Rows:
     pair = np.stack([np.asarray(level.alpha), np.asarray(level.sigma)], axis=-1)
     powers = CubicSpline(u, pair).c[::-1] * (1 / _CELLS) ** np.arange(4)[:, None, None]
     cubics = np.moveaxis(powers, 0, -1)
-    coef = _Table(*(np.asarray([v]) for v in (t[0], last, near)), cubics[None], np.asarray([clean]))
-    return to_rows(grid, [0], coef)
+    first, end, width = (np.asarray([v]) for v in (t[0], last, near))
+    coef = _Table(first, end, width, cubics[None], np.asarray([clean]))
+    return to_rows(grid, [0], coef._asdict())
 
 
 def _look_up(table: _Table, t: Array, i: Any) -> tuple[Level, tuple[Array, Array]]:
-    """Levels at times (B,), and the slopes of alpha and sigma there."""
+    """Return levels at times (B,), and the slopes of alpha and sigma there."""
     length = jnp.log1p((table.first - table.last) / table.near)
     passed = jnp.maximum(t - table.last, 0.0)
     place = jnp.clip(jnp.log1p(passed / table.near) / length, 0.0, 1.0) * _CELLS
@@ -139,10 +143,19 @@ class _Run(NamedTuple):
 def integrate(
     field: Field, z: Array, end: Any, *, rtol: float = 1e-5, atol: float = 1e-5
 ) -> tuple[Array, Array]:
-    """``z(end)`` of ``dz/dt = field(z, t)`` from t = 0 on, and the evaluations (B,) of each image.
+    """Integrate ``dz/dt = field(z, t)`` from t = 0 on, as SciPy's RK45 does.
 
-    As SciPy's RK45: an error below 1 in units of ``atol + rtol |z|`` lets a step pass, the next is
-    ``0.9 error^(-1/5)`` times as long, between 0.2 and 10 times, and not longer after a refusal.
+    An error below 1 in units of ``atol + rtol |z|`` lets a step pass. The next step is ``0.9
+    error^(-1/5)`` times as long, between 0.2 and 10 times, and not longer after a refusal.
+
+    Args:
+        field: ``(z, times (B,)) -> dz/dt``.
+        z: (B, ...), where it begins.
+        end: the last time.
+        rtol, atol: tolerances.
+
+    Returns:
+        (z at the end, number of evaluations (B,)).
     """
     start = jnp.zeros(z.shape[0])
     slope = field(z, start)
@@ -167,7 +180,10 @@ def integrate(
 def _choose_first_step(
     field: Field, z: Array, slope: Array, end: Any, rtol: float, atol: float
 ) -> Array:
-    """A step by which an explicit Euler step would change little (Hairer et al. 1993, II.4)."""
+    """Choose a first step (B,) that an explicit Euler step changes little in.
+
+    Hairer et al. 1993, section II.4.
+    """
     scale = atol + rtol * jnp.abs(z)
     size, rate = _rms(z / scale), _rms(slope / scale)
     tiny = (size < 1e-5) | (rate < 1e-5)
@@ -182,7 +198,7 @@ def _choose_first_step(
 
 
 def _attempt(field: Field, run: _Run, end: Any, rtol: float, atol: float) -> _Run:
-    """One step of every image that is not done, taken or refused."""
+    """Try one step of every image that is not done, taken or refused."""
     goal = jnp.minimum(run.time + run.step, end)
     step = goal - run.time
     h, slopes = expand(step, run.z), [run.slope]

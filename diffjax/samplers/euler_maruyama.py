@@ -12,10 +12,11 @@ from diffjax.types import Grid, Sampler
 
 
 def euler_maruyama() -> Sampler:
-    r"""Equal steps of the reverse SDE ``dz = (f z - g^2 score) dt + g dw`` (Song et al. 2021).
+    r"""Make equal steps of the reverse SDE ``dz = (f z - g^2 score) dt + g dw``.
 
-    Equation 6 there. ``z' = z - (f z - g^2 score) dt + g sqrt(dt) noise`` with ``f = d log alpha / dt``, ``g^2 =
-    d sigma^2 / dt - 2 f sigma^2`` and ``score = -eps / sigma``. The last step adds no noise.
+    Song et al. 2021, eq. 6. A step is ``z' = z - (f z - g^2 score) dt + g sqrt(dt) noise`` with
+    ``f = d log alpha / dt``, ``g^2 = d sigma^2 / dt - 2 f sigma^2`` and ``score = -eps / sigma``.
+    The last step adds no noise.
 
     On a grid that ends at the data the step is ``T / N``, T the first of its N times, however far
     these lie apart: the released code evaluates at N times from T to 1e-3 and steps by ``1 / N``.
@@ -37,7 +38,7 @@ def euler_maruyama() -> Sampler:
 
 
 def drift_and_diffusion(grid: Grid, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """f and g^2 of the forward SDE at times t (N,) of a grid, by differences in float64."""
+    """Return f and g^2 of the forward SDE at times t (N,) of a grid, by differences in float64."""
     width = 1e-6 * max(abs(t[0] - t[-1]), abs(t[0]))
     high, low = np.minimum(t + width, t[0]), np.maximum(t - width, t[-1] - width)
     above, below = grid.at_time(high), grid.at_time(low)

@@ -23,7 +23,7 @@ from absl import flags, logging
 from diffjax import runs
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
 
 OUT = flags.DEFINE_string(
     "out",
@@ -33,13 +33,22 @@ OUT = flags.DEFINE_string(
 )
 
 
+# Flags in the order of the help, see `help_pages`.
 FLAG_GROUPS = {"Export": ("workdir", "out", "best", "weights", "config")}
-USES = ("config", "workdir", "weights", "best")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights", "best")
 
 
 def main() -> None:
-    cfg, folder = run_flags.config(), run_flags.workdir()
+    """Write the weights of a run to --out.
+
+    Raises:
+        UsageError: a folder is asked for, and the run has no format of diffusers.
+        ConfigError: the run has no checkpoint, or its frozen parts are missing.
+    """
+    cfg, folder = run_flags.read_config(), run_flags.read_workdir()
     out = Path(OUT.value) if OUT.value else folder / "weights.safetensors"
+    # A path without suffix is a folder of diffusers.
     whole = not out.suffix and runs.is_publishable(cfg)
     if out.suffix != ".safetensors" and not whole:
         raise UsageError(
@@ -47,7 +56,7 @@ def main() -> None:
         )
     state = runs.read_state(cfg, Path(run_flags.WEIGHTS.value or folder), best=run_flags.BEST.value)
     frozen = None
-    if cfg.get("autoencoder", None) and not task_kind(cfg).takes_hints:
+    if cfg.get("autoencoder", None) and not find_task_kind(cfg).takes_hints:
         exported = Path(run_flags.WEIGHTS.value) if run_flags.WEIGHTS.value else None
         frozen = runs.load_fixed_parts(cfg, folder, exported=exported)
     if whole:
