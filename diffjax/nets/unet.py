@@ -172,16 +172,15 @@ def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
     t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * net.time_scale, z.shape[:1])
     waves = _embed_waves(net, t)
     before = net.num_classes and net.class_embedding == "before"
-    if before:
-        # Zeros beyond the classes, for "no class".
-        chosen = jax.nn.one_hot(_take_label(net, cond), net.num_classes) * net.num_classes**0.5
+    if before:  # one_hot is 0 beyond the classes, which means no class
+        chosen = jax.nn.one_hot(cond["label"], net.num_classes) * net.num_classes**0.5
         waves = waves + nn.Dense(waves.shape[-1], name="class_embedding")(chosen)
     if net.augment_dim:
         label = cond.get("augment", jnp.zeros((z.shape[0], net.augment_dim)))
         waves = waves + nn.Dense(waves.shape[-1], False, name="augment_embedding")(label)
     temb = TimestepMLP(4 * net.channels, net.dtype, name="time_embedding")(waves)
     if net.num_classes and not before:
-        label = _take_label(net, cond)
+        label = cond["label"]
         table = nn.Embed(net.num_classes, 4 * net.channels, name="class_embedding")
         # A larger label means no class, and has the embedding 0.
         known = label[:, None] < net.num_classes
@@ -190,14 +189,6 @@ def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
         mlp = TimestepMLP(4 * net.channels, net.dtype, name="add_embedding")
         temb = temb + mlp(_embed_added(net, cond["added"]))
     return temb
-
-
-def _take_label(net: UNet, cond: CondEntries) -> Array:
-    """Take the labels (B,) of a condition."""
-    label: Array | None = cond.get("label")
-    if label is None:
-        raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
-    return label
 
 
 def encode(
@@ -423,6 +414,8 @@ def _check(net: UNet, z: Array, cond: CondEntries) -> None:
     """Raise a ValueError if z or the condition does not have the shapes that the network needs."""
     choose("decoder_attention", net.decoder_attention, {"all": 0, "last": 0})
     choose("class_embedding", net.class_embedding, {"after": 0, "before": 0})
+    if net.num_classes and cond.get("label") is None:
+        raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
     if z.ndim != 4 or z.shape[1] % net.divisor or z.shape[2] % net.divisor:
         raise ValueError(
             f"images must be (B, H, W, C) with H and W multiples of {net.divisor}, got {z.shape}"

@@ -117,7 +117,7 @@ def _look_up(table: _Table, t: Array, i: Any) -> tuple[Level, tuple[Array, Array
     place = jnp.clip(jnp.log1p(passed / table.near) / length, 0.0, 1.0) * _CELLS
     cell = jnp.minimum(place.astype(jnp.int32), _CELLS - 1)
     share = (place - cell)[:, None, None]
-    cubic = table.cubics[cell]
+    cubic = jnp.asarray(table.cubics)[cell]
     value = (cubic * share ** jnp.arange(4)).sum(-1)
     turn = (cubic[..., 1:] * share ** jnp.arange(3) * jnp.arange(1, 4)).sum(-1)
     slope = turn * (_CELLS / (length * (passed + table.near)))[:, None]

@@ -284,12 +284,10 @@ def test_random_crops_are_a_function_of_seed_and_position(large):
 
 
 def test_the_share_of_random_crops_varies(large):
-    whole = data.batch_at(
-        large, 0, batch_size=64, seed=0, crop=data.make_crop("random", (1.0, 1.0))
-    )
+    crops = [data.make_crop("random", share) for share in ((1.0, 1.0), (0.3, 1.0))]
+    whole, some = (data.batch_at(large, 0, batch_size=64, seed=0, crop=crop) for crop in crops)
     widths = data.to_levels(whole["image"], 256)[:, 0, -1, 0].astype(int)
     assert len({int(k) % 20 for k in widths}) == 1  # 9 columns are all there are
-    some = data.batch_at(large, 0, batch_size=64, seed=0, crop=data.make_crop("random", (0.3, 1.0)))
     spread = np.ptp(data.to_levels(some["image"], 256)[..., 0].astype(int), axis=(1, 2))
     assert spread.min() < 0.6 * spread.max()
 
