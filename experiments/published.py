@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,6 +21,7 @@ a figure.
 Files are those of the releases at these commits:
 
 """
+PARITY = Path(__file__).parents[1] / "docs/results/data/releases.json"
 EVALUATE = "--inception=pt_inception-2015-12-05-6726825d.pth --allow_legacy_pickle"
 
 
@@ -26,6 +29,7 @@ def write_page() -> str:
     """The page as Markdown."""
     releases = "\n".join(f"- `{name}`: {where}" for name, where in RELEASES.items())
     parts = [HEAD + releases]
+    parts.append(_write_parity())
     last = ""
     for name, one in TABLE.items():
         stem = name.partition(":")[0]
@@ -34,6 +38,25 @@ def write_page() -> str:
         last = stem
         parts.append(_write_variant(name, one))
     return "\n\n".join(parts) + "\n"
+
+
+def _write_parity() -> str:
+    """Write the table of training steps beside the releases, from `PARITY` if it is there."""
+    if not PARITY.is_file():
+        return "Training steps beside the releases have not been compared."
+    lines = []
+    for name, rows in json.loads(PARITY.read_text()).items():
+        losses = max(abs(row["ours"] / row["release"] - 1) for row in rows)
+        gradients = max(row["gradient"] for row in rows)
+        lines.append(f"| {name} | {losses:.1e} | {gradients:.1e} |")
+    table = "\n".join(lines)
+    return (
+        "Two steps of training from equal weights, data, times and noise, beside released code "
+        "on a CPU (`python -m tests.parity.release_record FOLDER_OF_CHECKOUTS` writes these "
+        "figures; `tests/parity/test_releases.py` holds both to 1e-4). Losses are compared as a "
+        "share, gradients by their largest error over their largest value:\n\n"
+        f"| release | loss | gradient |\n|---|---|---|\n{table}"
+    )
 
 
 def _write_variant(name: str, one: Published) -> str:

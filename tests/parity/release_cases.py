@@ -37,6 +37,9 @@ def on_path(*folders):
     ours = {k: v for k, v in sys.modules.items() if k.partition(".")[0] == "configs"}
     for name in ours:
         del sys.modules[name]
+    package = types.ModuleType("configs")
+    package.__path__ = [str(folder / "configs") for folder in folders]
+    sys.modules["configs"] = package
     sys.path[:0] = map(str, folders)
     # Compiled operators of score_sde are for GPUs, and have a counterpart for others.
     extension.load = lambda *args, **options: None
