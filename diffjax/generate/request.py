@@ -34,6 +34,7 @@ from diffjax.generate.checks import (
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import (
     GRIDS,
+    OF_DIFFUSERS,
     Control,
     Guidance,
     Image,
@@ -409,7 +410,9 @@ def _read_control(name: str, value: Control) -> Control:
         value.balance,
         lambda balance: choose("balance", balance, controlling.BALANCES),
     )
-    scale = read_number(f"{name}.scale", value.scale)
+    scale = value.scale
+    if not isinstance(scale, str) or scale != OF_DIFFUSERS:
+        scale = read_number(f"{name}.scale", scale, kind=f"one number or {OF_DIFFUSERS!r}")
     return value._replace(scale=scale, start=start, end=end)
 
 

@@ -118,7 +118,9 @@ class Plan(NamedTuple):
             cond["concat"] = null["concat"] = view.concat
         if view.known is not None:
             inputs["known"] = view.known | program.find_known_levels(rows, length, self.ends)
-        nets, inputs["controls"] = program.plan_controls(request, rows, length, self.hints)
+        nets, inputs["controls"] = program.plan_controls(
+            request, rows, length, self.hints, xl=pipe.is_xl
+        )
         rescale = request.read_guidance().rescale if guided else 0.0
         own = make_published_model(pipe.parts, self.scheduler)
         made = Program(own, self.scheduler, self.guided, rescale, nets)

@@ -164,6 +164,7 @@ class Autoencoder(nn.Module):
         attention: see `diffjax.nets.attention.attend`.
         remat: see `diffjax.nets.layers.REMAT`.
         dtype: computation type; parameters and outputs stay float32.
+        initialisation: a name in `diffjax.nets.initialisation`.
     """
 
     channels: int = 128
@@ -179,6 +180,7 @@ class Autoencoder(nn.Module):
     attention: str = "xla"
     remat: str | bool = False
     dtype: DType = None
+    initialisation: str = "ddpm"
 
     @property
     def factor(self) -> int:

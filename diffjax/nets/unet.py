@@ -80,6 +80,9 @@ class UNet(nn.Module):
             residual form of Song et al. 2021).
         augment_dim: size of EDM's augmentation labels ``cond["augment"]`` (B, A), 0 for none; an
             absent label is zero.
+        class_embedding: where the class joins the time embedding: ``after`` its two layers (ADM)
+            or ``before`` them (Karras et al. 2022, of CIFAR-10).
+        initialisation: a name in `diffjax.nets.initialisation`.
         dtype: computation type; parameters stay float32.
     """
 
@@ -116,6 +119,8 @@ class UNet(nn.Module):
     fourier_scale: float = 0.0
     progressive_input: bool = False
     augment_dim: int = 0
+    class_embedding: str = "after"
+    initialisation: str = "ddpm"
 
     @property
     def divisor(self) -> int:
@@ -166,14 +171,16 @@ def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
     _check(net, z, cond)
     t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * net.time_scale, z.shape[:1])
     waves = _embed_waves(net, t)
+    before = net.num_classes and net.class_embedding == "before"
+    if before:  # one_hot is 0 beyond the classes, which means no class
+        chosen = jax.nn.one_hot(cond["label"], net.num_classes) * net.num_classes**0.5
+        waves = waves + nn.Dense(waves.shape[-1], name="class_embedding")(chosen)
     if net.augment_dim:
         label = cond.get("augment", jnp.zeros((z.shape[0], net.augment_dim)))
         waves = waves + nn.Dense(waves.shape[-1], False, name="augment_embedding")(label)
     temb = TimestepMLP(4 * net.channels, net.dtype, name="time_embedding")(waves)
-    if net.num_classes:
-        label = cond.get("label")
-        if label is None:
-            raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
+    if net.num_classes and not before:
+        label = cond["label"]
         table = nn.Embed(net.num_classes, 4 * net.channels, name="class_embedding")
         # A larger label means no class, and has the embedding 0.
         known = label[:, None] < net.num_classes
@@ -406,6 +413,9 @@ def _embed_added(net: UNet, added: Mapping[str, Array]) -> Array:
 def _check(net: UNet, z: Array, cond: CondEntries) -> None:
     """Raise a ValueError if z or the condition does not have the shapes that the network needs."""
     choose("decoder_attention", net.decoder_attention, {"all": 0, "last": 0})
+    choose("class_embedding", net.class_embedding, {"after": 0, "before": 0})
+    if net.num_classes and cond.get("label") is None:
+        raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
     if z.ndim != 4 or z.shape[1] % net.divisor or z.shape[2] % net.divisor:
         raise ValueError(
             f"images must be (B, H, W, C) with H and W multiples of {net.divisor}, got {z.shape}"
