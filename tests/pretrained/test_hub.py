@@ -20,6 +20,7 @@ from diffjax.pretrained import hub
 from diffjax.pretrained.files import resolve_inside
 from diffjax.pretrained.hub_files import Wanted, choose_files, list_variants
 from diffjax.pretrained.state_dict import to_state_dict
+from diffjax.pretrained.tokenizers import load_tokenizer
 from diffjax.runs.locate import read_weights
 from diffjax.types import ConfigError
 from tests.hub_server import Hub, Repository, read_folder
@@ -133,6 +134,8 @@ def test_every_loader_takes_names(server, files, tmp_path):
     }
     read_weights("owner/model", "text_encoder")
     assert "text_encoder/model.safetensors" in server.sent and UNET not in server.sent
+    tokens = load_tokenizer("owner/model/tokenizer")
+    assert tokens.length == pipe.parts.texts["text_encoder"].tokenizer.length
     net = diffjax.pretrained.load_model("owner/model/unet")
     np.testing.assert_array_equal(to_state_dict(net.params)[key], weights[key])
 
