@@ -28,6 +28,7 @@ from diffjax.generate.checks import (
     show,
 )
 from diffjax.generate.diffusers_names import Explains, explain_attribute, refuse_arguments
+from diffjax.generate.finishing import Finish
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Control, Guidance, Lora, Refiner, Sampling, Size, Texts
 from diffjax.generate.request import LAYERS, Request, read_prompts
@@ -173,6 +174,7 @@ class Pipeline(LoadedModel, metaclass=Explains):
         weighted: bool = False,
         output: str = "pil",
         callback: Callable[[Progress], object] | None = None,
+        finish: Finish | None = None,
         **unknown: object,
     ) -> Any:
         """Generate images of prompts.
@@ -184,6 +186,8 @@ class Pipeline(LoadedModel, metaclass=Explains):
                 ``latent`` for (B, h, w, 4).
             callback: a function of a `Progress`, called after every evaluation of the network. It
                 may edit the state. If it returns True, the run ends there.
+            finish: a function of the images, (B, H, W, 3) in [0, 1], that returns what is given
+                back, such as a safety checker or a watermark (`diffjax.generate.finishing`).
 
         Raises:
             TypeError: an argument is unknown; the message translates the names of diffusers.
@@ -209,12 +213,14 @@ class Pipeline(LoadedModel, metaclass=Explains):
         images.check_output(output)
         if callback is not None and not callable(callback):
             raise refuse("callback", f"must be a function of a Progress, got {show(callback)}")
+        if finish is not None and not callable(finish):
+            raise refuse("finish", f"must be a function of images, got {show(finish)}")
         if callback is None:
-            return self.decode(self._run(request), output)
+            return self.decode(self._run(request), output, finish=finish)
         for progress in self.steps(request):
             if callback(progress):
                 break
-        return self.decode(progress.step.run.z, output)
+        return self.decode(progress.step.run.z, output, finish=finish)
 
     def _run(self, request: Request) -> Array:
         """Run all stages of a request without stopping, and return the final latents (B, h, w,
@@ -254,13 +260,14 @@ class Pipeline(LoadedModel, metaclass=Explains):
                 done += 1
             before = stage.end(step.run)
 
-    def decode(self, latents: Array, output: str = "pil") -> Any:
+    def decode(self, latents: Array, output: str = "pil", *, finish: Finish | None = None) -> Any:
         """Decode latents to images, one image at a time to bound the memory.
 
         Args:
             latents: (B, h, w, C), multiplied by the autoencoder's scaling factor, as the UNet sees
                 them.
             output: ``pil``, ``np`` or ``latent``, see `__call__`.
+            finish: a function of the images, see `__call__`; latents are given back without it.
 
         Raises:
             RequestError: the latents have another shape or are not finite, or the output is
@@ -276,7 +283,10 @@ class Pipeline(LoadedModel, metaclass=Explains):
         net, params, _ = self.parts.vae
         z = jnp.asarray(latents) / net.scaling_factor + net.shift_factor
         pixels = [program.decode(net, params, z[k : k + 1]) for k in range(len(z))]
-        return images.to_output(np.concatenate(pixels), output)
+        made = np.concatenate(pixels)
+        if finish is not None:
+            made = 2 * finish(images.to_output(made, "np")) - 1  # type: ignore[arg-type]
+        return images.to_output(made, output)
 
     def embed(
         self,
@@ -378,7 +388,7 @@ class Pipeline(LoadedModel, metaclass=Explains):
 
 
 _ARGUMENTS: dict[str, None] = dict.fromkeys(
-    [*(field.name for field in dataclasses.fields(Request)), "output", "callback"]
+    [*(field.name for field in dataclasses.fields(Request)), "output", "callback", "finish"]
 )
 
 

@@ -34,7 +34,6 @@ from diffjax.generate.checks import (
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import (
     GRIDS,
-    OF_DIFFUSERS,
     Control,
     Guidance,
     Image,
@@ -410,9 +409,8 @@ def _read_control(name: str, value: Control) -> Control:
         value.balance,
         lambda balance: choose("balance", balance, controlling.BALANCES),
     )
-    scale = value.scale
-    if not isinstance(scale, str) or scale != OF_DIFFUSERS:
-        scale = read_number(f"{name}.scale", scale, kind=f"one number or {OF_DIFFUSERS!r}")
+    named = isinstance(value.scale, str) and value.scale == "diffusers"
+    scale = value.scale if named else read_number(f"{name}.scale", value.scale)
     return value._replace(scale=scale, start=start, end=end)
 
 
