@@ -99,6 +99,30 @@ def rescaled(parameterization: Parameterization, phi: float, inner: Combine = cf
     return combine
 
 
+def contrasted(weak: Denoiser, scale: Scale, inner: Combine = cfg) -> Combine:
+    """Add ``k (c - w)`` to what ``inner`` makes of a pair, w being another denoiser's prediction.
+
+    With a network whose self-attention is the identity as w this is perturbed-attention guidance
+    (Ahn et al. 2024, eq. 12, beside classifier-free guidance). Where k is 0, w is not computed.
+
+    Args:
+        scale: k.
+    """
+
+    def combine(c: Prediction, u: Prediction, s: Any, z: Array, level: Level) -> Prediction:
+        guided = inner(c, u, s, z, level)
+        k = jnp.asarray(scale(level) if callable(scale) else scale, jnp.float32)
+
+        def add() -> Prediction:
+            w, factor = weak(z, level), expand(k, z)
+            x = guided.x + factor * (c.x - w.x)
+            return guided._replace(x=x, eps=guided.eps + factor * (c.eps - w.eps))
+
+        return jax.lax.cond(jnp.all(k == 0), lambda: guided, add)
+
+    return combine
+
+
 def _with_x(p: Prediction, x: Array, z: Array, level: Level) -> Prediction:
     a, s = expand(jnp.asarray(level.alpha), z), expand(jnp.asarray(level.sigma), z)
     return p._replace(x=x, eps=(z - a * x) / s)

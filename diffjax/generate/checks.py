@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -187,3 +187,16 @@ def _describe_range(low: float, high: float | None) -> str:
 def is_mapping_of_text(value: Any) -> bool:
     """Whether a value is a mapping whose keys are texts."""
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def check_name(name: str, value: Any, find: Callable[[str], Any]) -> None:
+    """See that a name is known.
+
+    Raises:
+        RequestError: it is no text, or not known.
+    """
+    read_text(name, value)
+    try:
+        find(value)
+    except ValueError as error:
+        raise RequestError(name, str(error)) from error

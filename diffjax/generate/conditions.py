@@ -11,7 +11,8 @@ from absl import logging
 from diffjax.generate.checks import RequestError, refuse
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Size
-from diffjax.generate.request import Prompts, Request
+from diffjax.generate.request import Request
+from diffjax.generate.texts import Prompts
 from diffjax.pretrained.prompts import Embedding, Prompt, count_chunks
 
 Cond = dict[str, Any]
@@ -32,6 +33,10 @@ def make_conditions(
     weighted = request.weighted
     prompt = _embed_padded(pipe, request.list_prompts(), tokens, weighted, skip=request.clip_skip)
     cond = _build_condition(pipe, prompt, request.num, size)
+    both: Cond = {}
+    if request.freeu is not None:
+        both["freeu"] = jnp.tile(jnp.asarray(request.freeu), (request.count_images(), 1))
+    cond |= both
     if not guided:
         return cond, {}
     listed = _find_negatives(pipe, request)
@@ -41,7 +46,7 @@ def make_conditions(
         nothing = _embed_padded(pipe, listed, tokens, weighted)
     times = len(prompt.context) // len(nothing.context)
     nothing = jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), nothing)
-    return cond, _build_condition(pipe, nothing, request.num, size.for_negative())
+    return cond, _build_condition(pipe, nothing, request.num, size.for_negative()) | both
 
 
 def _find_negatives(pipe: LoadedModel, request: Request) -> Texts | None:

@@ -14,10 +14,17 @@ from diffjax.generate.options import Latents
 from diffjax.types import Array, choose
 
 Side = tuple[int, int]  # height and width
+Fit = Callable[[np.ndarray], np.ndarray] | None
 
 
 def read_images(
-    value: Any, *, channels: int = 3, latents: int = 4, size: Side | None = None, low: float = 0
+    value: Any,
+    *,
+    channels: int = 3,
+    latents: int = 4,
+    size: Side | None = None,
+    low: float = 0,
+    fit: Fit = None,
 ) -> tuple[np.ndarray, bool]:
     """Images as (N, H, W, C) float32 in [0, 1], or latents as they are; and whether they are.
 
@@ -31,6 +38,7 @@ def read_images(
         low: what floats may be at least. Below 0 for control images, whose transparent pixels are
             black, and whose values below 0 are marks, such as -1 of pixels that a ControlNet is to
             fill in, and are not blended with their neighbours.
+        fit: brings images (N, H, W, C) to a size, in place of ``size``.
 
     Raises:
         ValueError: it is none of these, or could be either; or the images differ in size.
@@ -43,21 +51,32 @@ def read_images(
     if any(part is not None for part in parts):
         raise ValueError("images and latents cannot be mixed; give either")
     return _join_batches(
-        [_read_pixels(one, channels, size, low) for one in _list_images(value)], "images"
+        [_read_pixels(one, channels, size, low, fit) for one in _list_images(value)], "images"
     ), False
 
 
-def read_mask(value: Any, size: Side | None = None) -> np.ndarray:
+def read_mask(value: Any, size: Side | None = None, fit: Fit = None) -> np.ndarray:
     """Read a mask as (N, H, W, 1) float32, 1 where it is at least one half.
 
-    ``size`` is (height, width), as for `read_images`.
+    ``size`` and ``fit`` are as for `read_images`.
 
     Raises:
         ValueError: it is no mask, see `diffjax.data.pictures.read_mask`.
     """
+    soft = read_soft_mask(value)
+    soft = soft if size is None else resize(soft, size)
+    return ((soft if fit is None else fit(soft)) >= 0.5).astype(np.float32)
+
+
+def read_soft_mask(value: Any) -> np.ndarray:
+    """Read a mask as greys (N, H, W, 1), float32 in [0, 1].
+
+    Raises:
+        ValueError: it is no mask, see `diffjax.data.pictures.read_mask`; or the masks differ in
+            size.
+    """
     parts = [_add_batch_axis(pictures.read_mask(one)) for one in _list_images(value)]
-    parts = parts if size is None else [_resize(part, size) for part in parts]
-    return (_join_batches(parts, "masks") >= 0.5).astype(np.float32)
+    return _join_batches(parts, "masks")
 
 
 def _list_images(value: Any) -> Sequence[Any]:
@@ -86,7 +105,9 @@ def _add_batch_axis(array: np.ndarray) -> np.ndarray:
     return array[None] if array.ndim == 3 else array
 
 
-def _read_pixels(one: Any, channels: int, size: Side | None, low: float) -> np.ndarray:
+def _read_pixels(
+    one: Any, channels: int, size: Side | None, low: float, fit: Fit = None
+) -> np.ndarray:
     """Images (N, H, W, channels) of a PIL image or an array, resized in the depth they have."""
     name, background = "images", pictures.WHITE
     if low < 0:
@@ -98,7 +119,8 @@ def _read_pixels(one: Any, channels: int, size: Side | None, low: float) -> np.n
     if array.dtype != np.uint8 or array.shape[-1] != channels or array.ndim not in (3, 4):
         array = pictures.to_unit(array, channels, background=background, low=low, name=name)
     array = _add_batch_axis(array)
-    array = array if size is None else _resize(array, size)
+    array = array if size is None else resize(array, size)
+    array = array if fit is None else fit(array)
     return pictures.to_unit(array, channels, low=low, name=name)
 
 
@@ -138,8 +160,8 @@ def _to_latents(value: Any, latents: int) -> np.ndarray:
     return values
 
 
-def _resize(array: np.ndarray, size: Side) -> np.ndarray:
-    """Resize images (N, H, W, C), uint8 or float32, to (height, width)."""
+def resize(array: np.ndarray, size: Side) -> np.ndarray:
+    """Resize images (N, H, W, C), uint8 or float32, to (height, width) by Lanczos' filter."""
     if array.shape[1:3] == size:
         return array
     smooth = array.min() >= 0

@@ -59,6 +59,13 @@ class Sampling(NamedTuple):
         grid: one of `GRIDS`, where they lie; the model's own if None.
         options: options of the scheduler config.
         eta: of DDIM, or gamma of TCD.
+        timesteps: falling times of the training schedule to visit, in place of ``steps``, for
+            samplers that take them.
+        sigmas: falling levels ``sigma / alpha``, the last one included, likewise.
+        start: fraction of the denoising that another run has done; the request's ``latents`` are
+            what that run ended with.
+        end: fraction of the denoising at which the run ends. Its latents are ``z / alpha``, data
+            with noise, and ``output="latent"`` returns them.
     """
 
     name: str | None = None
@@ -66,6 +73,43 @@ class Sampling(NamedTuple):
     grid: str | None = None
     options: Mapping[str, Any] = {}
     eta: float | None = None
+    timesteps: Sequence[float] | None = None
+    sigmas: Sequence[float] | None = None
+    start: float = 0.0
+    end: float = 1.0
+
+
+class PerturbedAttention(NamedTuple):
+    """Guidance away from a network whose self-attention is the identity (Ahn et al. 2024).
+
+    ``scale (c - p)`` is added to the guided prediction; p is the conditional prediction with
+    ``A = I`` in the self-attention ``A V`` of some layers.
+
+    Attributes:
+        scale: 0 for none; about 3.
+        layers: names of attentions of the UNet, or beginnings of them, such as ``mid_block``,
+            ``down_blocks.2`` or ``up_blocks.0.attentions.1``.
+        adaptive: how fast the scale falls with the time t: ``max(0, scale - adaptive (1000 - t))``.
+    """
+
+    scale: float = 3.0
+    layers: Sequence[str] = ("mid_block",)
+    adaptive: float = 0.0
+
+
+class FreeU(NamedTuple):
+    """Other weights of backbone and skips in the first two blocks of the way up (Si et al. 2023).
+
+    Attributes:
+        b1, b2: factors of the first half of the channels that come from below, in each block.
+        s1, s2: factors of the lowest frequencies of the skips. The published values are 1.5, 1.6,
+            0.9 and 0.2 for Stable Diffusion 1.5, and b1 = 1.3, b2 = 1.4 with the same s for XL.
+    """
+
+    b1: float
+    b2: float
+    s1: float
+    s2: float
 
 
 class Guidance(NamedTuple):
@@ -77,6 +121,7 @@ class Guidance(NamedTuple):
             prompt, or for XL a zero embedding.
         rescale: share of the conditional spread brought back (Lin et al. 2023), in [0, 1].
         low, high: guide only where ``low <= sigma / alpha <= high`` (Kynkaanniemi et al. 2024).
+        perturbed: a `PerturbedAttention`, or its scale, which is added at every step.
     """
 
     scale: float | None = None
@@ -84,6 +129,7 @@ class Guidance(NamedTuple):
     rescale: float = 0.0
     low: float = 0.0
     high: float = np.inf
+    perturbed: PerturbedAttention | float | None = None
 
 
 class Latents(NamedTuple):
@@ -107,11 +153,15 @@ class Image(NamedTuple):
             0.9999.
         mask: PIL image(s) or array ([N,] H, W), white where the image is to be filled in; integers
             of 0 and 1, or 0 and 255, bool, or floats in [0, 1].
+        mask_padding: fill in a crop around the mask alone, with so many pixels around what is
+            masked, at the size of the output, and paste it into the whole image. None for the whole
+            image at once.
     """
 
     pixels: Any
     strength: float | None = None
     mask: Any = None
+    mask_padding: int | None = None
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -162,10 +212,14 @@ class Refiner(NamedTuple):
     Attributes:
         pipe: its pipeline.
         start: fraction of the denoising after which it takes over.
+        prompt: what it is told, as many texts as the base model; the same if None.
+        guidance: its `Guidance`, or its scale; that of the base model if None.
     """
 
     pipe: LoadedModel
     start: float = 0.8
+    prompt: Texts | Embedding | None = None
+    guidance: Guidance | float | None = None
 
     def __repr__(self) -> str:
         return summarize(self)

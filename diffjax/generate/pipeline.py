@@ -21,11 +21,22 @@ from diffjax.generate.checks import (
     refuse,
     show,
 )
+from diffjax.generate.crops import Crop
 from diffjax.generate.diffusers_names import explain_attribute, refuse_arguments
 from diffjax.generate.loaded import LoadedModel
-from diffjax.generate.options import Control, Guidance, Lora, Refiner, Sampling, Size, Texts
-from diffjax.generate.request import LAYERS, Request, read_prompts
+from diffjax.generate.options import (
+    Control,
+    FreeU,
+    Guidance,
+    Lora,
+    Refiner,
+    Sampling,
+    Size,
+    Texts,
+)
+from diffjax.generate.request import LAYERS, Request
 from diffjax.generate.stages import Stage, make_stages
+from diffjax.generate.texts import read_prompts
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.lora import load_lora, merge_lora
 from diffjax.pretrained.models import Component, Sharding
@@ -144,6 +155,8 @@ class Pipeline(LoadedModel):
         latents: Array | None = None,
         clip_skip: int = 0,
         weighted: bool = False,
+        step_noise: Array | None = None,
+        freeu: FreeU | None = None,
         output: str = "pil",
         callback: Callable[[Progress], Any] | None = None,
         **unknown: Any,
@@ -177,23 +190,28 @@ class Pipeline(LoadedModel):
             latents=latents,
             clip_skip=clip_skip,
             weighted=weighted,
+            step_noise=step_noise,
+            freeu=freeu,
         )
         images.check_output(output)
         if callback is not None and not callable(callback):
             raise refuse("callback", f"must be a function of a Progress, got {show(callback)}")
-        if callback is None:
-            return self.decode(self._run(request), output)
-        for progress in self.steps(request):
-            if callback(progress):
-                break
-        return self.decode(progress.step.run.z, output)
+        end = request.read_sampler().end
+        if end < 1 and output != "latent":
+            hint = f"sampler.end={end:g} leaves latents with noise, which output='latent' returns"
+            raise refuse("output", f"is {output!r}, but {hint}")
+        stages = make_stages(self, request)
+        latents = _run(stages) if callback is None else self._run_watched(stages, callback)
+        return self._decode(latents, output, stages[-1][1].crop)
 
-    def _run(self, request: Request) -> Array:
-        before = None
-        for _, stage in make_stages(self, request):
-            run = stage.advance(stage.begin(before), stage.rows, 0, stage.length)
-            z, before = run.z, stage.end(run)
-        return z
+    def _run_watched(
+        self, stages: Sequence[tuple[LoadedModel, Stage]], callback: Callable[[Progress], Any]
+    ) -> Array:
+        """Latents of stages; a callback that returns True ends them where they are."""
+        for progress in self._steps(stages):
+            if callback(progress):
+                return progress.step.run.z
+        return stages[-1][1].finish(progress.step.run)
 
     def steps(self, request: Request) -> Iterator[Progress]:
         """Run evaluation by evaluation; edit in between, or leave the loop to stop.
@@ -224,6 +242,14 @@ class Pipeline(LoadedModel):
         Raises:
             RequestError: they have another shape, or are not finite, or there is no such output.
         """
+        return self._decode(latents, output)
+
+    def _decode(self, latents: Array, output: str, crop: Crop | None = None) -> Any:
+        """Images of latents, pasted into what they are a crop of.
+
+        Raises:
+            RequestError: see `decode`.
+        """
         images.check_output(output)
         read_floats("latents", latents, "(B, h, w, channels)")
         channels = self.parts.vae.net.latent_channels
@@ -234,7 +260,8 @@ class Pipeline(LoadedModel):
         net, params, _ = self.parts.vae
         z = jnp.asarray(latents) / net.scaling_factor + net.shift_factor
         pixels = [program.decode(net, params, z[k : k + 1]) for k in range(len(z))]
-        return images.to_output(np.concatenate(pixels), output)
+        whole = np.concatenate(pixels)
+        return images.to_output(whole if crop is None else crop.paste(whole), output)
 
     def embed(
         self,
@@ -296,6 +323,15 @@ class Pipeline(LoadedModel):
     def save(self, folder: StrPath) -> None:
         """Write a folder that diffusers, or `load`, reads."""
         save_components(folder, self.parts)
+
+
+def _run(stages: Sequence[tuple[LoadedModel, Stage]]) -> Array:
+    """Run stages one after the other; the latents of the last."""
+    before = None
+    for _, stage in stages:
+        run = stage.advance(stage.begin(before), stage.rows, 0, stage.length)
+        before = stage.end(run)
+    return stage.finish(run)
 
 
 _ARGUMENTS: dict[str, Any] = dict.fromkeys(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
 from diffjax import control, guidance, model
 from diffjax.generate import images
+from diffjax.generate.options import PerturbedAttention
 from diffjax.generate.request import Request
 from diffjax.model import ControlNetwork, Model, apply_control
+from diffjax.nets.unet import UNet
 from diffjax.pretrained.schedulers import Scheduler, to_config
 from diffjax.samplers import loop
 from diffjax.types import Array, Denoiser, Params, PyTree, Rows, Sampler
@@ -36,6 +38,8 @@ class Program:
         guided: ``no``, ``always``, or ``sometimes`` (see `classify_guidance`).
         rescale: of the guidance.
         nets: ControlNets and adapters, and how each is balanced with the prompt.
+        perturbed: attentions that are the identity in the network which perturbed-attention
+            guidance leads away from; empty without it.
     """
 
     model: Model = dataclasses.field(compare=False)
@@ -43,6 +47,7 @@ class Program:
     guided: str
     rescale: float
     nets: tuple[tuple[Any, str], ...]
+    perturbed: tuple[str, ...] = ()
     compiled: Any = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,9 +74,13 @@ def advance(
     Args:
         inputs: params, keys and cond; with guidance null and scale (rows,); for inpainting known;
             with ControlNets their params, hints and strengths, see `plan_controls`; with low-rank
-            adapters lora, pairs of these and their scales.
+            adapters lora, pairs of these and their scales; with perturbed attention its scales
+            (rows,); with noise of the caller's noise (rows, B, h, w, C).
     """
-    noise = loop.image_noise(inputs["keys"], run.z.shape[1:])
+    if "noise" in inputs:
+        noise = loop.given_noise(inputs["noise"])
+    else:
+        noise = loop.image_noise(inputs["keys"], run.z.shape[1:])
     known = inputs.get("known")
 
     def put_back(z: Array, row: Rows) -> Array:
@@ -97,19 +106,27 @@ def build_denoiser(program: Program, inputs: PyTree) -> Denoiser:
     own = program.model._replace(
         params=inputs["params"], adapters=tuple(inputs.get("lora", ())), controls=()
     )
+    controls, guided = _apply_controls(program, inputs), program.guided != "no"
     combine: guidance.Combine = guidance.cfg
+    extra: guidance.Scale | None = None
+    if program.perturbed:
+        other = cast(UNet, own.network).clone(identity_attention=program.perturbed)
+        weak = model.denoiser(own._replace(network=other), inputs["cond"], controls=controls)
+        extra = guidance.per_evaluation(inputs["perturbed"])
+        combine = guidance.contrasted(weak, extra)
     if program.rescale:
-        combine = guidance.rescaled(own.parameterization, program.rescale)
-    guided = program.guided != "no"
+        combine = guidance.rescaled(own.parameterization, program.rescale, combine)
     denoise = model.denoiser(
         own,
         inputs["cond"],
         null=inputs["null"] if guided else None,
         scale=inputs["scale"] if guided else None,
-        controls=_apply_controls(program, inputs),
+        controls=controls,
         combine=combine,
-        always=program.guided == "always",
+        always=program.guided == "always" or bool(program.perturbed),
     )
+    if extra is not None and not guided:
+        denoise = guidance.contrast(denoise, weak, lambda level: 1 + extra(level))
     return program.scheduler.bound(denoise)
 
 
@@ -189,6 +206,12 @@ def classify_guidance(scales: np.ndarray, scale: float) -> str:
     if scale <= 1 or (scales == 1).all():
         return "no"
     return "sometimes" if (scales == 1).any() else "always"
+
+
+def scale_perturbed(rows: Rows, perturbed: PerturbedAttention) -> np.ndarray:
+    """Scale of perturbed-attention guidance by row (rows,), float32."""
+    fallen = perturbed.adaptive * (1000 - np.asarray(rows.level.t, np.float64))
+    return np.maximum(perturbed.scale - fallen, 0).astype(np.float32)
 
 
 def find_known_levels(rows: Rows, count: int, to_the_end: bool) -> dict[str, np.ndarray]:

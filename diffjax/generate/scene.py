@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.generate import images, program
+from diffjax.generate import crops, images, program
 from diffjax.generate.checks import RequestError, read_floats, refuse
+from diffjax.generate.crops import Crop
 from diffjax.generate.keys import check_key, make_keys
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Image, Size
@@ -60,12 +61,14 @@ class SceneLayout(NamedTuple):
         strength: share of the steps to run.
         given: the image to start from, see `images.read_images`, and maybe latents; or None.
         mask: of the image, or None.
+        crop: what image and mask were cut from, or None.
     """
 
     size: Size
     strength: float
     given: Given | None
     mask: np.ndarray | None
+    crop: Crop | None = None
 
     def latent_sides(self, factor: int) -> tuple[int, int]:
         """Height and width of the latents of an autoencoder."""
@@ -87,9 +90,13 @@ def lay_out(
     given, mask = _read_given(image, vae.latent_channels, vae.factor)
     if request.latents is not None:
         _check_channels(np.shape(request.latents), vae.latent_channels)
-    size = _choose_size(pipe, request, given, shape)
+    cropped = image is not None and image.mask_padding is not None
+    size = _choose_size(pipe, request, None if cropped else given, shape)
     _check_amount(size, count)
-    if given is not None and not given[1] and given[0].shape[1:3] != size[:2]:
+    crop = None
+    if image is not None and given is not None and image.mask_padding is not None:
+        crop, given, mask = _cut_out(image, image.mask_padding, given, vae.latent_channels, size)
+    elif given is not None and not given[1] and given[0].shape[1:3] != size[:2]:
         given, mask = _read_given(image, vae.latent_channels, vae.factor, size[:2])
     check_key(request.key, count)
     layout = SceneLayout(size, 1.0, given, mask)
@@ -106,19 +113,23 @@ def lay_out(
     strength = image.strength
     if strength is None:
         strength = choose_default_strength(pipe.is_xl, mask is not None)
-    spread = images.read_picture(
-        "image", images.repeat_for_images, given[0], request.num, count, "image"
-    )
-    if mask is not None:
-        mask = images.read_picture(
-            "image.mask", images.repeat_for_images, mask, request.num, count, "mask"
+
+    def spread(name: str, array: np.ndarray) -> np.ndarray:
+        return images.read_picture(
+            name, images.repeat_for_images, array, request.num, count, name.rpartition(".")[2]
         )
-    return SceneLayout(size, strength, (spread, given[1]), mask)
+
+    if mask is not None:
+        mask = spread("image.mask", mask)
+    if crop is not None:
+        whole = spread("image", crop.pixels), spread("image.mask", crop.mask)
+        crop = Crop(crop.box, *whole)
+    return SceneLayout(size, strength, (spread("image", given[0]), given[1]), mask, crop)
 
 
 def make_scene(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Start:
     """The scene of a request that was laid out."""
-    vae, (size, strength, given, mask) = pipe.parts.vae.net, layout
+    vae, (size, strength, given, mask, _) = pipe.parts.vae.net, layout
     keys = make_keys(request.key, request.count_images())
     latent = (*layout.latent_sides(vae.factor), vae.latent_channels)
     noise: Array = program.draw_noise(keys, latent, PRIOR)
@@ -163,6 +174,27 @@ def _read_given(
     if mask.shape[1:3] != here:
         raise RequestError("image.mask", f"the mask is {mask.shape[1:3]}, but the image {here}")
     return given, mask
+
+
+def _cut_out(
+    image: Image, padding: int, given: Given, latents: int, size: Size
+) -> tuple[Crop, Given, np.ndarray]:
+    """Cut image and mask out around the mask, at the size of the output.
+
+    Raises:
+        RequestError: the image is latents, or the mask is black.
+    """
+    if given[1]:
+        raise refuse("image.mask_padding", "needs pixels to crop, but the image is latents")
+    soft = images.read_picture("image.mask", images.read_soft_mask, image.mask)
+    box = images.read_picture("image.mask", crops.find_box, soft, padding, size[:2])
+
+    def fit(array: np.ndarray) -> np.ndarray:
+        return crops.cut(array, box, size[:2])
+
+    part = images.read_picture("image", images.read_images, image.pixels, latents=latents, fit=fit)
+    mask = images.read_picture("image.mask", images.read_mask, image.mask, None, fit)
+    return Crop(box, given[0], soft), part, mask
 
 
 def _check_channels(found: tuple[int, ...], channels: int) -> None:

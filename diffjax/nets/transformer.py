@@ -40,6 +40,7 @@ class TransformerBlock(nn.Module):
     heads: int
     kind: str = "xla"
     dtype: Any = None
+    identity: bool = False
 
     @nn.compact
     def __call__(
@@ -48,10 +49,10 @@ class TransformerBlock(nn.Module):
         def norm(name: str, value: Array) -> Array:
             return nn.LayerNorm(1e-5, dtype=self.dtype, use_fast_variance=False, name=name)(value)
 
-        def attention(name: str) -> Attention:
-            return Attention(self.heads, None, False, self.dtype, self.kind, name=name)
+        def attention(name: str, identity: bool = False) -> Attention:
+            return Attention(self.heads, None, False, self.dtype, self.kind, identity, name=name)
 
-        x = x + attention("attn1")(norm("norm1", x))
+        x = x + attention("attn1", self.identity)(norm("norm1", x))
         x = x + attention("attn2")(norm("norm2", x), context, mask)
         x = x + GEGLU(self.dtype, name="ff")(norm("norm3", x))
         return x, None
@@ -68,6 +69,7 @@ class SpatialTransformer(nn.Module):
         linear: dense projections (SD 2, XL) instead of 1x1 convolutions.
         kind: see `diffjax.nets.attention.attend`.
         remat: see `diffjax.nets.layers.REMAT`.
+        identity: of the self-attention, see `Attention`.
     """
 
     heads: int = 1
@@ -77,6 +79,7 @@ class SpatialTransformer(nn.Module):
     kind: str = "xla"
     remat: str | bool = False
     dtype: Any = None
+    identity: bool = False
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None, mask: Array | None = None) -> Array:
@@ -95,7 +98,7 @@ class SpatialTransformer(nn.Module):
             in_axes=nn.broadcast,
             length=self.depth,
         )
-        return stack(self.heads, self.kind, self.dtype, name="transformer_blocks")
+        return stack(self.heads, self.kind, self.dtype, self.identity, name="transformer_blocks")
 
     def _project(self, x: Array, name: str, init: Any) -> Array:
         c = x.shape[-1]

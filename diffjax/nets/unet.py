@@ -42,6 +42,7 @@ class UNet(nn.Module):
     et al. 2022 and Podell et al. 2023. ``cond["concat"]`` (B, H, W, C) joins the channels of z;
     ``cond["control"]``, residuals of every skip (or None) and of the middle, is added to them, and
     ``cond["adapter"]``, features for every level (and maybe the middle), on the way down.
+    ``cond["freeu"]`` (B, 4) has the factors (b1, b2, s1, s2) of `weigh_skip`.
 
     Attributes:
         channels: width of the first level.
@@ -79,6 +80,8 @@ class UNet(nn.Module):
             residual form of Song et al. 2021).
         augment_dim: size of EDM's augmentation labels ``cond["augment"]`` (B, A), 0 for none; an
             absent label is zero.
+        identity_attention: names of attentions, or beginnings of them, whose self-attention is the
+            identity (Ahn et al. 2024), such as ``mid_block`` or ``up_blocks.0.attentions.1``.
         dtype: computation type; parameters stay float32.
     """
 
@@ -115,6 +118,7 @@ class UNet(nn.Module):
     fourier_scale: float = 0.0
     progressive_input: bool = False
     augment_dim: int = 0
+    identity_attention: tuple[str, ...] = ()
 
     @property
     def divisor(self) -> int:
@@ -257,7 +261,10 @@ def _decode(net: UNet, h: Array, skips: list[Array], temb: Array, cond: Any, tra
     res, attend = _make_block_functions(net, temb, cond, train)
     for k, i in enumerate(range(len(net.multipliers) - 1, -1, -1)):
         for j in range(net.blocks + 1):
-            h = jnp.concatenate([h, skips.pop()], axis=-1)
+            skip = skips.pop()
+            if k < 2 and "freeu" in cond:
+                h, skip = weigh_skip(h, skip, cond["freeu"][:, k], cond["freeu"][:, 2 + k])
+            h = jnp.concatenate([h, skip], axis=-1)
             h = res(int(net.channels * net.multipliers[i]), f"up_blocks.{k}.resnets.{j}")(h)
             wanted = net.decoder_attention == "all" or j == net.blocks
             if i in net.attention_levels and wanted:
@@ -272,6 +279,21 @@ def _decode(net: UNet, h: Array, skips: list[Array], temb: Array, cond: Any, tra
     # The output, and all sampler arithmetic after it, stays float32 under bf16 networks.
     h = conv(net.out_channels * net.patch**2, name="conv_out", dtype=jnp.float32, init=zero_init)(h)
     return depth_to_space(h, net.patch) if net.patch > 1 else h
+
+
+def weigh_skip(h: Array, skip: Array, backbone: Array, low: Array) -> tuple[Array, Array]:
+    """FreeU (Si et al. 2023): the first half of the channels of h times ``backbone`` (B,).
+
+    The lowest frequencies of the skip, -1 and 0 along each axis, are taken ``low`` (B,) times.
+    """
+    half = jnp.arange(h.shape[-1]) < h.shape[-1] // 2
+    h = jnp.where(half, h * backbone[:, None, None, None].astype(h.dtype), h)
+    waves = [jnp.fft.fftfreq(side, 1 / side) for side in skip.shape[1:3]]
+    near = [(-1 <= wave) & (wave <= 0) for wave in waves]
+    lowest = (near[0][:, None] & near[1])[None, :, :, None]
+    spectrum = jnp.fft.fft2(skip.astype(jnp.float32), axes=(1, 2))
+    scaled = jnp.where(lowest, spectrum * low[:, None, None, None], spectrum)
+    return h, jnp.fft.ifft2(scaled, axes=(1, 2)).real.astype(skip.dtype)
 
 
 def _make_block_functions(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
@@ -297,6 +319,7 @@ def _make_block_functions(net: UNet, temb: Array, cond: Any, train: bool) -> tup
     def attend(h: Array, name: str, level: int) -> Array:
         heads = h.shape[-1] // net.head_channels if net.head_channels else None
         heads = heads or _take_level("heads", net.heads, level)
+        identity = any(f"{name}.".startswith(f"{one}.") for one in net.identity_attention)
         if not net.context_dim:
             return AttentionBlock(
                 heads,
@@ -305,6 +328,7 @@ def _make_block_functions(net: UNet, temb: Array, cond: Any, train: bool) -> tup
                 net.dtype,
                 net.attention,
                 net.rescale,
+                identity,
                 name=name,
             )(h)
         return SpatialTransformer(
@@ -315,6 +339,7 @@ def _make_block_functions(net: UNet, temb: Array, cond: Any, train: bool) -> tup
             net.attention,
             net.remat,
             net.dtype,
+            identity,
             name=name,
         )(h, cond["context"], cond.get("mask"))
 

@@ -30,6 +30,11 @@ PROMPTS = ("a red cat", "the dog and a cat !")
 SECONDS = ("the cat", "a red dog !")
 NEGATIVE = "red"
 CONTROL_SCALES = (0.7, 0.4)
+# What a refiner is told, in cases where it has texts of its own.
+OWN_PROMPTS = ("the cat !", "a dog")
+OWN_NEGATIVE, OWN_GUIDANCE = "dog", 2.0
+PERTURBED = ("down_blocks.0", "up_blocks.1.attentions.1")
+FREEU = generate.FreeU(b1=1.5, b2=1.6, s1=0.9, s2=0.2)
 
 
 def _text(name: str, **options: Any) -> dict[str, Any]:
@@ -133,7 +138,8 @@ class Case(NamedTuple):
     Attributes:
         sampler: of `generate.SAMPLERS`, with ``karras`` after a blank.
         family: of `FAMILIES`.
-        mode: ``text``, ``image``, ``mask``, ``refined``, ``control``, ``pooled``, or ``adapter``.
+        mode: ``text``, ``image``, ``mask``, ``refined``, ``handed`` (the same in two calls),
+            ``control``, ``pooled``, or ``adapter``.
         options: what else is asked for, see `request`.
     """
 
@@ -193,6 +199,30 @@ CASES = [
     Case("ddim", mode="control", options=(("balance", "guess"),)),
     Case("euler", "xl", "control", options=(("start", 0.3),)),
     Case("ddim", mode="pooled"),
+    # Exact lists of steps.
+    Case("euler", options=(("timesteps", (990, 700, 411, 200, 30)),)),
+    Case("heun", options=(("timesteps", (990, 700, 411, 200, 30)),)),
+    Case("euler", mode="image", options=(("timesteps", (990, 700, 411, 200, 30)),)),
+    Case("dpmpp_2m", "xl", options=(("timesteps", (990, 700, 411, 200, 30)),)),
+    Case("lcm", options=(("timesteps", (999, 759, 499)),)),
+    Case("euler", options=(("sigmas", (3.4, 2.0, 1.1, 0.4, 0.0)),)),
+    Case("euler", "xl", options=(("sigmas", (3.4, 2.0, 1.1, 0.4, 0.1)),)),
+    # A base alone, and a refiner with its own texts.
+    *(Case(sampler, "xl", "refined", (("own", True),)) for sampler in ("euler", "ddim")),
+    *(Case(sampler, "xl", "handed", (("own", True),)) for sampler in ("euler", "heun", "ddim")),
+    *(Case("ddim", family, "mask", (("padding", 1),)) for family in ("sd1", "sd1-inpainting")),
+    Case("euler", "xl", "mask", (("padding", 2), ("strength", 0.9))),
+    # Perturbed attention and FreeU.
+    Case("ddim", options=(("pag", 2.0),)),
+    Case("ddim", options=(("pag", 2.0), ("guidance", 1.0))),
+    Case("euler", options=(("pag", 2.0), ("layers", PERTURBED))),
+    Case("ddim", options=(("pag", 2.0), ("rescale", 0.7), ("adaptive", 0.003))),
+    Case("euler", "xl", options=(("pag", 2.0), ("negative", NEGATIVE))),
+    Case("euler", mode="image", options=(("pag", 2.0),)),
+    Case("euler", mode="control", options=(("pag", 2.0),)),
+    Case("euler", options=(("freeu", True),)),
+    Case("euler", "xl", options=(("freeu", True), ("size", 24))),
+    Case("ddim", mode="control", options=(("freeu", True), ("pag", 1.5))),
     Case("euler", mode="adapter"),
     Case("heun", mode="adapter", options=(("guidance", 1.0),)),
     Case("euler", "xl", "adapter", options=(("end", 0.6),)),
@@ -203,6 +233,9 @@ GOLDEN = [
     Case("euler", "sd1-inpainting", "mask"),
     Case("ddim", mode="mask"),
     Case("euler", "xl", "refined"),
+    Case("euler", options=(("sigmas", (3.4, 2.0, 1.1, 0.4, 0.0)),)),
+    Case("euler", "xl", "handed", (("own", True),)),
+    Case("ddim", mode="control", options=(("freeu", True), ("pag", 1.5))),
 ]
 
 
@@ -235,6 +268,11 @@ def state(name: str, shapes: Any) -> dict[str, np.ndarray]:
 def size(case: Case) -> int:
     """Side of the images."""
     return case.option("size", SIZE)
+
+
+def prompts(case: Case) -> list[str]:
+    """The texts; diffusers crops one image only."""
+    return list(PROMPTS[:1] if case.option("padding", None) else PROMPTS)
 
 
 def steps(case: Case) -> int:
@@ -303,10 +341,13 @@ def request(case: Case) -> generate.Request:
     image = None
     if case.mode in ("image", "mask"):
         strength = case.option("strength", 0.7 if case.mode == "image" else 1.0)
-        image = generate.Image(picture(), strength, mask() if case.mode == "mask" else None)
+        filled = mask() if case.mode == "mask" else None
+        image = generate.Image(picture(), strength, filled, case.option("padding", None))
     refiner = None
     if case.mode == "refined":
-        refiner = generate.Refiner(pipeline("refiner"), 0.6)
+        own = case.option("own", False)
+        told = (list(OWN_PROMPTS), generate.Guidance(OWN_GUIDANCE, OWN_NEGATIVE)) if own else ()
+        refiner = generate.Refiner(pipeline("refiner"), 0.6, *told)
     control = []
     if case.mode in ("control", "pooled", "adapter"):
         nets = (adapters if case.mode == "adapter" else controls)(
@@ -317,18 +358,27 @@ def request(case: Case) -> generate.Request:
             generate.Control(net, hint, scale, *window, case.option("balance", "balanced"))
             for net, hint, scale in zip(nets, hints(), CONTROL_SCALES, strict=True)
         ]
-    prompts, negative = list(PROMPTS), case.option("negative", None)
+    texts: list[Any] = prompts(case)
+    negative = case.option("negative", None)
     if seconds := case.option("seconds", None):  # what the second encoder is told
-        prompts = [generate.Prompt(*both) for both in zip(prompts, seconds, strict=True)]
+        texts = [generate.Prompt(*both) for both in zip(texts, seconds, strict=True)]
         negative = negative and generate.Prompt(negative, seconds[0])
     return generate.Request(
-        prompts,
+        texts,
         key=KEY,
-        sampler=generate.Sampling(name, steps(case), grid, eta=case.option("eta", None)),
+        sampler=generate.Sampling(
+            name,
+            steps(case),
+            grid,
+            eta=case.option("eta", None),
+            timesteps=case.option("timesteps", None),
+            sigmas=case.option("sigmas", None),
+        ),
         guidance=generate.Guidance(
             case.option("guidance", 3.0),
             negative,
             case.option("rescale", 0.0),
+            perturbed=_perturbed(case),
         ),
         image=image,
         refiner=refiner,
@@ -341,14 +391,43 @@ def request(case: Case) -> generate.Request:
         ),
         num=case.option("num", 1),
         clip_skip=case.option("clip_skip", 0),
+        freeu=FREEU if case.option("freeu", False) else None,
     )
+
+
+def _perturbed(case: Case) -> generate.PerturbedAttention | None:
+    scale = case.option("pag", None)
+    layers, adaptive = case.option("layers", ("mid_block",)), case.option("adaptive", 0.0)
+    return None if scale is None else generate.PerturbedAttention(scale, layers, adaptive)
 
 
 def ours(case: Case) -> np.ndarray:
     """Images (B, SIZE, SIZE, 3) in [0, 1]."""
     asked = request(case)
+    if case.mode == "handed":
+        return _handed(asked)
     fields = {name: getattr(asked, name) for name in asked.__dataclass_fields__}
     return pipeline(case.family)(fields.pop("prompt"), **fields, output="np")
+
+
+def _handed(asked: generate.Request) -> np.ndarray:
+    """The images of a base and its refiner, called one after the other."""
+    options = dict(key=asked.key, size=asked.size)
+    latents = pipeline("xl")(
+        asked.prompt,
+        sampler=asked.sampler._replace(end=0.6),
+        guidance=asked.guidance,
+        output="latent",
+        **options,
+    )
+    return pipeline("refiner")(
+        list(OWN_PROMPTS),
+        sampler=asked.sampler._replace(start=0.6),
+        guidance=generate.Guidance(OWN_GUIDANCE, OWN_NEGATIVE),
+        latents=latents,
+        output="np",
+        **options,
+    )
 
 
 def draws(case: Case) -> dict[str, Any]:
@@ -356,11 +435,11 @@ def draws(case: Case) -> dict[str, Any]:
     from diffjax.generate import program
     from diffjax.generate.keys import make_keys
     from diffjax.generate.scene import MASKED, POSTERIOR, PRIOR
-    from diffjax.generate.stages import REFINER
+    from diffjax.generate.stages import CONTINUED
 
-    count = len(PROMPTS) * case.option("num", 1)
+    count = len(prompts(case)) * case.option("num", 1)
     keys, shape = make_keys(KEY, count), (size(case) // 2, size(case) // 2, 4)
-    second = program.fold_keys(keys, REFINER)
+    second = program.fold_keys(keys, CONTINUED)
 
     @functools.partial(jax.jit, static_argnums=1)
     def step(i: Any, refined: bool = False) -> Any:

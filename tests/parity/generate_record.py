@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -71,10 +72,12 @@ def parts(family: str) -> dict[str, Any]:
     return out
 
 
-def pipeline(family: str, mode: str = "text") -> Any:
-    """A pipeline of diffusers."""
+def pipeline(family: str, mode: str = "text", pag: str | list[str] = "") -> Any:
+    """A pipeline of diffusers; ``pag`` names its perturbed layers."""
     suffixes = {"image": "Img2Img", "mask": "Inpaint", "control": "ControlNet"}
     suffix = {**suffixes, "pooled": "ControlNet", "adapter": "Adapter"}.get(mode, "")
+    if pag:
+        suffix = "PAGImg2Img" if mode == "image" else f"{suffix}PAG"
     if family in ("xl", "refiner"):
         kind = getattr(diffusers, f"StableDiffusionXL{suffix}Pipeline")
         refines = family == "refiner"
@@ -93,6 +96,8 @@ def pipeline(family: str, mode: str = "text") -> Any:
         options.pop("add_watermarker", None)
         both = [_network("adapter", g.ADAPTERS[family]) for _ in range(2)]
         options["adapter"] = diffusers.MultiAdapter(both)
+    if pag:
+        options["pag_applied_layers"] = pag
     made = kind(**parts(family), **absent, **options)
     encoder = getattr(made, "text_encoder", None)
     if encoder is not None and not hasattr(encoder, "text_model"):
@@ -114,14 +119,24 @@ def scheduler(case: g.Case, config: Any) -> Any:
 
 def images(case: g.Case) -> np.ndarray:
     """Images (B, H, W, 3) in [0, 1] with our noise."""
-    if case.mode == "refined":
+    if case.mode in ("refined", "handed"):
         return _refined(case)
-    return _run(case, pipeline(case.family, case.mode), case.mode, _options(case))
+    pag = ""
+    if case.option("pag", None):
+        pag = [re.escape(layer) for layer in case.option("layers", ("mid_block",))]
+    made = pipeline(case.family, case.mode, pag)
+    if case.option("freeu", False):
+        made.enable_freeu(**g.FREEU._asdict())
+    try:
+        return _run(case, made, case.mode, _options(case))
+    finally:  # the networks are shared
+        if case.option("freeu", False):
+            made.disable_freeu()
 
 
 def _options(case: g.Case) -> dict[str, Any]:
     options: dict[str, Any] = dict(
-        prompt=list(g.PROMPTS),
+        prompt=g.prompts(case),
         num_inference_steps=g.steps(case),
         guidance_scale=case.option("guidance", 3.0),
         num_images_per_prompt=case.option("num", 1),
@@ -129,15 +144,21 @@ def _options(case: g.Case) -> dict[str, Any]:
         eta=case.option("eta", 0.0),
         output_type="np",
     )
+    for name in ("timesteps", "sigmas"):
+        if case.option(name, None):
+            options[name] = list(case.option(name, None))
+    if case.option("pag", None):
+        options["pag_scale"] = case.option("pag", None)
+        options["pag_adaptive_scale"] = case.option("adaptive", 0.0)
     if case.option("negative", None) is not None:
         options["negative_prompt"] = [case.option("negative", None)] * len(g.PROMPTS)
     if seconds := case.option("seconds", None):
         options["prompt_2"] = list(seconds)
         if "negative_prompt" in options:
             options["negative_prompt_2"] = [seconds[0]] * len(g.PROMPTS)
-    if case.mode in ("text", "refined", "control", "pooled", "adapter"):
+    if case.mode in ("text", "refined", "handed", "control", "pooled", "adapter"):
         options |= dict(height=g.size(case), width=g.size(case))
-    if case.mode in ("text", "refined"):
+    if case.mode in ("text", "refined", "handed"):
         options["guidance_rescale"] = case.option("rescale", 0.0)
     if case.option("crop", None):
         options |= dict(
@@ -167,6 +188,10 @@ def _options(case: g.Case) -> dict[str, Any]:
             options["adapter_conditioning_factor"] = case.option("end", 1.0)
     if case.mode == "mask":
         options["mask_image"] = [PIL.Image.fromarray(g.mask())] * len(g.PROMPTS)
+        if padding := case.option("padding", None):
+            options |= dict(padding_mask_crop=padding, output_type="pil")
+            options |= {name: options[name][0] for name in ("image", "mask_image")}
+            options |= dict(height=g.SIZE, width=g.SIZE)
     return options
 
 
@@ -180,6 +205,9 @@ def _refined(case: g.Case) -> np.ndarray:
     )
     for name in ("height", "width", "guidance_rescale"):
         del options[name]
+    if case.option("own", False):
+        options |= dict(prompt=list(g.OWN_PROMPTS), guidance_scale=g.OWN_GUIDANCE)
+        options["negative_prompt"] = [g.OWN_NEGATIVE] * len(g.PROMPTS)
     options |= dict(image=torch.from_numpy(latents), denoising_start=0.6)
     return _run(case, pipeline("refiner", "image"), "refine", options)
 
@@ -189,6 +217,8 @@ def _run(case: g.Case, pipe: Any, mode: str, options: dict[str, Any]) -> np.ndar
     pipe.scheduler = scheduler(case, pipe.scheduler.config)
     with _our_noise(case, pipe, mode == "refine"):
         out = pipe(**options).images
+    if options["output_type"] == "pil":
+        return np.stack([np.asarray(one, np.float32) / 255 for one in out])
     return np.asarray(out)
 
 

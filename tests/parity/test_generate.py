@@ -42,7 +42,8 @@ def loaded(tmp_path_factory):
 @pytest.mark.parametrize("case", g.CASES, ids=lambda case: case.name)
 def test_images_are_the_same(case, loaded, monkeypatch):
     monkeypatch.setattr(g, "pipeline", loaded)
-    np.testing.assert_allclose(g.ours(case), record.images(case), rtol=0, atol=LIMIT)
+    rounding = 1.1 / 255 if case.option("padding", None) else 0.0  # of crops, which are uint8
+    np.testing.assert_allclose(g.ours(case), record.images(case), rtol=0, atol=LIMIT + rounding)
 
 
 @pytest.mark.parametrize("family", g.FAMILIES)

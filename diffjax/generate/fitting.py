@@ -1,0 +1,135 @@
+"""What of a request has to fit the model: samplers, refiners, control networks and adapters."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from diffjax import lora
+from diffjax.generate.checks import RequestError, check_name
+from diffjax.generate.loaded import LoadedModel
+from diffjax.generate.options import (
+    Guidance,
+    PerturbedAttention,
+    Refiner,
+    Sampling,
+    make_scheduler,
+)
+from diffjax.generate.request import Request
+from diffjax.nets.adapter import T2IAdapter
+from diffjax.nets.unet import UNet
+from diffjax.pretrained.schedulers import Scheduler
+from diffjax.types import Params, choose
+
+
+def make_own_scheduler(pipe: LoadedModel, sampling: Sampling) -> Scheduler:
+    """
+    Raises:
+        RequestError: the sampler takes something that is asked for not.
+    """
+    try:
+        return make_scheduler(pipe.parts.scheduler, sampling)
+    except ValueError as error:
+        raise RequestError("sampler", str(error)) from error
+
+
+def check_refiner(pipe: LoadedModel, refiner: Refiner) -> None:
+    """See that a refiner goes on from the latents and the noise levels of the base model.
+
+    Latents of another scale cannot be converted: their noise would be scaled with them, so that
+    they would lie at no level of the refiner's steps.
+
+    Raises:
+        RequestError: its latents or its noise levels are others.
+    """
+    for name in ("latent_channels", "factor", "scaling_factor", "shift_factor"):
+        ours, theirs = (getattr(p.parts.vae.net, name) for p in (pipe, refiner.pipe))
+        if ours != theirs:
+            raise RequestError(
+                "refiner",
+                f"this pipeline cannot be refined by that one: the {name} of its latents is "
+                f"{ours}, that of the refiner's {theirs}",
+            )
+    ours, theirs = (_compute_levels(p) for p in (pipe, refiner.pipe))
+    if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-3):
+        raise RequestError(
+            "refiner",
+            "this pipeline cannot be refined by that one: the noise levels that they were trained "
+            "with differ (beta_schedule, beta_start and beta_end of their schedulers)",
+        )
+
+
+def _compute_levels(pipe: LoadedModel) -> np.ndarray:
+    """Noise over signal at some times of the model's own schedule."""
+    schedule = pipe.remember(
+        ("scheduler", "own"), lambda: make_own_scheduler(pipe, Sampling())
+    ).schedule
+    times = np.linspace(schedule.span[0], schedule.span[1], 9)
+    alpha, sigma = schedule.at(np.round(times) if schedule.steps else times)
+    with np.errstate(divide="ignore"):
+        return np.asarray(sigma) / np.asarray(alpha)
+
+
+def check_controls(pipe: LoadedModel, request: Request) -> None:
+    """
+    Raises:
+        RequestError: a ControlNet or adapter was made for another base.
+    """
+    unet = pipe.parts.unet.net
+    for k, one in enumerate(request.list_controls()):
+        net = one.net.net
+        ours, theirs = _describe_widths(unet), _describe_widths(getattr(net, "base", net))
+        if isinstance(net, T2IAdapter):
+            ours = {"widths of the levels": ours["widths of the levels"]}
+        for name, value in ours.items():
+            if theirs[name] and value != theirs[name]:  # 0: it takes no such condition
+                raise RequestError(
+                    f"control[{k}].net",
+                    f"control[{k}].net is for another base: its {name} is {theirs[name]}, that of "
+                    f"this model {value}",
+                )
+
+
+def check_adapters(pipe: LoadedModel, request: Request) -> None:
+    """
+    Raises:
+        RequestError: an adapter is for layers that this UNet does not have.
+    """
+    for k, one in enumerate(request.list_loras()):
+        try:
+            jax.eval_shape(lora.merge, pipe.parts.unet.params, one.weights, one.scale)
+        except (ValueError, TypeError, KeyError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise RequestError(
+                f"lora[{k}].weights",
+                f"lora[{k}].weights do not fit this model: {reason}; take pipe.load_lora(path)",
+            ) from error
+
+
+def check_perturbed(pipe: LoadedModel, guiding: Guidance) -> None:
+    """
+    Raises:
+        RequestError: there is no attention of a name.
+    """
+    perturbed = cast(PerturbedAttention | None, guiding.perturbed)
+    if perturbed is None:
+        return
+    names = [name for name in cast(Params, pipe.parts.unet.params) if ".attentions." in name]
+    known = dict.fromkeys([*(name.rpartition(".attentions.")[0] for name in names), *names])
+    for k, layer in enumerate(perturbed.layers):
+        where = f"guidance.perturbed.layers[{k}]"
+        check_name(where, layer, lambda name: choose("attention", name, known))
+
+
+def _describe_widths(net: UNet | T2IAdapter) -> dict[str, Any]:
+    """What a network and its ControlNet must agree in."""
+    if isinstance(net, T2IAdapter):
+        return {"widths of the levels": tuple(net.widths)}
+    return {
+        "widths of the levels": tuple(int(net.channels * m) for m in net.multipliers),
+        "blocks per level": net.blocks,
+        "width of the text": net.context_dim,
+        "added condition": net.added_dim,
+    }
