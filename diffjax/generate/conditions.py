@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from diffjax.generate.checks import RequestError, refuse
+from diffjax.generate.fitting import list_adapters
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Size
 from diffjax.generate.request import Request
@@ -30,8 +31,7 @@ def make_conditions(
         RequestError: see `count_tokens`.
     """
     tokens = count_tokens(pipe, request, guided=guided)
-    weighted = request.weighted
-    prompt = _embed_padded(pipe, request.list_prompts(), tokens, weighted, skip=request.clip_skip)
+    prompt = _embed_padded(pipe, request, request.list_prompts(), tokens, request.clip_skip)
     cond = _build_condition(pipe, prompt, request.num, size)
     both: Cond = {}
     if request.freeu is not None:
@@ -43,7 +43,7 @@ def make_conditions(
     if listed is None:
         nothing: Embedding = jax.tree.map(jnp.zeros_like, prompt)
     else:
-        nothing = _embed_padded(pipe, listed, tokens, weighted)
+        nothing = _embed_padded(pipe, request, listed, tokens)
     times = len(prompt.context) // len(nothing.context)
     nothing = jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), nothing)
     return cond, _build_condition(pipe, nothing, request.num, size.for_negative()) | both
@@ -59,19 +59,21 @@ def _find_negatives(pipe: LoadedModel, request: Request) -> Texts | None:
 
 
 def _embed_padded(
-    pipe: LoadedModel, texts: Texts, tokens: int, weighted: bool, *, skip: int = 0
+    pipe: LoadedModel, request: Request, texts: Texts, tokens: int, skip: int = 0
 ) -> Embedding:
     """Embed prompts, and fill them up with empty chunks to a number of tokens.
 
     The context has the shape (B, tokens, width).
     """
     length = _find_chunk_length(pipe)
+    options: dict[str, Any] = dict(clip_skip=skip, adapters=list_adapters(request))
     if not isinstance(texts, Embedding):
-        return pipe.embed_checked(texts, clip_skip=skip, weighted=weighted, chunks=tokens // length)
+        chunks = tokens // length
+        return pipe.embed_checked(texts, weighted=request.weighted, chunks=chunks, **options)
     absent = (tokens - texts.context.shape[1]) // length
     if not absent:
         return texts
-    empty = pipe.embed_checked([""], clip_skip=skip).context
+    empty = pipe.embed_checked([""], **options).context
     filling = jnp.tile(empty, (len(texts.context), absent, 1))
     return texts._replace(context=jnp.concatenate([texts.context, filling], axis=1))
 

@@ -21,7 +21,7 @@ from diffjax.generate.request import Request
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.unet import UNet
 from diffjax.pretrained.schedulers import Scheduler
-from diffjax.types import Params, choose
+from diffjax.types import Params, PyTree, choose
 
 
 def make_own_scheduler(pipe: LoadedModel, sampling: Sampling) -> Scheduler:
@@ -95,17 +95,31 @@ def check_controls(pipe: LoadedModel, request: Request) -> None:
 def check_adapters(pipe: LoadedModel, request: Request) -> None:
     """
     Raises:
-        RequestError: an adapter is for layers that this UNet does not have.
+        RequestError: an adapter is for layers that these networks do not have.
     """
+    texts = {name: text.model for name, text in pipe.parts.texts.items()}
+    networks = {"unet": pipe.parts.unet, **texts}
     for k, one in enumerate(request.list_loras()):
-        try:
-            jax.eval_shape(lora.merge, pipe.parts.unet.params, one.weights, one.scale)
-        except (ValueError, TypeError, KeyError) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise RequestError(
-                f"lora[{k}].weights",
-                f"lora[{k}].weights do not fit this model: {reason}; take pipe.load_lora(path)",
-            ) from error
+        for part, tree in one.by_network().items():
+            try:
+                if part not in networks:
+                    raise ValueError(f"it has no {part}")
+                jax.eval_shape(lora.merge, networks[part].params, tree, one.scale)
+            except (ValueError, TypeError, KeyError) as error:
+                reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+                raise RequestError(
+                    f"lora[{k}].weights",
+                    f"lora[{k}].weights do not fit this model: {reason}; take pipe.load_lora(path)",
+                ) from error
+
+
+def list_adapters(request: Request) -> dict[str, tuple[tuple[PyTree, float], ...]]:
+    """The low-rank adapters of every network and their scales, by the network's name."""
+    out: dict[str, tuple[tuple[PyTree, float], ...]] = {}
+    for one in request.list_loras():
+        for part, tree in one.by_network().items():
+            out[part] = (*out.get(part, ()), (tree, float(one.scale)))
+    return out
 
 
 def check_perturbed(pipe: LoadedModel, guiding: Guidance) -> None:

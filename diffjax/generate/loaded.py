@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from diffjax.generate.checks import RequestError
 from diffjax.pretrained.pipelines import Components
 from diffjax.pretrained.prompts import Embedding, Prompt, encode
+from diffjax.types import PyTree
 
 CACHED = 256  # embeddings and encoded images that are kept
 
@@ -34,26 +35,36 @@ class LoadedModel:
         clip_skip: int = 0,
         weighted: bool = False,
         chunks: int = 1,
+        adapters: Mapping[str, tuple[tuple[PyTree, float], ...]] | None = None,
     ) -> Embedding:
         """Embed prompts that were checked, and keep the embeddings for the next time.
+
+        Args:
+            adapters: of text encoders, by their names; embeddings with some are not kept.
 
         Raises:
             ValueError: so many layers cannot be left out.
         """
-        encoders = tuple(self.parts.texts.values())
+        given, texts = adapters or {}, self.parts.texts
+        encoders = tuple(
+            text._replace(adapters=given.get(name, ())) for name, text in texts.items()
+        )
+
+        def make(prompt: str | Prompt) -> Embedding:
+            return encode(
+                encoders,
+                prompt,
+                penultimate=self.is_xl,
+                skip=clip_skip,
+                weighted=weighted,
+                chunks=chunks,
+            )
 
         def one(prompt: str | Prompt) -> Embedding:
-            return self.remember(
-                ("prompt", prompt, clip_skip, weighted, chunks),
-                lambda: encode(
-                    encoders,
-                    prompt,
-                    penultimate=self.is_xl,
-                    skip=clip_skip,
-                    weighted=weighted,
-                    chunks=chunks,
-                ),
-            )
+            if any(name in texts for name in given):
+                return make(prompt)
+            key = ("prompt", prompt, clip_skip, weighted, chunks)
+            return self.remember(key, lambda: make(prompt))
 
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(one, prompts))
 

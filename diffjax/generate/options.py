@@ -9,6 +9,7 @@ import numpy as np
 
 from diffjax.generate.loaded import LoadedModel
 from diffjax.pretrained.models import Component
+from diffjax.pretrained.pipelines import TEXTS
 from diffjax.pretrained.prompts import Embedding, Prompt
 from diffjax.pretrained.schedulers import INSTEAD, KINDS, Scheduler, load_scheduler, with_class
 from diffjax.types import PyTree, choose, summarize
@@ -192,10 +193,11 @@ class Control(NamedTuple):
 
 
 class Lora(NamedTuple):
-    """Low-rank adapters of the UNet, added when the program runs.
+    """Low-rank adapters of the UNet, and of text encoders, added when the program runs.
 
     Attributes:
-        weights: from `diffjax.pretrained.load_lora`.
+        weights: from `Pipeline.load_lora`, by the name of the network; or of the UNet alone, from
+            `diffjax.pretrained.load_lora`.
         scale: 1 as they were trained, 0 for none of them.
     """
 
@@ -204,6 +206,11 @@ class Lora(NamedTuple):
 
     def __repr__(self) -> str:
         return summarize(self)
+
+    def by_network(self) -> dict[str, PyTree]:
+        """The adapters by the name of the network, ``unet`` or that of a text encoder."""
+        named = set(self.weights) <= {"unet", *TEXTS}
+        return dict(self.weights) if named else {"unet": self.weights}
 
 
 class Refiner(NamedTuple):

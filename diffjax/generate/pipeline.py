@@ -38,7 +38,7 @@ from diffjax.generate.request import LAYERS, Request
 from diffjax.generate.stages import Stage, make_stages
 from diffjax.generate.texts import read_prompts
 from diffjax.pretrained.files import StrPath
-from diffjax.pretrained.lora import load_lora, merge_lora
+from diffjax.pretrained.lora import load_loras, merge_lora
 from diffjax.pretrained.models import Component, Sharding
 from diffjax.pretrained.pipelines import load_components, save_components
 from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks
@@ -295,7 +295,7 @@ class Pipeline(LoadedModel):
     def with_lora(self, path: StrPath, *, scale: float = 1.0) -> Pipeline:
         """The pipeline with an adapter merged in; see `merge_lora`.
 
-        ``lora`` of a call adds adapters of the UNet without another copy of its weights.
+        ``lora`` of a call adds low-rank adapters without another copy of the weights.
         """
         texts = self.parts.texts
         models = {"unet": self.parts.unet} | {name: text.model for name, text in texts.items()}
@@ -304,8 +304,9 @@ class Pipeline(LoadedModel):
         return Pipeline(self.parts._replace(unet=models["unet"], texts=changed))
 
     def load_lora(self, path: StrPath) -> PyTree:
-        """Adapters for `Lora`; see `diffjax.pretrained.load_lora`."""
-        return load_lora(self.parts.unet, path)
+        """Adapters for `Lora`, by the name of the network; see `diffjax.pretrained.load_loras`."""
+        texts = {name: text.model for name, text in self.parts.texts.items()}
+        return load_loras({"unet": self.parts.unet, **texts}, path)
 
     def with_concept(
         self, path: StrPath, *, name: str | None = None, allow_legacy_pickle: bool = False

@@ -18,6 +18,7 @@ from diffjax.generate.fitting import (
     check_controls,
     check_perturbed,
     check_refiner,
+    list_adapters,
     make_own_scheduler,
 )
 from diffjax.generate.keys import make_keys
@@ -121,8 +122,8 @@ class Plan(NamedTuple):
         guiding, guided = request.read_guidance(), self.guided != "no"
         cond, null = conditions.make_conditions(pipe, request, view.size, guided=guided)
         inputs: dict[str, Any] = {"params": unet.params, "keys": view.keys, "cond": cond}
-        if adapters := request.list_loras():
-            inputs["lora"] = [(one.weights, float(one.scale)) for one in adapters]
+        if adapters := list_adapters(request).get("unet"):
+            inputs["lora"] = list(adapters)
         if guided:
             inputs |= {"null": null, "scale": self.scales}
         if view.concat is not None:
@@ -131,7 +132,7 @@ class Plan(NamedTuple):
             inputs["known"] = view.known | program.find_known_levels(rows, length, ends)
         nets, inputs["controls"] = program.plan_controls(request, rows, length, self.hints)
         if request.step_noise is not None:
-            inputs["noise"] = (jnp.asarray(request.step_noise, jnp.float32),)
+            inputs["noise"] = jnp.asarray(request.step_noise, jnp.float32)
         perturbed = cast(PerturbedAttention | None, guiding.perturbed)
         if perturbed is not None:
             inputs["perturbed"] = program.scale_perturbed(rows, perturbed)

@@ -2,7 +2,7 @@
 
 from diffjax.pretrained.control_file import save_control_file
 from diffjax.pretrained.files import load_safetensors, open_safetensors
-from diffjax.pretrained.lora import load_lora, merge_lora, save_lora
+from diffjax.pretrained.lora import load_lora, load_loras, merge_lora, save_lora
 from diffjax.pretrained.models import Component, load_model, save_model
 from diffjax.pretrained.schedulers import (
     Scheduler,
@@ -21,6 +21,7 @@ __all__ = [
     "flow_mu",
     "from_state_dict",
     "load_lora",
+    "load_loras",
     "load_model",
     "load_safetensors",
     "load_scheduler",

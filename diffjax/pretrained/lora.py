@@ -41,7 +41,7 @@ from diffjax.pretrained.state_dict import (
 from diffjax.types import PyTree
 from diffjax.untrusted import name_some
 
-__all__ = ["LORA_FILE", "load_lora", "merge_lora", "save_lora"]
+__all__ = ["LORA_FILE", "load_lora", "load_loras", "merge_lora", "save_lora"]
 
 # Beginnings of flattened names, the longest first.
 _PARTS = {
@@ -149,28 +149,47 @@ def save_lora(path: StrPath, adapters: PyTree, *, scale: float) -> None:
 
 
 def load_lora(model: Component, path: StrPath) -> PyTree:
-    """The adapters of a UNet in a file, to be added with `diffjax.lora.merge`; 1 as trained.
+    """The adapters of a UNet in a file, to be added with `diffjax.lora.merge`; see `load_loras`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_loras`; or the file has adapters of text encoders.
+    """
+    file = open_adapter(path)
+    others = [module for module in file.layers if _split_part(module)[0] not in ("unet", None)]
+    if others:
+        raise ValueError(
+            f"{path} is also for text encoders ({others[0]}): give load_loras all networks"
+        )
+    return load_loras({"unet": model}, path)["unet"]
+
+
+def load_loras(models: Mapping[str, Component], path: StrPath) -> dict[str, PyTree]:
+    """The adapters in a file for each network, to be added with `diffjax.lora.merge`; 1 as trained.
 
     Layers that are scanned get adapters of one rank: smaller ones are filled up with zeros, and so
     are those of layers that the file leaves out.
 
+    Args:
+        models: by the names of a diffusers folder: ``unet``, ``text_encoder``, ``text_encoder_2``.
+
     Raises:
-        FileNotFoundError, ValueError: see `merge_lora`; or the file has adapters of text encoders,
-            or other ones than LoRA, which can only be merged.
+        FileNotFoundError, ValueError: see `merge_lora`; or the file has other adapters than LoRA,
+            which can only be merged.
     """
-    names, file = _Names(model), open_adapter(path)
-    others = [module for module in file.layers if _split_part(module)[0] not in ("unet", None)]
-    if others:
-        raise ValueError(f"{path} is also for text encoders ({others[0]}): it can only be merged")
+    names, file = {part: _Names(model) for part, model in models.items()}, open_adapter(path)
     if more := [layer.module for layer in file.layers.values() if not is_low_rank(layer)]:
         raise ValueError(
             f"{path} has more than low-rank adapters ({name_some(more)}): it can only be merged"
         )
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for module, place in _find_places(file, {"unet": names}).items():
-        shape = names.shapes[place.key]
-        found[place.key] = _read_factors(file.path, file.layers[module], place.key, shape)
-    return jax.tree.map(jnp.asarray, _build_tree(model.params, found))
+    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for module, place in _find_places(file, names).items():
+        shape = names[place.part].shapes[place.key]
+        factors = _read_factors(file.path, file.layers[module], place.key, shape)
+        found.setdefault(place.part, {})[place.key] = factors
+    return {
+        part: jax.tree.map(jnp.asarray, _build_tree(models[part].params, there))
+        for part, there in found.items()
+    }
 
 
 def _read_factors(

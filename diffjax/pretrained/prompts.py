@@ -11,22 +11,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax import lora
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.recognise import WORD, describe_keys
 from diffjax.pretrained.tokenizers import Tokenizer, Tokens, with_concept
-from diffjax.types import Array, PyTree, summarize
+from diffjax.types import Array, ArrayLike, PyTree, summarize
 from diffjax.untrusted import name_some
 
 _EMBEDDING = "text_model.embeddings.token_embedding"
 
 
 class TextEncoder(NamedTuple):
-    """A text encoder and its tokenizer."""
+    """A text encoder and its tokenizer.
+
+    Attributes:
+        adapters: low-rank adapters and their scales, added while it runs.
+    """
 
     tokenizer: Tokenizer
     model: Component
+    adapters: tuple[tuple[PyTree, float], ...] = ()
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -99,6 +105,7 @@ def encode(
                 hidden,
                 not penultimate,
                 encoder.model.params,
+                encoder.adapters,
                 tokens.ids[k : k + 1],
                 tokens.weights[k : k + 1],
             )
@@ -144,8 +151,16 @@ def _pad_chunks(tokens: Tokens, empty: Tokens, chunks: int) -> Tokens:
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode(
-    net: Any, layer: int, normed: bool, params: PyTree, ids: Array, weights: Array
+    net: Any,
+    layer: int,
+    normed: bool,
+    params: PyTree,
+    adapters: Sequence[tuple[PyTree, ArrayLike]],
+    ids: Array,
+    weights: Array,
 ) -> tuple[Array, Array]:
+    for tree, scale in adapters:
+        params = lora.merge(params, tree, scale)
     out = net.apply({"params": params}, ids)
     if layer == -1:
         context = out.last
@@ -267,4 +282,4 @@ def _add_rows(encoder: TextEncoder, name: str, rows: np.ndarray, path: Path) -> 
         params={**params, _EMBEDDING: {"embedding": table}},
         config=config,
     )
-    return TextEncoder(tokenizer, model)
+    return encoder._replace(tokenizer=tokenizer, model=model)
