@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from diffjax.generate.checks import RequestError, refuse
-from diffjax.generate.fitting import list_adapters
+from diffjax.generate.fitting import choose_scale, list_adapters
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Size
 from diffjax.generate.request import Request
@@ -36,6 +36,9 @@ def make_conditions(
     both: Cond = {}
     if request.freeu is not None:
         both["freeu"] = jnp.tile(jnp.asarray(request.freeu), (request.count_images(), 1))
+    if pipe.parts.unet.net.guidance_dim:
+        w = choose_scale(pipe, request.read_guidance()) - 1
+        both["guidance"] = jnp.full(request.count_images(), w, jnp.float32)
     cond |= both
     if not guided:
         return cond, {}
@@ -158,10 +161,10 @@ def _check_embedding(pipe: LoadedModel, name: str, embedding: Embedding) -> None
         RequestError: an embedding is not of this model's text encoders.
     """
     net, width = pipe.parts.unet.net, embedding.context.shape[-1]
-    if width != net.context_dim:
+    if width != net.token_dim:
         raise refuse(
             f"{name}.context",
-            f"has a width of {width}, but this model takes {net.context_dim}: embed the texts with "
+            f"has a width of {width}, but this model takes {net.token_dim}: embed the texts with "
             "its own pipe.embed([...])",
         )
     if not net.added_dim:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from diffjax import lora
-from diffjax.generate.checks import RequestError, check_name
+from diffjax.generate.checks import RequestError, check_name, refuse
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import (
     Guidance,
@@ -19,6 +19,7 @@ from diffjax.generate.options import (
 )
 from diffjax.generate.request import Request
 from diffjax.nets.adapter import T2IAdapter
+from diffjax.nets.levels import take_level
 from diffjax.nets.unet import UNet
 from diffjax.pretrained.schedulers import Scheduler
 from diffjax.types import Params, PyTree, choose
@@ -33,6 +34,30 @@ def make_own_scheduler(pipe: LoadedModel, sampling: Sampling) -> Scheduler:
         return make_scheduler(pipe.parts.scheduler, sampling)
     except ValueError as error:
         raise RequestError("sampler", str(error)) from error
+
+
+def choose_scale(pipe: LoadedModel, guiding: Guidance) -> float:
+    """The scale of guidance; without one that of diffusers' pipelines."""
+    if guiding.scale is not None:
+        return guiding.scale
+    return 5.0 if pipe.is_xl else 7.5
+
+
+def check_embedded_guidance(pipe: LoadedModel, guiding: Guidance) -> None:
+    """
+    Raises:
+        RequestError: the network is told the scale of guidance, which then cannot depend on the
+            noise level, nor be rescaled.
+    """
+    if not pipe.parts.unet.net.guidance_dim:
+        return
+    for name, default in (("low", 0.0), ("high", np.inf), ("rescale", 0.0)):
+        if (value := getattr(guiding, name)) != default:
+            raise refuse(
+                f"guidance.{name}",
+                f"is {value:g}, but this model is told the scale of guidance (time_cond_proj_dim): "
+                "there is no unguided prediction",
+            )
 
 
 def check_refiner(pipe: LoadedModel, refiner: Refiner) -> None:
@@ -143,7 +168,9 @@ def _describe_widths(net: UNet | T2IAdapter) -> dict[str, Any]:
         return {"widths of the levels": tuple(net.widths)}
     return {
         "widths of the levels": tuple(int(net.channels * m) for m in net.multipliers),
-        "blocks per level": net.blocks,
+        "blocks per level": tuple(
+            take_level("blocks", net.blocks, i) for i in range(len(net.multipliers))
+        ),
         "width of the text": net.context_dim,
         "added condition": net.added_dim,
     }

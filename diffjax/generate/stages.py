@@ -16,8 +16,10 @@ from diffjax.generate.crops import Crop
 from diffjax.generate.fitting import (
     check_adapters,
     check_controls,
+    check_embedded_guidance,
     check_perturbed,
     check_refiner,
+    choose_scale,
     list_adapters,
     make_own_scheduler,
 )
@@ -174,10 +176,11 @@ def plan(
         raise RequestError("sampler", str(error)) from error
     length = len(rows.level.t)
     padded = loop.pad(rows, -(-length // ROWS) * ROWS)
-    scale = (5.0 if pipe.is_xl else 7.5) if guiding.scale is None else guiding.scale
+    scale = choose_scale(pipe, guiding)
     scales = guidance.interval(padded, scale, low=guiding.low, high=guiding.high)
-    guided = program.classify_guidance(scales[:length], scale)
-    if guided == "no" and scale > 1:
+    embedded = bool(pipe.parts.unet.net.guidance_dim)
+    guided = "no" if embedded else program.classify_guidance(scales[:length], scale)
+    if guided == "no" and scale > 1 and not embedded:
         logging.warning(
             "no step is guided: none has a noise over signal between guidance.low=%g and "
             "guidance.high=%g",
@@ -188,6 +191,7 @@ def plan(
     check_controls(pipe, request)
     check_adapters(pipe, request)
     check_perturbed(pipe, guiding)
+    check_embedded_guidance(pipe, guiding)
     hints = program.read_hints(request, layout.size[:2])
     return Plan(
         pipe,

@@ -44,7 +44,7 @@ def make_published_model(parts: Components, scheduler: Scheduler | None = None) 
         network=unet,
         space=space,
         condition=make_text_condition(
-            nets, unet.context_dim, (first.start, first.end, first.pad), _added_shapes(parts)
+            nets, unet.token_dim, (first.start, first.end, first.pad), _added_shapes(parts)
         ),
         params=parts.unet.params,
         frozen={**frozen, "autoencoder": parts.vae.params},

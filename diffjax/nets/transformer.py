@@ -41,6 +41,7 @@ class TransformerBlock(nn.Module):
     kind: str = "xla"
     dtype: Any = None
     identity: bool = False
+    only_cross: bool = False
 
     @nn.compact
     def __call__(
@@ -52,7 +53,8 @@ class TransformerBlock(nn.Module):
         def attention(name: str, identity: bool = False) -> Attention:
             return Attention(self.heads, None, False, self.dtype, self.kind, identity, name=name)
 
-        x = x + attention("attn1", self.identity)(norm("norm1", x))
+        first = (context, mask) if self.only_cross else ()
+        x = x + attention("attn1", self.identity)(norm("norm1", x), *first)
         x = x + attention("attn2")(norm("norm2", x), context, mask)
         x = x + GEGLU(self.dtype, name="ff")(norm("norm3", x))
         return x, None
@@ -70,6 +72,7 @@ class SpatialTransformer(nn.Module):
         kind: see `diffjax.nets.attention.attend`.
         remat: see `diffjax.nets.layers.REMAT`.
         identity: of the self-attention, see `Attention`.
+        only_cross: the first attention of each block reads the context, too.
     """
 
     heads: int = 1
@@ -80,6 +83,7 @@ class SpatialTransformer(nn.Module):
     remat: str | bool = False
     dtype: Any = None
     identity: bool = False
+    only_cross: bool = False
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None, mask: Array | None = None) -> Array:
@@ -98,7 +102,14 @@ class SpatialTransformer(nn.Module):
             in_axes=nn.broadcast,
             length=self.depth,
         )
-        return stack(self.heads, self.kind, self.dtype, self.identity, name="transformer_blocks")
+        return stack(
+            self.heads,
+            self.kind,
+            self.dtype,
+            self.identity,
+            self.only_cross,
+            name="transformer_blocks",
+        )
 
     def _project(self, x: Array, name: str, init: Any) -> Array:
         c = x.shape[-1]

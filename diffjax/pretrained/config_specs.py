@@ -42,6 +42,9 @@ def _allow_per_level(spec: Spec) -> Spec:
     return either(spec, listed(spec, LEVELS))
 
 
+# A number for all levels, one for each level, or one for each attention of a level.
+_DEPTHS = either(_DEPTH, listed(either(_DEPTH, listed(_DEPTH, 64)), LEVELS))
+
 NETWORK: dict[str, Spec] = {
     "_class_name": TEXT,
     "_diffusers_version": TEXT,
@@ -62,7 +65,13 @@ NETWORK: dict[str, Spec] = {
     "norm_num_groups": _WIDTH,
     "norm_eps": _EPS,
     "cross_attention_dim": _allow_per_level(_WIDTH),
-    "transformer_layers_per_block": _allow_per_level(_DEPTH),
+    "transformer_layers_per_block": _DEPTHS,
+    "reverse_transformer_layers_per_block": either(NOTHING, _DEPTHS),
+    "mid_block_type": either(NOTHING, TEXT),
+    "only_cross_attention": _allow_per_level(FLAG),
+    "encoder_hid_dim": either(NOTHING, _WIDTH),
+    "encoder_hid_dim_type": either(NOTHING, TEXT),
+    "time_cond_proj_dim": either(NOTHING, _WIDTH),
     "attention_head_dim": _allow_per_level(_WIDTH),
     "use_linear_projection": FLAG,
     "addition_embed_type": either(NOTHING, TEXT),
@@ -104,7 +113,7 @@ NETWORK: dict[str, Spec] = {
 # Keys whose lists have an entry for every level; block types are compared where they are read.
 PER_LEVEL = (
     *("layers_per_block", "cross_attention_dim", "transformer_layers_per_block"),
-    *("attention_head_dim", "only_cross_attention"),
+    *("attention_head_dim", "only_cross_attention", "reverse_transformer_layers_per_block"),
 )
 
 _TIMES = integer(1, 100_000)
@@ -265,4 +274,4 @@ _COUNTED = (
 
 
 def _find_largest(value: Any) -> int:
-    return max(value) if isinstance(value, list | tuple) else value
+    return max(map(_find_largest, value)) if isinstance(value, list | tuple) else value

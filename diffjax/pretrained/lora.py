@@ -255,7 +255,8 @@ class _Names:
         names = [flat, f"{flat}_0", f"text_model_{flat}"]
         m = re.fullmatch(r"(input|output)_blocks_(\d+)_(\d+)_(.+)", flat)
         if m or flat.startswith(("middle_block_", "time_embed_", "label_emb_", "out_")):
-            names.append(_modernise_unet_name(flat, self.blocks))
+            # Files of networks with other numbers per level have the names of diffusers.
+            names += [_modernise_unet_name(flat, n) for n in [self.blocks] if isinstance(n, int)]
         return next((self.keys[name] for name in names if name in self.keys), None)
 
 

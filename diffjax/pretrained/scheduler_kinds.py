@@ -403,6 +403,9 @@ KINDS: dict[str, SchedulerKind] = {
         aliases=_TO_DPM,
     ),
 }
+# Their parallel kinds take the same steps, in another order of evaluations.
+KINDS["DDIMParallelScheduler"] = KINDS["DDIMScheduler"]
+KINDS["DDPMParallelScheduler"] = KINDS["DDPMScheduler"]
 # Classes that we do not read, and what to use.
 INSTEAD = {
     "DPMSolverSDEScheduler": (

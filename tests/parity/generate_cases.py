@@ -105,6 +105,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "sd1-inpainting": dict(unet=_unet("sd1-inpainting", 6), text_encoder=CLIP),
     "sd2": dict(unet=_unet("sd2", 6), text_encoder=OPEN_CLIP, prediction="v_prediction"),
     "xl": dict(unet=_unet("xl", 12, **_TWO_LEVELS), text_encoder=CLIP, text_encoder_2=PROJECTED),
+    "lcm": dict(unet=_unet("guided", 6), text_encoder=CLIP),
+    "distilled": dict(unet=_unet("distilled", 6), text_encoder=CLIP),
     "refiner": dict(unet=_unet("refiner", 6, **_TWO_LEVELS), text_encoder_2=PROJECTED),
 }
 
@@ -207,6 +209,11 @@ CASES = [
     Case("lcm", options=(("timesteps", (999, 759, 499)),)),
     Case("euler", options=(("sigmas", (3.4, 2.0, 1.1, 0.4, 0.0)),)),
     Case("euler", "xl", options=(("sigmas", (3.4, 2.0, 1.1, 0.4, 0.1)),)),
+    # Guidance as an embedding; distilled networks.
+    Case("lcm", "lcm"),
+    Case("ddim", "lcm", options=(("guidance", 1.0), ("negative", NEGATIVE))),
+    Case("lcm", "lcm", "image"),
+    Case("euler", "distilled"),
     # A base alone, and a refiner with its own texts.
     *(Case(sampler, "xl", "refined", (("own", True),)) for sampler in ("euler", "ddim")),
     *(Case(sampler, "xl", "handed", (("own", True),)) for sampler in ("euler", "heun", "ddim")),
@@ -233,6 +240,7 @@ GOLDEN = [
     Case("euler", "sd1-inpainting", "mask"),
     Case("ddim", mode="mask"),
     Case("euler", "xl", "refined"),
+    Case("lcm", "lcm"),
     Case("euler", options=(("sigmas", (3.4, 2.0, 1.1, 0.4, 0.0)),)),
     Case("euler", "xl", "handed", (("own", True),)),
     Case("ddim", mode="control", options=(("freeu", True), ("pag", 1.5))),
