@@ -99,11 +99,16 @@ def rescaled(parameterization: Parameterization, phi: float, inner: Combine = cf
     return combine
 
 
-def contrasted(weak: Denoiser, scale: Scale, inner: Combine = cfg) -> Combine:
+def contrasted(
+    weak: Denoiser, scale: Scale, inner: Combine = cfg, *, of_null: bool = False
+) -> Combine:
     """Add ``k (c - w)`` to what ``inner`` makes of a pair, w being another denoiser's prediction.
 
     With a network whose self-attention is the identity as w this is perturbed-attention guidance
     (Ahn et al. 2024, eq. 12, beside classifier-free guidance). Where k is 0, w is not computed.
+
+    With ``of_null`` it is ``k (u - w)``. If w lacks an image that c and u have, this is the
+    guidance of images that are edited, whose scale is ``k + 1`` (Brooks et al. 2023, eq. 3).
 
     Args:
         scale: k.
@@ -115,8 +120,9 @@ def contrasted(weak: Denoiser, scale: Scale, inner: Combine = cfg) -> Combine:
 
         def add() -> Prediction:
             w, factor = weak(z, level), expand(k, z)
-            x = guided.x + factor * (c.x - w.x)
-            return guided._replace(x=x, eps=guided.eps + factor * (c.eps - w.eps))
+            strong = u if of_null else c
+            x = guided.x + factor * (strong.x - w.x)
+            return guided._replace(x=x, eps=guided.eps + factor * (strong.eps - w.eps))
 
         return jax.lax.cond(jnp.all(k == 0), lambda: guided, add)
 

@@ -54,6 +54,9 @@ ARGUMENTS = {
     "output='latent' for the base alone",
     "denoising_start": "refiner=Refiner(refiner_pipe, start={0}), or latents=those_of_the_base "
     "with sampler=Sampling(start={0})",
+    "image_guidance_scale": "guidance=Guidance(scale, image={0})",
+    "depth_map": "image=Image(pixels, strength, depth={0})",
+    "noise_level": "image=Image(pixels, noise_level={0})",
     "pag_scale": "guidance=Guidance(scale, perturbed={0})",
     "pag_adaptive_scale": "guidance=Guidance(perturbed=PerturbedAttention(scale, adaptive={0}))",
     "pag_applied_layers": "guidance=Guidance(perturbed=PerturbedAttention(scale, layers))",

@@ -69,9 +69,9 @@ def check_refiner(pipe: LoadedModel, refiner: Refiner) -> None:
     Raises:
         RequestError: its latents or its noise levels are others.
     """
-    for name in ("latent_channels", "factor", "scaling_factor", "shift_factor"):
+    for name in ("latent_channels", "factor", "latent_scale", "latent_shift"):
         ours, theirs = (getattr(p.parts.vae.net, name) for p in (pipe, refiner.pipe))
-        if ours != theirs:
+        if not np.array_equal(ours, theirs):
             raise RequestError(
                 "refiner",
                 f"this pipeline cannot be refined by that one: the {name} of its latents is "

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.generate.checks import RequestError
-from diffjax.pretrained.pipelines import Components
+from diffjax.pretrained.pipelines import Components, name_beside
 from diffjax.pretrained.prompts import Embedding, Prompt, encode
 from diffjax.types import PyTree
 
@@ -74,9 +74,10 @@ class LoadedModel:
         return bool(self.parts.unet.net.added_dim)
 
     @property
-    def extra_channels(self) -> int:
-        """Channels of the network's input beside the latents; those of models that fill in."""
-        return self.parts.unet.config.get("in_channels", 4) - self.parts.vae.net.latent_channels
+    def beside(self) -> str:
+        """What the network is given beside the latents; see `diffjax.generate.beside`."""
+        channels = self.parts.unet.config.get("in_channels", 4)
+        return name_beside(channels, self.parts.vae.net.latent_channels)
 
     def native_size(self) -> tuple[int, int]:
         """Return the height and width in pixels of the images that the model was trained on.

@@ -34,6 +34,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmpp_2s": ("DPMSolverSinglestep", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "deis": ("DEISMultistep", {"algorithm_type": "deis"}),
     "unipc": ("UniPCMultistep", {}),
+    "sa_solver": ("SASolver", {}),
     "lcm": ("LCM", {}),
     "tcd": ("TCD", {}),
 }
@@ -123,6 +124,9 @@ class Guidance(NamedTuple):
         rescale: share of the conditional spread brought back (Lin et al. 2023), in [0, 1].
         low, high: guide only where ``low <= sigma / alpha <= high`` (Kynkaanniemi et al. 2024).
         perturbed: a `PerturbedAttention`, or its scale, which is added at every step.
+        image: scale of the image, at least 1, for models that edit by instruction: with the empty
+            image as a third condition, ``e + image (u - e) + scale (c - u)`` (Brooks et al. 2023,
+            eq. 3). 1.5 if None.
     """
 
     scale: float | None = None
@@ -131,6 +135,7 @@ class Guidance(NamedTuple):
     low: float = 0.0
     high: float = np.inf
     perturbed: PerturbedAttention | float | None = None
+    image: float | None = None
 
 
 class Latents(NamedTuple):
@@ -157,12 +162,17 @@ class Image(NamedTuple):
         mask_padding: fill in a crop around the mask alone, with so many pixels around what is
             masked, at the size of the output, and paste it into the whole image. None for the whole
             image at once.
+        depth: for models that keep the depth of an image: ([N,] H, W) floats, the nearer the
+            larger, as MiDaS and DPT predict them.
+        noise_level: for upscalers: a time of the noise that the small image gets; 20 if None.
     """
 
     pixels: Any
     strength: float | None = None
     mask: Any = None
     mask_padding: int | None = None
+    depth: Any = None
+    noise_level: int | None = None
 
     def __repr__(self) -> str:
         return summarize(self)

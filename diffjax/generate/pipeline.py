@@ -258,7 +258,7 @@ class Pipeline(LoadedModel):
         if output == "latent":
             return np.asarray(latents)
         net, params, _ = self.parts.vae
-        z = jnp.asarray(latents) / net.scaling_factor + net.shift_factor
+        z = jnp.asarray(latents) / net.latent_scale + net.latent_shift
         pixels = [program.decode(net, params, z[k : k + 1]) for k in range(len(z))]
         whole = np.concatenate(pixels)
         return images.to_output(whole if crop is None else crop.paste(whole), output)

@@ -40,6 +40,7 @@ class Program:
         nets: ControlNets and adapters, and how each is balanced with the prompt.
         perturbed: attentions that are the identity in the network which perturbed-attention
             guidance leads away from; empty without it.
+        edits: the image beside the latents has a scale of guidance of its own.
     """
 
     model: Model = dataclasses.field(compare=False)
@@ -48,6 +49,7 @@ class Program:
     rescale: float
     nets: tuple[tuple[Any, str], ...]
     perturbed: tuple[str, ...] = ()
+    edits: bool = False
     compiled: Any = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,7 +77,8 @@ def advance(
         inputs: params, keys and cond; with guidance null and scale (rows,); for inpainting known;
             with ControlNets their params, hints and strengths, see `plan_controls`; with low-rank
             adapters lora, pairs of these and their scales; with perturbed attention its scales
-            (rows,); with noise of the caller's noise (rows, B, h, w, C).
+            (rows,); with noise of the caller's noise (rows, B, h, w, C); with an image of its own
+            scale image_scale and empty, the null condition without it.
     """
     if "noise" in inputs:
         noise = loop.given_noise(inputs["noise"])
@@ -109,11 +112,14 @@ def build_denoiser(program: Program, inputs: PyTree) -> Denoiser:
     controls, guided = _apply_controls(program, inputs), program.guided != "no"
     combine: guidance.Combine = guidance.cfg
     extra: guidance.Scale | None = None
+    if program.edits:
+        blind = model.denoiser(own, inputs["empty"], controls=controls)
+        combine = guidance.contrasted(blind, inputs["image_scale"] - 1, of_null=True)
     if program.perturbed:
         other = cast(UNet, own.network).clone(identity_attention=program.perturbed)
         weak = model.denoiser(own._replace(network=other), inputs["cond"], controls=controls)
         extra = guidance.per_evaluation(inputs["perturbed"])
-        combine = guidance.contrasted(weak, extra)
+        combine = guidance.contrasted(weak, extra, combine)
     if program.rescale:
         combine = guidance.rescaled(own.parameterization, program.rescale, combine)
     denoise = model.denoiser(
@@ -123,7 +129,7 @@ def build_denoiser(program: Program, inputs: PyTree) -> Denoiser:
         scale=inputs["scale"] if guided else None,
         controls=controls,
         combine=combine,
-        always=program.guided == "always" or bool(program.perturbed),
+        always=program.guided == "always" or bool(program.perturbed) or program.edits,
     )
     if extra is not None and not guided:
         denoise = guidance.contrast(denoise, weak, lambda level: 1 + extra(level))

@@ -231,7 +231,12 @@ def read_image(value: Any) -> Image | None:
         padding = read_whole("image.mask_padding", padding, 0, SIDE)
         if given.mask is None:
             raise refuse("image.mask_padding", "needs a mask: Image(pixels, mask=mask)")
-    return given._replace(strength=read_strength(given.strength), mask_padding=padding)
+    level = given.noise_level
+    if level is not None:
+        level = read_whole("image.noise_level", level, 0, 10_000)
+    return given._replace(
+        strength=read_strength(given.strength), mask_padding=padding, noise_level=level
+    )
 
 
 def read_strength(value: Any) -> float | None:

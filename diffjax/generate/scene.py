@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.generate import crops, images, program
+from diffjax.generate import beside, crops, images, program
 from diffjax.generate.checks import RequestError, read_floats, refuse
 from diffjax.generate.crops import Crop
 from diffjax.generate.keys import check_key, make_keys
@@ -19,7 +19,7 @@ from diffjax.generate.request import Request
 from diffjax.types import Array, Rows
 
 # Draws of a key beside those of the sampler, see `diffjax.samplers.loop.image_noise`.
-PRIOR, POSTERIOR, MASKED = 1, 2, 3
+PRIOR, POSTERIOR, MASKED, LOW = 1, 2, 3, 4
 PIXELS = 2**26  # of an image, at most
 TOGETHER = 2**32  # of all images of a call, at most
 Given = tuple[np.ndarray, bool]  # see `images.read_images`
@@ -36,6 +36,7 @@ class Start(NamedTuple):
         pure: begin from noise alone even so.
         known: x, eps and mask of what is put back after every step, or None.
         concat: what the network is given beside z, or None.
+        label: class labels (B,) of the network, or None.
     """
 
     size: Size
@@ -45,6 +46,7 @@ class Start(NamedTuple):
     pure: bool = False
     known: dict[str, Array] | None = None
     concat: Array | None = None
+    label: Array | None = None
 
     def begin(self, rows: Rows, std: float) -> Array:
         """The state at the first row; ``std`` is that of pure noise."""
@@ -62,6 +64,8 @@ class SceneLayout(NamedTuple):
         given: the image to start from, see `images.read_images`, and maybe latents; or None.
         mask: of the image, or None.
         crop: what image and mask were cut from, or None.
+        depth: (B, h, w, 1) in [-1, 1], or None.
+        noise_level: of the small image of an upscaler.
     """
 
     size: Size
@@ -69,6 +73,8 @@ class SceneLayout(NamedTuple):
     given: Given | None
     mask: np.ndarray | None
     crop: Crop | None = None
+    depth: np.ndarray | None = None
+    noise_level: int = 0
 
     def latent_sides(self, factor: int) -> tuple[int, int]:
         """Height and width of the latents of an autoencoder."""
@@ -91,6 +97,9 @@ def lay_out(
     if request.latents is not None:
         _check_channels(np.shape(request.latents), vae.latent_channels)
     cropped = image is not None and image.mask_padding is not None
+    if pipe.beside == beside.SMALL and given is not None:
+        shape = shape or (None if all(request.read_size()[:2]) else given[0].shape[1:3])
+        cropped = True
     size = _choose_size(pipe, request, None if cropped else given, shape)
     _check_amount(size, count)
     crop = None
@@ -104,14 +113,17 @@ def lay_out(
         wanted = (count, *layout.latent_sides(vae.factor), vae.latent_channels)
         if np.shape(request.latents) != wanted:
             raise refuse("latents", f"must be {wanted}, got {np.shape(request.latents)}")
-    if pipe.extra_channels > 0 and (mask is None or given is None or given[1]):
-        raise RequestError(
-            "image", "this model fills in images: give image=Image(pixels, mask=mask)"
-        )
+    beside.check_beside(pipe, image, given is not None and given[1])
     if image is None or given is None:
         return layout
+    sides = layout.latent_sides(vae.factor)
+    depth = None if image.depth is None else beside.read_depth(image.depth, sides)
+    if pipe.beside == beside.SMALL:
+        given = beside.read_small(image, sides), False
     strength = image.strength
-    if strength is None:
+    if pipe.beside in (beside.INSTRUCTION, beside.SMALL):
+        strength = 1.0
+    elif strength is None:
         strength = choose_default_strength(pipe.is_xl, mask is not None)
 
     def spread(name: str, array: np.ndarray) -> np.ndarray:
@@ -124,12 +136,17 @@ def lay_out(
     if crop is not None:
         whole = spread("image", crop.pixels), spread("image.mask", crop.mask)
         crop = Crop(crop.box, *whole)
-    return SceneLayout(size, strength, (spread("image", given[0]), given[1]), mask, crop)
+    if depth is not None:
+        depth = spread("image.depth", depth)
+    level = beside.NOISE_LEVEL if image.noise_level is None else image.noise_level
+    return SceneLayout(
+        size, strength, (spread("image", given[0]), given[1]), mask, crop, depth, level
+    )
 
 
 def make_scene(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Start:
     """The scene of a request that was laid out."""
-    vae, (size, strength, given, mask, _) = pipe.parts.vae.net, layout
+    vae, (size, strength, given, mask, *_) = pipe.parts.vae.net, layout
     keys = make_keys(request.key, request.count_images())
     latent = (*layout.latent_sides(vae.factor), vae.latent_channels)
     noise: Array = program.draw_noise(keys, latent, PRIOR)
@@ -139,13 +156,22 @@ def make_scene(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Star
     if given is None:
         return scene
     pixels = given[0]
+    if pipe.beside == beside.SMALL:
+        low = program.draw_noise(keys, pixels.shape[1:], LOW)
+        concat = beside.add_low_noise(pipe, pixels, layout.noise_level, low)
+        label = jnp.full(len(pixels), layout.noise_level, jnp.int32)
+        return scene._replace(concat=concat, label=label)
+    if pipe.beside == beside.INSTRUCTION:
+        return scene._replace(concat=pixels if given[1] else encode_mean(pipe, pixels))
     x = pixels if given[1] else encode(pipe, pixels, program.draw_noise(keys, latent, POSTERIOR))
     scene = scene._replace(x=x)
+    if layout.depth is not None:
+        return scene._replace(concat=jnp.asarray(layout.depth))
     if mask is None:
         return scene
     small = jnp.asarray(mask[:, :: vae.factor, :: vae.factor])
     scene = scene._replace(pure=strength == 1)
-    if pipe.extra_channels == 0:
+    if pipe.beside != beside.MASK:
         return scene._replace(known={"x": x, "eps": noise, "mask": small})
     hidden = np.where(mask == 1, np.float32(0.5), pixels)  # 0 in [-1, 1]
     hidden_x = encode(pipe, hidden, program.draw_noise(keys, latent, MASKED))
@@ -233,6 +259,16 @@ def choose_default_strength(xl: bool, masked: bool) -> float:
 
 def encode(pipe: LoadedModel, pixels: np.ndarray, eps: Array) -> Array:
     """Latents of pixels (B, H, W, 3) in [0, 1]: a draw of their posterior, scaled."""
+    net = pipe.parts.vae.net
+    return (_encode(pipe, pixels).with_noise(eps) - net.latent_shift) * net.latent_scale
+
+
+def encode_mean(pipe: LoadedModel, pixels: np.ndarray) -> Array:
+    """Means of the posterior of pixels, not scaled: what models that edit are given."""
+    return _encode(pipe, pixels).mean
+
+
+def _encode(pipe: LoadedModel, pixels: np.ndarray) -> Any:
     net, params = pipe.parts.vae.net, pipe.parts.vae.params
 
     def encode_one(image: np.ndarray) -> Any:
@@ -242,8 +278,7 @@ def encode(pipe: LoadedModel, pixels: np.ndarray, eps: Array) -> Array:
             lambda: program.encode_posterior(net, params, 2 * image[None] - 1),
         )
 
-    posterior = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(encode_one, pixels))
-    return (posterior.with_noise(eps) - net.shift_factor) * net.scaling_factor
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(encode_one, pixels))
 
 
 def _choose_size(

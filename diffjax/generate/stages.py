@@ -11,6 +11,7 @@ from absl import logging
 
 from diffjax import guidance
 from diffjax.generate import conditions, program, scene
+from diffjax.generate.beside import INSTRUCTION
 from diffjax.generate.checks import RequestError, refuse
 from diffjax.generate.crops import Crop
 from diffjax.generate.fitting import (
@@ -128,8 +129,12 @@ class Plan(NamedTuple):
             inputs["lora"] = list(adapters)
         if guided:
             inputs |= {"null": null, "scale": self.scales}
-        if view.concat is not None:
-            cond["concat"] = null["concat"] = view.concat
+        for name, value in (("concat", view.concat), ("label", view.label)):
+            if value is not None:
+                cond[name] = null[name] = value
+        if edits := guided and pipe.beside == INSTRUCTION:
+            inputs["empty"] = {**null, "concat": jnp.zeros_like(cast(Array, view.concat))}
+            inputs["image_scale"] = np.float32(1.5 if guiding.image is None else guiding.image)
         if view.known is not None:
             inputs["known"] = view.known | program.find_known_levels(rows, length, ends)
         nets, inputs["controls"] = program.plan_controls(request, rows, length, self.hints)
@@ -145,6 +150,7 @@ class Plan(NamedTuple):
             guiding.rescale if guided else 0.0,
             nets,
             tuple(perturbed.layers) if perturbed else (),
+            edits,
         )
         if handed_over is None:
             z = view.begin(rows, self.init_std)
@@ -192,6 +198,8 @@ def plan(
     check_adapters(pipe, request)
     check_perturbed(pipe, guiding)
     check_embedded_guidance(pipe, guiding)
+    if guiding.image is not None and pipe.beside != INSTRUCTION:
+        raise refuse("guidance.image", "is for models that edit images by instruction")
     hints = program.read_hints(request, layout.size[:2])
     return Plan(
         pipe,

@@ -41,6 +41,7 @@ def read_guidance(value: Any) -> Guidance:
         low,
         high,
         _read_perturbed(value.perturbed),
+        None if value.image is None else read_number("guidance.image", value.image, 1),
     )
 
 

@@ -35,8 +35,8 @@ def make_published_model(parts: Components, scheduler: Scheduler | None = None) 
     space = make_latent_space(
         vae,
         (height * vae.factor, width * vae.factor, vae.out_channels),
-        vae.scaling_factor,
-        vae.shift_factor,
+        vae.latent_scale,
+        vae.latent_shift,
     )
     return Model(
         schedule=schedule,

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, VQModel
-from diffjax.types import Array, Frozen, Params, PyTree, Statistics, build_section
+from diffjax.types import Array, ArrayLike, Frozen, Params, PyTree, Statistics, build_section
 
 AUTOENCODERS = {"kl": AutoencoderKL, "vq": VQModel}
 
@@ -64,7 +65,7 @@ def make_space(config: ConfigDict, image_shape: tuple[int, int, int]) -> Space:
 
 
 def make_latent_space(
-    net: Autoencoder, image_shape: tuple[int, int, int], scale: float, shift: float = 0.0
+    net: Autoencoder, image_shape: tuple[int, int, int], scale: ArrayLike, shift: ArrayLike = 0.0
 ) -> Space:
     """The latents ``scale (z - shift)`` of an autoencoder, ``frozen["autoencoder"]``.
 
@@ -73,7 +74,8 @@ def make_latent_space(
 
     Args:
         image_shape: (H, W, C).
-        scale: ``extra["latent_scale"]``; 0 to measure it.
+        scale: ``extra["latent_scale"]``, one number or one per channel; 0 to measure it.
+        shift: likewise.
 
     Raises:
         ValueError: images that the autoencoder cannot halve so often.
@@ -88,7 +90,7 @@ def make_latent_space(
     stop = jax.lax.stop_gradient
 
     def center(z: Array) -> Array:
-        return z - shift if shift else z
+        return z - shift if np.any(shift) else z
 
     def enter(
         frozen: Frozen, extra: Statistics, key: jax.Array, batch: Mapping[str, Array]
@@ -107,7 +109,7 @@ def make_latent_space(
 
     def leave(frozen: Frozen, extra: Statistics, x: Array) -> Array:
         z = x / extra["latent_scale"]
-        return _run(net, frozen["autoencoder"], z + shift if shift else z, net.decode)
+        return _run(net, frozen["autoencoder"], z + shift if np.any(shift) else z, net.decode)
 
     start = {"latent_scale": jnp.asarray(scale, jnp.float32)}
     return Space(shape, start, enter, encode, leave, net)

@@ -16,6 +16,7 @@ from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.autoencoder import Autoencoder
 from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.text import CLIPText
+from diffjax.nets.tiny_autoencoder import AutoencoderTiny
 from diffjax.nets.unet import UNet
 from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, Config, NetworkKind
 from diffjax.pretrained.config_specs import NETWORK, check_levels
@@ -107,7 +108,7 @@ def kind_of(net: Any) -> str:
     """
     if isinstance(net, CLIPText):
         return "CLIPTextModelWithProjection" if net.projection else "CLIPTextModel"
-    if isinstance(net, Autoencoder):
+    if isinstance(net, Autoencoder | AutoencoderTiny):
         return type(net).__name__
     if isinstance(net, UNet) and net.context_dim:
         return "UNet2DConditionModel"

@@ -54,12 +54,20 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 DIFFUSERS = "0.42.1"  # whose layout we write; loading an inpainting model asks for it
 _SAMPLE_SIZES = {"v1": 64, "v2": 96, "xl": 128, "refiner": 128}
-# Models that are not supported, by the channels that they are given beside latents.
-_TAKES = {
-    1: ", as models with depth do",
-    3: ", as upscalers do",
-    4: ", as models that edit by instruction (InstructPix2Pix) do",
+# What a UNet is given beside the latents.
+MASK, INSTRUCTION, DEPTH, SMALL = "mask", "instruction", "depth", "small"
+_PIPELINES = {
+    "": "",
+    MASK: "Inpaint",
+    INSTRUCTION: "InstructPix2Pix",
+    DEPTH: "Depth2Img",
+    SMALL: "Upscale",
 }
+# Parts of models that are not read, and so not written either.
+_NOT_WRITTEN = (
+    *("safety_checker", "feature_extractor", "image_encoder", "depth_estimator", "watermarker"),
+)
+_LOW_RES = "low_res_scheduler"
 _BASE_STEP = 875000  # the step of SD 2's 512-pixel base, by which diffusers knows it too
 
 
@@ -71,6 +79,7 @@ class Components(NamedTuple):
         texts: text encoders with their tokenizers, by the name of the folder.
         scheduler: scheduler_config.json.
         manifest: model_index.json.
+        low_res: scheduler_config.json of the small images of an upscaler, or None.
     """
 
     unet: Component
@@ -78,6 +87,7 @@ class Components(NamedTuple):
     texts: dict[str, TextEncoder]
     scheduler: dict[str, Any]
     manifest: dict[str, Any]
+    low_res: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -171,8 +181,16 @@ def _load_folder(
         {name: text(name) for name in texts},
         read_json(resolve_inside(resolve_inside(path, "scheduler"), "scheduler_config.json")),
         manifest,
+        _read_low_res(path, manifest),
     )
     return parts if TEXTS[1] in texts else _mend_scheduler(parts)
+
+
+def _read_low_res(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The config of the scheduler of an upscaler's small images, or None."""
+    if not _has(manifest, _LOW_RES):
+        return None
+    return read_json(resolve_inside(resolve_inside(path, _LOW_RES), "scheduler_config.json"))
 
 
 def _has(manifest: Mapping[str, Any], name: str) -> bool:
@@ -234,13 +252,25 @@ def _check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it is given something else.
     """
-    latents, channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
-    extra = channels - latents
-    if extra not in (0, latents + 1):
+    name_beside(unet.get("in_channels", 4), vae.get("latent_channels", 4))
+
+
+def name_beside(channels: int, latents: int) -> str:
+    """What a UNet of so many input channels is given beside latents; empty if they are alone.
+
+    Raises:
+        ValueError: no known model is given so many.
+    """
+    kinds = {0: "", latents + 1: MASK, latents: INSTRUCTION}
+    for extra, kind in ((1, DEPTH), (3, SMALL)):
+        kinds.setdefault(extra, kind)
+    if channels - latents not in kinds:
         raise ValueError(
-            f"this UNet takes {channels} channels{_TAKES.get(extra, '')}, which is not supported: "
-            f"there must be {latents}, or {2 * latents + 1} of models that fill in"
+            f"this UNet takes {channels} channels, which is not supported: there must be {latents} "
+            f"of latents, and {2 * latents + 1} of models that fill in, {2 * latents} of those "
+            f"that edit by instruction, {latents + 1} with depth, or {latents + 3} of upscalers"
         )
+    return kinds[channels - latents]
 
 
 def _mend_scheduler(parts: Components) -> Components:
@@ -331,14 +361,14 @@ def _derive_scheduler(weights: Weights, family: str, channels: int) -> dict[str,
 def make_manifest(parts: Components) -> dict[str, Any]:
     """The model_index.json of parts."""
     names = list(parts.texts)
-    inpaints = parts.unet.config["in_channels"] > parts.vae.net.latent_channels
-    kind = "Inpaint" if inpaints else "Img2Img" if names == [TEXTS[1]] else ""
+    beside = name_beside(parts.unet.config["in_channels"], parts.vae.net.latent_channels)
+    kind = _PIPELINES[beside] or ("Img2Img" if names == [TEXTS[1]] else "")
     family = "StableDiffusionXL" if TEXTS[1] in names else "StableDiffusion"
     manifest: dict[str, Any] = {
         "_class_name": f"{family}{kind}Pipeline",
         "_diffusers_version": DIFFUSERS,
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", read_class_name(parts.vae.config)],
         "scheduler": ["diffusers", parts.scheduler["_class_name"]],
     }
     for name in names:
@@ -371,4 +401,10 @@ def save_components(folder: StrPath, parts: Components) -> None:
         save_tokenizer(path / name.replace("text_encoder", "tokenizer"), text.tokenizer)
     (path / "scheduler").mkdir(exist_ok=True)
     write_json(path / "scheduler" / "scheduler_config.json", parts.scheduler)
-    write_json(path / "model_index.json", parts.manifest or make_manifest(parts))
+    if parts.low_res is not None:
+        (path / _LOW_RES).mkdir(exist_ok=True)
+        write_json(path / _LOW_RES / "scheduler_config.json", parts.low_res)
+    manifest = parts.manifest or make_manifest(parts)
+    vae = ["diffusers", read_class_name(parts.vae.config)]  # maybe another one than was there
+    written = {"vae": vae} | {key: [None, None] for key in _NOT_WRITTEN if key in manifest}
+    write_json(path / "model_index.json", {**manifest, **written})

@@ -22,7 +22,7 @@ from diffjax.pretrained.single_file import AUTOENCODER, FAMILIES
 from diffjax.pretrained.single_file_parts import Part, build_autoencoder_part, select_below
 from diffjax.untrusted import naming
 
-_CLASSES = ("AutoencoderKL", "VQModel")
+_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 
 
 def load_vae(
@@ -82,7 +82,7 @@ def open_vae(path: Path, variant: str | None = None) -> Part:
         chosen = variant if find_weights_file(folder, variant) else None
         return Part(config, open_folder(folder, variant=chosen))
     weights = open_safetensors(path)
-    if any(key.startswith("encoder.down_blocks.") for key in weights):
+    if any(key.startswith(("encoder.down_blocks.", "encoder.layers.")) for key in weights):
         beside = path.parent / "config.json"
         if not beside.is_file():
             raise FileNotFoundError(
@@ -107,10 +107,16 @@ def _check_class(config: Mapping[str, Any]) -> None:
 def _set_scale(
     config: Mapping[str, Any], like: Mapping[str, Any] | None, unet: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the config with the model's latent scale, or its family's without a model's config."""
+    """Return the config with the model's latent scale, or its family's without a model's config.
+
+    A tiny autoencoder has latents as the UNet sees them, and keeps its scale.
+    """
     out = dict(config)
+    if config.get("_class_name") == "AutoencoderTiny":
+        return out
     family = "xl" if unet.get("addition_embed_type") else "v1"
-    for key, default in (("scaling_factor", FAMILIES[family].scale), ("shift_factor", None)):
+    defaults = {"scaling_factor": FAMILIES[family].scale, "shift_factor": None}
+    for key, default in (defaults | dict.fromkeys(("latents_mean", "latents_std"))).items():
         own = config.get(key)
         if like is None:
             out[key] = default if own is None else own

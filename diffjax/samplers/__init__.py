@@ -20,6 +20,7 @@ from diffjax.samplers.loop import (
 )
 from diffjax.samplers.ode import deis, dpm2, flow_heun, heun, ipndm, lms, plms
 from diffjax.samplers.registry import SAMPLERS, make
+from diffjax.samplers.stochastic_adams import sa_solver
 from diffjax.samplers.thresholding import clip, dynamic_threshold
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "plms",
     "predictor_corrector",
     "prior",
+    "sa_solver",
     "sample",
     "steps",
     "tcd",

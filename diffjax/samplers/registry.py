@@ -10,6 +10,7 @@ from diffjax.samplers.consistency import consistency, lcm, tcd
 from diffjax.samplers.exponential import dpm_solver, dpm_solver_single, unipc
 from diffjax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffjax.samplers.ode import deis, dpm2, flow_heun, heun, ipndm, lms, plms
+from diffjax.samplers.stochastic_adams import sa_solver
 from diffjax.types import Sampler, build
 
 
@@ -64,6 +65,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "unipc_3": lambda *, lower_order_final=True: unipc(
         order=3, lower_order_final=lower_order_final
     ),
+    "sa_solver": lambda *, lower_order_final=True: sa_solver(lower_order_final=lower_order_final),
     "consistency": consistency,
     "lcm": lcm,
     "tcd": tcd,

@@ -106,6 +106,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "sd2": dict(unet=_unet("sd2", 6), text_encoder=OPEN_CLIP, prediction="v_prediction"),
     "xl": dict(unet=_unet("xl", 12, **_TWO_LEVELS), text_encoder=CLIP, text_encoder_2=PROJECTED),
     "lcm": dict(unet=_unet("guided", 6), text_encoder=CLIP),
+    "edit": dict(unet={**_unet("sd1", 6), "in_channels": 8}, text_encoder=CLIP),
+    "depth": dict(unet={**_unet("sd1", 6), "in_channels": 5}, text_encoder=OPEN_CLIP),
+    "upscale": dict(
+        unet=_unet("upscaler", 6, num_class_embeds=300, encoder_hid_dim=None), text_encoder=CLIP
+    ),
     "distilled": dict(unet=_unet("distilled", 6), text_encoder=CLIP),
     "refiner": dict(unet=_unet("refiner", 6, **_TWO_LEVELS), text_encoder_2=PROJECTED),
 }
@@ -141,7 +146,7 @@ class Case(NamedTuple):
         sampler: of `generate.SAMPLERS`, with ``karras`` after a blank.
         family: of `FAMILIES`.
         mode: ``text``, ``image``, ``mask``, ``refined``, ``handed`` (the same in two calls),
-            ``control``, ``pooled``, or ``adapter``.
+            ``control``, ``pooled``, ``adapter``, ``edit``, ``depth``, or ``upscale``.
         options: what else is asked for, see `request`.
     """
 
@@ -214,6 +219,14 @@ CASES = [
     Case("ddim", "lcm", options=(("guidance", 1.0), ("negative", NEGATIVE))),
     Case("lcm", "lcm", "image"),
     Case("euler", "distilled"),
+    # Edits by instruction, depth, and upscaling.
+    Case("euler", "edit", "edit"),
+    Case("ddim", "edit", "edit", (("image", 2.0), ("negative", NEGATIVE))),
+    Case("euler", "edit", "edit", (("guidance", 1.0),)),
+    Case("ddim", "depth", "depth"),
+    Case("euler", "depth", "depth", (("strength", 1.0),)),
+    Case("ddim", "upscale", "upscale"),
+    Case("euler", "upscale", "upscale", (("level", 250), ("negative", NEGATIVE))),
     # A base alone, and a refiner with its own texts.
     *(Case(sampler, "xl", "refined", (("own", True),)) for sampler in ("euler", "ddim")),
     *(Case(sampler, "xl", "handed", (("own", True),)) for sampler in ("euler", "heun", "ddim")),
@@ -241,6 +254,9 @@ GOLDEN = [
     Case("ddim", mode="mask"),
     Case("euler", "xl", "refined"),
     Case("lcm", "lcm"),
+    Case("ddim", "edit", "edit", (("image", 2.0), ("negative", NEGATIVE))),
+    Case("ddim", "depth", "depth"),
+    Case("ddim", "upscale", "upscale"),
     Case("euler", options=(("sigmas", (3.4, 2.0, 1.1, 0.4, 0.0)),)),
     Case("euler", "xl", "handed", (("own", True),)),
     Case("ddim", mode="control", options=(("freeu", True), ("pag", 1.5))),
@@ -256,11 +272,22 @@ def picture() -> np.ndarray:
     return (255 * np.stack([x, y, (x + y) / 2], -1)).astype(np.uint8)
 
 
+def small_picture() -> np.ndarray:
+    """Image (SIZE / 2, SIZE / 2, 3), uint8: to be enlarged."""
+    return picture()[::2, ::2].copy()
+
+
 def mask() -> np.ndarray:
     """Mask (SIZE, SIZE), uint8: odd borders, so that it matters how it is shrunk."""
     out = np.zeros((SIZE, SIZE), np.uint8)
     out[3:11, 5:12] = 255
     return out
+
+
+def depth() -> np.ndarray:
+    """Depths (SIZE - 3, SIZE + 5), of another size than the latents."""
+    y, x = np.mgrid[: SIZE - 3, : SIZE + 5]
+    return np.sin(0.5 * x) + 0.1 * y.astype(np.float32) ** 2
 
 
 def hints() -> list[np.ndarray]:
@@ -351,6 +378,12 @@ def request(case: Case) -> generate.Request:
         strength = case.option("strength", 0.7 if case.mode == "image" else 1.0)
         filled = mask() if case.mode == "mask" else None
         image = generate.Image(picture(), strength, filled, case.option("padding", None))
+    if case.mode == "edit":
+        image = generate.Image(picture())
+    if case.mode == "depth":
+        image = generate.Image(picture(), case.option("strength", 0.7), depth=depth())
+    if case.mode == "upscale":
+        image = generate.Image(small_picture(), noise_level=case.option("level", None))
     refiner = None
     if case.mode == "refined":
         own = case.option("own", False)
@@ -387,13 +420,13 @@ def request(case: Case) -> generate.Request:
             negative,
             case.option("rescale", 0.0),
             perturbed=_perturbed(case),
+            image=case.option("image", None),
         ),
         image=image,
         refiner=refiner,
         control=control,
         size=generate.Size(
-            size(case),
-            size(case),
+            *((0, 0) if case.mode in ("edit", "upscale") else (size(case), size(case))),
             original=case.option("original", None),
             crop=case.option("crop", (0, 0)),
         ),
@@ -442,7 +475,7 @@ def draws(case: Case) -> dict[str, Any]:
     """The noise of our keys as (B, h, w, 4) arrays, by what it is for; ``step`` is a function."""
     from diffjax.generate import program
     from diffjax.generate.keys import make_keys
-    from diffjax.generate.scene import MASKED, POSTERIOR, PRIOR
+    from diffjax.generate.scene import LOW, MASKED, POSTERIOR, PRIOR
     from diffjax.generate.stages import CONTINUED
 
     count = len(prompts(case)) * case.option("num", 1)
@@ -459,5 +492,6 @@ def draws(case: Case) -> dict[str, Any]:
         "prior": np.asarray(program.draw_noise(keys, shape, PRIOR)),
         "posterior": np.asarray(program.draw_noise(keys, shape, POSTERIOR)),
         "masked": np.asarray(program.draw_noise(keys, shape, MASKED)),
+        "low": np.asarray(program.draw_noise(keys, (*shape[:2], 3), LOW)),
         "step": lambda i, refined=False: np.asarray(step(i, refined)),
     }

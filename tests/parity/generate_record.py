@@ -74,7 +74,8 @@ def parts(family: str) -> dict[str, Any]:
 
 def pipeline(family: str, mode: str = "text", pag: str | list[str] = "") -> Any:
     """A pipeline of diffusers; ``pag`` names its perturbed layers."""
-    suffixes = {"image": "Img2Img", "mask": "Inpaint", "control": "ControlNet"}
+    special = {"edit": "InstructPix2Pix", "depth": "Depth2Img", "upscale": "Upscale"}
+    suffixes = {**special, "image": "Img2Img", "mask": "Inpaint", "control": "ControlNet"}
     suffix = {**suffixes, "pooled": "ControlNet", "adapter": "Adapter"}.get(mode, "")
     if pag:
         suffix = "PAGImg2Img" if mode == "image" else f"{suffix}PAG"
@@ -98,6 +99,11 @@ def pipeline(family: str, mode: str = "text", pag: str | list[str] = "") -> Any:
         options["adapter"] = diffusers.MultiAdapter(both)
     if pag:
         options["pag_applied_layers"] = pag
+    if mode == "depth":
+        absent, options = {"depth_estimator": None, "feature_extractor": None}, {}
+    if mode == "upscale":
+        config = {**g.SCHEDULER, "beta_schedule": "squaredcos_cap_v2"}
+        options = {"low_res_scheduler": diffusers.DDPMScheduler.from_config(config)}
     made = kind(**parts(family), **absent, **options)
     encoder = getattr(made, "text_encoder", None)
     if encoder is not None and not hasattr(encoder, "text_model"):
@@ -178,6 +184,17 @@ def _options(case: g.Case) -> dict[str, Any]:
             control_guidance_end=case.option("end", 1.0),
             guess_mode=case.option("balance", "") == "guess",
         )
+    pictures = [PIL.Image.fromarray(g.picture())] * len(g.PROMPTS)
+    if case.mode == "edit":
+        options |= dict(image=pictures, image_guidance_scale=case.option("image", 1.5))
+    if case.mode == "depth":
+        maps = torch.from_numpy(g.depth().astype(np.float32))[None].repeat(len(g.PROMPTS), 1, 1)
+        options |= dict(image=pictures, depth_map=maps, strength=case.option("strength", 0.7))
+    if case.mode == "upscale":
+        small = [PIL.Image.fromarray(g.small_picture())] * len(g.PROMPTS)
+        options |= dict(image=small, noise_level=case.option("level", 20))
+    if case.mode == "edit":
+        del options["clip_skip"], options["eta"]
     if case.mode == "adapter":
         pictures = [PIL.Image.fromarray(hint) for hint in g.hints()]
         options |= dict(
@@ -238,6 +255,8 @@ def _our_noise(case: g.Case, pipe: Any, refined: bool) -> Iterator[None]:
         asker = sys._getframe(1).f_code.co_filename
         if "schedulers" in asker:
             value = noise["step"](evaluations - 1, refined)
+        elif shape[1] == 3:
+            value = noise["low"]
         else:
             value = noise["prior" if "pipelines" in asker else next(encoded)]
         value = torch.from_numpy(value).permute(0, 3, 1, 2)
