@@ -25,7 +25,7 @@ from diffjax.xla import set_cpu_flags
 
 __version__ = "0.1.0"
 
-# Where each public name is, and its name there.
+# The module of each public name, and the name that it has in that module.
 _NAMES = {
     # Models: what they are, and what can be done with them.
     "open": ("runs", "open_model"),

@@ -1,31 +1,36 @@
-"""Grids: which noise levels a sampler visits. Host float64 throughout, never traced.
+"""Grids: which noise levels a sampler visits, in float64 on the host, never traced.
 
-A grid of N steps holds N+1 levels. On a discrete schedule the steps start at chosen timesteps and
-the last level is the data itself (``alpha = 1, sigma = 0``); on a continuous one it ends at the
+A grid of N steps holds N + 1 levels. On a discrete schedule the steps start at chosen timesteps
+and the last level is the data itself (``alpha = 1, sigma = 0``); on a continuous one it ends at the
 clean side of the span, or at the data with ``final="clean"``.
+
+Functions that make grids take a schedule and a number of steps, and return a `Grid`. Their argument
+``final`` is that of `from_times`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import betaincinv
 
 from diffjax.schedules import logsnr
-from diffjax.types import Grid, Level, Schedule, build, choose
+from diffjax.types import ArrayLike, Grid, Level, Options, Schedule, build, choose
 
 
-def from_times(schedule: Schedule, times: Any, *, final: str = "clean") -> Grid:
-    """Grid that visits ``times`` (N,), noisiest first.
+def from_times(schedule: Schedule, times: npt.ArrayLike, *, final: str = "clean") -> Grid:
+    """Make the grid that visits the given times.
 
     Args:
-        final: ``clean`` ends at the data, ``first`` at the schedule's cleanest level, ``last``
-            makes the last of ``times`` the end (N-1 steps).
+        times: (N,), noisiest first; whole timesteps of a discrete schedule, or fractional ones.
+        final: ``clean`` appends the data as the last level, ``first`` appends the schedule's
+            cleanest level, and ``last`` makes the last of ``times`` the end (N - 1 steps).
 
     Raises:
-        ValueError: the times do not fall strictly, or lie outside the schedule's table.
+        ValueError: the times do not fall strictly, lie outside the schedule's table, or are too
+            few; or ``final`` is unknown.
     """
     times = np.asarray(times, np.float64)
     if times.ndim != 1 or len(times) < 1 or not (np.diff(times) < 0).all():
@@ -47,15 +52,23 @@ def from_times(schedule: Schedule, times: Any, *, final: str = "clean") -> Grid:
         raise ValueError(
             f"final must be 'clean', 'first' or 'last' (with two times), got {final!r}"
         )
-    return of_levels(schedule, times, alpha, sigma)
+    return from_levels(schedule, times, alpha, sigma)
 
 
-def of_levels(schedule: Schedule, times: Any, alpha: Any, sigma: Any) -> Grid:
-    """Grid of given levels (N+1,), which need not lie on the schedule."""
+def from_levels(
+    schedule: Schedule, times: np.ndarray, alpha: np.ndarray, sigma: np.ndarray
+) -> Grid:
+    """Make the grid of given levels, which need not lie on the schedule.
+
+    Args:
+        schedule: for evaluations between the levels.
+        times, alpha, sigma: (N + 1,), noisiest first.
+    """
     levels = Level(times, alpha, sigma, np.arange(len(times)))
 
-    def at_time(t: Any) -> Level:
-        return Level(t, *schedule.at(np.asarray(t, np.float64)))
+    def at_time(t: ArrayLike) -> Level:
+        times = np.asarray(t, np.float64)
+        return Level(times, *schedule.at(times))
 
     # Prior: N(0, alpha^2 * 1 + sigma^2) is 1 when variance preserving and sigma_max when exploding.
     init_std = 1.0 if alpha[0] ** 2 + sigma[0] ** 2 < 1 + 1e-6 else float(sigma[0])
@@ -63,27 +76,44 @@ def of_levels(schedule: Schedule, times: Any, alpha: Any, sigma: Any) -> Grid:
 
 
 def full(schedule: Schedule) -> Grid:
-    """Every timestep of a discrete schedule."""
+    """Make the grid of every timestep of a discrete schedule, T - 1 .. 0, and the data.
+
+    Raises:
+        ValueError: the schedule is continuous.
+    """
     return from_times(schedule, np.arange(_table(schedule, "full"))[::-1])
 
 
 def _table(schedule: Schedule, name: str) -> int:
+    """Return the number of timesteps of a discrete schedule.
+
+    Raises:
+        ValueError: the schedule is continuous; the message names the grid.
+    """
     if schedule.steps is None:
         raise ValueError(f"grid {name!r} needs a discrete schedule; use uniform, logsnr or karras")
     return schedule.steps
 
 
 def _steps(steps: int, most: int | None = None) -> int:
+    """Return a number of steps that lies in 1 .. ``most``.
+
+    Raises:
+        ValueError: it does not.
+    """
     if not (1 <= steps and (most is None or steps <= most)):
         raise ValueError(f"steps must lie in 1 .. {most or 'any'}, got {steps}")
     return steps
 
 
 def leading(schedule: Schedule, steps: int, *, offset: int = 0, final: str = "clean") -> Grid:
-    """Timesteps ``offset + range(0, T, T // S)``, the first S of them (Song et al. 2020, D.2).
+    """Make a grid of timesteps ``offset + range(0, T, T // S)``, the first S of them.
 
-    LDM's and Stable Diffusion's DDIM have offset 1 and end at the first timestep
-    (``final="first"``) instead of the data.
+    Song et al. 2020, appendix D.2. The noisiest timestep is not visited. DDIM as LDM and Stable
+    Diffusion have it uses offset 1 and ends at the first timestep (``final="first"``).
+
+    Raises:
+        ValueError: the schedule is continuous, or steps are outside 1 .. T.
     """
     total = _table(schedule, "leading")
     stride = total // _steps(steps, total)
@@ -91,22 +121,41 @@ def leading(schedule: Schedule, steps: int, *, offset: int = 0, final: str = "cl
 
 
 def trailing(schedule: Schedule, steps: int) -> Grid:
-    """Timesteps ``round(T - k T/S) - 1``, so the noisiest is always visited (Lin et al. 2023)."""
+    """Make a grid of timesteps ``round(T - k T/S) - 1``, which always visits the noisiest.
+
+    Lin et al. 2023, section 3.3.
+
+    Raises:
+        ValueError: the schedule is continuous, or steps are outside 1 .. T.
+    """
     total = _table(schedule, "trailing")
     _steps(steps, total)
     return from_times(schedule, np.round(total - np.arange(steps) * total / steps) - 1)
 
 
 def linspace(schedule: Schedule, steps: int) -> Grid:
-    """S timesteps evenly from T-1 to 0, rounded (Nichol & Dhariwal 2021, section 4)."""
+    """Make a grid of S timesteps evenly from T - 1 to 0, rounded.
+
+    Nichol & Dhariwal 2021, section 4.
+
+    Raises:
+        ValueError: the schedule is continuous, or steps are outside 1 .. T.
+    """
     total = _table(schedule, "linspace")
     return from_times(schedule, np.round(np.linspace(total - 1, 0, _steps(steps, total))))
 
 
 def quadratic(schedule: Schedule, steps: int, *, fraction: float = 0.8) -> Grid:
-    """Timesteps ``int(linspace(0, sqrt(0.8 T), S)^2)`` (Song et al. 2020, D.2).
+    """Make a grid of timesteps ``int(linspace(0, sqrt(f T), S)^2)`` (Song et al. 2020, D.2).
 
-    From about 30 of 1000 on some coincide; each is visited once, so the grid has fewer steps.
+    From about 30 steps of 1000 on some timesteps coincide. Each is visited once, so that the grid
+    has fewer steps than were asked for.
+
+    Args:
+        fraction: f, the share of the timesteps that the grid spans; 0.8 in the paper.
+
+    Raises:
+        ValueError: the schedule is continuous, or steps are outside 1 .. T.
     """
     total = _table(schedule, "quadratic")
     times = (np.linspace(0, np.sqrt(fraction * total), _steps(steps, total)) ** 2).astype(int)
@@ -114,18 +163,23 @@ def quadratic(schedule: Schedule, steps: int, *, fraction: float = 0.8) -> Grid:
 
 
 def uniform(schedule: Schedule, steps: int, *, final: str = "last") -> Grid:
-    """N steps at equal distances in t over the span of a continuous schedule."""
+    """Make a grid of N steps at equal distances in t over the span of a continuous schedule."""
     low, high = schedule.span
     count = _steps(steps) + (final == "last")
     return from_times(schedule, np.linspace(high, low, count), final=final)
 
 
 def _of_logsnr(schedule: Schedule, lams: np.ndarray, final: str) -> Grid:
+    """Make the grid of levels with these log-SNRs, in rising order."""
     return from_times(schedule, schedule.t_of(lams), final=final)
 
 
 def _ends(schedule: Schedule) -> tuple[float, float]:
-    """Log-SNR of the noisiest and the cleanest level."""
+    """Return the log-SNR of the noisiest and of the cleanest level.
+
+    Raises:
+        ValueError: one of them is infinite.
+    """
     low, high = (float(logsnr(*schedule.at(np.float64(t)))) for t in schedule.span)
     if not np.isfinite([low, high]).all():
         raise ValueError(
@@ -135,7 +189,11 @@ def _ends(schedule: Schedule) -> tuple[float, float]:
 
 
 def uniform_logsnr(schedule: Schedule, steps: int, *, final: str = "clean") -> Grid:
-    """N levels at equal distances in log-SNR (Lu et al. 2022, section 3.4)."""
+    """Make a grid at equal distances in log-SNR (Lu et al. 2022, section 3.4).
+
+    Raises:
+        ValueError: the log-SNR is infinite at an end of the schedule.
+    """
     count = _steps(steps) + (final == "last")
     return _of_logsnr(schedule, np.linspace(*_ends(schedule), count), final)
 
@@ -149,9 +207,16 @@ def karras(
     sigma_max: float | None = None,
     final: str = "clean",
 ) -> Grid:
-    """``(smax^(1/rho) + i/(N-1) (smin^(1/rho) - smax^(1/rho)))^rho`` in ``sigma / alpha``.
+    """Make the grid of EDM, in ``rho_i = sigma_i / alpha_i`` (Karras et al. 2022, eq. 5).
 
-    Karras et al. 2022, eq. 5.
+    ``rho_i = (smax^(1/rho) + i/(N-1) (smin^(1/rho) - smax^(1/rho)))^rho``
+
+    Args:
+        rho: the exponent; a large one puts more levels near the data.
+        sigma_min, sigma_max: the smallest and the largest ratio; None is that of the schedule.
+
+    Raises:
+        ValueError: the log-SNR is infinite at an end of the schedule.
     """
     first, last = (np.exp(-0.5 * lam) for lam in _ends(schedule))
     top, bottom = (sigma_max or first) ** (1 / rho), (sigma_min or last) ** (1 / rho)
@@ -162,9 +227,16 @@ def karras(
 def beta(
     schedule: Schedule, steps: int, *, a: float = 0.6, b: float = 0.6, final: str = "clean"
 ) -> Grid:
-    """Ratios ``sigma / alpha`` at quantiles of Beta(a, b): more steps near both ends.
+    """Make a grid of ratios ``sigma / alpha`` at quantiles of Beta(a, b).
 
-    Lee et al. 2024 (beta sampling), with the parametrisation of diffusers.
+    There are more steps near both ends. Lee et al. 2024 (beta sampling), with the parametrisation
+    of diffusers.
+
+    Args:
+        a, b: shape of the distribution; 1 and 1 spread the ratios evenly.
+
+    Raises:
+        ValueError: the log-SNR is infinite at an end of the schedule.
     """
     high, low = (np.exp(-0.5 * lam) for lam in _ends(schedule))
     count = _steps(steps) + (final == "last")
@@ -172,8 +244,11 @@ def beta(
     return _of_logsnr(schedule, -2 * np.log(low + quantiles * (high - low)), final)
 
 
-def from_sigmas(schedule: Schedule, sigmas: Any, *, final: str = "clean") -> Grid:
-    """Grid that visits given ratios ``sigma / alpha``, noisiest first; a last 0 is the data.
+def from_sigmas(schedule: Schedule, sigmas: npt.ArrayLike, *, final: str = "clean") -> Grid:
+    """Make the grid that visits given ratios ``sigma / alpha``, noisiest first.
+
+    Args:
+        sigmas: (N,), falling and positive; a last 0 stands for the data and may be left out.
 
     Raises:
         ValueError: a ratio is not positive, or they do not fall.
@@ -187,10 +262,16 @@ def from_sigmas(schedule: Schedule, sigmas: Any, *, final: str = "clean") -> Gri
 
 
 def lcm(schedule: Schedule, steps: int, *, original_steps: int = 50) -> Grid:
-    """S of the timesteps ``k T/original_steps - 1`` a consistency model was distilled on.
+    """Make a grid of S of the timesteps that a consistency model was distilled on.
 
-    Luo et al. 2023, section 4.3: ``floor(linspace(0, original_steps, S, endpoint=False))`` of them,
-    noisiest first.
+    These are ``k T/K - 1`` for k = 1 .. K, of which the grid takes those at
+    ``floor(linspace(0, K, S, endpoint=False))``, noisiest first (Luo et al. 2023, section 4.3).
+
+    Args:
+        original_steps: K, the steps of the distillation.
+
+    Raises:
+        ValueError: the schedule is continuous, or steps are outside 1 .. K.
     """
     total = _table(schedule, "lcm")
     origin = np.arange(1, original_steps + 1)[::-1] * (total // original_steps) - 1
@@ -199,7 +280,12 @@ def lcm(schedule: Schedule, steps: int, *, original_steps: int = 50) -> Grid:
 
 
 def truncate(grid: Grid, *, strength: float = 1.0) -> Grid:
-    """The last ``min(int(steps strength), steps)`` steps, for starting from a noised image.
+    """Keep the last ``min(int(N strength), N)`` steps, to start from a noised image.
+
+    Meng et al. 2021 (SDEdit).
+
+    Args:
+        strength: share of the steps, in (0, 1]; 1 starts from pure noise.
 
     Raises:
         ValueError: strength outside (0, 1], or so small that no step is left.
@@ -213,11 +299,15 @@ def truncate(grid: Grid, *, strength: float = 1.0) -> Grid:
 
 
 def window(grid: Grid, *, start: float = 0.0, end: float = 1.0, total: int = 1000) -> Grid:
-    """The part of a discrete grid between two fractions of the denoising.
+    """Keep the part of a discrete grid between two fractions of the denoising.
 
-    A cut at fraction f is the timestep ``round(T - f T)``: steps from timesteps at or above the
-    cut of ``end`` belong to the first model, those below that of ``start`` to the next (SDXL's base
-    and refiner).
+    SDXL hands over from its base to its refiner at such a fraction. A cut at fraction f is the
+    timestep ``round(T - f T)``: steps from timesteps at or above the cut of ``end`` belong to this
+    model, and those below it to the next.
+
+    Args:
+        start, end: fractions in [0, 1], 0 at pure noise.
+        total: T.
 
     Raises:
         ValueError: not 0 <= start < end <= 1, or no step is left.
@@ -233,11 +323,12 @@ def window(grid: Grid, *, start: float = 0.0, end: float = 1.0, total: int = 100
 
 
 def skip(grid: Grid, count: int) -> Grid:
-    """The grid without its first ``count`` levels."""
+    """Return the grid without its first ``count`` levels."""
     return _slice(grid, count, len(grid.levels.t)) if count else grid
 
 
 def _slice(grid: Grid, first: int, last: int) -> Grid:
+    """Return the part of a grid from level ``first`` up to, but without, level ``last``."""
     t, alpha, sigma = (leaf[first:last] for leaf in grid.levels[:3])
     init_std = 1.0 if alpha[0] ** 2 + sigma[0] ** 2 < 1 + 1e-6 else float(sigma[0])
     return grid._replace(
@@ -255,9 +346,10 @@ def flow_shift(
     fewest: int = 256,
     most: int = 4096,
 ) -> float:
-    """Shift ``exp(mu)`` of the flow schedule for a number of image tokens (Esser et al. 2024).
+    """Return the shift ``exp(mu)`` of the flow schedule for a number of image tokens.
 
-    mu is linear in the tokens, ``base`` at ``fewest`` and ``maximum`` at ``most``, as in Flux.
+    mu is linear in the tokens, ``base`` at ``fewest`` and ``maximum`` at ``most``, as in Flux; the
+    shift itself is Esser et al. 2024, eq. 23.
     """
     return float(np.exp(base + (maximum - base) * (tokens - fewest) / (most - fewest)))
 
@@ -273,15 +365,23 @@ GRIDS: dict[str, Callable[..., Grid]] = {
     "karras": karras,
     "beta": beta,
     "lcm": lcm,
-    "full": lambda schedule, steps: full(schedule),  # whatever the number of steps
+    "full": lambda schedule, steps: full(schedule),  # ignores the number of steps
 }
 
 
-def make(name: str, schedule: Schedule, steps: int | None = None, options: Any = None) -> Grid:
-    """The named grid with ``steps`` steps (None: all timesteps of a discrete schedule).
+def make(
+    name: str, schedule: Schedule, steps: int | None = None, options: Options | None = None
+) -> Grid:
+    """Return the named grid of a schedule.
+
+    Args:
+        name: a key of `GRIDS`.
+        schedule: on which its levels lie.
+        steps: number of steps; None for all timesteps of a discrete schedule.
+        options: further keyword arguments of the grid.
 
     Raises:
-        ValueError: unknown name or option, or a grid the schedule does not have.
+        ValueError: unknown name or option, or a grid that the schedule does not have.
     """
     if steps is None:
         choose("grid", name, GRIDS)

@@ -1,19 +1,23 @@
-r"""Guidance: ``Denoiser -> Denoiser`` wrappers that sharpen what a condition says.
+"""Guidance: ``Denoiser -> Denoiser`` wrappers that strengthen the effect of a condition.
 
 Classifier-free guidance (Ho & Salimans 2022, eq. 6) extrapolates from the unconditional to the
 conditional prediction. The paper writes ``(1 + w) eps_c - w eps_u``, most software
 
     eps = eps_u + s (eps_c - eps_u),    s = 1 + w,
 
-so s = 0 is unconditional, s = 1 conditional, and s > 1 guided. `scale` is s everywhere here; every
-raw output is affine in the pair (x, eps), so guiding the pair guides any parameterization. The
+so s = 0 is unconditional, s = 1 conditional, and s > 1 guided. `scale` is s everywhere here. Every
+raw output is affine in the pair (x, eps), so that guiding the pair guides any parameterization. The
 learned variance is that of the conditional prediction. Wrappers that bound x go outside.
+
+Three ways to combine the two predictions (`Combine`) are `cfg`, `cfg_plus_plus` and `apg`;
+`rescale` changes any of them. `guide` applies one to a conditional denoiser, and `contrast` to two
+denoisers. A scale that changes from step to step is made by `schedule` or `per_evaluation`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,37 +31,58 @@ from diffjax.types import (
     Level,
     Parameterization,
     Prediction,
-    PyTree,
     Rows,
+    T,
     expand,
 )
 
-Conditional = Callable[[Array, Level, Cond], Prediction]
-Scale = Any  # number, (B,) array, or ``level -> `` either of them
-# (conditional, unconditional, scale, z, level) -> guided
-Combine = Callable[[Prediction, Prediction, Any, Array, Level], Prediction]
+# ``(z, level, cond) -> Prediction``.
+Conditional: TypeAlias = Callable[[Array, Level, Cond], Prediction]
+# A guidance scale: a number, one per image (B,), or a function of the level that gives either.
+Scale: TypeAlias = ArrayLike | Callable[[Level], ArrayLike]
+# ``(conditional, unconditional, scale, z, level) -> guided``.
+Combine: TypeAlias = Callable[[Prediction, Prediction, ArrayLike, Array, Level], Prediction]
 
 
-def cfg(c: Prediction, u: Prediction, scale: Any, z: Array, level: Level) -> Prediction:
-    """Classifier-free guidance, the equation above."""
+def cfg(c: Prediction, u: Prediction, scale: ArrayLike, z: Array, level: Level) -> Prediction:
+    """Combine by classifier-free guidance, ``u + s (c - u)`` for both x and eps.
+
+    Ho & Salimans 2022, eq. 6.
+
+    Args:
+        c, u: the conditional and the unconditional prediction (B, H, W, C).
+        scale: s, a number or (B,).
+        z, level: what was denoised; this rule does not use them.
+    """
     s = expand(jnp.asarray(scale, jnp.float32), z)
     return Prediction(u.x + s * (c.x - u.x), u.eps + s * (c.eps - u.eps), c.var)
 
 
-def cfg_plus_plus(c: Prediction, u: Prediction, scale: Any, z: Array, level: Level) -> Prediction:
-    """CFG++ (Chung et al. 2024): guided x, unconditional eps; its scale lies in [0, 1]."""
+def cfg_plus_plus(
+    c: Prediction, u: Prediction, scale: ArrayLike, z: Array, level: Level
+) -> Prediction:
+    """Combine by CFG++ (Chung et al. 2024): the guided x with the unconditional eps.
+
+    The step goes back to the noise that the unconditional model sees, so that scales are
+    interpolations, in [0, 1]. Arguments are those of `cfg`.
+    """
     return cfg(c, u, scale, z, level)._replace(eps=u.eps)
 
 
 def apg(*, eta: float = 0.0, norm_limit: float = 0.0) -> Combine:
-    """Adaptive projected guidance (Sadat et al. 2024, without its momentum).
+    """Make the rule of adaptive projected guidance (Sadat et al. 2024, without its momentum).
 
-    The update of x is split into parts parallel and orthogonal to the conditional x; the parallel
-    one, which saturates images, counts ``eta`` times. ``norm_limit`` bounds the update's norm per
-    image, 0: no bound.
+    With ``d = x_c - x_u`` split into parts parallel and orthogonal to ``x_c``, the guided data are
+    ``x_c + (s - 1)(d_orthogonal + eta d_parallel)``. The parallel part saturates images.
+
+    Args:
+        eta: factor of the parallel part; 1 gives classifier-free guidance.
+        norm_limit: largest norm of d per image, 0 for no bound.
     """
 
-    def combine(c: Prediction, u: Prediction, scale: Any, z: Array, level: Level) -> Prediction:
+    def combine(
+        c: Prediction, u: Prediction, scale: ArrayLike, z: Array, level: Level
+    ) -> Prediction:
         def dot(a: Array, b: Array) -> Array:
             return (a * b).sum(tuple(range(1, z.ndim)), keepdims=True)
 
@@ -73,11 +98,16 @@ def apg(*, eta: float = 0.0, norm_limit: float = 0.0) -> Combine:
     return combine
 
 
-def rescaled(parameterization: Parameterization, phi: float, inner: Combine = cfg) -> Combine:
-    """Guidance rescale (Lin et al. 2023, eq. 14-16): bring back the conditional spread.
+def rescale(parameterization: Parameterization, phi: float, inner: Combine = cfg) -> Combine:
+    """Make the rule of guidance rescale, which restores the spread of the conditional output.
 
-    ``raw' = phi raw std(raw_c) / std(raw) + (1 - phi) raw`` on the network's raw output, standard
-    deviations per image over all other axes (unbiased).
+    Lin et al. 2023, eq. 14-16: ``raw' = phi raw std(raw_c) / std(raw) + (1 - phi) raw`` on the
+    network's raw output. Standard deviations are per image over all other axes (unbiased).
+
+    Args:
+        parameterization: what the raw output means.
+        phi: share of the rescaled output, in [0, 1]; the paper uses 0.7.
+        inner: the rule whose result is rescaled.
 
     Raises:
         ValueError: phi outside [0, 1].
@@ -85,7 +115,9 @@ def rescaled(parameterization: Parameterization, phi: float, inner: Combine = cf
     if not 0 <= phi <= 1:
         raise ValueError(f"guidance rescale must lie in [0, 1], got {phi}")
 
-    def combine(c: Prediction, u: Prediction, scale: Any, z: Array, level: Level) -> Prediction:
+    def combine(
+        c: Prediction, u: Prediction, scale: ArrayLike, z: Array, level: Level
+    ) -> Prediction:
         def std(raw: Array) -> Array:
             return raw.std(tuple(range(1, raw.ndim)), keepdims=True, ddof=1)
 
@@ -99,7 +131,7 @@ def rescaled(parameterization: Parameterization, phi: float, inner: Combine = cf
     return combine
 
 
-def contrasted(
+def add_contrast(
     weak: Denoiser, scale: Scale, inner: Combine = cfg, *, of_null: bool = False
 ) -> Combine:
     """Add ``k (c - w)`` to what ``inner`` makes of a pair, w being another denoiser's prediction.
@@ -114,7 +146,7 @@ def contrasted(
         scale: k.
     """
 
-    def combine(c: Prediction, u: Prediction, s: Any, z: Array, level: Level) -> Prediction:
+    def combine(c: Prediction, u: Prediction, s: ArrayLike, z: Array, level: Level) -> Prediction:
         guided = inner(c, u, s, z, level)
         k = jnp.asarray(scale(level) if callable(scale) else scale, jnp.float32)
 
@@ -130,14 +162,21 @@ def contrasted(
 
 
 def _with_x(p: Prediction, x: Array, z: Array, level: Level) -> Prediction:
+    """Replace x, and derive eps from it: ``eps = (z - alpha x) / sigma``."""
     a, s = expand(jnp.asarray(level.alpha), z), expand(jnp.asarray(level.sigma), z)
     return p._replace(x=x, eps=(z - a * x) / s)
 
 
 def contrast(strong: Denoiser, weak: Denoiser, scale: Scale, *, combine: Combine = cfg) -> Denoiser:
-    """Guide one denoiser away from another, in two passes; autoguidance (Karras et al. 2024).
+    """Guide one denoiser away from another, in two passes: autoguidance (Karras et al. 2024).
 
-    The weak pass is left out at run time wherever the scale is 1.
+    At run time the weak denoiser is not called where the scale is 1.
+
+    Args:
+        strong: the denoiser whose images are wanted.
+        weak: one with the same faults, but stronger, such as a smaller or less trained network.
+        scale: s; 1 is ``strong`` alone.
+        combine: the rule, with the strong prediction as c and the weak one as u.
     """
 
     def denoise(z: Array, level: Level) -> Prediction:
@@ -160,13 +199,18 @@ def guide(
     sequential: bool = False,
     always: bool = False,
 ) -> Denoiser:
-    """Classifier-free guidance of ``denoise(z, level, cond)`` by the pair (cond, null).
+    """Guide ``denoise(z, level, cond)`` by the pair (cond, null), without a classifier.
 
     Args:
-        null: what unconditional means, or a negative condition; the structure of ``cond``.
-        scale: s; traced, so that another one does not recompile. Wherever it is 1 only the
+        denoise: the conditional denoiser.
+        cond: what is wanted.
+        null: the unconditional entries, or a negative condition; with the structure and shapes of
+            ``cond``.
+        scale: s; traced, so that another value does not recompile. Where it is 1 only the
             conditional pass runs.
-        sequential: two passes of one batch instead of one of twice the size: half the memory.
+        combine: the rule.
+        sequential: run two passes of one batch instead of one of twice the size, in half the
+            memory.
         always: the scale is never 1; the network is compiled once instead of twice.
 
     Raises:
@@ -182,7 +226,7 @@ def guide(
         )
 
     def both(z: Array, level: Level, s: Array) -> Prediction:
-        def twice(a: Any, b: Any) -> Any:
+        def twice(a: Array, b: Array) -> Array:
             return jnp.concatenate([a, b])
 
         levels = jax.tree.map(lambda v: twice(v, v) if jnp.ndim(v) else v, level)
@@ -203,41 +247,56 @@ def guide(
 
 
 def _check_pair(cond: Cond, null: Cond) -> None:
-    def shapes(tree: PyTree) -> Any:
+    """Raise a ValueError if a condition and its null condition differ in structure or shapes."""
+
+    def shapes(tree: Cond) -> object:
         return jax.tree.map(jnp.shape, tree)
 
     if shapes(cond) != shapes(null):
         raise ValueError(f"condition and null condition differ: {shapes(cond)} and {shapes(null)}")
 
 
-def schedule(
-    rows: Rows, scale: float, *, low: float = 0.0, high: float = np.inf
-) -> Callable[[Level], Array]:
-    """Scale by evaluation: ``scale`` where ``low <= sigma / alpha <= high``, else 1.
+def schedule(rows: Rows, scale: float, *, low: float = 0.0, high: float = np.inf) -> Scale:
+    """Make a scale that is ``scale`` where ``low <= sigma / alpha <= high``, and 1 elsewhere.
 
-    The limited interval of Kynkaanniemi et al. 2024, formed on the host; see `per_evaluation`.
+    This is the limited interval of Kynkäänniemi et al. 2024. It is formed on the host, so that a
+    change of the interval does not recompile; see `per_evaluation`.
+
+    Args:
+        rows: the sampler's plan.
+        low, high: bounds of the noise-to-signal ratio.
     """
     return per_evaluation(interval(rows, scale, low=low, high=high))
 
 
 def interval(rows: Rows, scale: float, *, low: float = 0.0, high: float = np.inf) -> np.ndarray:
-    """The values of `schedule` (rows,), float32."""
+    """Return the scale of every row (rows,), float32, as `schedule` applies it."""
     with np.errstate(divide="ignore"):
         ratio = np.asarray(rows.level.sigma) / np.asarray(rows.level.alpha)
     return np.where((low <= ratio) & (ratio <= high), scale, 1.0).astype(np.float32)
 
 
 def per_evaluation(values: ArrayLike) -> Scale:
-    """Scale of evaluation i: ``values[i]``; values (rows,) or (rows, B), or a number for all."""
-    return (lambda level: jnp.asarray(values)[level.i]) if jnp.ndim(values) else values
+    """Make the scale that is ``values[i]`` at network evaluation i.
+
+    Args:
+        values: (rows,), or (rows, B) for a scale per image; a number is returned as it is.
+    """
+    if not jnp.ndim(values):
+        return values
+    return lambda level: jnp.asarray(values)[level.i]
 
 
 def classifier(
     denoise: Denoiser, log_prob: Callable[[Array, Level], Array], scale: Scale
 ) -> Denoiser:
-    """Classifier guidance: ``eps - s sigma grad_z log p(y | z)`` (Dhariwal & Nichol 2021, alg. 2).
+    """Guide by a classifier: ``eps - s sigma grad_z log p(y | z)``.
+
+    Dhariwal & Nichol 2021, algorithm 2. x changes by ``s (sigma^2 / alpha) grad_z log p(y | z)``,
+    so that the pair still gives z.
 
     Args:
+        denoise: a denoiser, conditional or not.
         log_prob: ``(z, level) -> log p(y | z)`` (B,) of a classifier trained on noisy images.
         scale: s, the exponent of p(y | z).
     """
@@ -253,10 +312,16 @@ def classifier(
     return guided
 
 
-def drop(key: jax.Array, cond: PyTree, null: PyTree, rate: float) -> PyTree:
+def drop(key: jax.Array, cond: T, null: T, rate: float) -> T:
     """Replace the whole condition of each image by the null one with probability ``rate``.
 
-    Leaves are (B, ...); the leaves of an image are dropped together (Ho & Salimans 2022, alg. 1).
+    Training with it makes one network conditional and unconditional (Ho & Salimans 2022, alg. 1).
+
+    Args:
+        key: a key of `jax.random`.
+        cond: pytree of arrays (B, ...); all leaves of an image are dropped together.
+        null: the null condition, of the same structure and shapes.
+        rate: in [0, 1]; 0.1 is usual.
 
     Raises:
         ValueError: the rate is outside [0, 1].

@@ -1,14 +1,15 @@
-r"""Likelihoods: the variational bound, the probability-flow ODE, and the rate-distortion curve.
+"""Likelihoods: the variational bound, the probability-flow ODE, and the rate-distortion curve.
 
 ``-log p(x) <= KL(q(z_T|x) || N(0, I)) + sum_t KL(q(z_s|z_t, x) || p(z_s|z_t)) - log p(x|z_1)``
-(Ho et al. 2020, eq. 5). All values are in bits per dimension unless said otherwise. The images are
-discrete with ``levels`` grey values mapped to [-1, 1] (256 for 8-bit images).
+(Ho et al. 2020, eq. 5). All values are in bits per dimension unless a docstring says otherwise:
+nats per image over ``H W C log 2``. The images are discrete with ``levels`` grey values mapped to
+[-1, 1] (256 for 8-bit images).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,31 @@ import numpy as np
 
 from diffjax.losses import LOG2, per_image
 from diffjax.samplers.ancestral import mix_log_variance, reverse_rows
-from diffjax.types import Array, Denoiser, Grid, Level, Noise, Prediction, Rows, Schedule, expand
+from diffjax.types import (
+    Array,
+    ArrayLike,
+    Denoiser,
+    Grid,
+    Level,
+    Noise,
+    Prediction,
+    Rows,
+    Schedule,
+    expand,
+)
 
 
 def discretized_gaussian(x: Array, mean: Array, log_scale: Array, *, levels: int = 256) -> Array:
-    """Log-probability (nats) that a Gaussian falls into the bin of x (Ho et al. 2020, eq. 13).
+    """Return the log-probability (nats) that a Gaussian falls into the bin of x, elementwise.
 
-    Bins have width ``2/(levels-1)``; those at -1 and 1 extend to infinity, so the probabilities of
-    all levels sum to 1. Floor 1e-12 as in the released code.
+    Ho et al. 2020, eq. 13. Bins have width ``2 / (levels - 1)``. Those at -1 and 1 extend to
+    infinity, so that the probabilities of all levels sum to 1. They are at least 1e-12, as in the
+    released code.
+
+    Args:
+        x: data in [-1, 1], any shape.
+        mean, log_scale: of the Gaussian, with the shape of x; the scale is a standard deviation.
+        levels: number of grey values.
     """
     half = 1.0 / (levels - 1)
     inv = jnp.exp(-log_scale)
@@ -34,15 +52,25 @@ def discretized_gaussian(x: Array, mean: Array, log_scale: Array, *, levels: int
     return jnp.log(jnp.maximum(upper - lower, 1e-12))
 
 
-def normal_kl(mean1: Any, logvar1: Any, mean2: Any, logvar2: Any) -> Any:
-    """``KL(N(mean1, var1) || N(mean2, var2))`` elementwise, in nats."""
+def normal_kl(mean1: ArrayLike, logvar1: ArrayLike, mean2: ArrayLike, logvar2: ArrayLike) -> Array:
+    """Return ``KL(N(mean1, var1) || N(mean2, var2))`` elementwise, in nats.
+
+    Args:
+        mean1, mean2: means.
+        logvar1, logvar2: natural logarithms of the variances.
+    """
     return 0.5 * (
         logvar2 - logvar1 + jnp.expm1(logvar1 - logvar2) + (mean1 - mean2) ** 2 * jnp.exp(-logvar2)
     )
 
 
 def prior_kl(x: Array, grid: Grid) -> Array:
-    """``KL(q(z_T|x) || N(0, init_std^2))`` (B,), bits per dimension."""
+    """Return ``KL(q(z_T|x) || N(0, init_std^2))`` (B,), in bits per dimension.
+
+    Args:
+        x: images (B, H, W, C).
+        grid: the first of its levels is T.
+    """
     top = jax.tree.map(lambda leaf: float(leaf[0]), grid.levels)
     kl = normal_kl(
         top.alpha * x, 2 * math.log(top.sigma), jnp.zeros_like(x), 2 * math.log(grid.init_std)
@@ -50,8 +78,17 @@ def prior_kl(x: Array, grid: Grid) -> Array:
     return per_image(kl) / LOG2
 
 
-def log_variance(prediction: Prediction, coef: Any, variance: str) -> Any:
-    """Log variance of the reverse step: ``fixedsmall``, ``fixedlarge`` or ``learned``."""
+def log_variance(prediction: Prediction, coef: Mapping[str, Array], variance: str) -> Array:
+    """Return the log-variance of a reverse step, as in `diffjax.samplers.ancestral`.
+
+    Args:
+        prediction: whose ``var`` counts if the variance is learned.
+        coef: of a row of `diffjax.samplers.ancestral.reverse_rows`.
+        variance: ``fixedsmall``, ``fixedlarge`` or ``learned``.
+
+    Raises:
+        ValueError: another variance, or ``learned`` of a network that predicts none.
+    """
     if variance in (fixed := {"fixedsmall": "log_post", "fixedlarge": "log_large"}):
         return coef[fixed[variance]]
     if variance != "learned" or prediction.var is None:
@@ -71,13 +108,18 @@ def bound_term(
     levels: int = 256,
     stop_mean: bool = False,
 ) -> Array:
-    """One term of the bound (B,), bits per dimension.
+    """Return one term of the bound (B,), in bits per dimension.
 
-    A KL, or the decoder's negative log-likelihood where the row ends at the data.
+    It is a KL divergence, or the decoder's negative log-likelihood where the row ends at the data.
 
     Args:
-        row: from `reverse_rows`, leaves () or (B,).
-        stop_mean: no gradient through the mean (L_hybrid; Nichol & Dhariwal 2021, section 3.1).
+        prediction: of the network at the level of the row.
+        x, eps: data and noise (B, H, W, C) that z was made of.
+        row: from `reverse_rows`, with leaves () or (B,).
+        variance: see `log_variance`.
+        levels: number of grey values.
+        stop_mean: pass no gradient through the mean, as in L_hybrid (Nichol & Dhariwal 2021,
+            section 3.1).
     """
     coef = jax.tree.map(lambda leaf: expand(leaf, x), row.coef)
     mean = coef["x"] * prediction.x + coef["eps"] * prediction.eps
@@ -98,14 +140,19 @@ def vlb_bits(
     variance: str = "fixedsmall",
     levels: int = 256,
 ) -> dict[str, Array]:
-    """The whole bound on a grid, one noise draw per level; traceable.
+    """Evaluate the whole bound on a grid, with one draw of noise per level; traceable.
 
     Args:
+        denoise: the model.
         x: images (B, H, W, C) in [-1, 1].
+        noise: draw 0 of evaluation i is the noise of level i.
+        grid: the reverse process, usually every timestep.
+        variance: see `log_variance`.
+        levels: number of grey values.
 
     Returns:
-        ``total`` (B,), ``prior`` (B,), ``terms`` (N, B) from noisiest to the decoder, and the
-        squared errors ``x_mse`` and ``eps_mse`` (N, B).
+        ``total`` (B,), ``prior`` (B,), ``terms`` (N, B) from noisiest to the decoder, all in bits
+        per dimension, and the mean squared errors ``x_mse`` and ``eps_mse`` (N, B).
     """
     rows = jax.tree.map(jnp.asarray, reverse_rows(grid))
 
@@ -127,12 +174,16 @@ def vlb_bits(
     }
 
 
-def rate_distortion(bound: dict[str, Any], *, levels: int = 256) -> dict[str, np.ndarray]:
-    """Progressive coding curve of `vlb_bits` averaged over images (Ho et al. 2020, section 4.3).
+def rate_distortion(bound: Mapping[str, Array], *, levels: int = 256) -> dict[str, np.ndarray]:
+    """Return the curve of progressive coding (Ho et al. 2020, section 4.3), averaged over images.
+
+    Args:
+        bound: the result of `vlb_bits`.
+        levels: number of grey values.
 
     Returns:
         ``rate`` (N,): bits per dimension received before each reverse step; ``distortion`` (N,):
-        root mean squared error of the x predicted then, on the 0..levels-1 scale.
+        root mean squared error of the x predicted then, on the scale 0 .. levels - 1.
     """
     terms = np.asarray(bound["terms"], np.float64).mean(-1)
     before = np.asarray(bound["prior"], np.float64).mean() + np.cumsum(terms) - terms
@@ -151,13 +202,20 @@ def ode_bits(
     lam_max: float = 10.0,
     probes: int = 1,
 ) -> Array:
-    """Probability-flow likelihood (B,), bits per dimension, with uniform dequantization.
+    """Estimate the likelihood by the probability flow (B,), in bits per dimension.
 
-    In ``y = z / alpha`` and ``s = sigma / alpha`` the flow is ``dy/ds = eps(z, t)``
-    (Song et al. 2021, eq. 39), so ``log p(y_0) = log p(y_T) + int div eps ds``. Heun steps on a
-    grid even in log-SNR, and Hutchinson's estimate of the divergence with Rademacher probes.
+    In ``y = z / alpha`` and ``s = sigma / alpha`` the flow is ``dy/ds = eps(z, t)`` (Song et al.
+    2021, eq. 39), so that ``log p(y_0) = log p(y_T) + int div eps ds``. Heun steps integrate it on
+    a grid even in log-SNR. The divergence is Hutchinson's estimate with Rademacher probes, and
+    images are dequantized uniformly.
 
     Args:
+        denoise: the model.
+        x: images (B, H, W, C) in [-1, 1].
+        noise: draw 0 of evaluation 0 dequantizes, the others are probes.
+        schedule: how noise grows.
+        steps: Heun steps, two network evaluations each.
+        levels: number of grey values.
         lam_max: log-SNR at which the data side of the flow starts, at most the schedule's own.
         probes: Hutchinson probes per evaluation.
 
@@ -169,7 +227,7 @@ def ode_bits(
     half = 1.0 / (levels - 1)
     y = x + half * (2 * _uniform(noise(0)) - 1)
 
-    def field(y: Array, lv: Level, k: Any) -> tuple[Array, Array]:
+    def field(y: Array, lv: Level, k: jax.Array) -> tuple[Array, Array]:
         def eps(y: Array) -> Array:
             return denoise(lv.alpha * y, lv).eps
 
@@ -182,7 +240,7 @@ def ode_bits(
         total = jnp.stack([d for _, d in drawn]).mean(0)
         return drawn[0][0], total
 
-    def body(k: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def body(k: jax.Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         y, logdet = carry
         here, there = (jax.tree.map(lambda v, j=j: v[j], level) for j in (k, k + 1))
         step = there.sigma / there.alpha - here.sigma / here.alpha
@@ -202,15 +260,21 @@ def ode_bits(
 
 
 def _uniform(noise: Array) -> Array:
+    """Map standard normal noise to uniform noise in [0, 1]."""
     return jax.scipy.special.ndtr(noise)
 
 
 def _preserving(grid: Level) -> bool:
+    """Return whether a schedule preserves variance, judged by its noisiest level."""
     return bool(grid.alpha[-1] ** 2 + grid.sigma[-1] ** 2 < 1 + 1e-6)
 
 
 def _flow_grid(schedule: Schedule, steps: int, lam_max: float) -> Level:
-    """Levels from data to noise, even in log-SNR, host float64."""
+    """Return levels from data to noise, even in log-SNR, leaves (steps + 1,) in host float64.
+
+    Raises:
+        ValueError: the schedule has no finite log-SNR at its noisy end.
+    """
     ends = [schedule.at(np.float64(t)) for t in schedule.span]
     with np.errstate(divide="ignore"):
         clean, noisy = (float(2 * (np.log(a) - np.log(s))) for a, s in ends)

@@ -1,31 +1,36 @@
-r"""Training objectives: which level to train at, and how each level counts.
+"""Training objectives: at which levels to train, and the weight of each level.
 
-Weights are functions ``w_x(log-SNR)`` on ``|x - x_hat|^2``; `Parameterization.gain` turns them into
-weights on the raw output, so one table serves every parameterization. ``simple`` is the unweighted
-squared error of the raw output (Ho et al. 2020, eq. 14).
+Weights are functions ``w_x(SNR)`` on ``|x - x_hat|^2``. `Parameterization.gain` turns them into
+weights on the raw output, so that one table serves every parameterization. ``simple`` is the
+unweighted squared error of the raw output (Ho et al. 2020, eq. 14). SNR is ``alpha^2 / sigma^2``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffjax.schedules import logsnr
-from diffjax.types import Array, Level, Parameterization, Schedule, build
+from diffjax.types import Array, ArrayLike, Level, Options, Parameterization, Schedule, build
 
 # ---- weights --------------------------------------------------------------------------------
 
-Weight = Callable[[Level, Parameterization], Any]
+# ``(level, parameterization) -> weight`` of the squared error of the raw output, with the shape of
+# the leaves of the level.
+Weight: TypeAlias = Callable[[Level, Parameterization], ArrayLike]
 
 
-def _on_x(weight: Callable[[Any], Any]) -> Weight:
-    """Weight on the raw error from a weight on x as a function of the SNR."""
+def _on_x(weight: Callable[[Array], Array]) -> Weight:
+    """Make a weight of the raw error from a weight of the error of x as a function of the SNR.
 
-    def raw(level: Level, parameterization: Parameterization) -> Any:
+    The log-SNR is clipped to [-60, 60], which keeps the SNR finite in float32.
+    """
+
+    def raw(level: Level, parameterization: Parameterization) -> ArrayLike:
         snr = jnp.exp(jnp.clip(logsnr(level.alpha, level.sigma), -60.0, 60.0))
         return weight(snr) * parameterization.gain(level) ** 2
 
@@ -33,27 +38,42 @@ def _on_x(weight: Callable[[Any], Any]) -> Weight:
 
 
 def simple() -> Weight:
-    """1 on the raw output, whatever it means."""
+    """Weigh the error of the raw output by 1, whatever it is (Ho et al. 2020, eq. 14)."""
     return lambda level, parameterization: jnp.ones_like(level.sigma)
 
 
 def snr() -> Weight:
-    """``w_x = SNR``: plain error of eps, in any parameterization."""
+    """Weigh by ``w_x = SNR``: the plain squared error of eps, in any parameterization."""
     return _on_x(lambda r: r)
 
 
 def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
-    """``w_eps = (k + SNR)^-gamma`` (Choi et al. 2022, eq. 8)."""
+    """Weigh by ``w_eps = (k + SNR)^-gamma`` (Choi et al. 2022, eq. 8).
+
+    Args:
+        k: bounds the weight where there is little signal.
+        gamma: 0 gives `snr`; the paper uses 1 and 0.5.
+    """
     return _on_x(lambda r: r / (k + r) ** gamma)
 
 
 def min_snr(gamma: float = 5.0) -> Weight:
-    """``w_x = min(SNR, gamma)`` (Hang et al. 2023, section 3.4)."""
+    """Weigh by ``w_x = min(SNR, gamma)`` (Hang et al. 2023, section 3.4).
+
+    Args:
+        gamma: the largest weight; 5 is the paper's value.
+    """
     return _on_x(lambda r: jnp.minimum(r, gamma))
 
 
 def edm_weight(sigma_data: float = 0.5) -> Weight:
-    """``w_x = (sigma^2 + sd^2)/(sigma sd)^2``, sigma^2 = 1/SNR (Karras et al. 2022, table 1)."""
+    """Weigh by ``w_x = (sigma^2 + sd^2)/(sigma sd)^2`` with sigma^2 = 1/SNR.
+
+    Karras et al. 2022, table 1.
+
+    Args:
+        sigma_data: sd, the standard deviation of the data.
+    """
     return _on_x(lambda r: r + 1 / sigma_data**2)
 
 
@@ -66,30 +86,45 @@ WEIGHTS: dict[str, Callable[..., Weight]] = {
 }
 
 
-def make_weight(name: str, options: Any = None) -> Weight:
-    """The named weight."""
+def make_weight(name: str, options: Options | None = None) -> Weight:
+    """Return the named weight.
+
+    Args:
+        name: a key of `WEIGHTS`.
+        options: its keyword arguments.
+
+    Raises:
+        ValueError: unknown name or option.
+    """
     return build("loss weight", name, WEIGHTS, options)
 
 
 # ---- which times to train at ----------------------------------------------------------------
 
 
+# What a time sampler remembers between steps: arrays by name, or () if it remembers nothing.
+TimeState: TypeAlias = Mapping[str, jax.Array] | tuple[()]
+
+
 class TimeSampler(NamedTuple):
-    """Draws training times.
+    """How training times are drawn.
 
     Attributes:
-        init: ``() -> state``, kept in the trainer's ``extra``.
-        draw: ``(key, state, n) -> (t (n,), weight (n,))``; the weight makes the loss unbiased.
-        update: ``(state, t, losses) -> state``.
+        init: ``() -> state``, which is kept in the trainer's ``extra``.
+        draw: ``(key, state, n) -> (t (n,), weight (n,))``. Losses are multiplied by the weight,
+            which makes their mean an unbiased estimate of the mean over uniform times.
+        update: ``(state, t, losses) -> state`` with the losses (n,) of the times that were drawn.
     """
 
-    init: Callable[[], Any]
-    draw: Callable[[jax.Array, Any, int], tuple[Array, Array]]
-    update: Callable[[Any, Array, Array], Any]
+    init: Callable[[], TimeState]
+    draw: Callable[[jax.Array, TimeState, int], tuple[Array, Array]]
+    update: Callable[[TimeState, Array, Array], TimeState]
 
 
 def _stateless(draw: Callable[[jax.Array, int], Array]) -> TimeSampler:
-    def weighted(key: jax.Array, state: Any, n: int) -> tuple[Array, Array]:
+    """Make a time sampler of a function ``(key, n) -> t`` that remembers nothing; weights are 1."""
+
+    def weighted(key: jax.Array, state: TimeState, n: int) -> tuple[Array, Array]:
         t = draw(key, n)
         return t, jnp.ones(n)
 
@@ -97,6 +132,11 @@ def _stateless(draw: Callable[[jax.Array, int], Array]) -> TimeSampler:
 
 
 def _share(share: float) -> float:
+    """Return a share that lies in (0, 1].
+
+    Raises:
+        ValueError: it does not.
+    """
     if not 0 < share <= 1:
         raise ValueError(f"a share of the times must lie in (0, 1], got {share}")
     return share
@@ -111,9 +151,12 @@ def _scaled(schedule: Schedule, u: Array) -> Array:
 
 
 def uniform(schedule: Schedule, share: float = 1.0) -> TimeSampler:
-    """Independent uniform times, of the ``share`` of them with the least noise.
+    """Draw independent, uniform times.
 
-    XL's refiner is trained on 0.2 of the times (Podell et al. 2023, section 2.5).
+    Args:
+        schedule: the schedule that is trained on.
+        share: draw from this share of the times, those with the least noise. The refiner of SDXL is
+            trained on 0.2 of them (Podell et al. 2023, section 2.5).
 
     Raises:
         ValueError: a share outside (0, 1].
@@ -123,9 +166,15 @@ def uniform(schedule: Schedule, share: float = 1.0) -> TimeSampler:
 
 
 def low_discrepancy(schedule: Schedule, share: float = 1.0) -> TimeSampler:
-    """``u_i = (u_0 + i/n) mod 1``: uniform marginals, even coverage (Kingma et al. 2021, I.1).
+    """Draw ``u_i = (u_0 + i/n) mod 1``: each is uniform, and a batch covers the span evenly.
 
-    ``share`` as of `uniform`.
+    Kingma et al. 2021, appendix I.1. It lowers the variance of the loss.
+
+    Args:
+        schedule, share: as for `uniform`.
+
+    Raises:
+        ValueError: a share outside (0, 1].
     """
     most = _share(share)
 
@@ -136,19 +185,32 @@ def low_discrepancy(schedule: Schedule, share: float = 1.0) -> TimeSampler:
 
 
 def cubic(schedule: Schedule) -> TimeSampler:
-    """``t = (1 - u^3) T``: mostly much noise, where structure forms (Mou et al. 2023, 3.5)."""
+    """Draw ``t = (1 - u^3) T``, mostly much noise, where structure forms (Mou et al. 2023, 3.5)."""
     return _stateless(lambda key, n: _scaled(schedule, 1 - jax.random.uniform(key, (n,)) ** 3))
 
 
 def log_normal(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
-    """``log(sigma/alpha) ~ N(mean, std^2)`` (Karras et al. 2022, table 1), for the EDM schedule."""
+    """Draw ``log(sigma/alpha) ~ N(mean, std^2)`` (Karras et al. 2022, table 1).
+
+    Args:
+        schedule: `diffjax.schedules.edm`, whose time is ``log(sigma) / 4``.
+        mean, std: P_mean and P_std of the paper.
+
+    Raises:
+        ValueError: it is another schedule.
+    """
     if schedule.span[0] >= 0 or schedule.steps is not None:
         raise ValueError("log_normal times need the edm schedule, whose time is log(sigma) / 4")
     return _stateless(lambda key, n: (mean + std * jax.random.normal(key, (n,))) / 4)
 
 
 def logit_normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> TimeSampler:
-    """``logit(u) ~ N(mean, std^2)`` (Esser et al. 2024, eq. 19)."""
+    """Draw ``logit(u) ~ N(mean, std^2)``, most often in the middle (Esser et al. 2024, eq. 19).
+
+    Args:
+        schedule: onto whose span u is mapped.
+        mean, std: of the logit.
+    """
     return _stateless(
         lambda key, n: _scaled(schedule, jax.nn.sigmoid(mean + std * jax.random.normal(key, (n,))))
     )
@@ -157,9 +219,14 @@ def logit_normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> Tim
 def loss_second_moment(
     schedule: Schedule, history: int = 10, uniform_prob: float = 0.001
 ) -> TimeSampler:
-    """``p(t)`` proportional to the root mean square of the last losses at t.
+    """Draw t with ``p(t)`` proportional to the root mean square of the last losses at t.
 
-    Uniform until every timestep has ``history`` losses (Nichol & Dhariwal 2021, eq. 18).
+    Times are uniform until every timestep has ``history`` losses (Nichol & Dhariwal 2021, eq. 18).
+
+    Args:
+        schedule: a discrete one.
+        history: losses that are remembered for every timestep.
+        uniform_prob: share of the probability that is spread evenly, so that none is 0.
 
     Raises:
         ValueError: the schedule is continuous.
@@ -168,30 +235,33 @@ def loss_second_moment(
         raise ValueError("loss_second_moment needs a discrete schedule")
     steps = schedule.steps
 
-    def init() -> dict[str, Array]:
+    def init() -> TimeState:
         return {"losses": jnp.zeros((steps, history)), "counts": jnp.zeros(steps, jnp.int32)}
 
-    def probabilities(state: Any) -> Array:
+    def probabilities(state: Mapping[str, jax.Array]) -> jax.Array:
         rms = jnp.sqrt(jnp.mean(state["losses"] ** 2, axis=1))
         p = (1 - uniform_prob) * rms / jnp.maximum(rms.sum(), 1e-20) + uniform_prob / steps
         return jnp.where((state["counts"] >= history).all(), p, 1 / steps)
 
-    def draw(key: jax.Array, state: Any, n: int) -> tuple[Array, Array]:
-        p = probabilities(state)
+    def draw(key: jax.Array, state: TimeState, n: int) -> tuple[Array, Array]:
+        p = probabilities(cast(Mapping[str, jax.Array], state))
         t = jax.random.categorical(key, jnp.log(p), shape=(n,))
         return t.astype(jnp.float32), 1 / (steps * p[t])
 
-    def update(state: Any, t: Array, losses: Array) -> dict[str, Array]:
-        def push(state: Any, item: tuple[Array, Array]) -> tuple[Any, None]:
+    def update(state: TimeState, t: Array, losses: Array) -> TimeState:
+        def push(
+            known: Mapping[str, jax.Array], item: tuple[Array, Array]
+        ) -> tuple[Mapping[str, jax.Array], None]:
             index, loss = item
-            row = jnp.roll(state["losses"][index], -1).at[-1].set(loss)
+            row = jnp.roll(known["losses"][index], -1).at[-1].set(loss)
             return {
-                "losses": state["losses"].at[index].set(row),
-                "counts": state["counts"].at[index].add(1),
+                "losses": known["losses"].at[index].set(row),
+                "counts": known["counts"].at[index].add(1),
             }, None
 
-        # One after another, because a batch may hold the same timestep twice.
-        return jax.lax.scan(push, state, (t.astype(jnp.int32), losses))[0]
+        # The scan takes one after another, because a batch may hold the same timestep twice.
+        start = cast(Mapping[str, jax.Array], state)
+        return jax.lax.scan(push, start, (t.astype(jnp.int32), losses))[0]
 
     return TimeSampler(init, draw, update)
 
@@ -206,8 +276,17 @@ TIME_SAMPLERS = {
 }
 
 
-def make_time_sampler(name: str, schedule: Schedule, options: Any = None) -> TimeSampler:
-    """The named time sampler on a schedule."""
+def make_time_sampler(name: str, schedule: Schedule, options: Options | None = None) -> TimeSampler:
+    """Return the named time sampler on a schedule.
+
+    Args:
+        name: a key of `TIME_SAMPLERS`.
+        schedule: the schedule that is trained on.
+        options: further keyword arguments.
+
+    Raises:
+        ValueError: unknown name or option, or a schedule that the sampler is not for.
+    """
     return build("time sampler", name, TIME_SAMPLERS, {"schedule": schedule, **dict(options or {})})
 
 
@@ -215,17 +294,17 @@ def make_time_sampler(name: str, schedule: Schedule, options: Any = None) -> Tim
 
 
 def per_image(values: Array) -> Array:
-    """Mean over all axes but the first."""
+    """Average values (B, ...) over all axes but the first, (B,)."""
     return values.reshape(values.shape[0], -1).mean(axis=1)
 
 
 def squared_error(raw: Array, target: Array) -> Array:
-    """Squared error (B,), mean over the image, in float32."""
+    """Return the mean squared error of each image (B,), in float32."""
     return per_image(jnp.square(raw.astype(jnp.float32) - target.astype(jnp.float32)))
 
 
 def absolute_error(raw: Array, target: Array) -> Array:
-    """Absolute error (B,), mean over the image, in float32."""
+    """Return the mean absolute error of each image (B,), in float32."""
     return per_image(jnp.abs(raw.astype(jnp.float32) - target.astype(jnp.float32)))
 
 

@@ -1,36 +1,43 @@
-r"""What a network's raw output means, decoded to the canonical pair ``(x, eps)``.
+"""What a network's raw output means, decoded to the canonical pair ``(x, eps)``.
 
-Every target is affine in ``(x, eps)`` for given level, so one decoder per format replaces
-converters between all pairs. ``gain`` is ``d x / d raw`` at fixed ``z``:
+Every target is affine in ``(x, eps)`` at a given level, so that one decoder per format replaces
+converters between all pairs. Decoding solves the target's equation and ``z = alpha x + sigma eps``
+for x and eps. ``gain`` is ``d x / d raw`` at fixed ``z``:
 ``w_x |x - x_hat|^2 = w_x gain^2 |raw - raw_hat|^2``.
+
+Arrays x, eps, z and raw are (B, H, W, C); levels have leaves () or (B,).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.types import Array, Grid, Level, Parameterization, Prediction, build, expand
+from diffjax.types import Array, Grid, Level, Options, Parameterization, Prediction, build, expand
 
 
-def _one(level: Level) -> Any:
+def _one(level: Level) -> float:
     return 1.0
 
 
-def _scales(level: Level, like: Array) -> tuple[Any, Any]:
+def _scales(level: Level, like: Array) -> tuple[Array, Array]:
+    """Return alpha and sigma with axes appended, so that they multiply ``like``."""
     return expand(level.alpha, like), expand(level.sigma, like)
 
 
 def _from_x(x: Array, z: Array, level: Level) -> Prediction:
+    """Return the pair of a predicted x: ``eps = (z - alpha x) / sigma``."""
     a, s = _scales(level, z)
     return Prediction(x, (z - a * x) / s)
 
 
 def eps() -> Parameterization:
-    """Noise prediction, ``x = (z - sigma eps) / alpha`` (Ho et al. 2020, eq. 11)."""
+    """Predict the noise: ``raw = eps``, ``x = (z - sigma eps) / alpha`` (Ho et al. 2020, eq. 11).
+
+    Decoding divides by alpha: it needs signal at every level, see `check_levels`.
+    """
 
     def decode(raw: Array, z: Array, level: Level) -> Prediction:
         a, s = _scales(level, z)
@@ -40,12 +47,19 @@ def eps() -> Parameterization:
 
 
 def x0() -> Parameterization:
-    """Data prediction, ``eps = (z - alpha x) / sigma``."""
+    """Predict the data: ``raw = x``, ``eps = (z - alpha x) / sigma``.
+
+    Decoding divides by sigma, which is 0 at clean data only.
+    """
     return Parameterization(lambda x, e, level: x, _from_x, _one, _one)
 
 
 def v() -> Parameterization:
-    """``v = alpha eps - sigma x`` (Salimans & Ho 2022, appendix D), for any ``alpha, sigma``."""
+    """Predict ``v = alpha eps - sigma x`` (Salimans & Ho 2022, appendix D).
+
+    ``x = (alpha z - sigma v) / n`` and ``eps = (sigma z + alpha v) / n`` with
+    ``n = alpha^2 + sigma^2``, so that any schedule can be used and no level divides by 0.
+    """
 
     def target(x: Array, e: Array, level: Level) -> Array:
         a, s = _scales(level, x)
@@ -56,14 +70,17 @@ def v() -> Parameterization:
         norm = a**2 + s**2
         return Prediction((a * z - s * raw) / norm, (s * z + a * raw) / norm)
 
-    def gain(level: Level) -> Any:
+    def gain(level: Level) -> Array:
         return -level.sigma / (level.alpha**2 + level.sigma**2)
 
     return Parameterization(target, decode, _one, gain)
 
 
 def score() -> Parameterization:
-    """Score prediction, ``score = grad log q(z) = -eps / sigma`` (Song & Ermon 2019)."""
+    """Predict the score, ``raw = grad log q(z) = -eps / sigma`` (Song & Ermon 2019).
+
+    ``x = (z + sigma^2 raw) / alpha``, which is Tweedie's formula.
+    """
 
     def target(x: Array, e: Array, level: Level) -> Array:
         return -e / expand(level.sigma, x)
@@ -76,7 +93,10 @@ def score() -> Parameterization:
 
 
 def velocity() -> Parameterization:
-    """Flow velocity ``eps - x`` along ``z = (1 - t) x + t eps`` (Lipman et al. 2022)."""
+    """Predict the velocity ``eps - x`` of the flow ``z = (1 - t) x + t eps`` (Lipman et al. 2022).
+
+    ``x = (z - sigma raw) / (alpha + sigma)``, ``eps = (z + alpha raw) / (alpha + sigma)``.
+    """
 
     def decode(raw: Array, z: Array, level: Level) -> Prediction:
         a, s = _scales(level, z)
@@ -88,16 +108,20 @@ def velocity() -> Parameterization:
 
 
 def mean(grid: Grid) -> Parameterization:
-    """Posterior-mean prediction ``mu = c1 x + c2 z`` (Ho et al. 2020, eq. 7).
+    """Predict the posterior mean, ``mu = c1 x + c2 z`` (Ho et al. 2020, eq. 7).
 
     ``c2 = (sigma_s^2 / sigma_t^2)(alpha_t / alpha_s)`` and ``c1 = alpha_s - c2 alpha_t`` with the
-    level s before t of a full discrete grid. ``level.t`` must hold whole timesteps.
+    level s before t.
+
+    Args:
+        grid: the full discrete grid. ``level.t`` of the levels that are decoded must hold whole
+            timesteps of it.
     """
     a, s = grid.levels.alpha[::-1], grid.levels.sigma[::-1]  # index t+1 holds timestep t
     c2 = (s[:-1] / s[1:]) ** 2 * a[1:] / a[:-1]
     table = np.stack([a[:-1] - c2 * a[1:], c2], -1).astype(np.float32)
 
-    def coefs(level: Level) -> tuple[Any, Any]:
+    def coefs(level: Level) -> tuple[Array, Array]:
         pair = jnp.asarray(table)[jnp.asarray(level.t).astype(jnp.int32)]
         return pair[..., 0], pair[..., 1]
 
@@ -114,18 +138,21 @@ def mean(grid: Grid) -> Parameterization:
 
 
 def edm(sigma_data: float = 0.5) -> Parameterization:
-    """EDM preconditioning ``x = c_skip z' + c_out raw``, ``z' = z / alpha``.
+    """Predict the raw output of EDM, ``x = c_skip z' + c_out raw`` with ``z' = z / alpha``.
 
-    Karras et al. 2022, eq. 7 and table 1. With ``sigma' = sigma / alpha``:
-    ``c_skip = sd^2/(sigma'^2 + sd^2)``,
-    ``c_out = sigma' sd / sqrt(sigma'^2 + sd^2)``, ``c_in = 1/sqrt(sigma'^2 + sd^2)``.
+    Karras et al. 2022, eq. 7 and table 1. With ``sigma' = sigma / alpha`` and sd the standard
+    deviation of the data: ``c_skip = sd^2 / (sigma'^2 + sd^2)``,
+    ``c_out = sigma' sd / sqrt(sigma'^2 + sd^2)``, ``c_in = 1 / sqrt(sigma'^2 + sd^2)``.
+
+    Args:
+        sigma_data: sd, of the pixels or latents that are trained on.
     """
 
-    def scales(level: Level) -> tuple[Any, Any]:
+    def scales(level: Level) -> tuple[Array, Array]:
         ratio = level.sigma / level.alpha
         return ratio, ratio**2 + sigma_data**2
 
-    def c_out(level: Level) -> Any:
+    def c_out(level: Level) -> Array:
         ratio, norm = scales(level)
         return ratio * sigma_data / norm**0.5
 
@@ -140,17 +167,17 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
     def decode(raw: Array, z: Array, level: Level) -> Prediction:
         return _from_x(skip(z, level) + expand(c_out(level), z) * raw, z, level)
 
-    def scale_in(level: Level) -> Any:
+    def scale_in(level: Level) -> Array:
         return 1 / (level.alpha * scales(level)[1] ** 0.5)
 
     return Parameterization(target, decode, scale_in, c_out)
 
 
 def learned_range(inner: Parameterization) -> Parameterization:
-    """Add a variance output ``v``: the last channels give the fraction ``(v + 1) / 2``.
+    """Add a variance output to a parameterization (Nichol & Dhariwal 2021, eq. 15).
 
-    The sampler's variance is ``exp(f log beta + (1 - f) log posterior)``
-    (Nichol & Dhariwal 2021, eq. 15). ``raw`` has twice the data's channels.
+    ``raw`` gets twice the data's channels. Its last half v gives the fraction ``f = (v + 1) / 2``,
+    and the sampler's variance is ``exp(f log beta + (1 - f) log posterior)``.
     """
 
     def decode(raw: Array, z: Array, level: Level) -> Prediction:
@@ -161,10 +188,14 @@ def learned_range(inner: Parameterization) -> Parameterization:
 
 
 def check_levels(param: Parameterization, levels: Level) -> None:
-    """Refuse levels without signal for a prediction that does not tell the data there.
+    """Refuse levels without signal for a prediction that does not determine the data there.
 
-    At ``alpha = 0``, as zero terminal SNR has it, z holds no data: eps and score predictions divide
-    by 0, v and x0 predictions do not.
+    At ``alpha = 0``, the last level of zero terminal SNR, z holds no data: eps and score
+    predictions divide by 0, v and x0 predictions do not.
+
+    Args:
+        param: the prediction.
+        levels: with leaves () or (N,).
 
     Raises:
         ValueError: alpha is 0 at a level, and decoding divides by it.
@@ -194,9 +225,19 @@ PARAMETERIZATIONS: dict[str, Callable[..., Parameterization]] = {
 
 
 def make(
-    name: str, options: Any = None, *, learned_variance: bool = False, grid: Grid | None = None
+    name: str,
+    options: Options | None = None,
+    *,
+    learned_variance: bool = False,
+    grid: Grid | None = None,
 ) -> Parameterization:
-    """The named parameterization; ``mean`` needs the full discrete grid.
+    """Return the named parameterization.
+
+    Args:
+        name: a key of `PARAMETERIZATIONS`, or ``mean``.
+        options: its keyword arguments.
+        learned_variance: whether the network predicts a variance too, see `learned_range`.
+        grid: the full grid of a discrete schedule, which ``mean`` needs.
 
     Raises:
         ValueError: unknown name or option, or ``mean`` without a grid.

@@ -1,4 +1,4 @@
-"""What comes from outside the program: JSON within bounds, and the types and ranges of its values.
+"""Readers of what comes from outside the program: JSON within bounds, with typed values in ranges.
 
 Files of other people can be cut, edited or made to harm. Readers of JSON call `read_json` or
 `parse_json`, and compare values with a table of `Spec` by `check`. Every error is a ValueError that
@@ -12,17 +12,20 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-JSON_BYTES = 32 * 2**20  # the largest files, tokenizer.json and headers of weights, have about 5 MB
+if TYPE_CHECKING:  # types imports JAX, which is slow
+    from diffjax.types import JsonObject
+
+JSON_BYTES = 32 * 2**20  # the largest real files, tokenizer.json and headers of weights, have 5 MB
 JSON_DEPTH = 64
-AXES = 16  # of an array in a file of weights; NumPy has a bound of its own, 32 or 64
-SHOWN = 80  # characters of a foreign value in a message
-NAMED = 8  # names of a list in a message
+AXES = 16  # most axes of an array in a file; NumPy allows 32 or 64
+SHOWN = 80  # longest foreign value in a message, in characters
+NAMED = 8  # most names of a list in a message
 
 
-def show(value: Any) -> str:
-    """A value in a message: one line of at most about 80 printable characters."""
+def show(value: object) -> str:
+    """Return a value for a message: one line of at most about 80 printable characters."""
     if isinstance(value, str):
         text = repr(value[: SHOWN + 1])
     elif isinstance(value, int | float | bool | None):
@@ -34,14 +37,16 @@ def show(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _number_text(value: Any) -> str:
+def _number_text(value: object) -> str:
+    """Return a number as text; Python refuses to write integers of thousands of digits."""
     # Python refuses to write integers of thousands of digits.
-    large = isinstance(value, int) and value.bit_length() > 256
-    return f"an integer of {value.bit_length()} bits" if large else repr(value)
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)
 
 
-def _few(value: Any) -> str:
-    """The first entries of a container; containers inside it by their type only."""
+def _few(value: list | tuple | dict) -> str:
+    """Return the first entries of a container as text; containers inside it by their type only."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     pairs = [pair for pair, _ in zip(items, range(NAMED), strict=False)]
     inner = [
@@ -56,8 +61,13 @@ def _few(value: Any) -> str:
     return f"{ends[0]}{', '.join(inner)}{more}{ends[1]}"
 
 
-def name_some(names: Collection[Any], most: int = 3) -> str:
-    """The first of some names for a message, and how many more there are; sets are sorted."""
+def name_some(names: Collection[object], most: int = 3) -> str:
+    """Return the first of some names for a message, and how many more there are.
+
+    Args:
+        names: of files, keys and so on; sets are sorted.
+        most: how many are named.
+    """
     ordered = sorted(names) if isinstance(names, Set) else list(names)
     texts = [str(name)[: 2 * SHOWN + 1] for name in ordered[:most]]
     texts = [text if text.isprintable() else ascii(text) for text in texts]
@@ -69,6 +79,9 @@ def name_some(names: Collection[Any], most: int = 3) -> str:
 @contextlib.contextmanager
 def naming(where: object) -> Iterator[None]:
     """Put what is being read before the message of an error that does not name it yet.
+
+    Args:
+        where: usually the path of a file.
 
     Raises:
         FileNotFoundError, ValueError: one was raised inside.
@@ -88,10 +101,11 @@ def naming(where: object) -> Iterator[None]:
 # ---- JSON ---------------------------------------------------------------------------------------
 
 
-def read_json(path: Path, *, limit: int = JSON_BYTES) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_json(path: Path, *, limit: int = JSON_BYTES) -> JsonObject:
+    """Read a JSON object from a file.
 
     Args:
+        path: of the file.
         limit: bytes that the file may have.
 
     Raises:
@@ -105,10 +119,13 @@ def read_json(path: Path, *, limit: int = JSON_BYTES) -> dict[str, Any]:
     return parse_json(text, path, limit=limit)
 
 
-def parse_json(text: str | bytes, where: object, *, limit: int = JSON_BYTES) -> dict[str, Any]:
-    """A JSON object: of at most 64 levels, with every key once. NaN and infinities are read.
+def parse_json(text: str | bytes, where: object, *, limit: int = JSON_BYTES) -> JsonObject:
+    """Parse a JSON object of at most 64 levels, with every key once.
+
+    NaN and infinities are allowed, as Python writes them.
 
     Args:
+        text: the JSON, as text or as UTF-8.
         where: what the text is from, for messages.
         limit: bytes, or characters, that it may have.
 
@@ -116,7 +133,7 @@ def parse_json(text: str | bytes, where: object, *, limit: int = JSON_BYTES) -> 
         ValueError: the text is no such object.
     """
     if len(text) > limit:
-        raise ValueError(f"{where} has more than {limit} bytes, too many for the JSON it should be")
+        raise ValueError(f"{where} has more than {limit} bytes, the most that is read as JSON")
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         value = json.loads(decoded, object_pairs_hook=_unique)
@@ -134,23 +151,27 @@ def parse_json(text: str | bytes, where: object, *, limit: int = JSON_BYTES) -> 
 _NESTED = f"it is too deeply nested, in more than {JSON_DEPTH} levels"
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dictionary of pairs, in linear time."""
-    out: dict[str, Any] = {}
+def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
+    """Make a dictionary of pairs, in linear time.
+
+    Raises:
+        ValueError: a key comes twice.
+    """
+    out: JsonObject = {}
     for key, value in pairs:
         if key in out:
-            raise ValueError(f"the key {show(key)} is there twice")
+            raise ValueError(f"the key {show(key)} occurs twice")
         out[key] = value
     return out
 
 
-def _check_text(value: dict[str, Any], where: object) -> None:
-    """See that JSON is not too deep, and that its text can be written again.
+def _check_text(value: JsonObject, where: object) -> None:
+    """Check that JSON is not too deep, and that its text can be written again.
 
     Raises:
         ValueError: it is nested too deeply, or holds half of a surrogate pair.
     """
-    level: list[Any] = [value]
+    level: list[dict | list] = [value]
     for _ in range(JSON_DEPTH):
         parts = [p for v in level for p in ([*v, *v.values()] if isinstance(v, dict) else v)]
         for part in parts:
@@ -159,7 +180,7 @@ def _check_text(value: dict[str, Any], where: object) -> None:
                     part.encode()
                 except UnicodeEncodeError:
                     raise ValueError(
-                        f"{where} holds text that is no Unicode: {show(part)}"
+                        f"{where} holds text that is not valid Unicode: {show(part)}"
                     ) from None
         level = [part for part in parts if isinstance(part, dict | list)]
         if not level:
@@ -174,8 +195,8 @@ class Spec(NamedTuple):
     """What a value may be.
 
     Attributes:
-        says: the values that are right, as in "must be {says}".
-        holds: whether a value is one of them; takes anything that JSON can hold.
+        says: the values that are allowed, as in "must be {says}".
+        holds: whether a value is one of them; it accepts anything that JSON can hold.
     """
 
     says: str
@@ -183,7 +204,7 @@ class Spec(NamedTuple):
 
 
 def integer(low: int, high: int) -> Spec:
-    """A whole number in low .. high, and no truth value."""
+    """Allow a whole number in low .. high, but neither True nor False."""
     return Spec(
         f"a whole number in {low} .. {high}",
         lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high,
@@ -191,20 +212,20 @@ def integer(low: int, high: int) -> Spec:
 
 
 def number(low: float, high: float, *, above: bool = False) -> Spec:
-    """A finite number in low .. high; low itself is left out if ``above``."""
+    """Allow a finite number in low .. high; low itself is left out if ``above``."""
     start = f"above {low:g} and at most" if above else f"from {low:g} to"
 
-    def holds(value: Any) -> bool:
+    def holds(value: object) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
-        # Compared before anything is converted: integers may be too large for a float.
+        # Nothing is converted before it is compared: integers may be too large for a float.
         return low <= value <= high and not (above and value == low)
 
     return Spec(f"a finite number {start} {high:g}", holds)
 
 
-def exactly(*values: Any) -> Spec:
-    """One of some values, of the same type: 1 is not True."""
+def exactly(*values: object) -> Spec:
+    """Allow one of some values, of the same type: 1 is not True."""
     return Spec(
         " or ".join(show(value) for value in values),
         lambda v: any(type(v) is type(value) and v == value for value in values),
@@ -212,12 +233,12 @@ def exactly(*values: Any) -> Spec:
 
 
 def text(most: int = 4096) -> Spec:
-    """Text of at most so many characters, and of at least one."""
+    """Allow text of 1 to ``most`` characters."""
     return Spec("text", lambda v: isinstance(v, str) and 1 <= len(v) <= most)
 
 
 def listed(entry: Spec, most: int, *, least: int = 1) -> Spec:
-    """A list, or tuple, of such values."""
+    """Allow a list, or tuple, of ``least`` to ``most`` entries that another spec allows."""
     return Spec(
         f"a list of {least} to {most} entries that are each {entry.says}",
         lambda v: (
@@ -227,7 +248,7 @@ def listed(entry: Spec, most: int, *, least: int = 1) -> Spec:
 
 
 def either(*specs: Spec) -> Spec:
-    """What one of several allows."""
+    """Allow whatever one of several specs allows."""
     return Spec(
         " or ".join(spec.says for spec in specs), lambda v: any(spec.holds(v) for spec in specs)
     )
@@ -239,11 +260,16 @@ ANYTHING = Spec("anything", lambda v: True)
 TEXT = text(256)
 
 
-def check(values: Mapping[str, Any], specs: Mapping[str, Spec], where: object) -> None:
-    """Compare the values of a table's keys with it; other keys are not looked at.
+def check(values: Mapping[str, object], specs: Mapping[str, Spec], where: object) -> None:
+    """Compare the values of a table's keys with it; other keys are ignored.
+
+    Args:
+        values: by key.
+        specs: what each may be.
+        where: the file, for messages.
 
     Raises:
-        ValueError: some are wrong; each is named with its value and what it must be.
+        ValueError: some are wrong; the message has each with its value and what it must be.
     """
     wrong = [
         f"{key} is {show(values[key])}, but must be {spec.says}"
@@ -254,8 +280,8 @@ def check(values: Mapping[str, Any], specs: Mapping[str, Spec], where: object) -
         raise ValueError(f"{where}: {'; '.join(wrong[:NAMED])}")
 
 
-def is_finite(value: Any) -> bool:
-    """Whether a value is a number, no truth value, and finite as a float."""
+def is_finite(value: object) -> bool:
+    """Return whether a value is a number, neither True nor False, and finite as a float."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, where links, pipes and devices stay what they are."""
+"""Writers of whole files: all of a file or nothing, and through links, pipes and devices."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from absl import logging
 
-LINKS = 40  # that are followed, as Linux does
+if TYPE_CHECKING:  # types imports JAX, which is slow
+    from diffjax.types import JsonObject
+
+LINKS = 40  # most links that are followed; Linux has the same limit
 _DESCRIPTOR = re.compile(r"/proc/(\d+)/(?:task/\d+/)?fd/(\d+)", re.ASCII)
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file (text in UTF-8) so that a crash leaves the old or the new one, never a part.
+    """Write a file so that a crash leaves the old or the new content, never a part.
+
+    Args:
+        path: of the file.
+        content: bytes, or text that is written in UTF-8.
 
     Raises:
         OSError: see `replace_file`.
@@ -44,8 +51,8 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
     write_atomically(path, text)
 
 
-def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file of ours; none if there is no file.
+def read_json_lines(path: str | os.PathLike[str]) -> list[JsonObject]:
+    """Read the rows of a JSON-lines file of ours; there are none if there is no file.
 
     A cut last line, as a killed run leaves it, is dropped with a warning.
     """
@@ -60,11 +67,11 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A new file to write to, which takes the place of ``path`` when the block ends without error.
+    """Yield a new file to write to, which replaces ``path`` when the block ends without error.
 
-    The file that a link leads to is replaced, and the link stays. A file that is replaced keeps its
-    permissions and, where the system allows it, its owner. What is written to a pipe or a device
-    such as /dev/stdout goes through it at the end.
+    Where ``path`` is a link, the file that it leads to is replaced, and the link stays. A file that
+    is replaced keeps its permissions and, where the system allows it, its owner. What is written to
+    a pipe or a device such as /dev/stdout goes through it at the end.
 
     Raises:
         OSError: ``path`` cannot be written, or is a folder or a disk; what was there is untouched.
@@ -91,13 +98,18 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _explain(error: OSError, path: Path) -> OSError:
+    """Return an error of the same kind that names the path that the user chose."""
     return OSError(error.errno, f"cannot write {path}: {error.strerror or error}")
 
 
 def _target(path: Path) -> Path | int:
-    """Where a path leads: a file that may be missing, a pipe, a device, or an open descriptor.
+    """Return where a path leads.
 
-    Links are followed one by one, because what /dev/stdout leads to in the end need have no name.
+    That is a file, which may be missing, a pipe, a device, or an open descriptor. Links are
+    followed one by one, because what /dev/stdout leads to in the end need have no name.
+
+    Raises:
+        OSError: the path is a loop of links, or no possible output.
     """
     for _ in range(LINKS):
         here = Path(os.path.realpath(path.parent)) / path.name
@@ -114,6 +126,7 @@ def _target(path: Path) -> Path | int:
 
 
 def _refuse_what_is_no_output(path: Path) -> None:
+    """Raise an OSError for a folder, a disk, or a file that is write-protected."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -127,25 +140,25 @@ def _refuse_what_is_no_output(path: Path) -> None:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a path is a pipe, a socket or a device, and no file."""
+    """Return whether a path is a pipe, a socket or a device."""
     return path.exists() and not path.is_file()
 
 
 def _make_partial(target: Path | int) -> Path:
-    """An empty file beside the target; for a pipe or a device, a private one in /tmp."""
+    """Make an empty file beside the target; for a pipe or a device, a private one in /tmp."""
     if isinstance(target, int) or _is_stream(target):
         descriptor, name = tempfile.mkstemp(suffix=".partial")
         os.close(descriptor)
         return Path(name)
     partial = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
-    # Exclusive, so that nobody's file is taken for ours; the umask takes from the mode.
+    # Exclusive, so that no file of another program is overwritten; the umask lowers the mode.
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return partial
 
 
 def _pour(source: Path, target: Path | int) -> None:
     """Send a file's content through a pipe, a device or an open descriptor."""
-    sys.stdout.flush()  # which may be the same: what was printed before comes first
+    sys.stdout.flush()  # the target may be stdout: earlier output comes first
     sys.stderr.flush()
 
     def opened() -> BinaryIO:
@@ -156,10 +169,11 @@ def _pour(source: Path, target: Path | int) -> None:
 
 
 def _copy_mode(old: Path, new: Path) -> None:
+    """Give a new file the permissions and, if possible, the owner of the old one."""
     try:
         found = old.stat()
     except FileNotFoundError:
         return
-    with contextlib.suppress(OSError):  # root alone may give files away
+    with contextlib.suppress(OSError):  # only root may change the owner
         os.chown(new, found.st_uid, found.st_gid)
     new.chmod(stat.S_IMODE(found.st_mode))

@@ -1,4 +1,4 @@
-"""XLA flags that give right values, set before JAX starts its first backend.
+"""XLA flags that correct wrong values, set before JAX starts its first backend.
 
 jaxlib 0.10.2 computes wrong values on CPUs for some reductions under jit (jax issue 39103). The
 cause is its YNNPACK fusions. Without those of reductions the values are right; without those of
@@ -21,7 +21,7 @@ def set_cpu_flags() -> None:
     """Add the flag to ``XLA_FLAGS`` if this version of jaxlib needs it.
 
     A value that the user has set for the same flag stays. XLA reads the variable when the first
-    backend starts: after that, a RuntimeWarning says what to do instead.
+    backend starts. If one runs already, a RuntimeWarning tells the user what to do instead.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if FLAG in flags or _jaxlib_version()[:2] != WRONG:
@@ -39,7 +39,7 @@ def set_cpu_flags() -> None:
 
 
 def _jaxlib_version() -> tuple[int, ...]:
-    """() if there is no jaxlib, or its version is not made of numbers."""
+    """Return the version of jaxlib; () if there is no jaxlib, or if it is not made of numbers."""
     try:
         return tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:3]))
     except (importlib.metadata.PackageNotFoundError, ValueError):
@@ -47,8 +47,8 @@ def _jaxlib_version() -> tuple[int, ...]:
 
 
 def _started_on_cpu() -> bool:
-    """Whether a backend runs already, and computes on the CPU."""
-    bridge = sys.modules.get("jax._src.xla_bridge")  # JAX has no public way to ask
+    """Return whether a backend runs already and computes on the CPU."""
+    bridge = sys.modules.get("jax._src.xla_bridge")  # JAX has no public function for this
     started = getattr(bridge, "backends_are_initialized", None)
     if started is None or not started():
         return False

@@ -41,7 +41,7 @@ def means(prediction):
 
 
 def _total(controls):
-    return control.totals(controls, Z, LEVEL, COND)["control"]
+    return control.sum_residuals(controls, Z, LEVEL, COND)["control"]
 
 
 def run(controls, scale=None, **options):
@@ -65,7 +65,7 @@ def hand_on(z, level, cond):
 def test_features_of_an_adapter_are_handed_on_beside_residuals():
     features = [jnp.ones((2, 8, 8, 1)), 3 * jnp.ones((1, 4, 4, 1))]
     adapter = AppliedControl(hand_on, features, 0.5, entry="adapter")
-    found = control.totals([adapter, AppliedControl(net(), HINT), adapter], Z, LEVEL, COND)
+    found = control.sum_residuals([adapter, AppliedControl(net(), HINT), adapter], Z, LEVEL, COND)
     assert set(found) == {"adapter", "control"}
     assert [f.shape for f in found["adapter"]] == [(2, 8, 8, 1), (2, 4, 4, 1)]
     assert [float(f.mean()) for f in found["adapter"]] == [1, 3]
@@ -169,7 +169,7 @@ def test_networks_see_their_own_condition_only():
         return net()(z, level, cond)
 
     cond = {**COND, "concat": Z, "context": Z}
-    control.totals([AppliedControl(spy, HINT)], Z, LEVEL, cond)
+    control.sum_residuals([AppliedControl(spy, HINT)], Z, LEVEL, cond)
     assert all(names == {"mean", "context", "hint"} for names in seen)
 
 
@@ -240,7 +240,7 @@ def test_wrong_networks_and_hints_are_named():
         skips, middle = net()(z, level, cond)
         return skips[:1], middle
 
-    with pytest.raises(ValueError, match="not of one base"):
+    with pytest.raises(ValueError, match="for different bases"):
         _total([AppliedControl(net(), HINT), AppliedControl(other, HINT)])
     with pytest.raises(ValueError, match="3 hints or strengths for a batch of 2"):
         _total([AppliedControl(net(), jnp.zeros((3, 8, 8, 1)))])

@@ -148,10 +148,10 @@ def test_rescale_restores_the_spread():
     for name in ("eps", "v"):
         param = parameterization.make(name)
         c, u = (conditional(Z, LEVEL, k) for k in (cond, null))
-        out = guidance.rescaled(param, 1.0)(c, u, 5.0, Z, LEVEL)
+        out = guidance.rescale(param, 1.0)(c, u, 5.0, Z, LEVEL)
         raw, wanted = (np.asarray(param.target(p.x, p.eps, LEVEL)) for p in (out, c))
         np.testing.assert_allclose(raw.std(1), wanted.std(1), rtol=1e-4)
-        none = guidance.rescaled(param, 0.0)(c, u, 5.0, Z, LEVEL)
+        none = guidance.rescale(param, 0.0)(c, u, 5.0, Z, LEVEL)
         np.testing.assert_allclose(none.x, guidance.cfg(c, u, 5.0, Z, LEVEL).x, atol=1e-5)
 
 
@@ -205,7 +205,7 @@ def test_drop_takes_all_leaves_of_an_image_at_the_given_rate():
     "call, text",
     [
         (lambda: guidance.drop(jax.random.key(0), ONE, ONE, -0.1), "drop rate"),
-        (lambda: guidance.rescaled(parameterization.eps(), 1.5), "rescale"),
+        (lambda: guidance.rescale(parameterization.eps(), 1.5), "rescale"),
         (lambda: guidance.guide(conditional, ONE, {"mean": jnp.ones(2)}, 2.0), "differ"),
         (lambda: guidance.guide(conditional, ONE, {}, 2.0), "differ"),
     ],
@@ -229,7 +229,7 @@ def test_rescale_mixes_the_spreads(phi):
     raws = [
         np.asarray(param.target(p.x, p.eps, LEVEL))
         for p in (
-            guidance.rescaled(param, phi)(c, u, 5.0, Z, LEVEL),
+            guidance.rescale(param, phi)(c, u, 5.0, Z, LEVEL),
             c,
             guidance.cfg(c, u, 5.0, Z, LEVEL),
         )

@@ -1,4 +1,13 @@
-"""Data sets by name, and batches that are a function of (seed, step)."""
+"""Data sets by name, and batches that are a function of (seed, step)::
+
+    source = data.load("cifar10", split="train")
+    for batch in data.batches(source, batch_size=128, seed=0):
+        batch["image"], batch["label"]  # (128, 32, 32, 3) in [-1, 1], (128,)
+
+A `Source` gives rows by index, from memory, files or TFDS. `batches` shuffles them,
+`device_prefetch` puts them on the devices, and `make_hints` computes the hints of ControlNets from
+them.
+"""
 
 from diffjax.data.captions import Buckets
 from diffjax.data.conditions import HINTS, Hints, make_hints

@@ -1,7 +1,8 @@
 """Folders of images with captions, and the shapes to which images of any aspect ratio are cropped.
 
-Captions stand in ``metadata.jsonl`` or ``metadata.csv``, see `diffjax.data.metadata`, as for
-diffusers; or beside each image, in ``a.txt`` or ``a.caption`` for ``a.jpg``, as for kohya's.
+Captions are in ``metadata.jsonl`` or ``metadata.csv`` as for diffusers, see
+`diffjax.data.metadata`; or beside each image, in ``a.txt`` or ``a.caption`` for ``a.jpg``, as for
+kohya's scripts.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ _SPELLINGS = (*_SUFFIXES, *map(str.upper, _SUFFIXES))
 
 
 class Buckets(NamedTuple):
-    """Shapes of about one area for images of many aspect ratios.
+    """Shapes of about one area, for images of many aspect ratios (Podell et al. 2023, section 2.3).
 
     Attributes:
-        step: sides are multiples of it; a multiple of what the networks divide images by.
+        step: sides are multiples of it, in pixels. It is a multiple of what the networks divide
+            images by.
         ratio: the longer side is at most so many times the shorter one.
     """
 
@@ -32,7 +34,10 @@ class Buckets(NamedTuple):
     ratio: float = 2.0
 
     def shapes(self, size: formats.Size) -> list[tuple[int, int]]:
-        """All (height, width): for every width the largest height within ``size ** 2`` pixels.
+        """List all (height, width): for every width the largest height within ``size ** 2`` pixels.
+
+        Args:
+            size: side of the square with the area of the shapes.
 
         Raises:
             ValueError: the size is (height, width), or no multiple of the step, or the ratio is
@@ -56,7 +61,7 @@ class Buckets(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """To which shape every image is cropped.
+    """The shape to which every image is cropped.
 
     Attributes:
         shapes: (height, width) of every group.
@@ -71,14 +76,19 @@ class Layout(NamedTuple):
     time_ids: np.ndarray
 
     def target(self, index: int) -> tuple[int, int]:
-        """The shape for an image."""
+        """Return the (height, width) for an image."""
         return self.shapes[self.groups[index]]
 
 
 def lay_out(
     sizes: Sequence[tuple[int, int]], size: formats.Size, buckets: Buckets | None
 ) -> Layout:
-    """The shape with the nearest aspect ratio, by its logarithm, for images of (height, width).
+    """Choose for every image the shape whose aspect ratio is nearest, by its logarithm.
+
+    Args:
+        sizes: (height, width) of every image.
+        size: of the result; with buckets, the side of the square that has their area.
+        buckets: None crops every image to ``size``.
 
     Raises:
         ValueError: as `Buckets.shapes`.
@@ -96,12 +106,12 @@ def _make_time_ids(found: tuple[int, int], target: tuple[int, int]) -> tuple[flo
     return (*found, round(top / factor), round(left / factor), *target)
 
 
-class Captioned(NamedTuple):
-    """Pictures of a folder and their captions.
+class CaptionedImages(NamedTuple):
+    """The images of a folder and their captions.
 
     Attributes:
         paths: in alphabetical order.
-        texts: of each.
+        texts: the caption of each.
     """
 
     paths: list[Path]
@@ -109,9 +119,10 @@ class Captioned(NamedTuple):
 
 
 def has_captions(root: Path, files: Sequence[Path], table: metadata.Table) -> bool:
-    """Whether a folder has captions, or metadata that should have them.
+    """Return whether a folder has captions, or metadata that should have them.
 
     Args:
+        root: the folder.
         files, table: what `folders.list_files` and `metadata.read_table` found in it.
     """
     if table.files and (table.captions or not table.hints):
@@ -119,22 +130,24 @@ def has_captions(root: Path, files: Sequence[Path], table: metadata.Table) -> bo
     return any(map(_find_beside, folders.select_images(root, files)))
 
 
-def read_folder(root: Path, split: str = "train", *, caption_column: str = "") -> Captioned:
-    """The captioned pictures of a split of a folder.
+def read_folder(root: Path, split: str = "train", *, caption_column: str = "") -> CaptionedImages:
+    """Read the images of a split of a folder with their captions.
 
-    Metadata files with captions come before files beside the pictures. Pictures that are only the
-    hints of others are left out. Where there are training pictures alone, they are every split.
+    Metadata files with captions come before files beside the images. Images that are only the
+    hints of others are left out. Where there are training images alone, they are every split.
 
     Args:
+        root: the folder.
+        split: ``train``, ``test`` and so on, see `diffjax.data.folders`.
         caption_column: see `metadata.read_table`.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
-        ValueError: images without a caption, captions of no image, or a damaged line; some are
-            named.
+        ValueError: images without a caption, captions of no image, or a damaged line; the message
+            names some.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder")
+        raise FileNotFoundError(f"{root} is not a folder")
     files = folders.list_files(root)
     table = metadata.read_table(root, files, caption_column=caption_column)
     paths = metadata.drop_hints(folders.select_images(root, files), table)
@@ -142,8 +155,8 @@ def read_folder(root: Path, split: str = "train", *, caption_column: str = "") -
         raise FileNotFoundError(f"{root} holds no image ({' '.join(folders.IMAGE_SUFFIXES)})")
     paths = folders.select_below(paths, _find_parts(root, paths, split))
     if table.captions:
-        return Captioned(paths, _read_table_captions(paths, table))
-    return Captioned(paths, _read_file_captions(root, paths, files, table))
+        return CaptionedImages(paths, _read_table_captions(paths, table))
+    return CaptionedImages(paths, _read_file_captions(root, paths, files, table))
 
 
 def _find_parts(root: Path, paths: list[Path], split: str) -> list[Path]:
@@ -155,6 +168,11 @@ def _find_parts(root: Path, paths: list[Path], split: str) -> list[Path]:
 
 
 def _read_table_captions(paths: list[Path], table: metadata.Table) -> list[str]:
+    """Return the captions of images from metadata files.
+
+    Raises:
+        ValueError: some images have none.
+    """
     if without := [path for path in paths if path not in table.captions]:
         names = [str(path) for path in without]
         raise ValueError(
@@ -167,6 +185,11 @@ def _read_table_captions(paths: list[Path], table: metadata.Table) -> list[str]:
 def _read_file_captions(
     root: Path, paths: list[Path], files: list[Path], table: metadata.Table
 ) -> list[str]:
+    """Return the captions of images from the text files beside them.
+
+    Raises:
+        ValueError: some images have none, or two that differ.
+    """
     beside = [_find_beside(path) for path in paths]
     if without := [path.name for path, file in zip(paths, beside, strict=True) if file is None]:
         raise ValueError(_explain_absence(root, name_some(without), files, table))
@@ -182,7 +205,7 @@ def _read_file_captions(
 
 
 def _explain_absence(root: Path, names: str, files: list[Path], table: metadata.Table) -> str:
-    """The message of pictures without captions: where they were looked for."""
+    """Return the message for images without captions, which says where they were looked for."""
     beside = f"there is no {' or '.join(_SUFFIXES)} beside them"
     if table.columns:
         return (
@@ -200,7 +223,7 @@ def _explain_absence(root: Path, names: str, files: list[Path], table: metadata.
 
 
 def _find_beside(path: Path) -> Path | None:
-    """Find the caption file beside a picture.
+    """Return the caption file beside an image, or None.
 
     Raises:
         ValueError: there are two, which differ.

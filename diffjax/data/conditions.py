@@ -17,12 +17,11 @@ Everything is NumPy, a function of the batch alone, and runs in the threads that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from diffjax.types import build
+from diffjax.types import Options, build
 
 Batch = Mapping[str, np.ndarray]
 Hints = Callable[[Batch], np.ndarray]  # batch -> (B, H, W, C) float32 in [0, 1]
@@ -30,12 +29,16 @@ Hints = Callable[[Batch], np.ndarray]  # batch -> (B, H, W, C) float32 in [0, 1]
 _EIGHT = np.ones((1, 3, 3), bool)  # neighbours within an image of a batch
 
 
-def make_hints(name: str, options: Mapping[str, Any] | None = None, *, channels: int = 1) -> Hints:
-    """The hint of a table entry.
+def make_hints(name: str, options: Options | None = None, *, channels: int = 1) -> Hints:
+    """Return the function that makes the hints of a batch.
 
     Args:
+        name: a key of `HINTS`.
         options: keyword arguments of the entry.
         channels: C. A single channel is repeated to make it.
+
+    Returns:
+        ``batch -> (B, H, W, C)`` float32 in [0, 1].
 
     Raises:
         ValueError: an unknown name or option, listing the choices; (when called) a batch without
@@ -55,12 +58,17 @@ def make_hints(name: str, options: Mapping[str, Any] | None = None, *, channels:
 
 
 def grey(images: np.ndarray) -> np.ndarray:
-    """Mean over channels (B, H, W) in [0, 1] of images (B, H, W, C) in [-1, 1]."""
+    """Return the mean over channels (B, H, W) in [0, 1] of images (B, H, W, C) in [-1, 1]."""
     return (np.asarray(images, np.float32).mean(-1) + 1) / 2
 
 
 def gradient(images: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sobel derivatives (dy, dx) per pixel of (B, H, W), after a Gaussian of ``sigma`` pixels."""
+    """Return Sobel derivatives (dy, dx) per pixel of (B, H, W), each (B, H, W).
+
+    Args:
+        images: greys.
+        sigma: standard deviation in pixels of a Gaussian filter that comes first.
+    """
     smooth = ndimage.gaussian_filter(images, (0, sigma, sigma), mode="nearest")
 
     def derivative(along: int, across: int) -> np.ndarray:
@@ -71,7 +79,12 @@ def gradient(images: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sobel(images: np.ndarray, *, sigma: float = 0.0) -> np.ndarray:
-    """Size of the gradient (B, H, W), over its largest value in each image."""
+    """Return the size of the gradient (B, H, W), over its largest value in each image.
+
+    Args:
+        images: (B, H, W, C) in [-1, 1].
+        sigma: see `gradient`.
+    """
     size = np.hypot(*gradient(grey(images), sigma))
     return _normalise(size)
 
@@ -79,13 +92,15 @@ def sobel(images: np.ndarray, *, sigma: float = 0.0) -> np.ndarray:
 def canny(
     images: np.ndarray, *, low: float = 0.05, high: float = 0.1, sigma: float = 1.0
 ) -> np.ndarray:
-    """Edges (B, H, W), 0 or 1, by Canny's algorithm.
+    """Return edges (B, H, W), 0 or 1, by Canny's algorithm (Canny 1986).
 
-    Gradients that are largest across the edge and above ``high``, and those above ``low`` that
-    are connected with them.
+    These are gradients that are largest across the edge and above ``high``, and those above ``low``
+    that are connected with them.
 
     Args:
+        images: (B, H, W, C) in [-1, 1].
         low, high: sizes of the gradient per pixel, for grey levels in [0, 1].
+        sigma: see `gradient`.
 
     Raises:
         ValueError: not 0 <= low <= high.
@@ -101,7 +116,10 @@ def canny(
 
 
 def _is_ridge(size: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
-    """Where the gradient is at least its two neighbours along its direction, rounded to 45."""
+    """Return where the gradient is at least its two neighbours along its direction.
+
+    Directions are rounded to multiples of 45 degrees.
+    """
     padded = np.pad(size, ((0, 0), (1, 1), (1, 1)))
     height, width = size.shape[1:]
 
@@ -122,13 +140,18 @@ def _stack_neighbours(neighbours: np.ndarray) -> np.ndarray:
 
 
 def soft(images: np.ndarray, *, sigmas: Sequence[float] = (0.5, 1.0, 2.0)) -> np.ndarray:
-    """Soft edges (B, H, W): mean of normalised gradients at several scales, slightly blurred."""
+    """Return soft edges (B, H, W) in [0, 1]: gradients at several scales, blurred a little.
+
+    Args:
+        images: (B, H, W, C) in [-1, 1].
+        sigmas: the scales, in pixels.
+    """
     parts = [_normalise(np.hypot(*gradient(grey(images), sigma))) for sigma in sigmas]
     return _normalise(ndimage.gaussian_filter(np.mean(parts, 0), (0, 0.5, 0.5)))
 
 
 def scribble(images: np.ndarray, *, threshold: float = 0.4, width: int = 1) -> np.ndarray:
-    """Strokes (B, H, W), 0 or 1: `soft` above a threshold, thickened by ``width`` pixels."""
+    """Return strokes (B, H, W), 0 or 1: `soft` above a threshold, thickened by ``width`` pixels."""
     strokes = soft(images) > threshold
     if width:
         strokes = ndimage.binary_dilation(strokes, _stack_neighbours(_EIGHT), width)
@@ -136,7 +159,11 @@ def scribble(images: np.ndarray, *, threshold: float = 0.4, width: int = 1) -> n
 
 
 def mask(classes: np.ndarray, *, num_classes: int) -> np.ndarray:
-    """A channel per class (B, H, W, num_classes), 0 or 1.
+    """Return a channel per class (B, H, W, num_classes), 0 or 1.
+
+    Args:
+        classes: (B, H, W), int.
+        num_classes: number of channels.
 
     Raises:
         ValueError: a class outside 0 .. num_classes - 1.
@@ -150,7 +177,7 @@ def mask(classes: np.ndarray, *, num_classes: int) -> np.ndarray:
 
 
 def depth(values: np.ndarray) -> np.ndarray:
-    """Depth (B, H, W) as nearness: 1 where an image is nearest, 0 where it is farthest."""
+    """Return depth (B, H, W) as nearness: 1 where an image is nearest, 0 where it is farthest."""
     values = np.asarray(values, np.float32)
     low, high = (f(values, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
     return (high - values) / np.maximum(high - low, 1e-8)
@@ -162,7 +189,11 @@ def _normalise(values: np.ndarray) -> np.ndarray:
 
 
 def _take(key: str, batch: Batch) -> np.ndarray:
-    """Return an array of a batch."""
+    """Return an array of a batch.
+
+    Raises:
+        ValueError: the batch has no such array.
+    """
     if key not in batch:
         raise ValueError(f"this hint needs {key!r}, but the data have {', '.join(batch)}")
     return batch[key]

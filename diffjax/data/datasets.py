@@ -54,7 +54,7 @@ _TFDS = {
 
 
 def names() -> tuple[str, ...]:
-    """The names that `load` knows."""
+    """Return the names that `load` knows."""
     return (*_LOADERS, *_TFDS, *_DRAWN, *FOLDERS, "latents")
 
 
@@ -133,9 +133,15 @@ def load(
 def _check_folder_options(
     name: str, channels: int | None, buckets: Buckets | None, damaged: str
 ) -> None:
+    """Check the options that apply to folders of images only.
+
+    Raises:
+        ValueError: one of them is wrong, or the data are no such folder.
+    """
     if channels is not None and name not in FOLDERS:
         raise ValueError(
-            f"channels={channels}: {name} has its own; {', '.join(FOLDERS)} can be read as grey "
+            f"channels={channels}: the images of {name} have their own; {', '.join(FOLDERS)} "
+            "can be read as grey "
             "or RGB"
         )
     if channels not in (None, 1, 3):
@@ -147,36 +153,49 @@ def _check_folder_options(
 
 
 def _find_given_dir(data_dir: str | None) -> Path | None:
-    """Return data_dir, else the folder that the environment names, else None."""
+    """Return data_dir, else the folder that the environment names, else None.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
     origin = "data_dir" if data_dir is not None else ENV_DIR
     given = data_dir if data_dir is not None else os.environ.get(ENV_DIR) or None
     if given is None:
         return None
     root = Path(given).expanduser()
     if not root.is_dir():
-        raise FileNotFoundError(f"{origin}={given} is no folder")
+        raise FileNotFoundError(f"{origin}={given} is not a folder")
     return root
 
 
 def _list_places(root: Path | None, strict: bool, system: Sequence[Path] = ()) -> list[Path]:
-    """List the folders to search in order; ``strict`` keeps the given one only."""
+    """List the folders to search in order.
+
+    Args:
+        root: the folder that the user chose, if any.
+        strict: search no other.
+        system: folders where packages of the operating system put the data.
+    """
     given = [] if root is None else [root]
     return given if strict else [*given, *system, tfds_builders.find_default_dir()]
 
 
 def _resize_all(images: np.ndarray, size: Sides | None, levels: int) -> np.ndarray:
+    """Crop and resize images (N, H, W, C) of ``levels`` grey levels."""
     if size is None or images.shape[1:3] == size:
         return images
     resized = np.stack([formats.center_crop_resize(image, size) for image in images])
-    return np.minimum(resized, np.uint8(levels - 1))  # the filter overshoots
+    return np.minimum(resized, np.uint8(levels - 1))  # the filter may overshoot
 
 
 def _check_split(name: str, split: str, choices: Sequence[str]) -> None:
+    """Raise a ValueError if a data set has no such split."""
     if split not in choices:
         raise ValueError(f"unknown split {split!r} of {name}: choose from {', '.join(choices)}")
 
 
 def _load_digits(split: str, root: Path | None, strict: bool) -> tuple[Arrays, int, int]:
+    """Load the digits of scikit-learn: ((images, labels), classes, grey levels)."""
     from sklearn.datasets import load_digits  # slow to import
 
     _check_split("digits", split, ("train", "test", "all"))
@@ -228,6 +247,16 @@ def _find(
     """Read a small set from the first place that has it, or download it.
 
     Original files win over a prepared TFDS folder in the same place.
+
+    Args:
+        name, split: of the data set.
+        root, strict, system: see `_list_places`.
+        reader: ``folder -> (split -> arrays)``, or None if the folder does not have the files.
+        hint: how to get the data, for messages.
+
+    Raises:
+        FileNotFoundError: the data are nowhere, and cannot be downloaded.
+        ValueError: unknown split, or damaged files.
     """
     _check_split(name, split, ("train", "test", "all"))
     for place in _list_places(root, strict, system):
@@ -248,6 +277,7 @@ def _find(
 
 
 def _read_split(read: Callable[[str], Arrays], split: str) -> Arrays:
+    """Read a split; ``all`` joins both."""
     if split != "all":
         return read(split)
     train, test = read("train"), read("test")
@@ -255,6 +285,7 @@ def _read_split(read: Callable[[str], Arrays], split: str) -> Arrays:
 
 
 def _read_prepared(folder: Path, split: str) -> Arrays:
+    """Read all images and labels of a prepared TFDS folder into memory."""
     fetch, length, _ = tfds_builders.open_prepared(folder, split)
     rows = fetch(range(length))
     return np.stack([r["image"] for r in rows]), np.asarray([r["label"] for r in rows], np.int32)
@@ -283,7 +314,12 @@ def _load_cifar10(split: str, root: Path | None, strict: bool) -> tuple[Arrays, 
 
 
 def _load_prepared(name: str, split: str, places: list[Path], size: Sides | None) -> Source:
-    """A large set, prepared by TFDS beforehand; rows are decoded when they are asked for."""
+    """Load a large set that TFDS has prepared beforehand; rows are decoded when they are asked for.
+
+    Raises:
+        FileNotFoundError: it is not prepared; the message has the command.
+        ValueError: images differ in size and ``size`` is None.
+    """
     found = (tfds_builders.find_prepared(_TFDS[name], place) for place in places)
     folder = next((f for f in found if f is not None), None)
     if folder is None:
@@ -310,8 +346,13 @@ def _load_prepared(name: str, split: str, places: list[Path], size: Sides | None
 
 
 def _require_root(name: str, root: Path | None) -> Path:
+    """Return the folder of the data.
+
+    Raises:
+        ValueError: the user has not named one.
+    """
     if root is None:
-        raise ValueError(f"{name} needs the folder: pass data_dir or set {ENV_DIR}")
+        raise ValueError(f"{name} needs a folder: pass data_dir or set {ENV_DIR}")
     return root
 
 
@@ -319,7 +360,13 @@ _DRAWN = ("shapes", "shapes_single")
 
 
 def _draw_shapes(split: str, size: int, *, single: bool) -> Source:
-    """Captioned shapes, each drawn when it is first asked for."""
+    """Load the captioned shapes; each image is drawn when it is first asked for.
+
+    Args:
+        split: ``train`` or ``test``.
+        size: pixels on a side.
+        single: draw one shape per image, with its colour and kind as the label.
+    """
     _check_split("shapes", split, tuple(shapes.COUNTS))
     count = shapes.COUNTS[split]
     images, masks = np.zeros((count, size, size, 3), np.uint8), np.zeros((count, size, size), "i1")
@@ -330,7 +377,7 @@ def _draw_shapes(split: str, size: int, *, single: bool) -> Source:
             drawn = shapes.make_scene(split, i, single=single)
             images[i], masks[i] = shapes.draw(drawn, size)
             text[i] = shapes.tokenize([drawn.caption()])[0]
-            labels[i] = drawn.label() if single else 0  # last: what says that it is all there
+            labels[i] = drawn.label() if single else 0  # set last: it marks the image as drawn
 
     def read(indices: Indices) -> Arrays:
         ensure(indices)
@@ -350,9 +397,15 @@ def _draw_shapes(split: str, size: int, *, single: bool) -> Source:
 
 
 def _load_latents(split: str, root: Path | None) -> Source:
-    """Latents that `latents.write` wrote, in the sub-folder of the split."""
+    """Load the latents that `latents.write` wrote, from the sub-folder of the split.
+
+    Raises:
+        FileNotFoundError: the folder is not named, or holds no latents.
+    """
     if root is None:
-        raise FileNotFoundError(f"latents need data_dir, or {ENV_DIR}: where they were written")
+        raise FileNotFoundError(
+            f"latents need data_dir (or {ENV_DIR}), the folder that they were written to"
+        )
     stored = latents.open_folder(root / split)
 
     def read(indices: Indices) -> Arrays:

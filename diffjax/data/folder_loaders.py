@@ -26,7 +26,14 @@ FOLDERS = tuple(LOADERS)  # names of data that are folders of image files
 def load_folder(
     name: str, split: str, root: Path, how: Reading, buckets: Buckets | None = None
 ) -> Source:
-    """A folder of image files as a source; ``name`` is one of `FOLDERS`.
+    """Load a folder of image files as a source.
+
+    Args:
+      name: one of `FOLDERS`.
+      split: see `diffjax.data.folders`.
+      root: the folder.
+      how: how images are read.
+      buckets: shapes of a captioned folder.
 
     Raises:
       ValueError, OSError: as `diffjax.data.load`.

@@ -12,7 +12,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -21,13 +21,14 @@ from diffjax.data import captions, folders, formats, metadata, pictures
 from diffjax.data.captions import Buckets
 from diffjax.data.pictures import DamagedImage
 from diffjax.data.source import Arrays, Indices, Source
+from diffjax.types import T
 
 Sides = tuple[int, int]  # height and width
 DAMAGED = ("stop", "skip")
 
 
 class Reading(NamedTuple):
-    """How the pictures of a folder are read.
+    """How the images of a folder are read.
 
     Attributes:
       size: (height, width) to which they are cropped and resized; None keeps their own.
@@ -46,7 +47,7 @@ class Reading(NamedTuple):
     damaged: str = "stop"
 
     def read(self, path: Path) -> np.ndarray:
-        """The picture in a file, uint8 (H, W, C).
+        """Read the image in a file, uint8 (H, W, C), cropped and resized.
 
         Raises:
           DamagedImage: the file is truncated or no image.
@@ -55,11 +56,16 @@ class Reading(NamedTuple):
         image = pictures.read_image(path, self.channels, background=self.background)
         return fit_size(image, self.size)
 
-    def read_from(self, start: int, paths: Sequence[Path], read: Callable[[Path], Any]) -> Any:
-        """What ``read`` makes of a file; if damaged ones are skipped, of the next that it can read.
+    def read_from(self, start: int, paths: Sequence[Path], read: Callable[[Path], T]) -> T:
+        """Return what ``read`` makes of a file, or of the next one that it can read.
+
+        Args:
+          start: index of the file.
+          paths: all files.
+          read: reads one file.
 
         Raises:
-          DamagedImage: the file, or all of them, are damaged.
+          DamagedImage: the file is damaged and ``damaged`` is stop, or all files are damaged.
         """
         for k in range(start, start + len(paths)):
             try:
@@ -67,12 +73,12 @@ class Reading(NamedTuple):
             except DamagedImage as error:
                 if self.damaged != "skip" or k == start + len(paths) - 1:
                     raise
-                logging.debug("%s", error)  # told when the picture is asked for
+                logging.debug("%s", error)  # a warning follows when the image is read
         raise FileNotFoundError("there are no pictures")
 
 
 def fit_size(image: np.ndarray, size: Sides | None) -> np.ndarray:
-    """An image cropped and resized to (height, width); None keeps it."""
+    """Crop and resize an image to (height, width); None keeps it."""
     return image if size is None else formats.center_crop_resize(image, size)
 
 
@@ -80,17 +86,17 @@ def fit_size(image: np.ndarray, size: Sides | None) -> np.ndarray:
 
 
 def skip_damaged(source: Source) -> Source:
-    """Replace the damaged images of a source; the log names each of them once."""
+    """Show another image in place of a damaged one; the log names each damaged one once."""
     stand_ins = _StandIns(source)
 
-    def resolved(read: Callable[[Indices], Any] | None) -> Any:
-        return None if read is None else lambda indices: read(stand_ins.resolve(indices))
+    def redirect(read: Callable[[Indices], T]) -> Callable[[Indices], T]:
+        return lambda indices: read(stand_ins.resolve(indices))
 
     return dataclasses.replace(
         source,
-        read=resolved(source.read),
-        more=resolved(source.more),
-        captions=resolved(source.captions),
+        read=redirect(source.read),
+        more=redirect(source.more) if source.more else None,
+        captions=redirect(source.captions) if source.captions else None,
     )
 
 
@@ -104,10 +110,16 @@ class _StandIns:
         self._lock = threading.Lock()
 
     def resolve(self, indices: Indices) -> np.ndarray:
+        """Return the indices of the images that are shown for these indices."""
         with self._lock:
             return np.asarray([self._find(int(i)) for i in indices], np.int64)
 
     def _find(self, index: int) -> int:
+        """Return the first readable image from an index on, among those of the same shape.
+
+        Raises:
+          ValueError: all of them are damaged.
+        """
         if index not in self._chosen:
             others = self._find_same_shape(index)
             start = int(np.searchsorted(others, index))
@@ -125,6 +137,7 @@ class _StandIns:
         return np.flatnonzero(groups == groups[index])
 
     def _is_readable(self, index: int) -> bool:
+        """Return whether the files of an image can be read; the result is remembered."""
         if index in self._bad or self._chosen.get(index) == index:
             return index not in self._bad
         try:
@@ -141,10 +154,12 @@ class _StandIns:
 
 
 class FoundPictures(NamedTuple):
-    """The pictures of a split, with the class of each by its number.
+    """The images of a split, with the class of each by its number.
 
     Attributes:
       root: the folder that names in messages and fingerprints are relative to.
+      paths: in alphabetical order.
+      labels: (N,) int32, the class of each.
       names: of the classes; none if there are no sub-folders.
     """
 
@@ -155,15 +170,17 @@ class FoundPictures(NamedTuple):
 
 
 def find_pictures(root: Path, split: str, classes: Sequence[str] = ()) -> FoundPictures:
-    """The pictures of a split of a folder; the class of each is its first sub-folder, if any.
+    """Find the images of a split of a folder; the class of each is its first sub-folder, if any.
 
-    Hints of other pictures are left out, and so is the folder ``hints`` beside ``images``.
+    Hints of other images are left out, and so is the folder ``hints`` beside ``images``.
 
     Args:
+      root: the folder.
+      split: see `diffjax.data.folders`.
       classes: names in the order of the labels; none: those of the training split.
 
     Raises:
-      FileNotFoundError: there is no picture.
+      FileNotFoundError: there is no image.
       ValueError: the split or a class is not known, or the folder is ambiguous.
     """
     files = folders.list_files(root)
@@ -188,11 +205,12 @@ def find_pictures(root: Path, split: str, classes: Sequence[str] = ()) -> FoundP
 
 
 def explain_no_image(root: Path) -> FileNotFoundError:
-    """Return the error for a folder without pictures."""
+    """Return the error for a folder without images."""
     return FileNotFoundError(f"{root} holds no image ({' '.join(formats.IMAGE_SUFFIXES)})")
 
 
 def _list_training_classes(root: Path, paths: list[Path]) -> tuple[str, ...]:
+    """List the classes of the training split, which number those of every split."""
     try:
         parts = folders.split_folders(root, paths, "train")
     except folders.NoSuchSplit:
@@ -202,7 +220,11 @@ def _list_training_classes(root: Path, paths: list[Path]) -> tuple[str, ...]:
 
 
 def load_images(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
-    """Every image file of a split; see `find_pictures`."""
+    """Load every image file of a split, with its sub-folder as the label; see `find_pictures`.
+
+    Raises:
+      ValueError: images differ in size and ``how.size`` is None; or as `find_pictures`.
+    """
     base, paths, labels, names = find_pictures(root, split, how.classes)
     height, width, channels = how.read_from(0, paths, how.read).shape
     shape = (height, width, channels)
@@ -227,7 +249,11 @@ def load_images(split: str, root: Path, how: Reading, buckets: Buckets | None) -
 
 
 def load_captioned(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
-    """Every image file of a split with its caption; see `captions.read_folder`."""
+    """Load every image file of a split with its caption; see `captions.read_folder`.
+
+    Raises:
+      ValueError: ``how.size`` is None; or as `captions.read_folder`.
+    """
     paths, texts = captions.read_folder(root, split, caption_column=how.caption_column)
     if how.size is None:
         raise ValueError("captioned_folder needs image_size")

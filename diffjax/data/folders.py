@@ -1,9 +1,9 @@
 """Folders of pictures: the files of a split, the class of each, and what tells folders apart.
 
 A folder *is split* if every sub-folder with pictures has a split's name, such as ``train`` and
-``test``. Else its sub-folders are classes. One that has
-the name of a split among at least two others is a class as well, if none of them has sub-folders of
-its own. Whatever else mixes splits and other names could be read both ways, and is refused.
+``test``. Otherwise its sub-folders are classes. A sub-folder that has the name of a split among at
+least two others is a class as well, if none of them has sub-folders of its own. Whatever else mixes
+splits and other names could be read both ways, and is refused.
 
 Hidden folders and files, and those that systems add, such as ``__MACOSX``, hold no data. Links are
 followed.
@@ -16,17 +16,17 @@ import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
 
 from diffjax.data.formats import IMAGE_SUFFIXES
+from diffjax.types import JsonObject
 from diffjax.untrusted import name_some
 
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 ALL = "all"
-LISTED = 1000  # files of which a fingerprint holds name and size
+LISTED = 1000  # most files that a fingerprint lists by name and size
 _UNREAD = (".heic", ".heif", ".jp2", ".jxl", ".svg", ".tga")
 _SYSTEM = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information")
 
@@ -36,12 +36,12 @@ class NoSuchSplit(ValueError):
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of that name is no data: hidden, or added by a system."""
+    """Return whether a file or folder of that name holds no data: hidden, or added by a system."""
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
 def list_files(root: Path) -> list[Path]:
-    """All files below a folder in alphabetical order, without hidden ones; links are followed.
+    """List all files below a folder in alphabetical order, without hidden ones; links are followed.
 
     Raises:
         OSError: a folder cannot be read, or a link to a picture leads nowhere.
@@ -50,6 +50,7 @@ def list_files(root: Path) -> list[Path]:
 
 
 def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Yield the files below a folder; ``above`` identifies its parents, against loops."""
     found = folder.stat()
     this = found.st_dev, found.st_ino
     if this in above:  # a link to a folder that holds it
@@ -58,7 +59,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
         if is_hidden(entry.name):
             continue
         path = folder / entry.name
-        if path.is_dir():  # which is false for a link to itself
+        if path.is_dir():  # this is false for a link to itself
             yield from _walk(path, (*above, this))
         elif path.is_file():
             yield path
@@ -67,7 +68,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
 
 
 def list_images(root: Path) -> list[Path]:
-    """Image files below a folder in alphabetical order, as `list_files` finds them.
+    """List image files below a folder in alphabetical order, as `list_files` finds them.
 
     Pictures of kinds that are not read are left out, which a warning says.
 
@@ -78,7 +79,7 @@ def list_images(root: Path) -> list[Path]:
 
 
 def select_images(root: Path, files: Sequence[Path]) -> list[Path]:
-    """The image files among those of a folder, see `list_images`."""
+    """Return the image files among those of a folder, see `list_images`."""
     unread = [file.name for file in files if file.suffix.lower() in _UNREAD]
     if unread:
         logging.warning(
@@ -92,13 +93,14 @@ def select_images(root: Path, files: Sequence[Path]) -> list[Path]:
 
 
 def find_splits(root: Path, paths: Sequence[Path]) -> dict[str, Path]:
-    """The folders of the splits by their names in lower case; none if the folder is not split.
+    """Return the folders of the splits by their names in lower case; {} if there are none.
 
     Args:
+        root: the folder.
         paths: the pictures below it.
 
     Raises:
-        ValueError: the sub-folders can be read as splits and as classes.
+        ValueError: the sub-folders can be read as splits and as classes, or two have one name.
     """
     parts = [path.relative_to(root).parts for path in paths]
     below = sorted({p[0] for p in parts if len(p) > 1})
@@ -127,13 +129,15 @@ def find_splits(root: Path, paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def split_folders(root: Path, paths: Sequence[Path], split: str) -> list[Path]:
-    """The folders whose pictures are a split; `all` has every split.
+    """Return the folders whose pictures are a split; `all` has every split.
 
     Args:
-        paths: the pictures below ``root``.
+        root: the folder.
+        paths: the pictures below it.
+        split: name of the split, or of a sub-folder.
 
     Raises:
-        NoSuchSplit: there is none of that name, with those that there are.
+        NoSuchSplit: there is none of that name; the message lists those that there are.
         ValueError: as `find_splits`.
     """
     if split not in (*SPLITS, ALL) and (root / split).is_dir():
@@ -162,12 +166,12 @@ def warn_of_empty_folders(folders: Sequence[Path], classes: Sequence[str]) -> No
 
 
 def select_below(paths: Sequence[Path], folders: Sequence[Path]) -> list[Path]:
-    """Those paths that lie below one of the folders, in their order."""
+    """Return those paths that lie below one of the folders, in their order."""
     return [path for path in paths if any(path.is_relative_to(folder) for folder in folders)]
 
 
 def find_classes(paths: Sequence[Path], folders: Sequence[Path]) -> list[str]:
-    """The class of every path, which is its first folder below those of the split; "" for none.
+    """Return the class of every path: its first folder below those of the split; "" for none.
 
     Raises:
         ValueError: some pictures lie in sub-folders and some outside.
@@ -190,7 +194,9 @@ def find_classes(paths: Sequence[Path], folders: Sequence[Path]) -> list[str]:
 def number_classes(
     classes: Sequence[str], known: Sequence[str], where: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels (N,) int32 by the order of the known classes, and those; without any, all are 0.
+    """Return labels (N,) int32 by the order of the known classes, and the names of the classes.
+
+    Without any class, all labels are 0 and there are no names.
 
     Args:
         classes: of every picture.
@@ -216,13 +222,16 @@ def number_classes(
 # ---- what tells data apart ----------------------------------------------------------------------
 
 
-def make_fingerprint(
-    root: Path, paths: Sequence[Path], texts: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Count, names and sizes in bytes of files, and digests of them and of their captions.
+def make_fingerprint(root: Path, paths: Sequence[Path], texts: Sequence[str] = ()) -> JsonObject:
+    """Return what tells a folder from others: count, names and sizes of files, and digests.
 
     Names are relative to ``root``, so that a folder may be moved. Of more than `LISTED` files the
     first ones are listed; the digest covers all.
+
+    Args:
+        root: the folder.
+        paths: its pictures.
+        texts: their captions, which get a digest of their own.
     """
     rows = [(path.relative_to(root).as_posix(), path.stat().st_size) for path in paths]
     listing = "".join(f"{name}\0{size}\n" for name, size in rows)

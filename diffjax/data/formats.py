@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = (
 _GZIP_MAGIC = b"\x1f\x8b"
 _IDX_UBYTE = 0x08
 _IDX_AXES, _IDX_MOST = 4, 4 * 2**30
-_GZIP_RATIO = 1032  # of deflate, at most
+_GZIP_RATIO = 1032  # largest ratio of deflate
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # a label byte, then the red, green and blue planes
 _CIFAR_PER_FILE = 10_000
 _CIFAR_FILES = {
@@ -34,9 +34,13 @@ _CIFAR_FILES = {
 
 
 def _inflate(path: Path, hint: str) -> bytes:
-    """The bytes of a file, expanded if it is compressed: as many as its header promises, and one.
+    """Return the bytes of a file, expanded if it is compressed.
 
-    So a small file that expands without end takes neither memory nor time.
+    These are as many as its header promises, and one to notice that there are more. A small
+    file that expands without end thus takes neither memory nor time.
+
+    Raises:
+      ValueError: the file promises more than it can hold, or is truncated or damaged.
     """
     with path.open("rb") as file:
         compressed = file.read(2) == _GZIP_MAGIC
@@ -47,7 +51,7 @@ def _inflate(path: Path, hint: str) -> bytes:
             whole = len(head) >= 4 and len(head) % 4 == 0
             dims = struct.unpack(f">{len(head) // 4 - 1}I", head[4:]) if whole else ()
             promised = math.prod(dims) if head[:3] == bytes((0, 0, _IDX_UBYTE)) else 0
-            # Before memory is reserved for it. Nothing that is compressed expands further.
+            # This is checked before memory is reserved. Deflate expands by no more than this ratio.
             most = min(_IDX_MOST, path.stat().st_size * (_GZIP_RATIO if compressed else 1))
             if promised > most:
                 raise ValueError(
@@ -55,7 +59,7 @@ def _inflate(path: Path, hint: str) -> bytes:
                     f"{most} that it can hold: it is truncated or damaged. {hint}"
                 )
             body = stream.read(promised)
-            # Where all is there, one more reaches the end, at which gzip compares its checksum.
+            # One byte more reaches the end of a whole file, where gzip compares its checksum.
             return head + body + stream.read(1)
     except (EOFError, zlib.error, gzip.BadGzipFile, struct.error) as error:
         size = path.stat().st_size
@@ -73,7 +77,7 @@ def read_idx(path: str | Path, *, ndim: int, hint: str = "") -> np.ndarray:
     Args:
       path: the file.
       ndim: number of dimensions expected, 3 for images (N, H, W) and 1 for labels (N,).
-      hint: said at the end of every error, how to get a good file.
+      hint: how to get a good file, the last sentence of every error.
 
     Returns:
       Read-only uint8 array.
@@ -96,7 +100,8 @@ def read_idx(path: str | Path, *, ndim: int, hint: str = "") -> np.ndarray:
     if len(raw) < start:
         raise ValueError(f"{path} ends inside its header, after {len(raw)} bytes. {hint}")
     dims = struct.unpack(f">{ndim}I", raw[4:start])
-    expected = int(np.prod(dims, dtype=object))  # Python integers: a damaged header cannot wrap
+    # Python integers do not overflow for a damaged header.
+    expected = int(np.prod(dims, dtype=object))
     if len(raw) - start != expected:
         raise ValueError(
             f"{path} holds {len(raw) - start} bytes of data where its header {dims} promises "
@@ -138,7 +143,7 @@ def read_cifar10(
     Args:
       path: `cifar-10-binary.tar.gz`, or a folder with `data_batch_1.bin`, ..., `test_batch.bin`.
       split: `train` or `test`.
-      hint: said at the end of every error.
+      hint: how to get good files, the last sentence of every error.
       per_file: records in each file, 10,000.
 
     Returns:
@@ -165,7 +170,7 @@ def read_cifar10(
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """PNG bytes of a uint8 image (H, W, 1) or (H, W, 3)."""
+    """Encode a uint8 image (H, W, 1) or (H, W, 3) as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -175,7 +180,7 @@ Size = int | tuple[int, int]  # pixels on a side of a square, or (height, width)
 
 
 def sides(size: Size) -> tuple[int, int]:
-    """(height, width) in pixels of a size.
+    """Return (height, width) in pixels of a size.
 
     Raises:
       ValueError: it is neither a number of pixels nor (height, width), or one is below 1.
@@ -190,20 +195,24 @@ def sides(size: Size) -> tuple[int, int]:
 
 
 def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
-    """Largest central square, or rectangle, resized to (size, size, C) by Pillow's bicubic filter.
+    """Crop to the largest central square, or rectangle, and resize by Pillow's bicubic filter.
 
     Pillow widens the filter when it shrinks an image, so there is no aliasing (Parmar et al. 2022,
-    "On Aliased Resizing and Surprising Subtleties in GAN Evaluation"). uint8 in, uint8 out.
+    "On Aliased Resizing and Surprising Subtleties in GAN Evaluation").
 
     Args:
+      image: uint8 (H, W, C).
       size: of the square, or (height, width).
+
+    Returns:
+      uint8 (height, width, C).
     """
     height, width, channels = image.shape
     h, w = sides(size)
     if (height, width) == (h, w):
         return image
     _, (top, left), (rows, columns) = fit_central((height, width), (h, w))
-    # Cropped first: given a box, Pillow's filter would reach for the pixels outside it.
+    # The crop comes first, since Pillow's filter would read pixels outside of a box.
     part = image[top : top + rows, left : left + columns]
     picture = Image.fromarray(np.ascontiguousarray(part[..., 0] if channels == 1 else part))
     resized = picture.resize((w, h), Image.Resampling.BICUBIC)
@@ -215,7 +224,9 @@ def fit_central(
 ) -> tuple[float, tuple[int, int], tuple[int, int]]:
     """Return (factor, corner, size) of the largest central rectangle with the ratio of another.
 
-    All are (height, width) in pixels of what is found, which is ``factor`` times the wanted size.
+    Args:
+      found: (height, width) of the image, in pixels.
+      wanted: (height, width) of the result; it is the size of the rectangle over ``factor``.
     """
     factor = min(found[0] / wanted[0], found[1] / wanted[1])
     size = max(1, round(wanted[0] * factor)), max(1, round(wanted[1] * factor))

@@ -13,16 +13,18 @@ import re
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from diffjax.types import JsonObject
 from diffjax.untrusted import Spec, check, integer, listed, read_json
 from diffjax.writing import write_atomically
 
 MANIFEST = "manifest.json"
-SHARD = 256 * 2**20  # bytes, about
-Rows = dict[str, np.ndarray]
+SHARD = 256 * 2**20  # approximate bytes of a shard
+Rows: TypeAlias = dict[str, np.ndarray]
+Field: TypeAlias = list[str | list[int]]  # name, NumPy type and shape of an entry of a record
 _SIDE = integer(1, 2**20)
 _SPECS = {
     "count": integer(1, 2**40),
@@ -40,24 +42,24 @@ _SPECS = {
 }
 
 
-def _is_field(value: Any) -> bool:
-    """Whether a value of the manifest is (name, type of numbers, shape)."""
+def _is_field(value: object) -> bool:
+    """Return whether a value of the manifest is (name, type of numbers, shape)."""
     if not isinstance(value, list) or [type(v) for v in value] != [str, str, list]:
         return False
     known = re.fullmatch(r"[<>|=][fiub][1248]", value[1]) is not None
     return known and len(value[2]) < 8 and all(map(_SIDE.holds, value[2]))
 
 
-class Stored:
-    """Latents in a folder; `read` gives arrays by name.
+class StoredLatents:
+    """Latents in a folder; `read` returns arrays by name.
 
     Attributes:
-        manifest: what manifest.json says.
+        manifest: the content of manifest.json.
         image_shape: (H, W, C) of the images that were encoded.
         num_classes, levels: of their data set.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]):
+    def __init__(self, folder: Path, manifest: JsonObject):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self.manifest, self._folder = manifest, folder
@@ -78,12 +80,16 @@ class Stored:
         return int(self.manifest["count"])
 
     def digest(self) -> str:
-        """SHA-256 of the checksums of all shards."""
+        """Return the SHA-256 of the checksums of all shards."""
         shards = json.dumps(self.manifest["shards"], sort_keys=True)
         return hashlib.sha256(shards.encode()).hexdigest()
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Rows:
-        """Arrays (B, ...) by name."""
+        """Read rows by index, as arrays (B, ...) by name.
+
+        Raises:
+            ValueError: the records do not have the size that the manifest says.
+        """
         with self._lock:
             records = self._source.__getitems__([int(i) for i in indices])
         size = sum(kind.itemsize * math.prod(shape) for _, kind, shape in self._fields)
@@ -102,8 +108,8 @@ class Stored:
         return out
 
 
-def open_folder(folder: Path) -> Stored:
-    """Latents that `write` wrote, after comparing every shard with its checksum.
+def open_folder(folder: Path) -> StoredLatents:
+    """Open the latents that `write` wrote, after comparing every shard with its checksum.
 
     Raises:
         FileNotFoundError: there are none, or a shard is missing.
@@ -122,7 +128,7 @@ def open_folder(folder: Path) -> Stored:
             raise FileNotFoundError(f"the shard {shard} is missing")
         if _digest(shard) != digest:
             raise ValueError(f"the shard {shard} is damaged: its checksum differs; encode again")
-    return Stored(folder, manifest)
+    return StoredLatents(folder, manifest)
 
 
 def write(
@@ -136,11 +142,15 @@ def write(
     encoder: str,
     images: dict[str, str] | None = None,
 ) -> None:
-    """Write latents; the manifest comes last, so that an interrupted folder is no folder.
+    """Write latents; the manifest comes last, so that an interrupted folder cannot be opened.
 
     Args:
+        folder: where; it is made if it does not exist.
         parts: arrays by name, "label" among them, in batches that add up to ``count`` rows.
-        encoder: identifies the autoencoder, see `Stored.manifest`.
+        count: number of rows.
+        image_shape: (H, W, C) of the images that were encoded.
+        num_classes, levels: of their data set.
+        encoder: identifies the autoencoder, see `StoredLatents.manifest`.
         images: name and dir of the data set that was encoded, see `read_origin`.
 
     Raises:
@@ -151,7 +161,7 @@ def write(
 
     folder.mkdir(parents=True, exist_ok=True)
     _remove_manifest(folder / MANIFEST)
-    fields: list[Any] = []
+    fields: list[Field] = []
     writers: list[tuple[Path, Any]] = []
     per_shard = done = 0
     for rows in parts:
@@ -173,7 +183,7 @@ def write(
     if writers:
         writers[-1][1].close()
     if done != count:
-        raise ValueError(f"{done} rows were given, not {count}")
+        raise ValueError(f"got {done} rows of latents, expected {count}")
     manifest = dict(
         count=count,
         fields=fields,
@@ -188,7 +198,11 @@ def write(
 
 
 def _remove_manifest(path: Path) -> None:
-    """Remove the manifest of latents that are going to be replaced."""
+    """Remove the manifest of latents that are going to be replaced.
+
+    Raises:
+        FileExistsError: it is not of latents.
+    """
     if not path.exists():
         return
     try:
@@ -201,14 +215,21 @@ def _remove_manifest(path: Path) -> None:
 
 
 def read_origin(folder: Path) -> dict[str, str]:
-    """Read name and dir of the data set that was encoded into a folder; {} if not recorded."""
+    """Read name and dir of the data set that was encoded into a folder; {} if not recorded.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
     manifests = (read_json(path) for path in sorted(folder.glob(f"*/{MANIFEST}")))
-    found: Any = next((m["images"] for m in manifests if m.get("images")), {})
+    found: object = next((m["images"] for m in manifests if m.get("images")), {})
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise ValueError(f"a {MANIFEST} below {folder} says of images what is no text by name")
+        raise ValueError(
+            f"a {MANIFEST} below {folder} is damaged: its images must be texts by name"
+        )
     return found
 
 
 def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

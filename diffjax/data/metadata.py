@@ -1,4 +1,4 @@
-"""What ``metadata.jsonl`` and ``metadata.csv`` say of the pictures in a folder and its sub-folders.
+"""The files ``metadata.jsonl`` and ``metadata.csv``, which describe the pictures in a folder.
 
 | column | holds |
 |---|---|
@@ -6,7 +6,7 @@
 | text, caption or prompt, or the one that is asked for | its caption |
 | conditioning_image (or conditioning_image_file_name) | the picture of its hint |
 
-Other columns are not read.
+Other columns are not read. Sub-folders may have files of their own.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import posixpath
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from diffjax.data import text
+from diffjax.types import JsonObject
 from diffjax.untrusted import name_some
 
 FILES = ("metadata.jsonl", "metadata.csv")
@@ -31,20 +32,25 @@ _DELIMITERS = ",;\t"
 
 
 class Row(NamedTuple):
-    """One line of a metadata file, and where it stands, for messages."""
+    """One line of a metadata file.
+
+    Attributes:
+        where: file and line, for messages.
+        values: by column.
+    """
 
     where: str
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
 
 
 class Table(NamedTuple):
-    """What the metadata files of a folder say.
+    """The content of the metadata files of a folder.
 
     Attributes:
         files: the metadata files.
         captions: of pictures that have one.
         hints: the hint's picture of pictures that have one.
-        rows: where each picture is described.
+        rows: file and line that describe each picture, for messages.
         columns: those of the files that have no captions.
     """
 
@@ -56,9 +62,10 @@ class Table(NamedTuple):
 
 
 def read_table(root: Path, files: Sequence[Path], *, caption_column: str = "") -> Table:
-    """All metadata files in a folder and its sub-folders.
+    """Read all metadata files in a folder and its sub-folders.
 
     Args:
+        root: the folder.
         files: what `folders.list_files` found in it.
         caption_column: the column of the captions; empty: the one of text, caption and prompt that
             there is.
@@ -80,7 +87,7 @@ def read_table(root: Path, files: Sequence[Path], *, caption_column: str = "") -
 
 
 def find_hints(root: Path, files: Sequence[Path]) -> set[Path]:
-    """Pictures that metadata files name as hints only; without a look at captions.
+    """Return the pictures that metadata files name as hints only, without reading captions.
 
     Raises:
         ValueError: a line of a file with hints is damaged.
@@ -99,7 +106,7 @@ def find_hints(root: Path, files: Sequence[Path]) -> set[Path]:
 
 
 def drop_hints(paths: Sequence[Path], table: Table) -> list[Path]:
-    """Drop pictures that only serve as hints of others."""
+    """Return the pictures without those that only serve as hints of others."""
     hints = set(table.hints.values()) - table.rows.keys()
     return [path for path in paths if path not in hints]
 
@@ -111,7 +118,18 @@ def _add(
     caption_column: str,
     missing: list[str],
 ) -> None:
-    """Add the rows of a file to a table."""
+    """Add the rows of a file to a table.
+
+    Args:
+        table: changed in place.
+        file: the metadata file.
+        below: the folder, and all files in it by their normalised names.
+        caption_column: see `read_table`.
+        missing: names of files that are not there; changed in place.
+
+    Raises:
+        ValueError: a line is damaged, lacks the picture, or describes one for the second time.
+    """
     rows = list(read_rows(file))
     column = caption_column or find_caption_column(rows, file)
     if rows and not column:
@@ -125,7 +143,9 @@ def _add(
             missing.append(name)
             continue
         if path in table.rows:
-            raise ValueError(f"{row.where} is of {path}, as is {table.rows[path]}; remove one")
+            raise ValueError(
+                f"{row.where} describes {path}, as {table.rows[path]} does; remove one"
+            )
         table.rows[path] = row.where
         if column and (caption := _read_caption(row, column)) is not None:
             table.captions[path] = caption
@@ -138,8 +158,11 @@ def _add(
 
 
 def _locate(file: Path, name: str, below: tuple[Path, Mapping[str, Path]]) -> Path | None:
-    """The file that a metadata file calls by a name; also one from Windows, or of another form of
-    Unicode, as macOS writes names."""
+    """Return the file that a metadata file calls by a name, or None.
+
+    Names may be from Windows, with backslashes, or in another form of Unicode, as macOS writes
+    them.
+    """
     root, known = below
     folder = file.parent.relative_to(root).as_posix()
     for spelling in (name, name.replace("\\", "/")):
@@ -174,6 +197,11 @@ def _find_text(row: Row, columns: Sequence[str]) -> str | None:
 
 
 def _read_caption(row: Row, column: str) -> str | None:
+    """Return the caption of a row, or None if the row has none.
+
+    Raises:
+        ValueError: the column is absent, or holds no valid text.
+    """
     if column not in row.values:
         raise ValueError(f"{row.where} lacks {column!r}; it has {_join_names(row.values)}")
     value = row.values[column]
@@ -184,12 +212,12 @@ def _read_caption(row: Row, column: str) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{row.where} has a caption that is no valid Unicode: {error}") from error
+        raise ValueError(f"{row.where} has a caption that is not valid Unicode: {error}") from error
     return value.replace("\ufeff", "")
 
 
 def find_caption_column(rows: Sequence[Row], file: Path) -> str:
-    """The column of the captions among those that are customary; empty if there is none.
+    """Return the column of the captions among those that are customary; empty if there is none.
 
     Raises:
         ValueError: there are several.
@@ -207,7 +235,7 @@ def _list_columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row.values))
 
 
-def _join_names(values: Mapping[str, Any]) -> str:
+def _join_names(values: Mapping[str, object]) -> str:
     return ", ".join(map(str, values)) or "nothing"
 
 
@@ -215,11 +243,11 @@ def _join_names(values: Mapping[str, Any]) -> str:
 
 
 def read_rows(file: Path) -> Iterator[Row]:
-    """The rows of ``metadata.jsonl`` or ``metadata.csv``.
+    """Yield the rows of ``metadata.jsonl`` or ``metadata.csv``.
 
     Raises:
-        ValueError: a line is no JSON object, or has other than the columns of the first line; file
-            and line are named.
+        ValueError: a line is no JSON object, or does not have the columns of the first line; the
+            message names file and line.
     """
     return _read_csv_rows(file) if file.suffix == ".csv" else _read_json_rows(file)
 
@@ -231,33 +259,43 @@ def _read_json_rows(file: Path) -> Iterator[Row]:
             yield Row(where, _parse(line, where))
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
+def _parse(line: str, where: str) -> JsonObject:
+    """Parse one line of JSON.
+
+    Raises:
+        ValueError: it is no object, or has a key twice.
+    """
     try:
         value = json.loads(line, object_pairs_hook=_refuse_repeats)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{where} is no JSON ({error}): every line must be one object, such as "
+            f"{where} is not JSON ({error}): every line must be one object, such as "
             '{"file_name": "a.png", "text": "a cat"}'
         ) from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is no JSON object, but {line.strip()[:80]}")
+        raise ValueError(f"{where} is not a JSON object, but {line.strip()[:80]}")
     return value
 
 
-def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeats(pairs: list[tuple[str, object]]) -> JsonObject:
     """Make a dictionary of pairs."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands there twice")
+        raise ValueError(f"{twice!r} occurs twice")
     return found
 
 
 def _read_csv_rows(file: Path) -> Iterator[Row]:
+    """Yield the rows of a CSV file, whose delimiter is the most frequent one of its first line.
+
+    Raises:
+        ValueError: a line is no CSV, or has another number of values than there are columns.
+    """
     content = text.read_text(file)
     first = content.split("\n", 1)[0]
-    delimiter = max(_DELIMITERS, key=first.count)  # the first of those that are as frequent
+    delimiter = max(_DELIMITERS, key=first.count)  # the first one wins a tie
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     columns: list[str] = []
     while True:
@@ -266,7 +304,7 @@ def _read_csv_rows(file: Path) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise ValueError(f"line {reader.line_num} of {file} is no CSV: {error}") from error
+            raise ValueError(f"line {reader.line_num} of {file} is not CSV: {error}") from error
         where = f"line {reader.line_num} of {file}"
         if not values:  # an empty line
             continue
@@ -275,13 +313,18 @@ def _read_csv_rows(file: Path) -> Iterator[Row]:
         elif len(values) != len(columns):
             raise ValueError(
                 f"{where} has {len(values)} values for {len(columns)} columns; a caption with "
-                f"{delimiter!r} in it has to stand in double quotes"
+                f"{delimiter!r} in it must be in double quotes"
             )
         else:
             yield Row(where, dict(zip(columns, values, strict=True)))
 
 
 def _check_header(columns: list[str], where: str) -> list[str]:
+    """Return the columns of a CSV file.
+
+    Raises:
+        ValueError: one comes twice, or none names the picture.
+    """
     if not set(columns) & set(PICTURES) or len(set(columns)) < len(columns):
         raise ValueError(
             f"{where} must name the columns, each once and file_name among them; it has "

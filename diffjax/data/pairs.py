@@ -34,13 +34,15 @@ def load_pairs(
 
     Either ``root/images`` beside ``root/hints``: the hint ``a/b.png`` belongs to the image
     ``a/b.jpg``. Or metadata files with a column ``conditioning_image``, as diffusers has them, see
-    `diffjax.data.metadata`. Captions stand among the images as `diffjax.data.captions` says. A hint
-    has the shape of its image, at the same or another resolution, and is cropped and resized like
-    it; its transparent pixels are black. Row i of ``root/NAME.npy`` belongs to image i in
-    alphabetical order, and is what a batch has as NAME: token ids ``text``, or the embeddings that
-    Stable Diffusion XL is told (`diffjax.model.condition`).
+    `diffjax.data.metadata`. Captions are found among the images as `diffjax.data.captions` says. A
+    hint has the shape of its image, at the same or another resolution, and is cropped and resized
+    like it; its transparent pixels are black. Row i of ``root/NAME.npy`` belongs to image i in
+    alphabetical order, and a batch has it as NAME: token ids ``text``, or the embeddings that
+    Stable Diffusion XL reads (`diffjax.model.condition`).
 
     Args:
+        root: the folder.
+        split: see `diffjax.data.folders`.
         image_size, channels, background, caption_column, damaged: of the images, see `load`.
             Hints are RGB.
 
@@ -85,6 +87,11 @@ def load_pair_source(split: str, root: Path, how: Reading) -> Source:
 
 
 def _read_hint(path: Path, image: Path, how: Reading) -> np.ndarray:
+    """Read a hint, uint8 (H, W, 3), cropped and resized like its image.
+
+    Raises:
+        ValueError: it does not have the shape of its image, or is damaged.
+    """
     hint = pictures.read_image(path, background=pictures.BLACK)
     wanted = pictures.read_size(image)
     check_hint_size(path, hint.shape[:2], image, wanted, scaled=how.size is not None)
@@ -99,9 +106,10 @@ def check_hint_size(
     *,
     scaled: bool,
 ) -> None:
-    """See that a hint shows what its image shows, so that both can be cropped alike.
+    """Check that a hint has the shape of its image, so that both can be cropped alike.
 
     Args:
+        hint, image: the files, for messages.
         found, wanted: (height, width) of hint and image.
         scaled: whether they are resized; if not, the sizes have to be equal.
 
@@ -121,9 +129,13 @@ def check_hint_size(
 
 
 def _find_images(root: Path, caption_column: str) -> tuple[Path, metadata.Table]:
-    """Find the folder of the images, and read its metadata files."""
+    """Return the folder of the images, and the content of its metadata files.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it has neither of the two layouts.
+    """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder")
+        raise FileNotFoundError(f"{root} is not a folder")
     files = folders.list_files(root)
     if metadata.find_hints(root, files):
         return root, metadata.read_table(root, files, caption_column=caption_column)
@@ -138,7 +150,11 @@ def _find_images(root: Path, caption_column: str) -> tuple[Path, metadata.Table]
 
 
 def _find_hints(root: Path, base: Path, source: Source, table: metadata.Table) -> list[Path]:
-    """The hint of every image; none if the folder has no hints."""
+    """Return the hint of every image; none if the folder has no hints.
+
+    Raises:
+        ValueError: some images have no hint.
+    """
     paths = list(source.paths or ())
     if table.hints:
         if without := [str(path) for path in paths if path not in table.hints]:
@@ -152,7 +168,11 @@ def _find_hints(root: Path, base: Path, source: Source, table: metadata.Table) -
 
 
 def _match_hints(root: Path, base: Path, paths: Sequence[Path], folder: Path) -> list[Path]:
-    """Hints by the names of the images."""
+    """Match hints to images by their names without the suffix.
+
+    Raises:
+        ValueError: an image has no hint, a hint no image, or two images share a name.
+    """
 
     def name(path: Path, above: Path) -> str:
         return path.relative_to(above).with_suffix("").as_posix()

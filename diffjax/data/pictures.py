@@ -19,14 +19,14 @@ from __future__ import annotations
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
-# The formats that are read whatever a file's name: Pillow starts Ghostscript for others (EPS).
+# Formats that are read, whatever a file's name. Pillow would start Ghostscript for EPS.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 2**27  # of a picture in a file, unless ENV_PIXELS says another number
+MAX_PIXELS = 2**27  # most pixels of a picture file, unless ENV_PIXELS sets another number
 ENV_PIXELS = "DIFFJAX_MAX_PIXELS"
 
 Colour = tuple[int, int, int]
@@ -75,9 +75,10 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 def read_image(path: str | Path, channels: int = 3, *, background: Colour = WHITE) -> np.ndarray:
-    """The picture in a file, upright: uint8 (H, W, channels).
+    """Read the picture in a file, upright: uint8 (H, W, channels).
 
     Args:
+        path: of the file.
         channels: 3 for RGB, 1 for grey.
         background: what shows through transparent pixels.
 
@@ -88,7 +89,11 @@ def read_image(path: str | Path, channels: int = 3, *, background: Colour = WHIT
 
 
 def parse_colour(text: str | Colour, name: str = "background") -> Colour:
-    """RGB, 0 to 255 each, of a colour by its name in CSS or as ``#rrggbb``.
+    """Return RGB, 0 to 255 each, of a colour by its name in CSS or as ``#rrggbb``.
+
+    Args:
+        text: the colour; RGB is returned as it is.
+        name: of the argument, for the message.
 
     Raises:
         ValueError: there is no such colour.
@@ -100,11 +105,17 @@ def parse_colour(text: str | Colour, name: str = "background") -> Colour:
     except ValueError as error:
         near = "".join(f" (did you mean {one}?)" for one in get_close_matches(text, _COLOURS, 1))
         raise ValueError(
-            f"{name}={text!r} is no colour{near}; give a name such as white or black, or #rrggbb"
+            f"{name}={text!r} is not a colour{near}; give a name such as white or black, or #rrggbb"
         ) from error
 
 
 def _read(path: str | Path, *, load: bool) -> Image.Image:
+    """Open a picture file, and decode its pixels if ``load`` is true.
+
+    Raises:
+        OSError: the file cannot be read.
+        DamagedImage: it is damaged, of none of `FORMATS`, or has too many pixels.
+    """
     limit = _find_limit()
     try:
         image = Image.open(path, formats=FORMATS)
@@ -123,8 +134,8 @@ def _read(path: str | Path, *, load: bool) -> Image.Image:
         raise DamagedImage(
             f"{path} cannot be read as an image: it is damaged, or none of {formats}"
         ) from error
-    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-        if isinstance(error, OSError) and error.errno:  # of the disk, not of the file's content
+    except Exception as error:  # decoders raise errors of many types for damaged files
+        if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the content
             raise
         raise DamagedImage(f"{path} cannot be read as an image: {error}") from error
 
@@ -151,7 +162,13 @@ def _find_limit() -> int:
 def to_bytes(
     image: Image.Image, channels: int = 3, *, background: Colour = WHITE, name: str = "image"
 ) -> np.ndarray:
-    """A PIL image, upright: uint8 (H, W, channels).
+    """Convert a PIL image to uint8 (H, W, channels), upright.
+
+    Args:
+        image: of any mode.
+        channels: 3 for RGB, 1 for grey.
+        background: what shows through transparent pixels.
+        name: how messages call the image.
 
     Raises:
         ValueError: its values have no known white, are floats outside [0, 1], or cannot be decoded.
@@ -162,18 +179,27 @@ def to_bytes(
 
 
 def _convert(image: Image.Image, mode: str, name: str) -> Image.Image:
+    """Convert an image to a mode of PIL.
+
+    Raises:
+        ValueError: it cannot be decoded or converted.
+    """
     try:
         return image if image.mode == mode else image.convert(mode)
-    except Exception as error:  # an image of the caller's that is loaded now, or an odd mode
+    except Exception as error:  # the caller's image is decoded here
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
 
 
 def _scale(image: Image.Image, name: str) -> Image.Image:
-    """The image, upright, with 8 bits a channel."""
+    """Return the image upright, with 8 bits a channel.
+
+    Raises:
+        ValueError: its white is not known, or values lie outside of their range.
+    """
     top = _find_white(image)
     try:
         upright = ImageOps.exif_transpose(image)
-    except Exception as error:  # an image of the caller's is loaded now
+    except Exception as error:  # the caller's image is decoded here
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
     if upright.mode == "F":
         values = np.asarray(upright)
@@ -207,6 +233,7 @@ def _find_white(image: Image.Image) -> int | None:
 
 
 def _composite(image: Image.Image, background: Colour, name: str) -> Image.Image:
+    """Put an image on a background if it has transparent pixels."""
     if not image.has_transparency_data:
         return image
     below = Image.new("RGBA", image.size, (*background, 255))
@@ -214,7 +241,7 @@ def _composite(image: Image.Image, background: Colour, name: str) -> Image.Image
 
 
 def _is_transparent(image: Image.Image, name: str) -> bool:
-    """Whether any pixel lets the background through."""
+    """Return whether any pixel lets the background through."""
     if not image.has_transparency_data:
         return False
     return bool(np.asarray(_add_alpha(image, name))[..., 3].min(initial=255) < 255)
@@ -236,13 +263,15 @@ def to_unit(
     low: float = 0,
     name: str = "image",
 ) -> np.ndarray:
-    """Pictures in an array as float32 in [low, 1] of shape ([N,] H, W, channels).
+    """Convert pictures in an array to float32 in [low, 1] of shape ([N,] H, W, channels).
 
     Args:
         array: ([N,] H, W, C), where C is ``channels``, or 1 for grey, 3 for RGB or 4 with alpha;
             or (H, W). uint8, uint16 and bool are scaled, floats lie in [low, 1].
-        low: below 0, what floats may be at least: marks of pixels.
-        name: what errors call it.
+        channels: of the result.
+        background: what shows through transparent pixels.
+        low: the least that floats may be; below 0 for marks such as those of inpainting.
+        name: how messages call the array.
 
     Raises:
         ValueError: another type, shape or range.
@@ -279,14 +308,18 @@ def _is_floating(values: np.ndarray) -> bool:
 
 
 def _check_unit(values: np.ndarray, name: str, low: float) -> None:
-    if not (values.min() >= low and values.max() <= 1):  # NaN is neither
+    if not (values.min() >= low and values.max() <= 1):  # this also catches NaN
         raise ValueError(
             f"{name} must lie in [{low}, 1], where 1 is white, got {values.min()} .. {values.max()}"
         )
 
 
 def _recolour(values: np.ndarray, channels: int, background: Colour, name: str) -> np.ndarray:
-    """Floats without their alpha, in grey or RGB."""
+    """Convert floats to grey or RGB without alpha.
+
+    Raises:
+        ValueError: there are marks below 0 as well as an alpha channel.
+    """
     if values.shape[-1] == channels:
         return values
     if values.shape[-1] == 4:
@@ -305,18 +338,18 @@ def _recolour(values: np.ndarray, channels: int, background: Colour, name: str) 
 # ---- masks --------------------------------------------------------------------------------------
 
 
-def read_mask(value: Any) -> np.ndarray:
-    """A mask as greys ([N,] H, W, 1), float32 in [0, 1], 1 where the image is to be filled in.
+def read_mask(value: Image.Image | npt.ArrayLike) -> np.ndarray:
+    """Read a mask as greys ([N,] H, W, 1), float32 in [0, 1], 1 where the image is to be filled in.
 
-    Integers that are all 0 or 1, or all 0 or 255, are what they say whatever their type, so that a
-    mask of ones alone is all white. Others are scaled as pictures are. RGB counts by its luminance.
+    Integers that are all 0 or 1, or all 0 or 255, are binary whatever their type, so that a mask
+    of ones alone is all white. Others are scaled as pictures are. RGB counts by its luminance.
 
     Args:
         value: PIL image, or array ([N,] H, W[, C]), where C is 1 or 3.
 
     Raises:
-        ValueError: another type, shape or range, or transparent pixels, of which nobody says
-            whether they are to be filled in.
+        ValueError: another type, shape or range, or transparent pixels, which may or may not be
+            meant to be filled in.
     """
     if isinstance(value, Image.Image):
         image = _scale(value, "mask")

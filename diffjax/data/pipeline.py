@@ -18,7 +18,6 @@ import collections
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import grain
 import jax
@@ -26,12 +25,13 @@ import numpy as np
 
 from diffjax.data.conditions import Hints
 from diffjax.data.source import Source
+from diffjax.types import T
 
 Batch = dict[str, np.ndarray]
 
 
 def to_float(images: np.ndarray, levels: int) -> np.ndarray:
-    """Grey levels to [-1, 1]: x = 2 u / (levels - 1) - 1, float32 correctly rounded.
+    """Map grey levels to [-1, 1]: ``x = 2 u / (levels - 1) - 1``, float32 correctly rounded.
 
     Args:
       images: integers 0 to levels - 1, any shape.
@@ -42,7 +42,7 @@ def to_float(images: np.ndarray, levels: int) -> np.ndarray:
 
 
 def to_levels(x: np.ndarray, levels: int) -> np.ndarray:
-    """Nearest grey level, uint8: the inverse of `to_float`, clipped to 0 to levels - 1."""
+    """Return the nearest grey level, uint8, in 0 .. levels - 1: the inverse of `to_float`."""
     u = np.rint((np.asarray(x, np.float64) + 1.0) * (0.5 * (levels - 1)))
     return np.clip(u, 0, levels - 1).astype(np.uint8)
 
@@ -59,6 +59,11 @@ def _draw_fair_bits(seed: int, positions: np.ndarray) -> np.ndarray:
 def _check(
     source: Source, batch_size: int, seed: int, process_index: int, process_count: int
 ) -> None:
+    """Check the arguments of `dataset`.
+
+    Raises:
+      ValueError: one is out of range; the message names it.
+    """
     if len(source) == 0:
         raise ValueError("the source is empty: there is nothing to batch")
     if process_count < 1 or not 0 <= process_index < process_count:
@@ -82,7 +87,7 @@ def dataset(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.MapDataset:
-    """Endless random-access data set of batches: element k is the batch of step k.
+    """Make the endless random-access data set of batches: element k is the batch of step k.
 
     Args:
       source: where the images are.
@@ -90,7 +95,7 @@ def dataset(
         spans several epochs and repeats images.
       seed: of the order and of the flips, 0 to 2**32 - 1.
       flip: mirror each image left to right with probability 1/2, by (seed, position).
-      hints: what is computed of a batch as its "hint", see `diffjax.data.make_hints`.
+      hints: computes the entry "hint" from a batch, see `diffjax.data.make_hints`.
       process_index: this process gets the contiguous rows process_index * B, ... of the global
         batch, B = batch_size / process_count. Concatenated, they are the batch of one process.
       process_count: number of processes.
@@ -115,7 +120,7 @@ def dataset(
 
     def read_images(step: int, indices: np.ndarray) -> Batch:
         batch = source.take(indices)
-        if "image" not in batch:  # latents stand for the images
+        if "image" not in batch:  # there are latents in place of images
             return batch
         images = batch["image"]
         if flip:
@@ -163,7 +168,7 @@ def _order_within_groups(groups: np.ndarray, seed: int) -> Callable[[int, int], 
 
 
 def batch_of(source: Source, indices: np.ndarray) -> Batch:
-    """Images of a source by index, as training sees them."""
+    """Return the rows of a source by index, with images in [-1, 1] as training sees them."""
     batch = source.take(indices)
     if "image" not in batch:
         return batch
@@ -186,7 +191,11 @@ def batch_at(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batch:
-    """The batch of one step; arguments, result and errors as `dataset`, and step >= 0."""
+    """Return the batch of one step; arguments, result and errors are those of `dataset`.
+
+    Raises:
+      ValueError: the step is negative.
+    """
     _check_step(step)
     batches_of_steps = dataset(
         source,
@@ -249,13 +258,13 @@ def _iterate(steps: grain.MapDataset, options: grain.ReadOptions) -> Iterator[Ba
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Steps after which every image has been seen at least once: ceil(N / batch_size)."""
+    """Return the steps after which every image has been seen: ceil(N / batch_size)."""
     return math.ceil(len(source) / batch_size)
 
 
 def device_prefetch(
-    iterator: Iterable[Any], sharding: jax.sharding.Sharding | None = None, size: int = 2
-) -> Iterator[Any]:
+    iterator: Iterable[T], sharding: jax.sharding.Sharding | None = None, size: int = 2
+) -> Iterator[T]:
     """Put batches on the devices `size` steps before they are used.
 
     Args:
@@ -266,6 +275,9 @@ def device_prefetch(
 
     Returns:
       Iterator of pytrees of jax.Array, with global shapes. Closing it closes `iterator`.
+
+    Raises:
+      ValueError: the size is below 1.
     """
     if size < 1:
         raise ValueError(f"size={size}: at least 1 batch must be in flight")
@@ -273,11 +285,14 @@ def device_prefetch(
 
 
 def _prefetch(
-    iterator: Iterator[Any], sharding: jax.sharding.Sharding | None, size: int
-) -> Iterator[Any]:
-    def put(batch: Any) -> Any:
+    iterator: Iterator[T], sharding: jax.sharding.Sharding | None, size: int
+) -> Iterator[T]:
+    """Yield batches of an iterator, ``size`` steps after they were put on the devices."""
+
+    def put(batch: T) -> T:
         if sharding is None or jax.process_count() == 1:
-            return jax.device_put(batch, sharding)  # in one call: the training loop waits for it
+            # One call for all leaves, since the training loop waits for it.
+            return jax.device_put(batch, sharding)
         return jax.tree.map(
             functools.partial(jax.make_array_from_process_local_data, sharding), batch
         )

@@ -1,8 +1,9 @@
 """Captioned coloured shapes, drawn by a program, and the program that checks pictures of them.
 
-A picture is one or two shapes on dark grey; its caption tells size, colour, shape and place of
+A picture is one or two shapes on dark grey. Its caption states size, colour, shape and place of
 each: "a small red circle at the top left and a large blue square at the right". Image i is a
-function of (split, i), so nothing is stored.
+function of (split, i), so that nothing is stored. Since the caption is known, a text-to-image model
+can be measured without a person: `check_picture`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SIZE = 32  # pixels, unless asked for otherwise
+SIZE = 32  # default pixels on a side
 COUNTS = {"train": 20_000, "test": 5_000}
 SIZES = ("small", "large")
 COLOURS = {
@@ -33,7 +34,7 @@ JITTER = 0.02
 GREY = (20, 80)
 VOCABULARY = ("", "a", "and", "at", "the", *SIZES, *COLOURS, *SHAPES,
               "top", "bottom", "left", "right", "center")  # fmt: skip
-LENGTH = 18  # tokens of a caption; 0 fills up
+LENGTH = 18  # tokens of a caption, padded with 0
 CLASSES = len(SHAPES) * len(COLOURS)
 _FINE = 4  # subpixels along a side
 _LEAST = 12 / SIZE**2  # share of the picture that counts as a shape
@@ -44,7 +45,14 @@ _OBJECT = re.compile(
 
 
 class Thing(NamedTuple):
-    """One shape of a picture, by its words' places in the lists above."""
+    """One shape of a picture, by the indices of its words in the lists above.
+
+    Attributes:
+        size: index in `SIZES`.
+        colour: index in `COLOURS`.
+        shape: index in `SHAPES`.
+        place: index in `PLACES`.
+    """
 
     size: int
     colour: int
@@ -58,7 +66,14 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A picture: shapes, their exact centres (y, x) and radii, and the grey behind them."""
+    """What a picture shows.
+
+    Attributes:
+        things: the shapes.
+        centres: (things, 2), the exact centres (y, x) in sides of the picture.
+        radii: (things,), in sides of the picture.
+        grey: level of the background, 0 to 255.
+    """
 
     things: tuple[Thing, ...]
     centres: np.ndarray
@@ -66,16 +81,22 @@ class Scene(NamedTuple):
     grey: int
 
     def caption(self) -> str:
-        """What the picture shows."""
+        """Return the caption of the picture."""
         return " and ".join(thing.describe() for thing in self.things)
 
     def label(self) -> int:
-        """Class of the first shape: its colour and shape."""
+        """Return the class of the first shape, which is its colour and kind, 0 .. CLASSES - 1."""
         return self.things[0].shape * len(COLOURS) + self.things[0].colour
 
 
 def make_scene(split: str, index: int, *, single: bool = False) -> Scene:
-    """Make scene number ``index`` of a split; ``single`` leaves out the second shape."""
+    """Make scene number ``index`` of a split.
+
+    Args:
+        split: ``train`` or ``test``.
+        index: number of the image.
+        single: draw one shape only.
+    """
     rng = np.random.default_rng([list(COUNTS).index(split), index])
     first = int(rng.integers(len(PLACES)))
     far = [p for p in range(len(PLACES)) if _are_apart(first, p)]
@@ -96,16 +117,22 @@ def make_scene(split: str, index: int, *, single: bool = False) -> Scene:
 
 
 def _locate_centre(place: int) -> tuple[float, float]:
+    """Return the centre (y, x) of a place, in sides of the picture."""
     return CENTRES[place // 3], CENTRES[place % 3]
 
 
 def _are_apart(a: int, b: int) -> bool:
-    """Whether shapes at both places cannot touch."""
+    """Return whether shapes at both places cannot touch."""
     return max(abs(a // 3 - b // 3), abs(a % 3 - b % 3)) == 2
 
 
 def is_inside(shape: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Whether points, in radii from the centre, lie in a shape; y points down."""
+    """Return whether points lie in a shape.
+
+    Args:
+        shape: index in `SHAPES`.
+        y, x: distances from the centre in radii; y points down.
+    """
     if SHAPES[shape] == "circle":
         return x**2 + y**2 < 1
     if SHAPES[shape] == "square":
@@ -116,7 +143,14 @@ def is_inside(shape: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def compute_coverage(shape: int, centre: Sequence[float], radius: float, size: int) -> np.ndarray:
-    """Return the share (size, size) in [0, 1] of every pixel that a shape covers."""
+    """Return the share (size, size) in [0, 1] of every pixel that a shape covers.
+
+    Args:
+        shape: index in `SHAPES`.
+        centre: (y, x), in sides of the picture.
+        radius: in sides of the picture.
+        size: pixels on a side.
+    """
     u = (np.arange(size * _FINE) + 0.5) / (size * _FINE)
     y, x = (u[:, None] - centre[0]) / radius, (u[None] - centre[1]) / radius
     fine = is_inside(shape, y, x).reshape(size, _FINE, size, _FINE)
@@ -124,7 +158,12 @@ def compute_coverage(shape: int, centre: Sequence[float], radius: float, size: i
 
 
 def draw(drawn: Scene, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """Picture (size, size, 3) uint8, and mask (size, size) int32: 0, or 1 + the shape's kind."""
+    """Draw a scene.
+
+    Returns:
+        The picture (size, size, 3) uint8, and a mask (size, size) int32: 0 for the background,
+        1 + the shape's kind elsewhere.
+    """
     picture = np.full((size, size, 3), float(drawn.grey))
     mask = np.zeros((size, size), np.int32)
     palette = np.array(list(COLOURS.values()), float)
@@ -136,7 +175,7 @@ def draw(drawn: Scene, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_edges(mask: np.ndarray) -> np.ndarray:
-    """Find pixels (..., H, W, 1) float32 of shapes that touch something else."""
+    """Return the pixels of shapes that touch something else, (..., H, W, 1) float32, 0 or 1."""
     padded = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 1)] * 2)
     inner = padded[..., 1:-1, 1:-1]
     beside = [padded[..., 2:, 1:-1], padded[..., :-2, 1:-1], padded[..., 1:-1, 2:],
@@ -146,7 +185,7 @@ def find_edges(mask: np.ndarray) -> np.ndarray:
 
 
 def tokenize(captions: Sequence[str]) -> np.ndarray:
-    """Token ids (N, LENGTH) int32, one per word; the empty caption is all zeros.
+    """Return token ids (N, LENGTH) int32, one per word; the empty caption is all zeros.
 
     Raises:
         ValueError: a word is not in the vocabulary, or there are too many.
@@ -158,13 +197,15 @@ def tokenize(captions: Sequence[str]) -> np.ndarray:
         if unknown := [word for word in words if word not in known]:
             raise ValueError(f"unknown words {unknown}; known are {', '.join(VOCABULARY[1:])}")
         if len(words) > LENGTH:
-            raise ValueError(f"{len(words)} words are more than {LENGTH}: {caption!r}")
+            raise ValueError(
+                f"a caption has at most {LENGTH} words, but this one has {len(words)}: {caption!r}"
+            )
         row[: len(words)] = [known[word] for word in words]
     return ids
 
 
 def parse(caption: str) -> tuple[Thing, ...]:
-    """The shapes that a caption asks for.
+    """Return the shapes that a caption asks for.
 
     Raises:
         ValueError: it is not of the form that `Scene.caption` writes.
@@ -176,7 +217,7 @@ def parse(caption: str) -> tuple[Thing, ...]:
     )
     if not things or " and ".join(thing.describe() for thing in things) != caption:
         example = Thing(0, 0, 0, 0).describe()
-        raise ValueError(f"cannot tell what {caption!r} asks for; captions are like {example!r}")
+        raise ValueError(f"cannot find what {caption!r} asks for; captions are like {example!r}")
     return things
 
 
@@ -184,7 +225,7 @@ def parse(caption: str) -> tuple[Thing, ...]:
 
 
 class Verdict(NamedTuple):
-    """What of a caption a picture obeys: shares in [0, 1], over the shapes that it asks for.
+    """How far a picture obeys its caption: shares in [0, 1] of the shapes that it asks for.
 
     Attributes:
         colour: there is enough of the colour.
@@ -200,7 +241,11 @@ class Verdict(NamedTuple):
 
 
 def name_colours(picture: np.ndarray) -> np.ndarray:
-    """Return the index in `COLOURS` of each pixel (H, W, 3) uint8; -1 is none, or near grey."""
+    """Return the index in `COLOURS` of each pixel, (H, W); -1 is none, or near grey.
+
+    Args:
+        picture: (H, W, 3) uint8.
+    """
     values = picture.astype(float)
     palette = np.array(list(COLOURS.values()), float)
     # Directions in the plane of hues: mixing with grey changes their length only.
@@ -212,7 +257,7 @@ def name_colours(picture: np.ndarray) -> np.ndarray:
 
 
 def check_picture(picture: np.ndarray, things: Sequence[Thing]) -> Verdict:
-    """How well a picture (H, W, 3) uint8 shows what is asked for."""
+    """Measure how well a picture (H, W, 3) uint8 shows the things that are asked for."""
     found = name_colours(picture)
     least = _LEAST * found.size
     checks = [_check(found == thing.colour, thing, least) for thing in things]
@@ -224,7 +269,13 @@ def check_picture(picture: np.ndarray, things: Sequence[Thing]) -> Verdict:
 
 
 def _check(pixels: np.ndarray, thing: Thing, least: float) -> tuple[bool, bool, bool, bool]:
-    """(colour, shape, size, place) are right."""
+    """Return whether (colour, shape, size, place) of one thing are right.
+
+    Args:
+        pixels: (H, W) bool, where the picture has its colour.
+        thing: what is asked for.
+        least: number of pixels that counts as a shape.
+    """
     if pixels.sum() < least:
         return False, False, False, False
     side = len(pixels)
@@ -245,7 +296,10 @@ _OFFSETS = [(_GRID[:, None] * mask).sum() / mask.sum() for mask in _MASKS]
 
 
 def _fit(pixels: np.ndarray, shape: int) -> tuple[float, tuple[float, float], float]:
-    """(overlap, centre, radius) in pixels of the shape with the same area and centroid."""
+    """Fit a shape to pixels by area and centroid: (overlap, centre, radius) in pixels.
+
+    The overlap is intersection over union, in [0, 1].
+    """
     radius = float(np.sqrt(pixels.sum() / _AREAS[shape]))
     y, x = (axis.mean() + 0.5 for axis in np.nonzero(pixels))
     centre = (y - radius * _OFFSETS[shape], x)

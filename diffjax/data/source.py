@@ -7,9 +7,10 @@ import hashlib
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from diffjax.types import JsonObject
 
 Indices = Sequence[int] | np.ndarray
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -21,18 +22,18 @@ class Source:
 
     Attributes:
       shape: (H, W, C) of every image.
-      num_classes: labels are 0 to num_classes - 1; 0 says unlabelled, and every label is 0.
+      num_classes: labels are 0 to num_classes - 1; 0 means unlabelled, and every label is 0.
       levels: images hold 0 to levels - 1 (uint8).
       length: number of images.
       read: indices -> (images uint8 (B, H, W, C), labels (B,)).
       images: all of them, if they are in memory (read-only), else None.
-      labels: as images, int32 (N,).
+      labels: all labels, int32 (N,), if they are in memory, else None.
       more: indices -> further arrays by name, such as "text" (token ids), "mask", "edges"; or
         "moments", latents that stand for the images. None if there are none.
-      captions: indices -> what the images show; None if nobody says.
-      groups: (N,) int, if images differ in shape: those of one group have one, and batches are
-        made of one group. ``shape`` is that of none in particular.
-      class_names: of the labels in their order; none if nobody says.
+      captions: indices -> texts of the images; None if there are none.
+      groups: (N,) int, if images differ in shape: those of one group have one shape, and a batch is
+        made of one group. ``shape`` is that of no group in particular.
+      class_names: of the labels in their order; empty if they are not known.
       paths: files of the images, if each is one.
       fingerprint: () -> what tells these data from others, which JSON can hold.
     """
@@ -49,13 +50,13 @@ class Source:
     groups: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     paths: Sequence[Path] | None = None
-    fingerprint: Callable[[], dict[str, Any]] | None = None
+    fingerprint: Callable[[], JsonObject] | None = None
 
     def __len__(self) -> int:
         return self.length
 
     def take(self, indices: Indices) -> dict[str, np.ndarray]:
-        """{"image": uint8 (B, H, W, C), "label": int32 (B,), ...} of indices in 0 to len - 1.
+        """Return {"image": uint8 (B, H, W, C), "label": int32 (B,), ...} of indices.
 
         Raises:
           ValueError: a label is no class; or a damaged image.
@@ -85,7 +86,7 @@ def _check_labels(labels: np.ndarray, num_classes: int, indices: Indices) -> Non
 def from_arrays(
     images: np.ndarray, labels: np.ndarray | None = None, *, num_classes: int = 0, levels: int = 256
 ) -> Source:
-    """Source of images in memory.
+    """Make a source of images in memory.
 
     Args:
       images: uint8 (N, H, W, C), values 0 to levels - 1.
@@ -121,7 +122,7 @@ def from_arrays(
     )
 
 
-def _make_fingerprint(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _make_fingerprint(images: np.ndarray, labels: np.ndarray) -> JsonObject:
     digest = hashlib.sha256(images.tobytes())
     digest.update(labels.tobytes())
     return {"count": len(images), "digest": digest.hexdigest()}

@@ -1,4 +1,4 @@
-"""What the pictures of a folder have in common: their size, and whether they are grey."""
+"""Surveys of a folder's pictures: their usual size, and whether they are grey."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = 64  # pictures whose pixels are looked at
 
 
 class Survey(NamedTuple):
-    """What is true of most pictures.
+    """What is true of most pictures of a folder.
 
     Attributes:
         size: median (height, width) in pixels.
@@ -31,6 +31,9 @@ class Survey(NamedTuple):
 def survey_images(paths: Sequence[Path]) -> Survey:
     """Look at up to `SIZES` pictures, evenly spread; damaged ones are passed over.
 
+    Args:
+        paths: of all pictures.
+
     Raises:
         ValueError: all of them are damaged.
     """
@@ -43,7 +46,12 @@ def survey_images(paths: Sequence[Path]) -> Survey:
 
 
 def reduce_size(size: tuple[int, int], *, longest: int, step: int) -> tuple[int, int]:
-    """A size of about the same ratio with multiples of ``step`` up to ``longest`` as its sides.
+    """Return a size of about the same ratio, with multiples of ``step`` as its sides.
+
+    Args:
+        size: (height, width) in pixels.
+        longest: the most pixels that a side may have.
+        step: what the sides are multiples of.
 
     Raises:
         ValueError: no multiple of the step is so small.

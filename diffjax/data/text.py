@@ -6,7 +6,7 @@ import codecs
 from pathlib import Path
 
 _MARK = "\ufeff"  # the byte-order mark, once it is decoded
-# That of UTF-32 begins with that of UTF-16.
+# UTF-32 comes first, because its mark begins with that of UTF-16.
 _ENCODINGS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -16,7 +16,7 @@ _ENCODINGS = (
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark, without marks.
+    """Read a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark; marks are left out.
 
     Raises:
         ValueError: the file is in another encoding; the message names the file and the line.
@@ -43,9 +43,9 @@ def read_text(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a text file, which end at a line feed and nowhere else.
+    """Read the lines of a text file, which end at a line feed and nowhere else.
 
-    `str.splitlines` also cuts at signs such as U+2028 and U+0085, which may stand inside a caption
+    `str.splitlines` also cuts at signs such as U+2028 and U+0085, which may be part of a caption
     or a JSON string.
 
     Raises:

@@ -37,7 +37,9 @@ def find_default_dir() -> Path:
 
 
 def find_prepared(name: str, data_dir: str | Path) -> Path | None:
-    """Newest prepared version of a data set in a TFDS folder, or None. Does not import TFDS.
+    """Return the newest prepared version of a data set in a TFDS folder, or None.
+
+    It does not import TFDS.
 
     Args:
       name: TFDS name with its config, as in `lsun/bedroom`.
@@ -78,6 +80,7 @@ def open_prepared(
 
 
 def _make_examples(images: np.ndarray, labels: np.ndarray, prefix: str | None) -> Iterator:
+    """Yield the rows of a data set as TFDS's builders do, with images encoded as PNG."""
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         row = {"image": formats.encode_png(image), "label": int(label)}
         yield i, row if prefix is None else row | {"id": f"{prefix}_{i:05d}"}
@@ -111,6 +114,12 @@ def read_fashion_mnist(images: str | Path, labels: str | Path, *, hint: str = ""
 
 
 def _make_builder_class(name: str, read: Callable[[str], Arrays] | None) -> Any:
+    """Make a builder of TFDS that writes a data set without TensorFlow.
+
+    Args:
+      name: one of `PREPARABLE`.
+      read: split -> (images, labels); None downloads the files.
+    """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
@@ -134,11 +143,11 @@ def _make_builder_class(name: str, read: Callable[[str], Arrays] | None) -> Any:
 
 
 def _check_reachable(url: str) -> None:
-    """Fail within seconds where TFDS would retry for minutes."""
+    """Raise a FileNotFoundError within seconds where TFDS would retry for minutes."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
     except urllib.error.HTTPError:
-        pass  # an answer, if not a welcoming one: the host is there
+        pass  # any answer shows that the host can be reached
     except OSError as error:
         raise FileNotFoundError(f"could not download: {url} cannot be reached ({error})") from error
 
@@ -172,7 +181,7 @@ def prepare(
     try:
         builder.download_and_prepare(download_config=config)
     except (OSError, download.util.DownloadError) as error:
-        if read is not None:  # nothing was downloaded: the error speaks for itself
+        if read is not None:  # nothing was downloaded, and the error has its own reason
             raise
         raise FileNotFoundError(
             f"could not download {name} and write it to {data_dir}: {error}"

@@ -19,9 +19,10 @@ from diffjax.evaluation.image_sets import ImageSet, match_channels, to_float
 def measure_distance(
     network: metrics.FeatureNetwork, images: np.ndarray, real: np.ndarray, classes: int = 0
 ) -> dict[str, float | int | str]:
-    """The scores of `diffjax.metrics.evaluate_images`, after rounding to 8 bits as files are.
+    """Return the scores of `diffjax.metrics.evaluate_images`, with images rounded to 8 bits.
 
     Args:
+        network: whose features are compared.
         images: (N, H, W, C), uint8 levels 0..255 or float in [-1, 1].
         real: (M, H, W, C), images to compare with.
         classes: if not 0, image k was made as class ``k % classes``.
@@ -46,10 +47,11 @@ def measure_distance(
 
 
 def draw_gaussian_images(real: np.ndarray, num: int) -> np.ndarray:
-    """Samples (num, H, W, C) of the Gaussian with the pixel mean and covariance of real images.
+    """Draw images (num, H, W, C) of the Gaussian with the moments of the pixels of real ones.
 
     Args:
         real: (M, H, W, C) in [-1, 1]; so are the samples, by clipping.
+        num: number of samples.
     """
     flat = real.reshape(len(real), -1).astype(np.float64)
     values, vectors = np.linalg.eigh(np.cov(flat, rowvar=False))
@@ -64,10 +66,12 @@ def measure_baselines(
     num: int,
     untrained: Callable[[int], np.ndarray],
 ) -> dict[str, float | int]:
-    """Distances of ``num`` images that give the scale for those of a model.
+    """Measure distances that give the scale for those of a model.
 
     Args:
+        network: whose features are compared.
         pool: real images, in random order; twice ``num`` of them are wanted.
+        num: number of images that each baseline makes.
         untrained: ``num ->`` images of the model before training.
 
     Returns:

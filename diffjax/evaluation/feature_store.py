@@ -22,7 +22,7 @@ _KEPT = re.compile(r"[0-9a-f]{12}")  # names of the folders that hold the featur
 def load_inception(
     path: StrPath, *, allow_legacy_pickle: bool = False, resize: str = "tensorflow"
 ) -> metrics.FeatureNetwork:
-    """The Inception network of FID, with the weights in a file.
+    """Load the Inception network of FID, with the weights in a file.
 
     Args:
         path: .safetensors or .pth; `diffjax.metrics.INCEPTION_SOURCE` says where to get it.
@@ -41,10 +41,10 @@ def load_inception(
 
 
 class FeatureStore:
-    """Features of sets of images by one network.
+    """Features of sets of images by one network, each computed once.
 
-    Every set is looked at once. With a folder, features live in files there, and an evaluation that
-    was interrupted goes on where it stopped.
+    With a folder, features are stored in files there, and an evaluation that was interrupted
+    resumes where it stopped.
 
     Attributes:
         network: the feature network.
@@ -64,7 +64,7 @@ class FeatureStore:
         self._statistics: dict[str, metrics.Statistics] = {}
 
     def collect(self, images: ImageSet) -> metrics.Features:
-        """The features (N, F), class probabilities (N, K) and spatial features (N, S) of a set.
+        """Return features (N, F), class probabilities (N, K) and spatial features of a set.
 
         Raises:
             ValueError: the network does not take these images.
@@ -83,14 +83,14 @@ class FeatureStore:
         return self._features[key]
 
     def summarize(self, images: ImageSet) -> metrics.Statistics:
-        """Mean and covariance of the features of a set, in float64.
+        """Return mean and covariance of the features of a set, in float64.
 
         Raises:
             ValueError: as `collect`.
         """
         key = self._key(images)
         if key not in self._statistics:
-            self._statistics[key] = metrics.statistics_of(self.collect(images))
+            self._statistics[key] = metrics.compute_statistics(self.collect(images))
         return self._statistics[key]
 
     def _key(self, images: ImageSet) -> str:
@@ -98,7 +98,7 @@ class FeatureStore:
         return hashlib.sha256(what.encode()).hexdigest()[:12]
 
     def clear(self) -> None:
-        """Forget all features; the folder is removed if nothing of somebody else's is in it."""
+        """Forget all features, and remove the folder unless it holds other files, too."""
         self._features.clear()
         self._statistics.clear()
         if self._folder is None or not self._folder.is_dir():

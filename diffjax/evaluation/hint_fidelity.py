@@ -1,4 +1,4 @@
-"""How well images keep to the hints that control them: edges and masks."""
+"""How well images follow the hints that control them: edges and masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffjax.types import select_options
 def measure_edges(
     hints: np.ndarray, images: np.ndarray, options: Mapping[str, object] | None = None
 ) -> dict[str, float]:
-    """Mean ``edge_f1`` between hints and the edges that Canny's method finds in the images.
+    """Return the mean ``edge_f1`` between hints and the edges that Canny's method finds in images.
 
     Args:
         hints: edges (N, H, W, 1) in [0, 1].
@@ -29,7 +29,7 @@ def measure_edges(
 
 
 def measure_shape_masks(hints: np.ndarray, images: np.ndarray) -> dict[str, float]:
-    """Mean ``mask_iou`` between masks of `diffjax.data.shapes` and what the images show of shapes.
+    """Return the mean ``mask_iou`` between masks of `diffjax.data.shapes` and the shapes in images.
 
     Args:
         hints: one-hot classes (N, H, W, K), 0 the background.
@@ -44,7 +44,7 @@ def measure_shape_masks(hints: np.ndarray, images: np.ndarray) -> dict[str, floa
 def measure_fidelity(
     hint: Mapping[str, object], hints: np.ndarray, images: np.ndarray, *, of_shapes: bool = False
 ) -> dict[str, float]:
-    """Edge F1 or mask IoU between hints and images, whichever belongs to the kind of hint.
+    """Measure edge F1 or mask IoU between hints and images, whichever belongs to the kind of hint.
 
     Args:
         hint: a config section with the ``name`` of the kind of hint, and its options.
@@ -53,7 +53,7 @@ def measure_fidelity(
         of_shapes: whether the data are `diffjax.data.shapes`, whose masks can be measured.
 
     Returns:
-        `measure_edges` or `measure_shape_masks`; nothing for other hints.
+        The result of `measure_edges` or `measure_shape_masks`; {} for other hints.
     """
     if hint["name"] in ("canny", "edges"):
         return measure_edges(hints, images, hint)
@@ -69,13 +69,14 @@ def measure_control(
     network: metrics.FeatureNetwork | None = None,
     real: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """How images keep to their hints with the prompt and without it, and their distance.
+    """Measure how images follow their hints with the prompt and without it, and their distance.
 
     Args:
         paint: ``prompt ->`` images (N, H, W, C) in [-1, 1], with the prompt or without it.
         fidelity: ``images ->`` measures such as those of `measure_fidelity`.
         network: measures the distance of the images with the prompt to ``real`` ones; None for no
             distance.
+        real: (M, H, W, C) in [-1, 1].
 
     Returns:
         The measures; those of images without the prompt end in ``_without_prompt``.

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ENLARGED = 56  # pixels: smaller images are enlarged by a whole factor up to about this height
+ENLARGED = 56  # smaller images are enlarged by a whole factor to about this height in pixels
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Levels 0..255 of float images in [-1, 1], rounded and clipped; uint8 images stay as they are.
+    """Convert float images in [-1, 1] to levels 0..255, rounded and clipped; uint8 images are kept.
 
     Args:
         images: any shape.
@@ -23,10 +23,11 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 
 
 def tile(images: np.ndarray, *, columns: int | None = None, scale: int | None = None) -> np.ndarray:
-    """Images (N, H, W, C) in [-1, 1] or uint8 as one picture (H', W', 3) uint8, row by row.
+    """Arrange images row by row in one picture (H', W', 3) uint8, with white lines between them.
 
     Args:
-        images: of 1 channel, or of 3 and more, of which the first 3 are shown.
+        images: (N, H, W, C) in [-1, 1] or uint8, of 1 channel, or of 3 and more, of which the first
+            3 are shown.
         columns: images in a row; default: as many as rows.
         scale: factor by which images are enlarged; default: small ones to about 56 pixels.
     """
@@ -44,7 +45,7 @@ def tile(images: np.ndarray, *, columns: int | None = None, scale: int | None = 
 
 
 def interleave_rows(above: np.ndarray, below: np.ndarray, columns: int = 16) -> np.ndarray:
-    """One picture in which every row of images stands above the row of their counterparts.
+    """Arrange images in one picture, in which every row stands above the row of their counterparts.
 
     Args:
         above: (N, H, W, C), as for `tile`.

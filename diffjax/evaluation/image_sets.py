@@ -20,24 +20,24 @@ from diffjax.types import ConfigError
 StrPath = str | os.PathLike[str]
 ARRAYS = ("images", "arr_0")  # names of the images in an npz file: ours, and ADM's
 CHUNK = 1000  # images in memory at a time
-_SLACK = 1e-4  # by which float images may leave [-1, 1]
+_SLACK = 1e-4  # float images may exceed [-1, 1] by this much
 
 
 class MakeImages(Protocol):
     """Makes images (num, H, W, C) in [-1, 1]; image k depends on ``seed`` and k only."""
 
     def __call__(self, *, num: int, first: int, seed: int) -> np.ndarray:
-        """Images ``first`` to ``first + num``."""
+        """Make images ``first`` to ``first + num - 1``."""
 
 
 class ImageSet(NamedTuple):
     """Images that are read or made when they are needed.
 
     Attributes:
-        name: what they are. Sets of equal names hold equal images: features are kept by the name.
+        name: identifies them. Sets of equal names hold equal images: features are kept by the name.
         num: how many.
         read: ``(start, stop) ->`` images (stop - start, H, W, C), uint8 levels 0..255 or float in
-            [-1, 1]. Depends on its arguments only.
+            [-1, 1]. It depends on its arguments only.
     """
 
     name: str
@@ -45,11 +45,11 @@ class ImageSet(NamedTuple):
     read: Callable[[int, int], np.ndarray]
 
     def first(self, num: int | None) -> ImageSet:
-        """The first ``num`` of them, or all if there are fewer or it is None."""
+        """Return the set of the first ``num`` of them, or of all if it is None or larger."""
         return self._replace(num=min(self.num, num or self.num))
 
     def read_all(self) -> np.ndarray:
-        """All of them in memory, (num, H, W, C).
+        """Read all of them into memory, (num, H, W, C).
 
         Raises:
             ValueError: float images are not finite, or not in [-1, 1].
@@ -57,7 +57,7 @@ class ImageSet(NamedTuple):
         return _check_range(self.read(0, self.num))
 
     def read_chunks(self, size: int = CHUNK) -> Iterator[np.ndarray]:
-        """All of them in their order, at most ``size`` at a time.
+        """Yield all of them in their order, at most ``size`` at a time.
 
         Raises:
             ValueError: as `read_all`.
@@ -67,10 +67,10 @@ class ImageSet(NamedTuple):
 
 
 def _check_range(images: np.ndarray) -> np.ndarray:
-    """The images: rounded to 8 bits, wrong values would pass for right ones.
+    """Return the images if float ones lie in [-1, 1]: rounding to 8 bits would hide wrong values.
 
     Raises:
-        ValueError: see `ImageSet.read_all`.
+        ValueError: they do not, or they are not finite.
     """
     if images.dtype != np.uint8:
         low, high = float(np.min(images)), float(np.max(images))
@@ -83,9 +83,10 @@ def _check_range(images: np.ndarray) -> np.ndarray:
 
 
 def from_array(images: np.ndarray, name: str | None = None) -> ImageSet:
-    """The images of an array (N, H, W, C), uint8 levels or float in [-1, 1].
+    """Make a set of the images of an array (N, H, W, C), uint8 levels or float in [-1, 1].
 
     Args:
+        images: the array.
         name: default: a digest of the array.
 
     Raises:
@@ -104,10 +105,10 @@ def from_array(images: np.ndarray, name: str | None = None) -> ImageSet:
 
 
 def from_file(path: StrPath) -> ImageSet:
-    """The images of an npz file (``images`` or ADM's ``arr_0``, uint8), or of a folder.
+    """Make a set of the images of an npz file or of a folder.
 
-    An npz file that is not compressed is mapped, not loaded. Images of a folder come in the order
-    of their names, in RGB.
+    The file has uint8 ``images``, or ADM's ``arr_0``. An npz file that is not compressed is mapped,
+    not loaded. Images of a folder come in the order of their names, in RGB.
 
     Raises:
         ConfigError: there is neither, the file holds something else, or sizes in the folder differ.
@@ -126,6 +127,11 @@ def from_file(path: StrPath) -> ImageSet:
 
 
 def _from_folder(folder: Path) -> ImageSet:
+    """Make a set of the image files of a folder.
+
+    Raises:
+        OSError, ValueError: the folder cannot be read, or its images differ in size.
+    """
     source = data.load("image_folder", split="all", data_dir=str(folder))
     _check_sizes(list_images(folder))
 
@@ -136,9 +142,10 @@ def _from_folder(folder: Path) -> ImageSet:
 
 
 def _check_sizes(files: list[Path]) -> None:
-    """
+    """Check that all image files have one size.
+
     Raises:
-        ValueError: two images differ in size.
+        ValueError: two of them differ; the message names both.
     """
     first = read_size(files[0])
     for file in files:
@@ -148,7 +155,7 @@ def _check_sizes(files: list[Path]) -> None:
 
 
 def _stamp(path: StrPath) -> str:
-    """A path, and a digest of names, sizes and times of the file or of the images below it."""
+    """Return a path with a digest of names, sizes and times of its file or images."""
     root = Path(path).resolve()
     digest = hashlib.sha256()
     for file in list_images(root) if root.is_dir() else [root]:
@@ -158,7 +165,7 @@ def _stamp(path: StrPath) -> str:
 
 
 def from_source(source: data.Source, name: str) -> ImageSet:
-    """The images of a data source in a fixed random order, float in [-1, 1].
+    """Make a set of the images of a data source in a fixed random order, float in [-1, 1].
 
     Args:
         source: without stored latents in place of its images.
@@ -173,7 +180,7 @@ def from_source(source: data.Source, name: str) -> ImageSet:
 
 
 def take_labelled(source: data.Source, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first ``num`` images (N, H, W, C) in [-1, 1] of `from_source`, and their labels (N,)."""
+    """Return the first ``num`` images of `from_source`, in [-1, 1], and their labels (num,)."""
     batch = source.take(_shuffle(source)[:num])
     return data.to_float(batch["image"], source.levels), batch["label"]
 
@@ -198,7 +205,7 @@ def from_maker(
 
 
 def from_any(images: ImageSet | np.ndarray | StrPath) -> ImageSet:
-    """A set of images, an array (see `from_array`), or the path of a file or folder (`from_file`).
+    """Make a set of images from a set, an array (`from_array`), or a path (`from_file`).
 
     Raises:
         ConfigError: as `from_array` and `from_file`, or there is no image.
@@ -222,7 +229,11 @@ def save_images(images: ImageSet, path: Path) -> None:
 
 
 def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Grey images (N, H, W, 1) as RGB, or RGB images without colour as grey.
+    """Convert grey images (N, H, W, 1) to RGB, or RGB images without colour to grey.
+
+    Args:
+        images: (N, H, W, C).
+        channels: 1 or 3.
 
     Returns:
         (N, H, W, channels).
@@ -242,5 +253,5 @@ def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] of uint8 levels 0..255; float images stay as they are."""
+    """Convert uint8 levels 0..255 to images in [-1, 1]; float images are kept."""
     return data.to_float(images, 256) if images.dtype == np.uint8 else images

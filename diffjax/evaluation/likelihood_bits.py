@@ -1,4 +1,4 @@
-"""How well a model on pixels codes images: bits per dimension, and loss in going there and back."""
+"""How well a model on pixels codes images: bits per dimension, and the error of inversion."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from diffjax.types import (
     Noise,
     Parameterization,
     Params,
-    PyTree,
     Rows,
     Schedule,
 )
 
-CURVE_POINTS = 50  # of the rate-distortion curve that is kept
+CURVE_POINTS = 50  # points that are kept of the rate-distortion curve
 INVERSION_STEPS = (10, 20, 50, 100, 200)
-_INVERSION_ROWS = 256  # rows of all of them are padded to one number, so that they compile once
+_INVERSION_ROWS = 256  # all plans are padded to this many rows, so that they compile once
 
 Parts = dict[str, np.ndarray]
 
@@ -50,7 +49,7 @@ class PixelModel(NamedTuple):
         batch_size: images at a time.
     """
 
-    denoiser: Callable[[PyTree, Cond], Denoiser]
+    denoiser: Callable[[Params, Cond], Denoiser]
     params: Params
     schedule: Schedule
     parameterization: Parameterization
@@ -62,16 +61,19 @@ class PixelModel(NamedTuple):
 
     @property
     def bound_variance(self) -> str:
-        """The variance that the bound uses."""
+        """The variance of the reverse steps that the bound uses."""
         return "learned" if self.parameterization.channels == 2 else self.variance
 
 
 def measure_bits(
     model: PixelModel, images: np.ndarray, labels: np.ndarray | None = None
 ) -> dict[str, object]:
-    """The variational bound in bits per dimension (Ho et al. 2020, eq. 5), one draw per level.
+    """Measure the variational bound in bits per dimension, with one draw per level.
+
+    Ho et al. 2020, eq. 5.
 
     Args:
+        model: what is measured.
         images: (N, H, W, C) in [-1, 1], at least 2.
         labels: (N,), for a model of classes.
 
@@ -113,7 +115,15 @@ def measure_bits(
 def measure_bits_by_steps(
     model: PixelModel, images: np.ndarray, labels: np.ndarray | None, steps: Sequence[int]
 ) -> dict[str, dict[str, float]]:
-    """The numbers of `measure_bits` on grids of so many evenly spaced steps, by steps."""
+    """Measure the numbers of `measure_bits` on grids of fewer, evenly spaced steps.
+
+    Args:
+        model, images, labels: see `measure_bits`.
+        steps: of every grid.
+
+    Returns:
+        The numbers by steps.
+    """
     found = {}
     for count in steps:
         grid = grids.make("linspace", model.schedule, count)
@@ -125,9 +135,10 @@ def measure_bits_by_steps(
 def measure_ode_bits(
     model: PixelModel, images: np.ndarray, labels: np.ndarray | None = None
 ) -> dict[str, object]:
-    """Bits per dimension by the probability-flow ODE (Song et al. 2021), an estimate.
+    """Estimate bits per dimension by the probability-flow ODE (Song et al. 2021, eq. 39).
 
     Args:
+        model: what is measured.
         images: (N, H, W, C) in [-1, 1], at least 2.
         labels: (N,), for a model of classes.
 
@@ -147,6 +158,7 @@ def measure_ode_bits(
 
 
 def _summarize(name: str, total: np.ndarray) -> dict[str, object]:
+    """Return the mean of values (N,), its standard error and N, under names with a prefix."""
     return {
         f"{name}_per_dim": float(total.mean()),
         f"{name}_per_dim_se": float(total.std(ddof=1) / np.sqrt(len(total))),
@@ -160,7 +172,10 @@ def _measure_batches(
     images: np.ndarray,
     labels: np.ndarray | None,
 ) -> Parts:
-    """What is measured of every batch, joined along the images, which are the last axis."""
+    """Measure images batch by batch, and join the results along the last axis, the images.
+
+    The noise of image k depends on k only, not on its batch.
+    """
 
     @jax.jit
     def run(params: Params, x: Array, keys: jax.Array, cond: Cond) -> dict[str, Array]:
@@ -179,15 +194,18 @@ def _measure_batches(
 
 
 def measure_inversion(model: PixelModel, images: np.ndarray) -> dict[str, object]:
-    """Error of encoding images to noise and decoding them, by DDIM (Song et al. 2021, table 2).
+    """Measure the error of encoding images to noise and decoding them, by DDIM.
+
+    Song et al. 2020, table 2.
 
     Args:
+        model: what is measured.
         images: (N, H, W, C) in [-1, 1].
 
     Returns:
         ``reconstruction_mse``, the mean squared error of images in [0, 1] by steps: 10 to 200, as
-        far as the schedule has as many; and
-        ``reconstruction_slope``, that of its logarithm over the logarithm of the steps.
+        far as the schedule has as many; and ``reconstruction_slope``, that of its logarithm over
+        the logarithm of the steps.
     """
     up, down = samplers.make("ddim_inverse"), samplers.make("ddim", {"eta": 0.0})
 

@@ -1,7 +1,7 @@
 """The table of metrics, and `evaluate`, which measures any of them.
 
-A metric is one function and one entry. The function's arguments say what it needs: those without a
-default have to be given to `evaluate`, the others are options. `INPUTS` describes the arguments of
+A metric is one function and one entry. The function's arguments name what it needs: those without a
+default have to be passed to `evaluate`, the others are options. `INPUTS` describes the arguments of
 the metrics here; a metric of yours can have arguments of its own::
 
     def measure_brightness(images):
@@ -17,7 +17,7 @@ import contextlib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,7 +50,7 @@ from diffjax.evaluation.pair_scores import (
 from diffjax.evaluation.references import Reference, reference_from_any, require_images
 from diffjax.evaluation.text_scores import measure_captions, measure_clip_score
 from diffjax.metrics import FeatureNetwork, Statistics, feature_network
-from diffjax.types import ConfigError, suggest
+from diffjax.types import ConfigError, T, suggest
 
 INVERTED = 64  # images that `reconstruction` encodes and decodes
 
@@ -83,7 +83,8 @@ class Metric(NamedTuple):
     Attributes:
         measure: the function, called with the inputs that its arguments name; returns names and
             values that JSON can hold.
-        check: refuses inputs before anything is computed, by a ConfigError; called likewise.
+        check: called with the inputs that its arguments name, before anything is computed; raises a
+            ConfigError for those that cannot be measured.
         section: key under which the results stand; "" for none.
         spatial: whether it needs the spatial features of Inception.
     """
@@ -95,13 +96,13 @@ class Metric(NamedTuple):
 
     @property
     def needs(self) -> list[str]:
-        """Inputs that have to be given."""
+        """The inputs without which the metric cannot be measured."""
         parameters = inspect.signature(self.measure).parameters.values()
         return [p.name for p in parameters if p.default is inspect.Parameter.empty]
 
     @property
     def inputs(self) -> list[str]:
-        """All inputs, options too."""
+        """All inputs, with the options."""
         return list(inspect.signature(self.measure).parameters)
 
 
@@ -119,6 +120,7 @@ def _measure_bits(
     bits_images: int | None = None,
     bits_steps: Sequence[int] = (),
 ) -> Mapping[str, object]:
+    """Measure the bound of the test images, and on shorter grids if ``bits_steps`` names some."""
     images, labels = _take_first(test_images, test_labels, bits_images)
     found = measure_bits(model, images, labels)
     by_steps = measure_bits_by_steps(model, images, labels, bits_steps)
@@ -165,9 +167,10 @@ METRICS: dict[str, Metric] = {
 
 
 def check_names(names: Iterable[str]) -> None:
-    """
+    """Check names of metrics.
+
     Raises:
-        ConfigError: a name is not in the table.
+        ConfigError: a name is not in the table; the message suggests the closest.
     """
     for name in names:
         if name not in METRICS:
@@ -178,7 +181,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def find_metrics_of(inputs: Iterable[str]) -> list[str]:
-    """Names of the metrics that take one of the inputs, in the order of the table."""
+    """Return the names of the metrics that take one of the inputs, in the order of the table."""
     wanted = set(inputs)
     return [name for name, metric in METRICS.items() if wanted & set(metric.inputs)]
 
@@ -242,7 +245,7 @@ def evaluate(
 
 
 def _measure(names: Sequence[str], inputs: Mapping[str, object]) -> dict[str, object]:
-    """The results of all metrics, each in its section."""
+    """Return the results of all metrics, each in its section."""
     result: dict[str, object] = {}
     sections: dict[str, dict[str, object]] = {}
     for name in names:
@@ -254,6 +257,10 @@ def _measure(names: Sequence[str], inputs: Mapping[str, object]) -> dict[str, ob
 
 def check_inputs(names: Sequence[str], inputs: Mapping[str, object]) -> None:
     """Refuse what metrics cannot be measured with, without measuring anything.
+
+    Args:
+        names: of the metrics.
+        inputs: by name.
 
     Raises:
         ConfigError: a metric lacks an input or refuses one, or no metric takes an input.
@@ -275,6 +282,7 @@ def check_inputs(names: Sequence[str], inputs: Mapping[str, object]) -> None:
 
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
+    """Put the name of a metric before the message of a ConfigError."""
     try:
         yield
     except ConfigError as error:
@@ -292,11 +300,11 @@ def _open_store(
 
 
 def needs_spatial(names: Iterable[str]) -> bool:
-    """Whether one of the metrics needs Inception's spatial features."""
+    """Return whether one of the metrics needs Inception's spatial features."""
     return any(METRICS[name].spatial for name in names)
 
 
-def _call(function: Callable[..., Any], inputs: Mapping[str, object]) -> Any:
+def _call(function: Callable[..., T], inputs: Mapping[str, object]) -> T:
     """Call a function with those of the inputs that its arguments name."""
     taken = inspect.signature(function).parameters
     return function(**{key: value for key, value in inputs.items() if key in taken})

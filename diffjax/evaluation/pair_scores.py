@@ -16,13 +16,14 @@ from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained.perceptual import load_lpips
 from diffjax.types import Array, ConfigError
 
-PSNR_MOST = 100.0  # dB, of a pair that is equal: JSON has no infinity
+PSNR_MOST = 100.0  # dB; equal images get this value, because JSON has no infinity
 
 ImageDistance = Callable[[Array, Array], Array]  # two batches (B, H, W, C) in [-1, 1] -> (B,)
 
 
 def check_originals(images: ImageSet, originals: Reference) -> None:
-    """
+    """Check that there is an original for every image.
+
     Raises:
         ConfigError: there are not as many originals as images.
     """
@@ -36,7 +37,7 @@ def check_originals(images: ImageSet, originals: Reference) -> None:
 
 
 def measure_psnr(images: ImageSet, originals: Reference) -> dict[str, float]:
-    """Mean ``psnr`` in dB of images and originals in the same order, rounded to 8 bits.
+    """Measure the mean ``psnr`` in dB of images and originals in the same order, rounded to 8 bits.
 
     No pair has more than 100 dB, which equal images have.
 
@@ -49,7 +50,7 @@ def measure_psnr(images: ImageSet, originals: Reference) -> dict[str, float]:
 
 
 def measure_ssim(images: ImageSet, originals: Reference) -> dict[str, float]:
-    """Mean ``ssim`` (Wang et al. 2004) of images and originals in the same order, at most 1.
+    """Measure the mean ``ssim`` (Wang et al. 2004) of images and originals in the same order.
 
     Raises:
         ConfigError, ValueError: as `measure_psnr`, or images are smaller than 11 pixels.
@@ -58,7 +59,7 @@ def measure_ssim(images: ImageSet, originals: Reference) -> dict[str, float]:
 
 
 def _compare(score: Callable[..., jax.Array], images: ImageSet, originals: Reference) -> np.ndarray:
-    """Scores (N,) of all pairs, float64."""
+    """Return the scores (N,) of all pairs, float64."""
     check_originals(images, originals)
     assert originals.images is not None
     both = zip(images.read_chunks(), originals.images.read_chunks(), strict=True)
@@ -67,13 +68,13 @@ def _compare(score: Callable[..., jax.Array], images: ImageSet, originals: Refer
 
 
 def load_lpips_distance(path: StrPath) -> ImageDistance:
-    """The distance LPIPS (Zhang et al. 2018) with the weights in a file.
+    """Load the distance LPIPS (Zhang et al. 2018) with the weights in a file.
 
     Args:
         path: VGG16's as safetensors, see `diffjax.pretrained.perceptual.load_lpips`.
 
     Returns:
-        Two batches (B, H, W, 3) in [-1, 1] -> (B,), jitted.
+        A function of two batches (B, H, W, 3) in [-1, 1] to (B,), jitted.
 
     Raises:
         FileNotFoundError, ValueError: as `load_lpips`.
@@ -91,9 +92,12 @@ def load_lpips_distance(path: StrPath) -> ImageDistance:
 def measure_diversity(
     images: ImageSet, lpips: ImageDistance, pairs: int = 1000
 ) -> dict[str, float | int]:
-    """Mean LPIPS of random pairs of the images, which have to fit in memory (Zhu et al. 2017).
+    """Measure the mean LPIPS of random pairs of the images, which have to fit in memory.
+
+    Zhu et al. 2017.
 
     Args:
+        images: the samples.
         lpips: of `load_lpips_distance`, or another distance.
         pairs: how many, drawn with replacement.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def start(width: float = 6.5, height: float = 4.0) -> tuple[Figure, Axes]:
-    """A figure of a size in inches, and its axes."""
+    """Start a figure of a size in inches; returns the figure and its axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -27,7 +27,7 @@ def start(width: float = 6.5, height: float = 4.0) -> tuple[Figure, Axes]:
 
 
 def colours(count: int) -> Sequence[tuple[float, ...]]:
-    """Colours that can be told apart, for ``count`` curves: 10, or 20, which is the most."""
+    """Return colours that can be distinguished, for ``count`` curves: 10, or at most 20."""
     import matplotlib.pyplot as plt
 
     table = plt.get_cmap("tab10" if count <= 10 else "tab20")
@@ -38,6 +38,8 @@ def finish(figure: Figure, axes: Axes, out: Path | BinaryIO, *, beside: bool = F
     """Write a PNG with a grid and a legend, and close the figure.
 
     Args:
+        figure, axes: from `start`.
+        out: a path, or a stream of bytes.
         beside: put the legend beside the curves, for many of them.
     """
     import matplotlib.pyplot as plt
@@ -55,7 +57,7 @@ def finish(figure: Figure, axes: Axes, out: Path | BinaryIO, *, beside: bool = F
 
 
 def _write_plain_numbers(axis: Axis) -> None:
-    """200 in place of 2 x 10^2, as many as there is room for."""
+    """Label a logarithmic axis with numbers such as 200, as many as there is room for."""
     low, high = axis.get_view_interval()
     few = range(2, 10) if high < 15 * low else (2, 5)
 

@@ -15,14 +15,14 @@ from diffjax import metrics
 from diffjax.evaluation.feature_distance import measure_distance
 from diffjax.nets.autoencoder import Autoencoder, VQModel
 from diffjax.train.sharding import make_mesh, make_replicated_sharding
-from diffjax.types import Array, Params, PyTree
+from diffjax.types import Array, Params
 
 BATCH = 64
 COLLAPSED = 0.1  # share of codes in use below which a warning is due
 
-# images (N, H, W, C) -> their reconstructions, and codes (N, h, w) or (N, 0, 0)
+# Images (N, H, W, C) to their reconstructions, and to codes (N, h, w) or (N, 0, 0).
 Reconstruct = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-_Run = Callable[[PyTree, np.ndarray], tuple[Array, Array]]
+_Run = Callable[[Params, np.ndarray], tuple[Array, Array]]
 
 
 def reconstruct(
@@ -31,7 +31,7 @@ def reconstruct(
     images: np.ndarray,
     mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reconstructions of images, and their codes.
+    """Return reconstructions of images, and their codes.
 
     Args:
         net: the autoencoder.
@@ -56,6 +56,8 @@ def reconstruct(
 
 @functools.lru_cache(maxsize=2)  # previews and evaluations of a run compile once
 def _compile(net: Autoencoder, mesh: jax.sharding.Mesh) -> _Run:
+    """Compile the reconstruction by an autoencoder, with its result whole on every device."""
+
     def run(params: Params, x: Array) -> tuple[Array, Array]:
         output: Any = net.apply({"params": params}, x)
         x_hat, code = output
@@ -74,12 +76,13 @@ def measure_reconstructions(
     network: metrics.FeatureNetwork | None = None,
     num_codes: int = 0,
 ) -> dict[str, float | int | str]:
-    """Errors of reconstructed images, their distance to the originals, and codes in use.
+    """Measure errors of reconstructed images, their distance to the originals, and codes in use.
 
     Args:
         again: reconstructs images, see `reconstruct`.
         real: (M, H, W, C) in [-1, 1]. The first ``num`` are reconstructed; for the floor of the
             distance, which needs disjoint sets, there should be twice as many.
+        num: number of images that are reconstructed.
         network: of the distance; None for no distance.
         num_codes: size of the codebook.
 
@@ -98,7 +101,7 @@ def measure_reconstructions(
     }
     if network is not None:
         out |= measure_distance(network, found, images)
-        half = len(real) // 2  # the floor falls like 1/N: of as many images, if there are
+        half = len(real) // 2  # the floor falls like 1/N, so it should be of as many images
         out["floor"] = metrics.floor(network, real[:half], real[half : 2 * half])
         out["floor_num"] = half
     if codes.size:

@@ -1,4 +1,4 @@
-"""What images are compared with: other images, or published statistics of their features."""
+"""What images are compared with: other images, or published statistics of features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffjax.types import ConfigError
 
 
 class Reference(NamedTuple):
-    """What images are compared with.
+    """The images or statistics that images are compared with.
 
     Attributes:
         images: real images, or originals; None if only their statistics are known.
@@ -27,7 +27,7 @@ class Reference(NamedTuple):
 
 
 def read_reference(path: StrPath, num: int | None = None) -> Reference:
-    """The reference in a file or folder: an npz file of statistics, or images.
+    """Read the reference in a file or folder: an npz file of statistics, or images.
 
     Args:
         path: an npz file of the pytorch-fid or ADM layout (``mu``, ``sigma``, ``mu_s``,
@@ -38,7 +38,7 @@ def read_reference(path: StrPath, num: int | None = None) -> Reference:
         ConfigError: the file holds neither, or ``num`` is given and there are no images.
         ValueError: the file is damaged.
     """
-    names = metrics.array_names(path) if Path(path).is_file() else set()
+    names = metrics.list_arrays(path) if Path(path).is_file() else set()
     statistics = metrics.load_statistics(path) if "mu" in names else None
     if statistics is None or names & set(ARRAYS):
         return Reference(from_file(path).first(num), None if num else statistics)
@@ -50,7 +50,7 @@ def read_reference(path: StrPath, num: int | None = None) -> Reference:
 def reference_from_any(
     reference: Reference | metrics.Statistics | ImageSet | np.ndarray | StrPath,
 ) -> Reference:
-    """A reference; of an array or a set of images, of statistics, or of a path.
+    """Make a reference of statistics, a path, an array or a set of images; a reference is returned.
 
     Raises:
         ConfigError, ValueError: as `read_reference` and `from_any`.
@@ -65,7 +65,7 @@ def reference_from_any(
 
 
 def require_images(reference: Reference) -> ImageSet:
-    """The images of a reference.
+    """Return the images of a reference.
 
     Raises:
         ConfigError: it has statistics only.

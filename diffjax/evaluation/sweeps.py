@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from absl import logging
@@ -16,20 +16,25 @@ from tqdm import tqdm
 
 from diffjax.config import explain_unused
 from diffjax.evaluation import plots
-from diffjax.types import ConfigError, suggest
+from diffjax.types import ConfigError, JsonObject, suggest
 from diffjax.writing import read_json_lines, write_atomically
 
 AXIS_NAMES = {"distance": "Frechet distance", "all": "share of obeyed captions"}
-_TICK_RATIO = 1.15  # of neighbouring ticks; labels of closer ones would overlap
+_TICK_RATIO = 1.15  # least ratio of neighbouring ticks; labels of closer ones would overlap
 
 Value = bool | int | float | str
-Row = dict[str, Any]  # of a sweep's file: axes, seed, num and what was measured
+# One line of a sweep's file: values by axis, ``seed``, ``num`` and what was measured.
+Row: TypeAlias = JsonObject
 Curve = dict[int, np.ndarray]  # network evaluations -> a metric over seeds
 _TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
 def parse_axes(axes: Sequence[str], section: ConfigDict) -> dict[str, list[Value]]:
-    """``["eta=0,1", "steps=5,10"]`` to values of the types of a config's section.
+    """Parse axes such as ``["eta=0,1", "steps=5,10"]`` to values of a section's types.
+
+    Args:
+        axes: texts KEY=VALUE,...
+        section: whose keys the axes vary.
 
     Raises:
         ConfigError: an axis is not of that form, is no key of the section, or has a value of
@@ -62,7 +67,8 @@ _PARSERS: dict[type, tuple[Callable[[str], Value], str]] = {
 
 
 def _parse_value(axis: str, kind: type, text: str) -> Value:
-    """
+    """Parse one value of an axis.
+
     Raises:
         ConfigError: the text is no value of that type.
     """
@@ -77,11 +83,12 @@ def check_axes(config: ConfigDict, axes: Sequence[str]) -> None:
     """Refuse axes of options that the chosen sampler or grid does not take.
 
     Raises:
-        ConfigError: it names the option, what is chosen and what the option belongs to.
+        ConfigError: an axis is not used; the message has the option, what is chosen, and what the
+            option belongs to.
     """
     paths = [f"sample.{key}" for key in axes]
     for path, reason in explain_unused(config, paths).items():
-        raise ConfigError(f"{path} is not used: {reason}; sweep it apart")
+        raise ConfigError(f"{path} is not used: {reason}; leave it out of this sweep")
 
 
 class Sweep(NamedTuple):
@@ -100,12 +107,12 @@ class Sweep(NamedTuple):
     stamp: str
 
     def combinations(self) -> Iterator[dict[str, Value]]:
-        """Values by axis, the last axis fastest."""
+        """Yield values by axis, the last axis fastest."""
         for values in itertools.product(*self.axes.values()):
             yield dict(zip(self.axes, values, strict=True))
 
     def cells(self) -> list[Row]:
-        """All that is to be measured: values of the axes, ``seed`` and ``num``."""
+        """List all that is to be measured: values of the axes, ``seed`` and ``num``."""
         return [
             {**values, "seed": seed, "num": self.num}
             for seed in range(self.seeds)
@@ -113,16 +120,17 @@ class Sweep(NamedTuple):
         ]
 
     def key(self, row: Row) -> tuple[Value | None, ...]:
-        """What tells the cell of a row from other cells."""
+        """Return what distinguishes the cell of a row from other cells."""
         return (*(row.get(axis) for axis in self.axes), row["seed"], row["num"])
 
 
 def stamp_settings(
     axes: Mapping[str, Sequence[Value]], section: ConfigDict, settings: Mapping[str, object]
 ) -> str:
-    """A digest of all that a sweep keeps fixed: rows of another stamp are not taken for its own.
+    """Return a digest of all that a sweep keeps fixed; rows with another stamp are not reused.
 
     Args:
+        axes: what varies.
         section: ``config.sample``, of which the axes vary.
         settings: what else changes the measures, as JSON can hold it: the model, its data, the
             metric.
@@ -139,6 +147,7 @@ def run_sweep(
     """Measure the cells that are missing in OUT.jsonl, and write OUT.jsonl, OUT.md and OUT.png.
 
     Args:
+        sweep: what is measured.
         measure: cell -> what is measured of it as JSON can hold it, with ``evaluations``, the
             number of network evaluations, and the metric.
         out: path of the files without their suffix.
@@ -151,7 +160,7 @@ def run_sweep(
     lines = out.with_name(out.name + ".jsonl")
     lines.parent.mkdir(parents=True, exist_ok=True)
     rows = _read_rows(lines, sweep)
-    # Rewritten first: a cut last line would swallow the row appended after it.
+    # The file is rewritten first: a cut last line would swallow the row appended after it.
     write_atomically(lines, "".join(json.dumps(row) + "\n" for row in rows))
     done = {sweep.key(row) for row in rows}
     cells = sweep.cells()
@@ -170,9 +179,10 @@ def run_sweep(
 
 
 def _measure_cell(measure: Callable[[Row], Row], cell: Row) -> Row:
-    """
+    """Measure a cell, and put it before the message of an error.
+
     Raises:
-        ValueError: that of the measure, after the cell that it is of.
+        ValueError: that of the measure.
     """
     try:
         return measure(cell)
@@ -182,15 +192,16 @@ def _measure_cell(measure: Callable[[Row], Row], cell: Row) -> Row:
 
 
 def _read_rows(lines: Path, sweep: Sweep) -> list[Row]:
-    """
+    """Read the rows of earlier runs of a sweep.
+
     Raises:
-        ConfigError: some rows are not of this sweep.
+        ConfigError: some rows are of another sweep.
     """
     rows = read_json_lines(lines)
     if others := sum(row.get("settings") != sweep.stamp for row in rows):
         raise ConfigError(
-            f"{others} of {len(rows)} rows of {lines} are of another model, checkpoint, config or "
-            "metric, of other axes, or do not say of which: choose another name, or remove the file"
+            f"{others} of {len(rows)} rows of {lines} come from another model, checkpoint, config, "
+            "metric or set of axes, or do not record it: choose another name, or remove the file"
         )
     return rows
 
@@ -198,7 +209,13 @@ def _read_rows(lines: Path, sweep: Sweep) -> list[Row]:
 def group_curves(
     rows: Sequence[Row], axes: Sequence[str], metric: str = "distance"
 ) -> dict[str, Curve]:
-    """``label -> evaluations -> metric over seeds``; labels name the axes other than steps."""
+    """Group rows into curves: ``label -> evaluations -> metric over seeds``.
+
+    Args:
+        rows: of one sweep.
+        axes: its axes; labels name those other than steps that vary.
+        metric: which of the measures.
+    """
     names = [axis for axis in axes if axis != "steps" and len({row[axis] for row in rows}) > 1]
     out: dict[str, dict[int, list[float]]] = {}
     for row in rows:
@@ -215,7 +232,10 @@ def _format_cell(values: np.ndarray | None) -> str:
 
 
 def format_table(rows: Sequence[Row], axes: Sequence[str], metric: str = "distance") -> str:
-    """Markdown: one row a curve, one column a number of network evaluations; mean and s.d."""
+    """Return a table in Markdown: a row per curve, a column per number of network evaluations.
+
+    Cells have mean and standard deviation over the seeds.
+    """
     curves = group_curves(rows, axes, metric)
     steps = sorted({count for curve in curves.values() for count in curve})
     head = [
@@ -236,7 +256,7 @@ def _name_features(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], axes: Sequence[str], path: Path, metric: str = "distance") -> None:
-    """A PNG of a metric against evaluations on logarithmic axes, with bars of one s.d."""
+    """Plot a metric against evaluations on logarithmic axes, with bars of one s.d., as a PNG."""
     figure, axis = plots.start(7, 4.5)
     curves = group_curves(rows, axes, metric)
     axis.set_prop_cycle(color=plots.colours(len(curves)))

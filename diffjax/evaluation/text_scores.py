@@ -21,14 +21,19 @@ BATCH = 32  # images or texts that CLIP takes at a time
 
 
 class TextScorer(NamedTuple):
-    """CLIP and the tokenizer that it was trained with."""
+    """CLIP and the tokenizer that it was trained with.
+
+    Attributes:
+        clip: both encoders.
+        tokenizer: of the texts.
+    """
 
     clip: CLIP
     tokenizer: Tokenizer
 
 
 def load_text_scorer(folder: StrPath) -> TextScorer:
-    """CLIP of a folder that holds a CLIPModel of transformers with its tokenizer.
+    """Load CLIP from a folder that holds a CLIPModel of transformers with its tokenizer.
 
     Raises:
         FileNotFoundError, ValueError: as `load_clip` and `load_tokenizer`.
@@ -37,7 +42,7 @@ def load_text_scorer(folder: StrPath) -> TextScorer:
 
 
 def read_prompts(path: StrPath) -> list[str]:
-    """The texts of a file, one a line.
+    """Read the texts of a file, one per line.
 
     Raises:
         ConfigError: the file holds no text, or a line between texts is empty.
@@ -54,9 +59,11 @@ def read_prompts(path: StrPath) -> list[str]:
 def measure_clip_score(
     images: ImageSet, clip: TextScorer, prompts: Sequence[str]
 ) -> dict[str, float]:
-    """Mean of ``100 max(cos(image, text), 0)`` (Hessel et al. 2021), in percent.
+    """Measure the mean of ``100 max(cos(image, text), 0)`` (Hessel et al. 2021), in percent.
 
     Args:
+        images: the samples.
+        clip: from `load_text_scorer`.
         prompts: text k belongs to image k; they start over when there are more images.
 
     Returns:
@@ -80,7 +87,7 @@ def measure_clip_score(
 def measure_captions(
     images: ImageSet, scenes: Sequence[Sequence[shapes.Thing]]
 ) -> dict[str, float | int]:
-    """Mean shares of what captions ask for that images show, in [0, 1]; see `shapes.Verdict`.
+    """Measure what share of their captions images show, in [0, 1]; see `shapes.Verdict`.
 
     Args:
         images: in colour.

@@ -1,10 +1,15 @@
-"""Prompts to images: one composition for every use of a Stable Diffusion model.
+"""Turn prompts into images with a Stable Diffusion model.
 
     pipe = diffjax.load("stable-diffusion-v1-5")
     images = pipe("a red cat", key=0, sampler="dpmpp_2m", guidance=7.5)
 
-Text-to-image, image-to-image, inpainting, ControlNet and base with refiner differ in where the
-loop starts, what the network is given beside z, and whether a step puts known pixels back.
+One composition serves every use. Text-to-image, image-to-image, inpainting, ControlNet and a base
+model with a refiner differ in three things only: where the loop starts, what the network reads
+beside z, and whether a step puts known pixels back.
+
+A call passes through these modules, in this order: `request` reads the arguments, `stages` and
+`scene` plan the run on the host, `conditions` and `keys` make the arrays, `program` compiles the
+loop, and `pipeline` decodes the result.
 """
 
 from diffjax.generate.checks import RequestError

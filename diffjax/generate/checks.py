@@ -1,14 +1,21 @@
-"""Checks of single values: each returns a plain value, or refuses it by the argument's name."""
+"""Checks of single values in a request.
+
+Each function returns a plain Python or NumPy value, or raises `RequestError` with the name of the
+argument that the user wrote. `request` reads all arguments through them, so that the messages of
+numbers, texts and arrays have one form.
+"""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeGuard
 
 import jax
 import numpy as np
 import PIL.Image
+
+from diffjax.types import Array, T
 
 LARGEST = float(np.finfo(np.float32).max)  # all numbers become float32
 _SHORT = reprlib.Repr()
@@ -16,10 +23,11 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 class RequestError(ValueError):
-    """A request that cannot be met.
+    """A request that the loaded model cannot run, or that has a wrong argument.
 
     Attributes:
-        argument: dotted name of what is wrong, such as ``size.width`` or ``control[0].image``.
+        argument: dotted name of the argument that is wrong, such as ``size.width`` or
+            ``control[0].image``. The web page uses it to mark a field.
     """
 
     def __init__(self, argument: str, message: str) -> None:
@@ -28,12 +36,16 @@ class RequestError(ValueError):
 
 
 def refuse(argument: str, rest: str) -> RequestError:
-    """The error whose message is the argument's name and the rest of a sentence."""
+    """Return the error whose message is the argument's name followed by the rest of a sentence."""
     return RequestError(argument, f"{argument} {rest}")
 
 
-def show(value: Any) -> str:
-    """A value in a few words for a message."""
+def show(value: object) -> str:
+    """Describe a value in a few words for a message.
+
+    Arrays are shown by their type and shape, pictures by their size, and long texts are cut to
+    about 80 characters. The Python type follows the value, unless it is None, a text or a bool.
+    """
     if isinstance(value, np.ndarray | jax.Array) and (
         value.ndim or not hasattr(value.dtype, "kind")
     ):
@@ -49,12 +61,25 @@ def show(value: Any) -> str:
 
 
 def read_number(
-    name: str, value: Any, low: float = -LARGEST, high: float = LARGEST, *, kind: str = "a number"
+    name: str,
+    value: object,
+    low: float = -LARGEST,
+    high: float = LARGEST,
+    *,
+    kind: str = "a number",
 ) -> float:
-    """A finite number in [low, high].
+    """Return a finite number in [low, high] as a float.
+
+    Args:
+        name: the argument, for messages.
+        value: a number of Python, NumPy or JAX; arrays of shape () count as numbers.
+        low: the smallest value that is allowed.
+        high: the largest value that is allowed. The default is the largest float32, because every
+            number of a request becomes float32.
+        kind: what the message asks for.
 
     Raises:
-        RequestError: it is no number, is not finite, or lies outside.
+        RequestError: the value is not a number, is not finite, or lies outside the range.
     """
     value = _unwrap(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -64,11 +89,12 @@ def read_number(
     return float(value)
 
 
-def read_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """An integer in [low, high].
+def read_whole(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return an integer in [low, high], or of at least ``low`` if ``high`` is None.
 
     Raises:
-        RequestError: it is no integer, has a fraction, or lies outside.
+        RequestError: the value is not an integer (2.0 is not one either), or lies outside the
+            range.
     """
     value = _unwrap(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -78,28 +104,28 @@ def read_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     return value
 
 
-def is_whole(value: Any) -> bool:
-    """Whether a value is an integer, also one of NumPy or JAX."""
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer of Python, NumPy or JAX. A bool is not one."""
     value = _unwrap(value)
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def read_flag(name: str, value: Any) -> bool:
-    """True or False.
+def read_flag(name: str, value: object) -> bool:
+    """Return True or False.
 
     Raises:
-        RequestError: it is neither.
+        RequestError: the value is neither. 0 and 1 are refused too.
     """
     if not isinstance(value, bool | np.bool_):
         raise refuse(name, f"must be True or False, got {show(value)}")
     return bool(value)
 
 
-def read_text(name: str, value: Any) -> str:
-    """A text that can be written as UTF-8.
+def read_text(name: str, value: object) -> str:
+    """Return a text that can be encoded as UTF-8.
 
     Raises:
-        RequestError: it is something else.
+        RequestError: the value is not a str, or has a surrogate that UTF-8 cannot encode.
     """
     if isinstance(value, bytes):
         raise refuse(name, "must be a text, got bytes: decode them first")
@@ -112,11 +138,11 @@ def read_text(name: str, value: Any) -> str:
     return value
 
 
-def read_pair(name: str, value: Any, low: int, high: int | None = None) -> tuple[int, int]:
-    """Two integers in [low, high], from a list, a tuple or an array.
+def read_pair(name: str, value: object, low: int, high: int | None = None) -> tuple[int, int]:
+    """Return two integers in [low, high], from a list, a tuple or an array.
 
     Raises:
-        RequestError: there is another number of them, or one is wrong.
+        RequestError: there are not exactly two of them, or one is not an integer in the range.
     """
     value = value.tolist() if isinstance(value, np.ndarray | jax.Array) else value
     if not isinstance(value, list | tuple) or len(value) != 2:
@@ -124,11 +150,17 @@ def read_pair(name: str, value: Any, low: int, high: int | None = None) -> tuple
     return read_whole(name, value[0], low, high), read_whole(name, value[1], low, high)
 
 
-def read_floats(name: str, value: Any, shape: str) -> Any:
-    """An array of finite floats whose number of axes is that of ``shape``, such as ``(B, M, D)``.
+def read_floats(name: str, value: object, shape: str) -> Array:
+    """Return an array of finite floats with as many axes as ``shape`` names.
+
+    Args:
+        name: the argument, for messages.
+        value: an array of NumPy or JAX, or an object with ``__array__`` such as a torch tensor.
+        shape: the names of the axes, such as ``(B, M, D)``. Only their number is compared.
 
     Raises:
-        RequestError: it is something else, or empty.
+        RequestError: the value is not such an array, is empty, or has values that are NaN,
+            infinite, or too large for float32.
     """
     axes = shape.count(",") + 1
     if not isinstance(value, np.ndarray | jax.Array):
@@ -145,11 +177,19 @@ def read_floats(name: str, value: Any, shape: str) -> Any:
     return value
 
 
-def read_several(name: str, value: Any, kind: type, example: str) -> tuple[Any, ...]:
-    """Objects of a class as a tuple; one alone counts as a list of one.
+def read_several(name: str, value: object, kind: type[T], example: str) -> tuple[T, ...]:
+    """Return objects of one class as a tuple.
+
+    A single object counts as a list of one, None as an empty list.
+
+    Args:
+        name: the argument, for messages.
+        value: the objects.
+        kind: their class.
+        example: how to write one of them, for messages.
 
     Raises:
-        RequestError: there is something else.
+        RequestError: the value is not a list, or an entry is of another class.
     """
     if value is None or (isinstance(value, list | tuple) and not value):
         return ()
@@ -163,8 +203,8 @@ def read_several(name: str, value: Any, kind: type, example: str) -> tuple[Any, 
     return tuple(value)
 
 
-def _unwrap(value: Any) -> Any:
-    """A Python number in place of a scalar of NumPy or JAX."""
+def _unwrap(value: object) -> object:
+    """Return a Python number in place of a scalar of NumPy or JAX, and other values as they are."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray | jax.Array) and not value.ndim:
@@ -172,7 +212,7 @@ def _unwrap(value: Any) -> Any:
     return value
 
 
-def _show_plain(value: Any) -> str:
+def _show_plain(value: object) -> str:
     return show(value).partition(" (")[0]
 
 
@@ -184,19 +224,19 @@ def _describe_range(low: float, high: float | None) -> str:
     return f"lie in [{low}, {high}]"
 
 
-def is_mapping_of_text(value: Any) -> bool:
-    """Whether a value is a mapping whose keys are texts."""
+def is_mapping_of_text(value: object) -> bool:
+    """Return whether a value is a mapping whose keys are all texts."""
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
-def check_name(name: str, value: Any, find: Callable[[str], Any]) -> None:
-    """See that a name is known.
+def check_name(name: str, value: object, find: Callable[[str], object]) -> None:
+    """Check that ``find`` knows a name.
 
     Raises:
-        RequestError: it is no text, or not known.
+        RequestError: the value is not a text, or ``find`` raised a ValueError.
     """
-    read_text(name, value)
+    text = read_text(name, value)
     try:
-        find(value)
+        find(text)
     except ValueError as error:
         raise RequestError(name, str(error)) from error

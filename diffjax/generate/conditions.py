@@ -1,4 +1,10 @@
-"""Conditions of a network: prompts, negative prompts, and the sizes of XL."""
+"""Make the conditions of a network: embedded prompts and negative prompts, and the sizes of XL.
+
+`stages` first calls `check_conditions`, which raises every error without running a text encoder,
+and then `make_conditions`, which runs the encoders. Prompts may come as texts or as embeddings that
+the caller made. Long prompts span several chunks of 77 tokens; the shorter one of prompt and
+negative prompt is filled up with empty chunks, because guidance evaluates both in one batch.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +29,17 @@ Texts = Prompts | Embedding
 def make_conditions(
     pipe: LoadedModel, request: Request, size: Size, *, guided: bool
 ) -> tuple[Cond, Cond]:
-    """Build the conditions of prompts and of negative prompts.
+    """Embed the prompts and the negative prompts of a request and build the network's conditions.
 
-    The second condition is empty if there is no guidance.
+    Args:
+        pipe: the model whose text encoders embed the prompts.
+        request: a request that `check_conditions` has accepted.
+        size: the sizes that XL is conditioned on.
+        guided: whether a step is guided, so that the second condition is needed.
+
+    Returns:
+        The condition of the prompts and that of the negative prompts. ``context`` has shape (B,
+            tokens, D), where B counts images. The second condition is empty without guidance.
 
     Raises:
         RequestError: see `count_tokens`.
@@ -53,7 +67,12 @@ def make_conditions(
 
 
 def _find_negatives(pipe: LoadedModel, request: Request) -> Texts | None:
-    """Return the negative prompts, or None if they are a zero embedding."""
+    """Return the negative prompts, or None if they are a zero embedding.
+
+    Without a negative prompt, XL takes zeros in place of an embedding
+    (``force_zeros_for_empty_prompt`` in model_index.json) and other models embed the empty text, as
+    diffusers' pipelines do.
+    """
     listed = cast(Texts | None, request.read_guidance().negative)
     if listed is None:
         zero = pipe.parts.manifest.get("force_zeros_for_empty_prompt", pipe.is_xl)
@@ -66,7 +85,15 @@ def _embed_padded(
 ) -> Embedding:
     """Embed prompts, and fill them up with empty chunks to a number of tokens.
 
-    The context has the shape (B, tokens, width).
+    Args:
+        pipe: the model.
+        texts: the prompts, or their embedding.
+        tokens: a multiple of the length of a chunk.
+        weighted: whether brackets in the texts are weights.
+        skip: layers of the text encoder to leave out.
+
+    Returns:
+        An embedding whose context has shape (B, tokens, D).
     """
     length = _find_chunk_length(pipe)
     options: dict[str, Any] = dict(clip_skip=skip, adapters=list_adapters(request))
@@ -90,10 +117,12 @@ def _find_chunk_length(pipe: LoadedModel) -> int:
 
 
 def count_tokens(pipe: LoadedModel, request: Request, *, guided: bool) -> int:
-    """Count the tokens, in whole chunks, to which prompts and negative prompts are filled up.
+    """Return the number of tokens, in whole chunks, to which prompts and negative prompts are
+    filled up.
 
     Raises:
-        RequestError: an embedding cannot be filled up to that.
+        RequestError: an embedding has a number of tokens that whole chunks cannot fill up to the
+            longest prompt.
     """
     texts: dict[str, Texts] = {"prompt": request.list_prompts()}
     if guided and (listed := _find_negatives(pipe, request)) is not None:
@@ -121,11 +150,12 @@ def _count_text_tokens(pipe: LoadedModel, texts: Texts, weighted: bool) -> int:
 
 
 def check_conditions(pipe: LoadedModel, request: Request, *, guided: bool) -> None:
-    """Check that a model can take the prompts of a request.
+    """Check that a model can take the prompts of a request, without running its text encoders.
 
     Raises:
-        RequestError: there are not as many negative prompts as prompts, embeddings do not fit, a
-            prompt is for two encoders where there is one, or too many layers are left out.
+        RequestError: the number of negative prompts is neither 1 nor that of the prompts, an
+            embedding has the wrong width, a `Prompt` has two texts but the model has one encoder,
+            or ``clip_skip`` leaves no layer.
     """
     prompts, negative = request.list_prompts(), cast(Texts | None, request.read_guidance().negative)
     texts: dict[str, Texts] = {"prompt": prompts}
@@ -156,9 +186,14 @@ def _count_texts(texts: Texts) -> int:
 
 
 def _check_embedding(pipe: LoadedModel, name: str, embedding: Embedding) -> None:
-    """
+    """Check that an embedding has the widths of this model's text encoders.
+
+    The pooled embedding (B, P) of XL is followed by 5 or 6 size embeddings of ``added_time_dim``
+    each, so the width of the network's added input says which P it takes.
+
     Raises:
-        RequestError: an embedding is not of this model's text encoders.
+        RequestError: the context or the pooled embedding has another width, or the latter is
+            missing.
     """
     net, width = pipe.parts.unet.net, embedding.context.shape[-1]
     if width != net.token_dim:
@@ -184,6 +219,14 @@ def _check_embedding(pipe: LoadedModel, name: str, embedding: Embedding) -> None
 
 
 def _build_condition(pipe: LoadedModel, embedding: Embedding, num: int, size: Size) -> Cond:
+    """Build the entries that the UNet reads, with ``num`` rows in a row for each prompt.
+
+    ``context`` is (B num, M, D). XL also reads ``added``: the pooled embedding (B num, P) and the
+    time ids (B num, 5 or 6), which are sizes in pixels (Podell et al. 2023, section 2.2).
+
+    Raises:
+        ValueError: the network needs a pooled embedding and there is none.
+    """
     embedding = jax.tree.map(lambda leaf: jnp.repeat(leaf, num, axis=0), embedding)
     cond: Cond = {"context": embedding.context}
     net, pooled = pipe.parts.unet.net, embedding.pooled

@@ -1,13 +1,16 @@
-"""What users of diffusers know under other names: arguments and methods, and what they are here."""
+"""Names of arguments and methods in diffusers, and what to write here in their place.
+
+`Pipeline` refuses arguments and attributes that it does not have. Many users know diffusers, so the
+message of such an error translates the name that they wrote.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from diffjax.types import choose
 
-# {} stands for the value that was given.
+# {0} is replaced by the value that the user passed.
 ARGUMENTS = {
     "num_inference_steps": "sampler={0}, or sampler=Sampling(name, steps={0})",
     "timesteps": "sampler=Sampling(name, timesteps={0})",
@@ -95,34 +98,39 @@ METHODS = {
 }
 
 
-def refuse_arguments(unknown: Mapping[str, Any], known: dict[str, Any]) -> None:
-    """See that there is no argument of another name.
+def refuse_arguments(unknown: Mapping[str, object], known: Mapping[str, object]) -> None:
+    """Raise an error if a call has arguments that do not exist.
+
+    Args:
+        unknown: the arguments that the call does not have, with their values.
+        known: the names that the call has, as keys.
 
     Raises:
-        TypeError: there is one; the message says what it is here, or which name is close.
+        TypeError: ``unknown`` is not empty. The message translates the names of diffusers, and
+            suggests the closest known name for others.
     """
     if not unknown:
         return
-    said = []
+    messages = []
     for name, value in unknown.items():
         if name in ARGUMENTS:
             text = repr(value) if _is_short(value) else "..."
-            said.append(f"{name} of diffusers is here: {ARGUMENTS[name].format(text)}")
+            messages.append(f"{name} of diffusers is here: {ARGUMENTS[name].format(text)}")
             continue
         try:
             choose("argument", name, known)
         except ValueError as error:
-            said.append(str(error))
-    raise TypeError("; ".join(said))
+            messages.append(str(error))
+    raise TypeError("; ".join(messages))
 
 
 def explain_attribute(name: str) -> str:
-    """The message for an attribute that a pipeline does not have."""
+    """Return the message of an AttributeError for a name that `Pipeline` does not have."""
     if name in METHODS:
         return f"{name} of diffusers is here: {METHODS[name]}"
     return f"'Pipeline' object has no attribute {name!r}"
 
 
-def _is_short(value: Any) -> bool:
+def _is_short(value: object) -> bool:
     plain = isinstance(value, str | int | float | tuple) or value is None
     return plain and len(repr(value)) <= 40

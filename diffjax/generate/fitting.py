@@ -22,13 +22,14 @@ from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.levels import take_level
 from diffjax.nets.unet import UNet
 from diffjax.pretrained.schedulers import Scheduler
-from diffjax.types import Params, PyTree, choose
+from diffjax.types import PyTree, choose
 
 
 def make_own_scheduler(pipe: LoadedModel, sampling: Sampling) -> Scheduler:
-    """
+    """Make the scheduler of a request for a model, see `make_scheduler`.
+
     Raises:
-        RequestError: the sampler takes something that is asked for not.
+        RequestError: the sampler does not have an option, a grid or a value that the request sets.
     """
     try:
         return make_scheduler(pipe.parts.scheduler, sampling)
@@ -61,13 +62,13 @@ def check_embedded_guidance(pipe: LoadedModel, guiding: Guidance) -> None:
 
 
 def check_refiner(pipe: LoadedModel, refiner: Refiner) -> None:
-    """See that a refiner goes on from the latents and the noise levels of the base model.
+    """Check that a refiner can go on from the latents and noise levels of the base model.
 
     Latents of another scale cannot be converted: their noise would be scaled with them, so that
     they would lie at no level of the refiner's steps.
 
     Raises:
-        RequestError: its latents or its noise levels are others.
+        RequestError: the refiner has other latents, or was trained with other noise levels.
     """
     for name in ("latent_channels", "factor", "latent_scale", "latent_shift"):
         ours, theirs = (getattr(p.parts.vae.net, name) for p in (pipe, refiner.pipe))
@@ -87,7 +88,7 @@ def check_refiner(pipe: LoadedModel, refiner: Refiner) -> None:
 
 
 def _compute_levels(pipe: LoadedModel) -> np.ndarray:
-    """Noise over signal at some times of the model's own schedule."""
+    """Return ``sigma / alpha`` at nine times of the model's own schedule, to compare two models."""
     schedule = pipe.remember(
         ("scheduler", "own"), lambda: make_own_scheduler(pipe, Sampling())
     ).schedule
@@ -98,9 +99,10 @@ def _compute_levels(pipe: LoadedModel) -> np.ndarray:
 
 
 def check_controls(pipe: LoadedModel, request: Request) -> None:
-    """
+    """Check that ControlNets and adapters were made for this UNet, by the widths of their layers.
+
     Raises:
-        RequestError: a ControlNet or adapter was made for another base.
+        RequestError: one was made for another base model.
     """
     unet = pipe.parts.unet.net
     for k, one in enumerate(request.list_controls()):
@@ -118,9 +120,11 @@ def check_controls(pipe: LoadedModel, request: Request) -> None:
 
 
 def check_adapters(pipe: LoadedModel, request: Request) -> None:
-    """
+    """Check that low-rank adapters fit the layers of this UNet, by tracing the merge without
+    computing.
+
     Raises:
-        RequestError: an adapter is for layers that these networks do not have.
+        RequestError: an adapter has a layer that the UNet lacks, or a factor of another shape.
     """
     texts = {name: text.model for name, text in pipe.parts.texts.items()}
     networks = {"unet": pipe.parts.unet, **texts}
@@ -155,7 +159,7 @@ def check_perturbed(pipe: LoadedModel, guiding: Guidance) -> None:
     perturbed = cast(PerturbedAttention | None, guiding.perturbed)
     if perturbed is None:
         return
-    names = [name for name in cast(Params, pipe.parts.unet.params) if ".attentions." in name]
+    names = [name for name in pipe.parts.unet.params if ".attentions." in name]
     known = dict.fromkeys([*(name.rpartition(".attentions.")[0] for name in names), *names])
     for k, layer in enumerate(perturbed.layers):
         where = f"guidance.perturbed.layers[{k}]"
@@ -163,7 +167,9 @@ def check_perturbed(pipe: LoadedModel, guiding: Guidance) -> None:
 
 
 def _describe_widths(net: UNet | T2IAdapter) -> dict[str, Any]:
-    """What a network and its ControlNet must agree in."""
+    """Return the numbers in which a network and its ControlNet or adapter must agree, by their
+    names.
+    """
     if isinstance(net, T2IAdapter):
         return {"widths of the levels": tuple(net.widths)}
     return {

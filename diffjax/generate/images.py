@@ -1,9 +1,13 @@
-"""Images and masks as people have them, to arrays and back."""
+"""Read images, masks and latents in the forms that people have them, and turn results into images.
+
+Users pass PIL images or arrays of several types and ranges. Everything behind this module works on
+float32 arrays in [0, 1] of shape (N, H, W, C). The rules for depth, transparency and grey levels
+are those of `diffjax.data.pictures`, so that training and generation read a picture alike.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -11,14 +15,14 @@ import PIL.Image
 from diffjax.data import pictures
 from diffjax.generate.checks import RequestError, read_text
 from diffjax.generate.options import Latents
-from diffjax.types import Array, choose
+from diffjax.types import Array, T, choose
 
 Side = tuple[int, int]  # height and width
 Fit = Callable[[np.ndarray], np.ndarray] | None
 
 
 def read_images(
-    value: Any,
+    value: object,
     *,
     channels: int = 3,
     latents: int = 4,
@@ -26,22 +30,29 @@ def read_images(
     low: float = 0,
     fit: Fit = None,
 ) -> tuple[np.ndarray, bool]:
-    """Images as (N, H, W, C) float32 in [0, 1], or latents as they are; and whether they are.
+    """Read images as float32 (N, H, W, C) in [0, 1], or recognise latents and return them
+    unchanged.
 
-    Floats of as many channels as latents have are latents only if their values can be those of
-    nothing else: some below 0, and some larger than 1 in size.
+    Float arrays with as many channels as latents count as latents only if no picture could have
+    their values: some are below 0 and some are larger than 1 in size.
 
     Args:
-        value: PIL image(s), or arrays, as `diffjax.data.pictures.to_unit` takes them, of shape
-            ([N,] H, W, C); or `Latents`, or float latents ([N,] h, w, latents).
-        size: (H, W) that images are brought to, by Lanczos' filter as in diffusers.
-        low: what floats may be at least. Below 0 for control images, whose transparent pixels are
-            black, and whose values below 0 are marks, such as -1 of pixels that a ControlNet is to
-            fill in, and are not blended with their neighbours.
+        value: PIL images, or arrays that `diffjax.data.pictures.to_unit` takes, of shape ([N,] H,
+            W, C); or `Latents`, or float latents ([N,] h, w, latents).
+        channels: C, 3 for RGB.
+        latents: channels of the model's latents, or 0 if there can be none.
+        size: (H, W) to which images are resized with a Lanczos filter, as diffusers does.
+        low: the smallest value that floats may have. Control images use -1: their transparent
+            pixels are composited on black, and values below 0 mark pixels that an inpainting
+            ControlNet fills in, so they are resized without blending.
+
+    Returns:
+        The array, and whether it holds latents.
         fit: brings images (N, H, W, C) to a size, in place of ``size``.
 
     Raises:
-        ValueError: it is none of these, or could be either; or the images differ in size.
+        ValueError: the value is neither an image nor latents, could be both, mixes them, or has
+            images of different sizes.
     """
     if isinstance(value, Latents):
         return _to_latents(value.values, latents), True
@@ -55,31 +66,34 @@ def read_images(
     ), False
 
 
-def read_mask(value: Any, size: Side | None = None, fit: Fit = None) -> np.ndarray:
-    """Read a mask as (N, H, W, 1) float32, 1 where it is at least one half.
+def read_mask(value: object, size: Side | None = None, fit: Fit = None) -> np.ndarray:
+    """Read masks as float32 (N, H, W, 1), with 1 where the mask is at least one half.
 
-    ``size`` and ``fit`` are as for `read_images`.
+    Args:
+        value: PIL images or arrays, as `diffjax.data.pictures.read_mask` takes them. White marks
+            the pixels to fill in.
+        size: (height, width) to which they are resized, as in `read_images`.
+        fit: as in `read_images`.
 
     Raises:
-        ValueError: it is no mask, see `diffjax.data.pictures.read_mask`.
+        ValueError: the value cannot be read as a mask.
     """
-    soft = read_soft_mask(value)
-    soft = soft if size is None else resize(soft, size)
+    soft = read_soft_mask(value, size)
     return ((soft if fit is None else fit(soft)) >= 0.5).astype(np.float32)
 
 
-def read_soft_mask(value: Any) -> np.ndarray:
-    """Read a mask as greys (N, H, W, 1), float32 in [0, 1].
+def read_soft_mask(value: object, size: Side | None = None) -> np.ndarray:
+    """Read masks as greys (N, H, W, 1), float32 in [0, 1].
 
     Raises:
-        ValueError: it is no mask, see `diffjax.data.pictures.read_mask`; or the masks differ in
-            size.
+        ValueError: the value cannot be read as a mask, or the masks differ in size.
     """
-    parts = [_add_batch_axis(pictures.read_mask(one)) for one in _list_images(value)]
+    parts = [_add_batch_axis(pictures.read_mask(one)) for one in _list_images(value)]  # type: ignore[arg-type]
+    parts = parts if size is None else [resize(part, size) for part in parts]
     return _join_batches(parts, "masks")
 
 
-def _list_images(value: Any) -> Sequence[Any]:
+def _list_images(value: object) -> Sequence[object]:
     """Return the images of a list; a single image counts as a list of one.
 
     Raises:
@@ -93,6 +107,11 @@ def _list_images(value: Any) -> Sequence[Any]:
 
 
 def _join_batches(parts: Sequence[np.ndarray], name: str) -> np.ndarray:
+    """Concatenate batches of images (N, H, W, C) along N.
+
+    Raises:
+        ValueError: they differ in height or width; ``name`` says what they are.
+    """
     if sizes := sorted({part.shape[1:3] for part in parts})[1:]:
         raise ValueError(
             f"{name} differ in size: {parts[0].shape[1:3]} and {sizes[0]} (height, width); give "
@@ -106,9 +125,13 @@ def _add_batch_axis(array: np.ndarray) -> np.ndarray:
 
 
 def _read_pixels(
-    one: Any, channels: int, size: Side | None, low: float, fit: Fit = None
+    one: object, channels: int, size: Side | None, low: float, fit: Fit = None
 ) -> np.ndarray:
-    """Images (N, H, W, channels) of a PIL image or an array, resized in the depth they have."""
+    """Read a PIL image or an array as float32 (N, H, W, channels) in [0, 1].
+
+    8-bit images are resized before they become floats, because PIL's resampling rounds to 8 bits
+    and the result must equal that of diffusers.
+    """
     name, background = "images", pictures.WHITE
     if low < 0:
         name, background = "control images", pictures.BLACK
@@ -124,11 +147,11 @@ def _read_pixels(
     return pictures.to_unit(array, channels, low=low, name=name)
 
 
-def _find_latents(one: Any, channels: int, latents: int) -> np.ndarray | None:
-    """Return latents, or None if the value is an image.
+def _find_latents(one: object, channels: int, latents: int) -> np.ndarray | None:
+    """Return float32 latents (N, h, w, latents), or None if the value is an image.
 
     Raises:
-        ValueError: it could be either.
+        ValueError: the value could be latents or a picture with an alpha channel.
     """
     if isinstance(one, PIL.Image.Image):
         return None
@@ -148,7 +171,12 @@ def _find_latents(one: Any, channels: int, latents: int) -> np.ndarray | None:
     return values
 
 
-def _to_latents(value: Any, latents: int) -> np.ndarray:
+def _to_latents(value: object, latents: int) -> np.ndarray:
+    """Return latents as finite float32 of shape (N, h, w, latents).
+
+    Raises:
+        ValueError: the shape or the type is another one, or a value is not finite.
+    """
     values = np.asarray(value)
     if values.ndim not in (3, 4) or values.shape[-1] != latents or values.dtype.kind in "OSU":
         raise ValueError(
@@ -161,7 +189,12 @@ def _to_latents(value: Any, latents: int) -> np.ndarray:
 
 
 def resize(array: np.ndarray, size: Side) -> np.ndarray:
-    """Resize images (N, H, W, C), uint8 or float32, to (height, width) by Lanczos' filter."""
+    """Resize images (N, H, W, C), uint8 or float32, to (height, width), channel by channel with
+    PIL.
+
+    Images with values below 0 are resized by the nearest pixel, because these values are marks. The
+    Lanczos filter overshoots, so float results are clipped to [0, 1].
+    """
     if array.shape[1:3] == size:
         return array
     smooth = array.min() >= 0
@@ -180,10 +213,16 @@ def _resize_pillow(image: PIL.Image.Image, size: Side, smooth: bool = True) -> P
 
 
 def repeat_for_images(array: np.ndarray, num: int, images: int, name: str) -> np.ndarray:
-    """One array for all images, one per prompt with ``num`` images each, or one per image.
+    """Repeat an array until it has one row per image.
+
+    Args:
+        array: one row for all images, one per prompt, or one per image.
+        num: images per prompt.
+        images: images of the call.
+        name: what the array holds, for messages.
 
     Raises:
-        ValueError: there is another number of them.
+        ValueError: the array has another number of rows.
     """
     prompts = images // num
     if len(array) not in (1, prompts, images):
@@ -194,11 +233,15 @@ def repeat_for_images(array: np.ndarray, num: int, images: int, name: str) -> np
     return np.repeat(array, images // len(array), axis=0)
 
 
-def read_picture(argument: str, reader: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Return what ``reader`` makes of pictures.
+def read_picture(argument: str, reader: Callable[..., T], *args: object, **options: object) -> T:
+    """Call a reader of pictures, and name the argument in its errors.
+
+    Args:
+        argument: the name of the argument that holds the pictures.
+        reader: a function such as `read_images`, which is called with ``args`` and ``options``.
 
     Raises:
-        RequestError: they cannot be read; it names the argument.
+        RequestError: the reader raised a ValueError.
     """
     try:
         return reader(*args, **options)
@@ -212,9 +255,10 @@ OUTPUTS = ("pil", "np", "latent")
 
 
 def check_output(output: str) -> None:
-    """
+    """Check the name of an output format.
+
     Raises:
-        RequestError: there is no such output.
+        RequestError: it is not one of `OUTPUTS`.
     """
     try:
         choose("output", read_text("output", output), dict.fromkeys(OUTPUTS))
@@ -224,8 +268,12 @@ def check_output(output: str) -> None:
         raise RequestError("output", str(error)) from error
 
 
-def to_output(pixels: Array, output: str) -> Any:
-    """Pixels (B, H, W, 3) in [-1, 1] as asked for: ``np`` in [0, 1], or ``pil``."""
+def to_output(pixels: Array, output: str) -> list[PIL.Image.Image] | np.ndarray:
+    """Turn pixels (B, H, W, 3) in [-1, 1] into the output that was asked for.
+
+    Returns:
+        A list of 8-bit PIL images for ``pil``, otherwise a float32 array (B, H, W, 3) in [0, 1].
+    """
     unit = np.clip(np.asarray(pixels, np.float32) / 2 + np.float32(0.5), 0, 1)
     if output == "pil":
         return [PIL.Image.fromarray(one) for one in np.rint(unit * 255).astype(np.uint8)]

@@ -1,4 +1,8 @@
-"""A text-to-image model that is loaded, and what was computed with it."""
+"""A text-to-image model that is loaded, and a cache of what was computed with it.
+
+The stages of a request need the model's parts, but not the calls of `Pipeline`, which imports them.
+`LoadedModel` is the part of a pipeline that they share.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +16,22 @@ import jax.numpy as jnp
 from diffjax.generate.checks import RequestError
 from diffjax.pretrained.pipelines import Components, name_beside
 from diffjax.pretrained.prompts import Embedding, Prompt, encode
-from diffjax.types import PyTree
+from diffjax.types import PyTree, T
 
 CACHED = 256  # embeddings and encoded images that are kept
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LoadedModel:
-    """What the stages of a request know of a `Pipeline`.
+    """The parts of a model that the stages of a request read, with a cache of embeddings and
+    encoded images.
 
     Attributes:
         parts: networks, tokenizers and configs.
     """
 
     parts: Components
-    _kept: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    _kept: dict[tuple, Any] = dataclasses.field(default_factory=dict)
 
     def embed_checked(
         self,
@@ -37,13 +42,22 @@ class LoadedModel:
         chunks: int = 1,
         adapters: Mapping[str, tuple[tuple[PyTree, float], ...]] | None = None,
     ) -> Embedding:
-        """Embed prompts that were checked, and keep the embeddings for the next time.
+        """Embed prompts that were checked before. Embeddings are kept, so a prompt is encoded once.
+
+        Args:
+            prompts: the texts.
+            clip_skip: layers to leave out before the one whose output is used.
+            weighted: whether brackets in the texts are weights.
+            chunks: number of chunks of 77 tokens to fill up to.
+
+        Returns:
+            An embedding with context (len(prompts), 77 chunks, D).
 
         Args:
             adapters: of text encoders, by their names; embeddings with some are not kept.
 
         Raises:
-            ValueError: so many layers cannot be left out.
+            ValueError: the encoder has no layer left.
         """
         given, texts = adapters or {}, self.parts.texts
         encoders = tuple(
@@ -70,7 +84,9 @@ class LoadedModel:
 
     @property
     def is_xl(self) -> bool:
-        """Whether the network is conditioned on sizes."""
+        """Whether the network is conditioned on sizes and a pooled embedding, as XL and its
+        refiner are.
+        """
         return bool(self.parts.unet.net.added_dim)
 
     @property
@@ -83,7 +99,7 @@ class LoadedModel:
         """Return the height and width in pixels of the images that the model was trained on.
 
         Raises:
-            ValueError: its config does not say.
+            RequestError: the UNet's config has no ``sample_size``.
         """
         side = self.parts.unet.config.get("sample_size")
         if not side:
@@ -91,8 +107,11 @@ class LoadedModel:
         height, width = side if isinstance(side, list | tuple) else (side, side)
         return self.parts.vae.net.factor * height, self.parts.vae.net.factor * width
 
-    def remember(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return the value kept under a key; make and keep it if there is none."""
+    def remember(self, key: tuple, make: Callable[[], T]) -> T:
+        """Return the value that is kept under a key, or make it and keep it.
+
+        At most `CACHED` values are kept; the oldest one is dropped first.
+        """
         if key not in self._kept:
             while len(self._kept) >= CACHED:
                 self._kept.pop(next(iter(self._kept)))

@@ -1,9 +1,14 @@
-"""What can be asked of a pipeline."""
+"""The options of a request: samplers, guidance, images, controls, adapters, refiners and sizes.
+
+A request names each of them by a `NamedTuple` with defaults. `request` turns short forms, such as a
+number for the guidance scale, into these. `make_scheduler` turns a sampler into one of diffusers'
+schedulers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,10 +17,10 @@ from diffjax.pretrained.models import Component
 from diffjax.pretrained.pipelines import TEXTS
 from diffjax.pretrained.prompts import Embedding, Prompt
 from diffjax.pretrained.schedulers import INSTEAD, KINDS, Scheduler, load_scheduler, with_class
-from diffjax.types import PyTree, choose, summarize
+from diffjax.types import Array, Options, Params, choose, summarize
 
 # Short names of diffusers' schedulers: (class, options).
-SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+SAMPLERS: dict[str, tuple[str, Options]] = {
     "ddim": ("DDIM", {}),
     "ddpm": ("DDPM", {}),
     "pndm": ("PNDM", {"skip_prk_steps": True}),
@@ -38,7 +43,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lcm": ("LCM", {}),
     "tcd": ("TCD", {}),
 }
-GRIDS: dict[str, dict[str, Any]] = {
+GRIDS: dict[str, Options] = {
     **{
         name: {f"use_{other}_sigmas": other == name for other in ("karras", "exponential", "beta")}
         for name in ("karras", "exponential", "beta")
@@ -53,14 +58,17 @@ Texts = str | Prompt | Sequence[str | Prompt]
 
 
 class Sampling(NamedTuple):
-    """How the noise is removed.
+    """Which sampler removes the noise, and in how many steps.
 
     Attributes:
-        name: one of `SAMPLERS`, or a scheduler class of diffusers; the model's own if None.
-        steps: number of steps.
-        grid: one of `GRIDS`, where they lie; the model's own if None.
-        options: options of the scheduler config.
-        eta: of DDIM, or gamma of TCD.
+        name: one of `SAMPLERS`, or the name of a scheduler class of diffusers. None is the model's
+            own scheduler.
+        steps: number of steps, in 1 to 10,000. Second-order samplers evaluate the network twice in
+            a step.
+        grid: one of `GRIDS`, which says where the steps lie. None is the spacing of the scheduler's
+            config.
+        options: other keys of scheduler_config.json and their values.
+        eta: the noise of DDIM, from 0 for none to 1 for that of DDPM, or the gamma of TCD.
         timesteps: falling times of the training schedule to visit, in place of ``steps``, for
             samplers that take them.
         sigmas: falling levels ``sigma / alpha``, the last one included, likewise.
@@ -73,7 +81,7 @@ class Sampling(NamedTuple):
     name: str | None = None
     steps: int = 50
     grid: str | None = None
-    options: Mapping[str, Any] = {}
+    options: Mapping[str, object] = {}
     eta: float | None = None
     timesteps: Sequence[float] | None = None
     sigmas: Sequence[float] | None = None
@@ -115,14 +123,17 @@ class FreeU(NamedTuple):
 
 
 class Guidance(NamedTuple):
-    """Classifier-free guidance ``u + scale (c - u)``.
+    """Classifier-free guidance ``u + scale (c - u)`` of a conditional prediction c and an
+    unconditional u.
 
     Attributes:
-        scale: 1 or less: none. 5 for XL and 7.5 for others if None.
-        negative: the prompt of u, one or as many as prompts, or its embedding. None is an empty
-            prompt, or for XL a zero embedding.
-        rescale: share of the conditional spread brought back (Lin et al. 2023), in [0, 1].
-        low, high: guide only where ``low <= sigma / alpha <= high`` (Kynkaanniemi et al. 2024).
+        scale: 1 or less turns guidance off. None is 5 for XL and 7.5 for other models.
+        negative: the prompt of u: one for all prompts, one for each, or an embedding. None is an
+            empty prompt, or for XL a zero embedding.
+        rescale: how far the standard deviation of the guided prediction is brought back to that of
+            c (Lin et al. 2023, eq. 15 and 16), in [0, 1].
+        low: guide only where ``sigma / alpha`` is at least this (Kynkaanniemi et al. 2024).
+        high: guide only where ``sigma / alpha`` is at most this.
         perturbed: a `PerturbedAttention`, or its scale, which is added at every step.
         image: scale of the image, at least 1, for models that edit by instruction: with the empty
             image as a third condition, ``e + image (u - e) + scale (c - u)`` (Brooks et al. 2023,
@@ -139,26 +150,30 @@ class Guidance(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """Latents in place of pixels, whatever their values.
+    """Latents in place of pixels.
+
+    `Image` takes a plain array of latents too, unless it could be a picture.
 
     Attributes:
-        values: ([N,] h, w, 4), scaled as the network sees them.
+        values: ([N,] h, w, C), multiplied by the autoencoder's scaling factor, as the UNet sees
+            them.
     """
 
-    values: Any
+    values: Array
 
 
 class Image(NamedTuple):
-    """An image to start from, or to fill in.
+    """An image to start from (SDEdit, Meng et al. 2022), or to fill in where a mask is white.
 
     Attributes:
-        pixels: PIL image(s), uint8, uint16 or floats in [0, 1] of shape ([N,] H, W, C), C being 3
-            for RGB, 1 for grey or 4 with alpha, composited on white; or latents, as `Latents` or
-            as floats ([N,] h, w, 4) some of which are below 0 and some larger than 1 in size.
-        strength: share of the steps that are run. If None: 0.8, with a mask 1; for XL 0.3 and
-            0.9999.
-        mask: PIL image(s) or array ([N,] H, W), white where the image is to be filled in; integers
-            of 0 and 1, or 0 and 255, bool, or floats in [0, 1].
+        pixels: PIL images, or arrays of uint8, uint16 or floats in [0, 1] with shape ([N,] H, W,
+            C). C is 3 for RGB, 1 for grey, or 4 with alpha, which is composited on white. Or
+            latents, as `Latents` or as floats ([N,] h, w, 4), some of which are below 0 and some
+            larger than 1 in size.
+        strength: share of the steps to run, in [0, 1]: at 1 the image is replaced by noise, at 0 it
+            stays. None is diffusers' default: 0.8, or 1 with a mask; for XL 0.3 and 0.9999.
+        mask: PIL images or arrays ([N,] H, W), white where the image is to be filled in: integers
+            of 0 and 1 or of 0 and 255, bools, or floats in [0, 1].
         mask_padding: fill in a crop around the mask alone, with so many pixels around what is
             masked, at the size of the output, and paste it into the whole image. None for the whole
             image at once.
@@ -167,11 +182,11 @@ class Image(NamedTuple):
         noise_level: for upscalers: a time of the noise that the small image gets; 20 if None.
     """
 
-    pixels: Any
+    pixels: object
     strength: float | None = None
-    mask: Any = None
+    mask: object = None
     mask_padding: int | None = None
-    depth: Any = None
+    depth: object = None
     noise_level: int | None = None
 
     def __repr__(self) -> str:
@@ -179,20 +194,21 @@ class Image(NamedTuple):
 
 
 class Control(NamedTuple):
-    """A ControlNet or T2I-Adapter, and its image.
+    """A ControlNet or T2I-Adapter with the image that steers it.
 
     Attributes:
-        net: the network.
-        image: PIL image(s), uint8, uint16 or floats in [0, 1], and -1 where inpainting ControlNets
-            are to fill in; composited on black and brought to the size of the output.
-        scale: factor of its residuals.
-        start, end: the part of the evaluations in which it acts.
-        balance: one of `diffjax.control.BALANCES`, such as ``guess``, which ControlNets that pool
-            their residuals (``global_pool_conditions``) always have.
+        net: the network, from `diffjax.pretrained.load_model`.
+        image: PIL images, uint8, uint16 or floats in [0, 1]. Inpainting ControlNets read -1 where
+            they fill in. Images are composited on black and resized to the size of the output.
+        scale: factor of the residuals that the network adds to the UNet.
+        start: fraction of the evaluations after which it begins to act, in [0, 1].
+        end: fraction of the evaluations after which it stops, in [0, 1].
+        balance: one of `diffjax.control.BALANCES`, which weighs the image against the prompt.
+            ControlNets that pool their residuals (``global_pool_conditions``) always use ``guess``.
     """
 
     net: Component
-    image: Any
+    image: object
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
@@ -203,21 +219,22 @@ class Control(NamedTuple):
 
 
 class Lora(NamedTuple):
-    """Low-rank adapters of the UNet, and of text encoders, added when the program runs.
+    """Low-rank adapters of the UNet and of text encoders that are added while the program runs,
+    without a copy of the weights.
 
     Attributes:
-        weights: from `Pipeline.load_lora`, by the name of the network; or of the UNet alone, from
-            `diffjax.pretrained.load_lora`.
-        scale: 1 as they were trained, 0 for none of them.
+        weights: the adapters by the name of the network, from `Pipeline.load_lora`; or those of the
+            UNet alone, from `diffjax.pretrained.load_lora`.
+        scale: factor of the change of weights: 1 as trained, 0 for no change.
     """
 
-    weights: PyTree
+    weights: Params
     scale: float = 1.0
 
     def __repr__(self) -> str:
         return summarize(self)
 
-    def by_network(self) -> dict[str, PyTree]:
+    def by_network(self) -> dict[str, Params]:
         """The adapters by the name of the network, ``unet`` or that of a text encoder."""
         named = set(self.weights) <= {"unet", *TEXTS}
         return dict(self.weights) if named else {"unet": self.weights}
@@ -227,8 +244,8 @@ class Refiner(NamedTuple):
     """A second model that does the last part of the denoising (Podell et al. 2023).
 
     Attributes:
-        pipe: its pipeline.
-        start: fraction of the denoising after which it takes over.
+        pipe: the pipeline of the second model.
+        start: fraction of the denoising after which it takes over, between 0 and 1.
         prompt: what it is told, as many texts as the base model; the same if None.
         guidance: its `Guidance`, or its scale; that of the base model if None.
     """
@@ -243,15 +260,21 @@ class Refiner(NamedTuple):
 
 
 class Size(NamedTuple):
-    """Size of the output, and the sizes that XL is conditioned on (its micro-conditioning).
+    """Size of the output in pixels, and the sizes that XL is conditioned on (Podell et al. 2023,
+    section 2.2).
 
     Attributes:
-        height, width: of the output, in pixels, to which images and masks are brought; one that is
-            0 is that of the image, or the model's own.
-        original, target: (height, width); that of the output if None.
-        crop: (top, left).
-        aesthetic: aesthetic score that conditions a refiner.
-        negative_*: the same for the negative prompt; as for the prompt if None.
+        height: height of the output, to which images and masks are resized. 0 is that of the image,
+            or the model's own.
+        width: width of the output, with the same rule.
+        original: (height, width) of the picture before it was resized; the size of the output if
+            None.
+        crop: (top, left) corner of the crop.
+        target: (height, width) after the crop; the size of the output if None.
+        aesthetic: aesthetic score, which a refiner is conditioned on in place of ``target``.
+        negative_original, negative_crop, negative_target: the same for the negative prompt; as for
+            the prompt if None.
+        negative_aesthetic: aesthetic score for the negative prompt.
     """
 
     height: int = 0
@@ -266,7 +289,7 @@ class Size(NamedTuple):
     negative_aesthetic: float = 2.5
 
     def for_negative(self) -> Size:
-        """Return the size that goes with the negative prompt."""
+        """Return the sizes that condition the negative prompt."""
         return self._replace(
             original=self.negative_original or self.original,
             crop=self.negative_crop or self.crop,
@@ -275,10 +298,16 @@ class Size(NamedTuple):
         )
 
     def to_time_ids(self, count: int) -> tuple[float, ...]:
-        """Return the time ids of a network: 6 of XL's base, 5 of its refiner.
+        """Return the numbers that a network of XL is conditioned on.
+
+        The base model reads original, crop and target size (6 numbers); the refiner reads original
+        size, crop and aesthetic score (5 numbers).
+
+        Args:
+            count: how many numbers the network reads.
 
         Raises:
-            ValueError: the network takes another number of them.
+            ValueError: ``count`` is neither 5 nor 6.
         """
         if count not in (5, 6):
             raise ValueError(f"a network of XL takes 5 or 6 time ids, but this one takes {count}")
@@ -287,11 +316,18 @@ class Size(NamedTuple):
         return (*(self.original or here), *self.crop, *last)
 
 
-def find_sampler(name: str) -> tuple[str, dict[str, Any]]:
-    """The scheduler class of a sampler's name, or of a class of diffusers, and what it changes.
+def find_sampler(name: str) -> tuple[str, Options]:
+    """Look up a sampler by its short name, or a scheduler class of diffusers by its own name.
+
+    Args:
+        name: a key of `SAMPLERS`, or a class name with or without ``Scheduler`` at its end.
+
+    Returns:
+        The class name without ``Scheduler``, and the options that the sampler sets.
 
     Raises:
-        ValueError: the name is unknown, or the class is not supported.
+        ValueError: the name is unknown, or the class is not supported; then the message names a
+            substitute.
     """
     kind = f"{name.removesuffix('Scheduler')}Scheduler"
     if kind in INSTEAD:
@@ -300,14 +336,20 @@ def find_sampler(name: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     if name[:1].isupper():
         choose("scheduler class", name, {key.removesuffix("Scheduler"): key for key in KINDS})
-    return cast(tuple[str, dict[str, Any]], choose("sampler", name, SAMPLERS))
+    return choose("sampler", name, SAMPLERS)
 
 
-def make_scheduler(config: Mapping[str, Any], sampling: Sampling) -> Scheduler:
-    """The scheduler of a model, or another one in its place.
+def make_scheduler(config: Options, sampling: Sampling) -> Scheduler:
+    """Build the scheduler of a model, or another one with the same noise levels in its place.
+
+    Args:
+        config: the model's scheduler_config.json.
+        sampling: the sampler that the request asks for. Keys of the config that the new class has
+            carry over, as with ``from_config`` in diffusers.
 
     Raises:
-        ValueError: the name, the grid or an option is unknown, or of no use to this scheduler.
+        ValueError: the name, the grid or an option is unknown, or the scheduler class has no such
+            option.
     """
     name, changes = find_sampler(sampling.name or config["_class_name"])
     known = KINDS[name.removesuffix("Scheduler") + "Scheduler"].defaults

@@ -1,4 +1,8 @@
-"""The composition: a request to stages of the one sampling loop, and their results to images."""
+"""The pipeline of a text-to-image model: it loads the parts, runs requests and decodes the images.
+
+`stages` turns a request into runs of the one sampling loop. This module executes them, either in
+one compiled call or evaluation by evaluation with a `Progress` for the caller.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from diffjax.generate import images, program
 from diffjax.generate.checks import (
@@ -43,25 +48,27 @@ from diffjax.pretrained.models import Component, Sharding
 from diffjax.pretrained.pipelines import load_components, save_components
 from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks
 from diffjax.samplers import loop
-from diffjax.types import Array, PyTree, summarize
+from diffjax.types import Array, Params, summarize
 
 
 def load(
     path: StrPath,
     *,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     variant: str | None = None,
     tokenizer: StrPath | None = None,
     prediction: str | None = None,
     sharding: Sharding | None = None,
     vae: StrPath | None = None,
 ) -> Pipeline:
-    """A pipeline from a diffusers folder or a single .safetensors file.
+    """Load a pipeline from a diffusers folder or a single .safetensors file.
 
-    Compiled programs are kept on disk, in ``JAX_COMPILATION_CACHE_DIR`` or the user's cache.
+    Compiled programs are kept on disk, in ``JAX_COMPILATION_CACHE_DIR`` or the user's cache folder,
+    so that a later process does not compile them again.
 
     Args:
-        dtype: of weights and computation, such as ``jnp.bfloat16``.
+        path: the folder or the file.
+        dtype: type of weights and computation, such as ``jnp.bfloat16``.
         variant, tokenizer, prediction, sharding, vae: see `load_components`.
 
     Raises:
@@ -84,13 +91,13 @@ def load(
 
 @dataclasses.dataclass(repr=False)
 class Progress:
-    """What `Pipeline.steps` yields after every evaluation of the network.
+    """The state of a run after an evaluation of the network, as `Pipeline.steps` yields it.
 
     Attributes:
-        i: number of those that are done, less one.
-        count: how many there will be.
-        step: of the loop; its ``run`` holds the state z and the prediction x.
-        pipe: the pipeline that is at work.
+        i: index of the evaluation that was just done, from 0.
+        count: evaluations of the whole run, those of a refiner included.
+        step: the step of the loop; its ``run`` holds the state z and the prediction x.
+        pipe: the pipeline whose network was evaluated, the base model's or the refiner's.
     """
 
     i: int
@@ -102,10 +109,13 @@ class Progress:
         return summarize(self)
 
     def edit(self, z: Array) -> None:
-        """Go on from other latents.
+        """Replace the state z, so that the run goes on from other latents.
+
+        Args:
+            z: latents of the shape of ``step.run.z``, noisy as the state is.
 
         Raises:
-            RequestError: they have another shape, or are not finite.
+            RequestError: the latents have another shape, or are not finite.
         """
         shape = self.step.run.z.shape
         if np.shape(read_floats("z", z, "(B, h, w, channels)")) != shape:
@@ -113,14 +123,21 @@ class Progress:
         self.step.edit(z)
 
     def images(self, output: str = "pil") -> Any:
-        """Decode the images that the model predicts at this point."""
+        """Decode the images that the model predicts at this point of the run.
+
+        Args:
+            output: ``pil``, ``np`` or ``latent``, see `Pipeline.__call__`.
+        """
         run = self.step.run
         return self.pipe.decode(run.z if run.x is None else run.x, output)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Pipeline(LoadedModel):
-    """A text-to-image model, ready to be called.
+    """A text-to-image model that can be called with prompts.
+
+    Pipelines are immutable: `with_lora` and `with_concept` return new ones that share the other
+    weights.
 
     Attributes:
         parts: networks, tokenizers and configs.
@@ -133,8 +150,8 @@ class Pipeline(LoadedModel):
         models |= {name: text.model for name, text in parts.texts.items()}
         lines += [f"  {name}: {_describe(model)}" for name, model in models.items()]
         config = parts.scheduler
-        said = config.get("prediction_type", "epsilon")
-        return "\n".join([*lines, f"  scheduler: {config.get('_class_name')}, {said})"])
+        prediction = config.get("prediction_type", "epsilon")
+        return "\n".join([*lines, f"  scheduler: {config.get('_class_name')}, {prediction})"])
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(explain_attribute(name), name=name, obj=self)
@@ -143,10 +160,10 @@ class Pipeline(LoadedModel):
         self,
         prompt: Texts | Embedding | None = None,
         *,
-        key: Any = 0,
+        key: object = 0,
         sampler: Sampling | str | int | None = None,
         guidance: Guidance | float | None = None,
-        image: Any = None,
+        image: object = None,
         control: Sequence[Control] | Control = (),
         lora: Sequence[Lora] | Lora = (),
         refiner: Refiner | Pipeline | None = None,
@@ -158,22 +175,23 @@ class Pipeline(LoadedModel):
         step_noise: Array | None = None,
         freeu: FreeU | None = None,
         output: str = "pil",
-        callback: Callable[[Progress], Any] | None = None,
-        **unknown: Any,
+        callback: Callable[[Progress], object] | None = None,
+        **unknown: object,
     ) -> Any:
-        """Images of prompts.
+        """Generate images of prompts.
 
         Args:
-            prompt, ...: see `Request`.
-            output: ``pil`` for a list, ``np`` for (B, H, W, 3) in [0, 1], ``latent`` for
-                (B, h, w, 4).
-            callback: called after every evaluation of the network; may edit; if it returns True
-                the run ends there.
+            prompt, key, sampler, guidance, image, control, lora, refiner, size, num, latents,
+                clip_skip, weighted: see `Request`.
+            output: ``pil`` for a list of images, ``np`` for a float32 array (B, H, W, 3) in [0, 1],
+                ``latent`` for (B, h, w, 4).
+            callback: a function of a `Progress`, called after every evaluation of the network. It
+                may edit the state. If it returns True, the run ends there.
 
         Raises:
-            TypeError: an argument is unknown; what diffusers calls so is named.
-            RequestError: what is asked for does not exist or does not fit; the choices are named.
-                Nothing has been computed then.
+            TypeError: an argument is unknown; the message translates the names of diffusers.
+            RequestError: an argument is wrong or does not fit the model. The message names the
+                argument and the choices, and nothing has been computed yet.
         """
         refuse_arguments(unknown, _ARGUMENTS)
         request = Request(
@@ -205,27 +223,34 @@ class Pipeline(LoadedModel):
         return self._decode(latents, output, stages[-1][1].crop)
 
     def _run_watched(
-        self, stages: Sequence[tuple[LoadedModel, Stage]], callback: Callable[[Progress], Any]
+        self, stages: Sequence[tuple[LoadedModel, Stage]], callback: Callable[[Progress], object]
     ) -> Array:
-        """Latents of stages; a callback that returns True ends them where they are."""
+        """Run stages, and return the final latents (B, h, w, C). A callback that returns True ends
+        the run where it is.
+        """
         for progress in self._steps(stages):
             if callback(progress):
                 return progress.step.run.z
         return stages[-1][1].finish(progress.step.run)
 
     def steps(self, request: Request) -> Iterator[Progress]:
-        """Run evaluation by evaluation; edit in between, or leave the loop to stop.
+        """Run a request evaluation by evaluation.
 
-        The same compiled program as of a call, and the same bits.
+        The caller may edit the state, or leave the loop to stop.
+
+        A call runs the same compiled program, so that both give the same bits.
 
         Raises:
-            ValueError: see `__call__`.
+            RequestError: see `__call__`.
         """
         if not isinstance(request, Request):
             raise refuse("request", f"must be a Request(prompt), got {show(request)}")
         return self._steps(make_stages(self, request))
 
     def _steps(self, stages: Sequence[tuple[LoadedModel, Stage]]) -> Iterator[Progress]:
+        """Yield the progress of stages that were planned; checks have run before the first
+        value is asked for.
+        """
         before = None
         total, done = sum(stage.length for _, stage in stages), 0
         for loaded, stage in stages:
@@ -237,10 +262,16 @@ class Pipeline(LoadedModel):
             before = stage.end(step.run)
 
     def decode(self, latents: Array, output: str = "pil") -> Any:
-        """Images of latents (B, h, w, 4), one at a time.
+        """Decode latents to images, one image at a time to bound the memory.
+
+        Args:
+            latents: (B, h, w, C), multiplied by the autoencoder's scaling factor, as the UNet sees
+                them.
+            output: ``pil``, ``np`` or ``latent``, see `__call__`.
 
         Raises:
-            RequestError: they have another shape, or are not finite, or there is no such output.
+            RequestError: the latents have another shape or are not finite, or the output is
+                unknown.
         """
         return self._decode(latents, output)
 
@@ -271,11 +302,18 @@ class Pipeline(LoadedModel):
         weighted: bool = False,
         chunks: int = 1,
     ) -> Embedding:
-        """Embeddings of prompts, for use in their place; see `diffjax.pretrained.prompts.encode`.
+        """Embed prompts, for use in place of texts; see `diffjax.pretrained.prompts.encode`.
+
+        Args:
+            prompts: one text or several.
+            clip_skip: layers of the text encoder to leave out.
+            weighted: whether brackets are weights; then a prompt may be longer than a chunk.
+            chunks: chunks of 77 tokens that there are at least.
 
         Raises:
-            RequestError: there is no prompt, or one for two encoders that the model does not have.
-            ValueError: so many layers cannot be left out.
+            RequestError: there is no prompt, one is an embedding already, or one is a `Prompt` of
+                two texts while the model has one encoder.
+            ValueError: ``clip_skip`` leaves no layer.
         """
         encoders = tuple(self.parts.texts.values())
         texts = read_prompts("prompts", prompts)
@@ -293,9 +331,16 @@ class Pipeline(LoadedModel):
         return self.embed_checked(texts, clip_skip=clip_skip, weighted=weighted, chunks=chunks)
 
     def with_lora(self, path: StrPath, *, scale: float = 1.0) -> Pipeline:
-        """The pipeline with an adapter merged in; see `merge_lora`.
+        """Return the pipeline with an adapter merged into its networks; see `merge_lora`.
 
-        ``lora`` of a call adds low-rank adapters without another copy of the weights.
+        The argument ``lora`` of a call adds low-rank adapters without another copy of the weights.
+
+        Args:
+            path: a file of adapters, or a folder of peft or diffusers.
+            scale: 1 as trained, 0 for no change.
+
+        Raises:
+            FileNotFoundError, ValueError: see `merge_lora`.
         """
         texts = self.parts.texts
         models = {"unet": self.parts.unet} | {name: text.model for name, text in texts.items()}
@@ -303,15 +348,17 @@ class Pipeline(LoadedModel):
         changed = {name: text._replace(model=models[name]) for name, text in texts.items()}
         return Pipeline(self.parts._replace(unet=models["unet"], texts=changed))
 
-    def load_lora(self, path: StrPath) -> PyTree:
-        """Adapters for `Lora`, by the name of the network; see `diffjax.pretrained.load_loras`."""
+    def load_lora(self, path: StrPath) -> dict[str, Params]:
+        """Load adapters for `Lora`, by the name of the network; see
+        `diffjax.pretrained.load_loras`.
+        """
         texts = {name: text.model for name, text in self.parts.texts.items()}
         return load_loras({"unet": self.parts.unet, **texts}, path)
 
     def with_concept(
         self, path: StrPath, *, name: str | None = None, allow_legacy_pickle: bool = False
     ) -> Pipeline:
-        """The pipeline with more words, by textual inversion; see `add_concept`."""
+        """Return the pipeline with words added by textual inversion; see `add_concept`."""
         encoders = add_concept(
             tuple(self.parts.texts.values()),
             path,
@@ -322,7 +369,7 @@ class Pipeline(LoadedModel):
         return Pipeline(self.parts._replace(texts=texts))
 
     def save(self, folder: StrPath) -> None:
-        """Write a folder that diffusers, or `load`, reads."""
+        """Write a folder that `load` and diffusers read; see `save_components`."""
         save_components(folder, self.parts)
 
 
@@ -335,13 +382,13 @@ def _run(stages: Sequence[tuple[LoadedModel, Stage]]) -> Array:
     return stage.finish(run)
 
 
-_ARGUMENTS: dict[str, Any] = dict.fromkeys(
+_ARGUMENTS: dict[str, None] = dict.fromkeys(
     [*(field.name for field in dataclasses.fields(Request)), "output", "callback"]
 )
 
 
 def _describe(model: Component) -> str:
-    """Class, size and type of a network."""
+    """Describe a network by its class, number of parameters and their types, for the repr."""
     leaves = jax.tree.leaves(model.params)
     types = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
     count = sum(leaf.size for leaf in leaves)

@@ -1,11 +1,16 @@
-"""What of a generation is compiled: the loop with its denoiser, and the autoencoder's halves."""
+"""The compiled parts of a generation: the sampling loop with its denoiser, and the autoencoder.
+
+A `Program` holds all that is fixed when the loop is compiled. It is a static argument of `jax.jit`,
+so programs that compare equal share one compilation. Everything else (parameters, conditions,
+scales by step, noise levels) is passed as arrays, and changing it compiles nothing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import jax
 import numpy as np
@@ -15,10 +20,16 @@ from diffjax.generate import images
 from diffjax.generate.options import PerturbedAttention
 from diffjax.generate.request import Request
 from diffjax.model import ControlNetwork, Model, apply_control
+from diffjax.nets.adapter import T2IAdapter
+from diffjax.nets.autoencoder import Posterior
+from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.unet import UNet
 from diffjax.pretrained.schedulers import Scheduler, to_config
 from diffjax.samplers import loop
-from diffjax.types import Array, Denoiser, Params, PyTree, Rows, Sampler
+from diffjax.types import Array, Denoiser, Module, Options, Params, Rows, Sampler, Tree
+
+# The arrays that a program reads by name, see `advance`; each name has a type of its own.
+Inputs: TypeAlias = dict[str, Any]
 
 # Options of a scheduler that change what is compiled; all others are in the rows.
 _DECODING = ("prediction_type", "variance_type", "sigma_data")
@@ -30,14 +41,16 @@ _BOUNDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is fixed when the loop is compiled; equal programs with arrays of equal shapes share it.
+    """What is fixed when the loop is compiled. Equal programs with arrays of equal shapes share it.
 
     Attributes:
-        model: without parameters; of it the network is compared.
-        scheduler: compared by what of it is compiled only.
-        guided: ``no``, ``always``, or ``sometimes`` (see `classify_guidance`).
-        rescale: of the guidance.
-        nets: ControlNets and adapters, and how each is balanced with the prompt.
+        model: the model without its parameters. Only its network is compared.
+        scheduler: only what is compiled of it is compared: the solver's functions, the prediction
+            type and the bounds on x. Noise levels are in the rows.
+        guided: ``no``, ``always`` or ``sometimes``, see `classify_guidance`.
+        rescale: see `Guidance.rescale`.
+        nets: ControlNets and adapters, each with the name of its balance.
+        compiled: the values by which programs are compared in place of model and scheduler.
         perturbed: attentions that are the identity in the network which perturbed-attention
             guidance leads away from; empty without it.
         edits: the image beside the latents has a scale of guidance of its own.
@@ -47,10 +60,10 @@ class Program:
     scheduler: Scheduler = dataclasses.field(compare=False)
     guided: str
     rescale: float
-    nets: tuple[tuple[Any, str], ...]
+    nets: tuple[tuple[ControlNet | T2IAdapter, str], ...]
     perturbed: tuple[str, ...] = ()
     edits: bool = False
-    compiled: Any = dataclasses.field(init=False)
+    compiled: tuple = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         config, sampler = to_config(self.scheduler), self.scheduler.sampler
@@ -69,25 +82,36 @@ class Program:
 
 @partial(jax.jit, static_argnums=0)
 def advance(
-    program: Program, inputs: PyTree, run: loop.Run, rows: Rows, first: Any, last: Any
+    program: Program,
+    inputs: Inputs,
+    run: loop.Run,
+    rows: Rows,
+    first: int | Array,
+    last: int | Array,
 ) -> loop.Run:
-    """`loop.advance` of a program; ``inputs`` are the arrays that it is given.
+    """Run rows ``first`` to ``last - 1`` of the sampling loop in one compiled call.
 
     Args:
-        inputs: params, keys and cond; with guidance null and scale (rows,); for inpainting known;
-            with ControlNets their params, hints and strengths, see `plan_controls`; with low-rank
-            adapters lora, pairs of these and their scales; with perturbed attention its scales
-            (rows,); with noise of the caller's noise (rows, B, h, w, C); with an image of its own
-            scale image_scale and empty, the null condition without it.
+        program: what is fixed at compile time.
+        inputs: ``params``, ``keys`` (B,) and ``cond``; with guidance ``null`` and ``scale``
+            (rows,); for inpainting ``known``; with ControlNets their params, hints and strengths,
+            see `plan_controls`; with low-rank adapters ``lora``, pairs of them and their scales;
+            with perturbed attention its scales ``perturbed`` (rows,); with noise of the caller's
+            ``noise`` (rows, B, h, w, C); with a scale of the image ``image_scale`` and ``empty``,
+            the null condition without the image.
+        run: the state before the first row.
+        rows: the padded plan.
+        first: index of the first row to run.
+        last: index after the last row to run.
     """
     if "noise" in inputs:
-        noise = loop.given_noise(inputs["noise"])
+        noise = loop.replay_noise(inputs["noise"])
     else:
         noise = loop.image_noise(inputs["keys"], run.z.shape[1:])
-    known = inputs.get("known")
 
     def put_back(z: Array, row: Rows) -> Array:
-        """Known pixels, as noisy as the state is now."""
+        """Return z with the known pixels put back, as noisy as the state is after this row."""
+        known = inputs["known"]
         i, mask = row.level.i, known["mask"]
         there = known["alpha"][i] * known["x"] + known["sigma"][i] * known["eps"]
         return (1 - mask) * there + mask * z
@@ -100,28 +124,32 @@ def advance(
         rows,
         first,
         last,
-        on_step=None if known is None else put_back,
+        on_step=put_back if "known" in inputs else None,
     )
 
 
-def build_denoiser(program: Program, inputs: PyTree) -> Denoiser:
-    """The model's denoiser, guided and bounded as the program says."""
+def build_denoiser(program: Program, inputs: Inputs) -> Denoiser:
+    """Build the model's denoiser with adapters, controls and guidance, and bound x as the scheduler
+    does.
+
+    Args:
+        program: what is fixed at compile time.
+        inputs: see `advance`.
+    """
     own = program.model._replace(
         params=inputs["params"], adapters=tuple(inputs.get("lora", ())), controls=()
     )
     controls, guided = _apply_controls(program, inputs), program.guided != "no"
     combine: guidance.Combine = guidance.cfg
-    extra: guidance.Scale | None = None
     if program.edits:
         blind = model.denoiser(own, inputs["empty"], controls=controls)
-        combine = guidance.contrasted(blind, inputs["image_scale"] - 1, of_null=True)
+        combine = guidance.add_contrast(blind, inputs["image_scale"] - 1, of_null=True)
     if program.perturbed:
         other = cast(UNet, own.network).clone(identity_attention=program.perturbed)
         weak = model.denoiser(own._replace(network=other), inputs["cond"], controls=controls)
-        extra = guidance.per_evaluation(inputs["perturbed"])
-        combine = guidance.contrasted(weak, extra, combine)
+        combine = guidance.add_contrast(weak, guidance.per_evaluation(inputs["perturbed"]), combine)
     if program.rescale:
-        combine = guidance.rescaled(own.parameterization, program.rescale, combine)
+        combine = guidance.rescale(own.parameterization, program.rescale, combine)
     denoise = model.denoiser(
         own,
         inputs["cond"],
@@ -131,12 +159,14 @@ def build_denoiser(program: Program, inputs: PyTree) -> Denoiser:
         combine=combine,
         always=program.guided == "always" or bool(program.perturbed) or program.edits,
     )
-    if extra is not None and not guided:
-        denoise = guidance.contrast(denoise, weak, lambda level: 1 + extra(level))
+    if program.perturbed and not guided:
+        scale = guidance.per_evaluation(1 + inputs["perturbed"])
+        denoise = guidance.contrast(denoise, weak, scale)
     return program.scheduler.bound(denoise)
 
 
-def _apply_controls(program: Program, inputs: PyTree) -> list[control.AppliedControl]:
+def _apply_controls(program: Program, inputs: Inputs) -> list[control.AppliedControl]:
+    """Return the ControlNets of a program with their arrays, for `diffjax.model.denoiser`."""
     return [
         apply_control(
             ControlNetwork(net, given.get("params")),
@@ -150,15 +180,22 @@ def _apply_controls(program: Program, inputs: PyTree) -> list[control.AppliedCon
 
 
 def read_hints(request: Request, size: tuple[int, int]) -> list[np.ndarray]:
-    """The images of ControlNets at the size of the output, one or one for each image.
+    """Read the images of ControlNets at the size of the output.
+
+    Args:
+        request: the request with its controls.
+        size: (height, width) of the output in pixels.
+
+    Returns:
+        For each control an array (1 or B, H, W, C), where B counts images.
 
     Raises:
-        RequestError: one of them cannot be read, or there is another number of them.
+        RequestError: an image cannot be read, or there is neither one nor one per prompt or image.
     """
     hints = []
     for k, one in enumerate(request.list_controls()):
         name, channels = f"control[{k}].image", one.net.net.hint_channels
-        options: dict[str, Any] = dict(channels=channels, latents=0, size=size, low=-1)
+        options: Options = dict(channels=channels, latents=0, size=size, low=-1)
         hint = images.read_picture(name, images.read_images, one.image, **options)[0]
         if len(hint) > 1:
             hint = images.read_picture(
@@ -175,15 +212,21 @@ def read_hints(request: Request, size: tuple[int, int]) -> list[np.ndarray]:
 
 def plan_controls(
     request: Request, rows: Rows, count: int, hints: Sequence[np.ndarray]
-) -> tuple[tuple[tuple[Any, str], ...], list[PyTree]]:
-    """ControlNets with their balances, and their params, hints and strengths by row.
+) -> tuple[tuple[tuple[ControlNet | T2IAdapter, str], ...], list[Inputs]]:
+    """Plan when and how strongly ControlNets and T2I-Adapters act.
 
-    The hint of an adapter is the features that it makes of it, without params.
+    A T2I-Adapter does not depend on z, so its hint is replaced by the features that it makes of it,
+    and the loop needs none of its parameters.
 
     Args:
-        rows: padded plan.
+        request: the request with its controls.
+        rows: the padded plan.
         count: rows that are run.
         hints: see `read_hints`.
+
+    Returns:
+        The networks with the names of their balances, and for each its params, hint and strength
+            (rows,), which is 0 outside of its window.
     """
     nets, given = [], []
     for one, hint in zip(request.list_controls(), hints, strict=True):
@@ -193,7 +236,7 @@ def plan_controls(
         strength[:count] = one.scale * control.window(count, one.start, one.end)
         nets.append((one.net.net, balance))
         network = ControlNetwork(one.net.net, one.net.params)
-        one_given = {"hint": hint, "strength": strength}
+        one_given: dict[str, Tree] = {"hint": hint, "strength": strength}
         if network.is_adapter:
             one_given["hint"] = _prepare_hint(one.net.net, one.net.params, hint)
         else:
@@ -203,12 +246,18 @@ def plan_controls(
 
 
 @partial(jax.jit, static_argnums=0)
-def _prepare_hint(net: Any, params: Params, hint: Array) -> Any:
+def _prepare_hint(net: T2IAdapter, params: Params, hint: Array) -> Tree:
     return ControlNetwork(net, params).prepare_hint(hint)
 
 
 def classify_guidance(scales: np.ndarray, scale: float) -> str:
-    """``no`` for a scale of at most 1, else whether guidance acts ``always`` or ``sometimes``."""
+    """Say whether no step is guided (``no``), each step (``always``) or a part of them
+    (``sometimes``).
+
+    Args:
+        scales: guidance scale of every evaluation; 1 where guidance is off.
+        scale: the scale that the request asks for.
+    """
     if scale <= 1 or (scales == 1).all():
         return "no"
     return "sometimes" if (scales == 1).any() else "always"
@@ -221,7 +270,17 @@ def scale_perturbed(rows: Rows, perturbed: PerturbedAttention) -> np.ndarray:
 
 
 def find_known_levels(rows: Rows, count: int, to_the_end: bool) -> dict[str, np.ndarray]:
-    """(alpha, sigma) of known pixels after every row: those of the next one, at last clean."""
+    """Find the noise levels of known pixels after every row: those of the next state.
+
+    Args:
+        rows: the padded plan.
+        count: rows that are run.
+        to_the_end: whether the run ends at the data. Then known pixels are clean after the last
+            row.
+
+    Returns:
+        ``alpha`` and ``sigma``, each (rows,).
+    """
     alpha, sigma = np.array(rows.next.alpha), np.array(rows.next.sigma)
     if to_the_end:
         alpha[count - 1], sigma[count - 1] = 1, 0
@@ -230,23 +289,23 @@ def find_known_levels(rows: Rows, count: int, to_the_end: bool) -> dict[str, np.
 
 @partial(jax.jit, static_argnums=(1, 2))
 def draw_noise(keys: jax.Array, shape: tuple[int, ...], k: int) -> Array:
-    """Return draw ``k`` of standard noise (B, *shape), a row per key."""
+    """Return draw ``k`` of standard normal noise (B, *shape), with row b drawn from key b."""
     return loop.image_noise(keys, shape)(0, k)
 
 
 @jax.jit
-def fold_keys(keys: jax.Array, data: Any) -> jax.Array:
+def fold_keys(keys: jax.Array, data: int) -> jax.Array:
     """Fold a number into every key."""
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
 
 
 @partial(jax.jit, static_argnums=0)
-def encode_posterior(net: Any, params: PyTree, pixels: Array) -> Any:
-    """Return the posterior of images (B, H, W, 3) in [-1, 1]."""
+def encode_posterior(net: Module, params: Params, pixels: Array) -> Posterior:
+    """Return the autoencoder's posterior for images (B, H, W, 3) in [-1, 1]."""
     return net.apply({"params": params}, pixels, method="encode")
 
 
 @partial(jax.jit, static_argnums=0)
-def decode(net: Any, params: PyTree, z: Array) -> Array:
-    """Decode latents (B, h, w, C) to images (B, H, W, 3) in [-1, 1]."""
+def decode(net: Module, params: Params, z: Array) -> Array:
+    """Decode latents (B, h, w, C), without scaling factor, to images (B, H, W, 3) in [-1, 1]."""
     return net.apply({"params": params}, z, method="decode")

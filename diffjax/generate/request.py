@@ -1,4 +1,10 @@
-"""A request, and how each of its arguments is read: understood, or refused by its name."""
+"""A request, and how each of its arguments is read.
+
+Every argument has short forms: a number of steps or a name for the sampler, a number for the
+guidance, pixels for the image, and so on. The functions here turn them into the options of
+`diffjax.generate.options`, or raise a `RequestError` that names the argument. They need no model;
+`stages` compares the result with the model that runs it.
+"""
 
 from __future__ import annotations
 
@@ -51,33 +57,36 @@ LAYERS = 2**16  # of a text encoder
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Request:
-    """Everything about a generation but what becomes of it.
+    """All that determines the images of a generation.
 
     Attributes:
-        prompt: one, several, or embeddings; a `Prompt` tells XL's two encoders different texts.
-        key: seed or key, from which every image has its own by its number; or one per image.
-        sampler: a `Sampling`, or a name, or a number of steps.
+        prompt: one text, several, or embeddings. A `Prompt` has a text for each of XL's two
+            encoders.
+        key: a seed or a key, into which the number of each image is folded; or one per image.
+        sampler: a `Sampling`, its name, or its number of steps.
         guidance: a `Guidance`, or its scale.
-        image: what to start from, or to fill in: an `Image`, or its pixels.
-        control: ControlNets, whose residuals are added up; one may stand for a list.
-        lora: low-rank adapters, which are added up; a refiner gets none.
-        refiner: a second model for the last part: a `Refiner`, or its pipeline.
-        size: a `Size`, or (height, width), or one number.
+        image: the image to start from, or to fill in: an `Image`, or its pixels.
+        control: ControlNets and T2I-Adapters, whose residuals are added up. One may stand for a
+            list.
+        lora: low-rank adapters, which are added up. A refiner gets none of them.
+        refiner: a second model for the last part of the denoising: a `Refiner`, or its pipeline.
+        size: a `Size`, (height, width), or one number for both, in pixels.
         num: images per prompt.
-        latents: initial noise (B, h, w, 4) in place of that of the key; with ``sampler.start`` what
-            another run ended with.
-        clip_skip: layers of the text encoder left out; the negative prompt takes them all.
-        weighted: prompts have weights, and may be long; see `diffjax.pretrained.tokenizers`.
-        step_noise: noise (evaluations, B, h, w, 4) of the sampler in place of that of the key; one
+        latents: initial standard normal noise (B, h, w, 4) in place of that of the key; with
+            ``sampler.start`` what another run ended with.
+        clip_skip: layers of the text encoder to leave out. The negative prompt uses all layers.
+        weighted: whether brackets in prompts are weights, and prompts may be longer than a chunk;
+            see `diffjax.pretrained.tokenizers`.
+        step_noise: noise (evaluations, B, h, w, 4) of the sampler in place of that of the key: one
             entry for each evaluation of the network, those of a refiner last.
-        freeu: other weights of backbone and skips; a refiner gets none.
+        freeu: other weights of backbone and skips. A refiner gets none.
     """
 
     prompt: Texts | Embedding
-    key: Any = 0
+    key: object = 0
     sampler: Sampling | str | int | None = None
     guidance: Guidance | float | None = None
-    image: Any = None
+    image: object = None
     control: Sequence[Control] | Control = ()
     lora: Sequence[Lora] | Lora = ()
     refiner: Refiner | LoadedModel | None = None
@@ -93,11 +102,12 @@ class Request:
         return summarize(self)
 
     def read(self) -> Request:
-        """Return the request with all arguments in full, checked without a model.
+        """Return the request with every argument in its full form, checked as far as no model is
+        needed.
 
         Raises:
-            RequestError: an argument has another type, lies outside of its range, is not finite,
-                or is a name that is not known.
+            RequestError: an argument has another type, lies outside its range, is not finite, or
+                names something unknown.
         """
         latents = self.latents
         if latents is not None:
@@ -127,7 +137,7 @@ class Request:
         """Return the prompts as a tuple, or their embedding.
 
         Raises:
-            RequestError: they are no texts, or there are none.
+            RequestError: a prompt is not a text, or there is none.
         """
         if isinstance(self.prompt, Request):
             raise refuse("prompt", "is a Request: run it with pipe.steps(request)")
@@ -155,7 +165,7 @@ class Request:
         """Return the ControlNets as a tuple.
 
         Raises:
-            RequestError: an entry is no `Control`, or one of its numbers is out of range.
+            RequestError: an entry is not a `Control`, or one of its numbers is out of range.
         """
         several = read_several("control", self.control, Control, "Control(net, image)")
         return tuple(_read_control(f"control[{k}]", one) for k, one in enumerate(several))
@@ -164,7 +174,7 @@ class Request:
         """Return the adapters as a tuple.
 
         Raises:
-            RequestError: an entry is no `Lora`, or its scale is out of range.
+            RequestError: an entry is not a `Lora`, or its scale is not finite.
         """
         example = "Lora(pipe.load_lora(path), scale)"
         several = read_several("lora", self.lora, Lora, example)
@@ -182,11 +192,11 @@ class Request:
 # ---- sizes ------------------------------------------------------------------------------------
 
 
-def read_size(value: Any) -> Size:
-    """A `Size` from a number of pixels or (height, width), with what it holds checked.
+def read_size(value: object) -> Size:
+    """Read a size from a `Size`, one number of pixels, or (height, width).
 
     Raises:
-        RequestError: it is something else, or a part of it is wrong.
+        RequestError: the value is something else, or a number is out of range.
     """
     if value is None:
         return Size()
@@ -213,11 +223,14 @@ def read_size(value: Any) -> Size:
 # ---- pictures, networks and adapters ------------------------------------------------------------
 
 
-def read_image(value: Any) -> Image | None:
-    """An `Image`, also from its pixels; pixels and masks themselves are read with the model.
+def read_image(value: object) -> Image | None:
+    """Read an image from an `Image`, or from its pixels.
+
+    Pixels and masks are only checked to be possible pictures here; `images` reads them, because the
+    channels of latents depend on the model.
 
     Raises:
-        RequestError: it is something else, or the strength is none.
+        RequestError: the value cannot be a picture, or the strength is out of range.
     """
     if value is None:
         return None
@@ -239,19 +252,16 @@ def read_image(value: Any) -> Image | None:
     )
 
 
-def read_strength(value: Any) -> float | None:
-    """The strength of an `Image`; None is the default.
-
-    Raises:
-        RequestError: it is no number in [0, 1].
-    """
+def read_strength(value: object) -> float | None:
+    """Read the strength of an `Image`, in [0, 1]; None means the default."""
     return None if value is None else read_number("image.strength", value, 0, 1)
 
 
-def _refuse_no_picture(name: str, value: Any) -> None:
-    """
+def _refuse_no_picture(name: str, value: object) -> None:
+    """Raise an error for a value that can be neither a picture nor an array, such as a path.
+
     Raises:
-        RequestError: a value can be no picture and no array.
+        RequestError: the value is one of these; the message says how to open a file or bytes.
     """
     if isinstance(value, str | PurePath):
         raise refuse(name, f"must be a picture, got {show(value)}: open it, PIL.Image.open(path)")
@@ -263,6 +273,12 @@ def _refuse_no_picture(name: str, value: Any) -> None:
 
 
 def _read_control(name: str, value: Control) -> Control:
+    """Check the network, image and numbers of a `Control`.
+
+    Raises:
+        RequestError: the network takes no hint, the image is not a picture, the window is empty,
+            the balance is unknown, or a number is out of range.
+    """
     net = value.net
     if not isinstance(net, Component) or not hasattr(net.net, "hint_channels"):
         hint = "a ControlNet or T2I-Adapter from diffjax.pretrained.load_model(folder)"
@@ -282,6 +298,11 @@ def _read_control(name: str, value: Control) -> Control:
 
 
 def _read_lora(name: str, value: Lora) -> Lora:
+    """Check that the weights of a `Lora` are a tree of adapters and that its scale is finite.
+
+    Raises:
+        RequestError: they are not.
+    """
     if not is_mapping_of_text(value.weights) or not value.weights:
         raise refuse(
             f"{name}.weights", f"must come from pipe.load_lora(path), got {show(value.weights)}"
@@ -289,15 +310,11 @@ def _read_lora(name: str, value: Lora) -> Lora:
     return value._replace(scale=read_number(f"{name}.scale", value.scale, -LARGEST))
 
 
-def read_refiner(value: Any) -> Refiner | None:
-    """A `Refiner`, also from its pipeline.
-
-    Raises:
-        RequestError: it is something else, or it starts at no fraction between 0 and 1.
-    """
+def read_refiner(value: object) -> Refiner | None:
+    """Read a refiner from a `Refiner`, or from its pipeline, or raise a `RequestError`."""
     if value is None:
         return None
-    given = value if isinstance(value, Refiner) else Refiner(value)
+    given = value if isinstance(value, Refiner) else Refiner(value)  # type: ignore[arg-type]
     if not isinstance(getattr(given.pipe, "parts", None), Components):
         example = "Refiner(diffjax.load(path), start)"
         raise refuse("refiner", f"must be a pipeline or {example}, got {show(given.pipe)}")
@@ -320,11 +337,11 @@ def _read_refiner_guidance(value: Any) -> Guidance:
         raise RequestError(f"refiner.{error.argument}", f"refiner.{error}") from error
 
 
-def read_start(value: Any) -> float:
-    """The start of a `Refiner`.
+def read_start(value: object) -> float:
+    """Read the fraction at which a `Refiner` takes over.
 
     Raises:
-        RequestError: it is no number between 0 and 1, these left out.
+        RequestError: it is not a number above 0 and below 1.
     """
     start = read_number("refiner.start", value)
     if not 0 < start < 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,11 +22,13 @@ from diffjax.types import choose
 STEPS = 10_000  # more than any schedule has
 
 
-def read_sampling(value: Any) -> Sampling:
-    """A `Sampling` from its name or its number of steps, with what it holds checked.
+def read_sampling(value: object) -> Sampling:
+    """Read a sampler from a `Sampling`, its name, or its number of steps.
 
     Raises:
-        RequestError: it is something else, or a part of it is wrong.
+        RequestError: the value is something else, the name or the grid is unknown, the options are
+            not a mapping, or the steps or eta are out of range. Whether the sampler has the options
+            is checked with the model.
     """
     if value is None:
         return Sampling()
@@ -75,7 +76,7 @@ def _read_part(value: Sampling) -> tuple[float, float]:
     return start, end
 
 
-def _read_list(name: str, values: Any) -> tuple[float, ...] | None:
+def _read_list(name: str, values: object) -> tuple[float, ...] | None:
     """A list of falling numbers as a tuple; None stays None.
 
     Raises:

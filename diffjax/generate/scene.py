@@ -1,4 +1,10 @@
-"""Where a generation begins: its size, keys and noise, and what is known of its images."""
+"""Where a generation begins: its size, keys and noise, and what is known of its images.
+
+`lay_out` reads pictures and fixes the size on the host, and raises all errors. `make_scene` then
+encodes images and draws noise. Image-to-image begins from a noisy encoding of the image; inpainting
+also puts known latents back after every step, or, with an inpainting model of 9 input channels,
+gives the network the mask and the masked image.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +32,18 @@ Given = tuple[np.ndarray, bool]  # see `images.read_images`
 
 
 class Start(NamedTuple):
-    """What a run begins with.
+    """The arrays that a run begins with, B of them for B images.
 
     Attributes:
-        size: of the output.
-        keys: of the images.
-        noise: initial noise, standard normal.
-        x: latents of the image, if there is one.
-        pure: begin from noise alone even so.
-        known: x, eps and mask of what is put back after every step, or None.
-        concat: what the network is given beside z, or None.
+        size: the size of the output, in full.
+        keys: keys of the images, (B,).
+        noise: initial standard normal noise (B, h, w, C).
+        x: latents (B, h, w, C) of the image to start from, or None.
+        pure: whether to begin from noise alone although there is an image, as inpainting does at
+            strength 1.
+        known: ``x``, ``eps`` and ``mask`` of what is put back after every step, or None.
+        concat: mask and masked latents (B, h, w, 1 + C) that an inpainting model reads beside z, or
+            None.
         label: class labels (B,) of the network, or None.
     """
 
@@ -49,20 +57,26 @@ class Start(NamedTuple):
     label: Array | None = None
 
     def begin(self, rows: Rows, std: float) -> Array:
-        """The state at the first row; ``std`` is that of pure noise."""
+        """Return the state z (B, h, w, C) at the first row.
+
+        Args:
+            rows: the plan, whose first level is that of the state.
+            std: standard deviation of the state if it is noise alone.
+        """
         if self.x is None or self.pure:
             return jnp.asarray(std * self.noise)
         return jnp.asarray(rows.level.alpha[0] * self.x + rows.level.sigma[0] * self.noise)
 
 
 class SceneLayout(NamedTuple):
-    """What is known of a scene before anything is computed.
+    """The pictures and the size of a request, before anything is computed on a device.
 
     Attributes:
-        size: of the output.
-        strength: share of the steps to run.
-        given: the image to start from, see `images.read_images`, and maybe latents; or None.
-        mask: of the image, or None.
+        size: the size of the output, in full.
+        strength: share of the steps to run, in [0, 1].
+        given: the image to start from as `images.read_images` returns it, pixels or latents; or
+            None.
+        mask: (B, H, W, 1), 1 where the image is filled in; or None.
         crop: what image and mask were cut from, or None.
         depth: (B, h, w, 1) in [-1, 1], or None.
         noise_level: of the small image of an upscaler.
@@ -77,7 +91,9 @@ class SceneLayout(NamedTuple):
     noise_level: int = 0
 
     def latent_sides(self, factor: int) -> tuple[int, int]:
-        """Height and width of the latents of an autoencoder."""
+        """Return the height and width of latents, where ``factor`` is the autoencoder's
+        reduction of a side.
+        """
         return self.size.height // factor, self.size.width // factor
 
 
@@ -87,10 +103,13 @@ def lay_out(
     """Read the pictures of a request and fix its size, on the host.
 
     Args:
+        pipe: the model, whose autoencoder says which latents and sizes are possible.
+        request: the request.
         shape: (h, w) of the latents, if they come from another stage.
 
     Raises:
-        RequestError: image, mask, latents, keys and size do not fit together, or not the model.
+        RequestError: image, mask, latents, keys and size do not fit together or do not fit the
+            model, the call asks for too many pixels, or an inpainting model has no image and mask.
     """
     vae, image, count = pipe.parts.vae.net, request.read_image(), request.count_images()
     given, mask = _read_given(image, vae.latent_channels, vae.factor)
@@ -145,7 +164,12 @@ def lay_out(
 
 
 def make_scene(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Start:
-    """The scene of a request that was laid out."""
+    """Encode the image of a request that was laid out, and draw its noise.
+
+    The draws of a key are numbered: `PRIOR` for the initial noise, `POSTERIOR` for the encoding of
+    the image, `MASKED` for that of the masked image, and `LOW` for the small image of an upscaler,
+    so they do not depend on each other.
+    """
     vae, (size, strength, given, mask, *_) = pipe.parts.vae.net, layout
     keys = make_keys(request.key, request.count_images())
     latent = (*layout.latent_sides(vae.factor), vae.latent_channels)
@@ -181,10 +205,16 @@ def make_scene(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Star
 def _read_given(
     image: Image | None, latents: int, factor: int, size: tuple[int, int] | None = None
 ) -> tuple[Given | None, np.ndarray | None]:
-    """The image of a request, its mask, or None.
+    """Read the image and the mask of a request. Either may be None.
+
+    Args:
+        image: the image of the request.
+        latents: channels of latents.
+        factor: the autoencoder's reduction of a side.
+        size: (height, width) to resize to; None keeps the size of the pictures.
 
     Raises:
-        RequestError: one of them cannot be read, or the mask has not the size of the image.
+        RequestError: a picture cannot be read, or the mask does not have the size of the image.
     """
     if image is None:
         return None, None
@@ -224,6 +254,11 @@ def _cut_out(
 
 
 def _check_channels(found: tuple[int, ...], channels: int) -> None:
+    """Check that initial latents have the model's channels on the last axis.
+
+    Raises:
+        RequestError: they have not. The message explains how to move channels that come first.
+    """
     if found[-1] != channels:
         first = found[1] == channels
         hint = ": channels come last, np.moveaxis(latents, 1, -1)" if first else ""
@@ -231,9 +266,10 @@ def _check_channels(found: tuple[int, ...], channels: int) -> None:
 
 
 def _check_amount(size: Size, count: int) -> None:
-    """
+    """Check that a call does not ask for more pixels than memory and indices can hold.
+
     Raises:
-        RequestError: there are more pixels than one call may ask for.
+        RequestError: one image has more than `PIXELS` pixels, or all have more than `TOGETHER`.
     """
     if size.height * size.width > PIXELS:
         name = "size.height" if size.height >= size.width else "size.width"
@@ -251,14 +287,23 @@ def _check_amount(size: Size, count: int) -> None:
 
 
 def choose_default_strength(xl: bool, masked: bool) -> float:
-    """Return the default strength of diffusers' pipelines, in [0, 1]."""
+    """Return the strength that diffusers' pipelines use by default, in [0, 1]."""
     if xl:
         return 0.9999 if masked else 0.3
     return 1.0 if masked else 0.8
 
 
 def encode(pipe: LoadedModel, pixels: np.ndarray, eps: Array) -> Array:
-    """Latents of pixels (B, H, W, 3) in [0, 1]: a draw of their posterior, scaled."""
+    """Encode pixels to latents (B, h, w, C): a draw of the posterior, shifted and scaled for the
+    UNet.
+
+    Posteriors are kept by the hash of the pixels, so that an image is encoded once.
+
+    Args:
+        pipe: the model with the autoencoder.
+        pixels: (B, H, W, 3) in [0, 1].
+        eps: standard normal noise (B, h, w, C) of the draw.
+    """
     net = pipe.parts.vae.net
     return (_encode(pipe, pixels).with_noise(eps) - net.latent_shift) * net.latent_scale
 
@@ -287,7 +332,21 @@ def _choose_size(
     given: Given | None,
     shape: tuple[int, int] | None,
 ) -> Size:
-    """The size of the output, which the network can have; that of pixels is rounded down."""
+    """Choose the size of the output: the one asked for, else that of the image, else the model's
+    own.
+
+    The size of an image is rounded down to what the networks allow. Latents fix the size.
+
+    Args:
+        pipe: the model.
+        request: the request.
+        given: the image, see `SceneLayout`.
+        shape: (h, w) of latents of another stage.
+
+    Raises:
+        RequestError: the size differs from that of the latents, or is not a multiple of the unit of
+            the networks; the message names the nearest possible size.
+    """
     factor, asked = pipe.parts.vae.net.factor, request.read_size()
     unit, found = factor * pipe.parts.unet.net.divisor, None
     if given is not None and not given[1]:
@@ -314,5 +373,5 @@ def _choose_size(
 
 
 def _round(side: int, unit: int) -> int:
-    """The nearest multiple of a unit, the smaller one of two."""
+    """Return the nearest multiple of ``unit``; of two that are equally near, the smaller one."""
     return -(-(2 * side - unit) // (2 * unit)) * unit

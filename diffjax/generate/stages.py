@@ -1,4 +1,9 @@
-"""A request to stages: runs of the one sampling loop, of a model and maybe of its refiner."""
+"""Turn a request into stages: runs of the one sampling loop, with a model and maybe its refiner.
+
+A stage is made in two steps. `plan` works on the host and raises every error that a request can
+cause; `Plan.build` then encodes texts and images. `make_stages` plans all stages before it builds
+the first, so a wrong request costs no time on the device.
+"""
 
 from __future__ import annotations
 
@@ -37,27 +42,27 @@ from diffjax.model.published import make_published_model
 from diffjax.parameterization import check_levels
 from diffjax.pretrained.schedulers import Scheduler
 from diffjax.samplers import loop
-from diffjax.types import Array, Grid, PyTree, Rows, summarize
+from diffjax.types import Array, Grid, Rows, summarize
 
 ROWS = 1024  # plans are padded to multiples of it, so that their length is no part of a program
 CONTINUED = 2**31 - 1  # folded into the keys of a run that goes on from another
 
 
 class Stage(NamedTuple):
-    """One run of the loop.
+    """One run of the sampling loop, ready to be executed.
 
     Attributes:
         program: what is compiled.
-        inputs: its arrays.
-        rows: padded plan.
-        length: rows to run.
-        z: where to begin, unless another stage went before.
+        inputs: the arrays that the program reads, see `program.advance`.
+        rows: the plan, padded to a multiple of `ROWS`.
+        length: number of rows to run.
+        z: state (B, h, w, C) to begin with, unless another stage went before.
         ends: whether the run ends at the data.
         crop: what its images are a part of, or None.
     """
 
     program: Program
-    inputs: PyTree
+    inputs: program.Inputs
     rows: Rows
     length: int
     z: Array
@@ -68,16 +73,22 @@ class Stage(NamedTuple):
         return summarize(self)
 
     def begin(self, before: Array | None) -> loop.Run:
-        """The start, from z or from what ``z / alpha`` was at the end of the stage before."""
+        """Begin the run from z, or from where the stage before it ended.
+
+        Args:
+            before: what `end` of the stage before returned, or None for the first stage.
+        """
         z = self.z if before is None else before * self.rows.level.alpha[0]
         return loop.begin(self.program.sampler, z, self.rows, watch=True)
 
-    def advance(self, run: loop.Run, rows: Rows, first: Any, last: Any) -> loop.Run:
-        """Rows ``first`` to ``last - 1``."""
+    def advance(self, run: loop.Run, rows: Rows, first: int | Array, last: int | Array) -> loop.Run:
+        """Run rows ``first`` to ``last - 1``."""
         return program.advance(self.program, self.inputs, run, rows, first, last)
 
     def end(self, run: loop.Run) -> Array:
-        """What the next stage begins from: a state and its noise over the scale of the signal."""
+        """Return ``z / alpha`` at the end of the run, a measure that does not depend on the
+        scheduler's scale.
+        """
         return run.z / self.rows.next.alpha[self.length - 1]
 
     def finish(self, run: loop.Run) -> Array:
@@ -86,19 +97,21 @@ class Stage(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A stage before anything is computed: all that can be refused has been.
+    """A stage before anything is computed. Whatever could be refused has been checked.
 
     Attributes:
-        pipe, request: whose run it is, and what is asked for.
+        pipe: the model that runs it.
+        request: the request in full.
         layout: size, image and mask.
         scheduler: noise levels and solver.
-        init_std: of the initial noise.
-        rows: padded plan.
-        length: rows to run.
-        scales: guidance by row.
-        guided: see `program.classify_guidance`.
-        hints: images of ControlNets.
-        start, end: fractions of the denoising between which it lies.
+        init_std: standard deviation of the initial noise.
+        rows: the plan, padded to a multiple of `ROWS`.
+        length: number of rows to run.
+        scales: guidance scale by row, (rows,).
+        guided: ``no``, ``always`` or ``sometimes``, see `program.classify_guidance`.
+        hints: images of ControlNets, see `program.read_hints`.
+        start: fraction of the denoising at which it begins.
+        end: fraction of the denoising at which it ends, 1 for the data.
     """
 
     pipe: LoadedModel
@@ -124,7 +137,7 @@ class Plan(NamedTuple):
         view, ends = scene.make_scene(pipe, request, self.layout), self.end == 1
         guiding, guided = request.read_guidance(), self.guided != "no"
         cond, null = conditions.make_conditions(pipe, request, view.size, guided=guided)
-        inputs: dict[str, Any] = {"params": unet.params, "keys": view.keys, "cond": cond}
+        inputs: program.Inputs = {"params": unet.params, "keys": view.keys, "cond": cond}
         if adapters := list_adapters(request).get("unet"):
             inputs["lora"] = list(adapters)
         if guided:
@@ -166,10 +179,14 @@ def plan(
     start: float = 0.0,
     end: float = 1.0,
 ) -> Plan:
-    """Check and plan a run of the loop for a request, or for its part between two fractions.
+    """Check a request and plan its run, or its part between two fractions of the denoising.
 
     Args:
+        pipe: the model.
+        request: the request, read in full.
         shape: (h, w) of the latents, if they come from another stage.
+        start: fraction of the denoising at which this run begins, for a refiner.
+        end: fraction at which it ends, for a base model with a refiner.
 
     Raises:
         RequestError: something does not fit the model.
@@ -243,10 +260,11 @@ def _plan_rows(
 
 
 def make_stages(pipe: LoadedModel, request: Request) -> list[tuple[LoadedModel, Stage]]:
-    """Check all of a request, then build its stages, each with the pipeline that runs it.
+    """Check the whole request, then build its stages, each with the pipeline that runs it.
 
     Raises:
-        RequestError: an argument is wrong, or does not fit the model.
+        RequestError: an argument is wrong, or does not fit the model. Errors of the second stage
+            start with ``refiner:``.
     """
     request = request.read()
     sampling, refiner = request.read_sampler(), request.read_refiner()

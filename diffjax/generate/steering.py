@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from diffjax.generate.checks import read_number, read_text, refuse, show
@@ -13,17 +11,17 @@ from diffjax.generate.texts import read_prompts
 LARGEST_FACTOR = 10.0  # of FreeU; published ones lie between 0.2 and 1.6
 
 
-def read_guidance(value: Any) -> Guidance:
-    """A `Guidance` from its scale, with what it holds checked.
+def read_guidance(value: object) -> Guidance:
+    """Read guidance from a `Guidance`, or from its scale.
 
     Raises:
-        RequestError: it is something else, or a part of it is wrong.
+        RequestError: the value is something else, a number is out of range, or low is above high.
     """
     if value is None:
         return Guidance()
     name = "guidance.scale"
     if not isinstance(value, Guidance):
-        name, value = "guidance", Guidance(value)
+        name, value = "guidance", Guidance(value)  # type: ignore[arg-type]  # checked below
     if value.scale is not None:
         kind = "one number" if name == "guidance.scale" else "one number or a Guidance(scale)"
         read_number(name, value.scale, 0, kind=kind)
@@ -45,7 +43,7 @@ def read_guidance(value: Any) -> Guidance:
     )
 
 
-def _read_perturbed(value: Any) -> PerturbedAttention | None:
+def _read_perturbed(value: object) -> PerturbedAttention | None:
     """A `PerturbedAttention`, also from its scale; a scale of 0 is none.
 
     Raises:
@@ -54,7 +52,7 @@ def _read_perturbed(value: Any) -> PerturbedAttention | None:
     if value is None:
         return None
     name = "guidance.perturbed"
-    given = value if isinstance(value, PerturbedAttention) else PerturbedAttention(value)
+    given = value if isinstance(value, PerturbedAttention) else PerturbedAttention(value)  # type: ignore[arg-type]  # checked below
     kind = "a number" if given is value else "a number or a PerturbedAttention(scale)"
     part = f"{name}.scale" if given is value else name
     scale = read_number(part, given.scale, 0, kind=kind)
@@ -67,7 +65,7 @@ def _read_perturbed(value: Any) -> PerturbedAttention | None:
     return PerturbedAttention(scale, layers, adaptive) if scale else None
 
 
-def read_freeu(value: Any) -> FreeU | None:
+def read_freeu(value: object) -> FreeU | None:
     """A `FreeU` with its factors checked.
 
     Raises:

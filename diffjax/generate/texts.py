@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from diffjax.generate.checks import RequestError, read_floats, read_text, refuse, show
@@ -12,11 +10,15 @@ from diffjax.pretrained.prompts import Embedding, Prompt
 Prompts = tuple[str | Prompt, ...]
 
 
-def read_prompts(name: str, value: Any) -> Prompts | Embedding:
-    """Prompts as a tuple, or their embedding.
+def read_prompts(name: str, value: object) -> Prompts | Embedding:
+    """Read prompts as a tuple of texts, or as an embedding.
+
+    Args:
+        name: the argument, for messages.
+        value: a text, a `Prompt`, a list, tuple or array of them, or an `Embedding`.
 
     Raises:
-        RequestError: there is none, or something else among them.
+        RequestError: the list is empty, or has an entry that is not a text.
     """
     if isinstance(value, Embedding):
         return _read_embedding(name, value)
@@ -33,7 +35,12 @@ def read_prompts(name: str, value: Any) -> Prompts | Embedding:
     return tuple(_read_prompt(f"{name}[{k}]", one) for k, one in enumerate(value))
 
 
-def _read_prompt(name: str, value: Any) -> str | Prompt:
+def _read_prompt(name: str, value: object) -> str | Prompt:
+    """Read one prompt, which may have a text for each of XL's encoders.
+
+    Raises:
+        RequestError: it is not a text, or is an embedding among texts.
+    """
     if isinstance(value, Prompt):
         first, second = value
         return Prompt(read_text(f"{name}.first", first), read_text(f"{name}.second", second))
@@ -43,6 +50,11 @@ def _read_prompt(name: str, value: Any) -> str | Prompt:
 
 
 def _read_embedding(name: str, value: Embedding) -> Embedding:
+    """Read an embedding with context (B, M, D) and pooled (B, P) or None, of finite floats.
+
+    Raises:
+        RequestError: an array has another shape or type, or they differ in their number of rows.
+    """
     context = read_floats(f"{name}.context", value.context, "(B, M, D)")
     if value.pooled is None:
         return Embedding(context)

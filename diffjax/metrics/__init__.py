@@ -3,8 +3,8 @@
 With Inception (`inception_network`, weights from the user) the Fréchet distance is FID, the kernel
 distance KID, and so on: see docs/metrics.md. With *our own* small classifiers, one per data set,
 trained by `experiments.train_classifier` and shipped here, the numbers are **not** FID or IS: they
-cannot be set beside those of papers, only beside each other, for the same network version and the
-same numbers of images. Give the `floor`, the distance between two disjoint sets of real images,
+cannot be compared with those of papers, only with each other, for the same network version and the
+same numbers of images. Report the `floor`, the distance between two disjoint sets of real images,
 next to every distance.
 
     network = feature_network("fashion_mnist")
@@ -13,8 +13,6 @@ next to every distance.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from diffjax.metrics.clip import clip_score
 from diffjax.metrics.collection import collect
@@ -35,14 +33,15 @@ from diffjax.metrics.neighbours import PrecisionRecall, precision_recall
 from diffjax.metrics.pairs import diversity, psnr, ssim
 from diffjax.metrics.reference import (
     Statistics,
-    array_names,
+    compute_statistics,
+    list_arrays,
     load_array,
     load_statistics,
     save_statistics,
-    statistics_of,
 )
 from diffjax.metrics.scores import inception_score
 from diffjax.metrics.statistics import Gaussian, Moments, empty, merge, moments, update
+from diffjax.types import Array
 
 __all__ = [
     "INCEPTION_SOURCE",
@@ -52,9 +51,9 @@ __all__ = [
     "Moments",
     "PrecisionRecall",
     "Statistics",
-    "array_names",
     "clip_score",
     "collect",
+    "compute_statistics",
     "diversity",
     "edge_f1",
     "empty",
@@ -67,6 +66,7 @@ __all__ = [
     "inception_score",
     "inception_shapes",
     "kernel_distance",
+    "list_arrays",
     "load_array",
     "load_network",
     "load_statistics",
@@ -78,29 +78,34 @@ __all__ = [
     "save_network",
     "save_statistics",
     "ssim",
-    "statistics_of",
     "update",
 ]
 
 
 def evaluate_images(
     network: FeatureNetwork,
-    images: Any,
-    reference_images: Any,
+    images: Array,
+    reference_images: Array,
     *,
     k: int = 3,
     splits: int = 10,
-) -> dict[str, Any]:
-    """All image metrics of ``images`` against ``reference_images``, ready for JSON.
+) -> dict[str, float | int | str]:
+    """Measure ``images`` against ``reference_images`` by all image metrics.
 
-    Both are (N, H, W, C), uint8 levels or float in [-1, 1]. The numbers use the features of
-    ``network`` and are not the FID and IS of papers (see the module's docstring).
+    The numbers use the features of ``network`` and are not the FID and IS of papers (see the
+    module's docstring).
+
+    Args:
+        network: whose features are compared.
+        images, reference_images: (N, H, W, C), uint8 levels or float in [-1, 1].
+        k: neighbours of precision and recall.
+        splits: of the Inception score.
 
     Returns:
-        ``distance`` (Fréchet; 0 is best), ``inception_score`` and ``inception_score_std`` (1 to
-        the number of classes), ``precision``, ``recall``, ``density``, ``coverage`` (with ``k``
-        neighbours), as floats; ``num`` and ``num_reference``, the numbers of images;
-        ``features``, the ``name-version`` of the network.
+        Values that JSON can hold: ``distance`` (Fréchet; 0 is best), ``inception_score`` and
+        ``inception_score_std`` (1 to the number of classes), ``precision``, ``recall``,
+        ``density``, ``coverage`` (with ``k`` neighbours), as floats; ``num`` and ``num_reference``,
+        the numbers of images; ``features``, the ``name-version`` of the network.
 
     Raises:
         ValueError: images of the wrong shape or range, or too few of them.
@@ -119,10 +124,14 @@ def evaluate_images(
     }
 
 
-def floor(network: FeatureNetwork, reference: Any, reference2: Any) -> float:
-    """Fréchet distance between two disjoint sets of real images of the same size.
+def floor(network: FeatureNetwork, reference: Array, reference2: Array) -> float:
+    """Return the Fréchet distance between two disjoint sets of real images of the same size.
 
-    What a perfect generator would score at this number of images; it falls like 1/N.
+    A perfect generator would score this value at this number of images; it falls like 1/N.
+
+    Args:
+        network: whose features are compared.
+        reference, reference2: (N, H, W, C), uint8 levels or float in [-1, 1].
 
     Raises:
         ValueError: the sets differ in size, or as in `evaluate_images`.

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from diffjax.metrics.statistics import as_features
+from diffjax.types import Array
 
 
-def clip_score(images: Any, texts: Any, *, scale: float = 100.0) -> tuple[float, float]:
-    """Mean and standard error of ``scale max(cos(image, text), 0)`` (Hessel et al. 2021, eq. 1).
+def clip_score(images: Array, texts: Array, *, scale: float = 100.0) -> tuple[float, float]:
+    """Return mean and standard error of ``scale max(cos(image, text), 0)``.
 
-    The paper's scale is 2.5; tables of text-to-image models give the plain cosine (scale 1) or
-    percent (100, as torchmetrics does). Scores of different CLIP models cannot be compared.
+    Hessel et al. 2021, eq. 1. The paper's scale is 2.5; tables of text-to-image models give the
+    plain cosine (scale 1) or percent (100, as torchmetrics does). Scores of different CLIP models
+    cannot be compared.
 
     Args:
         images: embeddings (N, P) of `diffjax.nets.vision.CLIPVision`.
-        texts: projected embeddings (N, P) of `diffjax.nets.text.CLIPText`, row k the text of image
-            k.
+        texts: projected embeddings (N, P) of `diffjax.nets.text.CLIPText`; row k is the text of
+            image k.
+        scale: the score of a perfect match.
 
     Raises:
         ValueError: shapes differ, fewer than 2 pairs, or an embedding is 0 or not finite.

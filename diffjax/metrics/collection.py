@@ -1,4 +1,4 @@
-"""Features of many images, chunk by chunk, in memory or in a folder that can be gone on with."""
+"""Features of many images, chunk by chunk, in memory or in a folder from which a run can resume."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffjax.metrics.features import FeatureNetwork, Features, extract
+from diffjax.types import Array
 from diffjax.writing import write_atomically
 
 Read = Callable[[int, int], np.ndarray]  # (start, stop) -> images (stop - start, H, W, C)
@@ -28,9 +29,9 @@ def collect(
 ) -> Features:
     """Collect a network's features of ``num`` images that are made or read a chunk at a time.
 
-    With a folder, arrays live in files there and a finished chunk is not asked for again: memory is
-    that of one chunk, and a run that was interrupted goes on where it stopped, with the same result
-    to the bit.
+    With a folder, arrays are stored in files there and a finished chunk is not computed again:
+    memory is that of one chunk, and a run that was interrupted resumes where it stopped, with the
+    same result to the bit.
 
     Args:
         network: the feature network.
@@ -64,7 +65,11 @@ def collect(
 
 
 def _read_progress(folder: Path, what: dict[str, object]) -> int:
-    """Return the number of images whose features the folder has."""
+    """Return the number of images whose features the folder has.
+
+    Raises:
+        ValueError: they are features of other images.
+    """
     path = folder / _PROGRESS
     if not path.exists():
         return 0
@@ -78,9 +83,9 @@ def _read_progress(folder: Path, what: dict[str, object]) -> int:
 
 
 def _create_arrays(folder: Path | None, found: Features, num: int) -> Features:
-    def make(name: str, part: np.ndarray | None) -> np.ndarray | None:
-        if part is None:
-            return None
+    """Make empty arrays for the features of ``num`` images, in memory or as files in a folder."""
+
+    def make(name: str, part: Array) -> np.ndarray:
         shape = (num, *part.shape[1:])
         if folder is None:
             return np.empty(shape, part.dtype)
@@ -89,26 +94,30 @@ def _create_arrays(folder: Path | None, found: Features, num: int) -> Features:
             folder / f"{name}.npy", mode="w+", dtype=part.dtype, shape=shape
         )
 
-    return Features(*(make(name, part) for name, part in found._asdict().items()))
+    spatial = None if found.spatial is None else make("spatial", found.spatial)
+    return Features(make("features", found.features), make("probs", found.probs), spatial)
 
 
 def _open_arrays(folder: Path) -> Features:
-    def load(name: str) -> np.ndarray | None:
-        path = folder / f"{name}.npy"
-        return np.load(path, mmap_mode="r+") if path.exists() else None
+    """Map the arrays of an interrupted run, so that it can continue to write them."""
 
-    return Features(*map(load, Features._fields))
+    def load(name: str) -> np.ndarray:
+        return np.load(folder / f"{name}.npy", mmap_mode="r+")
+
+    spatial = load("spatial") if (folder / "spatial.npy").exists() else None
+    return Features(load("features"), load("probs"), spatial)
 
 
 def _write(kept: Features, found: Features, start: int, stop: int) -> None:
+    """Copy the features of one chunk to their place in the arrays."""
     for array, part in zip(kept, found, strict=True):
-        if array is not None:
+        if isinstance(array, np.ndarray):
             array[start:stop] = part
 
 
 def _commit(folder: Path, kept: Features, progress: dict[str, object]) -> None:
-    """Arrays first, then the count that makes them valid."""
+    """Write the arrays to the disk, and then the count that makes them valid."""
     for array in kept:
-        if array is not None:
+        if isinstance(array, np.memmap):
             array.flush()
     write_atomically(folder / _PROGRESS, json.dumps(progress))

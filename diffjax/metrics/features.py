@@ -6,7 +6,7 @@ import functools
 import importlib.resources
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,37 +18,38 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffjax.nets.classifier import Classifier
+from diffjax.types import Array, Params
 from diffjax.untrusted import parse_json
 from diffjax.writing import write_atomically
 
-# data set -> weights in use
+# The version of the weights that is used for each data set.
 VERSIONS = {"fashion_mnist": "v1", "fashion_mnist14": "v1", "digits": "v1"}
 FORMAT = "diffjax-classifier"
 
 
 class Features(NamedTuple):
-    """What a frozen network says of N images.
+    """What a frozen network computes from N images.
 
     Attributes:
         features: (N, F).
         probs: class probabilities (N, K).
-        spatial: features (N, S) that keep positions, for spatial FID; None if it has none.
+        spatial: features (N, S) that keep positions, for spatial FID; None if there are none.
     """
 
-    features: Any
-    probs: Any
-    spatial: Any = None
+    features: Array
+    probs: Array
+    spatial: Array | None = None
 
 
 class FeatureNetwork(NamedTuple):
-    """A frozen classifier.
+    """A frozen classifier, whose features metrics compare.
 
     Attributes:
         name: data set it was trained on.
         version: of the weights; distances under different versions cannot be compared.
         dim: number of features ``F``.
-        apply: images (B, H, W, C), uint8 levels or float in [-1, 1], -> `Features`, jitted. Does
-            no checks; see `extract`.
+        apply: images (B, H, W, C), uint8 levels or float in [-1, 1], -> `Features`, jitted. It does
+            not check its input; `extract` does.
         shape: ``(H, W, C)`` of one image; None for any size, grey or RGB.
         accuracy: on the test split, in [0, 1], as measured after training; None if unknown.
         levels: grey levels ``L`` of the data; uint8 ``u`` means ``2 u / (L - 1) - 1``.
@@ -59,22 +60,22 @@ class FeatureNetwork(NamedTuple):
     name: str
     version: str
     dim: int
-    apply: Callable[[Any], Features]
+    apply: Callable[[Array], Features]
     shape: tuple[int, int, int] | None
     accuracy: float | None
     levels: int
     batch_size: int = 500
-    params: Any = None
+    params: Params | None = None
 
     @property
     def id(self) -> str:
-        """``name-version``, to be written beside every number."""
+        """The text ``name-version``, to be written beside every number."""
         return f"{self.name}-{self.version}"
 
 
 @functools.cache
 def feature_network(name: str) -> FeatureNetwork:
-    """The feature network of a data set: the current version of the weights in this package.
+    """Return the feature network of a data set: the current version of the weights in this package.
 
     Raises:
         ValueError: no network for ``name``, or its weights are missing or damaged.
@@ -87,7 +88,7 @@ def feature_network(name: str) -> FeatureNetwork:
 
 
 def load_network(path: str | os.PathLike[str]) -> FeatureNetwork:
-    """The network in a file written by `save_network`.
+    """Load the network in a file that `save_network` wrote.
 
     Raises:
         ValueError: the file is missing, damaged, or holds something else.
@@ -106,7 +107,9 @@ def load_network(path: str | os.PathLike[str]) -> FeatureNetwork:
         shape, levels = tuple(config["shape"]), int(config["levels"])
         accuracy = float(meta["accuracy"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the notes of the feature network {path} are damaged: {error}") from error
+        raise ValueError(
+            f"the metadata of the feature network {path} are damaged: {error}"
+        ) from error
     expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
     wanted = {key: leaf.shape for key, leaf in flatten_dict(expected, sep=".").items()}
     found = {key: leaf.shape for key, leaf in flat.items()}
@@ -126,7 +129,8 @@ def load_network(path: str | os.PathLike[str]) -> FeatureNetwork:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(model: Classifier, levels: int, params: Any, images: jax.Array) -> Features:
+def _apply(model: Classifier, levels: int, params: Params, images: jax.Array) -> Features:
+    """Compute features and probabilities of images, which are scaled to [-1, 1] first."""
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) * (2 / (levels - 1)) - 1
     output: Any = model.apply({"params": params}, images.astype(jnp.float32))
@@ -136,7 +140,7 @@ def _apply(model: Classifier, levels: int, params: Any, images: jax.Array) -> Fe
 
 def save_network(
     path: str | os.PathLike[str],
-    params: Any,
+    params: Params,
     model: Classifier,
     *,
     dataset: str,
@@ -144,11 +148,16 @@ def save_network(
     shape: tuple[int, ...],
     levels: int,
     accuracy: float,
-    recipe: dict[str, Any],
+    recipe: Mapping[str, object],
 ) -> None:
     """Write parameters and everything needed to use them as one safetensors file.
 
-    ``recipe`` is free text about the training, kept for the record.
+    Args:
+        path: of the file; folders on the way are made.
+        model: the classifier.
+        params: its parameters.
+        dataset, version, shape, levels, accuracy: see `FeatureNetwork`.
+        recipe: free text about the training, kept for the record; JSON has to hold it.
     """
     size = {"num_classes": model.num_classes, "width": model.width, "features": model.features}
     meta = {
@@ -166,18 +175,21 @@ def save_network(
 
 def extract(
     network: FeatureNetwork,
-    images: Any,
+    images: Array,
     *,
     batch_size: int | None = None,
-    progress: Callable[[int], Any] = lambda count: None,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> Features:
-    """Extract a network's features of images (N, H, W, C) as NumPy arrays in float32.
+    """Extract a network's features of images as NumPy arrays in float32.
 
     The last batch is padded, so that one shape is compiled whatever ``N``; the devices share every
     batch.
 
     Args:
-        progress: told how many images are done, after every batch.
+        network: the feature network.
+        images: (N, H, W, C), uint8 levels or float in [-1, 1].
+        batch_size: images at a time; None is that of the network.
+        progress: called after every batch with the number of its images.
 
     Raises:
         ValueError: no images, wrong shape, or values outside the range of `FeatureNetwork.apply`.
@@ -204,8 +216,12 @@ def _make_batch_sharding() -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
 
 
-def _check_images(network: FeatureNetwork, images: Any) -> np.ndarray:
-    """Return ``images`` as uint8 or float32, after checking shape and range."""
+def _check_images(network: FeatureNetwork, images: Array) -> np.ndarray:
+    """Return ``images`` as uint8 or float32, after checking shape and range.
+
+    Raises:
+        ValueError: they do not fit the network.
+    """
     images = np.asarray(images)
     fits = images.ndim == 4 and len(images) > 0
     if network.shape is None:

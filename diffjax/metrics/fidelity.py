@@ -7,19 +7,22 @@ from scipy import ndimage
 
 
 def edge_f1(found: np.ndarray, wanted: np.ndarray, *, tolerance: int = 1) -> np.ndarray:
-    """F1 score (B,) of edge pixels: ``2 P R / (P + R)``.
+    """Return the F1 score (B,) of edge pixels, ``2 P R / (P + R)``.
 
     Precision P is the share of found pixels with a wanted one within ``tolerance`` pixels (in the
     larger of both distances), recall R the other way round. Two images without edges agree.
 
     Args:
         found, wanted: (B, H, W), edges where above 0.5.
+        tolerance: in pixels.
 
     Raises:
         ValueError: the shapes differ.
     """
     if found.shape != wanted.shape or found.ndim != 3:
-        raise ValueError(f"edges are (B, H, W) twice, got {found.shape} and {wanted.shape}")
+        raise ValueError(
+            f"both maps of edges must be (B, H, W), got {found.shape} and {wanted.shape}"
+        )
     found, wanted = found > 0.5, wanted > 0.5
     precision, recall = (
         _compute_share_near(found, wanted, tolerance),
@@ -39,16 +42,17 @@ def _compute_share_near(some: np.ndarray, others: np.ndarray, tolerance: int) ->
 
 
 def mask_iou(found: np.ndarray, wanted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Intersection over union (B,), mean over the classes that either mask has.
+    """Return the intersection over union (B,), averaged over the classes that either mask has.
 
     Args:
         found, wanted: classes (B, H, W), 0 to num_classes - 1.
+        num_classes: number of classes.
 
     Raises:
         ValueError: the shapes differ.
     """
     if found.shape != wanted.shape or found.ndim != 3:
-        raise ValueError(f"masks are (B, H, W) twice, got {found.shape} and {wanted.shape}")
+        raise ValueError(f"both masks must be (B, H, W), got {found.shape} and {wanted.shape}")
     a, b = (np.eye(num_classes, dtype=bool)[mask] for mask in (found, wanted))
     union = (a | b).sum((1, 2))
     ratio = (a & b).sum((1, 2)) / np.maximum(union, 1)

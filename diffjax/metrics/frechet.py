@@ -16,17 +16,20 @@ def _factorise(covariance: np.ndarray) -> np.ndarray:
 
 
 def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
-    """Squared 2-Wasserstein distance of two Gaussians (Dowson & Landau 1982).
+    """Return the squared 2-Wasserstein distance of two Gaussians (Dowson & Landau 1982).
 
     ``|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^{1/2})``
 
     This is the formula of FID (Heusel et al. 2017), which applies it to Inception features; on
     any other features the number is not an FID. With factors ``C_a = A A^T`` and ``C_b = B B^T``
-    by eigh, ``tr (C_a C_b)^{1/2}`` is the sum of the singular values of ``A^T B``: no root of a
-    rounded eigenvalue is taken, so singular covariances lose no digits.
+    by eigh, ``tr (C_a C_b)^{1/2}`` is the sum of the singular values of ``A^T B``. No square root
+    of a rounded eigenvalue is formed, so that singular covariances lose no digits.
 
     The estimate is biased upwards by about ``1/count``, and more when ``count`` is not larger
     than the number of features: compare only sets of equal size, beside their floor.
+
+    Args:
+        a, b: moments of two sets of features, or published Gaussians.
 
     Raises:
         ValueError: fewer than two samples, different feature sizes, or non-finite moments.
@@ -48,6 +51,11 @@ def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
 
 
 def _find_covariance(a: Moments | Gaussian, name: str) -> np.ndarray:
+    """Return the covariance of moments or of a Gaussian.
+
+    Raises:
+        ValueError: there are fewer than two samples, or values that are not finite.
+    """
     if isinstance(a, Moments) and a.count < 2:
         raise ValueError(
             f"the {name} set has {a.count} samples; a Fréchet distance needs at least 2"

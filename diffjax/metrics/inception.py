@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from diffjax.metrics.features import FeatureNetwork, Features
 from diffjax.nets.inception import SIZE, Inception, inception_input
+from diffjax.types import Params
 
 SOURCE = (
     "the Inception weights of FID are not part of this package. Download "
@@ -18,26 +19,29 @@ SOURCE = (
 )
 
 
-def inception_shapes() -> Any:
-    """Names and shapes of Inception's parameters, without memory."""
+def inception_shapes() -> Params:
+    """Return names and shapes of Inception's parameters, without memory for them."""
     images = jnp.zeros((1, SIZE, SIZE, 3))
     return jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]
 
 
 def inception_network(
-    params: Any, *, resize: str = "tensorflow", batch_size: int = 32
+    params: Params, *, resize: str = "tensorflow", batch_size: int = 32
 ) -> FeatureNetwork:
-    """Inception as a feature network for images of any size.
+    """Make a feature network of Inception, for images of any size.
 
     Images in [-1, 1] are rounded to 8 bits first, as saved images are. Probabilities are the
     softmax of the logits without their bias, as in every published Inception score.
 
     Args:
-        params: parameters as `inception_shapes` has them.
+        params: parameters with the names and shapes of `inception_shapes`.
         resize: ``tensorflow`` or ``pytorch_fid``, see `diffjax.nets.inception.inception_input`.
         batch_size: images at a time; 32 take about 0.6 GB.
+
+    Raises:
+        ValueError: (when called) unknown resize.
     """
-    # What is passed at every call has to be on every device that takes part.
+    # Parameters, which are passed at every call, have to be on every device that takes part.
     mesh = jax.sharding.Mesh(jax.local_devices(), ("batch",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return FeatureNetwork(
@@ -53,7 +57,8 @@ def inception_network(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(resize: str, params: Any, images: jax.Array) -> Features:
+def _apply(resize: str, params: Params, images: jax.Array) -> Features:
+    """Compute pooled and spatial features and class probabilities of images."""
     x = inception_input(_to_levels(images), resize=resize)
     out: Any = Inception().apply({"params": params}, x)
     return Features(out.pool, jax.nn.softmax(out.logits), out.spatial)

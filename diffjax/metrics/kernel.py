@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from diffjax.metrics.statistics import as_features
+from diffjax.types import Array
 
 
 def squared_mmd(real: np.ndarray, fake: np.ndarray) -> float:
-    """Unbiased ``E k(x,x') + E k(y,y') - 2 E k(x,y)`` with ``k(x, y) = (x.y / F + 1)^3``.
+    """Return the unbiased squared maximum mean discrepancy of two sets.
 
-    Binkowski et al. 2018, eq. 4; pairs of a sample with itself are left out.
+    ``E k(x,x') + E k(y,y') - 2 E k(x,y)`` with ``k(x, y) = (x.y / F + 1)^3`` (Binkowski et al.
+    2018, eq. 4); pairs of a sample with itself are left out.
 
     Args:
         real: features (N, F), float64.
@@ -21,7 +21,7 @@ def squared_mmd(real: np.ndarray, fake: np.ndarray) -> float:
 
     def mean(x: np.ndarray, y: np.ndarray, *, same: bool = False) -> float:
         values = x @ y.T / x.shape[1] + 1
-        values *= values * values  # ten times faster than a power
+        values *= values * values  # this is ten times faster than a power
         total = values.sum() - (np.trace(values) if same else 0)
         return float(total / (values.size - same * len(x)))
 
@@ -29,9 +29,9 @@ def squared_mmd(real: np.ndarray, fake: np.ndarray) -> float:
 
 
 def kernel_distance(
-    real: Any, fake: Any, *, subsets: int = 100, size: int = 1000, seed: int = 0
+    real: Array, fake: Array, *, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Mean and standard deviation of `squared_mmd` over random subsets of both sets.
+    """Return mean and standard deviation of `squared_mmd` over random subsets of both sets.
 
     On Inception features this is KID. The mean is unbiased whatever the number of images, and
     may be slightly negative for equal distributions.
@@ -57,8 +57,9 @@ def kernel_distance(
         subsets = 1
     rng = np.random.default_rng(seed)
 
-    def choose_rows(features: Any, name: str) -> np.ndarray:
-        rows = np.sort(rng.choice(len(features), size, replace=False))  # in order: may be on disk
+    def choose_rows(features: Array, name: str) -> np.ndarray:
+        # Sorted, because the rows may be on disk.
+        rows = np.sort(rng.choice(len(features), size, replace=False))
         return as_features(features[rows], name)
 
     values = [

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from diffjax.metrics.statistics import as_features
+from diffjax.types import Array
 
 BLOCK = 1000  # rows per block of distances: 80 MB against 10,000 others
 _CANCELS = 1e-6  # below this part of |a|^2 + |b|^2, a squared distance is formed from differences
@@ -15,7 +16,14 @@ _TIE = 1 + 1e-9  # distances of other pairs carry 1e-16 / _CANCELS of rounding
 
 
 class PrecisionRecall(NamedTuple):
-    """Fractions in [0, 1], except `density`, which may exceed 1."""
+    """How two sets of features overlap; see `precision_recall`.
+
+    Attributes:
+        precision: share of fakes inside some real ball, in [0, 1].
+        recall: share of reals inside some fake ball, in [0, 1].
+        density: mean number of real balls around a fake over k; it may exceed 1.
+        coverage: share of real balls that hold a fake, in [0, 1].
+    """
 
     precision: float
     recall: float
@@ -50,7 +58,7 @@ def _compute_radii(points: np.ndarray, k: int) -> np.ndarray:
     )
 
 
-def precision_recall(real: Any, fake: Any, *, k: int = 3) -> PrecisionRecall:
+def precision_recall(real: Array, fake: Array, *, k: int = 3) -> PrecisionRecall:
     """Compare two sets of features by the balls that reach each point's k-th neighbour.
 
     - precision: fraction of fakes inside some real ball; recall: fraction of reals inside some

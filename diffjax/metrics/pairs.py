@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from diffjax.types import Array
 
 WINDOW = 11  # pixels of SSIM's window
 _SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
 
 
-def _check(x: Any, y: Any) -> None:
+def _check(x: Array, y: Array) -> None:
+    """Raise a ValueError if two batches are not images of one shape."""
     if x.shape != y.shape or x.ndim != 4:
         raise ValueError(f"pairs of images (N, H, W, C) are needed, got {x.shape} and {y.shape}")
 
 
-def psnr(x: Any, y: Any, *, span: float = 2.0) -> jax.Array:
-    """``10 log10(span^2 / mean (x - y)^2)`` in dB, (N,); infinite for equal images.
+def psnr(x: Array, y: Array, *, span: float = 2.0) -> jax.Array:
+    """Return the peak signal-to-noise ratio ``10 log10(span^2 / mean (x - y)^2)`` in dB, (N,).
+
+    It is infinite for equal images.
 
     Args:
         x: images (N, H, W, C).
@@ -35,12 +39,12 @@ def psnr(x: Any, y: Any, *, span: float = 2.0) -> jax.Array:
     return 10 * jnp.log10(span**2 / error)
 
 
-def ssim(x: Any, y: Any, *, span: float = 2.0) -> jax.Array:
-    """Structural similarity (Wang et al. 2004), mean over windows and channels, (N,).
+def ssim(x: Array, y: Array, *, span: float = 2.0) -> jax.Array:
+    """Return the structural similarity, averaged over windows and channels, (N,).
 
-    ``(2 m_x m_y + c1)(2 s_xy + c2) / ((m_x^2 + m_y^2 + c1)(s_x^2 + s_y^2 + c2))`` with Gaussian
-    windows of 11 pixels (sigma 1.5) that lie inside the image, ``c1 = (.01 span)^2`` and
-    ``c2 = (.03 span)^2``.
+    Wang et al. 2004: ``(2 m_x m_y + c1)(2 s_xy + c2) / ((m_x^2 + m_y^2 + c1)(s_x^2 + s_y^2 + c2))``
+    with Gaussian windows of 11 pixels (sigma 1.5) that lie inside the image, ``c1 = (.01 span)^2``
+    and ``c2 = (.03 span)^2``.
 
     Args:
         x: images (N, H, W, C).
@@ -61,12 +65,12 @@ def ssim(x: Any, y: Any, *, span: float = 2.0) -> jax.Array:
     return jnp.mean(light * (2 * xy + c2) / (xx + yy + c2), (1, 2, 3))
 
 
-def _to_float(x: Any) -> jax.Array:
+def _to_float(x: Array) -> jax.Array:
     return jnp.asarray(x, jnp.float32)
 
 
 def _blur(x: jax.Array) -> jax.Array:
-    """Gaussian mean over every window inside the image."""
+    """Return the Gaussian mean over every window that lies inside the image."""
     at = np.arange(WINDOW) - WINDOW // 2
     taps = np.exp(-(at**2) / (2 * _SIGMA**2))
     taps = (taps / taps.sum()).astype(np.float32)
@@ -78,22 +82,23 @@ def _blur(x: jax.Array) -> jax.Array:
 
 
 def diversity(
-    distance: Callable[[Any, Any], Any],
-    images: Any,
+    distance: Callable[[Array, Array], Array],
+    images: Array,
     *,
     pairs: int = 1000,
     seed: int = 0,
     batch_size: int = 50,
 ) -> tuple[float, float]:
-    """Mean and standard error of a distance between random pairs of different images.
+    """Return mean and standard error of a distance between random pairs of different images.
 
-    With LPIPS as the distance, the diversity of Zhu et al. 2017 and of the control papers: high
-    where samples of one condition differ.
+    With LPIPS as the distance, this is the diversity of Zhu et al. 2017 and of papers on control:
+    it is high where samples of one condition differ.
 
     Args:
         distance: two batches (B, H, W, C) -> (B,).
         images: (N, H, W, C).
         pairs: how many, drawn with replacement.
+        seed: of the pairs.
         batch_size: pairs at a time.
 
     Raises:
@@ -103,7 +108,8 @@ def diversity(
         raise ValueError(f"{pairs} pairs of {len(images)} images: at least 2 of each are needed")
     rng = np.random.default_rng(seed)
     first = rng.integers(0, len(images), pairs)
-    second = (first + rng.integers(1, len(images), pairs)) % len(images)  # never the same image
+    # The two images of a pair always differ.
+    second = (first + rng.integers(1, len(images), pairs)) % len(images)
     parts = [
         np.asarray(distance(images[first[i : i + batch_size]], images[second[i : i + batch_size]]))
         for i in range(0, pairs, batch_size)

@@ -24,7 +24,8 @@ from diffjax.untrusted import show
 from diffjax.writing import replace_file
 
 StrPath = str | os.PathLike[str]
-# RuntimeError: an encrypted member; SyntaxError and the like: a damaged header of an array.
+# NumPy and zipfile raise RuntimeError for an encrypted member, and SyntaxError and the like for a
+# damaged header of an array.
 _BROKEN = (
     *(
         EOFError,
@@ -37,25 +38,30 @@ _BROKEN = (
     ),
     *(SyntaxError, KeyError, TypeError, OverflowError, MemoryError, tokenize.TokenError),
 )
-_RATIO, _SPARE = 100, 64 * 2**20  # an npz file may expand to so many times its bytes, and more
+_RATIO, _SPARE = 100, 64 * 2**20  # an npz file may expand to _RATIO times its bytes plus _SPARE
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 
 
 class Statistics(NamedTuple):
-    """Moments of the features of a set, and of its spatial features if they are known."""
+    """Moments of the features of a set, and of its spatial features if they are known.
+
+    Attributes:
+        features: of (N, F) features.
+        spatial: of (N, S) features that keep positions, for spatial FID.
+    """
 
     features: Moments | Gaussian
     spatial: Moments | Gaussian | None = None
 
 
-def statistics_of(found: Features) -> Statistics:
-    """The moments of collected features."""
+def compute_statistics(found: Features) -> Statistics:
+    """Return the moments of collected features."""
     spatial = None if found.spatial is None else moments(found.spatial)
     return Statistics(moments(found.features), spatial)
 
 
 def load_statistics(path: StrPath) -> Statistics:
-    """The statistics in an npz file of the ADM or the pytorch-fid layout.
+    """Load the statistics in an npz file of the ADM or the pytorch-fid layout.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -68,7 +74,7 @@ def load_statistics(path: StrPath) -> Statistics:
     except FileNotFoundError:
         raise
     except _BROKEN as error:
-        raise ValueError(f"{path} is no complete npz file: {_take_first_line(error)}") from error
+        raise ValueError(f"{path} is not a complete npz file: {_take_first_line(error)}") from error
     if not {"mu", "sigma"} <= set(values):
         raise ValueError(f"{path} holds no statistics: it needs the arrays mu and sigma")
     spatial = None
@@ -78,7 +84,7 @@ def load_statistics(path: StrPath) -> Statistics:
 
 
 def _check_members(path: Path) -> None:
-    """See that the arrays of an npz file are as large as its members, which expand within bounds.
+    """Check that the arrays of an npz file fit in its members, which expand within bounds.
 
     Raises:
         ValueError: a header promises more than is there, or members expand to far more.
@@ -101,7 +107,7 @@ def _check_members(path: Path) -> None:
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, order and type of an array, at the place after its header."""
+    """Return shape, order and type of an array; the file is then at its first value."""
     version = np.lib.format.read_magic(file)
     first = version == (1, 0)
     read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
@@ -113,6 +119,11 @@ def _take_first_line(error: BaseException) -> str:
 
 
 def _make_gaussian(path: StrPath, mean: np.ndarray, covariance: np.ndarray) -> Gaussian:
+    """Check published moments and return them as float64.
+
+    Raises:
+        ValueError: shapes do not fit each other, or values are not finite floats.
+    """
     if mean.ndim != 1 or covariance.shape != (*mean.shape, *mean.shape):
         raise ValueError(
             f"{path} holds a mean {mean.shape} with a covariance {covariance.shape}; "
@@ -125,7 +136,11 @@ def _make_gaussian(path: StrPath, mean: np.ndarray, covariance: np.ndarray) -> G
 
 
 def save_statistics(path: StrPath, statistics: Statistics) -> None:
-    """Write statistics in the layout of `load_statistics`, all of the file or nothing."""
+    """Write statistics in the layout of `load_statistics`, all of the file or nothing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     arrays = {"mu": statistics.features.mean, "sigma": statistics.features.covariance}
     if statistics.spatial is not None:
         arrays |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.covariance}
@@ -133,8 +148,8 @@ def save_statistics(path: StrPath, statistics: Statistics) -> None:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
-def array_names(path: StrPath) -> set[str]:
-    """The names of the arrays in an npz file.
+def list_arrays(path: StrPath) -> set[str]:
+    """Return the names of the arrays in an npz file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -146,11 +161,15 @@ def array_names(path: StrPath) -> set[str]:
     except FileNotFoundError:
         raise
     except _BROKEN as error:
-        raise ValueError(f"{path} is no complete npz file: {error}") from error
+        raise ValueError(f"{path} is not a complete npz file: {error}") from error
 
 
 def load_array(path: StrPath, names: tuple[str, ...]) -> np.ndarray:
-    """The first of the named arrays in an npz file; mapped, not read, if it is not compressed.
+    """Load the first of the named arrays in an npz file; one that is not compressed is mapped.
+
+    Args:
+        path: of the file.
+        names: in the order of preference.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -174,6 +193,12 @@ def load_array(path: StrPath, names: tuple[str, ...]) -> np.ndarray:
 
 
 def _map_array(path: Path, member: int) -> np.ndarray:
+    """Map the array of a member that is stored without compression.
+
+    Args:
+        path: of the npz file.
+        member: offset of the member's header.
+    """
     with path.open("rb") as file:
         file.seek(member)
         header = file.read(_LOCAL_HEADER)

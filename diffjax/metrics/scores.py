@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
+
+from diffjax.types import Array
 
 SEED = 2020  # torch-fidelity's default
 
 
 def inception_score(
-    probs: Any, *, splits: int = 10, seed: int | None = SEED
+    probs: Array, *, splits: int = 10, seed: int | None = SEED
 ) -> tuple[float, float]:
-    """Mean and standard deviation over splits of the score of Salimans et al. (2016).
+    """Return mean and standard deviation over splits of the Inception score (Salimans et al. 2016).
 
     ``IS = exp(mean_x KL(p(y|x) || p(y)))``, between 1 (all images look alike, or none is
     recognisable) and ``K`` (each is certain, all classes equally often). ``p(y)`` is the mean
@@ -45,6 +46,7 @@ def inception_score(
 
 
 def _compute_score(p: np.ndarray) -> float:
+    """Return the score of one split; a term ``0 log 0`` counts as 0."""
     marginal = np.broadcast_to(p.mean(axis=0), p.shape)
     ratio = np.divide(p, marginal, out=np.ones_like(p), where=p > 0)  # 0 log 0 = 0
     return float(np.exp((p * np.log(ratio)).sum(axis=1).mean()))

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-BLOCK = 4096  # rows turned to float64 at a time
+from diffjax.types import Array
+
+BLOCK = 4096  # rows that are converted to float64 at a time
 
 
 class Gaussian(NamedTuple):
-    """A mean (F,) and a covariance (F, F), float64, as published statistics give them."""
+    """A mean and a covariance, as published statistics state them.
+
+    Attributes:
+        mean: (F,), float64.
+        covariance: (F, F), float64.
+    """
 
     mean: np.ndarray
     covariance: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)  # not a tuple, whose `count` is a method
+@dataclass(frozen=True, eq=False)  # a tuple has a method `count`
 class Moments:
-    """Sufficient statistics of the vectors seen so far.
+    """Sufficient statistics of a stream of vectors.
 
     Attributes:
         count: number of vectors ``n``.
@@ -44,12 +51,16 @@ class Moments:
 
 
 def empty(dim: int) -> Moments:
-    """Moments of no vectors of size ``dim``: the neutral element of `merge`."""
+    """Return the moments of no vectors of size ``dim``, the neutral element of `merge`."""
     return Moments(0, np.zeros(dim), np.zeros((dim, dim)))
 
 
-def as_features(features: Any, name: str = "features") -> np.ndarray:
-    """``features`` as a float64 matrix (N, F).
+def as_features(features: Array, name: str = "features") -> np.ndarray:
+    """Return ``features`` as a float64 matrix (N, F).
+
+    Args:
+        features: the matrix.
+        name: how messages call it.
 
     Raises:
         ValueError: not a matrix, or some value is not finite.
@@ -66,11 +77,14 @@ def as_features(features: Any, name: str = "features") -> np.ndarray:
     return values
 
 
-def moments(features: Any) -> Moments:
-    """Moments of the rows of ``features`` (N, F), a block of rows at a time.
+def moments(features: Array) -> Moments:
+    """Return the moments of the rows of ``features`` (N, F), computed block by block.
 
-    ``features`` may be a memory map: what is held is `BLOCK` rows. The sums depend on the rows
-    only, not on how they came together.
+    ``features`` may be a memory map: only `BLOCK` rows are in memory at a time. The sums depend on
+    the rows only, not on how they were collected.
+
+    Raises:
+        ValueError: not a matrix, or some value is not finite.
     """
     shape = np.shape(features)
     if len(shape) != 2:
@@ -85,7 +99,7 @@ def moments(features: Any) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the union of two disjoint streams (Chan, Golub & LeVeque 1983).
+    """Return the moments of the union of two disjoint streams (Chan, Golub & LeVeque 1983).
 
     ``scatter = S_a + S_b + (n_a n_b / n) d d^T`` with ``d = mean_b - mean_a``. Nothing cancels,
     unlike in ``E[x x^T] - mean mean^T``.
@@ -103,6 +117,6 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, a.mean + delta * (b.count / count), scatter)
 
 
-def update(state: Moments, features: Any) -> Moments:
-    """``state`` after also seeing the rows of ``features`` (N, F)."""
+def update(state: Moments, features: Array) -> Moments:
+    """Return ``state`` with the rows of ``features`` (N, F) added."""
     return merge(state, moments(features))

@@ -99,13 +99,13 @@ def _join(parts: list[_Part], guided: bool) -> Condition:
         return {p.name: p.take(batch, key) for p in parts} or None
 
     def null(raw: Cond) -> Cond:
-        return {p.name: p.null(raw[p.name]) for p in parts} or None
+        return {p.name: p.null((raw or {})[p.name]) for p in parts} or None
 
     def init(key: jax.Array) -> dict[str, PyTree]:
         return {k: v for p in parts for k, v in p.init(key).items()}
 
     def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Cond) -> Cond:
-        encoded = [p.encode(params, frozen, extra, raw[p.name]) for p in parts]
+        encoded = [p.encode(params, frozen, extra, (raw or {})[p.name]) for p in parts]
         return {k: v for part in encoded for k, v in part.items()} or None
 
     example = {k: v for p in parts for k, v in p.example.items()} or None
@@ -163,10 +163,12 @@ def _text(config: ConfigDict, classes: int) -> _Part:
 
     def init(key: jax.Array) -> dict[str, PyTree]:
         ids = jnp.zeros((1, net.positions), jnp.int32)
-        return {"text_encoder": net.init(jax.random.fold_in(key, 3), ids)["params"]}
+        variables: Any = net.init(jax.random.fold_in(key, 3), ids)
+        return {"text_encoder": variables["params"]}
 
     def encode(params: Params, frozen: Frozen, extra: Statistics, ids: Array) -> dict[str, Array]:
-        return {"context": net.apply({"params": params["text_encoder"]}, ids)}
+        tokens: Any = net.apply({"params": params["text_encoder"]}, ids)
+        return {"context": tokens}
 
     return _tokens(width, encode)._replace(init=init)
 

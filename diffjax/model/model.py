@@ -258,7 +258,7 @@ def sample(
 def _combine(model: Model, steering: Steering) -> guidance.Combine:
     if not steering.rescale:
         return guidance.cfg
-    return guidance.rescaled(model.parameterization, steering.rescale)
+    return guidance.rescale(model.parameterization, steering.rescale)
 
 
 def _apply_controls(

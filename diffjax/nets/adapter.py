@@ -10,13 +10,12 @@ T2IAdapter.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 
 from diffjax.nets.layers import conv, torch_init
-from diffjax.types import ConfigError, choose
+from diffjax.types import ConfigError, DType, choose
 
 Array = jax.Array
 
@@ -30,7 +29,7 @@ _HALVED: dict[str, Callable[[int], bool]] = {
 
 
 class T2IAdapter(nn.Module):
-    """``hint (B, H, W, C) in [0, 1] -> [(B, h, w, width), ...]``, the finest first.
+    """A network ``hint (B, H, W, C) in [0, 1] -> [(B, h, w, width), ...]``, finest first.
 
     Attributes:
         hint_channels: C.
@@ -39,6 +38,7 @@ class T2IAdapter(nn.Module):
         hint_factor: side of the pixel patches that are folded into channels.
         kind: ``full`` halves the resolution before every feature map but the first; ``full_xl``
             before the third alone; ``light`` as ``full``, in a quarter of the channels.
+        dtype: type to compute in; parameters stay float32.
     """
 
     hint_channels: int = 3
@@ -46,10 +46,16 @@ class T2IAdapter(nn.Module):
     blocks: int = 2
     hint_factor: int = 8
     kind: str = "full"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, hint: Array) -> list[Array]:
+        """Return the features of hints.
+
+        Raises:
+            ConfigError: the options are wrong, see `check_options`.
+            ValueError: hints have other channels, or sides that are no multiple of ``hint_factor``.
+        """
         self.check_options()
         self._check(hint)
         halved = _HALVED[self.kind]
@@ -74,10 +80,10 @@ class T2IAdapter(nn.Module):
         return features
 
     def check_options(self) -> None:
-        """See that hints can be read with these options.
+        """Check that the options are possible.
 
         Raises:
-            ConfigError: they cannot; the message begins with the option.
+            ConfigError: one is not; the message begins with its name.
         """
         choose("adapter", self.kind, _HALVED)
         # The light kind works in a quarter of the channels.
@@ -87,7 +93,7 @@ class T2IAdapter(nn.Module):
             if not _is_whole(value, low):
                 raise ConfigError(f"{name} must be a whole number of at least {low}, got {value!r}")
 
-    def _make_conv(self, features: int, name: str, size: int = 3) -> Any:
+    def _make_conv(self, features: int, name: str, size: int = 3) -> nn.Conv:
         return conv(
             features,
             name=f"adapter.{name}",
@@ -98,6 +104,7 @@ class T2IAdapter(nn.Module):
         )
 
     def _check(self, hint: Array) -> None:
+        """Raise a ValueError if hints have the wrong shape."""
         f = self.hint_factor
         if (
             hint.ndim != 4
@@ -111,20 +118,23 @@ class T2IAdapter(nn.Module):
 
 
 def _unshuffle(x: Array, f: int) -> Array:
-    """Patches of f x f pixels as channels, in PyTorch's order: (C, f, f)."""
+    """Fold patches of f x f pixels into channels, in PyTorch's order (C, f, f)."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // f, f, w // f, f, c).transpose(0, 1, 3, 5, 2, 4)
     return x.reshape(b, h // f, w // f, c * f * f)
 
 
 def check_hint_options(channels: int, name: str, widths: tuple[int, ...], least: int = 1) -> None:
-    """See that a network can read hints of so many channels in layers of these widths.
+    """Check that a network can read hints of so many channels in layers of these widths.
 
     Args:
-        name: of the option that holds the widths.
+        channels: of a hint.
+        name: of the option that holds the widths, for messages.
+        widths: channels of the layers.
+        least: the smallest width that is possible.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: an option is not a whole number, or too small.
     """
     if not _is_whole(channels, 1):
         raise ConfigError(f"hint_channels must be a whole number of at least 1, got {channels!r}")
@@ -134,5 +144,5 @@ def check_hint_options(channels: int, name: str, widths: tuple[int, ...], least:
         )
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

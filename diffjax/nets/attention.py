@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from diffjax.nets.layers import GroupNorm, default_init, zero_init
-from diffjax.types import choose
+from diffjax.types import DType, choose
 
 Array = jax.Array
-CHUNK = 1024  # queries at a time of chunked attention
+CHUNK = 1024  # queries that chunked attention computes at a time
 
 
 def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """``softmax(Q K^T / sqrt(d)) V`` as written, the softmax in float32."""
+    """Compute ``softmax(Q K^T / sqrt(d)) V`` as it is written, with the softmax in float32.
+
+    Shapes are those of `attend`.
+    """
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores = scores / q.shape[-1] ** 0.5
     if mask is not None:
@@ -27,9 +29,10 @@ def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
 
 def chunked(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """`plain` for `CHUNK` queries at a time: scores take (B, heads, CHUNK, M) instead of N rows.
+    """Compute `plain` for `CHUNK` queries at a time.
 
-    The backward pass computes the scores again instead of keeping them.
+    The scores take (B, heads, CHUNK, M) instead of N rows. The backward pass computes them again
+    instead of keeping them. Shapes are those of `attend`.
     """
     b, n, heads, d = q.shape
     if n <= CHUNK:
@@ -60,14 +63,17 @@ ATTENTIONS: dict[str, Callable[..., Array]] = {
 
 
 def attend(q: Array, k: Array, v: Array, *, mask: Array | None = None, kind: str = "xla") -> Array:
-    """``softmax(Q K^T / sqrt(d)) V`` (Vaswani et al. 2017, eq. 1), per head.
+    """Compute attention ``softmax(Q K^T / sqrt(d)) V`` per head (Vaswani et al. 2017, eq. 1).
 
     Args:
         q: queries (B, N, heads, d).
         k, v: keys and values (B, M, heads, d).
-        mask: bool, broadcasts against (B, heads, N, M); False is left out.
+        mask: bool, broadcasts against (B, heads, N, M); False leaves a key out.
         kind: ``xla`` (`jax.nn.dot_product_attention`), ``cudnn`` (the same fused, on GPUs in half
             precision), ``plain`` (softmax in float32) or ``chunked`` (plain in less memory).
+
+    Returns:
+        (B, N, heads, d).
 
     Raises:
         ValueError: the kind is unknown.
@@ -76,15 +82,13 @@ def attend(q: Array, k: Array, v: Array, *, mask: Array | None = None, kind: str
 
 
 class Attention(nn.Module):
-    """Multi-head attention ``softmax(Q K^T / sqrt(d)) V``.
-
-    Keys and values come from ``context`` (B, M, D) if it is given; ``mask`` (B, M) leaves tokens
-    out.
+    """Multi-head attention ``softmax(Q K^T / sqrt(d)) V`` (Vaswani et al. 2017, section 3.2).
 
     Attributes:
         heads: number of heads.
         width: total width of the heads; the input's channels if None.
-        bias: biases on the q, k, v projections.
+        bias: whether the q, k and v projections have biases.
+        dtype: type to compute in; parameters stay float32.
         kind: see `attend`.
         identity: leave the softmax out, ``A = I``: every pixel keeps its own V (Ahn et al. 2024).
     """
@@ -92,12 +96,19 @@ class Attention(nn.Module):
     heads: int = 1
     width: int | None = None
     bias: bool = True
-    dtype: Any = None
+    dtype: DType = None
     kind: str = "xla"
     identity: bool = False
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
+        """Attend from x (B, N, C) to itself, or to a context; returns (B, N, C).
+
+        Args:
+            x: where queries come from.
+            context: (B, M, D), where keys and values come from; None for x.
+            mask: (B, M) bool; False leaves a token out.
+        """
         width = self.width or x.shape[-1]
         source = x if context is None else context
 
@@ -118,18 +129,27 @@ class Attention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Residual self-attention of DDPM: ``x + attention(norm(x))`` over all pixels."""
+    """Residual self-attention over all pixels, ``x + attention(norm(x))`` (Ho et al. 2020, B).
+
+    Attributes:
+        heads: number of heads.
+        groups, eps: of the group norm.
+        dtype: type to compute in; parameters stay float32.
+        kind: see `attend`.
+        rescale: divide the sum by sqrt(2), as the networks of Song et al. 2021 do.
+    """
 
     heads: int = 1
     groups: int = 32
     eps: float = 1e-6
-    dtype: Any = None
+    dtype: DType = None
     kind: str = "xla"
     rescale: bool = False  # divide the sum by sqrt(2)
     identity: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Return features of the shape of x, (B, H, W, C)."""
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, self.eps, self.dtype, name="group_norm")(x)
         attention = Attention(self.heads, dtype=self.dtype, kind=self.kind, identity=self.identity)

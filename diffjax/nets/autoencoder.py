@@ -1,54 +1,64 @@
 """Autoencoders of latent diffusion, with the state-dict names of diffusers.
 
 Rombach et al. 2022, section 3.1 and appendix G: `AutoencoderKL` has a Gaussian posterior,
-`VQModel` a codebook. Both shrink an image by ``2^(levels - 1)``.
+`VQModel` a codebook. Both shrink an image by ``f = 2^(levels - 1)`` on a side, so that latents of
+(B, H, W, C) images are (B, H/f, W/f, channels). A diffusion model sees latents times the scaling
+factor, which brings their standard deviation to about 1 (section D.1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from diffjax.nets.attention import AttentionBlock
 from diffjax.nets.layers import Downsample, GroupNorm, ResBlock, Upsample, conv, rematerialise
+from diffjax.types import DType
 
 Array = jax.Array
 LOGVAR = (-30.0, 20.0)  # bounds of the posterior's log-variance
 
 
 class Posterior(NamedTuple):
-    """``q(z|x) = N(mean, exp(logvar))``, both (B, h, w, C)."""
+    """The distribution ``q(z|x) = N(mean, exp(logvar))`` of a latent.
+
+    Attributes:
+        mean: (B, h, w, C).
+        logvar: natural logarithm of the variance (B, h, w, C).
+    """
 
     mean: Array
     logvar: Array
 
     def sample(self, key: jax.Array) -> Array:
-        """``z = mean + std eps``."""
+        """Draw ``z = mean + std eps`` (B, h, w, C)."""
         return self.with_noise(jax.random.normal(key, self.mean.shape))
 
     def with_noise(self, eps: Array) -> Array:
-        """The sample of given standard noise."""
+        """Return ``mean + std eps`` for given standard noise eps (B, h, w, C)."""
         return self.mean + jnp.exp(0.5 * self.logvar) * eps
 
     def kl(self) -> Array:
-        """``KL(q(z|x) || N(0, I))`` (B,) in nats, summed over the latent."""
+        """Return ``KL(q(z|x) || N(0, I))`` (B,), in nats, summed over the latent."""
         value = 0.5 * (self.mean**2 + jnp.exp(self.logvar) - 1 - self.logvar)
         return value.sum(axis=(1, 2, 3))
 
 
 class Quantized(NamedTuple):
-    """Latents replaced by their nearest codes.
+    """Latents replaced by their nearest codes (van den Oord et al. 2017, eq. 3).
 
     Attributes:
         z: codes (B, h, w, D); the gradient passes straight through to the encoder.
         indices: which code (B, h, w), int32.
-        codebook: ``|e - sg[z]|^2`` (B,), mean over the latent: moves the codes.
-        commitment: ``|sg[e] - z|^2`` (B,), likewise: moves the encoder.
+        codebook: ``|e - sg[z]|^2`` (B,), mean over the latent; its gradient moves the codes. sg
+            stops the gradient.
+        commitment: ``|sg[e] - z|^2`` (B,), mean over the latent; its gradient moves the encoder.
         anchors: (K, D), for every code the latent of the batch that is nearest to it.
     """
 
@@ -60,7 +70,7 @@ class Quantized(NamedTuple):
 
 
 class _Coder(nn.Module):
-    """What encoder and decoder share: fields of `AutoencoderKL`."""
+    """The blocks that encoder and decoder share; its fields are those of `AutoencoderKL`."""
 
     channels: int
     multipliers: tuple[float, ...]
@@ -71,7 +81,7 @@ class _Coder(nn.Module):
     middle_attention: bool
     attention: str
     remat: str | bool
-    dtype: Any
+    dtype: DType
 
     @nn.nowrap
     def _make_res_block(self, features: int, name: str) -> Callable[[Array], Array]:
@@ -85,6 +95,7 @@ class _Coder(nn.Module):
 
     @nn.nowrap
     def _apply_middle(self, h: Array) -> Array:
+        """Apply the two residual blocks at the coarsest level, with attention between them."""
         h = self._make_res_block(h.shape[-1], "mid_block.resnets.0")(h)
         if self.middle_attention:
             h = self._make_attention("mid_block.attentions.0")(h)
@@ -96,11 +107,15 @@ class _Coder(nn.Module):
         return conv(self.out_channels, name="conv_out", dtype=jnp.float32)(h)
 
 
+CoderT = TypeVar("CoderT", bound=_Coder)
+
+
 class Encoder(_Coder):
-    """``(B, H, W, C) -> (B, H/f, W/f, out_channels)``."""
+    """The network ``(B, H, W, C) -> (B, H/f, W/f, out_channels)``."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Return the features of images; the last convolution computes in float32."""
         h = conv(self.channels, name="conv_in", dtype=self.dtype)(x)
         for i, multiplier in enumerate(self.multipliers):
             for j in range(self.blocks):
@@ -115,10 +130,11 @@ class Encoder(_Coder):
 
 
 class Decoder(_Coder):
-    """``(B, h, w, C) -> (B, h f, w f, out_channels)``."""
+    """The network ``(B, h, w, C) -> (B, h f, w f, out_channels)``."""
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
+        """Return images of latents; the last convolution computes in float32."""
         levels = len(self.multipliers)
         width = int(self.channels * self.multipliers[-1])
         h = self._apply_middle(conv(width, name="conv_in", dtype=self.dtype)(z))
@@ -189,17 +205,18 @@ class Autoencoder(LatentScale, nn.Module):
     shift_factor: float = 0.0
     attention: str = "xla"
     remat: str | bool = False
-    dtype: Any = None
+    dtype: DType = None
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
 
     @property
     def factor(self) -> int:
-        """How many pixels of the image lie along one side of a pixel of the latent."""
+        """Pixels of the image along one side of a pixel of the latent, f."""
         return 2 ** (len(self.multipliers) - 1)
 
     @nn.nowrap
-    def _make_coder(self, kind: Any, out_channels: int) -> Any:
+    def _make_coder(self, kind: type[CoderT], out_channels: int) -> CoderT:
+        """Make the encoder or the decoder with the fields of this network."""
         return kind(
             self.channels,
             self.multipliers,
@@ -215,6 +232,7 @@ class Autoencoder(LatentScale, nn.Module):
 
     @nn.nowrap
     def _check(self, x: Array) -> None:
+        """Raise a ValueError if images do not fit the network."""
         f = self.factor
         if x.ndim != 4 or x.shape[1] % f or x.shape[2] % f or x.shape[3] != self.out_channels:
             raise ValueError(
@@ -228,10 +246,11 @@ def _make_pointwise(features: int, name: str) -> nn.Conv:
 
 
 class AutoencoderKL(Autoencoder):
-    """``x -> q(z|x) -> x_hat`` with a slight pull of q to N(0, I).
+    """The autoencoder ``x -> q(z|x) -> x_hat`` with a slight pull of q towards N(0, I).
 
     Attributes:
-        quant_conv, post_quant_conv: 1x1 convolutions after the encoder and before the decoder.
+        quant_conv, post_quant_conv: whether there are 1x1 convolutions after the encoder and before
+            the decoder.
     """
 
     quant_conv: bool = True
@@ -250,10 +269,10 @@ class AutoencoderKL(Autoencoder):
         return self.latent_channels
 
     def encode(self, x: Array) -> Posterior:
-        """Posterior of images (B, H, W, C) in [-1, 1].
+        """Return the posterior of images (B, H, W, C) in [-1, 1].
 
         Raises:
-            ValueError: the shape does not fit.
+            ValueError: H or W is no multiple of f, or the channels are others.
         """
         self._check(x)
         h = self.encoder(x)
@@ -261,23 +280,33 @@ class AutoencoderKL(Autoencoder):
         return Posterior(mean, jnp.clip(logvar, *LOGVAR))
 
     def decode(self, z: Array) -> Array:
-        """Images of latents (B, h, w, C)."""
+        """Return images (B, h f, w f, C) of latents (B, h, w, C)."""
         return self.decoder(z if self._before is None else self._before(z))
 
     def __call__(self, x: Array, eps: Array | None = None) -> tuple[Array, Posterior]:
-        """Reconstruction and posterior; of the mean, or of the sample with noise ``eps``."""
+        """Return the reconstruction of x and its posterior.
+
+        Args:
+            x: images (B, H, W, C) in [-1, 1].
+            eps: standard noise (B, h, w, C) of the latent that is decoded; None decodes the mean.
+        """
         posterior = self.encode(x)
         z = posterior.mean if eps is None else posterior.with_noise(eps)
         return self.decode(z), posterior
 
 
-def _init_codes(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """Draw codes uniformly in ±1/K for K codes, as released with the paper."""
+def _init_codes(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    """Draw codes uniformly in ±1/K for K codes, as the released code of the paper does."""
     return jax.random.uniform(key, shape, dtype, -1 / shape[0], 1 / shape[0])
 
 
 class Codebook(nn.Module):
-    """Nearest code of every latent pixel (van den Oord et al. 2017, eq. 1-3)."""
+    """The nearest code of every latent pixel (van den Oord et al. 2017, eq. 1-3).
+
+    Attributes:
+        codes: number K of codes.
+        features: channels D of a code.
+    """
 
     codes: int
     features: int
@@ -286,6 +315,7 @@ class Codebook(nn.Module):
         self.embedding = nn.Embed(self.codes, self.features, embedding_init=_init_codes)
 
     def __call__(self, z: Array) -> Quantized:
+        """Quantise latents (B, h, w, D); see `Quantized`."""
         table = self.embedding.embedding
         flat = z.reshape(-1, self.features)
         distance = (table**2).sum(-1) - 2 * flat @ table.T  # + |z|^2, the same for all codes
@@ -303,7 +333,7 @@ class Codebook(nn.Module):
 
 
 class VQModel(Autoencoder):
-    """``x -> nearest codes -> x_hat``.
+    """The autoencoder ``x -> nearest codes -> x_hat`` (van den Oord et al. 2017).
 
     Attributes:
         codes: size K of the codebook.
@@ -327,21 +357,26 @@ class VQModel(Autoencoder):
         return self.code_channels or self.latent_channels
 
     def encode(self, x: Array) -> Array:
-        """Latents (B, h, w, D) of images in [-1, 1], not yet quantised.
+        """Return latents (B, h, w, D) of images in [-1, 1], not yet quantised.
 
         Raises:
-            ValueError: the shape does not fit.
+            ValueError: H or W is no multiple of f, or the channels are others.
         """
         self._check(x)
         return self._after(self.encoder(x))
 
     def decode(self, z: Array, *, quantize: bool = True) -> Array:
-        """Images of latents (B, h, w, D), each pixel replaced by its nearest code first."""
+        """Return images of latents (B, h, w, D).
+
+        Args:
+            z: latents.
+            quantize: replace each pixel by its nearest code first.
+        """
         z = self.quantize(z).z if quantize else z
         return self.decoder(self._before(z))
 
     def __call__(self, x: Array) -> tuple[Array, Quantized]:
-        """Reconstruction and what the codebook made of the latent."""
+        """Return the reconstruction of images (B, H, W, C), and their `Quantized` latents."""
         quantized = self.quantize(self.encode(x))
         return self.decode(quantized.z, quantize=False), quantized
 
@@ -356,8 +391,12 @@ def apply_tiled(
 
     Args:
         apply: (B, h, w, C) -> (B, h s, w s, C'); an encoder has ``s < 1``.
-        tile: side of a tile of ``x``.
-        overlap: share of a tile that the next one covers again.
+        x: the whole (B, H, W, C).
+        tile: side of a tile of ``x`` in pixels.
+        overlap: share of a tile that the next one covers again, in [0, 1).
+
+    Returns:
+        (B, H s, W s, C').
 
     Raises:
         ValueError: the overlap leaves no step between tiles.
@@ -382,7 +421,7 @@ def apply_tiled(
 
 
 def _blend(before: Array, after: Array, extent: int, *, axis: int) -> Array:
-    """``after`` with its first ``extent`` lines faded in from the last ones of ``before``."""
+    """Return ``after`` with its first ``extent`` lines faded in from the last of ``before``."""
     n = min(before.shape[axis], after.shape[axis], extent)
     if not n:
         return after

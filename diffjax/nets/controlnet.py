@@ -9,17 +9,16 @@ State-dict names are those of diffusers' ControlNetModel.
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyPath
 
 from diffjax.nets.adapter import check_hint_options
 from diffjax.nets.layers import conv, space_to_depth, torch_init
 from diffjax.nets.levels import take_level
 from diffjax.nets.unet import UNet, embed, encode
-from diffjax.types import ConfigError, Params, PyTree, choose
+from diffjax.types import CondEntries, ConfigError, DType, Params, choose
 
 Array = jax.Array
 
@@ -35,10 +34,18 @@ class HintEncoder(nn.Module):
     """Convolutions that bring a hint (B, f H, f W, C) to the features (B, H, W, features).
 
     ``released`` is the published network: 3x3 convolutions with SiLU, a pair for each width beyond
-    the first, whose second one halves the resolution in the first ``log2 f`` pairs. ``paper`` is
-    the text's: 4x4 convolutions of 16, 32, 64 and 128 channels with ReLU and Gaussian weights. Its
-    four strides of 2 would turn 512 pixels into 32 where 64 are needed: only the first ``log2 f``
-    halve here. Either ends in a 3x3 convolution that starts at zero.
+    the first. The second of a pair halves the resolution in the first ``log2 f`` pairs. ``paper``
+    is the network of the text: 4x4 convolutions of 16, 32, 64 and 128 channels with ReLU and
+    Gaussian weights. Its four strides of 2 would turn 512 pixels into 32 where 64 are needed: only
+    the first ``log2 f`` halve here. Either ends in a 3x3 convolution that starts at zero.
+
+    Attributes:
+        features: channels of the output.
+        widths: channels of the convolutions (``released`` only).
+        factor: f, a power of 2.
+        kind: ``released`` or ``paper``.
+        last: how the last convolution is initialised, a key of `INITS`.
+        dtype: type to compute in; parameters stay float32.
     """
 
     features: int
@@ -46,7 +53,7 @@ class HintEncoder(nn.Module):
     factor: int = 8
     kind: str = "released"
     last: str = "zero"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, hint: Array) -> Array:
@@ -59,6 +66,8 @@ class HintEncoder(nn.Module):
         return conv(self.features, name="conv_out", dtype=self.dtype, init=init)(h)
 
     def _encode_released(self, h: Array) -> Array:
+        """Apply the convolutions of the published network."""
+
         def layer(features: int, name: str, stride: int = 1) -> Array:
             return nn.silu(
                 conv(features, name=name, stride=stride, dtype=self.dtype, init=torch_init)(h)
@@ -71,6 +80,7 @@ class HintEncoder(nn.Module):
         return h
 
     def _encode_paper(self, h: Array) -> Array:
+        """Apply the convolutions that the paper's text describes."""
         for i, width in enumerate(_PAPER_WIDTHS):
             halves = 2**i < self.factor
             h = nn.relu(
@@ -88,10 +98,11 @@ class HintEncoder(nn.Module):
 
 
 class ControlNet(nn.Module):
-    """``(z, t, cond) -> (residuals of the skips, residual of the middle)`` for ``cond["control"]``.
+    """The network ``(z, t, cond) -> (residuals of the skips, residual of the middle)``.
 
-    Reads the conditions of its base and ``cond["hint"]`` (B, f H, f W, C) in [0, 1] for z
-    (B, H, W, ...) of a base without patches; channels that join z are the base's alone.
+    These are what a `UNet` reads as ``cond["control"]``. It reads the conditions of its base, and
+    ``cond["hint"]`` (B, f H, f W, C) in [0, 1] for z (B, H, W, ...) of a base without patches.
+    Channels that are joined to z are for the base alone.
 
     Attributes:
         base: the UNet whose encoder and middle this is a copy of.
@@ -100,7 +111,7 @@ class ControlNet(nn.Module):
         connections: convolutions around the copy: ``zero``, or ``gaussian`` (figure 8 b).
         lite: one 3x3 convolution in place of every block of the copy (figure 8 c); it sees
             neither time nor text.
-        pool: means of the residuals over all pixels.
+        pool: average the residuals over all pixels.
     """
 
     base: UNet
@@ -114,8 +125,16 @@ class ControlNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, z: Array, t: Array, cond: Any, train: bool = False
+        self, z: Array, t: Array, cond: CondEntries, train: bool = False
     ) -> tuple[list[Array], Array]:
+        """Return residuals for every skip and for the middle.
+
+        They are (B, h, w, c), or (B, 1, 1, c) with ``pool``.
+
+        Raises:
+            ConfigError: the options are wrong, see `check_options`.
+            ValueError: the hint is absent or has another shape.
+        """
         base, cond = self.base, cond or {}
         init = choose("initialisation", self.connections, INITS)
         self.check_options()
@@ -143,7 +162,7 @@ class ControlNet(nn.Module):
         return residuals, out(h, "controlnet_mid_block")
 
     def check_options(self) -> None:
-        """See that hints can be read with these options; the base is checked where it is called.
+        """Check that hints can be read with these options; the base is checked where it is called.
 
         Raises:
             ConfigError: they cannot; the message begins with the option.
@@ -161,7 +180,8 @@ class ControlNet(nn.Module):
                 f"{made} makes hints smaller by one of {', '.join(map(str, factors))}"
             )
 
-    def _check(self, z: Array, hint: Any) -> None:
+    def _check(self, z: Array, hint: Array | None) -> None:
+        """Raise a ValueError if the hint does not have the shape that z asks for."""
         side = self.hint_factor / self.base.patch
         wanted = (
             z.shape[0],
@@ -178,7 +198,7 @@ class ControlNet(nn.Module):
 
 
 def _encode_lite(base: UNet, z: Array, shift: Array) -> tuple[Array, list[Array]]:
-    """`diffjax.nets.unet.encode` with one convolution for every block."""
+    """Apply the encoder of `diffjax.nets.unet.encode` with one convolution for every block."""
 
     def layer(h: Array, features: int, name: str, stride: int = 1) -> Array:
         return conv(features, name=name, stride=stride, dtype=base.dtype)(nn.silu(h))
@@ -196,26 +216,26 @@ def _encode_lite(base: UNet, z: Array, shift: Array) -> tuple[Array, list[Array]
     return layer(h, h.shape[-1], "mid_block.conv"), skips
 
 
-def copy_base(params: Params, base: PyTree) -> PyTree:
-    """Parameters of a ControlNet whose copy of the encoder and of the middle is that of its base.
+def copy_base(params: Params, base: Params) -> Params:
+    """Return parameters of a ControlNet whose encoder and middle are copies of its base.
 
     Args:
         params: of a `ControlNet`, as initialised.
-        base: of the `UNet`. If its first convolution reads more channels than z, because others
-            are joined, those of z come first and are the ones copied.
+        base: parameters of the `UNet`. If its first convolution reads more channels than z, because
+            others are joined, those of z come first and are the ones copied.
 
     Raises:
         ValueError: a parameter has another shape: this is not the ControlNet's base.
     """
     path = jax.tree_util.keystr
 
-    def copy_leaf(where: Any, fresh: Array, given: Array) -> Array:
+    def copy_leaf(where: KeyPath, fresh: Array, given: Array) -> Array:
         if path(where) == "['kernel']" and given.shape[2:3] > fresh.shape[2:3]:
             given = given[:, :, : fresh.shape[2]]
         if given.shape != fresh.shape:
             raise ValueError(
                 f"{path(where)} is {given.shape} in the base and {fresh.shape} in the ControlNet: "
-                "it is of another base"
+                "the ControlNet is for another base"
             )
         return jnp.asarray(given, fresh.dtype)
 

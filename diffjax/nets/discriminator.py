@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from diffjax.types import DType
 
 Array = jax.Array
 
 
-def _init_scale(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def _init_scale(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    """Draw the scale of a batch norm from N(1, 0.02^2), as pix2pix does."""
     return 1 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
 class PatchGAN(nn.Module):
-    """``images (B, H, W, C) -> logits (B, h, w, 1)``, one per patch, with pix2pix's names.
+    """The network ``images (B, H, W, C) -> logits (B, h, w, 1)``, one per patch.
 
-    Convolutions of 4x4: ``layers`` of stride 2, two of stride 1; batch norms between them.
+    Parameters have pix2pix's names. It has convolutions of 4x4, ``layers`` of stride 2 and two of
+    stride 1, with batch norms between them.
 
     Attributes:
         channels: width of the first convolution; the next are 2, 4, 8, 8, ... times as wide.
         layers: convolutions of stride 2; a patch is 34, 70, 142 pixels wide for 2, 3, 4.
-
-    Raises:
-        ValueError: nothing is left of so small an image.
+        dtype: type to compute in; parameters and logits stay float32.
     """
 
     channels: int = 64
     layers: int = 3
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool = True) -> Array:
+        """Return logits, above 0 for patches that look real.
+
+        Args:
+            x: images in [-1, 1].
+            train: use the statistics of the batch, and update the running ones.
+
+        Raises:
+            ValueError: the image is so small that nothing is left of it.
+        """
         if min(x.shape[1:3]) >> self.layers < 3:
             raise ValueError(
                 f"a discriminator of {self.layers} layers needs images of at least "
@@ -51,6 +61,7 @@ class PatchGAN(nn.Module):
         return self._make_conv(1, 1, 3 * self.layers + 2)(h).astype(jnp.float32)
 
     def _make_conv(self, features: int, stride: int, index: int, *, bias: bool = True) -> nn.Conv:
+        """Make a 4x4 convolution with weights from N(0, 0.02^2), as pix2pix does."""
         return nn.Conv(
             features,
             (4, 4),

@@ -2,6 +2,9 @@
 
 It is not torchvision's network: average pooling leaves the padding out, the last block pools by
 maximum, and there are 1008 logits (the TensorFlow graph of 2015-12-05 that Heusel et al. 2017 use).
+
+The network is a table, `_BLOCKS`: each block has chains of convolutions side by side, whose outputs
+are concatenated.
 """
 
 from __future__ import annotations
@@ -18,15 +21,22 @@ from diffjax.types import choose
 
 Array = jax.Array
 
-SIZE = 299  # pixels on a side of what the network sees
-SPATIAL_CHANNELS = 7  # of the 192 of Mixed_6d.branch1x1, for spatial FID
+SIZE = 299  # pixels on a side of the network's input
+SPATIAL_CHANNELS = 7  # spatial FID uses this many of the 192 of Mixed_6d.branch1x1
 _EPS = 1e-3
 # TF32 and bfloat16 products would move features by more than the metrics' own rounding.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
 class _Conv(NamedTuple):
-    """A convolution: padded to keep the size, or unpadded with stride 2."""
+    """A convolution: padded to keep the size, or unpadded with stride 2.
+
+    Attributes:
+        name: as in torchvision.
+        features: output channels.
+        size: (height, width) of the kernel.
+        stride: 1 or 2.
+    """
 
     name: str
     features: int
@@ -38,7 +48,13 @@ _Step = _Conv | tuple[_Conv, ...]  # a tuple forks, and its outputs are concaten
 
 
 class _Block(NamedTuple):
-    """Chains of convolutions side by side; the pooling branch is one more."""
+    """Chains of convolutions side by side, and a pooling branch.
+
+    Attributes:
+        chains: steps of each branch.
+        pool: ``average``, ``maximum`` or ``stride``, the last without a convolution.
+        pool_features: output channels of the convolution after pooling.
+    """
 
     chains: tuple[tuple[_Step, ...], ...]
     pool: str
@@ -46,6 +62,7 @@ class _Block(NamedTuple):
 
 
 def _make_block_a(pool: int) -> _Block:
+    """Describe a block of 1x1, 5x5 and double 3x3 convolutions (Mixed_5b to 5d)."""
     return _Block(
         (
             (_Conv("branch1x1", 64),),
@@ -62,6 +79,7 @@ def _make_block_a(pool: int) -> _Block:
 
 
 def _make_block_c(width: int) -> _Block:
+    """Describe a block of 7x7 convolutions, factored into 1x7 and 7x1 (Mixed_6b to 6e)."""
     return _Block(
         (
             (_Conv("branch1x1", 192),),
@@ -83,6 +101,8 @@ def _make_block_c(width: int) -> _Block:
 
 
 def _make_block_e(pool: str) -> _Block:
+    """Describe a block whose 3x3 convolutions end in forks of 1x3 and 3x1 (Mixed_7b and 7c)."""
+
     def fork(name: str) -> tuple[_Conv, _Conv]:
         return _Conv(f"{name}a", 384, (1, 3)), _Conv(f"{name}b", 384, (3, 1))
 
@@ -137,7 +157,7 @@ _BLOCKS = {
 
 
 class _Kernel(nn.Module):
-    """The kernel alone; like everything here it comes from a file and starts at 0."""
+    """A kernel without its convolution; it comes from a file and starts at 0."""
 
     shape: tuple[int, ...]
 
@@ -147,12 +167,13 @@ class _Kernel(nn.Module):
 
 
 class _FrozenNorm(nn.Module):
-    """Batch norm with stored statistics as the scale and shift that it is."""
+    """A batch norm with stored statistics, as the scale and the shift that it amounts to."""
 
     features: int
 
     @nn.compact
     def __call__(self) -> tuple[Array, Array]:
+        """Return (scale, shift), each (features,)."""
         ones, zeros, shape = nn.initializers.ones, nn.initializers.zeros, (self.features,)
         scale = self.param("scale", ones, shape)
         bias = self.param("bias", zeros, shape)
@@ -172,6 +193,7 @@ class _ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Return features (B, h, w, features), computed at the highest precision of the device."""
         kernel = _Kernel((*self.size, x.shape[-1], self.features), name="conv")()
         scale, shift = _FrozenNorm(self.features, name="bn")()
         y = jax.lax.conv_general_dilated(
@@ -201,10 +223,14 @@ _POOLS: dict[str, Callable[[Array], Array]] = {"average": _average_pool, "maximu
 
 
 class _Mixed(nn.Module):
+    """One block of the table."""
+
     block: _Block
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, ...]:
+        """Return the outputs of all branches, (B, h, w, c) each, in torchvision's order."""
+
         def conv(unit: _Conv, h: Array) -> Array:
             padded = unit.stride == 1
             return _ConvNorm(unit.features, unit.size, unit.stride, padded, name=unit.name)(h)
@@ -226,7 +252,7 @@ class _Mixed(nn.Module):
 
 
 class _Head(nn.Module):
-    """A dense layer whose bias is in the file and not in the scores."""
+    """A dense layer whose bias is in the file but not in the scores."""
 
     features: int
 
@@ -239,7 +265,7 @@ class _Head(nn.Module):
 
 
 class InceptionFeatures(NamedTuple):
-    """What Inception says of images.
+    """What Inception computes from images.
 
     Attributes:
         pool: average-pooled last features (B, 2048), for FID, KID, precision and recall.
@@ -253,10 +279,14 @@ class InceptionFeatures(NamedTuple):
 
 
 class Inception(nn.Module):
-    """``x (B, 299, 299, 3) in [-1, 1] -> InceptionFeatures``; see `inception_input`."""
+    """The network ``x (B, 299, 299, 3) in [-1, 1] -> InceptionFeatures``; see `inception_input`.
+
+    Szegedy et al. 2015, with the weights that Heusel et al. 2017 published.
+    """
 
     @nn.compact
     def __call__(self, x: Array) -> InceptionFeatures:
+        """Return the features of images that `inception_input` has resized."""
         x = _ConvNorm(32, (3, 3), 2, padded=False, name="Conv2d_1a_3x3")(x)
         x = _ConvNorm(32, (3, 3), padded=False, name="Conv2d_2a_3x3")(x)
         x = _stride_pool(_ConvNorm(64, (3, 3), name="Conv2d_2b_3x3")(x))
@@ -274,7 +304,12 @@ class Inception(nn.Module):
 
 
 def _make_bilinear(source: int, target: int, *, half_pixel: bool) -> np.ndarray:
-    """Return the interpolation matrix (target, source); a row has at most 2 entries."""
+    """Return the interpolation matrix (target, source); a row has at most 2 entries.
+
+    Args:
+        source, target: pixels on a side before and after.
+        half_pixel: whether pixel centres are aligned, instead of the top left corners.
+    """
     at = np.arange(target) * (source / target)
     if half_pixel:
         at = np.maximum(at + 0.5 * source / target - 0.5, 0)
@@ -286,19 +321,23 @@ def _make_bilinear(source: int, target: int, *, half_pixel: bool) -> np.ndarray:
     return out.astype(np.float32)
 
 
-# resize -> (pixel centres at halves?, scale, offset) from levels 0..255
+# For each way to resize: whether pixel centres are aligned, then scale and offset of levels 0..255.
 _INPUTS = {"tensorflow": (False, 1 / 128, -1.0), "pytorch_fid": (True, 2 / 255, -1.0)}
 
 
 def inception_input(levels: Array, *, resize: str = "tensorflow") -> Array:
-    """Images (B, H, W, 1 or 3) of levels 0 to 255 as Inception takes them, (B, 299, 299, 3).
+    """Resize and scale images as Inception reads them, (B, 299, 299, 3).
 
-    Bilinear without anti-aliasing, as the published numbers were made. Two conventions are in use,
-    and statistics of one cannot be compared with those of the other:
+    The resize is bilinear without anti-aliasing, as the published numbers were made. Two
+    conventions are in use, and statistics of one cannot be compared with those of the other:
 
     - ``tensorflow``: pixel corners aligned, ``(u - 128) / 128``. The original FID, ADM, EDM and
       torch-fidelity.
     - ``pytorch_fid``: pixel centres aligned, ``2 u / 255 - 1``.
+
+    Args:
+        levels: images (B, H, W, 1 or 3) of levels 0 to 255, rounded or not; grey is repeated.
+        resize: one of the conventions.
 
     Raises:
         ValueError: unknown convention, or not 1 or 3 channels.

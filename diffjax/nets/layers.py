@@ -1,37 +1,45 @@
 """Layers shared by the networks, with diffusers' names and PyTorch's defaults where they differ.
 
-Submodules carry dotted names, so the joined path of a parameter is its diffusers state-dict name.
+Submodules carry dotted names, so that the joined path of a parameter is its diffusers state-dict
+name. Features are (B, H, W, C). ``dtype`` is the type that a layer computes in; parameters stay
+float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.nn.initializers import Initializer
 
-from diffjax.types import choose
+from diffjax.types import DType, choose
 
 Array = jax.Array
+ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
 
 # DDPM's initialisation (Ho et al. 2020, released code): fan-average uniform, and a scale of
 # 1e-10 for the last layer of every residual branch so that blocks start as the identity.
 default_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
-torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of convolutions
+# PyTorch's default for convolutions.
+torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def timestep_embedding(
     t: Array, dim: int, *, flip_sin_to_cos: bool = False, freq_shift: float = 1.0
 ) -> Array:
-    """Sinusoidal embedding (B, dim) of times (B,).
+    """Return the sinusoidal embedding (B, dim) of times (B,) (Vaswani et al. 2017, section 3.5).
 
-    Frequencies ``10000^(-k / (dim/2 - freq_shift))``, k = 0 .. dim/2 - 1.
+    Frequencies are ``10000^(-k / (dim/2 - freq_shift))``, k = 0 .. dim/2 - 1.
 
     Args:
+        t: times, usually 0 to 1000.
+        dim: size of the embedding; an odd one is padded with 0.
         flip_sin_to_cos: order [cos, sin] (OpenAI, LDM) instead of [sin, cos] (DDPM).
         freq_shift: 1 for DDPM, 0 for OpenAI and LDM.
     """
@@ -43,21 +51,26 @@ def timestep_embedding(
     return jnp.pad(out, ((0, 0), (0, dim % 2)))
 
 
-def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+def _is_product(primitive: Primitive, *_: object, **__: object) -> bool:
+    """Return whether a primitive is a matrix product or a convolution: those results are kept."""
     return primitive.name in ("dot_general", "conv_general_dilated")
 
 
-REMAT: dict[str, Any] = {
+REMAT: dict[str, Callable[..., bool] | None] = {
     "none": None,  # everything is kept
-    "blocks": jax.checkpoint_policies.nothing_saveable,  # a block's input is kept, no more
+    "blocks": jax.checkpoint_policies.nothing_saveable,  # only the input of each block is kept
     "products": _is_product,  # norms, activations and softmax are computed again
 }
 
 
-def rematerialise(module: Any, policy: str | bool, **options: Any) -> Any:
-    """Return a block's class that keeps for the backward pass what the policy says.
+def rematerialise(module: ModuleClass, policy: str | bool, **options: Any) -> ModuleClass:
+    """Return a block's class that keeps for the backward pass only what the policy says.
+
+    What is not kept is computed again, which trades time for memory (Chen et al. 2016).
 
     Args:
+        module: the class of the block.
+        policy: a key of `REMAT`; True is ``blocks`` and False ``none``.
         options: of `flax.linen.remat`.
 
     Raises:
@@ -69,13 +82,13 @@ def rematerialise(module: Any, policy: str | bool, **options: Any) -> Any:
 
 
 class TimestepMLP(nn.Module):
-    """Two dense layers with SiLU between them: diffusers' ``time_embedding``.
+    """Two dense layers with SiLU between them, (B, D) -> (B, features).
 
     A dense layer without bias adds an embedded ``guidance`` (B, G) to the input, if it is given.
     """
 
     features: int
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array, guidance: Array | None = None) -> Array:
@@ -89,10 +102,15 @@ class TimestepMLP(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation, statistics in float32.
+    """Group normalisation (Wu & He 2018), with statistics in float32.
 
     With one channel per group it removes whatever is constant over the pixels of a channel, the
     added time embedding included: give small networks few groups.
+
+    Attributes:
+        groups: number of groups, which divides the channels.
+        eps: added to the variance.
+        dtype: type of the output; None is that of the input.
 
     Raises:
         ValueError: the groups do not divide the channels.
@@ -100,10 +118,11 @@ class GroupNorm(nn.Module):
 
     groups: int = 32
     eps: float = 1e-6
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Normalise features (B, ..., C) over the pixels and the channels of a group."""
         channels = x.shape[-1]
         groups = self.groups
         if channels % groups:
@@ -114,8 +133,8 @@ class GroupNorm(nn.Module):
         y = x.astype(jnp.float32)
 
         def group_mean(value: Array) -> Array:
-            # Per-channel sums first: reducing over pixels and groups at once is several times
-            # slower on CPUs, where XLA does not vectorise over the short group axis.
+            # The sums per channel come first: reducing over pixels and groups at once is several
+            # times slower on CPUs, where XLA does not vectorise over the short group axis.
             sums = value.mean(pixels).reshape(-1, groups, channels // groups).mean(-1)
             return jnp.repeat(sums, channels // groups, axis=-1)
 
@@ -133,11 +152,21 @@ def conv(
     name: str,
     size: int = 3,
     stride: int = 1,
-    padding: Any = 1,
-    dtype: Any = None,
-    init: Any = default_init,
+    padding: int | Sequence[tuple[int, int]] = 1,
+    dtype: DType = None,
+    init: Initializer = default_init,
 ) -> nn.Conv:
-    """Convolution with symmetric padding given as in PyTorch."""
+    """Make a convolution with symmetric padding as PyTorch writes it.
+
+    Args:
+        features: output channels.
+        name: of the submodule.
+        size: side of the kernel.
+        stride: of both axes.
+        padding: pixels on every side, or (before, after) for height and width.
+        dtype: type to compute in.
+        init: initialiser of the kernel.
+    """
     pads = padding if isinstance(padding, Sequence) else [(padding, padding)] * 2
     return nn.Conv(
         features,
@@ -151,12 +180,12 @@ def conv(
 
 
 def upsample2(x: Array) -> Array:
-    """Nearest-neighbour upsampling by 2."""
+    """Repeat every pixel twice in both directions: (B, H, W, C) -> (B, 2H, 2W, C)."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 def downsample2(x: Array) -> Array:
-    """Average pooling by 2."""
+    """Average squares of 2x2 pixels: (B, H, W, C) -> (B, H/2, W/2, C)."""
     return nn.avg_pool(x, (2, 2), (2, 2))
 
 
@@ -164,7 +193,13 @@ FIR = (1.0, 3.0, 3.0, 1.0)  # binomial filter of StyleGAN 2 and NCSN++
 
 
 def _filter_fir(x: Array, *, gain: float, **convolution: Any) -> Array:
-    """Filter every channel with the separable filter of sum ``gain``, as in `jax.lax.conv`."""
+    """Filter every channel with the separable filter `FIR`.
+
+    Args:
+        x: features.
+        gain: sum of the filter.
+        convolution: arguments of `jax.lax.conv_general_dilated`, such as strides and padding.
+    """
     taps = jnp.asarray(FIR, x.dtype) / sum(FIR)
     kernel = jnp.broadcast_to(
         (gain * jnp.outer(taps, taps))[:, :, None, None], (4, 4, 1, x.shape[-1])
@@ -179,20 +214,20 @@ def _filter_fir(x: Array, *, gain: float, **convolution: Any) -> Array:
 
 
 def fir_downsample2(x: Array) -> Array:
-    """Low-pass filtering by `FIR`, then every second pixel (Song et al. 2021, appendix H)."""
+    """Filter by `FIR`, then keep every second pixel (Song et al. 2021, appendix H)."""
     return _filter_fir(x, gain=1.0, window_strides=(2, 2), padding=[(1, 1)] * 2)
 
 
 def fir_upsample2(x: Array) -> Array:
-    """Zeros between the pixels, then `FIR` with gain 4."""
+    """Put zeros between the pixels, then filter by `FIR` with gain 4 (Song et al. 2021, H)."""
     return _filter_fir(x, gain=4.0, lhs_dilation=(2, 2), padding=[(2, 2)] * 2)
 
 
 class FIRDownsample(nn.Module):
-    """3x3 convolution of the filtered image at every second pixel; pads as NCSN++ does."""
+    """A 3x3 convolution of the filtered image at every second pixel; it pads as NCSN++ does."""
 
     features: int
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -201,7 +236,12 @@ class FIRDownsample(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """``[sin, cos](2 pi W t)`` (B, dim) with fixed ``W ~ N(0, scale^2)`` (Tancik et al. 2020)."""
+    """Random Fourier features ``[sin, cos](2 pi W t)`` (B, dim), W fixed (Tancik et al. 2020).
+
+    Attributes:
+        dim: size of the embedding.
+        scale: standard deviation of ``W ~ N(0, scale^2)``.
+    """
 
     dim: int
     scale: float = 16.0
@@ -219,10 +259,15 @@ class FourierEmbedding(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stride-2 convolution; ``padding`` 0 pads right and bottom only, as TensorFlow's SAME does."""
+    """A convolution of stride 2, (B, H, W, C) -> (B, H/2, W/2, C).
+
+    Attributes:
+        padding: 1 pads both sides; 0 pads right and bottom only, as TensorFlow's SAME does.
+        dtype: type to compute in.
+    """
 
     padding: int = 1
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -231,12 +276,18 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest upsampling by 2, cut to ``size`` (H, W) if given, and a convolution."""
+    """Nearest upsampling by 2 and a 3x3 convolution."""
 
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array, size: tuple[int, int] | None = None) -> Array:
+        """Return features (B, 2H, 2W, C).
+
+        Args:
+            x: (B, H, W, C).
+            size: (height, width) to which they are cut before the convolution.
+        """
         x = upsample2(x)
         if size is not None:
             x = x[:, : size[0], : size[1]]
@@ -246,10 +297,16 @@ class Upsample(nn.Module):
 class ResBlock(nn.Module):
     """Residual block: norm, SiLU, conv, time embedding, norm, SiLU, dropout, conv.
 
+    Ho et al. 2020, appendix B.
+
     Attributes:
+        features: output channels.
+        dropout: rate when training.
         scale_shift: the embedding scales and shifts the second norm (Nichol & Dhariwal 2021)
             instead of being added before it.
         resample: ``None``, ``"up"`` or ``"down"`` on both branches (BigGAN blocks of ADM).
+        groups, eps: of the norms.
+        dtype: type to compute in.
         fir: resample with `FIR` instead of repeating and averaging.
         rescale: divide the sum of both branches by sqrt(2) (Song et al. 2021, appendix H).
         project: a 1x1 convolution on the shortcut of resampling blocks too.
@@ -261,13 +318,21 @@ class ResBlock(nn.Module):
     resample: str | None = None
     groups: int = 32
     eps: float = 1e-6
-    dtype: Any = None
+    dtype: DType = None
     fir: bool = False
     rescale: bool = False
     project: bool = False
 
     @nn.compact
     def __call__(self, x: Array, temb: Array | None, train: bool = False) -> Array:
+        """Return features (B, H', W', features).
+
+        Args:
+            x: (B, H, W, C).
+            temb: embedding (B, D) of time and conditions; None for none.
+            train: whether dropout is active.
+        """
+
         def norm(name: str) -> GroupNorm:
             return GroupNorm(self.groups, self.eps, self.dtype, name=name)
 
@@ -298,14 +363,14 @@ class ResBlock(nn.Module):
 
 
 def space_to_depth(x: Array, block: int) -> Array:
-    """(B, H, W, C) -> (B, H/block, W/block, block^2 C)."""
+    """Fold squares of pixels into channels: (B, H, W, C) -> (B, H/block, W/block, block^2 C)."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // block, block, w // block, block, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h // block, w // block, block * block * c)
 
 
 def depth_to_space(x: Array, block: int) -> Array:
-    """Inverse of `space_to_depth`."""
+    """Unfold channels into squares of pixels, the inverse of `space_to_depth`."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, block, block, c // block**2).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h * block, w * block, c // block**2)

@@ -9,10 +9,10 @@ Depths = int | tuple[int | tuple[int, ...], ...]
 
 
 def take_level(name: str, value: int | tuple[int, ...], level: int) -> int:
-    """Return the value of a level; one number is for all of them.
+    """Return the value of a level; one number applies to all of them.
 
     Raises:
-        ConfigError: there is none for it.
+        ConfigError: there are fewer values than levels.
     """
     if isinstance(value, int):
         return value

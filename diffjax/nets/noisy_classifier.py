@@ -17,7 +17,7 @@ Array = jax.Array
 
 
 class NoisyClassifier(nn.Module):
-    """``(z, t) -> logits`` (B, classes), float32, of noisy images z (B, H, W, C).
+    """The network ``(z, t) -> logits`` (B, classes), float32, of noisy images z (B, H, W, C).
 
     Attributes:
         base: the UNet whose encoder and middle are used; without classes and conditions.
@@ -31,16 +31,29 @@ class NoisyClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, t: Array, train: bool = False) -> Array:
+        """Return the logits.
+
+        Args:
+            z: noisy images.
+            t: times (B,), as the UNet reads them.
+            train: whether dropout is active.
+
+        Raises:
+            ValueError: the UNet takes a label or a context.
+        """
         base = self.base
         if base.num_classes or base.context_dim:
-            raise ValueError("the classifier's network takes no condition: it finds the class")
+            raise ValueError(
+                "the UNet of a noisy classifier must not read a label or a context: it "
+                "predicts the label"
+            )
         h, _ = encode(base, z, embed(base, z, t, {}), {}, train)
         h = nn.silu(GroupNorm(base.norm_groups, base.norm_eps, base.dtype, name="norm_out")(h))
         tokens = h.reshape(h.shape[0], -1, h.shape[-1])
         return self._pool(tokens).astype(jnp.float32)
 
     def _pool(self, tokens: Array) -> Array:
-        """The mean of the tokens asks all of them, and itself."""
+        """Pool tokens (B, N, D) by attention: their mean is the query, and also a key."""
         width = tokens.shape[-1]
         tokens = jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)
         scale = nn.initializers.normal(width**-0.5)

@@ -13,22 +13,26 @@ from diffjax.nets.classifier import Classifier
 from diffjax.types import Params
 
 Array = jax.Array
-SHIFT = (-0.030, -0.088, -0.188)  # of ImageNet, for images in [-1, 1]
+SHIFT = (-0.030, -0.088, -0.188)  # channel means of ImageNet, for images in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
-CONVOLUTIONS = (2, 2, 3, 3, 3)  # of the five stages of VGG16
+CONVOLUTIONS = (2, 2, 3, 3, 3)  # in each of the five stages of VGG16
 
 
 def unit(x: Array, eps: float = 1e-10) -> Array:
-    """``x / (|x| + eps)`` along the channels; its gradient at 0 is 0, not infinite."""
+    """Normalise features along the channels, ``x / (|x| + eps)``.
+
+    The gradient at 0 is 0, where a plain norm would give NaN.
+    """
     square = (x**2).sum(-1, keepdims=True)
     safe = jnp.where(square > 0, square, 1.0)
     return jnp.where(square > 0, x / (jnp.sqrt(safe) + eps), 0.0)
 
 
 class LPIPS(nn.Module):
-    """``sum_l mean_hw w_l . (unit f_l(x) - unit f_l(y))^2`` (B,) (Zhang et al. 2018, eq. 1).
+    """The perceptual distance of Zhang et al. 2018, eq. 1, (B,).
 
-    Parameters have the keys of the lpips package (VGG16, version 0.1): ``net.slice1.0``, ...,
+    ``sum_l mean_hw w_l . (unit f_l(x) - unit f_l(y))^2`` with features f_l of VGG16. Parameters
+    have the keys of the lpips package (VGG16, version 0.1): ``net.slice1.0``, ...,
     ``lin4.model.1``.
 
     Attributes:
@@ -39,13 +43,15 @@ class LPIPS(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, y: Array) -> Array:
-        """Distances of images (B, H, W, 1 or 3) in [-1, 1]; one channel counts as grey.
+        """Return distances (B,) of images (B, H, W, 1 or 3) in [-1, 1]; one channel counts as grey.
 
         Raises:
-            ValueError: there are other channels, or fewer than 16 pixels.
+            ValueError: there are other channels, or fewer than 16 pixels on a side.
         """
         if x.shape[-1] not in (1, 3) or min(x.shape[1:3]) < 16:
-            raise ValueError(f"LPIPS takes images (B, H, W, 1 or 3) from 16x16 on, got {x.shape}")
+            raise ValueError(
+                f"LPIPS takes images (B, H, W, 1 or 3) of at least 16x16 pixels, got {x.shape}"
+            )
         both = jnp.concatenate([x, y])
         both = jnp.broadcast_to(both, (*both.shape[:3], 3))
         both = (both - jnp.array(SHIFT)) / jnp.array(SCALE)
@@ -85,7 +91,7 @@ def classifier_distance(params: Params, x: Array, y: Array) -> Array:
     """
     wanted, width = params["stem"]["kernel"].shape[2:]
     if x.shape[-1] != wanted:
-        raise ValueError(f"the classifier takes {wanted} channels, got images of {x.shape}")
+        raise ValueError(f"the classifier takes {wanted} channels, got images of shape {x.shape}")
     net = Classifier(params["head"]["kernel"].shape[-1], width, params["embed"]["kernel"].shape[-1])
     names = ("stem", "conv_1", "conv_2")
     _, state = net.apply(

@@ -11,10 +11,10 @@ Array = jax.Array
 
 
 class Features:
-    """Adds the features of an adapter, one a level: where it ends, or after halving if that fits.
+    """Adds the features of an adapter, one per level: at its end, or after halving if that fits.
 
-    The former is what adapters of Stable Diffusion 1.5 are made for, the latter those of XL, whose
-    last features are the middle's.
+    Adapters of Stable Diffusion 1.5 are made for the former. Those of XL are made for the latter,
+    and their last features are the middle's.
     """
 
     def __init__(self, features: Sequence[Array]):
@@ -27,23 +27,29 @@ class Features:
         return h + self._left.pop(0).astype(h.dtype)
 
     def check(self) -> None:
+        """Raise a ValueError if features are left that fitted no level."""
         if self._left:
             shapes = ", ".join(str(f.shape) for f in self._left)
             raise ValueError(
-                f"features {shapes} of an adapter fit no level of this network: the adapter is of "
-                "another base, or its hint of another size"
+                f"features {shapes} of an adapter fit no level of this network: the adapter is "
+                "for another base, or its hint has another size"
             )
 
 
 def add_residuals(
     h: Array, skips: list[Array], residuals: list[Array] | None, middle: Array
 ) -> tuple[Array, list[Array]]:
-    """Add residuals to middle and skips; without those of the skips, to the middle alone."""
+    """Add the residuals of control to the middle and the skips, or to the middle alone.
+
+    Raises:
+        ValueError: their number or shapes are not those of the features.
+    """
     if residuals is None:
         return h + middle, skips
     if len(residuals) != len(skips):
         raise ValueError(
-            f"{len(residuals)} control residuals for {len(skips)} skips: they are of another base"
+            f"{len(residuals)} control residuals for {len(skips)} skips: the control is for "
+            "another base"
         )
     for skip, residual in zip((*skips, h), (*residuals, middle), strict=True):
         if any(r not in (1, n) for r, n in zip(residual.shape, skip.shape, strict=True)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from diffjax.nets.attention import Attention, attend
 from diffjax.nets.layers import default_init
-from diffjax.types import Params, choose
+from diffjax.types import DType, Params, choose
 
 Array = jax.Array
 
@@ -18,12 +19,12 @@ embedding_init = nn.initializers.normal(0.02)
 
 
 def quick_gelu(x: Array) -> Array:
-    """``x sigmoid(1.702 x)``, OpenAI's approximation of GELU."""
+    """Return ``x sigmoid(1.702 x)``, OpenAI's approximation of GELU."""
     return x * nn.sigmoid(1.702 * x)
 
 
 def gelu(x: Array) -> Array:
-    """``x Phi(x)`` with the exact normal distribution function."""
+    """Return ``x Phi(x)`` with the exact normal distribution function (Hendrycks & Gimpel 2016)."""
     return nn.gelu(x, approximate=False)
 
 
@@ -31,7 +32,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 
 class TextFeatures(NamedTuple):
-    """What a text encoder says of token ids (B, M).
+    """What a text encoder computes from token ids (B, M).
 
     Attributes:
         last: output (B, M, D) of the last layer, normalised.
@@ -45,17 +46,32 @@ class TextFeatures(NamedTuple):
 
 
 class TextLayer(nn.Module):
-    """Pre-norm transformer layer, masked or not; a scan body, so it returns its output."""
+    """Pre-norm transformer layer of CLIP; the body of a scan, so that it returns its output twice.
+
+    Attributes:
+        heads: attention heads.
+        width: hidden channels of the MLP.
+        activation: a key of `ACTIVATIONS`.
+        eps: of the layer norms.
+        attention: see `diffjax.nets.attention.attend`.
+        dtype: type to compute in; parameters stay float32.
+    """
 
     heads: int
     width: int
     activation: str = "quick_gelu"
     eps: float = 1e-5
     attention: str = "xla"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
+        """Return (x, x) of tokens x (B, M, D).
+
+        Args:
+            x: tokens.
+            mask: bool, broadcasts against (B, heads, M, M); None lets every token see every other.
+        """
         h = _make_norm("layer_norm1", self.eps, self.dtype)(x)
         x = x + self._apply_attention(h, mask)
         h = _make_norm("layer_norm2", self.eps, self.dtype)(x)
@@ -79,8 +95,31 @@ class TextLayer(nn.Module):
         return self._make_dense(x.shape[-1], "self_attn.out_proj")(out.reshape(x.shape))
 
 
-def stacked_layers(net: Any, name: str) -> Any:
-    """``(x, mask) -> (x, output of every layer)``: the scanned layers of a CLIP encoder."""
+class ClipFields(Protocol):
+    """The fields that both halves of CLIP have; see `CLIPText`."""
+
+    layers: int
+    heads: int
+    width: int
+    activation: str
+    eps: float
+    attention: str
+    dtype: DType
+
+
+def make_layer_stack(
+    net: ClipFields, name: str
+) -> Callable[[Array, Array | None], tuple[Array, Array]]:
+    """Make the scanned layers of a CLIP encoder, as a submodule of the current module.
+
+    Args:
+        net: the encoder, whose fields describe the layers.
+        name: of the submodule.
+
+    Returns:
+        ``(x, mask) -> (x, hidden)`` with x (B, M, D), a mask (1, 1, M, M) or None, and the output
+        of every layer as hidden (L, B, M, D).
+    """
     stack = nn.scan(
         TextLayer,
         variable_axes={"params": 0},
@@ -92,12 +131,12 @@ def stacked_layers(net: Any, name: str) -> Any:
     return stack(*options, name=name)
 
 
-def _make_norm(name: str, eps: float, dtype: Any) -> nn.LayerNorm:
+def _make_norm(name: str, eps: float, dtype: DType) -> nn.LayerNorm:
     return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
 class CLIPText(nn.Module):
-    """``ids (B, M) int -> TextFeatures``: Radford et al. 2021, text half.
+    """CLIP's text encoder, ``ids (B, M) int -> TextFeatures`` (Radford et al. 2021).
 
     The layers are scanned: their parameters are stacked and compile time does not grow with depth.
 
@@ -109,12 +148,11 @@ class CLIPText(nn.Module):
         layers, heads: depth and attention heads.
         projection: size P of the projected pooled output, 0 for none.
         activation: ``quick_gelu`` (OpenAI) or ``gelu`` (OpenCLIP).
+        eps: of the layer norms.
         end: id of the end token, whose first place is pooled. 2 stands for the largest id of the
             text, as in the configurations of older models, where 2 is not the true id.
         attention: see `diffjax.nets.attention.attend`.
-
-    Raises:
-        ValueError: there are more tokens than positions.
+        dtype: type to compute in; parameters stay float32.
     """
 
     vocabulary: int = 49408
@@ -128,17 +166,24 @@ class CLIPText(nn.Module):
     eps: float = 1e-5
     end: int = 2
     attention: str = "xla"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, ids: Array) -> TextFeatures:
+        """Encode token ids.
+
+        Raises:
+            ValueError: there are more tokens than positions.
+        """
         length = ids.shape[-1]
         if length > self.positions:
-            raise ValueError(f"{length} tokens are more than the {self.positions} of this encoder")
+            raise ValueError(
+                f"the text has {length} tokens, but this encoder takes {self.positions} at most"
+            )
         x = self._embed("token_embedding", self.vocabulary)(ids)
         x = x + self._embed("position_embedding", self.positions)(jnp.arange(length))
         mask = jnp.tril(jnp.ones((1, 1, length, length), bool))
-        stack = stacked_layers(self, "text_model.encoder.layers")
+        stack = make_layer_stack(self, "text_model.encoder.layers")
         out, hidden = stack(x, mask)
         last = _make_norm("text_model.final_layer_norm", self.eps, self.dtype)(out)
         hidden = jnp.concatenate([x[None], hidden])
@@ -155,6 +200,7 @@ class CLIPText(nn.Module):
         )
 
     def _pool(self, ids: Array, last: Array) -> Array:
+        """Return the features at the end token (B, D), projected to (B, P) if the model does so."""
         where = ids if self.end == 2 else ids == self.end
         pooled = last[jnp.arange(len(ids)), where.argmax(-1)]
         if not self.projection:
@@ -169,18 +215,26 @@ class CLIPText(nn.Module):
 
     @nn.nowrap
     def normalise(self, params: Params, hidden: Array) -> Array:
-        """The final norm applied to a layer of ``hidden``, for CLIP skip."""
+        """Apply the final norm to a layer of ``hidden`` (B, M, D), for CLIP skip.
+
+        Args:
+            params: of this encoder.
+            hidden: the output of a layer.
+        """
         norm = nn.LayerNorm(self.eps, dtype=self.dtype, use_fast_variance=False, parent=None)
         return jnp.asarray(norm.apply({"params": params["text_model.final_layer_norm"]}, hidden))
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm layer that looks both ways; a scan body, so it returns ``(x, None)``."""
+    """Pre-norm layer in which every token sees every other.
+
+    It is the body of a scan, so that it returns ``(x, None)``.
+    """
 
     heads: int
     head_channels: int
     attention: str = "xla"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, None]:
@@ -195,9 +249,10 @@ class TransformerLayer(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """``ids (B, M) int -> (B, M, D)``: BERT-style, trained with the diffusion model.
+    """A text encoder ``ids (B, M) int -> (B, M, D)`` that is trained with the diffusion model.
 
-    tau_theta of Rombach et al. 2022, appendix E.2.1; the defaults are those of the 1.45B model.
+    It is the tau_theta of Rombach et al. 2022, appendix E.2.1, in the style of BERT. The defaults
+    are those of the 1.45B model.
 
     Attributes:
         vocabulary: rows of the token embedding.
@@ -205,9 +260,7 @@ class TextTransformer(nn.Module):
         features: width D.
         layers, heads, head_channels: depth, attention heads and width of each.
         attention: see `diffjax.nets.attention.attend`.
-
-    Raises:
-        ValueError: there are more tokens than positions.
+        dtype: type to compute in; parameters stay float32.
     """
 
     vocabulary: int = 30522
@@ -217,13 +270,20 @@ class TextTransformer(nn.Module):
     heads: int = 8
     head_channels: int = 64
     attention: str = "xla"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, ids: Array) -> Array:
+        """Encode token ids.
+
+        Raises:
+            ValueError: there are more tokens than positions.
+        """
         length = ids.shape[-1]
         if length > self.positions:
-            raise ValueError(f"{length} tokens are more than the {self.positions} of this encoder")
+            raise ValueError(
+                f"the text has {length} tokens, but this encoder takes {self.positions} at most"
+            )
         x = self._embed("token_embedding", self.vocabulary)(ids)
         x = x + self._embed("position_embedding", self.positions)(jnp.arange(length))
         stack = nn.scan(

@@ -5,14 +5,14 @@ Rombach et al. 2022, appendix E.2.1, with the state-dict names of diffusers' Tra
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 
 from diffjax.nets.attention import Attention
 from diffjax.nets.layers import GroupNorm, conv, default_init, rematerialise, zero_init
+from diffjax.types import DType
 
 Array = jax.Array
 
@@ -20,7 +20,7 @@ Array = jax.Array
 class GEGLU(nn.Module):
     """Feed-forward ``W_2 (h * gelu(g))`` with ``[h, g] = W_1 x`` (Shazeer 2020), exact GELU."""
 
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -34,12 +34,17 @@ class GEGLU(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, attention to the context, feed-forward, each ``x + f(norm(x))``.
 
-    A scan body: returns ``(x, None)``.
+    It is the body of a scan, so that it returns ``(x, None)``.
+
+    Attributes:
+        heads: attention heads.
+        kind: see `diffjax.nets.attention.attend`.
+        dtype: type to compute in; parameters stay float32.
     """
 
     heads: int
     kind: str = "xla"
-    dtype: Any = None
+    dtype: DType = None
     identity: bool = False
     only_cross: bool = False
 
@@ -47,6 +52,14 @@ class TransformerBlock(nn.Module):
     def __call__(
         self, x: Array, context: Array | None, mask: Array | None = None
     ) -> tuple[Array, None]:
+        """Return tokens of the shape of x.
+
+        Args:
+            x: pixels as tokens (B, N, C).
+            context: (B, M, D); None attends to x itself.
+            mask: (B, M) bool; False leaves a token of the context out.
+        """
+
         def norm(name: str, value: Array) -> Array:
             return nn.LayerNorm(1e-5, dtype=self.dtype, use_fast_variance=False, name=name)(value)
 
@@ -61,16 +74,19 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """``x + proj_out(blocks(proj_in(norm(x))))`` over all pixels of x (B, H, W, C).
+    """Transformer blocks over all pixels, ``x + proj_out(blocks(proj_in(norm(x))))``.
 
     The blocks are scanned even if there is one: their parameters are stacked, and compile time
     does not grow with depth.
 
     Attributes:
+        heads: attention heads.
         depth: number of blocks.
         linear: dense projections (SD 2, XL) instead of 1x1 convolutions.
+        groups: of the group norm.
         kind: see `diffjax.nets.attention.attend`.
         remat: see `diffjax.nets.layers.REMAT`.
+        dtype: type to compute in; parameters stay float32.
         identity: of the self-attention, see `Attention`.
         only_cross: the first attention of each block reads the context, too.
     """
@@ -81,12 +97,13 @@ class SpatialTransformer(nn.Module):
     groups: int = 32
     kind: str = "xla"
     remat: str | bool = False
-    dtype: Any = None
+    dtype: DType = None
     identity: bool = False
     only_cross: bool = False
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None, mask: Array | None = None) -> Array:
+        """Return features of the shape of x (B, H, W, C); arguments as in `TransformerBlock`."""
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
         y = self._project(y, "proj_in", default_init).reshape(b, h * w, c)
@@ -94,6 +111,7 @@ class SpatialTransformer(nn.Module):
         return x + self._project(y.reshape(b, h, w, c), "proj_out", zero_init)
 
     def _make_blocks(self) -> nn.Module:
+        """Make the scan over the blocks."""
         block = rematerialise(TransformerBlock, self.remat, prevent_cse=False)
         stack = nn.scan(
             block,
@@ -111,7 +129,7 @@ class SpatialTransformer(nn.Module):
             name="transformer_blocks",
         )
 
-    def _project(self, x: Array, name: str, init: Any) -> Array:
+    def _project(self, x: Array, name: str, init: Initializer) -> Array:
         c = x.shape[-1]
         if self.linear:
             return nn.Dense(c, dtype=self.dtype, kernel_init=init, name=name)(x)

@@ -6,7 +6,7 @@ UNet2DConditionModel.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -31,9 +31,11 @@ from diffjax.nets.layers import (
 from diffjax.nets.levels import Depths, take_depth, take_level
 from diffjax.nets.skips import Features, add_residuals, weigh_skip
 from diffjax.nets.transformer import SpatialTransformer
-from diffjax.types import choose
+from diffjax.types import Cond, CondEntries, DType, choose
 
 Array = jax.Array
+# ``(features, name, resample=None) -> (h -> h)``, a residual block.
+MakeBlock = Callable[..., Callable[[Array], Array]]
 
 
 class UNet(nn.Module):
@@ -114,7 +116,7 @@ class UNet(nn.Module):
     norm_eps: float = 1e-6
     patch: int = 1
     remat: str | bool = False
-    dtype: Any = None
+    dtype: DType = None
     context_dim: int = 0
     depth: Depths = 1
     linear_projection: bool = False
@@ -137,7 +139,7 @@ class UNet(nn.Module):
 
     @property
     def divisor(self) -> int:
-        """What height and width must be multiples of.
+        """The number that height and width must be multiples of.
 
         With padding 1 an odd side halves to its larger half, which the way up cuts to the skip.
         """
@@ -152,7 +154,18 @@ class UNet(nn.Module):
         return self.text_dim or self.context_dim
 
     @nn.compact
-    def __call__(self, z: Array, t: Array, cond: Any = None, train: bool = False) -> Array:
+    def __call__(self, z: Array, t: Array, cond: Cond = None, train: bool = False) -> Array:
+        """Return the raw output (B, H, W, out_channels), in float32.
+
+        Args:
+            z: noisy data (B, H, W, C).
+            t: times, () or (B,).
+            cond: entries of the condition, see the class.
+            train: whether dropout is active.
+
+        Raises:
+            ValueError: shapes do not fit the network, or a condition that it needs is absent.
+        """
         cond = cond or {}
         concat = cond.get("concat")
         z = z if concat is None else jnp.concatenate([z, concat], axis=-1)
@@ -166,11 +179,17 @@ class UNet(nn.Module):
         return _decode(self, h, skips, temb, cond, train)
 
 
-def embed(net: UNet, z: Array, t: Array, cond: Any) -> Array:
-    """The embedding (B, 4 channels) of time, label and other vectors, in the current module.
+def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
+    """Return the embedding (B, 4 channels) of time, label and other vectors.
+
+    Its layers are submodules of the current module, which is a `UNet` or a copy of its encoder.
+
+    Args:
+        net: the UNet whose options count.
+        z, t, cond: see `UNet.__call__`.
 
     Raises:
-        ValueError: the network has no use for these shapes, or needs a condition that is absent.
+        ValueError: shapes do not fit the network, or a condition that it needs is absent.
     """
     _check(net, z, cond)
     t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * net.time_scale, z.shape[:1])
@@ -187,7 +206,8 @@ def embed(net: UNet, z: Array, t: Array, cond: Any) -> Array:
         if label is None:
             raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
         table = nn.Embed(net.num_classes, 4 * net.channels, name="class_embedding")
-        known = label[:, None] < net.num_classes  # beyond: the zero embedding, for "no class"
+        # A larger label means no class, and has the embedding 0.
+        known = label[:, None] < net.num_classes
         temb = temb + jnp.where(known, table(jnp.minimum(label, net.num_classes - 1)), 0)
     if net.added_dim:
         mlp = TimestepMLP(4 * net.channels, net.dtype, name="add_embedding")
@@ -196,12 +216,24 @@ def embed(net: UNet, z: Array, t: Array, cond: Any) -> Array:
 
 
 def encode(
-    net: UNet, z: Array, temb: Array, cond: Any, train: bool = False, *, shift: Any = None
+    net: UNet,
+    z: Array,
+    temb: Array,
+    cond: CondEntries,
+    train: bool = False,
+    *,
+    shift: Array | None = None,
 ) -> tuple[Array, list[Array]]:
-    """The way down and the middle of a UNet, its submodules made in the current module.
+    """Apply the way down and the middle of a UNet.
+
+    Its layers are submodules of the current module, which is a `UNet` or a copy of its encoder.
 
     Args:
+        net: the UNet whose options count.
+        z: noisy data (B, H, W, C).
         temb: from `embed`.
+        cond: entries of the condition.
+        train: whether dropout is active.
         shift: added to the output of the first convolution: an encoded hint, see `ControlNet`.
 
     Returns:
@@ -246,7 +278,10 @@ def encode(
     return h, skips
 
 
-def _decode(net: UNet, h: Array, skips: list[Array], temb: Array, cond: Any, train: bool) -> Array:
+def _decode(
+    net: UNet, h: Array, skips: list[Array], temb: Array, cond: CondEntries, train: bool
+) -> Array:
+    """Apply the way up of a UNet, from the middle h and the skips to the raw output."""
     res, attend = _make_block_functions(net, temb, cond, train)
     for k, i in enumerate(range(len(net.multipliers) - 1, -1, -1)):
         blocks = take_level("blocks", net.blocks, i)
@@ -275,10 +310,16 @@ def _decode(net: UNet, h: Array, skips: list[Array], temb: Array, cond: Any, tra
     return depth_to_space(h, net.patch) if net.patch > 1 else h
 
 
-def _make_block_functions(net: UNet, temb: Array, cond: Any, train: bool) -> tuple[Any, Any]:
-    """Return ``res(features, name, resample)`` and ``attend(h, name, level, depth)``."""
+def _make_block_functions(
+    net: UNet, temb: Array, cond: CondEntries, train: bool
+) -> tuple[MakeBlock, Callable[..., Array]]:
+    """Return ``res(features, name, resample)`` and ``attend(h, name, level, depth)``, which make
+    blocks.
 
-    def res(features: int, name: str, resample: str | None = None) -> Any:
+    Both have the options of the network bound, so that the way down and the way up read alike.
+    """
+
+    def res(features: int, name: str, resample: str | None = None) -> Callable[[Array], Array]:
         block = rematerialise(ResBlock, net.remat, static_argnums=(3,))
         module = block(
             features,
@@ -334,6 +375,7 @@ def _reads_context_only(net: UNet, level: int) -> bool:
 
 
 def _embed_waves(net: UNet, t: Array) -> Array:
+    """Return the sinusoidal or random Fourier embedding of times (B,)."""
     if net.fourier_scale:
         return FourierEmbedding(2 * net.channels, net.fourier_scale, name="time_proj")(t)
     return timestep_embedding(
@@ -341,10 +383,16 @@ def _embed_waves(net: UNet, t: Array) -> Array:
     )
 
 
-def _embed_added(net: UNet, added: Any) -> Array:
+def _embed_added(net: UNet, added: Mapping[str, Array]) -> Array:
     """Embed pooled text and every one of the time_ids as one vector (B, added_dim).
 
     Podell et al. 2023, section 2.2.
+
+    Args:
+        added: ``text_embeds`` (B, P) and ``time_ids`` (B, K).
+
+    Raises:
+        ValueError: the vector has another size than the network needs.
     """
     ids = jnp.asarray(added["time_ids"], jnp.float32)
     waves = timestep_embedding(
@@ -363,7 +411,8 @@ def _embed_added(net: UNet, added: Any) -> Array:
     return out
 
 
-def _check(net: UNet, z: Array, cond: Any) -> None:
+def _check(net: UNet, z: Array, cond: CondEntries) -> None:
+    """Raise a ValueError if z or the condition does not have the shapes that the network needs."""
     choose("decoder_attention", net.decoder_attention, {"all": 0, "last": 0})
     choose("middle", net.middle, {"attention": 0, "block": 0, "none": 0})
     if z.ndim != 4 or z.shape[1] % net.divisor or z.shape[2] % net.divisor:

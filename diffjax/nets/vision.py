@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from diffjax.nets.layers import default_init
-from diffjax.nets.text import stacked_layers
+from diffjax.nets.text import make_layer_stack
+from diffjax.types import DType
 
 Array = jax.Array
 
@@ -19,6 +18,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class _ClassToken(nn.Module):
+    """The learned token (features,) whose output is the embedding of the image."""
+
     features: int
 
     @nn.compact
@@ -28,9 +29,10 @@ class _ClassToken(nn.Module):
 
 
 class CLIPVision(nn.Module):
-    """``x (B, size, size, 3) -> embeddings (B, P)``: Radford et al. 2021, vision transformer.
+    """CLIP's image encoder, ``x (B, size, size, 3) -> embeddings (B, P)`` (Radford et al. 2021).
 
-    The layers are those of the text half without its mask, and scanned as there.
+    It is a vision transformer. The layers are those of the text half without its mask, and scanned
+    as there.
 
     Attributes:
         size: pixels on a side.
@@ -40,9 +42,9 @@ class CLIPVision(nn.Module):
         layers, heads: depth and attention heads.
         projection: size P of the joint space.
         activation: ``quick_gelu`` (OpenAI) or ``gelu`` (OpenCLIP).
-
-    Raises:
-        ValueError: images of another size.
+        eps: of the layer norms.
+        attention: see `diffjax.nets.attention.attend`.
+        dtype: type to compute in; parameters stay float32.
     """
 
     size: int = 224
@@ -55,15 +57,20 @@ class CLIPVision(nn.Module):
     activation: str = "quick_gelu"
     eps: float = 1e-5
     attention: str = "xla"
-    dtype: Any = None
+    dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Embed images that `clip_input` has made; embeddings are not normalised.
+
+        Raises:
+            ValueError: images of another size.
+        """
         if x.shape[1:] != (self.size, self.size, 3):
             raise ValueError(f"this encoder takes images of {self.size} pixels, got {x.shape}")
         x = self._embed_patches(x)
-        x = self._make_norm("pre_layrnorm")(x)  # spelled so in every published file
-        x, _ = stacked_layers(self, "vision_model.encoder.layers")(x, None)
+        x = self._make_norm("pre_layrnorm")(x)  # every published file has this spelling
+        x, _ = make_layer_stack(self, "vision_model.encoder.layers")(x, None)
         pooled = self._make_norm("post_layernorm")(x[:, 0])
         return nn.Dense(
             self.projection,
@@ -81,7 +88,7 @@ class CLIPVision(nn.Module):
 
     @nn.nowrap
     def _embed_patches(self, x: Array) -> Array:
-        """Embed the class token and the patches, with their positions."""
+        """Return class token and patches with their positions, (B, 1 + patches, features)."""
         patches = nn.Conv(
             self.features,
             (self.patch, self.patch),
@@ -106,13 +113,17 @@ class CLIPVision(nn.Module):
 
 
 def clip_input(images: Array, size: int = 224) -> Array:
-    """Images (B, H, W, 3) in [-1, 1] as CLIP takes them: resized, cropped to the centre, scaled.
+    """Resize, crop and scale images as CLIP reads them, (B, size, size, 3).
 
-    The shorter side becomes ``size`` by PIL's bicubic filter (a = -0.5, anti-aliased), the longer
-    one is rounded down, as transformers and OpenAI's CLIP do.
+    The shorter side becomes ``size`` by PIL's bicubic filter (a = -0.5, anti-aliased), and the
+    longer one is rounded down, as transformers and OpenAI's CLIP do. The central square is kept.
+
+    Args:
+        images: (B, H, W, 3) in [-1, 1].
+        size: of the encoder, in pixels.
     """
     height, width = images.shape[1:3]
-    # In integers: 110 * (224 / 55) is a little less than 448.
+    # Integers are used because 110 * (224 / 55) is a little less than 448.
     shape = (len(images), *(size * side // min(height, width) for side in (height, width)), 3)
     x = jax.image.resize((images + 1) / 2, shape, "bicubic", antialias=True)
     top, left = (shape[1] - size) // 2, (shape[2] - size) // 2

@@ -1,4 +1,14 @@
-"""Networks and parameters to and from the file formats of other libraries."""
+"""Read and write the models of other libraries: networks, parameters, adapters, schedulers.
+
+Formats are those of diffusers, transformers, peft, kohya's scripts, LyCORIS and the original Stable
+Diffusion code. `pipelines.load_components` reads a whole text-to-image model; `load_model` reads
+one network; `load_scheduler` reads a scheduler_config.json. The modules below them are layered:
+`files` and `pickles` open weights tensor by tensor, `configs` turns a config.json into a Linen
+module, and `state_dict` moves arrays between a state dict and a tree of parameters.
+
+Files of other people are not trusted. Sizes, types and names are checked before memory is reserved,
+no code of a file is run, and every error names the file and the key.
+"""
 
 from diffjax.pretrained.control_file import save_control_file
 from diffjax.pretrained.files import load_safetensors, open_safetensors

@@ -1,16 +1,20 @@
-"""Files and folders of adapters: whose keys they hold, and what is said beside them.
+"""Open files and folders of adapters, and sort their tensors by layer.
 
-Files of kohya's scripts and LyCORIS (``lora_unet_..._to_q.lora_down.weight`` with an ``alpha``, in
-the names of diffusers or of the single-file layout) and of diffusers (``unet....lora_A.weight``),
-and folders of peft, whose adapter_config.json holds alpha.
+Three families of names occur. Files of kohya's scripts and LyCORIS have keys such as
+``lora_unet_..._to_q.lora_down.weight`` with an ``alpha`` beside them, in the names of diffusers or
+of the original code. Files of diffusers have ``unet....lora_A.weight``. Folders of peft have
+``base_model.model....lora_A.weight``, with alpha in adapter_config.json.
+
+`adapters` computes what the tensors of a layer do to its weight, and `lora` merges them into
+networks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -25,6 +29,7 @@ from diffjax.pretrained.adapters import (
 )
 from diffjax.pretrained.files import StrPath, Tensor, Weights, open_safetensors, resolve_inside
 from diffjax.pretrained.recognise import ADAPTER, describe_keys
+from diffjax.types import Config, JsonObject
 from diffjax.untrusted import name_some, parse_json, read_json
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
@@ -62,13 +67,13 @@ _UNREAD = {
 
 
 class Layer(NamedTuple):
-    """What a file holds for one layer.
+    """What a file holds for one layer of a network.
 
     Attributes:
-        module: the name of the layer in the file.
-        tensors: by role, see `diffjax.pretrained.adapters`.
-        keys: of the tensors in the file.
-        scaling: of the adapter.
+        module: name of the layer in the file, with dots or with underscores.
+        tensors: unread tensors by role, see `diffjax.pretrained.adapters`.
+        keys: key of each tensor in the file, by role.
+        scaling: the factor of the change, without the user's scale.
     """
 
     module: str
@@ -78,12 +83,13 @@ class Layer(NamedTuple):
 
 
 class AdapterFile(NamedTuple):
-    """An adapter.
+    """An adapter whose file is open, but whose tensors are not read yet.
 
     Attributes:
-        path: the file that was read.
-        part: the network that it is for, where its folder is called so.
-        layers: by module.
+        path: the .safetensors file.
+        part: name of the folder of peft, which is that of the network in training scripts (``unet``
+            or ``text_encoder``); None for single files.
+        layers: what the file holds, by the name of the layer.
     """
 
     path: Path
@@ -92,7 +98,12 @@ class AdapterFile(NamedTuple):
 
 
 def read_tensor(file: Path, layer: Layer, role: str) -> np.ndarray:
-    """A tensor of a layer in float32, or float64 if it is stored so.
+    """Read a tensor of a layer in float32, or in float64 if it is stored so.
+
+    Args:
+        file: the file of the layer, for messages.
+        layer: the layer.
+        role: the role of the tensor, such as ``down``.
 
     Raises:
         ValueError: it holds values that are not finite.
@@ -107,11 +118,18 @@ def read_tensor(file: Path, layer: Layer, role: str) -> np.ndarray:
 
 
 def open_adapter(path: StrPath) -> AdapterFile:
-    """The adapter in a file, or in a folder of peft or diffusers.
+    """Open the adapter in a file, or in a folder of peft or diffusers.
+
+    Only headers and configs are read.
+
+    Args:
+        path: a .safetensors file, or a folder with adapter_model.safetensors (peft) or
+            pytorch_lora_weights.safetensors (diffusers).
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is a pickle or damaged, or holds something that is not read.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is a pickle or damaged, holds several adapters, or has keys of a method
+            that is not supported; the message names the method.
     """
     file, config = _find(Path(path))
     weights = open_safetensors(file)
@@ -142,7 +160,15 @@ def open_adapter(path: StrPath) -> AdapterFile:
 
 
 def _find(path: Path) -> tuple[Path, Path | None]:
-    """(weights, peft's config or None) of a path."""
+    """Find the weights of an adapter, and peft's config if there is one.
+
+    Returns:
+        The .safetensors file, and adapter_config.json or None.
+
+    Raises:
+        FileNotFoundError: a folder has no file of either library.
+        ValueError: a folder has pickles only.
+    """
     if not path.is_dir():
         config = path.parent / PEFT_CONFIG
         return path, config if path.name == PEFT_FILE and config.is_file() else None
@@ -166,14 +192,20 @@ def _find(path: Path) -> tuple[Path, Path | None]:
 
 
 class _Settings(NamedTuple):
-    """What a config of peft says, whole or by network."""
+    """The settings of peft that belong to a file.
 
-    whole: dict[str, Any]
-    parts: dict[str, dict[str, Any]]
+    Attributes:
+        whole: the config that holds for all layers.
+        parts: configs by network, as diffusers stores them in the metadata of a file.
+        where: where they were read, for messages.
+    """
+
+    whole: JsonObject
+    parts: dict[str, JsonObject]
     where: str
 
-    def of(self, module: str) -> tuple[Mapping[str, Any], str]:
-        """The config of a module's network, and the module's name in that network."""
+    def find_config(self, module: str) -> tuple[Config, str]:
+        """Return the config that holds for a module, and the module's name inside its network."""
         part, _, rest = module.partition(".")
         if part in self.parts:
             return self.parts[part], rest
@@ -181,26 +213,37 @@ class _Settings(NamedTuple):
 
 
 def _read_settings(weights: Weights, config: Path | None, file: Path) -> _Settings:
-    """Read adapter_config.json, or what diffusers keeps of it in a file's metadata."""
+    """Read adapter_config.json, or the same settings from the metadata of a file of diffusers.
+
+    diffusers stores them as JSON under ``lora_adapter_metadata``, with keys such as
+    ``unet.lora_alpha``.
+
+    Raises:
+        ValueError: a setting is not supported, see `peft_config.check_config`.
+    """
     if config is not None:
         whole = read_json(config)
         peft_config.check_config(whole, str(config))
         return _Settings(whole, {}, str(config))
     where = f"{_METADATA} of {file}"
     stored = parse_json(weights.metadata.get(_METADATA) or "{}", where)
-    parts: dict[str, dict[str, Any]] = {}
+    parts: dict[str, JsonObject] = {}
     for key, value in stored.items():
         part, dot, name = key.partition(".")
         parts.setdefault(part if dot else "", {})[name if dot else key] = value
-    for part, said in parts.items():
-        peft_config.check_config(said, f"{where} ({part})" if part else where)
+    for part, config_of_part in parts.items():
+        peft_config.check_config(config_of_part, f"{where} ({part})" if part else where)
     return _Settings(parts.pop("", {}), parts, where)
 
 
 def _sort(
     weights: Iterable[str], settings: _Settings
 ) -> tuple[dict[str, tuple[str, str, str | None]], list[str]]:
-    """(module, role, adapter's name) by key, and the keys that belong to nothing that is read."""
+    """Split the keys of a file into those of adapters and those that are unknown.
+
+    Returns:
+        Module, role and adapter's name (or None) by key, and the list of unknown keys.
+    """
     found: dict[str, tuple[str, str, str | None]] = {}
     strange = []
     for key in weights:
@@ -212,7 +255,7 @@ def _sort(
             known = True
             found[key] = (m[1], m[2], m[3])
         elif m := _SAVED.fullmatch(key):
-            config, module = settings.of(m[1])
+            config, module = settings.find_config(m[1])
             known = peft_config.replaces(config, module, m[3])
             found[key] = (m[1], m[3], m[2])
         else:
@@ -226,8 +269,15 @@ def _sort(
 def _read_layer(
     weights: Weights, module: str, keys: dict[str, str], settings: _Settings, file: Path
 ) -> Layer:
-    """Gather the tensors of a layer and its scaling, which the file or the config gives."""
-    config, name = settings.of(module)
+    """Gather the tensors of a layer and its scaling.
+
+    An ``alpha`` in the file goes before that of the config, as in kohya's scripts.
+
+    Raises:
+        ValueError: alpha is not one finite number, or the config asks for DoRA and the file has no
+            magnitudes.
+    """
+    config, name = settings.find_config(module)
     tensors = {role: weights.tensors[key] for role, key in keys.items()}
     if config.get("use_dora") and "up" in keys and not set(MAGNITUDES) & set(keys):
         raise ValueError(f"{settings.where} has use_dora, but {module} has no magnitudes in {file}")
@@ -241,7 +291,9 @@ def _read_layer(
 
 
 def _explain_unread(file: Path, strange: list[str]) -> ValueError:
-    """Return the error for a file with keys that are not read."""
+    """Return the error for a file with unknown keys: it names what the file is, if its keys
+    show that.
+    """
     if not strange:
         return ValueError(f"{file} holds no adapter: it has no keys")
     kinds = {kind for part, kind in _UNREAD.items() if any(part in key for key in strange)}
@@ -256,15 +308,17 @@ def _explain_unread(file: Path, strange: list[str]) -> ValueError:
 
 
 def changes_bias(layer: Layer) -> bool:
-    """Whether a layer's bias is changed."""
+    """Return whether a layer's tensors change its bias."""
     return any(role in layer.tensors for role in (*BIAS_ROLES, "bias"))
 
 
 def changes_weight(layer: Layer) -> bool:
-    """Whether a layer's weight is changed."""
+    """Return whether a layer's tensors change its weight."""
     return any(role not in (*BIAS_ROLES, "bias") for role in layer.tensors)
 
 
 def is_low_rank(layer: Layer) -> bool:
-    """Whether a layer has a LoRA and nothing else."""
+    """Return whether a layer has the two factors of a LoRA and nothing else, so that it need
+    not be merged.
+    """
     return set(layer.tensors) == {"down", "up"}

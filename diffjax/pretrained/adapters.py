@@ -57,12 +57,13 @@ _COMPANIONS = {
 
 
 class Scaling(NamedTuple):
-    """The factor s = alpha / r of an adapter, or alpha / sqrt(r) with rank-stabilised LoRA.
+    """The factor of an adapter's change: ``s = alpha / r``, or ``alpha / sqrt(r)`` when
+    rank-stabilised.
 
     Attributes:
         alpha: None for a factor of 1.
-        rank: that of a config, for adapters whose tensors do not show it.
-        root: divide by the root of the rank (Kalajdzievski 2023).
+        rank: rank from a config, used when the shapes of the tensors do not show it.
+        root: whether to divide by the root of the rank (Kalajdzievski 2023).
     """
 
     alpha: float | None = None
@@ -70,7 +71,10 @@ class Scaling(NamedTuple):
     root: bool = False
 
     def factor(self, rank: int | None) -> float:
-        """Return the factor of an adapter of this rank; it is 1 without alpha or rank."""
+        """Return the factor s for an adapter of rank ``rank``.
+
+        It is 1 if alpha or the rank is unknown.
+        """
         rank = rank or self.rank
         if self.alpha is None or not rank:
             return 1.0
@@ -78,7 +82,9 @@ class Scaling(NamedTuple):
 
 
 def is_complete(roles: Collection[str]) -> bool:
-    """Whether a layer with tensors of these roles has what each of them needs."""
+    """Return whether a layer with tensors of these roles has all tensors that each of them
+    needs.
+    """
     # A factor of LoKr may be a product of two.
     there = {role for role in roles if not re.fullmatch(r"lokr_w\d_[ab]", role)}
     for number in "12":
@@ -91,8 +97,10 @@ def is_complete(roles: Collection[str]) -> bool:
     return wanted <= there and bool(changes or not set(MAGNITUDES) & there)
 
 
-def rank_of(shapes: Mapping[str, Shape]) -> int | None:
-    """The rank that the tensors of a layer show; None if they show none (LoKr of full factors)."""
+def find_rank(shapes: Mapping[str, Shape]) -> int | None:
+    """Return the rank that the shapes of a layer's tensors show, or None for a LoKr of full
+    factors.
+    """
     for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "lora_embedding_A"):
         if shapes.get(role):
             return shapes[role][0]
@@ -100,14 +108,20 @@ def rank_of(shapes: Mapping[str, Shape]) -> int | None:
 
 
 def change_weight(roles: Roles, weight: np.ndarray, scaling: Scaling) -> np.ndarray:
-    """The weight with an adapter of strength 1.
+    """Return the weight as an adapter of strength 1 changes it; see the table of this module.
+
+    Args:
+        roles: tensors of the layer by role.
+        weight: the weight of the base model in torch's axes, (O, I) or (O, I, H, W).
+        scaling: the factor s.
 
     Raises:
-        ValueError: the tensors are incomplete or do not fit the weight.
+        ValueError: the tensors do not fit each other or the weight. The message begins with a verb,
+            since the caller puts the key before it.
     """
     if "weight" in roles:
         return _reshape_change(roles["weight"], weight.shape, roles)
-    shape, factor = weight.shape, scaling.factor(rank_of({k: v.shape for k, v in roles.items()}))
+    shape, factor = weight.shape, scaling.factor(find_rank({k: v.shape for k, v in roles.items()}))
     for kind, form in _FORMS.items():
         if any(role in roles for role in WEIGHT_ROLES[kind]):
             scaled = 1.0 if kind in ("difference", "norm") else factor
@@ -117,14 +131,14 @@ def change_weight(roles: Roles, weight: np.ndarray, scaling: Scaling) -> np.ndar
 
 
 def change_bias(roles: Roles, bias: np.ndarray, scaling: Scaling) -> np.ndarray:
-    """The bias with an adapter of strength 1.
+    """Return the bias (O,) as an adapter of strength 1 changes it.
 
     Raises:
         ValueError: the tensors do not fit the bias.
     """
     if "bias" in roles:
         return _reshape_change(roles["bias"], bias.shape, roles)
-    factor = scaling.factor(rank_of({k: v.shape for k, v in roles.items()}))
+    factor = scaling.factor(find_rank({k: v.shape for k, v in roles.items()}))
     for role in BIAS_ROLES:
         if role in roles:
             scaled = factor if role == "up_bias" else 1.0
@@ -133,7 +147,11 @@ def change_bias(roles: Roles, bias: np.ndarray, scaling: Scaling) -> np.ndarray:
 
 
 def _reshape_change(change: np.ndarray, shape: Shape, roles: Roles) -> np.ndarray:
-    """Reshape a change to the shape of its weight, if it has as many numbers and outputs."""
+    """Reshape a change to the shape of its weight.
+
+    Raises:
+        ValueError: the change has another number of entries or of outputs.
+    """
     if change.size != math.prod(shape) or change.shape[:1] != shape[:1]:
         shapes = " and ".join(str(value.shape) for value in roles.values() if value.ndim)
         raise ValueError(f"has shape {shape}, but the adapter has shapes {shapes}")
@@ -141,7 +159,15 @@ def _reshape_change(change: np.ndarray, shape: Shape, roles: Roles) -> np.ndarra
 
 
 def _apply_magnitude(weight: np.ndarray, role: str, magnitude: np.ndarray) -> np.ndarray:
-    """Return ``m W / |W|``; norms are over all axes but that of the magnitudes."""
+    """Return ``m W / |W|`` with the magnitudes m of a DoRA (Liu et al. 2024, eq. 5).
+
+    The norm is over all axes but that of the magnitudes, and is formed in float64. peft has one
+    magnitude per output whatever the axes are; LyCORIS has one per output, or one per input with
+    shape (1, I, ...).
+
+    Raises:
+        ValueError: there are as many magnitudes as neither outputs nor inputs.
+    """
     outputs, inputs = weight.shape[0], weight.shape[1] if weight.ndim > 1 else 0
     # peft's magnitudes are of the outputs whatever their axes are; LyCORIS' say it by their axes.
     lycoris = role == "dora_scale"
@@ -162,7 +188,11 @@ def _apply_magnitude(weight: np.ndarray, role: str, magnitude: np.ndarray) -> np
 
 
 def _multiply_factors(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Multiply factors (O, r, ...) and (r, I, ...) to a matrix (O, I ...)."""
+    """Multiply factors (O, r, ...) and (r, I, ...), flattened to matrices, to a matrix (O, I ...).
+
+    Raises:
+        ValueError: the ranks differ.
+    """
     one, other = _flatten_factor(left), _flatten_factor(right)
     if one.shape[1] != other.shape[0]:
         raise ValueError(f"has an adapter whose factors {left.shape} and {right.shape} do not fit")
@@ -170,14 +200,22 @@ def _multiply_factors(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _flatten_factor(factor: np.ndarray) -> np.ndarray:
-    """Reshape a factor to a matrix with the same first axis."""
+    """Reshape a factor to a matrix with the same first axis.
+
+    Raises:
+        ValueError: it has less than two axes, or no entries.
+    """
     if factor.ndim < 2 or not factor.size:
         raise ValueError(f"has an adapter with a factor of shape {factor.shape}")
     return factor.reshape(len(factor), -1)
 
 
 def _contract_core(core: np.ndarray, outward: np.ndarray, inward: np.ndarray) -> np.ndarray:
-    """Contract a core (r, r, H, W) with (r, O) and (r, I) to (O, I, H, W)."""
+    """Contract a core (r, r, H, W) with (r, O) and (r, I) to (O, I, H, W).
+
+    Raises:
+        ValueError: the ranks differ, or an array has another number of axes.
+    """
     flat = core.ndim > 2 and outward.ndim == inward.ndim == 2
     if not flat or core.shape[:2] != (len(outward), len(inward)):
         raise ValueError(f"has an adapter whose core {core.shape} does not fit its factors")
@@ -198,7 +236,7 @@ def _expand_loha(roles: Roles) -> np.ndarray:
 
 
 def _expand_hadamard_factor(roles: Roles, number: str) -> np.ndarray:
-    """Return one of the two matrices of a LoHa."""
+    """Return one of the two matrices of a LoHa, ``number`` being "1" or "2"."""
     a, b, core = (
         roles[f"hada_w{number}_a"],
         roles[f"hada_w{number}_b"],
@@ -208,7 +246,13 @@ def _expand_hadamard_factor(roles: Roles, number: str) -> np.ndarray:
 
 
 def _expand_lokr(roles: Roles) -> np.ndarray:
-    """Return the change of a LoKr: the Kronecker product of its two factors."""
+    """Return the change of a LoKr: the Kronecker product of its two factors.
+
+    The first factor is a matrix (O', I'); the second may be a convolution (O'', I'', H, W).
+
+    Raises:
+        ValueError: a factor has another number of axes.
+    """
     outer, inner = _expand_kronecker_factor(roles, "1"), _expand_kronecker_factor(roles, "2")
     if outer.ndim != 2 or inner.ndim < 2:
         raise ValueError(f"has a LoKr whose factors are {outer.shape} and {inner.shape}")
@@ -216,7 +260,9 @@ def _expand_lokr(roles: Roles) -> np.ndarray:
 
 
 def _expand_kronecker_factor(roles: Roles, number: str) -> np.ndarray:
-    """Return one factor of a LoKr, which is stored whole or as a low-rank product."""
+    """Return one factor of a LoKr, which is stored whole or as a low-rank product with an
+    optional core.
+    """
     name = f"lokr_w{number}"
     if name in roles:
         return roles[name]
@@ -225,7 +271,9 @@ def _expand_kronecker_factor(roles: Roles, number: str) -> np.ndarray:
 
 
 def _expand_embedding(roles: Roles) -> np.ndarray:
-    """Return the change (rows, width) of an embedding."""
+    """Return the change (rows, width) of an embedding table, from peft's A (r, rows) and B
+    (width, r).
+    """
     return _multiply_factors(roles["lora_embedding_B"], roles["lora_embedding_A"]).T
 
 

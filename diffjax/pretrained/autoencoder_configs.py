@@ -1,47 +1,55 @@
-"""Autoencoders to and from the config.json files of diffusers, and what a class of network is."""
+"""Autoencoders to and from the config.json files of diffusers, and the type that describes a class.
+
+`NetworkKind` says how a class of network in another library is read and written. This module has
+the two autoencoders, `text_configs` the text encoders, and `configs` the rest and the functions
+that use them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, VQModel
 from diffjax.nets.tiny_autoencoder import AutoencoderTiny
-
-Config = Mapping[str, Any]
+from diffjax.types import Config, JsonObject, Options, Tree
 
 
 class NetworkKind(NamedTuple):
-    """A class of network of another library.
+    """How a class of network in another library is read and written.
+
+    Every key of a config is in one of ``defaults``, ``fixed`` and ``ignored``; all others are
+    errors.
 
     Attributes:
-        library: where the class is from, as in model_index.json.
-        build: ``config -> Linen module``.
-        describe: ``(module, channels) -> config``; channels are those of the input.
-        inputs: ``(module, config) ->`` small arguments of the module, for its initialisation.
-        defaults: values of the keys that a config leaves out.
-        fixed: keys that may only have one of these values.
+        library: name of the library, as in model_index.json.
+        build: ``config -> Linen module``, for a config that is complete.
+        describe: ``(module, channels) -> config``, with the channels of a UNet's input.
+        inputs: ``(module, config) -> arguments`` of the smallest shapes that the module can be
+            initialised with.
+        defaults: keys that are read, with the values that the library assumes when they are absent.
+        fixed: keys that may only have one of these values, since our networks have no other.
         ignored: keys that change nothing here.
     """
 
     library: str
     build: Callable[[Config], Any]
-    describe: Callable[[Any, int], dict[str, Any]]
-    inputs: Callable[[Any, Config], tuple[Any, ...]]
-    defaults: dict[str, Any]
-    fixed: dict[str, tuple[Any, ...]]
+    describe: Callable[[Any, int], JsonObject]
+    inputs: Callable[[Any, Config], tuple[Tree, ...]]
+    defaults: Config
+    fixed: dict[str, tuple[object, ...]]
     ignored: tuple[str, ...]
 
 
 def divide_width(width: int, base: int) -> float:
-    """Divide a width by the base width; the result is an int if it is whole."""
+    """Return the multiplier of a level, ``width / base``, as an int if it is whole."""
     return width // base if width % base == 0 else width / base
 
 
 def read_same(config: Config, key: str) -> Any:
-    """Return the number of a key that may list one per level, if all levels have the same.
+    """Return the number under a key that may list one per level, if all levels have the same.
 
     Raises:
         ValueError: they differ.
@@ -56,7 +64,7 @@ def read_same(config: Config, key: str) -> Any:
 
 _ENCODER = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 _DECODER = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
-_AE_DEFAULTS: dict[str, Any] = dict(
+_AE_DEFAULTS: dict[str, object] = dict(
     in_channels=3,
     out_channels=3,
     down_block_types=_ENCODER[:1],
@@ -77,8 +85,8 @@ _KL_DEFAULTS = dict(
     use_post_quant_conv=True,
 )
 _VQ_DEFAULTS = dict(_AE_DEFAULTS, latent_channels=3, num_vq_embeddings=256, vq_embed_dim=None)
-_KL_FIXED: dict[str, tuple[Any, ...]] = dict(act_fn=("silu",))
-_TINY_DEFAULTS: dict[str, Any] = dict(
+_KL_FIXED: dict[str, tuple[object, ...]] = dict(act_fn=("silu",))
+_TINY_DEFAULTS: dict[str, object] = dict(
     in_channels=3,
     out_channels=3,
     encoder_block_out_channels=(64, 64, 64, 64),
@@ -89,10 +97,10 @@ _TINY_DEFAULTS: dict[str, Any] = dict(
     scaling_factor=1.0,
     shift_factor=0.0,
 )
-_TINY_FIXED: dict[str, tuple[Any, ...]] = dict(
+_TINY_FIXED: dict[str, tuple[object, ...]] = dict(
     act_fn=("relu",), upsample_fn=("nearest",), upsampling_scaling_factor=(2,)
 )
-_VQ_FIXED: dict[str, tuple[Any, ...]] = dict(
+_VQ_FIXED: dict[str, tuple[object, ...]] = dict(
     act_fn=("silu",), norm_type=("group",), lookup_from_codebook=(False,)
 )
 # What EMAModel.save_pretrained of diffusers leaves in the config of the averaged network.
@@ -104,8 +112,13 @@ AVERAGED = (
 _AE_IGNORED = ("sample_size", "force_upcast", *AVERAGED)
 
 
-def _read_autoencoder_fields(config: Config) -> dict[str, Any]:
-    """Read the fields that both kinds of autoencoder have."""
+def _read_autoencoder_fields(config: Config) -> Options:
+    """Return the fields of the module that both kinds of autoencoder have.
+
+    Raises:
+        ValueError: the blocks on the way up do not mirror those on the way down, a list has another
+            length than there are levels, or input and output differ in channels.
+    """
     widths, down, up = (
         config[key] for key in ("block_out_channels", "down_block_types", "up_block_types")
     )
@@ -152,6 +165,7 @@ def _read_statistics(config: Config) -> dict[str, Any]:
 
 
 def _build_kl(config: Config) -> AutoencoderKL:
+    """Build the KL autoencoder of a complete config."""
     return AutoencoderKL(
         **_read_autoencoder_fields(config),
         shift_factor=config["shift_factor"] or 0.0,
@@ -162,6 +176,7 @@ def _build_kl(config: Config) -> AutoencoderKL:
 
 
 def _build_vq(config: Config) -> VQModel:
+    """Build the VQ autoencoder of a complete config."""
     return VQModel(
         **_read_autoencoder_fields(config),
         codes=config["num_vq_embeddings"],
@@ -169,11 +184,15 @@ def _build_vq(config: Config) -> VQModel:
     )
 
 
-def _make_autoencoder_inputs(net: Autoencoder | AutoencoderTiny, config: Config) -> tuple[Any, ...]:
+def _make_autoencoder_inputs(
+    net: Autoencoder | AutoencoderTiny, config: Config
+) -> tuple[Tree, ...]:
+    """Return the smallest image that an autoencoder can encode, (1, factor, factor, C)."""
     return (jnp.zeros((1, net.factor, net.factor, net.out_channels)),)
 
 
-def _describe_autoencoder(net: Autoencoder, in_channels: int) -> dict[str, Any]:
+def _describe_autoencoder(net: Autoencoder, in_channels: int) -> JsonObject:
+    """Return the entries of a config.json that both kinds of autoencoder have."""
     kinds = [int(i in net.attention_levels) for i in range(len(net.multipliers))]
     return dict(
         _class_name=type(net).__name__,
@@ -191,7 +210,8 @@ def _describe_autoencoder(net: Autoencoder, in_channels: int) -> dict[str, Any]:
     )
 
 
-def _describe_kl(net: AutoencoderKL, in_channels: int) -> dict[str, Any]:
+def _describe_kl(net: AutoencoderKL, in_channels: int) -> JsonObject:
+    """Return the config.json of a KL autoencoder."""
     return dict(
         _describe_autoencoder(net, in_channels),
         shift_factor=net.shift_factor or None,
@@ -202,7 +222,8 @@ def _describe_kl(net: AutoencoderKL, in_channels: int) -> dict[str, Any]:
     )
 
 
-def _describe_vq(net: VQModel, in_channels: int) -> dict[str, Any]:
+def _describe_vq(net: VQModel, in_channels: int) -> JsonObject:
+    """Return the config.json of a VQ autoencoder."""
     return dict(
         _describe_autoencoder(net, in_channels),
         num_vq_embeddings=net.codes,

@@ -1,25 +1,29 @@
-"""Tables of diffusers' beta schedules, to the bits that torch's float32 gives them.
+"""The tables of diffusers' beta schedules, with the bits that torch computes in float32.
 
-Rounded timesteps of Karras' levels would flip otherwise.
+Schedulers round timesteps that they interpolate in these tables. A table in float64 would round
+some of them the other way, and the samples would then differ from those of diffusers.
+
+    abar[t] = prod_{s <= t} (1 - beta[s]),    t = 0 .. T - 1
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
-from diffjax.types import choose
+from diffjax.types import Options, choose
 
 F32 = np.float32
-Options = Mapping[str, Any]
 
 
 def linspace(start: float, end: float, count: int) -> np.ndarray:
-    """``torch.linspace`` of float32, bit by bit."""
+    """Return ``torch.linspace`` in float32, bit by bit.
+
+    torch counts the first half up from ``start`` and the second half down from ``end``.
+    """
     low, high = F32(start), F32(end)
     if count == 1:
         return np.array([low])
@@ -35,13 +39,19 @@ def _accumulate_abar(betas: np.ndarray) -> np.ndarray:
 
 
 def _compute_capped_betas(abar: Callable[[float], float], count: int) -> np.ndarray:
-    """Return ``count`` betas (float32) of a function ``abar`` of [0, 1], at most 0.999."""
+    """Return ``beta_i = min(1 - abar((i + 1) / N) / abar(i / N), 0.999)`` for i in 0 .. N - 1, in
+    float32.
+
+    Nichol & Dhariwal (2021, section 3.2) cap betas so, to avoid a singularity at the last step.
+    """
     values = [abar(i / count) for i in range(count + 1)]
     return np.array([min(1 - b / a, 0.999) for a, b in itertools.pairwise(values)], F32)
 
 
 def _compute_laplace_abar(t: float) -> float:
-    """Return abar at t in [0, 1] for the Laplace schedule, as diffusers computes it."""
+    """Return ``sqrt(snr / (1 + snr))`` at t in [0, 1] for the Laplace schedule (Hang et al.
+    2024), as diffusers computes it.
+    """
     size = math.log(1 - 2 * abs(0.5 - t) + 1e-6)
     snr = math.exp(-0.5 * math.copysign(1, 0.5 - t) * size)
     return math.sqrt(snr / (1 + snr))
@@ -61,11 +71,16 @@ BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
 }
 
 
-def abar_table(o: Options, *, floor: bool = False) -> np.ndarray:
-    """``alphas_cumprod`` (T,) in float32.
+def compute_abar_table(o: Options, *, floor: bool = False) -> np.ndarray:
+    """Return ``alphas_cumprod`` (T,) of a scheduler's options, in float32.
+
+    With ``rescale_betas_zero_snr`` the roots are shifted and scaled so that the last one is 0 and
+    the first one stays (Lin et al. 2023, algorithm 1).
 
     Args:
-        floor: with zero terminal SNR, end at ``2^-24`` instead of 0, for solvers in sigma / alpha.
+        o: complete options of a scheduler class.
+        floor: with zero terminal SNR, end at ``2^-24`` instead of 0, for solvers in ``sigma /
+            alpha``, which would be infinite.
 
     Raises:
         ValueError: the beta schedule is unknown.
@@ -85,7 +100,9 @@ def abar_table(o: Options, *, floor: bool = False) -> np.ndarray:
     return out
 
 
-def ratio_table(o: Options) -> np.ndarray:
-    """Table of ``sigma / alpha`` in float32, rising."""
-    abar = abar_table(o, floor=True)
+def compute_ratio_table(o: Options) -> np.ndarray:
+    """Return the table of ``sigma / alpha = sqrt((1 - abar) / abar)`` (T,) in float32, which
+    rises with t.
+    """
+    abar = compute_abar_table(o, floor=True)
     return np.sqrt((F32(1) - abar) / abar)

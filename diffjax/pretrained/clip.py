@@ -1,10 +1,14 @@
-"""Both halves of CLIP from a folder of transformers' CLIPModel."""
+"""Load both halves of CLIP from a folder of transformers' CLIPModel.
+
+CLIP scores (`diffjax.metrics.clip`) compare the embeddings of images and texts. The text encoders
+of Stable Diffusion are loaded by `pipelines` instead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +20,7 @@ from diffjax.pretrained.config_specs import NETWORK, check_counts
 from diffjax.pretrained.configs import trace_params
 from diffjax.pretrained.files import StrPath, Weights, open_folder, resolve_inside
 from diffjax.pretrained.state_dict import from_state_dict
+from diffjax.types import Array, Config, Module, Params
 from diffjax.untrusted import check, naming, read_json
 
 _TEXT = ("text_model.", "text_projection.")
@@ -23,23 +28,28 @@ _VISION = ("vision_model.", "visual_projection.")
 
 
 class CLIP(NamedTuple):
-    """Embeddings of images and texts in one space.
+    """Functions that embed images and texts in one space.
 
     Attributes:
-        images: (B, H, W, 3) in [-1, 1], of any size -> (B, P), jitted.
-        texts: token ids (B, M) -> (B, P), jitted.
+        images: (B, H, W, 3) in [-1, 1], of any size, to (B, P); compiled.
+        texts: token ids (B, M) to (B, P); compiled.
     """
 
-    images: Callable[[Any], jax.Array]
-    texts: Callable[[Any], jax.Array]
+    images: Callable[[Array], jax.Array]
+    texts: Callable[[Array], jax.Array]
 
 
 def load_clip(folder: StrPath) -> CLIP:
-    """The two encoders of a folder with config.json and safetensors, as transformers writes it.
+    """Load the two encoders of a folder with config.json and safetensors, as transformers writes
+    it.
+
+    Args:
+        folder: the folder of a CLIPModel.
 
     Raises:
         FileNotFoundError: the folder lacks config.json or weights.
-        ValueError: it is not CLIP, or the weights do not fit, are damaged, or are pickles.
+        ValueError: the folder is not of CLIP, or its weights do not fit the config, are damaged, or
+            are pickles.
     """
     path = Path(folder)
     file = resolve_inside(path, "config.json")
@@ -58,19 +68,19 @@ def load_clip(folder: StrPath) -> CLIP:
         vision_params = _load_params(weights, _VISION, vision, size, config["vision_config"])
 
     @jax.jit
-    def embed_texts(params: Any, ids: Any) -> Any:
+    def embed_texts(params: Params, ids: Array) -> jax.Array:
         return text.apply({"params": params}, ids).pooled  # type: ignore[union-attr]
 
     @jax.jit
-    def embed_images(params: Any, x: Any) -> Any:
-        return vision.apply({"params": params}, clip_input(x, vision.size))
+    def embed_images(params: Params, x: jax.Array) -> jax.Array:
+        return vision.apply({"params": params}, clip_input(x, vision.size))  # type: ignore[return-value]
 
     return CLIP(lambda x: embed_images(vision_params, x), lambda ids: embed_texts(text_params, ids))
 
 
-def _build_text(config: Mapping[str, Any]) -> CLIPText:
-    """Build the text encoder; what the config leaves out is as in transformers."""
-    part: Mapping[str, Any] = config["text_config"]
+def _build_text(config: Config) -> CLIPText:
+    """Build the text encoder. Keys that the config leaves out have the defaults of transformers."""
+    part: Config = config["text_config"]
     return CLIPText(
         vocabulary=part.get("vocab_size", 49408),
         positions=part.get("max_position_embeddings", 77),
@@ -85,9 +95,11 @@ def _build_text(config: Mapping[str, Any]) -> CLIPText:
     )
 
 
-def _build_vision(config: Mapping[str, Any]) -> CLIPVision:
-    """Build the image encoder; what the config leaves out is as in transformers."""
-    part: Mapping[str, Any] = config["vision_config"]
+def _build_vision(config: Config) -> CLIPVision:
+    """Build the image encoder. Keys that the config leaves out have the defaults of
+    transformers.
+    """
+    part: Config = config["vision_config"]
     return CLIPVision(
         size=part.get("image_size", 224),
         patch=part.get("patch_size", 32),
@@ -104,11 +116,22 @@ def _build_vision(config: Mapping[str, Any]) -> CLIPVision:
 def _load_params(
     weights: Weights,
     prefixes: tuple[str, ...],
-    net: Any,
+    net: Module,
     shape: tuple[int, ...],
-    config: Mapping[str, Any],
-) -> Any:
-    """Load the parameters of one encoder from the weights with its prefixes."""
+    config: Config,
+) -> Params:
+    """Load the parameters of one encoder from the weights whose keys have its prefixes.
+
+    Args:
+        weights: the weights of both encoders.
+        prefixes: beginnings of the keys of this encoder.
+        net: the encoder.
+        shape: shape of its input; two axes are token ids, four are an image.
+        config: the encoder's section of the config, to compare numbers of layers.
+
+    Raises:
+        ValueError: the weights do not fit the network.
+    """
     kept = Weights({k: v for k, v in weights.tensors.items() if k.startswith(prefixes)})
     check_counts(config, kept)
     kind = jnp.int32 if len(shape) == 2 else jnp.float32

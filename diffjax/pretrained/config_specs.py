@@ -1,16 +1,18 @@
-"""What the values in configs of diffusers and transformers may be, by key: types and ranges.
+"""The types and ranges of values in configs of diffusers and transformers, by key.
 
-One table for networks, one for schedulers, and smaller ones for the files around them. Which of
-these keys a class has, and which values of text are implemented, is said where the class is read.
+There is one table for networks, one for schedulers, and a small one for tokenizers. They bound what
+a file of other people can make the program allocate. Which of the keys a class has, and which names
+are implemented, the modules say that read the class.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from diffjax.types import Config
 from diffjax.untrusted import (
     FLAG,
     NOTHING,
@@ -38,7 +40,10 @@ _MAYBE = either(FLAG, NOTHING)
 
 
 def _allow_per_level(spec: Spec) -> Spec:
-    """Allow a value, or one for every level; `check_levels` compares the numbers of levels."""
+    """Return a spec that allows one value, or a list with one for every level.
+
+    `check_levels` compares the length of such lists.
+    """
     return either(spec, listed(spec, LEVELS))
 
 
@@ -208,11 +213,17 @@ _MODULES = {
 _NUMBERED = re.compile(r"(resnets|layers|transformer_blocks|(?<=_)blocks|body)\.(\d{1,6})\.")
 
 
-def check_scheduler(values: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
-    """Compare the options of a scheduler with the table; null is for those that it is default of.
+def check_scheduler(values: Config, defaults: Config, where: str) -> None:
+    """Compare the options of a scheduler with the table. None is allowed where it is the default.
+
+    Args:
+        values: options of the config.
+        defaults: all options of the class, with their defaults.
+        where: what is being read, for messages.
 
     Raises:
-        ValueError: some are wrong, or do not fit each other.
+        ValueError: an option has a wrong type or range, or a lower bound is not below its upper
+            one.
     """
     specs = {
         key: either(NOTHING, SCHEDULER[key]) if default is None else SCHEDULER[key]
@@ -226,11 +237,11 @@ def check_scheduler(values: Mapping[str, Any], defaults: Mapping[str, Any], wher
             raise ValueError(f"{where}: {low} is {o[low]}, which is not below {high}, {o[high]}")
 
 
-def check_levels(config: Mapping[str, Any], where: str) -> None:
-    """See that lists with an entry for every level have as many as there are levels.
+def check_levels(config: Config, where: str) -> None:
+    """Check that lists with an entry per level have as many as ``block_out_channels``.
 
     Raises:
-        ValueError: one is shorter or longer.
+        ValueError: a list is shorter or longer.
     """
     levels = len(config.get("block_out_channels", ()))
     for key in PER_LEVEL:
@@ -243,21 +254,28 @@ def check_levels(config: Mapping[str, Any], where: str) -> None:
             )
 
 
-def check_manifest(manifest: Mapping[str, Any], where: object) -> None:
-    """See that model_index.json names a library and a class for every part.
+def check_manifest(manifest: Config, where: object) -> None:
+    """Check that model_index.json names a library and a class, or two nulls, for every part.
 
     Raises:
-        ValueError: it does not.
+        ValueError: an entry is something else.
     """
     parts = {key: _PART for key, value in manifest.items() if isinstance(value, list)}
     check(manifest, {**parts, "_class_name": TEXT}, where)
 
 
-def check_counts(config: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Compare numbers of layers with names of weights, before a network is made of them.
+def check_counts(config: Config, keys: Iterable[str]) -> None:
+    """Compare the numbers of layers in a config with the names of weights.
+
+    This is done before a network is built, because a config could ask for a network that takes
+    hours to trace while its weights have a few layers.
+
+    Args:
+        config: the config of the network.
+        keys: names of its weights in diffusers' form.
 
     Raises:
-        ValueError: a config has more layers, or levels, than there are weights for.
+        ValueError: the config has more layers, or levels, than there are weights for.
     """
     found: dict[str, int] = {}
     for key in keys:
@@ -281,5 +299,5 @@ _COUNTED = (
 )
 
 
-def _find_largest(value: Any) -> int:
-    return max(map(_find_largest, value)) if isinstance(value, list | tuple) else value
+def _find_largest(value: int | Sequence[Any]) -> int:
+    return max(map(_find_largest, value)) if isinstance(value, Sequence) else value

@@ -1,7 +1,11 @@
 """Networks to and from the config.json files of diffusers and transformers.
 
-Every key of a config is either turned into an option, or must have the value that our networks
-implement, or is known to be irrelevant. Anything else is an error that names it.
+A key of a config is either turned into a field of our module, or must have the value that our
+networks implement, or is known to change nothing. Anything else is an error that names the key,
+because a network that ignores an option computes something else.
+
+`build` makes the module, `shapes` its parameters' shapes without memory, and `describe` the config
+of a module of ours.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.text import CLIPText
 from diffjax.nets.tiny_autoencoder import AutoencoderTiny
 from diffjax.nets.unet import UNet
-from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, Config, NetworkKind
+from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, NetworkKind
 from diffjax.pretrained.config_specs import NETWORK, check_levels
 from diffjax.pretrained.text_configs import TEXT_ENCODERS
 from diffjax.pretrained.unet_configs import (
@@ -31,17 +35,18 @@ from diffjax.pretrained.unet_configs import (
     describe_unet,
     make_unet_inputs,
 )
-from diffjax.types import PyTree, choose
+from diffjax.types import Config, JsonObject, Module, Params, Tree, choose
 from diffjax.untrusted import check, name_some, show
 
 _NAMES = ("_class_name", "architectures")
 
 
 def read_class_name(config: Config) -> str:
-    """Return the name of the class that a config describes.
+    """Return the name of the class that a config describes: ``_class_name``, or the first of
+    ``architectures``.
 
     Raises:
-        ValueError: it names none.
+        ValueError: the config names none.
     """
     check({k: config[k] for k in _NAMES if k in config}, NETWORK, "the config of a network")
     names = [config["_class_name"]] if "_class_name" in config else config.get("architectures")
@@ -51,61 +56,57 @@ def read_class_name(config: Config) -> str:
 
 
 def build(config: Config) -> Any:
-    """The Linen module that a config.json describes.
+    """Build the Linen module that a config.json describes.
 
     Raises:
-        ValueError: the class or a key is unknown, or a value is not implemented; all are named.
+        ValueError: the class or a key is unknown, or a value is not implemented. The message names
+            all of them.
     """
     name = read_class_name(config)
     kind = choose("class", name, KINDS)
     return kind.build(_complete_config(name, kind, config))
 
 
-def shapes(net: Any, config: Config) -> PyTree:
-    """The parameters of a network as ``jax.ShapeDtypeStruct``, float32.
-
-    Raises:
-        ValueError: the numbers of the config do not fit each other.
-    """
+def shapes(net: Module, config: Config) -> Params:
+    """Return the shapes of a network's parameters in float32; see `trace_params`."""
     inputs = KINDS[read_class_name(config)].inputs
     # Inputs are made inside, where they take no memory, whatever the config says of their size.
     return trace_params(net, lambda: inputs(net, config))
 
 
-def trace_params(net: Any, inputs: Callable[[], tuple[Any, ...]]) -> PyTree:
-    """Shapes of the parameters of a network, without memory.
+def trace_params(net: Module, inputs: Callable[[], tuple[Tree, ...]]) -> Params:
+    """Return the shapes of a network's parameters by tracing its initialisation, which allocates
+    nothing.
 
     Args:
-        inputs: makes small arguments of the network.
+        net: the network.
+        inputs: makes small arguments of the network. It is called while tracing, so that the
+            arguments take no memory either.
 
     Raises:
-        ValueError: no such network can be made: its numbers do not fit each other.
+        ValueError: the network cannot be initialised, since numbers of its config contradict each
+            other.
     """
     try:
         return jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs()))["params"]
     except (TypeError, ZeroDivisionError, OverflowError, IndexError, AssertionError) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0][:300]
-        raise ValueError(f"the numbers of this config do not fit each other: {said}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise ValueError(f"the numbers of this config do not fit each other: {reason}") from error
 
 
-def describe(net: Any, *, in_channels: int = 0) -> dict[str, Any]:
-    """The config.json of a network, for diffusers or transformers to read.
+def describe(net: object, *, in_channels: int = 0) -> JsonObject:
+    """Return the config.json of a network, for diffusers or transformers to read.
 
-    Args:
-        in_channels: channels of the input of a UNet; those of its output if 0.
+    ``in_channels`` are those of a UNet's input; those of its output if 0.
 
     Raises:
         ValueError: the other library has no such network.
     """
-    return KINDS[kind_of(net)].describe(net, in_channels)
+    return KINDS[find_kind(net)].describe(net, in_channels)
 
 
-def kind_of(net: Any) -> str:
-    """Name of the class that a network has in the other library.
-
-    Raises:
-        ValueError: it has none.
-    """
+def find_kind(net: object) -> str:
+    """Return the class of a network in diffusers or transformers, or raise a ValueError."""
     if isinstance(net, CLIPText):
         return "CLIPTextModelWithProjection" if net.projection else "CLIPTextModel"
     if isinstance(net, Autoencoder | AutoencoderTiny):
@@ -119,8 +120,12 @@ def kind_of(net: Any) -> str:
     raise ValueError(f"networks of type {type(net).__name__} like this one have no class elsewhere")
 
 
-def _complete_config(name: str, kind: NetworkKind, config: Config) -> dict[str, Any]:
-    """Fill a config up with defaults, without what is fixed or irrelevant."""
+def _complete_config(name: str, kind: NetworkKind, config: Config) -> Config:
+    """Return a config with defaults filled in, and without keys that are fixed or ignored.
+
+    Raises:
+        ValueError: keys are unknown, or have values that are not implemented; all are named.
+    """
     problems, out = [], dict(kind.defaults)
     for key, value in config.items():
         value = _freeze(value)
@@ -151,7 +156,7 @@ _WAY_UP = (
     *("out_channels", "up_block_types", "dropout", "time_embedding_dim"),
     *("reverse_transformer_layers_per_block", "time_cond_proj_dim"),
 )
-_CONTROL_OWN: dict[str, Any] = dict(
+_CONTROL_OWN: dict[str, object] = dict(
     conditioning_channels=3,
     conditioning_embedding_out_channels=(16, 32, 96, 256),
     global_pool_conditions=False,
@@ -168,6 +173,7 @@ _CONTROL_FIXED: dict[str, tuple[Any, ...]] = {
 
 
 def _build_controlnet(config: Config) -> ControlNet:
+    """Build the ControlNet of a complete config, whose base is a UNet with the same encoder."""
     own = {key: config[key] for key in _CONTROL_OWN}
     down = config["down_block_types"]
     up = tuple(UP[DOWN.index(block)] for block in reversed(down) if block in DOWN)
@@ -182,13 +188,21 @@ def _build_controlnet(config: Config) -> ControlNet:
     )
 
 
-def _make_controlnet_inputs(net: ControlNet, config: Config) -> tuple[Any, ...]:
+def _make_controlnet_inputs(net: ControlNet, config: Config) -> tuple[Tree, ...]:
+    """Return the smallest z, t and condition, with a hint, that a ControlNet can be initialised
+    with.
+    """
     z, t, cond = make_unet_inputs(net.base, config)
     sides = [side * net.hint_factor for side in z.shape[1:3]]
     return z, t, {**cond, "hint": jnp.zeros((1, *sides, net.hint_channels))}
 
 
-def _describe_controlnet(net: ControlNet, in_channels: int) -> dict[str, Any]:
+def _describe_controlnet(net: ControlNet, in_channels: int) -> JsonObject:
+    """Return the config.json of a ControlNet as ControlNetModel.
+
+    Raises:
+        ValueError: diffusers has no such hint encoder, or the ControlNet is of the lite kind.
+    """
     known = net.hint_factor == 2 ** (len(net.hint_widths) - 1) and net.hint_encoder == "released"
     if net.lite or not known:
         raise ValueError(
@@ -206,7 +220,7 @@ def _describe_controlnet(net: ControlNet, in_channels: int) -> dict[str, Any]:
 
 # ---- T2I-Adapter ------------------------------------------------------------------------------
 
-_ADAPTER_DEFAULTS: dict[str, Any] = dict(
+_ADAPTER_DEFAULTS: Config = dict(
     in_channels=3,
     channels=(320, 640, 1280, 1280),
     num_res_blocks=2,
@@ -217,6 +231,10 @@ _ADAPTERS = {"full": "full_adapter", "full_xl": "full_adapter_xl", "light": "lig
 
 
 def _build_adapter(config: Config) -> T2IAdapter:
+    """Build the T2I-Adapter of a complete config.
+
+    A light adapter has the width of its last level twice.
+    """
     named = {theirs: ours for ours, theirs in _ADAPTERS.items()}
     kind, widths = choose("adapter_type", config["adapter_type"], named), config["channels"]
     return T2IAdapter(
@@ -228,11 +246,13 @@ def _build_adapter(config: Config) -> T2IAdapter:
     )
 
 
-def _make_adapter_inputs(net: T2IAdapter, config: Config) -> tuple[Any, ...]:
+def _make_adapter_inputs(net: T2IAdapter, config: Config) -> tuple[Tree, ...]:
+    """Return the smallest hint that a T2I-Adapter can be initialised with."""
     return (jnp.zeros((1, net.hint_factor, net.hint_factor, net.hint_channels)),)
 
 
-def _describe_adapter(net: T2IAdapter, in_channels: int) -> dict[str, Any]:
+def _describe_adapter(net: T2IAdapter, in_channels: int) -> JsonObject:
+    """Return the config.json of a T2I-Adapter; a ValueError says if diffusers has none like it."""
     if net.kind == "light" and net.widths[-1] != net.widths[-2]:
         raise ValueError("diffusers' light adapters have the same width twice at the end")
     return dict(

@@ -1,4 +1,7 @@
-"""ControlNets written as a single file in the layout of the published code."""
+"""Write ControlNets as a single file in the layout of the original ControlNet code.
+
+Web interfaces read this layout. It is the inverse of what `single_file` reads.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,23 @@ from diffjax.pretrained import configs
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.single_file import CONTROL, HINT, MIDDLE, OUTER, RES
 from diffjax.pretrained.state_dict import to_state_dict
-from diffjax.types import PyTree
+from diffjax.types import Params
 
 _OUTER = {theirs: original for original, theirs in OUTER.items()}
 _RES = {theirs: original for original, theirs in RES.items()}
 
 
 def restore_control_key(key: str, blocks: int, last: int) -> str:
-    """Return the published name of a ControlNet's weight, the inverse of `rename_control_key`."""
+    """Return the original name of a ControlNet's weight: the inverse of `rename_control_key`.
+
+    Args:
+        key: diffusers' name, such as ``down_blocks.0.resnets.1.conv1.weight``.
+        blocks: number of residual blocks per level.
+        last: number of the last layer of the hint encoder.
+
+    Raises:
+        ValueError: the original code has no such weight.
+    """
     module, _, leaf = key.rpartition(".")
     if module in _OUTER:
         return f"{_OUTER[module]}.{leaf}"
@@ -40,11 +52,17 @@ def restore_control_key(key: str, blocks: int, last: int) -> str:
     return f"input_blocks.{number}.{int(m[2] == 'attentions')}.{rest}.{leaf}"
 
 
-def save_control_file(path: StrPath, net: ControlNet, params: PyTree) -> None:
-    """Write a ControlNet as `load_single_file`, and the published code, reads it.
+def save_control_file(path: StrPath, net: ControlNet, params: Params) -> None:
+    """Write a ControlNet as one .safetensors file that `load_single_file` and the original code
+    read.
+
+    Args:
+        path: the file to write.
+        net: the network.
+        params: its parameters.
 
     Raises:
-        ValueError: the published code has no such network.
+        ValueError: the original code has no such network.
     """
     configs.describe(net)
     blocks = net.base.blocks

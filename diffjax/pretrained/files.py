@@ -1,4 +1,7 @@
-"""Safetensors files and folders of them, read tensor by tensor.
+"""Open safetensors files and folders of them, and read them tensor by tensor.
+
+`Weights` is a mapping from keys to arrays that reads an array when it is asked for, so that loading
+a model holds one tensor in memory beside the result. `models` fills networks from it.
 
 Weights of other people are input like any other: pickles are refused, shard names must stay in
 their folder, and so must the targets of links.
@@ -13,14 +16,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from diffjax.pretrained.state_dict import Place, from_state_dict
-from diffjax.types import PyTree
+from diffjax.types import Config, JsonObject, Params
 from diffjax.untrusted import AXES, name_some, parse_json, read_json, show
 from diffjax.writing import write_atomically
 
@@ -33,7 +36,7 @@ _HEAD = 64  # bytes that tell what a file is
 _HEADER = 9  # length of the header in 8 bytes, then its opening brace
 _KEY_LENGTH = 1024
 _NAME_LENGTH = 255  # bytes of a file's name
-_DTYPES: dict[str, Any] = {
+_DTYPES: dict[str, type] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
@@ -50,18 +53,28 @@ _DTYPES: dict[str, Any] = {
 
 
 class Tensor(NamedTuple):
-    """A tensor that is read when asked for; the shape is what the file holds."""
+    """A tensor of a file that is read when it is asked for.
+
+    Attributes:
+        shape: the shape in the file, which `map` does not update.
+        read: returns the array; it raises a ValueError if values are not finite.
+    """
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
 
     def map(self, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
-        """Return the tensor with a change that is applied after reading."""
+        """Return the tensor with a change that is applied to the array after reading."""
         return Tensor(self.shape, lambda: change(self.read()))
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """A state dict whose arrays are read when asked for and not kept, and a file's metadata."""
+    """A state dict whose arrays are read from files when they are asked for, and are not kept.
+
+    Attributes:
+        tensors: unread tensors by key.
+        metadata: texts by name, from the header of a safetensors file.
+    """
 
     def __init__(
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
@@ -82,17 +95,17 @@ class Weights(Mapping[str, np.ndarray]):
         return key in self.tensors
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it.
+        """Return the shape of a tensor without reading it.
 
         Raises:
-            ValueError: there is no such tensor.
+            ValueError: there is no tensor of this key.
         """
         if key not in self.tensors:
             raise ValueError(f"the weights lack {key}")
         return self.tensors[key].shape
 
     def rename_keys(self, rename: Callable[[str], str]) -> Weights:
-        """Return the same tensors under other keys.
+        """Return the same tensors under the keys that ``rename`` makes of theirs.
 
         Raises:
             ValueError: two keys become one.
@@ -104,17 +117,26 @@ class Weights(Mapping[str, np.ndarray]):
 
 
 def _add(tensors: dict[str, Tensor], key: str, tensor: Tensor) -> None:
+    """Add a tensor to a mapping.
+
+    Raises:
+        ValueError: the key is there already.
+    """
     if key in tensors:
         raise ValueError(f"the weights hold {key} twice")
     tensors[key] = tensor
 
 
 def open_safetensors(path: StrPath) -> Weights:
-    """The tensors of one file; only its header is read, in a time linear in its keys.
+    """Open one safetensors file. Only its header is read, in a time linear in the number of keys.
+
+    Args:
+        path: the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is a pickle, or damaged, or has a key twice.
+        ValueError: the path is a folder, or the file is a pickle, of another format, or damaged.
+            The message says what the file is and what to do.
     """
     source = Path(path)
     if source.is_dir():
@@ -126,9 +148,9 @@ def open_safetensors(path: StrPath) -> Weights:
         with safe_open(source, "numpy"):  # checks that the header and the size agree
             pass
     except SafetensorError as error:
-        said = name_some([str(error)])
+        reason = name_some([str(error)])
         raise ValueError(
-            f"{source} is no complete safetensors file ({said}); copy or download it again"
+            f"{source} is no complete safetensors file ({reason}); copy or download it again"
         ) from error
     header, start = _read_header(source)
     metadata = header.pop("__metadata__", None)
@@ -136,8 +158,18 @@ def open_safetensors(path: StrPath) -> Weights:
     return Weights(tensors, metadata)
 
 
-def _read_header(source: Path) -> tuple[dict[str, Any], int]:
-    """Read the entries of all tensors in the header, and the offset at which the data start."""
+def _read_header(source: Path) -> tuple[JsonObject, int]:
+    """Read the JSON header of a safetensors file.
+
+    A file begins with the length of the header in 8 bytes (little-endian); the data follow the
+    header.
+
+    Returns:
+        The entries by key, ``__metadata__`` among them, and the offset at which the data start.
+
+    Raises:
+        ValueError: the header is damaged, or a key is too long.
+    """
     with source.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = parse_json(file.read(size), source)
@@ -146,8 +178,18 @@ def _read_header(source: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + size
 
 
-def _describe_tensor(source: Path, key: str, entry: dict[str, Any], start: int) -> Tensor:
-    """Return a tensor of a file, which is read when it is asked for."""
+def _describe_tensor(source: Path, key: str, entry: JsonObject, start: int) -> Tensor:
+    """Return an unread tensor for an entry of the header.
+
+    Args:
+        source: the file.
+        key: the tensor's key.
+        entry: ``dtype``, ``shape`` and ``data_offsets`` of the header.
+        start: offset of the data in the file.
+
+    Raises:
+        ValueError: the type is unknown, or there are too many axes.
+    """
     if entry["dtype"] not in _DTYPES:
         raise ValueError(
             f"{show(key)} in {source} has type {entry['dtype']}; known are "
@@ -166,23 +208,25 @@ def _describe_tensor(source: Path, key: str, entry: dict[str, Any], start: int) 
     )
 
 
-def _read(source: Path, key: str, dtype: Any, shape: tuple[int, ...], offset: int) -> np.ndarray:
-    """A tensor.
+def _read(source: Path, key: str, dtype: type, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    """Read a tensor at an offset of a file.
 
     Raises:
         ValueError: it holds values that are not finite.
     """
     # Not mapped: pages of a mapped file count as memory until it is closed.
-    values = np.fromfile(source, dtype, math.prod(shape), offset=offset).reshape(shape)
+    values: np.ndarray = np.fromfile(source, dtype, math.prod(shape), offset=offset).reshape(shape)
     check_finite(values, key, source)
     return values
 
 
 def check_finite(values: np.ndarray, key: str, source: Path) -> None:
-    """See that a tensor of a file holds neither NaN nor infinities.
+    """Check that a tensor of a file holds neither NaN nor infinities.
+
+    Integers and bools always pass.
 
     Raises:
-        ValueError: it does.
+        ValueError: it does; the message names the key and the file.
     """
     if values.dtype.kind not in "iub" and not np.isfinite(values).all():
         raise ValueError(
@@ -192,12 +236,14 @@ def check_finite(values: np.ndarray, key: str, source: Path) -> None:
 
 
 def _check_kind(source: Path) -> None:
-    """Refuse what is no safetensors file by its beginning.
+    """Check by its first bytes that a file is of safetensors, and not something that is often
+    mistaken for it.
 
     Reading a pickle can run any code, so no file that looks like one is opened as weights.
 
     Raises:
-        ValueError: it is something else; what it is, and what to do, is said.
+        ValueError: the file is empty, a pointer of Git LFS, a web page, a GGUF file or a pickle.
+            The message says so, and what to do.
     """
     with source.open("rb") as file:
         head = file.read(_HEAD)
@@ -227,13 +273,16 @@ def _check_kind(source: Path) -> None:
 
 
 class PickleError(ValueError):
-    """A file is a pickle, and pickles are not read here."""
+    """A file is a pickle, and pickles are not read here; see `diffjax.pretrained.pickles`."""
 
 
-def load_safetensors(path: StrPath, like: PyTree, *, place: Place | None = None) -> PyTree:
-    """The tree shaped and typed as ``like`` in a safetensors file.
+def load_safetensors(path: StrPath, like: Params, *, place: Place | None = None) -> Params:
+    """Load a tree of parameters from a safetensors file.
 
     Args:
+        path: the file, with keys in the names of `diffjax.pretrained.state_dict`.
+        like: a tree of arrays or ``jax.ShapeDtypeStruct`` with the structure, shapes and types to
+            load.
         place: see `from_state_dict`.
 
     Raises:
@@ -247,14 +296,14 @@ def load_safetensors(path: StrPath, like: PyTree, *, place: Place | None = None)
 
 
 def resolve_inside(folder: Path, name: str) -> Path:
-    """Return the path of a file in a folder, whose name comes from elsewhere.
+    """Return the path of a file in a folder, where the name comes from a file of someone else.
 
-    Neither names in files nor links in folders that someone else made may lead to other files of
-    this machine; where the folder itself was reached by a link is the caller's business. The blobs
-    of a Hugging Face cache count as part of the folders that link to them.
+    Neither names in files nor links in folders may lead to other files of this machine. How the
+    folder itself was reached is the caller's business. Files of a Hugging Face cache are links from
+    ``snapshots`` to ``blobs``; these blobs count as part of the folder.
 
     Raises:
-        ValueError: the name, or the target of a link, leaves the folder.
+        ValueError: the name is not that of a file in the folder, or a link leads out of it.
     """
     plain = Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
     if not plain or len(name.encode()) > _NAME_LENGTH:
@@ -268,15 +317,16 @@ def resolve_inside(folder: Path, name: str) -> Path:
 
 
 def open_folder(folder: StrPath, *, variant: str | None = None) -> Weights:
-    """The weights in a component's folder: one file, or shards that an index lists.
+    """Open the weights in the folder of a network: one file, or shards that an index lists.
 
     Args:
-        variant: part of the file names, such as ``"fp16"``.
+        folder: a folder as diffusers or transformers writes it.
+        variant: part of the file names, such as ``"fp16"`` in model.fp16.safetensors.
 
     Raises:
-        FileNotFoundError: there are no weights of that variant; those there are are named.
+        FileNotFoundError: there are no weights of that variant; the message names those that exist.
         ValueError: the weights are pickles or damaged, a shard's name or link leaves the folder, or
-            a key is in two shards.
+            two shards have one key.
     """
     source, name = Path(folder), find_weights_file(folder, variant)
     if name is None:
@@ -286,9 +336,11 @@ def open_folder(folder: StrPath, *, variant: str | None = None) -> Weights:
 
 
 def find_weights_file(folder: StrPath, variant: str | None = None) -> str | None:
-    """Return the name of the file that holds a folder's weights or indexes their shards, if any.
+    """Return the name of the file with a folder's weights, or of the index of their shards, or
+    None.
 
     Args:
+        folder: the folder of a network.
         variant: see `open_folder`.
     """
     dot = f".{variant}" if variant else ""
@@ -301,6 +353,12 @@ def find_weights_file(folder: StrPath, variant: str | None = None) -> str | None
 
 
 def _open_shards(folder: Path, index: Path) -> Weights:
+    """Open the shards that ``weight_map`` of an index lists, as one state dict.
+
+    Raises:
+        FileNotFoundError: a shard is missing.
+        ValueError: the index is damaged, lists keys that no shard has, or two shards have one key.
+    """
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
         raise ValueError(f"{index} has no weight_map of file names")
@@ -320,7 +378,9 @@ def _open_shards(folder: Path, index: Path) -> Weights:
 
 
 def _explain_absence(folder: Path, variant: str | None) -> Exception:
-    """Return the error for a folder without the weights that were asked for."""
+    """Return the error for a folder without the weights that were asked for; it names those
+    that exist.
+    """
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     if any(name.endswith(".safetensors") for name in names):
         there = name_some([name for name in names if name.endswith(".safetensors")])
@@ -339,15 +399,20 @@ def _explain_absence(folder: Path, variant: str | None) -> Exception:
     return FileNotFoundError(f"{folder} has no .safetensors weights")
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object as diffusers does."""
+def write_json(path: Path, value: Config) -> None:
+    """Write a JSON object, indented and sorted as diffusers writes it, all of it or nothing."""
     write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def split_shards(
     tensors: Iterable[tuple[str, np.ndarray]], limit: int
 ) -> Iterator[list[tuple[str, np.ndarray]]]:
-    """Group tensors in their order; a group has at most ``limit`` bytes, or one tensor."""
+    """Yield groups of tensors, in their order, that fit into one file each.
+
+    Args:
+        tensors: keys and arrays.
+        limit: bytes of a group; a larger tensor has a group of its own.
+    """
     group: list[tuple[str, np.ndarray]] = []
     size = 0
     for key, value in tensors:

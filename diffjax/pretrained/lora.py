@@ -1,6 +1,8 @@
-"""Adapters from files merged into their networks, and low-rank ones as trees and to files.
+"""Merge adapters from files into networks, and load or save low-rank ones as trees.
 
-What is read, and how it changes a weight: `diffjax.pretrained.adapters` and `adapter_files`.
+`adapter_files` opens a file and sorts its tensors by layer, and `adapters` computes what they do to
+a weight. This module finds the network and the weight that each layer of a file belongs to, which
+names with underscores for dots make ambiguous.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from diffjax.pretrained.state_dict import (
     list_state_shapes,
     save_safetensors,
 )
-from diffjax.types import PyTree
+from diffjax.types import Params
 from diffjax.untrusted import name_some
 
 __all__ = ["LORA_FILE", "load_lora", "load_loras", "merge_lora", "save_lora"]
@@ -63,7 +65,12 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 
 class Place(NamedTuple):
-    """Where a layer of a file belongs: a network, and the key of the layer's weight there."""
+    """Where a layer of a file belongs.
+
+    Attributes:
+        part: the network by its folder's name, such as ``unet``.
+        key: key of the layer's weight in the state dict of that network.
+    """
 
     part: str
     key: str
@@ -72,20 +79,21 @@ class Place(NamedTuple):
 def merge_lora(
     models: Mapping[str, Component], path: StrPath, *, scale: float = 1.0
 ) -> dict[str, Component]:
-    """Networks with an adapter added: ``W + scale (W' - W)``, where W' is the adapted weight.
+    """Return networks with an adapter merged: ``W + scale (W' - W)``, where W' is the adapted
+    weight.
 
-    With LoRA that is ``W + scale (alpha / r) B A`` (Hu et al. 2021, eq. 3); what else is read is
-    in `diffjax.pretrained.adapters`.
+    With LoRA that is ``W + scale (alpha / r) B A`` (Hu et al. 2021, eq. 3).
+    `diffjax.pretrained.adapters` lists the other methods.
 
     Args:
-        models: by the names of a diffusers folder, as from `load_single_file`.
+        models: networks by the names of their folders in diffusers, as from `load_single_file`.
         path: the adapter's .safetensors file, or a folder of peft or diffusers.
-        scale: 1 as it was trained, 0 for none of it.
+        scale: 1 as trained, 0 for no change.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is a pickle or damaged, or holds what is not read, or is for weights
-            that these networks do not have, or of another shape.
+        ValueError: the scale is not finite; the file is a pickle or damaged, or uses a method that
+            is not supported; or its layers are not those of these networks, or have other shapes.
     """
     if not math.isfinite(scale):
         raise ValueError(f"the scale of {path} must be a finite number, got {scale}")
@@ -107,7 +115,12 @@ def merge_lora(
 def _make_changes(
     file: Path, layer: Layer, place: Place, names: _Names, scale: float
 ) -> dict[str, Change]:
-    """Return the functions that change the weight and the bias of a layer, by key."""
+    """Return the functions that change the weight and the bias of a layer, by key of the state
+    dict.
+
+    Raises:
+        ValueError: the adapter changes a bias that the layer does not have.
+    """
     out: dict[str, Change] = {}
     if changes_weight(layer):
         out[place.key] = partial(_apply_change, file, layer, place.key, change_weight, scale)
@@ -127,7 +140,11 @@ def _apply_change(
     scale: float,
     old: np.ndarray,
 ) -> np.ndarray:
-    """Return ``old + scale (new - old)`` in float32, where ``change`` gives the new values."""
+    """Return ``old + scale (new - old)`` in float32, where ``change`` computes the new values.
+
+    Raises:
+        ValueError: the tensors do not fit the weight; the message names its key and the file.
+    """
     roles = {role: read_tensor(file, layer, role) for role in layer.tensors}
     try:
         new = change(roles, old, layer.scaling)
@@ -136,23 +153,26 @@ def _apply_change(
     return new if scale == 1 else old + scale * (new - old)
 
 
-def save_lora(path: StrPath, adapters: PyTree, *, scale: float) -> None:
-    """Write the adapters of a UNet for diffusers (``unet....to_q.lora_A.weight``).
+def save_lora(path: StrPath, adapters: Params, *, scale: float) -> None:
+    """Write the adapters of a UNet in diffusers' names (``unet....to_q.lora_A.weight``).
 
-    Files in these names hold no alpha, and readers take it to be the rank: ``scale`` goes into B.
+    Files in these names hold no alpha, and readers assume that it equals the rank. ``scale`` is
+    therefore multiplied into B.
 
     Args:
-        adapters: see `diffjax.lora`.
+        path: the .safetensors file to write.
+        adapters: a tree of low-rank factors, see `diffjax.lora`.
         scale: ``alpha / r`` that they were trained with.
     """
     save_safetensors(path, {"unet": lora.fold(adapters, scale)})
 
 
-def load_lora(model: Component, path: StrPath) -> PyTree:
-    """The adapters of a UNet in a file, to be added with `diffjax.lora.merge`; see `load_loras`.
+def load_lora(model: Component, path: StrPath) -> Params:
+    """Load the adapters of a UNet as a tree that `diffjax.lora.merge` adds; see `load_loras`.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_loras`; or the file has adapters of text encoders.
+        FileNotFoundError, ValueError: see `load_loras`. Also, the file has adapters of text
+            encoders.
     """
     file = open_adapter(path)
     others = [module for module in file.layers if _split_part(module)[0] not in ("unet", None)]
@@ -163,18 +183,23 @@ def load_lora(model: Component, path: StrPath) -> PyTree:
     return load_loras({"unet": model}, path)["unet"]
 
 
-def load_loras(models: Mapping[str, Component], path: StrPath) -> dict[str, PyTree]:
-    """The adapters in a file for each network, to be added with `diffjax.lora.merge`; 1 as trained.
+def load_loras(models: Mapping[str, Component], path: StrPath) -> dict[str, Params]:
+    """Load the adapters of each network as trees that `diffjax.lora.merge` adds; a scale of 1 is as
+    trained.
 
-    Layers that are scanned get adapters of one rank: smaller ones are filled up with zeros, and so
-    are those of layers that the file leaves out.
+    Layers that are scanned share one array, so their adapters get one rank: smaller ones are padded
+    with zeros, and so are layers that the file does not have.
+
+    Args:
+        model: the UNet.
+        path: the adapter's .safetensors file, or a folder of peft or diffusers.
 
     Args:
         models: by the names of a diffusers folder: ``unet``, ``text_encoder``, ``text_encoder_2``.
 
     Raises:
-        FileNotFoundError, ValueError: see `merge_lora`; or the file has other adapters than LoRA,
-            which can only be merged.
+        FileNotFoundError, ValueError: see `merge_lora`. Also, the file has adapters of another
+            method than LoRA, which can only be merged.
     """
     names, file = {part: _Names(model) for part, model in models.items()}, open_adapter(path)
     if more := [layer.module for layer in file.layers.values() if not is_low_rank(layer)]:
@@ -195,7 +220,13 @@ def load_loras(models: Mapping[str, Component], path: StrPath) -> dict[str, PyTr
 def _read_factors(
     file: Path, layer: Layer, key: str, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read (r, I, ...) and (O, r, 1, ...) of a weight (O, I, ...); the second one is scaled."""
+    """Read the factors (r, I, ...) and (O, r, 1, ...) of a weight (O, I, ...).
+
+    The second one is multiplied by the file's ``alpha / r``.
+
+    Raises:
+        ValueError: the factors do not fit the weight.
+    """
     down, up = (read_tensor(file, layer, role) for role in ("down", "up"))
     rank = down.shape[0]
     if up.size != shape[0] * rank or down.size != rank * math.prod(shape[1:]):
@@ -208,12 +239,17 @@ def _read_factors(
     return down.reshape(rank, *shape[1:]), factor * up.reshape(shape[0], rank, *ones)
 
 
-def _build_tree(params: PyTree, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> PyTree:
-    """Build a tree of adapters from (r, I, ...) and (O, r) by key of the state dict."""
+def _build_tree(params: Params, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Params:
+    """Build a tree of adapters in our axes from factors by the key of their weight.
+
+    Args:
+        params: parameters of the network, whose layers the tree follows.
+        found: (r, I, ...) and (O, r, ...) by key of the state dict.
+    """
     state: dict[str, np.ndarray] = {}
-    made: dict[lora.Path, PyTree] = {}
+    made: dict[lora.Path, Params] = {}
     for path, layer in lora.layers(params):
-        keys = list(list_state_shapes(lora.nested({path: {lora.KERNEL: layer[lora.KERNEL]}})))
+        keys = list(list_state_shapes(lora.nest({path: {lora.KERNEL: layer[lora.KERNEL]}})))
         if not (there := [found[key] for key in keys if key in found]):
             continue
         rank = max(len(down) for down, _ in there)
@@ -223,15 +259,15 @@ def _build_tree(params: PyTree, found: Mapping[str, tuple[np.ndarray, np.ndarray
             for name, shape in zip((lora.DOWN, lora.UP), shapes, strict=True)
         }
         made[path] = like
-        for key, shape in list_state_shapes(lora.nested({path: like})).items():
+        for key, shape in list_state_shapes(lora.nest({path: like})).items():
             stem, _, which = key.removesuffix(".weight").rpartition(".")
             pair = found.get(f"{stem}.weight")
             state[key] = _pad_rank(None if pair is None else pair[which == lora.UP], shape)
-    return from_state_dict(state, lora.nested(made))
+    return from_state_dict(state, lora.nest(made))
 
 
 def _pad_rank(factor: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-    """Pad a factor with zeros to another rank."""
+    """Return a factor padded with zeros to a larger rank, or zeros if there is none."""
     out = np.zeros(shape, np.float32)
     if factor is not None:
         out[tuple(slice(size) for size in factor.shape)] = factor
@@ -242,7 +278,13 @@ def _pad_rank(factor: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class _Names:
-    """The weights of a network by their names with dots flattened to underscores."""
+    """The weights of a network, to be found by names whose dots became underscores.
+
+    Attributes:
+        shapes: shapes of all parameters by key of the state dict.
+        keys: keys of the weights by their flattened names.
+        blocks: residual blocks per level of a UNet, which the names of the original code depend on.
+    """
 
     def __init__(self, model: Component) -> None:
         self.shapes = list_state_shapes(model.params)
@@ -251,7 +293,9 @@ class _Names:
         self.blocks = getattr(model.net, "blocks", 0)
 
     def find(self, flat: str) -> str | None:
-        """The key of a flattened name of diffusers, or of the single-file layout."""
+        """Return the key of a weight, or None, for a flattened name of diffusers or of the
+        original code.
+        """
         names = [flat, f"{flat}_0", f"text_model_{flat}"]
         m = re.fullmatch(r"(input|output)_blocks_(\d+)_(\d+)_(.+)", flat)
         if m or flat.startswith(("middle_block_", "time_embed_", "label_emb_", "out_")):
@@ -261,6 +305,11 @@ class _Names:
 
 
 def _modernise_unet_name(flat: str, blocks: int) -> str:
+    """Return diffusers' flattened name for one of the original code, such as
+    ``input_blocks_1_1_proj_in``.
+
+    The dots that `rename_unet_key` needs are put back first.
+    """
     dotted = re.sub(r"^(input_blocks|output_blocks)_(\d+)_(\d+)_", r"\1.\2.\3.", flat)
     dotted = re.sub(r"^middle_block_(\d)_", r"middle_block.\1.", dotted)
     dotted = re.sub(r"(in_layers|out_layers|emb_layers|time_embed|^out)_(\d)$", r"\1.\2", dotted)
@@ -269,7 +318,9 @@ def _modernise_unet_name(flat: str, blocks: int) -> str:
 
 
 def _split_part(module: str) -> tuple[str | None, str]:
-    """Split a module into its network and the flattened name in it; None if it names no network."""
+    """Split a module's name into its network (None if the name has none) and the flattened name
+    in it.
+    """
     flat = module.replace(".processor", "").replace(".", "_")
     for prefix, part in _PARTS.items():
         if flat.startswith(prefix):
@@ -279,10 +330,17 @@ def _split_part(module: str) -> tuple[str | None, str]:
 
 
 def _find_places(file: AdapterFile, names: Mapping[str, _Names]) -> dict[str, Place]:
-    """Find the weight to which every module of an adapter belongs.
+    """Find the weight that every layer of an adapter changes.
+
+    Args:
+        file: the adapter.
+        names: the weights of each network.
+
+    Returns:
+        Network and key by the name of the layer in the file.
 
     Raises:
-        ValueError: there are modules that the networks do not have, or that could be of several.
+        ValueError: the networks lack a layer, or more than one network has it.
     """
     out, unknown = {}, []
     for module in file.layers:
@@ -307,7 +365,9 @@ def _find_places(file: AdapterFile, names: Mapping[str, _Names]) -> dict[str, Pl
 
 
 def _describe_other_model(modules: Collection[str]) -> str:
-    """Describe the model for which modules are that this one lacks."""
+    """Describe, for a message, the kind of model that has these layers which the loaded one
+    lacks.
+    """
     described = describe_keys(modules)
     xl = any(re.search(r"(te2|text_encoder_2)[_.]|blocks[_.][2-9][_.]attn", m) for m in modules)
     return described or ("another model, XL by their names" if xl else "another model")

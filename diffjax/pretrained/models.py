@@ -1,4 +1,8 @@
-"""Networks from and to the folders of diffusers."""
+"""Read and write single networks in the folders of diffusers and transformers.
+
+A folder has config.json and weights, which may be split into shards. `pipelines` reads several such
+folders; `fill` also serves single files, whose weights `single_file` renames first.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from diffjax.nets.controlnet import ControlNet
@@ -23,8 +29,8 @@ from diffjax.pretrained.files import (
     split_shards,
     write_json,
 )
-from diffjax.pretrained.state_dict import from_state_dict, iterate_state
-from diffjax.types import PyTree, summarize
+from diffjax.pretrained.state_dict import Place, from_state_dict, iterate_state
+from diffjax.types import JsonObject, Params, summarize
 from diffjax.untrusted import naming, read_json
 from diffjax.writing import replace_file
 
@@ -42,17 +48,17 @@ _BARE_TEXT = re.compile(
 
 
 class Component(NamedTuple):
-    """One network of a published model with its weights.
+    """One network of a published model, with its weights.
 
     Attributes:
-        net: Linen module.
+        net: the Linen module.
         params: its parameters.
         config: its config.json.
     """
 
     net: Any
-    params: PyTree
-    config: dict[str, Any]
+    params: Params
+    config: JsonObject
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -62,21 +68,23 @@ def load_model(
     folder: StrPath,
     *,
     variant: str | None = None,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     sharding: Sharding | None = None,
 ) -> Component:
-    """A network of diffusers or transformers from its folder: config.json and safetensors.
+    """Load a network of diffusers or transformers from its folder: config.json and safetensors.
 
-    Tensors are read, cast and put on devices one by one, so that host memory holds little more
-    than one of them beside the result.
+    Tensors are read, cast and put on devices one by one, so that host memory holds little more than
+    one of them beside the result.
 
     Args:
+        folder: the folder of the network.
         variant: part of the file names, such as ``"fp16"``.
         dtype: type of the parameters and of the computation.
-        sharding: of all parameters, or ``(key, shape) -> sharding``; the default device if None.
+        sharding: one sharding for all parameters, or ``(key, shape) -> sharding``. None is the
+            default device.
 
     Raises:
-        FileNotFoundError: the folder lacks config.json or the weights of that variant.
+        FileNotFoundError: the folder lacks config.json, or weights of that variant.
         ValueError: the config is not supported, or the weights do not fit it, are damaged, or are
             pickles.
     """
@@ -90,12 +98,18 @@ def load_model(
 
 
 def fill(
-    config: dict[str, Any], weights: Weights, dtype: Any, sharding: Sharding | None = None
+    config: JsonObject, weights: Weights, dtype: DTypeLike, sharding: Sharding | None = None
 ) -> Component:
-    """The network of a config with weights under diffusers' names, old ones included.
+    """Build the network of a config and fill it with weights in diffusers' names, old or new.
+
+    Args:
+        config: a config.json.
+        weights: the state dict; tensors are read one by one.
+        dtype: type of the parameters and of the computation.
+        sharding: see `load_model`.
 
     Raises:
-        ValueError: as `load_model`.
+        ValueError: the config is not supported, or the weights do not fit it.
     """
     net = configs.build(config)
     weights = weights.rename_keys(modernise_key)
@@ -110,31 +124,38 @@ def fill(
 
 
 def _drop_unused(weights: Weights, net: CLIPText) -> Weights:
-    """Drop CLIP's image half and unused projection, which merged files have kept."""
+    """Return a text encoder's weights without CLIP's image half and unused projection.
+
+    Files that merge several models have kept them.
+    """
     unused = _NOT_TEXT if net.projection else (*_NOT_TEXT, "text_projection.")
     return Weights({k: t for k, t in weights.tensors.items() if not k.startswith(unused)})
 
 
-def _set_dtype(net: Any, dtype: Any) -> Any:
-    """Return the network computing in a type; a ControlNet takes it from its base."""
+def _set_dtype(net: Any, dtype: DTypeLike) -> Any:
+    """Return the network with another type of computation. A ControlNet takes it from its base."""
     if isinstance(net, ControlNet):
         return net.clone(base=net.base.clone(dtype=dtype))
     return net.clone(dtype=dtype)
 
 
 def modernise_key(key: str) -> str:
-    """Return today's name of a weight that older or newer files call something else.
+    """Return the name that diffusers uses today for a weight that other versions call something
+    else.
 
-    Attention of early autoencoders had other names; text encoders have come with and without the
-    prefix ``text_model.``.
+    The attention of early autoencoders had ``query``, ``key``, ``value`` and ``proj_attn``. Text
+    encoders come with and without the prefix ``text_model.``, depending on the version of
+    transformers.
     """
     if _BARE_TEXT.match(key):
         return f"text_model.{key}"
     return _LEGACY_ATTENTION.sub(lambda m: f"{m[1]}.{_LEGACY[m[2]]}.", key)
 
 
-def _make_placer(sharding: Sharding | None) -> Callable[[str, Any], jax.Array]:
-    def place(key: str, value: Any) -> jax.Array:
+def _make_placer(sharding: Sharding | None) -> Place:
+    """Return the function that puts a parameter on its devices, for `from_state_dict`."""
+
+    def place(key: str, value: np.ndarray) -> jax.Array:
         if callable(sharding):
             return jax.device_put(value, sharding(key, value.shape))
         return jax.device_put(value, sharding)
@@ -145,17 +166,21 @@ def _make_placer(sharding: Sharding | None) -> Callable[[str, Any], jax.Array]:
 def save_model(
     folder: StrPath,
     net: Any,
-    params: PyTree,
+    params: Params,
     *,
     in_channels: int = 0,
-    config: dict[str, Any] | None = None,
+    config: JsonObject | None = None,
     shard: int = SHARD,
 ) -> None:
     """Write a network as a folder that diffusers or transformers loads.
 
     Args:
+        folder: the folder, which is made if it does not exist.
+        net: the network.
+        params: its parameters.
         in_channels: channels of the input of a UNet; those of its output if 0.
-        config: the config.json that the network came with, if it did.
+        config: the config.json that the network was loaded with, to be written unchanged; None
+            derives one from ``net``.
         shard: bytes of one file, beyond which there are several and an index.
 
     Raises:
@@ -173,7 +198,11 @@ def save_model(
 
 
 def _check_is_replaceable(path: Path, kind: str) -> None:
-    """Check that a config that will be replaced describes the same kind of network."""
+    """Check that a config.json that will be overwritten is of the same class of network.
+
+    Raises:
+        FileExistsError: it is of another class, or is no config.
+    """
     if not path.exists():
         return
     try:
@@ -187,7 +216,18 @@ def _check_is_replaceable(path: Path, kind: str) -> None:
         )
 
 
-def _save_shards(path: Path, base: str, params: PyTree, limit: int) -> None:
+def _save_shards(path: Path, base: str, params: Params, limit: int) -> None:
+    """Write the weights of a network as one file or as shards with an index.
+
+    Args:
+        path: the folder.
+        base: beginning of the file names, ``model`` or ``diffusion_pytorch_model``.
+        params: the parameters.
+        limit: bytes of one file.
+
+    Raises:
+        FileExistsError: see `_check_for_others`.
+    """
     sizes = [
         sum(v.nbytes for _, v in group) for group in split_shards(iterate_state(params), limit)
     ]
@@ -203,7 +243,13 @@ def _save_shards(path: Path, base: str, params: PyTree, limit: int) -> None:
 
 
 def _check_for_others(path: Path, base: str, names: list[str]) -> None:
-    """See that no other weights are there, which readers might take for those to be written."""
+    """Check that the folder holds no other weights, which readers might load instead of the new
+    ones.
+
+    Raises:
+        FileExistsError: a single file is to be written beside an index, or shards beside a single
+            file.
+    """
     index = f"{base}.safetensors.index.json"
     other = index if len(names) == 1 else f"{base}.safetensors"
     if (path / other).exists():
@@ -214,6 +260,7 @@ def _check_for_others(path: Path, base: str, names: list[str]) -> None:
 
 
 def _name_shards(base: str, count: int) -> list[str]:
+    """Return the file names of ``count`` shards, numbered from 1 as diffusers numbers them."""
     if count == 1:
         return [f"{base}.safetensors"]
     return [f"{base}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]

@@ -1,13 +1,17 @@
-"""What peft's config of an adapter says of the result: scales, patterns, and what is refused."""
+"""Read adapter_config.json of peft: the scaling of each layer, and settings that are not supported.
+
+peft stores many methods under the same file names. A setting that would change the result and is
+not implemented is an error, so that an adapter is never applied in part.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from diffjax.pretrained.adapters import Scaling
+from diffjax.types import Config
 
 KINDS = ("LORA", "LOHA", "LOKR")
 # Settings that say where adapters are, how they were trained, or what the tensors show by
@@ -29,14 +33,18 @@ _BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
 _PATTERNS = ("alpha_pattern", "rank_pattern")
 _SWITCHES = ("use_rslora", "use_dora", "lora_bias")
 _BIASES = ("none", "all", "lora_only")
-Config = Mapping[str, Any]
 
 
 def check_config(config: Config, where: str) -> None:
-    """See that a config asks for nothing that is not read.
+    """Check that a config has no setting that changes the result and is not supported.
+
+    Args:
+        config: adapter_config.json, or the same settings from a file's metadata.
+        where: where they were read, for messages.
 
     Raises:
-        ValueError: it does; what is not read is named.
+        ValueError: the method or a setting is not supported, or a value has a wrong type; the
+            message names it.
     """
     kind = str(config.get("peft_type") or KINDS[0]).rpartition(".")[2].upper()
     if kind not in KINDS:
@@ -53,12 +61,18 @@ def check_config(config: Config, where: str) -> None:
     _check_types(config, where)
     strange = {k: v for k, v in config.items() if k not in _SEEN and v not in (None, False, [], {})}
     if strange:
-        said = ", ".join(f"{key}={value!r}" for key, value in list(strange.items())[:3])
-        raise ValueError(f"{where} has settings that are not read: {said}")
+        settings = ", ".join(f"{key}={value!r}" for key, value in list(strange.items())[:3])
+        raise ValueError(f"{where} has settings that are not read: {settings}")
 
 
 def _check_types(config: Config, where: str) -> None:
-    def check(keys: tuple[str, ...], wanted: str, fits: Callable[[Any], bool]) -> None:
+    """Check the types of the settings that are read.
+
+    Raises:
+        ValueError: one has another type.
+    """
+
+    def check(keys: tuple[str, ...], wanted: str, fits: Callable[[object], bool]) -> None:
         for key in keys:
             value = config.get(key)
             if value is not None and not fits(value):
@@ -75,13 +89,15 @@ def _check_types(config: Config, where: str) -> None:
 
 
 def read_scaling(config: Config, module: str, where: str) -> Scaling:
-    """The scaling of a module: alpha, rank and their patterns.
+    """Return the scaling of a module: its alpha and its rank, with the patterns that override them.
 
     Args:
-        module: the dotted name of a layer.
+        config: the settings of the module's network.
+        module: dotted name of the layer in its network.
+        where: where the settings were read, for messages.
 
     Raises:
-        ValueError: a value is no number, or a pattern is more than the name of a layer.
+        ValueError: alpha or rank is not a positive number, or a pattern is not the name of a layer.
     """
     alpha = _match_pattern(config, "alpha_pattern", module, where)
     if alpha is None:
@@ -96,15 +112,27 @@ def read_scaling(config: Config, module: str, where: str) -> Scaling:
 
 
 def replaces(config: Config, module: str, leaf: str) -> bool:
-    """Whether a file holds a weight or bias of this module in place of the base model's."""
+    """Return whether a file may hold a trained weight or bias of this module in place of the base
+    model's.
+
+    That is so for biases with ``bias`` of "all" or "lora_only", and for modules in
+    ``modules_to_save``.
+    """
     if leaf == "bias" and config.get("bias") in ("all", "lora_only"):
         return True
     # What is saved may be a module with layers in it.
     return any(f".{name}." in f".{module}." for name in config.get("modules_to_save") or ())
 
 
-def _match_pattern(config: Config, key: str, module: str, where: str) -> Any:
-    """Return the value of the first pattern that is the module's name or its end."""
+def _match_pattern(config: Config, key: str, module: str, where: str) -> object:
+    """Return the value of the first pattern that equals the module's name or its end, or None.
+
+    peft takes patterns as regular expressions; only names of layers are supported, since an
+    expression from a file could take any time.
+
+    Raises:
+        ValueError: a pattern is more than a name.
+    """
     for name, value in (config.get(key) or {}).items():
         if not re.fullmatch(r"\^?[\w.]+\$?", name):
             raise ValueError(f"{key} in {where} must hold names of layers, not {name!r}")
@@ -114,14 +142,24 @@ def _match_pattern(config: Config, key: str, module: str, where: str) -> Any:
     return None
 
 
-def _read_number(value: Any, name: str, where: str) -> float:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    if not plain or not 0 < value < math.inf:
+def _read_number(value: object, name: str, where: str) -> float:
+    """Return a positive finite number.
+
+    Raises:
+        ValueError: the value is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{name} in {where} must be a positive number, got {value!r}")
     return value
 
 
-def _read_whole(value: Any, where: str) -> int:
-    if _read_number(value, "r", where) != int(value):
+def _read_whole(value: object, where: str) -> int:
+    """Return a rank as an int.
+
+    Raises:
+        ValueError: it is not a positive whole number.
+    """
+    number = _read_number(value, "r", where)
+    if number != int(number):
         raise ValueError(f"r in {where} must be a whole number, got {value!r}")
-    return int(value)
+    return int(number)

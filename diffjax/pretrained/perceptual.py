@@ -1,4 +1,7 @@
-"""The weights of LPIPS from a file of the user."""
+"""Load the weights of the perceptual distance LPIPS from a file that the user converts once.
+
+Training an autoencoder with a perceptual loss (`diffjax.nets.perceptual`) needs them.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,21 @@ import jax.numpy as jnp
 from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained.files import StrPath, open_safetensors
 from diffjax.pretrained.state_dict import from_state_dict
-from diffjax.types import PyTree
+from diffjax.types import Params
 
 # Constants, and a second name of the same weights.
 _SURPLUS = ("scaling_layer.", "lins.")
 
 
-def load_lpips(path: StrPath) -> PyTree:
-    """Parameters of `LPIPS` from the lpips package's state dict, saved as safetensors.
+def load_lpips(path: StrPath) -> Params:
+    """Load the parameters of `LPIPS` from the lpips package's state dict, saved as safetensors.
 
     The file is made once, where torch is installed::
 
-        import lpips, safetensors.torch
-        state = lpips.LPIPS(net="vgg").state_dict()
-        state = {k: v.contiguous() for k, v in state.items() if not k.startswith("lins.")}
-        safetensors.torch.save_file(state, "lpips_vgg.safetensors")
+            import lpips, safetensors.torch
+            state = lpips.LPIPS(net="vgg").state_dict()
+            state = {k: v.contiguous() for k, v in state.items() if not k.startswith("lins.")}
+            safetensors.torch.save_file(state, "lpips_vgg.safetensors")
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,10 +1,12 @@
-"""A pickle's program, run by a machine that has nothing but data: no class, no call, no import.
+"""Run the program in a pickle on a machine that knows data only: no class, no call, no import.
 
-The standard unpickler trusts the file: it looks classes up, calls them, lets them change
-themselves, hashes what it is told to and reserves the memory that is asked for. The machine here
-knows the instructions that state dicts need. Its values are plain Python data, `Storage` and
-`View`; four names stand for what builds them. Work and memory are bounded by the bytes of the
-pickle, which are bounded themselves.
+A pickle is a program. The standard unpickler trusts it: it imports any class that the file names,
+calls it with arguments of the file, and reserves the memory that it asks for. The machine here has
+only the instructions that state dicts need. Its values are plain Python data, `Storage` and `View`,
+and four names stand for the functions that build them. Work and memory are bounded by the number of
+bytes of the pickle, which is itself bounded.
+
+`pickles` uses it to read .pt, .bin and .ckpt files that the user has allowed.
 """
 
 from __future__ import annotations
@@ -45,7 +47,13 @@ class Damaged(Exception):
 
 
 class Storage(NamedTuple):
-    """A flat array of the file: name of its type, key and length, as the pickle says."""
+    """A flat array of the file, as the pickle describes it.
+
+    Attributes:
+        dtype: name of the NumPy type.
+        key: name of the array in the file.
+        length: number of entries.
+    """
 
     dtype: str
     key: str
@@ -53,7 +61,14 @@ class Storage(NamedTuple):
 
 
 class View(NamedTuple):
-    """A tensor: a strided view of a storage, within the length that the pickle says."""
+    """A tensor: a strided view of a storage, which lies within the length that the pickle states.
+
+    Attributes:
+        storage: the storage.
+        offset: index of the first entry.
+        size: the shape.
+        stride: entries between neighbours on each axis.
+    """
 
     storage: Storage
     offset: int
@@ -62,14 +77,16 @@ class View(NamedTuple):
 
     @property
     def last(self) -> int:
-        """Place of the last number that the view reaches in its storage; -1 if it has none."""
+        """Index of the last entry that the view reaches in its storage, or -1 if it has none."""
         if 0 in self.size:
             return -1
         return self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
 
 
 class _Name(NamedTuple):
-    """A name of the file that is allowed; calling it is up to the machine."""
+    """A name that the pickle asks for and that is allowed. It stands for a builder of the
+    machine.
+    """
 
     module: str
     name: str
@@ -80,7 +97,10 @@ class _Mark:
 
 
 class _Bounded:
-    """The bytes of one pickle, at most `PICKLE_BYTES` of a file."""
+    """The bytes of one pickle in a file, at most `PICKLE_BYTES` of them.
+
+    It has the two methods of a file that `pickletools.genops` calls.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -102,24 +122,30 @@ class _Bounded:
 
 
 class Machine:
-    """Runs pickles of one file, which share its storages.
+    """Runs the pickles of one file, which share its storages.
+
+    Each public method but `run` is one instruction, or one function that the pickle may call. An
+    instruction takes the argument that stands beside it in the pickle, if any.
 
     Attributes:
-        storages: those that the pickles named, by key.
+        storages: the storages that the pickles named, by key.
     """
 
     def __init__(self) -> None:
         self.storages: dict[str, Storage] = {}
         self._steps = self._tuples = 0
         self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
+        self._memo: dict[int, object] = {}
 
-    def run(self, file: IO[bytes]) -> Any:
-        """The value of the pickle that begins here; the file is left at its end.
+    def run(self, file: IO[bytes]) -> object:
+        """Return the value of the pickle that begins here, and leave the file at its end.
+
+        Args:
+            file: an open file; several pickles may follow each other in it.
 
         Raises:
             Refused: it has an instruction, name or size that no state dict needs.
-            Damaged: it is cut, or wrong.
+            Damaged: it ends early, or its instructions make no sense.
         """
         self._stack, self._memo = [], {}
         try:
@@ -139,6 +165,11 @@ class Machine:
         raise Damaged("its pickle has no end")
 
     def _spend(self, count: int) -> None:
+        """Count instructions, or entries that one goes through.
+
+        Raises:
+            Refused: there were more than `STEPS`.
+        """
         self._steps += count
         if self._steps > STEPS:
             raise Refused(f"its pickle has more than {STEPS} instructions")
@@ -156,7 +187,7 @@ class Machine:
         return self._stack[-1]
 
     def _group(self) -> list[Any]:
-        """The values since the last mark."""
+        """Remove the values since the last mark from the stack, and return them."""
         for place in range(len(self._stack) - 1, -1, -1):
             if self._stack[place] is _Mark:
                 group = self._stack[place + 1 :]
@@ -164,8 +195,8 @@ class Machine:
                 return group
         raise Damaged("its pickle ends a group that has no beginning")
 
-    def push(self, value: Any) -> None:
-        """An argument as a value. Text has to be Unicode, since it ends up in messages."""
+    def push(self, value: object) -> None:
+        """Push an argument as a value. A text must be valid Unicode, because messages show it."""
         if isinstance(value, str) and not value.isascii():
             try:
                 value.encode()
@@ -173,21 +204,21 @@ class Machine:
                 raise Damaged(f"its pickle holds text that is no Unicode: {show(value)}") from None
         self._stack.append(value)
 
-    def mark(self, _: Any) -> None:
+    def mark(self, _: object) -> None:
         self._stack.append(_Mark)
 
-    def pop(self, _: Any) -> None:
+    def pop(self, _: object) -> None:
         self._pop()
 
-    def pop_mark(self, _: Any) -> None:
+    def pop_mark(self, _: object) -> None:
         self._group()
 
-    def put(self, place: Any) -> None:
+    def put(self, place: int | str | None) -> None:
         value = self._pop()
         self._stack.append(value)
         self._memo[len(self._memo) if place is None else int(place)] = value
 
-    def get(self, place: Any) -> None:
+    def get(self, place: int) -> None:
         if place not in self._memo:
             raise Damaged("its pickle fetches a value that it has not stored")
         self._stack.append(self._memo[place])
@@ -198,34 +229,44 @@ class Machine:
         parts = [self._pop() for _ in range(count)]
         self._stack.append(tuple(reversed(parts)))
 
-    def append(self, _: Any) -> None:
+    def append(self, _: object) -> None:
         value = self._pop()
         self._top(list, "list").append(value)
 
-    def extend(self, _: Any) -> None:
+    def extend(self, _: object) -> None:
         values = self._group()
         self._top(list, "list").extend(values)
 
-    def set_item(self, _: Any) -> None:
+    def set_item(self, _: object) -> None:
         value, key = self._pop(), self._pop()
         self._set(self._top(dict, "dictionary"), key, value)
 
-    def set_items(self, _: Any) -> None:
+    def set_items(self, _: object) -> None:
         values = self._group()
         self._fill(self._top(dict, "dictionary"), values)
 
-    def dictionary(self, _: Any) -> None:
-        out: dict[Any, Any] = {}
+    def dictionary(self, _: object) -> None:
+        out: dict[object, object] = {}
         self._fill(out, self._group())
         self._stack.append(out)
 
-    def _fill(self, target: dict[Any, Any], values: list[Any]) -> None:
+    def _fill(self, target: dict[object, object], values: list[object]) -> None:
+        """Put keys and values, which alternate in a list, into a dictionary."""
         if len(values) % 2:
             raise Damaged("its pickle has a key without a value")
         for key, value in zip(values[::2], values[1::2], strict=True):
             self._set(target, key, value)
 
-    def _set(self, target: dict[Any, Any], key: Any, value: Any) -> None:
+    def _set(self, target: dict[object, object], key: object, value: object) -> None:
+        """Put one entry into a dictionary.
+
+        Keys may be texts, small integers, or short tuples of them. Others could be chosen so that
+        their hashes collide, which takes a quadratic time.
+
+        Raises:
+            Refused: the key is of another type.
+            Damaged: the key is there already.
+        """
         if type(key) is tuple:
             self._tuples += 1
             flat = len(key) <= _KEY_LENGTH and all(map(_is_plain, key))
@@ -243,20 +284,26 @@ class Machine:
         module, _, name = argument.partition(" ")
         self._name(module, name)
 
-    def name_from_stack(self, _: Any) -> None:
+    def name_from_stack(self, _: object) -> None:
         name, module = self._pop(), self._pop()
         if type(name) is not str or type(module) is not str:
             raise Damaged("its pickle has a name that is no text")
         self._name(module, name)
 
     def _name(self, module: str, name: str) -> None:
+        """Push a name, if it is one of the builders or of the types of storages.
+
+        Raises:
+            Refused: the pickle asks for anything else.
+        """
         found = _Name(module, name)
         if found not in _BUILDERS and not (module == "torch" and name in STORAGES):
             asked = show(f"{module}.{name}").strip("'\"")
             raise Refused(f"it asks for {asked}, which a state dict does not need")
         self._stack.append(found)
 
-    def reduce(self, _: Any) -> None:
+    def reduce(self, _: object) -> None:
+        """Call a function with a tuple of arguments: one of the four builders, and nothing else."""
         arguments, function = self._pop(), self._pop()
         if type(function) is not _Name or function not in _BUILDERS:
             raise Refused("it calls what is no function of a state dict")
@@ -264,13 +311,19 @@ class Machine:
             raise Damaged("its pickle calls a function without arguments")
         self._stack.append(_BUILDERS[function](self, *arguments[: AXES + 1]))
 
-    def build(self, _: Any) -> None:
-        """Attributes of an ordered dictionary (a state dict's versions): not needed, left out."""
+    def build(self, _: object) -> None:
+        """Drop the attributes of an ordered dictionary, which hold a state dict's versions."""
         self._pop()
         if not self._stack or type(self._stack[-1]) is not dict:
             raise Refused("it changes the attributes of what is no dictionary")
 
-    def storage(self, _: Any) -> None:
+    def storage(self, _: object) -> None:
+        """Push the storage that a persistent id describes: ``("storage", type, key, device,
+        length)``.
+
+        Raises:
+            Refused: the id describes something else, or one key has two types or lengths.
+        """
         pid = self._pop()
         if type(pid) is not tuple or not 5 <= len(pid) <= 6 or any(v is not None for v in pid[5:]):
             raise Refused("it refers to something else than a plain storage")
@@ -287,9 +340,9 @@ class Machine:
             raise Refused(f"the storage {show(key)} is there with two types or lengths")
         self._stack.append(found)
 
-    def ordered(self, *arguments: Any) -> dict[Any, Any]:
-        """An ordered dictionary, of a list of pairs as Python 2 wrote it."""
-        out: dict[Any, Any] = {}
+    def ordered(self, *arguments: Any) -> dict[object, object]:
+        """Build an ordered dictionary, empty or from a list of pairs as Python 2 wrote it."""
+        out: dict[object, object] = {}
         pairs = arguments[0] if arguments else []
         if len(arguments) > 1 or type(pairs) is not list:
             raise Damaged("its pickle makes a dictionary of what is no list of pairs")
@@ -300,14 +353,21 @@ class Machine:
             self._set(out, *pair)
         return out
 
-    def parameter(self, *arguments: Any) -> Any:
-        """The tensor of a parameter."""
+    def parameter(self, *arguments: object) -> View:
+        """Return the tensor of a parameter; whether it needs a gradient does not matter."""
         if not 1 <= len(arguments) <= 3 or type(arguments[0]) is not View:
             raise Damaged("its pickle makes a parameter of what is no tensor")
         return arguments[0]
 
     def view(self, *arguments: Any) -> View:
-        """Return a tensor, after checking that it lies within its storage."""
+        """Return a tensor, after checking that it lies within its storage.
+
+        The arguments are those of torch's ``_rebuild_tensor_v2``: storage, offset, size, stride,
+        and up to three more that do not change the values.
+
+        Raises:
+            Refused: they are of other types, or the tensor leaves its storage.
+        """
         if not 4 <= len(arguments) <= 7 or type(arguments[0]) is not Storage:
             raise Refused("it makes a tensor of what is no storage")
         storage, offset, size, stride = arguments[:4]
@@ -323,29 +383,30 @@ class Machine:
 
 
 def _check_bounds(view: View) -> None:
-    """
+    """Check that a view stays in its storage and is not much larger than it.
+
     Raises:
-        Refused: the view leaves its storage, or repeats its numbers many times.
+        Refused: the view leaves its storage, or its strides repeat many entries.
     """
     count = 1
     for n in view.size:
         count *= n
-    said = f"a tensor {show(view.size)} with strides {show(view.stride)}"
+    shown = f"a tensor {show(view.size)} with strides {show(view.stride)}"
     if min((view.offset, *view.size, *view.stride)) < 0 or view.last >= view.storage.length:
-        raise Refused(f"{said} leaves its storage")
+        raise Refused(f"{shown} leaves its storage")
     if count > max(view.storage.length, _SMALL):
-        raise Refused(f"{said} has more numbers than its storage")
+        raise Refused(f"{shown} has more numbers than its storage")
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> bool:
     return type(value) is int and abs(value) < _LARGEST
 
 
-def _is_plain(key: Any) -> bool:
+def _is_plain(key: object) -> bool:
     return type(key) is str or (type(key) is int and abs(key) < _HASHED)
 
 
-_BUILDERS: dict[_Name, Callable[..., Any]] = {
+_BUILDERS: dict[_Name, Callable[..., object]] = {
     _Name("collections", "OrderedDict"): Machine.ordered,
     _Name("torch._utils", "_rebuild_tensor_v2"): Machine.view,
     _Name("torch._utils", "_rebuild_tensor"): Machine.view,

@@ -1,7 +1,10 @@
-"""State dicts in PyTorch's pickle formats, read without torch and without running their code.
+"""Read state dicts in PyTorch's pickle formats, without torch and without running their code.
 
-What the pickle says is run by `pickle_machine`, which has nothing but data. Here are the two kinds
-of files around it, and their arrays, whose sizes are compared with what the pickle says of them.
+`pickle_machine` runs the pickle itself on a machine that knows data only. This module reads the two
+kinds of files around it, the zip archive that torch has written since version 1.6 and the older
+sequence of pickles, and compares the sizes of arrays with those that the pickle states.
+
+Files are read so only if the caller passes ``allow_legacy_pickle=True``.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -53,15 +56,19 @@ Read = Callable[[Storage, int, int], np.ndarray]
 
 
 def open_pickle(path: StrPath) -> Weights:
-    """The tensors of a file of ``torch.save(module.state_dict())``, old or new format.
+    """Open a file of ``torch.save(module.state_dict())`` in the old or the new format.
 
-    Also of a dictionary that holds one under ``state_dict``. Only the pickle itself is read;
-    arrays are when they are asked for.
+    Dictionaries that hold a state dict under ``state_dict``, or the words of textual inversion
+    under ``string_to_param``, are read too. Only the pickle is read here; an array is read when it
+    is asked for.
+
+    Args:
+        path: the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, names anything that a state dict does not need, or holds
-            no state dict. Reading an array raises it too, if the array is damaged or not finite.
+        ValueError: the file is damaged, names anything that a state dict does not need, or holds no
+            state dict. Reading an array raises it too, if the array is damaged or not finite.
     """
     source = Path(path)
     if not source.is_file():
@@ -80,7 +87,11 @@ def open_pickle(path: StrPath) -> Weights:
 
 
 def open_weights(path: StrPath, *, allow_legacy_pickle: bool = False) -> Weights:
-    """The tensors of a safetensors file, or of a pickle if that is allowed.
+    """Open a safetensors file, or a pickle if the caller allows it.
+
+    Args:
+        path: the file.
+        allow_legacy_pickle: whether to read files of other suffixes than .safetensors as pickles.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -99,10 +110,15 @@ def open_weights(path: StrPath, *, allow_legacy_pickle: bool = False) -> Weights
 
 @contextlib.contextmanager
 def _explain_errors(source: Path, key: str = "") -> Iterator[None]:
-    """Raise every error of reading a file as a ValueError that names it, and the tensor if any.
+    """Turn every error of reading a file into a ValueError that names the file, and the tensor if
+    any.
+
+    Args:
+        source: the file.
+        key: key of the tensor that is being read, or "" for the pickle.
 
     Raises:
-        ValueError: there was one.
+        ValueError: there was an error in the block.
     """
     where = f"{show(key)} in {source}" if key else f"{source}"
     try:
@@ -116,16 +132,23 @@ def _explain_errors(source: Path, key: str = "") -> Iterator[None]:
         ) from error
 
 
-def _is_state(value: Any) -> bool:
+def _is_state(value: object) -> TypeGuard[dict[str, object]]:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-def _find_dtype(storage: Storage) -> np.dtype[Any]:
+def _find_dtype(storage: Storage) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16 if storage.dtype == "bfloat16" else storage.dtype)
 
 
 def _describe_tensor(source: Path, key: str, view: View, read: Read) -> Tensor:
-    """Return a tensor of a pickle, which is read when it is asked for."""
+    """Return an unread tensor for a view that a pickle describes.
+
+    Args:
+        source: the file.
+        key: the tensor's key.
+        view: where its entries lie in a storage.
+        read: reads entries of a storage.
+    """
 
     def values() -> np.ndarray:
         dtype = _find_dtype(view.storage)
@@ -146,10 +169,14 @@ def _describe_tensor(source: Path, key: str, view: View, read: Read) -> Tensor:
 
 
 def _check_lengths(machine: Machine, there: dict[str, int]) -> None:
-    """Compare the sizes of storages in the pickle with the bytes in the file.
+    """Compare the lengths of storages that the pickle states with the bytes in the file.
+
+    Args:
+        machine: the machine that ran the pickle.
+        there: number of bytes in the file, by key of the storage.
 
     Raises:
-        Damaged: one is missing, or shorter than it says.
+        Damaged: a storage is missing, or shorter than stated.
     """
     if missing := machine.storages.keys() - there.keys():
         raise Damaged(f"the arrays {name_some(missing)} are missing")
@@ -162,8 +189,16 @@ def _check_lengths(machine: Machine, there: dict[str, int]) -> None:
 # ---- since torch 1.6 ----------------------------------------------------------------------------
 
 
-def _open_zip(source: Path) -> tuple[Any, Read]:
-    """A zip file with NAME/data.pkl, and every storage as NAME/data/KEY."""
+def _open_zip(source: Path) -> tuple[object, Read]:
+    """Open a zip archive with the pickle as NAME/data.pkl and every storage as NAME/data/KEY.
+
+    Returns:
+        The value of the pickle, and a function that reads storages.
+
+    Raises:
+        Refused: the archive is of a form that torch does not write, or is too large.
+        Damaged: a member is missing or too short.
+    """
     _check_directory(source)
     archive = zipfile.ZipFile(source)  # open as long as tensors may be read from it
     members = _list_members(archive, source.stat().st_size)
@@ -185,10 +220,12 @@ def _open_zip(source: Path) -> tuple[Any, Read]:
 
 
 def _check_directory(source: Path) -> None:
-    """See that the directory of a zip file has a size that can be read into memory.
+    """Check that the directory of a zip file is small enough to be read into memory.
+
+    The sizes are in the record at the end of the file, or in the larger record of zip64.
 
     Raises:
-        Refused: it is larger.
+        Refused: it is larger than `_DIRECTORY` bytes.
     """
     with source.open("rb") as file:
         file.seek(-min(source.stat().st_size, 2**16 + 200), io.SEEK_END)
@@ -204,9 +241,13 @@ def _check_directory(source: Path) -> None:
 def _list_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     """Return the members of an archive by name.
 
+    Args:
+        archive: the archive.
+        size: bytes of the file.
+
     Raises:
-        Refused: two have one name, one is encrypted or compressed in an unusual way, or all of
-            them would expand to far more than the file.
+        Refused: two members have one name, one is encrypted or compressed by an unusual method, or
+            all of them would expand to far more than the file.
     """
     found: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
@@ -225,7 +266,11 @@ def _list_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipI
 
 
 class _ZipReader:
-    """Reads numbers of storages; all bytes of a storage are compared with its checksum once."""
+    """Reads entries of storages in a zip archive.
+
+    The bytes of a stored member are compared with its checksum once, when it is first read. Members
+    that are compressed are expanded for every tensor, within a bound on the total.
+    """
 
     def __init__(self, archive: zipfile.ZipFile, arrays: dict[str, zipfile.ZipInfo]) -> None:
         self._archive, self._arrays = archive, arrays
@@ -235,7 +280,11 @@ class _ZipReader:
         self._left = 4 * (_RATIO * self._path.stat().st_size + _SPARE)
 
     def read(self, storage: Storage, first: int, count: int) -> np.ndarray:
-        """Numbers first .. first + count of a storage."""
+        """Return entries ``first`` to ``first + count - 1`` of a storage.
+
+        Raises:
+            Refused: compressed members would be expanded too often.
+        """
         info, dtype = self._arrays[storage.key], _find_dtype(storage)
         start, size = first * dtype.itemsize, count * dtype.itemsize
         if info.compress_type != zipfile.ZIP_STORED:
@@ -252,7 +301,7 @@ class _ZipReader:
         return np.fromfile(self._path, dtype, count, offset=self._offset(info) + start)
 
     def _offset(self, info: zipfile.ZipInfo) -> int:
-        """Where the bytes of a member begin, after its own header, which `open` has checked."""
+        """Return where the bytes of a member begin: after its own header, name and extra field."""
         with self._path.open("rb") as file:
             file.seek(info.header_offset)
             header = file.read(_LOCAL_HEADER)
@@ -263,8 +312,19 @@ class _ZipReader:
 # ---- before -------------------------------------------------------------------------------------
 
 
-def _open_old(source: Path) -> tuple[Any, Read]:
-    """Five pickles, then each storage as its length and its bytes."""
+def _open_old(source: Path) -> tuple[object, Read]:
+    """Open a file of torch before 1.6: five pickles, then each storage as its length and its bytes.
+
+    The pickles are a magic number, the protocol, the properties of the system, the state dict, and
+    the keys of the storages in their order.
+
+    Returns:
+        The value of the fourth pickle, and a function that reads storages.
+
+    Raises:
+        Refused: the numbers are big-endian.
+        Damaged: the file has another format, or ends early.
+    """
     machine = Machine()
     with source.open("rb") as file:
         if machine.run(file) != _MAGIC or machine.run(file) != _PROTOCOL:
@@ -284,11 +344,16 @@ def _open_old(source: Path) -> tuple[Any, Read]:
     return found, read
 
 
-def _find_places(file: IO[bytes], keys: Any, machine: Machine) -> dict[str, tuple[int, int]]:
-    """Find the offset and the number of bytes of each storage.
+def _find_places(file: IO[bytes], keys: object, machine: Machine) -> dict[str, tuple[int, int]]:
+    """Find the offset and the number of bytes of each storage in an old file.
+
+    Args:
+        file: the file, at the end of its last pickle.
+        keys: keys of the storages in their order.
+        machine: the machine that ran the pickles.
 
     Raises:
-        Damaged: keys are wrong, or the file ends too early.
+        Damaged: keys are missing or unknown, or the file ends early.
     """
     if type(keys) is not list or not all(type(key) is str for key in keys):
         raise Damaged("it has no list of its arrays")
@@ -307,7 +372,7 @@ def _find_places(file: IO[bytes], keys: Any, machine: Machine) -> dict[str, tupl
 
 
 def _measure_size(file: IO[bytes]) -> int:
-    """Return the number of bytes of an open file."""
+    """Return the number of bytes of an open file, and leave its position where it was."""
     here = file.tell()
     end = file.seek(0, io.SEEK_END)
     file.seek(here)

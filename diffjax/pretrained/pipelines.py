@@ -1,14 +1,20 @@
-"""All parts of a text-to-image model, from and to diffusers folders and single files."""
+"""Read and write all parts of a text-to-image model: diffusers folders and single files.
+
+`load_components` is what `diffjax.load` and `diffjax.open` call. A folder has one subfolder for
+each network, read by `models`, a scheduler, tokenizers, and model_index.json, which lists the
+parts. A single file of the original code has networks only, read by `single_file`; its scheduler
+follows from the family of the model, and the user names a tokenizer.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from absl import logging
+from jax.typing import DTypeLike
 
 from diffjax.pretrained.config_specs import NETWORK, check_manifest
 from diffjax.pretrained.configs import read_class_name
@@ -32,7 +38,7 @@ from diffjax.pretrained.tokenizers import (
     save_tokenizer,
 )
 from diffjax.pretrained.vaes import choose_dtype, load_vae
-from diffjax.types import summarize
+from diffjax.types import Config, JsonObject, summarize
 from diffjax.untrusted import check, read_json
 
 TEXTS = ("text_encoder", "text_encoder_2")
@@ -46,7 +52,7 @@ _SCHEDULE = dict(
     clip_sample=False,
 )
 # What the repository of each family has, since single files hold no scheduler.
-_SCHEDULERS: dict[str, dict[str, Any]] = {
+_SCHEDULERS: dict[str, JsonObject] = {
     "v1": dict(_class_name="PNDMScheduler", skip_prk_steps=True, set_alpha_to_one=False),
     "v2": dict(_class_name="DDIMScheduler", set_alpha_to_one=False),
     "xl": dict(_class_name="EulerDiscreteScheduler"),
@@ -75,8 +81,9 @@ class Components(NamedTuple):
     """The parts of a text-to-image model.
 
     Attributes:
-        unet, vae: networks.
-        texts: text encoders with their tokenizers, by the name of the folder.
+        unet: the denoising network.
+        vae: the autoencoder of the latents.
+        texts: text encoders with their tokenizers, by the names of their folders.
         scheduler: scheduler_config.json.
         manifest: model_index.json.
         low_res: scheduler_config.json of the small images of an upscaler, or None.
@@ -85,9 +92,9 @@ class Components(NamedTuple):
     unet: Component
     vae: Component
     texts: dict[str, TextEncoder]
-    scheduler: dict[str, Any]
-    manifest: dict[str, Any]
-    low_res: dict[str, Any] | None = None
+    scheduler: JsonObject
+    manifest: JsonObject
+    low_res: JsonObject | None = None
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -96,31 +103,32 @@ class Components(NamedTuple):
 def load_components(
     path: StrPath,
     *,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     variant: str | None = None,
     tokenizer: StrPath | None = None,
     prediction: str | None = None,
     sharding: Sharding | None = None,
     vae: StrPath | None = None,
 ) -> Components:
-    """Read a diffusers folder, or a checkpoint in a single .safetensors file.
+    """Load all parts of a model from a diffusers folder, or from a single .safetensors file.
 
     Args:
-        dtype: of weights and computation. The autoencoder stays float32 where its config says that
-            it overflows in float16.
-        variant: part of the file names in a folder, such as ``"fp16"``; networks without files of
-            that name have their others read, if there is one that has.
-        tokenizer: folder of the CLIP tokenizer; single files hold none, folders have their own.
-        prediction: ``epsilon`` or ``v_prediction``, if the scheduler's config is to be overruled;
-            single files of SD 2 seldom say, and count as v_prediction at 768 pixels; with epsilon
-            as the base model of 512.
+        path: the folder or the file.
+        dtype: type of weights and computation. The autoencoder stays float32 where its config says
+            that it overflows in float16.
+        variant: part of the file names in a folder, such as ``"fp16"``. If some networks have files
+            of that name and others do not, the other files of the latter are read, with a warning.
+        tokenizer: folder of a CLIP tokenizer. Single files need it, folders have their own.
+        prediction: ``epsilon`` or ``v_prediction``, which overrides the scheduler's config. Single
+            files of SD 2 seldom record it; they are assumed to be the 768-pixel model with
+            v_prediction. With epsilon they are the 512-pixel base model.
         sharding: see `load_model`.
         vae: folder or file of an autoencoder in place of the model's own; see `load_vae`.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a part is missing, or not supported, or its weights do not fit; or the path is
-            something else, or a model of another family, which is named.
+        ValueError: a part is missing or not supported, its weights do not fit, or the path holds
+            something else; the message says what it is.
     """
     source = Path(path)
     if source.is_dir():
@@ -134,19 +142,25 @@ def load_components(
 
 def _load_folder(
     path: Path,
-    dtype: Any,
+    dtype: DTypeLike,
     variant: str | None,
     tokenizer: StrPath | None,
     sharding: Sharding | None,
     vae: StrPath | None,
 ) -> Components:
+    """Load the parts of a diffusers folder. All configs are checked before weights are read.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_components`.
+    """
     manifest = _read_manifest(path, vae)
-    texts = [name for name in TEXTS if _has(manifest, name)]
-    names = ["unet", *(["vae"] if _has(manifest, "vae") else []), *texts]
+    texts = [name for name in TEXTS if _has_part(manifest, name)]
+    names = ["unet", *(["vae"] if _has_part(manifest, "vae") else []), *texts]
     folders = {name: resolve_inside(path, name) for name in names}
     have = [name for name, folder in folders.items() if find_weights_file(folder, variant)]
 
-    def model(name: str, kind: Any = dtype) -> Component:
+    def model(name: str, kind: DTypeLike = dtype) -> Component:
+        """Load one network, of the variant if there are files of it."""
         falls_back = bool(variant and have) and name not in have
         if falls_back:
             logging.warning("%s has no weights of variant %s; its others are read", name, variant)
@@ -154,6 +168,9 @@ def _load_folder(
         return load_model(folders[name], variant=chosen, dtype=kind, sharding=sharding)
 
     def text(name: str) -> TextEncoder:
+        """Load a text encoder and its tokenizer, which has its own folder (``tokenizer_2`` for
+        the second).
+        """
         own = resolve_inside(path, name.replace("text_encoder", "tokenizer"))
         if tokenizer is None and not own.is_dir():
             raise FileNotFoundError(
@@ -186,24 +203,29 @@ def _load_folder(
     return parts if TEXTS[1] in texts else _mend_scheduler(parts)
 
 
-def _read_low_res(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+def _read_low_res(path: Path, manifest: Config) -> JsonObject | None:
     """The config of the scheduler of an upscaler's small images, or None."""
-    if not _has(manifest, _LOW_RES):
+    if not _has_part(manifest, _LOW_RES):
         return None
     return read_json(resolve_inside(resolve_inside(path, _LOW_RES), "scheduler_config.json"))
 
 
-def _has(manifest: Mapping[str, Any], name: str) -> bool:
+def _has_part(manifest: Config, name: str) -> bool:
+    """Return whether model_index.json has a part that is not null."""
     entry = manifest.get(name)
     return isinstance(entry, list) and bool(entry) and entry[0] is not None
 
 
-def _read_manifest(path: Path, vae: StrPath | None) -> dict[str, Any]:
-    """The model_index.json of a text-to-image model.
+def _read_manifest(path: Path, vae: StrPath | None) -> JsonObject:
+    """Read the model_index.json of a text-to-image model.
+
+    Args:
+        path: the folder.
+        vae: the autoencoder that the user chose; the folder needs none then.
 
     Raises:
-        FileNotFoundError: the folder is something else.
-        ValueError: it is a model of another family, or lacks a part.
+        FileNotFoundError: there is no model_index.json; the message says what the folder is.
+        ValueError: the model is of a family that is not supported, or lacks a part.
     """
     if not (path / "model_index.json").exists():
         raise FileNotFoundError(f"there is no model_index.json: {path} {describe_folder(path)}")
@@ -213,16 +235,21 @@ def _read_manifest(path: Path, vae: StrPath | None) -> dict[str, Any]:
     if isinstance(kind, str) and (family := name_family(kind)):
         raise ValueError(f"{path} is a model of {family} ({kind}), which is not supported; {READ}")
     needed = ["unet", "scheduler", *(["vae"] if vae is None else [])]
-    absent = [name for name in needed if not _has(manifest, name)]
-    if absent or not any(_has(manifest, name) for name in TEXTS):
+    absent = [name for name in needed if not _has_part(manifest, name)]
+    if absent or not any(_has_part(manifest, name) for name in TEXTS):
         raise ValueError(
             f"{path} ({kind}) is no text-to-image model: it lacks {', '.join(absent or TEXTS[:1])}"
         )
     return manifest
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """The config of a network, after comparing what is read of it with the table of keys."""
+def _read_config(folder: Path) -> JsonObject:
+    """Read the config of a network, and check the types and ranges of its values.
+
+    Raises:
+        FileNotFoundError: there is no config.json.
+        ValueError: a value has a wrong type or range.
+    """
     file = resolve_inside(folder, "config.json")
     config = read_json(file)
     # What may be null depends on the class, which says so when the network is built.
@@ -233,8 +260,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _pair_encoder(tokenizer: Tokenizer, model: Component, folder: StrPath) -> TextEncoder:
     """Pair a text encoder with its tokenizer.
 
+    Args:
+        tokenizer: the tokenizer.
+        model: the text encoder.
+        folder: the folder of the tokenizer, for messages.
+
     Raises:
-        ValueError: the tokenizer has ids beyond the embeddings of the encoder, or longer texts.
+        ValueError: the tokenizer has ids beyond the embeddings of the encoder, or texts of more
+            tokens than it has positions.
     """
     most = max(tokenizer.backend.get_vocab().values())
     if most >= model.net.vocabulary or tokenizer.length > model.net.positions:
@@ -246,11 +279,15 @@ def _pair_encoder(tokenizer: Tokenizer, model: Component, folder: StrPath) -> Te
     return TextEncoder(tokenizer, model)
 
 
-def _check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
-    """See that a UNet is given latents alone, or besides what is to be filled in.
+def _check_channels(unet: Config, vae: Config) -> None:
+    """Check that a UNet reads latents alone, or latents with a mask and masked latents.
+
+    Args:
+        unet: its config.
+        vae: the config of the autoencoder.
 
     Raises:
-        ValueError: it is given something else.
+        ValueError: it reads other channels, as depth models, upscalers and InstructPix2Pix do.
     """
     name_beside(unet.get("in_channels", 4), vae.get("latent_channels", 4))
 
@@ -274,9 +311,11 @@ def name_beside(channels: int, latents: int) -> str:
 
 
 def _mend_scheduler(parts: Components) -> Components:
-    """Correct the scheduler of old configs of Stable Diffusion 1 and 2 as diffusers' pipelines do.
+    """Correct the scheduler of outdated configs of Stable Diffusion 1 and 2, as diffusers'
+    pipelines do.
 
-    The first ones were written before these options existed, and mean other values than defaults.
+    The first configs were written before these options existed, and mean other values than their
+    defaults. A warning names what was changed.
     """
     inpaints = "Inpaint" in parts.manifest.get("_class_name", "")
     wanted = {"steps_offset": 1} | (
@@ -291,8 +330,8 @@ def _mend_scheduler(parts: Components) -> Components:
     if [int(n) for n in re.findall(r"\d+", version)[:2]] < [0, 9] and isinstance(side, int):
         sized = {"sample_size": 64} if side < 64 else {}
     if changes or sized:
-        said = ", ".join(f"{key}={value}" for key, value in {**changes, **sized}.items())
-        logging.warning("configs of this model are outdated; as in diffusers, %s", said)
+        shown = ", ".join(f"{key}={value}" for key, value in {**changes, **sized}.items())
+        logging.warning("configs of this model are outdated; as in diffusers, %s", shown)
     return parts._replace(
         scheduler={**parts.scheduler, **changes},
         unet=unet._replace(config={**unet.config, **sized}),
@@ -301,12 +340,17 @@ def _mend_scheduler(parts: Components) -> Components:
 
 def _load_file(
     path: Path,
-    dtype: Any,
+    dtype: DTypeLike,
     tokenizer: StrPath | None,
     prediction: str | None,
     sharding: Sharding | None,
     vae: StrPath | None,
 ) -> Components:
+    """Load the parts of a single file. The scheduler and the image size follow from its family.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_components`.
+    """
     family, found = open_single_file(path, vae=vae is None)
     if tokenizer is None:
         raise ValueError(
@@ -339,13 +383,24 @@ def _load_file(
 
 
 def _load_tokenizer_for(model: Component, folder: StrPath) -> Tokenizer:
-    """Load a tokenizer from another folder than its text encoder's; OpenCLIP pads differently."""
+    """Load a tokenizer from another folder than its text encoder's.
+
+    OpenCLIP, which has the activation gelu, pads with another token than CLIP.
+    """
     open_clip = model.net.activation == "gelu"
     return load_tokenizer(folder, pad=OPEN_CLIP_PAD if open_clip else None)
 
 
-def _derive_scheduler(weights: Weights, family: str, channels: int) -> dict[str, Any]:
-    """Derive the scheduler's config from a file's family and from its keys that are no weights."""
+def _derive_scheduler(weights: Weights, family: str, channels: int) -> JsonObject:
+    """Derive the scheduler's config from a file's family and from its keys that are not weights.
+
+    Files mark v-prediction with the key ``v_pred``, and zero terminal SNR with ``ztsnr``.
+
+    Args:
+        weights: the file.
+        family: see `single_file.find_family`.
+        channels: channels of the UNet's input.
+    """
     config = {**_SCHEDULE, **_SCHEDULERS[family]}
     base = "global_step" in weights and weights["global_step"].item() == _BASE_STEP
     guess = family == "v2" and channels == 4 and not base
@@ -358,13 +413,15 @@ def _derive_scheduler(weights: Weights, family: str, channels: int) -> dict[str,
     return config
 
 
-def make_manifest(parts: Components) -> dict[str, Any]:
-    """The model_index.json of parts."""
+def make_manifest(parts: Components) -> JsonObject:
+    """Return the model_index.json of parts, with the class of diffusers' pipeline that runs
+    them.
+    """
     names = list(parts.texts)
     beside = name_beside(parts.unet.config["in_channels"], parts.vae.net.latent_channels)
     kind = _PIPELINES[beside] or ("Img2Img" if names == [TEXTS[1]] else "")
     family = "StableDiffusionXL" if TEXTS[1] in names else "StableDiffusion"
-    manifest: dict[str, Any] = {
+    manifest: JsonObject = {
         "_class_name": f"{family}{kind}Pipeline",
         "_diffusers_version": DIFFUSERS,
         "unet": ["diffusers", "UNet2DConditionModel"],
@@ -388,10 +445,15 @@ def make_manifest(parts: Components) -> dict[str, Any]:
 
 
 def save_components(folder: StrPath, parts: Components) -> None:
-    """Write a folder that diffusers loads and runs.
+    """Write a folder that diffusers and `load_components` load.
+
+    Args:
+        folder: the folder, which is made if it does not exist.
+        parts: the parts.
 
     Raises:
         ValueError: diffusers has no such network.
+        FileExistsError: a subfolder holds another model.
     """
     path = Path(folder)
     save_model(path / "unet", *parts.unet[:2], config=parts.unet.config)

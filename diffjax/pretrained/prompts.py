@@ -1,23 +1,28 @@
-"""Prompts to what a UNet attends to: tokenizers and text encoders together."""
+"""Encode prompts with tokenizers and text encoders, and add words by textual inversion.
+
+The UNet attends to the hidden states of the text encoders. `encode` computes them for one prompt,
+and `add_concept` puts the embeddings of new words into an encoder and its tokenizer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffjax import lora
+from diffjax.nets.text import CLIPText, TextFeatures
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.recognise import WORD, describe_keys
 from diffjax.pretrained.tokenizers import Tokenizer, Tokens, with_concept
-from diffjax.types import Array, ArrayLike, PyTree, summarize
+from diffjax.types import Array, ArrayLike, Params, summarize
 from diffjax.untrusted import name_some
 
 _EMBEDDING = "text_model.embeddings.token_embedding"
@@ -27,23 +32,25 @@ class TextEncoder(NamedTuple):
     """A text encoder and its tokenizer.
 
     Attributes:
-        adapters: low-rank adapters and their scales, added while it runs.
+        tokenizer: texts to ids.
+        model: the network, a `diffjax.nets.text.CLIPText`.
+        adapters: low-rank adapters and their scales, which are added while it runs.
     """
 
     tokenizer: Tokenizer
     model: Component
-    adapters: tuple[tuple[PyTree, float], ...] = ()
+    adapters: tuple[tuple[Params, float], ...] = ()
 
     def __repr__(self) -> str:
         return summarize(self)
 
 
 class Prompt(NamedTuple):
-    """What XL's two text encoders are told, where that is not the same.
+    """A prompt with a text for each of XL's two encoders. A plain text goes to both.
 
     Attributes:
-        first: of the first encoder, or of the only one (that of a refiner).
-        second: of the second encoder, which gives the pooled embedding too.
+        first: text for the first encoder, or for the only one (that of a refiner).
+        second: text for the second encoder, which also makes the pooled embedding.
     """
 
     first: str
@@ -51,11 +58,13 @@ class Prompt(NamedTuple):
 
 
 class Embedding(NamedTuple):
-    """What text encoders say of prompts.
+    """The output of the text encoders for B prompts.
 
     Attributes:
-        context: (B, M, D), the tokens a UNet attends to.
-        pooled: (B, P) of the last encoder, or None if it has no projection.
+        context: (B, M, D), the embedded tokens that a UNet attends to. D joins the widths of the
+            encoders.
+        pooled: (B, P), the projected end token of the last encoder, or None if it has no
+            projection.
     """
 
     context: Array
@@ -74,18 +83,26 @@ def encode(
     weighted: bool = False,
     chunks: int = 1,
 ) -> Embedding:
-    """The embedding of one prompt, those of several encoders side by side.
+    """Encode one prompt, with the outputs of several encoders side by side.
+
+    With weights w, each token is multiplied by its weight, and the chunk is then rescaled to the
+    mean that it had before, so that weights change differences between tokens alone.
 
     Args:
-        prompt: a text, or a `Prompt` if encoders are told different ones.
-        penultimate: take the output of the last layer but one as it is (XL) instead of that of the
-            last with its norm.
-        skip: layers left out beyond that.
-        weighted: the prompt has weights and may be long; see `diffjax.pretrained.tokenizers`.
-        chunks: how many there must be at least; a prompt of fewer is filled with empty ones.
+        encoders: one encoder, or the two of XL.
+        prompt: a text, or a `Prompt` with one text for each encoder.
+        penultimate: take the output of the last layer but one, without the final norm, as XL does.
+            Otherwise it is that of the last layer with the norm.
+        skip: layers to leave out beyond that (``clip_skip``).
+        weighted: whether brackets are weights and the prompt may be long; see
+            `diffjax.pretrained.tokenizers`.
+        chunks: number of chunks to fill up to with empty ones.
+
+    Returns:
+        An embedding with context (1, M chunks, D), where M is the length of a chunk.
 
     Raises:
-        ValueError: an encoder does not have so many layers to skip.
+        ValueError: an encoder has no layer left, or lacks an embedding for a token.
     """
     parts = []
     for encoder, text in zip(encoders, _split_prompt(encoders, prompt), strict=True):
@@ -117,10 +134,11 @@ def encode(
 
 
 def _check_ids(encoder: TextEncoder, ids: np.ndarray) -> None:
-    """See that an encoder has a row for every token.
+    """Check that an encoder has an embedding for every token.
 
     Raises:
-        ValueError: it has not: the tokenizer is of another model, or knows words that it does not.
+        ValueError: it has not. The tokenizer is of another model, or knows words whose embeddings
+            were not added.
     """
     rows = encoder.model.net.vocabulary
     if ids.max() >= rows:
@@ -132,9 +150,9 @@ def _check_ids(encoder: TextEncoder, ids: np.ndarray) -> None:
 
 
 def count_chunks(encoders: Sequence[TextEncoder], prompt: str | Prompt) -> int:
-    """How many chunks a weighted prompt needs."""
-    told = zip(encoders, _split_prompt(encoders, prompt), strict=True)
-    return max(len(encoder.tokenizer.weighted(text).ids) for encoder, text in told)
+    """Return how many chunks a weighted prompt needs: the larger number of the encoders."""
+    pairs = zip(encoders, _split_prompt(encoders, prompt), strict=True)
+    return max(len(encoder.tokenizer.weighted(text).ids) for encoder, text in pairs)
 
 
 def _split_prompt(encoders: Sequence[TextEncoder], prompt: str | Prompt) -> Sequence[str]:
@@ -144,24 +162,34 @@ def _split_prompt(encoders: Sequence[TextEncoder], prompt: str | Prompt) -> Sequ
 
 
 def _pad_chunks(tokens: Tokens, empty: Tokens, chunks: int) -> Tokens:
-    """Append empty chunks to tokens until there are ``chunks``."""
+    """Append empty chunks to tokens until there are ``chunks`` of them."""
     absent = max(0, chunks - len(tokens.ids))
     return Tokens(*(np.concatenate([a, *[b] * absent]) for a, b in zip(tokens, empty, strict=True)))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode(
-    net: Any,
+    net: CLIPText,
     layer: int,
     normed: bool,
-    params: PyTree,
-    adapters: Sequence[tuple[PyTree, ArrayLike]],
+    params: Params,
+    adapters: Sequence[tuple[Params, ArrayLike]],
     ids: Array,
     weights: Array,
 ) -> tuple[Array, Array]:
     for tree, scale in adapters:
         params = lora.merge(params, tree, scale)
-    out = net.apply({"params": params}, ids)
+    """Return the context (1, M, D) and the pooled embedding (1, P) of a chunk, in float32.
+
+    Args:
+        net: the text encoder.
+        layer: index of the hidden state, -1 for the output of the last layer with its norm.
+        normed: whether to apply the final norm to another hidden state too.
+        params: parameters of the encoder.
+        ids: (1, M) tokens.
+        weights: (1, M) weights of the tokens.
+    """
+    out = cast(TextFeatures, net.apply({"params": params}, ids))
     if layer == -1:
         context = out.last
     else:
@@ -189,18 +217,24 @@ def add_concept(
     name: str | None = None,
     allow_legacy_pickle: bool = False,
 ) -> tuple[TextEncoder, ...]:
-    """Text encoders that know more words: textual inversion (Gal et al. 2022).
+    """Return text encoders that know more words, by textual inversion (Gal et al. 2022).
+
+    A word is one or more embeddings. Each becomes a token of its own, added at the end of the
+    vocabulary.
 
     Args:
-        path: file of diffusers (its keys are the words), or of web interfaces, which holds one word
-            (``emb_params`` or ``string_to_param``; ``clip_l`` and ``clip_g`` for XL).
-        name: the word, if the file holds one; that in the file, or the name of the file, if None.
-        allow_legacy_pickle: read pickles (.pt, .bin) too, without running their code.
+        encoders: the text encoders of a model.
+        path: a file of diffusers, whose keys are the words; or of web interfaces, which holds one
+            word under ``emb_params`` or ``string_to_param``, and for XL under ``clip_l`` and
+            ``clip_g``.
+        name: the word to write in prompts, if the file holds one. None is the key in the file, or
+            the name of the file.
+        allow_legacy_pickle: whether to read pickles (.pt, .bin) too, without running their code.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an encoder finds no embedding of its width, or knows a word already, or the file
-            holds several words or something else.
+        ValueError: the file has no embedding of an encoder's width, an encoder knows the word
+            already, the file holds several words and ``name`` is set, or it holds something else.
     """
     words = _read_words(Path(path), name, allow_legacy_pickle)
     for word, rows in words.items():
@@ -222,10 +256,14 @@ def add_concept(
 
 
 def _read_words(path: Path, name: str | None, allow_legacy_pickle: bool) -> dict[str, Rows]:
-    """The embeddings of every word in a file.
+    """Read the embeddings of every word in a file.
+
+    Returns:
+        For each word, arrays (n, D) by their keys in the file; XL's two encoders have different
+            widths D.
 
     Raises:
-        ValueError: it holds something else, or several words and a name for one.
+        ValueError: the file holds something else, or several words while ``name`` is set.
     """
     weights = open_weights(path, allow_legacy_pickle=allow_legacy_pickle)
     what = describe_keys(weights.keys())
@@ -254,7 +292,11 @@ def _read_words(path: Path, name: str | None, allow_legacy_pickle: bool) -> dict
 
 
 def _choose_key(encoder: TextEncoder, rows: Rows, path: Path) -> str:
-    """Choose the key of the embeddings that an encoder takes, by their width."""
+    """Choose the key of the embeddings that an encoder takes, by their width.
+
+    Raises:
+        ValueError: there is none; the file is for another model.
+    """
     width = encoder.model.net.features
     keys = [key for key, value in rows.items() if value.shape[1] == width]
     if not keys:
@@ -267,6 +309,11 @@ def _choose_key(encoder: TextEncoder, rows: Rows, path: Path) -> str:
 
 
 def _add_rows(encoder: TextEncoder, name: str, rows: np.ndarray, path: Path) -> TextEncoder:
+    """Return an encoder with a word whose embeddings are rows (n, D) at the end of its table.
+
+    Raises:
+        ValueError: the tokenizer knows the word already.
+    """
     net, params = encoder.model.net, encoder.model.params
     try:
         tokenizer, ids = with_concept(encoder.tokenizer, name, len(rows))

@@ -1,4 +1,9 @@
-"""What a file or folder is that is not what was asked for, so that an error can say it."""
+"""Recognise files and folders that are not what the caller expected, for error messages.
+
+Users often pass a model of another family, one network in place of a whole model, or an adapter in
+place of a model. The tables here name it by the class in its config or by characteristic keys of
+its weights, so that the error can say what to do.
+"""
 
 from __future__ import annotations
 
@@ -92,13 +97,15 @@ _PARTS = {
 
 
 def name_family(class_name: str) -> str | None:
-    """Return the family of a class of diffusers, if that family is known but not read."""
+    """Return the family of a class of diffusers if it is known but not supported, otherwise
+    None.
+    """
     named = (family for start, family in _CLASSES.items() if class_name.startswith(start))
     return next(named, None)
 
 
 def describe_keys(keys: Collection[str]) -> str | None:
-    """Describe weights with these keys in words; the text is empty if the keys are not known."""
+    """Describe in words what has weights with these keys, or return None if they are not known."""
     for pattern, family in _KEYS.items():
         if any(re.search(pattern, key) for key in keys):
             return f"a model of {family}, which is not supported; {READ}"
@@ -113,7 +120,9 @@ def describe_keys(keys: Collection[str]) -> str | None:
 
 
 def describe_folder(path: Path) -> str:
-    """What a folder without model_index.json is, and what to give instead."""
+    """Describe a folder without model_index.json, and the path to pass instead, as a verb
+    phrase.
+    """
     names = sorted(p.name for p in path.iterdir())
     if "config.json" in names:
         whole = path.parent / "model_index.json"
@@ -129,7 +138,7 @@ def describe_folder(path: Path) -> str:
 
 
 def _read_class(config: Path) -> str:
-    """Return the class that a config names, for a message; errors of reading are ignored."""
+    """Return the class that a config names, for a message. Errors of reading are ignored."""
     try:
         found = read_json(config)
         names = found.get("architectures") or [None]

@@ -1,4 +1,9 @@
-"""The scheduler classes of diffusers: their options, and the grid and solver that these mean."""
+"""The scheduler classes of diffusers: their options and defaults, and the grid and solver they
+mean.
+
+`KINDS` is the table that `schedulers` reads configs with. An entry combines a grid of
+`scheduler_levels` with a solver of `diffjax.samplers`; both know nothing of the class.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,10 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from diffjax import samplers
 from diffjax.pretrained import scheduler_levels as levels
-from diffjax.pretrained.betas import Options
-from diffjax.pretrained.scheduler_levels import Asked
 from diffjax.pretrained.scheduler_solvers import (
     make_dpm,
     make_dpm_single,
@@ -20,32 +23,33 @@ from diffjax.pretrained.scheduler_solvers import (
     make_stochastic_adams,
     make_unipc,
 )
-from diffjax.types import Grid, Sampler, Schedule
+from diffjax.pretrained.scheduler_spacing import Asked
+from diffjax.types import Grid, Options, Sampler, Schedule
 
 
 class SchedulerKind(NamedTuple):
-    """A class of scheduler.
+    """How a scheduler class of diffusers is read.
 
     Attributes:
-        defaults: its options.
-        schedule: ``options -> Schedule``.
-        grid: ``(options, asked) -> Grid``.
+        defaults: its options with the defaults of diffusers.
+        schedule: ``options -> Schedule``, the noise levels the model was trained with.
+        grid: ``(options, asked) -> Grid``, the levels that are visited.
         sampler: ``(options, eta) -> Sampler``.
-        rederive: whether eps follows a clipped x; None if the class never clips.
-        order: evaluations of a step.
-        fixed: the values of options that have only these.
-        aliases: values of other classes that stand for ours, by option.
-        prediction: what the network predicts where that is no option.
+        rederive: whether eps is computed anew from a clipped x; None if the class never clips.
+        order: network evaluations of a step.
+        fixed: options that may only have these values.
+        aliases: by option, values of other classes that are replaced by ours, as diffusers does.
+        prediction: what the network predicts, for classes without ``prediction_type``.
     """
 
-    defaults: dict[str, Any]
+    defaults: Options
     schedule: Callable[[Options], Schedule]
     grid: Callable[[Options, Asked], Grid]
     sampler: Callable[[Options, float | None], Sampler]
     rederive: bool | None = None
     order: int = 1
-    fixed: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
-    aliases: Mapping[str, Mapping[Any, Any]] = MappingProxyType({})
+    fixed: Mapping[str, tuple[object, ...]] = MappingProxyType({})
+    aliases: Mapping[str, Mapping[str, str]] = MappingProxyType({})
     prediction: str = "epsilon"
 
 
@@ -111,23 +115,31 @@ _VARIANCES = {
 
 
 def _choose_final(o: Options) -> str:
+    """Return the last level: clean data, or that of the first timestep, see `grids.from_times`."""
     return "clean" if o["set_alpha_to_one"] else "first"
 
 
 def _choose_schedule(o: Options) -> Schedule:
-    return levels.flow(o) if o["use_flow_sigmas"] else levels.floored_discrete(o)
+    """Return the flow schedule if ``use_flow_sigmas`` is set, otherwise the table of betas."""
+    return (
+        levels.make_flow_schedule(o)
+        if o["use_flow_sigmas"]
+        else levels.make_floored_discrete_schedule(o)
+    )
 
 
 def _bind_table_grid(
     final: str | None = None, *, listed: bool = False
 ) -> Callable[[Options, Asked], Grid]:
-    return lambda o, asked: levels.table_grid(
+    """Return `levels.make_table_grid` with its last level bound; None takes that of the options."""
+    return lambda o, asked: levels.make_table_grid(
         o, asked, final=final or _choose_final(o), listed=listed
     )
 
 
 def _bind_consistency_grid(final: str) -> Callable[[Options, Asked], Grid]:
-    return lambda o, asked: levels.consistency_grid(o, asked, final=final)
+    """Return `levels.make_consistency_grid` with its last level."""
+    return lambda o, asked: levels.make_consistency_grid(o, asked, final=final)
 
 
 _ENDS = {"final_sigmas_type": ("zero", "sigma_min")}
@@ -136,14 +148,14 @@ _TO_DPM = {
     "algorithm_type": {"deis": "dpmsolver++"},
     "solver_type": dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"),
 }
-_RATIO = levels.ratio_grid
-_SPACED_OUT = levels.exponential_grid
+_RATIO = levels.make_ratio_grid
+_SPACED_OUT = levels.make_exponential_grid
 _KDPM2 = {**_SD_BETAS, **_LINSPACE, **_RESPACED}
 
 KINDS: dict[str, SchedulerKind] = {
     "DDPMScheduler": SchedulerKind(
         {**_BETAS, **_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, "variance_type": "fixed_small"},
-        levels.discrete,
+        levels.make_discrete_schedule,
         _bind_table_grid("clean", listed=True),
         lambda o, eta: samplers.ancestral(_VARIANCES[o["variance_type"]]),
         rederive=True,
@@ -151,21 +163,21 @@ KINDS: dict[str, SchedulerKind] = {
     ),
     "DDIMScheduler": SchedulerKind(
         {**_BETAS, **_LEADING, **_ZERO_SNR, **_CLIP, **_THRESHOLD, "set_alpha_to_one": True},
-        levels.discrete,
+        levels.make_discrete_schedule,
         _bind_table_grid(),
         lambda o, eta: samplers.ddim(eta or 0.0, total=o["num_train_timesteps"]),
         rederive=False,
     ),
     "PNDMScheduler": SchedulerKind(
         {**_BETAS, **_LEADING, "set_alpha_to_one": False, "skip_prk_steps": False},
-        levels.discrete,
+        levels.make_discrete_schedule,
         _bind_table_grid(),
         make_plms,
         fixed={"prediction_type": ("epsilon", "v_prediction")},
     ),
     "LMSDiscreteScheduler": SchedulerKind(
         {**_BETAS, **_LINSPACE, **_RESPACED},
-        levels.floored_discrete,
+        levels.make_floored_discrete_schedule,
         _RATIO,
         lambda o, eta: samplers.lms(),
     ),
@@ -181,7 +193,7 @@ KINDS: dict[str, SchedulerKind] = {
             "timestep_type": "discrete",
             "final_sigmas_type": "zero",
         },
-        levels.floored_discrete,
+        levels.make_floored_discrete_schedule,
         functools.partial(_RATIO, listed=("timesteps", "sigmas")),
         make_euler,
         fixed={
@@ -192,13 +204,13 @@ KINDS: dict[str, SchedulerKind] = {
     ),
     "EulerAncestralDiscreteScheduler": SchedulerKind(
         {**_BETAS, **_LINSPACE, **_ZERO_SNR},
-        levels.floored_discrete,
+        levels.make_floored_discrete_schedule,
         _RATIO,
         lambda o, eta: samplers.ddim(1.0),
     ),
     "HeunDiscreteScheduler": SchedulerKind(
         {**_SD_BETAS, **_LINSPACE, **_RESPACED, **_CLIP, "clip_sample": False},
-        levels.floored_discrete,
+        levels.make_floored_discrete_schedule,
         functools.partial(_RATIO, listed=("timesteps",)),
         lambda o, eta: samplers.heun(),
         rederive=True,
@@ -206,14 +218,14 @@ KINDS: dict[str, SchedulerKind] = {
     ),
     "KDPM2DiscreteScheduler": SchedulerKind(
         _KDPM2,
-        levels.floored_discrete,
+        levels.make_floored_discrete_schedule,
         functools.partial(_RATIO, whole=True),
         lambda o, eta: samplers.dpm2(),
         order=2,
     ),
     "KDPM2AncestralDiscreteScheduler": SchedulerKind(
         _KDPM2,
-        levels.floored_discrete,
+        levels.make_floored_discrete_schedule,
         functools.partial(_RATIO, whole=True),
         lambda o, eta: samplers.dpm2(ancestral=True),
         order=2,
@@ -330,22 +342,22 @@ KINDS: dict[str, SchedulerKind] = {
     ),
     "IPNDMScheduler": SchedulerKind(
         {"num_train_timesteps": 1000, "trained_betas": None},
-        levels.angle,
-        levels.angle_grid,
+        levels.make_angle_schedule,
+        levels.make_angle_grid,
         lambda o, eta: samplers.ipndm(blind=True),
         fixed={"trained_betas": (None,)},
         prediction="v_prediction",
     ),
     "LCMScheduler": SchedulerKind(
         _CONSISTENCY,
-        levels.discrete,
+        levels.make_discrete_schedule,
         _bind_consistency_grid("clean"),
         lambda o, eta: samplers.lcm(timestep_scaling=o["timestep_scaling"]),
         rederive=True,
     ),
     "TCDScheduler": SchedulerKind(
         _CONSISTENCY,
-        levels.discrete,
+        levels.make_discrete_schedule,
         _bind_consistency_grid("first"),
         lambda o, eta: samplers.tcd(gamma=0.3 if eta is None else eta),
     ),
@@ -364,24 +376,24 @@ KINDS: dict[str, SchedulerKind] = {
             "time_shift_type": "exponential",
             "stochastic_sampling": False,
         },
-        levels.flow,
-        functools.partial(levels.flow_match_grid, listed=("timesteps", "sigmas")),
+        levels.make_flow_schedule,
+        functools.partial(levels.make_flow_match_grid, listed=("timesteps", "sigmas")),
         lambda o, eta: samplers.consistency() if o["stochastic_sampling"] else samplers.ddim(0.0),
         fixed={"invert_sigmas": (False,), "time_shift_type": ("exponential", "linear")},
         prediction="flow_prediction",
     ),
     "FlowMatchHeunDiscreteScheduler": SchedulerKind(
         {"num_train_timesteps": 1000, "shift": 1.0},
-        levels.flow,
-        levels.flow_match_grid,
+        levels.make_flow_schedule,
+        levels.make_flow_match_grid,
         lambda o, eta: samplers.flow_heun(),
         order=2,
         prediction="flow_prediction",
     ),
     "EDMEulerScheduler": SchedulerKind(
         _EDM,
-        levels.edm,
-        levels.edm_grid,
+        levels.make_edm_schedule,
+        levels.make_edm_grid,
         make_euler,
         fixed={**_ENDS, "prediction_type": ("epsilon", "v_prediction")},
     ),
@@ -395,8 +407,8 @@ KINDS: dict[str, SchedulerKind] = {
             "lower_order_final": True,
             "euler_at_final": False,
         },
-        levels.edm,
-        levels.edm_grid,
+        levels.make_edm_schedule,
+        levels.make_edm_grid,
         make_dpm,
         rederive=True,
         fixed={**_ENDS, "prediction_type": ("epsilon", "v_prediction")},

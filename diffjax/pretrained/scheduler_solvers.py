@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from diffjax import samplers
-from diffjax.pretrained.betas import Options
-from diffjax.types import Sampler
+from diffjax.types import Options, Sampler
 
 
 def make_plms(o: Options, eta: float | None) -> Sampler:
+    """Make the solver of PNDM (Liu et al. 2022): PLMS, after Runge-Kutta steps unless they are
+    skipped.
+    """
     output = "v" if o["prediction_type"] == "v_prediction" else "eps"
     rest = {"output": output, "total": o["num_train_timesteps"]}
     return samplers.plms(runge_kutta=not o["skip_prk_steps"], **rest)
 
 
 def make_dpm(o: Options, eta: float | None) -> Sampler:
+    """Make the multistep DPM-Solver or DPM-Solver++ (Lu et al. 2022)."""
     return samplers.dpm_solver(
         order=o["solver_order"],
         algorithm=o["algorithm_type"],
@@ -24,6 +27,7 @@ def make_dpm(o: Options, eta: float | None) -> Sampler:
 
 
 def make_dpm_single(o: Options, eta: float | None) -> Sampler:
+    """Make the singlestep DPM-Solver or DPM-Solver++ (Lu et al. 2022)."""
     return samplers.dpm_solver_single(
         order=o["solver_order"],
         algorithm=o["algorithm_type"],
@@ -33,6 +37,7 @@ def make_dpm_single(o: Options, eta: float | None) -> Sampler:
 
 
 def make_unipc(o: Options, eta: float | None) -> Sampler:
+    """Make UniPC (Zhao et al. 2023), whose corrector may be disabled at the first steps."""
     return samplers.unipc(
         order=o["solver_order"],
         solver_type=o["solver_type"],
@@ -52,4 +57,5 @@ def make_stochastic_adams(o: Options, eta: float | None) -> Sampler:
 
 
 def make_euler(o: Options, eta: float | None) -> Sampler:
+    """Make Euler's method in ``sigma / alpha``, which DDIM at eta 0 equals."""
     return samplers.ddim(0.0)

@@ -2,6 +2,10 @@
 
 Every option of a class is used, or refused with a message that names it. Keys that belong to other
 classes are kept but change nothing, as in diffusers, so that `with_class` finds them again.
+
+`load_scheduler` reads a config with the tables of `scheduler_kinds`. `generate.stages` then calls
+`Scheduler.grid` for the noise levels of a request, `Scheduler.rows` for the plan of the solver, and
+puts `Scheduler.bound` around the guided denoiser.
 """
 
 from __future__ import annotations
@@ -9,21 +13,30 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from diffjax import grids, parameterization, samplers
-from diffjax.pretrained import scheduler_levels as levels
-from diffjax.pretrained.betas import Options
 from diffjax.pretrained.config_specs import NETWORK, check_scheduler
 from diffjax.pretrained.files import StrPath, write_json
 from diffjax.pretrained.scheduler_kinds import INSTEAD, KINDS, KNOWN, SchedulerKind
-from diffjax.pretrained.scheduler_levels import Asked
-from diffjax.types import Denoiser, Grid, Parameterization, Rows, Sampler, Schedule, choose
+from diffjax.pretrained.scheduler_spacing import Asked, find_spacing
+from diffjax.types import (
+    Config,
+    Denoiser,
+    Grid,
+    JsonObject,
+    Options,
+    Parameterization,
+    Rows,
+    Sampler,
+    Schedule,
+    choose,
+)
 from diffjax.untrusted import check, name_some, naming, read_json, show
 
 FILE = "scheduler_config.json"
@@ -38,19 +51,19 @@ PREDICTIONS = {
 
 
 class Scheduler(NamedTuple):
-    """What a composition needs of a scheduler.
+    """A scheduler of diffusers as the parts that the sampling loop needs.
 
     Attributes:
         name: its class in diffusers.
-        schedule: how noise grows.
+        schedule: how noise grows with time.
         parameterization: what the network predicts.
         sampler: the solver.
-        grid: ``(steps=None, *, timesteps=None, sigmas=None, mu=None, strength=1.0, start=None)``
-            to a `Grid`; see `make_grid`. Multiply initial noise by its ``init_std``.
-        rows: ``(grid, end=None) -> Rows``, those before a fraction of the denoising.
-        bound: wraps a denoiser with the clipping or thresholding of the config; goes outside
+        grid: ``(steps=None, *, timesteps=None, sigmas=None, mu=None, strength=1.0, start=None)`` to
+            a `Grid`; see `make_grid`. Initial noise must be multiplied by its ``init_std``.
+        rows: ``(grid, end=None) -> Rows``, the plan up to a fraction of the denoising.
+        bound: wraps a denoiser with the clipping or thresholding of the config. It goes outside
             guidance.
-        config: the keys that were read.
+        config: the keys that were read, those of other classes included.
     """
 
     name: str
@@ -60,21 +73,24 @@ class Scheduler(NamedTuple):
     grid: Callable[..., Grid]
     rows: Callable[..., Rows]
     bound: Callable[[Denoiser], Denoiser]
-    config: dict[str, Any]
+    config: JsonObject
 
 
 # ---- reading and writing --------------------------------------------------------------------
 
 
-def load_scheduler(source: Mapping[str, Any] | StrPath, *, eta: float | None = None) -> Scheduler:
-    """The scheduler of a config: a dict, a scheduler_config.json, or the folder that holds it.
+def load_scheduler(source: Config | StrPath, *, eta: float | None = None) -> Scheduler:
+    """Load a scheduler from a config, a scheduler_config.json, or the folder that holds it.
 
     Args:
-        eta: of DDIM (0 by default) or TCD (gamma; 0.3), which diffusers gives to each step.
+        source: the config as a mapping, or the path of the file or folder.
+        eta: the eta of DDIM (0 by default) or the gamma of TCD (0.3), which diffusers takes at each
+            step.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the class or an option is unknown, or a value is not supported; all are named.
+        ValueError: the class or an option is unknown, or a value is not supported. The message
+            names all of them.
     """
     if not isinstance(source, Mapping):
         path = Path(source) / FILE if Path(source).is_dir() else Path(source)
@@ -105,13 +121,15 @@ def load_scheduler(source: Mapping[str, Any] | StrPath, *, eta: float | None = N
 
 
 def save_scheduler(scheduler: Scheduler, folder: StrPath) -> None:
-    """Write scheduler_config.json into a folder, which is made if need be."""
+    """Write scheduler_config.json into a folder, which is made if it does not exist."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_json(Path(folder) / FILE, to_config(scheduler))
 
 
-def to_config(scheduler: Scheduler) -> dict[str, Any]:
-    """The scheduler_config.json of a scheduler: all options of its class, and what was read."""
+def to_config(scheduler: Scheduler) -> JsonObject:
+    """Return the scheduler_config.json of a scheduler: all options of its class, and all keys
+    it was read with.
+    """
     own = {"_class_name": scheduler.name, **KINDS[scheduler.name].defaults}
     return json.loads(json.dumps({**own, **scheduler.config}, default=np.ndarray.tolist))
 
@@ -119,16 +137,17 @@ def to_config(scheduler: Scheduler) -> dict[str, Any]:
 def with_class(
     scheduler: Scheduler,
     name: str,
-    changes: Mapping[str, Any] | None = None,
+    changes: Config | None = None,
     *,
     eta: float | None = None,
 ) -> Scheduler:
-    """Another scheduler for the same model, as ``from_config`` of diffusers makes it.
+    """Return another scheduler for the same model, as ``from_config`` of diffusers makes it.
 
-    Keys that were read carry over; options that were left out take the new class's defaults.
+    Keys that were read carry over; options that they leave out have the defaults of the new class.
 
     Args:
-        name: of the class; ``Scheduler`` at its end may be left out.
+        scheduler: the scheduler of the model.
+        name: the new class; ``Scheduler`` at its end may be left out.
         changes: options to set.
         eta: see `load_scheduler`.
 
@@ -141,10 +160,10 @@ def with_class(
 
 
 def flow_mu(scheduler: Scheduler, tokens: int) -> float:
-    """The mu of flow matching with dynamic shifting for a number of image tokens.
+    """Return the mu of flow matching with dynamic shifting, for a number of image tokens.
 
-    Linear between ``base_shift`` at ``base_image_seq_len`` and ``max_shift`` at
-    ``max_image_seq_len``.
+    It is linear in the number, from ``base_shift`` at ``base_image_seq_len`` to ``max_shift`` at
+    ``max_image_seq_len``. Levels are shifted by ``exp(mu)``.
     """
     o = {**KINDS["FlowMatchEulerDiscreteScheduler"].defaults, **scheduler.config}
     shift = grids.flow_shift(
@@ -157,8 +176,13 @@ def flow_mu(scheduler: Scheduler, tokens: int) -> float:
     return math.log(shift)
 
 
-def _complete_options(name: str, kind: SchedulerKind, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a class: the given ones, and defaults for the rest.
+def _complete_options(name: str, kind: SchedulerKind, config: Config) -> JsonObject:
+    """Return the options of a class: those of the config, and defaults for the rest.
+
+    Args:
+        name: the class, for messages.
+        kind: how the class is read.
+        config: the scheduler_config.json.
 
     Raises:
         ValueError: an option is unknown to all classes, or a value is not supported.
@@ -179,19 +203,21 @@ def _complete_options(name: str, kind: SchedulerKind, config: Mapping[str, Any])
     if problems:
         raise ValueError(f"this {name} is not supported: {', '.join(problems)}")
     check_scheduler(out, kind.defaults, f"the config of {name}")
-    levels.find_spacing(out)
+    find_spacing(out)
     _check_flow(name, out)
     return out
 
 
 def _check_flow(name: str, o: Options) -> None:
-    """
+    """Check that options of flow matching are set together.
+
     Raises:
-        ValueError: flow levels and the prediction, or their spacing, do not fit each other.
+        ValueError: the prediction type, the spacing or ``shift_terminal`` contradicts
+            ``use_flow_sigmas``.
     """
     if "use_flow_sigmas" not in o:
         return
-    prediction, spacing = o["prediction_type"], levels.find_spacing(o)
+    prediction, spacing = o["prediction_type"], find_spacing(o)
     if o["use_flow_sigmas"] and prediction == "v_prediction":
         raise ValueError(f"{name} with use_flow_sigmas does not support v_prediction")
     if prediction == "flow_prediction" and not o["use_flow_sigmas"]:
@@ -207,6 +233,11 @@ def _check_flow(name: str, o: Options) -> None:
 
 
 def _build_parameterization(kind: SchedulerKind, o: Options) -> Parameterization:
+    """Return what the output of the network means, by ``prediction_type`` and ``variance_type``.
+
+    EDM's classes precondition the network (Karras et al. 2022); v-prediction there is the same with
+    the opposite sign.
+    """
     prediction = o.get("prediction_type", kind.prediction)
     if "sigma_data" in o:
         inner = parameterization.edm(o["sigma_data"])
@@ -226,6 +257,10 @@ def _negate_output(inner: Parameterization) -> Parameterization:
 
 
 def _bind_rederivation(kind: SchedulerKind, o: Options, denoise: Denoiser) -> Denoiser:
+    """Wrap a denoiser with the config's dynamic thresholding or clipping of x, if it has either.
+
+    Solvers in eps (``predict_x0`` false) never bound x in diffusers.
+    """
     if kind.rederive is None or not o.get("predict_x0", True):
         return denoise
     if o.get("thresholding"):
@@ -244,25 +279,29 @@ def make_grid(
     o: Options,
     steps: int | None = None,
     *,
-    timesteps: Any = None,
-    sigmas: Any = None,
+    timesteps: Sequence[float] | np.ndarray | None = None,
+    sigmas: Sequence[float] | np.ndarray | None = None,
     mu: float | None = None,
     strength: float = 1.0,
     start: float | None = None,
 ) -> Grid:
-    """The levels that the scheduler visits.
+    """Return the noise levels that a scheduler visits.
 
     Args:
+        kind: the class.
+        o: its complete options.
         steps: number of steps, or None with a list of timesteps or sigmas.
-        timesteps: to be visited instead, falling, for the classes that take them.
-        sigmas: levels in the class's own measure, likewise; Euler's hold the last level too.
+        timesteps: falling timesteps to visit instead, for classes that take them.
+        sigmas: falling levels to visit instead, in the class's own measure, for classes that take
+            them. Those of Euler include the last level.
         mu: logarithm of the shift, for flow matching with dynamic shifting.
-        strength: of image-to-image; the last ``min(int(N strength), N)`` steps.
-        start: fraction of the denoising that was done by another model (SDXL's refiner); the steps
-            from timesteps below ``round(T - start T)``. Strength is of no consequence then.
+        strength: of image-to-image, in [0, 1]; the last ``min(int(N strength), N)`` of N steps are
+            left.
+        start: fraction of the denoising that another model has done, for XL's refiner. Steps from
+            timesteps below ``round(T - start T)`` are left, and strength has no effect.
 
     Raises:
-        ValueError: the class does not take what is given, or no step is left.
+        ValueError: the class does not take an argument, or no step is left.
     """
     grid = kind.grid(o, Asked(steps, timesteps, sigmas, mu))
     if start is not None and 0 < start < 1:
@@ -273,9 +312,9 @@ def make_grid(
 
 
 def _find_handover(kind: SchedulerKind, o: Options, grid: Grid, start: float) -> int:
-    """Find the first level of a second model.
+    """Return the index of the first level that a second model visits.
 
-    With two evaluations a step it is that of the first step which has an evaluation below the cut.
+    With two evaluations a step it is that of the first step with an evaluation below the cut.
     """
     total = o["num_train_timesteps"]
     first = grids.window(grid, start=start, total=total).first
@@ -286,6 +325,7 @@ def _find_handover(kind: SchedulerKind, o: Options, grid: Grid, start: float) ->
 
 
 def _cut(total: int, fraction: float) -> int:
+    """Return the timestep at a fraction of the denoising, of ``total`` timesteps."""
     return round(total - fraction * total)
 
 
@@ -293,8 +333,11 @@ def _plan_rows(sampler: Sampler, total: int, grid: Grid, end: float | None = Non
     """Plan the rows of a grid, up to a fraction of the denoising.
 
     Args:
-        end: the rows at timesteps not below ``round(T - end T)`` (SDXL's base model); only
-            fractions in (0, 1) count.
+        sampler: the solver.
+        total: T, number of timesteps of the schedule.
+        grid: the levels to visit.
+        end: keep rows at timesteps of at least ``round(T - end T)``, for XL's base model with a
+            refiner. Only fractions between 0 and 1 have an effect.
 
     Raises:
         ValueError: no row is left.

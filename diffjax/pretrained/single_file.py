@@ -1,17 +1,19 @@
-"""Single-file checkpoints in the layout of the CompVis and Stability AI code.
+"""Read single-file checkpoints in the layout of the original code of CompVis and Stability AI.
 
-Stable Diffusion 1 and 2, XL base and refiner, those that inpaint, and ControlNets, as .safetensors.
-What is in a file is read off its keys and shapes; the parts are then described and named as in a
-diffusers folder.
+Files of Stable Diffusion 1 and 2, XL base and refiner, inpainting models, and ControlNets are read,
+as .safetensors. There is no config in such a file: the kind of model and all numbers are derived
+from its keys and shapes. The parts are then described and named as in a diffusers folder, so that
+`models.fill` builds them. `single_file_parts` has the autoencoder and the text encoders.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from diffjax.pretrained.files import StrPath, Weights, open_safetensors
 from diffjax.pretrained.models import Component, Sharding, fill
@@ -25,7 +27,7 @@ from diffjax.pretrained.single_file_parts import (
     count_numbers,
     select_below,
 )
-from diffjax.types import choose
+from diffjax.types import Config, JsonObject, choose
 from diffjax.untrusted import name_some, naming
 
 UNET = "model.diffusion_model."
@@ -40,13 +42,16 @@ _MARKED = {
 
 
 class Family(NamedTuple):
-    """What the keys of a file cannot tell: where the text encoders are, and constants.
+    """What the keys of a file do not show: prefixes of the text encoders, and constants.
 
     Attributes:
-        clip, open_clip: prefix of the text encoder of that kind, or None.
-        projected: the pooled output of OpenCLIP is used, and all of its layers are.
-        heads: heads of the UNet everywhere, or None for heads of 64 channels.
-        scale: factor of the latents.
+        clip: prefix of the keys of a CLIP text encoder, or None.
+        open_clip: prefix of the keys of an OpenCLIP text encoder, or None.
+        projected: whether the pooled and projected output of OpenCLIP is used; all of its layers
+            are then.
+        heads: number of attention heads of the UNet at every level, or None for heads of 64
+            channels.
+        scale: ``scaling_factor`` of the latents.
     """
 
     clip: str | None
@@ -70,11 +75,11 @@ FAMILIES = {
 }
 
 
-def family_of(keys: Iterable[str]) -> str:
-    """Return the name in `FAMILIES` to which a file's keys belong.
+def find_family(keys: Iterable[str]) -> str:
+    """Return the name in `FAMILIES` of the model that has these keys.
 
     Raises:
-        ValueError: none of them.
+        ValueError: there is none; the message says what the keys are of, if that is known.
     """
     keys = list(keys)
     what = describe_keys(keys)
@@ -95,18 +100,23 @@ def family_of(keys: Iterable[str]) -> str:
 def open_single_file(
     path: StrPath, *, ema: bool = False, vae: bool = True
 ) -> tuple[str, dict[str, Part]]:
-    """The family of a checkpoint, and its parts by the names of a diffusers folder.
+    """Open a checkpoint, and describe its parts as a diffusers folder would.
 
-    Only the header is read. The family of a ControlNet by itself is ``controlnet``.
+    Only the header is read.
 
     Args:
+        path: the .safetensors file.
         ema: use the averaged weights of the UNet, which training checkpoints also have.
         vae: look for the autoencoder too, which some files have left out.
 
+    Returns:
+        The family, ``controlnet`` for a ControlNet by itself, and configs with unread weights by
+            the names of a diffusers folder.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is a pickle or damaged, or not of a known family, or lacks what was
-            asked for.
+        ValueError: the file is a pickle or damaged, is not of a known family, or lacks a part that
+            was asked for.
     """
     weights = open_safetensors(path)
     if strange := [f"{key} ({kind})" for key, kind in _MARKED.items() if key in weights]:
@@ -116,10 +126,11 @@ def open_single_file(
 
 
 def _build_parts(weights: Weights, ema: bool, vae: bool) -> tuple[str, dict[str, Part]]:
+    """Split the weights of a checkpoint into parts; see `open_single_file`."""
     control = _select_control_weights(weights)
     if control and not any(key.startswith(UNET) for key in weights):
         return "controlnet", {"controlnet": _build_control_part(control)}
-    name = family_of(weights)
+    name = find_family(weights)
     family = FAMILIES[name]
     unet = _take_averaged(weights) if ema else select_below(weights, UNET)
     parts = {"unet": _build_unet_part(unet, family)}
@@ -144,19 +155,21 @@ def load_single_file(
     *,
     parts: Iterable[str] | None = None,
     ema: bool = False,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     sharding: Sharding | None = None,
-    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    overrides: Mapping[str, Config] | None = None,
 ) -> dict[str, Component]:
-    """The networks of a checkpoint, by the names of a diffusers folder.
+    """Load the networks of a checkpoint, by the names of a diffusers folder.
 
     Args:
-        parts: those wanted (unet, vae, text_encoder, text_encoder_2, controlnet); all of them if
-            None.
+        path: the .safetensors file.
+        parts: names of the parts to load (unet, vae, text_encoder, text_encoder_2, controlnet);
+            None loads all.
         ema: see `open_single_file`.
-        dtype, sharding: see `load_model`.
-        overrides: entries of a part's config that its weights cannot tell, such as the number of
-            heads of a model that is none of the published ones.
+        dtype: see `load_model`.
+        sharding: see `load_model`.
+        overrides: by part, entries of its config that the weights do not show, such as the number
+            of heads of a model that is not one of the published ones.
 
     Raises:
         FileNotFoundError, ValueError: see `open_single_file` and `load_model`.
@@ -173,7 +186,11 @@ def load_single_file(
 
 
 def _take_averaged(weights: Weights) -> Weights:
-    """Return the averaged weights of the UNet, whose keys have lost their dots."""
+    """Return the averaged weights of the UNet, which are stored under keys without dots.
+
+    Raises:
+        ValueError: the file has none, or not all of them.
+    """
     names = {
         f"{EMA}diffusion_model{key.replace('.', '')}": key for key in select_below(weights, UNET)
     }
@@ -206,7 +223,15 @@ MIDDLE = ("resnets.0", "attentions.0", "resnets.1")
 
 
 def rename_unet_key(key: str, blocks: int) -> str:
-    """Return diffusers' name of a UNet weight; ``blocks`` is the number of them per level."""
+    """Return diffusers' name of a UNet's weight.
+
+    ``input_blocks`` count the residual blocks and down-samplers of all levels in one row, so the
+    level follows from the number of blocks per level.
+
+    Args:
+        key: the name in the original code, without a prefix.
+        blocks: number of residual blocks per level.
+    """
     module, _, leaf = key.rpartition(".")
     if module in OUTER:
         return f"{OUTER[module]}.{leaf}"
@@ -227,20 +252,22 @@ def rename_unet_key(key: str, blocks: int) -> str:
 
 
 def _build_unet_part(weights: Weights, family: Family) -> Part:
+    """Return the UNet's config and its weights in diffusers' names."""
     config = derive_unet_config(weights, heads=family.heads)
     return Part(
         config, weights.rename_keys(lambda key: rename_unet_key(key, config["layers_per_block"]))
     )
 
 
-def derive_unet_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
-    """Derive the config of the UNet from its weights.
+def derive_unet_config(weights: Weights, *, heads: int | None) -> JsonObject:
+    """Derive the config of a UNet from its weights.
 
     Args:
-        heads: number of heads everywhere, or None for heads of 64 channels.
+        weights: weights in the original names, without a prefix.
+        heads: number of heads at every level, or None for heads of 64 channels.
 
     Raises:
-        ValueError: this is no UNet of the family.
+        ValueError: these are not weights of such a UNet.
     """
     config = derive_encoder_config(weights, heads=heads)
     ups = [kind.replace("Down", "Up") for kind in reversed(config["down_block_types"])]
@@ -251,8 +278,13 @@ def derive_unet_config(weights: Weights, *, heads: int | None) -> dict[str, Any]
     )
 
 
-def derive_encoder_config(weights: Weights, *, heads: int | None) -> dict[str, Any]:
-    """Derive the part of `derive_unet_config` that the encoder's weights show."""
+def derive_encoder_config(weights: Weights, *, heads: int | None) -> JsonObject:
+    """Derive the part of `derive_unet_config` that the encoder's weights show; ControlNets have no
+    more.
+
+    Raises:
+        ValueError: no layer halves the resolution, or a weight is missing.
+    """
     downs = sorted(
         int(m[1]) for k in weights if (m := re.match(r"input_blocks\.(\d+)\.0\.op\.w", k))
     )
@@ -285,7 +317,9 @@ def derive_encoder_config(weights: Weights, *, heads: int | None) -> dict[str, A
 
 
 def _count_transformer_blocks(weights: Weights, attention: str) -> int:
-    """Count the transformer blocks of an attention layer."""
+    """Return the number of transformer blocks of an attention layer, 0 if there is no such
+    layer.
+    """
     return count_numbers(weights, rf"{re.escape(attention)}\.transformer_blocks\.(\d+)\.")
 
 
@@ -296,13 +330,19 @@ _CLIP_WIDTH = 768  # of the text that version 1 attends to
 
 
 def _select_control_weights(weights: Weights) -> Weights:
-    """Select a ControlNet's weights, with or without the training code's prefix, if any."""
+    """Return a ControlNet's weights, with the prefix of the training code removed, or none."""
     found = select_below(weights, CONTROL)
     return weights if not found and f"{HINT}.0.weight" in weights else found
 
 
 def rename_control_key(key: str, blocks: int, last: int) -> str:
-    """Return diffusers' name of a ControlNet's weight; ``last`` numbers the hint's last layer."""
+    """Return diffusers' name of a ControlNet's weight.
+
+    Args:
+        key: the name in the original code, without a prefix.
+        blocks: number of residual blocks per level.
+        last: number of the last layer of the hint encoder.
+    """
     if m := re.fullmatch(r"(zero_convs\.\d+|middle_block_out)\.0\.(\w+)", key):
         return f"{m[1].replace('zero_convs', 'controlnet_down_blocks')}.{m[2]}".replace(
             "middle_block_out", "controlnet_mid_block"
@@ -315,6 +355,11 @@ def rename_control_key(key: str, blocks: int, last: int) -> str:
 
 
 def _build_control_part(weights: Weights) -> Part:
+    """Return a ControlNet's config and its weights in diffusers' names.
+
+    The layers of ``input_hint_block`` have even numbers, with a SiLU after each; every second one
+    widens.
+    """
     last = count_numbers(weights, rf"{HINT}\.(\d+)\.") - 1
     v1 = weights.shape("middle_block.1.transformer_blocks.0.attn2.to_k.weight")[1] == _CLIP_WIDTH
     # Layers come in pairs, a SiLU after each; the second of a pair widens.

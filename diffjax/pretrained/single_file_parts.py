@@ -1,15 +1,20 @@
-"""Autoencoders and text encoders of single-file checkpoints, as a diffusers folder has them."""
+"""Autoencoders and text encoders of single-file checkpoints, described as in a diffusers folder.
+
+`single_file` finds the prefix of each part. The functions here derive its config from its shapes
+and rename its weights.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from diffjax.pretrained.files import Tensor, Weights
 from diffjax.pretrained.models import modernise_key
+from diffjax.types import JsonObject
 
 HEAD = 64  # channels of a head, but in the UNet of version 1, which has 8 heads
 GROUPS = 32
@@ -17,20 +22,29 @@ _USED = 23  # layers of SD 2's text encoder: all but the last, which some files 
 
 
 class Part(NamedTuple):
-    """A network of a file: config.json and weights as a diffusers folder would have them."""
+    """A network of a file, as a diffusers folder would have it.
 
-    config: dict[str, Any]
+    Attributes:
+        config: its config.json.
+        weights: its weights in diffusers' names, not read yet.
+    """
+
+    config: JsonObject
     weights: Weights
 
 
 def select_below(weights: Weights, prefix: str) -> Weights:
-    """Select the tensors under a prefix, and drop the prefix."""
+    """Return the tensors whose keys have a prefix, under the keys without it."""
     size = len(prefix)
     return Weights({k[size:]: v for k, v in weights.tensors.items() if k.startswith(prefix)})
 
 
 def count_numbers(weights: Weights, pattern: str) -> int:
-    """How many numbers the group of a pattern takes at the beginning of keys."""
+    """Return one more than the largest number that the group of a pattern matches at the beginning
+    of keys.
+
+    It counts levels, blocks or layers; it is 0 if nothing matches.
+    """
     found = {int(m[1]) for key in weights if (m := re.match(pattern, key))}
     return max(found) + 1 if found else 0
 
@@ -43,7 +57,13 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj
 
 
 def rename_autoencoder_key(key: str, levels: int) -> str:
-    """Return diffusers' name of a weight of the autoencoder; others stay as they are."""
+    """Return diffusers' name of a weight of the autoencoder; other keys stay as they are.
+
+    Args:
+        key: the name in the original code, without a prefix.
+        levels: number of levels, because the original code counts those of the decoder from the
+            finest.
+    """
     key = re.sub(r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out.", key)
     key = re.sub(r"\.nin_shortcut\.", ".conv_shortcut.", key)
     key = re.sub(r"\.mid\.block_([12])\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}.", key)
@@ -70,10 +90,14 @@ def rename_autoencoder_key(key: str, levels: int) -> str:
 
 
 def build_autoencoder_part(weights: Weights, *, scale: float | None) -> Part:
-    """Build the autoencoder of weights in the layout of the published code, without a prefix.
+    """Return the config and the weights of an autoencoder, from weights in the original names.
+
+    Attention is a 1x1 convolution in the original code, and a dense layer here and in diffusers.
 
     Args:
-        scale: factor of the latents, which the weights do not say; None leaves it out.
+        weights: weights without a prefix.
+        scale: ``scaling_factor`` of the latents, which weights do not show. None leaves it out of
+            the config.
 
     Raises:
         ValueError: there is no autoencoder.
@@ -94,11 +118,15 @@ def _flatten_convolution(value: np.ndarray) -> np.ndarray:
     return value.reshape(value.shape[:2]) if value.ndim == 4 else value
 
 
-def derive_autoencoder_config(weights: Weights, *, scale: float | None) -> dict[str, Any]:
-    """Derive the config of the autoencoder from its weights.
+def derive_autoencoder_config(weights: Weights, *, scale: float | None) -> JsonObject:
+    """Derive the config of an autoencoder from its weights. A codebook makes it a VQModel.
+
+    Args:
+        weights: weights in the original names, without a prefix.
+        scale: see `build_autoencoder_part`.
 
     Raises:
-        ValueError: there is no autoencoder.
+        ValueError: there is no autoencoder, or a weight is missing.
     """
     levels = count_numbers(weights, r"encoder\.down\.(\d+)\.")
     if not levels:
@@ -106,7 +134,7 @@ def derive_autoencoder_config(weights: Weights, *, scale: float | None) -> dict[
     first = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
     attends = [f"encoder.down.{i}.attn.0.q.weight" in weights for i in range(levels)]
     blocks = ["Attn" if attention else "" for attention in attends]
-    codebook: dict[str, Any] = dict(_class_name="AutoencoderKL")
+    codebook: JsonObject = dict(_class_name="AutoencoderKL")
     if "quantize.embedding.weight" in weights:
         codes, width = weights.shape("quantize.embedding.weight")
         codebook = dict(_class_name="VQModel", num_vq_embeddings=codes, vq_embed_dim=width)
@@ -143,7 +171,11 @@ _OPEN_CLIP_OUTER = {
 _FC1 = "text_model.encoder.layers.0.mlp.fc1.weight"
 
 
-def _derive_text_config(weights: Weights, layers: int, **options: Any) -> dict[str, Any]:
+def _derive_text_config(weights: Weights, layers: int, **options: object) -> JsonObject:
+    """Derive the config of a text encoder from its weights in diffusers' names.
+
+    The end token is the last one of the vocabulary, as in CLIP.
+    """
     rows, width = weights.shape("text_model.embeddings.token_embedding.weight")
     return dict(
         model_type="clip_text_model",
@@ -159,7 +191,7 @@ def _derive_text_config(weights: Weights, layers: int, **options: Any) -> dict[s
 
 
 def build_clip_part(weights: Weights) -> Part:
-    """Build the text encoder of CLIP."""
+    """Return the config and the weights of a CLIP text encoder, as SD 1 and XL have it."""
     weights = weights.rename_keys(modernise_key)
     layers = count_numbers(weights, r"text_model\.encoder\.layers\.(\d+)\.")
     options = dict(architectures=["CLIPTextModel"], hidden_act="quick_gelu")
@@ -167,7 +199,13 @@ def build_clip_part(weights: Weights) -> Part:
 
 
 def build_open_clip_part(weights: Weights, projected: bool) -> Part:
-    """Build the text half of OpenCLIP, with its projection if that is used."""
+    """Return the config and the weights of OpenCLIP's text half, as SD 2 and XL have it.
+
+    Args:
+        weights: weights in OpenCLIP's names, without a prefix.
+        projected: whether the projection is used. Without it, the last layer is dropped, since SD 2
+            attends to the output of the last layer but one.
+    """
     # Without projection, the output of the last layer but one is what the UNet sees.
     layers = count_numbers(weights, r"transformer\.resblocks\.(\d+)\.")
     layers -= not projected and layers != _USED
@@ -175,7 +213,7 @@ def build_open_clip_part(weights: Weights, projected: bool) -> Part:
     for key, tensor in weights.tensors.items():
         out.update(_convert_open_clip(key, tensor, layers, projected))
     named = Weights(out)
-    options: dict[str, Any] = dict(architectures=["CLIPTextModel"], hidden_act="gelu")
+    options: JsonObject = dict(architectures=["CLIPTextModel"], hidden_act="gelu")
     if projected:
         options["architectures"] = ["CLIPTextModelWithProjection"]
         options["projection_dim"] = weights.shape("text_projection")[1]
@@ -183,7 +221,14 @@ def build_open_clip_part(weights: Weights, projected: bool) -> Part:
 
 
 def _convert_open_clip(key: str, tensor: Tensor, layers: int, projected: bool) -> dict[str, Tensor]:
-    """Convert one weight of OpenCLIP to none, one, or three weights (fused q, k and v)."""
+    """Convert one weight of OpenCLIP to none, one, or three weights (from fused q, k and v).
+
+    Args:
+        key: the name in OpenCLIP.
+        tensor: the unread weight.
+        layers: number of layers that are kept.
+        projected: whether the projection is used.
+    """
     # Constants, and the half that sees images, which merged files have kept.
     if key.startswith(("logit_", "attn_mask", "visual.")):
         return {}

@@ -12,6 +12,9 @@ parameter *is* its key in the state dict. Only the leaves differ:
 
 Layers that are scanned here are stacked on a first axis; in a state dict each has its own keys,
 ``transformer_blocks.0.`` and so on.
+
+All readers of weights end here (`models.fill`, `files.load_safetensors`, adapters), and so do all
+writers.
 """
 
 from __future__ import annotations
@@ -19,13 +22,15 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 from safetensors.numpy import save_file
 
-from diffjax.types import PyTree
+from diffjax.types import Array, Params
 from diffjax.untrusted import name_some
 from diffjax.writing import replace_file
 
@@ -36,34 +41,47 @@ _STACKED = ("transformer_blocks", "encoder.layers")
 # Constants that other libraries store beside the parameters.
 _BUFFERS = ("position_ids", "num_batches_tracked")
 
-Place = Callable[[str, np.ndarray], Any]
+Place = Callable[[str, np.ndarray], Array]
+Leaf = Array | jax.ShapeDtypeStruct  # of a tree of parameters, or of one to be filled
 
 
 class _Leaf(NamedTuple):
-    """A leaf of a tree and its keys in the state dict, one per layer if it is a stack."""
+    """A leaf of a tree and its keys in the state dict.
+
+    Attributes:
+        keys: one key, or one per layer if the leaf is a stack of scanned layers.
+        stacked: whether the first axis counts layers.
+        kernel: whether the axes are those of a kernel, which the state dict has in another order.
+        value: the array or its shape and type.
+    """
 
     keys: tuple[str, ...]
     stacked: bool
     kernel: bool
-    value: Any
+    value: Leaf
 
     def find_outward_axes(self) -> tuple[int, ...]:
-        """Return the axes that turn one layer's (..., I, O) into (O, I, ...)."""
+        """Return the axes that transpose one layer's (..., I, O) to (O, I, ...)."""
         axes = len(self.value.shape) - self.stacked
         return (axes - 1, axes - 2, *range(axes - 2)) if self.kernel else tuple(range(axes))
 
     def shape(self) -> tuple[int, ...]:
-        """Shape of one layer in the state dict."""
+        """Return the shape of one layer in the state dict."""
         shape = self.value.shape[1:] if self.stacked else self.value.shape
         return tuple(shape[axis] for axis in self.find_outward_axes())
 
 
-def _describe_leaf(path: tuple[Any, ...], value: Any) -> _Leaf:
+def _describe_leaf(path: tuple[object, ...], value: Leaf) -> _Leaf:
+    """Return a leaf with its keys, by the path of names that leads to it.
+
+    Raises:
+        ValueError: the tree has something else than nested dicts.
+    """
     if not path or not all(isinstance(part, jax.tree_util.DictKey) for part in path):
         raise ValueError(
             f"parameters must be nested dicts, but there is one at {jax.tree_util.keystr(path)!r}"
         )
-    *modules, leaf = (str(part.key) for part in path)
+    *modules, leaf = (str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))
     name = "weight" if leaf in _RENAMED else leaf
     stacks = [i for i, module in enumerate(modules) if module.endswith(_STACKED)]
     if not stacks:
@@ -73,8 +91,12 @@ def _describe_leaf(path: tuple[Any, ...], value: Any) -> _Leaf:
     return _Leaf(keys, True, leaf == "kernel", value)
 
 
-def _name_leaves(params: PyTree) -> tuple[list[_Leaf], Any]:
-    """Return the leaves with their keys in the order of the tree, and the tree's structure."""
+def _name_leaves(params: Params) -> tuple[list[_Leaf], jax.tree_util.PyTreeDef]:
+    """Return the leaves with their keys in the order of the tree, and the tree's structure.
+
+    Raises:
+        ValueError: two leaves would have the same key.
+    """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     named = [_describe_leaf(path, value) for path, value in leaves]
     counts = Counter(key for leaf in named for key in leaf.keys)
@@ -83,8 +105,11 @@ def _name_leaves(params: PyTree) -> tuple[list[_Leaf], Any]:
     return named, structure
 
 
-def list_state_shapes(like: PyTree) -> dict[str, tuple[int, ...]]:
-    """List the keys and shapes of the state dict of a tree of arrays or `jax.ShapeDtypeStruct`.
+def list_state_shapes(like: Params) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a tree's state dict by key, without reading the arrays.
+
+    Args:
+        like: a tree of arrays or ``jax.ShapeDtypeStruct``.
 
     Raises:
         ValueError: as `to_state_dict`.
@@ -92,8 +117,9 @@ def list_state_shapes(like: PyTree) -> dict[str, tuple[int, ...]]:
     return {key: leaf.shape() for leaf in _name_leaves(like)[0] for key in leaf.keys}
 
 
-def iterate_state(params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
-    """`to_state_dict` one array at a time.
+def iterate_state(params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the keys and arrays of `to_state_dict` one by one, so that one array is in memory at a
+    time.
 
     Raises:
         ValueError: as `to_state_dict`.
@@ -104,8 +130,11 @@ def iterate_state(params: PyTree) -> Iterator[tuple[str, np.ndarray]]:
             yield key, np.ascontiguousarray(layer.transpose(leaf.find_outward_axes()))
 
 
-def to_state_dict(params: PyTree) -> dict[str, np.ndarray]:
-    """The state dict of a tree of parameters: nested dicts, as in ``variables["params"]``.
+def to_state_dict(params: Params) -> dict[str, np.ndarray]:
+    """Return the state dict of a tree of parameters, with torch's names and axes.
+
+    Args:
+        params: nested dicts of arrays, as in ``variables["params"]``.
 
     Raises:
         ValueError: two parameters have the same joined path, as in {a: {b}} and {a.b}.
@@ -114,22 +143,23 @@ def to_state_dict(params: PyTree) -> dict[str, np.ndarray]:
 
 
 def from_state_dict(
-    state: Mapping[str, Any], like: PyTree, *, place: Place | None = None
-) -> PyTree:
-    """The tree shaped and typed as ``like`` that a state dict describes.
+    state: Mapping[str, ArrayLike], like: Params, *, place: Place | None = None
+) -> Params:
+    """Return a tree of parameters that is filled from a state dict.
 
-    Arrays are asked for one by one, so that a mapping which reads a file streams it.
+    Arrays are looked up one by one, so that a mapping which reads a file streams it.
 
     Args:
-        state: arrays (or CPU tensors) by key, converted to the types of ``like``. Constants that
-            are no parameters (``position_ids``, ``num_batches_tracked``) are passed over.
-        like: tree of arrays or ``jax.ShapeDtypeStruct``.
-        place: ``(key, array) -> leaf``, as to put it on devices at once; stacked layers come under
-            the key of the first.
+        state: arrays (or CPU tensors) by key, which are cast to the types of ``like``. Constants
+            that are not parameters (``position_ids``, ``num_batches_tracked``) are skipped.
+        like: a tree of arrays or ``jax.ShapeDtypeStruct`` with the structure, shapes and types to
+            fill.
+        place: ``(key, array) -> leaf``, called for each parameter at once, for example to put it on
+            devices. Stacked layers come under the key of the first.
 
     Raises:
-        ValueError: keys are missing or unexpected, a shape differs, a weight is of another kind
-            (integers for floats), not finite, or too large for its type, or joined paths of
+        ValueError: keys are missing or unexpected, a shape differs, a weight has another kind of
+            numbers (integers for floats), is not finite or too large for its type, or paths of
             ``like`` are not unique.
     """
     named, structure = _name_leaves(like)
@@ -142,8 +172,12 @@ def from_state_dict(
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
-def _fill_leaf(leaf: _Leaf, state: Mapping[str, Any]) -> np.ndarray:
-    """Fill the array of a leaf from a state dict, cast layer by layer."""
+def _fill_leaf(leaf: _Leaf, state: Mapping[str, ArrayLike]) -> np.ndarray:
+    """Return the array of a leaf, filled from a state dict and cast layer by layer.
+
+    Raises:
+        ValueError: see `_check_value`, or a value overflows the leaf's type.
+    """
     out: np.ndarray | None = None
     for place, key in enumerate(leaf.keys):
         value = _check_value(key, np.asarray(state[key]), leaf)
@@ -164,7 +198,7 @@ def _check_value(key: str, value: np.ndarray, leaf: _Leaf) -> np.ndarray:
     """Return an array of a state dict, after checking that it fits a leaf.
 
     Raises:
-        ValueError: its shape or kind differs, or it is not finite.
+        ValueError: its shape or kind of numbers differs, or it is not finite.
     """
     if value.shape != leaf.shape():
         raise ValueError(f"{key} has shape {value.shape}, but the network needs {leaf.shape()}")
@@ -177,12 +211,20 @@ def _check_value(key: str, value: np.ndarray, leaf: _Leaf) -> np.ndarray:
     return value
 
 
-def _name_kind(dtype: Any) -> str:
+def _name_kind(dtype: DTypeLike) -> str:
+    """Return the kind of numbers of a type: floats, integers, complex or others. bfloat16 is of
+    floats.
+    """
     kinds = {"floats": np.floating, "integers": np.integer, "complex": np.complexfloating}
     return next((k for k, v in kinds.items() if jax.dtypes.issubdtype(dtype, v)), "others")
 
 
 def _check_keys(found: set[str], wanted: set[str]) -> None:
+    """Compare the keys of a state dict with those that a network needs.
+
+    Raises:
+        ValueError: some are missing or unexpected; the message names the first ten of each.
+    """
     missing, unexpected = sorted(wanted - found), sorted(found - wanted)
     problems = []
     if missing:
@@ -194,9 +236,14 @@ def _check_keys(found: set[str], wanted: set[str]) -> None:
 
 
 def save_safetensors(
-    path: str | os.PathLike[str], params: PyTree, metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str], params: Params, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write parameters as a safetensors file that diffusers reads, all of it or nothing.
+
+    Args:
+        path: the file.
+        params: nested dicts of arrays.
+        metadata: texts by name, for the header.
 
     Raises:
         ValueError: joined paths are not unique.
@@ -207,19 +254,21 @@ def save_safetensors(
 
 
 def change_leaves(
-    params: PyTree, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]
-) -> PyTree:
-    """Parameters with some arrays changed, in float32.
+    params: Params, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]
+) -> Params:
+    """Return parameters with some arrays changed, computed in float32 and stored in their own
+    types.
 
     Args:
-        params: tree of arrays; leaves that do not change are not copied.
+        params: a tree of arrays. Leaves that do not change are not copied.
         changes: ``old -> new`` by key of the state dict and in its axes.
     """
     named, structure = _name_leaves(params)
     return jax.tree_util.tree_unflatten(structure, [_change_leaf(leaf, changes) for leaf in named])
 
 
-def _change_leaf(leaf: _Leaf, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> Any:
+def _change_leaf(leaf: _Leaf, changes: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> Leaf:
+    """Return the array of a leaf with the changes of its keys, on the devices where it was."""
     if not any(key in changes for key in leaf.keys):
         return leaf.value
     out = np.array(leaf.value)

@@ -1,16 +1,21 @@
-"""Text encoders to and from the config.json files of transformers."""
+"""Text encoders to and from the config.json files of transformers.
+
+CLIPTextModel is the encoder of Stable Diffusion 1 and 2 and the first one of XL,
+CLIPTextModelWithProjection the second one of XL. `configs` joins them with the classes of
+diffusers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 
 from diffjax.nets.text import CLIPText
-from diffjax.pretrained.autoencoder_configs import Config, NetworkKind
+from diffjax.pretrained.autoencoder_configs import NetworkKind
+from diffjax.types import Config, JsonObject, Tree
 
-_TEXT_DEFAULTS: dict[str, Any] = dict(
+_TEXT_DEFAULTS: Config = dict(
     vocab_size=49408,
     max_position_embeddings=77,
     hidden_size=512,
@@ -22,7 +27,7 @@ _TEXT_DEFAULTS: dict[str, Any] = dict(
     layer_norm_eps=1e-5,
     eos_token_id=49407,
 )
-_TEXT_FIXED: dict[str, tuple[Any, ...]] = dict(
+_TEXT_FIXED: dict[str, tuple[object, ...]] = dict(
     model_type=("clip_text_model",),
     is_decoder=(False,),
     add_cross_attention=(False,),
@@ -50,6 +55,7 @@ _TEXT_IGNORED = (
 
 
 def _build_text(config: Config) -> CLIPText:
+    """Build the text encoder of a complete config, without a projection."""
     return CLIPText(
         vocabulary=config["vocab_size"],
         positions=config["max_position_embeddings"],
@@ -64,14 +70,17 @@ def _build_text(config: Config) -> CLIPText:
 
 
 def _build_projected(config: Config) -> CLIPText:
+    """Build the text encoder of a complete config, with the projection of its pooled output."""
     return _build_text(config).clone(projection=config["projection_dim"])
 
 
-def _make_text_inputs(net: CLIPText, config: Config) -> tuple[Any, ...]:
+def _make_text_inputs(net: CLIPText, config: Config) -> tuple[Tree, ...]:
+    """Return one token (1, 1), the smallest input that a text encoder can be initialised with."""
     return (jnp.zeros((1, 1), jnp.int32),)
 
 
-def _describe_text(net: CLIPText, in_channels: int) -> dict[str, Any]:
+def _describe_text(net: CLIPText, in_channels: int) -> JsonObject:
+    """Return the config.json of a text encoder."""
     return dict(
         architectures=["CLIPTextModelWithProjection" if net.projection else "CLIPTextModel"],
         model_type="clip_text_model",
@@ -89,6 +98,7 @@ def _describe_text(net: CLIPText, in_channels: int) -> dict[str, Any]:
 
 
 def _make_text_kind(make: Callable[[Config], CLIPText]) -> NetworkKind:
+    """Return the description of a class of text encoder that ``make`` builds."""
     tables = (_TEXT_DEFAULTS, _TEXT_FIXED, _TEXT_IGNORED)
     return NetworkKind("transformers", make, _describe_text, _make_text_inputs, *tables)
 

@@ -1,8 +1,9 @@
-"""The files of a tokenizer, checked before the tokenizers library is given them.
+"""Check the files of a tokenizer before the tokenizers library reads them.
 
-The library is told what to do by the file: it may build any pipeline, with any regular expression,
-and it ends the program's thread where tables do not fit each other. What is read here is a byte
-pair encoding of bounded size whose tables fit, with expressions that take a time linear in a text.
+That library does what the file says: it may build any pipeline, with any regular expression, and it
+ends the thread where tables do not fit each other. The files that pass here describe a byte pair
+encoding of bounded size whose tables fit, and have regular expressions that take a time linear in a
+text. `tokenizers` builds the tokenizer from them.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import tokenizers as hf
 
+from diffjax.types import JsonObject
 from diffjax.untrusted import integer, name_some, read_json, show
 
 TOKENS = 2**20  # CLIP has 49,408
@@ -26,16 +27,21 @@ _MOST = 1000  # characters of a regular expression
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """vocab.json: ids by token.
+    """Read vocab.json: ids by token.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or ids are no numbers, or come twice.
+        ValueError: it is damaged, or an id is not a number or belongs to two tokens.
     """
     return _check_vocabulary(read_json(path), path)
 
 
-def _check_vocabulary(found: Any, path: Path) -> dict[str, int]:
+def _check_vocabulary(found: object, path: Path) -> dict[str, int]:
+    """Check the number of tokens, their lengths and their ids, and return the vocabulary.
+
+    Raises:
+        ValueError: one of them is out of range, or an id belongs to two tokens.
+    """
     if not isinstance(found, dict) or not 1 <= len(found) <= TOKENS:
         raise ValueError(f"{path} has no vocabulary of 1 to {TOKENS} tokens")
     if wrong := [token for token, i in found.items() if not _ID.holds(i)]:
@@ -53,11 +59,16 @@ def _check_vocabulary(found: Any, path: Path) -> dict[str, int]:
 
 
 def read_merges(path: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """merges.txt: pairs of tokens, one a line.
+    """Read merges.txt: pairs of tokens, one a line, in the order in which they are merged.
+
+    Args:
+        path: the file.
+        vocabulary: ids by token.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is no pair, or of tokens that the vocabulary lacks.
+        ValueError: a line is not a pair, or the vocabulary lacks one of its tokens or what they
+            merge to.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -73,7 +84,14 @@ def read_merges(path: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]]
     return _check_merges(pairs, vocabulary, path)
 
 
-def _check_merges(pairs: Any, vocabulary: dict[str, int], path: Path) -> list[tuple[str, str]]:
+def _check_merges(pairs: object, vocabulary: dict[str, int], path: Path) -> list[tuple[str, str]]:
+    """Check that merges are pairs of known tokens with a known result, and return them as tuples.
+
+    tokenizer.json has them as texts with a space or as lists of two, depending on its version.
+
+    Raises:
+        ValueError: one is something else.
+    """
     if not isinstance(pairs, list) or len(pairs) > TOKENS:
         raise ValueError(f"{path} has no list of at most {TOKENS} merges")
     out = []
@@ -90,11 +108,12 @@ def _check_merges(pairs: Any, vocabulary: dict[str, int], path: Path) -> list[tu
 
 
 def read_backend(path: Path) -> hf.Tokenizer:
-    """tokenizer.json: byte pairs, with neither padding nor truncation.
+    """Read tokenizer.json as a tokenizer with neither padding nor truncation.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, of another kind, or has expressions that may take any time.
+        ValueError: it is damaged, is not a byte pair encoding, or has a regular expression that may
+            take any time.
     """
     found = read_json(path)
     model = found.get("model")
@@ -119,15 +138,17 @@ def read_backend(path: Path) -> hf.Tokenizer:
     return backend
 
 
-def list_added(decoder: Any, more: dict[str, Any], path: Path) -> dict[str, int]:
-    """Words beside a vocabulary, with their ids.
+def list_added(decoder: object, more: JsonObject, path: Path) -> dict[str, int]:
+    """Return the words that older files keep beside the vocabulary, with their ids.
 
     Args:
-        decoder: ``added_tokens_decoder`` of tokenizer_config.json: entries by id, or None.
-        more: added_tokens.json, ids by word.
+        decoder: ``added_tokens_decoder`` of tokenizer_config.json: entries by id, or None. Special
+            tokens are left out.
+        more: added_tokens.json: ids by word.
+        path: the folder, for messages.
 
     Raises:
-        ValueError: an entry has no content, or an id is no number.
+        ValueError: an entry has no content, or an id is not a number.
     """
     entries = {} if decoder is None else decoder
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
@@ -146,15 +167,28 @@ def list_added(decoder: Any, more: dict[str, Any], path: Path) -> dict[str, int]
     return out
 
 
-def _read_entries(found: Any, path: Path) -> list[dict[str, Any]]:
+def _read_entries(found: object, path: Path) -> list[JsonObject]:
+    """Return ``added_tokens`` of tokenizer.json as a list of objects.
+
+    Raises:
+        ValueError: it is something else.
+    """
     entries = [] if found is None else found
-    wrong = not isinstance(entries, list) or len(entries) > TOKENS
-    if wrong or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{path} has added_tokens that are no list of entries")
+    if (
+        not isinstance(entries, list)
+        or len(entries) > TOKENS
+        or not all(isinstance(entry, dict) for entry in entries)
+    ):
+        raise ValueError(f"{path} has added_tokens that are not a list of entries")
     return entries
 
 
-def _check_added(entry: dict[str, Any], path: Path) -> None:
+def _check_added(entry: JsonObject, path: Path) -> None:
+    """Check the content and the id of an added token.
+
+    Raises:
+        ValueError: the content is not a short text, or the id is not a number in range.
+    """
     content = entry.get("content")
     named = isinstance(content, str) and 0 < len(content) <= _LONGEST
     if not named or not _ID.holds(entry.get("id")):
@@ -164,9 +198,9 @@ def _check_added(entry: dict[str, Any], path: Path) -> None:
         )
 
 
-def _find_patterns(found: dict[str, Any]) -> Iterator[Any]:
-    """Yield every regular expression of a pipeline."""
-    parts: list[Any] = [found.get(k) for k in ("normalizer", "pre_tokenizer", "decoder")]
+def _find_patterns(found: JsonObject) -> Iterator[object]:
+    """Yield every regular expression of tokenizer.json, at any depth of its pipeline."""
+    parts: list[object] = [found.get(k) for k in ("normalizer", "pre_tokenizer", "decoder")]
     while parts:
         part = parts.pop()
         if isinstance(part, dict):
@@ -177,14 +211,18 @@ def _find_patterns(found: dict[str, Any]) -> Iterator[Any]:
             parts += part
 
 
-def check_pattern(pattern: Any, where: object) -> None:
-    """See that a regular expression has no groups that repeat, look around or refer back.
+def check_pattern(pattern: object, where: object) -> None:
+    """Check that a regular expression has no groups that repeat, look around or refer back.
 
-    Each alternative may repeat one thing, so that no text takes more than a time of its length
+    Each alternative may repeat one thing, so that matching takes at most the length of the text
     times that of the expression at each place.
 
+    Args:
+        pattern: the expression, from a file.
+        where: the file, for messages.
+
     Raises:
-        ValueError: it has.
+        ValueError: the expression could take longer, or is not a short text.
     """
     if not isinstance(pattern, str) or len(pattern) > _MOST:
         raise ValueError(f"{where} has a regular expression that is no short text")

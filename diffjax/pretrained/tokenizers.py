@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers as hf
@@ -31,6 +31,7 @@ from diffjax.pretrained.tokenizer_files import (
     read_merges,
     read_vocabulary,
 )
+from diffjax.types import Config, JsonObject
 from diffjax.untrusted import check, name_some, read_json
 
 EMPHASIS = 1.1
@@ -46,8 +47,8 @@ class Tokens(NamedTuple):
     """A prompt in chunks of M tokens.
 
     Attributes:
-        ids: (chunks, M) int32, each chunk with its start, end and padding.
-        weights: (chunks, M) float32; 1 unless the prompt says otherwise.
+        ids: (chunks, M) int32, each chunk with its start token, end token and padding.
+        weights: (chunks, M) float32; 1 unless the prompt sets another weight.
     """
 
     ids: np.ndarray
@@ -55,14 +56,16 @@ class Tokens(NamedTuple):
 
 
 class Tokenizer(NamedTuple):
-    """``text -> ids``.
+    """A CLIP tokenizer: texts to ids.
 
     Attributes:
-        backend: of the tokenizers library, with neither padding nor truncation.
-        length: M, tokens of a chunk with start and end.
-        start, end, pad: ids.
-        concepts: ids of added words, by the word as the tokenizer writes it. A word is read where
-            no letter or digit goes on beside it, and the longest that fits counts.
+        backend: tokenizer of the tokenizers library, with neither padding nor truncation.
+        length: M, tokens of a chunk with start and end; 77 for CLIP.
+        start: id of the token that begins a chunk.
+        end: id of the token that ends a text.
+        pad: id of the token that fills a chunk up.
+        concepts: ids of added words, by the word in the tokenizer's normal form. A word matches
+            where no letter or digit is next to it, and the longest match counts.
     """
 
     backend: hf.Tokenizer
@@ -73,7 +76,7 @@ class Tokenizer(NamedTuple):
     concepts: Mapping[str, tuple[int, ...]] = {}
 
     def ids(self, text: str) -> list[int]:
-        """Return the ids of a text, without start, end and padding."""
+        """Return the ids of a text, without start, end and padding. Added words are found first."""
         if not self.concepts:
             return self.backend.encode(text, add_special_tokens=False).ids
         out: list[int] = []
@@ -86,12 +89,15 @@ class Tokenizer(NamedTuple):
         return out
 
     def normalise(self, text: str) -> str:
-        """A text as the tokenizer reads it: CLIP's are blind to case."""
+        """Return a text in the tokenizer's normal form; CLIP's is lower case."""
         rule = self.backend.normalizer
         return text if rule is None else rule.normalize_str(text)
 
     def plain(self, text: str) -> Tokens:
-        """Tokenize a text to one chunk as transformers does; a warning names what does not fit."""
+        """Tokenize a text to one chunk, as transformers does.
+
+        A warning names the words that are cut off.
+        """
         ids = self.ids(text)
         room = self.length - 2
         if len(ids) > room:
@@ -122,25 +128,29 @@ class Tokenizer(NamedTuple):
 
 @lru_cache(maxsize=16)
 def _compile_words(names: tuple[str, ...]) -> re.Pattern[str]:
-    """Compile a pattern of added words, the longest first, that are not parts of others."""
+    """Compile a pattern that finds added words, the longest first, where they are not parts of
+    others.
+    """
     longest = sorted(names, key=lambda name: (-len(name), name))
     return re.compile(f"({'|'.join(map(_bound_word, longest))})")
 
 
 def _bound_word(name: str) -> str:
+    """Return a pattern for a word, with word boundaries at ends that are letters or digits."""
     before, after = (r"\b" if re.match(r"\w", sign) else "" for sign in (name[0], name[-1]))
     return f"{before}{re.escape(name)}{after}"
 
 
 def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
-    """The tokenizer in a folder: tokenizer.json, or vocab.json with merges.txt.
+    """Load the tokenizer in a folder: tokenizer.json, or vocab.json with merges.txt.
 
     Args:
-        pad: padding token, if it is not to be that of the files.
+        folder: a folder as transformers writes it.
+        pad: padding token in place of that of the files.
 
     Raises:
         FileNotFoundError: the folder has neither.
-        ValueError: a file is damaged, or the special tokens are not in the vocabulary.
+        ValueError: a file is damaged, or the vocabulary lacks a special token.
     """
     path = Path(folder)
     config = _read_special(path)
@@ -164,7 +174,7 @@ def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
 def _learn_added_words(tokenizer: Tokenizer) -> Tokenizer:
     """Return the tokenizer with the words that its files have added.
 
-    Of a word of several tokens the others are called ``word_1``, ``word_2``, as in diffusers.
+    A word of several tokens has the others as ``word_1``, ``word_2`` and so on, as in diffusers.
     """
     known = tokenizer.backend.get_added_tokens_decoder()
     added = {token.content: i for i, token in known.items() if not token.special}
@@ -179,6 +189,7 @@ def _learn_added_words(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _follow_chain(name: str, added: Collection[str]) -> list[str]:
+    """Return a word with its further tokens, as far as they were added."""
     chain = [name]
     while (following := f"{name}_{len(chain)}") in added:
         chain.append(following)
@@ -186,36 +197,50 @@ def _follow_chain(name: str, added: Collection[str]) -> list[str]:
 
 
 def save_tokenizer(folder: StrPath, tokenizer: Tokenizer) -> None:
-    """Write tokenizer.json and tokenizer_config.json, for transformers or `load_tokenizer`."""
+    """Write tokenizer.json and tokenizer_config.json, for transformers or `load_tokenizer`.
+
+    Args:
+        folder: the folder, which is made if it does not exist.
+        tokenizer: the tokenizer.
+    """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.backend.save(str(path / "tokenizer.json"))
     tokens = {"bos": tokenizer.start, "eos": tokenizer.end, "unk": tokenizer.end}
     tokens["pad"] = tokenizer.pad
-    config: dict[str, Any] = {
+    config: JsonObject = {
         f"{name}_token": tokenizer.backend.id_to_token(i) for name, i in tokens.items()
     }
     config |= {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length}
     write_json(path / "tokenizer_config.json", config)
 
 
-def _read_special(path: Path) -> dict[str, Any]:
-    """Read special tokens and length; older files keep them in special_tokens_map.json."""
+def _read_special(path: Path) -> JsonObject:
+    """Read special tokens and the length of texts.
+
+    Older files keep them in special_tokens_map.json.
+    """
     config = _read_optional(path, "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
         config.update(_read_optional(path, "special_tokens_map.json"))
     return config
 
 
-def _read_optional(path: Path, name: str) -> dict[str, Any]:
+def _read_optional(path: Path, name: str) -> JsonObject:
     return read_json(resolve_inside(path, name)) if (path / name).exists() else {}
 
 
-def _read_content(token: Any, default: str) -> str:
+def _read_content(token: JsonObject | str | None, default: str) -> str:
     return (token["content"] if isinstance(token, dict) else token) or default
 
 
 def _load_backend(path: Path) -> hf.Tokenizer:
+    """Load the tokenizer of the tokenizers library from either form of files.
+
+    Raises:
+        FileNotFoundError: neither form is there.
+        ValueError: a file is damaged.
+    """
     if (path / "tokenizer.json").exists():
         return read_backend(resolve_inside(path, "tokenizer.json"))
     if not ((path / "vocab.json").exists() and (path / "merges.txt").exists()):
@@ -228,11 +253,11 @@ def _load_backend(path: Path) -> hf.Tokenizer:
     return backend
 
 
-def _add_words(backend: hf.Tokenizer, added: Mapping[str, Any], path: Path) -> None:
+def _add_words(backend: hf.Tokenizer, added: Config, path: Path) -> None:
     """Add the words that older files keep beside the vocabulary.
 
     Raises:
-        ValueError: their ids do not go on from those of the vocabulary.
+        ValueError: their ids do not continue those of the vocabulary.
     """
     new = [word for word in added if backend.token_to_id(word) is None]
     for word in sorted(new, key=lambda word: added[word]):
@@ -245,7 +270,12 @@ def _add_words(backend: hf.Tokenizer, added: Mapping[str, Any], path: Path) -> N
 
 
 def build(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> hf.Tokenizer:
-    """CLIP's lower-case byte-pair encoding of a vocabulary (Radford et al. 2021, section 2.4)."""
+    """Build CLIP's lower-case byte pair encoding (Radford et al. 2021, section 2.4).
+
+    Args:
+        vocabulary: ids by token.
+        merges: pairs of tokens in the order in which they are merged.
+    """
     backend = hf.Tokenizer(
         models.BPE(
             vocabulary,
@@ -272,6 +302,7 @@ def train_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
     """Train a tokenizer that has one token for each of some words, for small models.
 
     Args:
+        words: the words, in lower case.
         length: tokens of a chunk with start and end.
     """
     letters = sorted({letter for word in words for letter in word})
@@ -293,7 +324,7 @@ def train_tokenizer(words: Sequence[str], *, length: int) -> Tokenizer:
 
 
 def _merge_pieces(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
-    """Merge the letters of a word; merges apply in their order."""
+    """Apply merges in their order to the pieces of a word, and return the pieces that are left."""
     for a, b in merges:
         k = 0
         while k < len(pieces) - 1:
@@ -304,10 +335,15 @@ def _merge_pieces(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]
 
 
 def with_concept(tokenizer: Tokenizer, name: str, count: int) -> tuple[Tokenizer, list[int]]:
-    """The tokenizer with a name for ``count`` new tokens, and their ids.
+    """Return a tokenizer with a word for ``count`` new tokens, and the ids of these.
+
+    Args:
+        tokenizer: the tokenizer, which is not changed.
+        name: the word.
+        count: number of tokens. Those after the first are called ``name_1``, ``name_2`` and so on.
 
     Raises:
-        ValueError: the name is a token already, or there is no token to add.
+        ValueError: the word is a token already, is empty, or ``count`` is less than 1.
     """
     word = tokenizer.normalise(name.strip())
     if not word or count < 1:
@@ -337,7 +373,7 @@ _PIECES = re.compile(
 
 
 def parse_weights(text: str) -> list[tuple[str, float]]:
-    """The parts of a prompt and their weights; brackets that are not closed count all the same.
+    """Split a prompt into parts with weights. Brackets that are not closed count to the end.
 
     ``parse_weights("a (red:1.5) cat") == [("a ", 1.0), ("red", 1.5), (" cat", 1.0)]``
     """
@@ -345,6 +381,9 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
     opened: list[tuple[str, int]] = []  # bracket, and the first part inside it
 
     def weigh(factor: float, bracket: str) -> bool:
+        """Multiply the weights since the last open bracket, if it is of this kind; return
+        whether it was.
+        """
         if not opened or opened[-1][0] != bracket:
             return False
         start = opened.pop()[1]
@@ -369,7 +408,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 
 
 def _join_equal_weights(parts: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Join neighbours of equal weight, so that words are not cut at signs."""
+    """Join neighbours of equal weight, so that words are not cut where a sign stood."""
     out: list[tuple[str, float]] = []
     for part, weight in parts:
         if out and out[-1][1] == weight:

@@ -100,6 +100,15 @@ def _read_depths(config: Config) -> tuple[Any, Any]:
 
 
 def build_unet(config: Config) -> UNet:
+    """Build the UNet of a complete config of UNet2DConditionModel.
+
+    In these configs ``attention_head_dim`` is the number of heads, a known mistake of diffusers
+    that published files depend on.
+
+    Raises:
+        ValueError: the blocks are of other types or do not mirror each other, or an embedding of an
+            unknown type is added to the time.
+    """
     widths, added = config["block_out_channels"], config["addition_embed_type"]
     down, up = config["down_block_types"], config["up_block_types"]
     unknown = sorted(set(down) - set(DOWN)) + sorted(set(up) - set(UP))
@@ -153,6 +162,7 @@ def build_unet(config: Config) -> UNet:
 
 
 def make_unet_inputs(net: UNet, config: Config) -> tuple[Any, ...]:
+    """Return the smallest z, t and condition that a UNet can be initialised with."""
     size = 2 ** (len(net.multipliers) - 1)
     z = jnp.zeros((1, size, size, config.get("in_channels", 4)))
     cond: dict[str, Any] = {"context": jnp.zeros((1, 1, net.token_dim))}
@@ -168,6 +178,7 @@ def make_unet_inputs(net: UNet, config: Config) -> tuple[Any, ...]:
 
 
 def describe_unet(net: UNet, in_channels: int) -> dict[str, Any]:
+    """Return the config.json of a UNet; a ValueError says if diffusers lacks one of its options."""
     if net.resblock_updown or net.patch > 1 or net.time_scale != 1:
         raise ValueError("resblock_updown, patch and time_scale have no counterpart in diffusers")
     levels = len(net.multipliers)

@@ -1,12 +1,15 @@
-"""The autoencoder of a model from a folder or file of its own."""
+"""Load an autoencoder from a folder or a file of its own, to use with a model.
+
+Better decoders for Stable Diffusion are published apart from its other parts. `pipelines` loads one
+in place of the model's own if the user names it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from diffjax.pretrained.files import (
     StrPath,
@@ -20,6 +23,7 @@ from diffjax.pretrained.models import Component, Sharding, fill
 from diffjax.pretrained.recognise import describe_keys
 from diffjax.pretrained.single_file import AUTOENCODER, FAMILIES
 from diffjax.pretrained.single_file_parts import Part, build_autoencoder_part, select_below
+from diffjax.types import Config, JsonObject
 from diffjax.untrusted import naming
 
 _CLASSES = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
@@ -27,29 +31,30 @@ _CLASSES = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 
 def load_vae(
     path: StrPath,
-    like: Mapping[str, Any] | None,
-    unet: Mapping[str, Any],
+    like: Config | None,
+    unet: Config,
     *,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     variant: str | None = None,
     sharding: Sharding | None = None,
 ) -> Component:
-    """An autoencoder to be used with a model.
+    """Load an autoencoder to be used with a model, and check that their latents agree.
 
-    The scale of latents is the model's: its UNet was trained with it. Files seldom say one; a
-    config that says another is of another family of models.
+    The scale of latents is the model's, since its UNet was trained with it. Files seldom record a
+    scale. A config with another scale is of another family of models.
 
     Args:
         path: a folder with config.json, or of a whole model; or a .safetensors file, with
-            config.json beside it if it is in diffusers' names.
+            config.json beside it if its keys are diffusers' names.
         like: the config of the model's own autoencoder, if there is one.
         unet: the config of the model's UNet.
-        dtype: see `choose_dtype`.
-        variant: read files of it, if there are any.
+        dtype: type of weights and computation; see `choose_dtype`.
+        variant: part of the file names, such as ``"fp16"``, used if there are such files.
+        sharding: see `load_model`.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_model`; or the channels or the scale of its latents
-            are not those of the model.
+        FileNotFoundError, ValueError: see `load_model`. Also, the latents have other channels or
+            another scale than those of the model.
     """
     with naming(f"the autoencoder {path}"):
         config, weights = open_vae(Path(path), variant)
@@ -62,17 +67,24 @@ def load_vae(
         return fill(config, weights, choose_dtype(config, dtype), sharding)
 
 
-def choose_dtype(config: Mapping[str, Any], dtype: Any) -> Any:
-    """Choose the type of an autoencoder: float32 if its config says that float16 overflows."""
+def choose_dtype(config: Config, dtype: DTypeLike) -> DTypeLike:
+    """Choose the type of an autoencoder: float32 if ``force_upcast`` says that float16
+    overflows.
+    """
     overflows = config.get("force_upcast", True) and dtype == jnp.float16
     return jnp.float32 if overflows else dtype
 
 
 def open_vae(path: Path, variant: str | None = None) -> Part:
-    """Open the config and the weights of an autoencoder; single files have no latent scale.
+    """Open the config and the weights of an autoencoder. Single files have no scale of latents.
+
+    Args:
+        path: see `load_vae`.
+        variant: see `load_vae`.
 
     Raises:
-        FileNotFoundError, ValueError: there is none.
+        FileNotFoundError: there are no weights, or no config.json beside a file that needs one.
+        ValueError: the file or folder holds something else.
     """
     if path.is_dir():
         whole = not (path / "config.json").exists() and (path / "vae").is_dir()
@@ -98,18 +110,26 @@ def open_vae(path: Path, variant: str | None = None) -> Part:
     return build_autoencoder_part(weights, scale=None)
 
 
-def _check_class(config: Mapping[str, Any]) -> None:
+def _check_class(config: Config) -> None:
+    """Check that a config is of an autoencoder.
+
+    Raises:
+        ValueError: it is of another class.
+    """
     name = config.get("_class_name")
     if name not in _CLASSES:
         raise ValueError(f"config.json is of {name}; an {' or '.join(_CLASSES)} is needed")
 
 
-def _set_scale(
-    config: Mapping[str, Any], like: Mapping[str, Any] | None, unet: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the config with the model's latent scale, or its family's without a model's config.
+def _set_scale(config: Config, like: Config | None, unet: Config) -> JsonObject:
+    """Return a config with the scale and shift of the model's latents.
 
-    A tiny autoencoder has latents as the UNet sees them, and keeps its scale.
+    Without a config of the model's own autoencoder, they are those of its family, which XL's UNet
+    shows by its added embedding. A tiny autoencoder has latents as the UNet sees them, and keeps
+    its scale.
+
+    Raises:
+        ValueError: the config has another scale or shift than the model.
     """
     out = dict(config)
     if config.get("_class_name") == "AutoencoderTiny":

@@ -157,6 +157,7 @@ def _read_perceptual(cfg: ConfigDict) -> Parts | None:
         name = where or cfg.data.name
         own = name.endswith(".safetensors")  # of experiments.train_classifier
         network = metrics.load_network(name) if own else metrics.feature_network(name)
+        assert network.params is not None  # networks of ours have them
         return {"classifier": network.params}
     return None
 

@@ -1,4 +1,16 @@
-"""Samplers: host-side plans and one compiled loop."""
+"""Samplers: plans that are made on the host, and one compiled loop that runs them.
+
+A sampler turns a grid into rows (`Sampler.plan`), one per network evaluation, and `sample` runs
+them::
+
+    grid = grids.make("karras", schedule, 20)
+    sampler = samplers.make("dpmpp_2m")
+    rows = sampler.plan(grid)
+    noise = samplers.image_noise(keys, (32, 32, 3))
+    x = samplers.sample(noise, denoise, sampler, samplers.prior(noise, rows), rows)
+
+`SAMPLERS` lists the names that `make` knows.
+"""
 
 from diffjax.samplers.affine import affine, to_rows
 from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
@@ -10,10 +22,10 @@ from diffjax.samplers.loop import (
     Step,
     advance,
     begin,
-    given_noise,
     image_noise,
     pad,
     prior,
+    replay_noise,
     sample,
     steps,
     trajectory,
@@ -42,7 +54,6 @@ __all__ = [
     "dpm_solver_single",
     "dynamic_threshold",
     "flow_heun",
-    "given_noise",
     "heun",
     "image_noise",
     "ipndm",
@@ -53,6 +64,7 @@ __all__ = [
     "plms",
     "predictor_corrector",
     "prior",
+    "replay_noise",
     "sa_solver",
     "sample",
     "steps",

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffjax.samplers.affine import Entry, affine
+from diffjax.samplers.affine import Entry, Terms, affine
 from diffjax.types import Grid, Sampler
 
 
 def consistency() -> Sampler:
-    """Predict the data and add fresh noise of the next level (Song et al. 2023, algorithm 1)."""
+    """Make multistep consistency sampling (Song et al. 2023, algorithm 1).
+
+    ``z' = alpha' x + sigma' noise``: the network predicts the data, and fresh noise of the next
+    level is added. The last step of a grid that ends at the data returns x.
+    """
 
     def table(grid: Grid) -> Sequence[Entry]:
         _, alpha, sigma, _ = grid.levels
@@ -21,10 +25,14 @@ def consistency() -> Sampler:
 
 
 def lcm(*, sigma_data: float = 0.5, timestep_scaling: float = 10.0) -> Sampler:
-    """Multistep latent consistency sampling (Luo et al. 2023, algorithm 3).
+    """Make multistep latent consistency sampling (Luo et al. 2023, algorithm 3).
 
     ``f = c_skip z + c_out x``, then ``z' = alpha' f + sigma' noise``, with
-    ``c_skip = sd^2 / (s^2 + sd^2)`` and ``c_out = s / sqrt(s^2 + sd^2)``, s the scaled timestep.
+    ``c_skip = sd^2 / (s^2 + sd^2)`` and ``c_out = s / sqrt(s^2 + sd^2)``. The last step returns f.
+
+    Args:
+        sigma_data: sd of the boundary condition.
+        timestep_scaling: s is the timestep times this number.
     """
 
     def table(grid: Grid) -> Sequence[Entry]:
@@ -42,9 +50,12 @@ def lcm(*, sigma_data: float = 0.5, timestep_scaling: float = 10.0) -> Sampler:
 
 
 def tcd(*, gamma: float = 0.3) -> Sampler:
-    """Trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
+    """Make trajectory consistency sampling (Zheng et al. 2024, algorithm 4).
 
-    DDIM to the timestep ``floor((1 - gamma) t')``, then noise up to t'; ``gamma`` 0 is DDIM.
+    Each step is DDIM to the timestep ``floor((1 - gamma) t')``, followed by noise up to t'.
+
+    Args:
+        gamma: share of the noise in [0, 1]; 0 is DDIM, 1 is close to `consistency`.
 
     Raises:
         ValueError: gamma outside [0, 1].
@@ -62,7 +73,7 @@ def tcd(*, gamma: float = 0.3) -> Sampler:
             goal = grid.at_time(np.floor((1 - gamma) * t[i + 1]))
             ratio = alpha[i + 1] / goal.alpha
             noise = np.sqrt(max(sigma[i + 1] ** 2 - (ratio * goal.sigma) ** 2, 0.0))
-            update = {"x": alpha[i + 1], "eps": ratio * goal.sigma, "noise": noise}
+            update: Terms = {"x": alpha[i + 1], "eps": ratio * goal.sigma, "noise": noise}
             entries.append((i, {0: update}))
         return entries
 

@@ -1,29 +1,35 @@
-"""Langevin dynamics: annealed, and as the corrector of another sampler."""
+"""Langevin dynamics: annealed, and as the corrector of another sampler.
+
+Both follow the score ``grad log q(z) = -eps / sigma`` and add noise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from diffjax.samplers.affine import Entry, affine
-from diffjax.types import Array, Denoiser, Grid, Noise, Rows, Sampler, expand
+from diffjax.samplers.affine import Entry, Terms, affine
+from diffjax.types import Array, Denoiser, Grid, Memory, Noise, Rows, Sampler, expand
 
 
 def annealed_langevin(
     *, steps_per_level: int = 100, step_size: float = 2e-5, denoise: bool = False
 ) -> Sampler:
-    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1), ``steps_per_level`` rows each.
+    """Make annealed Langevin dynamics (Song & Ermon 2019, algorithm 1).
 
-    At each level ``z' = z + a/2 score + sqrt(a) noise`` with ``a = step_size sigma_i^2/sigma_L^2``
-    and ``score = -eps / sigma_i``; sigma_L is the smallest noise of the grid.
+    At each level ``z' = z + a/2 score + sqrt(a) noise`` with ``a = step_size sigma_i^2/sigma_L^2``.
+    sigma_L is the smallest noise of the grid.
 
     Args:
+        steps_per_level: rows at each level, 100 in the paper.
+        step_size: a at the last level.
         denoise: end with the predicted data (Song & Ermon 2020; Jolicoeur-Martineau et al. 2020).
 
     Raises:
-        ValueError: no steps, a step size that is not positive, or levels that scale the data.
+        ValueError: no steps, a step size that is not positive, or (from ``plan``) levels with an
+            alpha other than 1.
     """
     if steps_per_level < 1 or step_size <= 0:
         raise ValueError(
@@ -39,19 +45,24 @@ def annealed_langevin(
         entries: list[Entry] = []
         for i in levels:
             size = step_size * (sigma[i] / smallest) ** 2
-            move = {0: {0: 1.0, "eps": -size / 2 / sigma[i], "noise": size**0.5}}
-            entries += [(i, move)] * steps_per_level
+            move: Terms = {0: 1.0, "eps": -size / 2 / sigma[i], "noise": size**0.5}
+            entries += [(i, {0: move})] * steps_per_level
         return [*entries, (levels[-1], {0: {"x": 1.0}})] if denoise else entries
 
     return affine(table)
 
 
 def predictor_corrector(inner: Sampler, *, snr: float = 0.16, corrections: int = 1) -> Sampler:
-    """Langevin corrections before each row of another sampler (Song et al. 2021, algorithms 2-5).
+    """Add Langevin corrections before each row of another sampler.
 
-    ``z' = z + e score + sqrt(2 e) noise``, ``e = 2 a (snr |noise| / |score|)^2`` with norms per
-    image and ``a = 1 - beta = (alpha_t/alpha_s)^2`` of the step from t to s, which is 1 where
-    variances explode; ``corrections`` network evaluations more a row.
+    Song et al. 2021, algorithms 2 to 5: ``z' = z + e score + sqrt(2 e) noise``, ``e = 2 a (snr
+    |noise| / |score|)^2`` with norms per image and ``a = 1 - beta = (alpha_t/alpha_s)^2`` of the
+    step from t to s, which is 1 where variances explode.
+
+    Args:
+        inner: the predictor.
+        snr: signal-to-noise ratio of a correction, 0.16 in the paper for CIFAR-10.
+        corrections: per row; each is one more network evaluation.
 
     Raises:
         ValueError: negative snr, or no corrections.
@@ -59,16 +70,18 @@ def predictor_corrector(inner: Sampler, *, snr: float = 0.16, corrections: int =
     if snr < 0 or corrections < 1:
         raise ValueError(f"need snr >= 0 and corrections >= 1, got {snr} and {corrections}")
 
-    def norm(value: Array) -> Any:
+    def norm(value: Array) -> jax.Array:
         return jnp.sqrt(jnp.square(value).sum(tuple(range(1, value.ndim)), keepdims=True))
 
-    def step(noise: Noise, denoise: Denoiser, z: Array, state: Any, row: Rows) -> tuple[Array, Any]:
+    def step(
+        noise: Noise, denoise: Denoiser, z: Array, memory: Memory, row: Rows
+    ) -> tuple[Array, Memory]:
         for k in range(1, corrections + 1):
             drawn = noise(row.level.i, k + 1)  # 0 is the row's own noise, 1 the prior's
             score = -denoise(z, row.level).eps / expand(row.level.sigma, z)
             ratio = expand(row.level.alpha / row.next.alpha, z)
             size = 2 * jnp.square(ratio * snr * norm(drawn) / norm(score))
             z = z + size * score + jnp.sqrt(2 * size) * drawn
-        return inner.step(noise, denoise, z, state, row)
+        return inner.step(noise, denoise, z, memory, row)
 
     return Sampler(inner.plan, inner.init, step)

@@ -1,34 +1,40 @@
 """The one sampling loop, and the noise it draws.
 
 `sample` runs a plan in one compiled loop. `steps` runs the same compiled loop a row at a time, for
-hosts that look, edit or stop in between; `trajectory` keeps what the loop passes through.
+hosts that look, edit or stop in between. `trajectory` returns every state of the loop.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from diffjax.types import Array, Denoiser, Level, Noise, Prediction, Rows, Sampler
+from diffjax.types import Array, Denoiser, Level, Memory, Noise, Prediction, Rows, Sampler
+
+# The number of a row: a Python integer, or a traced one.
+Index: TypeAlias = int | Array
 
 
-def image_noise(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Noise:
-    """Noise from one key per image, so that an image does not depend on its batch.
+def image_noise(keys: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Noise:
+    """Make noise from one key per image, so that an image does not depend on its batch.
 
     Args:
-        keys: typed keys (B,).
-        shape: shape of one image.
+        keys: typed keys (B,), as from ``jax.random.key``.
+        shape: shape of one image, (H, W, C).
+        dtype: floating-point type of the noise.
 
     Returns:
-        ``(i, k=0) -> N(0, I)`` of shape (B, *shape); i is the evaluation index, k a draw within it.
+        ``(i, k=0) -> N(0, I)`` of shape (B, H, W, C); i is the evaluation index, k a draw within
+        it.
     """
 
-    def noise(i: Any, k: int = 0) -> Array:
+    def noise(i: Index, k: int = 0) -> Array:
         def one(key: jax.Array) -> jax.Array:
             return jax.random.normal(
                 jax.random.fold_in(jax.random.fold_in(key, i), k), shape, dtype
@@ -39,35 +45,41 @@ def image_noise(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float3
     return noise
 
 
-def given_noise(*draws: Array) -> Noise:
-    """Noise that was drawn beforehand; ``draws[k][i]`` is draw k of evaluation i.
+def replay_noise(*draws: Array) -> Noise:
+    """Make noise of draws that were made beforehand; ``draws[k][i]`` is draw k of evaluation i.
 
     Args:
-        draws: arrays (rows, B, ...), one for each draw that a row makes.
+        draws: arrays (rows, B, H, W, C), one for each draw that a row makes.
 
     Raises:
         ValueError: (when called) a row makes more draws than there are.
     """
 
-    def noise(i: Any, k: int = 0) -> Array:
+    def noise(i: Index, k: int = 0) -> Array:
         if k >= len(draws):
-            raise ValueError(f"draw {k} of a row asked for, but the noise given has {len(draws)}")
+            raise ValueError(
+                f"a row asks for draw {k}, but the noise has {len(draws)} draws, counted from 0"
+            )
         return jnp.asarray(draws[k])[i]
 
     return noise
 
 
 def prior(noise: Noise, rows: Rows) -> Array:
-    """Initial ``z``: N(0, 1) where the first level preserves variance, else N(0, sigma^2).
+    """Draw the initial ``z`` (B, H, W, C).
 
-    Drawn as draw 1 of evaluation 0, which no row uses.
+    It is N(0, 1) where the first level preserves variance, and N(0, sigma^2) elsewhere. The noise
+    is draw 1 of evaluation 0, which no row uses.
     """
     alpha, sigma = rows.level.alpha[0], rows.level.sigma[0]
     return jnp.where(alpha**2 + sigma**2 < 1 + 1e-5, 1.0, sigma) * noise(0, 1)
 
 
 def pad(rows: Rows, size: int) -> Rows:
-    """Repeat the last row up to ``size`` rows; `sample` with ``n`` never runs the padding.
+    """Repeat the last row until there are ``size`` rows.
+
+    With `sample`'s ``n``, which never runs the padding, plans of different lengths then share one
+    compilation.
 
     Raises:
         ValueError: there are more rows than ``size``.
@@ -80,24 +92,34 @@ def pad(rows: Rows, size: int) -> Rows:
 
 
 class Run(NamedTuple):
-    """What the loop carries.
+    """What the loop carries from row to row.
 
     Attributes:
-        z: the state.
+        z: the state (B, H, W, C).
         state: the solver's memory.
-        x: what the network last predicted, or None if that is not watched.
+        x: the last prediction of the data, of the shape of z; None if it is not kept.
     """
 
     z: Array
-    state: Any
+    state: Memory
     x: Array | None = None
 
 
-OnStep = Callable[[Array, Rows], Array]
+# ``(z, row) -> z``, traced: changes the state after a row.
+OnStep: TypeAlias = Callable[[Array, Rows], Array]
+# Called on the host with the index of a row that is done.
+OnRow: TypeAlias = Callable[..., None]
 
 
 def begin(sampler: Sampler, z: Array, rows: Rows, *, watch: bool = False) -> Run:
-    """The start of a run from ``z``; with ``watch`` it keeps the predictions of x."""
+    """Start a run from ``z``.
+
+    Args:
+        sampler: the solver.
+        z: the state at the first level.
+        rows: the sampler's plan.
+        watch: whether the run keeps the predictions of x.
+    """
     return Run(z, sampler.init(z, rows), jnp.zeros_like(z) if watch else None)
 
 
@@ -107,15 +129,21 @@ def advance(
     sampler: Sampler,
     run: Run,
     rows: Rows,
-    first: Any,
-    last: Any,
+    first: Index,
+    last: Index,
     *,
     on_step: OnStep | None = None,
-    progress: Callable[[Any], None] | None = None,
+    progress: OnRow | None = None,
 ) -> Run:
     """Run rows ``first`` to ``last - 1``; traceable, and both ends may be traced.
 
     Args:
+        noise: the draws, see `image_noise`.
+        denoise: the model.
+        sampler: the solver.
+        run: the state at ``first``.
+        rows: the sampler's plan.
+        first, last: indices of rows.
         on_step: ``(z, row) -> z``, traced; changes the state after each row, which is then at
             ``row.next`` (blending in the known part of an image, for instance).
         progress: called on the host with the index of each row that is done, in order. Without
@@ -123,7 +151,7 @@ def advance(
     """
     rows = jax.tree.map(jnp.asarray, rows)
 
-    def body(k: Any, run: Run) -> Run:
+    def body(k: jax.Array, run: Run) -> Run:
         row = jax.tree.map(lambda leaf: leaf[k], rows)
         seen: list[Array] = []
 
@@ -149,17 +177,24 @@ def sample(
     z: Array,
     rows: Rows,
     *,
-    n: Any = None,
+    n: Index | None = None,
     on_step: OnStep | None = None,
-    progress: Callable[[Any], None] | None = None,
+    progress: OnRow | None = None,
 ) -> Array:
     """Run a sampler from ``z`` over its rows; one ``fori_loop``, traceable.
 
     Args:
+        noise: the draws, see `image_noise`.
+        denoise: the model.
+        sampler: the solver.
+        z: the state at the first level, such as from `prior`.
+        rows: the sampler's plan.
         n: rows to run (traced); None for all. With padded rows, plans of different lengths share
             one compilation.
-        on_step: see `advance`.
-        progress: see `advance`.
+        on_step, progress: see `advance`.
+
+    Returns:
+        The state after the last row, of the shape of z.
     """
     last = len(rows.level.t) if n is None else n
     run = begin(sampler, z, rows)
@@ -169,21 +204,29 @@ def sample(
 
 
 def trajectory(
-    noise: Noise, denoise: Denoiser, sampler: Sampler, z: Array, rows: Rows, *, n: Any = None
+    noise: Noise,
+    denoise: Denoiser,
+    sampler: Sampler,
+    z: Array,
+    rows: Rows,
+    *,
+    n: Index | None = None,
 ) -> tuple[Array, Array]:
-    """The state after every row and the x predicted in it, both (rows, B, ...); traceable.
+    """Return the state after every row and the x predicted in it; traceable.
 
-    Rows from ``n`` on are zero. A state between the evaluations of a two-stage solver is what
-    the next evaluation sees.
+    Both are (rows, B, H, W, C). Rows from ``n`` on are zero. A state between the evaluations of a
+    two-stage solver is what the next evaluation sees. Arguments are those of `sample`.
     """
     count = len(rows.level.t)
 
-    def body(k: Any, carry: tuple[Run, Any, Any]) -> tuple[Run, Any, Any]:
+    def body(
+        k: jax.Array, carry: tuple[Run, jax.Array, jax.Array]
+    ) -> tuple[Run, jax.Array, jax.Array]:
         run, states, predictions = carry
         run = advance(noise, denoise, sampler, run, rows, k, k + 1)
         return run, states.at[k].set(run.z), predictions.at[k].set(run.x)
 
-    empty: Any = jnp.zeros((count, *z.shape), z.dtype)
+    empty = jnp.zeros((count, *z.shape), z.dtype)
     start = begin(sampler, z, rows, watch=True)
     return jax.lax.fori_loop(0, count if n is None else n, body, (start, empty, empty))[1:]
 
@@ -194,8 +237,8 @@ class Step:
 
     Attributes:
         i: index of the row that is done.
-        count: how many rows there are.
-        run: state, solver memory and (if watched) the prediction of x.
+        count: number of rows of the whole run.
+        run: state, solver memory and (if it is kept) the prediction of x.
     """
 
     i: int
@@ -203,14 +246,14 @@ class Step:
     run: Run
 
     def edit(self, z: Array) -> None:
-        """Go on from ``z``; the solver keeps its memory."""
+        """Continue from ``z``; the solver keeps its memory."""
         self.run = self.run._replace(z=z)
 
 
 def steps(
-    advance: Callable[[Run, Rows, Any, Any], Run], run: Run, rows: Rows, *, n: int | None = None
+    advance: Callable[[Run, Rows, Index, Index], Run], run: Run, rows: Rows, *, n: int | None = None
 ) -> Iterator[Step]:
-    """Run row by row under the host's eyes; leave the loop to stop.
+    """Run row by row and yield after each, so that the host can look, edit or stop.
 
     ::
 
@@ -219,11 +262,12 @@ def steps(
             step.edit(better(step.run.z))
 
     Args:
-        advance: `advance` compiled, with all but its last four arguments given. Large parameters
+        advance: `advance` compiled, with all but its last four arguments bound. Large parameters
             should be arguments of the compiled function, bound with `functools.partial`. Since
             the ends of the range are arguments, ``advance(run, rows, 0, n)`` is the same
             program, and both give the same bits.
         run: where to begin; the ``run`` of an earlier step resumes together with sliced rows.
+        rows: the sampler's plan.
         n: rows to run, None for all.
     """
     count = len(rows.level.t) if n is None else n

@@ -14,40 +14,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.polynomial import Polynomial
 
-from diffjax.samplers.affine import Entry, affine, at
+from diffjax.samplers.affine import Entry, Source, Terms, affine, at
 from diffjax.samplers.ancestral import ends, variances
-from diffjax.types import Grid, Level, Sampler
+from diffjax.types import Array, ArrayLike, Grid, Level, Sampler
 
 
-def _move(start: Level, end: Level) -> tuple[Any, Any]:
-    """(r, c) of the equation above."""
+def _move(start: Level, end: Level) -> tuple[Array, Array]:
+    """Return (r, c) of the equation above."""
     ratio = end.alpha / start.alpha
     return ratio, end.sigma - ratio * start.sigma
 
 
-def _euler(end: Level) -> dict[Any, float]:
+def _euler(end: Level) -> dict[Source, ArrayLike]:
+    """Return the step ``alpha_t x + sigma_t eps`` to a level, which needs no finite rho."""
     return {"x": end.alpha, "eps": end.sigma}
 
 
 def _rho(grid: Grid) -> np.ndarray:
+    """Return ``rho = sigma / alpha`` of every level (N + 1,); infinite for pure noise."""
     with np.errstate(divide="ignore"):
-        return grid.levels.sigma / grid.levels.alpha
+        return np.asarray(grid.levels.sigma / grid.levels.alpha)
 
 
 def heun(
     *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
 ) -> Sampler:
-    """EDM's sampler: Heun's method with churn (Karras et al. 2022, algorithm 2); 2N - 1 rows.
+    """Make EDM's sampler: Heun's method with churn (Karras et al. 2022, algorithm 2), 2N - 1 rows.
 
     Churn raises rho to ``rho (1 + gamma)``, ``gamma = min(s_churn / N, sqrt(2) - 1)`` where
-    ``s_tmin <= rho <= s_tmax``, with N of the whole grid where this is a part of one. Its noise is
-    added by the row before, and at the first level by the initial noise, which is drawn for the
-    raised level.
+    ``s_tmin <= rho <= s_tmax``. N is that of the whole grid, of which this may be a part. The noise
+    of a raised level is added by the row before, and at the first level by the initial noise, which
+    is drawn for the raised level.
+
+    Args:
+        s_churn: amount of churn, 0 for a deterministic sampler.
+        s_tmin, s_tmax: where it is applied, in rho.
+        s_noise: standard deviation of the noise, slightly above 1 in the paper.
 
     Raises:
         ValueError: negative churn or noise.
@@ -76,8 +82,14 @@ def heun(
     return affine(table)
 
 
-def _heun_step(start: Level, goal: Level, lift: float, extra: float) -> list[Entry]:
-    """Rows from one level to the next, whose result is scaled by ``lift`` and gets noise."""
+def _heun_step(start: Level, goal: Level, lift: ArrayLike, extra: float) -> list[Entry]:
+    """Write the rows from one level to the next, with the result scaled and noise added.
+
+    Args:
+        start, goal: the levels.
+        lift: factor of the result, up to the raised level.
+        extra: standard deviation of the noise.
+    """
     if start.alpha == 0 or goal.sigma == 0:
         last = {key: lift * value for key, value in _euler(goal).items()}
         return [(start, {0: {**last, "noise": extra}, 2: {}})]
@@ -90,10 +102,10 @@ def _heun_step(start: Level, goal: Level, lift: float, extra: float) -> list[Ent
 
 
 def flow_heun() -> Sampler:
-    """Heun's method in z itself, ``dz = x dalpha + eps dsigma``; 2N - 1 rows.
+    """Make Heun's method in z itself, ``dz = x dalpha + eps dsigma``, 2N - 1 rows.
 
-    On the flow schedule that is Heun's method in t for the velocity ``eps - x``
-    (Esser et al. 2024).
+    On the flow schedule that is Heun's method in t for the velocity ``eps - x`` (Esser et al.
+    2024). The last step to the data is Euler's.
     """
 
     def table(grid: Grid) -> Sequence[Entry]:
@@ -104,7 +116,7 @@ def flow_heun() -> Sampler:
             if end.sigma == 0:
                 entries.append((i, {0: {0: 1, "x": x, "eps": eps}, 1: {}}))
                 continue
-            half: dict[Any, float] = {"x": x / 2, "eps": eps / 2}
+            half: dict[Source, ArrayLike] = {"x": x / 2, "eps": eps / 2}
             entries.append((i, {0: {0: 1, "x": x, "eps": eps}, 1: {0: 1, **half}}))
             entries.append((i + 1, {0: {1: 1, **half}, 1: {}}))
         return entries
@@ -113,10 +125,13 @@ def flow_heun() -> Sampler:
 
 
 def dpm2(*, ancestral: bool = False) -> Sampler:
-    """The midpoint rule with the midpoint in log rho, DPM-Solver-2 of Karras et al. 2022.
+    """Make the midpoint rule with the midpoint in log rho, 2N - 1 rows.
 
-    The last step to the data, which has no midpoint, is Euler's. ``ancestral`` steps down to
-    ``rho_t sqrt(1 - rho_t^2 / rho_s^2)`` and adds noise up to rho_t.
+    This is the DPM-Solver-2 of Karras et al. 2022 and k-diffusion. The last step to the data, which
+    has no midpoint, is Euler's.
+
+    Args:
+        ancestral: step down to ``rho_t sqrt(1 - rho_t^2 / rho_s^2)``, and add noise up to rho_t.
     """
 
     def table(grid: Grid) -> Sequence[Entry]:
@@ -125,7 +140,7 @@ def dpm2(*, ancestral: bool = False) -> Sampler:
         for i in range(len(rho) - 1):
             start, end = at(grid, i), at(grid, i + 1)
             noise = math.sqrt(post[i]) if ancestral and end.sigma > 0 else 0.0
-            down = end._replace(sigma=math.sqrt(max(end.sigma**2 - noise**2, 0.0)))
+            down = end._replace(sigma=np.sqrt(np.maximum(end.sigma**2 - noise**2, 0.0)))
             if start.alpha == 0 or end.sigma == 0:
                 entries.append((i, {0: {**_euler(down), "noise": noise}, 1: {}}))
                 continue
@@ -150,12 +165,13 @@ def _multistep(
     final: int = 0,
     blind: bool = False,
 ) -> Sampler:
-    """Slopes of the last ``order`` levels, with weights that sum to 1.
+    """Make a multistep method of the slopes at the last ``order`` levels.
 
     Args:
-        weights: ``(rho, step, order of the step) -> weights``, newest first.
+        weights: ``(rho, step, order of the step) -> weights``, newest first; their sum is 1.
+        order: 1 to 4.
         final: the last steps of grids shorter than this have orders ..., 2, 1.
-        blind: leave pure noise without its x.
+        blind: leave pure noise without using x, see `ipndm`.
 
     Raises:
         ValueError: the order is not 1 to 4.
@@ -165,7 +181,7 @@ def _multistep(
 
     def table(grid: Grid) -> Sequence[Entry]:
         rho, count, known = _rho(grid), len(grid.levels.t) - 1, 0
-        memory: dict[int, dict[Any, float]]
+        memory: dict[int, Terms]
         memory = {k: {"eps" if k == 1 else k - 1: 1} for k in range(1, order)}
         entries: list[Entry] = []
         for i in range(count):
@@ -178,8 +194,9 @@ def _multistep(
                 continue
             known = min(known + 1, order, grid.remaining(i) if grid.steps < final else order)
             r, c = _move(at(grid, i), at(grid, i + 1))
-            w = weights(rho, i, known) if c else [0.0] * known  # a repeated level is left alone
-            update: dict[Any, float] = {k: c * w[k] for k in range(1, known)}
+            # A step of no length changes nothing.
+            w = weights(rho, i, known) if c else [0.0] * known
+            update: dict[Source, ArrayLike] = {k: c * w[k] for k in range(1, known)}
             update |= {0: r, "eps": c * w[0]}
             entries.append((i, {0: update, **memory}))
         return entries
@@ -188,25 +205,31 @@ def _multistep(
 
 
 def ipndm(*, order: int = 4, blind: bool = False) -> Sampler:
-    """Adams-Bashforth with weights of equal steps, orders 1, 2, 3, ... at the start.
+    """Make iPNDM: Adams-Bashforth with the weights of equal steps, N rows.
 
-    Liu et al. 2022 (PNDM) without its warm-up; Zhang & Chen 2022, iPNDM.
+    Liu et al. 2022 (PNDM) without its warm-up; Zhang & Chen 2022, iPNDM. The first steps have
+    orders 1, 2, 3, ...
 
     Args:
+        order: 1 to 4.
         blind: leave a level of pure noise along eps alone, and remember that eps, as diffusers
             does; the x predicted there is lost.
+
+    Raises:
+        ValueError: another order.
     """
     return _multistep(lambda rho, i, known: _ADAMS[known - 1], order, blind=blind)
 
 
 def plms(*, runge_kutta: bool = False, output: str = "eps", total: int | None = None) -> Sampler:
-    """PLMS: Adams-Bashforth after a warm-up (Liu et al. 2022, eq. 12, 13).
+    """Make PLMS: Adams-Bashforth of order 4 after a warm-up (Liu et al. 2022, eq. 12, 13).
 
     Stable Diffusion's warm-up is one step of Heun's, N + 1 rows: the second row evaluates at level
-    1 and repeats the first step with the mean of both slopes. ``runge_kutta`` is the paper's,
-    three steps of order 4, N + 9 rows.
+    1 and repeats the first step with the mean of both slopes. The paper's is three steps of
+    Runge-Kutta of order 4, N + 9 rows.
 
     Args:
+        runge_kutta: use the paper's warm-up.
         output: what the multistep rule combines: slopes ``eps``, or ``v = alpha eps - sigma x``
             as diffusers does with networks that predict v, which leaves a method of order 1.
         total: see `ddim`.
@@ -222,13 +245,13 @@ def plms(*, runge_kutta: bool = False, output: str = "eps", total: int | None = 
         warm = min(3, len(rho) - 2) if runge_kutta else 0
         rows: list[Entry] = []
         for i in range(len(rho) - 1):
-            start, goal = at(grid, i), Level(*(leaf[i] for leaf in goals))
+            start, goal = at(grid, i), Level(*(np.asarray(leaf)[i] for leaf in goals))
             if not np.isfinite(rho[i]):
                 rows.append((i, {0: _euler(goal), **{k: {k: 1} for k in range(1, 5)}}))
                 continue
             known = int(np.isfinite(rho[: i + 1]).sum())
             new = _output(start, output)
-            memory: dict[int, dict[Any, float]] = {1: new, 2: {1: 1}, 3: {2: 1}, 4: {0: 1}}
+            memory: dict[int, Terms] = {1: new, 2: {1: 1}, 3: {2: 1}, 4: {0: 1}}
             if known <= warm:
                 rows += _runge_kutta(grid, i, total, output, memory)
                 continue
@@ -236,48 +259,59 @@ def plms(*, runge_kutta: bool = False, output: str = "eps", total: int | None = 
             rows.append((i, {0: _along(start, goal, slope, output), **memory}))
             if known == 1 and i < len(rho) - 2:
                 other = at(grid, i + 1)
-                if total is not None:  # from where diffusers says that the step started
+                if total is not None:  # the level that diffusers takes as the start of the step
                     start = grid.at_time(other.t + total // grid.steps)
                 mean = {k: v / 2 for k, v in _output(other, output).items()} | {1: 0.5}
-                keep: dict[int, dict[Any, float]] = {k: {k: 1} for k in range(1, 5)}
+                keep: dict[int, Terms] = {k: {k: 1} for k in range(1, 5)}
                 rows.append((i + 1, {0: _along(start, other, mean, output, 4), **keep}))
         return rows
 
     return affine(table)
 
 
-def _output(level: Level, output: str) -> dict[Any, float]:
-    """What the network's prediction at a level adds to the memory."""
+def _output(level: Level, output: str) -> dict[Source, ArrayLike]:
+    """Return what the network's prediction at a level adds to the memory."""
     return {"eps": level.alpha, "x": -level.sigma} if output == "v" else {"eps": 1.0}
 
 
-def _combine(new: dict[Any, float], weights: Sequence[float]) -> dict[Any, float]:
-    """The newest output and those in slots 1, 2, ... with their weights."""
-    older: dict[Any, float] = {k: weights[k] for k in range(1, len(weights))}
+def _combine(new: dict[Source, ArrayLike], weights: Sequence[float]) -> dict[Source, ArrayLike]:
+    """Return the newest output and those in slots 1, 2, ... with their weights."""
+    older: dict[Source, ArrayLike] = {k: weights[k] for k in range(1, len(weights))}
     return older | {key: value * weights[0] for key, value in new.items()}
 
 
 def _along(
-    start: Level, end: Level, slope: dict[Any, float], output: str, slot: int = 0
-) -> dict[Any, float]:
-    """Move the state in a slot along a slope; a slope in v is ``eps = alpha v + sigma z``."""
+    start: Level, end: Level, slope: Terms, output: str, slot: int = 0
+) -> dict[Source, ArrayLike]:
+    """Return the step that moves the state in a slot along a slope.
+
+    A slope in v stands for ``eps = alpha v + sigma z``.
+    """
     r, c = _move(start, end)
     scale, lift = (c * start.alpha, c * start.sigma) if output == "v" else (c, 0.0)
-    return {key: scale * value for key, value in slope.items()} | {slot: r + lift}
+    moved: dict[Source, ArrayLike] = {key: scale * value for key, value in slope.items()}
+    return moved | {slot: r + lift}
 
 
 def _runge_kutta(
-    grid: Grid, i: int, total: int | None, output: str, memory: dict[int, dict[Any, float]]
+    grid: Grid, i: int, total: int | None, output: str, memory: dict[int, Terms]
 ) -> list[Entry]:
-    """The four rows of a step of order 4; slot 5 collects the slope."""
+    """Write the four rows of a Runge-Kutta step of order 4; slot 5 collects the slope.
+
+    Args:
+        i: the level that the step starts at.
+        total, output: see `plms`.
+        memory: what the first row remembers for later steps.
+    """
     start, end = at(grid, i), at(grid, i + 1)
     stride = start.t - end.t if total is None else total // grid.steps
     half = stride / 2 if total is None else stride // 2
     first, middle = grid.at_time(start.t - half), grid.at_time(end.t + half)
-    out, keep = _output(middle, output), {k: {k: 1.0} for k in range(1, 5)}
-    third: dict[Any, float] = {5: 1} | {k: v / 3 for k, v in out.items()}
+    out = _output(middle, output)
+    keep: dict[int, Terms] = {k: {k: 1.0} for k in range(1, 5)}
+    third: dict[Source, ArrayLike] = {5: 1.0, **{k: v / 3 for k, v in out.items()}}
     sixth = {k: v / 6 for k, v in memory[1].items()}
-    last: dict[Any, float] = {5: 1} | {k: v / 6 for k, v in _output(end, output).items()}
+    last: dict[Source, ArrayLike] = {5: 1.0, **{k: v / 6 for k, v in _output(end, output).items()}}
     return [
         (i, {0: _along(start, first, memory[1], output), **memory, 5: sixth}),
         (middle, {0: _along(start, middle, out, output, 4), **keep, 5: third}),
@@ -287,20 +321,27 @@ def _runge_kutta(
 
 
 def _lagrange(nodes: np.ndarray, j: int) -> Polynomial:
-    """Polynomial that is 1 at node j and 0 at the others."""
+    """Return the polynomial that is 1 at node j and 0 at the others."""
     others = np.delete(nodes, j)
     out = Polynomial.fromroots(others) if len(others) else Polynomial([1.0])
     return out / np.prod(nodes[j] - others)
 
 
 def lms(*, order: int = 4) -> Sampler:
-    """Linear multistep: exact integrals of the polynomial in rho through the last slopes.
+    """Make the linear multistep method of k-diffusion (Crowson 2022), N rows.
 
-    Adams-Bashforth for unequal steps, as in k-diffusion (Crowson 2022).
+    A polynomial in rho through the last slopes is integrated exactly: Adams-Bashforth for unequal
+    steps.
+
+    Args:
+        order: 1 to 4.
+
+    Raises:
+        ValueError: another order.
     """
 
     def weights(rho: np.ndarray, i: int, known: int) -> list[float]:
-        # Relative to the newest node: powers of large rho would cancel.
+        # Nodes are relative to the newest one, because powers of large rho would cancel.
         nodes, end = rho[i - np.arange(known)] - rho[i], rho[i + 1] - rho[i]
         return [float(_lagrange(nodes, j).integ()(end) / end) for j in range(known)]
 
@@ -308,10 +349,16 @@ def lms(*, order: int = 4) -> Sampler:
 
 
 def deis(*, order: int = 3, lower_order_final: bool = True) -> Sampler:
-    """tAB-DEIS: exact integrals of the polynomial in log rho through the last slopes.
+    """Make tAB-DEIS (Zhang & Chen 2022, eq. 15), in rho, N rows.
 
-    Zhang & Chen 2022, eq. 15, in rho. ``lower_order_final`` lowers the order at the end of grids of
-    fewer than 15 steps.
+    A polynomial in log rho through the last slopes is integrated exactly.
+
+    Args:
+        order: 1 to 4.
+        lower_order_final: lower the order at the end of grids of fewer than 15 steps.
+
+    Raises:
+        ValueError: another order.
     """
 
     def weights(rho: np.ndarray, i: int, known: int) -> list[float]:

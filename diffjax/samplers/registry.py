@@ -1,9 +1,12 @@
-"""Samplers by name, as configs and command lines give them."""
+"""Samplers by name, as configs and command lines choose them.
+
+Names are those of the field: ``euler`` is DDIM with eta 0, ``dpmpp_2m`` is DPM-Solver++ of order 2,
+``pc`` is the predictor-corrector of score SDEs. Options are the keyword arguments of the entry.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
 from diffjax.samplers.consistency import consistency, lcm, tcd
@@ -11,10 +14,12 @@ from diffjax.samplers.exponential import dpm_solver, dpm_solver_single, unipc
 from diffjax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffjax.samplers.ode import deis, dpm2, flow_heun, heun, ipndm, lms, plms
 from diffjax.samplers.stochastic_adams import sa_solver
-from diffjax.types import Sampler, build
+from diffjax.types import Options, Sampler, build
 
 
 def _dpmpp(order: int, algorithm: str = "dpmsolver++") -> Callable[..., Sampler]:
+    """Make a registry entry for multistep DPM-Solver with its order and algorithm fixed."""
+
     def make_it(
         *,
         solver_type: str = "midpoint",
@@ -35,7 +40,10 @@ def _dpmpp(order: int, algorithm: str = "dpmsolver++") -> Callable[..., Sampler]
 def _pc(
     *, variance: float | str = "fixedlarge", snr: float = 0.16, corrections: int = 1
 ) -> Sampler:
-    """The forward variance makes the predictor that of reverse diffusion (Song et al. 2021, E)."""
+    """Make the predictor-corrector sampler of Song et al. 2021 (appendix E).
+
+    The forward variance makes the predictor that of reverse diffusion.
+    """
     return predictor_corrector(ancestral(variance), snr=snr, corrections=corrections)
 
 
@@ -74,10 +82,14 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }
 
 
-def make(name: str, options: Any = None) -> Sampler:
-    """The named sampler.
+def make(name: str, options: Options | None = None) -> Sampler:
+    """Return the named sampler.
+
+    Args:
+        name: a key of `SAMPLERS`.
+        options: its keyword arguments.
 
     Raises:
-        ValueError: unknown name or option.
+        ValueError: unknown name or option, or a value that the sampler refuses.
     """
     return build("sampler", name, SAMPLERS, options)

@@ -89,18 +89,20 @@ def _integrate(
     grid: Grid, start: int, end: int, points: Sequence[int], tau: float, predict_x: bool
 ) -> tuple[float, list[float], float]:
     """Factor of z, weights of the outputs at the points, and factor of the noise of a step."""
-    (a, s), (b, t) = ((grid.levels.alpha[n], grid.levels.sigma[n]) for n in (start, end))
+    (a, s), (b, t) = (
+        (float(grid.levels.alpha[n]), float(grid.levels.sigma[n])) for n in (start, end)
+    )
     if at(grid, start)[1:3] == at(grid, end)[1:3]:  # some grids of diffusers end so
         return 1.0, [0.0] * len(points), 0.0
     lam = np.log(grid.levels.alpha) - np.log(grid.levels.sigma)
-    h, k = lam[end] - lam[start], 1 + tau**2
+    h, k = float(lam[end] - lam[start]), 1 + tau**2
     if predict_x:
         rate, factor, ratio = k, k * b, math.exp(-(tau**2) * h) * t / s
         spread = t * math.sqrt(-math.expm1(-2 * tau**2 * h))
     else:
         rate, factor, ratio = -1.0, -k * t, b / a
         spread = tau * t * math.sqrt(math.expm1(2 * h))
-    nodes = [lam[n] - lam[end] for n in points]
+    nodes = [float(lam[n] - lam[end]) for n in points]
     moments = _integrate_powers(rate, h, len(points))
     weights = [factor * float(np.dot(_lagrange(nodes, n), moments)) for n in range(len(nodes))]
     if predict_x and len(points) == 2:

@@ -8,6 +8,7 @@ from diffjax.types import Array, Denoiser, Level, Prediction, expand
 
 
 def _replace_x(p: Prediction, x: Array, z: Array, level: Level, rederive_eps: bool) -> Prediction:
+    """Replace x of a prediction, and if asked derive ``eps = (z - alpha x) / sigma``."""
     if not rederive_eps:
         return p._replace(x=x)
     return p._replace(x=x, eps=(z - expand(level.alpha, z) * x) / expand(level.sigma, z))
@@ -17,6 +18,8 @@ def clip(denoise: Denoiser, *, limit: float = 1.0, rederive_eps: bool = True) ->
     """Clip x to [-limit, limit] (Ho et al. 2020, released code).
 
     Args:
+        denoise: the model, with its guidance.
+        limit: bound of the data.
         rederive_eps: make eps consistent with the clipped x, as DDPM does; diffusers' DDIM keeps
             the network's.
     """
@@ -31,9 +34,15 @@ def clip(denoise: Denoiser, *, limit: float = 1.0, rederive_eps: bool = True) ->
 def dynamic_threshold(
     denoise: Denoiser, *, quantile: float = 0.995, maximum: float = 1.0, rederive_eps: bool = True
 ) -> Denoiser:
-    """Clip x to [-s, s] and divide by s, s the per-image quantile of |x| clamped to [1, maximum].
+    """Clip x to [-s, s] and divide it by s (Saharia et al. 2022, section 2.3).
 
-    Saharia et al. 2022, section 2.3, with the clamp of diffusers.
+    s is the quantile of ``|x|`` per image, clamped to [1, maximum] as in diffusers.
+
+    Args:
+        denoise: the model, with its guidance.
+        quantile: share of the pixels that are not clipped, in (0, 1].
+        maximum: the largest s, at least 1.
+        rederive_eps: see `clip`.
 
     Raises:
         ValueError: quantile outside (0, 1] or maximum below 1.

@@ -73,7 +73,7 @@ def make_task(
     """
     model = make_model(config, image_shape, levels, num_classes)
     model = model._replace(network=wrap(model.network))
-    noisiest = np.float64(model.schedule.span[1])
+    noisiest = np.asarray(model.schedule.span[1], np.float64)
     parameterization.check_levels(
         model.parameterization, Level(noisiest, *model.schedule.at(noisiest))
     )

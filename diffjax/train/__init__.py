@@ -1,4 +1,17 @@
-"""The one trainer: state, step, loop, optimizer, checkpoints, sharding. It knows only `Task`."""
+"""The one trainer: state, step, loop, optimizer, checkpoints, sharding.
+
+It knows an experiment only as a `Task`. `fit` trains in memory; `train` also writes a workdir with
+the log, checkpoints and the config, and resumes from it. Both take the same steps (`make_step`).
+
+| file | holds |
+|---|---|
+| step.py | the state, and the compiled step |
+| optimizer.py | optimisers and learning-rate schedules of a config |
+| loop.py, prepare.py | the loop, and what it prepares once |
+| window.py, reporter.py, trackers.py | metrics, their files, and services that show them |
+| checkpoint.py, files.py, frozen.py, resume.py | what is stored, and what a resumed run is checked
+for | | sharding.py, hosts.py, preempt.py | devices, processes and signals |
+"""
 
 from diffjax.train.checkpoint import Best, CheckpointMismatch, Checkpoints
 from diffjax.train.files import CheckpointError

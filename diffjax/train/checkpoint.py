@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 import jax
 from absl import logging
@@ -23,16 +23,16 @@ from orbax.checkpoint import v1 as ocp
 
 from diffjax.train import hosts
 from diffjax.train.files import MANIFEST, CheckpointError, seal, verify
-from diffjax.types import PyTree, choose
+from diffjax.types import JsonObject, choose
 
 STATE = "state"
-# How finished and unfinished steps are called; a folder of any other name is somebody else's.
+# Names of finished and unfinished steps; folders with other names are left alone.
 _STEP = re.compile(r"0|[1-9]\d*", re.ASCII)
 _LEFTOVER = re.compile(r"(0|[1-9]\d*)\.(partial|removed)(\.orbax-checkpoint-tmp.*)?", re.ASCII)
-# What a step that was written here has at least one of, however damaged it is.
+# A step that was written here has at least one of these, however damaged it is.
 _PARTS = (MANIFEST, STATE, "_CHECKPOINT_METADATA", "orbax.checkpoint", "commit_success.txt")
-Tree = TypeVar("Tree")
-Metadata = dict[str, Any]  # what JSON holds
+StateT = TypeVar("StateT")
+Metadata: TypeAlias = JsonObject  # what is stored beside the arrays of a checkpoint
 SHOWN = 5  # differing leaves named in a message
 
 
@@ -40,7 +40,7 @@ class CheckpointMismatch(CheckpointError):
     """An intact checkpoint holds another state than the one asked for."""
 
 
-def _name_leaves(tree: PyTree) -> dict[str, jax.Array]:
+def _name_leaves(tree: object) -> dict[str, jax.Array]:
     """Return leaves, or their shapes, by dotted name; stored named tuples are dictionaries."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
@@ -52,8 +52,8 @@ def _describe(leaf: jax.Array) -> str:
     return f"{tuple(leaf.shape)} {leaf.dtype}"
 
 
-def _describe_differences(stored: PyTree, wanted: PyTree) -> list[str]:
-    """Describe how a stored tree differs from the wanted one, a line per leaf."""
+def _describe_differences(stored: object, wanted: object) -> list[str]:
+    """Describe how a stored tree differs from the wanted one, with a text per leaf."""
     have, want = _name_leaves(stored), _name_leaves(wanted)
     found = []
     for name, leaf in want.items():
@@ -67,8 +67,8 @@ def _describe_differences(stored: PyTree, wanted: PyTree) -> list[str]:
     return found
 
 
-def _check(folder: Path, abstract: PyTree, parts: Collection[str] | None) -> None:
-    """See that a step holds the state that is wanted, or those parts of one.
+def _check(folder: Path, abstract: object, parts: Collection[str] | None) -> None:
+    """Check that a step holds the state that is wanted, or those parts of one.
 
     Raises:
         CheckpointMismatch: it has other leaves, shapes or types.
@@ -85,8 +85,8 @@ def _check(folder: Path, abstract: PyTree, parts: Collection[str] | None) -> Non
         )
 
 
-def _read_matching(folder: Path, fresh: Tree) -> Tree:
-    """``fresh`` with every stored leaf of the same name and shape, cast to the type wanted."""
+def _read_matching(folder: Path, fresh: StateT) -> StateT:
+    """Return ``fresh`` with every stored leaf of the same name and shape, cast to its type."""
     stored = ocp.checkpointables_metadata(folder).metadata[STATE]
     want = _name_leaves(fresh)
     anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -146,12 +146,12 @@ class Checkpoints:
         except CheckpointError as failure:
             if error is None:
                 raise
-            logging.error("%s", failure)  # what went wrong first is what the caller should see
+            logging.error("%s", failure)  # the caller should see the first error
 
     def save(
         self,
         step: int,
-        state: PyTree,
+        state: object,
         metadata: Metadata | None = None,
         *,
         replace: bool = False,
@@ -161,8 +161,8 @@ class Checkpoints:
         Steps that `restore` found damaged are removed first: the new ones take their place.
 
         Args:
-            metadata: anything JSON can hold, read back by `metadata`.
-            replace: write a step that is there anew; else it is kept.
+            metadata: anything JSON can hold, which `metadata` reads back.
+            replace: write a step anew that is there already; else it is kept.
 
         Raises:
             CheckpointError: this or the previous step could not be written.
@@ -181,7 +181,7 @@ class Checkpoints:
         self._pending = (step, self._thread.submit(self._commit, step, response))
 
     def check(self) -> None:
-        """See that the pending write has not failed so far; takes no time.
+        """Check without waiting that the pending write has not failed so far.
 
         Raises:
             CheckpointError: it has.
@@ -207,7 +207,7 @@ class Checkpoints:
         except Exception as error:
             failure = self._explain_failure(step, error)
             failure.__cause__ = error
-        # Process 0 seals and names the step for all, and says here how that went.
+        # Process 0 seals and names the step for all; here the others learn whether that worked.
         elsewhere = hosts.agree(f"checkpoint {step}", str(failure or ""))
         if failure or elsewhere:
             raise failure or CheckpointError(elsewhere)
@@ -216,7 +216,7 @@ class Checkpoints:
         return self.folder / f"{step}.partial"
 
     def _commit(self, step: int, response: ocp.AsyncResponse[None]) -> None:
-        """Runs beside the training: seal the written step, name it, drop the oldest ones."""
+        """Seal the written step, name it, and drop the oldest ones; runs beside the training."""
         response.result()
         if not hosts.is_writer():
             return
@@ -226,17 +226,17 @@ class Checkpoints:
             self._remove(step)
         target = self.folder / str(step)
         if target.exists():
-            raise FileExistsError(f"{target} is there and is no checkpoint; move it away")
+            raise FileExistsError(f"{target} exists and is not a checkpoint; move it away")
         partial.rename(target)
         for old in self.steps()[: -self._keep]:
             self._remove(old)
 
     def _remove(self, step: int) -> None:
-        # Renamed first, so that a crash in between leaves no half-empty step behind.
+        # It is renamed first, so that a crash in between leaves no half-empty step behind.
         _delete((self.folder / str(step)).rename(self.folder / f"{step}.removed"))
 
     def _clear(self) -> None:
-        """Remove what crashed runs have left and what `restore` found damaged."""
+        """Remove the leftovers of crashed runs, and what `restore` found damaged."""
         if not hosts.is_writer():
             return
         for leftover in self._find_leftovers():
@@ -258,7 +258,7 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Committed steps, oldest first, as the folder has them now."""
+        """Return the steps that are in the folder now, oldest first."""
         return sorted(int(p.name) for p in self.folder.iterdir() if _is_step(p))
 
     def _find_leftovers(self) -> list[Path]:
@@ -267,14 +267,14 @@ class Checkpoints:
         return [p for p in found if p.is_dir()]
 
     def metadata(self, step: int) -> Metadata:
-        """What was given to `save` beside the state."""
+        """Return what was stored by `save` beside the state."""
         return dict(ocp.checkpointables_metadata(self.folder / str(step)).custom_metadata or {})
 
     def newest(self, *, step: int | None = None) -> int | None:
-        """The newest intact step (or the one asked for); None if there is none.
+        """Return the newest intact step (or the one asked for); None if there is none.
 
-        Damaged ones are named in warnings, and left to be removed by `save`. With several processes
-        the first one looks.
+        Damaged ones are named in warnings, and `save` removes them. With several processes the
+        first one decides for all.
 
         Raises:
             CheckpointError: there are checkpoints but all are damaged.
@@ -295,7 +295,7 @@ class Checkpoints:
                 if not folder.is_dir():
                     raise CheckpointError(f"there is no such step; found {self.steps()}")
                 verify(folder)
-            except (CheckpointError, OSError) as error:  # any damage: the step before
+            except (CheckpointError, OSError) as error:  # any damage: try the step before
                 logging.warning("checkpoint %s cannot be used: %s", folder, _take_first_line(error))
                 problems.append(f"step {candidate}: {_take_first_line(error)}")
                 self._damaged.add(candidate)
@@ -307,17 +307,17 @@ class Checkpoints:
 
     def restore(
         self,
-        abstract: PyTree,
+        abstract: StateT,
         *,
         step: int | None = None,
-        fresh: Callable[[], PyTree] | None = None,
+        fresh: Callable[[], StateT] | None = None,
         parts: Collection[str] | None = None,
-    ) -> tuple[int, PyTree] | None:
-        """The newest intact step (or the one asked for) and its state; None if there is none.
+    ) -> tuple[int, StateT] | None:
+        """Return the newest intact step (or the given one) and its state; None if there is none.
 
         Args:
             abstract: tree of `jax.ShapeDtypeStruct`, with shardings of any number of devices.
-            fresh: gives the values of leaves that are not stored, or have another shape; types are
+            fresh: makes the values of leaves that are not stored, or have another shape; types are
                 cast. Without it, leaves that differ are errors.
             parts: names of what ``abstract`` is a dictionary of; the others are not read.
 
@@ -338,11 +338,13 @@ class Checkpoints:
             return found, _read_matching(folder, fresh())
         if parts is None:
             return found, ocp.load_checkpointables(folder, {STATE: abstract})[STATE]
-        full = {key: value for key, value in abstract.items() if jax.tree.leaves(value)}
+        wanted = cast(dict[str, object], abstract)
+        full = {key: value for key, value in wanted.items() if jax.tree.leaves(value)}
         context = ocp.Context()
-        context.pytree.loading.partial_load = True  # which takes no parts without leaves
+        context.pytree.loading.partial_load = True  # partial loading needs leaves
         with context:
-            return found, {**abstract, **ocp.load_checkpointables(folder, {STATE: full})[STATE]}
+            read = {**wanted, **ocp.load_checkpointables(folder, {STATE: full})[STATE]}
+        return found, cast(StateT, read)
 
     def close(self) -> None:
         """Finish pending writes.
@@ -359,7 +361,7 @@ class Checkpoints:
 class Best:
     """The one step with the best value of a metric, in a folder apart from the latest ones.
 
-    So neither can crowd out the other: the latest steps are there to resume, the best to be used.
+    Neither can crowd out the other: the latest steps are there to resume, the best to be used.
 
     Args:
         folder: where that step is written.
@@ -391,7 +393,7 @@ class Best:
             self.value = stored["value"]
 
     def offer(
-        self, step: int, value: float, state: PyTree, metadata: Metadata | None = None
+        self, step: int, value: float, state: object, metadata: Metadata | None = None
     ) -> bool:
         """Keep a state if its value is better than all before; a NaN never is.
 
@@ -406,8 +408,8 @@ class Best:
         self.step, self.value = step, value
         return True
 
-    def restore(self, abstract: PyTree) -> tuple[int, PyTree] | None:
-        """The best step and its state; as `Checkpoints.restore`."""
+    def restore(self, abstract: StateT) -> tuple[int, StateT] | None:
+        """Return the best step and its state, as `Checkpoints.restore`."""
         self._steps.wait()
         return self._steps.restore(abstract)
 
@@ -428,7 +430,7 @@ class Best:
 
 
 def _is_step(folder: Path) -> bool:
-    """Whether a folder was written here as a step: by its name, and by what is in it."""
+    """Return whether a folder was written here as a step: by its name and its content."""
     if not _STEP.fullmatch(folder.name) or not folder.is_dir():
         return False
     return any((folder / name).exists() for name in _PARTS) or not any(folder.iterdir())

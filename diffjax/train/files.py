@@ -1,4 +1,4 @@
-"""Files that can be trusted: sealed with checksums, written by one process."""
+"""Folders whose content can be verified, sealed with checksums and written by one process."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ class CheckpointError(RuntimeError):
 
 
 def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest: a SHA-256 of every file in a folder."""
+    """Write the manifest of a folder: a SHA-256 of every file in it, by its relative path."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST)
     digests = {str(path.relative_to(folder)): _digest(path) for path in files}
     write_atomically(folder / MANIFEST, json.dumps(digests, indent=1))
@@ -40,8 +41,12 @@ def seal(folder: Path) -> None:
 def verify(folder: Path) -> None:
     """Compare a folder with its manifest.
 
+    Args:
+        folder: one that `seal` was called for.
+
     Raises:
-        CheckpointError: a file is missing or differs, or there is no manifest.
+        CheckpointError: a file is missing or differs, or the manifest is missing, damaged, or names
+            a file outside of the folder.
     """
     if not (folder / MANIFEST).exists():
         raise CheckpointError(f"{folder / MANIFEST} is missing")
@@ -64,8 +69,10 @@ def verify(folder: Path) -> None:
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold a folder's lock; the system drops it when the process ends, however it ends.
 
+    On file systems without locks a warning says that nothing keeps a second run out.
+
     Raises:
-        BlockingIOError: another process holds it, with who that is.
+        BlockingIOError: another process holds it; the message says which.
     """
     with (folder / LOCK).open("a+") as stream:
         try:

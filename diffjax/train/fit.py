@@ -37,13 +37,17 @@ def fit(
         images = diffjax.draw(model._replace(params=state.ema, statistics=state.extra))
 
     Args:
+        task: what is trained.
         batches: dicts of (B, ...) arrays, such as ``image`` (B, H, W, C) in [-1, 1] and ``label``
             (B,); all of one shape.
+        steps: optimiser steps, at least 1.
         optimizer: Adam with a learning rate of 1e-3 if None.
         decay: of the average of the parameters, with a warm-up ``min(decay, (1 + n) / (10 + n))``.
+        seed: of the initial parameters and of all noise.
         frozen: parameters that the task reads but does not train.
         on_metrics: called every ``log_every`` steps, and after the last, with the step and the
             metrics of that step.
+        log_every: steps between two calls.
 
     Raises:
         ValueError: there are fewer batches than steps, or a loss is not finite; the step is named.

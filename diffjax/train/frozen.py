@@ -1,4 +1,8 @@
-"""Weights that a task reads but does not train: written once, by the hash of what is in them."""
+"""Weights that a task reads but does not train, stored once under the hash of their content.
+
+A checkpoint holds the hash alone, so that the text encoders or the base of a ControlNet are not
+written again with every checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +19,19 @@ from orbax.checkpoint import v1 as ocp
 
 from diffjax.train import hosts
 from diffjax.train.files import CheckpointError, seal, verify
-from diffjax.types import Params, PyTree
+from diffjax.types import Params, Tree
 
 WEIGHTS = "weights"
-Tree = TypeVar("Tree")
+WeightsT = TypeVar("WeightsT")
 
 
-def hash_content(tree: PyTree) -> str:
+def hash_content(tree: Tree) -> str:
     """Return the SHA-256 of names, shapes, types and bits of the leaves; "" if there are none.
 
-    It does not depend on where the leaves are, nor on the order of dictionaries.
+    It does not depend on the devices of the leaves, nor on the order of dictionaries.
+
+    Args:
+        tree: a pytree of arrays, or None.
     """
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     if not flat:
@@ -39,12 +46,17 @@ def hash_content(tree: PyTree) -> str:
 
 
 def write_once(folder: Path, digest: str, tree: Params | None) -> None:
-    """Store a placed tree under its hash, unless it is there intact.
+    """Store a tree under its hash, unless an intact copy is there.
+
+    Args:
+        folder: of all frozen weights of a workdir.
+        digest: from `hash_content`; with "" nothing is written.
+        tree: the weights, placed on the devices.
 
     Raises:
         CheckpointError: it cannot be written.
     """
-    folder = folder.absolute()  # Orbax wants it so
+    folder = folder.absolute()  # Orbax needs absolute paths
     target = folder / digest
     if not digest or hosts.agree("frozen weights", str(_is_intact(target))) == "True":
         return
@@ -68,6 +80,7 @@ def write_once(folder: Path, digest: str, tree: Params | None) -> None:
 
 
 def _is_intact(folder: Path) -> bool:
+    """Return whether a folder agrees with its manifest; damage is a warning."""
     if not folder.is_dir():
         return False
     try:
@@ -78,10 +91,12 @@ def _is_intact(folder: Path) -> bool:
     return True
 
 
-def read(folder: Path, digest: str, abstract: Tree) -> Tree:
-    """The weights stored under a hash.
+def read(folder: Path, digest: str, abstract: WeightsT) -> WeightsT:
+    """Read the weights that are stored under a hash.
 
     Args:
+        folder: of all frozen weights of a workdir.
+        digest: from `hash_content`.
         abstract: tree of `jax.ShapeDtypeStruct`, with shardings.
 
     Raises:

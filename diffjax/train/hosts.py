@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import jax
 from absl import logging
 
-WAIT_SECONDS = 900.0  # of barriers and decisions: longer than the slowest checkpoint
+WAIT_SECONDS = 900.0  # longest wait at a barrier; more than the slowest checkpoint takes
 Value = TypeVar("Value")
-_numbers = itertools.count()  # every process asks the same questions in the same order
+_numbers = itertools.count()  # every process counts the same decisions in the same order
 
 
 class MissingProcess(RuntimeError):
@@ -35,10 +35,10 @@ def start(
     seconds: float = 300.0,
     heartbeat: float = 100.0,
 ) -> None:
-    """Join the other processes; to be called before anything touches a device.
+    """Join the other processes of the run. Call it before anything touches a device.
 
-    Without a coordinator, Slurm steps of several tasks and TPU pods are detected by JAX, and
-    everything else is a single process.
+    Without a coordinator, JAX detects Slurm steps of several tasks and TPU pods; everything else is
+    a single process.
 
     Args:
         coordinator: host:port of process 0.
@@ -48,7 +48,7 @@ def start(
         heartbeat: after how many seconds of silence a process counts as dead; the others exit.
 
     Raises:
-        MissingProcess: naming those that did not come.
+        MissingProcess: some processes did not come; the message names them.
         ValueError: incomplete or wrong arguments.
     """
     initialize = functools.partial(
@@ -74,25 +74,26 @@ def start(
 
 
 def _is_in_cluster() -> bool:
+    """Return whether this process is a task of a larger Slurm step, or a host of a TPU pod."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or _is_in_tpu_cluster()
 
 
 def _is_in_tpu_cluster() -> bool:
-    """Whether `jax.distributed.initialize` finds TPU hosts: JAX's own tests, on GCE and GKE."""
+    """Return whether `jax.distributed.initialize` finds TPU hosts: JAX's tests on GCE and GKE."""
     from jax._src.clusters import cloud_tpu_cluster as tpu
 
     try:
         return any(one.is_env_present() for one in (tpu.GceTpuCluster, tpu.GkeTpuCluster))
-    except Exception as error:  # no metadata server: a TPU without its neighbours
+    except Exception as error:  # there is no metadata server: a single TPU host
         logging.warning("TPU hosts are not looked for: %s", error)
         return False
 
 
 def _meet(address: str, processes: int, process: int, seconds: float) -> None:
-    """Meet at the coordinator's port first: JAX aborts if a process is missing, without its name.
+    """Meet at the coordinator's port before JAX does, which aborts without naming who is missing.
 
     Raises:
-        MissingProcess: naming them.
+        MissingProcess: some processes did not come; the message names them.
     """
     host, _, port = address.rpartition(":")
     end = time.monotonic() + seconds
@@ -103,7 +104,17 @@ def _meet(address: str, processes: int, process: int, seconds: float) -> None:
 
 
 def _receive(port: int, processes: int, end: float, seconds: float) -> None:
-    """Process 0: collect a greeting from each of the others, then let all go."""
+    """In process 0, collect a greeting from each of the others, then let all go.
+
+    Args:
+        port: on which they call.
+        processes: how many there are.
+        end: when to give up, as `time.monotonic` counts.
+        seconds: the whole wait, for the message.
+
+    Raises:
+        MissingProcess: some did not call in time.
+    """
     arrived: dict[int, socket.socket] = {}
     with socket.create_server(("", port), reuse_port=False) as server:
         server.setblocking(False)
@@ -121,13 +132,18 @@ def _receive(port: int, processes: int, end: float, seconds: float) -> None:
             if greeting.isdigit():
                 arrived[int(greeting)] = peer
             else:
-                peer.close()  # somebody else
+                peer.close()  # the caller is not a process of this run
     for peer in arrived.values():
         peer.sendall(b"go")
         peer.close()
 
 
 def _call(address: tuple[str, int], process: int, end: float, seconds: float) -> None:
+    """In the other processes, greet process 0 until it answers.
+
+    Raises:
+        MissingProcess: it did not answer in time, or gave up because another process is missing.
+    """
     while time.monotonic() < end:
         try:
             with socket.create_connection(address, timeout=5) as server:
@@ -142,17 +158,23 @@ def _call(address: tuple[str, int], process: int, end: float, seconds: float) ->
 
 
 def _explain_late(missing: list[int], name: str, seconds: float) -> str:
+    """Return the message that names the processes that did not come in time."""
     who = f"process {missing[0]}" if len(missing) == 1 else f"processes {missing}"
     return f"{who} did not reach {name!r} within {seconds:g} s; see what it logged"
 
 
 def is_writer() -> bool:
-    """Whether this process writes what there is one of: logs, pictures, manifests."""
+    """Return whether this process writes what all share: logs, pictures, manifests."""
     return jax.process_index() == 0
 
 
 def _get_client() -> Any:
-    # JAX has a barrier with a time-out, and its key-value store, in this place only.
+    """Return JAX's client of the coordination service, which has barriers and a key-value store.
+
+    Raises:
+        RuntimeError: there are several processes, but `start` was not called.
+    """
+    # JAX has a barrier with a time-out, and its key-value store, in this private module only.
     from jax._src import distributed
 
     if distributed.global_state.client is None:
@@ -166,8 +188,12 @@ def _get_client() -> Any:
 def barrier(name: str, *, seconds: float = WAIT_SECONDS) -> None:
     """Wait until every process is here.
 
+    Args:
+        name: what is waited for, for messages.
+        seconds: how long to wait.
+
     Raises:
-        MissingProcess: naming those that did not come in time.
+        MissingProcess: some did not come in time; the message names them.
     """
     if jax.process_count() == 1:
         return
@@ -183,6 +209,13 @@ def barrier(name: str, *, seconds: float = WAIT_SECONDS) -> None:
 
 def run_in_turn(name: str, make: Callable[[], Value], *, seconds: float = WAIT_SECONDS) -> Value:
     """Return ``make()``, called by process 0 first, and by the others when it is done.
+
+    It is for what one process writes and the others read, such as a download.
+
+    Args:
+        name: what is made, for messages.
+        make: called once in every process.
+        seconds: how long the others wait for process 0.
 
     Raises:
         RuntimeError: in the others, with what went wrong in process 0.
@@ -202,7 +235,12 @@ def run_in_turn(name: str, make: Callable[[], Value], *, seconds: float = WAIT_S
 
 
 def agree(name: str, value: str, *, seconds: float = WAIT_SECONDS) -> str:
-    """The value that process 0 gives, on every process.
+    """Return the value of process 0 on every process.
+
+    Args:
+        name: what is decided, for messages.
+        value: this process's own value; only that of process 0 counts.
+        seconds: how long to wait for it.
 
     Raises:
         MissingProcess: process 0 did not answer in time.

@@ -27,7 +27,7 @@ from diffjax.train import hosts, resume
 from diffjax.train.checkpoint import Best, Checkpoints
 from diffjax.train.files import sole_writer
 from diffjax.train.preempt import OUT_OF_TIME, Preempted, Stop
-from diffjax.train.prepare import Batches, Begun, Inputs, PreparedRun, closing_stream
+from diffjax.train.prepare import Batches, Inputs, PreparedRun, StartPoint, closing_stream
 from diffjax.train.reporter import NoReporter, Reporter
 from diffjax.train.step import State
 from diffjax.train.trackers import Tracker, check_trackers, start_trackers
@@ -36,14 +36,14 @@ from diffjax.types import Params, Task, choose
 
 OnSample = Callable[[State, Params | None, int, Reporter], None]
 OnEvaluate = Callable[[State, Params | None, int], Metrics]
-ROLLBACKS = 3  # from one checkpoint, before giving up
+ROLLBACKS = 3  # attempts from one checkpoint before the error is raised
 
 
 def check_workdir(workdir: Path) -> None:
-    """Create the workdir and see that it can be written.
+    """Create the workdir and check that it can be written; warn if its disk is nearly full.
 
     Raises:
-        OSError: it cannot, with the reason.
+        OSError: it cannot be written; the message has the reason.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,11 @@ def check_workdir(workdir: Path) -> None:
 
 
 class Callbacks(NamedTuple):
-    """What a run calls beside its steps; see `train`."""
+    """Functions that a run calls beside its steps; each may be None.
+
+    Attributes:
+        sample, evaluate, metrics: ``on_sample``, ``on_evaluate`` and ``on_metrics`` of `train`.
+    """
 
     sample: OnSample | None = None
     evaluate: OnEvaluate | None = None
@@ -87,13 +91,14 @@ def train(
     Args:
         task: what to train.
         config: sections ``train``, ``optim``, ``ema``, ``mesh`` and ``seed``.
+        workdir: folder of the run. If it has a checkpoint, the training resumes there.
         batches: ``(step, sharding) -> iterator`` of device batches from that step on.
         frozen: parameters that the task reads but does not train, whole in every process. They
-            are sharded as the others, and written once, by their content's hash.
+            are sharded as the others, and written once, under their content's hash.
         initial: makes parameters to begin with instead of those of ``task.init``, whole in every
             process; called only if there is no checkpoint.
-        data: fingerprint of the data, which JSON can hold: it is stored in every checkpoint and
-            compared when the run goes on, see `resume.find_data_differences`.
+        data: fingerprint of the data, which JSON can hold. It is stored in every checkpoint and
+            compared when the run resumes, see `resume.find_data_differences`.
         optimizer: in place of that of ``config.optim``; the log has no learning rate then.
         on_sample: called every ``train.sample_every`` steps, in every process, with the state,
             the frozen weights as they are placed, the step and the reporter.
@@ -102,10 +107,14 @@ def train(
         on_metrics: called with (step, metrics) of every line of the log, in the first process.
         resolve: fills in what a config leaves open, before it is compared with a checkpoint's.
 
+    Returns:
+        The last state.
+
     Raises:
-        ValueError: a wrong value in the config, naming it.
+        ValueError: a wrong value in the config; the message names it.
         FileExistsError: the workdir has a config.json that is not of a run.
-        NonFiniteLoss: naming the step; the last good checkpoint is kept.
+        NonFiniteLoss: the loss is not finite; the message names the step, and the last good
+            checkpoint is kept.
         Preempted: after SIGTERM, SIGUSR2 or SIGINT, when the state has been saved.
         CheckpointError: a checkpoint could not be written, or none of those there can be read.
         CheckpointMismatch: those there belong to another config, other frozen weights or data.
@@ -114,14 +123,20 @@ def train(
     folder = Path(workdir)
     _check_section(config.train)
     check_workdir(folder)
-    with _claimed(folder):
+    with _claim_workdir(folder):
         inputs = Inputs(frozen, initial, data)
         run = PreparedRun(task, config, folder, batches, inputs, optimizer, resolve)
         return _train_until_done(run, Callbacks(on_sample, on_evaluate, on_metrics))
 
 
 def _train_until_done(run: PreparedRun, callbacks: Callbacks) -> State:
-    """Train to the end, with as many rollbacks as ``train.nonfinite`` allows."""
+    """Train to the end, with as many rollbacks as ``train.nonfinite`` allows.
+
+    A rollback returns to the newest checkpoint and leaves out the batches up to the bad step.
+
+    Raises:
+        NonFiniteLoss: rollbacks are not wanted, or `ROLLBACKS` from one checkpoint did not help.
+    """
     cfg, names = run.config.train, run.config.train.trackers if hosts.is_writer() else ()
     with contextlib.ExitStack() as closing:
         stop = closing.enter_context(Stop(run.mesh, minutes=cfg.minutes))
@@ -147,13 +162,18 @@ def _train_until_done(run: PreparedRun, callbacks: Callbacks) -> State:
 
 def _advance(
     run: PreparedRun,
-    begun: Begun,
+    begun: StartPoint,
     checkpoints: Checkpoints,
     stop: Stop,
     callbacks: Callbacks,
     trackers: list[Tracker],
 ) -> State:
-    """Train from there to the end, or to a reason to stop."""
+    """Train from a starting point to the end, or to a reason to stop, and save the last state.
+
+    Raises:
+        NonFiniteLoss: see `Window`.
+        Preempted: a signal asked the run to stop.
+    """
     cfg, on_sample = run.config.train, callbacks.sample
     step, state, values, offset = begun
     with contextlib.ExitStack() as closing:
@@ -193,7 +213,7 @@ def _advance(
         unfinished = window.fetch(step)
         checkpoints.save(step, state, run.metadata(unfinished, offset))
         checkpoints.wait()
-        if any(value["finite"] for value in unfinished):  # else all of them were skipped
+        if any(value["finite"] for value in unfinished):  # otherwise all of them were skipped
             window.report(step)
     if reason > OUT_OF_TIME:
         raise Preempted(reason, step)
@@ -204,7 +224,14 @@ def _advance(
 def _keep_best(
     run: PreparedRun, on_evaluate: OnEvaluate | None
 ) -> Iterator[tuple[OnEvaluate, int]]:
-    """``on_evaluate``, after which the state is offered to the best, and its interval; 0: never."""
+    """Wrap ``on_evaluate`` so that the state is offered to `Best` afterwards.
+
+    Yields:
+        The wrapped function, and the steps between two calls; 0 for never.
+
+    Raises:
+        ValueError: (when called) the metric ``eval.best`` was not measured.
+    """
     every, section = run.config.train.evaluate_every, run.config.eval
     name, mode = section.best, section.best_mode
     if not on_evaluate or not every:
@@ -226,8 +253,8 @@ def _keep_best(
 
 
 @contextlib.contextmanager
-def _claimed(workdir: Path) -> Iterator[None]:
-    """The workdir is this run's alone.
+def _claim_workdir(workdir: Path) -> Iterator[None]:
+    """Keep other runs out of the workdir while the block runs.
 
     Raises:
         OSError: another run has it.
@@ -245,19 +272,25 @@ def _claimed(workdir: Path) -> Iterator[None]:
 
 
 def _check_section(section: ConfigDict) -> None:
+    """Check the intervals, trackers and choices of ``config.train``.
+
+    Raises:
+        ValueError, ConfigError: a value is wrong; the message names it.
+    """
     for name in ("log_every", "checkpoint_every"):
         if section[name] < 1:
             raise ValueError(f"train.{name}={section[name]}: an interval is at least 1 step")
     if section.evaluate_every % section.log_every:
         raise ValueError(
             f"train.evaluate_every={section.evaluate_every} must be a multiple of "
-            f"train.log_every={section.log_every}: the measures stand in the log's lines"
+            f"train.log_every={section.log_every}: measures are written to lines of the log"
         )
     check_trackers(section.trackers)
     choose("train.nonfinite", section.nonfinite, dict.fromkeys(("stop", "skip", "rollback")))
 
 
 def _progress(steps: int, start: int) -> tqdm:
+    """Make the progress bar, which only the first process shows."""
     return tqdm(
         total=steps,
         initial=start,

@@ -1,11 +1,15 @@
-"""Optimizers and learning-rate schedules from a config section."""
+"""Optimizers and learning-rate schedules from a config section.
+
+`OPTIMIZERS` wraps constructors of optax so that each takes ``lr`` and those options of the section
+``optim`` that it has. `DECAYS` holds the decays of the learning rate.
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import optax
@@ -13,21 +17,24 @@ import optax.contrib
 from jax.tree_util import KeyPath
 from ml_collections import ConfigDict
 
-from diffjax.types import Params, option_names, select_options, suggest
+from diffjax.types import Config, Params, option_names, select_options, suggest
 
 Optimizer: TypeAlias = optax.GradientTransformation
-Section: TypeAlias = Mapping[str, Any] | ConfigDict  # config.optim, or a group of it
+Section: TypeAlias = Config | ConfigDict  # config.optim, or a group of it
 
 
 def _constant(lr: float, steps: int) -> optax.Schedule:
+    """Keep the learning rate at ``lr``."""
     return optax.constant_schedule(lr)
 
 
 def _cosine(lr: float, steps: int, lr_end: float = 0.0) -> optax.Schedule:
+    """Let the learning rate fall from ``lr`` to ``lr lr_end`` along half a cosine."""
     return optax.cosine_decay_schedule(lr, steps, lr_end)
 
 
 def _linear(lr: float, steps: int, lr_end: float = 0.0) -> optax.Schedule:
+    """Let the learning rate fall from ``lr`` to ``lr lr_end`` along a line."""
     return optax.linear_schedule(lr, lr * lr_end, steps)
 
 
@@ -46,18 +53,20 @@ _OF_OPTAX = (
     *("novograd", "optimistic_adam_v2", "optimistic_gradient_descent", "radam", "rmsprop"),
     *("sgd", "sign_sgd", "signum", "yogi"),
 )
-# Those of optax.contrib; without them whose parameters are not the ones to evaluate.
+# Optimisers of optax.contrib, but those that evaluate at other parameters than they update.
 _OF_CONTRIB = (
     *("acprop", "ademamix", "adopt", "cocob", "dadapt_adamw", "dog", "dowg", "madgrad", "muon"),
     *("prodigy", "simplified_ademamix"),
 )
-_OPTIONS = ("b1", "b2", "eps", "weight_decay", "momentum", "nesterov")  # of the section optim
+# Options of the section optim.
+_OPTIONS = ("b1", "b2", "eps", "weight_decay", "momentum", "nesterov")
 
 
 def _wrap(name: str, constructor: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
-    """A constructor of optax that takes ``lr`` and those of `_OPTIONS` that it has.
+    """Wrap a constructor of optax so that it takes ``lr`` and those of `_OPTIONS` that it has.
 
-    The signature says which these are, with optax's defaults; no momentum is 0.
+    The signature says which these are, with optax's defaults. Where optax's default is None, for
+    no momentum, it is 0 here.
     """
     own = inspect.signature(constructor).parameters
     none = {key for key in _OPTIONS if key in own and own[key].default is None}
@@ -86,10 +95,11 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 
 def learning_rate(section: Section, steps: int) -> optax.Schedule:
-    """Linear warm-up over ``warmup`` steps, then ``constant``, ``cosine`` or ``linear`` decay.
+    """Return the learning rate by step: a linear warm-up, then one of `DECAYS`.
 
     Args:
-        section: ``lr``, ``warmup``, ``decay`` and ``lr_end`` (a fraction of lr; 0 if not given).
+        section: ``lr``, ``warmup`` (steps), ``decay`` and ``lr_end`` (a fraction of lr; 0 if
+            absent).
         steps: optimiser steps of the whole run, where the decay ends.
 
     Raises:
@@ -100,7 +110,10 @@ def learning_rate(section: Section, steps: int) -> optax.Schedule:
     options = select_options("learning-rate decay", name, DECAYS, section)
     main = DECAYS[name](**{**options, "lr": lr, "steps": max(steps - warmup, 1)})
     if name != "constant" and warmup >= steps:
-        raise ValueError(f"optim.warmup={warmup} leaves nothing of train.steps={steps} to decay in")
+        raise ValueError(
+            f"optim.warmup={warmup} must be less than train.steps={steps}: no step is left to "
+            "decay in"
+        )
     if not warmup:
         return main
     # The first update already moves: step n of the warm-up uses lr * (n + 1) / warmup.
@@ -110,14 +123,19 @@ def learning_rate(section: Section, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(section: Section, steps: int) -> Optimizer:
-    """Global-norm clip (``clip``, 0 for none) and one of `OPTIMIZERS`; several of them by group.
+    """Make the optimiser of a section: clip by the global norm, then one of `OPTIMIZERS`.
 
     ``section.groups``, if there, maps a name to ``match``, a regular expression for the beginning
     of dotted parameter paths, and to options that differ from the section's. A parameter belongs
     to the first group that matches, or to none; each group is clipped by its own norm.
 
+    Args:
+        section: ``config.optim``, with ``name``, ``clip`` (0 for none) and the options of the
+            optimiser and of `learning_rate`.
+        steps: optimiser steps of the whole run.
+
     Raises:
-        ValueError: unknown optimizer, or (when it meets the parameters) a group without any.
+        ValueError: unknown optimizer or key, or (when it meets the parameters) a group without any.
     """
     groups = dict(section.get("groups", None) or {})
     if not groups:
@@ -136,7 +154,11 @@ _REST = ""  # parameters of no group
 
 
 def _labels(tree: Params, patterns: dict[str, re.Pattern[str]]) -> Params:
-    """The group of every leaf."""
+    """Return the name of the group of every leaf.
+
+    Raises:
+        ValueError: a group has no leaf.
+    """
 
     def group(path: KeyPath, leaf: object) -> str:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -150,11 +172,21 @@ def _labels(tree: Params, patterns: dict[str, re.Pattern[str]]) -> Params:
     return labels
 
 
-# Keys of the section that are no options of a decay or an optimiser.
+# Keys of the section that are not options of a decay or an optimiser.
 _OTHERS = {"name", "decay", "lr", "warmup", "clip", "groups", "match"}
 
 
 def _make_one(section: Section, steps: int, where: str = "optim") -> Optimizer:
+    """Make the optimiser of a section without groups.
+
+    Args:
+        section: the options.
+        steps: optimiser steps of the whole run.
+        where: path of the section in the config, for messages.
+
+    Raises:
+        ValueError: unknown optimiser, decay or key.
+    """
     tables = (*OPTIMIZERS.values(), *DECAYS.values())
     known = _OTHERS.union(*map(option_names, tables)) - {"steps"}
     for key in section:

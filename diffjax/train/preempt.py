@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# SIGTERM from schedulers and people, Ctrl-C, and SIGUSR2, which submitit has Slurm send.
+# Schedulers and people send SIGTERM, Ctrl-C sends SIGINT, and submitit has Slurm send SIGUSR2.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-OUT_OF_TIME = 1  # a reason beside the numbers of SIGNALS
+OUT_OF_TIME = 1  # a reason to stop that is not one of SIGNALS
 LAG = 2  # steps after which the processes know of each other's signals, without waiting for it
 
 
@@ -35,11 +35,11 @@ class Preempted(RuntimeError):
 
 
 class Stop:
-    """Whether to stop after this step, asked once a step: the same answer on every process.
+    """Decides after each step whether to stop; the answer is the same on every process.
 
-    A signal, or the end of the time, may be seen by one process only. So each gives its own to a
-    maximum over all devices every step, and looks at the one of `LAG` steps ago, which is there
-    already. One process alone answers at once. A second signal changes nothing.
+    A signal, or the end of the time, may be seen by one process only. So each contributes its own
+    reason to a maximum over all devices every step, and reads the one of `LAG` steps ago, which is
+    there already. One process alone answers at once. A second signal changes nothing.
 
     Args:
         mesh: all devices of the run.
@@ -76,7 +76,7 @@ class Stop:
         return self._alone and bool(self.received)
 
     def reason(self) -> int:
-        """0 to go on, else the number of a signal, or OUT_OF_TIME."""
+        """Return 0 to continue, or the number of a signal, or OUT_OF_TIME; call it once a step."""
         own = self.received or (OUT_OF_TIME if time.monotonic() >= self._end else 0)
         if self._alone:
             return own

@@ -46,10 +46,14 @@ from diffjax.writing import write_atomically
 Batches = Callable[[int, Sharding], Iterator[Batch]]
 
 
-class Begun(NamedTuple):
-    """Where training begins: values are the metrics since the last line of the log.
+class StartPoint(NamedTuple):
+    """Where a training begins or resumes.
 
-    ``offset`` is how many batches rollbacks have left out so far.
+    Attributes:
+        step: optimiser steps done.
+        state: the state after them.
+        values: the metrics of the steps since the last line of the log.
+        offset: how many batches rollbacks have left out so far.
     """
 
     step: int
@@ -59,12 +63,12 @@ class Begun(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a training is given beside its config.
+    """What a training needs beside its config.
 
     Attributes:
         frozen: parameters that the task reads but does not train.
         initial: makes the parameters to begin with; None: the task does.
-        data: fingerprint of the data; None if nobody knows it.
+        data: fingerprint of the data; None if it is not known.
     """
 
     frozen: Params | None
@@ -77,9 +81,11 @@ class PreparedRun:
 
     Attributes:
         update: the compiled step.
-        frozen: the frozen weights as they are placed.
-        place: where batches go.
-        rate: learning rate of a step; None of an optimiser that is given.
+        frozen: the frozen weights, placed on the devices.
+        place: the sharding of batches.
+        mesh: all devices of the run.
+        rate: learning rate of a step; None for an optimiser that the caller made.
+        config, workdir, batches: arguments of `diffjax.train.loop.train`.
     """
 
     def __init__(
@@ -112,8 +118,17 @@ class PreparedRun:
         self._fresh = jax.jit(init, out_shardings=shardings)
         self.update = compile_step(task, optimizer, config, (shardings, frozen_shardings), mesh)
 
-    def begin(self, checkpoints: Checkpoints, offset: int) -> Begun:
-        """The newest checkpoint, or a fresh state."""
+    def begin(self, checkpoints: Checkpoints, offset: int) -> StartPoint:
+        """Return the newest checkpoint, or a newly initialised state.
+
+        Args:
+            checkpoints: of the workdir.
+            offset: batches that rollbacks have left out so far.
+
+        Raises:
+            CheckpointMismatch: the checkpoint belongs to another config, other weights or data.
+            CheckpointError: there are checkpoints, but all are damaged.
+        """
         step, override = checkpoints.newest(), self.config.train.override
         stored = {} if step is None else checkpoints.metadata(step)
         if step is not None:
@@ -124,38 +139,43 @@ class PreparedRun:
             )
         self._store_config()
         if step is None:
-            return Begun(0, self._initialize(), [], offset)
+            return StartPoint(0, self._initialize(), [], offset)
         fresh = self._initialize if override else None
         restored = checkpoints.restore(self._abstract, step=step, fresh=fresh)
         assert restored is not None
         logging.info("resumed at step %d", step)
         offset = max(offset, stored.get("offset", 0))
-        return Begun(step, restored[1], stored.get("window", []), offset)
+        return StartPoint(step, restored[1], stored.get("window", []), offset)
 
     def _initialize(self) -> State:
-        """Make a fresh state."""
+        """Make the state of step 0, with the parameters of ``initial`` if there are any."""
         state = self._fresh(self.frozen)
         if self._initial is None:
             return state
         given = self._initial()
         check_shapes(given, state.params)
         where = jax.tree.map(lambda leaf: leaf.sharding, (state.params, state.ema))
-        # Copied: both are donated, and placing need not copy.
+        # Each gets a copy of its own, because both are donated and placing need not copy.
         twice = jax.jit(lambda tree: jax.tree.map(jnp.copy, (tree, tree)), out_shardings=where)
         params, ema = twice(place(given, where[0]))
         return state._replace(params=params, ema=ema)
 
     def _store_config(self) -> None:
-        """config.json, once it is known to fit the checkpoints of the workdir."""
+        """Write config.json, once it is known to fit the checkpoints of the workdir."""
         if not hosts.is_writer() or not (config := resume.to_json_tree(self.config)):
             return
-        config["train"]["override"] = False  # it was for this time
+        config["train"]["override"] = False  # the override holds for this start only
         path = self.workdir / "config.json"
         resume.check_is_config(path)
         write_atomically(path, json.dumps(config, indent=2) + "\n")
 
     def metadata(self, window: list[Metrics], offset: int) -> Metadata:
-        """Return what is stored beside the state of a checkpoint: config, data, metrics."""
+        """Return what is stored beside the state of a checkpoint: config, data, metrics.
+
+        Args:
+            window: metrics since the last line of the log.
+            offset: batches that rollbacks have left out so far.
+        """
         config = resume.to_json_tree(self.config)
         known = {} if self._data is None else {"data": self._data}
         return {
@@ -174,6 +194,10 @@ def _make_average(config: ConfigDict) -> EMADecay:
 def _make_initializer(
     task: Task, optimizer: optax.GradientTransformation, seed: int, stream: Iterator[Batch]
 ) -> Callable[[Params | None], State]:
+    """Return ``frozen -> State``, which initialises with the first batch as the example.
+
+    With several processes, all use the example of the first one.
+    """
     with closing_stream(stream):
         # One example is enough: parameters do not depend on the batch size.
         example = jax.tree.map(_take_first, next(stream))
@@ -184,10 +208,10 @@ def _make_initializer(
 
 
 def check_shapes(given: Params, wanted: Params) -> None:
-    """See that parameters to begin with are those of the task.
+    """Check that parameters to begin with have the names and shapes of the task's.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: they do not; the message names the first difference.
     """
     found, needed = (
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in flat}
@@ -203,7 +227,7 @@ def check_shapes(given: Params, wanted: Params) -> None:
 
 
 def _take_first(leaf: jax.Array) -> Array:
-    """Return the first row, or this process's first if an array spans several processes."""
+    """Return the first row of an array, or of this process's part of it."""
     whole = getattr(leaf, "is_fully_addressable", True)
     return leaf[:1] if whole else np.asarray(leaf.addressable_data(0))[:1]
 
@@ -215,10 +239,14 @@ def compile_step(
     shardings: tuple[Shardings, Shardings],
     mesh: Mesh,
 ) -> jax.stages.Wrapped:
-    """The jitted step of a config: ``(state, frozen, batch) -> (state, metrics)``, state donated.
+    """Compile the step of a config: ``(state, frozen, batch) -> (state, metrics)``, state donated.
 
     Args:
+        task: what is trained.
+        optimizer: of the parameters.
+        config: sections ``train``, ``ema``, ``data`` and ``seed``.
         shardings: of the state, and of the frozen weights.
+        mesh: all devices of the run.
     """
     step = make_step(
         task,
@@ -238,7 +266,7 @@ def compile_step(
 def closing_stream(
     stream: Iterator[Batch],
 ) -> contextlib.AbstractContextManager[Iterator[Batch]]:
-    """Ends the threads of a stream that has any."""
+    """Return a context that ends the threads of a stream, if it has any."""
     if isinstance(stream, Generator):
         return contextlib.closing(stream)
     return contextlib.nullcontext(stream)

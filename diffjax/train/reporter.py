@@ -64,14 +64,18 @@ class Reporter:
         self._flush()
 
     def __call__(self, step: int, values: Metrics) -> None:
-        """Append one line of scalars.
+        """Append one line of scalars to the log, TensorBoard and the trackers.
+
+        Args:
+            step: of the last of the steps that the metrics are of.
+            values: scalars by name.
 
         Raises:
             OSError: it cannot be written.
         """
         line = (json.dumps({"step": step, **values}) + "\n").encode()
         with self._explained():
-            while line:  # unbuffered: a write may take a part
+            while line:  # an unbuffered write may write only a part
                 line = line[self._stream.write(line) :]
         for name, value in values.items():
             self._event(step, summary=summary.scalar(name, value))
@@ -83,7 +87,11 @@ class Reporter:
             self._on_metrics(step, dict(values))
 
     def image(self, name: str, step: int, image: np.ndarray) -> None:
-        """Add an (H, W, C) uint8 image to TensorBoard and the trackers."""
+        """Add an (H, W, C) uint8 image to TensorBoard and the trackers.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         self._event(step, summary=summary.image(name, image, dataformats="HWC"))
         self._flush()
         for tracker in self._trackers:
@@ -114,19 +122,22 @@ class Reporter:
         except OSError as failure:
             if error is None:
                 raise
-            logging.error("%s", failure)  # what went wrong first is what the caller should see
+            logging.error("%s", failure)  # the caller should see the first error
 
     def _event(self, step: int, **content: SessionLog | Summary) -> None:
+        """Write one event to TensorBoard's file."""
         with self._explained():
             self._board.write_event(Event(step=step, wall_time=time.time(), **content))
 
     def _flush(self) -> None:
+        """Sync TensorBoard's file to the disk."""
         with self._explained():
             self._board.flush()
         self._flushed = time.monotonic()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
+        """Add the folder to the message of an error of writing."""
         try:
             yield
         except OSError as error:
@@ -135,7 +146,7 @@ class Reporter:
 
 
 class NoReporter(Reporter):
-    """Takes everything and writes nothing: of the processes that are not the first."""
+    """A reporter that accepts everything and writes nothing, for all processes but the first."""
 
     def __init__(
         self,
@@ -161,7 +172,7 @@ def _cut(path: Path, resumed: int) -> None:
     """Drop the lines past a step, which are written again, and those that cannot be read.
 
     The other lines stay as they are, byte by byte. A killed run may have left its last line cut or
-    without its end; if other lines cannot be read either, a copy of the whole file is kept.
+    without its end. If other lines cannot be read either, a copy of the whole file is kept.
     """
     *whole, last = path.read_bytes().split(b"\n")
     lines = [*whole, last] if last else whole
@@ -183,7 +194,7 @@ def _cut(path: Path, resumed: int) -> None:
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step of a line of the log; None if it is no such line."""
+    """Return the step of a line of the log; None if it is no such line."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -192,13 +203,15 @@ def _step_of(line: bytes) -> int | None:
 
 
 def _warn_of_a_cut_line(path: Path, line: bytes, resumed: int) -> None:
+    """Warn that the last line is cut, unless the resumed run comes to its step again."""
     found = re.match(rb'\{"step": (\d+),', line)
     if found and int(found[1]) > resumed:
-        return  # the run comes to this step again
+        return  # the resumed run takes this step again
     what = f"the metrics of step {int(found[1])}" if found else "the metrics of a step"
     logging.warning("the last line of %s is cut: %s are lost", path, what)
 
 
 def _free_name(path: Path) -> Path:
+    """Return the first name ``PATH.N.old`` that does not exist."""
     names = (path.with_name(f"{path.name}.{number}.old") for number in itertools.count(1))
     return next(name for name in names if not name.exists())

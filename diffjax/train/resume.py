@@ -1,31 +1,33 @@
-"""What may change between two parts of a run: the rest is refused with a diff, or overridden."""
+"""What may change when a run is resumed; other changes are refused with a diff."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax.train.checkpoint import CheckpointMismatch, Metadata
+from diffjax.types import JsonObject
 
-# What does not change the values that a step computes.
+# Keys that do not change the values that a step computes.
 FREE = (
     *("train", "sample", "eval", "mesh", "network.remat", "network.attention"),
-    # Where the data are; their fingerprint is compared. The others keep their places in the order.
+    # Paths of the data, whose fingerprint is compared, and how they are read.
     *("data.dir", "data.damaged", "data.threads", "data.prefetch"),
-    # Where frozen weights are; their hash is compared.
+    # Paths of frozen weights, whose hash is compared.
     *("autoencoder.weights", "control.base", "model.path", "model.tokenizer"),
 )
-BOUND = ("train.accumulate",)  # of those, what does
+BOUND = ("train.accumulate",)  # exceptions from FREE, which do change the values
 SHOWN = 8
-ConfigTree = dict[str, Any]  # a config as nested dicts
-Fingerprint = Mapping[str, Any]  # of data: count, files and digests, as JSON holds them
+ConfigTree: TypeAlias = JsonObject  # a config as nested dictionaries
+# What tells one set of data from another: count, files and digests, as JSON holds them.
+Fingerprint: TypeAlias = Mapping[str, Any]
 FileRow = tuple[str, int]  # name and size; JSON makes it a list
-FILES = 3  # of those that differ between two sets of data, by name
+FILES = 3  # files that a message names, of those that differ between two sets of data
 
 
 def to_json_tree(config: ConfigDict) -> ConfigTree | None:
@@ -35,7 +37,7 @@ def to_json_tree(config: ConfigDict) -> ConfigTree | None:
 
 
 def check_is_config(path: Path) -> None:
-    """See that what is going to be replaced, if it is there, is the config of a run.
+    """Check that the file that will be replaced, if it is there, is the config of a run.
 
     Raises:
         FileExistsError: it is something else.
@@ -68,13 +70,14 @@ def check_resume(
 
     Args:
         stored: the checkpoint's metadata.
-        frozen: hash of the frozen weights.
-        data: fingerprint of the data; None if nobody knows it.
-        override: warn instead.
+        config: of the run that resumes.
+        frozen: hash of its frozen weights.
+        data: fingerprint of its data; None if it is not known.
+        override: log differences as warnings instead.
         resolve: fills in what a config leaves open, so that equal runs compare equal.
 
     Raises:
-        CheckpointMismatch: with the values that differ.
+        CheckpointMismatch: something differs; the message has the values.
     """
     before, now = (c and resolve(c) for c in (stored.get("config"), to_json_tree(config)))
     found = find_differences(before, now)
@@ -95,6 +98,7 @@ def check_resume(
 
 
 def _check_data(before: Fingerprint | None, now: Fingerprint | None, override: bool) -> None:
+    """Raise a CheckpointMismatch for other data, or warn if that is overridden."""
     found = find_data_differences(before, now)
     if not found:
         return
@@ -112,6 +116,12 @@ def find_data_differences(old: Fingerprint | None, new: Fingerprint | None) -> l
 
     A fingerprint may hold ``count``, ``files`` (some rows of name and size), and digests, of which
     those that both have are compared.
+
+    Args:
+        old, new: fingerprints.
+
+    Returns:
+        One text per difference.
     """
     if not old or not new:
         return []
@@ -126,7 +136,7 @@ def find_data_differences(old: Fingerprint | None, new: Fingerprint | None) -> l
 
 
 def _find_file_changes(old: list[FileRow], new: list[FileRow]) -> list[str]:
-    """Describe files that were added, removed or resized, the first of them by name."""
+    """Describe files that were added, removed or resized, with the first names of each."""
     before, after = (dict(rows) for rows in (old, new))
     changed = [name for name in before if name in after and before[name] != after[name]]
     found = []
@@ -142,7 +152,10 @@ def _find_file_changes(old: list[FileRow], new: list[FileRow]) -> list[str]:
 
 
 def _warn_of_the_decay(before: ConfigTree | None, now: ConfigTree | None) -> None:
-    """More or fewer steps are free to be taken, but a decay ends with them."""
+    """Warn if the number of steps changes under a decay, which makes the learning rate jump.
+
+    More or fewer steps are allowed, but a decay ends with the last of them.
+    """
     if not before or not now or now["optim"]["decay"] == "constant":
         return
     old, new = (config["train"]["steps"] for config in (before, now))
@@ -170,10 +183,12 @@ def find_differences(old: ConfigTree | None, new: ConfigTree | None) -> list[str
 
 
 def _is_free(key: str) -> bool:
+    """Return whether a key may change when a run resumes."""
     return key not in BOUND and any(key == name or key.startswith(f"{name}.") for name in FREE)
 
 
 def _flatten(tree: object, prefix: str = "") -> dict[str, object]:
+    """Return the values of nested dictionaries by their dotted keys."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     flat = [_flatten(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in tree.items()]

@@ -1,11 +1,15 @@
-"""Meshes and placements: one `jax.jit` with `NamedSharding`, from one CPU to many hosts."""
+"""Meshes and placements: one `jax.jit` with `NamedSharding`, from one CPU to many hosts.
+
+The mesh has three axes. Batches are split over ``data`` and ``fsdp``; parameters are split over
+``fsdp`` (Rajbhandari et al. 2019, ZeRO) and ``tensor`` (Shoeybi et al. 2019, Megatron).
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -13,11 +17,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.tree_util import KeyPath
 from ml_collections import ConfigDict
 
-from diffjax.types import PyTree
-
 Leaf: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 Tree = TypeVar("Tree")
-Shardings = PyTree  # a tree of NamedSharding, of the structure of what it places
+# A tree of `NamedSharding` with the structure of what it places, or one sharding for all of it.
+Shardings: TypeAlias = Any
 AXES = ("data", "fsdp", "tensor")
 
 
@@ -25,7 +28,12 @@ def make_mesh(
     section: Mapping[str, int] | ConfigDict | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Mesh of all devices, or of those given; one axis may be -1 and takes what the others leave.
+    """Make the mesh of all devices, or of some.
+
+    Args:
+        section: sizes of the axes ``data``, ``fsdp`` and ``tensor``; one may be -1, which is what
+            the others leave. Default: all devices along ``data``.
+        devices: default: all of them.
 
     Raises:
         ValueError: the axes do not multiply to the number of devices, or a size is not one.
@@ -56,6 +64,10 @@ def find_host_share(sharding: Sharding, size: int) -> tuple[int, int]:
 
     Processes whose devices hold the same rows, as those along the tensor axis do, read the same.
 
+    Args:
+        sharding: of batches.
+        size: rows of the global batch.
+
     Raises:
         ValueError: the devices of this process do not hold such a part.
     """
@@ -68,7 +80,7 @@ def find_host_share(sharding: Sharding, size: int) -> tuple[int, int]:
     if max(own)[1] - first != count or size % count or first % count:
         raise ValueError(
             f"process {jax.process_index()} has rows {sorted(own)} of a batch of {size}, which is "
-            "no contiguous part: order config.mesh so that each process has devices side by side"
+            "not a contiguous part: order config.mesh so that each process has devices side by side"
         )
     return first // count, size // count
 
@@ -86,11 +98,16 @@ OUTPUTS = re.compile(
 INPUTS = re.compile(r"(to_out\.0|out_proj|net\.2|fc2|conv2|linear_2)/kernel$")
 
 
-def make_tree_sharding(tree: PyTree, mesh: Mesh, *, min_size: int = 2**16) -> Shardings:
-    """Place parameters, their average and their optimiser state by path and shape.
+def make_tree_sharding(tree: object, mesh: Mesh, *, min_size: int = 2**16) -> Shardings:
+    """Choose the sharding of parameters, their average and their optimiser state, leaf by leaf.
 
-    Over tensor as the path says; over fsdp along the largest remaining dimension that divides.
-    Leaves of less than ``min_size`` numbers stay whole: splitting costs more than it saves.
+    The tensor axis cuts the dimension that the path asks for (see `OUTPUTS` and `INPUTS`). The fsdp
+    axis cuts the largest remaining dimension that it divides.
+
+    Args:
+        tree: of arrays, or of their shapes.
+        mesh: all devices of the run.
+        min_size: smaller leaves stay whole along fsdp: splitting costs more than it saves.
     """
 
     def place(path: KeyPath, leaf: Leaf) -> NamedSharding:
@@ -101,6 +118,13 @@ def make_tree_sharding(tree: PyTree, mesh: Mesh, *, min_size: int = 2**16) -> Sh
 
 
 def _choose_spec(name: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> PartitionSpec:
+    """Choose which mesh axis cuts which dimension of one leaf.
+
+    Args:
+        name: path of the leaf, with slashes.
+        shape: of the leaf.
+        mesh, min_size: see `make_tree_sharding`.
+    """
     axes: list[str | None] = [None] * len(shape)
     if OUTPUTS.search(name):
         _cut_axis(axes, shape, [len(shape) - 1], "tensor", mesh)
@@ -115,7 +139,15 @@ def _choose_spec(name: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -
 def _cut_axis(
     axes: list[str | None], shape: tuple[int, ...], choices: list[int], axis: str, mesh: Mesh
 ) -> None:
-    """Cut the first of the dimensions that is free and divides."""
+    """Cut the first of the dimensions that is free and that the axis divides.
+
+    Args:
+        axes: mesh axis of every dimension; changed in place.
+        shape: of the leaf.
+        choices: dimensions, in the order of preference.
+        axis: of the mesh.
+        mesh: all devices of the run.
+    """
     parts = mesh.shape[axis]
     for d in choices if parts > 1 else []:
         if axes[d] is None and shape[d] % parts == 0:
@@ -123,7 +155,7 @@ def _cut_axis(
             return
 
 
-def measure_sharded_fraction(tree: PyTree, shardings: Shardings) -> float:
+def measure_sharded_fraction(tree: object, shardings: Shardings) -> float:
     """Return the share in [0, 1] of a tree's numbers that is not replicated on every device."""
     sizes = jax.tree.leaves(jax.tree.map(lambda leaf: math.prod(leaf.shape), tree))
     cut = [any(place.spec) for place in jax.tree.leaves(shardings)]
@@ -134,6 +166,7 @@ def place(tree: Tree, shardings: Shardings) -> Tree:
     """Put a tree that every process holds whole onto the devices of all of them.
 
     Args:
+        tree: of arrays.
         shardings: of its leaves, or one for all.
     """
 
@@ -147,7 +180,7 @@ def place(tree: Tree, shardings: Shardings) -> Tree:
 
 
 def with_sharding(shapes: Tree, shardings: Shardings) -> Tree:
-    """Shapes and where they go, as `Checkpoints.restore` takes them."""
+    """Return shapes with their shardings, as `Checkpoints.restore` takes them."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,

@@ -1,24 +1,28 @@
-"""The compiled training step: a pure function of (state, frozen, batch)."""
+"""The compiled training step: a pure function of (state, frozen, batch).
+
+It averages gradients over parts of the batch, updates the parameters and their exponential moving
+average, and keeps the old state if anything is not finite.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from diffjax.types import Array, ArrayLike, Params, Statistics, Task
+from diffjax.types import Array, ArrayLike, Batch, Params, Statistics, Task
 
 
 class State(NamedTuple):
-    """All that training changes; donated to the step and checkpointed.
+    """All that training changes; it is donated to the step and stored in checkpoints.
 
     Attributes:
-        step: optimiser steps done.
+        step: optimiser steps done, int32 ().
         params: trained parameters.
-        ema: their exponential moving average.
+        ema: their exponential moving average, of the same structure.
         opt: optimiser state.
         extra: the task's own statistics.
     """
@@ -30,20 +34,34 @@ class State(NamedTuple):
     extra: Statistics
 
 
-Batch = Mapping[str, Array]  # of (B, ...) arrays
-EMADecay = Callable[[ArrayLike], ArrayLike]  # optimiser steps done -> decay
-Step = Callable[[State, Params | None, Batch], tuple[State, dict[str, Array]]]
-Found = tuple[Params, Statistics, dict[str, Array]]  # gradient, statistics of the task, metrics
-Gradients = Callable[[State, Params | None, jax.Array, Batch], Found]
+# From the number of optimiser steps done to the decay of the parameter average.
+EMADecay: TypeAlias = Callable[[ArrayLike], ArrayLike]
+# ``(state, frozen, batch) -> (state, metrics)``.
+Step: TypeAlias = Callable[[State, Params | None, Batch], tuple[State, dict[str, Array]]]
+# The gradient of the parameters, the new statistics of the task, and metrics.
+Gradient: TypeAlias = tuple[Params, Statistics, dict[str, Array]]
+ComputeGradient: TypeAlias = Callable[[State, Params | None, jax.Array, Batch], Gradient]
 
 
 def ema_decay(decay: float = 0.9999, *, warmup: bool = False) -> EMADecay:
-    """``decay``, with warm-up ``min(decay, (1 + n) / (10 + n))`` after n steps."""
+    """Make the constant decay of the parameter average.
+
+    Args:
+        decay: in [0, 1).
+        warmup: use ``min(decay, (1 + n) / (10 + n))`` after n steps, as latent diffusion does.
+    """
     return lambda step: jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
 
 
 def ema_half_life(images: float, batch_size: int, *, ramp: float = 0.05) -> EMADecay:
-    """``0.5^(batch/H)`` with ``H = min(images, ramp * images seen)`` (Karras et al. 2022, F.2).
+    """Make the decay ``0.5^(batch/H)`` with ``H = min(images, ramp * images seen)``.
+
+    Karras et al. 2022, appendix F.2.
+
+    Args:
+        images: half-life of the average, in images.
+        batch_size: images per step.
+        ramp: largest half-life as a share of the images seen.
 
     Raises:
         ValueError: a number is not positive.
@@ -65,9 +83,16 @@ def init_state(
     frozen: Params | None,
     batch: Batch,
 ) -> State:
-    """Fresh state; traceable, so `jax.eval_shape` gives shapes without memory."""
+    """Make the state of step 0; traceable, so `jax.eval_shape` gives shapes without memory.
+
+    Args:
+        task, optimizer: see `make_step`.
+        key: a key of `jax.random`.
+        frozen: parameters that the task reads but does not train.
+        batch: an example, whose shapes count.
+    """
     params, extra = task.init(key, frozen, batch)
-    # The average starts at the parameters; a copy, since both are donated.
+    # The average starts at a copy of the parameters, since both are donated.
     ema = jax.tree.map(jnp.copy, params)
     return State(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), extra)
 
@@ -80,11 +105,23 @@ def make_step(
     accumulate: int = 1,
     seed: int = 0,
 ) -> Step:
-    """One optimiser step; everything random is a function of (seed, step).
+    """Make one optimiser step; everything random in it is a function of (seed, step).
 
-    Gradients of ``accumulate`` equal parts of the batch are averaged by a scan, so step counters,
-    schedules and the EMA count optimiser steps. If the loss, the gradient or the parameters it
-    leads to are not finite, the state keeps its values and the metric ``finite`` is 0.
+    Gradients of ``accumulate`` equal parts of the batch are averaged by a scan, so that step
+    counters, schedules and the EMA count optimiser steps. If the loss, the gradient or the
+    parameters it leads to are not finite, the state keeps its values and the metric ``finite`` is
+    0.
+
+    Args:
+        task: the loss.
+        optimizer: of the parameters.
+        decay: of their average; None for 0.9999.
+        accumulate: parts of the batch.
+        seed: of all noise.
+
+    Returns:
+        ``(state, frozen, batch) -> (state, metrics)``. The metrics have ``loss``, ``grad_norm`` and
+        ``finite`` beside those of the task.
 
     Raises:
         ValueError: accumulate is not positive, or (at trace time) the batch does not divide by it.
@@ -111,17 +148,22 @@ def make_step(
     return step
 
 
-def _accumulate_gradients(task: Task, parts: int) -> Gradients:
-    """The mean gradient of equal parts of a batch, the task's new statistics, and mean metrics."""
+def _accumulate_gradients(task: Task, parts: int) -> ComputeGradient:
+    """Return a function for the mean gradient of equal parts of a batch.
 
-    def differentiate(state: State, frozen: Params | None, key: jax.Array, batch: Batch) -> Found:
+    It also returns the task's new statistics and the mean metrics.
+    """
+
+    def differentiate(
+        state: State, frozen: Params | None, key: jax.Array, batch: Batch
+    ) -> Gradient:
         def loss(params: Params) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
             return task.loss(params, frozen, state.extra, key, state.step, batch)
 
         (_, (extra, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         return grads, extra, metrics
 
-    def accumulate(state: State, frozen: Params | None, key: jax.Array, batch: Batch) -> Found:
+    def accumulate(state: State, frozen: Params | None, key: jax.Array, batch: Batch) -> Gradient:
         split = jax.tree.map(lambda leaf: _split(leaf, parts), batch)
 
         def body(
@@ -145,7 +187,12 @@ def _accumulate_gradients(task: Task, parts: int) -> Gradients:
 
 
 def _split(leaf: Array, parts: int) -> Array:
+    """Split the rows of a batch into equal parts, (parts, B / parts, ...).
+
+    Raises:
+        ValueError: the parts do not divide the batch.
+    """
     if leaf.shape[0] % parts:
         raise ValueError(f"a batch of {leaf.shape[0]} does not divide into {parts} parts")
-    # Strided, so that every part is spread over all devices as the batch was.
+    # The split is strided, so that every part is spread over all devices as the batch was.
     return leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)

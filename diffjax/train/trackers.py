@@ -25,13 +25,13 @@ from diffjax.types import ConfigError, choose
 from diffjax.writing import write_atomically
 
 ID_FILE = "tracking_id"  # in the workdir
-LOGIN_SECONDS = 30  # to answer a service that asks who you are
-FINISH_SECONDS = 60  # to upload what is left when the training ends
-_PROJECT_CHARACTERS = 128  # of a name, for Weights & Biases
+LOGIN_SECONDS = 30  # time to answer a service that asks for a login
+FINISH_SECONDS = 60  # time to upload the rest when the training ends
+_PROJECT_CHARACTERS = 128  # longest name of a project for Weights & Biases
 
 
 class Tracker(Protocol):
-    """Where the metrics and pictures of one run go."""
+    """A service that shows the metrics and pictures of one run."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add the metrics of a step."""
@@ -44,12 +44,12 @@ class Tracker(Protocol):
 
 
 class TrackedRun(NamedTuple):
-    """What a service is told of a run.
+    """What a service needs to know of a run.
 
     Attributes:
         project: name of the folder that holds the workdir.
         name: name of the workdir.
-        id: stays with the workdir, so that a resumed run goes on where it was.
+        id: stays with the workdir, so that a resumed run continues where it was.
         folder: the workdir.
         config: the config as nested dicts.
     """
@@ -122,15 +122,15 @@ class Trackio:
         self._finish()
 
 
-# By the name of the package, which is the name of the extra too.
+# The keys are names of packages, and of extras of this package.
 TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {"trackio": Trackio, "wandb": WandB}
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """See that ``train.trackers`` are known and their packages installed.
+    """Check that ``train.trackers`` are known and their packages installed.
 
     Raises:
-        ConfigError: one is not, with what to install.
+        ConfigError: one is not; the message says what to install.
     """
     for name in names:
         try:
@@ -150,7 +150,15 @@ def check_trackers(names: Sequence[str]) -> None:
 def start_trackers(
     names: Sequence[str], workdir: Path, config: ConfigDict
 ) -> Iterator[list[Tracker]]:
-    """The trackers of a workdir's run, closed at the end. None of their errors comes through."""
+    """Start the trackers of a workdir's run, and close them at the end of the block.
+
+    None of their errors stops the training, see `_Guarded`.
+
+    Args:
+        names: keys of `TRACKERS`.
+        workdir: of the run.
+        config: shown by the services.
+    """
     if not names:
         yield []
         return
@@ -172,7 +180,7 @@ def start_trackers(
 
 
 def _read_id(workdir: Path) -> str:
-    """The id of a workdir's run, which is made up at its first start."""
+    """Return the id of a workdir's run, which is drawn at its first start."""
     path = workdir / ID_FILE
     with contextlib.suppress(FileNotFoundError):
         if known := re.fullmatch(r"[0-9a-f]{8}", path.read_text().strip()):
@@ -184,7 +192,7 @@ def _read_id(workdir: Path) -> str:
 
 
 class _Guarded:
-    """A tracker whose first error is a warning, after which it is left alone."""
+    """A tracker whose first error becomes a warning, after which it is not called again."""
 
     def __init__(self, name: str, run: TrackedRun):
         self._name = name
@@ -210,6 +218,7 @@ class _Guarded:
 
     @contextlib.contextmanager
     def _warn_once(self) -> Iterator[None]:
+        """Turn an error of the block into a warning, and close the tracker."""
         try:
             yield
         except Exception as error:
@@ -226,5 +235,5 @@ class _Guarded:
 
 
 def _to_pillow(picture: np.ndarray) -> Image.Image:
-    """An (H, W, C) uint8 picture of 1, 3 or 4 channels for services that take Pillow's."""
+    """Convert an (H, W, C) uint8 picture of 1, 3 or 4 channels to a Pillow image."""
     return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)

@@ -1,4 +1,7 @@
-"""The metrics of the steps since the last line of the log, and the rule for those not finite."""
+"""The metrics of the steps since the last line of the log, and the rule for those not finite.
+
+Metrics stay on the devices until they are needed, so that the host does not wait in the step loop.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ import optax
 
 from diffjax.types import Array
 
-LOOK_AHEAD = 2  # steps queued beyond the running one: enough to hide the host, and clocks stay true
+LOOK_AHEAD = (
+    2  # steps queued beyond the running one: this hides the host's work and keeps clocks right
+)
 Metrics = dict[str, float]
 OnMetrics = Callable[[int, Metrics], None]  # (step, what the line of the step says)
 
@@ -32,10 +37,10 @@ class Window:
     """Metrics of the steps since the last line of the log.
 
     Args:
-        report: gets the lines.
+        report: called with the step and the metrics of every line.
+        step: the step before the first of these steps.
+        values: metrics since the last line, from before the run was interrupted.
         rate: learning rate of a step, for the lines; None if it is not known.
-        step: the last one before the window goes on.
-        values: metrics since the last line, of the part of the run before.
         skip: whether steps that are not finite are skipped, and counted.
     """
 
@@ -53,37 +58,44 @@ class Window:
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
-        """Leave the time since the last line out of the next one's speed."""
+        """Leave the time since the last line out of the next line's speed."""
         self._clock = time.monotonic(), step
 
     def add(self, metrics: Mapping[str, Array]) -> None:
-        """Take a step's metrics, waiting while more than LOOK_AHEAD steps are queued."""
+        """Add a step's metrics, and wait while more than LOOK_AHEAD steps are queued."""
         self._values.append(metrics)
         if len(self._values) > LOOK_AHEAD:
             jax.block_until_ready(self._values[-1 - LOOK_AHEAD]["loss"])
 
     def fetch(self, step: int) -> list[Metrics]:
-        """The values so far; ``step`` is the last one's.
+        """Return the metrics of the steps so far as numbers.
+
+        Args:
+            step: the last of these steps.
 
         Raises:
-            NonFiniteLoss: naming the first bad step, unless such steps are skipped.
+            NonFiniteLoss: a step is not finite and such steps are not skipped; the first is named.
         """
         host = jax.device_get(self._values)
         values = [{k: float(v) for k, v in value.items()} for value in host]
-        self._values = list(values)  # a copy: `add` goes on while a checkpoint is written
+        self._values = list(values)  # a copy, since `add` may run while a checkpoint is written
         for offset, value in enumerate(values, 1 - len(values)):
             if not value["finite"] and not self._skip:
                 raise _explain_not_finite(value, step + offset)
         return values
 
     def report(self, step: int, measure: Callable[[], Metrics] = dict) -> float:
-        """Write the means as the line of ``step``, start over, and give the mean loss.
+        """Write the means as the line of ``step``, start over, and return the mean loss.
 
-        Steps that were skipped are counted beside the means of the others; ``measure`` is called
-        when the steps are done, and what it gives is written in the same line.
+        Steps that were skipped are counted beside the means of the others.
+
+        Args:
+            step: the last of these steps.
+            measure: called when the steps are done; its metrics are written in the same line.
 
         Raises:
-            NonFiniteLoss: naming the first bad step; of skipped ones, if there are no others.
+            NonFiniteLoss: a step is not finite and such steps are not skipped, or all are; the
+                first is named.
         """
         values = self.fetch(step)
         good = [value for value in values if value["finite"]]
@@ -103,6 +115,7 @@ class Window:
 
 
 def _explain_not_finite(value: Metrics, step: int) -> NonFiniteLoss:
+    """Return the error of a step that is not finite, with what to do about it."""
     return NonFiniteLoss(
         f"the loss, its gradient or the updated parameters are not finite at step {step} "
         f"(loss {value['loss']}, gradient norm {value['grad_norm']}); the last good checkpoint "

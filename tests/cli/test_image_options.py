@@ -61,7 +61,7 @@ MALFORMED = {
     "prompt numbers": ({"prompt": [1]}, "prompt must be a list of texts"),
     "prompt null": ({"prompt": None}, "prompt must be a list of texts, got None"),
     "prompt nested": ({"prompt": [["cat"]]}, "prompt must be a list of texts"),
-    "prompt half a letter": ('{"prompt": ["\\ud800"]}', "holds text that is no Unicode"),
+    "prompt half a letter": ('{"prompt": ["\\ud800"]}', "holds text that is not valid Unicode"),
     "negative list": ({"negative": ["red"]}, "negative must be a text"),
     "weighted number": ({"weighted": 1}, "weighted must be true or false, got 1"),
     "steps 0": (

@@ -190,7 +190,7 @@ def test_damaged_idx_is_named(tmp_path, spoil, message):
 
 
 def test_missing_files_say_how_to_get_them(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"data_dir=.*nowhere is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"data_dir=.*nowhere is not a folder"):
         data.load("fashion_mnist", data_dir=str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"holds no fashion_mnist.*apt-get install"):
         data.load("fashion_mnist", data_dir=str(tmp_path))
@@ -218,7 +218,7 @@ def test_search_order(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "DEBIAN_FASHION", tmp_path / "none")
     assert len(data.load("fashion_mnist")) == 4
     monkeypatch.setenv(datasets.ENV_DIR, str(tmp_path / "typo"))
-    with pytest.raises(FileNotFoundError, match=f"{datasets.ENV_DIR}=.*typo is no folder"):
+    with pytest.raises(FileNotFoundError, match=f"{datasets.ENV_DIR}=.*typo is not a folder"):
         data.load("fashion_mnist")
 
 

@@ -62,7 +62,7 @@ def test_a_manifest_of_something_else_is_not_removed(written, tmp_path, text):
 
 def test_interrupted_writing_leaves_nothing_to_read(written):
     folder, rows = written
-    with pytest.raises(ValueError, match="10 rows were given, not 11"):
+    with pytest.raises(ValueError, match="got 10 rows of latents, expected 11"):
         write(folder / "train", rows, count=11)
     with pytest.raises(FileNotFoundError, match="no latents in"):
         data.load("latents", data_dir=str(folder))

@@ -100,7 +100,7 @@ def test_csv_with_quotes_line_breaks_and_other_separators(root):
         ("file_name,text\na.png\n", r"line 2 of .*csv has 1 values for 2 columns"),
         ("a.png,one\n", r"line 1 of .*csv must name the columns.*file_name.*it has a.png, one"),
         ("file_name,text,text\n", r"line 1 of .*csv must name the columns, each once"),
-        ('file_name,text\na.png,"x', r"of .*csv is no CSV: unexpected end"),
+        ('file_name,text\na.png,"x', r"of .*csv is not CSV: unexpected end"),
     ],
 )
 def test_csv_that_is_not_understood(root, content, message):
@@ -141,16 +141,16 @@ def test_the_layout_of_hints(root):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("[1, 2]", r"line 1 of .*metadata\.jsonl is no JSON object, but \[1, 2\]"),
-        ('{"file_name": "a.png", "text": "x"}\n"x"', r"line 2 of .* is no JSON object"),
-        ('{"file_name": "a.png"', r"line 1 of .* is no JSON .*every line must be one object"),
-        ("[\n", r"line 1 of .* is no JSON"),
-        ("[" * 100_000, r"line 1 of .* is no JSON"),
-        ('{"file_name": "a.png", "text": "x", "text": "y"}', r"line 1 .*'text' stands there twice"),
+        ("[1, 2]", r"line 1 of .*metadata\.jsonl is not a JSON object, but \[1, 2\]"),
+        ('{"file_name": "a.png", "text": "x"}\n"x"', r"line 2 of .* is not a JSON object"),
+        ('{"file_name": "a.png"', r"line 1 of .* is not JSON .*every line must be one object"),
+        ("[\n", r"line 1 of .* is not JSON"),
+        ("[" * 100_000, r"line 1 of .* is not JSON"),
+        ('{"file_name": "a.png", "text": "x", "text": "y"}', r"line 1 .*'text' occurs twice"),
         ('{"text": "x"}', r"line 1 of .* lacks file_name; it has text"),
         ('{"file_name": 3, "text": "x"}', r"line 1 of .* has file_name=3: expected the name"),
         ('{"file_name": "a.png", "text": ["x", "y"]}', r"text=\['x', 'y'\]: a caption is one text"),
-        ('{"file_name": "a.png", "text": "\\ud800"}', r"line 1 of .* no valid Unicode"),
+        ('{"file_name": "a.png", "text": "\\ud800"}', r"line 1 of .* not valid Unicode"),
         ('{"file_name": "/etc/a.png", "text": "x"}', r"not there: /etc/a\.png"),
         ('{"file_name": "../a.png", "text": "x"}', r"not there: \.\./a\.png"),
     ],
@@ -164,9 +164,13 @@ def test_rows_that_are_not_understood(root, content, message):
 def test_two_rows_of_one_picture_are_an_error(root):
     row = {"file_name": "a.png", "text": "A"}
     write(root / "metadata.jsonl", [row, {**row, "text": "B"}])
-    with pytest.raises(ValueError, match=r"line 2 of .* is of .*a\.png, as is line 1 of .*jsonl"):
+    with pytest.raises(
+        ValueError, match=r"line 2 of .* describes .*a\.png, as line 1 of .*jsonl does"
+    ):
         read(root)
     write(root / "metadata.jsonl", [row])
     (root / "metadata.csv").write_text("file_name,text\na.png,B\n")
-    with pytest.raises(ValueError, match=r"line 1 of .*jsonl is of .*a\.png, as is line 2 .*csv"):
+    with pytest.raises(
+        ValueError, match=r"line 1 of .*jsonl describes .*a\.png, as line 2 .*csv does"
+    ):
         read(root)

@@ -142,7 +142,7 @@ def test_the_background_of_a_folder_is_chosen(tmp_path):
     for background, expected in (("black", (0, 0, 0)), ("#102030", (16, 32, 48))):
         source = data.load("image_folder", data_dir=str(tmp_path), background=background)
         assert (source[0]["image"] == expected).all()
-    with pytest.raises(ValueError, match=r"background='blakc' is no colour.*mean black"):
+    with pytest.raises(ValueError, match=r"background='blakc' is not a colour.*mean black"):
         data.load("image_folder", data_dir=str(tmp_path), background="blakc")
 
 

@@ -55,7 +55,7 @@ def test_captions_are_read_back(drawn):
         assert shapes.parse(scene.caption()) == scene.things
         ids = shapes.tokenize([scene.caption()])[0]
         assert " ".join(shapes.VOCABULARY[i] for i in ids[ids > 0]) == scene.caption()
-    with pytest.raises(ValueError, match="cannot tell what 'a red dog' asks for"):
+    with pytest.raises(ValueError, match="cannot find what 'a red dog' asks for"):
         shapes.parse("a red dog")
     with pytest.raises(ValueError, match=r"unknown words \['dog'\]"):
         shapes.tokenize(["a red dog"])

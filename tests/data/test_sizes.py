@@ -57,7 +57,7 @@ def test_other_channels_are_refused(folder):
     name, root = folder
     with pytest.raises(ValueError, match=r"channels=2: images are read as 3 \(RGB\) or 1 \(grey\)"):
         data.load(name, data_dir=root, image_size=8, channels=2)
-    with pytest.raises(ValueError, match="channels=1: digits has its own"):
+    with pytest.raises(ValueError, match="channels=1: the images of digits have their own"):
         data.load("digits", channels=1)
 
 

@@ -81,7 +81,7 @@ def test_worse_images_are_worse_and_statistics_do_instead_of_images(
     with pytest.raises(ConfigError, match=r"num=5 .* holds only their statistics"):
         read_reference(path, 5)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"statistics\.npz is no complete npz file"):
+    with pytest.raises(ValueError, match=r"statistics\.npz is not a complete npz file"):
         read_reference(path)
     assert any((tmp_path / "features").iterdir())
     store.clear()

@@ -37,7 +37,7 @@ DIGITS = "--config=configs/ddpm.py:digits"
      "config.data.batch_size must be a whole number in 1 .. 16777216, got 0"),
     ("train", [DIGITS, "--dry_run", "--config.optim.lr=nan"], "config.optim.lr is not a number"),
     ("train", ["--config=configs/own.py:plain", "--dry_run"],
-     "error: --config.data.dir=FOLDER is needed: image_folder needs the folder: pass --config"),
+     "error: --config.data.dir=FOLDER is needed: image_folder needs a folder: pass --config"),
     ("train", ["--config=configs/stable_diffusion.py:sd15", "--dry_run",
                "--config.data.image_size=0"], "error: --config.data.dir=FOLDER is needed"),
     ("train", [DIGITS, "--workdir=x", "--config.data.channels=3"],
@@ -69,7 +69,7 @@ def test_wrong_flags(execute, entry, arguments, message, tmp_path):
 
 
 @pytest.mark.parametrize("value, message", [
-    ("", "needs the folder: pass config.data.dir or set DIFFJAX_DATA_DIR"),
+    ("", "needs a folder: pass config.data.dir or set DIFFJAX_DATA_DIR"),
     ("no-such-folder", "config.data.dir=no-such-folder"),
 ])  # fmt: skip
 def test_messages_of_the_library_name_keys_of_the_config(execute, tmp_path, value, message):

@@ -129,10 +129,12 @@ def test_a_crop_is_filled_in_and_pasted_back(pipe):
 # ---- perturbed attention and FreeU --------------------------------------------------------------
 
 
-def test_contrasted_adds_what_another_denoiser_lacks():
+def test_add_contrast_adds_what_another_denoiser_lacks():
     z, level = jnp.ones((1, 2, 2, 1)), Level(0.0, 1.0, 1.0, 1)
     c, u, w = (Prediction(k * z, -k * z) for k in (5.0, 3.0, 4.0))
-    combine = guidance.contrasted(lambda z, level: w, lambda level: jnp.array([0.0, 0.5])[level.i])
+    combine = guidance.add_contrast(
+        lambda z, level: w, lambda level: jnp.array([0.0, 0.5])[level.i]
+    )
     found = combine(c, u, 2.0, z, level)  # 3 + 2 (5 - 3) + 0.5 (5 - 4)
     np.testing.assert_allclose(found.x, 7.5 * z)
     np.testing.assert_allclose(found.eps, -7.5 * z)

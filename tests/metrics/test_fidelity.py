@@ -47,7 +47,7 @@ def test_intersection_over_union():
 
 
 def test_shapes_are_checked():
-    with pytest.raises(ValueError, match=r"twice, got \(1, 8, 8\) and \(2, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"must be \(B, H, W\), got \(1, 8, 8\) and \(2, 8, 8\)"):
         edge_f1(line(1), np.zeros((2, 8, 8)))
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="both masks must be"):
         mask_iou(np.zeros((1, 4), int), np.zeros((1, 4), int), 2)

@@ -36,7 +36,7 @@ def test_statistics_come_back(spatial, tmp_path):
 def test_bad_statistics(tmp_path):
     path = tmp_path / "x.npz"
     path.write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(ValueError, match="no complete npz"):
+    with pytest.raises(ValueError, match="not a complete npz"):
         metrics.load_statistics(path)
     np.savez(path, mu=np.zeros(3))
     with pytest.raises(ValueError, match="needs the arrays mu and sigma"):
@@ -116,7 +116,7 @@ def test_an_interrupted_collection_goes_on(digits, tmp_path):
         found = metrics.collect(spatial, read, 70, folder=tmp_path / "f", source="x", chunk=20)
         same(found, whole)
     assert calls == [(40, 60), (60, 70)]
-    a, b = metrics.statistics_of(found), metrics.statistics_of(whole)
+    a, b = metrics.compute_statistics(found), metrics.compute_statistics(whole)
     assert np.array_equal(a.features.scatter, b.features.scatter)
     with pytest.raises(ValueError, match=r"holds the features of .*'source': 'x'.*, not of .*'y'"):
         metrics.collect(spatial, read, 70, folder=tmp_path / "f", source="y")

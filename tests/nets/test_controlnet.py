@@ -227,7 +227,7 @@ def test_residuals_of_another_base_are_refused():
 
 def test_parameters_of_another_base_are_refused():
     other = jax.eval_shape(lambda: BASE.clone(channels=16).init(*INPUTS[:3])["params"])
-    with pytest.raises(ValueError, match="it is of another base"):
+    with pytest.raises(ValueError, match="the ControlNet is for another base"):
         copy_base(start(net_of())[1], other)
 
 

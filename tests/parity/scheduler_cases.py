@@ -394,7 +394,7 @@ def our_loop(case: Case) -> np.ndarray:
     scheduler, grid, rows = ours(case)
 
     def run(z: Any, rows: Rows) -> Any:
-        noise = samplers.given_noise(noises())
+        noise = samplers.replay_noise(noises())
         return samplers.sample(noise, denoiser(scheduler, jnp), scheduler.sampler, z, rows)
 
     return np.asarray(jax.jit(run)(np.float32(grid.init_std) * start(), rows))

@@ -14,7 +14,7 @@ from diffjax.pretrained import (  # noqa: E402
     to_config,
     with_class,
 )
-from diffjax.pretrained.betas import BETAS, abar_table  # noqa: E402
+from diffjax.pretrained.betas import BETAS, compute_abar_table  # noqa: E402
 from diffjax.pretrained.scheduler_kinds import KINDS  # noqa: E402
 from tests.parity import scheduler_cases as cases  # noqa: E402
 from tests.parity import scheduler_record as record  # noqa: E402
@@ -68,7 +68,7 @@ def test_betas_are_the_same_to_the_bit(betas):
             num_train_timesteps=1000,
             trained_betas=None,
         )
-        ours = abar_table(options)
+        ours = compute_abar_table(options)
         if betas == "sigmoid":  # of their exponential in float32
             np.testing.assert_allclose(ours, theirs.alphas_cumprod.numpy(), rtol=3e-7)
         else:

@@ -145,7 +145,7 @@ def test_lists_by_level_have_an_entry_for_every_level(models, name, key, tmp_pat
     ("text", "part"),
     [
         ("[" * 100_000, "config.json is not JSON that can be read: it is too deeply nested"),
-        ('{"in_channels": 4, "in_channels": 4}', "the key 'in_channels' is there twice"),
+        ('{"in_channels": 4, "in_channels": 4}', "the key 'in_channels' occurs twice"),
         ('{"_class_name": "UNet2DConditionModel", "x": ' + "9" * 5000 + "}", "is not JSON"),
         ("", "is not JSON"),
     ],

@@ -220,7 +220,7 @@ def test_learned_variance_ends_are_the_fixed_ones(fraction, name):
 def test_bad_input():
     with pytest.raises(ValueError, match="must not be negative"):
         samplers.ddim(-1)
-    with pytest.raises(ValueError, match="noise exceed"):
+    with pytest.raises(ValueError, match="too large for this grid"):
         samplers.ddim(3.0).plan(grid_of("linear"))
     with pytest.raises(ValueError, match="fixedsmall, fixedlarge, learned"):
         samplers.ancestral("large")

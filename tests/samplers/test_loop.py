@@ -166,12 +166,12 @@ def test_trajectory_holds_states_and_predictions():
 def test_given_noise_replaces_the_keys():
     sampler, rows, z, noise, denoise = setting()
     draws = jnp.stack([noise(i) for i in range(8)])
-    given = samplers.sample(samplers.given_noise(draws), denoise, sampler, z, rows)
+    given = samplers.sample(samplers.replay_noise(draws), denoise, sampler, z, rows)
     drawn = samplers.sample(noise, denoise, sampler, z, rows)
     assert np.asarray(given) == pytest.approx(np.asarray(drawn), rel=1e-6)
-    assert np.array_equal(samplers.given_noise(draws, 2 * draws)(3, 1), 2 * draws[3])
+    assert np.array_equal(samplers.replay_noise(draws, 2 * draws)(3, 1), 2 * draws[3])
     with pytest.raises(ValueError, match="draw 1 of a row"):
-        samplers.given_noise(draws)(0, 1)
+        samplers.replay_noise(draws)(0, 1)
 
 
 def test_progress_is_reported_in_order_and_costs_nothing_unused():

@@ -267,7 +267,7 @@ def test_a_last_level_that_comes_twice_is_left_alone(name, shift):
         [900.0, 500.0, 200.0, 200.0 - shift],
         schedule.at(np.array([900, 500, 200, 200])),
     )
-    grid = grids.of_levels(schedule, np.array(times), *levels)
+    grid = grids.from_levels(schedule, np.array(times), *levels)
     free = {"lower_order_final": False} if name not in ("dpmpp_2s", "dpmpp_3s") else {}
     for given in ({}, free):
         rows = samplers.make(name, given).plan(grid)

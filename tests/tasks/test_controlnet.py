@@ -297,5 +297,5 @@ def test_bad_input_is_refused():
             state.params, frozen_base(), state.extra, jax.random.key(0), jnp.int32(0), batch
         )
     wide = config(network={"channels": 16})
-    with pytest.raises(ValueError, match="of another base"):
+    with pytest.raises(ValueError, match="for another base"):
         jax.eval_shape(task_of(wide).init, jax.random.key(0), frozen_base(), batch_of())

@@ -366,7 +366,7 @@ def test_a_folder_in_the_way_of_a_step_is_named(folder):
     (folder / "3" / "photo.png").write_text("mine")
     checkpoints = Checkpoints(folder)
     checkpoints.save(3, _state(3))
-    with pytest.raises(CheckpointError, match=rf"{folder / '3'} is there and is no checkpoint"):
+    with pytest.raises(CheckpointError, match=rf"{folder / '3'} exists and is not a checkpoint"):
         checkpoints.close()
     assert os.listdir(folder / "3") == ["photo.png"]
 
