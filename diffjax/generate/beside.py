@@ -10,7 +10,7 @@ import numpy as np
 from diffjax.generate import images
 from diffjax.generate.checks import RequestError, read_floats, refuse
 from diffjax.generate.options import Image
-from diffjax.pretrained.pipelines import DEPTH, INSTRUCTION, MASK, SMALL
+from diffjax.pretrained.components import DEPTH, INSTRUCTION, MASK, SMALL
 from diffjax.pretrained.schedulers import load_scheduler
 from diffjax.types import Array
 

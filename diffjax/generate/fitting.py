@@ -20,6 +20,7 @@ from diffjax.generate.options import (
 from diffjax.generate.request import Request
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.levels import take_level
+from diffjax.nets.tiny_autoencoder import AutoencoderTiny
 from diffjax.nets.unet import UNet
 from diffjax.pretrained.schedulers import Scheduler
 from diffjax.types import PyTree, choose
@@ -70,9 +71,13 @@ def check_refiner(pipe: LoadedModel, refiner: Refiner) -> None:
     Raises:
         RequestError: the refiner has other latents, or was trained with other noise levels.
     """
-    for name in ("latent_channels", "factor", "latent_scale", "latent_shift"):
-        ours, theirs = (getattr(p.parts.vae.net, name) for p in (pipe, refiner.pipe))
-        if not np.array_equal(ours, theirs):
+    names = ["latent_channels", "factor"]
+    vaes = [p.parts.vae.net for p in (pipe, refiner.pipe)]
+    if not any(isinstance(vae, AutoencoderTiny) for vae in vaes):  # whose latents have the scale 1
+        names += ["scaling_factor", "shift_factor", "latents_mean", "latents_std"]
+    for name in names:
+        ours, theirs = (getattr(vae, name) for vae in vaes)
+        if ours != theirs:
             raise RequestError(
                 "refiner",
                 f"this pipeline cannot be refined by that one: the {name} of its latents is "

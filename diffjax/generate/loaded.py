@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.generate.checks import RequestError
-from diffjax.pretrained.pipelines import Components, name_beside
+from diffjax.pretrained.components import Components, name_beside
 from diffjax.pretrained.prompts import Embedding, Prompt, encode
 from diffjax.types import PyTree, T
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from diffjax.generate.loaded import LoadedModel
+from diffjax.pretrained.components import TEXTS
 from diffjax.pretrained.models import Component
-from diffjax.pretrained.pipelines import TEXTS
 from diffjax.pretrained.prompts import Embedding, Prompt
 from diffjax.pretrained.schedulers import INSTEAD, KINDS, Scheduler, load_scheduler, with_class
 from diffjax.types import Array, Options, Params, choose, summarize

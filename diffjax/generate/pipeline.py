@@ -42,10 +42,11 @@ from diffjax.generate.options import (
 from diffjax.generate.request import LAYERS, Request
 from diffjax.generate.stages import Stage, make_stages
 from diffjax.generate.texts import read_prompts
+from diffjax.pretrained.components import save_components
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.lora import load_loras, merge_lora
 from diffjax.pretrained.models import Component, Sharding
-from diffjax.pretrained.pipelines import load_components, save_components
+from diffjax.pretrained.pipelines import load_components
 from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks
 from diffjax.samplers import loop
 from diffjax.types import Array, Params, summarize

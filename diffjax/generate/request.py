@@ -46,8 +46,8 @@ from diffjax.generate.options import (
 from diffjax.generate.sampling import read_sampling
 from diffjax.generate.steering import read_freeu, read_guidance
 from diffjax.generate.texts import Prompts, read_prompts
+from diffjax.pretrained.components import Components
 from diffjax.pretrained.models import Component
-from diffjax.pretrained.pipelines import Components
 from diffjax.pretrained.prompts import Embedding
 from diffjax.types import Array, choose, summarize
 

@@ -6,7 +6,7 @@ from diffjax import grids
 from diffjax.model.condition import make_text_condition
 from diffjax.model.model import Model
 from diffjax.model.space import make_latent_space
-from diffjax.pretrained.pipelines import Components
+from diffjax.pretrained.components import Components
 from diffjax.pretrained.schedulers import Scheduler, load_scheduler
 
 

@@ -44,7 +44,7 @@ def sa_solver(
     Args:
         predictor, corrector: numbers of points of their polynomials, 1 to 4.
         tau: noise of the SDE at times ``low <= t <= high``; there is none at others.
-        low, high: times of the network.
+        low, high: times of the network. Schedules without a table have other times, and no noise.
         predict_x: expand x instead of eps.
         lower_order_final: let the orders fall towards the end.
 
@@ -59,6 +59,7 @@ def sa_solver(
 
     def table(grid: Grid) -> Sequence[Entry]:
         entries: list[Entry] = []
+        known = 0  # outputs in memory, this one included
         before = 0  # points of the corrector of the step before
         for i in range(len(grid.levels.t) - 1):
             base: dict[Any, float] = {0: 1.0}
@@ -67,16 +68,27 @@ def sa_solver(
                 step = _integrate(grid, i - 1, i, points, _tau(grid, i - 1), predict_x)
                 outputs = [output, *range(2, 2 + kept)]
                 base = {1: step[0], noise: step[2], **dict(zip(outputs, step[1], strict=False))}
+            memory: dict[int, dict[Any, float]]
+            memory = {1: base, 2: {output: 1}, **{2 + j: {1 + j: 1} for j in range(1, kept)}}
+            memory[noise] = {"noise": 1}
+            if grid.levels.sigma[i + 1] == 0 or grid.levels.alpha[i] == 0:
+                # To the data, or from pure noise: of first order, as in the other solvers.
+                data: dict[Any, float] = {
+                    "x": grid.levels.alpha[i + 1],
+                    "eps": grid.levels.sigma[i + 1],
+                }
+                entries.append((i, {0: data, **memory}))
+                known = before = 0
+                continue
+            known += 1
             most = grid.remaining(i) if lower_order_final else ORDERS
-            points = [i - j for j in range(min(predictor, most, i + 1))]
-            before = min(corrector, most + 1, i + 2)
+            points = [i - j for j in range(min(predictor, most, known))]
+            before = min(corrector, most + 1, known + 1)
             ratio, weights, spread = _integrate(grid, i, i + 1, points, _tau(grid, i), predict_x)
             update = {slot: ratio * value for slot, value in base.items()} | {"noise": spread}
             for slot, weight in zip([output, *range(2, 2 + kept)], weights, strict=False):
                 update[slot] = update.get(slot, 0.0) + weight
-            memory: dict[int, dict[Any, float]]
-            memory = {1: base, 2: {output: 1}, **{2 + j: {1 + j: 1} for j in range(1, kept)}}
-            entries.append((i, {0: update, **memory, noise: {"noise": 1}}))
+            entries.append((i, {0: update, **memory}))
         return entries
 
     def _tau(grid: Grid, i: int) -> float:

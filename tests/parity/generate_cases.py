@@ -15,8 +15,8 @@ import tokenizers as hf
 
 from diffjax import generate
 from diffjax.pretrained import configs, tokenizers
+from diffjax.pretrained.components import Components, make_manifest
 from diffjax.pretrained.models import Component
-from diffjax.pretrained.pipelines import Components, make_manifest
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.state_dict import from_state_dict, list_state_shapes
 from tests.parity import cases, sd_cases
@@ -84,6 +84,13 @@ SCHEDULER = dict(
     set_alpha_to_one=False,
     prediction_type="epsilon",
 )
+
+
+LOW_RES = {
+    **SCHEDULER,
+    "_class_name": "DDPMScheduler",
+    "beta_schedule": "squaredcos_cap_v2",
+}
 
 
 def _unet(name: str, context: int, **options: Any) -> dict[str, Any]:
@@ -342,7 +349,8 @@ def components(family: str) -> Components:
         if name in models:
             pad = words.SPECIAL[1] if given[name] is CLIP else "!"
             texts[name] = TextEncoder(tokenizer(pad), models[name])
-    parts = Components(models["unet"], models["vae"], texts, scheduler, {})
+    low_res = LOW_RES if family == "upscale" else None
+    parts = Components(models["unet"], models["vae"], texts, scheduler, {}, low_res)
     return parts._replace(manifest=make_manifest(parts))
 
 

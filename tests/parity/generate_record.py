@@ -102,8 +102,7 @@ def pipeline(family: str, mode: str = "text", pag: str | list[str] = "") -> Any:
     if mode == "depth":
         absent, options = {"depth_estimator": None, "feature_extractor": None}, {}
     if mode == "upscale":
-        config = {**g.SCHEDULER, "beta_schedule": "squaredcos_cap_v2"}
-        options = {"low_res_scheduler": diffusers.DDPMScheduler.from_config(config)}
+        options = {"low_res_scheduler": diffusers.DDPMScheduler.from_config(g.LOW_RES)}
     made = kind(**parts(family), **absent, **options)
     encoder = getattr(made, "text_encoder", None)
     if encoder is not None and not hasattr(encoder, "text_model"):
