@@ -12,7 +12,7 @@ from diffjax.generate.checks import RequestError, read_floats, refuse
 from diffjax.generate.options import Image
 from diffjax.pretrained.components import DEPTH, INSTRUCTION, MASK, SMALL
 from diffjax.pretrained.schedulers import load_scheduler
-from diffjax.types import Array
+from diffjax.types import Array, Schedule
 
 if TYPE_CHECKING:
     from diffjax.generate.loaded import LoadedModel
@@ -100,20 +100,28 @@ def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
 
 
-def add_low_noise(pipe: LoadedModel, pixels: np.ndarray, level: int, noise: Array) -> Array:
-    """The small images (B, h, w, 3) of an upscaler in [-1, 1] at a level of its own schedule.
+def read_noise_level(pipe: LoadedModel, image: Image) -> int:
+    """Return the time of the noise that the small image of an upscaler gets.
 
     Raises:
-        RequestError: the schedule has no such level.
+        RequestError: its schedule, or the network, has no such time.
     """
-    schedule = load_scheduler(pipe.parts.low_res or pipe.parts.scheduler).schedule
-    if schedule.steps is not None and level >= schedule.steps:
-        raise refuse(
-            "image.noise_level",
-            f"must lie in 0 .. {schedule.steps - 1}, got {level}",
-        )
-    alpha, sigma = (np.float32(value) for value in schedule.at(np.float64(level)))
+    level = NOISE_LEVEL if image.noise_level is None else image.noise_level
+    steps, classes = _low_schedule(pipe).steps, pipe.parts.unet.net.num_classes
+    most = min(one for one in (steps, classes, level + 1) if one) - 1
+    if level > most:
+        raise refuse("image.noise_level", f"must lie in 0 .. {most}, got {level}")
+    return level
+
+
+def add_low_noise(pipe: LoadedModel, pixels: np.ndarray, level: int, noise: Array) -> Array:
+    """Return the small images (B, h, w, 3) of an upscaler in [-1, 1], with noise of a level."""
+    alpha, sigma = (np.float32(value) for value in _low_schedule(pipe).at(np.float64(level)))
     return alpha * (2 * jnp.asarray(pixels) - 1) + sigma * noise
+
+
+def _low_schedule(pipe: LoadedModel) -> Schedule:
+    return load_scheduler(pipe.parts.low_res or pipe.parts.scheduler).schedule
 
 
 def read_small(image: Image, sides: tuple[int, int]) -> np.ndarray:

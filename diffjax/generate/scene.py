@@ -157,7 +157,7 @@ def lay_out(
         crop = Crop(crop.box, *whole)
     if depth is not None:
         depth = spread("image.depth", depth)
-    level = beside.NOISE_LEVEL if image.noise_level is None else image.noise_level
+    level = beside.read_noise_level(pipe, image) if pipe.beside == beside.SMALL else 0
     return SceneLayout(
         size, strength, (spread("image", given[0]), given[1]), mask, crop, depth, level
     )

@@ -74,8 +74,8 @@ def sa_solver(
             if grid.levels.sigma[i + 1] == 0 or grid.levels.alpha[i] == 0:
                 # To the data, or from pure noise: of first order, as in the other solvers.
                 data: dict[Any, float] = {
-                    "x": grid.levels.alpha[i + 1],
-                    "eps": grid.levels.sigma[i + 1],
+                    "x": float(grid.levels.alpha[i + 1]),
+                    "eps": float(grid.levels.sigma[i + 1]),
                 }
                 entries.append((i, {0: data, **memory}))
                 known = before = 0

@@ -116,7 +116,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "edit": dict(unet={**_unet("sd1", 6), "in_channels": 8}, text_encoder=CLIP),
     "depth": dict(unet={**_unet("sd1", 6), "in_channels": 5}, text_encoder=OPEN_CLIP),
     "upscale": dict(
-        unet=_unet("upscaler", 6, num_class_embeds=300, encoder_hid_dim=None), text_encoder=CLIP
+        unet=_unet("upscaler", 6, num_class_embeds=300, encoder_hid_dim=None),
+        text_encoder=CLIP,
+        vae={**VAE, "scaling_factor": 0.08333},  # diffusers changes any other
     ),
     "distilled": dict(unet=_unet("distilled", 6), text_encoder=CLIP),
     "refiner": dict(unet=_unet("refiner", 6, **_TWO_LEVELS), text_encoder_2=PROJECTED),
@@ -343,7 +345,7 @@ def components(family: str) -> Components:
     """A model in small."""
     given = dict(FAMILIES[family])
     scheduler = {**SCHEDULER, "prediction_type": given.pop("prediction", "epsilon")}
-    models = {name: _model(name, config) for name, config in {**given, "vae": VAE}.items()}
+    models = {name: _model(name, config) for name, config in {"vae": VAE, **given}.items()}
     texts = {}
     for name in ("text_encoder", "text_encoder_2"):
         if name in models:

@@ -62,7 +62,7 @@ def parts(family: str) -> dict[str, Any]:
     """The components of a family."""
     given = dict(g.FAMILIES[family])
     prediction = given.pop("prediction", "epsilon")
-    out = {name: _network(name, config) for name, config in {**given, "vae": g.VAE}.items()}
+    out = {name: _network(name, config) for name, config in {"vae": g.VAE, **given}.items()}
     for name in list(out):
         if name.startswith("text_encoder"):
             pad = words.SPECIAL[1] if given[name] is g.CLIP else "!"

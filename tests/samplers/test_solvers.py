@@ -180,7 +180,7 @@ def test_stochastic_adams_integrates_polynomials(points):
     """A step of an output that is a polynomial of lam of degree points - 1 is exact."""
     lam = np.array([-1.0, -0.4, 0.1, 0.5, 0.8])
     alpha = 1 / np.sqrt(1 + np.exp(-2 * lam))
-    grid = grids.of_levels(schedules.linear(), np.arange(5.0)[::-1], alpha, alpha / np.exp(lam))
+    grid = grids.from_levels(schedules.linear(), np.arange(5.0)[::-1], alpha, alpha / np.exp(lam))
     rng = np.random.default_rng(0)
     powers, tau = rng.normal(size=points), 0.7
     rate = 1 + tau**2
