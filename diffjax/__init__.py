@@ -38,6 +38,8 @@ _NAMES = {
     "Task": ("types", "Task"),
     "diffusion_task": ("tasks", "make_diffusion_task"),
     "fit": ("train", "fit"),
+    # Files of models on the Hub.
+    "download": ("pretrained", "download"),
     # Prompts to pictures.
     **{
         name: ("generate", name)
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
         load,
     )
     from diffjax.model import Model, denoiser, draw, sample
+    from diffjax.pretrained import download
     from diffjax.runs import open_model as open
     from diffjax.tasks import make_diffusion_task as diffusion_task
     from diffjax.train import fit
@@ -85,16 +88,25 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name, or a module, when it is first used.
+
+    Raises:
+        AttributeError: there is no such name; the message has the closest one.
+    """
     if name in _NAMES:
         module, there = _NAMES[name]
         return getattr(importlib.import_module(f"diffjax.{module}"), there)
     if name in _MODULES:
         return importlib.import_module(f"diffjax.{name}")
+    from diffjax.generate.diffusers_names import CLASSES
     from diffjax.types import suggest
 
+    if name in CLASSES:
+        raise AttributeError(f"{name} of diffusers is here: {CLASSES[name]}")
     near = suggest(name, __all__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}")
 
 
 def __dir__() -> list[str]:
+    """List the public names, for completion in a shell."""
     return sorted(__all__)

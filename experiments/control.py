@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from absl import flags, logging
@@ -31,12 +30,13 @@ from diffjax.evaluation import measure_distance
 from diffjax.evaluation.image_grids import save_png, tile
 from diffjax.runs.control_examples import (
     draw_hints,
-    give_inputs,
+    make_input_reader,
     measure_hints,
     take_examples,
 )
 from diffjax.runs.hints import make_hints
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
+from diffjax.types import JsonObject
 from diffjax.writing import write_json
 
 run_flags.define_sampling_flags()
@@ -53,8 +53,10 @@ ALSO = flags.DEFINE_multi_string(
 )
 PROMPT = flags.DEFINE_bool("prompt", True, "Give the base the class or caption of the image.")
 NAME = flags.DEFINE_string("name", "control", "Name of the files that are written.")
-SHOWN = 12  # columns of the picture
-ENOUGH = 100  # images, for distances
+# Columns of the picture.
+SHOWN = 12
+# The fewest images that distances are measured of.
+ENOUGH = 100
 
 
 FLAG_GROUPS = {
@@ -62,22 +64,30 @@ FLAG_GROUPS = {
     "Files": ("name", "best", "raw", "weights", "config"),
     "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
 }
-USES = ("config", "workdir", "weights", "best", "raw", "sampling")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights", "best", "raw", "sampling")
 
 
 def main() -> None:
-    cfg, folder = run_flags.config(), run_flags.workdir()
-    if not task_kind(cfg).takes_hints:
+    """Draw images by hints with every setting of the flags, and write pictures and measures.
+
+    Raises:
+        UsageError: the run trained no ControlNet.
+    """
+    cfg, folder = run_flags.read_config(), run_flags.read_workdir()
+    if not find_task_kind(cfg).takes_hints:
         raise UsageError(f"{folder} holds a run of task {cfg.task!r}, not of a ControlNet")
     run = run_flags.open_run(cfg)
+    # ControlNets of other runs join that of this one, on the same base.
     others = [runs.open_control(other) for other in ALSO.value]
     configs = [cfg, *(config for config, _ in others)]
     nets = [*run.model.controls, *(network for _, network in others)]
     drawer = runs.Drawer(cfg, run.model._replace(controls=tuple(nets)), folder)
     num = flags.FLAGS.num or cfg.sample.num
+    # Every network reads the hints that it was trained on, of the same images.
     batch = take_examples(cfg, num, folder)
     hints = [make_hints(config)(batch) for config in configs]
-    inputs = give_inputs(drawer.model, batch, hints, prompt=PROMPT.value)
+    inputs = make_input_reader(drawer.model, batch, hints, prompt=PROMPT.value)
     rows, report = [draw_hints(hints[0], cfg.data.channels)], []
     for scale, balance in list_settings(cfg):
         strengths = [runs.Strength(scale, START.value, END.value)] * len(hints)
@@ -89,9 +99,11 @@ def main() -> None:
         found = {"scale": scale, "balance": balance, "num": num}
         for config, hint in zip(configs, hints, strict=True):
             found |= measure_hints(config, hint, rows[-1])
+        # Row 1 is the base alone, with the same noise.
         found["change"] = float(np.abs(rows[-1] - rows[1]).max())
         report.append(found | measure_images(cfg, rows[-1], batch["image"]))
         logging.info("%s", report[-1])
+    # The images that the hints come from end the picture.
     rows.append(batch["image"])
     columns = min(num, SHOWN)
     out = folder / "control" / NAME.value
@@ -102,13 +114,20 @@ def main() -> None:
 
 
 def list_settings(cfg: ConfigDict) -> Iterator[tuple[float, str]]:
-    """(scale, balance): no control, then every setting of the flags."""
+    """Yield (scale, balance) of each row: no control first, then every setting of the flags."""
     yield 0.0, "balanced"
     yield from itertools.product(map(float, SCALES.value), BALANCE.value or [cfg.control.balance])
 
 
-def measure_images(cfg: ConfigDict, images: np.ndarray, real: np.ndarray) -> dict[str, Any]:
-    """Distance to real images, and scores, if there are enough for them."""
+def measure_images(cfg: ConfigDict, images: np.ndarray, real: np.ndarray) -> JsonObject:
+    """Measure the distance of images to real ones, and scores, if there are enough for them.
+
+    Args:
+        images, real: (N, H, W, C) in [-1, 1].
+
+    Returns:
+        Numbers by name; empty for fewer than `ENOUGH` images, or without a feature network.
+    """
     if not cfg.eval.features or len(images) < ENOUGH:
         return {}
     return measure_distance(metrics.feature_network(cfg.eval.features), images, real)

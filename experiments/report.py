@@ -35,7 +35,15 @@ MODE = flags.DEFINE_enum(
 
 
 def _list_runs(folder: Path) -> list[Path]:
-    """The runs to compare: those named, or those of a sweep that have begun."""
+    """List the runs to compare.
+
+    Args:
+        folder: workdir, which may be that of a sweep.
+
+    Returns:
+        The folders of --runs, or else those of a sweep's runs that have begun; empty for the
+        workdir of a single run.
+    """
     if RUNS.value:
         return [Path(name) for name in RUNS.value]
     stored = folder / "sweep.json"
@@ -46,24 +54,32 @@ def _list_runs(folder: Path) -> list[Path]:
 
 
 FLAG_GROUPS = {"Report": ("workdir", "runs", "metric", "mode", "results", "config")}
-USES = ("config", "workdir")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir")
 
 
 def main() -> None:
+    """Write the page about a run, the comparison of several, or the table of results in README.md.
+
+    Raises:
+        UsageError: nothing was trained in the workdir.
+    """
+    # The table in README.md needs no run.
     if RESULTS.value:
         readme = Path("README.md")
-        readme.write_text(results.with_table(readme.read_text(), Path("docs/results")))
+        readme.write_text(results.insert_table(readme.read_text(), Path("docs/results")))
         logging.info("the table in %s is up to date", readme)
         return
-    folder = run_flags.workdir()
+    folder = run_flags.read_workdir()
     out = folder / "report.html"
+    # Several runs are compared, and one alone has a page of its own.
     if runs := _list_runs(folder):
         folder.mkdir(parents=True, exist_ok=True)
         page, table = format_comparison(runs, METRIC.value, MODE.value)
         out.write_text(page)
         print(table)
     elif (folder / "metrics.jsonl").exists():
-        out.write_text(format_run(run_flags.config(), folder))
+        out.write_text(format_run(run_flags.read_config(), folder))
     else:
         raise UsageError(f"there is no metrics.jsonl in {folder}: train first")
     logging.info("open %s", out)

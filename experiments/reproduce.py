@@ -20,11 +20,13 @@ from absl import flags, logging
 
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
+from diffjax.config.variants import load_module
 from experiments import plan
 from experiments.reproductions import PAPERS, pieces, results
-from experiments.reproductions.claims import verdicts
+from experiments.reproductions.claims import format_verdicts
 
-SMALL = ("digits", "fashion_mnist", "fashion_mnist14", "shapes")  # data of no paper
+# Data sets of no paper, whose variants are left out of the paper's own settings.
+SMALL = ("digits", "fashion_mnist", "fashion_mnist14", "shapes")
 
 PAPER = flags.DEFINE_list(
     "paper", [], f"Papers to reproduce, of {', '.join(PAPERS)}; all if not set."
@@ -46,11 +48,14 @@ LIST = flags.DEFINE_bool(
 PAGES = flags.DEFINE_bool("pages", False, "Only write the pages, from the data that is there.")
 
 
-def chosen() -> dict[str, ModuleType]:
-    """The papers asked for.
+def select_papers() -> dict[str, ModuleType]:
+    """Select the papers that the flags name, or all.
+
+    Returns:
+        Modules of `experiments.reproductions` by the name of the paper.
 
     Raises:
-        UsageError: an unknown paper or piece, listing the choices.
+        UsageError: an unknown paper or piece; the message lists the choices.
     """
     if unknown := set(PAPER.value) - set(PAPERS):
         raise UsageError(f"unknown papers {sorted(unknown)}; choose from {list(PAPERS)}")
@@ -61,27 +66,41 @@ def chosen() -> dict[str, ModuleType]:
     return papers
 
 
-def listing(papers: dict[str, ModuleType], runs: Path, folder: Path) -> str:
-    """Every piece, its minutes, whether it is done, and its commands."""
+def list_pieces(papers: dict[str, ModuleType], runs: Path, folder: Path) -> str:
+    """Format a list of the pieces: minutes, whether they are done, and their commands.
+
+    Args:
+        papers: modules of `experiments.reproductions` by name.
+        runs: folder of the runs.
+        folder: of the results.
+    """
     lines = []
     for name, paper in papers.items():
         for piece in paper.PIECES:
-            state = "done" if pieces.done(piece, folder) else f"about {piece.minutes:g} minutes"
+            state = "done" if pieces.is_done(piece, folder) else f"about {piece.minutes:g} minutes"
             lines.append(f"{name}: {piece.name} ({state})")
-            lines += [f"    {line}" for line in pieces.shown(piece, runs, folder)]
+            lines += [f"    {line}" for line in pieces.format_commands(piece, runs, folder)]
     return "\n".join(lines)
 
 
-def paper_scale(name: str) -> str:
-    """Commands, size and cost of a paper's own settings; the expected numbers are in its config."""
+def describe_paper_scale(name: str) -> str:
+    """Describe a paper's own settings: commands, sizes and costs, from its config file.
+
+    The figures that the paper reports with them are in the docstring of that file. Nothing is run:
+    the sizes come from shapes.
+
+    Args:
+        name: of the paper, a key of `PAPERS`.
+    """
     path = Path("configs") / f"{getattr(PAPERS[name], 'CONFIG', name)}.py"
-    module = run_flags.load_config_module(str(path))
+    module = load_module(str(path))
     lines = [(module.__doc__ or "").strip(), ""]
     for variant, make in module.VARIANTS.items():
         cfg = make()
+        # Variants for one machine are no settings of the paper.
         if cfg.data.name in SMALL:
             continue
-        found = plan.plan(cfg, flops=False)
+        found = plan.make_plan(cfg, flops=False)
         images = cfg.train.steps * cfg.data.batch_size
         measures = " --metrics=fid,is --inception=FILE" if cfg.task == "diffusion" else ""
         lines += [
@@ -94,40 +113,54 @@ def paper_scale(name: str) -> str:
 
 
 def write_pages(folder: Path) -> None:
-    """PAPER.md for every paper whose files are all there, and README.md with every claim."""
+    """Write PAPER.md for every paper whose files are all there, and README.md with every claim.
+
+    Args:
+        folder: of the results; the files are in its folder data.
+    """
     sections = []
     for name, paper in PAPERS.items():
-        found = results.found(name, folder)
+        # A page needs all files of its paper: a part of them would judge nothing.
+        found = results.read_results(name, folder)
         if found.missing:
             sections.append(f"## {name}\n\n{found.title}\n\nNot run: {', '.join(found.missing)}.")
             continue
-        body = paper.page(folder / "data")
+        body = paper.format_page(folder / "data")
         command = f"    python -m experiments.reproduce --paper={name}"
         (folder / f"{name}.md").write_text(
             f"# {found.heading}\n\nWritten from `data/` by\n\n{command}\n\n"
             f"Measured over seeds, an effect holds if it exceeds three standard deviations.\n\n"
-            f"{verdicts(found.claims)}\n\n{body}"
+            f"{format_verdicts(found.claims)}\n\n{body}"
         )
-        sections.append(f"## [{name}]({name}.md)\n\n{found.title}\n\n{verdicts(found.claims)}")
+        sections.append(
+            f"## [{name}]({name}.md)\n\n{found.title}\n\n{format_verdicts(found.claims)}"
+        )
     head = "# Results\n\nWritten by `python -m experiments.reproduce --pages`.\n\n"
     (folder / "README.md").write_text(head + "\n\n".join(sections) + "\n")
     logging.info("pages written to %s", folder)
 
 
 def main() -> None:
-    papers = chosen()
+    """Run the pieces that are not done yet, and write the pages; or list or describe them.
+
+    Raises:
+        UsageError: an unknown paper or piece.
+        RuntimeError: a command of a piece failed.
+    """
+    papers = select_papers()
     runs, folder = Path(RUNS.value), Path(RESULTS.value)
     if SCALE.value == "paper":
-        print("\n\n".join(paper_scale(name) for name in papers))
+        print("\n\n".join(describe_paper_scale(name) for name in papers))
         return
     if LIST.value:
-        print(listing(papers, runs, folder))
+        print(list_pieces(papers, runs, folder))
         return
     for paper in papers.values():
         for piece in paper.PIECES:
+            # Pieces that are named run, or all, or none with --pages.
             wanted = piece.name in ONLY.value if ONLY.value else not PAGES.value
-            if wanted and not pieces.done(piece, folder):
-                pieces.run(piece, runs, folder)
+            if wanted and not pieces.is_done(piece, folder):
+                pieces.run_piece(piece, runs, folder)
     write_pages(folder)
 
 

@@ -21,7 +21,7 @@ from diffjax.cli.command_line import UsageError
 from diffjax.evaluation.image_grids import save_png, tile, to_uint8
 from diffjax.evaluation.sweeps import check_axes, parse_axes
 from diffjax.model import make_sampler
-from diffjax.runs import Drawer, with_sample
+from diffjax.runs import Drawer, replace_sample
 from diffjax.runs.classes import NAMED
 
 run_flags.define_sampling_flags()
@@ -44,12 +44,24 @@ LABEL = flags.DEFINE_multi_string(
 
 
 def draw_rows(cfg: ConfigDict, drawer: Drawer, num: int, seed: int) -> np.ndarray:
-    """``num`` images for every value of --rows, one value after the other."""
+    """Draw ``num`` images for every value of --rows, with the same noise in every row.
+
+    Args:
+        drawer: of the model.
+        seed: of the noise.
+
+    Returns:
+        (rows * num, H, W, C) in [-1, 1], row after row.
+
+    Raises:
+        ConfigError: --rows is wrong, or has no effect on the sampler.
+    """
+    # There is one key: a second would need another dimension of the picture.
     ((key, values),) = parse_axes([ROWS.value], cfg.sample).items()
     check_axes(cfg, [key])
     done = []
     for value in values:
-        chosen = with_sample(cfg, **{key: value})
+        chosen = replace_sample(cfg, **{key: value})
         sampler, plan = make_sampler(chosen, drawer.model)
         scale = chosen.sample.guidance
         done.append(
@@ -62,22 +74,30 @@ def draw_rows(cfg: ConfigDict, drawer: Drawer, num: int, seed: int) -> np.ndarra
 
 
 def _read_text(cfg: ConfigDict) -> np.ndarray | None:
-    """Tokens of the prompts, or None for the captions of the data."""
+    """Tokenize the prompts of the flags; None for the captions of the data.
+
+    Raises:
+        UsageError: the model was not trained on captions.
+    """
     if not PROMPT.value:
         return None
-    tokenizers = runs.make_tokenizers(cfg, run_flags.run_folder())
+    tokenizers = runs.make_tokenizers(cfg, run_flags.read_run_folder())
     if not tokenizers:
         raise UsageError("--prompt has no effect: this model was not trained on captions")
     return runs.tokenize(cfg, tokenizers, PROMPT.value)
 
 
 def _read_labels(cfg: ConfigDict, count: int) -> np.ndarray | None:
-    """Numbers of the classes to draw in turn, or None for all of them.
+    """Read the classes of --label as labels; None for all classes in turn.
+
+    Args:
+        count: number of classes of the model.
 
     Raises:
-        UsageError: there is no such class.
+        UsageError: the model has no classes.
+        ConfigError: there is no such class.
     """
-    names = runs.read_known_classes(cfg, run_flags.run_folder()) if count else ()
+    names = runs.read_known_classes(cfg, run_flags.read_run_folder()) if count else ()
     if count:
         chosen = LABEL.value or names or ["all"]
         logging.info("classes in turn: %s", ", ".join(chosen[:NAMED]))
@@ -104,11 +124,19 @@ FLAG_GROUPS = {
     "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
     "Config": ("config",),
 }
-USES = ("config", "workdir", "weights", "best", "raw", "sampling")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights", "best", "raw", "sampling")
 
 
 def main() -> None:
-    cfg, folder = run_flags.config(), run_flags.workdir()
+    """Draw images of a run, and write them as an npz and a picture.
+
+    The npz holds all images as uint8, and the picture at most 100 of them, or all rows of --rows.
+
+    Raises:
+        ConfigError: there is no checkpoint, or a flag does not fit the model.
+    """
+    cfg, folder = run_flags.read_config(), run_flags.read_workdir()
     text = _read_text(cfg)
     run = run_flags.open_run(cfg)
     drawer = runs.make_drawer(run)
@@ -118,6 +146,7 @@ def main() -> None:
     else:
         labels = _read_labels(cfg, drawer.model.num_classes)
         images = drawer.draw(num=num, seed=seed, text=text, labels=labels)
+    # The name says how the images were drawn, so that other settings do not overwrite them.
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(run.state.step)}-seed{seed}"
     out = run_flags.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,12 +24,14 @@ from configs import sweeps
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError, name_keys
 from diffjax.cli.tables import LiveTable
+from diffjax.config import load_config
+from diffjax.config.variants import load_module
 from diffjax.launch import jobs, kubernetes, local, optuna_search, overrides, slurm
 from diffjax.launch.manifest import Manifest, SweepRun
 from diffjax.launch.overrides import Overrides
 from diffjax.launch.run_queue import RunQueue, interrupt_on_signals
 from diffjax.runs.comparison import list_progress, read_measure
-from diffjax.train.files import sole_writer
+from diffjax.train.sealed_files import sole_writer
 from diffjax.writing import write_atomically
 
 EXECUTOR = flags.DEFINE_enum(
@@ -52,7 +54,8 @@ RESOURCES = flags.DEFINE_list(
 )
 CLAIM = flags.DEFINE_string("claim", "runs", "Volume claim that is mounted at --workdir.")
 
-USES = ("config", "workdir")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir")
 FLAG_GROUPS = {
     "Sweep": ("config", "workdir", "parallel", "executor", "retries"),
     "Search": ("trials", "search", "metric", "mode"),
@@ -63,16 +66,30 @@ FLAGS_BY_ARGUMENT = {name: f"--{name}" for name in ("claim", "image", "resources
 
 
 def make_train_command(config: str, folder: Path, changes: Overrides) -> tuple[str, ...]:
-    """The command that trains a config in a folder with overrides."""
+    """Make the command that trains a config in a folder with overrides.
+
+    Args:
+        config: FILE:VARIANT.
+        folder: workdir of the run.
+        changes: values by key of the config.
+
+    Returns:
+        The program and its arguments.
+    """
     files = (f"--config={config}", f"--workdir={folder}")
     return (sys.executable, "-m", "experiments.train", *files, *overrides.format_overrides(changes))
 
 
 def propose_overrides(module: ModuleType, manifest: Manifest, config: str) -> Iterator[Overrides]:
-    """Overrides, one after the other: the sweep's own, random draws, or Optuna's.
+    """Propose overrides, one after the other: the sweep's own, random draws, or Optuna's.
+
+    Args:
+        module: the config file.
+        manifest: of the sweep, which Optuna learns from.
+        config: FILE:VARIANT, for messages.
 
     Raises:
-        UsageError: the config has no sweep, or none for --trials.
+        UsageError: the config file has no ``sweep()``, or no ``space()`` for --trials.
     """
     wanted = "space" if TRIALS.value else "sweep"
     if not hasattr(module, wanted):
@@ -84,6 +101,7 @@ def propose_overrides(module: ModuleType, manifest: Manifest, config: str) -> It
     axes = {key: sweeps.parse(key, axis) for key, axis in module.space().items()}
 
     def measure(run: SweepRun) -> float | None:
+        """Read the value that Optuna improves; None for a run that does not have it."""
         return read_measure(manifest.folder / run.name, METRIC.value)
 
     options = {"maximize": MODE.value == "max"}
@@ -91,22 +109,32 @@ def propose_overrides(module: ModuleType, manifest: Manifest, config: str) -> It
 
 
 def main() -> None:
-    run_flags.config()
-    config, folder = run_flags.config_name(), run_flags.workdir()
-    module = run_flags.load_config_module(config.partition(":")[0])
+    """Run what is not finished of a sweep, or write it for Kubernetes.
+
+    Raises:
+        ConfigError: the workdir holds another sweep, or the config does not take an override.
+        RuntimeError: runs failed.
+    """
+    # The config is checked once here, so that a wrong one is not found by every run.
+    run_flags.read_config()
+    config, folder = run_flags.read_config_name(), run_flags.read_workdir()
+    module = load_module(config.partition(":")[0])
     folder.mkdir(parents=True, exist_ok=True)
+    # A second sweep of the same folder would start every run twice.
     with sole_writer(folder), name_keys(FLAGS_BY_ARGUMENT):
         manifest = Manifest(folder, config, overrides.parse_overrides(sys.argv))
         proposals = propose_overrides(module, manifest, config)
         todo = manifest.select_unfinished(
-            proposals, lambda new: overrides.check_overrides(run_flags.load_config(config), new)
+            proposals, lambda new: overrides.check_overrides(load_config(config), new)
         )
 
         def make_job(run: SweepRun) -> jobs.Job:
+            """Make the job that trains a run in its own folder."""
             changes = {**manifest.overrides, **run.overrides}
             place = folder / run.name
             return jobs.Job(run.name, make_train_command(config, place, changes), place)
 
+        # Kubernetes runs the jobs itself; there is nothing to watch over.
         if EXECUTOR.value == "kubernetes-manifest":
             _write_kubernetes([make_job(run) for run in todo], folder)
             return
@@ -119,10 +147,15 @@ def main() -> None:
 def _run_all(
     manifest: Manifest, todo: Iterator[SweepRun], make_job: Callable[[SweepRun], jobs.Job]
 ) -> None:
-    """Run until nothing is left; signals stop the sweep so that it can go on later."""
-    executor: jobs.Executor = local.Local(PARALLEL.value)
+    """Run until nothing is left; signals stop the sweep so that it can go on later.
+
+    Args:
+        todo: runs that are not finished.
+        make_job: makes the job of a run.
+    """
+    executor: jobs.Executor = local.LocalExecutor(PARALLEL.value)
     if EXECUTOR.value == "slurm":
-        executor = slurm.Slurm(manifest.folder / "slurm", slurm.parse_options(SLURM.value))
+        executor = slurm.SlurmExecutor(manifest.folder / "slurm", slurm.parse_options(SLURM.value))
     table = LiveTable(lambda: list_progress(manifest.folder, manifest.runs))
     interrupt_on_signals()
     queue = RunQueue(manifest, executor, make_job, parallel=PARALLEL.value, retries=RETRIES.value)
@@ -130,6 +163,7 @@ def _run_all(
         queue.run_all(todo, table.show)
     except KeyboardInterrupt as stopped:
         logging.warning("stopping; the same command goes on from here")
+        # Local runs save and end; those of a cluster go on, and the next invocation finds them.
         executor.stop()
         manifest.save()
         sys.exit(128 + (stopped.args[0] if stopped.args else signal.SIGINT))
@@ -137,6 +171,15 @@ def _run_all(
 
 
 def _write_kubernetes(found: list[jobs.Job], folder: Path) -> None:
+    """Write jobs as a manifest of Kubernetes into the workdir, and log how they are started.
+
+    Args:
+        found: jobs of the runs that are not finished.
+        folder: workdir, which is the path of the volume in the pods too.
+
+    Raises:
+        ConfigError: Kubernetes would refuse a name or an amount.
+    """
     resources = dict(item.partition("=")[::2] for item in RESOURCES.value)
     options = {"image": IMAGE.value, "claim": CLAIM.value, "workdir": folder}
     path = folder / "kubernetes.json"

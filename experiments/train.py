@@ -29,10 +29,10 @@ from diffjax.config import resolve
 from diffjax.config.variants import keep_file
 from diffjax.runs.callbacks import choose_evaluation, choose_preview
 from diffjax.runs.finetuning import choose_initial
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
 from diffjax.train import Preempted, hosts, train
-from diffjax.train.loop import check_workdir
 from diffjax.train.trackers import check_trackers
+from diffjax.train.training_loop import check_workdir
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string(
@@ -47,15 +47,25 @@ FLAG_GROUPS = {
     "Run": ("config", "workdir", "dry_run", "weights"),
     "Several processes": ("coordinator", "num_processes", "process_id", "wait", "heartbeat"),
 }
-USES = ("config", "workdir", "weights")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights")
 
 
 def main() -> None:
-    cfg = run_flags.config()
+    """Train the config of the flags in the workdir, or resume the run that is there.
+
+    All that can be refused is refused before the data are read: trackers, the workdir, the flags. A
+    run that is told to stop saves its state and exits with the code of the signal.
+
+    Raises:
+        UsageError: --weights is given, or a flag is missing.
+        ConfigError: the config is wrong, or does not fit its data or the run in the workdir.
+    """
+    cfg = run_flags.read_config()
     if DRY_RUN.value:
-        print(run_flags.describe(cfg))
+        print(run_flags.format_config(cfg))
         return
-    folder = run_flags.workdir()
+    folder = run_flags.read_workdir()
     hosts.start(
         COORDINATOR.value,
         PROCESSES.value,
@@ -74,9 +84,10 @@ def main() -> None:
     load = functools.partial(runs.load_source, cfg, folder=folder)
     source = hosts.run_in_turn("data", load, seconds=24 * 3600)
     hosts.run_in_turn("tokenizers", lambda: runs.keep_tokenizers(cfg, folder))
+    # This reads what the config names, not what the workdir holds: the trainer compares both.
     frozen = runs.load_fixed_parts(cfg, folder, fresh=True)
     task = runs.build_task(cfg)  # not before: a model may have settled the scale of its latents
-    shapes = runs.abstract_state(cfg, task)
+    shapes = runs.make_abstract_state(cfg, task)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
     logging.info(
         "training %s parameters on %d images of %s, %d device(s)",
@@ -84,7 +95,7 @@ def main() -> None:
     )  # fmt: skip
     runs.keep_classes(cfg, folder, source)
     if hosts.is_writer():
-        keep_file(run_flags.config_name(), folder)
+        keep_file(run_flags.read_config_name(), folder)
     record = runs.Record(folder, cfg, count)
     try:
         state = train(
@@ -104,7 +115,7 @@ def main() -> None:
         record.write_session()
         logging.warning("%s", stopped)
         sys.exit(stopped.exit_code)
-    after = "control" if task_kind(cfg).takes_hints else "sample"
+    after = "control" if find_task_kind(cfg).takes_hints else "sample"
     logging.info(
         "trained to step %d in %.1f minutes; next: python -m experiments.%s --workdir=%s",
         int(state.step), record.count_minutes(), after, shlex.quote(str(folder)),

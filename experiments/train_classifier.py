@@ -15,7 +15,6 @@ compared, so a change that retrains them must also raise the version in
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +27,13 @@ from diffjax import data, metrics
 from diffjax.cli import command_line
 from diffjax.metrics.features import VERSIONS
 from diffjax.nets.classifier import Classifier
+from diffjax.types import Params
 
+# Steps of the shipped weights, by data set.
 STEPS = {"fashion_mnist": 3600, "fashion_mnist14": 3600, "digits": 2000, "shapes_single": 600}
 # Parameter of the Beta distribution of mixup, and s.d. of the noise on images.
 MIXUP = {"fashion_mnist": 0.2, "fashion_mnist14": 0.2, "digits": 1.0, "shapes_single": 0.2}
+# Standard deviation of the noise on images.
 JITTER = {"fashion_mnist": 0.0, "fashion_mnist14": 0.0, "digits": 0.3, "shapes_single": 0.1}
 
 FLAGS = flags.FLAGS
@@ -48,8 +50,11 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("seed", 0, "Seed of the initialisation and of the order of the data.")
 flags.DEFINE_string("data_dir", None, "Folder of the data; where it is installed if not set.")
 
+# Images of a step.
 BATCH_SIZE = 128
+# Largest learning rate, after the warm-up.
 PEAK_RATE = 2e-3
+# Decoupled weight decay of AdamW.
 WEIGHT_DECAY = 0.02
 
 
@@ -70,8 +75,21 @@ def mix(
 
 def train(
     source: data.Source, model: Classifier, *, steps: int, seed: int, mixup: float, jitter: float
-) -> Any:
-    """Parameters of ``model`` after ``steps`` of AdamW with warm-up and cosine decay."""
+) -> Params:
+    """Train a classifier by AdamW with warm-up and cosine decay.
+
+    The loss is the cross-entropy of mixed images and labels, see `mix`, with noise on the images.
+
+    Args:
+        source: the training data.
+        model: the network.
+        seed: of the initialisation, the order of the data and the noise.
+        mixup: parameter b of the Beta distribution of the blending weights.
+        jitter: standard deviation of the noise on images, which lie in [-1, 1].
+
+    Returns:
+        Its parameters.
+    """
     rate = optax.warmup_cosine_decay_schedule(0.0, PEAK_RATE, steps // 20, steps)
     optimizer = optax.adamw(rate, weight_decay=WEIGHT_DECAY)
     shape = (1, *source.shape)
@@ -79,17 +97,20 @@ def train(
     params = jax.jit(model.init)(init_key, jnp.zeros(shape))["params"]
     opt = optimizer.init(params)
 
-    def loss(params: Any, image: jax.Array, target: jax.Array) -> jax.Array:
+    def loss(params: Params, image: jax.Array, target: jax.Array) -> jax.Array:
+        """Compute the mean cross-entropy of mixed labels."""
         _, logits = model.apply({"params": params}, image)
         return optax.softmax_cross_entropy(logits, target).mean()
 
     @jax.jit
     def step(
-        params: Any, opt: Any, i: jax.Array, image: jax.Array, label: jax.Array
-    ) -> tuple[Any, Any, jax.Array]:
+        params: Params, opt: optax.OptState, i: jax.Array, image: jax.Array, label: jax.Array
+    ) -> tuple[Params, optax.OptState, jax.Array]:
+        """Mix a batch, and take one step of the optimiser."""
         target = jax.nn.one_hot(label, model.num_classes)
         step_key = jax.random.fold_in(key, i)
         image, target = mix(step_key, image, target, mixup)
+        # Noise on images keeps features from relying on exact grey values.
         image += jitter * jax.random.normal(jax.random.fold_in(step_key, 1), image.shape)
         value, grads = jax.value_and_grad(loss)(params, image, target)
         updates, opt = optimizer.update(grads, opt, params)
@@ -104,15 +125,23 @@ def train(
     return params
 
 
-def test_accuracy(network: metrics.FeatureNetwork, source: data.Source) -> float:
-    """Fraction of ``source`` that ``network`` labels correctly."""
+def measure_accuracy(network: metrics.FeatureNetwork, source: data.Source) -> float:
+    """Measure the share of images that a network classifies correctly, in [0, 1].
+
+    Args:
+        network: as it is used for distances, from its file.
+        source: images with labels.
+    """
     test = source.take(np.arange(len(source)))
     probs = metrics.extract(network, test["image"]).probs
     return float(np.mean(probs.argmax(axis=1) == test["label"]))
 
 
 def main() -> None:
-    """Train, measure on the test split, write."""
+    """Train a classifier, measure it on the test split, and write it.
+
+    It is measured through the file that was written, since that is what everybody uses.
+    """
     name = FLAGS.dataset
     steps = STEPS[name] if FLAGS.steps is None else FLAGS.steps
     source, test = (
@@ -126,6 +155,7 @@ def main() -> None:
     path = Path(FLAGS.out) / f"{name}-{version}.safetensors"
 
     def save(accuracy: float) -> metrics.FeatureNetwork:
+        """Write the weights with what is known of them, and read them back."""
         metrics.save_network(
             path,
             params,
@@ -140,7 +170,7 @@ def main() -> None:
         return metrics.load_network(path)
 
     # Measured through the file just written: it is the file that everybody uses.
-    accuracy = test_accuracy(save(0.0), test)
+    accuracy = measure_accuracy(save(0.0), test)
     save(accuracy)
     print(f"{path}: test accuracy {accuracy:.4f}, {path.stat().st_size / 1e6:.2f} MB")
 

@@ -7,7 +7,7 @@ import pytest
 
 from configs import stable_diffusion
 from diffjax import generate
-from diffjax.cli.generate import FLAG_GROUPS
+from diffjax.cli.generate_command import FLAG_GROUPS
 from tests.parity import generate_cases as g
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ import pytest
 
 import diffjax
 from diffjax import losses, schedules, tasks, types
-from diffjax.model import UNCONDITIONAL, Model, pixels
+from diffjax.model import UNCONDITIONAL, Model, make_pixel_space
 from diffjax.parameterization import eps
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +62,7 @@ class Tiny(nn.Module):
 
 
 def make_model():
-    return Model(schedules.cosine(100), eps(), Tiny(), pixels((4, 4, 1)), UNCONDITIONAL)
+    return Model(schedules.cosine(100), eps(), Tiny(), make_pixel_space((4, 4, 1)), UNCONDITIONAL)
 
 
 def make_batches(count, label=False):

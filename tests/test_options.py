@@ -50,6 +50,7 @@ _DPM = dict(
     lower_order_final=(True, False),
     euler_at_final=(False, True),
 )
+_PLMS = dict(runge_kutta=(False, True), output=("eps", "v"), total=(None, 1000))
 SAMPLERS = {
     "ddim": dict(eta=(0.0, 0.5), total=(None, 1000)),
     "ddim_inverse": {},
@@ -61,7 +62,7 @@ SAMPLERS = {
     "dpm2": dict(ancestral=(False, True)),
     "dpm2_ancestral": {},
     "lms": dict(order=(4, 2)),
-    "plms": dict(runge_kutta=(False, True), output=("eps", "v"), total=(None, 1000)),
+    **dict.fromkeys(("plms", "pndm"), _PLMS),
     "ipndm": dict(order=(4, 2), blind=(False, True)),
     "deis": dict(order=(3, 2), lower_order_final=(True, False)),
     **dict.fromkeys(("dpm_solver_2m", "dpmpp_2m", "dpmpp_2m_sde"), _DPM),

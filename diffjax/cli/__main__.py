@@ -1,4 +1,8 @@
-"""The command `diffjax`: what the package does without a checkout of the repository."""
+"""The command `diffjax`: what the package does without a checkout of the repository.
+
+The first argument names a command. Its module is imported only then, so that help and errors come
+at once.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Sequence
 import diffjax
 from diffjax.cli.output import stop_with_reader
 
-# Commands of the package: each is a module of diffjax.cli with a function `main`.
+# Commands of the package: NAME is the function `main` of diffjax.cli.NAME_command.
 COMMANDS = {
     "generate": "make images of prompts with a Stable Diffusion model",
     "web": "serve a web page to try a Stable Diffusion model on",
@@ -48,11 +52,19 @@ def main() -> None:
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:
-    """Run a command of `COMMANDS` as if it had been started by itself."""
+    """Run a command of `COMMANDS` as if it had been started by itself.
+
+    Args:
+        name: of the command.
+        arguments: what follows the name on the command line.
+
+    Raises:
+        SystemExit: with the exit code of the command, if it is not 0.
+    """
     sys.argv = [f"diffjax {name}", *arguments]
     from diffjax.cli.command_line import run  # imports JAX
 
-    module = importlib.import_module(f"diffjax.cli.{name}")
+    module = importlib.import_module(f"diffjax.cli.{name}_command")
     if uses := getattr(module, "USES", ()):  # flags of runs
         from diffjax.cli.run_flags import run as run_with_flags
 
@@ -62,7 +74,7 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
 
 
 def format_commands() -> str:
-    """The help of `diffjax`: every command with a line about it."""
+    """Format the help of `diffjax`: every command with a line about it."""
 
     def list_commands(commands: dict[str, str]) -> list[str]:
         return [f"  {name:<11}{text}" for name, text in commands.items()]
@@ -80,7 +92,7 @@ def format_commands() -> str:
 
 
 def explain_name(name: str) -> str:
-    """Why a name is no command of the package, and what to type instead."""
+    """Explain why a name is no command of the package, and what to type instead."""
     if name in CHECKOUT_COMMANDS:
         return (
             f"error: diffjax {name} needs the configs of the repository: run from a checkout. Type "

@@ -6,6 +6,10 @@
 | 1 | an error; the message says which |
 | 2 | wrong flags or config |
 | 130, 140, 143 | stopped by Ctrl-C, SIGUSR2, SIGTERM |
+
+`run` calls an entry point's ``main``. Errors that a user can mend are `types.ConfigError` and exit
+with 2; other expected errors (ValueError, OSError, RuntimeError) exit with 1. Both print one
+message. The environment variable ``DIFFJAX_TRACEBACK`` shows the traceback as well.
 """
 
 from __future__ import annotations
@@ -43,7 +47,8 @@ __all__ = [
     "run",
 ]
 
-WANTED = {  # what a value has to be, by absl's name of the type
+# What a value has to be, by absl's name of the type.
+WANTED = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
@@ -52,15 +57,15 @@ WANTED = {  # what a value has to be, by absl's name of the type
 
 
 class UsageError(ConfigError):
-    """Wrong flags; shown without a traceback, exit code 2."""
+    """Flags are wrong. The message is shown without a traceback, and the exit code is 2."""
 
 
 @contextlib.contextmanager
 def name_keys(keys: Mapping[str, str]) -> Iterator[None]:
-    """Messages of the library name its arguments; a user of a command knows keys and flags.
+    """Replace names of arguments in messages of the library by the flags that a user typed.
 
     Args:
-        keys: what the user typed, by argument.
+        keys: what to write in the place of each argument, such as ``{"num": "--num"}``.
 
     Raises:
         ValueError, OSError: those of the context, with the names replaced.
@@ -83,14 +88,19 @@ def run(
     prepare: Callable[[list[str]], list[str]] = lambda argv: argv,
     explain: Callable[[Exception], str] = str,
 ) -> None:
-    """Start an entry point: flags, then ``main``; expected errors print one message.
+    """Run an entry point: read the flags, call ``main``, and print expected errors as one message.
 
-    The module of ``main`` may order its flags in ``FLAG_GROUPS``, see `help_pages`.
+    With --help or --helpfull the help is printed instead. The module of ``main`` may order its
+    flags in ``FLAG_GROUPS``, see `help_pages`.
 
     Args:
+        main: the entry point. It reads its flags itself.
         takes: flags that other modules define and this command uses. All others are refused.
         prepare: changes the arguments before they are read.
-        explain: the message of an error in the arguments.
+        explain: makes the message of an error in the arguments.
+
+    Raises:
+        SystemExit: with the exit code, see the table above.
     """
     command = describe_command(Path(sys.argv[0]).stem, main, takes)
     if asked := find_help(sys.argv):
@@ -98,7 +108,7 @@ def run(
             print(format_full_help(command) if asked in FULL else format_help(command))
         sys.exit(0)
 
-    def wrapped(argv: list[str]) -> None:
+    def run_main(argv: list[str]) -> None:
         _quiet_libraries()
         try:
             _refuse_unused(argv, command)
@@ -111,7 +121,7 @@ def run(
 
     try:
         sys.argv = prepare(sys.argv)
-        app.run(wrapped, flags_parser=lambda argv: _parse(argv, explain))
+        app.run(run_main, flags_parser=lambda argv: _parse(argv, explain))
     except (OSError, AttributeError, KeyError, ValueError, TypeError) as error:  # in flag parsing
         if os.environ.get("DIFFJAX_TRACEBACK"):
             raise
@@ -119,7 +129,15 @@ def run(
 
 
 def find_flag(argv: Sequence[str], name: str) -> str | None:
-    """The value of --name=VALUE or --name VALUE; None if it is not there."""
+    """Find the value of a flag among arguments that have not been parsed yet.
+
+    Args:
+        argv: arguments, such as ``sys.argv``.
+        name: of the flag, which is written --name=VALUE or --name VALUE.
+
+    Returns:
+        The value; None if the flag is not there.
+    """
     for argument, after in zip(argv, [*argv[1:], ""], strict=True):
         key, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and key == name:
@@ -128,12 +146,17 @@ def find_flag(argv: Sequence[str], name: str) -> str | None:
 
 
 def _fail(message: str, code: int) -> None:
+    """Print a message to the standard error, and exit with a code."""
     print(message, file=sys.stderr)
     sys.exit(code)
 
 
 def _report(error: Exception) -> None:
-    """Print what went wrong and exit: expected errors as a sentence, others as a traceback."""
+    """Print what went wrong, and exit.
+
+    Expected errors are printed as a sentence, others with their traceback. If JAX has no device,
+    that is said instead, since it is what the error came from.
+    """
     if os.environ.get("DIFFJAX_TRACEBACK"):
         raise error
     if reason := _explain_backend():
@@ -147,7 +170,7 @@ def _report(error: Exception) -> None:
 
 
 def _explain_backend() -> str | None:
-    """Why JAX has no device; None if it has one."""
+    """Explain why JAX has no device; None if it has one."""
     try:
         jax.devices()
         return None
@@ -160,7 +183,7 @@ def _explain_backend() -> str | None:
 
 
 def _parse(argv: list[str], explain: Callable[[Exception], str]) -> list[str]:
-    """Read the flags; wrong ones exit with 2."""
+    """Read the flags from the arguments, and return what is no flag; wrong flags exit with 2."""
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
@@ -171,12 +194,16 @@ def _parse(argv: list[str], explain: Callable[[Exception], str]) -> list[str]:
 
 
 def _explain_unknown(name: str) -> str:
+    """Name the flag that is closest to an unknown one.
+
+    Keys of the config are left out: they have a message of their own.
+    """
     known = [n for n in flags.FLAGS if not n.startswith("config.")]
     return f"unknown flag --{name}; --help lists the flags{suggest(name, known)}"
 
 
 def _explain_value(error: flags.Error) -> str:
-    """A value that its flag does not take, with what it takes."""
+    """Explain which values a flag takes, from absl's message about a wrong value."""
     text = str(error)
     found = re.match(r"flag --?([^\s=]+)=(.*?): (.*)", text, re.DOTALL)
     if not found or found[1] not in flags.FLAGS:
@@ -191,16 +218,17 @@ def _explain_value(error: flags.Error) -> str:
 
 
 def is_ours(module: str | None) -> bool:
-    """Whether a module that defines flags is an entry point of diffjax, or shared by them."""
+    """Whether a module that defines flags belongs to diffjax or its experiments."""
     return module is not None and (
         module.startswith(("diffjax.", "experiments.")) or module == sys.argv[0]
     )
 
 
 def _refuse_unused(argv: Sequence[str], command: Command) -> None:
-    """
+    """Refuse arguments that the command would not use.
+
     Raises:
-        UsageError: arguments that are no flags, or flags that this command does not use.
+        UsageError: arguments that are no flags, or flags of ours that this command does not use.
     """
     if len(argv) > 1:
         raise UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags are --NAME=VALUE")
@@ -215,15 +243,15 @@ def _refuse_unused(argv: Sequence[str], command: Command) -> None:
 
 
 def _quiet_libraries() -> None:
-    """Our messages and everybody's warnings; Orbax alone logs dozens of lines a checkpoint."""
+    """Show our own messages, and only warnings of others: Orbax alone logs dozens of lines."""
 
     loaded = (sys.modules.get(name) for name in ("diffjax", "experiments"))
     files = [module.__file__ for module in loaded if module]
     ours_are = tuple(str(Path(file).parent) + os.sep for file in files if file)
 
-    def ours(record: std_logging.LogRecord) -> bool:
+    def is_shown(record: std_logging.LogRecord) -> bool:
         return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours_are)
 
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
-    logging.get_absl_handler().addFilter(ours)
+    logging.get_absl_handler().addFilter(is_shown)

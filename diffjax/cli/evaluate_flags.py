@@ -1,4 +1,9 @@
-"""The flags of `experiments.evaluate`: which of them are of use when, and what they open."""
+"""The flags of `diffjax evaluate`: which of them have an effect when, and what they open.
+
+There are four ways to evaluate (`MODES`), and a flag that has no effect on the one that is asked
+for is refused. What metrics need comes from `evaluation.METRICS`, so a new metric needs no code
+here.
+"""
 
 from __future__ import annotations
 
@@ -69,12 +74,15 @@ BITS_STEPS = flags.DEFINE_list(
 )
 NAME = flags.DEFINE_string("name", "sweep", "Name of the files of --sweep.")
 
+# Names of the flags of this module.
 OWN = sorted(flag.name for flag in flags.FLAGS.get_flags_for_module(__name__))
 
-# Flags that are of use to each of the ways to evaluate.
+# Flags that are of use to each of the ways to evaluate: those of a model and its samples, those of
+# Inception's features, and those of images in files.
 _MODEL = ("best", "weights", "sampler", "steps", "grid", "eta", "variance", "guidance")
 _FEATURES = ("reference", "reference_num", "inception", "allow_legacy_pickle", "resize")
 _FILES = ("clip", "prompts", "lpips", "pairs", "num", "out", "metrics")
+# Flags that have an effect, by the flag that chooses the way to evaluate; "" is that without any.
 MODES = {
     "save_reference": ("save_reference", *_FEATURES),
     "images": ("images", *_FEATURES, *_FILES),
@@ -94,23 +102,27 @@ _CLIP = (
     "--clip=FOLDER, a CLIPModel of transformers with its tokenizer, and --prompts=FILE, a text a "
     "line"
 )
-WHERE = {  # what a flag has to name
+# What each flag has to name, for messages.
+WHERE = {
     "inception": f"Inception: {metrics.INCEPTION_SOURCE}. Then pass --inception=FILE, and "
     "--allow_legacy_pickle if it is the .pth file",
     "clip": _CLIP,
     "prompts": _CLIP,
     "lpips": "--lpips=FILE, the weights of LPIPS (VGG16) as safetensors: see "
-    "diffjax.pretrained.perceptual.load_lpips",
+    "diffjax.pretrained.lpips.load_lpips",
 }
-FROM_DATA = {"network", "pool", "scenes", "model"}  # inputs that a config and its data give
-FROM_MODEL = {"untrained", "scenes", "model"}  # inputs that a model gives
+# Inputs of metrics that a config and its data give.
+FROM_DATA = {"network", "pool", "scenes", "model"}
+# Inputs of metrics that a model gives.
+FROM_MODEL = {"untrained", "scenes", "model"}
 
 
 def read_names() -> list[str]:
-    """Names of the metrics that are asked for.
+    """Read the names of the metrics that are asked for.
 
     Raises:
-        UsageError: a name is unknown, or a flag has no effect on them or beside others.
+        ConfigError: a name is unknown.
+        UsageError: a flag has no effect on these metrics, or beside other flags.
     """
     names = list(dict.fromkeys(NAMES.value))
     check_names(names)
@@ -119,9 +131,10 @@ def read_names() -> list[str]:
 
 
 def _refuse_unused(names: Sequence[str]) -> None:
-    """
+    """Refuse flags that have no effect.
+
     Raises:
-        UsageError: a flag that has no effect, beside others or on the metrics asked for.
+        UsageError: a flag has no effect on the metrics that are asked for, or beside other flags.
     """
     mode = next(name for name in MODES if name == "" or flags.FLAGS[name].value)
     beside = f"beside --{mode}" if mode else "without --images or --sweep"
@@ -138,15 +151,28 @@ def _refuse_unused(names: Sequence[str]) -> None:
 
 
 def select(names: Iterable[str], inputs: Iterable[str]) -> list[str]:
-    """Those metrics that cannot do without one of the inputs."""
+    """Select the metrics that cannot do without one of the inputs.
+
+    Args:
+        names: of metrics.
+        inputs: names in `evaluation.INPUTS`.
+    """
     return [name for name in names if set(inputs) & set(METRICS[name].needs)]
 
 
 def open_inputs(folder: Path, names: Sequence[str]) -> dict[str, Any]:
-    """The inputs of metrics that flags name.
+    """Open the inputs of metrics that flags name: networks, texts and numbers.
+
+    Args:
+        folder: workdir, in which features are kept.
+        names: of metrics.
+
+    Returns:
+        Inputs by their names in `evaluation.INPUTS`.
 
     Raises:
         UsageError: a flag is missing; the message says what it has to name.
+        ValueError, OSError: a file cannot be read.
     """
     for key, what in WHERE.items():
         if not flags.FLAGS[key].value and (some := select(names, [key])):
@@ -163,9 +189,10 @@ def open_inputs(folder: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _parse_steps() -> list[int]:
-    """
+    """Parse --bits_steps.
+
     Raises:
-        UsageError: --bits_steps holds no numbers of steps.
+        UsageError: it holds something that is no number of steps.
     """
     wrong = [text for text in BITS_STEPS.value if not text.isdecimal() or int(text) < 1]
     if wrong:
@@ -174,6 +201,16 @@ def _parse_steps() -> list[int]:
 
 
 def open_store(folder: Path, *, spatial: bool) -> FeatureStore:
+    """Open the store that computes Inception's features and keeps them in a workdir.
+
+    Args:
+        folder: the workdir.
+        spatial: whether spatial features (sFID) are computed too.
+
+    Raises:
+        UsageError: --inception is missing.
+        ValueError, OSError: its file cannot be read.
+    """
     if not INCEPTION.value:
         raise UsageError(f"--save_reference needs {WHERE['inception']}")
     with name_keys({"allow_legacy_pickle": "--allow_legacy_pickle"}):
@@ -184,7 +221,11 @@ def open_store(folder: Path, *, spatial: bool) -> FeatureStore:
 
 
 def read_reference(cfg: ConfigDict | None) -> Reference:
-    """--reference, or the training images of the config."""
+    """Read --reference or, without it, the training images of the config.
+
+    Raises:
+        ValueError, OSError: it cannot be read.
+    """
     if not REFERENCE.value:
         return Reference(real_images.open_split(cfg).first(REFERENCE_NUM.value))
     with name_keys({"num": "--reference_num"}):
@@ -192,19 +233,31 @@ def read_reference(cfg: ConfigDict | None) -> Reference:
 
 
 def read_config(names: Sequence[str]) -> ConfigDict | None:
-    """None where the images and what to compare them with are files."""
+    """Read the config, unless the metrics compare files alone and no config was given.
+
+    Returns:
+        The config, or None.
+    """
     files = REFERENCE.value or not select(names, ["reference", "originals"])
     from_files = files and not select(names, FROM_DATA) and run_flags.CONFIG.value is None
-    return None if from_files else run_flags.config()
+    return None if from_files else run_flags.read_config()
 
 
-def find_out(folder: Path) -> Path:
-    """Where the measures go."""
+def find_output_path(folder: Path) -> Path:
+    """Find the file of the results: --out, or evaluation.json in the workdir."""
     return Path(OUT.value) if OUT.value else folder / "evaluation.json"
 
 
 def close_inputs(result: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
-    """Remove the features that were kept, and say how images were resized for them."""
+    """Remove the features that were kept, and record how images were resized for Inception.
+
+    Args:
+        result: what was measured.
+        inputs: those of `open_inputs`.
+
+    Returns:
+        The result with that record.
+    """
     if "inception" in inputs:
         inputs["inception"].clear()
         result.setdefault("inception", {})["resize"] = RESIZE.value
@@ -212,10 +265,13 @@ def close_inputs(result: dict[str, Any], inputs: dict[str, Any]) -> dict[str, An
 
 
 def load_network(cfg: ConfigDict, asker: str) -> metrics.FeatureNetwork:
-    """The small classifier of the config's data.
+    """Load the small classifier of the config's data, whose features distances are measured in.
+
+    Args:
+        asker: the flag that needs it, for the message.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none for these data.
     """
     if not cfg.eval.features:
         raise UsageError(f"{asker} needs config.eval.features, or metrics of Inception")

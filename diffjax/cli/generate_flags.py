@@ -1,4 +1,8 @@
-"""The flags of `diffjax generate`, and the options that they and a picture make together."""
+"""The flags of `diffjax generate`, and the options that they and a picture make together.
+
+A picture of this command holds its options. With --from_image they take the place of the flags that
+are not given.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,11 @@ from diffjax.cli.image_options import (
 
 _SAMPLERS, _GRIDS = ", ".join(generate.SAMPLERS), ", ".join(generate.GRIDS)
 
-flags.DEFINE_string("model", None, "The model: a diffusers folder, or a single .safetensors file.")
+flags.DEFINE_string(
+    "model",
+    None,
+    "The model: a diffusers folder, a .safetensors file, or OWNER/NAME[@REVISION] on the Hub.",
+)
 flags.DEFINE_string(
     "tokenizer", None, "Folder of a CLIP tokenizer. Single files hold none and need it."
 )
@@ -114,16 +122,16 @@ _NEEDS = {
 
 
 def read_flags() -> ImageOptions:
-    """The options as the flags have them."""
+    """Read the options from the flags alone."""
     return make_options(flags.FLAGS.flag_values_dict())
 
 
 def read_options() -> ImageOptions:
-    """The options of the flags; those that were not given come from --from_image.
+    """Read the options from the flags; those that are not given come from --from_image.
 
     Raises:
-        ConfigError: --model or --prompt is missing, or the picture holds no valid settings, or
-            names files without --trust_paths.
+        ConfigError: --model or --prompt is missing, a flag needs another one, or the picture holds
+            no valid settings, or names files without --trust_paths.
     """
     values = read_flags().to_dict()
     if FROM_IMAGE.value:
@@ -148,9 +156,10 @@ def read_options() -> ImageOptions:
 
 
 def _check_length(options: ImageOptions) -> None:
-    """
+    """Check that the options fit into the text of a PNG.
+
     Raises:
-        UsageError: a prompt is too long to be stored in its image.
+        UsageError: a prompt is too long.
     """
     for prompt in options.prompt:
         one = dataclasses.replace(options, prompt=(prompt,))
@@ -159,10 +168,13 @@ def _check_length(options: ImageOptions) -> None:
 
 
 def _take_from_image(path: Path, *, trust: bool) -> dict[str, OptionValue]:
-    """The options of a picture whose flags were not given; they are logged.
+    """Take from a picture the options whose flags are not given, and log them.
+
+    Args:
+        trust: whether the picture may name files of this machine.
 
     Raises:
-        ConfigError: the picture holds none, or names files without ``trust``.
+        ConfigError: the picture holds no options, or names files without ``trust``.
     """
     stored = read_png(path).to_dict()
     taken = {name: v for name, v in stored.items() if not flags.FLAGS[name].present}
@@ -178,5 +190,5 @@ def _take_from_image(path: Path, *, trust: bool) -> dict[str, OptionValue]:
 
 
 def _format_flags(values: dict[str, OptionValue]) -> str:
-    """Options as flags, in ASCII, so that a picture cannot write to the terminal."""
+    """Format options as flags in ASCII, so that a picture cannot write to the terminal."""
     return " ".join(f"--{name}={json.dumps(value)[:200]}" for name, value in values.items())

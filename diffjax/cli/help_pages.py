@@ -1,4 +1,8 @@
-"""What --help and --helpfull print: the flags of a command in groups, the most used first."""
+"""What --help and --helpfull print: the flags of a command in groups, the most used first.
+
+An entry point has ``FLAG_GROUPS`` in its module: titles to names of flags. The help is the first
+paragraph of the module's docstring, its examples, and these groups, in at most `MOST_LINES` lines.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,20 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-WIDTH = 100  # columns
-MOST_LINES = 40  # of --help
-INDENT = 25  # columns before the text of a flag
+# Columns of the page.
+WIDTH = 100
+# The most lines of --help.
+MOST_LINES = 40
+# Columns before the text of a flag.
+INDENT = 25
+# Names of the flags that ask for the help, and for the full help.
 SHORT, FULL = ("help", "helpshort", "h", "?"), ("helpfull", "helpxml")
-REST = "More"  # title of the flags that no group names
+# Title of the flags that no group names.
+REST = "More"
 
-Groups = Mapping[str, Sequence[str]]  # title -> names of flags, the most used first
+# Titles to names of flags, the most used first.
+Groups = Mapping[str, Sequence[str]]
+# What stands for a value, by absl's name of the type.
 _PLACEHOLDERS = {"int": "N", "float": "X", "bool": "", "string enum": "NAME", "comma list": "A,B"}
 
 
@@ -35,17 +46,18 @@ class Command(NamedTuple):
 
     @property
     def flags(self) -> list[str]:
-        """Names of all flags in their order."""
+        """Names of all flags, in their order."""
         return [name for names in self.groups.values() for name in names]
 
 
 def describe_command(name: str, main: Callable[[], None], takes: Sequence[str] = ()) -> Command:
-    """The command of a function ``main``.
+    """Describe the command whose entry point is a function ``main``.
 
-    Its module may have ``FLAG_GROUPS``, whose order is kept. What the module defines, and what the
-    command takes from other modules, follows if no group names it.
+    The order of ``FLAG_GROUPS`` in its module is kept. Flags of the module and of ``takes`` that
+    are in no group follow in a last one.
 
     Args:
+        name: as the user typed it.
         takes: flags of other modules that the command uses.
     """
     module = sys.modules[main.__module__]
@@ -63,19 +75,20 @@ def describe_command(name: str, main: Callable[[], None], takes: Sequence[str] =
 
 
 def find_help(argv: Sequence[str]) -> str | None:
-    """The help flag among the arguments, if there is one."""
+    """Find the help flag among the arguments; None if there is none."""
     names = (one.lstrip("-").partition("=")[0] for one in argv[1:] if one.startswith("-"))
     return next((name for name in names if name in (*SHORT, *FULL)), None)
 
 
 def format_help(command: Command) -> str:
-    """The help of a command in at most `MOST_LINES` lines.
+    """Format the help of a command in at most `MOST_LINES` lines.
 
-    Texts of flags are cut to their first sentence if all of them do not fit. The last flags are
-    only named if these do not fit either.
+    If the texts of flags do not fit, they are cut to their first sentences. If that does not fit
+    either, the last flags are only named.
     """
     count = len(command.flags)
     page = _format_page(command, count, shorten=False)
+    # One text after the other is dropped, from the end, until the page fits.
     while len(page) > MOST_LINES and count >= 0:
         page = _format_page(command, count, shorten=True)
         count -= 1
@@ -83,7 +96,7 @@ def format_help(command: Command) -> str:
 
 
 def format_full_help(command: Command) -> str:
-    """All that is known: the whole docstring, the flags of the command, and those of libraries."""
+    """Format the whole docstring, the flags of the command, and those of libraries."""
     lines = [command.text.strip(), ""]
     lines += _format_groups(command.groups, len(command.flags), shorten=False)
     lines += ["", "Flags of the libraries:"]
@@ -97,7 +110,12 @@ def format_full_help(command: Command) -> str:
 
 
 def _format_page(command: Command, count: int, *, shorten: bool) -> list[str]:
-    """The lines of --help with texts for the first ``count`` flags; the others are only named."""
+    """Format the lines of --help.
+
+    Args:
+        count: number of flags that have a text; those after them are only named.
+        shorten: whether texts are cut to their first sentence.
+    """
     summary, example = _split_docstring(command.text)
     lines = [*textwrap.wrap(summary, WIDTH), "", *example, ""]
     lines += _format_groups(command.groups, count, shorten=shorten)
@@ -113,7 +131,7 @@ def _format_page(command: Command, count: int, *, shorten: bool) -> list[str]:
 
 
 def _split_docstring(text: str) -> tuple[str, list[str]]:
-    """The first paragraph of a docstring, and the indented lines of commands that follow it."""
+    """Split a docstring into its first paragraph and the indented examples that follow it."""
     summary, _, rest = text.strip().partition("\n\n")
     example = []
     for line in rest.splitlines():
@@ -124,7 +142,7 @@ def _split_docstring(text: str) -> tuple[str, list[str]]:
 
 
 def _format_groups(groups: Groups, count: int, *, shorten: bool) -> list[str]:
-    """Titles and flags of the groups, as far as the first ``count`` flags."""
+    """Format titles and flags of the groups, as far as the first ``count`` flags."""
     lines = []
     for title, names in groups.items():
         chosen, count = names[:count], max(0, count - len(names))
@@ -136,7 +154,10 @@ def _format_groups(groups: Groups, count: int, *, shorten: bool) -> list[str]:
 
 
 def _format_flag(flag: flags.Flag[Any], *, shorten: bool) -> list[str]:
-    """``  --name=N    text (default 5)``, wrapped; ``--[no]name`` is true if not set."""
+    """Format a flag as ``  --name=N    text (default 5)``, wrapped into lines.
+
+    A flag that is true if not set is written ``--[no]name``. Choices follow the text.
+    """
     placeholder = _PLACEHOLDERS.get(flag.flag_type(), "TEXT")
     negated = "[no]" if flag.default is True else ""
     head = f"  --{negated}{flag.name}" + (f"={placeholder}" if placeholder else "")
@@ -155,7 +176,7 @@ def _format_flag(flag: flags.Flag[Any], *, shorten: bool) -> list[str]:
 
 
 def _read_text(flag: flags.Flag[Any]) -> str:
-    """The text of a flag in one line, without what absl adds about lists and choices."""
+    """Read the text of a flag as one line, without what absl adds about lists and choices."""
     text = " ".join((flag.help or "").split())
     text = re.sub(r";?\s*repeat this option to specify a list of values$", "", text)
     text = re.sub(r"\s*\(a comma separated list\)$", "", text)
@@ -163,4 +184,5 @@ def _read_text(flag: flags.Flag[Any]) -> str:
 
 
 def _format_default(value: object) -> str:
+    """Format a default as it would be typed; lists with commas."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

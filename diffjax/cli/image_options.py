@@ -28,11 +28,16 @@ from diffjax.types import ConfigError
 from diffjax.untrusted import parse_json
 from diffjax.writing import replace_file
 
+# The entry of a PNG's text that holds the options as JSON.
 ENTRY = "diffjax"  # of a PNG's text, as JSON
-LONGEST = 2**16  # characters of the options in a PNG
-LARGEST_FILE = 2**28  # bytes of a PNG
-MOST_PIXELS = 2**26  # of a PNG that holds its options behind its pixels
+# The most characters of the options in a PNG.
+LONGEST = 2**16
+# The most bytes of a PNG that is read.
+LARGEST_FILE = 2**28
+# The most pixels of a PNG that holds its options behind its pixels.
+MOST_PIXELS = 2**26
 
+# What an option may be.
 OptionValue = str | int | float | bool | tuple[str, ...] | None
 
 
@@ -40,7 +45,25 @@ OptionValue = str | int | float | bool | tuple[str, ...] | None
 class ImageOptions:
     """Everything that an image depends on; the fields are named as the flags are.
 
-    The order of the fields is that of the JSON in a PNG.
+    The order of the fields is that of the JSON in a PNG. None, 0 and empty lists stand for flags
+    that are not given: the model's own value is used, or nothing.
+
+    Attributes:
+        model, tokenizer, vae, variant, dtype, prediction: what is loaded, and in which type.
+        lora, concept: adapters and textual inversions, as PATH or PATH:VALUE.
+        prompt, prompt_2: texts for both encoders; the second is that of Stable Diffusion XL.
+        negative, negative_2: texts of what the image should not show.
+        weighted: whether ``(word:1.3)`` in a prompt is a weight.
+        clip_skip: number of last layers of the text encoder to leave out.
+        sampler, steps, grid, eta: how noise is removed.
+        guidance: scale ``s = 1 + w``; 1 means none.
+        rescale: share of guidance rescale, in [0, 1].
+        height, width: in pixels; 0 for those of the model.
+        init_image, mask, strength: the image to start from, where it is filled in, and the share
+            of the steps that are run.
+        control, balance: ControlNets as NET:IMAGE[:SCALE[:START:END]], and how they are weighed.
+        refiner, refiner_start: the refiner of XL, and the share of the denoising before it.
+        seed: of the noise, below 2^32.
     """
 
     model: str | None = None
@@ -75,14 +98,17 @@ class ImageOptions:
     vae: str | None = None
 
     def to_dict(self) -> dict[str, OptionValue]:
-        """The options by name."""
+        """Return the options by name, in their order."""
         return {name: getattr(self, name) for name in OPTION_NAMES}
 
 
+# Names of the options, in their order.
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ImageOptions))
+# The options that nobody has set.
 DEFAULTS = ImageOptions()
 # The options that name files of this machine.
 PATHS = ("model", "tokenizer", "vae", "lora", "concept", "init_image", "mask", "control", "refiner")
+# What some options may be; samplers and grids are checked by the request.
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
     "prediction": ("epsilon", "v_prediction"),
@@ -110,17 +136,23 @@ _JSON_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
 
 
 def _remove_none(hint: Any) -> Any:
-    """``str`` of ``str | None``."""
+    """Remove None from a type: ``str`` of ``str | None``."""
     if get_origin(hint) in (Union, types.UnionType):
         return next(part for part in get_args(hint) if part is not type(None))
     return hint
 
 
+# The type of each option, without None.
 _TYPES = {name: _remove_none(hint) for name, hint in get_type_hints(ImageOptions).items()}
 
 
 def save_png(picture: PIL.Image.Image, path: Path, options: ImageOptions) -> None:
     """Write a PNG with its options. A file of that name is there as a whole or not at all.
+
+    Args:
+        picture: the image.
+        path: of the PNG.
+        options: stored as JSON in the text entry `ENTRY`, with the version of diffjax.
 
     Raises:
         OSError: the file cannot be written.
@@ -133,7 +165,9 @@ def save_png(picture: PIL.Image.Image, path: Path, options: ImageOptions) -> Non
 
 
 def read_png(path: Path) -> ImageOptions:
-    """The options in a PNG. Options that the PNG does not have get their defaults.
+    """Read the options in a PNG. Options that the PNG does not have get their defaults.
+
+    The picture may come from anyone: its values are checked as flags are.
 
     Raises:
         ConfigError: the PNG holds no options, or values that its flags would not take. The
@@ -159,10 +193,10 @@ def read_png(path: Path) -> ImageOptions:
 
 
 def make_plain_request(options: ImageOptions) -> generate.Request:
-    """The request of the options that name no file, without the texts of a second encoder.
+    """Make the request of the options that name no file, without the texts of a second encoder.
 
     Raises:
-        RequestError: a number lies outside of its range, or a name is no choice.
+        RequestError: a number is out of range, or a name is no choice.
     """
     read_whole("seed", options.seed, 0, 2**32 - 1)
     read_strength(options.strength)
@@ -178,7 +212,15 @@ def make_plain_request(options: ImageOptions) -> generate.Request:
 
 
 def find_request_flag(argument: str) -> str:
-    """The flag that sets an argument of a request, such as ``sampler.steps``."""
+    """Find the flag that sets an argument of a request.
+
+    Args:
+        argument: as errors of the library name it, such as ``sampler.steps`` or
+            ``control[0].scale``.
+
+    Returns:
+        The name of the flag without dashes; the argument itself if no flag sets it.
+    """
     name = re.sub(r"\[\d+\]", "", argument)
     first, _, last = name.partition(".")
     candidates = (_REQUEST_FLAGS.get(name), last, _REQUEST_FLAGS.get(first))
@@ -186,14 +228,14 @@ def find_request_flag(argument: str) -> str:
 
 
 def make_options(values: Mapping[str, object]) -> ImageOptions:
-    """Options of values by name. Names that are no options are left out."""
+    """Make options of values by name. Other names are left out, and lists become tuples."""
     known: dict[str, Any] = {name: values[name] for name in OPTION_NAMES if name in values}
     lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
     return ImageOptions(**{**known, **lists})
 
 
 def _read_text(path: Path) -> str:
-    """The text entry of a PNG, without decoding more than the bounds allow.
+    """Read the text entry of a PNG, without decoding more than the bounds allow.
 
     Raises:
         ConfigError: the file is no PNG, is damaged or too large, or has no such entry.
@@ -222,7 +264,14 @@ def _read_text(path: Path) -> str:
 
 
 def find_fault(name: str, value: object) -> str:
-    """Why a value read from JSON cannot be that of an option; empty if it can."""
+    """Explain why a value read from JSON cannot be that of an option.
+
+    Args:
+        name: of the option.
+
+    Returns:
+        The end of a sentence that begins with the option; empty if the value can be that of it.
+    """
     accepted, called = _JSON_TYPES[_TYPES[name]]
     if value is None:
         return "" if getattr(DEFAULTS, name) is None else f"must be {called}, got None"
@@ -240,7 +289,7 @@ def find_fault(name: str, value: object) -> str:
 
 
 def _find_fault_of_text(name: str, texts: list[str]) -> str:
-    """Why texts cannot be those of an option; empty if they can."""
+    """Explain why texts cannot be those of an option; empty if they can."""
     if not all(map(_is_unicode, texts)):
         return "holds what is no Unicode text"
     if name in PATHS and any("\0" in text for text in texts):
@@ -253,6 +302,7 @@ def _find_fault_of_text(name: str, texts: list[str]) -> str:
 
 
 def _is_unicode(text: str) -> bool:
+    """Whether a text can be encoded in UTF-8: JSON may hold halves of surrogate pairs."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

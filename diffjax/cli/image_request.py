@@ -1,11 +1,14 @@
-"""From the options of an image to the pipeline that makes it and the request that it is given."""
+"""From the options of an image to the pipeline that draws it and the request that it is given.
+
+`make_request` checks all that can be checked without a model, so that wrong flags are reported
+before minutes of loading. `load_pipeline` and `add_networks` load; `generate_images` draws.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +24,7 @@ from diffjax.cli.image_options import (
 )
 from diffjax.cli.path_arguments import parse_concept, parse_control, parse_lora
 from diffjax.data import pictures
-from diffjax.pretrained import load_model, load_single_file
+from diffjax.pretrained import download, load_model, load_single_file
 from diffjax.pretrained.files import find_weights_file
 from diffjax.pretrained.models import Component
 from diffjax.types import ConfigError
@@ -54,7 +57,7 @@ def name_request_flags() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _name_loading_flags() -> Iterator[None]:
-    """Append the flags whose arguments an error of the library names.
+    """Append to errors of the library the flags that set the arguments they name.
 
     Raises:
         FileNotFoundError, ValueError: those of the context, with the flags.
@@ -71,7 +74,11 @@ def _name_loading_flags() -> Iterator[None]:
 def load_pipeline(
     options: ImageOptions, path: str, *, allow_legacy_pickle: bool = False
 ) -> generate.Pipeline:
-    """The pipeline of a model with the adapters and the learned words of the options.
+    """Load the pipeline of a model, with the adapters and learned words of the options.
+
+    Args:
+        path: a diffusers folder or a single file; that of the model or of the refiner.
+        allow_legacy_pickle: whether a learned word may be read from a pickle.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, or is not what it has to be.
@@ -93,19 +100,26 @@ def load_pipeline(
 
 
 def load_control(path: str, dtype: DTypeLike, variant: str | None = None) -> Component:
-    """A ControlNet or T2I-Adapter from a diffusers folder, or a ControlNet from a single file.
+    """Load a ControlNet or T2I-Adapter from a diffusers folder, or a ControlNet from a single file.
 
-    ``variant`` is that of the model: a folder that has no weights of the variant is read without.
+    Args:
+        path: the folder or file, or a name on the Hub.
+        dtype: in which the network computes.
+        variant: that of the model; a folder that has no weights of the variant is read without.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, or is not what it has to be.
     """
-    if Path(path).is_dir():
+    found = download(path, variant=variant, fall_back=True)
+    if found.is_dir():
         return load_model(
-            path, dtype=dtype, variant=variant if find_weights_file(path, variant) else None
+            found, dtype=dtype, variant=variant if find_weights_file(found, variant) else None
         )
-    return load_single_file(path, parts=["controlnet"], dtype=dtype)["controlnet"]
+    return load_single_file(found, parts=["controlnet"], dtype=dtype)["controlnet"]
 
 
 def make_request(options: ImageOptions) -> generate.Request:
-    """The request without seeds and networks, checked as far as it can be without a model.
+    """Make the request without seeds and networks, checked as far as it can be without a model.
 
     Raises:
         ConfigError: an option is wrong; the message names its flag.
@@ -115,6 +129,7 @@ def make_request(options: ImageOptions) -> generate.Request:
         mask = _open_picture("mask", options.mask) if options.mask else None
         picture = _open_picture("init_image", options.init_image)
         image = generate.Image(picture, options.strength, mask)
+    # These raise an error if a value is wrong; it is parsed again when it is loaded.
     for text in options.control:
         parse_control(text)
     for text in options.lora:
@@ -137,9 +152,15 @@ def make_request(options: ImageOptions) -> generate.Request:
 def add_networks(
     request: generate.Request, options: ImageOptions, *, allow_legacy_pickle: bool = False
 ) -> generate.Request:
-    """The request with the refiner and the ControlNets of the options."""
+    """Add the refiner and the ControlNets of the options to a request.
+
+    Raises:
+        ConfigError: the image of a --control cannot be read.
+        FileNotFoundError, ValueError: a network is missing, or is not what it has to be.
+    """
     refiner = None
     if options.refiner:
+        # Adapters and words are those of the model, not of its refiner.
         plain = dataclasses.replace(options, lora=(), concept=())
         pipe = load_pipeline(plain, options.refiner, allow_legacy_pickle=allow_legacy_pickle)
         refiner = generate.Refiner(pipe, options.refiner_start)
@@ -155,7 +176,10 @@ def add_networks(
 def generate_images(
     pipe: generate.Pipeline, request: generate.Request, images: Sequence[ImageOptions]
 ) -> list[PIL.Image.Image]:
-    """Make the images of a batch, each with its prompt and its seed; a bar shows the steps.
+    """Generate the images of a batch, each with its prompt and seed; a bar shows the steps.
+
+    Args:
+        images: options of each image; prompts and seeds are read.
 
     Raises:
         ConfigError: the request does not fit the model; the message names the flag.
@@ -173,10 +197,10 @@ def generate_images(
 
 
 def _open_picture(flag: str, path: str) -> PIL.Image.Image:
-    """The picture of a flag.
+    """Open the picture of a flag.
 
     Raises:
-        ConfigError: the file is missing, damaged or too large.
+        ConfigError: the file is missing, damaged or too large; the message names the flag.
     """
     try:
         return pictures.open_image(path)
@@ -187,5 +211,5 @@ def _open_picture(flag: str, path: str) -> PIL.Image.Image:
 
 
 def _join_texts(first: str, second: str | None) -> str | generate.Prompt:
-    """A text, or the two texts of XL's encoders if the second one has its own."""
+    """Join the texts for both encoders of XL, if the second one has a text of its own."""
     return first if second is None else generate.Prompt(first, second)

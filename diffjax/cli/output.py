@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def stop_with_reader() -> Iterator[None]:
-    """Flush the output at the end; a reader that has left ends the process without a message.
+    """Flush the output at the end of the context.
+
+    If the reader of a pipe has left, the process ends without a message.
 
     Raises:
         SystemExit: with code 1, if the reader has left.

@@ -1,4 +1,7 @@
-"""Values of flags that join paths and numbers with colons, such as NET:IMAGE:SCALE."""
+"""Values of flags that join paths and numbers with colons, such as NET:IMAGE:SCALE.
+
+Paths may hold colons themselves, so files that exist decide where a value is split.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from diffjax.pretrained.hub import parse_name
 from diffjax.types import ConfigError
 
 
@@ -27,13 +31,18 @@ class ControlArgument(NamedTuple):
 
 
 def split_path(text: str) -> tuple[str, str | None]:
-    """Split PATH:REST at its last colon. A text that is an existing path stays whole."""
+    """Split PATH:REST at its last colon.
+
+    Returns:
+        The path and the rest; the rest is None without a colon, or if the whole text is an existing
+        path.
+    """
     head, colon, tail = text.rpartition(":")
     return (head, tail) if colon and not Path(text).exists() else (text, None)
 
 
 def parse_lora(text: str) -> tuple[str, float]:
-    """File and scale of a --lora.
+    """Parse --lora=FILE or FILE:SCALE; the scale is 1 if there is none.
 
     Raises:
         ConfigError: the scale is no finite number.
@@ -45,7 +54,7 @@ def parse_lora(text: str) -> tuple[str, float]:
 
 
 def parse_concept(text: str) -> tuple[str, str | None]:
-    """File and word of a --concept; None for the word that the file says.
+    """Parse --concept=FILE or FILE:WORD; the word is None if the file says it.
 
     Raises:
         ConfigError: the file or the word is empty.
@@ -57,30 +66,32 @@ def parse_concept(text: str) -> tuple[str, str | None]:
 
 
 def parse_control(text: str) -> ControlArgument:
-    """The parts of a --control. Paths may hold colons.
+    """Parse --control=NET:IMAGE[:SCALE[:START:END]]. NET may be a name on the Hub.
 
     Raises:
         ConfigError: the value does not name a network and an image that exist.
     """
     parts = text.split(":")
+    # A value ends with scale, start and end, with a scale alone, or with no number.
     for count in (3, 1, 0):
         paths, numbers = parts[: len(parts) - count], parts[len(parts) - count :]
         for k in range(1, len(paths)):
             net, image = ":".join(paths[:k]), ":".join(paths[k:])
             if (
                 net
-                and Path(net).exists()
+                and (Path(net).exists() or parse_name(net))
                 and Path(image).is_file()
                 and all(map(_is_number, numbers))
             ):
                 return ControlArgument(net, image, *map(float, numbers))
     raise ConfigError(
         f"--control={text}: must be NET:IMAGE[:SCALE[:START:END]], with a ControlNet and an image "
-        "that exist"
+        "that exist; the ControlNet may be a name on the Hub"
     )
 
 
 def _is_number(text: str) -> bool:
+    """Whether a text is a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:

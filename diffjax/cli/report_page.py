@@ -1,4 +1,7 @@
-"""Pages about runs: one self-contained HTML file each, from what the runs wrote."""
+"""Pages about runs: one self-contained HTML file each, from what the runs wrote.
+
+`experiments.report` writes them. Pictures are embedded, so a page can be sent as one file.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ PAPERS = {
     "11.47 at 2.94 (vlb)",
 }
 
+# The style sheet of the pages.
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;padding:.3em .7em;
@@ -36,6 +40,12 @@ overflow:auto;max-height:24em}
 
 
 def format_image(data: bytes, caption: str) -> str:
+    """Format a PNG as an HTML figure with a caption.
+
+    Args:
+        data: the bytes of the PNG, which become part of the page.
+        caption: below the picture, and its text for those who do not see it.
+    """
     encoded = base64.b64encode(data).decode()
     text = html.escape(caption)
     return (
@@ -45,7 +55,14 @@ def format_image(data: bytes, caption: str) -> str:
 
 
 def plot_losses(rows: list[dict[str, float]]) -> bytes:
-    """PNG of the logged losses against the step."""
+    """Plot the logged losses against the step, on a logarithmic axis.
+
+    Args:
+        rows: lines of metrics.jsonl.
+
+    Returns:
+        The bytes of a PNG.
+    """
     figure, axis = plots.start(7, 3.5)
     names = [k for k in ("loss", "mse", "bound") if k in rows[0]]
     for name in names:
@@ -57,16 +74,22 @@ def plot_losses(rows: list[dict[str, float]]) -> bytes:
 
 
 def format_pairs(rows: dict[str, Any]) -> str:
-    def cell(value: Any) -> str:
+    """Format names and values as an HTML table of two columns.
+
+    Numbers have four digits and are aligned to the right; all texts are escaped.
+    """
+
+    def format_cell(value: Any) -> str:
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
         kind = ' class="n"' if isinstance(value, int | float) else ""
         return f"<td{kind}>{html.escape(text)}</td>"
 
-    body = "".join(f"<tr><td>{html.escape(k)}</td>{cell(v)}</tr>" for k, v in rows.items())
+    body = "".join(f"<tr><td>{html.escape(k)}</td>{format_cell(v)}</tr>" for k, v in rows.items())
     return f"<table>{body}</table>"
 
 
 def _format_evaluation(folder: Path) -> str:
+    """Format the results in evaluation.json of a workdir as HTML, with a note on what they are."""
     path = folder / "evaluation.json"
     if not path.exists():
         return "<p>Not evaluated yet: run experiments.evaluate.</p>"
@@ -83,7 +106,11 @@ def _format_evaluation(folder: Path) -> str:
 
 
 def format_run(cfg: ConfigDict, folder: Path) -> str:
-    """The whole page as HTML."""
+    """Format the page about a run as HTML: losses, samples, evaluation, sweeps and config.
+
+    Args:
+        folder: the workdir.
+    """
     title = f"{cfg.data.name}: {cfg.parameterization.name} prediction, {cfg.schedule.name} schedule"
     rows = read_json_lines(folder / "metrics.jsonl")
     parts = [f"<h1>{html.escape(title)}</h1>"]
@@ -94,6 +121,7 @@ def format_run(cfg: ConfigDict, folder: Path) -> str:
             format_image(plot_losses(rows), "training loss"),
             format_pairs(last),
         ]
+    # The page shows the newest pictures, and the first preview to compare them with.
     pictures = sorted((folder / "samples").glob("*.png"), key=lambda p: p.stat().st_mtime)
     if pictures:
         parts.append("<h2>Samples</h2>")
@@ -111,12 +139,21 @@ def format_run(cfg: ConfigDict, folder: Path) -> str:
 
 
 def format_comparison(folders: list[Path], metric: str, mode: str) -> tuple[str, str]:
-    """A page on several runs, and a table of them for the terminal.
+    """Format a page that compares runs, and a table of them for the terminal.
+
+    Args:
+        folders: workdirs.
+        metric: by which the best run is chosen.
+        mode: min or max, whether the smallest or the largest value is best.
+
+    Returns:
+        The page as HTML, and the table as text.
 
     Raises:
-        ConfigError: none of them has the metric.
+        ConfigError: no run has the metric.
     """
     rows = comparison.collect_rows(folders)
+    # Runs without the metric are in the table, but cannot win.
     winner = comparison.find_best(rows, metric, mode)
     if winner is None:
         known = sorted({key for row in rows for key in row})

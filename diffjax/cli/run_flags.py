@@ -1,4 +1,8 @@
-"""What the entry points share: flags, configs, data and checkpoints."""
+"""The flags of entry points that work on runs: --config, --workdir, --weights and the like.
+
+An entry point calls `run` with the flags that it uses. `read_config` then gives the config with all
+overrides, completed, filled in from its data and checked: the library sees complete configs only.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from diffjax import grids, runs, samplers
 from diffjax.cli import command_line
 from diffjax.cli.command_line import UsageError, find_flag
 from diffjax.config.ranges import check_list
-from diffjax.config.variants import load_kept_file, load_module
+from diffjax.config.variants import load_config, load_kept_file
 from diffjax.train import CheckpointMismatch
 from diffjax.types import ConfigError
 
@@ -45,11 +49,12 @@ RAW = flags.DEFINE_bool(
     "raw", False, "Use the parameters of the last step in place of their average."
 )
 
+# Short forms of ``--config.sample.KEY``, and the last two for the images.
 SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "num", "seed")
 
 
 def define_sampling_flags() -> None:
-    """Short forms of ``--config.sample.*``."""
+    """Define short forms of the flags ``--config.sample.*``, and --num and --seed."""
     names, spacings = ", ".join(samplers.SAMPLERS), ", ".join(grids.GRIDS)
     flags.DEFINE_string(
         "sampler", None, f"Sampler, in place of config.sample.sampler. One of {names}."
@@ -78,14 +83,18 @@ def define_sampling_flags() -> None:
 
 
 def run(main: Callable[[], None], takes: Sequence[str] = ()) -> None:
-    """Start an entry point, see `command_line.run`.
+    """Run an entry point of a run, see `command_line.run`.
 
     Args:
-        takes: those of the flags here, or of other modules, that the command uses; ``sampling``
-            stands for those of `define_sampling_flags`.
+        main: the entry point.
+        takes: flags of this module, or of others, that the command uses; ``sampling`` stands for
+            those of `define_sampling_flags`.
+
+    Raises:
+        SystemExit: with the exit code of `command_line`.
     """
     names = [n for take in takes for n in (SAMPLING_FLAGS if take == "sampling" else (take,))]
-    prepare = _with_config if "config" in names else list
+    prepare = _insert_config if "config" in names else list
 
     @functools.wraps(main)
     def start() -> None:
@@ -97,10 +106,10 @@ def run(main: Callable[[], None], takes: Sequence[str] = ()) -> None:
 
 @contextlib.contextmanager
 def _name_flags() -> Iterator[None]:
-    """Messages of the library name keys of a config, which are flags to the user of a command.
+    """Put ``--`` before keys of the config in messages, which are flags to the user of a command.
 
     Raises:
-        ConfigError, CheckpointMismatch: that of the context, with ``--`` before the keys.
+        ConfigError, CheckpointMismatch: that of the context, with the names replaced.
     """
     try:
         yield
@@ -109,8 +118,11 @@ def _name_flags() -> Iterator[None]:
         raise type(error)(text) from error
 
 
-def _with_config(argv: list[str]) -> list[str]:
-    """Fall back on the config stored with the weights; load it once, for plain errors."""
+def _insert_config(argv: list[str]) -> list[str]:
+    """Insert --config of the config that is stored with the weights, if none is given.
+
+    The config is loaded once, so that an error in it is reported as a plain message.
+    """
     chosen, stored = find_flag(argv, "config"), find_flag(argv, "weights")
     if stored is None and (folder := find_flag(argv, "workdir")):
         stored = str(Path(folder) / "config.json")
@@ -124,7 +136,7 @@ def _with_config(argv: list[str]) -> list[str]:
 
 
 def _explain(error: Exception) -> str:
-    """An override of an unknown key, with the keys there are and the closest of them."""
+    """Explain an error in the arguments; an override of an unknown key with the closest key."""
     text = str(error.args[0] if error.args else error).strip()
     name = find_flag(sys.argv, "config")
     for argument in sys.argv[1:]:
@@ -136,8 +148,8 @@ def _explain(error: Exception) -> str:
     return text
 
 
-def workdir() -> Path:
-    """The --workdir flag.
+def read_workdir() -> Path:
+    """Read --workdir.
 
     Raises:
         UsageError: it was not given.
@@ -147,17 +159,20 @@ def workdir() -> Path:
     return Path(WORKDIR.value)
 
 
-def run_folder() -> Path | None:
-    """The --workdir flag as functions of `diffjax.runs` take it."""
+def read_run_folder() -> Path | None:
+    """Read --workdir as functions of `diffjax.runs` take it: None if it was not given."""
     return Path(WORKDIR.value) if WORKDIR.value else None
 
 
-def config() -> ConfigDict:
-    """The --config flag (or the config of the workdir) with the short sampling flags applied.
+def read_config() -> ConfigDict:
+    """Read the config of --config or of the workdir, with all overrides of the command line.
+
+    Short flags such as --steps are applied. Then the config is completed, the values that it leaves
+    to its data are filled in, and it is checked.
 
     Raises:
-        UsageError: there is none, a value is out of range or of another type, or an option was
-            set that no choice of the config takes.
+        UsageError: there is none, or an option was set that no choice of the config takes.
+        ConfigError: a value is out of range or of another type.
     """
     chosen = CONFIG.value
     if chosen is None and WORKDIR.value:
@@ -169,22 +184,28 @@ def config() -> ConfigDict:
         raise UsageError(
             "--config=FILE:VARIANT is needed, or --weights, or a --workdir with a run's config.json"
         )
-    given = {f"--config.{path}": path for path in _overrides()}
+    given = {f"--config.{path}": path for path in _read_overrides()}
     for key in SAMPLING_FLAGS[:-2]:
         if key in flags.FLAGS and flags.FLAGS[key].value is not None:
             chosen.sample[key] = flags.FLAGS[key].value
             given[f"--{key}"] = f"sample.{key}"
+    # A stored config may be older than today's keys.
     diffjax.config.complete(chosen)
-    runs.settle(chosen, run_folder())
+    runs.fill_from_data(chosen, read_run_folder())
     diffjax.config.check(chosen)
+    # An option that no choice takes is a misunderstanding, and is refused.
     for flag, path in given.items():
         for reason in diffjax.config.explain_unused(chosen, [path]).values():
             raise UsageError(f"{flag} is not used: {reason}")
     return chosen
 
 
-def _overrides() -> dict[str, Any]:
-    """Values of --config.KEY=VALUE by key."""
+def _read_overrides() -> dict[str, Any]:
+    """Read the values of --config.KEY=VALUE by key.
+
+    Raises:
+        ConfigError: a list of numbers is replaced by something else.
+    """
     found = dict(config_flags.get_override_values(flags.FLAGS["config"]))
     before = load_config(find_flag(sys.argv, "config") or "").to_dict() if found else {}
     for path, value in found.items():
@@ -194,8 +215,8 @@ def _overrides() -> dict[str, Any]:
     return found
 
 
-def config_name() -> str:
-    """What --config was given as: FILE:VARIANT.
+def read_config_name() -> str:
+    """Read the name of the config as --config was given: FILE:VARIANT.
 
     Raises:
         UsageError: it was not given.
@@ -206,18 +227,18 @@ def config_name() -> str:
     return name
 
 
-def describe(cfg: ConfigDict) -> str:
-    """The resolved config as indented JSON."""
+def format_config(cfg: ConfigDict) -> str:
+    """Format a config as indented JSON."""
     return json.dumps(cfg.to_dict(), indent=2)
 
 
 def open_run(cfg: ConfigDict) -> runs.TrainedRun:
-    """What --weights or --workdir holds, with this config; with --best the run's best state.
+    """Open what --weights or --workdir holds, with a config; --best and --raw choose the state.
 
     Raises:
         ConfigError: there is none, or it does not fit the config.
     """
-    folder = workdir()
+    folder = read_workdir()
     with command_line.name_keys({"raw=True": "--raw"}):
         return runs.open_run(
             WEIGHTS.value or folder,
@@ -226,6 +247,3 @@ def open_run(cfg: ConfigDict) -> runs.TrainedRun:
             best=BEST.value,
             raw=RAW.value,
         )
-
-
-load_config, load_config_module = diffjax.config.load_config, load_module

@@ -1,4 +1,7 @@
-"""What strangers may ask of the web page: bounds, and the hosts that it answers to."""
+"""What strangers may ask of the web page: bounds on a request, and the hosts that it answers to.
+
+Everything here is checked before memory is reserved or the model is called.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,13 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
+# The largest number that a field may hold.
 LARGEST = 2**63
-BODY = 2**20  # bytes of a request that is no upload
-FORM = 2**16  # bytes of an upload beside the file
+# The most bytes of a request that is no upload.
+BODY = 2**20
+# The most bytes of an upload besides the file.
+FORM = 2**16
+# Names of this machine that are always answered.
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -40,10 +47,13 @@ class Limits(NamedTuple):
 
 
 def check_number(name: str, value: object) -> float:
-    """The value of a field of numbers.
+    """Check that the value of a field is a finite number, and return it.
+
+    Args:
+        name: of the field, for the message.
 
     Raises:
-        ValueError: the value of a field is missing, no number, or not finite.
+        ValueError: the value is missing, no number, or not finite.
     """
     if value is None:
         raise ValueError(f"{name} is empty")
@@ -55,9 +65,10 @@ def check_number(name: str, value: object) -> float:
 
 
 def check_text(name: str, value: object, limits: Limits) -> None:
-    """
+    """Check that the value of a field is a text that is not too long.
+
     Raises:
-        ValueError: the value of a field is no text, or longer than the page takes.
+        ValueError: it is no text, or longer than the page takes.
     """
     if not isinstance(value, str):
         raise ValueError(f"{name} must be text, got {type(value).__name__}")
@@ -68,13 +79,14 @@ def check_text(name: str, value: object, limits: Limits) -> None:
 
 
 def check_work(height: float, width: float, steps: float, limits: Limits) -> None:
-    """Compare what a request costs with what the page allows, before anything is allocated.
+    """Check what a request costs against what the page allows, before anything is allocated.
 
     Args:
         height, width: of the image to make, in pixels.
+        steps: of the sampler.
 
     Raises:
-        ValueError: a value is too large or not positive; it is named with the bound.
+        ValueError: a value is too large or not positive; the message names it and the bound.
     """
     if not 1 <= steps <= limits.steps:
         raise ValueError(f"steps must lie in 1 .. {limits.steps} on this page, got {steps:g}")
@@ -87,14 +99,14 @@ def check_work(height: float, width: float, steps: float, limits: Limits) -> Non
 
 
 def list_hosts(host: str, more: Iterable[str]) -> list[str]:
-    """Values of the Host header that the page answers to.
+    """List the values of the Host header that the page answers to.
 
     Args:
         host: the address that it listens on; 0.0.0.0 and :: are every address, and no name.
         more: other names of this machine that users type.
 
     Raises:
-        ValueError: a name is empty or not a host name.
+        ValueError: a name is empty or no host name.
     """
     own = () if host in ("0.0.0.0", "::", "") else (host,)
     names = list(dict.fromkeys((*LOCAL, *own, *more)))
@@ -107,7 +119,7 @@ def list_hosts(host: str, more: Iterable[str]) -> list[str]:
 
 
 def measure_folder(folder: Path) -> int:
-    """Bytes of the files below a folder, some of which may go away meanwhile."""
+    """Sum the bytes of the files below a folder; files that go away meanwhile are skipped."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -118,20 +130,27 @@ def measure_folder(folder: Path) -> int:
 
 
 class BodyLimit:
-    """Refuses large requests, in front of an ASGI application, before they are held in memory.
-
-    Args:
-        upload: bytes of the files of one upload, at most.
-        is_full: says whether uploads must wait because there is no room for them.
-    """
+    """ASGI middleware that refuses large requests before they are held in memory."""
 
     def __init__(self, app: App, upload: int, is_full: Callable[[], bool]):
+        """Put a limit in front of an application.
+
+        Args:
+            app: the ASGI application.
+            upload: bytes that the files of one upload may have.
+            is_full: returns whether there is no room for more uploads.
+        """
         self._app, self._upload, self._is_full = app, upload, is_full
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with status 413 (too large) or 507 (no room).
+
+        Bytes are counted as they arrive, since a client need not say how many it sends.
+        """
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Only uploads may be large, and only while there is room.
         upload = scope["path"].rstrip("/").endswith("/upload")
         limit = self._upload + FORM if upload else BODY
         if upload and self._is_full():
@@ -167,12 +186,13 @@ class BodyLimit:
 
 
 def _read_content_length(scope: Message) -> int:
-    """The Content-Length of a request; 0 if it has none, or none that is a number."""
+    """Read the Content-Length of a request; 0 if it has none, or none that is a number."""
     value = dict(scope["headers"]).get(b"content-length", b"0")
     return int(value) if value.isdigit() and len(value) < 20 else 0
 
 
 async def _refuse(send: Send, status: int, text: str) -> None:
+    """Answer a request with a status and a text, and close the connection."""
     headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text.encode()})

@@ -1,4 +1,8 @@
-"""The web page that `diffjax web` serves; it needs gradio, ``pip install 'diffjax[demo]'``."""
+"""The web page that `diffjax web` serves; it needs gradio, ``pip install 'diffjax[demo]'``.
+
+`build_page` lays out the fields of `Form`, `generate_image` makes a picture of them step by step,
+and `serve` starts the server behind the limits of `web_limits`.
+"""
 
 from __future__ import annotations
 
@@ -31,22 +35,36 @@ from diffjax.data import pictures
 from diffjax.pretrained.models import Component
 
 DEFAULT_LIMITS = Limits()
+# The choice of the sampler that the model names itself.
 OWN = "the model's own"
-STEPS = 20  # before the user chooses
-KEPT = 12  # images in the gallery
-SESSIONS = 100  # whose gallery is kept at a time
-FORGET = 3600  # seconds after which files and galleries of users who left are removed
-Picture = PIL.Image.Image | str  # as the library has it, or the file that was uploaded
-Shown = list[tuple[Picture, str]]  # and captions, the newest first
+# Steps before the user chooses.
+STEPS = 20
+# Images in a gallery.
+KEPT = 12
+# Users whose galleries are kept at a time.
+SESSIONS = 100
+# Seconds after which files and galleries of users who left are removed.
+FORGET = 3600
+# An image as the library has it, or the file that was uploaded.
+Picture = PIL.Image.Image | str
+# A gallery: images and their captions, the newest first.
+Shown = list[tuple[Picture, str]]
 
 
 @dataclasses.dataclass
 class Form:
-    """What the page asks for, in the order of its inputs.
+    """The fields of the page, in their order. Values come from the browser and may be anything.
 
     Attributes:
-        height, width: 0 for the model's own, or those of ``image``.
-        control: image of the ControlNet, if there is one.
+        prompt, negative: texts.
+        seed: of the noise, in [0, 2^32).
+        steps: of the sampler.
+        guidance: scale ``s = 1 + w``.
+        sampler: a name in `generate.SAMPLERS`, or `OWN`.
+        height, width: in pixels; 0 for the model's own, or those of ``image``.
+        image, strength, mask: the image to start from, the share of the steps that are run, and
+            where it is filled in.
+        control, control_scale: image and scale of the ControlNet, if there is one.
     """
 
     prompt: str = ""
@@ -64,7 +82,7 @@ class Form:
     control_scale: float = 1.0
 
     def format_caption(self) -> str:
-        """The settings in words."""
+        """Format the settings as the caption of their image."""
         out = f"{self.prompt} | seed {self.seed:.0f}, {self.steps:.0f} steps"
         out += f", guidance {self.guidance:g}, sampler {self.sampler}"
         out += f", negative: {self.negative}" if self.negative else ""
@@ -78,20 +96,22 @@ class Form:
         limits: Limits = DEFAULT_LIMITS,
         native: tuple[int, int] = (0, 0),
     ) -> generate.Request:
-        """The request that the page makes.
+        """Make the request of the fields, all of which are checked.
 
         Args:
+            net: the ControlNet of the page, or None.
             limits: the most that the page allows.
             native: (height, width) of the model's own images.
 
         Raises:
-            ValueError: a field is empty, does not fit or is too large; it is named.
+            ValueError: a field is empty, does not fit or is too large; the message names it.
         """
         check_text("the prompt", self.prompt, limits)
         check_text("the negative prompt", self.negative, limits)
         if not self.prompt.strip():
             raise ValueError("the prompt is empty")
         names = ("seed", "steps", "guidance", "height", "width", "strength", "control_scale")
+        # The browser may send anything in place of a number.
         numbers = {name: check_number(name, getattr(self, name)) for name in names}
         seed, steps = numbers["seed"], numbers["steps"]
         if not 0 <= seed < 2**32:
@@ -104,6 +124,7 @@ class Form:
         start, mask, hint = (_open_upload(p, limits) for p in (self.image, self.mask, self.control))
         own_height, own_width = start.size[::-1] if start else native
         height, width = numbers["height"] or own_height, numbers["width"] or own_width
+        # The cost is known now, and nothing has been reserved.
         check_work(height or 1, width or 1, steps, limits)
         image = generate.Image(start, numbers["strength"], mask) if start else None
         return generate.Request(
@@ -118,10 +139,11 @@ class Form:
 
 
 def _open_upload(picture: Picture | None, limits: Limits) -> PIL.Image.Image | None:
-    """An uploaded file as an image.
+    """Open an uploaded file as an image.
 
     Raises:
-        ValueError: it is no picture that we read, or has too many pixels.
+        ValueError: it is no picture that we read, or has too many pixels. The message does not show
+            the folder, which is this machine's.
     """
     if not isinstance(picture, str):
         return picture
@@ -144,17 +166,25 @@ def generate_image(
     *values: Any,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[tuple[str, Shown]]:
-    """Status and gallery after every step, at the end with the new image in front.
+    """Generate an image, and yield status and gallery after every step.
 
-    A client that goes away, and the stop button, leave the generator at its next step.
+    The last gallery has the new image in front. A client that goes away, and the stop button, leave
+    the generator at its next step.
+
+    Args:
+        pipe: the pipeline of the model.
+        net: the ControlNet of the page, or None.
+        shown: the gallery so far.
+        values: of the fields of `Form`, in their order.
 
     Raises:
         gr.Error: what is asked for is not possible or takes too long; the page shows why.
     """
+    # Time counts from here; a request is stopped between two steps.
     shown, end = shown or [], time.monotonic() + limits.seconds
     try:
         form = Form(*values)
-        request = form.make_request(net, limits, _native_size(pipe))
+        request = form.make_request(net, limits, _find_native_size(pipe))
         _limit_compiled_sizes(request.read_size(), limits)
         yield "preparing", shown
         for progress in pipe.steps(request):
@@ -169,17 +199,19 @@ def generate_image(
     yield "done", [(picture, form.format_caption()), *shown][:KEPT]
 
 
-def _native_size(pipe: generate.Pipeline) -> tuple[int, int]:
+def _find_native_size(pipe: generate.Pipeline) -> tuple[int, int]:
+    """Find the size of the model's own images; (0, 0) if the model does not say."""
     with contextlib.suppress(ValueError):
         return pipe.native_size()
     return (0, 0)
 
 
+# Sizes of images whose programs are compiled.
 _sizes: set[generate.Size] = set()
 
 
 def _limit_compiled_sizes(size: generate.Size, limits: Limits) -> None:
-    """Drop compiled programs when there are those of too many sizes: each takes memory."""
+    """Drop compiled programs when there are those of too many sizes, since each takes memory."""
     _sizes.add(size)
     if len(_sizes) > limits.sizes:
         jax.clear_caches()
@@ -204,7 +236,14 @@ def _remove_images(shown: Shown) -> None:
 
 
 def make_upload(label: str) -> gr.Image:
-    """An image field that takes uploaded files; gradio's would also fetch what an address names."""
+    """Make an image field that takes uploaded files only.
+
+    Gradio's own field would also fetch what an address names, from inside of this machine's
+    network.
+
+    Raises:
+        ValueError: (when a value is sent) an address is given in place of a file.
+    """
     field = gr.Image(label=label, type="filepath", image_mode=None, height=200)
     keep = field.async_move_resource_to_block_cache
 
@@ -219,7 +258,7 @@ def make_upload(label: str) -> gr.Image:
 
 
 def _make_fields(pipe: generate.Pipeline, control: bool, limits: Limits) -> list[Any]:
-    """The fields of `Form`."""
+    """Make the fields of `Form`, in its order."""
     new, guidance = Form(), 5.0 if pipe.is_xl else 7.5
     fields: list[Any] = [
         gr.Textbox(label="Prompt", lines=2),
@@ -257,13 +296,20 @@ def build_page(
     limits: Limits = DEFAULT_LIMITS,
     queue: int = 20,
 ) -> gr.Blocks:
-    """The page. Images are made one at a time, in the order in which they were asked for.
+    """Build the page. Images are made one at a time, in the order in which they were asked for.
 
     The gallery of a user stays on the server, apart from everybody else's.
+
+    Args:
+        pipe: the pipeline of the model.
+        net: the ControlNet of the page, or None.
+        limits: the most that one request may ask for.
+        queue: number of requests that may wait.
     """
 
     def make(shown: Shown, *values: Any) -> Iterator[tuple[str, Shown, Shown]]:
         for status, now in generate_image(pipe, net, shown, *values, limits=limits):
+            # Images are files below the private folder, so that a gallery takes no memory.
             kept: Shown = [(p if isinstance(p, str) else _save_image(p), text) for p, text in now]
             _remove_images([old for old in shown if old not in kept])
             yield status, kept, kept
@@ -294,11 +340,12 @@ def build_page(
 def serve(
     page: gr.Blocks, host: str, port: int, hosts: list[str], megabytes: int, room: int = 1000
 ) -> Any:
-    """Start the server and return at once; its values are those of gradio's ``launch``.
+    """Start the server and return at once; the values are those of gradio's ``launch``.
 
     Args:
+        host, port: where it listens.
         hosts: values of the Host header that are answered; others get status 400.
-        megabytes: of an uploaded file, at most.
+        megabytes: the most that an uploaded file may have.
         room: megabytes of all files in the page's folder, beyond which uploads get status 507.
     """
 

@@ -1,15 +1,20 @@
-"""Configs: their defaults, what their names choose from, what their values may be, stored ones.
+"""Configs: their defaults, the choices that their names make, the range of each value, stored ones.
 
     from diffjax import config
 
     cfg = config.make({"network.channels": 64, "schedule.name": "cosine"})
     config.check(cfg)
 
-Making a config is fast; what needs all that a config can choose from is loaded when it is asked
-for.
+A config enters a run in three steps: `make` or a config file builds it from the tables of
+`config.defaults`, `complete` adds the keys that an older one lacks, and `check` compares values
+with their ranges and names with the tables of the library. `resolve` then says what each option
+is, with the defaults of the choices filled in.
+
+Making a config is fast. The tables of choices import most of the library, so they are loaded when
+they are first used.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffjax.config.assemble import (
     ImageSize,
@@ -50,7 +55,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    """Load the functions that import most of the library when they are first used."""
     if name == "read_config":
         from diffjax.config import store
 

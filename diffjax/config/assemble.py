@@ -1,4 +1,4 @@
-"""Configs of the default tables, and older or partial ones that are completed from them."""
+"""Configs made of the default tables, and older or partial configs completed from them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import abc
 import ast
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from ml_collections import ConfigDict, FieldReference, config_flags
 from ml_collections.config_dict import placeholder
 from ml_collections.config_flags import tuple_parser
 
-from diffjax.config.defaults import DEFAULTS, FIRST_STAGE, OPTIONAL, Open, Sides
+from diffjax.config.defaults import DEFAULTS, FIRST_STAGE, OPTIONAL, OpenOption, SizeOption
+
+if TYPE_CHECKING:
+    from diffjax.types import Config  # not before: it takes a second
 
 Size = int | tuple[int, int]
 # Sections that a first stage has not, or has of its own.
@@ -32,14 +35,15 @@ for _kind in (int, tuple, list):
 
 
 class _ImageSizeParser:
-    """Reads ``64``, ``(40, 56)``, ``40,56`` and ``40x56`` from the command line."""
+    """Reads a size from the command line: ``64``, ``(40, 56)``, ``40,56`` or ``40x56``."""
 
     syntactic_help = "a number of pixels, or (height,width)"
 
     def parse(self, argument: str | Size) -> Size:
-        """
+        """Parse a size; a value that is no text is returned as it is.
+
         Raises:
-            ValueError: it is neither one number nor two.
+            ValueError: the text is neither one whole number nor two.
         """
         if not isinstance(argument, str):
             return argument
@@ -53,15 +57,15 @@ class _ImageSizeParser:
         return int(height) if width is None else (int(height), int(width))
 
     def flag_type(self) -> str:
-        """What --help calls it."""
+        """Return the name of the type in --help."""
         return "number or (height,width)"
 
 
 class _ListParser(tuple_parser.TupleParser):
-    """Reads lists: ``1,2``, and texts without quotes too, such as ``to_q,to_k``."""
+    """Reads lists from the command line: ``1,2``, and texts without quotes: ``to_q,to_k``."""
 
-    def parse(self, argument: str | tuple[Any, ...] | None) -> tuple[Any, ...]:
-        """The entries; text that is no Python is cut at its commas."""
+    def parse(self, argument: str | tuple[object, ...] | None) -> tuple[object, ...]:
+        """Parse a list; a text that is no Python literal is split at its commas."""
         if isinstance(argument, str):
             try:
                 ast.literal_eval(argument)
@@ -75,12 +79,15 @@ config_flags.register_flag_parser_for_type(ImageSize, _ImageSizeParser())
 config_flags.register_flag_parser_for_type(tuple, _ListParser())
 
 
-def make(values: Mapping[str, Any] | None = None, *, task: str = "diffusion") -> ConfigDict:
-    """A config of the defaults, which are DDPM's.
+def make(values: Mapping[str, object] | None = None, *, task: str = "diffusion") -> ConfigDict:
+    """Make a config of the defaults, which are those of DDPM (Ho et al. 2020).
 
     Args:
         values: other values by dotted key, such as ``{"network.channels": 64}``.
         task: diffusion, classifier, autoencoder, controlnet or lora.
+
+    Returns:
+        The config, with the sections that the task has.
 
     Raises:
         ConfigError: there is no such task or key, or a value is of another type.
@@ -95,35 +102,42 @@ def make(values: Mapping[str, Any] | None = None, *, task: str = "diffusion") ->
     if task == "autoencoder":
         tables = {k: v for k, v in DEFAULTS.items() if k not in _OF_DIFFUSION} | dict(FIRST_STAGE)
     tables |= {name: OPTIONAL[name] for name in _SECTIONS_OF.get(task, ())}
-    config = _build(tables)
+    config = cast(ConfigDict, _build(tables))
     config.task = task
     for path, value in (values or {}).items():
         _set(config, path, value)
     return config
 
 
-def make_section(name: str, **values: Any) -> ConfigDict:
-    """One of the sections that not every config has: model, control or lora."""
-    section = _build(OPTIONAL[name])
+def make_section(name: str, **values: object) -> ConfigDict:
+    """Make one of the sections that not every config has: ``model``, ``control`` or ``lora``.
+
+    Args:
+        name: of the section.
+        values: other values than the defaults, by key.
+    """
+    section = cast(ConfigDict, _build(OPTIONAL[name]))
     section.update(values)
     return section
 
 
-def complete(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
-    """Give a config, in place, the keys of the defaults that it lacks, and every option a type.
+def complete(config: ConfigDict | Config) -> ConfigDict:
+    """Add the keys of the defaults that a config lacks, in place, and give every option its type.
 
-    A stored config has null for options that are open; afterwards they can be set to values of
-    their own type. Keys that only the network of another name or a first stage has stay as they
-    are.
+    A stored config has null for options that are open, and 1 for 1.0; afterwards they can be set to
+    values of their own type. Keys that only another network or a first stage has are not touched.
+
+    Returns:
+        The same config, or a new one if a plain mapping was passed.
     """
     out = config if isinstance(config, ConfigDict) else ConfigDict(dict(config))
     with out.unlocked():
-        _fill(out, _tables_for(out), "")
+        _fill(out, _select_tables(out), "")
     return out
 
 
-def _tables_for(config: ConfigDict) -> dict[str, Any]:
-    """The part of `DEFAULTS` that holds for a config."""
+def _select_tables(config: ConfigDict) -> Config:
+    """Select the part of `DEFAULTS` that holds for the task and the network of a config."""
     tables = dict(DEFAULTS)
     if config.get("task") == "autoencoder":
         return {k: v for k, v in tables.items() if k not in _OF_DIFFUSION}
@@ -133,7 +147,12 @@ def _tables_for(config: ConfigDict) -> dict[str, Any]:
     return tables
 
 
-def _fill(section: ConfigDict, defaults: Mapping[str, Any], prefix: str) -> None:
+def _fill(section: ConfigDict, defaults: Config, prefix: str) -> None:
+    """Add the keys of a table that a section lacks, and set the types of those that it has.
+
+    Args:
+        prefix: dotted key of the section, with a dot at its end; empty for the whole config.
+    """
     for key, default in defaults.items():
         if key not in section:
             section[key] = _BEFORE.get(f"{prefix}{key}", _build(default))
@@ -147,38 +166,46 @@ def _fill(section: ConfigDict, defaults: Mapping[str, Any], prefix: str) -> None
             section[key] = value
 
 
-def _is_untyped(section: ConfigDict, key: str, default: Any) -> bool:
-    """Whether a field would refuse values of the default's type: JSON has null, and 1 for 1.0."""
-    kind, wanted = section.get_type(key), kind_of(default)
+def _is_untyped(section: ConfigDict, key: str, default: object) -> bool:
+    """Whether a field refuses values of the default's type, because JSON stored another one."""
+    kind, wanted = section.get_type(key), find_type(default)
     if kind is wanted:
         return False
     return kind is type(None) or (kind is int and wanted is float) or wanted is ImageSize
 
 
-def kind_of(default: Any) -> type:
-    """The type of the values of an option, by its entry in a table of defaults."""
-    if isinstance(default, Open):
+def find_type(default: object) -> type:
+    """Find the type of an option's values, by its entry in a table of defaults."""
+    if isinstance(default, OpenOption):
         return default.kind
-    return ImageSize if isinstance(default, Sides) else type(default)
+    return ImageSize if isinstance(default, SizeOption) else type(default)
 
 
-def _build(default: Any) -> Any:
-    """A table as a ConfigDict, and an entry as its value or field."""
+def _build(default: object) -> object:
+    """Build a table as a ConfigDict, and an entry as the value or field that it stands for."""
     if isinstance(default, Mapping):
         return ConfigDict({key: _build(value) for key, value in default.items()})
-    if isinstance(default, Open):
+    if isinstance(default, OpenOption):
         return placeholder(default.kind)
-    return make_size_field(default.pixels) if isinstance(default, Sides) else default
+    return make_size_field(default.pixels) if isinstance(default, SizeOption) else default
 
 
 def make_size_field(size: Size) -> FieldReference:
-    """A config field that takes one number or (height, width), in files and on the command line."""
+    """Make a config field that takes a number of pixels or (height, width), also as a flag.
+
+    Args:
+        size: its value at first.
+    """
     return FieldReference(size, field_type=ImageSize)
 
 
 def explain_unknown(config: ConfigDict, path: str) -> str:
-    """Why a config has no value at a dotted key, with the closest key; empty if it has one."""
-    section: Any = config
+    """Explain why a config has no value at a dotted key, and name the closest key.
+
+    Returns:
+        A sentence for a message; empty if the config has such a value.
+    """
+    section: object = config
     keys = path.split(".")
     for depth, key in enumerate(keys):
         where = "config" + "".join(f".{k}" for k in keys[:depth])
@@ -195,8 +222,9 @@ def explain_unknown(config: ConfigDict, path: str) -> str:
     return ""
 
 
-def _set(config: ConfigDict, path: str, value: Any) -> None:
-    """
+def _set(config: ConfigDict, path: str, value: object) -> None:
+    """Set the value at a dotted key.
+
     Raises:
         ConfigError: there is no such key, or the value is of another type.
     """
@@ -213,6 +241,7 @@ def _set(config: ConfigDict, path: str, value: Any) -> None:
 
 
 def _refuse(message: str) -> NoReturn:
+    """Raise a ConfigError, whose class takes a second to import."""
     from diffjax.types import ConfigError  # not before: it takes a second
 
     raise ConfigError(message)

@@ -1,18 +1,20 @@
-"""What the options of a config's sections mean: which choice takes them, and their defaults.
+"""The choices that the names in a config make, and the options that each choice takes.
 
-A section names a choice and holds options of several, so that overriding the name alone works. An
-option that is None takes the default of the constructor that is chosen.
+A section names a choice and may hold options of several, so that overriding the name alone works.
+An option that is None takes the default of the constructor that is chosen. `CHOICES` is the table
+that flags, checks, messages and the comparison of resumed runs use.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from diffjax import grids, losses, parameterization, samplers, schedules
+from diffjax.config.defaults import Sections
 from diffjax.config.ranges import check_values
 from diffjax.data import HINTS
 from diffjax.model.space import AUTOENCODERS
@@ -20,7 +22,7 @@ from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.controlnet import ControlNet
 from diffjax.tasks import TASKS
 from diffjax.train.optimizer import DECAYS, OPTIMIZERS
-from diffjax.types import choose, option_names, refuse_config
+from diffjax.types import Config, choose, option_names, refuse_config
 
 
 class Choice(NamedTuple):
@@ -30,26 +32,30 @@ class Choice(NamedTuple):
         kind: what is chosen, for messages.
         section: dotted path of the section that holds the name and the options.
         key: of the name in that section.
-        table: constructors by name.
+        table: constructors by name. The arguments of a constructor are its options.
         left_out: arguments of the constructors that are no options of the config.
-        shared: arguments whose options are in other sections, with their dotted paths.
+        shared: arguments whose options are in other sections, with the dotted paths of these.
     """
 
     kind: str
     section: str
     key: str
-    table: Mapping[str, Callable[..., Any]]
+    table: Mapping[str, Callable[..., object]]
     left_out: tuple[str, ...] = ()
     shared: Mapping[str, str] = {}
 
-    def takes(self, name: str) -> dict[str, str]:
-        """Dotted path of the option, and the argument that it is, of what a constructor takes."""
+    def list_options(self, name: str) -> dict[str, str]:
+        """List the options of one constructor: dotted path to the argument that it sets.
+
+        Raises:
+            KeyError: no constructor has this name.
+        """
         names = [n for n in option_names(self.table[name]) if n not in self.left_out]
         return {self.shared.get(n, f"{self.section}.{n}"): n for n in names}
 
-    def owns(self) -> set[str]:
-        """Dotted paths of the options of all constructors."""
-        return {path for name in self.table for path in self.takes(name)}
+    def list_all_options(self) -> set[str]:
+        """List the dotted paths of the options of all constructors."""
+        return {path for name in self.table for path in self.list_options(name)}
 
 
 _PARAMETERIZATIONS = {**parameterization.PARAMETERIZATIONS, "mean": parameterization.mean}
@@ -74,8 +80,8 @@ CHOICES = (
 )
 
 
-def _list_chosen(config: Mapping[str, Any]) -> list[tuple[Choice, str]]:
-    """The choices that a config makes, with the names that it chooses.
+def _list_chosen(config: Config) -> list[tuple[Choice, str]]:
+    """List the choices that a config makes, with the names that it chooses.
 
     Raises:
         ValueError: a name is unknown.
@@ -90,8 +96,8 @@ def _list_chosen(config: Mapping[str, Any]) -> list[tuple[Choice, str]]:
     return found
 
 
-def find(config: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path of nested dicts; None if there is none."""
+def find(config: Config, path: str) -> object:
+    """Find the value at a dotted path of nested dicts; None if there is none."""
     for key in path.split("."):
         if not isinstance(config, Mapping) or key not in config:
             return None
@@ -99,24 +105,27 @@ def find(config: Mapping[str, Any], path: str) -> Any:
     return config
 
 
-def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """A config as nested dicts, with options as the chosen constructors see them.
+def resolve(config: Config | ConfigDict) -> Sections:
+    """Resolve a config: what every option is, as the chosen constructors see it.
 
-    An option that is None becomes the constructor's default; one that no chosen constructor takes
-    becomes None. So two configs that compute the same compare equal.
+    An option that is None becomes the constructor's default, and one that no chosen constructor
+    takes becomes None. So two configs that compute the same compare equal.
+
+    Returns:
+        Nested dicts of their own; the config is not changed.
 
     Raises:
         ValueError: a name is unknown.
     """
     out = _copy(config)
     chosen = _list_chosen(out)
-    taken: dict[str, Any] = {}
+    taken: dict[str, object] = {}
     for choice, name in chosen:
         parameters = inspect.signature(choice.table[name]).parameters
-        for path, argument in choice.takes(name).items():
+        for path, argument in choice.list_options(name).items():
             default = parameters[argument].default
             taken.setdefault(path, None if default is inspect.Parameter.empty else default)
-    for path in {path for choice, _ in chosen for path in choice.owns()}:
+    for path in {path for choice, _ in chosen for path in choice.list_all_options()}:
         parent, _, key = path.rpartition(".")
         section = find(out, parent)
         if not isinstance(section, dict) or key not in section:
@@ -128,18 +137,21 @@ def resolve(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     return out
 
 
-def _copy(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """A config, or nested dicts, as nested dicts of their own."""
-    plain: dict[str, Any] = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+def _copy(config: Config | ConfigDict) -> Sections:
+    """Copy a config, or nested dicts, as nested dicts."""
+    plain: Sections = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     nested = (Mapping, ConfigDict)
     return {k: _copy(v) if isinstance(v, nested) else v for k, v in plain.items()}
 
 
-def explain_unused(config: Mapping[str, Any] | ConfigDict, paths: Iterable[str]) -> dict[str, str]:
-    """Why no choice of the config takes an option, for those of the dotted paths that none takes.
+def explain_unused(config: Config | ConfigDict, paths: Iterable[str]) -> dict[str, str]:
+    """Explain which options have no effect, because no choice of the config takes them.
 
     Args:
-        paths: of options that a user has set.
+        paths: dotted paths of options that a user has set.
+
+    Returns:
+        The reason by path, for the paths that have no effect.
 
     Raises:
         ConfigError: a name in the config is unknown.
@@ -148,21 +160,21 @@ def explain_unused(config: Mapping[str, Any] | ConfigDict, paths: Iterable[str])
         chosen = _list_chosen(_copy(config))
     out = {}
     for path in paths:
-        owners = [(choice, name) for choice, name in chosen if path in choice.owns()]
-        if not owners or any(path in choice.takes(name) for choice, name in owners):
+        owners = [(choice, name) for choice, name in chosen if path in choice.list_all_options()]
+        if not owners or any(path in choice.list_options(name) for choice, name in owners):
             continue
         choice, name = owners[0]
-        others = ", ".join(sorted(n for n in choice.table if path in choice.takes(n)))
+        others = ", ".join(sorted(n for n in choice.table if path in choice.list_options(n)))
         out[path] = f"{choice.section}.{choice.key} is {name!r}, and the option belongs to {others}"
     return out
 
 
-def check(config: Mapping[str, Any] | ConfigDict) -> None:
-    """Compare the values and names of a config with what they may be.
+def check(config: Config | ConfigDict) -> None:
+    """Check the values of a config against their ranges, and its names against the choices.
 
     Raises:
         ConfigError: a value is NaN, infinite, of another type or out of range, or a name is
-            unknown.
+            unknown. The message names the key and what it may be.
     """
     plain = _copy(config)
     check_values(plain)

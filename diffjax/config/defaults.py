@@ -1,93 +1,160 @@
 """The sections of a config with their defaults, which are DDPM's, as tables.
 
 A section names a choice and holds options for it. A section may hold options of several choices,
-so ``schedule.name="cosine"`` works by itself. An option that is `Open` has the default of what is
-chosen (`diffjax.config.choices`) until a config or a flag sets it; options that no choice knows are
+so ``schedule.name="cosine"`` works by itself. An `OpenOption` has the default of what is chosen
+(`diffjax.config.choices`) until a config or a flag sets it; options that no choice knows are
 errors. `diffjax.config.make` makes configs of the tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from diffjax.types import Config  # not before: it takes a second
+
+# A config as nested dicts of its own, which may be changed: sections or values by key.
+Sections: TypeAlias = dict[str, Any]
 
 
-class Open(NamedTuple):
-    """An option without a value, of this type."""
+class OpenOption(NamedTuple):
+    """An option without a value: it has the default of what is chosen until somebody sets it.
+
+    Attributes:
+        kind: the type of its values.
+    """
 
     kind: type
 
 
-class Sides(NamedTuple):
-    """A number of pixels that may become (height, width)."""
+class SizeOption(NamedTuple):
+    """A number of pixels that may be replaced by (height, width).
+
+    Attributes:
+        pixels: the default.
+    """
 
     pixels: int
 
 
-def leave_open(kind: type, *names: str) -> dict[str, Open]:
-    """Options that have the default of what is chosen."""
-    return {name: Open(kind) for name in names}
+def leave_open(kind: type, *names: str) -> dict[str, OpenOption]:
+    """Make entries of a table for options of one type that are left open."""
+    return {name: OpenOption(kind) for name in names}
 
 
-DEFAULTS: Mapping[str, Any] = {
+DEFAULTS: Config = {
+    # What is trained: a name in `diffjax.tasks.TASKS`
     "task": "diffusion",
+    # Seed of parameters, batches, times and noise
     "seed": 0,
     "data": {
+        # A data set, or a kind of folder (diffjax.data)
         "name": "digits",
+        # The split that is trained on
         "split": "train",
-        "dir": "",  # where the data set is; empty: the usual places
-        "image_size": Sides(8),  # pixels on a side, or (height, width)
+        # Where the data set is; empty: the usual places
+        "dir": "",
+        # Pixels on a side, or (height, width)
+        "image_size": SizeOption(8),
+        # 1 for grey images, 3 for RGB; 0 leaves it to the data
         "channels": 1,
-        "background": "white",  # behind transparent pixels of folders; or #rrggbb
-        "levels": 256,  # grey values, for the discretised decoder
+        # Colour behind transparent pixels of folders: a name or #rrggbb
+        "background": "white",
+        # Grey values, for the discretised decoder
+        "levels": 256,
+        # Number of classes; 0 for none, and -1 leaves it to the data
         "num_classes": 0,
+        # Images of a step, over all devices
         "batch_size": 128,
+        # Exchange left and right at random
         "flip": False,
-        "augment": 0.0,  # probability of each of EDM's augmentations
-        "threads": 2,  # that read ahead, in each process
-        "prefetch": 2,  # batches read ahead; those on the devices come on top
-        "bucket_step": 0,  # pixels between the sides of aspect-ratio buckets; 0: squares
-        "bucket_ratio": 2.0,  # of the longest bucket
-        "longest_side": 64,  # of pictures whose size is left open (image_size=0)
-        "caption_column": "",  # of metadata files; empty: text, caption or prompt
-        "damaged": "stop",  # or skip: another picture takes the place of a damaged one
+        # Probability of each of EDM's augmentations
+        "augment": 0.0,
+        # Threads that read ahead, in each process
+        "threads": 2,
+        # Batches read ahead; those on the devices come on top
+        "prefetch": 2,
+        # Pixels between the sides of aspect-ratio buckets; 0: squares
+        "bucket_step": 0,
+        # Ratio of the sides of the longest bucket
+        "bucket_ratio": 2.0,
+        # Longest side in pixels of images whose size is left open (image_size=0)
+        "longest_side": 64,
+        # Column of metadata files with the captions; empty: text, caption or prompt
+        "caption_column": "",
+        # What is done about damaged images: stop, or skip (another image takes the place)
+        "damaged": "stop",
     },
     "network": {
+        # A network in `diffjax.model.build.NETWORKS`
         "name": "unet",
+        # Width of the first level
         "channels": 128,
+        # Width of each level over `channels`; each level halves the resolution
         "multipliers": (1, 2, 2, 2),
+        # Residual blocks of a level on the way down; one more on the way up
         "blocks": 2,
+        # Levels with attention; 0 has the full resolution, and the middle always has it
         "attention_levels": (1,),
+        # Heads of attention: one number, or one for each level
         "heads": 1,
+        # Channels of each head, which win over `heads`; 0: as `heads` says
         "head_channels": 0,
+        # Probability of dropping an activation in training
         "dropout": 0.0,
+        # The time scales and shifts the second norm, in place of being added before it
         "scale_shift": False,
+        # Residual blocks resample, in place of strided convolutions (ADM)
         "resblock_updown": False,
+        # The class is added to the time embedding
         "conditional": False,
+        # Order of the timestep embedding: False is DDPM's, True is OpenAI's
         "flip_sin_to_cos": False,
+        # Spacing of its frequencies: 1 is DDPM's, 0 is OpenAI's
         "freq_shift": 1.0,
+        # Factor on the time; 1000 for continuous time in [0, 1]
         "time_scale": 1.0,
+        # 0 pads as TensorFlow does (DDPM), 1 as PyTorch does (Stable Diffusion)
         "downsample_padding": 0,
+        # Groups of every norm; well below the narrowest width
         "norm_groups": 32,
+        # Added to the variance in every norm
         "norm_eps": 1e-6,
+        # Side of the pixel patches folded into channels (Hoogeboom et al. 2023)
         "patch": 1,
-        "attention": "xla",  # or plain, chunked, cudnn
-        "decoder_attention": "all",  # or last, of each level on the way up
+        # How attention is computed: xla, plain, chunked or cudnn
+        "attention": "xla",
+        # Attention on the way up after all blocks of a level, or after the last
+        "decoder_attention": "all",
+        # Resample by a filter, not by repeating and averaging (Song et al. 2021)
         "fir": False,
+        # Divide sums of branches by sqrt(2) (Song et al. 2021)
         "rescale": False,
+        # A 1x1 convolution on the shortcut of resampling blocks too
         "project": False,
+        # Scale of random Fourier features of the time; 0: sines and cosines
         "fourier_scale": 0.0,
+        # Add the shrunk image to every level (Song et al. 2021)
         "progressive_input": False,
+        # Size of the label of EDM's augmentations; 0: none
         "augment_dim": 0,
-        "context_dim": 0,  # width of the tokens to attend to; 0: none
-        "added_dim": 0,  # size of the added condition of Stable Diffusion XL; 0: none
-        "added_time_dim": 256,  # size of the embedding of each of its numbers
-        "remat": "none",  # or blocks, products: what is computed again to save memory
-        "dtype": "float32",  # computation; parameters stay float32
+        # Width of the tokens to attend to; 0: none
+        "context_dim": 0,
+        # Size of the added condition of Stable Diffusion XL; 0: none
+        "added_dim": 0,
+        # Size of the embedding of each of its numbers
+        "added_time_dim": 256,
+        # What the backward pass computes again to save memory: none, blocks or products
+        "remat": "none",
+        # Type of the computation; parameters stay float32
+        "dtype": "float32",
     },
     "schedule": {
+        # A schedule in `diffjax.schedules.SCHEDULES`
         "name": "linear",
+        # Number of timesteps of a discrete schedule
         "steps": 1000,
+        # Rescale to no signal at the last timestep (Lin et al. 2023)
         "zero_snr": False,
         **leave_open(float, "beta_start", "beta_end"),  # linear, scaled_linear
         **leave_open(float, "s", "max_beta"),  # cosine; sigmoid has max_beta too
@@ -98,19 +165,27 @@ DEFAULTS: Mapping[str, Any] = {
         **leave_open(float, "shift", "t_min", "t_max"),  # flow; vp_sde and sub_vp have t_min
     },
     "parameterization": {
+        # What the network predicts: diffjax.parameterization.PARAMETERIZATIONS, or mean
         "name": "eps",
+        # Predict the variance as well (Nichol & Dhariwal 2021)
         "learned_variance": False,
         **leave_open(float, "sigma_data"),  # edm, of the network and of the loss weight
     },
     "loss": {
-        "name": "simple",  # simple, vlb, hybrid
-        "weight": "simple",  # simple, snr, p2, min_snr, edm
-        "variance": "fixedsmall",  # of the bound
+        # The loss: simple, vlb or hybrid
+        "name": "simple",
+        # The weight of the simple loss: simple, snr, p2, min_snr or edm
+        "weight": "simple",
+        # Variance of the reverse steps in the bound: fixedsmall, fixedlarge or learned
+        "variance": "fixedsmall",
+        # Factor on the bound in the hybrid loss
         "vlb_weight": 1e-3,
-        "distance": "l2",  # or l1, of the simple loss
+        # Distance in the simple loss: l2 or l1
+        "distance": "l2",
         **leave_open(float, "gamma", "k"),  # min_snr has gamma, p2 both
     },
     "times": {
+        # How training times are drawn: diffjax.losses.TIME_SAMPLERS
         "name": "uniform",
         **leave_open(float, "share"),  # uniform, low_discrepancy: those with the least noise
         **leave_open(float, "mean", "std"),  # log_normal, logit_normal
@@ -118,21 +193,35 @@ DEFAULTS: Mapping[str, Any] = {
         **leave_open(float, "uniform_prob"),
     },
     "cond": {
-        "drop": 0.0,  # probability of training without the condition (p_uncond)
-        "null": "learned",  # embedding of no condition: learned, zero
-        "context": "",  # tokens to attend to: label, text, clip, clip_xl, given
-        "words": "",  # captions: the tokens are the words of the captions of the data
-        "given": {"tokens": 77, "pooled": 1280},  # sizes of embeddings made beforehand
-        "concat": "",  # channels joined to z: superres, inpaint, fill, map
-        "map_classes": 0,  # of the semantic map
-        "weights": "",  # of a frozen text encoder, as a folder of transformers
-        "empty": (),  # ids of the empty text, the last one fills up; none: zeros
+        # Probability of training without the condition (p_uncond)
+        "drop": 0.0,
+        # Embedding of no condition: learned, zero
+        "null": "learned",
+        # Tokens to attend to: label, text, clip, clip_xl, given
+        "context": "",
+        # If captions: the tokens are the words of the captions of the data
+        "words": "",
+        # Sizes of embeddings made beforehand
+        "given": {"tokens": 77, "pooled": 1280},
+        # Channels joined to z: superres, inpaint, fill, map
+        "concat": "",
+        # Number of classes of the semantic map
+        "map_classes": 0,
+        # Weights of a frozen text encoder, as a folder of transformers
+        "weights": "",
+        # Token ids of the empty text, the last of which fills it up; none: zeros
+        "empty": (),
     },
     "optim": {
-        "name": "adam",  # or another optimiser of optax: train.optimizer.OPTIMIZERS
+        # An optimiser of optax: a name in `diffjax.train.optimizer.OPTIMIZERS`
+        "name": "adam",
+        # Learning rate after the warm-up
         "lr": 2e-4,
+        # Steps of linear increase of the learning rate
         "warmup": 5000,
+        # How the learning rate falls afterwards: constant, cosine, linear
         "decay": "constant",
+        # The largest norm of all gradients; 0: no bound
         "clip": 1.0,
         **leave_open(float, "lr_end"),  # cosine, linear: a fraction of lr
         **leave_open(float, "b1", "b2", "eps"),  # adam, adamw and most others
@@ -141,25 +230,41 @@ DEFAULTS: Mapping[str, Any] = {
         **leave_open(bool, "nesterov"),  # adam, adamw, sgd and others
     },
     "ema": {
+        # Decay of the averaged parameters in each step
         "decay": 0.9999,
+        # Begin with a smaller decay, ``(1 + step) / (10 + step)``
         "warmup": False,
-        "half_life": 0,  # in images, instead of decay
-        "ramp": 0.05,  # the half-life is at most this share of the images seen
+        # Half-life of the average in images, in place of `decay`; 0: use `decay`
+        "half_life": 0,
+        # The half-life is at most this share of the images seen
+        "ramp": 0.05,
     },
     "train": {
+        # Optimiser steps of the whole run
         "steps": 800_000,
-        "minutes": 0.0,  # stop and save after this wall-clock; 0: no limit
+        # Wall-clock minutes after which the run saves and stops; 0: no limit
+        "minutes": 0.0,
+        # Parts that a batch is cut into, whose gradients are added
         "accumulate": 1,
+        # Steps between two lines of the log
         "log_every": 100,
+        # Steps between two checkpoints
         "checkpoint_every": 5000,
+        # Steps between two pictures; 0: none
         "sample_every": 10_000,
-        "evaluate_every": 0,  # a multiple of log_every; 0: never
+        # Steps between two evaluations, a multiple of `log_every`; 0: none
+        "evaluate_every": 0,
+        # Number of checkpoints that are kept
         "keep": 2,
-        "nonfinite": "stop",  # a loss that is: stop, skip the step, or rollback
-        "trackers": (),  # beside metrics.jsonl and TensorBoard: wandb, trackio
-        "override": False,  # resume although config, shapes or frozen weights differ
+        # What is done if a loss is not finite: stop, skip the step, or rollback
+        "nonfinite": "stop",
+        # Services that get the log besides metrics.jsonl and TensorBoard: wandb, trackio
+        "trackers": (),
+        # Resume although config, shapes or frozen weights differ
+        "override": False,
     },
     "sample": {
+        # A name in `diffjax.samplers.SAMPLERS`
         "sampler": "ddpm",
         **leave_open(str, "variance"),  # ddpm, pc: fixedsmall, fixedlarge, learned, or a number
         **leave_open(float, "eta"),  # ddim
@@ -175,7 +280,9 @@ DEFAULTS: Mapping[str, Any] = {
         **leave_open(bool, "lower_order_final"),  # dpmpp_2m and its like, unipc, deis
         **leave_open(bool, "euler_at_final"),  # dpmpp_2m and its like
         **leave_open(str, "solver_type"),
+        # A name in `diffjax.grids.GRIDS`
         "grid": "leading",
+        # Number of steps of the grid
         "steps": 1000,
         **leave_open(float, "rho", "sigma_min", "sigma_max"),  # karras
         **leave_open(float, "a", "b"),  # beta
@@ -183,22 +290,37 @@ DEFAULTS: Mapping[str, Any] = {
         **leave_open(int, "original_steps"),  # lcm
         **leave_open(int, "offset"),  # leading
         **leave_open(str, "final"),  # where grids end: clean, first, last
+        # Bound the predicted x to [-1, 1]; False for latents
         "clip": True,
-        "guidance": 1.0,  # s = 1 + w; 1: none
-        "classifier": "",  # file of experiments.export that guides instead, with that scale
-        "guidance_low": 0.0,  # only at sigma / alpha from here
-        "guidance_high": 1e9,  # to here
+        # Guidance scale s = 1 + w (Ho & Salimans 2022); 1: none
+        "guidance": 1.0,
+        # File of a noisy classifier that guides in place of the null condition
+        "classifier": "",
+        # Guide only where sigma / alpha is at least this
+        "guidance_low": 0.0,
+        # And at most this
+        "guidance_high": 1e9,
+        # Share of guidance rescale (Lin et al. 2023)
         "guidance_rescale": 0.0,
-        "guidance_sequential": False,  # two passes: slower, half the memory
+        # Run both halves of guidance in turn: slower, with half of the memory
+        "guidance_sequential": False,
+        # Images of a command without --num
         "num": 64,
+        # Images drawn at a time
         "batch_size": 64,
     },
     "eval": {
+        # Images of an evaluation
         "num": 50_000,
-        "features": "",  # frozen classifier for distances; empty: none for this data
+        # Frozen classifier for distances; empty: none for this data
+        "features": "",
+        # Test images of the likelihood
         "bits_images": 1000,
-        "loop_num": 1000,  # images of an evaluation in training
-        "best": "distance",  # which of its measures best/ goes by; empty: keep none
+        # Images of an evaluation in training
+        "loop_num": 1000,
+        # The measure by which the best state is kept in best/; empty: keep none
+        "best": "distance",
+        # Whether the smallest (min) or the largest (max) value is best
         "best_mode": "min",
     },
     "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
@@ -206,66 +328,111 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 # In place of those of DEFAULTS, for the first stage of latent diffusion.
-FIRST_STAGE: Mapping[str, Any] = {
+FIRST_STAGE: Config = {
     "network": {
-        "name": "kl",  # or vq
+        # kl or vq
+        "name": "kl",
+        # Width of the first level
         "channels": 128,
-        "multipliers": (1, 2, 4, 4),  # each level after the first halves the resolution
+        # Each level after the first halves the resolution
+        "multipliers": (1, 2, 4, 4),
+        # Residual blocks of a level
         "blocks": 2,
+        # Levels with attention; 0 has the full resolution
         "attention_levels": (),
+        # Channels C of the latents
         "latent_channels": 4,
+        # Groups of every norm
         "norm_groups": 32,
+        # Attention at the lowest resolution
         "middle_attention": True,
-        "codes": 8192,  # vq: size of the codebook
-        "code_channels": 0,  # vq: of a code; 0: latent_channels
+        # vq: size of the codebook
+        "codes": 8192,
+        # vq: channels of a code; 0: latent_channels
+        "code_channels": 0,
+        # How attention is computed, as of the UNet
         "attention": "xla",
+        # Compute blocks again in the backward pass, to save memory
         "remat": False,
+        # Type of the computation; parameters stay float32
         "dtype": "float32",
     },
     "loss": {
-        "pixel": "l1",  # or l2
-        "perceptual": "lpips",  # or classifier (of diffjax.metrics), none
+        # Distance of pixels: l1 or l2
+        "pixel": "l1",
+        # Perceptual distance: lpips, classifier (of diffjax.metrics) or none
+        "perceptual": "lpips",
+        # Factor on the perceptual distance
         "perceptual_weight": 1.0,
-        "perceptual_weights": "",  # lpips: file; classifier: file, or data set if another
+        # Its weights: a file; for classifier also the name of another data set
+        "perceptual_weights": "",
+        # Factor on the KL divergence of the posterior from N(0, I)
         "kl_weight": 1e-6,
+        # vq: factor on what pulls codes towards the latents
         "codebook_weight": 1.0,
+        # vq: factor on what pulls the encoder towards its codes
         "commitment_weight": 0.25,
-        "dead": 0.1,  # codes used less than this share of the mean move to a latent; 0: none
-        "disc_weight": 0.5,  # 0: no discriminator
+        # Codes used less than this share of the mean move to a latent; 0: none
+        "dead": 0.1,
+        # Factor on the adversarial loss; 0: no discriminator
+        "disc_weight": 0.5,
+        # Step from which the discriminator counts
         "disc_start": 50_001,
+        # Width of the discriminator
         "disc_channels": 64,
+        # Strided layers of the discriminator
         "disc_layers": 3,
-        "adaptive": True,  # balance by gradients at the last layer
+        # Balance both losses by their gradients at the last layer
+        "adaptive": True,
     },
 }
 
 # What configs have beside DEFAULTS if they fine-tune a published model or train an adapter.
-OPTIONAL: Mapping[str, Any] = {
+OPTIONAL: Config = {
     "model": {
-        "path": "",  # diffusers folder, single .safetensors file, or random
-        "tokenizer": "",  # folder; needed beside a single file
+        # The model to begin with: diffusers folder, single .safetensors file, or random
+        "path": "",
+        # Folder of a tokenizer, which a single file needs
+        "tokenizer": "",
     },
     "control": {
-        "base": "",  # workdir, or exported .safetensors; unless there is a section model
-        "hint": {"name": "canny", "low": 0.05, "high": 0.1, "sigma": 1.0},  # options of canny
+        # The frozen base: a workdir or an exported file; not with a section `model`
+        "base": "",
+        # How hints are made (diffjax.data.HINTS), with the options of canny
+        "hint": {"name": "canny", "low": 0.05, "high": 0.1, "sigma": 1.0},
         "net": {
-            "name": "controlnet",  # or t2i_adapter
+            # controlnet or t2i_adapter
+            "name": "controlnet",
+            # Channels of the hint
             "hint_channels": 3,
+            # Widths of the layers that encode the hint
             "hint_widths": (16, 32, 96, 256),
-            "hint_factor": 8,  # pixels of the hint per pixel of z
-            "hint_encoder": "released",  # or paper
-            "connections": "zero",  # or gaussian
+            # Pixels of the hint per pixel of z
+            "hint_factor": 8,
+            # How the hint is encoded: as in the released models, or as in the paper
+            "hint_encoder": "released",
+            # How the connections to the base begin: zero or gaussian
+            "connections": "zero",
+            # A few convolutions in place of a copy of the encoder (ControlNet-lite)
             "lite": False,
-            "kind": "full",  # and these of t2i_adapter: full, full_xl, light
+            # t2i_adapter: full, full_xl or light
+            "kind": "full",
+            # t2i_adapter: residual blocks of a level
             "blocks": 2,
         },
-        "only_middle": False,  # no residuals on the skips
-        "train_decoder": False,  # train the base's decoder too
-        "balance": "balanced",  # or prompt, control, guess, resolution
+        # Add residuals to the middle alone, and not to the skips
+        "only_middle": False,
+        # Train the base's decoder too
+        "train_decoder": False,
+        # Of control and prompt: balanced, prompt, control, guess or resolution
+        "balance": "balanced",
     },
     "lora": {
+        # Rank r of the matrices B (out, r) and A (r, in)
         "rank": 16,
-        "alpha": 16.0,  # what is added is alpha / rank B A
-        "targets": ("to_q", "to_k", "to_v", "to_out.0"),  # ends of dotted names of layers
+        # The layers get alpha / rank B A
+        "alpha": 16.0,
+        # Layers that get adapters, by the ends of their dotted names
+        "targets": ("to_q", "to_k", "to_v", "to_out.0"),
     },
 }

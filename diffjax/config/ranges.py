@@ -1,16 +1,17 @@
-"""What the values of a config may be: of flags and config files, and of what strangers stored.
+"""The types and ranges of the values of a config: of flags, config files, and stored configs.
 
-The sections are built by name, which checks their options. Here is what holds for every value
-before: types that configs have, finite numbers, sizes that a network can have.
+A stored config may come from a stranger, so its values are checked here before anything is built of
+them: types that configs have, finite numbers, and sizes that a network can have. Names and the
+options of constructors are checked where the sections are built (`config.choices`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
-from diffjax.config.assemble import ImageSize, kind_of
-from diffjax.config.defaults import DEFAULTS, Open
+from diffjax.config.assemble import ImageSize, find_type
+from diffjax.config.defaults import DEFAULTS, OpenOption
 from diffjax.untrusted import (
     FLAG,
     NOTHING,
@@ -25,6 +26,9 @@ from diffjax.untrusted import (
     show,
     text,
 )
+
+if TYPE_CHECKING:
+    from diffjax.types import Config  # not before: it takes a second
 
 MOST = 2**40
 _POSITIVE = number(0, MOST, above=True)
@@ -43,7 +47,8 @@ _DTYPE = exactly("float32", "bfloat16", "float16")
 _MULTIPLIERS = listed(number(0, 1024, above=True), 8)
 
 
-def _or_list(low: int, high: int) -> Spec:
+def _make_number_or_list(low: int, high: int) -> Spec:
+    """Make the specification of a whole number in a range, or of a list of such numbers."""
     one = integer(low, high)
     return Spec(
         f"a whole number in {low} .. {high}, or a list of them",
@@ -74,8 +79,8 @@ SPECS: Mapping[str, Spec] = {
     "network.channels": _WIDTH,
     "network.multipliers": _MULTIPLIERS,
     "network.blocks": _COUNT,
-    "network.depth": _or_list(0, 128),
-    "network.heads": _or_list(1, 1024),
+    "network.depth": _make_number_or_list(0, 128),
+    "network.heads": _make_number_or_list(1, 1024),
     "network.dropout": _LESS_THAN_ONE,
     "network.norm_groups": _WIDTH,
     "network.norm_eps": number(0, 1, above=True),
@@ -129,15 +134,16 @@ SPECS: Mapping[str, Spec] = {
 }
 
 
-def check_values(config: Mapping[str, Any], where: object = None) -> None:
-    """Compare the values of a config, nested dicts, with `SPECS` and the types of the defaults.
+def check_values(config: Config, where: object = None) -> None:
+    """Check the values of a config against `SPECS` and the types of the defaults.
 
     Args:
-        where: the file that the config was read from, for messages.
+        config: nested dicts.
+        where: the file that the config was read from, for messages; None for flags.
 
     Raises:
-        ConfigError: a value is wrong; it is named with what it must be.
-        ValueError: it is wrong in a file.
+        ConfigError: a value is wrong; the message names its key and what it must be.
+        ValueError: the same, of a config that was read from a file.
     """
     from diffjax.types import ConfigError  # not before: it takes a second
 
@@ -146,8 +152,9 @@ def check_values(config: Mapping[str, Any], where: object = None) -> None:
         raise ValueError(f"{where}: {problem}") if where else ConfigError(problem)
 
 
-def _list_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    kinds = {key: (default, kind_of(default)) for key, default in flatten(DEFAULTS)}
+def _list_problems(flat: Mapping[str, object]) -> Iterator[str]:
+    """Yield a sentence for each value, by dotted key, that is no value of a config."""
+    kinds = {key: (default, find_type(default)) for key, default in flatten(DEFAULTS)}
     for section in sorted({key.rpartition(".")[0] for key in kinds} - {""}):
         if section in flat:
             yield f"config.{section} must be a section, got {show(flat[section])}"
@@ -158,7 +165,7 @@ def _list_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         if problem := _explain_strange(value):
             yield f"config.{name_some([key])} {problem}"
         default, kind = kinds.get(key, (None, None))
-        if value is None and isinstance(default, Open):
+        if value is None and isinstance(default, OpenOption):
             continue
         if key in SPECS and not SPECS[key].holds(value):
             yield f"config.{key} must be {SPECS[key].says}, got {show(value)}"
@@ -166,8 +173,8 @@ def _list_problems(flat: Mapping[str, Any]) -> Iterator[str]:
             yield f"config.{key} must be of type {kind.__name__}, got {show(value)}"
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every value in nested dicts."""
+def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield (dotted key, value) of every value in nested dicts."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -175,8 +182,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _is_alike(value: Any, kind: type) -> bool:
-    """Whether a value is of a type, as far as JSON tells types apart; null is of all."""
+def _is_alike(value: object, kind: type) -> bool:
+    """Whether a value is of a type, as far as JSON tells types apart. Null is of every type."""
     if value is None:
         return True
     if kind in (bool, str):
@@ -186,8 +193,8 @@ def _is_alike(value: Any, kind: type) -> bool:
     return isinstance(value, ImageSize if kind is ImageSize else list | tuple)
 
 
-def _explain_strange(value: Any) -> str:
-    """Why no config can hold a value; empty if one can."""
+def _explain_strange(value: object) -> str:
+    """Explain why no config can hold a value; empty if one can."""
     if isinstance(value, list | tuple):
         return next(filter(None, map(_explain_strange, value)), "")
     if isinstance(value, bool | str | None):
@@ -199,15 +206,16 @@ def _explain_strange(value: Any) -> str:
     return "" if abs(value) <= MOST else f"must be at most {MOST} in size, got {show(value)}"
 
 
-def check_list(path: str, before: tuple[Any, ...], value: tuple[Any, ...]) -> None:
-    """See that a list of numbers is replaced by one: lists of any values have one type in a config.
+def check_list(path: str, before: tuple[object, ...], value: tuple[object, ...]) -> None:
+    """Check that a list of numbers is replaced by numbers; a config alone would take any list.
 
     Args:
         path: dotted key.
         before: the value that is replaced.
+        value: the new value.
 
     Raises:
-        ConfigError: it is replaced by something else.
+        ConfigError: numbers are replaced by something else.
     """
     if not before or not all(isinstance(item, int | float) for item in before):
         return

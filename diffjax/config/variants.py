@@ -1,4 +1,8 @@
-"""Config files, such as those in the folder configs of a checkout, by the name FILE.py:VARIANT."""
+"""Config files, such as those in the folder configs of a checkout, by the name FILE.py:VARIANT.
+
+A file may register things, such as a schedule of its own, when it is imported. So the workdir of a
+run remembers its file, and sampling imports it again.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,10 @@ from diffjax.writing import write_atomically
 
 
 def load_module(path: str) -> ModuleType:
-    """A config file as a module, which has ``get_config(variant)``.
+    """Import a config file; it has ``get_config(variant)``.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such file; the message names a close one.
     """
     spec = importlib.util.spec_from_file_location("diffjax_config", path)
     if spec is None or spec.loader is None or not Path(path).exists():
@@ -33,11 +37,11 @@ def load_module(path: str) -> ModuleType:
 
 
 def load_config(name: str) -> ConfigDict:
-    """The complete config of ``FILE.py:VARIANT``, or of ``FILE.py`` its default.
+    """Load the complete config of ``FILE.py:VARIANT``, or the default one of ``FILE.py``.
 
     Raises:
         ConfigError: there is no such file.
-        ValueError: it has no such variant, listing the choices.
+        ValueError: the file has no such variant; the message lists those that it has.
     """
     path, _, variant = name.partition(":")
     return complete(load_module(path).get_config(variant or None))
@@ -49,17 +53,22 @@ KEPT = "config_file.txt"  # in a workdir: the path of the file of its config
 
 
 def keep_file(name: str, folder: Path) -> None:
-    """Write the path of a config's file into a workdir, if it is a file of the user's."""
+    """Write the path of a config's file into a workdir, unless it is `config.store`.
+
+    Args:
+        name: FILE.py:VARIANT.
+        folder: the workdir.
+    """
     path = Path(name.partition(":")[0])
     if path.resolve() != Path(__file__).with_name("store.py").resolve():
         write_atomically(folder / KEPT, f"{path}\n")
 
 
 def load_kept_file(folder: Path) -> None:
-    """Run the config file of a workdir, so that what it registers, such as a schedule, is there.
+    """Import the config file of a workdir again, so that what it registers can be chosen by name.
 
-    The workdir may come from anyone, and bring files with it, so only those in the folder configs
-    of the current folder are run.
+    A workdir may come from anyone and bring files with it, so only files in the folder configs of
+    the current folder are imported; for others the log says what to do.
     """
     note = folder / KEPT
     if not note.is_file():

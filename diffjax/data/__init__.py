@@ -9,13 +9,7 @@ A `Source` gives rows by index, from memory, files or TFDS. `batches` shuffles t
 them.
 """
 
-from diffjax.data.captions import Buckets
-from diffjax.data.conditions import HINTS, Hints, make_hints
-from diffjax.data.datasets import load, names
-from diffjax.data.folder_loaders import FOLDERS
-from diffjax.data.formats import sides
-from diffjax.data.pairs import load_pairs
-from diffjax.data.pipeline import (
+from diffjax.data.batching import (
     batch_at,
     batch_of,
     batches,
@@ -24,6 +18,12 @@ from diffjax.data.pipeline import (
     to_float,
     to_levels,
 )
+from diffjax.data.captions import Buckets
+from diffjax.data.datasets import load, names
+from diffjax.data.folder_loaders import FOLDERS
+from diffjax.data.formats import sides
+from diffjax.data.hint_makers import HINTS, Hints, make_hints
+from diffjax.data.pairs import load_pairs
 from diffjax.data.source import Source, from_arrays
 
 __all__ = [

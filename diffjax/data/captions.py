@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from diffjax.data import folders, formats, metadata, text
+from diffjax.data import folders, formats, metadata, text_files
 from diffjax.untrusted import name_some
 
 _SUFFIXES = (".txt", ".caption")
@@ -201,7 +201,7 @@ def _read_file_captions(
             "%s: %d text files belong to no picture and are not read: %s",
             *(root, len(alone), name_some(alone)),
         )
-    return [text.read_text(file).strip() for file in found]
+    return [text_files.read_text(file).strip() for file in found]
 
 
 def _explain_absence(root: Path, names: str, files: list[Path], table: metadata.Table) -> str:
@@ -229,6 +229,6 @@ def _find_beside(path: Path) -> Path | None:
         ValueError: there are two, which differ.
     """
     found = [file for s in _SPELLINGS if (file := path.with_suffix(s)).is_file()]
-    if len(found) > 1 and len({text.read_text(file).strip() for file in found}) > 1:
+    if len(found) > 1 and len({text_files.read_text(file).strip() for file in found}) > 1:
         raise ValueError(f"{found[0]} and {found[1].name} are different captions; remove one")
     return found[0] if found else None

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diffjax.data import text
+from diffjax.data import text_files
 from diffjax.types import JsonObject
 from diffjax.untrusted import name_some
 
@@ -96,7 +96,7 @@ def find_hints(root: Path, files: Sequence[Path]) -> set[Path]:
     hints: set[Path | None] = set()
     pictures: set[Path | None] = set()
     for file in files:
-        if file.name not in FILES or HINTS[0] not in text.read_text(file):
+        if file.name not in FILES or HINTS[0] not in text_files.read_text(file):
             continue
         for row in read_rows(file):
             for columns, found in ((HINTS, hints), (PICTURES, pictures)):
@@ -253,7 +253,7 @@ def read_rows(file: Path) -> Iterator[Row]:
 
 
 def _read_json_rows(file: Path) -> Iterator[Row]:
-    for number, line in enumerate(text.read_lines(file), 1):
+    for number, line in enumerate(text_files.read_lines(file), 1):
         if line.strip():
             where = f"line {number} of {file}"
             yield Row(where, _parse(line, where))
@@ -293,7 +293,7 @@ def _read_csv_rows(file: Path) -> Iterator[Row]:
     Raises:
         ValueError: a line is no CSV, or has another number of values than there are columns.
     """
-    content = text.read_text(file)
+    content = text_files.read_text(file)
     first = content.split("\n", 1)[0]
     delimiter = max(_DELIMITERS, key=first.count)  # the first one wins a tie
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)

@@ -13,7 +13,7 @@ from diffjax.evaluation.image_grids import to_uint8
 from diffjax.evaluation.image_sets import ImageSet, StrPath, to_float
 from diffjax.evaluation.references import Reference
 from diffjax.nets.perceptual import LPIPS
-from diffjax.pretrained.perceptual import load_lpips
+from diffjax.pretrained.lpips import load_lpips
 from diffjax.types import Array, ConfigError
 
 PSNR_MOST = 100.0  # dB; equal images get this value, because JSON has no infinity
@@ -71,7 +71,7 @@ def load_lpips_distance(path: StrPath) -> ImageDistance:
     """Load the distance LPIPS (Zhang et al. 2018) with the weights in a file.
 
     Args:
-        path: VGG16's as safetensors, see `diffjax.pretrained.perceptual.load_lpips`.
+        path: VGG16's as safetensors, see `diffjax.pretrained.lpips.load_lpips`.
 
     Returns:
         A function of two batches (B, H, W, 3) in [-1, 1] to (B,), jitted.

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffjax import metrics
 from diffjax.data import shapes
-from diffjax.data.text import read_text, split_lines
+from diffjax.data.text_files import read_text, split_lines
 from diffjax.evaluation.image_grids import to_uint8
 from diffjax.evaluation.image_sets import ImageSet, StrPath, match_channels, to_float
 from diffjax.pretrained.clip import CLIP, load_clip

@@ -17,31 +17,14 @@ from diffjax.pretrained.components import TEXTS
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.prompts import Embedding, Prompt
 from diffjax.pretrained.schedulers import INSTEAD, KINDS, Scheduler, load_scheduler, with_class
+from diffjax.samplers.registry import REGISTRY
 from diffjax.types import Array, Options, Params, choose, summarize
 
-# Short names of diffusers' schedulers: (class, options).
+# Samplers that diffusers has a class for, by the names of `diffjax.samplers`: (class, options).
 SAMPLERS: dict[str, tuple[str, Options]] = {
-    "ddim": ("DDIM", {}),
-    "ddpm": ("DDPM", {}),
-    "pndm": ("PNDM", {"skip_prk_steps": True}),
-    "lms": ("LMSDiscrete", {}),
-    "euler": ("EulerDiscrete", {}),
-    "euler_ancestral": ("EulerAncestralDiscrete", {}),
-    "heun": ("HeunDiscrete", {}),
-    "dpm2": ("KDPM2Discrete", {}),
-    "dpm2_ancestral": ("KDPM2AncestralDiscrete", {}),
-    "dpmpp_2m": ("DPMSolverMultistep", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "dpmpp_3m": ("DPMSolverMultistep", {"algorithm_type": "dpmsolver++", "solver_order": 3}),
-    "dpmpp_2m_sde": (
-        "DPMSolverMultistep",
-        {"algorithm_type": "sde-dpmsolver++", "solver_order": 2},
-    ),
-    "dpmpp_2s": ("DPMSolverSinglestep", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "deis": ("DEISMultistep", {"algorithm_type": "deis"}),
-    "unipc": ("UniPCMultistep", {}),
-    "sa_solver": ("SASolver", {}),
-    "lcm": ("LCM", {}),
-    "tcd": ("TCD", {}),
+    name: (entry.scheduler, dict(entry.config))
+    for name, entry in REGISTRY.items()
+    if entry.scheduler
 }
 GRIDS: dict[str, Options] = {
     **{

@@ -15,6 +15,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 from jax.typing import DTypeLike
 
 from diffjax.generate import images, program
@@ -27,7 +28,7 @@ from diffjax.generate.checks import (
     show,
 )
 from diffjax.generate.crops import Crop
-from diffjax.generate.diffusers_names import explain_attribute, refuse_arguments
+from diffjax.generate.diffusers_names import Explains, explain_attribute, refuse_arguments
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import (
     Control,
@@ -42,9 +43,10 @@ from diffjax.generate.options import (
 from diffjax.generate.request import LAYERS, Request
 from diffjax.generate.stages import Stage, make_stages
 from diffjax.generate.texts import read_prompts
+from diffjax.pretrained.cards import PICTURE, UNKNOWN, Card, check_license, write_card
 from diffjax.pretrained.components import save_components
 from diffjax.pretrained.files import StrPath
-from diffjax.pretrained.lora import load_loras, merge_lora
+from diffjax.pretrained.lora_files import load_loras, merge_lora
 from diffjax.pretrained.models import Component, Sharding
 from diffjax.pretrained.pipelines import load_components
 from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks
@@ -61,16 +63,20 @@ def load(
     prediction: str | None = None,
     sharding: Sharding | None = None,
     vae: StrPath | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
 ) -> Pipeline:
-    """Load a pipeline from a diffusers folder or a single .safetensors file.
+    """Load a pipeline from a diffusers folder, a single .safetensors file, or a name on the Hub.
 
     Compiled programs are kept on disk, in ``JAX_COMPILATION_CACHE_DIR`` or the user's cache folder,
     so that a later process does not compile them again.
 
     Args:
-        path: the folder or the file.
+        path: the folder, the file, or OWNER/NAME[@REVISION][/PATH].
         dtype: type of weights and computation, such as ``jnp.bfloat16``.
         variant, tokenizer, prediction, sharding, vae: see `load_components`.
+        revision, token, local_files_only: of names on the Hub, see `diffjax.pretrained.download`.
 
     Raises:
         FileNotFoundError, ValueError: see `load_components`.
@@ -86,6 +92,9 @@ def load(
         prediction=prediction,
         sharding=sharding,
         vae=vae,
+        revision=revision,
+        token=token,
+        local_files_only=local_files_only,
     )
     return Pipeline(parts)
 
@@ -134,7 +143,7 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Pipeline(LoadedModel):
+class Pipeline(LoadedModel, metaclass=Explains):
     """A text-to-image model that can be called with prompts.
 
     Pipelines are immutable: `with_lora` and `with_concept` return new ones that share the other
@@ -155,7 +164,8 @@ class Pipeline(LoadedModel):
         return "\n".join([*lines, f"  scheduler: {config.get('_class_name')}, {prediction})"])
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(explain_attribute(name), name=name, obj=self)
+        known = dir(type(self))
+        raise AttributeError(explain_attribute(name, known), name=name, obj=self)
 
     def __call__(
         self,
@@ -369,9 +379,31 @@ class Pipeline(LoadedModel):
         texts = dict(zip(self.parts.texts, encoders, strict=True))
         return Pipeline(self.parts._replace(texts=texts))
 
-    def save(self, folder: StrPath) -> None:
-        """Write a folder that `load` and diffusers read; see `save_components`."""
-        save_components(folder, self.parts)
+    def save(
+        self, folder: StrPath, *, license: str = UNKNOWN, picture: PIL.Image.Image | None = None
+    ) -> None:
+        """Write a folder that `load` and diffusers read, with a model card.
+
+        A card that is there already stays as it is.
+
+        Args:
+            license: the Hub's identifier of the licence, for the card.
+            picture: an image that the model made, for the card.
+
+        Raises:
+            ConfigError: ``license`` is no identifier.
+            ValueError, FileExistsError: see `save_components`.
+        """
+        check_license(license)
+        path = Path(folder)
+        save_components(path, self.parts)
+        if picture is not None:
+            picture.save(path / PICTURE)
+        kind = self.parts.manifest.get("_class_name", "text-to-image model")
+        usage = f'import diffjax\n\npipe = diffjax.load("{path.name}")\npipe("a red cat")[0]'
+        summary = f"A text-to-image model in the layout of diffusers' {kind}, written by diffjax."
+        card = Card(path.name, summary, usage, library="diffusers", license=license)
+        write_card(path, card._replace(picture=(path / PICTURE).exists()))
 
 
 def _run(stages: Sequence[tuple[LoadedModel, Stage]]) -> Array:

@@ -1,5 +1,14 @@
-"""Many runs and absent chips: sweeps on executors, and training steps compiled for topologies.
+"""Sweeps of many runs, and training steps compiled for chips that are not there.
 
-Import the module you need: `jobs` says what an executor is, `local`, `slurm` and `kubernetes` are
-those that there are, `manifest` and `run_queue` keep a sweep going, `step_plan` compiles a step.
+Import the module that you need:
+
+- `jobs` says what a job and an executor are; `local`, `slurm` and `kubernetes` are those that there
+are;
+- `overrides`, `manifest` and `run_queue` keep a sweep going; `optuna_search` proposes its runs;
+- `topologies` describes chips, `step_plan` compiles a step for them, `program_costs` counts what
+the
+  step does, and `mesh_search` looks for the best mesh.
+
+`experiments.sweep` and `experiments.plan` are the commands. Nothing here knows what a config
+trains: a command is run, or a task's step is compiled.
 """

@@ -1,4 +1,4 @@
-"""A job, and what an executor does with it."""
+"""The contract between a sweep and the executors that run its jobs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,32 @@ class Job(NamedTuple):
 
 
 class Executor(Protocol):
-    """Starts jobs, and says which of them have ended."""
+    """Starts jobs and says which of them have ended: on this machine, or on a cluster."""
 
     def start(self, job: Job) -> str:
-        """Start or submit a job. Returns what the executor calls it, such as a number."""
+        """Start or submit a job.
+
+        Returns:
+            What the executor calls the job, such as a process or job number.
+        """
 
     def adopt(self, name: str, number: str) -> bool:
-        """Watch over a job that an earlier process started; False if it is no longer there."""
+        """Watch over a job that an earlier process started.
+
+        Args:
+            name: of the job.
+            number: what `start` returned.
+
+        Returns:
+            Whether the job is still there.
+        """
 
     def take_ended(self) -> dict[str, int | None]:
-        """Exit codes of the jobs that ended since the last call, None where it is not known."""
+        """Take the jobs that have ended since the last call.
+
+        Returns:
+            Exit codes by the name of the job; None where the code is not known.
+        """
 
     def stop(self) -> None:
-        """Ask the jobs to save and leave, and wait for that, where they end with this process."""
+        """Ask the jobs to save and leave, and wait for that, if they end with this process."""

@@ -1,4 +1,7 @@
-"""Jobs described for Kubernetes, to be started by ``kubectl apply -f``."""
+"""Jobs described for Kubernetes, to be started by ``kubectl apply -f``.
+
+Names and amounts are checked here, because kubectl reports them late and one by one.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,16 @@ _QUANTITY = r"[0-9]+(?:\.[0-9]+)?(?:m|k|[KMGTPE]i?)?"
 def format_manifest(
     jobs: Sequence[Job], *, image: str, claim: str, workdir: Path, resources: Mapping[str, str]
 ) -> str:
-    """A list of Kubernetes Jobs as JSON, for ``kubectl apply -f``.
+    """Format jobs as a list of Kubernetes Jobs in JSON, for ``kubectl apply -f``.
 
-    A run that a preemption stops, having saved, starts again and is not counted as a failure.
+    A run that a preemption stops, after it has saved, is started again and does not count as a
+    failure.
+
+    Args:
+        image: container image with diffjax.
+        claim: name of the persistent volume claim that holds the runs.
+        workdir: absolute path at which the pods mount it.
+        resources: amounts by name, such as ``{"nvidia.com/gpu": "1"}``.
 
     Raises:
         ConfigError: Kubernetes would refuse the image, the claim, a resource or the workdir.
@@ -39,6 +49,11 @@ def format_manifest(
 
 
 def _check_names(image: str, claim: str, workdir: Path, resources: Mapping[str, str]) -> None:
+    """Check what a user chose against the rules of Kubernetes.
+
+    Raises:
+        ConfigError: a name or an amount breaks them.
+    """
     if not re.fullmatch(_DOMAIN, claim) or len(claim) > 253:
         raise ConfigError(
             f"claim={claim!r} is not a name that Kubernetes takes: use small letters, digits, -, ."
@@ -59,9 +74,9 @@ def _check_names(image: str, claim: str, workdir: Path, resources: Mapping[str, 
 
 
 def make_job_name(job: Job) -> str:
-    """A label of RFC 1123, which Kubernetes asks for, with room for what it appends to pods.
+    """Make a label of RFC 1123, as Kubernetes wants it, with room for what it appends to pods.
 
-    Runs whose names begin alike, and those of other sweeps, are other jobs.
+    A digest of the folder keeps runs apart whose names begin alike, and those of other sweeps.
     """
     readable = re.sub(r"[^a-z0-9]", "-", job.name.lower())[:46].strip("-") or "run"
     return f"{readable}-{hashlib.sha256(str(job.folder).encode()).hexdigest()[:6]}"
@@ -70,6 +85,7 @@ def make_job_name(job: Job) -> str:
 def _describe_job(
     job: Job, image: str, claim: str, workdir: Path, resources: Mapping[str, str]
 ) -> dict[str, object]:
+    """Describe a job as Kubernetes' ``batch/v1`` Job, with two retries."""
     container = {
         "name": "train",
         "image": image,

@@ -14,19 +14,21 @@ from collections.abc import Sequence
 from diffjax.launch.jobs import LOG, Job
 
 
-class Local:
-    """Processes of this machine; their output goes to log.txt in their folders.
-
-    Args:
-        parallel: how many there are at once; they share the GPUs equally.
-    """
+class LocalExecutor:
+    """Runs jobs as processes of this machine; their output goes to log.txt in their folders."""
 
     def __init__(self, parallel: int = 1) -> None:
+        """Find the GPUs of this machine, and divide them.
+
+        Args:
+            parallel: number of jobs at a time, which share the GPUs equally.
+        """
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._shares = share_gpus(find_gpus(), parallel)
         self._taken: dict[str, int] = {}
 
     def start(self, job: Job) -> str:
+        """Start a job with its share of the GPUs; returns the number of its process."""
         job.folder.mkdir(parents=True, exist_ok=True)
         free = set(range(len(self._shares))) - {self._taken[name] for name in self._running}
         self._taken[job.name] = min(free, default=0)
@@ -43,14 +45,17 @@ class Local:
         return str(process.pid)
 
     def adopt(self, name: str, number: str) -> bool:
+        """Return False: processes end with the one that started them."""
         return False  # processes end with the one that started them
 
     def take_ended(self) -> dict[str, int | None]:
+        """Take the exit codes of the processes that have ended since the last call."""
         done = {n: p.returncode for n, p in self._running.items() if p.poll() is not None}
         self._running = {n: p for n, p in self._running.items() if n not in done}
         return dict(done)
 
     def stop(self) -> None:
+        """Send SIGTERM to all processes, and wait until they have saved and ended."""
         for process in self._running.values():
             process.send_signal(signal.SIGTERM)
         for process in self._running.values():
@@ -58,7 +63,11 @@ class Local:
 
 
 def find_gpus() -> list[str]:
-    """The NVIDIA GPUs that a process started here would have."""
+    """Find the NVIDIA GPUs that a process started here would have, by their names for CUDA.
+
+    ``CUDA_VISIBLE_DEVICES`` decides if it is set, and else ``nvidia-smi``. Without either there are
+    none.
+    """
     if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in given.split(",") if name.strip() not in ("", "-1")]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -69,9 +78,16 @@ def find_gpus() -> list[str]:
 
 
 def share_gpus(gpus: Sequence[str], parallel: int) -> list[dict[str, str]]:
-    """Environments of ``parallel`` processes that divide the GPUs, or share them if they are few.
+    """Divide GPUs among processes; if there are too few, several processes share one.
 
-    JAX takes 75 % of a GPU's memory at once: those that share one take less of it each.
+    JAX takes 75 % of a GPU's memory at once, so processes that share a GPU are told to take less.
+
+    Args:
+        gpus: names of the GPUs for CUDA.
+        parallel: number of processes.
+
+    Returns:
+        Environment variables for each process.
     """
     if not gpus or parallel == 1:
         return [{}] * parallel

@@ -1,4 +1,8 @@
-"""sweep.json: the runs of a sweep, what each of them overrides, and how far it is."""
+"""sweep.json: the runs of a sweep, what each of them overrides, and how far it is.
+
+The file is written after every change. So a sweep that was killed goes on where it stopped, and a
+second invocation with the same command adds to it.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,11 @@ class SweepRun:
     """One run of a sweep.
 
     Attributes:
+        name: of its folder in that of the sweep.
+        overrides: values by key of the config, in which it differs from the other runs.
         status: waiting, running, done or failed.
-        job: what the executor calls it while it runs.
-        tries: how often it was started since it was last waiting for its first start.
+        job: what the executor calls it while it runs; empty before and after.
+        tries: how often it was started in this invocation of the sweep.
         code: its last exit code, if it is known.
     """
 
@@ -36,18 +42,25 @@ class SweepRun:
 
 
 class Manifest:
-    """The runs of a folder in order. A run is known by its overrides.
+    """The runs of a sweep in order. A run is known by its overrides.
 
-    Args:
+    Attributes:
         folder: of the sweep; each run has a folder in it.
-        config: FILE:VARIANT.
         overrides: what the command overrides for all runs.
-
-    Raises:
-        ConfigError: the folder holds a sweep of another config, or with other overrides.
+        runs: the runs, old and new.
     """
 
     def __init__(self, folder: Path, config: str, overrides: dict[str, str]):
+        """Read the sweep.json of a folder, or begin a new one.
+
+        Args:
+            folder: of the sweep.
+            config: FILE:VARIANT.
+            overrides: what the command overrides for all runs.
+
+        Raises:
+            ConfigError: the folder holds a sweep of another config, or with other overrides.
+        """
         self._path, self._config, self.overrides = folder / FILE, config, overrides
         self.folder = folder
         stored = json.loads(self._path.read_text()) if self._path.exists() else {}
@@ -64,7 +77,7 @@ class Manifest:
         self.runs = [SweepRun(**row) for row in stored.get("runs", [])]
 
     def add(self, overrides: Overrides) -> SweepRun:
-        """The run with these overrides, which is new if there is none yet."""
+        """Return the run with these overrides; it is added if there is none yet."""
         plain = json.loads(json.dumps(dict(overrides)))
         for run in self.runs:
             if run.overrides == plain:
@@ -73,14 +86,15 @@ class Manifest:
         return self.runs[-1]
 
     def is_finished(self, run: SweepRun) -> bool:
-        """Whether the run itself says that it trained to the end."""
+        """Whether the summary.json of a run says that it was trained to its end."""
         path = self.folder / run.name / "summary.json"
         return path.exists() and bool(json.loads(path.read_text()).get("finished", False))
 
     def check_success(self) -> None:
-        """
+        """Check that no run has failed.
+
         Raises:
-            RuntimeError: some runs failed; the message names three of them and a log.
+            RuntimeError: some have; the message names three of them and the log of one.
         """
         if failed := [run.name for run in self.runs if run.status == "failed"]:
             raise RuntimeError(
@@ -89,7 +103,7 @@ class Manifest:
             )
 
     def save(self) -> None:
-        """Write sweep.json."""
+        """Write sweep.json as a whole."""
         rows = [dataclasses.asdict(run) for run in self.runs]
         content = {"config": self._config, "overrides": self.overrides, "runs": rows}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +115,7 @@ class Manifest:
         """Add runs while the proposals last, and yield those that are not finished.
 
         Args:
+            proposals: overrides of the runs, one after the other.
             check: raises an error if the config does not take the overrides.
         """
         for overrides in proposals:
@@ -114,11 +129,12 @@ class Manifest:
 
 
 def make_folder_name(index: int, overrides: Overrides) -> str:
-    """A name for any file system: the number, and as much of the overrides as fits."""
+    """Make a folder name for any file system: number and overrides of the run, cut to fit."""
     text = "-".join(f"{key.rpartition('.')[2]}={_shorten(v)}" for key, v in overrides.items())
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "=-_.") else "_" for c in text)
     return f"{index:03d}-{safe}"[:80]
 
 
 def _shorten(value: object) -> str:
+    """Format a value for the name of a folder."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""The largest batch that fits each mesh of a topology, and the mesh with the best time."""
+"""The largest batch that fits each mesh of a topology, and the fastest mesh."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from diffjax.launch.step_plan import Figures, StepCase
 from diffjax.types import ConfigError
 
 
-def with_mesh(cfg: ConfigDict, batch: int, data: int, fsdp: int) -> ConfigDict:
-    """A copy of a config with another global batch and mesh."""
+def replace_mesh(cfg: ConfigDict, batch: int, data: int, fsdp: int) -> ConfigDict:
+    """Copy a config with another global batch size and mesh.
+
+    Args:
+        batch: global batch size.
+        data, fsdp: sizes of the axes that split the batch, and the batch and the parameters.
+    """
     copy = ConfigDict(cfg.to_dict())
     copy.data.batch_size = batch
     copy.mesh.update(data=data, fsdp=fsdp, tensor=1)
@@ -21,7 +26,11 @@ def with_mesh(cfg: ConfigDict, batch: int, data: int, fsdp: int) -> ConfigDict:
 
 
 def list_meshes(chips: int) -> Iterator[tuple[int, int]]:
-    """(data, fsdp): all sharded, none, and what lies between by factors of four."""
+    """Yield meshes (data, fsdp), from all parameters sharded to none by factors of four.
+
+    Args:
+        chips: their number, the product of both sizes.
+    """
     fsdp = chips
     while fsdp >= 1:
         yield chips // fsdp, fsdp
@@ -31,10 +40,16 @@ def list_meshes(chips: int) -> Iterator[tuple[int, int]]:
 def find_largest_batch(
     peak: Callable[[int], float | None], limit: float, *, most: int = 4096
 ) -> int:
-    """The largest batch per chip whose peak memory is within the limit; 0 if none is.
+    """Find the largest batch per chip whose peak memory is within a limit; 0 if none is.
+
+    Peaks grow about linearly with the batch, so the next guess follows the line through the last
+    two.
 
     Args:
-        peak: bytes that a batch needs; None if it does not fit and nobody knows how much it needs.
+        peak: from a batch to the bytes that it needs; None if it does not fit and nobody knows how
+            much it needs.
+        limit: bytes of a chip.
+        most: the largest batch that is tried.
     """
     fits, fails = 0, most + 1
     seen: dict[int, float | None] = {}
@@ -51,7 +66,14 @@ def find_largest_batch(
 
 
 def _guess_next(seen: dict[int, float | None], limit: float, fits: int, fails: int) -> int:
-    """Where the line through the last two known peaks meets the limit; double or halve without."""
+    """Guess the next batch: where the line through the last two known peaks meets the limit.
+
+    Without two known peaks the batch is doubled, or halved between what fits and what does not.
+
+    Args:
+        seen: bytes by batch, None where they are not known.
+        fits, fails: the largest batch that fits, and the smallest that does not.
+    """
     known = sorted((batch, needed) for batch, needed in seen.items() if needed)[-2:]
     guess = 2 * fits if fails > 2 * fits else (fits + fails) // 2
     if len(known) == 2 and known[1][1] > known[0][1]:
@@ -64,14 +86,18 @@ def _guess_next(seen: dict[int, float | None], limit: float, fits: int, fails: i
 def rank_meshes(
     cfg: ConfigDict, name: str, make_case: Callable[[ConfigDict], StepCase]
 ) -> list[Figures]:
-    """Figures of each mesh at its largest batch, those with the most images a second first.
+    """Rank the meshes of a topology, each at its largest batch, by images a second.
 
     Args:
-        name: of the topology.
-        make_case: what is compiled of a config with another mesh and batch size.
+        name: of the topology, such as ``v5e:2x4``.
+        make_case: makes what is compiled of a config with another mesh and batch size.
+
+    Returns:
+        Figures of `step_plan.compile_plan`, the best mesh first. Meshes on which one image per chip
+        does not fit are left out.
 
     Raises:
-        ConfigError: the topology has no known limit.
+        ConfigError: the topology has no known limit of memory.
     """
     devices, chip = topologies.find_devices(name)
     if chip is None:
@@ -84,7 +110,7 @@ def rank_meshes(
             batch: int, data: int = data, fsdp: int = fsdp, figures: dict[int, Figures] = figures
         ) -> float | None:
             logging.info("data=%d fsdp=%d: %d images per chip", data, fsdp, batch)
-            changed = with_mesh(cfg, batch * chips, data, fsdp)
+            changed = replace_mesh(cfg, batch * chips, data, fsdp)
             try:
                 figures[batch] = step_plan.compile_plan(changed, name, make_case(changed))
             except step_plan.DoesNotFit as failure:
@@ -99,14 +125,17 @@ def rank_meshes(
 
 
 def count_images_per_second(figures: Figures) -> float:
-    """Of all chips, in XLA's estimate; without one, by the batch."""
+    """Count images a second of all chips, in XLA's estimate of the time of a step.
+
+    Where XLA gives no estimate the batch decides, below all meshes that have one.
+    """
     seconds = figures["xla_seconds"]
     batch = float(figures["batch"])
     return batch / seconds if seconds and seconds > 0 else batch * 1e-9
 
 
 def format_rows(rows: Sequence[Figures]) -> list[dict[str, str]]:
-    """A row of texts by title for each mesh."""
+    """Format figures as a row of texts by title for each mesh."""
     return [
         {
             "data": str(row["mesh"]["data"]),

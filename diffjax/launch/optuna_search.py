@@ -1,4 +1,4 @@
-"""Overrides that Optuna proposes; it is in the extra ``sweep``."""
+"""Overrides that Optuna proposes, from what earlier runs measured; it needs the extra ``sweep``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ def propose_overrides(
     *,
     maximize: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Proposals of a TPE sampler that has seen every finished run. Stored runs come first.
+    """Yield proposals of Optuna's TPE sampler, which has seen every run that is finished by then.
+
+    Runs that the manifest has already come first, so that an interrupted search goes on.
 
     Args:
-        axes: by key of the config.
+        axes: what may be varied, by key of the config.
+        manifest: of the sweep.
         trials: number of runs in all.
-        measure: what a finished run is judged by; None if the run does not say.
+        measure: the value that a finished run is judged by; None if the run does not say.
+        maximize: whether larger values are better.
 
     Raises:
         ConfigError: Optuna is not installed.

@@ -1,4 +1,7 @@
-"""Values that take the place of those of a config, and the arguments that set them."""
+"""Values that take the place of those of a config, and the arguments that set them.
+
+A run of a sweep is a command: its overrides become ``--config.KEY=VALUE``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ Overrides = Mapping[str, object]  # values by key of the config, such as "optim.
 
 
 def check_overrides(cfg: ConfigDict, overrides: Overrides) -> None:
-    """See that a config has these keys, with values of their types. The config is changed.
+    """Check that a config has these keys, with values of their types. The config is changed.
 
     Raises:
         ConfigError: the config does not take an override; the message names it.
@@ -27,7 +30,7 @@ def check_overrides(cfg: ConfigDict, overrides: Overrides) -> None:
 
 
 def format_overrides(overrides: Overrides) -> list[str]:
-    """Overrides as arguments of a command: --config.KEY=VALUE."""
+    """Format overrides as arguments of a command: --config.KEY=VALUE."""
     return [
         f"--config.{key}={tuple(value) if isinstance(value, list) else value}"
         for key, value in overrides.items()
@@ -35,7 +38,7 @@ def format_overrides(overrides: Overrides) -> list[str]:
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """The --config.KEY=VALUE among arguments, as text by key."""
+    """Parse the --config.KEY=VALUE among arguments, as text by key."""
     names = [one.lstrip("-") for one in arguments]
     pairs = [one.partition("=")[::2] for one in names if one.startswith("config.")]
     return {key.removeprefix("config."): value for key, value in pairs}

@@ -1,4 +1,8 @@
-"""What programs do: their multiplications and additions, and their collectives."""
+"""What a program costs: its multiplications and additions, and its collectives.
+
+XLA's own count of operations leaves out kernels and takes loops as one pass, which says little of a
+network whose layers are a scan.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,20 @@ WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, 
 
 
 def count_flops(f: Callable[..., object], *arguments: PyTree) -> float:
-    """Multiplications and additions of all products of a function, loops as often as they run.
+    """Count the multiplications and additions of all products and convolutions of a function.
 
-    XLA counts the body of a loop once, and kernels not at all. ``while`` loops of unknown length
-    count once here too.
+    Loops count as often as they run; ``while`` loops, whose length is not known, count once. Of the
+    branches of a condition, the most expensive one counts. Elementwise operations are left out.
+
+    Args:
+        f: the function, which is traced and not run.
+        arguments: arrays, or shapes and types.
     """
     return _count_jaxpr(jax.make_jaxpr(f)(*arguments).jaxpr)
 
 
 def _count_jaxpr(jaxpr: Any) -> float:
+    """Count the operations of a traced function, and of those inside of it."""
     total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -41,25 +50,32 @@ def _count_jaxpr(jaxpr: Any) -> float:
         elif name == "cond":
             total += max(_count_jaxpr(branch.jaxpr) for branch in params["branches"])
         else:
-            inside = sum(_count_jaxpr(_inner(value)) for value in _list_inner(params))
+            inside = sum(_count_jaxpr(_unwrap_jaxpr(value)) for value in _list_inner(params))
             total += inside * (params["length"] if name == "scan" else 1)
     return total
 
 
 def _list_inner(params: Mapping[str, Any]) -> list[Jaxpr | ClosedJaxpr]:
-    """The functions among an equation's parameters; of a custom derivative, the function itself."""
+    """List the functions among the parameters of an equation."""
     names = ("jaxpr", "call_jaxpr", "body_jaxpr", "fun_jaxpr")
     return [params[name] for name in names if name in params]
 
 
-def _inner(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+def _unwrap_jaxpr(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+    """Return the function of a closed one."""
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
 def count_collectives(text: str) -> dict[str, dict[str, float]]:
-    """Collectives by kind in a compiled program: how often they run in a step, and their bytes.
+    """Count the collectives of a compiled program: how often they run in a step, and their bytes.
 
-    Bytes are those of the results on one chip. What is in a loop counts as often as it runs.
+    Bytes are those of the results on one chip. What is inside of a loop counts as often as it runs.
+
+    Args:
+        text: the optimised HLO of the program.
+
+    Returns:
+        ``count`` and ``bytes`` by kind, of the kinds in `COLLECTIVES` that occur.
     """
     parts = _split_computations(text)
     found: dict[str, dict[str, float]] = {}
@@ -74,7 +90,7 @@ def count_collectives(text: str) -> dict[str, dict[str, float]]:
 
 
 def _read_collective(line: str) -> tuple[str, int]:
-    """Kind and bytes of an instruction; "" of one that is no collective."""
+    """Read the kind and the bytes of an instruction; "" and 0 for one that is no collective."""
     for kind in COLLECTIVES:
         for ending in ("(", "-start("):
             result, found, _ = line.partition(f" {kind}{ending}")
@@ -86,11 +102,12 @@ def _read_collective(line: str) -> tuple[str, int]:
 
 
 def _count_bytes(kind: str, shape: str) -> int:
+    """Count the bytes of an array from HLO's name of its type and its sizes, such as ``8,128``."""
     return WIDTHS.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
 
 
 def _split_computations(text: str) -> dict[str, list[str]]:
-    """The lines of every computation of an HLO module; "" is the entry's name."""
+    """Split an HLO module into the lines of its computations; the name of the entry is ""."""
     parts: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
@@ -103,7 +120,7 @@ def _split_computations(text: str) -> dict[str, list[str]]:
 
 
 def _count_runs(parts: dict[str, list[str]]) -> dict[str, float]:
-    """How often each computation runs in a step; fusions, without collectives, are left out."""
+    """Count how often each computation runs in a step; fusions are left out."""
     times: dict[str, float] = {}
 
     def visit(name: str, factor: float) -> None:
@@ -120,6 +137,6 @@ def _count_runs(parts: dict[str, list[str]]) -> dict[str, float]:
 
 
 def _read_trip_count(condition: list[str]) -> float:
-    """The bound that a loop's counter is compared with."""
+    """Read the bound that a loop's counter is compared with: the number of its passes."""
     bounds = [int(n) for line in condition for n in re.findall(r"constant\((\d+)\)", line)]
     return max(bounds, default=1)

@@ -1,4 +1,4 @@
-"""The loop of a sweep: starts runs, starts those again that were killed, and keeps the manifest."""
+"""The loop of a sweep: it starts runs, restarts those that were killed, and keeps the manifest."""
 
 from __future__ import annotations
 
@@ -12,14 +12,7 @@ from diffjax.launch.manifest import Manifest, SweepRun
 
 
 class RunQueue:
-    """Keeps as many runs going as are allowed, until none is left.
-
-    Args:
-        make_job: the job of a run.
-        parallel: most runs at a time.
-        retries: how often a run is started again after it was killed or preempted.
-        poll_seconds: between two looks at the executor.
-    """
+    """Keeps as many runs going as are allowed, until none is left."""
 
     def __init__(
         self,
@@ -31,13 +24,28 @@ class RunQueue:
         retries: int = 3,
         poll_seconds: float = 0.5,
     ):
+        """Make a queue; nothing is started before `run_all`.
+
+        Args:
+            manifest: of the sweep; saved after every change.
+            executor: starts the jobs.
+            make_job: makes the job of a run.
+            parallel: most runs at a time.
+            retries: how often a run is started again after it was killed or preempted.
+            poll_seconds: time between two looks at the executor.
+        """
         self._manifest, self._executor, self._make_job = manifest, executor, make_job
         self._parallel, self._retries, self._poll_seconds = parallel, retries, poll_seconds
         self._running: list[SweepRun] = []
         self._again: list[SweepRun] = []
 
     def run_all(self, todo: Iterator[SweepRun], show: Callable[[], None]) -> None:
-        """Run until there is nothing left to do; ``show`` is called after each look."""
+        """Run until there is nothing left to do.
+
+        Args:
+            todo: runs that are not finished.
+            show: called after each look at the executor, to show progress.
+        """
         while True:
             while len(self._running) < self._parallel:
                 run = self._again.pop(0) if self._again else next(todo, None)
@@ -53,6 +61,7 @@ class RunQueue:
             show()
 
     def _start(self, run: SweepRun) -> None:
+        """Start a run, or take over the job that an earlier invocation started for it."""
         if not (run.job and self._executor.adopt(run.name, run.job)):
             run.job, run.tries = self._executor.start(self._make_job(run)), run.tries + 1
         run.status, run.code = "running", None
@@ -60,6 +69,11 @@ class RunQueue:
         self._manifest.save()
 
     def _end(self, run: SweepRun, code: int | None) -> None:
+        """Record the end of a run; one that was killed or preempted is queued again.
+
+        Args:
+            code: its exit code, None if it is not known.
+        """
         self._running.remove(run)
         run.code, run.job = code, ""
         if self._manifest.is_finished(run):
@@ -74,7 +88,10 @@ class RunQueue:
 
 
 def interrupt_on_signals() -> None:
-    """SIGTERM and SIGHUP (the terminal is gone) raise KeyboardInterrupt(number), as Ctrl-C does."""
+    """Make SIGTERM and SIGHUP (the terminal is gone) raise KeyboardInterrupt, as Ctrl-C does.
+
+    The number of the signal is the argument of the exception.
+    """
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signum)

@@ -1,7 +1,7 @@
 """Jobs of a Slurm cluster.
 
-submitit writes, submits and requeues them. It asks `sacct` how jobs are, which many clusters do not
-have, and its commands do not pass signals on: both are ours.
+submitit writes, submits and requeues them. How jobs are it asks `sacct`, which many clusters do not
+have, and its commands do not pass signals on; this module does both itself.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from diffjax.types import ConfigError
 
 
 class _Command:
-    """Runs a command under submitit; told to stop, it lets the run save and asks for a requeue."""
+    """Runs a command under submitit; if told to stop, lets the run save and asks for a requeue."""
 
     def __init__(self, job: Job):
         self._job = job
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
+        """Run the command, and return its exit code."""
         self._process = subprocess.Popen(self._job.command)
         code = self._process.wait()
         if code in STOPPED:
@@ -34,6 +35,7 @@ class _Command:
         return code
 
     def checkpoint(self, *arguments: Any) -> Any:
+        """Let the run save, and return what to submit again. submitit calls this on SIGUSR2."""
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
@@ -44,19 +46,20 @@ class _Command:
         return DelayedSubmission(_Command(self._job), *arguments)
 
 
-class Slurm:
-    """Jobs of a Slurm cluster, through submitit; squeue alone is asked how they are.
-
-    Args:
-        folder: of submitit's scripts and of the jobs' logs.
-        options: submitit's parameters, such as ``slurm_partition`` or ``timeout_min``.
-
-    Raises:
-        ConfigError: submitit is not installed, or an option or the folder has line breaks, which
-            would become lines of the script.
-    """
+class SlurmExecutor:
+    """Runs jobs on a Slurm cluster through submitit; only squeue is asked how they are."""
 
     def __init__(self, folder: Path, options: Mapping[str, str | int]):
+        """Prepare to submit jobs.
+
+        Args:
+            folder: of submitit's scripts and of the jobs' logs.
+            options: submitit's parameters, such as ``slurm_partition`` or ``timeout_min``.
+
+        Raises:
+            ConfigError: submitit is not installed, or an option or the folder has line breaks,
+                which would become lines of the script.
+        """
         try:
             import submitit
         except ImportError as error:
@@ -73,6 +76,7 @@ class Slurm:
         self._running: dict[str, str] = {}
 
     def start(self, job: Job) -> str:
+        """Submit a job; returns its number."""
         job.folder.mkdir(parents=True, exist_ok=True)
         self._executor.update_parameters(name=job.name[:40])
         number = self._executor.submit(_Command(job)).job_id
@@ -80,7 +84,7 @@ class Slurm:
         return number
 
     def adopt(self, name: str, number: str) -> bool:
-        """Look after a job of an earlier invocation; False if it is no longer there."""
+        """Look after a job of an earlier invocation; False if Slurm does not have it any more."""
         there = _list_queue()
         if there is not None and number not in there:
             return False
@@ -88,6 +92,7 @@ class Slurm:
         return True
 
     def take_ended(self) -> dict[str, int | None]:
+        """Take the jobs that Slurm does not have any more; it does not tell their exit codes."""
         there = _list_queue()
         if there is None:
             return {}
@@ -97,11 +102,11 @@ class Slurm:
         return dict.fromkeys(done)
 
     def stop(self) -> None:
-        """Jobs go on without the sweep; the next invocation finds them again."""
+        """Do nothing: jobs go on without the sweep, and the next invocation finds them again."""
 
 
 def _list_queue() -> set[str] | None:
-    """Numbers of the jobs that Slurm has, waiting or running; None if it does not answer now."""
+    """List the jobs that Slurm has, waiting or running; None if it does not answer now."""
     command = ["squeue", "--noheader", "--format=%A", "--me"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -111,6 +116,6 @@ def _list_queue() -> set[str] | None:
 
 
 def parse_options(items: Sequence[str]) -> dict[str, str | int]:
-    """Options of submitit from texts NAME=VALUE; digits are numbers."""
+    """Parse options of submitit from texts NAME=VALUE; whole numbers become int."""
     pairs = [item.partition("=")[::2] for item in items]
     return {k: int(v) if v.lstrip("-").isdigit() else v for k, v in pairs}

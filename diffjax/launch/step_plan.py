@@ -1,6 +1,7 @@
 """A training step compiled for a topology: memory, FLOPs, traffic and time per chip.
 
-Figures are cached by config, source and versions, in ``DIFFJAX_CACHE`` or the user's cache.
+The step is that of the trainer, and nothing is run. Figures are cached by config, source and
+versions, in the folder that ``DIFFJAX_CACHE`` names, or that of the user's caches.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ Figures = dict[str, Any]  # numbers by name, and a few tables
 
 
 class StepCase(NamedTuple):
-    """What is compiled.
+    """What is compiled: the step of a task on batches of some shapes.
 
     Attributes:
         task: whose step it is.
-        frozen: shapes of the weights that it reads.
-        batch: global batch size to shapes of a batch.
+        frozen: shapes of the parameters that it reads but does not train, or None.
+        batch: from a global batch size to the shapes of a batch.
     """
 
     task: Task
@@ -63,6 +64,12 @@ class DoesNotFit(RuntimeError):
     """
 
     def __init__(self, needed: float, sizes: Mapping[str, float]):
+        """Make the error with its message.
+
+        Args:
+            needed: bytes, 0 if the compiler does not say.
+            sizes: bytes by name; ``state_bytes`` must be among them.
+        """
         size = f"{needed / GIB:.2f} GiB" if needed else "more than there is"
         state = sizes["state_bytes"] / GIB
         super().__init__(
@@ -73,7 +80,7 @@ class DoesNotFit(RuntimeError):
 
 
 def compile_plan(cfg: ConfigDict, name: str, case: StepCase) -> Figures:
-    """Figures per chip of a config's training step on a topology.
+    """Compile the training step of a config for a topology, and read its figures.
 
     Args:
         cfg: gives the optimiser, the mesh and the batch size. Figures are cached by its content,
@@ -81,10 +88,13 @@ def compile_plan(cfg: ConfigDict, name: str, case: StepCase) -> Figures:
         name: of the topology, such as ``v5e:2x4``.
         case: the task whose step is compiled.
 
+    Returns:
+        Figures per chip by name: bytes, FLOPs, XLA's estimate of the time in seconds, collectives.
+
     Raises:
-        DoesNotFit: by how much.
-        ConfigError: unknown topology, or no libtpu.
-        ValueError: the mesh of the config does not match its number of chips.
+        DoesNotFit: the step needs more memory than a chip has; the error says how much.
+        ConfigError: unknown topology, or libtpu is missing.
+        ValueError: the mesh of the config does not match the number of chips.
     """
     devices, chip = find_devices(name)
     path = CACHE / f"{_make_key(cfg, name)}.json"
@@ -106,8 +116,16 @@ def compile_plan(cfg: ConfigDict, name: str, case: StepCase) -> Figures:
 def _compile(
     cfg: ConfigDict, devices: list[jax.Device], chip: Chip | None, case: StepCase
 ) -> Figures:
+    """Compile the step for some devices, and read its figures.
+
+    Args:
+        chip: what each device has; None if it has no known limits.
+
+    Raises:
+        DoesNotFit: the step needs more memory than a chip has.
+    """
     mesh = make_mesh(cfg.mesh, devices)
-    step, arguments, placed = _abstract_step(cfg, case, mesh)
+    step, arguments, placed = _make_abstract_step(cfg, case, mesh)
     state, frozen, _ = arguments
     begun = time.monotonic()
     sizes = {
@@ -150,17 +168,24 @@ def _compile(
 def _estimate_utilisation(
     flops: float, cost: Mapping[str, float], chip: Chip | None, text: str
 ) -> float | None:
-    """Of the peak, in XLA's estimate; None where that counts the body of a loop only once."""
+    """Estimate the share of the peak FLOP/s that is used, in [0, 1], from XLA's time of a step.
+
+    None without an estimate, and where XLA counts the body of a loop only once.
+    """
     seconds = cost.get("optimal_seconds")
     if chip is None or not seconds or seconds < 0 or " while(" in text:
         return None
     return float(flops / seconds / chip.flops)
 
 
-def _abstract_step(
+def _make_abstract_step(
     cfg: ConfigDict, case: StepCase, mesh: jax.sharding.Mesh
 ) -> tuple[Any, tuple[PyTree, ...], State]:
-    """The jitted step, its arguments as shapes with placements, and the state's placements."""
+    """Make the jitted step with its arguments as shapes and placements.
+
+    Returns:
+        The step, its arguments (state, frozen, batch), and the placements of the state.
+    """
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
     init = functools.partial(init_state, case.task, optimizer)
     state = jax.eval_shape(init, jax.random.key(0), case.frozen, case.batch(1))
@@ -173,10 +198,14 @@ def _abstract_step(
 
 
 def compile_within_memory(compile: Callable[[], T], sizes: Mapping[str, float]) -> T:
-    """What a compilation gives.
+    """Compile a program, and recognise the errors of XLA that are of memory.
+
+    Args:
+        compile: compiles, and returns the result.
+        sizes: what is known without compiling, for the error.
 
     Raises:
-        DoesNotFit: with these sizes, and by how much.
+        DoesNotFit: the program does not fit into memory.
     """
     try:
         return compile()
@@ -190,7 +219,7 @@ def compile_within_memory(compile: Callable[[], T], sizes: Mapping[str, float]) 
 
 
 def count_local_bytes(tree: PyTree) -> int:
-    """Bytes of a placed tree on one device."""
+    """Count the bytes that a tree of placed shapes takes on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -198,7 +227,7 @@ def count_local_bytes(tree: PyTree) -> int:
 
 
 def _make_key(cfg: ConfigDict, name: str) -> str:
-    """A digest of all that the figures depend on."""
+    """Make a digest of all that figures depend on: config, topology, versions and our source."""
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         source.update(path.read_bytes())
@@ -217,7 +246,7 @@ def _make_key(cfg: ConfigDict, name: str) -> str:
 
 
 def format_figures(figures: Figures) -> dict[str, str]:
-    """Figures per chip as a person reads them: texts by title."""
+    """Format figures per chip as a person reads them: texts by title."""
     limit = figures["limit_bytes"]
     of = f" of {limit / GIB:.2f}" if limit else ""
     out = {
@@ -244,5 +273,6 @@ def format_figures(figures: Figures) -> dict[str, str]:
 
 
 def _save_json(value: Figures, path: Path) -> None:
+    """Write figures to the cache, as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(value, indent=2) + "\n")

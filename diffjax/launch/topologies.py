@@ -23,7 +23,12 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """What a chip has: memory that programs may use, and bfloat16 FLOP/s at most (vendor's)."""
+    """What a chip has.
+
+    Attributes:
+        bytes: memory that programs may use.
+        flops: bfloat16 FLOP/s at most, as the vendor states them.
+    """
 
     bytes: float
     flops: float
@@ -47,7 +52,11 @@ ENVIRONMENT = {
 
 
 def find_devices(name: str) -> tuple[list[jax.Device], Chip | None]:
-    """The devices of a topology such as ``v5e:2x4`` or ``cpu:8``, and what each of them has.
+    """Find the devices of a topology such as ``v5e:2x4`` or ``cpu:8``, and what each of them has.
+
+    Returns:
+        The devices, for which programs can be compiled and not run, and the chip; None for CPUs,
+        whose memory has no known limit.
 
     Raises:
         ConfigError: the name is unknown, or libtpu is missing.
@@ -75,7 +84,7 @@ def find_devices(name: str) -> tuple[list[jax.Device], Chip | None]:
 
 
 def configure_jax(name: str) -> None:
-    """Change the settings that JAX reads before its first device, for a topology."""
+    """Change the settings that JAX reads before it looks for devices, to compile for a topology."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # cannot load programs of absent chips
     kind, _, count = name.partition(":")

@@ -14,7 +14,7 @@ next to every distance.
 
 from __future__ import annotations
 
-from diffjax.metrics.clip import clip_score
+from diffjax.metrics.clip_similarity import clip_score
 from diffjax.metrics.collection import collect
 from diffjax.metrics.features import (
     FeatureNetwork,
@@ -26,11 +26,11 @@ from diffjax.metrics.features import (
 )
 from diffjax.metrics.fidelity import edge_f1, mask_iou
 from diffjax.metrics.frechet import frechet_distance
-from diffjax.metrics.inception import SOURCE as INCEPTION_SOURCE
-from diffjax.metrics.inception import inception_network, inception_shapes
+from diffjax.metrics.image_pairs import diversity, psnr, ssim
+from diffjax.metrics.inception_features import SOURCE as INCEPTION_SOURCE
+from diffjax.metrics.inception_features import inception_network, inception_shapes
 from diffjax.metrics.kernel import kernel_distance
 from diffjax.metrics.neighbours import PrecisionRecall, precision_recall
-from diffjax.metrics.pairs import diversity, psnr, ssim
 from diffjax.metrics.reference import (
     Statistics,
     compute_statistics,

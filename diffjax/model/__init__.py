@@ -4,6 +4,10 @@
 
     model = diffjax.open("runs/digits")
     images = sample(model, cond, sampler, rows, keys)
+
+`make_model` builds one of a config for training (`diffjax.tasks`), `make_published_model` one of
+the files of diffusers. From there on both are the same `Model`, and `denoiser` and `sample` are the
+only functions that turn its network into images.
 """
 
 from diffjax.model.build import (
@@ -16,17 +20,17 @@ from diffjax.model.build import (
 )
 from diffjax.model.condition import UNCONDITIONAL, Condition, make_condition, make_label_condition
 from diffjax.model.control_networks import ControlNetwork, apply_control, make_control_network
-from diffjax.model.images import ImageMaker, Inputs, draw
+from diffjax.model.image_maker import ImageInputs, ImageMaker, draw
 from diffjax.model.model import Arrays, Model, Steering, denoiser, encode, predict, sample
-from diffjax.model.space import Space, make_autoencoder, make_space, pixels
+from diffjax.model.space import Space, make_autoencoder, make_pixel_space, make_space
 
 __all__ = [
     "UNCONDITIONAL",
     "Arrays",
     "Condition",
     "ControlNetwork",
+    "ImageInputs",
     "ImageMaker",
-    "Inputs",
     "Model",
     "Space",
     "Steering",
@@ -41,11 +45,11 @@ __all__ = [
     "make_model",
     "make_network",
     "make_parameterization",
+    "make_pixel_space",
     "make_sampler",
     "make_schedule",
     "make_space",
     "make_steering",
-    "pixels",
     "predict",
     "sample",
 ]

@@ -1,7 +1,8 @@
 """From the sections of a config to the parts of a `Model`, and to the model.
 
-Config sections read here: ``network``, ``schedule``, ``parameterization``, ``cond``,
-``autoencoder``, ``control`` and ``sample``.
+Sections that are read here: ``network``, ``schedule``, ``parameterization``, ``cond``,
+``autoencoder``, ``control`` and ``sample``. `diffjax.tasks` calls `make_model` for training, and
+`diffjax.runs` calls `make_sampler` and `make_steering` for sampling.
 """
 
 from __future__ import annotations
@@ -35,19 +36,20 @@ NETWORKS = {"unet": UNet}
 
 
 def split_section(part: ConfigDict) -> tuple[str, dict[str, Any]]:
-    """(name, options) of a config section."""
+    """Split a section into the name that it chooses and its options; lists become tuples."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
     return str(options.pop("name")), options
 
 
 def make_network(config: ConfigDict, out_channels: int, num_classes: int = 0) -> Module:
-    """The Linen module that a config describes.
+    """Make the Linen module that ``config.network`` describes.
 
     Args:
-        num_classes: rows of the class embedding.
+        out_channels: channels of its output, those of a learned variance included.
+        num_classes: rows of the class embedding; 0 for a network without classes.
 
     Raises:
-        ValueError: unknown names or options, listing the choices.
+        ValueError: unknown names or options; the message lists the choices.
     """
     name, options = split_section(config.network)
     options.pop("conditional", None)
@@ -63,10 +65,13 @@ def make_network(config: ConfigDict, out_channels: int, num_classes: int = 0) ->
 
 
 def make_schedule(config: ConfigDict) -> Schedule:
-    """The schedule of ``config.schedule``; ``zero_snr`` rescales a discrete one.
+    """Make the noise schedule of ``config.schedule``.
+
+    With ``zero_snr`` a discrete schedule is rescaled so that its last timestep is pure noise (Lin
+    et al. 2023).
 
     Raises:
-        ValueError: unknown names or options, listing the choices.
+        ValueError: unknown names or options; the message lists the choices.
     """
     name, options = split_section(config.schedule)
     rescale = options.pop("zero_snr", False)
@@ -75,13 +80,13 @@ def make_schedule(config: ConfigDict) -> Schedule:
 
 
 def make_parameterization(config: ConfigDict, grid: Grid | None) -> Parameterization:
-    """The parameterization of ``config.parameterization``.
+    """Make the parameterization of ``config.parameterization``.
 
     Args:
-        grid: every timestep of a discrete schedule, for ``mean``.
+        grid: every timestep of a discrete schedule, which ``mean`` needs.
 
     Raises:
-        ValueError: unknown names or options, listing the choices.
+        ValueError: unknown names or options; the message lists the choices.
     """
     name, options = split_section(config.parameterization)
     learned = options.pop("learned_variance", False)
@@ -96,16 +101,16 @@ def make_model(
     levels: int = 256,
     num_classes: int = 0,
 ) -> Model:
-    """The model that a config describes, without parameters.
+    """Make the model that a config describes, without parameters.
 
     Args:
         image_shape: (H, W, C) of the data.
-        levels: grey values of the data.
-        num_classes: classes of the data; the network uses them if ``config.network`` says
-            ``conditional`` or ``config.cond.context`` says ``label``.
+        levels: number of grey values of the data.
+        num_classes: classes of the data. The network uses them if ``config.network.conditional`` is
+            true or ``config.cond.context`` is ``label``.
 
     Raises:
-        ValueError: unknown names or options, listing the choices.
+        ValueError: unknown names or options; the message lists the choices.
     """
     schedule = make_schedule(config)
     grid = grids.full(schedule) if schedule.steps is not None else None
@@ -129,10 +134,13 @@ def make_model(
 
 
 def make_sampler(config: ConfigDict, model: Model) -> tuple[Sampler, Rows]:
-    """The solver of ``config.sample`` and its plan.
+    """Make the solver of ``config.sample`` and its plan for the schedule of a model.
+
+    Returns:
+        The sampler and the rows of its plan, one for each network evaluation.
 
     Raises:
-        ConfigError: names or options that are wrong, or do not fit the model.
+        ConfigError: a name or an option is wrong, or does not fit the model.
     """
     section = config.sample
     with refuse_config():
@@ -146,10 +154,10 @@ def make_sampler(config: ConfigDict, model: Model) -> tuple[Sampler, Rows]:
 
 
 def make_steering(config: ConfigDict, classifier: LogProb | None = None) -> Steering:
-    """How ``config.sample`` steers: clipping, and guidance beside its scale.
+    """Make the part of ``config.sample`` that is fixed when the loop is compiled.
 
     Args:
-        classifier: guides in place of the null condition.
+        classifier: log-likelihood that guides in place of the null condition, or None.
     """
     section = config.sample
     balance = config.control.balance if "control" in config else PLAIN.balance
@@ -163,10 +171,15 @@ def make_steering(config: ConfigDict, classifier: LogProb | None = None) -> Stee
 
 
 def _read_dropping(config: ConfigDict, classes: int) -> tuple[float, int]:
-    """(probability of dropping the condition, rows of the embedding for the null condition).
+    """Read how training drops the condition, for classifier-free guidance.
+
+    Returns:
+        The probability of dropping, and the number of rows that the class embedding has for the
+        null
+        condition: 1 if it is learned, else 0.
 
     Raises:
-        ValueError: probability outside [0, 1), or an unknown kind of null condition.
+        ValueError: the probability is outside of [0, 1), or the kind of null condition is unknown.
     """
     part = config.cond
     choose("null condition", part.null, {"learned": 0, "zero": 0})

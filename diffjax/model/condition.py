@@ -1,6 +1,6 @@
-"""What a diffusion model is told: made from a batch, dropped for guidance, encoded for the network.
+"""The condition of a model: taken from a batch, dropped for guidance, encoded for the network.
 
-| ``cond.context`` | the network sees |
+| ``cond.context`` | the network reads |
 |---|---|
 | (empty) | the label, if ``network.conditional``, as part of the time embedding |
 | label | a learned token per class that it attends to (LDM's class-conditional ImageNet) |
@@ -9,7 +9,7 @@
 | clip_xl | those of two (``frozen["text_encoder_2"]``), and XL's added vectors |
 | given | embeddings made beforehand: tokens ``batch["context"]``, and for XL more (`EMBEDDINGS`) |
 
-| ``cond.concat`` | joined to the channels of z |
+| ``cond.concat`` | joined to the channels of z (`diffjax.model.channel_conditions`) |
 |---|---|
 | superres | the image shrunk to the size of z (area average) |
 | inpaint | the image with a hole, encoded, and the hole |
@@ -26,32 +26,33 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from diffjax.model.channel_conditions import CONCATS, Part, pass_through
 from diffjax.model.space import Space
 from diffjax.nets.text import CLIPText, TextTransformer
-from diffjax.types import Array, Cond, Frozen, Params, PyTree, Statistics, build, choose
-
-Batch = Mapping[str, Array]
-HOLE = (0.25, 0.75)  # sides of the rectangles that inpainting is trained on, of the image's
-WHOLE = 0.25  # share of the images that are all hole, in the training of Stable Diffusion's
+from diffjax.types import Array, Batch, Cond, Frozen, Params, Statistics, build, choose
 
 
 class Condition(NamedTuple):
-    """How a model is conditioned. A raw condition is a dict of (B, ...) arrays, or None.
+    """How a model is conditioned, from a batch of data to what its network reads.
+
+    A raw condition is a mapping of arrays (B, ...), or None. It is taken from a batch, dropped by
+    `null` for classifier-free guidance (Ho & Salimans 2022), and encoded once: outside of the
+    sampling loop, and in training after dropping.
 
     Attributes:
         take: ``(batch, key) -> raw condition``; None if there is no condition at all.
-        null: ``raw -> raw`` that says nothing; what is joined to the channels stays.
-        init: ``key -> `` parameters to train beside those of the network.
+        null: ``raw -> raw`` condition that says nothing; what is joined to the channels stays.
+        init: ``key -> `` parameters that are trained beside those of the network.
         encode: ``(params, frozen, extra, raw) -> `` what the network reads.
         example: what the network reads, of batch size 1, for its initialisation.
-        guided: whether `null` says less than the condition.
+        guided: whether `null` says less than the condition, so that guidance has an effect.
         names: entries of a raw condition.
-        needs: entries of a batch beside ``label`` that `take` reads.
+        needs: entries of a batch, besides ``label``, that `take` reads.
     """
 
     take: Callable[[Batch, jax.Array], Cond]
     null: Callable[[Cond], Cond]
-    init: Callable[[jax.Array], dict[str, PyTree]]
+    init: Callable[[jax.Array], dict[str, Params]]
     encode: Callable[[Params, Frozen, Statistics, Cond], Cond]
     example: Cond
     guided: bool
@@ -59,22 +60,11 @@ class Condition(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
-class _Part(NamedTuple):
-    """One entry of a raw condition, and what it becomes."""
-
-    name: str
-    take: Callable[[Batch, jax.Array], Any]
-    null: Callable[[Any], Any]
-    encode: Callable[[Params, Frozen, Statistics, Any], dict[str, Array]]
-    example: Mapping[str, Array]
-    needs: tuple[str, ...]
-    init: Callable[[jax.Array], dict[str, PyTree]] = lambda key: {}
-
-
 def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condition:
-    """The condition that a config describes; see the tables above.
+    """Make the condition that ``config.cond`` describes; see the tables above.
 
     Args:
+        space: of the model, to whose size pictures are brought.
         num_classes: classes of the data.
 
     Raises:
@@ -82,26 +72,28 @@ def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condit
     """
     context, concat = config.cond.context, config.cond.concat
     choose("context", context, {"": 0, **_CONTEXTS})
-    choose("concatenation", concat, {"": 0, **_CONCATS})
+    choose("concatenation", concat, {"": 0, **CONCATS})
     parts = []
     if config.network.conditional and num_classes:
-        parts.append(_label(num_classes))
+        parts.append(_make_label_part(num_classes))
     if context:
         parts.append(_CONTEXTS[context](config, num_classes))
     guided = bool(parts)
     if concat:
-        parts.append(_CONCATS[concat](config, space))
-    return _join(parts, guided)
+        parts.append(CONCATS[concat](config, space))
+    return _join_parts(parts, guided)
 
 
-def _join(parts: list[_Part], guided: bool) -> Condition:
+def _join_parts(parts: list[Part], guided: bool) -> Condition:
+    """Join parts into a condition whose raw form has an entry for each of them."""
+
     def take(batch: Batch, key: jax.Array) -> Cond:
         return {p.name: p.take(batch, key) for p in parts} or None
 
     def null(raw: Cond) -> Cond:
         return {p.name: p.null((raw or {})[p.name]) for p in parts} or None
 
-    def init(key: jax.Array) -> dict[str, PyTree]:
+    def init(key: jax.Array) -> dict[str, Params]:
         return {k: v for p in parts for k, v in p.init(key).items()}
 
     def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Cond) -> Cond:
@@ -114,24 +106,25 @@ def _join(parts: list[_Part], guided: bool) -> Condition:
     return Condition(take, null, init, encode, example, guided, names, needs)
 
 
-UNCONDITIONAL = _join([], False)  # that of a network that is given z and t alone
+UNCONDITIONAL = _join_parts([], False)  # that of a network that is given z and t alone
 
 
 def make_label_condition(classes: int) -> Condition:
-    """The class of an image as ``cond["label"]`` (B,), int32; ``classes`` means none of them."""
-    return _join([_label(classes)], True)
+    """Make the condition on the class of an image, ``cond["label"]`` (B,) int32.
+
+    Args:
+        classes: number of classes; this number as a label stands for no class.
+    """
+    return _join_parts([_make_label_part(classes)], True)
 
 
-def _same(name: str) -> Callable[..., dict[str, Array]]:
-    return lambda params, frozen, extra, value: {name: value}
-
-
-def _label(classes: int) -> _Part:
-    return _Part(
+def _make_label_part(classes: int) -> Part:
+    """Make the part of a class label that the network adds to its time embedding."""
+    return Part(
         "label",
         lambda batch, key: batch["label"],
         lambda label: jnp.full_like(label, classes),
-        _same("label"),
+        pass_through("label"),
         {"label": jnp.zeros(1, jnp.int32)},
         (),
     )
@@ -140,12 +133,17 @@ def _label(classes: int) -> _Part:
 # ---- tokens -------------------------------------------------------------------------------------
 
 
-def _label_token(config: ConfigDict, classes: int) -> _Part:
+def _make_label_token_part(config: ConfigDict, classes: int) -> Part:
+    """Make the part of a class label that becomes one learned token (B, 1, width) to attend to.
+
+    Raises:
+        ValueError: the data have no classes.
+    """
     if not classes:
         raise ValueError("cond.context=label needs data with classes: set data.num_classes")
     width = config.network.context_dim
 
-    def init(key: jax.Array) -> dict[str, PyTree]:
+    def init(key: jax.Array) -> dict[str, Params]:
         table = jax.random.normal(jax.random.fold_in(key, 3), (classes + 1, width))
         return {"label_encoder": {"embedding": table}}
 
@@ -153,15 +151,16 @@ def _label_token(config: ConfigDict, classes: int) -> _Part:
         return {"context": params["label_encoder"]["embedding"][label][:, None]}
 
     example = {"context": jnp.zeros((1, 1, width))}
-    return _label(classes)._replace(encode=encode, example=example, init=init)
+    return _make_label_part(classes)._replace(encode=encode, example=example, init=init)
 
 
-def _text(config: ConfigDict, classes: int) -> _Part:
+def _make_text_part(config: ConfigDict, classes: int) -> Part:
+    """Make the part of a text that a transformer encodes, which is trained with the network."""
     section, width = config.cond, config.network.context_dim
     options = dict(section.get("text", None) or {})
     net = build("text encoder", "text", {"text": TextTransformer}, {**options, "features": width})
 
-    def init(key: jax.Array) -> dict[str, PyTree]:
+    def init(key: jax.Array) -> dict[str, Params]:
         ids = jnp.zeros((1, net.positions), jnp.int32)
         variables: Any = net.init(jax.random.fold_in(key, 3), ids)
         return {"text_encoder": variables["params"]}
@@ -170,17 +169,20 @@ def _text(config: ConfigDict, classes: int) -> _Part:
         tokens: Any = net.apply({"params": params["text_encoder"]}, ids)
         return {"context": tokens}
 
-    return _tokens(width, encode)._replace(init=init)
+    return _make_tokens_part(width, encode)._replace(init=init)
 
 
 ENCODERS = {"text": "text_encoder", "text_2": "text_encoder_2"}  # by section and entry of a batch
 
 
 def make_clips(config: ConfigDict) -> dict[str, CLIPText]:
-    """The frozen text encoders of a config, by their names in diffusers' folders.
+    """Make the frozen text encoders of a config, by the names of their folders in diffusers.
 
-    ``cond.text`` describes the first and ``cond.text_2`` that of XL. One alone is as wide as the
-    network's context.
+    ``cond.text`` describes the first encoder, and ``cond.text_2`` that of Stable Diffusion XL. A
+    single encoder is as wide as the context of the network.
+
+    Returns:
+        Modules without parameters; empty for a config without frozen text encoders.
 
     Raises:
         ValueError: unknown options.
@@ -197,13 +199,20 @@ def make_clips(config: ConfigDict) -> dict[str, CLIPText]:
     return made
 
 
-def _clip(config: ConfigDict, classes: int) -> _Part:
+def _make_clip_part(config: ConfigDict, classes: int) -> Part:
+    """Make the part of one frozen text encoder, as the config describes it."""
     empty = tuple(config.cond.empty) or (0,)
-    return _read_clip(make_clips(config)["text_encoder"], config.network.context_dim, empty)
+    return _make_encoder_part(make_clips(config)["text_encoder"], config.network.context_dim, empty)
 
 
-def _read_clip(net: CLIPText, width: int, empty: tuple[int, ...]) -> _Part:
-    """The tokens of one encoder, ``frozen["text_encoder"]``; ``empty`` are ids of no text."""
+def _make_encoder_part(net: CLIPText, width: int, empty: tuple[int, ...]) -> Part:
+    """Make the part of one frozen text encoder, whose parameters are ``frozen["text_encoder"]``.
+
+    Args:
+        width: of its tokens.
+        empty: token ids of the empty text, the last of which fills the remaining positions. It
+            stands in place of a text that is dropped.
+    """
 
     def null(ids: Array) -> Array:
         some = jnp.arange(ids.shape[1])
@@ -214,19 +223,29 @@ def _read_clip(net: CLIPText, width: int, empty: tuple[int, ...]) -> _Part:
         out: Any = net.apply({"params": frozen["text_encoder"]}, ids)
         return {"context": jax.lax.stop_gradient(out.last)}
 
-    return _tokens(width, encode)._replace(null=null)
+    return _make_tokens_part(width, encode)._replace(null=null)
 
 
-def _clip_xl(config: ConfigDict, classes: int) -> _Part:
-    return _read_clips(make_clips(config), config.network.context_dim, added_shapes(config))
+def _make_clip_xl_part(config: ConfigDict, classes: int) -> Part:
+    """Make the part of the two text encoders of Stable Diffusion XL that a config describes."""
+    return _make_encoders_part(
+        make_clips(config), config.network.context_dim, list_added_shapes(config)
+    )
 
 
-def _read_clips(
+def _make_encoders_part(
     nets: Mapping[str, CLIPText], width: int, shapes: Mapping[str, tuple[int, ...]]
-) -> _Part:
-    """XL's encoders' last layer but one, and the last one's pooled text (Podell et al. 2023, 2.1).
+) -> Part:
+    """Make the part of the text encoders of Stable Diffusion XL (Podell et al. 2023, section 2.1).
 
-    Zeros in place of both say nothing. A refiner has the second encoder alone.
+    The network attends to the last hidden layer but one of each encoder, side by side, and is told
+    the pooled text of the last encoder and six sizes. Zeros in place of tokens and pooled text say
+    nothing. A refiner has the second encoder alone.
+
+    Args:
+        nets: encoders by the names in `ENCODERS`.
+        width: of the network's context.
+        shapes: of ``text_embeds`` and ``time_ids``, for one image.
     """
     entries = {entry: name for entry, name in ENCODERS.items() if name in nets}
 
@@ -248,7 +267,7 @@ def _read_clips(
 
     added = {k: jnp.zeros((1, *shape)) for k, shape in shapes.items()}
     example: dict[str, Any] = {"context": jnp.zeros((1, 1, width)), "added": added}
-    return _Part("prompt", take, null, encode, example, (*entries, "time_ids"))
+    return Part("prompt", take, null, encode, example, (*entries, "time_ids"))
 
 
 def make_text_condition(
@@ -257,22 +276,23 @@ def make_text_condition(
     empty: tuple[int, ...],
     added: Mapping[str, tuple[int, ...]],
 ) -> Condition:
-    """The condition of a published text-to-image model.
+    """Make the condition of a published text-to-image model.
 
     Args:
         nets: text encoders by their names in `ENCODERS`; their parameters are ``frozen[name]``.
         width: of the network's context.
-        empty: ids of the empty text: start, end, padding.
-        added: shapes of what XL's networks are told beside the context; empty for others.
+        empty: token ids of the empty text: start, end, padding.
+        added: shapes of what the networks of Stable Diffusion XL read besides the context; empty
+            for other models.
     """
     if added:
-        return _join([_read_clips(nets, width, added)], True)
-    return _join([_read_clip(nets["text_encoder"], width, empty)], True)
+        return _join_parts([_make_encoders_part(nets, width, added)], True)
+    return _join_parts([_make_encoder_part(nets["text_encoder"], width, empty)], True)
 
 
-def _tokens(width: int, encode: Callable[..., dict[str, Array]]) -> _Part:
-    """Token ids ``batch["text"]`` (B, M); zeros, the empty text, say nothing."""
-    return _Part(
+def _make_tokens_part(width: int, encode: Callable[..., dict[str, Array]]) -> Part:
+    """Make the part of token ids ``batch["text"]`` (B, M); zeros stand for the empty text."""
+    return Part(
         "text",
         lambda batch, key: batch["text"],
         jnp.zeros_like,
@@ -285,8 +305,12 @@ def _tokens(width: int, encode: Callable[..., dict[str, Array]]) -> _Part:
 EMBEDDINGS = ("context", "text_embeds", "time_ids")  # the last two of Stable Diffusion XL
 
 
-def added_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Shapes of what XL's networks are told of one image beside the context; empty for others."""
+def list_added_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """List the shapes of what Stable Diffusion XL reads of an image besides the context.
+
+    Returns:
+        Shapes of ``text_embeds`` and ``time_ids`` without the batch; empty for other models.
+    """
     section, added = config.cond, config.network.added_dim
     if not added:
         return {}
@@ -295,15 +319,18 @@ def added_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     return {"text_embeds": (pooled,), "time_ids": (ids,)}
 
 
-def embedding_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Shapes of the `EMBEDDINGS` of one image that ``cond.context=given`` asks for."""
+def list_embedding_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """List the shapes, without the batch, of the `EMBEDDINGS` that ``cond.context=given`` reads."""
     tokens = (config.cond.given.tokens, config.network.context_dim)
-    return {"context": tokens, **added_shapes(config)}
+    return {"context": tokens, **list_added_shapes(config)}
 
 
-def _given(config: ConfigDict, classes: int) -> _Part:
-    """Embeddings made beforehand; zeros, as XL has them for the empty text, say nothing."""
-    shapes = embedding_shapes(config)
+def _make_embedding_part(config: ConfigDict, classes: int) -> Part:
+    """Make the part of embeddings that were made beforehand.
+
+    Zeros say nothing, as Stable Diffusion XL has them for the empty text; ``time_ids`` stay.
+    """
+    shapes = list_embedding_shapes(config)
 
     def null(raw: dict[str, Array]) -> dict[str, Array]:
         return {k: v if k == "time_ids" else jnp.zeros_like(v) for k, v in raw.items()}
@@ -313,7 +340,7 @@ def _given(config: ConfigDict, classes: int) -> _Part:
         return {"context": raw["context"], **({"added": added} if added else {})}
 
     example = read({k: jnp.zeros((1, *shape)) for k, shape in shapes.items()})
-    return _Part(
+    return Part(
         "embedding",
         lambda batch, key: {k: batch[k] for k in shapes},
         null,
@@ -324,92 +351,9 @@ def _given(config: ConfigDict, classes: int) -> _Part:
 
 
 _CONTEXTS = {
-    "label": _label_token,
-    "text": _text,
-    "clip": _clip,
-    "clip_xl": _clip_xl,
-    "given": _given,
+    "label": _make_label_token_part,
+    "text": _make_text_part,
+    "clip": _make_clip_part,
+    "clip_xl": _make_clip_xl_part,
+    "given": _make_embedding_part,
 }
-
-
-# ---- channels -----------------------------------------------------------------------------------
-
-
-def area(images: Array, shape: tuple[int, int, int]) -> Array:
-    """Images (B, H, W, C) averaged to the height and width of ``shape``."""
-    b, height, width, c = images.shape
-    h, w, _ = shape
-    return images.reshape(b, h, height // h, w, width // w, c).mean((2, 4))
-
-
-def _superres(config: ConfigDict, space: Space) -> _Part:
-    channels = config.data.channels
-    return _Part(
-        "low",
-        lambda batch, key: area(batch["image"], space.shape),
-        lambda low: low,
-        _same("concat"),
-        {"concat": jnp.zeros((1, *space.shape[:2], channels))},
-        ("image",),
-    )
-
-
-def holes(key: jax.Array, images: Array) -> Array:
-    """Rectangles (B, H, W, 1) of ones in images' shape, sides and places at random."""
-    b, height, width, _ = images.shape
-    u = jax.random.uniform(key, (4, b, 1, 1))
-    sides = HOLE[0] + (HOLE[1] - HOLE[0]) * u[:2]
-    starts = u[2:] * (1 - sides)
-    y, x = (jnp.arange(height) + 0.5) / height, (jnp.arange(width) + 0.5) / width
-    rows = (y[:, None] >= starts[0]) & (y[:, None] < starts[0] + sides[0])
-    columns = (x >= starts[1]) & (x < starts[1] + sides[1])
-    return (rows & columns)[..., None].astype(jnp.float32)
-
-
-def _cut(images: Array, hole: Array) -> dict[str, Array]:
-    return {"image": images * (1 - hole), "hole": hole}
-
-
-def _inpaint(config: ConfigDict, space: Space) -> _Part:
-    def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
-        return _cut(batch["image"], holes(jax.random.fold_in(key, 4), batch["image"]))
-
-    def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Any) -> dict[str, Array]:
-        seen = space.encode(frozen, extra, raw["image"])
-        return {"concat": jnp.concatenate([seen, area(raw["hole"], space.shape)], axis=-1)}
-
-    h, w, c = space.shape
-    return _Part(
-        "hole", take, lambda raw: raw, encode, {"concat": jnp.zeros((1, h, w, c + 1))}, ("image",)
-    )
-
-
-def _fill(config: ConfigDict, space: Space) -> _Part:
-    """Mask first, its pixels those at the corners of the latents', and some images all hole."""
-    factor = space.net.factor if space.net else 1
-
-    def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
-        hole = holes(jax.random.fold_in(key, 4), batch["image"])
-        whole = jax.random.bernoulli(jax.random.fold_in(key, 6), WHOLE, (len(hole), 1, 1, 1))
-        return _cut(batch["image"], jnp.maximum(hole, whole))
-
-    def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Any) -> dict[str, Array]:
-        seen = space.encode(frozen, extra, raw["image"])
-        return {"concat": jnp.concatenate([raw["hole"][:, ::factor, ::factor], seen], axis=-1)}
-
-    return _inpaint(config, space)._replace(take=take, encode=encode)
-
-
-def _map(config: ConfigDict, space: Space) -> _Part:
-    classes = config.cond.map_classes
-
-    def take(batch: Batch, key: jax.Array) -> Array:
-        return area(jax.nn.one_hot(batch["mask"], classes), space.shape)
-
-    shape = (1, *space.shape[:2], classes)
-    return _Part(
-        "map", take, lambda value: value, _same("concat"), {"concat": jnp.zeros(shape)}, ("mask",)
-    )
-
-
-_CONCATS = {"superres": _superres, "inpaint": _inpaint, "fill": _fill, "map": _map}

@@ -1,7 +1,13 @@
-"""ControlNets and T2I-Adapters beside a base network, and what they make of a hint."""
+"""ControlNets and T2I-Adapters beside a base network, and what they make of a hint.
+
+A ControlNet (Zhang et al. 2023) reads the state, the time, the condition and a hint at every step,
+and adds residuals to the skips and the middle of the base. A T2I-Adapter (Mou et al. 2023) reads
+the hint alone, once. `diffjax.control` combines several of them and guidance.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -33,9 +39,9 @@ class ControlNetwork(NamedTuple):
     """A network beside a base, with its parameters.
 
     Attributes:
-        net: a ControlNet sees (z, t, cond) and a hint; a T2I-Adapter sees the hint alone.
+        net: a ControlNet reads (z, t, cond) and a hint; a T2I-Adapter reads the hint alone.
         params: its parameters; None while it is only described.
-        only_middle: whether the skips of the base get no residuals.
+        only_middle: whether only the middle of the base gets a residual, and not its skips.
     """
 
     net: ControlNet | T2IAdapter
@@ -44,16 +50,16 @@ class ControlNetwork(NamedTuple):
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it is a T2I-Adapter."""
+        """Whether the network is a T2I-Adapter."""
         return isinstance(self.net, T2IAdapter)
 
     @property
     def entry(self) -> str:
-        """The entry of the base's condition where the residuals go."""
+        """The entry of the base's condition that takes the residuals."""
         return "adapter" if self.is_adapter else "control"
 
     def init(self, key: jax.Array, z: Array, t: Array, cond: Cond = None) -> Params:
-        """Fresh parameters for a base that sees ``z`` (B, h, w, C), ``t`` (B,) and ``cond``."""
+        """Initialise parameters beside a base of ``z`` (B, h, w, C), ``t`` (B,) and ``cond``."""
         if isinstance(self.net, T2IAdapter):
             side = self.net.hint_factor
             hint = jnp.zeros((1, side, side, self.net.hint_channels))
@@ -66,22 +72,28 @@ class ControlNetwork(NamedTuple):
         return cast(Params, self.net.init(key, z, t, cond)["params"])
 
     def prepare_hint(self, hint: Array) -> Array | Features:
-        """What `residuals` sees of a hint (B, H, W, C): itself, or the features of an adapter.
+        """Prepare a hint (B, H, W, C) in [0, 1] for `compute_residuals`, once before the loop.
 
-        They depend on nothing else, so they are made once and not at every evaluation.
+        Returns:
+            The features of an adapter, which depend on nothing else, or the hint itself.
         """
         if not self.is_adapter:
             return hint
         return cast(Features, self.net.apply({"params": self.params or {}}, hint))
 
-    def residuals(self, z: Array, t: Array, cond: Cond, **options: Any) -> Residuals | Features:
-        """What the network adds to the features of the base.
+    def compute_residuals(
+        self, z: Array, t: Array, cond: Cond, **options: Any
+    ) -> Residuals | Features:
+        """Compute what the network adds to the features of the base.
 
         Args:
-            z: (B, h, w, C) as the base sees it, scaled.
-            t: (B,).
-            cond: that of the base, and the prepared hint.
+            z: (B, h, w, C) as the base reads it, scaled.
+            t: times (B,).
+            cond: the condition of the base, with the prepared hint as ``cond["hint"]``.
             options: of the network's ``apply``, such as ``train`` and ``rngs``.
+
+        Returns:
+            Residuals of the skips and the middle, or the features of an adapter.
         """
         if self.is_adapter:
             return cast(Features, cast(Any, cond)[HINT])
@@ -90,14 +102,14 @@ class ControlNetwork(NamedTuple):
 
 
 def make_control_network(section: ConfigDict, base: Module) -> ControlNetwork:
-    """The network beside a base that a section ``control`` describes, without parameters.
+    """Make the network beside a base that a section ``control`` describes, without parameters.
 
     Args:
         base: a UNet.
 
     Raises:
-        ValueError: unknown name or options, listing those there are; or an adapter is to act on
-            the middle only.
+        ValueError: unknown name or options, listing those that there are, or an adapter that is to
+            act on the middle only.
     """
     network = ControlNetwork(
         make_controlnet(section.net, cast(UNet, base)), None, section.only_middle
@@ -108,23 +120,23 @@ def make_control_network(section: ConfigDict, base: Module) -> ControlNetwork:
 
 
 def make_controlnet(section: ConfigDict, base: UNet) -> ControlNet | T2IAdapter:
-    """The module that a section ``control.net`` describes: a controlnet, or a t2i_adapter.
+    """Make the module that a section ``control.net`` describes: a controlnet, or a t2i_adapter.
 
     Raises:
-        ValueError: unknown name or options, listing those there are.
+        ValueError: unknown name or options, listing those that there are.
         ConfigError: an option has a value that no such network can have; its key is named.
     """
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()
     }
     widths = tuple(int(base.channels * m) for m in base.multipliers)
     if options.get("kind") == "full_xl":  # whose last features are the middle's
         widths += widths[-1:]
-    known: dict[str, Any] = {
+    known: dict[str, Callable[..., ControlNet | T2IAdapter]] = {
         "controlnet": partial(ControlNet, base),
         "t2i_adapter": partial(T2IAdapter, widths=widths, dtype=base.dtype),
     }
-    net = build_section("network", options.pop("name", "controlnet"), known, options)
+    net = build_section("network", str(options.pop("name", "controlnet")), known, options)
     try:
         net.check_options()
     except ConfigError as error:
@@ -139,20 +151,26 @@ def apply_control(
     strength: guidance.Scale,
     balance: control.Balance,
 ) -> control.AppliedControl:
-    """A network with a prepared hint, as `diffjax.control` combines them.
+    """Join a network and a prepared hint into what `diffjax.control` combines.
 
     Args:
         parameterization: of the base, whose scaling of z the network shares.
-        strength: number, (B,) array, or ``level -> `` either.
+        strength: factor on the residuals: a number, an array (B,), or ``level -> `` either.
+        balance: between control and prompt, see `diffjax.control.BALANCES`.
     """
 
-    def residuals(z: Array, level: Level, cond: Cond) -> Residuals | Features:
-        return network.residuals(*scale_inputs(parameterization, z, level), cond)
+    def compute_residuals(z: Array, level: Level, cond: Cond) -> Residuals | Features:
+        return network.compute_residuals(*scale_inputs(parameterization, z, level), cond)
 
-    return control.AppliedControl(residuals, hint, strength, balance, network.entry)
+    return control.AppliedControl(compute_residuals, hint, strength, balance, network.entry)
 
 
 def scale_inputs(parameterization: Parameterization, z: Array, level: Level) -> tuple[Array, Array]:
-    """What networks see of a state at a level: ``c_in z``, and the times (B,) in float32."""
+    """Scale a state for the networks: ``c_in z``, and the times as (B,) float32.
+
+    Args:
+        z: (B, h, w, C).
+        level: noise level of the state, with leaves () or (B,).
+    """
     scaled = z * expand(jnp.asarray(parameterization.scale_in(level)), z)
     return scaled, jnp.broadcast_to(jnp.asarray(level.t, jnp.float32), z.shape[:1])

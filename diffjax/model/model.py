@@ -80,19 +80,27 @@ class Model(NamedTuple):
 
     @property
     def arrays(self) -> Arrays:
-        """All of its parameters: what a compiled function takes as an argument."""
+        """All parameters of the model: what a compiled function takes as an argument."""
         nets = tuple(network.params for network in self.controls)
         return Arrays(self.params, self.frozen, self.statistics, self.adapters, nets)
 
     def with_arrays(self, arrays: Arrays) -> Model:
-        """The same model with other parameters, traced ones for instance."""
+        """Return the same model with other parameters, for instance traced ones."""
         each = zip(self.controls, arrays.controls, strict=True)
         controls = tuple(network._replace(params=params) for network, params in each)
         return self._replace(**{**arrays._asdict(), "controls": controls})
 
 
 class Arrays(NamedTuple):
-    """The parameters of a `Model` as one pytree; the fields are the model's."""
+    """The parameters of a `Model` as one pytree; the fields are those of the model.
+
+    Attributes:
+        params: of the network.
+        frozen: parameters that are read but not trained, by part.
+        statistics: what the model measured of its data.
+        adapters: low-rank adapters and their scales.
+        controls: parameters of the control networks, in their order.
+    """
 
     params: Params | None
     frozen: Mapping[str, Params] | None
@@ -102,15 +110,15 @@ class Arrays(NamedTuple):
 
 
 class Steering(NamedTuple):
-    """How sampling is steered beside the guidance scale; fixed when the loop is compiled.
+    """How sampling is steered besides the guidance scale. It is fixed when the loop is compiled.
 
     Attributes:
-        rescale: of guidance (Lin et al. 2023), in [0, 1].
-        sequential: run both halves of guidance in turn, in half of the memory.
-        clip: bound the predicted x to [-1, 1].
-        balance: of control and guidance, a name in `diffjax.control.BALANCES`.
-        classifier: guides in place of the null condition, towards ``cond["label"]``; its
-            parameters are ``frozen["classifier"]``.
+        rescale: share of guidance rescale (Lin et al. 2023, section 3.4), in [0, 1].
+        sequential: whether to run both halves of guidance in turn, which halves the memory.
+        clip: whether to bound the predicted x to [-1, 1].
+        balance: of control against guidance, a name in `diffjax.control.BALANCES`.
+        classifier: log-likelihood that guides in place of the null condition, towards
+            ``cond["label"]`` (Dhariwal & Nichol 2021); its parameters are ``frozen["classifier"]``.
     """
 
     rescale: float = 0.0
@@ -126,12 +134,18 @@ PLAIN = Steering()
 def predict(
     model: Model, z: Array, level: Level, cond: Cond = None, **options: Any
 ) -> tuple[Array, Prediction]:
-    """Raw output of the network and its decoding; scheduler arithmetic is in float32.
+    """Evaluate the network, and decode its output to estimates of data and noise.
+
+    ``raw = net(c_in z, t, cond)``. Scaling and decoding are computed in float32.
 
     Args:
-        z: (B, h, w, C).
-        cond: encoded, see `Condition.encode`.
+        z: noisy samples (B, h, w, C).
+        level: their noise level, with leaves () or (B,).
+        cond: encoded condition, see `Condition.encode`.
         options: of the network's ``apply``, such as ``train`` and ``rngs``.
+
+    Returns:
+        The raw output, and the `Prediction` that the parameterization decodes it to.
     """
     scaled, t = scale_inputs(model.parameterization, z, level)
     raw = model.network.apply({"params": model.params}, scaled, t, cond, **options)
@@ -139,7 +153,7 @@ def predict(
 
 
 def merge_adapters(model: Model) -> Model:
-    """The model with its low-rank adapters added to its parameters."""
+    """Merge the low-rank adapters of a model into its parameters: ``W + scale B A``."""
     params = model.params or {}
     for adapters, scale in model.adapters:
         params = lora.merge(params, adapters, scale)
@@ -157,29 +171,35 @@ def denoiser(
     sequential: bool = False,
     always: bool = False,
 ) -> Denoiser:
-    """What a model believes about ``z``, as samplers and likelihoods ask it.
+    """Make the denoiser of a model, as samplers and likelihoods call it.
+
+    Adapters are merged, and controls and guidance applied. Without guidance the null half is left
+    out of the program.
 
     Args:
         cond: encoded condition.
         null: encoded condition that says nothing, for guidance.
-        scale: of classifier-free guidance, a number or (rows,) by evaluation; None for none, which
-            leaves the null half out of the program.
-        controls: networks at work, see `apply_control`.
+        scale: of classifier-free guidance: a number, an array (rows,) by evaluation, or None for
+            no guidance.
+        controls: networks with their hints, see `apply_control`.
         combine, sequential, always: see `diffjax.guidance.guide`.
 
+    Returns:
+        ``(z, level) -> Prediction``.
+
     Raises:
-        ValueError: (when called) controls or conditions that do not belong together.
+        ValueError: (when it is called) controls or conditions that do not belong together.
     """
     merged = merge_adapters(model)
 
-    def conditional(z: Array, level: Level, cond: Cond) -> Prediction:
+    def predict_conditional(z: Array, level: Level, cond: Cond) -> Prediction:
         return predict(merged, z, level, cond)[1]
 
     if scale is None:
-        steered = control.control(conditional, controls)
+        steered = control.control(predict_conditional, controls)
         return lambda z, level: steered(z, level, cond)
     return control.guide(
-        conditional,
+        predict_conditional,
         controls,
         cond,
         null,
@@ -191,7 +211,7 @@ def denoiser(
 
 
 def encode(model: Model, raw: Cond) -> Cond:
-    """What the network reads of a raw condition, see `Condition`; None stays None."""
+    """Encode a raw condition as the network reads it; None stays None."""
     if raw is None:
         return None
     return model.condition.encode(
@@ -206,23 +226,26 @@ def sample(
     rows: Rows,
     keys: jax.Array,
     *,
-    n: Any = None,
+    n: Array | int | None = None,
     scale: ArrayLike | None = None,
     hints: Sequence[Array] = (),
     strengths: Sequence[ArrayLike] = (),
     steering: Steering = PLAIN,
 ) -> Array:
-    """Draw images (B, H, W, C) in [-1, 1]; traceable, one image per key.
+    """Draw images from noise, one for each key. It can be traced.
 
     Args:
-        cond: raw condition of (B, ...) arrays, or None.
+        cond: raw condition of arrays (B, ...), or None.
         sampler, rows: a solver and its plan, see `diffjax.samplers`.
-        keys: typed keys (B,). An image depends on its own key only.
-        n: rows to run (traced); None for all.
-        scale: guidance by row (rows,), or None for none.
+        keys: typed keys (B,). An image depends on its own key alone.
+        n: number of rows to run, which may be traced; None for all.
+        scale: guidance scale by row (rows,), or None for no guidance.
         hints: (B, H, W, C) in [0, 1] for each of ``model.controls``.
-        strengths: of these, numbers or (rows,); 1 for all if there are none.
-        steering: what else steers it.
+        strengths: of the control networks, numbers or (rows,); all are 1 if it is empty.
+        steering: what else steers the denoiser.
+
+    Returns:
+        (B, H, W, C) in [-1, 1].
 
     Raises:
         ValueError: guidance of a model without a condition, or another number of hints than of
@@ -245,7 +268,7 @@ def sample(
             null=None if scale is None else encode(model, model.condition.null(cond)),
             scale=scale,
             controls=controls,
-            combine=_combine(model, steering),
+            combine=_choose_combination(model, steering),
             sequential=steering.sequential,
         )
     if steering.clip:
@@ -255,7 +278,8 @@ def sample(
     return jnp.clip(model.space.leave(model.frozen or {}, model.statistics or {}, x), -1, 1)
 
 
-def _combine(model: Model, steering: Steering) -> guidance.Combine:
+def _choose_combination(model: Model, steering: Steering) -> guidance.Combine:
+    """Choose how conditional and null prediction are combined: as published, or rescaled."""
     if not steering.rescale:
         return guidance.cfg
     return guidance.rescale(model.parameterization, steering.rescale)
@@ -264,6 +288,7 @@ def _combine(model: Model, steering: Steering) -> guidance.Combine:
 def _apply_controls(
     model: Model, hints: Sequence[Array], strengths: Sequence[ArrayLike], balance: str
 ) -> list[AppliedControl]:
+    """Join the control networks of a model with their hints and strengths."""
     chosen = BALANCES[balance]
     return [
         apply_control(
@@ -280,9 +305,10 @@ def _apply_controls(
 def _guide_by_classifier(
     log_prob: LogProb, denoise: Denoiser, model: Model, cond: Cond, scale: ArrayLike
 ) -> Denoiser:
+    """Guide a denoiser by the gradient of a classifier's log-likelihood of ``cond["label"]``."""
     params, label = cast(Any, model.frozen)["classifier"], cast(Any, cond)["label"]
 
-    def log_likelihood(z: Array, level: Level) -> Array:
+    def compute_log_likelihood(z: Array, level: Level) -> Array:
         return log_prob(params, z, level, label)
 
-    return guidance.classifier(denoise, log_likelihood, guidance.per_evaluation(scale))
+    return guidance.classifier(denoise, compute_log_likelihood, guidance.per_evaluation(scale))

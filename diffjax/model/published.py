@@ -11,13 +11,14 @@ from diffjax.pretrained.schedulers import Scheduler, load_scheduler
 
 
 def make_published_model(parts: Components, scheduler: Scheduler | None = None) -> Model:
-    """The model of a diffusers folder or a single file, with its parameters.
+    """Make the model of a diffusers folder or a single file, with its parameters.
 
     Its raw conditions are what ``model.condition.take`` makes of a batch with token ids (B, M),
     ``text``, and for XL also ``text_2`` and ``time_ids`` (B, 6); see
     `diffjax.pretrained.tokenizers`.
 
     Args:
+        parts: its networks, tokenizers and scheduler config.
         scheduler: in place of the model's own.
 
     Raises:
@@ -44,7 +45,7 @@ def make_published_model(parts: Components, scheduler: Scheduler | None = None) 
         network=unet,
         space=space,
         condition=make_text_condition(
-            nets, unet.token_dim, (first.start, first.end, first.pad), _added_shapes(parts)
+            nets, unet.token_dim, (first.start, first.end, first.pad), _list_added_shapes(parts)
         ),
         params=parts.unet.params,
         frozen={**frozen, "autoencoder": parts.vae.params},
@@ -53,7 +54,8 @@ def make_published_model(parts: Components, scheduler: Scheduler | None = None) 
     )
 
 
-def _added_shapes(parts: Components) -> dict[str, tuple[int, ...]]:
+def _list_added_shapes(parts: Components) -> dict[str, tuple[int, ...]]:
+    """List the shapes of what the UNet of XL reads of an image besides the context."""
     unet = parts.unet.net
     if not unet.added_dim:
         return {}

@@ -1,4 +1,8 @@
-"""Where diffusion happens: on pixels, or on the latents of a frozen autoencoder."""
+"""The space where diffusion happens: pixels, or the latents of a frozen autoencoder.
+
+Latent diffusion (Rombach et al. 2022) is the same model in another `Space`. Tasks enter it, samples
+leave it, and images of a condition are encoded in it.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, VQModel
-from diffjax.types import Array, ArrayLike, Frozen, Params, PyTree, Statistics, build_section
+from diffjax.types import Array, ArrayLike, Frozen, Params, Statistics, build_section
 
 AUTOENCODERS = {"kl": AutoencoderKL, "vq": VQModel}
 
 
 class Space(NamedTuple):
-    """What a diffusion model sees instead of images.
+    """What a diffusion model sees in place of images.
 
     Attributes:
-        shape: (h, w, c).
-        extra: initial statistics.
-        enter: ``(frozen, extra, key, batch) -> (x, extra)``, no gradient.
+        shape: (h, w, c) of a sample.
+        extra: initial statistics: ``latent_scale``, or none for pixels.
+        enter: ``(frozen, extra, key, batch) -> (x, extra)``, without a gradient. The statistics
+            come back with what was measured.
         encode: ``(frozen, extra, images) -> x`` without noise, for conditions.
         leave: ``(frozen, extra, x) -> images``.
         net: the autoencoder, or None for pixels.
@@ -30,14 +35,18 @@ class Space(NamedTuple):
 
     shape: tuple[int, int, int]
     extra: Mapping[str, Array]
-    enter: Callable[..., tuple[Array, PyTree]]
+    enter: Callable[..., tuple[Array, Statistics]]
     encode: Callable[..., Array]
     leave: Callable[..., Array]
     net: Autoencoder | None = None
 
 
-def pixels(image_shape: tuple[int, int, int]) -> Space:
-    """Images as they are."""
+def make_pixel_space(image_shape: tuple[int, int, int]) -> Space:
+    """Make the space of the images themselves.
+
+    Args:
+        image_shape: (H, W, C).
+    """
     return Space(
         image_shape,
         {},
@@ -48,17 +57,20 @@ def pixels(image_shape: tuple[int, int, int]) -> Space:
 
 
 def make_space(config: ConfigDict, image_shape: tuple[int, int, int]) -> Space:
-    """The space of a config: latents if it has a section ``autoencoder``, see `make_latent_space`.
+    """Make the space of a config: latents if it has a section ``autoencoder``, else pixels.
 
-    With ``autoencoder.scale`` 0 the scale is measured once, ``1 / std(z)`` of the first batch
+    With ``autoencoder.scale=0`` the scale is measured once, as ``1 / std(z)`` of the first batch
     (Rombach et al. 2022, appendix G), and kept in ``extra["latent_scale"]``.
 
+    Args:
+        image_shape: (H, W, C).
+
     Raises:
-        ValueError: unknown options, or images that the autoencoder cannot halve so often.
+        ValueError: unknown options, or sides that the factor of the autoencoder does not divide.
     """
     section = config.get("autoencoder", None)
     if not section:
-        return pixels(image_shape)
+        return make_pixel_space(image_shape)
     options = {k: v for k, v in dict(section).items() if k not in ("weights", "scale")}
     net = make_autoencoder(options, image_shape[-1])
     return make_latent_space(net, image_shape, section.get("scale", 0.0))
@@ -67,18 +79,20 @@ def make_space(config: ConfigDict, image_shape: tuple[int, int, int]) -> Space:
 def make_latent_space(
     net: Autoencoder, image_shape: tuple[int, int, int], scale: ArrayLike, shift: ArrayLike = 0.0
 ) -> Space:
-    """The latents ``scale (z - shift)`` of an autoencoder, ``frozen["autoencoder"]``.
+    """Make the space of the latents ``scale (z - shift)`` of an autoencoder.
 
-    A batch has either ``image``, or ``moments`` from `moments`, written to disk beforehand: the
-    same key draws the same posterior sample from either.
+    Its parameters are ``frozen["autoencoder"]``. A batch has either ``image``, or ``moments`` that
+    `encode_moments` made of it beforehand: the same key draws the same posterior sample from
+    either.
 
     Args:
         image_shape: (H, W, C).
-        scale: ``extra["latent_scale"]``, one number or one per channel; 0 to measure it.
-        shift: likewise.
+        scale: initial ``extra["latent_scale"]``, one number or one per channel. 0 measures it from
+            the first batch.
+        shift: mean of the latents, likewise; 0 for all but some published models.
 
     Raises:
-        ValueError: images that the autoencoder cannot halve so often.
+        ValueError: sides that the factor of the autoencoder does not divide.
     """
     height, width, _ = image_shape
     if height % net.factor or width % net.factor:
@@ -94,35 +108,35 @@ def make_latent_space(
 
     def enter(
         frozen: Frozen, extra: Statistics, key: jax.Array, batch: Mapping[str, Array]
-    ) -> tuple[Array, PyTree]:
+    ) -> tuple[Array, Statistics]:
         stored = batch.get("moments")
         if stored is None:
-            stored = moments(net, frozen["autoencoder"], batch["image"])
-        z = center(stop(draw(net, stored, key)))
+            stored = encode_moments(net, frozen["autoencoder"], batch["image"])
+        z = center(stop(draw_latents(net, stored, key)))
         scale = extra["latent_scale"]
         scale = jnp.where(scale > 0, scale, 1 / z.std())
         return z * scale, {**extra, "latent_scale": scale}
 
     def encode(frozen: Frozen, extra: Statistics, images: Array) -> Array:
-        stored = moments(net, frozen["autoencoder"], images)
+        stored = encode_moments(net, frozen["autoencoder"], images)
         return center(stop(stored[..., : shape[-1]])) * extra["latent_scale"]
 
     def leave(frozen: Frozen, extra: Statistics, x: Array) -> Array:
         z = x / extra["latent_scale"]
-        return _run(net, frozen["autoencoder"], z + shift if np.any(shift) else z, net.decode)
+        return _apply(net, frozen["autoencoder"], z + shift if np.any(shift) else z, net.decode)
 
     start = {"latent_scale": jnp.asarray(scale, jnp.float32)}
     return Space(shape, start, enter, encode, leave, net)
 
 
 def make_autoencoder(section: ConfigDict, channels: int) -> Autoencoder:
-    """The network of a config section ``{"name": "kl" | "vq", ...}``.
+    """Make the autoencoder of a config section ``{"name": "kl" | "vq", ...}``, without parameters.
 
     Args:
         channels: of the images.
 
     Raises:
-        ValueError: unknown name or options, listing the choices.
+        ValueError: unknown name or options; the message lists the choices.
     """
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(section).items()}
     name = str(options.pop("name"))
@@ -131,25 +145,30 @@ def make_autoencoder(section: ConfigDict, channels: int) -> Autoencoder:
     return build_section("autoencoder", name, AUTOENCODERS, options)
 
 
-def moments(net: Autoencoder, params: Params, images: Array) -> Array:
-    """What is worth storing of the latents: (B, h, w, 2C) mean and log-variance, or (B, h, w, C).
+def encode_moments(net: Autoencoder, params: Params, images: Array) -> Array:
+    """Encode images as what is worth storing of their latents.
 
-    A codebook's latents are not yet quantised: a diffusion model learns those, and the decoder
-    quantises what it makes.
+    A KL autoencoder gives mean and log-variance of the posterior, (B, h, w, 2C). A codebook gives
+    its latents before they are quantised, (B, h, w, C): a diffusion model learns those, and the
+    decoder quantises what it draws.
     """
-    code = _run(net, params, images, net.encode)
+    code = _apply(net, params, images, net.encode)
     if isinstance(net, VQModel):
         return code
     return jnp.concatenate([code.mean, code.logvar], axis=-1)
 
 
-def draw(net: Autoencoder, stored: Array, key: jax.Array) -> Array:
-    """A sample (B, h, w, C) of `moments`."""
+def draw_latents(net: Autoencoder, stored: Array, key: jax.Array) -> Array:
+    """Draw latents (B, h, w, C) from stored moments: ``mean + exp(logvar / 2) eps``.
+
+    Latents of a codebook are returned as they are.
+    """
     if isinstance(net, VQModel):
         return stored
     mean, logvar = jnp.split(stored, 2, axis=-1)
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
 
-def _run(net: Autoencoder, params: Params, value: Array, method: Any) -> Any:
+def _apply(net: Autoencoder, params: Params, value: Array, method: Any) -> Any:
+    """Call a method of an autoencoder with its parameters."""
     return net.apply({"params": params}, value, method=method)

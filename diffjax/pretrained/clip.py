@@ -1,13 +1,12 @@
 """Load both halves of CLIP from a folder of transformers' CLIPModel.
 
-CLIP scores (`diffjax.metrics.clip`) compare the embeddings of images and texts. The text encoders
-of Stable Diffusion are loaded by `pipelines` instead.
+CLIP scores (`diffjax.metrics.clip_similarity`) compare the embeddings of images and texts. The text
+encoders of Stable Diffusion are loaded by `pipelines` instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from diffjax.nets.vision import CLIPVision, clip_input
 from diffjax.pretrained.config_specs import NETWORK, check_counts
 from diffjax.pretrained.configs import trace_params
 from diffjax.pretrained.files import StrPath, Weights, open_folder, resolve_inside
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.state_dict import from_state_dict
 from diffjax.types import Array, Config, Module, Params
 from diffjax.untrusted import check, naming, read_json
@@ -44,14 +44,14 @@ def load_clip(folder: StrPath) -> CLIP:
     it.
 
     Args:
-        folder: the folder of a CLIPModel.
+        folder: the folder of a CLIPModel, or its name on the Hub.
 
     Raises:
         FileNotFoundError: the folder lacks config.json or weights.
         ValueError: the folder is not of CLIP, or its weights do not fit the config, are damaged, or
             are pickles.
     """
-    path = Path(folder)
+    path = download(folder)
     file = resolve_inside(path, "config.json")
     config = read_json(file)
     if not all(isinstance(config.get(name), dict) for name in ("text_config", "vision_config")):

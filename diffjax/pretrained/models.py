@@ -29,6 +29,7 @@ from diffjax.pretrained.files import (
     split_shards,
     write_json,
 )
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.state_dict import Place, from_state_dict, iterate_state
 from diffjax.types import JsonObject, Params, summarize
 from diffjax.untrusted import naming, read_json
@@ -77,7 +78,7 @@ def load_model(
     one of them beside the result.
 
     Args:
-        folder: the folder of the network.
+        folder: the folder of the network, or a name on the Hub.
         variant: part of the file names, such as ``"fp16"``.
         dtype: type of the parameters and of the computation.
         sharding: one sharding for all parameters, or ``(key, shape) -> sharding``. None is the
@@ -88,7 +89,7 @@ def load_model(
         ValueError: the config is not supported, or the weights do not fit it, are damaged, or are
             pickles.
     """
-    path = Path(folder)
+    path = download(folder, variant=variant)
     file = resolve_inside(path, "config.json")
     config = read_json(file)
     with naming(file):

@@ -9,6 +9,7 @@ follows from the family of the model, and the user names a tokenizer.
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ from diffjax.pretrained.files import (
     open_safetensors,
     resolve_inside,
 )
+from diffjax.pretrained.hub import download
+from diffjax.pretrained.hub_files import NETWORKS, TOKENIZERS
 from diffjax.pretrained.models import Component, Sharding, load_model
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.recognise import READ, describe_folder, name_family
@@ -74,11 +77,14 @@ def load_components(
     prediction: str | None = None,
     sharding: Sharding | None = None,
     vae: StrPath | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
 ) -> Components:
     """Load all parts of a model from a diffusers folder, or from a single .safetensors file.
 
     Args:
-        path: the folder or the file.
+        path: the folder or the file, or a name on the Hub; so may tokenizer and vae be.
         dtype: type of weights and computation. The autoencoder stays float32 where its config says
             that it overflows in float16.
         variant: part of the file names in a folder, such as ``"fp16"``. If some networks have files
@@ -89,20 +95,28 @@ def load_components(
             v_prediction. With epsilon they are the 512-pixel base model.
         sharding: see `load_model`.
         vae: folder or file of an autoencoder in place of the model's own; see `load_vae`.
+        revision, token, local_files_only: of names on the Hub; see `download`. The revision is
+            that of ``path``.
 
     Raises:
+        ConfigError: the Hub has no such model; see `download`.
         FileNotFoundError: a file is missing.
         ValueError: a part is missing or not supported, its weights do not fit, or the path holds
             something else; the message says what it is.
     """
-    source = Path(path)
+    fetch = partial(download, token=token, local_files_only=local_files_only)
+    parts = [name for name in NETWORKS if name != "vae" or vae is None]
+    parts += ["scheduler", *(TOKENIZERS if tokenizer is None else ())]
+    source = fetch(path, parts=parts, variant=variant, revision=revision)
+    tokenizer = tokenizer and fetch(tokenizer, parts=TOKENIZERS)
+    vae = vae and fetch(vae, parts=("vae",), variant=variant, fall_back=True)
     if source.is_dir():
-        parts = _load_folder(source, dtype, variant, tokenizer, sharding, vae)
+        found = _load_folder(source, dtype, variant, tokenizer, sharding, vae)
     else:
-        parts = _load_file(source, dtype, tokenizer, prediction, sharding, vae)
+        found = _load_file(source, dtype, tokenizer, prediction, sharding, vae)
     if prediction:
-        parts = parts._replace(scheduler={**parts.scheduler, "prediction_type": prediction})
-    return parts
+        found = found._replace(scheduler={**found.scheduler, "prediction_type": prediction})
+    return found
 
 
 def _load_folder(

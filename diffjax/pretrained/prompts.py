@@ -18,6 +18,7 @@ import numpy as np
 from diffjax import lora
 from diffjax.nets.text import CLIPText, TextFeatures
 from diffjax.pretrained.files import StrPath
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.recognise import WORD, describe_keys
@@ -236,14 +237,15 @@ def add_concept(
         ValueError: the file has no embedding of an encoder's width, an encoder knows the word
             already, the file holds several words and ``name`` is set, or it holds something else.
     """
-    words = _read_words(Path(path), name, allow_legacy_pickle)
+    file = download(path, pickles=allow_legacy_pickle)
+    words = _read_words(file, name, allow_legacy_pickle)
     for word, rows in words.items():
         used: set[str] = set()
         new = []
         for encoder in encoders:
-            key = _choose_key(encoder, rows, Path(path))
+            key = _choose_key(encoder, rows, file)
             used.add(key)
-            new.append(_add_rows(encoder, word, rows[key], Path(path)))
+            new.append(_add_rows(encoder, word, rows[key], file))
         # A refiner has the second encoder only.
         spare = {key for key in rows if key not in used and not (key == "clip_l" and used)}
         if spare:

@@ -1,10 +1,14 @@
-"""What the batches of a config hold: their shapes, random ones, and those of training."""
+"""The batches of a config: their shapes, random ones for smoke runs, and those that training reads.
+
+`make_abstract_batch` says what a batch holds before any data are read; the trainer compiles its
+step for these shapes. `start_batches` turns a data set (`runs.sources`) into the stream of batches
+that `diffjax.train.train` asks for, step by step.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +16,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax import data
-from diffjax.model.condition import ENCODERS, added_shapes, embedding_shapes
-from diffjax.runs.hints import hint_shape, make_hints
-from diffjax.tasks import task_kind
-from diffjax.train.loop import Batches
+from diffjax.model.condition import ENCODERS, list_added_shapes, list_embedding_shapes
+from diffjax.runs.hints import make_hints, read_hint_shape
+from diffjax.tasks import find_task_kind
 from diffjax.train.sharding import find_host_share
-from diffjax.types import ConfigError
+from diffjax.train.training_loop import Batches
+from diffjax.types import Batch, ConfigError
 
 NOISE = "noise"  # the name of the data of smoke runs
 
 
 def read_image_shape(cfg: ConfigDict) -> tuple[int, int, int]:
-    """(H, W, C) of a config's data.
+    """Read the shape (H, W, C) of the images from ``config.data``.
 
     Raises:
         ConfigError: ``config.data.image_size`` is neither a number of pixels nor (height, width).
@@ -35,38 +39,63 @@ def read_image_shape(cfg: ConfigDict) -> tuple[int, int, int]:
     return height, width, cfg.data.channels
 
 
-def _texts(cfg: ConfigDict) -> dict[str, ConfigDict]:
-    """The text encoders' sections, by the name of their token ids."""
+def _select_texts(cfg: ConfigDict) -> dict[str, ConfigDict]:
+    """Select the sections of the text encoders, keyed by the entry of a batch with their token ids.
+
+    A config without a section ``cond`` (an autoencoder) has none.
+    """
     part = cfg.get("cond", {})  # which a first stage has not
     return {entry: part[entry] for entry in ENCODERS if part.get(entry)}
 
 
-def _vectors(cfg: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Shapes of what the network is told that is no token."""
+def _list_vector_shapes(cfg: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """List the shapes, per image, of the float entries of a batch besides the image and the hint.
+
+    These are the size embeddings of Stable Diffusion XL (``time_ids``), or the embeddings that were
+    made beforehand (``cond.context=given``). Keys are the entries of a batch.
+    """
     kind = cfg.cond.context if "cond" in cfg else ""
     if kind == "clip_xl":
-        return {"time_ids": added_shapes(cfg)["time_ids"]}
-    return embedding_shapes(cfg) if kind == "given" else {}
+        return {"time_ids": list_added_shapes(cfg)["time_ids"]}
+    return list_embedding_shapes(cfg) if kind == "given" else {}
 
 
 def make_buckets(cfg: ConfigDict) -> data.Buckets | None:
-    """Aspect ratios that the images are cropped to; None for squares."""
+    """Make the aspect-ratio buckets that images are cropped to; None if there is one size."""
     step = cfg.data.bucket_step
     return data.Buckets(step, cfg.data.bucket_ratio) if step else None
 
 
-def abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a training batch of ``size`` examples."""
-    shapes: dict[str, tuple[int, ...]] = {"image": read_image_shape(cfg), **_vectors(cfg)}
-    if task_kind(cfg).takes_hints:
-        shapes["hint"] = hint_shape(cfg, shapes["image"])
+def make_abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Describe a training batch by the shapes and types of its entries, without data.
+
+    Args:
+        size: number of examples B.
+
+    Returns:
+        ``image`` (B, H, W, C) float32; ``label`` (B,) int32; token ids (B, M) int32 for each text
+        encoder; the float entries of the condition; and ``hint`` if the task takes hints.
+    """
+    shapes: dict[str, tuple[int, ...]] = {
+        "image": read_image_shape(cfg),
+        **_list_vector_shapes(cfg),
+    }
+    if find_task_kind(cfg).takes_hints:
+        shapes["hint"] = read_hint_shape(cfg, shapes["image"])
     batch = {k: jax.ShapeDtypeStruct((size, *v), jnp.float32) for k, v in shapes.items()}
-    numbers = {"label": (), **{k: (text.positions,) for k, text in _texts(cfg).items()}}
+    numbers = {"label": (), **{k: (text.positions,) for k, text in _select_texts(cfg).items()}}
     return batch | {k: jax.ShapeDtypeStruct((size, *v), jnp.int32) for k, v in numbers.items()}
 
 
 def make_noise(cfg: ConfigDict, count: int = 64) -> data.Source:
-    """Random images of a config's shape, for smoke runs that need no data set."""
+    """Make a data set of random images in the shapes of a config, for runs that need no real data.
+
+    Images are uniform over the grey levels, labels over the classes and token ids over the
+    vocabulary; embeddings are standard normal. The seed is fixed, so every call returns the same.
+
+    Args:
+        count: number of images.
+    """
     rng, classes = np.random.default_rng(0), cfg.data.num_classes
     source = data.from_arrays(
         rng.integers(0, cfg.data.levels, (count, *read_image_shape(cfg)), np.uint8),
@@ -76,9 +105,9 @@ def make_noise(cfg: ConfigDict, count: int = 64) -> data.Source:
     )
     drawn: dict[str, np.ndarray] = {
         name: rng.integers(0, text.vocabulary, (count, text.positions), np.int32)
-        for name, text in _texts(cfg).items()
+        for name, text in _select_texts(cfg).items()
     }
-    for name, shape in _vectors(cfg).items():
+    for name, shape in _list_vector_shapes(cfg).items():
         drawn[name] = rng.standard_normal((count, *shape)).astype("f4")
     if not drawn:
         return source
@@ -88,12 +117,21 @@ def make_noise(cfg: ConfigDict, count: int = 64) -> data.Source:
 
 
 def start_batches(cfg: ConfigDict, source: data.Source) -> Batches:
-    """``(step, sharding) -> iterator`` of training batches, placed on the devices ahead of use."""
-    hints = make_hints(cfg) if task_kind(cfg).takes_hints else None
+    """Make the function that the trainer calls to get its batches.
 
-    def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, Any]]:
+    Args:
+        source: the training data, see `runs.load_source`.
+
+    Returns:
+        ``(step, sharding) -> iterator`` of batches from that step on. A batch is a function of
+        ``(config.seed, step)``. Each process reads its own share, and batches are placed on the
+        devices before they are needed.
+    """
+    hints = make_hints(cfg) if find_task_kind(cfg).takes_hints else None
+
+    def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         part, parts = find_host_share(sharding, cfg.data.batch_size)
-        host = data.batches(
+        host: Iterator[Batch] = data.batches(
             source,
             batch_size=cfg.data.batch_size,
             seed=cfg.seed,

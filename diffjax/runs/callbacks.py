@@ -1,9 +1,14 @@
-"""What a run looks at and measures of its model while it trains."""
+"""The callbacks of a training run: pictures of the model and measures of it, made as it trains.
+
+The trainer calls them every ``train.sample_every`` and ``train.evaluate_every`` steps with the
+state, the frozen parameters and the step. Both use the averaged parameters (EMA) and a few steps
+of DDIM, so that they cost little beside the training.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,41 +17,46 @@ from diffjax import metrics
 from diffjax.evaluation import measure_distance
 from diffjax.evaluation.hint_fidelity import measure_control
 from diffjax.evaluation.image_grids import save_png, tile
+from diffjax.model.image_maker import Compiled
 from diffjax.runs import control_examples, first_stage, real_images
-from diffjax.runs.drawing import Drawer, with_sample
-from diffjax.runs.states import assemble
-from diffjax.tasks import task_kind
+from diffjax.runs.drawing import Drawer, replace_sample
+from diffjax.runs.states import assemble_trained
+from diffjax.tasks import find_task_kind
 from diffjax.train import Reporter, State, hosts
-from diffjax.train.loop import OnEvaluate, OnSample
-from diffjax.types import ConfigError
+from diffjax.train.training_loop import OnEvaluate, OnSample
+from diffjax.types import ConfigError, Frozen
 
 PREVIEW_STEPS = 50
 MOST, MOST_CONTROLLED = 64, 16  # images of a preview
 
 
 def choose_preview(cfg: ConfigDict, folder: Path) -> OnSample | None:
-    """Callback that writes a picture of what the averaged parameters make; None if nothing.
+    """Choose the callback that writes a preview of what the averaged parameters draw.
 
-    Samples of a ControlNet stand below the hints of test images that control them.
+    A diffusion model draws a grid of samples. A ControlNet draws samples below the hints of the
+    test images that control them. An autoencoder shows test images above their reconstructions.
 
     Args:
-        folder: workdir, which gets samples/STEP.png.
+        folder: workdir of the run; pictures are written to samples/STEP.png.
+
+    Returns:
+        The callback, or None if the task has nothing to show.
     """
-    kind = task_kind(cfg)
+    kind = find_task_kind(cfg)
     if kind.reconstructs:
         return first_stage.make_preview(cfg, folder)
     if kind.assemble is None:
         return None
     preview = _shorten(cfg)
-    compiled: dict[Any, Any] = {}
+    compiled: Compiled = {}
     num, columns, above = min(cfg.sample.num, MOST), None, []
     if kind.takes_hints:
         num = columns = min(cfg.sample.num, MOST_CONTROLLED)
         hints = control_examples.take_examples(cfg, num, folder)["hint"]
         above = [control_examples.draw_hints(hints, cfg.data.channels)]
 
-    def write(state: State, frozen: Any, step: int, reporter: Reporter) -> None:
-        drawer = Drawer(preview, assemble(cfg, state, frozen), folder, compiled=compiled)
+    def write(state: State, frozen: Frozen | None, step: int, reporter: Reporter) -> None:
+        drawer = Drawer(preview, assemble_trained(cfg, state, frozen), folder, compiled=compiled)
         images = drawer.draw(num=num, batch_size=num, progress=f"preview at step {step}")
         if not hosts.is_writer():
             return
@@ -58,15 +68,21 @@ def choose_preview(cfg: ConfigDict, folder: Path) -> OnSample | None:
 
 
 def choose_evaluation(cfg: ConfigDict, folder: Path) -> OnEvaluate | None:
-    """Callback that measures samples of the averaged parameters; None if it is not asked for.
+    """Choose the callback that measures samples of the averaged parameters.
 
-    Distances are those of our own small classifier, with every image seed the same, so that the
-    values of a run compare with each other.
+    Distances are Frechet distances in the features of the small classifier that comes with diffjax.
+    All evaluations of a run draw with the same seeds, so that their values can be compared.
+
+    Args:
+        folder: workdir of the run.
+
+    Returns:
+        The callback, which returns numbers by name, or None if ``train.evaluate_every`` is 0.
 
     Raises:
         ConfigError: there is no classifier for this data set.
     """
-    kind = task_kind(cfg)
+    kind = find_task_kind(cfg)
     if not cfg.train.evaluate_every:
         return None
     if kind.reconstructs:
@@ -78,11 +94,11 @@ def choose_evaluation(cfg: ConfigDict, folder: Path) -> OnEvaluate | None:
     if not cfg.eval.features:
         raise ConfigError("train.evaluate_every needs a classifier: config.eval.features")
     network, num = metrics.feature_network(cfg.eval.features), cfg.eval.loop_num
-    (real, _), quick = real_images.take(cfg, num), _shorten(cfg)
-    compiled: dict[Any, Any] = {}
+    (real, _), quick = real_images.take_images(cfg, num), _shorten(cfg)
+    compiled: Compiled = {}
 
-    def measure(state: State, frozen: Any, step: int) -> dict[str, float]:
-        model = assemble(cfg, state, frozen)
+    def measure(state: State, frozen: Frozen | None, step: int) -> dict[str, float]:
+        model = assemble_trained(cfg, state, frozen)
         drawer = Drawer(quick, model, folder, compiled=compiled)
         images = drawer.draw(num=num, progress=f"evaluation at step {step}")
         return _keep_numbers(measure_distance(network, images, real, model.num_classes))
@@ -91,33 +107,37 @@ def choose_evaluation(cfg: ConfigDict, folder: Path) -> OnEvaluate | None:
 
 
 def _measure_controlled(cfg: ConfigDict, folder: Path) -> OnEvaluate:
-    """Measures how hints of test images are kept to, with and without the prompt."""
+    """Make the callback of a ControlNet: how well images follow the hints of test images.
+
+    Each evaluation draws twice, with the prompt (or class) of the test image and without it.
+    """
     batch = control_examples.take_examples(cfg, cfg.eval.loop_num, folder)
     hints, features = batch["hint"], cfg.eval.features
     network = metrics.feature_network(features) if features else None
-    compiled: dict[Any, Any] = {}
+    compiled: Compiled = {}
 
-    def measure(state: State, frozen: Any, step: int) -> dict[str, float]:
-        model = assemble(cfg, state, frozen)
+    def measure(state: State, frozen: Frozen | None, step: int) -> dict[str, float]:
+        model = assemble_trained(cfg, state, frozen)
         drawer = Drawer(_shorten(cfg), model, folder, compiled=compiled)
 
         def draw(prompt: bool) -> np.ndarray:
-            inputs = control_examples.give_inputs(model, batch, [hints], prompt=prompt)
+            inputs = control_examples.make_input_reader(model, batch, [hints], prompt=prompt)
             return drawer.draw(num=len(hints), inputs=inputs)
 
-        def keep_to(images: np.ndarray) -> dict[str, float]:
+        def measure_hints(images: np.ndarray) -> dict[str, float]:
             return control_examples.measure_hints(cfg, hints, images)
 
-        return measure_control(draw, keep_to, network=network, real=batch["image"])
+        return measure_control(draw, measure_hints, network=network, real=batch["image"])
 
     return measure
 
 
 def _shorten(cfg: ConfigDict) -> ConfigDict:
-    """The config with few steps of DDIM, for looks at a model in training."""
+    """Return the config with at most `PREVIEW_STEPS` steps of deterministic DDIM."""
     steps = min(PREVIEW_STEPS, cfg.sample.steps)
-    return with_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
+    return replace_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
 
 
-def _keep_numbers(found: dict[str, Any]) -> dict[str, float]:
+def _keep_numbers(found: Mapping[str, object]) -> dict[str, float]:
+    """Select the entries that are floats, which is what the log can hold."""
     return {k: v for k, v in found.items() if isinstance(v, float)}

@@ -1,4 +1,9 @@
-"""The classes of a run: how many, and their names, which its workdir keeps in classes.json."""
+"""The classes of a run: their number and names, which the workdir keeps in classes.json.
+
+A run that was trained on a folder of images knows its classes by the names of the sub-folders.
+Sampling and evaluation read them from the workdir, so that label 3 stays the class that it was
+even if the folder has changed since.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from ml_collections import ConfigDict
 
 from diffjax import data
 from diffjax.runs.record import is_trained
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
 from diffjax.train import hosts
 from diffjax.types import ConfigError
 from diffjax.writing import write_atomically
@@ -20,14 +25,17 @@ NAMED = 20  # classes in a message
 
 
 def uses_labels(cfg: ConfigDict) -> bool:
-    """Whether a config's model is told the class of an image, or has to find it."""
-    if task_kind(cfg).reads_labels:
+    """Whether the model of a config reads the class of an image, or has to predict it."""
+    if find_task_kind(cfg).reads_labels:
         return True
     return "cond" in cfg and bool(cfg.network.conditional or cfg.cond.context == "label")
 
 
 def check_classes(cfg: ConfigDict, source: data.Source) -> None:
-    """See that the data have as many classes as the config says, if it uses them.
+    """Check that the data have as many classes as the config says, if the model uses classes.
+
+    Args:
+        source: the data set that was loaded for the config.
 
     Raises:
         ConfigError: they have more or fewer.
@@ -47,15 +55,20 @@ def check_classes(cfg: ConfigDict, source: data.Source) -> None:
 
 
 def _list_names(names: tuple[str, ...]) -> str:
+    """Join names for a message, at most `NAMED` of them."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
 
 def read_known_classes(cfg: ConfigDict, folder: Path | None) -> tuple[str, ...]:
-    """Names of the classes that the run in a workdir was trained with; none if it has no file.
+    """Read the class names that the run in a workdir was trained with.
+
+    Returns:
+        The names in the order of their labels; empty if there is no workdir, nothing was trained
+        there, the run has no names, or ``train.override`` lets the data differ.
 
     Raises:
-        ConfigError: the file is damaged.
+        ConfigError: classes.json is damaged.
     """
     if folder is None or not is_trained(folder) or cfg.train.override:
         return ()
@@ -63,7 +76,7 @@ def read_known_classes(cfg: ConfigDict, folder: Path | None) -> tuple[str, ...]:
 
 
 def read_classes(folder: Path) -> tuple[str, ...]:
-    """The class names in a workdir; none if it has no file.
+    """Read classes.json of a workdir: names in the order of their labels, or none without the file.
 
     Raises:
         ConfigError: the file is damaged.
@@ -81,7 +94,10 @@ def read_classes(folder: Path) -> tuple[str, ...]:
 
 
 def keep_classes(cfg: ConfigDict, folder: Path, source: data.Source) -> None:
-    """Store the class names of the training data in a workdir, and log them."""
+    """Log the class names of the training data, and store them if the model uses them.
+
+    Only the first process writes. Data without class names write nothing.
+    """
     names = source.class_names
     if not names or not hosts.is_writer():
         return
@@ -93,14 +109,18 @@ def keep_classes(cfg: ConfigDict, folder: Path, source: data.Source) -> None:
 
 
 def find_class(label: str, names: tuple[str, ...], count: int) -> int:
-    """The number of a class that is called by its name or number.
+    """Find the label of a class that a user named.
 
     Args:
-        names: of the classes, if they have any.
-        count: of the classes.
+        label: the name of the class, or its number in decimal digits. A name takes precedence.
+        names: names of the classes in the order of their labels; empty if they have none.
+        count: number of classes.
+
+    Returns:
+        The label, in ``0 .. count - 1``.
 
     Raises:
-        ConfigError: there is no such class.
+        ConfigError: there is no such class; the message lists those that there are.
     """
     if label in names:
         return names.index(label)

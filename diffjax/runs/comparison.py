@@ -1,4 +1,8 @@
-"""Runs beside each other: what differs between them, their numbers, curves, and the best one."""
+"""Tables and curves that compare runs: what differs between their configs, and what they measured.
+
+`experiments.report` and `experiments.sweep` show them. Everything is read from the files of the
+workdirs (config.json, metrics.jsonl, evaluation.json); nothing is computed anew.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from diffjax.evaluation import plots
-from diffjax.types import ConfigError, choose
+from diffjax.types import ConfigError, JsonObject, choose
 from diffjax.writing import read_json_lines
 
 INCEPTIONS_OWN = ("fid", "rfid", "sfid", "kid")  # names that no other network's measures have
@@ -18,15 +22,24 @@ Row = Mapping[str, Any]  # values by title, of one run
 
 
 class RunSummary(Protocol):
-    """A run of a sweep, see `diffjax.launch.manifest.SweepRun`."""
+    """What is needed of a run of a sweep; `diffjax.launch.manifest.SweepRun` has it.
+
+    Attributes:
+        name: of its folder in that of the sweep.
+        status: waiting, running, done or failed.
+        tries: how often it was started.
+    """
 
     name: str
     status: str
     tries: int
 
 
-def read_last_metrics(folder: Path) -> dict[str, Any]:
-    """The newest line of a run's log, {} if there is none."""
+def read_last_metrics(folder: Path) -> JsonObject:
+    """Read the newest complete line of metrics.jsonl in a workdir; empty if there is none.
+
+    A line that is being written is skipped. Only the last 8 KiB of the file are read.
+    """
     path = folder / "metrics.jsonl"
     if not path.exists():
         return {}
@@ -42,10 +55,12 @@ def read_last_metrics(folder: Path) -> dict[str, Any]:
 
 
 def read_measures(folder: Path) -> dict[str, float]:
-    """Every number of a run: those of its evaluation, and the last ones of its log.
+    """Read every number of a run: those of its evaluation, and the last ones of its log.
 
-    Inception's are ``fid``, ``rfid``, ``sfid``, ``kid``, and the others ``inception.precision`` and
-    so on, because our own networks' have the same names.
+    Returns:
+        Numbers by name. Metrics of Inception are ``fid``, ``rfid``, ``sfid`` and ``kid``, and else
+        have the prefix ``inception.`` (``inception.precision``), because the metrics of our own
+        networks have the same names.
     """
     path = folder / "evaluation.json"
     evaluated = json.loads(path.read_text()) if path.exists() else {}
@@ -58,12 +73,15 @@ def read_measures(folder: Path) -> dict[str, float]:
 
 
 def read_measure(folder: Path, metric: str) -> float | None:
-    """A number of a run; None if the run does not have it."""
+    """Read one number of a run by its name in `read_measures`; None if the run does not have it."""
     return read_measures(folder).get(metric)
 
 
 def find_best(rows: Sequence[Row], metric: str, mode: str) -> Row | None:
-    """The row with the best finite value, or None.
+    """Find the row with the best finite value of a metric; None if no row has one.
+
+    Args:
+        mode: ``min`` or ``max``, whether the smallest or the largest value is best.
 
     Raises:
         ValueError: unknown mode.
@@ -73,8 +91,11 @@ def find_best(rows: Sequence[Row], metric: str, mode: str) -> Row | None:
     return pick(good, key=lambda row: float(row[metric])) if good else None
 
 
-def collect_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """One row per run: its name, what differs between their configs, and its numbers.
+def collect_rows(folders: Sequence[Path]) -> list[JsonObject]:
+    """Make a table with one row per run.
+
+    A row holds the name of the run (``run``), the config values in which the runs differ (by dotted
+    key), and the numbers of `read_measures`.
 
     Raises:
         ConfigError: a folder is not a run.
@@ -91,15 +112,20 @@ def collect_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
     ]
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: object, prefix: str = "") -> dict[str, object]:
+    """Flatten nested dicts to values by dotted key."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     flat = [_flatten(v, f"{prefix}.{k}" if prefix else k) for k, v in tree.items()]
     return {key: value for part in flat for key, value in part.items()}
 
 
-def list_progress(folder: Path, runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
-    """How far each run of a sweep is."""
+def list_progress(folder: Path, runs: Sequence[RunSummary]) -> list[JsonObject]:
+    """Make a table of how far each run of a sweep has come: step, loss, speed and number of tries.
+
+    Args:
+        folder: of the sweep; each run has a folder of its name in it.
+    """
     rows = []
     for run in runs:
         last = read_last_metrics(folder / run.name)
@@ -117,7 +143,11 @@ def list_progress(folder: Path, runs: Sequence[RunSummary]) -> list[dict[str, An
 
 
 def plot_curves(folders: Sequence[Path], metric: str) -> bytes:
-    """PNG of a logged metric of every run against the step."""
+    """Plot a logged metric of every run against the step.
+
+    Returns:
+        The plot as the bytes of a PNG. Runs are labelled by the names of their folders.
+    """
     figure, axis = plots.start(8, 4.5)
     for folder in folders:
         rows = [r for r in read_json_lines(folder / "metrics.jsonl") if metric in r]

@@ -1,4 +1,8 @@
-"""What a ControlNet is looked at with: hints of test images, and how images keep to them."""
+"""Test images with their hints, for looking at a ControlNet and measuring how it follows hints.
+
+The callbacks of training and `experiments.control` draw with these hints; `measure_hints` then
+compares the hints with the images that were drawn.
+"""
 
 from __future__ import annotations
 
@@ -11,46 +15,72 @@ from ml_collections import ConfigDict
 
 from diffjax import data
 from diffjax.evaluation.hint_fidelity import measure_fidelity
-from diffjax.model import Inputs, Model
+from diffjax.model import ImageInputs, Model
 from diffjax.runs.hints import make_hints
 from diffjax.runs.sources import load_test_source
 
 
 def take_examples(cfg: ConfigDict, count: int, folder: Path | None = None) -> dict[str, np.ndarray]:
-    """Image, label and hint of the first test images."""
+    """Take the first test images with their labels and conditions, and compute their hints.
+
+    Args:
+        count: number of images N; a smaller data set is repeated.
+        folder: workdir of the run, which knows its classes and words; None outside of a run.
+
+    Returns:
+        A batch whose ``hint`` is (N, H, W, C) in [0, 1].
+    """
     source = load_test_source(cfg, folder=folder)
     batch = data.batch_of(source, np.arange(count) % len(source))
     return {**batch, "hint": make_hints(cfg)(batch)}
 
 
-def give_inputs(
+def make_input_reader(
     model: Model, batch: dict[str, np.ndarray], hints: Sequence[np.ndarray], *, prompt: bool = True
-) -> Callable[[np.ndarray], Inputs]:
-    """What images number ``index`` are made of: the conditions of a batch, and hints.
+) -> Callable[[np.ndarray], ImageInputs]:
+    """Make the function that gives each image its condition and hints.
 
     Args:
-        hints: (N, H, W, C) for each control network.
-        prompt: whether the base is told the condition.
+        batch: examples with what the model's condition needs, see `take_examples`.
+        hints: for each control network of the model, (N, H, W, C) in [0, 1].
+        prompt: whether the base is told the condition. If not, it gets the null condition.
+
+    Returns:
+        ``index -> ImageInputs`` of the images number ``index`` (B,), on the host. Example
+        ``index % N`` is used.
     """
     raw = model.condition.take(batch, jax.random.key(0))
     raw = raw if prompt or not raw else model.condition.null(raw)
-    whole = jax.tree.map(np.asarray, Inputs(raw, list(hints)))
+    whole = jax.tree.map(np.asarray, ImageInputs(raw, list(hints)))
 
-    def read(index: np.ndarray) -> Inputs:
-        picked: Inputs = jax.tree.map(lambda leaf: leaf[index % len(leaf)], whole)
+    def read(index: np.ndarray) -> ImageInputs:
+        picked: ImageInputs = jax.tree.map(lambda leaf: leaf[index % len(leaf)], whole)
         return picked
 
     return read
 
 
 def measure_hints(cfg: ConfigDict, hints: np.ndarray, images: np.ndarray) -> dict[str, float]:
-    """Edge F1 or mask IoU between hints and images, see `measure_fidelity`."""
+    """Measure how well images follow hints, by the metric of the kind of hint.
+
+    Args:
+        hints: (N, H, W, C) in [0, 1].
+        images: (N, H, W, C) in [-1, 1].
+
+    Returns:
+        ``edge_f1`` for edges or ``mask_iou`` for masks, in [0, 1], see
+        `evaluation.hint_fidelity.measure_fidelity`.
+    """
     of_shapes = cfg.data.name.startswith("shapes")
     return measure_fidelity(cfg.control.hint, hints, images, of_shapes=of_shapes)
 
 
 def draw_hints(hints: np.ndarray, channels: int) -> np.ndarray:
-    """Hints as images in [-1, 1]; of several channels, the largest one's number as a grey level."""
+    """Turn hints into images in [-1, 1], (N, H, W, C) with ``channels`` channels.
+
+    A hint with several channels that is not RGB (a semantic map) becomes grey: each pixel shows the
+    number of its largest channel.
+    """
     if hints.shape[-1] not in (1, 3):
         hints = hints.argmax(-1, keepdims=True) / max(hints.shape[-1] - 1, 1)
     hints = hints if hints.shape[-1] == channels else hints.mean(-1, keepdims=True)

@@ -1,8 +1,9 @@
 """A trained model in one file: averaged weights as safetensors, with the config that made them.
 
-The weights carry diffusers' names. The task's own statistics (a measured latent scale, batch-norm
-averages) follow under ``extra`` keys, and the autoencoder of latent diffusion under ``frozen.``;
-optimiser state and the base of a ControlNet are left out.
+The weights carry diffusers' names. The statistics of the task (a measured latent scale, batch-norm
+averages) follow under keys that begin with ``extra``, and what the model reads but does not train,
+such as the autoencoder of latent diffusion, under ``frozen.``. The config and the step are in the
+metadata of the file. The state of the optimiser and the base of a ControlNet are left out.
 """
 
 from __future__ import annotations
@@ -27,15 +28,21 @@ _STEP, _FROZEN = "diffjax.step", "frozen."
 
 
 def _list_extra_keys(extra: Statistics) -> list[str]:
+    """List the keys that statistics have in a file, in the order of `jax.tree.leaves`."""
     paths = jax.tree_util.tree_flatten_with_path(extra)[0]
     return ["extra" + jax.tree_util.keystr(path) for path, _ in paths]
 
 
 def write_export(path: Path, cfg: ConfigDict, state: State, frozen: Params | None = None) -> None:
-    """Write the averaged weights and the config, all of it or nothing.
+    """Write the averaged weights and the config to a file, as a whole or not at all.
 
     Args:
-        frozen: what the model reads but does not train, if anything.
+        path: of the .safetensors file; its folder is made if need be.
+        state: of the training; its average, statistics and step are written.
+        frozen: parameters that the model reads but does not train, if the file is to hold them.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     extra = dict(zip(_list_extra_keys(state.extra), jax.tree.leaves(state.extra), strict=True))
     tensors = {**to_state_dict(state.ema), **{k: np.asarray(v) for k, v in extra.items()}}
@@ -47,13 +54,16 @@ def write_export(path: Path, cfg: ConfigDict, state: State, frozen: Params | Non
 
 
 def read_export(path: Path, like: State) -> State:
-    """The state in a file of `write_export`, without optimiser state.
+    """Read the state in a file of `write_export`; it has no state of an optimiser.
 
     Args:
-        like: shapes of the state that the config asks for.
+        like: shapes of the state that the config asks for, see `runs.make_abstract_state`.
+
+    Returns:
+        A state whose parameters and average are both the averaged weights of the file.
 
     Raises:
-        ValueError: weights are missing, unexpected or of another shape.
+        ValueError: weights or statistics are missing, unexpected, not finite or of another shape.
     """
     file = open_safetensors(path)
     keys = _list_extra_keys(like.extra)
@@ -77,13 +87,21 @@ def read_export(path: Path, like: State) -> State:
 
 
 def _read_step(text: str, path: Path) -> int:
+    """Read the step in the metadata of a file, which anybody may have written.
+
+    Raises:
+        ValueError: it is no number.
+    """
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise ValueError(f"{path} says that it is of step {show(text)}, which is no number")
     return int(text)
 
 
 def read_exported_parts(path: Path, like: Params) -> Params:
-    """What was frozen, in a file of `write_export`.
+    """Read the frozen parameters in a file of `write_export`.
+
+    Args:
+        like: their shapes, see `runs.make_abstract_fixed_parts`.
 
     Raises:
         ValueError: weights are missing, unexpected or of another shape.

@@ -1,25 +1,26 @@
-"""Fine-tuning of published text-to-image models: the parts that it begins from.
+"""Fine-tuning of published text-to-image models: the parameters that training begins with.
 
-A config with a section ``model`` begins from ``model.path``: a diffusers folder, a single
-.safetensors file (with ``model.tokenizer``), or "random" for none.
+A config with a section ``model`` begins with the model at ``model.path``: a diffusers folder, a
+single .safetensors file (with ``model.tokenizer``), the name of either on the Hub, or "random" for
+untrained parameters. The config describes the networks; what is found is compared with that
+description, and nothing is guessed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.config import resolve
-from diffjax.pretrained import configs
-from diffjax.runs.locate import INDEX, fit, read_weights
+from diffjax.pretrained import configs, download
+from diffjax.runs.locate import INDEX, fit_weights, read_weights
 from diffjax.runs.states import build_model
 from diffjax.runs.tokens import RANDOM, find_model_path
-from diffjax.tasks import task_kind
-from diffjax.types import ConfigError, Module, Params
+from diffjax.tasks import find_task_kind
+from diffjax.types import Array, ConfigError, JsonObject, Module, Params
 from diffjax.untrusted import read_json
 
 FIRST = "conv_in.weight"
@@ -30,17 +31,24 @@ _FREE_OF_VAE = ("scaling_factor", "shift_factor", "sample_size", "force_upcast")
 
 
 def read_part(cfg: ConfigDict, name: str, net: Module, like: Params) -> Params:
-    """Parameters of a part of the model that fine-tuning begins from, as the config describes it.
+    """Read the parameters of one part of the model that fine-tuning begins with.
+
+    The first convolution of the UNet is widened by zeros if the config joins channels to z
+    (``cond.concat``), as inpainting models are made from text-to-image models.
 
     Args:
-        name: its folder: unet, vae, text_encoder or text_encoder_2.
+        name: the folder of the part: unet, vae, text_encoder or text_encoder_2.
         net: the network that the config describes.
         like: shapes of its parameters.
 
+    Returns:
+        Parameters of these shapes, on the host.
+
     Raises:
-        ConfigError: there is no such model, or it is another one; what differs is named.
+        ConfigError: there is no such model, or it differs from the config; the message says in
+            what.
     """
-    where = Path(find_model_path(cfg))
+    where = download(find_model_path(cfg), parts=(name,))
     if not where.exists():
         raise ConfigError(f"there is no {where} (config.model.path)")
     if where.is_dir() and not (where / INDEX).is_file():
@@ -53,18 +61,23 @@ def read_part(cfg: ConfigDict, name: str, net: Module, like: Params) -> Params:
     if name == "unet" and cfg.cond.concat:
         state[FIRST] = _widen(state[FIRST], like["conv_in"]["kernel"].shape[2])
     said = f"the {name} of {where} is not the one that the config describes"
-    params = fit(found._replace(state=state), like, said)
+    params = fit_weights(found._replace(state=state), like, said)
     _refuse(where, name, find_differences(name, net, found.network))
     return params
 
 
-def _widen(weight: np.ndarray, channels: int) -> np.ndarray:
-    """The first convolution (out, in, 3, 3) with zeros for more channels of its input."""
+def _widen(weight: Array, channels: int) -> np.ndarray:
+    """Append zeros to a first convolution (out, in, 3, 3) for ``channels`` input channels."""
     absent = max(0, channels - weight.shape[1])
     return np.pad(np.asarray(weight), ((0, 0), (0, absent), (0, 0), (0, 0)))
 
 
 def _refuse(where: Path, name: str, differences: Sequence[str]) -> None:
+    """Raise an error that lists how a part of a model differs from the config, if it does.
+
+    Raises:
+        ConfigError: there are differences.
+    """
     if differences:
         raise ConfigError(
             f"the {name} of {where} is not the one that the config describes: "
@@ -73,7 +86,18 @@ def _refuse(where: Path, name: str, differences: Sequence[str]) -> None:
 
 
 def find_differences(name: str, net: Module, found: Module | None) -> list[str]:
-    """What differs between the network of a config and one that was found, for a message."""
+    """List how a network that was found differs from the one that a config describes.
+
+    Options that change nothing that is computed, or that other checks compare, are left out.
+
+    Args:
+        name: the folder of the part; ``vae`` has more such options.
+        net: the network of the config.
+        found: the network that was read from the files.
+
+    Returns:
+        A phrase for each option that differs, for a message; empty if none does.
+    """
     free = _FREE + (_FREE_OF_VAE if name == "vae" else ())
     ours, theirs = (_spread_levels(configs.describe(one)) for one in (net, found))
     return [
@@ -83,8 +107,8 @@ def find_differences(name: str, net: Module, found: Module | None) -> list[str]:
     ]
 
 
-def _spread_levels(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's config with one value per level, where there may be one for all of them."""
+def _spread_levels(config: JsonObject) -> JsonObject:
+    """Write options that may be one number for all levels of a network as one number per level."""
     levels, out = len(config.get("block_out_channels", ())), dict(config)
     for key in ("attention_head_dim", "transformer_layers_per_block"):
         if isinstance(out.get(key), int):
@@ -92,8 +116,8 @@ def _spread_levels(config: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def describe_noise(cfg: ConfigDict) -> dict[str, Any]:
-    """How noise grows, in the words of diffusers' scheduler configs.
+def describe_noise(cfg: ConfigDict) -> JsonObject:
+    """Describe the noise schedule of a config with the keys of diffusers' scheduler configs.
 
     Raises:
         ConfigError: diffusers has no such schedule.
@@ -114,14 +138,15 @@ def describe_noise(cfg: ConfigDict) -> dict[str, Any]:
 
 
 def check_noise(cfg: ConfigDict) -> None:
-    """See that noise and latents are those that the model was trained with.
+    """Check that noise, prediction and latent scale are those of the published model.
 
-    A scale of latents that the config leaves open (0) becomes the model's.
+    A latent scale that the config leaves open (``autoencoder.scale=0``) is set to that of the
+    model. Single files and untrained models say nothing of these, and are not checked.
 
     Raises:
-        ConfigError: they are not; what differs is named.
+        ConfigError: they differ; the message says in what.
     """
-    where = Path(find_model_path(cfg))
+    where = download(find_model_path(cfg), parts=())
     if not (where / INDEX).is_file():
         return  # single files, and runs that begin with nothing, do not say
     scheduler = read_json(where / "scheduler" / "scheduler_config.json")
@@ -141,12 +166,16 @@ def check_noise(cfg: ConfigDict) -> None:
 
 
 def choose_initial(cfg: ConfigDict, like: Params) -> Callable[[], Params] | None:
-    """What full fine-tuning begins with; None if the task has a beginning of its own.
+    """Choose how full fine-tuning gets its first parameters.
 
     Args:
-        like: shapes of the parameters.
+        like: shapes of the parameters that are trained.
+
+    Returns:
+        A function that reads the UNet of ``config.model.path``. None if the task initialises its
+        parameters itself: without a published model, or if it trains adapters or a ControlNet.
     """
     path = find_model_path(cfg)
-    if not path or path == RANDOM or task_kind(cfg).trains_beside:
+    if not path or path == RANDOM or find_task_kind(cfg).trains_beside:
         return None
     return lambda: read_part(cfg, "unet", build_model(cfg).network, like)

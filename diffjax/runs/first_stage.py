@@ -1,9 +1,8 @@
-"""Autoencoders of configs: previews and measures of what they reconstruct."""
+"""Previews and measures of an autoencoder, the first stage of latent diffusion."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,28 +19,42 @@ from diffjax.model import make_autoencoder
 from diffjax.runs import real_images
 from diffjax.runs.states import make_run_mesh
 from diffjax.train import Reporter, State, hosts
-from diffjax.train.loop import OnSample
-from diffjax.types import Params
+from diffjax.train.training_loop import OnSample
+from diffjax.types import Frozen, Params
 
 SHOWN = 32  # images of a picture
 
 
 def make_reconstructor(cfg: ConfigDict, params: Params) -> Reconstruct:
-    """``images -> (reconstructions, codes)`` of a config's autoencoder."""
+    """Make the function ``images -> (reconstructions, codes)`` of a config's autoencoder.
+
+    Args:
+        params: of the autoencoder. Entries of the discriminator are not read.
+
+    Returns:
+        A function of images (N, H, W, C) in [-1, 1], see `evaluation.reconstructions.reconstruct`.
+    """
     net, mesh = make_autoencoder(cfg.network, cfg.data.channels), make_run_mesh(cfg)
     return lambda images: reconstruct(net, params, images, mesh)
 
 
 def draw_reconstructions(cfg: ConfigDict, params: Params) -> np.ndarray:
-    """A picture (H, W, 3) uint8 of test images above their reconstructions."""
+    """Draw `SHOWN` test images, each row of them above the row of their reconstructions.
+
+    Returns:
+        A picture (H, W, 3) uint8.
+    """
     images = real_images.open_split(cfg, "test").first(SHOWN).read_all()
     return interleave_rows(images, make_reconstructor(cfg, params)(images)[0])
 
 
 def make_preview(cfg: ConfigDict, folder: Path) -> OnSample:
-    """Callback that writes that picture, and warns when a codebook collapses."""
+    """Make the callback that writes `draw_reconstructions` to samples/STEP.png of a workdir.
 
-    def write(state: State, frozen: Any, step: int, reporter: Reporter) -> None:
+    It also warns if most codes of a codebook are out of use.
+    """
+
+    def write(state: State, frozen: Frozen | None, step: int, reporter: Reporter) -> None:
         picture = draw_reconstructions(cfg, state.ema)
         if not hosts.is_writer():
             return
@@ -54,7 +67,11 @@ def make_preview(cfg: ConfigDict, folder: Path) -> OnSample:
 
 
 def measure_first_stage(cfg: ConfigDict, state: State, num: int) -> dict[str, float | int | str]:
-    """Measures of ``num`` reconstructed test images, see `measure_reconstructions`."""
+    """Measure how well an autoencoder reconstructs the first ``num`` test images.
+
+    Returns:
+        ``step`` and the numbers of `evaluation.reconstructions.measure_reconstructions`.
+    """
     network = metrics.feature_network(cfg.eval.features) if cfg.eval.features else None
     test = real_images.open_split(cfg, "test")
     scores = measure_reconstructions(

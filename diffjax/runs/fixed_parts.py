@@ -1,13 +1,16 @@
-"""What a run reads but does not train: autoencoder, text encoders, the base beside which it trains.
+"""The parameters that a run reads but does not train.
 
-`load_fixed_parts` gives them as the task reads them, by name: ``autoencoder``, ``text_encoder``,
-``text_encoder_2``, ``base`` and ``statistics`` of the base, ``lpips`` or ``classifier``.
+These are the autoencoder of latent diffusion, frozen text encoders, the base beside which a
+ControlNet or adapters are trained, the perceptual network of an autoencoder's loss, and the
+classifier of classifier guidance. `load_fixed_parts` returns them by name, as the task reads them:
+``autoencoder``, ``text_encoder``, ``text_encoder_2``, ``base`` and ``statistics`` of the base,
+``lpips`` or ``classifier``. Training loads them from where the config says; afterwards they are
+read from the workdir.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +25,21 @@ from diffjax.model.condition import make_clips
 from diffjax.model.model import LogProb
 from diffjax.nets.autoencoder import Autoencoder
 from diffjax.nets.perceptual import LPIPS
-from diffjax.pretrained.perceptual import load_lpips
+from diffjax.pretrained.lpips import load_lpips
 from diffjax.runs.batches import read_image_shape
 from diffjax.runs.exported import read_exported_parts
 from diffjax.runs.finetuning import check_noise, read_part
-from diffjax.runs.locate import fit, read_weights
+from diffjax.runs.locate import fit_weights, read_weights
 from diffjax.runs.states import (
-    abstract_base,
-    abstract_state,
     build_model,
     join_base,
+    make_abstract_base,
+    make_abstract_state,
     make_run_mesh,
 )
 from diffjax.runs.tokens import RANDOM, find_model_path
-from diffjax.tasks import task_kind
-from diffjax.tasks.noisy_classifier import log_prob, make_noisy_classifier
+from diffjax.tasks import find_task_kind
+from diffjax.tasks.classifier_task import make_classifier_log_prob, make_noisy_classifier
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
 from diffjax.train.sharding import make_tree_sharding, place, with_sharding
@@ -45,10 +48,14 @@ from diffjax.types import ConfigError, Module, Params
 Parts = dict[str, Params]
 
 
-def abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
-    """Shapes of what `load_fixed_parts` gives, without reading anything large."""
-    if task_kind(cfg).reconstructs:
-        return _abstract_perceptual(cfg)
+def make_abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
+    """Describe what `load_fixed_parts` returns by shapes and types, without reading large files.
+
+    Returns:
+        Shapes by the name of the part, or None if the task reads no frozen parameters.
+    """
+    if find_task_kind(cfg).reconstructs:
+        return _make_abstract_perceptual(cfg)
     out: Parts = {}
     if cfg.get("autoencoder", None):
         net = describe_autoencoder(cfg)
@@ -58,12 +65,13 @@ def abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     for name, clip in make_clips(cfg).items():
         out[name] = jax.eval_shape(clip.init, jax.random.key(0), ids)["params"]
-    if task_kind(cfg).trains_beside:
-        out |= abstract_base(cfg)
+    if find_task_kind(cfg).trains_beside:
+        out |= make_abstract_base(cfg)
     return out or None
 
 
-def _abstract_perceptual(cfg: ConfigDict) -> Parts | None:
+def _make_abstract_perceptual(cfg: ConfigDict) -> Parts | None:
+    """Describe the perceptual network of an autoencoder's loss; None if the loss has none."""
     if cfg.loss.perceptual != "lpips":
         found: Parts | None = jax.eval_shape(lambda tree: tree, _read_perceptual(cfg))
         return found
@@ -72,7 +80,7 @@ def _abstract_perceptual(cfg: ConfigDict) -> Parts | None:
 
 
 def describe_autoencoder(cfg: ConfigDict) -> Autoencoder:
-    """The autoencoder that a latent diffusion config describes."""
+    """Build the autoencoder module that a latent diffusion config describes, without parameters."""
     options = {k: v for k, v in cfg.autoencoder.items() if k not in ("weights", "scale")}
     return make_autoencoder(options, cfg.data.channels)
 
@@ -80,18 +88,21 @@ def describe_autoencoder(cfg: ConfigDict) -> Autoencoder:
 def load_fixed_parts(
     cfg: ConfigDict, folder: Path, *, exported: Path | None = None, fresh: bool = False
 ) -> Parts | None:
-    """Everything that a config's task reads but does not train, or None.
+    """Load every parameter that the task of a config reads but does not train.
 
-    A run stores what it was trained with in its workdir, from where it is read afterwards; the
-    folders that the config names need not exist any more. An exported file holds it too, but for a
-    ControlNet, whose base and autoencoder are read from where the config says. The classifier of
-    classifier guidance joins it for sampling.
+    A run stores what it was trained with in its workdir, and that is read afterwards; the files
+    that the config names need not exist any more. An exported file holds these parameters too,
+    except for a ControlNet, whose base and autoencoder are read from where the config says. For
+    sampling, the classifier of classifier guidance is added.
 
     Args:
         folder: the workdir.
         exported: the exported file that is used in place of the run's checkpoint.
-        fresh: read what the config names, for training, and leave it on the host; the trainer
-            compares it with what is stored, and places it.
+        fresh: whether to read what the config names, for training, and to leave it on the host.
+            The trainer compares it with what is stored, and places it on the devices.
+
+    Returns:
+        Parameters by part, placed on the devices unless ``fresh``; None if there are none.
 
     Raises:
         ConfigError: weights are needed and not given, or do not fit the config.
@@ -106,10 +117,11 @@ def load_fixed_parts(
 
 
 def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: bool) -> Parts | None:
-    kind = task_kind(cfg)
+    """Read the parts from the exported file, the workdir or the places that the config names."""
+    kind = find_task_kind(cfg)
     if kind.reconstructs:
         return _read_perceptual(cfg)
-    if exported and not kind.takes_hints and (shapes := abstract_fixed_parts(cfg)):
+    if exported and not kind.takes_hints and (shapes := make_abstract_fixed_parts(cfg)):
         return dict(read_exported_parts(exported, shapes))
     if not fresh and not exported and (stored := _read_stored(cfg, folder)):
         return stored
@@ -126,8 +138,8 @@ def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: boo
 
 
 def _read_stored(cfg: ConfigDict, folder: Path) -> Parts | None:
-    """What the newest checkpoint of a workdir was trained with; None if there is none."""
-    shapes, steps = abstract_fixed_parts(cfg), folder / "checkpoints"
+    """Read the parts that the newest checkpoint was trained with; None without a checkpoint."""
+    shapes, steps = make_abstract_fixed_parts(cfg), folder / "checkpoints"
     if shapes is None or not steps.is_dir():
         return None
     checkpoints = Checkpoints(steps)
@@ -143,6 +155,11 @@ def _read_stored(cfg: ConfigDict, folder: Path) -> Parts | None:
 
 
 def _read_perceptual(cfg: ConfigDict) -> Parts | None:
+    """Read the perceptual network of an autoencoder's loss: LPIPS, or a small classifier of ours.
+
+    Raises:
+        ConfigError: ``loss.perceptual=lpips`` without the file of its weights.
+    """
     kind, where = cfg.loss.perceptual, cfg.loss.perceptual_weights
     if kind == "lpips":
         if not where:
@@ -163,7 +180,16 @@ def _read_perceptual(cfg: ConfigDict) -> Parts | None:
 
 
 def _read_text_encoder(cfg: ConfigDict, name: str, net: Module) -> Params:
-    like, model = (abstract_fixed_parts(cfg) or {})[name], find_model_path(cfg)
+    """Read a frozen text encoder from ``cond.weights`` or ``model.path``.
+
+    Args:
+        name: ``text_encoder`` or ``text_encoder_2``.
+        net: its module.
+
+    Raises:
+        ConfigError: no weights are given, or they do not fit ``config.cond``.
+    """
+    like, model = (make_abstract_fixed_parts(cfg) or {})[name], find_model_path(cfg)
     where = cfg.cond.weights or model
     if not where:
         raise ConfigError(
@@ -174,11 +200,16 @@ def _read_text_encoder(cfg: ConfigDict, name: str, net: Module) -> Params:
     if where == model:
         return read_part(cfg, name, net, like)
     said = f"the text encoder in {where} is not the one of config.cond.text"
-    return fit(read_weights(where, name), like, said)
+    return fit_weights(read_weights(where, name), like, said)
 
 
 def _read_autoencoder(cfg: ConfigDict) -> Params:
-    like, model = (abstract_fixed_parts(cfg) or {})["autoencoder"], find_model_path(cfg)
+    """Read the autoencoder from ``autoencoder.weights`` or ``model.path``.
+
+    Raises:
+        ConfigError: no weights are given, or they do not fit ``config.autoencoder``.
+    """
+    like, model = (make_abstract_fixed_parts(cfg) or {})["autoencoder"], find_model_path(cfg)
     where, net = cfg.autoencoder.weights or model, describe_autoencoder(cfg)
     if not where:
         raise ConfigError(
@@ -191,23 +222,29 @@ def _read_autoencoder(cfg: ConfigDict) -> Params:
     if where == model:
         return read_part(cfg, "vae", net, like)
     said = f"the autoencoder in {where} is not the one of config.autoencoder"
-    return fit(read_weights(where, "vae"), like, said)
+    return fit_weights(read_weights(where, "vae"), like, said)
 
 
 def _init_random(net: Module, example: jax.Array) -> Params:
+    """Initialise a network with a fixed seed, for tests and smoke runs."""
     params: Params = jax.jit(net.init)(jax.random.key(0), example)["params"]
     return params
 
 
 def read_base(cfg: ConfigDict) -> Parts:
-    """The frozen base: the UNet of ``config.model``, or what ``config.control.base`` names.
+    """Read the frozen base beside which adapters or a ControlNet are trained.
 
-    That is a workdir, an exported file or the unet folder of a diffusers model.
+    It is the UNet of ``config.model.path`` if the config has a section ``model``, and else what
+    ``config.control.base`` names: a workdir, an exported file or the unet folder of a diffusers
+    model.
+
+    Returns:
+        ``base``, its parameters, and ``statistics``, what it measured of its data, if anything.
 
     Raises:
-        ConfigError: there is none, or one of another shape.
+        ConfigError: none is given, or its parameters have other shapes than the config says.
     """
-    like, described = abstract_base(cfg)["base"], build_model(cfg)
+    like, described = make_abstract_base(cfg)["base"], build_model(cfg)
     path = find_model_path(cfg)
     if path not in ("", RANDOM):
         params = read_part(cfg, "unet", described.network, like)
@@ -227,7 +264,7 @@ def read_base(cfg: ConfigDict) -> Parts:
 
         return join_base(jax.tree.map(draw, like), dict(described.space.extra))
     found = read_weights(where, "unet")
-    params = fit(found, like, f"{where} is not the base that config.network describes")
+    params = fit_weights(found, like, f"{where} is not the base that config.network describes")
     statistics = {
         name: jnp.asarray(found.statistics.get(name, value))
         for name, value in described.space.extra.items()
@@ -239,28 +276,40 @@ def read_base(cfg: ConfigDict) -> Parts:
 
 
 def make_log_prob(cfg: ConfigDict) -> LogProb | None:
-    """What guides sampling in place of the null condition; None if the config names nothing.
+    """Make the log-likelihood of the classifier that guides sampling (classifier guidance).
+
+    Returns:
+        ``(parameters, z, level, label (B,)) -> log p(label | z) (B,)``, or None if
+        ``config.sample.classifier`` is empty.
 
     Raises:
-        ConfigError: ``config.sample.classifier`` names no classifier, or that of other data or
-            of another schedule.
+        ConfigError: the file holds no classifier, or one of other data or another noise schedule.
     """
     if not cfg.sample.classifier:
         return None
     found = _read_classifier_config(cfg)
-    return log_prob(make_noisy_classifier(found, found.data.num_classes))
+    return make_classifier_log_prob(make_noisy_classifier(found, found.data.num_classes))
 
 
 def read_classifier(cfg: ConfigDict) -> Params:
-    """The parameters of the classifier that the config names."""
+    """Read the parameters of the classifier that ``config.sample.classifier`` names.
+
+    Raises:
+        ConfigError: as `make_log_prob`, or the parameters do not fit their own config.
+    """
     path, found = cfg.sample.classifier, _read_classifier_config(cfg)
-    like = abstract_state(found).ema
+    like = make_abstract_state(found).ema
     said = f"the classifier {path} is not the one that its config describes"
-    return jax.tree.map(jnp.asarray, fit(read_weights(path, "classifier"), like, said))
+    return jax.tree.map(jnp.asarray, fit_weights(read_weights(path, "classifier"), like, said))
 
 
 def _read_classifier_config(cfg: ConfigDict) -> ConfigDict:
-    path: Any = cfg.sample.classifier
+    """Read the config of the classifier, and check that it fits the model that it is to guide.
+
+    Raises:
+        ConfigError: it is of another task, data set, time scale or noise schedule.
+    """
+    path: str = cfg.sample.classifier
     found = read_config(path)
     if found.get("task") != "classifier":
         raise ConfigError(f"{path} holds a run of task {found.get('task')!r}, no classifier")

@@ -1,4 +1,4 @@
-"""The hints of a config with a section ``control``."""
+"""The hints of a config with a section ``control``: pictures that control networks follow."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from diffjax import data
 from diffjax.types import select_options
 
 
-def hint_shape(cfg: ConfigDict, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(H, W, C) of a hint, which has the size of the images (H, W, C)."""
+def read_hint_shape(cfg: ConfigDict, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Read the shape (H, W, C) of a hint, which is as large as the images.
+
+    Args:
+        image_shape: (H, W, C) of the images.
+    """
     height, width = image_shape[:2]
     return height, width, cfg.control.net.hint_channels
 
 
 def make_hints(cfg: ConfigDict) -> data.Hints:
-    """``batch -> hints`` (B, H, W, C) as ``config.control.hint`` describes them.
+    """Make the function that computes the hints of a batch, by ``config.control.hint``.
+
+    Returns:
+        ``batch -> hints`` (B, H, W, C) in [0, 1], see `diffjax.data.make_hints`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name of the hint, or an option of it, is unknown.
     """
     name, channels = cfg.control.hint.name, cfg.control.net.hint_channels
     options = select_options("hint", name, data.HINTS, cfg.control.hint)

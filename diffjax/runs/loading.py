@@ -1,4 +1,8 @@
-"""The data set of a config in any shape, not compared with what the config says of it."""
+"""The data set of a config, read once and not yet compared with what the config says of it.
+
+`runs.sources` compares them. `runs.data_settings` and `runs.tokens` read the data before that, in a
+small size, to fill in what the config leaves open.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,20 @@ _KEYS = {"data_dir": "config.data.dir", "image_size": "config.data.image_size"}
 
 
 class DataKey(NamedTuple):
-    """How a data set is read; the last four hold for folders. See `diffjax.data.load`."""
+    """All that the content of a data set depends on: the arguments of `diffjax.data.load`.
+
+    Attributes:
+        name: of the data set, or of a kind of folder (`diffjax.data.FOLDERS`).
+        split: such as train or test.
+        dir: folder of the data; empty for the usual places.
+        shape: (H, W, C) of the images.
+        buckets: aspect ratios to crop to; None for one size.
+        classes: names that a run knows, in the order of their labels. This and the fields below
+            matter for folders alone.
+        background: colour behind transparent pixels.
+        caption_column: of metadata files.
+        damaged: what is done about damaged images: stop or skip.
+    """
 
     name: str
     split: str
@@ -40,13 +57,16 @@ def load_unchecked(
     *,
     folder: Path | None = None,
 ) -> data.Source:
-    """The data set of a config with images (H, W, C).
+    """Load the data set of a config with images of a given shape.
 
     Args:
-        folder: workdir; of folders of images, the classes are those that a run there knows.
+        split: such as train or test.
+        shape: (H, W, C) of the images.
+        buckets: aspect ratios to crop to; None for one size.
+        folder: workdir; the classes of a folder of images are those that a run there knows.
 
     Raises:
-        ValueError, OSError: the data cannot be read.
+        ValueError, OSError: the data cannot be read; the message names keys of the config.
     """
     part = cfg.data
     classes = read_known_classes(cfg, folder) if part.name in data.FOLDERS else ()
@@ -56,7 +76,11 @@ def load_unchecked(
 
 @functools.lru_cache(maxsize=3)  # training and test split, a survey; their images are read-only
 def load_once(how: DataKey) -> data.Source:
-    """The same data are read again only when others came between."""
+    """Load a data set, or return the one that was loaded with the same arguments shortly before.
+
+    Raises:
+        ValueError, OSError: the data cannot be read.
+    """
     height, width, channels = how.shape
     with _name_keys():
         return data.load(
@@ -75,7 +99,7 @@ def load_once(how: DataKey) -> data.Source:
 
 @contextlib.contextmanager
 def _name_keys() -> Iterator[None]:
-    """Messages that name keys of the config in place of arguments.
+    """Put keys of the config into messages, where `diffjax.data.load` names its arguments.
 
     Raises:
         ValueError, OSError: those of the context, with the names replaced.

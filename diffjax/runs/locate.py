@@ -1,10 +1,15 @@
-"""What lies at a path: the one resolver of runs, exported files and published models."""
+"""The one function that finds out what lies at a path, and the one that reads weights from it.
+
+A path may be the workdir of a run, an exported file, a folder of a whole diffusers model, a folder
+of one network, or a single .safetensors file. `runs.open_model`, fine-tuning, the base of a
+ControlNet and frozen parts all read weights through `read_weights`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,42 +17,46 @@ from ml_collections import ConfigDict
 
 from diffjax.config import read_config
 from diffjax.config.store import NOTE
-from diffjax.pretrained import load_model, load_single_file
+from diffjax.pretrained import download, load_model, load_single_file
 from diffjax.pretrained.files import StrPath, open_safetensors
+from diffjax.pretrained.hub_files import MANIFEST as INDEX
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
 from diffjax.runs.states import read_state
-from diffjax.types import ConfigError, Module, Params
+from diffjax.types import Array, ConfigError, Module, Params, Statistics
 from diffjax.untrusted import read_json
 
 RUN, EXPORT, PIPELINE, COMPONENT, FILE = "run", "export", "pipeline", "component", "file"
-INDEX = "model_index.json"
 # The tasks that train a part of a published model.
 _TRAINED_BY = {"vae": ("autoencoder",), "classifier": ("classifier",)}
 _NOT_OF_PART = ("discriminator.",)
 
 
 class FoundWeights(NamedTuple):
-    """Parameters that were found at a path.
+    """Parameters that were found at a path, with what is known of them.
 
     Attributes:
-        state: state dict under diffusers' names.
-        statistics: what a run measured of its data.
-        network: the module, of published models.
-        config: the config, of runs and exported files.
+        state: arrays by dotted name, as a state dict of diffusers has them.
+        statistics: what a run measured of its data, such as ``latent_scale``; empty for others.
+        network: the module of a published network; None for runs and exported files.
+        config: the config of a run or an exported file; None for published networks.
     """
 
-    state: Mapping[str, Any]
-    statistics: Mapping[str, Any]
+    state: Mapping[str, Array]
+    statistics: Statistics
     network: Module | None = None
     config: ConfigDict | None = None
 
 
 def find_kind(where: StrPath) -> str:
-    """`RUN`, `EXPORT`, `PIPELINE`, `COMPONENT` or `FILE`, by the files at a path.
+    """Find out what lies at a path, by the files that are there.
+
+    Returns:
+        `RUN` (a workdir), `EXPORT` (a file of `diffjax export`), `PIPELINE` (a folder of a whole
+        diffusers model), `COMPONENT` (a folder of one network) or `FILE` (any other .safetensors).
 
     Raises:
         ConfigError: nothing is there, or something else.
-        ValueError: the file that says it is damaged.
+        ValueError: config.json or the file is damaged.
     """
     path = Path(where)
     if path.suffix == ".safetensors" and path.is_file():
@@ -63,19 +72,20 @@ def find_kind(where: StrPath) -> str:
 
 
 def read_weights(where: StrPath, part: str) -> FoundWeights:
-    """The parameters of a network at a path.
+    """Read the parameters of a network at a path.
 
     Args:
         where: a workdir, an exported file, a folder of diffusers or transformers (of the network
-            or of the whole model), or a single file of a whole model.
-        part: the network's folder in a whole model: unet, vae, text_encoder, text_encoder_2; or
-            classifier, that of classifier guidance.
+            or of the whole model), or a single file of a whole model; or a name on the Hub.
+        part: the folder of the network in a whole model: unet, vae, text_encoder or
+            text_encoder_2; or classifier, that of classifier guidance.
 
     Raises:
-        ConfigError: there is none.
-        ValueError: it is damaged, or not supported.
+        ConfigError: there is no such network.
+        ValueError: a file is damaged or not supported.
     """
-    path, kind = Path(where), find_kind(where)
+    path = download(where, parts=(part,))
+    kind = find_kind(path)
     if kind in (RUN, EXPORT):
         cfg = read_config(path)
         wanted = _TRAINED_BY.get(part)
@@ -99,14 +109,16 @@ def read_weights(where: StrPath, part: str) -> FoundWeights:
     return FoundWeights(to_state_dict(found.params), {}, found.net)
 
 
-def fit(weights: FoundWeights, like: Params, said: str) -> Params:
-    """Parameters of the shapes that a config asks for, on the host.
+def fit_weights(weights: FoundWeights, like: Params, said: str) -> Params:
+    """Arrange found weights as the tree of parameters that a config asks for, on the host.
 
     Args:
-        said: what the config describes, for the message: ``the vae in PATH is not ...``.
+        weights: what `read_weights` found.
+        like: the tree, with shapes as its leaves.
+        said: start of the error message, such as ``the vae in PATH is not the one of the config``.
 
     Raises:
-        ConfigError: they have other names or shapes, which are named.
+        ConfigError: names or shapes differ; the message lists them.
     """
     try:
         found: Params = from_state_dict(weights.state, like)

@@ -1,6 +1,7 @@
-"""What a trained model of a config is measured by: its samples, its likelihood, its sweeps.
+"""Measures of a trained model: of its samples, of its likelihood, and over sampler options.
 
-Functions without flags; `experiments.evaluate` has the flags.
+These are the functions behind `diffjax evaluate`, which adds the flags. Metrics are entries of
+`evaluation.METRICS`; here they get what they need from a config, its data and its model.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -31,13 +33,13 @@ from diffjax.evaluation import (
 )
 from diffjax.model import denoiser, make_sampler
 from diffjax.runs import first_stage, real_images
-from diffjax.runs.drawing import Drawer, with_sample
+from diffjax.runs.drawing import Drawer, replace_sample
 from diffjax.runs.fixed_parts import Parts
 from diffjax.runs.open import TrainedRun, make_drawer
-from diffjax.runs.states import assemble, init_untrained
+from diffjax.runs.states import assemble_trained, init_untrained
 from diffjax.train import State
 from diffjax.train.frozen import hash_content
-from diffjax.types import ConfigError, PyTree
+from diffjax.types import ConfigError, Tree
 
 INVERTED = 64  # test images that the metric `reconstruction` wants
 _NOT_OF_MODEL = ("sample", "train", "optim", "ema", "mesh", "eval")  # sections of a config
@@ -45,12 +47,14 @@ _NOT_OF_MODEL = ("sample", "train", "optim", "ema", "mesh", "eval")  # sections 
 Scores = dict[str, object]
 
 
-class Trained(NamedTuple):
-    """A trained diffusion model of a config.
+class TrainedModel(NamedTuple):
+    """A trained diffusion model with the config and state that it was made of.
 
     Attributes:
-        frozen: what its task reads but does not train.
-        drawer: of its images.
+        cfg: its config; ``sample`` and ``eval`` say how it is sampled and measured.
+        state: of the training; the average is measured.
+        frozen: parameters that its task reads but does not train.
+        drawer: draws its images.
     """
 
     cfg: ConfigDict
@@ -60,21 +64,34 @@ class Trained(NamedTuple):
 
     @property
     def classes(self) -> int:
-        """Classes that images take in turn; 0 if none, or as a ControlNet's hints have it."""
+        """Number of classes that images take in turn; 0 without classes, and for ControlNets.
+
+        Images of a ControlNet take the classes of the test images that their hints come from.
+        """
         return 0 if self.drawer.model.controls else self.drawer.model.num_classes
 
 
-def prepare(run: TrainedRun) -> Trained:
-    """A run whose images can be drawn.
+def prepare_model(run: TrainedRun) -> TrainedModel:
+    """Prepare a run to draw and measure images of its model.
 
     Raises:
-        ConfigError: it is of a task that trains no diffusion model.
+        ConfigError: its task trains no diffusion model.
     """
-    return Trained(run.config, run.state, run.frozen, make_drawer(run))
+    return TrainedModel(run.config, run.state, run.frozen, make_drawer(run))
 
 
-def describe_model(cfg: ConfigDict, state: State, weights: PyTree) -> Scores:
-    """What tells a model and its data from others, wherever its files are; not how it samples."""
+def describe_model(cfg: ConfigDict, state: State, weights: Tree) -> Scores:
+    """Describe a model and its data by what they compute, not by where their files are.
+
+    How the model is sampled is left out. Stored features and sweeps are reused only if this
+    description is unchanged.
+
+    Args:
+        weights: parameters that are read but not trained.
+
+    Returns:
+        The config without `_NOT_OF_MODEL`, the step, and a hash of all parameters.
+    """
     return {
         "config": {k: v for k, v in cfg.to_dict().items() if k not in _NOT_OF_MODEL},
         "step": int(state.step),
@@ -83,14 +100,17 @@ def describe_model(cfg: ConfigDict, state: State, weights: PyTree) -> Scores:
 
 
 def list_sampler_options(cfg: ConfigDict) -> Scores:
-    """How images are sampled, with what the config leaves open filled in; JSON has no infinity."""
+    """List the options of sampling, with those that the config leaves open filled in.
+
+    Infinity becomes None, because JSON has no infinity.
+    """
     options = resolve(cfg)["sample"]
     left_out = ("num", "batch_size")
     return {k: None if v == math.inf else v for k, v in options.items() if k not in left_out}
 
 
 def measure_samples(
-    model: Trained,
+    model: TrainedModel,
     names: Sequence[str],
     *,
     num: int,
@@ -99,13 +119,18 @@ def measure_samples(
     reference: Reference | None = None,
     **inputs: Any,
 ) -> Scores:
-    """Measure what a model makes, and its likelihood.
+    """Measure samples of a model, and its likelihood.
 
     Args:
-        num: images to make.
-        seeds: sampling seeds of the distance, from ``seed``.
-        reference: of metrics of Inception.
-        inputs: of metrics, which the model and its data do not give, see `evaluation.INPUTS`.
+        names: of metrics in `evaluation.METRICS`.
+        num: number of images to draw.
+        seed: of the images.
+        seeds: number of sampling seeds for the distance, counted from ``seed``.
+        reference: images or statistics that Inception's metrics compare with.
+        inputs: inputs of metrics that model and data do not give, see `evaluation.INPUTS`.
+
+    Returns:
+        Numbers and tables by name, with the step, the seed and the options of the sampler.
     """
     sampler = list_sampler_options(model.cfg)
     result: Scores = {"step": int(model.state.step), "sampler": sampler, "seed": seed}
@@ -121,9 +146,13 @@ def measure_samples(
 
 
 def _measure_with_data(
-    model: Trained, names: Sequence[str], *, num: int, seed: int, seeds: int
+    model: TrainedModel, names: Sequence[str], *, num: int, seed: int, seeds: int
 ) -> Scores:
-    """Measures that compare images with the config's own data."""
+    """Measure the metrics that compare samples with the data of the config.
+
+    Args:
+        names: of such metrics; for others see `measure_samples`.
+    """
     cfg, make = model.cfg, model.drawer.draw
     result: Scores = {}
     inputs: dict[str, Any] = {"classes": model.classes, "num": num}
@@ -140,7 +169,7 @@ def _measure_with_data(
         pool = real_images.open_split(cfg)
         inputs["pool"], real = pool, pool.first(num)
     if "baselines" in names:
-        inputs["untrained"] = lambda count: _make_untrained(model, count)
+        inputs["untrained"] = lambda count: _draw_untrained(model, count)
     result |= evaluate(images, real, names, **inputs)
     if "distance" in names:
         more = [from_array(make(num=num, seed=seed + k), "more") for k in range(1, seeds)]
@@ -150,25 +179,30 @@ def _measure_with_data(
 
 
 def list_scenes(cfg: ConfigDict, num: int) -> list[tuple[shapes.Thing, ...]]:
-    """What the captions of the first ``num`` test images ask for.
+    """List what the captions of the first ``num`` test images ask for: the things of each scene.
 
     Raises:
-        ConfigError: the data are not `shapes`.
+        ConfigError: the data set is not ``shapes``, whose captions alone can be checked.
     """
     if cfg.data.name != "shapes":
         raise ConfigError(f"captions can be checked for data set shapes, not {cfg.data.name!r}")
     return [shapes.make_scene("test", k).things for k in range(num)]
 
 
-def _make_untrained(model: Trained, num: int) -> Any:
-    """Images of the model before training, by few steps of DDIM."""
+def _draw_untrained(model: TrainedModel, num: int) -> np.ndarray:
+    """Draw images of the model before its training, by at most 20 steps of deterministic DDIM."""
     cfg = model.cfg
-    few = with_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
+    few = replace_sample(cfg, sampler="ddim", eta=0.0, steps=min(20, cfg.sample.steps))
     state = init_untrained(cfg, model.frozen)
-    return Drawer(few, assemble(few, state, model.frozen)).draw(num=num)
+    return Drawer(few, assemble_trained(few, state, model.frozen)).draw(num=num)
 
 
-def _measure_likelihood(model: Trained, names: Sequence[str], **inputs: Any) -> Scores:
+def _measure_likelihood(model: TrainedModel, names: Sequence[str], **inputs: Any) -> Scores:
+    """Measure the metrics that evaluate the network itself on test images, such as bits/dim.
+
+    Metrics that the model does not have (on latents, under control, the bound of a continuous
+    schedule) are left out with a message in the log.
+    """
     cfg, net = model.cfg, model.drawer.model
     if net.space.net is not None or net.controls:
         if names:
@@ -182,7 +216,7 @@ def _measure_likelihood(model: Trained, names: Sequence[str], **inputs: Any) -> 
     if not names:
         return {}
     count = cfg.eval.bits_images
-    images, labels = real_images.take(
+    images, labels = real_images.take_images(
         cfg, max(count, INVERTED if "reconstruction" in names else 0), "test"
     )
     pixels = PixelModel(
@@ -203,7 +237,7 @@ def _measure_likelihood(model: Trained, names: Sequence[str], **inputs: Any) -> 
 
 
 def sweep_samplers(
-    model: Trained,
+    model: TrainedModel,
     axes: Sequence[str],
     out: Path,
     *,
@@ -211,14 +245,20 @@ def sweep_samplers(
     seeds: int,
     captions: bool = False,
 ) -> None:
-    """Measure the distance, or obedience to captions, over combinations of sampler options.
+    """Measure a model for every combination of some sampler options.
+
+    The measure is our Frechet distance to the training images or, with ``captions``, the share of
+    captions that images obey. Results are written after every cell, so that an interrupted sweep
+    goes on where it stopped.
 
     Args:
-        axes: ``KEY=VALUE,...`` of ``config.sample``.
-        out: path of the files without their suffix.
+        axes: ``KEY=VALUE,...`` with keys of ``config.sample``; the sweep is their product.
+        out: path of the files without suffix; .jsonl, .md and .png are written.
+        num: number of images of a cell.
+        seeds: number of sampling seeds of a cell.
 
     Raises:
-        ConfigError: axes that are wrong or not used, or files of another sweep.
+        ConfigError: an axis is wrong or has no effect, or the files hold another sweep.
     """
     cfg, drawer = model.cfg, model.drawer
     values = sweeps.parse_axes(axes, cfg.sample)
@@ -233,10 +273,10 @@ def sweep_samplers(
     stamp = sweeps.stamp_settings(values, cfg.sample, settings)
     sweep = sweeps.Sweep(values, seeds, num, stamp)
     for chosen in sweep.combinations():
-        sweeps.check_axes(with_sample(cfg, **chosen), [*values])
+        sweeps.check_axes(replace_sample(cfg, **chosen), [*values])
 
     def measure(cell: sweeps.Row) -> sweeps.Row:
-        chosen = with_sample(cfg, **{key: cell[key] for key in values})
+        chosen = replace_sample(cfg, **{key: cell[key] for key in values})
         sampler, rows = make_sampler(chosen, drawer.model)
         scale = chosen.sample.guidance
         twice = scale != 1 and not chosen.sample.classifier
@@ -263,12 +303,16 @@ def measure_autoencoder(
     save: str | None = None,
     **inputs: Any,
 ) -> Scores:
-    """Measure an autoencoder's reconstructions of ``num`` test images.
+    """Measure the reconstructions of the first ``num`` test images by an autoencoder.
 
     Args:
-        save: path without suffix: also write the reconstructions to SAVE.npz, and the originals to
-            SAVE-originals.npz.
-        inputs: of metrics, such as ``inception``.
+        names: of metrics of images and their originals, such as psnr, ssim, rfid and distance.
+        save: path without suffix, to write the reconstructions to SAVE.npz and the originals to
+            SAVE-originals.npz as well.
+        inputs: inputs of metrics, such as ``inception``.
+
+    Returns:
+        Numbers by name, with the step and the number of images.
     """
     originals = real_images.open_split(cfg, "test").first(num)
     run = first_stage.make_reconstructor(cfg, state.ema)

@@ -1,4 +1,4 @@
-"""A trained model as a folder that diffusers reads: a whole model, a ControlNet, or adapters."""
+"""Trained models as folders that diffusers reads: a whole model, a ControlNet, or adapters."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from diffjax.model import make_control_network
 from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.nets.autoencoder import AutoencoderKL
-from diffjax.pretrained import configs, save_model
+from diffjax.pretrained import configs, download, save_model
 from diffjax.pretrained.components import Components, make_manifest, save_components
 from diffjax.pretrained.files import write_json
-from diffjax.pretrained.lora import LORA_FILE, save_lora
+from diffjax.pretrained.lora_files import LORA_FILE, save_lora
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.pipelines import load_components
 from diffjax.pretrained.prompts import TextEncoder
@@ -23,17 +23,17 @@ from diffjax.runs.finetuning import PREDICTIONS, describe_noise
 from diffjax.runs.locate import INDEX
 from diffjax.runs.states import build_model
 from diffjax.runs.tokens import RANDOM, find_model_path, make_tokenizers
-from diffjax.tasks import task_kind
-from diffjax.tasks.controlnet import NET
-from diffjax.tasks.lora import scale_of
+from diffjax.tasks import find_task_kind
+from diffjax.tasks.controlnet_task import NET
+from diffjax.tasks.lora_task import compute_scale
 from diffjax.train import State
 from diffjax.types import ConfigError, Module, Params
 from diffjax.untrusted import read_json
 
 
 def is_publishable(cfg: ConfigDict) -> bool:
-    """Whether diffusers has folders for what a config trains."""
-    return task_kind(cfg).takes_hints or "model" in cfg
+    """Whether diffusers has a folder format for what a config trains."""
+    return find_task_kind(cfg).takes_hints or "model" in cfg
 
 
 def publish(
@@ -44,33 +44,40 @@ def publish(
     *,
     folder: Path | None = None,
 ) -> str:
-    """Write what was trained for diffusers, and say in a sentence how it is used.
+    """Write what was trained as a folder of diffusers.
 
     Args:
-        frozen: what the task reads but does not train; of no account for ControlNets.
-        out: folder to write.
-        folder: workdir of the run, which has its tokenizers.
+        state: of the training; the average is written.
+        frozen: parameters that the task reads but does not train; not needed for ControlNets.
+        out: the folder to write.
+        folder: workdir of the run, which keeps its tokenizers.
+
+    Returns:
+        A sentence that says what was written and how it is used, for the log.
 
     Raises:
         ConfigError: diffusers has no such network, or the model that the other parts come from is
             not there any more.
     """
-    if task_kind(cfg).takes_hints:
+    if find_task_kind(cfg).takes_hints:
         kind = save_control_network(cfg, state.ema, out)
         return f"a {kind} in {out}; diffjax generate --control={out}:IMAGE"
-    if task_kind(cfg).trains_beside:
+    if find_task_kind(cfg).trains_beside:
         out.mkdir(parents=True, exist_ok=True)
-        save_lora(out / LORA_FILE, state.ema, scale=scale_of(cfg.lora))
+        save_lora(out / LORA_FILE, state.ema, scale=compute_scale(cfg.lora))
         return f"an adapter in {out}; diffjax generate --lora={out / LORA_FILE}"
     _save_whole(cfg, state, frozen or {}, out, folder)
     return f"a model in {out}; diffjax generate --model={out}"
 
 
 def save_control_network(cfg: ConfigDict, params: Params, out: Path) -> str:
-    """Write a trained ControlNet or T2I-Adapter as a folder of diffusers, and name its class.
+    """Write a trained ControlNet or T2I-Adapter as a folder of diffusers.
 
     Args:
-        params: what was trained.
+        params: what the task trained, see `tasks.controlnet_task`.
+
+    Returns:
+        The name of its class in diffusers.
 
     Raises:
         ConfigError: diffusers has no such ControlNet.
@@ -90,7 +97,13 @@ def save_control_network(cfg: ConfigDict, params: Params, out: Path) -> str:
 def _save_whole(
     cfg: ConfigDict, state: State, frozen: dict[str, Params], out: Path, folder: Path | None
 ) -> None:
-    where = find_model_path(cfg)
+    """Write a whole text-to-image model: the trained UNet beside the other parts.
+
+    Raises:
+        ConfigError: ``model.path`` is not there any more, or is the folder to write.
+    """
+    named = find_model_path(cfg)
+    where = named if named == RANDOM else str(download(named))
     if where == RANDOM:
         save_components(out, _gather_parts(cfg, state, frozen, folder))
     elif not Path(where).exists():
@@ -105,12 +118,16 @@ def _save_whole(
 
 
 def _count_channels(unet: Params) -> int:
-    """Channels of a UNet's input: the latents', and those of what it fills in."""
+    """Count the channels that a UNet reads: those of the latents, and of what is joined to them."""
     return int(unet["conv_in"]["kernel"].shape[2])
 
 
 def _copy_with(where: Path, unet: Params, out: Path) -> None:
-    """A folder of diffusers with another UNet; the other parts are copied as they are."""
+    """Copy a folder of diffusers with another UNet in it; the other parts stay as they are.
+
+    Raises:
+        ConfigError: the folder would be copied onto itself.
+    """
     if out.resolve() == where.resolve():
         raise ConfigError(f"{out} is the folder that the model came from")
     parts = [name for name in read_json(where / INDEX) if (where / name).is_dir()]
@@ -131,7 +148,10 @@ def _copy_with(where: Path, unet: Params, out: Path) -> None:
 def _gather_parts(
     cfg: ConfigDict, state: State, frozen: dict[str, Params], folder: Path | None
 ) -> Components:
-    """The parts of a model that was trained from nothing."""
+    """Gather the parts of a model that was trained without a published one.
+
+    The scheduler is DDIM's, with the noise schedule and the prediction of the config.
+    """
     model, nets = build_model(cfg), make_clips(cfg)
     assert isinstance(model.space.net, AutoencoderKL)
     vae = model.space.net.clone(scaling_factor=float(state.extra["latent_scale"]))
@@ -159,4 +179,5 @@ def _gather_parts(
 
 
 def _describe(net: Module, params: Params) -> Component:
+    """Join a network, its parameters and its description in diffusers' terms."""
     return Component(net, params, configs.describe(net))

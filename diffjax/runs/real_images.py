@@ -1,4 +1,4 @@
-"""The real images of a config, with which those of its model are compared."""
+"""The real images of a config, which samples of its model are compared with."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from diffjax.runs.sources import load_test_source
 from diffjax.types import ConfigError
 
 
-def with_images(cfg: ConfigDict) -> ConfigDict:
-    """A config whose data are images: where they are stored latents, the images behind them.
+def find_image_config(cfg: ConfigDict) -> ConfigDict:
+    """Return a config whose data are images.
+
+    A data set of stored latents (``data.name=latents``) names the images that it was made of; the
+    config gets those in its place. Other configs are returned as they are.
 
     Raises:
         ConfigError: the latents do not say what they were made of.
@@ -40,27 +43,31 @@ def with_images(cfg: ConfigDict) -> ConfigDict:
 
 
 def load_source(cfg: ConfigDict, split: str = "train") -> data.Source:
-    """A split of a config's data set, as images.
+    """Load a split of a config's data set as images, see `find_image_config`.
 
     Raises:
-        ConfigError: as `with_images` and `runs.load_source`.
+        ConfigError: as `find_image_config` and `runs.load_source`.
     """
-    return load_any(with_images(cfg), split)
+    return load_any(find_image_config(cfg), split)
 
 
 def open_split(cfg: ConfigDict, split: str = "train") -> ImageSet:
-    """The images of a split in a fixed random order.
+    """Open the images of a split as an `ImageSet`, in a fixed random order.
 
-    Of data without test images, the training images take their place, with a warning.
+    If the data have no test images, the training images are used in their place, with a warning.
 
     Raises:
         ConfigError: as `load_source`.
     """
-    cfg = with_images(cfg)
+    cfg = find_image_config(cfg)
     source = load_test_source(cfg) if split == "test" else load_any(cfg, split)
     return from_source(source, f"{cfg.data.name} {cfg.data.dir} {split} {source.shape}")
 
 
-def take(cfg: ConfigDict, num: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
-    """The first ``num`` images (N, H, W, C) in [-1, 1] in that order, and their labels (N,)."""
+def take_images(cfg: ConfigDict, num: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """Take the first images of a split in the order of `open_split`, with their labels.
+
+    Returns:
+        Images (N, H, W, C) in [-1, 1] and labels (N,).
+    """
     return take_labelled(load_source(cfg, split), num)

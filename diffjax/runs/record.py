@@ -1,4 +1,7 @@
-"""summary.json of a workdir: what was trained, on what machine, and how long each session took."""
+"""summary.json of a workdir: what was trained, on what machine, and how long each session took.
+
+A session is one process of a run, from its start or resumption to its end.
+"""
 
 from __future__ import annotations
 
@@ -19,35 +22,38 @@ SUMMARY = "summary.json"
 
 
 def is_trained(folder: Path | None) -> bool:
-    """Whether a folder is the workdir of a run with a checkpoint."""
+    """Whether a folder is the workdir of a run that has saved a checkpoint."""
     if folder is None:
         return False
     return any(any((folder / steps).glob("[0-9]*")) for steps in ("checkpoints", "best"))
 
 
 class Record:
-    """The record of a run in a workdir, whose session begins now.
-
-    Args:
-        parameters: how many are trained.
-    """
+    """The record of a run in its workdir. The current session begins when this is made."""
 
     def __init__(self, folder: Path, cfg: ConfigDict, parameters: int):
+        """Read the sessions that are recorded already, and start the clocks of this one.
+
+        Args:
+            folder: the workdir.
+            cfg: the config; its batch size and seed are recorded.
+            parameters: number of parameters that are trained.
+        """
         self._path, self._cfg, self._parameters = folder / SUMMARY, cfg, parameters
         self._wall, self._cpu = time.monotonic(), time.process_time()
         earlier = json.loads(self._path.read_text()) if self._path.exists() else {}
         self._sessions: list[dict[str, Any]] = earlier.get("sessions", [])
 
     def count_minutes(self) -> float:
-        """Wall-clock minutes of this session so far."""
+        """Count the wall-clock minutes of this session so far."""
         return (time.monotonic() - self._wall) / 60
 
     def write_session(self, step: int | None = None, *, finished: bool = False) -> None:
-        """Add this session to the file; the first process does, the others need not.
+        """Add this session to summary.json. Only the first process of a run writes.
 
         Args:
-            step: that it ended with; None: that of the newest checkpoint.
-            finished: whether the run is done.
+            step: the step that the session ended with; None for that of the newest checkpoint.
+            finished: whether the run has reached its last step.
         """
         if not hosts.is_writer():
             return

@@ -23,15 +23,15 @@ def load_source(
     folder: Path | None = None,
     tokenizers: Tokenizers | None = None,
 ) -> data.Source:
-    """The data set of a config, checked.
+    """Load the data set of a config, check it, and turn its captions into tokens.
 
     Args:
-        split: another one than that of training, whose buckets of aspect ratios it has not.
-        folder: workdir; classes and words are those that a run there knows.
-        tokenizers: those of `make_tokenizers`, if they are made already.
+        split: in place of the training split. Aspect-ratio buckets are made for training alone.
+        folder: workdir; classes and words are those of a run that was trained there.
+        tokenizers: those of `make_tokenizers`, if they have been made already.
 
     Raises:
-        ConfigError: shape, grey levels or classes differ from the config's.
+        ConfigError: shape, grey levels, classes or captions differ from what the config says.
         ValueError, OSError: the data cannot be read.
     """
     if cfg.data.name == NOISE:
@@ -54,7 +54,10 @@ def load_source(
 
 
 def load_test_source(cfg: ConfigDict, *, folder: Path | None = None) -> data.Source:
-    """Test images to look at; of data that have no others, the training images.
+    """Load the test images of a config; if its data have none, the training images with a warning.
+
+    Args:
+        folder: workdir, see `load_source`.
 
     Raises:
         ValueError: a folder has test images, but something is wrong with them.

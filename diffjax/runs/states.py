@@ -1,4 +1,8 @@
-"""The task, the model and the trained state of a config."""
+"""The task, the model and the training state of a config, as descriptions or with parameters.
+
+`build_task` and `build_model` need no data and no parameters. `make_abstract_state` gives the
+shapes of the state, by which checkpoints are read and plans are made.
+"""
 
 from __future__ import annotations
 
@@ -11,48 +15,49 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax.model import Model, make_model
-from diffjax.runs.batches import abstract_batch, read_image_shape
+from diffjax.runs.batches import make_abstract_batch, read_image_shape
 from diffjax.runs.exported import read_export
-from diffjax.tasks import assemble_model, make_task, task_kind
+from diffjax.tasks import assemble_model, find_task_kind, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.sharding import make_mesh, make_tree_sharding, with_sharding
-from diffjax.types import ConfigError, Params, Task, refuse_config
+from diffjax.types import ConfigError, Frozen, Params, Task, refuse_config
 
 
 def build_task(cfg: ConfigDict) -> Task:
-    """The task of a config.
+    """Build the task of a config: what is trained, as a pure loss.
 
     Raises:
         ConfigError: the task is unknown, or its parts are wrong or do not fit together.
     """
     with refuse_config():
-        make = task_kind(cfg).make
+        make = find_task_kind(cfg).make
         return make(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
 def build_model(cfg: ConfigDict) -> Model:
-    """The diffusion model that a config describes, without parameters.
+    """Build the diffusion model that a config describes, without parameters.
 
     Raises:
-        ConfigError: the config is of another task, or its parts are wrong.
+        ConfigError: the task of the config trains no diffusion model, or its parts are wrong.
     """
     with refuse_config():
-        if task_kind(cfg).assemble is None:
+        if find_task_kind(cfg).assemble is None:
             raise ConfigError(f"this needs a diffusion model, but the task is {cfg.task!r}")
         return make_model(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
-def assemble(
-    cfg: ConfigDict, state: State, frozen: dict[str, Params] | None, *, raw: bool = False
+def assemble_trained(
+    cfg: ConfigDict, state: State, frozen: Frozen | None, *, raw: bool = False
 ) -> Model:
-    """The model of a config with what was trained.
+    """Build the model of a config with the parameters that were trained.
 
     Args:
-        frozen: what the task reads but does not train, see `load_fixed_parts`.
-        raw: take the parameters of the last step, not their average.
+        state: of the training.
+        frozen: parameters that the task reads but does not train, see `load_fixed_parts`.
+        raw: whether to take the parameters of the last step in place of their average.
 
     Raises:
-        ConfigError: the config is of a task that trains no diffusion model.
+        ConfigError: the task of the config trains no diffusion model.
     """
     with refuse_config():
         params = state.params if raw else state.ema
@@ -60,7 +65,11 @@ def assemble(
 
 
 def make_run_mesh(cfg: ConfigDict) -> jax.sharding.Mesh:
-    """The mesh of a config; all devices hold a share of the images where it was for other ones."""
+    """Make the device mesh of a config.
+
+    If the config was made for another number of devices, each device holds all parameters and takes
+    a share of the batch; the log has a warning.
+    """
     try:
         return make_mesh(cfg.mesh)
     except ValueError as error:
@@ -68,43 +77,52 @@ def make_run_mesh(cfg: ConfigDict) -> jax.sharding.Mesh:
         return make_mesh()
 
 
-def abstract_state(cfg: ConfigDict, task: Task | None = None) -> State:
-    """Shapes of the training state, without memory."""
+def make_abstract_state(cfg: ConfigDict, task: Task | None = None) -> State:
+    """Describe the training state of a config by shapes and types, without memory for it.
+
+    Args:
+        task: of the config, if it has been built already.
+    """
     task = task or build_task(cfg)
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    base = abstract_base(cfg) if task_kind(cfg).trains_beside else None
+    base = make_abstract_base(cfg) if find_task_kind(cfg).trains_beside else None
     init = partial(init_state, task, optimizer)
-    return jax.eval_shape(init, jax.random.key(0), base, abstract_batch(cfg, 1))
+    return jax.eval_shape(init, jax.random.key(0), base, make_abstract_batch(cfg, 1))
 
 
-def abstract_base(cfg: ConfigDict) -> dict[str, Params]:
-    """Shapes of the frozen base of a task beside one, and of what it measured of its data."""
-    key, batch = jax.random.key(0), abstract_batch(cfg, 1)
+def make_abstract_base(cfg: ConfigDict) -> dict[str, Params]:
+    """Describe the frozen base of a ControlNet or of adapters by shapes and types.
+
+    Returns:
+        ``base``, the parameters, and ``statistics``, what the base measured of its data, if
+        anything.
+    """
+    key, batch = jax.random.key(0), make_abstract_batch(cfg, 1)
     plain = make_task(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
     params, extra = jax.eval_shape(lambda k, b: plain.init(k, None, b), key, batch)
     return join_base(params, {k: v for k, v in extra.items() if k != "times"})
 
 
 def join_base(params: Params, statistics: Params) -> dict[str, Params]:
-    """A base and its statistics, if it has any, as tasks beside it read them."""
+    """Join a base and its statistics, if it has any, under the names by which tasks read them."""
     return {"base": params, **({"statistics": statistics} if statistics else {})}
 
 
 def read_state(cfg: ConfigDict, where: Path, *, best: bool = False) -> State:
-    """The trained state in a workdir or in an exported file, without that of the optimiser.
+    """Read the trained state in a workdir or an exported file; that of the optimiser is left out.
 
     Args:
-        where: of a workdir, the newest checkpoint that is valid is read.
-        best: read the best state of the run in place of the last one.
+        where: a workdir, whose newest valid checkpoint is read, or a .safetensors file.
+        best: whether to read the best state of the run in place of the last one.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no checkpoint.
         ValueError: an exported file does not fit the config.
     """
     if where.suffix == ".safetensors":
-        return read_export(where, abstract_state(cfg))
+        return read_export(where, make_abstract_state(cfg))
     steps = where / ("best" if best else "checkpoints")
-    shapes = abstract_state(cfg)._replace(opt=None)._asdict()
+    shapes = make_abstract_state(cfg)._replace(opt=None)._asdict()
     abstract = with_sharding(shapes, make_tree_sharding(shapes, make_run_mesh(cfg)))
     found = None
     if steps.is_dir():
@@ -116,10 +134,10 @@ def read_state(cfg: ConfigDict, where: Path, *, best: bool = False) -> State:
 
 
 def init_untrained(cfg: ConfigDict, frozen: dict[str, Params] | None = None) -> State:
-    """The state before the first step, with weights from another seed than training's.
+    """Initialise the state before the first step, with another seed than that of training.
 
     Args:
-        frozen: what the task reads but does not train.
+        frozen: parameters that the task reads but does not train.
     """
     batch = {"image": jnp.zeros((1, *read_image_shape(cfg))), "label": jnp.zeros(1, jnp.int32)}
     optimizer, task = make_optimizer(cfg.optim, cfg.train.steps), build_task(cfg)

@@ -1,12 +1,16 @@
-"""From captions and prompts to tokens: a mapping of the entries of a batch to tokenizers.
+"""The tokenizers of a config, which turn captions and prompts into token ids.
+
+There is a mapping from entries of a batch (``text``, and ``text_2`` of Stable Diffusion XL) to
+tokenizers:
 
 | the config has | its tokenizer |
 |---|---|
-| ``cond.words="captions"`` | a token for each word of the training captions |
-| a section ``model`` | those of that model, or ``model.tokenizer``; two of Stable Diffusion XL |
-| ``cond.context="text"`` alone | the words of the data set shapes, which has tokens itself |
+| ``cond.words="captions"`` | one with a token for each word of the training captions |
+| a section ``model`` | those of that model, or ``model.tokenizer``; XL has two |
+| ``cond.context="text"`` alone | the words of the data set shapes, whose captions are ids already |
 
-The first two are kept in the workdir of a run.
+A run keeps the first two kinds in its workdir, so that sampling needs neither the captions nor the
+published model.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from diffjax import data
 from diffjax.data import shapes
 from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.nets.text import CLIPText
+from diffjax.pretrained import download
 from diffjax.pretrained.tokenizers import (
     OPEN_CLIP_PAD,
     Tokenizer,
@@ -46,15 +51,19 @@ MOST_TOKENS = 77  # of a caption, with start and end
 
 
 class ShapeWords(NamedTuple):
-    """The words of the data set shapes, in the place of a `Tokenizer`."""
+    """The words of the data set shapes, used in the place of a `Tokenizer`.
+
+    Attributes:
+        length: number of token ids of a text.
+    """
 
     length: int = shapes.LENGTH
 
     def plain(self, text: str) -> Tokens:
-        """One chunk (1, M) without start and end.
+        """Tokenize a text into one chunk (1, length), without tokens for start and end.
 
         Raises:
-            ValueError: a word is not in the vocabulary, or there are too many.
+            ValueError: a word is not in the vocabulary, or there are too many words.
         """
         ids = shapes.tokenize([text])
         return Tokens(ids, np.ones(ids.shape, np.float32))
@@ -64,15 +73,15 @@ Tokenizers = Mapping[str, Tokenizer | ShapeWords]
 
 
 def uses_own_words(cfg: ConfigDict) -> bool:
-    """Whether a config's tokens are words of the captions of its data."""
+    """Whether the tokens of a config are the words of the captions of its data."""
     return "cond" in cfg and cfg.cond.words == "captions"
 
 
 def find_model_path(cfg: ConfigDict) -> str:
-    """What a config begins from; empty if it is no fine-tuning.
+    """Find the path of the published model that a config begins with; empty if it begins with none.
 
     Raises:
-        ConfigError: it is, but does not say from what.
+        ConfigError: the config has a section ``model`` without a path.
     """
     if "model" not in cfg:
         return ""
@@ -85,10 +94,13 @@ def find_model_path(cfg: ConfigDict) -> str:
 
 
 def make_tokenizers(cfg: ConfigDict, folder: Path | None = None) -> Tokenizers:
-    """Tokenizers by the entry of a batch; empty for a model without captions.
+    """Make the tokenizers of a config, by the entry of a batch.
 
     Args:
-        folder: workdir; those that a run there kept are used.
+        folder: workdir; the tokenizers that a run there kept are used.
+
+    Returns:
+        The tokenizers; empty for a model without captions.
 
     Raises:
         ConfigError: there are none, or they do not fit the text encoders of the config.
@@ -110,7 +122,10 @@ def make_tokenizers(cfg: ConfigDict, folder: Path | None = None) -> Tokenizers:
 
 
 def keep_tokenizers(cfg: ConfigDict, folder: Path) -> None:
-    """Store the tokenizers in a workdir, so that its run needs neither captions nor the model."""
+    """Store the tokenizers in a workdir, which then needs neither the captions nor the model.
+
+    Only the first process writes.
+    """
     if cfg.data.name == NOISE or not hosts.is_writer():
         return
     for entry, one in make_tokenizers(cfg, folder).items():
@@ -119,11 +134,12 @@ def keep_tokenizers(cfg: ConfigDict, folder: Path) -> None:
 
 
 def _name_folder(entry: str) -> str:
+    """Name the folder of a tokenizer as diffusers does: tokenizer or tokenizer_2."""
     return ENCODERS[entry].replace("text_encoder", "tokenizer")
 
 
 def _find_kept(entry: str, folder: Path | None) -> Path | None:
-    """Where a run in a workdir kept a tokenizer; None if it did not, or never began."""
+    """Find the folder in which a trained run kept a tokenizer; None if there is none."""
     kept = None if folder is None else folder / _name_folder(entry)
     return kept if kept and kept.is_dir() and is_trained(folder) else None
 
@@ -132,7 +148,7 @@ def _find_kept(entry: str, folder: Path | None) -> Path | None:
 
 
 def find_own_words(cfg: ConfigDict, folder: Path | None) -> Tokenizer:
-    """The tokenizer of one's own captions that a run kept, or else a new one.
+    """Read the tokenizer of the captions that a run kept, or learn it from the training captions.
 
     Raises:
         ConfigError: the data have no captions.
@@ -146,7 +162,11 @@ def find_own_words(cfg: ConfigDict, folder: Path | None) -> Tokenizer:
 
 
 def learn_words(captions: Sequence[str]) -> Tokenizer:
-    """A token for each word of some captions, and as many positions as the longest has."""
+    """Make a tokenizer with a token for each of the `MOST_WORDS` most frequent words of captions.
+
+    Other words are spelled by letters. There are as many positions as the longest caption needs,
+    with start and end, and at most `MOST_TOKENS`.
+    """
     plain = train_tokenizer(["a"], length=3).backend
     counts: collections.Counter[str] = collections.Counter()
     for caption in captions:
@@ -160,6 +180,7 @@ def learn_words(captions: Sequence[str]) -> Tokenizer:
 
 
 def _warn_of_unknown(tokenizer: Tokenizer, prompt: str) -> None:
+    """Log a warning with the words of a prompt that no training caption has."""
     vocabulary = tokenizer.backend.get_vocab()
     text = tokenizer.backend.normalizer.normalize_str(prompt)
     pieces = tokenizer.backend.pre_tokenizer.pre_tokenize_str(text)
@@ -172,13 +193,27 @@ def _warn_of_unknown(tokenizer: Tokenizer, prompt: str) -> None:
 
 
 def _find_published(cfg: ConfigDict, entry: str, net: CLIPText, folder: Path | None) -> Tokenizer:
+    """Find the tokenizer of a published text encoder.
+
+    It is looked for in the workdir, in ``model.tokenizer`` and in the folder of the model, in this
+    order.
+
+    Args:
+        entry: ``text`` or ``text_2``.
+        net: the text encoder that reads its ids.
+        folder: workdir, or None.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if kept := _find_kept(entry, folder):
         return load_tokenizer(kept)
-    chosen, path = cfg.model.tokenizer, Path(find_model_path(cfg))
+    chosen = cfg.model.tokenizer
     if chosen == SHAPES:
         return train_tokenizer(shapes.VOCABULARY[1:], length=net.positions)
     if chosen:
         return load_tokenizer(chosen, pad=OPEN_CLIP_PAD if net.activation == "gelu" else None)
+    path = download(find_model_path(cfg), parts=(_name_folder(entry),))
     if not (path / _name_folder(entry)).is_dir():
         raise ConfigError(
             f"{path} has no {_name_folder(entry)}: config.model.tokenizer is needed, a folder with "
@@ -188,6 +223,11 @@ def _find_published(cfg: ConfigDict, entry: str, net: CLIPText, folder: Path | N
 
 
 def _check_published(cfg: ConfigDict, entry: str, found: Tokenizer) -> None:
+    """Check that a tokenizer fits its text encoder: length, vocabulary, end token and empty text.
+
+    Raises:
+        ConfigError: it does not.
+    """
     section, size = cfg.cond[entry], found.backend.get_vocab_size()
     if found.length != section.positions or size > section.vocabulary:
         raise ConfigError(
@@ -210,7 +250,7 @@ def _check_published(cfg: ConfigDict, entry: str, found: Tokenizer) -> None:
 
 
 def check_captions(cfg: ConfigDict, source: data.Source) -> None:
-    """See that the data of a config have captions, if its tokens are made of them.
+    """Check that the data have captions, if the tokens of the config are made of captions.
 
     Raises:
         ConfigError: they have none.
@@ -222,11 +262,15 @@ def check_captions(cfg: ConfigDict, source: data.Source) -> None:
 def add_tokens(
     source: data.Source, tokenizers: Tokenizers, image_shape: tuple[int, int, int]
 ) -> data.Source:
-    """The data with their captions as tokens, and for two text encoders the sizes of images.
+    """Add token ids of the captions to a data set and, for two text encoders, the sizes of images.
 
     Args:
-        tokenizers: by the entry of a batch. The data set shapes has tokens already.
+        tokenizers: by the entry of a batch. The data set shapes has token ids already.
         image_shape: (H, W, C) of images that do not say their own size.
+
+    Returns:
+        The data set with entries (B, M) int32 by the names of the tokenizers, and ``time_ids``
+        (B, 6) float32 for Stable Diffusion XL.
 
     Raises:
         ValueError: these data have no captions.
@@ -250,7 +294,12 @@ def add_tokens(
 
 
 def tokenize(cfg: ConfigDict, tokenizers: Tokenizers, prompts: Sequence[str]) -> np.ndarray:
-    """Prompts (N, M) as ids; words that no caption of one's own has are named in the log.
+    """Tokenize prompts for a model of one text encoder.
+
+    Words that no training caption has are named in the log.
+
+    Returns:
+        Token ids (N, M) of N prompts.
 
     Raises:
         ConfigError: the model reads no text, or has two text encoders.

@@ -6,7 +6,8 @@ Names are those of the field: ``euler`` is DDIM with eta 0, ``dpmpp_2m`` is DPM-
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
 from diffjax.samplers.consistency import consistency, lcm, tcd
@@ -47,39 +48,70 @@ def _pc(
     return predictor_corrector(ancestral(variance), snr=snr, corrections=corrections)
 
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    "ddim": ddim,
-    "ddim_inverse": ddim_inverse,
-    "ddpm": ancestral,
-    "euler": lambda: ddim(0.0),
-    "euler_ancestral": lambda: ddim(1.0),
-    "heun": heun,
-    "flow_heun": flow_heun,
-    "dpm2": dpm2,
-    "dpm2_ancestral": lambda: dpm2(ancestral=True),
-    "lms": lms,
-    "plms": plms,
-    "ipndm": ipndm,
-    "deis": deis,
-    "dpm_solver_2m": _dpmpp(2, "dpmsolver"),
-    "dpm_solver_3m": _dpmpp(3, "dpmsolver"),
-    "dpmpp_2m": _dpmpp(2),
-    "dpmpp_3m": _dpmpp(3),
-    "dpmpp_2m_sde": _dpmpp(2, "sde-dpmsolver++"),
-    "dpmpp_3m_sde": _dpmpp(3, "sde-dpmsolver++"),
-    "dpmpp_2s": lambda: dpm_solver_single(order=2),
-    "dpmpp_3s": lambda: dpm_solver_single(order=3),
-    "unipc": lambda *, lower_order_final=True: unipc(lower_order_final=lower_order_final),
-    "unipc_3": lambda *, lower_order_final=True: unipc(
-        order=3, lower_order_final=lower_order_final
+class SamplerEntry(NamedTuple):
+    """What a name of a sampler stands for.
+
+    Attributes:
+        make: the constructor of the sampler; its arguments are the options of the name.
+        scheduler: the class of diffusers that takes the same steps, without ``Scheduler`` at its
+            end; empty if there is none.
+        config: what this name sets in the config of that class.
+    """
+
+    make: Callable[..., Sampler]
+    scheduler: str = ""
+    config: Mapping[str, object] = {}
+
+
+def _make_multistep(order: int, algorithm: str) -> SamplerEntry:
+    config = {"algorithm_type": algorithm, "solver_order": order}
+    return SamplerEntry(_dpmpp(order, algorithm), "DPMSolverMultistep", config)
+
+
+_SINGLE = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+_PNDM = SamplerEntry(plms, "PNDM", {"skip_prk_steps": True})
+# The one list of the names of samplers: those of configs, and of requests to published models.
+REGISTRY: Mapping[str, SamplerEntry] = {
+    "ddim": SamplerEntry(ddim, "DDIM"),
+    "ddim_inverse": SamplerEntry(ddim_inverse),
+    "ddpm": SamplerEntry(ancestral, "DDPM"),
+    "euler": SamplerEntry(lambda: ddim(0.0), "EulerDiscrete"),
+    "euler_ancestral": SamplerEntry(lambda: ddim(1.0), "EulerAncestralDiscrete"),
+    "heun": SamplerEntry(heun, "HeunDiscrete"),
+    "flow_heun": SamplerEntry(flow_heun),
+    "dpm2": SamplerEntry(dpm2, "KDPM2Discrete"),
+    "dpm2_ancestral": SamplerEntry(lambda: dpm2(ancestral=True), "KDPM2AncestralDiscrete"),
+    "lms": SamplerEntry(lms, "LMSDiscrete"),
+    "plms": _PNDM,
+    "pndm": _PNDM,  # as diffusers calls it
+    "ipndm": SamplerEntry(ipndm),
+    "deis": SamplerEntry(deis, "DEISMultistep", {"algorithm_type": "deis"}),
+    "dpm_solver_2m": SamplerEntry(_dpmpp(2, "dpmsolver")),
+    "dpm_solver_3m": SamplerEntry(_dpmpp(3, "dpmsolver")),
+    "dpmpp_2m": _make_multistep(2, "dpmsolver++"),
+    "dpmpp_3m": _make_multistep(3, "dpmsolver++"),
+    "dpmpp_2m_sde": _make_multistep(2, "sde-dpmsolver++"),
+    "dpmpp_3m_sde": SamplerEntry(_dpmpp(3, "sde-dpmsolver++")),
+    "dpmpp_2s": SamplerEntry(lambda: dpm_solver_single(order=2), "DPMSolverSinglestep", _SINGLE),
+    "dpmpp_3s": SamplerEntry(lambda: dpm_solver_single(order=3)),
+    "unipc": SamplerEntry(
+        lambda *, lower_order_final=True: unipc(lower_order_final=lower_order_final),
+        "UniPCMultistep",
     ),
-    "sa_solver": lambda *, lower_order_final=True: sa_solver(lower_order_final=lower_order_final),
-    "consistency": consistency,
-    "lcm": lcm,
-    "tcd": tcd,
-    "langevin": annealed_langevin,
-    "pc": _pc,
+    "unipc_3": SamplerEntry(
+        lambda *, lower_order_final=True: unipc(order=3, lower_order_final=lower_order_final)
+    ),
+    "sa_solver": SamplerEntry(
+        lambda *, lower_order_final=True: sa_solver(lower_order_final=lower_order_final),
+        "SASolver",
+    ),
+    "consistency": SamplerEntry(consistency),
+    "lcm": SamplerEntry(lcm, "LCM"),
+    "tcd": SamplerEntry(tcd, "TCD"),
+    "langevin": SamplerEntry(annealed_langevin),
+    "pc": SamplerEntry(_pc),
 }
+SAMPLERS: Mapping[str, Callable[..., Sampler]] = {k: entry.make for k, entry in REGISTRY.items()}
 
 
 def make(name: str, options: Options | None = None) -> Sampler:

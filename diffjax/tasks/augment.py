@@ -1,4 +1,7 @@
-"""Non-leaking geometric augmentation with a label for the network (Karras et al. 2022, F.2)."""
+"""Non-leaking geometric augmentation with a label for the network (Karras et al. 2022, F.2).
+
+The network is told how each image was moved, so that samples with the label zero are not moved.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,11 @@ def augment(
     if not 0 <= rate <= 1:
         raise ValueError(f"the augmentation rate must lie in [0, 1], got {rate}")
     keys = jax.random.split(key, images.shape[0])
-    return jax.vmap(lambda k, image: _one(k, image, rate, flip))(keys, images)
+    return jax.vmap(lambda k, image: _augment_one(k, image, rate, flip))(keys, images)
 
 
-def _one(key: jax.Array, image: Array, rate: float, flip: bool) -> tuple[Array, Array]:
+def _augment_one(key: jax.Array, image: Array, rate: float, flip: bool) -> tuple[Array, Array]:
+    """Augment one image (H, W, C) with its own key; returns the image and its label (9,)."""
     chance, uniform, normal = jax.random.split(key, 3)
     happens = (jax.random.uniform(chance, (6,)) < rate).astype(jnp.float32)
     u = jax.random.uniform(uniform, (4,))
@@ -46,12 +50,16 @@ def _one(key: jax.Array, image: Array, rate: float, flip: bool) -> tuple[Array, 
     direction = jnp.pi * (2 * u[3] - 1)
     shift = 0.125 * n[2:] * happens[5]
 
-    def turn(a: Array) -> Array:
+    def make_rotation(a: Array) -> Array:
         return jnp.array([[jnp.cos(a), jnp.sin(a)], [-jnp.sin(a), jnp.cos(a)]])
 
-    stretch = turn(direction) @ jnp.diag(2.0 ** jnp.stack([aniso, -aniso])) @ turn(-direction)
+    stretch = (
+        make_rotation(direction)
+        @ jnp.diag(2.0 ** jnp.stack([aniso, -aniso]))
+        @ make_rotation(-direction)
+    )
     flips = jnp.diag(jnp.stack([1 - 2 * y_flip, 1 - 2 * x_flip]))
-    matrix = flips @ turn(angle) @ stretch * 2.0**-scale  # from the new image to the old
+    matrix = flips @ make_rotation(angle) @ stretch * 2.0**-scale  # from the new image to the old
     labels = jnp.stack([
         *(x_flip, y_flip, scale),
         *((jnp.cos(angle) - 1), jnp.sin(angle)),
@@ -63,6 +71,10 @@ def _one(key: jax.Array, image: Array, rate: float, flip: bool) -> tuple[Array, 
 
 
 def _warp(image: Array, matrix: Array, shift: Array) -> Array:
+    """Warp an image by a matrix (2, 2) about its middle and a shift (2,) in shares of its sides.
+
+    Pixels are read at ``matrix (p - middle) - shift + middle``, by linear interpolation.
+    """
     height, width, _ = image.shape
     size = jnp.array([height, width], jnp.float32)
     middle = (size - 1) / 2

@@ -22,7 +22,7 @@ from jax.tree_util import KeyPath
 from orbax.checkpoint import v1 as ocp
 
 from diffjax.train import hosts
-from diffjax.train.files import MANIFEST, CheckpointError, seal, verify
+from diffjax.train.sealed_files import MANIFEST, CheckpointError, seal, verify
 from diffjax.types import JsonObject, choose
 
 STATE = "state"

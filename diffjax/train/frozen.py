@@ -18,7 +18,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from diffjax.train import hosts
-from diffjax.train.files import CheckpointError, seal, verify
+from diffjax.train.sealed_files import CheckpointError, seal, verify
 from diffjax.types import Params, Tree
 
 WEIGHTS = "weights"

@@ -85,7 +85,7 @@ class PreparedRun:
         place: the sharding of batches.
         mesh: all devices of the run.
         rate: learning rate of a step; None for an optimiser that the caller made.
-        config, workdir, batches: arguments of `diffjax.train.loop.train`.
+        config, workdir, batches: arguments of `diffjax.train.training_loop.train`.
     """
 
     def __init__(

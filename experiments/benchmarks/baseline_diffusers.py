@@ -24,7 +24,7 @@ import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags, logging
@@ -47,6 +47,7 @@ from diffjax import data
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
 from diffjax.evaluation.image_grids import save_png, tile, to_uint8
+from diffjax.types import JsonObject
 from diffjax.writing import write_json
 
 MINUTES = flags.DEFINE_float("minutes", 60.0, "Minutes of training; 0 only samples.", 0)
@@ -66,13 +67,25 @@ SAMPLE_BATCH = flags.DEFINE_integer(
 )
 THREADS = flags.DEFINE_integer("threads", 1, "Number of CPU threads of torch.", 1)
 
+# Time between two saves of the average.
 SAVE_SECONDS = 300
+# Steps over which a point of the loss curve is averaged.
 CURVE_STEPS = 50
+# Steps of warm-up of the recipe script.
 WARM_UP = 500
 
 
 class Recipe(NamedTuple):
-    """Options of one way to train."""
+    """Options of one way to train.
+
+    Attributes:
+        batch: images of a step.
+        betas: name of diffusers' schedule.
+        lr: learning rate.
+        adamw: whether the optimiser is AdamW, or else Adam.
+        clip: the largest norm of the gradients; None for no bound.
+        decay: whether the learning rate warms up and then falls by a cosine.
+    """
 
     batch: int
     betas: str
@@ -82,13 +95,15 @@ class Recipe(NamedTuple):
     decay: bool
 
 
+# The recipes of the Hugging Face course, and of diffusers' training script.
 RECIPES = {
     "course": Recipe(128, "squaredcos_cap_v2", 1e-3, False, None, False),
     "script": Recipe(16, "linear", 1e-4, True, 1.0, True),
 }
 
 
-def _network() -> UNet2DModel:
+def _make_network() -> UNet2DModel:
+    """Make the network of the Hugging Face course for grey images of 28x28 pixels."""
     return UNet2DModel(
         sample_size=28,
         in_channels=1,
@@ -100,7 +115,8 @@ def _network() -> UNet2DModel:
     )
 
 
-def _optimizer(recipe: Recipe, net: UNet2DModel) -> torch.optim.Optimizer:
+def _make_optimizer(recipe: Recipe, net: UNet2DModel) -> torch.optim.Optimizer:
+    """Make the optimiser of a recipe for a network."""
     if recipe.adamw:
         return torch.optim.AdamW(
             net.parameters(), lr=recipe.lr, betas=(0.95, 0.999), weight_decay=1e-6
@@ -108,8 +124,14 @@ def _optimizer(recipe: Recipe, net: UNet2DModel) -> torch.optim.Optimizer:
     return torch.optim.Adam(net.parameters(), lr=recipe.lr)
 
 
-def _batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Shuffled batches (B, 1, 28, 28) in [-1, 1], epoch after epoch."""
+def _iterate_batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Yield shuffled batches (B, 1, 28, 28) in [-1, 1], epoch after epoch.
+
+    Args:
+        images: (N, 28, 28, 1) uint8.
+        size: of a batch; the images that are left at the end of an epoch are dropped.
+        seed: of the order.
+    """
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(images))
@@ -118,8 +140,15 @@ def _batches(images: np.ndarray, size: int, seed: int) -> Iterator[torch.Tensor]
             yield some.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _decayed(recipe: Recipe, step: int, progress: float) -> float:
-    """Learning rate; the steps that fit are estimated from the progress so far."""
+def _compute_rate(recipe: Recipe, step: int, progress: float) -> float:
+    """Compute the learning rate of a step.
+
+    The decay ends with the time, so the number of steps that fit is estimated from the progress.
+
+    Args:
+        step: number of the step, from 0.
+        progress: share of the time that has passed, in [0, 1].
+    """
     if not recipe.decay:
         return recipe.lr
     total = step / max(progress, 1e-6)
@@ -127,12 +156,20 @@ def _decayed(recipe: Recipe, step: int, progress: float) -> float:
     return recipe.lr * min((step + 1) / WARM_UP, 1) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _cpu_seconds() -> float:
+def _read_cpu_seconds() -> float:
+    """Read the processor time that this process has used."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def _save_average(ema: EMAModel, net: UNet2DModel, folder: Path) -> None:
+    """Save the averaged weights as a folder of diffusers, and put the weights in training back.
+
+    Args:
+        ema: the average of the weights.
+        net: the network in training.
+        folder: workdir; the weights go to its folder unet.
+    """
     ema.store(net.parameters())
     ema.copy_to(net.parameters())
     net.save_pretrained(folder / "unet")
@@ -140,16 +177,26 @@ def _save_average(ema: EMAModel, net: UNet2DModel, folder: Path) -> None:
 
 
 def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
+    """Train for some time, and save averaged weights and a summary at intervals.
+
+    The loss is ``|eps_hat - eps|^2`` at uniform timesteps, as in the course and in diffusers'
+    script.
+
+    Args:
+        folder: workdir.
+        images: (N, 28, 28, 1) uint8.
+        seconds: wall-clock time of the training.
+    """
     recipe = RECIPES[RECIPE.value]
     size = BATCH.value or recipe.batch
-    net, scheduler = _network(), DDPMScheduler(1000, beta_schedule=recipe.betas)
-    optimizer = _optimizer(recipe, net)
+    net, scheduler = _make_network(), DDPMScheduler(1000, beta_schedule=recipe.betas)
+    optimizer = _make_optimizer(recipe, net)
     # Without use_ema_warmup, inv_gamma and power would have no effect.
     ema = EMAModel(
         net.parameters(), 0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=True
     )
     scheduler.save_pretrained(folder / "scheduler")
-    summary: dict[str, Any] = {
+    summary: JsonObject = {
         "recipe": RECIPE.value,
         **recipe._asdict(),
         "batch": size,
@@ -160,22 +207,24 @@ def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
         "diffusers": diffusers.__version__,
     }
     curve, recent, step = [], [], 0
-    batches = _batches(images, size, SEED.value)
+    batches = _iterate_batches(images, size, SEED.value)
     net.train()
-    started, cpu, saved = time.monotonic(), _cpu_seconds(), 0.0
+    started, cpu, saved = time.monotonic(), _read_cpu_seconds(), 0.0
 
     def save(elapsed: float) -> None:
+        """Save the averaged weights and the summary of the training so far."""
         _save_average(ema, net, folder)
         progress = {"steps": step, "images": step * size, "wall_seconds": elapsed}
-        summary.update(progress, cpu_seconds=_cpu_seconds() - cpu, loss_every_50_steps=curve)
+        summary.update(progress, cpu_seconds=_read_cpu_seconds() - cpu, loss_every_50_steps=curve)
         write_json(folder / "summary.json", summary)
 
     while (elapsed := time.monotonic() - started) < seconds:
         if elapsed - saved > SAVE_SECONDS:
             saved = elapsed
             save(elapsed)
+        # The decay follows the clock, since the number of steps is not known.
         for group in optimizer.param_groups:
-            group["lr"] = _decayed(recipe, step, elapsed / seconds)
+            group["lr"] = _compute_rate(recipe, step, elapsed / seconds)
         x = next(batches)
         noise = torch.randn_like(x)
         t = torch.randint(0, 1000, (size,))
@@ -198,7 +247,12 @@ def _train(folder: Path, images: np.ndarray, seconds: float) -> None:
 
 @torch.no_grad()
 def _sample(folder: Path, steps: int) -> np.ndarray:
-    """``--num`` images (num, 28, 28, 1) in [-1, 1] from the saved averaged weights."""
+    """Draw ``--num`` images (num, 28, 28, 1) in [-1, 1] from the saved averaged weights.
+
+    Args:
+        folder: workdir.
+        steps: of the sampler.
+    """
     net = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False).eval()
     kind = DDIMScheduler if SAMPLER.value == "ddim" else DDPMScheduler
     scheduler = kind.from_pretrained(folder / "scheduler")
@@ -216,9 +270,10 @@ def _sample(folder: Path, steps: int) -> np.ndarray:
 
 
 def _write_samples(folder: Path, steps: int) -> None:
-    started, cpu = time.monotonic(), _cpu_seconds()
+    """Draw images with some number of steps, and write them with the time that it took."""
+    started, cpu = time.monotonic(), _read_cpu_seconds()
     images = _sample(folder, steps)
-    taken = {"wall_seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds() - cpu}
+    taken = {"wall_seconds": time.monotonic() - started, "cpu_seconds": _read_cpu_seconds() - cpu}
     name = f"samples-{steps}" if SAMPLER.value == "ddim" else f"samples-ddpm-{steps}"
     np.savez_compressed(folder / f"{name}.npz", images=to_uint8(images))
     save_png(tile(images[:100]), folder / f"{name}.png")
@@ -229,7 +284,12 @@ def _write_samples(folder: Path, steps: int) -> None:
     write_json(path, summary)
 
 
-def _sample_steps() -> list[int]:
+def _read_sample_steps() -> list[int]:
+    """Read --sample_steps.
+
+    Raises:
+        UsageError: a number is outside of 1 .. 1000.
+    """
     try:
         steps = [int(value) for value in STEPS.value]
     except ValueError:
@@ -239,11 +299,18 @@ def _sample_steps() -> list[int]:
     return steps
 
 
-USES = ("workdir",)  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("workdir",)
 
 
 def main() -> None:
-    folder, steps = run_flags.workdir(), _sample_steps()
+    """Train the baseline, if there is time for it, and draw images from it.
+
+    Raises:
+        UsageError: nothing was trained, and --minutes is 0.
+    """
+    folder, steps = run_flags.read_workdir(), _read_sample_steps()
+    # Threads and seed are set before anything is drawn.
     torch.set_num_threads(THREADS.value)
     torch.manual_seed(SEED.value)
     if MINUTES.value:

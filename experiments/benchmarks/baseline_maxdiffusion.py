@@ -30,6 +30,7 @@ from absl import flags
 from diffjax.cli import run_flags
 from diffjax.launch import step_plan, topologies
 from diffjax.train.sharding import with_sharding
+from diffjax.types import JsonObject
 from diffjax.writing import write_json
 
 SOURCE = flags.DEFINE_string(
@@ -37,16 +38,27 @@ SOURCE = flags.DEFINE_string(
 )
 OUT = flags.DEFINE_string("out", None, "File of the figures; rows in it are kept.", required=True)
 WHERE = flags.DEFINE_string("topology", "v5e:2x4", "Chips to compile for.")
+# Its module that needs TensorFlow.
 INPUT = "maxdiffusion.input_pipeline"
+# Modules that are replaced by empty ones, because they are not installed.
 ABSENT = ("tensorflow", "tensorflow_datasets", INPUT, f"{INPUT}.input_pipeline_interface")
 
-# (sharded over all chips, images per chip, attention).
+# What is compiled: (sharded over all chips, images per chip, attention).
 ROWS = ((True, 4, "dot_product"), (True, 4, "flash"))
-BLOCK = 512  # of flash attention; with its own 2048 the kernel does not compile for a v5e
+# Size of flash attention's blocks; with its own 2048 the kernel does not compile for a v5e.
+BLOCK = 512
 
 
-def config_of(source: Path, chips: int, sharded: bool, batch: int, attention: str) -> Any:
-    """Its configuration of Stable Diffusion 1.5."""
+def read_config(source: Path, chips: int, sharded: bool, batch: int, attention: str) -> Any:
+    """Read maxdiffusion's configuration of Stable Diffusion 1.5, with some values changed.
+
+    Args:
+        source: folder of its repository.
+        chips: number of chips.
+        sharded: whether the parameters are sharded over all chips (FSDP), or else whole.
+        batch: images per chip.
+        attention: its name of the attention kernel.
+    """
     from maxdiffusion import pyconfig
 
     names = ("q", "kv_compute", "kv", "q_dkv", "kv_dkv", "kv_dkv_compute")
@@ -68,8 +80,16 @@ def config_of(source: Path, chips: int, sharded: bool, batch: int, attention: st
     return pyconfig.config
 
 
-def lowered(config: Any, devices: list[Any]) -> tuple[Any, Any]:
-    """Its step for these chips, and the shapes of its state."""
+def lower_step(config: Any, devices: list[jax.Device]) -> tuple[jax.stages.Lowered, Any]:
+    """Lower maxdiffusion's training step for some chips, from shapes alone.
+
+    Args:
+        config: of `read_config`.
+        devices: chips, which need not be there.
+
+    Returns:
+        The lowered program, and the shapes of its state with their placements.
+    """
     from flax.linen import partitioning
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
     from maxdiffusion import FlaxDDPMScheduler, max_utils
@@ -108,6 +128,7 @@ def lowered(config: Any, devices: list[Any]) -> tuple[Any, Any]:
         }
         parts = SimpleNamespace(unet=net, scheduler=scheduler)
         made = {"scheduler": scheduler.create_state()}
+        # Its own step function, with its placements; nothing of ours is in the program.
         step = max_utils.get_train_step_partial_with_signature(_train_step, parts, made, config)
         places = (placed, None, None, dict.fromkeys(batch, spread), None)
         jitted = jax.jit(
@@ -120,24 +141,35 @@ def lowered(config: Any, devices: list[Any]) -> tuple[Any, Any]:
         return jitted.lower(state, None, None, batch, key), state
 
 
-def commit(source: Path) -> str:
-    """Of the repository; "unknown" of files alone."""
+def read_commit(source: Path) -> str:
+    """Read the commit of the repository; "unknown" for files without git."""
     command = ["git", "-C", str(source), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 
 
-def figures(source: Path, where: str, sharded: bool, batch: int, attention: str) -> dict[str, Any]:
-    """Bytes per chip, or what is missing."""
+def measure_memory(
+    source: Path, where: str, sharded: bool, batch: int, attention: str
+) -> JsonObject:
+    """Compile maxdiffusion's step, and read the bytes that it needs per chip.
+
+    Args:
+        where: topology, such as ``v5e:2x4``.
+        sharded, batch, attention: see `read_config`.
+
+    Returns:
+        A row of figures by name; of a step that does not fit, how much it needs.
+    """
     devices = topologies.find_devices(where)[0]
-    config = config_of(source, len(devices), sharded, batch, attention)
-    program, state = lowered(config, devices)
+    config = read_config(source, len(devices), sharded, batch, attention)
+    program, state = lower_step(config, devices)
     local = lambda leaf: leaf.sharding.shard_shape(leaf.shape)  # noqa: E731
     leaves = jax.tree.leaves(state.params)
+    # A parameter whose part on a chip is the whole is not sharded.
     whole = sum(leaf.size for leaf in leaves if local(leaf) == leaf.shape)
     total = sum(leaf.size for leaf in leaves)
-    found: dict[str, Any] = {
-        "commit": commit(source),
+    found: JsonObject = {
+        "commit": read_commit(source),
         "topology": where,
         "chips": len(devices),
         "data": 1 if sharded else len(devices),
@@ -151,18 +183,24 @@ def figures(source: Path, where: str, sharded: bool, batch: int, attention: str)
     try:
         memory = step_plan.compile_within_memory(program.compile, found).memory_analysis()
     except step_plan.DoesNotFit as failure:
-        return found | {"needed_bytes": failure.needed, "message": _reason(failure)}
+        return found | {"needed_bytes": failure.needed, "message": _explain_failure(failure)}
     return found | {
         "peak_bytes": int(memory.peak_memory_in_bytes),
         "compile_seconds": time.monotonic() - started,
     }
 
 
-def _reason(failure: Exception) -> str:
+def _explain_failure(failure: Exception) -> str:
+    """Return the first line of the compiler's message about a step that does not fit."""
     return str(failure.__cause__).strip().partition("\n")[0]
 
 
 def main() -> None:
+    """Compile every row of `ROWS` that the file does not hold yet.
+
+    maxdiffusion is imported without TensorFlow, which only its input pipeline needs. Rows are
+    written as they are done, so an interrupted run goes on.
+    """
     topologies.configure_jax(WHERE.value)
     jax.config.update("jax_num_cpu_devices", math.prod(map(int, WHERE.value[4:].split("x"))))
     source, path = Path(SOURCE.value).absolute(), Path(OUT.value)
@@ -174,7 +212,7 @@ def main() -> None:
     for sharded, batch, attention in ROWS:
         name = f"{'fsdp' if sharded else 'data'}/batch{batch}/{attention}"
         if name not in rows:
-            rows[name] = figures(source, WHERE.value, sharded, batch, attention)
+            rows[name] = measure_memory(source, WHERE.value, sharded, batch, attention)
             print(name, rows[name], flush=True)
             write_json(path, rows)
 

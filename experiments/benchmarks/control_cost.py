@@ -14,67 +14,96 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from diffjax import runs
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
-from diffjax.runs.hints import hint_shape
-from diffjax.runs.states import abstract_base
+from diffjax.runs.hints import read_hint_shape
+from diffjax.runs.states import make_abstract_base
 from diffjax.tasks import make_task
-from diffjax.train import init_state, make_optimizer, make_step
+from diffjax.train import State, init_state, make_optimizer, make_step
+from diffjax.types import Batch, Frozen, JsonObject, T, Task
 from diffjax.writing import write_json
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
 REPEATS = flags.DEFINE_integer("repeats", 9, "Number of measurements of each task.", 1)
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
+# The parts of XLA's memory analysis that a step holds at its peak.
 ALL_ARGUMENTS = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
 
 
-def tasks(cfg: Any) -> dict[str, tuple[Any, Any]]:
-    """(task, shapes of what is frozen) of fine-tuning the base and of training the ControlNet."""
+def make_tasks(cfg: ConfigDict) -> dict[str, tuple[Task, Frozen | None]]:
+    """Make the two tasks that are compared: fine-tuning the base, and training the ControlNet.
+
+    Returns:
+        The task, and the shapes of the parameters that it reads but does not train, by name.
+    """
     shape = runs.read_image_shape(cfg)
     fine = make_task(cfg, shape, cfg.data.levels, cfg.data.num_classes)
     return {
         "fine_tuning": (fine, None),
-        "controlnet": (runs.build_task(cfg), abstract_base(cfg)),
+        "controlnet": (runs.build_task(cfg), make_abstract_base(cfg)),
     }
 
 
-def batch_of(cfg: Any, size: int) -> dict[str, np.ndarray]:
-    """Random images, labels and hints."""
+def draw_batch(cfg: ConfigDict, size: int) -> dict[str, np.ndarray]:
+    """Draw a batch of random images, labels and hints.
+
+    Args:
+        cfg: the config, for shapes and classes.
+        size: number of images B.
+
+    Returns:
+        ``image`` (B, H, W, C) in [-1, 1], ``label`` (B,) and ``hint`` in [0, 1].
+    """
     rng, shape = np.random.default_rng(0), runs.read_image_shape(cfg)
     return {
         "image": rng.uniform(-1, 1, (size, *shape)).astype(np.float32),
         "label": rng.integers(0, max(cfg.data.num_classes, 1), size).astype(np.int32),
-        "hint": rng.uniform(0, 1, (size, *hint_shape(cfg, shape))).astype(np.float32),
+        "hint": rng.uniform(0, 1, (size, *read_hint_shape(cfg, shape))).astype(np.float32),
     }
 
 
-def compiled(cfg: Any, task: Any, fixed: Any, batch: Any) -> Any:
-    """The compiled training step, from shapes alone."""
+def compile_step(
+    cfg: ConfigDict, task: Task, fixed: Frozen | None, batch: Batch
+) -> tuple[jax.stages.Compiled, State]:
+    """Compile a training step from shapes alone.
+
+    Args:
+        fixed: shapes of the frozen parameters, or None.
+        batch: a batch, for its shapes.
+
+    Returns:
+        The compiled step, and the shapes of its state.
+    """
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
     state = jax.eval_shape(partial(init_state, task, optimizer), jax.random.key(0), fixed, batch)
     step = jax.jit(make_step(task, optimizer), donate_argnums=0)
     return step.lower(state, fixed, batch).compile(), state
 
 
-def peak_bytes(program: Any) -> int:
-    """Arguments, results that are no arguments given away, and temporaries."""
+def count_peak_bytes(program: jax.stages.Compiled) -> int:
+    """Count the bytes that a compiled step holds: arguments, results and temporaries.
+
+    Results that take the place of arguments are counted once.
+    """
     sizes = program.memory_analysis()
     total = sum(getattr(sizes, name) for name in ALL_ARGUMENTS)
     return int(total - sizes.alias_size_in_bytes)
 
 
-def _filled(shapes: Any) -> Any:
+def _fill(shapes: T) -> T:
+    """Fill a tree of shapes with small random numbers, and zeros where they are whole numbers."""
     rng = np.random.default_rng(0)
 
-    def fill(leaf: Any) -> jax.Array:
+    def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        """Fill one shape."""
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.zeros(leaf.shape, leaf.dtype)
         return jnp.asarray(0.05 * rng.standard_normal(leaf.shape), leaf.dtype)
@@ -82,13 +111,21 @@ def _filled(shapes: Any) -> Any:
     return jax.tree.map(fill, shapes)
 
 
-def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
-    """Seconds and bytes of a step of either, and the ratios of ControlNet to fine-tuning."""
-    given = batch_of(cfg, batch)
+def measure(cfg: ConfigDict, batch: int, repeats: int) -> JsonObject:
+    """Measure the time and memory of a step of either task.
+
+    Args:
+        batch: images of a batch.
+        repeats: number of measurements of each task, after one that warms up.
+
+    Returns:
+        Seconds and bytes by task, and the ratios of ControlNet to fine-tuning.
+    """
+    given = draw_batch(cfg, batch)
     programs, states, bases = {}, {}, {}
-    for name, (task, fixed) in tasks(cfg).items():
-        programs[name], state = compiled(cfg, task, fixed, given)
-        states[name], bases[name] = _filled(state), _filled(fixed)
+    for name, (task, fixed) in make_tasks(cfg).items():
+        programs[name], state = compile_step(cfg, task, fixed, given)
+        states[name], bases[name] = _fill(state), _fill(fixed)
         states[name] = states[name]._replace(opt=jax.tree.map(jnp.zeros_like, states[name].opt))
     clocks = {"wall": time.perf_counter, "cpu": time.process_time}
     seconds: dict[str, dict[str, list[float]]] = {c: {n: [] for n in programs} for c in clocks}
@@ -100,8 +137,9 @@ def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
             for clock, now in clocks.items():
                 seconds[clock][name].append(now() - started[clock])
     step = {c: {n: float(np.median(v[1:])) for n, v in s.items()} for c, s in seconds.items()}
+    # Ratios are taken within a turn. The first turn warms up.
     turns = {c: np.divide(s["controlnet"], s["fine_tuning"])[1:] for c, s in seconds.items()}
-    peak = {name: peak_bytes(program) for name, program in programs.items()}
+    peak = {name: count_peak_bytes(program) for name, program in programs.items()}
     temporary = {n: int(p.memory_analysis().temp_size_in_bytes) for n, p in programs.items()}
     return {
         "batch": batch,
@@ -117,11 +155,19 @@ def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
     }
 
 
-USES = ("config", "workdir", "weights")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights")
 
 
 def main() -> None:
-    cfg = run_flags.config()
+    """Print the costs of training a ControlNet, and write them as JSON if asked for.
+
+    Both tasks begin with random weights: costs do not depend on their values.
+
+    Raises:
+        UsageError: the config is not of a ControlNet.
+    """
+    cfg = run_flags.read_config()
     if cfg.task != "controlnet":
         raise UsageError("this needs a config of a ControlNet, as in configs/controlnet.py")
     found = measure(cfg, BATCH.value, REPEATS.value)

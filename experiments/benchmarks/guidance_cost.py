@@ -10,50 +10,74 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from diffjax import runs
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
 from diffjax.model import make_sampler, make_steering, sample
+from diffjax.types import Array, JsonObject, Params
 from diffjax.writing import write_json
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
 REPEATS = flags.DEFINE_integer("repeats", 9, "Number of measurements of each mode.", 1)
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 
-STEPS = 4  # of a run: enough that its fixed cost does not count
+# Steps of a run: enough that its fixed cost does not count.
+STEPS = 4
 
 
+# What is compared: (both halves in turn, guidance scale).
 MODES = {"unguided": (False, None), "guided": (False, 2.0), "guided_sequential": (True, 2.0)}
 
 
-def compiled(cfg: Any, batch: int, *, sequential: bool, scale: float | None) -> tuple[Any, Any]:
-    """Compiled sampling of a few steps, and its arguments."""
-    cfg = runs.with_sample(cfg, sampler="ddim", steps=STEPS, guidance_sequential=sequential)
+def compile_sampling(
+    cfg: ConfigDict, batch: int, *, sequential: bool, scale: float | None
+) -> tuple[jax.stages.Compiled, tuple[Params, np.ndarray | None]]:
+    """Compile the sampling of a few steps with random weights.
+
+    Args:
+        batch: number of images.
+        sequential: whether both halves of guidance run in turn.
+        scale: guidance scale; None for no guidance.
+
+    Returns:
+        The compiled program, and its arguments (parameters, scale of each step).
+    """
+    cfg = runs.replace_sample(cfg, sampler="ddim", steps=STEPS, guidance_sequential=sequential)
     model = runs.build_model(cfg)
     sampler, rows = make_sampler(cfg, model)
     steering = make_steering(cfg)
     cond = {"label": np.arange(batch, dtype=np.int32) % cfg.data.num_classes}
     keys = jax.random.split(jax.random.key(0), batch)
 
-    def run(params: Any, scales: Any) -> Any:
+    def run(params: Params, scales: Array | None) -> Array:
+        """Draw one batch with these parameters and scales."""
         own = model._replace(params=params)
         return sample(own, cond, sampler, rows, keys, scale=scales, steering=steering)
 
+    # The scale is an argument: the same program serves all scales.
     scales = None if scale is None else np.full(STEPS, scale, np.float32)
     arguments = runs.init_untrained(cfg).params, scales
     return jax.jit(run).lower(*arguments).compile(), arguments
 
 
-def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
-    """Seconds and bytes of every mode, and their ratios to unguided."""
+def measure(cfg: ConfigDict, batch: int, repeats: int) -> JsonObject:
+    """Measure the seconds and bytes of a step in every mode of `MODES`.
+
+    Args:
+        batch: number of images.
+        repeats: number of measurements of each mode, after one that warms up.
+
+    Returns:
+        Seconds and bytes by mode, and their ratios to unguided sampling.
+    """
     modes = {
-        mode: compiled(cfg, batch, sequential=sequential, scale=scale)
+        mode: compile_sampling(cfg, batch, sequential=sequential, scale=scale)
         for mode, (sequential, scale) in MODES.items()
     }
     seconds: dict[str, list[float]] = {mode: [] for mode in modes}
@@ -74,11 +98,19 @@ def measure(cfg: Any, batch: int, repeats: int) -> dict[str, Any]:
     }
 
 
-USES = ("config", "workdir", "weights")  # flags of other modules
+# Flags of other modules that this command uses.
+USES = ("config", "workdir", "weights")
 
 
 def main() -> None:
-    cfg = run_flags.config()
+    """Print what guidance costs, and write it as JSON if asked for.
+
+    Any config of a model with classes will do; its weights are drawn at random.
+
+    Raises:
+        UsageError: the model of the config has no condition.
+    """
+    cfg = run_flags.read_config()
     if not (cfg.network.conditional and cfg.data.num_classes):
         raise UsageError("guidance needs a model with a condition, such as configs/cfg.py")
     found = measure(cfg, BATCH.value, REPEATS.value)

@@ -1,8 +1,16 @@
 """The papers whose results are reproduced at the scale of one machine, and how.
 
-A module here has ``PIECES`` (what to run), ``claims(data)`` (what the paper says, judged on the
-files that the pieces left) and ``page(data)`` (tables and plots in Markdown); ``CONFIG`` if its
-config file has another name.
+A module here is one paper. It has
+
+- ``PIECES``: the commands to run, and the files of theirs that are kept (`pieces.Piece`);
+- ``judge_claims(data)``: what the paper says, judged by the files that the pieces left in the
+  folder ``data``;
+- ``format_page(data)``: tables and plots of the same files, as Markdown;
+- ``CONFIG``: the name of the paper's config file, if it is not that of the module in `PAPERS`.
+
+`experiments.reproduce` runs the pieces and writes the pages. A new paper is one module, and one
+entry in `PAPERS`. The first line of the module's docstring is the title of the page, and the rest
+of it is shown on the overview.
 """
 
 from __future__ import annotations
@@ -11,14 +19,14 @@ from types import ModuleType
 
 from experiments.reproductions import (
     ablation,
+    all_pipelines,
     cfg,
-    controlnet,
+    controlnet_paper,
     ddim,
     ddpm,
     edm,
     improved_ddpm,
     ldm,
-    pipelines,
     scaling,
 )
 
@@ -30,7 +38,7 @@ PAPERS: dict[str, ModuleType] = {
     "cfg": cfg,
     "edm": edm,
     "ldm": ldm,
-    "pipelines": pipelines,
-    "controlnet": controlnet,
+    "pipelines": all_pipelines,
+    "controlnet": controlnet_paper,
     "scaling": scaling,
 }

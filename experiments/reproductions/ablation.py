@@ -1,18 +1,28 @@
 """What the network predicts and what it is trained for, on Fashion-MNIST at 14x14 (DDPM, table 2).
 
-Four predictions, each trained with the unweighted error and with the variational bound.
+Four predictions, each trained with the unweighted error (Ho et al. 2020, eq. 14) and with the
+variational bound (eq. 5).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from experiments.reproductions.claims import NOTE, Claim, above, bars, pair, read, spread
-from experiments.reproductions.pieces import Piece, trying
+from diffjax.types import JsonObject
+from experiments.reproductions.claims import (
+    NOTE,
+    Claim,
+    format_pair,
+    format_spread,
+    is_above,
+    plot_bars,
+    read_file,
+)
+from experiments.reproductions.pieces import Piece, make_trial
 
+# What the paper reports, for the end of the page.
 PAPER = """CIFAR-10, IS / FID:
 
 | | L, learned diagonal variance | L, fixed variance | simple |
@@ -22,49 +32,89 @@ PAPER = """CIFAR-10, IS / FID:
 
 Bits/dim of eps: at most 3.70 with L, 3.75 with the simple loss.
 """
+# The config file with the paper's own settings.
 CONFIG = "ddpm"  # the config file with the paper's own settings
+# What the networks predict, by their names in ``config.parameterization``.
 PREDICTIONS = ("eps", "x0", "v", "mean")
+# The losses by their names in ``config.loss``, and what the page calls them.
 LOSSES = {"simple": "unweighted error", "vlb": "bound L"}
+# Seeds of the trainings; effects are judged against their spread.
 SEEDS = (0, 1)
 
 
-def _name(prediction: str, loss: str, seed: int) -> str:
+def _name_run(prediction: str, loss: str, seed: int) -> str:
+    """Name a run by prediction, loss and seed.
+
+    Args:
+        prediction: a name in `PREDICTIONS`.
+        loss: a name in `LOSSES`.
+        seed: of the training; the first has no suffix.
+    """
     return f"ablation-{prediction}-{loss}" + (f"-seed{seed}" if seed else "")
 
 
-def _try(prediction: str, loss: str, seed: int) -> Piece:
+def _make_trial(prediction: str, loss: str, seed: int) -> Piece:
+    """Make the piece that trains one of the combinations and measures distance and bits/dim.
+
+    The config is small enough that all of them take an hour on one core. Distances are measured
+    with three sampling seeds.
+    """
     overrides = (
         f"--config.parameterization.name={prediction}",
         f"--config.loss.name={loss}",
         f"--config.seed={seed}",
     )
     options = ("--metrics=distance,bits", "--seeds=3")
-    name = _name(prediction, loss, seed)
-    return trying("ddpm.py:fashion_mnist14_small", name, 3, overrides, *options)
+    name = _name_run(prediction, loss, seed)
+    return make_trial("ddpm.py:fashion_mnist14_small", name, 3, overrides, *options)
 
 
-PIECES = tuple(_try(p, loss, seed) for seed in SEEDS for p in PREDICTIONS for loss in LOSSES)
+# One piece for each combination; all combinations of the first seed come first.
+PIECES = tuple(_make_trial(p, loss, seed) for seed in SEEDS for p in PREDICTIONS for loss in LOSSES)
 
 
-def _all(data: Path, prediction: str, loss: str) -> list[dict[str, Any]]:
-    return [read(data / f"{_name(prediction, loss, seed)}.json") for seed in SEEDS]
+def _read_runs(data: Path, prediction: str, loss: str) -> list[JsonObject]:
+    """Read the evaluations of a combination, one for each seed.
+
+    Args:
+        data: folder of the files that the pieces left.
+        prediction, loss: the combination.
+    """
+    return [read_file(data / f"{_name_run(prediction, loss, seed)}.json") for seed in SEEDS]
 
 
-def _distance(data: Path, prediction: str, loss: str) -> np.ndarray:
-    """Over trainings and sampling seeds."""
-    found = [e["distance_by_seed"] for e in _all(data, prediction, loss)]
+def _read_distances(data: Path, prediction: str, loss: str) -> np.ndarray:
+    """Read the distances of a combination.
+
+    Returns:
+        (trainings * sampling seeds,) float64.
+    """
+    found = [e["distance_by_seed"] for e in _read_runs(data, prediction, loss)]
     return np.concatenate([np.asarray(v, np.float64) for v in found])
 
 
-def _bits(data: Path, prediction: str, loss: str) -> np.ndarray:
-    return np.asarray([e["bits_per_dim"] for e in _all(data, prediction, loss)])
+def _read_bits(data: Path, prediction: str, loss: str) -> np.ndarray:
+    """Read the bits/dim of a combination.
+
+    Returns:
+        (trainings,): the bound does not depend on a sampling seed.
+    """
+    return np.asarray([e["bits_per_dim"] for e in _read_runs(data, prediction, loss)])
 
 
-def claims(data: Path) -> list[Claim]:
-    """What DDPM's table 2 says of the two losses."""
-    eps, bound = _distance(data, "eps", "simple"), _distance(data, "eps", "vlb")
-    mean, weighted = _distance(data, "mean", "simple"), _distance(data, "mean", "vlb")
-    bits = _bits(data, "eps", "vlb"), _bits(data, "eps", "simple")
+def judge_claims(data: Path) -> list[Claim]:
+    """Judge what DDPM's table 2 says of the two losses.
+
+    The unweighted error gives better images and the bound a better likelihood; the mean can be
+    trained by the bound alone.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
+    eps, bound = _read_distances(data, "eps", "simple"), _read_distances(data, "eps", "vlb")
+    mean, weighted = _read_distances(data, "mean", "simple"), _read_distances(data, "mean", "vlb")
+    bits = _read_bits(data, "eps", "vlb"), _read_bits(data, "eps", "simple")
+    # Each claim compares two cells of the table.
     texts = (
         "eps: the distance is smaller with the unweighted error than with the bound",
         "the mean with the unweighted error is at least 3 times worse than eps",
@@ -72,38 +122,51 @@ def claims(data: Path) -> list[Claim]:
         "eps: the bound gives fewer bits/dim than the unweighted error",
     )
     return [
-        Claim(texts[0], above(bound, eps), pair(bound, eps)),
-        Claim(texts[1], above(mean, eps, 3), pair(mean, eps)),
-        Claim(texts[2], above(mean, weighted), pair(mean, weighted)),
-        Claim(texts[3], above(bits[1], bits[0]), pair(bits[1], bits[0])),
+        Claim(texts[0], is_above(bound, eps), format_pair(bound, eps)),
+        Claim(texts[1], is_above(mean, eps, 3), format_pair(mean, eps)),
+        Claim(texts[2], is_above(mean, weighted), format_pair(mean, weighted)),
+        Claim(texts[3], is_above(bits[1], bits[0]), format_pair(bits[1], bits[0])),
     ]
 
 
-def _table(data: Path) -> str:
+def _format_table(data: Path) -> str:
+    """Format distances and bits/dim, with a row for each prediction and a column for each loss.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     lines = [f"| distance; bits/dim | {' | '.join(LOSSES.values())} |", "|---|---|---|"]
     for prediction in PREDICTIONS:
         cells = [
-            f"{spread(_distance(data, prediction, loss))}; {spread(_bits(data, prediction, loss))}"
+            "; ".join(
+                format_spread(read(data, prediction, loss))
+                for read in (_read_distances, _read_bits)
+            )
             for loss in LOSSES
         ]
         lines.append(f"| {prediction} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def page(data: Path) -> str:
-    """Markdown without the claims."""
-    one = _all(data, "eps", "simple")[0]
+def format_page(data: Path) -> str:
+    """Format the page as Markdown, without the claims, and plot the distances.
+
+    Args:
+        data: folder of the files that the pieces left; the plot is written beside it.
+    """
+    one = _read_runs(data, "eps", "simple")[0]
+    # The plot has a group of bars for each loss.
     distances = {
-        text: [_distance(data, p, loss) for p in PREDICTIONS] for loss, text in LOSSES.items()
+        text: [_read_distances(data, p, loss) for p in PREDICTIONS] for loss, text in LOSSES.items()
     }
-    bars(distances, PREDICTIONS, "Frechet distance", data.parent / "ablation.png")
+    plot_bars(distances, PREDICTIONS, "Frechet distance", data.parent / "ablation.png")
     return f"""Images are Fashion-MNIST with 2x2 pixels averaged. Every cell is two trainings of
 {one["step"]:,} steps; distances are of {one["num"]} images of {one["sampler"]["steps"]} DDIM
 steps, three sampling seeds each, and bits/dim are the bound of all 1000 steps, fixedsmall, on
 {one["bits_images"]} test images. The paper's FIDs are of 1000 ancestral steps.
 
 {NOTE.format(**one)}
-{_table(data)}
+{_format_table(data)}
 
 ![distances](ablation.png)
 

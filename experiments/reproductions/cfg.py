@@ -6,14 +6,23 @@ Three dropping probabilities, guidance weights w (guidance scale 1 + w) from 0 t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from diffjax.evaluation import plots
-from experiments.reproductions.claims import NOTE, Claim, above, floor, pair, read, values
-from experiments.reproductions.pieces import Piece, measuring, sweeping, training
+from diffjax.types import JsonObject
+from experiments.reproductions.claims import (
+    NOTE,
+    Claim,
+    format_floor,
+    format_pair,
+    is_above,
+    read_file,
+    select_values,
+)
+from experiments.reproductions.pieces import Piece, make_measurement, make_sweep, make_training
 
+# What the paper reports, for the end of the page.
 PAPER = """ImageNet 64x64, 50,000 images, 256 ancestral steps (table 1):
 
 | w | FID, p = 0.1 / 0.2 / 0.5 | IS |
@@ -27,30 +36,50 @@ PAPER = """ImageNet 64x64, 50,000 images, 256 ancestral steps (table 1):
 | 2 | 21.03 / 18.79 / 16.16 | 225.5 / 213.0 / 183.0 |
 | 4 | 26.22 / 23.84 / 21.48 | 260.2 / 249.0 / 225.1 |
 """
+# Probabilities of dropping the class in training, by their names in files (percent).
 PROBABILITIES = {"10": 0.1, "20": 0.2, "50": 0.5}
+# Guidance scales s = 1 + w of the sweeps.
 SCALES = (1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0)
-FEW = (1.0, 1.1, 1.3)  # around the best, for comparing trainings
+# Scales around the best, for comparing trainings.
+FEW = (1.0, 1.1, 1.3)
+# Columns of the tables.
 METRICS = ("distance", "inception_score", "class_accuracy", "precision", "recall")
+# Steps of the sampler in all cells.
 STEPS = 10
 
 
-def _train(probability: str, seed: int) -> Piece:
+def _make_training(probability: str, seed: int) -> Piece:
+    """Make the piece that trains a model with some probability of dropping the class.
+
+    Args:
+        probability: a key of `PROBABILITIES`, in percent.
+        seed: of the training.
+    """
     name = f"cfg14-p{probability}" + (f"-seed{seed}" if seed else "")
     drop = PROBABILITIES[probability]
     overrides = (f"--config.cond.drop={drop}", f"--config.seed={seed}")
-    return training("cfg.py:fashion_mnist14", name, 10, *overrides)
+    return make_training("cfg.py:fashion_mnist14", name, 10, *overrides)
 
 
-def _sweep(model: str, scales: tuple[float, ...], minutes: float, seeds: int = 3) -> Piece:
+def _make_sweep(model: str, scales: tuple[float, ...], minutes: float, seeds: int = 3) -> Piece:
+    """Make the piece that measures a model at several guidance scales.
+
+    Args:
+        model: name of the kept model.
+        scales: s = 1 + w.
+        minutes: about what it takes on one core.
+        seeds: sampling seeds of a cell.
+    """
     axes = {
         "sampler": "ddim",
         "grid": "uniform",
         "steps": str(STEPS),
         "guidance": ",".join(f"{scale:g}" for scale in scales),
     }
-    return sweeping(f"{model}-guidance", model, minutes, axes, num=5000, seeds=seeds)
+    return make_sweep(f"{model}-guidance", model, minutes, axes, num=5000, seeds=seeds)
 
 
+# A picture with a row for each scale.
 _PICTURE = Piece(
     "cfg-picture",
     (
@@ -68,6 +97,7 @@ _PICTURE = Piece(
     3,
 )
 
+# Time and memory of a guided step.
 _COST = Piece(
     "guidance-cost",
     (
@@ -81,13 +111,14 @@ _COST = Piece(
     2,
 )
 
+# What is run, the cheapest first; the classifier guides the first model.
 PIECES = (
     _COST,
-    _train("10", 0),
-    _sweep("cfg14-p10", SCALES, 28),
+    _make_training("10", 0),
+    _make_sweep("cfg14-p10", SCALES, 28),
     _PICTURE,
-    training("adm.py:fashion_mnist14_classifier", "cfg14-classifier", 8),
-    sweeping(
+    make_training("adm.py:fashion_mnist14_classifier", "cfg14-classifier", 8),
+    make_sweep(
         "cfg14-classifier-guidance",
         "cfg14-p10",
         18,
@@ -95,15 +126,15 @@ PIECES = (
         "--config.sample.classifier={results}/models/cfg14-classifier.safetensors",
         num=5000,
     ),
-    _train("20", 0),
-    _sweep("cfg14-p20", SCALES, 28),
-    _train("50", 0),
-    _sweep("cfg14-p50", SCALES, 28),
-    _train("10", 1),
-    _sweep("cfg14-p10-seed1", FEW, 3, seeds=1),
-    _train("20", 1),
-    _sweep("cfg14-p20-seed1", FEW, 3, seeds=1),
-    measuring(
+    _make_training("20", 0),
+    _make_sweep("cfg14-p20", SCALES, 28),
+    _make_training("50", 0),
+    _make_sweep("cfg14-p50", SCALES, 28),
+    _make_training("10", 1),
+    _make_sweep("cfg14-p10-seed1", FEW, 3, seeds=1),
+    _make_training("20", 1),
+    _make_sweep("cfg14-p20-seed1", FEW, 3, seeds=1),
+    make_measurement(
         "cfg-floor",
         "cfg14-p10",
         2,
@@ -112,37 +143,56 @@ PIECES = (
 )
 
 
-def _rows(data: Path, model: str) -> list[dict[str, Any]]:
-    return list(read(data / f"{model}-guidance.jsonl"))
+def _read_rows(data: Path, model: str) -> list[JsonObject]:
+    """Read the rows of a model's sweep over guidance scales."""
+    return list(read_file(data / f"{model}-guidance.jsonl"))
 
 
-def claims(data: Path) -> list[Claim]:
-    """What guidance does, and how often to drop."""
-    rows = _rows(data, "cfg14-p10")
+def judge_claims(data: Path) -> list[Claim]:
+    """Judge what guidance does to images, how often to drop the class, and what guidance costs.
 
-    def at(scale: float, metric: str = "distance") -> np.ndarray:
-        return values(rows, metric, guidance=scale)
+    Guidance trades recall for precision: the score rises with w while the distance has a minimum at
+    a small w (Ho & Salimans 2022, table 1).
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
+    rows = _read_rows(data, "cfg14-p10")
+
+    def select(scale: float, metric: str = "distance") -> np.ndarray:
+        """Select a metric at a guidance scale, over seeds."""
+        return select_values(rows, metric, guidance=scale)
 
     out = []
+    # Guidance makes images show their class more clearly.
     for metric in ("class_accuracy", "precision"):
-        high, low = at(2.0, metric), at(1.0, metric)
+        high, low = select(2.0, metric), select(1.0, metric)
         text = f"{metric.replace('_', ' ')} is higher at w = 1 than at w = 0"
-        out.append(Claim(text, above(high, low), pair(high, low)))
-    high, low = at(1.0, "recall"), at(5.0, "recall")
-    out.append(Claim("recall falls from w = 0 to w = 4", above(high, low), pair(high, low)))
-    high, low = at(2.0, "inception_score"), at(1.0, "inception_score")
+        out.append(Claim(text, is_above(high, low), format_pair(high, low)))
+    # It costs variety.
+    high, low = select(1.0, "recall"), select(5.0, "recall")
+    out.append(
+        Claim("recall falls from w = 0 to w = 4", is_above(high, low), format_pair(high, low))
+    )
+    high, low = select(2.0, "inception_score"), select(1.0, "inception_score")
     text = "the score rises from w = 0 to w = 1"
-    out.append(Claim(text, above(high, low), pair(high, low)))
-    best = min(SCALES, key=lambda scale: at(scale).mean())
-    text, worst = "the smallest distance lies in 0 <= w <= 1", at(5.0)
-    out.append(Claim(text, best <= 2.0, f"{at(best).mean():.4g} at w = {best - 1:g}"))
+    out.append(Claim(text, is_above(high, low), format_pair(high, low)))
+    # In between lies the smallest distance.
+    best = min(SCALES, key=lambda scale: select(scale).mean())
+    text, worst = "the smallest distance lies in 0 <= w <= 1", select(5.0)
+    out.append(Claim(text, best <= 2.0, f"{select(best).mean():.4g} at w = {best - 1:g}"))
     text = "the distance at w = 4 is at least 3 times the smallest"
-    out.append(Claim(text, above(worst, at(best), 3), pair(worst, at(best))))
-    return [*out, _drops(data), _cost(data)]
+    out.append(Claim(text, is_above(worst, select(best), 3), format_pair(worst, select(best))))
+    return [*out, _judge_dropping(data), _judge_cost(data)]
 
 
-def _cost(data: Path) -> Claim:
-    cost = read(data / "guidance-cost.json")
+def _judge_cost(data: Path) -> Claim:
+    """Judge whether a guided step takes at most twice the time of an unguided one.
+
+    Both halves of guidance are one batch of twice the size, or two passes in turn; the faster of
+    the two ways counts.
+    """
+    cost = read_file(data / "guidance-cost.json")
     ratio, memory = cost["time_ratio"], cost["memory_ratio"]
     text = "a guided step takes at most 2.0 times the time of an unguided one at the same batch"
     figures = (
@@ -152,29 +202,47 @@ def _cost(data: Path) -> Claim:
     return Claim(text, min(ratio["guided"], ratio["guided_sequential"]) <= 2.0, figures)
 
 
-def _drops(data: Path) -> Claim:
-    """The best distance of p = 0.1 against 0.2: about equal, as 1.55 and 1.62 are in the paper."""
+def _judge_dropping(data: Path) -> Claim:
+    """Judge whether p = 0.1 and 0.2 give about the same best distance, as in the paper.
+
+    The paper has FID 1.55 and 1.62. Here the best means of two trainings each must lie within 10 %
+    of each other.
+    """
     best = {
-        p: np.asarray([_best(_rows(data, f"cfg14-p{p}{s}")) for s in ("", "-seed1")])
+        p: np.asarray([_find_best(_read_rows(data, f"cfg14-p{p}{s}")) for s in ("", "-seed1")])
         for p in ("10", "20")
     }
     few, many = best["10"].mean(), best["20"].mean()
-    differs = above(best["10"], best["20"]) or above(best["20"], best["10"])
+    differs = is_above(best["10"], best["20"]) or is_above(best["20"], best["10"])
     share = f"{100 * (many / few - 1):+.1f} %, {'more' if differs else 'no more'} than the seeds do"
     text = "the best distances with p = 0.1 and 0.2 are within 10 % of each other (two trainings)"
-    return Claim(text, bool(abs(many / few - 1) < 0.1), f"{pair(best['10'], best['20'])}: {share}")
+    return Claim(
+        text, bool(abs(many / few - 1) < 0.1), f"{format_pair(best['10'], best['20'])}: {share}"
+    )
 
 
-def _best(rows: list[dict[str, Any]]) -> float:
-    return float(min(values(rows, guidance=scale).mean() for scale in FEW))
+def _find_best(rows: list[JsonObject]) -> float:
+    """Find the smallest mean distance among the scales that all trainings were measured at.
+
+    Args:
+        rows: of one model's sweep.
+    """
+    return float(min(select_values(rows, guidance=scale).mean() for scale in FEW))
 
 
-def _table(rows: list[dict[str, Any]], name: str = "w") -> str:
+def _format_table(rows: list[JsonObject], name: str = "w") -> str:
+    """Format the metrics of a sweep, with a row for each scale.
+
+    Args:
+        rows: of the sweep.
+        name: of the first column. With ``w`` it holds weights ``w = s - 1``, and the network
+            evaluations of an image are a column; otherwise it holds scales.
+    """
     scales = sorted({row["guidance"] for row in rows})
     heads = [name, *(m.replace("_", " ") for m in METRICS), *["evaluations"] * (name == "w")]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for scale in scales:
-        cells = [values(rows, metric, guidance=scale) for metric in METRICS]
+        cells = [select_values(rows, metric, guidance=scale) for metric in METRICS]
         shown = " | ".join(f"{v.mean():.4g} ± {v.std(ddof=1):.2g}" for v in cells)
         count = next(f" {r['evaluations']} |" for r in rows if r["guidance"] == scale)
         shift, last = (1, count) if name == "w" else (0, "")
@@ -182,14 +250,19 @@ def _table(rows: list[dict[str, Any]], name: str = "w") -> str:
     return "\n".join(lines)
 
 
-def _plot(data: Path, path: Path) -> None:
-    """Distance against score, one curve a probability, one point a weight."""
+def _plot_distances(data: Path, path: Path) -> None:
+    """Plot distance against score: a curve for each probability, a point for each weight.
+
+    Args:
+        data: folder of the files that the pieces left.
+        path: of the picture.
+    """
     figure, axis = plots.start(6.5, 4.5)
     for name, drop in PROBABILITIES.items():
-        rows = _rows(data, f"cfg14-p{name}")
+        rows = _read_rows(data, f"cfg14-p{name}")
         scales = sorted({row["guidance"] for row in rows})
-        score = [values(rows, "inception_score", guidance=s).mean() for s in scales]
-        distance = [values(rows, guidance=s).mean() for s in scales]
+        score = [select_values(rows, "inception_score", guidance=s).mean() for s in scales]
+        distance = [select_values(rows, guidance=s).mean() for s in scales]
         axis.plot(score, distance, marker="o", label=f"p = {drop}")
         for scale, x, y in zip(scales, score, distance, strict=True):
             axis.annotate(f"{scale - 1:.3g}", (x, y), fontsize=7, xytext=(3, 3),
@@ -199,19 +272,24 @@ def _plot(data: Path, path: Path) -> None:
     plots.finish(figure, axis, path)
 
 
-def page(data: Path) -> str:
-    """Markdown without the claims."""
-    _plot(data, data.parent / "cfg.png")
-    rows = _rows(data, "cfg14-p10")
+def format_page(data: Path) -> str:
+    """Format the page as Markdown, without the claims, and plot distance against score.
+
+    Args:
+        data: folder of the files that the pieces left; the plot is written beside it.
+    """
+    _plot_distances(data, data.parent / "cfg.png")
+    rows = _read_rows(data, "cfg14-p10")
     parts = [
-        f"## p = {PROBABILITIES[p]}\n\n{_table(_rows(data, f'cfg14-p{p}'))}" for p in PROBABILITIES
+        f"## p = {PROBABILITIES[p]}\n\n{_format_table(_read_rows(data, f'cfg14-p{p}'))}"
+        for p in PROBABILITIES
     ]
     return f"""Images are Fashion-MNIST with 2x2 pixels averaged. Every cell is 5,000 images, three
 sampling seeds, {STEPS} deterministic steps of equal width in t; guided steps cost two network
 evaluations.
 
 {NOTE.format(**rows[0])}
-{floor(data / "cfg-floor.json")}
+{format_floor(data / "cfg-floor.json")}
 
 ![distance against score](cfg.png)
 
@@ -227,7 +305,7 @@ class:
 A classifier on noisy images, trained for 1,500 steps, guides the conditional predictions; its
 gradient costs about one more network evaluation a step.
 
-{_table(_rows(data, "cfg14-classifier"), "scale")}
+{_format_table(_read_rows(data, "cfg14-classifier"), "scale")}
 
 ## The paper's figures
 

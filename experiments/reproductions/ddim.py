@@ -6,12 +6,24 @@ On Fashion-MNIST at 14x14.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from diffjax.evaluation.sweeps import format_table, plot
-from experiments.reproductions.claims import NOTE, Claim, above, falls, floor, pair, read, values
-from experiments.reproductions.pieces import Piece, measuring, sweeping, training
+from diffjax.types import JsonObject
+from experiments.reproductions.claims import (
+    NOTE,
+    Claim,
+    format_floor,
+    format_pair,
+    is_above,
+    is_falling,
+    read_file,
+    select_values,
+)
+from experiments.reproductions.pieces import Piece, make_measurement, make_sweep, make_training
 
+# What the paper reports, for the end of the page.
 PAPER = """FID of the paper on CIFAR-10 (table 1; quadratic spacing):
 
 | steps | 10 | 20 | 50 | 100 | 1000 |
@@ -25,51 +37,73 @@ PAPER = """FID of the paper on CIFAR-10 (table 1; quadratic spacing):
 Its reconstruction error at 10, 20, 50, 100, 200 steps: .014, .0065, .0023, .0009, .0004.
 """
 
+# Name of the one model that all samplers draw with.
 MODEL = "ddpm14"
-NUM, NUM_FULL = 2000, 400  # images of a cell: of up to 100 steps, of 1000
+# Images of a cell: of up to 100 steps, and of all 1000.
+NUM, NUM_FULL = 2000, 400
+# DDPM's larger variance, which the paper's table has in place of an eta.
 SIGMA_HAT = "sigma-hat"
+# Numbers of steps that are cheap.
 FEW = "5,10,20,50"
 
 
-def _sweep(name: str, minutes: float, num: int = NUM, **axes: str) -> Piece:
-    return sweeping(name, MODEL, minutes, axes, num=num)
+def _make_sweep(name: str, minutes: float, num: int = NUM, **axes: str) -> Piece:
+    """Make a piece that sweeps sampler options of the model.
+
+    Args:
+        name: of the sweep.
+        minutes: about what it takes on one core.
+        num: images of a cell.
+        axes: values by key of ``config.sample``, joined by commas.
+    """
+    return make_sweep(name, MODEL, minutes, axes, num=num)
 
 
-def _sigma_hat(name: str, grid: str) -> Piece:
+def _make_sigma_hat(name: str, grid: str) -> Piece:
+    """Make the sweep of DDPM's larger variance, sigma-hat in the paper, over a spacing of steps.
+
+    ``sigma_hat^2 = 1 - alpha_t / alpha_{t-1}`` (Song et al. 2020, section 5), the variance of the
+    forward step.
+    """
     axes = {"sampler": "ddpm", "grid": grid, "variance": "fixedlarge", "steps": f"{FEW},100"}
-    return _sweep(name, 22, **axes)
+    return _make_sweep(name, 22, **axes)
 
 
-def _full(variance: str) -> Piece:
+def _make_full(variance: str) -> Piece:
+    """Make the measurement of all 1000 steps of DDPM with a variance."""
     axes = {"sampler": "ddpm", "variance": variance, "steps": "1000"}
-    return _sweep(f"ddim-1000-{variance}", 25, NUM_FULL, **axes)
+    return _make_sweep(f"ddim-1000-{variance}", 25, NUM_FULL, **axes)
 
 
+# Rows of the tables, in their order.
 ETAS = (0.0, 0.2, 0.5, 1.0, SIGMA_HAT)
+# The sweeps with evenly spaced steps.
 LINEAR = (
-    _sweep("ddim", 40, sampler="ddim", grid="leading", eta="0,0.2,0.5,1", steps=FEW),
-    _sweep("ddim-100", 25, sampler="ddim", grid="leading", eta="0,1", steps="100"),
-    _sweep("ddim-100-between", 22, sampler="ddim", grid="leading", eta="0.2,0.5", steps="100"),
-    _sigma_hat("ddim-sigma-hat", "leading"),
+    _make_sweep("ddim", 40, sampler="ddim", grid="leading", eta="0,0.2,0.5,1", steps=FEW),
+    _make_sweep("ddim-100", 25, sampler="ddim", grid="leading", eta="0,1", steps="100"),
+    _make_sweep("ddim-100-between", 22, sampler="ddim", grid="leading", eta="0.2,0.5", steps="100"),
+    _make_sigma_hat("ddim-sigma-hat", "leading"),
 )
+# The sweeps with quadratically spaced steps.
 QUADRATIC = (
-    _sweep("ddim-quadratic", 20, sampler="ddim", grid="quadratic", eta="0,1", steps=FEW),
-    _sweep(
+    _make_sweep("ddim-quadratic", 20, sampler="ddim", grid="quadratic", eta="0,1", steps=FEW),
+    _make_sweep(
         "ddim-quadratic-between", 16, sampler="ddim", grid="quadratic", eta="0.2,0.5", steps=FEW
     ),
-    _sweep(
+    _make_sweep(
         "ddim-quadratic-100", 43, sampler="ddim", grid="quadratic", eta="0,0.2,0.5,1", steps="100"
     ),
-    _sigma_hat("ddim-quadratic-sigma-hat", "quadratic"),
+    _make_sigma_hat("ddim-quadratic-sigma-hat", "quadratic"),
 )
+# What is run: one training, both spacings, all 1000 steps, reconstruction and the floor.
 PIECES = (
-    training("ddpm.py:fashion_mnist14", MODEL, 35, "--config.train.steps=6000"),
+    make_training("ddpm.py:fashion_mnist14", MODEL, 35, "--config.train.steps=6000"),
     *LINEAR,
     *QUADRATIC,
-    _full("fixedlarge"),
-    _full("fixedsmall"),
-    measuring("reconstruction", MODEL, 3, "--metrics=reconstruction"),
-    measuring(
+    _make_full("fixedlarge"),
+    _make_full("fixedsmall"),
+    make_measurement("reconstruction", MODEL, 3, "--metrics=reconstruction"),
+    make_measurement(
         "ddim-floor",
         MODEL,
         1,
@@ -81,70 +115,100 @@ PIECES = (
 )
 
 
-def _rows(data: Path, pieces: tuple[Piece, ...]) -> list[dict[str, Any]]:
-    """All rows of a spacing; sigma-hat is a value of eta, as in the paper's table."""
+def _read_rows(data: Path, pieces: tuple[Piece, ...]) -> list[JsonObject]:
+    """Read all rows of a spacing; sigma-hat is a value of eta, as in the paper's table.
+
+    Args:
+        data: folder of the files that the pieces left.
+        pieces: `LINEAR` or `QUADRATIC`.
+
+    Returns:
+        Rows in the order of `ETAS`.
+    """
     rows = [
         {**row, "eta": SIGMA_HAT} if piece.name.endswith(SIGMA_HAT) else row
         for piece in pieces
-        for row in read(data / f"{piece.name}.jsonl")
+        for row in read_file(data / f"{piece.name}.jsonl")
     ]
     return sorted(rows, key=lambda row: ETAS.index(row["eta"]))
 
 
-def claims(data: Path) -> list[Claim]:
-    """DDIM's table 1 in its shape."""
-    rows, quadratic, out = _rows(data, LINEAR), _rows(data, QUADRATIC), []
+def judge_claims(data: Path) -> list[Claim]:
+    """Judge the shape of DDIM's table 1: steps, eta, spacings and variances.
 
-    def at(eta: float | str, steps: int) -> Any:
-        return values(rows, eta=eta, steps=steps)
+    With few steps, less noise is better: eta 0 beats eta 1, and both beat sigma-hat by far. With
+    all 1000 steps sigma-hat is the best.
 
+    Args:
+        data: folder of the files that the pieces left.
+    """
+    rows, quadratic, out = _read_rows(data, LINEAR), _read_rows(data, QUADRATIC), []
+
+    def select(eta: float | str, steps: int) -> np.ndarray:
+        """Select the distances of a cell with even spacing, over seeds."""
+        return select_values(rows, eta=eta, steps=steps)
+
+    # With few steps, noise makes images worse, with either spacing.
     for spacing, found in (("linear", rows), ("quadratic", quadratic)):
         for steps in (5, 10, 20):
-            most, least = (values(found, eta=eta, steps=steps) for eta in (1.0, 0.0))
+            most, least = (select_values(found, eta=eta, steps=steps) for eta in (1.0, 0.0))
             text = f"eta 1 is worse than eta 0 at {steps} steps, {spacing} spacing"
-            out.append(Claim(text, above(most, least), pair(most, least)))
-    curve = [at(0.0, steps) for steps in (5, 10, 20, 50, 100)]
+            out.append(Claim(text, is_above(most, least), format_pair(most, least)))
+    # More steps help without noise.
+    curve = [select(0.0, steps) for steps in (5, 10, 20, 50, 100)]
     text = "at eta 0 the distance falls from 5 to 100 steps"
-    out.append(Claim(text, falls(curve), pair(curve[0], curve[-1])))
-    large, zero = at(SIGMA_HAT, 10), at(0.0, 10)
+    out.append(Claim(text, is_falling(curve), format_pair(curve[0], curve[-1])))
+    # The variance of the forward step is far too large for few steps.
+    large, zero = select(SIGMA_HAT, 10), select(0.0, 10)
     text = "sigma-hat at 10 steps is at least 5 times worse than eta 0"
-    out.append(Claim(text, above(large, zero, 5), pair(large, zero)))
+    out.append(Claim(text, is_above(large, zero, 5), format_pair(large, zero)))
     for steps in (10, 20, 50, 100):
         # eta = 1 has the posterior variance of the steps taken: DDPM's fixedsmall.
-        large, small = at(SIGMA_HAT, steps), at(1.0, steps)
+        large, small = select(SIGMA_HAT, steps), select(1.0, steps)
         text = f"fixedlarge is at least 2 times worse than fixedsmall at {steps} steps"
-        out.append(Claim(text, above(large, small, 2), pair(large, small)))
-    large, small = (values(_whole(data, v)) for v in ("fixedlarge", "fixedsmall"))
+        out.append(Claim(text, is_above(large, small, 2), format_pair(large, small)))
+    # With all steps it is the better one.
+    large, small = (select_values(_read_full(data, v)) for v in ("fixedlarge", "fixedsmall"))
     text = "fixedlarge is better than fixedsmall at 1000 steps"
-    out.append(Claim(text, above(small, large), pair(large, small)))
-    return [*out, _reconstruction(data)]
+    out.append(Claim(text, is_above(small, large), format_pair(large, small)))
+    return [*out, _judge_reconstruction(data)]
 
 
-def _whole(data: Path, variance: str) -> list[dict[str, Any]]:
-    return list(read(data / f"ddim-1000-{variance}.jsonl"))
+def _read_full(data: Path, variance: str) -> list[JsonObject]:
+    """Read the rows of all 1000 steps with a variance."""
+    return list(read_file(data / f"ddim-1000-{variance}.jsonl"))
 
 
-def _reconstruction(data: Path) -> Claim:
-    found = read(data / "reconstruction.json")
+def _judge_reconstruction(data: Path) -> Claim:
+    """Judge whether the error of encoding and decoding falls as a power of the number of steps.
+
+    The paper's table 2 has a slope of about -1.2 on a log-log scale; here it must lie in -1.6 ..
+    -0.8.
+    """
+    found = read_file(data / "reconstruction.json")
     slope = found["reconstruction_slope"]
     errors = ", ".join(f"{e:.2g} at {s}" for s, e in found["reconstruction_mse"].items())
     text = "the error of encoding and decoding falls with the steps, log-log slope -0.8 to -1.6"
     return Claim(text, bool(-1.6 <= slope <= -0.8), f"slope {slope:.2f}; squared error {errors}")
 
 
-def page(data: Path) -> str:
-    """Markdown without the claims."""
-    rows, quadratic = _rows(data, LINEAR), _rows(data, QUADRATIC)
+def format_page(data: Path) -> str:
+    """Format the page as Markdown, without the claims, and plot distances against steps.
+
+    Args:
+        data: folder of the files that the pieces left; the plots are written beside it.
+    """
+    rows, quadratic = _read_rows(data, LINEAR), _read_rows(data, QUADRATIC)
     plot(rows, ["eta", "steps"], data.parent / "ddim.png")
     both = [row for row in [*rows, *quadratic] if row["eta"] in (0.0, 1.0, SIGMA_HAT)]
     plot(both, ["grid", "eta", "steps"], data.parent / "ddim-grids.png")
-    whole = [*_whole(data, "fixedlarge"), *_whole(data, "fixedsmall")]
-    trained = read(data / f"{MODEL}-summary.json")
+    whole = [*_read_full(data, "fixedlarge"), *_read_full(data, "fixedsmall")]
+    trained = read_file(data / f"{MODEL}-summary.json")
     return f"""Images are Fashion-MNIST with 2x2 pixels averaged; one model of
 {trained["parameters"]:,} parameters, trained for {trained["steps"]:,} steps of 64 images.
 
 {NOTE.format(**rows[0])}
-{floor(data / "ddim-floor.json")}
+{format_floor(data / "ddim-floor.json")}
 The prediction of x is clipped in every cell; the released code clips for sigma-hat alone.
 What the model does wrong at any number of steps is part of all distances, and so is the floor:
 ratios are smaller here than those of the paper. Deterministic steps are of first order, so their

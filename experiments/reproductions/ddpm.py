@@ -1,29 +1,37 @@
-"""DDPM on Fashion-MNIST beside diffusers."""
+"""DDPM on Fashion-MNIST beside diffusers.
+
+Both networks train for the same time on one core.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from diffjax.types import JsonObject
 from experiments.reproductions.claims import (
     NOTE,
     Claim,
-    compare,
-    figures,
-    read,
-    training,
+    format_comparison,
+    format_metrics,
+    format_training,
+    read_file,
 )
-from experiments.reproductions.pieces import Piece, measuring
-from experiments.reproductions.pieces import training as train
+from experiments.reproductions.pieces import Piece, make_measurement
+from experiments.reproductions.pieces import make_training as train
 
+# What the paper reports, for the end of the page.
 PAPER = """FID of the paper on CIFAR-10 with 1000 steps: 3.17 (IS 9.46, at most 3.75 bits/dim: rate
 1.78 + distortion 1.97, more than half of the rate in the last tenth of the steps).
 """
+# Name of our model.
 MODEL = "fashion_mnist-ddpm"
+# DDIM steps with which both models are measured.
 STEPS = 20
 
+# Flags of the training and sampling by diffusers.
 _BASELINE = ("--workdir={runs}/fashion_mnist-diffusers", f"--sample_steps={STEPS}")
 
+# What is run: both trainings, their evaluations, the bound and a picture.
 PIECES = (
     train("ddpm.py:fashion_mnist", MODEL, 45),
     Piece(
@@ -37,7 +45,7 @@ PIECES = (
         needs="diffusers",
         one_core=True,
     ),
-    measuring(
+    make_measurement(
         "ddpm-evaluation",
         MODEL,
         8,
@@ -45,13 +53,13 @@ PIECES = (
         "--sampler=ddim",
         f"--steps={STEPS}",
     ),
-    measuring(
+    make_measurement(
         "diffusers-evaluation",
         MODEL,
         1,
         f"--images={{runs}}/fashion_mnist-diffusers/samples-{STEPS}.npz",
     ),
-    measuring("ddpm-bits", MODEL, 15, "--metrics=bits", "--config.eval.bits_images=100"),
+    make_measurement("ddpm-bits", MODEL, 15, "--metrics=bits", "--config.eval.bits_images=100"),
     Piece(
         "ddpm-picture",
         (
@@ -70,15 +78,25 @@ PIECES = (
 )
 
 
-def claims(data: Path) -> list[Claim]:
-    """That the time was well spent."""
-    ours, base = read(data / "ddpm-evaluation.json"), read(data / "diffusers-evaluation.json")
+def judge_claims(data: Path) -> list[Claim]:
+    """Judge whether the distance is below that of diffusers' recipe after the same time.
+
+    There is one training of each, so the claim is compared without a spread.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
+    ours, base = (
+        read_file(data / "ddpm-evaluation.json"),
+        read_file(data / "diffusers-evaluation.json"),
+    )
     text = "the distance is below that of diffusers' recipe after the same time (one training each)"
     figures = f"{ours['distance']:.4g} against {base['distance']:.4g}"
     return [Claim(text, ours["distance"] < base["distance"], figures)]
 
 
-def _likelihood(bits: dict[str, Any]) -> str:
+def _format_likelihood(bits: JsonObject) -> str:
+    """Format the variational bound with its rate and distortion, as a sentence."""
     return (
         f"Variational bound on {bits['bits_images']} test images, all 1000 steps, "
         f"{bits['bits_variance']}: **{bits['bits_per_dim']:.3f} ± {bits['bits_per_dim_se']:.3f} "
@@ -87,14 +105,24 @@ def _likelihood(bits: dict[str, Any]) -> str:
     )
 
 
-def page(data: Path) -> str:
-    """Markdown without the claims."""
-    ours, base = read(data / "ddpm-evaluation.json"), read(data / "diffusers-evaluation.json")
-    summary, theirs = read(data / f"{MODEL}-summary.json"), read(data / "diffusers-summary.json")
+def format_page(data: Path) -> str:
+    """Format the page as Markdown, without the claims.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
+    ours, base = (
+        read_file(data / "ddpm-evaluation.json"),
+        read_file(data / "diffusers-evaluation.json"),
+    )
+    summary, theirs = (
+        read_file(data / f"{MODEL}-summary.json"),
+        read_file(data / "diffusers-summary.json"),
+    )
     scale, sampler = ours["baselines"], ours["sampler"]
     columns = {
-        "diffjax": training(summary) | figures(ours),
-        "diffusers": training(theirs) | figures(base),
+        "diffjax": format_training(summary) | format_metrics(ours),
+        "diffusers": format_training(theirs) | format_metrics(base),
     }
     levels = "\n".join(
         f"| {name} | {scale[key]:.4g} |"
@@ -115,7 +143,7 @@ DDPMScheduler with the network and the recipe of the Hugging Face course for 28x
 (Adam 1e-3, batch {theirs["batch"]}, cosine betas), and an exponential moving average that the
 course does without. Both are sampled with {sampler["steps"]} DDIM steps (eta {sampler["eta"]:g}).
 
-{compare(columns)}
+{format_comparison(columns)}
 
 The same distance for other sets of images:
 
@@ -123,7 +151,7 @@ The same distance for other sets of images:
 |---|---|
 {levels}
 
-{_likelihood(read(data / "ddpm-bits.json"))}
+{_format_likelihood(read_file(data / "ddpm-bits.json"))}
 
 250 DDPM steps, fixedsmall, of diffjax, and {STEPS} DDIM steps of diffusers:
 

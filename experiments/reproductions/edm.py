@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from diffjax.evaluation.sweeps import format_table, plot
-from experiments.reproductions.claims import NOTE, Claim, above, floor, pair, read, values
-from experiments.reproductions.pieces import measuring, sweeping, training
+from diffjax.types import JsonObject
+from experiments.reproductions.claims import (
+    NOTE,
+    Claim,
+    format_floor,
+    format_pair,
+    is_above,
+    read_file,
+    select_values,
+)
+from experiments.reproductions.pieces import make_measurement, make_sweep, make_training
 
+# Name of the one model that all samplers draw with.
 MODEL = "edm14"
+# Network evaluations of an image at which all samplers are measured.
 EVALUATIONS = (9, 19, 35, 79)
+# Samplers that take one evaluation a step.
 ONCE = (
     "euler",
     "euler_ancestral",
@@ -26,13 +37,23 @@ ONCE = (
     "dpmpp_2m_sde",
     "unipc",
 )
+# Samplers that take two.
 TWICE = ("heun", "dpm2", "dpm2_ancestral")
-NUM = 500  # images of a cell for all samplers
-NUM_COMPARED = 2000  # for those that claims are about
+# Images of a cell where all samplers are compared.
+NUM = 500
+# Images of a cell of those that claims are about.
+NUM_COMPARED = 2000
+# Network evaluations at which claims are judged.
 AT = (9, 35, 79)
 
 
-def _grid(samplers: tuple[str, ...], steps: list[int]) -> dict[str, str]:
+def _make_axes(samplers: tuple[str, ...], steps: list[int]) -> dict[str, str]:
+    """Make the axes of a sweep over samplers on grids of Karras et al. (2022, eq. 5).
+
+    Args:
+        samplers: names in `diffjax.samplers.SAMPLERS`.
+        steps: numbers of steps; grids end at zero noise.
+    """
     return {
         "sampler": ",".join(samplers),
         "grid": "karras",
@@ -41,61 +62,88 @@ def _grid(samplers: tuple[str, ...], steps: list[int]) -> dict[str, str]:
     }
 
 
-def _twice(evaluations: tuple[int, ...]) -> list[int]:
-    """Steps of a two-evaluation solver, whose last step ends at zero noise and costs one."""
+def _count_steps(evaluations: tuple[int, ...]) -> list[int]:
+    """Count the steps of a solver of two evaluations, whose last step takes only one.
+
+    Args:
+        evaluations: of the network for an image, ``2 steps - 1``.
+    """
     return [(n + 1) // 2 for n in evaluations]
 
 
+# What is run: one training, its evaluation, the floors and the sweeps.
 PIECES = (
-    training("edm.py:fashion_mnist14", MODEL, 10),
-    measuring("edm-evaluation", MODEL, 3, "--metrics=distance,baselines"),
-    measuring("edm-floor", MODEL, 1, "--metrics=baselines", f"--num={NUM}"),
-    sweeping("edm-once", MODEL, 30, _grid(ONCE, list(EVALUATIONS)), num=NUM),
-    sweeping("edm-twice", MODEL, 10, _grid(TWICE, _twice(EVALUATIONS)), num=NUM),
-    sweeping(
-        "edm-euler", MODEL, 32, _grid(("euler", "euler_ancestral"), list(AT)), num=NUM_COMPARED
+    make_training("edm.py:fashion_mnist14", MODEL, 10),
+    make_measurement("edm-evaluation", MODEL, 3, "--metrics=distance,baselines"),
+    make_measurement("edm-floor", MODEL, 1, "--metrics=baselines", f"--num={NUM}"),
+    make_sweep("edm-once", MODEL, 30, _make_axes(ONCE, list(EVALUATIONS)), num=NUM),
+    make_sweep("edm-twice", MODEL, 10, _make_axes(TWICE, _count_steps(EVALUATIONS)), num=NUM),
+    make_sweep(
+        "edm-euler", MODEL, 32, _make_axes(("euler", "euler_ancestral"), list(AT)), num=NUM_COMPARED
     ),
-    sweeping("edm-heun", MODEL, 16, _grid(("heun",), _twice(AT)), num=NUM_COMPARED),
-    measuring("edm-compared-floor", MODEL, 1, "--metrics=baselines", f"--num={NUM_COMPARED}"),
+    make_sweep("edm-heun", MODEL, 16, _make_axes(("heun",), _count_steps(AT)), num=NUM_COMPARED),
+    make_measurement(
+        "edm-compared-floor", MODEL, 1, "--metrics=baselines", f"--num={NUM_COMPARED}"
+    ),
 )
 
 
-def _rows(data: Path, *names: str) -> list[dict[str, Any]]:
-    return [row for name in names for row in read(data / f"edm-{name}.jsonl")]
+def _read_rows(data: Path, *names: str) -> list[JsonObject]:
+    """Read the rows of the sweeps with these names."""
+    return [row for name in names for row in read_file(data / f"edm-{name}.jsonl")]
 
 
-def claims(data: Path) -> list[Claim]:
-    """Heun against the samplers that take one evaluation a step."""
-    rows = _rows(data, "euler", "heun")
+def judge_claims(data: Path) -> list[Claim]:
+    """Judge Heun's solver against samplers that take one evaluation a step.
 
-    def at(sampler: str, evaluations: int) -> np.ndarray:
-        return values(rows, sampler=sampler, evaluations=evaluations)
+    Second order pays with many evaluations and not with few; added noise costs quality at 35
+    evaluations (Karras et al. 2022, figure 2).
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
+    rows = _read_rows(data, "euler", "heun")
+
+    def select(sampler: str, evaluations: int) -> np.ndarray:
+        """Select the distances of a sampler, over seeds."""
+        return select_values(rows, sampler=sampler, evaluations=evaluations)
 
     out = []
-    some, best = at("heun", 35), at("heun", 79)
+    # 35 evaluations are enough for Heun.
+    some, best = select("heun", 35), select("heun", 79)
     text = "Heun at 35 evaluations is within 10 % of Heun at 79"
-    worse = above(some, best, 1.1)
-    out.append(Claim(text, None if worse is None else not worse, pair(some, best)))
-    ancestral = at("euler_ancestral", 35)
+    worse = is_above(some, best, 1.1)
+    out.append(Claim(text, None if worse is None else not worse, format_pair(some, best)))
+    # Samplers that add noise need more.
+    ancestral = select("euler_ancestral", 35)
     text = "Euler ancestral at 35 evaluations is at least 2 times worse than Heun"
-    out.append(Claim(text, above(ancestral, some, 2), pair(ancestral, some)))
-    few, euler = at("heun", 9), at("euler", 9)
+    out.append(Claim(text, is_above(ancestral, some, 2), format_pair(ancestral, some)))
+    # First order wins with few evaluations, and second order with many.
+    few, euler = select("heun", 9), select("euler", 9)
     text = "at 9 evaluations Euler is better than Heun"
-    out.append(Claim(text, above(few, euler), _by_seed(euler, few)))
-    many, euler = at("heun", 79), at("euler", 79)
+    out.append(Claim(text, is_above(few, euler), _format_by_seed(euler, few)))
+    many, euler = select("heun", 79), select("euler", 79)
     text = "at 79 evaluations Euler is worse than Heun"
-    return [*out, Claim(text, above(euler, many), _by_seed(euler, many))]
+    return [*out, Claim(text, is_above(euler, many), _format_by_seed(euler, many))]
 
 
-def _by_seed(a: np.ndarray, b: np.ndarray) -> str:
-    """`pair`, and the differences of cells that begin from the same noise."""
-    return f"{pair(a, b)}; seed by seed {', '.join(f'{d:+.2g}' for d in a - b)}"
+def _format_by_seed(a: np.ndarray, b: np.ndarray) -> str:
+    """Format two sets of values, and the differences of those that begin with the same noise.
+
+    Args:
+        a, b: one value for each sampling seed, in the same order.
+    """
+    return f"{format_pair(a, b)}; seed by seed {', '.join(f'{d:+.2g}' for d in a - b)}"
 
 
-def page(data: Path) -> str:
-    """Markdown without the claims."""
-    rows, best = _rows(data, "once", "twice"), read(data / "edm-evaluation.json")
-    compared = _rows(data, "euler", "heun")
+def format_page(data: Path) -> str:
+    """Format the page as Markdown, without the claims, and plot distances against evaluations.
+
+    Args:
+        data: folder of the files that the pieces left; the plot is written beside it.
+    """
+    rows, best = _read_rows(data, "once", "twice"), read_file(data / "edm-evaluation.json")
+    compared = _read_rows(data, "euler", "heun")
     plot(rows, ["sampler", "steps"], data.parent / "edm.png")
     scale = best["baselines"]
     return f"""Images are Fashion-MNIST with 2x2 pixels averaged; one model, trained with EDM's
@@ -103,7 +151,7 @@ recipe; grids of Karras et al. with rho 7 that end at zero noise. On one grid DD
 are Euler's.
 
 {NOTE.format(**compared[0])}
-{floor(data / "edm-compared-floor.json")}
+{format_floor(data / "edm-compared-floor.json")}
 With {best["num"]} images the distance of 18 Heun steps is {best["distance"]:.4g}; of other real
 images {scale["real_floor"]:.4g}; of the matched Gaussian {scale["matched_gaussian"]:.4g}; of an
 untrained network {scale["untrained_network"]:.4g}.
@@ -111,7 +159,7 @@ untrained network {scale["untrained_network"]:.4g}.
 {format_table(compared, ["sampler", "steps"])}
 ## All samplers, fewer images
 
-{floor(data / "edm-floor.json")}
+{format_floor(data / "edm-floor.json")}
 
 {format_table(rows, ["sampler", "steps"])}
 ![samplers](edm.png)

@@ -6,21 +6,22 @@ The cosine schedule with the simple loss, L_hybrid and L_vlb, the latter two wit
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from diffjax.types import JsonObject
 from experiments.reproductions.claims import (
     NOTE,
     Claim,
-    above,
-    lines,
-    pair,
-    read,
-    spread,
+    format_pair,
+    format_spread,
+    is_above,
+    plot_lines,
+    read_file,
 )
-from experiments.reproductions.pieces import Piece, trying
+from experiments.reproductions.pieces import Piece, make_trial
 
+# What the paper reports, for the end of the page.
 PAPER = """| | schedule, loss | bits/dim | FID |
 |---|---|---|---|
 | ImageNet 64x64, 200k steps | linear, simple | 3.99 | 32.5 |
@@ -32,84 +33,128 @@ PAPER = """| | schedule, loss | bits/dim | FID |
 
 DDPM on CIFAR-10: more than half of the rate (1.78 of 3.75 bits/dim) in the last tenth of the steps.
 """
+# The losses, and the ends of their variants' names in configs/improved_ddpm.py.
 VARIANTS = {"simple": "_simple", "hybrid": "", "vlb": "_vlb"}
+# Seeds of the trainings; effects are judged against their spread.
 SEEDS = (0, 1)
+# Numbers of steps with which the bound is measured; the last one is all of them.
 STEPS = ("50", "100", "250", "1000")
 
 
-def _name(loss: str, seed: int) -> str:
+def _name_run(loss: str, seed: int) -> str:
+    """Name a run by its loss and seed."""
     return f"improved-{loss}" + (f"-seed{seed}" if seed else "")
 
 
-def _try(loss: str, seed: int) -> Piece:
+def _make_trial(loss: str, seed: int) -> Piece:
+    """Make the piece that trains with a loss, and measures distance and bits/dim.
+
+    The bound is measured with fewer steps too, and the likelihood by the probability flow ODE.
+    """
     options = (
         "--metrics=distance,bits,ode_bits",
         f"--bits_steps={','.join(STEPS[:-1])}",
         "--seeds=3",
     )
     config = f"improved_ddpm.py:fashion_mnist14{VARIANTS[loss]}"
-    return trying(config, _name(loss, seed), 5, (f"--config.seed={seed}",), *options)
+    return make_trial(config, _name_run(loss, seed), 5, (f"--config.seed={seed}",), *options)
 
 
-PIECES = tuple(_try(loss, seed) for seed in SEEDS for loss in VARIANTS)
+# One piece for each loss and seed.
+PIECES = tuple(_make_trial(loss, seed) for seed in SEEDS for loss in VARIANTS)
 
 
-def _all(data: Path, loss: str) -> list[dict[str, Any]]:
-    return [read(data / f"{_name(loss, seed)}.json") for seed in SEEDS]
+def _read_runs(data: Path, loss: str) -> list[JsonObject]:
+    """Read the evaluations of a loss, one for each seed."""
+    return [read_file(data / f"{_name_run(loss, seed)}.json") for seed in SEEDS]
 
 
-def _bits(data: Path, loss: str, steps: str = STEPS[-1]) -> np.ndarray:
-    """Over trainings."""
-    found = _all(data, loss)
+def _read_bits(data: Path, loss: str, steps: str = STEPS[-1]) -> np.ndarray:
+    """Read the bits/dim of a loss over trainings, as bounded with some number of steps.
+
+    Args:
+        loss: a key of `VARIANTS`.
+        steps: an entry of `STEPS`.
+
+    Returns:
+        (trainings,).
+    """
+    found = _read_runs(data, loss)
     if steps == STEPS[-1]:
         return np.asarray([e["bits_per_dim"] for e in found])
     return np.asarray([e["bits_by_steps"][steps]["bits_per_dim"] for e in found])
 
 
-def _of(data: Path, loss: str, key: str) -> np.ndarray:
-    return np.concatenate([np.atleast_1d(e[key]) for e in _all(data, loss)])
+def _read_values(data: Path, loss: str, key: str) -> np.ndarray:
+    """Read the values of a metric of a loss.
+
+    Args:
+        loss: a key of `VARIANTS`.
+        key: of the metric in evaluation.json, which has one value or one for each sampling seed.
+
+    Returns:
+        (values,) of all trainings.
+    """
+    return np.concatenate([np.atleast_1d(e[key]) for e in _read_runs(data, loss)])
 
 
-def claims(data: Path) -> list[Claim]:
-    """Which loss is worth how many bits, and where they are spent."""
-    simple, out = _bits(data, "simple"), []
+def judge_claims(data: Path) -> list[Claim]:
+    """Judge which loss is worth how many bits, and in which steps they are spent.
+
+    The hybrid loss and the bound give fewer bits/dim than the simple loss, and the bound worse
+    images than the hybrid loss (Nichol & Dhariwal 2021, tables 1 and 2).
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
+    simple, out = _read_bits(data, "simple"), []
+    # The learned variance is worth bits.
     for loss in ("hybrid", "vlb"):
-        bits = _bits(data, loss)
+        bits = _read_bits(data, loss)
         text = f"{loss}: fewer bits/dim than the simple loss"
-        out.append(Claim(text, above(simple, bits), pair(bits, simple)))
+        out.append(Claim(text, is_above(simple, bits), format_pair(bits, simple)))
     for loss in VARIANTS:
-        few, many = _bits(data, loss, STEPS[0]), _bits(data, loss)
+        few, many = _read_bits(data, loss, STEPS[0]), _read_bits(data, loss)
         text = f"{loss}: bits/dim fall from {STEPS[0]} to {STEPS[-1]} steps"
-        out.append(Claim(text, above(few, many), pair(few, many)))
-    hybrid, bound = (_of(data, loss, "distance_by_seed") for loss in ("hybrid", "vlb"))
+        out.append(Claim(text, is_above(few, many), format_pair(few, many)))
+    # The bound alone costs quality.
+    hybrid, bound = (_read_values(data, loss, "distance_by_seed") for loss in ("hybrid", "vlb"))
     text = "the distance is larger with vlb than with hybrid"
-    out.append(Claim(text, above(bound, hybrid), pair(bound, hybrid)))
-    shares = np.concatenate([_of(data, loss, "rate_in_last_tenth") for loss in VARIANTS])
+    out.append(Claim(text, is_above(bound, hybrid), format_pair(bound, hybrid)))
+    # Most bits describe details that nobody sees.
+    shares = np.concatenate([_read_values(data, loss, "rate_in_last_tenth") for loss in VARIANTS])
     text = "over half of the rate falls in the last tenth of the steps"
     held = bool(shares.mean() - 3 * shares.std(ddof=1) > 0.5)
-    return [*out, Claim(text, held, f"{spread(shares)} of the rate, all trainings")]
+    return [*out, Claim(text, held, f"{format_spread(shares)} of the rate, all trainings")]
 
 
-def _table(data: Path) -> str:
+def _format_table(data: Path) -> str:
+    """Format bits/dim by number of steps, the bits of the ODE, and distances, for each loss."""
     heads = (*(f"{steps} steps" for steps in STEPS), "ODE", "last tenth", "distance")
     rows = [f"| bits/dim | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for loss in VARIANTS:
         keys = ("ode_bits_per_dim", "rate_in_last_tenth", "distance_by_seed")
-        cells = [_bits(data, loss, s) for s in STEPS] + [_of(data, loss, key) for key in keys]
-        rows.append(f"| {loss} | {' | '.join(map(spread, cells))} |")
+        cells = [_read_bits(data, loss, s) for s in STEPS] + [
+            _read_values(data, loss, key) for key in keys
+        ]
+        rows.append(f"| {loss} | {' | '.join(map(format_spread, cells))} |")
     return "\n".join(rows)
 
 
-def page(data: Path) -> str:
-    """Markdown without the claims."""
-    one, folder = _all(data, "hybrid")[0], data.parent
+def format_page(data: Path) -> str:
+    """Format the page as Markdown, without the claims, and plot bits/dim, rate and distortion.
+
+    Args:
+        data: folder of the files that the pieces left; the plots are written beside it.
+    """
+    one, folder = _read_runs(data, "hybrid")[0], data.parent
     steps = [int(s) for s in STEPS]
-    curves = {loss: (steps, [_bits(data, loss, s) for s in STEPS]) for loss in VARIANTS}
-    lines(curves, ("steps", "bits/dim"), folder / "improved_ddpm.png", log=True)
-    coding = {loss: _all(data, loss)[0]["rate_distortion"] for loss in VARIANTS}
+    curves = {loss: (steps, [_read_bits(data, loss, s) for s in STEPS]) for loss in VARIANTS}
+    plot_lines(curves, ("steps", "bits/dim"), folder / "improved_ddpm.png", log=True)
+    coding = {loss: _read_runs(data, loss)[0]["rate_distortion"] for loss in VARIANTS}
     drawn = {loss: (c["rate"], c["distortion"]) for loss, c in coding.items()}
     axes = ("rate received, bits/dim", "root mean squared error, of 255")
-    lines(drawn, axes, folder / "rate-distortion.png")
+    plot_lines(drawn, axes, folder / "rate-distortion.png")
     return f"""Images are Fashion-MNIST with 2x2 pixels averaged. Two trainings of {one["step"]:,}
 steps each; bits/dim on {one["bits_images"]} test images: the bound with so many evenly spaced
 steps, of the model that is sampled, which clips x; and the probability flow (ODE), which does not.
@@ -118,7 +163,7 @@ Distances are of {one["num"]} images of
 with the posterior's variance, the others with what they learned.
 
 {NOTE.format(**one)}
-{_table(data)}
+{_format_table(data)}
 
 ![bits/dim](improved_ddpm.png)
 ![rate and distortion](rate-distortion.png)

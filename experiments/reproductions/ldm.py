@@ -1,34 +1,36 @@
 """Latent diffusion on Fashion-MNIST and on captioned shapes (Rombach et al. 2022).
 
-KL autoencoders of factor 1 (pixels), 2 and 4 after the same time, guidance by class and by text.
+KL autoencoders of factor 1 (pixels), 2 and 4 are compared after the same time. Models are guided by
+class and by text.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from diffjax.types import JsonObject
 from experiments.reproductions.claims import (
     NOTE,
     Claim,
-    above,
-    lines,
-    pair,
-    read,
-    spread,
-    values,
+    format_pair,
+    format_spread,
+    is_above,
+    plot_lines,
+    read_file,
+    select_values,
 )
 from experiments.reproductions.pieces import (
     Piece,
-    measuring,
-    of,
-    sweeping,
-    training,
-    trying,
+    make_measurement,
+    make_sweep,
+    make_training,
+    make_trial,
+    name_model,
 )
 
+# What the paper reports, for the end of the page.
 PAPER = """Inpainting on one V100 (table 6; samples a second in training, then in sampling):
 
 | | train | sample at 256 | sample at 512 | hours an epoch |
@@ -41,50 +43,77 @@ Autoencoders on ImageNet, rFID and PSNR: KL-f4 .27 and 27.53, KL-f8 .90 and 24.1
 24.08, KL-f32 2.04 and 22.27, VQ-f4 .58 and 27.43. ImageNet with classes (LDM-4): FID 10.56, guided
 by 1.25 3.95, by 1.5 3.60. Text to image on COCO: FID 23.31, guided by 1.5 12.63.
 """
+# Seeds of the trainings; effects are judged against their spread.
 SEEDS = (0, 1)
-# Steps that take about as long on one core, and how many autoencoders halve the sides.
+# Steps that take about as long on one core, by the factor of the autoencoder.
 FACTORS = {"f1": 320, "f2": 1400, "f4": 3600}
+# About what a training takes, by factor.
 MINUTES = {"f1": 7.0, "f2": 5.0, "f4": 5.0}
+# Ends of the variants' names in configs/ldm.py, by factor.
 CONFIGS = {"f1": "_f1", "f2": "", "f4": "_f4"}
+# Guidance scales of the model of classes.
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
+# Guidance scales of the model of texts.
 TEXT = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+# Prompts of the picture; the pipelines draw them too.
 PROMPTS = (
     "a large red circle at the top left",
     "a small yellow cross at the center",
     "a large blue triangle at the bottom and a small green square at the top right",
     "a small cyan circle at the left and a large purple square at the right",
 )
+# Factors whose latents come from an autoencoder.
 _ENCODED = ("f2", "f4")
+# Flags of short trainings of autoencoders.
 _SHORT = (
     "--config.train.steps=500",
     "--config.train.minutes=0.0",
     "--config.loss.disc_start=250",
 )
-SHAPES = "--config.network.channels=32"  # of the UNet that draws them
+# The flag that makes the UNet of shapes small.
+SHAPES = "--config.network.channels=32"
 
 
-def _seeded(name: str, seed: int) -> str:
+def _name_run(name: str, seed: int) -> str:
+    """Name a run by its seed; the first one has the name alone."""
     return name + (f"-seed{seed}" if seed else "")
 
 
-def _autoencoder(
+def _make_autoencoder(
     config: str, name: str, minutes: float, overrides: tuple[str, ...] = _SHORT
 ) -> tuple[Piece, Piece]:
-    train = training(f"autoencoder.py:{config}", f"autoencoder-{name}", minutes, *overrides)
-    return train, measuring(f"reconstruction-{name}", f"autoencoder-{name}", 1.5, picture=True)
+    """Make the pieces that train an autoencoder and measure its reconstructions.
+
+    Args:
+        config: variant of configs/autoencoder.py.
+        name: of the autoencoder.
+        minutes: about what the training takes.
+        overrides: flags of the training.
+    """
+    train = make_training(f"autoencoder.py:{config}", f"autoencoder-{name}", minutes, *overrides)
+    return train, make_measurement(
+        f"reconstruction-{name}", f"autoencoder-{name}", 1.5, picture=True
+    )
 
 
-def _again(config: str, name: str, minutes: float) -> Piece:
-    """Another training of an autoencoder, for the spread of its figures."""
-    name = _seeded(f"reconstruction-{name}", 1)
-    return trying(f"autoencoder.py:{config}", name, minutes, (*_SHORT, "--config.seed=1"))
+def _make_repetition(config: str, name: str, minutes: float) -> Piece:
+    """Make another training of an autoencoder, for the spread of its figures."""
+    name = _name_run(f"reconstruction-{name}", 1)
+    return make_trial(f"autoencoder.py:{config}", name, minutes, (*_SHORT, "--config.seed=1"))
 
 
-def _stored(name: str) -> str:
+def _name_autoencoder(name: str) -> str:
+    """Make the flag that names a kept autoencoder."""
     return f"--config.autoencoder.weights={{results}}/models/autoencoder-{name}.safetensors"
 
 
-def _latent(factor: str, seed: int) -> Piece:
+def _make_latent(factor: str, seed: int) -> Piece:
+    """Make the piece that trains the same network at one of the resolutions.
+
+    Args:
+        factor: a key of `FACTORS`.
+        seed: of the training; weights of the first are kept.
+    """
     steps = FACTORS[factor]
     overrides = (
         f"--config.seed={seed}",
@@ -97,25 +126,30 @@ def _latent(factor: str, seed: int) -> Piece:
         "--config.train.sample_every=0",
         "--config.eval.loop_num=256",
         "--config.sample.steps=16",
-        *((_stored(factor),) if factor in _ENCODED else ()),
+        *((_name_autoencoder(factor),) if factor in _ENCODED else ()),
     )
     config = f"ldm.py:fashion_mnist{CONFIGS[factor]}"
-    name = _seeded(f"ldm-{factor}", seed)
-    return training(config, name, MINUTES[factor], *overrides, model=not seed, log=True)
+    name = _name_run(f"ldm-{factor}", seed)
+    return make_training(config, name, MINUTES[factor], *overrides, model=not seed, log=True)
 
 
-def _sampling(factor: str) -> Piece:
-    """Four seeds, of which the first also compiles."""
+def _make_sampling(factor: str) -> Piece:
+    """Make the piece that times sampling with four seeds, the first of which also compiles.
+
+    Args:
+        factor: a key of `FACTORS`.
+    """
     name, axes = f"ldm-{factor}", {"steps": "16", "guidance": "1"}
-    return sweeping(f"{name}-sampling", name, 2 if factor == "f1" else 1, axes, num=192, seeds=4)
+    return make_sweep(f"{name}-sampling", name, 2 if factor == "f1" else 1, axes, num=192, seeds=4)
 
 
+# A picture of the prompts, with a row for each guidance scale.
 _PICTURE = Piece(
     "ldm-shapes-picture",
     (
         (
             "sample",
-            *of("ldm-shapes"),
+            *name_model("ldm-shapes"),
             *(f"--prompt={prompt}" for prompt in PROMPTS),
             "--rows=guidance=" + ",".join(f"{scale:g}" for scale in TEXT),
             "--num=12",
@@ -127,29 +161,29 @@ _PICTURE = Piece(
 )
 
 PIECES = (
-    *_autoencoder("fashion_mnist", "f2", 4),
-    *_autoencoder("fashion_mnist_f4", "f4", 3),
-    *_autoencoder("fashion_mnist_vq", "vq", 3),
-    *(_latent(factor, 0) for factor in FACTORS),
-    *(_sampling(factor) for factor in FACTORS),
-    sweeping(
+    *_make_autoencoder("fashion_mnist", "f2", 4),
+    *_make_autoencoder("fashion_mnist_f4", "f4", 3),
+    *_make_autoencoder("fashion_mnist_vq", "vq", 3),
+    *(_make_latent(factor, 0) for factor in FACTORS),
+    *(_make_sampling(factor) for factor in FACTORS),
+    make_sweep(
         "ldm-guidance",
         "ldm-f4",
         3,
         {"steps": "16", "guidance": ",".join(f"{scale:g}" for scale in GUIDANCE)},
         num=500,
     ),
-    *_autoencoder("shapes", "shapes", 11, ("--config.train.minutes=0.0",)),  # edges are sharp
-    training(
+    *_make_autoencoder("shapes", "shapes", 11, ("--config.train.minutes=0.0",)),  # edges are sharp
+    make_training(
         "ldm.py:shapes",
         "ldm-shapes",
         9,
         SHAPES,
-        _stored("shapes"),
+        _name_autoencoder("shapes"),
         "--config.train.steps=3000",
         "--config.train.minutes=0.0",
     ),
-    sweeping(
+    make_sweep(
         "ldm-captions",
         "ldm-shapes",
         2,
@@ -158,150 +192,218 @@ PIECES = (
         num=200,
     ),
     _PICTURE,
-    *(_latent(factor, 1) for factor in FACTORS),
-    _again("fashion_mnist", "f2", 5),
-    _again("fashion_mnist_f4", "f4", 3),
+    *(_make_latent(factor, 1) for factor in FACTORS),
+    _make_repetition("fashion_mnist", "f2", 5),
+    _make_repetition("fashion_mnist_f4", "f4", 3),
 )
 
 
-def _logs(data: Path, factor: str) -> list[list[dict[str, Any]]]:
-    return [read(data / f"{_seeded(f'ldm-{factor}', seed)}-log.jsonl") for seed in SEEDS]
+def _read_logs(data: Path, factor: str) -> list[list[JsonObject]]:
+    """Read the logs of the trainings at a resolution, one for each seed."""
+    return [read_file(data / f"{_name_run(f'ldm-{factor}', seed)}-log.jsonl") for seed in SEEDS]
 
 
-def _speeds(log: list[dict[str, Any]], batch: int = 32) -> np.ndarray:
-    """Images a second in every line of a log but the first, which compiles."""
+def _compute_speeds(log: list[JsonObject], batch: int = 32) -> np.ndarray:
+    """Compute the images a second in every line of a log but the first, which compiles.
+
+    Args:
+        log: lines of metrics.jsonl.
+        batch: images of a step.
+    """
     return batch * np.asarray([row["steps_per_second"] for row in log[1:]])
 
 
-def _curve(log: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """(seconds of training at the run's median speed, distance), where it was measured."""
+def _compute_curve(log: list[JsonObject]) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the curve of a training: seconds and distances, where they were measured.
+
+    Seconds are those of the training steps alone, at the median speed of the run, so that other
+    work on the machine and the measuring itself do not count.
+    """
     measured = [row for row in log if "distance" in row]
     images = 32 * np.asarray([row["step"] for row in measured])
-    return images / np.median(_speeds(log)), np.asarray([row["distance"] for row in measured])
+    return images / np.median(_compute_speeds(log)), np.asarray(
+        [row["distance"] for row in measured]
+    )
 
 
-def _training(data: Path, factor: str) -> np.ndarray:
-    """Images a second in training, of each run."""
-    return np.asarray([np.median(_speeds(log)) for log in _logs(data, factor)])
+def _measure_training(data: Path, factor: str) -> np.ndarray:
+    """Measure the images a second in training, for each run."""
+    return np.asarray([np.median(_compute_speeds(log)) for log in _read_logs(data, factor)])
 
 
-def _sampled(data: Path, factor: str) -> np.ndarray:
-    """Images a second in sampling, of all seeds but the one that compiles."""
-    rows = read(data / f"ldm-{factor}-sampling.jsonl")
+def _measure_sampling(data: Path, factor: str) -> np.ndarray:
+    """Measure the images a second in sampling, for all seeds but the one that compiles."""
+    rows = read_file(data / f"ldm-{factor}-sampling.jsonl")
     return np.asarray([row["num"] / row["seconds"] for row in rows if row["seed"]])
 
 
-def _at(data: Path, factor: str, seconds: float) -> np.ndarray:
-    """Distance after so many seconds of training, between two measurements by interpolation."""
-    return np.asarray([np.interp(seconds, *_curve(log)) for log in _logs(data, factor)])
+def _interpolate_distance(data: Path, factor: str, seconds: float) -> np.ndarray:
+    """Interpolate the distance of each run after some seconds of training.
+
+    Args:
+        factor: a key of `FACTORS`.
+        seconds: of training, between the first and the last measurement.
+
+    Returns:
+        (runs,).
+    """
+    return np.asarray(
+        [np.interp(seconds, *_compute_curve(log)) for log in _read_logs(data, factor)]
+    )
 
 
-def _times(data: Path) -> tuple[float, float]:
-    """(early, late): when all runs had been measured once, and when the first of them ended."""
-    curves = {f: [_curve(log)[0] for log in _logs(data, f)] for f in FACTORS}
+def _find_times(data: Path) -> tuple[float, float]:
+    """Find two times at which all runs can be compared.
+
+    Returns:
+        (early, late) in seconds of training: when all runs had been measured once, and when the
+        first of them ended.
+    """
+    curves = {f: [_compute_curve(log)[0] for log in _read_logs(data, f)] for f in FACTORS}
     late = min(times[-1] for runs in curves.values() for times in runs)
     return max(float(times[0]) for runs in curves.values() for times in runs), float(late)
 
 
-def _reconstructions(data: Path, name: str, key: str) -> np.ndarray:
-    files = [data / f"{_seeded(f'reconstruction-{name}', seed)}.json" for seed in SEEDS]
-    return np.asarray([read(file)[key] for file in files])
+def _read_reconstructions(data: Path, name: str, key: str) -> np.ndarray:
+    """Read a measure of an autoencoder's reconstructions.
+
+    Args:
+        name: of the autoencoder.
+        key: of the measure.
+
+    Returns:
+        (trainings,).
+    """
+    files = [data / f"{_name_run(f'reconstruction-{name}', seed)}.json" for seed in SEEDS]
+    return np.asarray([read_file(file)[key] for file in files])
 
 
-def claims(data: Path) -> list[Claim]:
-    """What smaller latents give and cost, and what guidance does."""
+def judge_claims(data: Path) -> list[Claim]:
+    """Judge what smaller latents give and cost, and what guidance does.
+
+    Smaller latents train and sample faster and are nearer to the data after the same time, while
+    their autoencoders reconstruct worse (Rombach et al. 2022, section 4.1).
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
     out = []
-    for kind, measure in (("training", _training), ("sampling", _sampled)):
+    # Speed grows with the factor of the autoencoder.
+    for kind, measure in (("training", _measure_training), ("sampling", _measure_sampling)):
         for slow, fast in (("f1", "f2"), ("f2", "f4")):
             a, b = measure(data, fast), measure(data, slow)
             text = f"{kind}: more images a second with {fast} than with {slow}"
-            out.append(Claim(text, above(a, b), pair(a, b)))
-    early, _ = _times(data)
+            out.append(Claim(text, is_above(a, b), format_pair(a, b)))
+    # So does quality after the same time.
+    early, _ = _find_times(data)
     for factor in _ENCODED:
-        a, b = _at(data, factor, early), _at(data, "f1", early)
+        a, b = _interpolate_distance(data, factor, early), _interpolate_distance(data, "f1", early)
         text = f"after the same {early:.0f} seconds {factor} is nearer to the data than pixels"
-        out.append(Claim(text, above(b, a), pair(a, b)))
-    f2, f4 = (_reconstructions(data, name, "distance") for name in _ENCODED)
+        out.append(Claim(text, is_above(b, a), format_pair(a, b)))
+    # What is lost is what the autoencoder does not reconstruct.
+    f2, f4 = (_read_reconstructions(data, name, "distance") for name in _ENCODED)
     text = "the distance of reconstructions is larger with f4 than with f2"
-    out.append(Claim(text, above(f4, f2), pair(f4, f2)))
-    return [*out, *_guided(data)]
+    out.append(Claim(text, is_above(f4, f2), format_pair(f4, f2)))
+    return [*out, *_judge_guidance(data)]
 
 
-def _guided(data: Path) -> list[Claim]:
-    classes, texts = read(data / "ldm-guidance.jsonl"), read(data / "ldm-captions.jsonl")
-    high, low = (values(classes, "class_accuracy", guidance=scale) for scale in (3.0, 1.0))
+def _judge_guidance(data: Path) -> list[Claim]:
+    """Judge whether guidance makes images show their class, and obey their caption, more often.
+
+    Scale 3 is compared with 1, which is no guidance.
+    """
+    classes, texts = read_file(data / "ldm-guidance.jsonl"), read_file(data / "ldm-captions.jsonl")
+    high, low = (select_values(classes, "class_accuracy", guidance=scale) for scale in (3.0, 1.0))
     text = "class accuracy is higher at guidance 3 than unguided"
-    out = [Claim(text, above(high, low), pair(high, low))]
-    high, low = (values(texts, "all", guidance=scale) for scale in (3.0, 1.0))
+    out = [Claim(text, is_above(high, low), format_pair(high, low))]
+    high, low = (select_values(texts, "all", guidance=scale) for scale in (3.0, 1.0))
     text = "more captions are obeyed at guidance 3 than unguided"
-    return [*out, Claim(text, above(high, low), pair(high, low))]
+    return [*out, Claim(text, is_above(high, low), format_pair(high, low))]
 
 
-def _speed_table(data: Path) -> str:
-    early, late = _times(data)
+def _format_speeds(data: Path) -> str:
+    """Format speeds, and distances after two times, for each resolution."""
+    early, late = _find_times(data)
     heads = ("training, images/s", "sampling, images/s", *(
         f"distance after {seconds:.0f} s" for seconds in (early, late)
     ))  # fmt: skip
     rows = [f"| | {' | '.join(heads)} |", "|---" * 5 + "|"]
     for factor in FACTORS:
         cells = (
-            _training(data, factor),
-            _sampled(data, factor),
-            _at(data, factor, early),
-            _at(data, factor, late),
+            _measure_training(data, factor),
+            _measure_sampling(data, factor),
+            _interpolate_distance(data, factor, early),
+            _interpolate_distance(data, factor, late),
         )
-        rows.append(f"| {factor} | {' | '.join(map(spread, cells))} |")
+        rows.append(f"| {factor} | {' | '.join(map(format_spread, cells))} |")
     return "\n".join(rows)
 
 
-def _stage_table(data: Path) -> str:
+def _format_stages(data: Path) -> str:
+    """Format how well the autoencoders reconstruct test images."""
     rows = ["| autoencoder | distance | PSNR | l1 | codes in use |", "|---" * 5 + "|"]
     for name in ("f2", "f4", "vq", "shapes"):
-        found = read(data / f"reconstruction-{name}.json")
+        found = read_file(data / f"reconstruction-{name}.json")
         distance = f"{found['distance']:.4g}" if "distance" in found else "-"
         codes = f"{100 * found['codes_used']:.0f} %" if "codes_used" in found else "-"
         rows.append(f"| {name} | {distance} | {found['psnr']:.2f} | {found['l1']:.3f} | {codes} |")
     return "\n".join(rows)
 
 
-def _guidance_table(rows: list[dict[str, Any]], metrics: tuple[str, ...]) -> str:
+def _format_guidance(rows: list[JsonObject], metrics: tuple[str, ...]) -> str:
+    """Format the metrics of a sweep over guidance scales.
+
+    Args:
+        rows: of the sweep.
+        metrics: names of the columns.
+    """
     out = [f"| guidance | {' | '.join(m.replace('_', ' ') for m in metrics)} |"]
     out.append("|---" * (len(metrics) + 1) + "|")
     for scale in sorted({row["guidance"] for row in rows}):
-        cells = [spread(values(rows, metric, guidance=scale)) for metric in metrics]
+        cells = [format_spread(select_values(rows, metric, guidance=scale)) for metric in metrics]
         out.append(f"| {scale:g} | {' | '.join(cells)} |")
     return "\n".join(out)
 
 
-def _plots(data: Path) -> None:
+def _plot_curves(data: Path) -> None:
+    """Plot distances over time, and the share of captions that is obeyed against guidance.
+
+    Args:
+        data: folder of the files that the pieces left; the plots are written beside it.
+    """
     folder = data.parent
     curves = {
-        f"{factor}, seed {seed}": _curve(log)
+        f"{factor}, seed {seed}": _compute_curve(log)
         for factor in FACTORS
-        for seed, log in enumerate(_logs(data, factor))
+        for seed, log in enumerate(_read_logs(data, factor))
     }
     axes = ("seconds of training", "Frechet distance")
-    lines({k: (list(x), list(y)) for k, (x, y) in curves.items()}, axes, folder / "ldm.png",
+    plot_lines({k: (list(x), list(y)) for k, (x, y) in curves.items()}, axes, folder / "ldm.png",
           log=True)  # fmt: skip
-    rows = read(data / "ldm-captions.jsonl")
+    rows = read_file(data / "ldm-captions.jsonl")
     kinds = ("all", "colour", "shape", "size", "place")
     shares = {
-        kind: (list(TEXT), [values(rows, kind, guidance=scale) for scale in TEXT]) for kind in kinds
+        kind: (list(TEXT), [select_values(rows, kind, guidance=scale) for scale in TEXT])
+        for kind in kinds
     }
-    lines(shares, ("guidance", "share that is right"), folder / "ldm-captions.png")
+    plot_lines(shares, ("guidance", "share that is right"), folder / "ldm-captions.png")
 
 
-def page(data: Path) -> str:
-    """Markdown without the claims."""
-    _plots(data)
-    guided, told = read(data / "ldm-guidance.jsonl"), read(data / "ldm-captions.jsonl")
+def format_page(data: Path) -> str:
+    """Format the page as Markdown, without the claims, and plot the curves.
+
+    Args:
+        data: folder of the files that the pieces left; the plots are written beside it.
+    """
+    _plot_curves(data)
+    guided, told = read_file(data / "ldm-guidance.jsonl"), read_file(data / "ldm-captions.jsonl")
     prompts = "; ".join(PROMPTS)
     return f"""## Autoencoders
 
 500 steps each on 28x28 Fashion-MNIST (KL with f = 2 and 4, 256 codes with f = 4), 1,200 on shapes;
 measured on test images. Of each pair of rows, the upper are images and the lower reconstructions:
 
-{_stage_table(data)}
+{_format_stages(data)}
 
 f = 2, f = 4, 256 codes with f = 4, and shapes:
 
@@ -317,13 +419,13 @@ median speed of each run, without measurements, compilation and the autoencoder'
 Sampling takes 16 DDIM steps, decoding included. Distances over time are of 256 images.
 
 {NOTE.format(**guided[0])}
-{_speed_table(data)}
+{_format_speeds(data)}
 
 ![distance over time](ldm.png)
 
 ## Guided by classes (f4)
 
-{_guidance_table(guided, ("distance", "class_accuracy", "precision", "recall"))}
+{_format_guidance(guided, ("distance", "class_accuracy", "precision", "recall"))}
 
 ## Guided by text
 
@@ -331,7 +433,7 @@ Captions of test images, {told[0]["num"]} pictures a cell and three sampling see
 draws the shapes also judges the share of shapes with the right colour, shape, size and place, and
 of pictures in which everything is right.
 
-{_guidance_table(told, ("all", "colour", "shape", "size", "place"))}
+{_format_guidance(told, ("all", "colour", "shape", "size", "place"))}
 
 ![captions](ldm-captions.png)
 

@@ -1,4 +1,4 @@
-"""What of the papers' claims has been judged, from the files under docs/results."""
+"""How many claims of each paper held, from the files under docs/results; the table in README.md."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import NamedTuple
 from experiments.reproductions import PAPERS, pieces
 from experiments.reproductions.claims import Claim
 
+# Markers around the table in README.md.
 BEGIN, END = "<!-- results: python -m experiments.report --results -->", "<!-- end of results -->"
 
 
-class Found(NamedTuple):
-    """What there is of a paper.
+class PaperResults(NamedTuple):
+    """What docs/results holds of a paper.
 
     Attributes:
         title: the docstring of its module; its first line is the heading.
         missing: names of the pieces that have not run.
-        claims: empty as long as any is missing.
+        claims: its claims; empty as long as any piece is missing.
     """
 
     title: str
@@ -26,23 +27,28 @@ class Found(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """One line."""
+        """The first line of the title, without its full stop."""
         return self.title.partition("\n")[0].rstrip(".")
 
 
-def found(name: str, results: Path) -> Found:
-    """What there is of a paper in a folder."""
+def read_results(name: str, results: Path) -> PaperResults:
+    """Read what a folder holds of a paper, and judge its claims if it is complete.
+
+    Args:
+        name: a key of `PAPERS`.
+        results: docs/results.
+    """
     paper = PAPERS[name]
-    missing = [piece.name for piece in paper.PIECES if not pieces.done(piece, results)]
-    claims = [] if missing else paper.claims(results / "data")
-    return Found((paper.__doc__ or name).strip(), missing, claims)
+    missing = [piece.name for piece in paper.PIECES if not pieces.is_done(piece, results)]
+    claims = [] if missing else paper.judge_claims(results / "data")
+    return PaperResults((paper.__doc__ or name).strip(), missing, claims)
 
 
-def table(results: Path) -> str:
-    """Markdown: a row a paper, how many of its claims held."""
+def format_table(results: Path) -> str:
+    """Format a Markdown table with a row for each paper: how many of its claims held."""
     lines = ["| results | claims held | not held | not run |", "|---|---|---|---|"]
     for name in PAPERS:
-        one = found(name, results)
+        one = read_results(name, results)
         if one.missing:
             share = f"{len(one.missing)} of {len(PAPERS[name].PIECES)} pieces"
             lines.append(f"| {one.heading} | - | - | {share} |")
@@ -53,8 +59,8 @@ def table(results: Path) -> str:
     return "\n".join(lines)
 
 
-def with_table(text: str, results: Path) -> str:
-    """A text with the table of a folder between its two markers.
+def insert_table(text: str, results: Path) -> str:
+    """Insert the table of a folder between the two markers in a text.
 
     Raises:
         ValueError: a marker is missing.
@@ -63,4 +69,4 @@ def with_table(text: str, results: Path) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the markers {BEGIN} and {END} must stand around the table")
-    return f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{format_table(results)}\n{END}{after}"

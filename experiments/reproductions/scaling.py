@@ -6,89 +6,131 @@ Memory, operations and collectives of a chip, beside maxdiffusion's training ste
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from experiments.reproductions.claims import Claim, read
+from diffjax.types import JsonObject
+from experiments.reproductions.claims import Claim, read_file
 from experiments.reproductions.pieces import Piece
 
+# The config file with the paper's own settings.
 CONFIG = "stable_diffusion"
+# The models by their names in rows, and what the page calls them.
 CASES = {
     "sd15": "Stable Diffusion 1.5, 512 px",
     "sdxl": "XL, 1024 px",
     "controlnet_sd15": "ControlNet of 1.5, 512 px",
 }
+# Chips of each topology.
 SLICES = {"v5e:2x4": 8, "v5e:8x8": 64, "v5e:16x16": 256}
+# Bytes of a GiB.
 GIB = 2**30
+# File of maxdiffusion's figures.
 THEIRS = "scaling-maxdiffusion.json"
+# The row that is compared with maxdiffusion.
 FIRST = "sd15/v5e:2x4/fsdp8/batch4"
+# The row of Stable Diffusion XL.
 XL = "sdxl/v5e:2x4/fsdp8/batch1"
+# The row whose parameters are whole on every chip.
 WHOLE = "sd15/v5e:2x4/fsdp1/batch4"
+# Columns of the table of collectives.
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
 
-def _piece(case: str) -> Piece:
+def _make_piece(case: str) -> Piece:
+    """Make the piece that compiles the rows of a model for all slices.
+
+    Args:
+        case: a key of `CASES`.
+    """
     file = f"scaling-{case}.json"
     command = ("benchmarks.plan_diffusers", f"--only={case}/", f"--out={{runs}}/{file}")
     return Piece(f"scaling-{case}", (command,), {file: f"data/{file}"}, 25, needs="libtpu")
 
 
-PIECES = tuple(map(_piece, CASES))
+PIECES = tuple(map(_make_piece, CASES))
 
 
-def _rows(data: Path) -> dict[str, dict[str, Any]]:
-    return {k: row for case in CASES for k, row in read(data / f"scaling-{case}.json").items()}
+def _read_rows(data: Path) -> dict[str, JsonObject]:
+    """Read the figures of all rows by their names."""
+    return {k: row for case in CASES for k, row in read_file(data / f"scaling-{case}.json").items()}
 
 
-def _theirs(data: Path) -> dict[str, dict[str, Any]]:
+def _read_maxdiffusion(data: Path) -> dict[str, JsonObject]:
+    """Read the figures of maxdiffusion; empty if they were not made."""
     path = data / THEIRS
-    return read(path) if path.exists() else {}
+    return read_file(path) if path.exists() else {}
 
 
-def _fits(row: dict[str, Any]) -> bool:
+def _is_fitting(row: JsonObject) -> bool:
+    """Whether the step of a row fits the memory of a chip.
+
+    Args:
+        row: figures of one compilation, see `experiments.benchmarks.plan_diffusers`.
+    """
     return "needed_bytes" not in row
 
 
-def _memory(row: dict[str, Any]) -> str:
-    if _fits(row):
+def _format_memory(row: JsonObject) -> str:
+    """Format the peak memory of a row in GiB, or how much it would need."""
+    if _is_fitting(row):
         return f"{row['peak_bytes'] / GIB:.2f}"
     return f"does not fit ({row['needed_bytes'] / GIB:.2f})"
 
 
-def _least(row: dict[str, Any]) -> str:
-    """What a step needs before any activation."""
+def _format_least(row: JsonObject) -> str:
+    """Format what a step needs before any activation: state and gradients.
+
+    Gradients are as large as the parameters. Both must fit beside whatever the layers keep.
+    """
     state, gradients = row["state_bytes"] / GIB, row["parameter_bytes"] / GIB
     return f"state {state:.2f} GiB and gradients {gradients:.2f} GiB of 15.75"
 
 
-def _traffic(row: dict[str, Any]) -> float:
+def _sum_traffic(row: JsonObject) -> float:
+    """Sum the GiB of all collectives of a row."""
     return sum(entry["bytes"] for entry in row["collectives"].values()) / GIB
 
 
-def _spread_flops(rows: dict[str, dict[str, Any]], case: str) -> list[float]:
-    """Operations of a chip on the slices that the case fits."""
+def _list_flops(rows: dict[str, JsonObject], case: str) -> list[float]:
+    """List the operations of a chip on the slices that a model fits.
+
+    Args:
+        rows: figures by name.
+        case: a key of `CASES`.
+    """
     return [
-        row["flops"] for name, row in rows.items() if name.startswith(f"{case}/") and _fits(row)
+        row["flops"]
+        for name, row in rows.items()
+        if name.startswith(f"{case}/") and _is_fitting(row)
     ]
 
 
-def claims(data: Path) -> list[Claim]:
-    """Memory and what is sharded, and that a chip does the same work in a larger slice."""
-    rows = _rows(data)
+def judge_claims(data: Path) -> list[Claim]:
+    """Judge memory, what is sharded, and whether a chip does the same work in a larger slice.
+
+    Nothing is run: figures are those of the compiled steps. Maxdiffusion's step joins them if it
+    was compiled.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
+    rows = _read_rows(data)
     first, xl = rows[FIRST], rows[XL]
-    sharded = [row["sharded"] for name, row in rows.items() if _fits(row) and name != WHOLE]
-    ratios = [max(found) / min(found) for case in CASES if (found := _spread_flops(rows, case))]
+    sharded = [row["sharded"] for name, row in rows.items() if _is_fitting(row) and name != WHOLE]
+    ratios = [max(found) / min(found) for case in CASES if (found := _list_flops(rows, case))]
     found = [
         Claim(
             "1.5 on v5e:2x4, sharded over 8, 4 images a chip: at most 5.5 GiB a chip",
-            _fits(first) and first["peak_bytes"] <= 5.5 * GIB,
-            f"{_memory(first)} GiB, with an average of the weights",
+            _is_fitting(first) and first["peak_bytes"] <= 5.5 * GIB,
+            f"{_format_memory(first)} GiB, with an average of the weights",
         ),
         Claim(
             "1.5 on v5e:2x4 with whole weights and 4 images on every chip fits",
-            _fits(rows[WHOLE]),
-            f"{_memory(rows[WHOLE])}: {_least(rows[WHOLE])}",
+            _is_fitting(rows[WHOLE]),
+            f"{_format_memory(rows[WHOLE])}: {_format_least(rows[WHOLE])}",
         ),
-        Claim("XL at 1024 px trains on v5e:2x4", _fits(xl), f"{_memory(xl)} GiB of 15.75"),
+        Claim(
+            "XL at 1024 px trains on v5e:2x4", _is_fitting(xl), f"{_format_memory(xl)} GiB of 15.75"
+        ),
         Claim(
             "at least 99 % of the trained parameters are sharded",
             min(sharded) >= 0.99,
@@ -100,25 +142,27 @@ def claims(data: Path) -> list[Claim]:
             f"largest over smallest {max(ratios):.4f}",
         ),
     ]
-    others = [row["peak_bytes"] for row in _theirs(data).values() if _same(row)]
-    if others and _fits(first):
+    # Maxdiffusion's row with the same mesh and batch joins, if it was compiled.
+    others = [row["peak_bytes"] for row in _read_maxdiffusion(data).values() if _is_comparable(row)]
+    if others and _is_fitting(first):
         found.insert(
             1,
             Claim(
                 "that is less than maxdiffusion's step needs, which keeps no average",
                 first["peak_bytes"] < min(others),
-                f"{_memory(first)} against {min(others) / GIB:.2f} GiB",
+                f"{_format_memory(first)} against {min(others) / GIB:.2f} GiB",
             ),
         )
     return found
 
 
-def _same(row: dict[str, Any]) -> bool:
-    """Whether a row of maxdiffusion is comparable with `FIRST`."""
-    return _fits(row) and row["data"] == 1 and row["batch_per_chip"] == 4
+def _is_comparable(row: JsonObject) -> bool:
+    """Whether a row of maxdiffusion can be compared with `FIRST`."""
+    return _is_fitting(row) and row["data"] == 1 and row["batch_per_chip"] == 4
 
 
-def _table(rows: dict[str, dict[str, Any]]) -> str:
+def _format_table(rows: dict[str, JsonObject]) -> str:
+    """Format the figures of all rows."""
     heads = ("", "slice", "data x fsdp", "images a chip", "peak GiB", "of it state", "TFLOP",
              "memory traffic GiB", "collectives GiB", "sharded", "compiled in")  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -130,14 +174,14 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
             where,
             f"{SLICES[where] // fsdp} x {fsdp}",
             batch.removeprefix("batch"),
-            _memory(row),
+            _format_memory(row),
             f"{row['state_bytes'] / GIB:.2f}",
         ]
-        if _fits(row):
+        if _is_fitting(row):
             cells += [
                 f"{row['flops'] / 1e12:.2f}",
                 f"{row['bytes_accessed'] / GIB:.1f}",
-                f"{_traffic(row):.2f}",
+                f"{_sum_traffic(row):.2f}",
                 f"{100 * row['sharded']:.2f} %",
                 f"{row['compile_seconds']:.0f} s",
             ]
@@ -145,10 +189,11 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _collectives(rows: dict[str, dict[str, Any]]) -> str:
+def _format_collectives(rows: dict[str, JsonObject]) -> str:
+    """Format the collectives of the rows that fit: GiB, and how often they run."""
     lines = [f"| | slice | {' | '.join(COLLECTIVES)} |", "|---" * (2 + len(COLLECTIVES)) + "|"]
     for name, row in rows.items():
-        if not _fits(row):
+        if not _is_fitting(row):
             continue
         case, where, *_ = name.split("/")
         found = [row["collectives"].get(kind, {"bytes": 0, "count": 0}) for kind in COLLECTIVES]
@@ -157,15 +202,16 @@ def _collectives(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _peers(data: Path) -> str:
-    theirs = _theirs(data)
+def _format_maxdiffusion(data: Path) -> str:
+    """Format the section about maxdiffusion; empty without its figures."""
+    theirs = _read_maxdiffusion(data)
     if not theirs:
         return ""
     lines = ["| maxdiffusion, 1.5 | images a chip | attention | peak GiB | of it state | sharded |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     for row in theirs.values():
         mesh = f"data {row['data']}, fsdp {row['chips'] // row['data']}"
-        cells = (mesh, f"{row['batch_per_chip']}", row["attention"], _memory(row),
+        cells = (mesh, f"{row['batch_per_chip']}", row["attention"], _format_memory(row),
                  f"{row['state_bytes'] / GIB:.2f}", f"{100 * row['sharded']:.2f} %")  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     version = next(iter(theirs.values()))["commit"]
@@ -182,9 +228,13 @@ the 2048 of its configuration the kernel does not compile for these chips.
 """
 
 
-def page(data: Path) -> str:
-    """Markdown without the claims."""
-    rows = _rows(data)
+def format_page(data: Path) -> str:
+    """Format the page as Markdown, without the claims.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
+    rows = _read_rows(data)
     return f"""Nothing was run on these chips: the training step was compiled for them by
 PyPI's libtpu on two CPU cores, at effort O0. That says what fits; a program compiled at full effort
 may need less. The step is that of the trainer: AdamW and an average of the weights in float32,
@@ -193,12 +243,12 @@ by the norm, on stored latents and text features. ControlNet's base is frozen an
 
 A chip has 15.75 GiB. Operations are those of all products, of which some are computed twice.
 
-{_table(rows)}
+{_format_table(rows)}
 
 ## Collectives of a chip
 
 GiB, and how often they run in a step. Products with sharded weights are cut into pieces that go
 round the chips, which is what the many permutations are.
 
-{_collectives(rows)}
-{_peers(data)}"""
+{_format_collectives(rows)}
+{_format_maxdiffusion(data)}"""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from diffjax import generate
 from diffjax.cli import generate_flags, image_options
-from diffjax.cli.image_folder import find_missing, group_numbers, list_images, number_path
+from diffjax.cli.image_folder import find_missing, group_numbers, list_images, make_image_path
 from diffjax.cli.image_options import DEFAULTS, ImageOptions, make_options, read_png, save_png
 from diffjax.types import ConfigError
 
@@ -41,13 +41,13 @@ def test_what_is_missing_is_found_and_others_are_not_overwritten(tmp_path):
     images = list_images(ImageOptions(model="m", prompt=("a",)), 5)
     assert find_missing(images, tmp_path) == [0, 1, 2, 3, 4]
     for number in (0, 3):
-        save_png(PICTURE, number_path(tmp_path, number), images[number])
+        save_png(PICTURE, make_image_path(tmp_path, number), images[number])
     assert find_missing(images, tmp_path) == [1, 2, 4]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "00003.png"]
     other = [dataclasses.replace(one, steps=9) for one in images]
     with pytest.raises(ConfigError, match=r"00000.png has other settings"):
         find_missing(other, tmp_path)
-    PICTURE.save(number_path(tmp_path, 1))
+    PICTURE.save(make_image_path(tmp_path, 1))
     with pytest.raises(ConfigError, match=r"00001.png holds no settings"):
         find_missing(images, tmp_path)
 

@@ -39,7 +39,7 @@ def test_base_holds_every_option_and_leaves_it_open(choice):
     section = config.find(cfg, choice.section)
     if section is None:
         pytest.skip("not in every config")
-    for path in choice.owns() - INTERNAL - {"schedule.steps"}:
+    for path in choice.list_all_options() - INTERNAL - {"schedule.steps"}:
         assert path.rpartition(".")[2] in config.find(cfg, path.rpartition(".")[0]), path
         assert config.find(cfg, path) is None, path
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from diffjax import config
-from diffjax.config.assemble import kind_of
+from diffjax.config.assemble import find_type
 from diffjax.config.defaults import DEFAULTS
 from diffjax.config.ranges import SPECS, check_values, flatten
 from diffjax.types import ConfigError
@@ -44,7 +44,7 @@ def test_flags_and_files_are_told_the_same(path, value, says):
 
 
 @pytest.mark.parametrize("path", [
-    key for key, default in flatten(DEFAULTS) if key not in SPECS and kind_of(default) is not str
+    key for key, default in flatten(DEFAULTS) if key not in SPECS and find_type(default) is not str
 ])  # fmt: skip
 def test_every_value_has_a_type(path):
     check_values(_with(path, None))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffjax import data
-from diffjax.data import conditions, load_pairs, make_hints
+from diffjax.data import hint_makers, load_pairs, make_hints
 
 
 def pictures(*planes):
@@ -28,21 +28,21 @@ def disc(radius=8.0, size=32):
 
 def test_the_gradient_of_a_slope_is_its_steepness():
     y, x = np.mgrid[:9, :9]
-    dy, dx = conditions.gradient((0.03 * y + 0.05 * x)[None], 0.0)
+    dy, dx = hint_makers.gradient((0.03 * y + 0.05 * x)[None], 0.0)
     np.testing.assert_allclose(dy[:, 1:-1, 1:-1], 0.03, atol=1e-6)
     np.testing.assert_allclose(dx[:, 1:-1, 1:-1], 0.05, atol=1e-6)
 
 
 @pytest.mark.parametrize("turn", [0, 1])
 def test_a_step_has_one_thin_edge(turn):
-    edges = conditions.canny(pictures(np.rot90(step(), turn)), sigma=1.0)[0]
+    edges = hint_makers.canny(pictures(np.rot90(step(), turn)), sigma=1.0)[0]
     edges = np.rot90(edges, -turn)
     assert edges.sum(1).tolist() == [1] * 12
     assert set(edges.argmax(1)) <= {5, 6}
 
 
 def test_the_edge_of_a_disc_is_a_closed_thin_curve():
-    edges = conditions.canny(pictures(disc()))[0] > 0
+    edges = hint_makers.canny(pictures(disc()))[0] > 0
     y, x = np.nonzero(edges)
     radii = np.hypot(y - 15.5, x - 15.5)
     assert np.abs(radii - 8).max() < 1.2
@@ -54,11 +54,11 @@ def test_the_edge_of_a_disc_is_a_closed_thin_curve():
 def test_hysteresis_keeps_weak_edges_that_touch_strong_ones():
     ramp = step(at=6) * np.linspace(1.0, 0.4, 12)[:, None]
     options = dict(low=0.1, high=0.2, sigma=1.0)
-    kept = conditions.canny(pictures(ramp), **options)[0]
+    kept = hint_makers.canny(pictures(ramp), **options)[0]
     assert kept.any(1).sum() >= 11
-    alone = conditions.canny(pictures(step(0.4)), **options)[0]
+    alone = hint_makers.canny(pictures(step(0.4)), **options)[0]
     assert alone.sum() == 0
-    assert conditions.canny(pictures(step(0.4)), low=0.1, high=0.1)[0].sum() == 12
+    assert hint_makers.canny(pictures(step(0.4)), low=0.1, high=0.1)[0].sum() == 12
 
 
 @pytest.mark.parametrize("name", ["canny", "sobel", "soft", "scribble"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffjax.data import folders, metadata, text
+from diffjax.data import folders, metadata, text_files
 
 EXOTIC = "one\u2028two\u2029three\x85four\x0bfive\x1csix"
 
@@ -40,9 +40,9 @@ def root(tmp_path):
 
 def test_lines_end_at_a_line_feed_and_nowhere_else(tmp_path):
     (tmp_path / "x").write_bytes(f"{EXOTIC}\r\nlast".encode())
-    assert text.read_lines(tmp_path / "x") == [EXOTIC, "last"]
-    assert text.split_lines("") == [] and text.split_lines("\n") == [""]
-    assert text.split_lines("a\n\nb\n") == ["a", "", "b"]
+    assert text_files.read_lines(tmp_path / "x") == [EXOTIC, "last"]
+    assert text_files.split_lines("") == [] and text_files.split_lines("\n") == [""]
+    assert text_files.split_lines("a\n\nb\n") == ["a", "", "b"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffjax import data
-from diffjax.data import pipeline
+from diffjax.data import batching
 
 
 def make_source(n=10, width=3, num_classes=None):
@@ -137,7 +137,7 @@ def test_flip_is_fair_and_by_position():
 
 def test_fair_bits_have_no_short_correlations():
     n = 1 << 16
-    bits = {s: pipeline._draw_fair_bits(s, np.arange(n)) * 2 - 1 for s in (0, 1)}
+    bits = {s: batching._draw_fair_bits(s, np.arange(n)) * 2 - 1 for s in (0, 1)}
     bound = 5 / np.sqrt(n)
     assert abs(bits[0].mean()) < bound
     for lag in range(1, 40):

@@ -29,11 +29,11 @@ def rows(**shift):
 def test_a_claim_needs_three_standard_deviations():
     rng = np.random.default_rng(0)
     low, high = 1 + 0.1 * rng.standard_normal(5), 2 + 0.1 * rng.standard_normal(5)
-    assert claims.above(high, low) is True
-    assert claims.above(low, high) is False
-    assert claims.above(low + 0.05, low) is False
-    assert claims.above(high, low, factor=2) is False
-    assert claims.above(high, low[:1]) is None  # one seed says nothing
+    assert claims.is_above(high, low) is True
+    assert claims.is_above(low, high) is False
+    assert claims.is_above(low + 0.05, low) is False
+    assert claims.is_above(high, low, factor=2) is False
+    assert claims.is_above(high, low[:1]) is None  # one seed says nothing
 
 
 def write(path, found):
@@ -55,7 +55,7 @@ def measured(tmp_path):
         write(tmp_path / "ddim-1000-fixedsmall.jsonl", [])
         errors = {"reconstruction_slope": -1.0, "reconstruction_mse": {"10": 0.1, "100": 0.01}}
         (tmp_path / "reconstruction.json").write_text(json.dumps(errors))
-        return ddim.claims(tmp_path)
+        return ddim.judge_claims(tmp_path)
 
     return leave
 
@@ -65,4 +65,4 @@ def test_verdicts_follow_the_measurements(measured):
     assert [c.held for c in found] == [True] * 11 + [None, None, True]
     flipped = measured([{**r, "eta": 1.0 - r["eta"]} for r in rows()])
     assert [c.held for c in flipped][:6] == [False] * 6
-    assert "| not run |" in claims.verdicts(found)
+    assert "| not run |" in claims.format_verdicts(found)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from diffjax import runs
-from diffjax.cli import run_flags
+from diffjax.config import load_config
 from diffjax.runs.control_examples import measure_hints
 
 CONFIG = "configs/controlnet.py:fashion_mnist_edges,smoke"
@@ -53,7 +53,7 @@ def test_an_exported_net_reads_its_base_from_where_its_config_says(execute, tmp_
 def test_an_untrained_net_starts_from_its_base(tmp_path):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["test"])
-    cfg = run_flags.load_config(CONFIG)
+    cfg = load_config(CONFIG)
     state = runs.init_untrained(cfg, runs.load_fixed_parts(cfg, tmp_path))
     assert int(state.step) == 0
 

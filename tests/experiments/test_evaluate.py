@@ -65,11 +65,11 @@ def test_sweeps_say_what_they_measure(execute, tmp_path):
 
 
 def test_what_a_config_leaves_open_is_stored_as_it_was_used():
-    cfg = runs.with_sample(ddpm.digits(), sampler="heun")
+    cfg = runs.replace_sample(ddpm.digits(), sampler="heun")
     stored = measuring.list_sampler_options(cfg)
     assert stored["s_churn"] == 0.0 and stored["s_tmax"] is None and stored["eta"] is None
     json.dumps(stored, allow_nan=False)
-    cfg = runs.with_sample(ddpm.digits(), sampler="ddim")
+    cfg = runs.replace_sample(ddpm.digits(), sampler="ddim")
     assert measuring.list_sampler_options(cfg)["eta"] == 0.0
 
 

@@ -13,8 +13,7 @@ from safetensors.numpy import save_file
 import diffjax
 from configs import stable_diffusion
 from diffjax import data, lora, runs
-from diffjax.cli import run_flags
-from diffjax.config import read_config
+from diffjax.config import load_config, read_config
 from diffjax.model.condition import make_clips
 from diffjax.pretrained import configs, load_lora, load_model
 from diffjax.pretrained.state_dict import to_state_dict
@@ -83,7 +82,7 @@ def train(execute, root):
 
 
 def config_of(root, variant, path="model"):
-    cfg = run_flags.load_config(f"{root / 'tiny.py'}:{variant}")
+    cfg = load_config(f"{root / 'tiny.py'}:{variant}")
     cfg.model.path = str(root / path)
     return cfg
 
@@ -139,7 +138,7 @@ def test_a_model_learns_to_fill_in(execute, train, root):
     assert pipe.parts.manifest["_class_name"] == "StableDiffusionInpaintPipeline"
     # It goes on from there, as it is.
     cfg = config_of(root, "sd15_inpainting", "filling-model")
-    start = choose_initial(cfg, runs.abstract_state(cfg, runs.build_task(cfg)).params)
+    start = choose_initial(cfg, runs.make_abstract_state(cfg, runs.build_task(cfg)).params)
     jax.tree.map(np.testing.assert_array_equal, start(), pipe.parts.unet.params)
     runs.publish(cfg, restored(run), {}, root / "filling-again")
     assert (root / "filling-again" / "model_index.json").read_bytes() == (
@@ -195,7 +194,10 @@ def test_a_model_of_ones_own_becomes_a_folder(tmp_path):
     cfg.network.update(channels=8, norm_groups=2)
     cfg.schedule.zero_snr = True
     rng = np.random.default_rng(0)
-    shapes = runs.abstract_state(cfg, runs.build_task(cfg)), runs.abstract_fixed_parts(cfg)
+    shapes = (
+        runs.make_abstract_state(cfg, runs.build_task(cfg)),
+        runs.make_abstract_fixed_parts(cfg),
+    )
     state, given = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), shapes)
     runs.publish(cfg, state._replace(extra={"latent_scale": np.float32(0.7)}), given, tmp_path)
     pipe = diffjax.load(tmp_path)
@@ -241,7 +243,7 @@ def test_what_does_not_fit_is_named(root, tmp_path, variant, options, message):
     cfg.update_from_flattened_dict(options)
     with pytest.raises(ValueError, match=message):
         runs.load_fixed_parts(cfg, tmp_path, fresh=True)
-        shapes = runs.abstract_state(cfg, runs.build_task(cfg)).params
+        shapes = runs.make_abstract_state(cfg, runs.build_task(cfg)).params
         start = choose_initial(cfg, shapes)
         assert start is not None
         start()

@@ -24,7 +24,7 @@ def cfg():
 
 @pytest.fixture(scope="module")
 def params(cfg):
-    like = runs.abstract_fixed_parts(cfg)["autoencoder"]
+    like = runs.make_abstract_fixed_parts(cfg)["autoencoder"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), like)
 

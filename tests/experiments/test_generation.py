@@ -15,7 +15,7 @@ from PIL import Image
 
 from configs import ddpm
 from diffjax import data, grids, parameterization, runs, samplers, schedules
-from diffjax.cli import run_flags
+from diffjax.config import load_config
 from diffjax.model import make_sampler
 from diffjax.runs import drawing
 
@@ -53,7 +53,7 @@ def test_two_processes_look_at_their_model_in_training(tmp_path):
 
 
 def test_what_a_model_is_told_of_an_image_does_not_depend_on_its_batch():
-    cfg = run_flags.load_config("configs/ldm.py:inpainting,smoke")
+    cfg = load_config("configs/ldm.py:inpainting,smoke")
     read = drawing._read_inputs(cfg, runs.build_model(cfg))
     four, two = (read(np.arange(first, 4)).cond["hole"] for first in (0, 2))
     assert 0 < four["hole"].mean() < 1 and (four["hole"][0] != four["hole"][1]).any()
@@ -61,7 +61,7 @@ def test_what_a_model_is_told_of_an_image_does_not_depend_on_its_batch():
 
 
 def test_a_mesh_of_another_machine_is_left_with_a_warning(caplog):
-    cfg = run_flags.load_config("configs/ddpm.py:digits,smoke")
+    cfg = load_config("configs/ddpm.py:digits,smoke")
     cfg.mesh.update(data=4, fsdp=2)
     assert runs.make_run_mesh(cfg).size == len(jax.devices())
     assert "does not match" in caplog.text
@@ -73,7 +73,7 @@ def test_without_test_images_training_images_are_looked_at(tmp_path, caplog):
     (tmp_path / "train").mkdir()
     for i in range(3):
         Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / "train" / f"{i}.png")
-    cfg = run_flags.load_config("configs/ddpm.py:digits,smoke")
+    cfg = load_config("configs/ddpm.py:digits,smoke")
     cfg.data.update(name="image_folder", dir=str(tmp_path), image_size=8, channels=3)
     cfg.data.update(levels=256, num_classes=0)
     found = runs.load_test_source(cfg)
@@ -82,7 +82,7 @@ def test_without_test_images_training_images_are_looked_at(tmp_path, caplog):
 
 
 def test_sampler_of_a_config():
-    cfg = runs.with_sample(ddpm.digits(), sampler="ddim", steps=7, eta=0.5)
+    cfg = runs.replace_sample(ddpm.digits(), sampler="ddim", steps=7, eta=0.5)
     sampler, plan = make_sampler(
         cfg, SimpleNamespace(schedule=schedules.linear(), parameterization=parameterization.eps())
     )

@@ -36,11 +36,11 @@ def commands(monkeypatch):
     return seen
 
 
-SWEEP = pieces.sweeping("swept", "model", 1, {"steps": "5,10", "eta": "0,1"}, num=7, seeds=2)
+SWEEP = pieces.make_sweep("swept", "model", 1, {"steps": "5,10", "eta": "0,1"}, num=7, seeds=2)
 
 
 def test_a_sweep_asks_for_every_cell_of_the_kept_model(tmp_path):
-    (text,) = pieces.shown(SWEEP, tmp_path / "runs", tmp_path)
+    (text,) = pieces.format_commands(SWEEP, tmp_path / "runs", tmp_path)
     assert f"--weights={tmp_path}/models/model.safetensors" in text
     assert "--sweep=steps=5,10 --sweep=eta=0,1 --seeds=2 --num=7" in text
     assert SWEEP.rows == 8
@@ -60,8 +60,8 @@ def test_what_a_failed_sweep_measured_is_kept_and_given_back(tmp_path, commands)
 
     commands.act = cut
     with pytest.raises(RuntimeError, match=r"swept: python -m experiments.evaluate .* exit code 1"):
-        pieces.run(SWEEP, runs, results)
-    assert not pieces.done(SWEEP, results)
+        pieces.run_piece(SWEEP, runs, results)
+    assert not pieces.is_done(SWEEP, results)
     file.unlink()
 
     def finish(line):
@@ -70,19 +70,19 @@ def test_what_a_failed_sweep_measured_is_kept_and_given_back(tmp_path, commands)
         return 0
 
     commands.act = finish
-    assert pieces.run(SWEEP, runs, results)
-    assert pieces.done(SWEEP, results)
+    assert pieces.run_piece(SWEEP, runs, results)
+    assert pieces.is_done(SWEEP, results)
 
 
 def test_a_training_is_kept_as_weights_and_summary(tmp_path, commands):
-    piece = pieces.training("ddpm.py:digits", "small", 1, "--config.seed=1")
+    piece = pieces.make_training("ddpm.py:digits", "small", 1, "--config.seed=1")
     runs, results = tmp_path / "runs", tmp_path / "results"
     (runs / "small").mkdir(parents=True)
     for name in ("weights.safetensors", "summary.json"):
         (runs / "small" / name).write_text(name)
-    assert not pieces.done(piece, results)
-    assert pieces.run(piece, runs, results)
-    assert pieces.done(piece, results)
+    assert not pieces.is_done(piece, results)
+    assert pieces.run_piece(piece, runs, results)
+    assert pieces.is_done(piece, results)
     assert (results / "models" / "small.safetensors").read_text() == "weights.safetensors"
     assert [line[line.index("-m") + 1] for line in commands] == [
         "experiments.train",
@@ -92,11 +92,11 @@ def test_a_training_is_kept_as_weights_and_summary(tmp_path, commands):
 
 
 def test_a_try_keeps_what_was_measured_but_no_weights(tmp_path, commands):
-    piece = pieces.trying("ddpm.py:digits", "tried", 1, ("--config.seed=1",), "--seeds=3")
+    piece = pieces.make_trial("ddpm.py:digits", "tried", 1, ("--config.seed=1",), "--seeds=3")
     runs = tmp_path / "runs"
     (runs / "tried").mkdir(parents=True)
     (runs / "tried" / "tried.json").write_text("{}")
-    assert pieces.run(piece, runs, tmp_path)
+    assert pieces.run_piece(piece, runs, tmp_path)
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["tried.json", "tried.json"]
     assert "--config.seed=1" in commands[0] and "--seeds=3" in commands[1]
 
@@ -106,16 +106,16 @@ def test_a_folder_is_kept_whole(tmp_path, commands):
     file = tmp_path / "runs" / "made" / "folder" / "unet" / "config.json"
     file.parent.mkdir(parents=True)
     file.write_text("{}")
-    assert pieces.run(piece, tmp_path / "runs", tmp_path / "results")
+    assert pieces.run_piece(piece, tmp_path / "runs", tmp_path / "results")
     assert (tmp_path / "results" / "models" / "made" / "unet" / "config.json").exists()
-    assert pieces.done(piece, tmp_path / "results")
+    assert pieces.is_done(piece, tmp_path / "results")
 
 
 def test_prompts_stay_whole(tmp_path, commands):
     piece = pieces.Piece("drawn", (("sample", "--prompt=a red circle"),), {}, 1)
-    assert pieces.run(piece, tmp_path, tmp_path)
+    assert pieces.run_piece(piece, tmp_path, tmp_path)
     assert commands[0][-1] == "--prompt=a red circle"
-    (shown,) = pieces.shown(piece, tmp_path, tmp_path)
+    (shown,) = pieces.format_commands(piece, tmp_path, tmp_path)
     assert shown == "python -m experiments.sample '--prompt=a red circle'"
 
 
@@ -134,9 +134,9 @@ def kept(paper):
 
 def test_the_readme_has_the_table_of_the_results():
     text = (ROOT / "README.md").read_text()
-    assert results_module.with_table(text, ROOT / "docs/results") == text
+    assert results_module.insert_table(text, ROOT / "docs/results") == text
     with pytest.raises(ValueError, match="must stand around the table"):
-        results_module.with_table("no table", ROOT / "docs/results")
+        results_module.insert_table("no table", ROOT / "docs/results")
 
 
 def test_pieces_have_names_of_their_own_and_files_of_their_own():
@@ -155,7 +155,7 @@ def test_pages_say_what_was_not_run(tmp_path):
 
 
 def test_papers_at_their_own_scale_are_commands(tmp_path):
-    text = reproduce.paper_scale("ddpm")
+    text = reproduce.describe_paper_scale("ddpm")
     assert "cifar10: 35,746,307 parameters, 102.4M images" in text
     assert "--config=configs/ddpm.py:cifar10 --workdir=runs/cifar10" in text
     assert "experiments.evaluate --workdir=runs/cifar10 --metrics=fid,is" in text
@@ -309,7 +309,7 @@ def test_every_page_is_written_once_its_pieces_are_done(name, tmp_path):
         shutil.copy(ROOT / "docs" / "results" / given, tmp_path / given)
     for piece in needed:
         leave(piece, tmp_path)
-        assert pieces.done(piece, tmp_path)
+        assert pieces.is_done(piece, tmp_path)
     reproduce.write_pages(tmp_path)
     page = (tmp_path / f"{name}.md").read_text()
     assert "held | " in page

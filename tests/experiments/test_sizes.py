@@ -74,7 +74,7 @@ def test_a_stored_size_can_become_another(tmp_path):
     cfg = ddpm.get_config("digits")
     cfg.data.image_size = SIZE
     path = tmp_path / "config.json"
-    path.write_text(run_flags.describe(cfg))
+    path.write_text(run_flags.format_config(cfg))
     stored = read_config(path)
     assert runs.read_image_shape(stored) == (*SIZE, 1)
     for size, shape in ((32, (32, 32, 1)), ([8, 16], (8, 16, 1))):

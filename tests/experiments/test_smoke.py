@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffjax.cli import run_flags
+from diffjax.config import load_config
+from diffjax.config.variants import load_module
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if "def get_config" in p.read_text())
@@ -133,7 +134,7 @@ PARAMETERS = {
 
 def variants():
     for path in CONFIGS:
-        module = run_flags.load_config_module(str(path))
+        module = load_module(str(path))
         yield from (f"{path.stem}:{name}" for name in module.VARIANTS)
 
 
@@ -149,7 +150,7 @@ def smoke(execute, config, folder):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_one_smoke_run_per_config_file(execute, path, tmp_path):
-    first = next(iter(run_flags.load_config_module(str(path)).VARIANTS))
+    first = next(iter(load_module(str(path)).VARIANTS))
     smoke(execute, f"{path.name}:{first}", tmp_path)
 
 
@@ -164,7 +165,7 @@ def test_smoke_run_of_every_variant(execute, name, tmp_path):
 def test_the_time_embedding_survives_every_norm(name):
     # One channel per group would remove it, wherever it is added before the norm.
     stem, _, variant = name.partition(":")
-    net = run_flags.load_config(f"configs/{stem}.py:{variant}").network
+    net = load_config(f"configs/{stem}.py:{variant}").network
     if stem == "autoencoder":
         pytest.skip("there is no time")
     assert net.scale_shift or min(net.multipliers) * net.channels >= 4 * net.norm_groups
@@ -177,11 +178,11 @@ def test_every_variant_has_its_parameter_count_below():
 
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
 def test_parameters_and_shapes_of_every_variant(name):
-    from experiments.plan import plan
+    from experiments.plan import make_plan
 
     stem, _, variant = name.partition(":")
-    cfg = run_flags.load_config(f"configs/{stem}.py:{variant}")
-    found, expected = plan(cfg, flops=False)["parameters"], PARAMETERS[name]
+    cfg = load_config(f"configs/{stem}.py:{variant}")
+    found, expected = make_plan(cfg, flops=False)["parameters"], PARAMETERS[name]
     assert found == expected if isinstance(expected, int) else round(found / 1e6, 1) == expected
 
 

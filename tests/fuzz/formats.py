@@ -31,7 +31,7 @@ from diffjax.config.store import NOTE
 from diffjax.data import captions, folders, formats, latents, pictures
 from diffjax.metrics import reference
 from diffjax.nets.text import CLIPText
-from diffjax.pretrained import lora, prompts, schedulers, tokenizers
+from diffjax.pretrained import lora_files, prompts, schedulers, tokenizers
 from diffjax.pretrained.config_specs import check_manifest
 from diffjax.pretrained.files import open_safetensors
 from diffjax.pretrained.models import Component, load_model, save_model
@@ -152,7 +152,7 @@ def _write_adapter(folder: Path) -> None:
 
 def _read_adapter(folder: Path) -> Values:
     models = {"text_encoder": load_model(folder / "model")}
-    return _params(lora.merge_lora(models, folder / "adapter.safetensors")["text_encoder"])
+    return _params(lora_files.merge_lora(models, folder / "adapter.safetensors")["text_encoder"])
 
 
 def _write_concept(folder: Path) -> None:

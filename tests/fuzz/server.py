@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffjax.train.files import CheckpointError
+from diffjax.train.sealed_files import CheckpointError
 from tests.fuzz.formats import FORMATS, Format, Values, change
 
 SECONDS, BYTES = 20, 2 * 2**30

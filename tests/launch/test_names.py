@@ -90,7 +90,7 @@ def test_line_breaks_reach_no_slurm_script(tmp_path, monkeypatch):
         (tmp_path / "a\nb", {}),
     ):
         with pytest.raises(ConfigError, match="has line breaks or control signs"):
-            slurm.Slurm(folder, options)
+            slurm.SlurmExecutor(folder, options)
 
 
 @pytest.mark.parametrize("value", HOSTILE)
@@ -109,7 +109,7 @@ def test_slurm_scripts_quote(tmp_path, value):
 def test_commands_are_shown_as_a_shell_takes_them(value):
     piece = pieces.Piece("a", (("train", "--workdir={runs}/a"),), {}, 1.0)
     runs = Path("/runs") / value.replace("\x00", "")
-    (shown,) = pieces.shown(piece, runs, Path("/results"))
+    (shown,) = pieces.format_commands(piece, runs, Path("/results"))
     assert shlex.split(shown) == ["python", "-m", "experiments.train", f"--workdir={runs}/a"]
 
 

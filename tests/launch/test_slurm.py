@@ -18,7 +18,7 @@ import pytest
 from diffjax.launch.jobs import Job
 from diffjax.launch.manifest import Manifest
 from diffjax.launch.run_queue import RunQueue
-from diffjax.launch.slurm import Slurm
+from diffjax.launch.slurm import SlurmExecutor
 from experiments.sweep import make_train_command
 from tests.train.test_faults import _log, _state, _steps, _wait_for
 
@@ -61,7 +61,7 @@ def test_a_sweep_finishes_with_one_job_killed_and_one_preempted(cluster, tmp_pat
     manifest = Manifest(tmp_path, CONFIG, {})
     for seed in range(6):
         manifest.add({"seed": seed})
-    executor = Slurm(tmp_path / "slurm", {"mem_gb": 1})
+    executor = SlurmExecutor(tmp_path / "slurm", {"mem_gb": 1})
     to_signal = {1: "KILL", 2: "USR2"}
 
     def disturb():

@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 
 from configs import sweeps
-from diffjax.cli import run_flags
+from diffjax.config import load_config
 from diffjax.launch import jobs, kubernetes, local, overrides, slurm
 from diffjax.launch.manifest import Manifest
 from diffjax.launch.run_queue import RunQueue
@@ -96,13 +96,13 @@ def _sweep(folder: Path, fake, module=None, **options) -> Manifest:
     manifest = Manifest(folder, CONFIG, {})
     proposals = sweep.propose_overrides(module or Module(), manifest, CONFIG)
     todo = manifest.select_unfinished(
-        proposals, lambda new: overrides.check_overrides(run_flags.load_config(CONFIG), new)
+        proposals, lambda new: overrides.check_overrides(load_config(CONFIG), new)
     )
 
     def make_job(run):
         return fake["make_job"](folder / run.name, run.name, run.overrides["optim.lr"])
 
-    queue = RunQueue(manifest, local.Local(), make_job, poll_seconds=0.02, **options)
+    queue = RunQueue(manifest, local.LocalExecutor(), make_job, poll_seconds=0.02, **options)
     queue.run_all(todo, lambda: None)
     return manifest
 
@@ -184,7 +184,7 @@ def test_no_more_than_parallel_runs_at_once(tmp_path):
 
 def test_stopping_lets_the_runs_save(tmp_path, fake):
     fake[0.1] = "waits"
-    executor, folder = local.Local(), tmp_path / "run"
+    executor, folder = local.LocalExecutor(), tmp_path / "run"
     executor.start(fake["make_job"](folder, "a", 0.1))
     end = time.monotonic() + 300
     while not (folder / "ready").exists() and time.monotonic() < end:
@@ -197,7 +197,7 @@ def test_jobs_of_an_earlier_sweep_are_found_again(tmp_path, monkeypatch):
     # Of two jobs that were running, Slurm still has one; the other ended in the meantime.
     queue, submitted = [{"41"}, {"41"}, {"43"}, None], []
 
-    class Cluster(slurm.Slurm):
+    class Cluster(slurm.SlurmExecutor):
         def __init__(self):
             self._running = {}
 
@@ -260,7 +260,7 @@ def test_optuna_goes_where_the_metric_is_good(tmp_path, fake, flag):
 
 def test_overrides_are_checked_before_anything_runs():
     def check(new):
-        overrides.check_overrides(run_flags.load_config(CONFIG), new)
+        overrides.check_overrides(load_config(CONFIG), new)
 
     check({"optim.lr": 0.1, "network.multipliers": (1, 2)})
     with pytest.raises(ConfigError, match=r"overrides optim.rate=0.1: .*rate"):
@@ -268,7 +268,7 @@ def test_overrides_are_checked_before_anything_runs():
     with pytest.raises(ConfigError, match=r"overrides train.steps='many'"):
         check({"train.steps": "many"})
     with pytest.raises(ConfigError, match=r"has no sweep\(\)"):
-        list(sweep.propose_overrides(run_flags, None, CONFIG))
+        list(sweep.propose_overrides(overrides, None, CONFIG))
 
 
 def test_overrides_are_arguments_and_back():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffjax import metrics
-from diffjax.metrics.inception import _to_levels
+from diffjax.metrics.inception_features import _to_levels
 from diffjax.nets.inception import SIZE, inception_input
 from diffjax.pretrained import from_state_dict
 from tests.parity import cases, inception_cases

@@ -59,7 +59,7 @@ def test_the_lpips_package(tmp_path):
     from safetensors.torch import save_file
 
     from diffjax.nets.perceptual import LPIPS
-    from diffjax.pretrained.perceptual import load_lpips
+    from diffjax.pretrained.lpips import load_lpips
 
     torch.manual_seed(0)
     net = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).eval()

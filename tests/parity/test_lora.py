@@ -11,7 +11,7 @@ pytest.importorskip("peft")  # without which diffusers loads no adapters
 
 from diffjax import lora  # noqa: E402
 from diffjax.pretrained import save_lora  # noqa: E402
-from diffjax.pretrained.lora import LORA_FILE  # noqa: E402
+from diffjax.pretrained.lora_files import LORA_FILE  # noqa: E402
 from tests.parity import generate_cases as g  # noqa: E402
 from tests.parity import generate_record as record  # noqa: E402
 

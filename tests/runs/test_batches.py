@@ -22,7 +22,7 @@ VARIANTS = [
 def test_batches_have_the_shapes_that_are_said(module, name):
     config = smoke(module.VARIANTS[name]())
     config.data.threads = 0
-    said = runs.abstract_batch(config, config.data.batch_size)
+    said = runs.make_abstract_batch(config, config.data.batch_size)
     start = runs.start_batches(config, runs.load_source(config))
     stream = start(3, SingleDeviceSharding(jax.devices()[0]))
     batch = next(stream)
@@ -37,11 +37,11 @@ def test_batches_have_the_shapes_that_are_said(module, name):
 
 def test_given_embeddings_have_shapes_too():
     config = make({"cond.context": "given", "network.context_dim": 6, "cond.given.tokens": 5})
-    assert runs.abstract_batch(config, 2)["context"].shape == (2, 5, 6)
+    assert runs.make_abstract_batch(config, 2)["context"].shape == (2, 5, 6)
     config.network.update(added_dim=10 + 3 * 4, added_time_dim=4)
     config.cond.given.pooled = 10
-    assert runs.abstract_batch(config, 2)["text_embeds"].shape == (2, 10)
-    assert runs.abstract_batch(config, 2)["time_ids"].shape == (2, 3)
+    assert runs.make_abstract_batch(config, 2)["text_embeds"].shape == (2, 10)
+    assert runs.make_abstract_batch(config, 2)["time_ids"].shape == (2, 3)
 
 
 def test_augmented_images_are_not_flipped_beforehand():

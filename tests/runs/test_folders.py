@@ -49,7 +49,7 @@ def make(variant, folder, **values):
 
 def settled(variant, folder, **values):
     config = make(variant, folder, **values)
-    runs.settle(config)
+    runs.fill_from_data(config)
     return config
 
 

@@ -1,5 +1,7 @@
 """Task, model, mesh and state of a config."""
 
+import inspect
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from configs import autoencoder, ddpm
 from configs.base import smoke
 from diffjax import runs
+from diffjax.tasks import diffusion_task
 from diffjax.train import Checkpoints
 from diffjax.types import ConfigError
 
@@ -17,11 +20,24 @@ def config():
 
 
 def test_shapes_are_those_of_the_state(config):
-    shapes, state = runs.abstract_state(config), runs.init_untrained(config)
+    shapes, state = runs.make_abstract_state(config), runs.init_untrained(config)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), shapes
     )
     assert any(np.any(leaf) for leaf in jax.tree.leaves(state.params))
+
+
+def test_a_config_goes_straight_to_its_task(config, monkeypatch):
+    passed = []
+
+    def make_objective(*arguments, original=diffusion_task._make_objective):
+        names = [frame.function for frame in inspect.stack()]
+        passed.extend(names[: names.index("test_a_config_goes_straight_to_its_task")][::-1])
+        return original(*arguments)
+
+    monkeypatch.setattr(diffusion_task, "_make_objective", make_objective)
+    runs.build_task(config)
+    assert passed == ["build_task", "make_task", "make_objective"]
 
 
 def test_a_state_comes_back_without_the_optimisers(config, tmp_path):
@@ -45,7 +61,7 @@ def test_a_first_stage_has_a_task_and_no_diffusion_model():
 
 def test_a_trained_model_has_the_averaged_parameters(config):
     state = runs.init_untrained(config)
-    model = runs.assemble(config, state, None)
+    model = runs.assemble_trained(config, state, None)
     assert model.params is state.ema
     assert runs.build_model(config).network == model.network
 

@@ -11,7 +11,11 @@ from diffjax.model import make_autoencoder
 from diffjax.nets.autoencoder import Quantized
 from diffjax.nets.discriminator import PatchGAN
 from diffjax.tasks import make_autoencoder_task
-from diffjax.tasks.autoencoder import _regularizer, adaptive_weight, hinge
+from diffjax.tasks.autoencoder_task import (
+    _compute_regularizer,
+    compute_adaptive_weight,
+    compute_hinge_loss,
+)
 from diffjax.train import init_state, make_optimizer, make_step
 from tests.train.tiny import assert_same
 
@@ -87,7 +91,7 @@ def test_gradients_are_those_of_the_loss_as_written(run):
         fake, _ = judge.apply(other, jax.lax.stop_gradient(x_hat), mutable=["batch_stats"])
         gain = -judge.apply(fixed, x_hat, mutable=["batch_stats"])[0].mean()
         nll = jnp.abs(x - x_hat).sum() / 2
-        return nll + weight * gain + 1e-4 * posterior.kl().mean() + hinge(real, fake)
+        return nll + weight * gain + 1e-4 * posterior.kl().mean() + compute_hinge_loss(real, fake)
 
     (value, (_, metrics)), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(state.params)
     expected, wanted = jax.jit(jax.value_and_grad(plain))(state.params, metrics["weight"])
@@ -118,14 +122,14 @@ def test_stopping_and_resuming_is_bit_identical_with_both_optimizers(run, tmp_pa
 
 def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer():
     a, b = jnp.array([3.0, 4.0]), jnp.array([0.0, 0.5])
-    assert float(adaptive_weight(a, b)) == pytest.approx(5 / (0.5 + 1e-4))
-    assert float(adaptive_weight(a, 0 * b)) == 1e4
-    assert float(adaptive_weight(0 * a, b)) == 0
+    assert float(compute_adaptive_weight(a, b)) == pytest.approx(5 / (0.5 + 1e-4))
+    assert float(compute_adaptive_weight(a, 0 * b)) == 1e4
+    assert float(compute_adaptive_weight(0 * a, b)) == 0
 
 
 def test_hinge():
     real, fake = jnp.array([2.0, 0.5]), jnp.array([-3.0, 0.0])
-    assert float(hinge(real, fake)) == pytest.approx(0.5 * (0.25 + 0.5))
+    assert float(compute_hinge_loss(real, fake)) == pytest.approx(0.5 * (0.25 + 0.5))
 
 
 def _quantized(indices, anchors):
@@ -141,7 +145,7 @@ def test_dead_codes_go_where_the_nearest_latents_are():
 
     def value(table):
         own = {"quantize": {"embedding": {"embedding": table}}}
-        out, extra, shown = _regularizer(section, own, {"usage": usage}, code)
+        out, extra, shown = _compute_regularizer(section, own, {"usage": usage}, code)
         return out, (extra["usage"], shown)
 
     gradient, (new, shown) = jax.grad(value, has_aux=True)(jnp.zeros((4, 2)))

@@ -12,7 +12,7 @@ from configs import controlnet as controlnet_config
 from diffjax.model import make_model, make_sampler, make_steering, sample
 from diffjax.model.control_networks import make_controlnet
 from diffjax.tasks import assemble_model, make_controlnet_task, make_task
-from diffjax.tasks.controlnet import select_decoder
+from diffjax.tasks.controlnet_task import select_decoder
 from diffjax.train import init_state, make_optimizer, make_step
 from diffjax.types import ConfigError
 from tests.train.tiny import assert_same

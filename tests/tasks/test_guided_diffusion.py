@@ -76,13 +76,13 @@ def test_guidance_is_checked_against_the_model(caplog):
     cfg = config(cfg_config, cond={"drop": 0.0})
     model = make_model(cfg, SHAPE, 17, 10)
     _, rows = rows_of(cfg, model)
-    assert drawing._guidance(cfg, model, rows, 1.0) is None
+    assert drawing._make_guidance(cfg, model, rows, 1.0) is None
     with caplog.at_level("WARNING"):
-        assert drawing._guidance(cfg, model, rows, 2.0).tolist() == [2.0] * 4
+        assert drawing._make_guidance(cfg, model, rows, 2.0).tolist() == [2.0] * 4
     assert "never seen the null" in caplog.text
     plain = make_model(config(), SHAPE, 17, 10)
     with pytest.raises(ConfigError, match="needs a model with a condition"):
-        drawing._guidance(cfg, plain, rows, 2.0)
+        drawing._make_guidance(cfg, plain, rows, 2.0)
     for labels in (np.array([-1, 2]), np.array([0, 11])):
         with pytest.raises(ConfigError, match=r"labels must lie in 0 \.\. 10"):
             drawing._check_labels(labels, model)

@@ -9,8 +9,8 @@ from configs import ldm
 from configs.base import smoke
 from diffjax import samplers
 from diffjax.model import make_model, make_sampler, make_steering, sample
-from diffjax.model.condition import area, holes
-from diffjax.model.space import make_space, moments
+from diffjax.model.channel_conditions import average_area, draw_holes
+from diffjax.model.space import encode_moments, make_space
 from diffjax.tasks import make_task
 
 SHAPE = (4, 4, 1)
@@ -67,7 +67,7 @@ def test_stored_moments_give_the_loss_of_encoding_on_the_fly(made):
     cfg, net, frozen, batch = made
     task = make_task(cfg, SHAPE, 256, 10)
     params, extra = jax.jit(lambda: task.init(jax.random.key(0), None, batch))()
-    stored = np.asarray(moments(net, frozen["autoencoder"], batch["image"]))
+    stored = np.asarray(encode_moments(net, frozen["autoencoder"], batch["image"]))
     assert stored.shape == (4, 2, 2, 8)
 
     def call(batch):
@@ -183,7 +183,7 @@ def test_channels_to_join(made):
     low = condition_of(config(concat="superres"))
     raw = low.take(batch, key)
     joined = low.encode({}, frozen, extra, raw)["concat"]
-    np.testing.assert_allclose(joined, area(batch["image"], (2, 2, 4)))
+    np.testing.assert_allclose(joined, average_area(batch["image"], (2, 2, 4)))
     np.testing.assert_allclose(low.null(raw)["low"], raw["low"])
 
     hole = condition_of(config(concat="inpaint"))
@@ -191,7 +191,7 @@ def test_channels_to_join(made):
     joined = hole.encode({}, frozen, extra, raw)["concat"]
     assert joined.shape == (4, 2, 2, 5)
     assert not np.any(raw["hole"]["image"] * raw["hole"]["hole"])
-    seen = moments(net, frozen["autoencoder"], raw["hole"]["image"])[..., :4]
+    seen = encode_moments(net, frozen["autoencoder"], raw["hole"]["image"])[..., :4]
     np.testing.assert_allclose(joined[..., :4], 2 * seen, atol=1e-5)
 
     fill = condition_of(config(concat="fill"))
@@ -201,7 +201,7 @@ def test_channels_to_join(made):
     assert 0.1 < float((mask.mean((1, 2, 3)) == 1).mean()) < 0.4
     joined = fill.encode({}, frozen, extra, raw)["concat"]
     np.testing.assert_array_equal(joined[..., :1], mask[:, ::2, ::2])
-    seen = moments(net, frozen["autoencoder"], many["image"] * (1 - mask))[..., :4]
+    seen = encode_moments(net, frozen["autoencoder"], many["image"] * (1 - mask))[..., :4]
     np.testing.assert_allclose(joined[..., 1:], 2 * seen, atol=1e-5)
 
     cfg = config(concat="map", map_classes=3)
@@ -213,7 +213,7 @@ def test_channels_to_join(made):
 
 
 def test_holes_are_rectangles_of_the_sizes_asked_for():
-    hole = np.asarray(holes(jax.random.key(0), jnp.zeros((50, 32, 32, 1))))[..., 0]
+    hole = np.asarray(draw_holes(jax.random.key(0), jnp.zeros((50, 32, 32, 1))))[..., 0]
     rows, columns = hole.any(2), hole.any(1)
     np.testing.assert_array_equal(hole, rows[:, :, None] * columns[:, None])
     sides = np.stack([rows.sum(1), columns.sum(1)]) / 32

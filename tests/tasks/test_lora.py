@@ -8,7 +8,7 @@ import pytest
 from configs import stable_diffusion
 from diffjax import lora
 from diffjax.model.condition import make_clips, make_condition
-from diffjax.model.space import pixels
+from diffjax.model.space import make_pixel_space
 from diffjax.tasks import make_lora_task, make_task
 from diffjax.train import init_state, make_optimizer, make_step
 
@@ -81,7 +81,7 @@ def test_wrong_ranks_and_targets_are_named(setting):
 def test_the_empty_text_is_that_of_the_tokenizer():
     config = small()
     config.cond.empty = (20, 21, 7)
-    condition = make_condition(config, pixels(SHAPE), 0)
+    condition = make_condition(config, make_pixel_space(SHAPE), 0)
     null = condition.null(condition.take({"text": jnp.ones((2, 5), jnp.int32)}, None))
     np.testing.assert_array_equal(null["text"], [[20, 21, 7, 7, 7]] * 2)
 
@@ -97,7 +97,7 @@ def test_xl_is_told_what_its_pipeline_tells_it():
         names = ("vocabulary", "positions", "features", "width", "layers", "heads", "activation")
         config.cond[section] = {k: getattr(net, k) for k in (*names, "end", "projection")}
     config.network.update(context_dim=12, added_dim=6 + 6 * 8)
-    condition = make_condition(config, pixels(SHAPE), 0)
+    condition = make_condition(config, make_pixel_space(SHAPE), 0)
     ids = [text.tokenizer.plain("a red cat").ids for text in pipe.parts.texts.values()]
     sizes = jnp.ones((1, 6))
     raw = condition.take({"text": ids[0], "text_2": ids[1], "time_ids": sizes}, None)

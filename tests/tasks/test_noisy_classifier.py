@@ -7,8 +7,8 @@ import pytest
 
 from configs import adm
 from diffjax.model import make_schedule
-from diffjax.tasks.noisy_classifier import (
-    log_prob,
+from diffjax.tasks.classifier_task import (
+    make_classifier_log_prob,
     make_noisy_classifier,
     make_noisy_classifier_task,
 )
@@ -58,7 +58,7 @@ def test_it_learns_to_see_through_noise(learned):
 
 def test_its_gradient_points_to_the_class(config, learned):
     params, _ = learned
-    of = log_prob(make_noisy_classifier(config, 2))
+    of = make_classifier_log_prob(make_noisy_classifier(config, 2))
     schedule = make_schedule(config)
     level = Level(0.2, *schedule.at(0.2))
     z, label = jnp.zeros((2, *SHAPE)), jnp.array([0, 1])

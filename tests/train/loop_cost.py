@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import pytest
 
 from diffjax import runs
-from diffjax.cli import run_flags
-from diffjax.train import loop, prepare, train
+from diffjax.config import load_config
+from diffjax.train import prepare, train, training_loop
 
 STEPS, EVERY = 120, 60
 
 
 def measure_costs(workdir):
-    cfg = run_flags.load_config("configs/ddpm.py:digits")
+    cfg = load_config("configs/ddpm.py:digits")
     cfg.train.update(steps=STEPS, log_every=20, checkpoint_every=EVERY, sample_every=0)
     source, marks, saves = runs.load_source(cfg), [], []
     start = runs.start_batches(cfg, source)
@@ -50,7 +50,7 @@ def measure_costs(workdir):
 
         return call
 
-    save = loop.Checkpoints.save
+    save = training_loop.Checkpoints.save
 
     def timed(self, *arguments):
         begun = time.monotonic()
@@ -58,7 +58,7 @@ def measure_costs(workdir):
         saves.append(time.monotonic() - begun)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Checkpoints, "save", timed)
+        patch.setattr(training_loop.Checkpoints, "save", timed)
         patch.setattr(prepare, "compile_step", watched)
         state = train(runs.build_task(cfg), cfg, workdir, batches)
     # From step 20 (everything compiled) up to the first checkpoint.

@@ -15,7 +15,7 @@ import pytest
 
 from diffjax.train import Checkpoints, State
 from diffjax.train.checkpoint import Best, CheckpointMismatch
-from diffjax.train.files import MANIFEST, CheckpointError
+from diffjax.train.sealed_files import MANIFEST, CheckpointError
 from diffjax.train.sharding import with_sharding
 from diffjax.writing import write_atomically
 from tests.train.tiny import assert_same
@@ -354,7 +354,7 @@ def test_a_failed_write_removes_only_its_own(folder, monkeypatch):
 
     (folder / "3.partial-notes").mkdir()
     checkpoints = Checkpoints(folder)
-    monkeypatch.setattr("diffjax.train.files.write_atomically", full)
+    monkeypatch.setattr("diffjax.train.sealed_files.write_atomically", full)
     checkpoints.save(3, _state(3))
     with pytest.raises(CheckpointError):
         checkpoints.close()
@@ -387,7 +387,7 @@ def test_a_failed_write_is_loud_and_leaves_the_old_ones(folder, monkeypatch):
 
     checkpoints = Checkpoints(folder)
     checkpoints.restore(ABSTRACT)
-    monkeypatch.setattr("diffjax.train.files.write_atomically", full)
+    monkeypatch.setattr("diffjax.train.sealed_files.write_atomically", full)
     checkpoints.save(3, _state(3))
     reason = rf"step 3 could not be written to {folder}: .*No space left.*complete one is step 2"
     with pytest.raises(CheckpointError, match=reason):

@@ -22,10 +22,10 @@ STEPS = """
     from diffjax.train.sharding import make_mesh, measure_sharded_fraction, make_tree_sharding
     from absl import flags
     from diffjax import runs
-    from diffjax.cli import run_flags
+    from diffjax.config import load_config
 
     flags.FLAGS.mark_as_parsed()
-    cfg = run_flags.load_config(sys.argv[1])
+    cfg = load_config(sys.argv[1])
     cfg.data.batch_size = 8
     cfg.optim.update(lr=1e-3, warmup=0, decay="constant")
     task, source = runs.build_task(cfg), runs.load_source(cfg)

@@ -17,7 +17,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from configs.ddpm import get_config
-from diffjax.runs import abstract_state
+from diffjax.runs import make_abstract_state
 from diffjax.train import Checkpoints
 from diffjax.train.sharding import with_sharding
 from tests.train.test_checkpoint import small_disk
@@ -83,7 +83,7 @@ def _steps(workdir: Path) -> list[int]:
 
 def _state(workdir: Path):
     """Step and state of the tiny task, as the newest intact checkpoint has them."""
-    shapes = abstract_state(get_config("digits,smoke"), make_task())
+    shapes = make_abstract_state(get_config("digits,smoke"), make_task())
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = with_sharding(shapes, jax.tree.map(lambda _: place, shapes))
     return Checkpoints(workdir / "checkpoints").restore(abstract)

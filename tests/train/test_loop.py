@@ -9,7 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from diffjax.train import CheckpointError, NonFiniteLoss, Preempted, Reporter, loop, train, window
+from diffjax.train import (
+    CheckpointError,
+    NonFiniteLoss,
+    Preempted,
+    Reporter,
+    train,
+    training_loop,
+    window,
+)
 from diffjax.train.checkpoint import CheckpointMismatch
 from tests.train.test_checkpoint import small_disk
 from tests.train.tiny import assert_same, batches, batches_that, make_config, make_task, send
@@ -61,13 +69,13 @@ def test_stop_and_resume_is_bit_identical(unbroken, tmp_path, at, signum):
 
 
 def test_a_second_signal_during_the_final_save_changes_nothing(unbroken, tmp_path, monkeypatch):
-    def save(self, step, *args, original=loop.Checkpoints.save):
+    def save(self, step, *args, original=training_loop.Checkpoints.save):
         original(self, step, *args)
         if step == 7:
             for signum in (signal.SIGTERM, signal.SIGINT):
                 send(signum)()
 
-    monkeypatch.setattr(loop.Checkpoints, "save", save)
+    monkeypatch.setattr(training_loop.Checkpoints, "save", save)
     with pytest.raises(Preempted, match="SIGTERM; the state of step 7"):
         train(make_task(), make_config(), tmp_path, batches_that(send(signal.SIGTERM), at=7))
     assert_same(train(make_task(), make_config(), tmp_path, batches), unbroken[0])
@@ -309,7 +317,7 @@ def test_a_failed_save_stops_the_run_at_once(tmp_path, monkeypatch):
             yield batch
 
     asked = []
-    monkeypatch.setattr(loop.Checkpoints, "_commit", commit)
+    monkeypatch.setattr(training_loop.Checkpoints, "_commit", commit)
     with pytest.raises(CheckpointError, match=r"step 4 could not be written.*No space left"):
         train(make_task(), make_config(steps=500), tmp_path, start)
     assert max(asked) < 10  # not at the next save, nor at the end

@@ -26,8 +26,8 @@ from diffjax.train import (
     train,
 )
 from diffjax.train import frozen as frozen_weights
-from diffjax.train.files import LOCK, sole_writer
 from diffjax.train.resume import find_data_differences, find_differences
+from diffjax.train.sealed_files import LOCK, sole_writer
 from diffjax.train.sharding import with_sharding
 from tests.train.tiny import assert_same, batch_at, batches, batches_that, make_config, send
 from tests.train.tiny import make_task as task
@@ -181,7 +181,9 @@ def test_the_hash_is_of_content_alone():
 
 def test_a_second_writer_is_refused_by_name(workdir):
     before = sorted(os.listdir(workdir / "checkpoints"))
-    holder = "import sys, time; from pathlib import Path; from diffjax.train.files import *\n"
+    holder = (
+        "import sys, time; from pathlib import Path; from diffjax.train.sealed_files import *\n"
+    )
     holder += "with sole_writer(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     command = [sys.executable, "-c", holder, str(workdir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
@@ -199,7 +201,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("diffjax.train.files.fcntl.flock", flock)
+    monkeypatch.setattr("diffjax.train.sealed_files.fcntl.flock", flock)
     with sole_writer(tmp_path):
         assert "cannot be locked" in caplog.text
 

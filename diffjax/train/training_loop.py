@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from diffjax.train import hosts, resume
 from diffjax.train.checkpoint import Best, Checkpoints
-from diffjax.train.files import sole_writer
 from diffjax.train.preempt import OUT_OF_TIME, Preempted, Stop
 from diffjax.train.prepare import Batches, Inputs, PreparedRun, StartPoint, closing_stream
 from diffjax.train.reporter import NoReporter, Reporter
+from diffjax.train.sealed_files import sole_writer
 from diffjax.train.step import State
 from diffjax.train.trackers import Tracker, check_trackers, start_trackers
 from diffjax.train.window import Metrics, NonFiniteLoss, OnMetrics, Window

@@ -13,7 +13,7 @@ its layers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,25 +23,29 @@ from diffjax.model import ControlNetwork, Model, make_control_network, make_mode
 from diffjax.model.control_networks import HINT
 from diffjax.nets.controlnet import copy_base
 from diffjax.nets.unet import UNet
-from diffjax.tasks.diffusion import make_task
-from diffjax.types import Array, Cond, Frozen, Params, PyTree, Statistics, Task
+from diffjax.tasks.diffusion_task import make_task
+from diffjax.types import Array, Cond, Frozen, Params, Statistics, Task
 
 DECODER = ("up_blocks.", "conv_norm_out", "conv_out")  # what an unlocked base trains
 NET = "control"  # the entry of the parameters that holds the ControlNet's
 
 
 class ControlledNetwork(NamedTuple):
-    """A base and the network beside it as one network.
+    """A base and the network beside it, as one network with the interface of Linen modules.
 
-    Its parameters are those of the base and two entries: "control", the parameters of the
-    ControlNet, and "hint", the pictures that it reads.
+    Its parameters are those of the base and two entries: ``control``, the parameters of the
+    ControlNet, and ``hint``, the pictures (B, H, W, C) that it reads.
+
+    Attributes:
+        base: the UNet that is controlled.
+        beside: the ControlNet or T2I-Adapter.
     """
 
     base: UNet
     beside: ControlNetwork
 
-    def init(self, key: jax.Array, z: Array, t: Array, cond: Cond = None) -> dict[str, Any]:
-        """Parameters of the ControlNet."""
+    def init(self, key: jax.Array, z: Array, t: Array, cond: Cond = None) -> dict[str, Params]:
+        """Initialise the parameters of the ControlNet alone."""
         return {"params": {NET: self.beside.init(key, z, t, cond)}}
 
     def apply(
@@ -50,30 +54,34 @@ class ControlledNetwork(NamedTuple):
         z: Array,
         t: Array,
         cond: Cond = None,
-        **options: Any,
+        **options: object,
     ) -> Array:
-        """The controlled base; its own dropout is off."""
+        """Evaluate the controlled base. Dropout acts in the ControlNet only."""
         params = dict(variables["params"])
         beside = self.beside._replace(params=params.pop(NET))
         hint, cond = beside.prepare_hint(params.pop(HINT)), cond or {}
-        added = beside.residuals(z, t, {**cond, HINT: hint}, **options)
+        added = beside.compute_residuals(z, t, {**cond, HINT: hint}, **options)
         controlled = {**cond, beside.entry: added}
         return cast(Array, self.base.apply({"params": params}, z, t, controlled))
 
 
 def select_decoder(base: Params) -> Params:
-    """The parameters of a base that an unlocked decoder trains."""
+    """Select the parameters of a base that are trained if its decoder is."""
     return {k: v for k, v in base.items() if k.startswith(DECODER)}
 
 
 def make_controlnet_task(
     config: ConfigDict, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
 ) -> Task:
-    """The task of a ControlNet; the other sections of the config are those of its base.
+    """Make the task that trains a ControlNet or T2I-Adapter beside a frozen base.
 
-    A batch has ``hint`` (B, f H, f W, C) in [0, 1]. ``config.control`` says ``only_middle``: the
-    skips get no residuals; ``train_decoder``: the base's decoder is trained too, and is
+    The sections of the config other than ``control`` are those of the base. A batch has ``hint``
+    (B, f h, f w, C) in [0, 1] beside what the base needs. With ``control.only_middle`` the skips
+    get no residuals; with ``control.train_decoder`` the decoder of the base is trained too, as
     ``params["decoder"]``.
+
+    Args:
+        config, image_shape, levels, num_classes: see `diffjax.model.make_model`.
 
     Raises:
         ValueError: as `make_task`, and for augmentations, which would move images under hints.
@@ -85,7 +93,9 @@ def make_controlnet_task(
     network = ControlledNetwork(cast(UNet, base), make_control_network(section, base))
     inner = make_task(config, image_shape, levels, num_classes, wrap=lambda _: network)
 
-    def init(key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]) -> tuple[Params, PyTree]:
+    def init(
+        key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
+    ) -> tuple[Params, Statistics]:
         fresh, extra = inner.init(key, frozen, batch)
         params = {NET: copy_base(fresh[NET], frozen["base"])}
         if section.train_decoder:
@@ -99,7 +109,7 @@ def make_controlnet_task(
         key: jax.Array,
         step: Array,
         batch: Mapping[str, Array],
-    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
         joined = {**_merge_decoder(params, frozen), NET: params[NET], HINT: batch[HINT]}
         return inner.loss(joined, frozen, extra, key, step, batch)
 
@@ -107,18 +117,18 @@ def make_controlnet_task(
 
 
 def _merge_decoder(params: Params, frozen: Mapping[str, Params]) -> Params:
-    """The parameters of the base, with those that were trained beside the ControlNet."""
+    """Merge the parameters of the base with those of it that were trained."""
     return {**frozen["base"], **params.get("decoder", {})}
 
 
 def assemble_controlled(
     config: ConfigDict, model: Model, params: Params, frozen: Mapping[str, Params]
 ) -> Model:
-    """The base with the ControlNet that was trained.
+    """Assemble the base and the ControlNet that was trained beside it.
 
     Args:
-        model: of the base, without parameters.
-        params, frozen: what the task trained, and read.
+        model: the base, without parameters.
+        params, frozen: what the task trained, and what it read.
     """
     network = make_control_network(config.control, model.network)
     return model._replace(

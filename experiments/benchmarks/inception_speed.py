@@ -1,6 +1,6 @@
 """Speed of Inception's features beside torch-fidelity's, on the same images and weights.
 
-    python -m experiments.benchmarks.inception --num=256 --repeats=3 \\
+    python -m experiments.benchmarks.inception_speed --num=256 --repeats=3 \\
         --json=docs/results/data/inception.json
 
 Weights are random: speed does not depend on them. Both read uint8 images from memory, resize them
@@ -18,7 +18,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +28,7 @@ from diffjax import metrics
 from diffjax.cli import run_flags
 from diffjax.pretrained import from_state_dict
 from diffjax.pretrained.state_dict import list_state_shapes
+from diffjax.types import JsonObject
 from diffjax.writing import write_json
 
 NUM = flags.DEFINE_integer("num", 256, "Number of images per measurement.", 1)
@@ -38,11 +38,15 @@ REPEATS = flags.DEFINE_integer("repeats", 3, "Number of measurements of each.", 
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 
 
-def random_weights() -> dict[str, np.ndarray]:
-    """Inception's state dict with kernels that keep the size of activations."""
+def draw_weights() -> dict[str, np.ndarray]:
+    """Draw Inception's state dict, with kernels that keep the size of activations.
+
+    He et al. (2015): the variance of a kernel is 2 over its number of inputs.
+    """
     rng = np.random.default_rng(0)
 
     def draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Draw one array: ones for scales and variances, zeros for biases and means."""
         if len(shape) == 1:
             return np.full(shape, key.endswith(("weight", "running_var")), np.float32)
         scale = np.float32((2 / np.prod(shape[1:])) ** 0.5)
@@ -54,15 +58,27 @@ def random_weights() -> dict[str, np.ndarray]:
     }
 
 
-def ours(weights: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], np.ndarray]:
-    """A call that gives the features of all images."""
+def make_own_call(weights: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], np.ndarray]:
+    """Make a call that computes the features of all images by diffjax.
+
+    Args:
+        weights: state dict of Inception.
+        images: (N, H, W, 3) uint8.
+    """
     params = from_state_dict(weights, metrics.inception_shapes())
     network = metrics.inception_network(params, batch_size=BATCH.value)
     return lambda: metrics.extract(network, images).features
 
 
-def theirs(weights: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], np.ndarray]:
-    """The same by torch-fidelity."""
+def make_reference_call(
+    weights: dict[str, np.ndarray], images: np.ndarray
+) -> Callable[[], np.ndarray]:
+    """Make a call that computes the features of all images by torch-fidelity.
+
+    Args:
+        weights: state dict of Inception, which is written to a file that torch-fidelity reads.
+        images: (N, H, W, 3) uint8.
+    """
     import torch
 
     from experiments.benchmarks import torch_operators  # noqa: F401
@@ -78,14 +94,23 @@ def theirs(weights: dict[str, np.ndarray], images: np.ndarray) -> Callable[[], n
     batches = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().split(BATCH.value)
 
     def run() -> np.ndarray:
+        """Compute the features (N, 2048) of all images."""
         with torch.inference_mode():
             return torch.cat([net(batch)[0] for batch in batches]).numpy()
 
     return run
 
 
-def timed(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every call, by turns; the caller has warmed them up."""
+def time_calls(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Time calls by turns; the caller has warmed them up.
+
+    Args:
+        calls: functions by name, each of which does the same work.
+        repeats: number of turns.
+
+    Returns:
+        Seconds of each repeat, by the name of the call.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in tqdm(range(repeats), desc="repeats"):
         for name, call in calls.items():
@@ -96,16 +121,22 @@ def timed(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[f
 
 
 def main() -> None:
+    """Time both implementations, compare their features, and print the figures.
+
+    The features of the same weights must agree; the largest difference, over the largest feature,
+    is reported beside the speeds.
+    """
     shape = (NUM.value, PIXELS.value, PIXELS.value, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    weights = random_weights()
-    calls = {"diffjax": ours(weights, images)}
+    weights = draw_weights()
+    calls = {"diffjax": make_own_call(weights, images)}
     if find_spec("torch_fidelity"):
-        calls["torch_fidelity"] = theirs(weights, images)
+        calls["torch_fidelity"] = make_reference_call(weights, images)
+    # This compiles and warms up, and gives the features to compare.
     features = {name: call() for name, call in calls.items()}
-    seconds = timed(calls, REPEATS.value)
+    seconds = time_calls(calls, REPEATS.value)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    result: dict[str, Any] = {
+    result: JsonObject = {
         "images": NUM.value,
         "pixels": PIXELS.value,
         "batch": BATCH.value,

@@ -19,6 +19,7 @@ from diffjax.cli.command_line import UsageError, refuse_config
 from diffjax.cli.image_request import load_control, load_pipeline
 from diffjax.cli.web_limits import Limits, list_hosts
 
+# The limits without flags.
 _DEFAULTS = Limits()
 
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.")
@@ -35,6 +36,7 @@ flags.DEFINE_integer("max_upload_mb", 20, "Most megabytes of an uploaded file.",
 flags.DEFINE_integer("max_folder_mb", 1000, "Most megabytes of all uploads and images.", 1)
 flags.DEFINE_integer("max_queue", 20, "Most requests that wait.", 1)
 
+# Flags in the order of the help, see `help_pages`.
 FLAG_GROUPS = {
     "Page": ("model", "port", "host", "allowed_hosts"),
     "Model": (
@@ -49,7 +51,7 @@ FLAG_GROUPS = {
 
 
 def main() -> None:
-    """Load the model and serve its page until the process is stopped.
+    """Load the model, and serve its page until the process is stopped.
 
     Raises:
         UsageError: --model or gradio is missing, or a host name is wrong.
@@ -63,6 +65,7 @@ def main() -> None:
     except ImportError as error:
         raise UsageError(f"{error}: the page needs pip install 'diffjax[demo]'") from error
     legacy = generate_flags.ALLOW_LEGACY_PICKLE.value
+    # Everything is loaded before the first visitor comes.
     pipe = load_pipeline(options, options.model, allow_legacy_pickle=legacy)
     path, dtype = values.controlnet, jnp.dtype(options.dtype)
     control = load_control(path, dtype, options.variant) if path else None

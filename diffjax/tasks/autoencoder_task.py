@@ -10,7 +10,7 @@ Config sections read here: ``network`` and ``loss``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from diffjax.model.space import make_autoencoder
 from diffjax.nets.autoencoder import Autoencoder, Posterior, Quantized, VQModel
 from diffjax.nets.discriminator import PatchGAN
 from diffjax.nets.perceptual import LPIPS, classifier_distance
-from diffjax.types import Array, Frozen, Params, PyTree, Statistics, Task, choose
+from diffjax.types import Array, Frozen, Params, Statistics, Task, choose
 
 PIXEL_LOSSES = {"l1": jnp.abs, "l2": jnp.square}
 PERCEPTUAL = ("lpips", "classifier", "none")
@@ -29,8 +29,13 @@ USAGE_DECAY = 0.99  # of the average that says which codes are dead
 Batch = Mapping[str, Array]
 
 
-def perceptual_distance(frozen: Frozen, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Distance (B,) by whichever network there is: ``lpips``, ``classifier``, or none (0)."""
+def measure_perceptual_distance(frozen: Frozen, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Measure the perceptual distance (B,) of images by the network that there is.
+
+    Args:
+        frozen: ``lpips`` (Zhang et al. 2018) or ``classifier``; without either the distance is 0.
+        x, y: images (B, H, W, C) in [-1, 1].
+    """
     frozen = frozen or {}
     if "lpips" in frozen:
         widths = tuple(frozen["lpips"][f"lin{i}.model.1"]["kernel"].shape[2] for i in range(5))
@@ -41,35 +46,45 @@ def perceptual_distance(frozen: Frozen, x: jax.Array, y: jax.Array) -> jax.Array
     return jnp.zeros(len(x))
 
 
-def adaptive_weight(nll: Array, adversarial: Array, limit: float = 1e4) -> Array:
-    """``|grad nll| / (|grad adversarial| + 1e-4)``, at most ``limit`` (Esser et al. 2021, eq. 7).
+def compute_adaptive_weight(nll: Array, adversarial: Array, limit: float = 1e4) -> Array:
+    """Compute the weight of the adversarial term (Esser et al. 2021, eq. 7).
+
+    ``|grad nll| / (|grad adversarial| + 1e-4)``, at most ``limit``, without a gradient.
 
     Args:
-        nll, adversarial: gradients of both terms at the last layer.
+        nll, adversarial: gradients of both terms at the kernel of the last layer.
     """
     norms = jnp.sqrt((nll**2).sum()), jnp.sqrt((adversarial**2).sum())
     return jax.lax.stop_gradient(jnp.clip(norms[0] / (norms[1] + 1e-4), 0.0, limit))
 
 
-def hinge(real: Array, fake: Array) -> Array:
-    """``(mean relu(1 - real) + mean relu(1 + fake)) / 2`` of logits."""
+def compute_hinge_loss(real: Array, fake: Array) -> Array:
+    """Compute the hinge loss of a discriminator from logits of real and fake images, of any shape.
+
+    ``(mean relu(1 - real) + mean relu(1 + fake)) / 2``, as in VQGAN (Esser et al. 2021).
+    """
     return 0.5 * (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean())
 
 
 def make_autoencoder_task(
     config: ConfigDict, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
 ) -> Task:
-    """The first-stage task of a config.
+    """Make the task that trains an autoencoder, the first stage of latent diffusion.
 
-    The loss is ``nll + on w adversarial + regularizer + on hinge`` with ``on = step >=
-    disc_start`` and ``w = disc_weight * adaptive_weight``. ``nll`` is ``|x - x_hat|`` (or its
-    square) plus the weighted perceptual distance, summed over an image for a KL autoencoder and
-    averaged for a codebook, as released with the papers.
+    The loss is ``nll + on w adversarial + regularizer + on hinge`` with ``on = step >= disc_start``
+    and ``w = disc_weight * compute_adaptive_weight``. ``nll`` is ``|x - x_hat|`` (or its square)
+    plus the weighted perceptual distance, summed over an image for a KL autoencoder and averaged
+    for a codebook, as released with the papers.
 
-    Parameters are those of the autoencoder and, under ``discriminator``, those of the other
-    player. ``frozen`` may hold a perceptual network, see `perceptual_distance`. ``extra`` holds
-    the batch statistics of the discriminator and, for a codebook, the running share of latents
-    that fall to each code.
+    Parameters are those of the autoencoder and, under ``discriminator``, those of the other player.
+    ``frozen`` may hold a perceptual network, see `measure_perceptual_distance`. ``extra`` holds the
+    batch statistics of the discriminator and, for a codebook, the running share of latents that
+    fall to each code.
+
+    Args:
+        config: its sections ``network`` and ``loss`` are read.
+        image_shape: (H, W, C) of the data.
+        levels, num_classes: not used; all tasks have these arguments.
 
     Raises:
         ValueError: unknown names or options.
@@ -83,7 +98,15 @@ def make_autoencoder_task(
 
 
 class _FirstStage(NamedTuple):
-    """What the functions of the task share; see `make_autoencoder_task`."""
+    """What the functions of the task share; see `make_autoencoder_task`.
+
+    Attributes:
+        net: the autoencoder.
+        image_shape: (H, W, C).
+        section: ``config.loss``.
+        pixel: distance of each pixel, from the difference of two images.
+        judge: the discriminator, or None.
+    """
 
     net: Autoencoder
     image_shape: tuple[int, int, int]
@@ -91,7 +114,7 @@ class _FirstStage(NamedTuple):
     pixel: Callable[[Array], Array]
     judge: PatchGAN | None
 
-    def init(self, key: jax.Array, frozen: Frozen, batch: Batch) -> tuple[Params, PyTree]:
+    def init(self, key: jax.Array, frozen: Frozen, batch: Batch) -> tuple[Params, Statistics]:
         """See `Task.init`."""
         image = batch["image"]
         if tuple(image.shape[1:]) != tuple(self.image_shape):
@@ -104,9 +127,9 @@ class _FirstStage(NamedTuple):
             params["discriminator"], extra["statistics"] = made["params"], made["batch_stats"]
         return params, extra
 
-    def nll(self, frozen: Frozen, x: jax.Array, x_hat: jax.Array) -> Array:
-        """Pixel and perceptual distance, summed over an image or averaged."""
-        distance = self.section.perceptual_weight * perceptual_distance(frozen, x, x_hat)
+    def compute_nll(self, frozen: Frozen, x: jax.Array, x_hat: jax.Array) -> Array:
+        """Compute pixel and perceptual distance, summed over an image or averaged (codebook)."""
+        distance = self.section.perceptual_weight * measure_perceptual_distance(frozen, x, x_hat)
         each = self.pixel(x - x_hat) + distance[:, None, None, None]
         return each.mean() if isinstance(self.net, VQModel) else each.sum() / len(x)
 
@@ -118,24 +141,24 @@ class _FirstStage(NamedTuple):
         key: jax.Array,
         step: Array,
         batch: Batch,
-    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
         """See `Task.loss`."""
         x, stop = batch["image"], jax.lax.stop_gradient
         own = {k: v for k, v in params.items() if k != "discriminator"}
-        x_hat, code = _forward(self.net, own, key, x)
+        x_hat, code = _reconstruct(self.net, own, key, x)
         fixed = stop(x_hat)
-        value, pull = jax.value_and_grad(self.nll, argnums=2)(frozen, x, fixed)
-        metrics = {"nll": value, "psnr": _psnr(x, fixed)}
+        value, pull = jax.value_and_grad(self.compute_nll, argnums=2)(frozen, x, fixed)
+        metrics = {"nll": value, "psnr": _measure_psnr(x, fixed)}
         total: Array = jnp.zeros(())
         if self.judge is not None:
             section = self.section
             on = jnp.where(step >= section.disc_start, 1.0, 0.0)
-            hinged, statistics, shown = _judged(self.judge, params, extra, x, fixed)
-            gain, gain_pull = _adversarial(self.judge, params, extra, fixed)
+            hinged, statistics, shown = _judge(self.judge, params, extra, x, fixed)
+            gain, gain_pull = _compute_adversarial(self.judge, params, extra, fixed)
             weight = on * section.disc_weight
             if section.adaptive:
-                last = _last_layer(self.net, own, key, x)
-                weight = weight * adaptive_weight(last(pull), last(gain_pull))
+                last = _make_last_layer_pullback(self.net, own, key, x)
+                weight = weight * compute_adaptive_weight(last(pull), last(gain_pull))
             value, pull = value + weight * gain, pull + weight * gain_pull
             total = on * hinged
             extra = {**extra, "statistics": statistics}
@@ -143,37 +166,45 @@ class _FirstStage(NamedTuple):
         # Both terms have been taken back to x_hat already, for the weight: go on from there.
         carried = (pull * x_hat).sum()
         total = total + value + carried - stop(carried)
-        regular, extra, shown = _regularizer(self.section, own, extra, code)
+        regular, extra, shown = _compute_regularizer(self.section, own, extra, code)
         return total + regular, (extra, {"loss": total + regular, **metrics, **shown})
 
 
-def _forward(net: Any, own: PyTree, key: jax.Array, x: Array) -> tuple[Array, Any]:
-    """Reconstruction, and its posterior (sampled from) or codes."""
+def _reconstruct(
+    net: Autoencoder, own: Params, key: jax.Array, x: Array
+) -> tuple[Array, Posterior | Quantized]:
+    """Reconstruct images; also returns their posterior, which is sampled from, or their codes."""
     if isinstance(net, VQModel):
-        return net.apply({"params": own}, x)
+        return cast(tuple[Array, Quantized], net.apply({"params": own}, x))
     b, h, w, _ = x.shape
     eps = jax.random.normal(key, (b, h // net.factor, w // net.factor, net.latent_channels))
-    return net.apply({"params": own}, x, eps)
+    return cast(tuple[Array, Posterior], net.apply({"params": own}, x, eps))
 
 
-def _last_layer(net: Any, own: PyTree, key: jax.Array, x: Array) -> Any:
-    """What takes a gradient at the reconstruction back to the kernel of the last convolution."""
+def _make_last_layer_pullback(
+    net: Autoencoder, own: Params, key: jax.Array, x: Array
+) -> Callable[[Array], Array]:
+    """Make the function that takes a gradient at the reconstruction back to the last kernel."""
     own = jax.lax.stop_gradient(own)
     decoder = own["decoder"]
     bias = decoder["conv_out"]["bias"]
 
     def apply(kernel: Array) -> Array:
         changed = {**decoder, "conv_out": {"kernel": kernel, "bias": bias}}
-        return _forward(net, {**own, "decoder": changed}, key, x)[0]
+        return _reconstruct(net, {**own, "decoder": changed}, key, x)[0]
 
     pull = jax.vjp(apply, decoder["conv_out"]["kernel"])[1]
     return lambda gradient: pull(gradient)[0]
 
 
-def _judged(
+def _judge(
     judge: PatchGAN, params: Params, extra: Statistics, x: Array, x_hat: Array
-) -> tuple[Array, PyTree, dict[str, Array]]:
-    """Hinge loss of the discriminator, its new statistics, and mean logits."""
+) -> tuple[Array, Statistics, dict[str, Array]]:
+    """Judge images and their reconstructions by the discriminator.
+
+    Returns:
+        The hinge loss, the new batch statistics, and the mean logits for the log.
+    """
     given, statistics = {"params": params["discriminator"]}, extra["statistics"]
     logits = []
     for images in (x, x_hat):
@@ -181,26 +212,34 @@ def _judged(
         statistics = changed["batch_stats"]
         logits.append(out)
     real, fake = logits
-    return hinge(real, fake), statistics, {"real": real.mean(), "fake": fake.mean()}
+    return compute_hinge_loss(real, fake), statistics, {"real": real.mean(), "fake": fake.mean()}
 
 
-def _adversarial(
+def _compute_adversarial(
     judge: PatchGAN, params: Params, extra: Statistics, x_hat: Array
 ) -> tuple[Array, Array]:
-    """``-mean D(x_hat)`` and its gradient; the discriminator stays as it is."""
+    """Compute ``-mean D(x_hat)`` and its gradient at x_hat; the discriminator is held fixed."""
     given = {"params": params["discriminator"], "batch_stats": extra["statistics"]}
     fixed = jax.lax.stop_gradient(given)
 
-    def value(images: Array) -> Array:
+    def compute_score(images: Array) -> Array:
         return -judge.apply(fixed, images, mutable=["batch_stats"])[0].mean()
 
-    return jax.value_and_grad(value)(x_hat)
+    return jax.value_and_grad(compute_score)(x_hat)
 
 
-def _regularizer(
-    section: ConfigDict, own: PyTree, extra: Statistics, code: Posterior | Quantized
-) -> tuple[Array, PyTree, dict[str, Array]]:
-    """What keeps the latents in bounds, with the statistics it changes."""
+def _compute_regularizer(
+    section: ConfigDict, own: Params, extra: Statistics, code: Posterior | Quantized
+) -> tuple[Array, Statistics, dict[str, Array]]:
+    """Compute the term that keeps the latents in bounds.
+
+    For a KL autoencoder that is ``kl_weight KL(q(z|x) || N(0, I))``. For a codebook it is the
+    codebook and the commitment loss (van den Oord et al. 2017, eq. 3), and a pull of dead codes
+    towards latents.
+
+    Returns:
+        The term, the statistics with the running usage of codes, and values for the log.
+    """
     if isinstance(code, Posterior):
         kl = code.kl().mean()
         return section.kl_weight * kl, extra, {"kl": kl}
@@ -222,7 +261,7 @@ def _regularizer(
     return value, {**extra, "usage": usage}, shown
 
 
-def _psnr(x: Array, x_hat: Array) -> Array:
-    """Peak signal-to-noise ratio in dB of images in [-1, 1], mean over the batch."""
+def _measure_psnr(x: Array, x_hat: Array) -> Array:
+    """Measure the mean peak signal-to-noise ratio in dB of images in [-1, 1]."""
     square = ((x - jnp.clip(x_hat, -1, 1)) ** 2).mean((1, 2, 3))
     return (10 * jnp.log10(4 / jnp.maximum(square, 1e-10))).mean()

@@ -1,4 +1,4 @@
-"""The tasks by name. A new task is one file and one entry in `TASKS`."""
+"""The table of tasks by ``config.task``. A new task is one file and one entry here."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from diffjax.model import Model, make_model
-from diffjax.tasks.autoencoder import make_autoencoder_task
-from diffjax.tasks.controlnet import assemble_controlled, make_controlnet_task
-from diffjax.tasks.diffusion import make_task
-from diffjax.tasks.lora import assemble_adapted, make_lora_task
-from diffjax.tasks.noisy_classifier import make_noisy_classifier_task
+from diffjax.tasks.autoencoder_task import make_autoencoder_task
+from diffjax.tasks.classifier_task import make_noisy_classifier_task
+from diffjax.tasks.controlnet_task import assemble_controlled, make_controlnet_task
+from diffjax.tasks.diffusion_task import make_task
+from diffjax.tasks.lora_task import assemble_adapted, make_lora_task
 from diffjax.types import Array, Params, Task, choose
 
 Shape = tuple[int, int, int]
@@ -22,18 +22,18 @@ _OF_BASES = ("base", "statistics")
 
 
 class TaskKind(NamedTuple):
-    """One entry of `TASKS`.
+    """What the library needs to know of a kind of task; one entry of `TASKS`.
 
     Attributes:
         make: ``(config, image_shape, levels, num_classes) -> Task``.
-        assemble: ``(config, model, params, frozen) -> Model`` puts what was trained into the
-            model that the config describes; None if the task trains no diffusion model.
-        trains_beside: whether a base is read and something beside it is trained: the base is
-            ``frozen["base"]``, and its statistics ``frozen["statistics"]``.
+        assemble: ``(config, model, params, frozen) -> Model`` puts what was trained into the model
+            that the config describes; None if the task trains no diffusion model.
+        trains_beside: whether a base is read and something beside it is trained. The base is
+            ``frozen["base"]``, and its statistics are ``frozen["statistics"]``.
         takes_hints: whether batches have hints.
-        reads_labels: whether it needs labelled data.
-        reconstructs: whether it trains an autoencoder, which is looked at and measured by what it
-            makes of images.
+        reads_labels: whether the task needs labelled data.
+        reconstructs: whether the task trains an autoencoder, which is measured by what it
+            reconstructs.
     """
 
     make: Callable[[ConfigDict, Shape, int, int], Task]
@@ -45,6 +45,7 @@ class TaskKind(NamedTuple):
 
 
 def _assemble_plain(config: ConfigDict, model: Model, params: Params, frozen: Frozen) -> Model:
+    """Give a model the parameters that were trained."""
     return model._replace(params=params)
 
 
@@ -59,11 +60,11 @@ TASKS: dict[str, TaskKind] = {
 }
 
 
-def task_kind(config: ConfigDict) -> TaskKind:
-    """The entry of ``config.task``.
+def find_task_kind(config: ConfigDict) -> TaskKind:
+    """Find the entry of ``config.task`` in `TASKS`.
 
     Raises:
-        ValueError: there is none, listing the choices.
+        ValueError: there is none; the message lists the choices.
     """
     kind: TaskKind = choose("task", config.task, TASKS)
     return kind
@@ -76,17 +77,17 @@ def assemble_model(
     frozen: Frozen | None,
     statistics: Mapping[str, Array],
 ) -> Model:
-    """The model of a config with what its task trained.
+    """Assemble the model of a config with what its task trained.
 
     Args:
         image_shape: (H, W, C) of the data.
-        params, frozen: as the task has them.
-        statistics: its ``extra``.
+        params, frozen: what the task trained, and what it read.
+        statistics: the statistics (``extra``) of the task.
 
     Raises:
         ValueError: the task trains no diffusion model, or the config is wrong.
     """
-    kind = task_kind(config)
+    kind = find_task_kind(config)
     if kind.assemble is None:
         raise ValueError(f"this needs a diffusion model, but the task is {config.task!r}")
     described = make_model(config, image_shape, config.data.levels, config.data.num_classes)

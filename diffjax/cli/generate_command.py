@@ -18,16 +18,18 @@ from tqdm import tqdm
 
 from diffjax.cli import generate_flags
 from diffjax.cli.command_line import UsageError
-from diffjax.cli.image_folder import find_missing, group_numbers, list_images, number_path
+from diffjax.cli.image_folder import find_missing, group_numbers, list_images, make_image_path
 from diffjax.cli.image_options import save_png
 from diffjax.cli.image_request import add_networks, generate_images, load_pipeline, make_request
 
-MOST = 10**6  # images of a command
+# The most images of a command.
+MOST = 10**6
 
 NUM = flags.DEFINE_integer("num", 1, "Number of images per prompt.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Number of images that are made at once.")
 OUT = flags.DEFINE_string("out", "generated", "Folder that the images are written to.")
 
+# Flags in the order of the help, see `help_pages`.
 FLAG_GROUPS = {
     "Request": ("model", "prompt", "negative", "out", "num", "seed", "batch_size"),
     "Sampling": ("steps", "sampler", "guidance", "height", "width"),
@@ -44,7 +46,12 @@ FLAG_GROUPS = {
 
 
 def main() -> None:
-    """Make the images that the folder does not hold yet."""
+    """Generate the images that the folder does not hold yet.
+
+    Raises:
+        UsageError: a flag is missing or out of range.
+        ConfigError: the folder holds images with other settings, or the request is wrong.
+    """
     options, folder = generate_flags.read_options(), Path(OUT.value)
     legacy = generate_flags.ALLOW_LEGACY_PICKLE.value
     if NUM.value < 1 or BATCH_SIZE.value < 1:
@@ -52,6 +59,7 @@ def main() -> None:
     _check_seeds(options.seed, NUM.value * len(options.prompt))
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out={folder} is a file; give the name of a folder")
+    # Wrong flags are found before minutes of loading.
     request = make_request(options)
     folder.mkdir(parents=True, exist_ok=True)
     images = list_images(options, NUM.value)
@@ -62,17 +70,23 @@ def main() -> None:
         return
     pipe = load_pipeline(options, options.model or "", allow_legacy_pickle=legacy)
     request = add_networks(request, options, allow_legacy_pickle=legacy)
+    # All batches have one size, so that one program makes them all.
     size = min(BATCH_SIZE.value, len(images))
     count = math.ceil(len(missing) / size)
     for group in tqdm(group_numbers(missing, size), total=count, desc="images", unit="batch"):
         made = generate_images(pipe, request, [images[k] for k in group])
         for number, picture in dict(zip(group, made, strict=True)).items():
-            save_png(picture, number_path(folder, number), images[number])
+            save_png(picture, make_image_path(folder, number), images[number])
     logging.info("%d images in %s", len(images), folder)
 
 
 def _check_seeds(seed: int, count: int) -> None:
-    """
+    """Check that all images have seeds of 32 bits, before anything is loaded.
+
+    Args:
+        seed: of the first image.
+        count: number of images.
+
     Raises:
         UsageError: there are too many images, or their seeds have more than 32 bits.
     """

@@ -23,7 +23,7 @@ import grain
 import jax
 import numpy as np
 
-from diffjax.data.conditions import Hints
+from diffjax.data.hint_makers import Hints
 from diffjax.data.source import Source
 from diffjax.types import T
 

@@ -1,7 +1,9 @@
-"""What a config leaves to its data: sizes, channels, grey levels, classes and words.
+"""The values that a config leaves to its data: sizes, channels, grey levels, classes, words.
 
-``data.image_size=0``, ``data.channels=0``, ``data.levels=0``, ``data.num_classes=-1`` and, of
-captions, ``cond.text.vocabulary=0`` and ``cond.text.positions=0`` stand for what the data have.
+A config leaves a value open by ``data.image_size=0``, ``data.channels=0``, ``data.levels=0``,
+``data.num_classes=-1`` and, for captions, ``cond.text.vocabulary=0`` and
+``cond.text.positions=0``. `fill_from_data` is called once, where a config enters a command, so that
+all other code sees complete values.
 """
 
 from __future__ import annotations
@@ -18,28 +20,33 @@ from diffjax.runs.tokens import find_own_words, uses_own_words
 from diffjax.types import ConfigError
 
 
-def settle(cfg: ConfigDict, folder: Path | None = None) -> None:
-    """Replace, in place, what a config leaves to its data by what they have.
+def fill_from_data(cfg: ConfigDict, folder: Path | None = None) -> None:
+    """Fill in, in place, the values that a config leaves to its data.
 
     Args:
-        folder: workdir; what a run there knows of its data holds.
+        folder: workdir; classes and words are those of a run that was trained there.
 
     Raises:
-        ConfigError: the data do not have what the config asks for.
+        ConfigError: the data lack something that the config asks for.
         ValueError, OSError: the data cannot be read.
     """
     part = cfg.data
     if not (part.image_size and part.channels and part.levels and part.num_classes >= 0):
         if part.name in data.FOLDERS:
-            _settle_folder(cfg, folder)
+            _fill_from_folder(cfg, folder)
         else:
-            _settle_set(cfg)
+            _fill_from_set(cfg)
     if uses_own_words(cfg) and not (cfg.cond.text.vocabulary and cfg.cond.text.positions):
         found = find_own_words(cfg, folder)
         cfg.cond.text.update(vocabulary=found.backend.get_vocab_size(), positions=found.length)
 
 
-def _settle_folder(cfg: ConfigDict, folder: Path | None) -> None:
+def _fill_from_folder(cfg: ConfigDict, folder: Path | None) -> None:
+    """Fill in the values of a folder of images, from a sample of its files.
+
+    The size becomes the median size of the images, reduced to ``data.longest_side`` and to sides
+    that the network can halve as often as it does.
+    """
     section = cfg.data
     try:
         source = load_unchecked(cfg, section.split, (8, 8, 3), folder=folder)
@@ -65,7 +72,8 @@ def _settle_folder(cfg: ConfigDict, folder: Path | None) -> None:
         )
 
 
-def _settle_set(cfg: ConfigDict) -> None:
+def _fill_from_set(cfg: ConfigDict) -> None:
+    """Fill in the values of a data set that is known by its name."""
     section = cfg.data
     size = section.image_size or None
     source = data.load(

@@ -1,13 +1,15 @@
-r"""Diffusion as a `Task`: the loss of a model at random times.
+"""Diffusion as a `Task`: the loss of a model at random times.
 
-Config sections read here: ``loss``, ``times``, ``data`` and those of the model, see
+The trainer calls `loss` with a batch. It takes the batch into the space of the model, takes, drops
+and encodes the condition, draws a time and noise, evaluates the network and weighs the error.
+Sections that are read here: ``loss``, ``times``, ``data`` and those of the model, see
 `diffjax.model.make_model`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,6 @@ from diffjax.types import (
     Module,
     Params,
     Prediction,
-    PyTree,
     Schedule,
     Statistics,
     Task,
@@ -42,7 +43,7 @@ Objective = Callable[[Array, Prediction, Array, Array, Level], tuple[Array, dict
 
 
 def make_times(config: ConfigDict, schedule: Schedule) -> losses.TimeSampler:
-    """The distribution of training times of ``config.times``.
+    """Make the distribution of training times of ``config.times``.
 
     Raises:
         ValueError: unknown names or options, or a schedule that it does not fit.
@@ -58,14 +59,19 @@ def make_task(
     levels: int = 256,
     num_classes: int = 0,
     *,
-    wrap: Callable[[Any], Module] = lambda network: network,
+    wrap: Callable[[Module], Module] = lambda network: network,
 ) -> Task:
-    """The diffusion task of a config; see `diffjax.model.make_model` for the arguments.
+    """Make the diffusion task of a config.
 
-    The loss is ``E_{t, eps} [w(t) |raw - target|^2]`` (simple), the variational bound (vlb), or
-    ``simple + vlb_weight * bound`` with no gradient of the bound through the mean (hybrid).
+    With ``z = alpha x + sigma eps`` at a random time t, the loss is
+
+    - simple: ``E_{t, eps} [w(t) |raw - target|^2]`` (Ho et al. 2020, eq. 14, for eps and w = 1);
+    - vlb: the variational bound in bits per dimension (Ho et al. 2020, eq. 5);
+    - hybrid: ``simple + vlb_weight * vlb`` with no gradient of the bound through the mean (Nichol &
+      Dhariwal 2021, eq. 16).
 
     Args:
+        config, image_shape, levels, num_classes: see `diffjax.model.make_model`.
         wrap: makes another network around that of the config, such as a controlled one.
 
     Raises:
@@ -97,12 +103,13 @@ def make_diffusion_task(
     weight: losses.Weight | None = None,
     times: losses.TimeSampler | None = None,
 ) -> Task:
-    """The task of a model that was put together by hand: ``E [w(t) |raw - target|^2]``.
+    """Make the task of a model that was put together by hand: ``E [w(t) |raw - target|^2]``.
 
-    The network may be any Linen module of ``(z, t, cond, train=)``, or anything with ``init`` and
-    ``apply`` like it.
+    The network may be any Linen module of ``(z, t, cond, train=)``, or anything else with ``init``
+    and ``apply``.
 
     Args:
+        model: without parameters.
         weight: see `diffjax.losses.WEIGHTS`; 1 on the raw output if None.
         times: see `diffjax.losses.TIME_SAMPLERS`; uniform over the schedule if None.
     """
@@ -121,7 +128,17 @@ def make_diffusion_task(
 
 
 class _Objective(NamedTuple):
-    """What the functions of the task share; see `make_task`."""
+    """What the functions of the task share; see `make_task`.
+
+    Attributes:
+        model: without parameters.
+        image_shape: (H, W, C) of the data.
+        times: the distribution of training times.
+        measure: the loss of each image.
+        augment: probability of each geometric augmentation.
+        flip: whether augmentations may exchange left and right.
+        bucketed: whether images may have other shapes than ``image_shape``.
+    """
 
     model: Model
     image_shape: tuple[int, int, int]
@@ -133,7 +150,7 @@ class _Objective(NamedTuple):
 
     def init(
         self, key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
-    ) -> tuple[Params, PyTree]:
+    ) -> tuple[Params, Statistics]:
         """See `Task.init`."""
         found = batch["image"].shape[1:] if "image" in batch else self.image_shape
         if tuple(found) != tuple(self.image_shape) and not self.bucketed:
@@ -148,7 +165,7 @@ class _Objective(NamedTuple):
         key: jax.Array,
         step: Array,
         batch: Mapping[str, Array],
-    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
         """See `Task.loss`."""
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         x, extra = self.model.space.enter(frozen, extra, jax.random.fold_in(key, 5), batch)
@@ -173,7 +190,11 @@ class _Objective(NamedTuple):
         dropout_key: jax.Array,
         batch: Mapping[str, Array],
     ) -> tuple[Array, Cond]:
-        """x, maybe augmented, and its encoded condition, maybe dropped."""
+        """Take, drop and encode the condition of a batch, and augment the images if asked for.
+
+        Returns:
+            The images and the encoded condition.
+        """
         cond = model.condition.take(batch, key)
         if cond is not None and model.drop:
             drop_key = jax.random.fold_in(dropout_key, 1)
@@ -187,7 +208,7 @@ class _Objective(NamedTuple):
 
 
 def init_params(model: Model, key: jax.Array) -> Params:
-    """Fresh parameters of a model's network, and of what is trained with it."""
+    """Initialise the parameters of a model's network, and of what is trained with it."""
     z, cond = jnp.zeros((1, *model.space.shape)), model.condition.example
     params = model.network.init(key, z, jnp.zeros(1), cond)["params"]
     return {**params, **model.condition.init(key)}
@@ -199,7 +220,7 @@ Bound = Callable[[Prediction, Array, Array, Level], Array]
 
 
 def _measure_simple(model: Model, weight: losses.Weight, error: Error) -> Objective:
-    """``w(t) |raw - target|^2``, or another distance."""
+    """Make the objective ``w(t) |raw - target|^2``, or that of another distance."""
 
     def measure(
         raw: Array, prediction: Prediction, x: Array, eps: Array, level: Level
@@ -212,11 +233,16 @@ def _measure_simple(model: Model, weight: losses.Weight, error: Error) -> Object
 
 
 def _make_bound(model: Model, variance: str, *, stop_mean: bool) -> Bound:
-    """The term of the bound at a random timestep, times their number."""
+    """Make an unbiased estimate (B,) of the bound: its term at one timestep, times their number.
+
+    Args:
+        variance: of the reverse steps: fixedsmall, fixedlarge or learned.
+        stop_mean: whether the bound has no gradient through the mean.
+    """
     assert model.grid is not None
     rows = jax.tree.map(lambda leaf: leaf[::-1], reverse_rows(model.grid))  # row t is timestep t
 
-    def bound(prediction: Prediction, x: Array, eps: Array, level: Level) -> Array:
+    def estimate_bound(prediction: Prediction, x: Array, eps: Array, level: Level) -> Array:
         index = level.t.astype(jnp.int32)
         row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], rows)
         term = likelihood.bound_term(
@@ -230,14 +256,17 @@ def _make_bound(model: Model, variance: str, *, stop_mean: bool) -> Bound:
         )
         return term * len(rows.coef["noisy"])  # a uniform t makes its mean the whole bound
 
-    return bound
+    return estimate_bound
 
 
 def _make_objective(config: ConfigDict, model: Model) -> Objective:
-    """``(raw, prediction, x, eps, level) -> (losses (B,), metrics)``.
+    """Make the objective of ``config.loss``.
+
+    Returns:
+        ``(raw, prediction, x, eps, level) -> (losses (B,), metrics)``.
 
     Raises:
-        ValueError: unknown objective, or a bound on a continuous schedule.
+        ValueError: an unknown objective, or the bound of a continuous schedule.
     """
     name, options = split_section(config.loss)
     choose("loss", name, dict.fromkeys(OBJECTIVES))
@@ -254,7 +283,7 @@ def _make_objective(config: ConfigDict, model: Model) -> Objective:
         raise ValueError(f"the {name} loss needs a discrete schedule")
     bound = _make_bound(model, variance, stop_mean=name == "hybrid")
 
-    def objective(
+    def measure(
         raw: Array, prediction: Prediction, x: Array, eps: Array, level: Level
     ) -> tuple[Array, dict[str, Array]]:
         bits = bound(prediction, x, eps, level)
@@ -263,4 +292,4 @@ def _make_objective(config: ConfigDict, model: Model) -> Objective:
         mse, _ = simple(raw, prediction, x, eps, level)
         return mse + vlb_weight * bits, {"mse": mse.mean(), "bound": bits.mean()}
 
-    return objective
+    return measure

@@ -15,31 +15,42 @@ from configs import controlnet
 from diffjax.data import pictures, shapes
 from diffjax.evaluation.image_grids import save_png, tile
 from diffjax.runs.control_examples import measure_hints
-from experiments.reproductions.claims import Claim, read, training
+from experiments.reproductions.claims import Claim, format_training, read_file
 from experiments.reproductions.ldm import PROMPTS
 from experiments.reproductions.pieces import Piece
 
+# The config file with the paper's own settings.
 CONFIG = "stable_diffusion"
+# Name of the small Stable Diffusion that is trained, and where its folder is kept.
 NAME = "small-model"
 KEPT = f"{{results}}/models/{NAME}"
-MASK = "data/pipelines-mask.png"  # white on the right half
-EDGES = "data/pipelines-edges.png"  # of a picture of the data set
+# Mask of inpainting, white on the right half.
+MASK = "data/pipelines-mask.png"
+# Control image: the edges of a picture of the data set.
+EDGES = "data/pipelines-edges.png"
+# Pictures of a prompt.
 COLUMNS = 4
-SCALE = 3  # of the pictures in the sheets
+# Pixels of a sheet for each pixel of a picture.
+SCALE = 3
+# Prompt that the first picture is changed to.
 CHANGED = "a large cyan square at the right"
+# The whole picture after filling, as the inpainting model is told.
 WHOLE = f"{PROMPTS[0]} and {CHANGED}"
+# Prompt with one shape, for the negative prompt.
 SINGLE = "a large red circle at the center"
+# Prompt that says what the control image shows.
 DRAWN = "a large red triangle at the top and a small cyan triangle at the bottom right"
+# The first picture of the row ``text``.
 _FIRST = "{results}/data/pipelines/text/00000.png"
 
 
 class Picture(NamedTuple):
-    """Pictures of one request.
+    """The pictures of one request, which are a row of the page.
 
     Attributes:
-        prompts: of each, `COLUMNS` pictures.
-        options: of ``experiments.generate``.
-        model: its folder.
+        prompts: each of them gives `COLUMNS` pictures.
+        options: flags of `experiments.generate`.
+        model: folder of the model.
     """
 
     prompts: tuple[str, ...]
@@ -47,36 +58,47 @@ class Picture(NamedTuple):
     model: str = KEPT
 
 
-def _model(name: str) -> str:
+def _name_folder(name: str) -> str:
+    """Name the folder that a run is exported to."""
     return f"{{runs}}/{name}/folder"
 
 
 _IMAGE, _MASK = f"--init_image={_FIRST}", f"--mask={{results}}/{MASK}"
-_CONTROL = f"--control={_model('small-edges')}:{{results}}/{EDGES}"
+_CONTROL = f"--control={_name_folder('small-edges')}:{{results}}/{EDGES}"
 _XL = "--sampler=dpmpp_2m"
+# The rows of the page: one for each pipeline.
 ROWS = {
     "text": Picture(PROMPTS, ("--sampler=dpmpp_2m",)),
     "samplers": Picture(PROMPTS[:1], ("--sampler=euler_ancestral",)),
     "image": Picture((CHANGED,), (_IMAGE, "--strength=0.6")),
     "inpainting": Picture((CHANGED,), (_IMAGE, _MASK)),
     "negative": Picture((SINGLE,), ("--sampler=unipc", "--negative=a small red circle")),
-    "filling": Picture((WHOLE,), (_IMAGE, _MASK), _model("small-inpainting")),
+    "filling": Picture((WHOLE,), (_IMAGE, _MASK), _name_folder("small-inpainting")),
     "uncontrolled": Picture(("",), ()),
     "controlled": Picture(("",), (_CONTROL,)),
     "controlled-text": Picture((DRAWN,), (_CONTROL,)),
-    "xl": Picture(PROMPTS, (_XL,), _model("small-xl")),
-    "refined": Picture(PROMPTS, (_XL, f"--refiner={_model('small-refiner')}"), _model("small-xl")),
+    "xl": Picture(PROMPTS, (_XL,), _name_folder("small-xl")),
+    "refined": Picture(
+        PROMPTS, (_XL, f"--refiner={_name_folder('small-refiner')}"), _name_folder("small-xl")
+    ),
 }
 
 
-def _trained(variant: str, name: str, *options: str) -> tuple[tuple[str, ...], ...]:
-    """Train a config and write a folder."""
+def _make_training(variant: str, name: str, *options: str) -> tuple[tuple[str, ...], ...]:
+    """Make the commands that train a config and export it as a folder of diffusers.
+
+    Args:
+        variant: FILE:VARIANT below configs/.
+        name: of the run.
+        options: flags of `experiments.train`.
+    """
     where = f"--workdir={{runs}}/{name}"
     train = ("train", f"--config=configs/{variant}", where, *options, "--config.train.minutes=0.0")
-    return train, ("export", where, f"--out={_model(name)}")
+    return train, ("export", where, f"--out={_name_folder(name)}")
 
 
-def _generate(name: str) -> tuple[str, ...]:
+def _make_generation(name: str) -> tuple[str, ...]:
+    """Make the command that generates the pictures of a row."""
     row = ROWS[name]
     prompts = (f"--prompt={prompt}" for prompt in row.prompts)
     common = ("--steps=25", f"--num={COLUMNS}", f"--batch_size={COLUMNS}", "--guidance=3")
@@ -84,38 +106,48 @@ def _generate(name: str) -> tuple[str, ...]:
     return ("generate", f"--model={row.model}", *common, *row.options, *prompts, out)
 
 
-def _drawing(
+def _make_drawing(
     name: str,
     minutes: float,
     trained: tuple[tuple[str, ...], ...],
     models: tuple[str, ...],
     *rows: str,
 ) -> Piece:
-    """Train, draw some rows, and keep them beside the summaries of the models."""
+    """Make the piece that trains models, draws rows, and keeps pictures and summaries.
+
+    Args:
+        name: of the piece.
+        minutes: about what it takes on one core.
+        trained: commands that train.
+        models: names of the runs whose summaries are kept.
+        rows: keys of `ROWS`.
+    """
     files = [f"{row}/{k:05d}.png" for row in rows for k in range(COLUMNS * len(ROWS[row].prompts))]
     keep = {f"{one}/summary.json": f"data/{one}-summary.json" for one in models}
     keep |= {f"{NAME}/{file}": f"data/pipelines/{file}" for file in files}
-    return Piece(name, (*trained, *map(_generate, rows)), keep, minutes)
+    return Piece(name, (*trained, *map(_make_generation, rows)), keep, minutes)
 
 
+# The autoencoder that all models share.
 _WEIGHTS = "--config.autoencoder.weights={results}/models/autoencoder-shapes.safetensors"
+# Flags of models that begin with random parameters.
 _BEGUN = ("--config.model.path=random", _WEIGHTS)
 PIECES = (
     Piece(
         "train-small-model",
-        _trained("stable_diffusion.py:shapes", NAME, *_BEGUN, "--config.train.steps=3000"),
+        _make_training("stable_diffusion.py:shapes", NAME, *_BEGUN, "--config.train.steps=3000"),
         {
             f"{NAME}/summary.json": f"data/{NAME}-summary.json",
             f"{NAME}/folder": f"models/{NAME}",
         },
         15,
     ),
-    _drawing("pipelines-text", 1, (), (), "text"),
-    _drawing("pipelines", 2, (), (), "samplers", "image", "inpainting", "negative"),
-    _drawing(
+    _make_drawing("pipelines-text", 1, (), (), "text"),
+    _make_drawing("pipelines", 2, (), (), "samplers", "image", "inpainting", "negative"),
+    _make_drawing(
         "pipelines-filling",
         7,
-        _trained(
+        _make_training(
             "stable_diffusion.py:shapes_inpainting",
             "small-inpainting",
             f"--config.model.path={KEPT}",
@@ -123,10 +155,10 @@ PIECES = (
         ("small-inpainting",),
         "filling",
     ),
-    _drawing(
+    _make_drawing(
         "pipelines-control",
         7,
-        _trained(
+        _make_training(
             "controlnet.py:small_edges",
             "small-edges",
             f"--config.model.path={KEPT}",
@@ -135,17 +167,17 @@ PIECES = (
         ("small-edges",),
         *("uncontrolled", "controlled", "controlled-text"),
     ),
-    _drawing(
+    _make_drawing(
         "pipelines-xl",
         17,
         (
-            *_trained(
+            *_make_training(
                 "stable_diffusion.py:shapes_xl", "small-xl", *_BEGUN, "--config.train.steps=2000"
             ),
-            *_trained(
+            *_make_training(
                 "stable_diffusion.py:shapes_refiner",
                 "small-refiner",
-                f"--config.model.path={_model('small-xl')}",
+                f"--config.model.path={_name_folder('small-xl')}",
                 "--config.train.steps=600",
             ),
         ),
@@ -155,74 +187,95 @@ PIECES = (
 )
 
 
-def _pictures(data: Path, name: str) -> np.ndarray:
-    """(N, H, W, 3), uint8."""
+def _read_pictures(data: Path, name: str) -> np.ndarray:
+    """Read the pictures of a row, (N, H, W, 3) uint8."""
     files = sorted((data / "pipelines" / name).glob("*.png"))
     return np.stack([pictures.read_image(file) for file in files])
 
 
-def _verdicts(data: Path, name: str) -> list[shapes.Verdict]:
-    """Whether each picture shows what its prompt says."""
+def _check_pictures(data: Path, name: str) -> list[shapes.Verdict]:
+    """Check for each picture of a row whether it shows what its prompt says.
+
+    The program that draws the data set looks for the shapes, see `data.shapes.check_picture`.
+    """
     prompts = ROWS[name].prompts
-    images = enumerate(_pictures(data, name))
+    images = enumerate(_read_pictures(data, name))
     return [shapes.check_picture(one, shapes.parse(prompts[k // COLUMNS])) for k, one in images]
 
 
-def _kept_to(data: Path, name: str) -> float:
-    """Edge F1 between the pictures of a row and the control image."""
+def _measure_edges(data: Path, name: str) -> float:
+    """Measure the edge F1 between the pictures of a row and the control image.
+
+    It lies in [0, 1]; edges match within one pixel.
+    """
     edges = pictures.read_image(data / Path(EDGES).name, 1).astype(np.float32) / 255
-    images = _pictures(data, name).astype(np.float32) / 127.5 - 1
+    images = _read_pictures(data, name).astype(np.float32) / 127.5 - 1
     hints = np.tile(edges, (len(images), 1, 1, 1))
     return measure_hints(controlnet.small_edges(), hints, images)["edge_f1"]
 
 
-def claims(data: Path) -> list[Claim]:
-    """That the pictures show what is asked for, as programs see it."""
-    found = _verdicts(data, "text")
+def judge_claims(data: Path) -> list[Claim]:
+    """Judge whether pictures show what was asked for, as programs see it.
+
+    The prompts of the first row are judged in all respects, and the control without a prompt by its
+    edges.
+
+    Args:
+        data: folder of the files that the pieces left.
+    """
+    found = _check_pictures(data, "text")
     text = "most pictures show size, colour, shape and place of all that their prompt names"
     right = sum(int(verdict.all) for verdict in found)
     out = [Claim(text, 2 * right > len(found), f"{right} of {len(found)}")]
-    with_net, without = _kept_to(data, "controlled"), _kept_to(data, "uncontrolled")
+    with_net, without = _measure_edges(data, "controlled"), _measure_edges(data, "uncontrolled")
     text = "without a prompt, the edges with the ControlNet are those of its image twice as much"
     return [*out, Claim(text, with_net >= 2 * without, f"F1 {with_net:.2f} against {without:.2f}")]
 
 
-def _table(data: Path) -> str:
+def _format_table(data: Path) -> str:
+    """Format the share of pictures with the right size, colour, shape and place, for each row."""
     keys = ("size", "colour", "shape", "place", "all")
     lines = [f"| | {' | '.join(keys)} | pictures |", "|---" * (len(keys) + 2) + "|"]
+    # Rows without a prompt say nothing that could be checked.
     for name in (name for name, row in ROWS.items() if all(row.prompts)):
-        found = _verdicts(data, name)
+        found = _check_pictures(data, name)
         shares = [f"{np.mean([getattr(verdict, key) for verdict in found]):.2f}" for key in keys]
         lines.append(f"| {name} | {' | '.join(shares)} | {len(found)} |")
     return "\n".join(lines)
 
 
-def _sheet(data: Path, name: str) -> None:
-    """One row a prompt, one column a seed."""
+def _save_sheet(data: Path, name: str) -> None:
+    """Save the pictures of a row as one: a row for each prompt, a column for each seed."""
     sheet = tile(
-        _pictures(data, name) / 127.5 - 1,
+        _read_pictures(data, name) / 127.5 - 1,
         columns=COLUMNS,
         scale=SCALE,
     )
     save_png(sheet, data.parent / f"pipelines-{name}.png")
 
 
-def _told(data: Path, name: str) -> str:
-    """How a model was trained."""
-    summary = training(read(data / f"{name}-summary.json"))
+def _format_training(data: Path, name: str) -> str:
+    """Format how a model was trained, as a part of a sentence."""
+    summary = format_training(read_file(data / f"{name}-summary.json"))
     return ", ".join(f"{value} {key}" for key, value in summary.items())
 
 
-def page(data: Path) -> str:
-    """Markdown without the claims."""
+def format_page(data: Path) -> str:
+    """Format the page as Markdown, without the claims, and save its pictures.
+
+    Args:
+        data: folder of the files that the pieces left; the pictures are written beside it.
+    """
     for name in ROWS:
-        _sheet(data, name)
+        _save_sheet(data, name)
+    # The control image is shown as large as the sheets.
     edges = pictures.open_image(data / Path(EDGES).name)
     side = SCALE * edges.width
     edges.resize((side, side), Image.Resampling.NEAREST).save(data.parent / "pipelines-edges.png")
     prompts = "\n".join(f"- {prompt}" for prompt in PROMPTS)
+    whole, edged = _format_training(data, NAME), _format_training(data, "small-edges")
     return f"""A UNet with cross-attention, a CLIP text encoder (random and frozen: its words are
-few), and an autoencoder, trained by `configs/stable_diffusion.py:shapes` ({_told(data, NAME)}).
+few), and an autoencoder, trained by `configs/stable_diffusion.py:shapes` ({whole}).
 It is a folder of diffusers, [models/{NAME}](models/{NAME}), and anybody can use it:
 
     python -m experiments.generate --model=docs/results/models/{NAME} --prompt="{SINGLE}"
@@ -231,7 +284,7 @@ Pictures have 32x32 pixels; a column is a seed. Guidance is 3, steps are 25. A p
 shapes of a caption; the table has the share of pictures in which it finds them as they should be.
 It is strict: a bluish purple is blue to it, and a circle with corners is none.
 
-{_table(data)}
+{_format_table(data)}
 
 ## Text to image
 
@@ -258,7 +311,7 @@ The right half of the first picture filled in, with the same prompt:
 ![inpainting](pipelines-inpainting.png)
 
 By a model of 9 channels, which `shapes_inpainting` made of the first one
-({_told(data, "small-inpainting")}).
+({_format_training(data, "small-inpainting")}).
 It is told the whole picture, as in its training, "{WHOLE}":
 
 ![filling](pipelines-filling.png)
@@ -272,7 +325,7 @@ It is told the whole picture, as in its training, "{WHOLE}":
 ## ControlNet
 
 One was trained by `configs/controlnet.py:small_edges`
-({_told(data, "small-edges")}). In turn: the edges that it is given; pictures without a prompt,
+({edged}). In turn: the edges that it is given; pictures without a prompt,
 first without the ControlNet, then with it; pictures with it and with the prompt
 "{DRAWN}":
 
@@ -287,13 +340,13 @@ first without the ControlNet, then with it; pictures with it and with the prompt
 ## XL, with its refiner
 
 The same prompts by a model with two text encoders that is told sizes (`shapes_xl`:
-{_told(data, "small-xl")}):
+{_format_training(data, "small-xl")}):
 
 ![xl](pipelines-xl.png)
 
 The last fifth of the denoising done by a model that went on from that one and was trained further
 on these noise levels alone (`shapes_refiner`:
-{_told(data, "small-refiner")}):
+{_format_training(data, "small-refiner")}):
 
 ![refined](pipelines-refined.png)
 """

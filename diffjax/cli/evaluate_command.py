@@ -35,7 +35,7 @@ from diffjax.cli.evaluate_flags import (
     REFERENCE,
     SAVE_RECONSTRUCTIONS,
     close_inputs,
-    find_out,
+    find_output_path,
     load_network,
     open_inputs,
     read_reference,
@@ -45,9 +45,10 @@ from diffjax.evaluation import METRICS
 from diffjax.evaluation.image_grids import save_png
 from diffjax.evaluation.metric_table import find_metrics_of
 from diffjax.runs import first_stage, measuring, real_images
-from diffjax.tasks import task_kind
+from diffjax.tasks import find_task_kind
 from diffjax.writing import write_json
 
+# Flags in the order of the help, see `help_pages`.
 FLAG_GROUPS = {
     "Evaluation": ("workdir", "metrics", "num", "out", "best", "raw", "weights", "seed"),
     "Other images": ("images", "reference", "reference_num", "save_reference"),
@@ -56,15 +57,17 @@ FLAG_GROUPS = {
     "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
     "More": ("pairs", "bits_steps", "save_reconstructions", "config"),
 }
-# flags of other modules
+# Flags of other modules that this command uses.
 USES = ("config", "workdir", "weights", "best", "raw", "sampling", *evaluate_flags.OWN)
 
 
 def main() -> None:
-    names, folder = evaluate_flags.read_names(), run_flags.workdir()
+    """Evaluate what the flags name: a run, images in files, or a sweep over samplers."""
+    names, folder = evaluate_flags.read_names(), run_flags.read_workdir()
     if evaluate_flags.SAVE_REFERENCE.value:
         save_reference(folder, Path(evaluate_flags.SAVE_REFERENCE.value))
     elif evaluate_flags.IMAGES.value:
+        # The model is not asked: only the images count.
         _finish(measure_images(folder, names), folder)
     elif evaluate_flags.SWEEP.value:
         sweep(folder, names)
@@ -73,7 +76,15 @@ def main() -> None:
 
 
 def save_reference(folder: Path, out: Path) -> None:
-    """Write the statistics of the reference images, with those of spatial features."""
+    """Write the statistics of the reference images to an npz, spatial features included.
+
+    Args:
+        folder: workdir, where features are kept while they are computed.
+        out: the npz.
+
+    Raises:
+        UsageError: --reference holds statistics already.
+    """
     reference = read_reference(evaluate_flags.read_config(["fid"]))
     if reference.images is None or reference.statistics is not None:
         raise UsageError(f"{REFERENCE.value} holds statistics already")
@@ -84,11 +95,20 @@ def save_reference(folder: Path, out: Path) -> None:
 
 
 def measure_images(folder: Path, names: list[str]) -> dict[str, Any]:
-    """Measure the images of --images.
+    """Measure the images of --images, against the config's data or --reference.
+
+    Args:
+        folder: workdir, where features are kept while they are computed.
+        names: of metrics.
+
+    Returns:
+        Numbers and tables by name.
 
     Raises:
-        UsageError: metrics of a model, or a reference that would not be used.
+        UsageError: metrics of a model are asked for, or a reference that would not be used, or
+            --reference is missing.
     """
+    # These metrics need a config and its data.
     ours = select(names, FROM_DATA | evaluate_flags.FROM_MODEL)
     if models := select(names, evaluate_flags.FROM_MODEL):
         if flags.FLAGS["metrics"].present:
@@ -104,6 +124,7 @@ def measure_images(folder: Path, names: list[str]) -> dict[str, Any]:
         raise UsageError(f"--metrics={','.join(paired)} needs --reference, the originals")
     images = evaluation.from_file(evaluate_flags.IMAGES.value or "").first(flags.FLAGS.num)
     result: dict[str, Any] = {"images": evaluate_flags.IMAGES.value}
+    # Files that are compared with files need no config.
     cfg = evaluate_flags.read_config(names)
     others = [name for name in names if name not in ours]
     reference = read_reference(cfg) if select(others, ["reference", "originals"]) else None
@@ -120,22 +141,26 @@ def measure_images(folder: Path, names: list[str]) -> dict[str, Any]:
 
 
 def sweep(folder: Path, names: list[str]) -> None:
-    """Measure our distance, or obedience to captions, over combinations of sampler options.
+    """Measure the distance, or obedience to captions, for combinations of sampler options.
+
+    Args:
+        folder: workdir; files are written to its folder sweeps.
+        names: of metrics: distance or captions.
 
     Raises:
-        UsageError: other metrics are asked for.
+        UsageError: other metrics are asked for, or a reference is given.
     """
     captions = names == ["captions"]
     if flags.FLAGS["metrics"].present and names not in (["distance"], ["captions"]):
         raise UsageError("--sweep measures --metrics=distance or --metrics=captions")
     if REFERENCE.value or evaluate_flags.REFERENCE_NUM.value:
         raise UsageError("--sweep compares with the config's training images, no --reference")
-    cfg = run_flags.config()
+    cfg = run_flags.read_config()
     if not captions:
         load_network(cfg, "--sweep")
     with name_keys({"another name": "another --name"}):
         measuring.sweep_samplers(
-            measuring.prepare(run_flags.open_run(cfg)),
+            measuring.prepare_model(run_flags.open_run(cfg)),
             evaluate_flags.SWEEP.value,
             folder / "sweeps" / evaluate_flags.NAME.value,
             num=flags.FLAGS.num or cfg.eval.num,
@@ -145,13 +170,20 @@ def sweep(folder: Path, names: list[str]) -> None:
 
 
 def measure_model(folder: Path, names: list[str]) -> dict[str, Any]:
-    """Measure what the model of a workdir makes, and its likelihood.
+    """Measure the samples of a run's model, and its likelihood.
+
+    Args:
+        folder: the workdir.
+        names: of metrics.
+
+    Returns:
+        Numbers and tables by name.
 
     Raises:
-        UsageError: metrics that need images in files.
+        UsageError: metrics are asked for that need images in files.
     """
-    cfg = run_flags.config()
-    if task_kind(cfg).reconstructs:
+    cfg = run_flags.read_config()
+    if find_task_kind(cfg).reconstructs:
         return measure_autoencoder(cfg, folder, names)
     if SAVE_RECONSTRUCTIONS.value:
         raise UsageError(f"--save_reconstructions: a {cfg.task} model reconstructs nothing")
@@ -165,7 +197,7 @@ def measure_model(folder: Path, names: list[str]) -> dict[str, Any]:
     some = [name for name in select(names, ["reference"]) if not select([name], FROM_DATA)]
     reference = read_reference(cfg) if some else None
     found = measuring.measure_samples(
-        measuring.prepare(run_flags.open_run(cfg)),
+        measuring.prepare_model(run_flags.open_run(cfg)),
         names,
         num=flags.FLAGS.num or cfg.eval.num,
         seed=flags.FLAGS.seed,
@@ -177,11 +209,19 @@ def measure_model(folder: Path, names: list[str]) -> dict[str, Any]:
 
 
 def measure_autoencoder(cfg: ConfigDict, folder: Path, names: list[str]) -> dict[str, Any]:
-    """Measure an autoencoder's reconstructions of test images, and show some beside the figures.
+    """Measure an autoencoder's reconstructions of test images, and draw some beside the figures.
+
+    Args:
+        folder: the workdir.
+        names: of metrics.
+
+    Returns:
+        Numbers by name.
 
     Raises:
-        UsageError: metrics of a diffusion model, or a reference.
+        UsageError: metrics of a diffusion model are asked for, or a reference is given.
     """
+    # An autoencoder is measured by pairs of images.
     known = ["distance", *select(METRICS, ["originals"])]
     if others := [name for name in names if name not in known]:
         if flags.FLAGS["metrics"].present:
@@ -194,7 +234,10 @@ def measure_autoencoder(cfg: ConfigDict, folder: Path, names: list[str]) -> dict
         raise UsageError("reconstructions are compared with the test images, no --reference")
     inputs = open_inputs(folder, names)
     state = run_flags.open_run(cfg).state
-    save_png(first_stage.draw_reconstructions(cfg, state.ema), find_out(folder).with_suffix(".png"))
+    save_png(
+        first_stage.draw_reconstructions(cfg, state.ema),
+        find_output_path(folder).with_suffix(".png"),
+    )
     found = measuring.measure_autoencoder(
         cfg,
         state,
@@ -207,9 +250,10 @@ def measure_autoencoder(cfg: ConfigDict, folder: Path, names: list[str]) -> dict
 
 
 def _finish(result: dict[str, Any], folder: Path) -> None:
-    """Write what was measured, and print the numbers."""
-    out = find_out(folder)
+    """Write what was measured as JSON, and print the numbers."""
+    out = find_output_path(folder)
     write_json(out, result)
+    # Numbers of the sections that people look for are printed with the others.
     sections = [result, *(result.get(METRICS[n].section, {}) for n in ("baselines", "fid"))]
     for key, value in [pair for section in sections for pair in section.items()]:
         if isinstance(value, int | float | str):

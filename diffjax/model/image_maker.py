@@ -1,10 +1,14 @@
-"""Images of a model in batches: compiled once per solver, spread over devices."""
+"""Images of a model in batches: compiled once for each solver, and spread over devices.
+
+`ImageMaker` runs `model.sample` over any number of images; `draw` is the short form for a model
+that was opened by hand, without a config (``diffjax.draw``).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +20,16 @@ from diffjax.model.model import PLAIN, Arrays, Model, Steering, sample
 from diffjax.train.sharding import make_batch_sharding, make_mesh, make_replicated_sharding, place
 from diffjax.types import Array, ArrayLike, Cond, Rows, Sampler
 
+# Compiled sampling of a batch, by what it depends on besides its arguments.
+Compiled: TypeAlias = dict[tuple[object, ...], Callable[..., Array]]
 SHORTEST = 64  # rows that a plan is padded to at least, so that few lengths are compiled
 
 
-class Inputs(NamedTuple):
+class ImageInputs(NamedTuple):
     """What some images are made of, besides noise.
 
     Attributes:
-        cond: raw condition of (N, ...) arrays, see `diffjax.model.Condition`, or None.
+        cond: raw condition of arrays (N, ...), see `diffjax.model.Condition`, or None.
         hints: (N, H, W, C) in [0, 1] for each control network.
     """
 
@@ -32,37 +38,38 @@ class Inputs(NamedTuple):
 
 
 def make_keys(seed: int, index: np.ndarray) -> np.ndarray:
-    """Key data of images number ``index`` (N,): functions of (seed, image) alone."""
+    """Make the key data of images number ``index`` (N,): functions of (seed, image) alone."""
     base = jax.random.key(seed)
     keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.asarray(index))
     return np.asarray(jax.random.key_data(keys))
 
 
 def pad_rows(rows: Rows) -> Rows:
-    """Rows padded to a power of two, so that plans of similar length share a program."""
+    """Pad rows to a power of two, at least `SHORTEST`, so that similar plans share a program."""
     count = len(rows.level.t)
     return samplers.pad(rows, max(SHORTEST, 1 << (count - 1).bit_length()))
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageMaker:
-    """Draws images of a model; solvers of equal memory compile once.
+    """Draws images of a model in batches. Solvers with the same step are compiled once.
 
     Attributes:
-        model: with its parameters.
-        mesh: of the devices that share a batch.
+        model: the model, with its parameters.
+        mesh: the devices that share a batch.
         steering: see `diffjax.model.sample`.
-        compiled: what was compiled for other parameters of the same model; added to.
+        compiled: programs that were compiled for other parameters of the same model; new ones are
+            added to it.
     """
 
     model: Model
     mesh: jax.sharding.Mesh
     steering: Steering = PLAIN
-    compiled: dict[Any, Callable[..., Array]] = dataclasses.field(default_factory=dict)
+    compiled: Compiled = dataclasses.field(default_factory=dict)
 
     def __call__(
         self,
-        inputs_of: Callable[[np.ndarray], Inputs],
+        inputs_of: Callable[[np.ndarray], ImageInputs],
         sampler: Sampler,
         rows: Rows,
         *,
@@ -74,16 +81,22 @@ class ImageMaker:
         batch_size: int = 64,
         progress: str = "sampling",
     ) -> np.ndarray:
-        """Images ``first`` to ``first + num``, (num, H, W, C) float32 in [-1, 1].
+        """Draw images number ``first`` to ``first + num - 1``.
 
-        Image k depends on (seed, k) and its inputs only.
+        Image k depends on ``(seed, k)`` and its inputs alone.
 
         Args:
-            inputs_of: numbers of images (N,) to what they are made of, on the host.
-            rows: the sampler's plan.
-            scale: guidance by row of `pad_rows`, or None for none.
-            strengths: of the control networks, by row of `pad_rows`.
-            progress: name of the progress bar.
+            inputs_of: from numbers of images (B,) to their inputs, on the host.
+            sampler, rows: a solver and its plan.
+            num: number of images N.
+            seed: of the noise.
+            scale: guidance scale of each row of `pad_rows`, or None for no guidance.
+            strengths: of the control networks, each by row of `pad_rows`.
+            batch_size: images at a time; it is raised to a multiple of the number of devices.
+            progress: title of the progress bar.
+
+        Returns:
+            (N, H, W, C) float32 in [-1, 1].
         """
         size = min(batch_size, num)
         size += -size % self.mesh.size  # the devices share a batch equally
@@ -99,6 +112,7 @@ class ImageMaker:
         return np.concatenate(done)[:num]
 
     def _compile(self, sampler: Sampler) -> Callable[..., Array]:
+        """Compile the sampling of a batch with a solver, unless that has been done already."""
         key = (sampler.init, sampler.step, self.steering)
         if key not in self.compiled:
             described = self.model._replace(params=None, frozen=None, statistics=None, adapters=())
@@ -109,7 +123,7 @@ class ImageMaker:
                 cond: Cond,
                 hints: Sequence[Array],
                 rows: Rows,
-                n: Any,
+                n: Array | int,
                 scale: Array | None,
                 strengths: Sequence[Array],
             ) -> Array:
@@ -146,17 +160,23 @@ def draw(
     clip: bool | None = None,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """Draw images (num, H, W, C) float32 in [-1, 1] of a model; image k depends on (seed, k) only.
+    """Draw images of a model; image k depends on ``(seed, k)`` and its condition alone.
 
     Args:
+        num: number of images N.
+        seed: of the noise.
         sampler: a name in `diffjax.samplers.SAMPLERS` with its default options, or a solver.
-        steps: of the grid.
+        steps: number of steps of the grid.
         grid: a name in `diffjax.grids.GRIDS`; evenly spaced in time (or log-SNR) if None.
-        scale: of classifier-free guidance, 1 for none.
-        labels: classes, used in turn; all of the model's in turn if None.
-        cond: raw condition of (num, ...) arrays in place of labels.
-        hints: (num, H, W, C) in [0, 1], for each control network of the model.
-        clip: bound the predicted x to [-1, 1]; if None, of models on pixels only.
+        scale: of classifier-free guidance, ``s = 1 + w``; 1 for none.
+        labels: classes, used in turn; all classes of the model in turn if None.
+        cond: raw condition of arrays (N, ...), in place of labels.
+        hints: (N, H, W, C) in [0, 1] for each control network of the model.
+        clip: whether to bound the predicted x to [-1, 1]; if None, for models on pixels only.
+        batch_size: images at a time.
+
+    Returns:
+        (N, H, W, C) float32 in [-1, 1].
 
     Raises:
         ValueError: a name or a number is wrong, or the model needs a condition that is not given.
@@ -172,10 +192,10 @@ def draw(
         cond = {"label": np.resize(chosen, num).astype(np.int32)}
     elif labels is not None:
         raise ValueError("labels are for models that are given classes; this one is not")
-    whole = Inputs(cond, list(hints))
+    whole = ImageInputs(cond, list(hints))
 
-    def pick(index: np.ndarray) -> Inputs:
-        picked: Inputs = jax.tree.map(lambda leaf: np.asarray(leaf)[index % len(leaf)], whole)
+    def pick(index: np.ndarray) -> ImageInputs:
+        picked: ImageInputs = jax.tree.map(lambda leaf: np.asarray(leaf)[index % len(leaf)], whole)
         return picked
 
     guided = scale != 1 or (model.condition.guided and model.drop > 0)

@@ -1,6 +1,6 @@
-"""Training of the classifier that classifier guidance asks, on noisy images.
+"""Training of the classifier of classifier guidance, on noisy images (Dhariwal & Nichol 2021).
 
-Config sections read here: ``network`` (of the UNet whose encoder it is), ``schedule`` and
+Sections that are read here: ``network`` (of the UNet whose encoder it is), ``schedule`` and
 ``times``.
 """
 
@@ -17,15 +17,15 @@ from diffjax.model import make_network, make_schedule
 from diffjax.model.model import LogProb
 from diffjax.nets.noisy_classifier import NoisyClassifier
 from diffjax.nets.unet import UNet
-from diffjax.tasks.diffusion import make_times
-from diffjax.types import Array, Frozen, Level, Params, PyTree, Statistics, Task, expand
+from diffjax.tasks.diffusion_task import make_times
+from diffjax.types import Array, Frozen, Level, Params, Statistics, Task, expand
 
 
 def make_noisy_classifier(config: ConfigDict, classes: int) -> NoisyClassifier:
-    """The network of a config.
+    """Make the network of a config: the encoder of its UNet with a head of classes.
 
     Raises:
-        ValueError: there are no classes to find, or options nobody knows.
+        ValueError: there are fewer than two classes, or an option is unknown.
     """
     if classes < 2:
         raise ValueError(f"a classifier needs labelled data, but there are {classes} classes")
@@ -35,15 +35,27 @@ def make_noisy_classifier(config: ConfigDict, classes: int) -> NoisyClassifier:
 def make_noisy_classifier_task(
     config: ConfigDict, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
 ) -> Task:
-    """Cross-entropy of the class of ``z = alpha x + sigma eps`` at random times.
+    """Make the task that trains a classifier of noisy images.
 
-    ``levels`` is of no account.
+    The loss is the cross-entropy ``-log p(label | z, t)`` of ``z = alpha x + sigma eps`` at random
+    times.
+
+    Args:
+        config: see above.
+        image_shape: (H, W, C) of the data.
+        levels: not used; all tasks have this argument.
+        num_classes: number of classes.
+
+    Raises:
+        ValueError: as `make_noisy_classifier`.
     """
     schedule = make_schedule(config)
     times = make_times(config, schedule)
     network = make_noisy_classifier(config, num_classes)
 
-    def init(key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
+    def init(
+        key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
+    ) -> tuple[Params, Statistics]:
         image = batch["image"]
         if tuple(image.shape[1:]) != tuple(image_shape):
             raise ValueError(f"images of shape {image_shape} expected, got {image.shape[1:]}")
@@ -57,7 +69,7 @@ def make_noisy_classifier_task(
         key: jax.Array,
         step: Array,
         batch: Mapping[str, Array],
-    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
         x, label = batch["image"], batch["label"]
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         t, importance = times.draw(time_key, extra["times"], x.shape[0])
@@ -66,7 +78,7 @@ def make_noisy_classifier_task(
         z = expand(level.alpha, x) * x + expand(level.sigma, x) * eps
         rngs = {"dropout": dropout_key}
         logits = cast(Array, network.apply({"params": params}, z, t, train=True, rngs=rngs))
-        values = -_pick(logits, label)
+        values = -_pick_log_prob(logits, label)
         history = times.update(extra["times"], t, jax.lax.stop_gradient(values))
         total = (importance * values).mean()
         accuracy = (logits.argmax(-1) == label).mean()
@@ -75,17 +87,21 @@ def make_noisy_classifier_task(
     return Task(init, loss)
 
 
-def log_prob(network: NoisyClassifier) -> LogProb:
-    """What a trained classifier tells `diffjax.tasks.make_task`."""
+def make_classifier_log_prob(network: NoisyClassifier) -> LogProb:
+    """Make the log-likelihood by which a trained classifier guides sampling, see `model.Steering`.
 
-    def of(params: Params, z: Array, level: Level, label: Array) -> Array:
+    Returns:
+        ``(params, z, level, label (B,)) -> log p(label | z) (B,)``.
+    """
+
+    def log_prob(params: Params, z: Array, level: Level, label: Array) -> Array:
         t = jnp.broadcast_to(jnp.asarray(level.t, jnp.float32), z.shape[:1])
         logits = cast(Array, network.apply({"params": params}, z, t))
-        return _pick(logits, label)
+        return _pick_log_prob(logits, label)
 
-    return of
+    return log_prob
 
 
-def _pick(logits: Array, label: Array) -> Array:
-    """log p(label) (B,)."""
+def _pick_log_prob(logits: Array, label: Array) -> Array:
+    """Pick ``log p(label)`` (B,) from logits (B, classes)."""
     return jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]

@@ -1,0 +1,80 @@
+"""Fine-tuning by low-rank adapters (Hu et al. 2021): ``W + (alpha / r) B A`` with W frozen.
+
+``frozen["base"]`` holds the parameters of the network, which are no argument of the gradient. What
+is trained, averaged and kept in checkpoints are the adapters alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+from ml_collections import ConfigDict
+
+from diffjax import lora
+from diffjax.model import Model
+from diffjax.tasks.diffusion_task import make_task
+from diffjax.types import Array, Frozen, Params, Statistics, Task
+
+
+def compute_scale(section: ConfigDict) -> float:
+    """Compute the factor ``alpha / r`` of a section ``lora``.
+
+    Raises:
+        ValueError: the rank r is not positive.
+    """
+    if section.rank < 1:
+        raise ValueError(f"config.lora.rank must be at least 1, got {section.rank}")
+    return section.alpha / section.rank
+
+
+def make_lora_task(
+    config: ConfigDict, image_shape: tuple[int, int, int], levels: int = 256, num_classes: int = 0
+) -> Task:
+    """Make the task that trains adapters; ``config.lora`` has ``rank``, ``alpha`` and ``targets``.
+
+    The other sections are those of the network. ``frozen["statistics"]``, if there, is what the
+    base measured of its data.
+
+    Args:
+        config, image_shape, levels, num_classes: see `diffjax.model.make_model`.
+
+    Raises:
+        ValueError: as `make_task`, a rank below 1, or (by ``init``) unknown targets, listing those
+            that there are.
+    """
+    section, factor = config.lora, compute_scale(config.lora)
+    inner = make_task(config, image_shape, levels, num_classes)
+
+    def init(
+        key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
+    ) -> tuple[Params, Statistics]:
+        _, extra = inner.init(key, frozen, batch)  # whose parameters nobody computes under jit
+        targets = tuple(section.targets)
+        adapters = lora.init(key, frozen["base"], rank=section.rank, targets=targets)
+        return adapters, {**extra, **frozen.get("statistics", {})}
+
+    def loss(
+        params: Params,
+        frozen: Frozen,
+        extra: Statistics,
+        key: jax.Array,
+        step: Array,
+        batch: Mapping[str, Array],
+    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
+        joined = lora.merge(frozen["base"], params, factor)
+        return inner.loss(joined, frozen, extra, key, step, batch)
+
+    return Task(init, loss)
+
+
+def assemble_adapted(
+    config: ConfigDict, model: Model, params: Params, frozen: Mapping[str, Params]
+) -> Model:
+    """Assemble the base and the adapters that were trained; calling the model merges them.
+
+    Args:
+        model: the base, without parameters.
+        params, frozen: what the task trained, and what it read.
+    """
+    return model._replace(params=frozen["base"], adapters=((params, compute_scale(config.lora)),))
