@@ -176,6 +176,10 @@ class Image(NamedTuple):
         return summarize(self)
 
 
+# A scale of a `Control` that is the default of diffusers' pipelines.
+OF_DIFFUSERS = "diffusers"
+
+
 class Control(NamedTuple):
     """A ControlNet or T2I-Adapter with the image that steers it.
 
@@ -183,7 +187,9 @@ class Control(NamedTuple):
         net: the network, from `diffjax.pretrained.load_model`.
         image: PIL images, uint8, uint16 or floats in [0, 1]. Inpainting ControlNets read -1 where
             they fill in. Images are composited on black and resized to the size of the output.
-        scale: factor of the residuals that the network adds to the UNet.
+        scale: factor of the residuals that the network adds to the UNet. ``"diffusers"`` is the
+            default of the pipelines there: 0.8 with an initial image, with a mask 0.5 (for XL 1),
+            and else 1.
         start: fraction of the evaluations after which it begins to act, in [0, 1].
         end: fraction of the evaluations after which it stops, in [0, 1].
         balance: one of `diffjax.control.BALANCES`, which weighs the image against the prompt.
@@ -192,7 +198,7 @@ class Control(NamedTuple):
 
     net: Component
     image: object
-    scale: float = 1.0
+    scale: float | str = 1.0
     start: float = 0.0
     end: float = 1.0
     balance: str = "balanced"

@@ -17,7 +17,7 @@ import numpy as np
 
 from diffjax import control, guidance, model
 from diffjax.generate import images
-from diffjax.generate.options import PerturbedAttention
+from diffjax.generate.options import OF_DIFFUSERS, Control, Image, PerturbedAttention
 from diffjax.generate.request import Request
 from diffjax.model import ControlNetwork, Model, apply_control
 from diffjax.nets.adapter import T2IAdapter
@@ -210,8 +210,22 @@ def read_hints(request: Request, size: tuple[int, int]) -> list[np.ndarray]:
     return hints
 
 
+def _find_scale(one: Control, image: Image | None, *, xl: bool) -> float:
+    """Return the scale of a control; ``"diffusers"`` is the default of the pipelines there.
+
+    These are 0.8 for image-to-image, 0.5 for inpainting, and 1 for XL's inpainting and from noise.
+    """
+    if one.scale != OF_DIFFUSERS:
+        return float(one.scale)
+    if image is None:
+        return 1.0
+    if image.mask is None:
+        return 0.8
+    return 1.0 if xl else 0.5
+
+
 def plan_controls(
-    request: Request, rows: Rows, count: int, hints: Sequence[np.ndarray]
+    request: Request, rows: Rows, count: int, hints: Sequence[np.ndarray], *, xl: bool
 ) -> tuple[tuple[tuple[ControlNet | T2IAdapter, str], ...], list[Inputs]]:
     """Plan when and how strongly ControlNets and T2I-Adapters act.
 
@@ -224,16 +238,19 @@ def plan_controls(
         count: rows that are run.
         hints: see `read_hints`.
 
+        xl: whether the model is one of Stable Diffusion XL.
+
     Returns:
         The networks with the names of their balances, and for each its params, hint and strength
             (rows,), which is 0 outside of its window.
     """
     nets, given = [], []
     for one, hint in zip(request.list_controls(), hints, strict=True):
+        scale = _find_scale(one, request.read_image(), xl=xl)
         # Means over all pixels only make sense on the conditional half, as in diffusers.
         balance = "guess" if getattr(one.net.net, "pool", False) else one.balance
         strength = np.zeros(len(rows.level.t), np.float32)
-        strength[:count] = one.scale * control.window(count, one.start, one.end)
+        strength[:count] = scale * control.window(count, one.start, one.end)
         nets.append((one.net.net, balance))
         network = ControlNetwork(one.net.net, one.net.params)
         one_given: dict[str, Tree] = {"hint": hint, "strength": strength}

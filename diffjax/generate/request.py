@@ -33,6 +33,7 @@ from diffjax.generate.checks import (
 )
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import (
+    OF_DIFFUSERS,
     Control,
     FreeU,
     Guidance,
@@ -293,7 +294,9 @@ def _read_control(name: str, value: Control) -> Control:
         value.balance,
         lambda balance: choose("balance", balance, controlling.BALANCES),
     )
-    scale = read_number(f"{name}.scale", value.scale)
+    scale = value.scale
+    if not isinstance(scale, str) or scale != OF_DIFFUSERS:
+        scale = read_number(f"{name}.scale", scale, kind=f"one number or {OF_DIFFUSERS!r}")
     return value._replace(scale=scale, start=start, end=end)
 
 

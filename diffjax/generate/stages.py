@@ -150,7 +150,9 @@ class Plan(NamedTuple):
             inputs["image_scale"] = np.float32(1.5 if guiding.image is None else guiding.image)
         if view.known is not None:
             inputs["known"] = view.known | program.find_known_levels(rows, length, ends)
-        nets, inputs["controls"] = program.plan_controls(request, rows, length, self.hints)
+        nets, inputs["controls"] = program.plan_controls(
+            request, rows, length, self.hints, xl=pipe.is_xl
+        )
         if request.step_noise is not None:
             inputs["noise"] = jnp.asarray(request.step_noise, jnp.float32)
         perturbed = cast(PerturbedAttention | None, guiding.perturbed)

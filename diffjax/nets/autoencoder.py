@@ -191,6 +191,7 @@ class Autoencoder(LatentScale, nn.Module):
         attention: see `diffjax.nets.attention.attend`.
         remat: see `diffjax.nets.layers.REMAT`.
         dtype: computation type; parameters and outputs stay float32.
+        initialisation: a name in `diffjax.nets.initialisation`.
     """
 
     channels: int = 128
@@ -206,6 +207,7 @@ class Autoencoder(LatentScale, nn.Module):
     attention: str = "xla"
     remat: str | bool = False
     dtype: DType = None
+    initialisation: str = "ddpm"
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
 

@@ -92,6 +92,9 @@ class UNet(nn.Module):
             residual form of Song et al. 2021).
         augment_dim: size of EDM's augmentation labels ``cond["augment"]`` (B, A), 0 for none; an
             absent label is zero.
+        class_embedding: where the class joins the time embedding: ``after`` its two layers (ADM)
+            or ``before`` them (Karras et al. 2022, of CIFAR-10).
+        initialisation: a name in `diffjax.nets.initialisation`.
         identity_attention: names of attentions, or beginnings of them, whose self-attention is the
             identity (Ahn et al. 2024), such as ``mid_block`` or ``up_blocks.0.attentions.1``.
         dtype: computation type; parameters stay float32.
@@ -130,6 +133,8 @@ class UNet(nn.Module):
     fourier_scale: float = 0.0
     progressive_input: bool = False
     augment_dim: int = 0
+    class_embedding: str = "after"
+    initialisation: str = "ddpm"
     identity_attention: tuple[str, ...] = ()
     up_depth: Depths | None = None
     middle: str = "attention"
@@ -194,6 +199,10 @@ def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
     _check(net, z, cond)
     t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * net.time_scale, z.shape[:1])
     waves = _embed_waves(net, t)
+    before = net.num_classes and net.class_embedding == "before"
+    if before:  # one_hot is 0 beyond the classes, which means no class
+        chosen = jax.nn.one_hot(cond["label"], net.num_classes) * net.num_classes**0.5
+        waves = waves + nn.Dense(waves.shape[-1], name="class_embedding")(chosen)
     if net.augment_dim:
         label = cond.get("augment", jnp.zeros((z.shape[0], net.augment_dim)))
         waves = waves + nn.Dense(waves.shape[-1], False, name="augment_embedding")(label)
@@ -201,10 +210,8 @@ def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
     if guidance is not None:
         guidance = timestep_embedding(1000 * guidance, net.guidance_dim)
     temb = TimestepMLP(4 * net.channels, net.dtype, name="time_embedding")(waves, guidance)
-    if net.num_classes:
-        label = cond.get("label")
-        if label is None:
-            raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
+    if net.num_classes and not before:
+        label = cond["label"]
         table = nn.Embed(net.num_classes, 4 * net.channels, name="class_embedding")
         # A larger label means no class, and has the embedding 0.
         known = label[:, None] < net.num_classes
@@ -414,6 +421,9 @@ def _embed_added(net: UNet, added: Mapping[str, Array]) -> Array:
 def _check(net: UNet, z: Array, cond: CondEntries) -> None:
     """Raise a ValueError if z or the condition does not have the shapes that the network needs."""
     choose("decoder_attention", net.decoder_attention, {"all": 0, "last": 0})
+    choose("class_embedding", net.class_embedding, {"after": 0, "before": 0})
+    if net.num_classes and cond.get("label") is None:
+        raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
     choose("middle", net.middle, {"attention": 0, "block": 0, "none": 0})
     if z.ndim != 4 or z.shape[1] % net.divisor or z.shape[2] % net.divisor:
         raise ValueError(
