@@ -72,6 +72,7 @@ SAMPLERS = {
     "dpmpp_3s": {},
     "unipc": dict(lower_order_final=(True, False)),
     "unipc_3": dict(lower_order_final=(True, False)),
+    "sa_solver": dict(lower_order_final=(True, False)),
     "consistency": {},
     "lcm": dict(sigma_data=(0.5, 5.0), timestep_scaling=(10.0, 0.1)),
     "tcd": dict(gamma=(0.3, 0.5)),

@@ -34,6 +34,7 @@ __all__ = [
     "flow_mu",
     "from_state_dict",
     "load_lora",
+    "load_loras",
     "load_model",
     "load_safetensors",
     "load_safety_checker",

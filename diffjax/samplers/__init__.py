@@ -34,6 +34,7 @@ from diffjax.samplers.loop import (
 )
 from diffjax.samplers.ode import deis, dpm2, flow_heun, heun, ipndm, lms, plms
 from diffjax.samplers.registry import SAMPLERS, make
+from diffjax.samplers.stochastic_adams import sa_solver
 from diffjax.samplers.thresholding import clip, dynamic_threshold
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "prior",
     "replay_noise",
     "rk45",
+    "sa_solver",
     "sample",
     "steps",
     "tcd",

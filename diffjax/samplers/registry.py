@@ -16,6 +16,7 @@ from diffjax.samplers.euler_maruyama import euler_maruyama
 from diffjax.samplers.exponential import dpm_solver, dpm_solver_single, unipc
 from diffjax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffjax.samplers.ode import deis, dpm2, flow_heun, heun, ipndm, lms, plms
+from diffjax.samplers.stochastic_adams import sa_solver
 from diffjax.types import Options, Sampler, build
 
 
@@ -105,6 +106,10 @@ REGISTRY: Mapping[str, SamplerEntry] = {
     ),
     "unipc_3": SamplerEntry(
         lambda *, lower_order_final=True: unipc(order=3, lower_order_final=lower_order_final)
+    ),
+    "sa_solver": SamplerEntry(
+        lambda *, lower_order_final=True: sa_solver(lower_order_final=lower_order_final),
+        "SASolver",
     ),
     "consistency": SamplerEntry(consistency),
     "lcm": SamplerEntry(lcm, "LCM"),
