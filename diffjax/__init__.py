@@ -45,6 +45,7 @@ _NAMES = {
         name: ("generate", name)
         for name in (
             *("load", "Control", "Guidance", "Image", "Lora", "Refiner", "Request", "Sampling"),
+            *("FreeU", "PerturbedAttention"),
             *("Size", "Embedding", "Pipeline", "Prompt", "RequestError"),
         )
     },
@@ -64,9 +65,11 @@ if TYPE_CHECKING:
     from diffjax.generate import (
         Control,
         Embedding,
+        FreeU,
         Guidance,
         Image,
         Lora,
+        PerturbedAttention,
         Pipeline,
         Prompt,
         Refiner,

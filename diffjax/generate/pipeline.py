@@ -27,16 +27,29 @@ from diffjax.generate.checks import (
     refuse,
     show,
 )
+from diffjax.generate.crops import Crop
 from diffjax.generate.diffusers_names import Explains, explain_attribute, refuse_arguments
+from diffjax.generate.finishing import Finish
 from diffjax.generate.loaded import LoadedModel
-from diffjax.generate.options import Control, Guidance, Lora, Refiner, Sampling, Size, Texts
-from diffjax.generate.request import LAYERS, Request, read_prompts
+from diffjax.generate.options import (
+    Control,
+    FreeU,
+    Guidance,
+    Lora,
+    Refiner,
+    Sampling,
+    Size,
+    Texts,
+)
+from diffjax.generate.request import LAYERS, Request
 from diffjax.generate.stages import Stage, make_stages
+from diffjax.generate.texts import read_prompts
 from diffjax.pretrained.cards import PICTURE, UNKNOWN, Card, check_license, write_card
+from diffjax.pretrained.components import save_components
 from diffjax.pretrained.files import StrPath
-from diffjax.pretrained.lora_files import load_lora, merge_lora
+from diffjax.pretrained.lora_files import load_loras, merge_lora
 from diffjax.pretrained.models import Component, Sharding
-from diffjax.pretrained.pipelines import load_components, save_components
+from diffjax.pretrained.pipelines import load_components
 from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks
 from diffjax.samplers import loop
 from diffjax.types import Array, Params, summarize
@@ -171,8 +184,11 @@ class Pipeline(LoadedModel, metaclass=Explains):
         latents: Array | None = None,
         clip_skip: int = 0,
         weighted: bool = False,
+        step_noise: Array | None = None,
+        freeu: FreeU | None = None,
         output: str = "pil",
         callback: Callable[[Progress], object] | None = None,
+        finish: Finish | None = None,
         **unknown: object,
     ) -> Any:
         """Generate images of prompts.
@@ -184,6 +200,8 @@ class Pipeline(LoadedModel, metaclass=Explains):
                 ``latent`` for (B, h, w, 4).
             callback: a function of a `Progress`, called after every evaluation of the network. It
                 may edit the state. If it returns True, the run ends there.
+            finish: a function of the images, (B, H, W, 3) in [0, 1], that returns what is given
+                back, such as a safety checker or a watermark (`diffjax.generate.finishing`).
 
         Raises:
             TypeError: an argument is unknown; the message translates the names of diffusers.
@@ -205,26 +223,32 @@ class Pipeline(LoadedModel, metaclass=Explains):
             latents=latents,
             clip_skip=clip_skip,
             weighted=weighted,
+            step_noise=step_noise,
+            freeu=freeu,
         )
         images.check_output(output)
         if callback is not None and not callable(callback):
             raise refuse("callback", f"must be a function of a Progress, got {show(callback)}")
-        if callback is None:
-            return self.decode(self._run(request), output)
-        for progress in self.steps(request):
-            if callback(progress):
-                break
-        return self.decode(progress.step.run.z, output)
+        if finish is not None and not callable(finish):
+            raise refuse("finish", f"must be a function of images, got {show(finish)}")
+        end = request.read_sampler().end
+        if end < 1 and output != "latent":
+            hint = f"sampler.end={end:g} leaves latents with noise, which output='latent' returns"
+            raise refuse("output", f"is {output!r}, but {hint}")
+        stages = make_stages(self, request)
+        latents = _run(stages) if callback is None else self._run_watched(stages, callback)
+        return self._decode(latents, output, stages[-1][1].crop, finish)
 
-    def _run(self, request: Request) -> Array:
-        """Run all stages of a request without stopping, and return the final latents (B, h, w,
-        C).
+    def _run_watched(
+        self, stages: Sequence[tuple[LoadedModel, Stage]], callback: Callable[[Progress], object]
+    ) -> Array:
+        """Run stages, and return the final latents (B, h, w, C). A callback that returns True ends
+        the run where it is.
         """
-        before = None
-        for _, stage in make_stages(self, request):
-            run = stage.advance(stage.begin(before), stage.rows, 0, stage.length)
-            z, before = run.z, stage.end(run)
-        return z
+        for progress in self._steps(stages):
+            if callback(progress):
+                return progress.step.run.z
+        return stages[-1][1].finish(progress.step.run)
 
     def steps(self, request: Request) -> Iterator[Progress]:
         """Run a request evaluation by evaluation.
@@ -254,17 +278,32 @@ class Pipeline(LoadedModel, metaclass=Explains):
                 done += 1
             before = stage.end(step.run)
 
-    def decode(self, latents: Array, output: str = "pil") -> Any:
+    def decode(self, latents: Array, output: str = "pil", *, finish: Finish | None = None) -> Any:
         """Decode latents to images, one image at a time to bound the memory.
 
         Args:
             latents: (B, h, w, C), multiplied by the autoencoder's scaling factor, as the UNet sees
                 them.
             output: ``pil``, ``np`` or ``latent``, see `__call__`.
+            finish: a function of the images, see `__call__`; latents are given back without it.
 
         Raises:
             RequestError: the latents have another shape or are not finite, or the output is
                 unknown.
+        """
+        return self._decode(latents, output, finish=finish)
+
+    def _decode(
+        self,
+        latents: Array,
+        output: str,
+        crop: Crop | None = None,
+        finish: Finish | None = None,
+    ) -> Any:
+        """Images of latents, pasted into what they are a crop of.
+
+        Raises:
+            RequestError: see `decode`.
         """
         images.check_output(output)
         read_floats("latents", latents, "(B, h, w, channels)")
@@ -274,9 +313,12 @@ class Pipeline(LoadedModel, metaclass=Explains):
         if output == "latent":
             return np.asarray(latents)
         net, params, _ = self.parts.vae
-        z = jnp.asarray(latents) / net.scaling_factor + net.shift_factor
+        z = jnp.asarray(latents) / net.latent_scale + net.latent_shift
         pixels = [program.decode(net, params, z[k : k + 1]) for k in range(len(z))]
-        return images.to_output(np.concatenate(pixels), output)
+        whole = np.concatenate(pixels)
+        if finish is not None:
+            whole = 2 * finish(images.to_output(whole, "np")) - 1  # type: ignore[arg-type]
+        return images.to_output(whole if crop is None else crop.paste(whole), output)
 
     def embed(
         self,
@@ -317,8 +359,7 @@ class Pipeline(LoadedModel, metaclass=Explains):
     def with_lora(self, path: StrPath, *, scale: float = 1.0) -> Pipeline:
         """Return the pipeline with an adapter merged into its networks; see `merge_lora`.
 
-        The argument ``lora`` of a call adds adapters of the UNet without another copy of its
-        weights.
+        The argument ``lora`` of a call adds low-rank adapters without another copy of the weights.
 
         Args:
             path: a file of adapters, or a folder of peft or diffusers.
@@ -333,9 +374,12 @@ class Pipeline(LoadedModel, metaclass=Explains):
         changed = {name: text._replace(model=models[name]) for name, text in texts.items()}
         return Pipeline(self.parts._replace(unet=models["unet"], texts=changed))
 
-    def load_lora(self, path: StrPath) -> Params:
-        """Load adapters of the UNet for `Lora`; see `diffjax.pretrained.load_lora`."""
-        return load_lora(self.parts.unet, path)
+    def load_lora(self, path: StrPath) -> dict[str, Params]:
+        """Load adapters for `Lora`, by the name of the network; see
+        `diffjax.pretrained.load_loras`.
+        """
+        texts = {name: text.model for name, text in self.parts.texts.items()}
+        return load_loras({"unet": self.parts.unet, **texts}, path)
 
     def with_concept(
         self, path: StrPath, *, name: str | None = None, allow_legacy_pickle: bool = False
@@ -377,8 +421,17 @@ class Pipeline(LoadedModel, metaclass=Explains):
         write_card(path, card._replace(picture=(path / PICTURE).exists()))
 
 
+def _run(stages: Sequence[tuple[LoadedModel, Stage]]) -> Array:
+    """Run stages one after the other; the latents of the last."""
+    before = None
+    for _, stage in stages:
+        run = stage.advance(stage.begin(before), stage.rows, 0, stage.length)
+        before = stage.end(run)
+    return stage.finish(run)
+
+
 _ARGUMENTS: dict[str, None] = dict.fromkeys(
-    [*(field.name for field in dataclasses.fields(Request)), "output", "callback"]
+    [*(field.name for field in dataclasses.fields(Request)), "output", "callback", "finish"]
 )
 
 

@@ -15,6 +15,7 @@ from diffjax.pretrained.files import load_safetensors, open_safetensors
 from diffjax.pretrained.hub import download
 from diffjax.pretrained.lora_files import load_lora, merge_lora, save_lora
 from diffjax.pretrained.models import Component, load_model, save_model
+from diffjax.pretrained.safety import load_safety_checker
 from diffjax.pretrained.schedulers import (
     Scheduler,
     flow_mu,
@@ -33,8 +34,10 @@ __all__ = [
     "flow_mu",
     "from_state_dict",
     "load_lora",
+    "load_loras",
     "load_model",
     "load_safetensors",
+    "load_safety_checker",
     "load_scheduler",
     "load_single_file",
     "merge_lora",

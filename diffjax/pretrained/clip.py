@@ -61,11 +61,11 @@ def load_clip(folder: StrPath) -> CLIP:
     for part in (config, config["text_config"], config["vision_config"]):
         check(part, NETWORK, file)
     weights = open_folder(path)
-    text, vision = _build_text(config), _build_vision(config)
+    text, vision = _build_text(config), build_vision(config)
     size = (1, vision.size, vision.size, 3)
     with naming(path):
-        text_params = _load_params(weights, _TEXT, text, (1, 2), config["text_config"])
-        vision_params = _load_params(weights, _VISION, vision, size, config["vision_config"])
+        text_params = load_params(weights, _TEXT, text, (1, 2), config["text_config"])
+        vision_params = load_params(weights, _VISION, vision, size, config["vision_config"])
 
     @jax.jit
     def embed_texts(params: Params, ids: Array) -> jax.Array:
@@ -95,7 +95,7 @@ def _build_text(config: Config) -> CLIPText:
     )
 
 
-def _build_vision(config: Config) -> CLIPVision:
+def build_vision(config: Config) -> CLIPVision:
     """Build the image encoder. Keys that the config leaves out have the defaults of
     transformers.
     """
@@ -113,7 +113,7 @@ def _build_vision(config: Config) -> CLIPVision:
     )
 
 
-def _load_params(
+def load_params(
     weights: Weights,
     prefixes: tuple[str, ...],
     net: Module,

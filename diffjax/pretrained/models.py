@@ -42,7 +42,10 @@ _LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 _LEGACY_ATTENTION = re.compile(rf"(attentions\.\d+)\.({'|'.join(_LEGACY)})\.")
 # CLIP's half that sees images, and its temperature.
 _NOT_TEXT = ("vision_model.", "visual_projection.", "visual.", "logit_scale", "logit_bias")
-_BARE_TEXT = ("embeddings.", "encoder.layers.", "final_layer_norm.")
+# A tiny autoencoder has layers in its encoder, too.
+_BARE_TEXT = re.compile(
+    r"embeddings\.|final_layer_norm\.|encoder\.layers\.\d+\.(self_attn|mlp|layer_norm)"
+)
 
 
 class Component(NamedTuple):
@@ -145,7 +148,7 @@ def modernise_key(key: str) -> str:
     encoders come with and without the prefix ``text_model.``, depending on the version of
     transformers.
     """
-    if key.startswith(_BARE_TEXT):
+    if _BARE_TEXT.match(key):
         return f"text_model.{key}"
     return _LEGACY_ATTENTION.sub(lambda m: f"{m[1]}.{_LEGACY[m[2]]}.", key)
 

@@ -12,15 +12,11 @@ from diffjax.model import make_control_network
 from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.nets.autoencoder import AutoencoderKL
 from diffjax.pretrained import configs, download, save_model
+from diffjax.pretrained.components import Components, make_manifest, save_components
 from diffjax.pretrained.files import write_json
 from diffjax.pretrained.lora_files import LORA_FILE, save_lora
 from diffjax.pretrained.models import Component
-from diffjax.pretrained.pipelines import (
-    Components,
-    load_components,
-    make_manifest,
-    save_components,
-)
+from diffjax.pretrained.pipelines import load_components
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.tokenizers import Tokenizer
 from diffjax.runs.finetuning import PREDICTIONS, describe_noise

@@ -13,10 +13,15 @@ import yaml
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars
 from PIL import Image
+from safetensors.numpy import load_file, save
 
 import diffjax
 from diffjax.pretrained import hub
+from diffjax.pretrained.files import resolve_inside
 from diffjax.pretrained.hub_files import Wanted, choose_files, list_variants
+from diffjax.pretrained.state_dict import to_state_dict
+from diffjax.pretrained.tokenizers import load_tokenizer
+from diffjax.runs.locate import read_weights
 from diffjax.types import ConfigError
 from tests.hub_server import Hub, Repository, read_folder
 
@@ -98,6 +103,57 @@ def test_parts(server):
     assert (asked / "safety_checker/model.safetensors").is_file()
     assert hub.download("owner/model/vae") == folder / "vae"
     assert hub.download(f"owner/model/{UNET}") == folder / UNET
+
+
+def test_every_loader_takes_names(server, files, tmp_path):
+    weights = load_file(MODEL / UNET)
+    key = next(key for key in weights if key.endswith("attn1.to_q.weight"))
+    out, width = weights[key].shape
+    module = key.removesuffix(".weight")
+    lora = {f"unet.{module}.lora_A.weight": np.ones((2, width), np.float32),
+            f"unet.{module}.lora_B.weight": np.ones((out, 2), np.float32)}  # fmt: skip
+    pipe = diffjax.load(MODEL)
+    width = pipe.parts.texts["text_encoder"].model.net.features
+    words = {"<ring>": np.ones((1, width), np.float32)}
+    server.repositories |= {
+        "owner/lora": Repository({"pytorch_lora_weights.safetensors": save(lora)}),
+        "owner/words": Repository(
+            {"learned_embeds.safetensors": save(words), "x.bin": b"x" * 5000}
+        ),
+    }
+    merged = pipe.with_lora("owner/lora")
+    found = [to_state_dict(one.parts.unet.params)[key] for one in (merged, pipe)]
+    np.testing.assert_allclose(found[0] - found[1], 2, atol=1e-5)
+    assert "<ring>" in pipe.with_concept("owner/words@main").parts.texts["text_encoder"][0].concepts
+    assert "x.bin" not in server.sent
+    server.clear()
+    for name in ("owner/model", "owner/model/vae", "owner/model/vae/" + UNET.split("/")[1]):
+        diffjax.load(MODEL, vae=name)
+    assert {name for name in server.sent if name.endswith("safetensors")} == {
+        "vae/diffusion_pytorch_model.safetensors"
+    }
+    read_weights("owner/model", "text_encoder")
+    assert "text_encoder/model.safetensors" in server.sent and UNET not in server.sent
+    tokens = load_tokenizer("owner/model/tokenizer")
+    assert tokens.length == pipe.parts.texts["text_encoder"].tokenizer.length
+    net = diffjax.pretrained.load_model("owner/model/unet")
+    np.testing.assert_array_equal(to_state_dict(net.params)[key], weights[key])
+
+
+def test_blobs_that_repositories_share_count_as_the_folder(tmp_path):
+    """As huggingface_hub lays them out: snapshot -> blob of the repository -> shared blob."""
+    cache = tmp_path / "hub"
+    folder, blobs = cache / "models--o--n/snapshots/abc", cache / "models--o--n/blobs"
+    shared = cache / "blobs/ab"
+    for one in (folder, blobs, shared):
+        one.mkdir(parents=True)
+    (shared / "abcd").write_text("weights")
+    (blobs / "etag").symlink_to(shared / "abcd")
+    (folder / "model.safetensors").symlink_to(blobs / "etag")
+    with pytest.raises(ValueError, match="link that leaves its folder"):
+        resolve_inside(folder, "model.safetensors")
+    (cache / "blobs/.huggingface-shared-blobs").write_text("1\n")
+    assert resolve_inside(folder, "model.safetensors").read_text() == "weights"
 
 
 def test_a_connection_that_drops_goes_on_where_it_broke(server, files, monkeypatch):
@@ -358,6 +414,11 @@ def test_export_pushes_a_run(server, tmp_path):
     ours, theirs = diffjax.open(weights), diffjax.open("me/digits")
     for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True):
         np.testing.assert_array_equal(a, b)
+    sample = [sys.executable, "-m", "experiments.sample", "--weights=me/digits", "--num=2",
+              f"--workdir={tmp_path / 'drawn'}", "--steps=2", "--sampler=ddim"]  # fmt: skip
+    done = subprocess.run(sample, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "drawn").rglob("*.png"))
     del env["HF_TOKEN"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and "log in with 'hf auth login'" in done.stderr
