@@ -36,6 +36,11 @@ _STAGES = (
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
 _ERROR = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
+# The same as a matrix, and the share of the step at each stage.
+_WEIGHTS = np.zeros((len(_STAGES), len(_STAGES) + 1), np.float32)
+for _k, _row in enumerate(_STAGES):
+    _WEIGHTS[_k, : len(_row)] = _row
+_SHARES = np.asarray([math.fsum(row) for row in _STAGES], np.float32)
 
 Field = Callable[[Array, Array], Array]  # (z (B, ...), time (B,)) -> dz/dt
 
@@ -201,14 +206,21 @@ def _attempt(field: Field, run: _Run, end: Any, rtol: float, atol: float) -> _Ru
     """Try one step of every image that is not done, taken or refused."""
     goal = jnp.minimum(run.time + run.step, end)
     step = goal - run.time
-    h, slopes = expand(step, run.z), [run.slope]
-    z = run.z
-    for row in _STAGES:
-        z = run.z + h * sum(a * k for a, k in zip(row, slopes, strict=True) if a)
-        share = math.fsum(row)
-        time = goal if len(slopes) >= 5 else run.time + share * step
-        slopes.append(field(z, time))
-    wrong = h * sum(e * k for e, k in zip(_ERROR, slopes, strict=True) if e)
+    h = expand(step, run.z)
+
+    def combine(weights: Array, slopes: Array) -> Array:
+        return h * (weights.reshape(-1, *[1] * run.z.ndim) * slopes).sum(0)
+
+    def add_stage(k: Array, carry: tuple[jax.Array, Array]) -> tuple[jax.Array, Array]:
+        slopes, _ = carry
+        z = run.z + combine(jnp.asarray(_WEIGHTS)[k], slopes)
+        time = jnp.where(k >= 4, goal, run.time + jnp.asarray(_SHARES)[k] * step)
+        return slopes.at[k + 1].set(field(z, time)), z
+
+    # A loop, so that the network is compiled once for all stages.
+    begun = jnp.zeros((len(_STAGES) + 1, *run.z.shape), run.z.dtype).at[0].set(run.slope)
+    slopes, z = jax.lax.fori_loop(0, len(_STAGES), add_stage, (begun, run.z))
+    wrong = combine(jnp.asarray(_ERROR), slopes)
     error = _rms(wrong / (atol + rtol * jnp.maximum(jnp.abs(run.z), jnp.abs(z))))
     active, passed = run.time < end, error < 1
     factor = 0.9 * jnp.maximum(error, 1e-10) ** (-1 / 5)
