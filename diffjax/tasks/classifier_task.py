@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from diffjax.model import make_network, make_schedule
 from diffjax.model.model import LogProb
+from diffjax.nets.initialisation import initialise
 from diffjax.nets.noisy_classifier import NoisyClassifier
 from diffjax.nets.unet import UNet
 from diffjax.tasks.diffusion_task import make_times
@@ -29,7 +30,8 @@ def make_noisy_classifier(config: ConfigDict, classes: int) -> NoisyClassifier:
     """
     if classes < 2:
         raise ValueError(f"a classifier needs labelled data, but there are {classes} classes")
-    return NoisyClassifier(cast(UNet, make_network(config, config.data.channels)), classes)
+    base = cast(UNet, make_network(config, config.data.channels))
+    return NoisyClassifier(base, classes, head=config.network.get("head", "dense"))
 
 
 def make_noisy_classifier_task(
@@ -59,7 +61,8 @@ def make_noisy_classifier_task(
         image = batch["image"]
         if tuple(image.shape[1:]) != tuple(image_shape):
             raise ValueError(f"images of shape {image_shape} expected, got {image.shape[1:]}")
-        params = network.init(key, image, jnp.zeros(image.shape[0]))["params"]
+        made = network.init(key, image, jnp.zeros(image.shape[0]))["params"]
+        params = initialise(made, network.base.initialisation, key)
         return params, {"times": times.init()}
 
     def loss(
