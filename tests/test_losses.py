@@ -126,6 +126,35 @@ def test_loss_history_keeps_the_newest_and_handles_repeats():
     assert np.asarray(state["counts"]).tolist() == [3, 1]
 
 
+def test_noise_without_options_is_what_it_was():
+    key, shape = jax.random.key(3), (5, 4, 4, 2)
+    eps, added = losses.draw_noise(key, shape)
+    np.testing.assert_array_equal(eps, jax.random.normal(key, shape))
+    assert added is eps
+
+
+def test_offset_noise_shifts_every_channel_of_an_image():
+    # The covariance of two pixels of a channel is offset^2, and the variance of one 1 + offset^2.
+    key, shape = jax.random.key(3), (20_000, 2, 1, 2)
+    eps, added = losses.draw_noise(key, shape, offset=0.5)
+    assert added is eps
+    shift = np.asarray(eps - jax.random.normal(key, shape))
+    np.testing.assert_allclose(np.ptp(shift, axis=(1, 2)), 0, atol=1e-6)
+    one, other = np.asarray(eps)[:, 0, 0], np.asarray(eps)[:, 1, 0]
+    assert (one**2).mean() == pytest.approx(1.25, rel=0.03)
+    assert (one * other).mean() == pytest.approx(0.25, abs=0.02)
+    assert (one[:, 0] * other[:, 1]).mean() == pytest.approx(0, abs=0.02)
+
+
+def test_perturbed_inputs_keep_their_target():
+    key, shape = jax.random.key(3), (4000, 2, 2, 3)
+    eps, added = losses.draw_noise(key, shape, perturbation=0.1)
+    np.testing.assert_array_equal(eps, jax.random.normal(key, shape))
+    more = np.asarray(added - eps)
+    assert more.std() == pytest.approx(0.1, rel=0.02)
+    assert (more * np.asarray(eps)).mean() == pytest.approx(0, abs=0.002)
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="unknown loss weight 'snrs'; choose one of"):
         losses.make_weight("snrs")

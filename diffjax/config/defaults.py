@@ -194,6 +194,10 @@ DEFAULTS: Config = {
         "vlb_weight": 1e-3,
         # Distance in the simple loss: l2 or l1
         "distance": "l2",
+        # Noise that is constant over each channel of an image, added to the rest; 0: none
+        "noise_offset": 0.0,
+        # Noise that is added to the input of the network and not to its target; 0: none
+        "input_perturbation": 0.0,
         # Over the numbers of an image, in the simple loss: mean, sum or half_sum
         "reduction": "mean",
         **leave_open(float, "gamma", "k"),  # min_snr has gamma, p2 both

@@ -97,6 +97,8 @@ SPECS: Mapping[str, Spec] = {
     "parameterization.sigma_data": _POSITIVE,
     "loss.gamma": _NOT_NEGATIVE,
     "loss.vlb_weight": _NOT_NEGATIVE,
+    "loss.noise_offset": _NOT_NEGATIVE,
+    "loss.input_perturbation": _NOT_NEGATIVE,
     "cond.drop": _LESS_THAN_ONE,
     "optim.lr": _POSITIVE,
     "optim.warmup": _STEPS,

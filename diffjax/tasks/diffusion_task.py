@@ -9,6 +9,7 @@ Sections that are read here: ``loss``, ``times``, ``data`` and those of the mode
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -91,6 +92,7 @@ def make_task(
         image_shape,
         make_times(config, model.schedule),
         _make_objective(config, model),
+        _make_noise(config),
         augment=config.data.augment,
         flip=config.data.flip,
         bucketed=bool(config.data.bucket_step),
@@ -122,6 +124,7 @@ def make_diffusion_task(
         (shape[0] * factor, shape[1] * factor, shape[2]),
         times or losses.uniform(model.schedule),
         _measure_simple(model, weight or losses.simple(), losses.ERRORS["l2"]),
+        losses.draw_noise,
         augment=0.0,
         flip=False,
         bucketed=model.space.net is not None,
@@ -137,6 +140,7 @@ class _Objective(NamedTuple):
         image_shape: (H, W, C) of the data.
         times: the distribution of training times.
         measure: the loss of each image.
+        draw_noise: ``(key, shape) -> (eps, what is added to x)``, see `losses.draw_noise`.
         augment: probability of each geometric augmentation.
         flip: whether augmentations may exchange left and right.
         bucketed: whether images may have other shapes than ``image_shape``.
@@ -146,6 +150,7 @@ class _Objective(NamedTuple):
     image_shape: tuple[int, int, int]
     times: losses.TimeSampler
     measure: Objective
+    draw_noise: Callable[..., tuple[Array, Array]]
     augment: float
     flip: bool
     bucketed: bool
@@ -179,8 +184,8 @@ class _Objective(NamedTuple):
         x, cond = self._take_condition(model, x, key, dropout_key, batch)
         t, importance = self.times.draw(time_key, extra["times"], x.shape[0])
         level = Level(t, *model.schedule.at(t))
-        eps = jax.random.normal(noise_key, x.shape)
-        z = expand(level.alpha, x) * x + expand(level.sigma, x) * eps
+        eps, added = self.draw_noise(noise_key, x.shape)
+        z = expand(level.alpha, x) * x + expand(level.sigma, x) * added
         rngs = {"dropout": dropout_key}
         raw, prediction = predict(model, z, level, cond, train=True, rngs=rngs)
         values, metrics = self.measure(raw, prediction, x, eps, level)
@@ -277,6 +282,26 @@ def _make_bound(model: Model, variance: str, *, stop_mean: bool) -> Bound:
     return estimate_bound
 
 
+def _make_noise(config: ConfigDict) -> Callable[..., tuple[Array, Array]]:
+    """Make the function that draws the noise of ``config.loss``, see `losses.draw_noise`.
+
+    Raises:
+        ValueError: noise that is not N(0, I) with a loss that has the variational bound.
+    """
+    changed = {k: config.loss.get(k, 0.0) for k in ("noise_offset", "input_perturbation")}
+    if config.loss.name != "simple" and any(changed.values()):
+        raise ValueError(
+            f"loss.name={config.loss.name!r} has the variational bound, which holds for noise "
+            f"N(0, I) alone: set {' and '.join(f'loss.{k}=0' for k, v in changed.items() if v)}, "
+            "or loss.name=simple"
+        )
+    return partial(
+        losses.draw_noise,
+        offset=changed["noise_offset"],
+        perturbation=changed["input_perturbation"],
+    )
+
+
 def _make_objective(config: ConfigDict, model: Model) -> Objective:
     """Make the objective of ``config.loss``.
 
@@ -288,6 +313,8 @@ def _make_objective(config: ConfigDict, model: Model) -> Objective:
     """
     name, options = split_section(config.loss)
     choose("loss", name, dict.fromkeys(OBJECTIVES))
+    for read_elsewhere in ("noise_offset", "input_perturbation"):
+        options.pop(read_elsewhere, None)
     variance = options.pop("variance", "fixedsmall")
     vlb_weight = options.pop("vlb_weight", 1e-3)
     error = choose("loss distance", options.pop("distance", "l2"), losses.ERRORS)

@@ -20,7 +20,7 @@ MODELS = sorted((Path(__file__).parents[2] / "docs/results/models").glob("*.safe
 # Keys that came after the first configs were stored.
 LATER = ("data.threads", "data.background", "cond.context", "cond.given", "sample.guidance_low",
          "train.evaluate_every", "train.nonfinite", "eval.best", "network.patch", "loss.distance",
-         "ema.half_life")  # fmt: skip
+         "ema.half_life", "loss.noise_offset", "loss.input_perturbation")  # fmt: skip
 
 
 def _store(config, path):

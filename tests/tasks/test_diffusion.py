@@ -55,6 +55,29 @@ def test_simple_loss_is_the_mean_squared_error_of_the_noise():
     assert float(metrics["loss"]) == float(value)
 
 
+def test_offset_and_perturbed_noise_enter_the_loss():
+    # z gets the perturbed noise, and the target is the noise without the perturbation.
+    cfg = config(loss={"noise_offset": 0.3, "input_perturbation": 0.2})
+    task, params, extra, batch = start(cfg)
+    value, _ = loss(task, params, extra, batch)
+    model = make_model(cfg, SHAPE, 17, 10)
+    t_key, key, _ = jax.random.split(jax.random.key(5), 3)
+    t = jnp.floor(jax.random.uniform(t_key, (4,)) * 1000)
+    a, s = (v[:, None, None, None] for v in model.schedule.at(t))
+    eps = jax.random.normal(key, (4, *SHAPE))
+    eps += 0.3 * jax.random.normal(jax.random.fold_in(key, 1), (4, 1, 1, 1))
+    added = eps + 0.2 * jax.random.normal(jax.random.fold_in(key, 2), (4, *SHAPE))
+    out = model.network.apply({"params": params}, a * batch["image"] + s * added, t)
+    assert float(value) == pytest.approx(float(((out - eps) ** 2).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vlb", "hybrid"])
+def test_the_bound_is_of_standard_noise(name):
+    cfg = config(improved_ddpm, loss={"name": name, "noise_offset": 0.1})
+    with pytest.raises(ValueError, match=r"N\(0, I\) alone: set loss\.noise_offset=0, or"):
+        make_task(cfg, SHAPE, 17, 10)
+
+
 def gradients(cfg):
     task, params, extra, batch = start(cfg)
     return jax.grad(lambda p: loss(task, p, extra, batch)[0])(params)["conv_out"]["kernel"]
