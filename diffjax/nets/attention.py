@@ -8,6 +8,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 
 from diffjax.nets.layers import GroupNorm, default_init, zero_init
 from diffjax.types import DType, choose
@@ -90,6 +91,7 @@ class Attention(nn.Module):
         bias: whether the q, k and v projections have biases.
         dtype: type to compute in; parameters stay float32.
         kind: see `attend`.
+        out_init: initialiser of the output projection.
     """
 
     heads: int = 1
@@ -97,6 +99,7 @@ class Attention(nn.Module):
     bias: bool = True
     dtype: DType = None
     kind: str = "xla"
+    out_init: Initializer = zero_init
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
@@ -119,7 +122,9 @@ class Attention(nn.Module):
         q, k, v = project("to_q", x), project("to_k", source), project("to_v", source)
         kept = None if mask is None else mask[:, None, None, :]
         out = attend(q, k, v, mask=kept, kind=self.kind).reshape(*x.shape[:2], width)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=zero_init, name="to_out.0")(out)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.out_init, name="to_out.0")(
+            out
+        )
 
 
 class AttentionBlock(nn.Module):

@@ -21,8 +21,10 @@ from diffjax.nets.layers import (
     ResBlock,
     TimestepMLP,
     Upsample,
+    check_context,
     conv,
     depth_to_space,
+    embed_label,
     rematerialise,
     space_to_depth,
     timestep_embedding,
@@ -171,13 +173,8 @@ def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
         waves = waves + nn.Dense(waves.shape[-1], False, name="augment_embedding")(label)
     temb = TimestepMLP(4 * net.channels, net.dtype, name="time_embedding")(waves)
     if net.num_classes:
-        label = cond.get("label")
-        if label is None:
-            raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
         table = nn.Embed(net.num_classes, 4 * net.channels, name="class_embedding")
-        # A larger label means no class, and has the embedding 0.
-        known = label[:, None] < net.num_classes
-        temb = temb + jnp.where(known, table(jnp.minimum(label, net.num_classes - 1)), 0)
+        temb = temb + embed_label(table, cond.get("label"))
     if net.added_dim:
         mlp = TimestepMLP(4 * net.channels, net.dtype, name="add_embedding")
         temb = temb + mlp(_embed_added(net, cond["added"]))
@@ -410,12 +407,7 @@ def _check(net: UNet, z: Array, cond: CondEntries) -> None:
         raise ValueError(
             f"images must be (B, H, W, C) with H and W multiples of {net.divisor}, got {z.shape}"
         )
-    if net.context_dim:
-        found = getattr(cond.get("context"), "shape", None)
-        if found is None or len(found) != 3 or found[-1] != net.context_dim:
-            raise ValueError(
-                f"this network needs cond['context'] (B, M, {net.context_dim}), got {found}"
-            )
+    check_context(cond, net.context_dim)
     if net.added_dim and "added" not in cond:
         raise ValueError("this network needs cond['added'] with 'text_embeds' and 'time_ids'")
 
