@@ -30,6 +30,7 @@ from diffjax.pretrained.autoencoder_configs import (
 )
 from diffjax.pretrained.config_specs import LEVELS, NETWORK, check_levels
 from diffjax.pretrained.text_configs import TEXT_ENCODERS
+from diffjax.pretrained.transformer_configs import TRANSFORMERS
 from diffjax.types import CondEntries, Config, JsonObject, Module, Params, T, Tree, choose
 from diffjax.untrusted import check, name_some, show
 
@@ -417,6 +418,7 @@ def _describe_adapter(net: T2IAdapter, in_channels: int) -> JsonObject:
 KINDS: dict[str, NetworkKind] = {
     **AUTOENCODERS,
     **TEXT_ENCODERS,
+    **TRANSFORMERS,
     "UNet2DConditionModel": NetworkKind(
         "diffusers",
         _build_unet,
