@@ -31,7 +31,7 @@ from diffjax.nets.layers import (
     zero_init,
 )
 from diffjax.nets.transformer import SpatialTransformer
-from diffjax.types import Cond, CondEntries, ConfigError, DType, choose
+from diffjax.types import Cond, CondEntries, ConfigError, DType, Module, choose
 
 Array = jax.Array
 # ``(features, name, resample=None) -> (h -> h)``, a residual block.
@@ -151,6 +151,24 @@ class UNet(nn.Module):
         if "control" in cond:
             h, skips = _add_residuals(h, skips, *cond["control"])
         return _decode(self, h, skips, temb, cond, train)
+
+
+def require_unet(network: Module, use: str) -> UNet:
+    """Return a network that has to be a UNet.
+
+    Args:
+        network: the network of a config.
+        use: what needs it, for the message, such as "a ControlNet".
+
+    Raises:
+        ConfigError: it is another network.
+    """
+    if not isinstance(network, UNet):
+        raise ConfigError(
+            f"{use} copies the encoder of a UNet, but this network is a {type(network).__name__}; "
+            "set network.name=unet"
+        )
+    return network
 
 
 def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from diffjax.model import make_network, make_schedule
 from diffjax.model.model import LogProb
 from diffjax.nets.noisy_classifier import NoisyClassifier
-from diffjax.nets.unet import UNet
+from diffjax.nets.unet import require_unet
 from diffjax.tasks.diffusion_task import make_times
 from diffjax.types import Array, Frozen, Level, Params, Statistics, Task, expand
 
@@ -29,7 +29,8 @@ def make_noisy_classifier(config: ConfigDict, classes: int) -> NoisyClassifier:
     """
     if classes < 2:
         raise ValueError(f"a classifier needs labelled data, but there are {classes} classes")
-    return NoisyClassifier(cast(UNet, make_network(config, config.data.channels)), classes)
+    network = make_network(config, config.data.channels)
+    return NoisyClassifier(require_unet(network, "a classifier of noisy images"), classes)
 
 
 def make_noisy_classifier_task(

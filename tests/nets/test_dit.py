@@ -9,6 +9,7 @@ import pytest
 
 from diffjax.nets.dit import DiT, DiTBlock, position_embedding
 from diffjax.nets.layers import depth_to_space
+from diffjax.nets.unet import require_unet
 from diffjax.types import ConfigError
 from tests.parity import cases, dit_cases
 
@@ -151,6 +152,12 @@ def test_half_precision_computes_nearly_the_same_and_returns_float32(params):
     out = NET.clone(dtype=jnp.bfloat16).apply({"params": params}, Z, T, LABEL)
     assert out.dtype == jnp.float32
     assert 0 < cases.relative_error(out, NET.apply({"params": params}, Z, T, LABEL)) < 0.05
+
+
+def test_what_copies_the_encoder_of_a_unet_refuses_a_transformer():
+    message = r"a ControlNet copies the encoder of a UNet, but this network is a DiT; set network"
+    with pytest.raises(ConfigError, match=message):
+        require_unet(NET, "a ControlNet")
 
 
 @pytest.mark.parametrize(
