@@ -36,6 +36,7 @@ REQUIRES = [
 
 EXTRAS = {
     "test": [
+        "huggingface_hub>=2.4",
         "hypothesis>=6.170",
         "import-linter>=2.16",
         "mypy>=2.4",
@@ -52,6 +53,7 @@ EXTRAS = {
         "torch==2.13.0",
         "transformers>=5.23",
     ],
+    "hub": ["huggingface_hub>=2.4"],
     "demo": ["gradio>=6.31"],
     "sweep": ["optuna>=5.0", "submitit>=1.5.4"],
     "trackio": ["trackio>=0.43"],

@@ -32,11 +32,12 @@ def _adm(size: int, *, multipliers: tuple[float, ...], blocks: int, schedule: st
     """Attention at 32, 16 and 8 pixels."""
     config = base()
     config.data.update(name=f"imagenet{size}", image_size=size, channels=3, num_classes=1000)
+    config.data.flip = True
     levels = tuple(i for i in range(len(multipliers)) if size >> i in (32, 16, 8))
     config.network.update(channels=256, multipliers=multipliers, blocks=blocks)
     config.network.update(attention_levels=levels, head_channels=64, norm_eps=1e-5)
     config.network.update(scale_shift=True, resblock_updown=True, conditional=True)
-    config.network.update(flip_sin_to_cos=True, freq_shift=0.0)
+    config.network.update(flip_sin_to_cos=True, freq_shift=0.0, initialisation="adm")
     config.schedule.name = schedule
     config.parameterization.learned_variance = True
     config.loss.update(name="hybrid", variance="learned")
@@ -81,8 +82,18 @@ def _classifier(config: ConfigDict, *, decay: float) -> ConfigDict:
     return config
 
 
+def _of_imagenet(config: ConfigDict, *, decay: float) -> ConfigDict:
+    """Random crops of 0.8 to 1 of the pictures, a rate that falls to 0, and no average."""
+    _classifier(config, decay=decay)
+    config.network.head = "direct"
+    config.data.update(crop="random", crop_share=(0.8, 1.0))
+    config.optim.decay = "linear"
+    config.ema.decay = 0.0
+    return config
+
+
 def imagenet64_classifier() -> ConfigDict:
-    config = _classifier(imagenet64(), decay=0.2)
+    config = _of_imagenet(imagenet64(), decay=0.2)
     config.network.update(channels=128, blocks=4)
     config.data.batch_size = 1024
     config.optim.lr = 6e-4
@@ -91,7 +102,7 @@ def imagenet64_classifier() -> ConfigDict:
 
 
 def imagenet128_classifier() -> ConfigDict:
-    config = _classifier(imagenet128(), decay=0.05)
+    config = _of_imagenet(imagenet128(), decay=0.05)
     config.network.update(channels=128, head_channels=64)
     config.data.batch_size = 1024
     config.optim.lr = 6e-4
@@ -100,7 +111,7 @@ def imagenet128_classifier() -> ConfigDict:
 
 
 def imagenet256_classifier() -> ConfigDict:
-    config = _classifier(imagenet256(), decay=0.05)
+    config = _of_imagenet(imagenet256(), decay=0.05)
     config.network.channels = 128
     config.optim.lr = 3e-4
     config.train.steps = 500_000

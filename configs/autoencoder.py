@@ -20,7 +20,9 @@
 
 Batches are those of one GPU; the learning rate is 4.5e-6 times the whole batch. docs/
 latent_diffusion.md says how to get the weights of LPIPS; the small variants use a classifier of
-ours instead and need no download. Crops of 256 pixels, as in the paper, are whole pictures here.
+ours instead and need no download. The paper trains on OpenImages, on random crops of 256 pixels of
+pictures whose shorter side is 384, and does not flip. The pull of a codebook is that of its code,
+where codes follow latents with weight 0.25 and latents codes with 1, and dead codes stay.
 """
 
 from ml_collections import ConfigDict
@@ -39,11 +41,16 @@ def _first_stage(name: str, multipliers: tuple[int, ...], channels: int) -> Conf
 
 
 def _paper(
-    name: str, multipliers: tuple[int, ...], channels: int, batch: int, start: int
+    name: str, multipliers: tuple[int, ...], channels: int, batch: int, start: int, *, steps: int
 ) -> ConfigDict:
     config = _first_stage(name, multipliers, channels)
-    config.data.update(name="image_folder", image_size=256, channels=3, batch_size=batch, flip=True)
+    config.network.initialisation = "torch"
+    config.data.update(name="image_folder", image_size=256, channels=3, batch_size=batch)
+    config.data.update(crop="random", crop_share=(256 / 384, 256 / 384))
     config.loss.disc_start = start
+    config.train.steps = steps
+    if name == "vq":
+        config.loss.update(codebook_weight=0.25, commitment_weight=1.0, dead=0.0)
     lr = RATE * batch
     config.optim.update(name="adam", lr=lr, warmup=0, b1=0.5, b2=0.9, clip=0.0)
     config.optim.groups = ConfigDict({"discriminator": {"match": r"discriminator\.", "lr": lr}})
@@ -52,27 +59,27 @@ def _paper(
 
 
 def kl_f8() -> ConfigDict:
-    return _paper("kl", (1, 2, 4, 4), 4, 4, 50_001)
+    return _paper("kl", (1, 2, 4, 4), 4, 4, 50_001, steps=246_803)
 
 
 def kl_f4() -> ConfigDict:
-    return _paper("kl", (1, 2, 4), 3, 10, 50_001)
+    return _paper("kl", (1, 2, 4), 3, 10, 50_001, steps=176_991)
 
 
 def kl_f16() -> ConfigDict:
-    config = _paper("kl", (1, 1, 2, 2, 4), 16, 6, 50_001)
+    config = _paper("kl", (1, 1, 2, 2, 4), 16, 6, 50_001, steps=442_998)
     config.network.attention_levels = (4,)
     return config
 
 
 def kl_f32() -> ConfigDict:
-    config = _paper("kl", (1, 1, 2, 2, 4, 4), 64, 6, 50_001)
+    config = _paper("kl", (1, 1, 2, 2, 4, 4), 64, 6, 50_001, steps=406_763)
     config.network.attention_levels = (4, 5)
     return config
 
 
 def vq_f4() -> ConfigDict:
-    config = _paper("vq", (1, 2, 4), 3, 8, 0)
+    config = _paper("vq", (1, 2, 4), 3, 8, 0, steps=533_066)
     config.loss.disc_weight = 0.75
     return config
 
@@ -81,18 +88,19 @@ def vq_f4_noattn() -> ConfigDict:
     config = vq_f4()
     config.network.middle_attention = False
     config.loss.disc_start = 11
+    config.train.steps = 658_131
     return config
 
 
 def vq_f8() -> ConfigDict:
-    config = _paper("vq", (1, 2, 2, 4), 4, 10, 1)
+    config = _paper("vq", (1, 2, 2, 4), 4, 10, 1, steps=971_043)
     config.network.update(attention_levels=(3,), codes=16_384)
     config.loss.update(disc_weight=0.6, disc_layers=2)
     return config
 
 
 def vq_f16() -> ConfigDict:
-    config = _paper("vq", (1, 1, 2, 2, 4), 8, 14, 250_001)
+    config = _paper("vq", (1, 1, 2, 2, 4), 8, 14, 250_001, steps=1_101_166)
     config.network.update(attention_levels=(4,), codes=16_384)
     config.loss.update(disc_weight=0.75, disc_layers=2)
     return config

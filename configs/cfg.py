@@ -36,10 +36,10 @@ def _recipe(config: ConfigDict, *, variance: str, steps: int) -> ConfigDict:
 def imagenet64() -> ConfigDict:
     config = _recipe(base(), variance="0.3", steps=256)
     config.data.update(name="imagenet64", image_size=64, channels=3, num_classes=1000)
-    config.data.batch_size = 2048
+    config.data.update(batch_size=2048, flip=True)
     config.network.update(channels=192, multipliers=(1, 2, 3, 4), blocks=3, dropout=0.1)
     config.network.update(attention_levels=(1, 2, 3), head_channels=64, norm_eps=1e-5)
-    config.network.update(scale_shift=True, resblock_updown=True)
+    config.network.update(scale_shift=True, resblock_updown=True, initialisation="adm")
     config.optim.update(lr=3e-4, warmup=0, clip=0.0)
     config.train.steps = 400_000
     return config

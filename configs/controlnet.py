@@ -13,7 +13,7 @@
 | small_edges | configs/stable_diffusion.py:shapes | 0.79M | 32, 15 minutes on one core |
 | shapes_adapter | as shapes_edges, a T2I-Adapter | 0.17M | 32, 15 minutes on one core |
 | sd15_canny | Stable Diffusion 1.5 | 361,279,120 | 32 of 512 pixels, 8k |
-| sd15_canny_unlocked | the same, its decoder at lr 2e-6 | 872.1M | 32 of 512 pixels, 8k |
+| sd15_canny_unlocked | the same, its decoder too, at 2e-6 | 872.1M | 32 of 512 pixels, 8k |
 | sd15_seg | Stable Diffusion 1.5 | 361,279,120 | 32 of 512 pixels, 40k |
 | sd21_canny | Stable Diffusion 2.1 base | 364,228,240 | 32 of 512 pixels, 8k |
 | sdxl_canny | Stable Diffusion XL | 1,251,014,160 | 64 of 1024 pixels, 20k |
@@ -67,7 +67,11 @@ def _of_stable_diffusion(config: ConfigDict, *, hint: str) -> ConfigDict:
     stable_diffusion.begun(config)
     config.data.update(name="captioned_folder", batch_size=32)
     config.train.steps = 8000
-    return control(config, hint=hint, channels=3, factor=8)
+    control(config, hint=hint, channels=3, factor=8)
+    # OpenCV's thresholds 100 and 200, on sums of Sobel's weights over grey levels of 8 bits.
+    low, high = (threshold / (8 * 255) for threshold in (100, 200))
+    config.control.hint.update(low=low, high=high, sigma=0.0, norm="l1")
+    return config
 
 
 def sd15_canny() -> ConfigDict:
@@ -77,7 +81,7 @@ def sd15_canny() -> ConfigDict:
 def sd15_canny_unlocked() -> ConfigDict:
     config = sd15_canny()
     config.control.train_decoder = True
-    config.optim.groups = ConfigDict({"decoder": {"match": "decoder", "lr": 2e-6}})
+    config.optim.lr = 2e-6  # of all that is trained: the release has one rate
     return config
 
 

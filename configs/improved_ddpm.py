@@ -38,8 +38,8 @@ def _vlb(config: ConfigDict) -> ConfigDict:
 
 def cifar10() -> ConfigDict:
     config = _improve(base())
-    config.data.update(name="cifar10", image_size=32, channels=3, num_classes=10, flip=True)
-    config.network.update(blocks=3, attention_levels=(1, 2), dropout=0.3)
+    config.data.update(name="cifar10", image_size=32, channels=3, num_classes=10)
+    config.network.update(blocks=3, attention_levels=(1, 2), dropout=0.3, initialisation="adm")
     config.optim.update(lr=1e-4, warmup=0, clip=0.0)
     config.train.steps = 500_000
     return config

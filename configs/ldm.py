@@ -12,12 +12,17 @@
 | lsun_churches | kl_f8 | 294.97M, L1 | 96, 500k | FID 4.02 |
 | lsun_beds | vq_f4 | 274.06M | 48, 1.9M | FID 2.95 |
 | cin256 | vq_f4 | 400.92M, class tokens | 1200, 178k | FID 10.56, guided (1.5) 3.60 |
-| cin_vq8 | vq_f8 | 394.98M, class tokens | 64, 2.9M | |
+| cin_vq8 | vq_f8 | 394.98M, class tokens | 64, 2.9M | FID 15.82 unguided |
 | text2img | kl_f8 | 872.3M + 542.9M of the text | 680, 390k | COCO 23.31, guided (1.5) 12.63 |
 | inpainting | vq_f4_noattn | 387.2M, L1 | 128, 360k | |
 | superres | vq_f4 | 113.6M, 64x64 to 256x256 | 64, - | |
 | fashion_mnist (default), _f4, _f1 | our KL, f = 2, 4; pixels | 0.7M | 64, 18 minutes | docs |
 | shapes | our KL, f = 4 | 1.8M, captions | 32, 20 minutes | docs |
+
+Samplers are those of the release: timesteps are one more than range(0, 1000, 1000 // S), which are
+500 for S = 400, and the last step ends at the first level instead of the data. cin_vq8 was guided
+by a classifier of latents with scale 10 (FID 7.77), which is not built here. superres sees averages
+of 4x4 pixels where the release blurs, resizes, adds noise and compresses at random (bsrgan_light).
 
 Whatever `autoencoder.weights` points to is checked against the section `autoencoder`, copied into
 the workdir and identified in every checkpoint. docs/latent_diffusion.md has the whole story.
@@ -42,13 +47,15 @@ def _paper(first_stage: ConfigDict, *, beta_start: float, beta_end: float) -> Co
     config = base()
     codebook = first_stage.network.name == "vq"
     use_latents(config, first_stage, scale=1.0 if codebook else 0.0)
-    config.data.update(image_size=256, channels=3, flip=True)
+    config.data.update(image_size=256, channels=3)
     config.network.update(flip_sin_to_cos=True, freq_shift=0.0, downsample_padding=1)
+    config.network.initialisation = "adm"
     config.network.update(norm_eps=1e-5, blocks=2)
     config.schedule.update(name="scaled_linear", beta_start=beta_start, beta_end=beta_end)
     config.optim.update(name="adamw", weight_decay=0.01, warmup=0, clip=0.0)
     config.ema.warmup = True
-    config.sample.update(sampler="ddim", eta=1.0, steps=200, grid="leading")
+    config.sample.update(sampler="ddim", eta=1.0, steps=200)
+    config.sample.update(grid="strided", offset=1, final="first")
     return config
 
 
@@ -74,7 +81,7 @@ def ffhq() -> ConfigDict:
 
 def lsun_beds() -> ConfigDict:
     config = celebahq()
-    config.data.name = "lsun_bedroom"
+    config.data.update(name="lsun_bedroom", flip=True)
     config.sample.eta = 1.0
     config.train.steps = 1_900_000
     return config
@@ -82,28 +89,29 @@ def lsun_beds() -> ConfigDict:
 
 def lsun_churches() -> ConfigDict:
     config = _paper(autoencoder.kl_f8(), beta_start=0.0015, beta_end=0.0155)
-    config.data.update(name="lsun_church", batch_size=96)
+    config.data.update(name="lsun_church", batch_size=96, flip=True)
     config.sample.update(eta=0.0, steps=400)
     config.network.update(channels=192, multipliers=(1, 2, 2, 4, 4), attention_levels=(0, 1, 2, 3))
     config.network.update(heads=8, scale_shift=True, resblock_updown=True)
     config.loss.distance = "l1"
-    config.optim.update(lr=5e-5, warmup=10_000)
+    config.optim.update(lr=5e-5, warmup=10_000, lr_start=1e-6)
     config.train.steps = 500_000
     return config
 
 
 def _imagenet(first_stage: ConfigDict) -> ConfigDict:
     config = _paper(first_stage, beta_start=0.0015, beta_end=0.0195)
-    config.data.update(name="image_folder", num_classes=1000)
+    config.data.update(name="image_folder", num_classes=1000, crop="random")
     config.network.context_dim = 512
-    config.cond.update(context="label", drop=0.1)
-    config.sample.guidance = 1.5
+    config.cond.context = "label"
     return config
 
 
 def cin256() -> ConfigDict:
     config = _imagenet(autoencoder.vq_f4())
     config.data.batch_size = 1200
+    config.cond.drop = 0.1
+    config.sample.update(steps=250, guidance=1.5)
     config.network.update(channels=192, multipliers=(1, 2, 3, 5), attention_levels=(1, 2, 3))
     config.optim.lr = 1e-4
     config.train.steps = 178_000
@@ -113,6 +121,7 @@ def cin256() -> ConfigDict:
 def cin_vq8() -> ConfigDict:
     config = _imagenet(autoencoder.vq_f8())
     config.data.batch_size = 64
+    config.cond.null = "zero"  # labels are never dropped: the table is of the classes alone
     config.network.update(channels=256, multipliers=(1, 2, 4), attention_levels=(0, 1, 2))
     config.network.head_channels = 32
     config.optim.lr = 6.4e-5
@@ -123,7 +132,7 @@ def cin_vq8() -> ConfigDict:
 def text2img() -> ConfigDict:
     config = _paper(autoencoder.kl_f8(), beta_start=0.00085, beta_end=0.012)
     config.autoencoder.scale = 0.18215
-    config.data.update(name="latents", batch_size=680, flip=False)
+    config.data.update(name="latents", batch_size=680)
     config.network.update(channels=320, multipliers=(1, 2, 4, 4), attention_levels=(0, 1, 2))
     config.network.update(heads=8, context_dim=1280)
     config.cond.update(context="text", drop=0.1)
@@ -132,7 +141,7 @@ def text2img() -> ConfigDict:
     )
     config.optim.lr = 1e-4
     config.train.steps = 390_000
-    config.sample.guidance = 5.0
+    config.sample.update(steps=250, guidance=1.5)
     return config
 
 
@@ -143,18 +152,22 @@ def inpainting() -> ConfigDict:
     config.network.update(heads=8, resblock_updown=True)
     config.cond.concat = "inpaint"
     config.loss.distance = "l1"
-    config.optim.update(lr=6.4e-5, warmup=10_000, decay="cosine")
+    # A tenth of 1e-6 per image is the peak; multipliers of the release run from 0.001 over 0.1 to
+    # 0.0001, here in units of that peak.
+    config.optim.update(lr=0.1 * 1e-6 * 128, warmup=1000, lr_start=0.01)
+    config.optim.update(decay="cosine", decay_steps=50_000, lr_end=0.001)
     config.train.steps = 360_000
     return config
 
 
 def superres() -> ConfigDict:
     config = _paper(autoencoder.vq_f4(), beta_start=0.0015, beta_end=0.0155)
-    config.data.update(name="image_folder", batch_size=64)
+    config.data.update(name="image_folder", batch_size=64, crop="random", crop_share=(0.5, 1.0))
     config.network.update(channels=160, multipliers=(1, 2, 2, 4), attention_levels=(3,))
     config.network.head_channels = 32
     config.cond.concat = "superres"
     config.optim.lr = 6.4e-5
+    config.train.steps = 800_000  # the release gives no number
     return config
 
 

@@ -8,12 +8,16 @@ arXiv:1907.05600 and arXiv:2006.09011.
 | variant | levels | cost | expected on CIFAR-10 |
 |---|---|---|---|
 | ncsn | 10, sigma 1 to 0.01; 100 Langevin steps each | 200k steps, batch 128 | FID 25.32, IS 8.87 |
+| ncsn_printed | the same | the same weights | the step of the paper's algorithm 1 |
 | ncsnv2 | 232, sigma 50 to 0.01; 5 steps each | 300k steps, batch 128 | FID 10.87, IS 8.40 |
 | fashion_mnist | 32, sigma 15 to 0.02; 5 steps each | 30 minutes on two CPU cores | docs/results |
 | digits (default) | the same | 3 minutes on two CPU cores | readable 8x8 digits |
 
 The papers' images lie in [0, 1], here in [-1, 1]: sigmas are doubled and step sizes quadrupled.
-NCSNv2 writes its step ``a s + sqrt(2 a) z``, NCSN and we ``a/2 s + sqrt(a) z``: twice that. The
+NCSN prints its step as ``a/2 s + sqrt(a) z``, while its code, whose samples have the figures above,
+computes ``a s + sqrt(2 a) z`` with the same a = 2e-5; NCSNv2 prints and computes the latter. Both
+start with uniform noise. ``ncsn_printed`` differs from ``ncsn`` in the rule alone. NCSN adds
+uniform noise to grey levels and does not average its weights, and both sum over pixels. The
 network is our UNet where they have RefineNets. NCSNv2's network divided by sigma is a prediction of
 -eps; NCSN's own output is the score, with the weight sigma^2.
 """
@@ -36,10 +40,19 @@ def ncsn() -> ConfigDict:
     config.data.update(name="cifar10", image_size=32, channels=3, num_classes=10, flip=True)
     _levels(config, low=0.02, high=2.0, steps=10)
     config.parameterization.name = "score"
-    config.loss.weight = "snr"  # sigma^2 |score - target|^2
+    config.loss.update(weight="snr", reduction="half_sum")  # sigma^2 |score - target|^2 / 2
+    config.data.dequantize = True
     config.optim.update(lr=1e-3, warmup=0, clip=0.0)
-    config.train.steps = 200_000
-    config.sample.update(steps_per_level=100, step_size=8e-5)
+    config.ema.decay = 0.0
+    config.train.steps = 200_001
+    config.sample.update(steps_per_level=100, step_size=8e-5, rule="released", start="uniform")
+    return config
+
+
+def ncsn_printed() -> ConfigDict:
+    """The step of algorithm 1: half as long as that of the code, which made the figures."""
+    config = ncsn()
+    config.sample.rule = "printed"
     return config
 
 
@@ -48,10 +61,11 @@ def ncsnv2() -> ConfigDict:
     _levels(config, low=0.02, high=100.0, steps=232)
     config.parameterization.name = "eps"
     config.loss.weight = "simple"
+    config.data.dequantize = False
     config.optim.lr = 1e-4
     config.ema.decay = 0.999
-    config.train.steps = 300_000
-    config.sample.update(steps_per_level=5, step_size=8 * 6.2e-6, denoise=True)
+    config.train.steps = 300_001
+    config.sample.update(steps_per_level=5, step_size=4 * 6.2e-6, denoise=True)
     return config
 
 
@@ -74,7 +88,7 @@ def digits() -> ConfigDict:
     return _small(ddpm.digits())
 
 
-VARIANTS = {f.__name__: f for f in (digits, fashion_mnist, ncsn, ncsnv2)}
+VARIANTS = {f.__name__: f for f in (digits, fashion_mnist, ncsn, ncsn_printed, ncsnv2)}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -54,7 +54,8 @@ def model15(*, scale: float = 0.18215) -> ConfigDict:
     config.network.norm_eps = 1e-5
     config.cond.update(context="clip", text=ConfigDict(CLIP), empty=(START, END, END))
     config.schedule.update(name="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    config.sample.update(sampler="ddim", grid="leading", steps=50, guidance=7.5, clip=False)
+    config.sample.update(sampler="ddim", steps=50, guidance=7.5, clip=False)
+    config.sample.update(grid="leading", offset=1, final="first")  # as LDM's DDIM
     return config
 
 

@@ -38,11 +38,14 @@ _NAMES = {
     "Task": ("types", "Task"),
     "diffusion_task": ("tasks", "make_diffusion_task"),
     "fit": ("train", "fit"),
+    # Files of models on the Hub.
+    "download": ("pretrained", "download"),
     # Prompts to pictures.
     **{
         name: ("generate", name)
         for name in (
             *("load", "Control", "Guidance", "Image", "Lora", "Refiner", "Request", "Sampling"),
+            *("FreeU", "PerturbedAttention"),
             *("Size", "Embedding", "Pipeline", "Prompt", "RequestError"),
         )
     },
@@ -62,9 +65,11 @@ if TYPE_CHECKING:
     from diffjax.generate import (
         Control,
         Embedding,
+        FreeU,
         Guidance,
         Image,
         Lora,
+        PerturbedAttention,
         Pipeline,
         Prompt,
         Refiner,
@@ -75,6 +80,7 @@ if TYPE_CHECKING:
         load,
     )
     from diffjax.model import Model, denoiser, draw, sample
+    from diffjax.pretrained import download
     from diffjax.runs import open_model as open
     from diffjax.tasks import make_diffusion_task as diffusion_task
     from diffjax.train import fit
@@ -92,8 +98,11 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f"diffjax.{module}"), there)
     if name in _MODULES:
         return importlib.import_module(f"diffjax.{name}")
+    from diffjax.generate.diffusers_names import CLASSES
     from diffjax.types import suggest
 
+    if name in CLASSES:
+        raise AttributeError(f"{name} of diffusers is here: {CLASSES[name]}")
     near = suggest(name, __all__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}")
 

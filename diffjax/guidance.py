@@ -131,6 +131,36 @@ def rescale(parameterization: Parameterization, phi: float, inner: Combine = cfg
     return combine
 
 
+def add_contrast(
+    weak: Denoiser, scale: Scale, inner: Combine = cfg, *, of_null: bool = False
+) -> Combine:
+    """Add ``k (c - w)`` to what ``inner`` makes of a pair, w being another denoiser's prediction.
+
+    With a network whose self-attention is the identity as w this is perturbed-attention guidance
+    (Ahn et al. 2024, eq. 12, beside classifier-free guidance). Where k is 0, w is not computed.
+
+    With ``of_null`` it is ``k (u - w)``. If w lacks an image that c and u have, this is the
+    guidance of images that are edited, whose scale is ``k + 1`` (Brooks et al. 2023, eq. 3).
+
+    Args:
+        scale: k.
+    """
+
+    def combine(c: Prediction, u: Prediction, s: ArrayLike, z: Array, level: Level) -> Prediction:
+        guided = inner(c, u, s, z, level)
+        k = jnp.asarray(scale(level) if callable(scale) else scale, jnp.float32)
+
+        def add() -> Prediction:
+            w, factor = weak(z, level), expand(k, z)
+            strong = u if of_null else c
+            x = guided.x + factor * (strong.x - w.x)
+            return guided._replace(x=x, eps=guided.eps + factor * (strong.eps - w.eps))
+
+        return jax.lax.cond(jnp.all(k == 0), lambda: guided, add)
+
+    return combine
+
+
 def _with_x(p: Prediction, x: Array, z: Array, level: Level) -> Prediction:
     """Replace x, and derive eps from it: ``eps = (z - alpha x) / sigma``."""
     a, s = expand(jnp.asarray(level.alpha), z), expand(jnp.asarray(level.sigma), z)

@@ -77,12 +77,36 @@ def edm_weight(sigma_data: float = 0.5) -> Weight:
     return _on_x(lambda r: r + 1 / sigma_data**2)
 
 
+def likelihood(schedule: Schedule) -> Weight:
+    """Weigh by ``w_eps = g^2 / sigma^2 = -d log-SNR / dt``, which bounds the likelihood.
+
+    Song et al. 2021 (arXiv:2101.09258), section 4, for uniform times.
+
+    Args:
+        schedule: continuous; ``g^2`` is that of its SDE.
+
+    Raises:
+        ValueError: the schedule is discrete.
+    """
+    if schedule.steps is not None:
+        raise ValueError("the likelihood weight needs a continuous schedule, such as vp_sde")
+
+    def raw(level: Level, parameterization: Parameterization) -> ArrayLike:
+        t = jnp.asarray(level.t, jnp.float32)
+        (alpha, sigma), (da, ds) = jax.jvp(schedule.at, (t,), (jnp.ones_like(t),))
+        snr = jnp.square(alpha / sigma)
+        return 2 * (ds / sigma - da / alpha) * snr * parameterization.gain(level) ** 2
+
+    return raw
+
+
 WEIGHTS: dict[str, Callable[..., Weight]] = {
     "simple": simple,
     "snr": snr,
     "p2": p2,
     "min_snr": min_snr,
     "edm": edm_weight,
+    "likelihood": likelihood,
 }
 
 
@@ -189,6 +213,23 @@ def cubic(schedule: Schedule) -> TimeSampler:
     return _stateless(lambda key, n: _scaled(schedule, 1 - jax.random.uniform(key, (n,)) ** 3))
 
 
+def antithetic(schedule: Schedule) -> TimeSampler:
+    """Pairs of timesteps t and T - 1 - t, each uniform (Song et al. 2020, released code).
+
+    Raises:
+        ValueError: the schedule is continuous.
+    """
+    if schedule.steps is None:
+        raise ValueError("antithetic times need a discrete schedule")
+    last = schedule.steps - 1
+
+    def draw(key: jax.Array, n: int) -> Array:
+        t = _scaled(schedule, jax.random.uniform(key, (n // 2 + 1,)))
+        return jnp.concatenate([t, last - t])[:n]
+
+    return _stateless(draw)
+
+
 def log_normal(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
     """Draw ``log(sigma/alpha) ~ N(mean, std^2)`` (Karras et al. 2022, table 1).
 
@@ -270,6 +311,7 @@ TIME_SAMPLERS = {
     "uniform": uniform,
     "low_discrepancy": low_discrepancy,
     "cubic": cubic,
+    "antithetic": antithetic,
     "log_normal": log_normal,
     "logit_normal": logit_normal,
     "loss_second_moment": loss_second_moment,
@@ -309,5 +351,13 @@ def absolute_error(raw: Array, target: Array) -> Array:
 
 
 ERRORS = {"l1": absolute_error, "l2": squared_error}
+
+# Numbers in an image -> what its mean error is multiplied by. Gradients that are clipped at a norm
+# differ, and so does Adam where its eps counts. Song & Ermon 2019 and Song et al. 2021 take half.
+REDUCTIONS: dict[str, Callable[[int], float]] = {
+    "mean": lambda size: 1.0,
+    "sum": lambda size: float(size),
+    "half_sum": lambda size: size / 2,
+}
 
 LOG2 = float(np.log(2.0))

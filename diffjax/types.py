@@ -253,11 +253,13 @@ class Sampler(NamedTuple):
         plan: ``Grid -> Rows``, formed on the host in float64.
         init: ``(z, rows) -> memory``, what the solver remembers before the first row.
         step: ``(noise, denoise, z, memory, row) -> (z, memory)``, traceable.
+        start: ``standard normal noise -> z``, in place of noise of the first level; None for that.
     """
 
     plan: Callable[[Grid], Rows]
     init: Callable[[Array, Rows], Memory]
     step: Callable[[Noise, Denoiser, Array, Memory, Rows], tuple[Array, Memory]]
+    start: Callable[[Array], Array] | None = None
 
 
 class Task(NamedTuple):

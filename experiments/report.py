@@ -11,6 +11,10 @@ The table of results in README.md, from the files under docs/results.
 
     python -m experiments.report --results
 
+The page docs/published.md, from configs/published.
+
+    python -m experiments.report --published
+
 Reads what the run wrote (metrics.jsonl, samples/, evaluation.json, sweeps/) and computes nothing.
 """
 
@@ -24,11 +28,13 @@ from absl import flags, logging
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
 from diffjax.cli.report_page import format_comparison, format_run
+from experiments import published
 from experiments.reproductions import results
 
 RUNS = flags.DEFINE_list("runs", [], "Folders of the runs to compare; those of a sweep if not set.")
 METRIC = flags.DEFINE_string("metric", "loss", "The measure by which the best run is chosen.")
 RESULTS = flags.DEFINE_bool("results", False, "Write the table of results in README.md again.")
+PUBLISHED = flags.DEFINE_bool("published", False, "Write docs/published.md again.")
 MODE = flags.DEFINE_enum(
     "mode", "min", ["min", "max"], "Whether the lowest or the highest --metric is best."
 )
@@ -53,13 +59,13 @@ def _list_runs(folder: Path) -> list[Path]:
     return [folder / name for name in names if (folder / name / "config.json").exists()]
 
 
-FLAG_GROUPS = {"Report": ("workdir", "runs", "metric", "mode", "results", "config")}
+FLAG_GROUPS = {"Report": ("workdir", "runs", "metric", "mode", "results", "published", "config")}
 # Flags of other modules that this command uses.
 USES = ("config", "workdir")
 
 
 def main() -> None:
-    """Write the page about a run, the comparison of several, or the table of results in README.md.
+    """Write the page that the flags ask for: about a run, several, all results or the papers.
 
     Raises:
         UsageError: nothing was trained in the workdir.
@@ -69,6 +75,10 @@ def main() -> None:
         readme = Path("README.md")
         readme.write_text(results.insert_table(readme.read_text(), Path("docs/results")))
         logging.info("the table in %s is up to date", readme)
+        return
+    if PUBLISHED.value:
+        Path("docs/published.md").write_text(published.write_page())
+        logging.info("docs/published.md is up to date")
         return
     folder = run_flags.read_workdir()
     out = folder / "report.html"

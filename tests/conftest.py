@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # `diffjax.load` keeps compiled programs there; not among the user's files.
 os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "diffjax-tests")
+# No test asks the Hub; those of it have a server of their own.
+os.environ["HF_HUB_OFFLINE"] = "1"
 # A shell ignores Ctrl-C for what it runs in the background, and so would the tests of Ctrl-C.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -161,3 +161,22 @@ def test_grids_have_their_number_of_steps_however_they_end(make):
         assert (g.steps, len(g.levels.t), g.levels.sigma[-1] == 0) == (6, 7, final == "clean")
     even = grids.uniform(s, 4).levels.t
     assert even == pytest.approx(np.linspace(1, 1e-5, 5))
+
+
+def test_strided_takes_all_of_the_range():
+    schedule = schedules.linear()
+    for steps, count in ((10, 10), (50, 50), (400, 500), (30, 31)):
+        grid = grids.make("strided", schedule, steps)
+        assert np.array_equal(grid.levels.t[:-1][::-1], np.arange(0, 1000, 1000 // steps))
+        assert grid.steps == count
+    shifted = grids.make("strided", schedule, 250, {"offset": 1, "final": "first"})
+    assert shifted.levels.t[0] == 997
+    assert shifted.levels.t[-2] == 1
+    assert np.allclose((shifted.levels.alpha[-1], shifted.levels.sigma[-1]), schedule.at(0.0))
+
+
+def test_uniform_may_end_before_the_span():
+    grid = grids.make("uniform", schedules.vp_sde(), 5, {"final": "clean", "t_end": 0.2})
+    assert np.allclose(grid.levels.t[:-1], np.linspace(1, 0.2, 5))
+    with pytest.raises(ValueError, match="t_end must lie in"):
+        grids.make("uniform", schedules.vp_sde(), 5, {"t_end": 1.5})

@@ -133,3 +133,30 @@ def test_bad_input():
         losses.make_time_sampler("loss_second_moment", schedules.ve())
     with pytest.raises(ValueError, match="edm schedule"):
         losses.make_time_sampler("log_normal", LINEAR)
+
+
+def test_antithetic_times_are_pairs():
+    schedule = schedules.linear(steps=100)
+    sampler = losses.make_time_sampler("antithetic", schedule)
+    t, weight = sampler.draw(jax.random.key(0), (), 7)
+    assert np.array_equal(t[4:], 99 - t[:3])
+    assert np.all(weight == 1)
+    with pytest.raises(ValueError, match="discrete schedule"):
+        losses.make_time_sampler("antithetic", schedules.vp_sde())
+
+
+@pytest.mark.parametrize("make", [schedules.vp_sde, schedules.sub_vp])
+def test_the_likelihood_weight_is_that_of_the_sde(make):
+    # On the error of eps: g^2 / sigma^2 (Song et al. 2021, released code).
+    schedule, t = make(), np.array([0.05, 0.5, 0.9])
+    beta, integral = 0.1 + 19.9 * t, 0.1 * t + 9.95 * t**2
+    g2 = beta if make is schedules.vp_sde else beta * (1 - np.exp(-2 * integral))
+    level = Level(jnp.asarray(t), *map(jnp.asarray, schedule.at(t)))
+    weight = losses.make_weight("likelihood", {"schedule": schedule})
+    found = weight(level, parameterization.eps())
+    assert np.allclose(found, g2 / np.asarray(level.sigma) ** 2, rtol=1e-4)
+
+
+def test_the_likelihood_weight_needs_continuous_time():
+    with pytest.raises(ValueError, match="continuous schedule"):
+        losses.make_weight("likelihood", {"schedule": schedules.linear()})

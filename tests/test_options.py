@@ -32,10 +32,11 @@ SCHEDULES = {
 }
 GRIDS = {
     "leading": dict(offset=(0, 1), final=("clean", "first")),
+    "strided": dict(offset=(0, 1), final=("clean", "first")),
     "trailing": {},
     "linspace": {},
     "quadratic": dict(fraction=(0.8, 0.5)),
-    "uniform": dict(final=("last", "clean")),
+    "uniform": dict(final=("last", "clean"), t_end=(None, 0.1)),
     "logsnr": dict(final=("clean", "last")),
     "exponential": dict(final=("clean", "last")),
     "karras": dict(
@@ -71,11 +72,25 @@ SAMPLERS = {
     "dpmpp_3s": {},
     "unipc": dict(lower_order_final=(True, False)),
     "unipc_3": dict(lower_order_final=(True, False)),
+    "sa_solver": dict(lower_order_final=(True, False)),
     "consistency": {},
     "lcm": dict(sigma_data=(0.5, 5.0), timestep_scaling=(10.0, 0.1)),
     "tcd": dict(gamma=(0.3, 0.5)),
-    "langevin": dict(steps_per_level=(100, 50), step_size=(2e-5, 1e-5), denoise=(False, True)),
-    "pc": dict(variance=("fixedlarge", "fixedsmall"), snr=(0.16, 0.3), corrections=(1, 2)),
+    "langevin": dict(
+        steps_per_level=(100, 50),
+        step_size=(2e-5, 1e-5),
+        denoise=(False, True),
+        rule=("printed", "released"),
+        start=("normal", "uniform"),
+    ),
+    "pc": dict(
+        variance=("fixedlarge", "fixedsmall"),
+        snr=(0.16, 0.3),
+        corrections=(1, 2),
+        norm=("image", "batch"),
+    ),
+    "euler_maruyama": {},
+    "rk45": dict(rtol=(1e-5, 1e-2), atol=(1e-5, 1e-2)),
 }
 WEIGHTS = {
     "simple": {},
@@ -83,11 +98,13 @@ WEIGHTS = {
     "p2": dict(k=(1.0, 2.0), gamma=(1.0, 0.5)),
     "min_snr": dict(gamma=(5.0, 1.0)),
     "edm": dict(sigma_data=(0.5, 1.0)),
+    "likelihood": {},
 }
 TIMES = {
     "uniform": dict(share=(1.0, 0.5)),
     "low_discrepancy": dict(share=(1.0, 0.5)),
     "cubic": {},
+    "antithetic": {},
     "log_normal": dict(mean=(-1.2, 0.0), std=(1.2, 0.5)),
     "logit_normal": dict(mean=(0.0, 1.0), std=(1.0, 0.5)),
     "loss_second_moment": dict(history=(10, 5), uniform_prob=(0.001, 0.5)),
@@ -150,10 +167,16 @@ def _of_sampler(name, options):
     sampler = samplers.make(name, options)
     with np.errstate(divide="ignore", invalid="ignore"):
         rows = sampler.plan(grid)
-    if name != "pc":
+    if sampler.start is not None:
+        return sampler.start(jnp.linspace(-1, 1, 4)), rows.coef, rows.level
+    if name not in ("pc", "rk45"):
         return rows.coef, rows.level
-    z, noise = jnp.linspace(-1, 1, 4)[None], lambda i, k=0: jnp.full((1, 4), 0.5 + k)
-    row = jax.tree.map(lambda leaf: leaf[2], rows)
+    z = jnp.stack([jnp.linspace(-1, 1, 4), jnp.linspace(0, 2, 4)])
+
+    def noise(i, k=0):
+        return jnp.full((2, 4), 0.5 + k) * jnp.array([[1.0], [2.0]])
+
+    row = jax.tree.map(lambda leaf: leaf[0 if name == "rk45" else 2], rows)
 
     def denoise(z, level):
         return parameterization.x0().decode(0.5 * z, z, level)

@@ -46,7 +46,7 @@ INCEPTION = flags.DEFINE_string("inception", None, "Weights of Inception, as .pt
 LEGACY = flags.DEFINE_bool(
     "allow_legacy_pickle", False, "Also read --inception from a pickle; its code is not run."
 )
-CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIPModel, for the metric clip.")
+CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIPModel, or its name on the Hub, for clip.")
 PROMPTS = flags.DEFINE_string(
     "prompts", None, "File with one line of text per image, for the metric clip."
 )

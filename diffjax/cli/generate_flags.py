@@ -27,7 +27,11 @@ from diffjax.cli.image_options import (
 
 _SAMPLERS, _GRIDS = ", ".join(generate.SAMPLERS), ", ".join(generate.GRIDS)
 
-flags.DEFINE_string("model", None, "The model: a diffusers folder, or a single .safetensors file.")
+flags.DEFINE_string(
+    "model",
+    None,
+    "The model: a diffusers folder, a .safetensors file, or OWNER/NAME[@REVISION] on the Hub.",
+)
 flags.DEFINE_string(
     "tokenizer", None, "Folder of a CLIP tokenizer. Single files hold none and need it."
 )

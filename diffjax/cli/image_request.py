@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +24,7 @@ from diffjax.cli.image_options import (
 )
 from diffjax.cli.path_arguments import parse_concept, parse_control, parse_lora
 from diffjax.data import pictures
-from diffjax.pretrained import load_model, load_single_file
+from diffjax.pretrained import download, load_model, load_single_file
 from diffjax.pretrained.files import find_weights_file
 from diffjax.pretrained.models import Component
 from diffjax.types import ConfigError
@@ -104,17 +103,19 @@ def load_control(path: str, dtype: DTypeLike, variant: str | None = None) -> Com
     """Load a ControlNet or T2I-Adapter from a diffusers folder, or a ControlNet from a single file.
 
     Args:
+        path: the folder or file, or a name on the Hub.
         dtype: in which the network computes.
         variant: that of the model; a folder that has no weights of the variant is read without.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, or is not what it has to be.
     """
-    if Path(path).is_dir():
+    found = download(path, variant=variant, fall_back=True)
+    if found.is_dir():
         return load_model(
-            path, dtype=dtype, variant=variant if find_weights_file(path, variant) else None
+            found, dtype=dtype, variant=variant if find_weights_file(found, variant) else None
         )
-    return load_single_file(path, parts=["controlnet"], dtype=dtype)["controlnet"]
+    return load_single_file(found, parts=["controlnet"], dtype=dtype)["controlnet"]
 
 
 def make_request(options: ImageOptions) -> generate.Request:

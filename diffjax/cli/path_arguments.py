@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from diffjax.pretrained.hub import parse_name
 from diffjax.types import ConfigError
 
 
@@ -65,7 +66,7 @@ def parse_concept(text: str) -> tuple[str, str | None]:
 
 
 def parse_control(text: str) -> ControlArgument:
-    """Parse --control=NET:IMAGE[:SCALE[:START:END]].
+    """Parse --control=NET:IMAGE[:SCALE[:START:END]]. NET may be a name on the Hub.
 
     Raises:
         ConfigError: the value does not name a network and an image that exist.
@@ -78,14 +79,14 @@ def parse_control(text: str) -> ControlArgument:
             net, image = ":".join(paths[:k]), ":".join(paths[k:])
             if (
                 net
-                and Path(net).exists()
+                and (Path(net).exists() or parse_name(net))
                 and Path(image).is_file()
                 and all(map(_is_number, numbers))
             ):
                 return ControlArgument(net, image, *map(float, numbers))
     raise ConfigError(
         f"--control={text}: must be NET:IMAGE[:SCALE[:START:END]], with a ControlNet and an image "
-        "that exist"
+        "that exist; the ControlNet may be a name on the Hub"
     )
 
 

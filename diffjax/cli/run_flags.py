@@ -24,6 +24,7 @@ from diffjax.cli import command_line
 from diffjax.cli.command_line import UsageError, find_flag
 from diffjax.config.ranges import check_list
 from diffjax.config.variants import load_config, load_kept_file
+from diffjax.pretrained import download
 from diffjax.train import CheckpointMismatch
 from diffjax.types import ConfigError
 
@@ -40,7 +41,8 @@ WORKDIR = flags.DEFINE_string(
 WEIGHTS = flags.DEFINE_string(
     "weights",
     None,
-    "File that experiments.export wrote, to use in place of the checkpoint of --workdir.",
+    "File that experiments.export wrote, or its name on the Hub, to use in place of the checkpoint "
+    "of --workdir.",
 )
 
 BEST = flags.DEFINE_bool("best", False, "Use the best state of the run in place of the last one.")
@@ -121,9 +123,12 @@ def _name_flags() -> Iterator[None]:
 def _insert_config(argv: list[str]) -> list[str]:
     """Insert --config of the config that is stored with the weights, if none is given.
 
-    The config is loaded once, so that an error in it is reported as a plain message.
+    Weights that are named by their name on the Hub are downloaded, and the flag then names the
+    local file. The config is loaded once, so that an error in it is reported as a plain message.
     """
     chosen, stored = find_flag(argv, "config"), find_flag(argv, "weights")
+    if stored and (local := str(download(stored))) != stored and Path(local).exists():
+        argv, stored = [*argv, f"--weights={local}"], local
     if stored is None and (folder := find_flag(argv, "workdir")):
         stored = str(Path(folder) / "config.json")
     if chosen is None and stored and Path(stored).exists():

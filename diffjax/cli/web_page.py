@@ -276,7 +276,7 @@ def _make_fields(pipe: generate.Pipeline, control: bool, limits: Limits) -> list
             gr.Number(0, label="Height (0: the model's)", precision=0),
             gr.Number(0, label="Width (0: the model's)", precision=0),
         ]
-    with gr.Accordion("Image to start from", open=pipe.extra_channels > 0):
+    with gr.Accordion("Image to start from", open=bool(pipe.beside)):
         fields += [
             make_upload("Image"),
             gr.Slider(0.05, 1, new.strength, step=0.05, label="Strength"),

@@ -63,7 +63,7 @@ CHOICES = (
     Choice("schedule", "schedule", "name", schedules.SCHEDULES),
     Choice("parameterization", "parameterization", "name", _PARAMETERIZATIONS, ("grid",)),
     Choice(
-        *("loss weight", "loss", "weight", losses.WEIGHTS),
+        *("loss weight", "loss", "weight", losses.WEIGHTS, ("schedule",)),
         shared={"sigma_data": "parameterization.sigma_data"},
     ),
     Choice("time sampler", "times", "name", losses.TIME_SAMPLERS, ("schedule",)),

@@ -68,6 +68,12 @@ DEFAULTS: Config = {
         "batch_size": 128,
         # Exchange left and right at random
         "flip": False,
+        # Where pictures are cropped that are larger than image_size: center, or random
+        "crop": "center",
+        # Side of random crops over that of the largest that fits, drawn between these
+        "crop_share": (1.0, 1.0),
+        # Add uniform noise of the size of a grey level in training
+        "dequantize": False,
         # Probability of each of EDM's augmentations
         "augment": 0.0,
         # Threads that read ahead, in each process
@@ -138,6 +144,12 @@ DEFAULTS: Config = {
         "progressive_input": False,
         # Size of the label of EDM's augmentations; 0: none
         "augment_dim": 0,
+        # Where the class joins: after the layers of the time embedding, or before
+        "class_embedding": "after",
+        # What follows the pooling of a classifier: dense, or direct (ADM's release)
+        "head": "dense",
+        # How parameters begin: ddpm, score_sde, adm or torch (diffjax.nets.initialisation)
+        "initialisation": "ddpm",
         # Width of the tokens to attend to; 0: none
         "context_dim": 0,
         # Size of the added condition of Stable Diffusion XL; 0: none
@@ -174,7 +186,7 @@ DEFAULTS: Config = {
     "loss": {
         # The loss: simple, vlb or hybrid
         "name": "simple",
-        # The weight of the simple loss: simple, snr, p2, min_snr or edm
+        # The weight of the simple loss: simple, snr, p2, min_snr, edm or likelihood
         "weight": "simple",
         # Variance of the reverse steps in the bound: fixedsmall, fixedlarge or learned
         "variance": "fixedsmall",
@@ -182,6 +194,8 @@ DEFAULTS: Config = {
         "vlb_weight": 1e-3,
         # Distance in the simple loss: l2 or l1
         "distance": "l2",
+        # Over the numbers of an image, in the simple loss: mean, sum or half_sum
+        "reduction": "mean",
         **leave_open(float, "gamma", "k"),  # min_snr has gamma, p2 both
     },
     "times": {
@@ -223,7 +237,9 @@ DEFAULTS: Config = {
         "decay": "constant",
         # The largest norm of all gradients; 0: no bound
         "clip": 1.0,
+        **leave_open(float, "lr_start"),  # of the warm-up: a fraction of lr
         **leave_open(float, "lr_end"),  # cosine, linear: a fraction of lr
+        **leave_open(int, "decay_steps"),  # cosine, linear: where they end
         **leave_open(float, "b1", "b2", "eps"),  # adam, adamw and most others
         **leave_open(float, "weight_decay"),  # adamw, lion, lamb, muon and others
         **leave_open(float, "momentum"),  # sgd, rmsprop, lars and others
@@ -273,9 +289,12 @@ DEFAULTS: Config = {
         **leave_open(float, "s_churn", "s_tmin", "s_tmax", "s_noise"),  # heun
         **leave_open(float, "snr"),  # pc
         **leave_open(int, "corrections"),
+        **leave_open(str, "norm"),
         **leave_open(int, "steps_per_level"),  # langevin
         **leave_open(float, "step_size"),
         **leave_open(bool, "denoise"),
+        **leave_open(str, "rule", "start"),
+        **leave_open(float, "rtol", "atol"),  # rk45
         **leave_open(int, "order"),  # lms, ipndm, deis
         **leave_open(bool, "lower_order_final"),  # dpmpp_2m and its like, unipc, deis
         **leave_open(bool, "euler_at_final"),  # dpmpp_2m and its like
@@ -289,6 +308,7 @@ DEFAULTS: Config = {
         **leave_open(float, "fraction"),  # quadratic
         **leave_open(int, "original_steps"),  # lcm
         **leave_open(int, "offset"),  # leading
+        **leave_open(float, "t_end"),  # uniform
         **leave_open(str, "final"),  # where grids end: clean, first, last
         # Bound the predicted x to [-1, 1]; False for latents
         "clip": True,
@@ -346,6 +366,8 @@ FIRST_STAGE: Config = {
         "norm_groups": 32,
         # Attention at the lowest resolution
         "middle_attention": True,
+        # How parameters begin: ddpm or torch (diffjax.nets.initialisation)
+        "initialisation": "ddpm",
         # vq: size of the codebook
         "codes": 8192,
         # vq: channels of a code; 0: latent_channels
@@ -384,55 +406,5 @@ FIRST_STAGE: Config = {
         "disc_layers": 3,
         # Balance both losses by their gradients at the last layer
         "adaptive": True,
-    },
-}
-
-# What configs have beside DEFAULTS if they fine-tune a published model or train an adapter.
-OPTIONAL: Config = {
-    "model": {
-        # The model to begin with: diffusers folder, single .safetensors file, or random
-        "path": "",
-        # Folder of a tokenizer, which a single file needs
-        "tokenizer": "",
-    },
-    "control": {
-        # The frozen base: a workdir or an exported file; not with a section `model`
-        "base": "",
-        # How hints are made (diffjax.data.HINTS), with the options of canny
-        "hint": {"name": "canny", "low": 0.05, "high": 0.1, "sigma": 1.0},
-        "net": {
-            # controlnet or t2i_adapter
-            "name": "controlnet",
-            # Channels of the hint
-            "hint_channels": 3,
-            # Widths of the layers that encode the hint
-            "hint_widths": (16, 32, 96, 256),
-            # Pixels of the hint per pixel of z
-            "hint_factor": 8,
-            # How the hint is encoded: as in the released models, or as in the paper
-            "hint_encoder": "released",
-            # How the connections to the base begin: zero or gaussian
-            "connections": "zero",
-            # A few convolutions in place of a copy of the encoder (ControlNet-lite)
-            "lite": False,
-            # t2i_adapter: full, full_xl or light
-            "kind": "full",
-            # t2i_adapter: residual blocks of a level
-            "blocks": 2,
-        },
-        # Add residuals to the middle alone, and not to the skips
-        "only_middle": False,
-        # Train the base's decoder too
-        "train_decoder": False,
-        # Of control and prompt: balanced, prompt, control, guess or resolution
-        "balance": "balanced",
-    },
-    "lora": {
-        # Rank r of the matrices B (out, r) and A (r, in)
-        "rank": 16,
-        # The layers get alpha / rank B A
-        "alpha": 16.0,
-        # Layers that get adapters, by the ends of their dotted names
-        "targets": ("to_q", "to_k", "to_v", "to_out.0"),
     },
 }

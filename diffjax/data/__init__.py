@@ -10,11 +10,13 @@ them.
 """
 
 from diffjax.data.batching import (
+    RandomCrop,
     batch_at,
     batch_of,
     batches,
     dataset,
     device_prefetch,
+    make_crop,
     to_float,
     to_levels,
 )
@@ -31,6 +33,7 @@ __all__ = [
     "HINTS",
     "Buckets",
     "Hints",
+    "RandomCrop",
     "Source",
     "batch_at",
     "batch_of",
@@ -40,6 +43,7 @@ __all__ = [
     "from_arrays",
     "load",
     "load_pairs",
+    "make_crop",
     "make_hints",
     "names",
     "sides",

@@ -17,15 +17,17 @@ from __future__ import annotations
 import collections
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import jax
 import numpy as np
 
+from diffjax.data.formats import crop_resize_at
 from diffjax.data.hint_makers import Hints
 from diffjax.data.source import Source
-from diffjax.types import T
+from diffjax.types import T, choose
 
 Batch = dict[str, np.ndarray]
 
@@ -48,12 +50,54 @@ def to_levels(x: np.ndarray, levels: int) -> np.ndarray:
 
 
 def _draw_fair_bits(seed: int, positions: np.ndarray) -> np.ndarray:
-    """Draw a fair bit per position by SplitMix64's finaliser (Steele et al. 2014), bool (B,)."""
+    """Draw a fair bit per position, bool (B,)."""
+    return (_mix(seed, positions) >> np.uint64(63)).astype(bool)
+
+
+def _draw_uniform(seed: Sequence[int], positions: np.ndarray) -> np.ndarray:
+    """Draw a number in [0, 1) per position, float64 (B,)."""
+    return (_mix(seed, positions) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(seed: int | Sequence[int], positions: np.ndarray) -> np.ndarray:
+    """64 random bits per position by SplitMix64's finaliser (Steele et al. 2014), uint64 (B,)."""
     start = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     z = start + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((z ^ (z >> np.uint64(31))) >> np.uint64(63)).astype(bool)
+    return z ^ (z >> np.uint64(31))
+
+
+class RandomCrop(NamedTuple):
+    """Crops at random places, whose share of the largest is drawn between ``low`` and ``high``."""
+
+    low: float
+    high: float
+
+    def take(self, source: Source, indices: np.ndarray, seed: int, positions: np.ndarray) -> Batch:
+        """As `Source.take`, of a source of images and labels, cropped by (seed, position)."""
+        pictures, labels = source.take_originals(indices)
+        share, top, left = (_draw_uniform((seed, k), positions) for k in (1, 2, 3))
+        share = self.low + share * (self.high - self.low)
+        size = source.shape[:2]
+        images = [
+            crop_resize_at(picture, size, share=share[k], place=(top[k], left[k]))
+            for k, picture in enumerate(pictures)
+        ]
+        return {"image": np.stack(images), "label": labels}
+
+
+def make_crop(name: str, share: Sequence[float]) -> RandomCrop | None:
+    """The crops of ``data.crop`` and ``data.crop_share``; None for central ones.
+
+    Raises:
+      ValueError: an unknown name, or shares that are no two numbers in (0, 1].
+    """
+    if not choose("data.crop", name, {"center": False, "random": True}):
+        return None
+    if len(share) != 2 or not 0 < share[0] <= share[1] <= 1:
+        raise ValueError(f"data.crop_share={tuple(share)} must be two rising numbers in (0, 1]")
+    return RandomCrop(*share)
 
 
 def _check(
@@ -83,6 +127,7 @@ def dataset(
     batch_size: int,
     seed: int,
     flip: bool = False,
+    crop: RandomCrop | None = None,
     hints: Hints | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -95,6 +140,7 @@ def dataset(
         spans several epochs and repeats images.
       seed: of the order and of the flips, 0 to 2**32 - 1.
       flip: mirror each image left to right with probability 1/2, by (seed, position).
+      crop: how each image is cropped, by (seed, position); None for its middle.
       hints: computes the entry "hint" from a batch, see `diffjax.data.make_hints`.
       process_index: this process gets the contiguous rows process_index * B, ... of the global
         batch, B = batch_size / process_count. Concatenated, they are the batch of one process.
@@ -109,8 +155,9 @@ def dataset(
         or a mask.
     """
     _check(source, batch_size, seed, process_index, process_count)
-    if flip and source.more:
-        raise ValueError("flip=True: the texts and masks of these images would no longer fit")
+    if (flip or crop) and source.more:
+        which = "flip=True" if flip else "crop=random"
+        raise ValueError(f"{which}: the texts and masks of these images would no longer fit")
     rows = batch_size // process_count
     own = process_index * rows + np.arange(rows)
 
@@ -119,12 +166,16 @@ def dataset(
         return batch if hints is None else {**batch, "hint": hints(batch)}
 
     def read_images(step: int, indices: np.ndarray) -> Batch:
-        batch = source.take(indices)
+        positions = step * batch_size + own
+        if crop is not None:
+            batch = crop.take(source, indices, seed, positions)
+        else:
+            batch = source.take(indices)
         if "image" not in batch:  # there are latents in place of images
             return batch
         images = batch["image"]
         if flip:
-            mirrored = _draw_fair_bits(seed, step * batch_size + own)[:, None, None, None]
+            mirrored = _draw_fair_bits(seed, positions)[:, None, None, None]
             images = np.where(mirrored, images[:, :, ::-1], images)
         return {**batch, "image": to_float(images, source.levels)}
 
@@ -187,6 +238,7 @@ def batch_at(
     batch_size: int,
     seed: int,
     flip: bool = False,
+    crop: RandomCrop | None = None,
     hints: Hints | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -202,6 +254,7 @@ def batch_at(
         batch_size=batch_size,
         seed=seed,
         flip=flip,
+        crop=crop,
         hints=hints,
         process_index=process_index,
         process_count=process_count,
@@ -216,6 +269,7 @@ def batches(
     seed: int,
     step: int = 0,
     flip: bool = False,
+    crop: RandomCrop | None = None,
     num_threads: int = 2,
     prefetch: int = 2,
     hints: Hints | None = None,
@@ -239,6 +293,7 @@ def batches(
         batch_size=batch_size,
         seed=seed,
         flip=flip,
+        crop=crop,
         hints=hints,
         process_index=process_index,
         process_count=process_count,

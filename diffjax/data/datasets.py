@@ -29,7 +29,7 @@ from diffjax.data import formats, latents, pictures, shapes, tfds_builders
 from diffjax.data.captions import Buckets
 from diffjax.data.folder_loaders import FOLDERS, load_folder
 from diffjax.data.folder_sources import DAMAGED, Reading, Sides, fit_size
-from diffjax.data.source import Arrays, Indices, Source, from_arrays
+from diffjax.data.source import Arrays, Indices, Originals, Source, from_arrays
 
 ENV_DIR = "DIFFJAX_DATA_DIR"
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -337,12 +337,20 @@ def _load_prepared(name: str, split: str, places: list[Path], size: Sides | None
         raise ValueError(f"images of {name} differ in size: image_size is needed")
     shape = native if size is None else (*size, native[-1])
 
-    def read(indices: Indices) -> Arrays:
+    def read_originals(indices: Indices) -> Originals:
         rows = fetch([int(i) for i in indices])
-        images = [fit_size(row["image"], size) for row in rows]
-        return np.stack(images), np.asarray([row.get("label", 0) for row in rows], np.int32)
+        labels = np.asarray([row.get("label", 0) for row in rows], np.int32)
+        return [row["image"] for row in rows], labels
 
-    return Source(shape, num_classes, 256, length, read, fingerprint=lambda: {"count": length})
+    def read(indices: Indices) -> Arrays:
+        pictures, labels = read_originals(indices)
+        return np.stack([fit_size(picture, size) for picture in pictures]), labels
+
+    return Source(
+        *(shape, num_classes, 256, length, read),
+        originals=read_originals,
+        fingerprint=lambda: {"count": length},
+    )
 
 
 def _require_root(name: str, root: Path | None) -> Path:

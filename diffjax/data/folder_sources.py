@@ -53,8 +53,11 @@ class Reading(NamedTuple):
           DamagedImage: the file is truncated or no image.
           ValueError, OSError: it cannot be read, see `diffjax.data.pictures`.
         """
-        image = pictures.read_image(path, self.channels, background=self.background)
-        return fit_size(image, self.size)
+        return fit_size(self.read_whole(path), self.size)
+
+    def read_whole(self, path: Path) -> np.ndarray:
+        """The same before it is cropped and resized."""
+        return pictures.read_image(path, self.channels, background=self.background)
 
     def read_from(self, start: int, paths: Sequence[Path], read: Callable[[Path], T]) -> T:
         """Return what ``read`` makes of a file, or of the next one that it can read.
@@ -96,6 +99,7 @@ def skip_damaged(source: Source) -> Source:
         source,
         read=redirect(source.read),
         more=redirect(source.more) if source.more else None,
+        originals=redirect(source.originals) if source.originals else None,
         captions=redirect(source.captions) if source.captions else None,
     )
 
@@ -242,6 +246,7 @@ def load_images(split: str, root: Path, how: Reading, buckets: Buckets | None) -
 
     return Source(
         *(shape, len(names), 256, len(paths), read),
+        originals=lambda chosen: ([how.read_whole(paths[i]) for i in chosen], labels[chosen]),
         class_names=names,
         paths=paths,
         fingerprint=lambda: folders.make_fingerprint(base, paths),

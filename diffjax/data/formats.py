@@ -219,6 +219,23 @@ def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
     return np.asarray(resized).reshape(h, w, channels)
 
 
+def crop_resize_at(
+    image: np.ndarray, size: Size, *, share: float, place: tuple[float, float]
+) -> np.ndarray:
+    """A crop of an image, resized as in `center_crop_resize`.
+
+    Args:
+      share: sides of the crop over those of the largest one with the ratio of ``size``, in (0, 1].
+      place: of the crop between top and bottom, and between left and right, in [0, 1).
+    """
+    h, w = sides(size)
+    height, width = image.shape[:2]
+    factor = fit_central((height, width), (h, w))[0] * share
+    rows, columns = (min(n, max(1, round(s * factor))) for n, s in ((height, h), (width, w)))
+    top, left = int(place[0] * (height - rows + 1)), int(place[1] * (width - columns + 1))
+    return center_crop_resize(image[top : top + rows, left : left + columns], size)
+
+
 def fit_central(
     found: tuple[int, int], wanted: tuple[int, int]
 ) -> tuple[float, tuple[int, int], tuple[int, int]]:

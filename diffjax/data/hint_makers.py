@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy import ndimage
 
-from diffjax.types import Options, build
+from diffjax.types import Options, build, choose
 
 Batch = Mapping[str, np.ndarray]
 Hints = Callable[[Batch], np.ndarray]  # batch -> (B, H, W, C) float32 in [0, 1]
@@ -90,7 +90,12 @@ def sobel(images: np.ndarray, *, sigma: float = 0.0) -> np.ndarray:
 
 
 def canny(
-    images: np.ndarray, *, low: float = 0.05, high: float = 0.1, sigma: float = 1.0
+    images: np.ndarray,
+    *,
+    low: float = 0.05,
+    high: float = 0.1,
+    sigma: float = 1.0,
+    norm: str = "l2",
 ) -> np.ndarray:
     """Return edges (B, H, W), 0 or 1, by Canny's algorithm (Canny 1986).
 
@@ -100,19 +105,29 @@ def canny(
     Args:
         images: (B, H, W, C) in [-1, 1].
         low, high: sizes of the gradient per pixel, for grey levels in [0, 1].
+            Thresholds of OpenCV are ``8 * 255`` times as large.
         sigma: see `gradient`.
+        norm: how the size of a gradient is measured: ``l2``, or ``l1`` as OpenCV does by default.
 
     Raises:
-        ValueError: not 0 <= low <= high.
+        ValueError: not 0 <= low <= high, or an unknown norm.
     """
+    measure: Callable[..., np.ndarray] = choose("norm of canny", norm, _NORMS)
     if not 0 <= low <= high:
         raise ValueError(f"canny needs 0 <= low <= high, got {low} and {high}")
     dy, dx = gradient(grey(images), sigma)
-    size = np.hypot(dy, dx)
+    size = measure(dy, dx)
     thin = np.where(_is_ridge(size, dy, dx), size, 0)
     labels, _ = ndimage.label(thin > low, _stack_neighbours(_EIGHT))
     strong = np.unique(labels[thin > high])
     return np.isin(labels, strong[strong > 0]).astype(np.float32)
+
+
+def _add_sizes(dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
+    return np.abs(dy) + np.abs(dx)
+
+
+_NORMS: dict[str, Callable[..., np.ndarray]] = {"l2": np.hypot, "l1": _add_sizes}
 
 
 def _is_ridge(size: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
@@ -199,8 +214,8 @@ def _take(key: str, batch: Batch) -> np.ndarray:
     return batch[key]
 
 
-def _canny(low: float = 0.05, high: float = 0.1, sigma: float = 1.0) -> Hints:
-    return lambda batch: canny(_take("image", batch), low=low, high=high, sigma=sigma)
+def _canny(low: float = 0.05, high: float = 0.1, sigma: float = 1.0, norm: str = "l2") -> Hints:
+    return lambda batch: canny(_take("image", batch), low=low, high=high, sigma=sigma, norm=norm)
 
 
 def _sobel(sigma: float = 1.0) -> Hints:

@@ -14,6 +14,7 @@ from diffjax.types import JsonObject
 
 Indices = Sequence[int] | np.ndarray
 Arrays = tuple[np.ndarray, np.ndarray]
+Originals = tuple[list[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +31,8 @@ class Source:
       labels: all labels, int32 (N,), if they are in memory, else None.
       more: indices -> further arrays by name, such as "text" (token ids), "mask", "edges"; or
         "moments", latents that stand for the images. None if there are none.
+      originals: indices -> (the pictures before they were cropped to ``shape``, uint8 (H, W, C)
+        each, labels (B,)), for crops that are random; None if there are none.
       captions: indices -> texts of the images; None if there are none.
       groups: (N,) int, if images differ in shape: those of one group have one shape, and a batch is
         made of one group. ``shape`` is that of no group in particular.
@@ -46,6 +49,7 @@ class Source:
     images: np.ndarray | None = None
     labels: np.ndarray | None = None
     more: Callable[[Indices], dict[str, np.ndarray]] | None = None
+    originals: Callable[[Indices], Originals] | None = None
     captions: Callable[[Indices], list[str]] | None = None
     groups: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
@@ -66,6 +70,16 @@ class Source:
         more = self.more(indices) if self.more else {}
         pictures = {} if "moments" in more else {"image": images}
         return {**pictures, "label": labels, **more}
+
+    def take_originals(self, indices: Indices) -> Originals:
+        """(Pictures, labels int32 (B,)) of indices before cropping; those of ``shape`` if need be.
+
+        Raises:
+          ValueError: a label is no class; or a damaged image.
+        """
+        pictures, labels = (self.originals or self.read)(indices)
+        _check_labels(labels, self.num_classes, indices)
+        return list(pictures), labels
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         i = operator.index(index)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +34,13 @@ class TextScorer(NamedTuple):
 def load_text_scorer(folder: StrPath) -> TextScorer:
     """Load CLIP from a folder that holds a CLIPModel of transformers with its tokenizer.
 
+    Args:
+        folder: the folder, or its name on the Hub.
+
     Raises:
         FileNotFoundError, ValueError: as `load_clip` and `load_tokenizer`.
     """
-    return TextScorer(load_clip(folder), load_tokenizer(Path(folder)))
+    return TextScorer(load_clip(folder), load_tokenizer(folder))
 
 
 def read_prompts(path: StrPath) -> list[str]:

@@ -8,7 +8,7 @@ numbers, texts and arrays have one form.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeGuard
 
 import jax
@@ -227,3 +227,16 @@ def _describe_range(low: float, high: float | None) -> str:
 def is_mapping_of_text(value: object) -> bool:
     """Return whether a value is a mapping whose keys are all texts."""
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def check_name(name: str, value: object, find: Callable[[str], object]) -> None:
+    """Check that ``find`` knows a name.
+
+    Raises:
+        RequestError: the value is not a text, or ``find`` raised a ValueError.
+    """
+    text = read_text(name, value)
+    try:
+        find(text)
+    except ValueError as error:
+        raise RequestError(name, str(error)) from error

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from absl import logging
 
 from diffjax.generate.checks import RequestError, refuse
+from diffjax.generate.fitting import choose_scale, list_adapters
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Size
-from diffjax.generate.request import Prompts, Request
+from diffjax.generate.request import Request
+from diffjax.generate.texts import Prompts
 from diffjax.pretrained.prompts import Embedding, Prompt, count_chunks
 
 Cond = dict[str, Any]
@@ -43,19 +45,25 @@ def make_conditions(
         RequestError: see `count_tokens`.
     """
     tokens = count_tokens(pipe, request, guided=guided)
-    weighted = request.weighted
-    prompt = _embed_padded(pipe, request.list_prompts(), tokens, weighted, skip=request.clip_skip)
+    prompt = _embed_padded(pipe, request, request.list_prompts(), tokens, request.clip_skip)
     cond = _build_condition(pipe, prompt, request.num, size)
+    both: Cond = {}
+    if request.freeu is not None:
+        both["freeu"] = jnp.tile(jnp.asarray(request.freeu), (request.count_images(), 1))
+    if pipe.parts.unet.net.guidance_dim:
+        w = choose_scale(pipe, request.read_guidance()) - 1
+        both["guidance"] = jnp.full(request.count_images(), w, jnp.float32)
+    cond |= both
     if not guided:
         return cond, {}
     listed = _find_negatives(pipe, request)
     if listed is None:
         nothing: Embedding = jax.tree.map(jnp.zeros_like, prompt)
     else:
-        nothing = _embed_padded(pipe, listed, tokens, weighted)
+        nothing = _embed_padded(pipe, request, listed, tokens)
     times = len(prompt.context) // len(nothing.context)
     nothing = jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), nothing)
-    return cond, _build_condition(pipe, nothing, request.num, size.for_negative())
+    return cond, _build_condition(pipe, nothing, request.num, size.for_negative()) | both
 
 
 def _find_negatives(pipe: LoadedModel, request: Request) -> Texts | None:
@@ -73,7 +81,7 @@ def _find_negatives(pipe: LoadedModel, request: Request) -> Texts | None:
 
 
 def _embed_padded(
-    pipe: LoadedModel, texts: Texts, tokens: int, weighted: bool, *, skip: int = 0
+    pipe: LoadedModel, request: Request, texts: Texts, tokens: int, skip: int = 0
 ) -> Embedding:
     """Embed prompts, and fill them up with empty chunks to a number of tokens.
 
@@ -88,12 +96,14 @@ def _embed_padded(
         An embedding whose context has shape (B, tokens, D).
     """
     length = _find_chunk_length(pipe)
+    options: dict[str, Any] = dict(clip_skip=skip, adapters=list_adapters(request))
     if not isinstance(texts, Embedding):
-        return pipe.embed_checked(texts, clip_skip=skip, weighted=weighted, chunks=tokens // length)
+        chunks = tokens // length
+        return pipe.embed_checked(texts, weighted=request.weighted, chunks=chunks, **options)
     absent = (tokens - texts.context.shape[1]) // length
     if not absent:
         return texts
-    empty = pipe.embed_checked([""], clip_skip=skip).context
+    empty = pipe.embed_checked([""], **options).context
     filling = jnp.tile(empty, (len(texts.context), absent, 1))
     return texts._replace(context=jnp.concatenate([texts.context, filling], axis=1))
 
@@ -186,10 +196,10 @@ def _check_embedding(pipe: LoadedModel, name: str, embedding: Embedding) -> None
             missing.
     """
     net, width = pipe.parts.unet.net, embedding.context.shape[-1]
-    if width != net.context_dim:
+    if width != net.token_dim:
         raise refuse(
             f"{name}.context",
-            f"has a width of {width}, but this model takes {net.context_dim}: embed the texts with "
+            f"has a width of {width}, but this model takes {net.token_dim}: embed the texts with "
             "its own pipe.embed([...])",
         )
     if not net.added_dim:

@@ -6,15 +6,16 @@ message of such an error translates the name that they wrote.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from diffjax.types import choose
+from diffjax.types import choose, suggest
 
 # {0} is replaced by the value that the user passed.
 ARGUMENTS = {
     "num_inference_steps": "sampler={0}, or sampler=Sampling(name, steps={0})",
-    "timesteps": "sampler=Sampling(name, steps, grid); lists of timesteps are not taken",
-    "sigmas": "sampler=Sampling(name, steps, grid); lists of sigmas are not taken",
+    "timesteps": "sampler=Sampling(name, timesteps={0})",
+    "sigmas": "sampler=Sampling(name, sigmas={0})",
     "eta": "sampler=Sampling('ddim', steps, eta={0})",
     "scheduler": "sampler=Sampling(name, steps), such as 'euler'",
     "guidance_scale": "guidance={0}",
@@ -44,7 +45,7 @@ ARGUMENTS = {
     "mask_image": "image=Image(pixels, mask={0})",
     "mask": "image=Image(pixels, mask={0})",
     "masked_image_latents": "image=Image(pixels, mask=mask), from which they are made",
-    "padding_mask_crop": "a crop of your own: image=Image(crop, mask=crop_of_the_mask)",
+    "padding_mask_crop": "image=Image(pixels, mask=mask, mask_padding={0})",
     "control_image": "control=[Control(net, image)]",
     "controlnet": "control=[Control(net, image)] with net = pretrained.load_model(folder)",
     "controlnet_conditioning_scale": "control=[Control(net, image, scale={0})]",
@@ -53,8 +54,16 @@ ARGUMENTS = {
     "control_guidance_start": "control=[Control(net, image, start={0})]",
     "control_guidance_end": "control=[Control(net, image, end={0})]",
     "guess_mode": "control=[Control(net, image, balance='guess')]",
-    "denoising_end": "refiner=Refiner(refiner_pipe, start={0}) of one call",
-    "denoising_start": "refiner=Refiner(refiner_pipe, start={0}) of one call",
+    "denoising_end": "refiner=Refiner(refiner_pipe, start={0}), or sampler=Sampling(end={0}) with "
+    "output='latent' for the base alone",
+    "denoising_start": "refiner=Refiner(refiner_pipe, start={0}), or latents=those_of_the_base "
+    "with sampler=Sampling(start={0})",
+    "image_guidance_scale": "guidance=Guidance(scale, image={0})",
+    "depth_map": "image=Image(pixels, strength, depth={0})",
+    "noise_level": "image=Image(pixels, noise_level={0})",
+    "pag_scale": "guidance=Guidance(scale, perturbed={0})",
+    "pag_adaptive_scale": "guidance=Guidance(perturbed=PerturbedAttention(scale, adaptive={0}))",
+    "pag_applied_layers": "guidance=Guidance(perturbed=PerturbedAttention(scale, layers))",
     "cross_attention_kwargs": "lora=[Lora(pipe.load_lora(path), scale)]",
     "output_type": "output={0}: 'pil', 'np' or 'latent'",
     "return_dict": "nothing: a call returns the images",
@@ -65,7 +74,7 @@ ARGUMENTS = {
     "ip_adapter_image_embeds": "not supported",
 }
 METHODS = {
-    "from_pretrained": "diffjax.load(folder)",
+    "from_pretrained": "diffjax.load(folder or 'owner/name', revision=, variant=, token=)",
     "from_single_file": "diffjax.load(file, tokenizer=folder)",
     "save_pretrained": "pipe.save(folder)",
     "to": "nothing: JAX uses the accelerator that it finds, and load(..., dtype=) sets the type",
@@ -78,12 +87,99 @@ METHODS = {
     "load_lora_weights": "pipe = pipe.with_lora(path), or weights = pipe.load_lora(path)",
     "fuse_lora": "pipe = pipe.with_lora(path)",
     "load_textual_inversion": "pipe = pipe.with_concept(path)",
+    "enable_freeu": "freeu=FreeU(b1, b2, s1, s2) of a call",
+    "disable_freeu": "freeu=None of a call",
+    "set_pag_applied_layers": "guidance=Guidance(perturbed=PerturbedAttention(scale, layers))",
     "set_progress_bar_config": "callback=function of one Progress",
     "enable_attention_slicing": "nothing: there is no such option",
     "enable_xformers_memory_efficient_attention": "nothing: there is no such option",
     "enable_model_cpu_offload": "load(..., sharding=) for several devices",
     "enable_vae_slicing": "nothing: images are decoded one at a time",
     "enable_vae_tiling": "nothing: there is no such option",
+    # Loading and saving.
+    "from_pipe": "nothing: one pipeline does all that its model can; give image or control",
+    "download": "diffjax.download('owner/name')",
+    "push_to_hub": "pipe.save(folder), then hf upload owner/name folder; or diffjax export --push",
+    "components": "pipe.parts",
+    "register_modules": "pipe.parts._replace(...), of which diffjax.Pipeline makes a pipeline",
+    "controlnet": "control=[Control(net, image)] of a call",
+    "adapter": "control=[Control(adapter, image)] of a call",
+    "tokenizer_2": "pipe.parts.texts",
+    "text_encoder_2": "pipe.parts.texts",
+    "image_encoder": "not supported",
+    "safety_checker": "not supported: no images are withheld",
+    "feature_extractor": "not supported: no images are withheld",
+    "run_safety_checker": "not supported: no images are withheld",
+    "device": "jax.devices(): JAX uses the accelerator that it finds",
+    "dtype": "pipe.parts.unet.params, whose leaves have it; load(..., dtype=) sets it",
+    # Adapters.
+    "unload_lora_weights": "the pipeline that with_lora was called on",
+    "unfuse_lora": "the pipeline that with_lora was called on",
+    "set_adapters": "lora=[Lora(weights, scale), ...] of a call",
+    "get_active_adapters": "lora=[Lora(weights, scale), ...] of a call",
+    "get_list_adapters": "lora=[Lora(weights, scale), ...] of a call",
+    "enable_lora": "lora=[Lora(weights, scale), ...] of a call",
+    "disable_lora": "lora=() of a call",
+    "delete_adapters": "nothing: weights of load_lora that nobody holds are freed",
+    "set_lora_device": "jax.device_put(weights, device) of what pipe.load_lora returns",
+    "lora_state_dict": "pretrained.open_safetensors(path)",
+    "load_lora_into_unet": "weights = pipe.load_lora(path)",
+    "load_lora_into_text_encoder": "pipe = pipe.with_lora(path)",
+    "save_lora_weights": "pretrained.save_lora(path, adapters, scale=scale)",
+    "enable_lora_hotswap": "nothing: adapters of one shape share a compiled program",
+    "fused_loras": "lora=[Lora(weights, scale), ...] of a call",
+    "num_fused_loras": "lora=[Lora(weights, scale), ...] of a call",
+    "unload_textual_inversion": "the pipeline that with_concept was called on",
+    "maybe_convert_prompt": "nothing: words of several tokens are read in prompts",
+    "load_ip_adapter": "not supported",
+    "set_ip_adapter_scale": "not supported",
+    "unload_ip_adapter": "not supported",
+    # Memory and speed.
+    "disable_attention_slicing": "nothing: there is no such option",
+    "disable_xformers_memory_efficient_attention": "nothing: there is no such option",
+    "enable_sequential_cpu_offload": "load(..., sharding=) for several devices",
+    "enable_group_offload": "load(..., sharding=) for several devices",
+    "disable_vae_slicing": "nothing: images are decoded one at a time",
+    "disable_vae_tiling": "nothing: there is no such option",
+    "fuse_qkv_projections": "nothing: the compiler fuses what is worth it",
+    "unfuse_qkv_projections": "nothing: the compiler fuses what is worth it",
+    "upcast_vae": "nothing: where the config asks for it, the autoencoder stays in float32",
+    "progress_bar": "callback=function of one Progress",
+    # What a call asks for.
+    "guidance_scale": "guidance=scale of a call",
+    "guidance_rescale": "guidance=Guidance(scale, rescale=...) of a call",
+    "clip_skip": "clip_skip=layers of a call",
+    "cross_attention_kwargs": "lora=[Lora(weights, scale)] of a call",
+    "denoising_end": "refiner=Refiner(refiner_pipe, start) of a call",
+    "denoising_start": "refiner=Refiner(refiner_pipe, start) of a call",
+    "num_timesteps": "Progress.count, in a callback",
+    "interrupt": "callback=function of one Progress; returning True ends the run",
+    "decode_latents": "pipe.decode(latents)",
+    "prepare_latents": "latents=array of a call, or key=seed",
+    "numpy_to_pil": "output='pil' of a call",
+}
+# Classes that people import, and what takes their place.
+CLASSES = {
+    "DiffusionPipeline": "diffjax.load('owner/name')",
+    "AutoPipelineForText2Image": "diffjax.load('owner/name')",
+    "AutoPipelineForImage2Image": "diffjax.load('owner/name'), then pipe(prompt, image=image)",
+    "AutoPipelineForInpainting": "diffjax.load('owner/name'), then "
+    "pipe(prompt, image=Image(pixels, mask=mask))",
+    **{
+        f"StableDiffusion{kind}Pipeline": f"diffjax.load('owner/name'){call}"
+        for family in ("", "XL")
+        for kind, call in {
+            family: "",
+            f"{family}Img2Img": ", then pipe(prompt, image=image)",
+            f"{family}Inpaint": ", then pipe(prompt, image=Image(pixels, mask=mask))",
+            f"{family}ControlNet": ", then pipe(prompt, control=Control(net, image))",
+            f"{family}Adapter": ", then pipe(prompt, control=Control(adapter, image))",
+        }.items()
+    },
+    "ControlNetModel": "diffjax.pretrained.load_model('owner/name')",
+    "T2IAdapter": "diffjax.pretrained.load_model('owner/name')",
+    "UNet2DConditionModel": "diffjax.pretrained.load_model('owner/name/unet')",
+    "AutoencoderKL": "diffjax.load(..., vae='owner/name')",
 }
 
 
@@ -113,11 +209,38 @@ def refuse_arguments(unknown: Mapping[str, object], known: Mapping[str, object])
     raise TypeError("; ".join(messages))
 
 
-def explain_attribute(name: str) -> str:
-    """Return the message of an AttributeError for a name that `Pipeline` does not have."""
+def explain_attribute(name: str, known: Iterable[str] = ()) -> str:
+    """Return the message of an AttributeError for a name that `Pipeline` does not have.
+
+    Args:
+        known: the names that it has, of which the closest is named.
+    """
     if name in METHODS:
         return f"{name} of diffusers is here: {METHODS[name]}"
-    return f"'Pipeline' object has no attribute {name!r}"
+    near = suggest(name, [one for one in (*known, *METHODS) if not one.startswith("_")])
+    return f"'Pipeline' object has no attribute {name!r}{near}"
+
+
+class Explains(type):
+    """The type of a class whose missing attributes are explained, as those of its objects are."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise AttributeError(explain_attribute(name, dir(cls)), name=name, obj=cls)
+
+
+def format_tables() -> str:
+    """The tables of docs/from_diffusers.md, in Markdown."""
+    parts = {
+        "Classes": {f"`{name}`": said for name, said in CLASSES.items()},
+        "Arguments of a call": {f"`{name}=`": said.format("x") for name, said in ARGUMENTS.items()},
+        "Methods and attributes of a pipeline": {f"`{n}`": said for n, said in METHODS.items()},
+    }
+    lines = []
+    for title, rows in parts.items():
+        lines += [f"## {title}", "", "| diffusers | diffjax |", "|---|---|"]
+        lines += [f"| {name} | {rows[name]} |" for name in sorted(rows)]
+        lines += [""]
+    return "\n".join(lines)
 
 
 def _is_short(value: object) -> bool:

@@ -18,10 +18,17 @@ from diffjax.generate.options import Latents
 from diffjax.types import Array, T, choose
 
 Side = tuple[int, int]  # height and width
+Fit = Callable[[np.ndarray], np.ndarray] | None
 
 
 def read_images(
-    value: object, *, channels: int = 3, latents: int = 4, size: Side | None = None, low: float = 0
+    value: object,
+    *,
+    channels: int = 3,
+    latents: int = 4,
+    size: Side | None = None,
+    low: float = 0,
+    fit: Fit = None,
 ) -> tuple[np.ndarray, bool]:
     """Read images as float32 (N, H, W, C) in [0, 1], or recognise latents and return them
     unchanged.
@@ -41,6 +48,7 @@ def read_images(
 
     Returns:
         The array, and whether it holds latents.
+        fit: brings images (N, H, W, C) to a size, in place of ``size``.
 
     Raises:
         ValueError: the value is neither an image nor latents, could be both, mixes them, or has
@@ -54,24 +62,35 @@ def read_images(
     if any(part is not None for part in parts):
         raise ValueError("images and latents cannot be mixed; give either")
     return _join_batches(
-        [_read_pixels(one, channels, size, low) for one in _list_images(value)], "images"
+        [_read_pixels(one, channels, size, low, fit) for one in _list_images(value)], "images"
     ), False
 
 
-def read_mask(value: object, size: Side | None = None) -> np.ndarray:
+def read_mask(value: object, size: Side | None = None, fit: Fit = None) -> np.ndarray:
     """Read masks as float32 (N, H, W, 1), with 1 where the mask is at least one half.
 
     Args:
         value: PIL images or arrays, as `diffjax.data.pictures.read_mask` takes them. White marks
             the pixels to fill in.
         size: (height, width) to which they are resized, as in `read_images`.
+        fit: as in `read_images`.
 
     Raises:
         ValueError: the value cannot be read as a mask.
     """
+    soft = read_soft_mask(value, size)
+    return ((soft if fit is None else fit(soft)) >= 0.5).astype(np.float32)
+
+
+def read_soft_mask(value: object, size: Side | None = None) -> np.ndarray:
+    """Read masks as greys (N, H, W, 1), float32 in [0, 1].
+
+    Raises:
+        ValueError: the value cannot be read as a mask, or the masks differ in size.
+    """
     parts = [_add_batch_axis(pictures.read_mask(one)) for one in _list_images(value)]  # type: ignore[arg-type]
-    parts = parts if size is None else [_resize(part, size) for part in parts]
-    return (_join_batches(parts, "masks") >= 0.5).astype(np.float32)
+    parts = parts if size is None else [resize(part, size) for part in parts]
+    return _join_batches(parts, "masks")
 
 
 def _list_images(value: object) -> Sequence[object]:
@@ -105,7 +124,9 @@ def _add_batch_axis(array: np.ndarray) -> np.ndarray:
     return array[None] if array.ndim == 3 else array
 
 
-def _read_pixels(one: object, channels: int, size: Side | None, low: float) -> np.ndarray:
+def _read_pixels(
+    one: object, channels: int, size: Side | None, low: float, fit: Fit = None
+) -> np.ndarray:
     """Read a PIL image or an array as float32 (N, H, W, channels) in [0, 1].
 
     8-bit images are resized before they become floats, because PIL's resampling rounds to 8 bits
@@ -121,7 +142,8 @@ def _read_pixels(one: object, channels: int, size: Side | None, low: float) -> n
     if array.dtype != np.uint8 or array.shape[-1] != channels or array.ndim not in (3, 4):
         array = pictures.to_unit(array, channels, background=background, low=low, name=name)
     array = _add_batch_axis(array)
-    array = array if size is None else _resize(array, size)
+    array = array if size is None else resize(array, size)
+    array = array if fit is None else fit(array)
     return pictures.to_unit(array, channels, low=low, name=name)
 
 
@@ -166,7 +188,7 @@ def _to_latents(value: object, latents: int) -> np.ndarray:
     return values
 
 
-def _resize(array: np.ndarray, size: Side) -> np.ndarray:
+def resize(array: np.ndarray, size: Side) -> np.ndarray:
     """Resize images (N, H, W, C), uint8 or float32, to (height, width), channel by channel with
     PIL.
 

@@ -7,16 +7,16 @@ The stages of a request need the model's parts, but not the calls of `Pipeline`,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from diffjax.generate.checks import RequestError
-from diffjax.pretrained.pipelines import Components
+from diffjax.pretrained.components import Components, name_beside
 from diffjax.pretrained.prompts import Embedding, Prompt, encode
-from diffjax.types import T
+from diffjax.types import PyTree, T
 
 CACHED = 256  # embeddings and encoded images that are kept
 
@@ -40,6 +40,7 @@ class LoadedModel:
         clip_skip: int = 0,
         weighted: bool = False,
         chunks: int = 1,
+        adapters: Mapping[str, tuple[tuple[PyTree, float], ...]] | None = None,
     ) -> Embedding:
         """Embed prompts that were checked before. Embeddings are kept, so a prompt is encoded once.
 
@@ -52,23 +53,32 @@ class LoadedModel:
         Returns:
             An embedding with context (len(prompts), 77 chunks, D).
 
+        Args:
+            adapters: of text encoders, by their names; embeddings with some are not kept.
+
         Raises:
             ValueError: the encoder has no layer left.
         """
-        encoders = tuple(self.parts.texts.values())
+        given, texts = adapters or {}, self.parts.texts
+        encoders = tuple(
+            text._replace(adapters=given.get(name, ())) for name, text in texts.items()
+        )
+
+        def make(prompt: str | Prompt) -> Embedding:
+            return encode(
+                encoders,
+                prompt,
+                penultimate=self.is_xl,
+                skip=clip_skip,
+                weighted=weighted,
+                chunks=chunks,
+            )
 
         def one(prompt: str | Prompt) -> Embedding:
-            return self.remember(
-                ("prompt", prompt, clip_skip, weighted, chunks),
-                lambda: encode(
-                    encoders,
-                    prompt,
-                    penultimate=self.is_xl,
-                    skip=clip_skip,
-                    weighted=weighted,
-                    chunks=chunks,
-                ),
-            )
+            if any(name in texts for name in given):
+                return make(prompt)
+            key = ("prompt", prompt, clip_skip, weighted, chunks)
+            return self.remember(key, lambda: make(prompt))
 
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(one, prompts))
 
@@ -80,11 +90,10 @@ class LoadedModel:
         return bool(self.parts.unet.net.added_dim)
 
     @property
-    def extra_channels(self) -> int:
-        """Channels of the UNet's input beside the latents: 5 for inpainting models (mask and
-        image), else 0.
-        """
-        return self.parts.unet.config.get("in_channels", 4) - self.parts.vae.net.latent_channels
+    def beside(self) -> str:
+        """What the network is given beside the latents; see `diffjax.generate.beside`."""
+        channels = self.parts.unet.config.get("in_channels", 4)
+        return name_beside(channels, self.parts.vae.net.latent_channels)
 
     def native_size(self) -> tuple[int, int]:
         """Return the height and width in pixels of the images that the model was trained on.

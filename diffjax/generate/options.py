@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffjax.generate.loaded import LoadedModel
+from diffjax.pretrained.components import TEXTS
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.prompts import Embedding, Prompt
 from diffjax.pretrained.schedulers import INSTEAD, KINDS, Scheduler, load_scheduler, with_class
@@ -51,6 +52,13 @@ class Sampling(NamedTuple):
             config.
         options: other keys of scheduler_config.json and their values.
         eta: the noise of DDIM, from 0 for none to 1 for that of DDPM, or the gamma of TCD.
+        timesteps: falling times of the training schedule to visit, in place of ``steps``, for
+            samplers that take them.
+        sigmas: falling levels ``sigma / alpha``, the last one included, likewise.
+        start: fraction of the denoising that another run has done; the request's ``latents`` are
+            what that run ended with.
+        end: fraction of the denoising at which the run ends. Its latents are ``z / alpha``, data
+            with noise, and ``output="latent"`` returns them.
     """
 
     name: str | None = None
@@ -58,6 +66,43 @@ class Sampling(NamedTuple):
     grid: str | None = None
     options: Mapping[str, object] = {}
     eta: float | None = None
+    timesteps: Sequence[float] | None = None
+    sigmas: Sequence[float] | None = None
+    start: float = 0.0
+    end: float = 1.0
+
+
+class PerturbedAttention(NamedTuple):
+    """Guidance away from a network whose self-attention is the identity (Ahn et al. 2024).
+
+    ``scale (c - p)`` is added to the guided prediction; p is the conditional prediction with
+    ``A = I`` in the self-attention ``A V`` of some layers.
+
+    Attributes:
+        scale: 0 for none; about 3.
+        layers: names of attentions of the UNet, or beginnings of them, such as ``mid_block``,
+            ``down_blocks.2`` or ``up_blocks.0.attentions.1``.
+        adaptive: how fast the scale falls with the time t: ``max(0, scale - adaptive (1000 - t))``.
+    """
+
+    scale: float = 3.0
+    layers: Sequence[str] = ("mid_block",)
+    adaptive: float = 0.0
+
+
+class FreeU(NamedTuple):
+    """Other weights of backbone and skips in the first two blocks of the way up (Si et al. 2023).
+
+    Attributes:
+        b1, b2: factors of the first half of the channels that come from below, in each block.
+        s1, s2: factors of the lowest frequencies of the skips. The published values are 1.5, 1.6,
+            0.9 and 0.2 for Stable Diffusion 1.5, and b1 = 1.3, b2 = 1.4 with the same s for XL.
+    """
+
+    b1: float
+    b2: float
+    s1: float
+    s2: float
 
 
 class Guidance(NamedTuple):
@@ -72,6 +117,10 @@ class Guidance(NamedTuple):
             c (Lin et al. 2023, eq. 15 and 16), in [0, 1].
         low: guide only where ``sigma / alpha`` is at least this (Kynkaanniemi et al. 2024).
         high: guide only where ``sigma / alpha`` is at most this.
+        perturbed: a `PerturbedAttention`, or its scale, which is added at every step.
+        image: scale of the image, at least 1, for models that edit by instruction: with the empty
+            image as a third condition, ``e + image (u - e) + scale (c - u)`` (Brooks et al. 2023,
+            eq. 3). 1.5 if None.
     """
 
     scale: float | None = None
@@ -79,6 +128,8 @@ class Guidance(NamedTuple):
     rescale: float = 0.0
     low: float = 0.0
     high: float = np.inf
+    perturbed: PerturbedAttention | float | None = None
+    image: float | None = None
 
 
 class Latents(NamedTuple):
@@ -106,14 +157,27 @@ class Image(NamedTuple):
             stays. None is diffusers' default: 0.8, or 1 with a mask; for XL 0.3 and 0.9999.
         mask: PIL images or arrays ([N,] H, W), white where the image is to be filled in: integers
             of 0 and 1 or of 0 and 255, bools, or floats in [0, 1].
+        mask_padding: fill in a crop around the mask alone, with so many pixels around what is
+            masked, at the size of the output, and paste it into the whole image. None for the whole
+            image at once.
+        depth: for models that keep the depth of an image: ([N,] H, W) floats, the nearer the
+            larger, as MiDaS and DPT predict them.
+        noise_level: for upscalers: a time of the noise that the small image gets; 20 if None.
     """
 
     pixels: object
     strength: float | None = None
     mask: object = None
+    mask_padding: int | None = None
+    depth: object = None
+    noise_level: int | None = None
 
     def __repr__(self) -> str:
         return summarize(self)
+
+
+# A scale of a `Control` that is the default of diffusers' pipelines.
+OF_DIFFUSERS = "diffusers"
 
 
 class Control(NamedTuple):
@@ -123,7 +187,9 @@ class Control(NamedTuple):
         net: the network, from `diffjax.pretrained.load_model`.
         image: PIL images, uint8, uint16 or floats in [0, 1]. Inpainting ControlNets read -1 where
             they fill in. Images are composited on black and resized to the size of the output.
-        scale: factor of the residuals that the network adds to the UNet.
+        scale: factor of the residuals that the network adds to the UNet. ``"diffusers"`` is the
+            default of the pipelines there: 0.8 with an initial image, with a mask 0.5 (for XL 1),
+            and else 1.
         start: fraction of the evaluations after which it begins to act, in [0, 1].
         end: fraction of the evaluations after which it stops, in [0, 1].
         balance: one of `diffjax.control.BALANCES`, which weighs the image against the prompt.
@@ -132,7 +198,7 @@ class Control(NamedTuple):
 
     net: Component
     image: object
-    scale: float = 1.0
+    scale: float | str = 1.0
     start: float = 0.0
     end: float = 1.0
     balance: str = "balanced"
@@ -142,11 +208,12 @@ class Control(NamedTuple):
 
 
 class Lora(NamedTuple):
-    """Low-rank adapters of the UNet that are added while the program runs, without a copy of the
-    weights.
+    """Low-rank adapters of the UNet and of text encoders that are added while the program runs,
+    without a copy of the weights.
 
     Attributes:
-        weights: the adapters, from `diffjax.pretrained.load_lora`.
+        weights: the adapters by the name of the network, from `Pipeline.load_lora`; or those of the
+            UNet alone, from `diffjax.pretrained.load_lora`.
         scale: factor of the change of weights: 1 as trained, 0 for no change.
     """
 
@@ -156,6 +223,11 @@ class Lora(NamedTuple):
     def __repr__(self) -> str:
         return summarize(self)
 
+    def by_network(self) -> dict[str, Params]:
+        """The adapters by the name of the network, ``unet`` or that of a text encoder."""
+        named = set(self.weights) <= {"unet", *TEXTS}
+        return dict(self.weights) if named else {"unet": self.weights}
+
 
 class Refiner(NamedTuple):
     """A second model that does the last part of the denoising (Podell et al. 2023).
@@ -163,10 +235,14 @@ class Refiner(NamedTuple):
     Attributes:
         pipe: the pipeline of the second model.
         start: fraction of the denoising after which it takes over, between 0 and 1.
+        prompt: what it is told, as many texts as the base model; the same if None.
+        guidance: its `Guidance`, or its scale; that of the base model if None.
     """
 
     pipe: LoadedModel
     start: float = 0.8
+    prompt: Texts | Embedding | None = None
+    guidance: Guidance | float | None = None
 
     def __repr__(self) -> str:
         return summarize(self)

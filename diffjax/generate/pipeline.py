@@ -15,6 +15,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 from jax.typing import DTypeLike
 
 from diffjax.generate import images, program
@@ -26,15 +27,29 @@ from diffjax.generate.checks import (
     refuse,
     show,
 )
-from diffjax.generate.diffusers_names import explain_attribute, refuse_arguments
+from diffjax.generate.crops import Crop
+from diffjax.generate.diffusers_names import Explains, explain_attribute, refuse_arguments
+from diffjax.generate.finishing import Finish
 from diffjax.generate.loaded import LoadedModel
-from diffjax.generate.options import Control, Guidance, Lora, Refiner, Sampling, Size, Texts
-from diffjax.generate.request import LAYERS, Request, read_prompts
+from diffjax.generate.options import (
+    Control,
+    FreeU,
+    Guidance,
+    Lora,
+    Refiner,
+    Sampling,
+    Size,
+    Texts,
+)
+from diffjax.generate.request import LAYERS, Request
 from diffjax.generate.stages import Stage, make_stages
+from diffjax.generate.texts import read_prompts
+from diffjax.pretrained.cards import PICTURE, UNKNOWN, Card, check_license, write_card
+from diffjax.pretrained.components import save_components
 from diffjax.pretrained.files import StrPath
-from diffjax.pretrained.lora_files import load_lora, merge_lora
+from diffjax.pretrained.lora_files import load_loras, merge_lora
 from diffjax.pretrained.models import Component, Sharding
-from diffjax.pretrained.pipelines import load_components, save_components
+from diffjax.pretrained.pipelines import load_components
 from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks
 from diffjax.samplers import loop
 from diffjax.types import Array, Params, summarize
@@ -49,16 +64,20 @@ def load(
     prediction: str | None = None,
     sharding: Sharding | None = None,
     vae: StrPath | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
 ) -> Pipeline:
-    """Load a pipeline from a diffusers folder or a single .safetensors file.
+    """Load a pipeline from a diffusers folder, a single .safetensors file, or a name on the Hub.
 
     Compiled programs are kept on disk, in ``JAX_COMPILATION_CACHE_DIR`` or the user's cache folder,
     so that a later process does not compile them again.
 
     Args:
-        path: the folder or the file.
+        path: the folder, the file, or OWNER/NAME[@REVISION][/PATH].
         dtype: type of weights and computation, such as ``jnp.bfloat16``.
         variant, tokenizer, prediction, sharding, vae: see `load_components`.
+        revision, token, local_files_only: of names on the Hub, see `diffjax.pretrained.download`.
 
     Raises:
         FileNotFoundError, ValueError: see `load_components`.
@@ -74,6 +93,9 @@ def load(
         prediction=prediction,
         sharding=sharding,
         vae=vae,
+        revision=revision,
+        token=token,
+        local_files_only=local_files_only,
     )
     return Pipeline(parts)
 
@@ -122,7 +144,7 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Pipeline(LoadedModel):
+class Pipeline(LoadedModel, metaclass=Explains):
     """A text-to-image model that can be called with prompts.
 
     Pipelines are immutable: `with_lora` and `with_concept` return new ones that share the other
@@ -143,7 +165,8 @@ class Pipeline(LoadedModel):
         return "\n".join([*lines, f"  scheduler: {config.get('_class_name')}, {prediction})"])
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(explain_attribute(name), name=name, obj=self)
+        known = dir(type(self))
+        raise AttributeError(explain_attribute(name, known), name=name, obj=self)
 
     def __call__(
         self,
@@ -161,8 +184,11 @@ class Pipeline(LoadedModel):
         latents: Array | None = None,
         clip_skip: int = 0,
         weighted: bool = False,
+        step_noise: Array | None = None,
+        freeu: FreeU | None = None,
         output: str = "pil",
         callback: Callable[[Progress], object] | None = None,
+        finish: Finish | None = None,
         **unknown: object,
     ) -> Any:
         """Generate images of prompts.
@@ -174,6 +200,8 @@ class Pipeline(LoadedModel):
                 ``latent`` for (B, h, w, 4).
             callback: a function of a `Progress`, called after every evaluation of the network. It
                 may edit the state. If it returns True, the run ends there.
+            finish: a function of the images, (B, H, W, 3) in [0, 1], that returns what is given
+                back, such as a safety checker or a watermark (`diffjax.generate.finishing`).
 
         Raises:
             TypeError: an argument is unknown; the message translates the names of diffusers.
@@ -195,26 +223,32 @@ class Pipeline(LoadedModel):
             latents=latents,
             clip_skip=clip_skip,
             weighted=weighted,
+            step_noise=step_noise,
+            freeu=freeu,
         )
         images.check_output(output)
         if callback is not None and not callable(callback):
             raise refuse("callback", f"must be a function of a Progress, got {show(callback)}")
-        if callback is None:
-            return self.decode(self._run(request), output)
-        for progress in self.steps(request):
-            if callback(progress):
-                break
-        return self.decode(progress.step.run.z, output)
+        if finish is not None and not callable(finish):
+            raise refuse("finish", f"must be a function of images, got {show(finish)}")
+        end = request.read_sampler().end
+        if end < 1 and output != "latent":
+            hint = f"sampler.end={end:g} leaves latents with noise, which output='latent' returns"
+            raise refuse("output", f"is {output!r}, but {hint}")
+        stages = make_stages(self, request)
+        latents = _run(stages) if callback is None else self._run_watched(stages, callback)
+        return self._decode(latents, output, stages[-1][1].crop, finish)
 
-    def _run(self, request: Request) -> Array:
-        """Run all stages of a request without stopping, and return the final latents (B, h, w,
-        C).
+    def _run_watched(
+        self, stages: Sequence[tuple[LoadedModel, Stage]], callback: Callable[[Progress], object]
+    ) -> Array:
+        """Run stages, and return the final latents (B, h, w, C). A callback that returns True ends
+        the run where it is.
         """
-        before = None
-        for _, stage in make_stages(self, request):
-            run = stage.advance(stage.begin(before), stage.rows, 0, stage.length)
-            z, before = run.z, stage.end(run)
-        return z
+        for progress in self._steps(stages):
+            if callback(progress):
+                return progress.step.run.z
+        return stages[-1][1].finish(progress.step.run)
 
     def steps(self, request: Request) -> Iterator[Progress]:
         """Run a request evaluation by evaluation.
@@ -244,17 +278,32 @@ class Pipeline(LoadedModel):
                 done += 1
             before = stage.end(step.run)
 
-    def decode(self, latents: Array, output: str = "pil") -> Any:
+    def decode(self, latents: Array, output: str = "pil", *, finish: Finish | None = None) -> Any:
         """Decode latents to images, one image at a time to bound the memory.
 
         Args:
             latents: (B, h, w, C), multiplied by the autoencoder's scaling factor, as the UNet sees
                 them.
             output: ``pil``, ``np`` or ``latent``, see `__call__`.
+            finish: a function of the images, see `__call__`; latents are given back without it.
 
         Raises:
             RequestError: the latents have another shape or are not finite, or the output is
                 unknown.
+        """
+        return self._decode(latents, output, finish=finish)
+
+    def _decode(
+        self,
+        latents: Array,
+        output: str,
+        crop: Crop | None = None,
+        finish: Finish | None = None,
+    ) -> Any:
+        """Images of latents, pasted into what they are a crop of.
+
+        Raises:
+            RequestError: see `decode`.
         """
         images.check_output(output)
         read_floats("latents", latents, "(B, h, w, channels)")
@@ -264,9 +313,12 @@ class Pipeline(LoadedModel):
         if output == "latent":
             return np.asarray(latents)
         net, params, _ = self.parts.vae
-        z = jnp.asarray(latents) / net.scaling_factor + net.shift_factor
+        z = jnp.asarray(latents) / net.latent_scale + net.latent_shift
         pixels = [program.decode(net, params, z[k : k + 1]) for k in range(len(z))]
-        return images.to_output(np.concatenate(pixels), output)
+        whole = np.concatenate(pixels)
+        if finish is not None:
+            whole = 2 * finish(images.to_output(whole, "np")) - 1  # type: ignore[arg-type]
+        return images.to_output(whole if crop is None else crop.paste(whole), output)
 
     def embed(
         self,
@@ -307,8 +359,7 @@ class Pipeline(LoadedModel):
     def with_lora(self, path: StrPath, *, scale: float = 1.0) -> Pipeline:
         """Return the pipeline with an adapter merged into its networks; see `merge_lora`.
 
-        The argument ``lora`` of a call adds adapters of the UNet without another copy of its
-        weights.
+        The argument ``lora`` of a call adds low-rank adapters without another copy of the weights.
 
         Args:
             path: a file of adapters, or a folder of peft or diffusers.
@@ -323,9 +374,12 @@ class Pipeline(LoadedModel):
         changed = {name: text._replace(model=models[name]) for name, text in texts.items()}
         return Pipeline(self.parts._replace(unet=models["unet"], texts=changed))
 
-    def load_lora(self, path: StrPath) -> Params:
-        """Load adapters of the UNet for `Lora`; see `diffjax.pretrained.load_lora`."""
-        return load_lora(self.parts.unet, path)
+    def load_lora(self, path: StrPath) -> dict[str, Params]:
+        """Load adapters for `Lora`, by the name of the network; see
+        `diffjax.pretrained.load_loras`.
+        """
+        texts = {name: text.model for name, text in self.parts.texts.items()}
+        return load_loras({"unet": self.parts.unet, **texts}, path)
 
     def with_concept(
         self, path: StrPath, *, name: str | None = None, allow_legacy_pickle: bool = False
@@ -340,13 +394,44 @@ class Pipeline(LoadedModel):
         texts = dict(zip(self.parts.texts, encoders, strict=True))
         return Pipeline(self.parts._replace(texts=texts))
 
-    def save(self, folder: StrPath) -> None:
-        """Write a folder that `load` and diffusers read; see `save_components`."""
-        save_components(folder, self.parts)
+    def save(
+        self, folder: StrPath, *, license: str = UNKNOWN, picture: PIL.Image.Image | None = None
+    ) -> None:
+        """Write a folder that `load` and diffusers read, with a model card.
+
+        A card that is there already stays as it is.
+
+        Args:
+            license: the Hub's identifier of the licence, for the card.
+            picture: an image that the model made, for the card.
+
+        Raises:
+            ConfigError: ``license`` is no identifier.
+            ValueError, FileExistsError: see `save_components`.
+        """
+        check_license(license)
+        path = Path(folder)
+        save_components(path, self.parts)
+        if picture is not None:
+            picture.save(path / PICTURE)
+        kind = self.parts.manifest.get("_class_name", "text-to-image model")
+        usage = f'import diffjax\n\npipe = diffjax.load("{path.name}")\npipe("a red cat")[0]'
+        summary = f"A text-to-image model in the layout of diffusers' {kind}, written by diffjax."
+        card = Card(path.name, summary, usage, library="diffusers", license=license)
+        write_card(path, card._replace(picture=(path / PICTURE).exists()))
+
+
+def _run(stages: Sequence[tuple[LoadedModel, Stage]]) -> Array:
+    """Run stages one after the other; the latents of the last."""
+    before = None
+    for _, stage in stages:
+        run = stage.advance(stage.begin(before), stage.rows, 0, stage.length)
+        before = stage.end(run)
+    return stage.finish(run)
 
 
 _ARGUMENTS: dict[str, None] = dict.fromkeys(
-    [*(field.name for field in dataclasses.fields(Request)), "output", "callback"]
+    [*(field.name for field in dataclasses.fields(Request)), "output", "callback", "finish"]
 )
 
 

@@ -10,18 +10,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import numpy as np
 
 from diffjax import control, guidance, model
 from diffjax.generate import images
+from diffjax.generate.options import OF_DIFFUSERS, Control, Image, PerturbedAttention
 from diffjax.generate.request import Request
 from diffjax.model import ControlNetwork, Model, apply_control
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.autoencoder import Posterior
 from diffjax.nets.controlnet import ControlNet
+from diffjax.nets.unet import UNet
 from diffjax.pretrained.schedulers import Scheduler, to_config
 from diffjax.samplers import loop
 from diffjax.types import Array, Denoiser, Module, Options, Params, Rows, Sampler, Tree
@@ -49,6 +51,9 @@ class Program:
         rescale: see `Guidance.rescale`.
         nets: ControlNets and adapters, each with the name of its balance.
         compiled: the values by which programs are compared in place of model and scheduler.
+        perturbed: attentions that are the identity in the network which perturbed-attention
+            guidance leads away from; empty without it.
+        edits: the image beside the latents has a scale of guidance of its own.
     """
 
     model: Model = dataclasses.field(compare=False)
@@ -56,6 +61,8 @@ class Program:
     guided: str
     rescale: float
     nets: tuple[tuple[ControlNet | T2IAdapter, str], ...]
+    perturbed: tuple[str, ...] = ()
+    edits: bool = False
     compiled: tuple = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,13 +95,19 @@ def advance(
         program: what is fixed at compile time.
         inputs: ``params``, ``keys`` (B,) and ``cond``; with guidance ``null`` and ``scale``
             (rows,); for inpainting ``known``; with ControlNets their params, hints and strengths,
-            see `plan_controls`; with low-rank adapters ``lora``, pairs of them and their scales.
+            see `plan_controls`; with low-rank adapters ``lora``, pairs of them and their scales;
+            with perturbed attention its scales ``perturbed`` (rows,); with noise of the caller's
+            ``noise`` (rows, B, h, w, C); with a scale of the image ``image_scale`` and ``empty``,
+            the null condition without the image.
         run: the state before the first row.
         rows: the padded plan.
         first: index of the first row to run.
         last: index after the last row to run.
     """
-    noise = loop.image_noise(inputs["keys"], run.z.shape[1:])
+    if "noise" in inputs:
+        noise = loop.replay_noise(inputs["noise"])
+    else:
+        noise = loop.image_noise(inputs["keys"], run.z.shape[1:])
 
     def put_back(z: Array, row: Rows) -> Array:
         """Return z with the known pixels put back, as noisy as the state is after this row."""
@@ -126,19 +139,29 @@ def build_denoiser(program: Program, inputs: Inputs) -> Denoiser:
     own = program.model._replace(
         params=inputs["params"], adapters=tuple(inputs.get("lora", ())), controls=()
     )
+    controls, guided = _apply_controls(program, inputs), program.guided != "no"
     combine: guidance.Combine = guidance.cfg
+    if program.edits:
+        blind = model.denoiser(own, inputs["empty"], controls=controls)
+        combine = guidance.add_contrast(blind, inputs["image_scale"] - 1, of_null=True)
+    if program.perturbed:
+        other = cast(UNet, own.network).clone(identity_attention=program.perturbed)
+        weak = model.denoiser(own._replace(network=other), inputs["cond"], controls=controls)
+        combine = guidance.add_contrast(weak, guidance.per_evaluation(inputs["perturbed"]), combine)
     if program.rescale:
-        combine = guidance.rescale(own.parameterization, program.rescale)
-    guided = program.guided != "no"
+        combine = guidance.rescale(own.parameterization, program.rescale, combine)
     denoise = model.denoiser(
         own,
         inputs["cond"],
         null=inputs["null"] if guided else None,
         scale=inputs["scale"] if guided else None,
-        controls=_apply_controls(program, inputs),
+        controls=controls,
         combine=combine,
-        always=program.guided == "always",
+        always=program.guided == "always" or bool(program.perturbed) or program.edits,
     )
+    if program.perturbed and not guided:
+        scale = guidance.per_evaluation(1 + inputs["perturbed"])
+        denoise = guidance.contrast(denoise, weak, scale)
     return program.scheduler.bound(denoise)
 
 
@@ -187,8 +210,22 @@ def read_hints(request: Request, size: tuple[int, int]) -> list[np.ndarray]:
     return hints
 
 
+def _find_scale(one: Control, image: Image | None, *, xl: bool) -> float:
+    """Return the scale of a control; ``"diffusers"`` is the default of the pipelines there.
+
+    These are 0.8 for image-to-image, 0.5 for inpainting, and 1 for XL's inpainting and from noise.
+    """
+    if one.scale != OF_DIFFUSERS:
+        return float(one.scale)
+    if image is None:
+        return 1.0
+    if image.mask is None:
+        return 0.8
+    return 1.0 if xl else 0.5
+
+
 def plan_controls(
-    request: Request, rows: Rows, count: int, hints: Sequence[np.ndarray]
+    request: Request, rows: Rows, count: int, hints: Sequence[np.ndarray], *, xl: bool
 ) -> tuple[tuple[tuple[ControlNet | T2IAdapter, str], ...], list[Inputs]]:
     """Plan when and how strongly ControlNets and T2I-Adapters act.
 
@@ -201,16 +238,19 @@ def plan_controls(
         count: rows that are run.
         hints: see `read_hints`.
 
+        xl: whether the model is one of Stable Diffusion XL.
+
     Returns:
         The networks with the names of their balances, and for each its params, hint and strength
             (rows,), which is 0 outside of its window.
     """
     nets, given = [], []
     for one, hint in zip(request.list_controls(), hints, strict=True):
+        scale = _find_scale(one, request.read_image(), xl=xl)
         # Means over all pixels only make sense on the conditional half, as in diffusers.
         balance = "guess" if getattr(one.net.net, "pool", False) else one.balance
         strength = np.zeros(len(rows.level.t), np.float32)
-        strength[:count] = one.scale * control.window(count, one.start, one.end)
+        strength[:count] = scale * control.window(count, one.start, one.end)
         nets.append((one.net.net, balance))
         network = ControlNetwork(one.net.net, one.net.params)
         one_given: dict[str, Tree] = {"hint": hint, "strength": strength}
@@ -238,6 +278,12 @@ def classify_guidance(scales: np.ndarray, scale: float) -> str:
     if scale <= 1 or (scales == 1).all():
         return "no"
     return "sometimes" if (scales == 1).any() else "always"
+
+
+def scale_perturbed(rows: Rows, perturbed: PerturbedAttention) -> np.ndarray:
+    """Scale of perturbed-attention guidance by row (rows,), float32."""
+    fallen = perturbed.adaptive * (1000 - np.asarray(rows.level.t, np.float64))
+    return np.maximum(perturbed.scale - fallen, 0).astype(np.float32)
 
 
 def find_known_levels(rows: Rows, count: int, to_the_end: bool) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ guidance, pixels for the image, and so on. The functions here turn them into the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -19,6 +19,7 @@ from diffjax import control as controlling
 from diffjax.generate.checks import (
     LARGEST,
     RequestError,
+    check_name,
     is_mapping_of_text,
     is_whole,
     read_flag,
@@ -26,15 +27,14 @@ from diffjax.generate.checks import (
     read_number,
     read_pair,
     read_several,
-    read_text,
     read_whole,
     refuse,
     show,
 )
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import (
-    GRIDS,
     Control,
+    FreeU,
     Guidance,
     Image,
     Lora,
@@ -42,18 +42,17 @@ from diffjax.generate.options import (
     Sampling,
     Size,
     Texts,
-    find_sampler,
 )
+from diffjax.generate.sampling import read_sampling
+from diffjax.generate.steering import read_freeu, read_guidance
+from diffjax.generate.texts import Prompts, read_prompts
+from diffjax.pretrained.components import Components
 from diffjax.pretrained.models import Component
-from diffjax.pretrained.pipelines import Components
-from diffjax.pretrained.prompts import Embedding, Prompt
+from diffjax.pretrained.prompts import Embedding
 from diffjax.types import Array, choose, summarize
 
-STEPS = 10_000  # more than any schedule has
 SIDE = 2**16  # pixels
 LAYERS = 2**16  # of a text encoder
-
-Prompts = tuple[str | Prompt, ...]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -73,10 +72,14 @@ class Request:
         refiner: a second model for the last part of the denoising: a `Refiner`, or its pipeline.
         size: a `Size`, (height, width), or one number for both, in pixels.
         num: images per prompt.
-        latents: initial standard normal noise (B, h, w, 4) in place of that of the key.
+        latents: initial standard normal noise (B, h, w, 4) in place of that of the key; with
+            ``sampler.start`` what another run ended with.
         clip_skip: layers of the text encoder to leave out. The negative prompt uses all layers.
         weighted: whether brackets in prompts are weights, and prompts may be longer than a chunk;
             see `diffjax.pretrained.tokenizers`.
+        step_noise: noise (evaluations, B, h, w, 4) of the sampler in place of that of the key: one
+            entry for each evaluation of the network, those of a refiner last.
+        freeu: other weights of backbone and skips. A refiner gets none.
     """
 
     prompt: Texts | Embedding
@@ -92,6 +95,8 @@ class Request:
     latents: Array | None = None
     clip_skip: int = 0
     weighted: bool = False
+    step_noise: Array | None = None
+    freeu: FreeU | None = None
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -107,6 +112,9 @@ class Request:
         latents = self.latents
         if latents is not None:
             latents = read_floats("latents", latents, "(B, h, w, channels)")
+        noise = self.step_noise
+        if noise is not None:
+            noise = read_floats("step_noise", noise, "(evaluations, B, h, w, channels)")
         return Request(
             self.list_prompts(),
             self.key,
@@ -121,6 +129,8 @@ class Request:
             latents,
             read_whole("clip_skip", self.clip_skip, 0, LAYERS),
             read_flag("weighted", self.weighted),
+            noise,
+            read_freeu(self.freeu),
         )
 
     def list_prompts(self) -> Prompts | Embedding:
@@ -129,6 +139,8 @@ class Request:
         Raises:
             RequestError: a prompt is not a text, or there is none.
         """
+        if isinstance(self.prompt, Request):
+            raise refuse("prompt", "is a Request: run it with pipe.steps(request)")
         return read_prompts("prompt", self.prompt)
 
     def count_images(self) -> int:
@@ -177,145 +189,7 @@ class Request:
         return read_size(self.size)
 
 
-# ---- texts --------------------------------------------------------------------------------------
-
-
-def read_prompts(name: str, value: object) -> Prompts | Embedding:
-    """Read prompts as a tuple of texts, or as an embedding.
-
-    Args:
-        name: the argument, for messages.
-        value: a text, a `Prompt`, a list, tuple or array of them, or an `Embedding`.
-
-    Raises:
-        RequestError: the list is empty, or has an entry that is not a text.
-    """
-    if isinstance(value, Embedding):
-        return _read_embedding(name, value)
-    if isinstance(value, str | Prompt):
-        return (_read_prompt(name, value),)
-    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "UO":
-        value = value.tolist()
-    if isinstance(value, Request):
-        raise refuse(name, "is a Request: run it with pipe.steps(request)")
-    if not isinstance(value, list | tuple) or hasattr(value, "_fields"):
-        known = "a text, a list of texts, or an Embedding"
-        hint = ": wrap it, Embedding(array)" if hasattr(value, "dtype") else ""
-        raise refuse(name, f"must be {known}, got {show(value)}{hint}")
-    if not value:
-        raise RequestError(name, f"there is no prompt: {name} is an empty list")
-    return tuple(_read_prompt(f"{name}[{k}]", one) for k, one in enumerate(value))
-
-
-def _read_prompt(name: str, value: object) -> str | Prompt:
-    """Read one prompt, which may have a text for each of XL's encoders.
-
-    Raises:
-        RequestError: it is not a text, or is an embedding among texts.
-    """
-    if isinstance(value, Prompt):
-        first, second = value
-        return Prompt(read_text(f"{name}.first", first), read_text(f"{name}.second", second))
-    if isinstance(value, Embedding):
-        raise refuse(name, "is an Embedding among texts: embed all prompts, pipe.embed([...])")
-    return read_text(name, value)
-
-
-def _read_embedding(name: str, value: Embedding) -> Embedding:
-    """Read an embedding with context (B, M, D) and pooled (B, P) or None, of finite floats.
-
-    Raises:
-        RequestError: an array has another shape or type, or they differ in their number of rows.
-    """
-    context = read_floats(f"{name}.context", value.context, "(B, M, D)")
-    if value.pooled is None:
-        return Embedding(context)
-    pooled = read_floats(f"{name}.pooled", value.pooled, "(B, P)")
-    if len(pooled) != len(context):
-        raise refuse(f"{name}.pooled", f"has {len(pooled)} rows, but context {len(context)}")
-    return Embedding(context, pooled)
-
-
-# ---- numbers and names --------------------------------------------------------------------------
-
-
-def read_sampling(value: object) -> Sampling:
-    """Read a sampler from a `Sampling`, its name, or its number of steps.
-
-    Raises:
-        RequestError: the value is something else, the name or the grid is unknown, the options are
-            not a mapping, or the steps or eta are out of range. Whether the sampler has the options
-            is checked with the model.
-    """
-    if value is None:
-        return Sampling()
-    if isinstance(value, str):
-        value = Sampling(value)
-    elif is_whole(value):
-        value = Sampling(steps=value)
-    if not isinstance(value, Sampling):
-        known = "a name, a whole number of steps, or Sampling(name, steps)"
-        raise refuse("sampler", f"must be {known}, got {show(value)}")
-    if value.name is not None:
-        _choose("sampler.name", value.name, find_sampler)
-    if value.grid is not None:
-        _choose("sampler.grid", value.grid, lambda name: choose("grid", name, GRIDS))
-    if not is_mapping_of_text(value.options):
-        example = "{'lower_order_final': False}"
-        raise refuse(
-            "sampler.options", f"must be a dict such as {example}, got {show(value.options)}"
-        )
-    eta = value.eta
-    # Lists in place of arrays: what is made for options is remembered by their repr.
-    options = {key: getattr(v, "tolist", lambda v=v: v)() for key, v in value.options.items()}
-    return value._replace(
-        options=options,
-        steps=read_whole("sampler.steps", value.steps, 1, STEPS),
-        eta=None if eta is None else read_number("sampler.eta", eta, 0),
-    )
-
-
-def _choose(name: str, value: object, find: Callable[[str], object]) -> None:
-    """Check that ``find`` knows a name.
-
-    Raises:
-        RequestError: the value is not a text, or ``find`` raised a ValueError.
-    """
-    text = read_text(name, value)
-    try:
-        find(text)
-    except ValueError as error:
-        raise RequestError(name, str(error)) from error
-
-
-def read_guidance(value: object) -> Guidance:
-    """Read guidance from a `Guidance`, or from its scale.
-
-    Raises:
-        RequestError: the value is something else, a number is out of range, or low is above high.
-    """
-    if value is None:
-        return Guidance()
-    name = "guidance.scale"
-    if not isinstance(value, Guidance):
-        name, value = "guidance", Guidance(value)  # type: ignore[arg-type]  # checked below
-    if value.scale is not None:
-        kind = "one number" if name == "guidance.scale" else "one number or a Guidance(scale)"
-        read_number(name, value.scale, 0, kind=kind)
-    low = read_number("guidance.low", value.low, 0)
-    high = read_number("guidance.high", value.high, 0, np.inf)
-    if low > high:
-        raise refuse("guidance.low", f"must be at most guidance.high, got {low:g} and {high:g}")
-    negative = value.negative
-    if negative is not None:
-        negative = read_prompts("guidance.negative", negative)
-    return Guidance(
-        None if value.scale is None else read_number(name, value.scale),
-        negative,
-        read_number("guidance.rescale", value.rescale, 0, 1),
-        low,
-        high,
-    )
+# ---- sizes ------------------------------------------------------------------------------------
 
 
 def read_size(value: object) -> Size:
@@ -365,7 +239,17 @@ def read_image(value: object) -> Image | None:
     _refuse_no_picture(name, given.pixels)
     if given.mask is not None:
         _refuse_no_picture("image.mask", given.mask)
-    return given._replace(strength=read_strength(given.strength))
+    padding = given.mask_padding
+    if padding is not None:
+        padding = read_whole("image.mask_padding", padding, 0, SIDE)
+        if given.mask is None:
+            raise refuse("image.mask_padding", "needs a mask: Image(pixels, mask=mask)")
+    level = given.noise_level
+    if level is not None:
+        level = read_whole("image.noise_level", level, 0, 10_000)
+    return given._replace(
+        strength=read_strength(given.strength), mask_padding=padding, noise_level=level
+    )
 
 
 def read_strength(value: object) -> float | None:
@@ -404,12 +288,13 @@ def _read_control(name: str, value: Control) -> Control:
     end = read_number(f"{name}.end", value.end, 0, 1)
     if start >= end:
         raise refuse(f"{name}.start", f"must be below end, got {start:g} to {end:g}")
-    _choose(
+    check_name(
         f"{name}.balance",
         value.balance,
         lambda balance: choose("balance", balance, controlling.BALANCES),
     )
-    scale = read_number(f"{name}.scale", value.scale)
+    named = isinstance(value.scale, str) and value.scale == "diffusers"
+    scale = value.scale if named else read_number(f"{name}.scale", value.scale)
     return value._replace(scale=scale, start=start, end=end)
 
 
@@ -434,7 +319,23 @@ def read_refiner(value: object) -> Refiner | None:
     if not isinstance(getattr(given.pipe, "parts", None), Components):
         example = "Refiner(diffjax.load(path), start)"
         raise refuse("refiner", f"must be a pipeline or {example}, got {show(given.pipe)}")
-    return given._replace(start=read_start(given.start))
+    prompt, guidance = given.prompt, given.guidance
+    return given._replace(
+        start=read_start(given.start),
+        prompt=None if prompt is None else read_prompts("refiner.prompt", prompt),
+        guidance=None if guidance is None else _read_refiner_guidance(guidance),
+    )
+
+
+def _read_refiner_guidance(value: Any) -> Guidance:
+    """
+    Raises:
+        RequestError: see `read_guidance`; it names the argument of the refiner.
+    """
+    try:
+        return read_guidance(value)
+    except RequestError as error:
+        raise RequestError(f"refiner.{error.argument}", f"refiner.{error}") from error
 
 
 def read_start(value: object) -> float:

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.generate import images, program
+from diffjax.generate import beside, crops, images, program
 from diffjax.generate.checks import RequestError, read_floats, refuse
+from diffjax.generate.crops import Crop
 from diffjax.generate.keys import check_key, make_keys
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Image, Size
@@ -24,7 +25,7 @@ from diffjax.generate.request import Request
 from diffjax.types import Array, Rows
 
 # Draws of a key beside those of the sampler, see `diffjax.samplers.loop.image_noise`.
-PRIOR, POSTERIOR, MASKED = 1, 2, 3
+PRIOR, POSTERIOR, MASKED, LOW = 1, 2, 3, 4
 PIXELS = 2**26  # of an image, at most
 TOGETHER = 2**32  # of all images of a call, at most
 Given = tuple[np.ndarray, bool]  # see `images.read_images`
@@ -43,6 +44,7 @@ class Start(NamedTuple):
         known: ``x``, ``eps`` and ``mask`` of what is put back after every step, or None.
         concat: mask and masked latents (B, h, w, 1 + C) that an inpainting model reads beside z, or
             None.
+        label: class labels (B,) of the network, or None.
     """
 
     size: Size
@@ -52,6 +54,7 @@ class Start(NamedTuple):
     pure: bool = False
     known: dict[str, Array] | None = None
     concat: Array | None = None
+    label: Array | None = None
 
     def begin(self, rows: Rows, std: float) -> Array:
         """Return the state z (B, h, w, C) at the first row.
@@ -74,12 +77,18 @@ class SceneLayout(NamedTuple):
         given: the image to start from as `images.read_images` returns it, pixels or latents; or
             None.
         mask: (B, H, W, 1), 1 where the image is filled in; or None.
+        crop: what image and mask were cut from, or None.
+        depth: (B, h, w, 1) in [-1, 1], or None.
+        noise_level: of the small image of an upscaler.
     """
 
     size: Size
     strength: float
     given: Given | None
     mask: np.ndarray | None
+    crop: Crop | None = None
+    depth: np.ndarray | None = None
+    noise_level: int = 0
 
     def latent_sides(self, factor: int) -> tuple[int, int]:
         """Return the height and width of latents, where ``factor`` is the autoencoder's
@@ -106,9 +115,16 @@ def lay_out(
     given, mask = _read_given(image, vae.latent_channels, vae.factor)
     if request.latents is not None:
         _check_channels(np.shape(request.latents), vae.latent_channels)
-    size = _choose_size(pipe, request, given, shape)
+    cropped = image is not None and image.mask_padding is not None
+    if pipe.beside == beside.SMALL and given is not None:
+        shape = shape or (None if all(request.read_size()[:2]) else given[0].shape[1:3])
+        cropped = True
+    size = _choose_size(pipe, request, None if cropped else given, shape)
     _check_amount(size, count)
-    if given is not None and not given[1] and given[0].shape[1:3] != size[:2]:
+    crop = None
+    if image is not None and given is not None and image.mask_padding is not None:
+        crop, given, mask = _cut_out(image, image.mask_padding, given, vae.latent_channels, size)
+    elif given is not None and not given[1] and given[0].shape[1:3] != size[:2]:
         given, mask = _read_given(image, vae.latent_channels, vae.factor, size[:2])
     check_key(request.key, count)
     layout = SceneLayout(size, 1.0, given, mask)
@@ -116,32 +132,45 @@ def lay_out(
         wanted = (count, *layout.latent_sides(vae.factor), vae.latent_channels)
         if np.shape(request.latents) != wanted:
             raise refuse("latents", f"must be {wanted}, got {np.shape(request.latents)}")
-    if pipe.extra_channels > 0 and (mask is None or given is None or given[1]):
-        raise RequestError(
-            "image", "this model fills in images: give image=Image(pixels, mask=mask)"
-        )
+    beside.check_beside(pipe, image, given is not None and given[1])
     if image is None or given is None:
         return layout
+    sides = layout.latent_sides(vae.factor)
+    depth = None if image.depth is None else beside.read_depth(image.depth, sides)
+    if pipe.beside == beside.SMALL:
+        given = beside.read_small(image, sides), False
     strength = image.strength
-    if strength is None:
+    if pipe.beside in (beside.INSTRUCTION, beside.SMALL):
+        strength = 1.0
+    elif strength is None:
         strength = choose_default_strength(pipe.is_xl, mask is not None)
-    spread = images.read_picture(
-        "image", images.repeat_for_images, given[0], request.num, count, "image"
-    )
-    if mask is not None:
-        mask = images.read_picture(
-            "image.mask", images.repeat_for_images, mask, request.num, count, "mask"
+
+    def spread(name: str, array: np.ndarray) -> np.ndarray:
+        return images.read_picture(
+            name, images.repeat_for_images, array, request.num, count, name.rpartition(".")[2]
         )
-    return SceneLayout(size, strength, (spread, given[1]), mask)
+
+    if mask is not None:
+        mask = spread("image.mask", mask)
+    if crop is not None:
+        whole = spread("image", crop.pixels), spread("image.mask", crop.mask)
+        crop = Crop(crop.box, *whole)
+    if depth is not None:
+        depth = spread("image.depth", depth)
+    level = beside.read_noise_level(pipe, image) if pipe.beside == beside.SMALL else 0
+    return SceneLayout(
+        size, strength, (spread("image", given[0]), given[1]), mask, crop, depth, level
+    )
 
 
 def make_scene(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Start:
     """Encode the image of a request that was laid out, and draw its noise.
 
     The draws of a key are numbered: `PRIOR` for the initial noise, `POSTERIOR` for the encoding of
-    the image, and `MASKED` for that of the masked image, so they do not depend on each other.
+    the image, `MASKED` for that of the masked image, and `LOW` for the small image of an upscaler,
+    so they do not depend on each other.
     """
-    vae, (size, strength, given, mask) = pipe.parts.vae.net, layout
+    vae, (size, strength, given, mask, *_) = pipe.parts.vae.net, layout
     keys = make_keys(request.key, request.count_images())
     latent = (*layout.latent_sides(vae.factor), vae.latent_channels)
     noise: Array = program.draw_noise(keys, latent, PRIOR)
@@ -151,13 +180,22 @@ def make_scene(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Star
     if given is None:
         return scene
     pixels = given[0]
+    if pipe.beside == beside.SMALL:
+        low = program.draw_noise(keys, pixels.shape[1:], LOW)
+        concat = beside.add_low_noise(pipe, pixels, layout.noise_level, low)
+        label = jnp.full(len(pixels), layout.noise_level, jnp.int32)
+        return scene._replace(concat=concat, label=label)
+    if pipe.beside == beside.INSTRUCTION:
+        return scene._replace(concat=pixels if given[1] else encode_mean(pipe, pixels))
     x = pixels if given[1] else encode(pipe, pixels, program.draw_noise(keys, latent, POSTERIOR))
     scene = scene._replace(x=x)
+    if layout.depth is not None:
+        return scene._replace(concat=jnp.asarray(layout.depth))
     if mask is None:
         return scene
     small = jnp.asarray(mask[:, :: vae.factor, :: vae.factor])
     scene = scene._replace(pure=strength == 1)
-    if pipe.extra_channels == 0:
+    if pipe.beside != beside.MASK:
         return scene._replace(known={"x": x, "eps": noise, "mask": small})
     hidden = np.where(mask == 1, np.float32(0.5), pixels)  # 0 in [-1, 1]
     hidden_x = encode(pipe, hidden, program.draw_noise(keys, latent, MASKED))
@@ -192,6 +230,27 @@ def _read_given(
     if mask.shape[1:3] != here:
         raise RequestError("image.mask", f"the mask is {mask.shape[1:3]}, but the image {here}")
     return given, mask
+
+
+def _cut_out(
+    image: Image, padding: int, given: Given, latents: int, size: Size
+) -> tuple[Crop, Given, np.ndarray]:
+    """Cut image and mask out around the mask, at the size of the output.
+
+    Raises:
+        RequestError: the image is latents, or the mask is black.
+    """
+    if given[1]:
+        raise refuse("image.mask_padding", "needs pixels to crop, but the image is latents")
+    soft = images.read_picture("image.mask", images.read_soft_mask, image.mask)
+    box = images.read_picture("image.mask", crops.find_box, soft, padding, size[:2])
+
+    def fit(array: np.ndarray) -> np.ndarray:
+        return crops.cut(array, box, size[:2])
+
+    part = images.read_picture("image", images.read_images, image.pixels, latents=latents, fit=fit)
+    mask = images.read_picture("image.mask", images.read_mask, image.mask, None, fit)
+    return Crop(box, given[0], soft), part, mask
 
 
 def _check_channels(found: tuple[int, ...], channels: int) -> None:
@@ -245,6 +304,16 @@ def encode(pipe: LoadedModel, pixels: np.ndarray, eps: Array) -> Array:
         pixels: (B, H, W, 3) in [0, 1].
         eps: standard normal noise (B, h, w, C) of the draw.
     """
+    net = pipe.parts.vae.net
+    return (_encode(pipe, pixels).with_noise(eps) - net.latent_shift) * net.latent_scale
+
+
+def encode_mean(pipe: LoadedModel, pixels: np.ndarray) -> Array:
+    """Means of the posterior of pixels, not scaled: what models that edit are given."""
+    return _encode(pipe, pixels).mean
+
+
+def _encode(pipe: LoadedModel, pixels: np.ndarray) -> Any:
     net, params = pipe.parts.vae.net, pipe.parts.vae.params
 
     def encode_one(image: np.ndarray) -> Any:
@@ -254,8 +323,7 @@ def encode(pipe: LoadedModel, pixels: np.ndarray, eps: Array) -> Array:
             lambda: program.encode_posterior(net, params, 2 * image[None] - 1),
         )
 
-    posterior = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(encode_one, pixels))
-    return (posterior.with_noise(eps) - net.shift_factor) * net.scaling_factor
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *map(encode_one, pixels))
 
 
 def _choose_size(

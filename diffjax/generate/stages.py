@@ -8,30 +8,44 @@ the first, so a wrong request costs no time on the device.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from diffjax import guidance, lora
+from diffjax import guidance
 from diffjax.generate import conditions, program, scene
-from diffjax.generate.checks import RequestError
+from diffjax.generate.beside import INSTRUCTION
+from diffjax.generate.checks import RequestError, refuse
+from diffjax.generate.crops import Crop
+from diffjax.generate.fitting import (
+    check_adapters,
+    check_controls,
+    check_embedded_guidance,
+    check_perturbed,
+    check_refiner,
+    choose_scale,
+    list_adapters,
+    make_own_scheduler,
+)
 from diffjax.generate.keys import make_keys
 from diffjax.generate.loaded import LoadedModel
-from diffjax.generate.options import Refiner, Sampling, make_scheduler
+from diffjax.generate.options import (
+    PerturbedAttention,
+    Refiner,
+    Sampling,
+)
 from diffjax.generate.program import Program
 from diffjax.generate.request import Request
 from diffjax.model.published import make_published_model
-from diffjax.nets.adapter import T2IAdapter
-from diffjax.nets.unet import UNet
 from diffjax.parameterization import check_levels
 from diffjax.pretrained.schedulers import Scheduler
 from diffjax.samplers import loop
-from diffjax.types import Array, Rows, summarize
+from diffjax.types import Array, Grid, Rows, summarize
 
 ROWS = 1024  # plans are padded to multiples of it, so that their length is no part of a program
-REFINER = 2**31 - 1  # folded into the keys of a refiner
+CONTINUED = 2**31 - 1  # folded into the keys of a run that goes on from another
 
 
 class Stage(NamedTuple):
@@ -43,6 +57,8 @@ class Stage(NamedTuple):
         rows: the plan, padded to a multiple of `ROWS`.
         length: number of rows to run.
         z: state (B, h, w, C) to begin with, unless another stage went before.
+        ends: whether the run ends at the data.
+        crop: what its images are a part of, or None.
     """
 
     program: Program
@@ -50,6 +66,8 @@ class Stage(NamedTuple):
     rows: Rows
     length: int
     z: Array
+    ends: bool = True
+    crop: Crop | None = None
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -73,6 +91,10 @@ class Stage(NamedTuple):
         """
         return run.z / self.rows.next.alpha[self.length - 1]
 
+    def finish(self, run: loop.Run) -> Array:
+        """The latents of a run that is done: those of images, or what another one begins from."""
+        return run.z if self.ends else self.end(run)
+
 
 class Plan(NamedTuple):
     """A stage before anything is computed. Whatever could be refused has been checked.
@@ -88,7 +110,8 @@ class Plan(NamedTuple):
         scales: guidance scale by row, (rows,).
         guided: ``no``, ``always`` or ``sometimes``, see `program.classify_guidance`.
         hints: images of ControlNets, see `program.read_hints`.
-        ends: whether the run ends at the data; False if a refiner goes on.
+        start: fraction of the denoising at which it begins.
+        end: fraction of the denoising at which it ends, 1 for the data.
     """
 
     pipe: LoadedModel
@@ -101,36 +124,62 @@ class Plan(NamedTuple):
     scales: np.ndarray
     guided: str
     hints: list[np.ndarray]
-    ends: bool
+    start: float
+    end: float
 
     def build(self) -> Stage:
         """Encode texts and images, draw the noise, and gather the inputs of the program."""
         pipe, request, rows, length = self.pipe, self.request, self.rows, self.length
-        view, unet = scene.make_scene(pipe, request, self.layout), pipe.parts.unet
-        guided = self.guided != "no"
+        unet, handed_over = pipe.parts.unet, request.latents if self.start else None
+        if self.start:  # other noise than that of the run before
+            keys = program.fold_keys(make_keys(request.key, request.count_images()), CONTINUED)
+            request = dataclasses.replace(request, key=keys, latents=None)
+        view, ends = scene.make_scene(pipe, request, self.layout), self.end == 1
+        guiding, guided = request.read_guidance(), self.guided != "no"
         cond, null = conditions.make_conditions(pipe, request, view.size, guided=guided)
         inputs: program.Inputs = {"params": unet.params, "keys": view.keys, "cond": cond}
-        if adapters := request.list_loras():
-            inputs["lora"] = [(one.weights, float(one.scale)) for one in adapters]
+        if adapters := list_adapters(request).get("unet"):
+            inputs["lora"] = list(adapters)
         if guided:
             inputs |= {"null": null, "scale": self.scales}
-        if view.concat is not None:
-            cond["concat"] = null["concat"] = view.concat
+        for name, value in (("concat", view.concat), ("label", view.label)):
+            if value is not None:
+                cond[name] = null[name] = value
+        if edits := guided and pipe.beside == INSTRUCTION:
+            inputs["empty"] = {**null, "concat": jnp.zeros_like(cast(Array, view.concat))}
+            inputs["image_scale"] = np.float32(1.5 if guiding.image is None else guiding.image)
         if view.known is not None:
-            inputs["known"] = view.known | program.find_known_levels(rows, length, self.ends)
-        nets, inputs["controls"] = program.plan_controls(request, rows, length, self.hints)
-        rescale = request.read_guidance().rescale if guided else 0.0
-        own = make_published_model(pipe.parts, self.scheduler)
-        made = Program(own, self.scheduler, self.guided, rescale, nets)
-        return Stage(made, inputs, rows, length, view.begin(rows, self.init_std))
+            inputs["known"] = view.known | program.find_known_levels(rows, length, ends)
+        nets, inputs["controls"] = program.plan_controls(
+            request, rows, length, self.hints, xl=pipe.is_xl
+        )
+        if request.step_noise is not None:
+            inputs["noise"] = jnp.asarray(request.step_noise, jnp.float32)
+        perturbed = cast(PerturbedAttention | None, guiding.perturbed)
+        if perturbed is not None:
+            inputs["perturbed"] = program.scale_perturbed(rows, perturbed)
+        made = Program(
+            make_published_model(pipe.parts, self.scheduler),
+            self.scheduler,
+            self.guided,
+            guiding.rescale if guided else 0.0,
+            nets,
+            tuple(perturbed.layers) if perturbed else (),
+            edits,
+        )
+        if handed_over is None:
+            z = view.begin(rows, self.init_std)
+        else:
+            z = jnp.asarray(rows.level.alpha[0] * handed_over)
+        return Stage(made, inputs, rows, length, z, ends, self.layout.crop)
 
 
 def plan(
     pipe: LoadedModel,
     request: Request,
     shape: tuple[int, int] | None = None,
-    start: float | None = None,
-    end: float | None = None,
+    start: float = 0.0,
+    end: float = 1.0,
 ) -> Plan:
     """Check a request and plan its run, or its part between two fractions of the denoising.
 
@@ -144,28 +193,19 @@ def plan(
     Raises:
         RequestError: something does not fit the model.
     """
-    sampling, guiding = request.read_sampler(), request.read_guidance()
-    layout = scene.lay_out(pipe, request, shape)
-    scheduler = pipe.remember(
-        ("scheduler", repr(sampling._replace(steps=0))),
-        lambda: _make_own_scheduler(pipe, sampling),
-    )
-    try:
-        grid = scheduler.grid(sampling.steps, strength=layout.strength, start=start)
-        rows = scheduler.rows(grid, end)
-    except ValueError as error:
-        name = "image.strength" if layout.strength < 1 else "sampler.steps"
-        raise RequestError(name, str(error)) from error
+    guiding, layout = request.read_guidance(), scene.lay_out(pipe, request, shape)
+    scheduler, grid, rows = _plan_rows(pipe, request.read_sampler(), layout, start, end)
     try:
         check_levels(scheduler.parameterization, rows.level)
     except ValueError as error:
         raise RequestError("sampler", str(error)) from error
     length = len(rows.level.t)
     padded = loop.pad(rows, -(-length // ROWS) * ROWS)
-    scale = (5.0 if pipe.is_xl else 7.5) if guiding.scale is None else guiding.scale
+    scale = choose_scale(pipe, guiding)
     scales = guidance.interval(padded, scale, low=guiding.low, high=guiding.high)
-    guided = program.classify_guidance(scales[:length], scale)
-    if guided == "no" and scale > 1:
+    embedded = bool(pipe.parts.unet.net.guidance_dim)
+    guided = "no" if embedded else program.classify_guidance(scales[:length], scale)
+    if guided == "no" and scale > 1 and not embedded:
         logging.warning(
             "no step is guided: none has a noise over signal between guidance.low=%g and "
             "guidance.high=%g",
@@ -173,8 +213,12 @@ def plan(
             guiding.high,
         )
     conditions.check_conditions(pipe, request, guided=guided != "no")
-    _check_controls(pipe, request)
-    _check_adapters(pipe, request)
+    check_controls(pipe, request)
+    check_adapters(pipe, request)
+    check_perturbed(pipe, guiding)
+    check_embedded_guidance(pipe, guiding)
+    if guiding.image is not None and pipe.beside != INSTRUCTION:
+        raise refuse("guidance.image", "is for models that edit images by instruction")
     hints = program.read_hints(request, layout.size[:2])
     return Plan(
         pipe,
@@ -187,20 +231,34 @@ def plan(
         scales,
         guided,
         hints,
-        end is None,
+        start,
+        end,
     )
 
 
-def _make_own_scheduler(pipe: LoadedModel, sampling: Sampling) -> Scheduler:
-    """Make the scheduler of a request for a model, see `make_scheduler`.
+def _plan_rows(
+    pipe: LoadedModel,
+    sampling: Sampling,
+    layout: scene.SceneLayout,
+    start: float,
+    end: float,
+) -> tuple[Scheduler, Grid, Rows]:
+    """The scheduler of a run, and the levels that it visits between two fractions.
 
     Raises:
-        RequestError: the sampler does not have an option, a grid or a value that the request sets.
+        RequestError: the sampler does not take what is asked for, or no step is left.
     """
+    lists = {name: getattr(sampling, name) for name in ("timesteps", "sigmas")}
+    given = [name for name, values in lists.items() if values is not None]
+    own = sampling._replace(steps=0, timesteps=None, sigmas=None, start=0.0, end=1.0)
+    scheduler = pipe.remember(("scheduler", repr(own)), lambda: make_own_scheduler(pipe, own))
+    steps = None if given else sampling.steps
     try:
-        return make_scheduler(pipe.parts.scheduler, sampling)
+        grid = scheduler.grid(steps, **lists, strength=layout.strength, start=start)
+        return scheduler, grid, scheduler.rows(grid, end)
     except ValueError as error:
-        raise RequestError("sampler", str(error)) from error
+        name = "image.strength" if layout.strength < 1 else f"sampler.{(*given, 'steps')[0]}"
+        raise RequestError(name, str(error)) from error
 
 
 def make_stages(pipe: LoadedModel, request: Request) -> list[tuple[LoadedModel, Stage]]:
@@ -211,111 +269,89 @@ def make_stages(pipe: LoadedModel, request: Request) -> list[tuple[LoadedModel, 
             start with ``refiner:``.
     """
     request = request.read()
-    refiner = request.read_refiner()
+    sampling, refiner = request.read_sampler(), request.read_refiner()
+    _check_handover(request)
     if refiner is None:
-        return [(pipe, plan(pipe, request).build())]
-    _check_refiner(pipe, refiner)
-    first = plan(pipe, request, end=refiner.start)
-    rest = dataclasses.replace(request, control=(), lora=(), refiner=None, latents=None)
-    shape = first.layout.latent_sides(pipe.parts.vae.net.factor)
-    try:
-        second = plan(refiner.pipe, rest, shape, refiner.start)
-    except RequestError as error:
-        raise RequestError(error.argument, f"refiner: {error}") from error
-    # Other noise than that of the base model.
-    keys = program.fold_keys(make_keys(request.key, request.count_images()), REFINER)
-    second = second._replace(request=dataclasses.replace(rest, key=keys))
-    return [(pipe, first.build()), (refiner.pipe, second.build())]
+        plans = [plan(pipe, request, None, sampling.start, sampling.end)]
+    else:
+        check_refiner(pipe, refiner)
+        first = plan(pipe, request, None, sampling.start, refiner.start)
+        shape = first.layout.latent_sides(pipe.parts.vae.net.factor)
+        plans = [first, _plan_refiner(request, refiner, shape, sampling.end)]
+    return [(one.pipe, one.build()) for one in _share_noise(request, plans)]
 
 
-# ---- networks that do not belong together -------------------------------------------------------
-
-
-def _check_refiner(pipe: LoadedModel, refiner: Refiner) -> None:
-    """Check that a refiner can go on from the latents and noise levels of the base model.
-
-    Latents of another scale cannot be converted: their noise would be scaled with them, so that
-    they would lie at no level of the refiner's steps.
-
+def _plan_refiner(request: Request, refiner: Refiner, shape: tuple[int, int], end: float) -> Plan:
+    """
     Raises:
-        RequestError: the refiner has other latents, or was trained with other noise levels.
+        RequestError: something does not fit the refiner's model.
     """
-    for name in ("latent_channels", "factor", "scaling_factor", "shift_factor"):
-        ours, theirs = (getattr(p.parts.vae.net, name) for p in (pipe, refiner.pipe))
-        if ours != theirs:
-            raise RequestError(
-                "refiner",
-                f"this pipeline cannot be refined by that one: the {name} of its latents is "
-                f"{ours}, that of the refiner's {theirs}",
-            )
-    ours, theirs = (_compute_levels(p) for p in (pipe, refiner.pipe))
-    if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-3):
-        raise RequestError(
-            "refiner",
-            "this pipeline cannot be refined by that one: the noise levels that they were trained "
-            "with differ (beta_schedule, beta_start and beta_end of their schedulers)",
-        )
-
-
-def _compute_levels(pipe: LoadedModel) -> np.ndarray:
-    """Return ``sigma / alpha`` at nine times of the model's own schedule, to compare two models."""
-    schedule = pipe.remember(
-        ("scheduler", "own"), lambda: _make_own_scheduler(pipe, Sampling())
-    ).schedule
-    times = np.linspace(schedule.span[0], schedule.span[1], 9)
-    alpha, sigma = schedule.at(np.round(times) if schedule.steps else times)
-    with np.errstate(divide="ignore"):
-        return np.asarray(sigma) / np.asarray(alpha)
-
-
-def _check_controls(pipe: LoadedModel, request: Request) -> None:
-    """Check that ControlNets and adapters were made for this UNet, by the widths of their layers.
-
-    Raises:
-        RequestError: one was made for another base model.
-    """
-    unet = pipe.parts.unet.net
-    for k, one in enumerate(request.list_controls()):
-        net = one.net.net
-        ours, theirs = _describe_widths(unet), _describe_widths(getattr(net, "base", net))
-        if isinstance(net, T2IAdapter):
-            ours = {"widths of the levels": ours["widths of the levels"]}
-        for name, value in ours.items():
-            if theirs[name] and value != theirs[name]:  # 0: it takes no such condition
-                raise RequestError(
-                    f"control[{k}].net",
-                    f"control[{k}].net is for another base: its {name} is {theirs[name]}, that of "
-                    f"this model {value}",
-                )
-
-
-def _check_adapters(pipe: LoadedModel, request: Request) -> None:
-    """Check that low-rank adapters fit the layers of this UNet, by tracing the merge without
-    computing.
-
-    Raises:
-        RequestError: an adapter has a layer that the UNet lacks, or a factor of another shape.
-    """
-    for k, one in enumerate(request.list_loras()):
-        try:
-            jax.eval_shape(lora.merge, pipe.parts.unet.params, one.weights, one.scale)
-        except (ValueError, TypeError, KeyError) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise RequestError(
-                f"lora[{k}].weights",
-                f"lora[{k}].weights do not fit this model: {reason}; take pipe.load_lora(path)",
-            ) from error
-
-
-def _describe_widths(net: UNet | T2IAdapter) -> dict[str, object]:
-    """Return the numbers in which a network and its ControlNet or adapter must agree, by their
-    names.
-    """
-    if isinstance(net, T2IAdapter):
-        return {"widths of the levels": tuple(net.widths)}
-    return {
-        "widths of the levels": tuple(int(net.channels * m) for m in net.multipliers),
-        "blocks per level": net.blocks,
-        "width of the text": net.context_dim,
-        "added condition": net.added_dim,
+    own: dict[str, Any] = {
+        name: value
+        for name, value in (("prompt", refiner.prompt), ("guidance", refiner.guidance))
+        if value is not None
     }
+    rest = dataclasses.replace(
+        request, control=(), lora=(), refiner=None, latents=None, freeu=None, **own
+    )
+    if (there := rest.count_images()) != (wanted := request.count_images()):
+        counts = f"{wanted // request.num} prompts, but the refiner has {there // request.num}"
+        raise RequestError("refiner.prompt", f"there are {counts}")
+    try:
+        return plan(refiner.pipe, rest, shape, refiner.start, end)
+    except RequestError as error:
+        where = "refiner." if error.argument.partition(".")[0] in own else ""
+        raise RequestError(f"{where}{error.argument}", f"refiner: {error}") from error
+
+
+def _share_noise(request: Request, plans: list[Plan]) -> list[Plan]:
+    """Give every run its part of the noise that the caller gave.
+
+    Raises:
+        RequestError: it has another number of entries than there are evaluations, or other shapes.
+    """
+    noise = request.step_noise
+    if noise is None:
+        return plans
+    parts = plans[0].pipe.parts
+    sides = plans[0].layout.latent_sides(parts.vae.net.factor)
+    total = sum(one.length for one in plans)
+    wanted = (total, request.count_images(), *sides, parts.vae.net.latent_channels)
+    if np.shape(noise) != wanted:
+        raise refuse(
+            "step_noise",
+            f"must be {wanted}, one entry for each of {total} evaluations of the network, "
+            f"got {np.shape(noise)}",
+        )
+    cuts = np.split(np.asarray(noise), np.cumsum([one.length for one in plans])[:-1])
+    return [
+        one._replace(request=dataclasses.replace(one.request, step_noise=part))
+        for one, part in zip(plans, cuts, strict=True)
+    ]
+
+
+def _check_handover(request: Request) -> None:
+    """
+    Raises:
+        RequestError: a run that goes on from another one lacks its latents, or is told a strength;
+            or a refiner does not take over between start and end.
+    """
+    sampling, image, refiner = (
+        request.read_sampler(),
+        request.read_image(),
+        request.read_refiner(),
+    )
+    if sampling.start and request.latents is None:
+        raise refuse(
+            "latents",
+            f"is missing: sampler.start={sampling.start:g} goes on from what a run with "
+            f"sampler.end={sampling.start:g} and output='latent' returned",
+        )
+    if sampling.start and image is not None and image.strength is not None:
+        raise refuse("image.strength", "has no meaning with sampler.start, which says what is left")
+    if refiner is not None and not sampling.start < refiner.start < sampling.end:
+        raise refuse(
+            "refiner.start",
+            f"must lie between sampler.start={sampling.start:g} and "
+            f"sampler.end={sampling.end:g}, got {refiner.start:g}",
+        )

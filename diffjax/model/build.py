@@ -55,6 +55,7 @@ def make_network(config: ConfigDict, out_channels: int, num_classes: int = 0) ->
     """
     name, options = split_section(config.network)
     options.pop("conditional", None)
+    options.pop("head", None)  # of a classifier
     dtype = jnp.dtype(options.pop("dtype", "float32"))
     options.update(out_channels=out_channels, num_classes=num_classes)
     options["dtype"] = None if dtype == jnp.float32 else dtype

@@ -136,19 +136,25 @@ def _make_label_part(classes: int) -> Part:
 def _make_label_token_part(config: ConfigDict, classes: int) -> Part:
     """Make the part of a class label that becomes one learned token (B, 1, width) to attend to.
 
+    The label ``classes``, none of them, has a token of its own, or zeros with ``cond.null=zero``.
+
     Raises:
         ValueError: the data have no classes.
     """
     if not classes:
         raise ValueError("cond.context=label needs data with classes: set data.num_classes")
-    width = config.network.context_dim
+    width, learned = config.network.context_dim, config.cond.null == "learned"
 
     def init(key: jax.Array) -> dict[str, Params]:
-        table = jax.random.normal(jax.random.fold_in(key, 3), (classes + 1, width))
+        table = jax.random.normal(jax.random.fold_in(key, 3), (classes + learned, width))
         return {"label_encoder": {"embedding": table}}
 
     def encode(params: Params, frozen: Frozen, extra: Statistics, label: Array) -> dict[str, Array]:
-        return {"context": params["label_encoder"]["embedding"][label][:, None]}
+        table = params["label_encoder"]["embedding"]
+        if learned:
+            return {"context": table[label][:, None]}
+        tokens = jnp.where(label[:, None] < classes, table[jnp.minimum(label, classes - 1)], 0.0)
+        return {"context": tokens[:, None]}
 
     example = {"context": jnp.zeros((1, 1, width))}
     return _make_label_part(classes)._replace(encode=encode, example=example, init=init)

@@ -113,7 +113,7 @@ class ImageMaker:
 
     def _compile(self, sampler: Sampler) -> Callable[..., Array]:
         """Compile the sampling of a batch with a solver, unless that has been done already."""
-        key = (sampler.init, sampler.step, self.steering)
+        key = (sampler.init, sampler.step, sampler.start, self.steering)
         if key not in self.compiled:
             described = self.model._replace(params=None, frozen=None, statistics=None, adapters=())
 

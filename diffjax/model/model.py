@@ -274,7 +274,7 @@ def sample(
     if steering.clip:
         denoise = samplers.clip(denoise)
     noise = samplers.image_noise(keys, model.space.shape)
-    x = samplers.sample(noise, denoise, sampler, samplers.prior(noise, rows), rows, n=n)
+    x = samplers.sample(noise, denoise, sampler, samplers.prior(noise, rows, sampler), rows, n=n)
     return jnp.clip(model.space.leave(model.frozen or {}, model.statistics or {}, x), -1, 1)
 
 

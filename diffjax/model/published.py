@@ -6,7 +6,7 @@ from diffjax import grids
 from diffjax.model.condition import make_text_condition
 from diffjax.model.model import Model
 from diffjax.model.space import make_latent_space
-from diffjax.pretrained.pipelines import Components
+from diffjax.pretrained.components import Components
 from diffjax.pretrained.schedulers import Scheduler, load_scheduler
 
 
@@ -36,8 +36,8 @@ def make_published_model(parts: Components, scheduler: Scheduler | None = None) 
     space = make_latent_space(
         vae,
         (height * vae.factor, width * vae.factor, vae.out_channels),
-        vae.scaling_factor,
-        vae.shift_factor,
+        vae.latent_scale,
+        vae.latent_shift,
     )
     return Model(
         schedule=schedule,
@@ -45,7 +45,7 @@ def make_published_model(parts: Components, scheduler: Scheduler | None = None) 
         network=unet,
         space=space,
         condition=make_text_condition(
-            nets, unet.context_dim, (first.start, first.end, first.pad), _list_added_shapes(parts)
+            nets, unet.token_dim, (first.start, first.end, first.pad), _list_added_shapes(parts)
         ),
         params=parts.unet.params,
         frozen={**frozen, "autoencoder": parts.vae.params},

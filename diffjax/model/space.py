@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, VQModel
-from diffjax.types import Array, Frozen, Params, Statistics, build_section
+from diffjax.types import Array, ArrayLike, Frozen, Params, Statistics, build_section
 
 AUTOENCODERS = {"kl": AutoencoderKL, "vq": VQModel}
 
@@ -76,7 +77,7 @@ def make_space(config: ConfigDict, image_shape: tuple[int, int, int]) -> Space:
 
 
 def make_latent_space(
-    net: Autoencoder, image_shape: tuple[int, int, int], scale: float, shift: float = 0.0
+    net: Autoencoder, image_shape: tuple[int, int, int], scale: ArrayLike, shift: ArrayLike = 0.0
 ) -> Space:
     """Make the space of the latents ``scale (z - shift)`` of an autoencoder.
 
@@ -86,8 +87,9 @@ def make_latent_space(
 
     Args:
         image_shape: (H, W, C).
-        scale: initial ``extra["latent_scale"]``; 0 to measure it from the first batch.
-        shift: mean of the latents, 0 for all but some published models.
+        scale: initial ``extra["latent_scale"]``, one number or one per channel. 0 measures it from
+            the first batch.
+        shift: mean of the latents, likewise; 0 for all but some published models.
 
     Raises:
         ValueError: sides that the factor of the autoencoder does not divide.
@@ -102,7 +104,7 @@ def make_latent_space(
     stop = jax.lax.stop_gradient
 
     def center(z: Array) -> Array:
-        return z - shift if shift else z
+        return z - shift if np.any(shift) else z
 
     def enter(
         frozen: Frozen, extra: Statistics, key: jax.Array, batch: Mapping[str, Array]
@@ -121,7 +123,7 @@ def make_latent_space(
 
     def leave(frozen: Frozen, extra: Statistics, x: Array) -> Array:
         z = x / extra["latent_scale"]
-        return _apply(net, frozen["autoencoder"], z + shift if shift else z, net.decode)
+        return _apply(net, frozen["autoencoder"], z + shift if np.any(shift) else z, net.decode)
 
     start = {"latent_scale": jnp.asarray(scale, jnp.float32)}
     return Space(shape, start, enter, encode, leave, net)

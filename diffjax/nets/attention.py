@@ -92,6 +92,7 @@ class Attention(nn.Module):
         dtype: type to compute in; parameters stay float32.
         kind: see `attend`.
         out_init: initialiser of the output projection.
+        identity: leave the softmax out, ``A = I``: every pixel keeps its own V (Ahn et al. 2024).
     """
 
     heads: int = 1
@@ -100,6 +101,7 @@ class Attention(nn.Module):
     dtype: DType = None
     kind: str = "xla"
     out_init: Initializer = zero_init
+    identity: bool = False
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
@@ -119,9 +121,13 @@ class Attention(nn.Module):
             )
             return out.reshape(*out.shape[:2], self.heads, width // self.heads)
 
-        q, k, v = project("to_q", x), project("to_k", source), project("to_v", source)
-        kept = None if mask is None else mask[:, None, None, :]
-        out = attend(q, k, v, mask=kept, kind=self.kind).reshape(*x.shape[:2], width)
+        if self.identity:
+            out = project("to_v", x)
+        else:
+            q, k, v = project("to_q", x), project("to_k", source), project("to_v", source)
+            kept = None if mask is None else mask[:, None, None, :]
+            out = attend(q, k, v, mask=kept, kind=self.kind)
+        out = out.reshape(*x.shape[:2], width)
         return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.out_init, name="to_out.0")(
             out
         )
@@ -144,13 +150,14 @@ class AttentionBlock(nn.Module):
     dtype: DType = None
     kind: str = "xla"
     rescale: bool = False  # divide the sum by sqrt(2)
+    identity: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return features of the shape of x, (B, H, W, C)."""
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, self.eps, self.dtype, name="group_norm")(x)
-        attention = Attention(self.heads, dtype=self.dtype, kind=self.kind)
+        attention = Attention(self.heads, dtype=self.dtype, kind=self.kind, identity=self.identity)
         nn.share_scope(self, attention)  # to_q, ... sit beside group_norm, as in diffusers
         out = x + attention(y.reshape(b, h * w, c)).reshape(b, h, w, c)
         return out * 2**-0.5 if self.rescale else out

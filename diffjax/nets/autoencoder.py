@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from diffjax.nets.attention import AttentionBlock
@@ -149,7 +150,33 @@ class Decoder(_Coder):
         return self._apply_out(h)
 
 
-class Autoencoder(nn.Module):
+class LatentScale:
+    """What a diffusion model sees of latents z: ``(z - shift) * scale``.
+
+    Both are one number or one per channel: a config of an autoencoder has ``scaling_factor`` and
+    ``shift_factor``, or also the mean and the standard deviation of its latents by channel, where
+    ``shift = mean`` and ``scale = scaling_factor / std``.
+    """
+
+    scaling_factor: float
+    shift_factor: float
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+
+    @property
+    def latent_scale(self) -> np.ndarray:
+        """The scale, () or (C,), float32."""
+        std = 1.0 if self.latents_std is None else np.asarray(self.latents_std)
+        return np.asarray(self.scaling_factor / std, np.float32)
+
+    @property
+    def latent_shift(self) -> np.ndarray:
+        """The shift, () or (C,), float32."""
+        mean = self.shift_factor if self.latents_mean is None else self.latents_mean
+        return np.asarray(mean, np.float32)
+
+
+class Autoencoder(LatentScale, nn.Module):
     """Fields and parts that `AutoencoderKL` and `VQModel` share.
 
     Attributes:
@@ -159,11 +186,12 @@ class Autoencoder(nn.Module):
         attention_levels: indices of the levels with attention beside the middle.
         latent_channels: channels of the encoder's output.
         out_channels: channels of the image.
-        scaling_factor, shift_factor: a diffusion model sees ``(z - shift) * scale``; kept here,
-            applied by whoever joins the two.
+        scaling_factor, shift_factor, latents_mean, latents_std: see `LatentScale`; kept here,
+            applied by whoever joins autoencoder and diffusion model.
         attention: see `diffjax.nets.attention.attend`.
         remat: see `diffjax.nets.layers.REMAT`.
         dtype: computation type; parameters and outputs stay float32.
+        initialisation: a name in `diffjax.nets.initialisation`.
     """
 
     channels: int = 128
@@ -179,6 +207,9 @@ class Autoencoder(nn.Module):
     attention: str = "xla"
     remat: str | bool = False
     dtype: DType = None
+    initialisation: str = "ddpm"
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
 
     @property
     def factor(self) -> int:

@@ -16,6 +16,7 @@ from jax.tree_util import KeyPath
 
 from diffjax.nets.adapter import check_hint_options
 from diffjax.nets.layers import conv, space_to_depth, torch_init
+from diffjax.nets.levels import take_level
 from diffjax.nets.unet import UNet, embed, encode
 from diffjax.types import CondEntries, ConfigError, DType, Params, choose
 
@@ -206,7 +207,7 @@ def _encode_lite(base: UNet, z: Array, shift: Array) -> tuple[Array, list[Array]
     skips = [h]
     for i, multiplier in enumerate(base.multipliers):
         width = int(base.channels * multiplier)
-        for j in range(base.blocks):
+        for j in range(take_level("blocks", base.blocks, i)):
             h = layer(h, width, f"down_blocks.{i}.convs.{j}")
             skips.append(h)
         if i < len(base.multipliers) - 1:

@@ -84,6 +84,8 @@ def rematerialise(module: ModuleClass, policy: str | bool, **options: Any) -> Mo
 class TimestepMLP(nn.Module):
     """Two dense layers with SiLU between them, (B, D) -> (B, features).
 
+    A dense layer without bias adds an embedded ``guidance`` (B, G) to the input, if it is given.
+
     Attributes:
         features: width of both layers.
         dtype: type to compute in.
@@ -95,7 +97,9 @@ class TimestepMLP(nn.Module):
     init: Initializer = default_init
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, guidance: Array | None = None) -> Array:
+        if guidance is not None:
+            x = x + nn.Dense(x.shape[-1], False, dtype=self.dtype, name="cond_proj")(guidance)
         x = nn.Dense(self.features, dtype=self.dtype, kernel_init=self.init, name="linear_1")(x)
         x = nn.silu(x)
         return nn.Dense(self.features, dtype=self.dtype, kernel_init=self.init, name="linear_2")(x)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from diffjax.nets.layers import GroupNorm
 from diffjax.nets.unet import UNet, embed, encode
+from diffjax.types import choose
 
 Array = jax.Array
 
@@ -23,11 +24,14 @@ class NoisyClassifier(nn.Module):
         base: the UNet whose encoder and middle are used; without classes and conditions.
         classes: number of logits.
         head_channels: channels of each head of the pooling.
+        head: what follows the pooling: ``direct``, its own projection gives the logits (Dhariwal &
+            Nichol 2021, released code), or ``dense``, another layer after it.
     """
 
     base: UNet
     classes: int
     head_channels: int = 64
+    head: str = "dense"
 
     @nn.compact
     def __call__(self, z: Array, t: Array, train: bool = False) -> Array:
@@ -58,7 +62,13 @@ class NoisyClassifier(nn.Module):
         tokens = jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)
         scale = nn.initializers.normal(width**-0.5)
         tokens = tokens + self.param("positions", scale, tokens.shape[1:]).astype(tokens.dtype)
+        direct = choose("head", self.head, {"dense": False, "direct": True})
         pooled = nn.MultiHeadDotProductAttention(
-            max(1, width // self.head_channels), dtype=self.base.dtype, name="attention"
+            max(1, width // self.head_channels),
+            out_features=self.classes if direct else None,
+            dtype=self.base.dtype,
+            name="attention",
         )(tokens[:, :1], tokens)
+        if direct:
+            return pooled[:, 0]
         return nn.Dense(self.classes, dtype=jnp.float32, name="head")(pooled[:, 0])

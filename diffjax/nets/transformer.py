@@ -45,6 +45,8 @@ class TransformerBlock(nn.Module):
     heads: int
     kind: str = "xla"
     dtype: DType = None
+    identity: bool = False
+    only_cross: bool = False
 
     @nn.compact
     def __call__(
@@ -61,10 +63,11 @@ class TransformerBlock(nn.Module):
         def norm(name: str, value: Array) -> Array:
             return nn.LayerNorm(1e-5, dtype=self.dtype, use_fast_variance=False, name=name)(value)
 
-        def attention(name: str) -> Attention:
-            return Attention(self.heads, None, False, self.dtype, self.kind, name=name)
+        def attention(name: str, identity: bool = False) -> Attention:
+            return Attention(self.heads, None, False, self.dtype, self.kind, identity, name=name)
 
-        x = x + attention("attn1")(norm("norm1", x))
+        first = (context, mask) if self.only_cross else ()
+        x = x + attention("attn1", self.identity)(norm("norm1", x), *first)
         x = x + attention("attn2")(norm("norm2", x), context, mask)
         x = x + GEGLU(self.dtype, name="ff")(norm("norm3", x))
         return x, None
@@ -84,6 +87,8 @@ class SpatialTransformer(nn.Module):
         kind: see `diffjax.nets.attention.attend`.
         remat: see `diffjax.nets.layers.REMAT`.
         dtype: type to compute in; parameters stay float32.
+        identity: of the self-attention, see `Attention`.
+        only_cross: the first attention of each block reads the context, too.
     """
 
     heads: int = 1
@@ -93,6 +98,8 @@ class SpatialTransformer(nn.Module):
     kind: str = "xla"
     remat: str | bool = False
     dtype: DType = None
+    identity: bool = False
+    only_cross: bool = False
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None, mask: Array | None = None) -> Array:
@@ -113,7 +120,14 @@ class SpatialTransformer(nn.Module):
             in_axes=nn.broadcast,
             length=self.depth,
         )
-        return stack(self.heads, self.kind, self.dtype, name="transformer_blocks")
+        return stack(
+            self.heads,
+            self.kind,
+            self.dtype,
+            self.identity,
+            self.only_cross,
+            name="transformer_blocks",
+        )
 
     def _project(self, x: Array, name: str, init: Initializer) -> Array:
         c = x.shape[-1]

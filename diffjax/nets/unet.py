@@ -6,7 +6,7 @@ UNet2DConditionModel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,8 @@ from diffjax.nets.layers import (
     timestep_embedding,
     zero_init,
 )
+from diffjax.nets.levels import Depths, take_depth, take_level
+from diffjax.nets.skips import Features, add_residuals, weigh_skip
 from diffjax.nets.transformer import SpatialTransformer
 from diffjax.types import Cond, CondEntries, ConfigError, DType, Module, choose
 
@@ -45,11 +47,12 @@ class UNet(nn.Module):
     et al. 2022 and Podell et al. 2023. ``cond["concat"]`` (B, H, W, C) joins the channels of z;
     ``cond["control"]``, residuals of every skip (or None) and of the middle, is added to them, and
     ``cond["adapter"]``, features for every level (and maybe the middle), on the way down.
+    ``cond["freeu"]`` (B, 4) has the factors (b1, b2, s1, s2) of `weigh_skip`.
 
     Attributes:
         channels: width of the first level.
         multipliers: width of each level over ``channels``; each level halves the resolution.
-        blocks: residual blocks per level (one more on the way up).
+        blocks: residual blocks per level (one more on the way up); one number, or one per level.
         attention_levels: indices of the levels that have attention; the middle always has it.
         heads, head_channels: number of heads (one, or one per level; the middle has the last), or
             channels of each (which wins if given).
@@ -68,7 +71,16 @@ class UNet(nn.Module):
         context_dim: width D of the tokens ``cond["context"]`` (B, M, D) that transformer blocks
             attend to in place of DDPM's attention, 0 for none. ``cond["mask"]`` (B, M) bool, if
             given, leaves tokens out.
-        depth: transformer blocks per attention (one, or one per level; the middle has the last).
+        depth: transformer blocks per attention: one, or one per level, or one for each attention of
+            a level; the middle has the last.
+        up_depth: the same on the way up, the coarsest level first; those of ``depth`` if None.
+        middle: ``attention`` between two blocks, one ``block`` alone, or ``none``.
+        only_cross_attention: the first attention of a transformer block reads the context, too; one
+            for all levels, or one per level, or for none. Never in the middle.
+        text_dim: width of ``cond["context"]`` where a dense layer brings it to ``context_dim``, 0
+            for no such layer.
+        guidance_dim: size of the embedding of a guidance scale, ``cond["guidance"]`` (B,) is w of
+            ``w + 1 = scale`` (Meng et al. 2023, section 3.1); 0 for none.
         linear_projection: dense layers around the transformer blocks instead of 1x1 convolutions.
         added_dim: size of the added condition of SDXL, 0 for none: ``cond["added"]`` with
             "text_embeds" (B, P) and "time_ids" (B, K) where ``P + K added_time_dim = added_dim``.
@@ -82,12 +94,17 @@ class UNet(nn.Module):
             residual form of Song et al. 2021).
         augment_dim: size of EDM's augmentation labels ``cond["augment"]`` (B, A), 0 for none; an
             absent label is zero.
+        class_embedding: where the class joins the time embedding: ``after`` its two layers (ADM)
+            or ``before`` them (Karras et al. 2022, of CIFAR-10).
+        initialisation: a name in `diffjax.nets.initialisation`.
+        identity_attention: names of attentions, or beginnings of them, whose self-attention is the
+            identity (Ahn et al. 2024), such as ``mid_block`` or ``up_blocks.0.attentions.1``.
         dtype: computation type; parameters stay float32.
     """
 
     channels: int = 128
     multipliers: tuple[float, ...] = (1, 2, 2, 2)
-    blocks: int = 2
+    blocks: int | tuple[int, ...] = 2
     attention_levels: tuple[int, ...] = (1,)
     heads: int | tuple[int, ...] = 1
     head_channels: int | None = None
@@ -106,7 +123,7 @@ class UNet(nn.Module):
     remat: str | bool = False
     dtype: DType = None
     context_dim: int = 0
-    depth: int | tuple[int, ...] = 1
+    depth: Depths = 1
     linear_projection: bool = False
     added_dim: int = 0
     added_time_dim: int = 256
@@ -118,6 +135,14 @@ class UNet(nn.Module):
     fourier_scale: float = 0.0
     progressive_input: bool = False
     augment_dim: int = 0
+    class_embedding: str = "after"
+    initialisation: str = "ddpm"
+    identity_attention: tuple[str, ...] = ()
+    up_depth: Depths | None = None
+    middle: str = "attention"
+    only_cross_attention: bool | tuple[bool, ...] = False
+    text_dim: int = 0
+    guidance_dim: int = 0
 
     @property
     def divisor(self) -> int:
@@ -129,6 +154,11 @@ class UNet(nn.Module):
             self.resblock_updown or self.progressive_input
         )
         return self.patch * (1 if halves_any else 2 ** (len(self.multipliers) - 1))
+
+    @property
+    def token_dim(self) -> int:
+        """Width of ``cond["context"]``."""
+        return self.text_dim or self.context_dim
 
     @nn.compact
     def __call__(self, z: Array, t: Array, cond: Cond = None, train: bool = False) -> Array:
@@ -147,18 +177,17 @@ class UNet(nn.Module):
         concat = cond.get("concat")
         z = z if concat is None else jnp.concatenate([z, concat], axis=-1)
         temb = embed(self, z, t, cond)
+        if self.text_dim:
+            project = nn.Dense(self.context_dim, dtype=self.dtype, name="encoder_hid_proj")
+            cond = {**cond, "context": project(cond["context"])}
         h, skips = encode(self, z, temb, cond, train)
         if "control" in cond:
-            h, skips = _add_residuals(h, skips, *cond["control"])
+            h, skips = add_residuals(h, skips, *cond["control"])
         return _decode(self, h, skips, temb, cond, train)
 
 
 def require_unet(network: Module, use: str) -> UNet:
-    """Return a network that has to be a UNet.
-
-    Args:
-        network: the network of a config.
-        use: what needs it, for the message, such as "a ControlNet".
+    """Return a network that has to be a UNet; ``use`` says what needs it, such as "a ControlNet".
 
     Raises:
         ConfigError: it is another network.
@@ -186,11 +215,18 @@ def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
     _check(net, z, cond)
     t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * net.time_scale, z.shape[:1])
     waves = _embed_waves(net, t)
+    before = net.num_classes and net.class_embedding == "before"
+    if before:  # one_hot is 0 beyond the classes, which means no class
+        chosen = jax.nn.one_hot(cond["label"], net.num_classes) * net.num_classes**0.5
+        waves = waves + nn.Dense(waves.shape[-1], name="class_embedding")(chosen)
     if net.augment_dim:
         label = cond.get("augment", jnp.zeros((z.shape[0], net.augment_dim)))
         waves = waves + nn.Dense(waves.shape[-1], False, name="augment_embedding")(label)
-    temb = TimestepMLP(4 * net.channels, net.dtype, name="time_embedding")(waves)
-    if net.num_classes:
+    guidance = cond.get("guidance") if net.guidance_dim else None
+    if guidance is not None:
+        guidance = timestep_embedding(1000 * guidance, net.guidance_dim)
+    temb = TimestepMLP(4 * net.channels, net.dtype, name="time_embedding")(waves, guidance)
+    if net.num_classes and not before:
         table = nn.Embed(net.num_classes, 4 * net.channels, name="class_embedding")
         temb = temb + embed_label(table, cond.get("label"))
     if net.added_dim:
@@ -225,17 +261,19 @@ def encode(
     """
     last = len(net.multipliers) - 1
     res, attend = _make_block_functions(net, temb, cond, train)
-    add = _Features(cond.get("adapter", ()))
+    add = Features(cond.get("adapter", ()))
     h = image = space_to_depth(z, net.patch) if net.patch > 1 else z
     h = conv(net.channels, name="conv_in", dtype=net.dtype)(h)
     h = h if shift is None else h + shift
     skips = [h]
     for i, multiplier in enumerate(net.multipliers):
-        for j in range(net.blocks):
+        blocks = take_level("blocks", net.blocks, i)
+        for j in range(blocks):
             h = res(int(net.channels * multiplier), f"down_blocks.{i}.resnets.{j}")(h)
             if i in net.attention_levels:
-                h = attend(h, f"down_blocks.{i}.attentions.{j}", i)
-            h = add(h, i) if j == net.blocks - 1 else h
+                depth = take_depth("depth", net.depth, i, j)
+                h = attend(h, f"down_blocks.{i}.attentions.{j}", i, depth)
+            h = add(h, i) if j == blocks - 1 else h
             skips.append(h)
         if i != last:
             name = f"down_blocks.{i}.downsamplers.0"
@@ -249,60 +287,15 @@ def encode(
                 h = image = (image + h) * (2**-0.5 if net.rescale else 1.0)
             h = add(h, i)
             skips.append(h)
-    h = res(h.shape[-1], "mid_block.resnets.0")(h)
-    h = attend(h, "mid_block.attentions.0", last)
-    h = add(res(h.shape[-1], "mid_block.resnets.1")(h), last + 1)
+    if net.middle != "none":
+        h = res(h.shape[-1], "mid_block.resnets.0")(h)
+    if net.middle == "attention":
+        depth = take_depth("depth", net.depth, last, 0)
+        h = attend(h, "mid_block.attentions.0", last, depth, only_cross=False)
+        h = res(h.shape[-1], "mid_block.resnets.1")(h)
+    h = add(h, last + 1)
     add.check()
     return h, skips
-
-
-class _Features:
-    """Adds the features of an adapter, one per level: at its end, or after halving if that fits.
-
-    Adapters of Stable Diffusion 1.5 are made for the former. Those of XL are made for the latter,
-    and their last features are the middle's.
-    """
-
-    def __init__(self, features: Sequence[Array]):
-        self._left, self._done = list(features), -1
-
-    def __call__(self, h: Array, level: int) -> Array:
-        if not self._left or self._done == level or self._left[0].shape != h.shape:
-            return h
-        self._done = level
-        return h + self._left.pop(0).astype(h.dtype)
-
-    def check(self) -> None:
-        """Raise a ValueError if features are left that fitted no level."""
-        if self._left:
-            shapes = ", ".join(str(f.shape) for f in self._left)
-            raise ValueError(
-                f"features {shapes} of an adapter fit no level of this network: the adapter is of "
-                "for another base, or its hint has another size"
-            )
-
-
-def _add_residuals(
-    h: Array, skips: list[Array], residuals: list[Array] | None, middle: Array
-) -> tuple[Array, list[Array]]:
-    """Add the residuals of control to the middle and the skips, or to the middle alone.
-
-    Raises:
-        ValueError: their number or shapes are not those of the features.
-    """
-    if residuals is None:
-        return h + middle, skips
-    if len(residuals) != len(skips):
-        raise ValueError(
-            f"{len(residuals)} control residuals for {len(skips)} skips: the control is for "
-            "another base"
-        )
-    for skip, residual in zip((*skips, h), (*residuals, middle), strict=True):
-        if any(r not in (1, n) for r, n in zip(residual.shape, skip.shape, strict=True)):
-            raise ValueError(
-                f"a control residual {residual.shape} does not fit the features {skip.shape}"
-            )
-    return h + middle, [skip + r for skip, r in zip(skips, residuals, strict=True)]
 
 
 def _decode(
@@ -311,12 +304,20 @@ def _decode(
     """Apply the way up of a UNet, from the middle h and the skips to the raw output."""
     res, attend = _make_block_functions(net, temb, cond, train)
     for k, i in enumerate(range(len(net.multipliers) - 1, -1, -1)):
-        for j in range(net.blocks + 1):
-            h = jnp.concatenate([h, skips.pop()], axis=-1)
+        blocks = take_level("blocks", net.blocks, i)
+        for j in range(blocks + 1):
+            skip = skips.pop()
+            if k < 2 and "freeu" in cond:
+                h, skip = weigh_skip(h, skip, cond["freeu"][:, k], cond["freeu"][:, 2 + k])
+            h = jnp.concatenate([h, skip], axis=-1)
             h = res(int(net.channels * net.multipliers[i]), f"up_blocks.{k}.resnets.{j}")(h)
-            wanted = net.decoder_attention == "all" or j == net.blocks
+            wanted = net.decoder_attention == "all" or j == blocks
             if i in net.attention_levels and wanted:
-                h = attend(h, f"up_blocks.{k}.attentions.{j}", i)
+                if net.up_depth is None:
+                    depth = take_depth("depth", net.depth, i, j)
+                else:
+                    depth = take_depth("up_depth", net.up_depth, k, j)
+                h = attend(h, f"up_blocks.{k}.attentions.{j}", i, depth)
         if i:
             name = f"up_blocks.{k}.upsamplers.0"
             if net.resblock_updown:
@@ -331,8 +332,9 @@ def _decode(
 
 def _make_block_functions(
     net: UNet, temb: Array, cond: CondEntries, train: bool
-) -> tuple[MakeBlock, Callable[[Array, str, int], Array]]:
-    """Return ``res(features, name, resample)`` and ``attend(h, name, level)``, which make blocks.
+) -> tuple[MakeBlock, Callable[..., Array]]:
+    """Return ``res(features, name, resample)`` and ``attend(h, name, level, depth)``, which make
+    blocks.
 
     Both have the options of the network bound, so that the way down and the way up read alike.
     """
@@ -354,9 +356,10 @@ def _make_block_functions(
         )
         return lambda h: module(h, temb, train)
 
-    def attend(h: Array, name: str, level: int) -> Array:
+    def attend(h: Array, name: str, level: int, depth: int, only_cross: bool = True) -> Array:
         heads = h.shape[-1] // net.head_channels if net.head_channels else None
-        heads = heads or _take_level("heads", net.heads, level)
+        heads = heads or take_level("heads", net.heads, level)
+        identity = any(f"{name}.".startswith(f"{one}.") for one in net.identity_attention)
         if not net.context_dim:
             return AttentionBlock(
                 heads,
@@ -365,20 +368,30 @@ def _make_block_functions(
                 net.dtype,
                 net.attention,
                 net.rescale,
+                identity,
                 name=name,
             )(h)
         return SpatialTransformer(
             heads,
-            _take_level("depth", net.depth, level),
+            depth,
             net.linear_projection,
             net.norm_groups,
             net.attention,
             net.remat,
             net.dtype,
+            identity,
+            only_cross and _reads_context_only(net, level),
             name=name,
         )(h, cond["context"], cond.get("mask"))
 
     return res, attend
+
+
+def _reads_context_only(net: UNet, level: int) -> bool:
+    value = net.only_cross_attention
+    return (
+        value if isinstance(value, bool) else bool(take_level("only_cross_attention", value, level))
+    )
 
 
 def _embed_waves(net: UNet, t: Array) -> Array:
@@ -421,26 +434,14 @@ def _embed_added(net: UNet, added: Mapping[str, Array]) -> Array:
 def _check(net: UNet, z: Array, cond: CondEntries) -> None:
     """Raise a ValueError if z or the condition does not have the shapes that the network needs."""
     choose("decoder_attention", net.decoder_attention, {"all": 0, "last": 0})
+    choose("class_embedding", net.class_embedding, {"after": 0, "before": 0})
+    if net.num_classes and cond.get("label") is None:
+        raise ValueError(f"this network needs cond['label'] in 0 .. {net.num_classes - 1}")
+    choose("middle", net.middle, {"attention": 0, "block": 0, "none": 0})
     if z.ndim != 4 or z.shape[1] % net.divisor or z.shape[2] % net.divisor:
         raise ValueError(
             f"images must be (B, H, W, C) with H and W multiples of {net.divisor}, got {z.shape}"
         )
-    check_context(cond, net.context_dim)
+    check_context(cond, net.token_dim if net.context_dim else 0)
     if net.added_dim and "added" not in cond:
         raise ValueError("this network needs cond['added'] with 'text_embeds' and 'time_ids'")
-
-
-def _take_level(name: str, value: int | tuple[int, ...], level: int) -> int:
-    """Return the value of a level; one number applies to all of them.
-
-    Raises:
-        ConfigError: there are fewer values than levels.
-    """
-    if isinstance(value, int):
-        return value
-    if level >= len(value):
-        raise ConfigError(
-            f"{name}={tuple(value)} has {len(value)} entries, but the network has a level "
-            f"{level + 1}: give one number, or one for each of the multipliers"
-        )
-    return value[level]

@@ -12,8 +12,10 @@ no code of a file is run, and every error names the file and the key.
 
 from diffjax.pretrained.control_file import save_control_file
 from diffjax.pretrained.files import load_safetensors, open_safetensors
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.lora_files import load_lora, merge_lora, save_lora
 from diffjax.pretrained.models import Component, load_model, save_model
+from diffjax.pretrained.safety import load_safety_checker
 from diffjax.pretrained.schedulers import (
     Scheduler,
     flow_mu,
@@ -28,11 +30,14 @@ from diffjax.pretrained.state_dict import from_state_dict, save_safetensors, to_
 __all__ = [
     "Component",
     "Scheduler",
+    "download",
     "flow_mu",
     "from_state_dict",
     "load_lora",
+    "load_loras",
     "load_model",
     "load_safetensors",
+    "load_safety_checker",
     "load_scheduler",
     "load_single_file",
     "merge_lora",

@@ -27,13 +27,21 @@ from diffjax.pretrained.adapters import (
     Scaling,
     is_complete,
 )
-from diffjax.pretrained.files import StrPath, Tensor, Weights, open_safetensors, resolve_inside
+from diffjax.pretrained.files import (
+    LORA_FILE,
+    PEFT_CONFIG,
+    PEFT_FILE,
+    StrPath,
+    Tensor,
+    Weights,
+    open_safetensors,
+    resolve_inside,
+)
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.recognise import ADAPTER, describe_keys
 from diffjax.types import Config, JsonObject
 from diffjax.untrusted import name_some, parse_json, read_json
 
-LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _METADATA = "lora_adapter_metadata"
 _PEFT = "base_model.model."
 _FACTORS = {"down": "down", "A": "down", "up": "up", "B": "up", "mid": "mid"}
@@ -124,14 +132,14 @@ def open_adapter(path: StrPath) -> AdapterFile:
 
     Args:
         path: a .safetensors file, or a folder with adapter_model.safetensors (peft) or
-            pytorch_lora_weights.safetensors (diffusers).
+            pytorch_lora_weights.safetensors (diffusers), or a name on the Hub.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is a pickle or damaged, holds several adapters, or has keys of a method
             that is not supported; the message names the method.
     """
-    file, config = _find(Path(path))
+    file, config = _find(download(path))
     weights = open_safetensors(file)
     settings = _read_settings(weights, config, file)
     found, strange = _sort(weights, settings)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, VQModel
+from diffjax.nets.tiny_autoencoder import AutoencoderTiny
 from diffjax.types import Config, JsonObject, Options, Tree
 
 
@@ -78,12 +79,26 @@ _KL_DEFAULTS = dict(
     _AE_DEFAULTS,
     latent_channels=4,
     shift_factor=None,
+    latents_mean=None,
+    latents_std=None,
     use_quant_conv=True,
     use_post_quant_conv=True,
 )
 _VQ_DEFAULTS = dict(_AE_DEFAULTS, latent_channels=3, num_vq_embeddings=256, vq_embed_dim=None)
-_KL_FIXED: dict[str, tuple[object, ...]] = dict(
-    act_fn=("silu",), latents_mean=(None,), latents_std=(None,)
+_KL_FIXED: dict[str, tuple[object, ...]] = dict(act_fn=("silu",))
+_TINY_DEFAULTS: dict[str, object] = dict(
+    in_channels=3,
+    out_channels=3,
+    encoder_block_out_channels=(64, 64, 64, 64),
+    decoder_block_out_channels=(64, 64, 64, 64),
+    num_encoder_blocks=(1, 3, 3, 3),
+    num_decoder_blocks=(3, 3, 3, 1),
+    latent_channels=4,
+    scaling_factor=1.0,
+    shift_factor=0.0,
+)
+_TINY_FIXED: dict[str, tuple[object, ...]] = dict(
+    act_fn=("relu",), upsample_fn=("nearest",), upsampling_scaling_factor=(2,)
 )
 _VQ_FIXED: dict[str, tuple[object, ...]] = dict(
     act_fn=("silu",), norm_type=("group",), lookup_from_codebook=(False,)
@@ -133,11 +148,28 @@ def _read_autoencoder_fields(config: Config) -> Options:
     )
 
 
+def _read_statistics(config: Config) -> dict[str, Any]:
+    """Read mean and standard deviation of the latents by channel.
+
+    Raises:
+        ValueError: there is one without the other, or another number of them than of channels.
+    """
+    mean, std = config["latents_mean"], config["latents_std"]
+    counts = [None if one is None else len(one) for one in (mean, std)]
+    if counts not in ([None, None], [config["latent_channels"]] * 2):
+        raise ValueError(
+            f"latents_mean={mean} and latents_std={std} must each have latent_channels="
+            f"{config['latent_channels']} numbers, or be null"
+        )
+    return {"latents_mean": mean, "latents_std": std}
+
+
 def _build_kl(config: Config) -> AutoencoderKL:
     """Build the KL autoencoder of a complete config."""
     return AutoencoderKL(
         **_read_autoencoder_fields(config),
         shift_factor=config["shift_factor"] or 0.0,
+        **_read_statistics(config),
         quant_conv=config["use_quant_conv"],
         post_quant_conv=config["use_post_quant_conv"],
     )
@@ -152,7 +184,9 @@ def _build_vq(config: Config) -> VQModel:
     )
 
 
-def _make_autoencoder_inputs(net: Autoencoder, config: Config) -> tuple[Tree, ...]:
+def _make_autoencoder_inputs(
+    net: Autoencoder | AutoencoderTiny, config: Config
+) -> tuple[Tree, ...]:
     """Return the smallest image that an autoencoder can encode, (1, factor, factor, C)."""
     return (jnp.zeros((1, net.factor, net.factor, net.out_channels)),)
 
@@ -181,6 +215,8 @@ def _describe_kl(net: AutoencoderKL, in_channels: int) -> JsonObject:
     return dict(
         _describe_autoencoder(net, in_channels),
         shift_factor=net.shift_factor or None,
+        latents_mean=None if net.latents_mean is None else list(net.latents_mean),
+        latents_std=None if net.latents_std is None else list(net.latents_std),
         use_quant_conv=net.quant_conv,
         use_post_quant_conv=net.post_quant_conv,
     )
@@ -195,7 +231,52 @@ def _describe_vq(net: VQModel, in_channels: int) -> JsonObject:
     )
 
 
+def _build_tiny(config: Config) -> AutoencoderTiny:
+    if config["in_channels"] != config["out_channels"]:
+        raise ValueError("in_channels and out_channels differ, which is not supported")
+    fields = ("encoder_block_out_channels", "decoder_block_out_channels")
+    blocks = ("num_encoder_blocks", "num_decoder_blocks")
+    if len({len(config[key]) for key in (*fields, *blocks)}) > 1:
+        raise ValueError(f"{', '.join((*fields, *blocks))} must have as many entries each")
+    return AutoencoderTiny(
+        encoder_widths=config[fields[0]],
+        decoder_widths=config[fields[1]],
+        encoder_blocks=config[blocks[0]],
+        decoder_blocks=config[blocks[1]],
+        latent_channels=config["latent_channels"],
+        out_channels=config["out_channels"],
+        scaling_factor=config["scaling_factor"],
+        shift_factor=config["shift_factor"] or 0.0,
+    )
+
+
+def _describe_tiny(net: AutoencoderTiny, in_channels: int) -> dict[str, Any]:
+    return dict(
+        _class_name="AutoencoderTiny",
+        in_channels=net.out_channels,
+        out_channels=net.out_channels,
+        encoder_block_out_channels=list(net.encoder_widths),
+        decoder_block_out_channels=list(net.decoder_widths),
+        num_encoder_blocks=list(net.encoder_blocks),
+        num_decoder_blocks=list(net.decoder_blocks),
+        latent_channels=net.latent_channels,
+        scaling_factor=net.scaling_factor,
+        shift_factor=net.shift_factor,
+        block_out_channels=list(net.decoder_widths),
+        act_fn="relu",
+    )
+
+
 AUTOENCODERS = {
+    "AutoencoderTiny": NetworkKind(
+        "diffusers",
+        _build_tiny,
+        _describe_tiny,
+        _make_autoencoder_inputs,
+        _TINY_DEFAULTS,
+        _TINY_FIXED,
+        (*_AE_IGNORED, "latent_magnitude", "latent_shift", "block_out_channels"),
+    ),
     "AutoencoderKL": NetworkKind(
         "diffusers",
         _build_kl,

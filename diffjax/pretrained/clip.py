@@ -7,7 +7,6 @@ encoders of Stable Diffusion are loaded by `pipelines` instead.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from diffjax.nets.vision import CLIPVision, clip_input
 from diffjax.pretrained.config_specs import NETWORK, check_counts
 from diffjax.pretrained.configs import trace_params
 from diffjax.pretrained.files import StrPath, Weights, open_folder, resolve_inside
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.state_dict import from_state_dict
 from diffjax.types import Array, Config, Module, Params
 from diffjax.untrusted import check, naming, read_json
@@ -44,14 +44,14 @@ def load_clip(folder: StrPath) -> CLIP:
     it.
 
     Args:
-        folder: the folder of a CLIPModel.
+        folder: the folder of a CLIPModel, or its name on the Hub.
 
     Raises:
         FileNotFoundError: the folder lacks config.json or weights.
         ValueError: the folder is not of CLIP, or its weights do not fit the config, are damaged, or
             are pickles.
     """
-    path = Path(folder)
+    path = download(folder)
     file = resolve_inside(path, "config.json")
     config = read_json(file)
     if not all(isinstance(config.get(name), dict) for name in ("text_config", "vision_config")):
@@ -61,11 +61,11 @@ def load_clip(folder: StrPath) -> CLIP:
     for part in (config, config["text_config"], config["vision_config"]):
         check(part, NETWORK, file)
     weights = open_folder(path)
-    text, vision = _build_text(config), _build_vision(config)
+    text, vision = _build_text(config), build_vision(config)
     size = (1, vision.size, vision.size, 3)
     with naming(path):
-        text_params = _load_params(weights, _TEXT, text, (1, 2), config["text_config"])
-        vision_params = _load_params(weights, _VISION, vision, size, config["vision_config"])
+        text_params = load_params(weights, _TEXT, text, (1, 2), config["text_config"])
+        vision_params = load_params(weights, _VISION, vision, size, config["vision_config"])
 
     @jax.jit
     def embed_texts(params: Params, ids: Array) -> jax.Array:
@@ -95,7 +95,7 @@ def _build_text(config: Config) -> CLIPText:
     )
 
 
-def _build_vision(config: Config) -> CLIPVision:
+def build_vision(config: Config) -> CLIPVision:
     """Build the image encoder. Keys that the config leaves out have the defaults of
     transformers.
     """
@@ -113,7 +113,7 @@ def _build_vision(config: Config) -> CLIPVision:
     )
 
 
-def _load_params(
+def load_params(
     weights: Weights,
     prefixes: tuple[str, ...],
     net: Module,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from diffjax.types import Config
 from diffjax.untrusted import (
@@ -46,6 +47,9 @@ def _allow_per_level(spec: Spec) -> Spec:
     return either(spec, listed(spec, LEVELS))
 
 
+# A number for all levels, one for each level, or one for each attention of a level.
+_DEPTHS = either(_DEPTH, listed(either(_DEPTH, listed(_DEPTH, 64)), LEVELS))
+
 NETWORK: dict[str, Spec] = {
     "_class_name": TEXT,
     "_diffusers_version": TEXT,
@@ -66,7 +70,13 @@ NETWORK: dict[str, Spec] = {
     "norm_num_groups": _WIDTH,
     "norm_eps": _EPS,
     "cross_attention_dim": _allow_per_level(_WIDTH),
-    "transformer_layers_per_block": _allow_per_level(_DEPTH),
+    "transformer_layers_per_block": _DEPTHS,
+    "reverse_transformer_layers_per_block": either(NOTHING, _DEPTHS),
+    "mid_block_type": either(NOTHING, TEXT),
+    "only_cross_attention": _allow_per_level(FLAG),
+    "encoder_hid_dim": either(NOTHING, _WIDTH),
+    "encoder_hid_dim_type": either(NOTHING, TEXT),
+    "time_cond_proj_dim": either(NOTHING, _WIDTH),
     "attention_head_dim": _allow_per_level(_WIDTH),
     "use_linear_projection": FLAG,
     "addition_embed_type": either(NOTHING, TEXT),
@@ -78,6 +88,12 @@ NETWORK: dict[str, Spec] = {
     "scaling_factor": _POSITIVE,
     "shift_factor": either(NOTHING, _ANY),
     "force_upcast": _MAYBE,
+    "latents_mean": either(NOTHING, listed(_ANY, 64)),
+    "latents_std": either(NOTHING, listed(_POSITIVE, 64)),
+    "encoder_block_out_channels": listed(_WIDTH, LEVELS),
+    "decoder_block_out_channels": listed(_WIDTH, LEVELS),
+    "num_encoder_blocks": listed(integer(0, 64), LEVELS),
+    "num_decoder_blocks": listed(integer(0, 64), LEVELS),
     "use_quant_conv": FLAG,
     "use_post_quant_conv": FLAG,
     "mid_block_add_attention": FLAG,
@@ -111,7 +127,7 @@ NETWORK: dict[str, Spec] = {
 # Keys whose lists have an entry for every level; block types are compared where they are read.
 PER_LEVEL = (
     *("layers_per_block", "cross_attention_dim", "transformer_layers_per_block"),
-    *("attention_head_dim", "only_cross_attention"),
+    *("attention_head_dim", "only_cross_attention", "reverse_transformer_layers_per_block"),
 )
 
 _TIMES = integer(1, 100_000)
@@ -139,6 +155,8 @@ SCHEDULER: dict[str, Spec] = {
     "use_dynamic_shifting": _MAYBE,
     "time_shift_type": TEXT,
     "solver_order": integer(1, 16),
+    "predictor_order": integer(1, 4),
+    "corrector_order": integer(1, 4),
     "algorithm_type": TEXT,
     "solver_type": TEXT,
     "final_sigmas_type": TEXT,
@@ -286,5 +304,5 @@ _COUNTED = (
 )
 
 
-def _find_largest(value: int | Sequence[int]) -> int:
-    return max(value) if isinstance(value, Sequence) else value
+def _find_largest(value: int | Sequence[Any]) -> int:
+    return max(map(_find_largest, value)) if isinstance(value, Sequence) else value

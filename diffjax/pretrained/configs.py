@@ -20,18 +20,23 @@ from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.autoencoder import Autoencoder
 from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.text import CLIPText
+from diffjax.nets.tiny_autoencoder import AutoencoderTiny
 from diffjax.nets.unet import UNet
-from diffjax.pretrained.autoencoder_configs import (
-    AUTOENCODERS,
-    AVERAGED,
-    NetworkKind,
-    divide_width,
-    read_same,
-)
-from diffjax.pretrained.config_specs import LEVELS, NETWORK, check_levels
+from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, NetworkKind
+from diffjax.pretrained.config_specs import NETWORK, check_levels
 from diffjax.pretrained.text_configs import TEXT_ENCODERS
 from diffjax.pretrained.transformer_configs import TRANSFORMERS
-from diffjax.types import CondEntries, Config, JsonObject, Module, Params, T, Tree, choose
+from diffjax.pretrained.unet_configs import (
+    DOWN,
+    UNET_DEFAULTS,
+    UNET_FIXED,
+    UNET_IGNORED,
+    UP,
+    build_unet,
+    describe_unet,
+    make_unet_inputs,
+)
+from diffjax.types import Config, JsonObject, Module, Params, Tree, choose
 from diffjax.untrusted import check, name_some, show
 
 _NAMES = ("_class_name", "architectures")
@@ -105,7 +110,7 @@ def find_kind(net: object) -> str:
     """Return the class of a network in diffusers or transformers, or raise a ValueError."""
     if isinstance(net, CLIPText):
         return "CLIPTextModelWithProjection" if net.projection else "CLIPTextModel"
-    if isinstance(net, Autoencoder):
+    if isinstance(net, Autoencoder | AutoencoderTiny):
         return type(net).__name__
     if isinstance(net, UNet) and net.context_dim:
         return "UNet2DConditionModel"
@@ -124,7 +129,7 @@ def _complete_config(name: str, kind: NetworkKind, config: Config) -> Config:
     """
     problems, out = [], dict(kind.defaults)
     for key, value in config.items():
-        value = tuple(value) if isinstance(value, list) else value
+        value = _freeze(value)
         if key in kind.defaults:
             out[key] = value
         elif key in kind.fixed:
@@ -140,197 +145,43 @@ def _complete_config(name: str, kind: NetworkKind, config: Config) -> Config:
     return out
 
 
-# ---- UNet -------------------------------------------------------------------------------------
-
-_DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
-_UP = ("UpBlock2D", "CrossAttnUpBlock2D")
-_RESAMPLING = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
-_UNET_DEFAULTS: Config = dict(
-    in_channels=4,
-    out_channels=4,
-    flip_sin_to_cos=True,
-    freq_shift=0,
-    down_block_types=(_DOWN[1], _DOWN[1], _DOWN[1], _DOWN[0]),
-    up_block_types=(_UP[0], _UP[1], _UP[1], _UP[1]),
-    block_out_channels=(320, 640, 1280, 1280),
-    layers_per_block=2,
-    downsample_padding=1,
-    dropout=0.0,
-    norm_num_groups=32,
-    norm_eps=1e-5,
-    cross_attention_dim=1280,
-    transformer_layers_per_block=1,
-    attention_head_dim=8,
-    use_linear_projection=False,
-    addition_embed_type=None,
-    addition_time_embed_dim=None,
-    projection_class_embeddings_input_dim=None,
-    num_class_embeds=None,
-    resnet_time_scale_shift="default",
-    time_embedding_dim=None,
-)
-_UNET_FIXED: dict[str, tuple[object, ...]] = dict(
-    act_fn=("silu", "swish"),
-    attention_type=("default",),
-    center_input_sample=(False,),
-    class_embed_type=(None,),
-    class_embeddings_concat=(False,),
-    conv_in_kernel=(3,),
-    conv_out_kernel=(3,),
-    cross_attention_norm=(None,),
-    dual_cross_attention=(False,),
-    encoder_hid_dim=(None,),
-    encoder_hid_dim_type=(None,),
-    mid_block_only_cross_attention=(None, False),
-    mid_block_scale_factor=(1,),
-    mid_block_type=("UNetMidBlock2DCrossAttn",),
-    num_attention_heads=(None,),
-    only_cross_attention=(False, *((False,) * n for n in range(1, LEVELS + 1))),
-    resnet_out_scale_factor=(1,),
-    resnet_skip_time_act=(False,),
-    reverse_transformer_layers_per_block=(None,),
-    time_cond_proj_dim=(None,),
-    time_embedding_act_fn=(None,),
-    time_embedding_type=("positional",),
-    timestep_post_act=(None,),
-)
-# Attention is summed in float32 whatever upcast_attention says.
-_UNET_IGNORED = ("sample_size", "upcast_attention", "addition_embed_type_num_heads", *AVERAGED)
-
-
-def _build_unet(config: Config) -> UNet:
-    """Build the UNet of a complete config of UNet2DConditionModel.
-
-    In these configs ``attention_head_dim`` is the number of heads, a known mistake of diffusers
-    that published files depend on.
-
-    Raises:
-        ValueError: the blocks are of other types or do not mirror each other, or an embedding of an
-            unknown type is added to the time.
-    """
-    widths, added = config["block_out_channels"], config["addition_embed_type"]
-    down, up = config["down_block_types"], config["up_block_types"]
-    unknown = sorted(set(down) - set(_DOWN)) + sorted(set(up) - set(_UP))
-    attention = tuple(i for i, block in enumerate(down) if block == _DOWN[1])
-    mirrored = tuple(_UP[_DOWN.index(block)] for block in reversed(down) if block in _DOWN)
-    if unknown or up != mirrored or len(down) != len(widths):
-        raise ValueError(
-            f"down_block_types={show(down)} with up_block_types={show(up)} is not supported: there "
-            f"must be one of {', '.join(_DOWN)} per level, and its counterpart of "
-            f"{', '.join(_UP)} on the way up"
-        )
-    if config["time_embedding_dim"] not in (None, 4 * widths[0]):
-        raise ValueError(
-            f"time_embedding_dim={config['time_embedding_dim']} is not {4 * widths[0]}"
-        )
-    if added not in (None, "text_time"):
-        raise ValueError(f"addition_embed_type={added!r} is not supported; use 'text_time' or None")
-    scale = choose(
-        "resnet_time_scale_shift",
-        config["resnet_time_scale_shift"],
-        {"default": False, "scale_shift": True},
-    )
-    return UNet(
-        channels=widths[0],
-        multipliers=tuple(divide_width(width, widths[0]) for width in widths),
-        blocks=read_same(config, "layers_per_block"),
-        attention_levels=attention,
-        # In published configs of diffusers, attention_head_dim is the number of heads.
-        heads=config["attention_head_dim"],
-        out_channels=config["out_channels"],
-        dropout=config["dropout"],
-        scale_shift=scale,
-        num_classes=config["num_class_embeds"] or 0,
-        flip_sin_to_cos=config["flip_sin_to_cos"],
-        freq_shift=config["freq_shift"],
-        downsample_padding=config["downsample_padding"],
-        norm_groups=config["norm_num_groups"],
-        norm_eps=config["norm_eps"],
-        context_dim=read_same(config, "cross_attention_dim"),
-        depth=config["transformer_layers_per_block"],
-        linear_projection=config["use_linear_projection"],
-        added_dim=config["projection_class_embeddings_input_dim"] if added else 0,
-        added_time_dim=config["addition_time_embed_dim"] or 256,
-    )
-
-
-def _make_unet_inputs(net: UNet, config: Config) -> tuple[jax.Array, jax.Array, CondEntries]:
-    """Return the smallest z, t and condition that a UNet can be initialised with."""
-    size = 2 ** (len(net.multipliers) - 1)
-    z = jnp.zeros((1, size, size, config.get("in_channels", 4)))
-    cond: dict[str, Tree] = {"context": jnp.zeros((1, 1, net.context_dim))}
-    if net.num_classes:
-        cond["label"] = jnp.zeros(1, jnp.int32)
-    if net.added_dim:
-        pooled = jnp.zeros((1, net.added_dim % net.added_time_dim))
-        times = jnp.zeros((1, net.added_dim // net.added_time_dim))
-        cond["added"] = {"text_embeds": pooled, "time_ids": times}
-    return z, jnp.zeros(1), cond
-
-
-def _describe_unet(net: UNet, in_channels: int) -> JsonObject:
-    """Return the config.json of a UNet; a ValueError says if diffusers lacks one of its options."""
-    if net.resblock_updown or net.patch > 1 or net.time_scale != 1:
-        raise ValueError("resblock_updown, patch and time_scale have no counterpart in diffusers")
-    levels = len(net.multipliers)
-    widths = [int(net.channels * m) for m in net.multipliers]
-    kinds = [int(i in net.attention_levels) for i in range(levels)]
-    heads = [width // net.head_channels for width in widths] if net.head_channels else net.heads
-    added = dict(
-        addition_embed_type="text_time",
-        addition_time_embed_dim=net.added_time_dim,
-        projection_class_embeddings_input_dim=net.added_dim,
-    )
-    return dict(
-        _class_name="UNet2DConditionModel",
-        in_channels=in_channels or net.out_channels,
-        out_channels=net.out_channels,
-        flip_sin_to_cos=net.flip_sin_to_cos,
-        freq_shift=int(net.freq_shift),
-        down_block_types=[_DOWN[k] for k in kinds],
-        up_block_types=[_UP[k] for k in reversed(kinds)],
-        block_out_channels=widths,
-        layers_per_block=net.blocks,
-        downsample_padding=net.downsample_padding,
-        dropout=net.dropout,
-        norm_num_groups=net.norm_groups,
-        norm_eps=net.norm_eps,
-        cross_attention_dim=net.context_dim,
-        transformer_layers_per_block=_to_list(net.depth),
-        attention_head_dim=_to_list(heads),
-        use_linear_projection=net.linear_projection,
-        num_class_embeds=net.num_classes or None,
-        resnet_time_scale_shift="scale_shift" if net.scale_shift else "default",
-        **(added if net.added_dim else {}),
-    )
-
-
-def _to_list(value: T | tuple[T, ...]) -> T | list[T]:
-    return list(value) if isinstance(value, tuple) else value
+def _freeze(value: Any) -> Any:
+    """Tuples in place of lists, however deep."""
+    return tuple(map(_freeze, value)) if isinstance(value, list | tuple) else value
 
 
 # ---- ControlNet -------------------------------------------------------------------------------
 
 # A ControlNet has the keys of its base but for those of the way up.
-_WAY_UP = ("out_channels", "up_block_types", "dropout", "time_embedding_dim")
+_WAY_UP = (
+    *("out_channels", "up_block_types", "dropout", "time_embedding_dim"),
+    *("reverse_transformer_layers_per_block", "time_cond_proj_dim"),
+)
 _CONTROL_OWN: dict[str, object] = dict(
     conditioning_channels=3,
     conditioning_embedding_out_channels=(16, 32, 96, 256),
     global_pool_conditions=False,
 )
-_CONTROL_DEFAULTS = {k: v for k, v in _UNET_DEFAULTS.items() if k not in _WAY_UP} | _CONTROL_OWN
-_CONTROL_FIXED = {**_UNET_FIXED, "controlnet_conditioning_channel_order": ("rgb",)}
+_NOT_CONTROL = (*_WAY_UP, "encoder_hid_dim", "encoder_hid_dim_type")
+_CONTROL_DEFAULTS = {k: v for k, v in UNET_DEFAULTS.items() if k not in _NOT_CONTROL} | _CONTROL_OWN
+_CONTROL_FIXED: dict[str, tuple[Any, ...]] = {
+    **UNET_FIXED,
+    # Their network has a layer for these widths, which nothing calls.
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "controlnet_conditioning_channel_order": ("rgb",),
+}
 
 
 def _build_controlnet(config: Config) -> ControlNet:
     """Build the ControlNet of a complete config, whose base is a UNet with the same encoder."""
     own = {key: config[key] for key in _CONTROL_OWN}
     down = config["down_block_types"]
-    up = tuple(_UP[_DOWN.index(block)] for block in reversed(down) if block in _DOWN)
-    base = {**_UNET_DEFAULTS, **config, "up_block_types": up, "out_channels": config["in_channels"]}
+    up = tuple(UP[DOWN.index(block)] for block in reversed(down) if block in DOWN)
+    base = {**UNET_DEFAULTS, **config, "up_block_types": up, "out_channels": config["in_channels"]}
     widths = own["conditioning_embedding_out_channels"]
     return ControlNet(
-        _build_unet(base),
+        build_unet(base),
         hint_channels=own["conditioning_channels"],
         hint_widths=widths,
         hint_factor=2 ** (len(widths) - 1),
@@ -342,7 +193,7 @@ def _make_controlnet_inputs(net: ControlNet, config: Config) -> tuple[Tree, ...]
     """Return the smallest z, t and condition, with a hint, that a ControlNet can be initialised
     with.
     """
-    z, t, cond = _make_unet_inputs(net.base, config)
+    z, t, cond = make_unet_inputs(net.base, config)
     sides = [side * net.hint_factor for side in z.shape[1:3]]
     return z, t, {**cond, "hint": jnp.zeros((1, *sides, net.hint_channels))}
 
@@ -359,8 +210,8 @@ def _describe_controlnet(net: ControlNet, in_channels: int) -> JsonObject:
             "diffusers has neither ControlNet-lite nor hint encoders other than the released one, "
             "which halves once for each width beyond the first"
         )
-    base = _describe_unet(net.base, in_channels)
-    return {k: v for k, v in base.items() if k not in _WAY_UP} | dict(
+    base = describe_unet(net.base, in_channels)
+    return {k: v for k, v in base.items() if k not in _NOT_CONTROL} | dict(
         _class_name="ControlNetModel",
         conditioning_channels=net.hint_channels,
         conditioning_embedding_out_channels=list(net.hint_widths),
@@ -421,12 +272,12 @@ KINDS: dict[str, NetworkKind] = {
     **TRANSFORMERS,
     "UNet2DConditionModel": NetworkKind(
         "diffusers",
-        _build_unet,
-        _describe_unet,
-        _make_unet_inputs,
-        _UNET_DEFAULTS,
-        _UNET_FIXED,
-        _UNET_IGNORED,
+        build_unet,
+        describe_unet,
+        make_unet_inputs,
+        UNET_DEFAULTS,
+        UNET_FIXED,
+        UNET_IGNORED,
     ),
     "ControlNetModel": NetworkKind(
         "diffusers",
@@ -435,7 +286,7 @@ KINDS: dict[str, NetworkKind] = {
         _make_controlnet_inputs,
         _CONTROL_DEFAULTS,
         _CONTROL_FIXED,
-        _UNET_IGNORED,
+        UNET_IGNORED,
     ),
     "T2IAdapter": NetworkKind(
         "diffusers",

@@ -65,6 +65,9 @@ def save_control_file(path: StrPath, net: ControlNet, params: Params) -> None:
         ValueError: the original code has no such network.
     """
     configs.describe(net)
+    blocks = net.base.blocks
+    if not isinstance(blocks, int):
+        raise ValueError(f"the published layout has no other numbers of blocks per level: {blocks}")
     state, last = to_state_dict(params), 4 * len(net.hint_widths) - 2
-    named = {CONTROL + restore_control_key(k, net.base.blocks, last): v for k, v in state.items()}
+    named = {CONTROL + restore_control_key(k, blocks, last): v for k, v in state.items()}
     save_file(named, path)

@@ -29,9 +29,12 @@ from diffjax.writing import write_atomically
 
 StrPath = str | os.PathLike[str]
 WEIGHTS = ("diffusion_pytorch_model", "model")  # names of diffusers and of transformers
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # The variant is the group; shards are numbered.
 _VARIANT = re.compile(rf"(?:{'|'.join(WEIGHTS)})(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
-_PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+_SHARED_BLOBS = ".huggingface-shared-blobs"  # the mark of what repositories of a cache share
 _HEAD = 64  # bytes that tell what a file is
 _HEADER = 9  # length of the header in 8 bytes, then its opening brace
 _KEY_LENGTH = 1024
@@ -265,7 +268,7 @@ def _check_kind(source: Path) -> None:
     if head.startswith(b"GGUF"):
         raise ValueError(f"{source} is a GGUF file, which is not read; use the .safetensors file")
     pickled = head.startswith((b"PK\x03\x04", b"\x80")) and head[_HEADER - 1 : _HEADER] != b"{"
-    if pickled or source.suffix in _PICKLE_SUFFIXES:
+    if pickled or source.suffix in PICKLE_SUFFIXES:
         raise PickleError(
             f"{source} is a pickle, which can run code when it is read; use the .safetensors file "
             "of the same weights"
@@ -300,7 +303,8 @@ def resolve_inside(folder: Path, name: str) -> Path:
 
     Neither names in files nor links in folders may lead to other files of this machine. How the
     folder itself was reached is the caller's business. Files of a Hugging Face cache are links from
-    ``snapshots`` to ``blobs``; these blobs count as part of the folder.
+    ``snapshots`` to ``blobs``, or to those that its repositories share; these blobs count as part
+    of the folder.
 
     Raises:
         ValueError: the name is not that of a file in the folder, or a link leads out of it.
@@ -310,7 +314,8 @@ def resolve_inside(folder: Path, name: str) -> Path:
         raise ValueError(f"{show(name)} is not the name of a file in {folder}")
     path, here = folder / name, folder.resolve()
     cached, roots = [p.parent for p in here.parents if p.name == "snapshots"], [here]
-    roots += [(p / "blobs").resolve() for p in cached if (p / "blobs").is_dir()]
+    shared = [p.parent for p in cached if (p.parent / "blobs" / _SHARED_BLOBS).is_file()]
+    roots += [(p / "blobs").resolve() for p in (*cached, *shared) if (p / "blobs").is_dir()]
     if not any(path.resolve().is_relative_to(root) for root in roots):
         raise ValueError(f"{path} is a link that leaves its folder, to {path.resolve()}")
     return path
@@ -391,7 +396,7 @@ def _explain_absence(folder: Path, variant: str | None) -> Exception:
             f"{folder} has no weights of variant {variant!r}; it has {there}{step}"
         )
     for name in names:
-        if name.endswith(_PICKLE_SUFFIXES):
+        if name.endswith(PICKLE_SUFFIXES):
             return ValueError(
                 f"{folder / name} is a pickle, which can run code when it is read; use the "
                 ".safetensors file of the same weights"

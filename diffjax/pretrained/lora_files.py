@@ -43,7 +43,7 @@ from diffjax.pretrained.state_dict import (
 from diffjax.types import Params
 from diffjax.untrusted import name_some
 
-__all__ = ["LORA_FILE", "load_lora", "merge_lora", "save_lora"]
+__all__ = ["LORA_FILE", "load_lora", "load_loras", "merge_lora", "save_lora"]
 
 # Beginnings of flattened names, the longest first.
 _PARTS = {
@@ -168,7 +168,23 @@ def save_lora(path: StrPath, adapters: Params, *, scale: float) -> None:
 
 
 def load_lora(model: Component, path: StrPath) -> Params:
-    """Load the adapters of a UNet as a tree that `diffjax.lora.merge` adds; a scale of 1 is as
+    """Load the adapters of a UNet as a tree that `diffjax.lora.merge` adds; see `load_loras`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_loras`. Also, the file has adapters of text
+            encoders.
+    """
+    file = open_adapter(path)
+    others = [module for module in file.layers if _split_part(module)[0] not in ("unet", None)]
+    if others:
+        raise ValueError(
+            f"{path} is also for text encoders ({others[0]}): give load_loras all networks"
+        )
+    return load_loras({"unet": model}, path)["unet"]
+
+
+def load_loras(models: Mapping[str, Component], path: StrPath) -> dict[str, Params]:
+    """Load the adapters of each network as trees that `diffjax.lora.merge` adds; a scale of 1 is as
     trained.
 
     Layers that are scanned share one array, so their adapters get one rank: smaller ones are padded
@@ -178,23 +194,27 @@ def load_lora(model: Component, path: StrPath) -> Params:
         model: the UNet.
         path: the adapter's .safetensors file, or a folder of peft or diffusers.
 
+    Args:
+        models: by the names of a diffusers folder: ``unet``, ``text_encoder``, ``text_encoder_2``.
+
     Raises:
-        FileNotFoundError, ValueError: see `merge_lora`. Also, the file has adapters of text
-            encoders, or of another method than LoRA; those can only be merged.
+        FileNotFoundError, ValueError: see `merge_lora`. Also, the file has adapters of another
+            method than LoRA, which can only be merged.
     """
-    names, file = _Names(model), open_adapter(path)
-    others = [module for module in file.layers if _split_part(module)[0] not in ("unet", None)]
-    if others:
-        raise ValueError(f"{path} is also for text encoders ({others[0]}): it can only be merged")
+    names, file = {part: _Names(model) for part, model in models.items()}, open_adapter(path)
     if more := [layer.module for layer in file.layers.values() if not is_low_rank(layer)]:
         raise ValueError(
             f"{path} has more than low-rank adapters ({name_some(more)}): it can only be merged"
         )
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for module, place in _find_places(file, {"unet": names}).items():
-        shape = names.shapes[place.key]
-        found[place.key] = _read_factors(file.path, file.layers[module], place.key, shape)
-    return jax.tree.map(jnp.asarray, _build_tree(model.params, found))
+    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for module, place in _find_places(file, names).items():
+        shape = names[place.part].shapes[place.key]
+        factors = _read_factors(file.path, file.layers[module], place.key, shape)
+        found.setdefault(place.part, {})[place.key] = factors
+    return {
+        part: jax.tree.map(jnp.asarray, _build_tree(models[part].params, there))
+        for part, there in found.items()
+    }
 
 
 def _read_factors(
@@ -279,7 +299,8 @@ class _Names:
         names = [flat, f"{flat}_0", f"text_model_{flat}"]
         m = re.fullmatch(r"(input|output)_blocks_(\d+)_(\d+)_(.+)", flat)
         if m or flat.startswith(("middle_block_", "time_embed_", "label_emb_", "out_")):
-            names.append(_modernise_unet_name(flat, self.blocks))
+            # Files of networks with other numbers per level have the names of diffusers.
+            names += [_modernise_unet_name(flat, n) for n in [self.blocks] if isinstance(n, int)]
         return next((self.keys[name] for name in names if name in self.keys), None)
 
 

@@ -29,6 +29,7 @@ from diffjax.pretrained.files import (
     split_shards,
     write_json,
 )
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.state_dict import Place, from_state_dict, iterate_state
 from diffjax.pretrained.transformer_configs import share_embedding
 from diffjax.types import JsonObject, Params, summarize
@@ -42,7 +43,10 @@ _LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 _LEGACY_ATTENTION = re.compile(rf"(attentions\.\d+)\.({'|'.join(_LEGACY)})\.")
 # CLIP's half that sees images, and its temperature.
 _NOT_TEXT = ("vision_model.", "visual_projection.", "visual.", "logit_scale", "logit_bias")
-_BARE_TEXT = ("embeddings.", "encoder.layers.", "final_layer_norm.")
+# A tiny autoencoder has layers in its encoder, too.
+_BARE_TEXT = re.compile(
+    r"embeddings\.|final_layer_norm\.|encoder\.layers\.\d+\.(self_attn|mlp|layer_norm)"
+)
 
 
 class Component(NamedTuple):
@@ -75,7 +79,7 @@ def load_model(
     one of them beside the result.
 
     Args:
-        folder: the folder of the network.
+        folder: the folder of the network, or a name on the Hub.
         variant: part of the file names, such as ``"fp16"``.
         dtype: type of the parameters and of the computation.
         sharding: one sharding for all parameters, or ``(key, shape) -> sharding``. None is the
@@ -86,7 +90,7 @@ def load_model(
         ValueError: the config is not supported, or the weights do not fit it, are damaged, or are
             pickles.
     """
-    path = Path(folder)
+    path = download(folder, variant=variant)
     file = resolve_inside(path, "config.json")
     config = read_json(file)
     with naming(file):
@@ -145,7 +149,7 @@ def modernise_key(key: str) -> str:
     encoders come with and without the prefix ``text_model.``, depending on the version of
     transformers.
     """
-    if key.startswith(_BARE_TEXT):
+    if _BARE_TEXT.match(key):
         return f"text_model.{key}"
     return _LEGACY_ATTENTION.sub(lambda m: f"{m[1]}.{_LEGACY[m[2]]}.", key)
 

@@ -9,24 +9,32 @@ follows from the family of the model, and the user names a tokenizer.
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from absl import logging
 from jax.typing import DTypeLike
 
+from diffjax.pretrained.components import (
+    DIFFUSERS,
+    LOW_RES,
+    TEXTS,
+    Components,
+    make_manifest,
+    name_beside,
+)
 from diffjax.pretrained.config_specs import NETWORK, check_manifest
-from diffjax.pretrained.configs import read_class_name
 from diffjax.pretrained.files import (
     StrPath,
     Weights,
     find_weights_file,
     open_safetensors,
     resolve_inside,
-    write_json,
 )
-from diffjax.pretrained.models import Component, Sharding, load_model, save_model
+from diffjax.pretrained.hub import download
+from diffjax.pretrained.hub_files import NETWORKS, TOKENIZERS
+from diffjax.pretrained.models import Component, Sharding, load_model
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.recognise import READ, describe_folder, name_family
 from diffjax.pretrained.scheduler_kinds import KINDS
@@ -35,13 +43,11 @@ from diffjax.pretrained.tokenizers import (
     OPEN_CLIP_PAD,
     Tokenizer,
     load_tokenizer,
-    save_tokenizer,
 )
 from diffjax.pretrained.vaes import choose_dtype, load_vae
-from diffjax.types import Config, JsonObject, summarize
+from diffjax.types import Config, JsonObject
 from diffjax.untrusted import check, read_json
 
-TEXTS = ("text_encoder", "text_encoder_2")
 _SCHEDULE = dict(
     num_train_timesteps=1000,
     beta_schedule="scaled_linear",
@@ -58,36 +64,8 @@ _SCHEDULERS: dict[str, JsonObject] = {
     "xl": dict(_class_name="EulerDiscreteScheduler"),
     "refiner": dict(_class_name="EulerDiscreteScheduler"),
 }
-DIFFUSERS = "0.42.1"  # whose layout we write; loading an inpainting model asks for it
 _SAMPLE_SIZES = {"v1": 64, "v2": 96, "xl": 128, "refiner": 128}
-# Models that are not supported, by the channels that they are given beside latents.
-_TAKES = {
-    1: ", as models with depth do",
-    3: ", as upscalers do",
-    4: ", as models that edit by instruction (InstructPix2Pix) do",
-}
 _BASE_STEP = 875000  # the step of SD 2's 512-pixel base, by which diffusers knows it too
-
-
-class Components(NamedTuple):
-    """The parts of a text-to-image model.
-
-    Attributes:
-        unet: the denoising network.
-        vae: the autoencoder of the latents.
-        texts: text encoders with their tokenizers, by the names of their folders.
-        scheduler: scheduler_config.json.
-        manifest: model_index.json.
-    """
-
-    unet: Component
-    vae: Component
-    texts: dict[str, TextEncoder]
-    scheduler: JsonObject
-    manifest: JsonObject
-
-    def __repr__(self) -> str:
-        return summarize(self)
 
 
 def load_components(
@@ -99,11 +77,14 @@ def load_components(
     prediction: str | None = None,
     sharding: Sharding | None = None,
     vae: StrPath | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
 ) -> Components:
     """Load all parts of a model from a diffusers folder, or from a single .safetensors file.
 
     Args:
-        path: the folder or the file.
+        path: the folder or the file, or a name on the Hub; so may tokenizer and vae be.
         dtype: type of weights and computation. The autoencoder stays float32 where its config says
             that it overflows in float16.
         variant: part of the file names in a folder, such as ``"fp16"``. If some networks have files
@@ -114,20 +95,28 @@ def load_components(
             v_prediction. With epsilon they are the 512-pixel base model.
         sharding: see `load_model`.
         vae: folder or file of an autoencoder in place of the model's own; see `load_vae`.
+        revision, token, local_files_only: of names on the Hub; see `download`. The revision is
+            that of ``path``.
 
     Raises:
+        ConfigError: the Hub has no such model; see `download`.
         FileNotFoundError: a file is missing.
         ValueError: a part is missing or not supported, its weights do not fit, or the path holds
             something else; the message says what it is.
     """
-    source = Path(path)
+    fetch = partial(download, token=token, local_files_only=local_files_only)
+    parts = [name for name in NETWORKS if name != "vae" or vae is None]
+    parts += ["scheduler", *(TOKENIZERS if tokenizer is None else ())]
+    source = fetch(path, parts=parts, variant=variant, revision=revision)
+    tokenizer = tokenizer and fetch(tokenizer, parts=TOKENIZERS)
+    vae = vae and fetch(vae, parts=("vae",), variant=variant, fall_back=True)
     if source.is_dir():
-        parts = _load_folder(source, dtype, variant, tokenizer, sharding, vae)
+        found = _load_folder(source, dtype, variant, tokenizer, sharding, vae)
     else:
-        parts = _load_file(source, dtype, tokenizer, prediction, sharding, vae)
+        found = _load_file(source, dtype, tokenizer, prediction, sharding, vae)
     if prediction:
-        parts = parts._replace(scheduler={**parts.scheduler, "prediction_type": prediction})
-    return parts
+        found = found._replace(scheduler={**found.scheduler, "prediction_type": prediction})
+    return found
 
 
 def _load_folder(
@@ -188,8 +177,16 @@ def _load_folder(
         {name: text(name) for name in texts},
         read_json(resolve_inside(resolve_inside(path, "scheduler"), "scheduler_config.json")),
         manifest,
+        _read_low_res(path, manifest),
     )
     return parts if TEXTS[1] in texts else _mend_scheduler(parts)
+
+
+def _read_low_res(path: Path, manifest: Config) -> JsonObject | None:
+    """The config of the scheduler of an upscaler's small images, or None."""
+    if not _has_part(manifest, LOW_RES):
+        return None
+    return read_json(resolve_inside(resolve_inside(path, LOW_RES), "scheduler_config.json"))
 
 
 def _has_part(manifest: Config, name: str) -> bool:
@@ -271,13 +268,7 @@ def _check_channels(unet: Config, vae: Config) -> None:
     Raises:
         ValueError: it reads other channels, as depth models, upscalers and InstructPix2Pix do.
     """
-    latents, channels = vae.get("latent_channels", 4), unet.get("in_channels", 4)
-    extra = channels - latents
-    if extra not in (0, latents + 1):
-        raise ValueError(
-            f"this UNet takes {channels} channels{_TAKES.get(extra, '')}, which is not supported: "
-            f"there must be {latents}, or {2 * latents + 1} of models that fill in"
-        )
+    name_beside(unet.get("in_channels", 4), vae.get("latent_channels", 4))
 
 
 def _mend_scheduler(parts: Components) -> Components:
@@ -381,56 +372,3 @@ def _derive_scheduler(weights: Weights, family: str, channels: int) -> JsonObjec
         config |= dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
         config["_class_name"] = config["_class_name"].replace("PNDM", "DDIM")
     return config
-
-
-def make_manifest(parts: Components) -> JsonObject:
-    """Return the model_index.json of parts, with the class of diffusers' pipeline that runs
-    them.
-    """
-    names = list(parts.texts)
-    inpaints = parts.unet.config["in_channels"] > parts.vae.net.latent_channels
-    kind = "Inpaint" if inpaints else "Img2Img" if names == [TEXTS[1]] else ""
-    family = "StableDiffusionXL" if TEXTS[1] in names else "StableDiffusion"
-    manifest: JsonObject = {
-        "_class_name": f"{family}{kind}Pipeline",
-        "_diffusers_version": DIFFUSERS,
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", parts.scheduler["_class_name"]],
-    }
-    for name in names:
-        manifest[name] = ["transformers", read_class_name(parts.texts[name].model.config)]
-        manifest[name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
-    if TEXTS[1] in names:
-        scores = names == [TEXTS[1]]
-        manifest |= {
-            "force_zeros_for_empty_prompt": not scores,
-            "requires_aesthetics_score": scores,
-        }
-    else:
-        manifest["requires_safety_checker"] = False
-    absent = ["safety_checker", "feature_extractor", "image_encoder"]
-    absent += [name for text in TEXTS for name in (text, text.replace("text_encoder", "tokenizer"))]
-    return {**{name: [None, None] for name in absent if name not in manifest}, **manifest}
-
-
-def save_components(folder: StrPath, parts: Components) -> None:
-    """Write a folder that diffusers and `load_components` load.
-
-    Args:
-        folder: the folder, which is made if it does not exist.
-        parts: the parts.
-
-    Raises:
-        ValueError: diffusers has no such network.
-        FileExistsError: a subfolder holds another model.
-    """
-    path = Path(folder)
-    save_model(path / "unet", *parts.unet[:2], config=parts.unet.config)
-    save_model(path / "vae", *parts.vae[:2], config=parts.vae.config)
-    for name, text in parts.texts.items():
-        save_model(path / name, *text.model[:2], config=text.model.config)
-        save_tokenizer(path / name.replace("text_encoder", "tokenizer"), text.tokenizer)
-    (path / "scheduler").mkdir(exist_ok=True)
-    write_json(path / "scheduler" / "scheduler_config.json", parts.scheduler)
-    write_json(path / "model_index.json", parts.manifest or make_manifest(parts))

@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffjax import lora
 from diffjax.nets.text import CLIPText, TextFeatures
 from diffjax.pretrained.files import StrPath
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.recognise import WORD, describe_keys
 from diffjax.pretrained.tokenizers import Tokenizer, Tokens, with_concept
-from diffjax.types import Array, Params, summarize
+from diffjax.types import Array, ArrayLike, Params, summarize
 from diffjax.untrusted import name_some
 
 _EMBEDDING = "text_model.embeddings.token_embedding"
@@ -33,10 +35,12 @@ class TextEncoder(NamedTuple):
     Attributes:
         tokenizer: texts to ids.
         model: the network, a `diffjax.nets.text.CLIPText`.
+        adapters: low-rank adapters and their scales, which are added while it runs.
     """
 
     tokenizer: Tokenizer
     model: Component
+    adapters: tuple[tuple[Params, float], ...] = ()
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -119,6 +123,7 @@ def encode(
                 hidden,
                 not penultimate,
                 encoder.model.params,
+                encoder.adapters,
                 tokens.ids[k : k + 1],
                 tokens.weights[k : k + 1],
             )
@@ -165,8 +170,16 @@ def _pad_chunks(tokens: Tokens, empty: Tokens, chunks: int) -> Tokens:
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode(
-    net: CLIPText, layer: int, normed: bool, params: Params, ids: Array, weights: Array
+    net: CLIPText,
+    layer: int,
+    normed: bool,
+    params: Params,
+    adapters: Sequence[tuple[Params, ArrayLike]],
+    ids: Array,
+    weights: Array,
 ) -> tuple[Array, Array]:
+    for tree, scale in adapters:
+        params = lora.merge(params, tree, scale)
     """Return the context (1, M, D) and the pooled embedding (1, P) of a chunk, in float32.
 
     Args:
@@ -224,14 +237,15 @@ def add_concept(
         ValueError: the file has no embedding of an encoder's width, an encoder knows the word
             already, the file holds several words and ``name`` is set, or it holds something else.
     """
-    words = _read_words(Path(path), name, allow_legacy_pickle)
+    file = download(path, pickles=allow_legacy_pickle)
+    words = _read_words(file, name, allow_legacy_pickle)
     for word, rows in words.items():
         used: set[str] = set()
         new = []
         for encoder in encoders:
-            key = _choose_key(encoder, rows, Path(path))
+            key = _choose_key(encoder, rows, file)
             used.add(key)
-            new.append(_add_rows(encoder, word, rows[key], Path(path)))
+            new.append(_add_rows(encoder, word, rows[key], file))
         # A refiner has the second encoder only.
         spare = {key for key in rows if key not in used and not (key == "clip_l" and used)}
         if spare:
@@ -317,4 +331,4 @@ def _add_rows(encoder: TextEncoder, name: str, rows: np.ndarray, path: Path) -> 
         params={**params, _EMBEDDING: {"embedding": table}},
         config=config,
     )
-    return TextEncoder(tokenizer, model)
+    return encoder._replace(tokenizer=tokenizer, model=model)

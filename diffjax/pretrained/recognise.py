@@ -13,16 +13,12 @@ from pathlib import Path
 
 from diffjax.untrusted import read_json
 
-READ = "Stable Diffusion 1, 2 and XL are read"
+READ = "diffusers has it; here, Stable Diffusion 1, 2 and XL are read"
 # Beginnings of the classes of diffusers' pipelines and networks, the longer ones first.
 _CLASSES = {
     "StableDiffusion3": "Stable Diffusion 3",
     "SD3": "Stable Diffusion 3",
-    "StableDiffusionInstructPix2Pix": "InstructPix2Pix",
-    "StableDiffusionXLInstructPix2Pix": "InstructPix2Pix",
-    "StableDiffusionDepth": "Stable Diffusion with depth",
-    "StableDiffusionUpscale": "an upscaler of Stable Diffusion",
-    "StableDiffusionLatentUpscale": "an upscaler of Stable Diffusion",
+    "StableDiffusionLatentUpscale": "the latent upscaler of Stable Diffusion",
     "StableUnCLIP": "Stable unCLIP",
     "StableVideo": "Stable Video Diffusion",
     "StableCascade": "Stable Cascade",

@@ -15,6 +15,14 @@ from typing import NamedTuple
 
 from diffjax import samplers
 from diffjax.pretrained import scheduler_levels as levels
+from diffjax.pretrained.scheduler_solvers import (
+    make_dpm,
+    make_dpm_single,
+    make_euler,
+    make_plms,
+    make_stochastic_adams,
+    make_unipc,
+)
 from diffjax.pretrained.scheduler_spacing import Asked
 from diffjax.types import Grid, Options, Sampler, Schedule
 
@@ -111,52 +119,6 @@ def _choose_final(o: Options) -> str:
     return "clean" if o["set_alpha_to_one"] else "first"
 
 
-def _pndm(o: Options, eta: float | None) -> Sampler:
-    """Make the solver of PNDM (Liu et al. 2022): PLMS, after Runge-Kutta steps unless they are
-    skipped.
-    """
-    output = "v" if o["prediction_type"] == "v_prediction" else "eps"
-    rest = {"output": output, "total": o["num_train_timesteps"]}
-    return samplers.plms(runge_kutta=not o["skip_prk_steps"], **rest)
-
-
-def _dpm(o: Options, eta: float | None) -> Sampler:
-    """Make the multistep DPM-Solver or DPM-Solver++ (Lu et al. 2022)."""
-    return samplers.dpm_solver(
-        order=o["solver_order"],
-        algorithm=o["algorithm_type"],
-        solver_type=o["solver_type"],
-        lower_order_final=o["lower_order_final"],
-        euler_at_final=o["euler_at_final"],
-    )
-
-
-def _dpm_single(o: Options, eta: float | None) -> Sampler:
-    """Make the singlestep DPM-Solver or DPM-Solver++ (Lu et al. 2022)."""
-    return samplers.dpm_solver_single(
-        order=o["solver_order"],
-        algorithm=o["algorithm_type"],
-        solver_type=o["solver_type"],
-        lower_order_final=o["lower_order_final"],
-    )
-
-
-def _unipc(o: Options, eta: float | None) -> Sampler:
-    """Make UniPC (Zhao et al. 2023), whose corrector may be disabled at the first steps."""
-    return samplers.unipc(
-        order=o["solver_order"],
-        solver_type=o["solver_type"],
-        predict_x=o["predict_x0"],
-        disable_corrector=o["disable_corrector"],
-        lower_order_final=o["lower_order_final"],
-    )
-
-
-def _euler(o: Options, eta: float | None) -> Sampler:
-    """Make Euler's method in ``sigma / alpha``, which DDIM at eta 0 equals."""
-    return samplers.ddim(0.0)
-
-
 def _choose_schedule(o: Options) -> Schedule:
     """Return the flow schedule if ``use_flow_sigmas`` is set, otherwise the table of betas."""
     return (
@@ -210,7 +172,7 @@ KINDS: dict[str, SchedulerKind] = {
         {**_BETAS, **_LEADING, "set_alpha_to_one": False, "skip_prk_steps": False},
         levels.make_discrete_schedule,
         _bind_table_grid(),
-        _pndm,
+        make_plms,
         fixed={"prediction_type": ("epsilon", "v_prediction")},
     ),
     "LMSDiscreteScheduler": SchedulerKind(
@@ -233,7 +195,7 @@ KINDS: dict[str, SchedulerKind] = {
         },
         levels.make_floored_discrete_schedule,
         functools.partial(_RATIO, listed=("timesteps", "sigmas")),
-        _euler,
+        make_euler,
         fixed={
             **_ENDS,
             "interpolation_type": ("linear", "log_linear"),
@@ -283,7 +245,7 @@ KINDS: dict[str, SchedulerKind] = {
         },
         _choose_schedule,
         functools.partial(_SPACED_OUT, listed=("timesteps",)),
-        _dpm,
+        make_dpm,
         rederive=True,
         fixed={**_ENDS, **_EXPONENTIAL},
         aliases=_TO_DPM,
@@ -292,7 +254,7 @@ KINDS: dict[str, SchedulerKind] = {
         {**_BETAS, **_RESPACED, **_THRESHOLD, **_FLOW, **_DPM, "lower_order_final": False},
         _choose_schedule,
         functools.partial(_SPACED_OUT, listed=("timesteps",)),
-        _dpm_single,
+        make_dpm_single,
         rederive=True,
         fixed={**_ENDS, **_EXPONENTIAL},
         aliases=_TO_DPM,
@@ -342,10 +304,41 @@ KINDS: dict[str, SchedulerKind] = {
         },
         _choose_schedule,
         functools.partial(_SPACED_OUT, listed=("sigmas",), repeat=True),
-        _unipc,
+        make_unipc,
         rederive=True,
         fixed={**_ENDS, "solver_p": (None,), "time_shift_type": ("exponential", "linear")},
         aliases={"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")},
+    ),
+    "SASolverScheduler": SchedulerKind(
+        {
+            **_BETAS,
+            **_LINSPACE,
+            **_RESPACED,
+            **_THRESHOLD,
+            "use_flow_sigmas": False,
+            "flow_shift": 1.0,
+            "lambda_min_clipped": -math.inf,
+            "variance_type": None,
+            "predictor_order": 2,
+            "corrector_order": 2,
+            "tau_func": None,
+            "algorithm_type": "data_prediction",
+            "lower_order_final": True,
+        },
+        _choose_schedule,
+        functools.partial(_SPACED_OUT, repeat=True),
+        make_stochastic_adams,
+        rederive=True,
+        fixed={
+            "tau_func": (None,),
+            "algorithm_type": ("data_prediction", "noise_prediction"),
+        },
+        aliases={
+            "algorithm_type": {
+                **dict.fromkeys(("deis", "dpmsolver++"), "data_prediction"),
+                "dpmsolver": "noise_prediction",
+            },
+        },
     ),
     "IPNDMScheduler": SchedulerKind(
         {"num_train_timesteps": 1000, "trained_betas": None},
@@ -401,7 +394,7 @@ KINDS: dict[str, SchedulerKind] = {
         _EDM,
         levels.make_edm_schedule,
         levels.make_edm_grid,
-        _euler,
+        make_euler,
         fixed={**_ENDS, "prediction_type": ("epsilon", "v_prediction")},
     ),
     "EDMDPMSolverMultistepScheduler": SchedulerKind(
@@ -416,12 +409,15 @@ KINDS: dict[str, SchedulerKind] = {
         },
         levels.make_edm_schedule,
         levels.make_edm_grid,
-        _dpm,
+        make_dpm,
         rederive=True,
         fixed={**_ENDS, "prediction_type": ("epsilon", "v_prediction")},
         aliases=_TO_DPM,
     ),
 }
+# Their parallel kinds take the same steps, in another order of evaluations.
+KINDS["DDIMParallelScheduler"] = KINDS["DDIMScheduler"]
+KINDS["DDPMParallelScheduler"] = KINDS["DDPMScheduler"]
 # Classes that we do not read, and what to use.
 INSTEAD = {
     "DPMSolverSDEScheduler": (

@@ -40,6 +40,7 @@ from diffjax.types import (
 from diffjax.untrusted import check, name_some, naming, read_json, show
 
 FILE = "scheduler_config.json"
+TAKE_ETA = ("DDIMScheduler", "DDIMParallelScheduler", "TCDScheduler")
 PREDICTIONS = {
     "epsilon": "eps",
     "sample": "x0",
@@ -105,7 +106,7 @@ def load_scheduler(source: Config | StrPath, *, eta: float | None = None) -> Sch
         raise ValueError(f"{name} is not supported: {INSTEAD[name]}")
     kind = choose("scheduler class", name, KINDS)
     o = _complete_options(name, kind, config)
-    if eta is not None and name not in ("DDIMScheduler", "TCDScheduler"):
+    if eta is not None and name not in TAKE_ETA:
         raise ValueError(f"{name} takes no eta; DDIMScheduler and TCDScheduler do")
     return Scheduler(
         name,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from diffjax.pretrained.files import StrPath, Weights, open_safetensors
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.models import Component, Sharding, fill
 from diffjax.pretrained.recognise import describe_keys
 from diffjax.pretrained.single_file_parts import (
@@ -105,7 +106,7 @@ def open_single_file(
     Only the header is read.
 
     Args:
-        path: the .safetensors file.
+        path: the .safetensors file, or a name on the Hub.
         ema: use the averaged weights of the UNet, which training checkpoints also have.
         vae: look for the autoencoder too, which some files have left out.
 
@@ -118,6 +119,7 @@ def open_single_file(
         ValueError: the file is a pickle or damaged, is not of a known family, or lacks a part that
             was asked for.
     """
+    path = download(path)
     weights = open_safetensors(path)
     if strange := [f"{key} ({kind})" for key, kind in _MARKED.items() if key in weights]:
         raise ValueError(f"{path} is of a kind that is not supported: it has {strange[0]}")
@@ -162,7 +164,7 @@ def load_single_file(
     """Load the networks of a checkpoint, by the names of a diffusers folder.
 
     Args:
-        path: the .safetensors file.
+        path: the .safetensors file, or a name on the Hub.
         parts: names of the parts to load (unet, vae, text_encoder, text_encoder_2, controlnet);
             None loads all.
         ema: see `open_single_file`.

@@ -25,6 +25,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from diffjax.pretrained.config_specs import TOKENIZER
 from diffjax.pretrained.files import StrPath, resolve_inside, write_json
+from diffjax.pretrained.hub import download
 from diffjax.pretrained.tokenizer_files import (
     list_added,
     read_backend,
@@ -144,6 +145,8 @@ def _bound_word(name: str) -> str:
 def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
     """Load the tokenizer in a folder: tokenizer.json, or vocab.json with merges.txt.
 
+    The folder may be a name on the Hub, see `diffjax.pretrained.hub`.
+
     Args:
         folder: a folder as transformers writes it.
         pad: padding token in place of that of the files.
@@ -152,7 +155,7 @@ def load_tokenizer(folder: StrPath, *, pad: str | None = None) -> Tokenizer:
         FileNotFoundError: the folder has neither.
         ValueError: a file is damaged, or the vocabulary lacks a special token.
     """
-    path = Path(folder)
+    path = download(folder)
     config = _read_special(path)
     check(config, TOKENIZER, path / "tokenizer_config.json")
     backend = _load_backend(path)

@@ -26,7 +26,7 @@ from diffjax.pretrained.single_file_parts import Part, build_autoencoder_part, s
 from diffjax.types import Config, JsonObject
 from diffjax.untrusted import naming
 
-_CLASSES = ("AutoencoderKL", "VQModel")
+_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 
 
 def load_vae(
@@ -94,7 +94,7 @@ def open_vae(path: Path, variant: str | None = None) -> Part:
         chosen = variant if find_weights_file(folder, variant) else None
         return Part(config, open_folder(folder, variant=chosen))
     weights = open_safetensors(path)
-    if any(key.startswith("encoder.down_blocks.") for key in weights):
+    if any(key.startswith(("encoder.down_blocks.", "encoder.layers.")) for key in weights):
         beside = path.parent / "config.json"
         if not beside.is_file():
             raise FileNotFoundError(
@@ -125,14 +125,18 @@ def _set_scale(config: Config, like: Config | None, unet: Config) -> JsonObject:
     """Return a config with the scale and shift of the model's latents.
 
     Without a config of the model's own autoencoder, they are those of its family, which XL's UNet
-    shows by its added embedding.
+    shows by its added embedding. A tiny autoencoder has latents as the UNet sees them, and keeps
+    its scale.
 
     Raises:
         ValueError: the config has another scale or shift than the model.
     """
     out = dict(config)
+    if config.get("_class_name") == "AutoencoderTiny":
+        return out
     family = "xl" if unet.get("addition_embed_type") else "v1"
-    for key, default in (("scaling_factor", FAMILIES[family].scale), ("shift_factor", None)):
+    defaults = {"scaling_factor": FAMILIES[family].scale, "shift_factor": None}
+    for key, default in (defaults | dict.fromkeys(("latents_mean", "latents_std"))).items():
         own = config.get(key)
         if like is None:
             out[key] = default if own is None else own

@@ -15,6 +15,7 @@ place of those that the data have today.
 """
 
 from diffjax.runs.batches import make_abstract_batch, read_image_shape, start_batches
+from diffjax.runs.cards import gather_uploads, make_card
 from diffjax.runs.classes import find_class, keep_classes, read_classes, read_known_classes
 from diffjax.runs.data_settings import fill_from_data
 from diffjax.runs.drawing import Drawer, Strength, replace_sample
@@ -45,6 +46,7 @@ __all__ = [
     "build_task",
     "fill_from_data",
     "find_class",
+    "gather_uploads",
     "init_untrained",
     "is_publishable",
     "is_trained",
@@ -56,6 +58,7 @@ __all__ = [
     "make_abstract_batch",
     "make_abstract_fixed_parts",
     "make_abstract_state",
+    "make_card",
     "make_drawer",
     "make_run_mesh",
     "make_tokenizers",

@@ -128,6 +128,7 @@ def start_batches(cfg: ConfigDict, source: data.Source) -> Batches:
         devices before they are needed.
     """
     hints = make_hints(cfg) if find_task_kind(cfg).takes_hints else None
+    crop = data.make_crop(cfg.data.crop, cfg.data.crop_share)
 
     def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         part, parts = find_host_share(sharding, cfg.data.batch_size)
@@ -138,6 +139,7 @@ def start_batches(cfg: ConfigDict, source: data.Source) -> Batches:
             step=step,
             # An augmentation flips by itself, and says so to the network.
             flip=cfg.data.flip and not cfg.data.augment,
+            crop=crop,
             hints=hints,
             num_threads=cfg.data.threads,
             prefetch=cfg.data.prefetch,

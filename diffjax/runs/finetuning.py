@@ -1,9 +1,9 @@
 """Fine-tuning of published text-to-image models: the parameters that training begins with.
 
 A config with a section ``model`` begins with the model at ``model.path``: a diffusers folder, a
-single .safetensors file (with ``model.tokenizer``), or "random" for untrained parameters. The
-config describes the networks; what is found is compared with that description, and nothing is
-guessed.
+single .safetensors file (with ``model.tokenizer``), the name of either on the Hub, or "random" for
+untrained parameters. The config describes the networks; what is found is compared with that
+description, and nothing is guessed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.config import resolve
-from diffjax.pretrained import configs
+from diffjax.pretrained import configs, download
 from diffjax.runs.locate import INDEX, fit_weights, read_weights
 from diffjax.runs.states import build_model
 from diffjax.runs.tokens import RANDOM, find_model_path
@@ -48,7 +48,7 @@ def read_part(cfg: ConfigDict, name: str, net: Module, like: Params) -> Params:
         ConfigError: there is no such model, or it differs from the config; the message says in
             what.
     """
-    where = Path(find_model_path(cfg))
+    where = download(find_model_path(cfg), parts=(name,))
     if not where.exists():
         raise ConfigError(f"there is no {where} (config.model.path)")
     if where.is_dir() and not (where / INDEX).is_file():
@@ -146,7 +146,7 @@ def check_noise(cfg: ConfigDict) -> None:
     Raises:
         ConfigError: they differ; the message says in what.
     """
-    where = Path(find_model_path(cfg))
+    where = download(find_model_path(cfg), parts=())
     if not (where / INDEX).is_file():
         return  # single files, and runs that begin with nothing, do not say
     scheduler = read_json(where / "scheduler" / "scheduler_config.json")

@@ -17,15 +17,15 @@ from ml_collections import ConfigDict
 
 from diffjax.config import read_config
 from diffjax.config.store import NOTE
-from diffjax.pretrained import load_model, load_single_file
+from diffjax.pretrained import download, load_model, load_single_file
 from diffjax.pretrained.files import StrPath, open_safetensors
+from diffjax.pretrained.hub_files import MANIFEST as INDEX
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
 from diffjax.runs.states import read_state
 from diffjax.types import Array, ConfigError, Module, Params, Statistics
 from diffjax.untrusted import read_json
 
 RUN, EXPORT, PIPELINE, COMPONENT, FILE = "run", "export", "pipeline", "component", "file"
-INDEX = "model_index.json"
 # The tasks that train a part of a published model.
 _TRAINED_BY = {"vae": ("autoencoder",), "classifier": ("classifier",)}
 _NOT_OF_PART = ("discriminator.",)
@@ -76,7 +76,7 @@ def read_weights(where: StrPath, part: str) -> FoundWeights:
 
     Args:
         where: a workdir, an exported file, a folder of diffusers or transformers (of the network
-            or of the whole model), or a single file of a whole model.
+            or of the whole model), or a single file of a whole model; or a name on the Hub.
         part: the folder of the network in a whole model: unet, vae, text_encoder or
             text_encoder_2; or classifier, that of classifier guidance.
 
@@ -84,7 +84,8 @@ def read_weights(where: StrPath, part: str) -> FoundWeights:
         ConfigError: there is no such network.
         ValueError: a file is damaged or not supported.
     """
-    path, kind = Path(where), find_kind(where)
+    path = download(where, parts=(part,))
+    kind = find_kind(path)
     if kind in (RUN, EXPORT):
         cfg = read_config(path)
         wanted = _TRAINED_BY.get(part)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from diffjax.config import read_config
 from diffjax.model import ControlNetwork, Model
 from diffjax.model.published import make_published_model
+from diffjax.pretrained import download
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.pipelines import load_components
 from diffjax.runs.drawing import Drawer
@@ -64,7 +65,7 @@ def open_run(
         ConfigError: nothing is there, or it does not fit the config.
         ValueError: a file is damaged.
     """
-    path = Path(where)
+    path = download(where)
     exported = path if path.suffix == ".safetensors" else None
     if raw and exported:
         raise ConfigError(f"raw=True: {where} holds averages alone; give the workdir of the run")
@@ -90,10 +91,11 @@ def open_control(where: StrPath) -> tuple[ConfigDict, ControlNetwork]:
     Raises:
         ConfigError: the run trained no ControlNet.
     """
-    cfg = read_config(where)
+    path = download(where)
+    cfg = read_config(path)
     if not find_task_kind(cfg).takes_hints:
         raise ConfigError(f"{where} holds a run of task {cfg.task!r}, not of a ControlNet")
-    (network,) = assemble_trained(cfg, read_state(cfg, Path(where)), {"base": {}}).controls
+    (network,) = assemble_trained(cfg, read_state(cfg, path), {"base": {}}).controls
     return cfg, network
 
 
@@ -108,13 +110,22 @@ def make_drawer(run: TrainedRun) -> Drawer:
     return Drawer(run.config, run.model, run.folder)
 
 
-def open_model(where: StrPath, *, best: bool = False, raw: bool = False) -> Model:
+def open_model(
+    where: StrPath,
+    *,
+    best: bool = False,
+    raw: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Model:
     """Open the diffusion model at a path, of whatever kind it is.
 
     Args:
         where: the workdir of a run, a file that it was exported to, or a published text-to-image
-            model as a folder of diffusers.
+            model as a folder of diffusers. Each may be a name on the Hub.
         best, raw: of runs, see `open_run`.
+        revision, token, local_files_only: of names on the Hub, see `diffjax.download`.
 
     Returns:
         The model with its parameters.
@@ -123,9 +134,10 @@ def open_model(where: StrPath, *, best: bool = False, raw: bool = False) -> Mode
         ConfigError: there is none; the message says what is there.
         ValueError: a file is damaged or not supported.
     """
-    kind = find_kind(where)
+    path = download(where, revision=revision, token=token, local_files_only=local_files_only)
+    kind = find_kind(path)
     if kind in (RUN, EXPORT):
-        run = open_run(where, best=best, raw=raw)
+        run = open_run(path, best=best, raw=raw)
         if run.model is None:
             raise ConfigError(
                 f"{where} holds a run of task {run.config.task!r}, no diffusion model"
@@ -136,4 +148,4 @@ def open_model(where: StrPath, *, best: bool = False, raw: bool = False) -> Mode
             f"{where} holds one network of a published model; open the folder of the whole model, "
             "which has model_index.json"
         )
-    return make_published_model(load_components(where))
+    return make_published_model(load_components(path))

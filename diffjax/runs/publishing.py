@@ -11,16 +11,12 @@ from ml_collections import ConfigDict
 from diffjax.model import make_control_network
 from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.nets.autoencoder import AutoencoderKL
-from diffjax.pretrained import configs, save_model
+from diffjax.pretrained import configs, download, save_model
+from diffjax.pretrained.components import Components, make_manifest, save_components
 from diffjax.pretrained.files import write_json
 from diffjax.pretrained.lora_files import LORA_FILE, save_lora
 from diffjax.pretrained.models import Component
-from diffjax.pretrained.pipelines import (
-    Components,
-    load_components,
-    make_manifest,
-    save_components,
-)
+from diffjax.pretrained.pipelines import load_components
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.tokenizers import Tokenizer
 from diffjax.runs.finetuning import PREDICTIONS, describe_noise
@@ -106,7 +102,8 @@ def _save_whole(
     Raises:
         ConfigError: ``model.path`` is not there any more, or is the folder to write.
     """
-    where = find_model_path(cfg)
+    named = find_model_path(cfg)
+    where = named if named == RANDOM else str(download(named))
     if where == RANDOM:
         save_components(out, _gather_parts(cfg, state, frozen, folder))
     elif not Path(where).exists():

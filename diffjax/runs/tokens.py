@@ -29,6 +29,7 @@ from diffjax import data
 from diffjax.data import shapes
 from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.nets.text import CLIPText
+from diffjax.pretrained import download
 from diffjax.pretrained.tokenizers import (
     OPEN_CLIP_PAD,
     Tokenizer,
@@ -207,11 +208,12 @@ def _find_published(cfg: ConfigDict, entry: str, net: CLIPText, folder: Path | N
     """
     if kept := _find_kept(entry, folder):
         return load_tokenizer(kept)
-    chosen, path = cfg.model.tokenizer, Path(find_model_path(cfg))
+    chosen = cfg.model.tokenizer
     if chosen == SHAPES:
         return train_tokenizer(shapes.VOCABULARY[1:], length=net.positions)
     if chosen:
         return load_tokenizer(chosen, pad=OPEN_CLIP_PAD if net.activation == "gelu" else None)
+    path = download(find_model_path(cfg), parts=(_name_folder(entry),))
     if not (path / _name_folder(entry)).is_dir():
         raise ConfigError(
             f"{path} has no {_name_folder(entry)}: config.model.tokenizer is needed, a folder with "

@@ -12,9 +12,11 @@ them::
 `SAMPLERS` lists the names that `make` knows.
 """
 
+from diffjax.samplers.adaptive import integrate, rk45
 from diffjax.samplers.affine import affine, to_rows
 from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
 from diffjax.samplers.consistency import consistency, lcm, tcd
+from diffjax.samplers.euler_maruyama import euler_maruyama
 from diffjax.samplers.exponential import dpm_solver, dpm_solver_single, unipc
 from diffjax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffjax.samplers.loop import (
@@ -32,6 +34,7 @@ from diffjax.samplers.loop import (
 )
 from diffjax.samplers.ode import deis, dpm2, flow_heun, heun, ipndm, lms, plms
 from diffjax.samplers.registry import SAMPLERS, make
+from diffjax.samplers.stochastic_adams import sa_solver
 from diffjax.samplers.thresholding import clip, dynamic_threshold
 
 __all__ = [
@@ -52,9 +55,11 @@ __all__ = [
     "dpm_solver",
     "dpm_solver_single",
     "dynamic_threshold",
+    "euler_maruyama",
     "flow_heun",
     "heun",
     "image_noise",
+    "integrate",
     "ipndm",
     "lcm",
     "lms",
@@ -64,6 +69,8 @@ __all__ = [
     "predictor_corrector",
     "prior",
     "replay_noise",
+    "rk45",
+    "sa_solver",
     "sample",
     "steps",
     "tcd",

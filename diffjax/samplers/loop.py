@@ -65,12 +65,14 @@ def replay_noise(*draws: Array) -> Noise:
     return noise
 
 
-def prior(noise: Noise, rows: Rows) -> Array:
+def prior(noise: Noise, rows: Rows, sampler: Sampler | None = None) -> Array:
     """Draw the initial ``z`` (B, H, W, C).
 
     It is N(0, 1) where the first level preserves variance, and N(0, sigma^2) elsewhere. The noise
-    is draw 1 of evaluation 0, which no row uses.
+    is draw 1 of evaluation 0, which no row uses. A ``sampler`` may make its start of it itself.
     """
+    if sampler is not None and sampler.start is not None:
+        return sampler.start(noise(0, 1))
     alpha, sigma = rows.level.alpha[0], rows.level.sigma[0]
     return jnp.where(alpha**2 + sigma**2 < 1 + 1e-5, 1.0, sigma) * noise(0, 1)
 

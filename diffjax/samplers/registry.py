@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from diffjax.samplers.adaptive import rk45
 from diffjax.samplers.ancestral import ancestral, ddim, ddim_inverse
 from diffjax.samplers.consistency import consistency, lcm, tcd
+from diffjax.samplers.euler_maruyama import euler_maruyama
 from diffjax.samplers.exponential import dpm_solver, dpm_solver_single, unipc
 from diffjax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffjax.samplers.ode import deis, dpm2, flow_heun, heun, ipndm, lms, plms
+from diffjax.samplers.stochastic_adams import sa_solver
 from diffjax.types import Options, Sampler, build
 
 
@@ -38,13 +41,17 @@ def _dpmpp(order: int, algorithm: str = "dpmsolver++") -> Callable[..., Sampler]
 
 
 def _pc(
-    *, variance: float | str = "fixedlarge", snr: float = 0.16, corrections: int = 1
+    *,
+    variance: float | str = "fixedlarge",
+    snr: float = 0.16,
+    corrections: int = 1,
+    norm: str = "image",
 ) -> Sampler:
     """Make the predictor-corrector sampler of Song et al. 2021 (appendix E).
 
     The forward variance makes the predictor that of reverse diffusion.
     """
-    return predictor_corrector(ancestral(variance), snr=snr, corrections=corrections)
+    return predictor_corrector(ancestral(variance), snr=snr, corrections=corrections, norm=norm)
 
 
 class SamplerEntry(NamedTuple):
@@ -100,11 +107,17 @@ REGISTRY: Mapping[str, SamplerEntry] = {
     "unipc_3": SamplerEntry(
         lambda *, lower_order_final=True: unipc(order=3, lower_order_final=lower_order_final)
     ),
+    "sa_solver": SamplerEntry(
+        lambda *, lower_order_final=True: sa_solver(lower_order_final=lower_order_final),
+        "SASolver",
+    ),
     "consistency": SamplerEntry(consistency),
     "lcm": SamplerEntry(lcm, "LCM"),
     "tcd": SamplerEntry(tcd, "TCD"),
     "langevin": SamplerEntry(annealed_langevin),
     "pc": SamplerEntry(_pc),
+    "euler_maruyama": SamplerEntry(euler_maruyama),
+    "rk45": SamplerEntry(rk45),
 }
 SAMPLERS: Mapping[str, Callable[..., Sampler]] = {k: entry.make for k, entry in REGISTRY.items()}
 

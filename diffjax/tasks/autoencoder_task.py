@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from diffjax.model.space import make_autoencoder
 from diffjax.nets.autoencoder import Autoencoder, Posterior, Quantized, VQModel
 from diffjax.nets.discriminator import PatchGAN
+from diffjax.nets.initialisation import initialise
 from diffjax.nets.perceptual import LPIPS, classifier_distance
 from diffjax.types import Array, Frozen, Params, Statistics, Task, choose
 
@@ -119,12 +120,13 @@ class _FirstStage(NamedTuple):
         image = batch["image"]
         if tuple(image.shape[1:]) != tuple(self.image_shape):
             raise ValueError(f"images of shape {self.image_shape} expected, got {image.shape[1:]}")
-        params, extra = dict(self.net.init(key, image)["params"]), {}
+        made, extra = self.net.init(key, image)["params"], {}
+        params = dict(initialise(made, self.net.initialisation, key))
         if isinstance(self.net, VQModel):
             extra["usage"] = jnp.full(self.net.codes, 1 / self.net.codes)
         if self.judge is not None:
-            made = self.judge.init(jax.random.fold_in(key, 1), image)
-            params["discriminator"], extra["statistics"] = made["params"], made["batch_stats"]
+            judge = self.judge.init(jax.random.fold_in(key, 1), image)
+            params["discriminator"], extra["statistics"] = judge["params"], judge["batch_stats"]
         return params, extra
 
     def compute_nll(self, frozen: Frozen, x: jax.Array, x_hat: jax.Array) -> Array:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from diffjax.model import make_network, make_schedule
 from diffjax.model.model import LogProb
+from diffjax.nets.initialisation import initialise
 from diffjax.nets.noisy_classifier import NoisyClassifier
 from diffjax.nets.unet import require_unet
 from diffjax.tasks.diffusion_task import make_times
@@ -30,7 +31,8 @@ def make_noisy_classifier(config: ConfigDict, classes: int) -> NoisyClassifier:
     if classes < 2:
         raise ValueError(f"a classifier needs labelled data, but there are {classes} classes")
     network = make_network(config, config.data.channels)
-    return NoisyClassifier(require_unet(network, "a classifier of noisy images"), classes)
+    base = require_unet(network, "a classifier of noisy images")
+    return NoisyClassifier(base, classes, head=config.network.get("head", "dense"))
 
 
 def make_noisy_classifier_task(
@@ -60,7 +62,8 @@ def make_noisy_classifier_task(
         image = batch["image"]
         if tuple(image.shape[1:]) != tuple(image_shape):
             raise ValueError(f"images of shape {image_shape} expected, got {image.shape[1:]}")
-        params = network.init(key, image, jnp.zeros(image.shape[0]))["params"]
+        made = network.init(key, image, jnp.zeros(image.shape[0]))["params"]
+        params = initialise(made, network.base.initialisation, key)
         return params, {"times": times.init()}
 
     def loss(

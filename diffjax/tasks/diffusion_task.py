@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from diffjax import guidance, likelihood, losses, parameterization
 from diffjax.model import Model, encode, make_model, predict
 from diffjax.model.build import split_section
+from diffjax.nets.initialisation import initialise
 from diffjax.samplers.ancestral import reverse_rows
 from diffjax.tasks.augment import augment
 from diffjax.types import (
@@ -93,6 +94,7 @@ def make_task(
         augment=config.data.augment,
         flip=config.data.flip,
         bucketed=bool(config.data.bucket_step),
+        dequantize=config.data.dequantize,
     )
     return Task(objective.init, objective.loss)
 
@@ -147,6 +149,7 @@ class _Objective(NamedTuple):
     augment: float
     flip: bool
     bucketed: bool
+    dequantize: bool = False
 
     def init(
         self, key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
@@ -168,6 +171,9 @@ class _Objective(NamedTuple):
     ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
         """See `Task.loss`."""
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        if self.dequantize:
+            drawn = jax.random.uniform(jax.random.fold_in(key, 6), batch["image"].shape)
+            batch = {**batch, "image": dequantize(batch["image"], drawn, self.model.levels)}
         x, extra = self.model.space.enter(frozen, extra, jax.random.fold_in(key, 5), batch)
         model = self.model._replace(params=params, frozen=frozen, statistics=extra)
         x, cond = self._take_condition(model, x, key, dropout_key, batch)
@@ -207,11 +213,18 @@ class _Objective(NamedTuple):
         return x, cond
 
 
+def dequantize(images: Array, drawn: Array, levels: int) -> Array:
+    """Grey level u of images in [-1, 1] as ``2 (u + drawn) / levels - 1``, drawn in [0, 1)."""
+    grey = (images + 1) / 2 * (levels - 1)
+    return 2 * (grey + drawn) / levels - 1
+
+
 def init_params(model: Model, key: jax.Array) -> Params:
     """Initialise the parameters of a model's network, and of what is trained with it."""
     z, cond = jnp.zeros((1, *model.space.shape)), model.condition.example
     params = model.network.init(key, z, jnp.zeros(1), cond)["params"]
-    return {**params, **model.condition.init(key)}
+    name = getattr(model.network, "initialisation", "ddpm")
+    return initialise({**params, **model.condition.init(key)}, name, key)
 
 
 Error = Callable[[Array, Array], Array]
@@ -219,14 +232,19 @@ Error = Callable[[Array, Array], Array]
 Bound = Callable[[Prediction, Array, Array, Level], Array]
 
 
-def _measure_simple(model: Model, weight: losses.Weight, error: Error) -> Objective:
+def _measure_simple(
+    model: Model, weight: losses.Weight, error: Error, reduction: str = "mean"
+) -> Objective:
     """Make the objective ``w(t) |raw - target|^2``, or that of another distance."""
+    reduce = choose("loss reduction", reduction, losses.REDUCTIONS)
 
     def measure(
         raw: Array, prediction: Prediction, x: Array, eps: Array, level: Level
     ) -> tuple[Array, dict[str, Array]]:
         target = model.parameterization.target(x, eps, level)
         value = error(raw[..., : x.shape[-1]], target)
+        factor = reduce(target[0].size)
+        value = value if factor == 1 else factor * value
         return weight(level, model.parameterization) * value, {}
 
     return measure
@@ -273,10 +291,12 @@ def _make_objective(config: ConfigDict, model: Model) -> Objective:
     variance = options.pop("variance", "fixedsmall")
     vlb_weight = options.pop("vlb_weight", 1e-3)
     error = choose("loss distance", options.pop("distance", "l2"), losses.ERRORS)
+    reduction = options.pop("reduction", "mean")
     # One key for one quantity: the network's sigma_data is the weight's.
     options["sigma_data"] = config.parameterization.sigma_data
+    options["schedule"] = model.schedule
     weight = build_section("loss weight", options.pop("weight", "simple"), losses.WEIGHTS, options)
-    simple = _measure_simple(model, weight, error)
+    simple = _measure_simple(model, weight, error, reduction)
     if name == "simple":
         return simple
     if model.grid is None:

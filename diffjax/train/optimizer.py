@@ -28,12 +28,16 @@ def _constant(lr: float, steps: int) -> optax.Schedule:
     return optax.constant_schedule(lr)
 
 
-def _cosine(lr: float, steps: int, lr_end: float = 0.0) -> optax.Schedule:
+def _cosine(
+    lr: float, steps: int, lr_end: float = 0.0, decay_steps: int | None = None
+) -> optax.Schedule:
     """Let the learning rate fall from ``lr`` to ``lr lr_end`` along half a cosine."""
     return optax.cosine_decay_schedule(lr, steps, lr_end)
 
 
-def _linear(lr: float, steps: int, lr_end: float = 0.0) -> optax.Schedule:
+def _linear(
+    lr: float, steps: int, lr_end: float = 0.0, decay_steps: int | None = None
+) -> optax.Schedule:
     """Let the learning rate fall from ``lr`` to ``lr lr_end`` along a line."""
     return optax.linear_schedule(lr, lr * lr_end, steps)
 
@@ -99,7 +103,8 @@ def learning_rate(section: Section, steps: int) -> optax.Schedule:
 
     Args:
         section: ``lr``, ``warmup`` (steps), ``decay`` and ``lr_end`` (a fraction of lr; 0 if
-            absent).
+            absent). ``decay_steps``, if given, is where the decay ends. With ``lr_start``, a
+            fraction of lr, step n of the warm-up has ``lr (lr_start + (1 - lr_start) n / warmup)``.
         steps: optimiser steps of the whole run, where the decay ends.
 
     Raises:
@@ -108,6 +113,7 @@ def learning_rate(section: Section, steps: int) -> optax.Schedule:
     lr, warmup = section["lr"], section["warmup"]
     name = section["decay"]
     options = select_options("learning-rate decay", name, DECAYS, section)
+    steps = options.get("decay_steps") or steps
     main = DECAYS[name](**{**options, "lr": lr, "steps": max(steps - warmup, 1)})
     if name != "constant" and warmup >= steps:
         raise ValueError(
@@ -116,6 +122,9 @@ def learning_rate(section: Section, steps: int) -> optax.Schedule:
         )
     if not warmup:
         return main
+    start = section.get("lr_start")
+    if start is not None:
+        return optax.join_schedules([optax.linear_schedule(lr * start, lr, warmup), main], [warmup])
     # The first update already moves: step n of the warm-up uses lr * (n + 1) / warmup.
     return optax.join_schedules(
         [optax.linear_schedule(lr / warmup, lr, max(warmup - 1, 1)), main], [warmup]
@@ -173,7 +182,7 @@ def _labels(tree: Params, patterns: dict[str, re.Pattern[str]]) -> Params:
 
 
 # Keys of the section that are not options of a decay or an optimiser.
-_OTHERS = {"name", "decay", "lr", "warmup", "clip", "groups", "match"}
+_OTHERS = {"name", "decay", "lr", "lr_start", "warmup", "clip", "groups", "match"}
 
 
 def _make_one(section: Section, steps: int, where: str = "optim") -> Optimizer:

@@ -248,3 +248,54 @@ def test_device_prefetch_shards():
     iterator.close()
     assert batch["image"].sharding == sharding and batch["label"].sharding == sharding
     assert_same(batch, data.batch_at(make_source(), 0, **options))
+
+
+@pytest.fixture
+def large():
+    """A source of pictures of 12x9 pixels, cropped to 6x6; pixels say where they are from."""
+    y, x = np.meshgrid(np.arange(12), np.arange(9), indexing="ij")
+    picture = (20 * y + x).astype(np.uint8)[..., None]
+    labels = np.arange(5, dtype=np.int32)
+
+    def read(indices):
+        return np.stack([picture[3:9, 1:7]] * len(indices)), labels[indices]
+
+    return data.Source(
+        (6, 6, 1), 5, 256, 5, read,
+        originals=lambda indices: ([picture] * len(indices), labels[indices]),
+    )  # fmt: skip
+
+
+def test_random_crops_are_a_function_of_seed_and_position(large):
+    options = dict(batch_size=64, seed=3)
+    crop = data.make_crop("random", (6 / 9, 6 / 9))  # as large as the result: nothing is resized
+    one, again = (data.batch_at(large, 2, crop=crop, **options) for _ in range(2))
+    assert np.array_equal(one["image"], again["image"])
+    assert np.array_equal(one["label"], data.batch_at(large, 2, **options)["label"])
+    corners = {(int(k) // 20, int(k) % 20) for k in data.to_levels(one["image"][:, 0, 0, 0], 256)}
+    assert {y for y, _ in corners} == set(range(7))
+    assert {x for _, x in corners} == set(range(4))
+    halves = [
+        data.batch_at(large, 2, crop=crop, process_index=k, process_count=2, **options)
+        for k in (0, 1)
+    ]
+    joined = np.concatenate([half["image"] for half in halves])
+    assert np.array_equal(joined, one["image"])
+
+
+def test_the_share_of_random_crops_varies(large):
+    crops = [data.make_crop("random", share) for share in ((1.0, 1.0), (0.3, 1.0))]
+    whole, some = (data.batch_at(large, 0, batch_size=64, seed=0, crop=crop) for crop in crops)
+    widths = data.to_levels(whole["image"], 256)[:, 0, -1, 0].astype(int)
+    assert len({int(k) % 20 for k in widths}) == 1  # 9 columns are all there are
+    spread = np.ptp(data.to_levels(some["image"], 256)[..., 0].astype(int), axis=(1, 2))
+    assert spread.min() < 0.6 * spread.max()
+
+
+@pytest.mark.parametrize("share", [(0.0, 1.0), (0.9, 0.5), (0.5,), (0.5, 1.2)])
+def test_bad_shares_and_names_of_crops(share):
+    with pytest.raises(ValueError, match=r"data\.crop_share"):
+        data.make_crop("random", share)
+    with pytest.raises(ValueError, match=r"data\.crop 'middle'"):
+        data.make_crop("middle", (1.0, 1.0))
+    assert data.make_crop("center", share) is None

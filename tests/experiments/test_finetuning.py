@@ -132,7 +132,7 @@ def test_a_model_learns_to_fill_in(execute, train, root):
     execute("export", f"--workdir={run}", f"--out={out}")
     before, pipe = load_model(root / "model" / "unet"), diffjax.load(out)
     first = pipe.parts.unet.params["conv_in"]["kernel"]
-    assert first.shape[2] == 9 and pipe.extra_channels == 5
+    assert first.shape[2] == 9 and pipe.beside == "mask"
     moved = first[:, :, :4] - before.params["conv_in"]["kernel"]
     assert 0 < abs(moved).max() < 0.02 and 0 < abs(first[:, :, 4:]).max() < 0.02
     assert pipe.parts.manifest["_class_name"] == "StableDiffusionInpaintPipeline"

@@ -12,7 +12,18 @@ import PIL.Image
 import pytest
 
 import diffjax
-from diffjax import Control, Embedding, Guidance, Image, Lora, Prompt, Refiner, Sampling, Size
+from diffjax import (
+    Control,
+    Embedding,
+    Guidance,
+    Image,
+    Lora,
+    PerturbedAttention,
+    Prompt,
+    Refiner,
+    Sampling,
+    Size,
+)
 from diffjax.generate import diffusers_names
 from tests.parity import generate_cases as g
 
@@ -58,6 +69,10 @@ def _context(*shape, fill=0.0):
 
 def _latents(fill=0.0, dtype=np.float32):
     return np.full((2, SIZE // 2, SIZE // 2, 4), fill, dtype)
+
+
+def _listed(*values):
+    return dict(sampler=Sampling("euler", timesteps=values))
 
 
 def _image(*values, **options):
@@ -188,6 +203,93 @@ REFUSED = {
     "eta negative": (lambda: dict(sampler=Sampling("ddim", 2, eta=-1)), "sampler.eta", "got -1"),
     "eta text": (lambda: dict(sampler=Sampling("ddim", 2, eta="0")), "sampler.eta must be a num"),
     "eta of another": (lambda: dict(sampler=Sampling("euler", 2, eta=1)), "takes no eta"),
+    "timesteps text": (
+        lambda: dict(sampler=Sampling("euler", timesteps="999")),
+        "sampler.timesteps must be a list of falling numbers, got '999'",
+    ),
+    "timesteps none": (lambda: _listed(), "sampler.timesteps must have 1 to 10000 numbers, got 0"),
+    "timesteps rising": (
+        lambda: _listed(10, 20),
+        "sampler.timesteps[1] must be below 10 before it, got 20",
+    ),
+    "timesteps twice": (lambda: _listed(20, 20), "sampler.timesteps[1] must be below 20"),
+    "timesteps NaN": (lambda: _listed(20, NAN), "sampler.timesteps[1] must be finite"),
+    "timesteps texts": (lambda: _listed("a"), "sampler.timesteps[0] must be a number, got 'a'"),
+    "timesteps negative": (lambda: _listed(9, -1), "sampler.timesteps[1]", "at least 0, got -1"),
+    "timesteps beyond the table": (lambda: _listed(1000, 0), "must lie in 0 .. 999, got 1000 .. 0"),
+    "timesteps of a sampler without": (
+        lambda: dict(sampler=Sampling("ddim", timesteps=[9, 1])),
+        "this scheduler takes steps, but timesteps is given",
+    ),
+    "timesteps with a grid": (
+        lambda: dict(sampler=Sampling("euler", grid="karras", timesteps=[9, 1])),
+        "timesteps cannot be given with use_karras_sigmas",
+    ),
+    "sigmas of a sampler without": (
+        lambda: dict(sampler=Sampling("heun", sigmas=[3, 1, 0])),
+        "this scheduler takes steps or timesteps, but sigmas is given",
+    ),
+    "sigmas without the last": (
+        lambda: dict(sampler=Sampling("euler", sigmas=[3.0])),
+        "sigmas must hold the last level too",
+    ),
+    "part turned": (
+        lambda: dict(sampler=Sampling(start=0.8, end=0.4)),
+        "sampler.start must be below sampler.end, got 0.8 and 0.4",
+    ),
+    "part beyond": (lambda: dict(sampler=Sampling(end=1.5)), "sampler.end must lie in [0, 1]"),
+    "part NaN": (lambda: dict(sampler=Sampling(start=NAN)), "sampler.start must lie in [0, 1]"),
+    "part as pictures": (
+        lambda: dict(sampler=Sampling(end=0.5)),
+        "output is 'np', but sampler.end=0.5 leaves latents with noise, which output='latent'",
+    ),
+    "part without latents": (
+        lambda: dict(sampler=Sampling(start=0.5)),
+        "latents is missing: sampler.start=0.5 goes on from what a run with sampler.end=0.5",
+    ),
+    "part with a strength": (
+        lambda: dict(
+            sampler=Sampling(start=0.5), latents=_latents(), image=Image(g.picture(), 0.5)
+        ),
+        "image.strength has no meaning with sampler.start",
+    ),
+    "noise of too few steps": (
+        lambda: dict(step_noise=np.zeros((1, *_latents().shape), "f4")),
+        "step_noise must be (2, 2, 8, 8, 4), one entry for each of 2 evaluations",
+        "got (1, 2, 8, 8, 4)",
+    ),
+    "noise NaN": (
+        lambda: dict(step_noise=np.stack([_latents(NAN)] * 2)),
+        "step_noise must be finite",
+    ),
+    "noise of four axes": (lambda: dict(step_noise=_latents()), "step_noise must be (evaluations"),
+    # perturbed attention and FreeU
+    "perturbed text": (
+        lambda: dict(guidance=Guidance(perturbed="mid")),
+        "guidance.perturbed must be a number or a PerturbedAttention(scale), got 'mid'",
+    ),
+    "perturbed negative": (
+        lambda: dict(guidance=Guidance(perturbed=PerturbedAttention(-1))),
+        "guidance.perturbed.scale must be finite and at least 0, got -1",
+    ),
+    "perturbed nowhere": (
+        lambda: dict(guidance=Guidance(perturbed=PerturbedAttention(3, ()))),
+        "guidance.perturbed.layers must be names such as ('mid_block'",
+    ),
+    "perturbed unknown": (
+        lambda: dict(guidance=Guidance(perturbed=PerturbedAttention(3, "midblock"))),
+        "unknown attention 'midblock'; choose one of down_blocks.",
+        "Did you mean 'mid_block'?",
+    ),
+    "perturbed adaptive": (
+        lambda: dict(guidance=Guidance(perturbed=PerturbedAttention(3, adaptive=NAN))),
+        "guidance.perturbed.adaptive must be finite",
+    ),
+    "freeu tuple": (lambda: dict(freeu=(1.5, 1.6, 0.9, 0.2)), "freeu must be FreeU(b1=1.5, b2="),
+    "freeu factor": (
+        lambda: dict(freeu=diffjax.FreeU(1.5, 16, 0.9, 0.2)),
+        "freeu.b2 must lie in [0, 10.0], got 16",
+    ),
     # guidance
     "guidance NaN": (lambda: dict(guidance=NAN), "guidance must be finite", "nan"),
     "guidance infinite": (lambda: dict(guidance=INF), "guidance must be finite", "inf"),
@@ -311,6 +413,28 @@ REFUSED = {
         lambda: dict(image=Image(_latents(NAN)[:1]), size=None),
         "latents must be finite",
     ),
+    "padding without a mask": (
+        lambda: _image(mask_padding=4),
+        "image.mask_padding needs a mask: Image(pixels, mask=mask)",
+    ),
+    "padding negative": (
+        lambda: _image(mask=g.mask(), mask_padding=-1),
+        "image.mask_padding must lie in [0, 65536], got -1",
+    ),
+    "padding fraction": (
+        lambda: _image(mask=g.mask(), mask_padding=0.5),
+        "image.mask_padding must be a whole number, got 0.5",
+    ),
+    "padding of latents": (
+        lambda: dict(
+            image=Image(diffjax.generate.Latents(_latents()), mask=g.mask(), mask_padding=1)
+        ),
+        "image.mask_padding needs pixels to crop, but the image is latents",
+    ),
+    "padding of a black mask": (
+        lambda: _image(mask=0 * g.mask(), mask_padding=1),
+        "image.mask: mask is black everywhere: there is nothing to crop",
+    ),
     "image NaN": (lambda: dict(image=np.full((SIZE, SIZE, 3), NAN)), "image: "),
     "images too many": (
         lambda: dict(image=Image(np.stack([g.picture()] * 3))),
@@ -388,6 +512,28 @@ REFUSED = {
     "refiner start": (
         lambda: dict(refiner=Refiner(g.pipeline("sd1"), 1.0)),
         "refiner.start must lie between 0 and 1, got 1",
+    ),
+    "refiner prompts too many": (
+        lambda: dict(refiner=Refiner(g.pipeline("sd1"), prompt=["a", "b", "c"])),
+        "there are 2 prompts, but the refiner has 3",
+    ),
+    "refiner prompt": (
+        lambda: dict(refiner=Refiner(g.pipeline("sd1"), prompt=5)),
+        "refiner.prompt must be a text, a list of texts",
+    ),
+    "refiner guidance": (
+        lambda: dict(refiner=Refiner(g.pipeline("sd1"), guidance=Guidance(NAN))),
+        "refiner.guidance.scale must be finite",
+    ),
+    "refiner negatives": (
+        lambda: dict(refiner=Refiner(g.pipeline("sd1"), guidance=Guidance(3, ["a"] * 3))),
+        "refiner: 2 prompts have 3 negative prompts",
+    ),
+    "refiner outside of the part": (
+        lambda: dict(
+            refiner=Refiner(g.pipeline("sd1"), 0.8), sampler=Sampling(end=0.7), output="latent"
+        ),
+        "refiner.start must lie between sampler.start=0 and sampler.end=0.7, got 0.8",
     ),
     "refiner start NaN": (
         lambda: dict(refiner=Refiner(g.pipeline("sd1"), NAN)),

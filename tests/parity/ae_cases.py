@@ -48,6 +48,19 @@ AUTOENCODERS = {
         mid_block_add_attention=False,
         shift_factor=0.1,
     ),
+    "kl-normal": _config(
+        "AutoencoderKL",
+        latent_channels=4,
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 2.0, 0.5, 1.0],
+    ),
+    "tiny": dict(
+        _class_name="AutoencoderTiny",
+        encoder_block_out_channels=[6, 6],
+        decoder_block_out_channels=[8, 8],
+        num_encoder_blocks=[1, 2],
+        num_decoder_blocks=[2, 1],
+    ),
     "vq": _config("VQModel", latent_channels=3, num_vq_embeddings=11, vq_embed_dim=5),
 }
 TILE = 16  # of the image, for large images
@@ -61,7 +74,7 @@ def images(size: tuple[int, int] = (16, 8)) -> np.ndarray:
 
 def latents(config: Config, size: tuple[int, int] = (8, 4)) -> np.ndarray:
     """(2, h, w, C)."""
-    channels = config.get("vq_embed_dim") or config["latent_channels"]
+    channels = config.get("vq_embed_dim") or config.get("latent_channels", 4)
     return np.random.RandomState(5).standard_normal((2, *size, channels)).astype(np.float32)
 
 
@@ -76,6 +89,8 @@ def ours(config: Config) -> dict[str, np.ndarray]:
         quantized = jax.jit(net.apply)(given, images())[1]
         out |= {"encoded": encoded, "index": quantized.indices}
         out |= {"codebook": quantized.codebook, "commitment": quantized.commitment}
+    elif config["_class_name"] == "AutoencoderTiny":
+        out |= {"encoded": encoded.with_noise(1.0)}
     else:
         out |= {"mean": encoded.mean, "logvar": encoded.logvar, "kl": encoded.kl()}
     return {key: np.asarray(value) for key, value in out.items()}

@@ -25,6 +25,8 @@ def theirs(config: ae_cases.Config) -> dict[str, np.ndarray]:
     if config["_class_name"] == "AutoencoderKL":
         q = encoded.latent_dist
         return out | {"mean": nhwc(q.mean), "logvar": nhwc(q.logvar), "kl": q.kl().numpy()}
+    if config["_class_name"] == "AutoencoderTiny":
+        return out | {"encoded": nhwc(encoded.latents)}
     quantized, _, (_, _, index) = net.quantize(encoded.latents)
     both = ((quantized - encoded.latents) ** 2).mean((1, 2, 3)).numpy()
     out |= {"encoded": nhwc(encoded.latents), "codebook": both, "commitment": both}

@@ -15,8 +15,8 @@ import tokenizers as hf
 
 from diffjax import generate
 from diffjax.pretrained import configs, tokenizers
+from diffjax.pretrained.components import Components, make_manifest
 from diffjax.pretrained.models import Component
-from diffjax.pretrained.pipelines import Components, make_manifest
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.state_dict import from_state_dict, list_state_shapes
 from tests.parity import cases, sd_cases
@@ -30,6 +30,11 @@ PROMPTS = ("a red cat", "the dog and a cat !")
 SECONDS = ("the cat", "a red dog !")
 NEGATIVE = "red"
 CONTROL_SCALES = (0.7, 0.4)
+# What a refiner is told, in cases where it has texts of its own.
+OWN_PROMPTS = ("the cat !", "a dog")
+OWN_NEGATIVE, OWN_GUIDANCE = "dog", 2.0
+PERTURBED = ("down_blocks.0", "up_blocks.1.attentions.1")
+FREEU = generate.FreeU(b1=1.5, b2=1.6, s1=0.9, s2=0.2)
 
 
 def _text(name: str, **options: Any) -> dict[str, Any]:
@@ -81,6 +86,13 @@ SCHEDULER = dict(
 )
 
 
+LOW_RES = {
+    **SCHEDULER,
+    "_class_name": "DDPMScheduler",
+    "beta_schedule": "squaredcos_cap_v2",
+}
+
+
 def _unet(name: str, context: int, **options: Any) -> dict[str, Any]:
     return {**sd_cases.UNETS[name], "cross_attention_dim": context, **options}
 
@@ -100,6 +112,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "sd1-inpainting": dict(unet=_unet("sd1-inpainting", 6), text_encoder=CLIP),
     "sd2": dict(unet=_unet("sd2", 6), text_encoder=OPEN_CLIP, prediction="v_prediction"),
     "xl": dict(unet=_unet("xl", 12, **_TWO_LEVELS), text_encoder=CLIP, text_encoder_2=PROJECTED),
+    "lcm": dict(unet=_unet("guided", 6), text_encoder=CLIP),
+    "edit": dict(unet={**_unet("sd1", 6), "in_channels": 8}, text_encoder=CLIP),
+    "depth": dict(unet={**_unet("sd1", 6), "in_channels": 5}, text_encoder=OPEN_CLIP),
+    "upscale": dict(
+        unet=_unet("upscaler", 6, num_class_embeds=300, encoder_hid_dim=None),
+        text_encoder=CLIP,
+        vae={**VAE, "scaling_factor": 0.08333},  # diffusers changes any other
+    ),
+    "distilled": dict(unet=_unet("distilled", 6), text_encoder=CLIP),
     "refiner": dict(unet=_unet("refiner", 6, **_TWO_LEVELS), text_encoder_2=PROJECTED),
 }
 
@@ -133,7 +154,8 @@ class Case(NamedTuple):
     Attributes:
         sampler: of `generate.SAMPLERS`, with ``karras`` after a blank.
         family: of `FAMILIES`.
-        mode: ``text``, ``image``, ``mask``, ``refined``, ``control``, ``pooled``, or ``adapter``.
+        mode: ``text``, ``image``, ``mask``, ``refined``, ``handed`` (the same in two calls),
+            ``control``, ``pooled``, ``adapter``, ``edit``, ``depth``, or ``upscale``.
         options: what else is asked for, see `request`.
     """
 
@@ -193,6 +215,43 @@ CASES = [
     Case("ddim", mode="control", options=(("balance", "guess"),)),
     Case("euler", "xl", "control", options=(("start", 0.3),)),
     Case("ddim", mode="pooled"),
+    # Exact lists of steps.
+    Case("euler", options=(("timesteps", (990, 700, 411, 200, 30)),)),
+    Case("heun", options=(("timesteps", (990, 700, 411, 200, 30)),)),
+    Case("euler", mode="image", options=(("timesteps", (990, 700, 411, 200, 30)),)),
+    Case("dpmpp_2m", "xl", options=(("timesteps", (990, 700, 411, 200, 30)),)),
+    Case("lcm", options=(("timesteps", (999, 759, 499)),)),
+    Case("euler", options=(("sigmas", (3.4, 2.0, 1.1, 0.4, 0.0)),)),
+    Case("euler", "xl", options=(("sigmas", (3.4, 2.0, 1.1, 0.4, 0.1)),)),
+    # Guidance as an embedding; distilled networks.
+    Case("lcm", "lcm"),
+    Case("ddim", "lcm", options=(("guidance", 1.0), ("negative", NEGATIVE))),
+    Case("lcm", "lcm", "image"),
+    Case("euler", "distilled"),
+    # Edits by instruction, depth, and upscaling.
+    Case("euler", "edit", "edit"),
+    Case("ddim", "edit", "edit", (("image", 2.0), ("negative", NEGATIVE))),
+    Case("euler", "edit", "edit", (("guidance", 1.0),)),
+    Case("ddim", "depth", "depth"),
+    Case("euler", "depth", "depth", (("strength", 1.0),)),
+    Case("ddim", "upscale", "upscale"),
+    Case("euler", "upscale", "upscale", (("level", 250), ("negative", NEGATIVE))),
+    # A base alone, and a refiner with its own texts.
+    *(Case(sampler, "xl", "refined", (("own", True),)) for sampler in ("euler", "ddim")),
+    *(Case(sampler, "xl", "handed", (("own", True),)) for sampler in ("euler", "heun", "ddim")),
+    *(Case("ddim", family, "mask", (("padding", 1),)) for family in ("sd1", "sd1-inpainting")),
+    Case("euler", "xl", "mask", (("padding", 2), ("strength", 0.9))),
+    # Perturbed attention and FreeU.
+    Case("ddim", options=(("pag", 2.0),)),
+    Case("ddim", options=(("pag", 2.0), ("guidance", 1.0))),
+    Case("euler", options=(("pag", 2.0), ("layers", PERTURBED))),
+    Case("ddim", options=(("pag", 2.0), ("rescale", 0.7), ("adaptive", 0.003))),
+    Case("euler", "xl", options=(("pag", 2.0), ("negative", NEGATIVE))),
+    Case("euler", mode="image", options=(("pag", 2.0),)),
+    Case("euler", mode="control", options=(("pag", 2.0),)),
+    Case("euler", options=(("freeu", True),)),
+    Case("euler", "xl", options=(("freeu", True), ("size", 24))),
+    Case("ddim", mode="control", options=(("freeu", True), ("pag", 1.5))),
     Case("euler", mode="adapter"),
     Case("heun", mode="adapter", options=(("guidance", 1.0),)),
     Case("euler", "xl", "adapter", options=(("end", 0.6),)),
@@ -203,6 +262,13 @@ GOLDEN = [
     Case("euler", "sd1-inpainting", "mask"),
     Case("ddim", mode="mask"),
     Case("euler", "xl", "refined"),
+    Case("lcm", "lcm"),
+    Case("ddim", "edit", "edit", (("image", 2.0), ("negative", NEGATIVE))),
+    Case("ddim", "depth", "depth"),
+    Case("ddim", "upscale", "upscale"),
+    Case("euler", options=(("sigmas", (3.4, 2.0, 1.1, 0.4, 0.0)),)),
+    Case("euler", "xl", "handed", (("own", True),)),
+    Case("ddim", mode="control", options=(("freeu", True), ("pag", 1.5))),
 ]
 
 
@@ -215,11 +281,22 @@ def picture() -> np.ndarray:
     return (255 * np.stack([x, y, (x + y) / 2], -1)).astype(np.uint8)
 
 
+def small_picture() -> np.ndarray:
+    """Image (SIZE / 2, SIZE / 2, 3), uint8: to be enlarged."""
+    return picture()[::2, ::2].copy()
+
+
 def mask() -> np.ndarray:
     """Mask (SIZE, SIZE), uint8: odd borders, so that it matters how it is shrunk."""
     out = np.zeros((SIZE, SIZE), np.uint8)
     out[3:11, 5:12] = 255
     return out
+
+
+def depth() -> np.ndarray:
+    """Depths (SIZE - 3, SIZE + 5), of another size than the latents."""
+    y, x = np.mgrid[: SIZE - 3, : SIZE + 5]
+    return np.sin(0.5 * x) + 0.1 * y.astype(np.float32) ** 2
 
 
 def hints() -> list[np.ndarray]:
@@ -235,6 +312,11 @@ def state(name: str, shapes: Any) -> dict[str, np.ndarray]:
 def size(case: Case) -> int:
     """Side of the images."""
     return case.option("size", SIZE)
+
+
+def prompts(case: Case) -> list[str]:
+    """The texts; diffusers crops one image only."""
+    return list(PROMPTS[:1] if case.option("padding", None) else PROMPTS)
 
 
 def steps(case: Case) -> int:
@@ -263,13 +345,14 @@ def components(family: str) -> Components:
     """A model in small."""
     given = dict(FAMILIES[family])
     scheduler = {**SCHEDULER, "prediction_type": given.pop("prediction", "epsilon")}
-    models = {name: _model(name, config) for name, config in {**given, "vae": VAE}.items()}
+    models = {name: _model(name, config) for name, config in {"vae": VAE, **given}.items()}
     texts = {}
     for name in ("text_encoder", "text_encoder_2"):
         if name in models:
             pad = words.SPECIAL[1] if given[name] is CLIP else "!"
             texts[name] = TextEncoder(tokenizer(pad), models[name])
-    parts = Components(models["unet"], models["vae"], texts, scheduler, {})
+    low_res = LOW_RES if family == "upscale" else None
+    parts = Components(models["unet"], models["vae"], texts, scheduler, {}, low_res)
     return parts._replace(manifest=make_manifest(parts))
 
 
@@ -303,10 +386,19 @@ def request(case: Case) -> generate.Request:
     image = None
     if case.mode in ("image", "mask"):
         strength = case.option("strength", 0.7 if case.mode == "image" else 1.0)
-        image = generate.Image(picture(), strength, mask() if case.mode == "mask" else None)
+        filled = mask() if case.mode == "mask" else None
+        image = generate.Image(picture(), strength, filled, case.option("padding", None))
+    if case.mode == "edit":
+        image = generate.Image(picture())
+    if case.mode == "depth":
+        image = generate.Image(picture(), case.option("strength", 0.7), depth=depth())
+    if case.mode == "upscale":
+        image = generate.Image(small_picture(), noise_level=case.option("level", None))
     refiner = None
     if case.mode == "refined":
-        refiner = generate.Refiner(pipeline("refiner"), 0.6)
+        own = case.option("own", False)
+        told = (list(OWN_PROMPTS), generate.Guidance(OWN_GUIDANCE, OWN_NEGATIVE)) if own else ()
+        refiner = generate.Refiner(pipeline("refiner"), 0.6, *told)
     control = []
     if case.mode in ("control", "pooled", "adapter"):
         nets = (adapters if case.mode == "adapter" else controls)(
@@ -317,50 +409,88 @@ def request(case: Case) -> generate.Request:
             generate.Control(net, hint, scale, *window, case.option("balance", "balanced"))
             for net, hint, scale in zip(nets, hints(), CONTROL_SCALES, strict=True)
         ]
-    prompts, negative = list(PROMPTS), case.option("negative", None)
+    texts: list[Any] = prompts(case)
+    negative = case.option("negative", None)
     if seconds := case.option("seconds", None):  # what the second encoder is told
-        prompts = [generate.Prompt(*both) for both in zip(prompts, seconds, strict=True)]
+        texts = [generate.Prompt(*both) for both in zip(texts, seconds, strict=True)]
         negative = negative and generate.Prompt(negative, seconds[0])
     return generate.Request(
-        prompts,
+        texts,
         key=KEY,
-        sampler=generate.Sampling(name, steps(case), grid, eta=case.option("eta", None)),
+        sampler=generate.Sampling(
+            name,
+            steps(case),
+            grid,
+            eta=case.option("eta", None),
+            timesteps=case.option("timesteps", None),
+            sigmas=case.option("sigmas", None),
+        ),
         guidance=generate.Guidance(
             case.option("guidance", 3.0),
             negative,
             case.option("rescale", 0.0),
+            perturbed=_perturbed(case),
+            image=case.option("image", None),
         ),
         image=image,
         refiner=refiner,
         control=control,
         size=generate.Size(
-            size(case),
-            size(case),
+            *((0, 0) if case.mode in ("edit", "upscale") else (size(case), size(case))),
             original=case.option("original", None),
             crop=case.option("crop", (0, 0)),
         ),
         num=case.option("num", 1),
         clip_skip=case.option("clip_skip", 0),
+        freeu=FREEU if case.option("freeu", False) else None,
     )
+
+
+def _perturbed(case: Case) -> generate.PerturbedAttention | None:
+    scale = case.option("pag", None)
+    layers, adaptive = case.option("layers", ("mid_block",)), case.option("adaptive", 0.0)
+    return None if scale is None else generate.PerturbedAttention(scale, layers, adaptive)
 
 
 def ours(case: Case) -> np.ndarray:
     """Images (B, SIZE, SIZE, 3) in [0, 1]."""
     asked = request(case)
+    if case.mode == "handed":
+        return _handed(asked)
     fields = {name: getattr(asked, name) for name in asked.__dataclass_fields__}
     return pipeline(case.family)(fields.pop("prompt"), **fields, output="np")
+
+
+def _handed(asked: generate.Request) -> np.ndarray:
+    """The images of a base and its refiner, called one after the other."""
+    options = dict(key=asked.key, size=asked.size)
+    latents = pipeline("xl")(
+        asked.prompt,
+        sampler=asked.sampler._replace(end=0.6),
+        guidance=asked.guidance,
+        output="latent",
+        **options,
+    )
+    return pipeline("refiner")(
+        list(OWN_PROMPTS),
+        sampler=asked.sampler._replace(start=0.6),
+        guidance=generate.Guidance(OWN_GUIDANCE, OWN_NEGATIVE),
+        latents=latents,
+        output="np",
+        **options,
+    )
 
 
 def draws(case: Case) -> dict[str, Any]:
     """The noise of our keys as (B, h, w, 4) arrays, by what it is for; ``step`` is a function."""
     from diffjax.generate import program
     from diffjax.generate.keys import make_keys
-    from diffjax.generate.scene import MASKED, POSTERIOR, PRIOR
-    from diffjax.generate.stages import REFINER
+    from diffjax.generate.scene import LOW, MASKED, POSTERIOR, PRIOR
+    from diffjax.generate.stages import CONTINUED
 
-    count = len(PROMPTS) * case.option("num", 1)
+    count = len(prompts(case)) * case.option("num", 1)
     keys, shape = make_keys(KEY, count), (size(case) // 2, size(case) // 2, 4)
-    second = program.fold_keys(keys, REFINER)
+    second = program.fold_keys(keys, CONTINUED)
 
     @functools.partial(jax.jit, static_argnums=1)
     def step(i: Any, refined: bool = False) -> Any:
@@ -372,5 +502,6 @@ def draws(case: Case) -> dict[str, Any]:
         "prior": np.asarray(program.draw_noise(keys, shape, PRIOR)),
         "posterior": np.asarray(program.draw_noise(keys, shape, POSTERIOR)),
         "masked": np.asarray(program.draw_noise(keys, shape, MASKED)),
+        "low": np.asarray(program.draw_noise(keys, (*shape[:2], 3), LOW)),
         "step": lambda i, refined=False: np.asarray(step(i, refined)),
     }

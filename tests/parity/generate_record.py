@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def parts(family: str) -> dict[str, Any]:
     """The components of a family."""
     given = dict(g.FAMILIES[family])
     prediction = given.pop("prediction", "epsilon")
-    out = {name: _network(name, config) for name, config in {**given, "vae": g.VAE}.items()}
+    out = {name: _network(name, config) for name, config in {"vae": g.VAE, **given}.items()}
     for name in list(out):
         if name.startswith("text_encoder"):
             pad = words.SPECIAL[1] if given[name] is g.CLIP else "!"
@@ -71,10 +72,13 @@ def parts(family: str) -> dict[str, Any]:
     return out
 
 
-def pipeline(family: str, mode: str = "text") -> Any:
-    """A pipeline of diffusers."""
-    suffixes = {"image": "Img2Img", "mask": "Inpaint", "control": "ControlNet"}
+def pipeline(family: str, mode: str = "text", pag: str | list[str] = "") -> Any:
+    """A pipeline of diffusers; ``pag`` names its perturbed layers."""
+    special = {"edit": "InstructPix2Pix", "depth": "Depth2Img", "upscale": "Upscale"}
+    suffixes = {**special, "image": "Img2Img", "mask": "Inpaint", "control": "ControlNet"}
     suffix = {**suffixes, "pooled": "ControlNet", "adapter": "Adapter"}.get(mode, "")
+    if pag:
+        suffix = "PAGImg2Img" if mode == "image" else f"{suffix}PAG"
     if family in ("xl", "refiner"):
         kind = getattr(diffusers, f"StableDiffusionXL{suffix}Pipeline")
         refines = family == "refiner"
@@ -93,6 +97,12 @@ def pipeline(family: str, mode: str = "text") -> Any:
         options.pop("add_watermarker", None)
         both = [_network("adapter", g.ADAPTERS[family]) for _ in range(2)]
         options["adapter"] = diffusers.MultiAdapter(both)
+    if pag:
+        options["pag_applied_layers"] = pag
+    if mode == "depth":
+        absent, options = {"depth_estimator": None, "feature_extractor": None}, {}
+    if mode == "upscale":
+        options = {"low_res_scheduler": diffusers.DDPMScheduler.from_config(g.LOW_RES)}
     made = kind(**parts(family), **absent, **options)
     encoder = getattr(made, "text_encoder", None)
     if encoder is not None and not hasattr(encoder, "text_model"):
@@ -114,14 +124,24 @@ def scheduler(case: g.Case, config: Any) -> Any:
 
 def images(case: g.Case) -> np.ndarray:
     """Images (B, H, W, 3) in [0, 1] with our noise."""
-    if case.mode == "refined":
+    if case.mode in ("refined", "handed"):
         return _refined(case)
-    return _run(case, pipeline(case.family, case.mode), case.mode, _options(case))
+    pag = ""
+    if case.option("pag", None):
+        pag = [re.escape(layer) for layer in case.option("layers", ("mid_block",))]
+    made = pipeline(case.family, case.mode, pag)
+    if case.option("freeu", False):
+        made.enable_freeu(**g.FREEU._asdict())
+    try:
+        return _run(case, made, case.mode, _options(case))
+    finally:  # the networks are shared
+        if case.option("freeu", False):
+            made.disable_freeu()
 
 
 def _options(case: g.Case) -> dict[str, Any]:
     options: dict[str, Any] = dict(
-        prompt=list(g.PROMPTS),
+        prompt=g.prompts(case),
         num_inference_steps=g.steps(case),
         guidance_scale=case.option("guidance", 3.0),
         num_images_per_prompt=case.option("num", 1),
@@ -129,15 +149,21 @@ def _options(case: g.Case) -> dict[str, Any]:
         eta=case.option("eta", 0.0),
         output_type="np",
     )
+    for name in ("timesteps", "sigmas"):
+        if case.option(name, None):
+            options[name] = list(case.option(name, None))
+    if case.option("pag", None):
+        options["pag_scale"] = case.option("pag", None)
+        options["pag_adaptive_scale"] = case.option("adaptive", 0.0)
     if case.option("negative", None) is not None:
         options["negative_prompt"] = [case.option("negative", None)] * len(g.PROMPTS)
     if seconds := case.option("seconds", None):
         options["prompt_2"] = list(seconds)
         if "negative_prompt" in options:
             options["negative_prompt_2"] = [seconds[0]] * len(g.PROMPTS)
-    if case.mode in ("text", "refined", "control", "pooled", "adapter"):
+    if case.mode in ("text", "refined", "handed", "control", "pooled", "adapter"):
         options |= dict(height=g.size(case), width=g.size(case))
-    if case.mode in ("text", "refined"):
+    if case.mode in ("text", "refined", "handed"):
         options["guidance_rescale"] = case.option("rescale", 0.0)
     if case.option("crop", None):
         options |= dict(
@@ -157,6 +183,17 @@ def _options(case: g.Case) -> dict[str, Any]:
             control_guidance_end=case.option("end", 1.0),
             guess_mode=case.option("balance", "") == "guess",
         )
+    pictures = [PIL.Image.fromarray(g.picture())] * len(g.PROMPTS)
+    if case.mode == "edit":
+        options |= dict(image=pictures, image_guidance_scale=case.option("image", 1.5))
+    if case.mode == "depth":
+        maps = torch.from_numpy(g.depth().astype(np.float32))[None].repeat(len(g.PROMPTS), 1, 1)
+        options |= dict(image=pictures, depth_map=maps, strength=case.option("strength", 0.7))
+    if case.mode == "upscale":
+        small = [PIL.Image.fromarray(g.small_picture())] * len(g.PROMPTS)
+        options |= dict(image=small, noise_level=case.option("level", 20))
+    if case.mode == "edit":
+        del options["clip_skip"], options["eta"]
     if case.mode == "adapter":
         pictures = [PIL.Image.fromarray(hint) for hint in g.hints()]
         options |= dict(
@@ -167,6 +204,10 @@ def _options(case: g.Case) -> dict[str, Any]:
             options["adapter_conditioning_factor"] = case.option("end", 1.0)
     if case.mode == "mask":
         options["mask_image"] = [PIL.Image.fromarray(g.mask())] * len(g.PROMPTS)
+        if padding := case.option("padding", None):
+            options |= dict(padding_mask_crop=padding, output_type="pil")
+            options |= {name: options[name][0] for name in ("image", "mask_image")}
+            options |= dict(height=g.SIZE, width=g.SIZE)
     return options
 
 
@@ -180,6 +221,9 @@ def _refined(case: g.Case) -> np.ndarray:
     )
     for name in ("height", "width", "guidance_rescale"):
         del options[name]
+    if case.option("own", False):
+        options |= dict(prompt=list(g.OWN_PROMPTS), guidance_scale=g.OWN_GUIDANCE)
+        options["negative_prompt"] = [g.OWN_NEGATIVE] * len(g.PROMPTS)
     options |= dict(image=torch.from_numpy(latents), denoising_start=0.6)
     return _run(case, pipeline("refiner", "image"), "refine", options)
 
@@ -189,6 +233,8 @@ def _run(case: g.Case, pipe: Any, mode: str, options: dict[str, Any]) -> np.ndar
     pipe.scheduler = scheduler(case, pipe.scheduler.config)
     with _our_noise(case, pipe, mode == "refine"):
         out = pipe(**options).images
+    if options["output_type"] == "pil":
+        return np.stack([np.asarray(one, np.float32) / 255 for one in out])
     return np.asarray(out)
 
 
@@ -208,6 +254,8 @@ def _our_noise(case: g.Case, pipe: Any, refined: bool) -> Iterator[None]:
         asker = sys._getframe(1).f_code.co_filename
         if "schedulers" in asker:
             value = noise["step"](evaluations - 1, refined)
+        elif shape[1] == 3:
+            value = noise["low"]
         else:
             value = noise["prior" if "pipelines" in asker else next(encoded)]
         value = torch.from_numpy(value).permute(0, 3, 1, 2)

@@ -70,6 +70,31 @@ UNETS = {
         projection_class_embeddings_input_dim=6 + 5 * 8,
         **_levels("-xx-"),
     ),
+    # A guidance scale as an embedding (latent consistency models).
+    "guided": {**_unet(**_SD1), "time_cond_proj_dim": 6},
+    # Distilled networks: no middle, other numbers of layers, other depths on the way up.
+    "distilled": {
+        **_unet(block_out_channels=[8, 16], attention_head_dim=[1, 2], **_levels("xx")),
+        "layers_per_block": [1, 2],
+        "transformer_layers_per_block": [[2], [1, 3]],
+        "reverse_transformer_layers_per_block": [[1, 2, 1], [1, 3]],
+    },
+    "no-middle": {**_unet(**_SD1), "mid_block_type": None, "layers_per_block": [2, 1]},
+    "single-middle": {
+        **_unet(block_out_channels=[8, 16], attention_head_dim=2, **_levels("xx")),
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": [1, 2],
+        "reverse_transformer_layers_per_block": [1, 3],
+    },
+    # Upscalers: labels of noise, and a first attention that reads the text.
+    "upscaler": {
+        **_unet(**{**_SD1, **_levels("xx")}),
+        "in_channels": 7,
+        "only_cross_attention": [True, False],
+        "num_class_embeds": 5,
+        "encoder_hid_dim": 10,
+    },
+    "cross": {**_unet(**_SD1), "only_cross_attention": True},
 }
 
 
@@ -103,12 +128,16 @@ def unet_inputs(config: Config) -> dict[str, np.ndarray]:
     out = {
         "z": rng.standard_normal((2, 16, 8, config["in_channels"])).astype(np.float32),
         "t": np.array([3, 702]),
-        "context": rng.standard_normal((2, 5, 12)).astype(np.float32),
+        "context": rng.standard_normal((2, 5, config.get("encoder_hid_dim", 12))).astype("f4"),
         "mask": np.array([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0]], bool),
     }
     if vectors:
         out["text_embeds"] = rng.standard_normal((2, 6)).astype(np.float32)
         out["time_ids"] = rng.randint(0, 1024, (2, (vectors - 6) // 8)).astype(np.float32)
+    if "time_cond_proj_dim" in config:
+        out["guidance"] = np.array([6.5, 0.3], np.float32)
+    if "num_class_embeds" in config:
+        out["label"] = np.array([3, 0])
     return out
 
 
@@ -145,7 +174,7 @@ def our_unet(config: Config, *, masked: bool = False, controlled: bool = False) 
     """Output (2, 16, 8, 4) of our network."""
     net, params = random_params(config)
     given = unet_inputs(config)
-    cond: dict[str, Any] = {"context": given["context"]}
+    cond = {key: given[key] for key in ("context", "guidance", "label") if key in given}
     if masked:
         cond["mask"] = given["mask"]
     if "time_ids" in given:

@@ -50,6 +50,12 @@ def unet(config: sd_cases.Config, *, masked: bool = False, controlled: bool = Fa
     if "time_ids" in given:
         added = {key: torch.from_numpy(given[key]) for key in ("text_embeds", "time_ids")}
         extra["added_cond_kwargs"] = added
+    if "guidance" in given:
+        kind = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
+        w = torch.from_numpy(given["guidance"])
+        extra["timestep_cond"] = kind(None, w, embedding_dim=config["time_cond_proj_dim"])
+    if "label" in given:
+        extra["class_labels"] = torch.from_numpy(given["label"])
     if controlled:
         *residuals, middle = sd_cases.control(sd_cases.control_shapes(config))
         extra["down_block_additional_residuals"] = [nchw(value) for value in residuals]

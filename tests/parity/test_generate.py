@@ -11,6 +11,12 @@ import diffjax  # noqa: E402
 from tests.parity import generate_cases as g  # noqa: E402
 from tests.parity import generate_record as record  # noqa: E402
 
+# How the pipelines of special models are called.
+MODES = {
+    "sd1-inpainting": "mask",
+    "refiner": "image",
+    **{name: name for name in ("edit", "depth", "upscale")},
+}
 LIMIT = 2e-3  # of images in [0, 1]; measured: 3e-6 at most
 
 
@@ -31,7 +37,7 @@ def loaded(tmp_path_factory):
     def load(family):
         if family not in made:
             folder = tmp_path_factory.mktemp(family)
-            mode = "mask" if "inpainting" in family else "image" if family == "refiner" else "text"
+            mode = MODES.get(family, "text")
             record.pipeline(family, mode).save_pretrained(folder)
             made[family] = diffjax.load(folder)
         return made[family]
@@ -42,12 +48,14 @@ def loaded(tmp_path_factory):
 @pytest.mark.parametrize("case", g.CASES, ids=lambda case: case.name)
 def test_images_are_the_same(case, loaded, monkeypatch):
     monkeypatch.setattr(g, "pipeline", loaded)
-    np.testing.assert_allclose(g.ours(case), record.images(case), rtol=0, atol=LIMIT)
+    rounding = 1.1 / 255 if case.option("padding", None) else 0.0  # of crops, which are uint8
+    np.testing.assert_allclose(g.ours(case), record.images(case), rtol=0, atol=LIMIT + rounding)
 
 
-@pytest.mark.parametrize("family", g.FAMILIES)
+# Models with depth need an estimator of it there, which is not ours to write.
+@pytest.mark.parametrize("family", [name for name in g.FAMILIES if name != "depth"])
 def test_diffusers_runs_what_we_save(family, tmp_path, monkeypatch):
-    mode = {"sd1-inpainting": "mask", "refiner": "image"}.get(family, "text")
+    mode = MODES.get(family, "text")
     case = g.Case("ddim", family, mode)
     theirs = record.images(case)
     g.pipeline(family).save(tmp_path)

@@ -248,7 +248,10 @@ FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"_class_name": "Euler"}, "unknown scheduler class 'Euler'; choose one of DDIMScheduler"),
+        (
+            {"_class_name": "Euler"},
+            "unknown scheduler class 'Euler'; choose one of DDIMParallel",
+        ),
         ({"_class_name": "DPMSolverSDEScheduler"}, "sde-dpmsolver\\+\\+"),
         ({"_class_name": "ScoreSdeVeScheduler"}, "sampler 'pc'"),
         ({"beta_shedule": "linear"}, "beta_shedule='linear' \\(unknown\\)"),

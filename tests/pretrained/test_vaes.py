@@ -107,8 +107,8 @@ def test_other_channels_are_refused(tmp_path, vae):
 
 
 def test_another_class_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderTiny"}))
-    with pytest.raises(ValueError, match=r"of AutoencoderTiny; an AutoencoderKL or VQModel is"):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderDC"}))
+    with pytest.raises(ValueError, match=r"of AutoencoderDC; an AutoencoderKL or Auto"):
         load_vae(tmp_path, LIKE, UNET)
 
 

@@ -114,7 +114,7 @@ def test_checkpoints_of_other_families(tmp_path, family, prefix):
     save_file({prefix + KEYS[family]: np.ones(1, np.float32)}, path)
     with pytest.raises(ValueError, match=rf"other\.safetensors: this is a model of {family}") as e:
         open_single_file(path)
-    assert "Stable Diffusion 1, 2 and XL are read" in str(e.value)
+    assert "diffusers has it; here, Stable Diffusion 1, 2 and XL are read" in str(e.value)
 
 
 def test_stable_cascade_and_animatediff(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffjax import grids, samplers, schedules
+from diffjax.samplers import stochastic_adams
 from diffjax.samplers.exponential import _single_orders
 from diffjax.types import Level, Prediction
 from tests import oracle
@@ -162,6 +163,38 @@ def test_noisy_solvers_keep_the_gaussian(name):
     assert out.mean() == pytest.approx(0.4, abs=4 * 0.3 / np.sqrt(20_000) + 0.004)
     bias = {"ddim": 0.08, "dpm2_ancestral": 0.03}.get(name, 0.012)  # of 60 steps
     assert out.std() == pytest.approx(0.3, rel=4 / np.sqrt(40_000) + bias)
+
+
+@pytest.mark.parametrize("predict_x", [True, False])
+def test_stochastic_adams_keeps_the_gaussian(predict_x):
+    """Every step has noise here; the moments are those of the data after 60 steps."""
+    grid = grids.uniform_logsnr(SCHEDULES["edm"], 60)
+    sampler = samplers.sa_solver(low=-np.inf, high=np.inf, predict_x=predict_x)
+    out = draw(sampler, grid, GAUSSIAN, batch=20_000)
+    assert out.mean() == pytest.approx(0.4, abs=4 * 0.3 / np.sqrt(20_000) + 0.004)
+    assert out.std() == pytest.approx(0.3, rel=4 / np.sqrt(40_000) + 0.03)
+
+
+@pytest.mark.parametrize("points", [1, 2, 3, 4])
+def test_stochastic_adams_integrates_polynomials(points):
+    """A step of an output that is a polynomial of lam of degree points - 1 is exact."""
+    lam = np.array([-1.0, -0.4, 0.1, 0.5, 0.8])
+    alpha = 1 / np.sqrt(1 + np.exp(-2 * lam))
+    grid = grids.from_levels(schedules.linear(), np.arange(5.0)[::-1], alpha, alpha / np.exp(lam))
+    rng = np.random.default_rng(0)
+    powers, tau = rng.normal(size=points), 0.7
+    rate = 1 + tau**2
+    _, weights, _ = stochastic_adams._integrate(
+        grid, 3, 4, [3 - j for j in range(points)], tau, predict_x=True
+    )
+    u = np.linspace(-0.3, 0, 20_001)
+    values = np.exp(rate * u) * np.polyval(powers, u + lam[4])
+    wanted = rate * alpha[4] * np.trapezoid(values, u)
+    found = np.dot(weights, [np.polyval(powers, lam[3 - j]) for j in range(points)])
+    if points == 2:  # the authors' change is of order h^3
+        assert found == pytest.approx(wanted, abs=0.3**3)
+    else:
+        assert found == pytest.approx(wanted, rel=1e-6)
 
 
 GAUSSIAN = oracle.gaussian(0.4, 0.3)

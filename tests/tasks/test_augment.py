@@ -36,7 +36,41 @@ def test_rates_of_the_labels():
     used = (np.asarray(labels) != 0).mean(0)
     assert used[0] == pytest.approx(0.5, abs=0.04)
     assert used[1] == pytest.approx(0.06, abs=0.02)
-    assert used[2:] == pytest.approx(0.12, abs=0.025)
+    assert used[[2, 3, 4, 5, 7, 8]] == pytest.approx(0.12, abs=0.025)
+    assert used[6] == pytest.approx(0.06, abs=0.02)  # half of the directions are the axes
+    # Each is drawn from N(0, 1); of random directions, cos has a mean square of 1/2.
+    expected = np.sqrt([0.12, 0.09, 0.12, 0.12])
+    assert np.asarray(labels)[:, [2, 5, 7, 8]].std(0) == pytest.approx(expected, abs=0.04)
+
+
+def test_a_label_says_how_the_image_was_moved():
+    # Karras et al. 2022, released code: p -> S^-1 R(angle) A^-1 (p - shift), then the flips.
+    side = 33
+    y, x = np.meshgrid(*(np.linspace(-1, 1, side),) * 2, indexing="ij")
+    image = np.exp(-8 * ((x - 0.2) ** 2 + 2 * (y + 0.1) ** 2))  # smooth, and of no symmetry
+    images = jnp.asarray(np.broadcast_to(image[None, ..., None], (64, side, side, 1)))
+    out, labels = augment(jax.random.key(5), images, 0.5)
+    half = (side - 1) / 2
+    for moved, (x_flip, y_flip, scale, cos, sin, a, b, tx, ty) in zip(
+        np.asarray(out)[..., 0], np.asarray(labels, np.float64), strict=True
+    ):
+        # A = R(-r) diag(s, 1/s) R(r) with s = 2^(0.2 w); w (cos r, sin r) leaves w's sign open,
+        # and both signs, with r and r + pi, are told apart by nothing but that.
+        w, r = np.hypot(a, b), np.arctan2(b, a)
+        turn = np.array([[cos + 1, -sin], [sin, cos + 1]])
+        errors = []
+        for sign in (1, -1):
+            angle = r if sign == 1 else r + np.pi
+            back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+            sides = np.diag([2 ** (-0.2 * sign * w), 2 ** (0.2 * sign * w)])
+            flips = np.diag([1 - 2 * x_flip, 1 - 2 * y_flip])
+            matrix = flips @ turn @ back @ sides @ back.T * 2 ** (-0.2 * scale)
+            shifted = np.stack([x - tx * side / 8 / half, y - ty * side / 8 / half])
+            u, v = np.einsum("ij,jhw->ihw", matrix, shifted)
+            inside = (np.abs(u) < 0.95) & (np.abs(v) < 0.95)
+            expected = np.exp(-8 * ((u - 0.2) ** 2 + 2 * (v + 0.1) ** 2))
+            errors.append(np.abs(moved - expected)[inside].max(initial=0))
+        assert min(errors) < 0.03
 
 
 def test_a_quarter_turn_and_a_whole_pixel_shift():

@@ -165,6 +165,23 @@ def test_warmup_must_leave_steps_to_decay_in():
     learning_rate(_section(warmup=10, decay="constant"), 10)
 
 
+def test_the_schedule_of_latent_diffusion():
+    # Multipliers 0.001 over 0.1 to 0.0001 of a rate of 2 (LambdaWarmUpCosineScheduler).
+    options = dict(lr=0.2, warmup=100, lr_start=0.01, decay="cosine", decay_steps=500, lr_end=0.001)
+    approx = functools.partial(pytest.approx, rel=1e-4)
+    rate = learning_rate(_section(**options), 10_000)
+    assert float(rate(0)) == approx(0.002)
+    assert float(rate(50)) == approx(2 * (0.001 + (0.1 - 0.001) * 50 / 100))
+    assert float(rate(100)) == approx(0.2)
+    assert float(rate(300)) == approx(2 * (0.0001 + 0.5 * (0.1 - 0.0001)))
+    assert float(rate(500)) == float(rate(9000)) == approx(0.0002)
+
+
+def test_a_warmup_may_begin_at_zero():
+    rate = learning_rate(_section(lr=1.0, warmup=4, lr_start=0.0, decay="constant"), 10)
+    assert [float(rate(k)) for k in (0, 1, 3, 4, 5)] == pytest.approx([0, 0.25, 0.75, 1, 1])
+
+
 def test_groups_have_their_own_options_and_norms():
     tree = {"own": {"w": jnp.array([3.0])}, "judge": {"w": jnp.array([8.0])}}
     options = dict(name="sgd", lr=1.0, warmup=0, decay="constant", clip=2.0)

@@ -1,0 +1,14 @@
+"""What the papers and their released code decided, by variant; see `configs.published.table`."""
+
+from collections.abc import Mapping
+
+from configs.published.adm import ADM
+from configs.published.control import CONTROL
+from configs.published.ddpm import DDPM
+from configs.published.latents import LATENT
+from configs.published.scores import SCORES
+from configs.published.table import DECIDED, RELEASES, Published
+
+__all__ = ["DECIDED", "RELEASES", "TABLE", "Published"]
+
+TABLE: Mapping[str, Published] = {**DDPM, **ADM, **SCORES, **LATENT, **CONTROL}

@@ -1,0 +1,183 @@
+"""EDM, score-SDE, NCSN and rectified flow."""
+
+from __future__ import annotations
+
+from configs.published.table import FID, Published, Values, pick
+
+_EDM = {
+    **pick("sum", "edm: training/training_loop.py:132", "loss.reduction"),
+    **pick("center", "edm: no crop in training/dataset.py", "data.crop"),
+    **pick(0.0, "edm: training/training_loop.py:136", "optim.lr_start"),
+    **pick(0.0, "edm: no clip in training/training_loop.py", "optim.clip"),
+    **pick(0.9999, "unused beside the half-life", "ema.decay"),
+}
+_EDM_CIFAR = {
+    **_EDM,
+    **pick("score_sde", "edm: training/networks.py:259", "network.initialisation"),
+    **pick(200_000_000 // 512, "edm: train.py:51", "train.steps"),
+    **pick(512, "edm: train.py:52", "data.batch_size"),
+    **pick(1e-3, "edm: train.py:56", "optim.lr"),
+    **pick(500_000, "edm: train.py:57", "ema.half_life"),
+    **pick(0.12, "edm: train.py:59", "data.augment"),
+    **pick(True, "edm: train.py:145, by the augmentation", "data.flip"),
+    **pick(10_000_000 // 512, "edm: training/training_loop.py:39", "optim.warmup"),
+    **pick(18, "edm: README.md:92", "sample.steps"),
+}
+_WAVELETS = (
+    "Augmented pixels are interpolated linearly; the release doubles the resolution with a wavelet "
+    "(sym6) before and halves it after."
+)
+_SDE = {
+    **pick("score_sde", "sde: models/layers.py:62 and 469", "network.initialisation"),
+    **pick("center", "sde: datasets.py, which crops CelebA alone", "data.crop"),
+    **pick(True, "sde: configs/default_cifar10_configs.py:44", "data.flip"),
+    **pick(128, "sde: configs/default_cifar10_configs.py:8", "data.batch_size"),
+    **pick(2e-4, "sde: configs/default_cifar10_configs.py:63", "optim.lr"),
+    **pick(5000, "sde: configs/default_cifar10_configs.py:66", "optim.warmup"),
+    **pick(0.0, "sde: losses.py:50", "optim.lr_start"),
+    **pick(1.0, "sde: configs/default_cifar10_configs.py:67", "optim.clip"),
+    **pick(1_300_001, "sde: configs/default_cifar10_configs.py:9", "train.steps"),
+}
+_VE = {
+    **_SDE,
+    **pick("half_sum", "sde: losses.py:82", "loss.reduction"),
+    **pick(0.999, "sde: configs/ve/cifar10_ncsnpp_continuous.py:38", "ema.decay"),
+    **pick("pc", "sde: configs/ve/cifar10_ncsnpp_continuous.py:31", "sample.sampler"),
+    **pick("batch", "sde: sampling.py:287", "sample.norm"),
+    **pick(1e-5, "sde: run_lib.py:111", "sample.t_end"),
+}
+
+
+def _vp(folder: str) -> Values:
+    place = f"sde: configs/{folder}/cifar10_ddpmpp_continuous.py"
+    return {
+        **_SDE,
+        **pick("mean", f"{place}:28", "loss.reduction"),
+        **pick(0.9999, f"{place}:44", "ema.decay"),
+        **pick("euler_maruyama", f"{place}:33", "sample.sampler"),
+        **pick(1e-3, "sde: run_lib.py:105", "sample.t_end"),
+    }
+
+
+_DEEP = (950_001, "sde: configs/ve/cifar10_ncsnpp_deep_continuous.py:28")
+_SUB_DEEP = (950_001, "sde: configs/subvp/cifar10_ddpmpp_deep_continuous.py:29")
+_BEST = "FID is that of the best of the checkpoints, one every 50,000 steps."
+_VE_TIMES = "Training times begin at 0 instead of 1e-5, where sigma differs by less than 0.01%."
+_REFINE = (
+    "The network is our UNet, where the release has a RefineNet; so the figure is not to expect."
+)
+_NCSN = {
+    **pick(
+        "ddpm",
+        "our UNet's; the RefineNet of the release has no counterpart",
+        "network.initialisation",
+    ),
+    **pick("half_sum", "ncsn: losses/dsm.py:36", "loss.reduction"),
+    **pick("center", "ncsn: runners/anneal_runner.py:61", "data.crop"),
+    **pick(True, "ncsn: configs/anneal.yml:29", "data.flip"),
+    **pick(128, "ncsn: configs/anneal.yml:2", "data.batch_size"),
+    **pick(200_001, "ncsn: configs/anneal.yml:4", "train.steps"),
+    **pick(1e-3, "ncsn: configs/anneal.yml:44", "optim.lr"),
+    **pick(0, "ncsn: no warm-up in runners/anneal_runner.py", "optim.warmup"),
+    **pick(0.0, "ncsn: no clip in runners/anneal_runner.py", "optim.clip"),
+    **pick(0.0, "ncsn: no average in runners/anneal_runner.py", "ema.decay"),
+    **pick(True, "ncsn: runners/anneal_runner.py:136", "data.dequantize"),
+    **pick("released", "ncsn: runners/anneal_runner.py:213", "sample.rule"),
+    **pick("uniform", "ncsn: runners/anneal_runner.py:260", "sample.start"),
+    **pick(8e-5, "ncsn: runners/anneal_runner.py:203, times 4", "sample.step_size"),
+}
+_NCSN2 = {
+    **_NCSN,
+    **pick("half_sum", "ncsnv2: losses/dsm.py:13", "loss.reduction"),
+    **pick("center", "ncsnv2: datasets/__init__.py", "data.crop"),
+    **pick(True, "ncsnv2: configs/cifar10.yml:46", "data.flip"),
+    **pick(128, "ncsnv2: configs/cifar10.yml:2", "data.batch_size"),
+    **pick(300_001, "ncsnv2: configs/cifar10.yml:4", "train.steps"),
+    **pick(1e-4, "ncsnv2: configs/cifar10.yml, optim", "optim.lr"),
+    **pick(0, "ncsnv2: no warm-up in runners/ncsn_runner.py", "optim.warmup"),
+    **pick(0.0, "ncsnv2: no clip in runners/ncsn_runner.py", "optim.clip"),
+    **pick(0.999, "ncsnv2: configs/cifar10.yml:54", "ema.decay"),
+    **pick(False, "ncsnv2: configs/cifar10.yml:44", "data.dequantize"),
+    **pick("released", "ncsnv2: models/__init__.py:35", "sample.rule"),
+    **pick("uniform", "ncsnv2: runners/ncsn_runner.py:188", "sample.start"),
+    **pick(4 * 6.2e-6, "ncsnv2: configs/cifar10.yml:13, times 4", "sample.step_size"),
+}
+_FLOW = "flow: ImageGeneration/configs/default_cifar10_configs.py"
+_FLOW_TIMES = "flow: ImageGeneration/losses.py:101, counted from noise"
+_FLOW_OWN = "flow: ImageGeneration/configs/rectified_flow/cifar10_rf_gaussian_ddpmpp.py"
+SCORES = {
+    "edm:cifar10": Published(
+        _EDM_CIFAR, "FID 1.97, 35 evaluations, the least of three", FID, (_WAVELETS,)
+    ),
+    "edm:cifar10_cond": Published(
+        {
+            **_EDM_CIFAR,
+            **pick("before", "edm: training/networks.py:270", "network.class_embedding"),
+        },
+        "FID 1.79, 35 evaluations, the least of three",
+        FID,
+        (_WAVELETS,),
+    ),
+    "edm:imagenet64": Published(
+        {
+            **_EDM,
+            **pick("adm", "edm: training/networks.py:391", "network.initialisation"),
+            **pick(2_500_000_000 // 4096, "edm: README.md:212", "train.steps"),
+            **pick(4096, "edm: README.md:212", "data.batch_size"),
+            **pick(1e-4, "edm: README.md:212", "optim.lr"),
+            **pick(50_000_000, "edm: README.md:212", "ema.half_life"),
+            **pick(False, "edm: train.py:60", "data.flip"),
+            **pick(10_000_000 // 4096, "edm: training/training_loop.py:39", "optim.warmup"),
+            **pick(256, "edm: README.md:100", "sample.steps"),
+        },
+        "FID 1.36, 511 evaluations, the least of three",
+        FID,
+        ("The release computes in half precision: --config.network.dtype=bfloat16 is nearest.",),
+    ),
+    "score_sde:ncsnpp_ve": Published(_VE, "FID 2.38, IS 9.83", FID, (_BEST, _VE_TIMES)),
+    "score_sde:ncsnpp_ve_deep": Published(
+        {**_VE, "train.steps": _DEEP}, "FID 2.20, IS 9.89", FID, (_BEST, _VE_TIMES)
+    ),
+    "score_sde:ddpmpp_vp": Published(
+        _vp("vp"), "FID 2.55, IS 9.58; 3.16 bits/dim of the last checkpoint", FID, (_BEST,)
+    ),
+    "score_sde:ddpmpp_subvp": Published(
+        _vp("subvp"), "FID 2.61, IS 9.56; 3.02 bits/dim of the last checkpoint", FID, (_BEST,)
+    ),
+    "score_sde:ddpmpp_subvp_deep": Published(
+        {**_vp("subvp"), "train.steps": _SUB_DEEP},
+        "FID 2.41, IS 9.57; 2.99 bits/dim of the last checkpoint",
+        "--metrics=ode_bits",
+        (_BEST,),
+    ),
+    "smld:ncsn": Published(_NCSN, "FID 25.32, IS 8.87", FID, (_REFINE,)),
+    "smld:ncsn_printed": Published(
+        {**_NCSN, **pick("printed", "paper, algorithm 1", "sample.rule")},
+        differs=(_REFINE, "The printed step is half of what made the figures of ncsn."),
+    ),
+    "smld:ncsnv2": Published(_NCSN2, "FID 10.87, IS 8.40", FID, (_REFINE,)),
+    "flow:cifar10": Published(
+        {
+            **pick("score_sde", "flow: ImageGeneration/models", "network.initialisation"),
+            **pick("mean", f"{_FLOW_OWN}:29", "loss.reduction"),
+            **pick("center", "flow: ImageGeneration/datasets.py", "data.crop"),
+            **pick(True, f"{_FLOW}:50", "data.flip"),
+            **pick(128, f"{_FLOW}:9", "data.batch_size"),
+            **pick(1_300_001, f"{_FLOW}:10", "train.steps"),
+            **pick(2e-4, f"{_FLOW}:69", "optim.lr"),
+            **pick(5000, f"{_FLOW}:72", "optim.warmup"),
+            **pick(1.0, f"{_FLOW}:73", "optim.clip"),
+            **pick(0.999999, f"{_FLOW_OWN}:47", "ema.decay"),
+            **pick(0.0, _FLOW_TIMES, "schedule.t_min"),
+            **pick(0.999, _FLOW_TIMES, "schedule.t_max"),
+            **pick("rk45", f"{_FLOW_OWN}:36", "sample.sampler"),
+            **pick(1e-5, f"{_FLOW_OWN}:37", "sample.rtol", "sample.atol"),
+        },
+        "FID 2.58, 127 evaluations",
+        FID,
+        (
+            "The network is told 999 times the share of noise, in the release of data.",
+            "Every image takes steps of its own in RK45; the release steps a batch at once.",
+        ),
+    ),
+}

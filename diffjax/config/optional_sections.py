@@ -1,0 +1,58 @@
+"""Sections that only some configs have, with their defaults, as tables like those of `defaults`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffjax.types import Config  # not before: it takes a second
+
+# What configs have beside DEFAULTS if they fine-tune a published model or train an adapter.
+OPTIONAL: Config = {
+    "model": {
+        # The model to begin with: diffusers folder, single .safetensors file, or random
+        "path": "",
+        # Folder of a tokenizer, which a single file needs
+        "tokenizer": "",
+    },
+    "control": {
+        # The frozen base: a workdir or an exported file; not with a section `model`
+        "base": "",
+        # How hints are made (diffjax.data.HINTS), with the options of canny
+        "hint": {"name": "canny", "low": 0.05, "high": 0.1, "sigma": 1.0, "norm": "l2"},
+        "net": {
+            # controlnet or t2i_adapter
+            "name": "controlnet",
+            # Channels of the hint
+            "hint_channels": 3,
+            # Widths of the layers that encode the hint
+            "hint_widths": (16, 32, 96, 256),
+            # Pixels of the hint per pixel of z
+            "hint_factor": 8,
+            # How the hint is encoded: as in the released models, or as in the paper
+            "hint_encoder": "released",
+            # How the connections to the base begin: zero or gaussian
+            "connections": "zero",
+            # A few convolutions in place of a copy of the encoder (ControlNet-lite)
+            "lite": False,
+            # t2i_adapter: full, full_xl or light
+            "kind": "full",
+            # t2i_adapter: residual blocks of a level
+            "blocks": 2,
+        },
+        # Add residuals to the middle alone, and not to the skips
+        "only_middle": False,
+        # Train the base's decoder too
+        "train_decoder": False,
+        # Of control and prompt: balanced, prompt, control, guess or resolution
+        "balance": "balanced",
+    },
+    "lora": {
+        # Rank r of the matrices B (out, r) and A (r, in)
+        "rank": 16,
+        # The layers get alpha / rank B A
+        "alpha": 16.0,
+        # Layers that get adapters, by the ends of their dotted names
+        "targets": ("to_q", "to_k", "to_v", "to_out.0"),
+    },
+}

@@ -1,0 +1,133 @@
+"""What some networks are given beside the latents: a mask, an image to edit, or depth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.generate import images
+from diffjax.generate.checks import RequestError, read_floats, refuse
+from diffjax.generate.options import Image
+from diffjax.pretrained.components import DEPTH, INSTRUCTION, MASK, SMALL
+from diffjax.pretrained.schedulers import load_scheduler
+from diffjax.types import Array, Schedule
+
+if TYPE_CHECKING:
+    from diffjax.generate.loaded import LoadedModel
+
+NOISE_LEVEL = 20  # of the small image of an upscaler, the default of diffusers
+
+
+def check_beside(pipe: LoadedModel, image: Image | None, latents: bool) -> None:
+    """See that an image has what the network is given beside the latents, and nothing else.
+
+    Args:
+        latents: the image is given as latents.
+
+    Raises:
+        RequestError: the message says what the model does, and what to give.
+    """
+    beside = pipe.beside
+    does = {
+        MASK: "this model fills in images: give image=Image(pixels, mask=mask)",
+        INSTRUCTION: "this model edits images by instruction: give image=Image(pixels)",
+        DEPTH: "this model keeps the depth of an image: give image=Image(pixels, depth=depth)",
+        SMALL: "this model enlarges images: give image=Image(pixels)",
+    }
+    needed = {MASK: "mask", DEPTH: "depth"}.get(beside)
+    absent = image is None or (needed is not None and getattr(image, needed) is None)
+    if beside and (absent or (latents and beside != INSTRUCTION)):
+        raise RequestError("image", does[beside])
+    if image is None:
+        return
+    unused = {
+        "depth": beside != DEPTH,
+        "noise_level": beside != SMALL,
+        "mask": beside in (INSTRUCTION, DEPTH, SMALL),
+        "strength": beside in (INSTRUCTION, SMALL),
+    }
+    for name, is_unused in unused.items():
+        if is_unused and getattr(image, name) is not None:
+            what = does.get(beside, "only models of a special kind take it")
+            raise refuse(f"image.{name}", f"is of no use: {what}")
+
+
+def read_depth(depth: Any, sides: tuple[int, int]) -> np.ndarray:
+    """Depths as (N, h, w, 1) in [-1, 1], the farthest and the nearest of each image.
+
+    Args:
+        depth: ([N,] H, W) floats, the nearer the larger, as MiDaS and DPT predict them.
+        sides: of the latents.
+
+    Raises:
+        RequestError: they are something else, or all the same.
+    """
+    values = np.asarray(depth)
+    axes = "(N, H, W)" if values.ndim == 3 else "(H, W)"
+    values = np.asarray(read_floats("image.depth", values, axes), np.float32)
+    values = resize_bicubic(values[None] if values.ndim == 2 else values, sides)[..., None]
+    low, high = (f(values, (1, 2, 3), keepdims=True) for f in (np.min, np.max))
+    if (low == high).any():
+        raise refuse("image.depth", "is the same everywhere")
+    return 2 * (values - low) / (high - low) - 1
+
+
+def resize_bicubic(values: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """Images (N, H, W) interpolated by cubic convolution with a = -0.75, without a low-pass filter.
+
+    Keys 1981, eq. 4, at the centres of pixels; the edges are repeated. It is torch's ``bicubic``.
+    """
+    for axis, side in ((1, sides[0]), (2, sides[1])):
+        length = values.shape[axis]
+        if length == side:
+            continue
+        centre = (np.arange(side) + 0.5) * length / side - 0.5
+        first = np.floor(centre).astype(int) - 1
+        taps = first[:, None] + np.arange(4)
+        weights = _cubic(np.abs(centre[:, None] - taps)).astype(np.float32)
+        taken = np.take(values, np.clip(taps, 0, length - 1), axis=axis)  # a new axis for the taps
+        shape = [1] * taken.ndim
+        shape[axis : axis + 2] = weights.shape
+        values = (taken * weights.reshape(shape)).sum(axis + 1)
+    return values
+
+
+def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+
+
+def read_noise_level(pipe: LoadedModel, image: Image) -> int:
+    """Return the time of the noise that the small image of an upscaler gets.
+
+    Raises:
+        RequestError: its schedule, or the network, has no such time.
+    """
+    level = NOISE_LEVEL if image.noise_level is None else image.noise_level
+    steps, classes = _low_schedule(pipe).steps, pipe.parts.unet.net.num_classes
+    most = min(one for one in (steps, classes, level + 1) if one) - 1
+    if level > most:
+        raise refuse("image.noise_level", f"must lie in 0 .. {most}, got {level}")
+    return level
+
+
+def add_low_noise(pipe: LoadedModel, pixels: np.ndarray, level: int, noise: Array) -> Array:
+    """Return the small images (B, h, w, 3) of an upscaler in [-1, 1], with noise of a level."""
+    alpha, sigma = (np.float32(value) for value in _low_schedule(pipe).at(np.float64(level)))
+    return alpha * (2 * jnp.asarray(pixels) - 1) + sigma * noise
+
+
+def _low_schedule(pipe: LoadedModel) -> Schedule:
+    return load_scheduler(pipe.parts.low_res or pipe.parts.scheduler).schedule
+
+
+def read_small(image: Image, sides: tuple[int, int]) -> np.ndarray:
+    """The small image of an upscaler, brought to the size of the latents.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    return images.read_picture("image", images.read_images, image.pixels, latents=0, size=sides)[0]

@@ -1,0 +1,69 @@
+"""The table of what was published, the configs, and the page are one thing."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.published import DECIDED, RELEASES, TABLE
+from diffjax.config import complete, load_config, resolve
+from diffjax.config.variants import load_module
+from experiments import published
+
+ROOT = Path(__file__).parents[2]
+# Variants with settings of our own, for one machine or for pictures of one's own.
+SMALL = ("digits", "fashion_mnist", "shapes", "small_")
+OURS = ("own", "stable_diffusion")  # files without settings of a paper
+
+
+def paper_variants():
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if "def get_config" in path.read_text() and path.stem not in OURS:
+            names = load_module(str(path)).VARIANTS
+            yield from (f"{path.stem}:{n}" for n in names if not n.startswith(SMALL))
+
+
+def config_of(name):
+    stem, _, variant = name.partition(":")
+    return load_config(f"{ROOT}/configs/{stem}.py:{variant}")
+
+
+def test_every_variant_of_a_paper_is_in_the_table_and_no_other():
+    assert set(TABLE) == set(paper_variants())
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_config_has_what_was_published(name):
+    found = resolve(config_of(name))
+    wrong = {}
+    for key, (value, where) in TABLE[name].values.items():
+        node = found
+        for part in key.split("."):
+            node = node[part]
+        node = tuple(node) if isinstance(node, list | tuple) else node
+        if node != (pytest.approx(value) if isinstance(value, float) else value):
+            wrong[key] = (node, value, where)
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_nothing_that_matters_is_inherited_without_being_listed(name):
+    assert published.list_undecided(config_of(name), TABLE[name]) == []
+
+
+def test_a_value_that_nobody_listed_is_found():
+    config = complete(config_of("ddpm:cifar10"))
+    listed = TABLE["ddpm:cifar10"]
+    for key in DECIDED:
+        fewer = listed._replace(values={k: v for k, v in listed.values.items() if k != key})
+        assert published.list_undecided(config, fewer) == [key]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_place_is_a_file_of_a_release_or_says_whose_it_is(name):
+    for _, where in TABLE[name].values.values():
+        release, colon, file = where.partition(": ")
+        assert file if colon and release in RELEASES else len(where) > 5
+
+
+def test_the_page_is_the_table():
+    assert (ROOT / "docs/published.md").read_text() == published.write_page()

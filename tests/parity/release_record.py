@@ -1,0 +1,22 @@
+"""Write the figures of the comparison with the releases: ``python -m ... FOLDER``."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from tests.parity.release_cases import CASES
+
+OUT = Path("docs/results/data/releases.json")
+
+
+def main(root: str) -> None:
+    os.environ["DIFFJAX_RELEASES"] = root
+    from tests.parity.test_releases import folders
+
+    rows = {name: run(*folders(names)) for name, (run, names) in CASES.items()}
+    OUT.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

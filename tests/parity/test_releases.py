@@ -1,0 +1,40 @@
+"""Training steps beside the papers' own code, if DIFFJAX_RELEASES is a folder of checkouts.
+
+    git clone https://github.com/NVlabs/edm RELEASES/edm     # and so on: see `release_cases.CASES`
+    DIFFJAX_RELEASES=RELEASES python -m pytest -m parity tests/parity/test_releases.py
+
+`python -m tests.parity.release_record RELEASES` writes the figures for docs/published.md.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.parity import release_cases
+
+pytestmark = pytest.mark.parity
+
+
+def folders(names):
+    """The checkouts of some repositories.
+
+    A folder may have the owner's name in front, with a plus between.
+    """
+    root = Path(os.environ.get("DIFFJAX_RELEASES", ""))
+    found = [next(iter([root / n, *root.glob(f"*+{n}")][::-1]), None) for n in names]
+    if not os.environ.get("DIFFJAX_RELEASES") or not all(f and f.is_dir() for f in found):
+        pytest.skip(f"DIFFJAX_RELEASES is no folder with {', '.join(names)}")
+    return [f.resolve() for f in found]
+
+
+@pytest.mark.parametrize("name", release_cases.CASES)
+def test_two_steps_of_training_are_those_of_the_release(name):
+    run, names = release_cases.CASES[name]
+    rows = run(*folders(names))
+    assert len(rows) == release_cases.STEPS
+    for row in rows:
+        assert row["ours"] == pytest.approx(row["release"], rel=1e-4)
+        assert row["gradient"] < 1e-4
