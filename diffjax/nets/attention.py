@@ -91,8 +91,8 @@ class Attention(nn.Module):
         bias: whether the q, k and v projections have biases.
         dtype: type to compute in; parameters stay float32.
         kind: see `attend`.
-        out_init: initialiser of the output projection.
         identity: leave the softmax out, ``A = I``: every pixel keeps its own V (Ahn et al. 2024).
+        out_init: initialiser of the output projection.
     """
 
     heads: int = 1
@@ -100,8 +100,8 @@ class Attention(nn.Module):
     bias: bool = True
     dtype: DType = None
     kind: str = "xla"
-    out_init: Initializer = zero_init
     identity: bool = False
+    out_init: Initializer = zero_init
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
