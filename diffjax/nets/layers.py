@@ -89,20 +89,24 @@ class TimestepMLP(nn.Module):
     Attributes:
         features: width of both layers.
         dtype: type to compute in.
-        init: initialiser of both kernels.
+        kernel_init: initialiser of both kernels.
     """
 
     features: int
     dtype: DType = None
-    init: Initializer = default_init
+    kernel_init: Initializer = default_init
 
     @nn.compact
     def __call__(self, x: Array, guidance: Array | None = None) -> Array:
         if guidance is not None:
             x = x + nn.Dense(x.shape[-1], False, dtype=self.dtype, name="cond_proj")(guidance)
-        x = nn.Dense(self.features, dtype=self.dtype, kernel_init=self.init, name="linear_1")(x)
+        x = nn.Dense(
+            self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="linear_1"
+        )(x)
         x = nn.silu(x)
-        return nn.Dense(self.features, dtype=self.dtype, kernel_init=self.init, name="linear_2")(x)
+        return nn.Dense(
+            self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="linear_2"
+        )(x)
 
 
 def embed_label(table: nn.Embed, label: Array | None) -> Array:
