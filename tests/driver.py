@@ -4,6 +4,7 @@ Reads one JSON list per line, ``[module, argument, ...]``, and answers with ``{"
 The libraries are imported here, but no JAX backend is started before a child forks.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ def child(command: list[str], out: int) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     sys.argv = command
+    gc.disable()  # a child does not live long
     module = importlib.import_module(f"experiments.{command[0]}")
     run_flags.run(module.main, getattr(module, "USES", ()))
 

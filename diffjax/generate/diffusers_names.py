@@ -107,9 +107,9 @@ METHODS = {
     "tokenizer_2": "pipe.parts.texts",
     "text_encoder_2": "pipe.parts.texts",
     "image_encoder": "not supported",
-    "safety_checker": "not supported: no images are withheld",
-    "feature_extractor": "not supported: no images are withheld",
-    "run_safety_checker": "not supported: no images are withheld",
+    "safety_checker": "finish=pretrained.load_safety_checker(folder) of a call",
+    "feature_extractor": "nothing: what takes images brings them to its size",
+    "run_safety_checker": "finish=pretrained.load_safety_checker(folder) of a call",
     "device": "jax.devices(): JAX uses the accelerator that it finds",
     "dtype": "pipe.parts.unet.params, whose leaves have it; load(..., dtype=) sets it",
     # Adapters.

@@ -140,7 +140,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
         with pytest.raises(ConfigError, match=r"6 of 6 rows .* choose another name"):
             run([5, 10], **other)
     write(lines, [{k: v for k, v in row.items() if k != "settings"} for row in stored])
-    with pytest.raises(ConfigError, match="do not say of which"):
+    with pytest.raises(ConfigError, match="or do not record it"):
         run([5, 10])
     write(lines, stored)
     run([5, 10], section=config(batch_size=3, steps=99).sample)

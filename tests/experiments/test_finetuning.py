@@ -113,6 +113,8 @@ def test_full_fine_tuning_begins_with_the_model_and_ends_as_a_folder(execute, tr
     jax.tree.map(np.testing.assert_array_equal, restored(run).params, before.params)
     np.testing.assert_array_equal(outputs(*after.unet[:2]), outputs(*before[:2]))
     for file in (root / "model").rglob("*.*"):
+        if file.name == "README.md":  # the model card says how each was trained
+            continue
         there = out / file.relative_to(root / "model")
         assert file.read_bytes() == there.read_bytes()
     # The scale of the latents was the model's.
@@ -162,7 +164,8 @@ def test_a_controlnet_of_the_model(execute, train, root):
 
     hint = np.eye(16)[..., None].repeat(3, -1)
     assert (draw(diffjax.Control(net, hint)) != draw()).any()
-    np.testing.assert_array_equal(draw(diffjax.Control(net, hint, scale=0.0)), draw())
+    # Two programs, whose sums XLA may order differently.
+    np.testing.assert_allclose(draw(diffjax.Control(net, hint, scale=0.0)), draw(), atol=1e-5)
 
 
 def test_adapters_are_trained_on_the_model_as_it_is(execute, train, root):

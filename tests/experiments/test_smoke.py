@@ -173,9 +173,13 @@ def smoke(execute, config, folder):
     assert all(np.isfinite(x["loss"]) for x in lines)
 
 
+# Where it is not the first one: ImageNet's network compiles for two minutes even at its smallest.
+CHEAP = {"adm": "digits_classifier"}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_one_smoke_run_per_config_file(execute, path, tmp_path):
-    first = next(iter(load_module(str(path)).VARIANTS))
+    first = CHEAP.get(path.stem) or next(iter(load_module(str(path)).VARIANTS))
     smoke(execute, f"{path.name}:{first}", tmp_path)
 
 

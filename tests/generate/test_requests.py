@@ -476,7 +476,10 @@ REFUSED = {
     ),
     "control dict": (lambda: dict(control={}), "control must be a list"),
     "control scale NaN": (lambda: _control(NAN), "control[0].scale must be finite, got nan"),
-    "control scale list": (lambda: _control([1.0]), "control[0].scale must be a number"),
+    "control scale list": (
+        lambda: _control([1.0]),
+        "control[0].scale must be one number or 'diffusers'",
+    ),
     "control window": (lambda: _control(1, 0.7, 0.2), "control[0].start must be below end", "0.7"),
     "control start": (lambda: _control(1, -0.1), "control[0].start must lie in [0, 1], got -0.1"),
     "control end NaN": (lambda: _control(1, 0, NAN), "control[0].end must lie in [0, 1], got nan"),

@@ -14,8 +14,10 @@ def main(root: str) -> None:
     os.environ["DIFFJAX_RELEASES"] = root
     from tests.parity.test_releases import folders
 
-    rows = {name: run(*folders(names)) for name, (run, names) in CASES.items()}
-    OUT.write_text(json.dumps(rows, indent=1) + "\n")
+    rows = {}
+    for name, (run, names) in CASES.items():
+        rows[name] = run(*folders(names))
+        OUT.write_text(json.dumps(rows, indent=1) + "\n")  # so that what is done is kept
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def test_given_noise_replaces_the_keys():
     drawn = samplers.sample(noise, denoise, sampler, z, rows)
     assert np.asarray(given) == pytest.approx(np.asarray(drawn), rel=1e-6)
     assert np.array_equal(samplers.replay_noise(draws, 2 * draws)(3, 1), 2 * draws[3])
-    with pytest.raises(ValueError, match="draw 1 of a row"):
+    with pytest.raises(ValueError, match="a row asks for draw 1"):
         samplers.replay_noise(draws)(0, 1)
 
 
