@@ -34,7 +34,7 @@ from configs import autoencoder, ddpm
 from configs.base import base, select
 
 
-def _latents(config: ConfigDict, first_stage: ConfigDict, *, scale: float = 0.0) -> ConfigDict:
+def use_latents(config: ConfigDict, first_stage: ConfigDict, *, scale: float = 0.0) -> ConfigDict:
     """Diffusion in the latents of an autoencoder; scale 0: measured on the first batch."""
     config.autoencoder = ConfigDict(first_stage.network.to_dict())
     config.autoencoder.update(weights="", scale=scale)
@@ -46,7 +46,7 @@ def _paper(first_stage: ConfigDict, *, beta_start: float, beta_end: float) -> Co
     """What all of the paper's models share."""
     config = base()
     codebook = first_stage.network.name == "vq"
-    _latents(config, first_stage, scale=1.0 if codebook else 0.0)
+    use_latents(config, first_stage, scale=1.0 if codebook else 0.0)
     config.data.update(image_size=256, channels=3)
     config.network.update(flip_sin_to_cos=True, freq_shift=0.0, downsample_padding=1)
     config.network.initialisation = "adm"
@@ -196,17 +196,17 @@ def fashion_mnist_f1() -> ConfigDict:
 
 
 def fashion_mnist() -> ConfigDict:
-    return _latents(fashion_mnist_f1(), autoencoder.fashion_mnist())
+    return use_latents(fashion_mnist_f1(), autoencoder.fashion_mnist())
 
 
 def fashion_mnist_f4() -> ConfigDict:
-    config = _latents(fashion_mnist_f1(), autoencoder.fashion_mnist_f4())
+    config = use_latents(fashion_mnist_f1(), autoencoder.fashion_mnist_f4())
     config.network.multipliers = (2,)  # 7x7 does not halve
     return config
 
 
 def shapes() -> ConfigDict:
-    config = _latents(_small(base(), lr=1e-3), autoencoder.shapes())
+    config = use_latents(_small(base(), lr=1e-3), autoencoder.shapes())
     config.data.update(name="shapes", image_size=32, channels=3, batch_size=32)
     config.network.update(channels=40, multipliers=(1, 2), blocks=1, attention_levels=(0, 1))
     config.network.update(heads=4, context_dim=64)

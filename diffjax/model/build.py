@@ -7,6 +7,7 @@ Sections that are read here: ``network``, ``schedule``, ``parameterization``, ``
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from diffjax import grids, parameterization, samplers, schedules
 from diffjax.model.condition import make_condition
 from diffjax.model.model import PLAIN, LogProb, Model, Steering
 from diffjax.model.space import make_space
+from diffjax.nets.dit import DiT
 from diffjax.nets.unet import UNet
 from diffjax.types import (
     Grid,
@@ -32,7 +34,7 @@ from diffjax.types import (
     select_options,
 )
 
-NETWORKS = {"unet": UNet}
+NETWORKS: dict[str, Callable[..., Module]] = {"unet": UNet, "dit": DiT}
 
 
 def split_section(part: ConfigDict) -> tuple[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from diffjax import control, guidance
 from diffjax.control import Features, Residuals
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.controlnet import ControlNet
-from diffjax.nets.unet import UNet
+from diffjax.nets.unet import UNet, require_unet
 from diffjax.types import (
     Array,
     Cond,
@@ -108,12 +108,12 @@ def make_control_network(section: ConfigDict, base: Module) -> ControlNetwork:
         base: a UNet.
 
     Raises:
+        ConfigError: the base is no UNet.
         ValueError: unknown name or options, listing those that there are, or an adapter that is to
             act on the middle only.
     """
-    network = ControlNetwork(
-        make_controlnet(section.net, cast(UNet, base)), None, section.only_middle
-    )
+    unet = require_unet(base, f"config.control.net.name={section.net.get('name', 'controlnet')}")
+    network = ControlNetwork(make_controlnet(section.net, unet), None, section.only_middle)
     if network.only_middle and network.is_adapter:
         raise ValueError("control.only_middle is of ControlNets; an adapter acts on the way down")
     return network

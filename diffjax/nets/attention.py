@@ -8,6 +8,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 
 from diffjax.nets.layers import GroupNorm, default_init, zero_init
 from diffjax.types import DType, choose
@@ -91,6 +92,7 @@ class Attention(nn.Module):
         dtype: type to compute in; parameters stay float32.
         kind: see `attend`.
         identity: leave the softmax out, ``A = I``: every pixel keeps its own V (Ahn et al. 2024).
+        out_init: initialiser of the output projection.
     """
 
     heads: int = 1
@@ -99,6 +101,7 @@ class Attention(nn.Module):
     dtype: DType = None
     kind: str = "xla"
     identity: bool = False
+    out_init: Initializer = zero_init
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
@@ -125,7 +128,9 @@ class Attention(nn.Module):
             kept = None if mask is None else mask[:, None, None, :]
             out = attend(q, k, v, mask=kept, kind=self.kind)
         out = out.reshape(*x.shape[:2], width)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=zero_init, name="to_out.0")(out)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.out_init, name="to_out.0")(
+            out
+        )
 
 
 class AttentionBlock(nn.Module):

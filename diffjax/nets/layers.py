@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.nn.initializers import Initializer
 
-from diffjax.types import DType, choose
+from diffjax.types import CondEntries, DType, choose
 
 Array = jax.Array
 ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
@@ -85,20 +85,51 @@ class TimestepMLP(nn.Module):
     """Two dense layers with SiLU between them, (B, D) -> (B, features).
 
     A dense layer without bias adds an embedded ``guidance`` (B, G) to the input, if it is given.
+
+    Attributes:
+        features: width of both layers.
+        dtype: type to compute in.
+        kernel_init: initialiser of both kernels.
     """
 
     features: int
     dtype: DType = None
+    kernel_init: Initializer = default_init
 
     @nn.compact
     def __call__(self, x: Array, guidance: Array | None = None) -> Array:
         if guidance is not None:
             x = x + nn.Dense(x.shape[-1], False, dtype=self.dtype, name="cond_proj")(guidance)
-        x = nn.Dense(self.features, dtype=self.dtype, kernel_init=default_init, name="linear_1")(x)
+        x = nn.Dense(
+            self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="linear_1"
+        )(x)
         x = nn.silu(x)
-        return nn.Dense(self.features, dtype=self.dtype, kernel_init=default_init, name="linear_2")(
-            x
-        )
+        return nn.Dense(
+            self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="linear_2"
+        )(x)
+
+
+def embed_label(table: nn.Embed, label: Array | None) -> Array:
+    """Return the rows of a class embedding for labels (B,); rows beyond the last are 0: no class.
+
+    Args:
+        table: the class embedding.
+        label: ``cond["label"]``, None if it is absent.
+
+    Raises:
+        ValueError: the label is absent.
+    """
+    rows = table.num_embeddings
+    if label is None:
+        raise ValueError(f"this network needs cond['label'] in 0 .. {rows - 1}")
+    return jnp.where(label[:, None] < rows, table(jnp.minimum(label, rows - 1)), 0)
+
+
+def check_context(cond: CondEntries, dim: int) -> None:
+    """Raise a ValueError unless ``cond["context"]`` is (B, M, dim). Networks without have dim 0."""
+    found = getattr(cond.get("context"), "shape", None)
+    if dim and (found is None or len(found) != 3 or found[-1] != dim):
+        raise ValueError(f"this network needs cond['context'] (B, M, {dim}), got {found}")
 
 
 class GroupNorm(nn.Module):

@@ -21,8 +21,10 @@ from diffjax.nets.layers import (
     ResBlock,
     TimestepMLP,
     Upsample,
+    check_context,
     conv,
     depth_to_space,
+    embed_label,
     rematerialise,
     space_to_depth,
     timestep_embedding,
@@ -31,7 +33,7 @@ from diffjax.nets.layers import (
 from diffjax.nets.levels import Depths, take_depth, take_level
 from diffjax.nets.skips import Features, add_residuals, weigh_skip
 from diffjax.nets.transformer import SpatialTransformer
-from diffjax.types import Cond, CondEntries, DType, choose
+from diffjax.types import Cond, CondEntries, ConfigError, DType, Module, choose
 
 Array = jax.Array
 # ``(features, name, resample=None) -> (h -> h)``, a residual block.
@@ -184,6 +186,20 @@ class UNet(nn.Module):
         return _decode(self, h, skips, temb, cond, train)
 
 
+def require_unet(network: Module, use: str) -> UNet:
+    """Return a network that has to be a UNet; ``use`` says what needs it, such as "a ControlNet".
+
+    Raises:
+        ConfigError: it is another network.
+    """
+    if not isinstance(network, UNet):
+        raise ConfigError(
+            f"{use} copies the encoder of a UNet, but this network is a {type(network).__name__}; "
+            "set network.name=unet"
+        )
+    return network
+
+
 def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
     """Return the embedding (B, 4 channels) of time, label and other vectors.
 
@@ -211,11 +227,8 @@ def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
         guidance = timestep_embedding(1000 * guidance, net.guidance_dim)
     temb = TimestepMLP(4 * net.channels, net.dtype, name="time_embedding")(waves, guidance)
     if net.num_classes and not before:
-        label = cond["label"]
         table = nn.Embed(net.num_classes, 4 * net.channels, name="class_embedding")
-        # A larger label means no class, and has the embedding 0.
-        known = label[:, None] < net.num_classes
-        temb = temb + jnp.where(known, table(jnp.minimum(label, net.num_classes - 1)), 0)
+        temb = temb + embed_label(table, cond.get("label"))
     if net.added_dim:
         mlp = TimestepMLP(4 * net.channels, net.dtype, name="add_embedding")
         temb = temb + mlp(_embed_added(net, cond["added"]))
@@ -429,11 +442,6 @@ def _check(net: UNet, z: Array, cond: CondEntries) -> None:
         raise ValueError(
             f"images must be (B, H, W, C) with H and W multiples of {net.divisor}, got {z.shape}"
         )
-    if net.context_dim:
-        found = getattr(cond.get("context"), "shape", None)
-        if found is None or len(found) != 3 or found[-1] != net.token_dim:
-            raise ValueError(
-                f"this network needs cond['context'] (B, M, {net.token_dim}), got {found}"
-            )
+    check_context(cond, net.token_dim if net.context_dim else 0)
     if net.added_dim and "added" not in cond:
         raise ValueError("this network needs cond['added'] with 'text_embeds' and 'time_ids'")

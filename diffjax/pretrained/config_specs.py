@@ -107,6 +107,9 @@ NETWORK: dict[str, Spec] = {
     "num_res_blocks": _COUNT,
     "downscale_factor": integer(1, 64),
     "adapter_type": TEXT,
+    # Transformers
+    "num_layers": _DEPTH,
+    "num_embeds_ada_norm": _IDS,
     # CLIP
     "vocab_size": integer(1, 2**24),
     "max_position_embeddings": _SIDE,
@@ -207,6 +210,7 @@ _MODULES = {
     "num_res_blocks": "resnets",
     "num_hidden_layers": "layers",
     "transformer_layers_per_block": "transformer_blocks",
+    "num_layers": "transformer_blocks",
     "block_out_channels": "blocks",
     "channels": "body",
 }
@@ -296,6 +300,7 @@ _COUNTED = (
     "num_res_blocks",
     "num_hidden_layers",
     "transformer_layers_per_block",
+    "num_layers",
 )
 
 

@@ -25,6 +25,7 @@ from diffjax.nets.unet import UNet
 from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, NetworkKind
 from diffjax.pretrained.config_specs import NETWORK, check_levels
 from diffjax.pretrained.text_configs import TEXT_ENCODERS
+from diffjax.pretrained.transformer_configs import TRANSFORMERS
 from diffjax.pretrained.unet_configs import (
     DOWN,
     UNET_DEFAULTS,
@@ -268,6 +269,7 @@ def _describe_adapter(net: T2IAdapter, in_channels: int) -> JsonObject:
 KINDS: dict[str, NetworkKind] = {
     **AUTOENCODERS,
     **TEXT_ENCODERS,
+    **TRANSFORMERS,
     "UNet2DConditionModel": NetworkKind(
         "diffusers",
         build_unet,

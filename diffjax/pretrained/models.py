@@ -31,6 +31,7 @@ from diffjax.pretrained.files import (
 )
 from diffjax.pretrained.hub import download
 from diffjax.pretrained.state_dict import Place, from_state_dict, iterate_state
+from diffjax.pretrained.transformer_configs import share_embedding
 from diffjax.types import JsonObject, Params, summarize
 from diffjax.untrusted import naming, read_json
 from diffjax.writing import replace_file
@@ -113,7 +114,7 @@ def fill(
         ValueError: the config is not supported, or the weights do not fit it.
     """
     net = configs.build(config)
-    weights = weights.rename_keys(modernise_key)
+    weights = share_embedding(weights.rename_keys(modernise_key))
     check_counts(config, weights)
     net = net if dtype == jnp.float32 else _set_dtype(net, dtype)
     like = jax.tree.map(

@@ -17,7 +17,7 @@ from diffjax.model import make_network, make_schedule
 from diffjax.model.model import LogProb
 from diffjax.nets.initialisation import initialise
 from diffjax.nets.noisy_classifier import NoisyClassifier
-from diffjax.nets.unet import UNet
+from diffjax.nets.unet import require_unet
 from diffjax.tasks.diffusion_task import make_times
 from diffjax.types import Array, Frozen, Level, Params, Statistics, Task, expand
 
@@ -30,7 +30,8 @@ def make_noisy_classifier(config: ConfigDict, classes: int) -> NoisyClassifier:
     """
     if classes < 2:
         raise ValueError(f"a classifier needs labelled data, but there are {classes} classes")
-    base = cast(UNet, make_network(config, config.data.channels))
+    network = make_network(config, config.data.channels)
+    base = require_unet(network, "a classifier of noisy images")
     return NoisyClassifier(base, classes, head=config.network.get("head", "dense"))
 
 

@@ -90,7 +90,8 @@ def make_controlnet_task(
     if config.data.augment:
         raise ValueError(f"data.augment={config.data.augment} would move images under their hints")
     base = make_model(config, image_shape, levels, num_classes).network
-    network = ControlledNetwork(cast(UNet, base), make_control_network(section, base))
+    control = make_control_network(section, base)  # which checks that the base is a UNet
+    network = ControlledNetwork(cast(UNet, base), control)
     inner = make_task(config, image_shape, levels, num_classes, wrap=lambda _: network)
 
     def init(

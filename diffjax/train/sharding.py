@@ -93,7 +93,8 @@ def make_replicated_sharding(mesh: Mesh) -> NamedSharding:
 # Which dimension of a kernel the tensor axis cuts, by the end of its path (Shoeybi et al. 2019):
 # the outputs of the first product of a pair, the inputs of the second, so that one sum joins them.
 OUTPUTS = re.compile(
-    r"(to_q|to_k|to_v|[qkv]_proj|net\.0\.proj|fc1|conv1|linear_1|time_emb_proj)/(kernel|bias)$"
+    r"(to_q|to_k|to_v|[qkv]_proj|net\.0\.proj|fc1|conv1|linear_1|time_emb_proj|norm1\.linear)"
+    r"/(kernel|bias)$"
 )
 INPUTS = re.compile(r"(to_out\.0|out_proj|net\.2|fc2|conv2|linear_2)/kernel$")
 

@@ -174,6 +174,7 @@ def test_the_tensor_axis_follows_the_paths():
         "resnets.0/conv1/kernel": (3, 3, 320, 640),
         "conv_in/kernel": (3, 3, 320, 320),
         "attn1/to_q/odd/kernel": (641, 641),
+        "transformer_blocks/norm1.linear/kernel": (12, 384, 2304),
     }
     tree: dict = {}
     for name, shape in shapes.items():
@@ -199,6 +200,7 @@ def test_the_tensor_axis_follows_the_paths():
         (None, None, "fsdp", "tensor"),
         (None, None, "fsdp", None),
         (),
+        (None, "fsdp", "tensor"),
     ]
 
 
