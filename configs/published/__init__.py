@@ -8,7 +8,10 @@ from configs.published.ddpm import DDPM
 from configs.published.latents import LATENT
 from configs.published.scores import SCORES
 from configs.published.table import DECIDED, RELEASES, Published
+from configs.published.transformers import TRANSFORMERS
 
 __all__ = ["DECIDED", "RELEASES", "TABLE", "Published"]
 
-TABLE: Mapping[str, Published] = {**DDPM, **ADM, **SCORES, **LATENT, **CONTROL}
+TABLE: Mapping[str, Published] = {
+    **DDPM, **ADM, **SCORES, **LATENT, **TRANSFORMERS, **CONTROL,
+}  # fmt: skip

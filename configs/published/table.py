@@ -39,6 +39,8 @@ RELEASES = {
     "ldm": "CompVis/latent-diffusion@a506df5",
     "taming": "CompVis/taming-transformers@3ba01b2",
     "controlnet": "lllyasviel/ControlNet@ed85cd1",
+    "dit": "facebookresearch/DiT@ed81ce2",
+    "sit": "willisma/SiT@947f95b",
 }
 Values = Mapping[str, tuple[Any, str]]  # dotted key -> (value, where it is decided)
 

@@ -1,0 +1,79 @@
+"""DiT and SiT."""
+
+from __future__ import annotations
+
+from configs.published.table import FID, RESIZE, Published, Values, pick
+
+_GUIDED = "Guidance acts on all four channels of the latents; the release guides the first three."
+_SAMPLER = "Heun's method at 250 evaluations in place of dopri5 (ODE) and Euler-Maruyama (SDE)."
+_HALF = "The output has no second half; the release's has one that nothing reads."
+# FID of 50,000 samples without guidance after 400,000 steps (Peebles & Xie 2023, table 4).
+_DIT = {
+    "s_8": 153.60, "s_4": 100.41, "s_2": 68.40, "b_8": 122.74, "b_4": 68.38, "b_2": 43.47,
+    "l_8": 118.87, "l_4": 45.64, "l_2": 23.33, "xl_8": 106.41, "xl_4": 43.01,
+}  # fmt: skip
+# The same of Ma et al. 2024, table 1, whose sampler of it is the SDE.
+_SIT = {"s": 57.6, "b": 33.5, "l": 18.8}
+
+
+def _train(steps: int, *, release: str, rate: int, flip: int, init: int, loss: str) -> Values:
+    """Return the settings that all sizes share, with lines of train.py and models.py."""
+    return {
+        **pick(steps, "paper, section 4 and tables", "train.steps"),
+        **pick(256, f"{release}: train.py, --global-batch-size", "data.batch_size"),
+        **pick(True, f"{release}: train.py:{flip}", "data.flip"),
+        **pick("center", f"{release}: train.py:{flip - 1}", "data.crop"),
+        **pick(1e-4, f"{release}: train.py:{rate}", "optim.lr"),
+        **pick("adamw", f"{release}: train.py:{rate}", "optim.name"),
+        **pick(0.0, f"{release}: train.py:{rate}", "optim.weight_decay"),
+        **pick(0, f"{release}: no schedule in train.py", "optim.warmup"),
+        **pick(0.0, f"{release}: no clipping in train.py", "optim.clip"),
+        **pick(0.9999, f"{release}: train.py:40", "ema.decay"),
+        **pick("mean", f"{release}: {loss}", "loss.reduction"),
+        **pick(
+            "ddpm",
+            f"{release}: models.py:{init}; the transformer has no other, and reads no key",
+            "network.initialisation",
+        ),
+        **pick(0.18215, f"{release}: train.py", "autoencoder.scale"),
+        **pick(0.1, f"{release}: models.py, class_dropout_prob", "cond.drop"),
+    }
+
+
+def _dit(steps: int) -> Values:
+    loss = "diffusion/gaussian_diffusion.py:779"
+    values = _train(steps, release="dit", rate=155, flip=160, init=186, loss=loss)
+    return {**values, **pick(250, "dit: sample_ddp.py:159", "sample.steps")}
+
+
+def _sit(steps: int) -> Values:
+    loss = "transport/transport.py:140"
+    return _train(steps, release="sit", rate=181, flip=186, init=183, loss=loss)
+
+
+_AT_400K = "FID {} after 400,000 steps without guidance"
+_PLAIN = f"{FID} --guidance=1"
+TRANSFORMERS = {
+    **{
+        f"dit:{name}": Published(_dit(400_000), _AT_400K.format(fid), _PLAIN, (RESIZE,))
+        for name, fid in _DIT.items()
+    },
+    "dit:xl_2": Published(
+        _dit(7_000_000), "FID 9.62; 2.27 at guidance 1.5", f"{FID} --guidance=1.5",
+        (_GUIDED, RESIZE),
+    ),
+    "dit:xl_2_512": Published(
+        _dit(3_000_000), "FID 12.03; 3.04 at guidance 1.5", f"{FID} --guidance=1.5",
+        (_GUIDED, RESIZE),
+    ),
+    **{
+        f"dit:sit_{name}_2": Published(
+            _sit(400_000), _AT_400K.format(fid), _PLAIN, (_SAMPLER, _HALF, RESIZE)
+        )
+        for name, fid in _SIT.items()
+    },
+    "dit:sit_xl_2": Published(
+        _sit(7_000_000), "FID 2.15 (ODE) and 2.06 (SDE) at guidance 1.5", f"{FID} --guidance=1.5",
+        (_GUIDED, _SAMPLER, _HALF, RESIZE),
+    ),
+}  # fmt: skip
