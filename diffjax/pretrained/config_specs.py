@@ -57,7 +57,7 @@ NETWORK: dict[str, Spec] = {
     # UNets, ControlNets and autoencoders
     "sample_size": either(NOTHING, _SIDE, listed(_SIDE, 2)),
     "in_channels": _WIDTH,
-    "out_channels": _WIDTH,
+    "out_channels": either(NOTHING, _WIDTH),  # null: those of the input
     "latent_channels": _WIDTH,
     "flip_sin_to_cos": FLAG,
     "freq_shift": number(-16, 16),

@@ -124,6 +124,8 @@ def build_unet(config: Config) -> UNet:
         raise ValueError(
             f"time_embedding_dim={config['time_embedding_dim']} is not {4 * widths[0]}"
         )
+    if config["out_channels"] is None:
+        raise ValueError("out_channels is null; a UNet needs a whole number")
     if added not in (None, "text_time"):
         raise ValueError(f"addition_embed_type={added!r} is not supported; use 'text_time' or None")
     scale = choose(

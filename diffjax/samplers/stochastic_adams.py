@@ -106,7 +106,8 @@ def _integrate(
     )
     if at(grid, start)[1:3] == at(grid, end)[1:3]:  # some grids of diffusers end so
         return 1.0, [0.0] * len(points), 0.0
-    lam = np.log(grid.levels.alpha) - np.log(grid.levels.sigma)
+    with np.errstate(divide="ignore"):  # sigma may be 0 at the end
+        lam = np.log(grid.levels.alpha) - np.log(grid.levels.sigma)
     h, k = float(lam[end] - lam[start]), 1 + tau**2
     if predict_x:
         rate, factor, ratio = k, k * b, math.exp(-(tau**2) * h) * t / s

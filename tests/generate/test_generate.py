@@ -384,14 +384,11 @@ def test_an_empty_negative_prompt_is_zero_for_xl_unless_the_model_says_otherwise
     assert null(xl, force_zeros_for_empty_prompt=False).any() and null(pipe).any()
 
 
-@pytest.mark.parametrize(
-    ("channels", "kind"), [(8, "InstructPix2Pix"), (5, "depth"), (7, "upscalers"), (6, "")]
-)
-def test_models_that_are_given_something_else_are_refused(pipe, tmp_path, channels, kind):
-    config = {**pipe.parts.unet.config, "in_channels": channels}
+def test_models_that_are_given_something_else_are_refused(pipe, tmp_path):
+    config = {**pipe.parts.unet.config, "in_channels": 6}
     pipe.save(tmp_path)
     (tmp_path / "unet/config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=rf"takes {channels} channels.*{kind}.*not supported"):
+    with pytest.raises(ValueError, match="takes 6 channels, which is not supported"):
         diffjax.load(tmp_path)
 
 
@@ -408,8 +405,9 @@ def test_a_refiner_starts_in_between(pipe):
 def test_folders_that_lack_a_part(pipe, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model_index\.json"):
         diffjax.load(tmp_path)
+    pipe.save(tmp_path)
     manifest = {**pipe.parts.manifest, "vae": [None, None]}
-    generate.Pipeline(pipe.parts._replace(manifest=manifest)).save(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="it lacks vae"):
         diffjax.load(tmp_path)
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 
-from diffjax.pretrained import load_safety_checker
+torch = pytest.importorskip("torch")
+
+from diffjax.pretrained import load_safety_checker  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

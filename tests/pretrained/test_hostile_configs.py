@@ -269,6 +269,14 @@ def test_every_option_of_a_scheduler_has_a_range():
                 assert SCHEDULER[key].holds(value), (name, key)
 
 
+def test_a_unet_needs_a_number_of_outputs():
+    from diffjax.pretrained import configs
+
+    config = {"_class_name": "UNet2DConditionModel", "out_channels": None}
+    with pytest.raises(ValueError, match="out_channels is null; a UNet needs a whole number"):
+        configs.build(config)
+
+
 def test_every_option_of_a_network_has_a_range():
     from diffjax.pretrained import configs
 

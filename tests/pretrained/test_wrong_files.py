@@ -167,7 +167,6 @@ def test_files_that_are_no_whole_model(tmp_path, keys, message):
         ("KandinskyV22CombinedPipeline", "Kandinsky"),
         ("StableVideoDiffusionPipeline", "Stable Video Diffusion"),
         ("WanPipeline", "Wan"),
-        ("StableDiffusionInstructPix2PixPipeline", "InstructPix2Pix"),
         ("IFPipeline", "DeepFloyd IF"),
     ],
 )

@@ -21,7 +21,9 @@ SCHEDULES = {
     "flow": schedules.flow(),
 }
 # Consistency samplers need a distilled network, the Langevin ones their own step sizes.
-NAMES = sorted(set(samplers.SAMPLERS) - {"ddim_inverse", "lcm", "tcd", "langevin", "pc"})
+# Euler-Maruyama and RK45 want times, not levels: see test_adaptive.py.
+OTHERS = {"ddim_inverse", "lcm", "tcd", "langevin", "pc", "euler_maruyama", "rk45"}
+NAMES = sorted(set(samplers.SAMPLERS) - OTHERS)
 COMPILED = {}
 
 
