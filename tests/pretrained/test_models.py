@@ -193,7 +193,7 @@ def test_loading_needs_little_more_memory_than_the_weights(tmp_path):
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     weights, peak = map(int, said.split())
     assert weights > 250e6
-    assert peak < 1.2 * weights
+    assert peak < 1.3 * weights  # a second copy would make it 2
 
 
 @pytest.mark.parametrize("style", ["bare", "buffer"])
