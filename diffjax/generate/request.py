@@ -294,9 +294,8 @@ def _read_control(name: str, value: Control) -> Control:
         lambda balance: choose("balance", balance, controlling.BALANCES),
     )
     named = isinstance(value.scale, str) and value.scale == "diffusers"
-    if not named and isinstance(value.scale, str | list | tuple | dict):
-        raise refuse(f"{name}.scale", f"must be one number or 'diffusers', got {show(value.scale)}")
-    scale = value.scale if named else read_number(f"{name}.scale", value.scale)
+    kind = "one number or 'diffusers'"
+    scale = value.scale if named else read_number(f"{name}.scale", value.scale, kind=kind)
     return value._replace(scale=scale, start=start, end=end)
 
 

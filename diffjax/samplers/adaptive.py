@@ -37,9 +37,7 @@ _STAGES = (
 )
 _ERROR = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
 # The same as a matrix, and the share of the step at each stage.
-_WEIGHTS = np.zeros((len(_STAGES), len(_STAGES) + 1), np.float32)
-for _k, _row in enumerate(_STAGES):
-    _WEIGHTS[_k, : len(_row)] = _row
+_WEIGHTS = np.asarray([row + (0.0,) * (len(_ERROR) - len(row)) for row in _STAGES], np.float32)
 _SHARES = np.asarray([math.fsum(row) for row in _STAGES], np.float32)
 
 Field = Callable[[Array, Array], Array]  # (z (B, ...), time (B,)) -> dz/dt

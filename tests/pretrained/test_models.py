@@ -185,6 +185,7 @@ print(weights, status("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_loading_needs_little_more_memory_than_the_weights(tmp_path):
     config = UNET | dict(block_out_channels=[320, 640], norm_num_groups=32, attention_head_dim=8)
+    config |= dict(layers_per_block=2)  # two tensors, read and placed at once, are a small share
     net = configs.build(config)
     shapes = configs.shapes(net, config)
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
@@ -193,7 +194,7 @@ def test_loading_needs_little_more_memory_than_the_weights(tmp_path):
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     weights, peak = map(int, said.split())
     assert weights > 250e6
-    assert peak < 1.3 * weights  # a second copy would make it 2
+    assert peak < 1.2 * weights
 
 
 @pytest.mark.parametrize("style", ["bare", "buffer"])
