@@ -55,6 +55,8 @@ EXTRAS = {
     ],
     "hub": ["huggingface_hub>=2.4"],
     "demo": ["gradio>=6.31"],
+    # Drives the page of `diffjax web` in the machine's own Chromium.
+    "browser": ["gradio>=6.31", "playwright>=1.65"],
     "sweep": ["optuna>=5.0", "submitit>=1.5.4"],
     "trackio": ["trackio>=0.43"],
     "wandb": ["wandb>=0.31"],

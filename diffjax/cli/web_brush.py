@@ -38,6 +38,7 @@ CSS = """
 .brush-tools label { display: flex; gap: 0.4em; align-items: center; }
 .brush-tools button {
   border: 1px solid var(--border-color-primary); border-radius: 4px; padding: 0.2em 0.7em;
+  font: inherit;
 }
 """
 

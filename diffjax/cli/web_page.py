@@ -78,7 +78,14 @@ def make_upload(label: str, elem_id: str | None = None) -> gr.Image:
     Raises:
         ValueError: (when a value is sent) an address is given in place of a file.
     """
-    field = gr.Image(label=label, type="filepath", image_mode=None, height=200, elem_id=elem_id)
+    field = gr.Image(
+        label=label,
+        type="filepath",
+        image_mode=None,
+        height=200,
+        elem_id=elem_id,
+        sources=["upload", "clipboard"],
+    )
     keep = field.async_move_resource_to_block_cache
 
     async def keep_file(path: str) -> str | None:
@@ -201,7 +208,8 @@ def build_page(
         examples: prompts that a click takes over.
     """
 
-    def make(shown: Shown, *values: Any) -> Iterator[tuple[str, Shown, Shown, int]]:
+    def make(shown: Shown, *values: Any) -> Iterator[tuple[str, Shown, Shown, Any]]:
+        yield "checking", shown, shown, gr.skip()
         try:
             # Images are files below the private folder, so that a gallery takes no memory.
             updates = generate_images(
@@ -245,7 +253,8 @@ def build_page(
             show_progress="hidden",
             api_name="make",
         )
-        going.failure(lambda: "ready", None, status, queue=False, show_progress="hidden")
+        # A run that was stopped counts as a failure too.
+        going.failure(None, status, status, js="(said) => said === 'stopped' ? said : 'ready'")
         # The generator is left at its next step. Of other pages nothing is stopped.
         stop.click(None, cancels=[going]).then(lambda: "stopped", None, status, queue=False)
     return page.queue(default_concurrency_limit=1, max_size=queue)

@@ -89,7 +89,7 @@ OVERLAPS = """() => {
     .map((e) => [e, e.getBoundingClientRect()]).filter(([e, r]) => r.width > 4 && r.height > 4);
   const found = [];
   for (const [e, r] of all) {
-    if (r.right > innerWidth + 1 || r.left < -1) found.push(`${e.outerHTML.slice(0, 90)} sticks out`);
+    if (r.right > innerWidth + 1 || r.left < -1) found.push(`${e.outerHTML.slice(0, 90)} is cut`);
     for (const [f, s] of all) {
       const wide = Math.min(r.right, s.right) - Math.max(r.left, s.left);
       const high = Math.min(r.bottom, s.bottom) - Math.max(r.top, s.top);
@@ -149,6 +149,7 @@ def _refuse_and_begin_again(page):
     page.get_by_role("button", name="Generate").click()
     page.get_by_text("the prompt is empty").wait_for(timeout=30_000)
     _wait(page, "^ready$")
+    page.get_by_test_id("toast-close").click()
 
 
 def _make_two(page, picture):
