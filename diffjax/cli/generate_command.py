@@ -41,6 +41,15 @@ FLAG_GROUPS = {
     ),
     "More about prompts and sampling": (
         *("weighted", "clip_skip", "prompt_2", "negative_2", "grid", "eta", "rescale"),
+        *("timesteps", "sigmas", "pag", "pag_layers", "pag_adaptive", "freeu"),
+    ),
+    "More about images and the refiner": (
+        *("mask_padding", "image_guidance", "depth", "noise_level"),
+        *("refiner_prompt", "refiner_negative", "refiner_guidance"),
+    ),
+    "What XL is told": (
+        *("original_size", "crop", "target_size", "aesthetic", "negative_original_size"),
+        *("negative_crop", "negative_target_size", "negative_aesthetic"),
     ),
 }
 

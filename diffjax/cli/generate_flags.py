@@ -77,15 +77,37 @@ flags.DEFINE_string(
 flags.DEFINE_integer("steps", DEFAULTS.steps, "Number of steps of the sampler.")
 flags.DEFINE_string("grid", None, f"How the noise levels of the steps are spaced: {_GRIDS}.")
 flags.DEFINE_float("eta", None, "Stochasticity of the samplers ddim and tcd.")
+flags.DEFINE_string(
+    "timesteps", None, "Falling times of the training schedule to visit, such as 999,749,499,249."
+)
+flags.DEFINE_string("sigmas", None, "Falling levels sigma/alpha of the noise, such as 14.6,3.1,0.")
 flags.DEFINE_float(
     "guidance", None, "Guidance scale; 7.5 if not set, or 5 for XL. A scale of 1 means none."
 )
 flags.DEFINE_float("rescale", DEFAULTS.rescale, "Guidance rescale, in [0, 1].")
+flags.DEFINE_float("pag", DEFAULTS.pag, "Scale of perturbed-attention guidance, about 3; 0: none.")
+flags.DEFINE_string(
+    "pag_layers", DEFAULTS.pag_layers, "Attentions that --pag perturbs, with commas between them."
+)
+flags.DEFINE_float("pag_adaptive", DEFAULTS.pag_adaptive, "How fast --pag falls with the time.")
+flags.DEFINE_string("freeu", None, "Factors B1,B2,S1,S2 of FreeU, such as 1.5,1.6,0.9,0.2.")
 flags.DEFINE_integer("height", DEFAULTS.height, "Height in pixels; 0 means that of the model.")
 flags.DEFINE_integer("width", DEFAULTS.width, "Width in pixels; 0 means that of the model.")
 flags.DEFINE_string("init_image", None, "Image to start from, or to fill in where --mask is white.")
 flags.DEFINE_string("mask", None, "Image that is white where --init_image is to be filled in.")
+flags.DEFINE_integer(
+    "mask_padding", None, "Fill in a crop around --mask alone, with so many pixels around it."
+)
 flags.DEFINE_float("strength", None, "Share of the steps that are run from --init_image.")
+flags.DEFINE_float(
+    "image_guidance", None, "Guidance scale of --init_image, for models that edit; 1.5 if not set."
+)
+flags.DEFINE_string(
+    "depth", None, "Picture of the depth of --init_image, white where it is near, for depth models."
+)
+flags.DEFINE_integer(
+    "noise_level", None, "Noise that --init_image gets, for upscalers; 20 if not set."
+)
 flags.DEFINE_multi_string(
     "control",
     [],
@@ -102,6 +124,23 @@ flags.DEFINE_string("refiner", None, "Folder or file of the refiner of XL.")
 flags.DEFINE_float(
     "refiner_start", DEFAULTS.refiner_start, "Share of the denoising that comes before --refiner."
 )
+flags.DEFINE_string("refiner_prompt", None, "Prompt of --refiner; --prompt if not set.")
+flags.DEFINE_string("refiner_negative", None, "Negative prompt of --refiner.")
+flags.DEFINE_float("refiner_guidance", None, "Guidance scale of --refiner; --guidance if not set.")
+flags.DEFINE_string(
+    "original_size", None, "HEIGHT,WIDTH before resizing that XL is told; the size if not set."
+)
+flags.DEFINE_string("crop", None, "TOP,LEFT of the crop that XL is told; 0,0 if not set.")
+flags.DEFINE_string(
+    "target_size", None, "HEIGHT,WIDTH after the crop that XL is told; the size if not set."
+)
+flags.DEFINE_float("aesthetic", DEFAULTS.aesthetic, "Aesthetic score that --refiner is told.")
+flags.DEFINE_string("negative_original_size", None, "--original_size of the negative prompt.")
+flags.DEFINE_string("negative_crop", None, "--crop of the negative prompt.")
+flags.DEFINE_string("negative_target_size", None, "--target_size of the negative prompt.")
+flags.DEFINE_float(
+    "negative_aesthetic", DEFAULTS.negative_aesthetic, "--aesthetic of the negative prompt."
+)
 flags.DEFINE_integer("seed", DEFAULTS.seed, "Seed of the first image; image k has SEED + k.")
 FROM_IMAGE = flags.DEFINE_string(
     "from_image", None, "Image made by this command, whose settings are used again."
@@ -115,8 +154,17 @@ TRUST_PATHS = flags.DEFINE_bool(
 # Flags that mean nothing without another one.
 _NEEDS = {
     "mask": "init_image",
+    "mask_padding": "mask",
     "strength": "init_image",
+    "image_guidance": "init_image",
+    "depth": "init_image",
+    "noise_level": "init_image",
+    "pag_layers": "pag",
+    "pag_adaptive": "pag",
     "refiner_start": "refiner",
+    "refiner_prompt": "refiner",
+    "refiner_negative": "refiner",
+    "refiner_guidance": "refiner",
     "balance": "control",
 }
 

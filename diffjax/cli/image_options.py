@@ -22,8 +22,8 @@ from PIL.PngImagePlugin import PngInfo
 import diffjax
 from diffjax import generate
 from diffjax.control import BALANCES
-from diffjax.generate.checks import read_whole, show
-from diffjax.generate.request import read_start, read_strength
+from diffjax.generate.checks import read_number, read_whole, show
+from diffjax.generate.request import LEVELS, SIDE, read_start, read_strength
 from diffjax.types import ConfigError
 from diffjax.untrusted import parse_json
 from diffjax.writing import replace_file
@@ -64,6 +64,18 @@ class ImageOptions:
         control, balance: ControlNets as NET:IMAGE[:SCALE[:START:END]], and how they are weighed.
         refiner, refiner_start: the refiner of XL, and the share of the denoising before it.
         seed: of the noise, below 2^32.
+        timesteps, sigmas: the steps themselves, as numbers with commas, see `generate.Sampling`.
+        pag, pag_layers, pag_adaptive: perturbed-attention guidance, see
+            `generate.PerturbedAttention`; the layers are names with commas.
+        freeu: ``b1,b2,s1,s2``, see `generate.FreeU`.
+        image_guidance: scale of the image, for models that edit by instruction.
+        mask_padding: pixels around what is masked, to fill in a crop alone.
+        depth: depth of ``init_image`` as a picture, for models that keep it.
+        noise_level: of the small image, for upscalers.
+        refiner_prompt, refiner_negative, refiner_guidance: for the refiner, in place of the
+            model's.
+        original_size, crop, target_size, aesthetic: what XL is conditioned on, as two numbers with
+            a comma, see `generate.Size`; and the same for the negative prompt.
     """
 
     model: str | None = None
@@ -96,6 +108,27 @@ class ImageOptions:
     prompt_2: str | None = None
     negative_2: str | None = None
     vae: str | None = None
+    timesteps: str | None = None
+    sigmas: str | None = None
+    pag: float = 0.0
+    pag_layers: str = "mid_block"
+    pag_adaptive: float = 0.0
+    freeu: str | None = None
+    image_guidance: float | None = None
+    mask_padding: int | None = None
+    depth: str | None = None
+    noise_level: int | None = None
+    refiner_prompt: str | None = None
+    refiner_negative: str | None = None
+    refiner_guidance: float | None = None
+    original_size: str | None = None
+    crop: str | None = None
+    target_size: str | None = None
+    aesthetic: float = 6.0
+    negative_original_size: str | None = None
+    negative_crop: str | None = None
+    negative_target_size: str | None = None
+    negative_aesthetic: float = 2.5
 
     def to_dict(self) -> dict[str, OptionValue]:
         """Return the options by name, in their order."""
@@ -107,7 +140,10 @@ OPTION_NAMES = tuple(field.name for field in dataclasses.fields(ImageOptions))
 # The options that nobody has set.
 DEFAULTS = ImageOptions()
 # The options that name files of this machine.
-PATHS = ("model", "tokenizer", "vae", "lora", "concept", "init_image", "mask", "control", "refiner")
+PATHS = (
+    *("model", "tokenizer", "vae", "lora", "concept", "init_image", "mask", "depth", "control"),
+    "refiner",
+)
 # What some options may be; samplers and grids are checked by the request.
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
@@ -124,6 +160,19 @@ _REQUEST_FLAGS = {
     "refiner.start": "refiner_start",
     "control.balance": "balance",
     "num": "batch_size",
+    "guidance.perturbed": "pag",
+    "guidance.perturbed.scale": "pag",
+    "guidance.perturbed.layers": "pag_layers",
+    "guidance.perturbed.adaptive": "pag_adaptive",
+    "guidance.image": "image_guidance",
+    "refiner.prompt": "refiner_prompt",
+    "refiner.guidance": "refiner_guidance",
+    "refiner.guidance.scale": "refiner_guidance",
+    "refiner.guidance.negative": "refiner_negative",
+    "size.original": "original_size",
+    "size.target": "target_size",
+    "size.negative_original": "negative_original_size",
+    "size.negative_target": "negative_target_size",
 }
 # By the type of an option: the types of its values in JSON, and what messages call them.
 _JSON_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -201,14 +250,84 @@ def make_plain_request(options: ImageOptions) -> generate.Request:
     read_whole("seed", options.seed, 0, 2**32 - 1)
     read_strength(options.strength)
     read_start(options.refiner_start)
+    if options.mask_padding is not None:
+        read_whole("image.mask_padding", options.mask_padding, 0, SIDE)
+    if options.noise_level is not None:
+        read_whole("image.noise_level", options.noise_level, 0, LEVELS)
+    if options.refiner_guidance is not None:
+        read_number("refiner.guidance", options.refiner_guidance, 0)
+    factors = read_numbers("freeu", options.freeu, 4)
     return generate.Request(
         list(options.prompt) or "",
-        sampler=generate.Sampling(options.sampler, options.steps, options.grid, eta=options.eta),
-        guidance=generate.Guidance(options.guidance, options.negative, options.rescale),
-        size=generate.Size(options.height, options.width),
+        sampler=generate.Sampling(
+            *(options.sampler, options.steps, options.grid),
+            eta=options.eta,
+            timesteps=read_numbers("sampler.timesteps", options.timesteps),
+            sigmas=read_numbers("sampler.sigmas", options.sigmas),
+        ),
+        guidance=generate.Guidance(
+            *(options.guidance, options.negative, options.rescale),
+            perturbed=generate.PerturbedAttention(
+                options.pag, options.pag_layers.split(","), options.pag_adaptive
+            ),
+            image=options.image_guidance,
+        ),
+        size=_make_size(options),
         clip_skip=options.clip_skip,
         weighted=options.weighted,
+        freeu=None if factors is None else generate.FreeU(*factors),
     ).read()
+
+
+def _make_size(options: ImageOptions) -> generate.Size:
+    """Make the size, with what XL is conditioned on.
+
+    Raises:
+        RequestError: a text does not hold two whole numbers.
+    """
+
+    def pair(argument: str, text: str | None) -> tuple[int, int] | None:
+        numbers = read_numbers(f"size.{argument}", text, 2)
+        return None if numbers is None else (int(numbers[0]), int(numbers[1]))
+
+    return generate.Size(
+        options.height,
+        options.width,
+        original=pair("original", options.original_size),
+        crop=pair("crop", options.crop) or (0, 0),
+        target=pair("target", options.target_size),
+        aesthetic=options.aesthetic,
+        negative_original=pair("negative_original", options.negative_original_size),
+        negative_crop=pair("negative_crop", options.negative_crop),
+        negative_target=pair("negative_target", options.negative_target_size),
+        negative_aesthetic=options.negative_aesthetic,
+    )
+
+
+def read_numbers(argument: str, text: str | None, count: int = 0) -> tuple[float, ...] | None:
+    """Read numbers with commas between them; None stays None.
+
+    Args:
+        argument: of the request, for the message.
+        text: such as ``999,749.5,0``; those of sizes are whole numbers.
+        count: how many there must be; 0 for any number.
+
+    Raises:
+        RequestError: the text holds something else.
+    """
+    if text is None:
+        return None
+    kind: type = int if argument.startswith("size.") else float
+    try:
+        numbers = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or (count and len(numbers) != count):
+        wanted = f"{count} " if count else ""
+        whole = "whole " if kind is int else ""
+        hint = f"{wanted}{whole}numbers with commas between them"
+        raise generate.RequestError(argument, f"{argument} must be {hint}, got {show(text)}")
+    return numbers
 
 
 def find_request_flag(argument: str) -> str:

@@ -128,7 +128,14 @@ def make_request(options: ImageOptions) -> generate.Request:
     if options.init_image:
         mask = _open_picture("mask", options.mask) if options.mask else None
         picture = _open_picture("init_image", options.init_image)
-        image = generate.Image(picture, options.strength, mask)
+        depth = (
+            np.asarray(_open_picture("depth", options.depth).convert("F"))
+            if options.depth
+            else None
+        )
+        image = generate.Image(
+            *(picture, options.strength, mask, options.mask_padding, depth, options.noise_level)
+        )
     # These raise an error if a value is wrong; it is parsed again when it is loaded.
     for text in options.control:
         parse_control(text)
@@ -163,7 +170,15 @@ def add_networks(
         # Adapters and words are those of the model, not of its refiner.
         plain = dataclasses.replace(options, lora=(), concept=())
         pipe = load_pipeline(plain, options.refiner, allow_legacy_pickle=allow_legacy_pickle)
-        refiner = generate.Refiner(pipe, options.refiner_start)
+        guidance = None
+        if options.refiner_guidance is not None or options.refiner_negative is not None:
+            scale = options.refiner_guidance
+            guidance = request.read_guidance()._replace(
+                scale=options.guidance if scale is None else scale,
+                negative=options.refiner_negative or options.negative,
+            )
+        told = options.refiner_prompt
+        refiner = generate.Refiner(pipe, options.refiner_start, told, guidance)
     dtype = jnp.dtype(options.dtype)
     controls = []
     for net, image, scale, start, end in map(parse_control, options.control):
@@ -187,6 +202,10 @@ def generate_images(
     fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
     fields["prompt"] = [_join_texts(one.prompt[0], one.prompt_2) for one in images]
     fields["key"] = np.array([one.seed for one in images])
+    refiner = request.read_refiner()
+    if refiner is not None and refiner.prompt is not None:
+        told = [str(images[0].refiner_prompt)] * len(images)
+        fields["refiner"] = refiner._replace(prompt=told)
     with name_request_flags(), tqdm(desc="steps", leave=False) as bar:
 
         def show_progress(progress: generate.Progress) -> None:

@@ -73,6 +73,56 @@ ARGUMENTS = {
     "ip_adapter_image": "not supported",
     "ip_adapter_image_embeds": "not supported",
 }
+# The flag of `diffjax generate` for an argument of a call; those that are not here have none, since
+# they say where arrays, functions or results are.
+FLAGS = {
+    "num_inference_steps": "--steps",
+    "timesteps": "--timesteps",
+    "sigmas": "--sigmas",
+    "eta": "--eta",
+    "scheduler": "--sampler",
+    "guidance_scale": "--guidance",
+    "guidance_rescale": "--rescale",
+    "negative_prompt": "--negative",
+    "negative_prompt_2": "--negative_2",
+    "prompt_2": "--prompt_2",
+    "generator": "--seed",
+    "seed": "--seed",
+    "num_images_per_prompt": "--num",
+    "height": "--height",
+    "width": "--width",
+    "original_size": "--original_size",
+    "target_size": "--target_size",
+    "crops_coords_top_left": "--crop",
+    "negative_original_size": "--negative_original_size",
+    "negative_target_size": "--negative_target_size",
+    "negative_crops_coords_top_left": "--negative_crop",
+    "aesthetic_score": "--aesthetic",
+    "negative_aesthetic_score": "--negative_aesthetic",
+    "init_image": "--init_image",
+    "strength": "--strength",
+    "mask_image": "--mask",
+    "mask": "--mask",
+    "padding_mask_crop": "--mask_padding",
+    "control_image": "--control=NET:IMAGE",
+    "controlnet": "--control=NET:IMAGE",
+    "controlnet_conditioning_scale": "--control=NET:IMAGE:SCALE",
+    "adapter_conditioning_scale": "--control=NET:IMAGE:SCALE",
+    "adapter_conditioning_factor": "--control=NET:IMAGE:SCALE:0:END",
+    "control_guidance_start": "--control=NET:IMAGE:SCALE:START:END",
+    "control_guidance_end": "--control=NET:IMAGE:SCALE:START:END",
+    "guess_mode": "--balance=guess",
+    "denoising_end": "--refiner_start",
+    "denoising_start": "--refiner_start",
+    "image_guidance_scale": "--image_guidance",
+    "depth_map": "--depth",
+    "noise_level": "--noise_level",
+    "pag_scale": "--pag",
+    "pag_adaptive_scale": "--pag_adaptive",
+    "pag_applied_layers": "--pag_layers",
+    "cross_attention_kwargs": "--lora=PATH:SCALE",
+    "output_type": "--out",
+}
 METHODS = {
     "from_pretrained": "diffjax.load(folder or 'owner/name', revision=, variant=, token=)",
     "from_single_file": "diffjax.load(file, tokenizer=folder)",
@@ -230,14 +280,19 @@ class Explains(type):
 
 def format_tables() -> str:
     """The tables of docs/from_diffusers.md, in Markdown."""
+    calls = {
+        f"`{name}=`": f"{said.format('x')} | {f'`{FLAGS[name]}`' if name in FLAGS else ''}"
+        for name, said in ARGUMENTS.items()
+    }
     parts = {
-        "Classes": {f"`{name}`": said for name, said in CLASSES.items()},
-        "Arguments of a call": {f"`{name}=`": said.format("x") for name, said in ARGUMENTS.items()},
-        "Methods and attributes of a pipeline": {f"`{n}`": said for n, said in METHODS.items()},
+        "Classes": ("", {f"`{name}`": said for name, said in CLASSES.items()}),
+        "Arguments of a call": (" diffjax generate |", calls),
+        "Methods and attributes of a pipeline": ("", {f"`{n}`": s for n, s in METHODS.items()}),
     }
     lines = []
-    for title, rows in parts.items():
-        lines += [f"## {title}", "", "| diffusers | diffjax |", "|---|---|"]
+    for title, (more, rows) in parts.items():
+        rule = "|---|---|---|" if more else "|---|---|"
+        lines += [f"## {title}", "", f"| diffusers | diffjax |{more}", rule]
         lines += [f"| {name} | {rows[name]} |" for name in sorted(rows)]
         lines += [""]
     return "\n".join(lines)

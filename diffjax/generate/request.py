@@ -53,6 +53,7 @@ from diffjax.types import Array, choose, summarize
 
 SIDE = 2**16  # pixels
 LAYERS = 2**16  # of a text encoder
+LEVELS = 10_000  # of the noise of an upscaler
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -246,7 +247,7 @@ def read_image(value: object) -> Image | None:
             raise refuse("image.mask_padding", "needs a mask: Image(pixels, mask=mask)")
     level = given.noise_level
     if level is not None:
-        level = read_whole("image.noise_level", level, 0, 10_000)
+        level = read_whole("image.noise_level", level, 0, LEVELS)
     return given._replace(
         strength=read_strength(given.strength), mask_padding=padding, noise_level=level
     )

@@ -57,7 +57,7 @@ def _read_perturbed(value: object) -> PerturbedAttention | None:
     part = f"{name}.scale" if given is value else name
     scale = read_number(part, given.scale, 0, kind=kind)
     layers = (given.layers,) if isinstance(given.layers, str) else given.layers
-    if not isinstance(layers, list | tuple) or not layers:
+    if not isinstance(layers, list | tuple) or not layers or "" in layers:
         example = "('mid_block', 'up_blocks.0.attentions.1')"
         raise refuse(f"{name}.layers", f"must be names such as {example}, got {show(layers)}")
     layers = tuple(read_text(f"{name}.layers[{k}]", one) for k, one in enumerate(layers))

@@ -5,11 +5,12 @@ import json
 import re
 import zlib
 
+import numpy as np
 import PIL.Image
 import pytest
 from PIL.PngImagePlugin import PngInfo
 
-from diffjax.cli import image_options
+from diffjax.cli import image_options, image_request
 from diffjax.types import ConfigError
 from tests.parity import generate_cases as g
 
@@ -101,6 +102,52 @@ MALFORMED = {
     "model list": ({"model": ["a"]}, "model must be a text"),
     "model zero": ({"model": "a\0b"}, "model is no path of a file"),
     "variant": ({"variant": "../../x"}, "variant must be a part of a file's name"),
+    "pag": ({"pag": -1}, "setting pag is wrong: guidance.perturbed.scale must be finite"),
+    "pag_adaptive": (
+        {"pag": 1, "pag_adaptive": -1},
+        "setting pag_adaptive is wrong: guidance.perturbed.adaptive must be finite",
+    ),
+    "pag_layers": (
+        {"pag": 1, "pag_layers": ","},
+        "setting pag_layers is wrong: guidance.perturbed.layers",
+    ),
+    "image_guidance": (
+        {"image_guidance": 0.5},
+        "setting image_guidance is wrong: guidance.image must be finite and at least 1",
+    ),
+    "mask_padding": (
+        {"mask_padding": -1},
+        "setting mask_padding is wrong: image.mask_padding must lie in [0, 65536]",
+    ),
+    "noise_level": (
+        {"noise_level": 10**5},
+        "setting noise_level is wrong: image.noise_level must lie in [0, 10000]",
+    ),
+    "refiner_guidance": (
+        {"refiner_guidance": -1},
+        "setting refiner_guidance is wrong: refiner.guidance must be finite",
+    ),
+    "aesthetic": ({"aesthetic": 1e300}, "setting aesthetic is wrong: size.aesthetic must"),
+    "negative_aesthetic": (
+        {"negative_aesthetic": -1e300},
+        "setting negative_aesthetic is wrong: size.negative_aesthetic must",
+    ),
+    "timesteps": (
+        {"timesteps": "9,8,x"},
+        "setting timesteps is wrong: sampler.timesteps must be numbers with commas between them",
+    ),
+    "timesteps rise": (
+        {"timesteps": "9,10"},
+        "setting timesteps is wrong: sampler.timesteps[1] must be below 9",
+    ),
+    "sigmas": ({"sigmas": "3,nan"}, "setting sigmas is wrong: sampler.sigmas[1]"),
+    "freeu": ({"freeu": "1,2,3"}, "setting freeu is wrong: freeu must be 4 numbers"),
+    "freeu large": ({"freeu": "1,2,3,40"}, "setting freeu is wrong: freeu.s2 must lie in [0, 10.0]"),
+    "crop": ({"crop": "1.5,2"}, "setting crop is wrong: size.crop must be 2 whole numbers"),
+    "target_size": (
+        {"target_size": "0,8"},
+        "setting target_size is wrong: size.target must lie in",
+    ),
     "seed fraction": ({"seed": 0.5}, "seed must be a whole number"),
     "object as sampler": ({"sampler": {"name": "euler"}}, "sampler must be a text"),
 }
@@ -185,6 +232,7 @@ FOREIGN = {
     "concept": ["x.pt:word"],
     "init_image": "/secret/passport.png",
     "mask": "m.png",
+    "depth": "/secret/depth.png",
     "control": ["net:/secret/scan.png"],
     "refiner": "//server/share",
 }
@@ -278,3 +326,35 @@ def test_a_flag_that_does_not_fit_the_model_is_named(execute, model, tmp_path):
     ):
         said = execute("generate", *asked, *flags, code=2)
         assert f"error: {message}" in said and "Traceback" not in said
+
+
+def test_flags_reach_the_request(tmp_path, monkeypatch):
+    grey = PIL.Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    grey.save(tmp_path / "grey.png")
+    path = str(tmp_path / "grey.png")
+    options = image_options.ImageOptions(
+        prompt=("cat",),
+        timesteps="9,5.5",
+        sigmas="3,0",
+        pag=2.0,
+        pag_layers="mid_block,up_blocks.0",
+        pag_adaptive=0.5,
+        freeu="1.5,1.6,0.9,0.2",
+        image_guidance=1.25,
+        **dict(init_image=path, mask=path, mask_padding=3, depth=path, noise_level=7),
+        **dict(original_size="8,9", crop="1,2", target_size="3,4", aesthetic=7.0),
+        **dict(negative_original_size="5,6", negative_crop="3,1", negative_target_size="2,1"),
+        negative_aesthetic=1.0,
+        **dict(refiner="r", refiner_prompt="dog", refiner_negative="red", refiner_guidance=2.0),
+    )
+    asked = image_request.make_request(options)
+    assert asked.sampler.timesteps == (9, 5.5) and asked.sampler.sigmas == (3, 0)
+    assert asked.guidance.perturbed == (2.0, ("mid_block", "up_blocks.0"), 0.5)
+    assert asked.guidance.image == 1.25 and asked.freeu == (1.5, 1.6, 0.9, 0.2)
+    assert (asked.image.mask_padding, asked.image.noise_level) == (3, 7)
+    np.testing.assert_array_equal(asked.image.depth, np.asarray(grey, np.float32))
+    assert asked.size[2:] == ((8, 9), (1, 2), (3, 4), 7.0, (5, 6), (3, 1), (2, 1), 1.0)
+    monkeypatch.setattr(image_request, "load_pipeline", lambda *_, **__: g.pipeline("refiner"))
+    refiner = image_request.add_networks(asked, options).read_refiner()
+    assert refiner.prompt == ("dog",)
+    assert refiner.guidance.scale == 2.0 and refiner.guidance.negative == ("red",)

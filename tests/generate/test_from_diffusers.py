@@ -41,6 +41,21 @@ def test_methods_are_answered(pipe):
             assert str(found.value) == f"{name} of diffusers is here: {answer}"
 
 
+def test_arguments_have_a_flag():
+    from absl import flags
+
+    from diffjax.cli import generate_command  # defines the flags
+
+    assert generate_command.FLAG_GROUPS
+    assert set(names.FLAGS) <= set(names.ARGUMENTS)
+    for said in names.FLAGS.values():
+        assert said.removeprefix("--").partition("=")[0] in flags.FLAGS
+    # What is left says where arrays, functions and results are, which a command cannot take.
+    arrays = {name for name in names.ARGUMENTS if "embed" in name or name.startswith("callback")}
+    others = {"masked_image_latents", "return_dict", "ip_adapter_image"}
+    assert set(names.ARGUMENTS) - set(names.FLAGS) <= arrays | others
+
+
 def test_a_slip_of_a_name_gets_the_closest(pipe):
     with pytest.raises(AttributeError, match=r"Did you mean 'load_lora_weights'\?"):
         pipe.load_lora_weigths("file")
