@@ -67,7 +67,7 @@ def test_errors_of_a_side_are_found():
 def test_a_side_that_ends_is_reported(tmp_path):
     """Here for want of a package that no environment of the tests has."""
     setup = NO_FLAGS._replace(flax=Path(sys.prefix))
-    with pytest.raises(speed_sides.SideFailed, match="exit code 1: .*diffusers"):
+    with pytest.raises(speed_sides.SideFailed, match=r"exit code 1: .*diffusers"):
         speed_sides.Side("flax", tmp_path, setup)
 
 
