@@ -4,9 +4,10 @@
 
 Writes to the workdir: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ with a grid
 of images at intervals, real.png with training images, summary.json with sizes and times,
-classes.json with the names of classes that the model is told, and with --config.train.evaluate_every the measures in the log and the best
-state in best/. Exit codes: 0 done, 1 error, 2 wrong flags; stopped with the state saved: 130 by
-Ctrl-C, 140 by SIGUSR2, 143 by SIGTERM.
+classes.json with the names of classes that the model is told, and with
+--config.train.evaluate_every the measures in the log and the best state in best/. Exit codes: 0
+done, 1 error, 2 wrong flags; stopped with the state saved: 130 by Ctrl-C, 140 by SIGUSR2, 143 by
+SIGTERM.
 
 Under Slurm and on TPU pods the processes of a run find each other. Elsewhere, start each with
 --coordinator=HOST:PORT --num_processes=N --process_id=I.

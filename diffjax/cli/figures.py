@@ -23,6 +23,7 @@ EXPLANATIONS = {
     "num": "samples that were measured",
     "num_reference": "real pictures that they were compared with",
     "features": "the classifier, and its version",
+    "seed": "of the noise that the samples begin with",
     "sampling_seconds": "time to draw the samples",
     "fid": "Fréchet distance in the features of Inception; 0 is best",
     "kid": "squared distance of the mean features of Inception, unbiased; 0 is best",

@@ -28,16 +28,19 @@ h1{font-size:1.7em;line-height:1.2;margin:.6em 0 .2em}h2{font-size:1.25em;margin
 .faint,figcaption{color:var(--faint);font-size:.92em}.lead{font-size:1.15em;margin:1em 0 .4em}
 .wide{overflow-x:auto}table{border-collapse:collapse;margin:.6em 0}
 td,th{border-bottom:1px solid var(--line);padding:.35em .8em .35em 0;text-align:left;
-vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}
+vertical-align:top}td.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr));gap:0 24px}
 figure{margin:.8em 0}img{max-width:100%;height:auto;display:block}
 img.pixels{width:100%;image-rendering:pixelated}
 img.plot{background:#fff;padding:6px;border-radius:6px}
 pre{background:var(--box);padding:.8em 1em;overflow:auto;max-height:24em;border-radius:6px;
-font-size:.88em}summary{cursor:pointer;margin:1em 0 .4em;font-weight:600}
+font-size:.88em}pre.command{white-space:pre-wrap}summary{cursor:pointer;margin:1em 0 .4em;font-weight:600}
 .bar{position:relative;height:18px;border-radius:9px;background:var(--rest);margin:2.2em 0 .3em}
 .bar .done{position:absolute;left:0;top:0;bottom:0;border-radius:9px;background:var(--good)}
 .bar .mark{position:absolute;top:-1.75em;white-space:nowrap;font-weight:600;font-size:.92em}
+@media(max-width:560px){.explained tr{display:grid;grid-template-columns:1fr auto;
+border-bottom:1px solid var(--line)}.explained td{border:0}.explained td:nth-child(3){
+grid-column:1/-1;padding-top:0;color:var(--faint)}}
 .ends{display:flex;justify-content:space-between;gap:1em}.ends span:last-child{text-align:right}
 """
 
@@ -95,7 +98,8 @@ def format_explained(rows: Mapping[str, tuple[object, str | None]]) -> str:
         return f"<tr><td>{html.escape(name)}</td><td{kind}>{text}</td>{more}</tr>"
 
     body = "".join(format_row(name, *pair) for name, pair in rows.items())
-    return f"<table>{body}</table>"
+    kind = ' class="explained"' if explained else ""
+    return f"<table{kind}>{body}</table>"
 
 
 def fold(title: str, body: str) -> str:

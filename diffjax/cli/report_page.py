@@ -101,7 +101,7 @@ def _describe_choices(cfg: ConfigDict) -> str:
     sides = cfg.data.image_size
     size = "x".join(map(str, (sides, sides) if isinstance(sides, int) else sides))
     return _paragraph(
-        f"Its network predicts {what}; noise grows by the schedule {cfg.schedule.name}. "
+        f"Its network predicts {what}; noise grows by the {cfg.schedule.name} schedule. "
         f"Pictures have {size} pixels."
     )
 
@@ -113,7 +113,7 @@ def _format_quality(evaluation: JsonObject, folder: Path) -> str:
         if "distance" in evaluation or "inception" in evaluation:
             return ""
         command = f"{_find_python()} -m experiments.evaluate --workdir={_quote(folder)}"
-        return f"<p>Not evaluated yet. This measures it:</p><pre>{html.escape(command)}</pre>"
+        return f"<p>Not evaluated yet. This measures it:</p><pre class="command">{html.escape(command)}</pre>"
     return (
         _paragraph(figures.describe_quality(scale), "lead")
         + format_bar(scale)
@@ -224,7 +224,7 @@ def _format_next(cfg: ConfigDict, folder: Path) -> str:
     if not cfg.eval.features:  # there is no distance to sweep
         commands = {about: line for about, line in commands.items() if "--sweep" not in line}
     lines = "".join(
-        f"<p>{html.escape(about)}</p><pre>{html.escape(line)}</pre>"
+        f"<p>{html.escape(about)}</p><pre class="command">{html.escape(line)}</pre>"
         for about, line in commands.items()
     )
     return f"<h2>What to try next</h2>{lines}"

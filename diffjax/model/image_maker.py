@@ -24,7 +24,7 @@ from diffjax.types import Array, ArrayLike, Cond, Rows, Sampler
 # Compiled sampling of a batch, by what it depends on besides its arguments.
 Compiled: TypeAlias = dict[tuple[object, ...], Callable[..., tuple[Array, Array | None]]]
 SHORTEST = 64  # rows that a plan is padded to at least, so that few lengths are compiled
-FRAMES, FILMED = 9, 4  # frames of a film, and the images that are in it
+FRAMES, FILMED = 9, 2  # frames of a film, and the images that are in it
 
 # Called with the frames of the first images, see `film`.
 OnFilm: TypeAlias = Callable[[np.ndarray], None]
