@@ -34,7 +34,8 @@ figure{margin:.8em 0}img{max-width:100%;height:auto;display:block}
 img.pixels{width:100%;image-rendering:pixelated}
 img.plot{background:#fff;padding:6px;border-radius:6px}
 pre{background:var(--box);padding:.8em 1em;overflow:auto;max-height:24em;border-radius:6px;
-font-size:.88em}pre.command{white-space:pre-wrap}summary{cursor:pointer;margin:1em 0 .4em;font-weight:600}
+font-size:.88em}pre.command{white-space:pre-wrap}
+summary{cursor:pointer;margin:1em 0 .4em;font-weight:600}
 .bar{position:relative;height:18px;border-radius:9px;background:var(--rest);margin:2.2em 0 .3em}
 .bar .done{position:absolute;left:0;top:0;bottom:0;border-radius:9px;background:var(--good)}
 .bar .mark{position:absolute;top:-1.75em;white-space:nowrap;font-weight:600;font-size:.92em}

@@ -92,6 +92,10 @@ def _paragraph(text: str, kind: str = "faint") -> str:
     return f'<p class="{kind}">{html.escape(text)}</p>'
 
 
+def _format_command(about: str, command: str) -> str:
+    return f'<p>{html.escape(about)}</p><pre class="command">{html.escape(command)}</pre>'
+
+
 def _describe_choices(cfg: ConfigDict) -> str:
     """Say in a sentence what the network predicts and how noise grows; nothing for other tasks."""
     if cfg.task not in ("diffusion", "controlnet"):
@@ -113,7 +117,7 @@ def _format_quality(evaluation: JsonObject, folder: Path) -> str:
         if "distance" in evaluation or "inception" in evaluation:
             return ""
         command = f"{_find_python()} -m experiments.evaluate --workdir={_quote(folder)}"
-        return f"<p>Not evaluated yet. This measures it:</p><pre class="command">{html.escape(command)}</pre>"
+        return _format_command("Not evaluated yet. This measures it:", command)
     return (
         _paragraph(figures.describe_quality(scale), "lead")
         + format_bar(scale)
@@ -223,10 +227,7 @@ def _format_next(cfg: ConfigDict, folder: Path) -> str:
     commands = list_commands(cfg, folder)
     if not cfg.eval.features:  # there is no distance to sweep
         commands = {about: line for about, line in commands.items() if "--sweep" not in line}
-    lines = "".join(
-        f"<p>{html.escape(about)}</p><pre class="command">{html.escape(line)}</pre>"
-        for about, line in commands.items()
-    )
+    lines = "".join(_format_command(about, line) for about, line in commands.items())
     return f"<h2>What to try next</h2>{lines}"
 
 
