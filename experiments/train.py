@@ -15,7 +15,6 @@ Under Slurm and on TPU pods the processes of a run find each other. Elsewhere, s
 
 from __future__ import annotations
 
-import functools
 import shlex
 import sys
 
@@ -83,8 +82,7 @@ def main() -> None:
     check_trackers(cfg.train.trackers)  # before the data, which may take hours
     check_workdir(folder)
     # The first process writes what the others read: a data set to prepare, tokenizers.
-    load = functools.partial(runs.load_source, cfg, folder=folder)
-    source = hosts.run_in_turn("data", load, seconds=24 * 3600)
+    source = hosts.run_in_turn("data", lambda: runs.load_source(cfg, folder=folder), seconds=86400)
     hosts.run_in_turn("tokenizers", lambda: runs.keep_tokenizers(cfg, folder))
     # This reads what the config names, not what the workdir holds: the trainer compares both.
     frozen = runs.load_fixed_parts(cfg, folder, fresh=True)
