@@ -44,6 +44,21 @@ def test_another_print_is_refused_and_can_be_written(tmp_path, monkeypatch):
     run.run_chapter("sums", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("said", "page", "same"),
+    [
+        ("a 0.500\n", "a 0.501\n", True),  # another processor rounds differently
+        ("a 0.500\n", "a 0.550\n", False),
+        ("[47 72]\n", "[47 73]\n", True),
+        ("a 0.5\n", "b 0.5\n", False),
+        ("a 0.5 0.6\n", "a 0.5\n", False),
+        ("-0.5", "0.5", False),
+    ],
+)
+def test_prints_are_compared_up_to_rounding(said, page, same):
+    assert run.is_same_print(said, page) == same
+
+
 def test_a_notebook_has_the_texts_and_the_code_of_its_page():
     made = run.make_notebook("# T\n\n```python\nprint(2)\n```\n\n```text\n2\n```\n\nEnd.\n")
     kinds = [cell["cell_type"] for cell in made["cells"]]
