@@ -14,7 +14,16 @@ from experiments.tour import run, toy
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 
 
-@pytest.mark.parametrize("name", run.list_chapters())
+QUICK = ("forward", "prediction")  # the others take some seconds
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in run.list_chapters()
+    ],
+)
 def test_a_chapter_prints_what_it_says_and_makes_its_pictures(name, tmp_path):
     run.run_chapter(name, tmp_path)
     page = (run.PAGES / f"{name}.md").read_text("utf-8")
