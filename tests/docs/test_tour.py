@@ -14,8 +14,18 @@ from experiments.tour import run, toy
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 
 
-@pytest.mark.parametrize("name", run.list_chapters())
-def test_a_chapter_prints_what_it_says_and_makes_its_pictures(name, tmp_path):
+QUICK = ("forward", "prediction")  # the others take some seconds
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in run.list_chapters()
+    ],
+)
+def test_a_chapter_prints_what_it_says_and_makes_its_pictures(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(schedules, "SCHEDULES", dict(schedules.SCHEDULES))  # one adds to them
     run.run_chapter(name, tmp_path)
     page = (run.PAGES / f"{name}.md").read_text("utf-8")
     shown = {path for _, path in PICTURE.findall(page) if not path.startswith("..")}
