@@ -85,6 +85,14 @@ def sd15_canny_unlocked() -> ConfigDict:
     return config
 
 
+def sd15_canny_lora() -> ConfigDict:
+    """Adapters of the copied encoder; the layers that read the hint are trained whole."""
+    config = sd15_canny()
+    config.lora = make_section("lora", rank=64, alpha=64.0)
+    config.optim.lr = 1e-4
+    return config
+
+
 def sd15_seg() -> ConfigDict:
     config = _of_stable_diffusion(stable_diffusion.model15(), hint="given")
     config.data.name = "paired_folder"  # masks in colours, in the folder `hints`
@@ -156,7 +164,7 @@ VARIANTS = {
     f.__name__: f
     for f in (
         *(fashion_mnist_edges, fashion_mnist_base, shapes_mask, shapes_edges, small_edges),
-        *(sd15_canny, sd15_canny_unlocked, sd15_seg, sd21_canny, sdxl_canny),
+        *(sd15_canny, sd15_canny_lora, sd15_canny_unlocked, sd15_seg, sd21_canny, sdxl_canny),
         *(shapes_adapter, sd15_canny_adapter, sdxl_canny_adapter),
     )
 }

@@ -124,6 +124,69 @@ def sd15_lora() -> ConfigDict:
     return _lora(sd15())
 
 
+def _personal(config: ConfigDict, *, lr: float) -> ConfigDict:
+    """The same on a few pictures of one thing, beside others of its kind (DreamBooth)."""
+    config.prior = make_section("prior")
+    config.data.update(batch_size=2, bucket_step=0)
+    config.cond.drop = 0.0
+    config.loss.weight = "simple"
+    config.optim.update(lr=lr, warmup=0, weight_decay=0.01)
+    config.ema.update(decay=0.0, warmup=False)
+    config.train.update(steps=800, checkpoint_every=200, sample_every=200)
+    return config
+
+
+def sd15_dreambooth() -> ConfigDict:
+    return _personal(sd15(), lr=2e-6)
+
+
+def sd15_dreambooth_lora() -> ConfigDict:
+    return _personal(sd15_lora(), lr=1e-4)
+
+
+def sdxl_dreambooth_lora() -> ConfigDict:
+    return _personal(sdxl_lora(), lr=1e-4)
+
+
+def _learns_word(config: ConfigDict) -> ConfigDict:
+    """The same with everything frozen but the embedding of a new word (textual inversion)."""
+    config.task = "concept"
+    config.concept = make_section("concept")
+    del config.lora
+    config.data.update(batch_size=4, bucket_step=0)
+    config.cond.drop = 0.0
+    config.loss.weight = "simple"
+    config.optim.update(lr=5e-3, warmup=0, weight_decay=0.0)
+    config.train.update(steps=3000, checkpoint_every=500, sample_every=500)
+    return config
+
+
+def sd15_word() -> ConfigDict:
+    return _learns_word(sd15_lora())
+
+
+def sdxl_word() -> ConfigDict:
+    return _learns_word(sdxl_lora())
+
+
+TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def sd15_text() -> ConfigDict:
+    """The UNet and its text encoder."""
+    config = sd15()
+    config.cond.train_text = True
+    config.optim.lr = 2e-6
+    return config
+
+
+def sd15_text_lora() -> ConfigDict:
+    """Adapters of the UNet and of its text encoder."""
+    config = sd15_lora()
+    config.lora.text_targets = TEXT_LAYERS
+    return config
+
+
 def _fills_in(config: ConfigDict) -> ConfigDict:
     """The same given a mask and what is left of the image; that of 4 channels gets 5 zero ones."""
     config.cond.concat = "fill"
@@ -182,6 +245,23 @@ def shapes_lora() -> ConfigDict:
     return config
 
 
+def shapes_dreambooth() -> ConfigDict:
+    """The same model on a few pictures of one thing, beside others that it made."""
+    config = _personal(shapes_lora(), lr=1e-3)
+    config.data.update(name="captioned_folder", batch_size=32)
+    config.train.update(steps=400, minutes=5.0)
+    return config
+
+
+def shapes_word() -> ConfigDict:
+    """The same model, which learns a word of a few pictures."""
+    config = _learns_word(shapes_lora())
+    config.data.update(name="captioned_folder", batch_size=32)
+    config.optim.lr = 0.02
+    config.train.update(steps=400, minutes=5.0)
+    return config
+
+
 def shapes_xl() -> ConfigDict:
     """The same with two text encoders, and told the sizes of images."""
     config = shapes()
@@ -214,6 +294,9 @@ VARIANTS = {
         *(shapes, shapes_xl, shapes_refiner, shapes_inpainting, shapes_lora),
         *(sd15, sd15_inpainting, sd15_lora, sd21, sd21_lora),
         *(sd21_base, sd21_base_lora, sdxl, sdxl_lora),
+        *(sd15_word, sdxl_word, sd15_text, sd15_text_lora),
+        *(sd15_dreambooth, sd15_dreambooth_lora, sdxl_dreambooth_lora),
+        *(shapes_word, shapes_dreambooth),
     )
 }
 

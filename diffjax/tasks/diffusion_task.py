@@ -190,7 +190,7 @@ class _Objective(NamedTuple):
         raw, prediction = predict(model, z, level, cond, train=True, rngs=rngs)
         values, metrics = self.measure(raw, prediction, x, eps, level)
         history = self.times.update(extra["times"], t, jax.lax.stop_gradient(values))
-        total = (importance * values).mean()
+        total = (importance * batch.get("weight", 1.0) * values).mean()
         return total, ({**extra, "times": history}, {"loss": total, **metrics})
 
     def _take_condition(
