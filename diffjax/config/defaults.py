@@ -223,7 +223,7 @@ DEFAULTS: Config = {
         "words": "",
         # Sizes of embeddings made beforehand
         "given": {"tokens": 77, "pooled": 1280},
-        # Channels joined to z: superres, inpaint, fill, map
+        # Channels joined to z: superres, inpaint, fill, edit, map
         "concat": "",
         # Number of classes of the semantic map
         "map_classes": 0,

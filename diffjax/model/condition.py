@@ -14,19 +14,22 @@
 | superres | the image shrunk to the size of z (area average) |
 | inpaint | the image with a hole, encoded, and the hole |
 | fill | the hole, and the image with it, encoded: as Stable Diffusion's inpainting has them |
+| edit | the picture before an edit, encoded and not scaled (InstructPix2Pix) |
 | map | one channel per class of ``batch["mask"]``, its share of each pixel of z |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffjax.model.channel_conditions import CONCATS, Part, pass_through
+from diffjax import guidance
+from diffjax.model.channel_conditions import CONCATS, EDIT, Part, pass_through
 from diffjax.model.space import Space
 from diffjax.nets.text import CLIPText, TextTransformer
 from diffjax.types import Array, Batch, Cond, Frozen, Params, Statistics, build, choose
@@ -48,6 +51,7 @@ class Condition(NamedTuple):
         guided: whether `null` says less than the condition, so that guidance has an effect.
         names: entries of a raw condition.
         needs: entries of a batch, besides ``label``, that `take` reads.
+        drop: ``(key, raw, rate) -> raw`` as training drops conditions for guidance.
     """
 
     take: Callable[[Batch, jax.Array], Cond]
@@ -58,6 +62,7 @@ class Condition(NamedTuple):
     guided: bool
     names: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    drop: Callable[[jax.Array, Cond, float], Cond] = lambda key, raw, rate: raw
 
 
 def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condition:
@@ -81,7 +86,20 @@ def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condit
     guided = bool(parts)
     if concat:
         parts.append(CONCATS[concat](config, space))
-    return _join_parts(parts, guided)
+    joined = _join_parts(parts, guided)
+    return joined._replace(drop=partial(_drop_apart, joined)) if concat == EDIT else joined
+
+
+def _drop_apart(condition: Condition, key: jax.Array, raw: Cond, rate: float) -> Cond:
+    """Drop text and picture of InstructPix2Pix, each alone or both (Brooks et al. 2022, 3.2.1).
+
+    Each of the three happens with probability ``rate / 2``.
+    """
+    entry: dict[str, Array] = cast(Any, raw)[EDIT]
+    drawn = jax.random.uniform(key, entry["seen"].shape)
+    said = guidance.replace(raw, condition.null(raw), drawn < rate)
+    hidden = (drawn >= rate / 2) & (drawn < 1.5 * rate)
+    return {**cast(Any, said), EDIT: {**entry, "seen": jnp.where(hidden, 0.0, entry["seen"])}}
 
 
 def _join_parts(parts: list[Part], guided: bool) -> Condition:
@@ -103,7 +121,11 @@ def _join_parts(parts: list[Part], guided: bool) -> Condition:
     example = {k: v for p in parts for k, v in p.example.items()} or None
     needs = tuple(n for p in parts for n in p.needs)
     names = tuple(p.name for p in parts)
-    return Condition(take, null, init, encode, example, guided, names, needs)
+
+    def drop(key: jax.Array, raw: Cond, rate: float) -> Cond:
+        return guidance.drop(key, raw, null(raw), rate)
+
+    return Condition(take, null, init, encode, example, guided, names, needs, drop)
 
 
 UNCONDITIONAL = _join_parts([], False)  # that of a network that is given z and t alone

@@ -116,7 +116,7 @@ def _save_whole(
     elif not Path(where).exists():
         raise ConfigError(f"{where} (config.model.path) is needed for the other parts")
     elif Path(where).is_dir():
-        _copy_with(Path(where), state.ema, out)
+        _copy_with(cfg, Path(where), state.ema, out)
     else:
         parts = load_components(where, tokenizer=cfg.model.tokenizer or None)
         unet, encoders = split_encoders(state.ema)
@@ -136,7 +136,7 @@ def _count_channels(unet: Params) -> int:
     return int(unet["conv_in"]["kernel"].shape[2])
 
 
-def _copy_with(where: Path, params: Params, out: Path) -> None:
+def _copy_with(cfg: ConfigDict, where: Path, params: Params, out: Path) -> None:
     """Copy a folder of diffusers with what was trained in it; the other parts stay as they are.
 
     Args:
@@ -164,7 +164,8 @@ def _copy_with(where: Path, params: Params, out: Path) -> None:
     if widened:
         index = read_json(where / INDEX)
         kind = index["_class_name"].removesuffix("Pipeline")
-        write_json(out / INDEX, {**index, "_class_name": f"{kind}InpaintPipeline"})
+        does = "InstructPix2Pix" if cfg.cond.concat == "edit" else "Inpaint"
+        write_json(out / INDEX, {**index, "_class_name": f"{kind}{does}Pipeline"})
 
 
 def _gather_parts(

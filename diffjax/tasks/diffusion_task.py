@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax import guidance, likelihood, losses, parameterization
+from diffjax import likelihood, losses, parameterization
 from diffjax.model import Model, encode, make_model, predict
 from diffjax.model.build import split_section
 from diffjax.nets.initialisation import initialise
@@ -209,7 +209,7 @@ class _Objective(NamedTuple):
         cond = model.condition.take(batch, key)
         if cond is not None and model.drop:
             drop_key = jax.random.fold_in(dropout_key, 1)
-            cond = guidance.drop(drop_key, cond, model.condition.null(cond), model.drop)
+            cond = model.condition.drop(drop_key, cond, model.drop)
         cond = encode(model, cond)
         if self.augment:
             augment_key = jax.random.fold_in(dropout_key, 2)

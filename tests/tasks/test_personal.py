@@ -1,0 +1,173 @@
+"""What is trained of text encoders: all of it, adapters, or the embeddings of a new word."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from configs import stable_diffusion
+from diffjax import lora
+from diffjax.model import make_model
+from diffjax.model.condition import TABLE, make_clips
+from diffjax.pretrained import Component, load_loras, save_lora
+from diffjax.pretrained.prompts import TextEncoder, add_concept, encode
+from diffjax.pretrained.tokenizers import train_tokenizer
+from diffjax.runs.concepts import choose_rows, save_word
+from diffjax.tasks import assemble_model, make_lora_task
+from diffjax.tasks.concept_task import make_concept_task
+from diffjax.types import ConfigError
+from tests.tasks.test_lora import SHAPE, small
+
+WORDS = ("a", "red", "cat", "on", "the", "left")
+IDS = jnp.asarray(np.random.default_rng(0).integers(0, 22, (2, 18)), jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """Random parameters of a UNet and a text encoder of the small config."""
+    config, rng = small(), np.random.default_rng(0)
+    net, model = make_clips(config)["text_encoder"], make_model(config, SHAPE)
+    shapes = {
+        "base": jax.eval_shape(
+            model.network.init, jax.random.key(0), jnp.zeros((1, *SHAPE)), jnp.zeros(1),
+            model.condition.example,
+        )["params"],
+        "text_encoder": jax.eval_shape(net.init, jax.random.key(2), IDS)["params"],
+    }  # fmt: skip
+    return jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(x.dtype), shapes)
+
+
+def text_config(task, **lora):
+    config = small("shapes_word" if task == "concept" else "shapes_lora")
+    config.cond.empty = (20, 21, 21)
+    if lora:
+        config.lora.update(lora)
+    return config
+
+
+def context_of(model, ids, params=None):
+    """What the network attends to, compiled once for the whole file where it can be."""
+    params = model.params if params is None else params
+    return model.condition.encode(params, model.frozen or {}, {}, {"text": ids})["context"]
+
+
+def test_trained_parameters_come_before_frozen_ones_and_get_the_gradient(frozen):
+    model = make_model(text_config("lora"), SHAPE)._replace(frozen=frozen)
+    others = jax.tree.map(lambda leaf: leaf + 0.1, frozen["text_encoder"])
+
+    def measure(params):
+        return (context_of(model, IDS, params) ** 2).mean()
+
+    value, slope = jax.value_and_grad(measure)({"text_encoder": others})
+    assert abs(float(value) - float(measure({}))) > 1e-3
+    moved = jax.tree.map(lambda leaf: float(abs(leaf).max()) > 0, slope["text_encoder"])
+    assert moved[TABLE]["embedding"] and moved["text_model.final_layer_norm"]["scale"]
+
+
+def test_whole_encoders_are_part_of_what_is_trained(frozen):
+    config = text_config("lora")
+    plain = make_model(config, SHAPE).condition.init(jax.random.key(0))
+    config.cond.train_text = True
+    found = jax.eval_shape(make_model(config, SHAPE).condition.init, jax.random.key(0))
+    assert plain == {}
+    assert jax.tree.structure(found["text_encoder"]) == jax.tree.structure(frozen["text_encoder"])
+
+
+def test_adapters_of_encoders_are_trained_merged_and_saved(frozen, tmp_path):
+    config = text_config("lora", text_targets=("q_proj", "mlp.fc1"), rank=2, alpha=4.0)
+    task = make_lora_task(config, SHAPE)
+    batch = {"image": jnp.zeros((1, *SHAPE)), "text": IDS[:1]}
+    made, _ = jax.eval_shape(task.init, jax.random.key(0), frozen, batch)
+    rng = np.random.default_rng(1)
+    made = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), made)
+    layers = made["text_encoder"]["text_model.encoder.layers"]
+    assert set(layers) == {"self_attn.q_proj", "mlp.fc1"}
+    model = assemble_model(config, SHAPE, made, frozen, {})
+    ((adapters, scale),) = model.adapters
+    merged = lora.merge(model.params, adapters, scale)
+    save_lora(tmp_path / "lora.safetensors", made, scale=scale)
+    there = {
+        name: Component(net, frozen[part], {})
+        for name, net, part in (
+            ("unet", model.network, "base"),
+            ("text_encoder", make_clips(config)["text_encoder"], "text_encoder"),
+        )
+    }
+    back = load_loras(there, tmp_path / "lora.safetensors")
+    again = lora.merge(frozen["text_encoder"], back["text_encoder"], 1.0)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), merged["text_encoder"], again
+    )
+    keys = load_file(tmp_path / "lora.safetensors")
+    assert any(key.startswith("text_encoder.text_model.encoder.layers.0.mlp") for key in keys)
+    assert set(back) == {"unet", "text_encoder"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(WORDS, length=18)
+
+
+def test_a_word_is_encoded_in_training_as_it_is_after_loading(frozen, tokenizer, tmp_path):
+    config = text_config("concept")
+    config.concept.update(word="<cat>", vectors=2)
+    config.cond.text.vocabulary = tokenizer.backend.get_vocab_size()
+    net = make_clips(config)["text_encoder"]
+    table = frozen["text_encoder"][TABLE]["embedding"]
+    table = np.resize(table, (net.vocabulary, table.shape[1]))
+    parts = {**frozen, "text_encoder": {**frozen["text_encoder"], TABLE: {"embedding": table}}}
+    task = make_concept_task(config, SHAPE)
+    batch = {"image": jnp.zeros((1, *SHAPE)), "text": IDS[:1]}
+    shapes, _ = jax.eval_shape(task.init, jax.random.key(0), parts, batch)
+    assert jax.tree.map(lambda leaf: leaf.shape, shapes) == {
+        "text_encoder": {"embedding": (2, table.shape[1])}
+    }
+    drawn = np.random.default_rng(3).normal(size=(2, 8)).astype("f4")
+    rows = {"text_encoder": {"embedding": drawn}}
+    save_word(tmp_path / "word.safetensors", rows, "<cat>")
+    assert list(load_file(tmp_path / "word.safetensors")) == ["<cat>"]
+    plain = TextEncoder(tokenizer, Component(net, parts["text_encoder"], {}))
+    (known,) = add_concept((plain,), tmp_path / "word.safetensors")
+    model = assemble_model(config, SHAPE, rows, parts, {})
+    ids = known.tokenizer.plain("a red <cat>").ids
+    found = context_of(model, ids)
+    wanted = encode((known,), "a red <cat>").context
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    others = jax.tree.map(lambda leaf: leaf + 0.5, rows)
+    moved = context_of(assemble_model(config, SHAPE, others, parts, {}), ids)
+    assert float(abs(moved - found).max()) > 1e-3
+
+
+def test_a_word_begins_with_the_embeddings_of_a_text(frozen, tokenizer):
+    config = text_config("concept")
+    config.concept.update(word="<x>", vectors=3, initial="red cat")
+    table = np.arange(200 * 8, dtype=np.float32).reshape(200, 8)
+    parts = {"text_encoder": {TABLE: {"embedding": table}}}
+    found = choose_rows(config, {"text": tokenizer}, parts)()
+    red, cat = tokenizer.ids("red cat")
+    np.testing.assert_array_equal(found["text_encoder"]["embedding"], table[[red, cat, red]])
+    config.concept.initial = "a red cat on"
+    with pytest.raises(ConfigError, match=r"concept\.initial='a red cat on' has 4 tokens"):
+        choose_rows(config, {"text": tokenizer}, parts)
+    config.concept.initial = ""
+    assert choose_rows(config, {"text": tokenizer}, parts) is None
+
+
+def test_what_no_encoder_can_have_is_refused():
+    config = text_config("concept")
+    config.concept.vectors = 0
+    with pytest.raises(ValueError, match=r"concept\.vectors of at least 1, got 'clip' and 0"):
+        make_concept_task(config, SHAPE)
+    config = text_config("lora", text_targets=("q_proj",))
+    config.cond.context = ""
+    with pytest.raises(ValueError, match=r"lora\.text_targets needs published text encoders"):
+        make_lora_task(config, SHAPE)
+
+
+def test_configs_say_what_is_trained():
+    variants = stable_diffusion.VARIANTS
+    assert variants["sd15_text"]().cond.train_text
+    assert variants["sd15_text_lora"]().lora.text_targets
+    assert variants["sd15_word"]().task == variants["sdxl_word"]().task == "concept"
+    assert all("prior" in config() for name, config in variants.items() if "dreambooth" in name)
