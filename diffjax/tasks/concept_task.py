@@ -60,12 +60,12 @@ def make_concept_task(
         step: Array,
         batch: Mapping[str, Array],
     ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
-        return inner.loss(_join_rows(params, frozen), frozen, extra, key, step, batch)
+        return inner.loss(join_rows(params, frozen), frozen, extra, key, step, batch)
 
     return Task(init, loss)
 
 
-def _join_rows(params: Params, frozen: Frozen) -> Params:
+def join_rows(params: Params, frozen: Frozen) -> Params:
     """Join the rows of the word to the tables of the text encoders, beside the base."""
 
     def extend(name: str) -> Params:
@@ -85,4 +85,4 @@ def assemble_with_word(
         model: the base, without parameters.
         params, frozen: what the task trained, and what it read.
     """
-    return model._replace(params=_join_rows(params, frozen))
+    return model._replace(params=join_rows(params, frozen))

@@ -9,7 +9,8 @@ from safetensors.numpy import load_file
 from configs import stable_diffusion
 from diffjax import lora
 from diffjax.model import make_model
-from diffjax.model.condition import TABLE, make_clips
+from diffjax.model.condition import TABLE, make_clips, make_condition
+from diffjax.model.space import make_pixel_space
 from diffjax.pretrained import Component, load_loras, save_lora
 from diffjax.pretrained.prompts import TextEncoder, add_concept, encode
 from diffjax.pretrained.tokenizers import train_tokenizer
@@ -171,3 +172,35 @@ def test_configs_say_what_is_trained():
     assert variants["sd15_text_lora"]().lora.text_targets
     assert variants["sd15_word"]().task == variants["sdxl_word"]().task == "concept"
     assert all("prior" in config() for name, config in variants.items() if "dreambooth" in name)
+
+
+def test_an_instruction_and_its_picture_are_dropped_apart_and_together():
+    config = text_config("lora")
+    config.cond.concat = "edit"
+    condition = make_condition(config, make_pixel_space(SHAPE), 0)
+    count = 4000
+    hint = jnp.full((count, 2, 2, 3), 0.75)
+    raw = condition.take({"text": jnp.ones((count, 18), jnp.int32), "hint": hint}, None)
+    np.testing.assert_array_equal(raw["edit"]["image"], 0.5)
+    key = jax.random.key(0)
+    found = condition.drop(key, raw, 0.1)
+    # As diffusers' train_instruct_pix2pix has it, of conditioning_dropout_prob p = 0.05.
+    p, drawn = 0.05, jax.random.uniform(key, (count,))
+    np.testing.assert_array_equal(found["text"][:, 0] == 20, drawn < 2 * p)
+    np.testing.assert_array_equal(found["edit"]["seen"] == 0, (drawn >= p) & (drawn < 3 * p))
+    both = (found["text"][:, 0] == 20) & (found["edit"]["seen"] == 0)
+    assert abs(float(both.mean()) - 0.05) < 0.015
+    null = condition.null(raw)  # of guidance, which keeps the picture
+    assert (null["text"][:, 0] == 20).all() and (null["edit"]["seen"] == 1).all()
+
+
+def test_the_picture_before_an_edit_is_encoded_without_the_scale():
+    config = text_config("lora")
+    config.cond.update(context="", concat="edit")
+    space = make_pixel_space(SHAPE)._replace(encode=lambda frozen, extra, images: 3 * images)
+    condition = make_condition(config, space, 0)
+    raw = condition.take({"hint": jnp.full((2, *SHAPE), 0.75)}, None)
+    raw["edit"]["seen"] = jnp.array([1.0, 0.0])
+    found = condition.encode({}, {}, {"latent_scale": 3.0}, raw)["concat"]
+    np.testing.assert_allclose(found, np.broadcast_to(np.array([0.5, 0])[:, None, None, None],
+                                                      (2, *SHAPE)))  # fmt: skip
