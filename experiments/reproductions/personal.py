@@ -65,7 +65,7 @@ def _make_piece(name: str, minutes: float, folders: tuple[str, ...], *flags: str
         f"--config.model.path={KEPT}",
         "--config.data.name=captioned_folder",
         f"--config.data.dir={{runs}}/own-{folders[0]}",
-        "--config.data.bucket_step=0",
+        *("--config.data.bucket_step=0", "--config.data.batch_size=16"),
         *("--config.train.minutes=0.0", "--config.train.sample_every=0", *flags),
     )
     commands = (
