@@ -20,6 +20,7 @@
 | sd15_dreambooth_lora | the same | 3,188,736 | 2, 800 | 3.5 GB |
 | sdxl_dreambooth_lora | XL, the same | 23,224,320 | 2, 800 | 10.6 GB |
 | sd15_word, sdxl_word | SD 1.5, XL; a word of one embedding | 768, 2,048 | 4, 3k | 3.5, 10.3 GB |
+| sd15_lcm_lora, sdxl_lcm_lora | the same, for 4 steps | 12.8M, 92.9M | 4, 5k | 3.6, 11.4 GB |
 | sd15_text | SD 1.5, its text encoder too | 982,581,444 | 32, 10k | 15.7 GB |
 | sd15_text_lora | the same, adapters of both | 4,368,384 | 4, 2k | 3.5 GB |
 | shapes (default) | nothing: a small model of one's own | 1,665,364 | 32, 20 minutes | |
@@ -197,6 +198,26 @@ def sd15_text_lora() -> ConfigDict:
     return config
 
 
+def _distilled(config: ConfigDict) -> ConfigDict:
+    """Adapters with which a few steps are enough (LCM-LoRA, Luo et al. 2023)."""
+    config.task = "consistency"
+    config.consistency = make_section("consistency")
+    config.lora.update(rank=64, alpha=64.0)
+    config.loss.weight = "simple"
+    config.optim.update(lr=1e-4, warmup=500)
+    config.train.update(steps=5000, checkpoint_every=500)
+    config.sample.update(sampler="lcm", grid="lcm", steps=4, guidance=1.0)
+    return config
+
+
+def sd15_lcm_lora() -> ConfigDict:
+    return _distilled(sd15_lora())
+
+
+def sdxl_lcm_lora() -> ConfigDict:
+    return _distilled(sdxl_lora())
+
+
 def _fills_in(config: ConfigDict) -> ConfigDict:
     """The same given a mask and what is left of the image; that of 4 channels gets 5 zero ones."""
     config.cond.concat = "fill"
@@ -326,7 +347,7 @@ VARIANTS = {
         *(shapes, shapes_xl, shapes_refiner, shapes_inpainting, shapes_lora),
         *(sd15, sd15_edit, shapes_edit, sd15_inpainting, sd15_lora, sd21, sd21_lora),
         *(sd21_base, sd21_base_lora, sdxl, sdxl_lora),
-        *(sd15_word, sdxl_word, sd15_text, sd15_text_lora),
+        *(sd15_lcm_lora, sdxl_lcm_lora, sd15_word, sdxl_word, sd15_text, sd15_text_lora),
         *(sd15_dreambooth, sd15_dreambooth_lora, sdxl_dreambooth_lora),
         *(shapes_word, shapes_dreambooth),
     )

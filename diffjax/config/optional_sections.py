@@ -65,6 +65,17 @@ OPTIONAL: Config = {
         # The same of text encoders, such as q_proj, k_proj, v_proj, out_proj; none: frozen
         "text_targets": (),
     },
+    "consistency": {
+        # Steps of the grid between two of which the student is to agree
+        "steps": 50,
+        # Smallest and largest guidance scale w of the teacher (s = 1 + w)
+        "low": 5.0,
+        "high": 15.0,
+        # Constant c of the pseudo-Huber distance
+        "huber": 0.001,
+        # Factor on the timestep in the boundary condition, as of the sampler lcm
+        "timestep_scaling": 10.0,
+    },
     "concept": {
         # The new word, such as <cat-toy>
         "word": "",

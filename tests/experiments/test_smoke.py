@@ -166,6 +166,8 @@ PARAMETERS = {
     "stable_diffusion:sdxl_dreambooth_lora": 23_224_320,
     "stable_diffusion:shapes_dreambooth": 28_224,
     "stable_diffusion:shapes_word": 64,
+    "stable_diffusion:sd15_lcm_lora": 4 * 3_188_736,
+    "stable_diffusion:sdxl_lcm_lora": 4 * 23_224_320,
     "stable_diffusion:sd15_word": 768,
     "stable_diffusion:sdxl_word": 768 + 1280,
     "stable_diffusion:sd15_text": 859_520_964 + 123_060_480,

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from configs import stable_diffusion
-from diffjax import lora
+from diffjax import lora, parameterization, schedules
+from diffjax.losses import draw_noise
 from diffjax.model import make_model
 from diffjax.model.condition import TABLE, make_clips, make_condition
 from diffjax.model.space import make_pixel_space
@@ -18,6 +20,7 @@ from diffjax.pretrained.tokenizers import train_tokenizer
 from diffjax.runs.concepts import choose_rows, save_word
 from diffjax.tasks import assemble_model, make_lora_task
 from diffjax.tasks.concept_task import make_concept_task
+from diffjax.tasks.consistency_task import measure_inconsistency
 from diffjax.types import ConfigError
 from tests.tasks.test_lora import SHAPE, small
 
@@ -205,3 +208,51 @@ def test_the_picture_before_an_edit_is_encoded_without_the_scale():
     found = condition.encode({}, {}, {"latent_scale": 3.0}, raw)["concat"]
     np.testing.assert_allclose(found, np.broadcast_to(np.array([0.5, 0])[:, None, None, None],
                                                       (2, *SHAPE)))  # fmt: skip
+
+
+class Linear:
+    """A network that predicts noise as a multiple of z that depends on the condition."""
+
+    def apply(self, variables, z, t, cond, train=False):
+        return variables["params"]["gain"] * z * (1 + cond) + t[:, None, None, None] / 1000
+
+
+def test_a_distilled_student_is_measured_as_diffusers_does():
+    """Every line of the expected value is one of train_lcm_distill_lora_sd_wds.py."""
+    config = ConfigDict({"steps": 50, "low": 5.0, "high": 15.0, "huber": 1e-3})
+    config.timestep_scaling = 10.0
+    plain = make_model(text_config("lora"), SHAPE)
+    plain = plain._replace(  # as Stable Diffusion
+        schedule=schedules.scaled_linear(), parameterization=parameterization.make("eps")
+    )
+    teacher = plain._replace(network=Linear(), params={"gain": 0.4})
+    student = teacher._replace(params={"gain": 0.3})
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, *SHAPE)), jnp.float32)
+    key = jax.random.key(2)
+    found = measure_inconsistency(student, teacher, config, x, (0.2, 0.0), key)
+
+    keys = jax.random.split(key, 3)
+    start = np.asarray(jax.random.randint(keys[0], (6,), 1, 51)) * 20 - 1
+    end = np.maximum(start - 20, 0)
+    noise, _ = draw_noise(keys[1], x.shape)
+    w = np.asarray(jax.random.uniform(keys[2], (6,), minval=5.0, maxval=15.0))
+    alphas = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+
+    def wide(values):
+        return np.asarray(values, np.float64)[:, None, None, None]
+
+    def denoise(z, t, gain, cond):
+        eps = gain * z * (1 + cond) + wide(t) / 1000
+        return (z - wide((1 - alphas[t]) ** 0.5) * eps) / wide(alphas[t] ** 0.5), eps
+
+    def consistent(z, t):
+        scaled = t * 10.0
+        out = wide(scaled / (scaled**2 + 0.25) ** 0.5) * denoise(z, t, 0.3, 0.2)[0]
+        return wide(0.25 / (scaled**2 + 0.25)) * z + out
+
+    z = wide(alphas[start] ** 0.5) * x + wide((1 - alphas[start]) ** 0.5) * noise
+    said, silent = denoise(z, start, 0.4, 0.2), denoise(z, start, 0.4, 0.0)
+    x0, eps = (a + wide(w) * (a - b) for a, b in zip(said, silent, strict=True))
+    lower = wide(alphas[end] ** 0.5) * x0 + wide((1 - alphas[end]) ** 0.5) * eps
+    error = consistent(z, start) - consistent(lower, end)
+    np.testing.assert_allclose(found, (np.sqrt(error**2 + 1e-6) - 1e-3).mean(), rtol=1e-4)
