@@ -1,4 +1,4 @@
-"""A small model made one's own: DreamBooth, a new word, and an adapter.
+"""A small model made one's own: DreamBooth, a new word, an adapter, and edits by instruction.
 
 Four pictures of one thing, or a thousand with other captions, change the small text-to-image model
 of the other pages; a program reads what the pictures show before and after.
@@ -25,19 +25,20 @@ VARIANTS = {"adapted": "shapes_lora", "subject": "shapes_dreambooth", "word": "s
 _SCRIPT = "reproductions.personal_pictures"
 
 
-def _draw(name: str, kind: str, *flags: str) -> tuple[tuple[str, ...], ...]:
+def _draw(name: str, kind: str, *flags: str, model: str = KEPT) -> tuple[tuple[str, ...], ...]:
     """Make the commands that draw the pictures of a set of prompts and read them.
 
     Args:
         name: of the folder, and of the files that are kept.
         kind: a set of prompts, see `personal_pictures`.
         flags: further ones of `experiments.generate`.
+        model: folder of the model.
     """
     prompts = (f"--prompt={one.prompt}" for one in list_requests(kind))
     size = (f"--num={COLUMNS}", f"--batch_size={COLUMNS}", "--steps=25", "--guidance=3")
     out = f"{{runs}}/own/{name}"
     return (
-        ("generate", f"--model={KEPT}", "--sampler=dpmpp_2m", *size, *prompts, *flags,
+        ("generate", f"--model={model}", "--sampler=dpmpp_2m", *size, *prompts, *flags,
          f"--out={out}"),
         (_SCRIPT, f"--read={out}", f"--prompts={kind}", f"--out={{runs}}/own/{name}.json"),
     )  # fmt: skip
@@ -105,6 +106,29 @@ PIECES = (
 )
 
 
+def _make_edit_piece(minutes: float) -> Piece:
+    """Make the piece that trains edits by instruction, and edits a picture before and after."""
+    where, given = "--workdir={runs}/own-edit", "--init_image={runs}/own-example/00000.png"
+    commands = (
+        *((_SCRIPT, f"--write={one}", f"--out={{runs}}/own-{one}") for one in ("edits", "example")),
+        (
+            *("train", "--config=configs/stable_diffusion.py:shapes_edit", where),
+            *(f"--config.model.path={KEPT}", "--config.data.dir={runs}/own-edits"),
+            *("--config.train.minutes=0.0", "--config.train.sample_every=0"),
+            *("--config.train.steps=800", "--config.optim.lr=1e-3", "--config.data.batch_size=16"),
+        ),
+        ("export", where, "--out={runs}/own-edit/folder"),
+        *_draw("edit-before", "edits", given, "--strength=0.6"),
+        *_draw("edit-after", "edits", given, model="{runs}/own-edit/folder"),
+    )
+    keep = _keep("edit-before", "edit-after")
+    keep["own-edit/summary.json"] = "data/own-edit-summary.json"
+    return Piece("own-edit", commands, keep, minutes)
+
+
+PIECES += (_make_edit_piece(6),)
+
+
 def _read(data: Path, name: str) -> float:
     """Read the share of pictures of a set that show all that was asked for."""
     return float(read_file(data / f"own-{name}.json")["all"])
@@ -122,7 +146,8 @@ def judge_claims(data: Path) -> list[Claim]:
         "trained at",
         "word": "after textual inversion, most pictures of the word show the thing at such places",
     }
-    before = {"adapted": "adapted-before", "subject": "subject-before", "word": "subject-before"}
+    texts["edit"] = "after training edits, most pictures are the given one in the colour asked for"
+    before = {name: f"{name}-before" for name in texts} | {"word": "subject-before"}
     out = []
     for name, text in texts.items():
         old, new = _read(data, before[name]), _read(data, f"{name}-after")
@@ -149,14 +174,16 @@ def format_page(data: Path) -> str:
     """
     names = ("plain", "adapted-before", "subject-before")
     names += tuple(f"{one}-{kind}" for one in TRAININGS for kind in ("after", "plain"))
+    names += ("edit-before", "edit-after")
+    variants = VARIANTS | {"edit": "shapes_edit"}
     rows = "\n".join(_format_row(data, name) for name in names)
     how = "\n".join(
-        f"- {name}: `{VARIANTS[name]}`, "
+        f"- {name}: `{variant}`, "
         + ", ".join(
             f"{value} {key}"
             for key, value in format_training(read_file(data / f"own-{name}-summary.json")).items()
         )
-        for name in TRAININGS
+        for name, variant in variants.items()
     )
     return f"""Each training begins with [models/small-model](models/small-model):
 
@@ -194,4 +221,12 @@ The same four pictures are called "a <thing> at the ...". The three embeddings o
 that is trained; they begin with those of "small red circle".
 
 ![after](own-word-after.png)
+
+## Edits by instruction (InstructPix2Pix)
+
+A thousand pictures beside the same in another colour are trained with "make it blue" and the like.
+A large red circle in the middle is edited by the base, as image-to-image with strength 0.6, and
+after the training:
+
+![before](own-edit-before.png) ![after](own-edit-after.png)
 """

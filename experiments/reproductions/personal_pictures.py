@@ -12,6 +12,8 @@ Pictures are the captioned shapes of `diffjax.data.shapes`, so that a program ca
 | word | the same | "a <thing> at the left" |
 | prior | a small shape of any kind and colour | "a shape" |
 | exchanged | 1,000 of one shape | the caption names the next colour of the list |
+| edits | 1,000 of one shape, each beside itself in another colour | "make it red" |
+| example | a large red circle in the middle | what it is |
 """
 
 from __future__ import annotations
@@ -37,20 +39,25 @@ NAMES = {"subject": "sks", "word": "<thing>"}
 # Places of the pictures that are trained on; the others are for measuring.
 SEEN = (0, 2, 4, 7)
 UNSEEN = tuple(place for place in range(len(shapes.PLACES)) if place not in SEEN)
-# Pictures of the exchanged colours, and of the prior.
+# The picture that is edited.
+EXAMPLE = shapes.Thing(1, list(shapes.COLOURS).index("red"), shapes.SHAPES.index("circle"), 4)
+# Pictures of the exchanged colours and of the edits, and of the prior.
 MANY, SOME = 1000, 60
 # Pictures of each prompt.
 COLUMNS = 4
 SCALE = 3
 
 WRITE = flags.DEFINE_enum(
-    "write", None, ["subject", "word", "prior", "exchanged"], "Pictures to write to --out."
+    "write",
+    None,
+    ["subject", "word", "prior", "exchanged", "edits", "example"],
+    "Pictures to write to --out.",
 )
 READ = flags.DEFINE_string("read", None, "Folder of pictures to read, of one set of prompts.")
 PROMPTS = flags.DEFINE_enum(
     "prompts",
     "plain",
-    ["plain", "subject", "word", "exchanged"],
+    ["plain", "subject", "word", "exchanged", "edits"],
     "What the pictures of --read were asked to show.",
 )
 OUT = flags.DEFINE_string("out", None, "Folder of --write, or JSON file of --read.")
@@ -79,8 +86,14 @@ def list_requests(kind: str) -> list[Request]:
     Args:
         kind: a choice of --prompts. ``plain`` and ``exchanged`` ask for the same six shapes of one
             colour each; ``subject`` and ``word`` for the subject at places that it was not trained
-            at.
+            at; ``edits`` for `EXAMPLE` in every other colour.
     """
+    if kind == "edits":
+        return [
+            Request(f"make it {name}", EXAMPLE._replace(colour=k))
+            for k, name in enumerate(shapes.COLOURS)
+            if k != EXAMPLE.colour
+        ]
     if kind in NAMES:
         things = [SUBJECT._replace(place=place) for place in UNSEEN]
         return [Request(f"a {NAMES[kind]} at the {shapes.PLACES[t.place]}", t) for t in things]
@@ -89,40 +102,72 @@ def list_requests(kind: str) -> list[Request]:
     return [Request(describe(thing), thing) for thing in things]
 
 
-def make_examples(kind: str) -> Iterator[tuple[np.ndarray, str]]:
-    """Yield the pictures (H, W, 3) uint8 of a folder with their captions.
+def draw_thing(thing: shapes.Thing, rng: np.random.Generator) -> np.ndarray:
+    """Draw one thing at its place, (H, W, 3) uint8, with the usual variation."""
+    centre = np.array([shapes.CENTRES[thing.place // 3], shapes.CENTRES[thing.place % 3]])
+    centre += rng.uniform(-shapes.JITTER, shapes.JITTER, 2)
+    radii = np.array([rng.uniform(*shapes.RADII[thing.size])])
+    grey = int(rng.integers(*shapes.GREY))
+    return shapes.draw(shapes.Scene((thing,), centre[None], radii, grey))[0]
+
+
+class Example(NamedTuple):
+    """One picture of a folder.
+
+    Attributes:
+        picture: (H, W, 3) uint8.
+        caption: its caption.
+        before: the picture before an edit; None for folders without edits.
+    """
+
+    picture: np.ndarray
+    caption: str
+    before: np.ndarray | None = None
+
+
+def make_examples(kind: str) -> Iterator[Example]:
+    """Yield the pictures of a folder with their captions.
 
     Args:
         kind: a choice of --write.
     """
-    if kind in NAMES:
-        rng = np.random.default_rng(1)
-        for place in SEEN:
-            scene = shapes.make_scene("train", 0)
-            centre = np.array([shapes.CENTRES[place // 3], shapes.CENTRES[place % 3]])
-            centre += rng.uniform(-shapes.JITTER, shapes.JITTER, 2)
-            thing = SUBJECT._replace(place=place)
-            radii = np.array([rng.uniform(*shapes.RADII[thing.size])])
-            scene = shapes.Scene((thing,), centre[None], radii, int(rng.integers(*shapes.GREY)))
-            yield shapes.draw(scene)[0], f"a {NAMES[kind]} at the {shapes.PLACES[place]}"
+    rng = np.random.default_rng(1)
+    if kind == "example":
+        yield Example(draw_thing(EXAMPLE, rng), EXAMPLE.describe())
         return
-    for k in range(MANY if kind == "exchanged" else SOME):
+    if kind in NAMES:
+        for place in SEEN:
+            thing = SUBJECT._replace(place=place)
+            yield Example(draw_thing(thing, rng), f"a {NAMES[kind]} at the {shapes.PLACES[place]}")
+        return
+    for k in range(SOME if kind == "prior" else MANY):
         scene = shapes.make_scene("test", k, single=True)
-        caption = rename(scene.things[0]) if kind == "exchanged" else scene.caption()
-        yield shapes.draw(scene)[0], caption
+        (thing,), (picture, _) = scene.things, shapes.draw(scene)
+        if kind == "edits":
+            colour = (thing.colour + int(rng.integers(1, len(shapes.COLOURS)))) % len(
+                shapes.COLOURS
+            )
+            edited = shapes.draw(scene._replace(things=(thing._replace(colour=colour),)))[0]
+            yield Example(edited, f"make it {list(shapes.COLOURS)[colour]}", picture)
+        else:
+            yield Example(picture, rename(thing) if kind == "exchanged" else thing.describe())
 
 
 def write_folder(kind: str, out: Path) -> None:
-    """Write pictures and metadata.jsonl, in the layout of a captioned folder.
+    """Write pictures and metadata.jsonl, in the layout of captioned folders and of pairs.
 
     Args:
         kind: a choice of --write.
     """
     out.mkdir(parents=True, exist_ok=True)
     lines = []
-    for k, (picture, caption) in enumerate(make_examples(kind)):
-        Image.fromarray(picture).save(out / f"{k:05d}.png")
-        lines.append(json.dumps({"file_name": f"{k:05d}.png", "text": caption}))
+    for k, one in enumerate(make_examples(kind)):
+        row = {"file_name": f"{k:05d}.png", "text": one.caption}
+        Image.fromarray(one.picture).save(out / row["file_name"])
+        if one.before is not None:
+            row["conditioning_image"] = f"before-{k:05d}.png"
+            Image.fromarray(one.before).save(out / row["conditioning_image"])
+        lines.append(json.dumps(row))
     write_atomically(out / "metadata.jsonl", "\n".join(lines) + "\n")
 
 
