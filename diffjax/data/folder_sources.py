@@ -264,8 +264,7 @@ def load_captioned(split: str, root: Path, how: Reading, buckets: Buckets | None
       ValueError: ``how.size`` is None; or as `captions.read_folder`.
     """
     if how.texts:
-        found = find_pictures(root, split).paths
-        paths, texts = found * len(how.texts), [text for text in how.texts for _ in found]
+        paths, texts = captions.give_captions(root, split, how.texts)
     else:
         paths, texts = captions.read_folder(root, split, caption_column=how.caption_column)
     if how.size is None:

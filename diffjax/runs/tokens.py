@@ -49,6 +49,7 @@ RANDOM = "random"  # in place of a model: untrained
 SHAPES = "shapes"  # in place of a tokenizer: one for the captions of that data set
 MOST_WORDS = 2000  # others are spelled
 MOST_TOKENS = 77  # of a caption, with start and end
+MOST_READ = 1000  # captions that are searched for a word
 
 
 class ShapeWords(NamedTuple):
@@ -280,10 +281,17 @@ def check_captions(cfg: ConfigDict, source: data.Source) -> None:
     """Check that the data have captions, if the tokens of the config are made of captions.
 
     Raises:
-        ConfigError: they have none.
+        ConfigError: they have none, or none with the word that is to be learned.
     """
     if source.captions is None and (uses_own_words(cfg) or "model" in cfg):
         raise ConfigError(f"{cfg.data.name} has no captions; captioned_folder and shapes do")
+    if cfg.task == "concept" and source.captions is not None:
+        word, texts = cfg.concept.word, source.captions(np.arange(min(len(source), MOST_READ)))
+        if not any(word.lower() in text.lower() for text in texts):
+            raise ConfigError(
+                f"no caption has the word {word!r} (config.concept.word), such as {texts[0]!r}: "
+                f"write it there, or set config.data.captions, such as \"('a photo of {word}',)\""
+            )
 
 
 def add_tokens(
