@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.reproductions.all_pipelines import KEPT
 from experiments.reproductions.claims import Claim, format_training, read_file
-from experiments.reproductions.personal_pictures import COLUMNS, list_requests
+from experiments.reproductions.personal_scenes import COLUMNS, list_requests
 from experiments.reproductions.pieces import Piece
 
 # The config file with the variants for large models.
@@ -30,7 +30,7 @@ def _draw(name: str, kind: str, *flags: str, model: str = KEPT) -> tuple[tuple[s
 
     Args:
         name: of the folder, and of the files that are kept.
-        kind: a set of prompts, see `personal_pictures`.
+        kind: a set of prompts, see `personal_scenes`.
         flags: further ones of `experiments.generate`.
         model: folder of the model.
     """
