@@ -93,15 +93,15 @@ PIECES = (
         _keep("plain", "adapted-before", "subject-before"),
         2,
     ),
-    _make_piece("adapted", 4, ("exchanged",), "--config.train.steps=600"),
+    _make_piece("adapted", 4, ("exchanged",), "--config.train.steps=400"),
     _make_piece(
         *("subject", 4, ("subject", "prior"), "--config.prior.dir={runs}/own-prior"),
-        *("--config.prior.prompt=a shape", "--config.train.steps=300"),
+        *("--config.prior.prompt=a shape", "--config.train.steps=250"),
     ),
     _make_piece(
         *("word", 4, ("word",), "--config.concept.word=<thing>"),
         *("--config.concept.initial=small red circle", "--config.concept.vectors=3"),
-        "--config.train.steps=400",
+        "--config.train.steps=250",
     ),
 )
 
@@ -115,7 +115,7 @@ def _make_edit_piece(minutes: float) -> Piece:
             *("train", "--config=configs/stable_diffusion.py:shapes_edit", where),
             *(f"--config.model.path={KEPT}", "--config.data.dir={runs}/own-edits"),
             *("--config.train.minutes=0.0", "--config.train.sample_every=0"),
-            *("--config.train.steps=800", "--config.optim.lr=1e-3", "--config.data.batch_size=16"),
+            *("--config.train.steps=600", "--config.optim.lr=1e-3", "--config.data.batch_size=16"),
         ),
         ("export", where, "--out={runs}/own-edit/folder"),
         *_draw("edit-before", "edits", given, "--strength=0.6"),
