@@ -105,7 +105,7 @@ def main() -> None:
             folder,
             runs.start_batches(cfg, source),
             frozen=frozen,
-            initial=choose_initial(cfg, shapes.params),
+            initial=choose_initial(cfg, shapes.params, frozen, folder),
             data=source.fingerprint() if source.fingerprint else None,
             on_sample=choose_preview(cfg, folder),
             on_evaluate=choose_evaluation(cfg, folder),

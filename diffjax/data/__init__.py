@@ -26,7 +26,7 @@ from diffjax.data.folder_loaders import FOLDERS
 from diffjax.data.formats import sides
 from diffjax.data.hint_makers import HINTS, Hints, make_hints
 from diffjax.data.pairs import load_pairs
-from diffjax.data.source import Source, from_arrays
+from diffjax.data.source import Source, from_arrays, join_alternating
 
 __all__ = [
     "FOLDERS",
@@ -41,6 +41,7 @@ __all__ = [
     "dataset",
     "device_prefetch",
     "from_arrays",
+    "join_alternating",
     "load",
     "load_pairs",
     "make_crop",

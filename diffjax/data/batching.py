@@ -10,6 +10,9 @@ round is a permutation of the N images, and image k of it says that step k takes
 group of that image. So every round has as many steps of a group as it has images, whatever its
 size; the rows of those steps run through the group's own permutations, and every image is seen
 exactly batch_size times a round.
+
+Images of two sources that alternate (`source.join_alternating`) have even and odd positions, and
+each source its own permutations.
 """
 
 from __future__ import annotations
@@ -185,9 +188,9 @@ def dataset(
         chosen = _order_within_groups(source.groups, seed)
         order = steps.map_with_index(lambda step, _: chosen(step, batch_size)[own])
     else:
-        images = _shuffle(len(source), seed)
+        find = _order_images(source, seed)
         order = steps.map_with_index(
-            lambda step, _: np.asarray([images[step * batch_size + int(k)] for k in own])
+            lambda step, _: np.asarray([find(step * batch_size + int(k)) for k in own])
         )
     return order.map_with_index(read)
 
@@ -195,6 +198,20 @@ def dataset(
 def _shuffle(count: int, seed: int) -> grain.MapDataset:
     """Return endless epochs of 0 to count - 1, each with its own permutation."""
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+
+
+def _order_images(source: Source, seed: int) -> Callable[[int], int]:
+    """Return the function from positions to images; see the module for two sources."""
+    if not source.first:
+        whole = _shuffle(len(source), seed)
+        return lambda position: int(whole[position])
+    first, rest = _shuffle(source.first, seed), _shuffle(len(source) - source.first, seed)
+
+    def find(position: int) -> int:
+        place, odd = divmod(position, 2)
+        return source.first + int(rest[place]) if odd else int(first[place])
+
+    return find
 
 
 def _order_within_groups(groups: np.ndarray, seed: int) -> Callable[[int, int], np.ndarray]:

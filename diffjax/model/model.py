@@ -212,9 +212,13 @@ def denoiser(
 
 
 def encode(model: Model, raw: Cond) -> Cond:
-    """Encode a raw condition as the network reads it; None stays None."""
+    """Encode a raw condition as the network reads it; None stays None.
+
+    Adapters of text encoders are merged.
+    """
     if raw is None:
         return None
+    model = merge_adapters(model)
     return model.condition.encode(
         model.params or {}, model.frozen or {}, model.statistics or {}, raw
     )

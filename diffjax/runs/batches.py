@@ -52,12 +52,21 @@ def _list_vector_shapes(cfg: ConfigDict) -> dict[str, tuple[int, ...]]:
     """List the shapes, per image, of the float entries of a batch besides the image and the hint.
 
     These are the size embeddings of Stable Diffusion XL (``time_ids``), or the embeddings that were
-    made beforehand (``cond.context=given``). Keys are the entries of a batch.
+    made beforehand (``cond.context=given``), the weights of losses (``weight``) with prior
+    preservation, and the picture before an edit (``hint``). Keys are the entries of a batch.
     """
     kind = cfg.cond.context if "cond" in cfg else ""
+    more: dict[str, tuple[int, ...]] = {"weight": ()} if has_prior(cfg) else {}
+    if "cond" in cfg and cfg.cond.concat == "edit":
+        more["hint"] = read_image_shape(cfg)
     if kind == "clip_xl":
-        return {"time_ids": list_added_shapes(cfg)["time_ids"]}
-    return list_embedding_shapes(cfg) if kind == "given" else {}
+        return {"time_ids": list_added_shapes(cfg)["time_ids"], **more}
+    return {**(list_embedding_shapes(cfg) if kind == "given" else {}), **more}
+
+
+def has_prior(cfg: ConfigDict) -> bool:
+    """Whether a config trains on pictures of the kind too (prior preservation, DreamBooth)."""
+    return "prior" in cfg and cfg.prior.weight > 0
 
 
 def make_buckets(cfg: ConfigDict) -> data.Buckets | None:

@@ -27,6 +27,7 @@ from experiments.reproductions import (
     edm,
     improved_ddpm,
     ldm,
+    personal,
     scaling,
 )
 
@@ -40,5 +41,6 @@ PAPERS: dict[str, ModuleType] = {
     "ldm": ldm,
     "pipelines": all_pipelines,
     "controlnet": controlnet_paper,
+    "personal": personal,
     "scaling": scaling,
 }

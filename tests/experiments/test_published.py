@@ -19,7 +19,8 @@ def paper_variants():
     for path in sorted((ROOT / "configs").glob("*.py")):
         if "def get_config" in path.read_text() and path.stem not in OURS:
             names = load_module(str(path)).VARIANTS
-            yield from (f"{path.stem}:{n}" for n in names if not n.startswith(SMALL))
+            papers = (n for n in names if not n.startswith(SMALL) and not n.endswith("_lora"))
+            yield from (f"{path.stem}:{n}" for n in papers)
 
 
 def config_of(name):

@@ -220,6 +220,7 @@ BEGINNINGS = {
     "ablation-": TRIED,
     "improved-": TRIED,
     "reconstruction-": {"distance": 9.0, "psnr": 20.0, "l1": 0.1, "codes_used": 0.9},
+    "own-": {**OBEYED, "pictures": 8},
     "control-cost": {"time_ratio": 0.9, "memory_ratio": 0.8},
     **{f"scaling-{case}": dict.fromkeys(rows, PLANNED) for case, rows in {
         "sd15": ("sd15/v5e:2x4/fsdp8/batch4", "sd15/v5e:2x4/fsdp1/batch4"),
