@@ -21,8 +21,8 @@
 
 Samplers are those of the release: timesteps are one more than range(0, 1000, 1000 // S), which are
 500 for S = 400, and the last step ends at the first level instead of the data. cin_vq8 was guided
-by a classifier of latents with scale 10 (FID 7.77), which is not built here. superres sees averages
-of 4x4 pixels where the release blurs, resizes, adds noise and compresses at random (bsrgan_light).
+by a classifier of latents with scale 10 (FID 7.77), whose settings were not published. superres
+sees small pictures that are blurred, resized, noisy and compressed at random (data.degradation).
 
 Whatever `autoencoder.weights` points to is checked against the section `autoencoder`, copied into
 the workdir and identified in every checkpoint. docs/latent_diffusion.md has the whole story.
