@@ -68,8 +68,8 @@ check: venv ## ruff, mypy, and who may import whom
 	$(BIN)/mypy diffjax
 	$(BIN)/lint-imports
 
-smoke: venv ## train, save and sample every variant of every config for two steps
-	$(BIN)/python -m pytest -n 2 -m smoke_all
+smoke: venv ## the long tests, and two steps of training and a sample of every variant (an hour)
+	$(BIN)/python -m pytest -n 2 -m "(smoke_all or slow) and not parity"
 
 parity: .venv-parity/.installed ## compare with torch and diffusers, in .venv-parity
 	.venv-parity/bin/python -m pytest -m parity
