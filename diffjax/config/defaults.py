@@ -72,6 +72,8 @@ DEFAULTS: Config = {
         "crop": "center",
         # Side of random crops over that of the largest that fits, drawn between these
         "crop_share": (1.0, 1.0),
+        # Small pictures of super-resolution: none (averages), bsrgan_light
+        "degradation": "none",
         # Add uniform noise of the size of a grey level in training
         "dequantize": False,
         # Probability of each of EDM's augmentations

@@ -22,6 +22,7 @@ from diffjax.data.batching import (
 )
 from diffjax.data.captions import Buckets
 from diffjax.data.datasets import load, names
+from diffjax.data.degradation import Degradation, make_degradation
 from diffjax.data.folder_loaders import FOLDERS
 from diffjax.data.formats import sides
 from diffjax.data.hint_makers import HINTS, Hints, make_hints
@@ -32,6 +33,7 @@ __all__ = [
     "FOLDERS",
     "HINTS",
     "Buckets",
+    "Degradation",
     "Hints",
     "RandomCrop",
     "Source",
@@ -45,6 +47,7 @@ __all__ = [
     "load",
     "load_pairs",
     "make_crop",
+    "make_degradation",
     "make_hints",
     "names",
     "sides",

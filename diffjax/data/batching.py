@@ -27,6 +27,7 @@ import grain
 import jax
 import numpy as np
 
+from diffjax.data.degradation import Degradation
 from diffjax.data.formats import crop_resize_at
 from diffjax.data.hint_makers import Hints
 from diffjax.data.source import Source
@@ -131,6 +132,7 @@ def dataset(
     seed: int,
     flip: bool = False,
     crop: RandomCrop | None = None,
+    degradation: Degradation | None = None,
     hints: Hints | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -144,6 +146,7 @@ def dataset(
       seed: of the order and of the flips, 0 to 2**32 - 1.
       flip: mirror each image left to right with probability 1/2, by (seed, position).
       crop: how each image is cropped, by (seed, position); None for its middle.
+      degradation: makes the entry "low", a small picture of each image, by (seed, position).
       hints: computes the entry "hint" from a batch, see `diffjax.data.make_hints`.
       process_index: this process gets the contiguous rows process_index * B, ... of the global
         batch, B = batch_size / process_count. Concatenated, they are the batch of one process.
@@ -180,6 +183,9 @@ def dataset(
         if flip:
             mirrored = _draw_fair_bits(seed, positions)[:, None, None, None]
             images = np.where(mirrored, images[:, :, ::-1], images)
+        if degradation is not None:
+            low = degradation(images, seed, positions)
+            batch = {**batch, "low": to_float(low, source.levels)}
         return {**batch, "image": to_float(images, source.levels)}
 
     # grain's `batch` cannot take single elements of an endless order: its length overflows.
@@ -235,11 +241,18 @@ def _order_within_groups(groups: np.ndarray, seed: int) -> Callable[[int, int], 
     return indices
 
 
-def batch_of(source: Source, indices: np.ndarray) -> Batch:
-    """Return the rows of a source by index, with images in [-1, 1] as training sees them."""
+def batch_of(source: Source, indices: np.ndarray, degradation: Degradation | None = None) -> Batch:
+    """Return the rows of a source by index, with images in [-1, 1] as training sees them.
+
+    Args:
+      degradation: makes the entry "low", which depends on the index.
+    """
     batch = source.take(indices)
     if "image" not in batch:
         return batch
+    if degradation is not None:
+        low = degradation(batch["image"], 0, np.asarray(indices))
+        batch["low"] = to_float(low, source.levels)
     return {**batch, "image": to_float(batch["image"], source.levels)}
 
 
@@ -256,6 +269,7 @@ def batch_at(
     seed: int,
     flip: bool = False,
     crop: RandomCrop | None = None,
+    degradation: Degradation | None = None,
     hints: Hints | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -272,6 +286,7 @@ def batch_at(
         seed=seed,
         flip=flip,
         crop=crop,
+        degradation=degradation,
         hints=hints,
         process_index=process_index,
         process_count=process_count,
@@ -287,6 +302,7 @@ def batches(
     step: int = 0,
     flip: bool = False,
     crop: RandomCrop | None = None,
+    degradation: Degradation | None = None,
     num_threads: int = 2,
     prefetch: int = 2,
     hints: Hints | None = None,
@@ -311,6 +327,7 @@ def batches(
         seed=seed,
         flip=flip,
         crop=crop,
+        degradation=degradation,
         hints=hints,
         process_index=process_index,
         process_count=process_count,

@@ -55,15 +55,22 @@ def average_area(images: Array, shape: tuple[int, int, int]) -> Array:
 
 
 def _make_superres_part(config: ConfigDict, space: Space) -> Part:
-    """Make the part of a small image, the average of the image over the size of z."""
-    channels = config.data.channels
+    """Make the part of a small image, of the size of z.
+
+    It is ``batch["low"]`` if the data degrade images (``data.degradation``), else their average.
+    """
+    degrades = config.data.degradation != "none"
+
+    def take(batch: Batch, key: jax.Array) -> Array:
+        return batch["low"] if degrades else average_area(batch["image"], space.shape)
+
     return Part(
         "low",
-        lambda batch, key: average_area(batch["image"], space.shape),
+        take,
         lambda low: low,
         pass_through("concat"),
-        {"concat": jnp.zeros((1, *space.shape[:2], channels))},
-        ("image",),
+        {"concat": jnp.zeros((1, *space.shape[:2], config.data.channels))},
+        ("low",) if degrades else ("image",),
     )
 
 

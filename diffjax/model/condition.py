@@ -11,7 +11,7 @@
 
 | ``cond.concat`` | joined to the channels of z (`diffjax.model.channel_conditions`) |
 |---|---|
-| superres | the image shrunk to the size of z (area average) |
+| superres | the image shrunk to the size of z: its average, or by ``data.degradation`` |
 | inpaint | the image with a hole, encoded, and the hole |
 | fill | the hole, and the image with it, encoded: as Stable Diffusion's inpainting has them |
 | edit | the picture before an edit, encoded and not scaled (InstructPix2Pix) |
