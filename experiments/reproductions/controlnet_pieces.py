@@ -8,8 +8,8 @@ from __future__ import annotations
 from experiments.reproductions.ldm import SHAPES
 from experiments.reproductions.pieces import Piece, make_training, name_model
 
-# Seeds of the trainings; effects are judged against their spread.
-SEEDS = (0, 1)
+# Seeds of the trainings by kind of hint, which are the units of all effects.
+SEEDS = {"edges": (0, 1, 2, 3), "masks": (0, 1, 2, 3)}
 # Steps of a training, and steps between two measurements.
 STEPS, EVERY = 400, 50
 # The networks that are compared, and the flags that make them.
@@ -193,6 +193,6 @@ PIECES = (
         "--also={results}/models/control-shapes-edges.safetensors",
         f"--scales={','.join(SCALES)}",
     ),
-    *(_make_edges(net, 1) for net in NETS),
-    *(_make_masks(net, 1) for net in MASKS),
+    *(_make_masks(net, seed) for seed in SEEDS["masks"][1:] for net in MASKS),
+    *(_make_edges(net, seed) for seed in SEEDS["edges"][1:] for net in NETS),
 )
