@@ -136,9 +136,7 @@ def judge_claims(data: Path) -> list[Claim]:
     last = {net: _read_curve(data, net, "edge_f1")[-1] for net in NETS}
     blind = {net: _read_curve(data, net, "edge_f1_without_prompt")[-1] for net in NETS}
     # Without a prompt: told what to draw, the base alone reaches .82 of .83.
-    masks = {
-        net: _read_curve(data, net, "mask_iou_without_prompt", "masks")[-1] for net in MASKS
-    }
+    masks = {net: _read_curve(data, net, "mask_iou_without_prompt", "masks")[-1] for net in MASKS}
     worse = is_above(last["gaussian"], last["lite"])
     texts = (
         "edges: the F1 is larger with the full copy than with lite",

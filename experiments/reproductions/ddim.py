@@ -41,6 +41,8 @@ Its reconstruction error at 10, 20, 50, 100, 200 steps: .014, .0065, .0023, .000
 MODEL = "ddpm14"
 # Images of a cell: of up to 100 steps, and of all 1000.
 NUM, NUM_FULL = 2000, 400
+# Images and steps of the cells that claims about eta are judged by.
+NUM_PAIRED, PAIRED_STEPS = 1000, (5, 10, 20)
 # DDPM's larger variance, which the paper's table has in place of an eta.
 SIGMA_HAT = "sigma-hat"
 # Numbers of steps that are cheap.
@@ -75,6 +77,8 @@ def _make_full(variance: str) -> Piece:
     return _make_sweep(f"ddim-1000-{variance}", 25, NUM_FULL, **axes)
 
 
+# What the page calls the grids.
+SPACINGS = {"leading": "linear", "quadratic": "quadratic"}
 # Rows of the tables, in their order.
 ETAS = (0.0, 0.2, 0.5, 1.0, SIGMA_HAT)
 # The sweeps with evenly spaced steps.
@@ -95,11 +99,42 @@ QUADRATIC = (
     ),
     _make_sigma_hat("ddim-quadratic-sigma-hat", "quadratic"),
 )
+# What claims about eta are judged by: more seeds of fewer images, and both kinds of features.
+PAIRED = (
+    make_sweep(
+        "ddim-paired",
+        MODEL,
+        15,
+        {
+            "sampler": "ddim",
+            "grid": "leading,quadratic",
+            "eta": "0,1",
+            "steps": ",".join(map(str, PAIRED_STEPS)),
+        },
+        num=NUM_PAIRED,
+        seeds=5,
+    ),
+    make_sweep(
+        "ddim-paired-sigma-hat",
+        MODEL,
+        5,
+        {"sampler": "ddpm", "grid": "leading", "variance": "fixedlarge", "steps": "10,20"},
+        num=NUM_PAIRED,
+        seeds=5,
+    ),
+    make_measurement(
+        "ddim-paired-floor",
+        MODEL,
+        1,
+        *("--metrics=baselines", f"--num={NUM_PAIRED}", "--sampler=ddim", "--steps=20"),
+    ),
+)
 # What is run: one training, both spacings, all 1000 steps, reconstruction and the floor.
 PIECES = (
     make_training("ddpm.py:fashion_mnist14", MODEL, 35, "--config.train.steps=6000"),
     *LINEAR,
     *QUADRATIC,
+    *PAIRED,
     _make_full("fixedlarge"),
     _make_full("fixedsmall"),
     make_measurement("reconstruction", MODEL, 3, "--metrics=reconstruction"),
@@ -133,6 +168,15 @@ def _read_rows(data: Path, pieces: tuple[Piece, ...]) -> list[JsonObject]:
     return sorted(rows, key=lambda row: ETAS.index(row["eta"]))
 
 
+def _read_paired(data: Path) -> list[JsonObject]:
+    """Read the rows that claims about eta are judged by; sigma-hat is a value of eta."""
+    large = read_file(data / "ddim-paired-sigma-hat.jsonl")
+    return [
+        *read_file(data / "ddim-paired.jsonl"),
+        *({**row, "eta": SIGMA_HAT} for row in large),
+    ]
+
+
 def judge_claims(data: Path) -> list[Claim]:
     """Judge the shape of DDIM's table 1: steps, eta, spacings and variances.
 
@@ -149,11 +193,25 @@ def judge_claims(data: Path) -> list[Claim]:
         return select_values(rows, eta=eta, steps=steps)
 
     # With few steps, noise makes images worse, with either spacing.
-    for spacing, found in (("linear", rows), ("quadratic", quadratic)):
-        for steps in (5, 10, 20):
-            most, least = (select_values(found, eta=eta, steps=steps) for eta in (1.0, 0.0))
-            text = f"eta 1 is worse than eta 0 at {steps} steps, {spacing} spacing"
+    paired = _read_paired(data)
+    for grid in ("leading", "quadratic"):
+        for steps in PAIRED_STEPS:
+            most, least = (select_values(paired, grid=grid, eta=eta, steps=steps)
+                           for eta in (1.0, 0.0))  # fmt: skip
+            text = f"eta 1 is worse than eta 0 at {steps} steps, {SPACINGS[grid]} spacing"
             out.append(Claim(text, is_above(most, least), format_pair(most, least)))
+    # A classifier looks past the noise that too large a variance leaves.
+    for steps in (10, 20):
+        for key, name in (
+            ("texture_distance", "texture distance"),
+            ("background_rms", "background noise"),
+        ):
+            large, small = (
+                select_values(paired, key, grid="leading", eta=eta, steps=steps)
+                for eta in (SIGMA_HAT, 1.0)
+            )
+            text = f"fixedlarge at {steps} steps has at least 2 times the {name} of fixedsmall"
+            out.append(Claim(text, is_above(large, small, 2), format_pair(large, small)))
     # More steps help without noise.
     curve = [select(0.0, steps) for steps in (5, 10, 20, 50, 100)]
     text = "at eta 0 the distance falls from 5 to 100 steps"
