@@ -19,7 +19,7 @@ from diffjax.evaluation import plots
 from diffjax.types import ConfigError, JsonObject, suggest
 from diffjax.writing import read_json_lines, write_atomically
 
-AXIS_NAMES = {"distance": "Frechet distance", "all": "share of obeyed captions"}
+AXIS_NAMES = {"distance": "Fréchet distance (not FID)", "all": "share of obeyed captions"}
 _TICK_RATIO = 1.15  # least ratio of neighbouring ticks; labels of closer ones would overlap
 
 Value = bool | int | float | str
@@ -273,4 +273,5 @@ def plot(rows: Sequence[Row], axes: Sequence[str], path: Path, metric: str = "di
             ticks.append(count)
     axis.set_xticks(ticks)
     axis.set_xticks([], minor=True)
-    plots.finish(figure, axis, path, beside=True)
+    few = len(curves) <= plots.FEW
+    plots.finish(figure, axis, path, beside=not few, direct=few)
