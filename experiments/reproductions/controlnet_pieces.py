@@ -9,7 +9,7 @@ from experiments.reproductions.ldm import SHAPES
 from experiments.reproductions.pieces import Piece, make_training, name_model
 
 # Seeds of the trainings by kind of hint, which are the units of all effects.
-SEEDS = {"edges": (0, 1), "masks": (0, 1, 2)}
+SEEDS = {"edges": (0, 1), "masks": (0, 1)}
 # Steps of a training, and steps between two measurements.
 STEPS, EVERY = 400, 50
 # The networks that are compared, and the flags that make them.

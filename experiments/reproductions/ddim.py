@@ -42,7 +42,7 @@ MODEL = "ddpm14"
 # Images of a cell: of up to 100 steps, and of all 1000.
 NUM, NUM_FULL = 2000, 400
 # Images and steps of the cells that claims about eta are judged by.
-NUM_PAIRED, PAIRED_STEPS, PAIRED_LARGE = 1000, (5, 10, 20), (10, 20)
+NUM_PAIRED, PAIRED_STEPS, PAIRED_LARGE = 500, (5, 10, 20), (10, 20)
 # DDPM's larger variance, which the paper's table has in place of an eta.
 SIGMA_HAT = "sigma-hat"
 # Numbers of steps that are cheap.
@@ -117,7 +117,7 @@ PAIRED = (
     make_sweep(
         "ddim-paired",
         MODEL,
-        15,
+        9,
         {
             "sampler": "ddim",
             "grid": "leading,quadratic",
@@ -125,7 +125,7 @@ PAIRED = (
             "steps": ",".join(map(str, PAIRED_STEPS)),
         },
         num=NUM_PAIRED,
-        seeds=5,
+        seeds=6,
     ),
     make_sweep(
         "ddim-paired-sigma-hat",
@@ -133,7 +133,7 @@ PAIRED = (
         5,
         {"sampler": "ddpm", "grid": "leading", "variance": "fixedlarge", "steps": "10,20"},
         num=NUM_PAIRED,
-        seeds=5,
+        seeds=6,
     ),
     make_measurement(
         "ddim-paired-floor",

@@ -51,6 +51,8 @@ _WHY = (
     "The model is small and its own error, at any number of evaluations, is part of every "
     "distance. That makes ratios smaller than those of the paper's network."
 )
+# Images of a cell at few evaluations, where there are more seeds.
+NUM_FEW = 1000
 # Network evaluations at which claims are judged.
 AT = (9, 35, 79)
 
@@ -91,8 +93,8 @@ PIECES = (
     ),
     make_sweep("edm-heun", MODEL, 16, _make_axes(("heun",), _count_steps(AT)), num=NUM_COMPARED),
     # More seeds of the two samplers at few evaluations, which differ little.
-    make_sweep("edm-few-euler", MODEL, 3, _make_axes(("euler",), [9]), num=NUM_COMPARED, seeds=6),
-    make_sweep("edm-few-heun", MODEL, 3, _make_axes(("heun",), [5]), num=NUM_COMPARED, seeds=6),
+    make_sweep("edm-few-euler", MODEL, 3, _make_axes(("euler",), [9]), num=NUM_FEW, seeds=6),
+    make_sweep("edm-few-heun", MODEL, 3, _make_axes(("heun",), [5]), num=NUM_FEW, seeds=6),
     make_measurement(
         "edm-compared-floor", MODEL, 1, "--metrics=baselines", f"--num={NUM_COMPARED}"
     ),

@@ -16,7 +16,7 @@ def test_the_interval_is_students_of_the_mean():
 
 def test_pairs_take_out_the_noise_that_they_share():
     shared = np.random.default_rng(0).normal(0, 100, 5)
-    a, b = shared + [3, 4, 5, 6, 7], shared
+    a, b = shared + np.arange(3, 8), shared
     assert verdicts.estimate_difference(a, b) == pytest.approx(
         verdicts.estimate_mean([3, 4, 5, 6, 7])
     )
