@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import controlnet
 from diffjax.data import pictures, shapes
-from diffjax.evaluation.image_grids import save_png, tile
+from diffjax.evaluation.image_grids import tile
 from diffjax.runs.control_examples import measure_hints
 from experiments.reproductions.claims import (
     Claim,
@@ -23,6 +23,7 @@ from experiments.reproductions.claims import (
 )
 from experiments.reproductions.ldm import PROMPTS
 from experiments.reproductions.pieces import Piece
+from experiments.reproductions.plotting import label_rows
 from experiments.reproductions.verdicts import estimate_share, judge_range
 
 # The config file with the paper's own settings.
@@ -257,13 +258,14 @@ def _format_table(data: Path) -> str:
 
 
 def _save_sheet(data: Path, name: str) -> None:
-    """Save the pictures of a row as one: a row for each prompt, a column for each seed."""
+    """Save the pictures of a request as one: a row for each prompt, a column for each seed."""
     sheet = tile(
         _read_pictures(data, name) / 127.5 - 1,
         columns=COLUMNS,
         scale=SCALE,
     )
-    save_png(sheet, data.parent / f"pipelines-{name}.png")
+    rows = [prompt or "no prompt" for prompt in ROWS[name].prompts]
+    label_rows(sheet, data.parent / f"pipelines-{name}.png", rows, "columns: seeds")
 
 
 def _format_training(data: Path, name: str) -> str:

@@ -23,7 +23,7 @@ from experiments.reproductions.claims import (
     select_values,
 )
 from experiments.reproductions.pieces import Piece, make_measurement, make_sweep, make_training
-from experiments.reproductions.plotting import DISTANCE
+from experiments.reproductions.plotting import DISTANCE, label_rows
 from experiments.reproductions.verdicts import estimate_ratio, judge_range
 
 # What the paper reports, for the end of the page.
@@ -102,7 +102,7 @@ _PICTURE = Piece(
             "--out={runs}/cfg14-p10/picture",
         ),
     ),
-    {"cfg14-p10/picture.png": "cfg-rows.png"},
+    {"cfg14-p10/picture.png": "data/sheets/cfg-rows.png"},
     3,
 )
 
@@ -254,7 +254,7 @@ def _format_table(rows: list[JsonObject], name: str = "w") -> str:
 
 
 def draw_plots(data: Path) -> None:
-    """Draw distance against score: a curve for each probability, a point for each weight.
+    """Draw distance against score, with a point for each weight, and label the rows of samples.
 
     Args:
         data: folder of the files that the pieces left; the picture is written beside it.
@@ -272,6 +272,12 @@ def draw_plots(data: Path) -> None:
     axis.set(xlabel="Inception-style score", ylabel=DISTANCE, yscale="log")
     axis.set_title("points: guidance weight w; features fashion_mnist14", fontsize=10)
     plots.finish(figure, axis, data.parent / "cfg.png")
+    label_rows(
+        data / "sheets/cfg-rows.png",
+        data.parent / "cfg-rows.png",
+        [f"w = {scale - 1:.3g}" for scale in SCALES],
+        "columns: ten classes in turn, a seed each",
+    )
 
 
 def format_page(data: Path) -> str:
@@ -293,9 +299,6 @@ evaluations.
 {format_floor(data / "cfg-floor.json")}
 
 ![distance against score](cfg.png)
-
-One row a weight ({", ".join(f"{s - 1:.3g}" for s in SCALES)} from the top), one column a seed and a
-class:
 
 ![rows](cfg-rows.png)
 

@@ -20,17 +20,19 @@ from experiments.reproductions.claims import (
     read_file,
 )
 from experiments.reproductions.controlnet_pieces import (
+    BALANCES,
     EVERY,
     MASKS,
     NETS,
     PICTURES,
     PIECES,
+    SCALES,
     SEEDS,
     STEPS,
     TEXTS,
     name_run,
 )
-from experiments.reproductions.plotting import DISTANCE, plot_lines
+from experiments.reproductions.plotting import DISTANCE, label_rows, plot_lines
 from experiments.reproductions.verdicts import (
     estimate_mean,
     estimate_ratio,
@@ -55,8 +57,7 @@ _WHY = (
 )
 _WHY_TOLD = (
     "The prompt says what the mask shows, and the base alone draws it with an IoU of .82. Both "
-    "networks can add only a hundredth to that, which is why the claim without prompts was added "
-    "after two of the trainings were seen."
+    "networks can add only a hundredth to that."
 )
 
 
@@ -286,6 +287,21 @@ def draw_plots(data: Path) -> None:
     steps = _list_steps(data, "masks")
     curves = {TEXTS[net]: (steps, _read_curve(data, net, "mask_iou", "masks")) for net in MASKS}
     plot_lines(curves, ("step", "mask IoU"), folder / "control-iou.png")
+    _label_sheets(data)
+
+
+def _label_sheets(data: Path) -> None:
+    """Label the rows of drawn pictures with their settings."""
+    scales = [f"scale {scale}" for scale in SCALES]
+    rows = {
+        "control-scales": ("hint", "base alone", *scales, "test image"),
+        "control-composed": ("hint", "base alone", *scales, "test image"),
+        "control-balances": ("hint", "base alone", *BALANCES, "test image"),
+        **{f"control-step-{step}": ("hint", "drawn") for step in PICTURES},
+    }
+    for name, labels in rows.items():
+        file = f"{name}.png"
+        label_rows(data / "sheets" / file, data.parent / file, labels, "columns: test images")
 
 
 def format_page(data: Path) -> str:
@@ -316,15 +332,13 @@ Hints above pictures with zero convolutions, after {steps} steps:
 
 ### Scales
 
-Hints, the base alone, then a row a setting, and the test images:
-
 {_format_settings(data, "control-scales", ("edge_f1", "distance"))}
 
 ![scales](control-scales.png)
 
 ### Balances at guidance 3
 
-The first row is the base alone; `guess` is guess mode, `resolution` the paper's weights by
+`guess` is guess mode, `resolution` the paper's weights by
 resolution:
 
 {_format_settings(data, "control-balances", ("edge_f1", "distance"))}
@@ -334,7 +348,8 @@ resolution:
 ## Masks of shapes
 
 The base is the text-to-image model of [ldm.md](ldm.md). IoU of what has a colour in the picture
-and what has in the mask.
+and what has in the mask. With its prompt the base alone draws nearly what the mask shows, so the
+claim without prompts was added after these trainings were seen.
 
 {_format_masks(data)}
 
@@ -348,8 +363,7 @@ One training of {STEPS} steps each, of the same base with the same hints:
 
 ### Two at once
 
-Two ControlNets, of masks and of edges; rows are hints, the base alone, both at the scales
-below, and the test images:
+Two ControlNets, of masks and of edges, both with the scale of the row; the hint shown is the mask:
 
 {_format_settings(data, "control-composed", ("mask_iou", "edge_f1"))}
 

@@ -84,7 +84,10 @@ def _make_edges(net: str, seed: int) -> Piece:
     piece = make_training(config, name, 5, *overrides, model=kept, log=True)
     if not kept:
         return piece
-    pictures = {f"{name}/samples/{step:08d}.png": f"control-step-{step}.png" for step in PICTURES}
+    pictures = {
+        f"{name}/samples/{step:08d}.png": f"data/sheets/control-step-{step}.png"
+        for step in PICTURES
+    }
     return piece._replace(keep=piece.keep | pictures)
 
 
@@ -119,7 +122,7 @@ def _make_drawing(name: str, model: str, minutes: float, *options: str) -> Piece
     """
     command = ("control", *name_model(model), f"--name={name}", *options)
     found = f"{model}/control/{name}"
-    keep = {f"{found}.json": f"data/{name}.json", f"{found}.png": f"{name}.png"}
+    keep = {f"{found}.json": f"data/{name}.json", f"{found}.png": f"data/sheets/{name}.png"}
     return Piece(name, (command,), keep, minutes)
 
 

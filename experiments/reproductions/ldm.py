@@ -28,7 +28,7 @@ from experiments.reproductions.pieces import (
     make_trial,
     name_model,
 )
-from experiments.reproductions.plotting import DISTANCE, plot_lines
+from experiments.reproductions.plotting import DISTANCE, label_rows, plot_lines
 
 # What the paper reports, for the end of the page.
 PAPER = """Inpainting on one V100 (table 6; samples a second in training, then in sampling):
@@ -161,7 +161,7 @@ _PICTURE = Piece(
             "--out={runs}/ldm-shapes/picture",
         ),
     ),
-    {"ldm-shapes/picture.png": "ldm-shapes.png"},
+    {"ldm-shapes/picture.png": "data/sheets/ldm-shapes.png"},
     1,
 )
 
@@ -397,6 +397,15 @@ def draw_plots(data: Path) -> None:
         for kind in kinds
     }
     plot_lines(shares, ("guidance", "share that is right"), folder / "ldm-captions.png")
+    for name in ("f2", "f4", "vq", "shapes"):
+        file = f"reconstruction-{name}.png"
+        label_rows(data / "sheets" / file, folder / file, ("image", "again") * 2, "test images")
+    label_rows(
+        data / "sheets/ldm-shapes.png",
+        folder / "ldm-shapes.png",
+        [f"guidance {scale:g}" for scale in TEXT],
+        "columns: four captions in turn, a seed each",
+    )
 
 
 def format_page(data: Path) -> str:
@@ -410,7 +419,7 @@ def format_page(data: Path) -> str:
     return f"""## Autoencoders
 
 500 steps each on 28x28 Fashion-MNIST (KL with f = 2 and 4, 256 codes with f = 4), 1,200 on shapes;
-measured on test images. Of each pair of rows, the upper are images and the lower reconstructions:
+measured on test images:
 
 {_format_stages(data)}
 
@@ -451,8 +460,7 @@ the cases, where chance is a quarter, so guidance has little to show here.
 
 ![captions](ldm-captions.png)
 
-A row each for guidance {", ".join(f"{scale:g}" for scale in TEXT)}; the captions in turn:
-{prompts}.
+The captions in turn: {prompts}.
 
 ![shapes](ldm-shapes.png)
 

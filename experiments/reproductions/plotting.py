@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from diffjax.evaluation import plots
 
@@ -59,3 +60,28 @@ def plot_bars(
     plot.set_xticks(range(len(names)), names)
     plot.set(ylabel=axis, ylim=(0, None))
     plots.finish(figure, plot, path)
+
+
+def label_rows(source: Path | np.ndarray, target: Path, rows: Sequence[str], columns: str) -> None:
+    """Write a sheet of pictures with a name left of every row, and what columns are above.
+
+    Args:
+        source: the sheet, a file or (H, W, 3) uint8, whose rows have the same height.
+        target: the file to write.
+        rows: names from the top.
+        columns: what the columns are.
+    """
+    found = Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(source)
+    sheet = found.convert("RGB")
+    font = ImageFont.load_default(12)
+    left = 8 + max(int(font.getlength(row)) for row in rows)
+    top = 18
+    size = (max(left + sheet.width, left + int(font.getlength(columns)) + 4), top + sheet.height)
+    out = Image.new("RGB", size, "white")
+    out.paste(sheet, (left, top))
+    draw = ImageDraw.Draw(out)
+    draw.text((left, top / 2), columns, "black", font, anchor="lm")
+    for k, row in enumerate(rows):
+        y = top + (k + 0.5) * sheet.height / len(rows)
+        draw.text((left - 4, y), row, "black", font, anchor="rm")
+    out.save(target)

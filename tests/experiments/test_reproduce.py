@@ -183,6 +183,8 @@ def test_a_reader_that_stops_early_sees_no_error():
 
 IMAGE_METRICS = {
     "distance": 10.0,
+    "texture_distance": 10.0,
+    "background_rms": 5.0,
     "inception_score": 5.0,
     "class_accuracy": 0.5,
     "precision": 0.5,
