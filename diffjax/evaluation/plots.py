@@ -73,7 +73,7 @@ def finish(
 def _label_ends(figure: Figure, axes: Axes) -> None:
     """Write the label of every curve right of the plot, at the height of the curve's last point.
 
-    Labels that would overlap are moved up; curves drawn with error bars have theirs there.
+    Labels that would overlap are moved apart.
     """
     handles, labels = axes.get_legend_handles_labels()
     lines = [getattr(handle, "lines", [handle])[0] for handle in handles]
@@ -81,12 +81,29 @@ def _label_ends(figure: Figure, axes: Axes) -> None:
     ends = [
         axes.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1])) for line in lines
     ]
-    apart, above = 11 * figure.dpi / 72, -math.inf
-    for k in sorted(range(len(lines)), key=lambda k: ends[k][1]):
-        above = max(ends[k][1], above + apart)
-        _, y = axes.transAxes.inverted().transform((0, above))
+    order = sorted(range(len(lines)), key=lambda k: ends[k][1])
+    heights = _move_apart([ends[k][1] for k in order], 11 * figure.dpi / 72)
+    for k, height in zip(order, heights, strict=True):
+        _, y = axes.transAxes.inverted().transform((0, height))
         axes.text(1.01, y, labels[k], color=lines[k].get_color(), fontsize=8, va="center",
                   transform=axes.transAxes)  # fmt: skip
+
+
+def _move_apart(heights: list[float], least: float) -> list[float]:
+    """Move increasing heights apart until neighbours differ by a least distance.
+
+    Heights that are too close become a group with equal distances around its mean.
+    """
+    groups: list[tuple[float, int]] = []  # mean and number of heights
+    for height in heights:
+        groups.append((height, 1))
+        while len(groups) > 1:
+            (low, below), (high, above) = groups[-2:]
+            if high - low >= least * (below + above) / 2:
+                break
+            count = below + above
+            groups[-2:] = [((low * below + high * above) / count, count)]
+    return [mean + least * (k - (count - 1) / 2) for mean, count in groups for k in range(count)]
 
 
 def _write_plain_numbers(axis: Axis) -> None:

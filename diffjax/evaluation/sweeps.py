@@ -265,7 +265,7 @@ def plot(rows: Sequence[Row], axes: Sequence[str], path: Path, metric: str = "di
         spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in curve.values()]
         axis.errorbar(steps, [v.mean() for v in curve.values()], spread, marker="o", label=label)
     axis.set(xscale="log", yscale="log", xlabel="network evaluations")
-    axis.set_ylabel(AXIS_NAMES.get(metric, metric))
+    axis.set_ylabel(f"{AXIS_NAMES.get(metric, metric)}, log scale")
     axis.set_title(f"{rows[0]['num']} images{_name_features(rows)}", fontsize=10)
     ticks: list[int] = []
     for count in sorted({row["evaluations"] for row in rows}):

@@ -269,9 +269,9 @@ def draw_plots(data: Path) -> None:
         for scale, x, y in zip(scales, score, distance, strict=True):
             axis.annotate(f"{scale - 1:.3g}", (x, y), fontsize=7, xytext=(3, 3),
                           textcoords="offset points")  # fmt: skip
-    axis.set(xlabel="Inception-style score", ylabel=DISTANCE, yscale="log")
+    axis.set(xlabel="Inception-style score", ylabel=f"{DISTANCE}, log scale", yscale="log")
     axis.set_title("points: guidance weight w; features fashion_mnist14", fontsize=10)
-    plots.finish(figure, axis, data.parent / "cfg.png")
+    plots.finish(figure, axis, data.parent / "cfg.png", direct=True)
     label_rows(
         data / "sheets/cfg-rows.png",
         data.parent / "cfg-rows.png",

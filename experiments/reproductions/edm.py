@@ -54,8 +54,8 @@ _WHY = (
 # Images of a cell at few evaluations, where there are more seeds.
 NUM_FEW = 1000
 _WHY_FEW = (
-    "Nine evaluations are five steps of Heun, which seem to be enough for the second order to pay on "
-    "so small images. The crossing of the two curves must lie below nine evaluations here."
+    "Nine evaluations are five steps of Heun, which seem to be enough for the second order to pay "
+    "on so small images. The crossing of the two curves must lie below nine evaluations here."
 )
 # Network evaluations at which claims are judged.
 AT = (9, 35, 79)

@@ -399,7 +399,9 @@ def draw_plots(data: Path) -> None:
     plot_lines(shares, ("guidance", "share that is right"), folder / "ldm-captions.png")
     for name in ("f2", "f4", "vq", "shapes"):
         file = f"reconstruction-{name}.png"
-        label_rows(data / "sheets" / file, folder / file, ("image", "again") * 2, "test images")
+        label_rows(
+            data / "sheets" / file, folder / file, ("image", "reconstruction") * 2, "test images"
+        )
     label_rows(
         data / "sheets/ldm-shapes.png",
         folder / "ldm-shapes.png",

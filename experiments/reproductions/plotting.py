@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ def plot_lines(
         bar = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in drawn]
         axis.errorbar(x, [v.mean() for v in drawn], bar, marker=".", label=label)
     scale = "log" if log else "linear"
-    axis.set(xlabel=axes[0], ylabel=axes[1], xscale=scale, yscale=scale)
+    ending = ", log scale" if log else ""
+    axis.set(xlabel=axes[0], ylabel=axes[1] + ending, xscale=scale, yscale=scale)
     if not log:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
     plots.finish(figure, axis, path, direct=len(curves) <= plots.FEW)
 
 
@@ -68,20 +70,21 @@ def label_rows(source: Path | np.ndarray, target: Path, rows: Sequence[str], col
     Args:
         source: the sheet, a file or (H, W, 3) uint8, whose rows have the same height.
         target: the file to write.
-        rows: names from the top.
+        rows: names from the top; long ones are broken into lines.
         columns: what the columns are.
     """
     found = Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(source)
     sheet = found.convert("RGB")
     font = ImageFont.load_default(12)
-    left = 8 + max(int(font.getlength(row)) for row in rows)
+    names = [textwrap.fill(row, 32) for row in rows]
+    left = 8 + max(int(font.getlength(line)) for name in names for line in name.split("\n"))
     top = 18
     size = (max(left + sheet.width, left + int(font.getlength(columns)) + 4), top + sheet.height)
     out = Image.new("RGB", size, "white")
     out.paste(sheet, (left, top))
     draw = ImageDraw.Draw(out)
     draw.text((left, top / 2), columns, "black", font, anchor="lm")
-    for k, row in enumerate(rows):
-        y = top + (k + 0.5) * sheet.height / len(rows)
-        draw.text((left - 4, y), row, "black", font, anchor="rm")
+    for k, name in enumerate(names):
+        y = top + (k + 0.5) * sheet.height / len(names)
+        draw.multiline_text((left - 4, y), name, "black", font, anchor="rm", align="right")
     out.save(target)
