@@ -376,7 +376,7 @@ class Pipeline(LoadedModel, metaclass=Explains):
 
     def load_lora(self, path: StrPath) -> dict[str, Params]:
         """Load adapters for `Lora`, by the name of the network; see
-        `diffjax.pretrained.load_loras`.
+        `diffjax.pretrained.lora_files.load_loras`.
         """
         texts = {name: text.model for name, text in self.parts.texts.items()}
         return load_loras({"unet": self.parts.unet, **texts}, path)

@@ -42,8 +42,8 @@ class Condition(NamedTuple):
     Attributes:
         take: ``(batch, key) -> raw condition``; None if there is no condition at all.
         null: ``raw -> raw`` condition that says nothing; what is joined to the channels stays.
-        init: ``key -> `` parameters that are trained beside those of the network.
-        encode: ``(params, frozen, extra, raw) -> `` what the network reads.
+        init: ``key ->`` parameters that are trained beside those of the network.
+        encode: ``(params, frozen, extra, raw) ->`` what the network reads.
         example: what the network reads, of batch size 1, for its initialisation.
         guided: whether `null` says less than the condition, so that guidance has an effect.
         names: entries of a raw condition.

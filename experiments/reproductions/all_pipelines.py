@@ -298,7 +298,7 @@ def format_page(data: Path) -> str:
     whole, edged = _format_training(data, NAME), _format_training(data, "small-edges")
     return f"""A UNet with cross-attention, a CLIP text encoder (random and frozen: its words are
 few), and an autoencoder, trained by `configs/stable_diffusion.py:shapes` ({whole}).
-It is a folder of diffusers, [models/{NAME}](models/{NAME}), and anybody can use it:
+It is a folder of diffusers, `docs/results/models/{NAME}`, and anybody can use it:
 
     python -m experiments.generate --model=docs/results/models/{NAME} --prompt="{SINGLE}"
 

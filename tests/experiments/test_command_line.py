@@ -87,11 +87,9 @@ def test_an_option_that_the_choice_takes_is_used(execute):
     assert '"k": 2.0' in output
 
 
-def test_a_stored_config_can_be_overridden_where_it_is_open(execute, tmp_path):
+def test_a_stored_config_can_be_overridden_where_it_is_open(execute, digits_run):
     """config.json holds null for what is open; flags know the types all the same."""
-    digits = "--config=configs/ddpm.py:digits,smoke"
-    workdir = f"--workdir={tmp_path}"
-    execute("train", digits, workdir, "--config.train.sample_every=0")
+    workdir = f"--workdir={digits_run}"
     execute("sample", workdir, "--sampler=ddim", "--eta=0.5", "--num=2", "--steps=2")
     execute("sample", workdir, "--sampler=pc", "--config.sample.snr=0.1", "--num=2", "--steps=2")
     bad = execute("sample", workdir, "--prompt=a red circle", code=2)

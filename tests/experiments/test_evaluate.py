@@ -73,22 +73,18 @@ def test_what_a_config_leaves_open_is_stored_as_it_was_used():
     assert measuring.list_sampler_options(cfg)["eta"] == 0.0
 
 
-def test_the_report_shows_inceptions_figures(execute, tmp_path):
-    config = "--config=configs/ddpm.py:digits,smoke"
-    execute("train", config, f"--workdir={tmp_path}", "--config.train.sample_every=0")
+def test_the_report_shows_inceptions_figures(execute, digits_run):
     found = {"distance": 3.0, "inception": {"fid": 7.5, "precision": 0.6}}
-    (tmp_path / "evaluation.json").write_text(json.dumps(found))
-    execute("report", f"--workdir={tmp_path}")
-    assert "<td>fid</td>" in (tmp_path / "report.html").read_text()
+    (digits_run / "evaluation.json").write_text(json.dumps(found))
+    execute("report", f"--workdir={digits_run}")
+    assert "<td>fid</td>" in (digits_run / "report.html").read_text()
 
 
-def test_the_bound_is_that_of_the_model_that_is_sampled(execute, tmp_path):
-    config = "--config=configs/ddpm.py:digits,smoke"
-    execute("train", config, f"--workdir={tmp_path}", "--config.train.sample_every=0")
+def test_the_bound_is_that_of_the_model_that_is_sampled(execute, digits_run):
     for clip in (True, False):
-        where = f"--workdir={tmp_path}", f"--out={tmp_path / str(clip)}.json"
+        where = f"--workdir={digits_run}", f"--out={digits_run / str(clip)}.json"
         execute("evaluate", *where, "--metrics=bits", f"--config.sample.clip={clip}")
-    bound, loose = (json.loads((tmp_path / f"{c}.json").read_text()) for c in (True, False))
+    bound, loose = (json.loads((digits_run / f"{c}.json").read_text()) for c in (True, False))
     assert bound["bits_clip"] and not loose["bits_clip"]
     # Near pure noise the x of an untrained network is far out of bounds.
     assert 0 < bound["bits_per_dim"] < loose["bits_per_dim"]

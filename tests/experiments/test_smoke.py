@@ -3,12 +3,18 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from diffjax import runs
 from diffjax.config import load_config
 from diffjax.config.variants import load_module
+from diffjax.model import make_sampler, sample
+from diffjax.tasks import find_task_kind
+from diffjax.train import make_optimizer, make_step
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if "def get_config" in p.read_text())
@@ -163,24 +169,55 @@ def variants():
         yield from (f"{path.stem}:{name}" for name in module.VARIANTS)
 
 
-def smoke(execute, config, folder):
-    execute("train", f"--config=configs/{config},smoke", f"--workdir={folder}")
+def check_run(folder, *, images=True):
+    """Check what a smoke run leaves behind."""
     assert (folder / "checkpoints" / "2").is_dir()
-    if "classifier" not in config:  # which makes no images
+    if images:
         assert Image.open(folder / "samples" / "00000002.png").mode == "RGB"
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [1, 2]
     assert all(np.isfinite(x["loss"]) for x in lines)
 
 
-# Where it is not the first one: ImageNet's network compiles for two minutes even at its smallest.
+def smoke(execute, config, folder):
+    execute("train", f"--config=configs/{config},smoke", f"--workdir={folder}")
+    check_run(folder, images="classifier" not in config)
+
+
+# Other tests run training on the other files' tasks and networks; `make smoke` runs every variant.
+@pytest.mark.parametrize("config", ["adm.py:digits_classifier", "dit.py:digits"])
+def test_a_smoke_run(execute, config, tmp_path):
+    smoke(execute, config, tmp_path)
+
+
+# Where it is not the first one: ImageNet's network takes long even at its smallest.
 CHEAP = {"adm": "digits_classifier"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_one_smoke_run_per_config_file(execute, path, tmp_path):
+def test_the_step_and_the_sampler_of_every_config_file_trace(path):
+    """Nothing is compiled: shapes go through the training step and the whole sampling loop."""
     first = CHEAP.get(path.stem) or next(iter(load_module(str(path)).VARIANTS))
-    smoke(execute, f"{path.name}:{first}", tmp_path)
+    cfg = load_config(f"{path}:{first},smoke")
+    task, fixed = runs.build_task(cfg), runs.make_abstract_fixed_parts(cfg)
+    state = runs.make_abstract_state(cfg, task)
+    step = make_step(task, make_optimizer(cfg.optim, cfg.train.steps))
+    batch = runs.make_abstract_batch(cfg, 2)
+    after, metrics = jax.eval_shape(step, state, fixed, batch)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert metrics["loss"].shape == ()
+    if find_task_kind(cfg).assemble is None:  # an autoencoder, a classifier
+        return
+
+    def draw(state, fixed, batch):
+        model = runs.assemble_trained(cfg, state, fixed)
+        keys = jax.random.split(jax.random.key(0), 2)
+        cond = model.condition.take(batch, keys[0])
+        hints = [batch["hint"]] if model.controls else []
+        return sample(model, cond, *make_sampler(cfg, model), keys, hints=hints)
+
+    images = jax.eval_shape(draw, state, fixed, batch)
+    assert images.shape == (2, *runs.read_image_shape(cfg))
 
 
 @pytest.mark.smoke_all
@@ -215,33 +252,32 @@ def test_parameters_and_shapes_of_every_variant(name):
     assert found == expected if isinstance(expected, int) else round(found / 1e6, 1) == expected
 
 
-def test_sample_evaluate_and_report_from_a_workdir(execute, tmp_path):
-    smoke(execute, "ddpm.py:digits", tmp_path)
-    execute("sample", f"--workdir={tmp_path}", "--sampler=ddim", "--steps=3", "--num=5")
-    npz = next((tmp_path / "samples").glob("ddim-3-*.npz"))
+def test_sample_evaluate_and_report_from_a_workdir(execute, digits_run):
+    check_run(digits_run)
+    execute("sample", f"--workdir={digits_run}", "--sampler=ddim", "--steps=3", "--num=5")
+    npz = next((digits_run / "samples").glob("ddim-3-*.npz"))
     images = np.load(npz)["images"]
     assert (images.shape[0], images.dtype) == (5, np.uint8)
     assert npz.with_suffix(".png").exists()
-    options = ("--rows=steps=2,3", "--num=5", f"--out={tmp_path / 'rows'}")
-    execute("sample", f"--workdir={tmp_path}", "--sampler=ddim", *options)
-    by_steps = np.load(tmp_path / "rows.npz")["images"]
+    options = ("--rows=steps=2,3", "--num=5", f"--out={digits_run / 'rows'}")
+    execute("sample", f"--workdir={digits_run}", "--sampler=ddim", *options)
+    by_steps = np.load(digits_run / "rows.npz")["images"]
     assert len(by_steps) == 10
     assert np.array_equal(by_steps[5:], images)  # the same seeds
-    execute("evaluate", f"--workdir={tmp_path}", "--metrics=bits", "--bits_steps=5,1000")
-    result = json.loads((tmp_path / "evaluation.json").read_text())
+    execute("evaluate", f"--workdir={digits_run}", "--metrics=bits", "--bits_steps=5,1000")
+    result = json.loads((digits_run / "evaluation.json").read_text())
     assert result["bits_per_dim"] > 0
     assert result["bits_by_steps"]["1000"]["bits_per_dim"] == result["bits_per_dim"]
     assert result["bits_by_steps"]["5"]["bits_per_dim"] > 0
-    execute("report", f"--workdir={tmp_path}")
-    page = (tmp_path / "report.html").read_text()
+    execute("report", f"--workdir={digits_run}")
+    page = (digits_run / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 3
     assert "bits_per_dim" in page
     assert "http" not in page.replace("https://arxiv.org", "")
 
 
-def test_an_exported_model_samples_as_its_run_does(execute, tmp_path):
-    run, away, file = tmp_path / "run", tmp_path / "away", tmp_path / "model.safetensors"
-    smoke(execute, "ddpm.py:digits", run)
+def test_an_exported_model_samples_as_its_run_does(execute, digits_run, tmp_path):
+    run, away, file = digits_run, tmp_path / "away", tmp_path / "model.safetensors"
     execute("export", f"--workdir={run}", f"--out={file}")
     options = ("--sampler=ddim", "--steps=3", "--num=5")
     execute("sample", f"--workdir={run}", f"--out={run / 'images'}", *options)
@@ -250,15 +286,14 @@ def test_an_exported_model_samples_as_its_run_does(execute, tmp_path):
     assert np.array_equal(np.load(ours)["images"], np.load(theirs)["images"])
 
 
-def test_weights_that_do_not_fit_are_refused(execute, tmp_path):
+def test_weights_that_do_not_fit_are_refused(execute, digits_run, tmp_path):
     file = tmp_path / "model.safetensors"
-    smoke(execute, "ddpm.py:digits", tmp_path)
-    execute("export", f"--workdir={tmp_path}", f"--out={file}")
-    other = ["--config=configs/ddpm.py:digits", f"--workdir={tmp_path}"]
+    execute("export", f"--workdir={digits_run}", f"--out={file}")
+    other = ["--config=configs/ddpm.py:digits", f"--workdir={digits_run}"]
     out = execute("sample", *other, f"--weights={file}", code=1)
     assert "2 keys are missing" in out
     file.write_bytes(file.read_bytes()[:-50])
-    out = execute("sample", f"--workdir={tmp_path}", f"--weights={file}", code=2)
+    out = execute("sample", f"--workdir={digits_run}", f"--weights={file}", code=2)
     assert "no complete safetensors file" in out
     assert "Traceback" not in out
 
