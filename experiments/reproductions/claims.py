@@ -243,17 +243,23 @@ def format_training(summary: JsonObject) -> dict[str, str]:
 
 
 def format_floor(path: Path) -> str:
-    """Format what the distance is of other sets of images, as a sentence.
+    """Format what the distances are of other sets of images, as a sentence for each kind.
 
     Args:
         path: an evaluation with the metric ``baselines``, of as many images as a cell has.
     """
     scale = read_file(path)["baselines"]
-    return (
-        f"With {scale['real_floor_num']} images the distance of other real images (the floor) is "
-        f"{scale['real_floor']:.4g}, of the matched Gaussian {scale['matched_gaussian']:.4g}, of "
-        f"an untrained network {scale['untrained_network']:.4g}."
-    )
+    kinds = {"distance": "", "texture distance": "texture_"}
+    # Floors of earlier runs lack the texture.
+    found = [
+        f"With {scale['real_floor_num']} images the {kind} of other real images (the floor) is "
+        f"{scale[f'{prefix}real_floor']:.4g}, of the matched Gaussian "
+        f"{scale[f'{prefix}matched_gaussian']:.4g}, of an untrained network "
+        f"{scale[f'{prefix}untrained_network']:.4g}."
+        for kind, prefix in kinds.items()
+        if f"{prefix}real_floor" in scale
+    ]
+    return "\n".join(found)
 
 
 NOTE = """Distances are Frechet distances between features of a small frozen classifier of ours

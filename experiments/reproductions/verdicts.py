@@ -20,7 +20,7 @@ CONFIDENCE = 0.99
 RULE = """A claim **held** if the whole 99 % interval of its effect agrees with it, and is **contradicted** if none of
 the interval does; otherwise it is **undecided**. Intervals are Student's over pairs: cells with the same sampling seed
 begin with the same noise, and where trainings differ, trainings of the same seed are the pairs, however many images are
-drawn from each. Distances, bits and speeds are compared as ratios (x), shares as differences (+, -). That two values
+drawn from each. An interval over sampling seeds holds for the one model that was sampled. Distances, bits and speeds are compared as ratios (x), shares as differences (+, -). That two values
 agree is held only if the whole interval lies inside the margin. One pair has no interval and decides nothing. "Exact"
 marks what is computed without chance. Cells above 80 % of an untrained network's distance decide nothing."""  # noqa: E501
 
