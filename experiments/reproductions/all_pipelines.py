@@ -21,7 +21,7 @@ from experiments.reproductions.claims import (
     format_training,
     read_file,
 )
-from experiments.reproductions.ldm import PROMPTS
+from experiments.reproductions.ldm_pieces import PROMPTS
 from experiments.reproductions.pieces import Piece
 from experiments.reproductions.plotting import label_rows
 from experiments.reproductions.verdicts import estimate_share, judge_range

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from experiments.reproductions.ldm import SHAPES
+from experiments.reproductions.ldm_pieces import SHAPES
 from experiments.reproductions.pieces import Piece, make_training, name_model
 
 # Seeds of the trainings by kind of hint, which are the units of all effects.

@@ -20,15 +20,18 @@ from experiments.reproductions.claims import (
     read_file,
     select_values,
 )
-from experiments.reproductions.pieces import (
-    Piece,
-    make_measurement,
-    make_sweep,
-    make_training,
-    make_trial,
-    name_model,
+from experiments.reproductions.ldm_pieces import (
+    ENCODED,
+    FACTORS,
+    PIECES,
+    PROMPTS,
+    SEEDS,
+    TEXT,
+    name_run,
 )
 from experiments.reproductions.plotting import DISTANCE, label_rows, plot_lines
+
+__all__ = ["PIECES", "draw_plots", "format_page", "judge_claims"]
 
 # What the paper reports, for the end of the page.
 PAPER = """Inpainting on one V100 (table 6; samples a second in training, then in sampling):
@@ -43,169 +46,16 @@ Autoencoders on ImageNet, rFID and PSNR: KL-f4 .27 and 27.53, KL-f8 .90 and 24.1
 24.08, KL-f32 2.04 and 22.27, VQ-f4 .58 and 27.43. ImageNet with classes (LDM-4): FID 10.56, guided
 by 1.25 3.95, by 1.5 3.60. Text to image on COCO: FID 23.31, guided by 1.5 12.63.
 """
-# Seeds of the trainings; effects are judged against their spread.
-SEEDS = (0, 1)
-# Steps that take about as long on one core, by the factor of the autoencoder.
-FACTORS = {"f1": 320, "f2": 1400, "f4": 3600}
-# About what a training takes, by factor.
-MINUTES = {"f1": 7.0, "f2": 5.0, "f4": 5.0}
-# Ends of the variants' names in configs/ldm.py, by factor.
-CONFIGS = {"f1": "_f1", "f2": "", "f4": "_f4"}
-# Guidance scales of the model of classes.
-GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
-# Guidance scales of the model of texts.
-TEXT = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
-# Prompts of the picture; the pipelines draw them too.
-PROMPTS = (
-    "a large red circle at the top left",
-    "a small yellow cross at the center",
-    "a large blue triangle at the bottom and a small green square at the top right",
-    "a small cyan circle at the left and a large purple square at the right",
-)
-# Factors whose latents come from an autoencoder.
-_ENCODED = ("f2", "f4")
 # For contradictions, if there will be any.
 _WHY = (
     "Networks are trained for minutes and images are small. What a smaller latent saves at 256 "
     "pixels may not show."
 )
-# Flags of short trainings of autoencoders.
-_SHORT = (
-    "--config.train.steps=500",
-    "--config.train.minutes=0.0",
-    "--config.loss.disc_start=250",
-)
-# The flag that makes the UNet of shapes small.
-SHAPES = "--config.network.channels=32"
-
-
-def _name_run(name: str, seed: int) -> str:
-    """Name a run by its seed; the first one has the name alone."""
-    return name + (f"-seed{seed}" if seed else "")
-
-
-def _make_autoencoder(
-    config: str, name: str, minutes: float, overrides: tuple[str, ...] = _SHORT
-) -> tuple[Piece, Piece]:
-    """Make the pieces that train an autoencoder and measure its reconstructions.
-
-    Args:
-        config: variant of configs/autoencoder.py.
-        name: of the autoencoder.
-        minutes: about what the training takes.
-        overrides: flags of the training.
-    """
-    train = make_training(f"autoencoder.py:{config}", f"autoencoder-{name}", minutes, *overrides)
-    return train, make_measurement(
-        f"reconstruction-{name}", f"autoencoder-{name}", 1.5, picture=True
-    )
-
-
-def _make_repetition(config: str, name: str, minutes: float) -> Piece:
-    """Make another training of an autoencoder, for the spread of its figures."""
-    name = _name_run(f"reconstruction-{name}", 1)
-    return make_trial(f"autoencoder.py:{config}", name, minutes, (*_SHORT, "--config.seed=1"))
-
-
-def _name_autoencoder(name: str) -> str:
-    """Make the flag that names a kept autoencoder."""
-    return f"--config.autoencoder.weights={{results}}/models/autoencoder-{name}.safetensors"
-
-
-def _make_latent(factor: str, seed: int) -> Piece:
-    """Make the piece that trains the same network at one of the resolutions.
-
-    Args:
-        factor: a key of `FACTORS`.
-        seed: of the training; weights of the first are kept.
-    """
-    steps = FACTORS[factor]
-    overrides = (
-        f"--config.seed={seed}",
-        "--config.network.channels=24",
-        "--config.data.batch_size=32",
-        f"--config.train.steps={steps}",
-        "--config.train.minutes=0.0",
-        f"--config.train.log_every={steps // 8}",
-        f"--config.train.evaluate_every={steps // 4}",
-        "--config.train.sample_every=0",
-        "--config.eval.loop_num=256",
-        "--config.sample.steps=16",
-        *((_name_autoencoder(factor),) if factor in _ENCODED else ()),
-    )
-    config = f"ldm.py:fashion_mnist{CONFIGS[factor]}"
-    name = _name_run(f"ldm-{factor}", seed)
-    return make_training(config, name, MINUTES[factor], *overrides, model=not seed, log=True)
-
-
-def _make_sampling(factor: str) -> Piece:
-    """Make the piece that times sampling with four seeds, the first of which also compiles.
-
-    Args:
-        factor: a key of `FACTORS`.
-    """
-    name, axes = f"ldm-{factor}", {"steps": "16", "guidance": "1"}
-    return make_sweep(f"{name}-sampling", name, 2 if factor == "f1" else 1, axes, num=192, seeds=4)
-
-
-# A picture of the prompts, with a row for each guidance scale.
-_PICTURE = Piece(
-    "ldm-shapes-picture",
-    (
-        (
-            "sample",
-            *name_model("ldm-shapes"),
-            *(f"--prompt={prompt}" for prompt in PROMPTS),
-            "--rows=guidance=" + ",".join(f"{scale:g}" for scale in TEXT),
-            "--num=12",
-            "--out={runs}/ldm-shapes/picture",
-        ),
-    ),
-    {"ldm-shapes/picture.png": "data/sheets/ldm-shapes.png"},
-    1,
-)
-
-PIECES = (
-    *_make_autoencoder("fashion_mnist", "f2", 4),
-    *_make_autoencoder("fashion_mnist_f4", "f4", 3),
-    *_make_autoencoder("fashion_mnist_vq", "vq", 3),
-    *(_make_latent(factor, 0) for factor in FACTORS),
-    *(_make_sampling(factor) for factor in FACTORS),
-    make_sweep(
-        "ldm-guidance",
-        "ldm-f4",
-        3,
-        {"steps": "16", "guidance": ",".join(f"{scale:g}" for scale in GUIDANCE)},
-        num=500,
-    ),
-    *_make_autoencoder("shapes", "shapes", 11, ("--config.train.minutes=0.0",)),  # edges are sharp
-    make_training(
-        "ldm.py:shapes",
-        "ldm-shapes",
-        9,
-        SHAPES,
-        _name_autoencoder("shapes"),
-        "--config.train.steps=3000",
-        "--config.train.minutes=0.0",
-    ),
-    make_sweep(
-        "ldm-captions",
-        "ldm-shapes",
-        2,
-        {"steps": "16", "guidance": ",".join(f"{scale:g}" for scale in TEXT)},
-        "--metrics=captions",
-        num=200,
-    ),
-    _PICTURE,
-    *(_make_latent(factor, 1) for factor in FACTORS),
-    _make_repetition("fashion_mnist", "f2", 5),
-    _make_repetition("fashion_mnist_f4", "f4", 3),
-)
 
 
 def _read_logs(data: Path, factor: str) -> list[list[JsonObject]]:
     """Read the logs of the trainings at a resolution, one for each seed."""
-    return [read_file(data / f"{_name_run(f'ldm-{factor}', seed)}-log.jsonl") for seed in SEEDS]
+    return [read_file(data / f"{name_run(f'ldm-{factor}', seed)}-log.jsonl") for seed in SEEDS]
 
 
 def _compute_speeds(log: list[JsonObject], batch: int = 32) -> np.ndarray:
@@ -279,7 +129,7 @@ def _read_reconstructions(data: Path, name: str, key: str) -> np.ndarray:
     Returns:
         (trainings,).
     """
-    files = [data / f"{_name_run(f'reconstruction-{name}', seed)}.json" for seed in SEEDS]
+    files = [data / f"{name_run(f'reconstruction-{name}', seed)}.json" for seed in SEEDS]
     return np.asarray([read_file(file)[key] for file in files])
 
 
@@ -300,12 +150,12 @@ def judge_claims(data: Path) -> list[Claim]:
             out.append(compare(text, measure(data, fast), measure(data, slow), why=_WHY))
     # So does quality after the same time.
     early, _ = _find_times(data)
-    for factor in _ENCODED:
+    for factor in ENCODED:
         a, b = _interpolate_distance(data, factor, early), _interpolate_distance(data, "f1", early)
         text = f"after the same {early:.0f} seconds pixels are farther from the data than {factor}"
         out.append(compare(text, b, a, why=_WHY))
     # What is lost is what the autoencoder does not reconstruct.
-    f2, f4 = (_read_reconstructions(data, name, "distance") for name in _ENCODED)
+    f2, f4 = (_read_reconstructions(data, name, "distance") for name in ENCODED)
     text = "the distance of reconstructions is larger with f4 than with f2"
     out.append(compare(text, f4, f2, why=_WHY))
     return [*out, *_judge_guidance(data)]
