@@ -56,6 +56,8 @@ EXTRAS = {
     "docs": ["furo>=2025.12.19", "latex2mathml>=3.81", "myst-parser>=5.2", "sphinx>=9.0"],
     "hub": ["huggingface_hub>=2.4"],
     "demo": ["gradio>=6.31"],
+    # Drives the page of `diffjax web` in the machine's own Chromium.
+    "browser": ["gradio>=6.31", "playwright>=1.65"],
     "sweep": ["optuna>=5.0", "submitit>=1.5.4"],
     "trackio": ["trackio>=0.43"],
     "wandb": ["wandb>=0.31"],

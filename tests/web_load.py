@@ -43,10 +43,12 @@ START, END = "<!-- web load: python -m tests.web_load --page -->", "<!-- end of 
 
 
 def fields(**changes: Any) -> list[Any]:
-    """The values of the page, in the order of `diffjax.cli.web_page.Form`."""
+    """The values of the page, in the order of `diffjax.cli.web_form.Form`."""
     values = {
         "prompt": PROMPT,
         "negative": "",
+        "num": 1,
+        "random": False,
         "seed": 1,
         "steps": 2,
         "guidance": 2.0,
@@ -55,9 +57,13 @@ def fields(**changes: Any) -> list[Any]:
         "width": 0,
         "image": None,
         "strength": 0.8,
+        "painted": "",
         "mask": None,
+        "net": "none",
         "control": None,
         "control_scale": 1.0,
+        "loras": [],
+        "lora_scale": 1.0,
         **changes,
     }
     return list(values.values())
@@ -155,6 +161,8 @@ HOSTILE: dict[str, Callable[[Client], str]] = {
     "a prompt of 1 MB": lambda c: c.make(fields(prompt="a " * 500_000)),
     "a prompt that is a list": lambda c: c.make(fields(prompt=["a"] * 1000)),
     "numbers that are text": lambda c: c.make(fields(seed="x", guidance="y")),
+    "a thousand pictures": lambda c: c.make(fields(num=1000)),
+    "a painted mask that is none": lambda c: c.make(fields(painted="data:image/png;base64,AAAA")),
     "too few values": lambda c: c.make([PROMPT]),
     "an upload of 30 MB": _image(random.Random(0).randbytes(30 * 2**20)),
     "a picture of 400 million pixels": _image(picture((20_000, 20_000))),

@@ -36,6 +36,7 @@ class Limits(NamedTuple):
         upload_pixels: of each image that is uploaded.
         seconds: that a request may run; it is stopped at its next step.
         sizes: image sizes that stay compiled at a time.
+        images: pictures of one request.
     """
 
     pixels: int = 2**20
@@ -44,6 +45,7 @@ class Limits(NamedTuple):
     upload_pixels: int = 2**24
     seconds: float = 600.0
     sizes: int = 8
+    images: int = 4
 
 
 def check_number(name: str, value: object) -> float:

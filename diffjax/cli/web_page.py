@@ -1,222 +1,56 @@
 """The web page that `diffjax web` serves; it needs gradio, ``pip install 'diffjax[demo]'``.
 
-`build_page` lays out the fields of `Form`, `generate_image` makes a picture of them step by step,
-and `serve` starts the server behind the limits of `web_limits`.
+`build_page` lays out the fields of `web_form.Form`, whose pictures `web_run` makes, and `serve`
+starts the server behind the limits of `web_limits`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import json
 import os
 import secrets
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import jax
-import numpy as np
 import PIL.Image
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from diffjax import generate
-from diffjax.cli.web_limits import (
-    BodyLimit,
-    Limits,
-    check_number,
-    check_text,
-    check_work,
-    measure_folder,
-)
-from diffjax.data import pictures
-from diffjax.pretrained.models import Component
+from diffjax.cli import web_brush
+from diffjax.cli.web_form import DEFAULT_LIMITS, NONE, NOTHING, OWN, STEPS, Form, Offered
+from diffjax.cli.web_limits import BodyLimit, Limits, measure_folder
+from diffjax.cli.web_run import Shown, generate_images
 
-DEFAULT_LIMITS = Limits()
-# The choice of the sampler that the model names itself.
-OWN = "the model's own"
-# Steps before the user chooses.
-STEPS = 20
-# Images in a gallery.
-KEPT = 12
 # Users whose galleries are kept at a time.
 SESSIONS = 100
 # Seconds after which files and galleries of users who left are removed.
 FORGET = 3600
-# An image as the library has it, or the file that was uploaded.
-Picture = PIL.Image.Image | str
-# A gallery: images and their captions, the newest first.
-Shown = list[tuple[Picture, str]]
-
-
-@dataclasses.dataclass
-class Form:
-    """The fields of the page, in their order. Values come from the browser and may be anything.
-
-    Attributes:
-        prompt, negative: texts.
-        seed: of the noise, in [0, 2^32).
-        steps: of the sampler.
-        guidance: scale ``s = 1 + w``.
-        sampler: a name in `generate.SAMPLERS`, or `OWN`.
-        height, width: in pixels; 0 for the model's own, or those of ``image``.
-        image, strength, mask: the image to start from, the share of the steps that are run, and
-            where it is filled in.
-        control, control_scale: image and scale of the ControlNet, if there is one.
-    """
-
-    prompt: str = ""
-    negative: str = ""
-    seed: float | None = 0
-    steps: float | None = STEPS
-    guidance: float | None = 7.5
-    sampler: str = OWN
-    height: float | None = 0
-    width: float | None = 0
-    image: Picture | None = None
-    strength: float = 0.8
-    mask: Picture | None = None
-    control: Picture | None = None
-    control_scale: float = 1.0
-
-    def format_caption(self) -> str:
-        """Format the settings as the caption of their image."""
-        out = f"{self.prompt} | seed {self.seed:.0f}, {self.steps:.0f} steps"
-        out += f", guidance {self.guidance:g}, sampler {self.sampler}"
-        out += f", negative: {self.negative}" if self.negative else ""
-        out += f", image at strength {self.strength:g}" if self.image else ""
-        out += ", mask" if self.mask else ""
-        return out + (f", ControlNet {self.control_scale:g}" if self.control else "")
-
-    def make_request(
-        self,
-        net: Component | None,
-        limits: Limits = DEFAULT_LIMITS,
-        native: tuple[int, int] = (0, 0),
-    ) -> generate.Request:
-        """Make the request of the fields, all of which are checked.
-
-        Args:
-            net: the ControlNet of the page, or None.
-            limits: the most that the page allows.
-            native: (height, width) of the model's own images.
-
-        Raises:
-            ValueError: a field is empty, does not fit or is too large; the message names it.
-        """
-        check_text("the prompt", self.prompt, limits)
-        check_text("the negative prompt", self.negative, limits)
-        if not self.prompt.strip():
-            raise ValueError("the prompt is empty")
-        names = ("seed", "steps", "guidance", "height", "width", "strength", "control_scale")
-        # The browser may send anything in place of a number.
-        numbers = {name: check_number(name, getattr(self, name)) for name in names}
-        seed, steps = numbers["seed"], numbers["steps"]
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed must be in [0, 2^32), got {seed:.0f}")
-        if self.mask and not self.image:
-            raise ValueError("a mask needs an image")
-        if net and not self.control:
-            raise ValueError("the ControlNet needs its image")
-        sampler = None if self.sampler == OWN else self.sampler
-        start, mask, hint = (_open_upload(p, limits) for p in (self.image, self.mask, self.control))
-        own_height, own_width = start.size[::-1] if start else native
-        height, width = numbers["height"] or own_height, numbers["width"] or own_width
-        # The cost is known now, and nothing has been reserved.
-        check_work(height or 1, width or 1, steps, limits)
-        image = generate.Image(start, numbers["strength"], mask) if start else None
-        return generate.Request(
-            [self.prompt],
-            key=np.array([int(seed)]),
-            sampler=generate.Sampling(sampler, int(steps)),
-            guidance=generate.Guidance(numbers["guidance"], self.negative or None),
-            image=image,
-            control=[generate.Control(net, hint, numbers["control_scale"])] if net else [],
-            size=generate.Size(int(numbers["height"]), int(numbers["width"])),
-        )
-
-
-def _open_upload(picture: Picture | None, limits: Limits) -> PIL.Image.Image | None:
-    """Open an uploaded file as an image.
-
-    Raises:
-        ValueError: it is no picture that we read, or has too many pixels. The message does not show
-            the folder, which is this machine's.
-    """
-    if not isinstance(picture, str):
-        return picture
-    try:
-        height, width = pictures.read_size(picture)
-        if height * width > limits.upload_pixels:
-            raise ValueError(
-                f"{picture} has {height} x {width} pixels; this page reads at most "
-                f"{limits.upload_pixels}"
-            )
-        return pictures.open_image(picture)
-    except ValueError as error:  # without the folder, which is this machine's
-        raise ValueError(str(error).replace(picture, Path(picture).name)) from error
-
-
-def generate_image(
-    pipe: generate.Pipeline,
-    net: Component | None,
-    shown: Shown,
-    *values: Any,
-    limits: Limits = DEFAULT_LIMITS,
-) -> Iterator[tuple[str, Shown]]:
-    """Generate an image, and yield status and gallery after every step.
-
-    The last gallery has the new image in front. A client that goes away, and the stop button, leave
-    the generator at its next step.
-
-    Args:
-        pipe: the pipeline of the model.
-        net: the ControlNet of the page, or None.
-        shown: the gallery so far.
-        values: of the fields of `Form`, in their order.
-
-    Raises:
-        gr.Error: what is asked for is not possible or takes too long; the page shows why.
-    """
-    # Time counts from here; a request is stopped between two steps.
-    shown, end = shown or [], time.monotonic() + limits.seconds
-    try:
-        form = Form(*values)
-        request = form.make_request(net, limits, _find_native_size(pipe))
-        _limit_compiled_sizes(request.read_size(), limits)
-        yield "preparing", shown
-        for progress in pipe.steps(request):
-            if time.monotonic() > end:
-                raise ValueError(
-                    f"stopped after {limits.seconds:g} seconds, which is the most on this page"
-                )
-            yield f"step {progress.i + 1} of {progress.count}", shown
-        picture = pipe.decode(progress.step.run.z)[0]
-    except ValueError as error:
-        raise gr.Error(str(error), print_exception=False) from error
-    yield "done", [(picture, form.format_caption()), *shown][:KEPT]
-
-
-def _find_native_size(pipe: generate.Pipeline) -> tuple[int, int]:
-    """Find the size of the model's own images; (0, 0) if the model does not say."""
-    with contextlib.suppress(ValueError):
-        return pipe.native_size()
-    return (0, 0)
-
-
-# Sizes of images whose programs are compiled.
-_sizes: set[generate.Size] = set()
-
-
-def _limit_compiled_sizes(size: generate.Size, limits: Limits) -> None:
-    """Drop compiled programs when there are those of too many sizes, since each takes memory."""
-    _sizes.add(size)
-    if len(_sizes) > limits.sizes:
-        jax.clear_caches()
-        _sizes.clear()
-        _sizes.add(size)
+# Prompts to begin with, for models that know English.
+EXAMPLES = (
+    "a red fox in the snow, photograph",
+    "a lighthouse at sunset, oil painting",
+    "a bowl of fruit on a wooden table",
+)
+# Captions below their pictures, on as many lines as they need; gradio lays one cut line over them.
+CSS = """
+.gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
+#pictures .grid-container { grid-template-rows: none; grid-auto-rows: auto; align-items: start; }
+#pictures .thumbnail-lg {
+  display: flex; flex-direction: column; height: auto; aspect-ratio: auto;
+  overflow: visible; background: none; border: none; box-shadow: none;
+}
+#pictures .thumbnail-lg > img { height: auto; }
+#pictures .caption-label {
+  position: static; max-width: 100%; white-space: normal; background: none; border: none;
+  color: var(--body-text-color); font-size: 0.85rem; line-height: 1.35; padding: 0.3rem 0;
+  overflow-wrap: anywhere;
+}
+#pictures .caption { white-space: normal; overflow-wrap: anywhere; }
+"""
 
 
 def _save_image(picture: PIL.Image.Image) -> str:
@@ -235,7 +69,7 @@ def _remove_images(shown: Shown) -> None:
                 os.unlink(picture)
 
 
-def make_upload(label: str) -> gr.Image:
+def make_upload(label: str, elem_id: str | None = None) -> gr.Image:
     """Make an image field that takes uploaded files only.
 
     Gradio's own field would also fetch what an address names, from inside of this machine's
@@ -244,7 +78,14 @@ def make_upload(label: str) -> gr.Image:
     Raises:
         ValueError: (when a value is sent) an address is given in place of a file.
     """
-    field = gr.Image(label=label, type="filepath", image_mode=None, height=200)
+    field = gr.Image(
+        label=label,
+        type="filepath",
+        image_mode=None,
+        height=200,
+        elem_id=elem_id,
+        sources=["upload", "clipboard"],
+    )
     keep = field.async_move_resource_to_block_cache
 
     async def keep_file(path: str) -> str | None:
@@ -257,44 +98,102 @@ def make_upload(label: str) -> gr.Image:
     return field
 
 
-def _make_fields(pipe: generate.Pipeline, control: bool, limits: Limits) -> list[Any]:
+def _make_fields(
+    pipe: generate.Pipeline, offered: Offered, limits: Limits, examples: Sequence[str]
+) -> list[Any]:
     """Make the fields of `Form`, in its order."""
-    new, guidance = Form(), 5.0 if pipe.is_xl else 7.5
-    fields: list[Any] = [
-        gr.Textbox(label="Prompt", lines=2),
-        gr.Textbox(label="Negative prompt"),
-    ]
+    # One line that grows: Enter makes the pictures, Shift and Enter begins another line.
+    fields: list[Any] = [gr.Textbox(label="Prompt", lines=1, max_lines=6)]
+    _make_examples(examples, fields[0])
+    fields += [gr.Textbox(label="Negative prompt", lines=1, max_lines=6)]
     with gr.Row():
         fields += [
-            gr.Number(new.seed, label="Seed", precision=0),
+            gr.Slider(1, limits.images, 1, step=1, label="Pictures", visible=limits.images > 1),
+            gr.Checkbox(True, label="Random seed"),
+            gr.Number(0, label="Seed", precision=0),
+        ]
+    with gr.Accordion("Steps, guidance and size", open=False):
+        fields += _make_sampling_fields(5.0 if pipe.is_xl else 7.5, limits)
+    with gr.Accordion("Image to start from", open=bool(pipe.beside)):
+        fields += _make_image_fields(Form().strength)
+    nets, loras = list(offered.nets), list(offered.loras)
+    with gr.Accordion("ControlNet", visible=bool(nets), open=False):
+        fields += [
+            gr.Dropdown([NONE, *nets], value=NONE, label="ControlNet"),
+            make_upload("Control image"),
+            gr.Slider(0, 2, Form().control_scale, step=0.05, label="Control scale"),
+        ]
+    with gr.Accordion("LoRA", visible=bool(loras), open=False):
+        fields += [
+            gr.Dropdown(loras, value=loras, multiselect=True, label="LoRA"),
+            gr.Slider(0, 2, Form().lora_scale, step=0.05, label="LoRA scale"),
+        ]
+    return fields
+
+
+def _make_sampling_fields(guidance: float, limits: Limits) -> list[Any]:
+    """Make the fields from ``steps`` to ``width``."""
+    with gr.Row():
+        sampling = [
             gr.Slider(1, limits.steps, min(STEPS, limits.steps), step=1, label="Steps"),
             gr.Slider(1, 20, guidance, step=0.1, label="Guidance"),
             gr.Dropdown([OWN, *generate.SAMPLERS], value=OWN, label="Sampler"),
         ]
     with gr.Row():
-        fields += [
+        size = [
             gr.Number(0, label="Height (0: the model's)", precision=0),
             gr.Number(0, label="Width (0: the model's)", precision=0),
         ]
-    with gr.Accordion("Image to start from", open=bool(pipe.beside)):
-        fields += [
-            make_upload("Image"),
-            gr.Slider(0.05, 1, new.strength, step=0.05, label="Strength"),
-            make_upload("Mask: white is filled in"),
-        ]
-    with gr.Accordion("ControlNet", visible=control):
-        fields += [
-            make_upload("Control image"),
-            gr.Slider(0, 2, new.control_scale, step=0.05, label="Control scale"),
-        ]
-    return fields
+    return [*sampling, *size]
+
+
+def _make_image_fields(strength: float) -> list[Any]:
+    """Make the fields from ``image`` to ``mask``, and the brush."""
+    image = make_upload("Image", web_brush.SOURCE)
+    gr.HTML(
+        html_template=web_brush.HTML,
+        css_template=web_brush.CSS,
+        js_on_load=web_brush.SCRIPT,
+    )
+    image.change(None, image, None, js=web_brush.SHOW)
+    slider = gr.Slider(0.05, 1, strength, step=0.05, label="Strength")
+    painted = gr.Textbox("", visible="hidden", elem_id=web_brush.TARGET, max_lines=1)
+    return [
+        image,
+        slider,
+        painted,
+        make_upload("Mask file, in place of painting: white is filled in"),
+    ]
+
+
+def _make_heading(name: str, pipe: generate.Pipeline) -> None:
+    """Show the name of the model, and what it is."""
+    kind = str(pipe.parts.manifest.get("_class_name", "text-to-image model"))
+    gr.Markdown(f"# {_quote(name)}")
+    gr.Markdown(f"{_quote(kind)}, served by diffjax. Press Enter in the prompt to make pictures.")
+
+
+def _quote(text: str) -> str:
+    """Quote a text for Markdown, in which it may be anything."""
+    return "".join(f"&#{ord(c)};" if not c.isalnum() and c != " " else c for c in text)
+
+
+def _make_examples(examples: Sequence[str], prompt: gr.Textbox) -> None:
+    """Show prompts that a click takes over."""
+    if examples:
+        with gr.Row(elem_id="examples"):
+            for text in examples:
+                button = gr.Button(text, size="sm", min_width=160)
+                button.click(None, None, prompt, js=f"() => {json.dumps(text)}")
 
 
 def build_page(
     pipe: generate.Pipeline,
-    net: Component | None = None,
+    offered: Offered = NOTHING,
     limits: Limits = DEFAULT_LIMITS,
     queue: int = 20,
+    name: str = "diffjax",
+    examples: Sequence[str] = EXAMPLES,
 ) -> gr.Blocks:
     """Build the page. Images are made one at a time, in the order in which they were asked for.
 
@@ -302,36 +201,60 @@ def build_page(
 
     Args:
         pipe: the pipeline of the model.
-        net: the ControlNet of the page, or None.
+        offered: ControlNets and adapters to choose from.
         limits: the most that one request may ask for.
         queue: number of requests that may wait.
+        name: that of the model, for the heading.
+        examples: prompts that a click takes over.
     """
 
-    def make(shown: Shown, *values: Any) -> Iterator[tuple[str, Shown, Shown]]:
-        for status, now in generate_image(pipe, net, shown, *values, limits=limits):
+    def make(shown: Shown, *values: Any) -> Iterator[tuple[str, Shown, Shown, Any]]:
+        yield "checking", shown, shown, gr.skip()
+        try:
             # Images are files below the private folder, so that a gallery takes no memory.
-            kept: Shown = [(p if isinstance(p, str) else _save_image(p), text) for p, text in now]
-            _remove_images([old for old in shown if old not in kept])
-            yield status, kept, kept
+            updates = generate_images(
+                pipe, offered, shown, *values, limits=limits, keep=_save_image
+            )
+            for status, kept, seed in updates:
+                _remove_images([old for old in shown if old not in kept])
+                shown = kept
+                yield status, kept, kept, seed
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
 
     with gr.Blocks(
-        title="diffjax", analytics_enabled=False, delete_cache=(FORGET // 4, FORGET)
+        title=f"{name} - diffjax", analytics_enabled=False, delete_cache=(FORGET // 4, FORGET)
     ) as page:
         mine = gr.State([], time_to_live=FORGET, delete_callback=_remove_images)
+        _make_heading(name, pipe)
         with gr.Row():
-            with gr.Column():
-                fields = _make_fields(pipe, net is not None, limits)
+            with gr.Column(min_width=300):
+                fields = _make_fields(pipe, offered, limits, examples)
+            with gr.Column(min_width=300):
                 with gr.Row():
-                    start = gr.Button("Generate", variant="primary")
-                    stop = gr.Button("Stop", variant="stop")
-            with gr.Column():
+                    start = gr.Button("Generate", variant="primary", min_width=120)
+                    stop = gr.Button("Stop", variant="stop", min_width=120)
                 status = gr.Textbox("ready", label="Status", interactive=False)
                 gallery = gr.Gallery(
-                    label="Images", type="filepath", format="png", columns=2, interactive=False
+                    label="Pictures",
+                    show_label=False,  # it would lie on the first one
+                    type="filepath",
+                    format="png",
+                    columns=2,
+                    interactive=False,
+                    object_fit="contain",
+                    elem_id="pictures",
                 )
-        going = start.click(
-            make, [mine, *fields], [status, gallery, mine], show_progress="minimal", api_name="make"
+        going = gr.on(
+            [start.click, fields[0].submit, fields[1].submit],
+            make,
+            [mine, *fields],
+            [status, gallery, mine, fields[4]],
+            show_progress="hidden",
+            api_name="make",
         )
+        # A run that was stopped counts as a failure too.
+        going.failure(None, status, status, js="(said) => said === 'stopped' ? said : 'ready'")
         # The generator is left at its next step. Of other pages nothing is stopped.
         stop.click(None, cancels=[going]).then(lambda: "stopped", None, status, queue=False)
     return page.queue(default_concurrency_limit=1, max_size=queue)
@@ -364,6 +287,7 @@ def serve(
         prevent_thread_lock=True,
         max_file_size=megabytes * 2**20,
         enable_monitoring=False,
+        css=CSS,
         run_history=False,  # which would connect to the hub as strangers ask
         state_session_capacity=SESSIONS,
         allowed_paths=[],
