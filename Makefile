@@ -13,7 +13,7 @@ comma := ,
 RUN := --config=$(CONFIG) --workdir=$(WORKDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check smoke parity lock clean
+.PHONY: help venv demo test check smoke parity docs peers lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,9 @@ $(VENV)/.installed: setup.py constraints.txt
 .venv-parity/.installed: setup.py constraints.txt
 	$(call install,.venv-parity,test$(comma)parity)
 
+.venv-docs/.installed: setup.py constraints.txt
+	$(call install,.venv-docs,docs)
+
 demo: venv ## train, sample, evaluate and report on small digits (5 to 9 minutes on 2 cores)
 	$(BIN)/python -m experiments.train $(RUN)
 	$(BIN)/python -m experiments.sample $(RUN)
@@ -68,11 +71,24 @@ check: venv ## ruff, mypy, and who may import whom
 	$(BIN)/mypy diffjax
 	$(BIN)/lint-imports
 
-smoke: venv ## train, save and sample every variant of every config for two steps
-	$(BIN)/python -m pytest -n 2 -m smoke_all
+smoke: venv ## the long tests, and two steps of training and a sample of every variant (an hour)
+	$(BIN)/python -m pytest -n 2 -m "(smoke_all or slow) and not parity"
 
 parity: .venv-parity/.installed ## compare with torch and diffusers, in .venv-parity
 	.venv-parity/bin/python -m pytest -m parity
+
+docs: .venv-docs/.installed ## build the documentation site in build/site, strictly
+	.venv-docs/bin/python -m sphinx -q -W --keep-going -b html -c docs/site -d build/doctrees docs build/site
+	.venv-docs/bin/python docs/site/check_pages.py build/site
+	@echo "Done. Open build/site/index.html in a browser."
+
+# They share nothing with diffjax, so that each has the versions that suit it.
+peers: ## environments of what diffjax's speed is measured beside
+	$(call check_python)
+	$(call new_venv,.venv-peers)
+	.venv-peers/bin/python -m pip install -q -r experiments/benchmarks/peers-torch.txt
+	$(call new_venv,.venv-peers-flax)
+	.venv-peers-flax/bin/python -m pip install -q -r experiments/benchmarks/peers-flax.txt
 
 # With Python 3.11, the oldest supported. Then try the others: with a pip of 3.12 and of 3.13,
 # pip install --dry-run -c constraints.txt -e '.[test]'
@@ -88,6 +104,7 @@ lock: ## renew constraints.txt from a fresh environment (Python 3.11)
 	rm -rf .venv-lock build
 
 clean: ## remove environments, caches and builds (runs/ stays)
-	rm -rf .venv-parity .venv-lock $(VENV) build dist *.egg-info constraints.tmp
+	rm -rf .venv-parity .venv-docs .venv-peers .venv-peers-flax .venv-lock docs/reference
+	rm -rf $(VENV) build dist *.egg-info constraints.tmp
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

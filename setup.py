@@ -53,6 +53,7 @@ EXTRAS = {
         "torch==2.13.0",
         "transformers>=5.23",
     ],
+    "docs": ["furo>=2025.12.19", "latex2mathml>=3.81", "myst-parser>=5.2", "sphinx>=9.0"],
     "hub": ["huggingface_hub>=2.4"],
     "demo": ["gradio>=6.31"],
     # Drives the page of `diffjax web` in the machine's own Chromium.

@@ -13,6 +13,7 @@
 | small_edges | configs/stable_diffusion.py:shapes | 0.79M | 32, 15 minutes on one core |
 | shapes_adapter | as shapes_edges, a T2I-Adapter | 0.17M | 32, 15 minutes on one core |
 | sd15_canny | Stable Diffusion 1.5 | 361,279,120 | 32 of 512 pixels, 8k |
+| sd15_canny_lora | the same, its copy by LoRA of rank 64 | below | 32 of 512 pixels, 8k |
 | sd15_canny_unlocked | the same, its decoder too, at 2e-6 | 872.1M | 32 of 512 pixels, 8k |
 | sd15_seg | Stable Diffusion 1.5 | 361,279,120 | 32 of 512 pixels, 40k |
 | sd21_canny | Stable Diffusion 2.1 base | 364,228,240 | 32 of 512 pixels, 8k |
@@ -82,6 +83,14 @@ def sd15_canny_unlocked() -> ConfigDict:
     config = sd15_canny()
     config.control.train_decoder = True
     config.optim.lr = 2e-6  # of all that is trained: the release has one rate
+    return config
+
+
+def sd15_canny_lora() -> ConfigDict:
+    """Adapters of the copied encoder; the layers that read the hint are trained whole."""
+    config = sd15_canny()
+    config.lora = make_section("lora", rank=64, alpha=64.0)
+    config.optim.lr = 1e-4
     return config
 
 
@@ -156,7 +165,7 @@ VARIANTS = {
     f.__name__: f
     for f in (
         *(fashion_mnist_edges, fashion_mnist_base, shapes_mask, shapes_edges, small_edges),
-        *(sd15_canny, sd15_canny_unlocked, sd15_seg, sd21_canny, sdxl_canny),
+        *(sd15_canny, sd15_canny_lora, sd15_canny_unlocked, sd15_seg, sd21_canny, sdxl_canny),
         *(shapes_adapter, sd15_canny_adapter, sdxl_canny_adapter),
     )
 }

@@ -13,8 +13,8 @@
 | digits (default) | 0.70M | 3 minutes on two CPU cores | readable 8x8 digits |
 
 CIFAR-10 uses the DDPM++ network (the paper's VP configuration), which is told the class before the
-layers of the time embedding, ImageNet ADM's, which is told after them. One deviation:
-augmentations interpolate linearly, where the release filters with wavelets.
+layers of the time embedding, ImageNet ADM's, which is told after them. docs/published.md lists
+what differs from the release.
 """
 
 from ml_collections import ConfigDict

@@ -21,8 +21,8 @@
 
 Samplers are those of the release: timesteps are one more than range(0, 1000, 1000 // S), which are
 500 for S = 400, and the last step ends at the first level instead of the data. cin_vq8 was guided
-by a classifier of latents with scale 10 (FID 7.77), which is not built here. superres sees averages
-of 4x4 pixels where the release blurs, resizes, adds noise and compresses at random (bsrgan_light).
+by a classifier of latents with scale 10 (FID 7.77), whose settings were not published. superres
+sees small pictures that are blurred, resized, noisy and compressed at random (data.degradation).
 
 Whatever `autoencoder.weights` points to is checked against the section `autoencoder`, copied into
 the workdir and identified in every checkpoint. docs/latent_diffusion.md has the whole story.
@@ -163,6 +163,7 @@ def inpainting() -> ConfigDict:
 def superres() -> ConfigDict:
     config = _paper(autoencoder.vq_f4(), beta_start=0.0015, beta_end=0.0155)
     config.data.update(name="image_folder", batch_size=64, crop="random", crop_share=(0.5, 1.0))
+    config.data.degradation = "bsrgan_light"
     config.network.update(channels=160, multipliers=(1, 2, 2, 4), attention_levels=(3,))
     config.network.head_channels = 32
     config.cond.concat = "superres"

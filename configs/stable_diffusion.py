@@ -9,17 +9,28 @@
 |---|---|---|---|---|
 | sd15 | SD 1.5, 512 pixels | 859,520,964 | 32, 10k | 13.8 GB |
 | sd15_lora | the same | 3,188,736 | 4, 2k | 3.5 GB |
+| sd15_edit | SD 1.5, 256 pixels: edits by instruction | 859,532,484 | 32, 10k | 13.8 GB |
 | sd21_base | SD 2.1 base, 512 pixels | 865,910,724 | 32, 10k | 13.9 GB |
 | sd21_base_lora | the same | 3,319,808 | 4, 2k | 3.5 GB |
 | sd21, sd21_lora | SD 2.1, 768 pixels, v prediction | the same | the same | the same |
 | sd15_inpainting | SD 1.5, or its inpainting model | 859,535,364 | 32, 10k | 13.8 GB |
 | sdxl | SD XL base, 1024 pixels | 2,567,463,684 | 32, 10k | 41.1 GB |
 | sdxl_lora | the same | 23,224,320 | 4, 2k | 10.6 GB |
+| sd15_dreambooth | SD 1.5, with pictures of the kind | 859,520,964 | 2, 800 | 13.8 GB |
+| sd15_dreambooth_lora | the same | 3,188,736 | 2, 800 | 3.5 GB |
+| sdxl_dreambooth_lora | XL, the same | 23,224,320 | 2, 800 | 10.6 GB |
+| sd15_word, sdxl_word | SD 1.5, XL; a word of one embedding | 768, 2,048 | 4, 3k | 3.5, 10.3 GB |
+| sd15_lcm_lora, sdxl_lcm_lora | the same, for 4 steps | 12.8M, 92.9M | 4, 5k | 3.6, 11.4 GB |
+| sd15_text | SD 1.5, its text encoder too | 982,581,444 | 32, 10k | 15.7 GB |
+| sd15_text_lora | the same, adapters of both | 4,368,384 | 4, 2k | 3.5 GB |
 | shapes (default) | nothing: a small model of one's own | 1,665,364 | 32, 20 minutes | |
 | shapes_xl | nothing, with two text encoders | 1,704,084 | 32, 20 minutes | |
 | shapes_refiner | the folder that shapes_xl exports | 1,704,084 | 32, 1k | |
 | shapes_inpainting | the folder that shapes exports | 1,667,164 | 32, 1k | |
+| shapes_edit | the folder that shapes exports | 1,666,804 | 32, 1k | |
 | shapes_lora | the folder that shapes exports | 28,224 | 32, 5 minutes | |
+| shapes_dreambooth | the same | 28,224 | 32, 5 minutes | |
+| shapes_word | the same | 64 | 32, 5 minutes | |
 
 The state is parameters, their average and the moments of AdamW, or of LoRA the frozen UNet and
 little besides; all in float32, without activations (network.remat), autoencoder and text encoders.
@@ -124,6 +135,89 @@ def sd15_lora() -> ConfigDict:
     return _lora(sd15())
 
 
+def _personal(config: ConfigDict, *, lr: float) -> ConfigDict:
+    """The same on a few pictures of one thing, beside others of its kind (DreamBooth)."""
+    config.prior = make_section("prior")
+    config.data.update(batch_size=2, bucket_step=0)
+    config.cond.drop = 0.0
+    config.loss.weight = "simple"
+    config.optim.update(lr=lr, warmup=0, weight_decay=0.01)
+    config.ema.update(decay=0.0, warmup=False)
+    config.train.update(steps=800, checkpoint_every=200, sample_every=200)
+    return config
+
+
+def sd15_dreambooth() -> ConfigDict:
+    return _personal(sd15(), lr=2e-6)
+
+
+def sd15_dreambooth_lora() -> ConfigDict:
+    return _personal(sd15_lora(), lr=1e-4)
+
+
+def sdxl_dreambooth_lora() -> ConfigDict:
+    return _personal(sdxl_lora(), lr=1e-4)
+
+
+def _learns_word(config: ConfigDict) -> ConfigDict:
+    """The same with everything frozen but the embedding of a new word (textual inversion)."""
+    config.task = "concept"
+    config.concept = make_section("concept")
+    del config.lora
+    config.data.update(batch_size=4, bucket_step=0)
+    config.cond.drop = 0.0
+    config.loss.weight = "simple"
+    config.optim.update(lr=5e-3, warmup=0, weight_decay=0.0)
+    config.train.update(steps=3000, checkpoint_every=500, sample_every=500)
+    return config
+
+
+def sd15_word() -> ConfigDict:
+    return _learns_word(sd15_lora())
+
+
+def sdxl_word() -> ConfigDict:
+    return _learns_word(sdxl_lora())
+
+
+TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def sd15_text() -> ConfigDict:
+    """The UNet and its text encoder."""
+    config = sd15()
+    config.cond.train_text = True
+    config.optim.lr = 2e-6
+    return config
+
+
+def sd15_text_lora() -> ConfigDict:
+    """Adapters of the UNet and of its text encoder."""
+    config = sd15_lora()
+    config.lora.text_targets = TEXT_LAYERS
+    return config
+
+
+def _distilled(config: ConfigDict) -> ConfigDict:
+    """Adapters with which a few steps are enough (LCM-LoRA, Luo et al. 2023)."""
+    config.task = "consistency"
+    config.consistency = make_section("consistency")
+    config.lora.update(rank=64, alpha=64.0)
+    config.loss.weight = "simple"
+    config.optim.update(lr=1e-4, warmup=500)
+    config.train.update(steps=5000, checkpoint_every=500)
+    config.sample.update(sampler="lcm", grid="lcm", steps=4, guidance=1.0)
+    return config
+
+
+def sd15_lcm_lora() -> ConfigDict:
+    return _distilled(sd15_lora())
+
+
+def sdxl_lcm_lora() -> ConfigDict:
+    return _distilled(sdxl_lora())
+
+
 def _fills_in(config: ConfigDict) -> ConfigDict:
     """The same given a mask and what is left of the image; that of 4 channels gets 5 zero ones."""
     config.cond.concat = "fill"
@@ -132,6 +226,21 @@ def _fills_in(config: ConfigDict) -> ConfigDict:
 
 def sd15_inpainting() -> ConfigDict:
     return _fills_in(sd15())
+
+
+def _edits(config: ConfigDict) -> ConfigDict:
+    """The same given a picture and an instruction (InstructPix2Pix, Brooks et al. 2022)."""
+    config.cond.concat = "edit"
+    config.data.update(name="paired_folder", bucket_step=0)
+    return config
+
+
+def sd15_edit() -> ConfigDict:
+    config = _edits(sd15())
+    config.data.image_size = 256
+    config.loss.weight = "simple"
+    config.optim.lr = 5e-5
+    return config
 
 
 def sd21_base() -> ConfigDict:
@@ -182,6 +291,23 @@ def shapes_lora() -> ConfigDict:
     return config
 
 
+def shapes_dreambooth() -> ConfigDict:
+    """The same model on a few pictures of one thing, beside others that it made."""
+    config = _personal(shapes_lora(), lr=1e-3)
+    config.data.update(name="captioned_folder", batch_size=32)
+    config.train.update(steps=400, minutes=5.0)
+    return config
+
+
+def shapes_word() -> ConfigDict:
+    """The same model, which learns a word of a few pictures."""
+    config = _learns_word(shapes_lora())
+    config.data.update(name="captioned_folder", batch_size=32)
+    config.optim.lr = 0.02
+    config.train.update(steps=400, minutes=5.0)
+    return config
+
+
 def shapes_xl() -> ConfigDict:
     """The same with two text encoders, and told the sizes of images."""
     config = shapes()
@@ -202,6 +328,13 @@ def shapes_refiner() -> ConfigDict:
     return config
 
 
+def shapes_edit() -> ConfigDict:
+    """The same model, which learns to follow instructions."""
+    config = _edits(shapes())
+    config.train.update(steps=1000, minutes=10.0)
+    return config
+
+
 def shapes_inpainting() -> ConfigDict:
     config = _fills_in(shapes())
     config.train.update(steps=1000, minutes=10.0)
@@ -212,8 +345,11 @@ VARIANTS = {
     f.__name__: f
     for f in (
         *(shapes, shapes_xl, shapes_refiner, shapes_inpainting, shapes_lora),
-        *(sd15, sd15_inpainting, sd15_lora, sd21, sd21_lora),
+        *(sd15, sd15_edit, shapes_edit, sd15_inpainting, sd15_lora, sd21, sd21_lora),
         *(sd21_base, sd21_base_lora, sdxl, sdxl_lora),
+        *(sd15_lcm_lora, sdxl_lcm_lora, sd15_word, sdxl_word, sd15_text, sd15_text_lora),
+        *(sd15_dreambooth, sd15_dreambooth_lora, sdxl_dreambooth_lora),
+        *(shapes_word, shapes_dreambooth),
     )
 }
 

@@ -103,8 +103,8 @@ class AppliedControl(NamedTuple):
     Attributes:
         residuals: ``(z, level, cond) -> residuals``.
         hint: (B, ...), or (1, ...) for all images; for an adapter, the features made of it.
-        strength: number, (B,) array, or ``level -> `` either; the network does not run where it is
-            0.
+        strength: number, (B,) array, or a function of the level that gives
+            either; the network does not run where it is 0.
         balance: one of the values of `BALANCES`.
         entry: entry of the condition that the residuals are added to: ``control`` or ``adapter``.
     """

@@ -329,5 +329,9 @@ def drop(key: jax.Array, cond: T, null: T, rate: float) -> T:
     if not 0 <= rate <= 1:
         raise ValueError(f"the drop rate must lie in [0, 1], got {rate}")
     images = jax.tree.leaves(cond)[0].shape[0]
-    gone = jax.random.bernoulli(key, rate, (images,))
+    return replace(cond, null, jax.random.bernoulli(key, rate, (images,)))
+
+
+def replace(cond: T, null: T, gone: Array) -> T:
+    """Replace the condition of the images in ``gone``, bool (B,), by the null one."""
     return jax.tree.map(lambda a, b: jnp.where(expand(gone, a), b, a), cond, null)

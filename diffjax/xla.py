@@ -1,16 +1,21 @@
-"""XLA flags that correct wrong values, set before JAX starts its first backend.
+"""XLA flags that correct wrong values, and the folder of compiled programs.
 
-jaxlib 0.10.2 computes wrong values on CPUs for some reductions under jit (jax issue 39103). The
-cause is its YNNPACK fusions. Without those of reductions the values are right; without those of
-convolutions too, gradients of convolutions are also about twice as fast.
+The flags are set before JAX starts its first backend. jaxlib 0.10.2 computes wrong values on CPUs
+for some reductions under jit (jax issue 39103). The cause is its YNNPACK fusions. Without those of
+reductions the values are right; without those of convolutions too, gradients of convolutions are
+also about twice as fast.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.metadata
 import os
+import platform
 import sys
 import warnings
+from pathlib import Path
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 VALUE = "-individual_convolution,-reduce"
@@ -36,6 +41,41 @@ def set_cpu_flags() -> None:
         )
         return
     os.environ["XLA_FLAGS"] = f"{flags} {FLAG}={VALUE}".strip()
+
+
+def keep_programs() -> None:
+    """Keep compiled programs on disk, so that a later process does not compile them again.
+
+    The folder is that of ``JAX_COMPILATION_CACHE_DIR``, or else one in the user's cache folder,
+    which can be removed at any time. ``JAX_ENABLE_COMPILATION_CACHE=false`` turns this off.
+    """
+    import jax
+
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(choose_program_folder()))
+
+
+def choose_program_folder() -> Path:
+    """Choose the folder of compiled programs for this machine, version of jaxlib, and XLA_FLAGS.
+
+    JAX looks programs up by their content, options and version. For CPUs it leaves out which
+    instructions and how many cores they were compiled for: a program for AVX-512 from a home folder
+    that several machines share would end a process on another one. So each kind has a folder.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    version = ".".join(map(str, _jaxlib_version()))
+    known = (version, os.environ.get("XLA_FLAGS", ""), str(os.cpu_count()), _describe_processor())
+    digest = hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]
+    return cache / "diffjax" / "programs" / f"jaxlib-{version}-{digest}"
+
+
+def _describe_processor() -> str:
+    """Describe the processor: its architecture, and where Linux tells it, its instructions."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    told = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    return "\n".join([platform.machine(), platform.processor(), *sorted(set(told))])
 
 
 def _jaxlib_version() -> tuple[int, ...]:

@@ -68,15 +68,14 @@ def _write_variant(name: str, one: Published) -> str:
     commands = [
         f"python -m experiments.train --config=configs/{stem}.py:{variant} --workdir={folder}"
     ]
-    if one.measure:
-        inception = f" {EVALUATE}" if "fid" in one.measure else ""
-        commands.append(
-            f"python -m experiments.evaluate --workdir={folder} {one.measure}{inception}"
-        )
+    for measure in one.measure.splitlines():
+        inception = f" {EVALUATE}" if "fid" in measure else ""
+        commands.append(f"python -m experiments.evaluate --workdir={folder} {measure}{inception}")
     lines = "\n".join(commands)
+    against = f" Measured on {one.against}." if one.against else ""
     differs = "".join(f"\n- {reason}" for reason in one.differs) or " nothing that we know of."
     return (
-        f"### {variant}\n\nPublished: {one.number}.\n\n```\n{lines}\n```\n\n"
+        f"### {variant}\n\nPublished: {one.number}.{against}\n\n```\n{lines}\n```\n\n"
         f"| option | value | where |\n|---|---|---|\n{rows}\n\nDiffers:{differs}"
     )
 

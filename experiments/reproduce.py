@@ -24,6 +24,7 @@ from diffjax.config.variants import load_module
 from experiments import plan
 from experiments.reproductions import PAPERS, pieces, results
 from experiments.reproductions.claims import format_verdicts
+from experiments.reproductions.verdicts import RULE
 
 # Data sets of no paper, whose variants are left out of the paper's own settings.
 SMALL = ("digits", "fashion_mnist", "fashion_mnist14", "shapes")
@@ -112,31 +113,44 @@ def describe_paper_scale(name: str) -> str:
     return "\n".join(lines)
 
 
-def write_pages(folder: Path) -> None:
-    """Write PAPER.md for every paper whose files are all there, and README.md with every claim.
+def format_pages(folder: Path) -> dict[str, str]:
+    """Format PAPER.md for every paper whose files are all there, and README.md with every claim.
 
     Args:
         folder: of the results; the files are in its folder data.
+
+    Returns:
+        Texts by the names of their files.
     """
-    sections = []
+    pages, sections = {}, []
     for name, paper in PAPERS.items():
         # A page needs all files of its paper: a part of them would judge nothing.
         found = results.read_results(name, folder)
         if found.missing:
             sections.append(f"## {name}\n\n{found.title}\n\nNot run: {', '.join(found.missing)}.")
             continue
-        body = paper.format_page(folder / "data")
+        body, verdicts = paper.format_page(folder / "data"), format_verdicts(found.claims)
         command = f"    python -m experiments.reproduce --paper={name}"
-        (folder / f"{name}.md").write_text(
+        pages[f"{name}.md"] = (
             f"# {found.heading}\n\nWritten from `data/` by\n\n{command}\n\n"
-            f"Measured over seeds, an effect holds if it exceeds three standard deviations.\n\n"
-            f"{format_verdicts(found.claims)}\n\n{body}"
+            f"{verdicts}\n\n{RULE}\n\n{body}"
         )
-        sections.append(
-            f"## [{name}]({name}.md)\n\n{found.title}\n\n{format_verdicts(found.claims)}"
-        )
-    head = "# Results\n\nWritten by `python -m experiments.reproduce --pages`.\n\n"
-    (folder / "README.md").write_text(head + "\n\n".join(sections) + "\n")
+        sections.append(f"## [{name}]({name}.md)\n\n{found.title}\n\n{verdicts}")
+    head = f"# Results\n\nWritten by `python -m experiments.reproduce --pages`.\n\n{RULE}\n\n"
+    return {**pages, "README.md": head + "\n\n".join(sections) + "\n"}
+
+
+def write_pages(folder: Path) -> None:
+    """Write the pages of `format_pages` and the pictures that they show.
+
+    Args:
+        folder: of the results.
+    """
+    for name, text in format_pages(folder).items():
+        (folder / name).write_text(text)
+        # Pictures are drawn for the pages that have data.
+        if name != "README.md" and (draw := getattr(PAPERS[Path(name).stem], "draw_plots", None)):
+            draw(folder / "data")
     logging.info("pages written to %s", folder)
 
 

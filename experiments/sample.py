@@ -5,8 +5,9 @@
     python -m experiments.sample --workdir=runs/shapes --prompt="a large red circle at the left"
     python -m experiments.sample --workdir=runs/pets --label=cat --num=16
 
-Writes samples/NAME.npz (uint8 ``images``) and samples/NAME.png (a grid) into the workdir. With
---rows, every row of the grid is one value, and every column one seed (and class).
+Writes to the workdir samples/NAME.npz (uint8 ``images``), samples/NAME.png (a grid) and
+samples/NAME-film.png (the way of the first images from noise to picture). With --rows, every row of
+the grid is one value, every column one seed (and class), and there is no film.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from ml_collections import ConfigDict
 from diffjax import runs
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
-from diffjax.evaluation.image_grids import save_png, tile, to_uint8
+from diffjax.evaluation.image_grids import FILM, arrange_film, save_png, tile, to_uint8
 from diffjax.evaluation.sweeps import check_axes, parse_axes
 from diffjax.model import make_sampler
 from diffjax.runs import Drawer, replace_sample
 from diffjax.runs.classes import NAMED
+from diffjax.runs.real_images import MOST_SHOWN
 
 run_flags.define_sampling_flags()
 OUT = flags.DEFINE_string(
@@ -131,7 +133,8 @@ USES = ("config", "workdir", "weights", "best", "raw", "sampling")
 def main() -> None:
     """Draw images of a run, and write them as an npz and a picture.
 
-    The npz holds all images as uint8, and the picture at most 100 of them, or all rows of --rows.
+    The npz holds all images as uint8, the picture at most `MOST_SHOWN` of them or all rows of
+    --rows, and the film the way of the first ones from noise to picture.
 
     Raises:
         ConfigError: there is no checkpoint, or a flag does not fit the model.
@@ -141,19 +144,22 @@ def main() -> None:
     run = run_flags.open_run(cfg)
     drawer = runs.make_drawer(run)
     num, seed = flags.FLAGS.num or cfg.sample.num, flags.FLAGS.seed
+    films: list[np.ndarray] = []
     if ROWS.value:
         images = draw_rows(cfg, drawer, num, seed)
     else:
         labels = _read_labels(cfg, drawer.model.num_classes)
-        images = drawer.draw(num=num, seed=seed, text=text, labels=labels)
+        images = drawer.draw(num=num, seed=seed, text=text, labels=labels, on_film=films.append)
     # The name says how the images were drawn, so that other settings do not overwrite them.
     name = f"{cfg.sample.sampler}-{cfg.sample.steps}-step{int(run.state.step)}-seed{seed}"
     out = run_flags.Path(OUT.value) if OUT.value else folder / "samples" / name
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out.with_name(out.name + ".npz"), images=to_uint8(images))
     picture = out.with_name(out.name + ".png")
-    grid = tile(images, columns=num) if ROWS.value else tile(images[:100])
+    grid = tile(images, columns=num) if ROWS.value else tile(images[:MOST_SHOWN])
     save_png(grid, picture)
+    for frames in films:
+        save_png(arrange_film(frames), out.with_name(out.name + FILM))
     logging.info("%d images in %s.npz, shown in %s", len(images), out, picture)
 
 

@@ -3,10 +3,11 @@
     python -m experiments.train --config=configs/ddpm.py:digits --workdir=runs/digits
 
 Writes to the workdir: config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/ with a grid
-of images at intervals, summary.json with sizes and times, classes.json with the names of classes
-that the model is told, and with --config.train.evaluate_every the measures in the log and the best
-state in best/. Exit codes: 0 done, 1 error, 2 wrong flags; stopped with the state saved: 130 by
-Ctrl-C, 140 by SIGUSR2, 143 by SIGTERM.
+of images at intervals, real.png with training images, summary.json with sizes and times,
+classes.json with the names of classes that the model is told, and with
+--config.train.evaluate_every the measures in the log and the best state in best/. Exit codes: 0
+done, 1 error, 2 wrong flags; stopped with the state saved: 130 by Ctrl-C, 140 by SIGUSR2, 143 by
+SIGTERM.
 
 Under Slurm and on TPU pods the processes of a run find each other. Elsewhere, start each with
 --coordinator=HOST:PORT --num_processes=N --process_id=I.
@@ -14,7 +15,6 @@ Under Slurm and on TPU pods the processes of a run find each other. Elsewhere, s
 
 from __future__ import annotations
 
-import functools
 import shlex
 import sys
 
@@ -29,6 +29,7 @@ from diffjax.config import resolve
 from diffjax.config.variants import keep_file
 from diffjax.runs.callbacks import choose_evaluation, choose_preview
 from diffjax.runs.finetuning import choose_initial
+from diffjax.runs.real_images import keep_real_pictures
 from diffjax.tasks import find_task_kind
 from diffjax.train import Preempted, hosts, train
 from diffjax.train.trackers import check_trackers
@@ -81,8 +82,7 @@ def main() -> None:
     check_trackers(cfg.train.trackers)  # before the data, which may take hours
     check_workdir(folder)
     # The first process writes what the others read: a data set to prepare, tokenizers.
-    load = functools.partial(runs.load_source, cfg, folder=folder)
-    source = hosts.run_in_turn("data", load, seconds=24 * 3600)
+    source = hosts.run_in_turn("data", lambda: runs.load_source(cfg, folder=folder), seconds=86400)
     hosts.run_in_turn("tokenizers", lambda: runs.keep_tokenizers(cfg, folder))
     # This reads what the config names, not what the workdir holds: the trainer compares both.
     frozen = runs.load_fixed_parts(cfg, folder, fresh=True)
@@ -96,6 +96,7 @@ def main() -> None:
     runs.keep_classes(cfg, folder, source)
     if hosts.is_writer():
         keep_file(run_flags.read_config_name(), folder)
+        keep_real_pictures(cfg, folder, source)
     record = runs.Record(folder, cfg, count)
     try:
         state = train(
@@ -104,7 +105,7 @@ def main() -> None:
             folder,
             runs.start_batches(cfg, source),
             frozen=frozen,
-            initial=choose_initial(cfg, shapes.params),
+            initial=choose_initial(cfg, shapes.params, frozen, folder),
             data=source.fingerprint() if source.fingerprint else None,
             on_sample=choose_preview(cfg, folder),
             on_evaluate=choose_evaluation(cfg, folder),

@@ -47,3 +47,17 @@ def test_snippets_run(monkeypatch):
         exec(snippet, scope)
     assert scope["step"].i == 10
     assert len(scope["images"]) == 2
+
+
+def test_the_page_on_personal_models_names_variants_and_values_that_exist():
+    page = (ROOT / "docs/personalise.md").read_text("utf-8")
+    commands = re.findall(r"configs/stable_diffusion\.py:(\w+)((?:[^`]*?\\\n)*[^`\n]*)", page)
+    assert len(commands) >= 3
+    for variant, rest in commands:
+        config = stable_diffusion.get_config(variant)
+        for key in re.findall(r"--config\.([a-z_.]+)=", rest):
+            section, _, name = key.partition(".")
+            assert name in config[section], (variant, key)
+    table = page[: page.index("## A subject")]
+    named = set(re.findall(r"`(s\w+_\w+)`", table))
+    assert named <= set(stable_diffusion.VARIANTS), named

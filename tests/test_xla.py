@@ -71,3 +71,27 @@ def test_other_versions_are_left_alone(monkeypatch, version):
     monkeypatch.setattr(xla, "_jaxlib_version", lambda: version)
     xla.set_cpu_flags()
     assert os.environ["XLA_FLAGS"] == ""
+
+
+def test_programs_have_a_folder_for_each_machine_version_and_flags(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = xla.choose_program_folder()
+    assert (
+        first.parent == tmp_path / "diffjax" / "programs" and xla.choose_program_folder() == first
+    )
+    folders = {first}
+    with monkeypatch.context() as change:
+        change.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+        folders.add(xla.choose_program_folder())
+    for name, value in (("_jaxlib_version", (0, 11, 0)), ("_describe_processor", "another")):
+        with monkeypatch.context() as change:
+            change.setattr(xla, name, lambda value=value: value)
+            folders.add(xla.choose_program_folder())
+    assert len(folders) == 4
+    assert not any(tmp_path.iterdir())  # JAX makes it when there is something to keep
+
+
+def test_the_folder_of_the_user_stays(tmp_path):
+    program = "from diffjax import xla; import jax; xla.keep_programs()\n"
+    program += "print(jax.config.values['jax_compilation_cache_dir'])"
+    assert run(program, JAX_COMPILATION_CACHE_DIR=str(tmp_path)).stdout.strip() == str(tmp_path)

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from configs.published.table import FID, RESIZE, Published, Values, pick
+from configs.published.table import (
+    BITS,
+    BOUNDS,
+    FID,
+    RESIZE,
+    TRAIN,
+    Published,
+    Values,
+    pick,
+    virtual,
+)
 
 _IDDPM = {
     **pick("adm", "iddpm: improved_diffusion/unet.py:158", "network.initialisation"),
@@ -64,46 +74,68 @@ def _cfg(*, steps: int, lr: float, batch: int) -> Values:
     }
 
 
+def _guided(size: int, scale: float) -> str:
+    """The commands without guidance, and with an exported classifier."""
+    judge = f"--config.sample.classifier=imagenet{size}_classifier.safetensors"
+    return f"{FID}\n{FID} {judge} --guidance={scale}"
+
+
+_IMAGENET_BITS = BITS.replace("10000", "50000")  # the validation pictures
 _README_FLAGS = (
     "README.md:160 of the release has batch 256 and rate 3e-4 where the paper's table has these."
 )
 _CFG_CODE = "No code was released; what the paper leaves to ADM is ADM's."
 ADM = {
     "improved_ddpm:cifar10": Published(
-        _iddpm(97, steps=500_000), "FID 3.19, at most 3.17 bits/dim", FID
+        _iddpm(97, steps=500_000), "FID 3.19, at most 3.17 bits/dim", BITS, against=BOUNDS
     ),
     "improved_ddpm:cifar10_vlb": Published(
-        _iddpm(145, steps=500_000), "FID 11.47, at most 2.94 bits/dim", FID
+        _iddpm(145, steps=500_000), "FID 11.47, at most 2.94 bits/dim", BITS, against=BOUNDS
     ),
     "improved_ddpm:imagenet64": Published(
-        _iddpm(89, steps=1_500_000), "FID 19.2, at most 3.57 bits/dim", FID, (RESIZE,)
+        _iddpm(89, steps=1_500_000),
+        "FID 19.2, at most 3.57 bits/dim",
+        _IMAGENET_BITS,
+        (RESIZE,),
+        BOUNDS,
     ),
     "improved_ddpm:imagenet64_vlb": Published(
-        _iddpm(137, steps=1_500_000), "FID 40.1, at most 3.53 bits/dim", FID, (RESIZE,)
+        _iddpm(137, steps=1_500_000),
+        "FID 40.1, at most 3.53 bits/dim",
+        _IMAGENET_BITS,
+        (RESIZE,),
+        BOUNDS,
     ),
     "improved_ddpm:imagenet64_cond": Published(
         _iddpm(105, steps=250_000, lr=3e-4, batch=2048), differs=(RESIZE,)
     ),
     "adm:imagenet64": Published(
-        _adm(steps=540_000, lr=3e-4, batch=2048), "FID 2.07", FID, (RESIZE,)
+        _adm(steps=540_000, lr=3e-4, batch=2048),
+        "FID 2.07",
+        FID,
+        (RESIZE,),
+        virtual("imagenet64_labeled"),
     ),
     "adm:imagenet128": Published(
         _adm(steps=4_360_000, lr=1e-4, batch=256),
         "FID 5.91; guided with scale 0.5: 2.97",
-        FID,
+        _guided(128, 0.5),
         (RESIZE,),
+        virtual("imagenet128_labeled"),
     ),
     "adm:imagenet256": Published(
         _adm(steps=1_980_000, lr=1e-4, batch=256),
         "FID 10.94; guided with scale 1: 4.59",
-        FID,
+        _guided(256, 1),
         (RESIZE,),
+        virtual("imagenet256_labeled"),
     ),
     "adm:imagenet512": Published(
         _adm(steps=1_940_000, lr=1e-4, batch=256),
         "FID 23.24; guided with scale 4: 7.72",
         FID,
-        (RESIZE,),
+        ("There is no classifier of 512 pixels here, so the guided figure cannot be made.", RESIZE),
+        virtual("imagenet512"),
     ),
     "adm:imagenet64_classifier": Published(
         _adm_classifier(steps=300_000, lr=6e-4, batch=1024, decay=0.2), differs=(RESIZE,)
@@ -118,13 +150,15 @@ ADM = {
     "cfg:imagenet64": Published(
         _cfg(steps=400_000, lr=3e-4, batch=2048),
         "FID 1.80 at w = 0, 1.55 at 0.1, 12.6 at 1 (guidance is 1 + w)",
-        f"{FID} --guidance=1.1",
+        f"{FID} --guidance=1\n{FID} --guidance=1.1\n{FID} --guidance=2",
         (_CFG_CODE,),
+        TRAIN,
     ),
     "cfg:imagenet128": Published(
         _cfg(steps=2_700_000, lr=1e-4, batch=256),
         "FID 7.27 at w = 0, 2.43 at 0.3, 7.86 at 1 (guidance is 1 + w)",
-        f"{FID} --guidance=1.3",
+        f"{FID} --guidance=1\n{FID} --guidance=1.3\n{FID} --guidance=2",
         (_CFG_CODE,),
+        TRAIN,
     ),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from configs.published.table import FID, Published, Values, pick
+from configs.published.table import BITS, BOUNDS, FID, TRAIN, Published, Values, pick
 
 _DDPM = {
     **pick("ddpm", "ddpm: diffusion_tf/nn.py:11", "network.initialisation"),
@@ -60,6 +60,7 @@ def _ddim_trained(name: str, *, batch: int, lr: float, average: float, clip: Any
     }
 
 
+_LSUN = "50,000 samples, beside the training set, with the code of StyleGAN2"
 _UNLIMITED = "The code reads no number of steps; that of its config is listed."
 _NO_CLIP = (
     0.0,
@@ -69,26 +70,32 @@ DDPM = {
     "ddpm:cifar10": Published(
         {**_DDPM_CIFAR, **pick("fixedlarge", "ddpm: scripts/run_cifar.py:136", "sample.variance")},
         "FID 3.17 on the training set, 5.24 on the test set; IS 9.46; at most 3.75 bits/dim",
-        FID,
+        f"{BITS}\n{FID} --reference=TEST_IMAGES",
+        against=f"{BOUNDS}. TEST_IMAGES is a folder of the 10,000 test images",
     ),
     "ddpm:celeba_hq": Published(
         _ddpm256("run_celebahq.py", 134, steps=500_000, where="paper, appendix B")
     ),
-    "ddpm:lsun_bedroom": Published(_ddpm_lsun(2_400_000), "FID 6.36", FID),
+    "ddpm:lsun_bedroom": Published(_ddpm_lsun(2_400_000), "FID 6.36", FID, against=_LSUN),
     "ddpm:lsun_bedroom_large": Published(
         _ddpm_lsun(1_150_000),
         "FID 4.90",
         FID,
         ("The width, 192, is inferred from the 256M parameters that the paper gives.",),
+        _LSUN,
     ),
-    "ddpm:lsun_church": Published(_ddpm_lsun(1_200_000), "FID 7.89", FID),
+    "ddpm:lsun_church": Published(_ddpm_lsun(1_200_000), "FID 7.89", FID, against=_LSUN),
     "ddpm:lsun_cat": Published(
-        _ddpm_lsun(1_800_000, flip=(False, "ddpm: scripts/run_lsun.py:13")), "FID 19.75", FID
+        _ddpm_lsun(1_800_000, flip=(False, "ddpm: scripts/run_lsun.py:13")),
+        "FID 19.75",
+        FID,
+        against=_LSUN,
     ),
     "ddim:cifar10": Published(
         {**_DDPM_CIFAR, **pick("quadratic", "ddim: runners/diffusion.py:349", "sample.grid")},
         "FID 13.36/6.84/4.67/4.16/4.04 at 10/20/50/100/1000 steps, of DDPM's weights",
         f"{FID} --steps=50",
+        against=f"{TRAIN}, for each number of steps",
     ),
     "ddim:celeba64": Published(
         _ddim_trained(
@@ -101,6 +108,7 @@ DDPM = {
         "FID 17.33/13.73/9.17/6.53/3.51 at 10/20/50/100/1000 steps",
         f"{FID} --steps=50",
         (_UNLIMITED,),
+        f"{TRAIN}, for each number of steps",
     ),
     "ddim:lsun_bedroom": Published(
         _ddim_trained("bedroom", batch=64, lr=2e-5, average=0.999, clip=_NO_CLIP),

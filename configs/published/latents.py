@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from configs.published.table import FID, Published, Values, pick
+from configs.published.table import FID, TRAIN, Published, Values, pick, virtual
 
 _ZOO = "ldm: models/first_stage_models"
 _FIRST_STAGE = {
@@ -47,9 +47,14 @@ def _stage(
         **pick(steps, f"ldm: README.md:{zoo}", "train.steps"),
     }
     together = "Both players are updated at once; the release updates the discriminator after."
-    return Published(values, number, "--metrics=rfid,psnr", (together, _NORMS))
+    measure = "--metrics=rfid,psnr --num=50000 --config.data.dir=IMAGENET"
+    return Published(values, number, measure, (together, _NORMS), _VALIDATION)
 
 
+_VALIDATION = (
+    "reconstructions of ImageNet's 50,000 validation pictures, which IMAGENET has in a folder "
+    "test, beside the pictures"
+)
 _NORMS = (
     "Biases of the discriminator begin at 0. The class of the data is not in the release; we take "
     "crops at random."
@@ -177,6 +182,7 @@ LATENT = {
         ),
         "FID 5.11, precision 0.72, recall 0.49",
         "--metrics=fid,prdc --num=50000",
+        against=TRAIN,
     ),
     "ldm:ffhq": Published(
         _latent(
@@ -190,6 +196,7 @@ LATENT = {
         ),
         "FID 4.98, precision 0.73, recall 0.50",
         "--metrics=fid,prdc --num=50000",
+        against=TRAIN,
     ),
     "ldm:lsun_churches": Published(
         _latent(
@@ -207,6 +214,7 @@ LATENT = {
         "FID 4.02, precision 0.64, recall 0.52",
         "--metrics=fid,prdc --num=50000",
         ("400 steps are 500 evaluations, since 1000 // 400 is 2, in the release too.",),
+        TRAIN,
     ),
     "ldm:lsun_beds": Published(
         _latent(
@@ -220,6 +228,7 @@ LATENT = {
         ),
         "FID 2.95, precision 0.66, recall 0.48",
         "--metrics=fid,prdc --num=50000",
+        against=TRAIN,
     ),
     "ldm:cin256": Published(
         {
@@ -237,8 +246,9 @@ LATENT = {
             **pick(1e-4, "ldm: configs/latent-diffusion/cin256-v2.yaml:2", "optim.lr"),
         },
         "FID 10.56, IS 103.49; guided with 1.5: FID 3.60, IS 247.67",
-        FID,
+        f"{FID}\n{FID} --guidance=1",
         ("Labels are dropped with probability 0.1, which the paper does not give.",),
+        virtual("imagenet256_labeled"),
     ),
     "ldm:cin_vq8": Published(
         _latent(
@@ -254,7 +264,12 @@ LATENT = {
         ),
         "FID 15.82, IS 78.82; with a classifier of scale 10: FID 7.77, IS 201.56",
         FID,
-        ("The classifier of noisy latents was not released, and is not built here.",),
+        (
+            "There is no classifier of noisy latents: the release has its class "
+            "(ldm/models/diffusion/classifier.py), and neither its weights nor its settings, which "
+            "the paper does not give either. So the guided figure has nothing to be compared with.",
+        ),
+        virtual("imagenet256_labeled"),
     ),
     "ldm:text2img": Published(
         {
@@ -271,8 +286,10 @@ LATENT = {
             **pick(1e-4, "paper, appendix E (hyperparameters)", "optim.lr"),
         },
         "COCO FID 23.31, guided with 1.5: 12.63",
-        "--metrics=fid,is --num=30000",
+        "--metrics=fid,is --num=30000 --reference=COCO\n"
+        "--metrics=fid,is --num=30000 --reference=COCO --guidance=1",
         ("The data, LAION-400M, come as latents; captions are dropped with probability 0.1.",),
+        "30,000 samples of captions of MS-COCO's validation set, beside its pictures in COCO",
     ),
     "ldm:inpainting": Published(
         {
@@ -297,12 +314,13 @@ LATENT = {
                 flip=_UNNAMED,
                 data__crop=("random", "ldm: models/ldm/bsr_sr/config.yaml:71"),
                 data__crop_share=((0.5, 1.0), "ldm: models/ldm/bsr_sr/config.yaml:69"),
+                data__degradation=("bsrgan_light", "ldm: models/ldm/bsr_sr/config.yaml:67"),
             ),
             **pick(800_000, "ours: neither paper nor release gives a number", "train.steps"),
         },
         differs=(
-            "Small pictures are averages of 4x4 pixels; the release blurs, resizes, adds noise and "
-            "compresses at random (bsrgan_light), which is a library of its own.",
+            "Crops are resized by Pillow's bicubic filter; the release averages areas.",
+            "Blurs of almost no width keep the picture; the release may turn it black.",
         ),
     ),
 }

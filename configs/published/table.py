@@ -51,18 +51,31 @@ class Published(NamedTuple):
     Attributes:
         values: of the options that the paper or its code decides.
         number: the figures of the paper, and what they are measured on.
-        measure: flags of ``experiments.evaluate`` that measure it; empty: nothing to compare with.
+        measure: flags of ``experiments.evaluate`` that measure it, a line for each command; empty:
+            nothing to compare with.
         differs: what is not as released, with the reason.
+        against: how many images the figures are of, and what they are compared with.
     """
 
     values: Values
     number: str = "none"
     measure: str = ""
     differs: tuple[str, ...] = ()
+    against: str = ""
 
 
 FID = "--metrics=fid,is --num=50000"
+# Likelihoods of all 10,000 test images of CIFAR-10.
+BITS = "--metrics=fid,is,bits --num=50000 --config.eval.bits_images=10000"
+ODE_BITS = "--metrics=fid,is,ode_bits --num=50000 --config.eval.bits_images=10000"
+TRAIN = "50,000 samples, beside the whole training set"
+BOUNDS = f"{TRAIN}; bits/dim on the test set"
 RESIZE = "Pictures are resized by Pillow's bicubic filter at once, not by halves first."
+
+
+def virtual(name: str) -> str:
+    """Say what ADM's evaluation compares with, statistics of a whole training set."""
+    return f"50,000 samples, beside ADM's reference VIRTUAL_{name}.npz"
 
 
 def pick(value: Any, where: str, *keys: str) -> dict[str, tuple[Any, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.published.table import FID, RESIZE, Published, Values, pick
+from configs.published.table import FID, RESIZE, Published, Values, pick, virtual
 
 _GUIDED = "Guidance acts on all four channels of the latents; the release guides the first three."
 _SAMPLER = "Heun's method at 250 evaluations in place of dopri5 (ODE) and Euler-Maruyama (SDE)."
@@ -53,27 +53,29 @@ def _sit(steps: int) -> Values:
 
 _AT_400K = "FID {} after 400,000 steps without guidance"
 _PLAIN = f"{FID} --guidance=1"
+_BOTH = f"{_PLAIN}\n{FID} --guidance=1.5"
+_PIXELS = virtual("imagenet256_labeled")
 TRANSFORMERS = {
     **{
-        f"dit:{name}": Published(_dit(400_000), _AT_400K.format(fid), _PLAIN, (RESIZE,))
+        f"dit:{name}": Published(_dit(400_000), _AT_400K.format(fid), _PLAIN, (RESIZE,), _PIXELS)
         for name, fid in _DIT.items()
     },
     "dit:xl_2": Published(
-        _dit(7_000_000), "FID 9.62; 2.27 at guidance 1.5", f"{FID} --guidance=1.5",
-        (_GUIDED, RESIZE),
+        _dit(7_000_000), "FID 9.62; 2.27 at guidance 1.5", _BOTH,
+        (_GUIDED, RESIZE), _PIXELS,
     ),
     "dit:xl_2_512": Published(
-        _dit(3_000_000), "FID 12.03; 3.04 at guidance 1.5", f"{FID} --guidance=1.5",
-        (_GUIDED, RESIZE),
+        _dit(3_000_000), "FID 12.03; 3.04 at guidance 1.5", _BOTH,
+        (_GUIDED, RESIZE), virtual("imagenet512"),
     ),
     **{
         f"dit:sit_{name}_2": Published(
-            _sit(400_000), _AT_400K.format(fid), _PLAIN, (_SAMPLER, _HALF, RESIZE)
+            _sit(400_000), _AT_400K.format(fid), _PLAIN, (_SAMPLER, _HALF, RESIZE), _PIXELS
         )
         for name, fid in _SIT.items()
     },
     "dit:sit_xl_2": Published(
         _sit(7_000_000), "FID 2.15 (ODE) and 2.06 (SDE) at guidance 1.5", f"{FID} --guidance=1.5",
-        (_GUIDED, _SAMPLER, _HALF, RESIZE),
+        (_GUIDED, _SAMPLER, _HALF, RESIZE), _PIXELS,
     ),
 }  # fmt: skip

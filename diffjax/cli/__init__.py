@@ -11,7 +11,8 @@
 | `generate_command`, `generate_flags` | `diffjax generate` |
 | `image_options`, `image_request`, `image_folder` | what an image of it depends on, and its files |
 | `web_command`, `web_page`, `web_limits` | `diffjax web` |
-| `tables`, `report_page` | tables for terminals and pages |
+| `report_page`, `page_parts`, `figures` | pages about runs, and what their figures mean |
+| `tables` | tables for terminals and pages |
 
 This is the top layer: nothing in the library imports it. Entry points read flags, call the library
 and write files; what can be done without flags is in the library.

@@ -78,7 +78,8 @@ def main() -> None:
         )
     state = runs.read_state(cfg, Path(run_flags.WEIGHTS.value or folder), best=run_flags.BEST.value)
     frozen = None
-    if cfg.get("autoencoder", None) and not find_task_kind(cfg).takes_hints:
+    hinted = find_task_kind(cfg).takes_hints
+    if (hinted and "lora" in cfg) or (cfg.get("autoencoder", None) and not hinted):
         exported = Path(run_flags.WEIGHTS.value) if run_flags.WEIGHTS.value else None
         frozen = runs.load_fixed_parts(cfg, folder, exported=exported)
     card = runs.make_card(cfg, state, PUSH.value or str(out), whole=whole, license=LICENSE.value)
@@ -86,7 +87,7 @@ def main() -> None:
         logging.info("%s", runs.publish(cfg, state, frozen, out, folder=folder))
         files = runs.gather_uploads(out, card, folder, out)
     else:
-        runs.write_export(out, cfg, state, frozen)
+        runs.write_export(out, cfg, state, None if hinted else frozen)
         logging.info("%.1f MB in %s", out.stat().st_size / 1e6, out)
     if not PUSH.value:
         return

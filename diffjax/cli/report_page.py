@@ -5,22 +5,35 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
+import os
+import re
+import shlex
+import sys
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffjax.cli import figures
+from diffjax.cli.page_parts import (
+    fold,
+    format_bar,
+    format_explained,
+    format_image,
+    format_pairs,
+    make_page,
+    plot_losses,
+)
 from diffjax.cli.tables import format_html_table, format_table, format_value
-from diffjax.evaluation import plots
+from diffjax.evaluation.image_grids import FILM
 from diffjax.runs import comparison
-from diffjax.types import ConfigError
+from diffjax.runs.real_images import SHOWN_REAL
+from diffjax.runs.record import SUMMARY
+from diffjax.types import ConfigError, JsonObject
 from diffjax.writing import read_json_lines
 
-# Values of the papers, on their data and with Inception features: for orientation, not comparison.
+# Values of the papers, on their data and with Inception features.
 PAPERS = {
     "DDPM (Ho et al. 2020), CIFAR-10, 1000 steps": "FID 3.17, IS 9.46, at most 3.75 bits/dim "
     "(rate 1.78 + distortion 1.97)",
@@ -28,114 +41,204 @@ PAPERS = {
     "Improved DDPM (Nichol & Dhariwal 2021), CIFAR-10": "FID 3.19 at 3.17 bits/dim (hybrid), "
     "11.47 at 2.94 (vlb)",
 }
-
-# The style sheet of the pages.
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;padding:.3em .7em;
-text-align:left}td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%}
-figure{margin:1em 0}figcaption{color:#555;font-size:.9em}pre{background:#f6f6f6;padding:1em;
-overflow:auto;max-height:24em}
-"""
-
-
-def format_image(data: bytes, caption: str) -> str:
-    """Format a PNG as an HTML figure with a caption.
-
-    Args:
-        data: the bytes of the PNG, which become part of the page.
-        caption: below the picture, and its text for those who do not see it.
-    """
-    encoded = base64.b64encode(data).decode()
-    text = html.escape(caption)
-    return (
-        f'<figure><img alt="{text}" src="data:image/png;base64,{encoded}">'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
-
-
-def plot_losses(rows: list[dict[str, float]]) -> bytes:
-    """Plot the logged losses against the step, on a logarithmic axis.
-
-    Args:
-        rows: lines of metrics.jsonl.
-
-    Returns:
-        The bytes of a PNG.
-    """
-    figure, axis = plots.start(7, 3.5)
-    names = [k for k in ("loss", "mse", "bound") if k in rows[0]]
-    for name in names:
-        axis.plot([r["step"] for r in rows], [r[name] for r in rows], label=name)
-    axis.set(xlabel="step", yscale="log", ylabel="mean over the logging interval")
-    buffer = io.BytesIO()
-    plots.finish(figure, axis, buffer)
-    return buffer.getvalue()
-
-
-def format_pairs(rows: dict[str, Any]) -> str:
-    """Format names and values as an HTML table of two columns.
-
-    Numbers have four digits and are aligned to the right; all texts are escaped.
-    """
-
-    def format_cell(value: Any) -> str:
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        kind = ' class="n"' if isinstance(value, int | float) else ""
-        return f"<td{kind}>{html.escape(text)}</td>"
-
-    body = "".join(f"<tr><td>{html.escape(k)}</td>{format_cell(v)}</tr>" for k, v in rows.items())
-    return f"<table>{body}</table>"
-
-
-def _format_evaluation(folder: Path) -> str:
-    """Format the results in evaluation.json of a workdir as HTML, with a note on what they are."""
-    path = folder / "evaluation.json"
-    if not path.exists():
-        return "<p>Not evaluated yet: run experiments.evaluate.</p>"
-    result = json.loads(path.read_text())
-    flat = {k: v for k, v in result.items() if isinstance(v, int | float | str)}
-    baselines = {f"distance of: {k}": v for k, v in result.get("baselines", {}).items()}
-    note = (
-        "Distances and scores use the features of a small classifier of our own: they are not "
-        "FID or IS and compare only with each other."
-    )
-    inception = result.get("inception")
-    more = f"<p>With Inception's features:</p>{format_pairs(inception)}" if inception else ""
-    return f"<p>{note}</p>{format_pairs(flat | baselines)}{more}"
+# By config.task, and by config.parameterization.name.
+_KINDS = {
+    "diffusion": "A diffusion model",
+    "autoencoder": "An autoencoder",
+    "classifier": "A classifier",
+    "controlnet": "A ControlNet",
+}
+_PREDICTIONS = {"eps": "the noise", "x0": "the picture", "v": "v, a mixture of noise and picture"}
+# Names that experiments.sample gives its files.
+_SAMPLES = re.compile(r"(.+)-(\d+)-step(\d+)-seed(\d+)")
 
 
 def format_run(cfg: ConfigDict, folder: Path) -> str:
-    """Format the page about a run as HTML: losses, samples, evaluation, sweeps and config.
+    """Format the page about a run as HTML: quality, pictures, figures, training and config.
 
     Args:
         folder: the workdir.
     """
-    title = f"{cfg.data.name}: {cfg.parameterization.name} prediction, {cfg.schedule.name} schedule"
+    evaluation = _read(folder / "evaluation.json")
+    title = f"{_KINDS.get(cfg.task, cfg.task)} of {cfg.data.name}"
+    sweeps = sorted((folder / "sweeps").glob("*.png"))
+    config = json.dumps(cfg.to_dict(), indent=2)
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        _describe_choices(cfg),
+        _format_quality(evaluation, folder),
+        _format_pictures(cfg, folder),
+        _format_evaluation(evaluation),
+        *[format_image(path.read_bytes(), f"sweep {path.stem}", "plot") for path in sweeps],
+        _format_training(folder),
+        _format_next(cfg, folder) if cfg.task == "diffusion" else "",
+        fold(
+            "The papers' figures",
+            '<p class="faint">On other data and with the features of Inception: for orientation. '
+            f"They do not compare with the figures above.</p>{format_pairs(PAPERS)}",
+        ),
+        fold("The config of this run", f"<pre>{html.escape(config)}</pre>"),
+    ]
+    return make_page(title, "".join(parts))
+
+
+def _read(path: Path) -> JsonObject:
+    """Read a JSON file of the run; empty if there is none."""
+    found: JsonObject = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _paragraph(text: str, kind: str = "faint") -> str:
+    return f'<p class="{kind}">{html.escape(text)}</p>'
+
+
+def _format_command(about: str, command: str) -> str:
+    return f'<p>{html.escape(about)}</p><pre class="command">{html.escape(command)}</pre>'
+
+
+def _describe_choices(cfg: ConfigDict) -> str:
+    """Say in a sentence what the network predicts and how noise grows; nothing for other tasks."""
+    if cfg.task not in ("diffusion", "controlnet"):
+        return ""
+    name = cfg.parameterization.name
+    what = f"{_PREDICTIONS[name]} ({name})" if name in _PREDICTIONS else name
+    sides = cfg.data.image_size
+    size = "x".join(map(str, (sides, sides) if isinstance(sides, int) else sides))
+    return _paragraph(
+        f"Its network predicts {what}; noise grows by the {cfg.schedule.name} schedule. "
+        f"Pictures have {size} pixels."
+    )
+
+
+def _format_quality(evaluation: JsonObject, folder: Path) -> str:
+    """Format how good the model is: a sentence, and a bar between untrained and real."""
+    scale = figures.read_scale(evaluation)
+    if scale is None:
+        if "distance" in evaluation or "inception" in evaluation:
+            return ""
+        command = f"{_find_python()} -m experiments.evaluate --workdir={_quote(folder)}"
+        return _format_command("Not evaluated yet. This measures it:", command)
+    return (
+        _paragraph(figures.describe_quality(scale), "lead")
+        + format_bar(scale)
+        + _paragraph(figures.describe_sizes(evaluation))
+    )
+
+
+def _format_pictures(cfg: ConfigDict, folder: Path) -> str:
+    """Format the newest samples beside real pictures, their way from noise, and older previews."""
+    found = sorted((folder / "samples").glob("*.png"), key=lambda p: p.stat().st_mtime)
+    films = [path for path in found if path.name.endswith(FILM)]
+    previews = [path for path in found if path.stem.isdigit()]
+    finals = [path for path in found if path not in films and path not in previews]
+    real = folder / SHOWN_REAL
+    chosen = (finals or previews)[-1:]
+    if not chosen:
+        return ""
+    beside = [format_image(path.read_bytes(), _name_samples(path)) for path in chosen]
+    if real.exists():
+        beside.append(format_image(real.read_bytes(), f"Real pictures of {cfg.data.name}."))
+    parts = [f'<h2>Pictures</h2><div class="pair">{"".join(beside)}</div>']
+    if films:
+        text = (
+            "From noise to picture, left to right. Each sample takes two rows. The upper one shows "
+            "the state, which begins as pure noise. The lower one shows the picture that the "
+            "network expected at that moment. It is grey before the first step."
+        )
+        parts.append(format_image(films[-1].read_bytes(), text))
+    older = previews if finals else previews[:-1]
+    if older:
+        ends = list(dict.fromkeys((older[0], older[-1])))
+        shown = "".join(format_image(path.read_bytes(), _name_samples(path)) for path in ends)
+        parts.append(fold("What it drew in training", f'<div class="pair">{shown}</div>'))
+    return "".join(parts)
+
+
+def _name_samples(path: Path) -> str:
+    """Say in a sentence what a picture in the folder samples/ shows."""
+    if path.stem.isdigit():
+        return f"Drawn at step {int(path.stem):,} of training."
+    named = _SAMPLES.fullmatch(path.stem)
+    if named is None:
+        return f"Samples: {path.stem}."
+    sampler, steps, trained, seed = named.groups()
+    return (
+        f"Samples, drawn in {steps} steps of {sampler} after {int(trained):,} steps of training, "
+        f"with seed {seed}."
+    )
+
+
+def _format_evaluation(evaluation: JsonObject) -> str:
+    """Format what evaluation.json holds as a table with a line about each figure."""
+    if not evaluation:
+        return ""
+    parts = ["<h2>Figures</h2>"]
+    baselines = evaluation.get("baselines", {})
+    for about, found in (
+        ("", {**evaluation, **baselines}),
+        ("<p>With the features of Inception:</p>", evaluation.get("inception", {})),
+        ("<p>How well pictures obey their captions:</p>", evaluation.get("captions", {})),
+    ):
+        if rows := figures.explain(found):
+            parts.append(f'{about}<div class="wide">{format_explained(rows)}</div>')
+    return "".join(parts)
+
+
+def _format_training(folder: Path) -> str:
+    """Format the training: its time and machine, the loss, the last line of the log."""
     rows = read_json_lines(folder / "metrics.jsonl")
-    parts = [f"<h1>{html.escape(title)}</h1>"]
+    parts = ["<h2>Training</h2>"]
+    if summary := _read(folder / SUMMARY):
+        parts.append(_paragraph(figures.describe_training(summary), ""))
     if rows:
-        last = rows[-1]
+        text = "The loss of training, on a logarithmic axis. It is a mean over all noise levels."
         parts += [
-            "<h2>Training</h2>",
-            format_image(plot_losses(rows), "training loss"),
-            format_pairs(last),
+            format_image(plot_losses(rows), text, "plot"),
+            f'<div class="wide">{format_explained(figures.explain(rows[-1]))}</div>',
         ]
-    # The page shows the newest pictures, and the first preview to compare them with.
-    pictures = sorted((folder / "samples").glob("*.png"), key=lambda p: p.stat().st_mtime)
-    if pictures:
-        parts.append("<h2>Samples</h2>")
-        previews = [p for p in pictures if p.stem.isdigit()]
-        final = [p for p in pictures if not p.stem.isdigit()][-2:]
-        chosen = final[::-1] + (previews[-1:] if not final else [previews[0]] if previews else [])
-        parts += [format_image(p.read_bytes(), p.stem) for p in chosen]
-    parts += ["<h2>Evaluation</h2>", _format_evaluation(folder)]
-    for sweep in sorted((folder / "sweeps").glob("*.png")):
-        parts.append(format_image(sweep.read_bytes(), f"sweep {sweep.stem}"))
-    parts += ["<h2>The papers, for orientation</h2>", format_pairs(PAPERS)]
-    parts += ["<h2>Config</h2>", f"<pre>{html.escape(json.dumps(cfg.to_dict(), indent=2))}</pre>"]
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>"
+    return "".join(parts)
+
+
+def list_commands(cfg: ConfigDict, folder: Path) -> dict[str, str]:
+    """List what to try with a diffusion model: commands by what they answer.
+
+    Args:
+        folder: the workdir.
+    """
+    run, other = _quote(folder), _quote(folder.with_name(f"{folder.name}-other"))
+    change = "parameterization.name=" + ("eps" if cfg.parameterization.name == "v" else "v")
+    start = f"{_find_python()} -m experiments."
+    return {
+        "How many steps does it need? Draw the same pictures in 5, 10, 20 and 50, a row each.": (
+            f"{start}sample --workdir={run} --sampler=ddim --rows=steps=5,10,20,50 --num=10"
+        ),
+        "Does random noise between the steps help? Measure DDIM with eta 0 and 1.": (
+            f"{start}evaluate --workdir={run} --sampler=ddim --sweep=eta=0,1 --sweep=steps=10,50"
+        ),
+        "Does the network learn faster if it predicts something else? Train again, and compare.": (
+            f"{start}train --config=diffjax/config/store.py:{run}/config.json "
+            f"--workdir={other} --config.{change}"
+        ),
+    }
+
+
+def _format_next(cfg: ConfigDict, folder: Path) -> str:
+    """Format the commands to try next."""
+    commands = list_commands(cfg, folder)
+    if not cfg.eval.features:  # there is no distance to sweep
+        commands = {about: line for about, line in commands.items() if "--sweep" not in line}
+    lines = "".join(_format_command(about, line) for about, line in commands.items())
+    return f"<h2>What to try next</h2>{lines}"
+
+
+def _quote(path: Path) -> str:
+    return shlex.quote(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))
+
+
+def _find_python() -> str:
+    """Find how this Python is called here: relative, if it lies below the current folder."""
+    path = os.path.relpath(sys.executable) if sys.executable else ""
+    return "python" if not path or path.startswith("..") else shlex.quote(path)
 
 
 def format_comparison(folders: list[Path], metric: str, mode: str) -> tuple[str, str]:
@@ -158,12 +261,14 @@ def format_comparison(folders: list[Path], metric: str, mode: str) -> tuple[str,
     if winner is None:
         known = sorted({key for row in rows for key in row})
         raise ConfigError(f"no run has a finite {metric!r}; there are {', '.join(known)}")
-    title = html.escape(f"{len(rows)} runs by {metric}")
+    title = f"{len(rows)} runs by {metric}"
     drawn = [m for m in dict.fromkeys(("loss", metric)) if any(m in row for row in rows)]
-    pictures = "".join(format_image(comparison.plot_curves(folders, m), m) for m in drawn)
+    pictures = "".join(
+        format_image(comparison.plot_curves(folders, m), figures.EXPLANATIONS.get(m, m), "plot")
+        for m in drawn
+    )
     best = f"<p>Best by {html.escape(metric)} ({mode}): <b>{html.escape(winner['run'])}</b></p>"
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    body = f"<h1>{title}</h1>{best}{format_html_table(rows, winner)}{pictures}"
-    page = f"<!doctype html><html><head>{head}</head><body>{body}</body></html>"
+    table = f'<div class="wide">{format_html_table(rows, winner)}</div>'
+    page = make_page(title, f"<h1>{html.escape(title)}</h1>{best}{table}{pictures}")
     value = format_value(winner[metric])
     return page, f"{format_table(rows)}\nbest by {metric} ({mode}): {winner['run']} with {value}"

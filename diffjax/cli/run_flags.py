@@ -27,6 +27,7 @@ from diffjax.config.variants import load_config, load_kept_file
 from diffjax.pretrained import download
 from diffjax.train import CheckpointMismatch
 from diffjax.types import ConfigError
+from diffjax.xla import keep_programs
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -100,6 +101,7 @@ def run(main: Callable[[], None], takes: Sequence[str] = ()) -> None:
 
     @functools.wraps(main)
     def start() -> None:
+        keep_programs()
         with _name_flags():
             main()
 

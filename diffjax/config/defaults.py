@@ -72,6 +72,8 @@ DEFAULTS: Config = {
         "crop": "center",
         # Side of random crops over that of the largest that fits, drawn between these
         "crop_share": (1.0, 1.0),
+        # Small pictures of super-resolution: none (averages), bsrgan_light
+        "degradation": "none",
         # Add uniform noise of the size of a grey level in training
         "dequantize": False,
         # Probability of each of EDM's augmentations
@@ -88,6 +90,8 @@ DEFAULTS: Config = {
         "longest_side": 64,
         # Column of metadata files with the captions; empty: text, caption or prompt
         "caption_column": "",
+        # Captions of all pictures of a folder, in place of its own; each comes with each of them
+        "captions": (),
         # What is done about damaged images: stop, or skip (another image takes the place)
         "damaged": "stop",
     },
@@ -221,12 +225,14 @@ DEFAULTS: Config = {
         "words": "",
         # Sizes of embeddings made beforehand
         "given": {"tokens": 77, "pooled": 1280},
-        # Channels joined to z: superres, inpaint, fill, map
+        # Channels joined to z: superres, inpaint, fill, edit, map
         "concat": "",
         # Number of classes of the semantic map
         "map_classes": 0,
         # Weights of a frozen text encoder, as a folder of transformers
         "weights": "",
+        # Train the text encoders of a published model with the network
+        "train_text": False,
         # Token ids of the empty text, the last of which fills it up; none: zeros
         "empty": (),
     },

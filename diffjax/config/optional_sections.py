@@ -47,6 +47,14 @@ OPTIONAL: Config = {
         # Of control and prompt: balanced, prompt, control, guess or resolution
         "balance": "balanced",
     },
+    "prior": {
+        # Folder of other pictures of the kind, such as some that the model made; no captions
+        "dir": "",
+        # Their caption, such as "a dog" for a dog of one's own
+        "prompt": "",
+        # Factor on their loss; 0: no such pictures
+        "weight": 1.0,
+    },
     "lora": {
         # Rank r of the matrices B (out, r) and A (r, in)
         "rank": 16,
@@ -54,5 +62,26 @@ OPTIONAL: Config = {
         "alpha": 16.0,
         # Layers that get adapters, by the ends of their dotted names
         "targets": ("to_q", "to_k", "to_v", "to_out.0"),
+        # The same of text encoders, such as q_proj, k_proj, v_proj, out_proj; none: frozen
+        "text_targets": (),
+    },
+    "consistency": {
+        # Steps of the grid between two of which the student is to agree
+        "steps": 50,
+        # Smallest and largest guidance scale w of the teacher (s = 1 + w)
+        "low": 5.0,
+        "high": 15.0,
+        # Constant c of the pseudo-Huber distance
+        "huber": 0.001,
+        # Factor on the timestep in the boundary condition, as of the sampler lcm
+        "timestep_scaling": 10.0,
+    },
+    "concept": {
+        # The new word, such as <cat-toy>
+        "word": "",
+        # Text whose embeddings the word begins with; empty: the mean of all
+        "initial": "",
+        # Embeddings of the word
+        "vectors": 1,
     },
 }

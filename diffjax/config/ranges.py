@@ -73,6 +73,7 @@ SPECS: Mapping[str, Spec] = {
     "data.bucket_step": integer(0, 2**16),
     "data.bucket_ratio": number(1, 1024),
     "data.longest_side": integer(1, 2**16),
+    "data.captions": listed(text(4096), 4096, least=0),
     "network.name": _NAME,
     "network.dtype": _DTYPE,
     "network.remat": either(FLAG, _NAME),  # older configs say whether, newer ones what
@@ -100,6 +101,7 @@ SPECS: Mapping[str, Spec] = {
     "loss.noise_offset": _NOT_NEGATIVE,
     "loss.input_perturbation": _NOT_NEGATIVE,
     "cond.drop": _LESS_THAN_ONE,
+    "prior.weight": _NOT_NEGATIVE,
     "optim.lr": _POSITIVE,
     "optim.warmup": _STEPS,
     "optim.clip": _NOT_NEGATIVE,

@@ -22,16 +22,18 @@ from diffjax.data.batching import (
 )
 from diffjax.data.captions import Buckets
 from diffjax.data.datasets import load, names
+from diffjax.data.degradation import Degradation, make_degradation
 from diffjax.data.folder_loaders import FOLDERS
 from diffjax.data.formats import sides
 from diffjax.data.hint_makers import HINTS, Hints, make_hints
 from diffjax.data.pairs import load_pairs
-from diffjax.data.source import Source, from_arrays
+from diffjax.data.source import Source, from_arrays, join_alternating
 
 __all__ = [
     "FOLDERS",
     "HINTS",
     "Buckets",
+    "Degradation",
     "Hints",
     "RandomCrop",
     "Source",
@@ -41,9 +43,11 @@ __all__ = [
     "dataset",
     "device_prefetch",
     "from_arrays",
+    "join_alternating",
     "load",
     "load_pairs",
     "make_crop",
+    "make_degradation",
     "make_hints",
     "names",
     "sides",

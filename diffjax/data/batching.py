@@ -10,6 +10,9 @@ round is a permutation of the N images, and image k of it says that step k takes
 group of that image. So every round has as many steps of a group as it has images, whatever its
 size; the rows of those steps run through the group's own permutations, and every image is seen
 exactly batch_size times a round.
+
+Images of two sources that alternate (`source.join_alternating`) have even and odd positions, and
+each source its own permutations.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import grain
 import jax
 import numpy as np
 
+from diffjax.data.degradation import Degradation
 from diffjax.data.formats import crop_resize_at
 from diffjax.data.hint_makers import Hints
 from diffjax.data.source import Source
@@ -128,6 +132,7 @@ def dataset(
     seed: int,
     flip: bool = False,
     crop: RandomCrop | None = None,
+    degradation: Degradation | None = None,
     hints: Hints | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -141,6 +146,7 @@ def dataset(
       seed: of the order and of the flips, 0 to 2**32 - 1.
       flip: mirror each image left to right with probability 1/2, by (seed, position).
       crop: how each image is cropped, by (seed, position); None for its middle.
+      degradation: makes the entry "low", a small picture of each image, by (seed, position).
       hints: computes the entry "hint" from a batch, see `diffjax.data.make_hints`.
       process_index: this process gets the contiguous rows process_index * B, ... of the global
         batch, B = batch_size / process_count. Concatenated, they are the batch of one process.
@@ -177,6 +183,9 @@ def dataset(
         if flip:
             mirrored = _draw_fair_bits(seed, positions)[:, None, None, None]
             images = np.where(mirrored, images[:, :, ::-1], images)
+        if degradation is not None:
+            low = degradation(images, seed, positions)
+            batch = {**batch, "low": to_float(low, source.levels)}
         return {**batch, "image": to_float(images, source.levels)}
 
     # grain's `batch` cannot take single elements of an endless order: its length overflows.
@@ -185,9 +194,9 @@ def dataset(
         chosen = _order_within_groups(source.groups, seed)
         order = steps.map_with_index(lambda step, _: chosen(step, batch_size)[own])
     else:
-        images = _shuffle(len(source), seed)
+        find = _order_images(source, seed)
         order = steps.map_with_index(
-            lambda step, _: np.asarray([images[step * batch_size + int(k)] for k in own])
+            lambda step, _: np.asarray([find(step * batch_size + int(k)) for k in own])
         )
     return order.map_with_index(read)
 
@@ -195,6 +204,20 @@ def dataset(
 def _shuffle(count: int, seed: int) -> grain.MapDataset:
     """Return endless epochs of 0 to count - 1, each with its own permutation."""
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+
+
+def _order_images(source: Source, seed: int) -> Callable[[int], int]:
+    """Return the function from positions to images; see the module for two sources."""
+    if not source.first:
+        whole = _shuffle(len(source), seed)
+        return lambda position: int(whole[position])
+    first, rest = _shuffle(source.first, seed), _shuffle(len(source) - source.first, seed)
+
+    def find(position: int) -> int:
+        place, odd = divmod(position, 2)
+        return source.first + int(rest[place]) if odd else int(first[place])
+
+    return find
 
 
 def _order_within_groups(groups: np.ndarray, seed: int) -> Callable[[int, int], np.ndarray]:
@@ -218,11 +241,18 @@ def _order_within_groups(groups: np.ndarray, seed: int) -> Callable[[int, int], 
     return indices
 
 
-def batch_of(source: Source, indices: np.ndarray) -> Batch:
-    """Return the rows of a source by index, with images in [-1, 1] as training sees them."""
+def batch_of(source: Source, indices: np.ndarray, degradation: Degradation | None = None) -> Batch:
+    """Return the rows of a source by index, with images in [-1, 1] as training sees them.
+
+    Args:
+      degradation: makes the entry "low", which depends on the index.
+    """
     batch = source.take(indices)
     if "image" not in batch:
         return batch
+    if degradation is not None:
+        low = degradation(batch["image"], 0, np.asarray(indices))
+        batch["low"] = to_float(low, source.levels)
     return {**batch, "image": to_float(batch["image"], source.levels)}
 
 
@@ -239,6 +269,7 @@ def batch_at(
     seed: int,
     flip: bool = False,
     crop: RandomCrop | None = None,
+    degradation: Degradation | None = None,
     hints: Hints | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -255,6 +286,7 @@ def batch_at(
         seed=seed,
         flip=flip,
         crop=crop,
+        degradation=degradation,
         hints=hints,
         process_index=process_index,
         process_count=process_count,
@@ -270,6 +302,7 @@ def batches(
     step: int = 0,
     flip: bool = False,
     crop: RandomCrop | None = None,
+    degradation: Degradation | None = None,
     num_threads: int = 2,
     prefetch: int = 2,
     hints: Hints | None = None,
@@ -294,6 +327,7 @@ def batches(
         seed=seed,
         flip=flip,
         crop=crop,
+        degradation=degradation,
         hints=hints,
         process_index=process_index,
         process_count=process_count,

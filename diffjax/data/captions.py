@@ -130,6 +130,41 @@ def has_captions(root: Path, files: Sequence[Path], table: metadata.Table) -> bo
     return any(map(_find_beside, folders.select_images(root, files)))
 
 
+class _Found(NamedTuple):
+    """The images of a split, all files of the folder, and its metadata."""
+
+    paths: list[Path]
+    files: list[Path]
+    table: metadata.Table
+
+
+def _find_images(root: Path, split: str, caption_column: str = "") -> _Found:
+    """Find the images of a split; those that are only the hints of others are left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no image in it.
+        ValueError: a damaged line of metadata.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder")
+    files = folders.list_files(root)
+    table = metadata.read_table(root, files, caption_column=caption_column)
+    paths = metadata.drop_hints(folders.select_images(root, files), table)
+    if not paths:
+        raise FileNotFoundError(f"{root} holds no image ({' '.join(folders.IMAGE_SUFFIXES)})")
+    return _Found(folders.select_below(paths, _find_parts(root, paths, split)), files, table)
+
+
+def give_captions(root: Path, split: str, texts: Sequence[str]) -> CaptionedImages:
+    """Give every image of a split each of some captions, in place of those in files.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_folder`, of images alone.
+    """
+    paths = _find_images(root, split).paths
+    return CaptionedImages(paths * len(texts), [text for text in texts for _ in paths])
+
+
 def read_folder(root: Path, split: str = "train", *, caption_column: str = "") -> CaptionedImages:
     """Read the images of a split of a folder with their captions.
 
@@ -146,14 +181,7 @@ def read_folder(root: Path, split: str = "train", *, caption_column: str = "") -
         ValueError: images without a caption, captions of no image, or a damaged line; the message
             names some.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder")
-    files = folders.list_files(root)
-    table = metadata.read_table(root, files, caption_column=caption_column)
-    paths = metadata.drop_hints(folders.select_images(root, files), table)
-    if not paths:
-        raise FileNotFoundError(f"{root} holds no image ({' '.join(folders.IMAGE_SUFFIXES)})")
-    paths = folders.select_below(paths, _find_parts(root, paths, split))
+    paths, files, table = _find_images(root, split, caption_column)
     if table.captions:
         return CaptionedImages(paths, _read_table_captions(paths, table))
     return CaptionedImages(paths, _read_file_captions(root, paths, files, table))

@@ -70,6 +70,7 @@ def load(
     classes: Sequence[str] = (),
     caption_column: str = "",
     damaged: str = "stop",
+    captions: Sequence[str] = (),
 ) -> Source:
     """Load a data set by name.
 
@@ -91,6 +92,7 @@ def load(
       caption_column: of metadata files, see `diffjax.data.metadata`.
       damaged: of folders, `stop` at a damaged image or `skip` it, see
         `diffjax.data.folder_sources`. Other data always stop.
+      captions: of captioned_folder, in place of those in files; every image comes with each.
 
     Returns:
       The source. TFDS stores its rows in its own shuffled order, so a set read from TFDS and the
@@ -112,6 +114,7 @@ def load(
         how = Reading(
             *(size, channels or 3, pictures.parse_colour(background)),
             *(tuple(classes), caption_column, damaged),
+            texts=tuple(captions),
         )
         return load_folder(name, split, _require_root(name, root), how, buckets)
     if name in _DRAWN:

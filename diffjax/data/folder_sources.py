@@ -37,6 +37,7 @@ class Reading(NamedTuple):
       classes: names in the order of the labels; none: those of the training split.
       caption_column: see `metadata.read_table`.
       damaged: stop or skip, see the module.
+      texts: captions in place of those in files; a captioned folder has every image once with each.
     """
 
     size: Sides | None
@@ -45,6 +46,7 @@ class Reading(NamedTuple):
     classes: tuple[str, ...] = ()
     caption_column: str = ""
     damaged: str = "stop"
+    texts: tuple[str, ...] = ()
 
     def read(self, path: Path) -> np.ndarray:
         """Read the image in a file, uint8 (H, W, C), cropped and resized.
@@ -256,10 +258,15 @@ def load_images(split: str, root: Path, how: Reading, buckets: Buckets | None) -
 def load_captioned(split: str, root: Path, how: Reading, buckets: Buckets | None) -> Source:
     """Load every image file of a split with its caption; see `captions.read_folder`.
 
+    With ``how.texts`` no caption is read: every image comes once with each of these.
+
     Raises:
       ValueError: ``how.size`` is None; or as `captions.read_folder`.
     """
-    paths, texts = captions.read_folder(root, split, caption_column=how.caption_column)
+    if how.texts:
+        paths, texts = captions.give_captions(root, split, how.texts)
+    else:
+        paths, texts = captions.read_folder(root, split, caption_column=how.caption_column)
     if how.size is None:
         raise ValueError("captioned_folder needs image_size")
     sizes = [how.read_from(i, paths, pictures.read_size) for i in range(len(paths))]

@@ -39,6 +39,7 @@ class Source:
       class_names: of the labels in their order; empty if they are not known.
       paths: files of the images, if each is one.
       fingerprint: () -> what tells these data from others, which JSON can hold.
+      first: rows alternate between the first so many images and the others; 0: no such halves.
     """
 
     shape: tuple[int, int, int]
@@ -55,6 +56,7 @@ class Source:
     class_names: tuple[str, ...] = ()
     paths: Sequence[Path] | None = None
     fingerprint: Callable[[], JsonObject] | None = None
+    first: int = 0
 
     def __len__(self) -> int:
         return self.length
@@ -140,3 +142,53 @@ def _make_fingerprint(images: np.ndarray, labels: np.ndarray) -> JsonObject:
     digest = hashlib.sha256(images.tobytes())
     digest.update(labels.tobytes())
     return {"count": len(images), "digest": digest.hexdigest()}
+
+
+def join_alternating(source: Source, prior: Source, weight: float) -> Source:
+    """Join two data sets whose images take turns in batches, with weights for their losses.
+
+    A batch has the further entry ``weight`` (B,): 2 for the first data set and ``2 weight`` for the
+    second. So the mean of weighted losses over as many rows of each is the mean loss of the first
+    plus ``weight`` times that of the second, which is prior preservation (Ruiz et al. 2022, eq. 2).
+
+    Args:
+      source, prior: images of one shape, with the same further arrays.
+      weight: of the second data set, at least 0.
+
+    Raises:
+      ValueError: one of them is empty or has groups of shapes, or the shapes differ.
+    """
+    if source.shape != prior.shape or source.groups is not None or prior.groups is not None:
+        raise ValueError(
+            f"images of two sources that alternate need one shape, got {source.shape} and "
+            f"{prior.shape}: set data.bucket_step=0"
+        )
+    if not len(source) or not len(prior):
+        raise ValueError(f"there are {len(source)} and {len(prior)} images to alternate between")
+    count = len(source)
+
+    def split(indices: Indices) -> list[tuple[Source, list[int]]]:
+        rows = [int(i) for i in indices]
+        return [(source, [i]) if i < count else (prior, [i - count]) for i in rows]
+
+    def read(indices: Indices) -> Arrays:
+        parts = [one.read(row) for one, row in split(indices)]
+        images, labels = zip(*parts, strict=True)
+        return np.concatenate(images), np.concatenate(labels)
+
+    def more(indices: Indices) -> dict[str, np.ndarray]:
+        rows = [one.more(row) if one.more else {} for one, row in split(indices)]
+        known = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+        return {**known, "weight": np.where(np.asarray(indices) < count, 2.0, 2 * weight)
+                .astype(np.float32)}  # fmt: skip
+
+    def fingerprint() -> JsonObject:
+        known = [one.fingerprint() if one.fingerprint else {} for one in (source, prior)]
+        return {**known[0], "prior": known[1]}
+
+    return Source(
+        *(source.shape, source.num_classes, source.levels, count + len(prior), read),
+        more=more,
+        fingerprint=fingerprint,
+        first=count,
+    )

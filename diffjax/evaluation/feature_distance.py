@@ -1,8 +1,8 @@
-"""The distance on our own features, and baselines that give it a scale.
+"""Distances on our own features, and baselines that give them a scale.
 
-The feature networks are the small classifiers of `diffjax.metrics.feature_network`. The numbers
-are not FID: they compare only with each other, for one version of a network and one number of
-images.
+The feature networks are the small classifiers of `diffjax.metrics.feature_network`, which look past
+noise; texture features see it. The numbers are not FID: they compare only with each other, for one
+version of the features and one number of images.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 from diffjax import metrics
 from diffjax.evaluation.image_grids import to_uint8
 from diffjax.evaluation.image_sets import ImageSet, match_channels, to_float
+from diffjax.metrics.texture import VERSION as TEXTURE_VERSION
 
 
 def measure_distance(
     network: metrics.FeatureNetwork, images: np.ndarray, real: np.ndarray, classes: int = 0
 ) -> dict[str, float | int | str]:
-    """Return the scores of `diffjax.metrics.evaluate_images`, with images rounded to 8 bits.
+    """Measure images by a network's features and by texture, with images rounded to 8 bits.
 
     Args:
         network: whose features are compared.
@@ -28,8 +29,9 @@ def measure_distance(
         classes: if not 0, image k was made as class ``k % classes``.
 
     Returns:
-        ``distance`` and the others; with ``classes``, ``class_accuracy`` too, the share of images
-        in which the network sees the class that they were made as.
+        The scores of `diffjax.metrics.evaluate_images` and of `measure_texture`; with ``classes``,
+        ``class_accuracy`` too, the share of images in which the network sees the class that they
+        were made as.
 
     Raises:
         ConfigError: images in colour, for a network of grey images.
@@ -43,7 +45,30 @@ def measure_distance(
     if classes:
         seen = metrics.extract(network, rounded).probs.argmax(1)
         scores["class_accuracy"] = float((seen == np.arange(len(seen)) % classes).mean())
-    return scores
+    return {**scores, **measure_texture(rounded, real)}
+
+
+def measure_texture(images: np.ndarray, real: np.ndarray) -> dict[str, float | str]:
+    """Measure noise and texture, which classifiers look past.
+
+    Args:
+        images: (N, H, W, C), uint8 levels 0..255 or float in [-1, 1].
+        real: (M, H, W, C), images to compare with.
+
+    Returns:
+        ``texture_distance``, see `diffjax.metrics.texture_distance`; ``texture_features``, their
+        version; and ``background_rms``, if real images agree on a background.
+
+    Raises:
+        ValueError: images of another size, below 3x3 pixels, or too few of them.
+    """
+    rounded, real = to_float(to_uint8(images)), to_float(real)
+    found: dict[str, float | str] = {
+        "texture_distance": metrics.texture_distance(rounded, real),
+        "texture_features": TEXTURE_VERSION,
+    }
+    noise = metrics.background_rms(rounded, real)
+    return found if noise is None else {**found, "background_rms": noise}
 
 
 def draw_gaussian_images(real: np.ndarray, num: int) -> np.ndarray:
@@ -66,7 +91,7 @@ def measure_baselines(
     num: int,
     untrained: Callable[[int], np.ndarray],
 ) -> dict[str, float | int]:
-    """Measure distances that give the scale for those of a model.
+    """Measure distances that give the scale for those of a model, on both kinds of features.
 
     Args:
         network: whose features are compared.
@@ -76,17 +101,22 @@ def measure_baselines(
 
     Returns:
         ``real_floor``, between two disjoint halves of real images, ``real_floor_num`` each;
-        ``matched_gaussian``, of `draw_gaussian_images`; and ``untrained_network``.
+        ``matched_gaussian``, of `draw_gaussian_images`; and ``untrained_network``. The same with
+        ``texture_`` before their names are texture distances.
     """
     half = min(num, pool.num // 2)
     real, both = (to_float(pool.read(0, count)) for count in (min(num, pool.num), 2 * half))
-
-    def distance(images: np.ndarray) -> float:
-        return float(measure_distance(network, images, real)["distance"])
-
-    return {
+    found: dict[str, float | int] = {
         "real_floor": metrics.floor(network, both[:half], both[half:]),
         "real_floor_num": half,
-        "matched_gaussian": distance(draw_gaussian_images(real, num)),
-        "untrained_network": distance(untrained(num)),
+        "texture_real_floor": metrics.texture_distance(both[:half], both[half:]),
     }
+    made = {
+        "matched_gaussian": draw_gaussian_images(real, num),
+        "untrained_network": untrained(num),
+    }
+    for name, images in made.items():
+        scores = measure_distance(network, images, real)
+        found[name] = float(scores["distance"])
+        found[f"texture_{name}"] = float(scores["texture_distance"])
+    return found

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+FILM = "-film.png"  # the name of a film's file ends with it
 ENLARGED = 56  # smaller images are enlarged by a whole factor to about this height in pixels
 
 
@@ -62,6 +63,23 @@ def interleave_rows(above: np.ndarray, below: np.ndarray, columns: int = 16) -> 
         for part in (above[start : start + columns], below[start : start + columns])
     ]
     return tile(np.concatenate(rows), columns=min(columns, len(above)))
+
+
+def arrange_film(frames: np.ndarray) -> np.ndarray:
+    """Arrange the frames of a film in one picture: two rows an image, time from left to right.
+
+    The upper row has the states, from noise to picture. The lower has the predictions of the
+    picture that led to them.
+
+    Args:
+        frames: (2, F, N, H, W, C) in [-1, 1], as `diffjax.model.film` returns them.
+
+    Returns:
+        (H', W', 3) uint8.
+    """
+    count = frames.shape[1]
+    by_image = np.moveaxis(frames, 2, 0)
+    return tile(by_image.reshape(-1, *frames.shape[3:]), columns=count)
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:

@@ -21,7 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffjax.evaluation.feature_distance import measure_baselines, measure_distance
+from diffjax.evaluation.feature_distance import (
+    measure_baselines,
+    measure_distance,
+    measure_texture,
+)
 from diffjax.evaluation.feature_store import FeatureStore, load_inception
 from diffjax.evaluation.image_sets import ImageSet, StrPath, from_any
 from diffjax.evaluation.inception_scores import (
@@ -113,6 +117,10 @@ def _measure_distance(
     return measure_distance(network, images.read_all(), real.read_all(), classes)
 
 
+def _measure_texture(images: ImageSet, reference: Reference) -> Mapping[str, object]:
+    return measure_texture(images.read_all(), require_images(reference).read_all())
+
+
 def _measure_bits(
     model: PixelModel,
     test_images: np.ndarray,
@@ -148,6 +156,7 @@ def _measure_inversion(model: PixelModel, test_images: np.ndarray) -> Mapping[st
 
 METRICS: dict[str, Metric] = {
     "distance": Metric(_measure_distance, require_images),
+    "texture": Metric(_measure_texture, require_images),
     "baselines": Metric(measure_baselines, section="baselines"),
     "bits": Metric(_measure_bits),
     "ode_bits": Metric(_measure_ode_bits),

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# Curves that have their labels at their ends; more have a legend.
+FEW = 8
+
+
 def start(width: float = 6.5, height: float = 4.0) -> tuple[Figure, Axes]:
     """Start a figure of a size in inches; returns the figure and its axes."""
     import matplotlib
@@ -34,13 +38,21 @@ def colours(count: int) -> Sequence[tuple[float, ...]]:
     return [table(k) for k in range(table.N)]
 
 
-def finish(figure: Figure, axes: Axes, out: Path | BinaryIO, *, beside: bool = False) -> None:
+def finish(
+    figure: Figure,
+    axes: Axes,
+    out: Path | BinaryIO,
+    *,
+    beside: bool = False,
+    direct: bool = False,
+) -> None:
     """Write a PNG with a grid and a legend, and close the figure.
 
     Args:
         figure, axes: from `start`.
         out: a path, or a stream of bytes.
         beside: put the legend beside the curves, for many of them.
+        direct: label the curves at their ends in place of a legend.
     """
     import matplotlib.pyplot as plt
 
@@ -48,12 +60,50 @@ def finish(figure: Figure, axes: Axes, out: Path | BinaryIO, *, beside: bool = F
         if axis.get_scale() == "log":
             _write_plain_numbers(axis)
     axes.grid(alpha=0.3, which="both")
-    if beside:
+    if direct:
+        _label_ends(figure, axes)
+    elif beside:
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     else:
         axes.legend(fontsize=8)
     figure.savefig(out, dpi=110, bbox_inches="tight", format="png")
     plt.close(figure)
+
+
+def _label_ends(figure: Figure, axes: Axes) -> None:
+    """Write the label of every curve right of the plot, at the height of the curve's last point.
+
+    Labels that would overlap are moved apart.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    lines = [getattr(handle, "lines", [handle])[0] for handle in handles]
+    figure.canvas.draw()
+    ends = [
+        axes.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1])) for line in lines
+    ]
+    order = sorted(range(len(lines)), key=lambda k: ends[k][1])
+    heights = _move_apart([ends[k][1] for k in order], 11 * figure.dpi / 72)
+    for k, height in zip(order, heights, strict=True):
+        _, y = axes.transAxes.inverted().transform((0, height))
+        axes.text(1.01, y, labels[k], color=lines[k].get_color(), fontsize=8, va="center",
+                  transform=axes.transAxes)  # fmt: skip
+
+
+def _move_apart(heights: list[float], least: float) -> list[float]:
+    """Move increasing heights apart until neighbours differ by a least distance.
+
+    Heights that are too close become a group with equal distances around its mean.
+    """
+    groups: list[tuple[float, int]] = []  # mean and number of heights
+    for height in heights:
+        groups.append((height, 1))
+        while len(groups) > 1:
+            (low, below), (high, above) = groups[-2:]
+            if high - low >= least * (below + above) / 2:
+                break
+            count = below + above
+            groups[-2:] = [((low * below + high * above) / count, count)]
+    return [mean + least * (k - (count - 1) / 2) for mean, count in groups for k in range(count)]
 
 
 def _write_plain_numbers(axis: Axis) -> None:

@@ -19,7 +19,7 @@ from diffjax.evaluation import plots
 from diffjax.types import ConfigError, JsonObject, suggest
 from diffjax.writing import read_json_lines, write_atomically
 
-AXIS_NAMES = {"distance": "Frechet distance", "all": "share of obeyed captions"}
+AXIS_NAMES = {"distance": "Fréchet distance (not FID)", "all": "share of obeyed captions"}
 _TICK_RATIO = 1.15  # least ratio of neighbouring ticks; labels of closer ones would overlap
 
 Value = bool | int | float | str
@@ -265,7 +265,7 @@ def plot(rows: Sequence[Row], axes: Sequence[str], path: Path, metric: str = "di
         spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in curve.values()]
         axis.errorbar(steps, [v.mean() for v in curve.values()], spread, marker="o", label=label)
     axis.set(xscale="log", yscale="log", xlabel="network evaluations")
-    axis.set_ylabel(AXIS_NAMES.get(metric, metric))
+    axis.set_ylabel(f"{AXIS_NAMES.get(metric, metric)}, log scale")
     axis.set_title(f"{rows[0]['num']} images{_name_features(rows)}", fontsize=10)
     ticks: list[int] = []
     for count in sorted({row["evaluations"] for row in rows}):
@@ -273,4 +273,5 @@ def plot(rows: Sequence[Row], axes: Sequence[str], path: Path, metric: str = "di
             ticks.append(count)
     axis.set_xticks(ticks)
     axis.set_xticks([], minor=True)
-    plots.finish(figure, axis, path, beside=True)
+    few = len(curves) <= plots.FEW
+    plots.finish(figure, axis, path, beside=not few, direct=few)

@@ -7,7 +7,6 @@ one compiled call or evaluation by evaluation with a `Progress` for the caller.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -53,6 +52,7 @@ from diffjax.pretrained.pipelines import load_components
 from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks
 from diffjax.samplers import loop
 from diffjax.types import Array, Params, summarize
+from diffjax.xla import keep_programs
 
 
 def load(
@@ -70,8 +70,7 @@ def load(
 ) -> Pipeline:
     """Load a pipeline from a diffusers folder, a single .safetensors file, or a name on the Hub.
 
-    Compiled programs are kept on disk, in ``JAX_COMPILATION_CACHE_DIR`` or the user's cache folder,
-    so that a later process does not compile them again.
+    Compiled programs are kept on disk, see `diffjax.xla.keep_programs`.
 
     Args:
         path: the folder, the file, or OWNER/NAME[@REVISION][/PATH].
@@ -82,9 +81,7 @@ def load(
     Raises:
         FileNotFoundError, ValueError: see `load_components`.
     """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "diffjax"))
+    keep_programs()
     parts = load_components(
         path,
         dtype=dtype,
@@ -376,7 +373,7 @@ class Pipeline(LoadedModel, metaclass=Explains):
 
     def load_lora(self, path: StrPath) -> dict[str, Params]:
         """Load adapters for `Lora`, by the name of the network; see
-        `diffjax.pretrained.load_loras`.
+        `diffjax.pretrained.lora_files.load_loras`.
         """
         texts = {name: text.model for name, text in self.parts.texts.items()}
         return load_loras({"unet": self.parts.unet, **texts}, path)

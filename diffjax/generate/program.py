@@ -306,7 +306,7 @@ def find_known_levels(rows: Rows, count: int, to_the_end: bool) -> dict[str, np.
 
 @partial(jax.jit, static_argnums=(1, 2))
 def draw_noise(keys: jax.Array, shape: tuple[int, ...], k: int) -> Array:
-    """Return draw ``k`` of standard normal noise (B, *shape), with row b drawn from key b."""
+    """Return draw ``k`` of standard normal noise ``(B, *shape)``, with row b drawn from key b."""
     return loop.image_noise(keys, shape)(0, k)
 
 

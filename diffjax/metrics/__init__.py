@@ -41,6 +41,7 @@ from diffjax.metrics.reference import (
 )
 from diffjax.metrics.scores import inception_score
 from diffjax.metrics.statistics import Gaussian, Moments, empty, merge, moments, update
+from diffjax.metrics.texture import background_rms, texture_distance, texture_features
 from diffjax.types import Array
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Moments",
     "PrecisionRecall",
     "Statistics",
+    "background_rms",
     "clip_score",
     "collect",
     "compute_statistics",
@@ -78,6 +80,8 @@ __all__ = [
     "save_network",
     "save_statistics",
     "ssim",
+    "texture_distance",
+    "texture_features",
     "update",
 ]
 

@@ -21,7 +21,7 @@ from diffjax.model.build import (
 from diffjax.model.condition import UNCONDITIONAL, Condition, make_condition, make_label_condition
 from diffjax.model.control_networks import ControlNetwork, apply_control, make_control_network
 from diffjax.model.image_maker import ImageInputs, ImageMaker, draw
-from diffjax.model.model import Arrays, Model, Steering, denoiser, encode, predict, sample
+from diffjax.model.model import Arrays, Model, Steering, denoiser, encode, film, predict, sample
 from diffjax.model.space import Space, make_autoencoder, make_pixel_space, make_space
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "denoiser",
     "draw",
     "encode",
+    "film",
     "make_autoencoder",
     "make_condition",
     "make_control_network",

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffjax.model.space import Space
-from diffjax.types import Array, Batch, Frozen, Params, Statistics
+from diffjax.types import Array, Batch, Frozen, Params, Statistics, expand
 
 HOLE = (0.25, 0.75)  # sides of the rectangles that inpainting is trained on, of the image's
+EDIT = "edit"  # the picture that InstructPix2Pix changes
 WHOLE = 0.25  # share of the images that are all hole, in the training of Stable Diffusion's
 
 
@@ -54,15 +55,22 @@ def average_area(images: Array, shape: tuple[int, int, int]) -> Array:
 
 
 def _make_superres_part(config: ConfigDict, space: Space) -> Part:
-    """Make the part of a small image, the average of the image over the size of z."""
-    channels = config.data.channels
+    """Make the part of a small image, of the size of z.
+
+    It is ``batch["low"]`` if the data degrade images (``data.degradation``), else their average.
+    """
+    degrades = config.data.degradation != "none"
+
+    def take(batch: Batch, key: jax.Array) -> Array:
+        return batch["low"] if degrades else average_area(batch["image"], space.shape)
+
     return Part(
         "low",
-        lambda batch, key: average_area(batch["image"], space.shape),
+        take,
         lambda low: low,
         pass_through("concat"),
-        {"concat": jnp.zeros((1, *space.shape[:2], channels))},
-        ("image",),
+        {"concat": jnp.zeros((1, *space.shape[:2], config.data.channels))},
+        ("low",) if degrades else ("image",),
     )
 
 
@@ -146,7 +154,26 @@ def _make_map_part(config: ConfigDict, space: Space) -> Part:
     )
 
 
+def _make_edit_part(config: ConfigDict, space: Space) -> Part:
+    """Make the part of the picture before an edit (Brooks et al. 2022), ``batch["hint"]``.
+
+    Its latents are the mean of the posterior, not scaled, as diffusers has them; zeros stand for no
+    picture. ``seen`` (B,) is 0 for those that training hides, see `condition._drop_apart`.
+    """
+
+    def take(batch: Batch, key: jax.Array) -> dict[str, Array]:
+        return {"image": 2 * batch["hint"] - 1, "seen": jnp.ones(len(batch["hint"]))}
+
+    def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Any) -> dict[str, Array]:
+        before = space.encode(frozen, extra, raw["image"]) / extra.get("latent_scale", 1.0)
+        return {"concat": before * expand(raw["seen"], before)}
+
+    example = {"concat": jnp.zeros((1, *space.shape))}
+    return Part(EDIT, take, lambda raw: raw, encode, example, ("hint",))
+
+
 CONCATS = {
+    EDIT: _make_edit_part,
     "superres": _make_superres_part,
     "inpaint": _make_inpaint_part,
     "fill": _make_fill_part,

@@ -5,28 +5,31 @@
 | (empty) | the label, if ``network.conditional``, as part of the time embedding |
 | label | a learned token per class that it attends to (LDM's class-conditional ImageNet) |
 | text | the tokens of a transformer trained with it (LDM's text-to-image) |
-| clip | the tokens of a frozen CLIP text encoder, ``frozen["text_encoder"]`` |
+| clip | the tokens of a CLIP text encoder, ``frozen["text_encoder"]`` or of ``params`` |
 | clip_xl | those of two (``frozen["text_encoder_2"]``), and XL's added vectors |
 | given | embeddings made beforehand: tokens ``batch["context"]``, and for XL more (`EMBEDDINGS`) |
 
 | ``cond.concat`` | joined to the channels of z (`diffjax.model.channel_conditions`) |
 |---|---|
-| superres | the image shrunk to the size of z (area average) |
+| superres | the image shrunk to the size of z: its average, or by ``data.degradation`` |
 | inpaint | the image with a hole, encoded, and the hole |
 | fill | the hole, and the image with it, encoded: as Stable Diffusion's inpainting has them |
+| edit | the picture before an edit, encoded and not scaled (InstructPix2Pix) |
 | map | one channel per class of ``batch["mask"]``, its share of each pixel of z |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffjax.model.channel_conditions import CONCATS, Part, pass_through
+from diffjax import guidance
+from diffjax.model.channel_conditions import CONCATS, EDIT, Part, pass_through
 from diffjax.model.space import Space
 from diffjax.nets.text import CLIPText, TextTransformer
 from diffjax.types import Array, Batch, Cond, Frozen, Params, Statistics, build, choose
@@ -42,12 +45,13 @@ class Condition(NamedTuple):
     Attributes:
         take: ``(batch, key) -> raw condition``; None if there is no condition at all.
         null: ``raw -> raw`` condition that says nothing; what is joined to the channels stays.
-        init: ``key -> `` parameters that are trained beside those of the network.
-        encode: ``(params, frozen, extra, raw) -> `` what the network reads.
+        init: ``key ->`` parameters that are trained beside those of the network.
+        encode: ``(params, frozen, extra, raw) ->`` what the network reads.
         example: what the network reads, of batch size 1, for its initialisation.
         guided: whether `null` says less than the condition, so that guidance has an effect.
         names: entries of a raw condition.
         needs: entries of a batch, besides ``label``, that `take` reads.
+        drop: ``(key, raw, rate) -> raw`` as training drops conditions for guidance.
     """
 
     take: Callable[[Batch, jax.Array], Cond]
@@ -58,6 +62,7 @@ class Condition(NamedTuple):
     guided: bool
     names: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    drop: Callable[[jax.Array, Cond, float], Cond] = lambda key, raw, rate: raw
 
 
 def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condition:
@@ -81,7 +86,20 @@ def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condit
     guided = bool(parts)
     if concat:
         parts.append(CONCATS[concat](config, space))
-    return _join_parts(parts, guided)
+    joined = _join_parts(parts, guided)
+    return joined._replace(drop=partial(_drop_apart, joined)) if concat == EDIT else joined
+
+
+def _drop_apart(condition: Condition, key: jax.Array, raw: Cond, rate: float) -> Cond:
+    """Drop text and picture of InstructPix2Pix, each alone or both (Brooks et al. 2022, 3.2.1).
+
+    Each of the three happens with probability ``rate / 2``.
+    """
+    entry: dict[str, Array] = cast(Any, raw)[EDIT]
+    drawn = jax.random.uniform(key, entry["seen"].shape)
+    said = guidance.replace(raw, condition.null(raw), drawn < rate)
+    hidden = (drawn >= rate / 2) & (drawn < 1.5 * rate)
+    return {**cast(Any, said), EDIT: {**entry, "seen": jnp.where(hidden, 0.0, entry["seen"])}}
 
 
 def _join_parts(parts: list[Part], guided: bool) -> Condition:
@@ -103,7 +121,11 @@ def _join_parts(parts: list[Part], guided: bool) -> Condition:
     example = {k: v for p in parts for k, v in p.example.items()} or None
     needs = tuple(n for p in parts for n in p.needs)
     names = tuple(p.name for p in parts)
-    return Condition(take, null, init, encode, example, guided, names, needs)
+
+    def drop(key: jax.Array, raw: Cond, rate: float) -> Cond:
+        return guidance.drop(key, raw, null(raw), rate)
+
+    return Condition(take, null, init, encode, example, guided, names, needs, drop)
 
 
 UNCONDITIONAL = _join_parts([], False)  # that of a network that is given z and t alone
@@ -181,14 +203,17 @@ def _make_text_part(config: ConfigDict, classes: int) -> Part:
 ENCODERS = {"text": "text_encoder", "text_2": "text_encoder_2"}  # by section and entry of a batch
 
 
+TABLE = "text_model.embeddings.token_embedding"  # of a text encoder's parameters
+
+
 def make_clips(config: ConfigDict) -> dict[str, CLIPText]:
-    """Make the frozen text encoders of a config, by the names of their folders in diffusers.
+    """Make CLIP's text encoders of a config, by the names of their folders in diffusers.
 
     ``cond.text`` describes the first encoder, and ``cond.text_2`` that of Stable Diffusion XL. A
     single encoder is as wide as the context of the network.
 
     Returns:
-        Modules without parameters; empty for a config without frozen text encoders.
+        Modules without parameters; empty for a config without published text encoders.
 
     Raises:
         ValueError: unknown options.
@@ -205,14 +230,52 @@ def make_clips(config: ConfigDict) -> dict[str, CLIPText]:
     return made
 
 
+def list_frozen_clips(config: ConfigDict) -> dict[str, CLIPText]:
+    """List those of `make_clips` that are not trained with the network (``cond.train_text``)."""
+    return {} if "cond" in config and config.cond.train_text else make_clips(config)
+
+
 def _make_clip_part(config: ConfigDict, classes: int) -> Part:
-    """Make the part of one frozen text encoder, as the config describes it."""
-    empty = tuple(config.cond.empty) or (0,)
-    return _make_encoder_part(make_clips(config)["text_encoder"], config.network.context_dim, empty)
+    """Make the part of one text encoder, as the config describes it."""
+    nets, empty = make_clips(config), tuple(config.cond.empty) or (0,)
+    part = _make_encoder_part(nets["text_encoder"], config.network.context_dim, empty)
+    return part._replace(init=_init_clips(config, nets))
+
+
+def _init_clips(
+    config: ConfigDict, nets: Mapping[str, CLIPText]
+) -> Callable[[jax.Array], dict[str, Params]]:
+    """Make the function that initialises the text encoders that are trained; none if frozen."""
+
+    def init(key: jax.Array) -> dict[str, Params]:
+        if not config.cond.train_text:
+            return {}
+        ids = jnp.zeros((1, 1), jnp.int32)
+        made: dict[str, Any] = {
+            name: net.init(jax.random.fold_in(key, 3 + k), ids)
+            for k, (name, net) in enumerate(nets.items())
+        }
+        return {name: variables["params"] for name, variables in made.items()}
+
+    return init
+
+
+def _apply_clip(net: CLIPText, name: str, params: Params, frozen: Frozen, ids: Array) -> Any:
+    """Encode token ids by parameters that are trained, if there are any, or else by frozen ones.
+
+    A table of embeddings with more rows than the config says has words that were added. Their ids
+    are above that of the end token, which ``end=2`` takes for the largest of a text.
+    """
+    found = params.get(name) or frozen[name]
+    rows = len(found[TABLE]["embedding"])
+    if rows > net.vocabulary:
+        end = net.vocabulary - 1 if net.end == 2 else net.end
+        net = net.clone(vocabulary=rows, end=end)
+    return net.apply({"params": found}, ids)
 
 
 def _make_encoder_part(net: CLIPText, width: int, empty: tuple[int, ...]) -> Part:
-    """Make the part of one frozen text encoder, whose parameters are ``frozen["text_encoder"]``.
+    """Make the part of one text encoder, whose parameters are called ``text_encoder``.
 
     Args:
         width: of its tokens.
@@ -226,17 +289,16 @@ def _make_encoder_part(net: CLIPText, width: int, empty: tuple[int, ...]) -> Par
         return jnp.broadcast_to(row, ids.shape)
 
     def encode(params: Params, frozen: Frozen, extra: Statistics, ids: Array) -> dict[str, Array]:
-        out: Any = net.apply({"params": frozen["text_encoder"]}, ids)
-        return {"context": jax.lax.stop_gradient(out.last)}
+        return {"context": _apply_clip(net, "text_encoder", params, frozen, ids).last}
 
     return _make_tokens_part(width, encode)._replace(null=null)
 
 
 def _make_clip_xl_part(config: ConfigDict, classes: int) -> Part:
     """Make the part of the two text encoders of Stable Diffusion XL that a config describes."""
-    return _make_encoders_part(
-        make_clips(config), config.network.context_dim, list_added_shapes(config)
-    )
+    nets = make_clips(config)
+    part = _make_encoders_part(nets, config.network.context_dim, list_added_shapes(config))
+    return part._replace(init=_init_clips(config, nets))
 
 
 def _make_encoders_part(
@@ -264,12 +326,13 @@ def _make_encoders_part(
 
     def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Any) -> dict[str, Any]:
         found: list[Any] = [
-            nets[name].apply({"params": frozen[name]}, raw[text]) for text, name in entries.items()
+            _apply_clip(nets[name], name, params, frozen, raw[text])
+            for text, name in entries.items()
         ]
         context = jnp.concatenate([out.hidden[-2] for out in found], axis=-1)
         said = raw["said"][:, None]
         pooled = {"text_embeds": found[-1].pooled * said, "time_ids": raw["time_ids"]}
-        return jax.lax.stop_gradient({"context": context * said[..., None], "added": pooled})
+        return {"context": context * said[..., None], "added": pooled}
 
     added = {k: jnp.zeros((1, *shape)) for k, shape in shapes.items()}
     example: dict[str, Any] = {"context": jnp.zeros((1, 1, width)), "added": added}

@@ -155,7 +155,7 @@ def apply_control(
 
     Args:
         parameterization: of the base, whose scaling of z the network shares.
-        strength: factor on the residuals: a number, an array (B,), or ``level -> `` either.
+        strength: factor on the residuals: a number, an array (B,), or ``level ->`` either.
         balance: between control and prompt, see `diffjax.control.BALANCES`.
     """
 

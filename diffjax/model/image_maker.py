@@ -7,6 +7,7 @@ that was opened by hand, without a config (``diffjax.draw``).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -16,13 +17,17 @@ import numpy as np
 from tqdm import tqdm
 
 from diffjax import grids, samplers
-from diffjax.model.model import PLAIN, Arrays, Model, Steering, sample
+from diffjax.model.model import PLAIN, Arrays, Model, Steering, film, sample
 from diffjax.train.sharding import make_batch_sharding, make_mesh, make_replicated_sharding, place
 from diffjax.types import Array, ArrayLike, Cond, Rows, Sampler
 
 # Compiled sampling of a batch, by what it depends on besides its arguments.
-Compiled: TypeAlias = dict[tuple[object, ...], Callable[..., Array]]
+Compiled: TypeAlias = dict[tuple[object, ...], Callable[..., tuple[Array, Array | None]]]
 SHORTEST = 64  # rows that a plan is padded to at least, so that few lengths are compiled
+FRAMES, FILMED = 9, 2  # frames of a film, and the images that are in it
+
+# Called with the frames of the first images, see `film`.
+OnFilm: TypeAlias = Callable[[np.ndarray], None]
 
 
 class ImageInputs(NamedTuple):
@@ -80,6 +85,7 @@ class ImageMaker:
         strengths: Sequence[ArrayLike] = (),
         batch_size: int = 64,
         progress: str = "sampling",
+        on_film: OnFilm | None = None,
     ) -> np.ndarray:
         """Draw images number ``first`` to ``first + num - 1``.
 
@@ -94,6 +100,8 @@ class ImageMaker:
             strengths: of the control networks, each by row of `pad_rows`.
             batch_size: images at a time; it is raised to a multiple of the number of devices.
             progress: title of the progress bar.
+            on_film: called once with the way from noise to picture of the first images, as
+                `diffjax.model.film` returns it: (2, `FRAMES`, at most `FILMED`, H, W, C).
 
         Returns:
             (N, H, W, C) float32 in [-1, 1].
@@ -101,19 +109,23 @@ class ImageMaker:
         size = min(batch_size, num)
         size += -size % self.mesh.size  # the devices share a batch equally
         padded, count = pad_rows(rows), len(rows.level.t)
-        run, split = self._compile(sampler), make_batch_sharding(self.mesh)
+        run, split = self._compile(sampler, on_film is not None), make_batch_sharding(self.mesh)
+        at = np.rint(np.linspace(0, count, FRAMES)).astype(np.int32)
+        n = count if on_film is None else at
         keys = make_keys(seed, first + np.arange(-(-num // size) * size))
         done = []
         for start in tqdm(range(0, num, size), desc=progress, unit="batch", leave=False):
             inputs = inputs_of(first + np.arange(start, start + size))
             own, cond, hints = place((keys[start : start + size], inputs.cond, inputs.hints), split)
-            made = run(self.model.arrays, own, cond, hints, padded, count, scale, strengths)
+            made, frames = run(self.model.arrays, own, cond, hints, padded, n, scale, strengths)
             done.append(np.asarray(made))
+            if on_film is not None and start == 0:
+                on_film(np.asarray(frames)[:, :, :num])
         return np.concatenate(done)[:num]
 
-    def _compile(self, sampler: Sampler) -> Callable[..., Array]:
+    def _compile(self, sampler: Sampler, filmed: bool) -> Callable[..., tuple[Array, Array | None]]:
         """Compile the sampling of a batch with a solver, unless that has been done already."""
-        key = (sampler.init, sampler.step, sampler.start, self.steering)
+        key = (sampler.init, sampler.step, sampler.start, self.steering, filmed)
         if key not in self.compiled:
             described = self.model._replace(params=None, frozen=None, statistics=None, adapters=())
 
@@ -126,19 +138,25 @@ class ImageMaker:
                 n: Array | int,
                 scale: Array | None,
                 strengths: Sequence[Array],
-            ) -> Array:
-                return sample(
+            ) -> tuple[Array, Array | None]:
+                # With a film, n holds the numbers of rows after which a frame is kept.
+                run = (
+                    functools.partial(film, at=jnp.asarray(n), shown=FILMED)
+                    if filmed
+                    else lambda *args, **options: (sample(*args, n=n, **options), None)
+                )
+                found: tuple[Array, Array | None] = run(
                     described.with_arrays(arrays),
                     cond,
                     sampler,
                     rows,
                     jax.random.wrap_key_data(keys),
-                    n=n,
                     scale=scale,
                     hints=hints,
                     strengths=strengths,
                     steering=self.steering,
                 )
+                return found
 
             # Whole images come out, so that every process has them.
             self.compiled[key] = jax.jit(draw, out_shardings=make_replicated_sharding(self.mesh))

@@ -25,6 +25,7 @@ from diffjax.types import (
     Grid,
     Level,
     Module,
+    Noise,
     Parameterization,
     Params,
     Prediction,
@@ -211,9 +212,13 @@ def denoiser(
 
 
 def encode(model: Model, raw: Cond) -> Cond:
-    """Encode a raw condition as the network reads it; None stays None."""
+    """Encode a raw condition as the network reads it; None stays None.
+
+    Adapters of text encoders are merged.
+    """
     if raw is None:
         return None
+    model = merge_adapters(model)
     return model.condition.encode(
         model.params or {}, model.frozen or {}, model.statistics or {}, raw
     )
@@ -251,6 +256,67 @@ def sample(
         ValueError: guidance of a model without a condition, or another number of hints than of
             networks.
     """
+    model, noise, denoise = _prepare(model, cond, keys, scale, hints, strengths, steering)
+    x = samplers.sample(noise, denoise, sampler, samplers.prior(noise, rows, sampler), rows, n=n)
+    return _show(model, x)
+
+
+def film(
+    model: Model,
+    cond: Cond,
+    sampler: Sampler,
+    rows: Rows,
+    keys: jax.Array,
+    at: Array,
+    *,
+    shown: int = 4,
+    scale: ArrayLike | None = None,
+    hints: Sequence[Array] = (),
+    strengths: Sequence[ArrayLike] = (),
+    steering: Steering = PLAIN,
+) -> tuple[Array, Array]:
+    """Draw images as `sample` does, and show the way from noise to picture. It can be traced.
+
+    A state is shown divided by ``sqrt(alpha^2 + sigma^2)`` where that is larger than 1, so that
+    the noise of a variance-exploding schedule can be seen. Other arguments are those of `sample`.
+
+    Args:
+        at: (F,) numbers of rows, in increasing order, after which the states are shown. The last
+            one ends the run.
+        shown: number of images whose way is shown.
+
+    Returns:
+        The images (B, H, W, C), and the frames (2, F, shown, H, W, C), both in [-1, 1]. First come
+        the states, then the predictions of x that led to them, which are 0 before the first row.
+    """
+    model, noise, denoise = _prepare(model, cond, keys, scale, hints, strengths, steering)
+    z = samplers.prior(noise, rows, sampler)
+    states, predictions = samplers.trajectory(noise, denoise, sampler, z, rows, at=at)
+    before = jnp.maximum(at - 1, 0)
+    level = jax.tree.map(
+        lambda first, after: jnp.where(at == 0, first[0], jnp.asarray(after)[before]),
+        *(rows.level, rows.next),
+    )
+    size = jnp.maximum(jnp.hypot(level.alpha, level.sigma), 1).reshape(-1, *(1,) * z.ndim)
+    some = jnp.stack([(states / size)[:, :shown], predictions[:, :shown]])
+    frames = _show(model, some.reshape(-1, *z.shape[1:]))
+    return _show(model, states[-1]), frames.reshape(*some.shape[:3], *frames.shape[1:])
+
+
+def _prepare(
+    model: Model,
+    cond: Cond,
+    keys: jax.Array,
+    scale: ArrayLike | None,
+    hints: Sequence[Array],
+    strengths: Sequence[ArrayLike],
+    steering: Steering,
+) -> tuple[Model, Noise, Denoiser]:
+    """Merge the adapters of a model, and make the noise and the steered denoiser of a run.
+
+    Raises:
+        ValueError: as `sample`.
+    """
     if scale is not None and (cond is None or not model.condition.guided):
         raise ValueError("guidance needs a condition; this network is unconditional")
     if len(hints) != len(model.controls):
@@ -273,8 +339,11 @@ def sample(
         )
     if steering.clip:
         denoise = samplers.clip(denoise)
-    noise = samplers.image_noise(keys, model.space.shape)
-    x = samplers.sample(noise, denoise, sampler, samplers.prior(noise, rows, sampler), rows, n=n)
+    return model, samplers.image_noise(keys, model.space.shape), denoise
+
+
+def _show(model: Model, x: Array) -> Array:
+    """Turn samples of the model's space into images (B, H, W, C) in [-1, 1]."""
     return jnp.clip(model.space.leave(model.frozen or {}, model.statistics or {}, x), -1, 1)
 
 

@@ -30,6 +30,7 @@ from diffjax.pretrained.adapter_files import (
     read_tensor,
 )
 from diffjax.pretrained.adapters import change_bias, change_weight
+from diffjax.pretrained.components import TEXTS
 from diffjax.pretrained.files import StrPath
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.recognise import describe_keys
@@ -154,17 +155,20 @@ def _apply_change(
 
 
 def save_lora(path: StrPath, adapters: Params, *, scale: float) -> None:
-    """Write the adapters of a UNet in diffusers' names (``unet....to_q.lora_A.weight``).
+    """Write adapters in diffusers' names (``unet....to_q.lora_A.weight``).
 
     Files in these names hold no alpha, and readers assume that it equals the rank. ``scale`` is
     therefore multiplied into B.
 
     Args:
         path: the .safetensors file to write.
-        adapters: a tree of low-rank factors, see `diffjax.lora`.
+        adapters: a tree of low-rank factors of a UNet, see `diffjax.lora`; those of text encoders
+            are its entries ``text_encoder`` and ``text_encoder_2``.
         scale: ``alpha / r`` that they were trained with.
     """
-    save_safetensors(path, {"unet": lora.fold(adapters, scale)})
+    folded = dict(lora.fold(adapters, scale))
+    texts = {name: folded.pop(name) for name in TEXTS if name in folded}
+    save_safetensors(path, {"unet": folded, **texts})
 
 
 def load_lora(model: Component, path: StrPath) -> Params:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from diffjax import data
 from diffjax.model.condition import ENCODERS, list_added_shapes, list_embedding_shapes
+from diffjax.model.space import make_space
 from diffjax.runs.hints import make_hints, read_hint_shape
 from diffjax.tasks import find_task_kind
 from diffjax.train.sharding import find_host_share
@@ -52,18 +53,50 @@ def _list_vector_shapes(cfg: ConfigDict) -> dict[str, tuple[int, ...]]:
     """List the shapes, per image, of the float entries of a batch besides the image and the hint.
 
     These are the size embeddings of Stable Diffusion XL (``time_ids``), or the embeddings that were
-    made beforehand (``cond.context=given``). Keys are the entries of a batch.
+    made beforehand (``cond.context=given``), the weights of losses (``weight``) with prior
+    preservation, and the picture before an edit (``hint``). Keys are the entries of a batch.
     """
     kind = cfg.cond.context if "cond" in cfg else ""
+    more: dict[str, tuple[int, ...]] = {"weight": ()} if has_prior(cfg) else {}
+    if "cond" in cfg and cfg.cond.concat == "edit":
+        more["hint"] = read_image_shape(cfg)
     if kind == "clip_xl":
-        return {"time_ids": list_added_shapes(cfg)["time_ids"]}
-    return list_embedding_shapes(cfg) if kind == "given" else {}
+        return {"time_ids": list_added_shapes(cfg)["time_ids"], **more}
+    return {**(list_embedding_shapes(cfg) if kind == "given" else {}), **more}
+
+
+def has_prior(cfg: ConfigDict) -> bool:
+    """Whether a config trains on pictures of the kind too (prior preservation, DreamBooth)."""
+    return "prior" in cfg and cfg.prior.weight > 0
 
 
 def make_buckets(cfg: ConfigDict) -> data.Buckets | None:
     """Make the aspect-ratio buckets that images are cropped to; None if there is one size."""
     step = cfg.data.bucket_step
     return data.Buckets(step, cfg.data.bucket_ratio) if step else None
+
+
+def make_degradation(cfg: ConfigDict) -> data.Degradation | None:
+    """Make what turns images into the small pictures that super-resolution starts from.
+
+    They are as large as the latents. None without ``config.data.degradation``: the model averages.
+
+    Raises:
+        ConfigError: an unknown degradation, or one whose pictures no condition reads.
+    """
+    name = cfg.data.degradation
+    if name == "none":
+        return None
+    if cfg.get("cond", {}).get("concat") != "superres":
+        raise ConfigError(
+            f"config.data.degradation={name!r} makes small pictures that nothing reads: set "
+            "config.cond.concat=superres, or config.data.degradation=none"
+        )
+    shape = read_image_shape(cfg)
+    try:
+        return data.make_degradation(name, shape[0] // make_space(cfg, shape).shape[0])
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
 
 
 def make_abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -74,7 +107,8 @@ def make_abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeS
 
     Returns:
         ``image`` (B, H, W, C) float32; ``label`` (B,) int32; token ids (B, M) int32 for each text
-        encoder; the float entries of the condition; and ``hint`` if the task takes hints.
+        encoder; the float entries of the condition; ``hint`` if the task takes hints; and ``low``,
+        small pictures, if images are degraded.
     """
     shapes: dict[str, tuple[int, ...]] = {
         "image": read_image_shape(cfg),
@@ -82,6 +116,10 @@ def make_abstract_batch(cfg: ConfigDict, size: int) -> dict[str, jax.ShapeDtypeS
     }
     if find_task_kind(cfg).takes_hints:
         shapes["hint"] = read_hint_shape(cfg, shapes["image"])
+    if degradation := make_degradation(cfg):
+        height, width, channels = shapes["image"]
+        factor = degradation.factor
+        shapes["low"] = (height // factor, width // factor, channels)
     batch = {k: jax.ShapeDtypeStruct((size, *v), jnp.float32) for k, v in shapes.items()}
     numbers = {"label": (), **{k: (text.positions,) for k, text in _select_texts(cfg).items()}}
     return batch | {k: jax.ShapeDtypeStruct((size, *v), jnp.int32) for k, v in numbers.items()}
@@ -129,6 +167,7 @@ def start_batches(cfg: ConfigDict, source: data.Source) -> Batches:
     """
     hints = make_hints(cfg) if find_task_kind(cfg).takes_hints else None
     crop = data.make_crop(cfg.data.crop, cfg.data.crop_share)
+    degradation = make_degradation(cfg)
 
     def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:
         part, parts = find_host_share(sharding, cfg.data.batch_size)
@@ -140,6 +179,7 @@ def start_batches(cfg: ConfigDict, source: data.Source) -> Batches:
             # An augmentation flips by itself, and says so to the network.
             flip=cfg.data.flip and not cfg.data.augment,
             crop=crop,
+            degradation=degradation,
             hints=hints,
             num_threads=cfg.data.threads,
             prefetch=cfg.data.prefetch,

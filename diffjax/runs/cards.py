@@ -27,6 +27,11 @@ _KINDS = {
         'pipe = diffjax.load("{base}").with_lora("{name}")\npipe(prompt)[0].save("image.png")',
         *("text-to-image", ("lora",)),
     ),
+    "concept": (
+        "a word (textual inversion)",
+        'pipe = diffjax.load("{base}").with_concept("{name}/learned_embeds.safetensors")',
+        *("text-to-image", ("textual_inversion",)),
+    ),
     "whole": (
         "a text-to-image model",
         'pipe = diffjax.load("{name}")\npipe(prompt)[0].save("image.png")',
@@ -77,6 +82,8 @@ def make_card(
 def _find_kind(cfg: ConfigDict, whole: bool) -> str:
     kind = find_task_kind(cfg)
     if whole:
+        if cfg.task == "concept":
+            return "concept"
         return "control" if kind.takes_hints else "lora" if kind.trains_beside else "whole"
     return "diffusion" if cfg.task == "diffusion" else "other"
 

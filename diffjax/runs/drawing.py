@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from diffjax import control, data, guidance
 from diffjax.model import ImageInputs, ImageMaker, Model, make_sampler, make_steering
-from diffjax.model.image_maker import Compiled, pad_rows
+from diffjax.model.image_maker import Compiled, OnFilm, pad_rows
+from diffjax.runs.batches import make_degradation
 from diffjax.runs.fixed_parts import make_log_prob
 from diffjax.runs.hints import make_hints
 from diffjax.runs.sources import load_test_source
@@ -88,6 +89,7 @@ class Drawer:
         strengths: Sequence[Strength] = (),
         balance: str | None = None,
         progress: str = "sampling",
+        on_film: OnFilm | None = None,
     ) -> np.ndarray:
         """Draw images number ``first`` to ``first + num - 1``.
 
@@ -108,6 +110,7 @@ class Drawer:
             balance: of control against the prompt, in place of the config's: a name in
                 `diffjax.control.BALANCES`.
             progress: title of the progress bar.
+            on_film: called with frames from noise to picture, see `model.ImageMaker`.
 
         Returns:
             (N, H, W, C) float32 in [-1, 1].
@@ -137,6 +140,7 @@ class Drawer:
             strengths=windows,
             batch_size=batch_size or self._cfg.sample.batch_size,
             progress=progress,
+            on_film=on_film,
         )
 
 
@@ -158,6 +162,7 @@ def _read_inputs(
         the first call that needs them.
     """
     hints = make_hints(cfg) if model.controls else None
+    degradation = make_degradation(cfg)
     load = functools.cache(lambda: load_test_source(cfg, folder=folder))
 
     def read(
@@ -167,7 +172,7 @@ def _read_inputs(
         needs = set(model.condition.needs) - ({"text"} if text is not None else set())
         if needs or hints:
             source = load()
-            batch = data.batch_of(source, index % len(source))
+            batch = data.batch_of(source, index % len(source), degradation)
         if model.num_classes and (hints is None or labels is not None):  # a hint has its own
             chosen = index % model.num_classes if labels is None else labels[index % len(labels)]
             batch["label"] = np.asarray(chosen, np.int32)

@@ -8,17 +8,19 @@ description, and nothing is guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax.config import resolve
+from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.pretrained import configs, download
+from diffjax.runs.concepts import choose_rows
 from diffjax.runs.locate import INDEX, fit_weights, read_weights
 from diffjax.runs.states import build_model
-from diffjax.runs.tokens import RANDOM, find_model_path
+from diffjax.runs.tokens import RANDOM, find_model_path, make_tokenizers
 from diffjax.tasks import find_task_kind
 from diffjax.types import Array, ConfigError, JsonObject, Module, Params
 from diffjax.untrusted import read_json
@@ -165,17 +167,43 @@ def check_noise(cfg: ConfigDict) -> None:
     _refuse(where, "noise", differ)
 
 
-def choose_initial(cfg: ConfigDict, like: Params) -> Callable[[], Params] | None:
-    """Choose how full fine-tuning gets its first parameters.
+def choose_initial(
+    cfg: ConfigDict,
+    like: Params,
+    frozen: Mapping[str, Params] | None = None,
+    folder: Path | None = None,
+) -> Callable[[], Params] | None:
+    """Choose how full fine-tuning, or the learning of a word, gets its first parameters.
 
     Args:
         like: shapes of the parameters that are trained.
+        frozen: parameters that the task reads but does not train.
+        folder: workdir, which keeps tokenizers.
 
     Returns:
-        A function that reads the UNet of ``config.model.path``. None if the task initialises its
-        parameters itself: without a published model, or if it trains adapters or a ControlNet.
+        A function that reads the UNet of ``config.model.path``, and the text encoders that are
+        trained with it. None if the task initialises its parameters itself: without a published
+        model, or if it trains adapters or a ControlNet.
     """
     path = find_model_path(cfg)
+    if cfg.task == "concept" and not cfg.concept.initial:
+        return None
+    if cfg.task == "concept":
+        return choose_rows(cfg, make_tokenizers(cfg, folder), frozen or {})
     if not path or path == RANDOM or find_task_kind(cfg).trains_beside:
         return None
-    return lambda: read_part(cfg, "unet", build_model(cfg).network, like)
+    unet, encoders = split_encoders(like)
+    nets = make_clips(cfg)
+
+    def read() -> Params:
+        found = {name: read_part(cfg, name, nets[name], encoders[name]) for name in encoders}
+        return {**read_part(cfg, "unet", build_model(cfg).network, unet), **found}
+
+    return read
+
+
+def split_encoders(params: Params) -> tuple[Params, dict[str, Params]]:
+    """Split what was trained into the UNet and, by name, the text encoders beside it."""
+    names = tuple(ENCODERS.values())
+    unet = {k: v for k, v in params.items() if k not in names}
+    return unet, {k: params[k] for k in names if k in params}

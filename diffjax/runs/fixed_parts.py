@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from diffjax import metrics
 from diffjax.config import read_config
 from diffjax.model import make_autoencoder
-from diffjax.model.condition import make_clips
+from diffjax.model.condition import list_frozen_clips
 from diffjax.model.model import LogProb
 from diffjax.nets.autoencoder import Autoencoder
 from diffjax.nets.perceptual import LPIPS
@@ -34,6 +34,7 @@ from diffjax.runs.states import (
     build_model,
     join_base,
     make_abstract_base,
+    make_abstract_encoders,
     make_abstract_state,
     make_run_mesh,
 )
@@ -62,9 +63,7 @@ def make_abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
         size, channels = net.factor, cfg.data.channels
         image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
         out["autoencoder"] = jax.eval_shape(net.init, jax.random.key(0), image)["params"]
-    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    for name, clip in make_clips(cfg).items():
-        out[name] = jax.eval_shape(clip.init, jax.random.key(0), ids)["params"]
+    out |= make_abstract_encoders(cfg)
     if find_task_kind(cfg).trains_beside:
         out |= make_abstract_base(cfg)
     return out or None
@@ -130,7 +129,7 @@ def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: boo
         check_noise(cfg)
     if cfg.get("autoencoder", None):
         out["autoencoder"] = _read_autoencoder(cfg)
-    for name, net in make_clips(cfg).items():
+    for name, net in list_frozen_clips(cfg).items():
         out[name] = _read_text_encoder(cfg, name, net)
     if kind.trains_beside:
         out |= read_base(cfg)

@@ -36,6 +36,7 @@ class DataKey(NamedTuple):
         background: colour behind transparent pixels.
         caption_column: of metadata files.
         damaged: what is done about damaged images: stop or skip.
+        captions: of all images, in place of those in files.
     """
 
     name: str
@@ -47,6 +48,7 @@ class DataKey(NamedTuple):
     background: str
     caption_column: str
     damaged: str
+    captions: tuple[str, ...]
 
 
 def load_unchecked(
@@ -70,7 +72,7 @@ def load_unchecked(
     """
     part = cfg.data
     classes = read_known_classes(cfg, folder) if part.name in data.FOLDERS else ()
-    how = (part.background, part.caption_column, part.damaged)
+    how = (part.background, part.caption_column, part.damaged, tuple(part.captions))
     return load_once(DataKey(part.name, split, part.dir, shape, buckets, classes, *how))
 
 
@@ -94,6 +96,7 @@ def load_once(how: DataKey) -> data.Source:
             background=how.background,
             caption_column=how.caption_column,
             damaged=how.damaged,
+            captions=how.captions,
         )
 
 

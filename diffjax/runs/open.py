@@ -95,7 +95,10 @@ def open_control(where: StrPath) -> tuple[ConfigDict, ControlNetwork]:
     cfg = read_config(path)
     if not find_task_kind(cfg).takes_hints:
         raise ConfigError(f"{where} holds a run of task {cfg.task!r}, not of a ControlNet")
-    (network,) = assemble_trained(cfg, read_state(cfg, path), {"base": {}}).controls
+    frozen: Parts = {"base": {}}  # adapters are merged into what the base has
+    if "lora" in cfg:
+        frozen = load_fixed_parts(cfg, path.parent if path.suffix else path) or {}
+    (network,) = assemble_trained(cfg, read_state(cfg, path), frozen).controls
     return cfg, network
 
 

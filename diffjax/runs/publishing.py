@@ -19,12 +19,13 @@ from diffjax.pretrained.models import Component
 from diffjax.pretrained.pipelines import load_components
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.tokenizers import Tokenizer
-from diffjax.runs.finetuning import PREDICTIONS, describe_noise
+from diffjax.runs.concepts import WORD_FILE, save_word
+from diffjax.runs.finetuning import PREDICTIONS, describe_noise, split_encoders
 from diffjax.runs.locate import INDEX
 from diffjax.runs.states import build_model
 from diffjax.runs.tokens import RANDOM, find_model_path, make_tokenizers
 from diffjax.tasks import find_task_kind
-from diffjax.tasks.controlnet_task import NET
+from diffjax.tasks.controlnet_task import join_network
 from diffjax.tasks.lora_task import compute_scale
 from diffjax.train import State
 from diffjax.types import ConfigError, Module, Params
@@ -48,7 +49,8 @@ def publish(
 
     Args:
         state: of the training; the average is written.
-        frozen: parameters that the task reads but does not train; not needed for ControlNets.
+        frozen: parameters that the task reads but does not train; not needed for ControlNets
+            without adapters.
         out: the folder to write.
         folder: workdir of the run, which keeps its tokenizers.
 
@@ -60,8 +62,12 @@ def publish(
             not there any more.
     """
     if find_task_kind(cfg).takes_hints:
-        kind = save_control_network(cfg, state.ema, out)
+        kind = save_control_network(cfg, state.ema, out, (frozen or {}).get("base", {}))
         return f"a {kind} in {out}; diffjax generate --control={out}:IMAGE"
+    if cfg.task == "concept":
+        out.mkdir(parents=True, exist_ok=True)
+        save_word(out / WORD_FILE, state.ema, cfg.concept.word)
+        return f"a word in {out}; diffjax generate --concept={out / WORD_FILE}:{cfg.concept.word}"
     if find_task_kind(cfg).trains_beside:
         out.mkdir(parents=True, exist_ok=True)
         save_lora(out / LORA_FILE, state.ema, scale=compute_scale(cfg.lora))
@@ -70,11 +76,12 @@ def publish(
     return f"a model in {out}; diffjax generate --model={out}"
 
 
-def save_control_network(cfg: ConfigDict, params: Params, out: Path) -> str:
+def save_control_network(cfg: ConfigDict, params: Params, out: Path, base: Params) -> str:
     """Write a trained ControlNet or T2I-Adapter as a folder of diffusers.
 
     Args:
-        params: what the task trained, see `tasks.controlnet_task`.
+        params: what the task trained, see `tasks.controlnet_task`. Adapters are merged.
+        base: parameters of the base, which are read only if there are adapters.
 
     Returns:
         The name of its class in diffusers.
@@ -90,7 +97,7 @@ def save_control_network(cfg: ConfigDict, params: Params, out: Path) -> str:
         raise ConfigError(f"{error}; an --out=FILE.safetensors keeps it") from error
     if "decoder" in params:
         logging.warning("the base's decoder, which was trained too, is not in %s", out)
-    save_model(out, net, params[NET], config=described)
+    save_model(out, net, join_network(cfg, params, base), config=described)
     return str(described["_class_name"])
 
 
@@ -109,11 +116,18 @@ def _save_whole(
     elif not Path(where).exists():
         raise ConfigError(f"{where} (config.model.path) is needed for the other parts")
     elif Path(where).is_dir():
-        _copy_with(Path(where), state.ema, out)
+        _copy_with(cfg, Path(where), state.ema, out)
     else:
         parts = load_components(where, tokenizer=cfg.model.tokenizer or None)
-        config = parts.unet.config | {"in_channels": _count_channels(state.ema)}
-        parts = parts._replace(unet=parts.unet._replace(params=state.ema, config=config))
+        unet, encoders = split_encoders(state.ema)
+        config = parts.unet.config | {"in_channels": _count_channels(unet)}
+        texts = {
+            name: text._replace(model=text.model._replace(params=encoders[name]))
+            if name in encoders
+            else text
+            for name, text in parts.texts.items()
+        }
+        parts = parts._replace(unet=parts.unet._replace(params=unet, config=config), texts=texts)
         save_components(out, parts._replace(manifest=make_manifest(parts)))
 
 
@@ -122,17 +136,25 @@ def _count_channels(unet: Params) -> int:
     return int(unet["conv_in"]["kernel"].shape[2])
 
 
-def _copy_with(where: Path, unet: Params, out: Path) -> None:
-    """Copy a folder of diffusers with another UNet in it; the other parts stay as they are.
+def _copy_with(cfg: ConfigDict, where: Path, params: Params, out: Path) -> None:
+    """Copy a folder of diffusers with what was trained in it; the other parts stay as they are.
+
+    Args:
+        params: of the UNet and, if they were trained too, of text encoders by name.
 
     Raises:
         ConfigError: the folder would be copied onto itself.
     """
     if out.resolve() == where.resolve():
         raise ConfigError(f"{out} is the folder that the model came from")
+    unet, encoders = split_encoders(params)
     parts = [name for name in read_json(where / INDEX) if (where / name).is_dir()]
     for name in parts:
-        if name != "unet":
+        if name in encoders:
+            described = read_json(where / name / "config.json")
+            net = configs.build(described)
+            save_model(out / name, net, encoders[name], config=described)
+        elif name != "unet":
             shutil.copytree(where / name, out / name, dirs_exist_ok=True)
     config, channels = read_json(where / "unet" / "config.json"), _count_channels(unet)
     widened = channels != config.get("in_channels", 4)
@@ -142,7 +164,8 @@ def _copy_with(where: Path, unet: Params, out: Path) -> None:
     if widened:
         index = read_json(where / INDEX)
         kind = index["_class_name"].removesuffix("Pipeline")
-        write_json(out / INDEX, {**index, "_class_name": f"{kind}InpaintPipeline"})
+        does = "InstructPix2Pix" if cfg.cond.concat == "edit" else "Inpaint"
+        write_json(out / INDEX, {**index, "_class_name": f"{kind}{does}Pipeline"})
 
 
 def _gather_parts(
@@ -156,14 +179,18 @@ def _gather_parts(
     assert isinstance(model.space.net, AutoencoderKL)
     vae = model.space.net.clone(scaling_factor=float(state.extra["latent_scale"]))
     height, width, _ = model.space.shape
+    trained, encoders = split_encoders(state.ema)
+    encoders = {**frozen, **encoders}
     texts = {
-        ENCODERS[entry]: TextEncoder(one, _describe(nets[ENCODERS[entry]], frozen[ENCODERS[entry]]))
+        ENCODERS[entry]: TextEncoder(
+            one, _describe(nets[ENCODERS[entry]], encoders[ENCODERS[entry]])
+        )
         for entry, one in make_tokenizers(cfg, folder).items()
         if isinstance(one, Tokenizer)
     }
-    unet = _describe(model.network, state.ema)
+    unet = _describe(model.network, trained)
     sides = height if height == width else [height, width]
-    unet.config.update(sample_size=sides, in_channels=_count_channels(state.ema))
+    unet.config.update(sample_size=sides, in_channels=_count_channels(trained))
     scheduler = dict(
         _class_name="DDIMScheduler",
         **describe_noise(cfg),

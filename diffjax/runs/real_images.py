@@ -12,10 +12,14 @@ from diffjax import data
 from diffjax.data import latents
 from diffjax.data.datasets import ENV_DIR
 from diffjax.evaluation import ImageSet, from_source
+from diffjax.evaluation.image_grids import save_png, tile
 from diffjax.evaluation.image_sets import take_labelled
 from diffjax.runs.sources import load_source as load_any
 from diffjax.runs.sources import load_test_source
 from diffjax.types import ConfigError
+
+SHOWN_REAL = "real.png"  # in a workdir: some pictures of the training data
+MOST_SHOWN = 100  # images in a grid of samples
 
 
 def find_image_config(cfg: ConfigDict) -> ConfigDict:
@@ -71,3 +75,19 @@ def take_images(cfg: ConfigDict, num: int, split: str = "train") -> tuple[np.nda
         Images (N, H, W, C) in [-1, 1] and labels (N,).
     """
     return take_labelled(load_source(cfg, split), num)
+
+
+def keep_real_pictures(cfg: ConfigDict, folder: Path, source: data.Source) -> None:
+    """Write a grid of training images to `SHOWN_REAL`, as many as a grid of samples shows.
+
+    Stored latents have no images to show, and nothing is written for them.
+
+    Args:
+        folder: workdir of the run.
+        source: the training data.
+    """
+    if cfg.data.name == "latents":
+        return
+    wanted = cfg.sample.num if "sample" in cfg else MOST_SHOWN
+    images, _ = take_labelled(source, min(wanted, MOST_SHOWN, len(source)))
+    save_png(tile(images), folder / SHOWN_REAL)

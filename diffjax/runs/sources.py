@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from diffjax import data
 from diffjax.data.folders import NoSuchSplit
-from diffjax.runs.batches import NOISE, make_buckets, make_noise, read_image_shape
+from diffjax.runs.batches import NOISE, has_prior, make_buckets, make_noise, read_image_shape
 from diffjax.runs.classes import check_classes
 from diffjax.runs.loading import load_unchecked
 from diffjax.runs.tokens import Tokenizers, add_tokens, check_captions, make_tokenizers
@@ -50,7 +50,32 @@ def load_source(
     check_captions(cfg, source)
     if tokenizers is None:
         tokenizers = make_tokenizers(cfg, folder)
-    return add_tokens(source, tokenizers, wanted)
+    source = add_tokens(source, tokenizers, wanted)
+    return source if split or not has_prior(cfg) else _join_prior(cfg, source, tokenizers)
+
+
+def _join_prior(cfg: ConfigDict, source: data.Source, tokenizers: Tokenizers) -> data.Source:
+    """Join the training data with the pictures of ``config.prior``, which share one caption.
+
+    Raises:
+        ConfigError: the section is incomplete, or the data are no folder with captions.
+    """
+    section, wanted = cfg.prior, read_image_shape(cfg)
+    if not section.dir or not section.prompt:
+        raise ConfigError(
+            "config.prior.dir and config.prior.prompt are needed: a folder of pictures of the kind "
+            "and their caption, which `diffjax generate --model=MODEL --prompt=PROMPT --num=200 "
+            "--out=FOLDER` makes; config.prior.weight=0 does without"
+        )
+    if cfg.data.name != "captioned_folder" or cfg.data.bucket_step:
+        raise ConfigError(
+            "config.prior needs config.data.name=captioned_folder with config.data.bucket_step=0, "
+            f"got {cfg.data.name!r} and {cfg.data.bucket_step}"
+        )
+    there = ConfigDict(cfg.to_dict())
+    there.data.update(dir=section.dir, captions=(section.prompt,), split="train")
+    prior = add_tokens(load_unchecked(there, "train", wanted), tokenizers, wanted)
+    return data.join_alternating(source, prior, section.weight)
 
 
 def load_test_source(cfg: ConfigDict, *, folder: Path | None = None) -> data.Source:

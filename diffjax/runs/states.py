@@ -15,6 +15,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax.model import Model, make_model
+from diffjax.model.condition import list_frozen_clips
 from diffjax.runs.batches import make_abstract_batch, read_image_shape
 from diffjax.runs.exported import read_export
 from diffjax.tasks import assemble_model, find_task_kind, make_task
@@ -31,6 +32,11 @@ def build_task(cfg: ConfigDict) -> Task:
     """
     with refuse_config():
         make = find_task_kind(cfg).make
+        if find_task_kind(cfg).trains_beside and cfg.cond.train_text:
+            raise ConfigError(
+                f"cond.train_text=True trains whole encoders with the network, and task={cfg.task} "
+                "freezes both: set cond.train_text=False; adapters are lora.text_targets"
+            )
         return make(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
 
 
@@ -85,9 +91,20 @@ def make_abstract_state(cfg: ConfigDict, task: Task | None = None) -> State:
     """
     task = task or build_task(cfg)
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    base = make_abstract_base(cfg) if find_task_kind(cfg).trains_beside else None
+    beside = find_task_kind(cfg).trains_beside
+    base = {**make_abstract_base(cfg), **make_abstract_encoders(cfg)} if beside else None
     init = partial(init_state, task, optimizer)
     return jax.eval_shape(init, jax.random.key(0), base, make_abstract_batch(cfg, 1))
+
+
+def make_abstract_encoders(cfg: ConfigDict) -> dict[str, Params]:
+    """Describe the frozen text encoders of a config by shapes and types, by name."""
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    made = {
+        name: jax.eval_shape(net.init, jax.random.key(0), ids)
+        for name, net in list_frozen_clips(cfg).items()
+    }
+    return {name: variables["params"] for name, variables in made.items()}
 
 
 def make_abstract_base(cfg: ConfigDict) -> dict[str, Params]:

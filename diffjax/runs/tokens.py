@@ -37,6 +37,7 @@ from diffjax.pretrained.tokenizers import (
     load_tokenizer,
     save_tokenizer,
     train_tokenizer,
+    with_concept,
 )
 from diffjax.runs.batches import NOISE
 from diffjax.runs.loading import load_unchecked
@@ -48,6 +49,7 @@ RANDOM = "random"  # in place of a model: untrained
 SHAPES = "shapes"  # in place of a tokenizer: one for the captions of that data set
 MOST_WORDS = 2000  # others are spelled
 MOST_TOKENS = 77  # of a caption, with start and end
+MOST_READ = 1000  # captions that are searched for a word
 
 
 class ShapeWords(NamedTuple):
@@ -100,12 +102,38 @@ def make_tokenizers(cfg: ConfigDict, folder: Path | None = None) -> Tokenizers:
         folder: workdir; the tokenizers that a run there kept are used.
 
     Returns:
-        The tokenizers; empty for a model without captions.
+        The tokenizers; empty for a model without captions. Those of a run that learns a word
+        (``task=concept``) know it.
 
     Raises:
         ConfigError: there are none, or they do not fit the text encoders of the config.
         ValueError, OSError: captions or files cannot be read.
     """
+    found = _make_plain_tokenizers(cfg, folder)
+    return _add_word(cfg, found) if cfg.task == "concept" else found
+
+
+def _add_word(cfg: ConfigDict, found: Tokenizers) -> Tokenizers:
+    """Add the word of ``config.concept`` to tokenizers.
+
+    Raises:
+        ConfigError: there is no word, or the tokenizers know it.
+    """
+    section = cfg.concept
+    if not section.word:
+        raise ConfigError("config.concept.word is needed: the new word, such as <cat-toy>")
+    try:
+        return {
+            entry: with_concept(one, section.word, section.vectors)[0]
+            for entry, one in found.items()
+            if isinstance(one, Tokenizer)
+        }
+    except ValueError as error:
+        raise ConfigError(f"config.concept.word={section.word!r}: {error}") from error
+
+
+def _make_plain_tokenizers(cfg: ConfigDict, folder: Path | None) -> Tokenizers:
+    """Make the tokenizers without words that are being learned; see `make_tokenizers`."""
     if uses_own_words(cfg):
         return {"text": find_own_words(cfg, folder)}
     if "model" in cfg:
@@ -128,7 +156,7 @@ def keep_tokenizers(cfg: ConfigDict, folder: Path) -> None:
     """
     if cfg.data.name == NOISE or not hosts.is_writer():
         return
-    for entry, one in make_tokenizers(cfg, folder).items():
+    for entry, one in _make_plain_tokenizers(cfg, folder).items():
         if isinstance(one, Tokenizer):
             save_tokenizer(folder / _name_folder(entry), one)
 
@@ -253,10 +281,17 @@ def check_captions(cfg: ConfigDict, source: data.Source) -> None:
     """Check that the data have captions, if the tokens of the config are made of captions.
 
     Raises:
-        ConfigError: they have none.
+        ConfigError: they have none, or none with the word that is to be learned.
     """
     if source.captions is None and (uses_own_words(cfg) or "model" in cfg):
         raise ConfigError(f"{cfg.data.name} has no captions; captioned_folder and shapes do")
+    if cfg.task == "concept" and source.captions is not None:
+        word, texts = cfg.concept.word, source.captions(np.arange(min(len(source), MOST_READ)))
+        if not any(word.lower() in text.lower() for text in texts):
+            raise ConfigError(
+                f"no caption has the word {word!r} (config.concept.word), such as {texts[0]!r}: "
+                f"write it there, or set config.data.captions, such as \"('a photo of {word}',)\""
+            )
 
 
 def add_tokens(

@@ -15,7 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from diffjax.types import Array, Denoiser, Level, Memory, Noise, Prediction, Rows, Sampler
+from diffjax.types import (
+    Array,
+    ArrayLike,
+    Denoiser,
+    Level,
+    Memory,
+    Noise,
+    Prediction,
+    Rows,
+    Sampler,
+)
 
 # The number of a row: a Python integer, or a traced one.
 Index: TypeAlias = int | Array
@@ -213,24 +223,35 @@ def trajectory(
     rows: Rows,
     *,
     n: Index | None = None,
+    at: ArrayLike | None = None,
 ) -> tuple[Array, Array]:
-    """Return the state after every row and the x predicted in it; traceable.
+    """Return the state after every row, or after some, and the x predicted in it; traceable.
 
-    Both are (rows, B, H, W, C). Rows from ``n`` on are zero. A state between the evaluations of a
-    two-stage solver is what the next evaluation sees. Arguments are those of `sample`.
+    A state between the evaluations of a two-stage solver is what the next evaluation sees. Other
+    arguments are those of `sample`.
+
+    Args:
+        n: number of states to compute (traced); the others are zero. None for all.
+        at: (F,) numbers of rows, in increasing order, after which the state is kept; after 0 rows
+            it is z, and the prediction is 0. None for ``1 .. rows``.
+
+    Returns:
+        Two arrays (F, B, H, W, C).
     """
-    count = len(rows.level.t)
+    counts = jnp.arange(1, len(rows.level.t) + 1) if at is None else jnp.asarray(at)
 
     def body(
         k: jax.Array, carry: tuple[Run, jax.Array, jax.Array]
     ) -> tuple[Run, jax.Array, jax.Array]:
         run, states, predictions = carry
-        run = advance(noise, denoise, sampler, run, rows, k, k + 1)
+        before = jnp.where(k == 0, 0, counts[k - 1])
+        run = advance(noise, denoise, sampler, run, rows, before, counts[k])
         return run, states.at[k].set(run.z), predictions.at[k].set(run.x)
 
-    empty = jnp.zeros((count, *z.shape), z.dtype)
+    empty = jnp.zeros((len(counts), *z.shape), z.dtype)
     start = begin(sampler, z, rows, watch=True)
-    return jax.lax.fori_loop(0, count if n is None else n, body, (start, empty, empty))[1:]
+    last = len(counts) if n is None else n
+    return jax.lax.fori_loop(0, last, body, (start, empty, empty))[1:]
 
 
 @dataclasses.dataclass

@@ -8,6 +8,10 @@ dropped (``cond.drop``), so that the network learns to read the hint in place of
 gradient, so that nothing is kept of the base's encoder for the backward pass, and of its decoder
 only what the gradient of the features needs: neither gradients, nor optimiser state, nor inputs of
 its layers.
+
+With a section ``lora`` the layers that are copied from the base stay as they are but for low-rank
+adapters, ``params["adapters"]``. The layers that read the hint, the connections and the first
+convolution are trained whole.
 """
 
 from __future__ import annotations
@@ -19,15 +23,19 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from diffjax import lora
 from diffjax.model import ControlNetwork, Model, make_control_network, make_model
 from diffjax.model.control_networks import HINT
 from diffjax.nets.controlnet import copy_base
 from diffjax.nets.unet import UNet
 from diffjax.tasks.diffusion_task import make_task
+from diffjax.tasks.lora_task import compute_scale
 from diffjax.types import Array, Cond, Frozen, Params, Statistics, Task
 
 DECODER = ("up_blocks.", "conv_norm_out", "conv_out")  # what an unlocked base trains
 NET = "control"  # the entry of the parameters that holds the ControlNet's
+FIRST = "conv_in"  # which reads the channels of z alone, and is trained whole
+ADAPTERS = "adapters"  # the entry with the adapters of what is copied from the base
 
 
 class ControlledNetwork(NamedTuple):
@@ -99,6 +107,8 @@ def make_controlnet_task(
     ) -> tuple[Params, Statistics]:
         fresh, extra = inner.init(key, frozen, batch)
         params = {NET: copy_base(fresh[NET], frozen["base"])}
+        if "lora" in config:
+            params = _draw_adapters(config, params[NET], frozen["base"], key)
         if section.train_decoder:
             params["decoder"] = jax.tree.map(jnp.copy, select_decoder(frozen["base"]))
         return params, {**extra, **frozen.get("statistics", {})}
@@ -111,10 +121,44 @@ def make_controlnet_task(
         step: Array,
         batch: Mapping[str, Array],
     ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
-        joined = {**_merge_decoder(params, frozen), NET: params[NET], HINT: batch[HINT]}
+        net = join_network(config, params, frozen["base"])
+        joined = {**_merge_decoder(params, frozen), NET: net, HINT: batch[HINT]}
         return inner.loss(joined, frozen, extra, key, step, batch)
 
     return Task(init, loss)
+
+
+def _draw_adapters(
+    config: ConfigDict, net: Params, base: Params, key: jax.Array
+) -> dict[str, Params]:
+    """Draw adapters of the layers that a ControlNet has from its base, and keep the others.
+
+    Raises:
+        ValueError: the network has no layer of its base, or no layer is a target.
+    """
+    copied = {k: v for k, v in net.items() if k in base and k != FIRST}
+    if not copied:
+        raise ValueError(
+            "config.lora needs a network that copies its base: control.net.name=controlnet and "
+            "control.net.lite=False"
+        )
+    section = config.lora
+    adapters = lora.init(key, copied, rank=section.rank, targets=tuple(section.targets))
+    return {NET: {k: v for k, v in net.items() if k not in copied}, ADAPTERS: adapters}
+
+
+def join_network(config: ConfigDict, params: Params, base: Params) -> Params:
+    """Join the parameters of the trained network: with adapters, they are merged into copies.
+
+    Args:
+        params: what the task trained.
+        base: parameters of the base, which are read only if there are adapters.
+    """
+    if ADAPTERS not in params:
+        net: Params = params[NET]
+        return net
+    encoder = {k: v for k, v in base.items() if not k.startswith(DECODER)}
+    return lora.merge({**encoder, **params[NET]}, params[ADAPTERS], compute_scale(config.lora))
 
 
 def _merge_decoder(params: Params, frozen: Mapping[str, Params]) -> Params:
@@ -134,5 +178,5 @@ def assemble_controlled(
     network = make_control_network(config.control, model.network)
     return model._replace(
         params=_merge_decoder(params, frozen),
-        controls=(network._replace(params=params[NET]),),
+        controls=(network._replace(params=join_network(config, params, frozen["base"])),),
     )

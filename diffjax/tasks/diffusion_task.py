@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax import guidance, likelihood, losses, parameterization
+from diffjax import likelihood, losses, parameterization
 from diffjax.model import Model, encode, make_model, predict
 from diffjax.model.build import split_section
 from diffjax.nets.initialisation import initialise
@@ -190,7 +190,7 @@ class _Objective(NamedTuple):
         raw, prediction = predict(model, z, level, cond, train=True, rngs=rngs)
         values, metrics = self.measure(raw, prediction, x, eps, level)
         history = self.times.update(extra["times"], t, jax.lax.stop_gradient(values))
-        total = (importance * values).mean()
+        total = (importance * batch.get("weight", 1.0) * values).mean()
         return total, ({**extra, "times": history}, {"loss": total, **metrics})
 
     def _take_condition(
@@ -209,7 +209,7 @@ class _Objective(NamedTuple):
         cond = model.condition.take(batch, key)
         if cond is not None and model.drop:
             drop_key = jax.random.fold_in(dropout_key, 1)
-            cond = guidance.drop(drop_key, cond, model.condition.null(cond), model.drop)
+            cond = model.condition.drop(drop_key, cond, model.drop)
         cond = encode(model, cond)
         if self.augment:
             augment_key = jax.random.fold_in(dropout_key, 2)

@@ -1,7 +1,8 @@
 """Fine-tuning by low-rank adapters (Hu et al. 2021): ``W + (alpha / r) B A`` with W frozen.
 
 ``frozen["base"]`` holds the parameters of the network, which are no argument of the gradient. What
-is trained, averaged and kept in checkpoints are the adapters alone.
+is trained, averaged and kept in checkpoints are the adapters alone. Those of text encoders have the
+name of the encoder, ``params["text_encoder"]``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 from diffjax import lora
 from diffjax.model import Model
+from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.tasks.diffusion_task import make_task
 from diffjax.types import Array, Frozen, Params, Statistics, Task
 
@@ -33,8 +35,8 @@ def make_lora_task(
 ) -> Task:
     """Make the task that trains adapters; ``config.lora`` has ``rank``, ``alpha`` and ``targets``.
 
-    The other sections are those of the network. ``frozen["statistics"]``, if there, is what the
-    base measured of its data.
+    With ``text_targets`` the published text encoders get adapters too. The other sections are those
+    of the network. ``frozen["statistics"]``, if there, is what the base measured of its data.
 
     Args:
         config, image_shape, levels, num_classes: see `diffjax.model.make_model`.
@@ -45,6 +47,9 @@ def make_lora_task(
     """
     section, factor = config.lora, compute_scale(config.lora)
     inner = make_task(config, image_shape, levels, num_classes)
+    names = tuple(make_clips(config)) if section.text_targets else ()
+    if section.text_targets and not names:
+        raise ValueError("lora.text_targets needs published text encoders: cond.context=clip")
 
     def init(
         key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
@@ -52,7 +57,14 @@ def make_lora_task(
         _, extra = inner.init(key, frozen, batch)  # whose parameters nobody computes under jit
         targets = tuple(section.targets)
         adapters = lora.init(key, frozen["base"], rank=section.rank, targets=targets)
-        return adapters, {**extra, **frozen.get("statistics", {})}
+        targets = tuple(section.text_targets)
+        texts = {
+            name: lora.init(
+                jax.random.fold_in(key, k), frozen[name], rank=section.rank, targets=targets
+            )
+            for k, name in enumerate(names)
+        }
+        return {**adapters, **texts}, {**extra, **frozen.get("statistics", {})}
 
     def loss(
         params: Params,
@@ -62,10 +74,15 @@ def make_lora_task(
         step: Array,
         batch: Mapping[str, Array],
     ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
-        joined = lora.merge(frozen["base"], params, factor)
+        joined = lora.merge(_join_encoders(params, frozen), params, factor)
         return inner.loss(joined, frozen, extra, key, step, batch)
 
     return Task(init, loss)
+
+
+def _join_encoders(params: Params, frozen: Mapping[str, Params]) -> Params:
+    """Join the base and the text encoders that have adapters."""
+    return {**frozen["base"], **{k: frozen[k] for k in ENCODERS.values() if k in params}}
 
 
 def assemble_adapted(
@@ -77,4 +94,5 @@ def assemble_adapted(
         model: the base, without parameters.
         params, frozen: what the task trained, and what it read.
     """
-    return model._replace(params=frozen["base"], adapters=((params, compute_scale(config.lora)),))
+    scale = compute_scale(config.lora)
+    return model._replace(params=_join_encoders(params, frozen), adapters=((params, scale),))

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 from diffjax.model import Model, make_model
 from diffjax.tasks.autoencoder_task import make_autoencoder_task
 from diffjax.tasks.classifier_task import make_noisy_classifier_task
+from diffjax.tasks.concept_task import assemble_with_word, make_concept_task
+from diffjax.tasks.consistency_task import make_consistency_task
 from diffjax.tasks.controlnet_task import assemble_controlled, make_controlnet_task
 from diffjax.tasks.diffusion_task import make_task
 from diffjax.tasks.lora_task import assemble_adapted, make_lora_task
@@ -55,6 +57,8 @@ TASKS: dict[str, TaskKind] = {
         make_controlnet_task, assemble_controlled, trains_beside=True, takes_hints=True
     ),
     "lora": TaskKind(make_lora_task, assemble_adapted, trains_beside=True),
+    "consistency": TaskKind(make_consistency_task, assemble_adapted, trains_beside=True),
+    "concept": TaskKind(make_concept_task, assemble_with_word, trains_beside=True),
     "autoencoder": TaskKind(make_autoencoder_task, None, reconstructs=True),
     "classifier": TaskKind(make_noisy_classifier_task, None, reads_labels=True),
 }

@@ -9,8 +9,8 @@ the log, checkpoints and the config, and resumes from it. Both take the same ste
 | optimizer.py | optimisers and learning-rate schedules of a config |
 | loop.py, prepare.py | the loop, and what it prepares once |
 | window.py, reporter.py, trackers.py | metrics, their files, and services that show them |
-| checkpoint.py, files.py, frozen.py, resume.py | what is stored, and what a resumed run is checked
-for | | sharding.py, hosts.py, preempt.py | devices, processes and signals |
+| checkpoint.py, files.py, frozen.py, resume.py | what is stored, and checked when a run resumes |
+| sharding.py, hosts.py, preempt.py | devices, processes and signals |
 """
 
 from diffjax.train.checkpoint import Best, CheckpointMismatch, Checkpoints

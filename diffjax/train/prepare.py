@@ -21,6 +21,7 @@ from diffjax.train import hosts, resume
 from diffjax.train.checkpoint import Checkpoints, Metadata
 from diffjax.train.frozen import hash_content, write_once
 from diffjax.train.optimizer import learning_rate, make_optimizer
+from diffjax.train.progress import say_compiling
 from diffjax.train.sharding import (
     Shardings,
     make_batch_sharding,
@@ -149,7 +150,8 @@ class PreparedRun:
 
     def _initialize(self) -> State:
         """Make the state of step 0, with the parameters of ``initial`` if there are any."""
-        state = self._fresh(self.frozen)
+        with say_compiling("the initial state"):
+            state = self._fresh(self.frozen)
         if self._initial is None:
             return state
         given = self._initial()

@@ -21,17 +21,17 @@ from typing import NamedTuple
 import optax
 from absl import logging
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from diffjax.train import hosts, resume
 from diffjax.train.checkpoint import Best, Checkpoints
 from diffjax.train.preempt import OUT_OF_TIME, Preempted, Stop
 from diffjax.train.prepare import Batches, Inputs, PreparedRun, StartPoint, closing_stream
+from diffjax.train.progress import StepBar, say_compiling
 from diffjax.train.reporter import NoReporter, Reporter
 from diffjax.train.sealed_files import sole_writer
 from diffjax.train.step import State
 from diffjax.train.trackers import Tracker, check_trackers, start_trackers
-from diffjax.train.window import Metrics, NonFiniteLoss, OnMetrics, Window
+from diffjax.train.window import LOOK_AHEAD, Metrics, NonFiniteLoss, OnMetrics, Window
 from diffjax.types import Params, Task, choose
 
 OnSample = Callable[[State, Params | None, int, Reporter], None]
@@ -188,20 +188,23 @@ def _advance(
         )
         window = Window(reporter, step, values, rate=run.rate, skip=cfg.nonfinite == "skip")
         stream = closing.enter_context(closing_stream(run.batches(step + offset, run.place)))
-        bar = closing.enter_context(_progress(cfg.steps, step))
+        bar = closing.enter_context(contextlib.closing(StepBar(cfg.steps, step)))
         evaluate, every = closing.enter_context(_keep_best(run, callbacks.evaluate))
         reason = 0
         while step < cfg.steps and not (reason := stop.reason()):
-            state, metrics = run.update(state, run.frozen, next(stream))
+            batch = next(stream)
+            with say_compiling("the training step", first=step == begun.step):
+                state, metrics = run.update(state, run.frozen, batch)
             step += 1
             window.add(metrics)
-            bar.update()
+            if bar.update() and cfg.log_every > LOOK_AHEAD + 1:
+                window.restart_clock(step)
             checkpoints.check()
             if step % cfg.log_every == 0:
                 due = every and step % every == 0
                 look = partial(evaluate, state, run.frozen, step) if due else dict
                 loss = window.report(step, look)
-                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                bar.show_loss(loss)
             if step % cfg.checkpoint_every == 0:
                 checkpoints.save(step, state, run.metadata(window.fetch(step), offset))
             due = cfg.sample_every and step % cfg.sample_every == 0
@@ -287,15 +290,3 @@ def _check_section(section: ConfigDict) -> None:
         )
     check_trackers(section.trackers)
     choose("train.nonfinite", section.nonfinite, dict.fromkeys(("stop", "skip", "rollback")))
-
-
-def _progress(steps: int, start: int) -> tqdm:
-    """Make the progress bar, which only the first process shows."""
-    return tqdm(
-        total=steps,
-        initial=start,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=1.0,
-        disable=not hosts.is_writer(),
-    )

@@ -5,7 +5,8 @@ A module here is one paper. It has
 - ``PIECES``: the commands to run, and the files of theirs that are kept (`pieces.Piece`);
 - ``judge_claims(data)``: what the paper says, judged by the files that the pieces left in the
   folder ``data``;
-- ``format_page(data)``: tables and plots of the same files, as Markdown;
+- ``format_page(data)``: tables of the same files, as Markdown, which show the pictures;
+- ``draw_plots(data)``: draws those pictures that are made of the files, if there are any;
 - ``CONFIG``: the name of the paper's config file, if it is not that of the module in `PAPERS`.
 
 `experiments.reproduce` runs the pieces and writes the pages. A new paper is one module, and one
@@ -27,6 +28,7 @@ from experiments.reproductions import (
     edm,
     improved_ddpm,
     ldm,
+    personal,
     scaling,
 )
 
@@ -40,5 +42,6 @@ PAPERS: dict[str, ModuleType] = {
     "ldm": ldm,
     "pipelines": all_pipelines,
     "controlnet": controlnet_paper,
+    "personal": personal,
     "scaling": scaling,
 }

@@ -1,20 +1,32 @@
-"""Claims of papers, judged by what sweeps measured, and the tables and plots of their pages.
+"""Claims of papers, judged by what sweeps measured, and the tables of their pages.
 
-An effect holds if it exceeds three standard deviations over seeds. With one seed nothing is said.
+Every claim has an effect with an interval, from which the verdict follows: see `verdicts`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffjax.evaluation import plots
 from diffjax.types import JsonObject
 from diffjax.writing import read_json_lines
+from experiments.reproductions.verdicts import (
+    CONTRADICTED,
+    UNDECIDED,
+    Effect,
+    Values,
+    estimate_difference,
+    estimate_ratio,
+    format_effect,
+    judge_range,
+)
+
+# Share of an untrained network's distance above which a cell has learned too little to judge by.
+_LEARNED = 0.8
 
 
 class Claim(NamedTuple):
@@ -22,13 +34,49 @@ class Claim(NamedTuple):
 
     Attributes:
         text: the claim in a sentence.
-        held: whether it holds here; None if it cannot be judged.
+        verdict: an entry of `verdicts.VERDICTS`.
+        effect: the effect that decides, with its interval.
         figures: the values that it was judged by.
+        why: two sentences about what may explain a contradiction.
     """
 
     text: str
-    held: bool | None
+    verdict: str
+    effect: Effect
     figures: str
+    why: str = ""
+
+
+class Scale(NamedTuple):
+    """Distances between which those of a model lie.
+
+    Attributes:
+        floor: of other real images.
+        untrained: of images of an untrained network.
+    """
+
+    floor: float
+    untrained: float
+
+    def share(self, values: np.ndarray) -> float:
+        """Compute the mean distance as a share: 0 is the floor, 1 an untrained network."""
+        return float((values.mean() - self.floor) / (self.untrained - self.floor))
+
+
+def read_scale(path: Path, prefix: str = "") -> Scale | None:
+    """Read the scale of distances from an evaluation with the metric ``baselines``.
+
+    Args:
+        path: of the evaluation.
+        prefix: ``texture_`` for texture distances.
+
+    Returns:
+        The scale; None if the file is missing.
+    """
+    if not path.exists():
+        return None
+    found = read_file(path)["baselines"]
+    return Scale(found[f"{prefix}real_floor"], found[f"{prefix}untrained_network"])
 
 
 def read_file(path: Path) -> Any:
@@ -39,63 +87,121 @@ def read_file(path: Path) -> Any:
 def select_values(
     rows: Iterable[JsonObject], metric: str = "distance", **wanted: object
 ) -> np.ndarray:
-    """Select the values of a metric from the rows with certain other values; one for each seed.
+    """Select the values of a metric from the rows with certain other values.
 
     Args:
         rows: of a sweep.
         metric: name of the values.
         wanted: values that the rows must have, such as ``steps=10``.
-    """
-    found = [r[metric] for r in rows if all(r[k] == v for k, v in wanted.items())]
-    return np.asarray(found, np.float64)
-
-
-def is_above(high: np.ndarray, low: np.ndarray, factor: float = 1.0) -> bool | None:
-    """Judge whether ``mean(high) > factor mean(low)`` by more than three standard deviations.
-
-    The deviation is that of the difference of two values, ``sqrt(var(high) + factor^2 var(low))``.
-
-    Args:
-        high, low: values over seeds.
-        factor: how many times as large the first must be.
 
     Returns:
-        Whether it is; None if either has fewer than two values.
+        One value for each sampling seed, in the order of the seeds.
+
+    Raises:
+        ValueError: the seeds are not 0, 1, ... once each, so that values could not be paired.
     """
-    if len(high) < 2 or len(low) < 2:
-        return None
-    spread = np.sqrt(high.var(ddof=1) + factor**2 * low.var(ddof=1))
-    return bool(high.mean() - factor * low.mean() > 3 * spread)
+    found = sorted(
+        (r["seed"], r[metric]) for r in rows if all(r[k] == v for k, v in wanted.items())
+    )
+    if [seed for seed, _ in found] != list(range(len(found))):
+        raise ValueError(f"rows with {wanted} have the seeds {[seed for seed, _ in found]}")
+    return np.asarray([value for _, value in found], np.float64)
 
 
-def format_pair(a: np.ndarray, b: np.ndarray) -> str:
+def compare(
+    text: str,
+    high: Values,
+    low: Values,
+    *,
+    factor: float = 1.0,
+    scale: Scale | None = None,
+    why: str = "",
+) -> Claim:
+    """Judge whether positive values are above others, or at least some times as large.
+
+    Args:
+        text: the claim.
+        high, low: distances, bits or speeds of the same units in the same order.
+        factor: the least ratio.
+        scale: of distances, which are then shown as shares too; cells that learned too little leave
+            the claim undecided.
+        why: for a contradiction.
+    """
+    effect = estimate_ratio(high, low)
+    verdict, figures = judge_range(effect, factor), format_pair(high, low, scale)
+    shares = [scale.share(np.asarray(v)) for v in (high, low) if len(v)] if scale else []
+    if max(shares, default=0.0) > _LEARNED:
+        verdict, figures = UNDECIDED, f"excluded, hardly above an untrained network: {figures}"
+    return Claim(text, verdict, effect, figures, why)
+
+
+def compare_shares(
+    text: str,
+    high: Values,
+    low: Values,
+    *,
+    factor: float = 1.0,
+    above: float = 0.0,
+    why: str = "",
+) -> Claim:
+    """Judge whether shares or scores are above others, ``high - factor low > above``.
+
+    Args:
+        text: the claim.
+        high, low: values of the same units in the same order.
+        factor: of the second.
+        above: the least difference, which is below 0 for "no smaller than" with a margin.
+        why: for a contradiction.
+    """
+    effect = estimate_difference(high, low, factor)
+    return Claim(text, judge_range(effect, above), effect, format_pair(high, low), why)
+
+
+def compare_closeness(text: str, a: Values, b: Values, margin: float, *, why: str = "") -> Claim:
+    """Judge whether values are as large as others within a margin, such as 0.1 for 10 %.
+
+    Args:
+        text: the claim.
+        a, b: positive values of the same units in the same order.
+        margin: the ratio must lie between ``1 / (1 + margin)`` and ``1 + margin``.
+        why: for a contradiction.
+    """
+    effect = estimate_ratio(a, b)
+    verdict = judge_range(effect, 1 / (1 + margin), 1 + margin)
+    return Claim(text, verdict, effect, format_pair(a, b), why)
+
+
+def format_pair(a: Values, b: Values, scale: Scale | None = None) -> str:
     """Format two sets of values as "mean ± s.d. against mean ± s.d."."""
-
-    return f"{format_spread(a)} against {format_spread(b)}"
-
-
-def format_spread(v: np.ndarray) -> str:
-    """Format values as their mean ± standard deviation."""
-    return f"{v.mean():.4g} ± {v.std(ddof=1):.2g}" if len(v) > 1 else "missing"
+    return f"{format_spread(a, scale)} against {format_spread(b, scale)}"
 
 
-def is_falling(curve: list[np.ndarray]) -> bool | None:
-    """Judge whether a curve ends below where it starts, by three standard deviations.
-
-    Args:
-        curve: values over seeds at each point.
-
-    Returns:
-        Whether it does; None for a curve of one point.
-    """
-    return is_above(curve[0], curve[-1]) if len(curve) > 1 else None
+def format_spread(values: Values, scale: Scale | None = None) -> str:
+    """Format values as their mean ± standard deviation, with their share on a scale."""
+    v = np.asarray(values)
+    if not len(v):
+        return "missing"
+    share = f" ({100 * scale.share(v):.0f} %)" if scale else ""
+    spread = f" ± {v.std(ddof=1):.2g}" if len(v) > 1 else ""
+    return f"{v.mean():.4g}{spread}{share}"
 
 
 def format_verdicts(claims: list[Claim]) -> str:
-    """Format claims as a Markdown table: the claim, whether it held, and its figures."""
-    words = {True: "held", False: "not held", None: "not run"}
-    lines = ["| claim | verdict | measured: mean ± s.d. where over seeds |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {c.text} | {words[c.held]} | {c.figures} |" for c in claims])
+    """Format claims as a Markdown table, and what is to be said about those contradicted."""
+    lines = [
+        "| claim | verdict | effect [99 % interval] | measured: mean ± s.d. |",
+        "|---" * 4 + "|",
+    ]
+    for c in claims:
+        lines.append(f"| {c.text} | {c.verdict} | {format_effect(c.effect)} | {c.figures} |")
+    reasons: dict[str, list[str]] = {}
+    for c in claims:
+        if c.verdict == CONTRADICTED:
+            reasons.setdefault(c.why, []).append(f"*{c.text}*")
+    contradicted = [f"- {'; '.join(texts)}: {why}" for why, texts in reasons.items()]
+    if contradicted:
+        lines += ["", "Contradicted:", "", *contradicted]
+    return "\n".join(lines)
 
 
 def format_metrics(evaluation: JsonObject) -> dict[str, str]:
@@ -137,68 +243,27 @@ def format_training(summary: JsonObject) -> dict[str, str]:
 
 
 def format_floor(path: Path) -> str:
-    """Format what the distance is of other sets of images, as a sentence.
+    """Format what the distances are of other sets of images, as a sentence for each kind.
 
     Args:
         path: an evaluation with the metric ``baselines``, of as many images as a cell has.
     """
     scale = read_file(path)["baselines"]
-    return (
-        f"With {scale['real_floor_num']} images the distance of other real images (the floor) is "
-        f"{scale['real_floor']:.4g}, of the matched Gaussian {scale['matched_gaussian']:.4g}, of "
-        f"an untrained network {scale['untrained_network']:.4g}."
-    )
+    kinds = {"distance": "", "texture distance": "texture_"}
+    # Floors of earlier runs lack the texture.
+    found = [
+        f"With {scale['real_floor_num']} images the {kind} of other real images (the floor) is "
+        f"{scale[f'{prefix}real_floor']:.4g}, of the matched Gaussian "
+        f"{scale[f'{prefix}matched_gaussian']:.4g}, of an untrained network "
+        f"{scale[f'{prefix}untrained_network']:.4g}."
+        for kind, prefix in kinds.items()
+        if f"{prefix}real_floor" in scale
+    ]
+    return "\n".join(found)
 
 
 NOTE = """Distances are Frechet distances between features of a small frozen classifier of ours
 (`{features}`, {num} generated against {num_reference} real training images). They are **not FID**
-and compare only with each other.
+and compare only with each other. Percentages in brackets are shares of the way from the floor
+to an untrained network, (distance - floor) / (untrained - floor).
 """
-
-
-# ---- plots --------------------------------------------------------------------------------------
-
-Curve = tuple[Sequence[float], Sequence[Any]]  # x, and y or y over seeds
-
-
-def plot_lines(
-    curves: dict[str, Curve], axes: tuple[str, str], path: Path, *, log: bool = False
-) -> None:
-    """Plot curves, with bars of one standard deviation where there are seeds.
-
-    Args:
-        curves: x and y by label.
-        axes: names of x and y.
-        path: of the picture.
-        log: whether both axes are logarithmic.
-    """
-    figure, axis = plots.start()
-    for label, (x, y) in curves.items():
-        drawn = [np.atleast_1d(v) for v in y]
-        bar = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in drawn]
-        axis.errorbar(x, [v.mean() for v in drawn], bar, marker=".", label=label)
-    scale = "log" if log else "linear"
-    axis.set(xlabel=axes[0], ylabel=axes[1], xscale=scale, yscale=scale)
-    plots.finish(figure, axis, path)
-
-
-def plot_bars(
-    groups: dict[str, list[np.ndarray]], names: Sequence[str], axis: str, path: Path
-) -> None:
-    """Plot the mean of each name in each group as a bar with its standard deviation.
-
-    Args:
-        groups: values of each name, by label of the group.
-        names: of the bars in a group.
-        axis: name of the logarithmic y axis.
-        path: of the picture.
-    """
-    figure, plot = plots.start()
-    width = 0.8 / len(groups)
-    for k, (label, cells) in enumerate(groups.items()):
-        place = np.arange(len(names)) + width * (k - (len(groups) - 1) / 2)
-        error = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in cells]
-        plot.bar(place, [v.mean() for v in cells], width, yerr=error, label=label)
-    plot.set_xticks(range(len(names)), names)
-    plot.set(ylabel=axis, yscale="log")
-    plots.finish(figure, plot, path)

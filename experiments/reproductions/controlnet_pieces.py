@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from experiments.reproductions.ldm import SHAPES
+from experiments.reproductions.ldm_pieces import SHAPES
 from experiments.reproductions.pieces import Piece, make_training, name_model
 
-# Seeds of the trainings; effects are judged against their spread.
-SEEDS = (0, 1)
+# Seeds of the trainings by kind of hint, which are the units of all effects.
+SEEDS = {"edges": (0, 1), "masks": (0, 1)}
 # Steps of a training, and steps between two measurements.
 STEPS, EVERY = 400, 50
 # The networks that are compared, and the flags that make them.
@@ -84,7 +84,10 @@ def _make_edges(net: str, seed: int) -> Piece:
     piece = make_training(config, name, 5, *overrides, model=kept, log=True)
     if not kept:
         return piece
-    pictures = {f"{name}/samples/{step:08d}.png": f"control-step-{step}.png" for step in PICTURES}
+    pictures = {
+        f"{name}/samples/{step:08d}.png": f"data/sheets/control-step-{step}.png"
+        for step in PICTURES
+    }
     return piece._replace(keep=piece.keep | pictures)
 
 
@@ -119,7 +122,7 @@ def _make_drawing(name: str, model: str, minutes: float, *options: str) -> Piece
     """
     command = ("control", *name_model(model), f"--name={name}", *options)
     found = f"{model}/control/{name}"
-    keep = {f"{found}.json": f"data/{name}.json", f"{found}.png": f"{name}.png"}
+    keep = {f"{found}.json": f"data/{name}.json", f"{found}.png": f"data/sheets/{name}.png"}
     return Piece(name, (command,), keep, minutes)
 
 
@@ -193,6 +196,6 @@ PIECES = (
         "--also={results}/models/control-shapes-edges.safetensors",
         f"--scales={','.join(SCALES)}",
     ),
-    *(_make_edges(net, 1) for net in NETS),
-    *(_make_masks(net, 1) for net in MASKS),
+    *(_make_masks(net, seed) for seed in SEEDS["masks"][1:] for net in MASKS),
+    *(_make_edges(net, seed) for seed in SEEDS["edges"][1:] for net in NETS),
 )

@@ -11,10 +11,12 @@ from diffjax.types import JsonObject
 from experiments.reproductions.claims import (
     NOTE,
     Claim,
+    compare,
     format_comparison,
     format_metrics,
     format_training,
     read_file,
+    read_scale,
 )
 from experiments.reproductions.pieces import Piece, make_measurement
 from experiments.reproductions.pieces import make_training as train
@@ -90,9 +92,9 @@ def judge_claims(data: Path) -> list[Claim]:
         read_file(data / "ddpm-evaluation.json"),
         read_file(data / "diffusers-evaluation.json"),
     )
-    text = "the distance is below that of diffusers' recipe after the same time (one training each)"
-    figures = f"{ours['distance']:.4g} against {base['distance']:.4g}"
-    return [Claim(text, ours["distance"] < base["distance"], figures)]
+    text = "the distance of diffusers' recipe is larger after the same time (one training each)"
+    scale = read_scale(data / "ddpm-evaluation.json")
+    return [compare(text, [base["distance"]], [ours["distance"]], scale=scale)]
 
 
 def _format_likelihood(bits: JsonObject) -> str:

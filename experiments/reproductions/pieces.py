@@ -108,7 +108,7 @@ def make_measurement(
     command = ("evaluate", *name_model(model), f"--out={{runs}}/{model}/{name}.json", *options)
     keep = {f"{model}/{name}.json": f"data/{name}.json"}
     if picture:
-        keep |= {f"{model}/{name}.png": f"{name}.png"}
+        keep |= {f"{model}/{name}.png": f"data/sheets/{name}.png"}
     return Piece(name, (command,), keep, minutes)
 
 

@@ -1,4 +1,4 @@
-"""How many claims of each paper held, from the files under docs/results; the table in README.md."""
+"""How many claims of each paper held, from files under docs/results; the table in README.md."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from experiments.reproductions import PAPERS, pieces
 from experiments.reproductions.claims import Claim
+from experiments.reproductions.verdicts import RULE, VERDICTS
 
 # Markers around the table in README.md.
 BEGIN, END = "<!-- results: python -m experiments.report --results -->", "<!-- end of results -->"
@@ -45,18 +46,21 @@ def read_results(name: str, results: Path) -> PaperResults:
 
 
 def format_table(results: Path) -> str:
-    """Format a Markdown table with a row for each paper: how many of its claims held."""
-    lines = ["| results | claims held | not held | not run |", "|---|---|---|---|"]
+    """Format a Markdown table with a row for each paper, its verdicts counted, and the rule."""
+    lines = [f"| results | {' | '.join(VERDICTS)} |", "|---" * (len(VERDICTS) + 1) + "|"]
+    total = dict.fromkeys(VERDICTS, 0)
     for name in PAPERS:
         one = read_results(name, results)
         if one.missing:
             share = f"{len(one.missing)} of {len(PAPERS[name].PIECES)} pieces"
-            lines.append(f"| {one.heading} | - | - | {share} |")
+            lines.append(f"| {one.heading} {'| - ' * (len(VERDICTS) - 1)}| {share} |")
             continue
-        counts = [sum(c.held is held for c in one.claims) for held in (True, False, None)]
+        counts = {v: sum(c.verdict == v for c in one.claims) for v in VERDICTS}
+        total = {v: total[v] + counts[v] for v in VERDICTS}
         heading = f"[{one.heading}](docs/results/{name}.md)"
-        lines.append(f"| {heading} | {' | '.join(map(str, counts))} |")
-    return "\n".join(lines)
+        lines.append(f"| {heading} | {' | '.join(map(str, counts.values()))} |")
+    lines.append(f"| all | {' | '.join(map(str, total.values()))} |")
+    return "\n".join([*lines, "", RULE])
 
 
 def insert_table(text: str, results: Path) -> str:

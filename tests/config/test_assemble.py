@@ -62,6 +62,7 @@ def test_a_task_has_its_sections(task, has, lacks):
 def test_a_section_by_itself():
     assert make_section("lora", rank=4).to_dict() == {
         "rank": 4, "alpha": 16.0, "targets": ("to_q", "to_k", "to_v", "to_out.0"),
+        "text_targets": (),
     }  # fmt: skip
 
 

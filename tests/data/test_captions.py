@@ -141,3 +141,12 @@ def test_batches_depend_on_seed_and_step_alone(folder):
     means = [[data.batch_at(source, k, batch_size=2, seed=s)["image"].mean() for k in range(9)]
              for s in (3, 4)]  # fmt: skip
     assert means[0] != means[1]
+
+
+def test_given_captions_take_the_place_of_those_in_files(tmp_path):
+    for k in range(2):
+        picture(tmp_path / f"{k}.png", 16, 16, 20 * k)  # without a caption of its own
+    source = load(tmp_path, captions=("a thing", "the thing"))
+    assert len(source) == 4
+    seen = {(int(source[k]["image"][0, 0, 0]), source.captions([k])[0]) for k in range(4)}
+    assert seen == {(v, text) for v in (0, 20) for text in ("a thing", "the thing")}

@@ -299,3 +299,28 @@ def test_bad_shares_and_names_of_crops(share):
     with pytest.raises(ValueError, match=r"data\.crop 'middle'"):
         data.make_crop("middle", (1.0, 1.0))
     assert data.make_crop("center", share) is None
+
+
+def test_two_sources_take_turns_and_the_second_counts_as_much_as_its_weight():
+    first, second = make_source(3, num_classes=20), make_source(5, num_classes=20)
+    joined = data.join_alternating(first, second, 0.5)
+    assert len(joined) == 8
+    batches = [data.batch_at(joined, step, batch_size=4, seed=0) for step in range(15)]
+    rows, weights = labels(batches), np.concatenate([b["weight"] for b in batches])
+    np.testing.assert_array_equal(weights[0::2], 2.0)
+    np.testing.assert_array_equal(weights[1::2], 1.0)
+    assert sorted(rows[0:6:2]) == [0, 1, 2] and sorted(rows[1:10:2]) == [0, 1, 2, 3, 4]
+    assert [rows[k : k + 6 : 2].tolist() for k in (0, 6, 12)] != [rows[:6:2].tolist()] * 3
+    losses = np.random.default_rng(0).uniform(size=4)
+    wanted = losses[0::2].mean() + 0.5 * losses[1::2].mean()  # instance + weight * prior
+    np.testing.assert_allclose((losses * batches[0]["weight"]).mean(), wanted)
+    shares = [
+        data.batch_at(joined, 3, batch_size=4, seed=0, process_index=k, process_count=2)["label"]
+        for k in range(2)
+    ]
+    np.testing.assert_array_equal(np.concatenate(shares), batches[3]["label"])
+
+
+def test_sources_that_cannot_take_turns_are_refused():
+    with pytest.raises(ValueError, match=r"need one shape, got \(2, 3, 1\) and \(2, 4, 1\)"):
+        data.join_alternating(make_source(), make_source(width=4), 1.0)

@@ -1,4 +1,4 @@
-"""Verdicts on the claims of papers, from made-up measurements."""
+"""Claims of papers, judged by made-up measurements."""
 
 import json
 
@@ -6,63 +6,86 @@ import numpy as np
 import pytest
 
 from experiments.reproductions import claims, ddim
+from experiments.reproductions.verdicts import CONTRADICTED, HELD, NOT_RUN, UNDECIDED
+
+SCALE = claims.Scale(floor=10, untrained=110)
 
 
-def rows(**shift):
-    rng = np.random.default_rng(0)
+def make_rows(grid="leading", seeds=5, factor=1.0):
+    """Rows in which noise costs, and seeds shift all cells by much more than that."""
     return [
-        {
-            "eta": eta,
-            "steps": steps,
-            "seed": seed,
-            "num": 100,
-            "evaluations": steps,
-            "features": "fake-v1",
-            "distance": 100 / steps + 10 * eta + shift.get("all", 0) + 0.01 * rng.standard_normal(),
-        }
-        for eta in (0.0, 1.0)
-        for steps in (5, 10, 20, 50)
-        for seed in range(3)
-    ]
-
-
-def test_a_claim_needs_three_standard_deviations():
-    rng = np.random.default_rng(0)
-    low, high = 1 + 0.1 * rng.standard_normal(5), 2 + 0.1 * rng.standard_normal(5)
-    assert claims.is_above(high, low) is True
-    assert claims.is_above(low, high) is False
-    assert claims.is_above(low + 0.05, low) is False
-    assert claims.is_above(high, low, factor=2) is False
-    assert claims.is_above(high, low[:1]) is None  # one seed says nothing
-
-
-def write(path, found):
-    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+        {"grid": grid, "eta": eta, "steps": steps, "seed": seed, "num": 100,
+         "distance": factor * (100 / steps + 10 * eta) * (1 + seed) * (1 + 0.001 * (seed % 2)),
+         "texture_distance": factor, "background_rms": factor}
+        for eta in (0.0, 0.2, 0.5, 1.0)
+        for steps in (5, 10, 20, 50, 100)
+        for seed in range(seeds)
+    ]  # fmt: skip
 
 
 @pytest.fixture
-def measured(tmp_path):
-    """The files of the DDIM page, as a run might have left them."""
+def judge(tmp_path):
+    """Judge DDIM's claims by rows of any seeds, and of a sigma-hat some times as bad."""
 
-    def leave(found):
-        write(tmp_path / "ddim.jsonl", found)
-        write(tmp_path / "ddim-100.jsonl", [{**r, "steps": 100} for r in found if r["steps"] == 50])
-        write(tmp_path / "ddim-quadratic.jsonl", found)
-        most = [r for r in found if r["eta"] == 1.0]
-        large = [{**r, "distance": 7 * r["distance"]} for r in most]
-        write(tmp_path / "ddim-sigma-hat.jsonl", large)
-        write(tmp_path / "ddim-1000-fixedlarge.jsonl", [r for r in most if r["steps"] == 50])
-        write(tmp_path / "ddim-1000-fixedsmall.jsonl", [])
-        errors = {"reconstruction_slope": -1.0, "reconstruction_mse": {"10": 0.1, "100": 0.01}}
-        (tmp_path / "reconstruction.json").write_text(json.dumps(errors))
-        return ddim.judge_claims(tmp_path)
+    def write(name, rows):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    def leave(seeds, factor):
+        for pieces in (ddim.LINEAR, ddim.QUADRATIC, ddim.PAIRED[:2]):
+            for piece in pieces:
+                write(piece.name, [])
+        large = [r for r in make_rows(seeds=seeds, factor=factor) if r["eta"] == 1.0]
+        both = [*make_rows(seeds=seeds), *make_rows("quadratic", seeds)]
+        write("ddim", make_rows(seeds=seeds))
+        write("ddim-paired", both)
+        write("ddim-sigma-hat", large)
+        write("ddim-paired-sigma-hat", large)
+        write("ddim-1000-fixedlarge", [])
+        write("ddim-1000-fixedsmall", [])
+        errors = {str(n): n**-1.2 for n in (10, 20, 50)}
+        (tmp_path / "reconstruction.json").write_text(json.dumps({"reconstruction_mse": errors}))
+        return {c.text: c.verdict for c in ddim.judge_claims(tmp_path)}
 
     return leave
 
 
-def test_verdicts_follow_the_measurements(measured):
-    found = measured(rows())
-    assert [c.held for c in found] == [True] * 11 + [None, None, True]
-    flipped = measured([{**r, "eta": 1.0 - r["eta"]} for r in rows()])
-    assert [c.held for c in flipped][:6] == [False] * 6
-    assert "| not run |" in claims.format_verdicts(found)
+def test_verdicts_follow_the_measurements(judge):
+    found = judge(seeds=5, factor=7.0)
+    assert found.pop("fixedsmall is worse than fixedlarge at 1000 steps") == NOT_RUN
+    assert set(found.values()) == {HELD}
+    found = judge(seeds=5, factor=0.5)
+    assert found["fixedlarge is at least 2 times worse than fixedsmall at 10 steps"] == CONTRADICTED
+    assert set(judge(seeds=1, factor=7.0).values()) == {UNDECIDED, NOT_RUN, HELD}  # HELD: the slope
+
+
+def test_values_are_ordered_by_seed_and_seeds_come_once():
+    rows = [{"seed": seed, "distance": 10.0 * seed} for seed in (2, 0, 1)]
+    assert claims.select_values(rows).tolist() == [0, 10, 20]
+    with pytest.raises(ValueError, match=r"have the seeds \[0, 1, 2, 2\]"):
+        claims.select_values([*rows, rows[0]])
+
+
+def test_what_learned_nothing_decides_nothing():
+    values = np.asarray([100.0, 101, 102])
+    assert claims.compare("", values, values / 10).verdict == HELD
+    found = claims.compare("", values, values / 10, scale=SCALE)
+    assert found.verdict == UNDECIDED and "hardly above an untrained network" in found.figures
+
+
+def test_distances_are_shown_as_shares_of_an_untrained_network():
+    assert claims.format_spread(np.asarray([34.0, 36]), SCALE) == "35 ± 1.4 (25 %)"
+
+
+def test_no_smaller_than_has_a_margin():
+    low = np.asarray([0.5, 0.6, 0.7])
+    assert claims.compare_shares("", low, low + 0.01).verdict == CONTRADICTED
+    assert claims.compare_shares("", low, low + 0.01, above=-0.05).verdict == HELD
+    assert claims.compare_closeness("", low, low * 1.2, 0.1).verdict == CONTRADICTED
+
+
+def test_contradicted_claims_are_discussed_once_for_each_reason():
+    low = np.asarray([0.5, 0.6, 0.7])
+    found = [claims.compare_shares(text, low, low + 1, why="Because.") for text in ("one", "two")]
+    table = claims.format_verdicts(found)
+    assert "| one | contradicted | -1 [-1, -1], n = 3 |" in table
+    assert table.endswith("Contradicted:\n\n- *one*; *two*: Because.")

@@ -101,7 +101,7 @@ def test_the_bound_is_that_of_the_model_that_is_sampled(execute, digits_run):
         (["--metrics=psnr", "--num=3"], "3 images need as many originals"),
         (["--metrics=clip"], "clip needs --clip=FOLDER, a CLIPModel"),
         (["--metrics=bits,distance"], "bits are of a model, not of --images"),
-        (["--metrics=distance"], "--reference is for fid, sfid"),
+        (["--metrics=distance"], "--reference is for texture, fid, sfid"),
         (["--metrics=psnr", "--reference="], "--metrics=psnr needs --reference, the originals"),
         (["--metrics=diversity"], "diversity needs --lpips=FILE"),
         (["--metrics=fid", "--inception=nowhere.pth"], "there is no file nowhere.pth"),

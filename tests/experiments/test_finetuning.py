@@ -127,6 +127,7 @@ def test_full_fine_tuning_begins_with_the_model_and_ends_as_a_folder(execute, tr
     jax.tree.map(np.testing.assert_array_equal, after.unet.params, state.ema)
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_fill_in(execute, train, root):
     run, out = root / "filling", root / "filling-model"
     said = train("sd15_inpainting", run, "--config.train.steps=1", "--config.optim.lr=0.01")
@@ -148,6 +149,7 @@ def test_a_model_learns_to_fill_in(execute, train, root):
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_controlnet_of_the_model(execute, train, root):
     run, out = root / "canny", root / "canny-net"
     train("sd15_canny", run, "--config.optim.lr=0.01")

@@ -67,6 +67,7 @@ def test_classes_from_training_to_pictures(execute, folder, tmp_path):
     train(execute, "classes", images, run, "--config.train.steps=3", "--config.train.override=true")
 
 
+@pytest.mark.slow
 def test_a_damaged_picture_stops_a_run_by_name_unless_it_is_skipped(execute, folder, tmp_path):
     bad = folder / "images" / "cat" / "3.png"
     bad.write_bytes(bad.read_bytes()[:-200])
@@ -85,6 +86,7 @@ def test_captions_from_training_to_a_prompt(execute, folder, tmp_path):
     execute("sample", f"--workdir={run}", "--prompt=ein süßer Hund", "--num=2")
 
 
+@pytest.mark.slow
 def test_hints_on_a_plain_model(execute, folder, tmp_path):
     train(execute, "plain", folder, tmp_path / "base")
     base = f"--config.control.base={tmp_path / 'base'}"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from configs.published import DECIDED, RELEASES, TABLE
+from configs.published.table import FID
 from diffjax.config import complete, load_config, resolve
 from diffjax.config.variants import load_module
 from experiments import published
@@ -19,7 +20,8 @@ def paper_variants():
     for path in sorted((ROOT / "configs").glob("*.py")):
         if "def get_config" in path.read_text() and path.stem not in OURS:
             names = load_module(str(path)).VARIANTS
-            yield from (f"{path.stem}:{n}" for n in names if not n.startswith(SMALL))
+            papers = (n for n in names if not n.startswith(SMALL) and not n.endswith("_lora"))
+            yield from (f"{path.stem}:{n}" for n in papers)
 
 
 def config_of(name):
@@ -63,6 +65,22 @@ def test_a_place_is_a_file_of_a_release_or_says_whose_it_is(name):
     for _, where in TABLE[name].values.values():
         release, colon, file = where.partition(": ")
         assert file if colon and release in RELEASES else len(where) > 5
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_figure_that_can_be_measured_says_of_how_many_images_and_beside_what(name):
+    one = TABLE[name]
+    assert bool(one.measure) == bool(one.against)
+    for command in one.measure.splitlines():
+        number = command.partition("--num=")[2].split()[0]
+        assert f"{int(number):,}" in one.against
+
+
+def test_figures_that_other_papers_quote():
+    page = published.write_page()
+    assert "3.17 on the training set, 5.24 on the test set" in page
+    assert f"{FID} --reference=TEST_IMAGES" in page
+    assert "19.74 of PITI (PIPT)" in page
 
 
 def test_the_page_is_the_table():

@@ -159,6 +159,20 @@ PARAMETERS = {
     "stable_diffusion:sd21_base": 865_910_724,
     "stable_diffusion:sd21_base_lora": 3_319_808,
     "stable_diffusion:sdxl": 2_567_463_684,
+    "stable_diffusion:sd15_edit": 859_520_964 + 4 * 320 * 9,
+    "stable_diffusion:shapes_edit": 1_665_364 + 4 * 40 * 9,
+    "stable_diffusion:sd15_dreambooth": 859_520_964,
+    "stable_diffusion:sd15_dreambooth_lora": 3_188_736,
+    "stable_diffusion:sdxl_dreambooth_lora": 23_224_320,
+    "stable_diffusion:shapes_dreambooth": 28_224,
+    "stable_diffusion:shapes_word": 64,
+    "stable_diffusion:sd15_lcm_lora": 4 * 3_188_736,
+    "stable_diffusion:sdxl_lcm_lora": 4 * 23_224_320,
+    "stable_diffusion:sd15_word": 768,
+    "stable_diffusion:sdxl_word": 768 + 1280,
+    "stable_diffusion:sd15_text": 859_520_964 + 123_060_480,
+    # Rank 16 on four projections of 768 by 768 in 12 layers.
+    "stable_diffusion:sd15_text_lora": 3_188_736 + 12 * 4 * 2 * 16 * 768,
     "stable_diffusion:sdxl_lora": 23_224_320,
 }
 

@@ -22,6 +22,7 @@ from diffjax.pretrained.single_file import rename_unet_key
 from diffjax.pretrained.single_file_parts import rename_autoencoder_key
 from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
 from diffjax.tasks import make_autoencoder_task, make_task
+from diffjax.tasks.augment import make_matrix, warp
 from diffjax.train.optimizer import make_optimizer
 from tests.parity.layout import nchw
 
@@ -242,6 +243,29 @@ def edm_cifar10(folder):
             task, make_optimizer(config.optim, 10), net, _convert_edm, theirs,
             torch.optim.Adam(net.parameters(), lr=1e-3), classes=10,
         )  # fmt: skip
+
+
+def augment_images(folder, shape=(16, 12, 12, 3), seed=0):
+    """The largest error of a moved pixel by image, where ours moves by the release's labels."""
+    images = np.random.default_rng(seed).uniform(-1, 1, shape).astype("f4")
+    torch.manual_seed(seed)
+    with on_path(folder):
+        pipe = importlib.import_module("training.augment").AugmentPipe(
+            p=0.5, xflip=1, yflip=1, scale=1, rotate_frac=1, aniso=1, translate_frac=1
+        )
+        wanted, labels = (x.numpy() for x in pipe(nchw(images)))
+    wanted = wanted.transpose(0, 2, 3, 1)
+    flipped = np.where(labels[:, 0, None, None, None] != 0, images[:, :, ::-1], images)
+    flipped = np.where(labels[:, 1, None, None, None] != 0, flipped[:, ::-1], flipped)
+    scale, angle = labels[:, 2], np.arctan2(labels[:, 4], labels[:, 3] + 1)
+    errors = []
+    for sign in (1, -1):  # a label leaves the sign of the anisotropy open
+        aniso = sign * np.hypot(labels[:, 5], labels[:, 6])
+        direction = np.arctan2(sign * labels[:, 6], sign * labels[:, 5])
+        matrices = jax.vmap(make_matrix)(scale, angle, aniso, direction)
+        found = warp(jnp.asarray(flipped), matrices, labels[:, :-3:-1] / 8)
+        errors.append(np.abs(found - wanted).max((1, 2, 3)))
+    return np.minimum(*errors)
 
 
 _EDM_PARTS = {

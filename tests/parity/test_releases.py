@@ -38,3 +38,8 @@ def test_two_steps_of_training_are_those_of_the_release(name):
     for row in rows:
         assert row["ours"] == pytest.approx(row["release"], rel=1e-4)
         assert row["gradient"] < 1e-4
+
+
+def test_augmented_images_are_those_of_the_release():
+    errors = release_cases.augment_images(*folders(("edm",)))
+    assert errors.max() < 1e-4

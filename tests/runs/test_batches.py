@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
+from PIL import Image
 
 from configs import autoencoder, cfg, controlnet, ddpm, ldm, stable_diffusion
 from configs.base import smoke
@@ -75,3 +76,26 @@ def test_data_that_are_not_those_of_the_config_are_refused(values, message):
     config = make({"data.levels": 17, **values})
     with pytest.raises(ConfigError, match=message):
         runs.load_source(config)
+
+
+def test_what_prior_preservation_needs_is_named(tmp_path):
+    config = stable_diffusion.shapes_dreambooth()
+    config.model.path = "random"
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "0.png")
+    config.data.update(dir=str(tmp_path), captions=("a sks dog",), batch_size=4, threads=0)
+    with pytest.raises(ConfigError, match=r"prior\.dir and config\.prior\.prompt are needed"):
+        runs.load_source(config)
+    config.prior.update(dir=str(tmp_path), prompt="a dog", weight=0.5)
+    source = runs.load_source(config)
+    assert source.captions is None or len(source) == 2
+    tokenizer = runs.make_tokenizers(config)["text"]
+    batch = data.batch_at(source, 0, batch_size=4, seed=0)
+    np.testing.assert_array_equal(batch["weight"], [2, 1, 2, 1])
+    texts = [tokenizer.plain(text).ids[0] for text in ("a sks dog", "a dog") * 2]
+    np.testing.assert_array_equal(batch["text"], texts)
+    assert len(runs.load_source(config, "test")) == 1  # for previews
+    config.data.bucket_step = 4
+    with pytest.raises(ConfigError, match=r"config\.data\.bucket_step=0, got .* and 4"):
+        runs.load_source(config)
+    config.prior.weight = 0.0
+    assert "weight" not in runs.make_abstract_batch(config, 4)

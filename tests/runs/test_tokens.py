@@ -6,8 +6,14 @@ import pytest
 from configs import autoencoder, ddpm, ldm, own, stable_diffusion
 from diffjax import data, runs
 from diffjax.data import shapes
-from diffjax.pretrained.tokenizers import train_tokenizer
-from diffjax.runs.tokens import ShapeWords, add_tokens, find_model_path, learn_words
+from diffjax.pretrained.tokenizers import load_tokenizer, train_tokenizer
+from diffjax.runs.tokens import (
+    ShapeWords,
+    add_tokens,
+    check_captions,
+    find_model_path,
+    learn_words,
+)
 from diffjax.types import ConfigError
 
 PROMPT = "a large red circle at the left"
@@ -101,3 +107,22 @@ def test_rare_words_are_spelled_and_long_captions_cut():
     with pytest.raises(ValueError, match="data without captions"):
         plain = captioned(["x"])
         add_tokens(plain.__class__(**{**vars(plain), "captions": None}), {"text": found}, (8, 8, 3))
+
+
+def test_a_word_that_is_learned_has_the_ids_after_the_vocabulary(tmp_path):
+    config = stable_diffusion.shapes_word()
+    config.model.path = "random"
+    config.concept.update(word="<thing>", vectors=2)
+    one = runs.make_tokenizers(config)["text"]
+    size = config.cond.text.vocabulary
+    assert one.ids("a <thing>")[1:] == [size, size + 1]
+    check_captions(config, captioned(["a circle", "a <THING> at the left"]))
+    with pytest.raises(ConfigError, match=r"no caption has the word '<thing>'.*'a circle'"):
+        check_captions(config, captioned(["a circle"]))
+    runs.keep_tokenizers(config, tmp_path)  # without the word, which comes from the config
+    kept = load_tokenizer(tmp_path / "tokenizer")
+    assert kept.backend.get_vocab_size() == size
+    for word, message in (("", "word is needed"), ("<|startoftext|>", "knows .* already")):
+        config.concept.word = word
+        with pytest.raises(ConfigError, match=message):
+            runs.make_tokenizers(config)

@@ -163,6 +163,18 @@ def test_trajectory_holds_states_and_predictions():
         )
 
 
+def test_a_trajectory_can_keep_some_states():
+    sampler, rows, z, noise, denoise = setting()
+    states, predictions = samplers.trajectory(noise, denoise, sampler, z, rows)
+    some, seen = jax.jit(
+        lambda z, rows, at: samplers.trajectory(noise, denoise, sampler, z, rows, at=at)
+    )(z, rows, jnp.asarray([0, 3, 3, 8]))
+    assert np.array_equal(some[0], z) and not seen[0].any()
+    for k, row in ((1, 3), (2, 3), (3, 8)):
+        assert np.asarray(some[k]) == pytest.approx(np.asarray(states[row - 1]), rel=1e-6)
+        assert np.asarray(seen[k]) == pytest.approx(np.asarray(predictions[row - 1]), rel=1e-5)
+
+
 def test_given_noise_replaces_the_keys():
     sampler, rows, z, noise, denoise = setting()
     draws = jnp.stack([noise(i) for i in range(8)])

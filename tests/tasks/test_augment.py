@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.tasks.augment import LABELS, _warp, augment
+from diffjax.tasks.augment import LABELS, SYM6, augment, warp
 
 IMAGES = jax.random.uniform(jax.random.key(0), (64, 8, 8, 2), minval=-1)
 
@@ -74,11 +74,33 @@ def test_a_label_says_how_the_image_was_moved():
 
 
 def test_a_quarter_turn_and_a_whole_pixel_shift():
-    quarter = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
-    turned = _warp(IMAGES[0], quarter, jnp.zeros(2))
-    np.testing.assert_allclose(turned, np.rot90(IMAGES[0], 1), atol=1e-5)
-    moved = _warp(IMAGES[0], jnp.eye(2), jnp.array([1 / 8, 0.0]))
-    np.testing.assert_allclose(moved[1:], IMAGES[0][:-1], atol=1e-5)
+    some = IMAGES[:1]
+    moved = warp(some, jnp.eye(2)[None], jnp.array([[1 / 8, 0.0]]))
+    np.testing.assert_allclose(moved[0, 1:], some[0, :-1], atol=1e-5)
+    # The wavelet is not quite symmetric, so turned pictures lose a little.
+    smooth = jnp.sin(jnp.arange(16.0) / 3)[:, None, None] * jnp.cos(jnp.arange(16.0) / 4)[:, None]
+    turned = warp(smooth[None], jnp.array([[[0.0, 1.0], [-1.0, 0.0]]]), jnp.zeros((1, 2)))
+    np.testing.assert_allclose(turned[0, 2:-2, 2:-2], np.rot90(smooth, 1)[2:-2, 2:-2], atol=0.03)
+
+
+def test_nothing_moved_is_the_image_and_its_border_is_mirrored():
+    # Low passes of an orthogonal wavelet undo one another.
+    still = jnp.broadcast_to(jnp.eye(2), (2, 2, 2))
+    np.testing.assert_allclose(warp(IMAGES[:2], still, jnp.zeros((2, 2))), IMAGES[:2], atol=1e-5)
+    moved = warp(IMAGES[:2], still, jnp.full((2, 2), 3 / 8))
+    np.testing.assert_allclose(moved[:, 3:, 3:], IMAGES[:2, :5, :5], atol=1e-5)
+    np.testing.assert_allclose(moved[:, :3, 3:], IMAGES[:2, 3:0:-1, :5], atol=1e-5)
+
+
+def test_the_wavelet_is_orthogonal_with_six_vanishing_moments():
+    # Daubechies 1992, section 6.1: these equations have few solutions.
+    taps, k = np.array(SYM6), np.arange(12.0)
+    assert [taps[2 * n :] @ taps[: 12 - 2 * n] for n in range(6)] == pytest.approx(
+        [1, 0, 0, 0, 0, 0], abs=1e-12
+    )
+    assert taps.sum() == pytest.approx(np.sqrt(2))
+    moments = [(-1.0) ** k * k**p @ taps / 11.0**p for p in range(6)]
+    assert moments == pytest.approx([0] * 6, abs=1e-9)
 
 
 def test_bad_rate():

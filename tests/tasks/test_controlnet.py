@@ -9,10 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import controlnet as controlnet_config
+from diffjax.config import make_section
 from diffjax.model import make_model, make_sampler, make_steering, sample
 from diffjax.model.control_networks import make_controlnet
 from diffjax.tasks import assemble_model, make_controlnet_task, make_task
-from diffjax.tasks.controlnet_task import select_decoder
+from diffjax.tasks.controlnet_task import join_network, select_decoder
 from diffjax.train import init_state, make_optimizer, make_step
 from diffjax.types import ConfigError
 from tests.train.tiny import assert_same
@@ -299,3 +300,30 @@ def test_bad_input_is_refused():
     wide = config(network={"channels": 16})
     with pytest.raises(ValueError, match="for another base"):
         jax.eval_shape(task_of(wide).init, jax.random.key(0), frozen_base(), batch_of())
+
+
+def test_adapters_of_the_copied_encoder_are_trained_and_merged():
+    cfg = config()
+    cfg.lora = make_section("lora", rank=1, alpha=2.0, targets=("conv1",))
+    base, batch = frozen_base()["base"], jax.tree.map(lambda leaf: leaf[:1], batch_of())
+
+    def init(cfg):
+        return jax.eval_shape(task_of(cfg).init, jax.random.key(0), {"base": base}, batch)[0]
+
+    shapes, plain = init(cfg), init(config())["control"]
+    assert set(shapes["control"]) == {k for k in plain if k not in base or k == "conv_in"}
+    rng = np.random.default_rng(0)
+    made = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
+    net = join_network(cfg, made, base)
+    assert set(plain) <= set(net)
+    for path, leaf in jax.tree_util.tree_leaves_with_path({k: net[k] for k in plain}):
+        name, *_ = (part.key for part in path)
+        if name in base and name != "conv_in":
+            before = base
+            for part in path:
+                before = before[part.key]
+            is_adapted = {"conv1", "kernel"} <= {str(part.key).split(".")[-1] for part in path}
+            assert np.array_equal(leaf, before) != is_adapted
+    cfg.control.net.lite = True
+    with pytest.raises(ValueError, match=r"config\.lora needs a network that copies its base"):
+        init(cfg)

@@ -185,6 +185,12 @@ def test_channels_to_join(made):
     joined = low.encode({}, frozen, extra, raw)["concat"]
     np.testing.assert_allclose(joined, average_area(batch["image"], (2, 2, 4)))
     np.testing.assert_allclose(low.null(raw)["low"], raw["low"])
+    degraded = config(concat="superres")
+    degraded.data.degradation = "bsrgan_light"
+    low = condition_of(degraded)
+    assert low.needs == ("low",)
+    given = low.take({**batch, "low": joined + 1}, key)
+    np.testing.assert_allclose(low.encode({}, frozen, extra, given)["concat"], joined + 1)
 
     hole = condition_of(config(concat="inpaint"))
     raw = hole.take(batch, key)

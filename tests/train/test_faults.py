@@ -106,7 +106,7 @@ def _readable(output: str) -> str:
     return " ".join(output.split())
 
 
-@pytest.mark.parametrize("kills, total", [(4, 40), pytest.param(12, 240, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills, total", [(2, 40), pytest.param(12, 240, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_of_a_save(runs, tmp_path, kills, total):
     options, broken = (f"steps={total}", "log_every=4"), tmp_path / "broken"
     steps = *options, "checkpoint_every=1"
@@ -224,6 +224,7 @@ def test_a_read_only_workdir_ends_with_a_message(runs, tmp_path):
         assert "step/s" not in output
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")  # where it was saved is fine
 def test_the_real_model_resumes_bit_identically(runs, tmp_path):
     # The smoke form of configs/ddpm.py:digits with its own network, data and entry point. One
