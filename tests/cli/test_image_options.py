@@ -142,7 +142,10 @@ MALFORMED = {
     ),
     "sigmas": ({"sigmas": "3,nan"}, "setting sigmas is wrong: sampler.sigmas[1]"),
     "freeu": ({"freeu": "1,2,3"}, "setting freeu is wrong: freeu must be 4 numbers"),
-    "freeu large": ({"freeu": "1,2,3,40"}, "setting freeu is wrong: freeu.s2 must lie in [0, 10.0]"),
+    "freeu large": (
+        {"freeu": "1,2,3,40"},
+        "setting freeu is wrong: freeu.s2 must lie in [0, 10.0]",
+    ),
     "crop": ({"crop": "1.5,2"}, "setting crop is wrong: size.crop must be 2 whole numbers"),
     "target_size": (
         {"target_size": "0,8"},
