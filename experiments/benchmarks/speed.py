@@ -26,9 +26,9 @@ from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
 from diffjax.types import JsonObject
 from diffjax.writing import write_atomically, write_json
-from experiments.benchmarks import speed_page
-from experiments.benchmarks.speed_rows import ROWS, SUITES
-from experiments.benchmarks.speed_sides import Setup, measure_row
+from experiments.benchmarks.sides import speed_page
+from experiments.benchmarks.sides.measure import Setup, measure_row
+from experiments.benchmarks.sides.rows import ROWS, SUITES
 
 SUITE = flags.DEFINE_enum("suite", None, SUITES, "Which rows.")
 ONLY = flags.DEFINE_list("only", [], "Names of rows, or the start of them; all if not set.")

@@ -19,7 +19,7 @@ def _find_entry_points():
     found = {}
     for path in sorted(folder.rglob("*.py")):
         source = path.read_text("utf-8")
-        if "__main__" in source:
+        if "__main__" in source and path.parent.name != "sides":  # which another command starts
             name = ".".join(path.relative_to(folder).with_suffix("").parts)
             found[name] = source
     return found

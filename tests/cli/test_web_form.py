@@ -172,7 +172,7 @@ def test_what_takes_long_is_said_again_every_moment(monkeypatch):
 
 
 @pytest.mark.parametrize("path, name", [
-    ("/home/me/models/tiny", "tiny"), ("owner/name@v1", "name@v1"), ("a/b.safetensors", "b"),
+    ("/srv/models/tiny", "tiny"), ("owner/name@v1", "name@v1"), ("a/b.safetensors", "b"),
 ])  # fmt: skip
 def test_a_model_is_named_without_the_folders_of_the_machine(path, name):
     assert web_form.name_model(path) == name

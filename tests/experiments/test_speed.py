@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from diffjax import runs
-from experiments.benchmarks import speed_ours, speed_page, speed_server, speed_sides
-from experiments.benchmarks.speed_rows import KINDS, OURS, PEERS, ROWS, SUITES
+from experiments.benchmarks.sides import by_diffjax, measure, server, speed_page
+from experiments.benchmarks.sides.rows import KINDS, OURS, PEERS, ROWS, SUITES
 
-NO_FLAGS = speed_sides.Setup(Path(sys.executable), Path("torch"), Path("flax"), 1, True, None)
+NO_FLAGS = measure.Setup(Path(sys.executable), Path("torch"), Path("flax"), 1, True, None)
 
 
 # Rows of the other suites have the same networks.
@@ -24,11 +24,11 @@ MODELS = ["digits_step", "fashion_mnist_ddim", "sd15_forward_32", "gpu_sdxl_gene
 def test_models_of_rows_can_be_built_and_described(name, tiny):
     row = ROWS[name]
     changes = {**row.changes, **(row.tiny if tiny else {})}
-    cfg = speed_ours.make_config({"config": row.config, "changes": changes})
+    cfg = by_diffjax.make_config({"config": row.config, "changes": changes})
     model = runs.build_model(cfg)
     if not row.goals:
         return
-    net = speed_ours.describe_network(model.network, model.space.shape[-1])
+    net = by_diffjax.describe_network(model.network, model.space.shape[-1])
     assert len(net["down_block_types"]) == len(net["block_out_channels"])
     reads_text = net["_class_name"] == "UNet2DConditionModel"
     assert reads_text == ("stable_diffusion" in row.config) == bool(model.network.context_dim)
@@ -38,7 +38,7 @@ def test_rows_name_known_suites_kinds_and_peers():
     assert {row.suite for row in ROWS.values()} == set(SUITES)
     assert {row.kind for row in ROWS.values()} == set(KINDS)
     assert {peer for row in ROWS.values() for peer in row.goals} <= set(PEERS)
-    assert set(speed_ours.MAKERS) == set(KINDS)
+    assert set(by_diffjax.MAKERS) == set(KINDS)
 
 
 def test_the_server_times_calls_when_asked(tmp_path, monkeypatch):
@@ -48,8 +48,8 @@ def test_the_server_times_calls_when_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("run\nrun\ncheck\nquit\n"))
     out, calls = io.StringIO(), []
     monkeypatch.setattr(sys, "stdout", out)
-    call = speed_server.Call(lambda: calls.append(1), lambda: np.ones(2), {"flops": 7.0})
-    speed_server.serve(lambda work: call if work.batch == 3 else None, 0.0)
+    call = server.Call(lambda: calls.append(1), lambda: np.ones(2), {"flops": 7.0})
+    server.serve(lambda work: call if work.batch == 3 else None, 0.0)
     first, one, two, check, last = map(json.loads, out.getvalue().splitlines())
     assert first["flops"] == 7.0 and len(calls) == 3
     assert one.keys() == two.keys() == {"seconds", "cpu_seconds"}
@@ -59,25 +59,25 @@ def test_the_server_times_calls_when_asked(tmp_path, monkeypatch):
 
 def test_errors_of_a_side_are_found():
     said = "Traceback\n  x\nKeyError: 'embedding'\n------\nFor simplicity, frames are removed\n"
-    assert speed_sides.find_error(said) == "KeyError: 'embedding'"
-    assert speed_sides.find_error("killed\n") == "killed"
-    assert speed_sides.find_error("") == "nothing was said"
+    assert measure.find_error(said) == "KeyError: 'embedding'"
+    assert measure.find_error("killed\n") == "killed"
+    assert measure.find_error("") == "nothing was said"
 
 
 def test_a_side_that_ends_is_reported(tmp_path):
     """Here for want of a package that no environment of the tests has."""
     setup = NO_FLAGS._replace(flax=Path(sys.prefix))
-    with pytest.raises(speed_sides.SideFailed, match=r"exit code 1: .*diffusers"):
-        speed_sides.Side("flax", tmp_path, setup)
+    with pytest.raises(measure.SideFailed, match=r"exit code 1: .*diffusers"):
+        measure.Side("flax", tmp_path, setup)
 
 
 def test_caches_of_sides_are_their_own(tmp_path):
     cold, again, warm = (
-        speed_sides.make_environment(name, tmp_path, NO_FLAGS)["JAX_COMPILATION_CACHE_DIR"]
+        measure.make_environment(name, tmp_path, NO_FLAGS)["JAX_COMPILATION_CACHE_DIR"]
         for name in (OURS, OURS, "diffjax_warm")
     )
     assert len({cold, again, warm}) == 3
-    flags = speed_sides.make_environment("diffjax_flags", tmp_path, NO_FLAGS._replace(flags="--a"))
+    flags = measure.make_environment("diffjax_flags", tmp_path, NO_FLAGS._replace(flags="--a"))
     assert flags["XLA_FLAGS"] == "--a"
 
 
@@ -89,7 +89,7 @@ def make_row(**changes):
     }
     return {
         "title": "a step", "sides": sides, "missing": {"flax": "not installed: make peers"},
-        "errors": {"torch": 2e-6}, **speed_sides.compute_ratios(sides), "goals": {"torch": 0.6},
+        "errors": {"torch": 2e-6}, **measure.compute_ratios(sides), "goals": {"torch": 0.6},
         "load_average": [0.1, 0.2],
         "machine": {"processor": "P", "instructions": "avx2", "cores": 2}, **changes,
     }  # fmt: skip
@@ -106,7 +106,7 @@ def test_outputs_are_compared_with_ours(tmp_path):
     for name, value in values.items():
         np.save(tmp_path / f"{name}.npy", value)
     sides = {name: {"output": str(tmp_path / f"{name}.npy")} for name in values}
-    assert speed_sides.compare_outputs(sides) == {"torch": pytest.approx(0.2)}
+    assert measure.compare_outputs(sides) == {"torch": pytest.approx(0.2)}
     assert not any("output" in side for side in sides.values())
 
 
@@ -131,5 +131,5 @@ def test_the_page_says_what_is_met_and_what_was_not_measured(tmp_path, goal, ver
 def test_training_steps_agree_with_torch():
     pytest.importorskip("diffusers")
     setup = NO_FLAGS._replace(torch=Path(sys.prefix), repeats=2)
-    row = speed_sides.measure_row(ROWS["digits_step"]._replace(goals={"torch": 1.0}), setup)
+    row = measure.measure_row(ROWS["digits_step"]._replace(goals={"torch": 1.0}), setup)
     assert row["agree"] and not row["missing"] and len(row["sides"]["torch"]["seconds"]) == 2

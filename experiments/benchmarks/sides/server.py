@@ -43,7 +43,7 @@ class Work(NamedTuple):
     """The work of a process, read from the folder of its row.
 
     Attributes:
-        kind, batch, steps: see `speed_rows.Row`.
+        kind, batch, steps: see `rows.Row`.
         folder: has row.json, the networks as NAME.json and NAME.safetensors, and inputs.npz.
         side: name of the side that this process is.
         options: everything else in row.json.

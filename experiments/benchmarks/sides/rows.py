@@ -1,6 +1,6 @@
 """The rows of the speed suites: what is timed, at which sizes, beside which peers, and the goals.
 
-A row is data. `speed_ours` and the peers (`speed_torch`, `speed_flax`) know how to run its kind.
+A row is data. `by_diffjax` and the peers (`by_torch`, `by_flax`) know how to run its kind.
 """
 
 from __future__ import annotations

@@ -18,14 +18,14 @@ from absl import logging
 
 from diffjax.types import JsonObject
 from diffjax.xla import FLAG
-from experiments.benchmarks.speed_rows import OURS, Row
+from experiments.benchmarks.sides.rows import OURS, Row
 
 # The root of the checkout, where processes are started.
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # Outputs of sides agree to this share of the largest number.
 TOLERANCE = 1e-3
 # Sides of ours differ in their environment only.
-MODULES = {"torch": "speed_torch", "torch_compile": "speed_torch", "flax": "speed_flax"}
+MODULES = {"torch": "by_torch", "torch_compile": "by_torch", "flax": "by_flax"}
 
 
 class Setup(NamedTuple):
@@ -71,7 +71,7 @@ class Side:
         Raises:
             SideFailed: it ended before.
         """
-        module = f"experiments.benchmarks.{MODULES.get(name, 'speed_ours')}"
+        module = f"experiments.benchmarks.sides.{MODULES.get(name, 'by_diffjax')}"
         command = [str(setup.find_python(name)), "-m", module, str(folder), name]
         self._errors = (folder / f"{name}.log").open("w+")
         begun = time.perf_counter()
@@ -169,7 +169,7 @@ def prepare_row(row: Row, folder: Path, setup: Setup) -> None:
         "clip": 1.0,
     }
     (folder / "row.json").write_text(json.dumps(work))
-    module = "experiments.benchmarks.speed_ours"
+    module = "experiments.benchmarks.sides.by_diffjax"
     command = [str(setup.python), "-m", module, str(folder), "prepare"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

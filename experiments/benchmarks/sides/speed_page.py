@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 from diffjax.types import JsonObject
-from experiments.benchmarks.speed_rows import OURS, PEERS, ROWS, SUITES
+from experiments.benchmarks.sides.rows import OURS, PEERS, ROWS, SUITES
 
 GIB = 2**30
 TITLES = {

@@ -21,14 +21,14 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from experiments.benchmarks import torch_operators  # noqa: E402, F401
-from experiments.benchmarks.speed_server import Call, Work, serve  # noqa: E402
+from experiments.benchmarks.sides.server import Call, Work, serve  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Run = Callable[[], Any]
 
 
 def _load(work: Work, name: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """Load a network that `speed_ours` described and drew weights for."""
+    """Load a network that `by_diffjax` described and drew weights for."""
     import diffusers
 
     config = work.read_config(name)

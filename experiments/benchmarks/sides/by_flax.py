@@ -21,7 +21,7 @@ from diffusers.models.modeling_flax_pytorch_utils import (  # noqa: E402
 )
 from safetensors.numpy import load_file  # noqa: E402
 
-from experiments.benchmarks.speed_server import Call, Work, serve  # noqa: E402
+from experiments.benchmarks.sides.server import Call, Work, serve  # noqa: E402
 
 
 class _Tensor(NamedTuple):

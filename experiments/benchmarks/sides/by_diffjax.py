@@ -1,7 +1,7 @@
 """The rows of the speed suites by diffjax: the networks, steps and samplers that its users run.
 
-Started by `speed`. ``python -m experiments.benchmarks.speed_ours FOLDER prepare`` describes the
-networks of a row in diffusers' terms, and draws the weights and inputs that all sides read.
+Started by `speed`. ``python -m experiments.benchmarks.sides.by_diffjax FOLDER prepare`` describes
+the networks of a row in diffusers' terms, and draws the weights and inputs that all sides read.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from diffjax.train import init_state, make_optimizer  # noqa: E402
 from diffjax.train.prepare import compile_step  # noqa: E402
 from diffjax.train.sharding import make_mesh, make_tree_sharding  # noqa: E402
 from diffjax.types import Array, Params  # noqa: E402
-from experiments.benchmarks.speed_server import Call, Work, read_work, serve  # noqa: E402
+from experiments.benchmarks.sides.server import Call, Work, read_work, serve  # noqa: E402
 
 # Images that sides are compared by, at most.
 CHECKED = 2
