@@ -85,8 +85,12 @@ def load_safety_checker(folder: StrPath) -> SafetyChecker:
         if absent := [n for n in _LISTS if n not in weights or f"{n}_weights" not in weights]:
             raise ValueError(f"a safety checker has {absent[0]} and {absent[0]}_weights")
         net = build_vision({"projection_dim": 768, **config})
-        # The encoder is a whole model there, so that its names begin twice with its own.
-        renamed = {k.removeprefix("vision_model."): v for k, v in weights.tensors.items()}
+        # In published files the encoder is a whole model, so that its names begin twice with its
+        # own; transformers 5 writes them once.
+        renamed = {
+            k.replace("vision_model.vision_model.", "vision_model.", 1): v
+            for k, v in weights.tensors.items()
+        }
         prefixes = ("vision_model.", "visual_projection.")
         shape = (1, net.size, net.size, 3)
         params = load_params(Weights(renamed), prefixes, net, shape, config["vision_config"])

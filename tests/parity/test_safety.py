@@ -24,13 +24,17 @@ def test_the_same_images_are_found(tmp_path):
     with torch.no_grad():
         theirs.concept_embeds.copy_(torch.from_numpy(rng.standard_normal((17, 16))))
         theirs.special_care_embeds.copy_(torch.from_numpy(rng.standard_normal((3, 16))))
-        theirs.concept_embeds_weights.fill_(0.52)
-        theirs.special_care_embeds_weights.fill_(0.3)
-    theirs.eval().save_pretrained(tmp_path)
     images = rng.uniform(0, 1, (40, 32, 32, 3)).astype("f4")
     images *= rng.uniform(0, 1, (40, 1, 1, 3)).astype("f4")
     process = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
     pixels = process(list((images * 255).round().astype("u1")), return_tensors="pt").pixel_values
+    # Thresholds that some of the images reach.
+    with torch.no_grad():
+        embedded = theirs.eval().visual_projection(theirs.vision_model(pixels)[1])
+        for name, share in (("concept_embeds", 0.97), ("special_care_embeds", 0.9)):
+            cosines = torch.cosine_similarity(embedded[:, None], getattr(theirs, name), dim=-1)
+            getattr(theirs, f"{name}_weights").copy_(cosines.quantile(share, dim=0))
+    theirs.save_pretrained(tmp_path)
     _, wanted = theirs(images=images.copy(), clip_input=pixels)
     found = load_safety_checker(tmp_path).find((images * 255).round() / np.float32(255))
     assert found.tolist() == list(map(bool, wanted))
