@@ -62,7 +62,7 @@ demo: venv ## train, sample, evaluate and report on small digits (5 to 9 minutes
 	$(BIN)/python -m experiments.report $(RUN)
 	@echo "Done. Open $(WORKDIR)/report.html in a browser."
 
-test: venv ## run the tests (15 to 25 minutes on 2 cores)
+test: venv ## run the tests (12 to 20 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 -m "not slow and not parity and not smoke_all"
 
 check: venv ## ruff, mypy, and who may import whom

@@ -13,7 +13,7 @@
 | small_edges | configs/stable_diffusion.py:shapes | 0.79M | 32, 15 minutes on one core |
 | shapes_adapter | as shapes_edges, a T2I-Adapter | 0.17M | 32, 15 minutes on one core |
 | sd15_canny | Stable Diffusion 1.5 | 361,279,120 | 32 of 512 pixels, 8k |
-| sd15_canny_lora | the same, its copy by LoRA of rank 64 | below | 32 of 512 pixels, 8k |
+| sd15_canny_lora | the same, its copy by LoRA of rank 64 | 18.4M | 32 of 512 pixels, 8k |
 | sd15_canny_unlocked | the same, its decoder too, at 2e-6 | 872.1M | 32 of 512 pixels, 8k |
 | sd15_seg | Stable Diffusion 1.5 | 361,279,120 | 32 of 512 pixels, 40k |
 | sd21_canny | Stable Diffusion 2.1 base | 364,228,240 | 32 of 512 pixels, 8k |

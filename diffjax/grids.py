@@ -36,10 +36,13 @@ def from_times(schedule: Schedule, times: npt.ArrayLike, *, final: str = "clean"
     if times.ndim != 1 or len(times) < 1 or not (np.diff(times) < 0).all():
         raise ValueError(f"times must be one falling sequence, got {times[:8].tolist()}")
     low, high = schedule.span
-    if schedule.steps is not None and not (low <= times[-1] and times[0] <= high):
-        raise ValueError(
-            f"timesteps must lie in {low:g} .. {high:g}, got {times[-1]} .. {times[0]}"
-        )
+    if schedule.steps is not None:
+        slack = 1e-9 * schedule.steps  # times that were computed from levels are rounded
+        if not (low - slack <= times[-1] and times[0] <= high + slack):
+            raise ValueError(
+                f"timesteps must lie in {low:g} .. {high:g}, got {times[-1]} .. {times[0]}"
+            )
+        times = np.asarray(np.clip(times, low, high))
     alpha, sigma = (np.asarray(v, np.float64) for v in schedule.at(times))
     if final == "clean":
         end = (low if schedule.steps is None else -1.0, 1.0, 0.0)

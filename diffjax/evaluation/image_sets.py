@@ -15,7 +15,7 @@ from diffjax import data, metrics
 from diffjax.data.folders import list_images
 from diffjax.data.pictures import read_size
 from diffjax.evaluation.image_grids import to_uint8
-from diffjax.types import ConfigError
+from diffjax.types import Batch, ConfigError
 
 StrPath = str | os.PathLike[str]
 ARRAYS = ("images", "arr_0")  # names of the images in an npz file: ours, and ADM's
@@ -183,6 +183,14 @@ def take_labelled(source: data.Source, num: int) -> tuple[np.ndarray, np.ndarray
     """Return the first ``num`` images of `from_source`, in [-1, 1], and their labels (num,)."""
     batch = source.take(_shuffle(source)[:num])
     return data.to_float(batch["image"], source.levels), batch["label"]
+
+
+def take_each(source: data.Source, num: int) -> Iterator[Batch]:
+    """Take the first ``num`` images of `from_source` one at a time, as batches of one.
+
+    So they may differ in size.
+    """
+    return (source.take([index]) for index in _shuffle(source)[:num])
 
 
 def _shuffle(source: data.Source) -> np.ndarray:

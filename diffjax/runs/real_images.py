@@ -13,7 +13,7 @@ from diffjax.data import latents
 from diffjax.data.datasets import ENV_DIR
 from diffjax.evaluation import ImageSet, from_source
 from diffjax.evaluation.image_grids import save_png, tile
-from diffjax.evaluation.image_sets import take_labelled
+from diffjax.evaluation.image_sets import take_each, take_labelled
 from diffjax.runs.sources import load_source as load_any
 from diffjax.runs.sources import load_test_source
 from diffjax.types import ConfigError
@@ -80,7 +80,8 @@ def take_images(cfg: ConfigDict, num: int, split: str = "train") -> tuple[np.nda
 def keep_real_pictures(cfg: ConfigDict, folder: Path, source: data.Source) -> None:
     """Write a grid of training images to `SHOWN_REAL`, as many as a grid of samples shows.
 
-    Stored latents have no images to show, and nothing is written for them.
+    Stored latents have no images to show, and nothing is written for them. Of images of several
+    sizes (``config.data.bucket_step``), those of the first one's size are shown.
 
     Args:
         folder: workdir of the run.
@@ -89,5 +90,6 @@ def keep_real_pictures(cfg: ConfigDict, folder: Path, source: data.Source) -> No
     if cfg.data.name == "latents":
         return
     wanted = cfg.sample.num if "sample" in cfg else MOST_SHOWN
-    images, _ = take_labelled(source, min(wanted, MOST_SHOWN, len(source)))
-    save_png(tile(images), folder / SHOWN_REAL)
+    found = [one["image"][0] for one in take_each(source, min(wanted, MOST_SHOWN, len(source)))]
+    same = np.stack([image for image in found if image.shape == found[0].shape])
+    save_png(tile(data.to_float(same, source.levels)), folder / SHOWN_REAL)

@@ -28,6 +28,7 @@ PARAMETERS = {
     "controlnet:sd15_canny_adapter": 77_369_280,
     "controlnet:sdxl_canny_adapter": 79_028_160,
     "controlnet:sd15_canny": 361_279_120,
+    "controlnet:sd15_canny_lora": 18_427_088,
     "controlnet:sd15_canny_unlocked": 872_087_124,
     "controlnet:sd15_seg": 361_279_120,
     "controlnet:sd21_canny": 364_228_240,
