@@ -327,6 +327,9 @@ def _open_old(source: Path) -> tuple[object, Read]:
     """
     machine = Machine()
     with source.open("rb") as file:
+        if file.read(4) == b"PK\x03\x04":  # whose first letter is an instruction, too
+            raise Damaged("the directory of the archive is missing")
+        file.seek(0)
         if machine.run(file) != _MAGIC or machine.run(file) != _PROTOCOL:
             raise Damaged("it has another format")
         system = machine.run(file)

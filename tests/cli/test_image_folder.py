@@ -70,6 +70,14 @@ _VALUES = {
     bool: st.booleans(),
     tuple[str, ...]: st.lists(_TEXT, max_size=3).map(tuple),
 }
+# Options that take few values.
+_GIVEN: dict = {"timesteps": "999,749.5,0", "sigmas": "14.6,3.1,0", "freeu": "1.5,1.6,0.9,0.2"}
+_GIVEN |= {"pag_layers": "mid_block,up_blocks.0", "image_guidance": 1.5}
+_GIVEN |= {
+    f"{sign}{name}": "8,9"
+    for sign in ("", "negative_")
+    for name in ("original_size", "crop", "target_size")
+}
 
 
 @st.composite
@@ -85,6 +93,8 @@ def _options(draw):
             value = st.sampled_from(
                 sorted(generate.SAMPLERS if name == "sampler" else generate.GRIDS)
             )
+        if name in _GIVEN:
+            value = st.just(_GIVEN[name])
         if getattr(DEFAULTS, name) is None:
             value |= st.none()
         values[name] = draw(value)

@@ -248,6 +248,9 @@ ARCHIVES = {
     ),
     "a directory that is elsewhere": (WHOLE[:-6] + b"\xf0\xff\0\0\0\0", "no complete file"),
     "no directory": (WHOLE[:-22], "no complete file"),
+    "no directory, and a line break in the first header's time": (
+        WHOLE[:10] + b"\n\n" + WHOLE[12:-22], "no complete file"
+    ),
     "headers of members overwritten": (
         changed(WHOLE, b"PK\x03\x04", b"XXXX"), "no complete file"
     ),
