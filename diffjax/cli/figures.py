@@ -20,6 +20,12 @@ EXPLANATIONS = {
     "best",
     "coverage": "share of real pictures that have a sample nearby: variety, 0 to 1",
     "class_accuracy": "share of samples in which the classifier sees the class that was asked for",
+    "texture_distance": "Fréchet distance in the energies of small fixed filters, in squared grey "
+    "levels; it sees noise and blur, which the classifier looks past; 0 is best",
+    "texture_features": "the filters, and their version",
+    "background_rms": "by how many of 255 grey levels samples miss a background that real pictures "
+    "agree on; 0 is best",
+    "sampler": "the solver that drew the samples",
     "num": "samples that were measured",
     "num_reference": "real pictures that they were compared with",
     "features": "the classifier, and its version",
@@ -34,6 +40,10 @@ EXPLANATIONS = {
     "matched_gaussian": "distance of pictures with the right mean and covariance of pixels, and "
     "nothing else",
     "untrained_network": "distance of samples that the network drew before training",
+    "texture_real_floor": "the texture distance between two sets of real pictures",
+    "texture_matched_gaussian": "the texture distance of pictures with the right mean and "
+    "covariance of pixels",
+    "texture_untrained_network": "the texture distance of samples before training",
     # measured of test pictures
     "bits_per_dim": "bound on the bits that a pixel of a test picture costs; lower is better",
     "bits_per_dim_se": "its standard error",
