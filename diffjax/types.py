@@ -262,6 +262,10 @@ class Sampler(NamedTuple):
     start: Callable[[Array], Array] | None = None
 
 
+# What `Task.loss` returns.
+LossAndState: TypeAlias = tuple[Array, tuple[Statistics, dict[str, Array]]]
+
+
 class Task(NamedTuple):
     """All that the trainer knows of an experiment.
 
@@ -273,7 +277,7 @@ class Task(NamedTuple):
     """
 
     init: Callable[..., tuple[Params, Statistics]]
-    loss: Callable[..., tuple[Array, tuple[Statistics, dict[str, Array]]]]
+    loss: Callable[..., LossAndState]
 
 
 def expand(value: ArrayLikeT, like: Array) -> ArrayLikeT:

@@ -82,7 +82,7 @@ def make_card(
 def _find_kind(cfg: ConfigDict, whole: bool) -> str:
     kind = find_task_kind(cfg)
     if whole:
-        if cfg.task == "concept":
+        if kind.learns_word:
             return "concept"
         return "control" if kind.takes_hints else "lora" if kind.trains_beside else "whole"
     return "diffusion" if cfg.task == "diffusion" else "other"

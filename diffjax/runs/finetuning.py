@@ -185,12 +185,10 @@ def choose_initial(
         trained with it. None if the task initialises its parameters itself: without a published
         model, or if it trains adapters or a ControlNet.
     """
-    path = find_model_path(cfg)
-    if cfg.task == "concept" and not cfg.concept.initial:
-        return None
-    if cfg.task == "concept":
+    path, kind = find_model_path(cfg), find_task_kind(cfg)
+    if kind.learns_word:
         return choose_rows(cfg, make_tokenizers(cfg, folder), frozen or {})
-    if not path or path == RANDOM or find_task_kind(cfg).trains_beside:
+    if not path or path == RANDOM or kind.trains_beside:
         return None
     unet, encoders = split_encoders(like)
     nets = make_clips(cfg)

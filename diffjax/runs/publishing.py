@@ -61,14 +61,15 @@ def publish(
         ConfigError: diffusers has no such network, or the model that the other parts come from is
             not there any more.
     """
-    if find_task_kind(cfg).takes_hints:
+    task = find_task_kind(cfg)
+    if task.takes_hints:
         kind = save_control_network(cfg, state.ema, out, (frozen or {}).get("base", {}))
         return f"a {kind} in {out}; diffjax generate --control={out}:IMAGE"
-    if cfg.task == "concept":
+    if task.learns_word:
         out.mkdir(parents=True, exist_ok=True)
         save_word(out / WORD_FILE, state.ema, cfg.concept.word)
         return f"a word in {out}; diffjax generate --concept={out / WORD_FILE}:{cfg.concept.word}"
-    if find_task_kind(cfg).trains_beside:
+    if task.trains_beside:
         out.mkdir(parents=True, exist_ok=True)
         save_lora(out / LORA_FILE, state.ema, scale=compute_scale(cfg.lora))
         return f"an adapter in {out}; diffjax generate --lora={out / LORA_FILE}"

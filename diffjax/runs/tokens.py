@@ -42,6 +42,7 @@ from diffjax.pretrained.tokenizers import (
 from diffjax.runs.batches import NOISE
 from diffjax.runs.loading import load_unchecked
 from diffjax.runs.record import is_trained
+from diffjax.tasks import find_task_kind
 from diffjax.train import hosts
 from diffjax.types import ConfigError
 
@@ -110,7 +111,7 @@ def make_tokenizers(cfg: ConfigDict, folder: Path | None = None) -> Tokenizers:
         ValueError, OSError: captions or files cannot be read.
     """
     found = _make_plain_tokenizers(cfg, folder)
-    return _add_word(cfg, found) if cfg.task == "concept" else found
+    return _add_word(cfg, found) if find_task_kind(cfg).learns_word else found
 
 
 def _add_word(cfg: ConfigDict, found: Tokenizers) -> Tokenizers:
@@ -285,7 +286,7 @@ def check_captions(cfg: ConfigDict, source: data.Source) -> None:
     """
     if source.captions is None and (uses_own_words(cfg) or "model" in cfg):
         raise ConfigError(f"{cfg.data.name} has no captions; captioned_folder and shapes do")
-    if cfg.task == "concept" and source.captions is not None:
+    if find_task_kind(cfg).learns_word and source.captions is not None:
         word, texts = cfg.concept.word, source.captions(np.arange(min(len(source), MOST_READ)))
         if not any(word.lower() in text.lower() for text in texts):
             raise ConfigError(

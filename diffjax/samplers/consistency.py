@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffjax.samplers.affine import Entry, Terms, affine
-from diffjax.types import Grid, Sampler
+from diffjax.types import Array, Grid, Sampler
+
+SIGMA_DATA = 0.5  # of the boundary condition, where the caller says nothing
 
 
 def consistency() -> Sampler:
@@ -24,22 +26,37 @@ def consistency() -> Sampler:
     return affine(table)
 
 
-def lcm(*, sigma_data: float = 0.5, timestep_scaling: float = 10.0) -> Sampler:
-    """Make multistep latent consistency sampling (Luo et al. 2023, algorithm 3).
+def weigh_boundary(
+    t: Array, *, sigma_data: float = SIGMA_DATA, timestep_scaling: float = 10.0
+) -> tuple[Array, Array]:
+    """Return c_skip and c_out of ``f = c_skip z + c_out x``, so that f is z at t = 0.
 
-    ``f = c_skip z + c_out x``, then ``z' = alpha' f + sigma' noise``, with
-    ``c_skip = sd^2 / (s^2 + sd^2)`` and ``c_out = s / sqrt(s^2 + sd^2)``. The last step returns f.
+    ``c_skip = sd^2 / (s^2 + sd^2)`` and ``c_out = s / sqrt(s^2 + sd^2)``.
 
     Args:
-        sigma_data: sd of the boundary condition.
+        t: timesteps of any shape.
+        sigma_data: sd.
         timestep_scaling: s is the timestep times this number.
+    """
+    scaled = t * timestep_scaling
+    square = scaled**2 + sigma_data**2
+    return sigma_data**2 / square, scaled / square**0.5
+
+
+def lcm(*, sigma_data: float = SIGMA_DATA, timestep_scaling: float = 10.0) -> Sampler:
+    """Make multistep latent consistency sampling (Luo et al. 2023, algorithm 3).
+
+    ``f = c_skip z + c_out x``, then ``z' = alpha' f + sigma' noise``. The last step returns f.
+
+    Args:
+        sigma_data, timestep_scaling: of c_skip and c_out, see `weigh_boundary`.
     """
 
     def table(grid: Grid) -> Sequence[Entry]:
         t, alpha, sigma, _ = grid.levels
-        scaled = np.asarray(t) * timestep_scaling
-        skip = sigma_data**2 / (scaled**2 + sigma_data**2)
-        out = scaled / np.sqrt(scaled**2 + sigma_data**2)
+        skip, out = weigh_boundary(
+            np.asarray(t), sigma_data=sigma_data, timestep_scaling=timestep_scaling
+        )
         last = len(t) - 2
         return [
             (i, {0: {0: a * skip[i], "x": a * out[i], "noise": sigma[i + 1] * (i < last)}})

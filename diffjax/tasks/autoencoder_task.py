@@ -21,7 +21,7 @@ from diffjax.nets.autoencoder import Autoencoder, Posterior, Quantized, VQModel
 from diffjax.nets.discriminator import PatchGAN
 from diffjax.nets.initialisation import initialise
 from diffjax.nets.perceptual import LPIPS, classifier_distance
-from diffjax.types import Array, Frozen, Params, Statistics, Task, choose
+from diffjax.types import Array, Frozen, LossAndState, Params, Statistics, Task, choose
 
 PIXEL_LOSSES = {"l1": jnp.abs, "l2": jnp.square}
 PERCEPTUAL = ("lpips", "classifier", "none")
@@ -143,7 +143,7 @@ class _FirstStage(NamedTuple):
         key: jax.Array,
         step: Array,
         batch: Batch,
-    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
+    ) -> LossAndState:
         """See `Task.loss`."""
         x, stop = batch["image"], jax.lax.stop_gradient
         own = {k: v for k, v in params.items() if k != "discriminator"}

@@ -19,7 +19,7 @@ from diffjax.nets.initialisation import initialise
 from diffjax.nets.noisy_classifier import NoisyClassifier
 from diffjax.nets.unet import require_unet
 from diffjax.tasks.diffusion_task import make_times
-from diffjax.types import Array, Frozen, Level, Params, Statistics, Task, expand
+from diffjax.types import Array, Frozen, Level, LossAndState, Params, Statistics, Task, expand
 
 
 def make_noisy_classifier(config: ConfigDict, classes: int) -> NoisyClassifier:
@@ -73,7 +73,7 @@ def make_noisy_classifier_task(
         key: jax.Array,
         step: Array,
         batch: Mapping[str, Array],
-    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
+    ) -> LossAndState:
         x, label = batch["image"], batch["label"]
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         t, importance = times.draw(time_key, extra["times"], x.shape[0])

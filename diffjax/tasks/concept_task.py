@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 
 from diffjax.model import Model
 from diffjax.model.condition import TABLE, make_clips
+from diffjax.tasks.beside_task import train_beside
 from diffjax.tasks.diffusion_task import make_task
-from diffjax.types import Array, Frozen, Params, Statistics, Task
+from diffjax.types import Frozen, Params, Task
 
 ROWS = "embedding"  # the entry with the rows of a text encoder
 
@@ -44,25 +45,11 @@ def make_concept_task(
         )
     inner = make_task(config, image_shape, levels, num_classes)
 
-    def init(
-        key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
-    ) -> tuple[Params, Statistics]:
-        _, extra = inner.init(key, frozen, batch)
+    def start(key: jax.Array, fresh: Params, frozen: Frozen) -> Params:
         tables = {name: frozen[name][TABLE]["embedding"] for name in names}
-        rows = {k: {ROWS: jnp.tile(v.mean(0, jnp.float32), (count, 1))} for k, v in tables.items()}
-        return rows, {**extra, **frozen.get("statistics", {})}
+        return {k: {ROWS: jnp.tile(v.mean(0, jnp.float32), (count, 1))} for k, v in tables.items()}
 
-    def loss(
-        params: Params,
-        frozen: Frozen,
-        extra: Statistics,
-        key: jax.Array,
-        step: Array,
-        batch: Mapping[str, Array],
-    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
-        return inner.loss(join_rows(params, frozen), frozen, extra, key, step, batch)
-
-    return Task(init, loss)
+    return train_beside(inner, start, lambda params, frozen, _: join_rows(params, frozen))
 
 
 def join_rows(params: Params, frozen: Frozen) -> Params:

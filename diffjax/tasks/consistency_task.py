@@ -10,19 +10,27 @@ The distance d is pseudo-Huber, ``sqrt(|a - b|^2 + c^2) - c`` by element.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffjax import lora
+from diffjax import guidance, lora
 from diffjax.losses import draw_noise
 from diffjax.model import Model, encode, make_model, predict
+from diffjax.samplers.consistency import weigh_boundary
 from diffjax.tasks.lora_task import compute_scale, make_lora_task
-from diffjax.types import Array, Cond, Frozen, Level, Params, Statistics, Task, expand
-
-SIGMA_DATA = 0.5  # of the boundary condition, as `diffjax.samplers.consistency.lcm` has it
+from diffjax.types import (
+    Array,
+    Batch,
+    Cond,
+    Frozen,
+    Level,
+    LossAndState,
+    Params,
+    Statistics,
+    Task,
+    expand,
+)
 
 
 def make_consistency_task(
@@ -58,8 +66,8 @@ def make_consistency_task(
         extra: Statistics,
         key: jax.Array,
         step: Array,
-        batch: Mapping[str, Array],
-    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
+        batch: Batch,
+    ) -> LossAndState:
         x, extra = model.space.enter(frozen, extra, jax.random.fold_in(key, 5), batch)
         teacher = model._replace(params=frozen["base"], frozen=frozen, statistics=extra)
         student = teacher._replace(params=lora.merge(frozen["base"], params, factor))
@@ -122,17 +130,14 @@ def _step_guided(
     ``x_c + w (x_c - x_u)`` is guidance of scale ``1 + w`` in the terms of `diffjax.guidance`.
     """
     said, silent = (predict(teacher, z, levels[0], cond)[1] for cond in conds)
-    w = expand(scale, z)
-    x, eps = (a + w * (a - b) for a, b in ((said.x, silent.x), (said.eps, silent.eps)))
-    return expand(levels[1].alpha, z) * x + expand(levels[1].sigma, z) * eps
+    guided = guidance.cfg(said, silent, 1 + scale, z, levels[0])
+    return expand(levels[1].alpha, z) * guided.x + expand(levels[1].sigma, z) * guided.eps
 
 
 def _apply(
     student: Model, z: Array, level: Level, cond: Cond, scaling: float, *, train: bool = False
 ) -> Array:
     """Evaluate the consistency function, ``c_skip z + c_out x_hat``."""
-    scaled = level.t * scaling
-    skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
-    out = scaled / jnp.sqrt(scaled**2 + SIGMA_DATA**2)
+    skip, out = weigh_boundary(level.t, timestep_scaling=scaling)
     x = predict(student, z, level, cond, train=train)[1].x
     return expand(skip, z) * z + expand(out, z) * x

@@ -28,9 +28,10 @@ from diffjax.model import ControlNetwork, Model, make_control_network, make_mode
 from diffjax.model.control_networks import HINT
 from diffjax.nets.controlnet import copy_base
 from diffjax.nets.unet import UNet
+from diffjax.tasks.beside_task import train_beside
 from diffjax.tasks.diffusion_task import make_task
 from diffjax.tasks.lora_task import compute_scale
-from diffjax.types import Array, Cond, Frozen, Params, Statistics, Task
+from diffjax.types import Array, Batch, Cond, Frozen, Params, Task
 
 DECODER = ("up_blocks.", "conv_norm_out", "conv_out")  # what an unlocked base trains
 NET = "control"  # the entry of the parameters that holds the ControlNet's
@@ -102,30 +103,19 @@ def make_controlnet_task(
     network = ControlledNetwork(cast(UNet, base), control)
     inner = make_task(config, image_shape, levels, num_classes, wrap=lambda _: network)
 
-    def init(
-        key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
-    ) -> tuple[Params, Statistics]:
-        fresh, extra = inner.init(key, frozen, batch)
+    def start(key: jax.Array, fresh: Params, frozen: Frozen) -> Params:
         params = {NET: copy_base(fresh[NET], frozen["base"])}
         if "lora" in config:
             params = _draw_adapters(config, params[NET], frozen["base"], key)
         if section.train_decoder:
             params["decoder"] = jax.tree.map(jnp.copy, select_decoder(frozen["base"]))
-        return params, {**extra, **frozen.get("statistics", {})}
+        return params
 
-    def loss(
-        params: Params,
-        frozen: Frozen,
-        extra: Statistics,
-        key: jax.Array,
-        step: Array,
-        batch: Mapping[str, Array],
-    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
+    def join(params: Params, frozen: Frozen, batch: Batch) -> Params:
         net = join_network(config, params, frozen["base"])
-        joined = {**_merge_decoder(params, frozen), NET: net, HINT: batch[HINT]}
-        return inner.loss(joined, frozen, extra, key, step, batch)
+        return {**_merge_decoder(params, frozen), NET: net, HINT: batch[HINT]}
 
-    return Task(init, loss)
+    return train_beside(inner, start, join)
 
 
 def _draw_adapters(

@@ -28,6 +28,7 @@ from diffjax.types import (
     Cond,
     Frozen,
     Level,
+    LossAndState,
     Module,
     Params,
     Prediction,
@@ -173,7 +174,7 @@ class _Objective(NamedTuple):
         key: jax.Array,
         step: Array,
         batch: Mapping[str, Array],
-    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
+    ) -> LossAndState:
         """See `Task.loss`."""
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         if self.dequantize:

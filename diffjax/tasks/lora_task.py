@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from diffjax import lora
 from diffjax.model import Model
 from diffjax.model.condition import ENCODERS, make_clips
+from diffjax.tasks.beside_task import train_beside
 from diffjax.tasks.diffusion_task import make_task
-from diffjax.types import Array, Frozen, Params, Statistics, Task
+from diffjax.types import Batch, Frozen, Params, Task
 
 
 def compute_scale(section: ConfigDict) -> float:
@@ -51,10 +52,7 @@ def make_lora_task(
     if section.text_targets and not names:
         raise ValueError("lora.text_targets needs published text encoders: cond.context=clip")
 
-    def init(
-        key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
-    ) -> tuple[Params, Statistics]:
-        _, extra = inner.init(key, frozen, batch)  # whose parameters nobody computes under jit
+    def start(key: jax.Array, fresh: Params, frozen: Frozen) -> Params:
         targets = tuple(section.targets)
         adapters = lora.init(key, frozen["base"], rank=section.rank, targets=targets)
         targets = tuple(section.text_targets)
@@ -64,20 +62,12 @@ def make_lora_task(
             )
             for k, name in enumerate(names)
         }
-        return {**adapters, **texts}, {**extra, **frozen.get("statistics", {})}
+        return {**adapters, **texts}
 
-    def loss(
-        params: Params,
-        frozen: Frozen,
-        extra: Statistics,
-        key: jax.Array,
-        step: Array,
-        batch: Mapping[str, Array],
-    ) -> tuple[Array, tuple[Statistics, dict[str, Array]]]:
-        joined = lora.merge(_join_encoders(params, frozen), params, factor)
-        return inner.loss(joined, frozen, extra, key, step, batch)
+    def join(params: Params, frozen: Frozen, batch: Batch) -> Params:
+        return lora.merge(_join_encoders(params, frozen), params, factor)
 
-    return Task(init, loss)
+    return train_beside(inner, start, join)
 
 
 def _join_encoders(params: Params, frozen: Mapping[str, Params]) -> Params:

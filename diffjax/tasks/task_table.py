@@ -36,6 +36,7 @@ class TaskKind(NamedTuple):
         reads_labels: whether the task needs labelled data.
         reconstructs: whether the task trains an autoencoder, which is measured by what it
             reconstructs.
+        learns_word: whether a new word is what is trained (``config.concept``).
     """
 
     make: Callable[[ConfigDict, Shape, int, int], Task]
@@ -44,6 +45,7 @@ class TaskKind(NamedTuple):
     takes_hints: bool = False
     reads_labels: bool = False
     reconstructs: bool = False
+    learns_word: bool = False
 
 
 def _assemble_plain(config: ConfigDict, model: Model, params: Params, frozen: Frozen) -> Model:
@@ -58,7 +60,9 @@ TASKS: dict[str, TaskKind] = {
     ),
     "lora": TaskKind(make_lora_task, assemble_adapted, trains_beside=True),
     "consistency": TaskKind(make_consistency_task, assemble_adapted, trains_beside=True),
-    "concept": TaskKind(make_concept_task, assemble_with_word, trains_beside=True),
+    "concept": TaskKind(
+        make_concept_task, assemble_with_word, trains_beside=True, learns_word=True
+    ),
     "autoencoder": TaskKind(make_autoencoder_task, None, reconstructs=True),
     "classifier": TaskKind(make_noisy_classifier_task, None, reads_labels=True),
 }
