@@ -21,7 +21,17 @@ from diffjax.model.build import (
 from diffjax.model.condition import UNCONDITIONAL, Condition, make_condition, make_label_condition
 from diffjax.model.control_networks import ControlNetwork, apply_control, make_control_network
 from diffjax.model.image_maker import ImageInputs, ImageMaker, draw
-from diffjax.model.model import Arrays, Model, Steering, denoiser, encode, film, predict, sample
+from diffjax.model.model import (
+    Arrays,
+    Model,
+    Steering,
+    decode_samples,
+    denoiser,
+    encode,
+    film,
+    predict,
+    sample,
+)
 from diffjax.model.space import Space, make_autoencoder, make_pixel_space, make_space
 
 __all__ = [
@@ -35,6 +45,7 @@ __all__ = [
     "Space",
     "Steering",
     "apply_control",
+    "decode_samples",
     "denoiser",
     "draw",
     "encode",

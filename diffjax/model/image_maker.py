@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffjax import grids, samplers
-from diffjax.model.model import PLAIN, Arrays, Model, Steering, film, sample
+from diffjax.model.model import PLAIN, Arrays, Model, Steering, decode_samples, film, sample
 from diffjax.train.sharding import make_batch_sharding, make_mesh, make_replicated_sharding, place
 from diffjax.types import Array, ArrayLike, Cond, Rows, Sampler
 
@@ -26,7 +26,7 @@ Compiled: TypeAlias = dict[tuple[object, ...], Callable[..., tuple[Array, Array 
 SHORTEST = 64  # rows that a plan is padded to at least, so that few lengths are compiled
 FRAMES, FILMED = 9, 2  # frames of a film, and the images that are in it
 
-# Called with the frames of the first images, see `film`.
+# Called with the frames of the first images, see `ImageMaker`.
 OnFilm: TypeAlias = Callable[[np.ndarray], None]
 
 
@@ -100,8 +100,8 @@ class ImageMaker:
             strengths: of the control networks, each by row of `pad_rows`.
             batch_size: images at a time; it is raised to a multiple of the number of devices.
             progress: title of the progress bar.
-            on_film: called once with the way from noise to picture of the first images, as
-                `diffjax.model.film` returns it: (2, `FRAMES`, at most `FILMED`, H, W, C).
+            on_film: called once with the way from noise to picture of the first images,
+                (2, `FRAMES`, at most `FILMED`, H, W, C): what `diffjax.model.film` keeps, decoded.
 
         Returns:
             (N, H, W, C) float32 in [-1, 1].
@@ -119,15 +119,30 @@ class ImageMaker:
             own, cond, hints = place((keys[start : start + size], inputs.cond, inputs.hints), split)
             made, frames = run(self.model.arrays, own, cond, hints, padded, n, scale, strengths)
             done.append(np.asarray(made))
-            if on_film is not None and start == 0:
-                on_film(np.asarray(frames)[:, :, :num])
+            if on_film is not None and frames is not None and start == 0:
+                on_film(self._decode(frames[:, :, :num]))
         return np.concatenate(done)[:num]
+
+    def _describe(self) -> Model:
+        """Return the model without its arrays, which compiled programs get as arguments."""
+        return self.model._replace(params=None, frozen=None, statistics=None, adapters=())
+
+    def _decode(self, frames: Array) -> np.ndarray:
+        """Decode the frames of a film; only the first batch has one that is shown."""
+        described = self._describe()
+
+        def decode(arrays: Arrays, x: Array) -> Array:
+            return decode_samples(described.with_arrays(arrays), x)
+
+        run = jax.jit(decode, out_shardings=make_replicated_sharding(self.mesh))
+        images = np.asarray(run(self.model.arrays, frames.reshape(-1, *frames.shape[3:])))
+        return images.reshape(*frames.shape[:3], *images.shape[1:])
 
     def _compile(self, sampler: Sampler, filmed: bool) -> Callable[..., tuple[Array, Array | None]]:
         """Compile the sampling of a batch with a solver, unless that has been done already."""
         key = (sampler.init, sampler.step, sampler.start, self.steering, filmed)
         if key not in self.compiled:
-            described = self.model._replace(params=None, frozen=None, statistics=None, adapters=())
+            described = self._describe()
 
             def draw(
                 arrays: Arrays,

@@ -258,7 +258,7 @@ def sample(
     """
     model, noise, denoise = _prepare(model, cond, keys, scale, hints, strengths, steering)
     x = samplers.sample(noise, denoise, sampler, samplers.prior(noise, rows, sampler), rows, n=n)
-    return _show(model, x)
+    return decode_samples(model, x)
 
 
 def film(
@@ -286,21 +286,20 @@ def film(
         shown: number of images whose way is shown.
 
     Returns:
-        The images (B, H, W, C), and the frames (2, F, shown, H, W, C), both in [-1, 1]. First come
-        the states, then the predictions of x that led to them, which are 0 before the first row.
+        The images (B, H, W, C) in [-1, 1], and the frames (2, F, shown, h, w, c) in the space of
+        the model, which `decode_samples` makes images of. First come the states, then the
+        predictions of x that led to them, which are 0 before the first row.
     """
     model, noise, denoise = _prepare(model, cond, keys, scale, hints, strengths, steering)
     z = samplers.prior(noise, rows, sampler)
-    states, predictions = samplers.trajectory(noise, denoise, sampler, z, rows, at=at)
+    run, states, predictions = samplers.follow(noise, denoise, sampler, z, rows, at=at, shown=shown)
     before = jnp.maximum(at - 1, 0)
     level = jax.tree.map(
         lambda first, after: jnp.where(at == 0, first[0], jnp.asarray(after)[before]),
         *(rows.level, rows.next),
     )
     size = jnp.maximum(jnp.hypot(level.alpha, level.sigma), 1).reshape(-1, *(1,) * z.ndim)
-    some = jnp.stack([(states / size)[:, :shown], predictions[:, :shown]])
-    frames = _show(model, some.reshape(-1, *z.shape[1:]))
-    return _show(model, states[-1]), frames.reshape(*some.shape[:3], *frames.shape[1:])
+    return decode_samples(model, run.z), jnp.stack([states / size, predictions])
 
 
 def _prepare(
@@ -342,8 +341,8 @@ def _prepare(
     return model, samplers.image_noise(keys, model.space.shape), denoise
 
 
-def _show(model: Model, x: Array) -> Array:
-    """Turn samples of the model's space into images (B, H, W, C) in [-1, 1]."""
+def decode_samples(model: Model, x: Array) -> Array:
+    """Decode samples (B, h, w, c) of the model's space to images (B, H, W, C) in [-1, 1]."""
     return jnp.clip(model.space.leave(model.frozen or {}, model.statistics or {}, x), -1, 1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -238,6 +238,30 @@ def trajectory(
     Returns:
         Two arrays (F, B, H, W, C).
     """
+    return follow(noise, denoise, sampler, z, rows, n=n, at=at)[1:]
+
+
+def follow(
+    noise: Noise,
+    denoise: Denoiser,
+    sampler: Sampler,
+    z: Array,
+    rows: Rows,
+    *,
+    n: Index | None = None,
+    at: ArrayLike | None = None,
+    shown: int | None = None,
+) -> tuple[Run, Array, Array]:
+    """Run a sampler, and keep the way of the first images; traceable.
+
+    Other arguments are those of `trajectory`.
+
+    Args:
+        shown: number of images whose way is kept; None for all.
+
+    Returns:
+        The run at its end, and two arrays (F, shown, H, W, C) as of `trajectory`.
+    """
     counts = jnp.arange(1, len(rows.level.t) + 1) if at is None else jnp.asarray(at)
 
     def body(
@@ -246,12 +270,13 @@ def trajectory(
         run, states, predictions = carry
         before = jnp.where(k == 0, 0, counts[k - 1])
         run = advance(noise, denoise, sampler, run, rows, before, counts[k])
-        return run, states.at[k].set(run.z), predictions.at[k].set(run.x)
+        x = cast(jax.Array, run.x)  # which a run that is watched has
+        return run, states.at[k].set(run.z[:shown]), predictions.at[k].set(x[:shown])
 
-    empty = jnp.zeros((len(counts), *z.shape), z.dtype)
+    empty = jnp.zeros((len(counts), *z[:shown].shape), z.dtype)
     start = begin(sampler, z, rows, watch=True)
     last = len(counts) if n is None else n
-    return jax.lax.fori_loop(0, last, body, (start, empty, empty))[1:]
+    return jax.lax.fori_loop(0, last, body, (start, empty, empty))
 
 
 @dataclasses.dataclass
