@@ -12,6 +12,7 @@ from experiments.reproductions.all_pipelines import KEPT
 from experiments.reproductions.claims import Claim, format_training, read_file
 from experiments.reproductions.personal_scenes import COLUMNS, list_requests
 from experiments.reproductions.pieces import Piece
+from experiments.reproductions.plotting import label_rows
 from experiments.reproductions.verdicts import Effect, estimate_share, judge_range
 
 # The config file with the variants for large models.
@@ -48,7 +49,7 @@ def _draw(name: str, kind: str, *flags: str, model: str = KEPT) -> tuple[tuple[s
 def _keep(*names: str) -> dict[str, str]:
     """List the files that are kept of sets of pictures."""
     found = {f"own/{name}.json": f"data/own-{name}.json" for name in names}
-    return found | {f"own/{name}.png": f"own-{name}.png" for name in names}
+    return found | {f"own/{name}.png": f"data/sheets/own-{name}.png" for name in names}
 
 
 def _make_piece(name: str, minutes: float, folders: tuple[str, ...], *flags: str) -> Piece:
@@ -177,17 +178,34 @@ def _format_row(data: Path, name: str) -> str:
     return f"| {name} | {' | '.join(f'{found[k]:.2f}' for k in keys)} | {found['pictures']} |"
 
 
+def _list_sets() -> dict[str, str]:
+    """List the sets of pictures in their order: what was asked for, by name."""
+    found = {"plain": "plain", "adapted-before": "exchanged", "subject-before": "subject"}
+    for name, (kind, _) in TRAININGS.items():
+        found |= {f"{name}-after": kind, f"{name}-plain": "plain"}
+    return found | {"edit-before": "edits", "edit-after": "edits"}
+
+
+def draw_plots(data: Path) -> None:
+    """Write the prompts beside the rows of the sheets of pictures.
+
+    Args:
+        data: folder of the files that the pieces left; pictures are written beside it.
+    """
+    for name, kind in _list_sets().items():
+        rows = [one.prompt for one in list_requests(kind)]
+        source = data / "sheets" / f"own-{name}.png"
+        label_rows(source, data.parent / source.name, rows, "columns: seeds")
+
+
 def format_page(data: Path) -> str:
     """Format the page as Markdown, without the claims.
 
     Args:
         data: folder of the files that the pieces left.
     """
-    names = ("plain", "adapted-before", "subject-before")
-    names += tuple(f"{one}-{kind}" for one in TRAININGS for kind in ("after", "plain"))
-    names += ("edit-before", "edit-after")
     variants = VARIANTS | {"edit": "shapes_edit"}
-    rows = "\n".join(_format_row(data, name) for name in names)
+    rows = "\n".join(_format_row(data, name) for name in _list_sets())
     how = "\n".join(
         f"- {name}: `{variant}`, "
         + ", ".join(
