@@ -55,7 +55,7 @@ $(VENV)/.installed: setup.py constraints.txt
 .venv-docs/.installed: setup.py constraints.txt
 	$(call install,.venv-docs,docs)
 
-demo: venv ## train, sample, evaluate and report on small digits (5 to 9 minutes on 2 cores)
+demo: venv ## train, sample, evaluate and report on small digits (4 to 9 minutes on 2 cores)
 	$(BIN)/python -m experiments.train $(RUN)
 	$(BIN)/python -m experiments.sample $(RUN)
 	$(BIN)/python -m experiments.evaluate $(RUN)
