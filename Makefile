@@ -55,6 +55,8 @@ $(VENV)/.installed: setup.py constraints.txt
 .venv-docs/.installed: setup.py constraints.txt
 	$(call install,.venv-docs,docs)
 
+# On Linux this puts memory in huge pages: an eighth less time for a training step on CPUs.
+demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: venv ## train, sample, evaluate and report on small digits (4 to 9 minutes on 2 cores)
 	$(BIN)/python -m experiments.train $(RUN)
 	$(BIN)/python -m experiments.sample $(RUN)
