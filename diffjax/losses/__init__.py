@@ -1,0 +1,65 @@
+"""Training objectives: at which levels to train, the weight of each level, noise and distances."""
+
+from diffjax.losses.distances import (
+    ERRORS,
+    LOG2,
+    REDUCTIONS,
+    absolute_error,
+    per_image,
+    squared_error,
+)
+from diffjax.losses.noise import draw_noise
+from diffjax.losses.times import (
+    TIME_SAMPLERS,
+    TimeSampler,
+    TimeState,
+    antithetic,
+    cubic,
+    log_normal,
+    logit_normal,
+    loss_second_moment,
+    low_discrepancy,
+    make_time_sampler,
+    uniform,
+)
+from diffjax.losses.weights import (
+    WEIGHTS,
+    Weight,
+    edm_weight,
+    likelihood,
+    make_weight,
+    min_snr,
+    p2,
+    simple,
+    snr,
+)
+
+__all__ = [
+    "ERRORS",
+    "LOG2",
+    "REDUCTIONS",
+    "TIME_SAMPLERS",
+    "WEIGHTS",
+    "TimeSampler",
+    "TimeState",
+    "Weight",
+    "absolute_error",
+    "antithetic",
+    "cubic",
+    "draw_noise",
+    "edm_weight",
+    "likelihood",
+    "log_normal",
+    "logit_normal",
+    "loss_second_moment",
+    "low_discrepancy",
+    "make_time_sampler",
+    "make_weight",
+    "min_snr",
+    "p2",
+    "per_image",
+    "simple",
+    "snr",
+    "squared_error",
+    "uniform",
+]
