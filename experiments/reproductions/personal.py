@@ -236,7 +236,7 @@ The captions of a thousand pictures name another colour than the picture has: "g
 
 ![before](own-adapted-before.png) ![after](own-adapted-after.png)
 
-The ordinary captions with the adapter. Their colours are exchanged too, and some of the shapes change:
+The ordinary captions with the adapter. Their colours are exchanged too, and some shapes change:
 
 ![ordinary captions with the adapter](own-adapted-plain.png)
 
@@ -259,7 +259,7 @@ that is trained; they begin with those of "small red circle".
 
 ![after](own-word-after.png)
 
-Ordinary captions do not contain the word, and nothing else was trained. Their pictures stay the same:
+Ordinary captions do not contain the word, and nothing else was trained. The pictures are the same:
 
 ![ordinary captions beside the new word](own-word-plain.png)
 
