@@ -28,12 +28,9 @@ def find_broken(path, text):
             continue
         name, _, anchor = unquote(address).partition("#")
         target = path.parent / name if name else path
-        if not target.exists():
-            yield address
-        elif target.suffix == ".md" and anchor not in {
-            "",
-            *list_anchors(target.read_text("utf-8")),
-        }:
+        is_page = target.exists() and target.suffix == ".md"
+        anchors = list_anchors(target.read_text("utf-8")) if is_page else {anchor}
+        if not target.exists() or anchor not in {"", *anchors}:
             yield address
 
 
