@@ -205,20 +205,25 @@ class Machine:
         self._stack.append(value)
 
     def mark(self, _: object) -> None:
+        """Push a mark, which begins a group of values."""
         self._stack.append(_Mark)
 
     def pop(self, _: object) -> None:
+        """Drop the value on top of the stack."""
         self._pop()
 
     def pop_mark(self, _: object) -> None:
+        """Drop the values since the last mark, and the mark."""
         self._group()
 
     def put(self, place: int | str | None) -> None:
+        """Store the top value in the memo, at a place or at the next one."""
         value = self._pop()
         self._stack.append(value)
         self._memo[len(self._memo) if place is None else int(place)] = value
 
     def get(self, place: int) -> None:
+        """Push the value that the memo has at a place."""
         if place not in self._memo:
             raise Damaged("its pickle fetches a value that it has not stored")
         self._stack.append(self._memo[place])
@@ -226,26 +231,32 @@ class Machine:
     # ---- containers ----
 
     def tuple_of(self, count: int) -> None:
+        """Replace the top values by a tuple of them."""
         parts = [self._pop() for _ in range(count)]
         self._stack.append(tuple(reversed(parts)))
 
     def append(self, _: object) -> None:
+        """Append the top value to the list below it."""
         value = self._pop()
         self._top(list, "list").append(value)
 
     def extend(self, _: object) -> None:
+        """Append the values since the last mark to the list below it."""
         values = self._group()
         self._top(list, "list").extend(values)
 
     def set_item(self, _: object) -> None:
+        """Put the top key and value into the dictionary below them."""
         value, key = self._pop(), self._pop()
         self._set(self._top(dict, "dictionary"), key, value)
 
     def set_items(self, _: object) -> None:
+        """Put the keys and values since the last mark into the dictionary below it."""
         values = self._group()
         self._fill(self._top(dict, "dictionary"), values)
 
     def dictionary(self, _: object) -> None:
+        """Replace the keys and values since the last mark by a dictionary."""
         out: dict[object, object] = {}
         self._fill(out, self._group())
         self._stack.append(out)
@@ -281,10 +292,12 @@ class Machine:
     # ---- names and what they build ----
 
     def name(self, argument: str) -> None:
+        """Push what a name stands for; module and name are separated by a space."""
         module, _, name = argument.partition(" ")
         self._name(module, name)
 
     def name_from_stack(self, _: object) -> None:
+        """Push what a name stands for; module and name are the top values."""
         name, module = self._pop(), self._pop()
         if type(name) is not str or type(module) is not str:
             raise Damaged("its pickle has a name that is no text")

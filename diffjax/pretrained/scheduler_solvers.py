@@ -48,6 +48,7 @@ def make_unipc(o: Options, eta: float | None) -> Sampler:
 
 
 def make_stochastic_adams(o: Options, eta: float | None) -> Sampler:
+    """Make SA-Solver (Xue et al. 2023), a predictor and a corrector of any order with noise."""
     return samplers.sa_solver(
         predictor=o["predictor_order"],
         corrector=o["corrector_order"],

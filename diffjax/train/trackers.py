@@ -61,7 +61,7 @@ class TrackedRun(NamedTuple):
     config: dict[str, object]
 
 
-class WandB:
+class WandB(Tracker):
     """Weights & Biases; its files are in the folder wandb of the workdir.
 
     Its x-axis is the metric ``step``, so that steps that come again after a crash or a rollback are
@@ -94,7 +94,7 @@ class WandB:
         self._run.finish()
 
 
-class Trackio:
+class Trackio(Tracker):
     """trackio, which keeps runs on this machine, or where TRACKIO_SPACE_ID or _SERVER_URL say.
 
     It knows runs by their names, so the name ends with the id.

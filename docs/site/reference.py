@@ -11,10 +11,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from docstrings import find_undocumented
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.ext.autodoc.mock import mock
 from sphinx.util import logging
 
 import diffjax
@@ -37,10 +39,16 @@ def list_modules() -> dict[str, bool]:
 
 
 def write_pages(app: Sphinx) -> None:
-    """Write a page for every module, and their index; pages that have not changed are left."""
+    """Write a page for every module, and their index; pages that have not changed are left.
+
+    Names without a docstring would be left out of them silently: they are warned of.
+    """
     folder = Path(app.srcdir) / FOLDER
     folder.mkdir(exist_ok=True)
     names = list_modules()
+    with mock(app.config.autodoc_mock_imports):
+        for name in find_undocumented(names):
+            logger.warning("%s has no docstring", name)
     pages = {"index.rst": _format_index(names)}
     for name, is_package in names.items():
         inside = [other for other in names if other.rpartition(".")[0] == name]

@@ -214,7 +214,7 @@ def format_page(data: Path) -> str:
         )
         for name, variant in variants.items()
     )
-    return f"""Each training begins with [models/small-model](models/small-model):
+    return f"""Each training begins with the folder `docs/results/models/small-model`:
 
 {how}
 
@@ -225,12 +225,20 @@ should be, and all of them. `plain` are six ordinary captions.
 |---|---|---|---|---|---|---|
 {rows}
 
+The ordinary captions before any training:
+
+![ordinary captions before any training](own-plain.png)
+
 ## An adapter (LoRA)
 
 The captions of a thousand pictures name another colour than the picture has: "green" for red,
 "blue" for green, and so on. Rows are six such captions, columns are seeds. Before and after:
 
 ![before](own-adapted-before.png) ![after](own-adapted-after.png)
+
+The ordinary captions with the adapter. Their colours are exchanged too, and some shapes change:
+
+![ordinary captions with the adapter](own-adapted-plain.png)
 
 ## A subject (DreamBooth)
 
@@ -250,6 +258,10 @@ The same four pictures are called "a <thing> at the ...". The three embeddings o
 that is trained; they begin with those of "small red circle".
 
 ![after](own-word-after.png)
+
+Ordinary captions do not contain the word, and nothing else was trained. The pictures are the same:
+
+![ordinary captions beside the new word](own-word-plain.png)
 
 ## Edits by instruction (InstructPix2Pix)
 

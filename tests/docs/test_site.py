@@ -1,10 +1,13 @@
 """The documentation site: formulas, docstrings with tables, and a walk over pages."""
 
 import importlib.util
+import pkgutil
 import sys
 from pathlib import Path
 
 import pytest
+
+import diffjax
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "docs" / "site"
@@ -74,6 +77,38 @@ def test_every_public_module_is_in_the_reference(monkeypatch):
         and not path.stem.endswith(("_command", "_flags"))
     }
     assert missing == set()
+
+
+def list_importable():
+    """Public modules whose packages are installed."""
+    for module in pkgutil.walk_packages(diffjax.__path__, "diffjax."):
+        if "._" in module.name or module.name.endswith(("_command", "_flags")):
+            continue
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:  # of another extra
+            assert not error.name.startswith("diffjax"), module.name
+            continue
+        yield module.name
+
+
+def test_every_public_name_has_a_docstring(monkeypatch):
+    names = list(list_importable())
+    assert len(names) > 100
+    assert load("docstrings", monkeypatch).find_undocumented(names) == []
+
+
+def test_names_without_a_docstring_are_found(tmp_path, monkeypatch):
+    (tmp_path / "bare.py").write_text(
+        "from typing import NamedTuple\n"
+        "class Pair(NamedTuple):\n    a: int\n"
+        "class Good:\n    'It is.'\n    def bad(self): pass\n    def _hidden(self): pass\n"
+        "class Child(Good):\n    'It is.'\n    def setup(self): pass\n"
+        "def f(): pass\ndef _g(): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = load("docstrings", monkeypatch).find_undocumented(["bare"])
+    assert found == ["bare", "bare.Pair", "bare.Good.bad", "bare.f"]
 
 
 def test_formulas_become_mathml_and_unknown_ones_are_warned_of(monkeypatch):

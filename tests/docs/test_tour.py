@@ -1,6 +1,7 @@
 """The chapters of the tour: their code runs and prints what they say."""
 
 import json
+import pkgutil
 import re
 
 import numpy as np
@@ -39,6 +40,15 @@ def test_a_chapter_has_an_exercise_with_an_answer_and_what_people_get_wrong(path
     assert "**Exercise.**" in page and "<summary>Answer</summary>" in page
     assert "## What people get wrong" in page and "$$" in page
     assert all(caption for caption, _ in PICTURE.findall(page)), "for those who do not see it"
+
+
+@pytest.mark.parametrize("path", sorted(run.PAGES.glob("*.md")), ids=lambda p: p.stem)
+def test_the_functions_that_a_chapter_names_exist(path):
+    tables = re.findall(r"^## In the code\n\n(.*?)\n\n", path.read_text("utf-8"), re.M | re.S)
+    names = re.findall(r"(?<!config )`([a-z_]+(?:\.\w+)+)`", "\n".join(tables))
+    assert names or path.stem in ("own_paper", "reproducing"), "it ends with such a table"
+    for name in names:
+        pkgutil.resolve_name(f"diffjax.{name}")
 
 
 def test_another_print_is_refused_and_can_be_written(tmp_path, monkeypatch):
