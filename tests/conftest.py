@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cheap import ONE_LEVEL, SGD
+
 ROOT = Path(__file__).parents[1]
 
 # Tests compile hundreds of small programs once each: compile fast rather than run fast. Child
@@ -60,9 +62,10 @@ def execute():
 
 @pytest.fixture(scope="session")
 def trained_digits(execute, tmp_path_factory):
-    """The workdir of a smoke run of ``ddpm.py:digits``; tests take a copy, see `digits_run`."""
+    """The workdir of a cheap smoke run of ``ddpm.py:digits``; tests take a copy: `digits_run`."""
     folder = tmp_path_factory.mktemp("digits") / "run"
-    execute("train", "--config=configs/ddpm.py:digits,smoke", f"--workdir={folder}")
+    config = "--config=configs/ddpm.py:digits,smoke"
+    execute("train", config, f"--workdir={folder}", *ONE_LEVEL, *SGD)
     return folder
 
 

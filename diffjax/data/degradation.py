@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy import signal
 
 from diffjax.types import choose
 
@@ -183,7 +182,9 @@ def blur(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     size = len(kernel)
     before, after = size - 1 - size // 2, size // 2
     padded = np.pad(x, ((before, after), (before, after), (0, 0)), mode="reflect")
-    made = signal.fftconvolve(padded, kernel[..., None].astype(x.dtype), "valid", axes=(0, 1))
+    from scipy.signal import fftconvolve  # it takes most of a second to import
+
+    made = fftconvolve(padded, kernel[..., None].astype(x.dtype), "valid", axes=(0, 1))
     return np.asarray(made, x.dtype)
 
 

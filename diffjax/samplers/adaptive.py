@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.interpolate import CubicSpline
 
 from diffjax.samplers.affine import to_rows
 from diffjax.types import Array, Denoiser, Grid, Level, Memory, Noise, Rows, Sampler, expand
@@ -106,6 +105,8 @@ def _plan(grid: Grid) -> Rows:
     times = last + near * np.expm1(u * np.log1p((t[0] - last) / near))
     level = grid.at_time(np.clip(times, last, t[0]))
     pair = np.stack([np.asarray(level.alpha), np.asarray(level.sigma)], axis=-1)
+    from scipy.interpolate import CubicSpline  # slow to import, and few samplers need it
+
     powers = CubicSpline(u, pair).c[::-1] * (1 / _CELLS) ** np.arange(4)[:, None, None]
     cubics = np.moveaxis(powers, 0, -1)
     first, end, width = (np.asarray([v]) for v in (t[0], last, near))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from diffjax.config import read_config
 from diffjax.runs import read_image_shape
+from tests.cheap import ONE_LEVEL, SGD
 
 COUNT = 8
 
@@ -35,9 +36,9 @@ def folder(tmp_path):
 SMALL = (
     "--config.train.steps=2", "--config.optim.warmup=0", "--config.train.sample_every=2",
     "--config.train.checkpoint_every=1", "--config.network.channels=8",
-    "--config.network.norm_groups=2", "--config.network.multipliers=(1,)",
-    "--config.network.attention_levels=(0,)", "--config.data.batch_size=2",
+    "--config.network.norm_groups=2", "--config.data.batch_size=2",
     "--config.sample.steps=2", "--config.sample.num=2",
+    *ONE_LEVEL, *SGD,
 )  # fmt: skip
 
 
