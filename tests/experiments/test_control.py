@@ -11,13 +11,14 @@ from PIL import Image
 from diffjax import runs
 from diffjax.config import load_config
 from diffjax.runs.control_examples import measure_hints
+from tests.cheap import SGD
 
 CONFIG = "configs/controlnet.py:fashion_mnist_edges,smoke"
 BASE = "configs/controlnet.py:fashion_mnist_base,smoke"
 
 
 def test_settings_side_by_side(execute, tmp_path):
-    execute("train", f"--config={CONFIG}", f"--workdir={tmp_path}")
+    execute("train", f"--config={CONFIG}", f"--workdir={tmp_path}", *SGD)
     execute("control", f"--workdir={tmp_path}", "--num=3", "--scales=0,1", "--guidance=2")
     settings = json.loads((tmp_path / "control/control.json").read_text())["settings"]
     assert [s["scale"] for s in settings] == [0, 0, 1]

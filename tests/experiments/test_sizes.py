@@ -11,6 +11,7 @@ from diffjax import runs
 from diffjax.cli import run_flags
 from diffjax.config import read_config
 from diffjax.types import ConfigError
+from tests.cheap import SGD
 
 SIZE = (40, 56)
 FLAG = "--config.data.image_size=(40,56)"
@@ -34,7 +35,7 @@ def test_a_folder_trains_samples_and_is_measured(execute, folder, tmp_path):
         "train", "--config=configs/ddpm.py:digits,smoke", f"--workdir={run}", FLAG,
         "--config.data.name=image_folder", f"--config.data.dir={folder}",
         "--config.data.channels=3", "--config.data.num_classes=0",
-        "--config.data.levels=256", "--config.schedule.steps=10",
+        "--config.data.levels=256", "--config.schedule.steps=10", *SGD,
     )  # fmt: skip
     out = run / "images"
     execute("sample", f"--workdir={run}", "--num=3", "--sampler=heun", f"--out={out}")
