@@ -39,7 +39,8 @@ def ncsn() -> ConfigDict:
     config = base()
     config.data.update(name="cifar10", image_size=32, channels=3, num_classes=10, flip=True)
     _levels(config, low=0.02, high=2.0, steps=10)
-    config.parameterization.name = "score"
+    config.network.update(name="refinenet", level_norms=True, initialisation="torch")
+    config.parameterization.update(name="score", score_scale=2.0)  # of pixels in [0, 1]
     config.loss.update(weight="snr", reduction="half_sum")  # sigma^2 |score - target|^2 / 2
     config.data.dequantize = True
     config.optim.update(lr=1e-3, warmup=0, clip=0.0)
@@ -59,7 +60,8 @@ def ncsn_printed() -> ConfigDict:
 def ncsnv2() -> ConfigDict:
     config = ncsn()
     _levels(config, low=0.02, high=100.0, steps=232)
-    config.parameterization.name = "eps"
+    config.network.level_norms = False
+    config.parameterization.update(name="eps", score_scale=None)
     config.loss.weight = "simple"
     config.data.dequantize = False
     config.optim.lr = 1e-4

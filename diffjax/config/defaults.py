@@ -118,6 +118,8 @@ DEFAULTS: Config = {
         "resblock_updown": False,
         # The class is added to the time embedding
         "conditional": False,
+        # Norms of a refinenet are told the index of the noise level (NCSN)
+        "level_norms": False,
         # Order of the timestep embedding: False is DDPM's, True is OpenAI's
         "flip_sin_to_cos": False,
         # Spacing of its frequencies: 1 is DDPM's, 0 is OpenAI's
@@ -186,6 +188,7 @@ DEFAULTS: Config = {
         # Predict the variance as well (Nichol & Dhariwal 2021)
         "learned_variance": False,
         **leave_open(float, "sigma_data"),  # edm, of the network and of the loss weight
+        **leave_open(float, "score_scale"),  # score: 2 for pixels in [0, 1] (NCSN)
     },
     "loss": {
         # The loss: simple, vlb or hybrid

@@ -96,6 +96,7 @@ SPECS: Mapping[str, Spec] = {
     "schedule.steps": integer(1, 100_000),
     "parameterization.name": _NAME,
     "parameterization.sigma_data": _POSITIVE,
+    "parameterization.score_scale": _POSITIVE,
     "loss.gamma": _NOT_NEGATIVE,
     "loss.vlb_weight": _NOT_NEGATIVE,
     "loss.noise_offset": _NOT_NEGATIVE,
