@@ -70,6 +70,10 @@ DEFAULTS: Config = {
         "flip": False,
         # Where pictures are cropped that are larger than image_size: center, or random
         "crop": "center",
+        # What is kept of every picture first: (top, left, height, width) in pixels; (): all
+        "window": (),
+        # How pictures are resized: bicubic, lanczos (EDM), or halves (first by averages, ADM)
+        "resize": "bicubic",
         # Side of random crops over that of the largest that fits, drawn between these
         "crop_share": (1.0, 1.0),
         # Small pictures of super-resolution: none (averages), bsrgan_light

@@ -73,6 +73,7 @@ SPECS: Mapping[str, Spec] = {
     "data.bucket_step": integer(0, 2**16),
     "data.bucket_ratio": number(1, 1024),
     "data.longest_side": integer(1, 2**16),
+    "data.window": listed(integer(0, 2**16), 4, least=0),
     "data.captions": listed(text(4096), 4096, least=0),
     "network.name": _NAME,
     "network.dtype": _DTYPE,
