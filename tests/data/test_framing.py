@@ -40,7 +40,7 @@ def test_a_window_that_leaves_the_picture_is_refused(folder):
 def test_windows_that_are_none_are_refused(window):
     with pytest.raises(ValueError, match=r"data.window=.* must be \(top, left, height, width\)"):
         data.make_framing(window, "bicubic")
-    with pytest.raises(ValueError, match="unknown data.resize 'half'"):
+    with pytest.raises(ValueError, match=r"unknown data\.resize 'half'"):
         data.make_framing((), "half")
 
 

@@ -131,6 +131,7 @@ PARAMETERS = {
     # The table of class tokens, of 1000 classes, and one more to drop to, is beside the UNet.
     "ldm:cin256": 400_920_579 + 512_512,
     "ldm:cin_vq8": 394_984_196 + 512_000,
+    "ldm:cin_vq8_classifier": 111_604_200,
     "ldm:text2img": 872_300_484 + 542_895_360,
     "ldm:inpainting": 387_245_827,
     "ldm:superres": 113_622_563,

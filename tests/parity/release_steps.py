@@ -39,8 +39,10 @@ def on_path(*folders):
         del sys.path[: len(folders)]
         extension.load = load
         for name in set(sys.modules) - before:
-            file = str(getattr(sys.modules[name], "__file__", None) or "")
-            if any(file.startswith(str(folder)) for folder in folders):
+            module = sys.modules[name]
+            # Folders without an __init__.py have no file, but a path.
+            places = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
+            if any(str(p).startswith(str(folder)) for p in places for folder in folders):
                 del sys.modules[name]
         for name in [k for k in sys.modules if k.partition(".")[0] == "configs"]:
             del sys.modules[name]
