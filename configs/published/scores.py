@@ -125,7 +125,9 @@ SCORES = {
             **_EDM_CIFAR,
             **pick("before", "edm: training/networks.py:270", "network.class_embedding"),
         },
-        "FID 1.79, 35 evaluations, the least of three",
+        "FID 1.79, 35 evaluations, the least of three. The release's network has 55,735,299 "
+        "parameters, and so has ours: 10 x 128 weights and 128 biases are of the classes, and a "
+        "count of 55,735,171 leaves these biases out",
         FID,
         against=_THREE,
     ),
