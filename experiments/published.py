@@ -20,9 +20,9 @@ a paper the page says what the paper or its released code decided and where, the
 paper, the commands that would make them, and what still differs. Nothing here says that we reached
 a figure.
 
-In commands, DATA is a folder of the data: pictures in folders of their classes, with captions, or
-with hints, as [own_pictures.md](own_pictures.md) says; AUTOENCODER the workdir of a trained first stage, or its
-file; MODEL a folder of diffusers; LPIPS the file of weights of the perceptual distance.
+In commands, DATA is a folder of pictures, with classes, captions or hints
+([own_pictures.md](own_pictures.md)); AUTOENCODER is the workdir of a trained first stage, or its
+file; MODEL is a folder of diffusers; LPIPS is the file of weights of the perceptual distance.
 
 Files are those of the releases at these commits:
 

@@ -78,9 +78,9 @@ def make_noisy_classifier_task(
     def init(
         key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
     ) -> tuple[Params, Statistics]:
-        image = batch["image"]
-        if tuple(image.shape[1:]) != tuple(image_shape):
-            raise ValueError(f"images of shape {image_shape} expected, got {image.shape[1:]}")
+        found = batch["image"].shape[1:] if "image" in batch else image_shape  # stored latents
+        if tuple(found) != tuple(image_shape):
+            raise ValueError(f"images of shape {image_shape} expected, got {found}")
         made = network.init(key, jnp.zeros((1, *space.shape)), jnp.zeros(1))["params"]
         params = initialise(made, network.base.initialisation, key)
         return params, {"times": times.init(), **space.extra}

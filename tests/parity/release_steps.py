@@ -38,15 +38,17 @@ def on_path(*folders):
     finally:
         del sys.path[: len(folders)]
         extension.load = load
-        for name in set(sys.modules) - before:
-            module = sys.modules[name]
-            # Folders without an __init__.py have no file, but a path.
-            places = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
-            if any(str(p).startswith(str(folder)) for p in places for folder in folders):
-                del sys.modules[name]
+        for name in [k for k in set(sys.modules) - before if _lies_in(sys.modules[k], folders)]:
+            del sys.modules[name]
         for name in [k for k in sys.modules if k.partition(".")[0] == "configs"]:
             del sys.modules[name]
         sys.modules.update(ours)
+
+
+def _lies_in(module, folders):
+    """Whether a module is of a checkout; a folder without an __init__.py has a path alone."""
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
+    return any(str(place).startswith(str(folder)) for place in places for folder in folders)
 
 
 @contextlib.contextmanager
