@@ -29,7 +29,7 @@ from diffjax.data import formats, latents, pictures, shapes, tfds_builders
 from diffjax.data.captions import Buckets
 from diffjax.data.folder_loaders import FOLDERS, load_folder
 from diffjax.data.folder_sources import DAMAGED, Reading, Sides, fit_size
-from diffjax.data.framing import USUAL, Framing, frame
+from diffjax.data.framing import USUAL, Framing, check_framing, frame
 from diffjax.data.source import Arrays, Indices, Originals, Source, from_arrays
 
 ENV_DIR = "DIFFJAX_DATA_DIR"
@@ -112,7 +112,7 @@ def load(
         raise ValueError(f"unknown data set {name!r}: choose from {', '.join(names())}")
     size = None if image_size is None else formats.sides(image_size)
     _check_folder_options(name, channels, buckets, damaged)
-    _check_framing(name, framing)
+    check_framing(framing, name, (*_TFDS, "image_folder"))
     root = _find_given_dir(data_dir)
     if name in _TFDS:
         places = _list_places(root, data_dir is not None)
@@ -160,15 +160,6 @@ def _check_folder_options(
         raise ValueError(f"damaged={damaged!r}: choose from {', '.join(DAMAGED)}")
     if buckets and name != "captioned_folder":
         raise ValueError(f"{name} has no buckets of aspect ratios; captioned_folder has")
-
-
-def _check_framing(name: str, framing: Framing) -> None:
-    """Raise a ValueError if the pictures of a data set are not read one by one."""
-    if framing != USUAL and name not in (*_TFDS, "image_folder"):
-        raise ValueError(
-            f"data.window={framing.window} and data.resize={framing.resize} are for pictures that "
-            f"are read one by one, and not for {name}: use image_folder or {', '.join(_TFDS)}"
-        )
 
 
 def _find_given_dir(data_dir: str | None) -> Path | None:

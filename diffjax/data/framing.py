@@ -45,6 +45,18 @@ def make_framing(window: Sequence[int], resize: str) -> Framing:
     return Framing(found, resize)
 
 
+def check_framing(how: Framing, name: str, allowed: Sequence[str]) -> None:
+    """Raise a ValueError unless a framing is the usual one, or a data set is among those allowed.
+
+    Those have pictures that are read one by one.
+    """
+    if how != USUAL and name not in allowed:
+        raise ValueError(
+            f"data.window={how.window} and data.resize={how.resize} are for pictures that are read "
+            f"one by one, and not for {name}: use one of {', '.join(allowed)}"
+        )
+
+
 def frame(source: Source, how: Framing) -> Source:
     """Cut and resize the pictures of a source in another way than the usual one.
 

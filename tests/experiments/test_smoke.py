@@ -250,7 +250,7 @@ def test_the_time_embedding_survives_every_norm(name):
     # One channel per group would remove it, wherever it is added before the norm.
     stem, _, variant = name.partition(":")
     net = load_config(f"configs/{stem}.py:{variant}").network
-    if stem in ("autoencoder", "dit"):
+    if stem == "autoencoder" or net.name != "unet":
         pytest.skip("there is no time, or no norm over groups")
     assert net.scale_shift or min(net.multipliers) * net.channels >= 4 * net.norm_groups
 
