@@ -18,6 +18,7 @@
 | fashion_mnist14_classifier | 0.4M | 5 minutes on one CPU core | docs/results |
 | digits_classifier | 0.3M | 1 minute on two CPU cores | - |
 
+Pictures are ImageNet's in a folder, --config.data.dir, whose sub-folders are the classes.
 The networks of both kinds learn from the same noise; the classifier is the way down of a UNet. The
 last two guide the models of configs/cfg.py, whose schedule they share.
 """
@@ -31,8 +32,8 @@ from configs.base import base, select
 def _adm(size: int, *, multipliers: tuple[float, ...], blocks: int, schedule: str) -> ConfigDict:
     """Attention at 32, 16 and 8 pixels."""
     config = base()
-    config.data.update(name=f"imagenet{size}", image_size=size, channels=3, num_classes=1000)
-    config.data.flip = True
+    config.data.update(name="image_folder", image_size=size, channels=3, num_classes=1000)
+    config.data.update(flip=True, resize="halves")
     levels = tuple(i for i in range(len(multipliers)) if size >> i in (32, 16, 8))
     config.network.update(channels=256, multipliers=multipliers, blocks=blocks)
     config.network.update(attention_levels=levels, head_channels=64, norm_eps=1e-5)

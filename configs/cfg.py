@@ -35,8 +35,8 @@ def _recipe(config: ConfigDict, *, variance: str, steps: int) -> ConfigDict:
 
 def imagenet64() -> ConfigDict:
     config = _recipe(base(), variance="0.3", steps=256)
-    config.data.update(name="imagenet64", image_size=64, channels=3, num_classes=1000)
-    config.data.update(batch_size=2048, flip=True)
+    config.data.update(name="image_folder", image_size=64, channels=3, num_classes=1000)
+    config.data.update(batch_size=2048, flip=True, resize="halves")
     config.network.update(channels=192, multipliers=(1, 2, 3, 4), blocks=3, dropout=0.1)
     config.network.update(attention_levels=(1, 2, 3), head_channels=64, norm_eps=1e-5)
     config.network.update(scale_shift=True, resblock_updown=True, initialisation="adm")
@@ -47,7 +47,7 @@ def imagenet64() -> ConfigDict:
 
 def imagenet128() -> ConfigDict:
     config = imagenet64()
-    config.data.update(name="imagenet128", image_size=128, batch_size=256)
+    config.data.update(image_size=128, batch_size=256)
     config.network.update(channels=256, multipliers=(1, 1, 2, 3, 4), blocks=2, dropout=0.0)
     config.network.update(attention_levels=(2, 3, 4), heads=4, head_channels=0)
     config.optim.lr = 1e-4

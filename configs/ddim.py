@@ -44,6 +44,7 @@ def _train(config: ConfigDict, *, average: float, clip: float) -> ConfigDict:
 def celeba64() -> ConfigDict:
     config = base()
     config.data.update(name="celeb_a", image_size=64, channels=3, flip=True)
+    config.data.window = (57, 25, 128, 128)
     config.network.update(multipliers=(1, 2, 2, 2, 4), attention_levels=(2,), dropout=0.1)
     return _train(config, average=0.9999, clip=1.0)
 

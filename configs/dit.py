@@ -68,7 +68,7 @@ def _imagenet(size: str, patch: int, *, pixels: int = 256, steps: int = 400_000)
     config = _transformer(base(), *SIZES[size], patch)
     ldm.use_latents(config, autoencoder.kl_f8(), scale=0.18215)
     config.data.update(name="image_folder", image_size=pixels, channels=3, num_classes=1000)
-    config.data.update(batch_size=256, flip=True)
+    config.data.update(batch_size=256, flip=True, resize="halves")
     config.optim.update(name="adamw", lr=1e-4, weight_decay=0.0, warmup=0, clip=0.0)
     config.train.steps = steps
     config.sample.guidance = 1.5

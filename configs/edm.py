@@ -61,7 +61,8 @@ def cifar10_cond() -> ConfigDict:
 
 def imagenet64() -> ConfigDict:
     config = _paper(steps=256)
-    config.data.update(name="imagenet64", image_size=64, channels=3, num_classes=1000)
+    config.data.update(name="image_folder", image_size=64, channels=3, num_classes=1000)
+    config.data.resize = "lanczos"
     config.data.batch_size = 4096
     config.network.update(channels=192, multipliers=(1, 2, 3, 4), blocks=3, dropout=0.1)
     config.network.update(attention_levels=(1, 2, 3), head_channels=64, norm_eps=1e-5)

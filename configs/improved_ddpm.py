@@ -47,7 +47,7 @@ def cifar10() -> ConfigDict:
 
 def imagenet64() -> ConfigDict:
     config = cifar10()
-    config.data.update(name="imagenet64", image_size=64, num_classes=1000)
+    config.data.update(name="image_folder", image_size=64, num_classes=1000, resize="halves")
     config.network.update(multipliers=(1, 2, 3, 4), attention_levels=(2, 3), dropout=0.0)
     config.train.steps = 1_500_000
     return config

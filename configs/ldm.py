@@ -13,6 +13,7 @@
 | lsun_beds | vq_f4 | 274.06M | 48, 1.9M | FID 2.95 |
 | cin256 | vq_f4 | 400.92M, class tokens | 1200, 178k | FID 10.56, guided (1.5) 3.60 |
 | cin_vq8 | vq_f8 | 394.98M, class tokens | 64, 2.9M | FID 15.82 unguided |
+| cin_vq8_classifier | vq_f8 | the way down of cin_vq8's | 256, 500k | guided (10) 7.77 |
 | text2img | kl_f8 | 872.3M + 542.9M of the text | 680, 390k | COCO 23.31, guided (1.5) 12.63 |
 | inpainting | vq_f4_noattn | 387.2M, L1 | 128, 360k | |
 | superres | vq_f4 | 113.6M, 64x64 to 256x256 | 64, - | |
@@ -20,9 +21,9 @@
 | shapes | our KL, f = 4 | 1.8M, captions | 32, 20 minutes | docs |
 
 Samplers are those of the release: timesteps are one more than range(0, 1000, 1000 // S), which are
-500 for S = 400, and the last step ends at the first level instead of the data. cin_vq8 was guided
-by a classifier of latents with scale 10 (FID 7.77), whose settings were not published. superres
-sees small pictures that are blurred, resized, noisy and compressed at random (data.degradation).
+500 for S = 400, and the last step ends at the first level instead of the data. The settings of the
+classifier that guided cin_vq8 were not published. superres sees small pictures that are blurred,
+resized, noisy and compressed at random (data.degradation).
 
 Whatever `autoencoder.weights` points to is checked against the section `autoencoder`, copied into
 the workdir and identified in every checkpoint. docs/latent_diffusion.md has the whole story.
@@ -129,6 +130,23 @@ def cin_vq8() -> ConfigDict:
     return config
 
 
+def cin_vq8_classifier() -> ConfigDict:
+    """The classifier of noisy latents that guides cin_vq8: the way down of its network.
+
+    It attends to no class. Rate, batch and number of steps are those of ADM's at 256 pixels, since
+    neither paper nor release gives any.
+    """
+    config = cin_vq8()
+    config.task = "classifier"
+    config.network.update(context_dim=0, head="direct")
+    config.cond.context = ""
+    config.data.batch_size = 256
+    config.optim.lr = 3e-4
+    config.ema.decay = 0.0
+    config.train.steps = 500_000
+    return config
+
+
 def text2img() -> ConfigDict:
     config = _paper(autoencoder.kl_f8(), beta_start=0.00085, beta_end=0.012)
     config.autoencoder.scale = 0.18215
@@ -226,6 +244,7 @@ VARIANTS = {
     for f in (
         *(fashion_mnist, fashion_mnist_f1, fashion_mnist_f4, shapes),
         *(celebahq, ffhq, lsun_churches, lsun_beds, cin256, cin_vq8),
+        cin_vq8_classifier,
         *(text2img, inpainting, superres),
     )
 }

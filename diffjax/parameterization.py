@@ -76,20 +76,23 @@ def v() -> Parameterization:
     return Parameterization(target, decode, _one, gain)
 
 
-def score() -> Parameterization:
-    """Predict the score, ``raw = grad log q(z) = -eps / sigma`` (Song & Ermon 2019).
+def score(score_scale: float = 1.0) -> Parameterization:
+    """Predict the score, ``raw = k grad log q(z) = -k eps / sigma`` (Song & Ermon 2019).
 
-    ``x = (z + sigma^2 raw) / alpha``, which is Tweedie's formula.
+    ``x = (z + sigma^2 raw / k) / alpha``, which is Tweedie's formula.
+
+    Args:
+        score_scale: k; 2 for the score of pixels in [0, 1], of which z is twice as wide.
     """
 
     def target(x: Array, e: Array, level: Level) -> Array:
-        return -e / expand(level.sigma, x)
+        return -score_scale * e / expand(level.sigma, x)
 
     def decode(raw: Array, z: Array, level: Level) -> Prediction:
         a, s = _scales(level, z)
-        return Prediction((z + s**2 * raw) / a, -s * raw)
+        return Prediction((z + s**2 * raw / score_scale) / a, -s * raw / score_scale)
 
-    return Parameterization(target, decode, _one, lambda lv: lv.sigma**2 / lv.alpha)
+    return Parameterization(target, decode, _one, lambda lv: lv.sigma**2 / lv.alpha / score_scale)
 
 
 def velocity() -> Parameterization:

@@ -9,6 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.published import DECIDED, RELEASES, TABLE, Published
+from diffjax.config import load_config
+from diffjax.data import FOLDERS
 
 HEAD = """# As published
 
@@ -18,10 +20,15 @@ a paper the page says what the paper or its released code decided and where, the
 paper, the commands that would make them, and what still differs. Nothing here says that we reached
 a figure.
 
+In commands, DATA is a folder of pictures, with classes, captions or hints
+([own_pictures.md](own_pictures.md)); AUTOENCODER is the workdir of a trained first stage, or its
+file; MODEL is a folder of diffusers; LPIPS is the file of weights of the perceptual distance.
+
 Files are those of the releases at these commits:
 
 """
-PARITY = Path(__file__).parents[1] / "docs/results/data/releases.json"
+CONFIGS = Path(__file__).parents[1] / "configs"
+PARITY = CONFIGS.parent / "docs/results/data/releases.json"
 EVALUATE = "--inception=pt_inception-2015-12-05-6726825d.pth --allow_legacy_pickle"
 
 
@@ -65,9 +72,10 @@ def _write_variant(name: str, one: Published) -> str:
         f"| `{key}` | {_show(value)} | {where} |" for key, (value, where) in one.values.items()
     )
     folder = f"runs/{stem}-{variant}"
-    commands = [
-        f"python -m experiments.train --config=configs/{stem}.py:{variant} --workdir={folder}"
-    ]
+    config = load_config(f"{CONFIGS}/{stem}.py:{variant}")
+    needs = "".join(f" --config.{key}={word}" for key, word in list_needs(config).items())
+    train = f"python -m experiments.train --config=configs/{stem}.py:{variant} --workdir={folder}"
+    commands = [f"{train}{needs}"]
     for measure in one.measure.splitlines():
         inception = f" {EVALUATE}" if "fid" in measure else ""
         commands.append(f"python -m experiments.evaluate --workdir={folder} {measure}{inception}")
@@ -84,6 +92,22 @@ def _show(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(_show, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def list_needs(config: ConfigDict) -> dict[str, str]:
+    """What a training needs to be given, as options of the config and words for them."""
+    needs = {
+        "data.dir": "DATA" if config.data.name in (*FOLDERS, "latents") else "",
+        "autoencoder.weights": "AUTOENCODER",
+        "model.path": "MODEL",
+        "loss.perceptual_weights": "LPIPS" if config.loss.get("perceptual") == "lpips" else "",
+    }
+    return {key: word for key, word in needs.items() if word and _is_empty(config, key)}
+
+
+def _is_empty(config: ConfigDict, key: str) -> bool:
+    section, _, name = key.partition(".")
+    return _has(config, key) and not config[section][name]
 
 
 def list_undecided(config: ConfigDict, one: Published) -> list[str]:

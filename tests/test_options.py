@@ -110,7 +110,8 @@ TIMES = {
     "loss_second_moment": dict(history=(10, 5), uniform_prob=(0.001, 0.5)),
 }
 PARAMETERIZATIONS = {
-    **{name: {} for name in ("eps", "x0", "v", "score", "velocity")},
+    **{name: {} for name in ("eps", "x0", "v", "velocity")},
+    "score": dict(score_scale=(1.0, 2.0)),
     "edm": dict(sigma_data=(0.5, 1.0)),
 }
 LINEAR = schedules.linear()

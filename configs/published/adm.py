@@ -6,7 +6,6 @@ from configs.published.table import (
     BITS,
     BOUNDS,
     FID,
-    RESIZE,
     TRAIN,
     Published,
     Values,
@@ -25,6 +24,9 @@ _IDDPM = {
 }
 
 
+_HALVES = pick("halves", "iddpm: improved_diffusion/image_datasets.py:87", "data.resize")
+
+
 def _iddpm(line: int, *, steps: int, lr: float = 1e-4, batch: int = 128) -> Values:
     place = f"iddpm: README.md:{line}"
     found = {**pick(lr, place, "optim.lr"), **pick(batch, place, "data.batch_size")}
@@ -36,6 +38,7 @@ _ADM = {
     **pick("mean", "adm: guided_diffusion/gaussian_diffusion.py:809", "loss.reduction"),
     **pick(True, "adm: guided_diffusion/image_datasets.py:19", "data.flip"),
     **pick("center", "adm: guided_diffusion/image_datasets.py:141", "data.crop"),
+    **pick("halves", "adm: guided_diffusion/image_datasets.py, center_crop_arr", "data.resize"),
     **pick(0, "adm: no warm-up in guided_diffusion/train_util.py", "optim.warmup"),
     **pick(0.0, "adm: no clip in guided_diffusion/train_util.py", "optim.clip"),
     **pick(0.9999, "adm: scripts/image_train.py:69", "ema.decay"),
@@ -84,6 +87,10 @@ _IMAGENET_BITS = BITS.replace("10000", "50000")  # the validation pictures
 _README_FLAGS = (
     "README.md:160 of the release has batch 256 and rate 3e-4 where the paper's table has these."
 )
+_SHARE = (
+    "Crops are cut and then resized, with a share that is uniform; in the release its inverse is, "
+    "and pictures are resized first."
+)
 _CFG_CODE = "No code was released; what the paper leaves to ADM is ADM's."
 ADM = {
     "improved_ddpm:cifar10": Published(
@@ -93,59 +100,54 @@ ADM = {
         _iddpm(145, steps=500_000), "FID 11.47, at most 2.94 bits/dim", BITS, against=BOUNDS
     ),
     "improved_ddpm:imagenet64": Published(
-        _iddpm(89, steps=1_500_000),
+        {**_iddpm(89, steps=1_500_000), **_HALVES},
         "FID 19.2, at most 3.57 bits/dim",
         _IMAGENET_BITS,
-        (RESIZE,),
-        BOUNDS,
+        against=BOUNDS,
     ),
     "improved_ddpm:imagenet64_vlb": Published(
-        _iddpm(137, steps=1_500_000),
+        {**_iddpm(137, steps=1_500_000), **_HALVES},
         "FID 40.1, at most 3.53 bits/dim",
         _IMAGENET_BITS,
-        (RESIZE,),
-        BOUNDS,
+        against=BOUNDS,
     ),
     "improved_ddpm:imagenet64_cond": Published(
-        _iddpm(105, steps=250_000, lr=3e-4, batch=2048), differs=(RESIZE,)
+        {**_iddpm(105, steps=250_000, lr=3e-4, batch=2048), **_HALVES}
     ),
     "adm:imagenet64": Published(
         _adm(steps=540_000, lr=3e-4, batch=2048),
         "FID 2.07",
         FID,
-        (RESIZE,),
-        virtual("imagenet64_labeled"),
+        against=virtual("imagenet64_labeled"),
     ),
     "adm:imagenet128": Published(
         _adm(steps=4_360_000, lr=1e-4, batch=256),
         "FID 5.91; guided with scale 0.5: 2.97",
         _guided(128, 0.5),
-        (RESIZE,),
-        virtual("imagenet128_labeled"),
+        against=virtual("imagenet128_labeled"),
     ),
     "adm:imagenet256": Published(
         _adm(steps=1_980_000, lr=1e-4, batch=256),
         "FID 10.94; guided with scale 1: 4.59",
         _guided(256, 1),
-        (RESIZE,),
-        virtual("imagenet256_labeled"),
+        against=virtual("imagenet256_labeled"),
     ),
     "adm:imagenet512": Published(
         _adm(steps=1_940_000, lr=1e-4, batch=256),
         "FID 23.24; guided with scale 4: 7.72",
         FID,
-        ("There is no classifier of 512 pixels here, so the guided figure cannot be made.", RESIZE),
+        ("There is no classifier of 512 pixels here, so the guided figure cannot be made.",),
         virtual("imagenet512"),
     ),
     "adm:imagenet64_classifier": Published(
-        _adm_classifier(steps=300_000, lr=6e-4, batch=1024, decay=0.2), differs=(RESIZE,)
+        _adm_classifier(steps=300_000, lr=6e-4, batch=1024, decay=0.2), differs=(_SHARE,)
     ),
     "adm:imagenet128_classifier": Published(
         _adm_classifier(steps=300_000, lr=6e-4, batch=1024, decay=0.05),
-        differs=(_README_FLAGS, RESIZE),
+        differs=(_README_FLAGS, _SHARE),
     ),
     "adm:imagenet256_classifier": Published(
-        _adm_classifier(steps=500_000, lr=3e-4, batch=256, decay=0.05), differs=(RESIZE,)
+        _adm_classifier(steps=500_000, lr=3e-4, batch=256, decay=0.05), differs=(_SHARE,)
     ),
     "cfg:imagenet64": Published(
         _cfg(steps=400_000, lr=3e-4, batch=2048),

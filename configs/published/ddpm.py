@@ -98,13 +98,16 @@ DDPM = {
         against=f"{TRAIN}, for each number of steps",
     ),
     "ddim:celeba64": Published(
-        _ddim_trained(
-            *("celeba",),
-            batch=128,
-            lr=2e-4,
-            average=0.9999,
-            clip=(1.0, "ddim: configs/celeba.yml:50"),
-        ),
+        {
+            **_ddim_trained(
+                *("celeba",),
+                batch=128,
+                lr=2e-4,
+                average=0.9999,
+                clip=(1.0, "ddim: configs/celeba.yml:50"),
+            ),
+            **pick((57, 25, 128, 128), "ddim: datasets/__init__.py:62", "data.window"),
+        },
         "FID 17.33/13.73/9.17/6.53/3.51 at 10/20/50/100/1000 steps",
         f"{FID} --steps=50",
         (_UNLIMITED,),

@@ -92,6 +92,9 @@ _LSUN = (True, "ldm: ldm/data/lsun.py:15")
 _IMAGENET = (False, "ldm: no flip in ldm/data/imagenet.py")
 _UNNAMED = (False, "ldm: the config names no data")
 _RANDOM = ("random", "ldm: ldm/data/imagenet.py:160")
+_UNET = "ldm: ldm/modules/diffusionmodules/openaimodel.py"
+_JUDGE = "ldm: ldm/models/diffusion/classifier.py"
+_AS_ADM = "ours, as ADM's classifier of 256 pixels: neither paper nor release gives it"
 _CHURCH = (5e-5, "ldm: models/ldm/lsun_churches256/config.yaml:2, not scaled")
 LATENT = {
     "autoencoder:kl_f4": _stage(
@@ -263,13 +266,28 @@ LATENT = {
             sample__guidance=(1.0, "ldm: README.md:302"),
         ),
         "FID 15.82, IS 78.82; with a classifier of scale 10: FID 7.77, IS 201.56",
-        FID,
-        (
-            "There is no classifier of noisy latents: the release has its class "
-            "(ldm/models/diffusion/classifier.py), and neither its weights nor its settings, which "
-            "the paper does not give either. So the guided figure has nothing to be compared with.",
+        f"{FID}\n{FID} --config.sample.classifier=cin_vq8_classifier.safetensors --guidance=10",
+        against=virtual("imagenet256_labeled"),
+    ),
+    "ldm:cin_vq8_classifier": Published(
+        {
+            **pick("adm", f"{_UNET}:229", "network.initialisation"),
+            **pick("direct", f"{_UNET}:32", "network.head"),
+            **pick("mean", f"{_JUDGE}:191, which has no pixels to sum", "loss.reduction"),
+            **pick("adamw", f"{_JUDGE}:221", "optim.name"),
+            **pick(0.01, f"{_JUDGE}:38", "optim.weight_decay"),
+            **pick(0, f"{_JUDGE}:223, no scheduler by default", "optim.warmup"),
+            **pick(0.0, f"{_JUDGE}, no clip", "optim.clip"),
+            **pick(0.0, f"{_JUDGE}, no average", "ema.decay"),
+            **pick("random", "ldm: ldm/data/imagenet.py:160", "data.crop"),
+            **pick(False, "ldm: no flip in ldm/data/imagenet.py", "data.flip"),
+            **pick(256, _AS_ADM, "data.batch_size"),
+            **pick(3e-4, _AS_ADM, "optim.lr"),
+            **pick(500_000, _AS_ADM, "train.steps"),
+        },
+        differs=(
+            "Neither paper nor release gives rate, batch or number of steps; these are of ADM.",
         ),
-        virtual("imagenet256_labeled"),
     ),
     "ldm:text2img": Published(
         {

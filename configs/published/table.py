@@ -70,7 +70,6 @@ BITS = "--metrics=fid,is,bits --num=50000 --config.eval.bits_images=10000"
 ODE_BITS = "--metrics=fid,is,ode_bits --num=50000 --config.eval.bits_images=10000"
 TRAIN = "50,000 samples, beside the whole training set"
 BOUNDS = f"{TRAIN}; bits/dim on the test set"
-RESIZE = "Pictures are resized by Pillow's bicubic filter at once, not by halves first."
 
 
 def virtual(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.published.table import FID, RESIZE, Published, Values, pick, virtual
+from configs.published.table import FID, Published, Values, pick, virtual
 
 _GUIDED = "Guidance acts on all four channels of the latents; the release guides the first three."
 _SAMPLER = "Heun's method at 250 evaluations in place of dopri5 (ODE) and Euler-Maruyama (SDE)."
@@ -23,6 +23,7 @@ def _train(steps: int, *, release: str, rate: int, flip: int, init: int, loss: s
         **pick(256, f"{release}: train.py, --global-batch-size", "data.batch_size"),
         **pick(True, f"{release}: train.py:{flip}", "data.flip"),
         **pick("center", f"{release}: train.py:{flip - 1}", "data.crop"),
+        **pick("halves", f"{release}: train.py, center_crop_arr", "data.resize"),
         **pick(1e-4, f"{release}: train.py:{rate}", "optim.lr"),
         **pick("adamw", f"{release}: train.py:{rate}", "optim.name"),
         **pick(0.0, f"{release}: train.py:{rate}", "optim.weight_decay"),
@@ -57,25 +58,25 @@ _BOTH = f"{_PLAIN}\n{FID} --guidance=1.5"
 _PIXELS = virtual("imagenet256_labeled")
 TRANSFORMERS = {
     **{
-        f"dit:{name}": Published(_dit(400_000), _AT_400K.format(fid), _PLAIN, (RESIZE,), _PIXELS)
+        f"dit:{name}": Published(_dit(400_000), _AT_400K.format(fid), _PLAIN, against=_PIXELS)
         for name, fid in _DIT.items()
     },
     "dit:xl_2": Published(
         _dit(7_000_000), "FID 9.62; 2.27 at guidance 1.5", _BOTH,
-        (_GUIDED, RESIZE), _PIXELS,
+        (_GUIDED,), _PIXELS,
     ),
     "dit:xl_2_512": Published(
         _dit(3_000_000), "FID 12.03; 3.04 at guidance 1.5", _BOTH,
-        (_GUIDED, RESIZE), virtual("imagenet512"),
+        (_GUIDED,), virtual("imagenet512"),
     ),
     **{
         f"dit:sit_{name}_2": Published(
-            _sit(400_000), _AT_400K.format(fid), _PLAIN, (_SAMPLER, _HALF, RESIZE), _PIXELS
+            _sit(400_000), _AT_400K.format(fid), _PLAIN, (_SAMPLER, _HALF), _PIXELS
         )
         for name, fid in _SIT.items()
     },
     "dit:sit_xl_2": Published(
         _sit(7_000_000), "FID 2.15 (ODE) and 2.06 (SDE) at guidance 1.5", f"{FID} --guidance=1.5",
-        (_GUIDED, _SAMPLER, _HALF, RESIZE), _PIXELS,
+        (_GUIDED, _SAMPLER, _HALF), _PIXELS,
     ),
 }  # fmt: skip

@@ -70,6 +70,10 @@ DEFAULTS: Config = {
         "flip": False,
         # Where pictures are cropped that are larger than image_size: center, or random
         "crop": "center",
+        # What is kept of every picture first: (top, left, height, width) in pixels; (): all
+        "window": (),
+        # How pictures are resized: bicubic, lanczos (EDM), or halves (first by averages, ADM)
+        "resize": "bicubic",
         # Side of random crops over that of the largest that fits, drawn between these
         "crop_share": (1.0, 1.0),
         # Small pictures of super-resolution: none (averages), bsrgan_light
@@ -118,6 +122,8 @@ DEFAULTS: Config = {
         "resblock_updown": False,
         # The class is added to the time embedding
         "conditional": False,
+        # Norms of a refinenet are told the index of the noise level (NCSN)
+        "level_norms": False,
         # Order of the timestep embedding: False is DDPM's, True is OpenAI's
         "flip_sin_to_cos": False,
         # Spacing of its frequencies: 1 is DDPM's, 0 is OpenAI's
@@ -186,6 +192,7 @@ DEFAULTS: Config = {
         # Predict the variance as well (Nichol & Dhariwal 2021)
         "learned_variance": False,
         **leave_open(float, "sigma_data"),  # edm, of the network and of the loss weight
+        **leave_open(float, "score_scale"),  # score: 2 for pixels in [0, 1] (NCSN)
     },
     "loss": {
         # The loss: simple, vlb or hybrid

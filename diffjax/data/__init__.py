@@ -25,6 +25,7 @@ from diffjax.data.datasets import load, names
 from diffjax.data.degradation import Degradation, make_degradation
 from diffjax.data.folder_loaders import FOLDERS
 from diffjax.data.formats import sides
+from diffjax.data.framing import Framing, make_framing
 from diffjax.data.hint_makers import HINTS, Hints, make_hints
 from diffjax.data.pairs import load_pairs
 from diffjax.data.source import Source, from_arrays, join_alternating
@@ -34,6 +35,7 @@ __all__ = [
     "HINTS",
     "Buckets",
     "Degradation",
+    "Framing",
     "Hints",
     "RandomCrop",
     "Source",
@@ -48,6 +50,7 @@ __all__ = [
     "load_pairs",
     "make_crop",
     "make_degradation",
+    "make_framing",
     "make_hints",
     "names",
     "sides",

@@ -77,6 +77,7 @@ class RandomCrop(NamedTuple):
 
     low: float
     high: float
+    resize: str = "bicubic"  # a name in `formats.RESIZERS`
 
     def take(self, source: Source, indices: np.ndarray, seed: int, positions: np.ndarray) -> Batch:
         """As `Source.take`, of a source of images and labels, cropped by (seed, position)."""
@@ -85,14 +86,16 @@ class RandomCrop(NamedTuple):
         share = self.low + share * (self.high - self.low)
         size = source.shape[:2]
         images = [
-            crop_resize_at(picture, size, share=share[k], place=(top[k], left[k]))
+            crop_resize_at(
+                picture, size, share=share[k], place=(top[k], left[k]), resize=self.resize
+            )
             for k, picture in enumerate(pictures)
         ]
         return {"image": np.stack(images), "label": labels}
 
 
-def make_crop(name: str, share: Sequence[float]) -> RandomCrop | None:
-    """The crops of ``data.crop`` and ``data.crop_share``; None for central ones.
+def make_crop(name: str, share: Sequence[float], resize: str = "bicubic") -> RandomCrop | None:
+    """The crops of ``data.crop``, ``data.crop_share`` and ``data.resize``; None for central ones.
 
     Raises:
       ValueError: an unknown name, or shares that are no two numbers in (0, 1].
@@ -101,7 +104,7 @@ def make_crop(name: str, share: Sequence[float]) -> RandomCrop | None:
         return None
     if len(share) != 2 or not 0 < share[0] <= share[1] <= 1:
         raise ValueError(f"data.crop_share={tuple(share)} must be two rising numbers in (0, 1]")
-    return RandomCrop(*share)
+    return RandomCrop(share[0], share[1], resize)
 
 
 def _check(

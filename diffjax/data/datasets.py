@@ -6,7 +6,7 @@
 | fashion_mnist | 70,000 of 28x28x1 | idx files, Debian's `dataset-fashion-mnist`, or TFDS |
 | fashion_mnist14 | 70,000 of 14x14x1 | the same, 2x2 pixels averaged |
 | cifar10 | 60,000 of 32x32x3 | its binary archive, or TFDS |
-| celeb_a_hq, lsun_*, imagenet* | 30,000 and up | prepared by TFDS as array_record |
+| mnist, celeb_a, celeb_a_hq, lsun_*, imagenet* | 30,000 and up | prepared by TFDS as array_record |
 | image_folder | any | a folder of image files |
 | captioned_folder | any | image files with captions, see `diffjax.data.captions` |
 | paired_folder | any | image files with hints and arrays, see `diffjax.data.pairs` |
@@ -29,6 +29,7 @@ from diffjax.data import formats, latents, pictures, shapes, tfds_builders
 from diffjax.data.captions import Buckets
 from diffjax.data.folder_loaders import FOLDERS, load_folder
 from diffjax.data.folder_sources import DAMAGED, Reading, Sides, fit_size
+from diffjax.data.framing import USUAL, Framing, check_framing, frame
 from diffjax.data.source import Arrays, Indices, Originals, Source, from_arrays
 
 ENV_DIR = "DIFFJAX_DATA_DIR"
@@ -44,6 +45,7 @@ _CIFAR10_HINT = (
     f"folder as data_dir or {ENV_DIR}."
 )
 _TFDS = {
+    "mnist": "mnist",
     "celeb_a": "celeb_a",
     "celeb_a_hq": "celeb_a_hq/256",
     "lsun_bedroom": "lsun/bedroom",
@@ -71,6 +73,7 @@ def load(
     caption_column: str = "",
     damaged: str = "stop",
     captions: Sequence[str] = (),
+    framing: Framing = USUAL,
 ) -> Source:
     """Load a data set by name.
 
@@ -93,6 +96,8 @@ def load(
       damaged: of folders, `stop` at a damaged image or `skip` it, see
         `diffjax.data.folder_sources`. Other data always stop.
       captions: of captioned_folder, in place of those in files; every image comes with each.
+      framing: of image_folder and what TFDS has prepared, which part of pictures is kept, and how
+        it is resized.
 
     Returns:
       The source. TFDS stores its rows in its own shuffled order, so a set read from TFDS and the
@@ -107,16 +112,18 @@ def load(
         raise ValueError(f"unknown data set {name!r}: choose from {', '.join(names())}")
     size = None if image_size is None else formats.sides(image_size)
     _check_folder_options(name, channels, buckets, damaged)
+    check_framing(framing, name, (*_TFDS, "image_folder"))
     root = _find_given_dir(data_dir)
     if name in _TFDS:
-        return _load_prepared(name, split, _list_places(root, data_dir is not None), size)
+        places = _list_places(root, data_dir is not None)
+        return frame(_load_prepared(name, split, places, size), framing)
     if name in FOLDERS:
         how = Reading(
             *(size, channels or 3, pictures.parse_colour(background)),
             *(tuple(classes), caption_column, damaged),
             texts=tuple(captions),
         )
-        return load_folder(name, split, _require_root(name, root), how, buckets)
+        return frame(load_folder(name, split, _require_root(name, root), how, buckets), framing)
     if name in _DRAWN:
         height, width = size or (shapes.SIZE, shapes.SIZE)
         if height != width:

@@ -5,13 +5,14 @@ Every reader checks what it reads completely before it returns: a file is whole,
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import math
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -194,8 +195,10 @@ def sides(size: Size) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
-    """Crop to the largest central square, or rectangle, and resize by Pillow's bicubic filter.
+def center_crop_resize(
+    image: np.ndarray, size: Size, filter: Image.Resampling = Image.Resampling.BICUBIC
+) -> np.ndarray:
+    """Crop to the largest central square, or rectangle, and resize by a filter of Pillow's.
 
     Pillow widens the filter when it shrinks an image, so there is no aliasing (Parmar et al. 2022,
     "On Aliased Resizing and Surprising Subtleties in GAN Evaluation").
@@ -203,6 +206,7 @@ def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
     Args:
       image: uint8 (H, W, C).
       size: of the square, or (height, width).
+      filter: bicubic if nothing is said.
 
     Returns:
       uint8 (height, width, C).
@@ -215,16 +219,56 @@ def center_crop_resize(image: np.ndarray, size: Size) -> np.ndarray:
     # The crop comes first, since Pillow's filter would read pixels outside of a box.
     part = image[top : top + rows, left : left + columns]
     picture = Image.fromarray(np.ascontiguousarray(part[..., 0] if channels == 1 else part))
-    resized = picture.resize((w, h), Image.Resampling.BICUBIC)
+    resized = picture.resize((w, h), filter)
     return np.asarray(resized).reshape(h, w, channels)
 
 
-def crop_resize_at(
-    image: np.ndarray, size: Size, *, share: float, place: tuple[float, float]
-) -> np.ndarray:
-    """A crop of an image, resized as in `center_crop_resize`.
+def resize_by_halves(image: np.ndarray, size: Size) -> np.ndarray:
+    """Halve by averages while at least twice too large, resize, and crop the middle.
+
+    Dhariwal & Nichol 2021, released code, which DiT and SiT use too; the last step is Pillow's
+    bicubic filter.
 
     Args:
+      image: uint8 (H, W, C).
+      size: of the square, or (height, width).
+
+    Returns:
+      uint8 (height, width, C).
+    """
+    channels = image.shape[2]
+    h, w = sides(size)
+    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if channels == 1 else image))
+    while min(picture.height // h, picture.width // w) >= 2:
+        half = (picture.width // 2, picture.height // 2)
+        picture = picture.resize(half, Image.Resampling.BOX)
+    factor = max(h / picture.height, w / picture.width)
+    # Rounding may not fall below the size that is cropped.
+    near = (max(w, round(picture.width * factor)), max(h, round(picture.height * factor)))
+    resized = np.asarray(picture.resize(near, Image.Resampling.BICUBIC))
+    top, left = (near[1] - h) // 2, (near[0] - w) // 2
+    return resized.reshape(near[1], near[0], channels)[top : top + h, left : left + w]
+
+
+RESIZERS: dict[str, Callable[[np.ndarray, Size], np.ndarray]] = {
+    "bicubic": center_crop_resize,
+    "lanczos": functools.partial(center_crop_resize, filter=Image.Resampling.LANCZOS),
+    "halves": resize_by_halves,
+}
+
+
+def crop_resize_at(
+    image: np.ndarray,
+    size: Size,
+    *,
+    share: float,
+    place: tuple[float, float],
+    resize: str = "bicubic",
+) -> np.ndarray:
+    """A crop of an image, resized.
+
+    Args:
+      resize: a name in `RESIZERS`.
       share: sides of the crop over those of the largest one with the ratio of ``size``, in (0, 1].
       place: of the crop between top and bottom, and between left and right, in [0, 1).
     """
@@ -233,7 +277,7 @@ def crop_resize_at(
     factor = fit_central((height, width), (h, w))[0] * share
     rows, columns = (min(n, max(1, round(s * factor))) for n, s in ((height, h), (width, w)))
     top, left = int(place[0] * (height - rows + 1)), int(place[1] * (width - columns + 1))
-    return center_crop_resize(image[top : top + rows, left : left + columns], size)
+    return RESIZERS[resize](image[top : top + rows, left : left + columns], size)
 
 
 def fit_central(

@@ -18,8 +18,10 @@ from diffjax.model.condition import make_condition
 from diffjax.model.model import PLAIN, LogProb, Model, Steering
 from diffjax.model.space import make_space
 from diffjax.nets.dit import DiT
+from diffjax.nets.refinenet import RefineNet
 from diffjax.nets.unet import UNet
 from diffjax.types import (
+    ConfigError,
     Grid,
     Module,
     Parameterization,
@@ -34,7 +36,11 @@ from diffjax.types import (
     select_options,
 )
 
-NETWORKS: dict[str, Callable[..., Module]] = {"unet": UNet, "dit": DiT}
+NETWORKS: dict[str, Callable[..., Module]] = {
+    "unet": UNet,
+    "dit": DiT,
+    "refinenet": RefineNet,
+}
 
 
 def split_section(part: ConfigDict) -> tuple[str, dict[str, Any]]:
@@ -51,13 +57,15 @@ def make_network(config: ConfigDict, out_channels: int, num_classes: int = 0) ->
         num_classes: rows of the class embedding; 0 for a network without classes.
 
     Raises:
+        ConfigError: norms are to know the noise level, but time is continuous.
         ValueError: unknown names or options; the message lists the choices.
     """
     name, options = split_section(config.network)
     options.pop("conditional", None)
     options.pop("head", None)  # of a classifier
+    noise_levels = _count_levels(config) if options.pop("level_norms", False) else 0
     dtype = jnp.dtype(options.pop("dtype", "float32"))
-    options.update(out_channels=out_channels, num_classes=num_classes)
+    options.update(out_channels=out_channels, num_classes=num_classes, noise_levels=noise_levels)
     options["dtype"] = None if dtype == jnp.float32 else dtype
     # A section holds options of several networks, so that overriding the name alone works.
     others = {option for entry in NETWORKS.values() for option in option_names(entry)}
@@ -65,6 +73,21 @@ def make_network(config: ConfigDict, out_channels: int, num_classes: int = 0) ->
     options = {k: v for k, v in options.items() if k in takes or k not in others}
     network: Module = build("network", name, NETWORKS, options)
     return network
+
+
+def _count_levels(config: ConfigDict) -> int:
+    """Count the noise levels of a discrete schedule.
+
+    Raises:
+        ConfigError: time is continuous.
+    """
+    if steps := make_schedule(config).steps:
+        return steps
+    raise ConfigError(
+        "network.level_norms tells norms the index of a noise level, but "
+        f"schedule.name={config.schedule.name} has continuous time: choose a discrete schedule "
+        "such as ve_discrete, or set network.level_norms=False"
+    )
 
 
 def make_schedule(config: ConfigDict) -> Schedule:

@@ -166,7 +166,7 @@ def start_batches(cfg: ConfigDict, source: data.Source) -> Batches:
         devices before they are needed.
     """
     hints = make_hints(cfg) if find_task_kind(cfg).takes_hints else None
-    crop = data.make_crop(cfg.data.crop, cfg.data.crop_share)
+    crop = data.make_crop(cfg.data.crop, cfg.data.crop_share, cfg.data.resize)
     degradation = make_degradation(cfg)
 
     def start(step: int, sharding: jax.sharding.Sharding) -> Iterator[Batch]:

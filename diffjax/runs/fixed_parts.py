@@ -306,7 +306,7 @@ def _read_classifier_config(cfg: ConfigDict) -> ConfigDict:
     """Read the config of the classifier, and check that it fits the model that it is to guide.
 
     Raises:
-        ConfigError: it is of another task, data set, time scale or noise schedule.
+        ConfigError: it is of another task, data set, space, time scale or noise schedule.
     """
     path: str = cfg.sample.classifier
     found = read_config(path)
@@ -314,6 +314,11 @@ def _read_classifier_config(cfg: ConfigDict) -> ConfigDict:
         raise ConfigError(f"{path} holds a run of task {found.get('task')!r}, no classifier")
     if found.schedule.to_dict() != cfg.schedule.to_dict():
         raise ConfigError(f"the classifier {path} was trained with another noise schedule")
+    if _describe_space(found, cfg) != _describe_space(cfg, cfg):
+        raise ConfigError(
+            f"the classifier {path} and the model are of other latents, or one of pixels: compare "
+            "their sections config.autoencoder"
+        )
     theirs, ours = (
         (read_image_shape(c), c.data.num_classes, c.network.time_scale) for c in (found, cfg)
     )
@@ -323,3 +328,13 @@ def _read_classifier_config(cfg: ConfigDict) -> ConfigDict:
             f"model of {ours}"
         )
     return found
+
+
+def _describe_space(cfg: ConfigDict, model: ConfigDict) -> dict[str, object]:
+    """Return what two configs have in common if one of them guides in the latents of the other.
+
+    A scale that the model measured is not in its config, and is not compared.
+    """
+    section = dict(cfg.get("autoencoder", None) or {})
+    known = bool((model.get("autoencoder", None) or {}).get("scale", 0.0))
+    return {k: v for k, v in section.items() if k != "weights" and (known or k != "scale")}

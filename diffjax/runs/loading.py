@@ -16,6 +16,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from diffjax import data
+from diffjax.data import Framing, make_framing
 from diffjax.runs.classes import read_known_classes
 
 # Config keys by the argument of `diffjax.data.load` that they are, for messages.
@@ -37,6 +38,7 @@ class DataKey(NamedTuple):
         caption_column: of metadata files.
         damaged: what is done about damaged images: stop or skip.
         captions: of all images, in place of those in files.
+        framing: which part of pictures is kept, and how it is resized.
     """
 
     name: str
@@ -49,6 +51,7 @@ class DataKey(NamedTuple):
     caption_column: str
     damaged: str
     captions: tuple[str, ...]
+    framing: Framing
 
 
 def load_unchecked(
@@ -73,7 +76,8 @@ def load_unchecked(
     part = cfg.data
     classes = read_known_classes(cfg, folder) if part.name in data.FOLDERS else ()
     how = (part.background, part.caption_column, part.damaged, tuple(part.captions))
-    return load_once(DataKey(part.name, split, part.dir, shape, buckets, classes, *how))
+    framing = make_framing(part.window, part.resize)
+    return load_once(DataKey(part.name, split, part.dir, shape, buckets, classes, *how, framing))
 
 
 @functools.lru_cache(maxsize=3)  # training and test split, a survey; their images are read-only
@@ -97,6 +101,7 @@ def load_once(how: DataKey) -> data.Source:
             caption_column=how.caption_column,
             damaged=how.damaged,
             captions=how.captions,
+            framing=how.framing,
         )
 
 

@@ -1,7 +1,7 @@
 """Training of the classifier of classifier guidance, on noisy images (Dhariwal & Nichol 2021).
 
-Sections that are read here: ``network`` (of the UNet whose encoder it is), ``schedule`` and
-``times``.
+Sections that are read here: ``network`` (of the UNet whose encoder it is), ``schedule``, ``times``
+and ``autoencoder``, of whose latents it is then a classifier (Rombach et al. 2022).
 """
 
 from __future__ import annotations
@@ -15,24 +15,42 @@ from ml_collections import ConfigDict
 
 from diffjax.model import make_network, make_schedule
 from diffjax.model.model import LogProb
+from diffjax.model.space import Space, make_space
 from diffjax.nets.initialisation import initialise
 from diffjax.nets.noisy_classifier import NoisyClassifier
 from diffjax.nets.unet import require_unet
 from diffjax.tasks.diffusion_task import make_times
-from diffjax.types import Array, Frozen, Level, LossAndState, Params, Statistics, Task, expand
+from diffjax.types import (
+    Array,
+    ConfigError,
+    Frozen,
+    Level,
+    LossAndState,
+    Params,
+    Statistics,
+    Task,
+    expand,
+)
 
 
 def make_noisy_classifier(config: ConfigDict, classes: int) -> NoisyClassifier:
     """Make the network of a config: the encoder of its UNet with a head of classes.
 
     Raises:
+        ConfigError: the scale of latents is left to be measured.
         ValueError: there are fewer than two classes, or an option is unknown.
     """
     if classes < 2:
         raise ValueError(f"a classifier needs labelled data, but there are {classes} classes")
+    if "autoencoder" in config and not config.autoencoder.scale:
+        raise ConfigError(
+            "a classifier of latents needs the scale of the latents that it is to guide: set "
+            "config.autoencoder.scale to that of the diffusion model"
+        )
     network = make_network(config, config.data.channels)
     base = require_unet(network, "a classifier of noisy images")
-    return NoisyClassifier(base, classes, head=config.network.get("head", "dense"))
+    head = config.network.get("head", "dense")
+    return NoisyClassifier(base, classes, base.head_channels or 64, head)
 
 
 def make_noisy_classifier_task(
@@ -41,7 +59,7 @@ def make_noisy_classifier_task(
     """Make the task that trains a classifier of noisy images.
 
     The loss is the cross-entropy ``-log p(label | z, t)`` of ``z = alpha x + sigma eps`` at random
-    times.
+    times, with x an image or its latents.
 
     Args:
         config: see above.
@@ -55,16 +73,17 @@ def make_noisy_classifier_task(
     schedule = make_schedule(config)
     times = make_times(config, schedule)
     network = make_noisy_classifier(config, num_classes)
+    space = make_space(config, image_shape)
 
     def init(
         key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
     ) -> tuple[Params, Statistics]:
-        image = batch["image"]
-        if tuple(image.shape[1:]) != tuple(image_shape):
-            raise ValueError(f"images of shape {image_shape} expected, got {image.shape[1:]}")
-        made = network.init(key, image, jnp.zeros(image.shape[0]))["params"]
+        found = batch["image"].shape[1:] if "image" in batch else image_shape  # stored latents
+        if tuple(found) != tuple(image_shape):
+            raise ValueError(f"images of shape {image_shape} expected, got {found}")
+        made = network.init(key, jnp.zeros((1, *space.shape)), jnp.zeros(1))["params"]
         params = initialise(made, network.base.initialisation, key)
-        return params, {"times": times.init()}
+        return params, {"times": times.init(), **space.extra}
 
     def loss(
         params: Params,
@@ -74,8 +93,8 @@ def make_noisy_classifier_task(
         step: Array,
         batch: Mapping[str, Array],
     ) -> LossAndState:
-        x, label = batch["image"], batch["label"]
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        x, label = _enter(space, frozen, extra, key, batch), batch["label"]
         t, importance = times.draw(time_key, extra["times"], x.shape[0])
         level = Level(t, *schedule.at(t))
         eps = jax.random.normal(noise_key, x.shape)
@@ -86,9 +105,16 @@ def make_noisy_classifier_task(
         history = times.update(extra["times"], t, jax.lax.stop_gradient(values))
         total = (importance * values).mean()
         accuracy = (logits.argmax(-1) == label).mean()
-        return total, ({"times": history}, {"loss": total, "accuracy": accuracy})
+        return total, ({**extra, "times": history}, {"loss": total, "accuracy": accuracy})
 
     return Task(init, loss)
+
+
+def _enter(
+    space: Space, frozen: Frozen, extra: Statistics, key: jax.Array, batch: Mapping[str, Array]
+) -> Array:
+    """Take the images of a batch into the space of the classifier; its scale is known."""
+    return space.enter(frozen, extra, jax.random.fold_in(key, 1), batch)[0]
 
 
 def make_classifier_log_prob(network: NoisyClassifier) -> LogProb:

@@ -101,8 +101,8 @@ def test_from_arrays_rejects(change, message):
 
 
 def test_unknown_names_list_the_choices():
-    with pytest.raises(ValueError, match=r"'mnist'.*digits.*fashion_mnist.*image_folder"):
-        data.load("mnist")
+    with pytest.raises(ValueError, match=r"'emnist'.*digits.*fashion_mnist.*image_folder"):
+        data.load("emnist")
     with pytest.raises(ValueError, match=r"'valid'.*train, test, all"):
         data.load("digits", split="valid")
     with pytest.raises(ValueError, match="image_size=0"):

@@ -6,6 +6,7 @@ import pytest
 
 from configs.published import DECIDED, RELEASES, TABLE
 from configs.published.table import FID
+from diffjax import data
 from diffjax.config import complete, load_config, resolve
 from diffjax.config.variants import load_module
 from experiments import published
@@ -74,6 +75,22 @@ def test_a_figure_that_can_be_measured_says_of_how_many_images_and_beside_what(n
     for command in one.measure.splitlines():
         number = command.partition("--num=")[2].split()[0]
         assert f"{int(number):,}" in one.against
+
+
+def test_commands_give_what_a_training_needs():
+    needs = {name: published.list_needs(config_of(name)) for name in TABLE}
+    assert needs["ddpm:cifar10"] == {}
+    assert needs["adm:imagenet128"] == {"data.dir": "DATA"}
+    first_stage = {"data.dir": "DATA", "loss.perceptual_weights": "LPIPS"}
+    assert needs["autoencoder:vq_f4"] == first_stage
+    assert needs["ldm:cin256"] == {"data.dir": "DATA", "autoencoder.weights": "AUTOENCODER"}
+    assert needs["controlnet:sd15_canny"]["model.path"] == "MODEL"
+    assert "--config.autoencoder.weights=AUTOENCODER" in published.write_page()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_data_of_a_paper_are_known(name):
+    assert config_of(name).data.name in data.names()
 
 
 def test_figures_that_other_papers_quote():

@@ -5,7 +5,6 @@ that begin at zero. A release is a checkout in a folder of the name of its repos
 run, and nothing of it is here.
 """
 
-import contextlib
 import importlib
 import re
 import sys
@@ -14,161 +13,42 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
 
 from configs import autoencoder, edm, improved_ddpm, score_sde
 from diffjax.pretrained.single_file import rename_unet_key
 from diffjax.pretrained.single_file_parts import rename_autoencoder_key
-from diffjax.pretrained.state_dict import from_state_dict, to_state_dict
 from diffjax.tasks import make_autoencoder_task, make_task
 from diffjax.tasks.augment import make_matrix, warp
 from diffjax.train.optimizer import make_optimizer
 from tests.parity.layout import nchw
-
-STEPS, BATCH, SIDE = 2, 4, 8
-
-
-@contextlib.contextmanager
-def on_path(*folders):
-    """Import from checkouts; what was imported is forgotten afterwards."""
-    extension = importlib.import_module("torch.utils.cpp_extension")
-    load, before = extension.load, set(sys.modules)
-    # A release has a package `configs` too.
-    ours = {k: v for k, v in sys.modules.items() if k.partition(".")[0] == "configs"}
-    for name in ours:
-        del sys.modules[name]
-    package = types.ModuleType("configs")
-    package.__path__ = [str(folder / "configs") for folder in folders]
-    sys.modules["configs"] = package
-    sys.path[:0] = map(str, folders)
-    # Compiled operators of score_sde are for GPUs, and have a counterpart for others.
-    extension.load = lambda *args, **options: None
-    try:
-        yield
-    finally:
-        del sys.path[: len(folders)]
-        extension.load = load
-        for name in set(sys.modules) - before:
-            file = str(getattr(sys.modules[name], "__file__", None) or "")
-            if any(file.startswith(str(folder)) for folder in folders):
-                del sys.modules[name]
-        for name in [k for k in sys.modules if k.partition(".")[0] == "configs"]:
-            del sys.modules[name]
-        sys.modules.update(ours)
-
-
-@contextlib.contextmanager
-def drawing(**draws):
-    """Functions of torch that return what was drawn beforehand, one after another."""
-    saved = {name: getattr(torch, name) for name in draws}
-    for name, values in draws.items():
-        queue = iter(values)
-        setattr(torch, name, lambda *args, queue=queue, **options: next(queue))
-    try:
-        yield
-    finally:
-        for name, function in saved.items():
-            setattr(torch, name, function)
-
-
-def _shake(module):
-    with torch.no_grad():
-        for value in module.parameters():
-            value.add_(0.05 * torch.randn_like(value))
-    return module
-
-
-def compare(task, optimizer, module, convert, theirs, torch_optimizer, *, classes=0, seed=0):
-    """Losses and gradients of both, step by step.
-
-    Args:
-        convert: state of the release by name -> ours in diffusers' names; linear.
-        theirs: ``(images, labels, key, extra) -> loss``, a tensor.
-
-    Returns:
-        A row a step: both losses, and the largest error of a gradient over its largest value.
-    """
-    rng = np.random.default_rng(seed)
-    extra = None
-    rows = []
-    for step in range(STEPS):
-        images = rng.uniform(-1, 1, (BATCH, SIDE, SIDE, 3)).astype("f4")
-        labels = rng.integers(0, max(classes, 1), BATCH).astype("i4")
-        batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        if extra is None:
-            fresh, extra = task.init(jax.random.key(9), {}, batch)
-            own = {k: v for k, v in fresh.items() if k != "discriminator"}
-            state = convert(_read(module, lambda value: value))
-            params = {**fresh, **from_state_dict(state, own)}
-            memory = optimizer.init(params)
-
-        def loss(params, extra=extra, key=key, step=step, batch=batch):
-            return task.loss(params, {}, extra, key, jnp.asarray(step), batch)
-
-        (ours, (extra, _)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        torch_optimizer.zero_grad()
-        other = theirs(images, labels, key, extra)
-        other.backward()
-        wanted = convert(_read(module, lambda value: value.grad))
-        found = to_state_dict({k: v for k, v in grads.items() if k != "discriminator"})
-        assert set(found) == set(wanted)
-        worst = max(np.abs(found[k] - wanted[k]).max() for k in found)
-        rows.append(
-            {
-                "ours": float(ours),
-                "release": float(other.detach()),
-                "gradient": float(worst / max(np.abs(v).max() for v in wanted.values())),
-            }
-        )
-        updates, memory = optimizer.update(grads, memory, params)
-        params = optax.apply_updates(params, updates)
-        torch_optimizer.step()
-    return rows
-
-
-def _read(module, take):
-    return {
-        name: (take(value).detach().numpy().copy())
-        for name, value in module.named_parameters()
-        if take(value) is not None
-    }
-
-
-def _draws(key, config, task_times, extra, shape):
-    """Times and noise of a step of `diffjax.tasks.diffusion_task`."""
-    time_key, noise_key, _ = jax.random.split(key, 3)
-    t, _ = task_times.draw(time_key, extra["times"], shape[0])
-    return np.asarray(t), np.asarray(jax.random.normal(noise_key, shape))
-
-
-def _small(config, **network):
-    config.data.update(image_size=SIDE, batch_size=BATCH, augment=0.0)
-    config.network.update(blocks=1, dropout=0.0, **network)
-    config.optim.update(warmup=0)
-    return config
-
-
-def _times(config):
-    from diffjax.model import make_schedule
-    from diffjax.tasks.diffusion_task import make_times
-
-    return make_times(config, make_schedule(config))
-
+from tests.parity.ncsn_cases import ncsn, ncsnv2
+from tests.parity.release_steps import (
+    BATCH,
+    SIDE,
+    compare,
+    draw_step,
+    drawing,
+    make_small,
+    make_times_of,
+    on_path,
+    shake,
+)
 
 # ---- improved-diffusion --------------------------------------------------------------------------
 
 
 def improved_diffusion(folder):
     """The hybrid loss with a learned variance, on 4000 cosine steps."""
-    config = _small(improved_ddpm.cifar10(), channels=64, multipliers=(1, 2), attention_levels=(1,))
-    task, times = make_task(config, (SIDE, SIDE, 3)), _times(config)
+    config = make_small(
+        improved_ddpm.cifar10(), channels=64, multipliers=(1, 2), attention_levels=(1,)
+    )
+    task, times = make_task(config, (SIDE, SIDE, 3)), make_times_of(config)
     torch.manual_seed(0)
     with on_path(folder):
         script = importlib.import_module("improved_diffusion.script_util")
         unet = importlib.import_module("improved_diffusion.unet")
-        net = _shake(
+        net = shake(
             unet.UNetModel(
                 in_channels=3, model_channels=64, out_channels=6, num_res_blocks=1,
                 attention_resolutions=(2,), channel_mult=(1, 2), num_heads=4,
@@ -181,7 +61,7 @@ def improved_diffusion(folder):
         )  # fmt: skip
 
         def theirs(images, labels, key, extra):
-            t, eps = _draws(key, config, times, extra, images.shape)
+            t, eps = draw_step(key, config, times, extra, images.shape)
             terms = process.training_losses(
                 net, nchw(images), torch.from_numpy(t).long(), noise=nchw(eps)
             )
@@ -214,16 +94,16 @@ def _convert_openai(state):
 
 def edm_cifar10(folder):
     """The preconditioned DDPM++ network with classes, and EDM's loss."""
-    config = _small(
+    config = make_small(
         edm.cifar10_cond(), channels=128, multipliers=(1, 1), attention_levels=(1,), augment_dim=0
     )
     config.optim.lr_start = None
-    task, times = make_task(config, (SIDE, SIDE, 3), num_classes=10), _times(config)
+    task, times = make_task(config, (SIDE, SIDE, 3), num_classes=10), make_times_of(config)
     torch.manual_seed(0)
     with on_path(folder):
         networks = importlib.import_module("training.networks")
         loss = importlib.import_module("training.loss").EDMLoss()
-        net = _shake(
+        net = shake(
             networks.EDMPrecond(
                 SIDE, 3, label_dim=10, model_type="SongUNet", model_channels=128, num_blocks=1,
                 channel_mult=[1, 1], attn_resolutions=[SIDE // 2], dropout=0.0,
@@ -233,7 +113,7 @@ def edm_cifar10(folder):
         )  # fmt: skip
 
         def theirs(images, labels, key, extra):
-            t, eps = _draws(key, config, times, extra, images.shape)
+            t, eps = draw_step(key, config, times, extra, images.shape)
             normal = torch.from_numpy((4 * t + 1.2) / 1.2).reshape(-1, 1, 1, 1)
             one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), 10).float()
             with drawing(randn=[normal], randn_like=[nchw(eps)]):
@@ -337,25 +217,27 @@ def score_sde_likelihood(folder):
 
 
 def _score_sde(folder, *, likelihood):
-    config = _small(score_sde.ddpmpp_vp(), channels=128, multipliers=(1, 1), attention_levels=(1,))
+    config = make_small(
+        score_sde.ddpmpp_vp(), channels=128, multipliers=(1, 1), attention_levels=(1,)
+    )
     config.optim.lr_start = None
     if likelihood:
         config.loss.weight = "likelihood"
-    task, times = make_task(config, (SIDE, SIDE, 3)), _times(config)
+    task, times = make_task(config, (SIDE, SIDE, 3)), make_times_of(config)
     torch.manual_seed(0)
     with on_path(folder):
         settings = importlib.import_module("configs.vp.cifar10_ddpmpp_continuous").get_config()
         settings.data.image_size = SIDE
         settings.model.update(nf=128, ch_mult=(1, 1), num_res_blocks=1, dropout=0.0)
         settings.model.attn_resolutions = (SIDE // 2,)
-        net = _shake(importlib.import_module("models.ncsnpp").NCSNpp(settings))
+        net = shake(importlib.import_module("models.ncsnpp").NCSNpp(settings))
         sde = importlib.import_module("sde_lib").VPSDE(0.1, 20.0, 1000)
         loss = importlib.import_module("losses").get_sde_loss_fn(
             sde, train=True, reduce_mean=True, continuous=True, likelihood_weighting=likelihood
         )
 
         def theirs(images, labels, key, extra):
-            t, eps = _draws(key, config, times, extra, images.shape)
+            t, eps = draw_step(key, config, times, extra, images.shape)
             share = torch.from_numpy((t - 1e-5) / (1 - 1e-5))
             with drawing(rand=[share], randn_like=[nchw(eps)]):
                 return loss(net, nchw(images))
@@ -433,7 +315,7 @@ def first_stage(folder, taming):
         net.quantize = quantize.VectorQuantizer2(16, 3, beta=0.25)
         net.quant_conv = torch.nn.Conv2d(3, 3, 1)
         net.post_quant_conv = torch.nn.Conv2d(3, 3, 1)
-        _shake(net)
+        shake(net)
         losses = importlib.import_module("taming.modules.losses.vqperceptual")
         judge = losses.VQLPIPSWithDiscriminator(
             disc_start=100, disc_weight=0.75, disc_num_layers=1, disc_ndf=4
@@ -471,6 +353,8 @@ def _convert_first_stage(state):
 
 
 CASES = {
+    "ncsn": (ncsn, ("ncsn",)),
+    "ncsnv2": (ncsnv2, ("ncsnv2",)),
     "improved-diffusion": (improved_diffusion, ("improved-diffusion",)),
     "edm": (edm_cifar10, ("edm",)),
     "score_sde_pytorch": (score_sde_vp, ("score_sde_pytorch",)),

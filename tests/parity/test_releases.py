@@ -9,11 +9,12 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-from tests.parity import release_cases
+from tests.parity import cases, ncsn_cases, release_cases
 
 pytestmark = pytest.mark.parity
 
@@ -38,6 +39,13 @@ def test_two_steps_of_training_are_those_of_the_release(name):
     for row in rows:
         assert row["ours"] == pytest.approx(row["release"], rel=1e-4)
         assert row["gradient"] < 1e-4
+
+
+@pytest.mark.parametrize("name", ["ncsn", "ncsnv2"])
+def test_the_recorded_output_is_that_of_the_release(name):
+    found = ncsn_cases.forward(name, *folders((name,)))
+    with np.load(Path(__file__).parents[1] / "golden" / "refinenet.npz") as recorded:
+        assert cases.relative_error(recorded[name], found) < 1e-6
 
 
 def test_augmented_images_are_those_of_the_release():

@@ -137,6 +137,18 @@ def _quantized(indices, anchors):
     return Quantized(zero, indices, zero, zero, anchors)
 
 
+def test_the_terms_of_a_codebook_have_their_weights():
+    """Codes 0.25 and encoder 1 in the release of latent diffusion, as in its config here."""
+    section = configs.vq_f4().loss
+    assert (section.codebook_weight, section.commitment_weight, section.dead) == (0.25, 1.0, 0.0)
+    table = jnp.ones((3, 2))
+    own = {"quantize": {"embedding": {"embedding": table}}}
+    zeros = jnp.zeros((1, 1, 1), int)
+    code = Quantized(jnp.zeros((1, 1, 1, 2)), zeros, jnp.array([8.0]), jnp.array([3.0]), table)
+    value, _, _ = _compute_regularizer(section, own, {"usage": jnp.ones(3) / 3}, code)
+    assert float(value) == pytest.approx(0.25 * 8 + 1.0 * 3)
+
+
 def test_dead_codes_go_where_the_nearest_latents_are():
     section = configs.fashion_mnist_vq().loss
     usage = jnp.array([0.5, 0.5, 0.001, 0.0])

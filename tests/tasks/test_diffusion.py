@@ -5,10 +5,11 @@ import pytest
 
 from configs import ddpm, improved_ddpm
 from configs.base import smoke
-from diffjax import likelihood, samplers
+from diffjax import likelihood, losses, samplers
 from diffjax.model import denoiser, make_model, make_sampler, make_steering, sample
 from diffjax.tasks import make_task
-from diffjax.types import Level
+from diffjax.tasks.diffusion_task import _measure_simple, dequantize
+from diffjax.types import Level, Prediction
 
 SHAPE = (8, 8, 1)
 
@@ -53,6 +54,37 @@ def test_simple_loss_is_the_mean_squared_error_of_the_noise():
     out = model.network.apply({"params": params}, a * batch["image"] + s * eps, t)
     assert float(value) == pytest.approx(float(((out - eps) ** 2).mean()), rel=1e-5)
     assert float(metrics["loss"]) == float(value)
+
+
+@pytest.mark.parametrize(("reduction", "factor"), [("sum", 64.0), ("half_sum", 32.0)])
+def test_a_sum_over_the_numbers_of_an_image(reduction, factor):
+    model = make_model(config(), SHAPE, 17, 10)
+    weight = losses.make_weight("simple", {})
+    raw, eps = jnp.full((2, *SHAPE), 0.5), jnp.ones((2, *SHAPE))
+    level = Level(jnp.zeros(2), *model.schedule.at(jnp.array([5.0, 900.0])))
+    measure = _measure_simple(model, weight, losses.ERRORS["l2"], reduction)
+    found, _ = measure(raw, Prediction(raw, raw), raw, eps, level)
+    np.testing.assert_allclose(found, 0.25 * factor, rtol=1e-6)
+
+
+def test_grey_levels_are_spread_over_their_intervals():
+    """Level u of 256 becomes 2 (u + drawn) / 256 - 1 (Song & Ermon 2019, released code)."""
+    levels = np.array([0.0, 100.0, 255.0])
+    images = jnp.asarray(levels / 255 * 2 - 1, jnp.float32)
+    for drawn in (0.0, 0.5):
+        found = dequantize(images, jnp.full(3, drawn), 256)
+        np.testing.assert_allclose(found, 2 * (levels + drawn) / 256 - 1, atol=1e-6)
+
+
+def test_grey_levels_are_spread_if_the_config_says_so():
+    def count_draws(on):
+        task = make_task(config(data={"dequantize": on}), SHAPE, 17, 10)
+        batch = {"image": jnp.zeros((4, *SHAPE))}
+        params, extra = jax.eval_shape(task.init, jax.random.key(0), None, batch)
+        step = jax.make_jaxpr(lambda p, e: task.loss(p, None, e, jax.random.key(0), 0, batch)[0])
+        return str(step(params, extra)).count("random_bits")
+
+    assert count_draws(True) == count_draws(False) + 1
 
 
 def test_offset_and_perturbed_noise_enter_the_loss():

@@ -11,7 +11,10 @@ from diffjax import samplers
 from diffjax.model import make_model, make_sampler, make_steering, sample
 from diffjax.model.channel_conditions import average_area, draw_holes
 from diffjax.model.space import encode_moments, make_space
+from diffjax.runs import fixed_parts
 from diffjax.tasks import make_task
+from diffjax.tasks.classifier_task import make_noisy_classifier_task
+from diffjax.types import ConfigError
 
 SHAPE = (4, 4, 1)
 
@@ -233,3 +236,43 @@ def test_unknown_kinds_are_named():
         condition_of(config(context="image"))
     with pytest.raises(ValueError, match="unknown concatenation 'depth'"):
         condition_of(config(concat="depth"))
+
+
+def test_a_classifier_reads_noisy_latents(made):
+    cfg, net, frozen, batch = made
+    cfg = cfg.copy_and_resolve_references()
+    cfg.network.update(conditional=False)
+    cfg.cond.context = ""
+    with pytest.raises(ConfigError, match=r"config.autoencoder.scale to that of the diffusion"):
+        make_noisy_classifier_task(cfg, SHAPE, num_classes=4)
+    cfg.autoencoder.scale = 0.5
+    task = make_noisy_classifier_task(cfg, SHAPE, num_classes=4)
+    params, extra = task.init(jax.random.key(0), frozen, batch)
+    assert params["conv_in"]["kernel"].shape[2] == net.embed_channels != SHAPE[-1]
+    assert float(extra["latent_scale"]) == 0.5
+
+    def loss(frozen, image):
+        total, (after, _) = task.loss(
+            params, frozen, extra, jax.random.key(3), jnp.asarray(0), {**batch, "image": image}
+        )
+        assert set(after) == set(extra)
+        return float(total)
+
+    # A decoder is not read, and an encoder that gives zeros leaves the noise alone.
+    blank = jax.tree.map(jnp.zeros_like, frozen)
+    assert loss(frozen, batch["image"]) != loss(frozen, -batch["image"])
+    assert loss(blank, batch["image"]) == loss(blank, -batch["image"])
+
+
+def test_a_classifier_of_other_latents_is_refused(monkeypatch):
+    judge = ldm.cin_vq8_classifier()
+    monkeypatch.setattr(fixed_parts, "read_config", lambda path: judge)
+    guided = ldm.cin_vq8()
+    guided.sample.classifier = "judge.safetensors"
+    assert fixed_parts.make_log_prob(guided) is not None
+    judge.autoencoder.codes = 5
+    with pytest.raises(ConfigError, match="are of other latents, or one of pixels"):
+        fixed_parts.make_log_prob(guided)
+    del judge.autoencoder
+    with pytest.raises(ConfigError, match="are of other latents, or one of pixels"):
+        fixed_parts.make_log_prob(guided)
