@@ -38,7 +38,7 @@ ONLY = flags.DEFINE_list("only", [], "Rows to compile, as NAME/TOPOLOGY/MESH or 
 # Options that the UNets of all versions share, in diffusers' layout.
 SD = dict(
     channels=320, blocks=2, out_channels=4, flip_sin_to_cos=True, freq_shift=0.0,
-    downsample_padding=1, norm_eps=1e-5, dtype=jnp.bfloat16, remat="blocks", attention="chunked",
+    downsample_padding=1, norm_eps=1e-5, dtype=jnp.bfloat16, remat="auto", attention="auto",
 )  # fmt: skip
 # The UNet of Stable Diffusion 1.5.
 SD15 = UNet(multipliers=(1, 2, 4, 4), attention_levels=(0, 1, 2), heads=8, context_dim=768, **SD)
@@ -124,7 +124,7 @@ def _make_unet_task(net: UNet) -> Task:
         """See `Task.loss`."""
         return _compute_loss(lambda *inputs: net.apply({"params": params}, *inputs), key, batch)
 
-    return Task(init, loss, lambda *_: None)
+    return Task(init, loss)
 
 
 def _make_control_task(base_net: UNet) -> Task:
@@ -149,7 +149,7 @@ def _make_control_task(base_net: UNet) -> Task:
 
         return _compute_loss(predict, key, batch)
 
-    return Task(init, loss, lambda *_: None)
+    return Task(init, loss)
 
 
 def make_case(name: str) -> step_plan.StepCase:
@@ -192,6 +192,7 @@ def make_config(name: str, chips: int, per_chip: int, fsdp: int) -> ConfigDict:
     config = base()
     # Figures are cached by the config, which must tell the cases apart.
     config.planned = name
+    config.network.remat = "auto"
     config.data.update(batch_size=chips * per_chip)
     config.optim.update(name="adamw", lr=1e-5, warmup=0, weight_decay=0.01, clip=1.0)
     config.mesh.update(data=chips // fsdp, fsdp=fsdp)
