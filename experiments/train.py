@@ -34,6 +34,7 @@ from diffjax.tasks import find_task_kind
 from diffjax.train import Preempted, hosts, train
 from diffjax.train.trackers import check_trackers
 from diffjax.train.training_loop import check_workdir
+from diffjax.xla import set_gpu_level
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string(
@@ -74,6 +75,7 @@ def main() -> None:
         seconds=WAIT.value,
         heartbeat=HEARTBEAT.value,
     )
+    set_gpu_level()
     if run_flags.WEIGHTS.value:
         raise UsageError(
             "training does not begin with --weights: an interrupted run goes on with its workdir, "
