@@ -53,6 +53,18 @@ FLAG_GROUPS = {
 USES = ("config", "workdir", "weights")
 
 
+def _start_process() -> None:
+    """Join the other processes that the flags name, and settle how programs are compiled."""
+    hosts.start(
+        COORDINATOR.value,
+        PROCESSES.value,
+        PROCESS.value,
+        seconds=WAIT.value,
+        heartbeat=HEARTBEAT.value,
+    )
+    set_gpu_level()
+
+
 def main() -> None:
     """Train the config of the flags in the workdir, or resume the run that is there.
 
@@ -68,14 +80,7 @@ def main() -> None:
         print(run_flags.format_config(cfg))
         return
     folder = run_flags.read_workdir()
-    hosts.start(
-        COORDINATOR.value,
-        PROCESSES.value,
-        PROCESS.value,
-        seconds=WAIT.value,
-        heartbeat=HEARTBEAT.value,
-    )
-    set_gpu_level()
+    _start_process()
     if run_flags.WEIGHTS.value:
         raise UsageError(
             "training does not begin with --weights: an interrupted run goes on with its workdir, "

@@ -122,7 +122,19 @@ def _read_collective(line: str) -> tuple[str, int]:
                 sizes = [_count_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", result)]
                 # Started ones hold their operands as well.
                 return kind, max(sizes) if ending == "-start(" else sum(sizes)
-    return "", 0
+    return _read_fused_scatter(line)
+
+
+def _read_fused_scatter(line: str) -> tuple[str, int]:
+    """Read a reduce-scatter that the compiler for TPUs writes as a fusion; see `_read_collective`.
+
+    The fusion has an all-reduce and a slice inside, and runs as one.
+    """
+    result, found, called = line.partition(" fusion(")
+    if not found or "calls=%all-reduce-scatter" not in called:
+        return "", 0
+    sizes = [_count_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", result)]
+    return "reduce-scatter", sum(sizes)
 
 
 def _count_bytes(kind: str, shape: str) -> int:
