@@ -4,8 +4,9 @@
     python -m experiments.benchmarks.plan_diffusers --only=sd15/v5e:2x4 --out=runs/scaling.json
 
 The step is that of the trainer (AdamW in float32, average, bfloat16 computation, clipping) on
-latents and text features that were stored beforehand. A compilation takes minutes; figures are
-cached, and rows that are in the file already are kept.
+latents and text features that were stored beforehand. Attention is the chip's fused kernel, and the
+backward pass computes as little again as fits (``remat=auto``). A compilation takes minutes;
+figures are cached, and rows that are in the file already are kept.
 """
 
 from __future__ import annotations
@@ -168,12 +169,14 @@ def make_case(name: str) -> step_plan.StepCase:
 # What is compiled: (case, topology, images per chip, fsdp). The rest of the chips is the data axis.
 ROWS = [
     ("sd15", "v5e:2x4", 4, 8),
+    ("sd15", "v5e:2x4", 22, 8),
     ("sd15", "v5e:2x4", 4, 1),
     ("sdxl", "v5e:2x4", 1, 8),
     ("controlnet_sd15", "v5e:2x4", 4, 8),
     ("sd15", "v5e:8x8", 4, 64),
     ("sd15", "v5e:16x16", 4, 64),
     ("sdxl", "v5e:8x8", 1, 64),
+    ("sdxl", "v5e:8x8", 1, 32),
     ("sdxl", "v5e:16x16", 1, 64),
     ("controlnet_sd15", "v5e:8x8", 4, 64),
     ("controlnet_sd15", "v5e:16x16", 4, 64),
@@ -236,6 +239,7 @@ def format_rows(rows: dict[str, JsonObject]) -> str:
         traffic = sum(entry["bytes"] for entry in row["collectives"].values())
         shown.append(state | {
             "peak GiB": f"{row['peak_bytes'] / topologies.GIB:.2f}",
+            "recomputed": row["remat"],
             "TFLOP": f"{row['flops'] / 1e12:.2f}",
             "collectives GiB": f"{traffic / topologies.GIB:.2f}",
             "sharded": f"{100 * row['sharded']:.2f}%",
