@@ -264,7 +264,7 @@ def sd21_lora() -> ConfigDict:
 
 def sdxl() -> ConfigDict:
     config = _full(model_xl())
-    config.network.remat = "blocks"
+    config.network.remat = "auto"
     return config
 
 

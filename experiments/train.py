@@ -34,6 +34,7 @@ from diffjax.tasks import find_task_kind
 from diffjax.train import Preempted, hosts, train
 from diffjax.train.trackers import check_trackers
 from diffjax.train.training_loop import check_workdir
+from diffjax.xla import set_gpu_level
 
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the resolved config and stop.")
 COORDINATOR = flags.DEFINE_string(
@@ -52,6 +53,18 @@ FLAG_GROUPS = {
 USES = ("config", "workdir", "weights")
 
 
+def _start_process() -> None:
+    """Join the other processes that the flags name, and settle how programs are compiled."""
+    hosts.start(
+        COORDINATOR.value,
+        PROCESSES.value,
+        PROCESS.value,
+        seconds=WAIT.value,
+        heartbeat=HEARTBEAT.value,
+    )
+    set_gpu_level()
+
+
 def main() -> None:
     """Train the config of the flags in the workdir, or resume the run that is there.
 
@@ -67,13 +80,7 @@ def main() -> None:
         print(run_flags.format_config(cfg))
         return
     folder = run_flags.read_workdir()
-    hosts.start(
-        COORDINATOR.value,
-        PROCESSES.value,
-        PROCESS.value,
-        seconds=WAIT.value,
-        heartbeat=HEARTBEAT.value,
-    )
+    _start_process()
     if run_flags.WEIGHTS.value:
         raise UsageError(
             "training does not begin with --weights: an interrupted run goes on with its workdir, "

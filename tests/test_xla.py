@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from diffjax import xla
@@ -95,3 +96,17 @@ def test_the_folder_of_the_user_stays(tmp_path):
     program = "from diffjax import xla; import jax; xla.keep_programs()\n"
     program += "print(jax.config.values['jax_compilation_cache_dir'])"
     assert run(program, JAX_COMPILATION_CACHE_DIR=str(tmp_path)).stdout.strip() == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "backend, before, after",
+    [("gpu", "UNKNOWN", "O1"), ("gpu", "O0", "O0"), ("cpu", "UNKNOWN", "UNKNOWN")],
+)
+def test_gpus_compile_at_a_level_of_their_own(monkeypatch, backend, before, after):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    try:
+        jax.config.update("jax_optimization_level", before)
+        xla.set_gpu_level()
+        assert jax.config.values["jax_optimization_level"] == after
+    finally:
+        jax.config.update("jax_optimization_level", "UNKNOWN")

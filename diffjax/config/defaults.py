@@ -138,8 +138,8 @@ DEFAULTS: Config = {
         "norm_eps": 1e-6,
         # Side of the pixel patches folded into channels (Hoogeboom et al. 2023)
         "patch": 1,
-        # How attention is computed: xla, plain, chunked or cudnn
-        "attention": "xla",
+        # How attention is computed: auto (by the device), xla, plain, chunked, cudnn or splash
+        "attention": "auto",
         # Attention on the way up after all blocks of a level, or after the last
         "decoder_attention": "all",
         # Resample by a filter, not by repeating and averaging (Song et al. 2021)
@@ -166,7 +166,8 @@ DEFAULTS: Config = {
         "added_dim": 0,
         # Size of the embedding of each of its numbers
         "added_time_dim": 256,
-        # What the backward pass computes again to save memory: none, blocks or products
+        # What the backward pass computes again to save memory: none, products, blocks, or auto
+        # (the first of these with which the step fits the device)
         "remat": "none",
         # Type of the computation; parameters stay float32
         "dtype": "float32",
@@ -390,7 +391,7 @@ FIRST_STAGE: Config = {
         # vq: channels of a code; 0: latent_channels
         "code_channels": 0,
         # How attention is computed, as of the UNet
-        "attention": "xla",
+        "attention": "auto",
         # Compute blocks again in the backward pass, to save memory
         "remat": False,
         # Type of the computation; parameters stay float32

@@ -52,7 +52,7 @@ from diffjax.pretrained.pipelines import load_components
 from diffjax.pretrained.prompts import Embedding, Prompt, add_concept, count_chunks
 from diffjax.samplers import loop
 from diffjax.types import Array, Params, summarize
-from diffjax.xla import keep_programs
+from diffjax.xla import keep_programs, set_gpu_level
 
 
 def load(
@@ -82,6 +82,7 @@ def load(
         FileNotFoundError, ValueError: see `load_components`.
     """
     keep_programs()
+    set_gpu_level()
     parts = load_components(
         path,
         dtype=dtype,

@@ -51,8 +51,32 @@ def _count_jaxpr(jaxpr: Any) -> float:
             total += max(_count_jaxpr(branch.jaxpr) for branch in params["branches"])
         else:
             inside = sum(_count_jaxpr(_unwrap_jaxpr(value)) for value in _list_inner(params))
-            total += inside * (params["length"] if name == "scan" else 1)
+            total += inside * _count_passes(name, params)
     return total
+
+
+def _count_passes(name: str, params: Mapping[str, Any]) -> int:
+    """Count how often the function inside of an equation runs, of all devices together.
+
+    Args:
+        name: of the primitive: ``scan``, ``pallas_call`` (once for each point of its grid),
+            ``shard_map`` (once on each device that has a part of its own), or another one.
+        params: of the equation.
+    """
+    if name == "scan":
+        return int(params["length"])
+    if name == "pallas_call":
+        return math.prod(int(n) for n in params["grid_mapping"].grid)
+    if name == "shard_map":
+        sizes = dict(params["mesh"].shape)
+        split = {a for spec in params["out_specs"] for part in spec for a in _list_axes(part)}
+        return math.prod(sizes[axis] for axis in split)
+    return 1
+
+
+def _list_axes(part: Any) -> tuple[str, ...]:
+    """List the axes of a mesh that cut one dimension."""
+    return () if part is None else part if isinstance(part, tuple) else (part,)
 
 
 def _list_inner(params: Mapping[str, Any]) -> list[Jaxpr | ClosedJaxpr]:
@@ -98,7 +122,19 @@ def _read_collective(line: str) -> tuple[str, int]:
                 sizes = [_count_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", result)]
                 # Started ones hold their operands as well.
                 return kind, max(sizes) if ending == "-start(" else sum(sizes)
-    return "", 0
+    return _read_fused_scatter(line)
+
+
+def _read_fused_scatter(line: str) -> tuple[str, int]:
+    """Read a reduce-scatter that the compiler for TPUs writes as a fusion; see `_read_collective`.
+
+    The fusion has an all-reduce and a slice inside, and runs as one.
+    """
+    result, found, called = line.partition(" fusion(")
+    if not found or "calls=%all-reduce-scatter" not in called:
+        return "", 0
+    sizes = [_count_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", result)]
+    return "reduce-scatter", sum(sizes)
 
 
 def _count_bytes(kind: str, shape: str) -> int:

@@ -10,20 +10,28 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax.launch.program_costs import count_collectives, count_flops
 from diffjax.launch.topologies import GIB, Chip, find_devices
+from diffjax.remat import POLICIES
 from diffjax.train import State, init_state, make_optimizer
+from diffjax.train.memory import (
+    DoesNotFit,
+    compile_within_memory,
+    count_local_bytes,
+    read_peak,
+    take_first_that_fits,
+)
 from diffjax.train.prepare import compile_step
 from diffjax.train.sharding import (
     make_batch_sharding,
@@ -36,8 +44,6 @@ from diffjax.types import PyTree, Task
 from diffjax.writing import write_atomically
 
 CACHE = Path(os.environ.get("DIFFJAX_CACHE", "~/.cache/diffjax")).expanduser() / "plan"
-NEEDED = r"([Uu]sed |temporaries \()(?P<used>[\d.]+)(?P<unit>[KMGT])"  # in XLA's messages
-T = TypeVar("T")
 Figures = dict[str, Any]  # numbers by name, and a few tables
 
 
@@ -53,30 +59,6 @@ class StepCase(NamedTuple):
     task: Task
     frozen: PyTree
     batch: Callable[[int], PyTree]
-
-
-class DoesNotFit(RuntimeError):
-    """The compiled step needs more memory than a chip has.
-
-    Attributes:
-        needed: bytes, 0 if the compiler does not say.
-        sizes: what is known without compiling, state_bytes among it.
-    """
-
-    def __init__(self, needed: float, sizes: Mapping[str, float]):
-        """Make the error with its message.
-
-        Args:
-            needed: bytes, 0 if the compiler does not say.
-            sizes: bytes by name; ``state_bytes`` must be among them.
-        """
-        size = f"{needed / GIB:.2f} GiB" if needed else "more than there is"
-        state = sizes["state_bytes"] / GIB
-        super().__init__(
-            f"the step does not fit: XLA needs {size}; the state takes {state:.2f} GiB"
-        )
-        self.needed = needed
-        self.sizes = dict(sizes)
 
 
 def compile_plan(cfg: ConfigDict, name: str, case: StepCase) -> Figures:
@@ -104,7 +86,7 @@ def compile_plan(cfg: ConfigDict, name: str, case: StepCase) -> Figures:
             raise DoesNotFit(stored["needed"], stored["sizes"])
         return dict(stored)
     try:
-        figures = _compile(cfg, devices, chip, case)
+        figures = _compile_what_fits(cfg, devices, chip, case)
     except DoesNotFit as failure:
         _save_json({"needed": failure.needed, "sizes": failure.sizes}, path)
         raise
@@ -113,19 +95,44 @@ def compile_plan(cfg: ConfigDict, name: str, case: StepCase) -> Figures:
     return figures
 
 
-def _compile(
+def _compile_what_fits(
     cfg: ConfigDict, devices: list[jax.Device], chip: Chip | None, case: StepCase
+) -> Figures:
+    """Compile the step with the policy of ``network.remat``; ``auto`` is the first that fits.
+
+    Without a known limit, ``auto`` is ``none``.
+
+    Raises:
+        DoesNotFit: the step needs more memory than a chip has, whatever is computed again.
+    """
+    policy = cfg.network.remat
+    if policy != "auto" or chip is None:
+        resolved = POLICIES[0] if policy == "auto" else policy
+        return {"remat": resolved, **_compile(cfg, devices, chip, case, POLICIES[0])}
+
+    def attempt(policy: str) -> tuple[Figures, float]:
+        logging.info("network.remat=auto: trying %s", policy)
+        figures = _compile(cfg, devices, chip, case, policy)
+        return figures, figures["peak_bytes"]
+
+    policy, figures, _ = take_first_that_fits(attempt, chip.bytes)
+    return {"remat": policy, **figures}
+
+
+def _compile(
+    cfg: ConfigDict, devices: list[jax.Device], chip: Chip | None, case: StepCase, remat: str
 ) -> Figures:
     """Compile the step for some devices, and read its figures.
 
     Args:
         chip: what each device has; None if it has no known limits.
+        remat: what ``network.remat=auto`` stands for.
 
     Raises:
         DoesNotFit: the step needs more memory than a chip has.
     """
     mesh = make_mesh(cfg.mesh, devices)
-    step, arguments, placed = _make_abstract_step(cfg, case, mesh)
+    step, arguments, placed = _make_abstract_step(cfg, case, mesh, remat)
     state, frozen, _ = arguments
     begun = time.monotonic()
     sizes = {
@@ -141,9 +148,6 @@ def _compile(
     text = compiled.as_text()
     cost = compiled.cost_analysis() or {}
     flops = count_flops(step, *arguments) / len(devices)
-    peak = getattr(memory, "peak_memory_in_bytes", 0) or (
-        memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    )
     return {
         "chips": len(devices),
         "mesh": dict(mesh.shape),
@@ -152,7 +156,7 @@ def _compile(
         "sharded": measure_sharded_fraction(state.params, placed.params),
         **sizes,
         "activation_bytes": int(memory.temp_size_in_bytes),
-        "peak_bytes": int(peak),
+        "peak_bytes": read_peak(compiled),
         "limit_bytes": chip.bytes if chip else None,
         "flops": flops,
         "xla_flops": cost.get("flops"),
@@ -179,7 +183,7 @@ def _estimate_utilisation(
 
 
 def _make_abstract_step(
-    cfg: ConfigDict, case: StepCase, mesh: jax.sharding.Mesh
+    cfg: ConfigDict, case: StepCase, mesh: jax.sharding.Mesh, remat: str
 ) -> tuple[Any, tuple[PyTree, ...], State]:
     """Make the jitted step with its arguments as shapes and placements.
 
@@ -191,39 +195,10 @@ def _make_abstract_step(
     state = jax.eval_shape(init, jax.random.key(0), case.frozen, case.batch(1))
     batch = case.batch(cfg.data.batch_size)
     placed, cold = make_tree_sharding(state, mesh), make_tree_sharding(case.frozen, mesh)
-    step = compile_step(case.task, optimizer, cfg, (placed, cold), mesh)
+    step = compile_step(case.task, optimizer, cfg, (placed, cold), mesh, remat=remat)
     spread = jax.tree.map(lambda _: make_batch_sharding(mesh), batch)
     trees = zip((state, case.frozen, batch), (placed, cold, spread), strict=True)
     return step, tuple(with_sharding(*pair) for pair in trees), placed
-
-
-def compile_within_memory(compile: Callable[[], T], sizes: Mapping[str, float]) -> T:
-    """Compile a program, and recognise the errors of XLA that are of memory.
-
-    Args:
-        compile: compiles, and returns the result.
-        sizes: what is known without compiling, for the error.
-
-    Raises:
-        DoesNotFit: the program does not fit into memory.
-    """
-    try:
-        return compile()
-    except jax.errors.JaxRuntimeError as error:
-        found = re.search(NEEDED, str(error))
-        if not found and ("RESOURCE_EXHAUSTED" not in str(error) or "Vmem" in str(error)):
-            raise  # not of memory, or of a kernel's
-        scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-        needed = float(found["used"]) * scale[found["unit"]] if found else 0.0
-        raise DoesNotFit(needed, sizes) from error
-
-
-def count_local_bytes(tree: PyTree) -> int:
-    """Count the bytes that a tree of placed shapes takes on one device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
 
 
 def _make_key(cfg: ConfigDict, name: str) -> str:
@@ -252,6 +227,7 @@ def format_figures(figures: Figures) -> dict[str, str]:
     out = {
         "topology": f"{figures['topology']}: {figures['chips']} chips",
         "mesh": " x ".join(f"{k} {v}" for k, v in figures["mesh"].items()),
+        "recomputed": figures["remat"],
         "batch": f"{figures['batch']}: {figures['batch_per_chip']:g} per chip",
         "parameters sharded": f"{100 * figures['sharded']:.2f}%",
     }

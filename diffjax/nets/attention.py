@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
+from diffjax.nets.fused_attention import choose_fused, splash
 from diffjax.nets.layers import GroupNorm, default_init, zero_init
 from diffjax.types import DType, choose
 
@@ -55,29 +56,41 @@ def chunked(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     return jnp.moveaxis(out, 0, 1).reshape(b, n + extra, heads, d)[:, :n]
 
 
+def auto(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """Compute attention by the fused kernel of the device, or by ``xla`` where none takes it.
+
+    Shapes are those of `attend`. On CPUs this is ``xla``.
+    """
+    return ATTENTIONS[choose_fused(q, k, mask) or "xla"](q, k, v, mask=mask)
+
+
 ATTENTIONS: dict[str, Callable[..., Array]] = {
+    "auto": auto,
     "xla": jax.nn.dot_product_attention,
     "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
+    "splash": splash,
     "plain": plain,
     "chunked": chunked,
 }
 
 
-def attend(q: Array, k: Array, v: Array, *, mask: Array | None = None, kind: str = "xla") -> Array:
+def attend(q: Array, k: Array, v: Array, *, mask: Array | None = None, kind: str = "auto") -> Array:
     """Compute attention ``softmax(Q K^T / sqrt(d)) V`` per head (Vaswani et al. 2017, eq. 1).
 
     Args:
         q: queries (B, N, heads, d).
         k, v: keys and values (B, M, heads, d).
         mask: bool, broadcasts against (B, heads, N, M); False leaves a key out.
-        kind: ``xla`` (`jax.nn.dot_product_attention`), ``cudnn`` (the same fused, on GPUs in half
-            precision), ``plain`` (softmax in float32) or ``chunked`` (plain in less memory).
+        kind: ``auto`` (the fused kernel of the device if it takes the shapes, or else ``xla``),
+            ``xla`` (`jax.nn.dot_product_attention`), ``cudnn`` (the same fused, on GPUs in half
+            precision), ``splash`` (fused, on TPUs), ``plain`` (softmax in float32) or ``chunked``
+            (plain in less memory).
 
     Returns:
         (B, N, heads, d).
 
     Raises:
-        ValueError: the kind is unknown.
+        ValueError: the kind is unknown, or does not take the shapes or the mask.
     """
     return choose("attention", kind, ATTENTIONS)(q, k, v, mask=mask)
 
@@ -99,7 +112,7 @@ class Attention(nn.Module):
     width: int | None = None
     bias: bool = True
     dtype: DType = None
-    kind: str = "xla"
+    kind: str = "auto"
     identity: bool = False
     out_init: Initializer = zero_init
 
@@ -148,7 +161,7 @@ class AttentionBlock(nn.Module):
     groups: int = 32
     eps: float = 1e-6
     dtype: DType = None
-    kind: str = "xla"
+    kind: str = "auto"
     rescale: bool = False  # divide the sum by sqrt(2)
     identity: bool = False
 

@@ -204,7 +204,7 @@ class Autoencoder(LatentScale, nn.Module):
     middle_attention: bool = True
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
-    attention: str = "xla"
+    attention: str = "auto"
     remat: str | bool = False
     dtype: DType = None
     initialisation: str = "ddpm"

@@ -99,7 +99,7 @@ class DiTBlock(nn.Module):
 
     heads: int
     eps: float = 1e-6
-    kind: str = "xla"
+    kind: str = "auto"
     dtype: DType = None
 
     @nn.compact
@@ -163,7 +163,7 @@ class DiT(nn.Module):
     freq_shift: float = 0.0
     time_scale: float = 1.0
     norm_eps: float = 1e-6
-    attention: str = "xla"
+    attention: str = "auto"
     remat: str | bool = False
     dtype: DType = None
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.nn.initializers import Initializer
 
+from diffjax.remat import read_auto_policy
 from diffjax.types import CondEntries, DType, choose
 
 Array = jax.Array
@@ -52,8 +53,8 @@ def timestep_embedding(
 
 
 def _is_product(primitive: Primitive, *_: object, **__: object) -> bool:
-    """Return whether a primitive is a matrix product or a convolution: those results are kept."""
-    return primitive.name in ("dot_general", "conv_general_dilated")
+    """Return whether a primitive is a product, a convolution or a kernel: those are kept."""
+    return primitive.name in ("dot_general", "conv_general_dilated", "pallas_call")
 
 
 REMAT: dict[str, Callable[..., bool] | None] = {
@@ -70,14 +71,15 @@ def rematerialise(module: ModuleClass, policy: str | bool, **options: Any) -> Mo
 
     Args:
         module: the class of the block.
-        policy: a key of `REMAT`; True is ``blocks`` and False ``none``.
+        policy: a key of `REMAT`, or ``auto`` (see `diffjax.remat`); True is ``blocks`` and False
+            ``none``.
         options: of `flax.linen.remat`.
 
     Raises:
         ValueError: unknown policy.
     """
     name = policy if isinstance(policy, str) else "blocks" if policy else "none"
-    keep = choose("remat", name, REMAT)
+    keep = choose("remat", name, {**REMAT, "auto": REMAT[read_auto_policy()]})
     return module if keep is None else nn.remat(module, policy=keep, **options)
 
 

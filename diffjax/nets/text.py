@@ -61,7 +61,7 @@ class TextLayer(nn.Module):
     width: int
     activation: str = "quick_gelu"
     eps: float = 1e-5
-    attention: str = "xla"
+    attention: str = "auto"
     dtype: DType = None
 
     @nn.compact
@@ -165,7 +165,7 @@ class CLIPText(nn.Module):
     activation: str = "quick_gelu"
     eps: float = 1e-5
     end: int = 2
-    attention: str = "xla"
+    attention: str = "auto"
     dtype: DType = None
 
     @nn.compact
@@ -233,7 +233,7 @@ class TransformerLayer(nn.Module):
 
     heads: int
     head_channels: int
-    attention: str = "xla"
+    attention: str = "auto"
     dtype: DType = None
 
     @nn.compact
@@ -269,7 +269,7 @@ class TextTransformer(nn.Module):
     layers: int = 32
     heads: int = 8
     head_channels: int = 64
-    attention: str = "xla"
+    attention: str = "auto"
     dtype: DType = None
 
     @nn.compact

@@ -43,7 +43,7 @@ class TransformerBlock(nn.Module):
     """
 
     heads: int
-    kind: str = "xla"
+    kind: str = "auto"
     dtype: DType = None
     identity: bool = False
     only_cross: bool = False
@@ -95,7 +95,7 @@ class SpatialTransformer(nn.Module):
     depth: int = 1
     linear: bool = False
     groups: int = 32
-    kind: str = "xla"
+    kind: str = "auto"
     remat: str | bool = False
     dtype: DType = None
     identity: bool = False

@@ -127,7 +127,7 @@ class UNet(nn.Module):
     linear_projection: bool = False
     added_dim: int = 0
     added_time_dim: int = 256
-    attention: str = "xla"
+    attention: str = "auto"
     decoder_attention: str = "all"
     fir: bool = False
     rescale: bool = False

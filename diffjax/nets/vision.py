@@ -56,7 +56,7 @@ class CLIPVision(nn.Module):
     projection: int = 512
     activation: str = "quick_gelu"
     eps: float = 1e-5
-    attention: str = "xla"
+    attention: str = "auto"
     dtype: DType = None
 
     @nn.compact

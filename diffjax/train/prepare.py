@@ -17,7 +17,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
-from diffjax.train import hosts, resume
+from diffjax.remat import POLICIES, resolve_remat
+from diffjax.train import hosts, memory, resume
 from diffjax.train.checkpoint import Checkpoints, Metadata
 from diffjax.train.frozen import hash_content, write_once
 from diffjax.train.optimizer import learning_rate, make_optimizer
@@ -35,6 +36,7 @@ from diffjax.train.step import (
     Batch,
     EMADecay,
     State,
+    Step,
     ema_decay,
     ema_half_life,
     init_state,
@@ -108,7 +110,8 @@ class PreparedRun:
         optimizer = optimizer or make_optimizer(config.optim, steps)
         mesh = self.mesh = make_mesh(config.mesh)
         self.place = make_batch_sharding(mesh)
-        init = _make_initializer(task, optimizer, config.seed, batches(0, self.place))
+        example = _take_batch(batches(0, self.place))
+        init = _make_initializer(task, optimizer, config.seed, example)
         frozen_shardings = make_tree_sharding(frozen, mesh)
         self._hash = hash_content(frozen)
         self.frozen = place(frozen, frozen_shardings)
@@ -116,12 +119,18 @@ class PreparedRun:
         shapes = jax.eval_shape(init, self.frozen)
         shardings = make_tree_sharding(shapes, mesh)
         self._abstract = with_sharding(shapes, shardings)
-        # It runs once. At this level it compiles in half the time, to the same values.
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        quick = on_cpu and not jax.config.values["jax_disable_most_optimizations"]
-        options = {"xla_backend_optimization_level": 1} if quick else None
-        self._fresh = jax.jit(init, out_shardings=shardings, compiler_options=options)
-        self.update = compile_step(task, optimizer, config, (shardings, frozen_shardings), mesh)
+        self._fresh = _compile_initializer(init, shardings, mesh)
+        given = (
+            self._abstract,
+            with_sharding(jax.eval_shape(lambda tree: tree, self.frozen), frozen_shardings),
+            jax.tree.map(_describe, example),
+        )
+
+        def compile(remat: str) -> jax.stages.Wrapped:
+            places = (shardings, frozen_shardings)
+            return compile_step(task, optimizer, config, places, mesh, remat=remat)
+
+        self.update = compile_what_fits(compile, given, config, mesh, workdir)
 
     def begin(self, checkpoints: Checkpoints, offset: int) -> StartPoint:
         """Return the newest checkpoint, or a newly initialised state.
@@ -197,20 +206,44 @@ def _make_average(config: ConfigDict) -> EMADecay:
     return ema_decay(section.decay, warmup=section.warmup)
 
 
+def _take_batch(stream: Iterator[Batch]) -> Batch:
+    """Take the first batch of a stream, and end the stream."""
+    with closing_stream(stream):
+        return next(stream)
+
+
+def _describe(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    """Describe an array by its shape, its type, and where it is if it says so."""
+    place = getattr(leaf, "sharding", None)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
 def _make_initializer(
-    task: Task, optimizer: optax.GradientTransformation, seed: int, stream: Iterator[Batch]
+    task: Task, optimizer: optax.GradientTransformation, seed: int, batch: Batch
 ) -> Callable[[Params | None], State]:
     """Return ``frozen -> State``, which initialises with the first batch as the example.
 
     With several processes, all use the example of the first one.
     """
-    with closing_stream(stream):
-        # One example is enough: parameters do not depend on the batch size.
-        example = jax.tree.map(_take_first, next(stream))
+    # One example is enough: parameters do not depend on the batch size.
+    example = jax.tree.map(_take_first, batch)
     if jax.process_count() > 1:
         example = multihost_utils.broadcast_one_to_all(example)
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
     return lambda frozen: init_state(task, optimizer, key, frozen, example)
+
+
+def _compile_initializer(
+    init: Callable[[Params | None], State], shardings: Shardings, mesh: Mesh
+) -> jax.stages.Wrapped:
+    """Compile what makes the initial state, quickly on CPUs, since it runs once.
+
+    At this level of LLVM it compiles in half the time there, to the same values.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    quick = on_cpu and not jax.config.values["jax_disable_most_optimizations"]
+    options = {"xla_backend_optimization_level": 1} if quick else None
+    return jax.jit(init, out_shardings=shardings, compiler_options=options)
 
 
 def check_shapes(given: Params, wanted: Params) -> None:
@@ -244,6 +277,8 @@ def compile_step(
     config: ConfigDict,
     shardings: tuple[Shardings, Shardings],
     mesh: Mesh,
+    *,
+    remat: str = POLICIES[0],
 ) -> jax.stages.Wrapped:
     """Compile the step of a config: ``(state, frozen, batch) -> (state, metrics)``, state donated.
 
@@ -253,6 +288,7 @@ def compile_step(
         config: sections ``train``, ``ema``, ``data`` and ``seed``.
         shardings: of the state, and of the frozen weights.
         mesh: all devices of the run.
+        remat: what ``network.remat=auto`` stands for.
     """
     step = make_step(
         task,
@@ -261,12 +297,74 @@ def compile_step(
         accumulate=config.train.accumulate,
         seed=config.seed,
     )
+    # Kernels of accelerators are placed by the mesh of the context. CPUs have none.
+    own = mesh.devices.flat[0].platform != "cpu"
+
+    def trace(state: State, frozen: Params | None, batch: Batch) -> tuple[State, dict[str, Array]]:
+        where = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+        with resolve_remat(remat), where if own else contextlib.nullcontext():
+            return step(state, frozen, batch)
+
     return jax.jit(
-        step,
+        trace,
         in_shardings=(*shardings, make_batch_sharding(mesh)),
         out_shardings=(shardings[0], make_replicated_sharding(mesh)),
         donate_argnums=0,
     )
+
+
+def compile_what_fits(
+    compile: Callable[[str], jax.stages.Wrapped],
+    given: tuple[State, Params | None, Batch],
+    config: ConfigDict,
+    mesh: Mesh,
+    workdir: Path,
+) -> Step:
+    """Return the step of a config; with ``network.remat=auto``, the first that fits the device.
+
+    A program that was compiled to see whether it fits is the one that runs. Where the device does
+    not say how much memory it has, and for a policy that the workdir knows, nothing is compiled.
+
+    Args:
+        compile: from what ``auto`` stands for to the jitted step.
+        given: shapes and places of its arguments.
+        config: section ``network``, if there is one, beside those of `compile_step`.
+        mesh: all devices of the run.
+        workdir: where the choice is kept.
+
+    Raises:
+        DoesNotFit: the compiler refuses the step, whatever is computed again.
+    """
+    limit = memory.read_limit(mesh)
+    if config.get("network", {}).get("remat") != "auto" or limit is None:
+        return compile(POLICIES[0])
+    situation = memory.describe_situation(config, mesh, limit)
+    if (known := memory.read_choice(workdir, situation)) is not None:
+        logging.info("network.remat=auto: %s, as before", known)
+        return compile(known)
+    sizes = {"state_bytes": memory.count_local_bytes(given[:2])}
+
+    def attempt(policy: str) -> tuple[tuple[Step, jax.stages.Compiled], float]:
+        step = compile(policy)
+        with say_compiling(f"the training step with remat={policy}"):
+            program = memory.compile_within_memory(step.lower(*given).compile, sizes)
+        return (step, program), memory.read_peak(program)
+
+    policy, found, peak = memory.take_first_that_fits(attempt, limit * memory.SHARE)
+    memory.keep_choice(workdir, situation, policy, peak)
+    step, program = found
+    shapes = jax.tree.map(_describe_shape, given[2])
+
+    def call(state: State, frozen: Params | None, batch: Batch) -> tuple[State, dict[str, Array]]:
+        same = jax.tree.map(_describe_shape, batch) == shapes
+        return program(state, frozen, batch) if same else step(state, frozen, batch)
+
+    return call
+
+
+def _describe_shape(leaf: jax.Array | jax.ShapeDtypeStruct) -> tuple[object, ...]:
+    """Describe an array by its shape and type."""
+    return (*leaf.shape, str(leaf.dtype))
 
 
 def closing_stream(

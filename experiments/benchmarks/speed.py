@@ -96,9 +96,11 @@ def main() -> None:
             raise UsageError(f"--json: {path} is of another suite or kind of run; name a new file")
     torch, flax = map(Path, PEERS.value.split(","))
     setup = Setup(Path(sys.executable), torch, flax, REPEATS.value, TINY.value, FLAGS.value)
-    for name in names:
-        if name in found["rows"] and not AGAIN.value:
-            continue
+    left = [name for name in names if AGAIN.value or name not in found["rows"]]
+    minutes = sum(ROWS[name].minutes for name in left)
+    if minutes and not TINY.value:
+        logging.info("about %.0f minutes on one H100; other cards take longer", minutes)
+    for name in left:
         logging.info("measuring %s", name)
         row = measure_row(ROWS[name], setup)
         found["rows"][name] = {**row, "machine": describe_machine()}

@@ -214,8 +214,8 @@ LOG = [
     for k in range(1, 5)
 ]  # fmt: skip
 PLANNED = {
-    "peak_bytes": 2**30, "state_bytes": 2**29, "parameter_bytes": 2**28, "flops": 1e12,
-    "bytes_accessed": 2**30, "sharded": 1.0, "compile_seconds": 9.0,
+    "remat": "none", "peak_bytes": 2**30, "state_bytes": 2**29, "parameter_bytes": 2**28,
+    "flops": 1e12, "bytes_accessed": 2**30, "sharded": 1.0, "compile_seconds": 9.0,
     "collectives": {"all-gather": {"count": 2, "bytes": 2**20}},
 }  # fmt: skip
 # By the beginning of a file's name, then by its end.

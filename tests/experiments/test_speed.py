@@ -39,6 +39,8 @@ def test_rows_name_known_suites_kinds_and_peers():
     assert {row.kind for row in ROWS.values()} == set(KINDS)
     assert {peer for row in ROWS.values() for peer in row.goals} <= set(PEERS)
     assert set(by_diffjax.MAKERS) == set(KINDS)
+    on_a_card = [row.minutes for row in ROWS.values() if row.suite == "gpu"]
+    assert all(on_a_card) and sum(on_a_card) < 25
 
 
 def test_the_server_times_calls_when_asked(tmp_path, monkeypatch):

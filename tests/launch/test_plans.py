@@ -75,9 +75,15 @@ HloModule jit_step, num_partitions=8
   ROOT %lt = pred[] compare(%i, %constant.3), direction=LT
 }
 
+%all-reduce-scatter.1 (input: bf16[64,128]) -> bf16[8,128] {
+  %all-reduce.8 = bf16[64,128]{1,0} all-reduce(%input), to_apply=%add.1
+  ROOT %slice.1 = bf16[8,128]{1,0} dynamic-slice(%all-reduce.8, %i, %zero)
+}
+
 ENTRY %main (p: f32[8,128]) -> f32[8,128] {
   %while.1 = (s32[], f32[8,128]) while(%tuple), condition=%condition.1, body=%body.1
   %all-reduce.1 = (f32[8,128]{1,0}, f32[4]{0}) all-reduce(%a, %b), to_apply=%add.1
+  %fusion.9 = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
   %start = (f32[8]{0}, f32[64]{0}) all-gather-start(%c), dimensions={0}
   ROOT %done = f32[64]{0} all-gather-done(%start)
 }
@@ -88,6 +94,8 @@ def test_collectives_of_a_program():
     assert program_costs.count_collectives(PROGRAM) == {
         "all-gather": {"count": 11, "bytes": 10 * 64 * 128 * 2 + 64 * 4},
         "all-reduce": {"count": 1, "bytes": (8 * 128 + 4) * 4},
+        # The compiler for TPUs writes it as a fusion of an all-reduce and a slice.
+        "reduce-scatter": {"count": 1, "bytes": 8 * 128 * 2},
     }
 
 

@@ -13,6 +13,7 @@ from diffjax.nets.layers import (
     timestep_embedding,
 )
 from diffjax.nets.unet import UNet
+from diffjax.remat import resolve_remat
 from diffjax.types import ConfigError
 
 TINY = {
@@ -182,7 +183,12 @@ def test_remat_computes_again_what_it_says_and_changes_nothing():
     norms = {k: t.count(" rsqrt ") for k, t in texts.items()}
     assert products["none"] == products["products"] < products["blocks"]
     assert norms["none"] < norms["products"] <= norms["blocks"]
-    with pytest.raises(ValueError, match="unknown remat 'most'; choose one of blocks, none"):
+    for name, count in products.items():  # what auto stands for is said while it is traced
+        with resolve_remat(name):
+            text = str(jax.make_jaxpr(gradient(nets["none"].clone(remat="auto")))(params))
+        assert text.count("conv_general_dilated[") + text.count("dot_general[") == count
+        assert text.count(" rsqrt ") == norms[name]
+    with pytest.raises(ValueError, match="unknown remat 'most'; choose one of auto, blocks, none"):
         UNet(remat="most", **TINY).init(jax.random.key(0), z, jnp.zeros(2))
 
 

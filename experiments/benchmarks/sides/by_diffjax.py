@@ -41,6 +41,7 @@ from diffjax.train import init_state, make_optimizer  # noqa: E402
 from diffjax.train.prepare import compile_step  # noqa: E402
 from diffjax.train.sharding import make_mesh, make_tree_sharding  # noqa: E402
 from diffjax.types import Array, Params  # noqa: E402
+from diffjax.xla import set_gpu_level  # noqa: E402
 from experiments.benchmarks.sides.server import Call, Work, read_work, serve  # noqa: E402
 
 # Images that sides are compared by, at most.
@@ -385,6 +386,7 @@ MAKERS = {
 
 def make_call(work: Work) -> Call:
     """Make the call of a row's kind."""
+    set_gpu_level()
     made = MAKERS[work.kind](work)
     device = jax.devices()[0]
     facts = {

@@ -54,6 +54,8 @@ class Row(NamedTuple):
         tiny: more changes for a dry run.
         steps: of the sampler.
         fresh: time new processes from their start to the end of the first call.
+        minutes: an estimate of how long the row takes on one H100, with compilation and all sides;
+            0 where nobody estimated it.
     """
 
     suite: str
@@ -66,6 +68,7 @@ class Row(NamedTuple):
     tiny: Changes = NONE
     steps: int = 0
     fresh: bool = False
+    minutes: float = 0.0
 
 
 def _make_cpu_rows() -> dict[str, Row]:
@@ -114,23 +117,26 @@ def _make_accelerator_rows(suite: str, peers: dict[str, float | None]) -> dict[s
         # diffusers has no network of EDM's.
         f"{suite}_{name}": row._replace(suite=suite, goals={} if name == "cifar10_edm" else peers)
         for name, row in {
-            "matmul": Row("", "product of two matrices", "matmul", "", 8192, {}),
+            "matmul": Row("", "product of two matrices", "matmul", "", 8192, {}, minutes=1),
             "sd15_generate": Row(
-                "", "1.5, 512 px, 30 steps", "generate", sd, 4, {}, _HALF, _LATENT, 30
+                "", "1.5, 512 px, 30 steps", "generate", sd, 4, {}, _HALF, _LATENT, 30,
+                minutes=5,
             ),
             "sdxl_generate": Row(
-                "", "XL, 1024 px, 30 steps", "generate", xl, 1, {}, _HALF, _XL, 30
+                "", "XL, 1024 px, 30 steps", "generate", xl, 1, {}, _HALF, _XL, 30,
+                minutes=8,
             ),
             "sd15_train": Row(
-                "", "1.5, 512 px, training step", "train", sd, 32, {}, _HALF, _LATENT
+                "", "1.5, 512 px, training step", "train", sd, 32, {}, _HALF, _LATENT,
+                minutes=5,
             ),
             "cifar10_ddpm": Row(
                 "", "CIFAR-10 DDPM, training step", "train", "ddpm.py:cifar10", 128, {},
-                {"network.dtype": "bfloat16"}, _SMALL,
+                {"network.dtype": "bfloat16"}, _SMALL, minutes=3,
             ),
             "cifar10_edm": Row(
                 "", "CIFAR-10 EDM, training step", "train", "edm.py:cifar10", 128, {},
-                {"network.dtype": "bfloat16"}, _SMALL,
+                {"network.dtype": "bfloat16"}, _SMALL, minutes=2,
             ),
         }.items()
     }  # fmt: skip
