@@ -14,6 +14,7 @@ from diffjax.tasks.concept_task import assemble_with_word, make_concept_task
 from diffjax.tasks.consistency_task import make_consistency_task
 from diffjax.tasks.controlnet_task import assemble_controlled, make_controlnet_task
 from diffjax.tasks.diffusion_task import make_task
+from diffjax.tasks.distillation_task import make_distillation_task
 from diffjax.tasks.lora_task import assemble_adapted, make_lora_task
 from diffjax.types import Array, Params, Task, choose
 
@@ -36,6 +37,8 @@ class TaskKind(NamedTuple):
         reads_labels: whether the task needs labelled data.
         reconstructs: whether the task trains an autoencoder, which is measured by what it
             reconstructs.
+        trains_copy: whether what is trained beside the base begins as a copy of it, and is a whole
+            model in the end.
         learns_word: whether a new word is what is trained (``config.concept``).
     """
 
@@ -46,6 +49,7 @@ class TaskKind(NamedTuple):
     reads_labels: bool = False
     reconstructs: bool = False
     learns_word: bool = False
+    trains_copy: bool = False
 
 
 def _assemble_plain(config: ConfigDict, model: Model, params: Params, frozen: Frozen) -> Model:
@@ -60,6 +64,9 @@ TASKS: dict[str, TaskKind] = {
     ),
     "lora": TaskKind(make_lora_task, assemble_adapted, trains_beside=True),
     "consistency": TaskKind(make_consistency_task, assemble_adapted, trains_beside=True),
+    "distillation": TaskKind(
+        make_distillation_task, _assemble_plain, trains_beside=True, trains_copy=True
+    ),
     "concept": TaskKind(
         make_concept_task, assemble_with_word, trains_beside=True, learns_word=True
     ),
