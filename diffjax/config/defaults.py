@@ -215,7 +215,7 @@ DEFAULTS: Config = {
         **leave_open(float, "ratio", "power", "floor"),  # mean_flow
         **leave_open(int, "sections"),  # shortcut
         **leave_open(float, "share", "target_decay"),
-        **leave_open(int, "student_steps"),  # progressive
+        **leave_open(int, "student_steps", "teacher_steps"),  # progressive, reflow
     },
     "times": {
         # How training times are drawn: diffjax.losses.TIME_SAMPLERS

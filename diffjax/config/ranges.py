@@ -150,6 +150,7 @@ SPECS: Mapping[str, Spec] = {
     "loss.initial_decay": _LESS_THAN_ONE,
     "loss.target_decay": _LESS_THAN_ONE,
     "loss.student_steps": _NUMBER_OF,
+    "loss.teacher_steps": _NUMBER_OF,
     "loss.share": _SHARE,
     "times.rho": _POSITIVE,
     "eval.num": _NUMBER_OF,

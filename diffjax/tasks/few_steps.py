@@ -15,7 +15,7 @@ import numpy as np
 from diffjax.losses import per_image
 from diffjax.model import Model, predict
 from diffjax.parameterization import velocity
-from diffjax.tasks.objectives import Drawn, Measure, Measured, Objective
+from diffjax.tasks.objectives import Drawn, Measure, Measured, Objective, measure_one_level
 from diffjax.types import Array, Cond, Level, expand
 
 _FLOW = (
@@ -191,6 +191,40 @@ def make_progressive(model: Model, measure: Measure, student_steps: int = 8) -> 
         rngs = {"dropout": drawn.key}
         raw, prediction = predict(model, z, upper, drawn.cond, train=True, rngs=rngs)
         return measure(raw, prediction, x, eps, upper)
+
+    return Objective(evaluate)
+
+
+def make_reflow(model: Model, measure: Measure, teacher_steps: int = 20) -> Objective:
+    """Make the objective of a rectified flow that is straightened (Liu et al. 2022, section 2.1).
+
+    The loss is the simple one of pairs of noise and the data that the teacher makes of it, by
+    Euler's method on its flow. Pairs are made anew in each step, so that none is seen twice; the
+    images of a batch give conditions alone.
+
+    Args:
+        model: of any schedule; its teacher is the frozen base.
+        measure: the simple loss.
+        teacher_steps: steps that make a pair.
+
+    Raises:
+        ValueError: no steps.
+    """
+    if teacher_steps < 1:
+        raise ValueError(f"loss.teacher_steps must be at least 1, got {teacher_steps}")
+    clean, noisy = model.schedule.span
+    t = jnp.linspace(noisy, clean, teacher_steps + 1)
+
+    def evaluate(model: Model, drawn: Drawn) -> Measured:
+        teacher, (alpha, sigma) = require_teacher(drawn, "reflow"), model.schedule.at(t)
+        table = jnp.stack([t, jnp.asarray(alpha), jnp.asarray(sigma)], axis=1)
+
+        def step(z: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+            return step_ddim(teacher, z, *(Level(*row) for row in pair), drawn.cond), None
+
+        x, _ = jax.lax.scan(step, sigma[0] * drawn.eps, (table[:-1], table[1:]))
+        made = drawn._replace(x=jax.lax.stop_gradient(x))
+        return measure_one_level(measure).measure(model, made)
 
     return Objective(evaluate)
 

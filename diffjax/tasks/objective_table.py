@@ -11,7 +11,7 @@ from diffjax import losses
 from diffjax.model import Model
 from diffjax.model.build import split_section
 from diffjax.tasks.consistency import make_consistency
-from diffjax.tasks.few_steps import make_mean_flow, make_progressive, make_shortcut
+from diffjax.tasks.few_steps import make_mean_flow, make_progressive, make_reflow, make_shortcut
 from diffjax.tasks.objectives import (
     Measure,
     Objective,
@@ -32,6 +32,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "mean_flow": make_mean_flow,
     "shortcut": make_shortcut,
     "progressive": make_progressive,
+    "reflow": make_reflow,
 }
 # The model, the optimiser steps of the training, and the simple loss.
 PARTS = ("model", "steps", "measure")

@@ -12,7 +12,7 @@ from diffjax.grids import uniform
 from diffjax.model import Model, predict, sample
 from diffjax.model.condition import UNCONDITIONAL
 from diffjax.model.space import make_pixel_space
-from diffjax.tasks.few_steps import make_mean_flow, make_progressive, make_shortcut
+from diffjax.tasks.few_steps import make_mean_flow, make_progressive, make_reflow, make_shortcut
 from diffjax.tasks.objectives import Drawn, measure_simple
 from diffjax.types import Level
 
@@ -163,6 +163,25 @@ def test_a_student_that_makes_two_steps_of_its_teacher_at_once_has_no_loss():
     drawn = draw(student, 50, teacher)
     assert float(objective.measure(student, drawn)[0].max()) < 1e-6
     assert float(objective.measure(teacher, drawn)[0].mean()) > 1e-4
+
+
+def test_a_straightened_flow_learns_what_its_teacher_makes_of_noise():
+    # The flow of Gaussian data takes eps to SPREAD eps, along a line once it is straight.
+    def straight(z, t, span):
+        return z * (1 - SPREAD) / ((1 - t) * SPREAD + t)
+
+    student, teacher = (
+        make(f, span_scale=0.0) for f in (straight, lambda z, t, s: mean_velocity(z, t, 0 * s))
+    )
+    measure = measure_simple(student, losses.simple(), losses.ERRORS["l2"])
+    drawn = draw(student, 20, teacher)
+    found = [
+        float(make_reflow(student, measure, steps).measure(student, drawn)[0].mean())
+        for steps in (1, 200)
+    ]
+    assert found[1] < 1e-4 < found[0]
+    with pytest.raises(ValueError, match=r"loss\.teacher_steps must be at least 1"):
+        make_reflow(student, measure, 0)
 
 
 @pytest.mark.parametrize("call, message", [
