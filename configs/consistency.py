@@ -7,10 +7,10 @@
 
 | variant | parameters | cost | expected, one evaluation (two) |
 |---|---|---|---|
-| cifar10_ct | 61.8M | 800,000 steps, batch 512 | FID 8.70 (5.83), with LPIPS as the distance |
-| cifar10_ict | 61.8M | 400,000 steps, batch 1024 | FID 2.83 (2.46) |
+| cifar10_ct | 56.4M | 800,000 steps, batch 512 | FID 8.70 (5.83), with LPIPS as the distance |
+| cifar10_ict | 56.4M | 400,000 steps, batch 1024 | FID 2.83 (2.46) |
 | cifar10_ect | 55.7M | 200,000 steps, batch 128, from edm:cifar10 | FID 3.60 (2.11) |
-| cifar10_cd | 61.8M | 800,000 steps, batch 512, from an EDM | FID 3.55 (2.93), with LPIPS |
+| cifar10_cd | 56.4M | 800,000 steps, batch 512, from an EDM | FID 3.55 (2.93), with LPIPS |
 | digits (default) | 0.70M | 5 minutes on two CPU cores | readable 8x8 digits, two evaluations |
 | digits_tuned, digits_distilled | 0.70M | the same, from edm:digits | the same |
 | fashion_mnist14, fashion_mnist14_tuned | 0.70M | 20 minutes on two CPU cores | clothes |

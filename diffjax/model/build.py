@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from diffjax import grids, guidance, parameterization, samplers, schedules
 from diffjax.model.condition import make_condition
-from diffjax.model.model import PLAIN, LogProb, Model, Steering
+from diffjax.model.model import PLAIN, LogProb, Model, Steering, tell_span
 from diffjax.model.space import make_space
 from diffjax.nets.dit import DiT
 from diffjax.nets.unet import UNet
@@ -143,6 +143,9 @@ def make_model(
     condition = make_condition(config, space, num_classes)
     classes = num_classes if config.network.conditional else 0
     dropped, row = _read_dropping(config, classes)
+    span_scale = config.network.time_scale if config.cond.get("span", False) else 0.0
+    if span_scale:
+        condition = condition._replace(example=tell_span(condition.example, 0.0, 1))
     return Model(
         schedule=schedule,
         parameterization=param,
@@ -154,7 +157,7 @@ def make_model(
         levels=levels,
         num_classes=classes or (num_classes if "label" in condition.names else 0),
         drop=dropped,
-        span_scale=config.network.time_scale if config.cond.get("span", False) else 0.0,
+        span_scale=span_scale,
     )
 
 

@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 from diffjax import losses, parameterization
 from diffjax.model import Model, encode, make_model
 from diffjax.model.build import split_section
-from diffjax.model.model import tell_span
 from diffjax.nets.initialisation import initialise
 from diffjax.tasks.augment import augment
 from diffjax.tasks.objective_table import make_noise, make_objective
@@ -263,8 +262,6 @@ def dequantize(images: Array, drawn: Array, levels: int) -> Array:
 def init_params(model: Model, key: jax.Array) -> Params:
     """Initialise the parameters of a model's network, and of what is trained with it."""
     z, cond = jnp.zeros((1, *model.space.shape)), model.condition.example
-    if model.span_scale:
-        cond = tell_span(cond, 0.0, 1)
     params = model.network.init(key, z, jnp.zeros(1), cond)["params"]
     name = getattr(model.network, "initialisation", "ddpm")
     return initialise({**params, **model.condition.init(key)}, name, key)

@@ -220,7 +220,8 @@ def make_reflow(model: Model, measure: Measure, teacher_steps: int = 20) -> Obje
         table = jnp.stack([t, jnp.asarray(alpha), jnp.asarray(sigma)], axis=1)
 
         def step(z: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-            return step_ddim(teacher, z, *(Level(*row) for row in pair), drawn.cond), None
+            above, below = (Level(row[0], row[1], row[2]) for row in pair)
+            return step_ddim(teacher, z, above, below, drawn.cond), None
 
         x, _ = jax.lax.scan(step, sigma[0] * drawn.eps, (table[:-1], table[1:]))
         made = drawn._replace(x=jax.lax.stop_gradient(x))

@@ -22,6 +22,8 @@ Shape = tuple[int, int, int]
 Frozen = Mapping[str, Params]
 # What a base is to the task that trains beside it; a model has them elsewhere.
 _OF_BASES = ("base", "statistics")
+# What a training keeps for its targets, see `objectives.Objective.decay`; no model reads it.
+_OF_TARGETS = ("target", "averaged")
 
 
 class TaskKind(NamedTuple):
@@ -108,4 +110,5 @@ def assemble_model(
     described = make_model(config, image_shape, config.data.levels, config.data.num_classes)
     model = kind.assemble(config, described, params, frozen or {})
     read = {k: v for k, v in (frozen or {}).items() if k not in _OF_BASES}
-    return model._replace(frozen=read, statistics=statistics)
+    kept = {k: v for k, v in statistics.items() if k not in _OF_TARGETS}
+    return model._replace(frozen=read, statistics=kept)
