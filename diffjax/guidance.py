@@ -141,13 +141,8 @@ def zero_first(denoise: Denoiser, parameterization: Parameterization, steps: int
     def quiet(z: Array, level: Level) -> Prediction:
         shape = (*z.shape[:-1], parameterization.channels * z.shape[-1])
         still = parameterization.decode(jnp.zeros(shape), z, level)
-
-        def evaluate() -> Prediction:
-            return denoise(z, level)
-
-        var = jax.eval_shape(evaluate).var
-        still = still._replace(var=None if var is None else jnp.zeros(var.shape, var.dtype))
-        return jax.lax.cond(jnp.asarray(level.i) < steps, lambda: still, evaluate)
+        first = jnp.asarray(level.i) < steps
+        return jax.lax.cond(first, lambda: still, lambda: denoise(z, level))
 
     return quiet if steps else denoise
 
