@@ -63,6 +63,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
             net.update(added_dim=4 + 6 * 8, added_time_dim=8)
         else:
             config.cond.text.head_channels = 4
+    if "distil" in config:
+        config.distil.base = "random"
     if "control" in config:
         config.control.base, config.control.hint.name = "random", "sobel"
         config.control.net.hint_widths = config.control.net.hint_widths[:1] * len(

@@ -8,6 +8,7 @@
 | cifar10 | 61.8M | 1,300,001 steps, batch 128 | FID 2.58 (RK45 at 1e-5: 127 evaluations) |
 | fashion_mnist | 0.69M | 30 minutes on two CPU cores | docs/results |
 | digits (default) | 0.70M | 3 minutes on two CPU cores | readable 8x8 digits |
+| digits_reflow | 0.70M | 8 minutes, from digits | the same in two steps |
 
 The network predicts the velocity eps - x along straight lines, at shares of noise from 0 to 0.999;
 sampling starts with noise alone. The release counts time from noise to data, so that its network is
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import ddpm, score_sde
 from configs.base import base, select
+from diffjax.config import make_section
 
 
 def _recipe(config: ConfigDict, *, steps: int) -> ConfigDict:
@@ -56,7 +58,20 @@ def digits() -> ConfigDict:
     return config
 
 
-VARIANTS = {f.__name__: f for f in (digits, fashion_mnist, cifar10)}
+def digits_reflow() -> ConfigDict:
+    """Pairs of noise and what a run of digits makes of it, --config.distil.base."""
+    config = digits()
+    config.task = "distillation"
+    config.distil = make_section("distil")
+    config.loss.update(name="reflow", teacher_steps=20)
+    config.times.name = "uniform"
+    config.optim.update(lr=1e-3, warmup=0)
+    config.train.steps = 400
+    config.sample.steps = 2
+    return config
+
+
+VARIANTS = {f.__name__: f for f in (digits, digits_reflow, fashion_mnist, cifar10)}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -9,14 +9,14 @@ so s = 0 is unconditional, s = 1 conditional, and s > 1 guided. `scale` is s eve
 raw output is affine in the pair (x, eps), so that guiding the pair guides any parameterization. The
 learned variance is that of the conditional prediction. Wrappers that bound x go outside.
 
-Three ways to combine the two predictions (`Combine`) are `cfg`, `cfg_plus_plus` and `apg`;
-`rescale` changes any of them. `guide` applies one to a conditional denoiser, and `contrast` to two
-denoisers. A scale that changes from step to step is made by `schedule` or `per_evaluation`.
+Ways to combine the two predictions (`Combine`) are `cfg`, `cfg_plus_plus`, `apg`, `cfg_zero_star`
+and `fdg`; `rescale` changes any of them. `guide` applies one to a conditional denoiser, `contrast`
+to two. A scale that changes from step to step is made by `schedule` or `per_evaluation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import jax
@@ -29,11 +29,15 @@ from diffjax.types import (
     Cond,
     Denoiser,
     Level,
+    Options,
     Parameterization,
     Prediction,
     Rows,
     T,
+    build,
+    choose,
     expand,
+    option_names,
 )
 
 # ``(z, level, cond) -> Prediction``.
@@ -96,6 +100,114 @@ def apg(*, eta: float = 0.0, norm_limit: float = 0.0) -> Combine:
         return _with_x(c, x, z, level)
 
     return combine
+
+
+def cfg_zero_star(*, parameterization: Parameterization) -> Combine:
+    """Make the rule of CFG-Zero* (Fan et al. 2025), which scales the unconditional half first.
+
+    On the raw output, ``k u + s (c - k u)`` with ``k = <c, u> / |u|^2`` for each image, the length
+    of c along u. Published for velocities of flows; `zero_first` is its other half.
+
+    Args:
+        parameterization: what the raw output means.
+    """
+
+    def combine(
+        c: Prediction, u: Prediction, scale: ArrayLike, z: Array, level: Level
+    ) -> Prediction:
+        said, silent = (parameterization.target(p.x, p.eps, level) for p in (c, u))
+        axes = tuple(range(1, z.ndim))
+        along = (said * silent).sum(axes, keepdims=True)
+        silent = along / jnp.maximum((silent**2).sum(axes, keepdims=True), 1e-12) * silent
+        s = expand(jnp.asarray(scale, jnp.float32), z)
+        raw = silent + s * (said - silent)
+        if parameterization.channels == 2:
+            raw = jnp.concatenate([raw, jnp.zeros_like(raw)], -1)
+        return parameterization.decode(raw, z, level)._replace(var=c.var)
+
+    return combine
+
+
+def zero_first(denoise: Denoiser, parameterization: Parameterization, steps: int) -> Denoiser:
+    """Make the raw output 0 in the first evaluations, where a flow does not move.
+
+    Fan et al. 2025, "zero-init": at the most noise a velocity is worse than none.
+
+    Args:
+        parameterization: what the raw output means.
+        steps: number of evaluations K.
+    """
+
+    def quiet(z: Array, level: Level) -> Prediction:
+        shape = (*z.shape[:-1], parameterization.channels * z.shape[-1])
+        still = parameterization.decode(jnp.zeros(shape), z, level)
+        first = jnp.asarray(level.i) < steps
+        return jax.lax.cond(first, lambda: still, lambda: denoise(z, level))
+
+    return quiet if steps else denoise
+
+
+def fdg(*, low: float = 0.5) -> Combine:
+    """Make the rule of frequency-decoupled guidance (Sadat et al. 2025).
+
+    ``x_c + (s - 1)(high(d) + low low(d))`` with ``d = x_c - x_u``, where low(d) is the coarse level
+    of a Laplacian pyramid and high(d) the rest. Strong guidance of low frequencies saturates images
+    and makes them alike, that of high ones sharpens them.
+
+    Args:
+        low: share of guidance that low frequencies get; 1 gives classifier-free guidance.
+    """
+
+    def combine(
+        c: Prediction, u: Prediction, scale: ArrayLike, z: Array, level: Level
+    ) -> Prediction:
+        update = c.x - u.x
+        s = expand(jnp.asarray(scale, jnp.float32), z)
+        x = c.x + (s - 1) * (update - (1 - low) * pass_low(update))
+        return _with_x(c, x, z, level)
+
+    return combine
+
+
+def pass_low(images: Array) -> Array:
+    """Return the coarse part of images (B, H, W, C), of the same shape (Burt & Adelson 1983).
+
+    They are blurred by (1, 4, 6, 4, 1) / 16 along both sides, halved, and enlarged linearly.
+    """
+    blurred = images
+    for axis in (1, 2):
+        pads = [(2, 2) if k == axis else (0, 0) for k in range(4)]
+        padded, size = jnp.pad(blurred, pads, mode="edge"), images.shape[axis]
+        parts = (jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(5))
+        weighted = [w / 16 * p for w, p in zip((1, 4, 6, 4, 1), parts, strict=True)]
+        blurred = jnp.stack(weighted).sum(0)
+    return jax.image.resize(blurred[:, ::2, ::2], images.shape, "linear")
+
+
+# Rules by ``sample.guidance_rule``.
+RULES: Mapping[str, Callable[..., Combine]] = {
+    "cfg": lambda: cfg,
+    "apg": apg,
+    "cfg_zero_star": cfg_zero_star,
+    "fdg": fdg,
+}
+
+
+def make_rule(
+    name: str, parameterization: Parameterization, options: Options | None = None
+) -> Combine:
+    """Return the named rule of `RULES`.
+
+    Args:
+        parameterization: what the raw output means.
+        options: its other keyword arguments.
+
+    Raises:
+        ValueError: unknown name or option.
+    """
+    known = option_names(choose("guidance rule", name, RULES))
+    own = {"parameterization": parameterization} if "parameterization" in known else {}
+    return build("guidance rule", name, RULES, {**own, **(options or {})})
 
 
 def rescale(parameterization: Parameterization, phi: float, inner: Combine = cfg) -> Combine:

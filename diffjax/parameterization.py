@@ -150,6 +150,24 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
     Args:
         sigma_data: sd, of the pixels or latents that are trained on.
     """
+    return _precondition(sigma_data, 0.0)
+
+
+def consistency(sigma_data: float = 0.5, sigma_least: float = 0.002) -> Parameterization:
+    """Predict the raw output of a consistency model, whose x is z at the least noise.
+
+    Song et al. 2023, appendix C: as `edm`, with ``c_skip = sd^2 / ((sigma' - e)^2 + sd^2)`` and
+    ``c_out = (sigma' - e) sd / sqrt(sigma'^2 + sd^2)``.
+
+    Args:
+        sigma_data: sd, of the pixels or latents that are trained on.
+        sigma_least: e, where ``c_skip`` is 1 and ``c_out`` is 0.
+    """
+    return _precondition(sigma_data, sigma_least)
+
+
+def _precondition(sigma_data: float, least: float) -> Parameterization:
+    """Make the parameterization ``x = c_skip z' + c_out raw`` of `edm` and `consistency`."""
 
     def scales(level: Level) -> tuple[Array, Array]:
         ratio = level.sigma / level.alpha
@@ -157,11 +175,12 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
 
     def c_out(level: Level) -> Array:
         ratio, norm = scales(level)
-        return ratio * sigma_data / norm**0.5
+        return (ratio - least) * sigma_data / norm**0.5
 
     def skip(z: Array, level: Level) -> Array:
-        _, norm = scales(level)
-        return expand(sigma_data**2 / norm, z) * z / expand(level.alpha, z)
+        ratio, _ = scales(level)
+        factor = sigma_data**2 / ((ratio - least) ** 2 + sigma_data**2)
+        return expand(factor, z) * z / expand(level.alpha, z)
 
     def target(x: Array, e: Array, level: Level) -> Array:
         a, s = _scales(level, x)
@@ -224,6 +243,7 @@ PARAMETERIZATIONS: dict[str, Callable[..., Parameterization]] = {
     "score": score,
     "velocity": velocity,
     "edm": edm,
+    "consistency": consistency,
 }
 
 

@@ -351,6 +351,26 @@ def flow(shift: float = 1.0, t_min: float = 1e-3, t_max: float = 0.999) -> Sched
     return Schedule(at, t_of, (t_min, t_max))
 
 
+def trigonometric(t_min: float = 1e-3, t_max: float = 0.999) -> Schedule:
+    """Return the variance-preserving interpolant, ``alpha = cos(pi t/2)``, ``sigma = sin(pi t/2)``.
+
+    Albergo & Vanden-Eijnden 2022; GVP of SiT (Ma et al. 2024, section 2.2). Its velocity is
+    ``pi/2 (alpha eps - sigma x)``, so that predicting v is predicting the velocity.
+
+    Args:
+        t_min, t_max: the ends of the span. They stop short of 0 and 1, where log-SNR is infinite.
+    """
+
+    def at(t: ArrayLike) -> tuple[Array, Array]:
+        xp = _xp(t)
+        return xp.cos(math.pi / 2 * t), xp.sin(math.pi / 2 * t)
+
+    def t_of(lam: ArrayLike) -> Array:
+        return 2 / math.pi * np.arctan(np.exp(-0.5 * np.asarray(lam, np.float64)))
+
+    return Schedule(at, t_of, (t_min, t_max))
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear": linear,
     "scaled_linear": scaled_linear,
@@ -363,6 +383,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "edm": edm,
     "log_snr": log_snr,
     "flow": flow,
+    "trigonometric": trigonometric,
 }
 
 

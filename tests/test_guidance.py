@@ -238,3 +238,84 @@ def test_rescale_mixes_the_spreads(phi):
     np.testing.assert_allclose(found, phi * wanted + (1 - phi) * guided, rtol=1e-4)
     # A factor per image and nothing else.
     np.testing.assert_allclose(raws[0] / raws[2], np.tile((found / guided)[:, None], 4), rtol=1e-3)
+
+
+def _pair(seed=0, shape=(2, 6, 5, 1)):
+    """A noisy array, its level, and a conditional and an unconditional prediction of velocities."""
+    rng = np.random.default_rng(seed)
+    z, *raws = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3))
+    level = Level(jnp.asarray(0.4), jnp.asarray(0.6), jnp.asarray(0.4), 0)
+    param = parameterization.make("velocity")
+    c, u = (param.decode(raw, z, level) for raw in raws)
+    return param, z, level, raws, c, u
+
+
+@pytest.mark.parametrize("name", guidance.RULES)
+def test_every_rule_is_the_conditional_prediction_at_scale_1(name):
+    param, z, level, _, c, u = _pair()
+    found = guidance.make_rule(name, param)(c, u, 1.0, z, level)
+    np.testing.assert_allclose(found.x, c.x, atol=1e-5)
+    np.testing.assert_allclose(found.eps, c.eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, options", [
+    ("apg", {"eta": 1.0}), ("fdg", {"low": 1.0}), ("cfg", {})
+])  # fmt: skip
+def test_rules_are_classifier_free_guidance_with_their_extra_off(name, options):
+    param, z, level, _, c, u = _pair()
+    found = guidance.make_rule(name, param, options)(c, u, 3.0, z, level)
+    wanted = guidance.cfg(c, u, 3.0, z, level)
+    np.testing.assert_allclose(found.x, wanted.x, atol=1e-4)
+
+
+def test_the_optimised_scale_is_the_length_of_one_half_along_the_other():
+    param, z, level, (said, silent), c, u = _pair()
+    found = guidance.cfg_zero_star(parameterization=param)(c, u, 2.5, z, level)
+    said, silent = np.asarray(said, np.float64), np.asarray(silent, np.float64)
+    k = np.array([(a * b).sum() / (b * b).sum() for a, b in zip(said, silent, strict=True)])
+    base = k[:, None, None, None] * silent
+    wanted = base + 2.5 * (said - base)
+    np.testing.assert_allclose(param.target(found.x, found.eps, level), wanted, atol=1e-5)
+    # Halves that point the same way: guidance changes nothing, whatever their lengths.
+    u = param.decode(jnp.asarray(0.3 * said, jnp.float32), z, level)
+    same = guidance.cfg_zero_star(parameterization=param)(c, u, 5.0, z, level)
+    np.testing.assert_allclose(same.x, c.x, atol=1e-4)
+
+
+def test_a_flow_does_not_move_in_its_first_steps():
+    param = parameterization.make("velocity")
+    schedule = schedules.flow(t_min=0.0, t_max=1.0)
+    sampler = samplers.make("euler")
+    rows = sampler.plan(grids.uniform(schedule, 4, final="last"))
+
+    def denoise(z, level):
+        return param.decode(jnp.ones_like(z), z, level)
+
+    z = jnp.full((1, 2, 2, 1), 5.0)
+    noise = samplers.image_noise(jax.random.split(jax.random.key(0), 1), (2, 2, 1))
+    for steps, wanted in ((0, 4.0), (1, 4.25), (4, 5.0)):
+        quiet = guidance.zero_first(denoise, param, steps)
+        found = samplers.sample(noise, quiet, sampler, z, rows)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_low_frequencies_get_their_own_share_of_guidance():
+    flat = jnp.ones((1, 16, 16, 1))
+    fine = jnp.asarray((-1.0) ** np.add.outer(np.arange(16), np.arange(16)))[None, :, :, None]
+    np.testing.assert_allclose(guidance.pass_low(flat), flat, rtol=1e-6)
+    assert np.abs(guidance.pass_low(fine)[:, 6:10, 6:10]).max() < 1e-6  # away from the sides
+    param, level = parameterization.make("velocity"), Level(*map(jnp.asarray, (0.4, 0.6, 0.4)))
+    z = jnp.zeros_like(flat)
+    u = param.decode(z, z, level)._replace(x=z)
+    for update, factor in ((flat, 1 + 2 * 0.25), (fine, 3.0)):
+        c = u._replace(x=update)
+        found = guidance.fdg(low=0.25)(c, u, 3.0, z, level).x[:, 6:10, 6:10]
+        np.testing.assert_allclose(found, factor * update[:, 6:10, 6:10], rtol=1e-5)
+
+
+def test_an_unknown_rule_and_option_are_named():
+    param = parameterization.make("velocity")
+    with pytest.raises(ValueError, match="Did you mean 'cfg_zero_star'"):
+        guidance.make_rule("cfg_zero", param)
+    with pytest.raises(ValueError, match="does not take the option 'low'"):
+        guidance.make_rule("apg", param, {"low": 1.0})

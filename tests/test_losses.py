@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from diffjax import losses, parameterization, schedules
 from diffjax.types import Level
@@ -189,3 +190,72 @@ def test_the_likelihood_weight_is_that_of_the_sde(make):
 def test_the_likelihood_weight_needs_continuous_time():
     with pytest.raises(ValueError, match="continuous schedule"):
         losses.make_weight("likelihood", {"schedule": schedules.linear()})
+
+
+def test_the_weights_of_progressive_distillation_are_of_x():
+    lam = np.array([-4.0, 0.0, 3.0])
+    level = Level(np.zeros(3), *map(jnp.asarray, schedules.scales_of(lam)))
+    snr = np.exp(lam)
+    for name, wanted in (("truncated_snr", np.maximum(snr, 1)), ("snr_plus_one", snr + 1)):
+        np.testing.assert_allclose(
+            losses.make_weight(name)(level, parameterization.x0()), wanted, rtol=1e-5
+        )
+    # The error of v with the weight 1 is that of x with the weight SNR + 1.
+    weight = losses.make_weight("snr_plus_one")(level, parameterization.v())
+    np.testing.assert_allclose(weight, np.ones(3), rtol=1e-5)
+
+
+def test_times_between_the_levels_of_a_grid_are_uniform_among_its_intervals():
+    s = schedules.edm()
+    t, _ = losses.make_time_sampler("karras", s).draw(jax.random.key(0), (), 40_000)
+    share = (np.exp(4 * np.asarray(t) / 7) - 0.002 ** (1 / 7)) / (80 ** (1 / 7) - 0.002 ** (1 / 7))
+    np.testing.assert_allclose(np.quantile(share, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.01)
+
+
+def test_truncated_times_stay_in_the_span_and_have_the_same_shape_within():
+    s = schedules.edm(0.1, 1.0)
+    options = {"mean": -1.1, "std": 2.0, "truncate": True}
+    t, _ = losses.make_time_sampler("log_normal", s, options).draw(jax.random.key(0), (), 40_000)
+    assert s.span[0] <= float(t.min()) < float(t.max()) <= s.span[1] + 1e-6
+    plain = (-1.1 + 2 * np.random.default_rng(0).normal(size=200_000)) / 4
+    inside = plain[(plain >= s.span[0]) & (plain <= s.span[1])]
+    assert float(t.mean()) == pytest.approx(inside.mean(), abs=0.005)
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 1.29])
+def test_times_by_mode_have_the_quantiles_of_their_formula(scale):
+    s = schedules.flow(t_min=0.0, t_max=1.0)
+    t, _ = losses.make_time_sampler("mode", s, {"scale": scale}).draw(jax.random.key(0), (), 40_000)
+    u = np.array([0.9, 0.6, 0.2])  # t falls with u
+    wanted = 1 - u - scale * (np.cos(np.pi / 2 * u) ** 2 - 1 + u)
+    np.testing.assert_allclose(np.quantile(t, 1 - u), wanted, atol=0.01)
+    with pytest.raises(ValueError, match=r"times.scale must lie in \[-1, 1.75\]"):
+        losses.make_time_sampler("mode", s, {"scale": 2.0})
+
+
+def test_times_by_cosmap_have_the_log_snr_of_the_cosine_schedule():
+    s = schedules.flow(t_min=0.0, t_max=1.0)
+    t, _ = losses.make_time_sampler("cosmap", s).draw(jax.random.key(0), (), 40_000)
+    found = np.quantile(2 * np.log(np.asarray(t) / (1 - np.asarray(t))), [0.25, 0.5, 0.8])
+    wanted = 2 * np.log(np.tan(np.pi / 2 * np.array([0.25, 0.5, 0.8])))
+    np.testing.assert_allclose(found, wanted, atol=0.06)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 20])
+def test_the_assignment_has_the_least_cost(size):
+    rng, solve = np.random.default_rng(size), jax.jit(losses.assign)
+    for _ in range(5):
+        cost = rng.normal(size=(size, size)).astype(np.float32)
+        columns = np.asarray(solve(cost))
+        assert sorted(columns) == list(range(size))
+        rows, wanted = optimize.linear_sum_assignment(cost)
+        assert cost[np.arange(size), columns].sum() == pytest.approx(
+            cost[rows, wanted].sum(), abs=1e-4
+        )
+
+
+def test_noise_is_paired_with_the_images_that_are_near():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2, 2, 1)), jnp.float32)
+    shuffled = np.array([3, 0, 5, 1, 4, 2])
+    order = losses.pair_optimally(x, 2.0 * x[shuffled])
+    np.testing.assert_array_equal(shuffled[np.asarray(order)], np.arange(6))

@@ -29,6 +29,7 @@ SCHEDULES = {
     "edm": dict(sigma_min=(0.002, 0.01), sigma_max=(80.0, 50.0)),
     "log_snr": dict(logsnr_min=(-20.0, -10.0), logsnr_max=(20.0, 10.0)),
     "flow": dict(shift=(1.0, 3.0), t_min=(1e-3, 1e-2), t_max=(0.999, 0.99)),
+    "trigonometric": dict(t_min=(1e-3, 1e-2), t_max=(0.999, 0.99)),
 }
 GRIDS = {
     "leading": dict(offset=(0, 1), final=("clean", "first")),
@@ -89,7 +90,7 @@ SAMPLERS = {
         corrections=(1, 2),
         norm=("image", "batch"),
     ),
-    "euler_maruyama": {},
+    "euler_maruyama": dict(diffusion=("forward", "sigma"), strength=(1.0, 0.5)),
     "rk45": dict(rtol=(1e-5, 1e-2), atol=(1e-5, 1e-2)),
 }
 WEIGHTS = {
@@ -97,6 +98,8 @@ WEIGHTS = {
     "snr": {},
     "p2": dict(k=(1.0, 2.0), gamma=(1.0, 0.5)),
     "min_snr": dict(gamma=(5.0, 1.0)),
+    "truncated_snr": {},
+    "snr_plus_one": {},
     "edm": dict(sigma_data=(0.5, 1.0)),
     "likelihood": {},
 }
@@ -105,7 +108,10 @@ TIMES = {
     "low_discrepancy": dict(share=(1.0, 0.5)),
     "cubic": {},
     "antithetic": {},
-    "log_normal": dict(mean=(-1.2, 0.0), std=(1.2, 0.5)),
+    "log_normal": dict(mean=(-1.2, 0.0), std=(1.2, 0.5), truncate=(False, True)),
+    "karras": dict(rho=(7.0, 3.0)),
+    "mode": dict(scale=(1.29, 0.5)),
+    "cosmap": {},
     "logit_normal": dict(mean=(0.0, 1.0), std=(1.0, 0.5)),
     "loss_second_moment": dict(history=(10, 5), uniform_prob=(0.001, 0.5)),
 }
@@ -113,6 +119,7 @@ PARAMETERIZATIONS = {
     **{name: {} for name in ("eps", "x0", "v", "velocity")},
     "score": dict(score_scale=(1.0, 2.0)),
     "edm": dict(sigma_data=(0.5, 1.0)),
+    "consistency": dict(sigma_data=(0.5, 1.0), sigma_least=(0.002, 0.02)),
 }
 LINEAR = schedules.linear()
 TABLES = {
@@ -192,7 +199,7 @@ def _of_weight(name, options):
 
 
 def _of_times(name, options):
-    schedule = schedules.edm() if name == "log_normal" else schedules.linear(steps=20)
+    schedule = schedules.edm() if name in ("log_normal", "karras") else schedules.linear(steps=20)
     sampler = losses.make_time_sampler(name, schedule, options)
     state = sampler.init()
     for k in range(10 if name == "loss_second_moment" else 0):  # enough history

@@ -111,7 +111,7 @@ def test_learned_range_splits_channels():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="unknown parameterization 'epsilon'; choose one of edm"):
+    with pytest.raises(ValueError, match="unknown parameterization 'epsilon'; choose one of c"):
         parameterization.make("epsilon")
     with pytest.raises(ValueError, match="needs a discrete schedule"):
         parameterization.make("mean")

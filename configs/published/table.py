@@ -41,6 +41,9 @@ RELEASES = {
     "controlnet": "lllyasviel/ControlNet@ed85cd1",
     "dit": "facebookresearch/DiT@ed81ce2",
     "sit": "willisma/SiT@947f95b",
+    "jcm": "openai/consistency_models_cifar10@d086e77",
+    "ect": "locuslab/ect@4311059",
+    "meanflow": "Gsunshine/py-meanflow@1f6d72d",
 }
 Values = Mapping[str, tuple[Any, str]]  # dotted key -> (value, where it is decided)
 

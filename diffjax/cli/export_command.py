@@ -87,7 +87,8 @@ def main() -> None:
         logging.info("%s", runs.publish(cfg, state, frozen, out, folder=folder))
         files = runs.gather_uploads(out, card, folder, out)
     else:
-        runs.write_export(out, cfg, state, None if hinted else frozen)
+        kept = None if hinted else runs.leave_out_base(cfg, frozen)
+        runs.write_export(out, cfg, state, kept)
         logging.info("%.1f MB in %s", out.stat().st_size / 1e6, out)
     if not PUSH.value:
         return

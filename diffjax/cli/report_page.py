@@ -44,6 +44,7 @@ PAPERS = {
 # By config.task, and by config.parameterization.name.
 _KINDS = {
     "diffusion": "A diffusion model",
+    "distillation": "A diffusion model, tuned from another,",
     "autoencoder": "An autoencoder",
     "classifier": "A classifier",
     "controlnet": "A ControlNet",
@@ -98,7 +99,7 @@ def _format_command(about: str, command: str) -> str:
 
 def _describe_choices(cfg: ConfigDict) -> str:
     """Say in a sentence what the network predicts and how noise grows; nothing for other tasks."""
-    if cfg.task not in ("diffusion", "controlnet"):
+    if cfg.task not in ("diffusion", "distillation", "controlnet"):
         return ""
     name = cfg.parameterization.name
     what = f"{_PREDICTIONS[name]} ({name})" if name in _PREDICTIONS else name

@@ -13,14 +13,16 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from diffjax import grids, losses, parameterization, samplers, schedules
+from diffjax import grids, guidance, losses, parameterization, samplers, schedules
 from diffjax.config.defaults import Sections
 from diffjax.config.ranges import check_values
 from diffjax.data import HINTS
+from diffjax.model.build import RULE_OPTIONS
 from diffjax.model.space import AUTOENCODERS
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.controlnet import ControlNet
 from diffjax.tasks import TASKS
+from diffjax.tasks.objective_table import OBJECTIVES, PARTS
 from diffjax.train.optimizer import DECAYS, OPTIMIZERS
 from diffjax.types import Config, choose, option_names, refuse_config
 
@@ -62,6 +64,7 @@ _PARAMETERIZATIONS = {**parameterization.PARAMETERIZATIONS, "mean": parameteriza
 CHOICES = (
     Choice("schedule", "schedule", "name", schedules.SCHEDULES),
     Choice("parameterization", "parameterization", "name", _PARAMETERIZATIONS, ("grid",)),
+    Choice("loss", "loss", "name", OBJECTIVES, (*PARTS, "variance", "vlb_weight")),
     Choice(
         *("loss weight", "loss", "weight", losses.WEIGHTS, ("schedule",)),
         shared={"sigma_data": "parameterization.sigma_data"},
@@ -69,6 +72,10 @@ CHOICES = (
     Choice("time sampler", "times", "name", losses.TIME_SAMPLERS, ("schedule",)),
     Choice("sampler", "sample", "sampler", samplers.SAMPLERS),
     Choice("grid", "sample", "grid", grids.GRIDS, ("schedule", "steps")),
+    Choice(
+        *("guidance rule", "sample", "guidance_rule", guidance.RULES, ("parameterization",)),
+        shared={k: f"sample.{v}" for k, v in RULE_OPTIONS.items()},
+    ),
     Choice("optimizer", "optim", "name", OPTIMIZERS, ("lr",)),
     Choice("learning-rate decay", "optim", "decay", DECAYS, ("lr", "steps")),
     Choice("autoencoder", "autoencoder", "name", AUTOENCODERS),

@@ -194,11 +194,12 @@ DEFAULTS: Config = {
         "learned_variance": False,
         **leave_open(float, "sigma_data"),  # edm, of the network and of the loss weight
         **leave_open(float, "score_scale"),  # score: 2 for pixels in [0, 1] (NCSN)
+        **leave_open(float, "sigma_least"),  # consistency
     },
     "loss": {
-        # The loss: simple, vlb or hybrid
+        # The loss: diffjax.tasks.objective_table.OBJECTIVES
         "name": "simple",
-        # The weight of the simple loss: simple, snr, p2, min_snr, edm or likelihood
+        # The weight of the simple loss: diffjax.losses.WEIGHTS
         "weight": "simple",
         # Variance of the reverse steps in the bound: fixedsmall, fixedlarge or learned
         "variance": "fixedsmall",
@@ -210,15 +211,28 @@ DEFAULTS: Config = {
         "noise_offset": 0.0,
         # Noise that is added to the input of the network and not to its target; 0: none
         "input_perturbation": 0.0,
+        # Which noise is added to which image: independent, or optimal within a batch
+        "pairing": "independent",
         # Over the numbers of an image, in the simple loss: mean, sum or half_sum
         "reduction": "mean",
         **leave_open(float, "gamma", "k"),  # min_snr has gamma, p2 both
+        **leave_open(str, "spacing", "metric", "solver"),  # consistency
+        **leave_open(int, "first", "last", "stages"),
+        **leave_open(float, "base", "slope", "gain", "huber", "initial_decay"),
+        **leave_open(bool, "by_step"),
+        **leave_open(float, "ratio", "power", "floor"),  # mean_flow
+        **leave_open(int, "sections"),  # shortcut
+        **leave_open(float, "share", "target_decay"),
+        **leave_open(int, "student_steps", "teacher_steps"),  # progressive, reflow
     },
     "times": {
         # How training times are drawn: diffjax.losses.TIME_SAMPLERS
         "name": "uniform",
         **leave_open(float, "share"),  # uniform, low_discrepancy: those with the least noise
         **leave_open(float, "mean", "std"),  # log_normal, logit_normal
+        **leave_open(bool, "truncate"),  # log_normal
+        **leave_open(float, "rho"),  # karras
+        **leave_open(float, "scale"),  # mode
         **leave_open(int, "history"),  # loss_second_moment
         **leave_open(float, "uniform_prob"),
     },
@@ -233,6 +247,8 @@ DEFAULTS: Config = {
         "words": "",
         # Sizes of embeddings made beforehand
         "given": {"tokens": 77, "pooled": 1280},
+        # Tell the network how far a step goes, as a second time (MeanFlow, shortcut models)
+        "span": False,
         # Channels joined to z: superres, inpaint, fill, edit, map
         "concat": "",
         # Number of classes of the semantic map
@@ -300,6 +316,8 @@ DEFAULTS: Config = {
     "sample": {
         # A name in `diffjax.samplers.SAMPLERS`
         "sampler": "ddpm",
+        **leave_open(str, "diffusion"),  # euler_maruyama: forward, sigma, sine
+        **leave_open(float, "strength"),
         **leave_open(str, "variance"),  # ddpm, pc: fixedsmall, fixedlarge, learned, or a number
         **leave_open(float, "eta"),  # ddim
         **leave_open(float, "gamma"),  # tcd
@@ -340,6 +358,16 @@ DEFAULTS: Config = {
         "guidance_high": 1e9,
         # Share of guidance rescale (Lin et al. 2023)
         "guidance_rescale": 0.0,
+        # How both halves of guidance are combined: diffjax.guidance.RULES
+        "guidance_rule": "cfg",
+        **leave_open(float, "apg_eta", "apg_norm"),  # apg
+        **leave_open(float, "fdg_low"),  # fdg: share of low frequencies
+        # First evaluations in which nothing moves (CFG-Zero*)
+        "zero_steps": 0,
+        # Blocks of a transformer that the weak half of skip-layer guidance lacks
+        "skip_blocks": (),
+        # Factor on what that adds; 0: none
+        "skip_scale": 0.0,
         # Run both halves of guidance in turn: slower, with half of the memory
         "guidance_sequential": False,
         # Images of a command without --num

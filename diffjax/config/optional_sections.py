@@ -76,6 +76,12 @@ OPTIONAL: Config = {
         # Factor on the timestep in the boundary condition, as of the sampler lcm
         "timestep_scaling": 10.0,
     },
+    "distil": {
+        # The trained model that is asked and begun with: a workdir or an exported file
+        "base": "",
+        # What the base predicts; empty: the same as the student
+        "parameterization": "",
+    },
     "concept": {
         # The new word, such as <cat-toy>
         "word": "",

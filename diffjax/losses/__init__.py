@@ -9,17 +9,21 @@ from diffjax.losses.distances import (
     squared_error,
 )
 from diffjax.losses.noise import draw_noise
+from diffjax.losses.pairing import assign, pair_optimally
 from diffjax.losses.times import (
     TIME_SAMPLERS,
     TimeSampler,
     TimeState,
     antithetic,
+    cosmap,
     cubic,
+    karras,
     log_normal,
     logit_normal,
     loss_second_moment,
     low_discrepancy,
     make_time_sampler,
+    mode,
     uniform,
 )
 from diffjax.losses.weights import (
@@ -32,6 +36,8 @@ from diffjax.losses.weights import (
     p2,
     simple,
     snr,
+    snr_plus_one,
+    truncated_snr,
 )
 
 __all__ = [
@@ -45,9 +51,12 @@ __all__ = [
     "Weight",
     "absolute_error",
     "antithetic",
+    "assign",
+    "cosmap",
     "cubic",
     "draw_noise",
     "edm_weight",
+    "karras",
     "likelihood",
     "log_normal",
     "logit_normal",
@@ -56,10 +65,14 @@ __all__ = [
     "make_time_sampler",
     "make_weight",
     "min_snr",
+    "mode",
     "p2",
+    "pair_optimally",
     "per_image",
     "simple",
     "snr",
+    "snr_plus_one",
     "squared_error",
+    "truncated_snr",
     "uniform",
 ]

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffjax.types import Array, Options, Schedule, build
 
@@ -114,19 +115,90 @@ def antithetic(schedule: Schedule) -> TimeSampler:
     return _stateless(draw)
 
 
-def log_normal(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
+def _require_edm(schedule: Schedule, name: str) -> None:
+    """Raise a ValueError if a schedule is not that of EDM."""
+    if schedule.span[0] >= 0 or schedule.steps is not None:
+        raise ValueError(f"{name} times need the edm schedule, whose time is log(sigma) / 4")
+
+
+def log_normal(
+    schedule: Schedule, mean: float = -1.2, std: float = 1.2, truncate: bool = False
+) -> TimeSampler:
     """Draw ``log(sigma/alpha) ~ N(mean, std^2)`` (Karras et al. 2022, table 1).
 
     Args:
         schedule: `diffjax.schedules.edm`, whose time is ``log(sigma) / 4``.
         mean, std: P_mean and P_std of the paper.
+        truncate: draw only what lies in the span of the schedule, as improved consistency training
+            does (Song & Dhariwal 2023, section 3.5).
 
     Raises:
         ValueError: it is another schedule.
     """
-    if schedule.span[0] >= 0 or schedule.steps is not None:
-        raise ValueError("log_normal times need the edm schedule, whose time is log(sigma) / 4")
-    return _stateless(lambda key, n: (mean + std * jax.random.normal(key, (n,))) / 4)
+    _require_edm(schedule, "log_normal")
+    if not truncate:
+        return _stateless(lambda key, n: (mean + std * jax.random.normal(key, (n,))) / 4)
+    low, high = ((4 * t - mean) / std for t in schedule.span)
+    return _stateless(
+        lambda key, n: (mean + std * jax.random.truncated_normal(key, low, high, (n,))) / 4
+    )
+
+
+def karras(schedule: Schedule, rho: float = 7.0) -> TimeSampler:
+    """Draw sigma with ``sigma^(1/rho)`` uniform over the span (Karras et al. 2022, eq. 5).
+
+    It is a random place between the levels of `diffjax.grids.karras`, as consistency training and
+    distillation use it (Song et al. 2023, algorithms 2 and 3).
+
+    Args:
+        schedule: `diffjax.schedules.edm`, whose time is ``log(sigma) / 4``.
+        rho: the larger, the more small levels.
+
+    Raises:
+        ValueError: it is another schedule.
+    """
+    _require_edm(schedule, "karras")
+    low, high = (np.exp(4 * t / rho) for t in schedule.span)
+    return _stateless(
+        lambda key, n: rho / 4 * jnp.log(low + jax.random.uniform(key, (n,)) * (high - low))
+    )
+
+
+def mode(schedule: Schedule, scale: float = 1.29) -> TimeSampler:
+    """Draw ``t = 1 - u - s (cos^2(pi u/2) - 1 + u)``, u uniform (Esser et al. 2024, eq. 20).
+
+    Args:
+        schedule: onto whose span t is mapped.
+        scale: s; above 0 the middle is drawn more often, below 0 the ends. 0 is uniform.
+
+    Raises:
+        ValueError: a scale outside [-1, 2 / (pi - 2)], where t no longer falls with u.
+    """
+    if not -1 <= scale <= 2 / (np.pi - 2):
+        raise ValueError(f"times.scale must lie in [-1, 1.75], got {scale}")
+
+    def draw(key: jax.Array, n: int) -> Array:
+        u = jax.random.uniform(key, (n,))
+        t = 1 - u - scale * (jnp.cos(np.pi / 2 * u) ** 2 - 1 + u)
+        return _scaled(schedule, jnp.clip(t, 0.0, 1.0))
+
+    return _stateless(draw)
+
+
+def cosmap(schedule: Schedule) -> TimeSampler:
+    """Draw ``t = 1 - 1 / (tan(pi u/2) + 1)``, u uniform (Esser et al. 2024, section 3.1).
+
+    On straight lines these are the log-SNRs of the cosine schedule.
+
+    Args:
+        schedule: onto whose span t is mapped.
+    """
+
+    def draw(key: jax.Array, n: int) -> Array:
+        angle = np.pi / 2 * jax.random.uniform(key, (n,))
+        return _scaled(schedule, jnp.sin(angle) / (jnp.sin(angle) + jnp.cos(angle)))
+
+    return _stateless(draw)
 
 
 def logit_normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> TimeSampler:
@@ -198,6 +270,9 @@ TIME_SAMPLERS = {
     "antithetic": antithetic,
     "log_normal": log_normal,
     "logit_normal": logit_normal,
+    "karras": karras,
+    "mode": mode,
+    "cosmap": cosmap,
     "loss_second_moment": loss_second_moment,
 }
 

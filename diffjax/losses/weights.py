@@ -63,6 +63,16 @@ def min_snr(gamma: float = 5.0) -> Weight:
     return _on_x(lambda r: jnp.minimum(r, gamma))
 
 
+def truncated_snr() -> Weight:
+    """Weigh by ``w_x = max(SNR, 1)``: the larger error of x and eps (Salimans & Ho 2022, eq. 9)."""
+    return _on_x(lambda r: jnp.maximum(r, 1.0))
+
+
+def snr_plus_one() -> Weight:
+    """Weigh by ``w_x = SNR + 1``, which is the error of v (Salimans & Ho 2022, section 4)."""
+    return _on_x(lambda r: r + 1)
+
+
 def edm_weight(sigma_data: float = 0.5) -> Weight:
     """Weigh by ``w_x = (sigma^2 + sd^2)/(sigma sd)^2`` with sigma^2 = 1/SNR.
 
@@ -102,6 +112,8 @@ WEIGHTS: dict[str, Callable[..., Weight]] = {
     "snr": snr,
     "p2": p2,
     "min_snr": min_snr,
+    "truncated_snr": truncated_snr,
+    "snr_plus_one": snr_plus_one,
     "edm": edm_weight,
     "likelihood": likelihood,
 }

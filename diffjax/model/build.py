@@ -13,9 +13,9 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffjax import grids, parameterization, samplers, schedules
+from diffjax import grids, guidance, parameterization, samplers, schedules
 from diffjax.model.condition import make_condition
-from diffjax.model.model import PLAIN, LogProb, Model, Steering
+from diffjax.model.model import PLAIN, LogProb, Model, Steering, tell_span
 from diffjax.model.space import make_space
 from diffjax.nets.dit import DiT
 from diffjax.nets.refinenet import RefineNet
@@ -70,6 +70,8 @@ def make_network(config: ConfigDict, out_channels: int, num_classes: int = 0) ->
     # A section holds options of several networks, so that overriding the name alone works.
     others = {option for entry in NETWORKS.values() for option in option_names(entry)}
     takes = option_names(choose("network", name, NETWORKS))
+    if "cond" in config and config.cond.get("span", False):
+        options |= _embed_span(config, takes)
     options = {k: v for k, v in options.items() if k in takes or k not in others}
     network: Module = build("network", name, NETWORKS, options)
     return network
@@ -88,6 +90,25 @@ def _count_levels(config: ConfigDict) -> int:
         f"schedule.name={config.schedule.name} has continuous time: choose a discrete schedule "
         "such as ve_discrete, or set network.level_norms=False"
     )
+
+
+def _embed_span(config: ConfigDict, takes: list[str]) -> dict[str, int]:
+    """Return the options of a network that is told how far a step goes (``cond.span``).
+
+    Raises:
+        ValueError: the network has no second time, or its place is taken by XL's numbers.
+    """
+    if "added_dim" not in takes:
+        raise ValueError(
+            f"cond.span=True needs a network with a second time, which network.name="
+            f"{config.network.name} is not: set network.name=unet"
+        )
+    if config.network.added_dim:
+        raise ValueError(
+            "cond.span=True adds one number to the time embedding, where the condition has others "
+            "already: set network.added_dim=0"
+        )
+    return {"added_dim": config.network.added_time_dim}
 
 
 def make_schedule(config: ConfigDict) -> Schedule:
@@ -145,6 +166,9 @@ def make_model(
     condition = make_condition(config, space, num_classes)
     classes = num_classes if config.network.conditional else 0
     dropped, row = _read_dropping(config, classes)
+    span_scale = config.network.time_scale if config.cond.get("span", False) else 0.0
+    if span_scale:
+        condition = condition._replace(example=tell_span(condition.example, 0.0, 1))
     return Model(
         schedule=schedule,
         parameterization=param,
@@ -156,6 +180,7 @@ def make_model(
         levels=levels,
         num_classes=classes or (num_classes if "label" in condition.names else 0),
         drop=dropped,
+        span_scale=span_scale,
     )
 
 
@@ -193,7 +218,29 @@ def make_steering(config: ConfigDict, classifier: LogProb | None = None) -> Stee
         section.clip,
         balance,
         classifier,
+        rule=section.guidance_rule,
+        rule_options=_read_rule_options(section),
+        zero_steps=section.zero_steps,
+        skip=tuple(section.skip_blocks),
+        skip_scale=section.skip_scale,
+        skip_range=(section.guidance_low, section.guidance_high),
     )
+
+
+# Where the options of the rules of guidance are in ``config.sample``.
+RULE_OPTIONS = {"eta": "apg_eta", "norm_limit": "apg_norm", "low": "fdg_low"}
+
+
+def _read_rule_options(section: ConfigDict) -> tuple[tuple[str, float], ...]:
+    """Read the options of ``sample.guidance_rule`` that are set.
+
+    Raises:
+        ConfigError: there is no such rule.
+    """
+    with refuse_config():
+        known = option_names(choose("guidance rule", section.guidance_rule, guidance.RULES))
+    keys = ((k, v) for k, v in RULE_OPTIONS.items() if k in known)
+    return tuple((k, section[v]) for k, v in keys if section.get(v) is not None)
 
 
 def _read_dropping(config: ConfigDict, classes: int) -> tuple[float, int]:

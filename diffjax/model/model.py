@@ -16,6 +16,7 @@ from diffjax import control, guidance, lora, samplers
 from diffjax.control import BALANCES, AppliedControl
 from diffjax.model.condition import Condition
 from diffjax.model.control_networks import ControlNetwork, apply_control, scale_inputs
+from diffjax.model.skipping import limit_scale, skip_blocks
 from diffjax.model.space import Space
 from diffjax.types import (
     Array,
@@ -59,6 +60,8 @@ class Model(NamedTuple):
         num_classes: classes the network is conditioned on, 0 for none; the label ``num_classes``
             means none of them.
         drop: probability with which training drops the condition.
+        span_scale: factor on the second time of a network that is told how far a step goes
+            (`tell_span`); 0 for a network of one time.
     """
 
     schedule: Schedule
@@ -75,6 +78,7 @@ class Model(NamedTuple):
     levels: int = 256
     num_classes: int = 0
     drop: float = 0.0
+    span_scale: float = 0.0
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -120,6 +124,12 @@ class Steering(NamedTuple):
         balance: of control against guidance, a name in `diffjax.control.BALANCES`.
         classifier: log-likelihood that guides in place of the null condition, towards
             ``cond["label"]`` (Dhariwal & Nichol 2021); its parameters are ``frozen["classifier"]``.
+        rule: by which both halves are combined, a name in `guidance.RULES`.
+        rule_options: of the rule, pairs of names and values.
+        zero_steps: first evaluations without a movement, see `guidance.zero_first`.
+        skip: blocks of a transformer that the weak half of skip-layer guidance lacks.
+        skip_scale: k of ``k (c - w)``, which that adds.
+        skip_range: smallest and largest sigma / alpha where it does.
     """
 
     rescale: float = 0.0
@@ -127,13 +137,40 @@ class Steering(NamedTuple):
     clip: bool = False
     balance: str = "balanced"
     classifier: LogProb | None = None
+    rule: str = "cfg"
+    rule_options: tuple[tuple[str, float], ...] = ()
+    zero_steps: int = 0
+    skip: tuple[int, ...] = ()
+    skip_scale: float = 0.0
+    skip_range: tuple[float, float] = (0.0, float("inf"))
 
 
 PLAIN = Steering()
 
 
+def tell_span(cond: Cond, span: ArrayLike, batch: int) -> Cond:
+    """Add the length of a step to a condition, as a number that is added to the time embedding.
+
+    Networks that predict the mean velocity over a step read it (MeanFlow, shortcut models). A UNet
+    embeds it as Stable Diffusion XL's UNet embeds its sizes.
+
+    Args:
+        cond: encoded condition, or None.
+        span: ``t - r`` of a step from time t to r, () or (B,), times the model's ``span_scale``.
+        batch: B.
+    """
+    ids = jnp.broadcast_to(jnp.asarray(span, jnp.float32), (batch,))[:, None]
+    return {**(cond or {}), "added": {"text_embeds": jnp.zeros((batch, 0)), "time_ids": ids}}
+
+
 def predict(
-    model: Model, z: Array, level: Level, cond: Cond = None, **options: Any
+    model: Model,
+    z: Array,
+    level: Level,
+    cond: Cond = None,
+    *,
+    span: ArrayLike = 0.0,
+    **options: Any,
 ) -> tuple[Array, Prediction]:
     """Evaluate the network, and decode its output to estimates of data and noise.
 
@@ -143,12 +180,16 @@ def predict(
         z: noisy samples (B, h, w, C).
         level: their noise level, with leaves () or (B,).
         cond: encoded condition, see `Condition.encode`.
+        span: time of the step that is predicted, () or (B,), for a network that is told it; 0 asks
+            for the velocity of this instant.
         options: of the network's ``apply``, such as ``train`` and ``rngs``.
 
     Returns:
         The raw output, and the `Prediction` that the parameterization decodes it to.
     """
     scaled, t = scale_inputs(model.parameterization, z, level)
+    if model.span_scale:
+        cond = tell_span(cond, span * model.span_scale, len(z))
     raw = model.network.apply({"params": model.params}, scaled, t, cond, **options)
     return raw, model.parameterization.decode(raw, z, level)
 
@@ -171,6 +212,7 @@ def denoiser(
     combine: guidance.Combine = guidance.cfg,
     sequential: bool = False,
     always: bool = False,
+    spans: ArrayLike = 0.0,
 ) -> Denoiser:
     """Make the denoiser of a model, as samplers and likelihoods call it.
 
@@ -184,6 +226,7 @@ def denoiser(
             no guidance.
         controls: networks with their hints, see `apply_control`.
         combine, sequential, always: see `diffjax.guidance.guide`.
+        spans: time of the step by evaluation (rows,), for a network that is told it.
 
     Returns:
         ``(z, level) -> Prediction``.
@@ -192,9 +235,11 @@ def denoiser(
         ValueError: (when it is called) controls or conditions that do not belong together.
     """
     merged = merge_adapters(model)
+    span_at = guidance.per_evaluation(spans)
 
     def predict_conditional(z: Array, level: Level, cond: Cond) -> Prediction:
-        return predict(merged, z, level, cond)[1]
+        span = span_at(level) if callable(span_at) else span_at
+        return predict(merged, z, level, cond, span=span)[1]
 
     if scale is None:
         steered = control.control(predict_conditional, controls)
@@ -256,7 +301,7 @@ def sample(
         ValueError: guidance of a model without a condition, or another number of hints than of
             networks.
     """
-    model, noise, denoise = _prepare(model, cond, keys, scale, hints, strengths, steering)
+    model, noise, denoise = _prepare(model, cond, keys, scale, hints, strengths, steering, rows)
     x = samplers.sample(noise, denoise, sampler, samplers.prior(noise, rows, sampler), rows, n=n)
     return decode_samples(model, x)
 
@@ -290,7 +335,7 @@ def film(
         the model, which `decode_samples` makes images of. First come the states, then the
         predictions of x that led to them, which are 0 before the first row.
     """
-    model, noise, denoise = _prepare(model, cond, keys, scale, hints, strengths, steering)
+    model, noise, denoise = _prepare(model, cond, keys, scale, hints, strengths, steering, rows)
     z = samplers.prior(noise, rows, sampler)
     run, states, predictions = samplers.follow(noise, denoise, sampler, z, rows, at=at, shown=shown)
     before = jnp.maximum(at - 1, 0)
@@ -310,6 +355,7 @@ def _prepare(
     hints: Sequence[Array],
     strengths: Sequence[ArrayLike],
     steering: Steering,
+    rows: Rows,
 ) -> tuple[Model, Noise, Denoiser]:
     """Merge the adapters of a model, and make the noise and the steered denoiser of a run.
 
@@ -323,19 +369,31 @@ def _prepare(
     model = merge_adapters(model)
     encoded = encode(model, cond)
     controls = _apply_controls(model, hints, strengths or (1.0,) * len(hints), steering.balance)
+    spans = rows.level.t - rows.next.t
     if steering.classifier is not None and scale is not None:
-        plain = denoiser(model, encoded, controls=controls)
+        plain = denoiser(model, encoded, controls=controls, spans=spans)
         denoise = _guide_by_classifier(steering.classifier, plain, model, cond, scale)
     else:
+        combine = _choose_combination(model, steering)
+        weak, skip_scale = None, limit_scale(steering.skip_scale, steering.skip_range)
+        if steering.skip and steering.skip_scale:
+            without = model._replace(params=skip_blocks(model.params or {}, steering.skip))
+            weak = denoiser(without, encoded, controls=controls, spans=spans)
+            combine = guidance.add_contrast(weak, skip_scale, combine)
         denoise = denoiser(
             model,
             encoded,
             null=None if scale is None else encode(model, model.condition.null(cond)),
             scale=scale,
             controls=controls,
-            combine=_choose_combination(model, steering),
+            combine=combine,
             sequential=steering.sequential,
+            always=weak is not None,
+            spans=spans,
         )
+        if weak is not None and scale is None:
+            denoise = guidance.contrast(denoise, weak, lambda level: 1 + skip_scale(level))
+    denoise = guidance.zero_first(denoise, model.parameterization, steering.zero_steps)
     if steering.clip:
         denoise = samplers.clip(denoise)
     return model, samplers.image_noise(keys, model.space.shape), denoise
@@ -348,9 +406,10 @@ def decode_samples(model: Model, x: Array) -> Array:
 
 def _choose_combination(model: Model, steering: Steering) -> guidance.Combine:
     """Choose how conditional and null prediction are combined: as published, or rescaled."""
+    rule = guidance.make_rule(steering.rule, model.parameterization, dict(steering.rule_options))
     if not steering.rescale:
-        return guidance.cfg
-    return guidance.rescale(model.parameterization, steering.rescale)
+        return rule
+    return guidance.rescale(model.parameterization, steering.rescale, rule)
 
 
 def _apply_controls(

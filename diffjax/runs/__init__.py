@@ -20,7 +20,7 @@ from diffjax.runs.classes import find_class, keep_classes, read_classes, read_kn
 from diffjax.runs.data_settings import fill_from_data
 from diffjax.runs.drawing import Drawer, Strength, replace_sample
 from diffjax.runs.exported import write_export
-from diffjax.runs.fixed_parts import load_fixed_parts, make_abstract_fixed_parts
+from diffjax.runs.fixed_parts import leave_out_base, load_fixed_parts, make_abstract_fixed_parts
 from diffjax.runs.open import TrainedRun, make_drawer, open_control, open_model, open_run
 from diffjax.runs.publishing import is_publishable, publish
 from diffjax.runs.record import Record, is_trained
@@ -52,6 +52,7 @@ __all__ = [
     "is_trained",
     "keep_classes",
     "keep_tokenizers",
+    "leave_out_base",
     "load_fixed_parts",
     "load_source",
     "load_test_source",

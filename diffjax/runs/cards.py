@@ -84,8 +84,9 @@ def _find_kind(cfg: ConfigDict, whole: bool) -> str:
     if whole:
         if kind.learns_word:
             return "concept"
-        return "control" if kind.takes_hints else "lora" if kind.trains_beside else "whole"
-    return "diffusion" if cfg.task == "diffusion" else "other"
+        adapts = kind.trains_beside and not kind.trains_copy
+        return "control" if kind.takes_hints else "lora" if adapts else "whole"
+    return "diffusion" if cfg.task == "diffusion" or kind.trains_copy else "other"
 
 
 def _describe_training(cfg: ConfigDict, state: State) -> dict[str, object]:

@@ -120,8 +120,14 @@ def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: boo
     kind = find_task_kind(cfg)
     if kind.reconstructs:
         return _read_perceptual(cfg)
-    if exported and not kind.takes_hints and (shapes := make_abstract_fixed_parts(cfg)):
+    if (
+        exported
+        and not kind.takes_hints
+        and (shapes := leave_out_base(cfg, make_abstract_fixed_parts(cfg)))
+    ):
         return dict(read_exported_parts(exported, shapes))
+    if exported and kind.trains_copy:
+        return None
     if not fresh and not exported and (stored := _read_stored(cfg, folder)):
         return stored
     out: Parts = {}
@@ -134,6 +140,13 @@ def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: boo
     if kind.trains_beside:
         out |= read_base(cfg)
     return out or None
+
+
+def leave_out_base(cfg: ConfigDict, parts: Parts | None) -> Parts | None:
+    """Leave the base out of the parts if what was trained beside it is a whole model."""
+    if not find_task_kind(cfg).trains_copy:
+        return parts
+    return {k: v for k, v in (parts or {}).items() if k not in ("base", "statistics")} or None
 
 
 def _read_stored(cfg: ConfigDict, folder: Path) -> Parts | None:
@@ -234,8 +247,8 @@ def read_base(cfg: ConfigDict) -> Parts:
     """Read the frozen base beside which adapters or a ControlNet are trained.
 
     It is the UNet of ``config.model.path`` if the config has a section ``model``, and else what
-    ``config.control.base`` names: a workdir, an exported file or the unet folder of a diffusers
-    model.
+    ``config.control.base`` or ``config.distil.base`` names: a workdir, an exported file or the unet
+    folder of a diffusers model.
 
     Returns:
         ``base``, its parameters, and ``statistics``, what it measured of its data, if anything.
@@ -248,10 +261,11 @@ def read_base(cfg: ConfigDict) -> Parts:
     if path not in ("", RANDOM):
         params = read_part(cfg, "unet", described.network, like)
         return join_base(params, dict(described.space.extra))
-    where = path or cfg.control.base
+    key = "distil" if "distil" in cfg else "control"
+    where = path or cfg[key].base
     if not where:
         raise ConfigError(
-            "config.control.base is needed: the workdir of a trained model, its exported "
+            f"config.{key}.base is needed: the workdir of a trained model, its exported "
             ".safetensors, or the unet folder of a diffusers model"
         )
     if where == RANDOM:

@@ -69,7 +69,7 @@ def publish(
         out.mkdir(parents=True, exist_ok=True)
         save_word(out / WORD_FILE, state.ema, cfg.concept.word)
         return f"a word in {out}; diffjax generate --concept={out / WORD_FILE}:{cfg.concept.word}"
-    if task.trains_beside:
+    if task.trains_beside and not task.trains_copy:
         out.mkdir(parents=True, exist_ok=True)
         save_lora(out / LORA_FILE, state.ema, scale=compute_scale(cfg.lora))
         return f"an adapter in {out}; diffjax generate --lora={out / LORA_FILE}"

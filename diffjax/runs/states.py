@@ -117,7 +117,8 @@ def make_abstract_base(cfg: ConfigDict) -> dict[str, Params]:
     key, batch = jax.random.key(0), make_abstract_batch(cfg, 1)
     plain = make_task(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
     params, extra = jax.eval_shape(lambda k, b: plain.init(k, None, b), key, batch)
-    return join_base(params, {k: v for k, v in extra.items() if k != "times"})
+    own = ("times", "target", "averaged")  # of the training, not of the data
+    return join_base(params, {k: v for k, v in extra.items() if k not in own})
 
 
 def join_base(params: Params, statistics: Params) -> dict[str, Params]:

@@ -9,20 +9,20 @@ Sections that are read here: ``loss``, ``times``, ``data`` and those of the mode
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax import likelihood, losses, parameterization
-from diffjax.model import Model, encode, make_model, predict
+from diffjax import losses, parameterization
+from diffjax.model import Model, encode, make_model
 from diffjax.model.build import split_section
 from diffjax.nets.initialisation import initialise
-from diffjax.samplers.ancestral import reverse_rows
 from diffjax.tasks.augment import augment
+from diffjax.tasks.objective_table import make_noise, make_objective
+from diffjax.tasks.objectives import Drawn, Objective, measure_one_level, measure_simple
 from diffjax.types import (
     Array,
     Cond,
@@ -30,19 +30,16 @@ from diffjax.types import (
     Level,
     LossAndState,
     Module,
+    Parameterization,
     Params,
-    Prediction,
     Schedule,
     Statistics,
     Task,
     build_section,
     choose,
-    expand,
 )
 
-OBJECTIVES = ("simple", "vlb", "hybrid")
-# (raw, prediction, x, eps, level) -> losses (B,), metrics
-Objective = Callable[[Array, Prediction, Array, Array, Level], tuple[Array, dict[str, Array]]]
+PAIRINGS = {"independent": False, "optimal": True}  # of images and noise: config.loss.pairing
 
 
 def make_times(config: ConfigDict, schedule: Schedule) -> losses.TimeSampler:
@@ -63,19 +60,18 @@ def make_task(
     num_classes: int = 0,
     *,
     wrap: Callable[[Module], Module] = lambda network: network,
+    teacher: Parameterization | None = None,
 ) -> Task:
     """Make the diffusion task of a config.
 
-    With ``z = alpha x + sigma eps`` at a random time t, the loss is
-
-    - simple: ``E_{t, eps} [w(t) |raw - target|^2]`` (Ho et al. 2020, eq. 14, for eps and w = 1);
-    - vlb: the variational bound in bits per dimension (Ho et al. 2020, eq. 5);
-    - hybrid: ``simple + vlb_weight * vlb`` with no gradient of the bound through the mean (Nichol &
-      Dhariwal 2021, eq. 16).
+    With ``z = alpha x + sigma eps`` at a random time t, the loss is usually
+    ``E_{t, eps} [w(t) |raw - target|^2]`` (Ho et al. 2020, eq. 14, for eps and w = 1). The others
+    are in `diffjax.tasks.objective_table.OBJECTIVES`.
 
     Args:
         config, image_shape, levels, num_classes: see `diffjax.model.make_model`.
         wrap: makes another network around that of the config, such as a controlled one.
+        teacher: what a frozen base predicts, for losses that ask it; None if as the model.
 
     Raises:
         ValueError: unknown names or options, or parts that do not fit together.
@@ -92,12 +88,14 @@ def make_task(
         model,
         image_shape,
         make_times(config, model.schedule),
-        _make_objective(config, model),
-        _make_noise(config),
+        make_objective(config, model),
+        make_noise(config),
         augment=config.data.augment,
         flip=config.data.flip,
         bucketed=bool(config.data.bucket_step),
         dequantize=config.data.dequantize,
+        pair=choose("pairing", config.loss.get("pairing", "independent"), PAIRINGS),
+        teacher=teacher,
     )
     return Task(objective.init, objective.loss)
 
@@ -124,7 +122,7 @@ def make_diffusion_task(
         model,
         (shape[0] * factor, shape[1] * factor, shape[2]),
         times or losses.uniform(model.schedule),
-        _measure_simple(model, weight or losses.simple(), losses.ERRORS["l2"]),
+        measure_one_level(measure_simple(model, weight or losses.simple(), losses.ERRORS["l2"])),
         losses.draw_noise,
         augment=0.0,
         flip=False,
@@ -140,22 +138,27 @@ class _Objective(NamedTuple):
         model: without parameters.
         image_shape: (H, W, C) of the data.
         times: the distribution of training times.
-        measure: the loss of each image.
+        objective: the loss of each image.
         draw_noise: ``(key, shape) -> (eps, what is added to x)``, see `losses.draw_noise`.
         augment: probability of each geometric augmentation.
         flip: whether augmentations may exchange left and right.
         bucketed: whether images may have other shapes than ``image_shape``.
+        dequantize: whether uniform noise of the size of a grey level is added.
+        pair: whether noise is assigned to images by optimal transport.
+        teacher: what a frozen base predicts, if not the same as the model.
     """
 
     model: Model
     image_shape: tuple[int, int, int]
     times: losses.TimeSampler
-    measure: Objective
+    objective: Objective
     draw_noise: Callable[..., tuple[Array, Array]]
     augment: float
     flip: bool
     bucketed: bool
     dequantize: bool = False
+    pair: bool = False
+    teacher: Parameterization | None = None
 
     def init(
         self, key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
@@ -164,7 +167,11 @@ class _Objective(NamedTuple):
         found = batch["image"].shape[1:] if "image" in batch else self.image_shape
         if tuple(found) != tuple(self.image_shape) and not self.bucketed:
             raise ValueError(f"images of shape {self.image_shape} expected, got {found}")
-        return init_params(self.model, key), {"times": self.times.init(), **self.model.space.extra}
+        params = init_params(self.model, key)
+        extra: dict[str, Any] = {"times": self.times.init()}
+        if self.objective.decay is not None:
+            extra |= {"target": jax.tree.map(jnp.copy, params), "averaged": jnp.asarray(-1)}
+        return params, {**extra, **self.model.space.extra}
 
     def loss(
         self,
@@ -178,21 +185,48 @@ class _Objective(NamedTuple):
         """See `Task.loss`."""
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         if self.dequantize:
-            drawn = jax.random.uniform(jax.random.fold_in(key, 6), batch["image"].shape)
-            batch = {**batch, "image": dequantize(batch["image"], drawn, self.model.levels)}
+            share = jax.random.uniform(jax.random.fold_in(key, 6), batch["image"].shape)
+            batch = {**batch, "image": dequantize(batch["image"], share, self.model.levels)}
         x, extra = self.model.space.enter(frozen, extra, jax.random.fold_in(key, 5), batch)
         model = self.model._replace(params=params, frozen=frozen, statistics=extra)
         x, cond = self._take_condition(model, x, key, dropout_key, batch)
         t, importance = self.times.draw(time_key, extra["times"], x.shape[0])
-        level = Level(t, *model.schedule.at(t))
+        second, _ = self.times.draw(jax.random.fold_in(time_key, 1), extra["times"], x.shape[0])
+        level, other = (Level(time, *model.schedule.at(time)) for time in (t, second))
         eps, added = self.draw_noise(noise_key, x.shape)
-        z = expand(level.alpha, x) * x + expand(level.sigma, x) * added
-        rngs = {"dropout": dropout_key}
-        raw, prediction = predict(model, z, level, cond, train=True, rngs=rngs)
-        values, metrics = self.measure(raw, prediction, x, eps, level)
+        if self.pair:
+            order = losses.pair_optimally(x, eps)
+            eps, added = eps[order], added[order]
+        extra, still = self._average(extra, params, step)
+        drawn = Drawn(
+            *(x, eps, added, level, other, cond, dropout_key, step, model._replace(params=still)),
+            teacher=self._find_teacher(model, frozen),
+        )
+        values, metrics = self.objective.measure(model, drawn)
         history = self.times.update(extra["times"], t, jax.lax.stop_gradient(values))
         total = (importance * batch.get("weight", 1.0) * values).mean()
         return total, ({**extra, "times": history}, {"loss": total, **metrics})
+
+    def _average(self, extra: Statistics, params: Params, step: Array) -> tuple[Statistics, Params]:
+        """Return the statistics and the parameters that targets are computed with.
+
+        They are an average that is updated once a step, however many parts a batch has: those of
+        step 0 are the parameters themselves.
+        """
+        still = jax.lax.stop_gradient(params)
+        if self.objective.decay is None:
+            return extra, still
+        decay = jnp.where(step > 0, self.objective.decay(step), 0.0)
+        decay = jnp.where(step > extra["averaged"], decay, 1.0)
+        average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), extra["target"], still)
+        return {**extra, "target": average, "averaged": step}, average
+
+    def _find_teacher(self, model: Model, frozen: Frozen) -> Model | None:
+        """Return the frozen base with its own parameterization; None if there is none."""
+        if "base" not in (frozen or {}):
+            return None
+        own = self.teacher or model.parameterization
+        return model._replace(params=frozen["base"], parameterization=own)
 
     def _take_condition(
         self,
@@ -231,113 +265,3 @@ def init_params(model: Model, key: jax.Array) -> Params:
     params = model.network.init(key, z, jnp.zeros(1), cond)["params"]
     name = getattr(model.network, "initialisation", "ddpm")
     return initialise({**params, **model.condition.init(key)}, name, key)
-
-
-Error = Callable[[Array, Array], Array]
-# (prediction, x, eps, level) -> bits (B,)
-Bound = Callable[[Prediction, Array, Array, Level], Array]
-
-
-def _measure_simple(
-    model: Model, weight: losses.Weight, error: Error, reduction: str = "mean"
-) -> Objective:
-    """Make the objective ``w(t) |raw - target|^2``, or that of another distance."""
-    reduce = choose("loss reduction", reduction, losses.REDUCTIONS)
-
-    def measure(
-        raw: Array, prediction: Prediction, x: Array, eps: Array, level: Level
-    ) -> tuple[Array, dict[str, Array]]:
-        target = model.parameterization.target(x, eps, level)
-        value = error(raw[..., : x.shape[-1]], target)
-        factor = reduce(target[0].size)
-        value = value if factor == 1 else factor * value
-        return weight(level, model.parameterization) * value, {}
-
-    return measure
-
-
-def _make_bound(model: Model, variance: str, *, stop_mean: bool) -> Bound:
-    """Make an unbiased estimate (B,) of the bound: its term at one timestep, times their number.
-
-    Args:
-        variance: of the reverse steps: fixedsmall, fixedlarge or learned.
-        stop_mean: whether the bound has no gradient through the mean.
-    """
-    assert model.grid is not None
-    rows = jax.tree.map(lambda leaf: leaf[::-1], reverse_rows(model.grid))  # row t is timestep t
-
-    def estimate_bound(prediction: Prediction, x: Array, eps: Array, level: Level) -> Array:
-        index = level.t.astype(jnp.int32)
-        row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], rows)
-        term = likelihood.bound_term(
-            prediction,
-            x,
-            eps,
-            row,
-            variance=variance,
-            levels=model.levels,
-            stop_mean=stop_mean,
-        )
-        return term * len(rows.coef["noisy"])  # a uniform t makes its mean the whole bound
-
-    return estimate_bound
-
-
-def _make_noise(config: ConfigDict) -> Callable[..., tuple[Array, Array]]:
-    """Make the function that draws the noise of ``config.loss``, see `losses.draw_noise`.
-
-    Raises:
-        ValueError: noise that is not N(0, I) with a loss that has the variational bound.
-    """
-    changed = {k: config.loss.get(k, 0.0) for k in ("noise_offset", "input_perturbation")}
-    if config.loss.name != "simple" and any(changed.values()):
-        raise ValueError(
-            f"loss.name={config.loss.name!r} has the variational bound, which holds for noise "
-            f"N(0, I) alone: set {' and '.join(f'loss.{k}=0' for k, v in changed.items() if v)}, "
-            "or loss.name=simple"
-        )
-    return partial(
-        losses.draw_noise,
-        offset=changed["noise_offset"],
-        perturbation=changed["input_perturbation"],
-    )
-
-
-def _make_objective(config: ConfigDict, model: Model) -> Objective:
-    """Make the objective of ``config.loss``.
-
-    Returns:
-        ``(raw, prediction, x, eps, level) -> (losses (B,), metrics)``.
-
-    Raises:
-        ValueError: an unknown objective, or the bound of a continuous schedule.
-    """
-    name, options = split_section(config.loss)
-    choose("loss", name, dict.fromkeys(OBJECTIVES))
-    for read_elsewhere in ("noise_offset", "input_perturbation"):
-        options.pop(read_elsewhere, None)
-    variance = options.pop("variance", "fixedsmall")
-    vlb_weight = options.pop("vlb_weight", 1e-3)
-    error = choose("loss distance", options.pop("distance", "l2"), losses.ERRORS)
-    reduction = options.pop("reduction", "mean")
-    # One key for one quantity: the network's sigma_data is the weight's.
-    options["sigma_data"] = config.parameterization.sigma_data
-    options["schedule"] = model.schedule
-    weight = build_section("loss weight", options.pop("weight", "simple"), losses.WEIGHTS, options)
-    simple = _measure_simple(model, weight, error, reduction)
-    if name == "simple":
-        return simple
-    if model.grid is None:
-        raise ValueError(f"the {name} loss needs a discrete schedule")
-    bound = _make_bound(model, variance, stop_mean=name == "hybrid")
-
-    def measure(
-        raw: Array, prediction: Prediction, x: Array, eps: Array, level: Level
-    ) -> tuple[Array, dict[str, Array]]:
-        bits = bound(prediction, x, eps, level)
-        if name == "vlb":
-            return bits, {}
-        mse, _ = simple(raw, prediction, x, eps, level)
-        return mse + vlb_weight * bits, {"mse": mse.mean(), "bound": bits.mean()}
-
-    return measure

@@ -14,6 +14,7 @@ from diffjax.tasks.concept_task import assemble_with_word, make_concept_task
 from diffjax.tasks.consistency_task import make_consistency_task
 from diffjax.tasks.controlnet_task import assemble_controlled, make_controlnet_task
 from diffjax.tasks.diffusion_task import make_task
+from diffjax.tasks.distillation_task import make_distillation_task
 from diffjax.tasks.lora_task import assemble_adapted, make_lora_task
 from diffjax.types import Array, Params, Task, choose
 
@@ -21,6 +22,8 @@ Shape = tuple[int, int, int]
 Frozen = Mapping[str, Params]
 # What a base is to the task that trains beside it; a model has them elsewhere.
 _OF_BASES = ("base", "statistics")
+# What a training keeps for its targets, see `objectives.Objective.decay`; no model reads it.
+_OF_TARGETS = ("target", "averaged")
 
 
 class TaskKind(NamedTuple):
@@ -36,6 +39,8 @@ class TaskKind(NamedTuple):
         reads_labels: whether the task needs labelled data.
         reconstructs: whether the task trains an autoencoder, which is measured by what it
             reconstructs.
+        trains_copy: whether what is trained beside the base begins as a copy of it, and is a whole
+            model in the end.
         learns_word: whether a new word is what is trained (``config.concept``).
     """
 
@@ -46,6 +51,7 @@ class TaskKind(NamedTuple):
     reads_labels: bool = False
     reconstructs: bool = False
     learns_word: bool = False
+    trains_copy: bool = False
 
 
 def _assemble_plain(config: ConfigDict, model: Model, params: Params, frozen: Frozen) -> Model:
@@ -60,6 +66,9 @@ TASKS: dict[str, TaskKind] = {
     ),
     "lora": TaskKind(make_lora_task, assemble_adapted, trains_beside=True),
     "consistency": TaskKind(make_consistency_task, assemble_adapted, trains_beside=True),
+    "distillation": TaskKind(
+        make_distillation_task, _assemble_plain, trains_beside=True, trains_copy=True
+    ),
     "concept": TaskKind(
         make_concept_task, assemble_with_word, trains_beside=True, learns_word=True
     ),
@@ -101,4 +110,5 @@ def assemble_model(
     described = make_model(config, image_shape, config.data.levels, config.data.num_classes)
     model = kind.assemble(config, described, params, frozen or {})
     read = {k: v for k, v in (frozen or {}).items() if k not in _OF_BASES}
-    return model._replace(frozen=read, statistics=statistics)
+    kept = {k: v for k, v in statistics.items() if k not in _OF_TARGETS}
+    return model._replace(frozen=read, statistics=kept)

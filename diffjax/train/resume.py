@@ -19,7 +19,7 @@ FREE = (
     # Paths of the data, whose fingerprint is compared, and how they are read.
     *("data.dir", "data.damaged", "data.threads", "data.prefetch"),
     # Paths of frozen weights, whose hash is compared.
-    *("autoencoder.weights", "control.base", "model.path", "model.tokenizer"),
+    *("autoencoder.weights", "control.base", "distil.base", "model.path", "model.tokenizer"),
 )
 BOUND = ("train.accumulate",)  # exceptions from FREE, which do change the values
 SHOWN = 8

@@ -29,6 +29,7 @@ MODULES = (
             "guidance",
             "losses/distances",
             "losses/noise",
+            "losses/pairing",
             "losses/times",
             "losses/weights",
             "likelihood",

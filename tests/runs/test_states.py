@@ -30,12 +30,12 @@ def test_shapes_are_those_of_the_state(config):
 def test_a_config_goes_straight_to_its_task(config, monkeypatch):
     passed = []
 
-    def make_objective(*arguments, original=diffusion_task._make_objective):
+    def make_objective(*arguments, original=diffusion_task.make_objective):
         names = [frame.function for frame in inspect.stack()]
         passed.extend(names[: names.index("test_a_config_goes_straight_to_its_task")][::-1])
         return original(*arguments)
 
-    monkeypatch.setattr(diffusion_task, "_make_objective", make_objective)
+    monkeypatch.setattr(diffusion_task, "make_objective", make_objective)
     runs.build_task(config)
     assert passed == ["build_task", "make_task", "make_objective"]
 

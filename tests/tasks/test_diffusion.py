@@ -241,7 +241,7 @@ def test_bf16_networks_keep_scheduler_arithmetic_in_float32():
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"loss": {"name": "elbo"}}, "unknown loss 'elbo'; choose one of hybrid, simple, vlb"),
+        ({"loss": {"name": "elbo"}}, "unknown loss 'elbo'; choose one of consistency, hybrid"),
         ({"loss": {"weight": "snrs"}}, "unknown loss weight 'snrs'"),
         ({"network": {"name": "vit"}}, "unknown network 'vit'; choose one of dit, unet"),
         ({"times": {"name": "gauss"}}, "unknown time sampler 'gauss'"),

@@ -1,0 +1,58 @@
+"""Stochastic interpolants: paths, and SDEs whose diffusion is not that of the forward process."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import grids, parameterization, samplers, schedules
+from diffjax.types import Level
+
+SPREAD = 0.5  # of Gaussian data
+
+
+@pytest.mark.parametrize("make", [schedules.flow, schedules.trigonometric])
+@pytest.mark.parametrize("diffusion, strength", [
+    ("forward", 1.0), ("forward", 0.0), ("sigma", 1.0), ("sigma", 2.0), ("sine", 1.0)
+])  # fmt: skip
+def test_every_diffusion_ends_at_the_data(make, diffusion, strength):
+    schedule = make(t_min=0.0, t_max=0.999)
+    grid = grids.uniform(schedule, 1000, final="last")
+    sampler = samplers.make("euler_maruyama", {"diffusion": diffusion, "strength": strength})
+    rows = jax.tree.map(jnp.asarray, sampler.plan(grid))
+
+    # The noise of Gaussian data is a multiple of z, so that a step multiplies z and adds noise.
+    def denoise(z, level):
+        variance = (level.alpha * SPREAD) ** 2 + level.sigma**2
+        return parameterization.eps().decode(level.sigma / variance * z, z, level)
+
+    def step(variance, row):
+        z = jnp.ones((1, 1))
+
+        def move(scale):
+            return sampler.step(lambda i, k=0: scale * z, denoise, z, sampler.init(z, rows), row)[0]
+
+        still = move(0.0)[0, 0]
+        return still**2 * variance + (move(1.0)[0, 0] - still) ** 2, None
+
+    start = (rows.level.alpha[0] * SPREAD) ** 2 + rows.level.sigma[0] ** 2
+    variance = float(jax.lax.scan(step, start, rows)[0])
+    assert variance**0.5 == pytest.approx(SPREAD, rel=0.01)
+
+
+def test_the_trigonometric_path_preserves_variance_and_its_velocity_is_v():
+    schedule = schedules.trigonometric(t_min=0.0, t_max=1.0)
+    t = jnp.linspace(0.1, 0.9, 5)
+    alpha, sigma = schedule.at(t)
+    np.testing.assert_allclose(alpha**2 + sigma**2, np.ones(5), rtol=1e-6)
+    lam = 2 * np.log(np.asarray(alpha, np.float64) / np.asarray(sigma, np.float64))
+    np.testing.assert_allclose(schedule.t_of(lam), t, rtol=1e-5)
+    x, eps = 0.7, -0.4
+    slope = jax.vmap(jax.grad(lambda u: schedule.at(u)[0] * x + schedule.at(u)[1] * eps))(t)
+    v = parameterization.v().target(jnp.full(5, x), jnp.full(5, eps), Level(t, alpha, sigma))
+    np.testing.assert_allclose(slope, np.pi / 2 * v, rtol=1e-5)
+
+
+def test_an_unknown_diffusion_is_named():
+    with pytest.raises(ValueError, match="Did you mean 'sigma'"):
+        samplers.make("euler_maruyama", {"diffusion": "sigm"})
