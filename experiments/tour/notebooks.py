@@ -8,6 +8,7 @@ the cells print it themselves, and a first cell installs diffjax.
 from __future__ import annotations
 
 import ast
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from diffjax.cli.command_line import UsageError
 from diffjax.writing import write_atomically
 
+_ROOT = Path(__file__).parents[2]
 # A checkout is needed, for the package, for experiments and for the small models.
 _INSTALL = """```python
 # In Colab, clone diffjax first, and set FOLDER to the clone.
@@ -98,8 +100,10 @@ def write_notebook(path: Path, out: Path, *, execute: bool = False, timeout: int
         except ImportError as error:
             raise UsageError("--execute needs nbclient: pip install -e '.[docs]'") from error
         install, *made.cells = made.cells
-        nbclient.NotebookClient(
-            made, timeout=timeout, resources={"metadata": {"path": str(out.parent)}}
-        ).execute()
+        resources = {"metadata": {"path": str(out.parent)}}
+        client = nbclient.NotebookClient(made, timeout=timeout, resources=resources)
+        # In place of what the first cell does.
+        paths = filter(None, (str(_ROOT), os.environ.get("PYTHONPATH")))
+        client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
         made.cells.insert(0, install)
     write_atomically(out, nbformat.writes(made) + "\n")

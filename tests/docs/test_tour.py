@@ -147,6 +147,7 @@ def test_a_notebook_runs(page, tmp_path):
     for package in ("jupytext", "nbclient", "ipykernel"):
         pytest.importorskip(package)
     out = tmp_path / "sums.ipynb"
+    page.write_text(PAGE.replace("print(2)", "import experiments.tour.toy\nprint(2)"))
     notebooks.write_notebook(page, out, execute=True)
     cells = json.loads(out.read_text())["cells"]
     assert cells[0]["outputs"] == [] and cells[2]["outputs"][0]["text"] == ["2\n"]
