@@ -48,8 +48,8 @@ def choose_scale(pipe: LoadedModel, guiding: Guidance) -> float:
 def check_embedded_guidance(pipe: LoadedModel, guiding: Guidance) -> None:
     """
     Raises:
-        RequestError: the scale of guidance is an input of the network, which then cannot depend on the
-            noise level, nor be rescaled.
+        RequestError: the scale of guidance is an input of the network, so that it cannot depend on
+            the noise level, nor be rescaled.
     """
     if not pipe.parts.unet.net.guidance_dim:
         return
