@@ -13,10 +13,10 @@ comma := ,
 RUN := --config=$(CONFIG) --workdir=$(WORKDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check smoke parity docs peers lock clean
+.PHONY: help venv demo test check smoke parity docs notebooks peers lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 define check_python
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit((3, 11) > v or v > (3, 13))' \
@@ -83,6 +83,9 @@ docs: .venv-docs/.installed ## build the documentation site in build/site, stric
 	.venv-docs/bin/python -m sphinx -q -W --keep-going -b html -c docs/site -d build/doctrees docs build/site
 	.venv-docs/bin/python docs/site/check_pages.py build/site
 	@echo "Done. Open build/site/index.html in a browser."
+
+notebooks: .venv-docs/.installed ## write the chapters of the tour as notebooks in build/notebooks, and run them
+	.venv-docs/bin/python -m experiments.tour.run --notebooks=build/notebooks --execute
 
 # They share nothing with diffjax, so that each has the versions that suit it.
 peers: ## environments of what diffjax's speed is measured beside

@@ -53,7 +53,15 @@ EXTRAS = {
         "torch==2.13.0",
         "transformers>=5.23",
     ],
-    "docs": ["furo>=2025.12.19", "latex2mathml>=3.81", "myst-parser>=5.2", "sphinx>=9.0"],
+    "docs": [
+        "furo>=2025.12.19",
+        "ipykernel>=7.4",
+        "jupytext>=1.19",
+        "latex2mathml>=3.81",
+        "myst-parser>=5.2",
+        "nbclient>=0.11",
+        "sphinx>=9.0",
+    ],
     "hub": ["huggingface_hub>=2.4"],
     "demo": ["gradio>=6.31"],
     # Drives the page of `diffjax web` in the machine's own Chromium.

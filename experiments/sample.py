@@ -104,7 +104,7 @@ def _read_labels(cfg: ConfigDict, count: int) -> np.ndarray | None:
         chosen = LABEL.value or names or ["all"]
         logging.info("classes in turn: %s", ", ".join(chosen[:NAMED]))
     elif LABEL.value:
-        raise UsageError("--label is for models that are told classes; this one is not")
+        raise UsageError("--label is for class-conditional models; this one is not")
     if not LABEL.value:
         return None
     return np.array([runs.find_class(label, names, count) for label in LABEL.value])

@@ -162,7 +162,7 @@ def _run_all(
     try:
         queue.run_all(todo, table.show)
     except KeyboardInterrupt as stopped:
-        logging.warning("stopping; the same command goes on from here")
+        logging.warning("stopping; run the same command again to resume")
         # Local runs save and end; those of a cluster go on, and the next invocation finds them.
         executor.stop()
         manifest.save()

@@ -83,7 +83,7 @@ def main() -> None:
     _start_process()
     if run_flags.WEIGHTS.value:
         raise UsageError(
-            "training does not begin with --weights: an interrupted run goes on with its workdir, "
+            "training does not begin with --weights: an interrupted run resumes from its workdir, "
             "published models are fine-tuned by config.model.path (docs/stable_diffusion.md)"
         )
     check_trackers(cfg.train.trackers)  # before the data, which may take hours

@@ -47,7 +47,7 @@ FLAG_GROUPS = {
         *("mask_padding", "image_guidance", "depth", "noise_level"),
         *("refiner_prompt", "refiner_negative", "refiner_guidance"),
     ),
-    "What XL is told": (
+    "Size conditions of XL": (
         *("original_size", "crop", "target_size", "aesthetic", "negative_original_size"),
         *("negative_crop", "negative_target_size", "negative_aesthetic"),
     ),

@@ -128,13 +128,13 @@ flags.DEFINE_string("refiner_prompt", None, "Prompt of --refiner; --prompt if no
 flags.DEFINE_string("refiner_negative", None, "Negative prompt of --refiner.")
 flags.DEFINE_float("refiner_guidance", None, "Guidance scale of --refiner; --guidance if not set.")
 flags.DEFINE_string(
-    "original_size", None, "HEIGHT,WIDTH before resizing that XL is told; the size if not set."
+    "original_size", None, "HEIGHT,WIDTH before resizing, an input of XL; the size if not set."
 )
-flags.DEFINE_string("crop", None, "TOP,LEFT of the crop that XL is told; 0,0 if not set.")
+flags.DEFINE_string("crop", None, "TOP,LEFT of the crop, an input of XL; 0,0 if not set.")
 flags.DEFINE_string(
-    "target_size", None, "HEIGHT,WIDTH after the crop that XL is told; the size if not set."
+    "target_size", None, "HEIGHT,WIDTH after the crop, an input of XL; the size if not set."
 )
-flags.DEFINE_float("aesthetic", DEFAULTS.aesthetic, "Aesthetic score that --refiner is told.")
+flags.DEFINE_float("aesthetic", DEFAULTS.aesthetic, "Aesthetic score, an input of --refiner.")
 flags.DEFINE_string("negative_original_size", None, "--original_size of the negative prompt.")
 flags.DEFINE_string("negative_crop", None, "--crop of the negative prompt.")
 flags.DEFINE_string("negative_target_size", None, "--target_size of the negative prompt.")

@@ -48,8 +48,8 @@ def choose_scale(pipe: LoadedModel, guiding: Guidance) -> float:
 def check_embedded_guidance(pipe: LoadedModel, guiding: Guidance) -> None:
     """
     Raises:
-        RequestError: the network is told the scale of guidance, which then cannot depend on the
-            noise level, nor be rescaled.
+        RequestError: the scale of guidance is an input of the network, so that it cannot depend on
+            the noise level, nor be rescaled.
     """
     if not pipe.parts.unet.net.guidance_dim:
         return
@@ -57,7 +57,7 @@ def check_embedded_guidance(pipe: LoadedModel, guiding: Guidance) -> None:
         if (value := getattr(guiding, name)) != default:
             raise refuse(
                 f"guidance.{name}",
-                f"is {value:g}, but this model is told the scale of guidance (time_cond_proj_dim): "
+                f"is {value:g}, but guidance is an input of this model (time_cond_proj_dim): "
                 "there is no unguided prediction",
             )
 

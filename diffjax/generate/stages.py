@@ -344,7 +344,7 @@ def _check_handover(request: Request) -> None:
     if sampling.start and request.latents is None:
         raise refuse(
             "latents",
-            f"is missing: sampler.start={sampling.start:g} goes on from what a run with "
+            f"is missing: sampler.start={sampling.start:g} continues what a run with "
             f"sampler.end={sampling.start:g} and output='latent' returned",
         )
     if sampling.start and image is not None and image.strength is not None:

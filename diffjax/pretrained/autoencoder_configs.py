@@ -133,7 +133,7 @@ def _read_autoencoder_fields(config: Config) -> Options:
     if config["in_channels"] != config["out_channels"]:
         raise ValueError(
             f"in_channels={config['in_channels']} with out_channels={config['out_channels']} is "
-            "not supported: an autoencoder gives back what it was given"
+            "not supported: an autoencoder reconstructs its input"
         )
     return dict(
         channels=widths[0],

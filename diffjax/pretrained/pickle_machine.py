@@ -204,18 +204,6 @@ class Machine:
                 raise Damaged(f"its pickle holds text that is no Unicode: {show(value)}") from None
         self._stack.append(value)
 
-    def mark(self, _: object) -> None:
-        """Push a mark, which begins a group of values."""
-        self._stack.append(_Mark)
-
-    def pop(self, _: object) -> None:
-        """Drop the value on top of the stack."""
-        self._pop()
-
-    def pop_mark(self, _: object) -> None:
-        """Drop the values since the last mark, and the mark."""
-        self._group()
-
     def put(self, place: int | str | None) -> None:
         """Store the top value in the memo, at a place or at the next one."""
         value = self._pop()
@@ -430,15 +418,15 @@ _VALUES = (
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE"),
     *("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 )
-_ACTS: dict[str, Callable[[Machine, Any], None]] = {
+_ACTS: dict[str, Callable[[Machine, Any], object]] = {
     **dict.fromkeys(("PROTO", "FRAME"), lambda machine, _: None),
     **dict.fromkeys(_VALUES, Machine.push),
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),
-    "MARK": Machine.mark,
-    "POP": Machine.pop,
-    "POP_MARK": Machine.pop_mark,
+    "MARK": lambda machine, _: machine._stack.append(_Mark),
+    "POP": lambda machine, _: machine._pop(),
+    "POP_MARK": lambda machine, _: machine._group(),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Machine.put),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Machine.get),
     "EMPTY_TUPLE": lambda machine, _: machine.push(()),

@@ -268,7 +268,7 @@ def _add_words(backend: hf.Tokenizer, added: Config, path: Path) -> None:
         if backend.token_to_id(word) != added[word]:
             raise ValueError(
                 f"an added token of {path}, {word!r}, has the id {added[word]}, but the "
-                f"vocabulary goes on at {backend.token_to_id(word)}"
+                f"vocabulary continues at {backend.token_to_id(word)}"
             )
 
 

@@ -225,8 +225,8 @@ class _Guarded:
             broken, self._tracker = self._tracker, None
             reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
             logging.warning(
-                "%s does not track this run any further: %s. The training goes on, and its metrics "
-                "are in metrics.jsonl; the next start of the run tries again",
+                "%s does not track this run any further: %s. The training continues, and its "
+                "metrics are in metrics.jsonl; the next start of the run tries again",
                 *(self._name, reason),
             )
             with contextlib.suppress(Exception):

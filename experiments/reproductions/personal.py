@@ -1,4 +1,4 @@
-"""A small model made one's own: DreamBooth, a new word, an adapter, and edits by instruction.
+"""A small model personalised: DreamBooth, a new word, an adapter, and edits by instruction.
 
 Four pictures of one thing, or a thousand with other captions, change the small text-to-image model
 of the other pages; a program reads what the pictures show before and after.

@@ -2,11 +2,12 @@
 
     python -m experiments.tour.run
     python -m experiments.tour.run --chapters=guidance --write
-    python -m experiments.tour.run --notebooks=notebooks
+    python -m experiments.tour.run --notebooks=build/notebooks --execute
 
 A chapter is a page of docs/tour. Its blocks of Python run in order, as one program; a block of text
 after one is what it prints. The command stops where a print differs from the page; with --write it
-writes prints and pictures into docs/tour instead.
+writes prints and pictures into docs/tour instead. Notebooks are made by jupytext from the same
+pages (`notebooks`); with --execute they are run, and hold what their cells print and draw.
 """
 
 from __future__ import annotations
@@ -26,28 +27,21 @@ from absl import flags, logging
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
 from diffjax.types import suggest
-from diffjax.writing import write_json
+from experiments.tour import notebooks
 
 PAGES = Path(__file__).parents[2] / "docs" / "tour"
 
 CHAPTERS = flags.DEFINE_list("chapters", [], "Names of chapters, such as guidance; all if not set.")
 WRITE = flags.DEFINE_bool("write", False, "Write prints and pictures into docs/tour.")
 NOTEBOOKS = flags.DEFINE_string("notebooks", None, "Folder that notebooks are written to.")
+EXECUTE = flags.DEFINE_bool("execute", False, "Run the notebooks, and keep what they show.")
 
-FLAG_GROUPS = {"Tour": ("chapters", "write", "notebooks")}
+FLAG_GROUPS = {"Tour": ("chapters", "write", "notebooks", "execute")}
 USES = ()
 
 # A block of Python, and the block of text that follows it, if there is one.
 _BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.S)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
-# What a notebook runs first: it needs a checkout, for the package and for experiments.
-_INSTALL = """# Colab: clone diffjax first, and set FOLDER to the clone.
-import sys
-
-FOLDER = ".."
-%pip install -q -e $FOLDER
-sys.path.insert(0, FOLDER)
-"""
 
 
 class Block(NamedTuple):
@@ -126,27 +120,6 @@ def insert_prints(page: str, blocks: list[Block], printed: list[str]) -> str:
     return page
 
 
-def make_notebook(page: str) -> dict[str, object]:
-    """Make a Jupyter notebook of a page: its text, its code, and a cell that installs diffjax."""
-    cells: list[dict[str, object]] = []
-
-    def add(kind: str, text: str) -> None:
-        if text := text.strip("\n"):
-            more = {} if kind == "markdown" else {"outputs": [], "execution_count": None}
-            lines = text.splitlines(keepends=True)
-            cells.append({"cell_type": kind, "metadata": {}, "source": lines, **more})
-
-    add("code", _INSTALL)
-    last = 0
-    for block in read_blocks(page):
-        add("markdown", page[last : block.start])
-        add("code", block.code)
-        last = block.end
-    add("markdown", page[last:])
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    return {"nbformat": 4, "nbformat_minor": 4, "metadata": kernel, "cells": cells}
-
-
 def run_chapter(name: str, folder: Path, *, write: bool = False) -> None:
     """Run a chapter, and compare what it prints with its page.
 
@@ -177,18 +150,20 @@ def main() -> None:
     """Run the chapters of the flags, or write their notebooks.
 
     Raises:
-        UsageError: there is no such chapter, or a print differs from its page.
+        UsageError: there is no such chapter, a print differs from its page, --execute has no
+            notebooks, or a package is missing.
     """
     known = list_chapters()
     for name in CHAPTERS.value:
         if name not in known:
             near = suggest(name, known)
             raise UsageError(f"--chapters: no {name!r}; there are {', '.join(known)}{near}")
+    if EXECUTE.value and not NOTEBOOKS.value:
+        raise UsageError("--execute runs notebooks: say with --notebooks where they are written")
     for name in CHAPTERS.value or known:
         if NOTEBOOKS.value:
             out = Path(NOTEBOOKS.value) / f"{name}.ipynb"
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(out, make_notebook((PAGES / f"{name}.md").read_text("utf-8")))
+            notebooks.write_notebook(PAGES / f"{name}.md", out, execute=EXECUTE.value)
         elif WRITE.value:
             run_chapter(name, PAGES, write=True)
         else:

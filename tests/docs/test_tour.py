@@ -3,6 +3,7 @@
 import json
 import pkgutil
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from diffjax import grids, samplers, schedules
 from diffjax.cli.command_line import UsageError
 from diffjax.types import Level
-from experiments.tour import run, toy
+from experiments.tour import notebooks, run, toy
 
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 
@@ -79,13 +80,83 @@ def test_prints_are_compared_up_to_rounding(said, page, same):
     assert run.is_same_print(said, page) == same
 
 
-def test_a_notebook_has_the_texts_and_the_code_of_its_page():
-    made = run.make_notebook("# T\n\n```python\nprint(2)\n```\n\n```text\n2\n```\n\nEnd.\n")
-    kinds = [cell["cell_type"] for cell in made["cells"]]
-    assert kinds == ["code", "markdown", "code", "markdown"]
-    assert made["cells"][2]["source"] == ["print(2)"]
-    assert made["cells"][3]["source"] == ["End."]
-    json.dumps(made)
+PAGE = """# T
+
+```{literalinclude} ../code.py
+:language: python
+:pyobject: double
+```
+
+Then:
+
+```python
+print(2)
+```
+
+```text
+2
+```
+
+![A curve](curve.png)
+
+See [next](next.md#why) and [more](../more.md).
+
+<details>
+<summary>Answer</summary>
+
+```python
+x = 1
+```
+
+</details>
+"""
+
+
+@pytest.fixture
+def page(tmp_path):
+    (tmp_path / "tour").mkdir()
+    (tmp_path / "code.py").write_text(
+        "def one():\n    return 1\n\n\ndef double(x):\n    return 2 * x\n"
+    )
+    (tmp_path / "tour" / "sums.md").write_text(PAGE)
+    return tmp_path / "tour" / "sums.md"
+
+
+def test_a_page_is_prepared_for_a_notebook(page):
+    install, text = notebooks.prepare_page(page).split("# T\n")
+    assert "pip install" in install
+    assert "\n    def double(x):\n        return 2 * x\n" in text and "one" not in text
+    assert "```text" not in text and "details" not in text and "**Answer.**" in text
+    assert "*A curve.*\n\nSee [next](next.ipynb#why) and [more](../more.md)." in text
+    assert re.findall(r"```python\n(.*?)\n```", text, re.S) == ["print(2)", "x = 1"]
+
+
+def test_a_notebook_has_the_texts_and_the_code_of_its_page(page, tmp_path):
+    pytest.importorskip("jupytext")
+    out = tmp_path / "out" / "sums.ipynb"
+    notebooks.write_notebook(page, out)
+    cells = json.loads(out.read_text())["cells"]
+    assert [c["cell_type"] for c in cells] == ["code", *["markdown", "code"] * 2]
+    assert "".join(cells[2]["source"]) == "print(2)"
+    notebooks.write_notebook(page, tmp_path / "again.ipynb")
+    assert (tmp_path / "again.ipynb").read_bytes() == out.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_notebook_runs(page, tmp_path):
+    for package in ("jupytext", "nbclient", "ipykernel"):
+        pytest.importorskip(package)
+    out = tmp_path / "sums.ipynb"
+    page.write_text(PAGE.replace("print(2)", "import experiments.tour.toy\nprint(2)"))
+    notebooks.write_notebook(page, out, execute=True)
+    cells = json.loads(out.read_text())["cells"]
+    assert cells[0]["outputs"] == [] and cells[2]["outputs"][0]["text"] == ["2\n"]
+
+
+def test_notebooks_without_jupytext_are_refused(page, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jupytext", None)
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[docs\]'"):
+        notebooks.write_notebook(page, tmp_path / "sums.ipynb")
 
 
 def test_the_toy_denoiser_is_the_mean_of_what_could_have_been():

@@ -76,7 +76,7 @@ REFUSED = {
     "interval of an embedded scale": (
         "lcm",
         dict(size=SIZE, guidance=Guidance(5, low=1.0)),
-        "guidance.low is 1, but this model is told the scale of guidance",
+        "guidance.low is 1, but guidance is an input of this model",
     ),
     "rescale of an embedded scale": (
         "lcm",

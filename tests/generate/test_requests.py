@@ -245,7 +245,7 @@ REFUSED = {
     ),
     "part without latents": (
         lambda: dict(sampler=Sampling(start=0.5)),
-        "latents is missing: sampler.start=0.5 goes on from what a run with sampler.end=0.5",
+        "latents is missing: sampler.start=0.5 continues what a run with sampler.end=0.5",
     ),
     "part with a strength": (
         lambda: dict(

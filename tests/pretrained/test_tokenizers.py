@@ -199,7 +199,7 @@ def test_words_of_older_files(tokenizer, tmp_path):
     assert tokenizers.load_tokenizer(tmp_path).ids("a <cat>") == [*_ids("a</w>"), size, size + 1]
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<cat>": size + 7}))
     with pytest.raises(
-        ValueError, match=rf"'<cat>', has the id {size + 7}, but .* goes on at {size}"
+        ValueError, match=rf"'<cat>', has the id {size + 7}, but .* continues at {size}"
     ):
         tokenizers.load_tokenizer(tmp_path)
     (tmp_path / "added_tokens.json").unlink()
