@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from diffjax import grids, guidance, losses, parameterization, samplers, schedules
-from diffjax.config.defaults import Sections
+from diffjax.config.open_options import Sections
 from diffjax.config.ranges import check_values
 from diffjax.data import HINTS
 from diffjax.model.build import RULE_OPTIONS

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from diffjax.config.assemble import ImageSize, find_type
-from diffjax.config.defaults import DEFAULTS, OpenOption
+from diffjax.config.defaults import DEFAULTS
+from diffjax.config.open_options import OpenOption
 from diffjax.untrusted import (
     FLAG,
     NOTHING,

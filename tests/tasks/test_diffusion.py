@@ -8,7 +8,8 @@ from configs.base import smoke
 from diffjax import likelihood, losses, samplers
 from diffjax.model import denoiser, make_model, make_sampler, make_steering, sample
 from diffjax.tasks import make_task
-from diffjax.tasks.diffusion_task import _measure_simple, dequantize
+from diffjax.tasks.diffusion_task import dequantize
+from diffjax.tasks.objectives import measure_simple
 from diffjax.types import Level, Prediction
 
 SHAPE = (8, 8, 1)
@@ -62,7 +63,7 @@ def test_a_sum_over_the_numbers_of_an_image(reduction, factor):
     weight = losses.make_weight("simple", {})
     raw, eps = jnp.full((2, *SHAPE), 0.5), jnp.ones((2, *SHAPE))
     level = Level(jnp.zeros(2), *model.schedule.at(jnp.array([5.0, 900.0])))
-    measure = _measure_simple(model, weight, losses.ERRORS["l2"], reduction)
+    measure = measure_simple(model, weight, losses.ERRORS["l2"], reduction)
     found, _ = measure(raw, Prediction(raw, raw), raw, eps, level)
     np.testing.assert_allclose(found, 0.25 * factor, rtol=1e-6)
 
