@@ -5,19 +5,20 @@
     python -m experiments.control --workdir=runs/fashion-edges --guidance=3 \\
         --balance=balanced,guess,resolution
     python -m experiments.control --workdir=runs/shapes-mask --also=runs/shapes-edges
+    python -m experiments.control --workdir=runs/fashion-edges --prompts=own,none,other --seeds=5
 
 Hints are those of the first test images, and every setting draws with the same noise. Writes to the
-workdir: control/NAME.png, whose rows are the hints, the base alone, a row per setting and the test
-images; and control/NAME.json with the edge F1 or mask IoU between hints and images, the largest
-change of a pixel that control makes and, where there is a classifier and --num is large, the
-distance to real images. --also adds the ControlNet of another run of the same base, with the hints
-that it was trained on.
+workdir: control/NAME.png, whose rows are the hints, for each prompt the base alone and a row per
+setting, and the test images, all of the first seed; and control/NAME.json with the edge F1 or mask
+IoU between hints and images, the largest change of a pixel that control makes and, where there is a
+classifier and --num is large, the distance to real images. --also adds the ControlNet of another
+run of the same base, with the hints that it was trained on.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags, logging
@@ -29,6 +30,7 @@ from diffjax.cli.command_line import UsageError
 from diffjax.evaluation import measure_distance
 from diffjax.evaluation.image_grids import save_png, tile
 from diffjax.runs.control_examples import (
+    PROMPTS,
     draw_hints,
     make_input_reader,
     measure_hints,
@@ -51,7 +53,15 @@ END = flags.DEFINE_float("end", 1.0, "Share of the evaluations after which contr
 ALSO = flags.DEFINE_multi_string(
     "also", [], "Workdir or exported file of another control; repeat the flag for several."
 )
-PROMPT = flags.DEFINE_bool("prompt", True, "Give the base the class or caption of the image.")
+TOLD = flags.DEFINE_list(
+    "prompts",
+    ["own"],
+    f"What the base is told, of {', '.join(PROMPTS)}: the class or caption of the image, nothing, "
+    "or that of another image; each has rows of the picture.",
+)
+SEEDS = flags.DEFINE_integer(
+    "seeds", 1, "Number of sampling seeds that are measured, counted from --seed.", 1
+)
 NAME = flags.DEFINE_string("name", "control", "Name of the files that are written.")
 # Columns of the picture.
 SHOWN = 12
@@ -60,7 +70,10 @@ ENOUGH = 100
 
 
 FLAG_GROUPS = {
-    "Control": ("workdir", "num", "seed", "scales", "balance", "start", "end", "also", "prompt"),
+    "Control": (
+        *("workdir", "num", "seed", "seeds", "scales", "balance", "start", "end", "also"),
+        "prompts",
+    ),
     "Files": ("name", "best", "raw", "weights", "config"),
     "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
 }
@@ -72,8 +85,12 @@ def main() -> None:
     """Draw images by hints with every setting of the flags, and write pictures and measures.
 
     Raises:
-        UsageError: the run trained no ControlNet.
+        UsageError: the run trained no ControlNet, or an unknown prompt.
     """
+    if unknown := [name for name in TOLD.value if name not in PROMPTS]:
+        raise UsageError(
+            f"--prompts={','.join(TOLD.value)}: unknown {unknown}; choose from {', '.join(PROMPTS)}"
+        )
     cfg, folder = run_flags.read_config(), run_flags.read_workdir()
     if not find_task_kind(cfg).takes_hints:
         raise UsageError(f"{folder} holds a run of task {cfg.task!r}, not of a ControlNet")
@@ -87,22 +104,24 @@ def main() -> None:
     # Every network reads the hints that it was trained on, of the same images.
     batch = take_examples(cfg, num, folder)
     hints = [make_hints(config)(batch) for config in configs]
-    inputs = make_input_reader(drawer.model, batch, hints, prompt=PROMPT.value)
+    first, settings = flags.FLAGS.seed, list_settings(cfg)
     rows, report = [draw_hints(hints[0], cfg.data.channels)], []
-    for scale, balance in list_settings(cfg):
-        strengths = [runs.Strength(scale, START.value, END.value)] * len(hints)
-        rows.append(
-            drawer.draw(
-                num=num, seed=flags.FLAGS.seed, inputs=inputs, strengths=strengths, balance=balance
+    for prompt, seed in itertools.product(TOLD.value, range(first, first + SEEDS.value)):
+        inputs, base = make_input_reader(drawer.model, batch, hints, prompt=prompt), None
+        for scale, balance in settings:
+            strengths = [runs.Strength(scale, START.value, END.value)] * len(hints)
+            images = drawer.draw(
+                num=num, seed=seed, inputs=inputs, strengths=strengths, balance=balance
             )
-        )
-        found = {"scale": scale, "balance": balance, "num": num}
-        for config, hint in zip(configs, hints, strict=True):
-            found |= measure_hints(config, hint, rows[-1])
-        # Row 1 is the base alone, with the same noise.
-        found["change"] = float(np.abs(rows[-1] - rows[1]).max())
-        report.append(found | measure_images(cfg, rows[-1], batch["image"]))
-        logging.info("%s", report[-1])
+            # The first setting is the base alone, with the same noise.
+            base = images if base is None else base
+            found = {"prompt": prompt, "seed": seed, "scale": scale, "balance": balance, "num": num}
+            for config, hint in zip(configs, hints, strict=True):
+                found |= measure_hints(config, hint, images)
+            found["change"] = float(np.abs(images - base).max())
+            report.append(found | measure_images(cfg, images, batch["image"]))
+            logging.info("%s", report[-1])
+            rows += [images] * (seed == first)
     # The images that the hints come from end the picture.
     rows.append(batch["image"])
     columns = min(num, SHOWN)
@@ -113,10 +132,10 @@ def main() -> None:
     logging.info("written to %s.png and .json", out)
 
 
-def list_settings(cfg: ConfigDict) -> Iterator[tuple[float, str]]:
-    """Yield (scale, balance) of each row: no control first, then every setting of the flags."""
-    yield 0.0, "balanced"
-    yield from itertools.product(map(float, SCALES.value), BALANCE.value or [cfg.control.balance])
+def list_settings(cfg: ConfigDict) -> Sequence[tuple[float, str]]:
+    """List (scale, balance) of each row: no control first, then every setting of the flags."""
+    balances = BALANCE.value or [cfg.control.balance]
+    return [(0.0, "balanced"), *itertools.product(map(float, SCALES.value), balances)]
 
 
 def measure_images(cfg: ConfigDict, images: np.ndarray, real: np.ndarray) -> JsonObject:

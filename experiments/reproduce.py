@@ -1,14 +1,16 @@
-"""Reproduce a paper's results at the scale of one machine, or print how to at the paper's.
+"""Reproduce a paper's results on one machine or an accelerator, or print how to at its own scale.
 
     python -m experiments.reproduce --paper=ddim --list
     python -m experiments.reproduce --paper=ddim
     python -m experiments.reproduce --paper=ddim --only=ddim,reconstruction
     python -m experiments.reproduce --pages
+    python -m experiments.reproduce --paper=ddim --scale=gpu
     python -m experiments.reproduce --paper=ddpm --scale=paper
 
 Pieces that are done are not run again; interrupted ones go on. Everything worth keeping is copied
 to docs/results, from which the pages are written: PAPER.md and README.md, every claim with its
-verdict.
+verdict. ``--scale=gpu`` runs all of it at ten times the size, into runs/gpu; where JAX finds no
+accelerator, it prints the commands that it would run.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError
 from diffjax.config.variants import load_module
 from experiments import plan
-from experiments.reproductions import PAPERS, pieces, results
+from experiments.reproductions import PAPERS, enlarging, pieces, results
 from experiments.reproductions.claims import format_verdicts
+from experiments.reproductions.pieces import Piece
 from experiments.reproductions.verdicts import RULE
 
 # Data sets of no paper, whose variants are left out of the paper's own settings.
@@ -35,11 +38,22 @@ PAPER = flags.DEFINE_list(
 SCALE = flags.DEFINE_enum(
     "scale",
     "machine",
-    ["machine", "paper"],
-    "Settings for one machine, or those of the paper, which are only printed.",
+    ["machine", "gpu", "paper"],
+    "Settings for one machine, ten times their size for an accelerator, or those of the paper, "
+    "which are only printed.",
 )
-RUNS = flags.DEFINE_string("runs", "runs/reproduce", "Folder of the runs of the reproduction.")
-RESULTS = flags.DEFINE_string("results", "docs/results", "Folder of the pages, data and models.")
+RUNS = flags.DEFINE_string(
+    "runs",
+    None,
+    "Folder of the runs of the reproduction; if not set, runs/reproduce, or runs/gpu for "
+    "--scale=gpu.",
+)
+RESULTS = flags.DEFINE_string(
+    "results",
+    None,
+    "Folder of the pages, data and models; if not set, docs/results, or runs/gpu/results for "
+    "--scale=gpu.",
+)
 ONLY = flags.DEFINE_list(
     "only", [], "Names of the pieces to run; all that are not done if not set."
 )
@@ -67,21 +81,12 @@ def select_papers() -> dict[str, ModuleType]:
     return papers
 
 
-def list_pieces(papers: dict[str, ModuleType], runs: Path, folder: Path) -> str:
-    """Format a list of the pieces: minutes, whether they are done, and their commands.
-
-    Args:
-        papers: modules of `experiments.reproductions` by name.
-        runs: folder of the runs.
-        folder: of the results.
-    """
-    lines = []
-    for name, paper in papers.items():
-        for piece in paper.PIECES:
-            state = "done" if pieces.is_done(piece, folder) else f"about {piece.minutes:g} minutes"
-            lines.append(f"{name}: {piece.name} ({state})")
-            lines += [f"    {line}" for line in pieces.format_commands(piece, runs, folder)]
-    return "\n".join(lines)
+def select_pieces(papers: dict[str, ModuleType]) -> dict[str, tuple[Piece, ...]]:
+    """Select the pieces of papers at the scale of the flags, by the name of the paper."""
+    found = {name: tuple(paper.PIECES) for name, paper in papers.items()}
+    if SCALE.value == "gpu":
+        found = {name: tuple(map(enlarging.enlarge_piece, own)) for name, own in found.items()}
+    return found
 
 
 def describe_paper_scale(name: str) -> str:
@@ -113,11 +118,12 @@ def describe_paper_scale(name: str) -> str:
     return "\n".join(lines)
 
 
-def format_pages(folder: Path) -> dict[str, str]:
+def format_pages(folder: Path, note: str = "") -> dict[str, str]:
     """Format PAPER.md for every paper whose files are all there, and README.md with every claim.
 
     Args:
         folder: of the results; the files are in its folder data.
+        note: a paragraph that stands above the claims of every page.
 
     Returns:
         Texts by the names of their files.
@@ -132,21 +138,23 @@ def format_pages(folder: Path) -> dict[str, str]:
         body, verdicts = paper.format_page(folder / "data"), format_verdicts(found.claims)
         command = f"    python -m experiments.reproduce --paper={name}"
         pages[f"{name}.md"] = (
-            f"# {found.heading}\n\nWritten from `data/` by\n\n{command}\n\n"
+            f"# {found.heading}\n\nWritten from `data/` by\n\n{command}\n\n{note}"
             f"{verdicts}\n\n{RULE}\n\n{body}"
         )
         sections.append(f"## [{name}]({name}.md)\n\n{found.title}\n\n{verdicts}")
-    head = f"# Results\n\nWritten by `python -m experiments.reproduce --pages`.\n\n{RULE}\n\n"
+    how = "Written by `python -m experiments.reproduce --pages`."
+    head = f"# Results\n\n{how}\n\n{note}{RULE}\n\n"
     return {**pages, "README.md": head + "\n\n".join(sections) + "\n"}
 
 
-def write_pages(folder: Path) -> None:
+def write_pages(folder: Path, note: str = "") -> None:
     """Write the pages of `format_pages` and the pictures that they show.
 
     Args:
         folder: of the results.
+        note: see `format_pages`.
     """
-    for name, text in format_pages(folder).items():
+    for name, text in format_pages(folder, note).items():
         (folder / name).write_text(text)
         # Pictures are drawn for the pages that have data.
         if name != "README.md" and (draw := getattr(PAPERS[Path(name).stem], "draw_plots", None)):
@@ -161,21 +169,26 @@ def main() -> None:
         UsageError: an unknown paper or piece.
         RuntimeError: a command of a piece failed.
     """
-    papers = select_papers()
-    runs, folder = Path(RUNS.value), Path(RESULTS.value)
+    papers, large = select_papers(), SCALE.value == "gpu"
+    runs = Path(RUNS.value or ("runs/gpu" if large else "runs/reproduce"))
+    folder = Path(RESULTS.value or ("runs/gpu/results" if large else "docs/results"))
     if SCALE.value == "paper":
         print("\n\n".join(describe_paper_scale(name) for name in papers))
         return
-    if LIST.value:
-        print(list_pieces(papers, runs, folder))
+    chosen = select_pieces(papers)
+    missing = large and not PAGES.value and not enlarging.find_accelerator()
+    if LIST.value or missing:
+        print(*[enlarging.PLAN, ""] * missing, pieces.list_pieces(chosen, runs, folder), sep="\n")
         return
-    for paper in papers.values():
-        for piece in paper.PIECES:
-            # Pieces that are named run, or all, or none with --pages.
-            wanted = piece.name in ONLY.value if ONLY.value else not PAGES.value
-            if wanted and not pieces.is_done(piece, folder):
-                pieces.run_piece(piece, runs, folder)
-    write_pages(folder)
+    every = [piece for own in chosen.values() for piece in own]
+    if large:
+        enlarging.copy_inputs(every, Path("docs/results"), folder)
+    for piece in every:
+        # Pieces that are named run, or all, or none with --pages.
+        wanted = piece.name in ONLY.value if ONLY.value else not PAGES.value
+        if wanted and not pieces.is_done(piece, folder):
+            pieces.run_piece(piece, runs, folder)
+    write_pages(folder, f"{enlarging.NOTE}\n\n" if large else "")
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ def _measure_controlled(cfg: ConfigDict, folder: Path) -> OnEvaluate:
         drawer = Drawer(_shorten(cfg), model, folder, compiled=compiled)
 
         def draw(prompt: bool) -> np.ndarray:
-            inputs = control_examples.make_input_reader(model, batch, [hints], prompt=prompt)
+            told = "own" if prompt else "none"
+            inputs = control_examples.make_input_reader(model, batch, [hints], prompt=told)
             return drawer.draw(num=len(hints), inputs=inputs)
 
         def measure_hints(images: np.ndarray) -> dict[str, float]:

@@ -18,6 +18,10 @@ from diffjax.evaluation.hint_fidelity import measure_fidelity
 from diffjax.model import ImageInputs, Model
 from diffjax.runs.hints import make_hints
 from diffjax.runs.sources import load_test_source
+from diffjax.types import Cond
+
+# What the base is told of an image: its own condition, nothing, or that of another image.
+PROMPTS = ("own", "none", "other")
 
 
 def take_examples(cfg: ConfigDict, count: int, folder: Path | None = None) -> dict[str, np.ndarray]:
@@ -36,21 +40,31 @@ def take_examples(cfg: ConfigDict, count: int, folder: Path | None = None) -> di
 
 
 def make_input_reader(
-    model: Model, batch: dict[str, np.ndarray], hints: Sequence[np.ndarray], *, prompt: bool = True
+    model: Model, batch: dict[str, np.ndarray], hints: Sequence[np.ndarray], *, prompt: str = "own"
 ) -> Callable[[np.ndarray], ImageInputs]:
     """Make the function that gives each image its condition and hints.
 
     Args:
         batch: examples with what the model's condition needs, see `take_examples`.
         hints: for each control network of the model, (N, H, W, C) in [0, 1].
-        prompt: whether the base is told the condition. If not, it gets the null condition.
+        prompt: what the base is told, an entry of `PROMPTS`: ``own`` condition of the image,
+            ``none``, which is the null condition, or that of an ``other`` image, the next one in
+            turn that has another condition.
 
     Returns:
         ``index -> ImageInputs`` of the images number ``index`` (B,), on the host. Example
         ``index % N`` is used.
+
+    Raises:
+        ValueError: an unknown prompt; or ``other`` where all conditions are the same.
     """
+    if prompt not in PROMPTS:
+        raise ValueError(f"prompt must be one of {', '.join(PROMPTS)}, got {prompt!r}")
     raw = model.condition.take(batch, jax.random.key(0))
-    raw = raw if prompt or not raw else model.condition.null(raw)
+    if raw and prompt == "none":
+        raw = model.condition.null(raw)
+    if raw and prompt == "other":
+        raw = exchange_conditions(raw)
     whole = jax.tree.map(np.asarray, ImageInputs(raw, list(hints)))
 
     def read(index: np.ndarray) -> ImageInputs:
@@ -58,6 +72,29 @@ def make_input_reader(
         return picked
 
     return read
+
+
+def exchange_conditions(raw: Cond) -> Cond:
+    """Give every image the condition of the next one in turn that has another condition.
+
+    Args:
+        raw: a tree of arrays (N, ...).
+
+    Raises:
+        ValueError: all conditions are the same.
+    """
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(raw)]
+    rows = [tuple(leaf[k].tobytes() for leaf in leaves) for k in range(len(leaves[0]))]
+    if len(set(rows)) < 2:
+        raise ValueError(
+            f"all {len(rows)} images have the same condition, so none can be told another one's; "
+            "take more images"
+        )
+    count = len(rows)
+    turned = [next(j % count for j in range(k, k + count) if rows[j % count] != rows[k])
+              for k in range(count)]  # fmt: skip
+    exchanged: Cond = jax.tree.map(lambda leaf: np.asarray(leaf)[turned], raw)
+    return exchanged
 
 
 def measure_hints(cfg: ConfigDict, hints: np.ndarray, images: np.ndarray) -> dict[str, float]:

@@ -3,15 +3,15 @@
     python -m experiments.benchmarks.control_cost --batch=32 \\
         --config=configs/controlnet.py:fashion_mnist_edges
 
-Both train with the same optimiser and average. They take turns, and the ratio of times is the
-median of those of the turns, so that a machine which slows down does so for both; processor time is
-given beside it, since other work does not add to that. Memory is what the compiled step holds at
+Both train with the same optimiser and average. They take turns, so that a machine which slows down
+does so for both, and the time of every turn is written; processor time is given beside it, since
+other work does not add to that. Memory is what the compiled step holds at
 its peak: state, frozen weights and temporaries. Weights are random. The paper has +34% and +23%.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -30,9 +30,10 @@ from diffjax.tasks import make_task
 from diffjax.train import State, init_state, make_optimizer, make_step
 from diffjax.types import Batch, Frozen, JsonObject, T, Task
 from diffjax.writing import write_json
+from experiments.benchmarks.turns import take_turns
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
-REPEATS = flags.DEFINE_integer("repeats", 9, "Number of measurements of each task.", 1)
+REPEATS = flags.DEFINE_integer("repeats", 31, "Number of measurements of each task.", 1)
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 # The parts of XLA's memory analysis that a step holds at its peak.
 ALL_ARGUMENTS = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
@@ -111,6 +112,22 @@ def _fill(shapes: T) -> T:
     return jax.tree.map(fill, shapes)
 
 
+def _make_call(
+    program: jax.stages.Compiled, shapes: State, fixed: Frozen | None, batch: Batch
+) -> Callable[[], object]:
+    """Make the function that takes the next step from a random state."""
+    state, base = _fill(shapes), _fill(fixed)
+    state = state._replace(opt=jax.tree.map(jnp.zeros_like, state.opt))
+
+    def take_step() -> object:
+        """Take one step."""
+        nonlocal state
+        state, metrics = program(state, base, batch)
+        return state, metrics
+
+    return take_step
+
+
 def measure(cfg: ConfigDict, batch: int, repeats: int) -> JsonObject:
     """Measure the time and memory of a step of either task.
 
@@ -119,26 +136,20 @@ def measure(cfg: ConfigDict, batch: int, repeats: int) -> JsonObject:
         repeats: number of measurements of each task, after one that warms up.
 
     Returns:
-        Seconds and bytes by task, and the ratios of ControlNet to fine-tuning.
+        Seconds and bytes by task, the ratios of ControlNet to fine-tuning, and ``turns``, the
+        seconds of every turn by clock and task, see `take_turns`.
     """
     given = draw_batch(cfg, batch)
-    programs, states, bases = {}, {}, {}
+    programs, calls = {}, {}
     for name, (task, fixed) in make_tasks(cfg).items():
-        programs[name], state = compile_step(cfg, task, fixed, given)
-        states[name], bases[name] = _fill(state), _fill(fixed)
-        states[name] = states[name]._replace(opt=jax.tree.map(jnp.zeros_like, states[name].opt))
-    clocks = {"wall": time.perf_counter, "cpu": time.process_time}
-    seconds: dict[str, dict[str, list[float]]] = {c: {n: [] for n in programs} for c in clocks}
-    for _ in range(repeats + 1):  # the first round warms up
-        for name, program in programs.items():
-            started = {clock: now() for clock, now in clocks.items()}
-            states[name], metrics = program(states[name], bases[name], given)
-            jax.block_until_ready((states[name], metrics))
-            for clock, now in clocks.items():
-                seconds[clock][name].append(now() - started[clock])
-    step = {c: {n: float(np.median(v[1:])) for n, v in s.items()} for c, s in seconds.items()}
-    # Ratios are taken within a turn. The first turn warms up.
-    turns = {c: np.divide(s["controlnet"], s["fine_tuning"])[1:] for c, s in seconds.items()}
+        programs[name], shapes = compile_step(cfg, task, fixed, given)
+        calls[name] = _make_call(programs[name], shapes, fixed, given)
+    turns = take_turns(calls, repeats)
+    step = {c: {n: float(np.median(v)) for n, v in s.items()} for c, s in turns.items()}
+    # Ratios are taken within a turn.
+    ratios = {
+        c: float(np.median(np.divide(s["controlnet"], s["fine_tuning"]))) for c, s in turns.items()
+    }
     peak = {name: count_peak_bytes(program) for name, program in programs.items()}
     temporary = {n: int(p.memory_analysis().temp_size_in_bytes) for n, p in programs.items()}
     return {
@@ -148,8 +159,9 @@ def measure(cfg: ConfigDict, batch: int, repeats: int) -> JsonObject:
         "step_cpu_seconds": step["cpu"],
         "peak_bytes": peak,
         "temporary_bytes": temporary,
-        "time_ratio": float(np.median(turns["wall"])),
-        "cpu_ratio": float(np.median(turns["cpu"])),
+        "turns": turns,
+        "time_ratio": ratios["wall"],
+        "cpu_ratio": ratios["cpu"],
         "memory_ratio": peak["controlnet"] / peak["fine_tuning"],
         "temporary_ratio": temporary["controlnet"] / temporary["fine_tuning"],
     }

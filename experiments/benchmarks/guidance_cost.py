@@ -2,13 +2,14 @@
 
     python -m experiments.benchmarks.guidance_cost --config=configs/cfg.py:fashion_mnist --batch=32
 
-Times are medians over repeats that take turns, so that a machine which slows down does so for
-all; memory is what the compiled step needs beside its arguments. Weights are random.
+The modes take turns, so that a machine which slows down does so for all of them, and the time of
+every turn is written; memory is what the compiled step needs beside its arguments. Weights are
+random.
 """
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -22,9 +23,10 @@ from diffjax.cli.command_line import UsageError
 from diffjax.model import make_sampler, make_steering, sample
 from diffjax.types import Array, JsonObject, Params
 from diffjax.writing import write_json
+from experiments.benchmarks.turns import take_turns
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
-REPEATS = flags.DEFINE_integer("repeats", 9, "Number of measurements of each mode.", 1)
+REPEATS = flags.DEFINE_integer("repeats", 31, "Number of measurements of each mode.", 1)
 JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 
 # Steps of a run: enough that its fixed cost does not count.
@@ -74,24 +76,25 @@ def measure(cfg: ConfigDict, batch: int, repeats: int) -> JsonObject:
         repeats: number of measurements of each mode, after one that warms up.
 
     Returns:
-        Seconds and bytes by mode, and their ratios to unguided sampling.
+        Seconds and bytes by mode, their ratios to unguided sampling, and ``turns``, the seconds of
+        a step in every turn by clock and mode, see `take_turns`.
     """
     modes = {
         mode: compile_sampling(cfg, batch, sequential=sequential, scale=scale)
         for mode, (sequential, scale) in MODES.items()
     }
-    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
-    for _ in range(repeats + 1):  # the first round warms up
-        for mode, (run, arguments) in modes.items():
-            started = time.perf_counter()
-            jax.block_until_ready(run(*arguments))
-            seconds[mode].append((time.perf_counter() - started) / STEPS)
-    step = {mode: float(np.median(times[1:])) for mode, times in seconds.items()}
+    calls = {mode: partial(run, *arguments) for mode, (run, arguments) in modes.items()}
+    turns = {
+        clock: {mode: [seconds / STEPS for seconds in times] for mode, times in found.items()}
+        for clock, found in take_turns(calls, repeats).items()
+    }
+    step = {mode: float(np.median(times)) for mode, times in turns["wall"].items()}
     memory = {m: int(run.memory_analysis().temp_size_in_bytes) for m, (run, _) in modes.items()}
     return {
         "batch": batch,
         "repeats": repeats,
         "step_seconds": step,
+        "turns": turns,
         "temporary_bytes": memory,
         "time_ratio": {m: step[m] / step["unguided"] for m in step},
         "memory_ratio": {m: memory[m] / memory["unguided"] for m in memory},

@@ -84,6 +84,15 @@ def read_file(path: Path) -> Any:
     return read_json_lines(path) if path.suffix == ".jsonl" else json.loads(path.read_text())
 
 
+def read_turns(cost: JsonObject) -> dict[str, list[float]]:
+    """Read the seconds of every turn from a benchmark of costs, by what was timed.
+
+    Files from before turns were written have medians alone, which are then the only turn.
+    """
+    found = cost["turns"]["wall"] if "turns" in cost else cost["step_seconds"]
+    return {name: list(np.atleast_1d(times)) for name, times in found.items()}
+
+
 def select_values(
     rows: Iterable[JsonObject], metric: str = "distance", **wanted: object
 ) -> np.ndarray:

@@ -145,19 +145,24 @@ def read_pictures(folder: Path, kind: str, out: Path) -> None:
     """Read what pictures show, and write the shares as JSON and the pictures as one sheet.
 
     Args:
-        folder: `COLUMNS` pictures of each request in turn, as `experiments.generate` writes them.
+        folder: pictures of each request in turn, as `experiments.generate` writes them; the sheet
+            shows the first `COLUMNS` of each.
         kind: a choice of --prompts.
         out: the JSON file; the sheet is beside it as .png.
 
     Raises:
-        ValueError: there are more or fewer pictures.
+        ValueError: requests have fewer than `COLUMNS` pictures, or not as many each.
     """
     requests, files = list_requests(kind), sorted(folder.glob("*.png"))
-    if len(files) != COLUMNS * len(requests):
-        raise ValueError(f"{folder} has {len(files)} pictures of {COLUMNS * len(requests)}")
+    columns, rest = divmod(len(files), len(requests))
+    if rest or columns < COLUMNS:
+        raise ValueError(
+            f"{folder} has {len(files)} pictures of {len(requests)} requests; each needs as many "
+            f"as the others, at least {COLUMNS}"
+        )
     images = np.stack([pictures.read_image(file) for file in files])
     verdicts = [
-        shapes.check_picture(image, [requests[k // COLUMNS].thing])
+        shapes.check_picture(image, [requests[k // columns].thing])
         for k, image in enumerate(images)
     ]
     shares = {
@@ -165,4 +170,6 @@ def read_pictures(folder: Path, kind: str, out: Path) -> None:
         for key in shapes.Verdict._fields
     }
     write_atomically(out, json.dumps({"pictures": len(images), **shares}, indent=2) + "\n")
-    save_png(tile(images / 127.5 - 1, columns=COLUMNS, scale=SCALE), out.with_suffix(".png"))
+    shown = images.reshape(len(requests), columns, *images.shape[1:])[:, :COLUMNS]
+    sheet = tile(np.concatenate(shown) / 127.5 - 1, columns=COLUMNS, scale=SCALE)
+    save_png(sheet, out.with_suffix(".png"))

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -173,6 +174,23 @@ def is_done(piece: Piece, results: Path) -> bool:
     if not all(file.exists() for file in files):
         return False
     return len(read_json_lines(files[0])) >= piece.rows if piece.rows else True
+
+
+def list_pieces(chosen: Mapping[str, Sequence[Piece]], runs: Path, folder: Path) -> str:
+    """Format a list of the pieces: minutes, whether they are done, and their commands.
+
+    Args:
+        chosen: pieces by the name of their paper.
+        runs: folder of the runs.
+        folder: of the results.
+    """
+    lines = []
+    for name, own in chosen.items():
+        for piece in own:
+            state = "done" if is_done(piece, folder) else f"about {piece.minutes:g} minutes"
+            lines.append(f"{name}: {piece.name} ({state})")
+            lines += [f"    {line}" for line in format_commands(piece, runs, folder)]
+    return "\n".join(lines)
 
 
 def run_piece(piece: Piece, runs: Path, results: Path) -> bool:

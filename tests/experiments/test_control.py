@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffjax import runs
 from diffjax.config import load_config
-from diffjax.runs.control_examples import measure_hints
+from diffjax.runs.control_examples import exchange_conditions, measure_hints
 from tests.cheap import SGD
 
 CONFIG = "configs/controlnet.py:fashion_mnist_edges,smoke"
@@ -19,14 +19,25 @@ BASE = "configs/controlnet.py:fashion_mnist_base,smoke"
 
 def test_settings_side_by_side(execute, tmp_path):
     execute("train", f"--config={CONFIG}", f"--workdir={tmp_path}", *SGD)
-    execute("control", f"--workdir={tmp_path}", "--num=3", "--scales=0,1", "--guidance=2")
+    options = ("--num=3", "--scales=0,1", "--guidance=2", "--prompts=own,other", "--seeds=2")
+    execute("control", f"--workdir={tmp_path}", *options)
     settings = json.loads((tmp_path / "control/control.json").read_text())["settings"]
-    assert [s["scale"] for s in settings] == [0, 0, 1]
+    found = [(s["prompt"], s["seed"], s["scale"]) for s in settings]
+    assert found == [(p, s, k) for p in ("own", "other") for s in (0, 1) for k in (0, 0, 1)]
     assert settings[0] == settings[1]  # no control, twice
+    out = execute("control", f"--workdir={tmp_path}", "--prompts=own,wrong", code=2)
+    assert "unknown ['wrong']; choose from own, none, other" in out
     execute("evaluate", f"--workdir={tmp_path}", "--num=2")  # leaves out what needs no net
-    # Hints, no control, two settings and the test images, of 8 pixels and a frame each.
+    # Hints, for either prompt no control and two settings, and the test images.
     width, height = Image.open(tmp_path / "control/control.png").size
-    assert width / height == pytest.approx(3 / 5, rel=0.1)
+    assert width / height == pytest.approx(3 / 8, rel=0.1)
+
+
+def test_images_are_told_what_the_next_one_with_another_condition_is():
+    found = exchange_conditions({"label": np.array([5, 5, 7, 5]), "said": np.ones(4)})
+    assert found["label"].tolist() == [7, 7, 5, 7]
+    with pytest.raises(ValueError, match="all 2 images have the same condition"):
+        exchange_conditions({"label": np.array([3, 3])})
 
 
 @pytest.mark.slow
@@ -43,8 +54,8 @@ def test_an_exported_net_reads_its_base_from_where_its_config_says(execute, tmp_
     execute("export", f"--workdir={run}", f"--out={file}")
     assert file.stat().st_size < (tmp_path / "base.safetensors").stat().st_size
     away = tmp_path / "away"
-    execute("control", f"--workdir={run}", "--num=3", "--noprompt")
-    execute("control", f"--weights={file}", f"--workdir={away}", "--num=3", "--noprompt")
+    execute("control", f"--workdir={run}", "--num=3", "--prompts=none")
+    execute("control", f"--weights={file}", f"--workdir={away}", "--num=3", "--prompts=none")
     ours, theirs = ((f / "control/control.json").read_text() for f in (run, away))
     assert ours == theirs
     assert json.loads(ours)["settings"][1]["change"] > 0

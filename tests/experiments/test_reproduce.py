@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from diffjax.config import load_config
 from experiments import reproduce
-from experiments.reproductions import PAPERS, pieces
+from experiments.reproductions import PAPERS, enlarging, pieces
 from experiments.reproductions import results as results_module
 from experiments.reproductions.verdicts import CONTRADICTED, RULE
 
@@ -163,6 +164,35 @@ def test_papers_at_their_own_scale_are_commands(tmp_path):
     assert "FID 3.17" in text
 
 
+def test_ten_times_the_size_is_a_plan_without_an_accelerator(execute):
+    out = execute("reproduce", "--paper=controlnet,cfg", "--scale=gpu")
+    assert "no accelerator" in out and "--workdir=runs/gpu/cfg14-p10 " in out
+    made = next(line for line in out.splitlines() if "train --config=configs/cfg.py" in line)
+    steps = load_config("configs/cfg.py:fashion_mnist14").train.steps
+    assert f"--config.train.steps={10 * steps} --config.train.minutes=0.0" in made
+    assert "--name=cfg14-p10-guidance" in out and "--seeds=3 --num=25000" in out
+    made = next(
+        line for line in out.splitlines() if "--workdir=runs/gpu/control-edges-zero " in line
+    )
+    assert "--config.train.steps=4000" in made and "--config.train.evaluate_every=500" in made
+    assert "runs/gpu/results/models/control-base.safetensors" in made
+
+
+def test_enlarged_pieces_keep_the_previews_of_their_steps(tmp_path):
+    for paper in PAPERS.values():
+        for piece in paper.PIECES:
+            large = enlarging.enlarge_piece(piece)
+            assert list(large.keep.values()) == list(piece.keep.values())
+            assert (large.name, large.rows) == (piece.name, piece.rows)
+    piece = next(p for p in PAPERS["controlnet"].PIECES if p.name == "train-control-edges-zero")
+    assert "control-edges-zero/samples/00001000.png" in enlarging.enlarge_piece(piece).keep
+    drawn = PAPERS["pipelines"].PIECES
+    enlarging.copy_inputs(drawn, ROOT / "docs" / "results", tmp_path)
+    assert {f.name for f in (tmp_path / "data").iterdir()} == {
+        "pipelines-mask.png", "pipelines-edges.png",
+    }  # fmt: skip
+
+
 def test_unknown_papers_and_pieces_list_the_choices(execute):
     out = execute("reproduce", "--paper=dpm", "--list", code=2)
     assert "choose from ['ddpm'" in out
@@ -224,7 +254,10 @@ BEGINNINGS = {
     "improved-": TRIED,
     "reconstruction-": {"distance": 9.0, "psnr": 20.0, "l1": 0.1, "codes_used": 0.9},
     "own-": {**OBEYED, "pictures": 8},
-    "control-cost": {"time_ratio": 0.9, "memory_ratio": 0.8},
+    "control-cost": {
+        "time_ratio": 0.9, "memory_ratio": 0.8,
+        "turns": {"wall": {"controlnet": [0.9, 0.91], "fine_tuning": [1.0, 1.0]}},
+    },
     **{f"scaling-{case}": dict.fromkeys(rows, PLANNED) for case, rows in {
         "sd15": ("sd15/v5e:2x4/fsdp8/batch4", "sd15/v5e:2x4/fsdp1/batch4"),
         "sdxl": ("sdxl/v5e:2x4/fsdp8/batch1",),
@@ -254,6 +287,9 @@ MADE = {
         "reconstruction_mse": {"10": 0.1, "20": 0.05, "100": 0.01},
     },
     "guidance-cost": {
+        "turns": {"wall": {
+            "unguided": [1.0, 1.0], "guided": [1.9, 1.91], "guided_sequential": [2.1, 2.1],
+        }},
         "time_ratio": {"guided": 1.9, "guided_sequential": 2.1},
         "memory_ratio": {"guided": 2.0, "guided_sequential": 1.0},
     },
