@@ -81,7 +81,7 @@ REFUSED = {
     "rescale of an embedded scale": (
         "lcm",
         dict(size=SIZE, guidance=Guidance(5, rescale=0.5)),
-        "guidance.rescale is 0.5, but this model is told",
+        "guidance.rescale is 0.5, but guidance is an input of this model",
     ),
 }
 
