@@ -45,7 +45,7 @@ _NAMES = {
         name: ("generate", name)
         for name in (
             *("load", "Control", "Guidance", "Image", "Lora", "Refiner", "Request", "Sampling"),
-            *("FreeU", "PerturbedAttention"),
+            *("FreeU", "ImagePrompt", "PerturbedAttention"),
             *("Size", "Embedding", "Pipeline", "Prompt", "RequestError"),
         )
     },
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         FreeU,
         Guidance,
         Image,
+        ImagePrompt,
         Lora,
         PerturbedAttention,
         Pipeline,

@@ -34,6 +34,7 @@ from diffjax.generate.options import (
     Control,
     FreeU,
     Guidance,
+    ImagePrompt,
     Lora,
     Refiner,
     Sampling,
@@ -46,6 +47,7 @@ from diffjax.generate.texts import read_prompts
 from diffjax.pretrained.cards import PICTURE, UNKNOWN, Card, check_license, write_card
 from diffjax.pretrained.components import save_components
 from diffjax.pretrained.files import StrPath
+from diffjax.pretrained.image_adapters import ImageAdapter, load_ip_adapter
 from diffjax.pretrained.lora_files import load_loras, merge_lora
 from diffjax.pretrained.models import Component, Sharding
 from diffjax.pretrained.pipelines import load_components
@@ -183,6 +185,7 @@ class Pipeline(LoadedModel, metaclass=Explains):
         weighted: bool = False,
         step_noise: Array | None = None,
         freeu: FreeU | None = None,
+        image_prompt: Sequence[ImagePrompt] | ImagePrompt = (),
         output: str = "pil",
         callback: Callable[[Progress], object] | None = None,
         finish: Finish | None = None,
@@ -192,7 +195,7 @@ class Pipeline(LoadedModel, metaclass=Explains):
 
         Args:
             prompt, key, sampler, guidance, image, control, lora, refiner, size, num, latents,
-                clip_skip, weighted: see `Request`.
+                clip_skip, weighted, step_noise, freeu, image_prompt: see `Request`.
             output: ``pil`` for a list of images, ``np`` for a float32 array (B, H, W, 3) in [0, 1],
                 ``latent`` for (B, h, w, 4).
             callback: a function of a `Progress`, called after every evaluation of the network. It
@@ -222,6 +225,7 @@ class Pipeline(LoadedModel, metaclass=Explains):
             weighted=weighted,
             step_noise=step_noise,
             freeu=freeu,
+            image_prompt=image_prompt,
         )
         images.check_output(output)
         if callback is not None and not callable(callback):
@@ -377,6 +381,18 @@ class Pipeline(LoadedModel, metaclass=Explains):
         """
         texts = {name: text.model for name, text in self.parts.texts.items()}
         return load_loras({"unet": self.parts.unet, **texts}, path)
+
+    def load_ip_adapter(
+        self, path: StrPath, *, encoder: StrPath | None = None, allow_legacy_pickle: bool = False
+    ) -> ImageAdapter:
+        """Load an IP-Adapter for `ImagePrompt`; see `diffjax.pretrained.load_ip_adapter`."""
+        return load_ip_adapter(
+            self.parts.unet,
+            path,
+            encoder=encoder,
+            dtype=self.parts.unet.net.dtype or jnp.float32,
+            allow_legacy_pickle=allow_legacy_pickle,
+        )
 
     def with_concept(
         self, path: StrPath, *, name: str | None = None, allow_legacy_pickle: bool = False

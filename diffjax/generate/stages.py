@@ -37,8 +37,10 @@ from diffjax.generate.options import (
     Sampling,
 )
 from diffjax.generate.program import Program
+from diffjax.generate.prompt_images import embed_image_prompts, read_prompt_pictures
 from diffjax.generate.request import Request
 from diffjax.model.published import make_published_model
+from diffjax.nets.image_prompts import join_layers
 from diffjax.parameterization import check_levels
 from diffjax.pretrained.schedulers import Scheduler
 from diffjax.samplers import loop
@@ -110,6 +112,7 @@ class Plan(NamedTuple):
         scales: guidance scale by row, (rows,).
         guided: ``no``, ``always`` or ``sometimes``, see `program.classify_guidance`.
         hints: images of ControlNets, see `program.read_hints`.
+        pictures: of image prompts, see `prompt_images.read_prompt_pictures`.
         start: fraction of the denoising at which it begins.
         end: fraction of the denoising at which it ends, 1 for the data.
     """
@@ -124,6 +127,7 @@ class Plan(NamedTuple):
     scales: np.ndarray
     guided: str
     hints: list[np.ndarray]
+    pictures: list[np.ndarray]
     start: float
     end: float
 
@@ -137,10 +141,15 @@ class Plan(NamedTuple):
         view, ends = scene.make_scene(pipe, request, self.layout), self.end == 1
         guiding, guided = request.read_guidance(), self.guided != "no"
         cond, null = conditions.make_conditions(pipe, request, view.size, guided=guided)
-        inputs: program.Inputs = {"params": unet.params, "keys": view.keys, "cond": cond}
+        params = join_layers(
+            unet.params, *(one.adapter.layers for one in request.list_image_prompts())
+        )
+        cond |= embed_image_prompts(request, self.pictures, hidden=False)
+        inputs: program.Inputs = {"params": params, "keys": view.keys, "cond": cond}
         if adapters := list_adapters(request).get("unet"):
             inputs["lora"] = list(adapters)
         if guided:
+            null |= embed_image_prompts(request, self.pictures, hidden=True)
             inputs |= {"null": null, "scale": self.scales}
         for name, value in (("concat", view.concat), ("label", view.label)):
             if value is not None:
@@ -231,6 +240,7 @@ def plan(
         scales,
         guided,
         hints,
+        read_prompt_pictures(pipe, request),
         start,
         end,
     )
@@ -292,7 +302,14 @@ def _plan_refiner(request: Request, refiner: Refiner, shape: tuple[int, int], en
         if value is not None
     }
     rest = dataclasses.replace(
-        request, control=(), lora=(), refiner=None, latents=None, freeu=None, **own
+        request,
+        control=(),
+        lora=(),
+        refiner=None,
+        latents=None,
+        freeu=None,
+        image_prompt=(),
+        **own,
     )
     if (there := rest.count_images()) != (wanted := request.count_images()):
         counts = f"{wanted // request.num} prompts, but the refiner has {there // request.num}"

@@ -22,9 +22,10 @@ from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.text import CLIPText
 from diffjax.nets.tiny_autoencoder import AutoencoderTiny
 from diffjax.nets.unet import UNet
+from diffjax.nets.vision import CLIPVision
 from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, NetworkKind
 from diffjax.pretrained.config_specs import NETWORK, check_levels
-from diffjax.pretrained.text_configs import TEXT_ENCODERS
+from diffjax.pretrained.text_configs import IMAGE_ENCODERS, TEXT_ENCODERS
 from diffjax.pretrained.transformer_configs import TRANSFORMERS
 from diffjax.pretrained.unet_configs import (
     DOWN,
@@ -110,6 +111,8 @@ def find_kind(net: object) -> str:
     """Return the class of a network in diffusers or transformers, or raise a ValueError."""
     if isinstance(net, CLIPText):
         return "CLIPTextModelWithProjection" if net.projection else "CLIPTextModel"
+    if isinstance(net, CLIPVision):
+        return "CLIPVisionModelWithProjection"
     if isinstance(net, Autoencoder | AutoencoderTiny):
         return type(net).__name__
     if isinstance(net, UNet) and net.context_dim:
@@ -269,6 +272,7 @@ def _describe_adapter(net: T2IAdapter, in_channels: int) -> JsonObject:
 KINDS: dict[str, NetworkKind] = {
     **AUTOENCODERS,
     **TEXT_ENCODERS,
+    **IMAGE_ENCODERS,
     **TRANSFORMERS,
     "UNet2DConditionModel": NetworkKind(
         "diffusers",

@@ -59,8 +59,8 @@ def open_pickle(path: StrPath) -> Weights:
     """Open a file of ``torch.save(module.state_dict())`` in the old or the new format.
 
     Dictionaries that hold a state dict under ``state_dict``, or the words of textual inversion
-    under ``string_to_param``, are read too. Only the pickle is read here; an array is read when it
-    is asked for.
+    under ``string_to_param``, are read too, and those of several state dicts, as ``part.key``. Only
+    the pickle is read here; an array is read when it is asked for.
 
     Args:
         path: the file.
@@ -80,6 +80,9 @@ def open_pickle(path: StrPath) -> Weights:
     # Words of textual inversion, as web pages save them.
     if isinstance(found, dict) and isinstance(found.get("string_to_param"), dict):
         found = found["string_to_param"]
+    # Parts of an IP-Adapter, each a state dict.
+    if _is_state(found) and all(map(_is_state, found.values())):
+        found = {f"{part}.{k}": v for part, one in found.items() for k, v in one.items()}
     views = {k: v for k, v in found.items() if type(v) is View} if _is_state(found) else {}
     if not views:
         raise ValueError(f"{source} holds no state dict, but {type(found).__name__}")

@@ -27,6 +27,12 @@ _KINDS = {
         'pipe = diffjax.load("{base}").with_lora("{name}")\npipe(prompt)[0].save("image.png")',
         *("text-to-image", ("lora",)),
     ),
+    "ip_adapter": (
+        "an IP-Adapter",
+        'pipe = diffjax.load("{base}")\nadapter = pipe.load_ip_adapter("{name}")\n'
+        "pipe(prompt, image_prompt=diffjax.ImagePrompt(adapter, image))",
+        *("text-to-image", ("ip-adapter",)),
+    ),
     "concept": (
         "a word (textual inversion)",
         'pipe = diffjax.load("{base}").with_concept("{name}/learned_embeds.safetensors")',
@@ -82,8 +88,8 @@ def make_card(
 def _find_kind(cfg: ConfigDict, whole: bool) -> str:
     kind = find_task_kind(cfg)
     if whole:
-        if kind.learns_word:
-            return "concept"
+        if kind.learns_word or kind.reads_pictures:
+            return "concept" if kind.learns_word else "ip_adapter"
         return "control" if kind.takes_hints else "lora" if kind.trains_beside else "whole"
     return "diffusion" if cfg.task == "diffusion" else "other"
 

@@ -14,6 +14,7 @@ from diffjax.tasks.concept_task import assemble_with_word, make_concept_task
 from diffjax.tasks.consistency_task import make_consistency_task
 from diffjax.tasks.controlnet_task import assemble_controlled, make_controlnet_task
 from diffjax.tasks.diffusion_task import make_task
+from diffjax.tasks.ip_adapter_task import assemble_prompted, make_ip_adapter_task
 from diffjax.tasks.lora_task import assemble_adapted, make_lora_task
 from diffjax.types import Array, Params, Task, choose
 
@@ -37,6 +38,7 @@ class TaskKind(NamedTuple):
         reconstructs: whether the task trains an autoencoder, which is measured by what it
             reconstructs.
         learns_word: whether a new word is what is trained (``config.concept``).
+        reads_pictures: whether an IP-Adapter is what is trained (``config.ip_adapter``).
     """
 
     make: Callable[[ConfigDict, Shape, int, int], Task]
@@ -46,6 +48,7 @@ class TaskKind(NamedTuple):
     reads_labels: bool = False
     reconstructs: bool = False
     learns_word: bool = False
+    reads_pictures: bool = False
 
 
 def _assemble_plain(config: ConfigDict, model: Model, params: Params, frozen: Frozen) -> Model:
@@ -62,6 +65,9 @@ TASKS: dict[str, TaskKind] = {
     "consistency": TaskKind(make_consistency_task, assemble_adapted, trains_beside=True),
     "concept": TaskKind(
         make_concept_task, assemble_with_word, trains_beside=True, learns_word=True
+    ),
+    "ip_adapter": TaskKind(
+        make_ip_adapter_task, assemble_prompted, trains_beside=True, reads_pictures=True
     ),
     "autoencoder": TaskKind(make_autoencoder_task, None, reconstructs=True),
     "classifier": TaskKind(make_noisy_classifier_task, None, reads_labels=True),
