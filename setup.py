@@ -40,6 +40,7 @@ EXTRAS = {
         "hypothesis>=6.170",
         "import-linter>=2.16",
         "mypy>=2.4",
+        "pyarrow>=22",
         "pytest>=9.2",
         "pytest-xdist>=3.8",
         "ruff>=0.17.6",
@@ -55,6 +56,7 @@ EXTRAS = {
     ],
     "docs": ["furo>=2025.12.19", "latex2mathml>=3.81", "myst-parser>=5.2", "sphinx>=9.0"],
     "hub": ["huggingface_hub>=2.4"],
+    "parquet": ["huggingface_hub>=2.4", "pyarrow>=22"],
     "demo": ["gradio>=6.31"],
     # Drives the page of `diffjax web` in the machine's own Chromium.
     "browser": ["gradio>=6.31", "playwright>=1.65"],

@@ -13,7 +13,7 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,17 +39,19 @@ _ADDRESS = re.compile(
 
 
 class HubName(NamedTuple):
-    """A model on the Hub.
+    """A model, or a data set, on the Hub.
 
     Attributes:
         repo: ``owner/name``.
         revision: branch, tag or commit; None for the main branch.
         path: a file or folder inside of the repository; empty for all of it.
+        kind: ``model`` or ``dataset``.
     """
 
     repo: str
     revision: str | None = None
     path: str = ""
+    kind: str = "model"
 
     def __str__(self) -> str:
         at = f"@{self.revision}" if self.revision else ""
@@ -126,6 +128,40 @@ def download(
         return _Repository(hub, name, token, local_files_only).fetch(wanted)
 
 
+class FetchedData(NamedTuple):
+    """Files of a data set on this machine.
+
+    Attributes:
+        folder: of the repository at its commit.
+        names: of all files of the repository.
+        commit: what the revision stands for.
+        cache: folder beside that of the Hub, for what is made of the files.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    commit: str
+    cache: Path
+
+
+def download_data(
+    name: HubName, choose: Callable[[Collection[str]], Collection[str]]
+) -> FetchedData:
+    """Fetch files of a data set, if they are not in the cache.
+
+    Args:
+        name: of the data set.
+        choose: from the names of all files to those that are needed.
+
+    Raises:
+        ConfigError, OSError: as `download`; and what ``choose`` raises.
+    """
+    hub = _import_hub(name)
+    name = name._replace(kind="dataset")
+    with explain_errors(name):
+        return _Repository(hub, name, None, False).fetch_data(choose)
+
+
 def _import_hub(name: HubName) -> Any:
     try:
         import huggingface_hub
@@ -148,10 +184,14 @@ class _Repository:
             "token": token,
             "local_files_only": local or hub.is_offline_mode(),
             "library_name": LIBRARY,
+            "repo_type": name.kind,
         }
         api = hub.HfApi(token=token, library_name=LIBRARY)
         commit = api.resolve_revision(
-            name.repo, revision=name.revision, local_files_only=self._options["local_files_only"]
+            name.repo,
+            repo_type=name.kind,
+            revision=name.revision,
+            local_files_only=self._options["local_files_only"],
         )
         self._commit = commit.resolved
 
@@ -164,6 +204,14 @@ class _Repository:
         chosen = choose_files(self._list_names(folder), manifest, wanted, str(self._name))
         self._fetch_files(chosen, folder)
         return folder / chosen.root if chosen.root else folder
+
+    def fetch_data(self, choose: Callable[[Collection[str]], Collection[str]]) -> FetchedData:
+        """Bring some files of a data set onto this machine."""
+        folder = self._fetch_quietly(MANIFEST)  # there is none; the list of all names is kept
+        names = self._list_names(folder)
+        self._fetch_files(Chosen(tuple(choose(names)), ""), folder)
+        cache = Path(self._hub.constants.HF_HUB_CACHE).parent
+        return FetchedData(folder, tuple(names), self._commit, cache)
 
     def _fetch_quietly(self, name: str) -> Path:
         """Fetch a file if the repository has it, and the list of all names, without a word."""
@@ -186,7 +234,9 @@ class _Repository:
     def _list_names(self, folder: Path) -> list[str]:
         """Names of all files at this commit; those in the cache if nothing else is known."""
         try:
-            tree = self._hub.get_cached_repo_tree(self._name.repo, revision=self._commit)
+            tree = self._hub.get_cached_repo_tree(
+                self._name.repo, repo_type=self._name.kind, revision=self._commit
+            )
         except self._hub.errors.CachedRepoTreeNotFoundError:
             return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
         return [entry.path for entry in tree]
@@ -263,7 +313,7 @@ def explain_errors(name: HubName, local_files_only: bool = False) -> Iterator[No
         raise ConfigError(f"{name} is no name of the Hub: {_first_line(error)}") from error
     except errors.GatedRepoError as error:
         raise ConfigError(
-            f"{name} is gated: accept its terms at {constants.ENDPOINT}/{name.repo}, then "
+            f"{name} is gated: accept its terms at {constants.ENDPOINT}/{_find_page(name)}, then "
             f"{_say_login()}"
         ) from error
     except errors.RepositoryNotFoundError as error:
@@ -302,6 +352,11 @@ def explain_errors(name: HubName, local_files_only: bool = False) -> Iterator[No
         raise ConnectionError(f"{name}: {_first_line(error)}; run it again") from error
 
 
+def _find_page(name: HubName) -> str:
+    """The part of a repository's address behind that of the server."""
+    return f"datasets/{name.repo}" if name.kind == "dataset" else name.repo
+
+
 def _say_login() -> str:
     return "log in with 'hf auth login' or set HF_TOKEN"
 
@@ -316,7 +371,9 @@ def _list_revisions(name: HubName) -> str:
     import huggingface_hub
 
     try:
-        refs = huggingface_hub.HfApi(library_name=LIBRARY).list_repo_refs(name.repo)
+        refs = huggingface_hub.HfApi(library_name=LIBRARY).list_repo_refs(
+            name.repo, repo_type=name.kind
+        )
     except (OSError, huggingface_hub.errors.HTTPError):
         return ""
     names = [ref.name for ref in (*refs.branches, *refs.tags)]

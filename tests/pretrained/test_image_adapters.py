@@ -78,7 +78,9 @@ def test_files_and_encoders_that_are_not_there(pipe, file, tmp_path):
     alone = tmp_path / "alone"
     alone.mkdir()
     file.rename(alone / file.name)
-    with pytest.raises(FileNotFoundError, match=r"no folder image_encoder beside base\.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder image_encoder beside base\.safetensors"
+    ):
         pipe.load_ip_adapter(alone)
     found = pipe.load_ip_adapter(alone, encoder=tmp_path / "image_encoder")
     assert found.projection.tokens == 4
