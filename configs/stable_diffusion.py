@@ -23,7 +23,8 @@
 | sd15_lcm_lora, sdxl_lcm_lora | the same, for 4 steps | 12.8M, 92.9M | 4, 5k | 3.6, 11.4 GB |
 | sd15_text | SD 1.5, its text encoder too | 982,581,444 | 32, 10k | 15.7 GB |
 | sd15_text_lora | the same, adapters of both | 4,368,384 | 4, 2k | 3.5 GB |
-| sd15_ip_adapter, sd15_ip_adapter_plus | SD 1.5, which reads a picture | PARAMS | 64, 1M | |
+| sd15_ip_adapter | SD 1.5, beside an IP-Adapter | 22,319,616 | 64, 1M | 3.8 GB |
+| sd15_ip_adapter_plus | the same with a resampler | 49,087,488 | 64, 1M | 4.2 GB |
 | shapes (default) | nothing: a small model of one's own | 1,665,364 | 32, 20 minutes | |
 | shapes_xl | nothing, with two text encoders | 1,704,084 | 32, 20 minutes | |
 | shapes_refiner | the folder that shapes_xl exports | 1,704,084 | 32, 1k | |
@@ -32,7 +33,7 @@
 | shapes_lora | the folder that shapes exports | 28,224 | 32, 5 minutes | |
 | shapes_dreambooth | the same | 28,224 | 32, 5 minutes | |
 | shapes_word | the same | 64 | 32, 5 minutes | |
-| shapes_ip_adapter | the same, with a folder of an image encoder | PARAMS2 | 32, 10 minutes | |
+| shapes_ip_adapter | the same, and the folder of an image encoder | 73,088 | 32, 10 minutes | |
 
 The state is parameters, their average and the moments of AdamW, or of LoRA the frozen UNet and
 little besides; all in float32, without activations (network.remat), autoencoder and text encoders.

@@ -42,6 +42,7 @@ _LOADING_FLAGS = {
     "argument vae": "--vae",
     "with_lora": "--lora",
     "with_concept": "--concept",
+    "encoder=": "--image_prompt",
     "a ControlNet": "--control",
     "allow_legacy_pickle": "--allow_legacy_pickle",
 }
@@ -203,7 +204,7 @@ def add_networks(
     for path, image, scale in map(parse_image_prompt, options.image_prompt):
         picture = _open_picture("image_prompt", image)
         with _name_loading_flags():
-            adapter = pipe.load_ip_adapter(path, allow_legacy_pickle=allow_legacy_pickle)
+            adapter = pipe.load_image_adapter(path, allow_legacy_pickle=allow_legacy_pickle)
         prompts.append(generate.ImagePrompt(adapter, picture, scale))
     return dataclasses.replace(request, refiner=refiner, control=controls, image_prompt=prompts)
 

@@ -70,7 +70,7 @@ ARGUMENTS = {
     "callback_on_step_end": "callback=function of one Progress",
     "callback_on_step_end_tensor_inputs": "callback=function of one Progress",
     "callback_steps": "callback=function of one Progress",
-    "ip_adapter_image": "image_prompt=ImagePrompt(pipe.load_ip_adapter(path), image, scale)",
+    "ip_adapter_image": "image_prompt=ImagePrompt(pipe.load_image_adapter(path), image, scale)",
     "ip_adapter_image_embeds": "image_prompt=ImagePrompt(adapter, image): of the picture itself",
 }
 # The flag of `diffjax generate` for an argument of a call; those that are not here have none, since
@@ -157,7 +157,7 @@ METHODS = {
     "adapter": "control=[Control(adapter, image)] of a call",
     "tokenizer_2": "pipe.parts.texts",
     "text_encoder_2": "pipe.parts.texts",
-    "image_encoder": "pipe.load_ip_adapter(path, encoder=folder or 'owner/name/folder')",
+    "image_encoder": "pipe.load_image_adapter(path, encoder=folder or 'owner/name/folder')",
     "safety_checker": "finish=pretrained.load_safety_checker(folder) of a call",
     "feature_extractor": "nothing: what takes images brings them to its size",
     "run_safety_checker": "finish=pretrained.load_safety_checker(folder) of a call",
@@ -182,6 +182,7 @@ METHODS = {
     "num_fused_loras": "lora=[Lora(weights, scale), ...] of a call",
     "unload_textual_inversion": "the pipeline that with_concept was called on",
     "maybe_convert_prompt": "nothing: words of several tokens are read in prompts",
+    "load_ip_adapter": "adapter = pipe.load_image_adapter('owner/name/folder/file.safetensors')",
     "set_ip_adapter_scale": "image_prompt=ImagePrompt(adapter, image, scale) of a call, one scale "
     "for all layers",
     "unload_ip_adapter": "image_prompt=() of a call",

@@ -234,7 +234,7 @@ class ImagePrompt(NamedTuple):
     """A picture that stands beside the prompt, by an IP-Adapter (Ye et al. 2023).
 
     Attributes:
-        adapter: from `Pipeline.load_ip_adapter`.
+        adapter: from `Pipeline.load_image_adapter`.
         image: PIL images, uint8, uint16 or floats in [0, 1]: one for all images, one per prompt, or
             one per image. Their central square is seen.
         scale: factor of what the attentions read of it; 0 for nothing.

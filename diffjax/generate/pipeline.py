@@ -47,7 +47,7 @@ from diffjax.generate.texts import read_prompts
 from diffjax.pretrained.cards import PICTURE, UNKNOWN, Card, check_license, write_card
 from diffjax.pretrained.components import save_components
 from diffjax.pretrained.files import StrPath
-from diffjax.pretrained.image_adapters import ImageAdapter, load_ip_adapter
+from diffjax.pretrained.image_adapters import ImageAdapter, load_image_adapter
 from diffjax.pretrained.lora_files import load_loras, merge_lora
 from diffjax.pretrained.models import Component, Sharding
 from diffjax.pretrained.pipelines import load_components
@@ -382,11 +382,11 @@ class Pipeline(LoadedModel, metaclass=Explains):
         texts = {name: text.model for name, text in self.parts.texts.items()}
         return load_loras({"unet": self.parts.unet, **texts}, path)
 
-    def load_ip_adapter(
+    def load_image_adapter(
         self, path: StrPath, *, encoder: StrPath | None = None, allow_legacy_pickle: bool = False
     ) -> ImageAdapter:
-        """Load an IP-Adapter for `ImagePrompt`; see `diffjax.pretrained.load_ip_adapter`."""
-        return load_ip_adapter(
+        """Load an IP-Adapter for `ImagePrompt`; see `diffjax.pretrained.load_image_adapter`."""
+        return load_image_adapter(
             self.parts.unet,
             path,
             encoder=encoder,

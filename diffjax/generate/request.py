@@ -193,7 +193,7 @@ class Request:
         Raises:
             RequestError: an entry is not an `ImagePrompt`, or has no picture or a wrong scale.
         """
-        example = "ImagePrompt(pipe.load_ip_adapter(path), image, scale)"
+        example = "ImagePrompt(pipe.load_image_adapter(path), image, scale)"
         several = read_several("image_prompt", self.image_prompt, ImagePrompt, example)
         return tuple(_read_image_prompt(f"image_prompt[{k}]", one) for k, one in enumerate(several))
 
@@ -337,7 +337,7 @@ def _read_image_prompt(name: str, value: ImagePrompt) -> ImagePrompt:
         RequestError: one of them is something else.
     """
     if not isinstance(value.adapter, ImageAdapter):
-        hint = f"must come from pipe.load_ip_adapter(path), got {show(value.adapter)}"
+        hint = f"must come from pipe.load_image_adapter(path), got {show(value.adapter)}"
         raise refuse(f"{name}.adapter", hint)
     _refuse_no_picture(f"{name}.image", value.image)
     return value._replace(scale=read_number(f"{name}.scale", value.scale, -LARGEST))

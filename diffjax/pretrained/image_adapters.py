@@ -65,7 +65,7 @@ class ImageAdapter(NamedTuple):
         return summarize(self)
 
 
-def load_ip_adapter(
+def load_image_adapter(
     unet: Component,
     path: StrPath,
     *,
@@ -254,8 +254,8 @@ def _read_layers(unet: Component, weights: Weights, dtype: DTypeLike) -> Params:
         raise ValueError(f"it is for another UNet: {error}") from error
 
 
-def save_ip_adapter(path: StrPath, unet: Params, params: Params, layers: Params) -> None:
-    """Write an IP-Adapter as a file that `load_ip_adapter` and diffusers read.
+def save_image_adapter(path: StrPath, unet: Params, params: Params, layers: Params) -> None:
+    """Write an IP-Adapter as a file that `load_image_adapter` and diffusers read.
 
     Args:
         path: the .safetensors file.

@@ -81,7 +81,7 @@ WORD = "a word of textual inversion, which with_concept takes"
 _PARTS = {
     r"lora_(up|down|A|B)\b|lora\.(up|down)|\.hada_w1|\.lokr_w|\.oft_blocks": ADAPTER,
     r"^(emb_params|clip_[lg]|<[^>]+>)$": WORD,
-    r"^(ip_adapter|image_proj)\.": "an IP-Adapter, which is not supported",
+    r"^(ip_adapter|image_proj)\.": "an IP-Adapter, which load_image_adapter takes",
     r"controlnet_cond_embedding\.|^(control_model\.)?input_hint_block": "a ControlNet",
     r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|down|up)": (
         "an autoencoder, which the argument vae takes"

@@ -29,7 +29,7 @@ _KINDS = {
     ),
     "ip_adapter": (
         "an IP-Adapter",
-        'pipe = diffjax.load("{base}")\nadapter = pipe.load_ip_adapter("{name}")\n'
+        'pipe = diffjax.load("{base}")\nadapter = pipe.load_image_adapter("{name}")\n'
         "pipe(prompt, image_prompt=diffjax.ImagePrompt(adapter, image))",
         *("text-to-image", ("ip-adapter",)),
     ),

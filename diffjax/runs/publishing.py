@@ -12,7 +12,7 @@ from diffjax.model import make_control_network
 from diffjax.model.condition import ENCODERS, make_clips
 from diffjax.model.image_prompt_condition import ENCODER, PROJECTION, make_image_encoder
 from diffjax.nets.autoencoder import AutoencoderKL
-from diffjax.pretrained import configs, download, save_ip_adapter, save_model
+from diffjax.pretrained import configs, download, save_image_adapter, save_model
 from diffjax.pretrained.components import Components, make_manifest, save_components
 from diffjax.pretrained.files import write_json
 from diffjax.pretrained.image_adapters import ADAPTER_FILE
@@ -76,7 +76,7 @@ def publish(
         assert frozen is not None
         out.mkdir(parents=True, exist_ok=True)
         layers, projection = state.ema[LAYERS], state.ema[PROJECTION]
-        save_ip_adapter(out / ADAPTER_FILE, frozen["base"], projection, layers)
+        save_image_adapter(out / ADAPTER_FILE, frozen["base"], projection, layers)
         save_model(out / ENCODER, make_image_encoder(cfg), frozen[ENCODER])
         return f"an IP-Adapter in {out}; diffjax generate --image_prompt={out}:IMAGE"
     if task.trains_beside:

@@ -55,7 +55,7 @@ def test_images_are_the_same(name, tmp_path):
     pipe = g.pipeline(family)
     for kind in kinds:
         write_adapter(tmp_path, pipe.parts.unet, kind)
-    adapters = [pipe.load_ip_adapter(str(tmp_path / f"{kind}.safetensors")) for kind in kinds]
+    adapters = [pipe.load_image_adapter(str(tmp_path / f"{kind}.safetensors")) for kind in kinds]
     asked = g.request(case)
     fields = {k: getattr(asked, k) for k in asked.__dataclass_fields__}
     prompts = [

@@ -5,7 +5,7 @@ import numpy as np
 
 from diffjax.nets.image_prompts import FullProjection, ImageProjection, Resampler, copy_layers
 from diffjax.nets.vision import CLIPVision
-from diffjax.pretrained import save_ip_adapter, save_model
+from diffjax.pretrained import save_image_adapter, save_model
 from diffjax.pretrained.image_adapters import ENCODER, trace_projection
 
 VISION = CLIPVision(
@@ -39,6 +39,6 @@ def write_adapter(folder, unet, kind):
     params = draw(trace_projection(projection, VISION), 1)
     layers = draw(jax.eval_shape(copy_layers, unet.params), 2)
     path = folder / f"{kind}.safetensors"
-    save_ip_adapter(path, unet.params, params, layers)
+    save_image_adapter(path, unet.params, params, layers)
     write_encoder(folder)
     return path

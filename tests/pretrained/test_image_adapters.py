@@ -36,7 +36,7 @@ def test_attentions_are_in_the_order_of_the_files(pipe):
 
 
 def test_a_picture_changes_the_images_and_no_scale_does_not(pipe, file):
-    adapter = pipe.load_ip_adapter(file)
+    adapter = pipe.load_image_adapter(file)
     options = dict(key=3, sampler=generate.Sampling("ddim", 2), size=16, output="np")
 
     def run(scale, image=None):
@@ -65,29 +65,29 @@ def test_a_picture_changes_the_images_and_no_scale_does_not(pipe, file):
 def test_what_does_not_fit_is_named(pipe, file, change, message):
     save_file(change(load_file(file)), file)
     with pytest.raises(ValueError, match=message) as error:
-        pipe.load_ip_adapter(file)
+        pipe.load_image_adapter(file)
     assert str(file) in str(error.value)
 
 
 def test_files_and_encoders_that_are_not_there(pipe, file, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
-        pipe.load_ip_adapter(tmp_path / "no.safetensors")
+        pipe.load_image_adapter(tmp_path / "no.safetensors")
     file.with_name("b.safetensors").write_bytes(file.read_bytes())
     with pytest.raises(ConfigError, match=r"2 files, b\.safetensors, base\.safetensors: name one"):
-        pipe.load_ip_adapter(tmp_path)
+        pipe.load_image_adapter(tmp_path)
     alone = tmp_path / "alone"
     alone.mkdir()
     file.rename(alone / file.name)
     with pytest.raises(
         FileNotFoundError, match=r"no folder image_encoder beside base\.safetensors"
     ):
-        pipe.load_ip_adapter(alone)
-    found = pipe.load_ip_adapter(alone, encoder=tmp_path / "image_encoder")
+        pipe.load_image_adapter(alone)
+    found = pipe.load_image_adapter(alone, encoder=tmp_path / "image_encoder")
     assert found.projection.tokens == 4
 
 
 def test_wrong_image_prompts_are_refused_by_name(pipe, file):
-    adapter = pipe.load_ip_adapter(file)
+    adapter = pipe.load_image_adapter(file)
     good = generate.ImagePrompt(adapter, g.picture())
     other = good._replace(adapter=adapter._replace(layers={}))
     for value, name in (
@@ -112,6 +112,6 @@ def test_a_pickle_of_two_parts_is_read_if_it_is_allowed(pipe, file):
     pickle = file.with_suffix(".bin")
     torch.save(parts, pickle)
     with pytest.raises(ValueError, match="allow_legacy_pickle=True"):
-        pipe.load_ip_adapter(pickle)
-    found = pipe.load_ip_adapter(pickle, allow_legacy_pickle=True)
-    jax.tree.map(np.testing.assert_array_equal, found.params, pipe.load_ip_adapter(file).params)
+        pipe.load_image_adapter(pickle)
+    found = pipe.load_image_adapter(pickle, allow_legacy_pickle=True)
+    jax.tree.map(np.testing.assert_array_equal, found.params, pipe.load_image_adapter(file).params)

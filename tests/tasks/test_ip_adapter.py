@@ -9,7 +9,7 @@ from diffjax.model.condition import make_clips, make_condition
 from diffjax.model.image_prompt_condition import make_image_encoder
 from diffjax.model.space import make_pixel_space
 from diffjax.nets.image_prompts import copy_layers
-from diffjax.pretrained import Component, load_ip_adapter, save_ip_adapter, save_model
+from diffjax.pretrained import Component, load_image_adapter, save_image_adapter, save_model
 from diffjax.pretrained.image_adapters import ENCODER
 from diffjax.runs.states import make_abstract_base
 from diffjax.tasks import make_task
@@ -107,11 +107,11 @@ def test_a_picture_that_is_not_seen_says_nothing(setting, kind):
 def test_what_was_trained_is_read_as_an_adapter(setting, tmp_path):
     config, _, frozen, _, params, _ = setting
     path = tmp_path / "a.safetensors"
-    save_ip_adapter(path, frozen["base"], params["image_proj"], params["layers"])
+    save_image_adapter(path, frozen["base"], params["image_proj"], params["layers"])
     save_model(tmp_path / ENCODER, make_image_encoder(config), frozen["image_encoder"])
     net = small().network
     unet = Component(type("Net", (), {"context_dim": net.context_dim}), frozen["base"], {})
-    found = load_ip_adapter(unet, tmp_path)
+    found = load_image_adapter(unet, tmp_path)
     for ours, theirs in (
         (found.params, params["image_proj"]),
         (found.layers, params["layers"]),
