@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 _NAMES = {
     # Models: what they are, and what can be done with them.
     "open": ("runs", "open_model"),
+    "save": ("runs", "save_model"),
     "Model": ("model", "Model"),
     "denoiser": ("model", "denoiser"),
     "sample": ("model", "sample"),
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from diffjax.model import Model, denoiser, draw, sample
     from diffjax.pretrained import download
     from diffjax.runs import open_model as open
+    from diffjax.runs import save_model as save
     from diffjax.tasks import make_diffusion_task as diffusion_task
     from diffjax.train import fit
     from diffjax.types import Task

@@ -30,7 +30,7 @@ from diffjax import runs
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError, name_keys
 from diffjax.pretrained.cards import UNKNOWN, check_license
-from diffjax.pretrained.hub import check_target, upload
+from diffjax.pretrained.hub_uploads import check_target, upload
 from diffjax.tasks import find_task_kind
 
 OUT = flags.DEFINE_string(

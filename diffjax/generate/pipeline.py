@@ -376,9 +376,7 @@ class Pipeline(LoadedModel, metaclass=Explains):
         return Pipeline(self.parts._replace(unet=models["unet"], texts=changed))
 
     def load_lora(self, path: StrPath) -> dict[str, Params]:
-        """Load adapters for `Lora`, by the name of the network; see
-        `diffjax.pretrained.lora_files.load_loras`.
-        """
+        """Load adapters for `Lora` by the network's name; see `load_loras`."""
         texts = {name: text.model for name, text in self.parts.texts.items()}
         return load_loras({"unet": self.parts.unet, **texts}, path)
 
@@ -386,13 +384,9 @@ class Pipeline(LoadedModel, metaclass=Explains):
         self, path: StrPath, *, encoder: StrPath | None = None, allow_legacy_pickle: bool = False
     ) -> ImageAdapter:
         """Load an IP-Adapter for `ImagePrompt`; see `diffjax.pretrained.load_image_adapter`."""
-        return load_image_adapter(
-            self.parts.unet,
-            path,
-            encoder=encoder,
-            dtype=self.parts.unet.net.dtype or jnp.float32,
-            allow_legacy_pickle=allow_legacy_pickle,
-        )
+        options: dict[str, Any] = dict(encoder=encoder, allow_legacy_pickle=allow_legacy_pickle)
+        unet = self.parts.unet
+        return load_image_adapter(unet, path, dtype=unet.net.dtype or jnp.float32, **options)
 
     def with_concept(
         self, path: StrPath, *, name: str | None = None, allow_legacy_pickle: bool = False

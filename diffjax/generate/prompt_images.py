@@ -40,7 +40,7 @@ def read_prompt_pictures(pipe: LoadedModel, request: Request) -> list[np.ndarray
         if ours != theirs:
             raise RequestError(
                 f"{where}.adapter",
-                f"{where}.adapter is for another UNet: take pipe.load_image_adapter(path) of this one",
+                f"{where}.adapter is for another UNet: load it by pipe.load_image_adapter(path)",
             )
         name = f"{where}.image"
         picture = images.read_picture(name, images.read_images, one.image, latents=0)[0]

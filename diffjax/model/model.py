@@ -59,6 +59,8 @@ class Model(NamedTuple):
         num_classes: classes the network is conditioned on, 0 for none; the label ``num_classes``
             means none of them.
         drop: probability with which training drops the condition.
+        source: where it was opened from, by which ``diffjax.save`` writes it; None for a model that
+            was put together by hand.
     """
 
     schedule: Schedule
@@ -75,6 +77,7 @@ class Model(NamedTuple):
     levels: int = 256
     num_classes: int = 0
     drop: float = 0.0
+    source: object = None
 
     def __repr__(self) -> str:
         return summarize(self)

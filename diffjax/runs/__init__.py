@@ -24,6 +24,7 @@ from diffjax.runs.fixed_parts import load_fixed_parts, make_abstract_fixed_parts
 from diffjax.runs.open import TrainedRun, make_drawer, open_control, open_model, open_run
 from diffjax.runs.publishing import is_publishable, publish
 from diffjax.runs.record import Record, is_trained
+from diffjax.runs.saving import save_model
 from diffjax.runs.sources import load_source, load_test_source
 from diffjax.runs.states import (
     assemble_trained,
@@ -71,6 +72,7 @@ __all__ = [
     "read_known_classes",
     "read_state",
     "replace_sample",
+    "save_model",
     "start_batches",
     "tokenize",
     "write_export",

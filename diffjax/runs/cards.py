@@ -9,7 +9,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from diffjax.pretrained.cards import CARD, PICTURE, UNKNOWN, Card, write_card
-from diffjax.pretrained.hub import list_uploads, parse_name
+from diffjax.pretrained.hub import parse_name
+from diffjax.pretrained.hub_uploads import list_uploads
 from diffjax.runs.tokens import RANDOM, find_model_path
 from diffjax.tasks import find_task_kind
 from diffjax.train import State
