@@ -178,7 +178,7 @@ def copy_layers(base: Params) -> Params:
     Raises:
         ValueError: the UNet attends to no context.
     """
-    out: Params = {}
+    out: dict[str, Any] = {}
     for name, module in base.items():
         if not isinstance(module, Mapping) or _BLOCKS not in module:
             continue

@@ -25,6 +25,7 @@ from diffjax.nets.unet import UNet
 from diffjax.nets.vision import CLIPVision
 from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, NetworkKind
 from diffjax.pretrained.config_specs import NETWORK, check_levels
+from diffjax.pretrained.recognise import READ, name_family
 from diffjax.pretrained.text_configs import IMAGE_ENCODERS, TEXT_ENCODERS
 from diffjax.pretrained.transformer_configs import TRANSFORMERS
 from diffjax.pretrained.unet_configs import (
@@ -65,6 +66,8 @@ def build(config: Config) -> Any:
             all of them.
     """
     name = read_class_name(config)
+    if name not in KINDS and (family := name_family(name)):
+        raise ValueError(f"{name} is of {family}, which is not supported; {READ}")
     kind = choose("class", name, KINDS)
     return kind.build(_complete_config(name, kind, config))
 

@@ -80,9 +80,7 @@ def open_pickle(path: StrPath) -> Weights:
     # Words of textual inversion, as web pages save them.
     if isinstance(found, dict) and isinstance(found.get("string_to_param"), dict):
         found = found["string_to_param"]
-    # Parts of an IP-Adapter, each a state dict.
-    if _is_state(found) and all(map(_is_state, found.values())):
-        found = {f"{part}.{k}": v for part, one in found.items() for k, v in one.items()}
+    found = _join_parts(found)
     views = {k: v for k, v in found.items() if type(v) is View} if _is_state(found) else {}
     if not views:
         raise ValueError(f"{source} holds no state dict, but {type(found).__name__}")
@@ -133,6 +131,16 @@ def _explain_errors(source: Path, key: str = "") -> Iterator[None]:
             f"{where} is no complete file of torch.save ({str(error)[:300] or type(error).__name__}"
             "); it may be a broken download: copy or download it again"
         ) from error
+
+
+def _join_parts(found: object) -> object:
+    """Join state dicts by name, as the parts of an IP-Adapter are, to one with dotted keys."""
+    if not _is_state(found):
+        return found
+    parts = {name: one for name, one in found.items() if _is_state(one)}
+    if len(parts) < len(found):
+        return found
+    return {f"{name}.{key}": value for name, one in parts.items() for key, value in one.items()}
 
 
 def _is_state(value: object) -> TypeGuard[dict[str, object]]:

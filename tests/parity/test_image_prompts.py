@@ -18,7 +18,7 @@ SCALES = (0.8, 0.5)
 CASES = {
     "base": ("sd1", "text", ("base",)),
     "plus": ("sd1", "text", ("plus",)),
-    "full": ("sd1", "image", ("full",)),
+    "full": ("sd1", "text", ("full",)),
     "two": ("sd1", "text", ("base", "plus")),
     "control": ("sd1", "control", ("base",)),
     "xl": ("xl", "text", ("base",)),
@@ -41,8 +41,6 @@ def run_theirs(case, folder, kinds):
         options = record._options(case)
         options |= dict(prompt=g.PROMPTS[0], num_images_per_prompt=2)
         options["ip_adapter_image"] = [picture()] * len(kinds)
-        if case.mode == "image":
-            options["image"] = options["image"][0]
         return record._run(case, made, case.mode, options)
     finally:  # the networks are shared
         made.unload_ip_adapter()
