@@ -113,7 +113,7 @@ def _save_published(model: Model, parts: Components, folder: Path) -> Card:
         for name, text in parts.texts.items()
     }
     vae = parts.vae._replace(params=frozen.get("autoencoder", parts.vae.params))
-    unet = parts.unet._replace(params=model.params)
+    unet = parts.unet._replace(params=model.params or {})
     save_components(folder, parts._replace(unet=unet, vae=vae, texts=texts))
     kind = parts.manifest.get("_class_name", "text-to-image model")
     usage = f'import diffjax\n\npipe = diffjax.load("{folder.name}")\npipe("a red cat")[0]'
@@ -127,7 +127,7 @@ def _save_trained(model: Model, source: Source, folder: Path) -> Card:
     Raises:
         ConfigError: the task trains something else than a whole model.
     """
-    cfg, params = _make_plain(source.config, model), model.params
+    cfg, params = _make_plain(source.config, model), model.params or {}
     like = make_abstract_state(cfg)
     ours, wanted = (jax.tree.map(jnp.shape, tree) for tree in (params, like.ema))
     if ours != wanted:
@@ -155,10 +155,8 @@ def _make_plain(config: ConfigDict, model: Model) -> ConfigDict:
             f"task={config.task} is written by diffjax export, from the workdir of its run; "
             f"diffjax.save takes {', '.join(_PLAIN)}"
         )
-    out = ConfigDict(config.to_dict())
-    out.task = "diffusion"
-    for section in ("lora", "consistency"):
-        out.pop(section, None)
+    kept = {k: v for k, v in config.to_dict().items() if k not in ("lora", "consistency")}
+    out = ConfigDict({**kept, "task": "diffusion"})
     if any(name in (model.params or {}) for name in ENCODERS.values()):
         out.cond.train_text = True
     return out
