@@ -232,12 +232,13 @@ CLASSES = {
     "T2IAdapter": "diffjax.pretrained.load_model('owner/name')",
     "UNet2DConditionModel": "diffjax.pretrained.load_model('owner/name/unet')",
     "AutoencoderKL": "diffjax.load(..., vae='owner/name')",
+    "AsymmetricAutoencoderKL": "diffjax.load(..., vae='owner/name')",
     "AutoencoderTiny": "diffjax.load(..., vae='owner/name')",
     "MultiControlNetModel": "control=[Control(net, image), ...] of a call",
     "MultiAdapter": "control=[Control(adapter, image), ...] of a call",
     **dict.fromkeys(
         (
-            *("AsymmetricAutoencoderKL", "ControlNetUnionModel", "ControlNetXSAdapter"),
+            *("ControlNetUnionModel", "ControlNetXSAdapter"),
             *("StableDiffusionXLControlNetUnionPipeline", "StableDiffusionLatentUpscalePipeline"),
             *("StableDiffusionControlNetXSPipeline", "StableDiffusionXLControlNetXSPipeline"),
             *("StableDiffusionGLIGENPipeline", "StableDiffusionAttendAndExcitePipeline"),

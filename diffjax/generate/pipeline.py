@@ -238,7 +238,8 @@ class Pipeline(LoadedModel, metaclass=Explains):
             raise refuse("output", f"is {output!r}, but {hint}")
         stages = make_stages(self, request)
         latents = _run(stages) if callback is None else self._run_watched(stages, callback)
-        return self._decode(latents, output, stages[-1][1].crop, finish)
+        last = stages[-1][1]
+        return self._decode(latents, output, last.crop, finish, last.kept)
 
     def _run_watched(
         self, stages: Sequence[tuple[LoadedModel, Stage]], callback: Callable[[Progress], object]
@@ -300,12 +301,9 @@ class Pipeline(LoadedModel, metaclass=Explains):
         output: str,
         crop: Crop | None = None,
         finish: Finish | None = None,
+        kept: Sequence[np.ndarray] = (),
     ) -> Any:
-        """Images of latents, pasted into what they are a crop of.
-
-        Raises:
-            RequestError: see `decode`.
-        """
+        """Images of latents, pasted into what they are a crop of; errors as `decode`."""
         images.check_output(output)
         read_floats("latents", latents, "(B, h, w, channels)")
         channels = self.parts.vae.net.latent_channels
@@ -315,8 +313,8 @@ class Pipeline(LoadedModel, metaclass=Explains):
             return np.asarray(latents)
         net, params, _ = self.parts.vae
         z = jnp.asarray(latents) / net.latent_scale + net.latent_shift
-        pixels = [program.decode(net, params, z[k : k + 1]) for k in range(len(z))]
-        whole = np.concatenate(pixels)
+        rows = [tuple(one[k : k + 1] for one in (z, *kept)) for k in range(len(z))]
+        whole = np.concatenate([program.decode(net, params, *row) for row in rows])
         if finish is not None:
             whole = 2 * finish(images.to_output(whole, "np")) - 1  # type: ignore[arg-type]
         return images.to_output(whole if crop is None else crop.paste(whole), output)

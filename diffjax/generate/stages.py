@@ -61,6 +61,8 @@ class Stage(NamedTuple):
         z: state (B, h, w, C) to begin with, unless another stage went before.
         ends: whether the run ends at the data.
         crop: what its images are a part of, or None.
+        kept: image (B, H, W, 3) in [-1, 1] and mask of what is filled in, for decoders that read
+            them; empty for others.
     """
 
     program: Program
@@ -70,6 +72,7 @@ class Stage(NamedTuple):
     z: Array
     ends: bool = True
     crop: Crop | None = None
+    kept: tuple[np.ndarray, ...] = ()
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -180,7 +183,8 @@ class Plan(NamedTuple):
             z = view.begin(rows, self.init_std)
         else:
             z = jnp.asarray(rows.level.alpha[0] * handed_over)
-        return Stage(made, inputs, rows, length, z, ends, self.layout.crop)
+        kept = scene.find_kept(pipe, self.layout)
+        return Stage(made, inputs, rows, length, z, ends, self.layout.crop, kept)
 
 
 def plan(

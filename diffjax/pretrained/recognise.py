@@ -30,7 +30,6 @@ _CLASSES = {
     "ControlNetXS": "ControlNet-XS",
     "UNetControlNetXS": "ControlNet-XS",
     "SparseControlNet": "AnimateDiff",
-    "AsymmetricAutoencoderKL": "autoencoders whose decoder has other widths than the encoder",
     "ConsistencyDecoderVAE": "consistency decoders",
     "AutoencoderKLTemporalDecoder": "Stable Video Diffusion",
     "StableUnCLIP": "Stable unCLIP",

@@ -103,6 +103,7 @@ def test_wrong_image_prompts_are_refused_by_name(pipe, file):
         assert error.value.argument == name and name in str(error.value)
 
 
+@pytest.mark.parity
 def test_a_pickle_of_two_parts_is_read_if_it_is_allowed(pipe, file):
     torch = pytest.importorskip("torch")
     parts = {"image_proj": {}, "ip_adapter": {}}
