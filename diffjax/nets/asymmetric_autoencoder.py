@@ -7,6 +7,8 @@ image and a mask the decoder reads the pixels outside of the mask, which then do
 
 from __future__ import annotations
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,8 +59,8 @@ class MaskedDecoder(Decoder):
     @nn.compact
     def __call__(self, z: Array, image: Array | None = None, mask: Array | None = None) -> Array:
         """Return images of latents (B, h, w, C); see `AsymmetricAutoencoderKL.decode`."""
-        widths = [int(self.channels * m) for m in (self.multipliers[0], self.multipliers[-1])]
-        kept = KeptEncoder(*widths, self.dtype, name="condition_encoder")
+        width, widest = (int(self.channels * self.multipliers[k]) for k in (0, -1))
+        kept = KeptEncoder(width, widest, self.dtype, name="condition_encoder")
         if image is None or mask is None:
             if self.is_initializing():  # its parameters are there, whether there is an image or not
                 kept(jnp.zeros((1, 16, 16, self.out_channels)))
@@ -118,4 +120,5 @@ class AsymmetricAutoencoderKL(AutoencoderKL):
         Raises:
             ValueError: an image for a decoder of another number of levels than 4.
         """
-        return self.decoder(self._before(z), image, mask)
+        before, decoder = cast(nn.Conv, self._before), cast(MaskedDecoder, self.decoder)
+        return decoder(before(z), image, mask)
