@@ -78,8 +78,10 @@ def main() -> None:
         )
     state = runs.read_state(cfg, Path(run_flags.WEIGHTS.value or folder), best=run_flags.BEST.value)
     frozen = None
-    hinted = find_task_kind(cfg).takes_hints
-    if (hinted and "lora" in cfg) or (cfg.get("autoencoder", None) and not hinted):
+    kind = find_task_kind(cfg)
+    hinted = kind.takes_hints
+    reads = kind.reads_pictures or ("lora" in cfg if hinted else cfg.get("autoencoder", None))
+    if reads:
         exported = Path(run_flags.WEIGHTS.value) if run_flags.WEIGHTS.value else None
         frozen = runs.load_fixed_parts(cfg, folder, exported=exported)
     card = runs.make_card(cfg, state, PUSH.value or str(out), whole=whole, license=LICENSE.value)
