@@ -33,7 +33,7 @@
 | shapes_lora | the folder that shapes exports | 28,224 | 32, 5 minutes | |
 | shapes_dreambooth | the same | 28,224 | 32, 5 minutes | |
 | shapes_word | the same | 64 | 32, 5 minutes | |
-| shapes_ip_adapter | the same, and an image encoder's folder, or random | 73,088 | 32, 10 minutes | |
+| shapes_ip_adapter | the same, and an image encoder, or random | 73,088 | 32, 10 minutes | |
 
 The state is parameters, their average and the moments of AdamW, or of LoRA the frozen UNet and
 little besides; all in float32, without activations (network.remat), autoencoder and text encoders.
