@@ -42,7 +42,6 @@ _LOADING_FLAGS = {
     "argument vae": "--vae",
     "with_lora": "--lora",
     "with_concept": "--concept",
-    "encoder=": "--image_prompt",
     "a ControlNet": "--control",
     "allow_legacy_pickle": "--allow_legacy_pickle",
 }
@@ -203,8 +202,10 @@ def add_networks(
     prompts = []
     for path, image, scale in map(parse_image_prompt, options.image_prompt):
         picture = _open_picture("image_prompt", image)
-        with _name_loading_flags():
+        try:
             adapter = pipe.load_image_adapter(path, allow_legacy_pickle=allow_legacy_pickle)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"--image_prompt: {error}") from error
         prompts.append(generate.ImagePrompt(adapter, picture, scale))
     return dataclasses.replace(request, refiner=refiner, control=controls, image_prompt=prompts)
 

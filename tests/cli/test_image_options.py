@@ -368,3 +368,6 @@ def test_flags_reach_the_request(tmp_path, monkeypatch):
     (prompt,) = image_request.add_networks(asked, options, pipe).list_image_prompts()
     assert prompt.scale == 0.5 and prompt.image.size == (16, 16)
     assert prompt.adapter.projection.tokens == 4
+    options = image_options.ImageOptions(image_prompt=(f"{path}:{path}",))
+    with pytest.raises(ValueError, match=r"--image_prompt: .*grey\.png is no complete safetensors"):
+        image_request.add_networks(asked, options, pipe)
