@@ -239,6 +239,7 @@ FOREIGN = {
     "depth": "/secret/depth.png",
     "control": ["net:/secret/scan.png"],
     "refiner": "//server/share",
+    "image_prompt": ["adapter:/secret/face.png:0.5"],
 }
 
 

@@ -296,7 +296,7 @@ def test_a_card_that_is_there_stays(tmp_path):
     ],
 )
 def test_names(text, expected):
-    assert hub.parse_name(text) == expected
+    assert hub.parse_name(text) == (expected and hub.HubName(*expected))
 
 
 def test_web_addresses_are_told_their_names():
