@@ -233,21 +233,9 @@ def plan(
     if guiding.image is not None and pipe.beside != INSTRUCTION:
         raise refuse("guidance.image", "is for models that edit images by instruction")
     hints = program.read_hints(request, layout.size[:2])
-    return Plan(
-        pipe,
-        request,
-        layout,
-        scheduler,
-        grid.init_std,
-        padded,
-        length,
-        scales,
-        guided,
-        hints,
-        read_prompt_pictures(pipe, request),
-        start,
-        end,
-    )
+    pictures = read_prompt_pictures(pipe, request)
+    planned = (pipe, request, layout, scheduler, grid.init_std, padded, length, scales, guided)
+    return Plan(*planned, hints, pictures, start, end)
 
 
 def _plan_rows(
