@@ -40,6 +40,7 @@ EXTRAS = {
         "hypothesis>=6.170",
         "import-linter>=2.16",
         "mypy>=2.4",
+        "pyarrow>=22",
         "pytest>=9.2",
         "pytest-xdist>=3.8",
         "ruff>=0.17.6",
@@ -63,6 +64,7 @@ EXTRAS = {
         "sphinx>=9.0",
     ],
     "hub": ["huggingface_hub>=2.4"],
+    "parquet": ["huggingface_hub>=2.4", "pyarrow>=22"],
     "demo": ["gradio>=6.31"],
     # Drives the page of `diffjax web` in the machine's own Chromium.
     "browser": ["gradio>=6.31", "playwright>=1.65"],

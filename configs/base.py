@@ -70,6 +70,10 @@ def smoke(config: ConfigDict) -> ConfigDict:
         config.control.net.hint_widths = config.control.net.hint_widths[:1] * len(
             config.control.net.hint_widths
         )
+    if "ip_adapter" in config:
+        small = {"size": 8, "patch": 4, "features": 8, "width": 16, "layers": 2, "heads": 2}
+        config.ip_adapter.vision.update(small, projection=8)
+        config.ip_adapter.update(encoder="random", features=8, heads=2, layers=1)
     config.data.update(name="noise", image_size=factor, batch_size=4)
     # What a config leaves to its data, which noise has not.
     config.data.update(

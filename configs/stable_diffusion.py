@@ -23,6 +23,8 @@
 | sd15_lcm_lora, sdxl_lcm_lora | the same, for 4 steps | 12.8M, 92.9M | 4, 5k | 3.6, 11.4 GB |
 | sd15_text | SD 1.5, its text encoder too | 982,581,444 | 32, 10k | 15.7 GB |
 | sd15_text_lora | the same, adapters of both | 4,368,384 | 4, 2k | 3.5 GB |
+| sd15_ip_adapter | SD 1.5, beside an IP-Adapter | 22,319,616 | 64, 1M | 3.8 GB |
+| sd15_ip_adapter_plus | the same with a resampler | 49,087,488 | 64, 1M | 4.2 GB |
 | shapes (default) | nothing: a small model of one's own | 1,665,364 | 32, 20 minutes | |
 | shapes_xl | nothing, with two text encoders | 1,704,084 | 32, 20 minutes | |
 | shapes_refiner | the folder that shapes_xl exports | 1,704,084 | 32, 1k | |
@@ -31,6 +33,7 @@
 | shapes_lora | the folder that shapes exports | 28,224 | 32, 5 minutes | |
 | shapes_dreambooth | the same | 28,224 | 32, 5 minutes | |
 | shapes_word | the same | 64 | 32, 5 minutes | |
+| shapes_ip_adapter | the same, and an image encoder, or random | 73,088 | 32, 10 minutes | |
 
 The state is parameters, their average and the moments of AdamW, or of LoRA the frozen UNet and
 little besides; all in float32, without activations (network.remat), autoencoder and text encoders.
@@ -180,6 +183,30 @@ def sdxl_word() -> ConfigDict:
     return _learns_word(sdxl_lora())
 
 
+def _reads_pictures(config: ConfigDict) -> ConfigDict:
+    """The same with everything frozen but an IP-Adapter (Ye et al. 2023)."""
+    config.task = "ip_adapter"
+    config.ip_adapter = make_section("ip_adapter")
+    del config.lora
+    config.data.update(batch_size=64, bucket_step=0)
+    config.cond.drop = 0.1  # 5 % of the texts, 5 % of the pictures, and 5 % of both
+    config.loss.weight = "simple"
+    config.optim.update(lr=1e-4, warmup=0, weight_decay=0.01)
+    config.ema.update(decay=0.9999, warmup=True)
+    config.train.update(steps=1_000_000, checkpoint_every=10_000, sample_every=10_000)
+    return config
+
+
+def sd15_ip_adapter() -> ConfigDict:
+    return _reads_pictures(sd15_lora())
+
+
+def sd15_ip_adapter_plus() -> ConfigDict:
+    config = sd15_ip_adapter()
+    config.ip_adapter.update(kind="plus", tokens=16)
+    return config
+
+
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -308,6 +335,17 @@ def shapes_word() -> ConfigDict:
     return config
 
 
+def shapes_ip_adapter() -> ConfigDict:
+    """The same model, which learns to read a picture beside the text."""
+    config = _reads_pictures(shapes_lora())
+    config.data.update(name="shapes", batch_size=32)
+    config.ip_adapter.vision.update(size=32, patch=8, features=64, width=128, layers=2, heads=4)
+    config.ip_adapter.vision.projection = 64
+    config.optim.update(lr=1e-3, warmup=100)
+    config.train.update(steps=2000, minutes=10.0)
+    return config
+
+
 def shapes_xl() -> ConfigDict:
     """The same with two text encoders, and told the sizes of images."""
     config = shapes()
@@ -349,7 +387,8 @@ VARIANTS = {
         *(sd21_base, sd21_base_lora, sdxl, sdxl_lora),
         *(sd15_lcm_lora, sdxl_lcm_lora, sd15_word, sdxl_word, sd15_text, sd15_text_lora),
         *(sd15_dreambooth, sd15_dreambooth_lora, sdxl_dreambooth_lora),
-        *(shapes_word, shapes_dreambooth),
+        *(shapes_word, shapes_dreambooth, shapes_ip_adapter),
+        *(sd15_ip_adapter, sd15_ip_adapter_plus),
     )
 }
 

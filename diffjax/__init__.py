@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 _NAMES = {
     # Models: what they are, and what can be done with them.
     "open": ("runs", "open_model"),
+    "save": ("runs", "save_model"),
     "Model": ("model", "Model"),
     "denoiser": ("model", "denoiser"),
     "sample": ("model", "sample"),
@@ -45,7 +46,7 @@ _NAMES = {
         name: ("generate", name)
         for name in (
             *("load", "Control", "Guidance", "Image", "Lora", "Refiner", "Request", "Sampling"),
-            *("FreeU", "PerturbedAttention"),
+            *("FreeU", "ImagePrompt", "PerturbedAttention"),
             *("Size", "Embedding", "Pipeline", "Prompt", "RequestError"),
         )
     },
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
         FreeU,
         Guidance,
         Image,
+        ImagePrompt,
         Lora,
         PerturbedAttention,
         Pipeline,
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from diffjax.model import Model, denoiser, draw, sample
     from diffjax.pretrained import download
     from diffjax.runs import open_model as open
+    from diffjax.runs import save_model as save
     from diffjax.tasks import make_diffusion_task as diffusion_task
     from diffjax.train import fit
     from diffjax.types import Task

@@ -25,6 +25,7 @@ import numpy as np
 from diffjax import guidance
 from diffjax.guidance import Combine, Conditional, Scale
 from diffjax.types import (
+    IMAGE_PROMPTS,
     Array,
     ArrayLike,
     Cond,
@@ -117,6 +118,8 @@ class AppliedControl(NamedTuple):
 
 
 ENTRIES = ("control", "adapter")
+# What a control network does not read of the condition of its base.
+_OF_BASES = (*ENTRIES, "concat", IMAGE_PROMPTS)
 
 
 def make_controls(
@@ -292,7 +295,7 @@ def _weighted(one: AppliedControl, z: Array, level: Level, cond: Cond) -> Residu
     that are pooled to one pixel have no height to weigh by, and get the weight 1.
     """
     s = jnp.asarray(one.strength(level) if callable(one.strength) else one.strength, jnp.float32)
-    own = {k: v for k, v in (cond or {}).items() if k not in (*ENTRIES, "concat")}
+    own = {k: v for k, v in (cond or {}).items() if k not in _OF_BASES}
     own["hint"] = jax.tree.map(lambda leaf: _repeated(leaf, z.shape[0]), one.hint)
 
     def run() -> Residuals | Features:

@@ -59,6 +59,9 @@ CondEntries: TypeAlias = Mapping[str, Any]
 # The entries of a condition, or None for no condition.
 Cond: TypeAlias = CondEntries | None
 
+# The entry of a condition with pictures beside the text; see `diffjax.nets.image_prompts`.
+IMAGE_PROMPTS = "image_prompts"
+
 # Arguments of a constructor by their names, as a section of a config holds them.
 Options: TypeAlias = Mapping[str, Any]
 

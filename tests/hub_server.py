@@ -39,7 +39,7 @@ class Hub:
     """The server.
 
     Attributes:
-        repositories: by ``owner/name``.
+        repositories: by ``owner/name``, those of data by ``datasets/owner/name``.
         requests: (method, path) of all requests.
         sent: bytes of files that were sent, by name.
         drop: files whose next connection ends after so many bytes, by name.
@@ -134,6 +134,7 @@ def _make(hub):
             if parts == ["whoami-v2"]:
                 return self.answer({"name": "owner", "type": "user"})
             name, route, rest = "/".join(parts[1:3]), parts[3:4], parts[4:]
+            name = f"datasets/{name}" if parts[0] == "datasets" else name
             found = self.open(name)
             if found is None:
                 return None
@@ -166,7 +167,9 @@ def _make(hub):
             return self.answer({"_id": "1", "id": name, "sha": sha, "siblings": siblings})
 
         def serve_resolve(self, parts):
-            name, revision, path = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
+            count = 3 if parts[0] == "datasets" else 2  # which is part of the names below, too
+            name, revision = "/".join(parts[:count]), parts[count + 1]
+            path = "/".join(parts[count + 2 :])
             found = self.open(name)
             if found is None:
                 return None
@@ -193,9 +196,9 @@ def _make(hub):
                 hub.uploads[parts[-1]] = self.body
                 return self.answer({})
             assert "Authorization" not in self.headers, "the token went to another host"
-            owner, name, sha, *path = parts
-            data = hub.repositories[f"{owner}/{name}"].commits[sha]["/".join(path)]
-            return self.send_file("/".join(path), data, {})
+            count = 3 if parts[0] == "datasets" else 2
+            name, sha, path = "/".join(parts[:count]), parts[count], "/".join(parts[count + 1 :])
+            return self.send_file(path, hub.repositories[name].commits[sha][path], {})
 
         def send_file(self, path, data, headers):
             first = 0

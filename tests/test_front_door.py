@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -43,13 +44,19 @@ def test_importing_is_fast_and_says_what_there_is():
 def test_one_page_trains_saves_opens_draws_and_evaluates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names, blocks = {}, snippets()
-    assert list(blocks) == ["train", "draw", "evaluate", "a run"]
+    assert list(blocks) == ["train", "draw", "evaluate", "a run", "save"]
     for name in ("train", "draw", "evaluate"):
         small = blocks[name].replace("steps=1000", "steps=30").replace("num=500", "num=40")
         exec(compile(small, name, "exec"), names)  # the page itself
     assert names["images"].shape == (16, 8, 8, 1) and np.abs(names["images"]).max() <= 1
     assert names["losses"][-1] < names["losses"][0]
     assert names["scores"]["distance"] > 0
+    kept = ROOT / "docs/results/models/cfg14-p10.safetensors"
+    diffjax.save(diffjax.open(kept), "runs/digits")
+    for name in ("a run", "save"):
+        exec(compile(blocks[name].replace("num=16", "num=1, steps=2"), name, "exec"), names)
+    jax.tree.map(np.testing.assert_array_equal, names["again"].params, names["model"].params)
+    assert names["again"].source.step == names["model"].source.step > 0
 
 
 class Tiny(nn.Module):

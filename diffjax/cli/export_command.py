@@ -30,7 +30,7 @@ from diffjax import runs
 from diffjax.cli import run_flags
 from diffjax.cli.command_line import UsageError, name_keys
 from diffjax.pretrained.cards import UNKNOWN, check_license
-from diffjax.pretrained.hub import check_target, upload
+from diffjax.pretrained.hub_uploads import check_target, upload
 from diffjax.tasks import find_task_kind
 
 OUT = flags.DEFINE_string(
@@ -78,8 +78,10 @@ def main() -> None:
         )
     state = runs.read_state(cfg, Path(run_flags.WEIGHTS.value or folder), best=run_flags.BEST.value)
     frozen = None
-    hinted = find_task_kind(cfg).takes_hints
-    if (hinted and "lora" in cfg) or (cfg.get("autoencoder", None) and not hinted):
+    kind = find_task_kind(cfg)
+    hinted = kind.takes_hints
+    reads = kind.reads_pictures or ("lora" in cfg if hinted else cfg.get("autoencoder", None))
+    if reads:
         exported = Path(run_flags.WEIGHTS.value) if run_flags.WEIGHTS.value else None
         frozen = runs.load_fixed_parts(cfg, folder, exported=exported)
     card = runs.make_card(cfg, state, PUSH.value or str(out), whole=whole, license=LICENSE.value)

@@ -44,7 +44,7 @@ FLAG_GROUPS = {
         *("timesteps", "sigmas", "pag", "pag_layers", "pag_adaptive", "freeu"),
     ),
     "More about images and the refiner": (
-        *("mask_padding", "image_guidance", "depth", "noise_level"),
+        *("image_prompt", "mask_padding", "image_guidance", "depth", "noise_level"),
         *("refiner_prompt", "refiner_negative", "refiner_guidance"),
     ),
     "Size conditions of XL": (
@@ -78,7 +78,7 @@ def main() -> None:
     if not missing:
         return
     pipe = load_pipeline(options, options.model or "", allow_legacy_pickle=legacy)
-    request = add_networks(request, options, allow_legacy_pickle=legacy)
+    request = add_networks(request, options, pipe, allow_legacy_pickle=legacy)
     # All batches have one size, so that one program makes them all.
     size = min(BATCH_SIZE.value, len(images))
     count = math.ceil(len(missing) / size)

@@ -55,7 +55,7 @@ flags.DEFINE_multi_string("concept", [], "FILE or FILE:WORD of a textual inversi
 ALLOW_LEGACY_PICKLE = flags.DEFINE_bool(
     "allow_legacy_pickle",
     False,
-    "Also read a --concept that is a pickle; its code is not run.",
+    "Also read a --concept or --image_prompt that is a pickle; its code is not run.",
 )
 flags.DEFINE_multi_string(
     "prompt", [], "What the images show; repeat the flag for several prompts."
@@ -119,6 +119,12 @@ flags.DEFINE_enum(
     DEFAULTS.balance,
     CHOICES["balance"],
     "How --control weighs the prompt against its image.",
+)
+flags.DEFINE_multi_string(
+    "image_prompt",
+    [],
+    "ADAPTER:IMAGE[:SCALE]: file or folder of an IP-Adapter with its image_encoder beside it, a "
+    "picture that stands beside the prompt, and its scale. Several add up.",
 )
 flags.DEFINE_string("refiner", None, "Folder or file of the refiner of XL.")
 flags.DEFINE_float(

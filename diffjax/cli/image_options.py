@@ -74,6 +74,7 @@ class ImageOptions:
         noise_level: of the small image, for upscalers.
         refiner_prompt, refiner_negative, refiner_guidance: for the refiner, in place of the
             model's.
+        image_prompt: pictures beside the prompt, as ADAPTER:IMAGE[:SCALE].
         original_size, crop, target_size, aesthetic: what XL is conditioned on, as two numbers with
             a comma, see `generate.Size`; and the same for the negative prompt.
     """
@@ -129,6 +130,7 @@ class ImageOptions:
     negative_crop: str | None = None
     negative_target_size: str | None = None
     negative_aesthetic: float = 2.5
+    image_prompt: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, OptionValue]:
         """Return the options by name, in their order."""
@@ -142,7 +144,7 @@ DEFAULTS = ImageOptions()
 # The options that name files of this machine.
 PATHS = (
     *("model", "tokenizer", "vae", "lora", "concept", "init_image", "mask", "depth", "control"),
-    "refiner",
+    *("refiner", "image_prompt"),
 )
 # What some options may be; samplers and grids are checked by the request.
 CHOICES = {

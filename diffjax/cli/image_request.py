@@ -22,7 +22,12 @@ from diffjax.cli.image_options import (
     find_request_flag,
     make_plain_request,
 )
-from diffjax.cli.path_arguments import parse_concept, parse_control, parse_lora
+from diffjax.cli.path_arguments import (
+    parse_concept,
+    parse_control,
+    parse_image_prompt,
+    parse_lora,
+)
 from diffjax.data import pictures
 from diffjax.pretrained import download, load_model, load_single_file
 from diffjax.pretrained.files import find_weights_file
@@ -143,6 +148,8 @@ def make_request(options: ImageOptions) -> generate.Request:
         parse_lora(text)
     for text in options.concept:
         parse_concept(text)
+    for text in options.image_prompt:
+        parse_image_prompt(text)
     negative = None
     if options.negative is not None or options.negative_2 is not None:
         negative = _join_texts(options.negative or "", options.negative_2)
@@ -157,12 +164,19 @@ def make_request(options: ImageOptions) -> generate.Request:
 
 
 def add_networks(
-    request: generate.Request, options: ImageOptions, *, allow_legacy_pickle: bool = False
+    request: generate.Request,
+    options: ImageOptions,
+    pipe: generate.Pipeline,
+    *,
+    allow_legacy_pickle: bool = False,
 ) -> generate.Request:
-    """Add the refiner and the ControlNets of the options to a request.
+    """Add the refiner, the ControlNets and the IP-Adapters of the options to a request.
+
+    Args:
+        pipe: the pipeline that IP-Adapters are for.
 
     Raises:
-        ConfigError: the image of a --control cannot be read.
+        ConfigError: the image of a --control or --image_prompt cannot be read.
         FileNotFoundError, ValueError: a network is missing, or is not what it has to be.
     """
     refiner = None
@@ -185,7 +199,15 @@ def add_networks(
         model = load_control(net, dtype, options.variant)
         picture = _open_picture("control", image)
         controls.append(generate.Control(model, picture, scale, start, end, options.balance))
-    return dataclasses.replace(request, refiner=refiner, control=controls)
+    prompts = []
+    for path, image, scale in map(parse_image_prompt, options.image_prompt):
+        picture = _open_picture("image_prompt", image)
+        try:
+            adapter = pipe.load_image_adapter(path, allow_legacy_pickle=allow_legacy_pickle)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"--image_prompt: {error}") from error
+        prompts.append(generate.ImagePrompt(adapter, picture, scale))
+    return dataclasses.replace(request, refiner=refiner, control=controls, image_prompt=prompts)
 
 
 def generate_images(

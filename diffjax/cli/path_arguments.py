@@ -90,6 +90,41 @@ def parse_control(text: str) -> ControlArgument:
     )
 
 
+class PromptArgument(NamedTuple):
+    """The parts of an --image_prompt.
+
+    Attributes:
+        adapter: file or folder of an IP-Adapter, or its name on the Hub.
+        image: file of the picture.
+        scale: factor of what the attentions read of it.
+    """
+
+    adapter: str
+    image: str
+    scale: float = 1.0
+
+
+def parse_image_prompt(text: str) -> PromptArgument:
+    """Parse --image_prompt=ADAPTER:IMAGE[:SCALE]. ADAPTER may be a name on the Hub.
+
+    Raises:
+        ConfigError: the value does not name an adapter and a picture that exist.
+    """
+    for head, tail in (split_path(text), (text, None)):
+        if tail is not None and not _is_number(tail):
+            continue
+        parts = head.split(":")
+        for k in range(1, len(parts)):
+            adapter, image = ":".join(parts[:k]), ":".join(parts[k:])
+            known = Path(adapter).exists() or parse_name(adapter)
+            if adapter and known and Path(image).is_file():
+                return PromptArgument(adapter, image, 1.0 if tail is None else float(tail))
+    raise ConfigError(
+        f"--image_prompt={text}: must be ADAPTER:IMAGE[:SCALE], with an IP-Adapter and an image "
+        "that exist; the IP-Adapter may be a name on the Hub"
+    )
+
+
 def _is_number(text: str) -> bool:
     """Whether a text is a finite number."""
     try:

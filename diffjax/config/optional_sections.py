@@ -82,6 +82,29 @@ OPTIONAL: Config = {
         # What the base predicts; empty: the same as the student
         "parameterization": "",
     },
+    "ip_adapter": {
+        # Folder of CLIP's image encoder, or its name on the Hub; or random
+        "encoder": "",
+        # How the picture becomes tokens: base, plus (resampler) or full
+        "kind": "base",
+        # Tokens of a picture; base and plus
+        "tokens": 4,
+        # plus: width of the queries, attention heads and layers
+        "features": 768,
+        "heads": 12,
+        "layers": 4,
+        # The image encoder: sizes, as those of OpenCLIP's ViT-H that published adapters read
+        "vision": {
+            "size": 224,
+            "patch": 14,
+            "features": 1280,
+            "width": 5120,
+            "layers": 32,
+            "heads": 16,
+            "projection": 1024,
+            "activation": "gelu",
+        },
+    },
     "concept": {
         # The new word, such as <cat-toy>
         "word": "",

@@ -17,8 +17,8 @@ from absl import logging
 from diffjax.data import folders, formats, metadata, text_files
 from diffjax.untrusted import name_some
 
-_SUFFIXES = (".txt", ".caption")
-_SPELLINGS = (*_SUFFIXES, *map(str.upper, _SUFFIXES))
+SUFFIXES = (".txt", ".caption")
+_SPELLINGS = (*SUFFIXES, *map(str.upper, SUFFIXES))
 
 
 class Buckets(NamedTuple):
@@ -234,7 +234,7 @@ def _read_file_captions(
 
 def _explain_absence(root: Path, names: str, files: list[Path], table: metadata.Table) -> str:
     """Return the message for images without captions, which says where they were looked for."""
-    beside = f"there is no {' or '.join(_SUFFIXES)} beside them"
+    beside = f"there is no {' or '.join(SUFFIXES)} beside them"
     if table.columns:
         return (
             f"{table.files[0]} has no captions for {names}: its columns are "

@@ -178,6 +178,10 @@ def check_conditions(pipe: LoadedModel, request: Request, *, guided: bool) -> No
     layers = min(text.model.net.layers for text in pipe.parts.texts.values())
     if request.clip_skip + pipe.is_xl >= layers:
         raise refuse("clip_skip", f"must leave a layer of {layers}, got {request.clip_skip}")
+    told = request.read_size()._replace(height=0, width=0)
+    if not pipe.is_xl and told != Size():
+        given = [f"size.{k}" for k, v in told._asdict().items() if v != Size._field_defaults[k]]
+        logging.warning("%s: no effect, since this model is told no sizes", ", ".join(given))
     count_tokens(pipe, request, guided=guided)
 
 

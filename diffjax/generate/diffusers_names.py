@@ -70,8 +70,8 @@ ARGUMENTS = {
     "callback_on_step_end": "callback=function of one Progress",
     "callback_on_step_end_tensor_inputs": "callback=function of one Progress",
     "callback_steps": "callback=function of one Progress",
-    "ip_adapter_image": "not supported",
-    "ip_adapter_image_embeds": "not supported",
+    "ip_adapter_image": "image_prompt=ImagePrompt(pipe.load_image_adapter(path), image, scale)",
+    "ip_adapter_image_embeds": "image_prompt=ImagePrompt(adapter, image): of the picture itself",
 }
 # The flag of `diffjax generate` for an argument of a call; those that are not here have none, since
 # they say where arrays, functions or results are.
@@ -121,6 +121,7 @@ FLAGS = {
     "pag_adaptive_scale": "--pag_adaptive",
     "pag_applied_layers": "--pag_layers",
     "cross_attention_kwargs": "--lora=PATH:SCALE",
+    "ip_adapter_image": "--image_prompt=ADAPTER:IMAGE:SCALE",
     "output_type": "--out",
 }
 METHODS = {
@@ -156,7 +157,7 @@ METHODS = {
     "adapter": "control=[Control(adapter, image)] of a call",
     "tokenizer_2": "pipe.parts.texts",
     "text_encoder_2": "pipe.parts.texts",
-    "image_encoder": "not supported",
+    "image_encoder": "pipe.load_image_adapter(path, encoder=folder or 'owner/name/folder')",
     "safety_checker": "finish=pretrained.load_safety_checker(folder) of a call",
     "feature_extractor": "nothing: what takes images brings them to its size",
     "run_safety_checker": "finish=pretrained.load_safety_checker(folder) of a call",
@@ -181,9 +182,10 @@ METHODS = {
     "num_fused_loras": "lora=[Lora(weights, scale), ...] of a call",
     "unload_textual_inversion": "the pipeline that with_concept was called on",
     "maybe_convert_prompt": "nothing: words of several tokens are read in prompts",
-    "load_ip_adapter": "not supported",
-    "set_ip_adapter_scale": "not supported",
-    "unload_ip_adapter": "not supported",
+    "load_ip_adapter": "adapter = pipe.load_image_adapter('owner/name/folder/file.safetensors')",
+    "set_ip_adapter_scale": "image_prompt=ImagePrompt(adapter, image, scale) of a call, one scale "
+    "for all layers",
+    "unload_ip_adapter": "image_prompt=() of a call",
     # Memory and speed.
     "disable_attention_slicing": "nothing: there is no such option",
     "disable_xformers_memory_efficient_attention": "nothing: there is no such option",
@@ -230,6 +232,20 @@ CLASSES = {
     "T2IAdapter": "diffjax.pretrained.load_model('owner/name')",
     "UNet2DConditionModel": "diffjax.pretrained.load_model('owner/name/unet')",
     "AutoencoderKL": "diffjax.load(..., vae='owner/name')",
+    "AsymmetricAutoencoderKL": "diffjax.load(..., vae='owner/name')",
+    "AutoencoderTiny": "diffjax.load(..., vae='owner/name')",
+    "MultiControlNetModel": "control=[Control(net, image), ...] of a call",
+    "MultiAdapter": "control=[Control(adapter, image), ...] of a call",
+    **dict.fromkeys(
+        (
+            *("ControlNetUnionModel", "ControlNetXSAdapter"),
+            *("StableDiffusionXLControlNetUnionPipeline", "StableDiffusionLatentUpscalePipeline"),
+            *("StableDiffusionControlNetXSPipeline", "StableDiffusionXLControlNetXSPipeline"),
+            *("StableDiffusionGLIGENPipeline", "StableDiffusionAttendAndExcitePipeline"),
+            *("SemanticStableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipeline"),
+        ),
+        "not supported: diffusers has it",
+    ),
 }
 
 

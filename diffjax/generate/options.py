@@ -14,6 +14,7 @@ import numpy as np
 
 from diffjax.generate.loaded import LoadedModel
 from diffjax.pretrained.components import TEXTS
+from diffjax.pretrained.image_adapters import ImageAdapter
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.prompts import Embedding, Prompt
 from diffjax.pretrained.schedulers import INSTEAD, KINDS, Scheduler, load_scheduler, with_class
@@ -227,6 +228,24 @@ class Lora(NamedTuple):
         """The adapters by the name of the network, ``unet`` or that of a text encoder."""
         named = set(self.weights) <= {"unet", *TEXTS}
         return dict(self.weights) if named else {"unet": self.weights}
+
+
+class ImagePrompt(NamedTuple):
+    """A picture that stands beside the prompt, by an IP-Adapter (Ye et al. 2023).
+
+    Attributes:
+        adapter: from `Pipeline.load_image_adapter`.
+        image: PIL images, uint8, uint16 or floats in [0, 1]: one for all images, one per prompt, or
+            one per image. Their central square is seen.
+        scale: factor of what the attentions read of it; 0 for nothing.
+    """
+
+    adapter: ImageAdapter
+    image: object
+    scale: float = 1.0
+
+    def __repr__(self) -> str:
+        return summarize(self)
 
 
 class Refiner(NamedTuple):

@@ -34,6 +34,7 @@ from diffjax.generate.options import (
     Control,
     FreeU,
     Guidance,
+    ImagePrompt,
     Lora,
     Refiner,
     Sampling,
@@ -46,6 +47,7 @@ from diffjax.generate.texts import read_prompts
 from diffjax.pretrained.cards import PICTURE, UNKNOWN, Card, check_license, write_card
 from diffjax.pretrained.components import save_components
 from diffjax.pretrained.files import StrPath
+from diffjax.pretrained.image_adapters import ImageAdapter, load_image_adapter
 from diffjax.pretrained.lora_files import load_loras, merge_lora
 from diffjax.pretrained.models import Component, Sharding
 from diffjax.pretrained.pipelines import load_components
@@ -184,6 +186,7 @@ class Pipeline(LoadedModel, metaclass=Explains):
         weighted: bool = False,
         step_noise: Array | None = None,
         freeu: FreeU | None = None,
+        image_prompt: Sequence[ImagePrompt] | ImagePrompt = (),
         output: str = "pil",
         callback: Callable[[Progress], object] | None = None,
         finish: Finish | None = None,
@@ -193,7 +196,7 @@ class Pipeline(LoadedModel, metaclass=Explains):
 
         Args:
             prompt, key, sampler, guidance, image, control, lora, refiner, size, num, latents,
-                clip_skip, weighted: see `Request`.
+                clip_skip, weighted, step_noise, freeu, image_prompt: see `Request`.
             output: ``pil`` for a list of images, ``np`` for a float32 array (B, H, W, 3) in [0, 1],
                 ``latent`` for (B, h, w, 4).
             callback: a function of a `Progress`, called after every evaluation of the network. It
@@ -223,6 +226,7 @@ class Pipeline(LoadedModel, metaclass=Explains):
             weighted=weighted,
             step_noise=step_noise,
             freeu=freeu,
+            image_prompt=image_prompt,
         )
         images.check_output(output)
         if callback is not None and not callable(callback):
@@ -235,7 +239,8 @@ class Pipeline(LoadedModel, metaclass=Explains):
             raise refuse("output", f"is {output!r}, but {hint}")
         stages = make_stages(self, request)
         latents = _run(stages) if callback is None else self._run_watched(stages, callback)
-        return self._decode(latents, output, stages[-1][1].crop, finish)
+        last = stages[-1][1]
+        return self._decode(latents, output, last.crop, finish, last.kept)
 
     def _run_watched(
         self, stages: Sequence[tuple[LoadedModel, Stage]], callback: Callable[[Progress], object]
@@ -297,12 +302,9 @@ class Pipeline(LoadedModel, metaclass=Explains):
         output: str,
         crop: Crop | None = None,
         finish: Finish | None = None,
+        kept: Sequence[np.ndarray] = (),
     ) -> Any:
-        """Images of latents, pasted into what they are a crop of.
-
-        Raises:
-            RequestError: see `decode`.
-        """
+        """Images of latents, pasted into what they are a crop of; errors as `decode`."""
         images.check_output(output)
         read_floats("latents", latents, "(B, h, w, channels)")
         channels = self.parts.vae.net.latent_channels
@@ -312,8 +314,8 @@ class Pipeline(LoadedModel, metaclass=Explains):
             return np.asarray(latents)
         net, params, _ = self.parts.vae
         z = jnp.asarray(latents) / net.latent_scale + net.latent_shift
-        pixels = [program.decode(net, params, z[k : k + 1]) for k in range(len(z))]
-        whole = np.concatenate(pixels)
+        rows = [tuple(one[k : k + 1] for one in (z, *kept)) for k in range(len(z))]
+        whole = np.concatenate([program.decode(net, params, *row) for row in rows])
         if finish is not None:
             whole = 2 * finish(images.to_output(whole, "np")) - 1  # type: ignore[arg-type]
         return images.to_output(whole if crop is None else crop.paste(whole), output)
@@ -373,11 +375,17 @@ class Pipeline(LoadedModel, metaclass=Explains):
         return Pipeline(self.parts._replace(unet=models["unet"], texts=changed))
 
     def load_lora(self, path: StrPath) -> dict[str, Params]:
-        """Load adapters for `Lora`, by the name of the network; see
-        `diffjax.pretrained.lora_files.load_loras`.
-        """
+        """Load adapters for `Lora` by the network's name; see `load_loras`."""
         texts = {name: text.model for name, text in self.parts.texts.items()}
         return load_loras({"unet": self.parts.unet, **texts}, path)
+
+    def load_image_adapter(
+        self, path: StrPath, *, encoder: StrPath | None = None, allow_legacy_pickle: bool = False
+    ) -> ImageAdapter:
+        """Load an IP-Adapter for `ImagePrompt`; see `diffjax.pretrained.load_image_adapter`."""
+        options: dict[str, Any] = dict(encoder=encoder, allow_legacy_pickle=allow_legacy_pickle)
+        unet = self.parts.unet
+        return load_image_adapter(unet, path, dtype=unet.net.dtype or jnp.float32, **options)
 
     def with_concept(
         self, path: StrPath, *, name: str | None = None, allow_legacy_pickle: bool = False

@@ -323,6 +323,10 @@ def encode_posterior(net: Module, params: Params, pixels: Array) -> Posterior:
 
 
 @partial(jax.jit, static_argnums=0)
-def decode(net: Module, params: Params, z: Array) -> Array:
-    """Decode latents (B, h, w, C), without scaling factor, to images (B, H, W, 3) in [-1, 1]."""
-    return net.apply({"params": params}, z, method="decode")
+def decode(net: Module, params: Params, z: Array, *kept: Array) -> Array:
+    """Decode latents (B, h, w, C), without scaling factor, to images (B, H, W, 3) in [-1, 1].
+
+    Args:
+        kept: an image in [-1, 1] and a mask, for `AsymmetricAutoencoderKL`.
+    """
+    return net.apply({"params": params}, z, *kept, method="decode")

@@ -37,6 +37,7 @@ from diffjax.generate.options import (
     FreeU,
     Guidance,
     Image,
+    ImagePrompt,
     Lora,
     Refiner,
     Sampling,
@@ -47,6 +48,7 @@ from diffjax.generate.sampling import read_sampling
 from diffjax.generate.steering import read_freeu, read_guidance
 from diffjax.generate.texts import Prompts, read_prompts
 from diffjax.pretrained.components import Components
+from diffjax.pretrained.image_adapters import ImageAdapter
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.prompts import Embedding
 from diffjax.types import Array, choose, summarize
@@ -81,6 +83,8 @@ class Request:
         step_noise: noise (evaluations, B, h, w, 4) of the sampler in place of that of the key: one
             entry for each evaluation of the network, those of a refiner last.
         freeu: other weights of backbone and skips. A refiner gets none.
+        image_prompt: pictures that stand beside the prompt; one may stand for a list. A refiner
+            gets none of them.
     """
 
     prompt: Texts | Embedding
@@ -98,6 +102,7 @@ class Request:
     weighted: bool = False
     step_noise: Array | None = None
     freeu: FreeU | None = None
+    image_prompt: Sequence[ImagePrompt] | ImagePrompt = ()
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -132,6 +137,7 @@ class Request:
             read_flag("weighted", self.weighted),
             noise,
             read_freeu(self.freeu),
+            self.list_image_prompts(),
         )
 
     def list_prompts(self) -> Prompts | Embedding:
@@ -180,6 +186,16 @@ class Request:
         example = "Lora(pipe.load_lora(path), scale)"
         several = read_several("lora", self.lora, Lora, example)
         return tuple(_read_lora(f"lora[{k}]", one) for k, one in enumerate(several))
+
+    def list_image_prompts(self) -> tuple[ImagePrompt, ...]:
+        """Return the image prompts as a tuple.
+
+        Raises:
+            RequestError: an entry is not an `ImagePrompt`, or has no picture or a wrong scale.
+        """
+        example = "ImagePrompt(pipe.load_image_adapter(path), image, scale)"
+        several = read_several("image_prompt", self.image_prompt, ImagePrompt, example)
+        return tuple(_read_image_prompt(f"image_prompt[{k}]", one) for k, one in enumerate(several))
 
     def read_refiner(self) -> Refiner | None:
         """Return the refiner with all of its options; see `read_refiner`."""
@@ -269,7 +285,8 @@ def _refuse_no_picture(name: str, value: object) -> None:
     if isinstance(value, bytes):
         raise refuse(name, "must be a picture, got bytes: open it, PIL.Image.open(io.BytesIO(...))")
     number = isinstance(value, int | float | complex | np.generic)
-    if value is None or number or isinstance(value, dict | set | Image | Control | Component):
+    other = dict | set | Image | Control | ImagePrompt | Component
+    if value is None or number or isinstance(value, other):
         raise refuse(name, f"must be a picture or an array, got {show(value)}")
 
 
@@ -310,6 +327,19 @@ def _read_lora(name: str, value: Lora) -> Lora:
         raise refuse(
             f"{name}.weights", f"must come from pipe.load_lora(path), got {show(value.weights)}"
         )
+    return value._replace(scale=read_number(f"{name}.scale", value.scale, -LARGEST))
+
+
+def _read_image_prompt(name: str, value: ImagePrompt) -> ImagePrompt:
+    """Check the adapter, the picture and the scale of an `ImagePrompt`.
+
+    Raises:
+        RequestError: one of them is something else.
+    """
+    if not isinstance(value.adapter, ImageAdapter):
+        hint = f"must come from pipe.load_image_adapter(path), got {show(value.adapter)}"
+        raise refuse(f"{name}.adapter", hint)
+    _refuse_no_picture(f"{name}.image", value.image)
     return value._replace(scale=read_number(f"{name}.scale", value.scale, -LARGEST))
 
 

@@ -22,6 +22,7 @@ from diffjax.generate.keys import check_key, make_keys
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Image, Size
 from diffjax.generate.request import Request
+from diffjax.nets.asymmetric_autoencoder import AsymmetricAutoencoderKL
 from diffjax.types import Array, Rows
 
 # Draws of a key beside those of the sampler, see `diffjax.samplers.loop.image_noise`.
@@ -291,6 +292,14 @@ def choose_default_strength(xl: bool, masked: bool) -> float:
     if xl:
         return 0.9999 if masked else 0.3
     return 1.0 if masked else 0.8
+
+
+def find_kept(pipe: LoadedModel, layout: SceneLayout) -> tuple[np.ndarray, ...]:
+    """Find the image in [-1, 1] and the mask that the autoencoder reads when it decodes, if any."""
+    asymmetric = isinstance(pipe.parts.vae.net, AsymmetricAutoencoderKL)
+    if not asymmetric or layout.mask is None or layout.given is None or layout.given[1]:
+        return ()
+    return 2 * layout.given[0] - 1, np.asarray(layout.mask, np.float32)
 
 
 def encode(pipe: LoadedModel, pixels: np.ndarray, eps: Array) -> Array:

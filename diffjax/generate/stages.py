@@ -37,8 +37,10 @@ from diffjax.generate.options import (
     Sampling,
 )
 from diffjax.generate.program import Program
+from diffjax.generate.prompt_images import embed_image_prompts, read_prompt_pictures
 from diffjax.generate.request import Request
 from diffjax.model.published import make_published_model
+from diffjax.nets.image_prompts import join_layers
 from diffjax.parameterization import check_levels
 from diffjax.pretrained.schedulers import Scheduler
 from diffjax.samplers import loop
@@ -59,6 +61,8 @@ class Stage(NamedTuple):
         z: state (B, h, w, C) to begin with, unless another stage went before.
         ends: whether the run ends at the data.
         crop: what its images are a part of, or None.
+        kept: image (B, H, W, 3) in [-1, 1] and mask of what is filled in, for decoders that read
+            them; empty for others.
     """
 
     program: Program
@@ -68,6 +72,7 @@ class Stage(NamedTuple):
     z: Array
     ends: bool = True
     crop: Crop | None = None
+    kept: tuple[np.ndarray, ...] = ()
 
     def __repr__(self) -> str:
         return summarize(self)
@@ -110,6 +115,7 @@ class Plan(NamedTuple):
         scales: guidance scale by row, (rows,).
         guided: ``no``, ``always`` or ``sometimes``, see `program.classify_guidance`.
         hints: images of ControlNets, see `program.read_hints`.
+        pictures: of image prompts, see `prompt_images.read_prompt_pictures`.
         start: fraction of the denoising at which it begins.
         end: fraction of the denoising at which it ends, 1 for the data.
     """
@@ -124,6 +130,7 @@ class Plan(NamedTuple):
     scales: np.ndarray
     guided: str
     hints: list[np.ndarray]
+    pictures: list[np.ndarray]
     start: float
     end: float
 
@@ -137,10 +144,15 @@ class Plan(NamedTuple):
         view, ends = scene.make_scene(pipe, request, self.layout), self.end == 1
         guiding, guided = request.read_guidance(), self.guided != "no"
         cond, null = conditions.make_conditions(pipe, request, view.size, guided=guided)
-        inputs: program.Inputs = {"params": unet.params, "keys": view.keys, "cond": cond}
+        params = join_layers(
+            unet.params, *(one.adapter.layers for one in request.list_image_prompts())
+        )
+        cond |= embed_image_prompts(request, self.pictures, hidden=False)
+        inputs: program.Inputs = {"params": params, "keys": view.keys, "cond": cond}
         if adapters := list_adapters(request).get("unet"):
             inputs["lora"] = list(adapters)
         if guided:
+            null |= embed_image_prompts(request, self.pictures, hidden=True)
             inputs |= {"null": null, "scale": self.scales}
         for name, value in (("concat", view.concat), ("label", view.label)):
             if value is not None:
@@ -171,7 +183,8 @@ class Plan(NamedTuple):
             z = view.begin(rows, self.init_std)
         else:
             z = jnp.asarray(rows.level.alpha[0] * handed_over)
-        return Stage(made, inputs, rows, length, z, ends, self.layout.crop)
+        kept = scene.find_kept(pipe, self.layout)
+        return Stage(made, inputs, rows, length, z, ends, self.layout.crop, kept)
 
 
 def plan(
@@ -220,20 +233,9 @@ def plan(
     if guiding.image is not None and pipe.beside != INSTRUCTION:
         raise refuse("guidance.image", "is for models that edit images by instruction")
     hints = program.read_hints(request, layout.size[:2])
-    return Plan(
-        pipe,
-        request,
-        layout,
-        scheduler,
-        grid.init_std,
-        padded,
-        length,
-        scales,
-        guided,
-        hints,
-        start,
-        end,
-    )
+    pictures = read_prompt_pictures(pipe, request)
+    planned = (pipe, request, layout, scheduler, grid.init_std, padded, length, scales, guided)
+    return Plan(*planned, hints, pictures, start, end)
 
 
 def _plan_rows(
@@ -292,7 +294,14 @@ def _plan_refiner(request: Request, refiner: Refiner, shape: tuple[int, int], en
         if value is not None
     }
     rest = dataclasses.replace(
-        request, control=(), lora=(), refiner=None, latents=None, freeu=None, **own
+        request,
+        control=(),
+        lora=(),
+        refiner=None,
+        latents=None,
+        freeu=None,
+        image_prompt=(),
+        **own,
     )
     if (there := rest.count_images()) != (wanted := request.count_images()):
         counts = f"{wanted // request.num} prompts, but the refiner has {there // request.num}"

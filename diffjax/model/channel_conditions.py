@@ -34,7 +34,7 @@ class Part(NamedTuple):
     take: Callable[[Batch, jax.Array], Any]
     null: Callable[[Any], Any]
     encode: Callable[[Params, Frozen, Statistics, Any], dict[str, Array]]
-    example: Mapping[str, Array]
+    example: Mapping[str, Any]
     needs: tuple[str, ...]
     init: Callable[[jax.Array], dict[str, Params]] = lambda key: {}
 

@@ -16,6 +16,9 @@
 | fill | the hole, and the image with it, encoded: as Stable Diffusion's inpainting has them |
 | edit | the picture before an edit, encoded and not scaled (InstructPix2Pix) |
 | map | one channel per class of ``batch["mask"]``, its share of each pixel of z |
+
+With a section ``ip_adapter`` the network also attends to the picture itself
+(`diffjax.model.image_prompt_condition`).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from ml_collections import ConfigDict
 
 from diffjax import guidance
 from diffjax.model.channel_conditions import CONCATS, EDIT, Part, pass_through
+from diffjax.model.image_prompt_condition import PICTURE, SECTION, make_image_prompt_part
 from diffjax.model.space import Space
 from diffjax.nets.text import CLIPText, TextTransformer
 from diffjax.types import Array, Batch, Cond, Frozen, Params, Statistics, build, choose
@@ -83,23 +87,32 @@ def make_condition(config: ConfigDict, space: Space, num_classes: int) -> Condit
         parts.append(_make_label_part(num_classes))
     if context:
         parts.append(_CONTEXTS[context](config, num_classes))
+    if SECTION in config:
+        parts.append(make_image_prompt_part(config))
     guided = bool(parts)
     if concat:
         parts.append(CONCATS[concat](config, space))
     joined = _join_parts(parts, guided)
-    return joined._replace(drop=partial(_drop_apart, joined)) if concat == EDIT else joined
+    pictures = [part.name for part in parts if part.name in (EDIT, PICTURE)]
+    if len(pictures) > 1:
+        raise ValueError(f"cond.concat={EDIT} and config.{SECTION} cannot be trained together")
+    return joined._replace(drop=partial(_drop_apart, joined, pictures[0])) if pictures else joined
 
 
-def _drop_apart(condition: Condition, key: jax.Array, raw: Cond, rate: float) -> Cond:
-    """Drop text and picture of InstructPix2Pix, each alone or both (Brooks et al. 2022, 3.2.1).
+def _drop_apart(condition: Condition, name: str, key: jax.Array, raw: Cond, rate: float) -> Cond:
+    """Drop a text and a picture, each alone or both (Brooks et al. 2022, 3.2.1).
 
     Each of the three happens with probability ``rate / 2``.
+
+    Args:
+        name: the entry of the picture.
     """
-    entry: dict[str, Array] = cast(Any, raw)[EDIT]
+    entry: dict[str, Array] = cast(Any, raw)[name]
     drawn = jax.random.uniform(key, entry["seen"].shape)
-    said = guidance.replace(raw, condition.null(raw), drawn < rate)
+    silent = {**cast(Any, condition.null(raw)), name: entry}
+    said = guidance.replace(raw, silent, drawn < rate)
     hidden = (drawn >= rate / 2) & (drawn < 1.5 * rate)
-    return {**cast(Any, said), EDIT: {**entry, "seen": jnp.where(hidden, 0.0, entry["seen"])}}
+    return {**cast(Any, said), name: {**entry, "seen": jnp.where(hidden, 0.0, entry["seen"])}}
 
 
 def _join_parts(parts: list[Part], guided: bool) -> Condition:

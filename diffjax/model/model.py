@@ -62,6 +62,8 @@ class Model(NamedTuple):
         drop: probability with which training drops the condition.
         span_scale: factor on the second time of a network that is told how far a step goes
             (`tell_span`); 0 for a network of one time.
+        source: where it was opened from, by which ``diffjax.save`` writes it; None for a model that
+            was put together by hand.
     """
 
     schedule: Schedule
@@ -79,6 +81,7 @@ class Model(NamedTuple):
     num_classes: int = 0
     drop: float = 0.0
     span_scale: float = 0.0
+    source: object = None
 
     def __repr__(self) -> str:
         return summarize(self)

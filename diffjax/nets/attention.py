@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from jax.nn.initializers import Initializer
 
 from diffjax.nets.fused_attention import choose_fused, splash
 from diffjax.nets.layers import GroupNorm, default_init, zero_init
-from diffjax.types import DType, choose
+from diffjax.types import DType, choose, expand
 
 Array = jax.Array
 CHUNK = 1024  # queries that chunked attention computes at a time
@@ -117,19 +117,28 @@ class Attention(nn.Module):
     out_init: Initializer = zero_init
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        context: Array | None = None,
+        mask: Array | None = None,
+        prompts: Sequence[Mapping[str, Array]] = (),
+    ) -> Array:
         """Attend from x (B, N, C) to itself, or to a context; returns (B, N, C).
 
         Args:
             x: where queries come from.
             context: (B, M, D), where keys and values come from; None for x.
             mask: (B, M) bool; False leaves a token out.
+            prompts: pictures as tokens, each with keys and values of its own (Ye et al. 2023, eq.
+                5): ``softmax(Q K^T) V + sum_k scale_k softmax(Q K_k^T) V_k``, with the entries
+                ``tokens`` (B, T, D) and ``scale`` (B,).
         """
         width = self.width or x.shape[-1]
         source = x if context is None else context
 
-        def project(name: str, value: Array) -> Array:
-            out = nn.Dense(width, self.bias, dtype=self.dtype, kernel_init=default_init, name=name)(
+        def project(name: str, value: Array, bias: bool = self.bias) -> Array:
+            out = nn.Dense(width, bias, dtype=self.dtype, kernel_init=default_init, name=name)(
                 value
             )
             return out.reshape(*out.shape[:2], self.heads, width // self.heads)
@@ -140,6 +149,12 @@ class Attention(nn.Module):
             q, k, v = project("to_q", x), project("to_k", source), project("to_v", source)
             kept = None if mask is None else mask[:, None, None, :]
             out = attend(q, k, v, mask=kept, kind=self.kind)
+            for i, prompt in enumerate(prompts):
+                k, v = (
+                    project(f"processor.to_{name}_ip.{i}", prompt["tokens"], False) for name in "kv"
+                )
+                seen = attend(q, k, v, kind=self.kind)
+                out = out + expand(prompt["scale"], out).astype(out.dtype) * seen
         out = out.reshape(*x.shape[:2], width)
         return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.out_init, name="to_out.0")(
             out

@@ -135,10 +135,23 @@ class Decoder(_Coder):
     @nn.compact
     def __call__(self, z: Array) -> Array:
         """Return images of latents; the last convolution computes in float32."""
+        return self.apply_blocks(z)
+
+    @nn.nowrap
+    def apply_blocks(
+        self, z: Array, change: Callable[[Array, int], Array] = lambda h, level: h
+    ) -> Array:
+        """Apply all blocks, as submodules of the current module.
+
+        Args:
+            z: latents.
+            change: what becomes of the features before each level, and after the last.
+        """
         levels = len(self.multipliers)
         width = int(self.channels * self.multipliers[-1])
         h = self._apply_middle(conv(width, name="conv_in", dtype=self.dtype)(z))
         for k, i in enumerate(reversed(range(levels))):
+            h = change(h, k)
             for j in range(self.blocks + 1):
                 h = self._make_res_block(
                     int(self.channels * self.multipliers[i]), f"up_blocks.{k}.resnets.{j}"
@@ -147,7 +160,7 @@ class Decoder(_Coder):
                     h = self._make_attention(f"up_blocks.{k}.attentions.{j}")(h)
             if i:
                 h = Upsample(self.dtype, name=f"up_blocks.{k}.upsamplers.0")(h)
-        return self._apply_out(h)
+        return self._apply_out(change(h, levels))
 
 
 class LatentScale:
@@ -243,7 +256,8 @@ class Autoencoder(LatentScale, nn.Module):
             )
 
 
-def _make_pointwise(features: int, name: str) -> nn.Conv:
+def make_pointwise(features: int, name: str) -> nn.Conv:
+    """Make a 1x1 convolution."""
     return conv(features, name=name, size=1, padding=0)
 
 
@@ -262,8 +276,8 @@ class AutoencoderKL(Autoencoder):
         c = self.latent_channels
         self.encoder = self._make_coder(Encoder, 2 * c)
         self.decoder = self._make_coder(Decoder, self.out_channels)
-        self._after = _make_pointwise(2 * c, "quant_conv") if self.quant_conv else None
-        self._before = _make_pointwise(c, "post_quant_conv") if self.post_quant_conv else None
+        self._after = make_pointwise(2 * c, "quant_conv") if self.quant_conv else None
+        self._before = make_pointwise(c, "post_quant_conv") if self.post_quant_conv else None
 
     @property
     def embed_channels(self) -> int:
@@ -349,9 +363,9 @@ class VQModel(Autoencoder):
     def setup(self) -> None:
         self.encoder = self._make_coder(Encoder, self.latent_channels)
         self.decoder = self._make_coder(Decoder, self.out_channels)
-        self._after = _make_pointwise(self.embed_channels, "quant_conv")
+        self._after = make_pointwise(self.embed_channels, "quant_conv")
         self.quantize = Codebook(self.codes, self.embed_channels)
-        self._before = _make_pointwise(self.latent_channels, "post_quant_conv")
+        self._before = make_pointwise(self.latent_channels, "post_quant_conv")
 
     @property
     def embed_channels(self) -> int:

@@ -5,6 +5,8 @@ Rombach et al. 2022, appendix E.2.1, with the state-dict names of diffusers' Tra
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,8 @@ from diffjax.nets.layers import GroupNorm, conv, default_init, rematerialise, ze
 from diffjax.types import DType
 
 Array = jax.Array
+# Pictures that stand beside the text, see `diffjax.nets.attention.Attention`.
+Prompts = Sequence[Mapping[str, Array]]
 
 
 class GEGLU(nn.Module):
@@ -50,7 +54,11 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, context: Array | None, mask: Array | None = None
+        self,
+        x: Array,
+        context: Array | None,
+        mask: Array | None = None,
+        prompts: Prompts = (),
     ) -> tuple[Array, None]:
         """Return tokens of the shape of x.
 
@@ -58,6 +66,7 @@ class TransformerBlock(nn.Module):
             x: pixels as tokens (B, N, C).
             context: (B, M, D); None attends to x itself.
             mask: (B, M) bool; False leaves a token of the context out.
+            prompts: pictures that the second attention also reads, see `Attention`.
         """
 
         def norm(name: str, value: Array) -> Array:
@@ -68,7 +77,7 @@ class TransformerBlock(nn.Module):
 
         first = (context, mask) if self.only_cross else ()
         x = x + attention("attn1", self.identity)(norm("norm1", x), *first)
-        x = x + attention("attn2")(norm("norm2", x), context, mask)
+        x = x + attention("attn2")(norm("norm2", x), context, mask, prompts)
         x = x + GEGLU(self.dtype, name="ff")(norm("norm3", x))
         return x, None
 
@@ -102,12 +111,18 @@ class SpatialTransformer(nn.Module):
     only_cross: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None, mask: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        context: Array | None,
+        mask: Array | None = None,
+        prompts: Prompts = (),
+    ) -> Array:
         """Return features of the shape of x (B, H, W, C); arguments as in `TransformerBlock`."""
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
         y = self._project(y, "proj_in", default_init).reshape(b, h * w, c)
-        y, _ = self._make_blocks()(y, context, mask)
+        y, _ = self._make_blocks()(y, context, mask, prompts)
         return x + self._project(y.reshape(b, h, w, c), "proj_out", zero_init)
 
     def _make_blocks(self) -> nn.Module:

@@ -33,7 +33,7 @@ from diffjax.nets.layers import (
 from diffjax.nets.levels import Depths, take_depth, take_level
 from diffjax.nets.skips import Features, add_residuals, weigh_skip
 from diffjax.nets.transformer import SpatialTransformer
-from diffjax.types import Cond, CondEntries, ConfigError, DType, Module, choose
+from diffjax.types import IMAGE_PROMPTS, Cond, CondEntries, ConfigError, DType, Module, choose
 
 Array = jax.Array
 # ``(features, name, resample=None) -> (h -> h)``, a residual block.
@@ -48,6 +48,8 @@ class UNet(nn.Module):
     ``cond["control"]``, residuals of every skip (or None) and of the middle, is added to them, and
     ``cond["adapter"]``, features for every level (and maybe the middle), on the way down.
     ``cond["freeu"]`` (B, 4) has the factors (b1, b2, s1, s2) of `weigh_skip`.
+    ``cond["image_prompts"]`` are pictures that the attentions to the text also read, see
+    `diffjax.nets.attention.Attention`; their layers are parameters beside the others.
 
     Attributes:
         channels: width of the first level.
@@ -382,7 +384,7 @@ def _make_block_functions(
             identity,
             only_cross and _reads_context_only(net, level),
             name=name,
-        )(h, cond["context"], cond.get("mask"))
+        )(h, cond["context"], cond.get("mask"), tuple(cond.get(IMAGE_PROMPTS, ())))
 
     return res, attend
 

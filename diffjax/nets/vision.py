@@ -60,8 +60,13 @@ class CLIPVision(nn.Module):
     dtype: DType = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, hidden: bool = False) -> Array:
         """Embed images that `clip_input` has made; embeddings are not normalised.
+
+        Args:
+            x: (B, size, size, 3).
+            hidden: whether to return the tokens (B, 1 + patches, features) before the last layer
+                in place of the embeddings (B, P).
 
         Raises:
             ValueError: images of another size.
@@ -70,7 +75,10 @@ class CLIPVision(nn.Module):
             raise ValueError(f"this encoder takes images of {self.size} pixels, got {x.shape}")
         x = self._embed_patches(x)
         x = self._make_norm("pre_layrnorm")(x)  # every published file has this spelling
-        x, _ = make_layer_stack(self, "vision_model.encoder.layers")(x, None)
+        before = x
+        x, layers = make_layer_stack(self, "vision_model.encoder.layers")(x, None)
+        if hidden:
+            return layers[-2] if self.layers > 1 else before
         pooled = self._make_norm("post_layernorm")(x[:, 0])
         return nn.Dense(
             self.projection,

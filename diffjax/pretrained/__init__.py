@@ -13,6 +13,7 @@ no code of a file is run, and every error names the file and the key.
 from diffjax.pretrained.control_file import save_control_file
 from diffjax.pretrained.files import load_safetensors, open_safetensors
 from diffjax.pretrained.hub import download
+from diffjax.pretrained.image_adapters import load_image_adapter, save_image_adapter
 from diffjax.pretrained.lora_files import load_lora, merge_lora, save_lora
 from diffjax.pretrained.models import Component, load_model, save_model
 from diffjax.pretrained.safety import load_safety_checker
@@ -33,6 +34,7 @@ __all__ = [
     "download",
     "flow_mu",
     "from_state_dict",
+    "load_image_adapter",
     "load_lora",
     "load_loras",
     "load_model",
@@ -44,6 +46,7 @@ __all__ = [
     "open_safetensors",
     "open_single_file",
     "save_control_file",
+    "save_image_adapter",
     "save_lora",
     "save_model",
     "save_safetensors",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from diffjax.nets.asymmetric_autoencoder import AsymmetricAutoencoderKL
 from diffjax.nets.autoencoder import Autoencoder, AutoencoderKL, VQModel
 from diffjax.nets.tiny_autoencoder import AutoencoderTiny
 from diffjax.types import Config, JsonObject, Options, Tree
@@ -83,6 +84,19 @@ _KL_DEFAULTS = dict(
     latents_std=None,
     use_quant_conv=True,
     use_post_quant_conv=True,
+)
+_ASYMMETRIC_DEFAULTS: dict[str, object] = dict(
+    in_channels=3,
+    out_channels=3,
+    down_block_types=_ENCODER[:1],
+    up_block_types=_DECODER[:1],
+    down_block_out_channels=(64,),
+    up_block_out_channels=(64,),
+    layers_per_down_block=1,
+    layers_per_up_block=1,
+    latent_channels=4,
+    norm_num_groups=32,
+    scaling_factor=0.18215,
 )
 _VQ_DEFAULTS = dict(_AE_DEFAULTS, latent_channels=3, num_vq_embeddings=256, vq_embed_dim=None)
 _KL_FIXED: dict[str, tuple[object, ...]] = dict(act_fn=("silu",))
@@ -173,6 +187,43 @@ def _build_kl(config: Config) -> AutoencoderKL:
         quant_conv=config["use_quant_conv"],
         post_quant_conv=config["use_post_quant_conv"],
     )
+
+
+# By the side of the autoencoder: keys of an asymmetric config, and those of a symmetric one.
+_SIDES = {
+    side: {
+        "block_out_channels": f"{side}_block_out_channels",
+        "layers_per_block": f"layers_per_{side}_block",
+    }
+    for side in ("down", "up")
+}
+
+
+def _build_asymmetric(config: Config) -> AsymmetricAutoencoderKL:
+    """Build the asymmetric autoencoder of a complete config."""
+
+    def read(side: str) -> Options:
+        ours = {key: config[theirs] for key, theirs in _SIDES[side].items()}
+        return _read_autoencoder_fields({**config, **ours, "mid_block_add_attention": True})
+
+    encoder, decoder = read("down"), read("up")
+    wide = {f"decoder_{k}": decoder[k] for k in ("channels", "multipliers", "blocks")}
+    return AsymmetricAutoencoderKL(**encoder, **wide)
+
+
+def _describe_asymmetric(net: AsymmetricAutoencoderKL, in_channels: int) -> JsonObject:
+    """Return the config.json of an asymmetric autoencoder."""
+    found = _describe_autoencoder(net, in_channels)
+    for key in ("block_out_channels", "layers_per_block", "mid_block_add_attention"):
+        del found[key]
+    wide = net.clone(channels=net.decoder_channels, multipliers=net.decoder_multipliers)
+    sides = {"down": net, "up": wide}
+    for side, one in sides.items():
+        widths = [int(one.channels * m) for m in one.multipliers]
+        blocks = net.decoder_blocks if side == "up" else net.blocks
+        found |= {_SIDES[side]["block_out_channels"]: widths}
+        found |= {_SIDES[side]["layers_per_block"]: blocks}
+    return found
 
 
 def _build_vq(config: Config) -> VQModel:
@@ -285,6 +336,15 @@ AUTOENCODERS = {
         _KL_DEFAULTS,
         _KL_FIXED,
         _AE_IGNORED,
+    ),
+    "AsymmetricAutoencoderKL": NetworkKind(
+        "diffusers",
+        _build_asymmetric,
+        _describe_asymmetric,
+        _make_autoencoder_inputs,
+        _ASYMMETRIC_DEFAULTS,
+        _KL_FIXED,
+        (*_AE_IGNORED, "block_out_channels"),
     ),
     "VQModel": NetworkKind(
         "diffusers",

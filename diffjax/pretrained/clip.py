@@ -20,6 +20,7 @@ from diffjax.pretrained.configs import trace_params
 from diffjax.pretrained.files import StrPath, Weights, open_folder, resolve_inside
 from diffjax.pretrained.hub import download
 from diffjax.pretrained.state_dict import from_state_dict
+from diffjax.pretrained.text_configs import VISION_DEFAULTS, build_image_encoder
 from diffjax.types import Array, Config, Module, Params
 from diffjax.untrusted import check, naming, read_json
 
@@ -99,17 +100,9 @@ def build_vision(config: Config) -> CLIPVision:
     """Build the image encoder. Keys that the config leaves out have the defaults of
     transformers.
     """
-    part: Config = config["vision_config"]
-    return CLIPVision(
-        size=part.get("image_size", 224),
-        patch=part.get("patch_size", 32),
-        features=part.get("hidden_size", 768),
-        width=part.get("intermediate_size", 3072),
-        layers=part.get("num_hidden_layers", 12),
-        heads=part.get("num_attention_heads", 12),
-        projection=config.get("projection_dim", 512),
-        activation=part.get("hidden_act", "quick_gelu"),
-        eps=part.get("layer_norm_eps", 1e-5),
+    projection = config.get("projection_dim", 512)
+    return build_image_encoder(
+        {**VISION_DEFAULTS, **config["vision_config"], "projection_dim": projection}
     )
 
 

@@ -90,6 +90,10 @@ NETWORK: dict[str, Spec] = {
     "force_upcast": _MAYBE,
     "latents_mean": either(NOTHING, listed(_ANY, 64)),
     "latents_std": either(NOTHING, listed(_POSITIVE, 64)),
+    "down_block_out_channels": listed(_WIDTH, LEVELS),
+    "up_block_out_channels": listed(_WIDTH, LEVELS),
+    "layers_per_down_block": _COUNT,
+    "layers_per_up_block": _COUNT,
     "encoder_block_out_channels": listed(_WIDTH, LEVELS),
     "decoder_block_out_channels": listed(_WIDTH, LEVELS),
     "num_encoder_blocks": listed(integer(0, 64), LEVELS),
@@ -207,6 +211,8 @@ _PART = Spec(
 # Modules that are counted in names of weights, by the key of a config that says how many.
 _MODULES = {
     "layers_per_block": "resnets",
+    "layers_per_down_block": "resnets",
+    "layers_per_up_block": "resnets",
     "num_res_blocks": "resnets",
     "num_hidden_layers": "layers",
     "transformer_layers_per_block": "transformer_blocks",
@@ -297,6 +303,8 @@ def check_counts(config: Config, keys: Iterable[str]) -> None:
 
 _COUNTED = (
     "layers_per_block",
+    "layers_per_down_block",
+    "layers_per_up_block",
     "num_res_blocks",
     "num_hidden_layers",
     "transformer_layers_per_block",

@@ -22,9 +22,11 @@ from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.text import CLIPText
 from diffjax.nets.tiny_autoencoder import AutoencoderTiny
 from diffjax.nets.unet import UNet
+from diffjax.nets.vision import CLIPVision
 from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, NetworkKind
 from diffjax.pretrained.config_specs import NETWORK, check_levels
-from diffjax.pretrained.text_configs import TEXT_ENCODERS
+from diffjax.pretrained.recognise import READ, name_family
+from diffjax.pretrained.text_configs import IMAGE_ENCODERS, TEXT_ENCODERS
 from diffjax.pretrained.transformer_configs import TRANSFORMERS
 from diffjax.pretrained.unet_configs import (
     DOWN,
@@ -64,6 +66,8 @@ def build(config: Config) -> Any:
             all of them.
     """
     name = read_class_name(config)
+    if name not in KINDS and (family := name_family(name)):
+        raise ValueError(f"{name} is of {family}, which is not supported; {READ}")
     kind = choose("class", name, KINDS)
     return kind.build(_complete_config(name, kind, config))
 
@@ -110,6 +114,8 @@ def find_kind(net: object) -> str:
     """Return the class of a network in diffusers or transformers, or raise a ValueError."""
     if isinstance(net, CLIPText):
         return "CLIPTextModelWithProjection" if net.projection else "CLIPTextModel"
+    if isinstance(net, CLIPVision):
+        return "CLIPVisionModelWithProjection"
     if isinstance(net, Autoencoder | AutoencoderTiny):
         return type(net).__name__
     if isinstance(net, UNet) and net.context_dim:
@@ -269,6 +275,7 @@ def _describe_adapter(net: T2IAdapter, in_channels: int) -> JsonObject:
 KINDS: dict[str, NetworkKind] = {
     **AUTOENCODERS,
     **TEXT_ENCODERS,
+    **IMAGE_ENCODERS,
     **TRANSFORMERS,
     "UNet2DConditionModel": NetworkKind(
         "diffusers",

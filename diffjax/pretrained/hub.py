@@ -13,7 +13,7 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,17 +39,19 @@ _ADDRESS = re.compile(
 
 
 class HubName(NamedTuple):
-    """A model on the Hub.
+    """A model, or a data set, on the Hub.
 
     Attributes:
         repo: ``owner/name``.
         revision: branch, tag or commit; None for the main branch.
         path: a file or folder inside of the repository; empty for all of it.
+        kind: ``model`` or ``dataset``.
     """
 
     repo: str
     revision: str | None = None
     path: str = ""
+    kind: str = "model"
 
     def __str__(self) -> str:
         at = f"@{self.revision}" if self.revision else ""
@@ -121,12 +123,50 @@ def download(
         raise ConfigError(f"revision={revision!r} differs from the one in {str(name)!r}")
     name = name._replace(revision=revision or name.revision)
     wanted = Wanted(name.path, parts, variant, fall_back, pickles)
-    hub = _import_hub(name)
+    hub = import_hub(name)
     with explain_errors(name, local_files_only):
         return _Repository(hub, name, token, local_files_only).fetch(wanted)
 
 
-def _import_hub(name: HubName) -> Any:
+class FetchedData(NamedTuple):
+    """Files of a data set on this machine.
+
+    Attributes:
+        folder: of the repository at its commit.
+        names: of all files of the repository.
+        commit: what the revision stands for.
+        cache: folder beside that of the Hub, for what is made of the files.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    commit: str
+    cache: Path
+
+
+def download_data(
+    name: HubName, choose: Callable[[Collection[str]], Collection[str]]
+) -> FetchedData:
+    """Fetch files of a data set, if they are not in the cache.
+
+    Args:
+        name: of the data set.
+        choose: from the names of all files to those that are needed.
+
+    Raises:
+        ConfigError, OSError: as `download`; and what ``choose`` raises.
+    """
+    hub = import_hub(name)
+    name = name._replace(kind="dataset")
+    with explain_errors(name):
+        return _Repository(hub, name, None, False).fetch_data(choose)
+
+
+def import_hub(name: HubName) -> Any:
+    """
+    Raises:
+        ConfigError: huggingface_hub is not installed, or is too old.
+    """
     try:
         import huggingface_hub
 
@@ -148,10 +188,14 @@ class _Repository:
             "token": token,
             "local_files_only": local or hub.is_offline_mode(),
             "library_name": LIBRARY,
+            "repo_type": name.kind,
         }
         api = hub.HfApi(token=token, library_name=LIBRARY)
         commit = api.resolve_revision(
-            name.repo, revision=name.revision, local_files_only=self._options["local_files_only"]
+            name.repo,
+            repo_type=name.kind,
+            revision=name.revision,
+            local_files_only=self._options["local_files_only"],
         )
         self._commit = commit.resolved
 
@@ -164,6 +208,14 @@ class _Repository:
         chosen = choose_files(self._list_names(folder), manifest, wanted, str(self._name))
         self._fetch_files(chosen, folder)
         return folder / chosen.root if chosen.root else folder
+
+    def fetch_data(self, choose: Callable[[Collection[str]], Collection[str]]) -> FetchedData:
+        """Bring some files of a data set onto this machine."""
+        folder = self._fetch_quietly(MANIFEST)  # there is none; the list of all names is kept
+        names = self._list_names(folder)
+        self._fetch_files(Chosen(tuple(choose(names)), ""), folder)
+        cache = Path(self._hub.constants.HF_HUB_CACHE).parent
+        return FetchedData(folder, tuple(names), self._commit, cache)
 
     def _fetch_quietly(self, name: str) -> Path:
         """Fetch a file if the repository has it, and the list of all names, without a word."""
@@ -186,7 +238,9 @@ class _Repository:
     def _list_names(self, folder: Path) -> list[str]:
         """Names of all files at this commit; those in the cache if nothing else is known."""
         try:
-            tree = self._hub.get_cached_repo_tree(self._name.repo, revision=self._commit)
+            tree = self._hub.get_cached_repo_tree(
+                self._name.repo, repo_type=self._name.kind, revision=self._commit
+            )
         except self._hub.errors.CachedRepoTreeNotFoundError:
             return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
         return [entry.path for entry in tree]
@@ -263,13 +317,13 @@ def explain_errors(name: HubName, local_files_only: bool = False) -> Iterator[No
         raise ConfigError(f"{name} is no name of the Hub: {_first_line(error)}") from error
     except errors.GatedRepoError as error:
         raise ConfigError(
-            f"{name} is gated: accept its terms at {constants.ENDPOINT}/{name.repo}, then "
-            f"{_say_login()}"
+            f"{name} is gated: accept its terms at {constants.ENDPOINT}/{_find_page(name)}, then "
+            f"{say_login()}"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise ConfigError(
             f"there is no {name} on this machine, and {constants.ENDPOINT} shows no repository "
-            f"{name.repo} to {_say_reader(error)}; if it is private, {_say_login()}"
+            f"{name.repo} to {_say_reader(error)}; if it is private, {say_login()}"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ConfigError(
@@ -278,14 +332,14 @@ def explain_errors(name: HubName, local_files_only: bool = False) -> Iterator[No
     except errors.DisabledRepoError as error:
         raise ConfigError(f"the Hub has disabled {name.repo}") from error
     except errors.LocalTokenNotFoundError as error:
-        raise ConfigError(f"token=True: nobody is logged in; {_say_login()}") from error
+        raise ConfigError(f"token=True: nobody is logged in; {say_login()}") from error
     except (errors.RevisionResolutionError, errors.LocalEntryNotFoundError) as error:
         raise _explain_absence(name, error, local_files_only) from error
     except errors.HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise ConfigError(
                 f"the Hub refused {name} to {_say_reader(error)} "
-                f"({error.server_message or error.response.status_code}); {_say_login()}"
+                f"({error.server_message or error.response.status_code}); {say_login()}"
             ) from error
         raise ConnectionError(
             f"{name}: {constants.ENDPOINT} answered {error.response.status_code}"
@@ -302,7 +356,13 @@ def explain_errors(name: HubName, local_files_only: bool = False) -> Iterator[No
         raise ConnectionError(f"{name}: {_first_line(error)}; run it again") from error
 
 
-def _say_login() -> str:
+def _find_page(name: HubName) -> str:
+    """The part of a repository's address behind that of the server."""
+    return f"datasets/{name.repo}" if name.kind == "dataset" else name.repo
+
+
+def say_login() -> str:
+    """Say in messages how a user gets a token."""
     return "log in with 'hf auth login' or set HF_TOKEN"
 
 
@@ -316,7 +376,9 @@ def _list_revisions(name: HubName) -> str:
     import huggingface_hub
 
     try:
-        refs = huggingface_hub.HfApi(library_name=LIBRARY).list_repo_refs(name.repo)
+        refs = huggingface_hub.HfApi(library_name=LIBRARY).list_repo_refs(
+            name.repo, repo_type=name.kind
+        )
     except (OSError, huggingface_hub.errors.HTTPError):
         return ""
     names = [ref.name for ref in (*refs.branches, *refs.tags)]
@@ -336,62 +398,3 @@ def _explain_absence(name: HubName, error: BaseException, local_files_only: bool
     return ConnectionError(
         f"{told}, and {constants.ENDPOINT} cannot be reached ({_first_line(cause)})"
     )
-
-
-# ---- uploads ----------------------------------------------------------------------------------
-
-
-def list_uploads(folder: Path) -> dict[str, Path]:
-    """The files of a folder by their names in a repository; hidden ones stay here."""
-    found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    return {name: p for name, p in found.items() if not name.startswith(".") and "/." not in name}
-
-
-def check_target(where: str, token: str | bool | None = None) -> HubName:
-    """Read the name of a repository to write to, as far as that needs no network.
-
-    Raises:
-        ConfigError: it is no name, or nobody is logged in, or HF_HUB_OFFLINE is set.
-    """
-    name = parse_name(where)
-    if name is None or name.path:
-        raise ConfigError(f"{where!r} is no name of a repository; it must be OWNER/NAME[@BRANCH]")
-    hub = _import_hub(name)
-    if hub.is_offline_mode():
-        raise ConfigError(f"HF_HUB_OFFLINE lets nothing be sent to {name}")
-    if token is None and hub.get_token() is None:
-        raise ConfigError(f"to write to {name}, {_say_login()}; the token must allow writing")
-    return name
-
-
-def upload(
-    files: Mapping[str, Path],
-    where: str,
-    *,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    message: str = "Upload by diffjax",
-) -> str:
-    """Put files into a repository on the Hub in one commit, and return the commit's address.
-
-    Files that are there already and are not among these stay. Files that have not changed are not
-    sent again.
-
-    Args:
-        files: by their names in the repository.
-        where: ``owner/name``, made if there is none; or ``owner/name@branch``.
-        private: whether a new repository is; None for the owner's default.
-        token: see `download`; it must allow writing.
-
-    Raises:
-        ConfigError: this is no such name, or the Hub refuses it; the message says what to do.
-        OSError: the Hub cannot be reached, or failed.
-    """
-    name = check_target(where, token)
-    hub = _import_hub(name)
-    api = hub.HfApi(token=token, library_name=LIBRARY)
-    with explain_errors(name):
-        api.create_repo(name.repo, private=private, exist_ok=True)
-        added = [hub.CommitOperationAdd(path, str(file)) for path, file in files.items()]
-        done = api.create_commit(name.repo, added, commit_message=message, revision=name.revision)
-    return str(done.commit_url)

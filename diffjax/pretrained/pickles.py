@@ -59,8 +59,8 @@ def open_pickle(path: StrPath) -> Weights:
     """Open a file of ``torch.save(module.state_dict())`` in the old or the new format.
 
     Dictionaries that hold a state dict under ``state_dict``, or the words of textual inversion
-    under ``string_to_param``, are read too. Only the pickle is read here; an array is read when it
-    is asked for.
+    under ``string_to_param``, are read too, and those of several state dicts, as ``part.key``. Only
+    the pickle is read here; an array is read when it is asked for.
 
     Args:
         path: the file.
@@ -80,6 +80,7 @@ def open_pickle(path: StrPath) -> Weights:
     # Words of textual inversion, as web pages save them.
     if isinstance(found, dict) and isinstance(found.get("string_to_param"), dict):
         found = found["string_to_param"]
+    found = _join_parts(found)
     views = {k: v for k, v in found.items() if type(v) is View} if _is_state(found) else {}
     if not views:
         raise ValueError(f"{source} holds no state dict, but {type(found).__name__}")
@@ -130,6 +131,16 @@ def _explain_errors(source: Path, key: str = "") -> Iterator[None]:
             f"{where} is no complete file of torch.save ({str(error)[:300] or type(error).__name__}"
             "); it may be a broken download: copy or download it again"
         ) from error
+
+
+def _join_parts(found: object) -> object:
+    """Join state dicts by name, as the parts of an IP-Adapter are, to one with dotted keys."""
+    if not _is_state(found):
+        return found
+    parts = {name: one for name, one in found.items() if _is_state(one)}
+    if len(parts) < len(found):
+        return found
+    return {f"{name}.{key}": value for name, one in parts.items() for key, value in one.items()}
 
 
 def _is_state(value: object) -> TypeGuard[dict[str, object]]:

@@ -19,6 +19,19 @@ _CLASSES = {
     "StableDiffusion3": "Stable Diffusion 3",
     "SD3": "Stable Diffusion 3",
     "StableDiffusionLatentUpscale": "the latent upscaler of Stable Diffusion",
+    "StableDiffusionGLIGEN": "GLIGEN",
+    "StableDiffusionAttendAndExcite": "attend-and-excite",
+    "StableDiffusionControlNetXS": "ControlNet-XS",
+    "StableDiffusionXLControlNetXS": "ControlNet-XS",
+    "StableDiffusionXLControlNetUnion": "ControlNets that unite several hints",
+    "SemanticStableDiffusion": "semantic guidance",
+    "LEdits": "LEDITS++",
+    "ControlNetUnion": "ControlNets that unite several hints",
+    "ControlNetXS": "ControlNet-XS",
+    "UNetControlNetXS": "ControlNet-XS",
+    "SparseControlNet": "AnimateDiff",
+    "ConsistencyDecoderVAE": "consistency decoders",
+    "AutoencoderKLTemporalDecoder": "Stable Video Diffusion",
     "StableUnCLIP": "Stable unCLIP",
     "StableVideo": "Stable Video Diffusion",
     "StableCascade": "Stable Cascade",
@@ -81,7 +94,7 @@ WORD = "a word of textual inversion, which with_concept takes"
 _PARTS = {
     r"lora_(up|down|A|B)\b|lora\.(up|down)|\.hada_w1|\.lokr_w|\.oft_blocks": ADAPTER,
     r"^(emb_params|clip_[lg]|<[^>]+>)$": WORD,
-    r"^(ip_adapter|image_proj)\.": "an IP-Adapter, which is not supported",
+    r"^(ip_adapter|image_proj)\.": "an IP-Adapter, which load_image_adapter takes",
     r"controlnet_cond_embedding\.|^(control_model\.)?input_hint_block": "a ControlNet",
     r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|down|up)": (
         "an autoencoder, which the argument vae takes"

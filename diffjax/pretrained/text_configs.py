@@ -1,8 +1,8 @@
-"""Text encoders to and from the config.json files of transformers.
+"""CLIP's encoders to and from the config.json files of transformers.
 
 CLIPTextModel is the encoder of Stable Diffusion 1 and 2 and the first one of XL,
-CLIPTextModelWithProjection the second one of XL. `configs` joins them with the classes of
-diffusers.
+CLIPTextModelWithProjection the second one of XL, and CLIPVisionModelWithProjection reads the
+pictures of IP-Adapters. `configs` joins them with the classes of diffusers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from diffjax.nets.text import CLIPText
+from diffjax.nets.vision import CLIPVision
 from diffjax.pretrained.autoencoder_configs import NetworkKind
 from diffjax.types import Config, JsonObject, Tree
 
@@ -106,4 +107,75 @@ def _make_text_kind(make: Callable[[Config], CLIPText]) -> NetworkKind:
 TEXT_ENCODERS: dict[str, NetworkKind] = {
     "CLIPTextModel": _make_text_kind(_build_text),
     "CLIPTextModelWithProjection": _make_text_kind(_build_projected),
+}
+
+
+# ---- pictures -----------------------------------------------------------------------------------
+
+# What transformers assumes of an image encoder whose config does not say it.
+VISION_DEFAULTS: Config = dict(
+    image_size=224,
+    patch_size=32,
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    projection_dim=512,
+    hidden_act="quick_gelu",
+    layer_norm_eps=1e-5,
+)
+_VISION_FIXED: dict[str, tuple[object, ...]] = {
+    **_TEXT_FIXED,
+    "model_type": ("clip_vision_model",),
+    "num_channels": (3,),
+}
+
+
+def build_image_encoder(config: Config) -> CLIPVision:
+    """Build the image encoder of a complete config."""
+    return CLIPVision(
+        size=config["image_size"],
+        patch=config["patch_size"],
+        features=config["hidden_size"],
+        width=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        projection=config["projection_dim"],
+        activation=config["hidden_act"],
+        eps=config["layer_norm_eps"],
+    )
+
+
+def _make_vision_inputs(net: CLIPVision, config: Config) -> tuple[Tree, ...]:
+    """Return the one image (1, size, size, 3) that an image encoder is initialised with."""
+    return (jnp.zeros((1, net.size, net.size, 3)),)
+
+
+def _describe_vision(net: CLIPVision, in_channels: int) -> JsonObject:
+    """Return the config.json of an image encoder."""
+    return dict(
+        architectures=["CLIPVisionModelWithProjection"],
+        model_type="clip_vision_model",
+        image_size=net.size,
+        patch_size=net.patch,
+        hidden_size=net.features,
+        intermediate_size=net.width,
+        num_hidden_layers=net.layers,
+        num_attention_heads=net.heads,
+        projection_dim=net.projection,
+        hidden_act=net.activation,
+        layer_norm_eps=net.eps,
+    )
+
+
+IMAGE_ENCODERS: dict[str, NetworkKind] = {
+    "CLIPVisionModelWithProjection": NetworkKind(
+        "transformers",
+        build_image_encoder,
+        _describe_vision,
+        _make_vision_inputs,
+        VISION_DEFAULTS,
+        _VISION_FIXED,
+        _TEXT_IGNORED,
+    ),
 }

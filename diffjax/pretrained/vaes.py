@@ -26,7 +26,7 @@ from diffjax.pretrained.single_file_parts import Part, build_autoencoder_part, s
 from diffjax.types import Config, JsonObject
 from diffjax.untrusted import naming
 
-_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
+_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel")
 
 
 def load_vae(

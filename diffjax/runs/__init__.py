@@ -24,6 +24,7 @@ from diffjax.runs.fixed_parts import leave_out_base, load_fixed_parts, make_abst
 from diffjax.runs.open import TrainedRun, make_drawer, open_control, open_model, open_run
 from diffjax.runs.publishing import is_publishable, publish
 from diffjax.runs.record import Record, is_trained
+from diffjax.runs.saving import save_model
 from diffjax.runs.sources import load_source, load_test_source
 from diffjax.runs.states import (
     assemble_trained,
@@ -72,6 +73,7 @@ __all__ = [
     "read_known_classes",
     "read_state",
     "replace_sample",
+    "save_model",
     "start_batches",
     "tokenize",
     "write_export",

@@ -9,7 +9,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from diffjax.pretrained.cards import CARD, PICTURE, UNKNOWN, Card, write_card
-from diffjax.pretrained.hub import list_uploads, parse_name
+from diffjax.pretrained.hub import parse_name
+from diffjax.pretrained.hub_uploads import list_uploads
 from diffjax.runs.tokens import RANDOM, find_model_path
 from diffjax.tasks import find_task_kind
 from diffjax.train import State
@@ -26,6 +27,12 @@ _KINDS = {
         "a low-rank adapter (LoRA)",
         'pipe = diffjax.load("{base}").with_lora("{name}")\npipe(prompt)[0].save("image.png")',
         *("text-to-image", ("lora",)),
+    ),
+    "ip_adapter": (
+        "an IP-Adapter",
+        'pipe = diffjax.load("{base}")\nadapter = pipe.load_image_adapter("{name}")\n'
+        "pipe(prompt, image_prompt=diffjax.ImagePrompt(adapter, image))",
+        *("text-to-image", ("ip-adapter",)),
     ),
     "concept": (
         "a word (textual inversion)",
@@ -82,8 +89,8 @@ def make_card(
 def _find_kind(cfg: ConfigDict, whole: bool) -> str:
     kind = find_task_kind(cfg)
     if whole:
-        if kind.learns_word:
-            return "concept"
+        if kind.learns_word or kind.reads_pictures:
+            return "concept" if kind.learns_word else "ip_adapter"
         adapts = kind.trains_beside and not kind.trains_copy
         return "control" if kind.takes_hints else "lora" if adapts else "whole"
     return "diffusion" if cfg.task == "diffusion" or kind.trains_copy else "other"

@@ -22,13 +22,15 @@ from diffjax import metrics
 from diffjax.config import read_config
 from diffjax.model import make_autoencoder
 from diffjax.model.condition import list_frozen_clips
+from diffjax.model.image_prompt_condition import ENCODER, make_image_encoder
 from diffjax.model.model import LogProb
 from diffjax.nets.autoencoder import Autoencoder
 from diffjax.nets.perceptual import LPIPS
+from diffjax.nets.vision import CLIPVision
 from diffjax.pretrained.lpips import load_lpips
 from diffjax.runs.batches import read_image_shape
 from diffjax.runs.exported import read_exported_parts
-from diffjax.runs.finetuning import check_noise, read_part
+from diffjax.runs.finetuning import check_noise, find_differences, read_part
 from diffjax.runs.locate import fit_weights, read_weights
 from diffjax.runs.states import (
     build_model,
@@ -137,6 +139,8 @@ def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: boo
         out["autoencoder"] = _read_autoencoder(cfg)
     for name, net in list_frozen_clips(cfg).items():
         out[name] = _read_text_encoder(cfg, name, net)
+    if (vision := make_image_encoder(cfg)) is not None:
+        out[ENCODER] = _read_image_encoder(cfg, vision)
     if kind.trains_beside:
         out |= read_base(cfg)
     return out or None
@@ -213,6 +217,29 @@ def _read_text_encoder(cfg: ConfigDict, name: str, net: Module) -> Params:
         return read_part(cfg, name, net, like)
     said = f"the text encoder in {where} is not the one of config.cond.text"
     return fit_weights(read_weights(where, name), like, said)
+
+
+def _read_image_encoder(cfg: ConfigDict, net: CLIPVision) -> Params:
+    """Read the image encoder of an IP-Adapter from ``ip_adapter.encoder``.
+
+    Raises:
+        ConfigError: none is given, or it is not the one of ``config.ip_adapter.vision``.
+    """
+    where, like = cfg.ip_adapter.encoder, make_abstract_encoders(cfg)[ENCODER]
+    if not where:
+        raise ConfigError(
+            "config.ip_adapter.encoder is needed: a folder of CLIPVisionModelWithProjection of "
+            "transformers, such as the image_encoder of a published IP-Adapter"
+        )
+    if where == RANDOM:
+        logging.warning("the image encoder is untrained: %s weights are for tests", RANDOM)
+        return _init_random(net, jnp.zeros((1, net.size, net.size, 3)))
+    said = f"the image encoder in {where} is not the one of config.ip_adapter.vision"
+    found = read_weights(where, ENCODER)
+    params = fit_weights(found, like, said)
+    if differences := find_differences(ENCODER, net, found.network):
+        raise ConfigError(f"{said}: {'; '.join(differences)}")
+    return params
 
 
 def _read_autoencoder(cfg: ConfigDict) -> Params:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from diffjax import data
 from diffjax.data import Framing, make_framing
 from diffjax.runs.classes import read_known_classes
+from diffjax.runs.hub_data import check_place, find_folder
 
 # Config keys by the argument of `diffjax.data.load` that they are, for messages.
 _KEYS = {"data_dir": "config.data.dir", "image_size": "config.data.image_size"}
@@ -29,7 +30,7 @@ class DataKey(NamedTuple):
     Attributes:
         name: of the data set, or of a kind of folder (`diffjax.data.FOLDERS`).
         split: such as train or test.
-        dir: folder of the data; empty for the usual places.
+        dir: folder of the data, or its name on the Hub; empty for the usual places.
         shape: (H, W, C) of the images.
         buckets: aspect ratios to crop to; None for one size.
         classes: names that a run knows, in the order of their labels. This and the fields below
@@ -87,12 +88,13 @@ def load_once(how: DataKey) -> data.Source:
     Raises:
         ValueError, OSError: the data cannot be read.
     """
+    check_place(how.name, how.dir)
     height, width, channels = how.shape
     with _name_keys():
         return data.load(
             how.name,
             split=how.split,
-            data_dir=how.dir or None,
+            data_dir=find_folder(how.dir, how.split) or None,
             image_size=(height, width),
             channels=channels if how.name in data.FOLDERS else None,
             buckets=how.buckets,

@@ -20,6 +20,7 @@ from diffjax.pretrained.pipelines import load_components
 from diffjax.runs.drawing import Drawer
 from diffjax.runs.fixed_parts import Parts, load_fixed_parts
 from diffjax.runs.locate import COMPONENT, EXPORT, RUN, find_kind
+from diffjax.runs.saving import WEIGHTS_FILE, PublishedSource, Source
 from diffjax.runs.states import assemble_trained, read_state
 from diffjax.tasks import find_task_kind
 from diffjax.train import State
@@ -125,8 +126,9 @@ def open_model(
     """Open the diffusion model at a path, of whatever kind it is.
 
     Args:
-        where: the workdir of a run, a file that it was exported to, or a published text-to-image
-            model as a folder of diffusers. Each may be a name on the Hub.
+        where: the workdir of a run, a file that it was exported to, a folder of ``diffjax.save``,
+            or a published text-to-image model as a folder of diffusers. Each may be a name on the
+            Hub.
         best, raw: of runs, see `open_run`.
         revision, token, local_files_only: of names on the Hub, see `diffjax.download`.
 
@@ -138,6 +140,9 @@ def open_model(
         ValueError: a file is damaged or not supported.
     """
     path = download(where, revision=revision, token=token, local_files_only=local_files_only)
+    saved = path / WEIGHTS_FILE  # beside a config.json it is that of transformers
+    if saved.is_file() and not (path / "config.json").is_file():
+        path = saved
     kind = find_kind(path)
     if kind in (RUN, EXPORT):
         run = open_run(path, best=best, raw=raw)
@@ -145,10 +150,11 @@ def open_model(
             raise ConfigError(
                 f"{where} holds a run of task {run.config.task!r}, no diffusion model"
             )
-        return run.model
+        return run.model._replace(source=Source(run.config, int(run.state.step)))
     if kind == COMPONENT:
         raise ConfigError(
             f"{where} holds one network of a published model; open the folder of the whole model, "
             "which has model_index.json"
         )
-    return make_published_model(load_components(path))
+    parts = load_components(path)
+    return make_published_model(parts)._replace(source=PublishedSource(parts))

@@ -10,10 +10,12 @@ from ml_collections import ConfigDict
 
 from diffjax.model import make_control_network
 from diffjax.model.condition import ENCODERS, make_clips
+from diffjax.model.image_prompt_condition import ENCODER, PROJECTION, make_image_encoder
 from diffjax.nets.autoencoder import AutoencoderKL
-from diffjax.pretrained import configs, download, save_model
+from diffjax.pretrained import configs, download, save_image_adapter, save_model
 from diffjax.pretrained.components import Components, make_manifest, save_components
 from diffjax.pretrained.files import write_json
+from diffjax.pretrained.image_adapters import ADAPTER_FILE
 from diffjax.pretrained.lora_files import LORA_FILE, save_lora
 from diffjax.pretrained.models import Component
 from diffjax.pretrained.pipelines import load_components
@@ -26,6 +28,7 @@ from diffjax.runs.states import build_model
 from diffjax.runs.tokens import RANDOM, find_model_path, make_tokenizers
 from diffjax.tasks import find_task_kind
 from diffjax.tasks.controlnet_task import join_network
+from diffjax.tasks.ip_adapter_task import LAYERS
 from diffjax.tasks.lora_task import compute_scale
 from diffjax.train import State
 from diffjax.types import ConfigError, Module, Params
@@ -69,6 +72,13 @@ def publish(
         out.mkdir(parents=True, exist_ok=True)
         save_word(out / WORD_FILE, state.ema, cfg.concept.word)
         return f"a word in {out}; diffjax generate --concept={out / WORD_FILE}:{cfg.concept.word}"
+    if task.reads_pictures:
+        assert frozen is not None
+        out.mkdir(parents=True, exist_ok=True)
+        layers, projection = state.ema[LAYERS], state.ema[PROJECTION]
+        save_image_adapter(out / ADAPTER_FILE, frozen["base"], projection, layers)
+        save_model(out / ENCODER, make_image_encoder(cfg), frozen[ENCODER])
+        return f"an IP-Adapter in {out}; diffjax generate --image_prompt={out}:IMAGE"
     if task.trains_beside and not task.trains_copy:
         out.mkdir(parents=True, exist_ok=True)
         save_lora(out / LORA_FILE, state.ema, scale=compute_scale(cfg.lora))

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from diffjax.model import Model, make_model
 from diffjax.model.condition import list_frozen_clips
+from diffjax.model.image_prompt_condition import ENCODER, SECTION, make_image_encoder
 from diffjax.runs.batches import make_abstract_batch, read_image_shape
 from diffjax.runs.exported import read_export
 from diffjax.tasks import assemble_model, find_task_kind, make_task
@@ -98,12 +99,15 @@ def make_abstract_state(cfg: ConfigDict, task: Task | None = None) -> State:
 
 
 def make_abstract_encoders(cfg: ConfigDict) -> dict[str, Params]:
-    """Describe the frozen text encoders of a config by shapes and types, by name."""
+    """Describe the frozen encoders of texts and pictures by shapes and types, by name."""
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     made = {
         name: jax.eval_shape(net.init, jax.random.key(0), ids)
         for name, net in list_frozen_clips(cfg).items()
     }
+    if vision := make_image_encoder(cfg):
+        image = jax.ShapeDtypeStruct((1, vision.size, vision.size, 3), jnp.float32)
+        made[ENCODER] = jax.eval_shape(vision.init, jax.random.key(0), image)
     return {name: variables["params"] for name, variables in made.items()}
 
 
@@ -115,6 +119,10 @@ def make_abstract_base(cfg: ConfigDict) -> dict[str, Params]:
         anything.
     """
     key, batch = jax.random.key(0), make_abstract_batch(cfg, 1)
+    if SECTION in cfg:  # which is beside the base
+        cfg = cfg.copy_and_resolve_references()
+        with cfg.unlocked():
+            del cfg[SECTION]
     plain = make_task(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
     params, extra = jax.eval_shape(lambda k, b: plain.init(k, None, b), key, batch)
     own = ("times", "target", "averaged")  # of the training, not of the data

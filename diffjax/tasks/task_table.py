@@ -15,6 +15,7 @@ from diffjax.tasks.consistency_task import make_consistency_task
 from diffjax.tasks.controlnet_task import assemble_controlled, make_controlnet_task
 from diffjax.tasks.diffusion_task import make_task
 from diffjax.tasks.distillation_task import make_distillation_task
+from diffjax.tasks.ip_adapter_task import assemble_prompted, make_ip_adapter_task
 from diffjax.tasks.lora_task import assemble_adapted, make_lora_task
 from diffjax.types import Array, Params, Task, choose
 
@@ -42,6 +43,7 @@ class TaskKind(NamedTuple):
         trains_copy: whether what is trained beside the base begins as a copy of it, and is a whole
             model in the end.
         learns_word: whether a new word is what is trained (``config.concept``).
+        reads_pictures: whether an IP-Adapter is what is trained (``config.ip_adapter``).
     """
 
     make: Callable[[ConfigDict, Shape, int, int], Task]
@@ -52,6 +54,7 @@ class TaskKind(NamedTuple):
     reconstructs: bool = False
     learns_word: bool = False
     trains_copy: bool = False
+    reads_pictures: bool = False
 
 
 def _assemble_plain(config: ConfigDict, model: Model, params: Params, frozen: Frozen) -> Model:
@@ -71,6 +74,9 @@ TASKS: dict[str, TaskKind] = {
     ),
     "concept": TaskKind(
         make_concept_task, assemble_with_word, trains_beside=True, learns_word=True
+    ),
+    "ip_adapter": TaskKind(
+        make_ip_adapter_task, assemble_prompted, trains_beside=True, reads_pictures=True
     ),
     "autoencoder": TaskKind(make_autoencoder_task, None, reconstructs=True),
     "classifier": TaskKind(make_noisy_classifier_task, None, reads_labels=True),

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from diffjax.cli import image_options, image_request
 from diffjax.types import ConfigError
 from tests.parity import generate_cases as g
+from tests.pretrained.image_adapters import write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +239,7 @@ FOREIGN = {
     "depth": "/secret/depth.png",
     "control": ["net:/secret/scan.png"],
     "refiner": "//server/share",
+    "image_prompt": ["adapter:/secret/face.png:0.5"],
 }
 
 
@@ -358,6 +360,15 @@ def test_flags_reach_the_request(tmp_path, monkeypatch):
     np.testing.assert_array_equal(asked.image.depth, np.asarray(grey, np.float32))
     assert asked.size[2:] == ((8, 9), (1, 2), (3, 4), 7.0, (5, 6), (3, 1), (2, 1), 1.0)
     monkeypatch.setattr(image_request, "load_pipeline", lambda *_, **__: g.pipeline("refiner"))
-    refiner = image_request.add_networks(asked, options).read_refiner()
+    pipe = g.pipeline("sd1")
+    refiner = image_request.add_networks(asked, options, pipe).read_refiner()
     assert refiner.prompt == ("dog",)
     assert refiner.guidance.scale == 2.0 and refiner.guidance.negative == ("red",)
+    adapter = write_adapter(tmp_path, pipe.parts.unet, "base")
+    options = image_options.ImageOptions(image_prompt=(f"{adapter}:{path}:0.5",))
+    (prompt,) = image_request.add_networks(asked, options, pipe).list_image_prompts()
+    assert prompt.scale == 0.5 and prompt.image.size == (16, 16)
+    assert prompt.adapter.projection.tokens == 4
+    options = image_options.ImageOptions(image_prompt=(f"{path}:{path}",))
+    with pytest.raises(ValueError, match=r"--image_prompt: .*grey\.png is no complete safetensors"):
+        image_request.add_networks(asked, options, pipe)

@@ -6,6 +6,7 @@ from diffjax.cli.path_arguments import (
     ControlArgument,
     parse_concept,
     parse_control,
+    parse_image_prompt,
     parse_lora,
     split_path,
 )
@@ -72,3 +73,20 @@ def test_an_existing_path_stays_whole(folder):
     assert split_path("a:b.png") == ("a:b.png", None)
     assert split_path("a:c.png") == ("a", "c.png")
     assert split_path("a") == ("a", None)
+
+
+@pytest.mark.parametrize("text, wanted", [
+    ("net:edges.png", ("net", "edges.png", 1.0)),
+    ("net:edges.png:0.5", ("net", "edges.png", 0.5)),
+    ("net:1:a:b.png:-2", ("net:1", "a:b.png", -2.0)),
+    ("net:0.5", ("net", "0.5", 1.0)),  # a file of that name
+    ("owner/name/a.safetensors:edges.png", ("owner/name/a.safetensors", "edges.png", 1.0)),
+])  # fmt: skip
+def test_an_image_prompt_is_read(folder, text, wanted):
+    assert parse_image_prompt(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "net", "net:no.png", ":edges.png", "net:edges.png:x"])
+def test_an_image_prompt_without_its_parts_is_refused(folder, text):
+    with pytest.raises(ConfigError, match="must be ADAPTER:IMAGE"):
+        parse_image_prompt(text)

@@ -7,6 +7,7 @@ import pytest
 from diffjax import config
 from diffjax.config.assemble import find_type
 from diffjax.config.defaults import DEFAULTS
+from diffjax.config.optional_sections import OPTIONAL
 from diffjax.config.ranges import SPECS, check_values, flatten
 from diffjax.types import ConfigError
 
@@ -73,5 +74,5 @@ def test_numbers_are_finite(path, text):
 
 
 def test_the_table_names_keys_that_configs_have():
-    known = {key for key, _ in flatten(DEFAULTS)} | {"network.depth"}
-    assert {key for key in SPECS if not key.startswith(("autoencoder.", "prior."))} <= known
+    known = {key for key, _ in flatten({**OPTIONAL, **DEFAULTS})} | {"network.depth"}
+    assert {key for key in SPECS if not key.startswith("autoencoder.")} <= known

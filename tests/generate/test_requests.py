@@ -24,7 +24,7 @@ from diffjax import (
     Sampling,
     Size,
 )
-from diffjax.generate import diffusers_names
+from diffjax.generate import diffusers_names, stages
 from tests.parity import generate_cases as g
 
 SIZE, NAN, INF = g.SIZE, float("nan"), float("inf")
@@ -716,6 +716,13 @@ def test_a_negative_prompt_without_guidance_is_said(pipe, caplog):
     with caplog.at_level("WARNING"):
         _make(pipe, guidance=Guidance(1.0, "red"))
     assert "guidance.negative changes nothing: no step is guided" in caplog.text
+
+
+def test_sizes_that_no_network_is_told_are_said(pipe, caplog):
+    with caplog.at_level("WARNING"):
+        size = diffjax.Size(16, 16, crop=(1, 2), aesthetic=3.0)
+        stages.plan(pipe, diffjax.Request("a cat", size=size).read())
+    assert "size.crop, size.aesthetic: no effect" in caplog.text
 
 
 def test_an_interval_without_a_step_is_said(pipe, caplog):

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save
 
 import diffjax
-from diffjax.pretrained import hub
+from diffjax.pretrained import hub, hub_uploads
 from diffjax.pretrained.files import resolve_inside
 from diffjax.pretrained.hub_files import Wanted, choose_files, list_variants
 from diffjax.pretrained.state_dict import to_state_dict
@@ -247,12 +247,12 @@ def test_uploads(server, tmp_path):
     images = diffjax.load(MODEL)("a red circle", sampler=2)
     pipe, out = diffjax.load(MODEL), tmp_path / "mine"
     pipe.save(out, license="apache-2.0", picture=images[0])
-    files = hub.list_uploads(out)
+    files = hub_uploads.list_uploads(out)
     with pytest.raises(ConfigError, match="log in with 'hf auth login'"):
-        hub.upload(files, "me/mine")
+        hub_uploads.upload(files, "me/mine")
     with pytest.raises(ConfigError, match="must be OWNER/NAME"):
-        hub.upload(files, "mine")
-    address = hub.upload(files, "me/mine", token="right")
+        hub_uploads.upload(files, "mine")
+    address = hub_uploads.upload(files, "me/mine", token="right")
     assert address.startswith(f"{server.url}/me/mine/commit/")
     kept = server.repositories["me/mine"]
     there = kept.commits[kept.refs["main"]]
@@ -267,7 +267,7 @@ def test_uploads(server, tmp_path):
     np.testing.assert_array_equal(np.asarray(images[0]), np.asarray(again[0]))
     with pytest.raises(ConfigError, match="to the token in use"):
         kept.token = "other"
-        hub.upload(files, "me/mine", token="wrong")
+        hub_uploads.upload(files, "me/mine", token="wrong")
 
 
 def test_a_card_that_is_there_stays(tmp_path):
@@ -296,7 +296,7 @@ def test_a_card_that_is_there_stays(tmp_path):
     ],
 )
 def test_names(text, expected):
-    assert hub.parse_name(text) == expected
+    assert hub.parse_name(text) == (expected and hub.HubName(*expected))
 
 
 def test_web_addresses_are_told_their_names():

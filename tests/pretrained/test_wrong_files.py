@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import diffjax
-from diffjax.pretrained import load_model, open_safetensors, open_single_file, save_model
+from diffjax.pretrained import configs, load_model, open_safetensors, open_single_file, save_model
 from diffjax.pretrained.files import open_folder
 from diffjax.pretrained.recognise import describe_keys, name_family
 from tests.parity import generate_cases as g
@@ -284,3 +284,13 @@ def test_errors_name_the_part_of_a_file(tmp_path):
     save_file(unet, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.safetensors: the weights lack middle_block"):
         open_single_file(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name, family", [
+    ("ControlNetUnionModel", "unite several hints"),
+    ("UNetControlNetXSModel", "ControlNet-XS"),
+    ("FluxTransformer2DModel", "Flux"),
+])  # fmt: skip
+def test_a_network_of_another_family_is_recognised(name, family):
+    with pytest.raises(ValueError, match=f"{name} is of .*{family}.*, which is not"):
+        configs.build({"_class_name": name})

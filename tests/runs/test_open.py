@@ -5,14 +5,18 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
+from ml_collections import ConfigDict
 
 import diffjax
 from configs import cfg as cfg_configs
 from configs.base import smoke
-from diffjax import runs
+from diffjax import lora, runs
 from diffjax.model import encode
+from diffjax.model.model import merge_adapters
 from diffjax.runs.locate import find_kind
+from diffjax.runs.saving import Source
 from diffjax.train import Checkpoints
 from diffjax.types import ConfigError, Level
 from tests.parity import generate_cases as g
@@ -91,3 +95,56 @@ def test_what_is_no_model_is_a_sentence(tmp_path):
     g.pipeline("sd1").save(tmp_path / "model")
     with pytest.raises(ConfigError, match=r"one network of a published model; open the folder"):
         diffjax.open(tmp_path / "model" / "unet")
+
+
+@pytest.mark.parametrize("part", [None, "lora"])
+def test_what_is_saved_is_opened_to_the_same_model(run, tmp_path, part):
+    folder, _ = run
+    model = diffjax.open(folder)
+    if part:  # an adapter, which is merged
+        one = lora.init(jax.random.key(0), model.params, rank=2, targets=("conv_in",))
+        model = model._replace(adapters=((jax.tree.map(jnp.ones_like, one), 0.5),))
+    diffjax.save(model, tmp_path / "kept", license="mit", picture=PIL.Image.new("RGB", (4, 4)))
+    again = diffjax.open(tmp_path / "kept")
+    merged = merge_adapters(model)
+    assert_same(again.params, merged.params)
+    assert_same(again.statistics, model.statistics)
+    assert again.source.config.to_dict() == model.source.config.to_dict()
+    assert again.source.step == model.source.step == 0
+    card = (tmp_path / "kept/README.md").read_text()
+    assert 'license: "mit"' in card and 'diffjax.open("kept")' in card and "sample.png" in card
+    assert (part is None) == np.array_equal(model.params["conv_in"]["kernel"],
+                                            again.params["conv_in"]["kernel"])  # fmt: skip
+
+
+def test_a_published_model_is_saved_with_the_parameters_that_it_has(tmp_path):
+    g.pipeline("sd1").save(tmp_path / "model")
+    model = diffjax.open(tmp_path / "model")
+    changed = model._replace(params=jax.tree.map(lambda leaf: 2 * leaf, model.params))
+    diffjax.save(changed, tmp_path / "kept")
+    again = diffjax.open(tmp_path / "kept")
+    assert_same(again.params, changed.params)
+    assert_same(again.frozen, model.frozen)
+    assert "diffjax.load" in (tmp_path / "kept/README.md").read_text()
+
+
+def test_a_model_by_hand_is_saved_with_a_config(run, tmp_path):
+    model = diffjax.open(run[0])
+    by_hand, config = model._replace(source=None), model.source.config
+    with pytest.raises(ConfigError, match=r"put together by hand.*give config=.*save_safetensors"):
+        diffjax.save(by_hand, tmp_path / "no")
+    diffjax.save(by_hand, tmp_path / "yes", config=config)
+    assert_same(diffjax.open(tmp_path / "yes").params, model.params)
+    wider = ConfigDict(config.to_dict())
+    wider.network.channels = 2 * config.network.channels
+    for wrong, options, message in (
+        (by_hand, {"config": wider}, "are not those of its config"),
+        (model._replace(params=None), {}, "has no parameters"),
+        (model, {"license": "MIT License"}, "no identifier of a licence"),
+        (model._replace(controls=(None,)), {}, "control networks is written by diffjax export"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            diffjax.save(wrong, tmp_path / "no", **options)
+    word = ConfigDict({**config.to_dict(), "task": "concept"})
+    with pytest.raises(ConfigError, match="task=concept is written by diffjax export"):
+        diffjax.save(model._replace(source=Source(word)), tmp_path / "no")
