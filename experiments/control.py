@@ -61,11 +61,11 @@ ENOUGH = 100
 
 FLAG_GROUPS = {
     "Control": ("workdir", "num", "seed", "scales", "balance", "start", "end", "also", "prompt"),
-    "Files": ("name", "best", "raw", "weights", "config"),
+    "Files": ("name", "best", "raw", "ema_length", "weights", "config"),
     "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
 }
 # Flags of other modules that this command uses.
-USES = ("config", "workdir", "weights", "best", "raw", "sampling")
+USES = ("config", "workdir", "weights", "best", "raw", "ema_length", "sampling")
 
 
 def main() -> None:

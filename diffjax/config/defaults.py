@@ -264,6 +264,12 @@ DEFAULTS: Config = {
         "half_life": 0,
         # The half-life is at most this share of the images seen
         "ramp": 0.05,
+        # exponential, or power: averages that are a fixed share of the training (EDM2)
+        "kind": "exponential",
+        # power: relative lengths of the averages that are kept; models have the first
+        "lengths": (0.05, 0.1),
+        # power: steps between two snapshots of them, of which others are made; 0: none
+        "snapshot_every": 5000,
     },
     "train": {
         # Optimiser steps of the whole run

@@ -16,6 +16,7 @@ from diffjax.types import JsonObject
 # Keys that do not change the values that a step computes.
 FREE = (
     *("train", "sample", "eval", "mesh", "network.remat", "network.attention"),
+    "ema.snapshot_every",
     # Paths of the data, whose fingerprint is compared, and how they are read.
     *("data.dir", "data.damaged", "data.threads", "data.prefetch"),
     # Paths of frozen weights, whose hash is compared.
