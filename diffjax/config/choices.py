@@ -70,7 +70,7 @@ CHOICES = (
     Choice("sampler", "sample", "sampler", samplers.SAMPLERS),
     Choice("grid", "sample", "grid", grids.GRIDS, ("schedule", "steps")),
     Choice("optimizer", "optim", "name", OPTIMIZERS, ("lr",)),
-    Choice("learning-rate decay", "optim", "decay", DECAYS, ("lr", "steps")),
+    Choice("learning-rate decay", "optim", "decay", DECAYS, ("lr", "steps", "warmup")),
     Choice("autoencoder", "autoencoder", "name", AUTOENCODERS),
     Choice("hint", "control.hint", "name", HINTS),
     Choice(

@@ -18,6 +18,7 @@ from diffjax.model.condition import make_condition
 from diffjax.model.model import PLAIN, LogProb, Model, Steering
 from diffjax.model.space import make_space
 from diffjax.nets.dit import DiT
+from diffjax.nets.edm2 import EDM2UNet
 from diffjax.nets.unet import UNet
 from diffjax.types import (
     Grid,
@@ -34,7 +35,11 @@ from diffjax.types import (
     select_options,
 )
 
-NETWORKS: dict[str, Callable[..., Module]] = {"unet": UNet, "dit": DiT}
+NETWORKS: dict[str, Callable[..., Module]] = {
+    "unet": UNet,
+    "dit": DiT,
+    "edm2": EDM2UNet,
+}
 
 
 def split_section(part: ConfigDict) -> tuple[str, dict[str, Any]]:

@@ -8,9 +8,10 @@ Sections that are read here: ``loss``, ``times``, ``data`` and those of the mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from diffjax import likelihood, losses, parameterization
 from diffjax.model import Model, encode, make_model, predict
 from diffjax.model.build import split_section
 from diffjax.nets.initialisation import initialise
+from diffjax.nets.magnitude import Uncertainty
 from diffjax.samplers.ancestral import reverse_rows
 from diffjax.tasks.augment import augment
 from diffjax.types import (
@@ -41,6 +43,7 @@ from diffjax.types import (
 )
 
 OBJECTIVES = ("simple", "vlb", "hybrid")
+UNCERTAINTY = "uncertainty"  # the entry of the parameters with the log-variance of the loss
 # (raw, prediction, x, eps, level) -> losses (B,), metrics
 Objective = Callable[[Array, Prediction, Array, Array, Level], tuple[Array, dict[str, Array]]]
 
@@ -98,6 +101,7 @@ def make_task(
         flip=config.data.flip,
         bucketed=bool(config.data.bucket_step),
         dequantize=config.data.dequantize,
+        uncertainty=_make_uncertainty(config, model.space.shape),
     )
     return Task(objective.init, objective.loss)
 
@@ -145,6 +149,9 @@ class _Objective(NamedTuple):
         augment: probability of each geometric augmentation.
         flip: whether augmentations may exchange left and right.
         bucketed: whether images may have other shapes than ``image_shape``.
+        dequantize: whether to add uniform noise of the size of a grey level.
+        uncertainty: ``(losses (B,), log-variances (B,)) -> losses (B,)`` with a learned
+            log-variance of the loss at each level; None for the loss as it is.
     """
 
     model: Model
@@ -156,6 +163,7 @@ class _Objective(NamedTuple):
     flip: bool
     bucketed: bool
     dequantize: bool = False
+    uncertainty: Callable[[Array, Array], Array] | None = None
 
     def init(
         self, key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
@@ -164,7 +172,11 @@ class _Objective(NamedTuple):
         found = batch["image"].shape[1:] if "image" in batch else self.image_shape
         if tuple(found) != tuple(self.image_shape) and not self.bucketed:
             raise ValueError(f"images of shape {self.image_shape} expected, got {found}")
-        return init_params(self.model, key), {"times": self.times.init(), **self.model.space.extra}
+        params = init_params(self.model, key)
+        if self.uncertainty is not None:
+            own = Uncertainty().init(jax.random.fold_in(key, 7), jnp.zeros(1))["params"]
+            params = {**params, UNCERTAINTY: own}
+        return params, {"times": self.times.init(), **self.model.space.extra}
 
     def loss(
         self,
@@ -190,6 +202,11 @@ class _Objective(NamedTuple):
         rngs = {"dropout": dropout_key}
         raw, prediction = predict(model, z, level, cond, train=True, rngs=rngs)
         values, metrics = self.measure(raw, prediction, x, eps, level)
+        if self.uncertainty is not None:
+            c = jnp.log(level.sigma / level.alpha) / 4
+            logvar = cast(Array, Uncertainty().apply({"params": params[UNCERTAINTY]}, c))
+            metrics = {**metrics, "mse": values.mean(), "logvar": logvar.mean()}
+            values = self.uncertainty(values, logvar)
         history = self.times.update(extra["times"], t, jax.lax.stop_gradient(values))
         total = (importance * batch.get("weight", 1.0) * values).mean()
         return total, ({**extra, "times": history}, {"loss": total, **metrics})
@@ -303,6 +320,29 @@ def _make_noise(config: ConfigDict) -> Callable[..., tuple[Array, Array]]:
     )
 
 
+def _make_uncertainty(
+    config: ConfigDict, shape: tuple[int, int, int]
+) -> Callable[[Array, Array], Array] | None:
+    """Make the loss of a learned log-variance u, ``L / exp(u) + n u``; None if there is none.
+
+    It is the negative log-likelihood of n normal errors of variance ``exp(u)``, but for a factor of
+    2: at its minimum every noise level has the gradient of a loss of 1 (Karras et al. 2024,
+    equations 14 to 16 and 21). n is 1 for means over an image, else what the sums are over.
+
+    Raises:
+        ValueError: the loss is another one, or the task does not train the whole network.
+    """
+    if not config.loss.get("uncertainty", False):
+        return None
+    if config.loss.name != "simple" or config.task != "diffusion":
+        raise ValueError(
+            "loss.uncertainty=True weighs the simple loss of a whole network; set "
+            "loss.uncertainty=False, or loss.name=simple and task=diffusion"
+        )
+    n = losses.REDUCTIONS[config.loss.reduction](math.prod(shape))
+    return lambda values, logvar: values * jnp.exp(-logvar) + n * logvar
+
+
 def _make_objective(config: ConfigDict, model: Model) -> Objective:
     """Make the objective of ``config.loss``.
 
@@ -314,7 +354,7 @@ def _make_objective(config: ConfigDict, model: Model) -> Objective:
     """
     name, options = split_section(config.loss)
     choose("loss", name, dict.fromkeys(OBJECTIVES))
-    for read_elsewhere in ("noise_offset", "input_perturbation"):
+    for read_elsewhere in ("noise_offset", "input_perturbation", "uncertainty"):
         options.pop(read_elsewhere, None)
     variance = options.pop("variance", "fixedsmall")
     vlb_weight = options.pop("vlb_weight", 1e-3)

@@ -135,12 +135,12 @@ class Tracked(NamedTuple):
     """The state of an optimiser that keeps further averages of the parameters.
 
     Attributes:
-        count: optimiser steps done, int32 ().
+        done: optimiser steps done, int32 ().
         averages: of the parameters.
         inner: state of the optimiser itself.
     """
 
-    count: Array
+    done: Array
     averages: tuple[Params, ...]
     inner: optax.OptState
 
@@ -167,10 +167,10 @@ def track(
         updates, inner = optimizer.update(grads, state.inner, params)
         new = optax.apply_updates(params, updates)
         averages = tuple(
-            move_average(average, new, decay(state.count))
+            move_average(average, new, decay(state.done))
             for average, decay in zip(state.averages, decays, strict=True)
         )
-        return updates, Tracked(state.count + 1, averages, inner)
+        return updates, Tracked(state.done + 1, averages, inner)
 
     return optax.GradientTransformation(init, update)
 

@@ -159,6 +159,8 @@ def _warn_of_the_decay(before: ConfigTree | None, now: ConfigTree | None) -> Non
     """
     if not before or not now or now["optim"]["decay"] == "constant":
         return
+    if now["optim"].get("decay_steps"):
+        return  # the decay does not depend on the steps of the run
     old, new = (config["train"]["steps"] for config in (before, now))
     if old != new:
         logging.warning(

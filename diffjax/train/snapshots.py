@@ -142,7 +142,10 @@ def reconstruct(workdir: Path, like: Params, step: int, length: float) -> tuple[
             f"{folder} holds no averages up to step {step}, of which one of length {length:g} "
             "could be made; runs store them with config.ema.kind=power"
         )
-    lengths = {s: snapshots.metadata(s)["lengths"] for s in steps}
+    lengths: dict[int, list[float]]
+    lengths = {s: snapshots.metadata(s).get("lengths", []) for s in steps}
+    if damaged := [s for s in steps if not lengths[s]]:
+        raise CheckpointError(f"{folder}: the snapshot of step {damaged[0]} is damaged; remove it")
     kept = [(s, k) for s in steps for k in range(len(lengths[s]))]
     try:
         weights = weigh_snapshots(
@@ -151,7 +154,7 @@ def reconstruct(workdir: Path, like: Params, step: int, length: float) -> tuple[
     except ValueError as error:
         raise ConfigError(f"ema_length={length:g}: {error}") from error
     by_key = dict(zip(kept, weights, strict=True))
-    total: Params = None
+    total: Params | None = None
     for s in steps:
         abstract = {str(k): like for k in range(len(lengths[s]))}
         found = snapshots.restore(abstract, step=s)
@@ -162,6 +165,7 @@ def reconstruct(workdir: Path, like: Params, step: int, length: float) -> tuple[
             if total is None:
                 total = jax.tree.map(jax.numpy.zeros_like, tree)
             total = _add(total, weight, tree)
+    assert total is not None
     logging.info(
         "average of length %g after step %d, of %d snapshots", length, steps[-1], len(steps)
     )

@@ -1,5 +1,6 @@
 """Power-function averages: their profile, what is stored of them, and what is made of that."""
 
+import shutil
 import signal
 
 import jax
@@ -8,7 +9,7 @@ import optax
 import pytest
 
 from diffjax.config.assemble import complete
-from diffjax.train import CheckpointError, Preempted, train
+from diffjax.train import CheckpointError, Checkpoints, Preempted, train
 from diffjax.train.averages import (
     LONGEST,
     Tracked,
@@ -149,7 +150,7 @@ def test_the_kind_is_chosen_by_name():
     section.kind = "exponential"
     assert [decay(5) for decay in make_averages(section, 8)] == [pytest.approx(6 / 15)]
     section.kind = "powr"
-    with pytest.raises(ValueError, match=r"unknown ema.kind 'powr'.*did you mean 'power'"):
+    with pytest.raises(ValueError, match=r"unknown ema.kind 'powr'.*Did you mean 'power'"):
         make_averages(section, 8)
 
 
@@ -164,13 +165,11 @@ def whole(tmp_path_factory):
 
 def test_averages_of_a_run_are_those_of_its_parameters(whole):
     folder, state = whole
-    from diffjax.train import Checkpoints
-
     with Checkpoints(folder / "checkpoints", keep=12) as checkpoints:
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
         path = [checkpoints.restore(like, step=k)[1].params["net"]["w"] for k in range(1, 13)]
     path = np.array(path, np.float64)
-    assert isinstance(state.opt, Tracked) and int(state.opt.count) == 12
+    assert isinstance(state.opt, Tracked) and int(state.opt.done) == 12
     for length, kept in ((0.05, state.ema), (0.1, state.opt.averages[0])):
         np.testing.assert_allclose(
             kept["net"]["w"], average(path, power_decay(length))[-1], rtol=1e-5
@@ -212,8 +211,6 @@ def test_without_snapshots_nothing_is_reconstructed(whole, tmp_path):
 
 
 def test_a_damaged_snapshot_is_named(whole, tmp_path):
-    import shutil
-
     folder = shutil.copytree(whole[0], tmp_path / "run")
     next(p for p in (folder / FOLDER / "4").rglob("*") if p.is_file()).write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"step 4"):
