@@ -65,6 +65,21 @@ PARAMETERS = {
     "edm:cifar10": 55_733_891,
     "edm:cifar10_cond": 55_735_299,
     "edm:imagenet64": 295.9,
+    # Frequencies and phases of Fourier features, of the network and of the log-variance, are fixed.
+    "edm2:digits": 406_771 + 2 * (24 + 128),
+    "edm2:fashion_mnist14": 406_771 + 2 * (24 + 128),
+    "edm2:img512_xxs": 31_309_029 + 2 * (64 + 128),
+    "edm2:img512_xs": 124_713_253 + 2 * (128 + 128),
+    "edm2:img512_s": 280_212_837 + 2 * (192 + 128),
+    "edm2:img512_m": 497_807_781 + 2 * (256 + 128),
+    "edm2:img512_l": 777_498_085 + 2 * (320 + 128),
+    "edm2:img512_xl": 1_119_283_749 + 2 * (384 + 128),
+    "edm2:img512_xxl": 1_523_164_773 + 2 * (448 + 128),
+    "edm2:img64_xs": 124_710_949 + 2 * (128 + 128),
+    "edm2:img64_s": 280_209_381 + 2 * (192 + 128),
+    "edm2:img64_m": 497_803_173 + 2 * (256 + 128),
+    "edm2:img64_l": 777_492_325 + 2 * (320 + 128),
+    "edm2:img64_xl": 1_119_276_837 + 2 * (384 + 128),
     # The released code counts its fixed position embedding too: 294,912 of XL/2's 675,129,632.
     "dit:digits": 724_232,
     "dit:digits_sit": 723_844,
@@ -247,7 +262,7 @@ def test_the_time_embedding_survives_every_norm(name):
     # One channel per group would remove it, wherever it is added before the norm.
     stem, _, variant = name.partition(":")
     net = load_config(f"configs/{stem}.py:{variant}").network
-    if stem in ("autoencoder", "dit"):
+    if stem in ("autoencoder", "dit", "edm2"):
         pytest.skip("there is no time, or no norm over groups")
     assert net.scale_shift or min(net.multipliers) * net.channels >= 4 * net.norm_groups
 
