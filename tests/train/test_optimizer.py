@@ -64,7 +64,7 @@ def test_kernels_stay_at_magnitude_one_and_all_else_moves_freely(groups):
     free, kept = results
     size = jnp.sqrt(jnp.mean(free["kernel"] ** 2, axis=(0, 1, 2)))
     np.testing.assert_allclose(kept["kernel"], free["kernel"] / size, rtol=1e-5, atol=1e-6)
-    assert np.abs(size - 1).max() > 0.1
+    assert np.abs(size - 1).max() > 0.03
     for name in ("gain", "bias"):
         np.testing.assert_array_equal(kept[name], free[name])
 
@@ -185,7 +185,7 @@ def test_clip_bounds_the_global_norm(scale, kept):
 def test_unknown_names_list_the_choices():
     with pytest.raises(ValueError, match=r"optimizer 'lions'.*adam, .*sgd.*mean 'lion'\?"):
         make_optimizer(_section(name="lions"), 10)
-    with pytest.raises(ValueError, match=r"decay 'step'.*constant, cosine, linear"):
+    with pytest.raises(ValueError, match=r"decay 'step'.*constant, cosine, inverse_sqrt, linear"):
         learning_rate(_section(decay="step"), 10)
 
 
