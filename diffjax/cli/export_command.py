@@ -81,6 +81,8 @@ def main() -> None:
         state = runs.read_state(
             cfg, where, best=run_flags.BEST.value, ema_length=run_flags.EMA_LENGTH.value
         )
+    if run_flags.EMA_LENGTH.value is not None:
+        cfg.ema.lengths = (run_flags.EMA_LENGTH.value,)  # that of the file
     frozen = None
     hinted = find_task_kind(cfg).takes_hints
     if (hinted and "lora" in cfg) or (cfg.get("autoencoder", None) and not hinted):

@@ -68,7 +68,8 @@ def make_space(config: ConfigDict, image_shape: tuple[int, int, int]) -> Space:
         image_shape: (H, W, C).
 
     Raises:
-        ValueError: unknown options, or sides that the factor of the autoencoder does not divide.
+        ValueError: unknown options, sides that the factor of the autoencoder does not divide, or
+            deviations of the channels without a scale.
     """
     section = config.get("autoencoder", None)
     if not section:
@@ -76,7 +77,12 @@ def make_space(config: ConfigDict, image_shape: tuple[int, int, int]) -> Space:
     options = {k: v for k, v in dict(section).items() if k not in ("weights", "scale")}
     net = make_autoencoder(options, image_shape[-1])
     scale = section.get("scale", 0.0)
-    if scale and net.latents_std is not None:
+    if net.latents_std is not None:
+        if not scale:
+            raise ValueError(
+                "autoencoder.latents_std needs autoencoder.scale, the standard deviation that "
+                "latents get, such as 0.5; 0 would measure one scale for all channels"
+            )
         scale = scale / np.asarray(net.latents_std)
     return make_latent_space(net, image_shape, scale, net.latent_shift)
 

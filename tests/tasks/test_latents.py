@@ -76,6 +76,9 @@ def test_statistics_by_channel_bring_latents_to_one_scale(made):
     np.testing.assert_allclose(z.std((0, 1, 2)), 0.5, rtol=1e-4)
     back = net.apply({"params": frozen["autoencoder"]}, plain, method=net.decode)
     np.testing.assert_allclose(space.leave(frozen, space.extra, z), back, atol=1e-4)
+    given.autoencoder.scale = 0.0
+    with pytest.raises(ValueError, match=r"latents_std needs autoencoder.scale"):
+        make_space(given, SHAPE)
 
 
 def test_an_autoencoder_can_see_pixels_from_0_to_1(made):
