@@ -57,7 +57,7 @@ def test_a_run_has_averages_of_other_lengths(run, tmp_path):
     with pytest.raises(ConfigError, match=r"holds no averages up to step 3.*ema.kind=power"):
         diffjax.open(folder, ema_length=0.13)
     section = runs.open_run(folder).config.ema
-    section.update(kind="power", snapshot_every=1)
+    section.update(kind="power", lengths=(0.05,), snapshot_every=1)
     other = run[1]._replace(ema=jax.tree.map(lambda leaf: leaf + 2, run[1].ema))
     with Snapshots(folder, section) as snapshots:
         for step in (1, 2):
