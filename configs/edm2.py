@@ -23,7 +23,7 @@
 
 The latents of img512 are those of Stable Diffusion's autoencoder (sd-vae-ft-mse) for pixels in
 [0, 1], 64x64x4, with the mean and the standard deviation of each channel that the release states.
-Averages of other lengths than 0.05 and 0.1 are made afterwards: docs/library.md.
+Averages of other lengths than 0.05 and 0.1 are made afterwards: docs/edm2.md.
 """
 
 from collections.abc import Callable
