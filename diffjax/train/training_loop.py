@@ -216,10 +216,10 @@ def _advance(
                 window.restart_clock(step)
         if reason:
             logging.info("stopping at step %d", step)
-        snapshots.take(step, state, last=True)
         unfinished = window.fetch(step)
         checkpoints.save(step, state, run.metadata(unfinished, offset))
         checkpoints.wait()
+        snapshots.take(step, state, last=True)
         if any(value["finite"] for value in unfinished):  # otherwise all of them were skipped
             window.report(step)
     if reason > OUT_OF_TIME:
