@@ -74,11 +74,11 @@ FLAG_GROUPS = {
         *("workdir", "num", "seed", "seeds", "scales", "balance", "start", "end", "also"),
         "prompts",
     ),
-    "Files": ("name", "best", "raw", "weights", "config"),
+    "Files": ("name", "best", "raw", "ema_length", "weights", "config"),
     "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
 }
 # Flags of other modules that this command uses.
-USES = ("config", "workdir", "weights", "best", "raw", "sampling")
+USES = ("config", "workdir", "weights", "best", "raw", "ema_length", "sampling")
 
 
 def main() -> None:

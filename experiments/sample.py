@@ -121,13 +121,14 @@ FLAG_GROUPS = {
         "rows",
         "best",
         "raw",
+        "ema_length",
         "weights",
     ),
     "Sampling": ("sampler", "steps", "guidance", "grid", "eta", "variance"),
     "Config": ("config",),
 }
 # Flags of other modules that this command uses.
-USES = ("config", "workdir", "weights", "best", "raw", "sampling")
+USES = ("config", "workdir", "weights", "best", "raw", "ema_length", "sampling")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from configs.published.adm import ADM
 from configs.published.control import CONTROL
 from configs.published.ddpm import DDPM
+from configs.published.edm2 import EDM2
 from configs.published.few_steps import FEW_STEPS
 from configs.published.latents import LATENT
 from configs.published.scores import SCORES
@@ -14,5 +15,5 @@ from configs.published.transformers import TRANSFORMERS
 __all__ = ["DECIDED", "RELEASES", "TABLE", "Published"]
 
 TABLE: Mapping[str, Published] = {
-    **DDPM, **ADM, **SCORES, **LATENT, **TRANSFORMERS, **CONTROL, **FEW_STEPS,
+    **DDPM, **ADM, **SCORES, **EDM2, **LATENT, **TRANSFORMERS, **CONTROL, **FEW_STEPS,
 }  # fmt: skip

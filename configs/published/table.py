@@ -32,6 +32,7 @@ RELEASES = {
     "iddpm": "openai/improved-diffusion@1bc7bbb",
     "adm": "openai/guided-diffusion@22e0df8",
     "edm": "NVlabs/edm@008a4e5",
+    "edm2": "NVlabs/edm2@4bf8162",
     "sde": "yang-song/score_sde@0acb9e0",
     "ncsn": "ermongroup/ncsn@7f27f4a",
     "ncsnv2": "ermongroup/ncsnv2@1bcea03",

@@ -50,7 +50,17 @@ from diffjax.writing import write_json
 
 # Flags in the order of the help, see `help_pages`.
 FLAG_GROUPS = {
-    "Evaluation": ("workdir", "metrics", "num", "out", "best", "raw", "weights", "seed"),
+    "Evaluation": (
+        "workdir",
+        "metrics",
+        "num",
+        "out",
+        "best",
+        "raw",
+        "ema_length",
+        "weights",
+        "seed",
+    ),
     "Other images": ("images", "reference", "reference_num", "save_reference"),
     "Networks": ("inception", "allow_legacy_pickle", "resize", "clip", "prompts", "lpips"),
     "Sweeps": ("sweep", "name", "seeds"),
@@ -58,7 +68,16 @@ FLAG_GROUPS = {
     "More": ("pairs", "bits_steps", "save_reconstructions", "config"),
 }
 # Flags of other modules that this command uses.
-USES = ("config", "workdir", "weights", "best", "raw", "sampling", *evaluate_flags.OWN)
+USES = (
+    "config",
+    "workdir",
+    "weights",
+    "best",
+    "raw",
+    "ema_length",
+    "sampling",
+    *evaluate_flags.OWN,
+)
 
 
 def main() -> None:

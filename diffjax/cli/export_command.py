@@ -52,11 +52,11 @@ LICENSE = flags.DEFINE_string(
 )
 # Flags in the order of the help, see `help_pages`.
 FLAG_GROUPS = {
-    "Export": ("workdir", "out", "best", "weights", "config"),
+    "Export": ("workdir", "out", "best", "ema_length", "weights", "config"),
     "Hugging Face Hub": ("push", "private", "license"),
 }
 # Flags of other modules that this command uses.
-USES = ("config", "workdir", "weights", "best")
+USES = ("config", "workdir", "weights", "best", "ema_length")
 
 
 def main() -> None:
@@ -76,7 +76,13 @@ def main() -> None:
         raise UsageError(
             f"--out={out} must end in .safetensors; folders are for fine-tuning and ControlNets"
         )
-    state = runs.read_state(cfg, Path(run_flags.WEIGHTS.value or folder), best=run_flags.BEST.value)
+    where = Path(run_flags.WEIGHTS.value or folder)
+    with name_keys({"ema_length": "--ema_length"}):
+        state = runs.read_state(
+            cfg, where, best=run_flags.BEST.value, ema_length=run_flags.EMA_LENGTH.value
+        )
+    if run_flags.EMA_LENGTH.value is not None:
+        cfg.ema.lengths = (run_flags.EMA_LENGTH.value,)  # that of the file
     frozen = None
     kind = find_task_kind(cfg)
     hinted = kind.takes_hints

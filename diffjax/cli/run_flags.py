@@ -52,6 +52,15 @@ RAW = flags.DEFINE_bool(
     "raw", False, "Use the parameters of the last step in place of their average."
 )
 
+EMA_LENGTH = flags.DEFINE_float(
+    "ema_length",
+    None,
+    "Relative length of the average of the parameters, such as 0.13, made of the snapshots of a "
+    "run with ema.kind=power; that of the checkpoint if not set.",
+    0.001,
+    0.288,
+)
+
 # Short forms of ``--config.sample.KEY``, and the last two for the images.
 SAMPLING_FLAGS = ("sampler", "steps", "grid", "eta", "variance", "guidance", "num", "seed")
 
@@ -246,11 +255,12 @@ def open_run(cfg: ConfigDict) -> runs.TrainedRun:
         ConfigError: there is none, or it does not fit the config.
     """
     folder = read_workdir()
-    with command_line.name_keys({"raw=True": "--raw"}):
+    with command_line.name_keys({"raw=True": "--raw", "ema_length": "--ema_length"}):
         return runs.open_run(
             WEIGHTS.value or folder,
             config=cfg,
             folder=folder,
             best=BEST.value,
             raw=RAW.value,
+            ema_length=EMA_LENGTH.value,
         )

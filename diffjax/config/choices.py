@@ -77,7 +77,7 @@ CHOICES = (
         shared={k: f"sample.{v}" for k, v in RULE_OPTIONS.items()},
     ),
     Choice("optimizer", "optim", "name", OPTIMIZERS, ("lr",)),
-    Choice("learning-rate decay", "optim", "decay", DECAYS, ("lr", "steps")),
+    Choice("learning-rate decay", "optim", "decay", DECAYS, ("lr", "steps", "warmup")),
     Choice("autoencoder", "autoencoder", "name", AUTOENCODERS),
     Choice("hint", "control.hint", "name", HINTS),
     Choice(

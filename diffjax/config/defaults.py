@@ -188,6 +188,8 @@ DEFAULTS: Config = {
         "pairing": "independent",
         # Over the numbers of an image, in the simple loss: mean, sum or half_sum
         "reduction": "mean",
+        # Divide the simple loss by a variance that is learned for each noise level (EDM2)
+        "uncertainty": False,
         **leave_open(float, "gamma", "k"),  # min_snr has gamma, p2 both
         **leave_open(str, "spacing", "metric", "solver"),  # consistency
         **leave_open(int, "first", "last", "stages"),
@@ -240,13 +242,15 @@ DEFAULTS: Config = {
         "lr": 2e-4,
         # Steps of linear increase of the learning rate
         "warmup": 5000,
-        # How the learning rate falls afterwards: constant, cosine, linear
+        # How the learning rate falls afterwards: constant, cosine, linear, inverse_sqrt
         "decay": "constant",
         # The largest norm of all gradients; 0: no bound
         "clip": 1.0,
+        # Bring kernels back to magnitude 1 after every step, for the network edm2
+        "unit_kernels": False,
         **leave_open(float, "lr_start"),  # of the warm-up: a fraction of lr
         **leave_open(float, "lr_end"),  # cosine, linear: a fraction of lr
-        **leave_open(int, "decay_steps"),  # cosine, linear: where they end
+        **leave_open(int, "decay_steps"),  # where cosine and linear end, inverse_sqrt begins
         **leave_open(float, "b1", "b2", "eps"),  # adam, adamw and most others
         **leave_open(float, "weight_decay"),  # adamw, lion, lamb, muon and others
         **leave_open(float, "momentum"),  # sgd, rmsprop, lars and others
@@ -261,6 +265,12 @@ DEFAULTS: Config = {
         "half_life": 0,
         # The half-life is at most this share of the images seen
         "ramp": 0.05,
+        # exponential, or power: averages that are a fixed share of the training (EDM2)
+        "kind": "exponential",
+        # power: relative lengths of the averages that are kept; models have the first
+        "lengths": (0.05, 0.1),
+        # power: steps between two snapshots of them, of which others are made; 0: none
+        "snapshot_every": 5000,
     },
     "train": {
         # Optimiser steps of the whole run

@@ -18,6 +18,7 @@ from diffjax.model.condition import make_condition
 from diffjax.model.model import PLAIN, LogProb, Model, Steering, tell_span
 from diffjax.model.space import make_space
 from diffjax.nets.dit import DiT
+from diffjax.nets.edm2 import EDM2UNet
 from diffjax.nets.refinenet import RefineNet
 from diffjax.nets.unet import UNet
 from diffjax.types import (
@@ -40,6 +41,7 @@ NETWORKS: dict[str, Callable[..., Module]] = {
     "unet": UNet,
     "dit": DiT,
     "refinenet": RefineNet,
+    "edm2": EDM2UNet,
 }
 
 

@@ -60,20 +60,31 @@ def make_space(config: ConfigDict, image_shape: tuple[int, int, int]) -> Space:
     """Make the space of a config: latents if it has a section ``autoencoder``, else pixels.
 
     With ``autoencoder.scale=0`` the scale is measured once, as ``1 / std(z)`` of the first batch
-    (Rombach et al. 2022, appendix G), and kept in ``extra["latent_scale"]``.
+    (Rombach et al. 2022, appendix G), and kept in ``extra["latent_scale"]``. With
+    ``autoencoder.latents_mean`` and ``latents_std``, one for each channel, latents are
+    ``scale (z - mean) / std``.
 
     Args:
         image_shape: (H, W, C).
 
     Raises:
-        ValueError: unknown options, or sides that the factor of the autoencoder does not divide.
+        ValueError: unknown options, sides that the factor of the autoencoder does not divide, or
+            deviations of the channels without a scale.
     """
     section = config.get("autoencoder", None)
     if not section:
         return make_pixel_space(image_shape)
     options = {k: v for k, v in dict(section).items() if k not in ("weights", "scale")}
     net = make_autoencoder(options, image_shape[-1])
-    return make_latent_space(net, image_shape, section.get("scale", 0.0))
+    scale = section.get("scale", 0.0)
+    if net.latents_std is not None:
+        if not scale:
+            raise ValueError(
+                "autoencoder.latents_std needs autoencoder.scale, the standard deviation that "
+                "latents get, such as 0.5; 0 would measure one scale for all channels"
+            )
+        scale = scale / np.asarray(net.latents_std)
+    return make_latent_space(net, image_shape, scale, net.latent_shift)
 
 
 def make_latent_space(

@@ -267,10 +267,13 @@ class AutoencoderKL(Autoencoder):
     Attributes:
         quant_conv, post_quant_conv: whether there are 1x1 convolutions after the encoder and before
             the decoder.
+        unit_range: give the encoder pixels in [0, 1], and read such from the decoder, as EDM2 does
+            with weights that were trained on [-1, 1]; images are in [-1, 1] in any case.
     """
 
     quant_conv: bool = True
     post_quant_conv: bool = True
+    unit_range: bool = False
 
     def setup(self) -> None:
         c = self.latent_channels
@@ -291,13 +294,14 @@ class AutoencoderKL(Autoencoder):
             ValueError: H or W is no multiple of f, or the channels are others.
         """
         self._check(x)
-        h = self.encoder(x)
+        h = self.encoder((x + 1) / 2 if self.unit_range else x)
         mean, logvar = jnp.split(h if self._after is None else self._after(h), 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, *LOGVAR))
 
     def decode(self, z: Array) -> Array:
         """Return images (B, h f, w f, C) of latents (B, h, w, C)."""
-        return self.decoder(z if self._before is None else self._before(z))
+        x = self.decoder(z if self._before is None else self._before(z))
+        return 2 * x - 1 if self.unit_range else x
 
     def __call__(self, x: Array, eps: Array | None = None) -> tuple[Array, Posterior]:
         """Return the reconstruction of x and its posterior.

@@ -103,7 +103,9 @@ def _describe_training(cfg: ConfigDict, state: State) -> dict[str, object]:
         "steps": f"{int(state.step):,}",
         "batch size": cfg.data.batch_size,
         "optimiser": f"{cfg.optim.name}, learning rate {cfg.optim.lr:g}",
-        "weights": f"average with decay {cfg.ema.decay:g}",
+        "weights": f"power-function average of length {cfg.ema.lengths[0]:g}"
+        if cfg.ema.kind == "power"
+        else f"average with decay {cfg.ema.decay:g}",
         "seed": cfg.seed,
     }
     for key in ("schedule", "parameterization", "loss"):

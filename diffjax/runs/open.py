@@ -52,6 +52,7 @@ def open_run(
     folder: Path | None = None,
     best: bool = False,
     raw: bool = False,
+    ema_length: float | None = None,
 ) -> TrainedRun:
     """Read what a run trained, from its workdir or from a file that it was exported to.
 
@@ -61,6 +62,8 @@ def open_run(
         folder: the workdir that belongs to an exported file, if there is one.
         best: whether to read the best state of the run in place of the last one.
         raw: whether the model gets the parameters of the last step in place of their average.
+        ema_length: relative length of the average, in place of that of the checkpoint; of runs
+            with ``ema.kind=power``, see `diffjax.train.snapshots`.
 
     Raises:
         ConfigError: nothing is there, or it does not fit the config.
@@ -70,9 +73,11 @@ def open_run(
     exported = path if path.suffix == ".safetensors" else None
     if raw and exported:
         raise ConfigError(f"raw=True: {where} holds averages alone; give the workdir of the run")
+    if raw and ema_length is not None:
+        raise ConfigError(f"raw=True and ema_length={ema_length:g} exclude each other")
     cfg = config or read_config(path)
     folder = folder if exported else path
-    state = read_state(cfg, path, best=best)
+    state = read_state(cfg, path, best=best, ema_length=ema_length)
     frozen = load_fixed_parts(cfg, folder or path.parent, exported=exported)
     model = None
     if find_task_kind(cfg).assemble is not None:
@@ -119,6 +124,7 @@ def open_model(
     *,
     best: bool = False,
     raw: bool = False,
+    ema_length: float | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
@@ -129,7 +135,7 @@ def open_model(
         where: the workdir of a run, a file that it was exported to, a folder of ``diffjax.save``,
             or a published text-to-image model as a folder of diffusers. Each may be a name on the
             Hub.
-        best, raw: of runs, see `open_run`.
+        best, raw, ema_length: of runs, see `open_run`.
         revision, token, local_files_only: of names on the Hub, see `diffjax.download`.
 
     Returns:
@@ -145,7 +151,7 @@ def open_model(
         path = saved
     kind = find_kind(path)
     if kind in (RUN, EXPORT):
-        run = open_run(path, best=best, raw=raw)
+        run = open_run(path, best=best, raw=raw, ema_length=ema_length)
         if run.model is None:
             raise ConfigError(
                 f"{where} holds a run of task {run.config.task!r}, no diffusion model"

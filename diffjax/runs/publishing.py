@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -188,7 +189,9 @@ def _gather_parts(
     """
     model, nets = build_model(cfg), make_clips(cfg)
     assert isinstance(model.space.net, AutoencoderKL)
-    vae = model.space.net.clone(scaling_factor=float(state.extra["latent_scale"]))
+    std = model.space.net.latents_std or 1.0  # the scale has been divided by it
+    scale = float(np.mean(np.asarray(state.extra["latent_scale"]) * np.asarray(std)))
+    vae = model.space.net.clone(scaling_factor=scale)
     height, width, _ = model.space.shape
     trained, encoders = split_encoders(state.ema)
     encoders = {**frozen, **encoders}

@@ -22,6 +22,7 @@ from diffjax.runs.exported import read_export
 from diffjax.tasks import assemble_model, find_task_kind, make_task
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.sharding import make_mesh, make_tree_sharding, with_sharding
+from diffjax.train.snapshots import reconstruct
 from diffjax.types import ConfigError, Frozen, Params, Task, refuse_config
 
 
@@ -134,18 +135,26 @@ def join_base(params: Params, statistics: Params) -> dict[str, Params]:
     return {"base": params, **({"statistics": statistics} if statistics else {})}
 
 
-def read_state(cfg: ConfigDict, where: Path, *, best: bool = False) -> State:
+def read_state(
+    cfg: ConfigDict, where: Path, *, best: bool = False, ema_length: float | None = None
+) -> State:
     """Read the trained state in a workdir or an exported file; that of the optimiser is left out.
 
     Args:
         where: a workdir, whose newest valid checkpoint is read, or a .safetensors file.
         best: whether to read the best state of the run in place of the last one.
+        ema_length: relative length of the average, which is made of the run's snapshots if it was
+            not kept (`diffjax.train.snapshots`); None for the average of the checkpoint.
 
     Raises:
-        ConfigError: there is no checkpoint.
+        ConfigError: there is no checkpoint, or there are no snapshots to make the average of.
         ValueError: an exported file does not fit the config.
     """
     if where.suffix == ".safetensors":
+        if ema_length is not None:
+            raise ConfigError(
+                f"ema_length={ema_length:g}: {where} holds one average; give the workdir of the run"
+            )
         return read_export(where, make_abstract_state(cfg))
     steps = where / ("best" if best else "checkpoints")
     shapes = make_abstract_state(cfg)._replace(opt=None)._asdict()
@@ -156,7 +165,11 @@ def read_state(cfg: ConfigDict, where: Path, *, best: bool = False) -> State:
     if found is None:
         raise ConfigError(f"there is no checkpoint in {steps}; train first with experiments.train")
     logging.info("using the checkpoint of step %d", found[0])
-    return State(**found[1])
+    state = State(**found[1])
+    if ema_length is None:
+        return state
+    step, ema = reconstruct(where, abstract["ema"], found[0], ema_length)
+    return state._replace(step=jnp.full_like(state.step, step), ema=ema)
 
 
 def init_untrained(cfg: ConfigDict, frozen: dict[str, Params] | None = None) -> State:

@@ -8,8 +8,9 @@ Sections that are read here: ``loss``, ``times``, ``data`` and those of the mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from diffjax import losses, parameterization
 from diffjax.model import Model, encode, make_model
 from diffjax.model.build import split_section
 from diffjax.nets.initialisation import initialise
+from diffjax.nets.magnitude import Uncertainty
 from diffjax.tasks.augment import augment
 from diffjax.tasks.objective_table import make_noise, make_objective
 from diffjax.tasks.objectives import Drawn, Objective, measure_one_level, measure_simple
@@ -40,6 +42,7 @@ from diffjax.types import (
 )
 
 PAIRINGS = {"independent": False, "optimal": True}  # of images and noise: config.loss.pairing
+UNCERTAINTY = "uncertainty"  # the entry of the parameters with the log-variance of the loss
 
 
 def make_times(config: ConfigDict, schedule: Schedule) -> losses.TimeSampler:
@@ -96,6 +99,7 @@ def make_task(
         dequantize=config.data.dequantize,
         pair=choose("pairing", config.loss.get("pairing", "independent"), PAIRINGS),
         teacher=teacher,
+        uncertainty=_make_uncertainty(config, model.space.shape),
     )
     return Task(objective.init, objective.loss)
 
@@ -143,9 +147,11 @@ class _Objective(NamedTuple):
         augment: probability of each geometric augmentation.
         flip: whether augmentations may exchange left and right.
         bucketed: whether images may have other shapes than ``image_shape``.
-        dequantize: whether uniform noise of the size of a grey level is added.
+        dequantize: whether to add uniform noise of the size of a grey level.
         pair: whether noise is assigned to images by optimal transport.
         teacher: what a frozen base predicts, if not the same as the model.
+        uncertainty: ``(losses (B,), log-variances (B,)) -> losses (B,)`` with a learned
+            log-variance of the loss at each level; None for the loss as it is.
     """
 
     model: Model
@@ -159,6 +165,7 @@ class _Objective(NamedTuple):
     dequantize: bool = False
     pair: bool = False
     teacher: Parameterization | None = None
+    uncertainty: Callable[[Array, Array], Array] | None = None
 
     def init(
         self, key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
@@ -169,6 +176,9 @@ class _Objective(NamedTuple):
             raise ValueError(f"images of shape {self.image_shape} expected, got {found}")
         params = init_params(self.model, key)
         extra: dict[str, Any] = {"times": self.times.init()}
+        if self.uncertainty is not None:
+            own = Uncertainty().init(jax.random.fold_in(key, 7), jnp.zeros(1))["params"]
+            params = {**params, UNCERTAINTY: own}
         if self.objective.decay is not None:
             extra |= {"target": jax.tree.map(jnp.copy, params), "averaged": jnp.asarray(-1)}
         return params, {**extra, **self.model.space.extra}
@@ -203,6 +213,11 @@ class _Objective(NamedTuple):
             teacher=self._find_teacher(model, frozen),
         )
         values, metrics = self.objective.measure(model, drawn)
+        if self.uncertainty is not None:
+            c = jnp.log(level.sigma / level.alpha) / 4
+            logvar = cast(Array, Uncertainty().apply({"params": params[UNCERTAINTY]}, c))
+            metrics = {**metrics, "mse": values.mean(), "logvar": logvar.mean()}
+            values = self.uncertainty(values, logvar)
         history = self.times.update(extra["times"], t, jax.lax.stop_gradient(values))
         total = (importance * batch.get("weight", 1.0) * values).mean()
         return total, ({**extra, "times": history}, {"loss": total, **metrics})
@@ -265,3 +280,26 @@ def init_params(model: Model, key: jax.Array) -> Params:
     params = model.network.init(key, z, jnp.zeros(1), cond)["params"]
     name = getattr(model.network, "initialisation", "ddpm")
     return initialise({**params, **model.condition.init(key)}, name, key)
+
+
+def _make_uncertainty(
+    config: ConfigDict, shape: tuple[int, int, int]
+) -> Callable[[Array, Array], Array] | None:
+    """Make the loss of a learned log-variance u, ``L / exp(u) + n u``; None if there is none.
+
+    It is the negative log-likelihood of n normal errors of variance ``exp(u)``, but for a factor of
+    2: at its minimum every noise level has the gradient of a loss of 1 (Karras et al. 2024,
+    equations 14 to 16 and 21). n is 1 for means over an image, else what the sums are over.
+
+    Raises:
+        ValueError: the loss is another one, or the task does not train the whole network.
+    """
+    if not config.loss.get("uncertainty", False):
+        return None
+    if config.loss.name != "simple" or config.task != "diffusion":
+        raise ValueError(
+            "loss.uncertainty=True weighs the simple loss of a whole network; set "
+            "loss.uncertainty=False, or loss.name=simple and task=diffusion"
+        )
+    n = losses.REDUCTIONS[config.loss.reduction](math.prod(shape))
+    return lambda values, logvar: values * jnp.exp(-logvar) + n * logvar

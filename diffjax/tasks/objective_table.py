@@ -88,7 +88,7 @@ def _make_measure(config: ConfigDict, model: Model) -> Measure:
     options["schedule"] = model.schedule
     known = {option for make in losses.WEIGHTS.values() for option in option_names(make)}
     others = {option for make in OBJECTIVES.values() for option in option_names(make)}
-    read_elsewhere = others | {"noise_offset", "input_perturbation", "pairing"}
+    read_elsewhere = others | {"noise_offset", "input_perturbation", "pairing", "uncertainty"}
     options = {k: v for k, v in options.items() if k in known or k not in read_elsewhere}
     made = build_section("loss weight", weight, losses.WEIGHTS, options)
     return measure_simple(model, made, error, reduction)

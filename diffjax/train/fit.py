@@ -11,7 +11,8 @@ from collections.abc import Iterable
 import jax
 import optax
 
-from diffjax.train.step import Batch, State, ema_decay, init_state, make_step
+from diffjax.train.averages import ema_decay
+from diffjax.train.step import Batch, State, init_state, make_step
 from diffjax.train.window import OnMetrics
 from diffjax.types import Params, Task
 

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 from jax.tree_util import KeyPath
 from ml_collections import ConfigDict
 
-from diffjax.types import Config, Params, option_names, select_options, suggest
+from diffjax.types import Array, Config, Params, option_names, select_options, suggest
 
 Optimizer: TypeAlias = optax.GradientTransformation
 Section: TypeAlias = Config | ConfigDict  # config.optim, or a group of it
@@ -42,10 +43,22 @@ def _linear(
     return optax.linear_schedule(lr, lr * lr_end, steps)
 
 
+def _inverse_sqrt(
+    lr: float, steps: int, warmup: int = 0, decay_steps: int | None = None
+) -> optax.Schedule:
+    """Let the learning rate of step n be ``lr / sqrt(max(n / decay_steps, 1))``.
+
+    Karras et al. 2024 (arXiv:2312.02696), eq. 67. Steps are counted from the start of the warm-up.
+    """
+    flat = decay_steps or warmup + steps
+    return lambda step: lr / jnp.sqrt(jnp.maximum((step + warmup) / flat, 1.0))
+
+
 DECAYS: dict[str, Callable[..., optax.Schedule]] = {
     "constant": _constant,
     "cosine": _cosine,
     "linear": _linear,
+    "inverse_sqrt": _inverse_sqrt,
 }
 
 
@@ -103,7 +116,8 @@ def learning_rate(section: Section, steps: int) -> optax.Schedule:
 
     Args:
         section: ``lr``, ``warmup`` (steps), ``decay`` and ``lr_end`` (a fraction of lr; 0 if
-            absent). ``decay_steps``, if given, is where the decay ends. With ``lr_start``, a
+            absent). ``decay_steps``, if given, is where the decay ends, or, of inverse_sqrt, where
+            it begins. With ``lr_start``, a
             fraction of lr, step n of the warm-up has ``lr (lr_start + (1 - lr_start) n / warmup)``.
         steps: optimiser steps of the whole run, where the decay ends.
 
@@ -134,6 +148,9 @@ def learning_rate(section: Section, steps: int) -> optax.Schedule:
 def make_optimizer(section: Section, steps: int) -> Optimizer:
     """Make the optimiser of a section: clip by the global norm, then one of `OPTIMIZERS`.
 
+    With ``section.unit_kernels`` the kernels that it leads to have magnitude 1, see
+    `keep_unit_kernels`.
+
     ``section.groups``, if there, maps a name to ``match``, a regular expression for the beginning
     of dotted parameter paths, and to options that differ from the section's. A parameter belongs
     to the first group that matches, or to none; each group is clipped by its own norm.
@@ -146,6 +163,12 @@ def make_optimizer(section: Section, steps: int) -> Optimizer:
     Raises:
         ValueError: unknown optimizer or key, or (when it meets the parameters) a group without any.
     """
+    optimizer = _make_groups(section, steps)
+    return keep_unit_kernels(optimizer) if section.get("unit_kernels", False) else optimizer
+
+
+def _make_groups(section: Section, steps: int) -> Optimizer:
+    """Make the optimiser of a section, with those of its groups."""
     groups = dict(section.get("groups", None) or {})
     if not groups:
         return _make_one(section, steps)
@@ -157,6 +180,33 @@ def make_optimizer(section: Section, steps: int) -> Optimizer:
     return optax.multi_transform(
         {_REST: _make_one(section, steps), **merged}, lambda tree: _labels(tree, patterns)
     )
+
+
+def keep_unit_kernels(optimizer: Optimizer) -> Optimizer:
+    """Let an optimiser lead to kernels of magnitude 1, the root of the mean square of each output.
+
+    This is the forced weight normalisation of Karras et al. 2024, section 2.3, for networks that
+    divide their kernels by this magnitude themselves (`diffjax.nets.magnitude`): their output does
+    not change, but kernels, which would grow, and the effective learning rate, which would fall,
+    stay as they are. Outputs are the last axis of a kernel; other parameters are left alone.
+    """
+
+    def update(
+        grads: Params, state: optax.OptState, params: Params | None = None
+    ) -> tuple[Params, optax.OptState]:
+        updates, state = optimizer.update(grads, state, params)
+        return jax.tree_util.tree_map_with_path(_lead_to_unit, updates, params), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def _lead_to_unit(path: KeyPath, update: Array, value: Array) -> Array:
+    """Change the update of a kernel so that the kernel has magnitude 1 afterwards."""
+    if jax.tree_util.keystr(path[-1:], simple=True) != "kernel" or value.ndim < 2:
+        return update
+    new = value + update
+    square = jnp.mean(jnp.square(new), axis=range(value.ndim - 1), keepdims=True)
+    return new / jnp.sqrt(jnp.maximum(square, 1e-30)) - value
 
 
 _REST = ""  # parameters of no group
@@ -182,7 +232,9 @@ def _labels(tree: Params, patterns: dict[str, re.Pattern[str]]) -> Params:
 
 
 # Keys of the section that are not options of a decay or an optimiser.
-_OTHERS = {"name", "decay", "lr", "lr_start", "warmup", "clip", "groups", "match"}
+_OTHERS = {
+    *("name", "decay", "lr", "lr_start", "warmup", "clip", "groups", "match", "unit_kernels"),
+}
 
 
 def _make_one(section: Section, steps: int, where: str = "optim") -> Optimizer:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from diffjax.remat import POLICIES, resolve_remat
 from diffjax.train import hosts, memory, resume
+from diffjax.train.averages import make_averages, track
 from diffjax.train.checkpoint import Checkpoints, Metadata
 from diffjax.train.frozen import hash_content, write_once
 from diffjax.train.optimizer import learning_rate, make_optimizer
@@ -34,11 +35,8 @@ from diffjax.train.sharding import (
 )
 from diffjax.train.step import (
     Batch,
-    EMADecay,
     State,
     Step,
-    ema_decay,
-    ema_half_life,
     init_state,
     make_step,
 )
@@ -108,6 +106,7 @@ class PreparedRun:
         steps = config.train.steps
         self.rate = None if optimizer else learning_rate(config.optim, steps)
         optimizer = optimizer or make_optimizer(config.optim, steps)
+        optimizer = track(optimizer, make_averages(config.ema, config.data.batch_size)[1:])
         mesh = self.mesh = make_mesh(config.mesh)
         self.place = make_batch_sharding(mesh)
         example = _take_batch(batches(0, self.place))
@@ -198,14 +197,6 @@ class PreparedRun:
         }  # fmt: skip
 
 
-def _make_average(config: ConfigDict) -> EMADecay:
-    """Return the decay of the parameter average that ``config.ema`` describes."""
-    section = config.ema
-    if half_life := section.half_life:
-        return ema_half_life(half_life, config.data.batch_size, ramp=section.ramp)
-    return ema_decay(section.decay, warmup=section.warmup)
-
-
 def _take_batch(stream: Iterator[Batch]) -> Batch:
     """Take the first batch of a stream, and end the stream."""
     with closing_stream(stream):
@@ -293,7 +284,7 @@ def compile_step(
     step = make_step(
         task,
         optimizer,
-        decay=_make_average(config),
+        decay=make_averages(config.ema, config.data.batch_size)[0],
         accumulate=config.train.accumulate,
         seed=config.seed,
     )

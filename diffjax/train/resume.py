@@ -16,6 +16,7 @@ from diffjax.types import JsonObject
 # Keys that do not change the values that a step computes.
 FREE = (
     *("train", "sample", "eval", "mesh", "network.remat", "network.attention"),
+    "ema.snapshot_every",
     # Paths of the data, whose fingerprint is compared, and how they are read.
     *("data.dir", "data.damaged", "data.threads", "data.prefetch"),
     # Paths of frozen weights, whose hash is compared.
@@ -158,6 +159,8 @@ def _warn_of_the_decay(before: ConfigTree | None, now: ConfigTree | None) -> Non
     """
     if not before or not now or now["optim"]["decay"] == "constant":
         return
+    if now["optim"].get("decay_steps"):
+        return  # the decay does not depend on the steps of the run
     old, new = (config["train"]["steps"] for config in (before, now))
     if old != new:
         logging.warning(

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffjax.types import Array, ArrayLike, Batch, Params, Statistics, Task
+from diffjax.train.averages import EMADecay, ema_decay, move_average
+from diffjax.types import Array, Batch, Params, Statistics, Task
 
 
 class State(NamedTuple):
@@ -34,46 +35,11 @@ class State(NamedTuple):
     extra: Statistics
 
 
-# From the number of optimiser steps done to the decay of the parameter average.
-EMADecay: TypeAlias = Callable[[ArrayLike], ArrayLike]
 # ``(state, frozen, batch) -> (state, metrics)``.
 Step: TypeAlias = Callable[[State, Params | None, Batch], tuple[State, dict[str, Array]]]
 # The gradient of the parameters, the new statistics of the task, and metrics.
 Gradient: TypeAlias = tuple[Params, Statistics, dict[str, Array]]
 ComputeGradient: TypeAlias = Callable[[State, Params | None, jax.Array, Batch], Gradient]
-
-
-def ema_decay(decay: float = 0.9999, *, warmup: bool = False) -> EMADecay:
-    """Make the constant decay of the parameter average.
-
-    Args:
-        decay: in [0, 1).
-        warmup: use ``min(decay, (1 + n) / (10 + n))`` after n steps, as latent diffusion does.
-    """
-    return lambda step: jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else decay
-
-
-def ema_half_life(images: float, batch_size: int, *, ramp: float = 0.05) -> EMADecay:
-    """Make the decay ``0.5^(batch/H)`` with ``H = min(images, ramp * images seen)``.
-
-    Karras et al. 2022, appendix F.2.
-
-    Args:
-        images: half-life of the average, in images.
-        batch_size: images per step.
-        ramp: largest half-life as a share of the images seen.
-
-    Raises:
-        ValueError: a number is not positive.
-    """
-    if min(images, batch_size, ramp) <= 0:
-        raise ValueError(f"half-life {images}, batch {batch_size} and ramp {ramp} must be positive")
-
-    def decay(step: ArrayLike) -> ArrayLike:
-        life = jnp.minimum(images, ramp * step * batch_size)
-        return 0.5 ** (batch_size / jnp.maximum(life, 1e-8))
-
-    return decay
 
 
 def init_state(
@@ -136,8 +102,7 @@ def make_step(
         norm = optax.tree.norm(grads)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        rate = average(state.step)
-        ema = jax.tree.map(lambda a, p: a + (1 - rate) * (p - a), state.ema, params)
+        ema = move_average(state.ema, params, average(state.step))
         size = optax.tree.norm(params)  # a finite gradient can still overflow the parameters
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & jnp.isfinite(size)
         new = State(state.step, params, ema, opt, extra)

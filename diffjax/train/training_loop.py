@@ -29,6 +29,7 @@ from diffjax.train.prepare import Batches, Inputs, PreparedRun, StartPoint, clos
 from diffjax.train.progress import StepBar, say_compiling
 from diffjax.train.reporter import NoReporter, Reporter
 from diffjax.train.sealed_files import sole_writer
+from diffjax.train.snapshots import Snapshots
 from diffjax.train.step import State
 from diffjax.train.trackers import Tracker, check_trackers, start_trackers
 from diffjax.train.window import LOOK_AHEAD, Metrics, NonFiniteLoss, OnMetrics, Window
@@ -142,11 +143,12 @@ def _train_until_done(run: PreparedRun, callbacks: Callbacks) -> State:
         stop = closing.enter_context(Stop(run.mesh, minutes=cfg.minutes))
         trackers = closing.enter_context(start_trackers(names, run.workdir, run.config))
         checkpoints = closing.enter_context(Checkpoints(run.workdir / "checkpoints", keep=cfg.keep))
+        snapshots = closing.enter_context(Snapshots(run.workdir, run.config.ema))
         offset, tries, last = 0, 0, -1
         while True:
             begun = run.begin(checkpoints, offset)
             try:
-                return _advance(run, begun, checkpoints, stop, callbacks, trackers)
+                return _advance(run, begun, (checkpoints, snapshots), stop, callbacks, trackers)
             except NonFiniteLoss as error:
                 checkpoints.wait()
                 newest = checkpoints.newest() or 0
@@ -163,7 +165,7 @@ def _train_until_done(run: PreparedRun, callbacks: Callbacks) -> State:
 def _advance(
     run: PreparedRun,
     begun: StartPoint,
-    checkpoints: Checkpoints,
+    stores: tuple[Checkpoints, Snapshots],
     stop: Stop,
     callbacks: Callbacks,
     trackers: list[Tracker],
@@ -174,7 +176,7 @@ def _advance(
         NonFiniteLoss: see `Window`.
         Preempted: a signal asked the run to stop.
     """
-    cfg, on_sample = run.config.train, callbacks.sample
+    cfg, on_sample, (checkpoints, snapshots) = run.config.train, callbacks.sample, stores
     step, state, values, offset = begun
     with contextlib.ExitStack() as closing:
         make_reporter = Reporter if hosts.is_writer() else NoReporter
@@ -205,6 +207,7 @@ def _advance(
                 look = partial(evaluate, state, run.frozen, step) if due else dict
                 loss = window.report(step, look)
                 bar.show_loss(loss)
+            snapshots.take(step, state)
             if step % cfg.checkpoint_every == 0:
                 checkpoints.save(step, state, run.metadata(window.fetch(step), offset))
             due = cfg.sample_every and step % cfg.sample_every == 0
@@ -216,6 +219,7 @@ def _advance(
         unfinished = window.fetch(step)
         checkpoints.save(step, state, run.metadata(unfinished, offset))
         checkpoints.wait()
+        snapshots.take(step, state, last=True)
         if any(value["finite"] for value in unfinished):  # otherwise all of them were skipped
             window.report(step)
     if reason > OUT_OF_TIME:

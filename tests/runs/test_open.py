@@ -1,6 +1,7 @@
 """`diffjax.open`: whatever lies at a path becomes a model, or a sentence."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from diffjax.model.model import merge_adapters
 from diffjax.runs.locate import find_kind
 from diffjax.runs.saving import Source
 from diffjax.train import Checkpoints
+from diffjax.train.snapshots import Snapshots
 from diffjax.types import ConfigError, Level
 from tests.parity import generate_cases as g
 
@@ -53,6 +55,25 @@ def test_a_run_has_its_average_or_its_last_parameters(run):
         diffjax.open(folder, best=True)
 
 
+def test_a_run_has_averages_of_other_lengths(run, tmp_path):
+    """Of two snapshots of the same parameters every average is these parameters."""
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"holds no averages up to step 3.*ema.kind=power"):
+        diffjax.open(folder, ema_length=0.13)
+    section = runs.open_run(folder).config.ema
+    section.update(kind="power", lengths=(0.05,), snapshot_every=1)
+    other = run[1]._replace(ema=jax.tree.map(lambda leaf: leaf + 2, run[1].ema))
+    with Snapshots(folder, section) as snapshots:
+        for step in (1, 2):
+            snapshots.take(step, other)
+    found = runs.open_run(folder, ema_length=0.13)
+    assert int(found.state.step) == 2  # that of the newest snapshot
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, found.model.params, other.ema)
+    with pytest.raises(ConfigError, match=r"raw=True and ema_length=0.13 exclude each other"):
+        diffjax.open(folder, raw=True, ema_length=0.13)
+
+
 def test_an_exported_file_is_the_run(run, tmp_path):
     folder, state = run
     file = tmp_path / "model.safetensors"
@@ -61,6 +82,8 @@ def test_an_exported_file_is_the_run(run, tmp_path):
     assert_same(diffjax.open(file).params, state.ema)
     with pytest.raises(ConfigError, match=r"raw=True: .* holds averages alone"):
         diffjax.open(file, raw=True)
+    with pytest.raises(ConfigError, match=r"ema_length=0.2: .* holds one average"):
+        diffjax.open(file, ema_length=0.2)
 
 
 @pytest.mark.parametrize("family", ["sd1", "xl"])

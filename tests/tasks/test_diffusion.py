@@ -88,6 +88,46 @@ def test_grey_levels_are_spread_if_the_config_says_so():
     assert count_draws(True) == count_draws(False) + 1
 
 
+def test_a_learned_variance_weighs_the_loss_of_each_level():
+    cfg = config(loss={"uncertainty": True, "reduction": "sum"})
+    task, params, extra, batch = start(cfg)
+    plain, *_ = start(config(loss={"reduction": "sum"}))
+    rest = {k: v for k, v in params.items() if k != "uncertainty"}
+    value, (_, metrics) = loss(task, params, extra, batch)
+    mse, _ = loss(plain, rest, extra, batch)
+    assert float(metrics["mse"]) == pytest.approx(float(mse), rel=1e-5)
+    # A kernel of 0 is the log-variance 0; else each image has that of its level.
+    kernel = params["uncertainty"]["linear"]["kernel"]
+    zero = {**params["uncertainty"], "linear": {"kernel": 0 * kernel}}
+    off, _ = loss(task, {**params, "uncertainty": zero}, extra, batch)
+    assert float(off) == pytest.approx(float(mse), rel=1e-5)
+
+    model = make_model(cfg, SHAPE, 17, 10)
+    t = jnp.floor(jax.random.uniform(jax.random.split(jax.random.key(5), 3)[0], (4,)) * 1000)
+    alpha, sigma = model.schedule.at(t)
+    fourier = params["uncertainty"]["fourier"]
+    turns = jnp.outer(jnp.log(sigma / alpha) / 4, fourier["freqs"]) + fourier["phases"]
+    weight = kernel[:, 0] / (1e-4 + jnp.sqrt(jnp.mean(kernel**2))) / 128**0.5
+    u = 2**0.5 * jnp.cos(2 * jnp.pi * turns) @ weight
+    assert float(metrics["logvar"]) == pytest.approx(float(u.mean()), rel=1e-3)
+
+    def one(k):
+        """The squared error of image k, by the loss with weights that leave the others out."""
+        weights = {**batch, "weight": jnp.eye(4)[k]}
+        return 4 * float(loss(plain, rest, extra, weights)[0])
+
+    wanted = np.mean([one(k) * np.exp(-u[k]) + 64 * u[k] for k in range(4)])
+    assert float(value) == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [{"loss": {"name": "vlb"}}, {"task": "controlnet"}])
+def test_a_learned_variance_is_refused_where_it_has_no_meaning(wrong):
+    cfg = config(loss={"uncertainty": True, **wrong.get("loss", {})})
+    cfg.task = wrong.get("task", cfg.task)
+    with pytest.raises(ValueError, match=r"loss.uncertainty=True weighs the simple loss"):
+        make_task(cfg, SHAPE, 17, 10)
+
+
 def test_offset_and_perturbed_noise_enter_the_loss():
     # z gets the perturbed noise, and the target is the noise without the perturbation.
     cfg = config(loss={"noise_offset": 0.3, "input_perturbation": 0.2})
@@ -244,7 +284,7 @@ def test_bf16_networks_keep_scheduler_arithmetic_in_float32():
     [
         ({"loss": {"name": "elbo"}}, "unknown loss 'elbo'; choose one of consistency, hybrid"),
         ({"loss": {"weight": "snrs"}}, "unknown loss weight 'snrs'"),
-        ({"network": {"name": "vit"}}, "unknown network 'vit'; choose one of dit, unet"),
+        ({"network": {"name": "vit"}}, "unknown network 'vit'; choose one of dit, edm2, refinenet, unet"),
         ({"times": {"name": "gauss"}}, "unknown time sampler 'gauss'"),
         (
             {"loss": {"name": "vlb"}, "schedule": {"name": "vp_sde"}},

@@ -66,6 +66,37 @@ def test_the_scale_is_measured_once(made):
     np.testing.assert_allclose(back, straight, atol=1e-5)
 
 
+def test_statistics_by_channel_bring_latents_to_one_scale(made):
+    cfg, net, frozen, batch = made
+    plain = net.apply({"params": frozen["autoencoder"]}, batch["image"], method=net.encode).mean
+    mean, std = plain.mean((0, 1, 2)), plain.std((0, 1, 2))
+    given = cfg.copy_and_resolve_references()
+    statistics = {"latents_mean": tuple(map(float, mean)), "latents_std": tuple(map(float, std))}
+    given.autoencoder.update(scale=0.5, **statistics)
+    space = make_space(given, SHAPE)
+    z = space.encode(frozen, space.extra, batch["image"])
+    np.testing.assert_allclose(z.mean((0, 1, 2)), 0.0, atol=1e-4)
+    np.testing.assert_allclose(z.std((0, 1, 2)), 0.5, rtol=1e-4)
+    back = net.apply({"params": frozen["autoencoder"]}, plain, method=net.decode)
+    np.testing.assert_allclose(space.leave(frozen, space.extra, z), back, atol=1e-4)
+    given.autoencoder.scale = 0.0
+    with pytest.raises(ValueError, match=r"latents_std needs autoencoder.scale"):
+        make_space(given, SHAPE)
+
+
+def test_an_autoencoder_can_see_pixels_from_0_to_1(made):
+    cfg, net, frozen, batch = made
+    given = cfg.copy_and_resolve_references()
+    given.autoencoder.unit_range = True
+    other, (params, image) = make_space(given, SHAPE).net, (frozen["autoencoder"], batch["image"])
+    code = other.apply({"params": params}, image, method=other.encode).mean
+    wanted = net.apply({"params": params}, (image + 1) / 2, method=net.encode).mean
+    np.testing.assert_allclose(code, wanted, atol=1e-6)
+    back = other.apply({"params": params}, code, method=other.decode)
+    half = net.apply({"params": params}, code, method=net.decode)
+    np.testing.assert_allclose((back + 1) / 2, half, atol=1e-6)
+
+
 def test_stored_moments_give_the_loss_of_encoding_on_the_fly(made):
     cfg, net, frozen, batch = made
     task = make_task(cfg, SHAPE, 256, 10)

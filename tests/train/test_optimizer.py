@@ -39,6 +39,36 @@ def test_rate_of_every_step(decay, warmup):
         assert float(rate(n)) == pytest.approx(lr * wanted, rel=1e-5, abs=1e-8)
 
 
+@pytest.mark.parametrize("flat", [None, 6, 12])
+def test_inverse_square_root_counts_from_the_first_step(flat):
+    section = _section(lr=0.2, warmup=4, decay="inverse_sqrt", decay_steps=flat, lr_start=0.0)
+    rate = learning_rate(section, 20)
+    for n in range(40):
+        wanted = 0.2 * min(n / 4, 1) / max(n / (flat or 20), 1) ** 0.5
+        assert float(rate(n)) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("groups", [None, {"rest": {"match": "layer", "lr": 0.1}}])
+def test_kernels_stay_at_magnitude_one_and_all_else_moves_freely(groups):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    params = {"layer": {"kernel": draw(3, 3, 2, 4), "gain": draw(), "bias": draw(4)}}
+    grads = jax.tree.map(lambda leaf: draw(*leaf.shape), params)
+    section = _section(name="adam", lr=0.3, warmup=0, decay="constant")
+    section = {**section, **({"groups": groups} if groups else {})}
+    results = []
+    for unit in (False, True):
+        optimizer = make_optimizer({**section, "unit_kernels": unit}, 10)
+        updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        results.append(optax.apply_updates(params, updates)["layer"])
+    free, kept = results
+    size = jnp.sqrt(jnp.mean(free["kernel"] ** 2, axis=(0, 1, 2)))
+    np.testing.assert_allclose(kept["kernel"], free["kernel"] / size, rtol=1e-5, atol=1e-6)
+    assert np.abs(size - 1).max() > 0.03
+    for name in ("gain", "bias"):
+        np.testing.assert_array_equal(kept[name], free[name])
+
+
 def test_first_update_of_each_optimizer():
     # Adam's first step is lr g / (|g| + eps); AdamW adds the decay; SGD moves along the gradient.
     p, g = jnp.array([1.0, -2.0]), jnp.array([0.3, -4.0])
@@ -155,7 +185,7 @@ def test_clip_bounds_the_global_norm(scale, kept):
 def test_unknown_names_list_the_choices():
     with pytest.raises(ValueError, match=r"optimizer 'lions'.*adam, .*sgd.*mean 'lion'\?"):
         make_optimizer(_section(name="lions"), 10)
-    with pytest.raises(ValueError, match=r"decay 'step'.*constant, cosine, linear"):
+    with pytest.raises(ValueError, match=r"decay 'step'.*constant, cosine, inverse_sqrt, linear"):
         learning_rate(_section(decay="step"), 10)
 
 

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from diffjax.train import init_state, make_step
+from diffjax.train.averages import ema_decay, ema_half_life
 from diffjax.train.optimizer import learning_rate
-from diffjax.train.step import ema_decay, ema_half_life
 from diffjax.types import Task
 from tests.train.tiny import assert_same, batch_at, make_config, make_task
 
