@@ -71,7 +71,8 @@ def _paper(size: str, mebi: int, *, flat: int, mean: float, std: float) -> Confi
     config.network.update(channels=width, multipliers=(1, 2, 3, 4), blocks=3, head_channels=64)
     config.network.attention_levels = (2, 3)  # 16 and 8 of 64 pixels
     config.network.dropout = 0.0 if width < 256 else 0.1
-    config.data.update(num_classes=1000, channels=3, batch_size=BATCH)
+    config.data.update(name="image_folder", num_classes=1000, channels=3, batch_size=BATCH)
+    config.data.resize = "halves"
     config.optim.update(lr=rate, warmup=10_000_000 // BATCH, decay_steps=flat)
     config.ema.snapshot_every = (8 << 20) // BATCH
     config.train.steps = (mebi << 20) // BATCH
@@ -82,13 +83,13 @@ def img512(size: str) -> ConfigDict:
     config = _paper(size, IMG512[size], flat=70_000, mean=-0.4, std=1.0)
     ldm.use_latents(config, autoencoder.kl_f8(), scale=0.5)
     config.autoencoder.update(latents_mean=MEAN, latents_std=STD, unit_range=True)
-    config.data.update(name="image_folder", image_size=512)
+    config.data.image_size = 512
     return config
 
 
 def img64(size: str) -> ConfigDict:
     config = _paper(size, IMG64[size], flat=35_000, mean=-0.8, std=1.6)
-    config.data.update(name="imagenet64", image_size=64)
+    config.data.image_size = 64
     return config
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.published.table import FID, RESIZE, Published, Values, pick
+from configs.published.table import FID, Published, Values, pick
 
 _LOOP, _NET = "edm2: training/training_loop.py", "edm2: training/networks_edm2.py"
 # Line of train_edm2.py, learning rate, mebi-images, dropout; FID and the length of its average.
@@ -38,6 +38,7 @@ def _train(line: int, rate: float, mebi: int, dropout: float, *, flat: int, time
         **pick(2048, place, "data.batch_size"),
         **pick(False, "edm2: training/dataset.py:32", "data.flip"),
         **pick("center", "edm2: no crop in training/dataset.py", "data.crop"),
+        **pick("halves", "edm2: README.md, center-crop-dhariwal of dataset_tool.py", "data.resize"),
         **pick(
             "ddpm", f"{_NET}:95; the network has no other, and reads no key",
             "network.initialisation",
@@ -87,7 +88,7 @@ EDM2 = {
     **{
         f"edm2:img512_{size}": _describe(
             {**_train(*row, flat=70_000, times="-0.4 1.0"), **_VAE}, figure,
-            (*_NOT_AS_RELEASED, RESIZE),
+            _NOT_AS_RELEASED,
         )
         for size, (*row, figure) in _IMG512.items()
     },

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.nets.autoencoder import AutoencoderKL, Codebook, Posterior, VQModel, apply_tiled
+from diffjax.nets.autoencoder import AutoencoderKL, Codebook, Posterior, VQModel
+from diffjax.nets.tiles import apply_tiled
 from tests.parity import ae_cases, cases
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "autoencoder.npz"

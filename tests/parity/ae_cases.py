@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.nets.autoencoder import apply_tiled
 from diffjax.nets.discriminator import PatchGAN
 from diffjax.nets.perceptual import LPIPS
+from diffjax.nets.tiles import apply_tiled
 from diffjax.pretrained.state_dict import from_state_dict, list_state_shapes, to_state_dict
 from tests.parity import cases, sd_cases
 

@@ -284,7 +284,10 @@ def test_bf16_networks_keep_scheduler_arithmetic_in_float32():
     [
         ({"loss": {"name": "elbo"}}, "unknown loss 'elbo'; choose one of consistency, hybrid"),
         ({"loss": {"weight": "snrs"}}, "unknown loss weight 'snrs'"),
-        ({"network": {"name": "vit"}}, "unknown network 'vit'; choose one of dit, edm2, refinenet, unet"),
+        (
+            {"network": {"name": "vit"}},
+            "unknown network 'vit'; choose one of dit, edm2, refinenet, unet",
+        ),
         ({"times": {"name": "gauss"}}, "unknown time sampler 'gauss'"),
         (
             {"loss": {"name": "vlb"}, "schedule": {"name": "vp_sde"}},
