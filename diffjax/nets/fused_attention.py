@@ -35,7 +35,7 @@ def choose_fused(q: Array, k: Array, mask: Array | None) -> str | None:
     if platform == "tpu":
         return "splash" if mask is None and fits_splash(q, k) else None
     if platform in ("gpu", "cuda"):
-        return "cudnn" if _fits_cudnn(q) else None
+        return "cudnn" if _fits_cudnn(q, k, mask) else None
     return None
 
 
@@ -60,8 +60,13 @@ def fits_splash(q: Array, k: Array) -> bool:
     return many and even and q.shape[0] % rows == 0 and q.shape[2] % heads == 0
 
 
-def _fits_cudnn(q: Array) -> bool:
-    """Return whether cuDNN's kernel takes these shapes: half precision, and heads that it knows."""
+def _fits_cudnn(q: Array, k: Array, mask: Array | None) -> bool:
+    """Return whether cuDNN's kernel takes these shapes: half precision, and heads that it knows.
+
+    With a mask, its gradient needs even numbers of queries and keys; texts have 77 tokens.
+    """
+    if mask is not None and (q.shape[1] % 2 or k.shape[1] % 2):
+        return False
     capability = float(getattr(jax.devices()[0], "compute_capability", 0.0))
     most = 256 if capability >= HOPPER else 128
     half = q.dtype in (jnp.bfloat16, jnp.float16)

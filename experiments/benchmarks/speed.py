@@ -98,7 +98,7 @@ def main() -> None:
     setup = Setup(Path(sys.executable), torch, flax, REPEATS.value, TINY.value, FLAGS.value)
     left = [name for name in names if AGAIN.value or name not in found["rows"]]
     minutes = sum(ROWS[name].minutes for name in left)
-    if minutes and not TINY.value:
+    if SUITE.value == "gpu" and not TINY.value:
         logging.info("about %.0f minutes on one H100; other cards take longer", minutes)
     for name in left:
         logging.info("measuring %s", name)

@@ -34,6 +34,17 @@ def test_models_of_rows_can_be_built_and_described(name, tiny):
     assert reads_text == ("stable_diffusion" in row.config) == bool(model.network.context_dim)
 
 
+def test_a_row_without_peers_needs_no_words_of_diffusers(tmp_path, monkeypatch):
+    """EDM's network has no counterpart there; its weights are drawn all the same."""
+    done = type("Done", (), {"returncode": 0})()
+    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: done)
+    measure.prepare_row(ROWS["gpu_cifar10_edm"], tmp_path, NO_FLAGS)
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path), OURS])
+    by_diffjax.prepare(server.read_work())
+    assert (tmp_path / "unet.safetensors").stat().st_size > 2**16
+    assert json.loads((tmp_path / "unet.json").read_text()) == {}
+
+
 def test_rows_name_known_suites_kinds_and_peers():
     assert {row.suite for row in ROWS.values()} == set(SUITES)
     assert {row.kind for row in ROWS.values()} == set(KINDS)

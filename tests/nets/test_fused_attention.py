@@ -68,6 +68,10 @@ def test_cudnn_is_chosen_by_card_type_and_head(monkeypatch, d, dtype, capability
     monkeypatch.setattr(jax, "devices", lambda: [card])
     q = jax.ShapeDtypeStruct((1, 64, 2, d), dtype)
     assert fused_attention.choose_fused(q, q, None) == wanted
+    assert fused_attention.choose_fused(q, q, "masked") == wanted
+    text = jax.ShapeDtypeStruct((1, 77, 2, d), dtype)
+    assert fused_attention.choose_fused(q, text, None) == wanted
+    assert fused_attention.choose_fused(q, text, "masked") is None  # odd, with a mask
 
 
 def test_auto_on_a_cpu_is_xla_to_the_last_bit():

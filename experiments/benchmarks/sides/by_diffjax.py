@@ -162,8 +162,10 @@ def prepare(work: Work) -> None:
     if work.options["config"]:
         cfg = make_config(work.options)
         model = runs.build_model(cfg)
-        net = describe_network(model.network, model.space.shape[-1])
-        net["sample_size"] = model.space.shape[0]  # which pipelines draw
+        net: dict[str, Any] = {}
+        if work.options["described"]:  # peers read it; there may be none, and no words for it
+            net = describe_network(model.network, model.space.shape[-1])
+            net["sample_size"] = model.space.shape[0]  # which pipelines draw
         nets = {"unet": (net, _make_shapes(model))}
         if work.kind in ("encode", "decode"):
             nets = {}

@@ -163,6 +163,7 @@ def prepare_row(row: Row, folder: Path, setup: Setup) -> None:
         "config": row.config,
         "changes": changes,
         "dtype": changes.get("network.dtype", "float32"),
+        "described": bool(row.goals),
         "checked": bool(row.goals) and not row.fresh,
         "optimizer": "adamw" if "stable_diffusion" in row.config else "adam",
         "lr": 1e-4,
