@@ -16,6 +16,8 @@ from diffjax.pretrained import configs, load_model, save_model
 from diffjax.pretrained.files import open_folder, open_safetensors
 from diffjax.pretrained.state_dict import to_state_dict
 from tests.parity import ae_cases, dit_cases, generate_cases, sd_cases
+from tests.pretrained.image_adapters import VISION
+from tests.pretrained.test_asymmetric import CONFIG as ASYMMETRIC
 
 UNET = sd_cases.UNETS["sd1"]
 TEXT = sd_cases.TEXTS["clip"]
@@ -136,6 +138,8 @@ KINDS = {
     "VQModel": ae_cases.AUTOENCODERS["vq"],
     "CLIPTextModel": TEXT,
     "CLIPTextModelWithProjection": sd_cases.TEXTS["openclip"],
+    "CLIPVisionModelWithProjection": configs.describe(VISION),
+    "AsymmetricAutoencoderKL": {"_class_name": "AsymmetricAutoencoderKL", **ASYMMETRIC},
 }
 
 

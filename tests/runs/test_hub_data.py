@@ -62,7 +62,7 @@ def make_tables():
 def load(split="train", where=WHERE, **options):
     load_once.cache_clear()
     part = dict(name="captioned_folder", dir=where, background="white", caption_column="",
-                damaged="stop", captions=(), class_names=())  # fmt: skip
+                damaged="stop", captions=(), class_names=(), window=(), resize="bicubic")  # fmt: skip
     return load_unchecked(ConfigDict({"data": {**part, **options}}), split, (SIDE, SIDE, 3))
 
 
