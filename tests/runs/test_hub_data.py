@@ -61,8 +61,8 @@ def make_tables():
 
 def load(split="train", where=WHERE, **options):
     load_once.cache_clear()
-    part = dict(name="captioned_folder", dir=where, background="white", caption_column="",
-                damaged="stop", captions=(), class_names=(), window=(), resize="bicubic")  # fmt: skip
+    part = dict(name="captioned_folder", dir=where, background="white", caption_column="")
+    part |= dict(damaged="stop", captions=(), class_names=(), window=(), resize="bicubic")
     return load_unchecked(ConfigDict({"data": {**part, **options}}), split, (SIDE, SIDE, 3))
 
 
