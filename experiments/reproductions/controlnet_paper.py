@@ -31,8 +31,10 @@ from experiments.reproductions.controlnet_pieces import (
     SEEDS,
     STEPS,
     TEXTS,
+    TOLD,
     name_run,
 )
+from experiments.reproductions.controlnet_prompts import format_prompts, judge_prompts
 from experiments.reproductions.plotting import DISTANCE, label_rows, plot_lines
 from experiments.reproductions.verdicts import (
     estimate_mean,
@@ -180,6 +182,7 @@ def judge_claims(data: Path) -> list[Claim]:
         compare(texts[4], _find_worst(data, "gaussian"), _find_worst(data, "zero"), why=_WHY),
         compare_shares(texts[5], blind["zero"], blind["undropped"], why=_WHY),
         _judge_suddenness(data),
+        *judge_prompts(data),
         *_judge_costs(data),
     ]
 
@@ -295,7 +298,10 @@ def draw_plots(data: Path) -> None:
 def _label_sheets(data: Path) -> None:
     """Label the rows of drawn pictures with their settings."""
     scales = [f"scale {scale}" for scale in SCALES]
+    told = [f"{net}, prompt: {words}" for words in TOLD.values() for net in ("base", "control")]
     rows = {
+        "control-prompts-edges": ("hint", *told, "test image"),
+        "control-prompts-masks": ("hint", *told, "test image"),
         "control-scales": ("hint", "base alone", *scales, "test image"),
         "control-composed": ("hint", "base alone", *scales, "test image"),
         "control-balances": ("hint", "base alone", *BALANCES, "test image"),
@@ -350,8 +356,9 @@ resolution:
 ## Masks of shapes
 
 The base is the text-to-image model of [ldm.md](ldm.md). IoU of what has a colour in the picture
-and what has in the mask. With its prompt the base alone draws nearly what the mask shows, so the
-claim without prompts was added after these trainings were seen.
+and what has in the mask; {len(SEEDS["masks"])} trainings each. With its prompt the base alone draws
+nearly what the mask shows, so the claim without prompts was added after the first two trainings
+were seen. Those two decided neither claim, and the third was added with the claims as they stood.
 
 {_format_masks(data)}
 
@@ -370,6 +377,13 @@ Two ControlNets, of masks and of edges, both with the scale of the row; the hint
 {_format_settings(data, "control-composed", ("mask_iou", "edge_f1"))}
 
 ![composed](control-composed.png)
+
+## Without a prompt, and with a wrong one
+
+{format_prompts(data)}
+
+![edges](control-prompts-edges.png)
+![masks](control-prompts-masks.png)
 
 ## Cost of a training step
 

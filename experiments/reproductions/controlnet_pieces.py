@@ -9,7 +9,7 @@ from experiments.reproductions.ldm_pieces import SHAPES
 from experiments.reproductions.pieces import Piece, make_training, name_model
 
 # Seeds of the trainings by kind of hint, which are the units of all effects.
-SEEDS = {"edges": (0, 1), "masks": (0, 1)}
+SEEDS = {"edges": (0, 1), "masks": (0, 1, 2)}
 # Steps of a training, and steps between two measurements.
 STEPS, EVERY = 400, 50
 # The networks that are compared, and the flags that make them.
@@ -127,6 +127,23 @@ def _make_drawing(name: str, model: str, minutes: float, *options: str) -> Piece
 
 
 _EDGES, _MASKED = name_run("edges", "zero", 0), name_run("masks", "zero", 0)
+# Images and sampling seeds of the measurements of what the base is told.
+TOLD_NUM, TOLD_SEEDS = 100, 4
+# What the base is told: a choice of --prompts, and what the page calls it.
+TOLD = {"own": "its own", "none": "none", "other": "another image's"}
+
+
+def _make_told(hint: str, model: str, minutes: float) -> Piece:
+    """Make the piece that draws with every prompt of `TOLD`, with the base alone beside it."""
+    options = (
+        f"--prompts={','.join(TOLD)}",
+        f"--num={TOLD_NUM}",
+        f"--seeds={TOLD_SEEDS}",
+        *("--sampler=ddim", "--steps=16"),
+    )
+    return _make_drawing(f"control-prompts-{hint}", model, minutes, *options)
+
+
 _COST = Piece(
     "control-cost",
     (
@@ -185,7 +202,9 @@ PIECES = (
         "--guidance=3",
         f"--balance={','.join(BALANCES)}",
     ),
+    _make_told("edges", _EDGES, 5),
     *(_make_masks(net, 0) for net in MASKS),
+    _make_told("masks", _MASKED, 3),
     _make_shapes("shapes_edges", "control-shapes-edges", 3, kept=True),
     _make_shapes("shapes_adapter", "control-shapes-adapter", 3, kept=False),
     _make_drawing(

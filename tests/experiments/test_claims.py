@@ -30,7 +30,7 @@ def judge(tmp_path):
     def write(name, rows):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
-    def leave(seeds, factor):
+    def leave(seeds, factor, more=None):
         for pieces in (ddim.LINEAR, ddim.QUADRATIC, ddim.PAIRED[:2]):
             for piece in pieces:
                 write(piece.name, [])
@@ -38,6 +38,8 @@ def judge(tmp_path):
         both = [*make_rows(seeds=seeds), *make_rows("quadratic", seeds)]
         write("ddim", make_rows(seeds=seeds))
         write("ddim-paired", both)
+        close = [r for r in both if (r["grid"], r["steps"]) == ddim.CLOSE]
+        write("ddim-paired-close", close if more is None else more)
         write("ddim-sigma-hat", large)
         write("ddim-paired-sigma-hat", large)
         write("ddim-1000-fixedlarge", [])
@@ -56,6 +58,13 @@ def test_verdicts_follow_the_measurements(judge):
     found = judge(seeds=5, factor=0.5)
     assert found["fixedlarge is at least 2 times worse than fixedsmall at 10 steps"] == CONTRADICTED
     assert set(judge(seeds=1, factor=7.0).values()) == {UNDECIDED, NOT_RUN, HELD}  # HELD: the slope
+
+
+def test_the_close_cell_is_judged_by_its_own_sweep(judge):
+    worse = [r | {"distance": 1 + r["eta"], "grid": "quadratic"} for r in make_rows(seeds=5)]
+    found = judge(seeds=5, factor=7.0, more=[r | {"distance": 3 - r["distance"]} for r in worse])
+    others = [v for text, v in found.items() if text.startswith("eta 1 is worse")]
+    assert others == [HELD] * 5 + [CONTRADICTED]
 
 
 def test_values_are_ordered_by_seed_and_seeds_come_once():

@@ -237,6 +237,10 @@ TRIED = {
 }  # fmt: skip
 FOLLOWED = {"edge_f1": 0.5, "mask_iou": 0.5}
 SETTINGS = [{"scale": 1.0, "balance": "guess", "change": 0.0, "distance": 9.0, **FOLLOWED}] * 3
+TOLD = [
+    {**SETTINGS[0], "prompt": prompt, "seed": seed, "scale": scale}
+    for prompt in ("own", "none", "other") for seed in (0, 1) for scale in (0.0, 1.0)
+]  # fmt: skip
 OBEYED = dict.fromkeys(("all", "colour", "shape", "size", "place"), 0.5)
 LOG = [
     {"step": 50 * k, "steps_per_second": 2.0, **IMAGE_METRICS, **FOLLOWED,
@@ -263,6 +267,7 @@ BEGINNINGS = {
         "sdxl": ("sdxl/v5e:2x4/fsdp8/batch1",),
         "controlnet_sd15": ("controlnet_sd15/v5e:8x8/fsdp64/batch4",),
     }.items()},
+    "control-prompts": {"settings": TOLD},
     **{f"control-{k}": {"settings": SETTINGS}
        for k in ("initial", "scales", "balances", "composed")},
 }  # fmt: skip
