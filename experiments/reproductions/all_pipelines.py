@@ -94,8 +94,8 @@ ROWS = {
     "inpainting": Picture((CHANGED,), (_IMAGE, _MASK)),
     "negative": Picture((SINGLE,), ("--sampler=unipc", "--negative=a small red circle")),
     "filling": Picture((WHOLE,), (_IMAGE, _MASK), _name_folder("small-inpainting")),
-    "uncontrolled": Picture(("",), (), columns=12),
-    "controlled": Picture(("",), (_CONTROL,), columns=12),
+    "uncontrolled": Picture(("",), ()),
+    "controlled": Picture(("",), (_CONTROL,)),
     "controlled-text": Picture((DRAWN,), (_CONTROL,)),
     "xl": Picture(PROMPTS, (_XL,), _name_folder("small-xl")),
     "refined": Picture(
@@ -316,8 +316,7 @@ shapes of a caption; the table has the share of pictures in which it finds them 
 It is strict: a bluish purple is blue to it, and a circle with corners is none. Four pictures of
 each prompt left the claim about them undecided (4 of 16), so `text` was drawn again with
 {ROWS["text"].columns} of each; its sheet shows the first four. Pictures of one prompt are all right
-or all wrong, so the interval holds for these four prompts alone. Four pictures left the claim about
-edges undecided too, and there are {ROWS["controlled"].columns} of either kind.
+or all wrong, so the interval holds for these four prompts alone.
 
 {_format_table(data)}
 
