@@ -30,7 +30,7 @@ from diffjax.tasks import make_task
 from diffjax.train import State, init_state, make_optimizer, make_step
 from diffjax.types import Batch, Frozen, JsonObject, T, Task
 from diffjax.writing import write_json
-from experiments.benchmarks.turns import take_turns
+from experiments.benchmarks.sides.turns import take_turns
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
 REPEATS = flags.DEFINE_integer("repeats", 31, "Number of measurements of each task.", 1)

@@ -23,7 +23,7 @@ from diffjax.cli.command_line import UsageError
 from diffjax.model import make_sampler, make_steering, sample
 from diffjax.types import Array, JsonObject, Params
 from diffjax.writing import write_json
-from experiments.benchmarks.turns import take_turns
+from experiments.benchmarks.sides.turns import take_turns
 
 BATCH = flags.DEFINE_integer("batch", 32, "Number of images in a batch.", 1)
 REPEATS = flags.DEFINE_integer("repeats", 31, "Number of measurements of each mode.", 1)

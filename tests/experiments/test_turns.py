@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from experiments.benchmarks.turns import take_turns
+from experiments.benchmarks.sides.turns import take_turns
 from experiments.reproductions import cfg, controlnet_paper
 from experiments.reproductions.verdicts import CONTRADICTED, HELD, UNDECIDED
 
