@@ -65,16 +65,16 @@ def read_same(config: Config, key: str) -> Any:
 
 _ENCODER = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 _DECODER = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
-_AE_DEFAULTS: dict[str, object] = dict(
+_SHARED: dict[str, object] = dict(
     in_channels=3,
     out_channels=3,
     down_block_types=_ENCODER[:1],
     up_block_types=_DECODER[:1],
-    block_out_channels=(64,),
-    layers_per_block=1,
     norm_num_groups=32,
     scaling_factor=0.18215,
-    mid_block_add_attention=True,
+)
+_AE_DEFAULTS = dict(
+    _SHARED, block_out_channels=(64,), layers_per_block=1, mid_block_add_attention=True
 )
 _KL_DEFAULTS = dict(
     _AE_DEFAULTS,
@@ -85,18 +85,13 @@ _KL_DEFAULTS = dict(
     use_quant_conv=True,
     use_post_quant_conv=True,
 )
-_ASYMMETRIC_DEFAULTS: dict[str, object] = dict(
-    in_channels=3,
-    out_channels=3,
-    down_block_types=_ENCODER[:1],
-    up_block_types=_DECODER[:1],
+_ASYMMETRIC_DEFAULTS = dict(
+    _SHARED,
     down_block_out_channels=(64,),
     up_block_out_channels=(64,),
     layers_per_down_block=1,
     layers_per_up_block=1,
     latent_channels=4,
-    norm_num_groups=32,
-    scaling_factor=0.18215,
 )
 _VQ_DEFAULTS = dict(_AE_DEFAULTS, latent_channels=3, num_vq_embeddings=256, vq_embed_dim=None)
 _KL_FIXED: dict[str, tuple[object, ...]] = dict(act_fn=("silu",))

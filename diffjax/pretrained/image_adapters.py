@@ -135,9 +135,10 @@ def _select(weights: Weights, prefix: str) -> Weights:
 
 
 def _refuse_faces(weights: Weights) -> None:
-    """
+    """Refuse adapters that read embeddings of faces, which need another network.
+
     Raises:
-        ValueError: the adapter reads embeddings of faces, which need another network.
+        ValueError: it is one of them.
     """
     faces = any(key.startswith("perceiver_resampler.") for key in weights)
     if faces or ("proj.0.weight" in weights and "norm.weight" in weights):

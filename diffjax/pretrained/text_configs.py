@@ -8,6 +8,7 @@ pictures of IP-Adapters. `configs` joins them with the classes of diffusers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -28,6 +29,15 @@ _TEXT_DEFAULTS: Config = dict(
     layer_norm_eps=1e-5,
     eos_token_id=49407,
 )
+# The transformers of texts and of pictures: keys of their configs, and our names.
+_TRANSFORMER = {
+    "hidden_size": "features",
+    "intermediate_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "hidden_act": "activation",
+    "layer_norm_eps": "eps",
+}
 _TEXT_FIXED: dict[str, tuple[object, ...]] = dict(
     model_type=("clip_text_model",),
     is_decoder=(False,),
@@ -55,18 +65,23 @@ _TEXT_IGNORED = (
 )
 
 
+def _read_transformer(config: Config) -> dict[str, Any]:
+    """Read what texts and pictures have in common from a complete config."""
+    return {ours: config[key] for key, ours in _TRANSFORMER.items()}
+
+
+def _describe_transformer(net: CLIPText | CLIPVision) -> JsonObject:
+    """Return the same part of a config.json."""
+    return {key: getattr(net, ours) for key, ours in _TRANSFORMER.items()}
+
+
 def _build_text(config: Config) -> CLIPText:
     """Build the text encoder of a complete config, without a projection."""
     return CLIPText(
         vocabulary=config["vocab_size"],
         positions=config["max_position_embeddings"],
-        features=config["hidden_size"],
-        width=config["intermediate_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        activation=config["hidden_act"],
-        eps=config["layer_norm_eps"],
         end=config["eos_token_id"],
+        **_read_transformer(config),
     )
 
 
@@ -87,14 +102,9 @@ def _describe_text(net: CLIPText, in_channels: int) -> JsonObject:
         model_type="clip_text_model",
         vocab_size=net.vocabulary,
         max_position_embeddings=net.positions,
-        hidden_size=net.features,
-        intermediate_size=net.width,
-        num_hidden_layers=net.layers,
-        num_attention_heads=net.heads,
         projection_dim=net.projection or net.features,
-        hidden_act=net.activation,
-        layer_norm_eps=net.eps,
         eos_token_id=net.end,
+        **_describe_transformer(net),
     )
 
 
@@ -136,13 +146,8 @@ def build_image_encoder(config: Config) -> CLIPVision:
     return CLIPVision(
         size=config["image_size"],
         patch=config["patch_size"],
-        features=config["hidden_size"],
-        width=config["intermediate_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
         projection=config["projection_dim"],
-        activation=config["hidden_act"],
-        eps=config["layer_norm_eps"],
+        **_read_transformer(config),
     )
 
 
@@ -158,13 +163,8 @@ def _describe_vision(net: CLIPVision, in_channels: int) -> JsonObject:
         model_type="clip_vision_model",
         image_size=net.size,
         patch_size=net.patch,
-        hidden_size=net.features,
-        intermediate_size=net.width,
-        num_hidden_layers=net.layers,
-        num_attention_heads=net.heads,
         projection_dim=net.projection,
-        hidden_act=net.activation,
-        layer_norm_eps=net.eps,
+        **_describe_transformer(net),
     )
 
 
