@@ -187,7 +187,6 @@ def _reads_pictures(config: ConfigDict) -> ConfigDict:
     """The same with everything frozen but an IP-Adapter (Ye et al. 2023)."""
     config.task = "ip_adapter"
     config.ip_adapter = make_section("ip_adapter")
-    del config.lora
     config.data.update(batch_size=64, bucket_step=0)
     config.cond.drop = 0.1  # 5 % of the texts, 5 % of the pictures, and 5 % of both
     config.loss.weight = "simple"
@@ -198,7 +197,7 @@ def _reads_pictures(config: ConfigDict) -> ConfigDict:
 
 
 def sd15_ip_adapter() -> ConfigDict:
-    return _reads_pictures(sd15_lora())
+    return _reads_pictures(sd15())
 
 
 def sd15_ip_adapter_plus() -> ConfigDict:
@@ -337,11 +336,11 @@ def shapes_word() -> ConfigDict:
 
 def shapes_ip_adapter() -> ConfigDict:
     """The same model, which learns to read a picture beside the text."""
-    config = _reads_pictures(shapes_lora())
+    config = _reads_pictures(shapes())
     config.data.update(name="shapes", batch_size=32)
     config.ip_adapter.vision.update(size=32, patch=8, features=64, width=128, layers=2, heads=4)
     config.ip_adapter.vision.projection = 64
-    config.optim.update(lr=1e-3, warmup=100)
+    config.optim.update(lr=1e-3, warmup=100, decay="constant")
     config.train.update(steps=2000, minutes=10.0)
     return config
 
