@@ -25,7 +25,7 @@ from diffjax.launch.program_costs import count_collectives, count_flops
 from diffjax.launch.topologies import GIB, Chip, find_devices
 from diffjax.remat import POLICIES
 from diffjax.train import State, init_state, make_optimizer
-from diffjax.train.averages import make_averages, track
+from diffjax.train.averages import track_further
 from diffjax.train.memory import (
     DoesNotFit,
     compile_within_memory,
@@ -192,7 +192,7 @@ def _make_abstract_step(
         The step, its arguments (state, frozen, batch), and the placements of the state.
     """
     optimizer = make_optimizer(cfg.optim, cfg.train.steps)
-    optimizer = track(optimizer, make_averages(cfg.ema, cfg.data.batch_size)[1:])
+    optimizer = track_further(optimizer, cfg.ema, cfg.data.batch_size)
     init = functools.partial(init_state, case.task, optimizer)
     state = jax.eval_shape(init, jax.random.key(0), case.frozen, case.batch(1))
     batch = case.batch(cfg.data.batch_size)

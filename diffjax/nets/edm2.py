@@ -53,7 +53,7 @@ class MPBlock(nn.Module):
     residual_balance: float = 0.3
     attention_balance: float = 0.3
     clip: float = 256.0
-    kind: str = "xla"
+    kind: str = "auto"
     dtype: DType = None
 
     @nn.compact
@@ -130,7 +130,7 @@ class EDM2UNet(nn.Module):
     residual_balance: float = 0.3
     attention_balance: float = 0.3
     clip: float = 256.0
-    attention: str = "xla"
+    attention: str = "auto"
     remat: str | bool = False
     dtype: DType = None
 

@@ -175,6 +175,20 @@ def track(
     return optax.GradientTransformation(init, update)
 
 
+def track_further(
+    optimizer: optax.GradientTransformation, section: Section, batch_size: int
+) -> optax.GradientTransformation:
+    """Let an optimiser keep the averages that a section ``ema`` describes beside the first.
+
+    The first is that of `diffjax.train.State`.
+
+    Args:
+        optimizer: any.
+        section, batch_size: see `make_averages`.
+    """
+    return track(optimizer, make_averages(section, batch_size)[1:])
+
+
 def move_average(average: Params, params: Params, decay: ArrayLike) -> Params:
     """Move an average to the parameters: ``decay * average + (1 - decay) * params``."""
     return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)

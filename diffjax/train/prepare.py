@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from diffjax.remat import POLICIES, resolve_remat
 from diffjax.train import hosts, memory, resume
-from diffjax.train.averages import make_averages, track
+from diffjax.train.averages import make_averages, track_further
 from diffjax.train.checkpoint import Checkpoints, Metadata
 from diffjax.train.frozen import hash_content, write_once
 from diffjax.train.optimizer import learning_rate, make_optimizer
@@ -106,7 +106,7 @@ class PreparedRun:
         steps = config.train.steps
         self.rate = None if optimizer else learning_rate(config.optim, steps)
         optimizer = optimizer or make_optimizer(config.optim, steps)
-        optimizer = track(optimizer, make_averages(config.ema, config.data.batch_size)[1:])
+        optimizer = track_further(optimizer, config.ema, config.data.batch_size)
         mesh = self.mesh = make_mesh(config.mesh)
         self.place = make_batch_sharding(mesh)
         example = _take_batch(batches(0, self.place))
