@@ -291,6 +291,11 @@ def expand(value: ArrayLikeT, like: Array) -> ArrayLikeT:
     return value.reshape(value.shape + (1,) * (like.ndim - ndim))  # type: ignore[union-attr,return-value]
 
 
+def mix(x: Array, eps: Array, level: Level) -> Array:
+    """Return ``z = alpha x + sigma eps`` of the shape of x (B, ...), with leaves () or (B,)."""
+    return expand(level.alpha, x) * x + expand(level.sigma, x) * eps
+
+
 def summarize(value: object) -> str:
     """Return a repr of a named tuple or dataclass in one line, with arrays as type and shape."""
     names = getattr(value, "_fields", None) or [

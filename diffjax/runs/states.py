@@ -20,6 +20,7 @@ from diffjax.model.image_prompt_condition import ENCODER, SECTION, make_image_en
 from diffjax.runs.batches import make_abstract_batch, read_image_shape
 from diffjax.runs.exported import read_export
 from diffjax.tasks import assemble_model, find_task_kind, make_task
+from diffjax.tasks.objectives import OF_TARGETS
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.sharding import make_mesh, make_tree_sharding, with_sharding
 from diffjax.train.snapshots import reconstruct
@@ -126,7 +127,7 @@ def make_abstract_base(cfg: ConfigDict) -> dict[str, Params]:
             del cfg[SECTION]
     plain = make_task(cfg, read_image_shape(cfg), cfg.data.levels, cfg.data.num_classes)
     params, extra = jax.eval_shape(lambda k, b: plain.init(k, None, b), key, batch)
-    own = ("times", "target", "averaged")  # of the training, not of the data
+    own = ("times", *OF_TARGETS)  # of the training, not of the data
     return join_base(params, {k: v for k, v in extra.items() if k not in own})
 
 

@@ -29,7 +29,7 @@ from diffjax.types import (
     Params,
     Statistics,
     Task,
-    expand,
+    mix,
 )
 
 
@@ -98,7 +98,7 @@ def make_noisy_classifier_task(
         t, importance = times.draw(time_key, extra["times"], x.shape[0])
         level = Level(t, *schedule.at(t))
         eps = jax.random.normal(noise_key, x.shape)
-        z = expand(level.alpha, x) * x + expand(level.sigma, x) * eps
+        z = mix(x, eps, level)
         rngs = {"dropout": dropout_key}
         logits = cast(Array, network.apply({"params": params}, z, t, train=True, rngs=rngs))
         values = -_pick_log_prob(logits, label)

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 
 from diffjax.losses import absolute_error, per_image, squared_error
 from diffjax.model import Model, predict
-from diffjax.tasks.few_steps import require_teacher, step_ddim
+from diffjax.tasks.few_steps import require_teacher
 from diffjax.tasks.objectives import Drawn, Measured, Objective
-from diffjax.types import Array, Cond, Level, choose, expand
+from diffjax.types import Array, Cond, Level, choose, expand, mix
 
 # (sigma (B,), step) -> the two levels of a pair, (B,) each, the noisier one first
 Neighbours = Callable[[Array, Array], tuple[Array, Array]]
@@ -210,10 +210,9 @@ def step_teacher(
 
     With ``dz/dsigma = (z - x) / sigma`` for ``alpha = 1``, which is eps.
     """
-    end = step_ddim(teacher, z, above, below, cond)
+    first = predict(teacher, z, above, cond)[1]
+    end = mix(first.x, first.eps, below)
     if heun:
-        first, second = (
-            predict(teacher, at, level, cond)[1].eps for at, level in ((z, above), (end, below))
-        )
-        end = z + expand((below.sigma - above.sigma) / 2, z) * (first + second)
+        second = predict(teacher, end, below, cond)[1]
+        end = z + expand((below.sigma - above.sigma) / 2, z) * (first.eps + second.eps)
     return jax.lax.stop_gradient(end)

@@ -30,6 +30,7 @@ from diffjax.types import (
     Statistics,
     Task,
     expand,
+    mix,
 )
 
 
@@ -105,7 +106,7 @@ def measure_inconsistency(
     t = (place * skip - 1).astype(jnp.float32)
     above, below = (_find_level(teacher, at) for at in (t, jnp.maximum(t - skip, 0)))
     eps, _ = draw_noise(noise_key, x.shape)
-    z = expand(above.alpha, x) * x + expand(above.sigma, x) * eps
+    z = mix(x, eps, above)
     scale = jax.random.uniform(scale_key, t.shape, minval=section.low, maxval=section.high)
     lower = _step_guided(teacher, z, (above, below), conds, scale)
     options = section.timestep_scaling
@@ -131,7 +132,7 @@ def _step_guided(
     """
     said, silent = (predict(teacher, z, levels[0], cond)[1] for cond in conds)
     guided = guidance.cfg(said, silent, 1 + scale, z, levels[0])
-    return expand(levels[1].alpha, z) * guided.x + expand(levels[1].sigma, z) * guided.eps
+    return mix(guided.x, guided.eps, levels[1])
 
 
 def _apply(

@@ -16,7 +16,7 @@ from diffjax.losses import per_image
 from diffjax.model import Model, predict
 from diffjax.parameterization import velocity
 from diffjax.tasks.objectives import Drawn, Measure, Measured, Objective, measure_one_level
-from diffjax.types import Array, Cond, Level, expand
+from diffjax.types import Array, Cond, Level, expand, mix
 
 _FLOW = (
     "set schedule.name=flow, schedule.shift=1, parameterization.name=velocity and cond.span=True"
@@ -233,7 +233,7 @@ def make_reflow(model: Model, measure: Measure, teacher_steps: int = 20) -> Obje
 def step_ddim(model: Model, z: Array, level: Level, after: Level, cond: Cond) -> Array:
     """Step from one level to another by DDIM, which is Euler's method on the probability flow."""
     found = predict(model, z, level, cond)[1]
-    return expand(after.alpha, z) * found.x + expand(after.sigma, z) * found.eps
+    return mix(found.x, found.eps, after)
 
 
 def require_teacher(drawn: Drawn, name: str) -> Model:

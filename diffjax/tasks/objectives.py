@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from diffjax import likelihood, losses
 from diffjax.model import Model, predict
 from diffjax.samplers.ancestral import reverse_rows
-from diffjax.types import Array, ArrayLike, Cond, Level, Prediction, choose, expand
+from diffjax.types import Array, ArrayLike, Cond, Level, Prediction, choose, mix
 
 
 class Drawn(NamedTuple):
@@ -50,11 +50,15 @@ class Drawn(NamedTuple):
 
     def add_noise(self, level: Level) -> Array:
         """Return ``alpha x + sigma`` times the noise that is added, (B, h, w, C)."""
-        return expand(level.alpha, self.x) * self.x + expand(level.sigma, self.x) * self.added
+        return mix(self.x, self.added, level)
 
 
 # What an objective gives: losses (B,), and metrics by name.
 Measured = tuple[Array, dict[str, Array]]
+
+
+# Statistics that a training keeps for its targets, see `Objective.decay`; no model reads them.
+OF_TARGETS = ("target", "averaged")
 
 
 class Objective(NamedTuple):

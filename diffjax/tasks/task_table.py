@@ -17,14 +17,13 @@ from diffjax.tasks.diffusion_task import make_task
 from diffjax.tasks.distillation_task import make_distillation_task
 from diffjax.tasks.ip_adapter_task import assemble_prompted, make_ip_adapter_task
 from diffjax.tasks.lora_task import assemble_adapted, make_lora_task
+from diffjax.tasks.objectives import OF_TARGETS
 from diffjax.types import Array, Params, Task, choose
 
 Shape = tuple[int, int, int]
 Frozen = Mapping[str, Params]
 # What a base is to the task that trains beside it; a model has them elsewhere.
 _OF_BASES = ("base", "statistics")
-# What a training keeps for its targets, see `objectives.Objective.decay`; no model reads it.
-_OF_TARGETS = ("target", "averaged")
 
 
 class TaskKind(NamedTuple):
@@ -116,5 +115,5 @@ def assemble_model(
     described = make_model(config, image_shape, config.data.levels, config.data.num_classes)
     model = kind.assemble(config, described, params, frozen or {})
     read = {k: v for k, v in (frozen or {}).items() if k not in _OF_BASES}
-    kept = {k: v for k, v in statistics.items() if k not in _OF_TARGETS}
+    kept = {k: v for k, v in statistics.items() if k not in OF_TARGETS}
     return model._replace(frozen=read, statistics=kept)
