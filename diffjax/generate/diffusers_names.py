@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from diffjax.generate.options import RECORDS
 from diffjax.types import choose, suggest
 
 # {0} is replaced by the value that the user passed.
@@ -257,16 +258,20 @@ def refuse_arguments(unknown: Mapping[str, object], known: Mapping[str, object])
         known: the names that the call has, as keys.
 
     Raises:
-        TypeError: ``unknown`` is not empty. The message translates the names of diffusers, and
-            suggests the closest known name for others.
+        TypeError: ``unknown`` is not empty. The message translates the names of diffusers, says
+            which argument has a field of that name, and suggests the closest known name for others.
     """
     if not unknown:
         return
     messages = []
     for name, value in unknown.items():
+        text = repr(value) if _is_short(value) else "..."
         if name in ARGUMENTS:
-            text = repr(value) if _is_short(value) else "..."
             messages.append(f"{name} of diffusers is here: {ARGUMENTS[name].format(text)}")
+            continue
+        if homes := [key for key, record in RECORDS.items() if name in record.__annotations__]:
+            calls = [f"{key}={RECORDS[key].__name__}(..., {name}={text})" for key in homes]
+            messages.append(f"{name} is not an argument of the call, but {' or '.join(calls)}")
             continue
         try:
             choose("argument", name, known)

@@ -324,6 +324,20 @@ class Size(NamedTuple):
         return (*(self.original or here), *self.crop, *last)
 
 
+# Arguments of a request whose values have fields of their own.
+RECORDS: dict[str, type] = {
+    "sampler": Sampling,
+    "guidance": Guidance,
+    "image": Image,
+    "control": Control,
+    "lora": Lora,
+    "refiner": Refiner,
+    "size": Size,
+    "image_prompt": ImagePrompt,
+    "freeu": FreeU,
+}
+
+
 def find_sampler(name: str) -> tuple[str, Options]:
     """Look up a sampler by its short name, or a scheduler class of diffusers by its own name.
 

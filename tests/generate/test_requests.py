@@ -750,6 +750,8 @@ def test_an_interval_without_a_step_is_said(pipe, caplog):
         (dict(cross_attention_kwargs={"scale": 1}), "here: lora=[Lora(pipe.load_lora(path), sc"),
         (dict(output_type="pil"), "here: output='pil'"),
         (dict(prompt_embeds=g.picture()), "here: prompt=Embedding(context)"),
+        (dict(steps=25), "not an argument of the call, but sampler=Sampling(..., steps=25)"),
+        (dict(scale=2), "but guidance=Guidance(..., scale=2) or control=Control(..., scale=2)"),
         (dict(sampeler="euler"), "unknown argument 'sampeler'; choose one of"),
         (dict(sampeler="euler"), "Did you mean 'sampler'?"),
     ],
