@@ -335,6 +335,10 @@ DEFAULTS: Config = {
         "guidance": 1.0,
         # File of a noisy classifier that guides in place of the null condition
         "classifier": "",
+        # Run of a worse version of the model that does so (autoguidance, Karras et al. 2024)
+        "guide": "",
+        # Relative length of its average, with ema.kind=power; 0: that of its checkpoint
+        "guide_ema_length": 0.0,
         # Guide only where sigma / alpha is at least this
         "guidance_low": 0.0,
         # And at most this

@@ -155,6 +155,7 @@ SPECS: Mapping[str, Spec] = {
     "sample.zero_steps": _STEPS,
     "sample.skip_blocks": listed(integer(0, 4096), 4096, least=0),
     "sample.skip_scale": _NOT_NEGATIVE,
+    "sample.guide_ema_length": _NOT_NEGATIVE,
     "sample.strength": _NOT_NEGATIVE,
     "loss.ratio": _SHARE,
     "loss.power": _NOT_NEGATIVE,

@@ -24,7 +24,6 @@ from diffjax.model.image_maker import ImageInputs, ImageMaker, draw
 from diffjax.model.model import (
     Arrays,
     Model,
-    Steering,
     decode_samples,
     denoiser,
     encode,
@@ -33,6 +32,7 @@ from diffjax.model.model import (
     sample,
 )
 from diffjax.model.space import Space, make_autoencoder, make_pixel_space, make_space
+from diffjax.model.steering_options import Steering
 
 __all__ = [
     "UNCONDITIONAL",

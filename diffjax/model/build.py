@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 
 from diffjax import grids, guidance, parameterization, samplers, schedules
 from diffjax.model.condition import make_condition
-from diffjax.model.model import PLAIN, LogProb, Model, Steering, tell_span
+from diffjax.model.model import Model, tell_span
 from diffjax.model.space import make_space
+from diffjax.model.steering_options import PLAIN, LogProb, Steering, WeakModel
 from diffjax.nets.dit import DiT
 from diffjax.nets.edm2 import EDM2UNet
 from diffjax.nets.refinenet import RefineNet
@@ -206,11 +207,14 @@ def make_sampler(config: ConfigDict, model: Model) -> tuple[Sampler, Rows]:
     return sampler, rows
 
 
-def make_steering(config: ConfigDict, classifier: LogProb | None = None) -> Steering:
+def make_steering(
+    config: ConfigDict, classifier: LogProb | None = None, guide: WeakModel | None = None
+) -> Steering:
     """Make the part of ``config.sample`` that is fixed when the loop is compiled.
 
     Args:
         classifier: log-likelihood that guides in place of the null condition, or None.
+        guide: a worse version of the model that does so, or None.
     """
     section = config.sample
     balance = config.control.balance if "control" in config else PLAIN.balance
@@ -223,6 +227,7 @@ def make_steering(config: ConfigDict, classifier: LogProb | None = None) -> Stee
         rule=section.guidance_rule,
         rule_options=_read_rule_options(section),
         zero_steps=section.zero_steps,
+        guide=guide,
         skip=tuple(section.skip_blocks),
         skip_scale=section.skip_scale,
         skip_range=(section.guidance_low, section.guidance_high),

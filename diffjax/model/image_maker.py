@@ -17,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from diffjax import grids, samplers
-from diffjax.model.model import PLAIN, Arrays, Model, Steering, decode_samples, film, sample
+from diffjax.model.model import Arrays, Model, decode_samples, film, sample
+from diffjax.model.steering_options import PLAIN, Steering
 from diffjax.train.sharding import make_batch_sharding, make_mesh, make_replicated_sharding, place
 from diffjax.types import Array, ArrayLike, Cond, Rows, Sampler
 

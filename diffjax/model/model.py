@@ -6,7 +6,7 @@ drawn. Training, evaluation and the pipelines of prompts all use them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -18,6 +18,7 @@ from diffjax.model.condition import Condition
 from diffjax.model.control_networks import ControlNetwork, apply_control, scale_inputs
 from diffjax.model.skipping import limit_scale, skip_blocks
 from diffjax.model.space import Space
+from diffjax.model.steering_options import PLAIN, LogProb, Steering
 from diffjax.types import (
     Array,
     ArrayLike,
@@ -35,9 +36,6 @@ from diffjax.types import (
     Schedule,
     summarize,
 )
-
-# (parameters, z, level, label (B,)) -> log p(label | z) (B,)
-LogProb = Callable[[Params, Array, Level, Array], Array]
 
 
 class Model(NamedTuple):
@@ -115,40 +113,6 @@ class Arrays(NamedTuple):
     statistics: Mapping[str, Array] | None
     adapters: tuple[tuple[Params, ArrayLike], ...]
     controls: tuple[Params | None, ...]
-
-
-class Steering(NamedTuple):
-    """How sampling is steered besides the guidance scale. It is fixed when the loop is compiled.
-
-    Attributes:
-        rescale: share of guidance rescale (Lin et al. 2023, section 3.4), in [0, 1].
-        sequential: whether to run both halves of guidance in turn, which halves the memory.
-        clip: whether to bound the predicted x to [-1, 1].
-        balance: of control against guidance, a name in `diffjax.control.BALANCES`.
-        classifier: log-likelihood that guides in place of the null condition, towards
-            ``cond["label"]`` (Dhariwal & Nichol 2021); its parameters are ``frozen["classifier"]``.
-        rule: by which both halves are combined, a name in `guidance.RULES`.
-        rule_options: of the rule, pairs of names and values.
-        zero_steps: first evaluations without a movement, see `guidance.zero_first`.
-        skip: blocks of a transformer that the weak half of skip-layer guidance lacks.
-        skip_scale: k of ``k (c - w)``, which that adds.
-        skip_range: smallest and largest sigma / alpha where it does.
-    """
-
-    rescale: float = 0.0
-    sequential: bool = False
-    clip: bool = False
-    balance: str = "balanced"
-    classifier: LogProb | None = None
-    rule: str = "cfg"
-    rule_options: tuple[tuple[str, float], ...] = ()
-    zero_steps: int = 0
-    skip: tuple[int, ...] = ()
-    skip_scale: float = 0.0
-    skip_range: tuple[float, float] = (0.0, float("inf"))
-
-
-PLAIN = Steering()
 
 
 def tell_span(cond: Cond, span: ArrayLike, batch: int) -> Cond:
@@ -365,7 +329,8 @@ def _prepare(
     Raises:
         ValueError: as `sample`.
     """
-    if scale is not None and (cond is None or not model.condition.guided):
+    guided = steering.guide is not None or (cond is not None and model.condition.guided)
+    if scale is not None and not guided:
         raise ValueError("guidance needs a condition; this network is unconditional")
     if len(hints) != len(model.controls):
         raise ValueError(f"{len(model.controls)} control networks need as many hints: {len(hints)}")
@@ -376,6 +341,11 @@ def _prepare(
     if steering.classifier is not None and scale is not None:
         plain = denoiser(model, encoded, controls=controls, spans=spans)
         denoise = _guide_by_classifier(steering.classifier, plain, model, cond, scale)
+    elif steering.guide is not None and scale is not None:
+        plain = denoiser(model, encoded, controls=controls, spans=spans)
+        weak = steering.guide(cast(Any, model.frozen), cond)
+        each, combine = guidance.per_evaluation(scale), _choose_combination(model, steering)
+        denoise = guidance.contrast(plain, weak, each, combine=combine)
     else:
         combine = _choose_combination(model, steering)
         weak, skip_scale = None, limit_scale(steering.skip_scale, steering.skip_range)

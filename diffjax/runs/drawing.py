@@ -21,7 +21,7 @@ from diffjax import control, data, guidance
 from diffjax.model import ImageInputs, ImageMaker, Model, make_sampler, make_steering
 from diffjax.model.image_maker import Compiled, OnFilm, pad_rows
 from diffjax.runs.batches import make_degradation
-from diffjax.runs.fixed_parts import make_log_prob
+from diffjax.runs.guides import make_log_prob, make_weak_model
 from diffjax.runs.hints import make_hints
 from diffjax.runs.sources import load_test_source
 from diffjax.runs.states import make_run_mesh
@@ -67,7 +67,7 @@ class Drawer:
             compiled: programs that were compiled for other parameters of the same config. New ones
                 are added to it, so that a caller who passes the same dict compiles only once.
         """
-        steering = make_steering(cfg, make_log_prob(cfg))
+        steering = make_steering(cfg, make_log_prob(cfg), make_weak_model(cfg))
         compiled = {} if compiled is None else compiled
         self.model, self._cfg = model, cfg
         self._maker = ImageMaker(model, make_run_mesh(cfg), steering, compiled)
@@ -220,7 +220,7 @@ def _make_guidance(
     section = cfg.sample
     scale = section.guidance if scale is None else scale
     low, high = section.guidance_low, section.guidance_high
-    if section.classifier:
+    if section.classifier or section.guide:
         return guidance.interval(rows, scale, low=low, high=high)
     if not model.condition.guided:
         if scale != 1:

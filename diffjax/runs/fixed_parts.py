@@ -1,8 +1,8 @@
 """The parameters that a run reads but does not train.
 
 These are the autoencoder of latent diffusion, frozen text encoders, the base beside which a
-ControlNet or adapters are trained, the perceptual network of an autoencoder's loss, and the
-classifier of classifier guidance. `load_fixed_parts` returns them by name, as the task reads them:
+ControlNet or adapters are trained, the perceptual network of an autoencoder's loss, and the network
+that guides sampling. `load_fixed_parts` returns them by name, as the task reads them:
 ``autoencoder``, ``text_encoder``, ``text_encoder_2``, ``base`` and ``statistics`` of the base,
 ``lpips`` or ``classifier``. Training loads them from where the config says; afterwards they are
 read from the workdir.
@@ -19,30 +19,26 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffjax import metrics
-from diffjax.config import read_config
 from diffjax.model import make_autoencoder
 from diffjax.model.condition import list_frozen_clips
 from diffjax.model.image_prompt_condition import ENCODER, make_image_encoder
-from diffjax.model.model import LogProb
 from diffjax.nets.autoencoder import Autoencoder
 from diffjax.nets.perceptual import LPIPS
 from diffjax.nets.vision import CLIPVision
 from diffjax.pretrained.lpips import load_lpips
-from diffjax.runs.batches import read_image_shape
 from diffjax.runs.exported import read_exported_parts
 from diffjax.runs.finetuning import check_noise, find_differences, read_part
+from diffjax.runs.guides import read_guides
 from diffjax.runs.locate import fit_weights, read_weights
 from diffjax.runs.states import (
     build_model,
     join_base,
     make_abstract_base,
     make_abstract_encoders,
-    make_abstract_state,
     make_run_mesh,
 )
 from diffjax.runs.tokens import RANDOM, find_model_path
 from diffjax.tasks import find_task_kind
-from diffjax.tasks.classifier_task import make_classifier_log_prob, make_noisy_classifier
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
 from diffjax.train.sharding import make_tree_sharding, place, with_sharding
@@ -94,7 +90,7 @@ def load_fixed_parts(
     A run stores what it was trained with in its workdir, and that is read afterwards; the files
     that the config names need not exist any more. An exported file holds these parameters too,
     except for a ControlNet, whose base and autoencoder are read from where the config says. For
-    sampling, the classifier of classifier guidance is added.
+    sampling, the network that guides is added (`diffjax.runs.guides`).
 
     Args:
         folder: the workdir.
@@ -111,8 +107,8 @@ def load_fixed_parts(
     found = _find_parts(cfg, folder, exported, fresh)
     if fresh:
         return found
-    if cfg.sample.classifier:
-        found = {**(found or {}), "classifier": read_classifier(cfg)}
+    if guides := read_guides(cfg):
+        found = {**(found or {}), **guides}
     placed: Parts | None = place(found, make_tree_sharding(found, make_run_mesh(cfg)))
     return placed
 
@@ -310,72 +306,3 @@ def read_base(cfg: ConfigDict) -> Parts:
         for name, value in described.space.extra.items()
     }
     return join_base(params, statistics)
-
-
-# ---- the classifier of classifier guidance -------------------------------------------------------
-
-
-def make_log_prob(cfg: ConfigDict) -> LogProb | None:
-    """Make the log-likelihood of the classifier that guides sampling (classifier guidance).
-
-    Returns:
-        ``(parameters, z, level, label (B,)) -> log p(label | z) (B,)``, or None if
-        ``config.sample.classifier`` is empty.
-
-    Raises:
-        ConfigError: the file holds no classifier, or one of other data or another noise schedule.
-    """
-    if not cfg.sample.classifier:
-        return None
-    found = _read_classifier_config(cfg)
-    return make_classifier_log_prob(make_noisy_classifier(found, found.data.num_classes))
-
-
-def read_classifier(cfg: ConfigDict) -> Params:
-    """Read the parameters of the classifier that ``config.sample.classifier`` names.
-
-    Raises:
-        ConfigError: as `make_log_prob`, or the parameters do not fit their own config.
-    """
-    path, found = cfg.sample.classifier, _read_classifier_config(cfg)
-    like = make_abstract_state(found).ema
-    said = f"the classifier {path} is not the one that its config describes"
-    return jax.tree.map(jnp.asarray, fit_weights(read_weights(path, "classifier"), like, said))
-
-
-def _read_classifier_config(cfg: ConfigDict) -> ConfigDict:
-    """Read the config of the classifier, and check that it fits the model that it is to guide.
-
-    Raises:
-        ConfigError: it is of another task, data set, space, time scale or noise schedule.
-    """
-    path: str = cfg.sample.classifier
-    found = read_config(path)
-    if found.get("task") != "classifier":
-        raise ConfigError(f"{path} holds a run of task {found.get('task')!r}, no classifier")
-    if found.schedule.to_dict() != cfg.schedule.to_dict():
-        raise ConfigError(f"the classifier {path} was trained with another noise schedule")
-    if _describe_space(found, cfg) != _describe_space(cfg, cfg):
-        raise ConfigError(
-            f"the classifier {path} and the model are of other latents, or one of pixels: compare "
-            "their sections config.autoencoder"
-        )
-    theirs, ours = (
-        (read_image_shape(c), c.data.num_classes, c.network.time_scale) for c in (found, cfg)
-    )
-    if theirs != ours:
-        raise ConfigError(
-            f"the classifier {path} is of (image shape, classes, time scale) {theirs}, and the "
-            f"model of {ours}"
-        )
-    return found
-
-
-def _describe_space(cfg: ConfigDict, model: ConfigDict) -> dict[str, object]:
-    """Return what two configs have in common if one of them guides in the latents of the other.
-
-    A scale that the model measured is not in its config, and is not compared.
-    """
-    section = dict(cfg.get("autoencoder", None) or {})
-    known = bool((model.get("autoencoder", None) or {}).get("scale", 0.0))
-    return {k: v for k, v in section.items() if k != "weights" and (known or k != "scale")}

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffjax.model import make_network, make_schedule
-from diffjax.model.model import LogProb
 from diffjax.model.space import Space, make_space
+from diffjax.model.steering_options import LogProb
 from diffjax.nets.initialisation import initialise
 from diffjax.nets.noisy_classifier import NoisyClassifier
 from diffjax.nets.unet import require_unet

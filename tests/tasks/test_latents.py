@@ -11,7 +11,7 @@ from diffjax import samplers
 from diffjax.model import make_model, make_sampler, make_steering, sample
 from diffjax.model.channel_conditions import average_area, draw_holes
 from diffjax.model.space import encode_moments, make_space
-from diffjax.runs import fixed_parts
+from diffjax.runs import guides
 from diffjax.tasks import make_task
 from diffjax.tasks.classifier_task import make_noisy_classifier_task
 from diffjax.types import ConfigError
@@ -297,13 +297,13 @@ def test_a_classifier_reads_noisy_latents(made):
 
 def test_a_classifier_of_other_latents_is_refused(monkeypatch):
     judge = ldm.cin_vq8_classifier()
-    monkeypatch.setattr(fixed_parts, "read_config", lambda path: judge)
+    monkeypatch.setattr(guides, "read_config", lambda path: judge)
     guided = ldm.cin_vq8()
     guided.sample.classifier = "judge.safetensors"
-    assert fixed_parts.make_log_prob(guided) is not None
+    assert guides.make_log_prob(guided) is not None
     judge.autoencoder.codes = 5
     with pytest.raises(ConfigError, match="are of other latents, or one of pixels"):
-        fixed_parts.make_log_prob(guided)
+        guides.make_log_prob(guided)
     del judge.autoencoder
     with pytest.raises(ConfigError, match="are of other latents, or one of pixels"):
-        fixed_parts.make_log_prob(guided)
+        guides.make_log_prob(guided)

@@ -13,6 +13,7 @@ from diffjax.model.space import make_pixel_space
 from diffjax.types import ConfigError
 
 SHAPE, FLOW = (2, 2, 1), schedules.flow(t_min=0.0, t_max=1.0)
+FLOW_TARGET = parameterization.velocity()
 
 
 class Gates:
@@ -28,19 +29,36 @@ def move(condition=UNCONDITIONAL, scale=None, **steering):
     """The mean velocity of one step of Euler's method, in hundredths."""
     bias = jnp.ones((2, 6)) * jnp.array([[1.0], [4.0]])
     params = {"transformer_blocks": {"norm1.linear": {"bias": bias}}}
-    model = Model(
-        FLOW, parameterization.velocity(), Gates(), make_pixel_space(SHAPE), condition, params
+    model = Model(FLOW, FLOW_TARGET, Gates(), make_pixel_space(SHAPE), condition, params)._replace(
+        frozen={"guide": 2.0}
     )
     sampler = samplers.make("euler")
     rows = sampler.plan(grids.uniform(FLOW, 1, final="last"))
     keys = jax.random.split(jax.random.key(3), 2)
-    cond = None if scale is None else {"label": jnp.zeros(2, jnp.int32)}
+    cond = {"label": jnp.zeros(2, jnp.int32)} if condition.names and scale is not None else None
     scales = None if scale is None else np.full(1, scale, np.float32)
     z = samplers.prior(samplers.image_noise(keys, SHAPE), rows)
     out = sample(model, cond, sampler, rows, keys, scale=scales, steering=Steering(**steering))
     inside = np.abs(out) < 1  # samples are clipped
     assert inside.any()
     return float(100 * np.asarray(z - out)[inside].mean())
+
+
+@pytest.mark.parametrize("condition", [UNCONDITIONAL, make_label_condition(3)])
+def test_autoguidance_goes_away_from_the_weak_model(condition):
+    """``weak + s (strong - weak)``, with the condition in both and no null condition."""
+
+    def make_weak(parts, cond):
+        assert parts["guide"] == 2.0
+
+        def denoise(z, level):
+            return FLOW_TARGET.decode(0.01 * parts["guide"] * jnp.ones_like(z), z, level)
+
+        return denoise
+
+    strong = 5 if condition is UNCONDITIONAL else 10
+    found = move(condition, 3.0, guide=make_weak)
+    assert found == pytest.approx(2 + 3 * (strong - 2), abs=2e-3)
 
 
 def test_skipping_adds_the_difference_to_the_network_without_a_block():
