@@ -103,6 +103,8 @@ DEFAULTS: Config = {
         "freq_shift": 1.0,
         # Factor on the time; 1000 for continuous time in [0, 1]
         "time_scale": 1.0,
+        # Added then; with a negative factor the network is told the share of data
+        "time_shift": 0.0,
         # 0 pads as TensorFlow does (DDPM), 1 as PyTorch does (Stable Diffusion)
         "downsample_padding": 0,
         # Groups of every norm; well below the narrowest width
@@ -345,6 +347,7 @@ DEFAULTS: Config = {
         "guidance_rule": "cfg",
         **leave_open(float, "apg_eta", "apg_norm"),  # apg
         **leave_open(float, "fdg_low"),  # fdg: share of low frequencies
+        **leave_open(int, "guidance_channels"),  # cfg: how many channels it guides
         # First evaluations in which nothing moves (CFG-Zero*)
         "zero_steps": 0,
         # Blocks of a transformer that the weak half of skip-layer guidance lacks

@@ -152,6 +152,7 @@ SPECS: Mapping[str, Spec] = {
     "sample.guidance_rescale": _SHARE,
     "sample.apg_norm": _NOT_NEGATIVE,
     "sample.fdg_low": _NOT_NEGATIVE,
+    "sample.guidance_channels": either(NOTHING, _NUMBER_OF),
     "sample.zero_steps": _STEPS,
     "sample.skip_blocks": listed(integer(0, 4096), 4096, least=0),
     "sample.skip_scale": _NOT_NEGATIVE,

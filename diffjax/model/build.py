@@ -230,7 +230,12 @@ def make_steering(config: ConfigDict, classifier: LogProb | None = None) -> Stee
 
 
 # Where the options of the rules of guidance are in ``config.sample``.
-RULE_OPTIONS = {"eta": "apg_eta", "norm_limit": "apg_norm", "low": "fdg_low"}
+RULE_OPTIONS = {
+    "channels": "guidance_channels",
+    "eta": "apg_eta",
+    "norm_limit": "apg_norm",
+    "low": "fdg_low",
+}
 
 
 def _read_rule_options(section: ConfigDict) -> tuple[tuple[str, float], ...]:

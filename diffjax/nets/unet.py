@@ -65,7 +65,7 @@ class UNet(nn.Module):
         num_classes: rows of the class embedding, 0 for none; ``cond["label"]`` (B,) int.
         flip_sin_to_cos, freq_shift: order and spacing of the timestep embedding: (False, 1) is
             DDPM's, (True, 0) OpenAI's.
-        time_scale: factor on t, 1000 for continuous time in [0, 1].
+        time_scale, time_shift: factor on t, 1000 for continuous t in [0, 1]; what is added then.
         downsample_padding: 0 pads like TensorFlow's SAME (DDPM), 1 like PyTorch.
         norm_groups: groups of every norm; well below the narrowest width, see `GroupNorm`.
         patch: side of the pixel patches folded into channels (Hoogeboom et al. 2023), 1 for none.
@@ -118,6 +118,7 @@ class UNet(nn.Module):
     flip_sin_to_cos: bool = False
     freq_shift: float = 1.0
     time_scale: float = 1.0
+    time_shift: float = 0.0
     downsample_padding: int = 0
     norm_groups: int = 32
     norm_eps: float = 1e-6
@@ -215,7 +216,7 @@ def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
         ValueError: shapes do not fit the network, or a condition that it needs is absent.
     """
     _check(net, z, cond)
-    t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * net.time_scale, z.shape[:1])
+    t = jnp.full(z.shape[:1], t, jnp.float32) * net.time_scale + net.time_shift
     waves = _embed_waves(net, t)
     before = net.num_classes and net.class_embedding == "before"
     if before:  # one_hot is 0 beyond the classes, which means no class
