@@ -41,7 +41,8 @@ DEFAULTS: Config = {
         "batch_size": 128,
         # Exchange left and right at random
         "flip": False,
-        # Where pictures are cropped that are larger than image_size: center, or random
+        # Where pictures are cropped that are larger than image_size: center; random; or
+        # random_after, resized by halves to a random size before (ADM)
         "crop": "center",
         # What is kept of every picture first: (top, left, height, width) in pixels; (): all
         "window": (),

@@ -182,6 +182,7 @@ PARAMETERS = {
     "adm:imagenet64_classifier": 65_438_568,
     "adm:imagenet128_classifier": 42_568_040,
     "adm:imagenet256_classifier": 54_096_360,
+    "adm:imagenet512_classifier": 54_448_360,
     "adm:fashion_mnist14_classifier": 410_634,
     "adm:digits_classifier": 335_818,
     "stable_diffusion:shapes": 1_665_364,
