@@ -11,7 +11,7 @@
 | imagenet64 (default) | 295.9M | 540k steps, batch 2048 | FID 2.07 |
 | imagenet128 | 421.5M | 4.36M steps, batch 256 | FID 5.91; guided with scale 0.5: 2.97 |
 | imagenet256 | 553.8M | 1.98M steps, batch 256 | FID 10.94; guided with scale 1: 4.59 |
-| imagenet512 | 559.3M | 1.94M steps, batch 256 | FID 23.24; guided with scale 4: 7.72 |
+| imagenet512 | 559.0M | 1.94M steps, batch 256 | FID 23.24; guided with scale 4: 7.72 |
 | imagenet64_classifier | 65M | 300k steps, batch 1024 | - |
 | imagenet128_classifier | 43M | 300k steps, batch 1024 | - |
 | imagenet256_classifier | 54M | 500k steps, batch 256 | - |

@@ -56,6 +56,8 @@ DEFAULTS: Config = {
         "dequantize": False,
         # Probability of each of EDM's augmentations
         "augment": 0.0,
+        # They may turn pictures, and set them upside down; without, labels have 6 numbers of 9
+        "augment_turns": True,
         # Threads that read ahead, in each process
         "threads": 2,
         # Batches read ahead; those on the devices come on top
@@ -142,6 +144,8 @@ DEFAULTS: Config = {
         "added_dim": 0,
         # Size of the embedding of each of its numbers
         "added_time_dim": 256,
+        # Size of the embeddings of time and span side by side (MeanFlow); 0: two embeddings
+        "span_dim": 0,
         # What the backward pass computes again to save memory: none, products, blocks, or auto
         # (the first of these with which the step fits the device)
         "remat": "none",
@@ -198,6 +202,7 @@ DEFAULTS: Config = {
         **leave_open(int, "first", "last", "stages"),
         **leave_open(float, "base", "slope", "gain", "huber", "initial_decay"),
         **leave_open(bool, "by_step"),
+        **leave_open(str, "perceptual_weights"),  # metric=lpips: a file
         **leave_open(float, "ratio", "power", "floor"),  # mean_flow
         **leave_open(int, "sections"),  # shortcut
         **leave_open(float, "share", "target_decay"),
@@ -264,6 +269,8 @@ DEFAULTS: Config = {
         "decay": 0.9999,
         # Begin with a smaller decay, ``(1 + step) / (10 + step)``
         "warmup": False,
+        # Steps between two moves of the average, each as far as all of them would make
+        "every": 1,
         # Half-life of the average in images, in place of `decay`; 0: use `decay`
         "half_life": 0,
         # The half-life is at most this share of the images seen

@@ -126,6 +126,7 @@ SPECS: Mapping[str, Spec] = {
     "optim.momentum": _LESS_THAN_ONE,
     "ema.decay": _LESS_THAN_ONE,
     "ema.half_life": _NOT_NEGATIVE,
+    "ema.every": _NUMBER_OF,
     "ema.kind": exactly("exponential", "power"),
     "ema.lengths": listed(number(0.001, 0.288), 8),
     "ema.snapshot_every": _STEPS,

@@ -105,10 +105,12 @@ def _embed_span(config: ConfigDict, takes: list[str]) -> dict[str, int]:
             f"cond.span=True needs a network with a second time, which network.name="
             f"{config.network.name} is not: set network.name=unet"
         )
-    if config.network.added_dim:
+    if config.network.span_dim and not config.network.fourier_scale:
+        return {"added_dim": 0}
+    if config.network.added_dim or config.network.span_dim:
         raise ValueError(
             "cond.span=True adds one number to the time embedding, where the condition has others "
-            "already: set network.added_dim=0"
+            "already, or Fourier features: set network.added_dim=0 and network.span_dim=0"
         )
     return {"added_dim": config.network.added_time_dim}
 

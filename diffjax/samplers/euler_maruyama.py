@@ -78,7 +78,7 @@ def slopes(grid: Grid, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tuple(
         (np.asarray(up) - np.asarray(down)) / (high - low)
         for up, down in ((above.alpha, below.alpha), (above.sigma, below.sigma))
-    )  # type: ignore[return-value]
+    )
 
 
 def drift_and_diffusion(grid: Grid, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
