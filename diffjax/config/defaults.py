@@ -46,7 +46,7 @@ DEFAULTS: Config = {
         "crop": "center",
         # What is kept of every picture first: (top, left, height, width) in pixels; (): all
         "window": (),
-        # How pictures are resized: bicubic, lanczos (EDM), or halves (first by averages, ADM)
+        # How pictures are resized: bicubic, lanczos (EDM), halves (first by averages, ADM), area
         "resize": "bicubic",
         # Side of random crops over that of the largest that fits, drawn between these
         "crop_share": (1.0, 1.0),

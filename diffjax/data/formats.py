@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffjax.data.degradation import resize
+
 IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
     *(".ppm", ".tif", ".tiff", ".webp"),
@@ -223,6 +225,24 @@ def center_crop_resize(
     return np.asarray(resized).reshape(h, w, channels)
 
 
+def average_areas(image: np.ndarray, size: Size) -> np.ndarray:
+    """Crop to the largest central square, or rectangle, and average areas as OpenCV does.
+
+    A pixel is the mean of the part of the crop that it covers (``cv2.INTER_AREA``).
+
+    Args:
+      image: uint8 (H, W, C).
+      size: of the square, or (height, width).
+
+    Returns:
+      uint8 (height, width, C).
+    """
+    h, w = sides(size)
+    _, corner, cut = fit_central(image.shape[:2], (h, w))
+    made = resize(_cut(image, cut, corner).astype(np.float32), (h, w), "area")
+    return np.rint(made).astype(np.uint8)
+
+
 def resize_by_halves(image: np.ndarray, size: Size) -> np.ndarray:
     """Halve by averages while at least twice too large, resize, and crop the middle.
 
@@ -264,6 +284,7 @@ RESIZERS: dict[str, Callable[[np.ndarray, Size], np.ndarray]] = {
     "bicubic": center_crop_resize,
     "lanczos": functools.partial(center_crop_resize, filter=Image.Resampling.LANCZOS),
     "halves": resize_by_halves,
+    "area": average_areas,
 }
 
 

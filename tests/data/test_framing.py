@@ -123,3 +123,12 @@ def test_crops_after_resizing_have_a_random_side_and_place(sides):
     assert found <= wanted
     # A side has as many places as it is longer than the crop, and is drawn as often as the others.
     assert len(found) > 0.3 * min(len(wanted), 400)
+
+
+def test_areas_are_means_of_what_a_pixel_covers():
+    image = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    middle = image[:, 1:4].astype(np.float64)  # the largest square
+    halves = np.array([[1, 0.5, 0], [0, 0.5, 1]]) / 1.5
+    wanted = np.einsum("yh,xw,hwc->yxc", halves, halves, middle)
+    assert np.abs(RESIZERS["area"](image, 2) - wanted).max() <= 0.5 + 1e-4
+    assert np.array_equal(RESIZERS["area"](image[:, :3], 3), image[:, :3])
