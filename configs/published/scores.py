@@ -43,6 +43,7 @@ _VE = {
     **pick("pc", "sde: configs/ve/cifar10_ncsnpp_continuous.py:31", "sample.sampler"),
     **pick("batch", "sde: sampling.py:287", "sample.norm"),
     **pick(1e-5, "sde: run_lib.py:111", "sample.t_end"),
+    **pick(1e-5, "sde: losses.py:65", "schedule.t_min"),
 }
 
 
@@ -60,7 +61,6 @@ def _vp(folder: str) -> Values:
 _DEEP = (950_001, "sde: configs/ve/cifar10_ncsnpp_deep_continuous.py:28")
 _SUB_DEEP = (950_001, "sde: configs/subvp/cifar10_ddpmpp_deep_continuous.py:29")
 _BEST = "FID is that of the best of the checkpoints, one every 50,000 steps."
-_VE_TIMES = "Training times begin at 0 instead of 1e-5, where sigma differs by less than 0.01%."
 _NCSN = {
     **pick("refinenet", "ncsn: models/cond_refinenet_dilated.py:336", "network.name"),
     **pick(128, "ncsn: configs/anneal.yml:37", "network.channels"),
@@ -169,9 +169,9 @@ SCORES = {
         ("The release computes in half precision: --config.network.dtype=bfloat16 is nearest.",),
         _THREE,
     ),
-    "score_sde:ncsnpp_ve": Published(_VE, "FID 2.38, IS 9.83", FID, (_BEST, _VE_TIMES), TRAIN),
+    "score_sde:ncsnpp_ve": Published(_VE, "FID 2.38, IS 9.83", FID, (_BEST,), TRAIN),
     "score_sde:ncsnpp_ve_deep": Published(
-        {**_VE, "train.steps": _DEEP}, "FID 2.20, IS 9.89", FID, (_BEST, _VE_TIMES), TRAIN
+        {**_VE, "train.steps": _DEEP}, "FID 2.20, IS 9.89", FID, (_BEST,), TRAIN
     ),
     "score_sde:ddpmpp_vp": Published(
         _vp("vp"),

@@ -165,7 +165,7 @@ DEFAULTS: Config = {
         **leave_open(float, "beta_min", "beta_max"),  # vp_sde, sub_vp
         **leave_open(float, "sigma_min", "sigma_max"),  # ve, ve_discrete, edm
         **leave_open(float, "logsnr_min", "logsnr_max"),  # log_snr
-        **leave_open(float, "shift", "t_min", "t_max"),  # flow; vp_sde and sub_vp have t_min
+        **leave_open(float, "shift", "t_min", "t_max"),  # flow; SDEs have t_min
     },
     "parameterization": {
         # What the network predicts: diffjax.parameterization.PARAMETERIZATIONS, or mean
