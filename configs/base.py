@@ -43,7 +43,9 @@ def smoke(config: ConfigDict) -> ConfigDict:
     if config.task == "autoencoder":
         factor = max(factor, 8)
         config.loss.update(perceptual="none", disc_channels=4, disc_layers=1, disc_start=1)
-    elif net.get("context_dim", 0):
+    elif config.loss.get("metric") == "lpips":
+        config.loss.metric = "l2"
+    if config.task != "autoencoder" and net.get("context_dim", 0):
         net.context_dim = 8
     if "model" in config:
         config.model.path = "random"

@@ -7,16 +7,17 @@
 
 | variant | parameters | cost | expected, one evaluation (two) |
 |---|---|---|---|
-| cifar10_ct | 56.4M | 800,000 steps, batch 512 | FID 8.70 (5.83), with LPIPS as the distance |
+| cifar10_ct | 56.4M | 800,000 steps, batch 512 | FID 8.70 (5.83) |
 | cifar10_ict | 56.4M | 400,000 steps, batch 1024 | FID 2.83 (2.46) |
 | cifar10_ect | 55.7M | 200,000 steps, batch 128, from edm:cifar10 | FID 3.60 (2.11) |
-| cifar10_cd | 56.4M | 800,000 steps, batch 512, from an EDM | FID 3.55 (2.93), with LPIPS |
+| cifar10_cd | 56.4M | 800,000 steps, batch 512, from edm:cifar10_ncsnpp | FID 3.55 (2.93) |
 | digits (default) | 0.70M | 5 minutes on two CPU cores | readable 8x8 digits, two evaluations |
 | digits_tuned, digits_distilled | 0.70M | the same, from edm:digits | the same |
 | fashion_mnist14, fashion_mnist14_tuned | 0.70M | 20 minutes on two CPU cores | clothes |
 
 ct is training with growing numbers of levels, ict is improved training, ect tunes a trained EDM,
-and cd distils one. --config.distil.base is that EDM. docs/few_steps.md says what differs.
+and cd distils one. --config.distil.base is that EDM. The distance of cifar10_ct and cifar10_cd is
+LPIPS, whose weights are --config.loss.perceptual_weights. docs/few_steps.md says what differs.
 """
 
 from ml_collections import ConfigDict
@@ -76,7 +77,7 @@ def _ncsnpp(*, batch: int, steps: int) -> ConfigDict:
 
 def cifar10_ct() -> ConfigDict:
     config = _ncsnpp(batch=512, steps=800_000)
-    config.loss.update(spacing="growing", first=2, last=150, metric="l2", by_step=False)
+    config.loss.update(spacing="growing", first=2, last=150, metric="lpips", by_step=False)
     config.loss.initial_decay = 0.9
     config.times = ConfigDict({"name": "karras", "rho": 7.0})
     config.optim.update(lr=4e-4, warmup=10_000_000 // 512, lr_start=0.0)
@@ -86,6 +87,7 @@ def cifar10_ct() -> ConfigDict:
 
 def cifar10_cd() -> ConfigDict:
     config = _distilled(_ncsnpp(batch=512, steps=800_001), levels=18)
+    config.loss.metric = "lpips"
     config.optim.update(lr=4e-4, warmup=10_000_000 // 512, lr_start=0.0)
     config.ema.decay = 0.9999
     return config

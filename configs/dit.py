@@ -20,10 +20,15 @@
 The large ones see ImageNet in latents of Stable Diffusion's autoencoder (sd-vae-ft-ema). Numbers of
 the papers are for 256 pixels but for xl_2_512. What differs from the releases:
 
-- Guidance acts on all channels of the latents. The released DiT guides the first three of four.
 - SiT has the output that its loss reads. The released one has a second half that nothing reads,
-  18,448 parameters of XL/2; its time runs from noise to data, here from data to noise. Heun's
-  method with 250 evaluations stands in for dopri5 and for the SDE.
+  18,448 parameters of XL/2. Its time runs from noise to data, here from data to noise; the network
+  is told the share of data in both.
+- Steps of the adaptive solver are chosen for each image, and not for a batch.
+
+Guidance acts on the first three of four channels of the latents (`sample.guidance_channels`), as
+in both releases. The SDE of SiT is drawn with ``--sampler=euler_maruyama --steps=250`` and
+``--config.sample.strength=2 --config.sample.final=clean --config.sample.t_end=0.04``, with
+``--config.sample.diffusion=sigma``.
 
 The small ones see pixels, and draw more training times near the middle (SiT) or a learned variance
 that starts from the same network (DiT).
@@ -71,7 +76,7 @@ def _imagenet(size: str, patch: int, *, pixels: int = 256, steps: int = 400_000)
     config.data.update(batch_size=256, flip=True, resize="halves")
     config.optim.update(name="adamw", lr=1e-4, weight_decay=0.0, warmup=0, clip=0.0)
     config.train.steps = steps
-    config.sample.guidance = 1.5
+    config.sample.update(guidance=1.5, guidance_channels=3)
     return config
 
 
@@ -80,7 +85,12 @@ def imagenet_dit(size: str, patch: int, *, pixels: int = 256, steps: int = 400_0
 
 
 def imagenet_sit(size: str, patch: int, *, steps: int = 400_000) -> ConfigDict:
-    return _sit(_imagenet(size, patch, steps=steps), steps=125)
+    """The whole span from noise to data, and the release's solver of the flow."""
+    config = _sit(_imagenet(size, patch, steps=steps), steps=2)
+    config.schedule.update(t_min=0.0, t_max=1.0)
+    config.network.update(time_scale=-1.0, time_shift=1.0)
+    config.sample.update(sampler="rk45", rtol=1e-3, atol=1e-6, final="last")
+    return config
 
 
 def _small(config: ConfigDict) -> ConfigDict:

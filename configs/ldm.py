@@ -181,7 +181,7 @@ def inpainting() -> ConfigDict:
 def superres() -> ConfigDict:
     config = _paper(autoencoder.vq_f4(), beta_start=0.0015, beta_end=0.0155)
     config.data.update(name="image_folder", batch_size=64, crop="random", crop_share=(0.5, 1.0))
-    config.data.degradation = "bsrgan_light"
+    config.data.update(resize="area", degradation="bsrgan_light")
     config.network.update(channels=160, multipliers=(1, 2, 2, 4), attention_levels=(3,))
     config.network.head_channels = 32
     config.cond.concat = "superres"

@@ -52,7 +52,7 @@ def _continuous(schedule: str, **options: float) -> ConfigDict:
 
 
 def ncsnpp_ve() -> ConfigDict:
-    config = _continuous("ve", sigma_min=0.02, sigma_max=100.0)
+    config = _continuous("ve", sigma_min=0.02, sigma_max=100.0, t_min=1e-5)
     ncsnpp(config)
     config.loss.reduction = "half_sum"
     config.ema.decay = 0.999

@@ -17,6 +17,7 @@ to two. A scale that changes from step to step is made by `schedule` or `per_eva
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeAlias
 
 import jax
@@ -48,7 +49,9 @@ Scale: TypeAlias = ArrayLike | Callable[[Level], ArrayLike]
 Combine: TypeAlias = Callable[[Prediction, Prediction, ArrayLike, Array, Level], Prediction]
 
 
-def cfg(c: Prediction, u: Prediction, scale: ArrayLike, z: Array, level: Level) -> Prediction:
+def cfg(
+    c: Prediction, u: Prediction, scale: ArrayLike, z: Array, level: Level, *, channels: int = 0
+) -> Prediction:
     """Combine by classifier-free guidance, ``u + s (c - u)`` for both x and eps.
 
     Ho & Salimans 2022, eq. 6.
@@ -56,9 +59,12 @@ def cfg(c: Prediction, u: Prediction, scale: ArrayLike, z: Array, level: Level) 
     Args:
         c, u: the conditional and the unconditional prediction (B, H, W, C).
         scale: s, a number or (B,).
-        z, level: what was denoised; this rule does not use them.
+        z, level: what was denoised; this rule uses the shape of z alone.
+        channels: how many are guided, the first ones; 0: all. Released DiT and SiT guide 3 of 4.
     """
     s = expand(jnp.asarray(scale, jnp.float32), z)
+    if channels:
+        s = jnp.where(jnp.arange(z.shape[-1]) < channels, s, 1.0)
     return Prediction(u.x + s * (c.x - u.x), u.eps + s * (c.eps - u.eps), c.var)
 
 
@@ -186,7 +192,7 @@ def pass_low(images: Array) -> Array:
 
 # Rules by ``sample.guidance_rule``.
 RULES: Mapping[str, Callable[..., Combine]] = {
-    "cfg": lambda: cfg,
+    "cfg": lambda *, channels=0: partial(cfg, channels=channels) if channels else cfg,
     "apg": apg,
     "cfg_zero_star": cfg_zero_star,
     "fdg": fdg,
@@ -338,11 +344,9 @@ def guide(
         )
 
     def both(z: Array, level: Level, s: Array) -> Prediction:
-        def twice(a: Array, b: Array) -> Array:
-            return jnp.concatenate([a, b])
-
-        levels = jax.tree.map(lambda v: twice(v, v) if jnp.ndim(v) else v, level)
-        p = denoise(twice(z, z), levels, jax.tree.map(twice, cond, null))
+        levels = jax.tree.map(lambda v: jnp.concatenate([v, v]) if jnp.ndim(v) else v, level)
+        pair = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
+        p = denoise(jnp.concatenate([z, z]), levels, pair)
         c = jax.tree.map(lambda v: v[: z.shape[0]], p)
         u = jax.tree.map(lambda v: v[z.shape[0] :], p)
         return combine(c, u, s, z, level)
@@ -360,12 +364,9 @@ def guide(
 
 def _check_pair(cond: Cond, null: Cond) -> None:
     """Raise a ValueError if a condition and its null condition differ in structure or shapes."""
-
-    def shapes(tree: Cond) -> object:
-        return jax.tree.map(jnp.shape, tree)
-
-    if shapes(cond) != shapes(null):
-        raise ValueError(f"condition and null condition differ: {shapes(cond)} and {shapes(null)}")
+    theirs, of_null = (jax.tree.map(jnp.shape, tree) for tree in (cond, null))
+    if theirs != of_null:
+        raise ValueError(f"condition and null condition differ: {theirs} and {of_null}")
 
 
 def schedule(rows: Rows, scale: float, *, low: float = 0.0, high: float = np.inf) -> Scale:

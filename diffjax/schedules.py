@@ -252,13 +252,14 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5) -
     return Schedule(at, t_of, base.span)
 
 
-def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
+def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, t_min: float = 0.0) -> Schedule:
     """Return the variance-exploding SDE (Song et al. 2021, eq. 31).
 
-    ``alpha = 1``, ``sigma = sigma_min (sigma_max/sigma_min)^t`` with t in [0, 1].
+    ``alpha = 1``, ``sigma = sigma_min (sigma_max/sigma_min)^t`` with t in [t_min, 1].
 
     Args:
         sigma_min, sigma_max: noise at t = 0 and t = 1, in units of the data.
+        t_min: the cleanest time; the released code trains from 1e-5 on.
     """
     log_range = math.log(sigma_max / sigma_min)
 
@@ -269,7 +270,7 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
     def t_of(lam: ArrayLike) -> Array:
         return (-0.5 * np.asarray(lam, np.float64) - math.log(sigma_min)) / log_range
 
-    return Schedule(at, t_of, (0.0, 1.0))
+    return Schedule(at, t_of, (t_min, 1.0))
 
 
 def ve_discrete(sigma_min: float = 0.01, sigma_max: float = 50.0, *, steps: int = 1000) -> Schedule:

@@ -22,7 +22,8 @@ a figure.
 
 In commands, DATA is a folder of pictures, with classes, captions or hints
 ([own_pictures.md](own_pictures.md)); AUTOENCODER is the workdir of a trained first stage, or its
-file; MODEL is a folder of diffusers; LPIPS is the file of weights of the perceptual distance.
+file; MODEL is a folder of diffusers; LPIPS is the file of weights of the perceptual distance; BASE
+is the workdir of the model that is distilled or tuned.
 
 Files are those of the releases at these commits:
 
@@ -100,9 +101,15 @@ def list_needs(config: ConfigDict) -> dict[str, str]:
         "data.dir": "DATA" if config.data.name in (*FOLDERS, "latents") else "",
         "autoencoder.weights": "AUTOENCODER",
         "model.path": "MODEL",
-        "loss.perceptual_weights": "LPIPS" if config.loss.get("perceptual") == "lpips" else "",
+        "loss.perceptual_weights": "LPIPS" if _compares_pictures(config) else "",
+        "distil.base": "BASE",
     }
     return {key: word for key, word in needs.items() if word and _is_empty(config, key)}
+
+
+def _compares_pictures(config: ConfigDict) -> bool:
+    """Return whether a loss needs the weights of LPIPS."""
+    return "lpips" in (config.loss.get("perceptual"), config.loss.get("metric"))
 
 
 def _is_empty(config: ConfigDict, key: str) -> bool:

@@ -319,3 +319,13 @@ def test_an_unknown_rule_and_option_are_named():
         guidance.make_rule("cfg_zero", param)
     with pytest.raises(ValueError, match="does not take the option 'low'"):
         guidance.make_rule("apg", param, {"low": 1.0})
+
+
+def test_guidance_of_the_first_channels_leaves_the_others_conditional():
+    param, z, level, _, c, u = _pair(shape=(2, 6, 5, 4))
+    found = guidance.make_rule("cfg", param, {"channels": 2})(c, u, 3.0, z, level)
+    whole = guidance.cfg(c, u, 3.0, z, level)
+    for part, guided, plain in ((found.x, whole.x, c.x), (found.eps, whole.eps, c.eps)):
+        np.testing.assert_allclose(part[..., :2], guided[..., :2], rtol=1e-6)
+        np.testing.assert_allclose(part[..., 2:], plain[..., 2:], rtol=1e-5, atol=1e-6)
+    assert guidance.make_rule("cfg", param) is guidance.cfg

@@ -24,7 +24,7 @@ SCHEDULES = {
     ),
     "vp_sde": dict(beta_min=(0.1, 0.2), beta_max=(20.0, 10.0), t_min=(1e-5, 1e-3)),
     "sub_vp": dict(beta_min=(0.1, 0.2), beta_max=(20.0, 10.0), t_min=(1e-5, 1e-3)),
-    "ve": dict(sigma_min=(0.01, 0.02), sigma_max=(50.0, 20.0)),
+    "ve": dict(sigma_min=(0.01, 0.02), sigma_max=(50.0, 20.0), t_min=(0.0, 1e-3)),
     "ve_discrete": dict(sigma_min=(0.01, 0.02), sigma_max=(50.0, 20.0), steps=(1000, 900)),
     "edm": dict(sigma_min=(0.002, 0.01), sigma_max=(80.0, 50.0)),
     "log_snr": dict(logsnr_min=(-20.0, -10.0), logsnr_max=(20.0, 10.0)),

@@ -59,7 +59,7 @@ def _adm_classifier(*, steps: int, lr: float, batch: int, decay: float) -> Value
         **{key: (value, "paper, appendix I (hyperparameters)") for key, value in found.items()},
         **pick(decay, "paper, appendix I (hyperparameters)", "optim.weight_decay"),
         **pick("mean", f"{place}, which has no pixels to sum", "loss.reduction"),
-        **pick("random", f"{place}:79", "data.crop"),
+        **pick("random_after", f"{place}:79, random_crop_arr", "data.crop"),
         **pick((0.8, 1.0), "adm: guided_diffusion/image_datasets.py:146", "data.crop_share"),
         **pick("linear", f"{place}:145", "optim.decay"),
         **pick(0.0, f"{place}:166", "ema.decay"),
@@ -86,10 +86,6 @@ def _guided(size: int, scale: float) -> str:
 _IMAGENET_BITS = BITS.replace("10000", "50000")  # the validation pictures
 _README_FLAGS = (
     "README.md:160 of the release has batch 256 and rate 3e-4 where the paper's table has these."
-)
-_SHARE = (
-    "Crops are cut and then resized, with a share that is uniform; in the release its inverse is, "
-    "and pictures are resized first."
 )
 _CFG_CODE = "No code was released; what the paper leaves to ADM is ADM's."
 ADM = {
@@ -135,19 +131,21 @@ ADM = {
     "adm:imagenet512": Published(
         _adm(steps=1_940_000, lr=1e-4, batch=256),
         "FID 23.24; guided with scale 4: 7.72",
-        FID,
-        ("There is no classifier of 512 pixels here, so the guided figure cannot be made.",),
-        virtual("imagenet512"),
+        _guided(512, 4),
+        against=virtual("imagenet512"),
     ),
     "adm:imagenet64_classifier": Published(
-        _adm_classifier(steps=300_000, lr=6e-4, batch=1024, decay=0.2), differs=(_SHARE,)
+        _adm_classifier(steps=300_000, lr=6e-4, batch=1024, decay=0.2)
     ),
     "adm:imagenet128_classifier": Published(
         _adm_classifier(steps=300_000, lr=6e-4, batch=1024, decay=0.05),
-        differs=(_README_FLAGS, _SHARE),
+        differs=(_README_FLAGS,),
     ),
     "adm:imagenet256_classifier": Published(
-        _adm_classifier(steps=500_000, lr=3e-4, batch=256, decay=0.05), differs=(_SHARE,)
+        _adm_classifier(steps=500_000, lr=3e-4, batch=256, decay=0.05)
+    ),
+    "adm:imagenet512_classifier": Published(
+        _adm_classifier(steps=500_000, lr=3e-4, batch=256, decay=0.05)
     ),
     "cfg:imagenet64": Published(
         _cfg(steps=400_000, lr=3e-4, batch=2048),

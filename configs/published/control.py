@@ -30,17 +30,13 @@ _CANNY = {
     **pick(0.0, "controlnet: annotator/canny/__init__.py", "control.hint.sigma"),
     **pick("l1", "controlnet: annotator/canny/__init__.py, OpenCV's default", "control.hint.norm"),
 }
-_GREY = (
-    "Gradients are those of the mean of the channels; OpenCV takes the channel where they are "
-    "largest."
-)
 _DRAWN = "The paper draws thresholds at random for training; these are those of its demonstration."
 _NO_DATA = "Its training data were not released, and there is no figure for this model."
 _XL = "No paper or release by the authors: ControlNet's recipe for XL."
 _T2I = "T2I-Adapter's code is not among the releases above; the paper gives these."
 CONTROL = {
     "controlnet:sd15_canny": Published(
-        {**_control(batch=32, steps=8000), **_CANNY}, differs=(_NO_DATA, _GREY, _DRAWN)
+        {**_control(batch=32, steps=8000), **_CANNY}, differs=(_NO_DATA, _DRAWN)
     ),
     "controlnet:sd15_canny_unlocked": Published(
         {
@@ -48,7 +44,7 @@ CONTROL = {
             **_CANNY,
             **pick(2e-6, "controlnet: docs/train.md:260, for all of it", "optim.lr"),
         },
-        differs=(_NO_DATA, _GREY, _DRAWN),
+        differs=(_NO_DATA, _DRAWN),
     ),
     "controlnet:sd15_seg": Published(
         _control(batch=32, steps=40_000),
@@ -59,19 +55,19 @@ CONTROL = {
         differs=(_NO_DATA,),
     ),
     "controlnet:sd21_canny": Published(
-        {**_control(batch=32, steps=8000), **_CANNY}, differs=(_NO_DATA, _GREY, _DRAWN)
+        {**_control(batch=32, steps=8000), **_CANNY}, differs=(_NO_DATA, _DRAWN)
     ),
     "controlnet:sdxl_canny": Published(
-        {**_control(batch=64, steps=20_000, where=_OURS), **_CANNY}, differs=(_XL, _GREY)
+        {**_control(batch=64, steps=20_000, where=_OURS), **_CANNY}, differs=(_XL,)
     ),
     "controlnet:sd15_canny_adapter": Published(
         {
             **_control(batch=8, steps=8000, where="T2I-Adapter, section 4.1, and steps of ours"),
             **_CANNY,
         },
-        differs=(_T2I, _GREY),
+        differs=(_T2I,),
     ),
     "controlnet:sdxl_canny_adapter": Published(
-        {**_control(batch=64, steps=20_000, where=_OURS), **_CANNY}, differs=(_XL, _GREY)
+        {**_control(batch=64, steps=20_000, where=_OURS), **_CANNY}, differs=(_XL,)
     ),
 }

@@ -332,13 +332,11 @@ LATENT = {
                 flip=_UNNAMED,
                 data__crop=("random", "ldm: models/ldm/bsr_sr/config.yaml:71"),
                 data__crop_share=((0.5, 1.0), "ldm: models/ldm/bsr_sr/config.yaml:69"),
+                data__resize=("area", "ldm: ldm/data/imagenet.py:302"),
                 data__degradation=("bsrgan_light", "ldm: models/ldm/bsr_sr/config.yaml:67"),
             ),
             **pick(800_000, "ours: neither paper nor release gives a number", "train.steps"),
         },
-        differs=(
-            "Crops are resized by Pillow's bicubic filter; the release averages areas.",
-            "Blurs of almost no width keep the picture; the release may turn it black.",
-        ),
+        differs=("Blurs of almost no width keep the picture; the release may turn it black.",),
     ),
 }

@@ -23,6 +23,7 @@ _EDM_CIFAR = {
     **pick(10_000_000 // 512, "edm: training/training_loop.py:39", "optim.warmup"),
     **pick(18, "edm: README.md:92", "sample.steps"),
 }
+_K_VE = "jcm: configs/cifar10_k_ve.py"
 _THREE = f"{TRAIN}; the least of three seeds, --seed=0, 1 and 2"
 _SDE = {
     **pick("score_sde", "sde: models/layers.py:62 and 469", "network.initialisation"),
@@ -42,6 +43,7 @@ _VE = {
     **pick("pc", "sde: configs/ve/cifar10_ncsnpp_continuous.py:31", "sample.sampler"),
     **pick("batch", "sde: sampling.py:287", "sample.norm"),
     **pick(1e-5, "sde: run_lib.py:111", "sample.t_end"),
+    **pick(1e-5, "sde: losses.py:65", "schedule.t_min"),
 }
 
 
@@ -59,7 +61,6 @@ def _vp(folder: str) -> Values:
 _DEEP = (950_001, "sde: configs/ve/cifar10_ncsnpp_deep_continuous.py:28")
 _SUB_DEEP = (950_001, "sde: configs/subvp/cifar10_ddpmpp_deep_continuous.py:29")
 _BEST = "FID is that of the best of the checkpoints, one every 50,000 steps."
-_VE_TIMES = "Training times begin at 0 instead of 1e-5, where sigma differs by less than 0.01%."
 _NCSN = {
     **pick("refinenet", "ncsn: models/cond_refinenet_dilated.py:336", "network.name"),
     **pick(128, "ncsn: configs/anneal.yml:37", "network.channels"),
@@ -115,6 +116,7 @@ _NCSN2 = {
 }
 _FLOW = "flow: ImageGeneration/configs/default_cifar10_configs.py"
 _FLOW_TIMES = "flow: ImageGeneration/losses.py:101, counted from noise"
+_FLOW_TOLD = "flow: ImageGeneration/losses.py:108"
 _FLOW_OWN = "flow: ImageGeneration/configs/rectified_flow/cifar10_rf_gaussian_ddpmpp.py"
 SCORES = {
     "edm:cifar10": Published(
@@ -130,6 +132,24 @@ SCORES = {
         "count of 55,735,171 leaves these biases out",
         FID,
         against=_THREE,
+    ),
+    "edm:cifar10_ncsnpp": Published(
+        {
+            **pick("score_sde", "jcm: jcm/models/layers.py", "network.initialisation"),
+            **pick(0.13, f"{_K_VE}, dropout", "network.dropout"),
+            **pick(400_001, f"{_K_VE}, n_iters", "train.steps"),
+            **pick(512, f"{_K_VE}, batch_size", "data.batch_size"),
+            **pick("center", "jcm: jcm/datasets.py, no crop", "data.crop"),
+            **pick(True, "jcm: configs/default_cifar10_configs.py, random_flip", "data.flip"),
+            **pick(0.0, "jcm: jcm/datasets.py, no augmentation", "data.augment"),
+            **pick("sum", "jcm: jcm/losses.py:728", "loss.reduction"),
+            **pick(1e-3, f"{_K_VE}, lr", "optim.lr"),
+            **pick(10_000_000 // 512, f"{_K_VE}, warmup", "optim.warmup"),
+            **pick(0.0, f"{_K_VE}, grad_clip is infinite", "optim.clip"),
+            **pick(0.5 ** (512 / 500_000), f"{_K_VE}, ema_rate", "ema.decay"),
+            **pick(18, f"{_K_VE}, num_scales", "sample.steps"),
+        },
+        "none of its own: it is the base of consistency:cifar10_cd",
     ),
     "edm:imagenet64": Published(
         {
@@ -149,9 +169,9 @@ SCORES = {
         ("The release computes in half precision: --config.network.dtype=bfloat16 is nearest.",),
         _THREE,
     ),
-    "score_sde:ncsnpp_ve": Published(_VE, "FID 2.38, IS 9.83", FID, (_BEST, _VE_TIMES), TRAIN),
+    "score_sde:ncsnpp_ve": Published(_VE, "FID 2.38, IS 9.83", FID, (_BEST,), TRAIN),
     "score_sde:ncsnpp_ve_deep": Published(
-        {**_VE, "train.steps": _DEEP}, "FID 2.20, IS 9.89", FID, (_BEST, _VE_TIMES), TRAIN
+        {**_VE, "train.steps": _DEEP}, "FID 2.20, IS 9.89", FID, (_BEST,), TRAIN
     ),
     "score_sde:ddpmpp_vp": Published(
         _vp("vp"),
@@ -196,15 +216,14 @@ SCORES = {
             **pick(0.999999, f"{_FLOW_OWN}:47", "ema.decay"),
             **pick(0.0, _FLOW_TIMES, "schedule.t_min"),
             **pick(0.999, _FLOW_TIMES, "schedule.t_max"),
+            **pick(-999.0, f"{_FLOW_TOLD}, time runs to the data", "network.time_scale"),
+            **pick(999.0, f"{_FLOW_TOLD}, time runs to the data", "network.time_shift"),
             **pick("rk45", f"{_FLOW_OWN}:36", "sample.sampler"),
             **pick(1e-5, f"{_FLOW_OWN}:37", "sample.rtol", "sample.atol"),
         },
         "FID 2.58, 127 evaluations",
         FID,
-        (
-            "The network is told 999 times the share of noise, in the release of data.",
-            "Every image takes steps of its own in RK45; the release steps a batch at once.",
-        ),
+        ("Every image takes steps of its own in RK45; the release steps a batch at once.",),
         TRAIN,
     ),
 }

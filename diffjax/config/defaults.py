@@ -41,11 +41,12 @@ DEFAULTS: Config = {
         "batch_size": 128,
         # Exchange left and right at random
         "flip": False,
-        # Where pictures are cropped that are larger than image_size: center, or random
+        # Where pictures are cropped that are larger than image_size: center; random; or
+        # random_after, resized by halves to a random size before (ADM)
         "crop": "center",
         # What is kept of every picture first: (top, left, height, width) in pixels; (): all
         "window": (),
-        # How pictures are resized: bicubic, lanczos (EDM), or halves (first by averages, ADM)
+        # How pictures are resized: bicubic, lanczos (EDM), halves (first by averages, ADM), area
         "resize": "bicubic",
         # Side of random crops over that of the largest that fits, drawn between these
         "crop_share": (1.0, 1.0),
@@ -55,6 +56,8 @@ DEFAULTS: Config = {
         "dequantize": False,
         # Probability of each of EDM's augmentations
         "augment": 0.0,
+        # They may turn pictures, and set them upside down; without, labels have 6 numbers of 9
+        "augment_turns": True,
         # Threads that read ahead, in each process
         "threads": 2,
         # Batches read ahead; those on the devices come on top
@@ -103,6 +106,8 @@ DEFAULTS: Config = {
         "freq_shift": 1.0,
         # Factor on the time; 1000 for continuous time in [0, 1]
         "time_scale": 1.0,
+        # Added then; with a negative factor the network is told the share of data
+        "time_shift": 0.0,
         # 0 pads as TensorFlow does (DDPM), 1 as PyTorch does (Stable Diffusion)
         "downsample_padding": 0,
         # Groups of every norm; well below the narrowest width
@@ -139,6 +144,8 @@ DEFAULTS: Config = {
         "added_dim": 0,
         # Size of the embedding of each of its numbers
         "added_time_dim": 256,
+        # Size of the embeddings of time and span side by side (MeanFlow); 0: two embeddings
+        "span_dim": 0,
         # What the backward pass computes again to save memory: none, products, blocks, or auto
         # (the first of these with which the step fits the device)
         "remat": "none",
@@ -158,7 +165,7 @@ DEFAULTS: Config = {
         **leave_open(float, "beta_min", "beta_max"),  # vp_sde, sub_vp
         **leave_open(float, "sigma_min", "sigma_max"),  # ve, ve_discrete, edm
         **leave_open(float, "logsnr_min", "logsnr_max"),  # log_snr
-        **leave_open(float, "shift", "t_min", "t_max"),  # flow; vp_sde and sub_vp have t_min
+        **leave_open(float, "shift", "t_min", "t_max"),  # flow; SDEs have t_min
     },
     "parameterization": {
         # What the network predicts: diffjax.parameterization.PARAMETERIZATIONS, or mean
@@ -195,6 +202,7 @@ DEFAULTS: Config = {
         **leave_open(int, "first", "last", "stages"),
         **leave_open(float, "base", "slope", "gain", "huber", "initial_decay"),
         **leave_open(bool, "by_step"),
+        **leave_open(str, "perceptual_weights"),  # metric=lpips: a file
         **leave_open(float, "ratio", "power", "floor"),  # mean_flow
         **leave_open(int, "sections"),  # shortcut
         **leave_open(float, "share", "target_decay"),
@@ -261,6 +269,8 @@ DEFAULTS: Config = {
         "decay": 0.9999,
         # Begin with a smaller decay, ``(1 + step) / (10 + step)``
         "warmup": False,
+        # Steps between two moves of the average, each as far as all of them would make
+        "every": 1,
         # Half-life of the average in images, in place of `decay`; 0: use `decay`
         "half_life": 0,
         # The half-life is at most this share of the images seen
@@ -349,6 +359,7 @@ DEFAULTS: Config = {
         "guidance_rule": "cfg",
         **leave_open(float, "apg_eta", "apg_norm"),  # apg
         **leave_open(float, "fdg_low"),  # fdg: share of low frequencies
+        **leave_open(int, "guidance_channels"),  # cfg: how many channels it guides
         # First evaluations in which nothing moves (CFG-Zero*)
         "zero_steps": 0,
         # Blocks of a transformer that the weak half of skip-layer guidance lacks

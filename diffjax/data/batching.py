@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from diffjax.data.degradation import Degradation
-from diffjax.data.formats import crop_resize_at
+from diffjax.data.formats import crop_resize_at, halve_crop_at
 from diffjax.data.hint_makers import Hints
 from diffjax.data.source import Source
 from diffjax.types import T, choose
@@ -73,38 +73,59 @@ def _mix(seed: int | Sequence[int], positions: np.ndarray) -> np.ndarray:
 
 
 class RandomCrop(NamedTuple):
-    """Crops at random places, whose share of the largest is drawn between ``low`` and ``high``."""
+    """Crops at random places, whose share of the largest lies between ``low`` and ``high``.
+
+    Attributes:
+      low, high: bounds of the share.
+      resize: a name in `formats.RESIZERS`.
+      resized: pictures are resized by halves first, and then cut (`formats.halve_crop_at`);
+        otherwise they are cut, with a share that is uniform, and resized.
+    """
 
     low: float
     high: float
-    resize: str = "bicubic"  # a name in `formats.RESIZERS`
+    resize: str = "bicubic"
+    resized: bool = False
 
     def take(self, source: Source, indices: np.ndarray, seed: int, positions: np.ndarray) -> Batch:
         """As `Source.take`, of a source of images and labels, cropped by (seed, position)."""
         pictures, labels = source.take_originals(indices)
         share, top, left = (_draw_uniform((seed, k), positions) for k in (1, 2, 3))
-        share = self.low + share * (self.high - self.low)
-        size = source.shape[:2]
         images = [
-            crop_resize_at(
-                picture, size, share=share[k], place=(top[k], left[k]), resize=self.resize
-            )
+            self._cut(picture, source.shape[:2], share[k], (top[k], left[k]))
             for k, picture in enumerate(pictures)
         ]
         return {"image": np.stack(images), "label": labels}
+
+    def _cut(
+        self, picture: np.ndarray, size: tuple[int, int], share: float, place: tuple[float, float]
+    ) -> np.ndarray:
+        if self.resized:
+            bounds = (self.low, self.high)
+            return halve_crop_at(picture, size, share=share, place=place, bounds=bounds)
+        share = self.low + share * (self.high - self.low)
+        return crop_resize_at(picture, size, share=share, place=place, resize=self.resize)
 
 
 def make_crop(name: str, share: Sequence[float], resize: str = "bicubic") -> RandomCrop | None:
     """The crops of ``data.crop``, ``data.crop_share`` and ``data.resize``; None for central ones.
 
     Raises:
-      ValueError: an unknown name, or shares that are no two numbers in (0, 1].
+      ValueError: an unknown name, shares that are no two numbers in (0, 1], or a way to resize
+        that the crops do not have.
     """
-    if not choose("data.crop", name, {"center": False, "random": True}):
+    kinds = {"center": None, "random": False, "random_after": True}
+    resized = choose("data.crop", name, kinds)
+    if resized is None:
         return None
+    if resized and resize != "halves":
+        raise ValueError(
+            f"data.crop={name!r} resizes pictures by halves before it cuts them, and data.resize "
+            f"is {resize!r}: set data.resize=halves, or data.crop=random"
+        )
     if len(share) != 2 or not 0 < share[0] <= share[1] <= 1:
         raise ValueError(f"data.crop_share={tuple(share)} must be two rising numbers in (0, 1]")
-    return RandomCrop(share[0], share[1], resize)
+    return RandomCrop(share[0], share[1], resize, resized)
 
 
 def _check(
@@ -165,7 +186,7 @@ def dataset(
     """
     _check(source, batch_size, seed, process_index, process_count)
     if (flip or crop) and source.more:
-        which = "flip=True" if flip else "crop=random"
+        which = "flip=True" if flip else "a random crop"
         raise ValueError(f"{which}: the texts and masks of these images would no longer fit")
     rows = batch_size // process_count
     own = process_index * rows + np.arange(rows)

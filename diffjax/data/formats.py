@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffjax.data.degradation import resize
+
 IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
     *(".ppm", ".tif", ".tiff", ".webp"),
@@ -223,6 +225,24 @@ def center_crop_resize(
     return np.asarray(resized).reshape(h, w, channels)
 
 
+def average_areas(image: np.ndarray, size: Size) -> np.ndarray:
+    """Crop to the largest central square, or rectangle, and average areas as OpenCV does.
+
+    A pixel is the mean of the part of the crop that it covers (``cv2.INTER_AREA``).
+
+    Args:
+      image: uint8 (H, W, C).
+      size: of the square, or (height, width).
+
+    Returns:
+      uint8 (height, width, C).
+    """
+    h, w = sides(size)
+    _, corner, cut = fit_central(image.shape[:2], (h, w))
+    made = resize(_cut(image, cut, corner).astype(np.float32), (h, w), "area")
+    return np.rint(made).astype(np.uint8)
+
+
 def resize_by_halves(image: np.ndarray, size: Size) -> np.ndarray:
     """Halve by averages while at least twice too large, resize, and crop the middle.
 
@@ -236,8 +256,14 @@ def resize_by_halves(image: np.ndarray, size: Size) -> np.ndarray:
     Returns:
       uint8 (height, width, C).
     """
-    channels = image.shape[2]
     h, w = sides(size)
+    resized = _cover_by_halves(image, (h, w))
+    return _cut(resized, (h, w), ((resized.shape[0] - h) // 2, (resized.shape[1] - w) // 2))
+
+
+def _cover_by_halves(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Make the smallest picture of the ratio of an image that is at least (height, width)."""
+    channels, (h, w) = image.shape[2], size
     picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if channels == 1 else image))
     while min(picture.height // h, picture.width // w) >= 2:
         half = (picture.width // 2, picture.height // 2)
@@ -246,14 +272,19 @@ def resize_by_halves(image: np.ndarray, size: Size) -> np.ndarray:
     # Rounding may not fall below the size that is cropped.
     near = (max(w, round(picture.width * factor)), max(h, round(picture.height * factor)))
     resized = np.asarray(picture.resize(near, Image.Resampling.BICUBIC))
-    top, left = (near[1] - h) // 2, (near[0] - w) // 2
-    return resized.reshape(near[1], near[0], channels)[top : top + h, left : left + w]
+    return resized.reshape(near[1], near[0], channels)
+
+
+def _cut(image: np.ndarray, size: tuple[int, int], corner: tuple[int, int]) -> np.ndarray:
+    (h, w), (top, left) = size, corner
+    return image[top : top + h, left : left + w]
 
 
 RESIZERS: dict[str, Callable[[np.ndarray, Size], np.ndarray]] = {
     "bicubic": center_crop_resize,
     "lanczos": functools.partial(center_crop_resize, filter=Image.Resampling.LANCZOS),
     "halves": resize_by_halves,
+    "area": average_areas,
 }
 
 
@@ -293,3 +324,32 @@ def fit_central(
     size = max(1, round(wanted[0] * factor)), max(1, round(wanted[1] * factor))
     corner = (found[0] - size[0]) // 2, (found[1] - size[1]) // 2
     return factor, corner, size
+
+
+def halve_crop_at(
+    image: np.ndarray,
+    size: Size,
+    *,
+    share: float,
+    place: tuple[float, float],
+    bounds: tuple[float, float],
+) -> np.ndarray:
+    """Resize an image so that its shorter side is a little too long, and cut out a crop.
+
+    The random crops of Dhariwal & Nichol 2021, released code. The shorter side is a whole number
+    between those of which the crop is the largest and the smallest share, each as likely; the
+    filters are those of `resize_by_halves`.
+
+    Args:
+      size: of the crop, the square of this side or (height, width).
+      share: which of the sides, in [0, 1) from the shortest to the longest.
+      place: as in `crop_resize_at`.
+      bounds: smallest and largest share of the crop in the shorter side, in (0, 1].
+    """
+    h, w = sides(size)
+    shortest, longest = (math.ceil(min(h, w) / bound) for bound in bounds[::-1])
+    side = shortest + int(share * (longest - shortest + 1))
+    near = (round(h * side / min(h, w)), round(w * side / min(h, w)))
+    resized = _cover_by_halves(image, near)
+    free = (resized.shape[0] - h + 1, resized.shape[1] - w + 1)
+    return _cut(resized, (h, w), (int(place[0] * free[0]), int(place[1] * free[1])))

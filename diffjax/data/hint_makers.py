@@ -100,10 +100,12 @@ def canny(
     """Return edges (B, H, W), 0 or 1, by Canny's algorithm (Canny 1986).
 
     These are gradients that are largest across the edge and above ``high``, and those above ``low``
-    that are connected with them.
+    that are connected with them. As in OpenCV, the gradient of a pixel is that of the channel where
+    it is largest, and pictures have 256 grey levels; with sigma 0 and the norm l1 edges are those
+    of ``cv2.Canny`` to the pixel.
 
     Args:
-        images: (B, H, W, C) in [-1, 1].
+        images: (B, H, W, C) in [-1, 1]; they are rounded to 256 grey levels.
         low, high: sizes of the gradient per pixel, for grey levels in [0, 1].
             Thresholds of OpenCV are ``8 * 255`` times as large.
         sigma: see `gradient`.
@@ -115,12 +117,25 @@ def canny(
     measure: Callable[..., np.ndarray] = choose("norm of canny", norm, _NORMS)
     if not 0 <= low <= high:
         raise ValueError(f"canny needs 0 <= low <= high, got {low} and {high}")
-    dy, dx = gradient(grey(images), sigma)
-    size = measure(dy, dx)
+    size, dy, dx = _take_largest(images, sigma, measure)
     thin = np.where(_is_ridge(size, dy, dx), size, 0)
-    labels, _ = ndimage.label(thin > low, _stack_neighbours(_EIGHT))
-    strong = np.unique(labels[thin > high])
+    # Sizes of whole levels are exact in float32, and thresholds are rounded alike.
+    labels, _ = ndimage.label(thin > np.float32(255 * low), _stack_neighbours(_EIGHT))
+    strong = np.unique(labels[thin > np.float32(255 * high)])
     return np.isin(labels, strong[strong > 0]).astype(np.float32)
+
+
+def _take_largest(
+    images: np.ndarray, sigma: float, measure: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return sizes, dy and dx (B, H, W), in grey levels, of the channel of the largest gradient."""
+    levels = np.round((np.asarray(images, np.float32) + 1) * 127.5)
+    slopes = [gradient(levels[..., c], sigma) for c in range(levels.shape[-1])]
+    dy, dx = (np.stack(parts) for parts in zip(*slopes, strict=True))
+    sizes = measure(dy, dx)
+    first = sizes.argmax(0)[None]
+    size, dy, dx = (np.take_along_axis(part, first, 0)[0] for part in (sizes, dy, dx))
+    return size, dy, dx
 
 
 def _add_sizes(dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
@@ -131,9 +146,10 @@ _NORMS: dict[str, Callable[..., np.ndarray]] = {"l2": np.hypot, "l1": _add_sizes
 
 
 def _is_ridge(size: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
-    """Return where the gradient is at least its two neighbours along its direction.
+    """Return where the gradient is larger than its two neighbours along its direction.
 
-    Directions are rounded to multiples of 45 degrees.
+    Directions are rounded to multiples of 45 degrees. Of two equal values side by side, or one
+    above the other, the first is kept.
     """
     padded = np.pad(size, ((0, 0), (1, 1), (1, 1)))
     height, width = size.shape[1:]
@@ -143,8 +159,10 @@ def _is_ridge(size: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
 
     octant = np.round(np.arctan2(dy, dx) / (np.pi / 4)).astype(int) % 4
     steps = [(0, 1), (1, 1), (1, 0), (1, -1)]
-    # A plateau of two equal values keeps one of them.
-    kept = [(size > at(-y, -x)) & (size >= at(y, x)) for y, x in steps]
+    kept = [
+        (size > at(-y, -x)) & ((size > at(y, x)) if x and y else (size >= at(y, x)))
+        for y, x in steps
+    ]
     return np.choose(octant, kept)
 
 

@@ -106,10 +106,12 @@ def _embed_span(config: ConfigDict, takes: list[str]) -> dict[str, int]:
             f"cond.span=True needs a network with a second time, which network.name="
             f"{config.network.name} is not: set network.name=unet"
         )
-    if config.network.added_dim:
+    if config.network.span_dim and not config.network.fourier_scale:
+        return {"added_dim": 0}
+    if config.network.added_dim or config.network.span_dim:
         raise ValueError(
             "cond.span=True adds one number to the time embedding, where the condition has others "
-            "already: set network.added_dim=0"
+            "already, or Fourier features: set network.added_dim=0 and network.span_dim=0"
         )
     return {"added_dim": config.network.added_time_dim}
 
@@ -235,7 +237,12 @@ def make_steering(
 
 
 # Where the options of the rules of guidance are in ``config.sample``.
-RULE_OPTIONS = {"eta": "apg_eta", "norm_limit": "apg_norm", "low": "fdg_low"}
+RULE_OPTIONS = {
+    "channels": "guidance_channels",
+    "eta": "apg_eta",
+    "norm_limit": "apg_norm",
+    "low": "fdg_low",
+}
 
 
 def _read_rule_options(section: ConfigDict) -> tuple[tuple[str, float], ...]:

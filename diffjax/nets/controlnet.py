@@ -16,7 +16,7 @@ from jax.tree_util import KeyPath
 
 from diffjax.nets.adapter import check_hint_options
 from diffjax.nets.layers import conv, space_to_depth, torch_init
-from diffjax.nets.levels import take_level
+from diffjax.nets.levels import find_first_width, take_level
 from diffjax.nets.unet import UNet, embed, encode
 from diffjax.types import CondEntries, ConfigError, DType, Params, choose
 
@@ -140,7 +140,7 @@ class ControlNet(nn.Module):
         self.check_options()
         self._check(z, cond.get("hint"))
         shift = HintEncoder(
-            base.channels,
+            find_first_width(base.channels, base.multipliers),
             self.hint_widths,
             self.hint_factor,
             self.hint_encoder,
@@ -203,7 +203,8 @@ def _encode_lite(base: UNet, z: Array, shift: Array) -> tuple[Array, list[Array]
     def layer(h: Array, features: int, name: str, stride: int = 1) -> Array:
         return conv(features, name=name, stride=stride, dtype=base.dtype)(nn.silu(h))
 
-    h = conv(base.channels, name="conv_in", dtype=base.dtype)(space_to_depth(z, base.patch)) + shift
+    first = find_first_width(base.channels, base.multipliers)
+    h = conv(first, name="conv_in", dtype=base.dtype)(space_to_depth(z, base.patch)) + shift
     skips = [h]
     for i, multiplier in enumerate(base.multipliers):
         width = int(base.channels * multiplier)

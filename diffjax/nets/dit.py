@@ -145,7 +145,7 @@ class DiT(nn.Module):
             to, 0 for none. ``cond["mask"]`` (B, M) bool, if given, leaves tokens out.
         freq_shift: spacing of the timestep embedding, see `timestep_embedding`: 0 in the released
             models, 1 in diffusers.
-        time_scale: factor on t.
+        time_scale, time_shift: factor on t, and what is added then.
         norm_eps: added to the variance in the norm before the feed-forward; others add 1e-6.
         attention: see `diffjax.nets.attention.attend`.
         remat: what the backward pass computes again, see `diffjax.nets.layers.REMAT`.
@@ -162,6 +162,7 @@ class DiT(nn.Module):
     context_dim: int = 0
     freq_shift: float = 0.0
     time_scale: float = 1.0
+    time_shift: float = 0.0
     norm_eps: float = 1e-6
     attention: str = "auto"
     remat: str | bool = False
@@ -222,7 +223,7 @@ class DiT(nn.Module):
 
     def _embed(self, t: Array, batch: int, cond: CondEntries) -> Array:
         """Return the embedding (B, D) of time and label."""
-        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * self.time_scale, (batch,))
+        t = jnp.full((batch,), t, jnp.float32) * self.time_scale + self.time_shift
         waves = timestep_embedding(t, WAVES, flip_sin_to_cos=True, freq_shift=self.freq_shift)
         mlp = TimestepMLP(self.channels, self.dtype, _small, name="timestep_embedder")
         c = mlp(waves)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from diffjax.types import ConfigError
 
 # Transformer blocks of the attentions of each level: one number for a level, or one for each.
@@ -41,3 +43,11 @@ def take_depth(name: str, value: Depths, level: int, place: int) -> int:
             "attentions"
         )
     return found[place]
+
+
+def find_first_width(channels: int, multipliers: Sequence[float]) -> int:
+    """Return the channels after the first convolution of a UNet: ``channels``, or fewer.
+
+    If the finest level is narrower, as in ADM's network of 512 pixels, they are as many as its.
+    """
+    return int(channels * min(1, multipliers[0]))

@@ -30,7 +30,7 @@ from diffjax.nets.layers import (
     timestep_embedding,
     zero_init,
 )
-from diffjax.nets.levels import Depths, take_depth, take_level
+from diffjax.nets.levels import Depths, find_first_width, take_depth, take_level
 from diffjax.nets.skips import Features, add_residuals, weigh_skip
 from diffjax.nets.transformer import SpatialTransformer
 from diffjax.types import IMAGE_PROMPTS, Cond, CondEntries, ConfigError, DType, Module, choose
@@ -63,9 +63,8 @@ class UNet(nn.Module):
         scale_shift: embedding as scale and shift of the second norm.
         resblock_updown: residual blocks resample (ADM) instead of a strided convolution.
         num_classes: rows of the class embedding, 0 for none; ``cond["label"]`` (B,) int.
-        flip_sin_to_cos, freq_shift: order and spacing of the timestep embedding: (False, 1) is
-            DDPM's, (True, 0) OpenAI's.
-        time_scale: factor on t, 1000 for continuous time in [0, 1].
+        flip_sin_to_cos, freq_shift: of the timestep embedding; (False, 1): DDPM, (True, 0): OpenAI.
+        time_scale, time_shift: factor on t, 1000 for continuous t in [0, 1]; what is added then.
         downsample_padding: 0 pads like TensorFlow's SAME (DDPM), 1 like PyTorch.
         norm_groups: groups of every norm; well below the narrowest width, see `GroupNorm`.
         patch: side of the pixel patches folded into channels (Hoogeboom et al. 2023), 1 for none.
@@ -87,6 +86,7 @@ class UNet(nn.Module):
         added_dim: size of the added condition of SDXL, 0 for none: ``cond["added"]`` with
             "text_embeds" (B, P) and "time_ids" (B, K) where ``P + K added_time_dim = added_dim``.
         added_time_dim: size of the embedding of each of the "time_ids".
+        span_dim: size of the embeddings of t and the one "time_id", side by side; 0 for t alone.
         attention: see `diffjax.nets.attention.attend`.
         decoder_attention: on the way up after ``all`` blocks of a level, or the ``last`` (Song
             et al. 2021).
@@ -118,6 +118,7 @@ class UNet(nn.Module):
     flip_sin_to_cos: bool = False
     freq_shift: float = 1.0
     time_scale: float = 1.0
+    time_shift: float = 0.0
     downsample_padding: int = 0
     norm_groups: int = 32
     norm_eps: float = 1e-6
@@ -129,6 +130,7 @@ class UNet(nn.Module):
     linear_projection: bool = False
     added_dim: int = 0
     added_time_dim: int = 256
+    span_dim: int = 0
     attention: str = "auto"
     decoder_attention: str = "all"
     fir: bool = False
@@ -215,8 +217,8 @@ def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
         ValueError: shapes do not fit the network, or a condition that it needs is absent.
     """
     _check(net, z, cond)
-    t = jnp.broadcast_to(jnp.asarray(t, jnp.float32) * net.time_scale, z.shape[:1])
-    waves = _embed_waves(net, t)
+    t = jnp.full(z.shape[:1], t, jnp.float32) * net.time_scale + net.time_shift
+    waves = _embed_waves(net, t, cond)
     before = net.num_classes and net.class_embedding == "before"
     if before:  # one_hot is 0 beyond the classes, which means no class
         chosen = jax.nn.one_hot(cond["label"], net.num_classes) * net.num_classes**0.5
@@ -265,7 +267,7 @@ def encode(
     res, attend = _make_block_functions(net, temb, cond, train)
     add = Features(cond.get("adapter", ()))
     h = image = space_to_depth(z, net.patch) if net.patch > 1 else z
-    h = conv(net.channels, name="conv_in", dtype=net.dtype)(h)
+    h = conv(find_first_width(net.channels, net.multipliers), name="conv_in", dtype=net.dtype)(h)
     h = h if shift is None else h + shift
     skips = [h]
     for i, multiplier in enumerate(net.multipliers):
@@ -391,24 +393,27 @@ def _make_block_functions(
 
 def _reads_context_only(net: UNet, level: int) -> bool:
     value = net.only_cross_attention
-    return (
-        value if isinstance(value, bool) else bool(take_level("only_cross_attention", value, level))
-    )
+    whole = isinstance(value, bool)
+    return bool(value if whole else take_level("only_cross_attention", value, level))
 
 
-def _embed_waves(net: UNet, t: Array) -> Array:
-    """Return the sinusoidal or random Fourier embedding of times (B,)."""
+def _embed_waves(net: UNet, t: Array, cond: CondEntries) -> Array:
+    """Return the sinusoidal or random Fourier embedding of times (B,), with that of the span."""
     if net.fourier_scale:
         return FourierEmbedding(2 * net.channels, net.fourier_scale, name="time_proj")(t)
-    return timestep_embedding(
-        t, net.channels, flip_sin_to_cos=net.flip_sin_to_cos, freq_shift=net.freq_shift
-    )
+    if not net.span_dim:
+        return _embed_numbers(net, t, net.channels)
+    both = jnp.concatenate([t[:, None], cond["added"]["time_ids"]], 1)
+    return _embed_numbers(net, both.reshape(-1), net.span_dim).reshape(len(t), -1)
+
+
+def _embed_numbers(net: UNet, values: Array, dim: int) -> Array:
+    flip, shift = net.flip_sin_to_cos, net.freq_shift
+    return timestep_embedding(values, dim, flip_sin_to_cos=flip, freq_shift=shift)
 
 
 def _embed_added(net: UNet, added: Mapping[str, Array]) -> Array:
-    """Embed pooled text and every one of the time_ids as one vector (B, added_dim).
-
-    Podell et al. 2023, section 2.2.
+    """Embed pooled text and time_ids as a vector (B, added_dim) (Podell et al. 2023, section 2.2).
 
     Args:
         added: ``text_embeds`` (B, P) and ``time_ids`` (B, K).
@@ -417,12 +422,7 @@ def _embed_added(net: UNet, added: Mapping[str, Array]) -> Array:
         ValueError: the vector has another size than the network needs.
     """
     ids = jnp.asarray(added["time_ids"], jnp.float32)
-    waves = timestep_embedding(
-        ids.reshape(-1),
-        net.added_time_dim,
-        flip_sin_to_cos=net.flip_sin_to_cos,
-        freq_shift=net.freq_shift,
-    )
+    waves = _embed_numbers(net, ids.reshape(-1), net.added_time_dim)
     pooled = added["text_embeds"]
     out = jnp.concatenate([pooled, waves.reshape(len(ids), -1).astype(pooled.dtype)], axis=-1)
     if out.shape[-1] != net.added_dim:
@@ -445,5 +445,5 @@ def _check(net: UNet, z: Array, cond: CondEntries) -> None:
             f"images must be (B, H, W, C) with H and W multiples of {net.divisor}, got {z.shape}"
         )
     check_context(cond, net.token_dim if net.context_dim else 0)
-    if net.added_dim and "added" not in cond:
+    if (net.added_dim or net.span_dim) and "added" not in cond:
         raise ValueError("this network needs cond['added'] with 'text_embeds' and 'time_ids'")

@@ -181,8 +181,10 @@ def make_unet_inputs(net: UNet, config: Config) -> tuple[Any, ...]:
 
 def describe_unet(net: UNet, in_channels: int) -> dict[str, Any]:
     """Return the config.json of a UNet; a ValueError says if diffusers lacks one of its options."""
-    if net.resblock_updown or net.patch > 1 or net.time_scale != 1:
-        raise ValueError("resblock_updown, patch and time_scale have no counterpart in diffusers")
+    if net.resblock_updown or net.patch > 1 or (net.time_scale, net.time_shift) != (1, 0):
+        raise ValueError(
+            "resblock_updown, patch, time_scale and time_shift have no counterpart in diffusers"
+        )
     levels = len(net.multipliers)
     widths = [int(net.channels * m) for m in net.multipliers]
     kinds = [int(i in net.attention_levels) for i in range(levels)]

@@ -1,8 +1,8 @@
 """The parameters that a run reads but does not train.
 
 These are the autoencoder of latent diffusion, frozen text encoders, the base beside which a
-ControlNet or adapters are trained, the perceptual network of an autoencoder's loss, and the network
-that guides sampling. `load_fixed_parts` returns them by name, as the task reads them:
+ControlNet or adapters are trained, the perceptual network of a loss, and the network that guides
+sampling. `load_fixed_parts` returns them by name, as the task reads them:
 ``autoencoder``, ``text_encoder``, ``text_encoder_2``, ``base`` and ``statistics`` of the base,
 ``lpips`` or ``classifier``. Training loads them from where the config says; afterwards they are
 read from the workdir.
@@ -39,6 +39,7 @@ from diffjax.runs.states import (
 )
 from diffjax.runs.tokens import RANDOM, find_model_path
 from diffjax.tasks import find_task_kind
+from diffjax.tasks.objective_table import compares_pictures
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
 from diffjax.train.sharding import make_tree_sharding, place, with_sharding
@@ -64,16 +65,23 @@ def make_abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
     out |= make_abstract_encoders(cfg)
     if find_task_kind(cfg).trains_beside:
         out |= make_abstract_base(cfg)
+    if compares_pictures(cfg):
+        out |= _make_abstract_perceptual(cfg) or {}
     return out or None
 
 
 def _make_abstract_perceptual(cfg: ConfigDict) -> Parts | None:
-    """Describe the perceptual network of an autoencoder's loss; None if the loss has none."""
-    if cfg.loss.perceptual != "lpips":
+    """Describe the perceptual network of a loss; None if the loss has none."""
+    if _name_perceptual(cfg) != "lpips":
         found: Parts | None = jax.eval_shape(lambda tree: tree, _read_perceptual(cfg))
         return found
     image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
     return {"lpips": jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"]}
+
+
+def _name_perceptual(cfg: ConfigDict) -> str:
+    """Name the perceptual network of the loss of an autoencoder or of a consistency model."""
+    return "lpips" if compares_pictures(cfg) else str(cfg.loss.perceptual)
 
 
 def describe_autoencoder(cfg: ConfigDict) -> Autoencoder:
@@ -139,14 +147,20 @@ def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: boo
         out[ENCODER] = _read_image_encoder(cfg, vision)
     if kind.trains_beside:
         out |= read_base(cfg)
+    if compares_pictures(cfg) and not exported:
+        out |= _read_perceptual(cfg) or {}
     return out or None
 
 
 def leave_out_base(cfg: ConfigDict, parts: Parts | None) -> Parts | None:
-    """Leave the base out of the parts if what was trained beside it is a whole model."""
-    if not find_task_kind(cfg).trains_copy:
-        return parts
-    return {k: v for k, v in (parts or {}).items() if k not in ("base", "statistics")} or None
+    """Leave out of the parts what a whole model needs for its training alone.
+
+    That is the base that it began as, and the network of a perceptual loss.
+    """
+    kind = find_task_kind(cfg)
+    surplus = {"base", "statistics"} if kind.trains_copy else set()
+    surplus |= {"lpips"} if not kind.reconstructs else set()
+    return {k: v for k, v in (parts or {}).items() if k not in surplus} or None
 
 
 def _read_stored(cfg: ConfigDict, folder: Path) -> Parts | None:
@@ -167,13 +181,19 @@ def _read_stored(cfg: ConfigDict, folder: Path) -> Parts | None:
 
 
 def _read_perceptual(cfg: ConfigDict) -> Parts | None:
-    """Read the perceptual network of an autoencoder's loss: LPIPS, or a small classifier of ours.
+    """Read the perceptual network of a loss: LPIPS, or a small classifier of ours.
 
     Raises:
-        ConfigError: ``loss.perceptual=lpips`` without the file of its weights.
+        ConfigError: LPIPS without the file of its weights.
     """
-    kind, where = cfg.loss.perceptual, cfg.loss.perceptual_weights
+    kind, where = _name_perceptual(cfg), cfg.loss.perceptual_weights
     if kind == "lpips":
+        if not where and compares_pictures(cfg):
+            raise ConfigError(
+                "loss.metric=lpips needs config.loss.perceptual_weights: LPIPS as safetensors, "
+                "which docs/latent_diffusion.md says how to make. Without it, use "
+                "config.loss.metric=huber or l2"
+            )
         if not where:
             raise ConfigError(
                 "loss.perceptual=lpips needs config.loss.perceptual_weights: LPIPS as "

@@ -16,6 +16,7 @@ from jax.scipy.ndimage import map_coordinates
 
 from diffjax.types import Array
 
+UNTURNED = (0, 2, 5, 6, 7, 8)  # of the labels, without those of turns
 LABELS = 9  # flips 2, scale 1, rotation 2, anisotropic scale 2, translation 2
 # The low pass of the wavelet sym6 (Daubechies 1992, table 6.3), of unit norm.
 SYM6 = (
@@ -27,7 +28,7 @@ _EDGE = len(SYM6) // 4  # pixels around the new image that its filter reaches
 
 
 def augment(
-    key: jax.Array, images: Array, rate: float, *, flip: bool = True
+    key: jax.Array, images: Array, rate: float, *, flip: bool = True, turns: bool = True
 ) -> tuple[Array, Array]:
     """Images moved at random, and labels (B, 9) that say how; a zero label is the image itself.
 
@@ -42,6 +43,8 @@ def augment(
     Args:
         images: (B, H, W, C).
         flip: whether left and right may be exchanged; never for directional pictures.
+        turns: whether images may be turned and set upside down; without, labels are (B, 6), as in
+            the released MeanFlow.
 
     Raises:
         ValueError: the rate is outside [0, 1].
@@ -49,27 +52,28 @@ def augment(
     if not 0 <= rate <= 1:
         raise ValueError(f"the augmentation rate must lie in [0, 1], got {rate}")
     keys = jax.random.split(key, images.shape[0])
-    matrices, labels = jax.vmap(lambda k: _draw_one(k, rate, flip))(keys)
+    matrices, labels = jax.vmap(lambda k: _draw_one(k, rate, flip, turns))(keys)
+    told = labels if turns else labels[:, np.asarray(UNTURNED)]
     x_flip, y_flip = (labels[:, k, None, None, None] != 0 for k in (0, 1))
     images = jnp.where(x_flip, images[:, :, ::-1], images)
     images = jnp.where(y_flip, images[:, ::-1], images)
     if rate == 0:
-        return images, labels
+        return images, told
     # An unmoved image keeps its bits.
     moves = jnp.any(labels[:, 2:] != 0, axis=1)[:, None, None, None]
-    return jnp.where(moves, warp(images, matrices, labels[:, :-3:-1] / 8), images), labels
+    return jnp.where(moves, warp(images, matrices, labels[:, :-3:-1] / 8), images), told
 
 
-def _draw_one(key: jax.Array, rate: float, flip: bool) -> tuple[Array, Array]:
+def _draw_one(key: jax.Array, rate: float, flip: bool, turns: bool) -> tuple[Array, Array]:
     """Draw how one image moves: the matrix (2, 2) of `warp` and the label (9,)."""
     chance, uniform, normal = jax.random.split(key, 3)
     happens = (jax.random.uniform(chance, (6,)) < rate).astype(jnp.float32)
     u = jax.random.uniform(uniform, (5,))
     n = jax.random.normal(normal, (4,))
     x_flip = (u[0] < 0.5) * float(flip)
-    y_flip = (u[1] < 0.5) * happens[1]
+    y_flip = (u[1] < 0.5) * happens[1] * float(turns)
     scale, aniso = n[0] * happens[2], n[1] * happens[4]
-    angle = jnp.pi * (2 * u[2] - 1) * happens[3]
+    angle = jnp.pi * (2 * u[2] - 1) * happens[3] * float(turns)
     direction = jnp.pi * (2 * u[3] - 1) * (u[4] < 0.5)
     labels = jnp.stack([
         *(x_flip, y_flip, scale),

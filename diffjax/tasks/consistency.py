@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from diffjax.losses import absolute_error, per_image, squared_error
 from diffjax.model import Model, predict
+from diffjax.tasks.autoencoder_task import measure_perceptual_distance
 from diffjax.tasks.few_steps import require_teacher
 from diffjax.tasks.objectives import Drawn, Measured, Objective
 from diffjax.types import Array, Cond, Level, choose, expand, mix
@@ -84,7 +85,8 @@ def make_consistency(
         spacing: growing, doubling or ratio.
         first, last: s0 and s1 of the first two; N - 1 = s0 = s1 intervals stay as they are.
         base, slope, gain, stages: q, b, k and the number of stages of ratio.
-        metric: huber, ``sqrt(|a - b|^2 + c^2) - c`` over the whole image, or l2, l1.
+        metric: huber, ``sqrt(|a - b|^2 + c^2) - c`` over the whole image, or l2, l1; or lpips,
+            of images enlarged to 224 pixels (Song et al. 2023), by ``model.frozen["lpips"]``.
         huber: c over the square root of the numbers of an image; 0 is the norm itself.
         by_step: weigh by ``1 / (t - s)``; else by 1.
         solver: of the teacher's step from t to s: euler, heun, or none, which trains without.
@@ -97,6 +99,8 @@ def make_consistency(
     if model.schedule.span[0] >= 0 or model.schedule.steps is not None:
         raise ValueError("loss.name=consistency needs schedule.name=edm, of variance exploding")
     choose("solver of a teacher", solver, {"": 0, "euler": 0, "heun": 0})
+    if metric == "lpips" and (model.space.net is not None or model.space.shape[-1] not in (1, 3)):
+        raise ValueError("loss.metric=lpips compares pictures of 1 or 3 channels: set huber or l2")
     distance = _make_distance(metric, huber)
     count = _make_count(spacing, steps, first, last)
     if count is None:
@@ -117,7 +121,8 @@ def make_consistency(
         held = predict(drawn.target, other, below, drawn.cond, train=True, rngs=rngs)[1].x
         # The function is the identity without noise, and only there EDM's target is not defined.
         held = jnp.where(expand(lower, z) > _LEAST, held, drawn.x)
-        value = distance(said, jax.lax.stop_gradient(held))
+        held = jax.lax.stop_gradient(held)
+        value = _compare_pictures(model, said, held) if distance is None else distance(said, held)
         weight = 1 / (upper - lower) if by_step else 1.0
         return weight * value, {"distance": value.mean()}
 
@@ -154,8 +159,18 @@ def _find_level(sigma: Array) -> Level:
     return Level(jnp.log(sigma) / 4, jnp.ones_like(sigma), sigma)
 
 
-def _make_distance(metric: str, huber: float) -> Callable[[Array, Array], Array]:
-    """Make the distance of two batches of images, (B,).
+_SIDE = 224  # of the pictures that LPIPS compares
+
+
+def _compare_pictures(model: Model, a: Array, b: Array) -> Array:
+    """Return LPIPS (B,) of images enlarged linearly, by the network among the frozen parts."""
+    shape = (len(a), _SIDE, _SIDE, a.shape[-1])
+    large = (jax.image.resize(images, shape, "bilinear") for images in (a, b))
+    return measure_perceptual_distance(model.frozen or {}, *large)
+
+
+def _make_distance(metric: str, huber: float) -> Callable[[Array, Array], Array] | None:
+    """Make the distance of two batches of images, (B,); None for LPIPS, which reads frozen parts.
 
     Raises:
         ValueError: an unknown name, or a negative constant.
@@ -170,7 +185,7 @@ def _make_distance(metric: str, huber: float) -> Callable[[Array, Array], Array]
         total = jnp.maximum(size * per_image(jnp.square(a - b)), 0.0 if c else 1e-20)
         return jnp.sqrt(total + c**2) - c
 
-    table = {"huber": pseudo_huber, "l2": squared_error, "l1": absolute_error}
+    table = {"huber": pseudo_huber, "l2": squared_error, "l1": absolute_error, "lpips": None}
     return choose("metric of consistency", metric, table)
 
 

@@ -95,6 +95,7 @@ def make_task(
         make_noise(config),
         augment=config.data.augment,
         flip=config.data.flip,
+        turns=config.data.augment_turns,
         bucketed=bool(config.data.bucket_step),
         dequantize=config.data.dequantize,
         pair=choose("pairing", config.loss.get("pairing", "independent"), PAIRINGS),
@@ -146,6 +147,7 @@ class _Objective(NamedTuple):
         draw_noise: ``(key, shape) -> (eps, what is added to x)``, see `losses.draw_noise`.
         augment: probability of each geometric augmentation.
         flip: whether augmentations may exchange left and right.
+        turns: whether they may turn images.
         bucketed: whether images may have other shapes than ``image_shape``.
         dequantize: whether to add uniform noise of the size of a grey level.
         pair: whether noise is assigned to images by optimal transport.
@@ -162,6 +164,7 @@ class _Objective(NamedTuple):
     augment: float
     flip: bool
     bucketed: bool
+    turns: bool = True
     dequantize: bool = False
     pair: bool = False
     teacher: Parameterization | None = None
@@ -263,7 +266,7 @@ class _Objective(NamedTuple):
         cond = encode(model, cond)
         if self.augment:
             augment_key = jax.random.fold_in(dropout_key, 2)
-            x, moved = augment(augment_key, x, self.augment, flip=self.flip)
+            x, moved = augment(augment_key, x, self.augment, flip=self.flip, turns=self.turns)
             cond = {**(cond or {}), "augment": moved}
         return x, cond
 

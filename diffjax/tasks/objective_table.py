@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -36,6 +37,12 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
 }
 # The model, the optimiser steps of the training, and the simple loss.
 PARTS = ("model", "steps", "measure")
+# Settings of ``loss`` that have a value in every config, this one if nobody decides: those of the
+# simple loss, which objectives read that take ``measure``, those that are arguments of an
+# objective, and how images and noise are paired.
+OF_MEASURE = {"weight": "simple", "distance": "l2", "reduction": "mean"}
+OF_SOME = {"variance": "fixedsmall", "vlb_weight": 1e-3}
+UNPAIRED = ("reflow",)  # these make their own pairs
 
 
 def make_noise(config: ConfigDict) -> Callable[..., tuple[Array, Array]]:
@@ -66,11 +73,42 @@ def make_objective(config: ConfigDict, model: Model) -> Objective:
     """
     name, options = split_section(config.loss)
     make = choose("loss", name, OBJECTIVES)
+    _refuse_unread(name, options)
+    if options.get("perceptual_weights") and not compares_pictures(config):
+        raise ValueError(
+            "loss.perceptual_weights is read by loss.name=consistency with loss.metric=lpips alone"
+        )
     measure = _make_measure(config, model)
     parts = {"model": model, "steps": config.train.steps, "measure": measure}
     taken = option_names(make)
     given = select_options("loss", name, OBJECTIVES, options)
     return make(**given, **{k: v for k, v in parts.items() if k in taken})
+
+
+def list_read(name: str) -> set[str]:
+    """Return which settings an objective reads, of those that every config has a value for."""
+    taken = set(option_names(OBJECTIVES[name]))
+    read = taken & set(OF_SOME) | (set(OF_MEASURE) if "measure" in taken else set())
+    return read | ({"pairing"} if name not in UNPAIRED else set())
+
+
+def _refuse_unread(name: str, options: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a setting that the objective does not read has been changed."""
+    usual = {**OF_MEASURE, **OF_SOME, "pairing": "independent"}
+    for key, value in usual.items():
+        if key in list_read(name) or options.get(key, value) == value:
+            continue
+        others = ", ".join(other for other in OBJECTIVES if key in list_read(other))
+        raise ValueError(
+            f"loss.name={name!r} does not read loss.{key}, which is {options[key]!r}: set "
+            f"loss.{key}={value!r}, or a loss.name that reads it ({others})"
+        )
+
+
+def compares_pictures(config: ConfigDict) -> bool:
+    """Return whether a loss reads LPIPS among the frozen parts."""
+    loss = config.loss
+    return bool(loss.get("name") == "consistency" and loss.get("metric") == "lpips")
 
 
 def _make_measure(config: ConfigDict, model: Model) -> Measure:
@@ -89,6 +127,7 @@ def _make_measure(config: ConfigDict, model: Model) -> Measure:
     known = {option for make in losses.WEIGHTS.values() for option in option_names(make)}
     others = {option for make in OBJECTIVES.values() for option in option_names(make)}
     read_elsewhere = others | {"noise_offset", "input_perturbation", "pairing", "uncertainty"}
+    read_elsewhere |= {"perceptual_weights"}
     options = {k: v for k, v in options.items() if k in known or k not in read_elsewhere}
     made = build_section("loss weight", weight, losses.WEIGHTS, options)
     return measure_simple(model, made, error, reduction)

@@ -53,6 +53,23 @@ def ema_half_life(images: float, batch_size: int, *, ramp: float = 0.05) -> EMAD
     return decay
 
 
+def skip_steps(decay: EMADecay, every: int) -> EMADecay:
+    """Move an average after every so many steps alone, by the decay of all of them.
+
+    Args:
+        decay: of each step.
+        every: number of steps; 1 changes nothing.
+    """
+    if every == 1:
+        return decay
+
+    def decay_rarely(step: ArrayLike) -> ArrayLike:
+        moves = (jnp.asarray(step) + 1) % every == 0
+        return jnp.where(moves, jnp.asarray(decay(step)) ** every, 1.0)
+
+    return decay_rarely
+
+
 def power_decay(length: float) -> EMADecay:
     """Make the decay of a power-function average, ``(1 - 1/t)^(gamma + 1)`` at step t = 1, 2, ...
 
@@ -102,8 +119,10 @@ def find_length(exponent: float) -> float:
 def _make_exponential(section: Section, batch_size: int) -> tuple[EMADecay, ...]:
     """Make the one decay of ``half_life`` and ``ramp``, or of ``decay`` and ``warmup``."""
     if half_life := section["half_life"]:
-        return (ema_half_life(half_life, batch_size, ramp=section["ramp"]),)
-    return (ema_decay(section["decay"], warmup=section["warmup"]),)
+        decay = ema_half_life(half_life, batch_size, ramp=section["ramp"])
+    else:
+        decay = ema_decay(section["decay"], warmup=section["warmup"])
+    return (skip_steps(decay, section["every"]),)
 
 
 def _make_power(section: Section, batch_size: int) -> tuple[EMADecay, ...]:

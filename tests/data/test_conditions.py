@@ -1,6 +1,7 @@
 """Hints of drawn pictures whose edges are known."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,3 +188,18 @@ def test_pairs_that_are_not(folder):
         load_pairs(folder)
     with pytest.raises(FileNotFoundError, match="images"):
         load_pairs(folder / "hints")
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("low, high", [(100, 200), (10, 30)])
+def test_edges_of_colour_pictures_are_those_of_opencv(norm, low, high):
+    with np.load(Path(__file__).parents[1] / "golden" / "canny.npz") as recorded:
+        images = recorded["pictures"].astype(np.float32) / 127.5 - 1
+        wanted = recorded[f"{norm}-{low}-{high}"]
+    options = dict(low=low / 2040, high=high / 2040, sigma=0.0, norm=norm)
+    found = hint_makers.canny(images, **options) > 0
+    np.testing.assert_array_equal(found, wanted)
+    assert 0.05 < found.mean() < 0.5
+    # The mean of the channels has other edges.
+    means = np.round(images.mean(-1, keepdims=True) * 127.5 + 127.5) / 127.5 - 1
+    assert np.mean((hint_makers.canny(means, **options) > 0) != found) > 0.02

@@ -93,3 +93,42 @@ def test_random_crops_are_resized_in_the_chosen_way(folder):
         for name in ("bicubic", "halves")
     ]
     assert not np.array_equal(batches[0]["image"], batches[1]["image"])
+
+
+def resize_before_a_crop(image, side):
+    """As Dhariwal & Nichol 2021 do: halves by averages, then the shorter side to ``side``."""
+    picture = Image.fromarray(image)
+    while min(picture.size) >= 2 * side:
+        half = (picture.width // 2, picture.height // 2)
+        picture = picture.resize(half, Image.Resampling.BOX)
+    near = [round(n * side / min(picture.size)) for n in picture.size]
+    return np.asarray(picture.resize(near, Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("sides", [(50, 37), (90, 130), (16, 16)])
+def test_crops_after_resizing_have_a_random_side_and_place(sides):
+    image = np.random.default_rng(0).integers(0, 256, (*sides, 3), np.uint8)
+    source = data.Source(
+        (16, 16, 3), 1, 256, 3, lambda indices: None,
+        originals=lambda indices: ([image] * len(indices), np.zeros(len(indices), np.int32)),
+    )  # fmt: skip
+    crop = data.make_crop("random_after", (0.8, 1.0), "halves")
+    taken = crop.take(source, np.zeros(400, int), 0, np.arange(400))["image"]
+    found = {picture.tobytes() for picture in taken}
+    wanted = set()
+    for side in range(16, 21):
+        whole = resize_before_a_crop(image, side)
+        places = ((y, x) for y in range(whole.shape[0] - 15) for x in range(whole.shape[1] - 15))
+        wanted |= {whole[y : y + 16, x : x + 16].tobytes() for y, x in places}
+    assert found <= wanted
+    # A side has as many places as it is longer than the crop, and is drawn as often as the others.
+    assert len(found) > 0.3 * min(len(wanted), 400)
+
+
+def test_areas_are_means_of_what_a_pixel_covers():
+    image = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    middle = image[:, 1:4].astype(np.float64)  # the largest square
+    halves = np.array([[1, 0.5, 0], [0, 0.5, 1]]) / 1.5
+    wanted = np.einsum("yh,xw,hwc->yxc", halves, halves, middle)
+    assert np.abs(RESIZERS["area"](image, 2) - wanted).max() <= 0.5 + 1e-4
+    assert np.array_equal(RESIZERS["area"](image[:, :3], 3), image[:, :3])

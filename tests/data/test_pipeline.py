@@ -299,6 +299,8 @@ def test_bad_shares_and_names_of_crops(share):
     with pytest.raises(ValueError, match=r"data\.crop 'middle'"):
         data.make_crop("middle", (1.0, 1.0))
     assert data.make_crop("center", share) is None
+    with pytest.raises(ValueError, match=r"set data\.resize=halves"):
+        data.make_crop("random_after", (0.8, 1.0))
 
 
 def test_two_sources_take_turns_and_the_second_counts_as_much_as_its_weight():

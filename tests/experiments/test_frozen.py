@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from configs import autoencoder, ldm
+from configs import autoencoder, consistency, ldm
 from configs.base import smoke
 from diffjax import runs
 from diffjax.nets.autoencoder import AutoencoderKL
+from diffjax.nets.perceptual import LPIPS
 from diffjax.pretrained import save_model
 from diffjax.pretrained.state_dict import to_state_dict
 from diffjax.runs.fixed_parts import describe_autoencoder
 from diffjax.types import ConfigError
+from tests.parity import ae_cases
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +82,22 @@ def test_missing_perceptual_weights_say_what_to_do(tmp_path):
     assert set(runs.load_fixed_parts(small, tmp_path)) == {"classifier"}
     small.loss.perceptual = "none"
     assert runs.load_fixed_parts(small, tmp_path) is None
+
+
+def test_lpips_of_a_consistency_model_is_read_for_its_training_alone(tmp_path):
+    config = smoke(consistency.cifar10_ct())
+    assert config.loss.metric == "l2" and runs.make_abstract_fixed_parts(config) is None
+    config.loss.metric = "lpips"
+    with pytest.raises(ConfigError, match=r"loss\.metric=lpips needs config\.loss\.perceptual_w"):
+        runs.load_fixed_parts(config, tmp_path, fresh=True)
+    widths = LPIPS().widths
+    save_file(ae_cases.lpips_state(widths), tmp_path / "lpips.safetensors")
+    config.loss.perceptual_weights = str(tmp_path / "lpips.safetensors")
+    given = runs.load_fixed_parts(config, tmp_path, fresh=True)
+    same(given["lpips"], ae_cases.lpips_params(widths))
+    shapes = runs.make_abstract_fixed_parts(config)
+    assert jax.tree.map(np.shape, given) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    assert runs.leave_out_base(config, given) is None
+    config.loss.metric = "l2"
+    with pytest.raises(ValueError, match=r"read by loss\.name=consistency with loss\.metric=lpips"):
+        runs.build_task(config)

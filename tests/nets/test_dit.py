@@ -123,6 +123,14 @@ def test_labels_and_times_matter_and_a_larger_label_means_none(params):
     np.testing.assert_array_equal(run(0.0, 4), run(0.0, 9))
 
 
+def test_a_network_can_be_told_the_share_of_data(params):
+    turned = NET.clone(time_scale=-1.0, time_shift=1.0)
+    t = jnp.array([0.0, 0.3, 1.0])
+    wanted = NET.apply({"params": params}, Z, 1 - t, LABEL)
+    np.testing.assert_allclose(turned.apply({"params": params}, Z, t, LABEL), wanted, atol=1e-5)
+    assert np.abs(wanted - NET.apply({"params": params}, Z, t, LABEL)).max() > 1e-3
+
+
 def test_tokens_of_the_context_that_are_masked_do_not_matter():
     net = DiT(channels=16, blocks=1, heads=2, context_dim=8)
     context = jax.random.normal(jax.random.key(3), (3, 5, 8))

@@ -108,7 +108,7 @@ COUNTS = {
             "head_channels": 64,
             **ADM,
         },
-        559.3,
+        559.0,
     ),
 }
 
@@ -264,3 +264,35 @@ def test_the_program_does_not_grow_with_the_depth_of_transformers():
         return len(jax.jit(net.apply).lower(params, z, t, cond).as_text())
 
     assert size(10) < 1.02 * size(2)
+
+
+def test_time_and_span_are_embedded_side_by_side():
+    net = UNet(channels=8, multipliers=(1,), blocks=1, norm_groups=2, span_dim=12)
+    z, t = jax.random.normal(jax.random.key(0), (2, 4, 4, 3)), jnp.array([0.3, 0.8])
+
+    def told(span):
+        ids = jnp.broadcast_to(jnp.asarray(span, jnp.float32), (2,))[:, None]
+        return {"added": {"text_embeds": jnp.zeros((2, 0)), "time_ids": ids}}
+
+    fresh = net.init(jax.random.key(1), z, t, told(0.1))["params"]
+    assert fresh["time_embedding"]["linear_1"]["kernel"].shape == (24, 32)
+    assert not any("add_embedding" in name for name in fresh)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), fresh)
+    outs = [
+        net.apply({"params": params}, z, time, told(span))
+        for time, span in ((t, 0.1), (t, 0.2), (t + 0.1, 0.1), (t, [0.1, 0.2]))
+    ]
+    for i, a in enumerate(outs):
+        assert all(np.abs(a - b).max() > 1e-4 for b in outs[i + 1 :])
+    np.testing.assert_allclose(outs[3][0], outs[0][0], atol=1e-5)  # each image has its own span
+    np.testing.assert_allclose(outs[3][1], outs[1][1], atol=1e-5)
+    with pytest.raises(ValueError, match="needs cond"):
+        net.apply({"params": params}, z, t, {})
+
+
+@pytest.mark.parametrize("first, width", [(0.5, 4), (1, 8), (2, 8)])
+def test_the_first_convolution_is_as_narrow_as_the_first_level(first, width):
+    net = UNet(channels=8, multipliers=(first, 1), blocks=1, norm_groups=2)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)), jnp.zeros(1))
+    assert shapes["params"]["conv_in"]["kernel"].shape[-1] == width

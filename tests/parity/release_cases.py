@@ -9,13 +9,16 @@ import importlib
 import re
 import sys
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from PIL import Image
 
 from configs import autoencoder, edm, improved_ddpm, score_sde
+from diffjax.data.formats import halve_crop_at
 from diffjax.pretrained.single_file import rename_unet_key
 from diffjax.pretrained.single_file_parts import rename_autoencoder_key
 from diffjax.tasks import make_autoencoder_task, make_task
@@ -146,6 +149,25 @@ def augment_images(folder, shape=(16, 12, 12, 3), seed=0):
         found = warp(jnp.asarray(flipped), matrices, labels[:, :-3:-1] / 8)
         errors.append(np.abs(found - wanted).max((1, 2, 3)))
     return np.minimum(*errors)
+
+
+def crop_after(folder, sides, draws, size=16):
+    """Our crop of a picture and that of ADM's classifiers, for the same draws in [0, 1)."""
+    image = np.random.default_rng(0).integers(0, 256, (*sides, 3), np.uint8)
+    share, top, left = draws
+    ours = halve_crop_at(image, size, share=share, place=(top, left), bounds=(0.8, 1.0))
+    stubs = {name: types.ModuleType(name) for name in ("blobfile", "mpi4py")}
+    stubs["mpi4py"].MPI = None  # the module reads files and shares them, which crops do not need
+    shares = iter(draws)
+
+    def draw(start, stop=None):
+        low, high = (0, start) if stop is None else (start, stop)
+        return low + int(next(shares) * (high - low))
+
+    with on_path(folder), mock.patch.dict(sys.modules, stubs):
+        data = importlib.import_module("guided_diffusion.image_datasets")
+        with mock.patch.object(data.random, "randrange", draw):
+            return ours, data.random_crop_arr(Image.fromarray(image), size)
 
 
 _EDM_PARTS = {

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.parity import cases, ncsn_cases, release_cases
+from tests.parity import cases, ncsn_cases, release_cases, release_steps
 
 pytestmark = pytest.mark.parity
 
@@ -35,7 +35,7 @@ def folders(names):
 def test_two_steps_of_training_are_those_of_the_release(name):
     run, names = release_cases.CASES[name]
     rows = run(*folders(names))
-    assert len(rows) == release_cases.STEPS
+    assert len(rows) == release_steps.STEPS
     for row in rows:
         assert row["ours"] == pytest.approx(row["release"], rel=1e-4)
         assert row["gradient"] < 1e-4
@@ -46,6 +46,13 @@ def test_the_recorded_output_is_that_of_the_release(name):
     found = ncsn_cases.forward(name, *folders((name,)))
     with np.load(Path(__file__).parents[1] / "golden" / "refinenet.npz") as recorded:
         assert cases.relative_error(recorded[name], found) < 1e-6
+
+
+@pytest.mark.parametrize("sides", [(50, 37), (24, 41), (16, 16)])
+@pytest.mark.parametrize("draws", [(0.0, 0.0, 0.0), (0.5, 0.3, 0.9), (0.99, 0.99, 0.2)])
+def test_crops_after_resizing_are_those_of_the_release(sides, draws):
+    found, wanted = release_cases.crop_after(*folders(("guided-diffusion",)), sides, draws)
+    assert np.array_equal(found, wanted)
 
 
 def test_augmented_images_are_those_of_the_release():

@@ -108,10 +108,13 @@ def test_an_euler_maruyama_step_is_that_of_the_release():
     )
     times = np.linspace(1, 1e-3, 100)
     assert np.allclose(rows.level.t, times, atol=1e-6)
-    beta, (_, sigma) = 0.1 + 19.9 * times, schedule.at(times)
-    expected = np.stack([1 + beta / 200, 0 * beta, -beta / 100 / sigma, np.sqrt(beta / 100)], -1)
-    expected[-1, 3] = 0  # the last step adds no noise
-    assert np.allclose(np.asarray(rows.coef)[:, 0], expected, rtol=1e-4, atol=1e-5)
+    beta, (alpha, sigma) = 0.1 + 19.9 * times, schedule.at(times)
+    kept, noise = 1 + beta / 200, np.sqrt(beta / 100)
+    noise[-1] = 0  # the last step adds no noise
+    expected = np.stack([kept * alpha, kept * sigma - beta / 100 / sigma, noise], -1)
+    of_z, of_x, of_eps, of_noise = np.asarray(rows.coef, np.float64)[:, 0].T
+    found = np.stack([of_z * alpha + of_x, of_z * sigma + of_eps, of_noise], -1)
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_released_langevin_step_is_twice_the_printed_one():

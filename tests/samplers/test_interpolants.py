@@ -56,3 +56,41 @@ def test_the_trigonometric_path_preserves_variance_and_its_velocity_is_v():
 def test_an_unknown_diffusion_is_named():
     with pytest.raises(ValueError, match="Did you mean 'sigma'"):
         samplers.make("euler_maruyama", {"diffusion": "sigm"})
+
+
+def test_the_released_sde_of_sit_takes_the_same_steps():
+    # 249 steps of .96 / 249 with noise, and one of .04 without; time runs from noise to data.
+    schedule = schedules.flow(t_min=0.0, t_max=1.0)
+    grid = grids.uniform(schedule, 250, final="clean", t_end=0.04)
+    sampler = samplers.make("euler_maruyama", {"diffusion": "sigma", "strength": 2.0})
+    rows = jax.tree.map(jnp.asarray, sampler.plan(grid))
+    draws = np.random.default_rng(0).standard_normal((250, 1, 3)).astype("f4")
+    start = np.asarray([[0.3, -1.2, 2.0]], "f4")
+
+    def velocity(z, t, xp=jnp):
+        return xp.sin(2 * z) - t * z
+
+    def denoise(z, level):
+        raw = -velocity(z, 1 - level.t)  # ours runs from data to noise
+        return parameterization.velocity().decode(raw, z, level)
+
+    def step(z, row):
+        draw = lambda i, k=0: jnp.asarray(draws)[i]  # noqa: E731
+        return sampler.step(draw, denoise, z, sampler.init(z, rows), row)[0], None
+
+    found = jax.lax.scan(step, jnp.asarray(start), rows)[0]
+
+    z, times = start.astype(np.float64), np.linspace(0, 0.96, 250)
+    for i, t in enumerate(times):
+        v, last = velocity(z, t, np), i == 249
+        score = (t * v - z) / ((1 - t) ** 2 + t * (1 - t))
+        dt = 0.04 if last else times[1]
+        z = z + (v + (1 - t) * score) * dt
+        z = z if last else z + np.sqrt(2 * (1 - t) * dt) * draws[i]
+    np.testing.assert_allclose(found, z, rtol=2e-4, atol=2e-4)
+
+
+def test_the_forward_diffusion_is_refused_where_there_is_no_signal():
+    grid = grids.uniform(schedules.flow(t_min=0.0, t_max=1.0), 4)
+    with pytest.raises(ValueError, match="diffusion=forward is infinite"):
+        samplers.make("euler_maruyama").plan(grid)

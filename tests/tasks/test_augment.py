@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.tasks.augment import LABELS, SYM6, augment, warp
+from diffjax.tasks.augment import LABELS, SYM6, UNTURNED, augment, make_matrix, warp
 
 IMAGES = jax.random.uniform(jax.random.key(0), (64, 8, 8, 2), minval=-1)
 
@@ -29,6 +29,21 @@ def test_a_zero_label_means_an_unmoved_image():
     moved = np.abs(np.asarray(out - IMAGES)).reshape(64, -1).max(1) > 1e-4
     assert still.any() and (~still).any()
     np.testing.assert_array_equal(moved, ~still)
+
+
+def test_without_turns_labels_are_those_of_what_is_left():
+    out, labels = augment(jax.random.key(3), IMAGES, 1.0, turns=False)
+    assert labels.shape == (64, len(UNTURNED))
+    assert (np.asarray(labels)[:, 1:] != 0).mean(0) == pytest.approx([1, 1, 0.5, 1, 1], abs=0.15)
+    # Nothing is turned or upside down: moved alone, with the labels of what was drawn.
+    scale, (x, y), shift = labels[:, 1], labels[:, 2:4].T, labels[:, :-3:-1] / 8
+    flipped = jnp.where(labels[:, 0, None, None, None] != 0, IMAGES[:, :, ::-1], IMAGES)
+    errors = []
+    for sign in (1, -1):  # which a label leaves open
+        stretch, direction = sign * jnp.hypot(x, y), jnp.arctan2(sign * y, sign * x)
+        matrices = jax.vmap(make_matrix)(scale, jnp.zeros(64), stretch, direction)
+        errors.append(np.abs(out - warp(flipped, matrices, shift)).max((1, 2, 3)))
+    assert np.minimum(*errors).max() < 1e-4
 
 
 def test_rates_of_the_labels():

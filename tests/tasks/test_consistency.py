@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from diffjax import parameterization, schedules
+from diffjax.model import predict
+from diffjax.model.space import make_pixel_space
+from diffjax.nets.perceptual import LPIPS
 from diffjax.tasks.consistency import (
+    _pair_on_grid,
     count_doubling,
     count_growing,
     make_consistency,
@@ -14,6 +18,7 @@ from diffjax.tasks.consistency import (
 )
 from diffjax.tasks.objectives import Drawn
 from diffjax.types import Level
+from tests.parity.ae_cases import WIDTHS, lpips_params
 from tests.tasks.test_few_steps import SHAPE, SPREAD, make
 
 EDM = schedules.edm()
@@ -120,6 +125,24 @@ def test_distance_and_weight_are_pseudo_huber_over_the_step():
     np.testing.assert_allclose(values, wanted, rtol=1e-4)
 
 
+def test_lpips_compares_enlarged_pictures_by_the_frozen_network():
+    lpips = lpips_params(WIDTHS)
+    model = edm_model(denoise)._replace(frozen={"lpips": lpips})
+    objective = make_consistency(model, 10, first=4, last=4, metric="lpips", by_step=False)
+    drawn = draw(model, [0.4, 2.0])
+    found = objective.measure(model, drawn)[0]
+    # The same by hand: what is said at both ends of the interval of each level.
+    ends = _pair_on_grid(model, lambda step: jnp.asarray(5))(drawn.level.sigma, 0)
+    pictures = []
+    for sigma in ends:
+        level = Level(jnp.log(sigma) / 4, jnp.ones_like(sigma), sigma)
+        said = predict(model, drawn.add_noise(level), level)[1].x
+        pictures.append(jax.image.resize(said, (2, 224, 224, 1), "bilinear"))
+    wanted = LPIPS(WIDTHS).apply({"params": lpips}, *pictures)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    assert np.all(np.asarray(found) > 0)
+
+
 def test_the_exact_function_agrees_at_both_ends_of_a_teachers_step():
     teacher, student = edm_model(denoise), edm_model(exact)
     values = {}
@@ -169,6 +192,7 @@ def test_the_average_of_targets_slows_with_the_levels():
     ({"first": 20, "last": 10}, "loss.first=20 and loss.last=10"),
     ({"huber": -1.0}, "loss.huber must be at least 0"),
     ({"spacing": "ratio", "initial_decay": 0.9}, "is for spacings by number"),
+    ({"metric": "lpis"}, "Did you mean 'lpips'"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -179,5 +203,8 @@ def test_another_schedule_and_a_missing_teacher_are_refused():
     with pytest.raises(ValueError, match=r"needs schedule\.name=edm"):
         make_consistency(make(denoise), 10)
     model = edm_model(denoise)
+    other = model._replace(space=make_pixel_space((2, 2, 4)))
+    with pytest.raises(ValueError, match=r"pictures of 1 or 3 channels"):
+        make_consistency(other, 10, metric="lpips")
     with pytest.raises(ValueError, match="set task=distillation"):
         make_consistency(model, 10, solver="heun").measure(model, draw(model, [1.0]))

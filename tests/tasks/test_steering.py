@@ -91,5 +91,7 @@ def test_a_config_says_how_sampling_is_steered():
     assert (found.rule, found.rule_options) == ("apg", (("eta", 0.5),))
     assert (found.skip, found.skip_scale, found.zero_steps) == ((1,), 2.0, 2)
     assert make_steering(config) == found  # equal steering shares a program
+    some = make_steering(make({"sample.guidance_channels": 3}))
+    assert some.rule_options == (("channels", 3),)
     with pytest.raises(ConfigError, match="Did you mean 'apg'"):
         make_steering(make({"sample.guidance_rule": "apq"}))

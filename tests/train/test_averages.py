@@ -18,6 +18,7 @@ from diffjax.train.averages import (
     find_length,
     make_averages,
     power_decay,
+    skip_steps,
     track,
 )
 from diffjax.train.snapshots import FOLDER, reconstruct, weigh_snapshots
@@ -142,6 +143,15 @@ def _power_config(**ema):
     config.ema.update(kind="power", lengths=(0.05, 0.1), snapshot_every=2)
     config.ema.update(ema)
     return config
+
+
+def test_an_average_that_moves_rarely_moves_as_far():
+    rare, often = skip_steps(ema_decay(0.9), 4), ema_decay(0.9)
+    assert [float(rare(step)) for step in range(8)] == pytest.approx([1, 1, 1, 0.9**4] * 2)
+    assert skip_steps(often, 1) is often
+    section = make_config().ema
+    section.update(decay=0.9, every=4, half_life=0, warmup=False)
+    assert float(make_averages(section, 8)[0](3)) == pytest.approx(0.9**4)
 
 
 def test_the_kind_is_chosen_by_name():
