@@ -12,7 +12,8 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 from ml_collections.config_dict import placeholder
 from ml_collections.config_flags import tuple_parser
 
-from diffjax.config.defaults import DEFAULTS, FIRST_STAGE
+from diffjax.config.defaults import DEFAULTS
+from diffjax.config.first_stage_defaults import FIRST_STAGE
 from diffjax.config.open_options import OpenOption, SizeOption
 from diffjax.config.optional_sections import OPTIONAL
 

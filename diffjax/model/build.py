@@ -104,7 +104,7 @@ def _embed_span(config: ConfigDict, takes: list[str]) -> dict[str, int]:
     if "added_dim" not in takes:
         raise ValueError(
             f"cond.span=True needs a network with a second time, which network.name="
-            f"{config.network.name} is not: set network.name=unet"
+            f"{config.network.name} has not: set network.name=unet or dit"
         )
     if config.network.span_dim and not config.network.fourier_scale:
         return {"added_dim": 0}

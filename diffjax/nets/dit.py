@@ -6,6 +6,8 @@ class: it is stored once, as in the released models, and not in every block.
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from diffjax.nets.layers import (
     check_context,
     default_init,
     depth_to_space,
+    embed_added,
     embed_label,
     rematerialise,
     timestep_embedding,
@@ -146,6 +149,9 @@ class DiT(nn.Module):
         freq_shift: spacing of the timestep embedding, see `timestep_embedding`: 0 in the released
             models, 1 in diffusers.
         time_scale, time_shift: factor on t, and what is added then.
+        added_dim: numbers in the embedding of ``cond["added"]``, see `UNet`; 0 for none. Its
+            "time_ids" are embedded as the time is, such as the length of a step (MeanFlow).
+        added_time_dim: size of the embedding of each of them.
         norm_eps: added to the variance in the norm before the feed-forward; others add 1e-6.
         attention: see `diffjax.nets.attention.attend`.
         remat: what the backward pass computes again, see `diffjax.nets.layers.REMAT`.
@@ -163,6 +169,8 @@ class DiT(nn.Module):
     freq_shift: float = 0.0
     time_scale: float = 1.0
     time_shift: float = 0.0
+    added_dim: int = 0
+    added_time_dim: int = WAVES
     norm_eps: float = 1e-6
     attention: str = "auto"
     remat: str | bool = False
@@ -222,11 +230,19 @@ class DiT(nn.Module):
         return heads
 
     def _embed(self, t: Array, batch: int, cond: CondEntries) -> Array:
-        """Return the embedding (B, D) of time and label."""
+        """Return the embedding (B, D) of time, added numbers and label."""
+
+        def embed(values: Array, dim: int) -> Array:
+            shift = self.freq_shift
+            return timestep_embedding(values, dim, flip_sin_to_cos=True, freq_shift=shift)
+
         t = jnp.full((batch,), t, jnp.float32) * self.time_scale + self.time_shift
-        waves = timestep_embedding(t, WAVES, flip_sin_to_cos=True, freq_shift=self.freq_shift)
         mlp = TimestepMLP(self.channels, self.dtype, _small, name="timestep_embedder")
-        c = mlp(waves)
+        c = mlp(embed(t, WAVES))
+        if self.added_dim:
+            waves = partial(embed, dim=self.added_time_dim)
+            mlp = TimestepMLP(self.channels, self.dtype, _small, name="added_embedder")
+            c = c + mlp(embed_added(cond["added"], waves, self.added_dim))
         if not self.num_classes:
             return c
         table = nn.Embed(
@@ -267,7 +283,10 @@ def _check(net: DiT, z: Array, cond: CondEntries) -> None:
         raise ValueError(
             f"images must be (B, H, W, C) with H and W multiples of {net.patch}, got {z.shape}"
         )
-    for name in ("control", "adapter", "added", "augment"):
+    if net.added_dim and "added" not in cond:
+        raise ValueError("this network needs cond['added'] with 'text_embeds' and 'time_ids'")
+    refused = ("control", "adapter", "augment", *(() if net.added_dim else ("added",)))
+    for name in refused:
         if name in cond:
             raise ValueError(f"a transformer (network.name=dit) does not read cond[{name!r}]")
     check_context(cond, net.context_dim)

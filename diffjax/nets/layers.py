@@ -8,7 +8,7 @@ float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -109,6 +109,30 @@ class TimestepMLP(nn.Module):
         return nn.Dense(
             self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="linear_2"
         )(x)
+
+
+def embed_added(
+    added: Mapping[str, Array], embed: Callable[[Array], Array], added_dim: int
+) -> Array:
+    """Embed pooled text and time_ids as a vector (B, added_dim) (Podell et al. 2023, section 2.2).
+
+    Args:
+        added: ``text_embeds`` (B, P) and ``time_ids`` (B, K).
+        embed: from numbers (N,) to their sinusoidal embeddings (N, D).
+        added_dim: ``P + K D`` of the network.
+
+    Raises:
+        ValueError: the vector has another size than the network needs.
+    """
+    ids = jnp.asarray(added["time_ids"], jnp.float32)
+    waves, pooled = embed(ids.reshape(-1)), added["text_embeds"]
+    out = jnp.concatenate([pooled, waves.reshape(len(ids), -1).astype(pooled.dtype)], axis=-1)
+    if out.shape[-1] != added_dim:
+        raise ValueError(
+            f"text_embeds {pooled.shape} and time_ids {ids.shape} make {out.shape[-1]} "
+            f"numbers, but this network needs added_dim={added_dim}"
+        )
+    return out
 
 
 def embed_label(table: nn.Embed, label: Array | None) -> Array:

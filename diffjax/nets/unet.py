@@ -6,7 +6,8 @@ UNet2DConditionModel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -24,6 +25,7 @@ from diffjax.nets.layers import (
     check_context,
     conv,
     depth_to_space,
+    embed_added,
     embed_label,
     rematerialise,
     space_to_depth,
@@ -235,7 +237,8 @@ def embed(net: UNet, z: Array, t: Array, cond: CondEntries) -> Array:
         temb = temb + embed_label(table, cond.get("label"))
     if net.added_dim:
         mlp = TimestepMLP(4 * net.channels, net.dtype, name="add_embedding")
-        temb = temb + mlp(_embed_added(net, cond["added"]))
+        embed = partial(_embed_numbers, net, dim=net.added_time_dim)
+        temb = temb + mlp(embed_added(cond["added"], embed, net.added_dim))
     return temb
 
 
@@ -410,27 +413,6 @@ def _embed_waves(net: UNet, t: Array, cond: CondEntries) -> Array:
 def _embed_numbers(net: UNet, values: Array, dim: int) -> Array:
     flip, shift = net.flip_sin_to_cos, net.freq_shift
     return timestep_embedding(values, dim, flip_sin_to_cos=flip, freq_shift=shift)
-
-
-def _embed_added(net: UNet, added: Mapping[str, Array]) -> Array:
-    """Embed pooled text and time_ids as a vector (B, added_dim) (Podell et al. 2023, section 2.2).
-
-    Args:
-        added: ``text_embeds`` (B, P) and ``time_ids`` (B, K).
-
-    Raises:
-        ValueError: the vector has another size than the network needs.
-    """
-    ids = jnp.asarray(added["time_ids"], jnp.float32)
-    waves = _embed_numbers(net, ids.reshape(-1), net.added_time_dim)
-    pooled = added["text_embeds"]
-    out = jnp.concatenate([pooled, waves.reshape(len(ids), -1).astype(pooled.dtype)], axis=-1)
-    if out.shape[-1] != net.added_dim:
-        raise ValueError(
-            f"text_embeds {pooled.shape} and time_ids {ids.shape} make {out.shape[-1]} "
-            f"numbers, but this network needs added_dim={net.added_dim}"
-        )
-    return out
 
 
 def _check(net: UNet, z: Array, cond: CondEntries) -> None:

@@ -127,6 +127,7 @@ PARAMETERS = {
     "consistency:cifar10_ect": 55_733_891,
     "mean_flow:digits": 726_177,
     "mean_flow:digits_shortcut": 726_177,
+    "mean_flow:digits_transformer": 751_684,
     "mean_flow:fashion_mnist14": 796_420,
     "mean_flow:fashion_mnist14_shortcut": 796_420,
     "mean_flow:cifar10": 55_932_419,

@@ -131,6 +131,26 @@ def test_a_network_can_be_told_the_share_of_data(params):
     assert np.abs(wanted - NET.apply({"params": params}, Z, t, LABEL)).max() > 1e-3
 
 
+def test_a_second_time_is_embedded_as_the_first_one():
+    """With equal parameters of both embeddings only the sum of two equal waves is left."""
+    net = NET.clone(added_dim=256)
+
+    def tell(span):
+        ids = jnp.full((3, 1), span, jnp.float32)
+        return {**LABEL, "added": {"text_embeds": jnp.zeros((3, 0)), "time_ids": ids}}
+
+    params = fill(net, Z, T, tell(1.0))
+    params["added_embedder"] = params["timestep_embedder"]
+
+    def run(time, span):
+        return net.apply({"params": params}, Z, jnp.full(3, time), tell(span))
+
+    np.testing.assert_allclose(run(100.0, 7.0), run(7.0, 100.0), rtol=1e-4, atol=1e-4)
+    assert np.abs(run(100.0, 7.0) - run(100.0, 8.0)).max() > 1e-3
+    blind = {k: v for k, v in params.items() if k != "added_embedder"}
+    assert np.abs(run(100.0, 7.0) - NET.apply({"params": blind}, Z, 100.0, LABEL)).max() > 1e-3
+
+
 def test_tokens_of_the_context_that_are_masked_do_not_matter():
     net = DiT(channels=16, blocks=1, heads=2, context_dim=8)
     context = jax.random.normal(jax.random.key(3), (3, 5, 8))
@@ -174,6 +194,8 @@ def test_what_copies_the_encoder_of_a_unet_refuses_a_transformer():
         (NET, Z[:, :3], LABEL, r"H and W multiples of 2, got \(3, 3, 6, 3\)"),
         (NET, Z, {}, r"needs cond\['label'\] in 0 .. 3"),
         (NET, Z, {**LABEL, "control": ()}, r"network.name=dit\) does not read cond\['control'\]"),
+        (NET.clone(added_dim=256), Z, LABEL, r"needs cond\['added'\] with 'text_embeds'"),
+        (NET, Z, {**LABEL, "added": {}}, r"does not read cond\['added'\]"),
         (NET.clone(context_dim=8), Z, LABEL, r"needs cond\['context'\] \(B, M, 8\), got None"),
         (NET.clone(heads=3), Z, LABEL, "network.heads=3 does not divide network.channels=16"),
         (NET.clone(head_channels=5), Z, LABEL, "network.head_channels=5 does not divide"),
