@@ -65,6 +65,12 @@ def smoke(config: ConfigDict) -> ConfigDict:
             net.update(added_dim=4 + 6 * 8, added_time_dim=8)
         else:
             config.cond.text.head_channels = 4
+    if "concept" in config:  # whose word a tokenizer must know
+        config.model.tokenizer, config.concept.word = "shapes", "<new>"
+        for entry in ("text", "text_2"):
+            if entry in config.cond:
+                config.cond[entry].update(vocabulary=116, positions=20)
+        config.cond.empty = config.cond.empty and (114, 115, 115)
     if "distil" in config:
         config.distil.base = "random"
     if "control" in config:
