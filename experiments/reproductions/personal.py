@@ -1,4 +1,4 @@
-"""A small model personalised: DreamBooth, a new word, an adapter, and edits by instruction.
+"""A small model personalised: DreamBooth, a new word, adapters, edits and pictures as prompts.
 
 Four pictures of one thing, or a thousand with other captions, change the small text-to-image model
 of the other pages; a program reads what the pictures show before and after.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.reproductions.all_pipelines import KEPT
 from experiments.reproductions.claims import Claim, format_training, read_file
-from experiments.reproductions.personal_scenes import COLUMNS, list_requests
+from experiments.reproductions.personal_scenes import ANY, COLUMNS, list_requests
 from experiments.reproductions.pieces import Piece
 from experiments.reproductions.plotting import label_rows
 from experiments.reproductions.verdicts import Effect, estimate_share, judge_range
@@ -133,7 +133,48 @@ def _make_edit_piece(minutes: float) -> Piece:
     return Piece("own-edit", commands, keep, minutes)
 
 
-PIECES += (_make_edit_piece(6),)
+# Pictures of each request that a picture makes.
+_PROMPTED = 16
+
+
+def _make_picture_piece(minutes: float) -> Piece:
+    """Make the piece that trains an IP-Adapter, and asks by pictures before and after."""
+    where = "--workdir={runs}/own-picture"
+    vision = {"patch": 32, "features": 256, "width": 512}
+    section = {"encoder": "random", "kind": "plus", "features": 128, "heads": 4, "layers": 2}
+    commands = (
+        *((_SCRIPT, f"--write={one}", f"--out={{runs}}/own-{one}") for one in ("any", "given")),
+        (
+            *("train", "--config=configs/stable_diffusion.py:shapes_ip_adapter", where),
+            *(f"--config.model.path={KEPT}", "--config.data.name=captioned_folder"),
+            *("--config.data.dir={runs}/own-any", "--config.data.batch_size=16"),
+            *(f"--config.ip_adapter.{key}={value}" for key, value in section.items()),
+            *(f"--config.ip_adapter.vision.{key}={value}" for key, value in vision.items()),
+            *("--config.train.minutes=0.0", "--config.train.sample_every=0"),
+            *("--config.train.steps=2000", "--config.train.checkpoint_every=250"),
+        ),
+        ("export", where, "--out={runs}/own-picture/folder"),
+        *_draw("picture-before", "given", columns=_PROMPTED),
+    )
+    drawn, read = _draw("picture-after", "given", columns=_PROMPTED)
+    given = [
+        f"--image_prompt={{runs}}/own-picture/folder:{{runs}}/own-given/{k:05d}.png"
+        for k in range(len(list_requests("given")))
+    ]
+    one = [flag for flag in drawn if not flag.startswith(("--prompt=", "--out="))]
+    commands += tuple(
+        (
+            *(*one, f"--prompt={ANY}", prompt, f"--seed={k * _PROMPTED}"),
+            f"--out={{runs}}/own/picture-after/{k}",
+        )
+        for k, prompt in enumerate(given)
+    )
+    keep = _keep("picture-before", "picture-after")
+    keep["own-picture/summary.json"] = "data/own-picture-summary.json"
+    return Piece("own-picture", (*commands, read), keep, minutes)
+
+
+PIECES += (_make_edit_piece(6), _make_picture_piece(15))
 
 
 # What may explain that ordinary captions suffer.
@@ -144,10 +185,10 @@ _WHY = (
 )
 
 
-def _read(data: Path, name: str) -> tuple[Effect, str]:
-    """Read the share of pictures of a set that show all that was asked for, and its counts."""
+def _read(data: Path, name: str, key: str = "all") -> tuple[Effect, str]:
+    """Read the share of pictures of a set that show what was asked for, and its counts."""
     found = read_file(data / f"own-{name}.json")
-    right = round(found["all"] * found["pictures"])
+    right = round(found[key] * found["pictures"])
     return estimate_share(right, found["pictures"]), f"{right} of {found['pictures']}"
 
 
@@ -173,6 +214,11 @@ def judge_claims(data: Path) -> list[Claim]:
     text = "with prior preservation, DreamBooth keeps what ordinary captions mean: at least .8 obey"
     figures = f"{new} pictures, before {old}"
     out.append(Claim(text, judge_range(share, 0.8), share, figures, _WHY))
+    for key in ("colour", "shape"):
+        (_, old), (share, new) = (_read(data, f"picture-{x}", key) for x in ("before", "after"))
+        text = f'beside the words "{ANY}", most pictures have the {key} of the picture prompt'
+        figures = f"{new} pictures, before {old}"
+        out.append(Claim(text, judge_range(share, 0.5), share, figures))
     return out
 
 
@@ -188,7 +234,8 @@ def _list_sets() -> dict[str, str]:
     found = {"plain": "plain", "adapted-before": "exchanged", "subject-before": "subject"}
     for name, (kind, _) in TRAININGS.items():
         found |= {f"{name}-after": kind, f"{name}-plain": "plain"}
-    return found | {"edit-before": "edits", "edit-after": "edits"}
+    found |= {"edit-before": "edits", "edit-after": "edits"}
+    return found | {"picture-before": "given", "picture-after": "given"}
 
 
 def draw_plots(data: Path) -> None:
@@ -198,7 +245,8 @@ def draw_plots(data: Path) -> None:
         data: folder of the files that the pieces left; pictures are written beside it.
     """
     for name, kind in _list_sets().items():
-        rows = [one.prompt for one in list_requests(kind)]
+        asked = list_requests(kind)
+        rows = [one.thing.describe() if kind == "given" else one.prompt for one in asked]
         source = data / "sheets" / f"own-{name}.png"
         label_rows(source, data.parent / source.name, rows, "columns: seeds")
 
@@ -209,7 +257,7 @@ def format_page(data: Path) -> str:
     Args:
         data: folder of the files that the pieces left.
     """
-    variants = VARIANTS | {"edit": "shapes_edit"}
+    variants = VARIANTS | {"edit": "shapes_edit", "picture": "shapes_ip_adapter"}
     rows = "\n".join(_format_row(data, name) for name in _list_sets())
     how = "\n".join(
         f"- {name}: `{variant}`, "
@@ -276,4 +324,13 @@ A large red circle in the middle is edited by the base, as image-to-image with s
 after the training:
 
 ![before](own-edit-before.png) ![after](own-edit-after.png)
+
+## Pictures as prompts (IP-Adapter)
+
+A thousand pictures of one shape are all called "{ANY}", so that only the picture beside the words
+says which it is. The image encoder is random: it has seen no picture, and what is trained has to
+find colour and shape in its features. Each row has a picture of the thing that it names as its
+prompt, beside "{ANY}". Without and with it:
+
+![before](own-picture-before.png) ![after](own-picture-after.png)
 """

@@ -26,7 +26,10 @@ SEEN = (0, 2, 4, 7)
 UNSEEN = tuple(place for place in range(len(shapes.PLACES)) if place not in SEEN)
 # The picture that is edited.
 EXAMPLE = shapes.Thing(1, list(shapes.COLOURS).index("red"), shapes.SHAPES.index("circle"), 4)
-# Pictures of the exchanged colours and of the edits, and of the prior.
+# A caption of any picture.
+ANY = "a shape"
+# Pictures of the exchanged colours, of the edits and of those that say more than their captions,
+# and of the prior.
 MANY, SOME = 1000, 60
 # Pictures of each prompt.
 COLUMNS = 4
@@ -56,7 +59,8 @@ def list_requests(kind: str) -> list[Request]:
     Args:
         kind: a choice of --prompts. ``plain`` and ``exchanged`` ask for the same six shapes of one
             colour each; ``subject`` and ``word`` for the subject at places that it was not trained
-            at; ``edits`` for `EXAMPLE` in every other colour.
+            at; ``edits`` for `EXAMPLE` in every other colour; ``given`` for the six shapes in
+            words that name none of them, so that a picture has to say which.
     """
     if kind == "edits":
         return [
@@ -68,6 +72,8 @@ def list_requests(kind: str) -> list[Request]:
         things = [SUBJECT._replace(place=place) for place in UNSEEN]
         return [Request(f"a {NAMES[kind]} at the {shapes.PLACES[t.place]}", t) for t in things]
     things = [shapes.Thing(1, k, k % len(shapes.SHAPES), (2 * k + 1) % 9) for k in range(6)]
+    if kind == "given":
+        return [Request(ANY, thing) for thing in things]
     describe = rename if kind == "exchanged" else shapes.Thing.describe
     return [Request(describe(thing), thing) for thing in things]
 
@@ -110,6 +116,10 @@ def make_examples(kind: str) -> Iterator[Example]:
             thing = SUBJECT._replace(place=place)
             yield Example(draw_thing(thing, rng), f"a {NAMES[kind]} at the {shapes.PLACES[place]}")
         return
+    if kind == "given":
+        for one in list_requests(kind):
+            yield Example(draw_thing(one.thing, rng), one.thing.describe())
+        return
     for k in range(SOME if kind == "prior" else MANY):
         scene = shapes.make_scene("test", k, single=True)
         (thing,), (picture, _) = scene.things, shapes.draw(scene)
@@ -120,7 +130,7 @@ def make_examples(kind: str) -> Iterator[Example]:
             edited = shapes.draw(scene._replace(things=(thing._replace(colour=colour),)))[0]
             yield Example(edited, f"make it {list(shapes.COLOURS)[colour]}", picture)
         else:
-            yield Example(picture, rename(thing) if kind == "exchanged" else thing.describe())
+            yield Example(picture, rename(thing) if kind == "exchanged" else ANY)
 
 
 def write_folder(kind: str, out: Path) -> None:
@@ -145,15 +155,15 @@ def read_pictures(folder: Path, kind: str, out: Path) -> None:
     """Read what pictures show, and write the shares as JSON and the pictures as one sheet.
 
     Args:
-        folder: pictures of each request in turn, as `experiments.generate` writes them; the sheet
-            shows the first `COLUMNS` of each.
+        folder: pictures of each request in turn, as `experiments.generate` writes them, in it or in
+            a folder below it for each request; the sheet shows the first `COLUMNS` of each.
         kind: a choice of --prompts.
         out: the JSON file; the sheet is beside it as .png.
 
     Raises:
         ValueError: requests have fewer than `COLUMNS` pictures, or not as many each.
     """
-    requests, files = list_requests(kind), sorted(folder.glob("*.png"))
+    requests, files = list_requests(kind), sorted(folder.rglob("*.png"))
     columns, rest = divmod(len(files), len(requests))
     if rest or columns < COLUMNS:
         raise ValueError(

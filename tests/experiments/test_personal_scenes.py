@@ -44,3 +44,18 @@ def test_requests_have_equally_many_pictures(tmp_path):
     draw(tmp_path / "less", 3)
     with pytest.raises(ValueError, match="at least 4"):
         scenes.read_pictures(tmp_path / "less", "plain", tmp_path / "out.json")
+
+
+def test_pictures_as_prompts_say_what_their_words_do_not(tmp_path):
+    requests, (first, *rest) = scenes.list_requests("given"), scenes.make_examples("given")
+    assert {one.prompt for one in requests} == {scenes.ANY}
+    assert scenes.shapes.check_picture(first.picture, [requests[0].thing]).all == 1
+    assert len(rest) == len(requests) - 1
+    assert {one.caption for one in scenes.make_examples("any")} == {scenes.ANY}
+    for k, one in enumerate(requests):  # a folder for each request
+        (tmp_path / "in" / str(k)).mkdir(parents=True)
+        for j in range(4):
+            shown = scenes.draw_thing(one.thing, np.random.default_rng(j))
+            Image.fromarray(shown).save(tmp_path / "in" / str(k) / f"{j}.png")
+    scenes.read_pictures(tmp_path / "in", "given", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["all"] == 1
