@@ -188,17 +188,19 @@ class LatentScale:
         mean = self.shift_factor if self.latents_mean is None else self.latents_mean
         return np.asarray(mean, np.float32)
 
-    def scale_latents(self, z: Array, scale: ArrayLike | None = None) -> Array:
+    def scale_latents(self, z: ArrayLike, scale: ArrayLike | None = None) -> Array:
         """Return what a diffusion model sees of latents (..., C) of the autoencoder.
 
         Args:
             scale: in place of the config's, () or (C,): one that was measured.
         """
-        return (z - self.latent_shift) * (self.latent_scale if scale is None else scale)
+        return (jnp.asarray(z) - self.latent_shift) * (
+            self.latent_scale if scale is None else scale
+        )
 
-    def unscale_latents(self, x: Array, scale: ArrayLike | None = None) -> Array:
+    def unscale_latents(self, x: ArrayLike, scale: ArrayLike | None = None) -> Array:
         """Return the latents (..., C) of the autoencoder: the inverse of `scale_latents`."""
-        return x / (self.latent_scale if scale is None else scale) + self.latent_shift
+        return jnp.asarray(x) / (self.latent_scale if scale is None else scale) + self.latent_shift
 
 
 class Autoencoder(LatentScale, nn.Module):
