@@ -68,6 +68,12 @@ def parse_concept(text: str) -> tuple[str, str | None]:
     return file, word
 
 
+def split_kind(text: str) -> tuple[str, int | None]:
+    """Split NET#KIND; the kind is None without one, or if the whole text is an existing path."""
+    found = None if Path(text).exists() else re.fullmatch(r"(.+)#(\d{1,4})", text)
+    return (found[1], int(found[2])) if found else (text, None)
+
+
 def parse_control(text: str) -> ControlArgument:
     """Parse --control=NET[#KIND]:IMAGE[:SCALE[:START:END]]. NET may be a name on the Hub.
 
@@ -80,8 +86,7 @@ def parse_control(text: str) -> ControlArgument:
         paths, numbers = parts[: len(parts) - count], parts[len(parts) - count :]
         for k in range(1, len(paths)):
             net, image = ":".join(paths[:k]), ":".join(paths[k:])
-            kind = None if Path(net).exists() else re.fullmatch(r"(.+)#(\d{1,4})", net)
-            net = kind[1] if kind else net
+            net, kind = split_kind(net)
             if (
                 net
                 and (Path(net).exists() or parse_name(net))
@@ -89,7 +94,7 @@ def parse_control(text: str) -> ControlArgument:
                 and all(map(_is_number, numbers))
             ):
                 given = dict(zip(("scale", "start", "end"), map(float, numbers), strict=False))
-                return ControlArgument(net, image, **given, kind=int(kind[2]) if kind else None)
+                return ControlArgument(net, image, **given, kind=kind)
     raise ConfigError(
         f"--control={text}: must be NET[#KIND]:IMAGE[:SCALE[:START:END]], with a ControlNet and "
         "an image that exist; the ControlNet may be a name on the Hub"

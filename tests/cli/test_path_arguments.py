@@ -8,6 +8,7 @@ from diffjax.cli.path_arguments import (
     parse_control,
     parse_image_prompt,
     parse_lora,
+    split_kind,
     split_path,
 )
 from diffjax.types import ConfigError
@@ -47,6 +48,13 @@ def test_a_control_is_read(folder, text, wanted):
 def test_what_names_no_network_and_image_is_refused(folder, text):
     with pytest.raises(ConfigError, match=r"^--control=.*: must be NET\[#KIND\]:IMAGE"):
         parse_control(text)
+
+
+def test_a_kind_is_split_from_what_is_no_file(folder):
+    (folder / "c#4").write_bytes(b"")
+    assert split_kind("owner/name#3") == ("owner/name", 3)
+    assert split_kind("c#4") == ("c#4", None)
+    assert split_kind("net") == ("net", None)
 
 
 @pytest.mark.parametrize("text, wanted", [
