@@ -333,4 +333,9 @@ find colour and shape in its features. Each row has a picture of the thing that 
 prompt, beside "{ANY}". Without and with it:
 
 ![before](own-picture-before.png) ![after](own-picture-after.png)
+
+Colour, size and place are those of the picture prompt. Its shape seldom is: outlines are blurred, so
+that the program takes squares, triangles and crosses for others. The seeds of a row make much the
+same picture, so that these are six picture prompts rather than {6 * _PROMPTED} independent trials,
+and the intervals above are narrower than they should be.
 """
