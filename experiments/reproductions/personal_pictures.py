@@ -14,7 +14,7 @@ Pictures are the captioned shapes of `diffjax.data.shapes`, so that a program ca
 | exchanged | 1,000 of one shape | the caption names the next colour of the list |
 | edits | 1,000 of one shape, each beside itself in another colour | "make it red" |
 | any | 1,000 of one shape | "a shape" |
-| given | the six large shapes that are asked for by their pictures | what they are |
+| given | a large thing of every colour and shape, to be asked for by its picture | what it is |
 | example | a large red circle in the middle | what it is |
 """
 

@@ -59,8 +59,8 @@ def list_requests(kind: str) -> list[Request]:
     Args:
         kind: a choice of --prompts. ``plain`` and ``exchanged`` ask for the same six shapes of one
             colour each; ``subject`` and ``word`` for the subject at places that it was not trained
-            at; ``edits`` for `EXAMPLE` in every other colour; ``given`` for the six shapes in
-            words that name none of them, so that a picture has to say which.
+            at; ``edits`` for `EXAMPLE` in every other colour; ``given`` for large things of every
+            colour and shape in words that name none of them, so that a picture has to say which.
     """
     if kind == "edits":
         return [
@@ -71,9 +71,10 @@ def list_requests(kind: str) -> list[Request]:
     if kind in NAMES:
         things = [SUBJECT._replace(place=place) for place in UNSEEN]
         return [Request(f"a {NAMES[kind]} at the {shapes.PLACES[t.place]}", t) for t in things]
-    things = [shapes.Thing(1, k, k % len(shapes.SHAPES), (2 * k + 1) % 9) for k in range(6)]
     if kind == "given":
-        return [Request(ANY, thing) for thing in things]
+        kinds = [(c, s) for c in range(len(shapes.COLOURS)) for s in range(len(shapes.SHAPES))]
+        return [Request(ANY, shapes.Thing(1, *one, k % 9)) for k, one in enumerate(kinds)]
+    things = [shapes.Thing(1, k, k % len(shapes.SHAPES), (2 * k + 1) % 9) for k in range(6)]
     describe = rename if kind == "exchanged" else shapes.Thing.describe
     return [Request(describe(thing), thing) for thing in things]
 
@@ -154,16 +155,19 @@ def write_folder(kind: str, out: Path) -> None:
 def read_pictures(folder: Path, kind: str, out: Path) -> None:
     """Read what pictures show, and write the shares as JSON and the pictures as one sheet.
 
+    The file also counts the requests all of whose pictures are right, since pictures of one request
+    may be much the same.
+
     Args:
-        folder: pictures of each request in turn, as `experiments.generate` writes them, in it or in
-            a folder below it for each request; the sheet shows the first `COLUMNS` of each.
+        folder: pictures of each request in turn, as `experiments.generate` writes them; the sheet
+            shows the first `COLUMNS` of each.
         kind: a choice of --prompts.
         out: the JSON file; the sheet is beside it as .png.
 
     Raises:
         ValueError: requests have fewer than `COLUMNS` pictures, or not as many each.
     """
-    requests, files = list_requests(kind), sorted(folder.rglob("*.png"))
+    requests, files = list_requests(kind), sorted(folder.glob("*.png"))
     columns, rest = divmod(len(files), len(requests))
     if rest or columns < COLUMNS:
         raise ValueError(
@@ -175,11 +179,12 @@ def read_pictures(folder: Path, kind: str, out: Path) -> None:
         shapes.check_picture(image, [requests[k // columns].thing])
         for k, image in enumerate(images)
     ]
-    shares = {
-        key: float(np.mean([getattr(verdict, key) for verdict in verdicts]))
-        for key in shapes.Verdict._fields
-    }
-    write_atomically(out, json.dumps({"pictures": len(images), **shares}, indent=2) + "\n")
+    right = np.asarray(verdicts).reshape(len(requests), columns, -1)
+    counts = {"pictures": len(images), "requests": len(requests)}
+    shares = dict(zip(shapes.Verdict._fields, right.mean((0, 1)).tolist(), strict=True))
+    whole = (right == 1).all(1).sum(0).tolist()
+    written = {**counts, **shares, "whole": dict(zip(shapes.Verdict._fields, whole, strict=True))}
+    write_atomically(out, json.dumps(written, indent=2) + "\n")
     shown = images.reshape(len(requests), columns, *images.shape[1:])[:, :COLUMNS]
     sheet = tile(np.concatenate(shown) / 127.5 - 1, columns=COLUMNS, scale=SCALE)
     save_png(sheet, out.with_suffix(".png"))
