@@ -175,6 +175,14 @@ _WHY = (
 )
 
 
+# What may explain that the shape of a picture prompt is lost.
+_WHY_SHAPE = (
+    "The image encoder is random and reads the whole picture as one patch, and 2,000 steps are "
+    "few. Published adapters are trained for a million steps beside an encoder that has learned "
+    "to tell pictures by their texts."
+)
+
+
 def _read(data: Path, name: str) -> tuple[Effect, str]:
     """Read the share of pictures of a set that show all that was asked for, and its counts."""
     found = read_file(data / f"own-{name}.json")
@@ -210,7 +218,8 @@ def judge_claims(data: Path) -> list[Claim]:
         text = f'most picture prompts give all their pictures their {key}, beside the words "{ANY}"'
         figures = f"{right} of {count} picture prompts, before {old['whole'][key]}"
         share = estimate_share(right, count)
-        out.append(Claim(text, judge_range(share, 0.5), share, figures))
+        why = _WHY_SHAPE if key == "shape" else ""
+        out.append(Claim(text, judge_range(share, 0.5), share, figures, why))
     return out
 
 
