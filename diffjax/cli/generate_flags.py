@@ -111,8 +111,9 @@ flags.DEFINE_integer(
 flags.DEFINE_multi_string(
     "control",
     [],
-    "NET:IMAGE[:SCALE[:START:END]]: file or folder of a ControlNet, or folder of a T2I-Adapter; "
-    "its image, its scale, and the shares of the steps between which it acts. Several add up.",
+    "NET[#KIND]:IMAGE[:SCALE[:START:END]]: file or folder of a ControlNet, or folder of a "
+    "T2I-Adapter; the kind of its image if it reads several; its image, its scale, and the shares "
+    "of the steps between which it acts. Several add up.",
 )
 flags.DEFINE_enum(
     "balance",

@@ -61,7 +61,8 @@ class ImageOptions:
         height, width: in pixels; 0 for those of the model.
         init_image, mask, strength: the image to start from, where it is filled in, and the share
             of the steps that are run.
-        control, balance: ControlNets as NET:IMAGE[:SCALE[:START:END]], and how they are weighed.
+        control, balance: ControlNets as NET[#KIND]:IMAGE[:SCALE[:START:END]], and how they are
+            weighed.
         refiner, refiner_start: the refiner of XL, and the share of the denoising before it.
         seed: of the noise, below 2^32.
         timesteps, sigmas: the steps themselves, as numbers with commas, see `generate.Sampling`.

@@ -195,10 +195,10 @@ def add_networks(
         refiner = generate.Refiner(pipe, options.refiner_start, told, guidance)
     dtype = jnp.dtype(options.dtype)
     controls = []
-    for net, image, scale, start, end in map(parse_control, options.control):
+    for net, image, scale, start, end, kind in map(parse_control, options.control):
         model = load_control(net, dtype, options.variant)
         picture = _open_picture("control", image)
-        controls.append(generate.Control(model, picture, scale, start, end, options.balance))
+        controls.append(generate.Control(model, picture, scale, start, end, options.balance, kind))
     prompts = []
     for path, image, scale in map(parse_image_prompt, options.image_prompt):
         picture = _open_picture("image_prompt", image)

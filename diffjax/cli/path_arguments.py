@@ -6,6 +6,7 @@ Paths may hold colons themselves, so files that exist decide where a value is sp
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ class ControlArgument(NamedTuple):
         image: file of its image.
         scale: factor of what the network adds.
         start, end: the shares of the steps between which the network acts, in [0, 1].
+        kind: number of the kind of hint, of networks that read several.
     """
 
     net: str
@@ -28,6 +30,7 @@ class ControlArgument(NamedTuple):
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    kind: int | None = None
 
 
 def split_path(text: str) -> tuple[str, str | None]:
@@ -65,8 +68,14 @@ def parse_concept(text: str) -> tuple[str, str | None]:
     return file, word
 
 
+def split_kind(text: str) -> tuple[str, int | None]:
+    """Split NET#KIND; the kind is None without one, or if the whole text is an existing path."""
+    found = None if Path(text).exists() else re.fullmatch(r"(.+)#(\d{1,4})", text)
+    return (found[1], int(found[2])) if found else (text, None)
+
+
 def parse_control(text: str) -> ControlArgument:
-    """Parse --control=NET:IMAGE[:SCALE[:START:END]]. NET may be a name on the Hub.
+    """Parse --control=NET[#KIND]:IMAGE[:SCALE[:START:END]]. NET may be a name on the Hub.
 
     Raises:
         ConfigError: the value does not name a network and an image that exist.
@@ -77,16 +86,18 @@ def parse_control(text: str) -> ControlArgument:
         paths, numbers = parts[: len(parts) - count], parts[len(parts) - count :]
         for k in range(1, len(paths)):
             net, image = ":".join(paths[:k]), ":".join(paths[k:])
+            net, kind = split_kind(net)
             if (
                 net
                 and (Path(net).exists() or parse_name(net))
                 and Path(image).is_file()
                 and all(map(_is_number, numbers))
             ):
-                return ControlArgument(net, image, *map(float, numbers))
+                given = dict(zip(("scale", "start", "end"), map(float, numbers), strict=False))
+                return ControlArgument(net, image, **given, kind=kind)
     raise ConfigError(
-        f"--control={text}: must be NET:IMAGE[:SCALE[:START:END]], with a ControlNet and an image "
-        "that exist; the ControlNet may be a name on the Hub"
+        f"--control={text}: must be NET[#KIND]:IMAGE[:SCALE[:START:END]], with a ControlNet and "
+        "an image that exist; the ControlNet may be a name on the Hub"
     )
 
 

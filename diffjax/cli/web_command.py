@@ -21,7 +21,7 @@ from diffjax.cli import generate_flags
 from diffjax.cli.command_line import UsageError, refuse_config
 from diffjax.cli.image_options import ImageOptions
 from diffjax.cli.image_request import load_control, load_pipeline
-from diffjax.cli.path_arguments import parse_lora
+from diffjax.cli.path_arguments import parse_lora, split_kind
 from diffjax.cli.web_form import Offered, name_choices, name_model
 from diffjax.cli.web_limits import Limits, list_hosts
 
@@ -30,7 +30,10 @@ _DEFAULTS = Limits()
 
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.")
 flags.DEFINE_multi_string(
-    "controlnet", [], "Folder or file of a ControlNet to choose on the page; repeat it for several."
+    "controlnet",
+    [],
+    "Folder or file of a ControlNet to choose on the page; repeat it for several. NET#KIND is one "
+    "that reads several kinds of hints, with the number of the kind.",
 )
 flags.DEFINE_string("title", None, "Heading of the page; the name of the model if not set.")
 flags.DEFINE_multi_string("example", [], "A prompt to begin with; repeat it for several.")
@@ -115,9 +118,11 @@ def _load_all(
     plain = dataclasses.replace(options, lora=())
     pipe = load_pipeline(plain, str(options.model), allow_legacy_pickle=legacy)
     dtype = jnp.dtype(options.dtype)
-    nets = {path: load_control(path, dtype, options.variant) for path in controlnets}
+    kinds = {text: split_kind(text) for text in controlnets}
+    nets = {text: load_control(path, dtype, options.variant) for text, (path, _) in kinds.items()}
     loras = {
         path: generate.Lora(pipe.load_lora(path), scale)
         for path, scale in map(parse_lora, options.lora)
     }
-    return pipe, Offered(name_choices(nets), name_choices(loras))
+    numbers = {text: kind for text, (_, kind) in kinds.items()}
+    return pipe, Offered(name_choices(nets), name_choices(loras), name_choices(numbers))

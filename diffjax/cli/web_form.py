@@ -43,10 +43,12 @@ class Offered(NamedTuple):
     Attributes:
         nets: ControlNets and T2I-Adapters.
         loras: adapters, each with the scale that 1 on the page stands for.
+        kinds: numbers of the kinds of hints of ControlNets that read several.
     """
 
     nets: Mapping[str, Component] = {}
     loras: Mapping[str, generate.Lora] = {}
+    kinds: Mapping[str, int | None] = {}
 
 
 NOTHING = Offered()
@@ -207,7 +209,7 @@ class Form:
         net = choose("ControlNet", _read_name("ControlNet", self.net), offered.nets)
         if hint is None:
             raise ValueError(f"the ControlNet {self.net} needs its image")
-        return [generate.Control(net, hint, scale)]
+        return [generate.Control(net, hint, scale, kind=offered.kinds.get(self.net))]
 
     def _list_loras(self, offered: Offered) -> list[generate.Lora]:
         """The adapters that were chosen."""

@@ -55,6 +55,7 @@ ARGUMENTS = {
     "control_guidance_start": "control=[Control(net, image, start={0})]",
     "control_guidance_end": "control=[Control(net, image, end={0})]",
     "guess_mode": "control=[Control(net, image, balance='guess')]",
+    "control_mode": "control=[Control(net, image, kind={0})], or images with kinds",
     "denoising_end": "refiner=Refiner(refiner_pipe, start={0}), or sampler=Sampling(end={0}) with "
     "output='latent' for the base alone",
     "denoising_start": "refiner=Refiner(refiner_pipe, start={0}), or latents=those_of_the_base "
@@ -113,6 +114,7 @@ FLAGS = {
     "control_guidance_start": "--control=NET:IMAGE:SCALE:START:END",
     "control_guidance_end": "--control=NET:IMAGE:SCALE:START:END",
     "guess_mode": "--balance=guess",
+    "control_mode": "--control=NET#KIND:IMAGE",
     "denoising_end": "--refiner_start",
     "denoising_start": "--refiner_start",
     "image_guidance_scale": "--image_guidance",
@@ -226,10 +228,18 @@ CLASSES = {
             f"{family}Img2Img": ", then pipe(prompt, image=image)",
             f"{family}Inpaint": ", then pipe(prompt, image=Image(pixels, mask=mask))",
             f"{family}ControlNet": ", then pipe(prompt, control=Control(net, image))",
+            f"{family}ControlNetImg2Img": ", then pipe(prompt, image=image, "
+            "control=Control(net, hint))",
+            f"{family}ControlNetInpaint": ", then pipe(prompt, image=Image(pixels, mask=mask), "
+            "control=Control(net, hint))",
             f"{family}Adapter": ", then pipe(prompt, control=Control(adapter, image))",
         }.items()
     },
     "ControlNetModel": "diffjax.pretrained.load_model('owner/name')",
+    "ControlNetUnionModel": "diffjax.pretrained.load_model('owner/name')",
+    "StableDiffusionXLControlNetUnionPipeline": "diffjax.load('owner/name'), then "
+    "pipe(prompt, control=Control(net, image, kind=number))",
+    "MultiControlNetUnionModel": "control=[Control(net, image, kind=number), ...] of a call",
     "T2IAdapter": "diffjax.pretrained.load_model('owner/name')",
     "UNet2DConditionModel": "diffjax.pretrained.load_model('owner/name/unet')",
     "AutoencoderKL": "diffjax.load(..., vae='owner/name')",
@@ -239,8 +249,7 @@ CLASSES = {
     "MultiAdapter": "control=[Control(adapter, image), ...] of a call",
     **dict.fromkeys(
         (
-            *("ControlNetUnionModel", "ControlNetXSAdapter"),
-            *("StableDiffusionXLControlNetUnionPipeline", "StableDiffusionLatentUpscalePipeline"),
+            *("ControlNetXSAdapter", "StableDiffusionLatentUpscalePipeline"),
             *("StableDiffusionControlNetXSPipeline", "StableDiffusionXLControlNetXSPipeline"),
             *("StableDiffusionGLIGENPipeline", "StableDiffusionAttendAndExcitePipeline"),
             *("SemanticStableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipeline"),

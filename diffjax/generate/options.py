@@ -195,6 +195,8 @@ class Control(NamedTuple):
         end: fraction of the evaluations after which it stops, in [0, 1].
         balance: one of `diffjax.control.BALANCES`, which weighs the image against the prompt.
             ControlNets that pool their residuals (``global_pool_conditions``) always use ``guess``.
+        kind: number of the kind of hint, for ControlNets that read several (union); or several
+            numbers, with as many images in a list, which the network reads together.
     """
 
     net: Component
@@ -203,6 +205,7 @@ class Control(NamedTuple):
     start: float = 0.0
     end: float = 1.0
     balance: str = "balanced"
+    kind: int | Sequence[int] | None = None
 
     def __repr__(self) -> str:
         return summarize(self)

@@ -313,7 +313,7 @@ class Pipeline(LoadedModel, metaclass=Explains):
         if output == "latent":
             return np.asarray(latents)
         net, params, _ = self.parts.vae
-        z = jnp.asarray(latents) / net.latent_scale + net.latent_shift
+        z = net.unscale_latents(jnp.asarray(latents))
         rows = [tuple(one[k : k + 1] for one in (z, *kept)) for k in range(len(z))]
         whole = np.concatenate([program.decode(net, params, *row) for row in rows])
         if finish is not None:

@@ -179,7 +179,7 @@ def _apply_controls(program: Program, inputs: Inputs) -> list[control.AppliedCon
     ]
 
 
-def read_hints(request: Request, size: tuple[int, int]) -> list[np.ndarray]:
+def read_hints(request: Request, size: tuple[int, int]) -> list[Tree]:
     """Read the images of ControlNets at the size of the output.
 
     Args:
@@ -187,27 +187,40 @@ def read_hints(request: Request, size: tuple[int, int]) -> list[np.ndarray]:
         size: (height, width) of the output in pixels.
 
     Returns:
-        For each control an array (1 or B, H, W, C), where B counts images.
+        For each control an array (1 or B, H, W, C), where B counts images; for ControlNets that
+        read several kinds a dict, see `UnionControlNet`.
 
     Raises:
         RequestError: an image cannot be read, or there is neither one nor one per prompt or image.
     """
-    hints = []
+    hints: list[Tree] = []
     for k, one in enumerate(request.list_controls()):
         name, channels = f"control[{k}].image", one.net.net.hint_channels
-        options: Options = dict(channels=channels, latents=0, size=size, low=-1)
-        hint = images.read_picture(name, images.read_images, one.image, **options)[0]
-        if len(hint) > 1:
-            hint = images.read_picture(
-                name,
-                images.repeat_for_images,
-                hint,
-                request.num,
-                request.count_images(),
-                "control image",
-            )
-        hints.append(hint)
+        given: Any = (one.image,) if one.kind is None else one.image
+        read = [_read_hint(request, name, image, channels, size) for image in given]
+        if one.kind is None:
+            hints.append(read[0])
+            continue
+        together = np.stack(np.broadcast_arrays(*read), axis=1)
+        kinds = np.asarray(one.kind, np.int32)[None]
+        hints.append({"images": together, "kinds": kinds, "scales": np.ones(kinds.shape, "f4")})
     return hints
+
+
+def _read_hint(
+    request: Request, name: str, image: object, channels: int, size: tuple[int, int]
+) -> np.ndarray:
+    """Read one image of a ControlNet, (1 or B, H, W, C); see `read_hints`.
+
+    Raises:
+        RequestError: it cannot be read, or there is neither one nor one per prompt or image.
+    """
+    options: Options = dict(channels=channels, latents=0, size=size, low=-1)
+    hint: np.ndarray = images.read_picture(name, images.read_images, image, **options)[0]
+    if len(hint) == 1:
+        return hint
+    count = (request.num, request.count_images(), "control image")
+    return images.read_picture(name, images.repeat_for_images, hint, *count)
 
 
 def _find_scale(one: Control, image: Image | None, *, xl: bool) -> float:
@@ -225,7 +238,7 @@ def _find_scale(one: Control, image: Image | None, *, xl: bool) -> float:
 
 
 def plan_controls(
-    request: Request, rows: Rows, count: int, hints: Sequence[np.ndarray], *, xl: bool
+    request: Request, rows: Rows, count: int, hints: Sequence[Tree], *, xl: bool
 ) -> tuple[tuple[tuple[ControlNet | T2IAdapter, str], ...], list[Inputs]]:
     """Plan when and how strongly ControlNets and T2I-Adapters act.
 
@@ -250,6 +263,8 @@ def plan_controls(
         # Means over all pixels only make sense on the conditional half, as in diffusers.
         balance = "guess" if getattr(one.net.net, "pool", False) else one.balance
         strength = np.zeros(len(rows.level.t), np.float32)
+        if isinstance(hint, dict) and hint["kinds"].shape[1] > 1:  # hints are scaled themselves
+            hint, scale = {**hint, "scales": np.full_like(hint["scales"], scale)}, 1.0
         strength[:count] = scale * control.window(count, one.start, one.end)
         nets.append((one.net.net, balance))
         network = ControlNetwork(one.net.net, one.net.params)

@@ -301,7 +301,7 @@ def _read_control(name: str, value: Control) -> Control:
     if not isinstance(net, Component) or not hasattr(net.net, "hint_channels"):
         hint = "a ControlNet or T2I-Adapter from diffjax.pretrained.load_model(folder)"
         raise refuse(f"{name}.net", f"must be {hint}, got {show(net)}")
-    _refuse_no_picture(f"{name}.image", value.image)
+    value = _read_kinds(name, value)
     start = read_number(f"{name}.start", value.start, 0, 1)
     end = read_number(f"{name}.end", value.end, 0, 1)
     if start >= end:
@@ -315,6 +315,35 @@ def _read_control(name: str, value: Control) -> Control:
     kind = "one number or 'diffusers'"
     scale = value.scale if named else read_number(f"{name}.scale", value.scale, kind=kind)
     return value._replace(scale=scale, start=start, end=end)
+
+
+def _read_kinds(name: str, value: Control) -> Control:
+    """Check the images of a `Control`, and their kinds if the network reads several.
+
+    Returns:
+        The same, with images and kinds as tuples if there are kinds.
+
+    Raises:
+        RequestError: an image is no picture, a kind is needed or of no use, there is no such kind,
+            or there are not as many kinds as images.
+    """
+    kinds, there = value.kind, getattr(value.net.net, "kinds", 0)
+    if not there:
+        if kinds is not None:
+            raise refuse(f"{name}.kind", f"is of no use: {name}.net reads one kind of hint")
+        _refuse_no_picture(f"{name}.image", value.image)
+        return value
+    if kinds is None:
+        raise refuse(f"{name}.kind", f"must be one of 0 .. {there - 1}, the kinds of {name}.net")
+    several = isinstance(kinds, list | tuple)
+    numbers = tuple(kinds) if isinstance(kinds, list | tuple) else (kinds,)
+    images: Any = value.image if several else (value.image,)
+    if not isinstance(images, list | tuple) or len(images) != len(numbers) or not numbers:
+        raise refuse(f"{name}.image", f"must be a list of {len(numbers)}, one for each kind")
+    for image in images:
+        _refuse_no_picture(f"{name}.image", image)
+    numbers = tuple(read_whole(f"{name}.kind", one, 0, there - 1) for one in numbers)
+    return value._replace(image=tuple(images), kind=numbers)
 
 
 def _read_lora(name: str, value: Lora) -> Lora:

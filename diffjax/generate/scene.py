@@ -314,7 +314,8 @@ def encode(pipe: LoadedModel, pixels: np.ndarray, eps: Array) -> Array:
         eps: standard normal noise (B, h, w, C) of the draw.
     """
     net = pipe.parts.vae.net
-    return (_encode(pipe, pixels).with_noise(eps) - net.latent_shift) * net.latent_scale
+    latents: Array = net.scale_latents(_encode(pipe, pixels).with_noise(eps))
+    return latents
 
 
 def encode_mean(pipe: LoadedModel, pixels: np.ndarray) -> Array:

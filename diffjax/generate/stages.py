@@ -44,7 +44,7 @@ from diffjax.nets.image_prompts import join_layers
 from diffjax.parameterization import check_levels
 from diffjax.pretrained.schedulers import Scheduler
 from diffjax.samplers import loop
-from diffjax.types import Array, Grid, Rows, summarize
+from diffjax.types import Array, Grid, Rows, Tree, summarize
 
 ROWS = 1024  # plans are padded to multiples of it, so that their length is no part of a program
 CONTINUED = 2**31 - 1  # folded into the keys of a run that goes on from another
@@ -129,7 +129,7 @@ class Plan(NamedTuple):
     length: int
     scales: np.ndarray
     guided: str
-    hints: list[np.ndarray]
+    hints: list[Tree]
     pictures: list[np.ndarray]
     start: float
     end: float

@@ -165,7 +165,7 @@ def _make_edit_part(config: ConfigDict, space: Space) -> Part:
         return {"image": 2 * batch["hint"] - 1, "seen": jnp.ones(len(batch["hint"]))}
 
     def encode(params: Params, frozen: Frozen, extra: Statistics, raw: Any) -> dict[str, Array]:
-        before = space.encode(frozen, extra, raw["image"]) / extra.get("latent_scale", 1.0)
+        before = space.read(frozen, raw["image"])
         return {"concat": before * expand(raw["seen"], before)}
 
     example = {"concat": jnp.zeros((1, *space.shape))}

@@ -37,7 +37,6 @@ def make_published_model(parts: Components, scheduler: Scheduler | None = None) 
         vae,
         (height * vae.factor, width * vae.factor, vae.out_channels),
         vae.latent_scale,
-        vae.latent_shift,
     )
     return Model(
         schedule=schedule,

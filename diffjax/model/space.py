@@ -28,7 +28,8 @@ class Space(NamedTuple):
         extra: initial statistics: ``latent_scale``, or none for pixels.
         enter: ``(frozen, extra, key, batch) -> (x, extra)``, without a gradient. The statistics
             come back with what was measured.
-        encode: ``(frozen, extra, images) -> x`` without noise, for conditions.
+        read: ``(frozen, images) -> z`` without noise: latents as the autoencoder has them.
+        encode: ``(frozen, extra, images) -> x``, the same shifted and scaled, for conditions.
         leave: ``(frozen, extra, x) -> images``.
         net: the autoencoder, or None for pixels.
     """
@@ -36,6 +37,7 @@ class Space(NamedTuple):
     shape: tuple[int, int, int]
     extra: Mapping[str, Array]
     enter: Callable[..., tuple[Array, Statistics]]
+    read: Callable[..., Array]
     encode: Callable[..., Array]
     leave: Callable[..., Array]
     net: Autoencoder | None = None
@@ -51,6 +53,7 @@ def make_pixel_space(image_shape: tuple[int, int, int]) -> Space:
         image_shape,
         {},
         lambda frozen, extra, key, batch: (batch["image"], extra),
+        lambda frozen, images: images,
         lambda frozen, extra, images: images,
         lambda frozen, extra, x: x,
     )
@@ -84,13 +87,13 @@ def make_space(config: ConfigDict, image_shape: tuple[int, int, int]) -> Space:
                 "latents get, such as 0.5; 0 would measure one scale for all channels"
             )
         scale = scale / np.asarray(net.latents_std)
-    return make_latent_space(net, image_shape, scale, net.latent_shift)
+    return make_latent_space(net, image_shape, scale)
 
 
 def make_latent_space(
-    net: Autoencoder, image_shape: tuple[int, int, int], scale: ArrayLike, shift: ArrayLike = 0.0
+    net: Autoencoder, image_shape: tuple[int, int, int], scale: ArrayLike
 ) -> Space:
-    """Make the space of the latents ``scale (z - shift)`` of an autoencoder.
+    """Make the space of the latents ``scale (z - shift)`` of an autoencoder, which has the shift.
 
     Its parameters are ``frozen["autoencoder"]``. A batch has either ``image``, or ``moments`` that
     `encode_moments` made of it beforehand: the same key draws the same posterior sample from
@@ -100,7 +103,6 @@ def make_latent_space(
         image_shape: (H, W, C).
         scale: initial ``extra["latent_scale"]``, one number or one per channel. 0 measures it from
             the first batch.
-        shift: mean of the latents, likewise; 0 for all but some published models.
 
     Raises:
         ValueError: sides that the factor of the autoencoder does not divide.
@@ -114,30 +116,30 @@ def make_latent_space(
     shape = (height // net.factor, width // net.factor, net.embed_channels)
     stop = jax.lax.stop_gradient
 
-    def center(z: Array) -> Array:
-        return z - shift if np.any(shift) else z
-
     def enter(
         frozen: Frozen, extra: Statistics, key: jax.Array, batch: Mapping[str, Array]
     ) -> tuple[Array, Statistics]:
         stored = batch.get("moments")
         if stored is None:
             stored = encode_moments(net, frozen["autoencoder"], batch["image"])
-        z = center(stop(draw_latents(net, stored, key)))
+        z = stop(draw_latents(net, stored, key))
         scale = extra["latent_scale"]
-        scale = jnp.where(scale > 0, scale, 1 / z.std())
-        return z * scale, {**extra, "latent_scale": scale}
+        scale = jnp.where(scale > 0, scale, 1 / (z - net.latent_shift).std())
+        return net.scale_latents(z, scale), {**extra, "latent_scale": scale}
+
+    def read(frozen: Frozen, images: Array) -> Array:
+        stored = encode_moments(net, frozen["autoencoder"], images)
+        return stop(stored[..., : shape[-1]])
 
     def encode(frozen: Frozen, extra: Statistics, images: Array) -> Array:
-        stored = encode_moments(net, frozen["autoencoder"], images)
-        return center(stop(stored[..., : shape[-1]])) * extra["latent_scale"]
+        return net.scale_latents(read(frozen, images), extra["latent_scale"])
 
     def leave(frozen: Frozen, extra: Statistics, x: Array) -> Array:
-        z = x / extra["latent_scale"]
-        return _apply(net, frozen["autoencoder"], z + shift if np.any(shift) else z, net.decode)
+        z = net.unscale_latents(x, extra["latent_scale"])
+        return _apply(net, frozen["autoencoder"], z, net.decode)
 
     start = {"latent_scale": jnp.asarray(scale, jnp.float32)}
-    return Space(shape, start, enter, encode, leave, net)
+    return Space(shape, start, enter, read, encode, leave, net)
 
 
 def make_autoencoder(section: ConfigDict, channels: int) -> Autoencoder:

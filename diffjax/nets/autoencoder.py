@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from diffjax.nets.attention import AttentionBlock
 from diffjax.nets.layers import Downsample, GroupNorm, ResBlock, Upsample, conv, rematerialise
-from diffjax.types import DType
+from diffjax.types import ArrayLike, DType
 
 Array = jax.Array
 LOGVAR = (-30.0, 20.0)  # bounds of the posterior's log-variance
@@ -187,6 +187,20 @@ class LatentScale:
         """The shift, () or (C,), float32."""
         mean = self.shift_factor if self.latents_mean is None else self.latents_mean
         return np.asarray(mean, np.float32)
+
+    def scale_latents(self, z: ArrayLike, scale: ArrayLike | None = None) -> Array:
+        """Return what a diffusion model sees of latents (..., C) of the autoencoder.
+
+        Args:
+            scale: in place of the config's, () or (C,): one that was measured.
+        """
+        return (jnp.asarray(z) - self.latent_shift) * (
+            self.latent_scale if scale is None else scale
+        )
+
+    def unscale_latents(self, x: ArrayLike, scale: ArrayLike | None = None) -> Array:
+        """Return the latents (..., C) of the autoencoder: the inverse of `scale_latents`."""
+        return jnp.asarray(x) / (self.latent_scale if scale is None else scale) + self.latent_shift
 
 
 class Autoencoder(LatentScale, nn.Module):

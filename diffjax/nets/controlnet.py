@@ -9,6 +9,9 @@ State-dict names are those of diffusers' ControlNetModel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -139,19 +142,12 @@ class ControlNet(nn.Module):
         init = choose("initialisation", self.connections, INITS)
         self.check_options()
         self._check(z, cond.get("hint"))
-        shift = HintEncoder(
-            find_first_width(base.channels, base.multipliers),
-            self.hint_widths,
-            self.hint_factor,
-            self.hint_encoder,
-            self.connections,
-            base.dtype,
-            name="controlnet_cond_embedding",
-        )(cond["hint"])
+        enter = self._encode_hint(cond["hint"])
         if self.lite:
-            h, skips = _encode_lite(base, z, shift)
+            h, skips = _encode_lite(base, z, enter)
         else:
-            h, skips = encode(base, z, embed(base, z, t, cond), cond, train, shift=shift)
+            temb = embed(base, z, t, cond) + self._embed_kinds(cond["hint"])
+            h, skips = encode(base, z, temb, cond, train, enter=enter)
 
         def out(value: Array, name: str) -> Array:
             layer = conv(value.shape[-1], name=name, size=1, padding=0, dtype=base.dtype, init=init)
@@ -160,6 +156,34 @@ class ControlNet(nn.Module):
 
         residuals = [out(s, f"controlnet_down_blocks.{i}") for i, s in enumerate(skips)]
         return residuals, out(h, "controlnet_mid_block")
+
+    @nn.nowrap
+    def _make_hint_encoder(self) -> HintEncoder:
+        return HintEncoder(
+            find_first_width(self.base.channels, self.base.multipliers),
+            self.hint_widths,
+            self.hint_factor,
+            self.hint_encoder,
+            self.connections,
+            self.base.dtype,
+            name="controlnet_cond_embedding",
+        )
+
+    @nn.nowrap
+    def _encode_hint(self, hint: Any) -> Callable[[Array], Array]:
+        """Return what makes the first features of the features before; the hint is read once."""
+        encoded = self._make_hint_encoder()(hint)
+        return lambda h: h + encoded
+
+    @nn.nowrap
+    def _embed_kinds(self, hint: Any) -> Array | float:
+        """Return what the kind of hint adds to the embedding of the time: here there is one."""
+        return 0.0
+
+    @nn.nowrap
+    def _find_hint_shape(self, hint: Any) -> tuple[int, ...] | None:
+        """Return the shape (B, f H, f W, C) of a hint; None if it is none."""
+        return getattr(hint, "shape", None)
 
     def check_options(self) -> None:
         """Check that hints can be read with these options; the base is checked where it is called.
@@ -180,7 +204,7 @@ class ControlNet(nn.Module):
                 f"{made} makes hints smaller by one of {', '.join(map(str, factors))}"
             )
 
-    def _check(self, z: Array, hint: Array | None) -> None:
+    def _check(self, z: Array, hint: Any) -> None:
         """Raise a ValueError if the hint does not have the shape that z asks for."""
         side = self.hint_factor / self.base.patch
         wanted = (
@@ -189,7 +213,7 @@ class ControlNet(nn.Module):
             round(z.shape[2] * side),
             self.hint_channels,
         )
-        found = getattr(hint, "shape", None)
+        found = self._find_hint_shape(hint)
         if found != wanted:
             raise ValueError(
                 f"this ControlNet needs cond['hint'] of shape {wanted} for z {z.shape} with "
@@ -197,14 +221,16 @@ class ControlNet(nn.Module):
             )
 
 
-def _encode_lite(base: UNet, z: Array, shift: Array) -> tuple[Array, list[Array]]:
+def _encode_lite(
+    base: UNet, z: Array, enter: Callable[[Array], Array]
+) -> tuple[Array, list[Array]]:
     """Apply the encoder of `diffjax.nets.unet.encode` with one convolution for every block."""
 
     def layer(h: Array, features: int, name: str, stride: int = 1) -> Array:
         return conv(features, name=name, stride=stride, dtype=base.dtype)(nn.silu(h))
 
     first = find_first_width(base.channels, base.multipliers)
-    h = conv(first, name="conv_in", dtype=base.dtype)(space_to_depth(z, base.patch)) + shift
+    h = enter(conv(first, name="conv_in", dtype=base.dtype)(space_to_depth(z, base.patch)))
     skips = [h]
     for i, multiplier in enumerate(base.multipliers):
         width = int(base.channels * multiplier)

@@ -249,7 +249,7 @@ def encode(
     cond: CondEntries,
     train: bool = False,
     *,
-    shift: Array | None = None,
+    enter: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, list[Array]]:
     """Apply the way down and the middle of a UNet.
 
@@ -261,7 +261,7 @@ def encode(
         temb: from `embed`.
         cond: entries of the condition.
         train: whether dropout is active.
-        shift: added to the output of the first convolution: an encoded hint, see `ControlNet`.
+        enter: changes the output of the first convolution: by a hint, see `ControlNet`.
 
     Returns:
         (output of the middle, the skips from the finest to the coarsest).
@@ -271,7 +271,7 @@ def encode(
     add = Features(cond.get("adapter", ()))
     h = image = space_to_depth(z, net.patch) if net.patch > 1 else z
     h = conv(find_first_width(net.channels, net.multipliers), name="conv_in", dtype=net.dtype)(h)
-    h = h if shift is None else h + shift
+    h = h if enter is None else enter(h)
     skips = [h]
     for i, multiplier in enumerate(net.multipliers):
         blocks = take_level("blocks", net.blocks, i)

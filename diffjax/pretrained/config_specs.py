@@ -106,6 +106,11 @@ NETWORK: dict[str, Spec] = {
     "conditioning_channels": _WIDTH,
     "conditioning_embedding_out_channels": listed(_WIDTH, LEVELS),
     "global_pool_conditions": FLAG,
+    "num_control_type": integer(1, 1024),
+    "num_trans_channel": _WIDTH,
+    "num_trans_head": _WIDTH,
+    "num_trans_layer": integer(1, 1024),
+    "num_proj_channel": _WIDTH,
     # T2I-Adapters
     "channels": listed(_WIDTH, LEVELS),
     "num_res_blocks": _COUNT,

@@ -22,18 +22,18 @@ from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.text import CLIPText
 from diffjax.nets.tiny_autoencoder import AutoencoderTiny
 from diffjax.nets.unet import UNet
+from diffjax.nets.union_controlnet import UnionControlNet
 from diffjax.nets.vision import CLIPVision
 from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, NetworkKind
 from diffjax.pretrained.config_specs import NETWORK, check_levels
+from diffjax.pretrained.control_configs import CONTROLNETS
 from diffjax.pretrained.recognise import READ, name_family
 from diffjax.pretrained.text_configs import IMAGE_ENCODERS, TEXT_ENCODERS
 from diffjax.pretrained.transformer_configs import TRANSFORMERS
 from diffjax.pretrained.unet_configs import (
-    DOWN,
     UNET_DEFAULTS,
     UNET_FIXED,
     UNET_IGNORED,
-    UP,
     build_unet,
     describe_unet,
     make_unet_inputs,
@@ -120,6 +120,8 @@ def find_kind(net: object) -> str:
         return type(net).__name__
     if isinstance(net, UNet) and net.context_dim:
         return "UNet2DConditionModel"
+    if isinstance(net, UnionControlNet) and net.base.context_dim:
+        return "ControlNetUnionModel"
     if isinstance(net, ControlNet) and net.base.context_dim:
         return "ControlNetModel"
     if isinstance(net, T2IAdapter):
@@ -154,75 +156,6 @@ def _complete_config(name: str, kind: NetworkKind, config: Config) -> Config:
 def _freeze(value: Any) -> Any:
     """Tuples in place of lists, however deep."""
     return tuple(map(_freeze, value)) if isinstance(value, list | tuple) else value
-
-
-# ---- ControlNet -------------------------------------------------------------------------------
-
-# A ControlNet has the keys of its base but for those of the way up.
-_WAY_UP = (
-    *("out_channels", "up_block_types", "dropout", "time_embedding_dim"),
-    *("reverse_transformer_layers_per_block", "time_cond_proj_dim"),
-)
-_CONTROL_OWN: dict[str, object] = dict(
-    conditioning_channels=3,
-    conditioning_embedding_out_channels=(16, 32, 96, 256),
-    global_pool_conditions=False,
-)
-_NOT_CONTROL = (*_WAY_UP, "encoder_hid_dim", "encoder_hid_dim_type")
-_CONTROL_DEFAULTS = {k: v for k, v in UNET_DEFAULTS.items() if k not in _NOT_CONTROL} | _CONTROL_OWN
-_CONTROL_FIXED: dict[str, tuple[Any, ...]] = {
-    **UNET_FIXED,
-    # Their network has a layer for these widths, which nothing calls.
-    "encoder_hid_dim": (None,),
-    "encoder_hid_dim_type": (None,),
-    "controlnet_conditioning_channel_order": ("rgb",),
-}
-
-
-def _build_controlnet(config: Config) -> ControlNet:
-    """Build the ControlNet of a complete config, whose base is a UNet with the same encoder."""
-    own = {key: config[key] for key in _CONTROL_OWN}
-    down = config["down_block_types"]
-    up = tuple(UP[DOWN.index(block)] for block in reversed(down) if block in DOWN)
-    base = {**UNET_DEFAULTS, **config, "up_block_types": up, "out_channels": config["in_channels"]}
-    widths = own["conditioning_embedding_out_channels"]
-    return ControlNet(
-        build_unet(base),
-        hint_channels=own["conditioning_channels"],
-        hint_widths=widths,
-        hint_factor=2 ** (len(widths) - 1),
-        pool=own["global_pool_conditions"],
-    )
-
-
-def _make_controlnet_inputs(net: ControlNet, config: Config) -> tuple[Tree, ...]:
-    """Return the smallest z, t and condition, with a hint, that a ControlNet can be initialised
-    with.
-    """
-    z, t, cond = make_unet_inputs(net.base, config)
-    sides = [side * net.hint_factor for side in z.shape[1:3]]
-    return z, t, {**cond, "hint": jnp.zeros((1, *sides, net.hint_channels))}
-
-
-def _describe_controlnet(net: ControlNet, in_channels: int) -> JsonObject:
-    """Return the config.json of a ControlNet as ControlNetModel.
-
-    Raises:
-        ValueError: diffusers has no such hint encoder, or the ControlNet is of the lite kind.
-    """
-    known = net.hint_factor == 2 ** (len(net.hint_widths) - 1) and net.hint_encoder == "released"
-    if net.lite or not known:
-        raise ValueError(
-            "diffusers has neither ControlNet-lite nor hint encoders other than the released one, "
-            "which halves once for each width beyond the first"
-        )
-    base = describe_unet(net.base, in_channels)
-    return {k: v for k, v in base.items() if k not in _NOT_CONTROL} | dict(
-        _class_name="ControlNetModel",
-        conditioning_channels=net.hint_channels,
-        conditioning_embedding_out_channels=list(net.hint_widths),
-        global_pool_conditions=net.pool,
-    )
 
 
 # ---- T2I-Adapter ------------------------------------------------------------------------------
@@ -286,15 +219,7 @@ KINDS: dict[str, NetworkKind] = {
         UNET_FIXED,
         UNET_IGNORED,
     ),
-    "ControlNetModel": NetworkKind(
-        "diffusers",
-        _build_controlnet,
-        _describe_controlnet,
-        _make_controlnet_inputs,
-        _CONTROL_DEFAULTS,
-        _CONTROL_FIXED,
-        UNET_IGNORED,
-    ),
+    **CONTROLNETS,
     "T2IAdapter": NetworkKind(
         "diffusers",
         _build_adapter,

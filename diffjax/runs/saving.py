@@ -19,14 +19,15 @@ from diffjax.pretrained.components import Components, save_components
 from diffjax.pretrained.files import StrPath
 from diffjax.runs.cards import make_card
 from diffjax.runs.exported import write_export
-from diffjax.runs.fixed_parts import make_abstract_fixed_parts
+from diffjax.runs.fixed_parts import leave_out_base, make_abstract_fixed_parts
 from diffjax.runs.states import make_abstract_state
 from diffjax.train import State
 from diffjax.types import ConfigError
 
 WEIGHTS_FILE = "model.safetensors"
-# Tasks whose networks are those of the task "diffusion" once adapters are merged.
-_PLAIN = ("diffusion", "lora", "consistency", "ip_adapter")
+# Tasks whose networks are those of the task "diffusion" once adapters are merged, and the one that
+# trains a whole model, whose config stays as it is.
+_PLAIN, _WHOLE = ("diffusion", "lora", "consistency", "ip_adapter"), "distillation"
 
 
 class Source(NamedTuple):
@@ -137,7 +138,7 @@ def _save_trained(model: Model, source: Source, folder: Path) -> Card:
         )
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like.extra)
     extra = {**blank, **{k: v for k, v in (model.statistics or {}).items() if k in blank}}
-    known = make_abstract_fixed_parts(cfg) or {}
+    known = leave_out_base(cfg, make_abstract_fixed_parts(cfg)) or {}
     frozen = {name: (model.frozen or {})[name] for name in known}
     state = State(jnp.asarray(source.step, jnp.int32), params, params, None, extra)
     write_export(folder / WEIGHTS_FILE, cfg, state, frozen or None)
@@ -150,10 +151,12 @@ def _make_plain(config: ConfigDict, model: Model) -> ConfigDict:
     Raises:
         ConfigError: the task trains no diffusion model, or a word, which its tokenizer has.
     """
+    if config.task == _WHOLE:
+        return config
     if config.task not in _PLAIN:
         raise ConfigError(
             f"task={config.task} is written by diffjax export, from the workdir of its run; "
-            f"diffjax.save takes {', '.join(_PLAIN)}"
+            f"diffjax.save takes {', '.join((*_PLAIN, _WHOLE))}"
         )
     kept = {k: v for k, v in config.to_dict().items() if k not in ("lora", "consistency")}
     out = ConfigDict({**kept, "task": "diffusion"})

@@ -13,6 +13,8 @@ Pictures are the captioned shapes of `diffjax.data.shapes`, so that a program ca
 | prior | a small shape of any kind and colour | "a shape" |
 | exchanged | 1,000 of one shape | the caption names the next colour of the list |
 | edits | 1,000 of one shape, each beside itself in another colour | "make it red" |
+| any | 1,000 of one shape | "a shape" |
+| given | a large thing of every colour and shape, to be asked for by its picture | what it is |
 | example | a large red circle in the middle | what it is |
 """
 
@@ -29,14 +31,14 @@ from experiments.reproductions.personal_scenes import read_pictures, write_folde
 WRITE = flags.DEFINE_enum(
     "write",
     None,
-    ["subject", "word", "prior", "exchanged", "edits", "example"],
+    ["subject", "word", "prior", "exchanged", "edits", "any", "given", "example"],
     "Pictures to write to --out.",
 )
 READ = flags.DEFINE_string("read", None, "Folder of pictures to read, of one set of prompts.")
 PROMPTS = flags.DEFINE_enum(
     "prompts",
     "plain",
-    ["plain", "subject", "word", "exchanged", "edits"],
+    ["plain", "subject", "word", "exchanged", "edits", "given"],
     "What the pictures of --read were asked to show.",
 )
 OUT = flags.DEFINE_string("out", None, "Folder of --write, or JSON file of --read.")

@@ -26,7 +26,10 @@ SEEN = (0, 2, 4, 7)
 UNSEEN = tuple(place for place in range(len(shapes.PLACES)) if place not in SEEN)
 # The picture that is edited.
 EXAMPLE = shapes.Thing(1, list(shapes.COLOURS).index("red"), shapes.SHAPES.index("circle"), 4)
-# Pictures of the exchanged colours and of the edits, and of the prior.
+# A caption of any picture.
+ANY = "a shape"
+# Pictures of the exchanged colours, of the edits and of those that say more than their captions,
+# and of the prior.
 MANY, SOME = 1000, 60
 # Pictures of each prompt.
 COLUMNS = 4
@@ -56,7 +59,8 @@ def list_requests(kind: str) -> list[Request]:
     Args:
         kind: a choice of --prompts. ``plain`` and ``exchanged`` ask for the same six shapes of one
             colour each; ``subject`` and ``word`` for the subject at places that it was not trained
-            at; ``edits`` for `EXAMPLE` in every other colour.
+            at; ``edits`` for `EXAMPLE` in every other colour; ``given`` for large things of every
+            colour and shape in words that name none of them, so that a picture has to say which.
     """
     if kind == "edits":
         return [
@@ -67,6 +71,9 @@ def list_requests(kind: str) -> list[Request]:
     if kind in NAMES:
         things = [SUBJECT._replace(place=place) for place in UNSEEN]
         return [Request(f"a {NAMES[kind]} at the {shapes.PLACES[t.place]}", t) for t in things]
+    if kind == "given":
+        kinds = [(c, s) for c in range(len(shapes.COLOURS)) for s in range(len(shapes.SHAPES))]
+        return [Request(ANY, shapes.Thing(1, *one, k % 9)) for k, one in enumerate(kinds)]
     things = [shapes.Thing(1, k, k % len(shapes.SHAPES), (2 * k + 1) % 9) for k in range(6)]
     describe = rename if kind == "exchanged" else shapes.Thing.describe
     return [Request(describe(thing), thing) for thing in things]
@@ -110,6 +117,10 @@ def make_examples(kind: str) -> Iterator[Example]:
             thing = SUBJECT._replace(place=place)
             yield Example(draw_thing(thing, rng), f"a {NAMES[kind]} at the {shapes.PLACES[place]}")
         return
+    if kind == "given":
+        for one in list_requests(kind):
+            yield Example(draw_thing(one.thing, rng), one.thing.describe())
+        return
     for k in range(SOME if kind == "prior" else MANY):
         scene = shapes.make_scene("test", k, single=True)
         (thing,), (picture, _) = scene.things, shapes.draw(scene)
@@ -120,7 +131,7 @@ def make_examples(kind: str) -> Iterator[Example]:
             edited = shapes.draw(scene._replace(things=(thing._replace(colour=colour),)))[0]
             yield Example(edited, f"make it {list(shapes.COLOURS)[colour]}", picture)
         else:
-            yield Example(picture, rename(thing) if kind == "exchanged" else thing.describe())
+            yield Example(picture, rename(thing) if kind == "exchanged" else ANY)
 
 
 def write_folder(kind: str, out: Path) -> None:
@@ -144,6 +155,9 @@ def write_folder(kind: str, out: Path) -> None:
 def read_pictures(folder: Path, kind: str, out: Path) -> None:
     """Read what pictures show, and write the shares as JSON and the pictures as one sheet.
 
+    The file also counts the requests all of whose pictures are right, since pictures of one request
+    may be much the same.
+
     Args:
         folder: pictures of each request in turn, as `experiments.generate` writes them; the sheet
             shows the first `COLUMNS` of each.
@@ -165,11 +179,12 @@ def read_pictures(folder: Path, kind: str, out: Path) -> None:
         shapes.check_picture(image, [requests[k // columns].thing])
         for k, image in enumerate(images)
     ]
-    shares = {
-        key: float(np.mean([getattr(verdict, key) for verdict in verdicts]))
-        for key in shapes.Verdict._fields
-    }
-    write_atomically(out, json.dumps({"pictures": len(images), **shares}, indent=2) + "\n")
+    right = np.asarray(verdicts).reshape(len(requests), columns, -1)
+    counts = {"pictures": len(images), "requests": len(requests)}
+    shares = dict(zip(shapes.Verdict._fields, right.mean((0, 1)).tolist(), strict=True))
+    whole = (right == 1).all(1).sum(0).tolist()
+    written = {**counts, **shares, "whole": dict(zip(shapes.Verdict._fields, whole, strict=True))}
+    write_atomically(out, json.dumps(written, indent=2) + "\n")
     shown = images.reshape(len(requests), columns, *images.shape[1:])[:, :COLUMNS]
     sheet = tile(np.concatenate(shown) / 127.5 - 1, columns=COLUMNS, scale=SCALE)
     save_png(sheet, out.with_suffix(".png"))

@@ -8,6 +8,7 @@ from diffjax.cli.path_arguments import (
     parse_control,
     parse_image_prompt,
     parse_lora,
+    split_kind,
     split_path,
 )
 from diffjax.types import ConfigError
@@ -30,6 +31,8 @@ def folder(tmp_path, monkeypatch):
     ("net:1:a:b.png:2", ("net:1", "a:b.png", 2.0, 0.0, 1.0)),
     ("net:0.5", ("net", "0.5", 1.0, 0.0, 1.0)),  # a file of that name
     ("net:0.5:0.5", ("net", "0.5", 0.5, 0.0, 1.0)),
+    ("net#3:edges.png", ("net", "edges.png", 1.0, 0.0, 1.0, 3)),
+    ("owner/name#12:edges.png:0.5", ("owner/name", "edges.png", 0.5, 0.0, 1.0, 12)),
     ("net:edges.png:-1", ("net", "edges.png", -1.0, 0.0, 1.0)),  # the request says what is wrong
 ])  # fmt: skip
 def test_a_control_is_read(folder, text, wanted):
@@ -40,10 +43,18 @@ def test_a_control_is_read(folder, text, wanted):
     "", ":", "net", "net:", ":edges.png", "net:no.png", "no:edges.png", "net:edges.png:",
     "net:edges.png:x", "net:edges.png:1:2", "net:edges.png:1:2:3:4", "net:edges.png:nan",
     "net:edges.png:inf:0:1", "edges.png:net:a", "net: edges.png",
+    "net#:edges.png", "net#x:edges.png", "#3:edges.png",
 ])  # fmt: skip
 def test_what_names_no_network_and_image_is_refused(folder, text):
-    with pytest.raises(ConfigError, match=r"^--control=.*: must be NET:IMAGE"):
+    with pytest.raises(ConfigError, match=r"^--control=.*: must be NET\[#KIND\]:IMAGE"):
         parse_control(text)
+
+
+def test_a_kind_is_split_from_what_is_no_file(folder):
+    (folder / "c#4").write_bytes(b"")
+    assert split_kind("owner/name#3") == ("owner/name", 3)
+    assert split_kind("c#4") == ("c#4", None)
+    assert split_kind("net") == ("net", None)
 
 
 @pytest.mark.parametrize("text, wanted", [

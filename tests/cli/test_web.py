@@ -101,6 +101,13 @@ OVERLAPS = """() => {
   return found;
 }"""
 
+# Whether both pictures of the gallery can be seen.
+SHOWN = """() => {
+  const found = [...document.querySelectorAll("#pictures img")].filter(
+    e => e.naturalWidth > 0 && e.clientWidth > 20 && e.clientHeight > 20);
+  return found.length >= 2;
+}"""
+
 
 @pytest.fixture
 def browser():
@@ -170,6 +177,8 @@ def _make_two(page, picture):
         )
         assert max(box) <= 1
     assert page.evaluate(OVERLAPS) == []
+    page.locator("#pictures").scroll_into_view_if_needed()  # what is out of sight loads later
+    page.wait_for_function(SHOWN, timeout=30_000)
     page.screenshot(path=picture, full_page=True)
 
 

@@ -15,7 +15,7 @@ from diffjax.cli.web_limits import Limits
 from tests.parity import generate_cases as g
 
 NET, LORA = object(), generate.Lora({"unet": {}}, 0.5)
-OFFERED = Offered({"edges": NET}, {"style": LORA, "ink": LORA})
+OFFERED = Offered({"edges": NET, "many#3": NET}, {"style": LORA, "ink": LORA}, {"many#3": 3})
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,9 @@ def test_every_field_reaches_the_request():
     assert asked.prompt == ["cat"] and asked.key.tolist() == [7]
     assert asked.sampler[:2] == ("euler", 9) and asked.guidance[:2] == (2.5, "dog")
     assert asked.size[:2] == (16, 24) and asked.image == (image, 0.3, mask, *asked.image[3:])
-    assert asked.control[0][:3] == (NET, image, 0.6)
+    assert asked.control[0][:3] == (NET, image, 0.6) and asked.control[0].kind is None
+    united = dataclasses.replace(form, net="many#3").make_request(OFFERED)
+    assert united.control[0].kind == 3
     assert asked.lora == [LORA._replace(scale=0.4)]
     caption = form.format_caption()
     for word in ("cat", "seed 7", "9 steps", "2.5", "euler", "dog", "0.3", "mask", "edges 0.6"):

@@ -44,3 +44,22 @@ def test_requests_have_equally_many_pictures(tmp_path):
     draw(tmp_path / "less", 3)
     with pytest.raises(ValueError, match="at least 4"):
         scenes.read_pictures(tmp_path / "less", "plain", tmp_path / "out.json")
+
+
+def test_pictures_as_prompts_say_what_their_words_do_not(tmp_path):
+    requests, (first, *rest) = scenes.list_requests("given"), scenes.make_examples("given")
+    assert {one.prompt for one in requests} == {scenes.ANY}
+    assert scenes.shapes.check_picture(first.picture, [requests[0].thing]).all == 1
+    assert len(rest) == len(requests) - 1
+    assert {one.caption for one in scenes.make_examples("any")} == {scenes.ANY}
+    assert len({one.thing[1:3] for one in requests}) == len(requests) == 24
+    (tmp_path / "in").mkdir()
+    for k, one in enumerate(requests):
+        for j in range(4):  # one picture of the first request shows something else
+            thing = requests[-1].thing if (k, j) == (0, 2) else one.thing
+            shown = scenes.draw_thing(thing, np.random.default_rng(j))
+            Image.fromarray(shown).save(tmp_path / "in" / f"{k:02d}-{j}.png")
+    scenes.read_pictures(tmp_path / "in", "given", tmp_path / "out.json")
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["colour"] == pytest.approx(95 / 96)
+    assert found["whole"]["colour"] == 23 and found["requests"] == 24

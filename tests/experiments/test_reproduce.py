@@ -257,7 +257,7 @@ BEGINNINGS = {
     "ablation-": TRIED,
     "improved-": TRIED,
     "reconstruction-": {"distance": 9.0, "psnr": 20.0, "l1": 0.1, "codes_used": 0.9},
-    "own-": {**OBEYED, "pictures": 8},
+    "own-": {**OBEYED, "pictures": 8, "requests": 2, "whole": dict.fromkeys(OBEYED, 1)},
     "control-cost": {
         "time_ratio": 0.9, "memory_ratio": 0.8,
         "turns": {"wall": {"controlnet": [0.9, 0.91], "fine_tuning": [1.0, 1.0]}},

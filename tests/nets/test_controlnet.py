@@ -31,10 +31,17 @@ XL = dict(
     cross_attention_dim=2048,
 )
 SD2 = dict(cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True)
+UNION = dict(
+    _class_name="ControlNetUnionModel", conditioning_embedding_out_channels=[16, 32, 96, 256]
+)
 PUBLISHED = {
     "sd1": (dict(cross_attention_dim=768), 361_279_120),
     "sd2": (SD2, 364_228_240),
     "xl": (XL, 1_251_014_160),
+    **{
+        f"union-{kinds}": (XL | UNION | {"num_control_type": kinds}, count)
+        for kinds, count in ((6, 1_255_958_800), (8, 1_256_614_800))
+    },
 }
 
 

@@ -20,6 +20,15 @@ NETS = {
     for name in ("sd1", "sd2", "xl")
 }
 NETS["pooled"] = {**NETS["sd1"], "global_pool_conditions": True, "conditioning_channels": 1}
+NETS["union"] = NETS["xl"] | dict(
+    _class_name="ControlNetUnionModel",
+    num_control_type=5,
+    num_trans_channel=8,
+    num_proj_channel=8,
+    num_trans_head=2,
+    num_trans_layer=2,
+)
+KINDS, SCALES = (3, 1), (0.7, 1.3)  # of a union of two hints
 
 
 def hint(config: sd_cases.Config) -> np.ndarray:
@@ -32,6 +41,12 @@ def conditions(config: sd_cases.Config) -> dict[str, Any]:
     """What the network is given beside z and t."""
     given = sd_cases.unet_inputs(config)
     cond: dict[str, Any] = {"context": given["context"], "hint": hint(config)}
+    if "num_control_type" in config:
+        # The attention of diffusers is over the images of a batch, so that these are the same.
+        images = np.stack(np.broadcast_arrays(cond["hint"][:1], cond["hint"][1:]), 1)
+        images = np.tile(images, (2, 1, 1, 1, 1))
+        both = {"kinds": np.tile(KINDS, (2, 1)), "scales": np.tile(np.float32(SCALES), (2, 1))}
+        cond["hint"] = {"images": images, **both}
     if "time_ids" in given:
         cond["added"] = {key: given[key] for key in ("text_embeds", "time_ids")}
     return cond

@@ -21,12 +21,19 @@ def theirs(config: sd_cases.Config) -> list[np.ndarray]:
     """Residuals of the skips and of the middle, NHWC."""
     given, cond = sd_cases.unet_inputs(config), control_cases.conditions(config)
     added = {key: torch.from_numpy(value) for key, value in cond.get("added", {}).items()}
+    hint, more = cond["hint"], {}
+    if isinstance(hint, dict):
+        there = torch.zeros(2, config["num_control_type"])
+        there[:, control_cases.KINDS] = 1
+        kinds, scales = list(control_cases.KINDS), list(control_cases.SCALES)
+        more = dict(control_type=there, control_type_idx=kinds, conditioning_scale=scales)
     out = sd_record.network(config)(
         nchw(given["z"]),
         torch.from_numpy(given["t"]),
         torch.from_numpy(cond["context"]),
-        nchw(cond["hint"]),
+        [nchw(one) for one in hint["images"].swapaxes(0, 1)] if more else nchw(hint),
         added_cond_kwargs=added or None,
+        **more,
     )
     values = (*out.down_block_res_samples, out.mid_block_res_sample)
     return [nhwc(value) for value in values]

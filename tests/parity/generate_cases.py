@@ -132,7 +132,20 @@ CONTROLS = {
     | dict(_class_name="ControlNetModel", conditioning_embedding_out_channels=[4, 6])
     for family in ("sd1", "xl")
 }
-CONTROLS["sd1-pooled"] = {**CONTROLS["sd1"], "global_pool_conditions": True}
+CONTROLS |= {
+    f"{family}-pooled": {**CONTROLS[family], "global_pool_conditions": True}
+    for family in ("sd1", "xl")
+}
+CONTROLS["xl-union"] = CONTROLS["xl"] | dict(
+    _class_name="ControlNetUnionModel",
+    num_control_type=5,
+    num_trans_channel=8,
+    num_proj_channel=8,
+    num_trans_head=2,
+)
+CONTROLLED = ("control", "pooled", "union")
+# Kinds of hints of a ControlNet that reads several.
+UNITED = (3, 1)
 
 
 def _adapter(kind: str, factor: int) -> dict[str, Any]:
@@ -155,7 +168,7 @@ class Case(NamedTuple):
         sampler: of `generate.SAMPLERS`, with ``karras`` after a blank.
         family: of `FAMILIES`.
         mode: ``text``, ``image``, ``mask``, ``refined``, ``handed`` (the same in two calls),
-            ``control``, ``pooled``, ``adapter``, ``edit``, ``depth``, or ``upscale``.
+            ``control``, ``pooled``, ``union``, ``adapter``, ``edit``, ``depth``, or ``upscale``.
         options: what else is asked for, see `request`.
     """
 
@@ -215,6 +228,23 @@ CASES = [
     Case("ddim", mode="control", options=(("balance", "guess"),)),
     Case("euler", "xl", "control", options=(("start", 0.3),)),
     Case("ddim", mode="pooled"),
+    # Where they pool, unite, or stand beside an image or a mask.
+    Case("ddim", "xl", "pooled"),
+    *(
+        Case("euler", family, mode, (("from", start), *more))
+        for family, mode, start, more in (
+            *(("sd1", "control", start, ()) for start in ("image", "mask")),
+            *(("xl", "control", start, ()) for start in ("image", "mask")),
+            ("xl", "control", "mask", (("strength", 0.6), ("balance", "guess"))),
+            ("xl", "pooled", "mask", ()),
+            ("sd1-inpainting", "control", "mask", ()),
+            *(("xl", "union", start, ()) for start in ("image", "mask")),
+        )
+    ),
+    *(Case("euler", "xl", "union", (("kinds", count),)) for count in (1, 2)),
+    # Their guess mode fails here; outside of its window a union of theirs still adds residuals.
+    Case("ddim", "xl", "union", (("kinds", 1), ("end", 0.6))),
+    Case("heun", "xl", "union", (("kinds", "apart"), ("start", 0.3))),
     # Exact lists of steps.
     Case("euler", options=(("timesteps", (990, 700, 411, 200, 30)),)),
     Case("heun", options=(("timesteps", (990, 700, 411, 200, 30)),)),
@@ -358,7 +388,13 @@ def components(family: str) -> Components:
 
 def control_name(mode: str, family: str) -> str:
     """Of ControlNets for a family, in `CONTROLS`."""
-    return f"{family}-pooled" if mode == "pooled" else family
+    family = family.removesuffix("-inpainting")
+    return family if mode in ("control", "adapter") else f"{family}-{mode}"
+
+
+def starts_from(case: Case) -> str:
+    """``image`` or ``mask`` if a generation starts from an image, else empty."""
+    return case.mode if case.mode in ("image", "mask") else case.option("from", "")
 
 
 @functools.cache
@@ -384,9 +420,9 @@ def request(case: Case) -> generate.Request:
     name, _, grid = case.sampler.partition(" ")
     grid = grid or case.option("grid", None)
     image = None
-    if case.mode in ("image", "mask"):
-        strength = case.option("strength", 0.7 if case.mode == "image" else 1.0)
-        filled = mask() if case.mode == "mask" else None
+    if start := starts_from(case):
+        strength = case.option("strength", 0.7 if start == "image" else 1.0)
+        filled = mask() if start == "mask" else None
         image = generate.Image(picture(), strength, filled, case.option("padding", None))
     if case.mode == "edit":
         image = generate.Image(picture())
@@ -400,7 +436,7 @@ def request(case: Case) -> generate.Request:
         told = (list(OWN_PROMPTS), generate.Guidance(OWN_GUIDANCE, OWN_NEGATIVE)) if own else ()
         refiner = generate.Refiner(pipeline("refiner"), 0.6, *told)
     control = []
-    if case.mode in ("control", "pooled", "adapter"):
+    if case.mode in (*CONTROLLED, "adapter"):
         nets = (adapters if case.mode == "adapter" else controls)(
             control_name(case.mode, case.family)
         )
@@ -409,6 +445,11 @@ def request(case: Case) -> generate.Request:
             generate.Control(net, hint, scale, *window, case.option("balance", "balanced"))
             for net, hint, scale in zip(nets, hints(), CONTROL_SCALES, strict=True)
         ]
+    if case.mode == "union":
+        control = [one._replace(kind=kind) for one, kind in zip(control, UNITED, strict=True)]
+        if (count := case.option("kinds", 1)) != "apart":
+            together = dict(image=hints()[:count], kind=UNITED[:count])
+            control = [control[0]._replace(**together)]
     texts: list[Any] = prompts(case)
     negative = case.option("negative", None)
     if seconds := case.option("seconds", None):  # what the second encoder is told

@@ -72,11 +72,26 @@ def parts(family: str) -> dict[str, Any]:
     return out
 
 
-def pipeline(family: str, mode: str = "text", pag: str | list[str] = "") -> Any:
-    """A pipeline of diffusers; ``pag`` names its perturbed layers."""
+def pipeline(
+    family: str,
+    mode: str = "text",
+    pag: str | list[str] = "",
+    start: str = "",
+    apart: bool = True,
+) -> Any:
+    """A pipeline of diffusers.
+
+    Args:
+        pag: names of its perturbed layers.
+        start: what it starts from beside a control, ``image`` or ``mask``.
+        apart: whether there are two control networks.
+    """
     special = {"edit": "InstructPix2Pix", "depth": "Depth2Img", "upscale": "Upscale"}
-    suffixes = {**special, "image": "Img2Img", "mask": "Inpaint", "control": "ControlNet"}
-    suffix = {**suffixes, "pooled": "ControlNet", "adapter": "Adapter"}.get(mode, "")
+    starts = {"image": "Img2Img", "mask": "Inpaint", "": ""}
+    suffixes = {**special, **starts, "adapter": "Adapter"}
+    suffix = suffixes.get(mode, "")
+    if mode in g.CONTROLLED:
+        suffix = f"ControlNet{'Union' * (mode == 'union')}{starts[start]}"
     if pag:
         suffix = "PAGImg2Img" if mode == "image" else f"{suffix}PAG"
     if family in ("xl", "refiner"):
@@ -90,9 +105,10 @@ def pipeline(family: str, mode: str = "text", pag: str | list[str] = "") -> Any:
         kind = getattr(diffusers, f"StableDiffusion{suffix}Pipeline")
         absent = {"safety_checker": None, "feature_extractor": None}
         options = {"requires_safety_checker": False}
-    if mode in ("control", "pooled"):
+    if mode in g.CONTROLLED:
         config = g.CONTROLS[g.control_name(mode, family)]
-        options["controlnet"] = [_network("controlnet", config) for _ in range(2)]
+        nets = [_network("controlnet", config) for _ in range(2)]
+        options["controlnet"] = nets if apart else nets[0]
     if mode == "adapter":
         options.pop("add_watermarker", None)
         both = [_network("adapter", g.ADAPTERS[family]) for _ in range(2)]
@@ -129,7 +145,9 @@ def images(case: g.Case) -> np.ndarray:
     pag = ""
     if case.option("pag", None):
         pag = [re.escape(layer) for layer in case.option("layers", ("mid_block",))]
-    made = pipeline(case.family, case.mode, pag)
+    apart = case.mode != "union" or case.option("kinds", 1) == "apart"
+    start = case.option("from", "")
+    made = pipeline(case.family, case.mode, pag, start, apart)
     if case.option("freeu", False):
         made.enable_freeu(**g.FREEU._asdict())
     try:
@@ -161,7 +179,7 @@ def _options(case: g.Case) -> dict[str, Any]:
         options["prompt_2"] = list(seconds)
         if "negative_prompt" in options:
             options["negative_prompt_2"] = [seconds[0]] * len(g.PROMPTS)
-    if case.mode in ("text", "refined", "handed", "control", "pooled", "adapter"):
+    if case.mode in ("text", "refined", "handed", *g.CONTROLLED, "adapter"):
         options |= dict(height=g.size(case), width=g.size(case))
     if case.mode in ("text", "refined", "handed"):
         options["guidance_rescale"] = case.option("rescale", 0.0)
@@ -170,19 +188,13 @@ def _options(case: g.Case) -> dict[str, Any]:
             crops_coords_top_left=case.option("crop", None),
             original_size=case.option("original", None),
         )
-    if case.mode in ("image", "mask"):
+    if start := g.starts_from(case):
         options |= dict(
             image=[PIL.Image.fromarray(g.picture())] * len(g.PROMPTS),
-            strength=case.option("strength", 0.7 if case.mode == "image" else 1.0),
+            strength=case.option("strength", 0.7 if start == "image" else 1.0),
         )
-    if case.mode in ("control", "pooled"):
-        options |= dict(
-            image=[PIL.Image.fromarray(hint) for hint in g.hints()],
-            controlnet_conditioning_scale=list(g.CONTROL_SCALES),
-            control_guidance_start=case.option("start", 0.0),
-            control_guidance_end=case.option("end", 1.0),
-            guess_mode=case.option("balance", "") == "guess",
-        )
+    if case.mode in g.CONTROLLED:
+        options |= _control_options(case)
     pictures = [PIL.Image.fromarray(g.picture())] * len(g.PROMPTS)
     if case.mode == "edit":
         options |= dict(image=pictures, image_guidance_scale=case.option("image", 1.5))
@@ -202,13 +214,33 @@ def _options(case: g.Case) -> dict[str, Any]:
         )
         if case.family == "xl":
             options["adapter_conditioning_factor"] = case.option("end", 1.0)
-    if case.mode == "mask":
+    if g.starts_from(case) == "mask":
         options["mask_image"] = [PIL.Image.fromarray(g.mask())] * len(g.PROMPTS)
         if padding := case.option("padding", None):
             options |= dict(padding_mask_crop=padding, output_type="pil")
             options |= {name: options[name][0] for name in ("image", "mask_image")}
             options |= dict(height=g.SIZE, width=g.SIZE)
     return options
+
+
+def _control_options(case: g.Case) -> dict[str, Any]:
+    hints, scales = [PIL.Image.fromarray(hint) for hint in g.hints()], list(g.CONTROL_SCALES)
+    options: dict[str, Any] = dict(
+        control_guidance_start=case.option("start", 0.0),
+        control_guidance_end=case.option("end", 1.0),
+        # Where a network pools, all pipelines but that of XL's inpainting choose this themselves.
+        guess_mode=case.option("balance", "") == "guess" or case.mode == "pooled",
+    )
+    if case.mode == "union":
+        options["control_mode"] = list(g.UNITED)
+        if (count := case.option("kinds", 1)) != "apart":
+            options["control_mode"], hints, scales = (
+                list(g.UNITED[:count]),
+                hints[:count],
+                scales[0],
+            )
+    named = "control_image" if case.mode == "union" or g.starts_from(case) else "image"
+    return options | {named: hints, "controlnet_conditioning_scale": scales}
 
 
 def _refined(case: g.Case) -> np.ndarray:

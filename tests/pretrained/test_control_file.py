@@ -36,7 +36,8 @@ def published(state, blocks=1):
     return out | ldm.unet(rest, blocks)
 
 
-CASES = [name for name in control_cases.NETS if name != "pooled"]  # which no key tells
+# No key tells what pools, and unions have diffusers' names alone.
+CASES = [name for name in control_cases.NETS if name not in ("pooled", "union")]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -100,6 +101,11 @@ def test_networks_of_ours_alone_are_refused():
     for other in (net.clone(lite=True), net.clone(hint_factor=1), net.clone(hint_encoder="paper")):
         with pytest.raises(ValueError, match="neither ControlNet-lite nor hint encoders"):
             configs.describe(other)
+    union, params = sd_cases.random_params(control_cases.NETS["union"])
+    with pytest.raises(ValueError, match="has no name in the published layout"):
+        save_control_file("control.safetensors", union, params)
+    with pytest.raises(ValueError, match="num_proj_channel=4 is not 8, the width of the first"):
+        configs.build({**control_cases.NETS["union"], "num_proj_channel": 4})
     with pytest.raises(ValueError, match="have no class elsewhere"):
         configs.describe(ControlNet(net.base.clone(context_dim=0)))
 

@@ -287,7 +287,6 @@ def test_errors_name_the_part_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("name, family", [
-    ("ControlNetUnionModel", "unite several hints"),
     ("UNetControlNetXSModel", "ControlNet-XS"),
     ("FluxTransformer2DModel", "Flux"),
 ])  # fmt: skip

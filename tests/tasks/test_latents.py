@@ -9,7 +9,7 @@ from configs import ldm
 from configs.base import smoke
 from diffjax import samplers
 from diffjax.model import make_model, make_sampler, make_steering, sample
-from diffjax.model.channel_conditions import average_area, draw_holes
+from diffjax.model.channel_conditions import CONCATS, EDIT, average_area, draw_holes
 from diffjax.model.space import encode_moments, make_space
 from diffjax.runs import guides
 from diffjax.tasks import make_task
@@ -79,6 +79,15 @@ def test_statistics_by_channel_bring_latents_to_one_scale(made):
     np.testing.assert_allclose(z.std((0, 1, 2)), 0.5, rtol=1e-4)
     back = net.apply({"params": frozen["autoencoder"]}, plain, method=net.decode)
     np.testing.assert_allclose(space.leave(frozen, space.extra, z), back, atol=1e-4)
+    # The picture before an edit comes as the autoencoder has it, as in diffusers.
+    edits = CONCATS[EDIT](given, space)
+    raw = {"image": batch["image"], "seen": jnp.ones(4)}
+    found = edits.encode({}, frozen, space.extra, raw)["concat"]
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+    # Pipelines scale by the config alone, and agree.
+    published = space.net.clone(scaling_factor=0.5)
+    np.testing.assert_allclose(published.scale_latents(plain), z, atol=1e-5)
+    np.testing.assert_allclose(published.unscale_latents(z), plain, atol=1e-4)
     given.autoencoder.scale = 0.0
     with pytest.raises(ValueError, match=r"latents_std needs autoencoder.scale"):
         make_space(given, SHAPE)
