@@ -53,24 +53,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     if "autoencoder" in config:
         factor *= _shrink(config.autoencoder) // 2
         config.autoencoder.weights = "random"
-    if config.get("cond", {}).get("text"):
-        config.cond.text.update(vocabulary=22, positions=18, layers=1, heads=2)
-        if config.cond.context == "clip":
-            config.cond.text.width, config.cond.weights = 16, "random"
-            config.cond.empty = config.cond.empty and (20, 21)
-        elif config.cond.context == "clip_xl":
-            small = {"vocabulary": 22, "positions": 18, "layers": 1, "heads": 2, "width": 16}
-            config.cond.text.update(small, features=4)
-            config.cond.text_2.update(small, features=4, projection=4)
-            net.update(added_dim=4 + 6 * 8, added_time_dim=8)
-        else:
-            config.cond.text.head_channels = 4
-    if "concept" in config:  # whose word a tokenizer must know
-        config.model.tokenizer, config.concept.word = "shapes", "<new>"
-        for entry in ("text", "text_2"):
-            if entry in config.cond:
-                config.cond[entry].update(vocabulary=116, positions=20)
-        config.cond.empty = config.cond.empty and (114, 115, 115)
+    _shrink_texts(config)
     if "distil" in config:
         config.distil.base = "random"
     if "control" in config:
@@ -97,6 +80,29 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.sample.update(num=4, batch_size=4, steps=min(config.sample.steps, 4))
     config.eval.update(num=8, bits_images=4, features="")
     return config
+
+
+def _shrink_texts(config: ConfigDict) -> None:
+    """Make the text encoders of a config as small as they can be."""
+    net = config.network
+    if config.get("cond", {}).get("text"):
+        config.cond.text.update(vocabulary=22, positions=18, layers=1, heads=2)
+        if config.cond.context == "clip":
+            config.cond.text.width, config.cond.weights = 16, "random"
+            config.cond.empty = config.cond.empty and (20, 21)
+        elif config.cond.context == "clip_xl":
+            small = {"vocabulary": 22, "positions": 18, "layers": 1, "heads": 2, "width": 16}
+            config.cond.text.update(small, features=4)
+            config.cond.text_2.update(small, features=4, projection=4)
+            net.update(added_dim=4 + 6 * 8, added_time_dim=8)
+        else:
+            config.cond.text.head_channels = 4
+    if "concept" in config:  # whose word a tokenizer must know
+        config.model.tokenizer, config.concept.word = "shapes", "<new>"
+        for entry in ("text", "text_2"):
+            if entry in config.cond:
+                config.cond[entry].update(vocabulary=116, positions=20)
+        config.cond.empty = config.cond.empty and (114, 115, 115)
 
 
 def _shrink(net: ConfigDict) -> int:
