@@ -1,5 +1,7 @@
 """How networks begin, by the spread of what is drawn."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +15,15 @@ NET = UNet(
 )
 
 
+@functools.cache
+def draw(net):
+    """The compiled initialisation of a network."""
+    return jax.jit(net.init)
+
+
 def begin(name, net=NET, cond=None):
     cond = {"label": jnp.zeros(1, int), **(cond or {})}
-    params = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1), cond)["params"]
+    params = draw(net)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1), cond)["params"]
     return params, initialise(params, name, jax.random.key(1))
 
 
@@ -88,8 +96,9 @@ def test_the_class_may_come_before_the_layers_of_the_time():
     assert params["class_embedding"]["kernel"].shape == (10, 32)
     z, t = jax.random.normal(jax.random.key(3), (2, 8, 8, 3)), jnp.ones(2)
     params = initialise(params, "torch", jax.random.key(0))
-    out = net.apply({"params": params}, z, t, {"label": jnp.array([1, 10])})
+    run = jax.jit(net.apply)
+    out = run({"params": params}, z, t, {"label": jnp.array([1, 10])})
     params["class_embedding"]["kernel"] = jnp.zeros((10, 32))
-    none = net.apply({"params": params}, z, t, {"label": jnp.array([1, 10])})
+    none = run({"params": params}, z, t, {"label": jnp.array([1, 10])})
     assert not np.allclose(out[0], none[0])
     assert np.allclose(out[1], none[1])  # a label beyond the classes is none of them
