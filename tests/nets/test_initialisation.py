@@ -2,12 +2,18 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.nets.initialisation import INITIALISATIONS, initialise
+from diffjax.nets.initialisation import (
+    INITIALISATIONS,
+    describe_network,
+    init_network,
+    initialise,
+)
 from diffjax.nets.unet import UNet
 
 NET = UNet(
@@ -102,3 +108,41 @@ def test_the_class_may_come_before_the_layers_of_the_time():
     none = run({"params": params}, z, t, {"label": jnp.array([1, 10])})
     assert not np.allclose(out[0], none[0])
     assert np.allclose(out[1], none[1])  # a label beyond the classes is none of them
+
+
+TRACED: list[int] = []
+
+
+class Counted(nn.Module):
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        TRACED.append(x.shape[-1])
+        for width in self.widths:
+            x = nn.Dense(width)(x)
+        return x
+
+
+def test_equal_networks_are_traced_once_for_each_shape():
+    TRACED.clear()
+    key, x = jax.random.key(0), jnp.ones((1, 3))
+    first, again = (init_network(Counted((2, 4)), key, x) for _ in range(2))
+    shapes = describe_network(Counted((2, 4)), x)
+    assert TRACED == [3]
+    assert jax.tree.map(jnp.shape, first["params"]) == jax.tree.map(jnp.shape, shapes)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    other = init_network(Counted((2, 4)), jax.random.key(1), x)
+    assert not np.array_equal(*(p["params"]["Dense_0"]["kernel"] for p in (first, other)))
+    describe_network(Counted((2, 4)), jnp.ones((1, 5)))
+    describe_network(Counted((2, 5)), x)
+    assert TRACED == [3, 5, 3]
+    wanted = jax.jit(Counted((2, 4)).init)(key, x)
+    jax.tree.map(np.testing.assert_array_equal, first, wanted)
+
+
+def test_a_network_without_a_hash_is_initialised_too():
+    listed = Counted([2])
+    with pytest.raises(TypeError):
+        hash(listed)
+    assert describe_network(listed, jnp.ones((1, 3)))["Dense_0"]["kernel"].shape == (3, 2)
