@@ -1,3 +1,4 @@
+import contextlib
 import gc
 import json
 import os
@@ -48,8 +49,9 @@ def pytest_sessionstart(session):
         return  # the process that started this one has done it
     oldest = time.time() - KEPT_DAYS * 24 * 3600
     for program in PROGRAMS.parent.glob("*/*"):
-        if max(program.stat().st_atime, program.stat().st_mtime) < oldest:
-            program.unlink()
+        with contextlib.suppress(FileNotFoundError):  # another session is quicker
+            if max(program.stat().st_atime, program.stat().st_mtime) < oldest:
+                program.unlink()
 
 
 @pytest.fixture(scope="session")
