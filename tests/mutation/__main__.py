@@ -105,7 +105,9 @@ def main() -> int:
     server.warm_up()
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
     tried_again = args.survivors is not None or args.number is not None
-    results = page.Results(args.results, args.seed, machine, server.SECONDS, again=tried_again)
+    results = page.Results(
+        args.results, args.seed, machine, server.SECONDS, only=args.only, again=tried_again
+    )
     tests = [test for test in server.TESTS if args.tests in test]
     with tempfile.TemporaryDirectory(prefix="mutants") as folder:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/programs")

@@ -39,18 +39,32 @@ class Results:
 
     Args:
         path: None keeps nothing.
+        only: mutants were drawn from modules with this in their path.
         again: give mutants that have a verdict to the tests again.
     """
 
     def __init__(
-        self, path: Path | None, seed: int, machine: str, seconds: int, *, again: bool = False
+        self,
+        path: Path | None,
+        seed: int,
+        machine: str,
+        seconds: int,
+        *,
+        only: str = "",
+        again: bool = False,
     ) -> None:
         self.path, self.again = path, again
         stored = json.loads(path.read_text()) if path and path.exists() else {}
         kept = find_standing(stored.get("mutants", []))
         self.mutants = {key_of(one): one for one in kept}
-        self.runs = stored.get("runs", [])
-        self.run = dict(seed=seed, machine=machine, seconds=seconds, minutes=0.0, mutants=0)
+        same = dict(seed=seed, only=only, machine=machine, seconds=seconds)
+        runs = stored.get("runs", [])
+        self.runs = [run for run in runs if same != {name: run[name] for name in same}]
+        self.run = dict(same, minutes=0.0, mutants=0)
+        for run in runs:
+            if run not in self.runs:
+                self.run["minutes"] += run["minutes"]
+                self.run["mutants"] += run["mutants"]
 
     def knows(self, mutant: dict[str, Any]) -> bool:
         """Whether the tests need not be run on a mutant."""
@@ -113,7 +127,8 @@ are changes of type annotations, docstrings and texts of errors, and operators o
 of arithmetic ones. Each mutant runs in a process of its own with those tests of the maths that pass
 through the changed line (`tests/mutation/server.py` lists the files), until one fails. A timeout
 counts as killed. `python -m tests.mutation --results={RESULTS}` adds mutants and removes those of
-code that has changed since. So far it ran
+code that has changed since. So far it gave a mutant to
+the tests, some of them again after a test was added,
 
 {runs}
 
@@ -128,9 +143,10 @@ code that has changed since. So far it ran
 
 
 def _describe_run(run: dict[str, Any]) -> str:
+    only = f" --only={run['only']}" if run["only"] else ""
     return (
-        f"- with `--seed={run['seed']}` on {run['mutants']} mutants: {run['minutes']:.0f} minutes "
-        f"on {run['machine']}, at most {run['seconds']} seconds each"
+        f"- with `--seed={run['seed']}{only}`, {run['mutants']} times: "
+        f"{run['minutes']:.1f} minutes on {run['machine']}, at most {run['seconds']} seconds each"
     )
 
 
