@@ -1,3 +1,4 @@
+import contextlib
 import gc
 import json
 import os
@@ -5,11 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
+from diffjax.xla import choose_program_folder
 from tests.cheap import ONE_LEVEL, SGD
 
 ROOT = Path(__file__).parents[1]
@@ -27,13 +29,29 @@ for flag, value in {
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={value}".strip()
 # Traces make many objects and little garbage.
 gc.set_threshold(100_000, 50, 50)
-# `diffjax.load` keeps compiled programs there; not among the user's files.
-os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "diffjax-tests")
+# Tests, their child processes and later runs share compiled programs, which JAX finds by their
+# content, so that a change of the code compiles what it changes again. `make clean` removes them.
+os.environ["XDG_CACHE_HOME"] = str(ROOT / "build" / "cache")
+PROGRAMS = choose_program_folder()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+KEPT_DAYS = 7
 # No test asks the Hub; those of it have a server of their own.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # A shell ignores Ctrl-C for what it runs in the background, and so would the tests of Ctrl-C.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionstart(session):
+    """Remove the compiled programs that no run has read or written for a week."""
+    if hasattr(session.config, "workerinput"):
+        return  # the process that started this one has done it
+    oldest = time.time() - KEPT_DAYS * 24 * 3600
+    for program in PROGRAMS.parent.glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):  # another session is quicker
+            if max(program.stat().st_atime, program.stat().st_mtime) < oldest:
+                program.unlink()
 
 
 @pytest.fixture(scope="session")

@@ -136,7 +136,7 @@ def test_noise_without_options_is_what_it_was():
 
 def test_offset_noise_shifts_every_channel_of_an_image():
     # The covariance of two pixels of a channel is offset^2, and the variance of one 1 + offset^2.
-    key, shape = jax.random.key(3), (20_000, 2, 1, 2)
+    key, shape = jax.random.key(3), (20_000, 3, 1, 2)  # rows and channels differ
     eps, added = losses.draw_noise(key, shape, offset=0.5)
     assert added is eps
     shift = np.asarray(eps - jax.random.normal(key, shape))

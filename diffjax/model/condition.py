@@ -35,6 +35,7 @@ from diffjax import guidance
 from diffjax.model.channel_conditions import CONCATS, EDIT, Part, pass_through
 from diffjax.model.image_prompt_condition import PICTURE, SECTION, make_image_prompt_part
 from diffjax.model.space import Space
+from diffjax.nets.initialisation import init_network
 from diffjax.nets.text import CLIPText, TextTransformer
 from diffjax.types import Array, Batch, Cond, Frozen, Params, Statistics, build, choose
 
@@ -203,7 +204,7 @@ def _make_text_part(config: ConfigDict, classes: int) -> Part:
 
     def init(key: jax.Array) -> dict[str, Params]:
         ids = jnp.zeros((1, net.positions), jnp.int32)
-        variables: Any = net.init(jax.random.fold_in(key, 3), ids)
+        variables = init_network(net, jax.random.fold_in(key, 3), ids)
         return {"text_encoder": variables["params"]}
 
     def encode(params: Params, frozen: Frozen, extra: Statistics, ids: Array) -> dict[str, Array]:
@@ -264,8 +265,8 @@ def _init_clips(
         if not config.cond.train_text:
             return {}
         ids = jnp.zeros((1, 1), jnp.int32)
-        made: dict[str, Any] = {
-            name: net.init(jax.random.fold_in(key, 3 + k), ids)
+        made = {
+            name: init_network(net, jax.random.fold_in(key, 3 + k), ids)
             for k, (name, net) in enumerate(nets.items())
         }
         return {name: variables["params"] for name, variables in made.items()}

@@ -19,6 +19,7 @@ from diffjax import control, guidance
 from diffjax.control import Features, Residuals
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.controlnet import ControlNet
+from diffjax.nets.initialisation import init_network
 from diffjax.nets.unet import UNet, require_unet
 from diffjax.types import (
     Array,
@@ -63,13 +64,13 @@ class ControlNetwork(NamedTuple):
         if isinstance(self.net, T2IAdapter):
             side = self.net.hint_factor
             hint = jnp.zeros((1, side, side, self.net.hint_channels))
-            return cast(Params, self.net.init(key, hint)["params"])
+            return init_network(self.net, key, hint)["params"]
         height, width = (
             side * self.net.hint_factor // self.net.base.patch for side in z.shape[1:3]
         )
         hint = jnp.zeros((z.shape[0], height, width, self.net.hint_channels))
         cond = {**(cond or {}), HINT: hint}
-        return cast(Params, self.net.init(key, z, t, cond)["params"])
+        return init_network(self.net, key, z, t, cond)["params"]
 
     def prepare_hint(self, hint: Array) -> Array | Features:
         """Prepare a hint (B, H, W, C) in [0, 1] for `compute_residuals`, once before the loop.

@@ -18,22 +18,49 @@ of classes from N(0, 1).
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from diffjax.types import Array, Params, choose
+from diffjax.types import Array, Module, Params, choose
 
 INITIALISATIONS = dict.fromkeys(("ddpm", "score_sde", "torch", "adm"))
 _QUERIES = re.compile(r"\bto_[qkv]$")
 _LAST = re.compile(r"(\bconv2|\bproj_out|\bconv_out|\bto_out\.0)$")
 _OF_BLOCK = "transformer_blocks"
 _CLASSES = ("class_embedding", "label_encoder")  # codes and words begin in their own ways
+
+
+def init_network(net: Module, key: jax.Array, *inputs: Any) -> dict[str, Params]:
+    """Return ``net.init(key, *inputs)``, its collections by name.
+
+    JAX keeps the trace of a network for inputs of some shapes. So configs that share a network, or
+    a task and the base that it trains something beside, trace it once in a process, which takes
+    seconds for a large one. A network that has no hash is traced each time.
+    """
+    try:
+        init = _compile_init(cast(Hashable, net))
+    except TypeError:
+        init = net.init
+    return init(key, *inputs)
+
+
+@functools.lru_cache(maxsize=64)
+def _compile_init(net: Any) -> Callable[..., dict[str, Params]]:
+    return jax.jit(net.init)
+
+
+def describe_network(net: Module, *inputs: Any) -> Params:
+    """Describe the parameters of a network by shapes and types, for inputs like these."""
+    return jax.eval_shape(functools.partial(init_network, net), jax.random.key(0), *inputs)[
+        "params"
+    ]
 
 
 def initialise(params: Params, name: str, key: jax.Array) -> Params:

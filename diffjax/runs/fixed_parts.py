@@ -23,6 +23,7 @@ from diffjax.model import make_autoencoder
 from diffjax.model.condition import list_frozen_clips
 from diffjax.model.image_prompt_condition import ENCODER, make_image_encoder
 from diffjax.nets.autoencoder import Autoencoder
+from diffjax.nets.initialisation import describe_network
 from diffjax.nets.perceptual import LPIPS
 from diffjax.nets.vision import CLIPVision
 from diffjax.pretrained.lpips import load_lpips
@@ -61,7 +62,7 @@ def make_abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
         net = describe_autoencoder(cfg)
         size, channels = net.factor, cfg.data.channels
         image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-        out["autoencoder"] = jax.eval_shape(net.init, jax.random.key(0), image)["params"]
+        out["autoencoder"] = describe_network(net, image)
     out |= make_abstract_encoders(cfg)
     if find_task_kind(cfg).trains_beside:
         out |= make_abstract_base(cfg)
@@ -76,7 +77,7 @@ def _make_abstract_perceptual(cfg: ConfigDict) -> Parts | None:
         found: Parts | None = jax.eval_shape(lambda tree: tree, _read_perceptual(cfg))
         return found
     image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-    return {"lpips": jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"]}
+    return {"lpips": describe_network(LPIPS(), image, image)}
 
 
 def _name_perceptual(cfg: ConfigDict) -> str:

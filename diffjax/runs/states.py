@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from diffjax.model import Model, make_model
 from diffjax.model.condition import list_frozen_clips
 from diffjax.model.image_prompt_condition import ENCODER, SECTION, make_image_encoder
+from diffjax.nets.initialisation import describe_network
 from diffjax.runs.batches import make_abstract_batch, read_image_shape
 from diffjax.runs.exported import read_export
 from diffjax.tasks import assemble_model, find_task_kind, make_task
@@ -103,14 +104,11 @@ def make_abstract_state(cfg: ConfigDict, task: Task | None = None) -> State:
 def make_abstract_encoders(cfg: ConfigDict) -> dict[str, Params]:
     """Describe the frozen encoders of texts and pictures by shapes and types, by name."""
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    made = {
-        name: jax.eval_shape(net.init, jax.random.key(0), ids)
-        for name, net in list_frozen_clips(cfg).items()
-    }
+    made = {name: describe_network(net, ids) for name, net in list_frozen_clips(cfg).items()}
     if vision := make_image_encoder(cfg):
         image = jax.ShapeDtypeStruct((1, vision.size, vision.size, 3), jnp.float32)
-        made[ENCODER] = jax.eval_shape(vision.init, jax.random.key(0), image)
-    return {name: variables["params"] for name, variables in made.items()}
+        made[ENCODER] = describe_network(vision, image)
+    return made
 
 
 def make_abstract_base(cfg: ConfigDict) -> dict[str, Params]:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from diffjax.model.space import make_autoencoder
 from diffjax.nets.autoencoder import Autoencoder, Posterior, Quantized, VQModel
 from diffjax.nets.discriminator import PatchGAN
-from diffjax.nets.initialisation import initialise
+from diffjax.nets.initialisation import init_network, initialise
 from diffjax.nets.perceptual import LPIPS, classifier_distance
 from diffjax.types import Array, Frozen, LossAndState, Params, Statistics, Task, choose
 
@@ -120,12 +120,13 @@ class _FirstStage(NamedTuple):
         image = batch["image"]
         if tuple(image.shape[1:]) != tuple(self.image_shape):
             raise ValueError(f"images of shape {self.image_shape} expected, got {image.shape[1:]}")
-        made, extra = self.net.init(key, image)["params"], {}
+        made = init_network(self.net, key, image)["params"]
+        extra: dict[str, Any] = {}
         params = dict(initialise(made, self.net.initialisation, key))
         if isinstance(self.net, VQModel):
             extra["usage"] = jnp.full(self.net.codes, 1 / self.net.codes)
         if self.judge is not None:
-            judge = self.judge.init(jax.random.fold_in(key, 1), image)
+            judge = init_network(self.judge, jax.random.fold_in(key, 1), image)
             params["discriminator"], extra["statistics"] = judge["params"], judge["batch_stats"]
         return params, extra
 

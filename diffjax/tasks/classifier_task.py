@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from diffjax.model import make_network, make_schedule
 from diffjax.model.space import Space, make_space
 from diffjax.model.steering_options import LogProb
-from diffjax.nets.initialisation import initialise
+from diffjax.nets.initialisation import init_network, initialise
 from diffjax.nets.noisy_classifier import NoisyClassifier
 from diffjax.nets.unet import require_unet
 from diffjax.tasks.diffusion_task import make_times
@@ -81,7 +81,8 @@ def make_noisy_classifier_task(
         found = batch["image"].shape[1:] if "image" in batch else image_shape  # stored latents
         if tuple(found) != tuple(image_shape):
             raise ValueError(f"images of shape {image_shape} expected, got {found}")
-        made = network.init(key, jnp.zeros((1, *space.shape)), jnp.zeros(1))["params"]
+        z = jnp.zeros((1, *space.shape))
+        made = init_network(network, key, z, jnp.zeros(1))["params"]
         params = initialise(made, network.base.initialisation, key)
         return params, {"times": times.init(), **space.extra}
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from diffjax import losses, parameterization
 from diffjax.model import Model, encode, make_model
 from diffjax.model.build import split_section
-from diffjax.nets.initialisation import initialise
+from diffjax.nets.initialisation import init_network, initialise
 from diffjax.nets.magnitude import Uncertainty
 from diffjax.tasks.augment import augment
 from diffjax.tasks.objective_table import make_noise, make_objective
@@ -280,7 +280,7 @@ def dequantize(images: Array, drawn: Array, levels: int) -> Array:
 def init_params(model: Model, key: jax.Array) -> Params:
     """Initialise the parameters of a model's network, and of what is trained with it."""
     z, cond = jnp.zeros((1, *model.space.shape)), model.condition.example
-    params = model.network.init(key, z, jnp.zeros(1), cond)["params"]
+    params = init_network(model.network, key, z, jnp.zeros(1), cond)["params"]
     name = getattr(model.network, "initialisation", "ddpm")
     return initialise({**params, **model.condition.init(key)}, name, key)
 

@@ -89,11 +89,11 @@ def test_one_sigma_data_for_network_and_weight():
         task = _task(cfg)
         model = make_model(cfg, (8, 8, 1), 17, 10)
         batch = {"image": jnp.zeros((64, 8, 8, 1)), "label": jnp.zeros(64, jnp.int32)}
-        params, extra = task.init(jax.random.key(0), None, batch)
+        params, extra = jax.jit(task.init)(jax.random.key(0), None, batch)
         # A network whose last layer is zero predicts raw = 0, so the loss is the mean squared
         # target, which is 1 for data of variance sd^2; of x = 0 it is sd^2 / (sigma^2 + sd^2).
         key = jax.random.key(1)
-        loss, _ = task.loss(params, None, extra, key, jnp.zeros((), jnp.int32), batch)
+        loss, _ = jax.jit(task.loss)(params, None, extra, key, jnp.zeros((), jnp.int32), batch)
         time_key, noise_key, _ = jax.random.split(key, 3)
         t = -1.2 / 4 + 0.3 * jax.random.normal(time_key, (64,))
         sigma = jnp.exp(4 * t)
@@ -206,8 +206,8 @@ def test_v_and_x0_take_zero_terminal_snr(name):
     cfg = _base(schedule=ZERO, parameterization={"name": name}, loss={"weight": "min_snr"})
     task = _task(cfg)
     batch = {"image": jnp.zeros((2, 8, 8, 1)), "label": jnp.zeros(2, jnp.int32)}
-    params, extra = task.init(jax.random.key(0), None, batch)
-    loss, _ = task.loss(params, None, extra, jax.random.key(1), jnp.zeros((), jnp.int32), batch)
+    params, extra = jax.jit(task.init)(jax.random.key(0), None, batch)
+    loss, _ = jax.jit(task.loss)(params, None, extra, jax.random.key(1), jnp.int32(0), batch)
     assert np.isfinite(loss)
 
 

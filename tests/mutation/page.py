@@ -25,6 +25,61 @@ def key_of(mutant: dict[str, Any]) -> tuple[str, str, str]:
     return mutant["module"], mutant["before"], mutant["after"]
 
 
+def find_standing(mutants: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the mutants whose code is still as it was when it was changed."""
+    sources: dict[str, str] = {}
+    for module in {one["module"] for one in mutants}:
+        path = Path(module)
+        sources[module] = " ".join(path.read_text().split()) if path.exists() else ""
+    return [one for one in mutants if one["before"] in sources[one["module"]]]
+
+
+class Results:
+    """The file of the results, written after every verdict, so that a run can be stopped.
+
+    Args:
+        path: None keeps nothing.
+        only: mutants were drawn from modules with this in their path.
+        again: give mutants that have a verdict to the tests again.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        seed: int,
+        machine: str,
+        seconds: int,
+        *,
+        only: str = "",
+        again: bool = False,
+    ) -> None:
+        self.path, self.again = path, again
+        stored = json.loads(path.read_text()) if path and path.exists() else {}
+        kept = find_standing(stored.get("mutants", []))
+        self.mutants = {key_of(one): one for one in kept}
+        same = dict(seed=seed, only=only, machine=machine, seconds=seconds)
+        runs = stored.get("runs", [])
+        self.runs = [run for run in runs if same != {name: run[name] for name in same}]
+        self.run = dict(same, minutes=0.0, mutants=0)
+        for run in runs:
+            if run not in self.runs:
+                self.run["minutes"] += run["minutes"]
+                self.run["mutants"] += run["mutants"]
+
+    def knows(self, mutant: dict[str, Any]) -> bool:
+        """Whether the tests need not be run on a mutant."""
+        return not self.again and key_of(mutant) in self.mutants
+
+    def add(self, mutant: dict[str, Any], seconds: float) -> None:
+        """Write the verdict on a mutant, which took so long."""
+        self.mutants[key_of(mutant)] = mutant
+        self.run["mutants"] += 1
+        self.run["minutes"] += seconds / 60
+        if self.path:
+            stored = {"runs": [*self.runs, self.run], "mutants": list(self.mutants.values())}
+            self.path.write_text(json.dumps(stored, indent=1) + "\n")
+
+
 def find_reason(mutant: dict[str, Any], reasons: dict[tuple[str, str, str], str]) -> str:
     """The reason for a surviving mutant, or that there is none."""
     return reasons.get(key_of(mutant), NOT_EXPLAINED)
@@ -57,16 +112,12 @@ def make_page(results: dict[str, Any], reasons: dict[tuple[str, str, str], str])
     mutants = results["mutants"]
     survivors = [one for one in mutants if one["verdict"] == "survived"]
     share = 1 - len(survivors) / len(mutants)
-    command = f"python -m tests.mutation --seed={results['seed']} --mutants={len(mutants)}"
+    runs = "\n".join(map(_describe_run, results["runs"]))
     described = "\n\n".join(_describe(one, reasons) for one in survivors) or "There are none."
     return f"""# Mutants of the maths
 
 Written from `data/mutants.json` and `data/mutants-equivalent.json` by
-`python -m tests.mutation --page`. Measured by
-
-    {command} --results={RESULTS}
-
-in {results["minutes"]:.0f} minutes on {results["machine"]}. A mutant is the code with one change:
+`python -m tests.mutation --page`. A mutant is the code with one change:
 another operator, number, comparison or keyword, as cosmic-ray makes them. A test that fails kills
 it. A mutant that no test kills shows what the tests do not check, unless it computes the same as
 the original.
@@ -75,7 +126,11 @@ The mutants are drawn at random from all places of the modules below that can be
 are changes of type annotations, docstrings and texts of errors, and operators on bits in the place
 of arithmetic ones. Each mutant runs in a process of its own with those tests of the maths that pass
 through the changed line (`tests/mutation/server.py` lists the files), until one fails. A timeout
-({results["seconds"]} seconds) counts as killed.
+counts as killed. `python -m tests.mutation --results={RESULTS}` adds mutants and removes those of
+code that has changed since. So far it gave a mutant to
+the tests, some of them again after a test was added,
+
+{runs}
 
 {make_table(mutants)}
 
@@ -85,6 +140,14 @@ through the changed line (`tests/mutation/server.py` lists the files), until one
 
 {described}
 """
+
+
+def _describe_run(run: dict[str, Any]) -> str:
+    only = f" --only={run['only']}" if run["only"] else ""
+    return (
+        f"- with `--seed={run['seed']}{only}`, {run['mutants']} times: "
+        f"{run['minutes']:.1f} minutes on {run['machine']}, at most {run['seconds']} seconds each"
+    )
 
 
 def write_page() -> None:

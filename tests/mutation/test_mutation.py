@@ -12,7 +12,7 @@ def _mutant(module="diffjax/a.py", verdict="killed", **values):
     return {"module": module, "verdict": verdict, **kept, **values}
 
 
-RESULTS = dict(seed=4, machine="2 cores", minutes=3.2, seconds=300)
+RUN = dict(seed=4, machine="2 cores", minutes=3.2, seconds=300, mutants=3, only="")
 
 
 def test_the_stored_page_is_made_of_its_files():
@@ -35,13 +35,36 @@ def test_the_page_counts_by_module_and_names_survivors():
         _mutant("diffjax/b.py", "timeout"),
         _mutant(verdict="survived", after="y"),
     ]
-    text = page.make_page({**RESULTS, "mutants": mutants}, {})
+    text = page.make_page({"runs": [RUN], "mutants": mutants}, {})
     assert "| `diffjax/a.py` | 2 | 1 | 1 | 0 |" in text
     assert "| all | 3 | 1 | 1 | 1 |" in text
-    assert "66.7% are killed" in text and "--seed=4 --mutants=3" in text
+    assert "66.7% are killed" in text and "`--seed=4`, 3 times: 3.2 minutes" in text
     assert text.count(page.NOT_EXPLAINED) == 1 and "    + y\n" in text
     reasons = {("diffjax/a.py", "x = 1", "y"): "It is the same."}
-    assert page.NOT_EXPLAINED not in page.make_page({**RESULTS, "mutants": mutants}, reasons)
+    assert page.NOT_EXPLAINED not in page.make_page({"runs": [RUN], "mutants": mutants}, reasons)
+
+
+def test_a_run_that_stopped_goes_on_and_forgets_code_that_has_changed(tmp_path):
+    module, file = tmp_path / "a.py", tmp_path / "results.json"
+    module.write_text("x = 1\ny =  2\n")
+    one, other = _mutant(str(module)), _mutant(str(module), before="y = 2", after="y = 3")
+    first = page.Results(file, 1, "2 cores", 300)
+    for mutant in (one, other):
+        assert not first.knows(mutant)
+        first.add(mutant, 30.0)
+    stopped = page.Results(file, 1, "2 cores", 300)
+    assert stopped.knows(one) and stopped.knows(other)
+    assert stopped.run["mutants"] == 2 and stopped.runs == []
+    assert not page.Results(file, 1, "2 cores", 300, again=True).knows(one)
+    module.write_text("x = 7\ny = 2\n")
+    later = page.Results(file, 2, "2 cores", 300)
+    assert later.knows(other) and not later.knows(one)
+    later.add({**other, "verdict": "survived"}, 60.0)
+    stored = json.loads(file.read_text())
+    assert [(run["seed"], run["mutants"], run["minutes"]) for run in stored["runs"]] == [
+        (1, 2, 1.0), (2, 1, 1.0)
+    ]  # fmt: skip
+    assert [(m["before"], m["verdict"]) for m in stored["mutants"]] == [("y = 2", "survived")]
 
 
 def test_tests_are_chosen_by_the_changed_line(monkeypatch, tmp_path):
@@ -54,7 +77,8 @@ def test_tests_are_chosen_by_the_changed_line(monkeypatch, tmp_path):
     }
     assert server.choose_tests(lines, path, 5, 6) == ["fast", "slow"]
     assert server.choose_tests(lines, path, 6, 7) == ["slow"]
-    assert server.choose_tests(lines, path, 9, 9) == []
+    assert server.choose_tests(lines, path, 9, 9) == ["fast", "slow"]  # inside of a constant
+    assert server.choose_tests(lines, "c.py", 9, 9) == []
     assert server.choose_tests(lines, path, 1, 1) == ["fast", "slow"]  # a default, for instance
 
 

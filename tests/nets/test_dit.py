@@ -11,19 +11,14 @@ from diffjax.nets.dit import DiT, DiTBlock, position_embedding
 from diffjax.nets.layers import depth_to_space
 from diffjax.nets.unet import require_unet
 from diffjax.types import ConfigError
+from tests.filled import fill
 from tests.parity import cases, dit_cases
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dit.npz"
 NET = DiT(channels=16, blocks=2, heads=2, patch=2, out_channels=3, num_classes=4)
 Z, T = jax.random.normal(jax.random.key(1), (3, 4, 6, 3)), jnp.array([0.0, 400.0, 999.0])
 LABEL = {"label": jnp.array([0, 3, 1])}
-
-
-def fill(net, *given):
-    """Parameters of which none is zero."""
-    fresh = net.init(jax.random.key(0), *given)["params"]
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), fresh)
+RUN = jax.jit(NET.apply)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +32,7 @@ def test_recorded_output_of_diffusers():
 
 
 def test_the_output_is_zero_at_initialisation():
-    params = NET.init(jax.random.key(0), Z, T, LABEL)["params"]
-    out = NET.apply({"params": params}, Z, T, LABEL)
+    out, _ = jax.jit(NET.init_with_output)(jax.random.key(0), Z, T, LABEL)
     assert out.shape == Z.shape
     np.testing.assert_array_equal(out, 0)
 
@@ -48,13 +42,11 @@ def test_a_block_is_the_identity_at_initialisation(context):
     block = DiTBlock(heads=2)
     x, c = jax.random.normal(jax.random.key(0), (2, 5, 16)), jnp.ones((2, 16))
     given = (x, c) if context is None else (x, c, context)
-    fresh = block.init(jax.random.key(1), *given)
+    fresh, run = jax.jit(block.init)(jax.random.key(1), *given), jax.jit(block.apply)
     # The projection of the attention to a context begins at 1e-5 of its usual size.
-    np.testing.assert_allclose(
-        block.apply(fresh, *given)[0], x, atol=0 if context is None else 1e-3
-    )
+    np.testing.assert_allclose(run(fresh, *given)[0], x, atol=0 if context is None else 1e-3)
     filled = {"params": fill(block, *given)}
-    assert np.abs(block.apply(filled, *given)[0] - x).max() > 0.1
+    assert np.abs(run(filled, *given)[0] - x).max() > 0.1
 
 
 def test_a_gate_of_zero_closes_its_branch():
@@ -66,7 +58,7 @@ def test_a_gate_of_zero_closes_its_branch():
     keep = np.ones(96)
     keep[32:48] = keep[80:] = 0
     closed = {"kernel": dense["kernel"] * keep, "bias": dense["bias"] * keep}
-    out, _ = block.apply({"params": {**params, "norm1.linear": closed}}, x, c)
+    out, _ = jax.jit(block.apply)({"params": {**params, "norm1.linear": closed}}, x, c)
     np.testing.assert_array_equal(out, x)
 
 
@@ -91,7 +83,7 @@ def test_the_network_puts_patches_back_where_they_were(params):
     still["pos_embed.proj"] = jax.tree.map(lambda x: 1e6 * x, params["pos_embed.proj"])
 
     def run(z):
-        return NET.apply({"params": still}, z, jnp.zeros(3), {"label": jnp.zeros(3, jnp.int32)})
+        return RUN({"params": still}, z, jnp.zeros(3), {"label": jnp.zeros(3, jnp.int32)})
 
     moved = jnp.roll(Z, (2, 4), (1, 2))
     assert cases.relative_error(run(moved), jnp.roll(run(Z), (2, 4), (1, 2))) < 1e-4
@@ -114,7 +106,7 @@ def test_position_embeddings():
 
 def test_labels_and_times_matter_and_a_larger_label_means_none(params):
     def run(t, label):
-        return NET.apply({"params": params}, Z[:1], jnp.array([t]), {"label": jnp.array([label])})
+        return RUN({"params": params}, Z[:1], jnp.array([t]), {"label": jnp.array([label])})
 
     outs = [run(0.0, 0), run(0.0, 1), run(500.0, 0), run(0.0, 4)]
     for i, a in enumerate(outs):
@@ -156,18 +148,20 @@ def test_tokens_of_the_context_that_are_masked_do_not_matter():
     context = jax.random.normal(jax.random.key(3), (3, 5, 8))
     mask = jnp.arange(5)[None] < jnp.array([[5], [2], [3]])
     cond = {"context": context, "mask": mask}
-    params = fill(net, Z, T, cond)
-    out = net.apply({"params": params}, Z, T, cond)
+    params, run = fill(net, Z, T, cond), jax.jit(net.apply)
+    out = run({"params": params}, Z, T, cond)
     other = {"context": jnp.where(mask[..., None], context, 7.0), "mask": mask}
-    np.testing.assert_allclose(net.apply({"params": params}, Z, T, other), out, atol=1e-6)
-    unmasked = net.apply({"params": params}, Z, T, {"context": other["context"]})
+    np.testing.assert_allclose(run({"params": params}, Z, T, other), out, atol=1e-6)
+    unmasked = run({"params": params}, Z, T, {"context": other["context"]})
     assert np.abs(unmasked - out).max() > 1e-3
 
 
 @pytest.mark.parametrize("remat", ["blocks", "products"])
 def test_rematerialising_changes_no_gradient(params, remat):
     def gradient(net):
-        return jax.grad(lambda p: (net.apply({"params": p}, Z, T, LABEL) ** 2).mean())(params)
+        return jax.jit(jax.grad(lambda p: (net.apply({"params": p}, Z, T, LABEL) ** 2).mean()))(
+            params
+        )
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
@@ -177,9 +171,9 @@ def test_rematerialising_changes_no_gradient(params, remat):
 
 
 def test_half_precision_computes_nearly_the_same_and_returns_float32(params):
-    out = NET.clone(dtype=jnp.bfloat16).apply({"params": params}, Z, T, LABEL)
+    out = jax.jit(NET.clone(dtype=jnp.bfloat16).apply)({"params": params}, Z, T, LABEL)
     assert out.dtype == jnp.float32
-    assert 0 < cases.relative_error(out, NET.apply({"params": params}, Z, T, LABEL)) < 0.05
+    assert 0 < cases.relative_error(out, RUN({"params": params}, Z, T, LABEL)) < 0.05
 
 
 def test_what_copies_the_encoder_of_a_unet_refuses_a_transformer():
@@ -204,4 +198,4 @@ def test_what_copies_the_encoder_of_a_unet_refuses_a_transformer():
 )
 def test_what_does_not_fit_is_refused(net, z, cond, message):
     with pytest.raises(ValueError, match=message):
-        net.init(jax.random.key(0), z, T, cond)
+        jax.eval_shape(net.init, jax.random.key(0), z, T, cond)

@@ -53,11 +53,11 @@ def test_sizes_are_the_published_ones(width):
 def test_layers_preserve_magnitudes():
     x, y = normal(64, 4, 4, 48), normal(64, 4, 4, 16, seed=1)
     layer = MPConv(96, 3)
-    params = layer.init(jax.random.key(1), x)
-    inside = layer.apply(params, x)[:, 1:-1, 1:-1]  # beyond the border there is nothing
+    params, run = jax.jit(layer.init)(jax.random.key(1), x), jax.jit(layer.apply)
+    inside = run(params, x)[:, 1:-1, 1:-1]  # beyond the border there is nothing
     assert magnitude(inside) == pytest.approx(1.0, abs=0.02)
     larger = jax.tree.map(lambda leaf: 5 * leaf, params)
-    np.testing.assert_allclose(layer.apply(larger, x), layer.apply(params, x), rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(run(larger, x), run(params, x), rtol=2e-3, atol=2e-3)
     assert magnitude(mp_silu(x)) == pytest.approx(1.0, abs=0.01)
     for share in (0.3, 0.5):
         assert magnitude(mp_sum(x, x[::-1], share)) == pytest.approx(1.0, abs=0.02)

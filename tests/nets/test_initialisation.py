@@ -1,21 +1,40 @@
 """How networks begin, by the spread of what is drawn."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.nets.initialisation import INITIALISATIONS, initialise
+from diffjax.nets.initialisation import (
+    INITIALISATIONS,
+    describe_network,
+    init_network,
+    initialise,
+)
 from diffjax.nets.unet import UNet
+from tests.filled import fill
 
 NET = UNet(
     channels=32, multipliers=(1, 2), blocks=1, attention_levels=(1,), norm_groups=8, num_classes=10
 )
 
 
+@functools.cache
+def draw(net):
+    """The compiled initialisation of a network."""
+    return jax.jit(net.init)
+
+
 def begin(name, net=NET, cond=None):
     cond = {"label": jnp.zeros(1, int), **(cond or {})}
-    params = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1), cond)["params"]
+    inputs = (jnp.zeros((1, 8, 8, 3)), jnp.zeros(1), cond)
+    if name in ("torch", "adm"):  # which draw every kernel and bias anew
+        params = fill(net, *inputs)
+    else:
+        params = draw(net)(jax.random.key(0), *inputs)["params"]
     return params, initialise(params, name, jax.random.key(1))
 
 
@@ -88,8 +107,47 @@ def test_the_class_may_come_before_the_layers_of_the_time():
     assert params["class_embedding"]["kernel"].shape == (10, 32)
     z, t = jax.random.normal(jax.random.key(3), (2, 8, 8, 3)), jnp.ones(2)
     params = initialise(params, "torch", jax.random.key(0))
-    out = net.apply({"params": params}, z, t, {"label": jnp.array([1, 10])})
+    run = jax.jit(net.apply)
+    out = run({"params": params}, z, t, {"label": jnp.array([1, 10])})
     params["class_embedding"]["kernel"] = jnp.zeros((10, 32))
-    none = net.apply({"params": params}, z, t, {"label": jnp.array([1, 10])})
+    none = run({"params": params}, z, t, {"label": jnp.array([1, 10])})
     assert not np.allclose(out[0], none[0])
     assert np.allclose(out[1], none[1])  # a label beyond the classes is none of them
+
+
+TRACED: list[int] = []
+
+
+class Counted(nn.Module):
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        TRACED.append(x.shape[-1])
+        for width in self.widths:
+            x = nn.Dense(width)(x)
+        return x
+
+
+def test_equal_networks_are_traced_once_for_each_shape():
+    TRACED.clear()
+    key, x = jax.random.key(0), jnp.ones((1, 3))
+    first, again = (init_network(Counted((2, 4)), key, x) for _ in range(2))
+    shapes = describe_network(Counted((2, 4)), x)
+    assert TRACED == [3]
+    assert jax.tree.map(jnp.shape, first["params"]) == jax.tree.map(jnp.shape, shapes)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    other = init_network(Counted((2, 4)), jax.random.key(1), x)
+    assert not np.array_equal(*(p["params"]["Dense_0"]["kernel"] for p in (first, other)))
+    describe_network(Counted((2, 4)), jnp.ones((1, 5)))
+    describe_network(Counted((2, 5)), x)
+    assert TRACED == [3, 5, 3]
+    wanted = jax.jit(Counted((2, 4)).init)(key, x)
+    jax.tree.map(np.testing.assert_array_equal, first, wanted)
+
+
+def test_a_network_without_a_hash_is_initialised_too():
+    listed = Counted([2])
+    with pytest.raises(TypeError):
+        hash(listed)
+    assert describe_network(listed, jnp.ones((1, 3)))["Dense_0"]["kernel"].shape == (3, 2)

@@ -8,6 +8,7 @@ from scipy.signal import convolve2d
 
 from diffjax.nets import layers
 from diffjax.nets.unet import UNet
+from tests.filled import fill
 
 TAPS = np.array([1.0, 3.0, 3.0, 1.0]) / 8
 KERNEL = np.outer(TAPS, TAPS)
@@ -43,11 +44,7 @@ def test_fir_keeps_constants_away_from_the_border():
 
 def network(**options):
     net = UNet(**{**SMALL, **options})
-    params = net.init(jax.random.key(1), X, jnp.zeros(2))["params"]
-    noise = jax.random.split(jax.random.key(2), len(jax.tree.leaves(params)))
-    keys = jax.tree.unflatten(jax.tree.structure(params), list(noise))
-    params = jax.tree.map(lambda p, k: p + 0.1 * jax.random.normal(k, p.shape), params, keys)
-    return net, params
+    return net, fill(net, X, jnp.zeros(2))
 
 
 @pytest.mark.parametrize("option", ["fir", "rescale", "progressive_input"])
@@ -57,7 +54,9 @@ def test_every_option_changes_the_function(option):
     used = {k: v for k, v in params.items() if "input_downsamplers" not in k or net is None}
     if option != "progressive_input":
         used = params
-    a, b = (n.apply({"params": p}, X, jnp.ones(2)) for n, p in ((net, params), (other, used)))
+    a, b = (
+        jax.jit(n.apply)({"params": p}, X, jnp.ones(2)) for n, p in ((net, params), (other, used))
+    )
     assert a.shape == X.shape and np.abs(np.asarray(a - b)).max() > 1e-4
 
 
@@ -70,20 +69,23 @@ def test_names_and_the_frozen_features():
     def loss(p):
         return (net.apply({"params": p}, X, jnp.ones(2)) ** 2).sum()
 
-    grads = jax.grad(loss)(params)
+    grads = jax.jit(jax.grad(loss))(params)
     assert np.abs(np.asarray(grads["time_proj"]["weight"])).max() == 0
     assert np.abs(np.asarray(grads["time_embedding"]["linear_1"]["kernel"])).max() > 0
 
 
 def test_an_absent_augmentation_label_is_zero():
     net, params = network(augment_dim=9)
-    absent = net.apply({"params": params}, X, jnp.ones(2))
-    zero = net.apply({"params": params}, X, jnp.ones(2), {"augment": jnp.zeros((2, 9))})
-    other = net.apply({"params": params}, X, jnp.ones(2), {"augment": jnp.ones((2, 9))})
+    run = jax.jit(net.apply)
+    absent = run({"params": params}, X, jnp.ones(2))
+    zero = run({"params": params}, X, jnp.ones(2), {"augment": jnp.zeros((2, 9))})
+    other = run({"params": params}, X, jnp.ones(2), {"augment": jnp.ones((2, 9))})
     np.testing.assert_array_equal(absent, zero)
     assert np.abs(np.asarray(other - zero)).max() > 1e-4
 
 
 def test_unknown_decoder_attention():
     with pytest.raises(ValueError, match="unknown decoder_attention 'first'"):
-        UNet(**SMALL, decoder_attention="first").init(jax.random.key(0), X, jnp.zeros(2))
+        jax.eval_shape(
+            UNet(**SMALL, decoder_attention="first").init, jax.random.key(0), X, jnp.zeros(2)
+        )

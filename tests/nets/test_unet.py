@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -15,6 +16,7 @@ from diffjax.nets.layers import (
 from diffjax.nets.unet import UNet
 from diffjax.remat import resolve_remat
 from diffjax.types import ConfigError
+from tests.filled import fill
 
 TINY = {
     "channels": 8,
@@ -166,17 +168,17 @@ def test_starts_near_zero_and_trains_on_every_parameter():
 def test_remat_computes_again_what_it_says_and_changes_nothing():
     z = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
     nets = {r: UNet(attention_levels=(), remat=r, **TINY) for r in ("none", "products", "blocks")}
-    params = nets["none"].init(jax.random.key(0), z, jnp.zeros(2))["params"]
-    params = jax.tree.map(lambda p: p + 0.1, params)
+    params = fill(nets["none"], z, jnp.zeros(2), spread=0.1)
 
     def gradient(net):
         return jax.grad(lambda p: (net.apply({"params": p}, z, jnp.ones(2)) ** 2).mean())
 
-    values = {name: jax.tree.leaves(jax.jit(gradient(net))(params)) for name, net in nets.items()}
+    traced = {name: jax.jit(gradient(net)).trace(params) for name, net in nets.items()}
+    values = {k: jax.tree.leaves(t.lower().compile()(params)) for k, t in traced.items()}
     for name in ("products", "blocks"):
         for a, b in zip(values["none"], values[name], strict=True):
             assert np.asarray(a) == pytest.approx(np.asarray(b), rel=1e-4, abs=1e-6)
-    texts = {name: str(jax.make_jaxpr(gradient(net))(params)) for name, net in nets.items()}
+    texts = {name: str(program.jaxpr) for name, program in traced.items()}
     products = {
         k: t.count("conv_general_dilated[") + t.count("dot_general[") for k, t in texts.items()
     }
@@ -189,15 +191,16 @@ def test_remat_computes_again_what_it_says_and_changes_nothing():
         assert text.count("conv_general_dilated[") + text.count("dot_general[") == count
         assert text.count(" rsqrt ") == norms[name]
     with pytest.raises(ValueError, match="unknown remat 'most'; choose one of auto, blocks, none"):
-        UNet(remat="most", **TINY).init(jax.random.key(0), z, jnp.zeros(2))
+        jax.eval_shape(UNet(remat="most", **TINY).init, jax.random.key(0), z, jnp.zeros(2))
 
 
 def test_bf16_computes_in_bf16_and_returns_float32():
     net = UNet(attention_levels=(1,), dtype=jnp.bfloat16, **TINY)
     z = jax.random.normal(jax.random.key(1), (1, 8, 8, 1))
-    variables = net.init(jax.random.key(0), z, jnp.zeros(1))
+    variables = jax.eval_shape(net.init, jax.random.key(0), z, jnp.zeros(1))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    out, state = net.apply(variables, z, jnp.zeros(1), capture_intermediates=True)
+    run = functools.partial(net.apply, capture_intermediates=True)
+    out, state = jax.eval_shape(run, variables, z, jnp.zeros(1))
     assert out.dtype == jnp.float32
     inner = state["intermediates"]["down_blocks.0.resnets.0"]["__call__"][0]
     assert inner.dtype == jnp.bfloat16
@@ -226,7 +229,7 @@ def test_timestep_embedding(flip, shift):
 def test_group_norm_matches_its_definition():
     x = np.random.default_rng(0).normal(3.0, 2.0, (2, 5, 5, 12)).astype(np.float32)
     norm = GroupNorm(groups=4, eps=1e-6)
-    out = np.asarray(norm.apply(norm.init(jax.random.key(0), x), x))
+    out = np.asarray(jax.jit(norm.init_with_output)(jax.random.key(0), x)[0])
     grouped = x.reshape(2, 25, 4, 3).astype(np.float64)
     mean, var = grouped.mean((1, 3), keepdims=True), grouped.var((1, 3), keepdims=True)
     expected = ((grouped - mean) / np.sqrt(var + 1e-6)).reshape(x.shape)
@@ -236,15 +239,21 @@ def test_group_norm_matches_its_definition():
 def test_group_norm_refuses_groups_that_do_not_divide():
     x = jnp.zeros((1, 2, 2, 12))
     with pytest.raises(ValueError, match="norm_groups=8 does not divide 12 channels"):
-        GroupNorm(groups=8).init(jax.random.key(0), x)
+        jax.eval_shape(GroupNorm(groups=8).init, jax.random.key(0), x)
 
 
 def test_bad_input():
     net = UNet(**TINY)
+    key, t = jax.random.key(0), jnp.zeros(1)
     with pytest.raises(ValueError, match=r"multiples of 2, got \(1, 7, 8, 1\)"):
-        net.init(jax.random.key(0), jnp.zeros((1, 7, 8, 1)), jnp.zeros(1))
+        jax.eval_shape(net.init, key, jnp.zeros((1, 7, 8, 1)), t)
     with pytest.raises(ValueError, match="needs cond"):
-        UNet(num_classes=3, **TINY).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1))
+        jax.eval_shape(
+            UNet(num_classes=3, **TINY).init,
+            jax.random.key(0),
+            jnp.zeros((1, 8, 8, 1)),
+            jnp.zeros(1),
+        )
 
 
 @pytest.mark.parametrize("name", ["heads", "depth"])

@@ -60,6 +60,13 @@ def test_evaluations_are_those_of_scipy():
         assert np.abs(found.y[:, -1] - np.asarray(end[k]).ravel()).max() < 2e-5
 
 
+def test_the_first_step_through_a_flat_field_is_that_of_scipy():
+    end, count = samplers.integrate(lambda z, t: 0 * z, Z, 2.0)
+    found = solve_ivp(lambda t, y: 0 * y, (0, 2), np.ravel(Z[0]), rtol=1e-5, atol=1e-5)
+    assert (np.asarray(count) == found.nfev).all()
+    np.testing.assert_array_equal(end, Z)
+
+
 def test_an_image_does_not_depend_on_its_batch():
     def field(z, t):
         return -z * jnp.square(z) * 10
@@ -146,3 +153,12 @@ def test_the_norms_of_a_batch_are_their_mean():
     assert np.allclose(made["image", 1], made["image", 3], atol=1e-6)
     assert np.allclose(made["batch", 1], made["image", 1], atol=1e-6)
     assert not np.allclose(made["batch", 1], made["batch", 3], atol=1e-4)
+
+
+def test_a_schedule_that_reaches_the_data_is_followed_to_its_end():
+    """Else the result is the prediction of x at the last time before."""
+    reaches, stops = schedules.flow(t_min=0.0), schedules.flow(t_min=1e-3)
+    followed = samplers.make("rk45").plan(grids.uniform(reaches, 3, final="last"))
+    predicted = samplers.make("rk45").plan(grids.uniform(stops, 3, final="clean"))
+    assert not followed.coef["clean"].any() and followed.coef["last"] == 0
+    assert predicted.coef["clean"].all() and predicted.coef["last"] == np.float32(1e-3)

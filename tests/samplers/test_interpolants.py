@@ -40,6 +40,24 @@ def test_every_diffusion_ends_at_the_data(make, diffusion, strength):
     assert variance**0.5 == pytest.approx(SPREAD, rel=0.01)
 
 
+def test_noise_of_the_sine_has_its_variance():
+    """w = 2 sin^2(pi t / T), which is 0 at the noise and at the data."""
+    grid = grids.uniform(schedules.flow(t_min=0.0, t_max=0.9), 4, final="last")
+    sampler = samplers.make("euler_maruyama", {"diffusion": "sine", "strength": 2.0})
+    rows, z = jax.tree.map(jnp.asarray, sampler.plan(grid)), jnp.ones((1, 1))
+
+    def move(row, scale):
+        denoise = lambda z, level: parameterization.eps().decode(0 * z, z, level)  # noqa: E731
+        return sampler.step(lambda i, k=0: scale * z, denoise, z, sampler.init(z, rows), row)[0]
+
+    t = np.asarray(grid.levels.t)
+    for k in range(3):
+        row = jax.tree.map(lambda leaf, k=k: leaf[k], rows)
+        noise = float((move(row, 1.0) - move(row, 0.0))[0, 0])
+        wanted = 2 * np.sin(np.pi * t[k] / 0.9) ** 2 * (t[k] - t[k + 1])
+        assert noise**2 == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
 def test_the_trigonometric_path_preserves_variance_and_its_velocity_is_v():
     schedule = schedules.trigonometric(t_min=0.0, t_max=1.0)
     t = jnp.linspace(0.1, 0.9, 5)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from diffjax.tasks import make_task
 from diffjax.tasks.diffusion_task import dequantize
 from diffjax.tasks.objectives import measure_simple
 from diffjax.types import Level, Prediction
+from tests.filled import draw_like
 
 SHAPE = (8, 8, 1)
 
@@ -29,11 +32,10 @@ def start(cfg, classes=10):
         "image": jnp.asarray(rng.uniform(-1, 1, (4, *SHAPE)), jnp.float32),
         "label": jnp.asarray([0, 1, 2, 3]),
     }
-    params, extra = jax.jit(lambda b: task.init(jax.random.key(0), None, b))(batch)
-    params = jax.tree.map(
-        lambda p: p + 0.05 * jax.random.normal(jax.random.key(1), p.shape), params
-    )
-    return task, params, extra, batch
+    init = functools.partial(task.init, jax.random.key(0), None)
+    shapes, _ = jax.eval_shape(init, batch)
+    extra = jax.jit(lambda b: init(b)[1])(batch)
+    return task, draw_like(shapes, spread=0.1), extra, batch
 
 
 def loss(task, params, extra, batch, step=0):
@@ -52,7 +54,7 @@ def test_simple_loss_is_the_mean_squared_error_of_the_noise():
     t = jnp.floor(jax.random.uniform(t_key, (4,)) * 1000)
     a, s = (v[:, None, None, None] for v in model.schedule.at(t))
     eps = jax.random.normal(noise_key, batch["image"].shape)
-    out = model.network.apply({"params": params}, a * batch["image"] + s * eps, t)
+    out = jax.jit(model.network.apply)({"params": params}, a * batch["image"] + s * eps, t)
     assert float(value) == pytest.approx(float(((out - eps) ** 2).mean()), rel=1e-5)
     assert float(metrics["loss"]) == float(value)
 
@@ -140,7 +142,7 @@ def test_offset_and_perturbed_noise_enter_the_loss():
     eps = jax.random.normal(key, (4, *SHAPE))
     eps += 0.3 * jax.random.normal(jax.random.fold_in(key, 1), (4, 1, 1, 1))
     added = eps + 0.2 * jax.random.normal(jax.random.fold_in(key, 2), (4, *SHAPE))
-    out = model.network.apply({"params": params}, a * batch["image"] + s * added, t)
+    out = jax.jit(model.network.apply)({"params": params}, a * batch["image"] + s * added, t)
     assert float(value) == pytest.approx(float(((out - eps) ** 2).mean()), rel=1e-5)
 
 
@@ -153,7 +155,8 @@ def test_the_bound_is_of_standard_noise(name):
 
 def gradients(cfg):
     task, params, extra, batch = start(cfg)
-    return jax.grad(lambda p: loss(task, p, extra, batch)[0])(params)["conv_out"]["kernel"]
+    gradient = jax.jit(jax.grad(lambda p: loss(task, p, extra, batch)[0]))
+    return gradient(params)["conv_out"]["kernel"]
 
 
 def test_hybrid_trains_the_mean_by_the_simple_loss_only():
@@ -272,7 +275,7 @@ def test_bf16_networks_keep_scheduler_arithmetic_in_float32():
     model = make_model(cfg, SHAPE, 17, 10)
     z = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     level = Level(jnp.asarray(500.0), *model.schedule.at(jnp.asarray(500.0)))
-    p = denoiser(model._replace(params=params))(z, level)
+    p = jax.jit(lambda p: denoiser(model._replace(params=p))(z, level))(params)
     assert p.x.dtype == p.eps.dtype == jnp.float32
     assert np.asarray(level.alpha * p.x + level.sigma * p.eps) == pytest.approx(
         np.asarray(z), abs=1e-4

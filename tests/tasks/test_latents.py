@@ -1,5 +1,7 @@
 """Diffusion in latents: scale, stored moments, conditions, and what is refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from diffjax.runs import guides
 from diffjax.tasks import make_task
 from diffjax.tasks.classifier_task import make_noisy_classifier_task
 from diffjax.types import ConfigError
+from tests.filled import fill
 
 SHAPE = (4, 4, 1)
 
@@ -29,10 +32,20 @@ def config(variant="fashion_mnist", *, first=None, **cond):
 
 def frozen_of(cfg, seed=1):
     net = make_space(cfg, SHAPE).net
-    params = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))["params"]
-    keys = iter(jax.random.split(jax.random.key(seed), 1000))
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
-    return net, {"autoencoder": params}
+    return net, {"autoencoder": fill(net, jnp.zeros((1, *SHAPE)), seed=seed)}
+
+
+def encode(net, params, images):
+    run = jax.jit(lambda p, x: net.apply({"params": p}, x, method=net.encode).mean)
+    return run(params, images)
+
+
+def moments_of(net, frozen, images):
+    return jax.jit(functools.partial(encode_moments, net))(frozen["autoencoder"], images)
+
+
+def decode(net, params, latents):
+    return jax.jit(lambda p, z: net.apply({"params": p}, z, method=net.decode))(params, latents)
 
 
 @pytest.fixture(scope="module")
@@ -60,25 +73,25 @@ def test_the_scale_is_measured_once(made):
     fixed = make_space(given, SHAPE)
     z, extra = fixed.enter(frozen, fixed.extra, jax.random.key(0), batch)
     assert float(extra["latent_scale"]) == 0.5
-    mean = fixed.encode(frozen, extra, batch["image"])
-    back = fixed.leave(frozen, extra, mean)
-    straight = net.apply({"params": frozen["autoencoder"]}, batch["image"])[0]
+    mean = jax.jit(fixed.encode)(frozen, extra, batch["image"])
+    back = jax.jit(fixed.leave)(frozen, extra, mean)
+    straight = jax.jit(net.apply)({"params": frozen["autoencoder"]}, batch["image"])[0]
     np.testing.assert_allclose(back, straight, atol=1e-5)
 
 
 def test_statistics_by_channel_bring_latents_to_one_scale(made):
     cfg, net, frozen, batch = made
-    plain = net.apply({"params": frozen["autoencoder"]}, batch["image"], method=net.encode).mean
+    plain = encode(net, frozen["autoencoder"], batch["image"])
     mean, std = plain.mean((0, 1, 2)), plain.std((0, 1, 2))
     given = cfg.copy_and_resolve_references()
     statistics = {"latents_mean": tuple(map(float, mean)), "latents_std": tuple(map(float, std))}
     given.autoencoder.update(scale=0.5, **statistics)
     space = make_space(given, SHAPE)
-    z = space.encode(frozen, space.extra, batch["image"])
+    z = jax.jit(space.encode)(frozen, space.extra, batch["image"])
     np.testing.assert_allclose(z.mean((0, 1, 2)), 0.0, atol=1e-4)
     np.testing.assert_allclose(z.std((0, 1, 2)), 0.5, rtol=1e-4)
-    back = net.apply({"params": frozen["autoencoder"]}, plain, method=net.decode)
-    np.testing.assert_allclose(space.leave(frozen, space.extra, z), back, atol=1e-4)
+    back = decode(net, frozen["autoencoder"], plain)
+    np.testing.assert_allclose(jax.jit(space.leave)(frozen, space.extra, z), back, atol=1e-4)
     # The picture before an edit comes as the autoencoder has it, as in diffusers.
     edits = CONCATS[EDIT](given, space)
     raw = {"image": batch["image"], "seen": jnp.ones(4)}
@@ -98,11 +111,9 @@ def test_an_autoencoder_can_see_pixels_from_0_to_1(made):
     given = cfg.copy_and_resolve_references()
     given.autoencoder.unit_range = True
     other, (params, image) = make_space(given, SHAPE).net, (frozen["autoencoder"], batch["image"])
-    code = other.apply({"params": params}, image, method=other.encode).mean
-    wanted = net.apply({"params": params}, (image + 1) / 2, method=net.encode).mean
+    code, wanted = encode(other, params, image), encode(net, params, (image + 1) / 2)
     np.testing.assert_allclose(code, wanted, atol=1e-6)
-    back = other.apply({"params": params}, code, method=other.decode)
-    half = net.apply({"params": params}, code, method=net.decode)
+    back, half = decode(other, params, code), decode(net, params, code)
     np.testing.assert_allclose((back + 1) / 2, half, atol=1e-6)
 
 
@@ -110,7 +121,7 @@ def test_stored_moments_give_the_loss_of_encoding_on_the_fly(made):
     cfg, net, frozen, batch = made
     task = make_task(cfg, SHAPE, 256, 10)
     params, extra = jax.jit(lambda: task.init(jax.random.key(0), None, batch))()
-    stored = np.asarray(encode_moments(net, frozen["autoencoder"], batch["image"]))
+    stored = np.asarray(moments_of(net, frozen, batch["image"]))
     assert stored.shape == (4, 2, 2, 8)
 
     def call(batch):
@@ -148,7 +159,7 @@ def test_samples_are_decoded_and_guided(made):
     assert images.shape == (2, *SHAPE)
     # An untrained network predicts no noise: DDIM then only rescales the first one.
     last = samplers.prior(noise, rows) / rows.level.alpha[0]
-    expected = net.apply({"params": frozen["autoencoder"]}, last / 2.0, method=net.decode)
+    expected = decode(net, frozen["autoencoder"], last / 2.0)
     np.testing.assert_allclose(images, np.clip(expected, -1, 1), atol=2e-3)
 
 
@@ -175,11 +186,12 @@ def test_text_is_encoded_by_trained_tokens():
     cfg = config("shapes", first={"latent_channels": 2})
     cfg.data.channels = 1
     condition = condition_of(cfg, 0)
-    params = condition.init(jax.random.key(0))
+    params = jax.jit(condition.init)(jax.random.key(0))
     assert set(params) == {"text_encoder"}
     raw = condition.take({"text": jnp.array([[1, 2, 0], [0, 0, 0]])}, jax.random.key(0))
-    encoded = condition.encode(params, None, {}, raw)["context"]
-    null = condition.encode(params, None, {}, condition.null(raw))["context"]
+    encode = jax.jit(condition.encode)
+    encoded = encode(params, None, {}, raw)["context"]
+    null = encode(params, None, {}, condition.null(raw))["context"]
     assert encoded.shape == (2, 3, 8)
     np.testing.assert_allclose(encoded[1], null[1], atol=1e-6)
     assert np.abs(encoded[0] - null[0]).max() > 1e-3
@@ -225,7 +237,7 @@ def test_channels_to_join(made):
 
     low = condition_of(config(concat="superres"))
     raw = low.take(batch, key)
-    joined = low.encode({}, frozen, extra, raw)["concat"]
+    joined = jax.jit(low.encode)({}, frozen, extra, raw)["concat"]
     np.testing.assert_allclose(joined, average_area(batch["image"], (2, 2, 4)))
     np.testing.assert_allclose(low.null(raw)["low"], raw["low"])
     degraded = config(concat="superres")
@@ -237,10 +249,10 @@ def test_channels_to_join(made):
 
     hole = condition_of(config(concat="inpaint"))
     raw = hole.take(batch, key)
-    joined = hole.encode({}, frozen, extra, raw)["concat"]
+    joined = jax.jit(hole.encode)({}, frozen, extra, raw)["concat"]
     assert joined.shape == (4, 2, 2, 5)
     assert not np.any(raw["hole"]["image"] * raw["hole"]["hole"])
-    seen = encode_moments(net, frozen["autoencoder"], raw["hole"]["image"])[..., :4]
+    seen = moments_of(net, frozen, raw["hole"]["image"])[..., :4]
     np.testing.assert_allclose(joined[..., :4], 2 * seen, atol=1e-5)
 
     fill = condition_of(config(concat="fill"))
@@ -248,9 +260,9 @@ def test_channels_to_join(made):
     raw = fill.take(many, key)
     mask = raw["hole"]["hole"]
     assert 0.1 < float((mask.mean((1, 2, 3)) == 1).mean()) < 0.4
-    joined = fill.encode({}, frozen, extra, raw)["concat"]
+    joined = jax.jit(fill.encode)({}, frozen, extra, raw)["concat"]
     np.testing.assert_array_equal(joined[..., :1], mask[:, ::2, ::2])
-    seen = encode_moments(net, frozen["autoencoder"], many["image"] * (1 - mask))[..., :4]
+    seen = moments_of(net, frozen, many["image"] * (1 - mask))[..., :4]
     np.testing.assert_allclose(joined[..., 1:], 2 * seen, atol=1e-5)
 
     cfg = config(concat="map", map_classes=3)
@@ -287,16 +299,17 @@ def test_a_classifier_reads_noisy_latents(made):
         make_noisy_classifier_task(cfg, SHAPE, num_classes=4)
     cfg.autoencoder.scale = 0.5
     task = make_noisy_classifier_task(cfg, SHAPE, num_classes=4)
-    params, extra = task.init(jax.random.key(0), frozen, batch)
+    params, extra = jax.jit(task.init)(jax.random.key(0), frozen, batch)
     assert params["conv_in"]["kernel"].shape[2] == net.embed_channels != SHAPE[-1]
     assert float(extra["latent_scale"]) == 0.5
 
+    @jax.jit
     def loss(frozen, image):
         total, (after, _) = task.loss(
             params, frozen, extra, jax.random.key(3), jnp.asarray(0), {**batch, "image": image}
         )
         assert set(after) == set(extra)
-        return float(total)
+        return total
 
     # A decoder is not read, and an encoder that gives zeros leaves the noise alone.
     blank = jax.tree.map(jnp.zeros_like, frozen)

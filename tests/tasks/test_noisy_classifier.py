@@ -31,7 +31,7 @@ def learned(config):
     label = jnp.arange(32) % 2
     image = jnp.where(label == 1, 0.9, -0.9)[:, None, None, None] * jnp.ones((32, *SHAPE))
     batch = {"image": image, "label": label}
-    params, extra = task.init(jax.random.key(0), None, batch)
+    params, extra = jax.jit(lambda: task.init(jax.random.key(0), None, batch))()
 
     @jax.jit
     def step(params, i):
