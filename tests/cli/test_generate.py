@@ -109,7 +109,7 @@ def test_missing_flags_are_named(execute, model, tmp_path):
     said = execute("generate", *asked, "--prompt_2=b", code=2)
     assert "one text encoder" in said and "Traceback" not in said
     said = execute("generate", *asked, "--control=x:y.png:1", code=2)
-    assert "--control=x:y.png:1: must be NET:IMAGE[:SCALE[:START:END]]" in said
+    assert "--control=x:y.png:1: must be NET[#KIND]:IMAGE[:SCALE[:START:END]]" in said
     plain = tmp_path / "plain.png"
     PIL.Image.new("RGB", (8, 8)).save(plain)
     said = execute("generate", f"--from_image={plain}", code=2)

@@ -1,11 +1,14 @@
 """ControlNets that read several kinds of hints: what a request may say, and what it does."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffjax import generate
 from diffjax.generate import RequestError, stages
 from diffjax.nets.union_controlnet import UnionControlNet
+from diffjax.pretrained import configs
 from tests.parity import generate_cases as g
 
 SIZE = g.SIZE
@@ -84,3 +87,18 @@ def test_other_networks_have_no_kinds(pipe):
     control = generate.Control(g.controls("xl")[0], g.picture(), kind=1)
     with pytest.raises(RequestError, match=r"control\[0\].kind is of no use"):
         generate.Request("cat", control=control).read()
+
+
+def test_half_precision(net):
+    """Residuals are of the type of the computation, and close to those of single precision."""
+    half = net.net.clone(base=net.net.base.clone(dtype=jnp.bfloat16))
+    images = np.stack(g.hints())[None] / np.float32(255)
+    hint = {"images": images, "kinds": np.array([[3, 1]]), "scales": np.ones((1, 2), "f4")}
+    z, t, cond = configs.KINDS["ControlNetUnionModel"].inputs(net.net, net.config)
+    z = np.random.default_rng(0).normal(size=(1, SIZE // 2, SIZE // 2, z.shape[-1])).astype("f4")
+    cond = {**cond, "hint": hint}
+    (_, exact), (_, found) = (
+        jax.jit(one.apply)({"params": net.params}, z, t, cond) for one in (net.net, half)
+    )
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype("f4"), exact, atol=0.05 * np.abs(exact).max())

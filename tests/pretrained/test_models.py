@@ -130,6 +130,7 @@ def test_type_and_placement(folder):
 KINDS = {
     "UNet2DConditionModel": UNET,
     "ControlNetModel": generate_cases.CONTROLS["sd1"],
+    "ControlNetUnionModel": generate_cases.CONTROLS["xl-union"],
     "T2IAdapter": generate_cases.ADAPTERS["sd1"],
     "AutoencoderKL": ae_cases.AUTOENCODERS["kl"],
     "AutoencoderTiny": ae_cases.AUTOENCODERS["tiny"],
