@@ -30,6 +30,8 @@ from experiments.reproductions import (
     ldm,
     personal,
     scaling,
+    score_sde,
+    smld,
 )
 
 PAPERS: dict[str, ModuleType] = {
@@ -38,6 +40,8 @@ PAPERS: dict[str, ModuleType] = {
     "ddim": ddim,
     "improved_ddpm": improved_ddpm,
     "cfg": cfg,
+    "smld": smld,
+    "score_sde": score_sde,
     "edm": edm,
     "ldm": ldm,
     "pipelines": all_pipelines,
