@@ -10,8 +10,7 @@
 | ddpmpp_vp | 1.3M steps | FID 2.55, IS 9.58; rk45: FID 3.93, 3.16 bits/dim |
 | ddpmpp_subvp | 1.3M steps | FID 2.61, IS 9.56; rk45: FID 3.16, 3.02 bits/dim |
 | ddpmpp_subvp_deep | 950k steps | FID 2.41, IS 9.57; rk45: FID 2.92, 2.99 bits/dim |
-| fashion_mnist (VE) | 30 minutes on two CPU cores | - |
-| fashion_mnist14_ve, _vp, _subvp | 2 minutes on one CPU core | docs/results/score_sde.md |
+| fashion_mnist (VE) | 30 minutes on two CPU cores | docs/results |
 | digits (default, VE) | 3 minutes on two CPU cores | readable 8x8 digits |
 
 The paper's VE models see images in [0, 1] with sigma 0.01 to 50; here images lie in [-1, 1], so the
@@ -99,33 +98,6 @@ def fashion_mnist() -> ConfigDict:
     return config
 
 
-def _fashion_mnist14(target: str, schedule: str, **options: float) -> ConfigDict:
-    """One of the three SDEs, with the network and the loss that all of them share.
-
-    The loss is the plain one on eps; the target is only how the output is scaled.
-    """
-    config = ddpm.fashion_mnist14_small()
-    config.schedule = ConfigDict({"name": schedule, **options})
-    config.parameterization.name, config.loss.weight = target, "snr"
-    config.network.time_scale = 1000.0
-    config.sample.update(sampler="pc", variance="fixedlarge", snr=0.16)
-    config.sample.update(grid="uniform", steps=50, final="clean", clip=False)
-    config.eval.bits_images = 64
-    return config
-
-
-def fashion_mnist14_ve() -> ConfigDict:
-    return _fashion_mnist14("edm", "ve", sigma_min=0.02, sigma_max=30.0)
-
-
-def fashion_mnist14_vp() -> ConfigDict:
-    return _fashion_mnist14("v", "vp_sde")
-
-
-def fashion_mnist14_subvp() -> ConfigDict:
-    return _fashion_mnist14("v", "sub_vp")
-
-
 def digits() -> ConfigDict:
     return _small(ddpm.digits())
 
@@ -133,9 +105,6 @@ def digits() -> ConfigDict:
 VARIANTS = {
     "digits": digits,
     "fashion_mnist": fashion_mnist,
-    "fashion_mnist14_ve": fashion_mnist14_ve,
-    "fashion_mnist14_vp": fashion_mnist14_vp,
-    "fashion_mnist14_subvp": fashion_mnist14_subvp,
     "ncsnpp_ve": ncsnpp_ve,
     "ncsnpp_ve_deep": lambda: _deep(ncsnpp_ve()),
     "ddpmpp_vp": ddpmpp_vp,

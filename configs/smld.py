@@ -12,8 +12,7 @@ arXiv:1907.05600 and arXiv:2006.09011.
 | ncsn_mnist | the same, 64 channels | 200k steps, batch 128 | pictures |
 | ncsn_printed | the same | the same weights | the step of the paper's algorithm 1 |
 | ncsnv2 | 232, sigma 50 to 0.01; 5 steps each | 300k steps, batch 128 | FID 10.87, IS 8.40 |
-| fashion_mnist | 32, sigma 15 to 0.02; 5 steps each | 30 minutes on two CPU cores | - |
-| fashion_mnist14 | the same | 2 minutes on one CPU core | docs/results/smld.md |
+| fashion_mnist | 32, sigma 15 to 0.02; 5 steps each | 30 minutes on two CPU cores | docs/results |
 | digits (default) | the same | 3 minutes on two CPU cores | readable 8x8 digits |
 
 The papers' images lie in [0, 1], here in [-1, 1]: sigmas are doubled and step sizes quadrupled.
@@ -104,26 +103,13 @@ def fashion_mnist() -> ConfigDict:
     return config
 
 
-def fashion_mnist14() -> ConfigDict:
-    return _small(ddpm.fashion_mnist14_small())
-
-
 def digits() -> ConfigDict:
     return _small(ddpm.digits())
 
 
 VARIANTS = {
     f.__name__: f
-    for f in (
-        digits,
-        fashion_mnist,
-        fashion_mnist14,
-        ncsn,
-        ncsn_celeba,
-        ncsn_mnist,
-        ncsn_printed,
-        ncsnv2,
-    )
+    for f in (digits, fashion_mnist, ncsn, ncsn_celeba, ncsn_mnist, ncsn_printed, ncsnv2)
 }
 
 

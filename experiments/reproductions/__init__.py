@@ -30,8 +30,6 @@ from experiments.reproductions import (
     ldm,
     personal,
     scaling,
-    score_sde,
-    smld,
 )
 
 PAPERS: dict[str, ModuleType] = {
@@ -40,8 +38,6 @@ PAPERS: dict[str, ModuleType] = {
     "ddim": ddim,
     "improved_ddpm": improved_ddpm,
     "cfg": cfg,
-    "smld": smld,
-    "score_sde": score_sde,
     "edm": edm,
     "ldm": ldm,
     "pipelines": all_pipelines,

@@ -95,34 +95,6 @@ def make_trial(
     return Piece(f"try-{name}", (train, evaluate), keep, minutes, one_core=True)
 
 
-def make_drawn_trial(
-    config: str,
-    name: str,
-    minutes: float,
-    overrides: tuple[str, ...],
-    *options: str,
-    rows: str = "",
-    model: bool = False,
-) -> Piece:
-    """Make the piece of `make_trial` that also keeps rows of pictures, or the weights.
-
-    Args:
-        config, name, minutes, overrides, options: see `make_trial`.
-        rows: KEY=VALUE,... of ``config.sample``, of which 12 pictures each are drawn to
-            data/sheets/NAME.png; none if empty.
-        model: whether the weights are kept.
-    """
-    trial = make_trial(config, name, minutes, overrides, *options)
-    where, more, keep = f"--workdir={{runs}}/{name}", [], {}
-    if rows:
-        more.append(("sample", where, f"--rows={rows}", "--num=12", f"--out={{runs}}/{name}/rows"))
-        keep[f"{name}/rows.png"] = f"data/sheets/{name}.png"
-    if model:
-        more.append(("export", where, f"--out={{runs}}/{name}/weights.safetensors"))
-        keep[f"{name}/weights.safetensors"] = f"models/{name}.safetensors"
-    return trial._replace(commands=(*trial.commands, *more), keep=trial.keep | keep)
-
-
 def make_measurement(
     name: str, model: str, minutes: float, *options: str, picture: bool = False
 ) -> Piece:

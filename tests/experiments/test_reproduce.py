@@ -103,17 +103,6 @@ def test_a_try_keeps_what_was_measured_but_no_weights(tmp_path, commands):
     assert "--config.seed=1" in commands[0] and "--seeds=3" in commands[1]
 
 
-def test_a_drawn_try_keeps_rows_and_weights_if_told():
-    plain = pieces.make_drawn_trial("ddpm.py:digits", "tried", 1, (), "--seeds=3")
-    assert plain == pieces.make_trial("ddpm.py:digits", "tried", 1, (), "--seeds=3")
-    both = pieces.make_drawn_trial("ddpm.py:digits", "tried", 1, (), rows="eta=0,1", model=True)
-    assert [command[0] for command in both.commands] == ["train", "evaluate", "sample", "export"]
-    assert "--rows=eta=0,1" in both.commands[2]
-    assert list(both.keep.values()) == [
-        "data/tried.json", "data/sheets/tried.png", "models/tried.safetensors",
-    ]  # fmt: skip
-
-
 def test_a_folder_is_kept_whole(tmp_path, commands):
     piece = pieces.Piece("made", (), {"made/folder": "models/made"}, 1)
     file = tmp_path / "runs" / "made" / "folder" / "unet" / "config.json"
@@ -243,7 +232,7 @@ BITS = {
 }  # fmt: skip
 TRIED = {
     **IMAGE_METRICS, **BITS, "step": 2, "distance_by_seed": [9.0, 10.0, 11.0],
-    "ode_bits_per_dim": 3.0, "ode_bits_images": 10, "sampler": {"steps": 20},
+    "ode_bits_per_dim": 3.0, "sampler": {"steps": 20},
     "bits_by_steps": {steps: {"bits_per_dim": 5.0} for steps in ("50", "100", "250")},
 }  # fmt: skip
 FOLLOWED = {"edge_f1": 0.5, "mask_iou": 0.5}
@@ -267,8 +256,6 @@ PLANNED = {
 BEGINNINGS = {
     "ablation-": TRIED,
     "improved-": TRIED,
-    "score-": TRIED,
-    "smld-": TRIED,
     "reconstruction-": {"distance": 9.0, "psnr": 20.0, "l1": 0.1, "codes_used": 0.9},
     "own-": {**OBEYED, "pictures": 8},
     "control-cost": {
