@@ -60,8 +60,6 @@ STEPS = 10
 ANCESTRAL = {"sampler": "ddpm", "variance": "0.3", "grid": "uniform", "steps": "64"}
 # Guidance scales with it: none, the paper's best, and one that is too large.
 NONE, BEST, MUCH = 1.0, 1.1, 2.0
-# Scale of the classifier's gradient with it, that of Dhariwal & Nichol (2021) at 128 pixels.
-CLASSIFIER = 0.5
 # For contradictions of what is found with it, if there will be any.
 _WHY_ANCESTRAL = (
     "The paper takes 256 steps of images that are larger and of a thousand classes. Ten classes "
@@ -163,15 +161,6 @@ PIECES = (
         num=500,
         seeds=6,
     ),
-    make_sweep(
-        "cfg14-classifier-ancestral",
-        "cfg14-p10",
-        6,
-        ANCESTRAL | {"guidance": f"{CLASSIFIER:g}"},
-        "--config.sample.classifier={results}/models/cfg14-classifier.safetensors",
-        num=500,
-        seeds=5,
-    ),
     make_measurement(
         "cfg-floor",
         "cfg14-p10",
@@ -225,11 +214,9 @@ def judge_claims(data: Path) -> list[Claim]:
 def _judge_ancestral(data: Path) -> list[Claim]:
     """Judge what the paper's own sampler gives, without guidance, with a little and with much.
 
-    The paper has FID 1.80, 1.55 and 12.60 and scores of 54, 66 and 170 at w = 0, 0.1 and 1, and its
-    best FID at 128 pixels, 2.43, is below the 2.97 of classifier guidance (tables 1 and 2).
+    The paper has FID 1.80, 1.55 and 12.60 and scores of 54, 66 and 170 at w = 0, 0.1 and 1.
     """
     rows = read_file(data / "cfg14-p10-ancestral.jsonl")
-    other = select_values(read_file(data / "cfg14-classifier-ancestral.jsonl"))
     none, best, much = (select_values(rows, guidance=s) for s in (NONE, BEST, MUCH))
     # As many images are in a cell of the ablation's and EDM's.
     scale, sampler = read_scale(data / "edm-floor.json"), "64 ancestral steps"
@@ -243,8 +230,7 @@ def _judge_ancestral(data: Path) -> list[Claim]:
         a, b = (select_values(rows, "inception_score", guidance=s) for s in (high, low))
         text = f"{sampler}: the score rises from w = {low - 1:.3g} to w = {high - 1:.3g}"
         out.append(compare(text, a, b, why=_WHY_ANCESTRAL))
-    text = f"{sampler}: the distance of classifier guidance is larger than at w = 0.1"
-    return [*out, compare(text, other, best, scale=scale, why=_WHY_ANCESTRAL)]
+    return out
 
 
 def _judge_cost(data: Path) -> Claim:
@@ -343,7 +329,6 @@ def format_page(data: Path) -> str:
     """
     rows = _read_rows(data, "cfg14-p10")
     ancestral = _format_table(read_file(data / "cfg14-p10-ancestral.jsonl"))
-    other = _format_table(read_file(data / "cfg14-classifier-ancestral.jsonl"), "scale")
     parts = [
         f"## p = {PROBABILITIES[p]}\n\n{_format_table(_read_rows(data, f'cfg14-p{p}'))}"
         for p in PROBABILITIES
@@ -375,10 +360,6 @@ gradient costs about one more network evaluation a step.
 those of 5,000 images.
 
 {ancestral}
-
-The same steps guided by the classifier at scale {CLASSIFIER}, five sampling seeds:
-
-{other}
 
 ## The paper's figures
 
