@@ -361,8 +361,9 @@ It is told the whole picture, as in its training, "{WHOLE}":
 One was trained by `configs/controlnet.py:small_edges`
 ({edged}). In turn: the edges that it is given; pictures without a prompt,
 first without the ControlNet, then with it; pictures with it and with the prompt
-"{DRAWN}". Four pictures left the claim about edges undecided, so the rows without a prompt were
-drawn again with {ROWS["controlled"].columns}; their sheets show the first four.
+"{DRAWN}".
+Four pictures left the claim about edges undecided, so the ControlNet was trained again and the rows
+without a prompt have {ROWS["controlled"].columns} pictures; their sheets show the first four.
 
 ![edges](pipelines-edges.png)
 
