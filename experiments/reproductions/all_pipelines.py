@@ -94,8 +94,8 @@ ROWS = {
     "inpainting": Picture((CHANGED,), (_IMAGE, _MASK)),
     "negative": Picture((SINGLE,), ("--sampler=unipc", "--negative=a small red circle")),
     "filling": Picture((WHOLE,), (_IMAGE, _MASK), _name_folder("small-inpainting")),
-    "uncontrolled": Picture(("",), ()),
-    "controlled": Picture(("",), (_CONTROL,)),
+    "uncontrolled": Picture(("",), (), columns=12),
+    "controlled": Picture(("",), (_CONTROL,), columns=12),
     "controlled-text": Picture((DRAWN,), (_CONTROL,)),
     "xl": Picture(PROMPTS, (_XL,), _name_folder("small-xl")),
     "refined": Picture(
@@ -361,7 +361,9 @@ It is told the whole picture, as in its training, "{WHOLE}":
 One was trained by `configs/controlnet.py:small_edges`
 ({edged}). In turn: the edges that it is given; pictures without a prompt,
 first without the ControlNet, then with it; pictures with it and with the prompt
-"{DRAWN}":
+"{DRAWN}".
+Four pictures left the claim about edges undecided, so the ControlNet was trained again and the rows
+without a prompt have {ROWS["controlled"].columns} pictures; their sheets show the first four.
 
 ![edges](pipelines-edges.png)
 
