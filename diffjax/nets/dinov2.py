@@ -13,7 +13,7 @@ from diffjax.nets.attention import attend
 from diffjax.nets.layers import default_init
 from diffjax.nets.resize import resize_bicubic
 from diffjax.nets.text import gelu
-from diffjax.types import ConfigError, DType
+from diffjax.types import ArrayLike, ConfigError, DType
 
 Array = jax.Array
 
@@ -163,7 +163,8 @@ class DINOv2(nn.Module):
         count = (self.size // self.patch) ** 2
         learned = _Embeddings(self.features, 1 + count, self.registers, name="embeddings")()
         token, positions, registers = learned
-        places = self._place(positions[:, 1:], patches.shape[1:3]).astype(patches.dtype)
+        rows, columns = patches.shape[1:3]
+        places = self._place(positions[:, 1:], (rows, columns)).astype(patches.dtype)
         patches = patches.reshape(len(x), -1, self.features) + places
         before = jnp.concatenate([token + positions[:, :1], registers], 1).astype(patches.dtype)
         before = jnp.broadcast_to(before, (len(x), *before.shape[1:]))
@@ -188,7 +189,7 @@ class DINOv2(nn.Module):
     def _place(self, positions: Array, grid: tuple[int, int]) -> Array:
         """Return the positions (1, h w, D) of a grid of patches, of those that were trained."""
         side = self.size // self.patch
-        if tuple(grid) == (side, side):
+        if grid == (side, side):
             return positions
         table = positions.reshape(1, side, side, -1)
         if self.smooth:
@@ -199,12 +200,12 @@ class DINOv2(nn.Module):
         return table.reshape(1, -1, table.shape[-1])
 
 
-def dinov2_input(images: Array, sides: tuple[int, int]) -> Array:
+def dinov2_input(images: ArrayLike, sides: tuple[int, int]) -> Array:
     """Resize and scale images as REPA gives them to DINOv2 (Yu et al. 2024), (B, h, w, 3).
 
     Args:
         images: (B, H, W, 3 or 1) in [-1, 1]; a grey channel is repeated.
         sides: h and w, by cubic convolution without a low-pass filter.
     """
-    x = ((images + 1) / 2 - jnp.asarray(MEAN)) / jnp.asarray(STD)
+    x = ((jnp.asarray(images) + 1) / 2 - jnp.asarray(MEAN)) / jnp.asarray(STD)
     return resize_bicubic(x, sides)

@@ -19,7 +19,7 @@ from diffjax.pretrained.components import Components, save_components
 from diffjax.pretrained.files import StrPath
 from diffjax.runs.cards import make_card
 from diffjax.runs.exported import write_export
-from diffjax.runs.fixed_parts import make_abstract_fixed_parts
+from diffjax.runs.fixed_parts import leave_out_base, make_abstract_fixed_parts
 from diffjax.runs.states import make_abstract_state
 from diffjax.train import State
 from diffjax.types import ConfigError
@@ -137,7 +137,7 @@ def _save_trained(model: Model, source: Source, folder: Path) -> Card:
         )
     blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like.extra)
     extra = {**blank, **{k: v for k, v in (model.statistics or {}).items() if k in blank}}
-    known = make_abstract_fixed_parts(cfg) or {}
+    known = leave_out_base(cfg, make_abstract_fixed_parts(cfg)) or {}
     frozen = {name: (model.frozen or {})[name] for name in known}
     state = State(jnp.asarray(source.step, jnp.int32), params, params, None, extra)
     write_export(folder / WEIGHTS_FILE, cfg, state, frozen or None)
