@@ -102,7 +102,7 @@ def _repa() -> Values:
         **pick(0.04, "repa: samplers.py:122", "sample.t_end"),
         **pick(1.8, "repa: README.md:134, --cfg-scale", "sample.guidance"),
         **pick(7 / 3, "repa: README.md:135, sigma / alpha at t = 0.7", "sample.guidance_high"),
-        **pick(None, "repa: samplers.py:151, all channels", "sample.guidance_channels"),
+        **pick(0, "repa: samplers.py:151, all channels", "sample.guidance_channels"),
     }
 
 

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import diffjax
 from configs import autoencoder, ddpm, dit
 from configs.base import smoke
 from diffjax import runs
 from diffjax.config import make_section
 from diffjax.nets.dinov2 import dinov2_input
 from diffjax.pretrained import save_model
+from diffjax.pretrained.files import open_safetensors
 from diffjax.runs.fixed_parts import load_fixed_parts
 from diffjax.tasks import make_task
 from diffjax.tasks.alignment import ENCODER, PROJECTOR, make_alignment, make_feature_encoder
@@ -199,3 +201,20 @@ def test_the_encoder_is_needed_and_compared(tmp_path):
     cfg.align.vision.features = 16
     with pytest.raises(ConfigError, match=r"is not the one of config\.align\.vision"):
         load_fixed_parts(cfg, tmp_path, fresh=True)
+
+
+def test_an_exported_model_leaves_the_encoder_behind(execute, tmp_path):
+    run, file, again = tmp_path / "run", tmp_path / "model.safetensors", tmp_path / "saved"
+    execute("train", "--config=configs/dit.py:digits_repa,smoke", f"--workdir={run}")
+    execute("export", f"--workdir={run}", f"--out={file}")
+    assert not any(ENCODER in key for key in open_safetensors(file))
+    diffjax.save(diffjax.open(run), again)  # so does a model that is saved
+    drawn = []
+    for where in (run, file, again / "model.safetensors"):
+        model = diffjax.open(where)
+        z, t = jnp.ones((2, *model.space.shape)), jnp.array([0.2, 0.7])
+        cond = {"label": jnp.array([0, 1])}
+        drawn.append(model.network.apply({"params": model.params}, z, t, cond))
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    np.testing.assert_array_equal(drawn[0], drawn[2])
+    assert np.abs(drawn[0]).max() > 0
