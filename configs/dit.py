@@ -16,7 +16,7 @@
 | sit_s_2, sit_b_2, sit_l_2 | 33M, 130M, 458M | 400k steps, batch 256 | FID 57.6, 33.5, 18.8 |
 | sit_xl_2 | 675M | 7M steps, batch 256 | FID 8.3; guided (1.5) 2.15 (ODE), 2.06 (SDE) |
 | repa_xl_2 | 675M, projection 8M | 4M steps, batch 256 | FID 1.42, guided (1.8) |
-| digits_repa | 0.72M, projection 0.5M | 5 minutes on two CPU cores | readable 8x8 digits |
+| digits_repa | 0.72M, projection 0.5M | digits_sit, and an encoder of 22M | not measured |
 | fashion_mnist, fashion_mnist_sit | 0.72M | 30 minutes on one CPU core | clothes by class |
 | digits (default), digits_sit | 0.72M | 3 minutes on two CPU cores | readable 8x8 digits |
 | shapes_sit | 0.9M, captions | 20 minutes on two CPU cores | shapes by caption |
