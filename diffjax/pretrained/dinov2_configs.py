@@ -40,6 +40,10 @@ _FIXED: dict[str, tuple[object, ...]] = dict(
     qkv_bias=(True,),
     use_mask_token=(True,),
 )
+# What published configs with registers say of their positions.
+_SMOOTH: dict[str, tuple[object, ...]] = dict(
+    interpolate_antialias=(True,), interpolate_offset=(0, 0.0)
+)
 # Training, and which layers a backbone of a detector gives.
 _IGNORED = (
     *("attention_probs_dropout_prob", "hidden_dropout_prob", "drop_path_rate", "layerscale_value"),
@@ -71,7 +75,7 @@ def _describe(net: DINOv2, in_channels: int) -> JsonObject:
 FEATURES: dict[str, NetworkKind] = {
     name: NetworkKind(
         *("transformers", _build, _describe, _make_inputs, defaults),
-        {**_FIXED, "model_type": (_MODEL_TYPES[name],)},
+        {**_FIXED, **(_SMOOTH if name == REGISTERS else {}), "model_type": (_MODEL_TYPES[name],)},
         _IGNORED,
     )
     for name, defaults in ((PLAIN, _DEFAULTS), (REGISTERS, _REGISTERS_DEFAULTS))

@@ -27,6 +27,8 @@ CONFIGS: dict[str, sd_cases.Config] = {
         "model_type": "dinov2_with_registers",
         "num_register_tokens": 3,
         "use_swiglu_ffn": True,
+        "interpolate_antialias": True,  # as published configs say
+        "interpolate_offset": 0.0,
     },
 }
 # (height, width): that of the training, and sizes whose positions are interpolated.
