@@ -60,23 +60,9 @@ class Alignment(NamedTuple):
             frozen: with the parameters of the encoder.
             batch: with ``image`` (B, H, W, 1 or 3).
             shape: (B, h, w, C) of what the transformer sees.
-
-        Raises:
-            ConfigError: the batch has no images, or they are not grey and not of three colours.
         """
-        if "image" not in batch:
-            raise ConfigError(
-                "config.align reads the images, and these data are latents that were stored "
-                "beforehand: train on the folder of the images, or without the section align"
-            )
-        images = batch["image"]
-        if images.shape[-1] not in (1, 3):
-            raise ConfigError(
-                f"config.align reads grey or RGB images, and data.channels={images.shape[-1]}: "
-                "train without the section align"
-            )
         rows, columns = (side // self.patch * self.encoder.patch for side in shape[1:3])
-        x = dinov2_input(images, (rows, columns))
+        x = dinov2_input(batch["image"], (rows, columns))
         found = self.encoder.apply({"params": frozen[ENCODER]}, x)
         return jax.lax.stop_gradient(cast(jax.Array, found))
 
@@ -142,23 +128,31 @@ def make_alignment(config: ConfigDict, model: Model) -> Alignment | None:
 
 
 def refuse_alignment(config: ConfigDict) -> None:
-    """Refuse the section ``align`` where it has no effect.
+    """Refuse the section ``align`` where it has no effect, or no images to read.
 
     Raises:
-        ConfigError: the task, network, loss or augmentation is another than REPA is for.
+        ConfigError: the task, network, loss or augmentation is another than REPA is for, or the
+            data are stored latents.
     """
     if SECTION not in config:
         return
     wanted: dict[str, tuple[object, ...]]
     wanted = {"task": ("diffusion",), "network.name": ("dit",), "loss.name": ("simple",)}
     if config.task == "diffusion":
-        wanted["data.augment"] = (0.0,)  # which moves what the transformer sees
+        # Augmentation moves what the transformer sees; the encoder reads grey or RGB images.
+        wanted |= {"data.augment": (0.0,), "data.channels": (3, 1)}
     for path, values in wanted.items():
         section, _, key = path.rpartition(".")
         found = (config[section] if section else config).get(key)
         if found not in values:
             raise ConfigError(
                 "config.align compares the tokens of a transformer in the simple loss, which "
-                f"needs {path}={values[0]}, and {path} is {found!r}: change it, or take the "
-                "section align out of the config"
+                f"needs {path}={' or '.join(map(str, values))}, and {path} is {found!r}: change it, "
+                "or take the section align out of the config"
             )
+    if config.data.name == "latents":
+        raise ConfigError(
+            "config.align reads the images themselves, and data.name=latents has only latents that "
+            "were stored beforehand: train on the data that they were made of, or take the section "
+            "align out of the config"
+        )

@@ -146,13 +146,13 @@ def test_a_patch_of_the_encoder_is_what_a_token_stands_for(made):
     np.testing.assert_array_equal(found, term.encoder.apply({"params": frozen[ENCODER]}, x))
 
 
-def test_data_without_pictures_of_colours_are_refused(made):
-    _, frozen, *_, batch = made
+def test_data_that_the_encoder_cannot_read_are_refused():
+    stored, spectral = config(), config()
+    stored.data.name, spectral.data.channels = "latents", 2
     with pytest.raises(ConfigError, match="latents that were stored beforehand"):
-        term = make_alignment(config(), runs.build_model(config()))
-        term.encode(frozen, {"moments": batch["image"]}, batch["image"].shape)
-    with pytest.raises(ConfigError, match=r"reads grey or RGB images, and data\.channels=2"):
-        term.encode(frozen, {"image": jnp.zeros((1, 8, 8, 2))}, (1, 8, 8, 2))
+        runs.build_task(stored)
+    with pytest.raises(ConfigError, match=r"data.channels=3 or 1, and data.channels is 2"):
+        runs.build_task(spectral)
 
 
 def _unet():
