@@ -140,15 +140,15 @@ def refuse_alignment(config: ConfigDict) -> None:
     wanted = {"task": ("diffusion",), "network.name": ("dit",), "loss.name": ("simple",)}
     if config.task == "diffusion":
         # Augmentation moves what the transformer sees; the encoder reads grey or RGB images.
-        wanted |= {"data.augment": (0.0,), "data.channels": (3, 1)}
+        wanted |= {"data.augment": (0.0,), "data.channels": (3, 1), "loss.uncertainty": (False,)}
     for path, values in wanted.items():
         section, _, key = path.rpartition(".")
         found = (config[section] if section else config).get(key)
         if found not in values:
             raise ConfigError(
                 "config.align compares the tokens of a transformer in the simple loss, which "
-                f"needs {path}={' or '.join(map(str, values))}, and {path} is {found!r}: change it, "
-                "or take the section align out of the config"
+                f"needs {path}={' or '.join(map(str, values))}, and {path} is {found!r}: change "
+                "it, or take the section align out of the config"
             )
     if config.data.name == "latents":
         raise ConfigError(

@@ -173,6 +173,7 @@ def _first_stage():
         (_unet, "network.name=dit, and network.name is 'unet'"),
         (_first_stage, "task=diffusion, and task is 'autoencoder'"),
         (lambda: config(name="vlb"), "loss.name=simple, and loss.name is 'vlb'"),
+        (lambda: config(uncertainty=True), "loss.uncertainty=False, and loss.uncertainty is True"),
         (lambda: config(block=4), r"align.block=4 must lie in 1 .. 3"),
     ],
 )
