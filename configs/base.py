@@ -65,6 +65,10 @@ def smoke(config: ConfigDict) -> ConfigDict:
         small = {"size": 8, "patch": 4, "features": 8, "width": 16, "layers": 2, "heads": 2}
         config.ip_adapter.vision.update(small, projection=8)
         config.ip_adapter.update(encoder="random", features=8, heads=2, layers=1)
+    if "align" in config:
+        small = {"size": 8, "patch": 4, "features": 8, "layers": 1, "heads": 2}
+        config.align.update(encoder="random", block=1, width=8)
+        config.align.vision.update(small)
     config.data.update(name="noise", image_size=factor, batch_size=4)
     # What a config leaves to its data, which noise has not.
     config.data.update(

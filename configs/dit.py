@@ -1,8 +1,10 @@
-"""DiT (Peebles & Xie 2023), arXiv:2212.09748, and SiT (Ma et al. 2024), arXiv:2401.08740.
+"""DiT (Peebles & Xie 2023), arXiv:2212.09748, SiT (Ma et al. 2024), arXiv:2401.08740, and REPA.
 
     python -m experiments.train --config=configs/dit.py:xl_2 --workdir=runs/dit \\
         --config.data.dir=imagenet/train --config.autoencoder.weights=sd-vae-ft-ema
     python -m experiments.train --config=configs/dit.py:digits --workdir=runs/dit-digits
+    python -m experiments.train --config=configs/dit.py:digits_repa --workdir=runs/repa-digits \\
+        --config.align.encoder=facebook/dinov2-small
 
 | variant | parameters | cost | expected, 250 steps |
 |---|---|---|---|
@@ -13,6 +15,8 @@
 | xl_2_512 | 675M | 3M steps, batch 256 | FID 12.03; guided (1.5) 3.04 |
 | sit_s_2, sit_b_2, sit_l_2 | 33M, 130M, 458M | 400k steps, batch 256 | FID 57.6, 33.5, 18.8 |
 | sit_xl_2 | 675M | 7M steps, batch 256 | FID 8.3; guided (1.5) 2.15 (ODE), 2.06 (SDE) |
+| repa_xl_2 | 675M, projection 8M | 4M steps, batch 256 | FID 1.42, guided (1.8) |
+| digits_repa | 0.72M, projection 0.5M | digits_sit, and an encoder of 22M | not measured |
 | fashion_mnist, fashion_mnist_sit | 0.72M | 30 minutes on one CPU core | clothes by class |
 | digits (default), digits_sit | 0.72M | 3 minutes on two CPU cores | readable 8x8 digits |
 | shapes_sit | 0.9M, captions | 20 minutes on two CPU cores | shapes by caption |
@@ -30,6 +34,10 @@ in both releases. The SDE of SiT is drawn with ``--sampler=euler_maruyama --step
 ``--config.sample.strength=2 --config.sample.final=clean --config.sample.t_end=0.04``, with
 ``--config.sample.diffusion=sigma``.
 
+REPA (Yu et al. 2024, arXiv:2410.06940) is SiT whose tokens after block 8 are brought close to the
+features of DINOv2 (``align.encoder``, a folder). Its network is told the share of noise, and
+guidance acts on all channels, where the noise is at most 0.7.
+
 The small ones see pixels, and draw more training times near the middle (SiT) or a learned variance
 that starts from the same network (DiT).
 """
@@ -41,6 +49,7 @@ from ml_collections import ConfigDict
 
 from configs import autoencoder, ddpm, ldm
 from configs.base import base, select
+from diffjax.config import make_section
 
 SIZES = {"s": (384, 12, 64), "b": (768, 12, 64), "l": (1024, 24, 64), "xl": (1152, 28, 72)}
 
@@ -93,6 +102,18 @@ def imagenet_sit(size: str, patch: int, *, steps: int = 400_000) -> ConfigDict:
     return config
 
 
+def imagenet_repa() -> ConfigDict:
+    """SiT-XL/2 with DINOv2's ViT-B, and the release's solver of the SDE."""
+    config = _sit(_imagenet("xl", 2, steps=4_000_000), steps=250)
+    config.schedule.update(t_min=0.0, t_max=1.0)
+    config.align = make_section("align")
+    config.data.flip = False
+    config.optim.clip = 1.0
+    config.sample.update(sampler="euler_maruyama", diffusion="sigma", strength=2.0, t_end=0.04)
+    config.sample.update(guidance=1.8, guidance_high=7 / 3, guidance_channels=None)
+    return config
+
+
 def _small(config: ConfigDict) -> ConfigDict:
     _transformer(config, 96, 4, 24, 2)
     config.optim.update(name="adamw", weight_decay=0.0, lr=1e-3)
@@ -124,6 +145,14 @@ def fashion_mnist_sit() -> ConfigDict:
     return config
 
 
+def digits_repa() -> ConfigDict:
+    """REPA with DINOv2's smallest network: the 16 patches of a digit, each of 14 pixels."""
+    config = digits_sit()
+    config.align = make_section("align", block=2, width=512)
+    config.align.vision.update(features=384, heads=6)
+    return config
+
+
 def shapes_sit() -> ConfigDict:
     """Captions: every block attends to the embedding of a text that is trained too."""
     config = _sit(_small(ldm.shapes()), steps=20)
@@ -143,9 +172,13 @@ _LARGE: dict[str, Callable[[], ConfigDict]] = {
     "xl_2": partial(imagenet_dit, "xl", 2, steps=7_000_000),
     "xl_2_512": partial(imagenet_dit, "xl", 2, pixels=512, steps=3_000_000),
     "sit_xl_2": partial(imagenet_sit, "xl", 2, steps=7_000_000),
+    "repa_xl_2": imagenet_repa,
 }
 VARIANTS: dict[str, Callable[[], ConfigDict]] = {
-    **{f.__name__: f for f in (digits, digits_sit, fashion_mnist, fashion_mnist_sit, shapes_sit)},
+    **{
+        f.__name__: f
+        for f in (digits, digits_sit, digits_repa, fashion_mnist, fashion_mnist_sit, shapes_sit)
+    },
     **_LARGE,
 }
 

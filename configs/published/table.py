@@ -42,6 +42,7 @@ RELEASES = {
     "controlnet": "lllyasviel/ControlNet@ed85cd1",
     "dit": "facebookresearch/DiT@ed81ce2",
     "sit": "willisma/SiT@947f95b",
+    "repa": "sihyun-yu/REPA@67f7145",
     "jcm": "openai/consistency_models_cifar10@d086e77",
     "ect": "locuslab/ect@4311059",
     "meanflow": "Gsunshine/py-meanflow@1f6d72d",

@@ -1,4 +1,4 @@
-"""DiT and SiT."""
+"""DiT, SiT and REPA."""
 
 from __future__ import annotations
 
@@ -68,6 +68,44 @@ def _sit(steps: int) -> Values:
     }
 
 
+def _repa() -> Values:
+    return {
+        **pick(4_000_000, "repa: README.md:138, the checkpoint of the figure", "train.steps"),
+        **pick(256, "repa: train.py:407", "data.batch_size"),
+        **pick(False, "repa: no flips in dataset.py", "data.flip"),
+        **pick("center", "repa: preprocessing/README.md:13", "data.crop"),
+        **pick("halves", "repa: preprocessing/dataset_tools.py:177", "data.resize"),
+        **pick(1e-4, "repa: train.py:418", "optim.lr"),
+        **pick("adamw", "repa: train.py:204", "optim.name"),
+        **pick(0.0, "repa: train.py:421", "optim.weight_decay"),
+        **pick(0, "repa: no schedule in train.py", "optim.warmup"),
+        **pick(1.0, "repa: train.py:423", "optim.clip"),
+        **pick(0.9999, "repa: train.py:81", "ema.decay"),
+        **pick("mean", "repa: loss.py:78", "loss.reduction"),
+        **pick(
+            "ddpm",
+            "repa: models/sit.py:216; the transformer has no other, and reads no key",
+            "network.initialisation",
+        ),
+        **pick(0.18215, "repa: train.py:180", "autoencoder.scale"),
+        **pick(0.1, "repa: models/sit.py:176", "cond.drop"),
+        **pick(0.5, "repa: train.py:436", "align.weight"),
+        **pick(8, "repa: train.py:400", "align.block"),
+        **pick(2048, "repa: models/sit.py:180", "align.width"),
+        **pick(768, "repa: train.py:435, ViT-B", "align.vision.features"),
+        **pick(0.0, "repa: loss.py:57", "schedule.t_min"),
+        **pick(1.0, "repa: loss.py:57", "schedule.t_max"),
+        **pick("euler_maruyama", "repa: README.md:132, --mode", "sample.sampler"),
+        **pick(250, "repa: README.md:133, --num-steps", "sample.steps"),
+        **pick("sigma", "repa: samplers.py:43", "sample.diffusion"),
+        **pick(2.0, "repa: samplers.py:43", "sample.strength"),
+        **pick(0.04, "repa: samplers.py:122", "sample.t_end"),
+        **pick(1.8, "repa: README.md:134, --cfg-scale", "sample.guidance"),
+        **pick(7 / 3, "repa: README.md:135, sigma / alpha at t = 0.7", "sample.guidance_high"),
+        **pick(0, "repa: samplers.py:151, all channels", "sample.guidance_channels"),
+    }
+
+
 _AT_400K = "FID {} after 400,000 steps without guidance"
 _PLAIN = f"{FID} --guidance=1"
 # The SDE of train_utils.py: 250 evaluations, the last of which steps 0.04 and adds no noise.
@@ -101,4 +139,5 @@ TRANSFORMERS = {
         _sit(7_000_000), "FID 2.15 (ODE) and 2.06 (SDE) at guidance 1.5",
         f"{_GUIDED}\n{_GUIDED} {_SDE}", (_OWN_STEPS, _HALF), _PIXELS,
     ),
+    "dit:repa_xl_2": Published(_repa(), "FID 1.42 at guidance 1.8", FID, against=_PIXELS),
 }  # fmt: skip

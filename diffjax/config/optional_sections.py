@@ -105,6 +105,27 @@ OPTIONAL: Config = {
             "activation": "gelu",
         },
     },
+    "align": {
+        # Factor on the term of REPA; 0: no such term
+        "weight": 0.5,
+        # Blocks of the transformer before the tokens that are compared
+        "block": 8,
+        # Hidden channels of the projection
+        "width": 2048,
+        # Folder of DINOv2, or its name on the Hub; or random
+        "encoder": "",
+        # The encoder: sizes, as those of DINOv2's ViT-B
+        "vision": {
+            "size": 518,
+            "patch": 14,
+            "features": 768,
+            "layers": 12,
+            "heads": 12,
+            "ratio": 4,
+            "registers": 0,
+            "swiglu": False,
+        },
+    },
     "concept": {
         # The new word, such as <cat-toy>
         "word": "",

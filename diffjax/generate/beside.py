@@ -10,6 +10,7 @@ import numpy as np
 from diffjax.generate import images
 from diffjax.generate.checks import RequestError, read_floats, refuse
 from diffjax.generate.options import Image
+from diffjax.nets.resize import resize_bicubic
 from diffjax.pretrained.components import DEPTH, INSTRUCTION, MASK, SMALL
 from diffjax.pretrained.schedulers import load_scheduler
 from diffjax.types import Array, Schedule
@@ -67,37 +68,12 @@ def read_depth(depth: Any, sides: tuple[int, int]) -> np.ndarray:
     values = np.asarray(depth)
     axes = "(N, H, W)" if values.ndim == 3 else "(H, W)"
     values = np.asarray(read_floats("image.depth", values, axes), np.float32)
-    values = resize_bicubic(values[None] if values.ndim == 2 else values, sides)[..., None]
+    values = np.asarray(resize_bicubic(values[None] if values.ndim == 2 else values, sides))
+    values = values[..., None]
     low, high = (f(values, (1, 2, 3), keepdims=True) for f in (np.min, np.max))
     if (low == high).any():
         raise refuse("image.depth", "is the same everywhere")
     return 2 * (values - low) / (high - low) - 1
-
-
-def resize_bicubic(values: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-    """Images (N, H, W) interpolated by cubic convolution with a = -0.75, without a low-pass filter.
-
-    Keys 1981, eq. 4, at the centres of pixels; the edges are repeated. It is torch's ``bicubic``.
-    """
-    for axis, side in ((1, sides[0]), (2, sides[1])):
-        length = values.shape[axis]
-        if length == side:
-            continue
-        centre = (np.arange(side) + 0.5) * length / side - 0.5
-        first = np.floor(centre).astype(int) - 1
-        taps = first[:, None] + np.arange(4)
-        weights = _cubic(np.abs(centre[:, None] - taps)).astype(np.float32)
-        taken = np.take(values, np.clip(taps, 0, length - 1), axis=axis)  # a new axis for the taps
-        shape = [1] * taken.ndim
-        shape[axis : axis + 2] = weights.shape
-        values = (taken * weights.reshape(shape)).sum(axis + 1)
-    return values
-
-
-def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
-    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-    far = a * (((distance - 5) * distance + 8) * distance - 4)
-    return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
 
 
 def read_noise_level(pipe: LoadedModel, image: Image) -> int:

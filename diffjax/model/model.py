@@ -154,11 +154,28 @@ def predict(
     Returns:
         The raw output, and the `Prediction` that the parameterization decodes it to.
     """
+    raw = evaluate_network(model, z, level, cond, span=span, **options)
+    return raw, model.parameterization.decode(raw, z, level)
+
+
+def evaluate_network(
+    model: Model,
+    z: Array,
+    level: Level,
+    cond: Cond = None,
+    *,
+    span: ArrayLike = 0.0,
+    **options: Any,
+) -> Any:
+    """Evaluate the network, ``net(c_in z, t, cond)``; see `predict` for the arguments.
+
+    Returns:
+        What the network gives: the raw output, and what ``options`` ask for beside it.
+    """
     scaled, t = scale_inputs(model.parameterization, z, level)
     if model.span_scale:
         cond = tell_span(cond, span * model.span_scale, len(z))
-    raw = model.network.apply({"params": model.params}, scaled, t, cond, **options)
-    return raw, model.parameterization.decode(raw, z, level)
+    return model.network.apply({"params": model.params}, scaled, t, cond, **options)
 
 
 def merge_adapters(model: Model) -> Model:

@@ -7,6 +7,7 @@ class: it is stored once, as in the released models, and not in every block.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -182,7 +183,9 @@ class DiT(nn.Module):
         return self.patch
 
     @nn.compact
-    def __call__(self, z: Array, t: Array, cond: Cond = None, train: bool = False) -> Array:
+    def __call__(
+        self, z: Array, t: Array, cond: Cond = None, train: bool = False, keep: int = 0
+    ) -> Array | tuple[Array, Array]:
         """Return the raw output (B, H, W, out_channels), in float32.
 
         Args:
@@ -190,6 +193,8 @@ class DiT(nn.Module):
             t: times, () or (B,).
             cond: entries of the condition, see the class.
             train: without effect: there is no dropout.
+            keep: number k of blocks, to return ``(output, tokens)`` with the tokens (B, N, D) after
+                block k; 0 returns the output alone.
 
         Raises:
             ConfigError: the width does not fit the heads or the position embedding.
@@ -213,8 +218,11 @@ class DiT(nn.Module):
         x = x.reshape(b, h * w, d) + position_embedding(h, w, d).astype(x.dtype)
         c = self._embed(t, b, cond)
         context = cond["context"] if self.context_dim else None
-        x, _ = self._make_blocks(heads)(x, c, context, cond.get("mask"))
-        return self._project(x, c, (b, h, w))
+        if not keep:
+            x, _ = self._make_blocks(heads)(x, c, context, cond.get("mask"))
+            return self._project(x, c, (b, h, w))
+        x, tokens = self._keep_tokens(heads, keep, x, (c, context, cond.get("mask")))
+        return self._project(x, c, (b, h, w)), tokens
 
     def _count_heads(self) -> int:
         """Return the number of heads, or raise a ConfigError if they do not divide the width."""
@@ -263,6 +271,26 @@ class DiT(nn.Module):
             length=self.blocks,
         )
         return stack(heads, self.norm_eps, self.attention, self.dtype, name="transformer_blocks")
+
+    def _keep_tokens(
+        self, heads: int, keep: int, x: Array, given: tuple[Array | None, ...]
+    ) -> tuple[Array, Array]:
+        """Scan over the same blocks, and return their output and the tokens after ``keep`` of them.
+
+        The tokens are carried beside x, so that those of the other blocks are not stored.
+        """
+        block = rematerialise(DiTBlock, self.remat, prevent_cse=False)
+
+        def step(block: nn.Module, carry: tuple[Array, Array], place: Array) -> Any:
+            x, _ = block(carry[0], *given)
+            return (x, jnp.where(place == keep - 1, x, carry[1])), None
+
+        scan = nn.scan(
+            step, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.blocks
+        )
+        made = block(heads, self.norm_eps, self.attention, self.dtype, name="transformer_blocks")
+        carry, _ = scan(made, (x, x), jnp.arange(self.blocks))
+        return carry[0], carry[1]
 
     def _project(self, x: Array, c: Array, shape: tuple[int, int, int]) -> Array:
         """Return the image (B, H, W, out_channels) of tokens, with a last adaptive norm.

@@ -132,6 +132,10 @@ NETWORK: dict[str, Spec] = {
     "eos_token_id": _IDS,
     "image_size": integer(1, 2**13),
     "patch_size": integer(1, 2**13),
+    # DINOv2
+    "mlp_ratio": integer(1, 64),
+    "num_register_tokens": integer(0, 1024),
+    "use_swiglu_ffn": FLAG,
 }
 # Keys whose lists have an entry for every level; block types are compared where they are read.
 PER_LEVEL = (

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.autoencoder import Autoencoder
 from diffjax.nets.controlnet import ControlNet
+from diffjax.nets.dinov2 import DINOv2
 from diffjax.nets.text import CLIPText
 from diffjax.nets.tiny_autoencoder import AutoencoderTiny
 from diffjax.nets.unet import UNet
@@ -27,6 +28,7 @@ from diffjax.nets.vision import CLIPVision
 from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, NetworkKind
 from diffjax.pretrained.config_specs import NETWORK, check_levels
 from diffjax.pretrained.control_configs import CONTROLNETS
+from diffjax.pretrained.dinov2_configs import FEATURES, PLAIN, REGISTERS
 from diffjax.pretrained.recognise import READ, name_family
 from diffjax.pretrained.text_configs import IMAGE_ENCODERS, TEXT_ENCODERS
 from diffjax.pretrained.transformer_configs import TRANSFORMERS
@@ -116,6 +118,8 @@ def find_kind(net: object) -> str:
         return "CLIPTextModelWithProjection" if net.projection else "CLIPTextModel"
     if isinstance(net, CLIPVision):
         return "CLIPVisionModelWithProjection"
+    if isinstance(net, DINOv2):
+        return REGISTERS if net.registers else PLAIN
     if isinstance(net, Autoencoder | AutoencoderTiny):
         return type(net).__name__
     if isinstance(net, UNet) and net.context_dim:
@@ -209,6 +213,7 @@ KINDS: dict[str, NetworkKind] = {
     **AUTOENCODERS,
     **TEXT_ENCODERS,
     **IMAGE_ENCODERS,
+    **FEATURES,
     **TRANSFORMERS,
     "UNet2DConditionModel": NetworkKind(
         "diffusers",

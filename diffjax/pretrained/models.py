@@ -45,7 +45,8 @@ _LEGACY_ATTENTION = re.compile(rf"(attentions\.\d+)\.({'|'.join(_LEGACY)})\.")
 _NOT_TEXT = ("vision_model.", "visual_projection.", "visual.", "logit_scale", "logit_bias")
 # A tiny autoencoder has layers in its encoder, too.
 _BARE_TEXT = re.compile(
-    r"embeddings\.|final_layer_norm\.|encoder\.layers\.\d+\.(self_attn|mlp|layer_norm)"
+    r"embeddings\.(token_embedding|position_embedding|position_ids)\b|final_layer_norm\."
+    r"|encoder\.layers\.\d+\.(self_attn|mlp|layer_norm)"
 )
 
 

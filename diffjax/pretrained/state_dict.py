@@ -37,7 +37,7 @@ from diffjax.writing import replace_file
 _RENAMED = ("kernel", "scale", "embedding")
 # Modules whose layers are scanned: the first axis of their parameters counts the layers, whose
 # number follows the name of the module in the key.
-_STACKED = ("transformer_blocks", "encoder.layers")
+_STACKED = ("transformer_blocks", "encoder.layers", "encoder.layer")
 # Constants that other libraries store beside the parameters.
 _BUFFERS = ("position_ids", "num_batches_tracked")
 

@@ -48,7 +48,7 @@ _TEXT_FIXED: dict[str, tuple[object, ...]] = dict(
     tie_encoder_decoder=(False,),
 )
 # Training, generation and bookkeeping of transformers.
-_TEXT_IGNORED = (
+IGNORED = (
     *("architectures", "attention_dropout", "bos_token_id", "pad_token_id", "dropout", "dtype"),
     *("torch_dtype", "initializer_factor", "initializer_range", "transformers_version"),
     *("use_bfloat16", "id2label", "label2id", "output_attentions", "output_hidden_states"),
@@ -110,7 +110,7 @@ def _describe_text(net: CLIPText, in_channels: int) -> JsonObject:
 
 def _make_text_kind(make: Callable[[Config], CLIPText]) -> NetworkKind:
     """Return the description of a class of text encoder that ``make`` builds."""
-    tables = (_TEXT_DEFAULTS, _TEXT_FIXED, _TEXT_IGNORED)
+    tables = (_TEXT_DEFAULTS, _TEXT_FIXED, IGNORED)
     return NetworkKind("transformers", make, _describe_text, _make_text_inputs, *tables)
 
 
@@ -176,6 +176,6 @@ IMAGE_ENCODERS: dict[str, NetworkKind] = {
         _make_vision_inputs,
         VISION_DEFAULTS,
         _VISION_FIXED,
-        _TEXT_IGNORED,
+        IGNORED,
     ),
 }

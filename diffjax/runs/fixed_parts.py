@@ -1,11 +1,11 @@
 """The parameters that a run reads but does not train.
 
 These are the autoencoder of latent diffusion, frozen text encoders, the base beside which a
-ControlNet or adapters are trained, the perceptual network of a loss, and the network that guides
-sampling. `load_fixed_parts` returns them by name, as the task reads them:
-``autoencoder``, ``text_encoder``, ``text_encoder_2``, ``base`` and ``statistics`` of the base,
-``lpips`` or ``classifier``. Training loads them from where the config says; afterwards they are
-read from the workdir.
+ControlNet or adapters are trained, the perceptual network of a loss, the encoder that REPA reads,
+and the network that guides sampling. `load_fixed_parts` returns them by name, as the task reads
+them: ``autoencoder``, ``text_encoder``, ``text_encoder_2``, ``base`` and ``statistics`` of the
+base, ``lpips``, ``classifier`` or ``feature_encoder``. Training loads them from where the config
+says; afterwards they are read from the workdir.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from diffjax.model import make_autoencoder
 from diffjax.model.condition import list_frozen_clips
 from diffjax.model.image_prompt_condition import ENCODER, make_image_encoder
 from diffjax.nets.autoencoder import Autoencoder
+from diffjax.nets.dinov2 import DINOv2
 from diffjax.nets.initialisation import describe_network
 from diffjax.nets.perceptual import LPIPS
 from diffjax.nets.vision import CLIPVision
@@ -40,6 +41,8 @@ from diffjax.runs.states import (
 )
 from diffjax.runs.tokens import RANDOM, find_model_path
 from diffjax.tasks import find_task_kind
+from diffjax.tasks.alignment import ENCODER as FEATURES
+from diffjax.tasks.alignment import make_feature_encoder
 from diffjax.tasks.objective_table import compares_pictures
 from diffjax.train import Checkpoints
 from diffjax.train.frozen import read
@@ -68,6 +71,10 @@ def make_abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
         out |= make_abstract_base(cfg)
     if compares_pictures(cfg):
         out |= _make_abstract_perceptual(cfg) or {}
+    if features := make_feature_encoder(cfg):
+        patch = jax.ShapeDtypeStruct((1, features.patch, features.patch, 3), jnp.float32)
+        made = jax.eval_shape(features.init, jax.random.key(0), patch)
+        out[FEATURES] = made["params"]
     return out or None
 
 
@@ -150,16 +157,18 @@ def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: boo
         out |= read_base(cfg)
     if compares_pictures(cfg) and not exported:
         out |= _read_perceptual(cfg) or {}
+    if (features := make_feature_encoder(cfg)) and not exported:
+        out[FEATURES] = _read_feature_encoder(cfg, features)
     return out or None
 
 
 def leave_out_base(cfg: ConfigDict, parts: Parts | None) -> Parts | None:
     """Leave out of the parts what a whole model needs for its training alone.
 
-    That is the base that it began as, and the network of a perceptual loss.
+    That is the base that it began as, the network of a perceptual loss, and the encoder of REPA.
     """
     kind = find_task_kind(cfg)
-    surplus = {"base", "statistics"} if kind.trains_copy else set()
+    surplus = {FEATURES, *(("base", "statistics") if kind.trains_copy else ())}
     surplus |= {"lpips"} if not kind.reconstructs else set()
     return {k: v for k, v in (parts or {}).items() if k not in surplus} or None
 
@@ -252,11 +261,39 @@ def _read_image_encoder(cfg: ConfigDict, net: CLIPVision) -> Params:
         logging.warning("the image encoder is untrained: %s weights are for tests", RANDOM)
         return _init_random(net, jnp.zeros((1, net.size, net.size, 3)))
     said = f"the image encoder in {where} is not the one of config.ip_adapter.vision"
-    found = read_weights(where, ENCODER)
+    return _fit_encoder(where, ENCODER, net, like, said)
+
+
+def _fit_encoder(where: str, name: str, net: Module, like: Params, said: str) -> Params:
+    """Read the parameters of an encoder of pictures, and compare its options with the config's.
+
+    Raises:
+        ConfigError: it is another network; the message begins with ``said``.
+    """
+    found = read_weights(where, name)
     params = fit_weights(found, like, said)
-    if differences := find_differences(ENCODER, net, found.network):
+    if differences := find_differences(name, net, found.network):
         raise ConfigError(f"{said}: {'; '.join(differences)}")
     return params
+
+
+def _read_feature_encoder(cfg: ConfigDict, net: DINOv2) -> Params:
+    """Read the encoder of REPA from ``align.encoder``.
+
+    Raises:
+        ConfigError: none is given, or it is not the one of ``config.align.vision``.
+    """
+    where, like = cfg.align.encoder, (make_abstract_fixed_parts(cfg) or {})[FEATURES]
+    if not where:
+        raise ConfigError(
+            "config.align.encoder is needed: a folder of Dinov2Model of transformers, or its name "
+            "on the Hub, such as facebook/dinov2-base"
+        )
+    if where == RANDOM:
+        logging.warning("the feature encoder is untrained: %s weights are for tests", RANDOM)
+        return _init_random(net, jnp.zeros((1, net.patch, net.patch, 3)))
+    said = f"the feature encoder in {where} is not the one of config.align.vision"
+    return _fit_encoder(where, FEATURES, net, like, said)
 
 
 def _read_autoencoder(cfg: ConfigDict) -> Params:

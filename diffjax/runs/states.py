@@ -21,6 +21,7 @@ from diffjax.nets.initialisation import describe_network
 from diffjax.runs.batches import make_abstract_batch, read_image_shape
 from diffjax.runs.exported import read_export
 from diffjax.tasks import assemble_model, find_task_kind, make_task
+from diffjax.tasks.alignment import refuse_alignment
 from diffjax.tasks.objectives import OF_TARGETS
 from diffjax.train import Checkpoints, State, init_state, make_optimizer
 from diffjax.train.sharding import make_mesh, make_tree_sharding, with_sharding
@@ -36,6 +37,7 @@ def build_task(cfg: ConfigDict) -> Task:
     """
     with refuse_config():
         make = find_task_kind(cfg).make
+        refuse_alignment(cfg)
         if find_task_kind(cfg).trains_beside and cfg.cond.train_text:
             raise ConfigError(
                 f"cond.train_text=True trains whole encoders with the network, and task={cfg.task} "

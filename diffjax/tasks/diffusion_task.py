@@ -22,6 +22,7 @@ from diffjax.model import Model, encode, make_model
 from diffjax.model.build import split_section
 from diffjax.nets.initialisation import init_network, initialise
 from diffjax.nets.magnitude import Uncertainty
+from diffjax.tasks.alignment import PROJECTOR, Alignment, make_alignment
 from diffjax.tasks.augment import augment
 from diffjax.tasks.objective_table import make_noise, make_objective
 from diffjax.tasks.objectives import Drawn, Objective, measure_one_level, measure_simple
@@ -87,11 +88,12 @@ def make_task(
     )
     if model.space.net is not None and config.sample.clip:
         raise ValueError("sample.clip bounds pixels, and these are latents: set sample.clip=False")
+    alignment = make_alignment(config, model)
     objective = _Objective(
         model,
         image_shape,
         make_times(config, model.schedule),
-        make_objective(config, model),
+        make_objective(config, model, alignment),
         make_noise(config),
         augment=config.data.augment,
         flip=config.data.flip,
@@ -101,6 +103,7 @@ def make_task(
         pair=choose("pairing", config.loss.get("pairing", "independent"), PAIRINGS),
         teacher=teacher,
         uncertainty=_make_uncertainty(config, model.space.shape),
+        alignment=alignment,
     )
     return Task(objective.init, objective.loss)
 
@@ -154,6 +157,7 @@ class _Objective(NamedTuple):
         teacher: what a frozen base predicts, if not the same as the model.
         uncertainty: ``(losses (B,), log-variances (B,)) -> losses (B,)`` with a learned
             log-variance of the loss at each level; None for the loss as it is.
+        alignment: the term of REPA, which the objective has then; None for none.
     """
 
     model: Model
@@ -169,6 +173,7 @@ class _Objective(NamedTuple):
     pair: bool = False
     teacher: Parameterization | None = None
     uncertainty: Callable[[Array, Array], Array] | None = None
+    alignment: Alignment | None = None
 
     def init(
         self, key: jax.Array, frozen: Frozen, batch: Mapping[str, Array]
@@ -182,6 +187,8 @@ class _Objective(NamedTuple):
         if self.uncertainty is not None:
             own = Uncertainty().init(jax.random.fold_in(key, 7), jnp.zeros(1))["params"]
             params = {**params, UNCERTAINTY: own}
+        if self.alignment is not None:
+            params = {**params, PROJECTOR: self.alignment.init(jax.random.fold_in(key, 8))}
         if self.objective.decay is not None:
             extra |= {"target": jax.tree.map(jnp.copy, params), "averaged": jnp.asarray(-1)}
         return params, {**extra, **self.model.space.extra}
@@ -202,6 +209,7 @@ class _Objective(NamedTuple):
             batch = {**batch, "image": dequantize(batch["image"], share, self.model.levels)}
         x, extra = self.model.space.enter(frozen, extra, jax.random.fold_in(key, 5), batch)
         model = self.model._replace(params=params, frozen=frozen, statistics=extra)
+        features = self.alignment and self.alignment.encode(frozen, batch, x.shape)
         x, cond = self._take_condition(model, x, key, dropout_key, batch)
         t, importance = self.times.draw(time_key, extra["times"], x.shape[0])
         second, _ = self.times.draw(jax.random.fold_in(time_key, 1), extra["times"], x.shape[0])
@@ -214,6 +222,7 @@ class _Objective(NamedTuple):
         drawn = Drawn(
             *(x, eps, added, level, other, cond, dropout_key, step, model._replace(params=still)),
             teacher=self._find_teacher(model, frozen),
+            features=features,
         )
         values, metrics = self.objective.measure(model, drawn)
         if self.uncertainty is not None:

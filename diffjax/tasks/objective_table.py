@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from diffjax import losses
 from diffjax.model import Model
 from diffjax.model.build import split_section
+from diffjax.tasks.alignment import Alignment
 from diffjax.tasks.consistency import make_consistency
 from diffjax.tasks.few_steps import make_mean_flow, make_progressive, make_reflow, make_shortcut
 from diffjax.tasks.objectives import (
@@ -18,6 +19,7 @@ from diffjax.tasks.objectives import (
     Objective,
     make_hybrid,
     make_vlb,
+    measure_aligned,
     measure_one_level,
     measure_simple,
 )
@@ -65,8 +67,13 @@ def make_noise(config: ConfigDict) -> Callable[..., tuple[Array, Array]]:
     )
 
 
-def make_objective(config: ConfigDict, model: Model) -> Objective:
+def make_objective(
+    config: ConfigDict, model: Model, alignment: Alignment | None = None
+) -> Objective:
     """Make the objective of ``config.loss``.
+
+    Args:
+        alignment: the term that ``loss.name=simple`` gets beside its own, if any.
 
     Raises:
         ValueError: an unknown objective or option, or a model that it is not for.
@@ -79,6 +86,8 @@ def make_objective(config: ConfigDict, model: Model) -> Objective:
             "loss.perceptual_weights is read by loss.name=consistency with loss.metric=lpips alone"
         )
     measure = _make_measure(config, model)
+    if alignment is not None:
+        return measure_aligned(measure, alignment)
     parts = {"model": model, "steps": config.train.steps, "measure": measure}
     taken = option_names(make)
     given = select_options("loss", name, OBJECTIVES, options)

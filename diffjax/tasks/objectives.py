@@ -9,14 +9,15 @@ names.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffjax import likelihood, losses
-from diffjax.model import Model, predict
+from diffjax.model import Model, evaluate_network, predict
 from diffjax.samplers.ancestral import reverse_rows
+from diffjax.tasks.alignment import Alignment
 from diffjax.types import Array, ArrayLike, Cond, Level, Prediction, choose, mix
 
 
@@ -35,6 +36,7 @@ class Drawn(NamedTuple):
         target: the model with the parameters that targets are computed with: an average of those
             that are trained (`Objective.decay`), or these themselves. They get no gradient.
         teacher: the frozen base of ``task=distillation``, else None.
+        features: (B, N, K) that tokens are compared with (`diffjax.tasks.alignment`), else None.
     """
 
     x: Array
@@ -47,6 +49,7 @@ class Drawn(NamedTuple):
     step: Array
     target: Model
     teacher: Model | None = None
+    features: Array | None = None
 
     def add_noise(self, level: Level) -> Array:
         """Return ``alpha x + sigma`` times the noise that is added, (B, h, w, C)."""
@@ -81,12 +84,29 @@ Measure = Callable[[Array, Prediction, Array, Array, Level], Measured]
 def measure_one_level(measure: Measure) -> Objective:
     """Make the objective that evaluates the network once, at the level that was drawn."""
 
-    def evaluate(model: Model, drawn: Drawn) -> Measured:
+    def evaluate_once(model: Model, drawn: Drawn) -> Measured:
         z, rngs = drawn.add_noise(drawn.level), {"dropout": drawn.key}
         raw, prediction = predict(model, z, drawn.level, drawn.cond, train=True, rngs=rngs)
         return measure(raw, prediction, drawn.x, drawn.eps, drawn.level)
 
-    return Objective(evaluate)
+    return Objective(evaluate_once)
+
+
+def measure_aligned(measure: Measure, alignment: Alignment) -> Objective:
+    """Make the same objective plus the term of REPA, see `diffjax.tasks.alignment`."""
+
+    def evaluate_once(model: Model, drawn: Drawn) -> Measured:
+        assert model.params is not None and drawn.features is not None
+        z, rngs = drawn.add_noise(drawn.level), {"dropout": drawn.key}
+        options: dict[str, Any] = {"train": True, "rngs": rngs, "keep": alignment.block}
+        raw, tokens = evaluate_network(model, z, drawn.level, drawn.cond, **options)
+        prediction = model.parameterization.decode(raw, z, drawn.level)
+        values, metrics = measure(raw, prediction, drawn.x, drawn.eps, drawn.level)
+        term = alignment.measure(model.params, tokens, drawn.features)
+        metrics = {**metrics, "mse": values.mean(), "align": term.mean()}
+        return values + alignment.weight * term, metrics
+
+    return Objective(evaluate_once)
 
 
 Error = Callable[[Array, Array], Array]

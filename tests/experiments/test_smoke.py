@@ -84,6 +84,7 @@ PARAMETERS = {
     # The released code counts its fixed position embedding too: 294,912 of XL/2's 675,129,632.
     "dit:digits": 724_232,
     "dit:digits_sit": 723_844,
+    "dit:digits_repa": 723_844 + 509_312,
     "dit:fashion_mnist": 727_712,
     "dit:fashion_mnist_sit": 726_160,
     "dit:shapes_sit": 957_968,
@@ -105,6 +106,7 @@ PARAMETERS = {
     "dit:sit_b_2": 130_303_504,
     "dit:sit_l_2": 457_824_272,
     "dit:sit_xl_2": 674_816_272,
+    "dit:repa_xl_2": 674_816_272 + 8_131_328,  # and the projection
     "score_sde:digits": 753_185,
     "score_sde:fashion_mnist": 750_065,
     "score_sde:ncsnpp_ve": 62_758_915,

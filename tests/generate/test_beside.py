@@ -7,6 +7,7 @@ import pytest
 import diffjax
 from diffjax import Guidance, Image, Sampling
 from diffjax.generate import Latents, beside
+from diffjax.nets.resize import resize_bicubic
 from tests.parity import generate_cases as g
 
 SIZE, NAN = g.SIZE, float("nan")
@@ -134,9 +135,9 @@ def test_depths_are_interpolated_and_brought_to_the_range():
     found = beside.read_depth(ramp, (4, 6))
     assert found.shape == (1, 4, 6, 1) and (found.min(), found.max()) == (-1, 1)
     # Cubic convolution keeps lines; centres of six pixels of a ramp of twelve: 0.5, 2.5, ...
-    inner = beside.resize_bicubic(ramp[None], (4, 6))[0, 0, 1:-1]
+    inner = resize_bicubic(ramp[None], (4, 6))[0, 0, 1:-1]
     np.testing.assert_allclose(inner, [2.5, 4.5, 6.5, 8.5], rtol=1e-6)
-    np.testing.assert_array_equal(beside.resize_bicubic(ramp[None], (4, 12))[0], ramp)
+    np.testing.assert_array_equal(resize_bicubic(ramp[None], (4, 12))[0], ramp)
 
 
 def test_the_small_image_is_as_noisy_as_its_schedule_says():

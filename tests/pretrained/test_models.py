@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from diffjax.pretrained import configs, load_model, save_model
 from diffjax.pretrained.files import open_folder, open_safetensors
 from diffjax.pretrained.state_dict import to_state_dict
-from tests.parity import ae_cases, dit_cases, generate_cases, sd_cases
+from tests.parity import ae_cases, dinov2_cases, dit_cases, generate_cases, sd_cases
 from tests.pretrained.image_adapters import VISION
 from tests.pretrained.test_asymmetric import CONFIG as ASYMMETRIC
 
@@ -140,6 +140,8 @@ KINDS = {
     "CLIPTextModel": TEXT,
     "CLIPTextModelWithProjection": sd_cases.TEXTS["openclip"],
     "CLIPVisionModelWithProjection": configs.describe(VISION),
+    "Dinov2Model": dinov2_cases.CONFIGS["plain"],
+    "Dinov2WithRegistersModel": dinov2_cases.CONFIGS["registers"],
     "AsymmetricAutoencoderKL": {"_class_name": "AsymmetricAutoencoderKL", **ASYMMETRIC},
 }
 
