@@ -209,6 +209,19 @@ def learned_range(inner: Parameterization) -> Parameterization:
     return inner._replace(decode=decode, channels=2)
 
 
+def k_diffusion() -> Parameterization:
+    """Predict the raw output of k-diffusion's networks: `edm` of unit variance, and a variance.
+
+    Crowson 2022, after Karras et al. 2022. The network reads ``t = ln(sigma / alpha) / 4``. The
+    variance, its last channel, is only used by their training, and is dropped here.
+    """
+    inner = edm(1.0)
+    return inner._replace(
+        decode=lambda raw, z, level: inner.decode(raw[..., :-1], z, level),
+        time=lambda level: jnp.log(level.sigma / level.alpha) / 4,
+    )
+
+
 def check_levels(param: Parameterization, levels: Level) -> None:
     """Refuse levels without signal for a prediction that does not determine the data there.
 

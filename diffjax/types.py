@@ -161,6 +161,7 @@ class Parameterization(NamedTuple):
         gain: ``level -> d x / d raw`` at fixed ``z``. A weight w on ``|x - x_hat|^2`` is the weight
             ``w gain^2`` on ``|raw - raw_hat|^2``.
         channels: raw channels per data channel (2 with a learned variance).
+        time: ``level -> t`` as the network reads it; None for the level's own.
     """
 
     target: Callable[[Array, Array, Level], Array]
@@ -168,6 +169,7 @@ class Parameterization(NamedTuple):
     scale_in: Callable[[Level], ArrayLike]
     gain: Callable[[Level], ArrayLike]
     channels: int = 1
+    time: Callable[[Level], ArrayLike] | None = None
 
 
 class ConfigError(ValueError):

@@ -11,13 +11,14 @@ from diffjax.generate import images
 from diffjax.generate.checks import RequestError, read_floats, refuse
 from diffjax.generate.options import Image
 from diffjax.nets.resize import resize_bicubic
-from diffjax.pretrained.components import DEPTH, INSTRUCTION, MASK, SMALL
+from diffjax.pretrained.components import DEPTH, HALF, INSTRUCTION, MASK, SMALL
 from diffjax.pretrained.schedulers import load_scheduler
 from diffjax.types import Array, Schedule
 
 if TYPE_CHECKING:
     from diffjax.generate.loaded import LoadedModel
 
+ENLARGES = (SMALL, HALF)
 NOISE_LEVEL = 20  # of the small image of an upscaler, the default of diffusers
 
 
@@ -36,18 +37,19 @@ def check_beside(pipe: LoadedModel, image: Image | None, latents: bool) -> None:
         INSTRUCTION: "this model edits images by instruction: give image=Image(pixels)",
         DEPTH: "this model keeps the depth of an image: give image=Image(pixels, depth=depth)",
         SMALL: "this model enlarges images: give image=Image(pixels)",
+        HALF: "this model doubles images: give image=Image(pixels), or Image(Latents(values))",
     }
     needed = {MASK: "mask", DEPTH: "depth"}.get(beside)
     absent = image is None or (needed is not None and getattr(image, needed) is None)
-    if beside and (absent or (latents and beside != INSTRUCTION)):
+    if beside and (absent or (latents and beside not in (INSTRUCTION, HALF))):
         raise RequestError("image", does[beside])
     if image is None:
         return
     unused = {
         "depth": beside != DEPTH,
         "noise_level": beside != SMALL,
-        "mask": beside in (INSTRUCTION, DEPTH, SMALL),
-        "strength": beside in (INSTRUCTION, SMALL),
+        "mask": beside in (INSTRUCTION, DEPTH, *ENLARGES),
+        "strength": beside in (INSTRUCTION, *ENLARGES),
     }
     for name, is_unused in unused.items():
         if is_unused and getattr(image, name) is not None:
@@ -100,10 +102,38 @@ def _low_schedule(pipe: LoadedModel) -> Schedule:
     return load_scheduler(pipe.parts.low_res or pipe.parts.scheduler).schedule
 
 
-def read_small(image: Image, sides: tuple[int, int]) -> np.ndarray:
-    """The small image of an upscaler, brought to the size of the latents.
+def find_enlarged(
+    pipe: LoadedModel, given: tuple[np.ndarray, bool], sized: bool
+) -> tuple[int, int] | None:
+    """The height and width of the latents that an upscaler makes of an image; None: as asked for.
+
+    Args:
+        given: the image, as `images.read_images` returns it.
+        sized: whether the request gives a height and a width, to which pixels are brought.
+    """
+    array, is_latents = given
+    height, width = array.shape[1:3]
+    if pipe.beside == HALF and is_latents:
+        return 2 * height, 2 * width
+    if sized:
+        return None
+    if pipe.beside == SMALL:
+        return height, width
+    factor, unit = pipe.parts.vae.net.factor, pipe.parts.unet.net.divisor
+    height, width = (2 * side // factor // unit * unit for side in (height, width))
+    return height, width
+
+
+def read_small(pipe: LoadedModel, image: Image, sides: tuple[int, int]) -> np.ndarray:
+    """The pixels that an upscaler enlarges, brought to the size that it takes.
+
+    Args:
+        sides: of the latents that it makes: of the image of the x4 upscaler, and of twice the
+            latents of the image of the x2 upscaler.
 
     Raises:
-        RequestError: it cannot be read.
+        RequestError: they cannot be read.
     """
+    if pipe.beside == HALF:
+        sides = tuple(pipe.parts.vae.net.factor * side // 2 for side in sides)
     return images.read_picture("image", images.read_images, image.pixels, latents=0, size=sides)[0]

@@ -20,8 +20,10 @@ from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Size
 from diffjax.generate.request import Request
 from diffjax.generate.texts import Prompts
+from diffjax.pretrained.components import HALF
 from diffjax.pretrained.prompts import Embedding, Prompt, count_chunks
 
+NOISE_DIM = 64  # cosines, and as many sines, of the noise of a latent upscaler's image
 Cond = dict[str, Any]
 Texts = Prompts | Embedding
 
@@ -200,24 +202,29 @@ def _check_embedding(pipe: LoadedModel, name: str, embedding: Embedding) -> None
             missing.
     """
     net, width = pipe.parts.unet.net, embedding.context.shape[-1]
+    upscales = pipe.beside == HALF
     if width != net.token_dim:
         raise refuse(
             f"{name}.context",
             f"has a width of {width}, but this model takes {net.token_dim}: embed the texts with "
             "its own pipe.embed([...])",
         )
-    if not net.added_dim:
+    if not (net.added_dim or upscales):
         return
     if embedding.pooled is None:
         raise refuse(
             f"{name}.pooled",
             "is None, but this model needs pooled embeddings beside the context",
         )
-    numbers = (net.added_dim - embedding.pooled.shape[-1]) / net.added_time_dim
-    if numbers not in (5, 6):
+    pooled = embedding.pooled.shape[-1]
+    if upscales:
+        fits = pooled == net.vector_dim - 2 * NOISE_DIM
+    else:
+        fits = (net.added_dim - pooled) / net.added_time_dim in (5, 6)
+    if not fits:
         raise refuse(
             f"{name}.pooled",
-            f"has a width of {embedding.pooled.shape[-1]}, which this model does not take: embed "
+            f"has a width of {pooled}, which this model does not take: embed "
             "the texts with its own pipe.embed([...])",
         )
 
@@ -226,7 +233,9 @@ def _build_condition(pipe: LoadedModel, embedding: Embedding, num: int, size: Si
     """Build the entries that the UNet reads, with ``num`` rows in a row for each prompt.
 
     ``context`` is (B num, M, D). XL also reads ``added``: the pooled embedding (B num, P) and the
-    time ids (B num, 5 or 6), which are sizes in pixels (Podell et al. 2023, section 2.2).
+    time ids (B num, 5 or 6), which are sizes in pixels (Podell et al. 2023, section 2.2). The
+    latent upscaler reads ``vector``: cosines and sines for the noise of the image, which is 0, and
+    the pooled embedding.
 
     Raises:
         ValueError: the network needs a pooled embedding and there is none.
@@ -234,9 +243,13 @@ def _build_condition(pipe: LoadedModel, embedding: Embedding, num: int, size: Si
     embedding = jax.tree.map(lambda leaf: jnp.repeat(leaf, num, axis=0), embedding)
     cond: Cond = {"context": embedding.context}
     net, pooled = pipe.parts.unet.net, embedding.pooled
+    if pooled is None and (net.added_dim or pipe.beside == HALF):
+        raise ValueError("this model needs pooled embeddings beside the context")
+    if pipe.beside == HALF:
+        none = jnp.repeat(jnp.array([1.0, 0.0]), NOISE_DIM)  # the image has no noise
+        none = jnp.broadcast_to(none, (len(embedding.context), len(none)))
+        cond["vector"] = jnp.concatenate([none, pooled], axis=-1)
     if net.added_dim:
-        if pooled is None:
-            raise ValueError("this model needs pooled embeddings beside the context")
         ids = size.to_time_ids((net.added_dim - pooled.shape[-1]) // net.added_time_dim)
         times = jnp.broadcast_to(jnp.asarray(ids, jnp.float32), (len(pooled), len(ids)))
         cond["added"] = {"text_embeds": pooled, "time_ids": times}

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from diffjax import lora
+from diffjax.generate.beside import ENLARGES
 from diffjax.generate.checks import RequestError, check_name, refuse
 from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import (
@@ -22,6 +23,7 @@ from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.levels import take_level
 from diffjax.nets.tiny_autoencoder import AutoencoderTiny
 from diffjax.nets.unet import UNet
+from diffjax.pretrained.components import HALF
 from diffjax.pretrained.schedulers import Scheduler
 from diffjax.types import PyTree, choose
 
@@ -42,6 +44,8 @@ def choose_scale(pipe: LoadedModel, guiding: Guidance) -> float:
     """The scale of guidance; without one that of diffusers' pipelines."""
     if guiding.scale is not None:
         return guiding.scale
+    if pipe.beside in ENLARGES:
+        return 9.0
     return 5.0 if pipe.is_xl else 7.5
 
 
@@ -101,6 +105,25 @@ def _compute_levels(pipe: LoadedModel) -> np.ndarray:
     alpha, sigma = schedule.at(np.round(times) if schedule.steps else times)
     with np.errstate(divide="ignore"):
         return np.asarray(sigma) / np.asarray(alpha)
+
+
+def check_upscaler(pipe: LoadedModel, request: Request) -> None:
+    """
+    Raises:
+        RequestError: the model is a latent upscaler, and the request changes its network.
+    """
+    if pipe.beside != HALF:
+        return
+    given = {
+        "control": request.list_controls(),
+        "image_prompt": request.list_image_prompts(),
+        "freeu": request.freeu,
+        "guidance.perturbed": request.read_guidance().perturbed,
+        "refiner": request.read_refiner(),
+    }
+    for name, value in given.items():
+        if value:
+            raise refuse(name, "does not fit this model: a latent upscaler has a UNet of its own")
 
 
 def check_controls(pipe: LoadedModel, request: Request) -> None:

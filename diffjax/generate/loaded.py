@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.generate.checks import RequestError
+from diffjax.nets.k_unet import KUNet
 from diffjax.pretrained.components import Components, name_beside
 from diffjax.pretrained.prompts import Embedding, Prompt, encode
 from diffjax.types import PyTree, T
@@ -68,7 +69,7 @@ class LoadedModel:
             return encode(
                 encoders,
                 prompt,
-                penultimate=self.is_xl,
+                layer=self.text_layer,
                 skip=clip_skip,
                 weighted=weighted,
                 chunks=chunks,
@@ -90,10 +91,16 @@ class LoadedModel:
         return bool(self.parts.unet.net.added_dim)
 
     @property
+    def text_layer(self) -> str:
+        """The output of the text encoders that the network reads; see `encode`."""
+        if isinstance(self.parts.unet.net, KUNet):
+            return "bare"
+        return "penultimate" if self.is_xl else "last"
+
+    @property
     def beside(self) -> str:
         """What the network is given beside the latents; see `diffjax.generate.beside`."""
-        channels = self.parts.unet.config.get("in_channels", 4)
-        return name_beside(channels, self.parts.vae.net.latent_channels)
+        return name_beside(self.parts.unet.config, self.parts.vae.net.latent_channels)
 
     def native_size(self) -> tuple[int, int]:
         """Return the height and width in pixels of the images that the model was trained on.

@@ -111,7 +111,7 @@ class Guidance(NamedTuple):
     unconditional u.
 
     Attributes:
-        scale: 1 or less turns guidance off. None is 5 for XL and 7.5 for other models.
+        scale: 1 or less turns guidance off. None is 5 for XL, 9 for upscalers and 7.5 for others.
         negative: the prompt of u: one for all prompts, one for each, or an embedding. None is an
             empty prompt, or for XL a zero embedding.
         rescale: how far the standard deviation of the guided prediction is brought back to that of

@@ -23,6 +23,7 @@ from diffjax.generate.loaded import LoadedModel
 from diffjax.generate.options import Image, Size
 from diffjax.generate.request import Request
 from diffjax.nets.asymmetric_autoencoder import AsymmetricAutoencoderKL
+from diffjax.nets.resampling import upsample2
 from diffjax.types import Array, Rows
 
 # Draws of a key beside those of the sampler, see `diffjax.samplers.loop.image_noise`.
@@ -43,8 +44,8 @@ class Start(NamedTuple):
         pure: whether to begin from noise alone although there is an image, as inpainting does at
             strength 1.
         known: ``x``, ``eps`` and ``mask`` of what is put back after every step, or None.
-        concat: mask and masked latents (B, h, w, 1 + C) that an inpainting model reads beside z, or
-            None.
+        concat: what the network reads beside z, such as the mask and the masked latents
+            (B, h, w, 1 + C) of an inpainting model; or None.
         label: class labels (B,) of the network, or None.
     """
 
@@ -117,8 +118,8 @@ def lay_out(
     if request.latents is not None:
         _check_channels(np.shape(request.latents), vae.latent_channels)
     cropped = image is not None and image.mask_padding is not None
-    if pipe.beside == beside.SMALL and given is not None:
-        shape = shape or (None if all(request.read_size()[:2]) else given[0].shape[1:3])
+    if pipe.beside in beside.ENLARGES and given is not None:
+        shape = shape or beside.find_enlarged(pipe, given, all(request.read_size()[:2]))
         cropped = True
     size = _choose_size(pipe, request, None if cropped else given, shape)
     _check_amount(size, count)
@@ -138,10 +139,10 @@ def lay_out(
         return layout
     sides = layout.latent_sides(vae.factor)
     depth = None if image.depth is None else beside.read_depth(image.depth, sides)
-    if pipe.beside == beside.SMALL:
-        given = beside.read_small(image, sides), False
+    if pipe.beside in beside.ENLARGES and not given[1]:
+        given = beside.read_small(pipe, image, sides), False
     strength = image.strength
-    if pipe.beside in (beside.INSTRUCTION, beside.SMALL):
+    if pipe.beside in (beside.INSTRUCTION, *beside.ENLARGES):
         strength = 1.0
     elif strength is None:
         strength = choose_default_strength(pipe.is_xl, mask is not None)
@@ -186,6 +187,12 @@ def make_scene(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Star
         concat = beside.add_low_noise(pipe, pixels, layout.noise_level, low)
         label = jnp.full(len(pixels), layout.noise_level, jnp.int32)
         return scene._replace(concat=concat, label=label)
+    if pipe.beside == beside.HALF:
+        x = pixels
+        if not given[1]:
+            half = (latent[0] // 2, latent[1] // 2, latent[2])
+            x = encode(pipe, pixels, program.draw_noise(keys, half, POSTERIOR))
+        return scene._replace(concat=upsample2(jnp.asarray(x)))
     if pipe.beside == beside.INSTRUCTION:
         return scene._replace(concat=pixels if given[1] else encode_mean(pipe, pixels))
     x = pixels if given[1] else encode(pipe, pixels, program.draw_noise(keys, latent, POSTERIOR))

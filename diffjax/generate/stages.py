@@ -16,7 +16,7 @@ from absl import logging
 
 from diffjax import guidance
 from diffjax.generate import conditions, program, scene
-from diffjax.generate.beside import INSTRUCTION
+from diffjax.generate.beside import HALF, INSTRUCTION
 from diffjax.generate.checks import RequestError, refuse
 from diffjax.generate.crops import Crop
 from diffjax.generate.fitting import (
@@ -25,6 +25,7 @@ from diffjax.generate.fitting import (
     check_embedded_guidance,
     check_perturbed,
     check_refiner,
+    check_upscaler,
     choose_scale,
     list_adapters,
     make_own_scheduler,
@@ -39,7 +40,7 @@ from diffjax.generate.options import (
 from diffjax.generate.program import Program
 from diffjax.generate.prompt_images import embed_image_prompts, read_prompt_pictures
 from diffjax.generate.request import Request
-from diffjax.model.published import make_published_model
+from diffjax.model.published import choose_parameterization, make_published_model
 from diffjax.nets.image_prompts import join_layers
 from diffjax.parameterization import check_levels
 from diffjax.pretrained.schedulers import Scheduler
@@ -207,9 +208,13 @@ def plan(
         RequestError: something does not fit the model.
     """
     guiding, layout = request.read_guidance(), scene.lay_out(pipe, request, shape)
+    if pipe.beside == HALF and guiding.scale == 0:  # as in diffusers: the prompt has no effect
+        request = dataclasses.replace(
+            request, prompt=("",) * (request.count_images() // request.num)
+        )
     scheduler, grid, rows = _plan_rows(pipe, request.read_sampler(), layout, start, end)
     try:
-        check_levels(scheduler.parameterization, rows.level)
+        check_levels(choose_parameterization(pipe.parts, scheduler), rows.level)
     except ValueError as error:
         raise RequestError("sampler", str(error)) from error
     length = len(rows.level.t)
@@ -226,6 +231,7 @@ def plan(
             guiding.high,
         )
     conditions.check_conditions(pipe, request, guided=guided != "no")
+    check_upscaler(pipe, request)
     check_controls(pipe, request)
     check_adapters(pipe, request)
     check_perturbed(pipe, guiding)

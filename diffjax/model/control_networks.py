@@ -174,4 +174,5 @@ def scale_inputs(parameterization: Parameterization, z: Array, level: Level) -> 
         level: noise level of the state, with leaves () or (B,).
     """
     scaled = z * expand(jnp.asarray(parameterization.scale_in(level)), z)
-    return scaled, jnp.broadcast_to(jnp.asarray(level.t, jnp.float32), z.shape[:1])
+    t = level.t if parameterization.time is None else parameterization.time(level)
+    return scaled, jnp.broadcast_to(jnp.asarray(t, jnp.float32), z.shape[:1])

@@ -6,8 +6,11 @@ from diffjax import grids
 from diffjax.model.condition import make_text_condition
 from diffjax.model.model import Model
 from diffjax.model.space import make_latent_space
+from diffjax.nets.k_unet import KUNet
+from diffjax.parameterization import k_diffusion
 from diffjax.pretrained.components import Components
 from diffjax.pretrained.schedulers import Scheduler, load_scheduler
+from diffjax.types import Parameterization
 
 
 def make_published_model(parts: Components, scheduler: Scheduler | None = None) -> Model:
@@ -40,7 +43,7 @@ def make_published_model(parts: Components, scheduler: Scheduler | None = None) 
     )
     return Model(
         schedule=schedule,
-        parameterization=scheduler.parameterization,
+        parameterization=choose_parameterization(parts, scheduler),
         network=unet,
         space=space,
         condition=make_text_condition(
@@ -51,6 +54,13 @@ def make_published_model(parts: Components, scheduler: Scheduler | None = None) 
         statistics=space.extra,
         grid=grids.full(schedule) if schedule.steps is not None else None,
     )
+
+
+def choose_parameterization(parts: Components, scheduler: Scheduler) -> Parameterization:
+    """Return what the network predicts: as the scheduler says, but for k-diffusion's network."""
+    if isinstance(parts.unet.net, KUNet):
+        return k_diffusion()
+    return scheduler.parameterization
 
 
 def _list_added_shapes(parts: Components) -> dict[str, tuple[int, ...]]:

@@ -106,6 +106,7 @@ class Attention(nn.Module):
         kind: see `attend`.
         identity: leave the softmax out, ``A = I``: every pixel keeps its own V (Ahn et al. 2024).
         out_init: initialiser of the output projection.
+        norm_context: a layer norm of the context before its projections.
     """
 
     heads: int = 1
@@ -115,6 +116,7 @@ class Attention(nn.Module):
     kind: str = "auto"
     identity: bool = False
     out_init: Initializer = zero_init
+    norm_context: bool = False
 
     @nn.compact
     def __call__(
@@ -136,6 +138,9 @@ class Attention(nn.Module):
         """
         width = self.width or x.shape[-1]
         source = x if context is None else context
+        if self.norm_context:
+            norm = nn.LayerNorm(1e-5, dtype=self.dtype, use_fast_variance=False, name="norm_cross")
+            source = norm(source)
 
         def project(name: str, value: Array, bias: bool = self.bias) -> Array:
             out = nn.Dense(width, bias, dtype=self.dtype, kernel_init=default_init, name=name)(

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax.tree_util import KeyPath
 
 from diffjax.nets.adapter import check_hint_options
-from diffjax.nets.layers import conv, space_to_depth, torch_init
+from diffjax.nets.layers import conv, torch_init
 from diffjax.nets.levels import find_first_width, take_level
+from diffjax.nets.resampling import space_to_depth
 from diffjax.nets.unet import UNet, embed, encode
 from diffjax.types import CondEntries, ConfigError, DType, Params, choose
 

@@ -19,12 +19,12 @@ from diffjax.nets.layers import (
     TimestepMLP,
     check_context,
     default_init,
-    depth_to_space,
     embed_added,
     embed_label,
     rematerialise,
     timestep_embedding,
 )
+from diffjax.nets.resampling import depth_to_space
 from diffjax.types import Cond, CondEntries, ConfigError, DType
 
 Array = jax.Array

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.nets.attention import attend
-from diffjax.nets.layers import downsample2, rematerialise, upsample2
+from diffjax.nets.layers import rematerialise
 from diffjax.nets.magnitude import (
     MPConv,
     MPEmbed,
@@ -21,6 +21,7 @@ from diffjax.nets.magnitude import (
     mp_sum,
     normalise,
 )
+from diffjax.nets.resampling import downsample2, upsample2
 from diffjax.types import Cond, CondEntries, ConfigError, DType
 
 Array = jax.Array

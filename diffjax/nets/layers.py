@@ -17,6 +17,13 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.nn.initializers import Initializer
 
+from diffjax.nets.resampling import (
+    downsample2,
+    filter_fir,
+    fir_downsample2,
+    fir_upsample2,
+    upsample2,
+)
 from diffjax.remat import read_auto_policy
 from diffjax.types import CondEntries, DType, choose
 
@@ -84,7 +91,7 @@ def rematerialise(module: ModuleClass, policy: str | bool, **options: Any) -> Mo
 
 
 class TimestepMLP(nn.Module):
-    """Two dense layers with SiLU between them, (B, D) -> (B, features).
+    """Two dense layers with an activation between them, (B, D) -> (B, features).
 
     A dense layer without bias adds an embedded ``guidance`` (B, G) to the input, if it is given.
 
@@ -92,11 +99,15 @@ class TimestepMLP(nn.Module):
         features: width of both layers.
         dtype: type to compute in.
         kernel_init: initialiser of both kernels.
+        activation: between the layers.
+        activate_last: whether the activation follows the second layer, too.
     """
 
     features: int
     dtype: DType = None
     kernel_init: Initializer = default_init
+    activation: Callable[[Array], Array] = nn.silu
+    activate_last: bool = False
 
     @nn.compact
     def __call__(self, x: Array, guidance: Array | None = None) -> Array:
@@ -105,10 +116,11 @@ class TimestepMLP(nn.Module):
         x = nn.Dense(
             self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="linear_1"
         )(x)
-        x = nn.silu(x)
-        return nn.Dense(
+        x = self.activation(x)
+        x = nn.Dense(
             self.features, dtype=self.dtype, kernel_init=self.kernel_init, name="linear_2"
         )(x)
+        return self.activation(x) if self.activate_last else x
 
 
 def embed_added(
@@ -158,6 +170,39 @@ def check_context(cond: CondEntries, dim: int) -> None:
         raise ValueError(f"this network needs cond['context'] (B, M, {dim}), got {found}")
 
 
+def normalise_groups(x: Array, groups: int, eps: float, scale: Array | float = 1.0) -> Array:
+    """Return ``scale (x - mean) / sqrt(var + eps)`` in float32 (Wu & He 2018).
+
+    Mean and variance are those of a group's channels over all pixels.
+
+    Args:
+        x: features (B, ..., C).
+        groups: number of groups.
+        eps: added to the variance.
+        scale: (C,), or one number.
+
+    Raises:
+        ValueError: the groups do not divide the channels.
+    """
+    channels = x.shape[-1]
+    if channels % groups:
+        raise ValueError(f"norm_groups={groups} does not divide {channels} channels")
+    pixels = tuple(range(1, x.ndim - 1))
+    y = x.astype(jnp.float32)
+
+    def group_mean(value: Array) -> Array:
+        # The sums per channel come first: reducing over pixels and groups at once is several
+        # times slower on CPUs, where XLA does not vectorise over the short group axis.
+        sums = value.mean(pixels).reshape(-1, groups, channels // groups).mean(-1)
+        return jnp.repeat(sums, channels // groups, axis=-1)
+
+    def spread(value: Array) -> Array:
+        return jnp.expand_dims(value, pixels)
+
+    y = y - spread(group_mean(y))
+    return y * spread(jax.lax.rsqrt(group_mean(y * y) + eps) * scale)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018), with statistics in float32.
 
@@ -181,25 +226,9 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Normalise features (B, ..., C) over the pixels and the channels of a group."""
         channels = x.shape[-1]
-        groups = self.groups
-        if channels % groups:
-            raise ValueError(f"norm_groups={groups} does not divide {channels} channels")
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        pixels = tuple(range(1, x.ndim - 1))
-        y = x.astype(jnp.float32)
-
-        def group_mean(value: Array) -> Array:
-            # The sums per channel come first: reducing over pixels and groups at once is several
-            # times slower on CPUs, where XLA does not vectorise over the short group axis.
-            sums = value.mean(pixels).reshape(-1, groups, channels // groups).mean(-1)
-            return jnp.repeat(sums, channels // groups, axis=-1)
-
-        def spread(value: Array) -> Array:
-            return jnp.expand_dims(value, pixels)
-
-        y = y - spread(group_mean(y))
-        y = y * spread(jax.lax.rsqrt(group_mean(y * y) + self.eps) * scale) + bias
+        y = normalise_groups(x, self.groups, self.eps, scale) + bias
         return y.astype(self.dtype or x.dtype)
 
 
@@ -236,50 +265,6 @@ def conv(
     )
 
 
-def upsample2(x: Array) -> Array:
-    """Repeat every pixel twice in both directions: (B, H, W, C) -> (B, 2H, 2W, C)."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
-
-
-def downsample2(x: Array) -> Array:
-    """Average squares of 2x2 pixels: (B, H, W, C) -> (B, H/2, W/2, C)."""
-    return nn.avg_pool(x, (2, 2), (2, 2))
-
-
-FIR = (1.0, 3.0, 3.0, 1.0)  # binomial filter of StyleGAN 2 and NCSN++
-
-
-def _filter_fir(x: Array, *, gain: float, **convolution: Any) -> Array:
-    """Filter every channel with the separable filter `FIR`.
-
-    Args:
-        x: features.
-        gain: sum of the filter.
-        convolution: arguments of `jax.lax.conv_general_dilated`, such as strides and padding.
-    """
-    taps = jnp.asarray(FIR, x.dtype) / sum(FIR)
-    kernel = jnp.broadcast_to(
-        (gain * jnp.outer(taps, taps))[:, :, None, None], (4, 4, 1, x.shape[-1])
-    )
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        **{"window_strides": (1, 1), **convolution},
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-    )
-
-
-def fir_downsample2(x: Array) -> Array:
-    """Filter by `FIR`, then keep every second pixel (Song et al. 2021, appendix H)."""
-    return _filter_fir(x, gain=1.0, window_strides=(2, 2), padding=[(1, 1)] * 2)
-
-
-def fir_upsample2(x: Array) -> Array:
-    """Put zeros between the pixels, then filter by `FIR` with gain 4 (Song et al. 2021, H)."""
-    return _filter_fir(x, gain=4.0, lhs_dilation=(2, 2), padding=[(2, 2)] * 2)
-
-
 class FIRDownsample(nn.Module):
     """A 3x3 convolution of the filtered image at every second pixel; it pads as NCSN++ does."""
 
@@ -288,7 +273,7 @@ class FIRDownsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = _filter_fir(x, gain=1.0, padding=[(2, 2)] * 2)
+        x = filter_fir(x, gain=1.0, padding=[(2, 2)] * 2)
         return conv(self.features, name="conv", stride=2, padding=0, dtype=self.dtype)(x)
 
 
@@ -298,10 +283,12 @@ class FourierEmbedding(nn.Module):
     Attributes:
         dim: size of the embedding.
         scale: standard deviation of ``W ~ N(0, scale^2)``.
+        flip_sin_to_cos: order [cos, sin].
     """
 
     dim: int
     scale: float = 16.0
+    flip_sin_to_cos: bool = False
 
     @nn.compact
     def __call__(self, t: Array) -> Array:
@@ -312,7 +299,8 @@ class FourierEmbedding(nn.Module):
             * t[:, None]
             * jax.lax.stop_gradient(self.param("weight", init, (self.dim // 2,)))
         )
-        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        waves = [jnp.sin(angles), jnp.cos(angles)]
+        return jnp.concatenate(waves[::-1] if self.flip_sin_to_cos else waves, axis=-1)
 
 
 class Downsample(nn.Module):
@@ -417,17 +405,3 @@ class ResBlock(nn.Module):
         if x.shape[-1] != self.features or (self.project and self.resample):
             x = conv(self.features, name="conv_shortcut", size=1, padding=0, dtype=self.dtype)(x)
         return (x + h) * 2**-0.5 if self.rescale else x + h
-
-
-def space_to_depth(x: Array, block: int) -> Array:
-    """Fold squares of pixels into channels: (B, H, W, C) -> (B, H/block, W/block, block^2 C)."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // block, block, w // block, block, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // block, w // block, block * block * c)
-
-
-def depth_to_space(x: Array, block: int) -> Array:
-    """Unfold channels into squares of pixels, the inverse of `space_to_depth`."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, block, block, c // block**2).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h * block, w * block, c // block**2)

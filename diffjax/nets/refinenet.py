@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.nets.layers import downsample2, rematerialise, torch_init
+from diffjax.nets.layers import rematerialise, torch_init
+from diffjax.nets.resampling import downsample2
 from diffjax.types import Cond, CondEntries, ConfigError, DType
 
 Array = jax.Array

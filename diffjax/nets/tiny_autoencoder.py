@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.nets.autoencoder import LatentScale, Posterior
-from diffjax.nets.layers import conv, upsample2
+from diffjax.nets.layers import conv
+from diffjax.nets.resampling import upsample2
 
 Array = jax.Array
 _BOUND = 3.0  # latents are bounded by ``3 tanh(z / 3)`` before they are decoded

@@ -24,15 +24,14 @@ from diffjax.nets.layers import (
     Upsample,
     check_context,
     conv,
-    depth_to_space,
     embed_added,
     embed_label,
     rematerialise,
-    space_to_depth,
     timestep_embedding,
     zero_init,
 )
 from diffjax.nets.levels import Depths, find_first_width, take_depth, take_level
+from diffjax.nets.resampling import depth_to_space, space_to_depth
 from diffjax.nets.skips import Features, add_residuals, weigh_skip
 from diffjax.nets.transformer import SpatialTransformer
 from diffjax.types import IMAGE_PROMPTS, Cond, CondEntries, ConfigError, DType, Module, choose

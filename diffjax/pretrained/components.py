@@ -7,21 +7,24 @@ from typing import NamedTuple
 
 from diffjax.pretrained.configs import read_class_name
 from diffjax.pretrained.files import StrPath, write_json
+from diffjax.pretrained.k_unet_configs import has_k_blocks
 from diffjax.pretrained.models import Component, save_model
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.tokenizers import save_tokenizer
-from diffjax.types import JsonObject, summarize
+from diffjax.types import Config, JsonObject, summarize
 
 TEXTS = ("text_encoder", "text_encoder_2")
 DIFFUSERS = "0.42.1"  # whose layout we write; loading an inpainting model asks for it
 # What a UNet is given beside the latents.
 MASK, INSTRUCTION, DEPTH, SMALL = "mask", "instruction", "depth", "small"
+HALF = "half"  # latents of half the size
 _PIPELINES = {
     "": "",
     MASK: "Inpaint",
     INSTRUCTION: "InstructPix2Pix",
     DEPTH: "Depth2Img",
     SMALL: "Upscale",
+    HALF: "LatentUpscale",
 }
 # Parts of models that are not read, and so not written either.
 _NOT_WRITTEN = (
@@ -53,12 +56,21 @@ class Components(NamedTuple):
         return summarize(self)
 
 
-def name_beside(channels: int, latents: int) -> str:
-    """What a UNet of so many input channels is given beside latents; empty if they are alone.
+def name_beside(unet: Config, latents: int) -> str:
+    """What a UNet is given beside latents of so many channels; empty if they are alone.
+
+    Args:
+        unet: its config, whose input channels say it, and the blocks of the latent upscaler.
+        latents: channels of the latents.
 
     Raises:
-        ValueError: no known model is given so many.
+        ValueError: no known model is given so many channels.
     """
+    channels = unet.get("in_channels", 4)
+    if has_k_blocks(unet):
+        if channels != 2 * latents:
+            raise ValueError(f"a latent upscaler takes {2 * latents} channels, not {channels}")
+        return HALF
     kinds = {0: "", latents + 1: MASK, latents: INSTRUCTION}
     for extra, kind in ((1, DEPTH), (3, SMALL)):
         kinds.setdefault(extra, kind)
@@ -76,7 +88,7 @@ def make_manifest(parts: Components) -> JsonObject:
     them.
     """
     names = list(parts.texts)
-    beside = name_beside(parts.unet.config["in_channels"], parts.vae.net.latent_channels)
+    beside = name_beside(parts.unet.config, parts.vae.net.latent_channels)
     kind = _PIPELINES[beside] or ("Img2Img" if names == [TEXTS[1]] else "")
     family = "StableDiffusionXL" if TEXTS[1] in names else "StableDiffusion"
     manifest: JsonObject = {

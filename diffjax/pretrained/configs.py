@@ -20,6 +20,7 @@ from diffjax.nets.adapter import T2IAdapter
 from diffjax.nets.autoencoder import Autoencoder
 from diffjax.nets.controlnet import ControlNet
 from diffjax.nets.dinov2 import DINOv2
+from diffjax.nets.k_unet import KUNet
 from diffjax.nets.text import CLIPText
 from diffjax.nets.tiny_autoencoder import AutoencoderTiny
 from diffjax.nets.unet import UNet
@@ -29,6 +30,7 @@ from diffjax.pretrained.autoencoder_configs import AUTOENCODERS, NetworkKind
 from diffjax.pretrained.config_specs import NETWORK, check_levels
 from diffjax.pretrained.control_configs import CONTROLNETS
 from diffjax.pretrained.dinov2_configs import FEATURES, PLAIN, REGISTERS
+from diffjax.pretrained.k_unet_configs import K_UNET, has_k_blocks
 from diffjax.pretrained.recognise import READ, name_family
 from diffjax.pretrained.text_configs import IMAGE_ENCODERS, TEXT_ENCODERS
 from diffjax.pretrained.transformer_configs import TRANSFORMERS
@@ -70,13 +72,23 @@ def build(config: Config) -> Any:
     name = read_class_name(config)
     if name not in KINDS and (family := name_family(name)):
         raise ValueError(f"{name} is of {family}, which is not supported; {READ}")
-    kind = choose("class", name, KINDS)
+    kind = _choose_kind(name, config)
     return kind.build(_complete_config(name, kind, config))
+
+
+def _choose_kind(name: str, config: Config) -> NetworkKind:
+    """Return how a config of a class is read; the blocks tell apart two UNets of one class.
+
+    Raises:
+        ValueError: the class is unknown.
+    """
+    kind = choose("class", name, KINDS)
+    return K_UNET if name == "UNet2DConditionModel" and has_k_blocks(config) else kind
 
 
 def shapes(net: Module, config: Config) -> Params:
     """Return the shapes of a network's parameters in float32; see `trace_params`."""
-    inputs = KINDS[read_class_name(config)].inputs
+    inputs = _choose_kind(read_class_name(config), config).inputs
     # Inputs are made inside, where they take no memory, whatever the config says of their size.
     return trace_params(net, lambda: inputs(net, config))
 
@@ -109,10 +121,11 @@ def describe(net: object, *, in_channels: int = 0) -> JsonObject:
     Raises:
         ValueError: the other library has no such network.
     """
-    return KINDS[find_kind(net)].describe(net, in_channels)
+    kind = K_UNET if isinstance(net, KUNet) else KINDS[_find_class(net)]
+    return kind.describe(net, in_channels)
 
 
-def find_kind(net: object) -> str:
+def _find_class(net: object) -> str:
     """Return the class of a network in diffusers or transformers, or raise a ValueError."""
     if isinstance(net, CLIPText):
         return "CLIPTextModelWithProjection" if net.projection else "CLIPTextModel"

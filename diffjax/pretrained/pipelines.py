@@ -268,7 +268,7 @@ def _check_channels(unet: Config, vae: Config) -> None:
     Raises:
         ValueError: it reads other channels, as depth models, upscalers and InstructPix2Pix do.
     """
-    name_beside(unet.get("in_channels", 4), vae.get("latent_channels", 4))
+    name_beside(unet, vae.get("latent_channels", 4))
 
 
 def _mend_scheduler(parts: Components) -> Components:

@@ -23,9 +23,11 @@ from diffjax.pretrained.models import Component
 from diffjax.pretrained.pickles import open_weights
 from diffjax.pretrained.recognise import WORD, describe_keys
 from diffjax.pretrained.tokenizers import Tokenizer, Tokens, with_concept
-from diffjax.types import Array, ArrayLike, Params, summarize
+from diffjax.types import Array, ArrayLike, Params, choose, summarize
 from diffjax.untrusted import name_some
 
+# Layers beyond the one that is taken, by its name.
+LAYERS = {"last": 0, "penultimate": 1, "bare": 0}
 _EMBEDDING = "text_model.embeddings.token_embedding"
 
 
@@ -65,7 +67,7 @@ class Embedding(NamedTuple):
         context: (B, M, D), the embedded tokens that a UNet attends to. D joins the widths of the
             encoders.
         pooled: (B, P), the projected end token of the last encoder, or None if it has no
-            projection.
+            projection. That of the latent upscaler is not projected.
     """
 
     context: Array
@@ -79,7 +81,7 @@ def encode(
     encoders: Sequence[TextEncoder],
     prompt: str | Prompt,
     *,
-    penultimate: bool = False,
+    layer: str = "last",
     skip: int = 0,
     weighted: bool = False,
     chunks: int = 1,
@@ -92,8 +94,9 @@ def encode(
     Args:
         encoders: one encoder, or the two of XL.
         prompt: a text, or a `Prompt` with one text for each encoder.
-        penultimate: take the output of the last layer but one, without the final norm, as XL does.
-            Otherwise it is that of the last layer with the norm.
+        layer: a key of `LAYERS`: the ``last`` with the final norm, the ``penultimate`` without it as
+            XL reads it, or the last without it, ``bare``, as the latent upscaler does, which also
+            takes the pooled embedding of an encoder without a projection.
         skip: layers to leave out beyond that (``clip_skip``).
         weighted: whether brackets are weights and the prompt may be long; see
             `diffjax.pretrained.tokenizers`.
@@ -105,23 +108,23 @@ def encode(
     Raises:
         ValueError: an encoder has no layer left, or lacks an embedding for a token.
     """
-    parts = []
+    parts, before = [], choose("layer", layer, LAYERS)
     for encoder, text in zip(encoders, _split_prompt(encoders, prompt), strict=True):
         layers = encoder.model.net.layers
-        if not 0 <= skip + penultimate < layers:
+        if not 0 <= skip + before < layers:
             raise ValueError(f"clip_skip must leave a layer of {layers}, got {skip}")
         make = encoder.tokenizer.weighted if weighted else encoder.tokenizer.plain
         tokens = _pad_chunks(make(text), encoder.tokenizer.plain(""), chunks)
         _check_ids(encoder, tokens.ids)
         # Configs of early models give another end token, and words that were added come after it.
         net = encoder.model.net.clone(end=encoder.tokenizer.end)
-        hidden = -(skip + penultimate + 1)
+        hidden = -(skip + before + 1)
         # One chunk at a time: a single program for prompts of any length.
         done = [
             _encode(
                 net,
                 hidden,
-                not penultimate,
+                layer == "last",
                 encoder.model.params,
                 encoder.adapters,
                 tokens.ids[k : k + 1],
@@ -130,7 +133,7 @@ def encode(
             for k in range(len(tokens.ids))
         ]
         parts.append((jnp.concatenate([context for context, _ in done], 1), done[0][1]))
-    pooled = parts[-1][1] if encoders[-1].model.net.projection else None
+    pooled = parts[-1][1] if encoders[-1].model.net.projection or layer == "bare" else None
     return Embedding(jnp.concatenate([context for context, _ in parts], -1), pooled)
 
 
@@ -184,14 +187,14 @@ def _encode(
 
     Args:
         net: the text encoder.
-        layer: index of the hidden state, -1 for the output of the last layer with its norm.
-        normed: whether to apply the final norm to another hidden state too.
+        layer: index of the hidden state, -1 for the output of the last layer.
+        normed: whether to apply the final norm to it.
         params: parameters of the encoder.
         ids: (1, M) tokens.
         weights: (1, M) weights of the tokens.
     """
     out = cast(TextFeatures, net.apply({"params": params}, ids))
-    if layer == -1:
+    if layer == -1 and normed:
         context = out.last
     else:
         context = out.hidden[layer]

@@ -18,7 +18,6 @@ READ = "diffusers has it; here, Stable Diffusion 1, 2 and XL are read"
 _CLASSES = {
     "StableDiffusion3": "Stable Diffusion 3",
     "SD3": "Stable Diffusion 3",
-    "StableDiffusionLatentUpscale": "the latent upscaler of Stable Diffusion",
     "StableDiffusionGLIGEN": "GLIGEN",
     "StableDiffusionAttendAndExcite": "attend-and-excite",
     "StableDiffusionControlNetXS": "ControlNet-XS",

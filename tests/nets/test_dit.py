@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffjax.nets.dit import DiT, DiTBlock, position_embedding
-from diffjax.nets.layers import depth_to_space
+from diffjax.nets.resampling import depth_to_space
 from diffjax.nets.unet import require_unet
 from diffjax.types import ConfigError
 from tests.filled import fill

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.signal import convolve2d
 
-from diffjax.nets import layers
+from diffjax.nets import resampling
 from diffjax.nets.unet import UNet
 from tests.filled import fill
 
@@ -29,16 +29,16 @@ X = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
 def test_fir_resampling_is_the_direct_convolution():
     image = np.asarray(X[0, ..., 1], np.float64)
     down = convolve2d(np.pad(image, 1), KERNEL, "valid")[::2, ::2]
-    assert np.asarray(layers.fir_downsample2(X))[0, ..., 1] == pytest.approx(down, abs=1e-6)
+    assert np.asarray(resampling.fir_downsample2(X))[0, ..., 1] == pytest.approx(down, abs=1e-6)
     spread = np.zeros((16, 16))
     spread[::2, ::2] = image
     up = convolve2d(np.pad(spread, ((2, 1), (2, 1))), 4 * KERNEL, "valid")
-    assert np.asarray(layers.fir_upsample2(X))[0, ..., 1] == pytest.approx(up, abs=1e-6)
+    assert np.asarray(resampling.fir_upsample2(X))[0, ..., 1] == pytest.approx(up, abs=1e-6)
 
 
 def test_fir_keeps_constants_away_from_the_border():
     flat = jnp.ones((1, 8, 8, 2))
-    for move in (layers.fir_downsample2, layers.fir_upsample2):
+    for move in (resampling.fir_downsample2, resampling.fir_upsample2):
         np.testing.assert_allclose(move(flat)[:, 1:-1, 1:-1], 1.0, rtol=1e-6)
 
 

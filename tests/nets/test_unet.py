@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from diffjax.nets.layers import (
-    GroupNorm,
-    depth_to_space,
-    space_to_depth,
-    timestep_embedding,
-)
+from diffjax.nets.layers import GroupNorm, timestep_embedding
+from diffjax.nets.resampling import depth_to_space, space_to_depth
 from diffjax.nets.unet import UNet
 from diffjax.remat import resolve_remat
 from diffjax.types import ConfigError

@@ -120,6 +120,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         text_encoder=CLIP,
         vae={**VAE, "scaling_factor": 0.08333},  # diffusers changes any other
     ),
+    "double": dict(
+        unet={**sd_cases.K_UNET, "cross_attention_dim": 6},
+        text_encoder=CLIP,
+        prediction="original_sample",
+    ),
     "distilled": dict(unet=_unet("distilled", 6), text_encoder=CLIP),
     "refiner": dict(unet=_unet("refiner", 6, **_TWO_LEVELS), text_encoder_2=PROJECTED),
 }
@@ -168,7 +173,8 @@ class Case(NamedTuple):
         sampler: of `generate.SAMPLERS`, with ``karras`` after a blank.
         family: of `FAMILIES`.
         mode: ``text``, ``image``, ``mask``, ``refined``, ``handed`` (the same in two calls),
-            ``control``, ``pooled``, ``union``, ``adapter``, ``edit``, ``depth``, or ``upscale``.
+            ``control``, ``pooled``, ``union``, ``adapter``, ``edit``, ``depth``, ``upscale``, or
+            ``double``.
         options: what else is asked for, see `request`.
     """
 
@@ -266,6 +272,10 @@ CASES = [
     Case("euler", "depth", "depth", (("strength", 1.0),)),
     Case("ddim", "upscale", "upscale"),
     Case("euler", "upscale", "upscale", (("level", 250), ("negative", NEGATIVE))),
+    Case("euler", "double", "double"),
+    Case("euler karras", "double", "double", (("guidance", 1.0), ("negative", NEGATIVE))),
+    Case("euler", "double", "double", (("guidance", 0.0),)),
+    Case("euler", "double", "double", (("latents", True), ("negative", NEGATIVE))),
     # A base alone, and a refiner with its own texts.
     *(Case(sampler, "xl", "refined", (("own", True),)) for sampler in ("euler", "ddim")),
     *(Case(sampler, "xl", "handed", (("own", True),)) for sampler in ("euler", "heun", "ddim")),
@@ -296,6 +306,7 @@ GOLDEN = [
     Case("ddim", "edit", "edit", (("image", 2.0), ("negative", NEGATIVE))),
     Case("ddim", "depth", "depth"),
     Case("ddim", "upscale", "upscale"),
+    Case("euler", "double", "double"),
     Case("euler", options=(("sigmas", (3.4, 2.0, 1.1, 0.4, 0.0)),)),
     Case("euler", "xl", "handed", (("own", True),)),
     Case("ddim", mode="control", options=(("freeu", True), ("pag", 1.5))),
@@ -314,6 +325,11 @@ def picture() -> np.ndarray:
 def small_picture() -> np.ndarray:
     """Image (SIZE / 2, SIZE / 2, 3), uint8: to be enlarged."""
     return picture()[::2, ::2].copy()
+
+
+def small_latents() -> np.ndarray:
+    """Latents (SIZE / 4, SIZE / 4, 4) of an image to be enlarged."""
+    return np.random.RandomState(3).standard_normal((SIZE // 4, SIZE // 4, 4)).astype("f4")
 
 
 def mask() -> np.ndarray:
@@ -430,6 +446,11 @@ def request(case: Case) -> generate.Request:
         image = generate.Image(picture(), case.option("strength", 0.7), depth=depth())
     if case.mode == "upscale":
         image = generate.Image(small_picture(), noise_level=case.option("level", None))
+    if case.mode == "double":
+        latents = case.option("latents", False)
+        image = generate.Image(
+            generate.Latents(small_latents()) if latents else small_picture(),
+        )
     refiner = None
     if case.mode == "refined":
         own = case.option("own", False)
@@ -477,7 +498,7 @@ def request(case: Case) -> generate.Request:
         refiner=refiner,
         control=control,
         size=generate.Size(
-            *((0, 0) if case.mode in ("edit", "upscale") else (size(case), size(case))),
+            *((0, 0) if case.mode in ("edit", "upscale", "double") else (size(case), size(case))),
             original=case.option("original", None),
             crop=case.option("crop", (0, 0)),
         ),
@@ -531,6 +552,7 @@ def draws(case: Case) -> dict[str, Any]:
 
     count = len(prompts(case)) * case.option("num", 1)
     keys, shape = make_keys(KEY, count), (size(case) // 2, size(case) // 2, 4)
+    encoded = (*(side // 2 for side in shape[:2]), 4) if case.mode == "double" else shape
     second = program.fold_keys(keys, CONTINUED)
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -541,7 +563,7 @@ def draws(case: Case) -> dict[str, Any]:
 
     return {
         "prior": np.asarray(program.draw_noise(keys, shape, PRIOR)),
-        "posterior": np.asarray(program.draw_noise(keys, shape, POSTERIOR)),
+        "posterior": np.asarray(program.draw_noise(keys, encoded, POSTERIOR)),
         "masked": np.asarray(program.draw_noise(keys, shape, MASKED)),
         "low": np.asarray(program.draw_noise(keys, (*shape[:2], 3), LOW)),
         "step": lambda i, refined=False: np.asarray(step(i, refined)),

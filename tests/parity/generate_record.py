@@ -87,6 +87,7 @@ def pipeline(
         apart: whether there are two control networks.
     """
     special = {"edit": "InstructPix2Pix", "depth": "Depth2Img", "upscale": "Upscale"}
+    special["double"] = "LatentUpscale"
     starts = {"image": "Img2Img", "mask": "Inpaint", "": ""}
     suffixes = {**special, **starts, "adapter": "Adapter"}
     suffix = suffixes.get(mode, "")
@@ -119,6 +120,8 @@ def pipeline(
         absent, options = {"depth_estimator": None, "feature_extractor": None}, {}
     if mode == "upscale":
         options = {"low_res_scheduler": diffusers.DDPMScheduler.from_config(g.LOW_RES)}
+    if mode == "double":
+        absent, options = {}, {}
     made = kind(**parts(family), **absent, **options)
     encoder = getattr(made, "text_encoder", None)
     if encoder is not None and not hasattr(encoder, "text_model"):
@@ -204,6 +207,13 @@ def _options(case: g.Case) -> dict[str, Any]:
     if case.mode == "upscale":
         small = [PIL.Image.fromarray(g.small_picture())] * len(g.PROMPTS)
         options |= dict(image=small, noise_level=case.option("level", 20))
+    if case.mode == "double":
+        small = [PIL.Image.fromarray(g.small_picture())] * len(g.PROMPTS)
+        if case.option("latents", False):
+            one = torch.from_numpy(g.small_latents()).permute(2, 0, 1)
+            small = torch.stack([one] * len(g.PROMPTS))
+        options["image"] = small
+        del options["num_images_per_prompt"], options["clip_skip"], options["eta"]
     if case.mode == "edit":
         del options["clip_skip"], options["eta"]
     if case.mode == "adapter":

@@ -96,6 +96,28 @@ UNETS = {
     },
     "cross": {**_unet(**_SD1), "only_cross_attention": True},
 }
+# The network of the latent upscaler.
+K_UNET: Config = dict(
+    _class_name="UNet2DConditionModel",
+    in_channels=8,
+    out_channels=5,
+    sample_size=None,
+    block_out_channels=[32, 64, 64],
+    layers_per_block=[2, 1, 2],
+    down_block_types=["KDownBlock2D", "KCrossAttnDownBlock2D", "KCrossAttnDownBlock2D"],
+    mid_block_type=None,
+    up_block_types=["KCrossAttnUpBlock2D", "KCrossAttnUpBlock2D", "KUpBlock2D"],
+    attention_head_dim=8,
+    cross_attention_dim=12,
+    time_cond_proj_dim=134,
+    norm_num_groups=None,
+    act_fn="gelu",
+    conv_in_kernel=1,
+    conv_out_kernel=1,
+    resnet_time_scale_shift="scale_shift",
+    time_embedding_type="fourier",
+    timestep_post_act="gelu",
+)
 
 
 def _text(name: str, **options: Any) -> Config:
