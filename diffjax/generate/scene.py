@@ -9,7 +9,7 @@ gives the network the mask and the masked image.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -188,11 +188,11 @@ def make_scene(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Star
         label = jnp.full(len(pixels), layout.noise_level, jnp.int32)
         return scene._replace(concat=concat, label=label)
     if pipe.beside == beside.HALF:
-        if given[1]:
-            return scene._replace(concat=upsample2(cast(Array, pixels)))
-        half = (latent[0] // 2, latent[1] // 2, latent[2])
-        found = encode(pipe, pixels, program.draw_noise(keys, half, POSTERIOR))
-        return scene._replace(concat=upsample2(found))
+        small: Array = pixels
+        if not given[1]:
+            half = (latent[0] // 2, latent[1] // 2, latent[2])
+            small = encode(pipe, pixels, program.draw_noise(keys, half, POSTERIOR))
+        return scene._replace(concat=upsample2(jnp.asarray(small)))
     if pipe.beside == beside.INSTRUCTION:
         return scene._replace(concat=pixels if given[1] else encode_mean(pipe, pixels))
     x = pixels if given[1] else encode(pipe, pixels, program.draw_noise(keys, latent, POSTERIOR))
