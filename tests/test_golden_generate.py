@@ -16,8 +16,11 @@ def recorded():
         return dict(file)
 
 
-# Each compiles a network or two. Those of `make test` differ in all but the solver.
-QUICK = ("sd1-text-euler_ancestral", "sd1-inpainting-mask-euler", "xl-refined-euler")
+# Each compiles a network or two. Those of `make test` differ in more than the solver.
+QUICK = (
+    *("sd1-text-euler_ancestral", "sd1-inpainting-mask-euler", "xl-refined-euler"),
+    "double-double-euler",
+)
 CASES = [
     pytest.param(case, id=case.name, marks=[] if case.name in QUICK else [pytest.mark.slow])
     for case in g.GOLDEN

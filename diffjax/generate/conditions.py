@@ -243,13 +243,16 @@ def _build_condition(pipe: LoadedModel, embedding: Embedding, num: int, size: Si
     embedding = jax.tree.map(lambda leaf: jnp.repeat(leaf, num, axis=0), embedding)
     cond: Cond = {"context": embedding.context}
     net, pooled = pipe.parts.unet.net, embedding.pooled
-    if pooled is None and (net.added_dim or pipe.beside == HALF):
+    upscales = pipe.beside == HALF
+    if not (net.added_dim or upscales):
+        return cond
+    if pooled is None:
         raise ValueError("this model needs pooled embeddings beside the context")
-    if pipe.beside == HALF:
+    if upscales:
         none = jnp.repeat(jnp.array([1.0, 0.0]), NOISE_DIM)  # the image has no noise
-        none = jnp.broadcast_to(none, (len(embedding.context), len(none)))
-        cond["vector"] = jnp.concatenate([none, pooled], axis=-1)
-    if net.added_dim:
+        none = jnp.broadcast_to(none, (len(pooled), len(none)))
+        cond["vector"] = jnp.concatenate([none, jnp.asarray(pooled)], axis=-1)
+    else:
         ids = size.to_time_ids((net.added_dim - pooled.shape[-1]) // net.added_time_dim)
         times = jnp.broadcast_to(jnp.asarray(ids, jnp.float32), (len(pooled), len(ids)))
         cond["added"] = {"text_embeds": pooled, "time_ids": times}

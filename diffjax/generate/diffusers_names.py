@@ -235,6 +235,9 @@ CLASSES = {
             f"{family}Adapter": ", then pipe(prompt, control=Control(adapter, image))",
         }.items()
     },
+    "StableDiffusionUpscalePipeline": "diffjax.load('owner/name'), then pipe(prompt, image=small)",
+    "StableDiffusionLatentUpscalePipeline": "diffjax.load('owner/name'), then "
+    "pipe(prompt, image=small), where small may be Latents",
     "ControlNetModel": "diffjax.pretrained.load_model('owner/name')",
     "ControlNetUnionModel": "diffjax.pretrained.load_model('owner/name')",
     "StableDiffusionXLControlNetUnionPipeline": "diffjax.load('owner/name'), then "
@@ -249,7 +252,7 @@ CLASSES = {
     "MultiAdapter": "control=[Control(adapter, image), ...] of a call",
     **dict.fromkeys(
         (
-            *("ControlNetXSAdapter", "StableDiffusionLatentUpscalePipeline"),
+            "ControlNetXSAdapter",
             *("StableDiffusionControlNetXSPipeline", "StableDiffusionXLControlNetXSPipeline"),
             *("StableDiffusionGLIGENPipeline", "StableDiffusionAttendAndExcitePipeline"),
             *("SemanticStableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipeline"),

@@ -188,11 +188,11 @@ def make_scene(pipe: LoadedModel, request: Request, layout: SceneLayout) -> Star
         label = jnp.full(len(pixels), layout.noise_level, jnp.int32)
         return scene._replace(concat=concat, label=label)
     if pipe.beside == beside.HALF:
-        x = pixels
+        small: Array = pixels
         if not given[1]:
             half = (latent[0] // 2, latent[1] // 2, latent[2])
-            x = encode(pipe, pixels, program.draw_noise(keys, half, POSTERIOR))
-        return scene._replace(concat=upsample2(jnp.asarray(x)))
+            small = encode(pipe, pixels, program.draw_noise(keys, half, POSTERIOR))
+        return scene._replace(concat=upsample2(jnp.asarray(small)))
     if pipe.beside == beside.INSTRUCTION:
         return scene._replace(concat=pixels if given[1] else encode_mean(pipe, pixels))
     x = pixels if given[1] else encode(pipe, pixels, program.draw_noise(keys, latent, POSTERIOR))

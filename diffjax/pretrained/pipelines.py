@@ -34,6 +34,7 @@ from diffjax.pretrained.files import (
 )
 from diffjax.pretrained.hub import download
 from diffjax.pretrained.hub_files import NETWORKS, TOKENIZERS
+from diffjax.pretrained.k_unet_configs import has_k_blocks
 from diffjax.pretrained.models import Component, Sharding, load_model
 from diffjax.pretrained.prompts import TextEncoder
 from diffjax.pretrained.recognise import READ, describe_folder, name_family
@@ -179,7 +180,8 @@ def _load_folder(
         manifest,
         _read_low_res(path, manifest),
     )
-    return parts if TEXTS[1] in texts else _mend_scheduler(parts)
+    mended = TEXTS[1] not in texts and not has_k_blocks(unet_config)
+    return _mend_scheduler(parts) if mended else parts
 
 
 def _read_low_res(path: Path, manifest: Config) -> JsonObject | None:

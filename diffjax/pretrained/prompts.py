@@ -94,9 +94,9 @@ def encode(
     Args:
         encoders: one encoder, or the two of XL.
         prompt: a text, or a `Prompt` with one text for each encoder.
-        layer: a key of `LAYERS`: the ``last`` with the final norm, the ``penultimate`` without it as
-            XL reads it, or the last without it, ``bare``, as the latent upscaler does, which also
-            takes the pooled embedding of an encoder without a projection.
+        layer: a key of `LAYERS`: the ``last`` with the final norm; the ``penultimate`` without it,
+            as XL reads it; or ``bare``, the last without it, as the latent upscaler reads it, which
+            also takes the pooled embedding of an encoder without a projection.
         skip: layers to leave out beyond that (``clip_skip``).
         weighted: whether brackets are weights and the prompt may be long; see
             `diffjax.pretrained.tokenizers`.

@@ -8,6 +8,7 @@ import diffjax
 from diffjax import Guidance, Image, Sampling
 from diffjax.generate import Latents, beside
 from diffjax.nets.resize import resize_bicubic
+from diffjax.pretrained.prompts import Embedding
 from tests.parity import generate_cases as g
 
 SIZE, NAN = g.SIZE, float("nan")
@@ -69,6 +70,40 @@ REFUSED = {
         dict(image=Image(g.small_picture(), noise_level=1000)),
         "image.noise_level must lie in 0 .. 299, got 1000",
     ),
+    "double nothing": ("double", dict(size=SIZE), "this model doubles images"),
+    "double with a noise": (
+        "double",
+        dict(image=Image(g.small_picture(), noise_level=20)),
+        "image.noise_level is of no use: this model doubles images",
+    ),
+    "double with a strength": (
+        "double",
+        dict(image=Image(g.small_picture(), 0.5)),
+        "image.strength is of no use",
+    ),
+    "double with FreeU": (
+        "double",
+        dict(image=g.small_picture(), freeu=g.FREEU),
+        "freeu does not fit this model: a latent upscaler has a UNet of its own",
+    ),
+    "double latents to another size": (
+        "double",
+        dict(image=Image(Latents(g.small_latents())), size=2 * SIZE),
+        "is not that of what is given, (16, 16)",
+    ),
+    "double with a plain embedding": (
+        "double",
+        dict(image=g.small_picture(), guidance=Guidance(3, Embedding(np.ones((1, 12, 6), "f4")))),
+        "guidance.negative.pooled is None",
+    ),
+    "double with another's embedding": (
+        "double",
+        dict(
+            image=g.small_picture(),
+            guidance=Guidance(3, Embedding(np.ones((1, 12, 6), "f4"), np.ones((1, 9), "f4"))),
+        ),
+        "guidance.negative.pooled has a width of 9",
+    ),
     "noise of no use": (
         "sd1",
         dict(image=Image(g.picture(), noise_level=20)),
@@ -102,6 +137,20 @@ def test_edited_and_enlarged_images_have_the_size_of_the_model():
     assert _make("upscale", image=wide).shape == (2, SIZE, 2 * SIZE, 3)
     # Brought to the size that is asked for.
     assert _make("upscale", image=wide, size=SIZE).shape == (2, SIZE, SIZE, 3)
+
+
+def test_doubled_images_are_twice_as_large():
+    wide = np.concatenate([g.small_picture()] * 2, 1)
+    assert _make("double", image=wide[:, :-1]).shape == (2, SIZE, 24, 3)  # multiples of 8
+    assert _make("double", image=wide, size=SIZE).shape == (2, SIZE, SIZE, 3)
+
+
+def test_without_guidance_at_0_a_doubled_image_ignores_its_prompt():
+    texts = g.pipeline("double")
+    options = dict(key=3, sampler=2, output="np", image=g.small_picture())
+    plain = texts("", guidance=0, **options)
+    np.testing.assert_array_equal(texts(g.PROMPTS[0], guidance=0, **options), plain)
+    assert np.abs(texts(g.PROMPTS[0], guidance=1, **options) - plain).max() > 1e-3
 
 
 def test_an_image_scale_of_1_is_ordinary_guidance_of_the_text():

@@ -45,6 +45,7 @@ def frozen():
 
 def text_config(task, **lora):
     config = small("shapes_word" if task == "concept" else "shapes_lora")
+    config.cond.text.update(vocabulary=22, positions=18)  # those of `tokenizer`
     config.cond.empty = (20, 21, 21)
     if lora:
         config.lora.update(lora)
