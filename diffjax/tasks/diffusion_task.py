@@ -113,6 +113,7 @@ def make_diffusion_task(
     *,
     weight: losses.Weight | None = None,
     times: losses.TimeSampler | None = None,
+    noise: Callable[..., tuple[Array, Array]] = losses.draw_noise,
 ) -> Task:
     """Make the task of a model that was put together by hand: ``E [w(t) |raw - target|^2]``.
 
@@ -123,6 +124,7 @@ def make_diffusion_task(
         model: without parameters.
         weight: see `diffjax.losses.WEIGHTS`; 1 on the raw output if None.
         times: see `diffjax.losses.TIME_SAMPLERS`; uniform over the schedule if None.
+        noise: ``(key, shape) -> (eps, what is added to x)``, see `losses.draw_noise`.
     """
     shape = model.space.shape
     factor = model.space.net.factor if model.space.net is not None else 1
@@ -131,7 +133,7 @@ def make_diffusion_task(
         (shape[0] * factor, shape[1] * factor, shape[2]),
         times or losses.uniform(model.schedule),
         measure_one_level(measure_simple(model, weight or losses.simple(), losses.ERRORS["l2"])),
-        losses.draw_noise,
+        noise,
         augment=0.0,
         flip=False,
         bucketed=model.space.net is not None,

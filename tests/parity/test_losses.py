@@ -1,4 +1,6 @@
-"""Losses of diffusers' training scripts: weights by SNR, edits by instruction, LCM distillation."""
+"""Losses of diffusers' training scripts: weights by SNR, noise, text encoders, edits, LCM."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from diffjax import losses  # noqa: E402
 from diffjax.config import make_section  # noqa: E402
 from diffjax.model.channel_conditions import CONCATS, EDIT  # noqa: E402
 from diffjax.model.published import make_published_model  # noqa: E402
+from diffjax.pretrained.state_dict import iterate_state  # noqa: E402
 from diffjax.tasks import make_diffusion_task  # noqa: E402
 from diffjax.tasks.consistency_task import measure_inconsistency  # noqa: E402
 from tests.parity import generate_cases as g  # noqa: E402
@@ -37,17 +40,26 @@ def to_torch(value):
     return torch.from_numpy(value.transpose(0, 3, 1, 2).copy() if value.ndim == 4 else value)
 
 
-def measure(pipe, model, weight=None, **more):
-    """Our loss of a batch, and what it is of: latents, times, noise and token ids."""
+def measure(pipe, model, weight=None, noise=losses.draw_noise, gradient=None, **more):
+    """Our loss of a batch, and what it is of: latents, times, noise and token ids.
+
+    Args:
+        gradient: a list, to which that of the parameters is appended.
+    """
     times = losses.uniform(model.schedule)
-    task = make_diffusion_task(model, weight=weight, times=times)
+    task = make_diffusion_task(model, weight=weight, times=times, noise=noise)
     rng = np.random.default_rng(0)
     text = pipe.parts.texts["text_encoder"]
     ids = np.concatenate([text.tokenizer.plain(p).ids for p in (g.PROMPTS * 2)[:COUNT]])
     images = jnp.asarray(rng.uniform(-1, 1, (COUNT, 16, 16, 3)), jnp.float32)
     batch = {"image": images, "text": jnp.asarray(ids), **more}
     extra = {"times": times.init(), **model.statistics}
-    value, _ = jax.jit(task.loss)(model.params, model.frozen, extra, KEY, 0, batch)
+    given = (model.params, model.frozen, extra, KEY, 0, batch)
+    if gradient is None:
+        value, _ = jax.jit(task.loss)(*given)
+    else:
+        (value, _), found = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(*given)
+        gradient.append(found)
     time_key, noise_key, _ = jax.random.split(KEY, 3)
     x, _ = model.space.enter(model.frozen, extra, jax.random.fold_in(KEY, 5), batch)
     t, _ = times.draw(time_key, extra["times"], COUNT)
@@ -70,6 +82,56 @@ def test_weights_by_snr(family, tmp_path):
     weights = snr.clamp(max=5.0) / (snr + 1 if velocity else snr)
     wanted = (weights * ((found - target) ** 2).mean((1, 2, 3))).mean()
     np.testing.assert_allclose(value, wanted.item(), rtol=LIMIT)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize(("offset", "perturbation"), [(0.3, 0.0), (0.0, 0.4), (0.3, 0.4)])
+def test_noise_that_is_offset_or_perturbed(family, offset, perturbation, tmp_path):
+    """``noise_offset`` and ``input_perturbation`` of the text-to-image scripts.
+
+    The target has the offset, and the input has both.
+    """
+    pipe, model, theirs = load_both(family, "text", tmp_path)
+    draw = partial(losses.draw_noise, offset=offset, perturbation=perturbation)
+    value, (x, t, eps, ids) = measure(pipe, model, noise=draw)
+    key, (count, channels, *sides) = jax.random.split(KEY, 3)[1], x.shape
+    means = jax.random.normal(jax.random.fold_in(key, 1), (count, 1, 1, channels))
+    other = jax.random.normal(jax.random.fold_in(key, 2), (count, *sides, channels))
+    noise = eps + offset * to_torch(means)
+    scheduler, steps = theirs.scheduler, t.long()
+    noisy = scheduler.add_noise(x, noise + perturbation * to_torch(other), steps)
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(x, noise, steps) if velocity else noise
+    with torch.no_grad():
+        found = theirs.unet(noisy, steps, theirs.text_encoder(ids.long())[0]).sample
+    wanted = torch.nn.functional.mse_loss(found, target)
+    np.testing.assert_allclose(value, wanted.item(), rtol=LIMIT)
+
+
+def test_training_of_a_whole_text_encoder(tmp_path):
+    """``train_text_encoder`` of DreamBooth's script: the loss, and its gradient by every weight."""
+    pipe, model, theirs = load_both("sd1", "text", tmp_path)
+    trained = {**model.params, "text_encoder": model.frozen["text_encoder"]}
+    rest = {name: part for name, part in model.frozen.items() if name != "text_encoder"}
+    model, gradient = model._replace(params=trained, frozen=rest), []
+    value, (x, t, eps, ids) = measure(pipe, model, gradient=gradient)
+    encoder, steps = theirs.text_encoder, t.long()
+    noisy = theirs.scheduler.add_noise(x, eps, steps)
+    loss = torch.nn.functional.mse_loss(
+        theirs.unet(noisy, steps, encoder(ids.long())[0]).sample, eps
+    )
+    loss.backward()
+    np.testing.assert_allclose(value, loss.item(), rtol=LIMIT)
+    ours = dict(iterate_state(gradient[0]["text_encoder"]))
+    wanted = {
+        key if key.startswith("text_model.") else f"text_model.{key}": weight.grad.numpy()
+        for key, weight in encoder.named_parameters()
+    }
+    assert ours.keys() == wanted.keys()
+    largest = max(np.abs(one).max() for one in wanted.values())
+    assert largest > 1e-6
+    for key, one in wanted.items():
+        np.testing.assert_allclose(ours[key], one, rtol=0, atol=LIMIT * largest, err_msg=key)
 
 
 def test_edits_by_instruction(tmp_path):
