@@ -360,7 +360,7 @@ def _prepare(
         denoise = _guide_by_classifier(steering.classifier, plain, model, cond, scale)
     elif steering.guide is not None and scale is not None:
         plain = denoiser(model, encoded, controls=controls, spans=spans)
-        weak = steering.guide(cast(Any, model.frozen), cond)
+        weak = steering.guide(cast(Any, model.frozen), cond, spans)
         each, combine = guidance.per_evaluation(scale), _choose_combination(model, steering)
         denoise = guidance.contrast(plain, weak, each, combine=combine)
     else:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from diffjax.types import Array, Cond, Denoiser, Level, Params
+from diffjax.types import Array, ArrayLike, Cond, Denoiser, Level, Params
 
 # (parameters, z, level, label (B,)) -> log p(label | z) (B,)
 LogProb = Callable[[Params, Array, Level, Array], Array]
-# (frozen parameters of the model, raw condition) -> the denoiser of the guiding model
-WeakModel = Callable[[Mapping[str, Params], Cond], Denoiser]
+# (frozen parameters of the model, raw condition, times of the steps (rows,)) -> the denoiser of the
+# guiding model
+WeakModel = Callable[[Mapping[str, Params], Cond, ArrayLike], Denoiser]
 
 
 class Steering(NamedTuple):

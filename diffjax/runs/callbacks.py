@@ -7,8 +7,9 @@ of DDIM, so that they cost little beside the training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,9 +21,11 @@ from diffjax.evaluation.image_grids import save_png, tile
 from diffjax.model.image_maker import Compiled
 from diffjax.runs import control_examples, first_stage, real_images
 from diffjax.runs.drawing import Drawer, replace_sample
-from diffjax.runs.states import assemble_trained
+from diffjax.runs.guides import read_guides
+from diffjax.runs.states import assemble_trained, make_run_mesh
 from diffjax.tasks import find_task_kind
 from diffjax.train import Reporter, State, hosts
+from diffjax.train.sharding import make_tree_sharding, place
 from diffjax.train.training_loop import OnEvaluate, OnSample
 from diffjax.types import ConfigError, Frozen
 
@@ -47,8 +50,7 @@ def choose_preview(cfg: ConfigDict, folder: Path) -> OnSample | None:
         return first_stage.make_preview(cfg, folder)
     if kind.assemble is None:
         return None
-    preview = _shorten(cfg)
-    compiled: Compiled = {}
+    make_drawer = _make_quick_drawers(cfg, folder)
     num, columns, above = min(cfg.sample.num, MOST), None, []
     if kind.takes_hints:
         num = columns = min(cfg.sample.num, MOST_CONTROLLED)
@@ -56,7 +58,7 @@ def choose_preview(cfg: ConfigDict, folder: Path) -> OnSample | None:
         above = [control_examples.draw_hints(hints, cfg.data.channels)]
 
     def write(state: State, frozen: Frozen | None, step: int, reporter: Reporter) -> None:
-        drawer = Drawer(preview, assemble_trained(cfg, state, frozen), folder, compiled=compiled)
+        drawer = make_drawer(state, frozen)
         images = drawer.draw(num=num, batch_size=num, progress=f"preview at step {step}")
         if not hosts.is_writer():
             return
@@ -94,14 +96,13 @@ def choose_evaluation(cfg: ConfigDict, folder: Path) -> OnEvaluate | None:
     if not cfg.eval.features:
         raise ConfigError("train.evaluate_every needs a classifier: config.eval.features")
     network, num = metrics.feature_network(cfg.eval.features), cfg.eval.loop_num
-    (real, _), quick = real_images.take_images(cfg, num), _shorten(cfg)
-    compiled: Compiled = {}
+    real, _ = real_images.take_images(cfg, num)
+    make_drawer = _make_quick_drawers(cfg, folder)
 
     def measure(state: State, frozen: Frozen | None, step: int) -> dict[str, float]:
-        model = assemble_trained(cfg, state, frozen)
-        drawer = Drawer(quick, model, folder, compiled=compiled)
+        drawer = make_drawer(state, frozen)
         images = drawer.draw(num=num, progress=f"evaluation at step {step}")
-        return _keep_numbers(measure_distance(network, images, real, model.num_classes))
+        return _keep_numbers(measure_distance(network, images, real, drawer.model.num_classes))
 
     return measure
 
@@ -114,15 +115,14 @@ def _measure_controlled(cfg: ConfigDict, folder: Path) -> OnEvaluate:
     batch = control_examples.take_examples(cfg, cfg.eval.loop_num, folder)
     hints, features = batch["hint"], cfg.eval.features
     network = metrics.feature_network(features) if features else None
-    compiled: Compiled = {}
+    make_drawer = _make_quick_drawers(cfg, folder)
 
     def measure(state: State, frozen: Frozen | None, step: int) -> dict[str, float]:
-        model = assemble_trained(cfg, state, frozen)
-        drawer = Drawer(_shorten(cfg), model, folder, compiled=compiled)
+        drawer = make_drawer(state, frozen)
 
         def draw(prompt: bool) -> np.ndarray:
             told = "own" if prompt else "none"
-            inputs = control_examples.make_input_reader(model, batch, [hints], prompt=told)
+            inputs = control_examples.make_input_reader(drawer.model, batch, [hints], prompt=told)
             return drawer.draw(num=len(hints), inputs=inputs)
 
         def measure_hints(images: np.ndarray) -> dict[str, float]:
@@ -133,10 +133,24 @@ def _measure_controlled(cfg: ConfigDict, folder: Path) -> OnEvaluate:
     return measure
 
 
-def _shorten(cfg: ConfigDict) -> ConfigDict:
-    """Return the config with at most `PREVIEW_STEPS` steps of deterministic DDIM."""
+def _make_quick_drawers(cfg: ConfigDict, folder: Path) -> Callable[[State, Frozen | None], Drawer]:
+    """Make the function that draws with a state by at most `PREVIEW_STEPS` steps of DDIM.
+
+    What guides sampling is read once, here, since a training has no such part.
+
+    Raises:
+        ConfigError: a network that guides is named which does not belong to the model.
+    """
     steps = min(PREVIEW_STEPS, cfg.sample.steps)
-    return replace_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
+    quick = replace_sample(cfg, sampler="ddim", eta=0.0, steps=steps)
+    guides, compiled = read_guides(cfg), cast(Compiled, {})
+    guides = place(guides, make_tree_sharding(guides, make_run_mesh(cfg)))
+
+    def make(state: State, frozen: Frozen | None) -> Drawer:
+        model = assemble_trained(cfg, state, {**(frozen or {}), **guides} or None)
+        return Drawer(quick, model, folder, compiled=compiled)
+
+    return make
 
 
 def _keep_numbers(found: Mapping[str, object]) -> dict[str, float]:

@@ -2,15 +2,16 @@
 
 It is a classifier of noisy images (Dhariwal & Nichol 2021), ``config.sample.classifier``, or a
 worse version of the model (autoguidance, Karras et al. 2024, arXiv:2406.02507),
-``config.sample.guide``.
-Its parameters are read from its own run whenever the model samples; they are not stored with the
-model.
+``config.sample.guide``. Its parameters are read from its own run whenever the model samples; they
+are not stored with the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +26,24 @@ from diffjax.runs.locate import fit_weights, read_weights
 from diffjax.runs.states import build_model, make_abstract_state, read_state
 from diffjax.tasks import find_task_kind
 from diffjax.tasks.classifier_task import make_classifier_log_prob, make_noisy_classifier
-from diffjax.types import Cond, ConfigError, Denoiser, Params
+from diffjax.types import ArrayLike, Cond, ConfigError, Denoiser, Params
 
 # Settings of ``config.sample`` that act on the null condition, which a guide replaces.
 _OF_NULL = {"guidance_rule": "cfg", "guidance_rescale": 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfConfig:
+    """A function that equals any other that was made of an equal config.
+
+    So programs that were compiled with one of them serve for all, such as those of previews.
+    """
+
+    config: str
+    function: Callable[..., Any] = dataclasses.field(compare=False)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
 
 
 def read_guides(cfg: ConfigDict) -> dict[str, Params]:
@@ -70,24 +85,26 @@ def make_weak_model(cfg: ConfigDict) -> WeakModel | None:
     """Make the function that turns parameters and a condition into the denoiser of autoguidance.
 
     Returns:
-        ``(parts, cond) -> Denoiser`` with the frozen parts of the model, of which ``guide`` are the
-        parameters of the weak one, and the raw condition; None if ``config.sample.guide`` is empty.
+        ``(parts, cond, spans) -> Denoiser`` with the frozen parts of the model, of which ``guide``
+        are the parameters of the weak one, the raw condition, and the times of the steps, for a
+        network that is told them; None if ``config.sample.guide`` is empty.
 
     Raises:
-        ConfigError: as `read_guides`.
+        ConfigError: the guide is no diffusion model, or does not belong to the model.
     """
     if not cfg.sample.guide:
         return None
-    described = build_model(_read_guide_config(cfg))
+    found = _read_guide_config(cfg)
+    described = build_model(found)
 
-    def make(parts: Mapping[str, Params], cond: Cond) -> Denoiser:
+    def make(parts: Mapping[str, Params], cond: Cond, spans: ArrayLike) -> Denoiser:
         own = parts["guide"]
         model: Model = described._replace(
             params=own["params"], frozen=parts, statistics=own["statistics"]
         )
-        return denoiser(model, encode(model, cond))
+        return denoiser(model, encode(model, cond), spans=spans)
 
-    return make
+    return _OfConfig(found.to_json(), make)
 
 
 def _read_guide(cfg: ConfigDict) -> Params:
@@ -139,7 +156,8 @@ def make_log_prob(cfg: ConfigDict) -> LogProb | None:
     if not cfg.sample.classifier:
         return None
     found = _read_classifier_config(cfg)
-    return make_classifier_log_prob(make_noisy_classifier(found, found.data.num_classes))
+    network = make_noisy_classifier(found, found.data.num_classes)
+    return _OfConfig(found.to_json(), make_classifier_log_prob(network))
 
 
 def read_classifier(cfg: ConfigDict) -> Params:

@@ -1,6 +1,7 @@
 """The networks that guide sampling in place of the null condition, read from runs of their own."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from diffjax import guidance, runs, samplers
 from diffjax.model import denoiser, make_sampler
 from diffjax.model.image_maker import make_keys
 from diffjax.model.steering_options import Steering
-from diffjax.runs import guides
+from diffjax.runs import callbacks, guides
 from diffjax.types import ConfigError
 
 
@@ -112,6 +113,30 @@ def test_a_guide_that_is_no_whole_model_is_refused(tmp_path):
     config.sample.guide = str(tmp_path)
     with pytest.raises(ConfigError, match="holds a run of task 'controlnet', no whole model"):
         guides.make_weak_model(config)
+
+
+def test_previews_of_a_training_are_guided_too(files, tmp_path):
+    strong, weak = files
+    config, shown = make_config(), {}
+    config.sample.update(guidance=2.5, num=2, batch_size=2)
+    state = runs.open_run(strong, config=config).state
+    for name, guide in {"guided": str(weak), "plain": ""}.items():
+        config.sample.guide = guide
+        (tmp_path / name / "samples").mkdir(parents=True)
+        reporter = types.SimpleNamespace(image=lambda *a, name=name: shown.update({name: a[2]}))
+        callbacks.choose_preview(config, tmp_path / name)(state, None, 1, reporter)
+    assert shown["guided"].shape == shown["plain"].shape
+    assert (shown["guided"] != shown["plain"]).any()
+
+
+def test_programs_compiled_with_a_guide_serve_the_next_drawer(files):
+    config = make_config()
+    config.sample.guide = str(files[1])
+    first, second = (guides.make_weak_model(config) for _ in range(2))
+    assert first is not second and len({first, second}) == 1
+    other = make_config()
+    other.sample.guide = str(files[0])
+    assert guides.make_weak_model(other) == first  # of an equal config: parameters are arguments
 
 
 def test_steering_without_a_guide_has_none():

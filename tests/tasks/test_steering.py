@@ -48,8 +48,8 @@ def move(condition=UNCONDITIONAL, scale=None, **steering):
 def test_autoguidance_goes_away_from_the_weak_model(condition):
     """``weak + s (strong - weak)``, with the condition in both and no null condition."""
 
-    def make_weak(parts, cond):
-        assert parts["guide"] == 2.0
+    def make_weak(parts, cond, spans):
+        assert parts["guide"] == 2.0 and spans.shape == (1,)
 
         def denoise(z, level):
             return FLOW_TARGET.decode(0.01 * parts["guide"] * jnp.ones_like(z), z, level)
