@@ -17,6 +17,7 @@ import numpy as np
 from diffjax.nets.attention import Attention
 from diffjax.nets.layers import (
     TimestepMLP,
+    check_added,
     check_context,
     default_init,
     embed_added,
@@ -311,10 +312,9 @@ def _check(net: DiT, z: Array, cond: CondEntries) -> None:
         raise ValueError(
             f"images must be (B, H, W, C) with H and W multiples of {net.patch}, got {z.shape}"
         )
-    if net.added_dim and "added" not in cond:
-        raise ValueError("this network needs cond['added'] with 'text_embeds' and 'time_ids'")
-    refused = ("control", "adapter", "augment", *(() if net.added_dim else ("added",)))
-    for name in refused:
+    if net.added_dim:
+        check_added(cond)
+    for name in ("control", "adapter", "augment", *(() if net.added_dim else ("added",))):
         if name in cond:
             raise ValueError(f"a transformer (network.name=dit) does not read cond[{name!r}]")
     check_context(cond, net.context_dim)

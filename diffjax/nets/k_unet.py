@@ -25,11 +25,11 @@ from diffjax.nets.layers import (
 )
 from diffjax.nets.levels import take_level
 from diffjax.nets.resampling import fir_downsample2, fir_upsample2
+from diffjax.nets.text import gelu
 from diffjax.types import Cond, CondEntries, DType
 
 Array = jax.Array
 GROUP = 32  # channels of a group, in every norm
-_gelu = partial(nn.gelu, approximate=False)
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -77,7 +77,7 @@ class KResBlock(nn.Module):
         """Return features (B, H, W, features) of x (B, H, W, C) and an embedding (B, D)."""
 
         def norm(h: Array, name: str) -> Array:
-            return _gelu(AdaptiveGroupNorm(self.eps, self.dtype, name=name)(h, temb))
+            return gelu(AdaptiveGroupNorm(self.eps, self.dtype, name=name)(h, temb))
 
         h = conv(self.middle, name="conv1", dtype=self.dtype)(norm(x, "norm1"))
         h = nn.Dropout(self.dropout, deterministic=not train)(norm(h, "norm2"))
@@ -232,7 +232,7 @@ class KUNet(nn.Module):
         size = 2 * self.widths[0]
         waves = FourierEmbedding(size, 1.0, self.flip_sin_to_cos, name="time_proj")(t)
         mlp = TimestepMLP(
-            size, self.dtype, activation=_gelu, activate_last=True, name="time_embedding"
+            size, self.dtype, activation=gelu, activate_last=True, name="time_embedding"
         )
         return mlp(waves, vector)
 

@@ -147,6 +147,12 @@ def embed_added(
     return out
 
 
+def check_added(cond: CondEntries) -> None:
+    """Raise a ValueError if a condition lacks the numbers that are added to the time embedding."""
+    if "added" not in cond:
+        raise ValueError("this network needs cond['added'] with 'text_embeds' and 'time_ids'")
+
+
 def embed_label(table: nn.Embed, label: Array | None) -> Array:
     """Return the rows of a class embedding for labels (B,); rows beyond the last are 0: no class.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from diffjax.interpolation import make_resize_matrix
 from diffjax.types import Array
 
 
@@ -21,20 +21,8 @@ def resize_bicubic(images: Array, sides: tuple[int, int]) -> jax.Array:
     out = jnp.asarray(images)
     for axis, side in ((1, sides[0]), (2, sides[1])):
         if out.shape[axis] != side:
-            matrix = jnp.asarray(_make_cubic(out.shape[axis], side), out.dtype)
+            made = make_resize_matrix(out.shape[axis], side, "cubic", False)
+            matrix = jnp.asarray(made, out.dtype)
             out = jnp.tensordot(out, matrix, (axis, 1), precision=jax.lax.Precision.HIGHEST)
             out = jnp.moveaxis(out, -1, axis)
-    return out
-
-
-def _make_cubic(source: int, target: int, a: float = -0.75) -> np.ndarray:
-    """Make the interpolation matrix (target, source); a row has at most 4 entries, of sum 1."""
-    centre = (np.arange(target) + 0.5) * source / target - 0.5
-    taps = np.floor(centre).astype(int)[:, None] + np.arange(-1, 3)
-    d = np.abs(centre[:, None] - taps)
-    near = ((a + 2) * d - (a + 3)) * d**2 + 1
-    far = a * (((d - 5) * d + 8) * d - 4)
-    weights = np.where(d <= 1, near, np.where(d < 2, far, 0))
-    out = np.zeros((target, source))
-    np.add.at(out, (np.arange(target)[:, None], np.clip(taps, 0, source - 1)), weights)
     return out

@@ -22,6 +22,7 @@ from diffjax.nets.layers import (
     ResBlock,
     TimestepMLP,
     Upsample,
+    check_added,
     check_context,
     conv,
     embed_added,
@@ -426,5 +427,5 @@ def _check(net: UNet, z: Array, cond: CondEntries) -> None:
             f"images must be (B, H, W, C) with H and W multiples of {net.divisor}, got {z.shape}"
         )
     check_context(cond, net.token_dim if net.context_dim else 0)
-    if (net.added_dim or net.span_dim) and "added" not in cond:
-        raise ValueError("this network needs cond['added'] with 'text_embeds' and 'time_ids'")
+    if net.added_dim or net.span_dim:
+        check_added(cond)

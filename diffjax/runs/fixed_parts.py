@@ -23,10 +23,8 @@ from diffjax.model import make_autoencoder
 from diffjax.model.condition import list_frozen_clips
 from diffjax.model.image_prompt_condition import ENCODER, make_image_encoder
 from diffjax.nets.autoencoder import Autoencoder
-from diffjax.nets.dinov2 import DINOv2
-from diffjax.nets.initialisation import describe_network
+from diffjax.nets.initialisation import describe_network, init_network
 from diffjax.nets.perceptual import LPIPS
-from diffjax.nets.vision import CLIPVision
 from diffjax.pretrained.lpips import load_lpips
 from diffjax.runs.exported import read_exported_parts
 from diffjax.runs.finetuning import check_noise, find_differences, read_part
@@ -73,8 +71,7 @@ def make_abstract_fixed_parts(cfg: ConfigDict) -> Parts | None:
         out |= _make_abstract_perceptual(cfg) or {}
     if features := make_feature_encoder(cfg):
         patch = jax.ShapeDtypeStruct((1, features.patch, features.patch, 3), jnp.float32)
-        made = jax.eval_shape(features.init, jax.random.key(0), patch)
-        out[FEATURES] = made["params"]
+        out[FEATURES] = describe_network(features, patch)
     return out or None
 
 
@@ -152,13 +149,13 @@ def _find_parts(cfg: ConfigDict, folder: Path, exported: Path | None, fresh: boo
     for name, net in list_frozen_clips(cfg).items():
         out[name] = _read_text_encoder(cfg, name, net)
     if (vision := make_image_encoder(cfg)) is not None:
-        out[ENCODER] = _read_image_encoder(cfg, vision)
+        out[ENCODER] = _read_encoder(cfg, "ip_adapter", ENCODER, vision.size, vision)
     if kind.trains_beside:
         out |= read_base(cfg)
     if compares_pictures(cfg) and not exported:
         out |= _read_perceptual(cfg) or {}
     if (features := make_feature_encoder(cfg)) and not exported:
-        out[FEATURES] = _read_feature_encoder(cfg, features)
+        out[FEATURES] = _read_encoder(cfg, "align", FEATURES, features.patch, features)
     return out or None
 
 
@@ -198,18 +195,16 @@ def _read_perceptual(cfg: ConfigDict) -> Parts | None:
     """
     kind, where = _name_perceptual(cfg), cfg.loss.perceptual_weights
     if kind == "lpips":
-        if not where and compares_pictures(cfg):
-            raise ConfigError(
-                "loss.metric=lpips needs config.loss.perceptual_weights: LPIPS as safetensors, "
-                "which docs/latent_diffusion.md says how to make. Without it, use "
-                "config.loss.metric=huber or l2"
-            )
         if not where:
+            ours = ", ".join(metrics.features.VERSIONS)
+            others = f"classifier (for data sets with a classifier of ours: {ours}), or none"
+            key, others = (
+                ("metric", "huber or l2") if compares_pictures(cfg) else ("perceptual", others)
+            )
             raise ConfigError(
-                "loss.perceptual=lpips needs config.loss.perceptual_weights: LPIPS as "
-                "safetensors, which docs/latent_diffusion.md says how to make. Without it, use "
-                "config.loss.perceptual=classifier (for data sets with a classifier of ours: "
-                f"{', '.join(metrics.features.VERSIONS)}), or none"
+                f"loss.{key}=lpips needs config.loss.perceptual_weights: LPIPS as safetensors, "
+                "which docs/latent_diffusion.md says how to make. Without it, use "
+                f"config.loss.{key}={others}"
             )
         return {"lpips": load_lpips(where)}
     if kind == "classifier":
@@ -245,55 +240,40 @@ def _read_text_encoder(cfg: ConfigDict, name: str, net: Module) -> Params:
     return fit_weights(read_weights(where, name), like, said)
 
 
-def _read_image_encoder(cfg: ConfigDict, net: CLIPVision) -> Params:
-    """Read the image encoder of an IP-Adapter from ``ip_adapter.encoder``.
+def _read_encoder(cfg: ConfigDict, section: str, name: str, side: int, net: Module) -> Params:
+    """Read the frozen encoder of pictures that ``config.SECTION.encoder`` names.
+
+    Args:
+        section: ``ip_adapter`` or ``align``, whose ``vision`` describes the encoder.
+        name: of the part.
+        side: pixels on a side of the smallest picture that it takes.
+        net: its module.
 
     Raises:
-        ConfigError: none is given, or it is not the one of ``config.ip_adapter.vision``.
+        ConfigError: none is given, or it is not the one of ``config.SECTION.vision``.
     """
-    where, like = cfg.ip_adapter.encoder, make_abstract_encoders(cfg)[ENCODER]
+    where, title = cfg[section].encoder, name.replace("_", " ")
     if not where:
-        raise ConfigError(
-            "config.ip_adapter.encoder is needed: a folder of CLIPVisionModelWithProjection of "
-            "transformers, such as the image_encoder of a published IP-Adapter"
-        )
+        raise ConfigError(f"config.{section}.encoder is needed: {_PUBLISHED_AS[section]}")
+    example = jnp.zeros((1, side, side, 3))
     if where == RANDOM:
-        logging.warning("the image encoder is untrained: %s weights are for tests", RANDOM)
-        return _init_random(net, jnp.zeros((1, net.size, net.size, 3)))
-    said = f"the image encoder in {where} is not the one of config.ip_adapter.vision"
-    return _fit_encoder(where, ENCODER, net, like, said)
-
-
-def _fit_encoder(where: str, name: str, net: Module, like: Params, said: str) -> Params:
-    """Read the parameters of an encoder of pictures, and compare its options with the config's.
-
-    Raises:
-        ConfigError: it is another network; the message begins with ``said``.
-    """
+        logging.warning("the %s is untrained: %s weights are for tests", title, RANDOM)
+        return _init_random(net, example)
+    said = f"the {title} in {where} is not the one of config.{section}.vision"
     found = read_weights(where, name)
-    params = fit_weights(found, like, said)
+    params = fit_weights(found, describe_network(net, example), said)
     if differences := find_differences(name, net, found.network):
         raise ConfigError(f"{said}: {'; '.join(differences)}")
     return params
 
 
-def _read_feature_encoder(cfg: ConfigDict, net: DINOv2) -> Params:
-    """Read the encoder of REPA from ``align.encoder``.
-
-    Raises:
-        ConfigError: none is given, or it is not the one of ``config.align.vision``.
-    """
-    where, like = cfg.align.encoder, (make_abstract_fixed_parts(cfg) or {})[FEATURES]
-    if not where:
-        raise ConfigError(
-            "config.align.encoder is needed: a folder of Dinov2Model of transformers, or its name "
-            "on the Hub, such as facebook/dinov2-base"
-        )
-    if where == RANDOM:
-        logging.warning("the feature encoder is untrained: %s weights are for tests", RANDOM)
-        return _init_random(net, jnp.zeros((1, net.patch, net.patch, 3)))
-    said = f"the feature encoder in {where} is not the one of config.align.vision"
-    return _fit_encoder(where, FEATURES, net, like, said)
+# What an encoder of pictures is published as, by the section that names it.
+_PUBLISHED_AS = {
+    "ip_adapter": "a folder of CLIPVisionModelWithProjection of transformers, such as the "
+    "image_encoder of a published IP-Adapter",
+    "align": "a folder of Dinov2Model of transformers, or its name on the Hub, such as "
+    "facebook/dinov2-base",
+}
 
 
 def _read_autoencoder(cfg: ConfigDict) -> Params:
@@ -320,8 +300,7 @@ def _read_autoencoder(cfg: ConfigDict) -> Params:
 
 def _init_random(net: Module, example: jax.Array) -> Params:
     """Initialise a network with a fixed seed, for tests and smoke runs."""
-    params: Params = jax.jit(net.init)(jax.random.key(0), example)["params"]
-    return params
+    return init_network(net, jax.random.key(0), example)["params"]
 
 
 def read_base(cfg: ConfigDict) -> Parts:
